@@ -1,0 +1,10 @@
+//! Ports: what the protocol code asks of the outside world, so that it runs on real machines and under simulation alike.
+//!
+//! - [`disk`]: files and directories, with flushes that mean something. [`disk::os`] is the real one; [`disk::sim`] keeps
+//!   pending and durable bytes apart and loses the pending ones at a crash.
+//! - [`clock`]: time since boot (leases) and wall time (timestamps).
+//!
+//! The network is a port too, but an asynchronous one: it is `mooseng_transport::Network`.
+
+pub mod clock;
+pub mod disk;

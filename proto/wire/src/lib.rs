@@ -1,0 +1,62 @@
+//! Words and wire: the ids, epochs and quantities of MooseNG, its protobuf messages, and the layout of frames.
+//!
+//! This crate does no I/O and knows no business logic. Everything else depends on it.
+//!
+//! - [`words`]: newtypes for ids and epochs.
+//! - [`frame`]: the frame codec of the framed, multiplexed streams (sans I/O).
+//! - [`method`]: the numbers of the calls on those streams, and the lane of each.
+//! - [`fs`], [`session`], [`chunk`], [`raft`], [`admin`], [`call`]: generated messages.
+//! - [`version`]: protocol versions and features, and how two peers agree.
+
+pub mod frame;
+pub mod method;
+pub mod version;
+pub mod words;
+
+// The nesting repeats the protobuf packages, as the generated code names its neighbours through it.
+#[allow(missing_docs, reason = "generated: the .proto files are the documentation")]
+mod generated {
+    pub mod fs {
+        pub mod v1 {
+            include!(concat!(env!("OUT_DIR"), "/mooseng.fs.v1.rs"));
+        }
+    }
+    pub mod session {
+        pub mod v1 {
+            include!(concat!(env!("OUT_DIR"), "/mooseng.session.v1.rs"));
+        }
+    }
+    pub mod chunk {
+        pub mod v1 {
+            include!(concat!(env!("OUT_DIR"), "/mooseng.chunk.v1.rs"));
+        }
+    }
+    pub mod raft {
+        pub mod v1 {
+            include!(concat!(env!("OUT_DIR"), "/mooseng.raft.v1.rs"));
+        }
+    }
+    pub mod admin {
+        pub mod v1 {
+            include!(concat!(env!("OUT_DIR"), "/mooseng.admin.v1.rs"));
+        }
+    }
+    pub mod frame {
+        pub mod v1 {
+            include!(concat!(env!("OUT_DIR"), "/mooseng.frame.v1.rs"));
+        }
+    }
+}
+/// Filesystem requests and answers (`fs.proto`).
+pub use generated::fs::v1 as fs;
+/// Sessions (`session.proto`).
+pub use generated::session::v1 as session;
+/// The chunk data stream (`chunk.proto`).
+pub use generated::chunk::v1 as chunk;
+/// Master to master (`raft.proto`).
+pub use generated::raft::v1 as raft;
+/// Registry and administration (`admin.proto`).
+pub use generated::admin::v1 as admin;
+/// Hello, call metadata and call errors (`frame.proto`).
+pub use generated::frame::v1 as call;
+pub use words::*;

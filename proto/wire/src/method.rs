@@ -1,0 +1,81 @@
+//! The calls on framed streams: their numbers, never reused, and the lane that each travels on.
+
+/// A lane: calls of one lane may wait for each other, calls of different lanes don't (DESIGN section 4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Lane {
+    /// Renewals, recall answers, Raft: never behind anything else.
+    Control = 0,
+    /// Reads.
+    Read = 1,
+    /// Flushes.
+    Flush = 2,
+    /// Changes.
+    Change = 3,
+}
+
+/// All lanes, in order of precedence.
+pub const LANES: [Lane; 4] = [Lane::Control, Lane::Read, Lane::Flush, Lane::Change];
+
+impl Lane {
+    /// The lane of that number.
+    pub fn from_u8(n: u8) -> Option<Self> {
+        LANES.get(usize::from(n)).copied()
+    }
+}
+
+macro_rules! methods {
+    ($($(#[$meta:meta])* $name:ident = $number:literal on $lane:ident),* $(,)?) => {
+        /// A call on a framed stream. Messages are named in the comment of each.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[repr(u16)]
+        pub enum Method { $($(#[$meta])* $name = $number),* }
+        impl Method {
+            /// The method of that number; none if this version doesn't know it.
+            pub fn from_u16(n: u16) -> Option<Self> {
+                match n { $($number => Some(Method::$name),)* _ => None }
+            }
+            /// The lane that the call travels on. A request of a session may choose `Change` or `Read` itself.
+            pub fn lane(self) -> Lane {
+                match self { $(Method::$name => Lane::$lane),* }
+            }
+            /// The word used in metrics and traces.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Method::$name => stringify!($name)),* }
+            }
+        }
+    };
+}
+
+methods! {
+    /// session.OpenSession -> session.SessionOpened
+    OpenSession = 1 on Control,
+    /// session.Renew -> session.Renewed
+    Renew = 2 on Control,
+    /// session.CloseSession -> session.SessionClosed
+    CloseSession = 3 on Control,
+    /// session.Request (a read) -> session.Response
+    FsRead = 4 on Read,
+    /// session.Request (a change) -> session.Response
+    FsChange = 5 on Change,
+    /// session.Notice, master to client, without an answer.
+    Notice = 6 on Control,
+    /// chunk.Append + bulk -> chunk.Appended
+    ChunkAppend = 20 on Change,
+    /// chunk.Read -> chunk.ReadDone + bulk
+    ChunkRead = 21 on Read,
+    /// chunk.Seal -> chunk.Sealed
+    ChunkSeal = 22 on Flush,
+    /// chunk.StatChunk -> chunk.ChunkStat
+    ChunkStat = 23 on Read,
+    /// raft.AppendEntries -> raft.AppendAnswer
+    RaftAppend = 40 on Control,
+    /// raft.VoteRequest -> raft.VoteAnswer
+    RaftVote = 41 on Control,
+    /// raft.SnapshotBegin -> raft.SnapshotAnswer
+    RaftSnapshotBegin = 42 on Change,
+    /// raft.SnapshotPage -> raft.SnapshotAnswer
+    RaftSnapshotPage = 43 on Change,
+    /// raft.SnapshotEnd -> raft.SnapshotAnswer
+    RaftSnapshotEnd = 44 on Change,
+}
