@@ -1,1 +1,24 @@
-//! Skeleton.
+//! Decisions of a region-master, without tokio, sockets, clocks or randomness: state machines that are told the time and pure functions.
+//!
+//! - [`sessions`]: leases, incarnations and opens of mounted clients; which open-unlinked inodes may be freed.
+//! - [`registry`]: the chunkservers that report here: alive, suspect or lost; disks, failure domains, inventories.
+//! - [`placement`]: which chunkservers take the copies of a fresh chunk.
+//! - [`seal`]: at which length a broken chunk is sealed, and which copies it keeps.
+//! - [`codes`]: the registry of health codes; [`findings`]: facts to findings by those codes.
+//!
+//! ```text
+//!  heartbeat -> registry -> candidates -> placement -> chunkservers of a chunk
+//!                  \-----------------\
+//!  renewal -> sessions ----------> facts -> findings -> status, metrics, readiness
+//! ```
+
+pub mod codes;
+pub mod findings;
+pub mod placement;
+pub mod registry;
+pub mod seal;
+pub mod sessions;
+
+pub use codes::{HealthCode, Severity};
+pub use registry::{Liveness, Registry};
+pub use sessions::SessionTable;

@@ -1,0 +1,178 @@
+//! The registry of health codes: what status, `mooseng explain`, the documentation, alerts and log events have in common.
+//!
+//! A code is never renamed and never reused. Each has a page in `docs/errors/`, which a test compares with this file.
+
+/// How bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Severity {
+    /// Worth knowing.
+    Info,
+    /// Something is degraded: the next failure may hurt.
+    Warning,
+    /// Data or service is affected now.
+    Critical,
+}
+
+impl Severity {
+    /// The word in status and documentation.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Info => "info",
+            Self::Warning => "warning",
+            Self::Critical => "critical",
+        }
+    }
+}
+
+/// A health code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HealthCode {
+    /// The code, in capitals.
+    pub code: &'static str,
+    /// How bad it is.
+    pub severity: Severity,
+    /// What it says.
+    pub meaning: &'static str,
+    /// Where it usually comes from.
+    pub cause: &'static str,
+    /// What to do.
+    pub fix: &'static str,
+}
+
+macro_rules! codes {
+    ($($code:ident, $severity:ident, $meaning:literal, $cause:literal, $fix:literal;)*) => {
+        $(
+            #[doc = $meaning]
+            pub const $code: HealthCode = HealthCode {
+                code: stringify!($code), severity: Severity::$severity, meaning: $meaning, cause: $cause, fix: $fix,
+            };
+        )*
+        /// All codes, by name.
+        pub const ALL: &[HealthCode] = &[$($code),*];
+    };
+}
+
+codes! {
+    CERT_EXPIRED, Critical,
+        "A daemon's certificate has expired: its peers refuse it.",
+        "Renewal has failed for half of the certificate's life, the machine was off for longer than the certificate lives, or its clock is wrong.",
+        "Check the machine's clock. Issue a new certificate (`mooseng-certs renew`); the daemon takes it up without a restart.";
+    CERT_EXPIRING, Warning,
+        "A daemon's certificate is close to its end and hasn't been renewed.",
+        "Certificates renew themselves at half of their life; the renewal fails or isn't set up on this machine.",
+        "Look for renewal errors in the daemon's log, then run `mooseng-certs renew` for the identity named.";
+    CHUNKS_ENDANGERED, Warning,
+        "Chunks have fewer reachable copies than their storage class asks for. No data is unavailable yet.",
+        "A chunkserver or a disk is down, or a write went on without a member that failed.",
+        "Bring the named chunkservers back. `mooseng info PATH` shows where the chunks of a file lie.";
+    CHUNKS_UNAVAILABLE, Critical,
+        "Chunks have no reachable copy: reads of the files that use them wait.",
+        "All chunkservers that hold these chunks are down, or their disks failed.",
+        "Start the chunkservers that hold them. If their disks are lost, restore from a copy elsewhere; `mooseng info PATH` names the chunkservers.";
+    CHUNKSERVER_DOWN, Warning,
+        "A chunkserver sends no heartbeats.",
+        "Its process or machine is down, the network between it and the master is cut, or its certificate is refused.",
+        "Look at its log and at the machine; start the daemon. Chunks that it holds have a copy less until it is back.";
+    CLUSTER_FULL, Critical,
+        "No chunkserver has space for a new chunk: writes of file data wait.",
+        "All disks are down to their reserve.",
+        "Add disks or chunkservers, or remove files.";
+    DISK_FAILED, Warning,
+        "A data directory of a chunkserver failed and is out of use.",
+        "The disk returned an error on a write or a flush, or the directory holds another disk's identity.",
+        "Check the disk (`dmesg`, SMART). Replace it, and give the chunkserver an empty directory in its place.";
+    DISK_FULL, Warning,
+        "A data directory of a chunkserver is full: it takes no new chunks.",
+        "The disk is down to the configured reserve (`reserve_bytes`).",
+        "Free space or add a disk. Other disks and chunkservers go on taking chunks.";
+    MASTER_DOWN, Warning,
+        "A master can't be reached by the leader.",
+        "Its process or machine is down, or the network to it is cut.",
+        "Start it. While a majority of masters is up the region serves; the next loss may stop it.";
+    MASTERS_FEW, Warning,
+        "The region has too few masters to survive the loss of one.",
+        "The Raft group has fewer than three voters.",
+        "Add masters until there are three: start each with its configuration, then add it as a member.";
+    MASTERS_ONE_ZONE, Info,
+        "A majority of the masters lies in one zone: the loss of that zone stops the region.",
+        "Masters were placed without regard to zones, or the configuration names the wrong zone.",
+        "Spread the masters over three zones.";
+    NO_CHUNKSERVERS, Critical,
+        "Fewer chunkservers are alive than a new chunk needs copies: writes of file data wait.",
+        "Chunkservers are down, or haven't found this master yet.",
+        "Start chunkservers; check that their configuration names the masters' addresses.";
+    NO_QUORUM, Critical,
+        "The region's masters have no leader with a majority: every operation waits.",
+        "A majority of masters is down, or they can't reach each other.",
+        "Start masters until a majority is up, and check the network and the certificates between them.";
+    REGION_SMALL, Warning,
+        "The chunkservers span fewer failure domains than a chunk has copies: two copies share one.",
+        "There are fewer zones (or racks, or hosts) with living chunkservers than `copies`.",
+        "Add chunkservers in other zones, racks or hosts, or start the ones that are down.";
+    SESSIONS_FULL, Warning,
+        "The limit of sessions is nearly reached: new mounts are refused beyond it.",
+        "Many hosts mount the region, or mounts come and go without being unmounted.",
+        "Unmount what isn't used; sessions of dead mounts end by themselves after a lease.";
+}
+
+/// The code of that name.
+pub fn find(code: &str) -> Option<&'static HealthCode> {
+    ALL.iter().find(|c| c.code.eq_ignore_ascii_case(code))
+}
+
+impl HealthCode {
+    /// Its page in `docs/errors/`.
+    pub fn page(&self) -> String {
+        format!(
+            "# {}\n\nSeverity: {}\n\n{}\n\n## Cause\n{}\n\n## Fix\n{}\n",
+            self.code,
+            self.severity.as_str(),
+            self.meaning,
+            self.cause,
+            self.fix
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn codes_are_sorted_and_unique() {
+        let names: Vec<&str> = ALL.iter().map(|c| c.code).collect();
+        let unique: BTreeSet<&str> = names.iter().copied().collect();
+        assert_eq!(unique.len(), names.len());
+        assert_eq!(find("no_quorum"), Some(&NO_QUORUM));
+        assert_eq!(find("NO_SUCH"), None);
+        assert!(ALL.iter().all(|c| [c.meaning, c.cause, c.fix].iter().all(|t| t.ends_with(['.', ')']))));
+    }
+
+    /// `WRITE_PAGES=1 cargo test -p mooseng-region` writes them.
+    #[test]
+    fn each_code_has_its_page_and_no_page_is_without_a_code() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/errors");
+        if std::env::var_os("WRITE_PAGES").is_some() {
+            std::fs::create_dir_all(&dir).unwrap();
+            for code in ALL {
+                std::fs::write(dir.join(format!("{}.md", code.code)), code.page()).unwrap();
+            }
+        }
+        for code in ALL {
+            let page = std::fs::read_to_string(dir.join(format!("{}.md", code.code)))
+                .unwrap_or_else(|e| panic!("{} has no page in docs/errors: {e}", code.code));
+            assert!(page.starts_with(&code.page()), "docs/errors/{}.md differs from the registry", code.code);
+        }
+        for entry in std::fs::read_dir(&dir).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            let stem = name.strip_suffix(".md").unwrap_or(&name);
+            assert!(
+                stem == "README" || ALL.iter().any(|c| c.code == stem),
+                "docs/errors/{name} is of no code"
+            );
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! From facts to findings: what is wrong in the region, by health code.
+
+use std::collections::BTreeMap;
+
+use crate::codes::{self, HealthCode};
+use crate::placement::{Candidate, failure_domains};
+use crate::registry::{Chunkserver, DiskFacts, Liveness};
+
+/// A master.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MasterFacts {
+    /// Its name.
+    pub name: String,
+    /// Its zone.
+    pub zone: String,
+    /// It votes.
+    pub voter: bool,
+    /// It answers, as far as the asked master knows; none where it doesn't.
+    pub reachable: Option<bool>,
+}
+
+/// A chunkserver.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChunkserverFacts {
+    /// As a candidate for a placement.
+    pub candidate: Candidate,
+    /// Seconds since its last heartbeat.
+    pub silent_s: u64,
+    /// Its disks.
+    pub disks: Vec<DiskFacts>,
+}
+
+impl ChunkserverFacts {
+    /// Of a registered chunkserver.
+    pub fn new(server: &Chunkserver, candidate: Candidate, silent_s: u64) -> Self {
+        Self { candidate, silent_s, disks: server.beat.disks.clone() }
+    }
+}
+
+/// A certificate's holder and the seconds that it is still valid.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertFacts {
+    /// The SPIFFE id.
+    pub identity: String,
+    /// Negative once it has expired.
+    pub seconds_left: i64,
+    /// From its issue to its end.
+    pub lifetime_s: i64,
+}
+
+/// Everything that findings are made of.
+#[derive(Clone, Debug, Default)]
+pub struct Facts {
+    /// The asked master knows a leader that a quorum follows.
+    pub quorum: bool,
+    /// The masters.
+    pub masters: Vec<MasterFacts>,
+    /// The chunkservers.
+    pub chunkservers: Vec<ChunkserverFacts>,
+    /// The storage class.
+    pub copies: usize,
+    /// Its least number.
+    pub min_copies: usize,
+    /// A new chunk's space.
+    pub chunk_bytes: u64,
+    /// Chunks with fewer reachable copies than `copies`.
+    pub chunks_endangered: u64,
+    /// Chunks with none.
+    pub chunks_unavailable: u64,
+    /// Certificates that were seen.
+    pub certificates: Vec<CertFacts>,
+    /// Sessions in the table.
+    pub sessions: usize,
+    /// The limit of sessions.
+    pub sessions_max: usize,
+}
+
+/// A finding.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// The code.
+    pub code: &'static HealthCode,
+    /// What it is about.
+    pub subject: String,
+    /// The evidence, in a sentence.
+    pub detail: String,
+}
+
+fn finding(code: &'static HealthCode, subject: impl Into<String>, detail: impl Into<String>) -> Finding {
+    Finding { code, subject: subject.into(), detail: detail.into() }
+}
+
+/// The findings, worst first, then by code and subject.
+pub fn findings(facts: &Facts) -> Vec<Finding> {
+    let mut found = Vec::new();
+    masters(facts, &mut found);
+    chunkservers(facts, &mut found);
+    chunks(facts, &mut found);
+    certificates(facts, &mut found);
+    if facts.sessions_max > 0 && facts.sessions * 10 >= facts.sessions_max * 9 {
+        found.push(finding(
+            &codes::SESSIONS_FULL,
+            "sessions",
+            format!("{} of at most {} sessions are open.", facts.sessions, facts.sessions_max),
+        ));
+    }
+    found.sort_by(|a, b| {
+        let key = |f: &Finding| (std::cmp::Reverse(f.code.severity), f.code.code, f.subject.clone());
+        key(a).cmp(&key(b))
+    });
+    found
+}
+
+fn masters(facts: &Facts, found: &mut Vec<Finding>) {
+    if !facts.quorum {
+        found.push(finding(
+            &codes::NO_QUORUM,
+            "region",
+            "The asked master knows of no leader with a majority.",
+        ));
+    }
+    for master in facts.masters.iter().filter(|m| m.reachable == Some(false)) {
+        found.push(finding(
+            &codes::MASTER_DOWN,
+            &master.name,
+            format!("Master {} doesn't answer.", master.name),
+        ));
+    }
+    let voters: Vec<&MasterFacts> = facts.masters.iter().filter(|m| m.voter).collect();
+    if voters.is_empty() {
+        return;
+    }
+    if voters.len() < 3 {
+        found.push(finding(
+            &codes::MASTERS_FEW,
+            "masters",
+            format!("{} of the masters vote; three survive the loss of one.", voters.len()),
+        ));
+        return;
+    }
+    let mut zones: BTreeMap<&str, usize> = BTreeMap::new();
+    for voter in &voters {
+        *zones.entry(voter.zone.as_str()).or_default() += 1;
+    }
+    if let Some((zone, n)) = zones.into_iter().find(|(_, n)| *n > voters.len() / 2) {
+        found.push(finding(
+            &codes::MASTERS_ONE_ZONE,
+            format!("zone {zone:?}"),
+            format!("{n} of {} voting masters lie in zone {zone:?}.", voters.len()),
+        ));
+    }
+}
+
+fn chunkservers(facts: &Facts, found: &mut Vec<Finding>) {
+    for server in &facts.chunkservers {
+        let name = &server.candidate.name;
+        if server.candidate.liveness != Liveness::Alive {
+            found.push(finding(
+                &codes::CHUNKSERVER_DOWN,
+                name,
+                format!("The last heartbeat of chunkserver {name} came {} s ago.", server.silent_s),
+            ));
+        }
+        for disk in &server.disks {
+            let subject = format!("{name}:{}", disk.path);
+            if !disk.error.is_empty() {
+                found.push(finding(&codes::DISK_FAILED, subject, format!("{}: {}", disk.path, disk.error)));
+            } else if !disk.writable || disk.bytes_free < facts.chunk_bytes {
+                let detail = format!("{} has {} bytes free for chunks.", disk.path, disk.bytes_free);
+                found.push(finding(&codes::DISK_FULL, subject, detail));
+            }
+        }
+    }
+    let alive: Vec<Candidate> = facts
+        .chunkservers
+        .iter()
+        .map(|s| &s.candidate)
+        .filter(|c| c.liveness == Liveness::Alive)
+        .cloned()
+        .collect();
+    let takers = alive.iter().filter(|c| c.writable && c.bytes_free >= facts.chunk_bytes).count();
+    if alive.len() < facts.min_copies {
+        found.push(finding(
+            &codes::NO_CHUNKSERVERS,
+            "chunkservers",
+            format!("{} chunkservers are alive; a new chunk needs {}.", alive.len(), facts.min_copies),
+        ));
+    } else if takers < facts.min_copies {
+        found.push(finding(
+            &codes::CLUSTER_FULL,
+            "chunkservers",
+            format!(
+                "{takers} of {} living chunkservers have space; a new chunk needs {}.",
+                alive.len(),
+                facts.min_copies
+            ),
+        ));
+    } else if failure_domains(&alive) < facts.copies {
+        let domains = failure_domains(&alive);
+        found.push(finding(
+            &codes::REGION_SMALL,
+            "chunkservers",
+            format!(
+                "The living chunkservers span {domains} failure domains; a chunk has {} copies.",
+                facts.copies
+            ),
+        ));
+    }
+}
+
+fn chunks(facts: &Facts, found: &mut Vec<Finding>) {
+    let endangered = facts.chunks_endangered.saturating_sub(facts.chunks_unavailable);
+    if endangered > 0 {
+        let detail = format!("{endangered} chunks have fewer than {} reachable copies.", facts.copies);
+        found.push(finding(&codes::CHUNKS_ENDANGERED, "chunks", detail));
+    }
+    if facts.chunks_unavailable > 0 {
+        let detail = format!("{} chunks have no reachable copy.", facts.chunks_unavailable);
+        found.push(finding(&codes::CHUNKS_UNAVAILABLE, "chunks", detail));
+    }
+}
+
+fn certificates(facts: &Facts, found: &mut Vec<Finding>) {
+    for cert in &facts.certificates {
+        if cert.seconds_left <= 0 {
+            let detail = format!("The certificate of {} has expired.", cert.identity);
+            found.push(finding(&codes::CERT_EXPIRED, &cert.identity, detail));
+        // Renewal happens at half of the life: at a quarter it has failed for long.
+        } else if cert.seconds_left < cert.lifetime_s / 4 {
+            let detail = format!("The certificate of {} ends in {} s.", cert.identity, cert.seconds_left);
+            found.push(finding(&codes::CERT_EXPIRING, &cert.identity, detail));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server(name: &str, zone: &str) -> ChunkserverFacts {
+        let disk =
+            DiskFacts { path: "/d".into(), bytes_free: 1 << 40, writable: true, ..DiskFacts::default() };
+        ChunkserverFacts {
+            candidate: Candidate {
+                name: name.into(),
+                zone: zone.into(),
+                rack: String::new(),
+                host: name.into(),
+                bytes_free: 1 << 40,
+                writable: true,
+                liveness: Liveness::Alive,
+            },
+            silent_s: 0,
+            disks: vec![disk],
+        }
+    }
+
+    fn master(name: &str, zone: &str) -> MasterFacts {
+        MasterFacts { name: name.into(), zone: zone.into(), voter: true, reachable: Some(true) }
+    }
+
+    fn well() -> Facts {
+        Facts {
+            quorum: true,
+            masters: vec![master("m1", "1"), master("m2", "2"), master("m3", "3")],
+            chunkservers: vec![server("a", "1"), server("b", "2"), server("c", "3")],
+            copies: 2,
+            min_copies: 2,
+            chunk_bytes: 64 << 20,
+            sessions: 1,
+            sessions_max: 100,
+            ..Facts::default()
+        }
+    }
+
+    fn found(change: impl FnOnce(&mut Facts)) -> Vec<&'static str> {
+        let mut facts = well();
+        change(&mut facts);
+        findings(&facts).into_iter().map(|f| f.code.code).collect()
+    }
+
+    #[test]
+    fn one_fact_one_finding() {
+        assert_eq!(found(|_| ()), Vec::<&str>::new());
+        assert_eq!(found(|f| f.quorum = false), ["NO_QUORUM"]);
+        assert_eq!(found(|f| f.masters[0].reachable = Some(false)), ["MASTER_DOWN"]);
+        assert_eq!(found(|f| f.masters[0].reachable = None), Vec::<&str>::new());
+        assert_eq!(found(|f| f.masters.truncate(1)), ["MASTERS_FEW"]);
+        assert_eq!(found(|f| f.masters[0].zone = "2".into()), ["MASTERS_ONE_ZONE"]);
+        assert_eq!(found(|f| f.chunkservers[0].candidate.liveness = Liveness::Suspect), ["CHUNKSERVER_DOWN"]);
+        assert_eq!(found(|f| f.chunkservers.clear()), ["NO_CHUNKSERVERS"]);
+        assert_eq!(
+            found(|f| f.chunkservers.iter_mut().for_each(|s| s.candidate.zone = "1".into())),
+            Vec::<&str>::new()
+        );
+        assert_eq!(found(|f| f.copies = 4), ["REGION_SMALL"]);
+        assert_eq!(
+            found(|f| f.chunkservers.iter_mut().for_each(|s| s.candidate.bytes_free = 5)),
+            ["CLUSTER_FULL"]
+        );
+        assert_eq!(found(|f| f.chunkservers[1].disks[0].error = "EIO".into()), ["DISK_FAILED"]);
+        assert_eq!(found(|f| f.chunkservers[1].disks[0].bytes_free = 1), ["DISK_FULL"]);
+        assert_eq!(found(|f| f.chunks_endangered = 3), ["CHUNKS_ENDANGERED"]);
+        assert_eq!(found(|f| f.sessions = 90), ["SESSIONS_FULL"]);
+        let cert = |seconds_left| CertFacts { identity: "x".into(), seconds_left, lifetime_s: 86_400 };
+        assert_eq!(found(|f| f.certificates.push(cert(43_000))), Vec::<&str>::new());
+        assert_eq!(found(|f| f.certificates.push(cert(21_000))), ["CERT_EXPIRING"]);
+        assert_eq!(found(|f| f.certificates.push(cert(-1))), ["CERT_EXPIRED"]);
+    }
+
+    #[test]
+    fn the_worst_comes_first_and_unavailable_chunks_count_once() {
+        let codes = found(|f| {
+            f.masters[0].reachable = Some(false);
+            f.chunks_endangered = 2;
+            f.chunks_unavailable = 2;
+        });
+        assert_eq!(codes, ["CHUNKS_UNAVAILABLE", "MASTER_DOWN"]);
+    }
+}

@@ -1,0 +1,430 @@
+//! Sessions: leases, incarnations, and what is held open.
+//!
+//! A session on record is in one of three states at the leader:
+//!
+//! ```text
+//!             lead                      open                    lease over
+//!  (store) --------> Awaited(until) ----------> Live(until) ------------------> lapsed (not in the table)
+//!                        \------------------------- lease over --------------------^
+//! ```
+//!
+//! *Awaited* is a session of which the store knows and that hasn't answered this leader yet: for one lease after a failover it may come back
+//! and declare its opens, so nothing that it may hold is freed before. A lapsed session leaves the table; when it comes back it gets the next
+//! incarnation, which the caller writes to the store first.
+//!
+//! Freeing an open-unlinked inode and opening it are ordered by this table alone: an open is registered before the inode is looked up, and
+//! an inode is put into `reaping` before its transaction starts. Whoever comes second is refused.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use mooseng_ports::clock::BootTime;
+use mooseng_wire::{Incarnation, InodeId, SessionId};
+
+/// Bounds of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// How long a session lives without a renewal.
+    pub lease: Duration,
+    /// Most sessions, awaited ones included.
+    pub sessions_max: usize,
+    /// Most different inodes that one session holds open.
+    pub opens_per_session_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { lease: Duration::from_secs(10), sessions_max: 10_000, opens_per_session_max: 1 << 20 }
+    }
+}
+
+/// A session as the store has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recorded {
+    /// Its id.
+    pub session: SessionId,
+    /// Its newest incarnation.
+    pub incarnation: Incarnation,
+    /// The SPIFFE id that opened it.
+    pub identity: String,
+    /// The mounting host, as it calls itself.
+    pub host: String,
+    /// Where it is mounted.
+    pub mount_path: String,
+}
+
+/// Why a session's request is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Not in the table: never opened, or lapsed.
+    #[error(
+        "session {0} isn't open at this master: its lease has lapsed, or it was never opened. Open it again"
+    )]
+    Expired(SessionId),
+    /// On record, but it hasn't declared its opens to this leader yet.
+    #[error("session {0} hasn't been opened at this master since it became the leader. Open it again")]
+    Awaited(SessionId),
+    /// It belongs to another identity.
+    #[error("session {session} belongs to another identity than {identity}")]
+    Foreign {
+        /// The session.
+        session: SessionId,
+        /// Who asked.
+        identity: String,
+    },
+    /// The request names an incarnation that isn't the newest.
+    #[error("session {session} is at incarnation {newest}, the request is of incarnation {asked}")]
+    Incarnation {
+        /// The session.
+        session: SessionId,
+        /// The request's.
+        asked: Incarnation,
+        /// The table's.
+        newest: Incarnation,
+    },
+    /// No room for another session.
+    #[error("{0} sessions are open, which is the limit; unmount some, or wait until lapsed ones are gone")]
+    SessionsMax(usize),
+    /// No room for another open.
+    #[error("session {session} holds {opens} files open, which is the limit")]
+    OpensMax {
+        /// The session.
+        session: SessionId,
+        /// Its opens.
+        opens: usize,
+    },
+    /// The inode is being freed.
+    #[error("inode {0} was removed and is being freed")]
+    Reaping(InodeId),
+}
+
+/// What the master does about an OpenSession for a session id that was given earlier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Comeback {
+    /// It goes on under its incarnation.
+    Resume(Incarnation),
+    /// It came back too late once, got this incarnation, and didn't hear of it: the answer is repeated.
+    Repeat(Incarnation),
+    /// It isn't in the table: the store's record decides, and a found one gets the next incarnation.
+    Lapsed,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Awaited(BootTime),
+    Live(BootTime),
+}
+
+impl State {
+    fn until(self) -> BootTime {
+        match self {
+            Self::Awaited(until) | Self::Live(until) => until,
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Session {
+    recorded: Recorded,
+    state: State,
+    opens: BTreeMap<InodeId, u64>,
+}
+
+/// A session as status shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct View {
+    /// What the store has.
+    pub recorded: Recorded,
+    /// Until the lease ends.
+    pub lease_left: Duration,
+    /// Different inodes held open.
+    pub opens: usize,
+    /// Whether it has been opened at this leader.
+    pub live: bool,
+}
+
+/// The leader's table of sessions.
+#[derive(Debug)]
+pub struct SessionTable {
+    limits: Limits,
+    sessions: BTreeMap<SessionId, Session>,
+    /// How many sessions hold each inode open.
+    holders: BTreeMap<InodeId, usize>,
+    reaping: BTreeSet<InodeId>,
+}
+
+impl SessionTable {
+    /// An empty table.
+    pub fn new(limits: Limits) -> Self {
+        Self { limits, sessions: BTreeMap::new(), holders: BTreeMap::new(), reaping: BTreeSet::new() }
+    }
+
+    /// The bounds.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Starts a leadership: every session on record has one lease to come back.
+    pub fn lead(&mut self, now: BootTime, recorded: impl IntoIterator<Item = Recorded>) {
+        let until = now.after(self.limits.lease);
+        *self = Self::new(self.limits);
+        for recorded in recorded {
+            let session =
+                Session { recorded: recorded.clone(), state: State::Awaited(until), opens: BTreeMap::new() };
+            self.sessions.insert(recorded.session, session);
+        }
+    }
+
+    /// Ends a leadership: the table forgets everything.
+    pub fn follow(&mut self) {
+        *self = Self::new(self.limits);
+    }
+
+    /// Whether another session may be opened.
+    pub fn has_room(&self) -> Result<(), Refusal> {
+        if self.sessions.len() >= self.limits.sessions_max {
+            return Err(Refusal::SessionsMax(self.sessions.len()));
+        }
+        Ok(())
+    }
+
+    /// Decides about an OpenSession for a session id that was given earlier.
+    pub fn comeback(
+        &self,
+        now: BootTime,
+        id: SessionId,
+        incarnation: Incarnation,
+        identity: &str,
+    ) -> Result<Comeback, Refusal> {
+        let Some(session) = self.sessions.get(&id).filter(|s| now < s.state.until()) else {
+            return Ok(Comeback::Lapsed);
+        };
+        if session.recorded.identity != identity {
+            return Err(Refusal::Foreign { session: id, identity: identity.to_owned() });
+        }
+        let newest = session.recorded.incarnation;
+        match incarnation.cmp(&newest) {
+            std::cmp::Ordering::Equal => Ok(Comeback::Resume(newest)),
+            std::cmp::Ordering::Less => Ok(Comeback::Repeat(newest)),
+            std::cmp::Ordering::Greater => {
+                Err(Refusal::Incarnation { session: id, asked: incarnation, newest })
+            }
+        }
+    }
+
+    /// Puts a session into the table whose record is in the store, with its declared opens in place of earlier ones. Inodes that are
+    /// being freed aren't registered; they are answered, for their opens are lost.
+    pub fn admit(
+        &mut self,
+        now: BootTime,
+        recorded: Recorded,
+        opens: impl IntoIterator<Item = (InodeId, u64)>,
+    ) -> Result<Vec<InodeId>, Refusal> {
+        let id = recorded.session;
+        if !self.sessions.contains_key(&id) {
+            self.has_room()?;
+        }
+        let mut kept = BTreeMap::new();
+        let mut lost = Vec::new();
+        for (inode, count) in opens {
+            if self.reaping.contains(&inode) {
+                lost.push(inode);
+            } else if count > 0 {
+                kept.insert(inode, count);
+            }
+            if kept.len() > self.limits.opens_per_session_max {
+                return Err(Refusal::OpensMax { session: id, opens: kept.len() });
+            }
+        }
+        self.remove(id);
+        for inode in kept.keys() {
+            *self.holders.entry(*inode).or_default() += 1;
+        }
+        let state = State::Live(now.after(self.limits.lease));
+        self.sessions.insert(id, Session { recorded, state, opens: kept });
+        Ok(lost)
+    }
+
+    fn live_mut(
+        &mut self,
+        now: BootTime,
+        id: SessionId,
+        incarnation: Incarnation,
+        identity: &str,
+    ) -> Result<&mut Session, Refusal> {
+        let session = self.sessions.get_mut(&id).ok_or(Refusal::Expired(id))?;
+        if session.recorded.identity != identity {
+            return Err(Refusal::Foreign { session: id, identity: identity.to_owned() });
+        }
+        match session.state {
+            State::Awaited(_) => return Err(Refusal::Awaited(id)),
+            State::Live(until) if now >= until => return Err(Refusal::Expired(id)),
+            State::Live(_) => {}
+        }
+        let newest = session.recorded.incarnation;
+        if newest != incarnation {
+            return Err(Refusal::Incarnation { session: id, asked: incarnation, newest });
+        }
+        Ok(session)
+    }
+
+    /// Whether a request of this session and incarnation, from this identity, may be worked on now.
+    pub fn check(
+        &mut self,
+        now: BootTime,
+        id: SessionId,
+        incarnation: Incarnation,
+        identity: &str,
+    ) -> Result<(), Refusal> {
+        self.live_mut(now, id, incarnation, identity).map(|_| ())
+    }
+
+    /// Renews a lease, from the renewal's receipt on.
+    pub fn renew(
+        &mut self,
+        now: BootTime,
+        id: SessionId,
+        incarnation: Incarnation,
+        identity: &str,
+    ) -> Result<Duration, Refusal> {
+        let lease = self.limits.lease;
+        self.live_mut(now, id, incarnation, identity)?.state = State::Live(now.after(lease));
+        Ok(lease)
+    }
+
+    /// Registers an open. The caller then looks whether the inode exists, and calls [`release`](Self::release) where it doesn't.
+    pub fn open(
+        &mut self,
+        now: BootTime,
+        id: SessionId,
+        incarnation: Incarnation,
+        identity: &str,
+        inode: InodeId,
+    ) -> Result<(), Refusal> {
+        if self.reaping.contains(&inode) {
+            return Err(Refusal::Reaping(inode));
+        }
+        let opens_max = self.limits.opens_per_session_max;
+        let session = self.live_mut(now, id, incarnation, identity)?;
+        if !session.opens.contains_key(&inode) && session.opens.len() >= opens_max {
+            return Err(Refusal::OpensMax { session: id, opens: session.opens.len() });
+        }
+        let count = session.opens.entry(inode).or_default();
+        *count += 1;
+        if *count == 1 {
+            *self.holders.entry(inode).or_default() += 1;
+        }
+        Ok(())
+    }
+
+    /// Takes one open back. One that isn't registered is well: the release is repeated, or the open was lost.
+    pub fn release(&mut self, id: SessionId, inode: InodeId) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        let Some(count) = session.opens.get_mut(&inode) else { return };
+        *count -= 1;
+        if *count == 0 {
+            session.opens.remove(&inode);
+            self.unhold(inode);
+        }
+    }
+
+    fn unhold(&mut self, inode: InodeId) {
+        if let Some(holders) = self.holders.get_mut(&inode) {
+            *holders -= 1;
+            if *holders == 0 {
+                self.holders.remove(&inode);
+            }
+        }
+    }
+
+    /// Takes a session out: it was closed.
+    pub fn remove(&mut self, id: SessionId) -> bool {
+        let Some(session) = self.sessions.remove(&id) else { return false };
+        for inode in session.opens.keys() {
+            self.unhold(*inode);
+        }
+        true
+    }
+
+    /// Takes out the sessions whose lease is over, and answers them.
+    pub fn lapse(&mut self, now: BootTime) -> Vec<Recorded> {
+        let over: Vec<SessionId> =
+            self.sessions.iter().filter(|(_, s)| now >= s.state.until()).map(|(id, _)| *id).collect();
+        let mut lapsed = Vec::with_capacity(over.len());
+        for id in over {
+            if let Some(session) = self.sessions.get(&id) {
+                lapsed.push(session.recorded.clone());
+            }
+            self.remove(id);
+        }
+        lapsed
+    }
+
+    /// Whether sessions may still come back that held opens under the leader before.
+    pub fn in_grace(&self, now: BootTime) -> bool {
+        self.sessions.values().any(|s| matches!(s.state, State::Awaited(until) if now < until))
+    }
+
+    /// Chooses those of the orphans that nobody holds open, up to `most`, and keeps opens away from them until [`reaped`](Self::reaped).
+    pub fn begin_reap(
+        &mut self,
+        now: BootTime,
+        orphans: impl IntoIterator<Item = InodeId>,
+        most: usize,
+    ) -> Vec<InodeId> {
+        if self.in_grace(now) {
+            return Vec::new();
+        }
+        let mut chosen = Vec::new();
+        for inode in orphans {
+            if chosen.len() >= most {
+                break;
+            }
+            if !self.holders.contains_key(&inode) && self.reaping.insert(inode) {
+                chosen.push(inode);
+            }
+        }
+        chosen
+    }
+
+    /// The reap of these inodes was tried: gone or not, opens are judged by the store again.
+    pub fn reaped(&mut self, inodes: &[InodeId]) {
+        for inode in inodes {
+            self.reaping.remove(inode);
+        }
+    }
+
+    /// Whether some session holds the inode open.
+    pub fn is_open(&self, inode: InodeId) -> bool {
+        self.holders.contains_key(&inode)
+    }
+
+    /// Whether the session is in the table: live, or awaited after a failover.
+    pub fn holds(&self, id: SessionId) -> bool {
+        self.sessions.contains_key(&id)
+    }
+
+    /// How many sessions the table has.
+    pub fn len(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.sessions.is_empty()
+    }
+
+    /// The sessions, by id.
+    pub fn views(&self, now: BootTime) -> Vec<View> {
+        let view = |s: &Session| View {
+            recorded: s.recorded.clone(),
+            lease_left: s.state.until().since(now),
+            opens: s.opens.len(),
+            live: matches!(s.state, State::Live(_)),
+        };
+        self.sessions.values().map(view).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;

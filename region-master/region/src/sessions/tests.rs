@@ -1,0 +1,162 @@
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const ME: &str = "spiffe://c/r/client/a";
+
+fn at(ms: u64) -> BootTime {
+    BootTime(Duration::from_millis(ms))
+}
+
+fn recorded(id: u64, incarnation: u64) -> Recorded {
+    Recorded {
+        session: SessionId(id),
+        incarnation: Incarnation(incarnation),
+        identity: ME.into(),
+        host: "h".into(),
+        mount_path: "/m".into(),
+    }
+}
+
+fn table() -> SessionTable {
+    SessionTable::new(Limits { sessions_max: 3, opens_per_session_max: 2, ..Limits::default() })
+}
+
+const S: SessionId = SessionId(1);
+const I: Incarnation = Incarnation(1);
+
+#[test]
+fn a_lease_ends_and_a_renewal_moves_its_end() {
+    let mut t = table();
+    t.admit(at(0), recorded(1, 1), []).unwrap();
+    assert_eq!(t.check(at(9_999), S, I, ME), Ok(()));
+    assert_eq!(t.check(at(10_000), S, I, ME), Err(Refusal::Expired(S)));
+    t.renew(at(9_000), S, I, ME).unwrap();
+    assert_eq!(t.check(at(18_999), S, I, ME), Ok(()));
+    assert!(t.lapse(at(18_999)).is_empty());
+    assert_eq!(t.lapse(at(19_000)), vec![recorded(1, 1)]);
+    assert_eq!(t.renew(at(19_000), S, I, ME), Err(Refusal::Expired(S)), "a lapsed lease can't be renewed");
+    assert_eq!(t.comeback(at(19_000), S, I, ME), Ok(Comeback::Lapsed));
+}
+
+#[test]
+fn a_session_is_its_identitys_and_its_newest_incarnations() {
+    let mut t = table();
+    t.admit(at(0), recorded(1, 2), []).unwrap();
+    let newest = Incarnation(2);
+    assert!(matches!(t.check(at(1), S, newest, "spiffe://c/r/client/b"), Err(Refusal::Foreign { .. })));
+    assert!(matches!(t.check(at(1), S, I, ME), Err(Refusal::Incarnation { .. })));
+    assert_eq!(t.comeback(at(1), S, newest, ME), Ok(Comeback::Resume(newest)));
+    assert_eq!(t.comeback(at(1), S, I, ME), Ok(Comeback::Repeat(newest)));
+    assert!(t.comeback(at(1), S, Incarnation(3), ME).is_err());
+    assert!(matches!(t.comeback(at(1), S, I, "other"), Err(Refusal::Foreign { .. })));
+}
+
+#[test]
+fn after_a_failover_nothing_is_freed_until_every_session_answered_or_ran_out() {
+    let mut t = table();
+    t.lead(at(100), [recorded(1, 1), recorded(2, 1)]);
+    let orphan = InodeId(7);
+    assert!(t.begin_reap(at(100), [orphan], 9).is_empty(), "both sessions may hold it");
+    assert_eq!(t.check(at(100), S, I, ME), Err(Refusal::Awaited(S)));
+    assert!(t.admit(at(200), recorded(1, 1), [(orphan, 2)]).unwrap().is_empty());
+    assert!(t.begin_reap(at(200), [InodeId(8)], 9).is_empty(), "session 2 may still come");
+    assert_eq!(t.lapse(at(10_100)), vec![recorded(2, 1)], "session 1 has a lease from its answer on");
+    assert_eq!(t.begin_reap(at(10_100), [orphan, InodeId(8)], 9), vec![InodeId(8)]);
+    t.release(S, orphan);
+    assert!(t.begin_reap(at(10_100), [orphan], 9).is_empty(), "opened twice, released once");
+    t.release(S, orphan);
+    assert_eq!(t.begin_reap(at(10_100), [orphan], 9), vec![orphan]);
+}
+
+#[test]
+fn an_open_that_races_a_reap_is_refused_and_one_before_it_wins() {
+    let mut t = table();
+    t.admit(at(0), recorded(1, 1), []).unwrap();
+    let inode = InodeId(9);
+    assert_eq!(t.begin_reap(at(0), [inode], 9), vec![inode]);
+    assert!(t.begin_reap(at(0), [inode], 9).is_empty(), "one reap of an inode at a time");
+    assert_eq!(t.open(at(0), S, I, ME, inode), Err(Refusal::Reaping(inode)));
+    assert_eq!(t.admit(at(0), recorded(1, 1), [(inode, 1)]), Ok(vec![inode]), "a declared open is lost");
+    t.reaped(&[inode]);
+    t.open(at(0), S, I, ME, inode).unwrap();
+    assert!(t.begin_reap(at(0), [inode], 9).is_empty());
+}
+
+#[test]
+fn limits_are_kept() {
+    let mut t = table();
+    for id in 1..=3 {
+        t.admit(at(0), recorded(id, 1), []).unwrap();
+    }
+    assert_eq!(t.has_room(), Err(Refusal::SessionsMax(3)));
+    assert!(t.admit(at(0), recorded(4, 1), []).is_err());
+    t.admit(at(0), recorded(3, 1), []).unwrap();
+    t.open(at(0), S, I, ME, InodeId(1)).unwrap();
+    t.open(at(0), S, I, ME, InodeId(1)).unwrap();
+    t.open(at(0), S, I, ME, InodeId(2)).unwrap();
+    assert!(matches!(t.open(at(0), S, I, ME, InodeId(3)), Err(Refusal::OpensMax { .. })));
+    let many = (10..13).map(|n| (InodeId(n), 1));
+    assert!(matches!(t.admit(at(0), recorded(1, 1), many), Err(Refusal::OpensMax { .. })));
+    assert!(t.is_open(InodeId(2)), "a refused admission changes nothing");
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Admit(u64, Vec<(u64, u64)>),
+    Open(u64, u64),
+    Release(u64, u64),
+    Remove(u64),
+    Wait(u64),
+    Renew(u64),
+    Reap(u64),
+    Reaped(u64),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let s = 1..4_u64;
+    let i = 1..5_u64;
+    prop_oneof![
+        (s.clone(), prop::collection::vec((i.clone(), 0..3_u64), 0..3)).prop_map(|(s, o)| Step::Admit(s, o)),
+        (s.clone(), i.clone()).prop_map(|(s, i)| Step::Open(s, i)),
+        (s.clone(), i.clone()).prop_map(|(s, i)| Step::Release(s, i)),
+        s.clone().prop_map(Step::Remove),
+        (0..4_000_u64).prop_map(Step::Wait),
+        s.prop_map(Step::Renew),
+        i.clone().prop_map(Step::Reap),
+        i.prop_map(Step::Reaped),
+    ]
+}
+
+proptest! {
+    /// What the table calls open is what the sessions hold, counted from scratch; nothing open is ever being reaped.
+    #[test]
+    fn opens_agree_with_a_recount(steps in prop::collection::vec(step(), 0..80)) {
+        let mut t = SessionTable::new(Limits { opens_per_session_max: 9, ..Limits::default() });
+        let mut now = 0;
+        for step in steps {
+            match step {
+                Step::Admit(s, o) => { let _ = t.admit(at(now), recorded(s, 1), o.into_iter().map(|(i, n)| (InodeId(i), n))); }
+                Step::Open(s, i) => { let _ = t.open(at(now), SessionId(s), I, ME, InodeId(i)); }
+                Step::Release(s, i) => t.release(SessionId(s), InodeId(i)),
+                Step::Remove(s) => { t.remove(SessionId(s)); }
+                Step::Wait(ms) => { now += ms; t.lapse(at(now)); }
+                Step::Renew(s) => { let _ = t.renew(at(now), SessionId(s), I, ME); }
+                Step::Reap(i) => { t.begin_reap(at(now), [InodeId(i)], 1); }
+                Step::Reaped(i) => t.reaped(&[InodeId(i)]),
+            }
+            let mut recount: BTreeMap<InodeId, usize> = BTreeMap::new();
+            for session in t.sessions.values() {
+                for (inode, count) in &session.opens {
+                    prop_assert!(*count > 0);
+                    *recount.entry(*inode).or_default() += 1;
+                }
+            }
+            prop_assert_eq!(&recount, &t.holders);
+            prop_assert!(t.reaping.iter().all(|i| !t.holders.contains_key(i)));
+            prop_assert!(t.sessions.values().all(|s| s.state.until() > at(now)));
+        }
+    }
+}
