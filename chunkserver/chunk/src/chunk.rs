@@ -1,0 +1,461 @@
+//! One chunk's file: append, flush, read, seal. What lies where, and why a crash can't hurt, is in [`crate::layout`];
+//! reading with verification and recovery after a restart are in [`verify`] and [`recovery`].
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use bytes::Bytes;
+use mooseng_ports::disk::{DiskFile, OpenMode};
+use mooseng_wire::{CHUNK_BYTES_MAX, ChunkId, Epoch};
+
+use crate::directory::Directory;
+use crate::error::{ChunkError, is_full};
+use crate::files::{OpenFiles, lock};
+use crate::layout::{BLOCK, ENTRY_BYTES, FORMAT, GROUP_BLOCKS, Header, RECORD_AT, Record, entry, entry_at, file_bytes, pieces};
+
+pub mod recovery;
+pub mod verify;
+
+use recovery::Recovered;
+use verify::{View, Wrong, read_blocks};
+
+/// A chunk's length, and how much of it is flushed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// Bytes written.
+    pub length: u64,
+    /// Bytes of them on stable storage.
+    pub flushed: u64,
+}
+
+/// What is known of a chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChunkStat {
+    /// Bytes written.
+    pub length: u64,
+    /// Bytes of them on stable storage.
+    pub flushed: u64,
+    /// No more appends.
+    pub sealed: bool,
+    /// The newest epoch that changed it.
+    pub epoch: Epoch,
+}
+
+#[derive(Default)]
+struct State {
+    /// The file exists.
+    created: bool,
+    /// The file's name is flushed.
+    named: bool,
+    length: u64,
+    flushed: u64,
+    /// Of the bytes in the last, partial block at `length`.
+    tail_crc: u32,
+    epoch: Epoch,
+    sealed: bool,
+    sequence: u64,
+    /// The slot that the next record goes to: the older one.
+    slot: usize,
+    /// Set by a failed write or flush: what isn't flushed is unknown from then on (FAILURES 5).
+    poisoned: Option<String>,
+    /// Set when the file can't be used at all.
+    damaged: Option<String>,
+    removed: bool,
+    /// Held while bytes are unflushed: a file closed with dirty pages might lose the report of a failed write-back.
+    writer: Option<Arc<dyn DiskFile>>,
+}
+
+/// One chunk of a data directory.
+pub(crate) struct Chunk {
+    pub(crate) id: ChunkId,
+    pub(crate) directory: Arc<Directory>,
+    path: PathBuf,
+    state: Mutex<State>,
+    /// Held over a flush: one at a time, so that the slot it writes is never the only durable one.
+    flush: Mutex<()>,
+}
+
+impl Chunk {
+    /// A chunk without a file yet.
+    pub(crate) fn fresh(id: ChunkId, directory: Arc<Directory>) -> Self {
+        let path = directory.chunk_path(id);
+        Self { id, directory, path, state: Mutex::default(), flush: Mutex::default() }
+    }
+
+    /// A chunk as it was found on disk; none if nothing of it was ever flushed.
+    pub(crate) fn recovered(id: ChunkId, directory: Arc<Directory>, found: Recovered) -> Option<Self> {
+        let chunk = Self::fresh(id, directory);
+        {
+            let mut state = lock(&chunk.state);
+            state.created = true;
+            state.named = true;
+            match found {
+                Recovered::Uncommitted => return None,
+                Recovered::Damaged(reason) => state.damaged = Some(reason),
+                Recovered::Whole { record, slot, .. } => {
+                    state.length = record.length;
+                    state.flushed = record.length;
+                    state.tail_crc = record.tail_crc;
+                    state.epoch = record.epoch;
+                    state.sealed = record.sealed;
+                    state.sequence = record.sequence;
+                    state.slot = slot;
+                }
+            }
+        }
+        Some(chunk)
+    }
+
+    /// Length, flushed length and so on; none while there is no usable file.
+    pub(crate) fn stat(&self) -> Option<ChunkStat> {
+        let s = lock(&self.state);
+        (s.created && !s.removed && s.damaged.is_none()).then_some(ChunkStat {
+            length: s.length,
+            flushed: s.flushed,
+            sealed: s.sealed,
+            epoch: s.epoch,
+        })
+    }
+
+    /// Whether this copy counts as one: neither damaged nor in doubt since a failed write or flush.
+    pub(crate) fn is_sound(&self) -> bool {
+        let s = lock(&self.state);
+        s.created && !s.removed && s.damaged.is_none() && s.poisoned.is_none()
+    }
+
+    fn file(&self, state: &mut State, files: &OpenFiles, epoch: Epoch) -> Result<Arc<dyn DiskFile>, ChunkError> {
+        if let Some(file) = &state.writer {
+            return Ok(file.clone());
+        }
+        if state.created {
+            return files.get(self.id, &self.path).map_err(|e| self.poison(state, "opening its file", &e));
+        }
+        match self.create(epoch) {
+            Ok(file) => {
+                state.created = true;
+                state.epoch = epoch;
+                files.put(self.id, file.clone());
+                Ok(file)
+            }
+            Err(e) if is_full(&e) => Err(ChunkError::NoSpace { bytes: BLOCK }),
+            Err(e) => Err(self.poison(state, "creating its file", &e)),
+        }
+    }
+
+    fn create(&self, epoch: Epoch) -> io::Result<Arc<dyn DiskFile>> {
+        let disk = &self.directory.disk;
+        disk.create_dir_all(&self.directory.shard_path(self.id))?;
+        let file = disk.open(&self.path, OpenMode::CreateNew)?;
+        let header = Header { format: FORMAT, chunk: self.id, epoch };
+        if let Err(e) = file.write_at(&header.encode(), 0) {
+            // Nothing was promised yet; the startup scan removes what stays behind.
+            if let Err(left) = disk.remove(&self.path) {
+                tracing::warn!(path = %self.path.display(), error = %left, "a file that couldn't be written wasn't removed either");
+            }
+            return Err(e);
+        }
+        Ok(file)
+    }
+
+    /// From now on nothing is added to this copy, and only what was flushed is read.
+    fn poison(&self, state: &mut State, what: &str, error: &io::Error) -> ChunkError {
+        let reason = format!("{what} failed: {error}");
+        tracing::error!(chunk = self.id.0, path = %self.path.display(), reason, "a chunk's copy can't be trusted any more");
+        self.directory.count_failure(&reason);
+        state.writer = None;
+        state.poisoned.get_or_insert_with(|| reason.clone());
+        self.disk_failed(reason)
+    }
+
+    fn disk_failed(&self, reason: String) -> ChunkError {
+        ChunkError::DiskFailed { chunk: self.id, path: self.directory.path.clone(), reason }
+    }
+
+    fn check_present(&self, state: &State) -> Result<(), ChunkError> {
+        if state.removed {
+            return Err(ChunkError::NotFound { chunk: self.id });
+        }
+        match &state.damaged {
+            Some(reason) => Err(ChunkError::Damaged { chunk: self.id, reason: reason.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    fn check_writable(&self, state: &State) -> Result<(), ChunkError> {
+        self.check_present(state)?;
+        if let Some(reason) = state.poisoned.clone().or_else(|| self.directory.dropped()) {
+            return Err(self.disk_failed(reason));
+        }
+        Ok(())
+    }
+
+    /// Whether an append may go ahead, has to wait for earlier ones, or is one that came before.
+    pub(crate) fn admit(&self, offset: u64, bytes: u64) -> Result<crate::store::Admission, ChunkError> {
+        let state = lock(&self.state);
+        self.check_writable(&state)?;
+        self.place(&state, offset, bytes)
+    }
+
+    fn place(&self, state: &State, offset: u64, bytes: u64) -> Result<crate::store::Admission, ChunkError> {
+        use crate::store::Admission;
+        if state.sealed {
+            return Err(ChunkError::Sealed { chunk: self.id, length: state.length });
+        }
+        let end = offset.saturating_add(bytes);
+        if end > CHUNK_BYTES_MAX {
+            return Err(ChunkError::TooLong { chunk: self.id, end });
+        }
+        match offset.cmp(&state.length) {
+            std::cmp::Ordering::Equal => Ok(Admission::Next),
+            std::cmp::Ordering::Greater => Ok(Admission::Early { length: state.length }),
+            std::cmp::Ordering::Less if end <= state.length => Ok(Admission::Again),
+            std::cmp::Ordering::Less => Err(self.mismatch(state, offset, bytes)),
+        }
+    }
+
+    fn mismatch(&self, state: &State, offset: u64, bytes: u64) -> ChunkError {
+        ChunkError::OffsetMismatch { chunk: self.id, length: state.length, offset, bytes }
+    }
+
+    /// Writes an append behind the chunk's end. Nothing of it is durable yet.
+    pub(crate) fn write(&self, files: &OpenFiles, epoch: Epoch, offset: u64, bytes: &Bytes) -> Result<Written, ChunkError> {
+        use crate::store::Admission;
+        let state = &mut *lock(&self.state);
+        self.check_writable(state)?;
+        match self.place(state, offset, bytes.len() as u64)? {
+            Admission::Next => {}
+            Admission::Early { .. } => return Err(self.mismatch(state, offset, bytes.len() as u64)),
+            Admission::Again => return self.again(state, files, offset, bytes),
+        }
+        let file = self.file(state, files, epoch)?;
+        let (entries, tail_crc) = checksums(state.tail_crc, offset, bytes);
+        match write_pieces(&*file, offset, bytes, &entries) {
+            Ok(()) => {}
+            // What was written lies behind the length: nothing refers to it.
+            Err(e) if is_full(&e) => return Err(ChunkError::NoSpace { bytes: bytes.len() as u64 }),
+            Err(e) => return Err(self.poison(state, "writing", &e)),
+        }
+        state.length = offset + bytes.len() as u64;
+        state.tail_crc = tail_crc;
+        state.epoch = state.epoch.max(epoch);
+        state.writer = Some(file);
+        Ok(Written { length: state.length, flushed: state.flushed })
+    }
+
+    /// An append that was here before: the same bytes get the same answer.
+    fn again(&self, state: &mut State, files: &OpenFiles, offset: u64, bytes: &Bytes) -> Result<Written, ChunkError> {
+        if !bytes.is_empty() {
+            let file = self.file(state, files, state.epoch)?;
+            let view = View { length: state.length, tail_crc: state.tail_crc };
+            let stands = read_blocks(&*file, offset, bytes.len() as u64, view).map_err(|w| self.wrong(w))?;
+            if stands != bytes {
+                return Err(self.mismatch(state, offset, bytes.len() as u64));
+            }
+        }
+        Ok(Written { length: state.length, flushed: state.flushed })
+    }
+
+    fn wrong(&self, wrong: Wrong) -> ChunkError {
+        match wrong {
+            Wrong::Block(block) => {
+                tracing::error!(chunk = self.id.0, block, path = %self.path.display(), "a block doesn't match its checksum");
+                ChunkError::Corrupt { chunk: self.id, block, path: self.path.clone() }
+            }
+            Wrong::Io(e) => {
+                let reason = format!("reading failed: {e}");
+                self.directory.count_failure(&reason);
+                self.disk_failed(reason)
+            }
+        }
+    }
+
+    /// Makes everything that was written before this call durable. Calls that waited for another one's flush share the next.
+    pub(crate) fn flush(&self, files: &OpenFiles) -> Result<Written, ChunkError> {
+        let wanted = lock(&self.state).length;
+        let _one_at_a_time = lock(&self.flush);
+        let state = lock(&self.state);
+        if state.named && state.flushed >= wanted && state.poisoned.is_none() && !state.removed {
+            return Ok(Written { length: state.length, flushed: state.flushed });
+        }
+        self.flush_locked(files, state)
+    }
+
+    /// Flushes once, with the flush lock held; the state is unlocked meanwhile, so that appends go on.
+    fn flush_locked(&self, files: &OpenFiles, mut state: MutexGuard<'_, State>) -> Result<Written, ChunkError> {
+        self.check_writable(&state)?;
+        let epoch = state.epoch;
+        let file = self.file(&mut state, files, epoch)?;
+        let record = self.record(&state, state.length, state.tail_crc, false);
+        let (slot, named) = (state.slot, state.named);
+        drop(state);
+        let done = self.commit(&*file, &record, slot, named);
+        let mut state = lock(&self.state);
+        if let Err(e) = done {
+            return Err(self.poison(&mut state, "flushing", &e));
+        }
+        self.committed(&mut state, &record);
+        Ok(Written { length: state.length, flushed: state.flushed })
+    }
+
+    fn record(&self, state: &State, length: u64, tail_crc: u32, sealed: bool) -> Record {
+        Record { sequence: state.sequence + 1, chunk: self.id, length, epoch: state.epoch, tail_crc, sealed }
+    }
+
+    fn commit(&self, file: &dyn DiskFile, record: &Record, slot: usize, named: bool) -> io::Result<()> {
+        file.write_at(&record.encode(), RECORD_AT[slot])?;
+        file.sync_data()?;
+        if named { Ok(()) } else { self.directory.disk.sync_dir(&self.directory.shard_path(self.id)) }
+    }
+
+    fn committed(&self, state: &mut State, record: &Record) {
+        state.named = true;
+        state.sequence = record.sequence;
+        state.slot = 1 - state.slot;
+        state.flushed = state.flushed.max(record.length);
+        if state.flushed == state.length {
+            state.writer = None;
+        }
+    }
+
+    /// Ends the chunk at `length`: a durable record first, then what lies behind it is cut.
+    pub(crate) fn seal(&self, files: &OpenFiles, epoch: Epoch, length: u64) -> Result<(), ChunkError> {
+        let _one_at_a_time = lock(&self.flush);
+        {
+            let state = lock(&self.state);
+            self.check_writable(&state)?;
+            if state.sealed {
+                return if state.length == length { Ok(()) } else { Err(ChunkError::Sealed { chunk: self.id, length: state.length }) };
+            }
+            if length > state.length {
+                return Err(ChunkError::TooShort { chunk: self.id, length: state.length, wanted: length });
+            }
+            // A sealed record isn't verified at a restart, so its bytes are durable before it is written.
+            if length > state.flushed {
+                self.flush_locked(files, state)?;
+            }
+        }
+        let state = &mut *lock(&self.state);
+        self.check_writable(state)?;
+        let file = self.file(state, files, epoch)?;
+        let tail_crc = self.tail_at(state, &*file, length)?;
+        state.epoch = state.epoch.max(epoch);
+        let record = self.record(state, length, tail_crc, true);
+        self.commit(&*file, &record, state.slot, state.named).map_err(|e| self.poison(state, "sealing", &e))?;
+        state.length = length;
+        state.flushed = length;
+        state.tail_crc = tail_crc;
+        state.sealed = true;
+        self.committed(state, &record);
+        // The other slot takes the same record, so that one rotten sector doesn't unseal the chunk.
+        let cut = file
+            .write_at(&record.encode(), RECORD_AT[state.slot])
+            .and_then(|()| file.set_len(file_bytes(length)))
+            .and_then(|()| file.sync_data());
+        cut.map_err(|e| self.poison(state, "cutting what lies behind the seal", &e))
+    }
+
+    /// The checksum of the bytes that the last block holds if the chunk ends at `length`.
+    fn tail_at(&self, state: &State, file: &dyn DiskFile, length: u64) -> Result<u32, ChunkError> {
+        if length == state.length {
+            return Ok(state.tail_crc);
+        }
+        let bytes = length % BLOCK;
+        let view = View { length: state.length, tail_crc: state.tail_crc };
+        Ok(crate::checksum(&read_blocks(file, length - bytes, bytes, view).map_err(|w| self.wrong(w))?))
+    }
+
+    /// Reads bytes, every block that they touch verified.
+    pub(crate) fn read(&self, files: &OpenFiles, offset: u64, bytes: u64) -> Result<Bytes, ChunkError> {
+        let end = offset.saturating_add(bytes);
+        let (file, view) = {
+            let state = lock(&self.state);
+            self.check_present(&state)?;
+            // What a failed flush left behind `flushed` isn't anybody's any more. The tail's checksum is that of `length`, hence whole blocks only.
+            let readable = if state.poisoned.is_some() { state.flushed / BLOCK * BLOCK } else { state.length };
+            if end > readable || !state.created {
+                return Err(ChunkError::TooShort { chunk: self.id, length: readable, wanted: end });
+            }
+            let file = match &state.writer {
+                Some(file) => file.clone(),
+                None => files.get(self.id, &self.path).map_err(|e| self.wrong(Wrong::Io(e)))?,
+            };
+            (file, View { length: state.length, tail_crc: state.tail_crc })
+        };
+        match read_blocks(&*file, offset, bytes, view) {
+            Ok(read) => Ok(read),
+            Err(wrong) => {
+                // A seal may have cut the chunk under the read.
+                let state = lock(&self.state);
+                self.check_present(&state)?;
+                if end > state.length {
+                    return Err(ChunkError::TooShort { chunk: self.id, length: state.length, wanted: end });
+                }
+                drop(state);
+                Err(self.wrong(wrong))
+            }
+        }
+    }
+
+    /// Removes the file, durably.
+    pub(crate) fn remove(&self, files: &OpenFiles) -> Result<(), ChunkError> {
+        let _one_at_a_time = lock(&self.flush);
+        let state = &mut *lock(&self.state);
+        if state.removed || !state.created {
+            state.removed = true;
+            return Ok(());
+        }
+        let disk = &self.directory.disk;
+        let removed = match disk.remove(&self.path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        };
+        removed
+            .and_then(|()| disk.sync_dir(&self.directory.shard_path(self.id)))
+            .map_err(|e| self.poison(state, "removing its file", &e))?;
+        state.removed = true;
+        state.writer = None;
+        files.forget(self.id);
+        Ok(())
+    }
+
+    /// Whether the chunk never got a file (its first write was refused).
+    pub(crate) fn is_vacant(&self) -> bool {
+        let state = lock(&self.state);
+        !state.created && state.damaged.is_none()
+    }
+}
+
+/// The table entries that an append at `offset` completes, beginning with that of the block it begins in, and the checksum of the tail it leaves.
+fn checksums(tail_crc: u32, offset: u64, bytes: &[u8]) -> (Vec<u32>, u32) {
+    let room = (BLOCK - offset % BLOCK) as usize;
+    if bytes.len() < room {
+        return (Vec::new(), crc32c::crc32c_append(tail_crc, bytes));
+    }
+    let (first, rest) = bytes.split_at(room);
+    let mut entries = vec![crc32c::crc32c_append(tail_crc, first)];
+    let whole = rest.chunks_exact(BLOCK as usize);
+    let tail = crate::checksum(whole.remainder());
+    entries.extend(whole.map(crate::checksum));
+    (entries, tail)
+}
+
+fn write_pieces(file: &dyn DiskFile, offset: u64, bytes: &[u8], entries: &[u32]) -> io::Result<()> {
+    for piece in pieces(offset, bytes.len() as u64) {
+        let from = (piece.offset - offset) as usize;
+        file.write_at(&bytes[from..from + piece.bytes as usize], piece.at)?;
+    }
+    let mut block = offset / BLOCK;
+    let mut left = entries;
+    while !left.is_empty() {
+        let here = left.len().min((GROUP_BLOCKS - block % GROUP_BLOCKS) as usize);
+        let mut table = Vec::with_capacity(here * ENTRY_BYTES);
+        for crc in &left[..here] {
+            table.extend_from_slice(&entry(*crc));
+        }
+        file.write_at(&table, entry_at(block))?;
+        block += here as u64;
+        left = &left[here..];
+    }
+    Ok(())
+}

@@ -1,0 +1,70 @@
+//! Reading with verification: no byte leaves a chunk's file whose block doesn't match its checksum.
+
+use std::io;
+
+use bytes::Bytes;
+use mooseng_ports::disk::DiskFile;
+
+use crate::layout::{BLOCK, ENTRY_BYTES, GROUP_BLOCKS, entry_at, entry_crc, pieces};
+
+/// What a reader knows of the chunk at one moment. Bytes below `length` never change after it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct View {
+    pub(crate) length: u64,
+    pub(crate) tail_crc: u32,
+}
+
+/// Why bytes can't be given out.
+#[derive(Debug)]
+pub(crate) enum Wrong {
+    Io(io::Error),
+    /// That block doesn't match.
+    Block(u64),
+}
+
+/// Reads `bytes` at `offset`, which must lie below the view's length, and verifies each block they touch.
+pub(crate) fn read_blocks(file: &dyn DiskFile, offset: u64, bytes: u64, view: View) -> Result<Bytes, Wrong> {
+    if bytes == 0 {
+        return Ok(Bytes::new());
+    }
+    let from = offset / BLOCK * BLOCK;
+    let to = (offset + bytes).div_ceil(BLOCK).saturating_mul(BLOCK).min(view.length);
+    let mut buffer = vec![0; (to - from) as usize];
+    for piece in pieces(from, to - from) {
+        let at = (piece.offset - from) as usize;
+        let part = &mut buffer[at..at + piece.bytes as usize];
+        let read = file.read_at(part, piece.at).map_err(Wrong::Io)?;
+        if read < part.len() {
+            return Err(Wrong::Block((piece.offset + read as u64) / BLOCK));
+        }
+    }
+    verify(file, from / BLOCK, &buffer, view)?;
+    let start = (offset - from) as usize;
+    Ok(Bytes::from(buffer).slice(start..start + bytes as usize))
+}
+
+/// Compares blocks, from `first` on, with their checksums.
+fn verify(file: &dyn DiskFile, first: u64, buffer: &[u8], view: View) -> Result<(), Wrong> {
+    let mut table = [0; GROUP_BLOCKS as usize * ENTRY_BYTES];
+    let mut table_from = 0;
+    for (n, bytes) in buffer.chunks(BLOCK as usize).enumerate() {
+        let block = first + n as u64;
+        let in_group = (block % GROUP_BLOCKS) as usize;
+        if n == 0 || in_group == 0 {
+            let last = (first + buffer.len().div_ceil(BLOCK as usize) as u64 - 1).min(block - block % GROUP_BLOCKS + GROUP_BLOCKS - 1);
+            let entries = (last - block + 1) as usize;
+            let read = file.read_at(&mut table[..entries * ENTRY_BYTES], entry_at(block)).map_err(Wrong::Io)?;
+            table[read..].fill(0);
+            table_from = in_group;
+        }
+        let expected = if block * BLOCK + BLOCK <= view.length {
+            entry_crc(&table[(in_group - table_from) * ENTRY_BYTES..])
+        } else {
+            Some(view.tail_crc)
+        };
+        if expected != Some(crate::checksum(bytes)) {
+            return Err(Wrong::Block(block));
+        }
+    }
+    Ok(())
+}

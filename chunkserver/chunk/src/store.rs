@@ -1,0 +1,428 @@
+//! All chunks of one chunkserver, over its data directories. Calls block on the disk; servers run them on threads made for that.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::ops::Bound;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use mooseng_ports::disk::{Disk, OpenMode};
+use mooseng_wire::{ChunkId, Epoch};
+
+pub use crate::chunk::{ChunkStat, Written};
+use crate::chunk::Chunk;
+use crate::chunk::recovery::{Recovered, recover};
+use crate::directory::{DIRECTORY_FORMAT, Directory, DirectoryError, DirectoryStatus, DiskIdentity};
+use crate::error::ChunkError;
+use crate::files::{OpenFiles, lock};
+use crate::layout::file_bytes;
+use crate::state::StateFile;
+
+/// Where and whose a store is.
+#[derive(Clone, Debug)]
+pub struct StoreOptions {
+    /// The cluster's name.
+    pub cluster: String,
+    /// The chunkserver's name.
+    pub chunkserver: String,
+    /// Where epochs and the list of disks are kept.
+    pub state_dir: PathBuf,
+    /// Where chunks lie, one directory a disk.
+    pub data_dirs: Vec<PathBuf>,
+    /// Bytes of each disk that are left free.
+    pub reserve_bytes: u64,
+    /// Most files kept open.
+    pub open_files_max: usize,
+}
+
+/// Why a store can't be opened at all. A data directory that can't be used doesn't stop the others: see [`ChunkStore::directories`].
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The state directory isn't usable.
+    #[error("the state directory {} can't be used: {source}", path.display())]
+    State {
+        /// The directory.
+        path: PathBuf,
+        /// What the disk answered.
+        source: io::Error,
+    },
+}
+
+/// An append.
+#[derive(Clone, Debug)]
+pub struct Append {
+    /// The chunk; the append at offset 0 creates it.
+    pub chunk: ChunkId,
+    /// The writer's epoch.
+    pub epoch: Epoch,
+    /// The chunk's length before it.
+    pub offset: u64,
+    /// What to append.
+    pub bytes: Bytes,
+}
+
+/// Whether an append may be written now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// It is the next one.
+    Next,
+    /// Its range stands already: a repetition, if the bytes are the same.
+    Again,
+    /// Earlier ones are missing, which may still be on their way.
+    Early {
+        /// The chunk's length now.
+        length: u64,
+    },
+}
+
+/// A chunk, for inventories.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChunkInfo {
+    /// The chunk.
+    pub chunk: ChunkId,
+    /// Its state.
+    pub stat: ChunkStat,
+}
+
+enum Place {
+    Used(Arc<Directory>),
+    Refused(PathBuf, String),
+}
+
+/// What the startup scan found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Scan {
+    /// Usable chunks.
+    pub chunks: u64,
+    /// Files of which nothing was ever flushed: removed.
+    pub uncommitted: u64,
+    /// Files that can't be used: kept.
+    pub damaged: u64,
+}
+
+/// All chunks of one chunkserver.
+pub struct ChunkStore {
+    options: StoreOptions,
+    places: Vec<Place>,
+    files: OpenFiles,
+    chunks: Mutex<BTreeMap<ChunkId, Arc<Chunk>>>,
+    state: Mutex<StateFile>,
+    scan: Scan,
+}
+
+impl ChunkStore {
+    /// Opens the data directories, and looks at every chunk in them. `new_id` makes an id for a disk that is used for the first time.
+    pub fn open(disk: Arc<dyn Disk>, options: StoreOptions, new_id: &mut dyn FnMut() -> String) -> Result<Self, OpenError> {
+        let state_error = |source| OpenError::State { path: options.state_dir.clone(), source };
+        let mut state = StateFile::open(disk.clone(), &options.state_dir).map_err(state_error)?;
+        let mut facts = state.facts.clone();
+        facts.incarnation += 1;
+        let mut places = Vec::new();
+        for path in &options.data_dirs {
+            let ours = DiskIdentity {
+                cluster: options.cluster.clone(),
+                chunkserver: options.chunkserver.clone(),
+                id: new_id(),
+                format: DIRECTORY_FORMAT,
+            };
+            let opened = Directory::open(disk.clone(), path, &ours, &state.facts.disks, &state.path).and_then(|d| only_once(d, &places));
+            places.push(match opened {
+                Ok(directory) => {
+                    facts.disks.insert(path.clone(), directory.id.clone());
+                    Place::Used(Arc::new(directory))
+                }
+                Err(e) => {
+                    tracing::error!(path = %path.display(), error = %e, "a data directory isn't used");
+                    Place::Refused(path.clone(), e.to_string())
+                }
+            });
+        }
+        state.keep(facts).map_err(state_error)?;
+        let files = OpenFiles::new(disk, options.open_files_max);
+        let mut store =
+            Self { options, places, files, chunks: Mutex::default(), state: Mutex::new(state), scan: Scan::default() };
+        store.scan = store.scan_all();
+        Ok(store)
+    }
+
+    fn used(&self) -> impl Iterator<Item = &Arc<Directory>> {
+        self.places.iter().filter_map(|p| match p {
+            Place::Used(directory) => Some(directory),
+            Place::Refused(..) => None,
+        })
+    }
+
+    fn scan_all(&self) -> Scan {
+        let mut scan = Scan::default();
+        for directory in self.used() {
+            if let Err(e) = self.scan_directory(directory, &mut scan) {
+                directory.count_failure(&format!("the startup scan failed: {e}"));
+                tracing::error!(path = %directory.path.display(), error = %e, "the startup scan of a data directory failed; chunks that it didn't reach are missing");
+            }
+        }
+        scan
+    }
+
+    fn scan_directory(&self, directory: &Arc<Directory>, scan: &mut Scan) -> io::Result<()> {
+        for shard in directory.shards()? {
+            let mut unsettled = false;
+            for name in directory.disk.list(&shard)? {
+                let Some(id) = chunk_name(&name) else { continue };
+                unsettled |= self.scan_chunk(directory, id, &shard.join(name), scan);
+            }
+            if unsettled {
+                directory.disk.sync_dir(&shard)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes one file up; answers whether its directory's names may be unflushed.
+    fn scan_chunk(&self, directory: &Arc<Directory>, id: ChunkId, path: &Path, scan: &mut Scan) -> bool {
+        let found = directory.disk.open(path, OpenMode::Existing).and_then(|file| recover(&*file, id)).unwrap_or_else(|e| {
+            let reason = format!("looking at its file failed: {e}");
+            directory.count_failure(&reason);
+            Recovered::Damaged(reason)
+        });
+        let unsettled = !matches!(found, Recovered::Whole { settled: true, .. });
+        match &found {
+            Recovered::Whole { record, .. } => {
+                scan.chunks += 1;
+                // The records' epochs count, too: the state directory may have been lost.
+                let facts = &mut lock(&self.state).facts;
+                let highest = facts.epochs.entry(id.volume().0).or_default();
+                *highest = record.epoch.max(*highest);
+            }
+            Recovered::Uncommitted => {
+                scan.uncommitted += 1;
+                if let Err(e) = directory.disk.remove(path) {
+                    tracing::warn!(path = %path.display(), error = %e, "a chunk file without a flushed byte wasn't removed");
+                }
+            }
+            Recovered::Damaged(reason) => {
+                scan.damaged += 1;
+                tracing::error!(chunk = id.0, path = %path.display(), reason, "a chunk's copy is damaged");
+            }
+        }
+        if let Some(chunk) = Chunk::recovered(id, directory.clone(), found) {
+            self.take_up(chunk);
+        }
+        unsettled
+    }
+
+    /// Two disks may hold one chunk, if somebody copied it: the better copy counts.
+    fn take_up(&self, chunk: Chunk) {
+        let mut chunks = lock(&self.chunks);
+        let rank = |c: &Chunk| c.stat().map(|s| (s.sealed, s.length));
+        match chunks.get(&chunk.id) {
+            Some(other) if rank(other) >= rank(&chunk) => {
+                tracing::warn!(chunk = chunk.id.0, path = %chunk.directory.path.display(), "a chunk lies on two disks; this copy is ignored");
+            }
+            _ => {
+                chunks.insert(chunk.id, Arc::new(chunk));
+            }
+        }
+    }
+
+    /// What the startup scan found.
+    pub fn scan(&self) -> Scan {
+        self.scan
+    }
+
+    /// Counts starts of this chunkserver.
+    pub fn incarnation(&self) -> u64 {
+        lock(&self.state).facts.incarnation
+    }
+
+    /// The newest epoch seen of any volume.
+    pub fn highest_epoch(&self) -> Epoch {
+        lock(&self.state).facts.epochs.values().copied().max().unwrap_or_default()
+    }
+
+    /// Refuses an epoch that is over, and makes a newer one durable.
+    pub fn see_epoch(&self, volume: u16, epoch: Epoch) -> Result<(), ChunkError> {
+        let mut state = lock(&self.state);
+        let highest = state.facts.epochs.get(&volume).copied().unwrap_or_default();
+        if epoch < highest {
+            return Err(ChunkError::StaleEpoch { volume, epoch, highest });
+        }
+        if epoch > highest {
+            let mut facts = state.facts.clone();
+            facts.epochs.insert(volume, epoch);
+            state.keep(facts).map_err(|e| ChunkError::StateFailed { epoch, reason: e.to_string() })?;
+        }
+        Ok(())
+    }
+
+    fn find(&self, chunk: ChunkId) -> Result<Arc<Chunk>, ChunkError> {
+        lock(&self.chunks).get(&chunk).cloned().ok_or(ChunkError::NotFound { chunk })
+    }
+
+    fn find_or_create(&self, chunk: ChunkId, bytes: u64) -> Result<Arc<Chunk>, ChunkError> {
+        if let Ok(found) = self.find(chunk) {
+            return Ok(found);
+        }
+        let directory = self.roomiest(bytes)?;
+        Ok(lock(&self.chunks).entry(chunk).or_insert_with(|| Arc::new(Chunk::fresh(chunk, directory))).clone())
+    }
+
+    /// The writable disk with the most free bytes.
+    fn roomiest(&self, bytes: u64) -> Result<Arc<Directory>, ChunkError> {
+        let mut best: Option<(u64, &Arc<Directory>)> = None;
+        for directory in self.used().filter(|d| d.unwritable().is_none()) {
+            let free = self.free(directory);
+            if free >= bytes && best.is_none_or(|(most, _)| free > most) {
+                best = Some((free, directory));
+            }
+        }
+        best.map(|(_, directory)| directory.clone()).ok_or(ChunkError::NoSpace { bytes })
+    }
+
+    /// Free bytes above the reserve; none where the disk can't say.
+    fn free(&self, directory: &Directory) -> u64 {
+        directory.space().map_or(0, |s| s.bytes_free.saturating_sub(self.options.reserve_bytes))
+    }
+
+    /// Whether an append may be written now; a quick look without touching the disk, except to keep a new epoch.
+    pub fn admit(&self, chunk: ChunkId, epoch: Epoch, offset: u64, bytes: u64) -> Result<Admission, ChunkError> {
+        self.see_epoch(chunk.volume().0, epoch)?;
+        match self.find(chunk) {
+            Ok(found) => found.admit(offset, bytes),
+            Err(_) if offset == 0 => Ok(Admission::Next),
+            // The append that creates it may still be on its way.
+            Err(_) => Ok(Admission::Early { length: 0 }),
+        }
+    }
+
+    /// Writes an append behind its chunk's end; the one at offset 0 creates the chunk. Not durable until [`ChunkStore::flush`].
+    pub fn write(&self, append: &Append) -> Result<Written, ChunkError> {
+        self.see_epoch(append.chunk.volume().0, append.epoch)?;
+        let bytes = append.bytes.len() as u64;
+        let chunk = if append.offset == 0 { self.find_or_create(append.chunk, bytes)? } else { self.find(append.chunk)? };
+        if self.free(&chunk.directory) < bytes {
+            self.drop_vacant(&chunk);
+            return Err(ChunkError::NoSpace { bytes });
+        }
+        chunk.write(&self.files, append.epoch, append.offset, &append.bytes).inspect_err(|_| self.drop_vacant(&chunk))
+    }
+
+    /// Forgets a chunk whose first write was refused, so that a later try may go to another disk.
+    fn drop_vacant(&self, chunk: &Arc<Chunk>) {
+        let mut chunks = lock(&self.chunks);
+        if chunk.is_vacant() && chunks.get(&chunk.id).is_some_and(|c| Arc::ptr_eq(c, chunk)) {
+            chunks.remove(&chunk.id);
+        }
+    }
+
+    /// Makes what was written to a chunk durable.
+    pub fn flush(&self, chunk: ChunkId) -> Result<Written, ChunkError> {
+        self.find(chunk)?.flush(&self.files)
+    }
+
+    /// Ends a chunk at `length`, durably. An unknown chunk sealed at 0 becomes an empty sealed one, so that an append that is
+    /// still on its way is refused.
+    pub fn seal(&self, chunk: ChunkId, epoch: Epoch, length: u64) -> Result<(), ChunkError> {
+        self.see_epoch(chunk.volume().0, epoch)?;
+        let found = if length == 0 { self.find_or_create(chunk, 0)? } else { self.find(chunk)? };
+        found.seal(&self.files, epoch, length).inspect_err(|_| self.drop_vacant(&found))
+    }
+
+    /// Reads bytes of a chunk; every block that they touch is verified.
+    pub fn read(&self, chunk: ChunkId, offset: u64, bytes: u64) -> Result<Bytes, ChunkError> {
+        self.find(chunk)?.read(&self.files, offset, bytes)
+    }
+
+    /// What is known of a chunk.
+    pub fn stat(&self, chunk: ChunkId) -> Result<ChunkStat, ChunkError> {
+        self.find(chunk)?.stat().ok_or(ChunkError::NotFound { chunk })
+    }
+
+    /// Removes a chunk, durably. An unknown one is well.
+    pub fn delete(&self, chunk: ChunkId, epoch: Epoch) -> Result<(), ChunkError> {
+        self.see_epoch(chunk.volume().0, epoch)?;
+        let Ok(found) = self.find(chunk) else { return Ok(()) };
+        found.remove(&self.files)?;
+        lock(&self.chunks).remove(&chunk);
+        Ok(())
+    }
+
+    /// A page of the sound chunks behind `after`, at most `most`, and whether there may be more.
+    pub fn inventory(&self, after: Option<ChunkId>, most: usize) -> (Vec<ChunkInfo>, bool) {
+        let chunks = lock(&self.chunks);
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let sound = chunks.range((from, Bound::Unbounded)).filter(|(_, c)| c.is_sound() && c.directory.dropped().is_none());
+        let mut page: Vec<ChunkInfo> =
+            sound.filter_map(|(id, c)| Some(ChunkInfo { chunk: *id, stat: c.stat()? })).take(most.saturating_add(1)).collect();
+        let more = page.len() > most;
+        page.truncate(most);
+        (page, more)
+    }
+
+    /// Writes and flushes a little on each disk, to see whether it still takes it.
+    pub fn probe(&self) {
+        self.used().for_each(|directory| directory.probe());
+    }
+
+    /// The data directories, those that aren't used among them.
+    pub fn directories(&self) -> Vec<DirectoryStatus> {
+        let mut totals: BTreeMap<&Path, (u64, u64)> = BTreeMap::new();
+        let chunks = lock(&self.chunks);
+        for chunk in chunks.values() {
+            if let Some(stat) = chunk.stat() {
+                let (count, bytes) = totals.entry(&chunk.directory.path).or_default();
+                *count += 1;
+                *bytes += file_bytes(stat.length);
+            }
+        }
+        let status = |place: &Place| match place {
+            Place::Used(directory) => {
+                let (chunks, bytes_used) = totals.get(&*directory.path).copied().unwrap_or_default();
+                let space = directory.space();
+                let error = directory.unwritable().or_else(|| space.as_ref().err().map(|e| format!("its free space is unknown: {e}")));
+                DirectoryStatus {
+                    path: directory.path.clone(),
+                    id: directory.id.clone(),
+                    bytes_total: space.as_ref().map_or(0, |s| s.bytes_total),
+                    bytes_free: space.as_ref().map_or(0, |s| s.bytes_free.saturating_sub(self.options.reserve_bytes)),
+                    bytes_used,
+                    chunks,
+                    writable: error.is_none(),
+                    error: error.unwrap_or_default(),
+                }
+            }
+            Place::Refused(path, error) => DirectoryStatus {
+                path: path.clone(),
+                id: String::new(),
+                bytes_total: 0,
+                bytes_free: 0,
+                bytes_used: 0,
+                chunks: 0,
+                writable: false,
+                error: error.clone(),
+            },
+        };
+        self.places.iter().map(status).collect()
+    }
+
+    /// Whether any disk takes new chunks.
+    pub fn is_writable(&self) -> bool {
+        self.used().any(|d| d.unwritable().is_none())
+    }
+}
+
+fn only_once(directory: Directory, places: &[Place]) -> Result<Directory, DirectoryError> {
+    let ids: BTreeSet<&str> =
+        places.iter().filter_map(|p| if let Place::Used(d) = p { Some(d.id.as_str()) } else { None }).collect();
+    if ids.contains(directory.id.as_str()) {
+        return Err(DirectoryError::Twice { path: directory.path.clone(), id: directory.id.clone() });
+    }
+    Ok(directory)
+}
+
+fn chunk_name(name: &str) -> Option<ChunkId> {
+    if name.len() != 16 || name.bytes().any(|b| b.is_ascii_uppercase()) {
+        return None;
+    }
+    u64::from_str_radix(name, 16).ok().map(ChunkId)
+}
