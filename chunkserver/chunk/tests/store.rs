@@ -1,0 +1,353 @@
+//! A chunk store on simulated disks: order of appends, seals, rot, wrong disks, full and failing ones.
+
+mod common;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use common::{TornDisk, open, open_with, options};
+use mooseng_chunk::directory::IDENTITY_FILE;
+use mooseng_chunk::layout::{RECORD_AT, block_at, entry_at};
+use mooseng_chunk::{Admission, Append, ChunkError, ChunkStore, StoreOptions, Written};
+use mooseng_ports::disk::os::OsDisk;
+use mooseng_ports::disk::sim::{Fault, SimDisk};
+use mooseng_ports::disk::{Disk, OpenMode, read_all};
+use mooseng_wire::call::ErrorCode;
+use mooseng_wire::{ChunkId, Epoch};
+
+const ONE: ChunkId = ChunkId(0x01);
+const EPOCH: Epoch = Epoch(1);
+
+fn pattern(n: usize) -> Vec<u8> {
+    (0..n).map(|i| (i * 7 + i / 251) as u8).collect()
+}
+
+fn append(store: &ChunkStore, chunk: ChunkId, offset: u64, bytes: &[u8]) -> Result<Written, ChunkError> {
+    store.write(&Append { chunk, epoch: EPOCH, offset, bytes: Bytes::copy_from_slice(bytes) })?;
+    store.flush(chunk)
+}
+
+fn path(chunk: ChunkId) -> String {
+    format!("/data/chunks/{:02x}/{:016x}", chunk.0 & 0xff, chunk.0)
+}
+
+#[test]
+fn appends_of_all_sizes_are_read_back_on_a_real_filesystem() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let options = StoreOptions { state_dir: dir.path().join("state"), data_dirs: vec![data], ..options(&[]) };
+    let all = pattern(1_500_000);
+    let mut at = 0;
+    let store = open_with(&OsDisk, options.clone());
+    for n in [1usize, 4095, 4096, 4097, 100, 300_000, 1 << 20, 7].into_iter().cycle() {
+        let n = n.min(all.len() - at);
+        if n == 0 {
+            break;
+        }
+        let done = append(&store, ONE, at as u64, &all[at..at + n]).unwrap();
+        at += n;
+        assert_eq!(done, Written { length: at as u64, flushed: at as u64 });
+    }
+    for store in [store, open_with(&OsDisk, options)] {
+        for (offset, n) in [(0, 1), (0, 4096), (4095, 2), (262_143, 2), (1_000_000, 400_001), (1_499_999, 1), (5, 0), (300_000, 1 << 20)] {
+            let n = n.min(all.len() - offset);
+            assert_eq!(store.read(ONE, offset as u64, n as u64).unwrap(), all[offset..offset + n]);
+        }
+        assert!(matches!(store.read(ONE, 1_499_999, 2), Err(ChunkError::TooShort { length: 1_500_000, .. })));
+    }
+}
+
+#[test]
+fn appends_come_in_order_and_repetitions_are_answered_again() {
+    let store = open(&SimDisk::default(), &["/data"]);
+    append(&store, ONE, 0, b"hello ").unwrap();
+    assert_eq!(store.admit(ONE, EPOCH, 6, 5), Ok(Admission::Next));
+    assert_eq!(store.admit(ONE, EPOCH, 11, 5), Ok(Admission::Early { length: 6 }));
+    assert_eq!(store.admit(ONE, EPOCH, 0, 6), Ok(Admission::Again));
+    assert_eq!(append(&store, ONE, 0, b"hello ").unwrap().length, 6);
+    assert_eq!(append(&store, ONE, 2, b"llo").unwrap().length, 6);
+    for (offset, bytes) in [(0, &b"HELLO "[..]), (7, b"x"), (4, b"o world")] {
+        assert!(matches!(append(&store, ONE, offset, bytes), Err(ChunkError::OffsetMismatch { length: 6, .. })), "{offset}");
+    }
+    append(&store, ONE, 6, b"world").unwrap();
+    assert_eq!(store.read(ONE, 0, 11).unwrap(), &b"hello world"[..]);
+    assert!(matches!(append(&store, ChunkId(9), 5, b"x"), Err(ChunkError::NotFound { .. })));
+    assert!(matches!(append(&store, ONE, 64 << 20, b"x"), Err(ChunkError::TooLong { .. })));
+}
+
+#[test]
+fn one_flush_an_append_and_none_twice() {
+    let disk = SimDisk::default();
+    let store = open(&disk, &["/data"]);
+    append(&store, ONE, 0, &pattern(5000)).unwrap();
+    let before = disk.flushes();
+    append(&store, ONE, 5000, &pattern(9000)).unwrap();
+    assert_eq!(disk.flushes() - before, 1);
+    for n in 0..3u64 {
+        store.write(&Append { chunk: ONE, epoch: EPOCH, offset: 14_000 + n, bytes: Bytes::from_static(b"x") }).unwrap();
+    }
+    for _ in 0..3 {
+        assert_eq!(store.flush(ONE).unwrap().flushed, 14_003);
+    }
+    assert_eq!(disk.flushes() - before, 2, "waiting appends share a flush");
+}
+
+#[test]
+fn a_seal_cuts_and_ends_the_chunk() {
+    let disk = SimDisk::default();
+    let store = open(&disk, &["/data"]);
+    let all = pattern(10_000);
+    append(&store, ONE, 0, &all).unwrap();
+    assert!(matches!(store.seal(ONE, EPOCH, 10_001), Err(ChunkError::TooShort { .. })));
+    store.seal(ONE, EPOCH, 9000).unwrap();
+    store.seal(ONE, EPOCH, 9000).unwrap();
+    assert!(matches!(store.seal(ONE, EPOCH, 8999), Err(ChunkError::Sealed { length: 9000, .. })));
+    assert!(matches!(append(&store, ONE, 9000, b"x"), Err(ChunkError::Sealed { .. })));
+    let never_seen = ChunkId(0x02);
+    store.seal(never_seen, EPOCH, 0).unwrap();
+    disk.crash(|_| 0);
+    let flushes = disk.flushes();
+    let store = open(&disk, &["/data"]);
+    assert_eq!(disk.flushes() - flushes, 1, "sealed chunks are neither reread nor flushed at a start, only the count of starts is");
+    assert_eq!(store.read(ONE, 0, 9000).unwrap(), all[..9000]);
+    assert!(store.read(ONE, 8999, 2).is_err());
+    assert!(matches!(append(&store, ONE, 9000, b"x"), Err(ChunkError::Sealed { .. })));
+    assert!(matches!(append(&store, never_seen, 0, b"x"), Err(ChunkError::Sealed { length: 0, .. })));
+}
+
+#[test]
+fn stale_epochs_are_refused_after_a_restart_too() {
+    let disk = SimDisk::default();
+    let store = open(&disk, &["/data"]);
+    append(&store, ONE, 0, b"abc").unwrap();
+    store.see_epoch(0, Epoch(5)).unwrap();
+    disk.crash(|_| 0);
+    let store = open(&disk, &["/data"]);
+    let stale = append(&store, ONE, 3, b"x").unwrap_err();
+    assert_eq!(stale.code(), ErrorCode::StaleEpoch);
+    assert_eq!(store.seal(ONE, EPOCH, 3).unwrap_err().code(), ErrorCode::StaleEpoch);
+    assert_eq!(store.delete(ONE, EPOCH).unwrap_err().code(), ErrorCode::StaleEpoch);
+    assert!(store.see_epoch(7, EPOCH).is_ok(), "another volume has epochs of its own");
+    assert_eq!(store.incarnation(), 2);
+}
+
+#[test]
+fn a_deleted_chunk_stays_deleted() {
+    let disk = SimDisk::default();
+    let store = open(&disk, &["/data"]);
+    append(&store, ONE, 0, b"abc").unwrap();
+    store.delete(ONE, EPOCH).unwrap();
+    store.delete(ONE, EPOCH).unwrap();
+    assert_eq!(store.read(ONE, 0, 1).unwrap_err().code(), ErrorCode::NotFound);
+    disk.crash(|_| 0);
+    assert_eq!(open(&disk, &["/data"]).inventory(None, 10).0, vec![]);
+}
+
+#[test]
+fn any_flipped_bit_is_noticed_by_name() {
+    let all = pattern(300_000);
+    // In a whole block, in the partial last one, in a table entry of the first and the second group.
+    let places = [(block_at(3) + 17, 3), (block_at(73) + 5, 73), (entry_at(5), 5), (entry_at(70) + 2, 70)];
+    for (at, block) in places {
+        for seal in [false, true] {
+            let disk = TornDisk::default();
+            let store = open(&disk, &["/data"]);
+            append(&store, ONE, 0, &all[..299_000]).unwrap();
+            append(&store, ONE, 299_000, &all[299_000..]).unwrap();
+            if seal {
+                store.seal(ONE, EPOCH, 300_000).unwrap();
+            }
+            disk.flip(Path::new(&path(ONE)), at);
+            let error = store.read(ONE, block * 4096, 100).unwrap_err();
+            assert!(matches!(error, ChunkError::Corrupt { chunk: ONE, block: b, .. } if b == block), "{error}");
+            assert!(error.to_string().contains("block") && error.code() == ErrorCode::Corrupt);
+            assert!(store.read(ONE, 0, 100).is_ok(), "other blocks are still read");
+        }
+    }
+}
+
+#[test]
+fn a_rotten_record_costs_no_more_than_its_append() {
+    let disk = TornDisk::default();
+    let store = open(&disk, &["/data"]);
+    append(&store, ONE, 0, &pattern(100)).unwrap();
+    append(&store, ONE, 100, &pattern(100)).unwrap();
+    drop(store);
+    disk.flip(Path::new(&path(ONE)), RECORD_AT[1] + 20);
+    let store = open(&disk, &["/data"]);
+    assert_eq!(store.stat(ONE).unwrap().length, 100);
+    drop(store);
+    disk.flip(Path::new(&path(ONE)), RECORD_AT[0] + 20);
+    let store = open(&disk, &["/data"]);
+    assert_eq!(store.scan().damaged, 1);
+    assert_eq!(store.read(ONE, 0, 1).unwrap_err().code(), ErrorCode::Corrupt);
+    assert!(store.inventory(None, 9).0.is_empty());
+}
+
+#[test]
+fn a_wrong_disk_is_refused_by_name_and_the_others_go_on() {
+    let disk = SimDisk::default();
+    let two = ["/data", "/data2"];
+    drop(open(&disk, &two));
+    // Another chunkserver's disk.
+    let file = disk.open(&Path::new("/data2").join(IDENTITY_FILE), OpenMode::Existing).unwrap();
+    let text = String::from_utf8(read_all(&*file).unwrap()).unwrap();
+    let rewrite = |text: &str| {
+        file.set_len(0).unwrap();
+        file.write_at(text.as_bytes(), 0).unwrap();
+    };
+    let refused = |word: &str| {
+        let store = open(&disk, &two);
+        let status = store.directories();
+        assert!(status[0].writable && !status[1].writable);
+        assert!(status[1].error.contains(word), "{}", status[1].error);
+        append(&store, ChunkId(store.incarnation()), 0, b"goes on").unwrap();
+    };
+    rewrite(&text.replace("chunkserver cs-1", "chunkserver cs-9"));
+    refused("cs-9");
+    rewrite(&text.replace("cluster test", "cluster other"));
+    refused("other");
+    rewrite(&text.replace("disk disk-2", "disk foreign-disk"));
+    refused("foreign-disk");
+    rewrite(&text.replace("disk disk-2", "disk disk-1"));
+    refused("configured as another");
+    rewrite(&text.replace("format 1", "format 9"));
+    refused("format 9");
+    rewrite("garbage");
+    refused(IDENTITY_FILE);
+    disk.remove(&Path::new("/data2").join(IDENTITY_FILE)).unwrap();
+    refused(IDENTITY_FILE);
+}
+
+#[test]
+fn an_unmounted_disk_is_not_taken_for_a_new_one() {
+    let disk = SimDisk::default();
+    drop(open(&disk, &["/data"]));
+    // The same state directory, with an empty directory where the disk was.
+    let other = SimDisk::default();
+    other.create_dir_all(Path::new("/state")).unwrap();
+    let state = read_all(&*disk.open(Path::new("/state/chunkserver.state"), OpenMode::ReadOnly).unwrap()).unwrap();
+    other.open(Path::new("/state/chunkserver.state"), OpenMode::Create).unwrap().write_at(&state, 0).unwrap();
+    let store = open(&other, &["/data"]);
+    assert!(store.directories()[0].error.contains("is the disk mounted?"), "{}", store.directories()[0].error);
+    assert!(!store.is_writable());
+}
+
+#[test]
+fn a_full_disk_refuses_and_the_chunk_lives_on() {
+    let disk = SimDisk::default();
+    let store = open(&disk, &["/data"]);
+    append(&store, ONE, 0, &pattern(5000)).unwrap();
+    disk.set_fault(Fault::Full);
+    assert_eq!(append(&store, ONE, 5000, &pattern(5000)).unwrap_err().code(), ErrorCode::NoSpace);
+    assert_eq!(append(&store, ChunkId(2), 0, b"x").unwrap_err().code(), ErrorCode::NoSpace);
+    assert_eq!(store.read(ONE, 0, 5000).unwrap(), pattern(5000));
+    disk.set_fault(Fault::None);
+    append(&store, ONE, 5000, &pattern(77)).unwrap();
+    append(&store, ChunkId(2), 0, b"x").unwrap();
+    assert_eq!(store.read(ONE, 5000, 77).unwrap(), pattern(77));
+}
+
+#[test]
+fn the_reserve_is_left_free() {
+    let disk = SimDisk::new(200_000);
+    let store = open_with(&disk, StoreOptions { reserve_bytes: 100_000, ..options(&["/data"]) });
+    append(&store, ONE, 0, &pattern(80_000)).unwrap();
+    assert_eq!(append(&store, ONE, 80_000, &pattern(50_000)).unwrap_err().code(), ErrorCode::NoSpace);
+    assert!(disk.space(Path::new("/")).unwrap().bytes_free >= 100_000);
+}
+
+#[test]
+fn a_failing_disk_poisons_its_chunks_and_is_dropped() {
+    let disk = SimDisk::default();
+    let store = open(&disk, &["/data"]);
+    for n in 1..=4 {
+        append(&store, ChunkId(n), 0, &pattern(5000)).unwrap();
+    }
+    store.write(&Append { chunk: ONE, epoch: EPOCH, offset: 5000, bytes: Bytes::from_static(b"in doubt") }).unwrap();
+    disk.set_fault(Fault::Failing);
+    assert_eq!(store.flush(ONE).unwrap_err().code(), ErrorCode::DiskFailed);
+    disk.set_fault(Fault::None);
+    assert_eq!(store.flush(ONE).unwrap_err().code(), ErrorCode::DiskFailed, "a failed flush isn't retried and believed");
+    assert_eq!(append(&store, ONE, 5008, b"x").unwrap_err().code(), ErrorCode::DiskFailed);
+    assert!(store.read(ONE, 5000, 8).is_err(), "bytes in doubt aren't read");
+    assert_eq!(store.read(ONE, 0, 4096).unwrap(), pattern(5000)[..4096]);
+    assert_eq!(store.inventory(None, 9).0.len(), 3, "a copy in doubt doesn't count");
+    append(&store, ChunkId(2), 5000, b"others go on").unwrap();
+    disk.set_fault(Fault::Failing);
+    for n in 2..=3 {
+        assert!(append(&store, ChunkId(n), store.stat(ChunkId(n)).unwrap().length, b"x").is_err());
+    }
+    disk.set_fault(Fault::None);
+    assert!(!store.is_writable(), "three failures drop the disk");
+    assert_eq!(append(&store, ChunkId(4), 5000, b"x").unwrap_err().code(), ErrorCode::DiskFailed);
+    assert!(store.directories()[0].error.contains("dropped"));
+    // Whatever a restart finds is what was acknowledged.
+    let store = open(&disk, &["/data"]);
+    assert_eq!(store.read(ONE, 0, 5000).unwrap(), pattern(5000));
+    assert!(store.is_writable());
+}
+
+#[test]
+fn a_probe_notices_a_disk_that_takes_no_writes() {
+    let disk = SimDisk::default();
+    let store = open(&disk, &["/data"]);
+    store.probe();
+    assert!(store.is_writable());
+    disk.set_fault(Fault::Failing);
+    store.probe();
+    assert!(!store.is_writable());
+    disk.set_fault(Fault::None);
+    store.probe();
+    assert!(store.is_writable());
+}
+
+/// Two disks of different room.
+#[derive(Clone)]
+struct Two(SimDisk);
+
+impl Disk for Two {
+    fn open(&self, path: &Path, mode: OpenMode) -> std::io::Result<Arc<dyn mooseng_ports::disk::DiskFile>> {
+        self.0.open(path, mode)
+    }
+    fn create_dir_all(&self, path: &Path) -> std::io::Result<()> {
+        self.0.create_dir_all(path)
+    }
+    fn list(&self, path: &Path) -> std::io::Result<Vec<String>> {
+        self.0.list(path)
+    }
+    fn rename(&self, from: &Path, to: &Path) -> std::io::Result<()> {
+        self.0.rename(from, to)
+    }
+    fn remove(&self, path: &Path) -> std::io::Result<()> {
+        self.0.remove(path)
+    }
+    fn sync_dir(&self, path: &Path) -> std::io::Result<()> {
+        self.0.sync_dir(path)
+    }
+    fn space(&self, path: &Path) -> std::io::Result<mooseng_ports::disk::Space> {
+        let bytes_free = if path.starts_with("/b") { 1 << 30 } else { 1 << 20 };
+        Ok(mooseng_ports::disk::Space { bytes_total: 1 << 31, bytes_free })
+    }
+}
+
+#[test]
+fn a_new_chunk_goes_to_the_roomiest_disk() {
+    let store = open(&Two(SimDisk::default()), &["/a", "/b"]);
+    append(&store, ONE, 0, b"x").unwrap();
+    let chunks: Vec<u64> = store.directories().iter().map(|d| d.chunks).collect();
+    assert_eq!(chunks, [0, 1]);
+}
+
+#[test]
+fn inventories_come_in_pages() {
+    let store = open(&SimDisk::default(), &["/data"]);
+    for n in 1..=5 {
+        append(&store, ChunkId(n), 0, &pattern(n as usize)).unwrap();
+    }
+    let (first, more) = store.inventory(None, 3);
+    assert!(more && first.len() == 3);
+    let (rest, more) = store.inventory(Some(first[2].chunk), 3);
+    assert!(!more && rest.iter().map(|c| c.stat.length).eq([4, 5]));
+}
