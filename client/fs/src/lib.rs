@@ -1,1 +1,42 @@
-//! Skeleton.
+//! The MooseNG filesystem as a library, without FUSE: what the mount, SDKs, tests and the simulation use.
+//!
+//! ```text
+//!  FileSystem (fs, files)
+//!    |-- Region (region)  numbers, retries, exactly-once --> Session (session)  leader, lease, failover
+//!    |-- Reader (read, plan, cache)   extents -> inline data, chunk runs
+//!    |-- Appenders (append)           one open chunk for an inode, replaced when a chunkserver fails
+//!    |      \------ Chunkservers (chunkservers)  which replica, hedging, CRC
+//!    |-- Opens (opens), Touches (atime)
+//!    \-- Peers (peers)  the port to other daemons, over mooseng_transport
+//! ```
+//! Pure parts: [`retry`], `window`, `plan`, the relatime rule in `atime`.
+//!
+//! Every operation is a future that may be dropped: that stops the waiting. A change that was sent keeps its number until its
+//! outcome is known or its retry time is over.
+
+mod append;
+mod atime;
+mod cache;
+mod chunkservers;
+mod config;
+mod error;
+mod files;
+mod fs;
+//mod links;
+mod opens;
+pub mod peers;
+mod plan;
+mod read;
+mod region;
+pub mod retry;
+mod session;
+mod status;
+mod window;
+
+pub use config::ClientConfig;
+pub use error::FsError;
+pub use files::{Created, HandleId, Opened, WriteMode, WriteOptions};
+pub use fs::{FileSystem, RenameMode};
+/// The words of requests and answers.
+pub use mooseng_wire::fs::{Attr, Caller, DirEntry, DirPage, Description, FileKind, FsStat, SeekWhence, SetAttr};
+pub use status::{ChunkserverStatus, FsStatus, Latency};

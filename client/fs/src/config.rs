@@ -1,0 +1,70 @@
+//! What a filesystem client is told.
+
+use std::time::Duration;
+
+/// Configuration of a [`crate::FileSystem`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClientConfig {
+    /// Addresses of the region's masters; any one of them is enough to find the others' leader.
+    pub masters: Vec<String>,
+    /// The zone that this host is in: replicas there are read first. Empty when unknown.
+    pub zone: String,
+    /// Shown in the master's list of sessions.
+    pub host: String,
+    /// Shown in the master's list of sessions; empty without a mount.
+    pub mount_path: String,
+    /// How long an operation is retried before it fails with ETIMEDOUT, or EIO for data.
+    pub retry_timeout: Duration,
+    /// How long [`crate::FileSystem::connect`] waits for the first session.
+    pub connect_timeout: Duration,
+    /// How often the lease is renewed.
+    pub renew_interval: Duration,
+    /// An answer that takes longer than this makes the client ask the leader whether it still leads.
+    pub doubt_after: Duration,
+    /// An append that takes longer than this ends its chunk.
+    pub append_timeout: Duration,
+    /// A replica that hasn't answered a read for this long is joined by the next one.
+    pub hedge_after: Duration,
+    /// Most bytes of chunk data kept in memory.
+    pub cache_bytes: usize,
+    /// Most bytes read ahead on one handle.
+    pub read_ahead_bytes: u64,
+    /// Whether reads update access times (as relatime does).
+    pub atime: bool,
+    /// How often access times are sent.
+    pub atime_interval: Duration,
+}
+
+impl Default for ClientConfig {
+    fn default() -> Self {
+        Self {
+            masters: Vec::new(),
+            zone: String::new(),
+            host: String::new(),
+            mount_path: String::new(),
+            retry_timeout: Duration::from_secs(60),
+            connect_timeout: Duration::from_secs(15),
+            renew_interval: Duration::from_secs(2),
+            doubt_after: Duration::from_millis(700),
+            append_timeout: Duration::from_millis(1500),
+            hedge_after: Duration::from_millis(500),
+            cache_bytes: 64 << 20,
+            read_ahead_bytes: 8 << 20,
+            atime: true,
+            atime_interval: Duration::from_secs(3),
+        }
+    }
+}
+
+impl ClientConfig {
+    /// Refuses what can't work, in a sentence.
+    pub fn validate(&self) -> Result<(), String> {
+        if self.masters.is_empty() {
+            return Err("no masters are configured: name at least one master's address (host:port)".into());
+        }
+        if self.renew_interval.is_zero() || self.append_timeout.is_zero() || self.hedge_after.is_zero() {
+            return Err("renew_interval, append_timeout and hedge_after must be longer than zero".into());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,126 @@
+//! Why a filesystem operation failed, and the one table from these errors to error numbers.
+
+use std::time::Duration;
+
+/// A filesystem operation's failure.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum FsError {
+    /// The region ran the operation and answered with an error number.
+    #[error("{}", text(*.0))]
+    Answered(i32),
+    /// No master answered in time. A change may or may not have happened.
+    #[error("{what} wasn't answered within {} s; the region may have lost its quorum, and the mount recovers by itself once it is back. Last: {last}", .after.as_secs_f32())]
+    Unanswered {
+        /// Which operation.
+        what: String,
+        /// How long it was retried.
+        after: Duration,
+        /// The last obstacle.
+        last: String,
+    },
+    /// The bytes couldn't be read or stored in time.
+    #[error("data of inode {inode} couldn't be {what} within {} s; check the chunkservers with `mooseng status`. Last: {last}", .after.as_secs_f32())]
+    Data {
+        /// Whose data.
+        inode: u64,
+        /// Read or written.
+        what: &'static str,
+        /// How long it was retried.
+        after: Duration,
+        /// The last obstacle.
+        last: String,
+    },
+    /// The file behind an open handle is gone: it was unlinked, and this session's lease lapsed meanwhile.
+    #[error("inode {0} no longer exists; it was removed while this host's session had lapsed, so open it again")]
+    Stale(u64),
+    /// The peer refuses this host.
+    #[error("the region refuses this host: {0}")]
+    Denied(String),
+    /// Part of a later release.
+    #[error("not built yet: {0}")]
+    NotBuilt(String),
+    /// The handle isn't open, or not for this.
+    #[error("handle {0} isn't open for this operation")]
+    BadHandle(u64),
+    /// A name or symlink target is longer than allowed.
+    #[error("a name of {0} bytes is longer than allowed")]
+    NameTooLong(usize),
+    /// Beyond the largest file.
+    #[error("the file would grow beyond 2^60 bytes")]
+    FileTooLarge,
+    /// The request contradicts itself.
+    #[error("invalid request: {0}")]
+    Invalid(String),
+    /// A peer's answer can't be understood.
+    #[error("a peer's answer makes no sense: {0}; compare the versions with `mooseng status`")]
+    Malformed(String),
+    /// The region failed inside.
+    #[error("the region failed inside: {0}; its log says more")]
+    Internal(String),
+    /// The session is gone for good, so nobody knows the outcome of a change that was under way.
+    #[error("the session was forgotten by the region while a change was under way, whose outcome is unknown")]
+    SessionLost,
+    /// The filesystem was closed.
+    #[error("the filesystem is closed")]
+    Closed,
+}
+
+fn text(errno: i32) -> String {
+    std::io::Error::from_raw_os_error(errno).to_string()
+}
+
+impl FsError {
+    /// The error number that the application sees: the only place where these are chosen.
+    pub fn errno(&self) -> i32 {
+        match self {
+            FsError::Answered(errno) => *errno,
+            // What hard NFS mounts answer once they are told to stop waiting: the server may be back later.
+            FsError::Unanswered { .. } => libc::ETIMEDOUT,
+            // Applications treat EIO on data as "don't trust this file", ETIMEDOUT they often don't know at all.
+            FsError::Data { .. } => libc::EIO,
+            FsError::Stale(_) => libc::ESTALE,
+            FsError::Denied(_) => libc::EACCES,
+            FsError::NotBuilt(_) => libc::EOPNOTSUPP,
+            FsError::BadHandle(_) => libc::EBADF,
+            FsError::NameTooLong(_) => libc::ENAMETOOLONG,
+            FsError::FileTooLarge => libc::EFBIG,
+            FsError::Invalid(_) => libc::EINVAL,
+            FsError::Malformed(_) | FsError::Internal(_) | FsError::SessionLost => libc::EIO,
+            FsError::Closed => libc::ESHUTDOWN,
+        }
+    }
+
+    /// On an open handle a missing inode means that it is gone under the application.
+    pub(crate) fn on_handle(self, inode: u64) -> Self {
+        if self == FsError::Answered(libc::ENOENT) { FsError::Stale(inode) } else { self }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_error_has_a_number_and_a_sentence() {
+        let all = [
+            FsError::Answered(libc::ENOTEMPTY),
+            FsError::Unanswered { what: "mkdir".into(), after: Duration::from_secs(60), last: "refused".into() },
+            FsError::Data { inode: 7, what: "read", after: Duration::from_secs(60), last: "refused".into() },
+            FsError::Stale(7),
+            FsError::Denied("revoked".into()),
+            FsError::NotBuilt("locks".into()),
+            FsError::BadHandle(1),
+            FsError::NameTooLong(300),
+            FsError::FileTooLarge,
+            FsError::Invalid("x".into()),
+            FsError::Malformed("x".into()),
+            FsError::Internal("x".into()),
+            FsError::SessionLost,
+            FsError::Closed,
+        ];
+        for error in all {
+            assert!(error.errno() > 0 && error.to_string().len() > 10, "{error:?}");
+        }
+        assert_eq!(FsError::Answered(libc::ENOENT).on_handle(9), FsError::Stale(9));
+    }
+}

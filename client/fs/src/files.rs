@@ -1,0 +1,352 @@
+//! Open files: handles, reads, writes.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use mooseng_wire::fs::fs_reply::Reply;
+use mooseng_wire::fs::fs_request::Op;
+use mooseng_wire::fs::{Attr, Caller, Create, Open, Release, SetAttr, Write, WritePiece, write_piece};
+use mooseng_wire::{FILE_SIZE_MAX, INLINE_EXTENT_BYTES_MAX, INLINE_FILE_BYTES_MAX};
+use tokio::time::Instant;
+
+use crate::atime;
+use crate::error::FsError;
+use crate::fs::{FileSystem, daemon};
+use crate::opens::OpenInodeState;
+use crate::read::{Pattern, unexpected};
+
+/// Names an open file to the client.
+pub type HandleId = u64;
+
+/// An opened file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Opened {
+    /// For reads, writes and the release.
+    pub handle: HandleId,
+    /// The attributes, if the master sent them along.
+    pub attr: Option<Attr>,
+}
+
+/// A created, or opened, file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Created {
+    /// For reads, writes and the release.
+    pub handle: HandleId,
+    /// The attributes.
+    pub attr: Attr,
+    /// False if the file existed.
+    pub created: bool,
+}
+
+/// Where a write goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WriteMode {
+    /// To the end of the file if the handle was opened with O_APPEND, to the offset otherwise.
+    #[default]
+    AsOpened,
+    /// To the offset, also on a handle opened with O_APPEND (pages written back from a shared mapping).
+    At,
+    /// To the end of the file.
+    Append,
+}
+
+/// How a write is done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WriteOptions {
+    /// Where it goes.
+    pub mode: WriteMode,
+    /// Clears setuid and setgid, as a write by an unprivileged user does.
+    pub kill_suidgid: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Handle {
+    pub inode: u64,
+    flags: i32,
+    state: Arc<OpenInodeState>,
+    pattern: Mutex<Pattern>,
+}
+
+/// Open handles by number.
+#[derive(Debug, Default)]
+pub(crate) struct Handles {
+    last: AtomicU64,
+    by_id: Mutex<BTreeMap<HandleId, Arc<Handle>>>,
+}
+
+impl Handles {
+    fn map<T>(&self, f: impl FnOnce(&mut BTreeMap<HandleId, Arc<Handle>>) -> T) -> T {
+        f(&mut self.by_id.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+    fn add(&self, handle: Handle) -> HandleId {
+        let id = self.last.fetch_add(1, Ordering::Relaxed) + 1;
+        self.map(|map| map.insert(id, Arc::new(handle)));
+        id
+    }
+    fn get(&self, id: HandleId) -> Result<Arc<Handle>, FsError> {
+        self.map(|map| map.get(&id).cloned()).ok_or(FsError::BadHandle(id))
+    }
+}
+
+/// Counts an open back when the future that was to complete it is dropped.
+struct Registration {
+    fs: FileSystem,
+    inode: u64,
+    state: Arc<OpenInodeState>,
+    kept: bool,
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        if !self.kept && self.fs.inner.opens.remove(self.inode) {
+            let (fs, inode) = (self.fs.clone(), self.inode);
+            self.fs.inner.region.spawn(async move { fs.released(inode).await });
+        }
+    }
+}
+
+impl FileSystem {
+    /// Opens a file. `flags` as open(2) has them; O_CREAT is [`Self::create`]'s.
+    pub async fn open(&self, caller: &Caller, inode: u64, flags: i32) -> Result<Opened, FsError> {
+        let (registration, attr) = self.register(caller, inode, flags).await?;
+        let truncate = flags & libc::O_TRUNC != 0 && flags & libc::O_ACCMODE != libc::O_RDONLY;
+        let attr = if truncate {
+            let change = SetAttr { inode, size: Some(0), by_handle: true, kill_suidgid: caller.uid != 0, ..SetAttr::default() };
+            Some(self.setattr(caller, change).await.map_err(|e| e.on_handle(inode))?)
+        } else {
+            attr
+        };
+        Ok(Opened { handle: self.keep(registration, flags), attr })
+    }
+
+    /// Opens the file `name`, which is made if it doesn't exist. `flags` as open(2) has them: O_EXCL and O_TRUNC count.
+    pub async fn create(&self, caller: &Caller, parent: u64, name: &[u8], mode: u32, flags: i32) -> Result<Created, FsError> {
+        let name = crate::fs::checked(name)?;
+        let exclusive = flags & libc::O_EXCL != 0;
+        let truncate = flags & libc::O_TRUNC != 0 && flags & libc::O_ACCMODE != libc::O_RDONLY;
+        let deadline = Instant::now() + self.inner.region.patience();
+        loop {
+            let op = Op::Create(Create { parent, name: name.clone(), mode, exclusive, truncate });
+            let (attr, created) = match self.inner.region.change(caller, op).await? {
+                Reply::Created(reply) => (reply.attr.ok_or_else(|| FsError::Malformed("no attributes in the answer to create".into()))?, reply.created),
+                other => return Err(unexpected("create", &other)),
+            };
+            // Who made the file may open it whatever its mode says.
+            let registrar = if created { &daemon() } else { caller };
+            match self.register(registrar, attr.inode, flags & !libc::O_TRUNC).await {
+                Ok((registration, _)) => {
+                    registration.state.set_size(attr.size);
+                    return Ok(Created { handle: self.keep(registration, flags), attr, created });
+                }
+                // Somebody removed the file between the two steps: for us it never existed.
+                Err(FsError::Answered(libc::ENOENT | libc::ESTALE)) if !exclusive && Instant::now() < deadline => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn register(&self, caller: &Caller, inode: u64, flags: i32) -> Result<(Registration, Option<Attr>), FsError> {
+        let inner = &self.inner;
+        let registration = Registration { fs: self.clone(), inode, state: inner.opens.add(inode), kept: false };
+        let state = registration.state.clone();
+        let _gate = state.gate.lock().await;
+        // The kernel has checked permissions, and the inode is held open already: nothing is left to ask.
+        if caller.kernel_checked && state.told() > 0 {
+            return Ok((registration, None));
+        }
+        let mut attempt = |sent: bool| if sent { state.telling() } else { state.not_told() };
+        let reply = inner.region.counted_read(caller, Op::Open(Open { inode, flags: flags as u32 }), &mut attempt).await?;
+        let attr = match reply {
+            Reply::Entry(entry) => entry.attr,
+            Reply::Done(_) => None,
+            other => {
+                // Refused: the master counts nothing.
+                state.not_told();
+                return Err(unexpected("open", &other));
+            }
+        };
+        if let Some(attr) = &attr {
+            state.set_size(attr.size);
+        }
+        drop(_gate);
+        Ok((registration, attr))
+    }
+
+    fn keep(&self, mut registration: Registration, flags: i32) -> HandleId {
+        registration.kept = true;
+        let state = registration.state.clone();
+        self.inner.handles.add(Handle { inode: registration.inode, flags, state, pattern: Mutex::default() })
+    }
+
+    /// The inode behind a handle.
+    pub fn inode_of(&self, handle: HandleId) -> Result<u64, FsError> {
+        Ok(self.inner.handles.get(handle)?.inode)
+    }
+
+    /// Closes a handle. The last one of an inode seals its chunk and lets an unlinked file go.
+    pub async fn release(&self, handle: HandleId) -> Result<(), FsError> {
+        let handle = self.inner.handles.map(|map| map.remove(&handle)).ok_or(FsError::BadHandle(handle))?;
+        if self.inner.opens.remove(handle.inode) {
+            // Goes on when the caller stops waiting.
+            let (fs, inode) = (self.clone(), handle.inode);
+            let released = tokio::spawn(async move { fs.released(inode).await });
+            released.await.map_err(|e| FsError::Internal(format!("releasing inode {}: {e}", handle.inode)))?;
+        }
+        Ok(())
+    }
+
+    async fn released(&self, inode: u64) {
+        let inner = &self.inner;
+        let Some(state) = inner.opens.get(inode) else { return };
+        let _gate = state.gate.lock().await;
+        if state.local() > 0 {
+            return;
+        }
+        inner.appenders.close(&daemon(), inode).await;
+        for _ in 0..state.take_told() {
+            match inner.region.read(&daemon(), Op::Release(Release { inode })).await {
+                Ok(Reply::Errno(errno)) => tracing::debug!(inode, errno, "a release was refused"),
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::debug!(inode, %error, "a release wasn't answered; the next session declares its opens anew");
+                    break;
+                }
+            }
+        }
+        inner.opens.forget(inode);
+    }
+
+    /// Reads up to `length` bytes at `offset`; fewer only at the end of the file.
+    pub async fn read(&self, caller: &Caller, handle: HandleId, offset: u64, length: u32) -> Result<Bytes, FsError> {
+        let inner = &self.inner;
+        let open = inner.handles.get(handle)?;
+        if open.flags & libc::O_ACCMODE == libc::O_WRONLY {
+            return Err(FsError::BadHandle(handle));
+        }
+        // Opening was the permission to read: chmod and unlink don't take it back.
+        let caller = Caller { kernel_checked: true, ..caller.clone() };
+        let (bytes, attr) = inner.reader.read(&caller, open.inode, offset, length.into(), &open.pattern).await.map_err(|e| e.on_handle(open.inode))?;
+        if let Some(attr) = attr {
+            open.state.set_size(attr.size);
+            let now = inner.session.clock.unix_ns();
+            if inner.session.config.atime && open.flags & libc::O_NOATIME == 0 && atime::moves(&attr, now) {
+                inner.touches.add(open.inode, now);
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// Writes `data` at `offset`, or at the end of the file for a handle opened with O_APPEND; durable when answered.
+    /// Answers where the data begins and the attributes afterwards.
+    pub async fn write(&self, caller: &Caller, handle: HandleId, offset: u64, data: Bytes, options: WriteOptions) -> Result<(u64, Option<Attr>), FsError> {
+        let started = Instant::now();
+        let inner = &self.inner;
+        let open = inner.handles.get(handle)?;
+        if open.flags & libc::O_ACCMODE == libc::O_RDONLY {
+            return Err(FsError::BadHandle(handle));
+        }
+        let kill_suidgid = options.kill_suidgid;
+        let append = match options.mode {
+            WriteMode::AsOpened => open.flags & libc::O_APPEND != 0,
+            WriteMode::At => false,
+            WriteMode::Append => true,
+        };
+        if data.is_empty() {
+            return Ok((offset, None));
+        }
+        let caller = Caller { kernel_checked: true, ..caller.clone() };
+        let size = match open.state.size() {
+            Some(size) => size,
+            None => self.getattr(&caller, open.inode).await.map_err(|e| e.on_handle(open.inode))?.size,
+        };
+        let offset = if append { size } else { offset };
+        let length = data.len() as u64;
+        let end = offset.checked_add(length).filter(|&end| end <= FILE_SIZE_MAX).ok_or(FsError::FileTooLarge)?;
+        let inline = end.max(size) <= INLINE_FILE_BYTES_MAX;
+        let mut outcome = self.write_once(&caller, &open, offset, data.clone(), append, inline, kill_suidgid).await;
+        if inline && matches!(outcome, Err(FsError::Answered(libc::EINVAL | libc::EFBIG | libc::EMSGSIZE) | FsError::Invalid(_))) {
+            // The size was a hint, and somebody else has made the file larger than inline data may be.
+            outcome = self.write_once(&caller, &open, offset, data, append, false, kill_suidgid).await;
+        }
+        let (at, attr) = outcome.map_err(|e| e.on_handle(open.inode))?;
+        open.state.set_size(attr.as_ref().map_or(end.max(size), |attr| attr.size));
+        inner.region.counters.took("write", started.elapsed());
+        Ok((at, attr))
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the parts of one write, used once above")]
+    async fn write_once(
+        &self, caller: &Caller, open: &Handle, offset: u64, data: Bytes, append: bool, inline: bool, kill_suidgid: bool,
+    ) -> Result<(u64, Option<Attr>), FsError> {
+        let pieces = if inline { inline_pieces(offset, &data) } else { self.run_pieces(caller, open.inode, offset, data).await? };
+        let write = Write { inode: open.inode, pieces, append, kill_suidgid };
+        match self.inner.region.change(caller, Op::Write(write)).await? {
+            Reply::Written(written) => Ok((if append { written.offset } else { offset }, written.attr)),
+            other => Err(unexpected("write", &other)),
+        }
+    }
+
+    async fn run_pieces(&self, caller: &Caller, inode: u64, offset: u64, data: Bytes) -> Result<Vec<WritePiece>, FsError> {
+        let runs = self.inner.appenders.append(caller, inode, data).await?;
+        let mut at = offset;
+        Ok(runs
+            .into_iter()
+            .map(|run| {
+                let piece_at = at;
+                at += run.length;
+                WritePiece { offset: piece_at, data: Some(write_piece::Data::Run(run)) }
+            })
+            .collect())
+    }
+
+    /// What close(2) calls, once for each descriptor. Writes are durable already when they are answered.
+    pub async fn flush(&self, handle: HandleId) -> Result<(), FsError> {
+        self.inner.handles.get(handle).map(|_| ())
+    }
+
+    /// Makes everything written through any handle of the file durable. Writes are durable already when they are answered.
+    pub async fn fsync(&self, handle: HandleId, _data_only: bool) -> Result<(), FsError> {
+        self.inner.handles.get(handle).map(|_| ())
+    }
+
+    /// Makes a directory's changes durable. They are already when they are answered.
+    pub async fn fsync_directory(&self, _inode: u64) -> Result<(), FsError> {
+        Ok(())
+    }
+}
+
+/// Cuts data at multiples of the largest inline extent, so that rewritten parts of a file meet the extents that they replace.
+fn inline_pieces(offset: u64, data: &Bytes) -> Vec<WritePiece> {
+    let mut pieces = Vec::new();
+    let mut rest = data.clone();
+    let mut at = offset;
+    while !rest.is_empty() {
+        let room = INLINE_EXTENT_BYTES_MAX - at % INLINE_EXTENT_BYTES_MAX;
+        let piece = rest.split_to(rest.len().min(room as usize));
+        let length = piece.len() as u64;
+        pieces.push(WritePiece { offset: at, data: Some(write_piece::Data::Inline(piece)) });
+        at += length;
+    }
+    pieces
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn inline_data_is_cut_at_fixed_borders() {
+        let data = Bytes::from(vec![1; 40_000]);
+        let pieces = inline_pieces(10_000, &data);
+        let cuts: Vec<(u64, usize)> = pieces
+            .iter()
+            .map(|p| match &p.data {
+                Some(write_piece::Data::Inline(bytes)) => (p.offset, bytes.len()),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(cuts, [(10_000, 6_384), (16_384, 16_384), (32_768, 16_384), (49_152, 848)]);
+    }
+}

@@ -1,0 +1,397 @@
+//! The filesystem: names, attributes, directories. Open files are in [`crate::files`].
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use mooseng_ports::clock::Clock;
+//use mooseng_transport::Network;
+use mooseng_wire::fs::fs_reply::Reply;
+use mooseng_wire::fs::fs_request::Op;
+use mooseng_wire::fs::{
+    Access, Attr, Caller, Describe, Description, DirPage, FileKind, FsStat, GetAttr, GetXattr, Link, ListXattr, Lookup, Mkdir, Mknod, ReadDir, ReadLink,
+    RemoveXattr, Rename, Rmdir, Seek, SeekWhence, SetAttr, SetXattr, StatFs, Symlink, TouchAtime, Unlink,
+};
+use mooseng_wire::{FILE_SIZE_MAX, NAME_BYTES_MAX, SYMLINK_BYTES_MAX};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::append::Appenders;
+use crate::atime::Touches;
+use crate::chunkservers::Chunkservers;
+use crate::config::ClientConfig;
+use crate::error::FsError;
+use crate::files::Handles;
+use crate::opens::Opens;
+//use crate::links::LinkPeers;
+use crate::peers::Peers;
+use crate::read::{Reader, unexpected};
+use crate::region::Region;
+use crate::session::Session;
+use crate::status::{FsStatus, Latency};
+
+/// A mounted region. Cheap to clone; the last clone dropped ends its background work (use [`Self::close`] to end the session, too).
+#[derive(Clone)]
+pub struct FileSystem {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub session: Arc<Session>,
+    pub region: Arc<Region>,
+    pub opens: Arc<Opens>,
+    pub handles: Handles,
+    pub chunkservers: Arc<Chunkservers>,
+    pub reader: Reader,
+    pub appenders: Appenders,
+    pub touches: Arc<Touches>,
+    shutdown: CancellationToken,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
+
+/// What a rename may do to an existing target.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RenameMode {
+    /// Replaces it.
+    #[default]
+    Replace,
+    /// Fails with EEXIST.
+    NoReplace,
+    /// Swaps the two.
+    Exchange,
+}
+
+impl FileSystem {
+    /// Connects to the region and opens a session; waits for it for `connect_timeout`.
+    pub async fn connect(config: ClientConfig, network: Arc<dyn Peers>, clock: Arc<dyn Clock>) -> Result<Self, FsError> {
+        Self::connect_through(config, network, clock).await
+    }
+
+    /// [`Self::connect`] through any implementation of the port to other daemons.
+    pub async fn connect_through(config: ClientConfig, peers: Arc<dyn Peers>, clock: Arc<dyn Clock>) -> Result<Self, FsError> {
+        let fs = Self::start_through(config, peers, clock)?;
+        let patience = fs.inner.session.config.connect_timeout;
+        match fs.inner.session.seat(0, Instant::now() + patience).await {
+            Some(_) => Ok(fs),
+            None => Err(FsError::Unanswered { what: "opening a session with the region".into(), after: patience, last: fs.inner.session.last_error() }),
+        }
+    }
+
+    /// Starts without waiting: operations wait for the session instead. Must be called inside a tokio runtime.
+    pub fn start(config: ClientConfig, network: Arc<dyn Peers>, clock: Arc<dyn Clock>) -> Result<Self, FsError> {
+        Self::start_through(config, network, clock)
+    }
+
+    fn start_through(config: ClientConfig, peers: Arc<dyn Peers>, clock: Arc<dyn Clock>) -> Result<Self, FsError> {
+        config.validate().map_err(FsError::Invalid)?;
+        let shutdown = CancellationToken::new();
+        let opens = Arc::new(Opens::default());
+        let session = Session::new(config, peers.clone(), clock, opens.clone(), shutdown.clone());
+        let region = Region::new(session.clone());
+        let chunkservers = Arc::new(Chunkservers::new(peers, session.config.zone.clone(), session.config.hedge_after));
+        let touches = Arc::new(Touches::default());
+        tokio::spawn(session.clone().keep());
+        tokio::spawn(send_touches(region.clone(), touches.clone(), shutdown.clone()));
+        let inner = Inner {
+            reader: Reader::new(region.clone(), chunkservers.clone()),
+            appenders: Appenders::new(region.clone(), chunkservers.clone()),
+            handles: Handles::default(),
+            session,
+            region,
+            opens,
+            chunkservers,
+            touches,
+            shutdown,
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// The root directory's inode.
+    pub fn root(&self) -> u64 {
+        self.inner.session.root()
+    }
+
+    /// What this client knows about itself.
+    pub fn status(&self) -> FsStatus {
+        let inner = &self.inner;
+        let view = inner.session.view();
+        let counts = inner.region.counters.get();
+        FsStatus {
+            session: view.session,
+            incarnation: view.incarnation,
+            custody_epoch: view.custody_epoch,
+            lease_left_ms: view.lease_left.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX)),
+            leader: view.leader,
+            lapses: view.lapses,
+            leader_changes: view.leader_changes,
+            unanswered: inner.region.unanswered(),
+            open_inodes: inner.opens.len(),
+            open_chunks: inner.appenders.open_chunks(),
+            cache_bytes: inner.reader.cache.bytes(),
+            retries: counts.retries,
+            timeouts: counts.timeouts,
+            chunks_replaced: counts.chunks_replaced,
+            corrupt_replicas: counts.corrupt_replicas,
+            hedges: counts.hedges,
+            latencies: counts.latencies.into_iter().map(|(name, latency): (&str, Latency)| (name.to_owned(), latency)).collect(),
+            chunkservers: inner.chunkservers.view(),
+            last_error: view.last_error,
+        }
+    }
+
+    /// Whether this client can serve: it holds a lease and is connected to a leader. The reason if not, in a sentence.
+    pub fn ready(&self) -> Result<(), String> {
+        let view = self.inner.session.view();
+        let why = if view.last_error.is_empty() { "no master has answered yet".to_owned() } else { view.last_error };
+        // A renewal comes every two seconds: a lease that is more than half spent means that several were missed.
+        match (view.lease_left, view.leader) {
+            (None, _) => Err(format!("the mount has no lease: {why}")),
+            (Some(_), None) => Err(format!("the mount is looking for the region's leader: {why}")),
+            (Some(_), Some(_)) => Ok(()),
+        }
+    }
+
+    /// Seals open chunks, sends what is pending and ends the session. Operations fail from then on.
+    pub async fn close(&self) {
+        let inner = &self.inner;
+        let patience = inner.session.config.retry_timeout.min(std::time::Duration::from_secs(5));
+        let tidy = async {
+            inner.appenders.close_all(&daemon()).await;
+            flush_touches(&inner.region, &inner.touches).await;
+            inner.session.close().await
+        };
+        match tokio::time::timeout(patience, tidy).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::info!(%error, "the session couldn't be closed; it ends with its lease"),
+            Err(_) => tracing::info!("the region didn't answer; the session ends with its lease"),
+        }
+        inner.shutdown.cancel();
+    }
+
+    // ---- names ----
+
+    /// The entry `name` of a directory.
+    pub async fn lookup(&self, caller: &Caller, parent: u64, name: &[u8]) -> Result<Attr, FsError> {
+        let name = checked(name)?;
+        self.attr_read(caller, "lookup", Op::Lookup(Lookup { parent, name })).await
+    }
+
+    /// An inode's attributes.
+    pub async fn getattr(&self, caller: &Caller, inode: u64) -> Result<Attr, FsError> {
+        self.attr_read(caller, "getattr", Op::GetAttr(GetAttr { inode })).await
+    }
+
+    /// Changes attributes, the size included.
+    pub async fn setattr(&self, caller: &Caller, change: SetAttr) -> Result<Attr, FsError> {
+        if change.size.is_some_and(|size| size > FILE_SIZE_MAX) {
+            return Err(FsError::FileTooLarge);
+        }
+        if change.atime_ns.is_some() || change.atime_now {
+            self.inner.touches.drop_inode(change.inode);
+        }
+        self.attr_change(caller, "setattr", Op::SetAttr(change)).await
+    }
+
+    /// Makes a file, fifo, socket or device.
+    pub async fn mknod(&self, caller: &Caller, parent: u64, name: &[u8], kind: FileKind, mode: u32, rdev: u32) -> Result<Attr, FsError> {
+        let name = checked(name)?;
+        self.attr_change(caller, "mknod", Op::Mknod(Mknod { parent, name, kind: kind.into(), mode, rdev })).await
+    }
+
+    /// Makes a directory.
+    pub async fn mkdir(&self, caller: &Caller, parent: u64, name: &[u8], mode: u32) -> Result<Attr, FsError> {
+        let name = checked(name)?;
+        self.attr_change(caller, "mkdir", Op::Mkdir(Mkdir { parent, name, mode })).await
+    }
+
+    /// Makes a symbolic link.
+    pub async fn symlink(&self, caller: &Caller, parent: u64, name: &[u8], target: &[u8]) -> Result<Attr, FsError> {
+        let name = checked(name)?;
+        if target.len() > SYMLINK_BYTES_MAX {
+            return Err(FsError::NameTooLong(target.len()));
+        }
+        self.attr_change(caller, "symlink", Op::Symlink(Symlink { parent, name, target: Bytes::copy_from_slice(target) })).await
+    }
+
+    /// A symbolic link's target.
+    pub async fn readlink(&self, caller: &Caller, inode: u64) -> Result<Bytes, FsError> {
+        match self.inner.region.read(caller, Op::ReadLink(ReadLink { inode })).await? {
+            Reply::Value(value) => Ok(value.value),
+            other => Err(unexpected("readlink", &other)),
+        }
+    }
+
+    /// Makes a further name for a file.
+    pub async fn link(&self, caller: &Caller, inode: u64, new_parent: u64, new_name: &[u8]) -> Result<Attr, FsError> {
+        let new_name = checked(new_name)?;
+        self.attr_change(caller, "link", Op::Link(Link { inode, new_parent, new_name })).await
+    }
+
+    /// Removes a name.
+    pub async fn unlink(&self, caller: &Caller, parent: u64, name: &[u8]) -> Result<(), FsError> {
+        let name = checked(name)?;
+        self.done(caller, "unlink", Op::Unlink(Unlink { parent, name })).await
+    }
+
+    /// Removes an empty directory.
+    pub async fn rmdir(&self, caller: &Caller, parent: u64, name: &[u8]) -> Result<(), FsError> {
+        let name = checked(name)?;
+        self.done(caller, "rmdir", Op::Rmdir(Rmdir { parent, name })).await
+    }
+
+    /// Renames.
+    pub async fn rename(&self, caller: &Caller, parent: u64, name: &[u8], new_parent: u64, new_name: &[u8], mode: RenameMode) -> Result<(), FsError> {
+        let (name, new_name) = (checked(name)?, checked(new_name)?);
+        let (no_replace, exchange) = (mode == RenameMode::NoReplace, mode == RenameMode::Exchange);
+        self.done(caller, "rename", Op::Rename(Rename { parent, name, new_parent, new_name, no_replace, exchange })).await
+    }
+
+    /// A page of a directory behind `cookie` (0 for its start). "." and ".." aren't in it.
+    pub async fn readdir(&self, caller: &Caller, inode: u64, cookie: u64, entries_max: u32, plus: bool) -> Result<DirPage, FsError> {
+        match self.inner.region.read(caller, Op::ReadDir(ReadDir { inode, cookie, entries_max, plus })).await? {
+            Reply::DirPage(page) => Ok(page),
+            other => Err(unexpected("readdir", &other)),
+        }
+    }
+
+    // ---- the rest ----
+
+    /// Whether the caller may: `mask` of 4 read, 2 write, 1 execute.
+    pub async fn access(&self, caller: &Caller, inode: u64, mask: u32) -> Result<(), FsError> {
+        match self.inner.region.read(caller, Op::Access(Access { inode, mask })).await? {
+            Reply::Done(_) | Reply::Entry(_) => Ok(()),
+            other => Err(unexpected("access", &other)),
+        }
+    }
+
+    /// The next data or hole at or behind `offset`.
+    pub async fn seek(&self, caller: &Caller, inode: u64, offset: u64, whence: SeekWhence) -> Result<u64, FsError> {
+        match self.inner.region.read(caller, Op::Seek(Seek { inode, offset, whence: whence.into() })).await? {
+            Reply::Seek(to) => Ok(to.offset),
+            other => Err(unexpected("seek", &other)),
+        }
+    }
+
+    /// An extended attribute's value.
+    pub async fn getxattr(&self, caller: &Caller, inode: u64, name: &[u8]) -> Result<Bytes, FsError> {
+        match self.inner.region.read(caller, Op::GetXattr(GetXattr { inode, name: Bytes::copy_from_slice(name) })).await? {
+            Reply::Value(value) => Ok(value.value),
+            other => Err(unexpected("getxattr", &other)),
+        }
+    }
+
+    /// The names of an inode's extended attributes.
+    pub async fn listxattr(&self, caller: &Caller, inode: u64) -> Result<Vec<Bytes>, FsError> {
+        match self.inner.region.read(caller, Op::ListXattr(ListXattr { inode })).await? {
+            Reply::Names(names) => Ok(names.names),
+            other => Err(unexpected("listxattr", &other)),
+        }
+    }
+
+    /// Sets an extended attribute. With `create` it must be new, with `replace` it must exist.
+    pub async fn setxattr(&self, caller: &Caller, inode: u64, name: &[u8], value: &[u8], create: bool, replace: bool) -> Result<(), FsError> {
+        let set = SetXattr { inode, name: Bytes::copy_from_slice(name), value: Bytes::copy_from_slice(value), create, replace };
+        self.done(caller, "setxattr", Op::SetXattr(set)).await
+    }
+
+    /// Removes an extended attribute.
+    pub async fn removexattr(&self, caller: &Caller, inode: u64, name: &[u8]) -> Result<(), FsError> {
+        self.done(caller, "removexattr", Op::RemoveXattr(RemoveXattr { inode, name: Bytes::copy_from_slice(name) })).await
+    }
+
+    /// Room and files of the filesystem.
+    pub async fn statfs(&self, caller: &Caller, inode: u64) -> Result<FsStat, FsError> {
+        match self.inner.region.read(caller, Op::StatFs(StatFs { inode })).await? {
+            Reply::StatFs(stat) => Ok(stat),
+            other => Err(unexpected("statfs", &other)),
+        }
+    }
+
+    /// Where an inode's data lies.
+    pub async fn describe(&self, caller: &Caller, inode: u64) -> Result<Description, FsError> {
+        match self.inner.region.read(caller, Op::Describe(Describe { inode })).await? {
+            Reply::Description(description) => Ok(description),
+            other => Err(unexpected("describe", &other)),
+        }
+    }
+
+    // ---- shared ----
+
+    async fn attr_read(&self, caller: &Caller, what: &str, op: Op) -> Result<Attr, FsError> {
+        let reply = self.inner.region.read(caller, op).await?;
+        self.attr_of(what, reply)
+    }
+
+    async fn attr_change(&self, caller: &Caller, what: &str, op: Op) -> Result<Attr, FsError> {
+        let reply = self.inner.region.change(caller, op).await?;
+        self.attr_of(what, reply)
+    }
+
+    fn attr_of(&self, what: &str, reply: Reply) -> Result<Attr, FsError> {
+        let attr = match reply {
+            Reply::Entry(entry) => entry.attr,
+            Reply::Created(created) => created.attr,
+            Reply::Written(written) => written.attr,
+            other => return Err(unexpected(what, &other)),
+        };
+        let attr = attr.ok_or_else(|| FsError::Malformed(format!("no attributes in the answer to {what}")))?;
+        self.inner.opens.saw_size(attr.inode, attr.size);
+        Ok(attr)
+    }
+
+    async fn done(&self, caller: &Caller, what: &str, op: Op) -> Result<(), FsError> {
+        match self.inner.region.change(caller, op).await? {
+            Reply::Done(_) | Reply::Entry(_) => Ok(()),
+            other => Err(unexpected(what, &other)),
+        }
+    }
+}
+
+/// What the client does on its own account.
+pub(crate) fn daemon() -> Caller {
+    Caller { kernel_checked: true, ..Caller::default() }
+}
+
+pub(crate) fn checked(name: &[u8]) -> Result<Bytes, FsError> {
+    if name.len() > NAME_BYTES_MAX {
+        return Err(FsError::NameTooLong(name.len()));
+    }
+    if name.is_empty() || name.contains(&0) || name.contains(&b'/') {
+        return Err(FsError::Invalid("a name is empty or holds a slash or a zero byte".into()));
+    }
+    Ok(Bytes::copy_from_slice(name))
+}
+
+async fn send_touches(region: Arc<Region>, touches: Arc<Touches>, shutdown: CancellationToken) {
+    loop {
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(region.session.config.atime_interval) => {}
+        }
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return,
+            () = flush_touches(&region, &touches) => {}
+        }
+    }
+}
+
+async fn flush_touches(region: &Arc<Region>, touches: &Touches) {
+    loop {
+        let batch = touches.take();
+        if batch.is_empty() {
+            return;
+        }
+        // Never reported to the application.
+        match region.change(&daemon(), Op::TouchAtime(TouchAtime { touches: batch })).await {
+            Ok(Reply::Errno(errno)) => tracing::debug!(errno, "access times weren't updated"),
+            Err(error) => tracing::debug!(%error, "access times weren't updated"),
+            Ok(_) => {}
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! The port to other daemons: one call to one address. [`crate::links`] is it over the transport; tests have others.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use mooseng_wire::Role;
+use mooseng_wire::call::CallError;
+use mooseng_wire::method::Method;
+
+/// Why a call has no answer.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum Failure {
+    /// The request never left.
+    #[error("can't connect: {0}")]
+    NotSent(String),
+    /// It may have been received.
+    #[error("the connection was lost")]
+    Lost,
+    /// It may have been received.
+    #[error("no answer in time")]
+    Timeout,
+    /// The peer answered with an error.
+    #[error("{}: {}", .0.code().as_str_name(), .0.message)]
+    Refused(CallError),
+}
+
+/// An answer's message and the bytes beside it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Answered {
+    /// The encoded message.
+    pub body: Bytes,
+    /// The bytes beside it.
+    pub bulk: Bytes,
+}
+
+/// Calls other daemons.
+#[async_trait]
+pub trait Peers: Send + Sync + 'static {
+    /// Calls the daemon of that role at that address. Calls to one address on one lane arrive in the order in which they were started.
+    async fn call(&self, role: Role, address: &str, method: Method, body: Bytes, bulk: Bytes, timeout: Duration) -> Result<Answered, Failure>;
+}

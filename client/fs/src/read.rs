@@ -1,0 +1,287 @@
+//! Reading: extents, then inline data and chunk runs side by side; read-ahead for handles that read in order.
+//!
+//! An extent map is used within one call only, for no promise keeps it true. What read-ahead leaves behind are blocks of chunks,
+//! which can't change.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::{Bytes, BytesMut};
+use futures::{StreamExt, TryStreamExt, stream};
+use mooseng_wire::BULK_BYTES_MAX;
+use mooseng_wire::fs::fs_reply::Reply;
+use mooseng_wire::fs::fs_request::Op;
+use mooseng_wire::fs::{Attr, Caller, ChunkPlace, ExtentMap, ReadExtents};
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+
+use crate::cache::{BLOCK, BlockCache, Part};
+use crate::chunkservers::Chunkservers;
+use crate::error::FsError;
+use crate::plan::{Piece, Source, pieces};
+use crate::region::Region;
+use crate::retry::Backoff;
+
+/// Chunk reads at once for one call.
+const PARALLEL: usize = 8;
+/// Blocks fetched ahead at once, by the whole mount.
+const AHEAD_PARALLEL: usize = 16;
+/// The first window of read-ahead.
+const AHEAD_MIN: u64 = 512 << 10;
+
+/// How a handle reads.
+#[derive(Debug, Default)]
+pub(crate) struct Pattern {
+    next: u64,
+    in_order: u32,
+    window: u64,
+}
+
+impl Pattern {
+    /// A read comes; answers how many bytes behind it to fetch ahead.
+    pub fn read(&mut self, offset: u64, length: u64, window_max: u64) -> u64 {
+        // The kernel reads ahead itself and asynchronously, so neighbours may swap places.
+        let slack = 1 << 20;
+        let ordered = offset <= self.next.saturating_add(slack) && offset.saturating_add(slack) >= self.next;
+        if ordered {
+            self.in_order = self.in_order.saturating_add(1);
+        } else {
+            *self = Self::default();
+        }
+        self.next = self.next.max(offset.saturating_add(length));
+        if !ordered {
+            self.next = offset.saturating_add(length);
+        }
+        // One small read at the start of a file (a header, a magic number) isn't a reason to read ahead yet.
+        if self.in_order >= 2 {
+            self.window = (self.window * 2).clamp(AHEAD_MIN, window_max.max(AHEAD_MIN));
+        }
+        self.window.min(window_max)
+    }
+}
+
+/// Reads files.
+pub(crate) struct Reader {
+    pub region: Arc<Region>,
+    pub chunkservers: Arc<Chunkservers>,
+    pub cache: Arc<BlockCache>,
+    pub ahead: Arc<Semaphore>,
+    pub ahead_bytes: u64,
+}
+
+impl Reader {
+    pub fn new(region: Arc<Region>, chunkservers: Arc<Chunkservers>) -> Self {
+        let config = &region.session.config;
+        let cache = Arc::new(BlockCache::new(config.cache_bytes));
+        // Read-ahead beyond half of the cache would push out its own blocks.
+        let ahead_bytes = config.read_ahead_bytes.min(config.cache_bytes as u64 / 2);
+        Self { region, chunkservers, cache, ahead: Arc::new(Semaphore::new(AHEAD_PARALLEL)), ahead_bytes }
+    }
+
+    /// Reads up to `length` bytes; fewer at the end of the file. Answers the attributes, too, if they came along.
+    pub async fn read(&self, caller: &Caller, inode: u64, mut offset: u64, mut length: u64, pattern: &Mutex<Pattern>) -> Result<(Bytes, Option<Attr>), FsError> {
+        let started = Instant::now();
+        let patience = self.region.patience();
+        let ahead = pattern.lock().unwrap_or_else(PoisonError::into_inner).read(offset, length, self.ahead_bytes);
+        let mut backoff = Backoff::default();
+        let mut before = BytesMut::new();
+        loop {
+            let map = self.extents(caller, inode, offset, length.saturating_add(ahead)).await?;
+            // Behind `covered` the map says nothing; an older master covers all that was asked for, and leaves the field out.
+            let covered = if map.covered == 0 { u64::MAX } else { map.covered };
+            let known = length.min(covered.saturating_sub(offset));
+            let (total, found) = pieces(&map, offset, known)?;
+            let places: BTreeMap<u64, &ChunkPlace> = map.chunks.iter().map(|place| (place.chunk, place)).collect();
+            let last = match self.fetch(&found, &places, total, ahead > 0).await {
+                Ok(bytes) if known < length && offset.saturating_add(total) < map.size => {
+                    if total == 0 {
+                        return Err(FsError::Malformed(format!("an extent map for offset {offset} that covers nothing")));
+                    }
+                    // Too many extents for one answer: the rest comes with the next.
+                    before.extend_from_slice(&bytes);
+                    offset += total;
+                    length -= total;
+                    continue;
+                }
+                Ok(bytes) => {
+                    if ahead > 0 {
+                        let from = offset.saturating_add(length);
+                        self.fetch_ahead(&map, from, ahead.min(covered.saturating_sub(from)))?;
+                    }
+                    self.region.counters.took("read", started.elapsed());
+                    if before.is_empty() {
+                        return Ok((bytes, map.attr));
+                    }
+                    before.extend_from_slice(&bytes);
+                    return Ok((before.freeze(), map.attr));
+                }
+                Err(last) => last,
+            };
+            // Every known copy failed. The map may be out of date by now (a repair, a rewrite), its tickets too: ask again.
+            let pause = self.region.session.pause(&mut backoff);
+            if started.elapsed() + pause >= patience {
+                self.region.counters.update(|c| c.timeouts += 1);
+                return Err(FsError::Data { inode, what: "read", after: patience, last });
+            }
+            tracing::debug!(inode, offset, length, error = %last, "a read failed on every replica; trying again");
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    async fn extents(&self, caller: &Caller, inode: u64, offset: u64, length: u64) -> Result<ExtentMap, FsError> {
+        match self.region.read(caller, Op::ReadExtents(ReadExtents { inode, offset, length })).await? {
+            Reply::Extents(map) => Ok(map),
+            other => Err(unexpected("read_extents", &other)),
+        }
+    }
+
+    async fn fetch(&self, found: &[Piece], places: &BTreeMap<u64, &ChunkPlace>, total: u64, in_order: bool) -> Result<Bytes, String> {
+        let total = usize::try_from(total).map_err(|_| "a read of more bytes than memory".to_owned())?;
+        let runs: Vec<(u64, u64, u64, u64)> = found
+            .iter()
+            .filter_map(|piece| match piece.source {
+                Source::Chunk { chunk, offset } => Some((piece.at, chunk, offset, piece.length)),
+                Source::Inline(_) => None,
+            })
+            .flat_map(|(at, chunk, offset, length)| split(offset, length).map(move |(from, len)| (at + (from - offset), chunk, from, len)))
+            .collect();
+        // The common case: one piece is the whole answer, and isn't copied.
+        if let [piece] = found
+            && piece.at == 0
+            && piece.length == total as u64
+        {
+            match &piece.source {
+                Source::Inline(bytes) => return Ok(bytes.clone()),
+                Source::Chunk { .. } if runs.len() == 1 => {
+                    let (_, chunk, offset, length) = runs[0];
+                    return self.part(place_of(places, chunk)?, offset, length, in_order).await;
+                }
+                Source::Chunk { .. } => {}
+            }
+        }
+        let fetched: Vec<(u64, Bytes)> = stream::iter(runs)
+            .map(|(at, chunk, offset, length)| async move {
+                let bytes = self.part(place_of(places, chunk)?, offset, length, in_order).await?;
+                Ok::<_, String>((at, bytes))
+            })
+            .buffer_unordered(PARALLEL)
+            .try_collect()
+            .await?;
+        let mut answer = BytesMut::zeroed(total);
+        let inline = found.iter().filter_map(|piece| match &piece.source {
+            Source::Inline(bytes) => Some((piece.at, bytes.clone())),
+            Source::Chunk { .. } => None,
+        });
+        for (at, bytes) in fetched.into_iter().chain(inline) {
+            let at = at as usize;
+            answer[at..at + bytes.len()].copy_from_slice(&bytes);
+        }
+        Ok(answer.freeze())
+    }
+
+    /// A range that doesn't cross a block's border.
+    async fn part(&self, place: &ChunkPlace, offset: u64, length: u64, in_order: bool) -> Result<Bytes, String> {
+        if let Some(bytes) = self.cache.get(place.chunk, offset, length) {
+            return Ok(bytes);
+        }
+        if in_order {
+            // It may be on its way already.
+            let slot = self.cache.slot(place.chunk, offset, length);
+            let part = slot
+                .get_or_try_init(|| async {
+                    let bytes = self.chunkservers.read(place, offset, length as u32, &self.region.counters).await?;
+                    Ok::<_, String>(Part { start: offset, bytes })
+                })
+                .await?;
+            if let Some(bytes) = part.get(offset, length) {
+                return Ok(bytes);
+            }
+        }
+        self.chunkservers.read(place, offset, length as u32, &self.region.counters).await
+    }
+
+    /// Starts to fetch the blocks of [from, from + length) into the cache.
+    fn fetch_ahead(&self, map: &ExtentMap, from: u64, length: u64) -> Result<(), FsError> {
+        let (_, found) = pieces(map, from, length)?;
+        for piece in found {
+            let Source::Chunk { chunk, offset } = piece.source else { continue };
+            let Some(place) = map.chunks.iter().find(|place| place.chunk == chunk) else { continue };
+            for (start, len) in split(offset, piece.length) {
+                if self.cache.get(chunk, start, len).is_some() {
+                    continue;
+                }
+                let slot = self.cache.slot(chunk, start, len);
+                if slot.initialized() {
+                    continue;
+                }
+                // No permit: enough is on its way.
+                let Ok(permit) = self.ahead.clone().try_acquire_owned() else { return Ok(()) };
+                let (chunkservers, region, place) = (self.chunkservers.clone(), self.region.clone(), place.clone());
+                tokio::spawn(async move {
+                    let _permit = permit;
+                    let fetched = slot
+                        .get_or_try_init(|| async {
+                            let bytes = chunkservers.read(&place, start, len as u32, &region.counters).await?;
+                            Ok::<_, String>(Part { start, bytes })
+                        })
+                        .await;
+                    if let Err(error) = fetched {
+                        tracing::debug!(chunk = place.chunk, start, %error, "read-ahead failed; the read itself will tell");
+                    }
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn place_of<'a>(places: &BTreeMap<u64, &'a ChunkPlace>, chunk: u64) -> Result<&'a ChunkPlace, String> {
+    places.get(&chunk).copied().ok_or_else(|| format!("the region didn't say where chunk {chunk} lies"))
+}
+
+/// Cuts a run at the borders of blocks.
+fn split(offset: u64, length: u64) -> impl Iterator<Item = (u64, u64)> {
+    const { assert!(BLOCK <= BULK_BYTES_MAX as u64) };
+    let end = offset.saturating_add(length);
+    let mut at = offset;
+    std::iter::from_fn(move || {
+        (at < end).then(|| {
+            let from = at;
+            at = end.min((from / BLOCK + 1) * BLOCK);
+            (from, at - from)
+        })
+    })
+}
+
+/// A reply of the wrong kind.
+pub(crate) fn unexpected(what: &str, reply: &Reply) -> FsError {
+    match reply {
+        Reply::Errno(errno) => FsError::Answered(i32::try_from(*errno).ok().filter(|&e| e > 0).unwrap_or(libc::EIO)),
+        _ => FsError::Malformed(format!("a reply of another kind to {what}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_are_split_at_blocks() {
+        assert_eq!(split(BLOCK - 10, 20).collect::<Vec<_>>(), [(BLOCK - 10, 10), (BLOCK, 10)]);
+        assert_eq!(split(0, BLOCK).collect::<Vec<_>>(), [(0, BLOCK)]);
+        assert_eq!(split(5, 0).count(), 0);
+    }
+
+    #[test]
+    fn reading_in_order_opens_the_window_and_jumping_closes_it() {
+        let mut pattern = Pattern::default();
+        assert_eq!(pattern.read(0, 4096, 8 << 20), 0);
+        assert_eq!(pattern.read(4096, 4096, 8 << 20), AHEAD_MIN);
+        assert_eq!(pattern.read(8192, 4096, 8 << 20), 2 * AHEAD_MIN);
+        for n in 3..20u64 {
+            assert!(pattern.read(n * 4096, 4096, 8 << 20) <= 8 << 20);
+        }
+        assert_eq!(pattern.read(1 << 40, 4096, 8 << 20), 0);
+        assert_eq!(pattern.read(7, 4096, 0), 0);
+    }
+}

@@ -1,0 +1,404 @@
+//! Requests to the region: numbering, retries, exactly-once.
+//!
+//! A change keeps its number through every retry, so that the region answers a repeated one with the first outcome. A change
+//! whose caller stops waiting is settled in the background until its retry time is over; only then is its number given up. From
+//! then on `oldest_unanswered` lies above it, and the region refuses it: an abandoned change can't happen later.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use mooseng_wire::Role;
+use mooseng_wire::call::{CallError, ErrorCode};
+use mooseng_wire::fs::fs_reply::Reply;
+use mooseng_wire::fs::fs_request::Op;
+use mooseng_wire::fs::{Caller, FsRequest};
+use mooseng_wire::method::Method;
+use mooseng_wire::session::{Request, Response};
+use prost::Message;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::error::FsError;
+use crate::peers::Failure;
+use crate::retry::Backoff;
+use crate::session::{Seat, Session};
+use crate::status::Counters;
+use crate::window::Window;
+
+/// An attempt ends after this long, whatever remains of the retry time.
+const ATTEMPT_MAX: Duration = Duration::from_secs(10);
+/// An inner failure is retried this often.
+const INTERNAL_RETRIES: u32 = 4;
+
+/// The region as a place to send requests to.
+pub(crate) struct Region {
+    pub session: Arc<Session>,
+    pub counters: Counters,
+    window: Mutex<Window>,
+    room: Notify,
+    runtime: tokio::runtime::Handle,
+}
+
+/// One request under way.
+struct Flight {
+    what: &'static str,
+    method: Method,
+    request: FsRequest,
+    /// 0 for reads.
+    number: u64,
+    /// Whose number it is, once it was sent.
+    sent_as: Option<(u64, u64)>,
+    deadline: Instant,
+    patience: Duration,
+}
+
+/// What to do with a failed attempt.
+enum Next {
+    /// Send again.
+    Again,
+    /// It never happened, and under this number it never will: give it a fresh one.
+    Renumber,
+    /// Give up.
+    Fail(FsError),
+}
+
+impl Region {
+    pub fn new(session: Arc<Session>) -> Arc<Self> {
+        Arc::new(Self { session, counters: Counters::default(), window: Mutex::default(), room: Notify::new(), runtime: tokio::runtime::Handle::current() })
+    }
+
+    fn window<T>(&self, f: impl FnOnce(&mut Window) -> T) -> T {
+        f(&mut self.window.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub fn unanswered(&self) -> usize {
+        self.window(|w| w.unanswered())
+    }
+
+    /// How long operations are retried.
+    pub fn patience(&self) -> Duration {
+        self.session.config.retry_timeout
+    }
+
+    /// Runs a read.
+    pub async fn read(&self, caller: &Caller, op: Op) -> Result<Reply, FsError> {
+        let started = Instant::now();
+        let what = name(&op);
+        let patience = self.patience();
+        let mut flight = Flight {
+            what,
+            method: Method::FsRead,
+            request: FsRequest { caller: Some(caller.clone()), op: Some(op) },
+            number: 0,
+            sent_as: None,
+            deadline: started + patience,
+            patience,
+        };
+        let reply = self.fly(&mut flight, &mut |_| {}).await;
+        self.counters.took(what, started.elapsed());
+        reply
+    }
+
+    /// Runs a read whose attempts must be counted (`Open`): `attempt(true)` before each, `attempt(false)` when it certainly had no effect.
+    pub async fn counted_read(&self, caller: &Caller, op: Op, attempt: &mut (dyn FnMut(bool) + Send)) -> Result<Reply, FsError> {
+        let started = Instant::now();
+        let patience = self.patience();
+        let mut flight = Flight {
+            what: name(&op),
+            method: Method::FsRead,
+            request: FsRequest { caller: Some(caller.clone()), op: Some(op) },
+            number: 0,
+            sent_as: None,
+            deadline: started + patience,
+            patience,
+        };
+        self.fly(&mut flight, attempt).await
+    }
+
+    /// Runs a change.
+    pub async fn change(self: &Arc<Self>, caller: &Caller, op: Op) -> Result<Reply, FsError> {
+        self.change_within(caller, op, self.patience()).await
+    }
+
+    /// Runs a change that is given up after `patience`.
+    pub async fn change_within(self: &Arc<Self>, caller: &Caller, op: Op, patience: Duration) -> Result<Reply, FsError> {
+        let started = Instant::now();
+        let what = name(&op);
+        let deadline = started + patience;
+        let number = self.begin(what, deadline, patience).await?;
+        let mut settling = Settling {
+            region: self.clone(),
+            flight: Some(Flight {
+                what,
+                method: Method::FsChange,
+                request: FsRequest { caller: Some(caller.clone()), op: Some(op) },
+                number,
+                sent_as: None,
+                deadline,
+                patience,
+            }),
+        };
+        let reply = match &mut settling.flight {
+            Some(flight) => self.fly(flight, &mut |_| {}).await,
+            None => Err(FsError::Closed),
+        };
+        settling.answered();
+        self.counters.took(what, started.elapsed());
+        reply
+    }
+
+    async fn begin(&self, what: &'static str, deadline: Instant, patience: Duration) -> Result<u64, FsError> {
+        loop {
+            let room = self.room.notified();
+            tokio::pin!(room);
+            room.as_mut().enable();
+            if let Some(number) = self.window(Window::begin) {
+                return Ok(number);
+            }
+            if tokio::time::timeout_at(deadline, room).await.is_err() {
+                return Err(self.unanswered_error(what, patience, "too many changes of this host are unanswered"));
+            }
+        }
+    }
+
+    /// Runs something that outlives its caller; also from where no runtime is entered.
+    pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.runtime.spawn(work);
+    }
+
+    fn finish(&self, number: u64) {
+        if number != 0 {
+            self.window(|w| w.finish(number));
+            self.room.notify_waiters();
+        }
+    }
+
+    fn unanswered_error(&self, what: &'static str, after: Duration, last: &str) -> FsError {
+        if self.session.is_shut_down() {
+            return FsError::Closed;
+        }
+        self.counters.update(|c| c.timeouts += 1);
+        let session = self.session.last_error();
+        let last = if session.is_empty() { last.to_owned() } else { session };
+        FsError::Unanswered { what: what.to_owned(), after, last }
+    }
+
+    /// Sends until there is an answer or the time is over.
+    async fn fly(&self, flight: &mut Flight, attempt: &mut (dyn FnMut(bool) + Send)) -> Result<Reply, FsError> {
+        let mut backoff = Backoff::default();
+        let mut after = 0;
+        let mut last = "no leader is known".to_owned();
+        loop {
+            let Some(seat) = self.session.seat(after, flight.deadline).await else {
+                return Err(self.unanswered_error(flight.what, flight.patience, &last));
+            };
+            if flight.sent_as.is_some_and(|(session, _)| session != seat.session) && flight.number != 0 {
+                return Err(FsError::SessionLost);
+            }
+            attempt(true);
+            let failure = match self.attempt(flight, &seat).await {
+                Ok(reply) => {
+                    self.session.earned();
+                    return Ok(reply);
+                }
+                Err(failure) => failure,
+            };
+            if matches!(failure, Failure::NotSent(_) | Failure::Refused(_)) {
+                attempt(false);
+            }
+            last = format!("{}: {failure}", seat.leader);
+            self.counters.update(|c| c.retries += 1);
+            match self.judge(flight, &seat, failure, &mut backoff, &mut after).await {
+                Next::Again => {}
+                Next::Renumber => {
+                    self.finish(flight.number);
+                    flight.number = 0;
+                    flight.number = self.begin(flight.what, flight.deadline, flight.patience).await?;
+                    flight.sent_as = None;
+                }
+                Next::Fail(error) => return Err(error),
+            }
+            if Instant::now() >= flight.deadline {
+                return Err(self.unanswered_error(flight.what, flight.patience, &last));
+            }
+        }
+    }
+
+    async fn attempt(&self, flight: &mut Flight, seat: &Seat) -> Result<Reply, Failure> {
+        let (session, incarnation) = match flight.sent_as {
+            // A change stays what it was, also when the session has become a new incarnation: old numbers still return their outcomes.
+            Some(as_) if flight.number != 0 => as_,
+            _ => (seat.session, seat.incarnation),
+        };
+        let request = Request {
+            session,
+            incarnation,
+            number: flight.number,
+            oldest_unanswered: self.window(|w| w.oldest_unanswered()),
+            custody_epoch: seat.custody_epoch,
+            op: Some(flight.request.clone()),
+        };
+        let before = flight.sent_as.replace((session, incarnation));
+        let timeout = flight.deadline.saturating_duration_since(Instant::now()).clamp(Duration::from_millis(1), ATTEMPT_MAX);
+        let call = self.session.peers.call(Role::Master, &seat.leader, flight.method, request.encode_to_vec().into(), Bytes::new(), timeout);
+        tokio::pin!(call);
+        let mut doubt = tokio::time::interval_at(Instant::now() + self.session.config.doubt_after, self.session.config.doubt_after.max(Duration::from_millis(50)));
+        let replaced = self.session.replaced(seat);
+        tokio::pin!(replaced);
+        let answer = loop {
+            tokio::select! {
+                biased;
+                answer = &mut call => break answer,
+                () = &mut replaced => break Err(Failure::Lost),
+                _ = doubt.tick() => {
+                    // A renewal confirms the seat under a newer number: doubt whichever is current.
+                    if let Some(now) = self.session.seat_now() {
+                        self.session.doubt(&now);
+                    }
+                }
+            }
+        };
+        match answer {
+            Ok(answer) => {
+                let response = Response::decode(answer.body).ok().and_then(|r| r.reply).and_then(|r| r.reply);
+                response.ok_or_else(|| {
+                    Failure::Refused(CallError { code: ErrorCode::Internal.into(), message: "the answer is empty or malformed".into(), ..CallError::default() })
+                })
+            }
+            Err(failure) => {
+                if matches!(failure, Failure::NotSent(_)) {
+                    flight.sent_as = before;
+                }
+                Err(failure)
+            }
+        }
+    }
+
+    async fn judge(&self, flight: &Flight, seat: &Seat, failure: Failure, backoff: &mut Backoff, after: &mut u64) -> Next {
+        let refusal = match failure {
+            Failure::NotSent(_) | Failure::Lost => {
+                self.session.gone(seat);
+                *after = seat.confirmed;
+                self.rest(backoff, flight.deadline).await;
+                return Next::Again;
+            }
+            Failure::Timeout => {
+                self.session.doubt(seat);
+                *after = seat.confirmed;
+                return Next::Again;
+            }
+            Failure::Refused(refusal) => refusal,
+        };
+        let code = refusal.code();
+        match code {
+            ErrorCode::NotLeader => {
+                self.session.gone(seat);
+                *after = seat.confirmed;
+            }
+            ErrorCode::SessionExpired | ErrorCode::StaleEpoch => {
+                if flight.number != 0 && flight.sent_as.is_some_and(|(_, incarnation)| incarnation < seat.incarnation) {
+                    return Next::Renumber;
+                }
+                self.session.gone(seat);
+                *after = seat.confirmed;
+            }
+            ErrorCode::OutcomeUnknown | ErrorCode::Unavailable | ErrorCode::DeadlineExceeded | ErrorCode::Busy => {
+                if backoff.attempts() % 4 == 3 {
+                    self.session.doubt(seat);
+                }
+            }
+            ErrorCode::PermissionDenied => return Next::Fail(FsError::Denied(refusal.message)),
+            ErrorCode::NotBuilt => return Next::Fail(FsError::NotBuilt(refusal.message)),
+            ErrorCode::InvalidRequest => return Next::Fail(FsError::Invalid(refusal.message)),
+            ErrorCode::NoSpace => return Next::Fail(FsError::Answered(libc::ENOSPC)),
+            ErrorCode::Unspecified
+            | ErrorCode::NotFound
+            | ErrorCode::Corrupt
+            | ErrorCode::ChainFailed
+            | ErrorCode::ChunkSealed
+            | ErrorCode::OffsetMismatch
+            | ErrorCode::DiskFailed
+            | ErrorCode::Internal => {
+                if backoff.attempts() >= INTERNAL_RETRIES {
+                    return Next::Fail(FsError::Internal(format!("{}: {}", code.as_str_name(), refusal.message)));
+                }
+            }
+        }
+        self.rest(backoff, flight.deadline).await;
+        Next::Again
+    }
+
+    async fn rest(&self, backoff: &mut Backoff, deadline: Instant) {
+        let pause = self.session.pause(backoff);
+        tokio::time::sleep_until((Instant::now() + pause).min(deadline)).await;
+    }
+}
+
+/// A change under way. Dropped before its answer, it is settled in the background.
+struct Settling {
+    region: Arc<Region>,
+    flight: Option<Flight>,
+}
+
+impl Settling {
+    fn answered(&mut self) {
+        if let Some(flight) = self.flight.take() {
+            self.region.finish(flight.number);
+        }
+    }
+}
+
+impl Drop for Settling {
+    fn drop(&mut self) {
+        let Some(mut flight) = self.flight.take() else { return };
+        if flight.sent_as.is_none() || flight.number == 0 {
+            self.region.finish(flight.number);
+            return;
+        }
+        // At most a window's worth of these exist.
+        let region = self.region.clone();
+        self.region.runtime.spawn(async move {
+            let outcome = region.fly(&mut flight, &mut |_| {}).await;
+            region.finish(flight.number);
+            if let Err(error) = outcome {
+                tracing::debug!(what = flight.what, %error, "an interrupted change is settled");
+            }
+        });
+    }
+}
+
+/// The operation's name in metrics and messages.
+fn name(op: &Op) -> &'static str {
+    match op {
+        Op::Lookup(_) => "lookup",
+        Op::GetAttr(_) => "getattr",
+        Op::ReadLink(_) => "readlink",
+        Op::ReadDir(_) => "readdir",
+        Op::ReadExtents(_) => "read_extents",
+        Op::Seek(_) => "seek",
+        Op::GetXattr(_) => "getxattr",
+        Op::ListXattr(_) => "listxattr",
+        Op::StatFs(_) => "statfs",
+        Op::Access(_) => "access",
+        Op::Open(_) => "open",
+        Op::Release(_) => "release",
+        Op::Describe(_) => "describe",
+        Op::SetAttr(_) => "setattr",
+        Op::Create(_) => "create",
+        Op::Mknod(_) => "mknod",
+        Op::Mkdir(_) => "mkdir",
+        Op::Symlink(_) => "symlink",
+        Op::Link(_) => "link",
+        Op::Unlink(_) => "unlink",
+        Op::Rmdir(_) => "rmdir",
+        Op::Rename(_) => "rename",
+        Op::SetXattr(_) => "setxattr",
+        Op::RemoveXattr(_) => "removexattr",
+        Op::Write(_) => "write_metadata",
+        Op::TouchAtime(_) => "touch_atime",
+        Op::AllocateChunk(_) => "allocate_chunk",
+        Op::SealChunk(_) => "seal_chunk",
+        Op::Reap(_) => "reap",
+    }
+}

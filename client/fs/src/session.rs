@@ -1,0 +1,453 @@
+//! The session keeper: finds the leader, holds the lease, takes the session up again after a failover.
+//!
+//! One task ([`Session::keep`]) looks for leaders and renews; everybody else waits for it. A caller works with a [`Seat`] - who leads and
+//! which session we are - and hands back its doubts ([`Session::doubt`], [`Session::gone`]); the keeper answers each with a newer seat.
+//!
+//! ```text
+//!   call fails / is slow -> doubt(seat) -> renew now -> confirmed + 1        (the leader is well: send again)
+//!                        -> gone(seat)  -> OpenSession at every master -> confirmed + 1 (perhaps another leader)
+//! ```
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use mooseng_ports::clock::{BootTime, Clock};
+use mooseng_wire::Role;
+use mooseng_wire::call::ErrorCode;
+use mooseng_wire::method::Method;
+use mooseng_wire::session::{CloseSession, OpenSession, Renew, Renewed, SessionClosed, SessionOpened};
+use prost::Message;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::ClientConfig;
+use crate::opens::Opens;
+use crate::peers::{Failure, Peers};
+use crate::retry::{Backoff, Budget};
+
+/// A master that doesn't answer for this long is joined by the next one.
+const STAGGER: Duration = Duration::from_millis(200);
+/// A master gets this long to answer about a session.
+const OPEN_TIMEOUT: Duration = Duration::from_millis(1500);
+/// A leader gets this long to renew.
+const RENEW_TIMEOUT: Duration = Duration::from_millis(700);
+/// Leaders tried in one search at most: the configured ones and those that were hinted at.
+const CANDIDATES_MAX: usize = 16;
+
+/// Who leads, and who we are there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Seat {
+    pub leader: String,
+    pub session: u64,
+    pub incarnation: u64,
+    pub custody_epoch: u64,
+    /// Grows each time that the keeper has heard from a leader.
+    pub confirmed: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Doubt {
+    None,
+    /// Ask the leader.
+    Ask,
+    /// Search for a leader.
+    Search,
+}
+
+#[derive(Debug)]
+struct State {
+    seat: Option<Seat>,
+    session: u64,
+    incarnation: u64,
+    custody_epoch: u64,
+    root: u64,
+    confirmed: u64,
+    doubt: Doubt,
+    lease_until: Option<BootTime>,
+    last_leader: Option<String>,
+    last_error: String,
+    lapses: u64,
+    leader_changes: u64,
+}
+
+/// A session with the region.
+pub(crate) struct Session {
+    pub config: ClientConfig,
+    pub peers: Arc<dyn Peers>,
+    pub clock: Arc<dyn Clock>,
+    pub opens: Arc<Opens>,
+    state: Mutex<State>,
+    confirmed: watch::Sender<u64>,
+    doubted: Notify,
+    budget: Mutex<Budget>,
+    random: Mutex<SmallRng>,
+    shutdown: CancellationToken,
+}
+
+/// What the session looks like from outside.
+pub(crate) struct SessionView {
+    pub session: u64,
+    pub incarnation: u64,
+    pub custody_epoch: u64,
+    pub leader: Option<String>,
+    pub lease_left: Option<Duration>,
+    pub lapses: u64,
+    pub leader_changes: u64,
+    pub last_error: String,
+}
+
+impl Session {
+    pub fn new(config: ClientConfig, peers: Arc<dyn Peers>, clock: Arc<dyn Clock>, opens: Arc<Opens>, shutdown: CancellationToken) -> Arc<Self> {
+        let state = State {
+            seat: None,
+            session: 0,
+            incarnation: 0,
+            custody_epoch: 0,
+            root: 1,
+            confirmed: 0,
+            doubt: Doubt::None,
+            lease_until: None,
+            last_leader: None,
+            last_error: String::new(),
+            lapses: 0,
+            leader_changes: 0,
+        };
+        Arc::new(Self {
+            config,
+            peers,
+            clock,
+            opens,
+            state: Mutex::new(state),
+            confirmed: watch::Sender::new(0),
+            doubted: Notify::new(),
+            budget: Mutex::default(),
+            random: Mutex::new(SmallRng::from_os_rng()),
+            shutdown,
+        })
+    }
+
+    fn state<T>(&self, f: impl FnOnce(&mut State) -> T) -> T {
+        f(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// A seat that is newer than `after`, once there is one; none when `until` comes first or the session ends.
+    pub async fn seat(&self, after: u64, until: Instant) -> Option<Seat> {
+        let mut confirmed = self.confirmed.subscribe();
+        loop {
+            if let Some(seat) = self.newer(after) {
+                return Some(seat);
+            }
+            tokio::select! {
+                biased;
+                () = self.shutdown.cancelled() => return None,
+                changed = confirmed.changed() => if changed.is_err() { return None },
+                () = tokio::time::sleep_until(until) => return None,
+            }
+        }
+    }
+
+    fn newer(&self, after: u64) -> Option<Seat> {
+        self.state(|s| s.seat.clone().filter(|seat| seat.confirmed > after))
+    }
+
+    /// The current seat, if there is one.
+    pub fn seat_now(&self) -> Option<Seat> {
+        self.newer(0)
+    }
+
+    /// Returns once another leader than that seat's has been found.
+    pub async fn replaced(&self, seat: &Seat) {
+        let mut confirmed = self.confirmed.subscribe();
+        loop {
+            if self.newer(seat.confirmed).is_some_and(|now| now.leader != seat.leader || now.incarnation != seat.incarnation) {
+                return;
+            }
+            if confirmed.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+
+    /// Something took long: is that leader still one?
+    pub fn doubt(&self, seat: &Seat) {
+        self.raise(seat, Doubt::Ask);
+    }
+
+    /// That seat is certainly no good any more.
+    pub fn gone(&self, seat: &Seat) {
+        self.raise(seat, Doubt::Search);
+    }
+
+    fn raise(&self, seat: &Seat, doubt: Doubt) {
+        let raised = self.state(|s| {
+            let current = s.seat.as_ref().is_some_and(|now| now.confirmed == seat.confirmed);
+            if !current || s.doubt == Doubt::Search {
+                return false;
+            }
+            s.doubt = doubt;
+            true
+        });
+        if raised {
+            self.doubted.notify_one();
+        }
+    }
+
+    /// The pause before a retry.
+    pub fn pause(&self, backoff: &mut Backoff) -> Duration {
+        let unit = self.random.lock().unwrap_or_else(PoisonError::into_inner).random::<f64>();
+        let budget = self.budget.lock().unwrap_or_else(PoisonError::into_inner).spend();
+        backoff.pause(unit, budget)
+    }
+
+    /// An operation succeeded.
+    pub fn earned(&self) {
+        self.budget.lock().unwrap_or_else(PoisonError::into_inner).earn();
+    }
+
+    pub fn root(&self) -> u64 {
+        self.state(|s| s.root)
+    }
+
+    pub fn last_error(&self) -> String {
+        self.state(|s| s.last_error.clone())
+    }
+
+    pub fn incarnation(&self) -> u64 {
+        self.state(|s| s.incarnation)
+    }
+
+    pub fn is_shut_down(&self) -> bool {
+        self.shutdown.is_cancelled()
+    }
+
+    pub fn view(&self) -> SessionView {
+        let now = self.clock.boot();
+        self.state(|s| SessionView {
+            session: s.session,
+            incarnation: s.incarnation,
+            custody_epoch: s.custody_epoch,
+            leader: s.seat.as_ref().map(|seat| seat.leader.clone()),
+            lease_left: s.lease_until.filter(|&until| until > now).map(|until| until.since(now)),
+            lapses: s.lapses,
+            leader_changes: s.leader_changes,
+            last_error: s.last_error.clone(),
+        })
+    }
+
+    /// Keeps the session until shutdown.
+    pub async fn keep(self: Arc<Self>) {
+        let shutdown = self.shutdown.clone();
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => {}
+            () = self.keep_on() => {}
+        }
+    }
+
+    async fn keep_on(&self) {
+        let mut backoff = Backoff::default();
+        loop {
+            match self.search().await {
+                Ok(()) => backoff = Backoff::default(),
+                Err(error) => {
+                    self.state(|s| s.last_error = error);
+                    // The keeper's own pauses aren't drawn from the budget: it is what everybody waits for.
+                    let unit = self.random.lock().unwrap_or_else(PoisonError::into_inner).random::<f64>();
+                    tokio::time::sleep(backoff.pause(unit, true).min(Duration::from_millis(300))).await;
+                    continue;
+                }
+            }
+            self.renew_while_it_lasts().await;
+        }
+    }
+
+    async fn renew_while_it_lasts(&self) {
+        loop {
+            // A doubt that was raised before this point is seen in the state, a later one wakes us.
+            tokio::select! {
+                () = tokio::time::sleep(self.config.renew_interval) => {}
+                () = self.doubted.notified() => {}
+            }
+            let Some((seat, doubt)) = self.state(|s| Some((s.seat.clone()?, std::mem::replace(&mut s.doubt, Doubt::None)))) else { return };
+            let lost = match doubt {
+                Doubt::Search => Some("the leader stepped down or its connection was lost".to_owned()),
+                Doubt::None | Doubt::Ask => self.renew(&seat).await.err(),
+            };
+            if let Some(error) = lost {
+                tracing::info!(leader = %seat.leader, session = seat.session, %error, "looking for the region's leader");
+                self.state(|s| {
+                    s.seat = None;
+                    s.last_error = error;
+                });
+                return;
+            }
+        }
+    }
+
+    async fn renew(&self, seat: &Seat) -> Result<(), String> {
+        let sent = self.clock.boot();
+        let renew = Renew { session: seat.session, incarnation: seat.incarnation, grants_acknowledged: 0 };
+        let answer = self.peers.call(Role::Master, &seat.leader, Method::Renew, renew.encode_to_vec().into(), Bytes::new(), RENEW_TIMEOUT).await;
+        let body = answer.map_err(|failure| format!("{}: {failure}", seat.leader))?.body;
+        let renewed = Renewed::decode(body).map_err(|e| format!("{}: malformed answer to a renewal: {e}", seat.leader))?;
+        self.state(|s| {
+            s.lease_until = Some(sent.after(Duration::from_millis(renewed.lease_ms.into())));
+            s.custody_epoch = s.custody_epoch.max(renewed.custody_epoch);
+            s.last_error.clear();
+            s.confirmed += 1;
+            let custody_epoch = s.custody_epoch;
+            if let Some(now) = &mut s.seat {
+                now.confirmed += 1;
+                now.custody_epoch = custody_epoch;
+            }
+            if s.doubt == Doubt::Ask {
+                s.doubt = Doubt::None;
+            }
+        });
+        self.publish();
+        Ok(())
+    }
+
+    fn publish(&self) {
+        let confirmed = self.state(|s| s.confirmed);
+        self.confirmed.send_replace(confirmed);
+    }
+
+    /// One round over all masters: at most one leads, and opening a session there twice does no harm.
+    async fn search(&self) -> Result<(), String> {
+        let mut waiting: VecDeque<String> = VecDeque::new();
+        let last = self.state(|s| s.last_leader.clone());
+        for address in self.config.masters.iter().chain(&last) {
+            if !waiting.contains(address) {
+                waiting.push_back(address.clone());
+            }
+        }
+        // Whoever led last comes first; otherwise all hosts would burden the first one of the list.
+        let start = match last.and_then(|last| waiting.iter().position(|a| *a == last)) {
+            Some(position) => position,
+            None => self.random.lock().unwrap_or_else(PoisonError::into_inner).random_range(0..waiting.len().max(1)),
+        };
+        waiting.rotate_left(start.min(waiting.len().saturating_sub(1)));
+        let mut known = waiting.len();
+        let mut hinted: Vec<String> = Vec::new();
+        let mut asked = FuturesUnordered::new();
+        let mut error = "no masters are configured".to_owned();
+        loop {
+            if asked.is_empty() {
+                let Some(address) = waiting.pop_front() else { return Err(error) };
+                asked.push(self.open_at(address));
+            }
+            tokio::select! {
+                biased;
+                Some(outcome) = asked.next() => match outcome {
+                    Ok(()) => return Ok(()),
+                    Err((address, failure)) => {
+                        if let Failure::Refused(refusal) = &failure
+                            && refusal.code() == ErrorCode::NotLeader
+                            && !refusal.leader.is_empty()
+                            && refusal.leader != address
+                            && !hinted.contains(&refusal.leader)
+                            && known < CANDIDATES_MAX
+                        {
+                            known += 1;
+                            hinted.push(refusal.leader.clone());
+                            waiting.retain(|a| *a != refusal.leader);
+                            asked.push(self.open_at(refusal.leader.clone()));
+                        } else if let Some(next) = waiting.pop_front() {
+                            asked.push(self.open_at(next));
+                        }
+                        error = format!("{address}: {failure}");
+                    }
+                },
+                () = tokio::time::sleep(STAGGER), if !waiting.is_empty() => {
+                    if let Some(next) = waiting.pop_front() {
+                        asked.push(self.open_at(next));
+                    }
+                }
+            }
+        }
+    }
+
+    async fn open_at(&self, address: String) -> Result<(), (String, Failure)> {
+        let (session, incarnation, custody_epoch) = self.state(|s| (s.session, s.incarnation, s.custody_epoch));
+        let opened = match self.open_as(&address, session, incarnation, custody_epoch).await {
+            // The record is gone (a day after the lease lapsed): nothing to take up again.
+            Err(Failure::Refused(e)) if session != 0 && matches!(e.code(), ErrorCode::SessionExpired | ErrorCode::NotFound) => {
+                self.open_as(&address, 0, 0, custody_epoch).await
+            }
+            // A new incarnation has lost its opens: declare them to it.
+            Ok((opened, _)) if opened.lapsed => self.open_as(&address, opened.session, opened.incarnation, opened.custody_epoch).await.map(|(again, sent)| {
+                (SessionOpened { lapsed: true, ..again }, sent)
+            }),
+            other => other,
+        };
+        match opened {
+            Ok((opened, sent)) => {
+                self.take(address, &opened, sent);
+                Ok(())
+            }
+            Err(failure) => Err((address, failure)),
+        }
+    }
+
+    async fn open_as(&self, address: &str, session: u64, incarnation: u64, custody_epoch: u64) -> Result<(SessionOpened, BootTime), Failure> {
+        let open = OpenSession {
+            session,
+            incarnation,
+            opens: self.opens.declare(),
+            host: self.config.host.clone(),
+            mount_path: self.config.mount_path.clone(),
+            custody_epoch,
+        };
+        // The lease counts from before the request left, so that ours ends before the master's.
+        let sent = self.clock.boot();
+        let body = self.peers.call(Role::Master, address, Method::OpenSession, open.encode_to_vec().into(), Bytes::new(), OPEN_TIMEOUT).await?.body;
+        let opened = SessionOpened::decode(body).map_err(|_| Failure::Lost)?;
+        Ok((opened, sent))
+    }
+
+    fn take(&self, leader: String, opened: &SessionOpened, sent: BootTime) {
+        self.state(|s| {
+            if s.session != 0 && (opened.lapsed || opened.session != s.session) {
+                s.lapses += 1;
+                tracing::warn!(session = opened.session, incarnation = opened.incarnation, "the session's lease had lapsed; it goes on as a new incarnation");
+            }
+            if s.last_leader.as_ref() != Some(&leader) {
+                s.leader_changes += 1;
+                tracing::info!(%leader, session = opened.session, custody_epoch = opened.custody_epoch, "found the region's leader");
+            }
+            s.session = opened.session;
+            s.incarnation = opened.incarnation;
+            s.custody_epoch = s.custody_epoch.max(opened.custody_epoch);
+            s.root = if opened.root == 0 { 1 } else { opened.root };
+            s.lease_until = Some(sent.after(Duration::from_millis(opened.lease_ms.into())));
+            s.last_leader = Some(leader.clone());
+            s.last_error.clear();
+            s.doubt = Doubt::None;
+            s.confirmed += 1;
+            s.seat = Some(Seat {
+                leader,
+                session: s.session,
+                incarnation: s.incarnation,
+                custody_epoch: s.custody_epoch,
+                confirmed: s.confirmed,
+            });
+        });
+        self.publish();
+    }
+
+    /// Tells the master that the session ends, so that nobody waits for its lease.
+    pub async fn close(&self) -> Result<(), Failure> {
+        let Some(seat) = self.state(|s| s.seat.take()) else { return Ok(()) };
+        let close = CloseSession { session: seat.session, incarnation: seat.incarnation };
+        let body = self.peers.call(Role::Master, &seat.leader, Method::CloseSession, close.encode_to_vec().into(), Bytes::new(), OPEN_TIMEOUT).await?.body;
+        SessionClosed::decode(body).map(|_| ()).map_err(|_| Failure::Lost)
+    }
+}

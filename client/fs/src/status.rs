@@ -1,0 +1,110 @@
+//! What a client knows about itself, for `/readyz`, metrics and `mooseng status`.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use serde::Serialize;
+
+/// A snapshot of a [`crate::FileSystem`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct FsStatus {
+    /// The session's id; 0 before the first one.
+    pub session: u64,
+    /// The session's incarnation.
+    pub incarnation: u64,
+    /// The newest custody epoch that a master told us.
+    pub custody_epoch: u64,
+    /// What remains of the lease, in milliseconds; none when it has run out.
+    pub lease_left_ms: Option<u64>,
+    /// The leader's address while we are connected to it.
+    pub leader: Option<String>,
+    /// Times that the lease lapsed and a new incarnation began.
+    pub lapses: u64,
+    /// Times that another master was taken as leader, the first one included.
+    pub leader_changes: u64,
+    /// Changes without an answer yet.
+    pub unanswered: usize,
+    /// Inodes held open.
+    pub open_inodes: usize,
+    /// Chunks open for appends.
+    pub open_chunks: usize,
+    /// Bytes of chunk data in memory.
+    pub cache_bytes: usize,
+    /// Attempts that had to be repeated.
+    pub retries: u64,
+    /// Operations that failed because nobody answered in time.
+    pub timeouts: u64,
+    /// Chunks replaced because a chunkserver failed.
+    pub chunks_replaced: u64,
+    /// Replicas that answered with wrong bytes.
+    pub corrupt_replicas: u64,
+    /// Reads for which a second replica was asked because the first was slow or failed.
+    pub hedges: u64,
+    /// Latency by operation.
+    pub latencies: BTreeMap<String, Latency>,
+    /// Chunkservers that this client has used lately.
+    pub chunkservers: BTreeMap<String, ChunkserverStatus>,
+    /// The newest obstacle on the way to a leader, empty when all is well.
+    pub last_error: String,
+}
+
+/// Latency of one kind of operation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Latency {
+    /// Operations.
+    pub count: u64,
+    /// Their durations together, in microseconds.
+    pub total_us: u64,
+    /// An average in which newer ones weigh more, in microseconds.
+    pub recent_us: u64,
+    /// The longest, in microseconds.
+    pub max_us: u64,
+}
+
+impl Latency {
+    pub(crate) fn record(&mut self, took: Duration) {
+        let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        self.recent_us = if self.count == 0 { us } else { (self.recent_us.saturating_mul(7).saturating_add(us)) / 8 };
+        self.count += 1;
+        self.total_us = self.total_us.saturating_add(us);
+        self.max_us = self.max_us.max(us);
+    }
+}
+
+/// A chunkserver as this client sees it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct ChunkserverStatus {
+    /// Latency of reads and appends.
+    pub latency: Latency,
+    /// Failures seen.
+    pub failures: u64,
+    /// Avoided for the moment because it failed.
+    pub suspect: bool,
+}
+
+/// Counters behind [`FsStatus`].
+#[derive(Debug, Default)]
+pub(crate) struct Counters(Mutex<Counts>);
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Counts {
+    pub retries: u64,
+    pub timeouts: u64,
+    pub chunks_replaced: u64,
+    pub corrupt_replicas: u64,
+    pub hedges: u64,
+    pub latencies: BTreeMap<&'static str, Latency>,
+}
+
+impl Counters {
+    pub fn update(&self, f: impl FnOnce(&mut Counts)) {
+        f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+    pub fn took(&self, operation: &'static str, took: Duration) {
+        self.update(|c| c.latencies.entry(operation).or_default().record(took));
+    }
+    pub fn get(&self) -> Counts {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}

@@ -1,0 +1,540 @@
+//! fuser's callbacks: convert, call, answer. Nothing is decided here.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use fuser::{
+    AccessFlags, BsdFileFlags, Errno, FileAttr, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags,
+    RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+use mooseng_client::{Attr, Caller, DirEntry, FileSystem, FsError, RenameMode, SeekWhence, SetAttr, WriteMode, WriteOptions};
+use tokio::sync::Semaphore;
+
+use crate::convert;
+use crate::waiting::for_process;
+
+/// The kernel keeps nothing in this release.
+const TTL: Duration = Duration::ZERO;
+const MAX_WRITE: u32 = 1 << 20;
+const MAX_BACKGROUND: u16 = 128;
+/// Entries asked for at once.
+const PAGE_ENTRIES: u32 = 512;
+/// The offsets of "." and ".." come first; a directory's own cookies are shifted behind them.
+const COOKIES_FROM: u64 = 2;
+
+/// Asked for where the kernel has them; one by one, for fuser drops a whole set in which one is missing.
+/// - HANDLE_KILLPRIV_V2: clearing setuid and setgid happens in the region, in the same transaction as the write.
+/// - AUTO_INVAL_DATA: before a read from its pages the kernel asks whether the file has changed.
+/// - No POSIX_LOCKS, no FLOCK_LOCKS: locks are the kernel's own and hold within one mount in this release.
+/// - No DO_READDIRPLUS: entries that live for zero seconds aren't worth their attributes.
+/// - Never WRITEBACK_CACHE: the kernel would own sizes and times.
+const CAPABILITIES: [InitFlags; 7] = [
+    InitFlags::FUSE_ASYNC_READ,
+    InitFlags::FUSE_BIG_WRITES,
+    InitFlags::FUSE_PARALLEL_DIROPS,
+    InitFlags::FUSE_ATOMIC_O_TRUNC,
+    InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+    InitFlags::FUSE_AUTO_INVAL_DATA,
+    InitFlags::FUSE_ASYNC_DIO,
+];
+
+pub(crate) struct Adapter {
+    fs: FileSystem,
+    runtime: tokio::runtime::Handle,
+    permits: Arc<Semaphore>,
+    directories: Arc<Directories>,
+}
+
+/// Entries that were fetched and didn't fit into the kernel's buffer, by directory handle.
+#[derive(Debug, Default)]
+struct Directories {
+    last: AtomicU64,
+    left: Mutex<BTreeMap<u64, Left>>,
+}
+
+#[derive(Debug, Default)]
+struct Left {
+    /// The kernel's offset that they continue.
+    offset: u64,
+    entries: VecDeque<DirEntry>,
+    end: bool,
+}
+
+impl Directories {
+    fn open(&self) -> u64 {
+        self.last.fetch_add(1, Ordering::Relaxed) + 1
+    }
+    fn take(&self, handle: u64, offset: u64) -> Option<Left> {
+        self.map(|left| left.remove(&handle)).filter(|left| left.offset == offset && offset > COOKIES_FROM)
+    }
+    fn map<T>(&self, f: impl FnOnce(&mut BTreeMap<u64, Left>) -> T) -> T {
+        f(&mut self.left.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Adapter {
+    pub fn new(fs: FileSystem, runtime: tokio::runtime::Handle, requests_max: usize) -> Self {
+        Self { fs, runtime, permits: Arc::new(Semaphore::new(requests_max)), directories: Arc::default() }
+    }
+
+    /// Runs a request. A panic in `work` ends its task only; fuser's reply, dropped, answers EIO.
+    fn run<T, W>(&self, pid: u32, work: W, answer: impl FnOnce(Result<T, Errno>) + Send + 'static)
+    where
+        T: Send + 'static,
+        W: Future<Output = Result<T, FsError>> + Send + 'static,
+    {
+        let permits = self.permits.clone();
+        let permit = match permits.clone().try_acquire_owned() {
+            Ok(permit) => Ok(permit),
+            // Too much is under way: this thread reads nothing more until something is done.
+            Err(_) => self.runtime.block_on(permits.acquire_owned()),
+        };
+        self.runtime.spawn(async move {
+            let outcome = for_process(pid, work).await;
+            answer(outcome.map_err(Errno::from_i32));
+            drop(permit);
+        });
+    }
+
+    fn entry<W>(&self, req: &Request, work: W, reply: ReplyEntry)
+    where
+        W: Future<Output = Result<Attr, FsError>> + Send + 'static,
+    {
+        self.run(req.pid(), work, move |outcome| match outcome {
+            Ok(attr) => reply.entry(&TTL, &convert::attr(&attr), Generation(attr.generation)),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn empty<W>(&self, req: &Request, work: W, reply: ReplyEmpty)
+    where
+        W: Future<Output = Result<(), FsError>> + Send + 'static,
+    {
+        self.run(req.pid(), work, move |outcome| match outcome {
+            Ok(()) => reply.ok(),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn attr<W>(&self, req: &Request, work: W, reply: ReplyAttr)
+    where
+        W: Future<Output = Result<Attr, FsError>> + Send + 'static,
+    {
+        self.run(req.pid(), work, move |outcome| match outcome {
+            Ok(attr) => reply.attr(&TTL, &convert::attr(&attr)),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    /// A value of which the caller may want the size first.
+    fn xattr<W>(&self, req: &Request, size: u32, work: W, reply: ReplyXattr)
+    where
+        W: Future<Output = Result<Bytes, FsError>> + Send + 'static,
+    {
+        self.run(req.pid(), work, move |outcome| match outcome {
+            Ok(value) if size == 0 => reply.size(value.len() as u32),
+            Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
+            Ok(value) => reply.data(&value),
+            Err(errno) => reply.error(errno),
+        });
+    }
+}
+
+/// Who asks. The kernel has applied the umask and, by default_permissions, checked the rights.
+fn caller(req: &Request) -> Caller {
+    Caller { uid: req.uid(), gid: req.gid(), groups: Vec::new(), pid: req.pid(), umask: 0, kernel_checked: true }
+}
+
+fn owned(name: &OsStr) -> Vec<u8> {
+    name.as_bytes().to_vec()
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        for capability in CAPABILITIES {
+            if config.add_capabilities(capability).is_err() {
+                tracing::info!(?capability, "this kernel's FUSE lacks a capability; the mount works without it");
+            }
+        }
+        // Each setter answers the nearest value that is allowed: take that one.
+        if let Err(nearest) = config.set_max_write(MAX_WRITE) {
+            let _ = config.set_max_write(nearest);
+        }
+        if let Err(nearest) = config.set_max_background(MAX_BACKGROUND) {
+            let _ = config.set_max_background(nearest);
+        }
+        Ok(())
+    }
+
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let (fs, caller, name) = (self.fs.clone(), caller(req), owned(name));
+        self.entry(req, async move { fs.lookup(&caller, parent.0, &name).await }, reply);
+    }
+
+    fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        let (fs, caller) = (self.fs.clone(), caller(req));
+        self.attr(req, async move { fs.getattr(&caller, ino.0).await }, reply);
+    }
+
+    fn setattr(
+        &self, req: &Request, ino: INodeNo, mode: Option<u32>, uid: Option<u32>, gid: Option<u32>, size: Option<u64>, atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>, _ctime: Option<SystemTime>, fh: Option<FileHandle>, _crtime: Option<SystemTime>, _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>, _flags: Option<BsdFileFlags>, reply: ReplyAttr,
+    ) {
+        let given = |time: Option<TimeOrNow>| match time {
+            Some(TimeOrNow::SpecificTime(time)) => (Some(convert::nanoseconds(time)), false),
+            Some(TimeOrNow::Now) => (None, true),
+            None => (None, false),
+        };
+        let (atime_ns, atime_now) = given(atime);
+        let (mtime_ns, mtime_now) = given(mtime);
+        let change = SetAttr {
+            inode: ino.0,
+            mode: mode.map(|mode| mode & 0o7777),
+            uid,
+            gid,
+            size,
+            atime_ns,
+            mtime_ns,
+            atime_now,
+            mtime_now,
+            // fuser drops FATTR_KILL_SUIDGID, which the kernel sets for who lacks CAP_FSETID.
+            kill_suidgid: size.is_some() && req.uid() != 0,
+            by_handle: fh.is_some(),
+        };
+        let (fs, caller) = (self.fs.clone(), caller(req));
+        self.attr(req, async move { fs.setattr(&caller, change).await }, reply);
+    }
+
+    fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
+        let (fs, caller) = (self.fs.clone(), caller(req));
+        self.run(req.pid(), async move { fs.readlink(&caller, ino.0).await }, move |outcome| match outcome {
+            Ok(target) => reply.data(&target),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn mknod(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, rdev: u32, reply: ReplyEntry) {
+        let Some(kind) = convert::kind_of_mode(mode) else { return reply.error(Errno::EINVAL) };
+        let (fs, caller, name) = (self.fs.clone(), caller(req), owned(name));
+        self.entry(req, async move { fs.mknod(&caller, parent.0, &name, kind, mode & 0o7777, rdev).await }, reply);
+    }
+
+    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
+        let (fs, caller, name) = (self.fs.clone(), caller(req), owned(name));
+        self.entry(req, async move { fs.mkdir(&caller, parent.0, &name, mode & 0o7777).await }, reply);
+    }
+
+    fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (fs, caller, name) = (self.fs.clone(), caller(req), owned(name));
+        self.empty(req, async move { fs.unlink(&caller, parent.0, &name).await }, reply);
+    }
+
+    fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (fs, caller, name) = (self.fs.clone(), caller(req), owned(name));
+        self.empty(req, async move { fs.rmdir(&caller, parent.0, &name).await }, reply);
+    }
+
+    fn symlink(&self, req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let (fs, caller, name, target) = (self.fs.clone(), caller(req), owned(link_name), owned(target.as_os_str()));
+        self.entry(req, async move { fs.symlink(&caller, parent.0, &name, &target).await }, reply);
+    }
+
+    fn rename(&self, req: &Request, parent: INodeNo, name: &OsStr, newparent: INodeNo, newname: &OsStr, flags: RenameFlags, reply: ReplyEmpty) {
+        let mode = if flags.is_empty() {
+            RenameMode::Replace
+        } else if flags == RenameFlags::RENAME_NOREPLACE {
+            RenameMode::NoReplace
+        } else if flags == RenameFlags::RENAME_EXCHANGE {
+            RenameMode::Exchange
+        } else {
+            return reply.error(Errno::EINVAL);
+        };
+        let (fs, caller, name, newname) = (self.fs.clone(), caller(req), owned(name), owned(newname));
+        self.empty(req, async move { fs.rename(&caller, parent.0, &name, newparent.0, &newname, mode).await }, reply);
+    }
+
+    fn link(&self, req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+        let (fs, caller, name) = (self.fs.clone(), caller(req), owned(newname));
+        self.entry(req, async move { fs.link(&caller, ino.0, newparent.0, &name).await }, reply);
+    }
+
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let (fs, caller) = (self.fs.clone(), caller(req));
+        self.run(req.pid(), async move { fs.open(&caller, ino.0, flags.0).await }, move |outcome| match outcome {
+            // No KEEP_CACHE: what the kernel holds of the file is dropped at each open.
+            Ok(opened) => reply.opened(FileHandle(opened.handle), FopenFlags::empty()),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn create(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, flags: i32, reply: ReplyCreate) {
+        let (fs, caller, name) = (self.fs.clone(), caller(req), owned(name));
+        self.run(req.pid(), async move { fs.create(&caller, parent.0, &name, mode & 0o7777, flags).await }, move |outcome| match outcome {
+            Ok(created) => {
+                reply.created(&TTL, &convert::attr(&created.attr), Generation(created.attr.generation), FileHandle(created.handle), FopenFlags::empty());
+            }
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn read(
+        &self, req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, size: u32, _flags: OpenFlags, _lock_owner: Option<LockOwner>, reply: ReplyData,
+    ) {
+        let (fs, caller) = (self.fs.clone(), caller(req));
+        self.run(req.pid(), async move { fs.read(&caller, fh.0, offset, size).await }, move |outcome| match outcome {
+            Ok(bytes) => reply.data(&bytes),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn write(
+        &self, req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, data: &[u8], write_flags: WriteFlags, flags: OpenFlags,
+        _lock_owner: Option<LockOwner>, reply: ReplyWrite,
+    ) {
+        // Pages of a shared mapping go where they belong, also through a handle for appending. The flags are today's: fcntl may have
+        // changed them since the open.
+        let append = flags.0 & libc::O_APPEND != 0 && !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let mode = if append { WriteMode::Append } else { WriteMode::At };
+        let options = WriteOptions { mode, kill_suidgid: write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) };
+        let (fs, caller, data) = (self.fs.clone(), caller(req), Bytes::copy_from_slice(data));
+        let length = data.len() as u32;
+        self.run(req.pid(), async move { fs.write(&caller, fh.0, offset, data, options).await }, move |outcome| match outcome {
+            Ok(_) => reply.written(length),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn flush(&self, req: &Request, _ino: INodeNo, fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
+        let fs = self.fs.clone();
+        self.empty(req, async move { fs.flush(fh.0).await }, reply);
+    }
+
+    fn release(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _flags: OpenFlags, _lock_owner: Option<LockOwner>, _flush: bool, reply: ReplyEmpty) {
+        let fs = self.fs.clone();
+        // Nobody waits for it, and it must not be given up: pid 0.
+        self.run(0, async move { fs.release(fh.0).await }, move |outcome| match outcome {
+            Ok(()) => reply.ok(),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn fsync(&self, req: &Request, _ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        let fs = self.fs.clone();
+        self.empty(req, async move { fs.fsync(fh.0, datasync).await }, reply);
+    }
+
+    fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        reply.opened(FileHandle(self.directories.open()), FopenFlags::empty());
+    }
+
+    fn readdir(&self, req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let (fs, caller, directories) = (self.fs.clone(), caller(req), self.directories.clone());
+        let work = async move {
+            let page = first_page(&fs, &caller, &directories, ino.0, fh.0, offset, false).await?;
+            Ok((directories, page))
+        };
+        self.run(req.pid(), work, move |outcome| match outcome {
+            Err(errno) => reply.error(errno),
+            Ok((directories, page)) => {
+                let mut at = offset;
+                for (number, inode) in page.dots.iter().flatten() {
+                    let name = if *number == 1 { "." } else { ".." };
+                    if reply.add(INodeNo(*inode), *number, fuser::FileType::Directory, name) {
+                        return reply.ok();
+                    }
+                    at = *number;
+                }
+                let mut left = Left { offset: at, entries: page.entries, end: page.end };
+                while let Some(entry) = left.entries.front() {
+                    let next = entry.cookie.saturating_add(COOKIES_FROM);
+                    if reply.add(INodeNo(entry.inode), next, convert::kind(entry.kind()), OsStr::from_bytes(&entry.name)) {
+                        break;
+                    }
+                    left.offset = next;
+                    left.entries.pop_front();
+                }
+                if !left.entries.is_empty() || left.end {
+                    directories.map(|map| map.insert(fh.0, left));
+                }
+                reply.ok();
+            }
+        });
+    }
+
+    fn readdirplus(&self, req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+        let (fs, caller, directories) = (self.fs.clone(), caller(req), self.directories.clone());
+        let work = async move {
+            let page = first_page(&fs, &caller, &directories, ino.0, fh.0, offset, true).await?;
+            let own = if page.dots.iter().any(Option::is_some) { Some(fs.getattr(&caller, ino.0).await?) } else { None };
+            Ok((page, own))
+        };
+        self.run(req.pid(), work, move |outcome| match outcome {
+            Err(errno) => reply.error(errno),
+            Ok((page, own)) => {
+                let dots = page.dots.iter().flatten().zip(own.iter().cycle());
+                for ((number, inode), own) in dots {
+                    let name = if *number == 1 { "." } else { ".." };
+                    let attr = FileAttr { ino: INodeNo(*inode), ..convert::attr(own) };
+                    if reply.add(attr.ino, *number, name, &TTL, &attr, Generation(0)) {
+                        return reply.ok();
+                    }
+                }
+                for entry in page.entries {
+                    let attr = entry.attr.clone().unwrap_or(Attr { inode: entry.inode, kind: entry.kind, ..Attr::default() });
+                    let next = entry.cookie.saturating_add(COOKIES_FROM);
+                    if reply.add(INodeNo(entry.inode), next, OsStr::from_bytes(&entry.name), &TTL, &convert::attr(&attr), Generation(attr.generation)) {
+                        break;
+                    }
+                }
+                reply.ok();
+            }
+        });
+    }
+
+    fn releasedir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+        self.directories.map(|left| left.remove(&fh.0));
+        reply.ok();
+    }
+
+    fn fsyncdir(&self, req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        let fs = self.fs.clone();
+        self.empty(req, async move { fs.fsync_directory(ino.0).await }, reply);
+    }
+
+    fn statfs(&self, req: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        let (fs, caller) = (self.fs.clone(), caller(req));
+        self.run(req.pid(), async move { fs.statfs(&caller, ino.0).await }, move |outcome| match outcome {
+            Ok(stat) => {
+                let block = stat.block_size.max(512);
+                let blocks = |bytes: u64| bytes / u64::from(block);
+                let (total, free, available) = (blocks(stat.bytes_total), blocks(stat.bytes_free), blocks(stat.bytes_available));
+                let name_max = if stat.name_max == 0 { 255 } else { stat.name_max };
+                reply.statfs(total, free, available, stat.files, stat.files_free, block, name_max, block);
+            }
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn setxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, value: &[u8], flags: i32, _position: u32, reply: ReplyEmpty) {
+        if is_system(name) {
+            return reply.error(Errno::EOPNOTSUPP);
+        }
+        let (create, replace) = (flags & libc::XATTR_CREATE != 0, flags & libc::XATTR_REPLACE != 0);
+        let (fs, caller, name, value) = (self.fs.clone(), caller(req), owned(name), value.to_vec());
+        self.empty(req, async move { fs.setxattr(&caller, ino.0, &name, &value, create, replace).await }, reply);
+    }
+
+    fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        if is_system(name) {
+            return reply.error(Errno::EOPNOTSUPP);
+        }
+        let (fs, caller, name) = (self.fs.clone(), caller(req), owned(name));
+        self.xattr(req, size, async move { fs.getxattr(&caller, ino.0, &name).await }, reply);
+    }
+
+    fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let (fs, caller) = (self.fs.clone(), caller(req));
+        let work = async move {
+            let names = fs.listxattr(&caller, ino.0).await?;
+            Ok(names.iter().flat_map(|name| name.iter().copied().chain([0])).collect())
+        };
+        self.xattr(req, size, work, reply);
+    }
+
+    fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        if is_system(name) {
+            return reply.error(Errno::EOPNOTSUPP);
+        }
+        let (fs, caller, name) = (self.fs.clone(), caller(req), owned(name));
+        self.empty(req, async move { fs.removexattr(&caller, ino.0, &name).await }, reply);
+    }
+
+    fn access(&self, req: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
+        let caller = Caller { kernel_checked: false, ..caller(req) };
+        let fs = self.fs.clone();
+        self.empty(req, async move { fs.access(&caller, ino.0, mask.bits() as u32).await }, reply);
+    }
+
+    fn lseek(&self, req: &Request, ino: INodeNo, _fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        let whence = match whence {
+            libc::SEEK_DATA => SeekWhence::Data,
+            libc::SEEK_HOLE => SeekWhence::Hole,
+            // The kernel answers the others itself.
+            _ => return reply.error(Errno::EINVAL),
+        };
+        let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
+        let (fs, caller) = (self.fs.clone(), caller(req));
+        self.run(req.pid(), async move { fs.seek(&caller, ino.0, offset, whence).await }, move |outcome| match outcome {
+            Ok(to) => reply.offset(i64::try_from(to).unwrap_or(i64::MAX)),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn fallocate(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _offset: u64, _length: u64, _mode: i32, reply: ReplyEmpty) {
+        // NotBuilt: preallocation and punched holes. glibc's posix_fallocate then writes zeros itself.
+        reply.error(Errno::EOPNOTSUPP);
+    }
+
+    fn ioctl(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _flags: IoctlFlags, _cmd: u32, _in_data: &[u8], _out_size: u32, reply: ReplyIoctl) {
+        reply.error(Errno::ENOTTY);
+    }
+
+    fn copy_file_range(
+        &self, _req: &Request, _ino_in: INodeNo, _fh_in: FileHandle, _offset_in: u64, _ino_out: INodeNo, _fh_out: FileHandle, _offset_out: u64, _len: u64,
+        _flags: fuser::CopyFileRangeFlags, reply: ReplyWrite,
+    ) {
+        // The kernel remembers ENOSYS and copies through its pages from then on.
+        reply.error(Errno::ENOSYS);
+    }
+}
+
+/// POSIX ACLs aren't built: said here, as `ls -l` asks for each entry.
+fn is_system(name: &OsStr) -> bool {
+    name.as_bytes().starts_with(b"system.")
+}
+
+/// What a readdir answers from.
+struct Page {
+    /// The offset and inode of "." and "..", as far as they are asked for.
+    dots: [Option<(u64, u64)>; 2],
+    entries: VecDeque<DirEntry>,
+    end: bool,
+}
+
+async fn first_page(fs: &FileSystem, caller: &Caller, directories: &Directories, inode: u64, handle: u64, offset: u64, plus: bool) -> Result<Page, FsError> {
+    if let Some(left) = directories.take(handle, offset)
+        && (!left.entries.is_empty() || left.end)
+    {
+        return Ok(Page { dots: [None, None], entries: left.entries, end: left.end });
+    }
+    let fetch = async {
+        match fs.readdir(caller, inode, offset.saturating_sub(COOKIES_FROM), PAGE_ENTRIES, plus).await {
+            // Removed while it was open: an empty directory.
+            Err(FsError::Answered(libc::ENOENT)) => Ok((VecDeque::new(), true)),
+            other => other.map(|page| (VecDeque::from(page.entries), page.end)),
+        }
+    };
+    let (page, parent) = if offset < COOKIES_FROM { tokio::join!(fetch, parent_of(fs, caller, inode)) } else { (fetch.await, inode) };
+    let (entries, end) = page?;
+    Ok(Page { dots: [(offset < 1).then_some((1, inode)), (offset < 2).then_some((2, parent))], entries, end })
+}
+
+/// For the inode number shown beside "..", so a failure isn't worth an error.
+async fn parent_of(fs: &FileSystem, caller: &Caller, inode: u64) -> u64 {
+    if inode == fs.root() {
+        return inode;
+    }
+    match fs.describe(caller, inode).await {
+        Ok(description) => description.links.first().map_or(inode, |link| link.parent),
+        Err(_) => inode,
+    }
+}
