@@ -240,6 +240,11 @@ impl ChunkStore {
         lock(&self.state).facts.epochs.values().copied().max().unwrap_or_default()
     }
 
+    /// Whether an epoch is the newest seen of its volume: then [`ChunkStore::see_epoch`] does nothing.
+    pub fn knows_epoch(&self, volume: u16, epoch: Epoch) -> bool {
+        lock(&self.state).facts.epochs.get(&volume) == Some(&epoch)
+    }
+
     /// Refuses an epoch that is over, and makes a newer one durable.
     pub fn see_epoch(&self, volume: u16, epoch: Epoch) -> Result<(), ChunkError> {
         let mut state = lock(&self.state);

@@ -1,1 +1,30 @@
-//! Skeleton.
+//! The chunkserver: chunks of this machine's disks, served on framed streams, reported to the region's masters.
+//!
+//! - [`config`]: the daemon's configuration.
+//! - [`server`]: [`ChunkserverServer`], the whole daemon below `main`, which the simulation and tests start in-process, too.
+//! - [`service`]: the calls of the chunk data stream: append, read, seal, stat.
+//! - [`access`]: who may call what, and the ticket keys.
+//! - [`order`]: appends of one chunk in the order of their offsets, however they arrive.
+//! - [`members`]: connections to the next members of chains.
+//! - [`heartbeat`]: reports to each master; what masters command.
+//! - [`health`]: the disks' probe, and whether this chunkserver is ready.
+//! - [`metrics`]: names, units, meanings.
+//!
+//! ```text
+//!  client | chunkserver --frames--> service --order--> store (disk work on Blocking's threads)
+//!                                      \--members--> the chain's next chunkserver
+//!  heartbeat --gRPC--> every master: disks, inventory, epochs; answers: ticket keys, seals, deletions
+//! ```
+
+pub mod access;
+pub mod config;
+pub mod health;
+pub mod heartbeat;
+pub mod members;
+pub mod metrics;
+pub mod order;
+pub mod server;
+pub mod service;
+
+pub use config::ChunkserverConfig;
+pub use server::{ChunkserverServer, StartError};

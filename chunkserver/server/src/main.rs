@@ -1,2 +1,73 @@
-//! Skeleton.
-fn main() {}
+//! The daemon `mooseng-chunkserver`: parse, wire, run.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use clap::Parser;
+use mooseng_chunkserver::{ChunkserverConfig, ChunkserverServer};
+use mooseng_ports::clock::OsClock;
+use mooseng_ports::disk::os::OsDisk;
+use mooseng_transport::{Blocking, TlsFiles, TlsNetwork, observe};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// Stores chunks of a MooseNG cluster.
+#[derive(Parser)]
+#[command(name = "mooseng-chunkserver", version)]
+struct Arguments {
+    /// The configuration file (TOML).
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Checks the configuration and exits.
+    #[arg(long)]
+    check_config: bool,
+    /// Prints the configuration with its defaults and exits.
+    #[arg(long)]
+    print_config: bool,
+}
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    let path = &arguments.config;
+    let text = std::fs::read_to_string(path).with_context(|| format!("the configuration {} can't be read", path.display()))?;
+    let config = ChunkserverConfig::parse(&text).with_context(|| format!("in {}", path.display()))?;
+    if arguments.print_config {
+        print!("{}", toml::to_string(&config)?);
+        return Ok(());
+    }
+    if arguments.check_config {
+        println!("{} is well", path.display());
+        return Ok(());
+    }
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(config))
+}
+
+async fn run(config: ChunkserverConfig) -> anyhow::Result<()> {
+    observe::init_logging(&config.log.format, config.log.file.as_deref(), &config.log.level)?;
+    let Some(tls) = config.tls.clone() else {
+        bail!("the setting `tls` is missing: a chunkserver speaks mutual TLS only; give cert, key and ca");
+    };
+    let network = Arc::new(TlsNetwork::load(TlsFiles { cert: tls.cert, key: tls.key, ca: tls.ca, revocations: tls.revocations })?);
+    let shutdown = CancellationToken::new();
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let http = config.http_listen.clone();
+    let server =
+        ChunkserverServer::start(config, network, Arc::new(OsDisk), Blocking::Pool, Arc::new(OsClock), shutdown.clone()).await?;
+    if let Some(http) = http {
+        let (registry, readiness, shutdown) = (server.registry(), server.readiness(), shutdown.clone());
+        tokio::spawn(async move {
+            if let Err(e) = observe::serve_http(&http, registry, readiness, shutdown).await {
+                tracing::error!(address = http, error = %e, "metrics and health aren't served; check `http_listen`");
+            }
+        });
+    }
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping");
+    shutdown.cancel();
+    server.stopped().await;
+    Ok(())
+}

@@ -1,0 +1,209 @@
+//! Reports to each master, so that whichever leads next knows its chunkservers, and what masters answer: keys, epochs, commands.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mooseng_chunk::{ChunkError, ChunkInfo, ChunkStore};
+use mooseng_transport::grpc::registry_client::RegistryClient;
+use mooseng_transport::{Blocking, Network, grpc_channel};
+use mooseng_wire::admin::chunkserver_command::Command;
+use mooseng_wire::admin::{ChunkReport, ChunkserverCommand, DiskReport, HeartbeatReply, HeartbeatRequest};
+use mooseng_wire::{ChunkId, Epoch, Role};
+use rand::Rng;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::access::KeyRing;
+use crate::config::ChunkserverConfig;
+use crate::metrics::Metrics;
+
+/// Until a master says otherwise.
+const INTERVAL: Duration = Duration::from_millis(500);
+const INTERVAL_MIN: Duration = Duration::from_millis(100);
+const INTERVAL_MAX: Duration = Duration::from_secs(2);
+/// A master that doesn't answer within this is tried again over a new connection.
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+/// Longest pause between attempts to reach a master.
+const PAUSE_MAX: Duration = Duration::from_secs(2);
+/// Chunks in one page of an inventory: some 100 kB.
+const PAGE: usize = 4096;
+/// Most commands of one answer that are obeyed; a master sends the rest again.
+const COMMANDS_MAX: usize = 1024;
+/// The root volume: home epochs of other volumes come with the volumes.
+const ROOT_VOLUME: u16 = 0;
+
+/// What heartbeats are made of.
+pub struct Heartbeats {
+    /// Who we are.
+    pub config: ChunkserverConfig,
+    /// Where others reach us.
+    pub address: String,
+    /// The chunks.
+    pub store: Arc<ChunkStore>,
+    /// Where disk work is done.
+    pub blocking: Blocking,
+    /// The network.
+    pub network: Arc<dyn Network>,
+    /// The ticket keys.
+    pub keys: Arc<KeyRing>,
+    /// Counters.
+    pub metrics: Metrics,
+}
+
+/// How far an inventory has been sent to a master.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Inventory {
+    /// The next page begins behind this chunk.
+    Due(Option<ChunkId>),
+    Sent,
+}
+
+impl Heartbeats {
+    /// Reports to one master until told to stop.
+    pub async fn run(&self, master: &str, shutdown: CancellationToken) {
+        let mut failures = 0u32;
+        while !shutdown.is_cancelled() {
+            let connected = tokio::select! {
+                () = shutdown.cancelled() => return,
+                failed = self.report(master, &mut failures) => failed,
+            };
+            if failures == 1 {
+                tracing::warn!(master, reason = connected, "a master isn't reached; trying on");
+            }
+            self.metrics.heartbeat_failures.inc();
+            let pause = (Duration::from_millis(100) * 2u32.saturating_pow(failures.min(6))).min(PAUSE_MAX);
+            let pause = pause.mul_f32(rand::rng().random_range(0.5..1.0));
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = sleep(pause) => {}
+            }
+        }
+    }
+
+    /// Reports over one connection until that fails; answers why it did.
+    async fn report(&self, master: &str, failures: &mut u32) -> String {
+        let channel = match timeout(ANSWER_WITHIN, grpc_channel(self.network.clone(), master, Role::Master)).await {
+            Ok(channel) => channel,
+            Err(_) => {
+                *failures += 1;
+                return "no connection in time".into();
+            }
+        };
+        let mut client = RegistryClient::new(channel);
+        let mut inventory = Inventory::Due(None);
+        loop {
+            let (request, after) = self.request(inventory).await;
+            let more = request.more;
+            let answered = timeout(ANSWER_WITHIN, client.heartbeat(request)).await;
+            let reply = match answered {
+                Ok(Ok(reply)) => reply.into_inner(),
+                Ok(Err(status)) => {
+                    *failures += 1;
+                    return format!("{}: {}", status.code(), status.message());
+                }
+                Err(_) => {
+                    *failures += 1;
+                    return format!("no answer within {} ms", ANSWER_WITHIN.as_millis());
+                }
+            };
+            if std::mem::take(failures) > 0 {
+                tracing::info!(master, "a master is reached again");
+            }
+            self.metrics.heartbeats.inc();
+            let interval = Duration::from_millis(u64::from(reply.interval_ms));
+            inventory = match inventory {
+                Inventory::Due(_) if more => Inventory::Due(after),
+                _ if reply.want_inventory => Inventory::Due(None),
+                _ => Inventory::Sent,
+            };
+            self.obey(master, reply).await;
+            if !matches!(inventory, Inventory::Due(Some(_))) {
+                sleep(if interval.is_zero() { INTERVAL } else { interval.clamp(INTERVAL_MIN, INTERVAL_MAX) }).await;
+            }
+        }
+    }
+
+    /// A heartbeat, with a page of the inventory where one is due; and the page's last chunk.
+    async fn request(&self, inventory: Inventory) -> (HeartbeatRequest, Option<ChunkId>) {
+        let store = self.store.clone();
+        let gather = move || {
+            let page = match inventory {
+                Inventory::Due(after) => Some(store.inventory(after, PAGE)),
+                Inventory::Sent => None,
+            };
+            (store.directories(), page, store.incarnation(), store.highest_epoch())
+        };
+        let (directories, page, incarnation, highest) = self.blocking.run(gather).await;
+        let after = page.as_ref().and_then(|(chunks, _)| chunks.last().map(|c| c.chunk));
+        let inventory_page = page.is_some();
+        let (chunks, more) = page.unwrap_or_default();
+        let disks = directories
+            .into_iter()
+            .map(|d| DiskReport {
+                path: d.path.display().to_string(),
+                id: d.id,
+                bytes_total: d.bytes_total,
+                bytes_free: d.bytes_free,
+                bytes_used: d.bytes_used,
+                chunks: d.chunks,
+                writable: d.writable,
+                error: d.error,
+            })
+            .collect();
+        let request = HeartbeatRequest {
+            chunkserver: self.config.name.clone(),
+            address: self.address.clone(),
+            zone: self.config.zone.clone(),
+            rack: self.config.rack.clone(),
+            labels: self.config.labels.clone(),
+            disks,
+            incarnation,
+            inventory: chunks.iter().map(report).collect(),
+            inventory_page,
+            more,
+            highest_epoch: highest.0,
+        };
+        (request, after)
+    }
+
+    async fn obey(&self, master: &str, reply: HeartbeatReply) {
+        self.keys.learn(&reply.ticket_keys);
+        if reply.commands.is_empty() && self.store.knows_epoch(ROOT_VOLUME, Epoch(reply.epoch)) {
+            return;
+        }
+        let (store, epoch, commands) = (self.store.clone(), Epoch(reply.epoch), reply.commands);
+        let failed = self
+            .blocking
+            .run(move || {
+                let mut failed = Vec::new();
+                // An older one than we know is no error here: that master is behind.
+                if epoch > store.highest_epoch()
+                    && let Err(e) = store.see_epoch(ROOT_VOLUME, epoch)
+                {
+                    failed.push(e.to_string());
+                }
+                failed.extend(commands.into_iter().take(COMMANDS_MAX).filter_map(|c| obey(&store, c).err()).map(|e| e.to_string()));
+                failed
+            })
+            .await;
+        for reason in failed {
+            tracing::warn!(master, reason, "a master's command wasn't carried out");
+        }
+    }
+}
+
+fn report(info: &ChunkInfo) -> ChunkReport {
+    ChunkReport { chunk: info.chunk.0, length: info.stat.length, sealed: info.stat.sealed, epoch: info.stat.epoch.0 }
+}
+
+/// Carries out one command. Masters repeat commands until an inventory shows their effect.
+fn obey(store: &ChunkStore, command: ChunkserverCommand) -> Result<(), ChunkError> {
+    match command.command {
+        Some(Command::Seal(seal)) => store.seal(ChunkId(seal.chunk), Epoch(seal.epoch), seal.length),
+        Some(Command::Delete(delete)) => {
+            tracing::info!(chunk = delete.chunk, epoch = delete.epoch, "a master has a chunk deleted");
+            store.delete(ChunkId(delete.chunk), Epoch(delete.epoch))
+        }
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,73 @@
+//! Connections to the next members of chains: one long-lived link to each address.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use mooseng_chunk::chain::NextFailure;
+use mooseng_transport::{CallFailure, Link, LinkOptions, Network};
+use mooseng_wire::Role;
+use mooseng_wire::chunk::{Append, Appended};
+use mooseng_wire::method::Method;
+use prost::Message;
+
+/// Most links kept; the one that was used longest ago is closed for a new one.
+const LINKS_MAX: usize = 256;
+
+#[derive(Default)]
+struct Pool {
+    links: BTreeMap<String, (u64, Link)>,
+    uses: u64,
+}
+
+/// The chunkservers that chains lead to.
+pub struct Members {
+    network: Arc<dyn Network>,
+    pool: Mutex<Pool>,
+}
+
+impl Members {
+    /// Nobody is connected yet.
+    pub fn new(network: Arc<dyn Network>) -> Self {
+        Self { network, pool: Mutex::default() }
+    }
+
+    fn link(&self, address: &str) -> Link {
+        let pool = &mut *self.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        pool.uses += 1;
+        if let Some((used, link)) = pool.links.get_mut(address) {
+            *used = pool.uses;
+            return link.clone();
+        }
+        if pool.links.len() >= LINKS_MAX {
+            let oldest = pool.links.iter().min_by_key(|(_, (used, _))| *used).map(|(address, _)| address.clone());
+            if let Some((_, link)) = oldest.and_then(|address| pool.links.remove(&address)) {
+                link.close();
+            }
+        }
+        let link = Link::new(self.network.clone(), address.to_owned(), Role::Chunkserver, LinkOptions::default());
+        pool.links.insert(address.to_owned(), (pool.uses, link.clone()));
+        link
+    }
+
+    /// Sends an append to the member at `address`.
+    pub async fn append(&self, address: &str, append: &Append, bulk: Bytes, timeout: Duration) -> Result<Appended, NextFailure> {
+        let silent = |reason: String| NextFailure::Silent(format!("{reason} (at {address})"));
+        match self.link(address).call(Method::ChunkAppend, append.encode_to_vec().into(), bulk, timeout).await {
+            Ok(answer) => Appended::decode(answer.body).map_err(|e| silent(format!("its answer can't be decoded: {e}"))),
+            Err(CallFailure::Remote(error)) => Err(NextFailure::Answered(error)),
+            Err(CallFailure::Timeout(_)) => Err(silent(format!("no answer within {} ms", timeout.as_millis()))),
+            Err(CallFailure::Lost(_)) => Err(silent("the connection broke before its answer".into())),
+            Err(CallFailure::Connect(e)) => Err(silent(format!("it can't be reached: {e}"))),
+        }
+    }
+
+    /// Closes all links.
+    pub fn close(&self) {
+        let pool = &mut *self.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        for (_, (_, link)) in std::mem::take(&mut pool.links) {
+            link.close();
+        }
+    }
+}
