@@ -1,12 +1,21 @@
 //! The metadata store's port: an ordered, transactional key-value store with FoundationDB's semantics and limits.
 //!
 //! Every engine (memory, embedded, later fdb) implements [`Store`] and passes the same conformance suite.
+//!
+//! - [`memory::MemoryStore`]: everything in memory, commits at once. For tests.
+//! - [`mvcc`]: what engines of our own share: a transaction's buffer, recent versions, conflict detection, watches.
+//! - [`limits`]: FoundationDB's limits.
+//! - `conformance` (feature of that name): the suite, a wrapper that injects faults, and histories that are checked for serializability.
 
 use std::future::Future;
 
 use bytes::Bytes;
 
+#[cfg(feature = "conformance")]
+pub mod conformance;
 pub mod limits;
+pub mod memory;
+pub mod mvcc;
 
 /// The version that a transaction reads at. Commits are ordered by version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -124,6 +133,12 @@ pub enum StoreError {
         /// Its bytes.
         bytes: usize,
     },
+    /// FDB 1036: the transaction read a key to which it gave a versionstamp, which exists only once it is committed.
+    #[error("the transaction reads a key or value that gets its versionstamp at commit")]
+    Unreadable,
+    /// FDB 2004: a key from 0xff on, where the engines keep their own.
+    #[error("a key lies outside the range that transactions may use: keys begin with a byte below 0xff")]
+    KeyOutsideRange,
     /// This engine's process may not serve: another master leads.
     #[error("this master doesn't lead the region")]
     NotLeader,
