@@ -1,1 +1,38 @@
-//! Skeleton.
+//! Every filesystem operation as a function of a transaction and a request: no I/O besides the transaction, no clock
+//! and no randomness besides what [`OpContext`] hands in.
+//!
+//! ```text
+//! FsRequest --> execute(tx, context) --> ops::* --> View (records of the schema) --> Transaction
+//!      \--> driver::Driver: retries, outcomes, epochs, commit
+//! ```
+//!
+//! - [`execute`] runs one request; it never commits.
+//! - [`driver`] owns deadline, retries, exactly-once outcomes and the commit. It alone sleeps and draws jitter.
+//! - [`extents`] is the arithmetic of a file's pieces, on values.
+//! - [`sessions`], [`upkeep`] are the master's own business over a transaction: sessions, id ranges, orphans, chunks.
+//! - [`mod@format`] makes an empty volume.
+
+pub mod context;
+pub mod driver;
+pub mod errno;
+pub mod error;
+pub mod extents;
+pub mod format;
+mod ops;
+mod permission;
+pub mod request;
+pub mod sessions;
+pub mod upkeep;
+mod view;
+mod window;
+
+pub use context::{Capacity, Ids, OpContext};
+pub use driver::{Driver, DriverError, SessionCall};
+pub use errno::Errno;
+pub use error::OpError;
+pub use format::format;
+pub use ops::execute;
+pub use request::{is_change, needs_chunk, needs_inode, volume_of};
+
+/// Most hard links of a file.
+pub const LINKS_MAX: u32 = 65_000;

@@ -1,1 +1,27 @@
-//! Skeleton.
+//! Key layout and values of everything that MooseNG keeps in a metadata store.
+//!
+//! Keys are FoundationDB tuples. Records of a volume, which are logged and replicated to other regions, have keys
+//! `("v", volume, tag, ..., generation)`, with generation 0 until snapshots exist. Records of a region, which aren't,
+//! have keys `("r", tag, ...)`. [`tag`] is the one registry of tags; each record has its key, its value and its tests
+//! in one file. Values are a format byte and a protobuf message ([`record`]); counters that are changed atomically are
+//! eight bytes, little-endian ([`number`]).
+
+pub mod chunk;
+pub mod directory;
+pub mod dirent;
+pub mod extent;
+pub mod ids;
+pub mod inode;
+pub mod key;
+pub mod location;
+pub mod number;
+pub mod orphan;
+pub mod record;
+pub mod secret;
+pub mod session;
+pub mod statistics;
+pub mod tag;
+pub mod volume;
+pub mod xattr;
+
+pub use record::{Record, SchemaError};

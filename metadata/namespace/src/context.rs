@@ -1,0 +1,45 @@
+//! What an operation is handed in besides its transaction and its request.
+
+use mooseng_schema::dirent::HashKey;
+use mooseng_wire::{ChunkId, Epoch, InodeId, SessionId};
+
+/// Fresh ids for an operation to give. What it doesn't use is lost, which costs nothing but numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ids {
+    /// For requests of which [`crate::needs_inode`] is true.
+    pub inode: Option<InodeId>,
+    /// For requests of which [`crate::needs_chunk`] is true.
+    pub chunk: Option<ChunkId>,
+}
+
+/// What the region's chunkservers hold, for `statfs`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Capacity {
+    /// Bytes, divided by the copies that a file gets.
+    pub bytes_total: u64,
+    /// Of these, bytes that are free.
+    pub bytes_free: u64,
+    /// Of these, bytes that applications may still fill.
+    pub bytes_available: u64,
+}
+
+/// An operation's surroundings.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OpContext {
+    /// Now, in nanoseconds since the Unix epoch.
+    pub now_ns: i64,
+    /// Fresh ids.
+    pub ids: Ids,
+    /// Whose request it is; 0 for the master itself.
+    pub session: SessionId,
+    /// The home epoch that the master works under. A change under another one than the volume's is refused.
+    pub epoch: Epoch,
+    /// Where a chunk that is allocated goes: chunkservers' names, in the order of the chain.
+    pub placement: Vec<String>,
+    /// The storage class of new files; 0 until classes exist.
+    pub storage_class: u32,
+    /// The volume's secret for hashing names, if it is at hand; else it is read.
+    pub hash_key: Option<HashKey>,
+    /// For `statfs`.
+    pub capacity: Capacity,
+}

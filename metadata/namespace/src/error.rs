@@ -1,0 +1,45 @@
+//! Why an operation ended without an answer of its own.
+
+use mooseng_schema::SchemaError;
+use mooseng_store::StoreError;
+use mooseng_wire::InodeId;
+
+use crate::errno::Errno;
+
+/// Why an operation failed.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum OpError {
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// What the caller is told.
+    #[error("{0}")]
+    Errno(Errno),
+    /// A record is damaged, or newer than this release.
+    #[error(transparent)]
+    Schema(#[from] SchemaError),
+    /// First the extents of this inode from `from` on must be freed, in transactions of their own
+    /// ([`crate::upkeep::drain`]); then the operation runs.
+    #[error("extents of inode {inode} from offset {from} on must be freed first")]
+    Drain {
+        /// The inode.
+        inode: InodeId,
+        /// From which offset on.
+        from: u64,
+    },
+    /// The caller of [`crate::execute`] left out something that the request needs.
+    #[error("the request needs {0}, which wasn't handed in")]
+    Missing(&'static str),
+    /// The volume has no records: it was never formatted here.
+    #[error("volume {0} doesn't exist in this store; format it first")]
+    NoVolume(u16),
+    /// The request's bytes make no sense, such as one without an operation.
+    #[error("the request is malformed: {0}")]
+    Malformed(&'static str),
+}
+
+impl From<Errno> for OpError {
+    fn from(errno: Errno) -> Self {
+        Self::Errno(errno)
+    }
+}

@@ -1,0 +1,158 @@
+//! getattr, setattr and lazy access times.
+
+use mooseng_schema::directory::{self, Counter};
+use mooseng_schema::inode::InodeRecord;
+use mooseng_schema::number;
+use mooseng_store::{Atomic, Transaction};
+use mooseng_wire::fs::{AtimeTouch, Entry, SetAttr};
+use mooseng_wire::{FILE_SIZE_MAX, InodeId};
+
+use crate::errno::Errno;
+use crate::error::OpError;
+use crate::permission::{self, MODE_BITS, WRITE};
+use crate::view::{View, is_directory, is_regular};
+use crate::window;
+
+/// Access times that one request brings at most.
+const TOUCHES_MAX: usize = 1024;
+
+pub async fn get<T: Transaction>(view: &View<'_, T>, id: InodeId) -> Result<Entry, OpError> {
+    let record = view.inode(id).await?;
+    Ok(Entry { attr: Some(view.attr(id, &record).await?) })
+}
+
+pub async fn set<T: Transaction>(view: &View<'_, T>, r: &SetAttr) -> Result<Entry, OpError> {
+    let id = InodeId(r.inode);
+    let mut record = view.inode(id).await?;
+    check_owner_change(view, r, &record)?;
+    if r.mode.is_some() {
+        permission::check_owner(&record, view.caller)?;
+    }
+    check_times(view, r, &record)?;
+    if let Some(size) = r.size {
+        set_size(view, r, id, &mut record, size).await?;
+    } else if r.kill_suidgid {
+        view.kill_privileges(id, &mut record).await?;
+    }
+    if r.uid.is_some() || r.gid.is_some() {
+        // Privileges belong to the old owner, so they go whoever changes it.
+        view.kill_privileges(id, &mut record).await?;
+        record.uid = r.uid.unwrap_or(record.uid);
+        record.gid = r.gid.unwrap_or(record.gid);
+    }
+    if let Some(mode) = r.mode {
+        record.mode = permission::settable_mode(mode & MODE_BITS, record.gid, view.caller);
+    }
+    set_times(view, r, id, &mut record);
+    record.ctime_ns = view.ctx.now_ns;
+    view.put_inode(id, &record);
+    Ok(Entry { attr: Some(view.attr(id, &record).await?) })
+}
+
+/// root gives files away; an owner may give them to groups that it is of.
+fn check_owner_change<T: Transaction>(
+    view: &View<'_, T>,
+    r: &SetAttr,
+    record: &InodeRecord,
+) -> Result<(), Errno> {
+    let caller = view.caller;
+    if caller.kernel_checked || caller.uid == 0 || (r.uid.is_none() && r.gid.is_none()) {
+        return Ok(());
+    }
+    let same_owner = caller.uid == record.uid && r.uid.is_none_or(|uid| uid == record.uid);
+    let own_group = r.gid.is_none_or(|gid| gid == record.gid || permission::in_group(caller, gid));
+    if same_owner && own_group { Ok(()) } else { Err(Errno::EPERM) }
+}
+
+/// Any time may be set by the owner; the present one by whoever may write.
+fn check_times<T: Transaction>(view: &View<'_, T>, r: &SetAttr, record: &InodeRecord) -> Result<(), Errno> {
+    let any = (r.atime_ns.is_some() && !r.atime_now) || (r.mtime_ns.is_some() && !r.mtime_now);
+    if any {
+        return permission::check_owner(record, view.caller);
+    }
+    if (r.atime_now || r.mtime_now) && permission::check_owner(record, view.caller).is_err() {
+        return permission::check(record, view.caller, WRITE);
+    }
+    Ok(())
+}
+
+async fn set_size<T: Transaction>(
+    view: &View<'_, T>,
+    r: &SetAttr,
+    id: InodeId,
+    record: &mut InodeRecord,
+    size: u64,
+) -> Result<(), OpError> {
+    if is_directory(record.kind) {
+        return Err(Errno::EISDIR.into());
+    }
+    if !is_regular(record.kind) {
+        return Err(Errno::EINVAL.into());
+    }
+    if size > FILE_SIZE_MAX {
+        return Err(Errno::EFBIG.into());
+    }
+    if !r.by_handle {
+        permission::check(record, view.caller, WRITE)?;
+    }
+    resize(view, id, record, size).await?;
+    if view.kills_privileges(r.kill_suidgid) {
+        view.kill_privileges(id, record).await?;
+    }
+    Ok(())
+}
+
+/// Sets a file's size and the times that go with it. The caller stores the record.
+pub async fn resize<T: Transaction>(
+    view: &View<'_, T>,
+    id: InodeId,
+    record: &mut InodeRecord,
+    size: u64,
+) -> Result<(), OpError> {
+    if size < record.size {
+        window::shrink(view.tx, id, record, size).await?;
+    } else if size > record.size {
+        window::need_trimmed(id, record)?;
+        record.size = size;
+    }
+    record.mtime_ns = view.ctx.now_ns;
+    record.ctime_ns = view.ctx.now_ns;
+    Ok(())
+}
+
+fn set_times<T: Transaction>(view: &View<'_, T>, r: &SetAttr, id: InodeId, record: &mut InodeRecord) {
+    let pick = |now: bool, given: Option<i64>| if now { Some(view.ctx.now_ns) } else { given };
+    let directory = is_directory(record.kind);
+    // A directory's counter overtakes what its record says, until it is cleared.
+    if let Some(time) = pick(r.atime_now, r.atime_ns) {
+        record.atime_ns = time;
+        if directory {
+            view.tx.clear(&directory::key(id, Counter::Accessed));
+        }
+    }
+    if let Some(time) = pick(r.mtime_now, r.mtime_ns) {
+        record.mtime_ns = time;
+        if directory {
+            view.tx.clear(&directory::key(id, Counter::Changed));
+        }
+    }
+}
+
+/// Moves access times forward. Inodes that are gone are left out: nobody waits for this.
+pub async fn touch<T: Transaction>(view: &View<'_, T>, touches: &[AtimeTouch]) -> Result<(), OpError> {
+    if touches.len() > TOUCHES_MAX {
+        return Err(Errno::EINVAL.into());
+    }
+    for touch in touches {
+        let id = InodeId(touch.inode);
+        let Some(mut record) = view.inode_if(id).await? else { continue };
+        if is_directory(record.kind) {
+            let time = number::encode(number::from_time(touch.atime_ns));
+            view.tx.atomic(&directory::key(id, Counter::Accessed), &time, Atomic::Max);
+        } else if touch.atime_ns > record.atime_ns {
+            record.atime_ns = touch.atime_ns;
+            view.put_inode(id, &record);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,80 @@
+//! lookup, readdir and readdirplus.
+
+use mooseng_schema::Record;
+use mooseng_schema::dirent::{self, Cookie, DirentRecord};
+use mooseng_store::{RangeLimit, Transaction};
+use mooseng_wire::InodeId;
+use mooseng_wire::fs::{DirEntry, DirPage, Entry, ReadDir};
+
+use crate::errno::Errno;
+use crate::error::OpError;
+use crate::permission::{self, EXECUTE};
+use crate::view::{View, check_name, is_directory, wire_kind};
+
+/// Entries in one answer.
+const ENTRIES_MAX: u32 = 1024;
+/// Bytes of entries in one answer, as they are stored.
+const PAGE_BYTES_MAX: usize = 256 << 10;
+
+pub async fn lookup<T: Transaction>(
+    view: &View<'_, T>,
+    parent: InodeId,
+    name: &[u8],
+) -> Result<Entry, OpError> {
+    check_name(name)?;
+    let (directory, id) = match name {
+        b"." => (view.directory(parent).await?, parent),
+        b".." => {
+            let directory = view.directory(parent).await?;
+            // The root is its own parent.
+            let id = directory.links.first().map_or(parent, |l| InodeId(l.parent));
+            (directory, id)
+        }
+        _ => {
+            let (directory, slot) = futures::try_join!(view.directory(parent), view.slot(parent, name))?;
+            permission::check(&directory, view.caller, EXECUTE)?;
+            let found = slot.found.ok_or(Errno::ENOENT)?;
+            let record = view.named_inode(&found).await?;
+            return Ok(Entry { attr: Some(view.attr(found.inode, &record).await?) });
+        }
+    };
+    permission::check(&directory, view.caller, EXECUTE)?;
+    let record = view.inode(id).await?;
+    Ok(Entry { attr: Some(view.attr(id, &record).await?) })
+}
+
+/// A page of entries in the order of their cookies. Whether the caller may read the directory was checked when it
+/// opened it.
+pub async fn read<T: Transaction>(view: &View<'_, T>, r: &ReadDir) -> Result<DirPage, OpError> {
+    let id = InodeId(r.inode);
+    view.directory(id).await?;
+    let most = if r.entries_max == 0 { ENTRIES_MAX } else { r.entries_max.min(ENTRIES_MAX) };
+    let limit = RangeLimit { pairs_max: most as usize, bytes_max: PAGE_BYTES_MAX, reverse: false };
+    let page = view.tx.get_range(dirent::range_after(id, Cookie(r.cookie)), limit, view.read).await?;
+    let entries = page.pairs.iter().map(|(key, value)| async move {
+        let cookie = dirent::parse_key(id, key)?;
+        let entry = DirentRecord::from_value(value)?;
+        let inode = InodeId(entry.inode);
+        let attr = match r.plus {
+            true => {
+                let found = crate::view::Found { cookie, inode };
+                let record = view.named_inode(&found).await?;
+                debug_assert_eq!(
+                    is_directory(record.kind),
+                    is_directory(entry.kind),
+                    "entry and inode are of one kind"
+                );
+                Some(view.attr(inode, &record).await?)
+            }
+            false => None,
+        };
+        Ok::<_, OpError>(DirEntry {
+            name: entry.name,
+            inode: inode.0,
+            kind: wire_kind(entry.kind),
+            cookie: cookie.0,
+            attr,
+        })
+    });
+    Ok(DirPage { entries: futures::future::try_join_all(entries).await?, end: !page.more })
+}

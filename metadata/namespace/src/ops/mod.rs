@@ -1,0 +1,84 @@
+//! The operations, a file for each group of kin. An operation never commits.
+
+mod attributes;
+mod chunks;
+mod data;
+mod describe;
+mod directories;
+mod extended;
+mod handles;
+mod link;
+mod make;
+mod reap;
+mod rename;
+mod unlink;
+
+use mooseng_store::{Read, Transaction};
+use mooseng_wire::InodeId;
+use mooseng_wire::fs::fs_reply::Reply;
+use mooseng_wire::fs::fs_request::Op;
+use mooseng_wire::fs::{Caller, Done, FsReply, FsRequest};
+
+use crate::context::OpContext;
+use crate::error::OpError;
+use crate::request::{is_change, is_internal};
+use crate::view::View;
+
+/// Runs one request in a transaction and answers what its reply will be once the transaction commits. After an error
+/// the transaction must be dropped: it may hold half of the changes.
+pub async fn execute<T: Transaction>(
+    tx: &T,
+    ctx: &OpContext,
+    request: &FsRequest,
+) -> Result<FsReply, OpError> {
+    let nobody = Caller::default();
+    let by_master = ctx.session.0 == 0;
+    let caller = match &request.caller {
+        Some(caller) => caller,
+        // The master works for itself with root's rights; a session always says for whom it asks.
+        None if by_master => &nobody,
+        None => return Err(OpError::Malformed("it doesn't say who is calling")),
+    };
+    if is_internal(request) && !by_master {
+        return Err(crate::Errno::EPERM.into());
+    }
+    let op = request.op.as_ref().ok_or(OpError::Malformed("it has no operation"))?;
+    let read = if is_change(request) { Read::Conflicting } else { Read::Snapshot };
+    let view = View { tx, ctx, caller, read };
+    let reply = match op {
+        Op::Lookup(r) => Reply::Entry(directories::lookup(&view, InodeId(r.parent), &r.name).await?),
+        Op::GetAttr(r) => Reply::Entry(attributes::get(&view, InodeId(r.inode)).await?),
+        Op::ReadLink(r) => Reply::Value(link::read(&view, InodeId(r.inode)).await?),
+        Op::ReadDir(r) => Reply::DirPage(directories::read(&view, r).await?),
+        Op::ReadExtents(r) => Reply::Extents(data::read_extents(&view, r).await?),
+        Op::Seek(r) => Reply::Seek(data::seek(&view, r).await?),
+        Op::GetXattr(r) => Reply::Value(extended::get(&view, InodeId(r.inode), &r.name).await?),
+        Op::ListXattr(r) => Reply::Names(extended::list(&view, InodeId(r.inode)).await?),
+        Op::StatFs(r) => Reply::StatFs(describe::stat_fs(&view, InodeId(r.inode)).await?),
+        Op::Access(r) => done(handles::access(&view, InodeId(r.inode), r.mask).await?),
+        Op::Open(r) => Reply::Entry(handles::open(&view, InodeId(r.inode), r.flags).await?),
+        Op::Release(_) => Reply::Done(Done {}),
+        Op::Describe(r) => Reply::Description(describe::describe(&view, InodeId(r.inode)).await?),
+        Op::SetAttr(r) => Reply::Entry(attributes::set(&view, r).await?),
+        Op::Create(r) => Reply::Created(make::create(&view, r).await?),
+        Op::Mknod(r) => Reply::Entry(make::mknod(&view, r).await?),
+        Op::Mkdir(r) => Reply::Entry(make::mkdir(&view, r).await?),
+        Op::Symlink(r) => Reply::Entry(make::symlink(&view, r).await?),
+        Op::Link(r) => Reply::Entry(link::link(&view, r).await?),
+        Op::Unlink(r) => done(unlink::unlink(&view, InodeId(r.parent), &r.name).await?),
+        Op::Rmdir(r) => done(unlink::rmdir(&view, InodeId(r.parent), &r.name).await?),
+        Op::Rename(r) => done(rename::rename(&view, r).await?),
+        Op::SetXattr(r) => done(extended::set(&view, r).await?),
+        Op::RemoveXattr(r) => done(extended::remove(&view, InodeId(r.inode), &r.name).await?),
+        Op::Write(r) => Reply::Written(data::write(&view, r).await?),
+        Op::TouchAtime(r) => done(attributes::touch(&view, &r.touches).await?),
+        Op::AllocateChunk(r) => Reply::Allocated(chunks::allocate(&view, InodeId(r.inode)).await?),
+        Op::SealChunk(r) => done(chunks::seal(&view, r).await?),
+        Op::Reap(r) => done(reap::reap(&view, &r.inodes).await?),
+    };
+    Ok(FsReply { reply: Some(reply) })
+}
+
+fn done((): ()) -> Reply {
+    Reply::Done(Done {})
+}

@@ -1,0 +1,96 @@
+//! What a request is, seen from outside.
+
+use mooseng_wire::fs::FsRequest;
+use mooseng_wire::fs::fs_request::Op;
+use mooseng_wire::{InodeId, VolumeId};
+
+/// Whether the request changes something, so that it carries a number and ends in a commit.
+pub fn is_change(request: &FsRequest) -> bool {
+    match &request.op {
+        None => false,
+        Some(op) => match op {
+            Op::Lookup(_)
+            | Op::GetAttr(_)
+            | Op::ReadLink(_)
+            | Op::ReadDir(_)
+            | Op::ReadExtents(_)
+            | Op::Seek(_)
+            | Op::GetXattr(_)
+            | Op::ListXattr(_)
+            | Op::StatFs(_)
+            | Op::Access(_)
+            | Op::Open(_)
+            | Op::Release(_)
+            | Op::Describe(_) => false,
+            Op::SetAttr(_)
+            | Op::Create(_)
+            | Op::Mknod(_)
+            | Op::Mkdir(_)
+            | Op::Symlink(_)
+            | Op::Link(_)
+            | Op::Unlink(_)
+            | Op::Rmdir(_)
+            | Op::Rename(_)
+            | Op::SetXattr(_)
+            | Op::RemoveXattr(_)
+            | Op::Write(_)
+            | Op::TouchAtime(_)
+            | Op::AllocateChunk(_)
+            | Op::SealChunk(_)
+            | Op::Reap(_) => true,
+        },
+    }
+}
+
+/// Whether only the master itself may issue it.
+pub fn is_internal(request: &FsRequest) -> bool {
+    matches!(&request.op, Some(Op::Reap(_)))
+}
+
+/// Whether [`crate::Ids::inode`] must be handed in.
+pub fn needs_inode(request: &FsRequest) -> bool {
+    matches!(&request.op, Some(Op::Create(_) | Op::Mknod(_) | Op::Mkdir(_) | Op::Symlink(_)))
+}
+
+/// Whether [`crate::Ids::chunk`] must be handed in, and a placement.
+pub fn needs_chunk(request: &FsRequest) -> bool {
+    matches!(&request.op, Some(Op::AllocateChunk(_)))
+}
+
+/// The volume that the request is about.
+pub fn volume_of(request: &FsRequest) -> VolumeId {
+    let Some(op) = &request.op else { return VolumeId(0) };
+    let id = match op {
+        Op::Lookup(r) => r.parent,
+        Op::GetAttr(r) => r.inode,
+        Op::ReadLink(r) => r.inode,
+        Op::ReadDir(r) => r.inode,
+        Op::ReadExtents(r) => r.inode,
+        Op::Seek(r) => r.inode,
+        Op::GetXattr(r) => r.inode,
+        Op::ListXattr(r) => r.inode,
+        Op::StatFs(r) => r.inode,
+        Op::Access(r) => r.inode,
+        Op::Open(r) => r.inode,
+        Op::Release(r) => r.inode,
+        Op::Describe(r) => r.inode,
+        Op::SetAttr(r) => r.inode,
+        Op::Create(r) => r.parent,
+        Op::Mknod(r) => r.parent,
+        Op::Mkdir(r) => r.parent,
+        Op::Symlink(r) => r.parent,
+        Op::Link(r) => r.inode,
+        Op::Unlink(r) => r.parent,
+        Op::Rmdir(r) => r.parent,
+        Op::Rename(r) => r.parent,
+        Op::SetXattr(r) => r.inode,
+        Op::RemoveXattr(r) => r.inode,
+        Op::Write(r) => r.inode,
+        Op::TouchAtime(r) => r.touches.first().map_or(0, |t| t.inode),
+        Op::AllocateChunk(r) => r.inode,
+        // Chunks carry their volume as inodes do.
+        Op::SealChunk(r) => r.chunk,
+        Op::Reap(r) => r.inodes.first().copied().unwrap_or(0),
+    };
+    InodeId(id).volume()
+}

@@ -1,0 +1,236 @@
+//! A file's pieces between the store and [`crate::extents`].
+
+use std::collections::BTreeMap;
+
+use mooseng_schema::extent::{self, ExtentRecord};
+use mooseng_schema::inode::InodeRecord;
+use mooseng_schema::statistics::{self, Statistic};
+use mooseng_schema::{Record, SchemaError, chunk, number, orphan};
+use mooseng_store::{Atomic, KeyRange, RangeLimit, RangePage, Read, Transaction};
+use mooseng_wire::{ChunkId, FILE_SIZE_MAX, InodeId};
+
+use crate::errno::Errno;
+use crate::error::OpError;
+use crate::extents::{Changes, Data, Pieces};
+
+/// Extents that one transaction frees at most, so that it stays far from the store's limits.
+pub const FREE_PAGE_EXTENTS: usize = 512;
+
+/// Extents that one write may replace.
+const REPLACED_EXTENTS_MAX: usize = 16_384;
+
+/// So many cleared extents are cleared as a range.
+const CLEARED_ONE_BY_ONE_MAX: usize = 32;
+
+/// Reads the pieces of a page into `pieces`.
+pub fn read_page(inode: InodeId, page: &RangePage, pieces: &mut Pieces) -> Result<(), SchemaError> {
+    for (key, value) in &page.pairs {
+        let data = Data::from_record(ExtentRecord::from_value(value)?)?;
+        pieces.load(extent::parse_key(inode, key)?, data)?;
+    }
+    Ok(())
+}
+
+/// The last piece that begins before `offset`.
+pub async fn piece_before<T: Transaction>(
+    tx: &T,
+    inode: InodeId,
+    offset: u64,
+    read: Read,
+) -> Result<Option<(u64, Data)>, OpError> {
+    let limit = RangeLimit { pairs_max: 1, reverse: true, ..Default::default() };
+    let page = tx.get_range(extent::range_between(inode, 0, offset), limit, read).await?;
+    let Some((key, value)) = page.pairs.first() else { return Ok(None) };
+    let data = Data::from_record(ExtentRecord::from_value(value)?)?;
+    Ok(Some((extent::parse_key(inode, key)?, data)))
+}
+
+/// Loads the pieces that overlap or touch [from, to) into `pieces`.
+pub async fn load<T: Transaction>(
+    tx: &T,
+    inode: InodeId,
+    from: u64,
+    to: u64,
+    pieces: &mut Pieces,
+) -> Result<(), OpError> {
+    let whole = extent::range_between(inode, from, to.saturating_add(1));
+    let (before, page) = futures::try_join!(piece_before(tx, inode, from, Read::Conflicting), async {
+        Ok(tx.get_range(whole.clone(), RangeLimit::default(), Read::Conflicting).await?)
+    })?;
+    if let Some((offset, data)) = before
+        && offset + data.length() >= from
+    {
+        pieces.load(offset, data)?;
+    }
+    let mut page = page;
+    loop {
+        read_page(inode, &page, pieces)?;
+        let Some((last, _)) = page.pairs.last().filter(|_| page.more) else { return Ok(()) };
+        if pieces.len() > REPLACED_EXTENTS_MAX {
+            // A single write over so many tiny pieces isn't worth a transaction of its own size class.
+            return Err(Errno::EFBIG.into());
+        }
+        let rest = behind(&whole, last);
+        page = tx.get_range(rest, RangeLimit::default(), Read::Conflicting).await?;
+    }
+}
+
+/// The part of a range behind a key.
+pub fn behind(range: &KeyRange, key: &[u8]) -> KeyRange {
+    let mut begin = key.to_vec();
+    begin.push(0);
+    KeyRange { begin: begin.into(), end: range.end.clone() }
+}
+
+/// Writes what turns `before` into `after`, with everything that is counted.
+pub async fn store<T: Transaction>(
+    tx: &T,
+    inode: InodeId,
+    record: &mut InodeRecord,
+    before: &Pieces,
+    after: &Pieces,
+) -> Result<(), OpError> {
+    let changes = before.changes_to(after);
+    if let (Some(first), Some(last)) = (changes.cleared.first(), changes.cleared.last())
+        && changes.cleared.len() > CLEARED_ONE_BY_ONE_MAX
+    {
+        tx.clear_range(extent::range_between(inode, *first, last + 1));
+        for (offset, data) in after.iter().filter(|(offset, _)| first <= offset && offset <= last) {
+            tx.set(&extent::key(inode, offset), &data.to_record().to_value());
+        }
+    } else {
+        for offset in &changes.cleared {
+            tx.clear(&extent::key(inode, *offset));
+        }
+    }
+    for (offset, data) in &changes.set {
+        tx.set(&extent::key(inode, *offset), &data.to_record().to_value());
+    }
+    count(tx, inode, record, &changes).await
+}
+
+/// Counts changed pieces: the inode's and the volume's bytes, and the chunks' references.
+async fn count<T: Transaction>(
+    tx: &T,
+    inode: InodeId,
+    record: &mut InodeRecord,
+    changes: &Changes,
+) -> Result<(), OpError> {
+    record.allocated = record
+        .allocated
+        .checked_add_signed(changes.allocated)
+        .ok_or_else(|| SchemaError::damaged("inode", "it has more extents than it counts bytes"))?;
+    if changes.allocated != 0 {
+        let key = statistics::key(inode, Statistic::Bytes);
+        tx.atomic(&key, &number::encode_signed(changes.allocated), Atomic::Add);
+    }
+    refer(tx, inode, &changes.references).await
+}
+
+async fn refer<T: Transaction>(
+    tx: &T,
+    inode: InodeId,
+    references: &BTreeMap<ChunkId, i64>,
+) -> Result<(), OpError> {
+    let keys: Vec<(Vec<u8>, i64)> =
+        references.iter().map(|(c, delta)| (chunk::reference_key(*c, inode), *delta)).collect();
+    let reads = keys.iter().map(|(key, _)| tx.get(key, Read::Conflicting));
+    let values = futures::future::try_join_all(reads).await?;
+    for ((key, delta), value) in keys.iter().zip(values) {
+        let count = number::decode(value.as_ref())?.checked_add_signed(*delta).ok_or_else(|| {
+            SchemaError::damaged("chunk reference", "it counts fewer extents than there are")
+        })?;
+        match count {
+            0 => tx.clear(key),
+            count => tx.set(key, &number::encode(count)),
+        }
+    }
+    Ok(())
+}
+
+/// Frees up to [`FREE_PAGE_EXTENTS`] extents from `from` on, and cuts one that reaches across. Answers whether that was
+/// all. The caller stores the inode's record.
+pub async fn free_page<T: Transaction>(
+    tx: &T,
+    inode: InodeId,
+    record: &mut InodeRecord,
+    from: u64,
+) -> Result<bool, OpError> {
+    free_some(tx, inode, record, from, FREE_PAGE_EXTENTS).await.map(|(done, _)| done)
+}
+
+/// As [`free_page`], with at most `max` extents; answers how many it freed, too.
+pub async fn free_some<T: Transaction>(
+    tx: &T,
+    inode: InodeId,
+    record: &mut InodeRecord,
+    from: u64,
+    max: usize,
+) -> Result<(bool, usize), OpError> {
+    let limit = RangeLimit { pairs_max: max.max(1), ..Default::default() };
+    let whole = extent::range_between(inode, from, FILE_SIZE_MAX);
+    let (before, page) = futures::try_join!(
+        async {
+            match from {
+                0 => Ok(None),
+                _ => piece_before(tx, inode, from, Read::Conflicting).await,
+            }
+        },
+        async { Ok(tx.get_range(whole, limit, Read::Conflicting).await?) }
+    )?;
+    let mut changes = Changes::default();
+    if let Some((offset, data)) = before
+        && offset + data.length() > from
+    {
+        let mut cut = Pieces::default();
+        cut.load(offset, data)?;
+        let whole = cut.clone();
+        cut.cut(from, FILE_SIZE_MAX);
+        changes = whole.changes_to(&cut);
+        for (offset, data) in &changes.set {
+            tx.set(&extent::key(inode, *offset), &data.to_record().to_value());
+        }
+    }
+    let mut pieces = Pieces::default();
+    read_page(inode, &page, &mut pieces)?;
+    pieces.iter().for_each(|(_, data)| changes.count(data, -1));
+    if let (Some((first, _)), Some((last, _))) = (page.pairs.first(), page.pairs.last()) {
+        tx.clear_range(KeyRange { begin: first.clone(), end: mooseng_store::key_range(last).end });
+    }
+    changes.references.retain(|_, delta| *delta != 0);
+    count(tx, inode, record, &changes).await?;
+    Ok((!page.more, page.pairs.len()))
+}
+
+/// Makes a file shorter, at once for whoever reads it; extents that are too many for this transaction are left for the
+/// reaper. The caller stores the inode's record.
+pub async fn shrink<T: Transaction>(
+    tx: &T,
+    inode: InodeId,
+    record: &mut InodeRecord,
+    size: u64,
+) -> Result<(), OpError> {
+    let done = free_page(tx, inode, record, size).await?;
+    record.size = size;
+    // What lies behind `size` includes what an earlier truncation left.
+    match (done, record.trim_from) {
+        (true, None) => {}
+        (true, Some(_)) => {
+            record.trim_from = None;
+            tx.clear(&orphan::trim_key(inode));
+        }
+        (false, _) => {
+            record.trim_from = Some(size);
+            tx.set(&orphan::trim_key(inode), &[]);
+        }
+    }
+    Ok(())
+}
+
+/// Writing and growing need the dead extents gone: they would come to life, or merge with the living.
+pub fn need_trimmed(inode: InodeId, record: &InodeRecord) -> Result<(), OpError> {
+    match record.trim_from {
+        Some(from) => Err(OpError::Drain { inode, from }),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,179 @@
+//! Inodes, and the names that an inode has.
+
+use bytes::Bytes;
+use mooseng_store::KeyRange;
+use mooseng_wire::InodeId;
+
+use crate::key::{parse_volume_key, volume_key, volume_range};
+use crate::record::{Record, SchemaError};
+use crate::tag::VolumeTag;
+
+/// So many names stay within the inode's record; further ones have records of their own, for a value has a limit.
+pub const LINKS_INSIDE_MAX: usize = 16;
+
+/// An inode. Its id is its key.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct InodeRecord {
+    /// A `mooseng_wire::fs::FileKind`.
+    #[prost(uint32, tag = "1")]
+    pub kind: u32,
+    /// Permission, setuid, setgid and sticky bits: 07777.
+    #[prost(uint32, tag = "2")]
+    pub mode: u32,
+    /// Owner.
+    #[prost(uint32, tag = "3")]
+    pub uid: u32,
+    /// Group.
+    #[prost(uint32, tag = "4")]
+    pub gid: u32,
+    /// Hard links. A directory's isn't kept here: it has two and one for each subdirectory.
+    #[prost(uint32, tag = "5")]
+    pub nlink: u32,
+    /// A device's number.
+    #[prost(uint32, tag = "6")]
+    pub rdev: u32,
+    /// Bytes; a symlink's is its target's length.
+    #[prost(uint64, tag = "7")]
+    pub size: u64,
+    /// Bytes that its extents cover.
+    #[prost(uint64, tag = "8")]
+    pub allocated: u64,
+    /// Last access. A directory's may be overtaken by its counter.
+    #[prost(sfixed64, tag = "9")]
+    pub atime_ns: i64,
+    /// Last change of its data. A directory's may be overtaken by its counter.
+    #[prost(sfixed64, tag = "10")]
+    pub mtime_ns: i64,
+    /// Last change of the inode. A directory's may be overtaken by its counter.
+    #[prost(sfixed64, tag = "11")]
+    pub ctime_ns: i64,
+    /// Its names, the first ones.
+    #[prost(message, repeated, tag = "12")]
+    pub links: Vec<LinkName>,
+    /// A symlink's target.
+    #[prost(bytes = "bytes", tag = "13")]
+    pub target: Bytes,
+    /// Where new data goes.
+    #[prost(uint32, tag = "14")]
+    pub storage_class: u32,
+    /// Whose quota it counts for; 0 for none.
+    #[prost(uint64, tag = "15")]
+    pub quota: u64,
+    /// It has no name any more, and lives until its last session closes it.
+    #[prost(bool, tag = "16")]
+    pub orphan: bool,
+    /// Extents from here on are dead and wait to be freed.
+    #[prost(uint64, optional, tag = "17")]
+    pub trim_from: Option<u64>,
+    /// Bytes of the names of its extended attributes, each with a terminator.
+    #[prost(uint32, tag = "18")]
+    pub xattr_name_bytes: u32,
+}
+
+impl Record for InodeRecord {
+    const NAME: &'static str = "inode";
+}
+
+/// A name of an inode.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Message)]
+pub struct LinkName {
+    /// The directory.
+    #[prost(uint64, tag = "1")]
+    pub parent: u64,
+    /// The entry's name.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub name: Bytes,
+}
+
+/// An inode's key.
+pub fn key(inode: InodeId) -> Vec<u8> {
+    volume_key(inode.volume(), VolumeTag::Inode, &(inode.0,))
+}
+
+/// The inodes of the volume of `after` that follow it.
+pub fn range_after(after: InodeId) -> KeyRange {
+    let all = volume_range(after.volume(), VolumeTag::Inode, &());
+    let mut begin = key(after);
+    begin.push(0);
+    KeyRange { begin: begin.into(), end: all.end }
+}
+
+/// The inode of a key in [`range_after`].
+pub fn parse_key(like: InodeId, key: &[u8]) -> Result<InodeId, SchemaError> {
+    let (inode, _): (u64, u64) = parse_volume_key(like.volume(), VolumeTag::Inode, key)?;
+    Ok(InodeId(inode))
+}
+
+/// The key of a name that the inode's record has no room for. Its value is empty.
+pub fn link_key(inode: InodeId, parent: InodeId, name: &[u8]) -> Vec<u8> {
+    volume_key(inode.volume(), VolumeTag::Link, &(inode.0, parent.0, name))
+}
+
+/// All of an inode's names of that kind.
+pub fn link_range(inode: InodeId) -> KeyRange {
+    volume_range(inode.volume(), VolumeTag::Link, &(inode.0,))
+}
+
+/// The name in such a key.
+pub fn parse_link_key(inode: InodeId, key: &[u8]) -> Result<LinkName, SchemaError> {
+    let (_, parent, name, _): (u64, u64, Vec<u8>, u64) =
+        parse_volume_key(inode.volume(), VolumeTag::Link, key)?;
+    Ok(LinkName { parent, name: name.into() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::testing::{golden, hex, round_trip};
+    use mooseng_wire::{ROOT_INODE, VolumeId};
+    use proptest::prelude::*;
+
+    #[test]
+    fn bytes_stay_as_they_were() {
+        let inode = InodeRecord {
+            kind: 1,
+            mode: 0o644,
+            uid: 1000,
+            gid: 100,
+            nlink: 1,
+            size: 5,
+            allocated: 5,
+            atime_ns: 1,
+            mtime_ns: 2,
+            ctime_ns: -3,
+            links: vec![LinkName { parent: 1, name: Bytes::from_static(b"a") }],
+            storage_class: 1,
+            trim_from: Some(0),
+            ..Default::default()
+        };
+        golden(
+            &inode,
+            "01080110a40318e80720642801380540054901000000000000005102000000000000005 9fdffffffffffffff6205080112016170018801 00"
+                .replace(' ', "")
+                .as_str(),
+        );
+        assert_eq!(hex(&key(ROOT_INODE)), "02760014150215011 4".replace(' ', ""));
+    }
+
+    proptest! {
+        #[test]
+        fn round_trips(mode in 0u32..0o10000, size: u64, ctime_ns: i64, orphan: bool, trim_from: Option<u64>,
+                       names in prop::collection::vec((1u64.., prop::collection::vec(any::<u8>(), 1..255)), 0..4)) {
+            let links = names.into_iter().map(|(parent, name)| LinkName { parent, name: name.into() }).collect();
+            round_trip(&InodeRecord { mode, size, ctime_ns, orphan, trim_from, links, ..Default::default() });
+        }
+
+        #[test]
+        fn keys_keep_the_order_of_numbers(volume: u16, a in 0u64..1 << 48, b in 0u64..1 << 48) {
+            let (a, b) = (InodeId::new(VolumeId(volume), a), InodeId::new(VolumeId(volume), b));
+            prop_assert_eq!(key(a).cmp(&key(b)), a.cmp(&b));
+            prop_assert_eq!(parse_key(a, &key(a)).unwrap(), a);
+        }
+
+        #[test]
+        fn link_keys_round_trip(inode: u64, parent: u64, name in prop::collection::vec(any::<u8>(), 1..255)) {
+            let parsed = parse_link_key(InodeId(inode), &link_key(InodeId(inode), InodeId(parent), &name)).unwrap();
+            prop_assert_eq!(parsed, LinkName { parent, name: name.into() });
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! Where the region's copies of a chunk lie (a record of the region: other regions have their own).
+
+use mooseng_wire::ChunkId;
+
+use crate::key::region_key;
+use crate::record::Record;
+use crate::tag::RegionTag;
+
+/// How a chunk's bytes are spread over chunkservers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Layout {
+    /// Whole copies, in the order of the chain. Erasure codes will have further layouts.
+    Copies = 1,
+}
+
+/// Where a chunk lies.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct LocationRecord {
+    /// A [`Layout`].
+    #[prost(uint32, tag = "1")]
+    pub layout: u32,
+    /// The names of its chunkservers, in the order of the chain.
+    #[prost(string, repeated, tag = "2")]
+    pub copies: Vec<String>,
+    /// The home epoch that appends carry.
+    #[prost(uint64, tag = "3")]
+    pub epoch: u64,
+}
+
+impl Record for LocationRecord {
+    const NAME: &'static str = "chunk location";
+}
+
+/// A location's key.
+pub fn key(chunk: ChunkId) -> Vec<u8> {
+    region_key(RegionTag::Location, &(chunk.0,))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::testing::{golden, hex, round_trip};
+    use proptest::prelude::*;
+
+    #[test]
+    fn bytes_stay_as_they_were() {
+        let location = LocationRecord {
+            layout: Layout::Copies as u32,
+            copies: vec!["cs-1".into(), "cs-2".into()],
+            epoch: 1,
+        };
+        golden(&location, "010801120463732d31120463732d321801");
+        assert_eq!(hex(&key(ChunkId(5))), "02720015011505");
+    }
+
+    proptest! {
+        #[test]
+        fn round_trips(copies in prop::collection::vec("[a-z]{1,9}", 0..4), epoch: u64) {
+            round_trip(&LocationRecord { layout: 1, copies, epoch });
+        }
+    }
+}

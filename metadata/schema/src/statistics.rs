@@ -1,0 +1,81 @@
+//! What a volume holds, counted atomically in shards, so that no key is hot.
+
+use bytes::Bytes;
+use mooseng_store::KeyRange;
+use mooseng_wire::{InodeId, VolumeId};
+
+use crate::key::{parse_volume_key, volume_key, volume_range};
+use crate::number;
+use crate::record::SchemaError;
+use crate::tag::VolumeTag;
+
+/// How many keys a statistic is spread over.
+pub const SHARDS: u64 = 16;
+
+/// What is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Statistic {
+    /// Inodes, of every kind.
+    Inodes = 0,
+    /// Bytes that extents cover.
+    Bytes = 1,
+}
+
+/// A volume's statistics as read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Statistics {
+    /// Inodes, of every kind.
+    pub inodes: u64,
+    /// Bytes that extents cover.
+    pub bytes: u64,
+}
+
+/// The key of the shard in which an inode is counted.
+pub fn key(inode: InodeId, statistic: Statistic) -> Vec<u8> {
+    volume_key(inode.volume(), VolumeTag::Statistic, &(statistic as u16, inode.0 % SHARDS))
+}
+
+/// All shards of a volume's statistics.
+pub fn range(volume: VolumeId) -> KeyRange {
+    volume_range(volume, VolumeTag::Statistic, &())
+}
+
+impl Statistics {
+    /// Adds up the pairs of [`range`].
+    pub fn read(volume: VolumeId, pairs: &[(Bytes, Bytes)]) -> Result<Self, SchemaError> {
+        let mut sum = Self::default();
+        for (key, value) in pairs {
+            let (which, _, _): (u16, u64, u64) = parse_volume_key(volume, VolumeTag::Statistic, key)?;
+            // A shard alone may be negative in two's complement: the sum isn't.
+            let value = number::decode(Some(value))?;
+            match which {
+                0 => sum.inodes = sum.inodes.wrapping_add(value),
+                1 => sum.bytes = sum.bytes.wrapping_add(value),
+                _ => return Err(SchemaError::Key { tag: VolumeTag::Statistic as u8 }),
+            }
+        }
+        Ok(sum)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::testing::hex;
+
+    #[test]
+    fn shards_add_up() {
+        let pair = |inode, s, n| {
+            (Bytes::from(key(InodeId(inode), s)), Bytes::copy_from_slice(&number::encode_signed(n)))
+        };
+        let pairs = [
+            pair(1, Statistic::Inodes, 5),
+            pair(2, Statistic::Inodes, -2),
+            pair(1, Statistic::Bytes, 100),
+            pair(3, Statistic::Bytes, -30),
+        ];
+        assert_eq!(Statistics::read(VolumeId(0), &pairs), Ok(Statistics { inodes: 3, bytes: 70 }));
+        assert_eq!(hex(&key(InodeId(18), Statistic::Bytes)), "02760014150f1501150214");
+    }
+}

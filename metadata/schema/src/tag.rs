@@ -1,0 +1,49 @@
+//! The registry of key tags. A number is never given to another kind of record.
+
+/// What kind of record of a volume a key names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum VolumeTag {
+    /// The volume itself ([`crate::volume`]).
+    Volume = 1,
+    /// An inode ([`crate::inode`]).
+    Inode = 2,
+    /// A further hard link of an inode ([`crate::inode`]).
+    Link = 3,
+    /// A directory entry ([`crate::dirent`]).
+    Dirent = 4,
+    /// A directory's counter ([`crate::directory`]).
+    Directory = 5,
+    /// A piece of a file ([`crate::extent`]).
+    Extent = 6,
+    /// An extended attribute ([`crate::xattr`]).
+    Xattr = 7,
+    /// A chunk ([`crate::chunk`]).
+    Chunk = 8,
+    /// An inode's use of a chunk ([`crate::chunk`]).
+    ChunkRef = 9,
+    /// An inode without a name ([`crate::orphan`]).
+    Orphan = 10,
+    /// A file with dead extents behind its end ([`crate::orphan`]).
+    Trim = 11,
+    /// A session ([`crate::session`]).
+    Session = 12,
+    /// A session's first number that may still be asked for ([`crate::session`]).
+    SessionFloor = 13,
+    /// The outcome of a session's change ([`crate::session`]).
+    Outcome = 14,
+    /// A shard of a statistic ([`crate::statistics`]).
+    Statistic = 15,
+}
+
+/// What kind of record of a region a key names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum RegionTag {
+    /// Where the region's copies of a chunk lie ([`crate::location`]).
+    Location = 1,
+    /// The next id to give ([`crate::ids`]).
+    Ids = 2,
+    /// A region's secret ([`crate::secret`]).
+    Secret = 3,
+}

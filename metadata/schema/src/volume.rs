@@ -1,0 +1,75 @@
+//! Volumes.
+
+use bytes::Bytes;
+use mooseng_wire::VolumeId;
+
+use crate::dirent::HashKey;
+use crate::key::volume_key;
+use crate::record::{Record, SchemaError};
+use crate::tag::VolumeTag;
+
+/// A volume.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct VolumeRecord {
+    /// Its home epoch. Every change reads it.
+    #[prost(uint64, tag = "1")]
+    pub epoch: u64,
+    /// The secret of [`HashKey`].
+    #[prost(bytes = "bytes", tag = "2")]
+    pub hash_key: Bytes,
+    /// The inode of its root directory.
+    #[prost(uint64, tag = "3")]
+    pub root: u64,
+    /// When it was made.
+    #[prost(sfixed64, tag = "4")]
+    pub born_ns: i64,
+}
+
+impl Record for VolumeRecord {
+    const NAME: &'static str = "volume";
+}
+
+impl VolumeRecord {
+    /// The secret for hashing names.
+    pub fn hash_key(&self) -> Result<HashKey, SchemaError> {
+        let key: [u8; 16] = self.hash_key.as_ref().try_into().map_err(|_| {
+            SchemaError::damaged(
+                Self::NAME,
+                format!("its hash key has {} bytes instead of 16", self.hash_key.len()),
+            )
+        })?;
+        Ok(HashKey(key))
+    }
+}
+
+/// A volume's key.
+pub fn key(volume: VolumeId) -> Vec<u8> {
+    volume_key(volume, VolumeTag::Volume, &())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::testing::{golden, hex, round_trip};
+    use proptest::prelude::*;
+
+    #[test]
+    fn bytes_stay_as_they_were() {
+        let volume = VolumeRecord { epoch: 1, hash_key: Bytes::from_static(&[7; 16]), root: 1, born_ns: 2 };
+        golden(
+            &volume,
+            "010801121007070707070707070707070707070707180121020000000000 0000".replace(' ', "").as_str(),
+        );
+        assert_eq!(hex(&key(VolumeId(0))), "0276001415011 4".replace(' ', ""));
+        assert!(VolumeRecord { hash_key: Bytes::new(), ..volume }.hash_key().is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn round_trips(epoch: u64, secret: [u8; 16], root: u64, born_ns: i64) {
+            let volume = VolumeRecord { epoch, hash_key: Bytes::copy_from_slice(&secret), root, born_ns };
+            round_trip(&volume);
+            prop_assert_eq!(volume.hash_key().unwrap(), HashKey(secret));
+        }
+    }
+}
