@@ -1,0 +1,122 @@
+//! The network port: authenticated connections, whatever lies below.
+
+use std::io;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use mooseng_wire::{Identity, Role};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// What is spoken on a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// Our frames.
+    Stream,
+    /// gRPC on HTTP/2.
+    Grpc,
+}
+
+impl Protocol {
+    /// The ALPN name.
+    pub fn alpn(self) -> &'static [u8] {
+        match self {
+            Protocol::Stream => b"mooseng/1",
+            Protocol::Grpc => b"h2",
+        }
+    }
+}
+
+/// Who is at the other end.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// What its certificate says it is.
+    pub identity: Identity,
+    /// Its certificate's serial number in hexadecimal digits.
+    pub serial: String,
+    /// When its certificate ends, in seconds since the Unix epoch.
+    pub not_after_unix: i64,
+}
+
+/// A stream of bytes in both directions.
+pub trait Io: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Io for T {}
+
+/// An authenticated connection.
+pub struct Connection {
+    /// The bytes.
+    pub io: Box<dyn Io>,
+    /// Who is at the other end.
+    pub peer: Arc<Peer>,
+    /// What is spoken.
+    pub protocol: Protocol,
+    /// When the caller should move to a new connection, because a certificate is about to end; the old one drains.
+    pub retire_at: Option<tokio::time::Instant>,
+}
+
+/// Why a connection couldn't be made. Nothing was sent on it.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// No connection to the address.
+    #[error("can't connect to {address}: {reason}")]
+    Unreachable {
+        /// Where.
+        address: String,
+        /// Why.
+        reason: String,
+    },
+    /// The other end refused us, or we refuse it.
+    #[error("the connection to {address} was refused: {reason}")]
+    Refused {
+        /// Where.
+        address: String,
+        /// Why.
+        reason: String,
+    },
+    /// It took too long.
+    #[error("the connection to {address} wasn't made within {seconds} s")]
+    Timeout {
+        /// Where.
+        address: String,
+        /// The limit.
+        seconds: u64,
+    },
+}
+
+/// Why an accepted connection came to nothing.
+#[derive(Debug, thiserror::Error)]
+#[error("the peer at {address} was refused: {reason}")]
+pub struct HandshakeError {
+    /// Where it came from.
+    pub address: String,
+    /// Why, in words.
+    pub reason: String,
+}
+
+/// Makes and takes connections.
+#[async_trait]
+pub trait Network: Send + Sync + 'static {
+    /// Connects to a peer that must have `role`.
+    async fn connect(&self, address: &str, protocol: Protocol, role: Role) -> Result<Connection, ConnectError>;
+    /// Listens.
+    async fn listen(&self, address: &str) -> io::Result<Box<dyn Listener>>;
+    /// Who we are.
+    fn identity(&self) -> Identity;
+}
+
+/// Takes connections.
+#[async_trait]
+pub trait Listener: Send {
+    /// The address it listens on.
+    fn local_address(&self) -> String;
+    /// The next one, not authenticated yet, so that a slow handshake holds nobody up.
+    async fn accept(&mut self) -> io::Result<Box<dyn Handshake>>;
+}
+
+/// An accepted connection before its peer is known.
+#[async_trait]
+pub trait Handshake: Send {
+    /// Where it comes from.
+    fn remote_address(&self) -> String;
+    /// Authenticates the peer.
+    async fn finish(self: Box<Self>) -> Result<Connection, HandshakeError>;
+}
