@@ -66,7 +66,11 @@ impl Round {
             NextFailure::Silent(reason) => chain_failed(next, reason),
             NextFailure::Answered(error) => match error.code() {
                 // It already names the member. The writer is at fault, or the chunk has ended: no member failed.
-                ErrorCode::ChainFailed | ErrorCode::StaleEpoch | ErrorCode::ChunkSealed | ErrorCode::PermissionDenied | ErrorCode::InvalidRequest => error,
+                ErrorCode::ChainFailed
+                | ErrorCode::StaleEpoch
+                | ErrorCode::ChunkSealed
+                | ErrorCode::PermissionDenied
+                | ErrorCode::InvalidRequest => error,
                 _ => chain_failed(next, error.message),
             },
         }
@@ -75,14 +79,21 @@ impl Round {
 
 /// The error that names a failed member.
 pub fn chain_failed(member: &str, reason: String) -> CallError {
-    let message = format!("chunkserver {member} failed in the chain: {reason}; seal the chunk without it and continue in a fresh one");
+    let message = format!(
+        "chunkserver {member} failed in the chain: {reason}; seal the chunk without it and continue in a fresh one"
+    );
     let detail = ChainFailure { chunkserver: member.to_owned(), reason }.encode_to_vec().into();
     CallError { code: ErrorCode::ChainFailed.into(), message, leader: String::new(), detail }
 }
 
 /// Our own refusal or failure.
 pub fn refusal(error: &ChunkError) -> CallError {
-    CallError { code: error.code().into(), message: error.to_string(), leader: String::new(), detail: Default::default() }
+    CallError {
+        code: error.code().into(),
+        message: error.to_string(),
+        leader: String::new(),
+        detail: Default::default(),
+    }
 }
 
 #[cfg(test)]
@@ -98,10 +109,15 @@ mod tests {
         Event::Next(Ok(Appended { length, flushed }))
     }
     fn answered(code: ErrorCode) -> Event {
-        Event::Next(Err(NextFailure::Answered(CallError { code: code.into(), message: "m".into(), ..Default::default() })))
+        Event::Next(Err(NextFailure::Answered(CallError {
+            code: code.into(),
+            message: "m".into(),
+            ..Default::default()
+        })))
     }
     fn named(error: &CallError) -> Option<String> {
-        (error.code() == ErrorCode::ChainFailed).then(|| ChainFailure::decode(&error.detail[..]).unwrap().chunkserver)
+        (error.code() == ErrorCode::ChainFailed)
+            .then(|| ChainFailure::decode(&error.detail[..]).unwrap().chunkserver)
     }
 
     #[test]
@@ -122,9 +138,18 @@ mod tests {
     #[test]
     fn a_silent_or_failing_member_is_named_at_once() {
         let mut round = Round::new(Some("b".into()));
-        let error = round.step(Event::Next(Err(NextFailure::Silent("no answer in 1500 ms".into())))).unwrap().unwrap_err();
+        let error = round
+            .step(Event::Next(Err(NextFailure::Silent("no answer in 1500 ms".into()))))
+            .unwrap()
+            .unwrap_err();
         assert_eq!(named(&error).as_deref(), Some("b"));
-        for code in [ErrorCode::DiskFailed, ErrorCode::NoSpace, ErrorCode::OffsetMismatch, ErrorCode::Unavailable, ErrorCode::Busy] {
+        for code in [
+            ErrorCode::DiskFailed,
+            ErrorCode::NoSpace,
+            ErrorCode::OffsetMismatch,
+            ErrorCode::Unavailable,
+            ErrorCode::Busy,
+        ] {
             let error = Round::new(Some("b".into())).step(answered(code)).unwrap().unwrap_err();
             assert_eq!(named(&error).as_deref(), Some("b"), "{code:?}");
         }

@@ -12,7 +12,9 @@ use mooseng_wire::{CHUNK_BYTES_MAX, ChunkId, Epoch};
 use crate::directory::Directory;
 use crate::error::{ChunkError, is_full};
 use crate::files::{OpenFiles, lock};
-use crate::layout::{BLOCK, ENTRY_BYTES, FORMAT, GROUP_BLOCKS, Header, RECORD_AT, Record, entry, entry_at, file_bytes, pieces};
+use crate::layout::{
+    BLOCK, ENTRY_BYTES, FORMAT, GROUP_BLOCKS, Header, RECORD_AT, Record, entry, entry_at, file_bytes, pieces,
+};
 
 pub mod recovery;
 pub mod verify;
@@ -124,7 +126,12 @@ impl Chunk {
         s.created && !s.removed && s.damaged.is_none() && s.poisoned.is_none()
     }
 
-    fn file(&self, state: &mut State, files: &OpenFiles, epoch: Epoch) -> Result<Arc<dyn DiskFile>, ChunkError> {
+    fn file(
+        &self,
+        state: &mut State,
+        files: &OpenFiles,
+        epoch: Epoch,
+    ) -> Result<Arc<dyn DiskFile>, ChunkError> {
         if let Some(file) = &state.writer {
             return Ok(file.clone());
         }
@@ -219,7 +226,13 @@ impl Chunk {
     }
 
     /// Writes an append behind the chunk's end. Nothing of it is durable yet.
-    pub(crate) fn write(&self, files: &OpenFiles, epoch: Epoch, offset: u64, bytes: &Bytes) -> Result<Written, ChunkError> {
+    pub(crate) fn write(
+        &self,
+        files: &OpenFiles,
+        epoch: Epoch,
+        offset: u64,
+        bytes: &Bytes,
+    ) -> Result<Written, ChunkError> {
         use crate::store::Admission;
         let state = &mut *lock(&self.state);
         self.check_writable(state)?;
@@ -244,7 +257,13 @@ impl Chunk {
     }
 
     /// An append that was here before: the same bytes get the same answer.
-    fn again(&self, state: &mut State, files: &OpenFiles, offset: u64, bytes: &Bytes) -> Result<Written, ChunkError> {
+    fn again(
+        &self,
+        state: &mut State,
+        files: &OpenFiles,
+        offset: u64,
+        bytes: &Bytes,
+    ) -> Result<Written, ChunkError> {
         if !bytes.is_empty() {
             let file = self.file(state, files, state.epoch)?;
             let view = View { length: state.length, tail_crc: state.tail_crc };
@@ -282,7 +301,11 @@ impl Chunk {
     }
 
     /// Flushes once, with the flush lock held; the state is unlocked meanwhile, so that appends go on.
-    fn flush_locked(&self, files: &OpenFiles, mut state: MutexGuard<'_, State>) -> Result<Written, ChunkError> {
+    fn flush_locked(
+        &self,
+        files: &OpenFiles,
+        mut state: MutexGuard<'_, State>,
+    ) -> Result<Written, ChunkError> {
         self.check_writable(&state)?;
         let epoch = state.epoch;
         let file = self.file(&mut state, files, epoch)?;
@@ -325,7 +348,11 @@ impl Chunk {
             let state = lock(&self.state);
             self.check_writable(&state)?;
             if state.sealed {
-                return if state.length == length { Ok(()) } else { Err(ChunkError::Sealed { chunk: self.id, length: state.length }) };
+                return if state.length == length {
+                    Ok(())
+                } else {
+                    Err(ChunkError::Sealed { chunk: self.id, length: state.length })
+                };
             }
             if length > state.length {
                 return Err(ChunkError::TooShort { chunk: self.id, length: state.length, wanted: length });
@@ -341,7 +368,8 @@ impl Chunk {
         let tail_crc = self.tail_at(state, &*file, length)?;
         state.epoch = state.epoch.max(epoch);
         let record = self.record(state, length, tail_crc, true);
-        self.commit(&*file, &record, state.slot, state.named).map_err(|e| self.poison(state, "sealing", &e))?;
+        self.commit(&*file, &record, state.slot, state.named)
+            .map_err(|e| self.poison(state, "sealing", &e))?;
         state.length = length;
         state.flushed = length;
         state.tail_crc = tail_crc;
@@ -372,7 +400,8 @@ impl Chunk {
             let state = lock(&self.state);
             self.check_present(&state)?;
             // What a failed flush left behind `flushed` isn't anybody's any more. The tail's checksum is that of `length`, hence whole blocks only.
-            let readable = if state.poisoned.is_some() { state.flushed / BLOCK * BLOCK } else { state.length };
+            let readable =
+                if state.poisoned.is_some() { state.flushed / BLOCK * BLOCK } else { state.length };
             if end > readable || !state.created {
                 return Err(ChunkError::TooShort { chunk: self.id, length: readable, wanted: end });
             }

@@ -152,7 +152,9 @@ impl Directory {
             Found::Identity(found) if found.format > DIRECTORY_FORMAT => {
                 return Err(DirectoryError::Newer { path: path.to_owned(), format: found.format });
             }
-            Found::Identity(found) if found.cluster != ours.cluster || found.chunkserver != ours.chunkserver => {
+            Found::Identity(found)
+                if found.cluster != ours.cluster || found.chunkserver != ours.chunkserver =>
+            {
                 return Err(DirectoryError::Foreign {
                     path: path.to_owned(),
                     found,
@@ -161,12 +163,16 @@ impl Directory {
                 });
             }
             // Two of our disks that changed places are no harm: chunks are found where they are.
-            Found::Identity(found) if expected.is_some_and(|e| *e != found.id) && !known.values().any(|k| *k == found.id) => {
+            Found::Identity(found)
+                if expected.is_some_and(|e| *e != found.id) && !known.values().any(|k| *k == found.id) =>
+            {
                 return Err(wrong(format!("disk {} is there", found.id)));
             }
             Found::Identity(found) => found.id,
             Found::Unreadable => return Err(DirectoryError::NoIdentity { path: path.to_owned() }),
-            Found::Nothing if expected.is_some() => return Err(wrong("an empty directory is there (is the disk mounted?)".into())),
+            Found::Nothing if expected.is_some() => {
+                return Err(wrong("an empty directory is there (is the disk mounted?)".into()));
+            }
             Found::Nothing => {
                 write_atomically(&*disk, &path.join(IDENTITY_FILE), encode(ours).as_bytes()).map_err(io)?;
                 ours.id.clone()
@@ -211,7 +217,10 @@ impl Directory {
         let mut health = lock(&self.health);
         health.failures += 1;
         if health.failures >= FAILURES_MAX && health.dropped.is_none() {
-            let reason = format!("dropped after {} failures, the last: {reason}; replace the disk, or restart to try again", health.failures);
+            let reason = format!(
+                "dropped after {} failures, the last: {reason}; replace the disk, or restart to try again",
+                health.failures
+            );
             tracing::error!(path = %self.path.display(), disk = self.id, reason, "a disk was dropped");
             health.dropped = Some(reason);
         }
@@ -226,8 +235,12 @@ impl Directory {
         let failure = written.err().map(|e| format!("a probing write failed: {e}"));
         let mut health = lock(&self.health);
         match (&health.probe, &failure) {
-            (None, Some(reason)) => tracing::error!(path = %self.path.display(), disk = self.id, reason, "a disk takes no writes"),
-            (Some(_), None) => tracing::info!(path = %self.path.display(), disk = self.id, "a disk takes writes again"),
+            (None, Some(reason)) => {
+                tracing::error!(path = %self.path.display(), disk = self.id, reason, "a disk takes no writes")
+            }
+            (Some(_), None) => {
+                tracing::info!(path = %self.path.display(), disk = self.id, "a disk takes writes again")
+            }
             _ => {}
         }
         health.probe = failure;
@@ -258,8 +271,14 @@ fn encode(identity: &DiskIdentity) -> String {
 
 fn decode(bytes: &[u8]) -> Option<DiskIdentity> {
     let text = std::str::from_utf8(bytes).ok()?;
-    let field = |key: &str| text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(' ').map(str::to_owned));
-    Some(DiskIdentity { format: field("format")?.parse().ok()?, cluster: field("cluster")?, chunkserver: field("chunkserver")?, id: field("disk")? })
+    let field =
+        |key: &str| text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(' ').map(str::to_owned));
+    Some(DiskIdentity {
+        format: field("format")?.parse().ok()?,
+        cluster: field("cluster")?,
+        chunkserver: field("chunkserver")?,
+        id: field("disk")?,
+    })
 }
 
 #[cfg(test)]
@@ -268,7 +287,8 @@ mod tests {
 
     #[test]
     fn identities_round_trip() {
-        let identity = DiskIdentity { cluster: "c".into(), chunkserver: "cs-1".into(), id: "d-9".into(), format: 1 };
+        let identity =
+            DiskIdentity { cluster: "c".into(), chunkserver: "cs-1".into(), id: "d-9".into(), format: 1 };
         assert_eq!(decode(encode(&identity).as_bytes()), Some(identity));
         assert_eq!(decode(b"format x"), None);
         assert_eq!(decode(b"\xff"), None);

@@ -24,7 +24,9 @@ pub enum ChunkError {
         length: u64,
     },
     /// The append doesn't begin where the chunk ends, or isn't the one that stands there.
-    #[error("chunk {chunk} has {length} bytes, which doesn't fit an append of {bytes} bytes at offset {offset}")]
+    #[error(
+        "chunk {chunk} has {length} bytes, which doesn't fit an append of {bytes} bytes at offset {offset}"
+    )]
     OffsetMismatch {
         /// The chunk.
         chunk: ChunkId,
@@ -46,7 +48,9 @@ pub enum ChunkError {
         wanted: u64,
     },
     /// The append would make the chunk longer than a chunk may be.
-    #[error("an append to {end} bytes exceeds the {CHUNK_BYTES_MAX} bytes of chunk {chunk}; seal it and write to a fresh chunk")]
+    #[error(
+        "an append to {end} bytes exceeds the {CHUNK_BYTES_MAX} bytes of chunk {chunk}; seal it and write to a fresh chunk"
+    )]
     TooLong {
         /// The chunk.
         chunk: ChunkId,
@@ -54,7 +58,9 @@ pub enum ChunkError {
         end: u64,
     },
     /// The writer's epoch has been superseded.
-    #[error("epoch {epoch} of volume {volume} is over, this chunkserver has seen epoch {highest}; ask a master of the volume's home")]
+    #[error(
+        "epoch {epoch} of volume {volume} is over, this chunkserver has seen epoch {highest}; ask a master of the volume's home"
+    )]
     StaleEpoch {
         /// The volume's number.
         volume: u16,
@@ -82,13 +88,17 @@ pub enum ChunkError {
         reason: String,
     },
     /// An append arrived with other bytes than were sent.
-    #[error("the bytes of an append to chunk {chunk} don't match the checksum that came with them; send them again")]
+    #[error(
+        "the bytes of an append to chunk {chunk} don't match the checksum that came with them; send them again"
+    )]
     PacketCorrupt {
         /// The chunk.
         chunk: ChunkId,
     },
     /// No disk has room above its reserve.
-    #[error("no disk of this chunkserver has {bytes} bytes free above its reserve; add space or another chunkserver")]
+    #[error(
+        "no disk of this chunkserver has {bytes} bytes free above its reserve; add space or another chunkserver"
+    )]
     NoSpace {
         /// Bytes asked for.
         bytes: u64,
@@ -104,7 +114,9 @@ pub enum ChunkError {
         reason: String,
     },
     /// Epochs couldn't be made durable.
-    #[error("the state directory couldn't keep epoch {epoch}: {reason}; repair it and restart the chunkserver")]
+    #[error(
+        "the state directory couldn't keep epoch {epoch}: {reason}; repair it and restart the chunkserver"
+    )]
     StateFailed {
         /// The epoch.
         epoch: Epoch,

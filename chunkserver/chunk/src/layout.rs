@@ -132,7 +132,11 @@ impl Header {
     /// Reads a header; none if its checksum or magic is wrong.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let fields = open(bytes, HEADER_MAGIC)?;
-        Some(Self { format: u32_at(fields, 8)?, chunk: ChunkId(u64_at(fields, 12)?), epoch: Epoch(u64_at(fields, 20)?) })
+        Some(Self {
+            format: u32_at(fields, 8)?,
+            chunk: ChunkId(u64_at(fields, 12)?),
+            epoch: Epoch(u64_at(fields, 20)?),
+        })
     }
 }
 
@@ -226,13 +230,26 @@ mod tests {
     #[test]
     fn the_format_of_records_is_kept() {
         // Golden bytes of format 1: a change here is a new format.
-        let record = Record { sequence: 3, chunk: ChunkId(7), length: 4100, epoch: Epoch(1), tail_crc: 0xAABB_CCDD, sealed: true };
+        let record = Record {
+            sequence: 3,
+            chunk: ChunkId(7),
+            length: 4100,
+            epoch: Epoch(1),
+            tail_crc: 0xAABB_CCDD,
+            sealed: true,
+        };
         let hex: String = record.encode().iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(
             &hex[..120],
             concat!(
-                "4d4f4f5345524543", "01000000", "0300000000000000", "0700000000000000", "0410000000000000",
-                "0100000000000000", "ddccbbaa", "000000000000000000000000"
+                "4d4f4f5345524543",
+                "01000000",
+                "0300000000000000",
+                "0700000000000000",
+                "0410000000000000",
+                "0100000000000000",
+                "ddccbbaa",
+                "000000000000000000000000"
             )
         );
         let header = Header { format: 1, chunk: ChunkId(7), epoch: Epoch(1) };

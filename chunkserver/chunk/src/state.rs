@@ -36,7 +36,8 @@ impl StateFile {
         disk.create_dir_all(directory)?;
         let path = directory.join(STATE_FILE);
         let facts = match disk.open(&path, OpenMode::ReadOnly) {
-            Ok(file) => decode(&read_all(&*file)?).map_err(|reason| io::Error::new(io::ErrorKind::InvalidData, reason))?,
+            Ok(file) => decode(&read_all(&*file)?)
+                .map_err(|reason| io::Error::new(io::ErrorKind::InvalidData, reason))?,
             Err(e) if e.kind() == io::ErrorKind::NotFound => Facts::default(),
             Err(e) => return Err(e),
         };
@@ -68,12 +69,15 @@ fn decode(bytes: &[u8]) -> Result<Facts, String> {
     for (n, line) in text.lines().enumerate() {
         let malformed = || format!("line {} of the state file is malformed: {line:?}", n + 1);
         let mut words = line.splitn(3, ' ');
-        let (key, first, second) = (words.next().unwrap_or(""), words.next().ok_or_else(malformed)?, words.next());
+        let (key, first, second) =
+            (words.next().unwrap_or(""), words.next().ok_or_else(malformed)?, words.next());
         match (key, second) {
             ("format", None) => {
                 let format: u32 = first.parse().map_err(|_| malformed())?;
                 if format > FORMAT {
-                    return Err(format!("the state file has format {format}, this build reads up to {FORMAT}: upgrade the chunkserver"));
+                    return Err(format!(
+                        "the state file has format {format}, this build reads up to {FORMAT}: upgrade the chunkserver"
+                    ));
                 }
             }
             ("incarnation", None) => facts.incarnation = first.parse().map_err(|_| malformed())?,

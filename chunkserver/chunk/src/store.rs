@@ -10,9 +10,9 @@ use bytes::Bytes;
 use mooseng_ports::disk::{Disk, OpenMode};
 use mooseng_wire::{ChunkId, Epoch};
 
-pub use crate::chunk::{ChunkStat, Written};
 use crate::chunk::Chunk;
 use crate::chunk::recovery::{Recovered, recover};
+pub use crate::chunk::{ChunkStat, Written};
 use crate::directory::{DIRECTORY_FORMAT, Directory, DirectoryError, DirectoryStatus, DiskIdentity};
 use crate::error::ChunkError;
 use crate::files::{OpenFiles, lock};
@@ -113,7 +113,11 @@ pub struct ChunkStore {
 
 impl ChunkStore {
     /// Opens the data directories, and looks at every chunk in them. `new_id` makes an id for a disk that is used for the first time.
-    pub fn open(disk: Arc<dyn Disk>, options: StoreOptions, new_id: &mut dyn FnMut() -> String) -> Result<Self, OpenError> {
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        options: StoreOptions,
+        new_id: &mut dyn FnMut() -> String,
+    ) -> Result<Self, OpenError> {
         let state_error = |source| OpenError::State { path: options.state_dir.clone(), source };
         let mut state = StateFile::open(disk.clone(), &options.state_dir).map_err(state_error)?;
         let mut facts = state.facts.clone();
@@ -126,7 +130,8 @@ impl ChunkStore {
                 id: new_id(),
                 format: DIRECTORY_FORMAT,
             };
-            let opened = Directory::open(disk.clone(), path, &ours, &state.facts.disks, &state.path).and_then(|d| only_once(d, &places));
+            let opened = Directory::open(disk.clone(), path, &ours, &state.facts.disks, &state.path)
+                .and_then(|d| only_once(d, &places));
             places.push(match opened {
                 Ok(directory) => {
                     facts.disks.insert(path.clone(), directory.id.clone());
@@ -140,8 +145,14 @@ impl ChunkStore {
         }
         state.keep(facts).map_err(state_error)?;
         let files = OpenFiles::new(disk, options.open_files_max);
-        let mut store =
-            Self { options, places, files, chunks: Mutex::default(), state: Mutex::new(state), scan: Scan::default() };
+        let mut store = Self {
+            options,
+            places,
+            files,
+            chunks: Mutex::default(),
+            state: Mutex::new(state),
+            scan: Scan::default(),
+        };
         store.scan = store.scan_all();
         Ok(store)
     }
@@ -180,11 +191,15 @@ impl ChunkStore {
 
     /// Takes one file up; answers whether its directory's names may be unflushed.
     fn scan_chunk(&self, directory: &Arc<Directory>, id: ChunkId, path: &Path, scan: &mut Scan) -> bool {
-        let found = directory.disk.open(path, OpenMode::Existing).and_then(|file| recover(&*file, id)).unwrap_or_else(|e| {
-            let reason = format!("looking at its file failed: {e}");
-            directory.count_failure(&reason);
-            Recovered::Damaged(reason)
-        });
+        let found = directory
+            .disk
+            .open(path, OpenMode::Existing)
+            .and_then(|file| recover(&*file, id))
+            .unwrap_or_else(|e| {
+                let reason = format!("looking at its file failed: {e}");
+                directory.count_failure(&reason);
+                Recovered::Damaged(reason)
+            });
         let unsettled = !matches!(found, Recovered::Whole { settled: true, .. });
         match &found {
             Recovered::Whole { record, .. } => {
@@ -269,7 +284,10 @@ impl ChunkStore {
             return Ok(found);
         }
         let directory = self.roomiest(bytes)?;
-        Ok(lock(&self.chunks).entry(chunk).or_insert_with(|| Arc::new(Chunk::fresh(chunk, directory))).clone())
+        Ok(lock(&self.chunks)
+            .entry(chunk)
+            .or_insert_with(|| Arc::new(Chunk::fresh(chunk, directory)))
+            .clone())
     }
 
     /// The writable disk with the most free bytes.
@@ -290,7 +308,13 @@ impl ChunkStore {
     }
 
     /// Whether an append may be written now; a quick look without touching the disk, except to keep a new epoch.
-    pub fn admit(&self, chunk: ChunkId, epoch: Epoch, offset: u64, bytes: u64) -> Result<Admission, ChunkError> {
+    pub fn admit(
+        &self,
+        chunk: ChunkId,
+        epoch: Epoch,
+        offset: u64,
+        bytes: u64,
+    ) -> Result<Admission, ChunkError> {
         self.see_epoch(chunk.volume().0, epoch)?;
         match self.find(chunk) {
             Ok(found) => found.admit(offset, bytes),
@@ -304,12 +328,18 @@ impl ChunkStore {
     pub fn write(&self, append: &Append) -> Result<Written, ChunkError> {
         self.see_epoch(append.chunk.volume().0, append.epoch)?;
         let bytes = append.bytes.len() as u64;
-        let chunk = if append.offset == 0 { self.find_or_create(append.chunk, bytes)? } else { self.find(append.chunk)? };
+        let chunk = if append.offset == 0 {
+            self.find_or_create(append.chunk, bytes)?
+        } else {
+            self.find(append.chunk)?
+        };
         if self.free(&chunk.directory) < bytes {
             self.drop_vacant(&chunk);
             return Err(ChunkError::NoSpace { bytes });
         }
-        chunk.write(&self.files, append.epoch, append.offset, &append.bytes).inspect_err(|_| self.drop_vacant(&chunk))
+        chunk
+            .write(&self.files, append.epoch, append.offset, &append.bytes)
+            .inspect_err(|_| self.drop_vacant(&chunk))
     }
 
     /// Forgets a chunk whose first write was refused, so that a later try may go to another disk.
@@ -356,9 +386,13 @@ impl ChunkStore {
     pub fn inventory(&self, after: Option<ChunkId>, most: usize) -> (Vec<ChunkInfo>, bool) {
         let chunks = lock(&self.chunks);
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let sound = chunks.range((from, Bound::Unbounded)).filter(|(_, c)| c.is_sound() && c.directory.dropped().is_none());
-        let mut page: Vec<ChunkInfo> =
-            sound.filter_map(|(id, c)| Some(ChunkInfo { chunk: *id, stat: c.stat()? })).take(most.saturating_add(1)).collect();
+        let sound = chunks
+            .range((from, Bound::Unbounded))
+            .filter(|(_, c)| c.is_sound() && c.directory.dropped().is_none());
+        let mut page: Vec<ChunkInfo> = sound
+            .filter_map(|(id, c)| Some(ChunkInfo { chunk: *id, stat: c.stat()? }))
+            .take(most.saturating_add(1))
+            .collect();
         let more = page.len() > most;
         page.truncate(most);
         (page, more)
@@ -384,12 +418,16 @@ impl ChunkStore {
             Place::Used(directory) => {
                 let (chunks, bytes_used) = totals.get(&*directory.path).copied().unwrap_or_default();
                 let space = directory.space();
-                let error = directory.unwritable().or_else(|| space.as_ref().err().map(|e| format!("its free space is unknown: {e}")));
+                let error = directory
+                    .unwritable()
+                    .or_else(|| space.as_ref().err().map(|e| format!("its free space is unknown: {e}")));
                 DirectoryStatus {
                     path: directory.path.clone(),
                     id: directory.id.clone(),
                     bytes_total: space.as_ref().map_or(0, |s| s.bytes_total),
-                    bytes_free: space.as_ref().map_or(0, |s| s.bytes_free.saturating_sub(self.options.reserve_bytes)),
+                    bytes_free: space
+                        .as_ref()
+                        .map_or(0, |s| s.bytes_free.saturating_sub(self.options.reserve_bytes)),
                     bytes_used,
                     chunks,
                     writable: error.is_none(),
@@ -417,8 +455,10 @@ impl ChunkStore {
 }
 
 fn only_once(directory: Directory, places: &[Place]) -> Result<Directory, DirectoryError> {
-    let ids: BTreeSet<&str> =
-        places.iter().filter_map(|p| if let Place::Used(d) = p { Some(d.id.as_str()) } else { None }).collect();
+    let ids: BTreeSet<&str> = places
+        .iter()
+        .filter_map(|p| if let Place::Used(d) = p { Some(d.id.as_str()) } else { None })
+        .collect();
     if ids.contains(directory.id.as_str()) {
         return Err(DirectoryError::Twice { path: directory.path.clone(), id: directory.id.clone() });
     }

@@ -52,10 +52,14 @@ pub enum TicketError {
     #[error("the ticket can't be decoded; ask a master for another one")]
     Malformed,
     /// This chunkserver doesn't know the key that signed it.
-    #[error("the ticket was signed with key {0}, which this chunkserver doesn't know (yet); ask a master for a fresh ticket")]
+    #[error(
+        "the ticket was signed with key {0}, which this chunkserver doesn't know (yet); ask a master for a fresh ticket"
+    )]
     UnknownKey(u32),
     /// The MAC is wrong.
-    #[error("the ticket's signature is wrong: it was altered, or made by another region; ask a master for another one")]
+    #[error(
+        "the ticket's signature is wrong: it was altered, or made by another region; ask a master for another one"
+    )]
     Forged,
     /// It is too old.
     #[error("the ticket expired {0} ms ago; ask a master for a fresh one")]
@@ -80,7 +84,14 @@ impl TicketError {
 fn mac(key: &Key, claims: &Claims) -> blake3::Hash {
     let secret = blake3::derive_key("mooseng 2026-11 chunk ticket", &key.secret);
     let mut hasher = blake3::Hasher::new_keyed(&secret);
-    for field in [claims.session, claims.volume, claims.chunk, u64::from(claims.rights), claims.expires_ms, u64::from(key.id)] {
+    for field in [
+        claims.session,
+        claims.volume,
+        claims.chunk,
+        u64::from(claims.rights),
+        claims.expires_ms,
+        u64::from(key.id),
+    ] {
         hasher.update(&field.to_le_bytes());
     }
     hasher.finalize()
@@ -101,7 +112,13 @@ pub fn sign(key: &Key, claims: &Claims) -> Vec<u8> {
 }
 
 /// Checks that `bytes` are a ticket of one of `keys` that grants `rights` on `chunk` at `now_ms`.
-pub fn verify(keys: &[Key], bytes: &[u8], now_ms: u64, chunk: ChunkId, rights: u32) -> Result<Claims, TicketError> {
+pub fn verify(
+    keys: &[Key],
+    bytes: &[u8],
+    now_ms: u64,
+    chunk: ChunkId,
+    rights: u32,
+) -> Result<Claims, TicketError> {
     if bytes.is_empty() {
         return Err(TicketError::Missing);
     }
@@ -122,7 +139,8 @@ pub fn verify(keys: &[Key], bytes: &[u8], now_ms: u64, chunk: ChunkId, rights: u
     if now_ms > claims.expires_ms.saturating_add(SKEW_MS) {
         return Err(TicketError::Expired(now_ms - claims.expires_ms));
     }
-    let names_it = claims.volume == u64::from(chunk.volume().0) && (claims.chunk == 0 || claims.chunk == chunk.0);
+    let names_it =
+        claims.volume == u64::from(chunk.volume().0) && (claims.chunk == 0 || claims.chunk == chunk.0);
     if !names_it || claims.rights & rights != rights {
         let what = if rights & APPEND != 0 { "append to or seal" } else { "read" };
         return Err(TicketError::NotGranted { what, chunk });
@@ -158,7 +176,10 @@ mod tests {
         let one = sign(&key(1), &Claims { chunk: chunk.0, rights: READ, ..claims() });
         assert!(verify(&keys, &one, 0, chunk, READ).is_ok());
         assert!(matches!(verify(&keys, &one, 0, chunk, APPEND), Err(TicketError::NotGranted { .. })));
-        assert!(matches!(verify(&keys, &one, 0, ChunkId::new(VolumeId(2), 8), READ), Err(TicketError::NotGranted { .. })));
+        assert!(matches!(
+            verify(&keys, &one, 0, ChunkId::new(VolumeId(2), 8), READ),
+            Err(TicketError::NotGranted { .. })
+        ));
     }
 
     #[test]

@@ -24,12 +24,21 @@ const CHUNKS: u64 = 3;
 const EPOCH: Epoch = Epoch(1);
 
 /// One random operation; an error means that the power is gone.
-fn step(store: &ChunkStore, models: &mut BTreeMap<u64, Model>, dice: &mut SmallRng) -> Result<(), ChunkError> {
+fn step(
+    store: &ChunkStore,
+    models: &mut BTreeMap<u64, Model>,
+    dice: &mut SmallRng,
+) -> Result<(), ChunkError> {
     let id = dice.random_range(1..=CHUNKS);
     let model = models.entry(id).or_default();
     let chunk = ChunkId(id);
     if model.sealed.is_some() {
-        let refused = store.write(&Append { chunk, epoch: EPOCH, offset: model.written.len() as u64, bytes: Bytes::from_static(b"x") });
+        let refused = store.write(&Append {
+            chunk,
+            epoch: EPOCH,
+            offset: model.written.len() as u64,
+            bytes: Bytes::from_static(b"x"),
+        });
         assert!(refused.is_err());
         return Ok(());
     }
@@ -65,25 +74,38 @@ fn check(store: &ChunkStore, models: &mut BTreeMap<u64, Model>, context: &str) {
             Ok(stat) => stat,
             Err(e) => {
                 assert!(matches!(e, ChunkError::NotFound { .. }), "{context}: {e}");
-                assert!(model.flushed == 0 && !matches!(model.sealed, Some((_, true))), "{context}: chunk {id} is lost: {model:?}", model = model.flushed);
+                assert!(
+                    model.flushed == 0 && !matches!(model.sealed, Some((_, true))),
+                    "{context}: chunk {id} is lost: {model:?}",
+                    model = model.flushed
+                );
                 *model = Model::default();
                 continue;
             }
         };
         let length = stat.length as usize;
-        let floor = model.sealed.map_or(model.flushed, |(l, answered)| if answered { l } else { l.min(model.flushed) });
+        let floor = model
+            .sealed
+            .map_or(model.flushed, |(l, answered)| if answered { l } else { l.min(model.flushed) });
         assert!(length >= floor, "{context}: chunk {id} has {length} bytes, {floor} were answered");
-        assert!(length <= model.written.len(), "{context}: chunk {id} has {length} bytes, more than were ever written");
+        assert!(
+            length <= model.written.len(),
+            "{context}: chunk {id} has {length} bytes, more than were ever written"
+        );
         if let Some((sealed_at, answered)) = model.sealed {
             assert!(stat.sealed || !answered, "{context}: the seal of chunk {id} is lost");
-            assert!(!stat.sealed || length == sealed_at, "{context}: chunk {id} is sealed at {length}, not {sealed_at}");
+            assert!(
+                !stat.sealed || length == sealed_at,
+                "{context}: chunk {id} is sealed at {length}, not {sealed_at}"
+            );
         } else {
             assert!(!stat.sealed);
         }
         let mut at = 0;
         while at < length {
             let n = (length - at).min(1 << 20);
-            let read = store.read(ChunkId(*id), at as u64, n as u64).unwrap_or_else(|e| panic!("{context}: {e}"));
+            let read =
+                store.read(ChunkId(*id), at as u64, n as u64).unwrap_or_else(|e| panic!("{context}: {e}"));
             assert!(read == model.written[at..at + n], "{context}: chunk {id} has other bytes");
             at += n;
         }
@@ -111,7 +133,11 @@ fn run(seed: u64, rounds: u64, mut cut: impl FnMut(u64, &mut SmallRng) -> u64) -
         // Recovery may be cut short by a power failure, too.
         if dice.random_range(0..3) == 0 {
             disk.fail_after(Some(dice.random_range(4..12)));
-            drop(mooseng_chunk::ChunkStore::open(std::sync::Arc::new(disk.clone()), common::options(&["/data"]), &mut || "disk-1".into()));
+            drop(mooseng_chunk::ChunkStore::open(
+                std::sync::Arc::new(disk.clone()),
+                common::options(&["/data"]),
+                &mut || "disk-1".into(),
+            ));
             disk.crash(&mut dice);
         }
         store = open(&disk, &["/data"]);

@@ -50,7 +50,16 @@ fn appends_of_all_sizes_are_read_back_on_a_real_filesystem() {
         assert_eq!(done, Written { length: at as u64, flushed: at as u64 });
     }
     for store in [store, open_with(&OsDisk, options)] {
-        for (offset, n) in [(0, 1), (0, 4096), (4095, 2), (262_143, 2), (1_000_000, 400_001), (1_499_999, 1), (5, 0), (300_000, 1 << 20)] {
+        for (offset, n) in [
+            (0, 1),
+            (0, 4096),
+            (4095, 2),
+            (262_143, 2),
+            (1_000_000, 400_001),
+            (1_499_999, 1),
+            (5, 0),
+            (300_000, 1 << 20),
+        ] {
             let n = n.min(all.len() - offset);
             assert_eq!(store.read(ONE, offset as u64, n as u64).unwrap(), all[offset..offset + n]);
         }
@@ -68,7 +77,10 @@ fn appends_come_in_order_and_repetitions_are_answered_again() {
     assert_eq!(append(&store, ONE, 0, b"hello ").unwrap().length, 6);
     assert_eq!(append(&store, ONE, 2, b"llo").unwrap().length, 6);
     for (offset, bytes) in [(0, &b"HELLO "[..]), (7, b"x"), (4, b"o world")] {
-        assert!(matches!(append(&store, ONE, offset, bytes), Err(ChunkError::OffsetMismatch { length: 6, .. })), "{offset}");
+        assert!(
+            matches!(append(&store, ONE, offset, bytes), Err(ChunkError::OffsetMismatch { length: 6, .. })),
+            "{offset}"
+        );
     }
     append(&store, ONE, 6, b"world").unwrap();
     assert_eq!(store.read(ONE, 0, 11).unwrap(), &b"hello world"[..]);
@@ -85,7 +97,9 @@ fn one_flush_an_append_and_none_twice() {
     append(&store, ONE, 5000, &pattern(9000)).unwrap();
     assert_eq!(disk.flushes() - before, 1);
     for n in 0..3u64 {
-        store.write(&Append { chunk: ONE, epoch: EPOCH, offset: 14_000 + n, bytes: Bytes::from_static(b"x") }).unwrap();
+        store
+            .write(&Append { chunk: ONE, epoch: EPOCH, offset: 14_000 + n, bytes: Bytes::from_static(b"x") })
+            .unwrap();
     }
     for _ in 0..3 {
         assert_eq!(store.flush(ONE).unwrap().flushed, 14_003);
@@ -109,7 +123,11 @@ fn a_seal_cuts_and_ends_the_chunk() {
     disk.crash(|_| 0);
     let flushes = disk.flushes();
     let store = open(&disk, &["/data"]);
-    assert_eq!(disk.flushes() - flushes, 1, "sealed chunks are neither reread nor flushed at a start, only the count of starts is");
+    assert_eq!(
+        disk.flushes() - flushes,
+        1,
+        "sealed chunks are neither reread nor flushed at a start, only the count of starts is"
+    );
     assert_eq!(store.read(ONE, 0, 9000).unwrap(), all[..9000]);
     assert!(store.read(ONE, 8999, 2).is_err());
     assert!(matches!(append(&store, ONE, 9000, b"x"), Err(ChunkError::Sealed { .. })));
@@ -160,7 +178,10 @@ fn any_flipped_bit_is_noticed_by_name() {
             }
             disk.flip(Path::new(&path(ONE)), at);
             let error = store.read(ONE, block * 4096, 100).unwrap_err();
-            assert!(matches!(error, ChunkError::Corrupt { chunk: ONE, block: b, .. } if b == block), "{error}");
+            assert!(
+                matches!(error, ChunkError::Corrupt { chunk: ONE, block: b, .. } if b == block),
+                "{error}"
+            );
             assert!(error.to_string().contains("block") && error.code() == ErrorCode::Corrupt);
             assert!(store.read(ONE, 0, 100).is_ok(), "other blocks are still read");
         }
@@ -227,10 +248,15 @@ fn an_unmounted_disk_is_not_taken_for_a_new_one() {
     // The same state directory, with an empty directory where the disk was.
     let other = SimDisk::default();
     other.create_dir_all(Path::new("/state")).unwrap();
-    let state = read_all(&*disk.open(Path::new("/state/chunkserver.state"), OpenMode::ReadOnly).unwrap()).unwrap();
+    let state =
+        read_all(&*disk.open(Path::new("/state/chunkserver.state"), OpenMode::ReadOnly).unwrap()).unwrap();
     other.open(Path::new("/state/chunkserver.state"), OpenMode::Create).unwrap().write_at(&state, 0).unwrap();
     let store = open(&other, &["/data"]);
-    assert!(store.directories()[0].error.contains("is the disk mounted?"), "{}", store.directories()[0].error);
+    assert!(
+        store.directories()[0].error.contains("is the disk mounted?"),
+        "{}",
+        store.directories()[0].error
+    );
     assert!(!store.is_writable());
 }
 
@@ -265,11 +291,17 @@ fn a_failing_disk_poisons_its_chunks_and_is_dropped() {
     for n in 1..=4 {
         append(&store, ChunkId(n), 0, &pattern(5000)).unwrap();
     }
-    store.write(&Append { chunk: ONE, epoch: EPOCH, offset: 5000, bytes: Bytes::from_static(b"in doubt") }).unwrap();
+    store
+        .write(&Append { chunk: ONE, epoch: EPOCH, offset: 5000, bytes: Bytes::from_static(b"in doubt") })
+        .unwrap();
     disk.set_fault(Fault::Failing);
     assert_eq!(store.flush(ONE).unwrap_err().code(), ErrorCode::DiskFailed);
     disk.set_fault(Fault::None);
-    assert_eq!(store.flush(ONE).unwrap_err().code(), ErrorCode::DiskFailed, "a failed flush isn't retried and believed");
+    assert_eq!(
+        store.flush(ONE).unwrap_err().code(),
+        ErrorCode::DiskFailed,
+        "a failed flush isn't retried and believed"
+    );
     assert_eq!(append(&store, ONE, 5008, b"x").unwrap_err().code(), ErrorCode::DiskFailed);
     assert!(store.read(ONE, 5000, 8).is_err(), "bytes in doubt aren't read");
     assert_eq!(store.read(ONE, 0, 4096).unwrap(), pattern(5000)[..4096]);

@@ -57,7 +57,10 @@ pub fn check(
     now_ms: u64,
 ) -> Result<(), CallError> {
     if peer.cluster != ours.cluster || peer.region != ours.region {
-        return Err(denied(format!("{peer} isn't of this chunkserver's region {}/{}", ours.cluster, ours.region)));
+        return Err(denied(format!(
+            "{peer} isn't of this chunkserver's region {}/{}",
+            ours.cluster, ours.region
+        )));
     }
     let rights = match (peer.role, method) {
         (Role::Master, Method::ChunkRead | Method::ChunkSeal | Method::ChunkStat) => return Ok(()),
@@ -122,7 +125,9 @@ mod tests {
             &Claims { session: 1, volume: 0, chunk: 0, rights: READ, expires_ms: 1000 },
         );
         let client = id("spiffe://c/eu/client/x");
-        let with = |ring: &KeyRing| check(&ours, &client, Method::ChunkRead, ChunkId(5), &ticket, ring, 0).map_err(|e| e.code());
+        let with = |ring: &KeyRing| {
+            check(&ours, &client, Method::ChunkRead, ChunkId(5), &ticket, ring, 0).map_err(|e| e.code())
+        };
         assert_eq!(with(&KeyRing::default()), Err(ErrorCode::Unavailable));
         assert_eq!(with(&ring(2)), Err(ErrorCode::PermissionDenied));
         let many = ring(1);

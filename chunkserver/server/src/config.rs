@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use mooseng_transport::TlsFiles;
+use mooseng_transport::observe::LogConfig;
 use mooseng_wire::is_identity_word;
 use serde::{Deserialize, Serialize};
 
@@ -47,46 +49,13 @@ pub struct ChunkserverConfig {
     pub chain_timeout_ms: u64,
     /// Certificate files.
     #[serde(default)]
-    pub tls: Option<TlsConfig>,
+    pub tls: Option<TlsFiles>,
     /// Logging.
     #[serde(default)]
     pub log: LogConfig,
     /// Words that storage classes choose chunkservers by; `host` names the machine where several share one.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
-}
-
-/// Certificate files.
-#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
-#[serde(deny_unknown_fields)]
-pub struct TlsConfig {
-    /// The leaf certificate with its intermediate, PEM.
-    pub cert: PathBuf,
-    /// Its key, PEM.
-    pub key: PathBuf,
-    /// The cluster's root, PEM.
-    pub ca: PathBuf,
-    /// The list of revoked certificates.
-    #[serde(default)]
-    pub revocations: Option<PathBuf>,
-}
-
-/// Logging.
-#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
-#[serde(deny_unknown_fields, default)]
-pub struct LogConfig {
-    /// `text` or `json`.
-    pub format: String,
-    /// Where to; standard error where it isn't given.
-    pub file: Option<PathBuf>,
-    /// What is logged, as a tracing filter (`info`, `mooseng_chunkserver=debug,info`).
-    pub level: String,
-}
-
-impl Default for LogConfig {
-    fn default() -> Self {
-        Self { format: "text".into(), file: None, level: "info".into() }
-    }
 }
 
 fn reserve_bytes() -> u64 {
@@ -137,7 +106,10 @@ impl ChunkserverConfig {
     pub fn check(&self) -> Result<(), ConfigError> {
         for (setting, word) in [("name", &self.name), ("region", &self.region), ("cluster", &self.cluster)] {
             if !is_identity_word(word) {
-                return Err(wrong(setting, format!("{word:?} isn't a word of 1 to 63 letters, digits, '-', '_' or '.'")));
+                return Err(wrong(
+                    setting,
+                    format!("{word:?} isn't a word of 1 to 63 letters, digits, '-', '_' or '.'"),
+                ));
             }
         }
         for (setting, address) in [("listen", &self.listen), ("advertise", &self.advertise)] {
@@ -151,7 +123,10 @@ impl ChunkserverConfig {
         }
         self.directories_are_well()?;
         if self.masters.is_empty() {
-            return Err(wrong("masters", "a chunkserver without masters is never used; give the addresses of the region's masters"));
+            return Err(wrong(
+                "masters",
+                "a chunkserver without masters is never used; give the addresses of the region's masters",
+            ));
         }
         self.masters.iter().try_for_each(|m| address_is_well("masters", m))?;
         if self.open_files_max == 0 {
@@ -159,9 +134,6 @@ impl ChunkserverConfig {
         }
         if !(100..=60_000).contains(&self.chain_timeout_ms) {
             return Err(wrong("chain_timeout_ms", "it must lie between 100 and 60000; 1500 is usual"));
-        }
-        if !matches!(self.log.format.as_str(), "text" | "json") {
-            return Err(wrong("log.format", format!("{:?} is neither \"text\" nor \"json\"", self.log.format)));
         }
         Ok(())
     }
@@ -193,8 +165,9 @@ fn address_is_well(setting: &str, address: &str) -> Result<(), ConfigError> {
 fn with_suggestion(message: &str) -> String {
     let mut words = message.split('`').skip(1).step_by(2);
     let unknown = message.contains("unknown field").then(|| words.next()).flatten();
-    let nearest = unknown
-        .and_then(|unknown| words.map(|w| (distance(unknown, w), w)).min().filter(|(d, w)| *d <= 1 + w.len() / 3));
+    let nearest = unknown.and_then(|unknown| {
+        words.map(|w| (distance(unknown, w), w)).min().filter(|(d, w)| *d <= 1 + w.len() / 3)
+    });
     match nearest {
         Some((_, right)) => format!("{message}\nDid you mean `{right}`?"),
         None => message.to_owned(),

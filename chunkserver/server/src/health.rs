@@ -35,13 +35,19 @@ impl Health {
     pub fn ready(&self) -> Result<(), String> {
         let probed = *self.probed.lock().unwrap_or_else(PoisonError::into_inner);
         if probed.elapsed() > PROBE_EVERY + PROBE_MAX {
-            return Err(format!("the disks haven't answered a probing write for {} s: look at the kernel's log", probed.elapsed().as_secs()));
+            return Err(format!(
+                "the disks haven't answered a probing write for {} s: look at the kernel's log",
+                probed.elapsed().as_secs()
+            ));
         }
         if !self.store.is_writable() {
             return Err("no data directory takes writes: `mooseng status` and the log say why".into());
         }
         if self.keys.is_empty() {
-            return Err("no master has answered a heartbeat with a ticket key yet: check `masters` and the network".into());
+            return Err(
+                "no master has answered a heartbeat with a ticket key yet: check `masters` and the network"
+                    .into(),
+            );
         }
         Ok(())
     }
@@ -68,7 +74,9 @@ impl Health {
 }
 
 fn show(metrics: &Metrics, directories: &[DirectoryStatus]) {
-    let sum = |f: fn(&DirectoryStatus) -> u64| i64::try_from(directories.iter().map(f).sum::<u64>()).unwrap_or(i64::MAX);
+    let sum = |f: fn(&DirectoryStatus) -> u64| {
+        i64::try_from(directories.iter().map(f).sum::<u64>()).unwrap_or(i64::MAX)
+    };
     metrics.disks.set(sum(|_| 1));
     metrics.disks_writable.set(sum(|d| u64::from(d.writable)));
     metrics.chunks.set(sum(|d| d.chunks));

@@ -82,13 +82,14 @@ impl Heartbeats {
 
     /// Reports over one connection until that fails; answers why it did.
     async fn report(&self, master: &str, failures: &mut u32) -> String {
-        let channel = match timeout(ANSWER_WITHIN, grpc_channel(self.network.clone(), master, Role::Master)).await {
-            Ok(channel) => channel,
-            Err(_) => {
-                *failures += 1;
-                return "no connection in time".into();
-            }
-        };
+        let channel =
+            match timeout(ANSWER_WITHIN, grpc_channel(self.network.clone(), master, Role::Master)).await {
+                Ok(channel) => channel,
+                Err(_) => {
+                    *failures += 1;
+                    return "no connection in time".into();
+                }
+            };
         let mut client = RegistryClient::new(channel);
         let mut inventory = Inventory::Due(None);
         loop {
@@ -118,7 +119,8 @@ impl Heartbeats {
             };
             self.obey(master, reply).await;
             if !matches!(inventory, Inventory::Due(Some(_))) {
-                sleep(if interval.is_zero() { INTERVAL } else { interval.clamp(INTERVAL_MIN, INTERVAL_MAX) }).await;
+                sleep(if interval.is_zero() { INTERVAL } else { interval.clamp(INTERVAL_MIN, INTERVAL_MAX) })
+                    .await;
             }
         }
     }
@@ -182,7 +184,13 @@ impl Heartbeats {
                 {
                     failed.push(e.to_string());
                 }
-                failed.extend(commands.into_iter().take(COMMANDS_MAX).filter_map(|c| obey(&store, c).err()).map(|e| e.to_string()));
+                failed.extend(
+                    commands
+                        .into_iter()
+                        .take(COMMANDS_MAX)
+                        .filter_map(|c| obey(&store, c).err())
+                        .map(|e| e.to_string()),
+                );
                 failed
             })
             .await;
@@ -193,7 +201,12 @@ impl Heartbeats {
 }
 
 fn report(info: &ChunkInfo) -> ChunkReport {
-    ChunkReport { chunk: info.chunk.0, length: info.stat.length, sealed: info.stat.sealed, epoch: info.stat.epoch.0 }
+    ChunkReport {
+        chunk: info.chunk.0,
+        length: info.stat.length,
+        sealed: info.stat.sealed,
+        epoch: info.stat.epoch.0,
+    }
 }
 
 /// Carries out one command. Masters repeat commands until an inventory shows their effect.

@@ -8,7 +8,7 @@ use clap::Parser;
 use mooseng_chunkserver::{ChunkserverConfig, ChunkserverServer};
 use mooseng_ports::clock::OsClock;
 use mooseng_ports::disk::os::OsDisk;
-use mooseng_transport::{Blocking, TlsFiles, TlsNetwork, observe};
+use mooseng_transport::{Blocking, TlsNetwork, observe};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -30,7 +30,8 @@ struct Arguments {
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     let path = &arguments.config;
-    let text = std::fs::read_to_string(path).with_context(|| format!("the configuration {} can't be read", path.display()))?;
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("the configuration {} can't be read", path.display()))?;
     let config = ChunkserverConfig::parse(&text).with_context(|| format!("in {}", path.display()))?;
     if arguments.print_config {
         print!("{}", toml::to_string(&config)?);
@@ -44,23 +45,27 @@ fn main() -> anyhow::Result<()> {
 }
 
 async fn run(config: ChunkserverConfig) -> anyhow::Result<()> {
-    observe::init_logging(&config.log.format, config.log.file.as_deref(), &config.log.level)?;
+    observe::init_logging(&config.log)?;
     let Some(tls) = config.tls.clone() else {
         bail!("the setting `tls` is missing: a chunkserver speaks mutual TLS only; give cert, key and ca");
     };
-    let network = Arc::new(TlsNetwork::load(TlsFiles { cert: tls.cert, key: tls.key, ca: tls.ca, revocations: tls.revocations })?);
+    let network = Arc::new(TlsNetwork::load(tls)?);
     let shutdown = CancellationToken::new();
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let http = config.http_listen.clone();
-    let server =
-        ChunkserverServer::start(config, network, Arc::new(OsDisk), Blocking::Pool, Arc::new(OsClock), shutdown.clone()).await?;
+    let server = ChunkserverServer::start(
+        config,
+        network,
+        Arc::new(OsDisk),
+        Blocking::Pool,
+        Arc::new(OsClock),
+        shutdown.clone(),
+    )
+    .await?;
     if let Some(http) = http {
-        let (registry, readiness, shutdown) = (server.registry(), server.readiness(), shutdown.clone());
-        tokio::spawn(async move {
-            if let Err(e) = observe::serve_http(&http, registry, readiness, shutdown).await {
-                tracing::error!(address = http, error = %e, "metrics and health aren't served; check `http_listen`");
-            }
-        });
+        observe::serve_http(&http, server.metrics(), server.readiness(), shutdown.clone())
+            .await
+            .with_context(|| format!("metrics and health can't be served on http_listen = {http:?}"))?;
     }
     tokio::select! {
         _ = terminate.recv() => {}

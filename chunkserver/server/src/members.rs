@@ -41,23 +41,36 @@ impl Members {
             return link.clone();
         }
         if pool.links.len() >= LINKS_MAX {
-            let oldest = pool.links.iter().min_by_key(|(_, (used, _))| *used).map(|(address, _)| address.clone());
+            let oldest =
+                pool.links.iter().min_by_key(|(_, (used, _))| *used).map(|(address, _)| address.clone());
             if let Some((_, link)) = oldest.and_then(|address| pool.links.remove(&address)) {
                 link.close();
             }
         }
-        let link = Link::new(self.network.clone(), address.to_owned(), Role::Chunkserver, LinkOptions::default());
+        let link =
+            Link::new(self.network.clone(), address.to_owned(), Role::Chunkserver, LinkOptions::default());
         pool.links.insert(address.to_owned(), (pool.uses, link.clone()));
         link
     }
 
     /// Sends an append to the member at `address`.
-    pub async fn append(&self, address: &str, append: &Append, bulk: Bytes, timeout: Duration) -> Result<Appended, NextFailure> {
+    pub async fn append(
+        &self,
+        address: &str,
+        append: &Append,
+        bulk: Bytes,
+        timeout: Duration,
+    ) -> Result<Appended, NextFailure> {
         let silent = |reason: String| NextFailure::Silent(format!("{reason} (at {address})"));
-        match self.link(address).call(Method::ChunkAppend, append.encode_to_vec().into(), bulk, timeout).await {
-            Ok(answer) => Appended::decode(answer.body).map_err(|e| silent(format!("its answer can't be decoded: {e}"))),
+        match self.link(address).call(Method::ChunkAppend, append.encode_to_vec().into(), bulk, timeout).await
+        {
+            Ok(answer) => {
+                Appended::decode(answer.body).map_err(|e| silent(format!("its answer can't be decoded: {e}")))
+            }
             Err(CallFailure::Remote(error)) => Err(NextFailure::Answered(error)),
-            Err(CallFailure::Timeout(_)) => Err(silent(format!("no answer within {} ms", timeout.as_millis()))),
+            Err(CallFailure::Timeout(_)) => {
+                Err(silent(format!("no answer within {} ms", timeout.as_millis())))
+            }
             Err(CallFailure::Lost(_)) => Err(silent("the connection broke before its answer".into())),
             Err(CallFailure::Connect(e)) => Err(silent(format!("it can't be reached: {e}"))),
         }

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicI64, AtomicU64};
 
+use mooseng_transport::observe;
 use mooseng_wire::call::ErrorCode;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -15,25 +16,47 @@ pub struct Name(pub &'static str, pub &'static str);
 
 /// All metrics of a chunkserver. Counters get `_total` behind their name.
 pub const NAMES: &[Name] = &[
-    REQUESTS, ERRORS, SECONDS, BYTES_WRITTEN, BYTES_READ, FLUSHES, CHAIN_FAILURES, CORRUPT, CHUNKS, DISKS_WRITABLE, DISKS, BYTES_FREE,
-    BYTES_USED, HEARTBEATS, HEARTBEAT_FAILURES,
+    REQUESTS,
+    ERRORS,
+    SECONDS,
+    BYTES_WRITTEN,
+    BYTES_READ,
+    FLUSHES,
+    CHAIN_FAILURES,
+    CORRUPT,
+    CHUNKS,
+    DISKS_WRITABLE,
+    DISKS,
+    BYTES_FREE,
+    BYTES_USED,
+    HEARTBEATS,
+    HEARTBEAT_FAILURES,
 ];
 
 const REQUESTS: Name = Name("mooseng_chunkserver_requests", "Requests on framed streams, by method");
-const ERRORS: Name = Name("mooseng_chunkserver_errors", "Requests that were answered with an error, by method and code");
-const SECONDS: Name = Name("mooseng_chunkserver_request_seconds", "Seconds from a request's receipt to its answer, by method");
-const BYTES_WRITTEN: Name = Name("mooseng_chunkserver_written_bytes", "Bytes of chunks written to this chunkserver's disks");
+const ERRORS: Name =
+    Name("mooseng_chunkserver_errors", "Requests that were answered with an error, by method and code");
+const SECONDS: Name =
+    Name("mooseng_chunkserver_request_seconds", "Seconds from a request's receipt to its answer, by method");
+const BYTES_WRITTEN: Name =
+    Name("mooseng_chunkserver_written_bytes", "Bytes of chunks written to this chunkserver's disks");
 const BYTES_READ: Name = Name("mooseng_chunkserver_read_bytes", "Bytes of chunks read and verified");
-const FLUSHES: Name = Name("mooseng_chunkserver_flushes", "Flushes of chunk files; appends that wait share one");
-const CHAIN_FAILURES: Name = Name("mooseng_chunkserver_chain_failures", "Appends that a later member of the chain failed");
-const CORRUPT: Name = Name("mooseng_chunkserver_corrupt", "Requests that met bytes which don't match their checksum");
+const FLUSHES: Name =
+    Name("mooseng_chunkserver_flushes", "Flushes of chunk files; appends that wait share one");
+const CHAIN_FAILURES: Name =
+    Name("mooseng_chunkserver_chain_failures", "Appends that a later member of the chain failed");
+const CORRUPT: Name =
+    Name("mooseng_chunkserver_corrupt", "Requests that met bytes which don't match their checksum");
 const CHUNKS: Name = Name("mooseng_chunkserver_chunks", "Chunks on this chunkserver's disks");
-const DISKS_WRITABLE: Name = Name("mooseng_chunkserver_disks_writable", "Data directories that take new chunks");
+const DISKS_WRITABLE: Name =
+    Name("mooseng_chunkserver_disks_writable", "Data directories that take new chunks");
 const DISKS: Name = Name("mooseng_chunkserver_disks", "Data directories that are configured");
-const BYTES_FREE: Name = Name("mooseng_chunkserver_free_bytes", "Free bytes above the reserve, on all disks that take new chunks");
+const BYTES_FREE: Name =
+    Name("mooseng_chunkserver_free_bytes", "Free bytes above the reserve, on all disks that take new chunks");
 const BYTES_USED: Name = Name("mooseng_chunkserver_used_bytes", "Bytes that chunk files take");
 const HEARTBEATS: Name = Name("mooseng_chunkserver_heartbeats", "Heartbeats that a master answered");
-const HEARTBEAT_FAILURES: Name = Name("mooseng_chunkserver_heartbeat_failures", "Heartbeats that no master answered");
+const HEARTBEAT_FAILURES: Name =
+    Name("mooseng_chunkserver_heartbeat_failures", "Heartbeats that no master answered");
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Method {
@@ -78,7 +101,7 @@ pub struct Metrics {
 
 impl Metrics {
     /// Registers them.
-    pub fn new(registry: &mut Registry) -> Self {
+    pub fn new(exposed: &observe::Metrics) -> Self {
         let m = Self {
             requests: Family::default(),
             errors: Family::default(),
@@ -96,6 +119,12 @@ impl Metrics {
             heartbeats: Counter::default(),
             heartbeat_failures: Counter::default(),
         };
+        exposed.register(|registry| m.register(registry));
+        m
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        let m = self;
         registry.register(REQUESTS.0, REQUESTS.1, m.requests.clone());
         registry.register(ERRORS.0, ERRORS.1, m.errors.clone());
         registry.register(SECONDS.0, SECONDS.1, m.seconds.clone());
@@ -121,7 +150,6 @@ impl Metrics {
         for (name, gauge) in gauges {
             registry.register(name.0, name.1, gauge.clone());
         }
-        m
     }
 
     /// A request was answered.
@@ -144,15 +172,21 @@ mod tests {
 
     #[test]
     fn every_metric_is_registered_and_documented() {
-        let mut registry = Registry::default();
-        let metrics = Metrics::new(&mut registry);
+        let exposed = observe::Metrics::default();
+        let metrics = Metrics::new(&exposed);
         metrics.answered("ChunkRead", Some(ErrorCode::Corrupt), 0.1);
-        let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
-        let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/metrics/chunkserver.md")).unwrap();
+        let text = exposed.encode();
+        let page = std::fs::read_to_string(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../../docs/metrics/chunkserver.md"
+        ))
+        .unwrap();
         for Name(name, meaning) in NAMES {
             assert!(text.contains(&format!("# TYPE {name} ")), "{name} isn't registered");
-            assert!(page.contains(&format!("| `{name}` | {meaning} |")), "{name} isn't in docs/metrics/chunkserver.md");
+            assert!(
+                page.contains(&format!("| `{name}` | {meaning} |")),
+                "{name} isn't in docs/metrics/chunkserver.md"
+            );
         }
         assert_eq!(text.matches("# TYPE ").count(), NAMES.len());
         assert_eq!(page.lines().filter(|l| l.starts_with("| `")).count(), NAMES.len());

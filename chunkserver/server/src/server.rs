@@ -7,9 +7,8 @@ use std::time::Duration;
 use mooseng_chunk::{ChunkStore, OpenError, StoreOptions};
 use mooseng_ports::clock::Clock;
 use mooseng_ports::disk::Disk;
-use mooseng_transport::{Blocking, Limits, Network, Peer, Protocol, Services, serve};
+use mooseng_transport::{Blocking, Limits, Network, Peer, Protocol, Services, observe, serve};
 use mooseng_wire::{Identity, Role};
-use prometheus_client::registry::Registry;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -25,7 +24,9 @@ use crate::service::{ChunkService, Parts};
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The certificate is somebody else's.
-    #[error("the certificate says {found}, the configuration {expected}: use the certificate that was issued for this chunkserver")]
+    #[error(
+        "the certificate says {found}, the configuration {expected}: use the certificate that was issued for this chunkserver"
+    )]
     Identity {
         /// Who the certificate says we are.
         found: String,
@@ -51,7 +52,7 @@ pub struct ChunkserverServer {
     store: Arc<ChunkStore>,
     health: Arc<Health>,
     keys: Arc<KeyRing>,
-    registry: Arc<Registry>,
+    exposed: observe::Metrics,
     tasks: JoinSet<()>,
 }
 
@@ -83,9 +84,13 @@ impl ChunkserverServer {
         let listener = network.listen(&config.listen).await.map_err(listen)?;
         let local = listener.local_address();
         // Port 0 lets the system choose, as tests do.
-        let address = if config.advertise.is_empty() || config.advertise.ends_with(":0") { local } else { config.advertise.clone() };
-        let mut registry = Registry::default();
-        let metrics = Metrics::new(&mut registry);
+        let address = if config.advertise.is_empty() || config.advertise.ends_with(":0") {
+            local
+        } else {
+            config.advertise.clone()
+        };
+        let exposed = observe::Metrics::default();
+        let metrics = Metrics::new(&exposed);
         let keys = Arc::new(KeyRing::default());
         let health = Arc::new(Health::new(store.clone(), keys.clone()));
         let service = Arc::new(ChunkService::new(Parts {
@@ -102,7 +107,13 @@ impl ChunkserverServer {
         {
             let (service, shutdown) = (service.clone(), shutdown.clone());
             tasks.spawn(async move {
-                serve(listener, Services { stream: service.clone(), grpc: None, allow }, Limits::default(), shutdown).await;
+                serve(
+                    listener,
+                    Services { stream: service.clone(), grpc: None, allow },
+                    Limits::default(),
+                    shutdown,
+                )
+                .await;
                 service.close();
             });
         }
@@ -111,13 +122,21 @@ impl ChunkserverServer {
             tasks.spawn(async move { health.run(blocking, metrics, shutdown).await });
         }
         let masters = config.masters.clone();
-        let heartbeats = Arc::new(Heartbeats { config, address: address.clone(), store: store.clone(), blocking, network, keys: keys.clone(), metrics });
+        let heartbeats = Arc::new(Heartbeats {
+            config,
+            address: address.clone(),
+            store: store.clone(),
+            blocking,
+            network,
+            keys: keys.clone(),
+            metrics,
+        });
         for master in masters {
             let (heartbeats, shutdown) = (heartbeats.clone(), shutdown.clone());
             tasks.spawn(async move { heartbeats.run(&master, shutdown).await });
         }
         tracing::info!(address, scan = ?store.scan(), incarnation = store.incarnation(), "the chunkserver serves");
-        Ok(Self { address, store, health, keys, registry: Arc::new(registry), tasks })
+        Ok(Self { address, store, health, keys, exposed, tasks })
     }
 
     /// Where others reach it.
@@ -141,14 +160,14 @@ impl ChunkserverServer {
     }
 
     /// The same for whoever serves /readyz.
-    pub fn readiness(&self) -> Arc<dyn Fn() -> Result<(), String> + Send + Sync> {
+    pub fn readiness(&self) -> observe::Ready {
         let health = self.health.clone();
         Arc::new(move || health.ready())
     }
 
     /// The metrics, for whoever serves them.
-    pub fn registry(&self) -> Arc<Registry> {
-        self.registry.clone()
+    pub fn metrics(&self) -> observe::Metrics {
+        self.exposed.clone()
     }
 
     /// Waits until everything has ended, after the token was cancelled.
@@ -177,7 +196,11 @@ fn identity(config: &ChunkserverConfig, network: &dyn Network) -> Result<Identit
     Ok(found)
 }
 
-async fn open_store(config: &ChunkserverConfig, disk: Arc<dyn Disk>, blocking: &Blocking) -> Result<Arc<ChunkStore>, OpenError> {
+async fn open_store(
+    config: &ChunkserverConfig,
+    disk: Arc<dyn Disk>,
+    blocking: &Blocking,
+) -> Result<Arc<ChunkStore>, OpenError> {
     let options = StoreOptions {
         cluster: config.cluster.clone(),
         chunkserver: config.name.clone(),

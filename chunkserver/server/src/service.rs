@@ -8,7 +8,7 @@ use bytes::Bytes;
 use mooseng_chunk::chain::{Event, NextFailure, Round, refusal};
 use mooseng_chunk::{Admission, ChunkError, ChunkStore, Written, checksum};
 use mooseng_ports::clock::Clock;
-use mooseng_transport::{Answer, Blocking, Incoming, Service, call_error};
+use mooseng_transport::{Answer, Blocking, Incoming, Service, TRACE, call_error};
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::chunk::{Append, Appended, ChunkStat, Read, ReadDone, Seal, Sealed, StatChunk};
 use mooseng_wire::method::Method;
@@ -67,7 +67,10 @@ pub struct Parts {
 }
 
 fn too_late() -> CallError {
-    call_error(ErrorCode::DeadlineExceeded, "the chunkserver didn't finish within the caller's deadline; whether it took effect isn't known")
+    call_error(
+        ErrorCode::DeadlineExceeded,
+        "the chunkserver didn't finish within the caller's deadline; whether it took effect isn't known",
+    )
 }
 
 impl ChunkService {
@@ -75,7 +78,18 @@ impl ChunkService {
     pub fn new(parts: Parts) -> Self {
         let Parts { ours, store, blocking, clock, keys, members, metrics, chain_timeout } = parts;
         let at_work = Semaphore::new(AT_WORK_MAX);
-        Self { ours, store, blocking, clock, keys, members, order: Order::default(), metrics, chain_timeout, at_work }
+        Self {
+            ours,
+            store,
+            blocking,
+            clock,
+            keys,
+            members,
+            order: Order::default(),
+            metrics,
+            chain_timeout,
+            at_work,
+        }
     }
 
     /// Closes the links to other chunkservers.
@@ -84,25 +98,43 @@ impl ChunkService {
     }
 
     async fn dispatch(&self, incoming: Incoming) -> Result<Answer, CallError> {
-        let _permit = self.at_work.acquire().await.map_err(|_| call_error(ErrorCode::Unavailable, "the chunkserver stops"))?;
+        let _permit = self
+            .at_work
+            .acquire()
+            .await
+            .map_err(|_| call_error(ErrorCode::Unavailable, "the chunkserver stops"))?;
         match incoming.method {
             Method::ChunkAppend => self.append(incoming).await,
             Method::ChunkRead => self.read(incoming).await,
             Method::ChunkSeal => self.seal(incoming).await,
             Method::ChunkStat => self.stat(incoming).await,
-            other => Err(call_error(ErrorCode::InvalidRequest, format!("a chunkserver doesn't serve {}; ask a master", other.as_str()))),
+            other => Err(call_error(
+                ErrorCode::InvalidRequest,
+                format!("a chunkserver doesn't serve {}; ask a master", other.as_str()),
+            )),
         }
     }
 
     fn check(&self, incoming: &Incoming, chunk: u64, ticket: &[u8]) -> Result<ChunkId, CallError> {
         let chunk = ChunkId(chunk);
         let now_ms = u64::try_from(self.clock.unix_ns() / 1_000_000).unwrap_or(0);
-        access::check(&self.ours, &incoming.peer.identity, incoming.method, chunk, ticket, &self.keys, now_ms)?;
+        access::check(
+            &self.ours,
+            &incoming.peer.identity,
+            incoming.method,
+            chunk,
+            ticket,
+            &self.keys,
+            now_ms,
+        )?;
         Ok(chunk)
     }
 
     /// Runs work on the store where it may block.
-    async fn work<T: Send + 'static>(&self, f: impl FnOnce(&ChunkStore) -> Result<T, ChunkError> + Send + 'static) -> Result<T, ChunkError> {
+    async fn work<T: Send + 'static>(
+        &self,
+        f: impl FnOnce(&ChunkStore) -> Result<T, ChunkError> + Send + 'static,
+    ) -> Result<T, ChunkError> {
         let store = self.store.clone();
         self.blocking.run(move || f(&store)).await
     }
@@ -111,17 +143,26 @@ impl ChunkService {
         let append: Append = incoming.decode()?;
         let chunk = self.check(&incoming, append.chunk, &append.ticket)?;
         if append.chain.len() > CHAIN_MAX || append.chain.iter().any(|m| m.chunkserver == self.ours.name) {
-            return Err(call_error(ErrorCode::InvalidRequest, format!("a chain of chunk {chunk} is too long, or comes back to {}", self.ours.name)));
+            return Err(call_error(
+                ErrorCode::InvalidRequest,
+                format!("a chain of chunk {chunk} is too long, or comes back to {}", self.ours.name),
+            ));
         }
         if incoming.bulk.len() > BULK_BYTES_MAX {
-            return Err(call_error(ErrorCode::InvalidRequest, format!("an append has {BULK_BYTES_MAX} bytes at most")));
+            return Err(call_error(
+                ErrorCode::InvalidRequest,
+                format!("an append has {BULK_BYTES_MAX} bytes at most"),
+            ));
         }
         if checksum(&incoming.bulk) != append.crc {
             return Err(refusal(&ChunkError::PacketCorrupt { chunk }));
         }
         self.see_epoch(chunk, Epoch(append.epoch)).await?;
         let Some(entered) = self.order.enter(chunk) else {
-            return Err(call_error(ErrorCode::Busy, format!("too many appends to chunk {chunk} are in flight; wait for answers")));
+            return Err(call_error(
+                ErrorCode::Busy,
+                format!("too many appends to chunk {chunk} are in flight; wait for answers"),
+            ));
         };
         let turn = self.admitted(&entered.turns, &append, incoming.bulk.len() as u64).await?;
         let ours = self.write_ours(turn, &entered.turns, &append, incoming.bulk.clone());
@@ -153,7 +194,12 @@ impl ChunkService {
     }
 
     /// Waits until the append is the next of its chunk, or one that came before, and takes its turn.
-    async fn admitted<'a>(&self, turns: &'a Turns, append: &Append, bytes: u64) -> Result<MutexGuard<'a, ()>, CallError> {
+    async fn admitted<'a>(
+        &self,
+        turns: &'a Turns,
+        append: &Append,
+        bytes: u64,
+    ) -> Result<MutexGuard<'a, ()>, CallError> {
         let chunk = ChunkId(append.chunk);
         let patience = Instant::now() + EARLY_WAIT;
         loop {
@@ -161,19 +207,33 @@ impl ChunkService {
             let grown = turns.grown.notified();
             tokio::pin!(grown);
             grown.as_mut().enable();
-            let admission = self.store.admit(chunk, Epoch(append.epoch), append.offset, bytes).map_err(|e| refusal(&e))?;
+            let admission = self
+                .store
+                .admit(chunk, Epoch(append.epoch), append.offset, bytes)
+                .map_err(|e| refusal(&e))?;
             let Admission::Early { length } = admission else { return Ok(turn) };
             drop(turn);
             let now = Instant::now();
             if now >= patience {
-                return Err(refusal(&ChunkError::OffsetMismatch { chunk, length, offset: append.offset, bytes }));
+                return Err(refusal(&ChunkError::OffsetMismatch {
+                    chunk,
+                    length,
+                    offset: append.offset,
+                    bytes,
+                }));
             }
             // Told or not: it looks again.
             let _ = timeout_at(patience.min(now + EARLY_LOOK), grown).await;
         }
     }
 
-    async fn write_ours(&self, turn: MutexGuard<'_, ()>, turns: &Turns, append: &Append, bytes: Bytes) -> Result<Written, ChunkError> {
+    async fn write_ours(
+        &self,
+        turn: MutexGuard<'_, ()>,
+        turns: &Turns,
+        append: &Append,
+        bytes: Bytes,
+    ) -> Result<Written, ChunkError> {
         let chunk = ChunkId(append.chunk);
         let end = append.offset + bytes.len() as u64;
         let (empty, count) = (bytes.is_empty(), bytes.len() as u64);
@@ -189,7 +249,9 @@ impl ChunkService {
         let _one_for_all = turns.flush.lock().await;
         match self.store.stat(chunk)? {
             // Whoever flushed before us flushed our bytes, too.
-            stat if stat.flushed >= end && !empty => Ok(Written { length: stat.length, flushed: stat.flushed }),
+            stat if stat.flushed >= end && !empty => {
+                Ok(Written { length: stat.length, flushed: stat.flushed })
+            }
             _ => {
                 self.metrics.flushes.inc();
                 self.work(move |store| store.flush(chunk)).await
@@ -197,7 +259,12 @@ impl ChunkService {
         }
     }
 
-    async fn forward(&self, append: &Append, bytes: Bytes, deadline: Instant) -> Result<Appended, NextFailure> {
+    async fn forward(
+        &self,
+        append: &Append,
+        bytes: Bytes,
+        deadline: Instant,
+    ) -> Result<Appended, NextFailure> {
         let Some((next, rest)) = append.chain.split_first() else {
             return Err(NextFailure::Silent("there is no next member".into()));
         };
@@ -212,7 +279,10 @@ impl ChunkService {
         let read: Read = incoming.decode()?;
         let chunk = self.check(&incoming, read.chunk, &read.ticket)?;
         if read.length as usize > BULK_BYTES_MAX {
-            return Err(call_error(ErrorCode::InvalidRequest, format!("a read has {BULK_BYTES_MAX} bytes at most")));
+            return Err(call_error(
+                ErrorCode::InvalidRequest,
+                format!("a read has {BULK_BYTES_MAX} bytes at most"),
+            ));
         }
         let work = move |store: &ChunkStore| {
             let bytes = store.read(chunk, read.offset, u64::from(read.length))?;
@@ -226,7 +296,9 @@ impl ChunkService {
     async fn seal(&self, incoming: Incoming) -> Result<Answer, CallError> {
         let seal: Seal = incoming.decode()?;
         let chunk = self.check(&incoming, seal.chunk, &seal.ticket)?;
-        self.work(move |store| store.seal(chunk, Epoch(seal.epoch), seal.length)).await.map_err(|e| refusal(&e))?;
+        self.work(move |store| store.seal(chunk, Epoch(seal.epoch), seal.length))
+            .await
+            .map_err(|e| refusal(&e))?;
         Ok(Answer::of(&Sealed { length: seal.length }))
     }
 
@@ -244,10 +316,21 @@ impl Service for ChunkService {
     async fn call(&self, incoming: Incoming) -> Result<Answer, CallError> {
         let (method, started) = (incoming.method.as_str(), Instant::now());
         let deadline = incoming.deadline;
-        let result = timeout_at(deadline, self.dispatch(incoming)).await.unwrap_or_else(|_| Err(too_late()));
-        self.metrics.answered(method, result.as_ref().err().map(CallError::code), started.elapsed().as_secs_f64());
+        let result = timeout_at(deadline, TRACE.scope(incoming.trace.clone(), self.dispatch(incoming)))
+            .await
+            .unwrap_or_else(|_| Err(too_late()));
+        self.metrics.answered(
+            method,
+            result.as_ref().err().map(CallError::code),
+            started.elapsed().as_secs_f64(),
+        );
         if let Err(e) = &result {
-            tracing::debug!(method, code = e.code().as_str_name(), message = e.message, "answered with an error");
+            tracing::debug!(
+                method,
+                code = e.code().as_str_name(),
+                message = e.message,
+                "answered with an error"
+            );
         }
         result
     }

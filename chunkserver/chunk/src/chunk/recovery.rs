@@ -29,7 +29,10 @@ pub(crate) fn recover(file: &dyn DiskFile, chunk: ChunkId) -> io::Result<Recover
         && (header.format > FORMAT || header.chunk != chunk)
     {
         return Ok(Recovered::Damaged(if header.chunk == chunk {
-            format!("its file has format {}, this build reads up to {FORMAT}: upgrade the chunkserver", header.format)
+            format!(
+                "its file has format {}, this build reads up to {FORMAT}: upgrade the chunkserver",
+                header.format
+            )
         } else {
             format!("its file says that it is chunk {}", header.chunk)
         }));
@@ -55,7 +58,10 @@ pub(crate) fn recover(file: &dyn DiskFile, chunk: ChunkId) -> io::Result<Recover
 fn sealed(file: &dyn DiskFile, record: Record, newest: usize, settled: bool) -> io::Result<Recovered> {
     let (is, should_be) = (file.len()?, file_bytes(record.length));
     if record.length > 0 && is < should_be {
-        return Ok(Recovered::Damaged(format!("it is sealed at {} bytes, but its file has {is} bytes instead of {should_be}", record.length)));
+        return Ok(Recovered::Damaged(format!(
+            "it is sealed at {} bytes, but its file has {is} bytes instead of {should_be}",
+            record.length
+        )));
     }
     if is > should_be || !settled {
         // The crash came between the seal and the cut.
@@ -67,14 +73,20 @@ fn sealed(file: &dyn DiskFile, record: Record, newest: usize, settled: bool) -> 
 }
 
 fn torn(file: &dyn DiskFile, record: Record, older: Option<Record>, newest: usize) -> io::Result<Recovered> {
-    let (floor, floor_crc) = older.filter(|o| o.length <= record.length).map_or((0, 0), |o| (o.length, o.tail_crc));
+    let (floor, floor_crc) =
+        older.filter(|o| o.length <= record.length).map_or((0, 0), |o| (o.length, o.tail_crc));
     let view = View { length: record.length, tail_crc: record.tail_crc };
     let Some(bad) = first_bad_block(file, floor / BLOCK * BLOCK, view)? else {
         return Ok(Recovered::Whole { record, slot: 1 - newest, settled: false });
     };
     let cut = bad * BLOCK;
     let (length, tail_crc) = if cut > floor { (cut, 0) } else { (floor, floor_crc) };
-    tracing::warn!(chunk = record.chunk.0, from = record.length, to = length, "cut a torn tail, which was never acknowledged");
+    tracing::warn!(
+        chunk = record.chunk.0,
+        from = record.length,
+        to = length,
+        "cut a torn tail, which was never acknowledged"
+    );
     let mended = Record { sequence: record.sequence + 1, length, tail_crc, ..record };
     // Over the bogus record where the older one is good: the good one stays until this one is durable.
     let slot = if older.is_some() { newest } else { 1 - newest };

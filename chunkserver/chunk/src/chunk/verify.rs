@@ -49,9 +49,11 @@ fn verify(file: &dyn DiskFile, first: u64, buffer: &[u8], view: View) -> Result<
         let block = first + n as u64;
         let in_group = (block % GROUP_BLOCKS) as usize;
         if n == 0 || in_group == 0 {
-            let last = (first + buffer.len().div_ceil(BLOCK as usize) as u64 - 1).min(block - block % GROUP_BLOCKS + GROUP_BLOCKS - 1);
+            let last = (first + buffer.len().div_ceil(BLOCK as usize) as u64 - 1)
+                .min(block - block % GROUP_BLOCKS + GROUP_BLOCKS - 1);
             let entries = (last - block + 1) as usize;
-            let read = file.read_at(&mut table[..entries * ENTRY_BYTES], entry_at(block)).map_err(Wrong::Io)?;
+            let read =
+                file.read_at(&mut table[..entries * ENTRY_BYTES], entry_at(block)).map_err(Wrong::Io)?;
             table[read..].fill(0);
             table_from = in_group;
         }

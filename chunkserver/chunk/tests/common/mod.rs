@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex};
 
 use mooseng_chunk::{ChunkStore, StoreOptions};
 use mooseng_ports::disk::{Disk, DiskFile, OpenMode, Space};
-use rand::rngs::SmallRng;
 use rand::Rng;
+use rand::rngs::SmallRng;
 
 const SECTOR: usize = 512;
 
@@ -145,7 +145,8 @@ impl Disk for TornDisk {
     fn list(&self, path: &Path) -> io::Result<Vec<String>> {
         let s = self.0.lock().unwrap();
         let all = s.names.keys().chain(&s.dirs).filter(|p| p.parent() == Some(path));
-        let mut names: Vec<String> = all.map(|p| p.file_name().unwrap().to_str().unwrap().to_owned()).collect();
+        let mut names: Vec<String> =
+            all.map(|p| p.file_name().unwrap().to_str().unwrap().to_owned()).collect();
         names.sort();
         Ok(names)
     }
@@ -167,9 +168,10 @@ impl Disk for TornDisk {
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         let s = &mut *self.0.lock().unwrap();
         s.change()?;
-        let (here, rest): (Vec<Name>, Vec<Name>) = std::mem::take(&mut s.pending).into_iter().partition(|n| match n {
-            Name::Link(p, _) | Name::Unlink(p) | Name::Rename(_, p) => p.parent() == Some(path),
-        });
+        let (here, rest): (Vec<Name>, Vec<Name>) =
+            std::mem::take(&mut s.pending).into_iter().partition(|n| match n {
+                Name::Link(p, _) | Name::Unlink(p) | Name::Rename(_, p) => p.parent() == Some(path),
+            });
         s.pending = rest;
         here.iter().for_each(|n| State::apply(&mut s.durable, n));
         Ok(())
