@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use mooseng_ports::clock::Clock;
-//use mooseng_transport::Network;
+use mooseng_transport::Network;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::{
@@ -22,7 +22,7 @@ use crate::config::ClientConfig;
 use crate::error::FsError;
 use crate::files::Handles;
 use crate::opens::Opens;
-//use crate::links::LinkPeers;
+use crate::links::LinkPeers;
 use crate::peers::Peers;
 use crate::read::{Reader, unexpected};
 use crate::region::Region;
@@ -67,8 +67,8 @@ pub enum RenameMode {
 
 impl FileSystem {
     /// Connects to the region and opens a session; waits for it for `connect_timeout`.
-    pub async fn connect(config: ClientConfig, network: Arc<dyn Peers>, clock: Arc<dyn Clock>) -> Result<Self, FsError> {
-        Self::connect_through(config, network, clock).await
+    pub async fn connect(config: ClientConfig, network: Arc<dyn Network>, clock: Arc<dyn Clock>) -> Result<Self, FsError> {
+        Self::connect_through(config, Arc::new(LinkPeers::new(network)), clock).await
     }
 
     /// [`Self::connect`] through any implementation of the port to other daemons.
@@ -82,8 +82,8 @@ impl FileSystem {
     }
 
     /// Starts without waiting: operations wait for the session instead. Must be called inside a tokio runtime.
-    pub fn start(config: ClientConfig, network: Arc<dyn Peers>, clock: Arc<dyn Clock>) -> Result<Self, FsError> {
-        Self::start_through(config, network, clock)
+    pub fn start(config: ClientConfig, network: Arc<dyn Network>, clock: Arc<dyn Clock>) -> Result<Self, FsError> {
+        Self::start_through(config, Arc::new(LinkPeers::new(network)), clock)
     }
 
     fn start_through(config: ClientConfig, peers: Arc<dyn Peers>, clock: Arc<dyn Clock>) -> Result<Self, FsError> {

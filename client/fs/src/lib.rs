@@ -20,9 +20,11 @@ mod cache;
 mod chunkservers;
 mod config;
 mod error;
+#[cfg(feature = "fake")]
+pub mod fake;
 mod files;
 mod fs;
-//mod links;
+mod links;
 mod opens;
 pub mod peers;
 mod plan;

@@ -69,8 +69,8 @@ impl Peers for LinkPeers {
         match answer {
             Ok(answer) => Ok(Answered { body: answer.body, bulk: answer.bulk }),
             Err(CallFailure::Connect(error)) => Err(Failure::NotSent(error.to_string())),
-            Err(CallFailure::Lost) => Err(Failure::Lost),
-            Err(CallFailure::Timeout) => Err(Failure::Timeout),
+            Err(CallFailure::Lost(_)) => Err(Failure::Lost),
+            Err(CallFailure::Timeout(_)) => Err(Failure::Timeout),
             Err(CallFailure::Remote(error)) => Err(Failure::Refused(error)),
         }
     }

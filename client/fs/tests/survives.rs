@@ -1,0 +1,338 @@
+//! The client against a region in memory: what must work, and what it must survive. Time is paused, so that waiting costs nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use mooseng_client::fake::{FakeRegion, Fault};
+use mooseng_client::{Caller, ClientConfig, FileSystem, FsError, HandleId, RenameMode, SetAttr, WriteMode, WriteOptions};
+use mooseng_ports::clock::{Clock, ManualClock};
+
+const ROOT: u64 = 1;
+
+fn me() -> Caller {
+    Caller { kernel_checked: true, ..Caller::default() }
+}
+
+async fn connect(region: &Arc<FakeRegion>) -> FileSystem {
+    let config = ClientConfig { masters: region.masters(), ..ClientConfig::default() };
+    FileSystem::connect_through(config, region.clone(), Arc::new(ManualClock::default()) as Arc<dyn Clock>).await.unwrap()
+}
+
+async fn create(fs: &FileSystem, name: &str) -> (u64, HandleId) {
+    let created = fs.create(&me(), ROOT, name.as_bytes(), 0o644, libc::O_RDWR).await.unwrap();
+    (created.attr.inode, created.handle)
+}
+
+async fn write(fs: &FileSystem, handle: HandleId, offset: u64, data: &[u8]) {
+    fs.write(&me(), handle, offset, Bytes::copy_from_slice(data), WriteOptions::default()).await.unwrap();
+}
+
+async fn read(fs: &FileSystem, handle: HandleId, offset: u64, length: u32) -> Bytes {
+    fs.read(&me(), handle, offset, length).await.unwrap()
+}
+
+/// Bytes that differ from place to place.
+fn pattern(length: usize, seed: u8) -> Vec<u8> {
+    (0..length).map(|n| (n as u32).wrapping_mul(2_654_435_761).to_be_bytes()[0] ^ seed).collect()
+}
+
+fn clean(region: &FakeRegion) {
+    region.with(|s| assert_eq!(s.violations, Vec::<String>::new()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn small_files_are_inline_large_ones_in_chunks_and_holes_are_zeros() {
+    let region = Arc::new(FakeRegion::new());
+    let fs = connect(&region).await;
+    let (_, small) = create(&fs, "small").await;
+    write(&fs, small, 0, b"hello").await;
+    write(&fs, small, 40_000, b"world").await;
+    region.with(|s| assert_eq!(s.calls.get("ChunkAppend"), None));
+    assert_eq!(&read(&fs, small, 0, 5).await[..], b"hello");
+    assert_eq!(&read(&fs, small, 39_999, 100).await[..], b"\0world");
+
+    let (inode, large) = create(&fs, "large").await;
+    // More than one chunk of the fake's 4 MiB.
+    let data = pattern(9 << 20, 3);
+    write(&fs, large, 0, &data).await;
+    write(&fs, large, 20 << 20, b"far").await;
+    for offset in [0usize, 1, 4095, (4 << 20) - 7, (8 << 20) + 13] {
+        assert_eq!(read(&fs, large, offset as u64, 200_000).await, &data[offset..offset + 200_000], "at {offset}");
+    }
+    assert!(read(&fs, large, 10 << 20, 1 << 20).await.iter().all(|&b| b == 0));
+    assert_eq!(&read(&fs, large, 20 << 20, 100).await[..], b"far");
+    assert_eq!(fs.getattr(&me(), inode).await.unwrap().size, (20 << 20) + 3);
+    fs.release(large).await.unwrap();
+    fs.release(small).await.unwrap();
+    assert_eq!(fs.status().open_inodes, 0);
+    clean(&region);
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_small_writes_read_back_in_order_and_at_random() {
+    let region = Arc::new(FakeRegion::new());
+    let fs = connect(&region).await;
+    let (_, file) = create(&fs, "log").await;
+    let data = pattern(600_000, 9);
+    // Pieces that cross the border between inline and chunks, in an order that isn't the file's.
+    let mut parts: Vec<(usize, usize)> = (0..60).map(|n| (n * 10_000, 10_000)).collect();
+    parts.rotate_left(3);
+    for (at, length) in &parts {
+        write(&fs, file, *at as u64, &data[*at..at + length]).await;
+    }
+    assert_eq!(read(&fs, file, 0, 600_000).await, &data[..]);
+    let mut at = 0;
+    while at < data.len() {
+        let part = read(&fs, file, at as u64, 7_001).await;
+        assert_eq!(part, &data[at..(at + 7_001).min(data.len())]);
+        at += part.len();
+    }
+    assert!(read(&fs, file, 600_000, 10).await.is_empty());
+    clean(&region);
+}
+
+#[tokio::test(start_paused = true)]
+async fn appends_go_to_the_end_whoever_else_has_appended() {
+    let region = Arc::new(FakeRegion::new());
+    let (a, b) = (connect(&region).await, connect(&region).await);
+    let first = a.create(&me(), ROOT, b"f", 0o644, libc::O_WRONLY | libc::O_APPEND).await.unwrap();
+    let second = b.open(&me(), first.attr.inode, libc::O_RDWR | libc::O_APPEND).await.unwrap();
+    write(&a, first.handle, 0, b"one").await;
+    write(&b, second.handle, 0, b"two").await;
+    write(&a, first.handle, 0, b"three").await;
+    assert_eq!(&read(&b, second.handle, 0, 100).await[..], b"onetwothree");
+    b.write(&me(), second.handle, 1, Bytes::from_static(b"X"), WriteOptions { mode: WriteMode::At, kill_suidgid: false }).await.unwrap();
+    assert_eq!(&read(&b, second.handle, 0, 100).await[..], b"oXetwothree");
+    assert_eq!(a.read(&me(), first.handle, 0, 1).await, Err(FsError::BadHandle(first.handle)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_leader_is_found_by_hint_and_followed() {
+    let region = Arc::new(FakeRegion::new());
+    region.elect("m3");
+    let fs = connect(&region).await;
+    assert_eq!(fs.status().leader.as_deref(), Some("m3"));
+    region.elect("m2");
+    fs.mkdir(&me(), ROOT, b"d", 0o755).await.unwrap();
+    assert_eq!(fs.status().leader.as_deref(), Some("m2"));
+    region.fault("m2", Some(Fault::Down));
+    region.elect("m1");
+    fs.mkdir(&me(), ROOT, b"e", 0o755).await.unwrap();
+    let status = fs.status();
+    assert_eq!((status.leader.as_deref(), status.lapses), (Some("m1"), 0));
+    assert!(fs.ready().is_ok());
+    region.with(|s| assert_eq!(s.executed, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_that_hangs_is_left_within_seconds() {
+    let region = Arc::new(FakeRegion::new());
+    let fs = connect(&region).await;
+    region.fault("m1", Some(Fault::Hung));
+    region.elect("m2");
+    let started = tokio::time::Instant::now();
+    fs.mkdir(&me(), ROOT, b"d", 0o755).await.unwrap();
+    assert!(started.elapsed() < Duration::from_millis(2500), "{:?}", started.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_answer_is_fetched_under_the_same_number() {
+    let region = Arc::new(FakeRegion::new());
+    let fs = connect(&region).await;
+    region.fault("m1", Some(Fault::Deaf));
+    let made = tokio::spawn({
+        let fs = fs.clone();
+        async move { fs.mkdir(&me(), ROOT, b"once", 0o755).await }
+    });
+    while region.with(|s| s.executed) == 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    region.fault("m1", None);
+    // Run twice it would be EEXIST.
+    made.await.unwrap().unwrap();
+    region.with(|s| assert_eq!((s.executed, s.repeated > 0), (1, true)));
+    assert_eq!(fs.status().unanswered, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dropped_change_is_settled_in_the_background() {
+    let region = Arc::new(FakeRegion::new());
+    let fs = connect(&region).await;
+    region.fault("m1", Some(Fault::Hung));
+    let waiting = tokio::time::timeout(Duration::from_millis(300), fs.mkdir(&me(), ROOT, b"d", 0o755)).await;
+    assert!(waiting.is_err());
+    assert_eq!(fs.status().unanswered, 1, "its number stays taken");
+    region.fault("m1", None);
+    while fs.status().unanswered > 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(fs.lookup(&me(), ROOT, b"d").await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_region_operations_time_out_and_recover_by_themselves() {
+    let region = Arc::new(FakeRegion::new());
+    let fs = connect(&region).await;
+    for master in region.masters() {
+        region.fault(&master, Some(Fault::Down));
+    }
+    let started = tokio::time::Instant::now();
+    let error = fs.mkdir(&me(), ROOT, b"d", 0o755).await.unwrap_err();
+    assert_eq!(error.errno(), libc::ETIMEDOUT, "{error}");
+    let took = started.elapsed();
+    assert!(took >= Duration::from_secs(60) && took < Duration::from_secs(62), "{took:?}");
+    assert!(fs.ready().is_err());
+    for master in region.masters() {
+        region.fault(&master, None);
+    }
+    fs.mkdir(&me(), ROOT, b"e", 0o755).await.unwrap();
+    assert!(fs.ready().is_ok());
+    assert_eq!(fs.status().unanswered, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_chunkserver_that_dies_or_hangs_costs_a_pause_and_no_byte() {
+    for (member, fault) in [("c1", Fault::Down), ("c2", Fault::Down), ("c1", Fault::Hung), ("c2", Fault::Hung), ("c1", Fault::Deaf)] {
+        let region = Arc::new(FakeRegion::new());
+        let fs = connect(&region).await;
+        let (_, file) = create(&fs, "f").await;
+        let data = pattern(3 << 20, 5);
+        write(&fs, file, 0, &data[..1 << 20]).await;
+        region.fault(member, Some(fault));
+        let started = tokio::time::Instant::now();
+        write(&fs, file, 1 << 20, &data[1 << 20..]).await;
+        assert!(started.elapsed() < Duration::from_secs(4), "{member} {fault:?}: {:?}", started.elapsed());
+        assert_eq!(read(&fs, file, 0, 3 << 20).await, &data[..], "{member} {fault:?}");
+        assert!(fs.status().chunks_replaced > 0);
+        assert!(fs.status().chunkservers[member].failures > 0, "{member} {fault:?}");
+        clean(&region);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_enough_chunkservers_writes_wait_and_then_say_eio() {
+    let region = Arc::new(FakeRegion::new());
+    let fs = connect(&region).await;
+    let (_, file) = create(&fs, "f").await;
+    region.fault("c1", Some(Fault::Down));
+    region.fault("c2", Some(Fault::Down));
+    let data = Bytes::from(pattern(1 << 20, 1));
+    let error = fs.write(&me(), file, 0, data.clone(), WriteOptions::default()).await.unwrap_err();
+    assert_eq!(error.errno(), libc::EIO, "{error}");
+    region.fault("c1", None);
+    region.fault("c2", None);
+    write(&fs, file, 0, &data).await;
+    assert_eq!(read(&fs, file, 0, 1 << 20).await, data);
+    clean(&region);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_corrupt_or_silent_replica_is_read_around() {
+    for fault in [Fault::Corrupt, Fault::Down, Fault::Hung] {
+        let region = Arc::new(FakeRegion::new());
+        let fs = connect(&region).await;
+        let (_, file) = create(&fs, "f").await;
+        let data = pattern(2 << 20, 7);
+        write(&fs, file, 0, &data).await;
+        region.fault("c1", Some(fault));
+        let started = tokio::time::Instant::now();
+        assert_eq!(read(&fs, file, 0, 2 << 20).await, &data[..]);
+        assert!(started.elapsed() < Duration::from_millis(1100), "{fault:?}: {:?}", started.elapsed());
+        assert!(fs.status().hedges > 0);
+        // The next one doesn't begin with the bad replica.
+        let hedges = fs.status().hedges;
+        assert_eq!(read(&fs, file, 5000, 1000).await, &data[5000..6000]);
+        assert_eq!(fs.status().hedges, hedges);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unlinked_file_lives_until_its_last_close_also_over_a_failover() {
+    let region = Arc::new(FakeRegion::new());
+    let fs = connect(&region).await;
+    let (inode, first) = create(&fs, "f").await;
+    let second = fs.open(&me(), inode, libc::O_RDWR).await.unwrap();
+    write(&fs, first, 0, b"kept").await;
+    fs.unlink(&me(), ROOT, b"f").await.unwrap();
+    fs.release(first).await.unwrap();
+    region.elect("m2");
+    assert_eq!(&read(&fs, second.handle, 0, 10).await[..], b"kept");
+    region.with(|s| assert_eq!(s.inodes(), 2));
+    fs.release(second.handle).await.unwrap();
+    region.with(|s| assert_eq!(s.inodes(), 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lapsed_session_becomes_a_new_incarnation_and_goes_on() {
+    let region = Arc::new(FakeRegion::new());
+    let fs = connect(&region).await;
+    let (_, file) = create(&fs, "f").await;
+    let data = pattern(1 << 20, 1);
+    write(&fs, file, 0, &data).await;
+    region.lapse();
+    fs.mkdir(&me(), ROOT, b"d", 0o755).await.unwrap();
+    let status = fs.status();
+    assert_eq!((status.incarnation, status.lapses), (2, 1));
+    // Its chunk belonged to the old incarnation; the next write takes another.
+    write(&fs, file, 1 << 20, &data).await;
+    assert_eq!(read(&fs, file, 1 << 20, 1 << 20).await, &data[..]);
+    clean(&region);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_under_way_when_the_session_lapses_happens_once() {
+    for executed in [true, false] {
+        let region = Arc::new(FakeRegion::new());
+        let fs = connect(&region).await;
+        region.fault("m1", Some(if executed { Fault::Deaf } else { Fault::Hung }));
+        let made = tokio::spawn({
+            let fs = fs.clone();
+            async move { fs.mkdir(&me(), ROOT, b"once", 0o755).await }
+        });
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        region.lapse();
+        region.fault("m1", None);
+        made.await.unwrap().unwrap();
+        region.with(|s| assert_eq!(s.executed, 1, "executed before: {executed}"));
+        assert_eq!(fs.status().unanswered, 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn reads_touch_access_times_later_and_setattr_wins() {
+    let region = Arc::new(FakeRegion::new());
+    let fs = connect(&region).await;
+    let (inode, file) = create(&fs, "f").await;
+    write(&fs, file, 0, b"x").await;
+    read(&fs, file, 0, 1).await;
+    let before = region.with(|s| s.atime(inode));
+    fs.setattr(&me(), SetAttr { inode, atime_ns: Some(5), ..SetAttr::default() }).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(region.with(|s| s.atime(inode)), 5);
+    assert_ne!(before, 5);
+    read(&fs, file, 0, 1).await;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert!(region.with(|s| s.atime(inode)) > 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn names() {
+    let region = Arc::new(FakeRegion::new());
+    let fs = connect(&region).await;
+    let directory = fs.mkdir(&me(), ROOT, b"d", 0o755).await.unwrap().inode;
+    create(&fs, "a").await;
+    assert_eq!(fs.rename(&me(), ROOT, b"a", ROOT, b"d", RenameMode::NoReplace).await, Err(FsError::Answered(libc::EEXIST)));
+    fs.rename(&me(), ROOT, b"a", directory, b"b", RenameMode::Replace).await.unwrap();
+    fs.symlink(&me(), directory, b"s", b"../target").await.unwrap();
+    let link = fs.lookup(&me(), directory, b"s").await.unwrap().inode;
+    assert_eq!(&fs.readlink(&me(), link).await.unwrap()[..], b"../target");
+    let page = fs.readdir(&me(), directory, 0, 100, true).await.unwrap();
+    assert_eq!(page.entries.iter().map(|e| &e.name[..]).collect::<Vec<_>>(), [b"b", b"s"]);
+    assert_eq!(fs.rmdir(&me(), ROOT, b"d").await, Err(FsError::Answered(libc::ENOTEMPTY)));
+    assert_eq!(fs.lookup(&me(), ROOT, &[b'x'; 256]).await, Err(FsError::NameTooLong(256)));
+    fs.setxattr(&me(), directory, b"user.k", b"v", true, false).await.unwrap();
+    assert_eq!(&fs.getxattr(&me(), directory, b"user.k").await.unwrap()[..], b"v");
+    fs.close().await;
+    assert_eq!(fs.mkdir(&me(), ROOT, b"late", 0o755).await, Err(FsError::Closed));
+}
