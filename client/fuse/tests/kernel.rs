@@ -1,0 +1,251 @@
+//! A real mount over a region in memory. Needs root and /dev/fuse; says so and passes where they are missing.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mooseng_client::fake::{FakeRegion, Fault};
+use mooseng_client::{ClientConfig, FileSystem};
+use mooseng_fuse::{Mount, MountHandle, MountOptions, mounts, unmount};
+use mooseng_ports::clock::OsClock;
+
+struct Rig {
+    runtime: tokio::runtime::Runtime,
+    region: Arc<FakeRegion>,
+    fs: FileSystem,
+    handle: Option<MountHandle>,
+    dir: tempfile::TempDir,
+}
+
+impl Rig {
+    fn new() -> Option<Self> {
+        if !nix::unistd::geteuid().is_root() || !Path::new("/dev/fuse").exists() {
+            eprintln!("SKIPPED: a real mount needs root and /dev/fuse");
+            return None;
+        }
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let region = Arc::new(FakeRegion::new());
+        let config = ClientConfig { masters: region.masters(), ..ClientConfig::default() };
+        let fs = runtime.block_on(FileSystem::connect_through(config, region.clone(), Arc::new(OsClock))).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let handle = Mount::mount(fs.clone(), dir.path(), MountOptions::default(), runtime.handle().clone()).unwrap();
+        Some(Self { runtime, region, fs, handle: Some(handle), dir })
+    }
+    fn path(&self) -> &Path {
+        self.dir.path()
+    }
+    fn sh(&self, script: &str) -> String {
+        let output = Command::new("sh").args(["-ec", script]).current_dir(self.path()).env("HOME", "/nonexistent").output().unwrap();
+        assert!(output.status.success(), "{script}\n{}\n{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        let Some(handle) = self.handle.take() else { return };
+        handle.unmount().unwrap();
+        let ended = self.runtime.block_on(async { tokio::time::timeout(Duration::from_secs(10), handle.wait()).await });
+        if !std::thread::panicking() {
+            ended.expect("the mount ends").unwrap();
+            self.region.with(|s| assert_eq!(s.violations, Vec::<String>::new()));
+        }
+    }
+}
+
+fn has(program: &str) -> bool {
+    Command::new("sh").args(["-c", &format!("command -v {program}")]).stdout(Stdio::null()).status().is_ok_and(|s| s.success())
+}
+
+#[test]
+fn files_directories_and_attributes() {
+    let Some(rig) = Rig::new() else { return };
+    let root = rig.path();
+    assert!(mounts().unwrap().iter().any(|m| m.path == root && m.source == "mooseng"));
+    fs::create_dir(root.join("d")).unwrap();
+    fs::write(root.join("d/f"), b"hello").unwrap();
+    assert_eq!(fs::read(root.join("d/f")).unwrap(), b"hello");
+    fs::set_permissions(root.join("d/f"), fs::Permissions::from_mode(0o640)).unwrap();
+    assert_eq!(fs::metadata(root.join("d/f")).unwrap().mode() & 0o7777, 0o640);
+    symlink("d/f", root.join("s")).unwrap();
+    assert_eq!(fs::read_link(root.join("s")).unwrap(), Path::new("d/f"));
+    fs::hard_link(root.join("d/f"), root.join("l")).unwrap();
+    assert_eq!(fs::metadata(root.join("l")).unwrap().nlink(), 2);
+    fs::rename(root.join("l"), root.join("d/m")).unwrap();
+    assert_eq!(fs::remove_dir(root.join("d")).unwrap_err().raw_os_error(), Some(libc::ENOTEMPTY));
+    assert_eq!(File::create_new(root.join("d/m")).unwrap_err().raw_os_error(), Some(libc::EEXIST));
+
+    // An unlinked file lives until it is closed.
+    let mut open = OpenOptions::new().read(true).write(true).open(root.join("d/m")).unwrap();
+    fs::remove_file(root.join("d/m")).unwrap();
+    fs::remove_file(root.join("d/f")).unwrap();
+    open.seek(SeekFrom::End(0)).unwrap();
+    open.write_all(b" again").unwrap();
+    let mut all = String::new();
+    open.seek(SeekFrom::Start(0)).unwrap();
+    open.read_to_string(&mut all).unwrap();
+    assert_eq!(all, "hello again");
+    open.set_len(5).unwrap();
+    assert_eq!(open.metadata().unwrap().len(), 5);
+    open.sync_all().unwrap();
+    drop(open);
+    fs::remove_dir(root.join("d")).unwrap();
+}
+
+#[test]
+fn a_directory_of_thousands_is_listed_once_each() {
+    let Some(rig) = Rig::new() else { return };
+    let root = rig.path();
+    for n in 0..2500 {
+        File::create(root.join(format!("file-with-a-longer-name-{n}"))).unwrap();
+    }
+    let mut names: Vec<String> = fs::read_dir(root).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    let before = names.len();
+    names.dedup();
+    assert_eq!((before, names.len()), (2500, 2500));
+    assert!(rig.sh("ls -a | head -2").starts_with(".\n..\n"));
+    rig.sh("rm -f file-with-*; test -z \"$(ls)\"");
+}
+
+#[test]
+fn pages_mappings_and_writes_agree() {
+    let Some(rig) = Rig::new() else { return };
+    let path = rig.path().join("m");
+    let data: Vec<u8> = (0..3_000_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    fs::write(&path, &data).unwrap();
+    assert_eq!(fs::read(&path).unwrap(), data);
+    let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    // SAFETY: a fresh shared mapping of an open file, used below within its length only.
+    let map = unsafe { libc::mmap(std::ptr::null_mut(), 8192, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, file.as_raw_fd(), 0) };
+    assert_ne!(map, libc::MAP_FAILED);
+    // SAFETY: the mapping is 8192 bytes long and lives until munmap below.
+    let bytes = unsafe { std::slice::from_raw_parts_mut(map.cast::<u8>(), 8192) };
+    assert_eq!(bytes[..100], data[..100]);
+    bytes[0] = 7;
+    bytes[5000] = 9;
+    // SAFETY: as above.
+    assert_eq!(unsafe { libc::msync(map, 8192, libc::MS_SYNC) }, 0);
+    let mut seen = [0];
+    file.read_exact_at(&mut seen, 5000).unwrap();
+    assert_eq!(seen, [9]);
+    file.write_all_at(b"Z", 1).unwrap();
+    assert_eq!(bytes[1], b'Z');
+    // SAFETY: `bytes` isn't used any more.
+    unsafe { libc::munmap(map, 8192) };
+    drop(file);
+    let again = fs::read(&path).unwrap();
+    assert_eq!((again[0], again[1], again[5000]), (7, b'Z', 9));
+    assert_eq!(again[8192..], data[8192..]);
+
+    // Appends of two descriptors don't overwrite each other.
+    let log = rig.path().join("log");
+    let mut a = OpenOptions::new().append(true).create(true).open(&log).unwrap();
+    let mut b = OpenOptions::new().append(true).open(&log).unwrap();
+    for n in 0..50 {
+        writeln!(a, "a{n}").unwrap();
+        writeln!(b, "b{n}").unwrap();
+    }
+    assert_eq!(fs::read_to_string(&log).unwrap().lines().count(), 100);
+}
+
+#[test]
+fn another_client_sees_each_finished_write() {
+    let Some(rig) = Rig::new() else { return };
+    let second = tempfile::tempdir().unwrap();
+    let config = ClientConfig { masters: rig.region.masters(), ..ClientConfig::default() };
+    let fs = rig.runtime.block_on(FileSystem::connect_through(config, rig.region.clone(), Arc::new(OsClock))).unwrap();
+    let handle = Mount::mount(fs, second.path(), MountOptions::default(), rig.runtime.handle().clone()).unwrap();
+    fs::write(rig.path().join("f"), b"one").unwrap();
+    let there = File::open(second.path().join("f")).unwrap();
+    let mut seen = [0; 3];
+    there.read_exact_at(&mut seen, 0).unwrap();
+    assert_eq!(&seen, b"one");
+    let here = OpenOptions::new().write(true).open(rig.path().join("f")).unwrap();
+    here.write_all_at(b"two", 0).unwrap();
+    // The same handle, whose pages the kernel holds.
+    there.read_exact_at(&mut seen, 0).unwrap();
+    assert_eq!(&seen, b"two");
+    drop(there);
+    unmount(second.path(), false).unwrap();
+    rig.runtime.block_on(handle.wait()).unwrap();
+}
+
+#[test]
+fn programs_work() {
+    let Some(rig) = Rig::new() else { return };
+    rig.sh("mkdir src; for n in $(seq 300); do echo $n > src/f$n; done; tar cf t.tar src; mkdir out; tar xf t.tar -C out; diff -r src out/src");
+    if has("git") {
+        rig.sh("git init -q r; cd r; git config user.email a@b; git config user.name n; cp -r ../src .; git add .; git commit -qm x; git fsck --strict; cd ..; git clone -q r c; cd c; git status --porcelain; git log --oneline; diff -r src ../src");
+    }
+    if has("make") && has("cc") {
+        rig.sh("mkdir p; cd p; printf 'int main(){return 0;}\\n' > a.c; printf 'a: a.c\\n\\tcc -o a a.c\\n' > Makefile; make -s; ./a");
+    }
+    if has("sqlite3") {
+        let out = rig.sh("sqlite3 d.db 'create table t(x); begin; insert into t select value from generate_series(1,5000); commit; pragma integrity_check; select count(*) from t;'");
+        assert!(out.contains("ok") && out.contains("5000"), "{out}");
+    } else if has("python3") {
+        let out = rig.sh("python3 -c \"import sqlite3; d=sqlite3.connect('d.db'); d.execute('create table t(x)'); d.executemany('insert into t values(?)', [(n,) for n in range(5000)]); d.commit(); d.execute('pragma journal_mode=wal'); d.execute('insert into t values(1)'); d.commit(); print(d.execute('pragma integrity_check').fetchall(), d.execute('select count(*) from t').fetchall())\"");
+        assert!(out.contains("ok") && out.contains("5001"), "{out}");
+    }
+}
+
+#[test]
+fn a_killed_process_is_not_stuck_and_the_mount_recovers() {
+    let Some(rig) = Rig::new() else { return };
+    for master in rig.region.masters() {
+        rig.region.fault(&master, Some(Fault::Hung));
+    }
+    let mut child = Command::new("mkdir").arg(rig.path().join("d")).stderr(Stdio::null()).spawn().unwrap();
+    // It hangs: no answer can come.
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(child.try_wait().unwrap().is_none());
+    child.kill().unwrap();
+    let killed = Instant::now();
+    child.wait().unwrap();
+    // Retries go on for 60 s; a process that only dies then is a stuck one.
+    assert!(killed.elapsed() < Duration::from_secs(20), "{:?}", killed.elapsed());
+    for master in rig.region.masters() {
+        rig.region.fault(&master, None);
+    }
+    fs::create_dir(rig.path().join("e")).unwrap();
+    assert!(rig.fs.ready().is_ok());
+}
+
+#[test]
+fn xattrs_by_size_and_value() {
+    let Some(rig) = Rig::new() else { return };
+    let path = std::ffi::CString::new(rig.path().join("x").to_str().unwrap()).unwrap();
+    File::create(rig.path().join("x")).unwrap();
+    let name = c"user.colour";
+    // SAFETY: pointers and lengths are those of the buffers beside them.
+    unsafe {
+        assert_eq!(libc::setxattr(path.as_ptr(), name.as_ptr(), b"green".as_ptr().cast(), 5, libc::XATTR_CREATE), 0);
+        assert_eq!(libc::setxattr(path.as_ptr(), name.as_ptr(), b"red".as_ptr().cast(), 3, libc::XATTR_CREATE), -1);
+        assert_eq!(libc::getxattr(path.as_ptr(), name.as_ptr(), std::ptr::null_mut(), 0), 5);
+        let mut small = [0u8; 2];
+        assert_eq!(libc::getxattr(path.as_ptr(), name.as_ptr(), small.as_mut_ptr().cast(), 2), -1);
+        assert_eq!(std::io::Error::last_os_error().raw_os_error(), Some(libc::ERANGE));
+        let mut list = [0u8; 64];
+        assert_eq!(libc::listxattr(path.as_ptr(), list.as_mut_ptr().cast(), 64), 12);
+        assert_eq!(&list[..12], b"user.colour\0");
+        assert_eq!(libc::removexattr(path.as_ptr(), name.as_ptr()), 0);
+        assert_eq!(libc::getxattr(path.as_ptr(), name.as_ptr(), std::ptr::null_mut(), 0), -1);
+    }
+}
+
+#[test]
+fn mounting_on_what_isnt_fit_is_refused_in_a_sentence() {
+    let Some(rig) = Rig::new() else { return };
+    fs::write(rig.path().join("f"), b"").unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    for (path, word) in [(file.path(), "isn't a directory"), (Path::new("/nonexistent/x"), "doesn't exist")] {
+        let error = Mount::mount(rig.fs.clone(), path, MountOptions::default(), rig.runtime.handle().clone()).unwrap_err();
+        assert!(error.to_string().contains(word), "{error}");
+    }
+}
