@@ -1,0 +1,208 @@
+//! Who is let in over real TLS sockets, and what is said to who isn't.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use mooseng_certs::Authority;
+use mooseng_transport::{
+    Answer, CallFailure, Incoming, Limits, Link, LinkOptions, Network, Service, Services, TlsFiles, TlsNetwork, serve,
+};
+use mooseng_wire::call::CallError;
+use mooseng_wire::method::Method;
+use mooseng_wire::{Identity, Role};
+use tokio_util::sync::CancellationToken;
+
+struct WhoAmI;
+
+#[async_trait]
+impl Service for WhoAmI {
+    async fn call(&self, incoming: Incoming) -> Result<Answer, CallError> {
+        if incoming.method == Method::FsChange {
+            tokio::time::sleep(Duration::from_millis(u64::from(incoming.body[0]) * 100)).await;
+        }
+        Ok(Answer { body: incoming.peer.identity.to_string().into(), bulk: Bytes::new() })
+    }
+}
+
+struct Cluster {
+    dir: tempfile::TempDir,
+    authority: Authority,
+}
+
+impl Cluster {
+    fn new(name: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Authority::create(&dir.path().join("ca"), name).unwrap();
+        authority.region("here").unwrap();
+        Self { dir, authority }
+    }
+    fn identity(&self, role: Role, name: &str) -> Identity {
+        Identity { cluster: self.authority.cluster().into(), region: "here".into(), role, name: name.into() }
+    }
+    fn out(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+    fn issue(&self, role: Role, name: &str, life: Duration) -> TlsFiles {
+        let out = self.out(name);
+        self.authority.issue(&self.identity(role, name), life, &out, true).unwrap();
+        files(&out)
+    }
+    async fn serve(&self) -> String {
+        let network = TlsNetwork::load(self.issue(Role::Master, "m1", DAY)).unwrap();
+        let listener = network.listen("127.0.0.1:0").await.unwrap();
+        let address = listener.local_address();
+        let services = Services { stream: Arc::new(WhoAmI), grpc: None, allow: |_, _| Ok(()) };
+        tokio::spawn(serve(listener, services, Limits::default(), CancellationToken::new()));
+        address
+    }
+}
+
+fn files(out: &Path) -> TlsFiles {
+    TlsFiles {
+        cert: out.join("cert.pem"),
+        key: out.join("key.pem"),
+        ca: out.join("ca.pem"),
+        revocations: Some(out.join("revocations.txt")),
+    }
+}
+
+const DAY: Duration = Duration::from_secs(86_400);
+const WAIT: Duration = Duration::from_secs(5);
+
+fn link(files: TlsFiles, address: &str, role: Role) -> Link {
+    Link::new(Arc::new(TlsNetwork::load(files).unwrap()), address.into(), role, LinkOptions::default())
+}
+
+async fn ask(link: &Link) -> Result<String, CallFailure> {
+    let answer = link.call(Method::FsRead, Bytes::new(), Bytes::new(), WAIT).await?;
+    Ok(String::from_utf8(answer.body.to_vec()).unwrap())
+}
+
+async fn refusal(files: TlsFiles, address: &str, role: Role) -> String {
+    ask(&link(files, address, role)).await.unwrap_err().to_string().to_lowercase()
+}
+
+#[tokio::test]
+async fn the_right_certificate_is_known_by_its_identity() {
+    let cluster = Cluster::new("one");
+    let address = cluster.serve().await;
+    let link = link(cluster.issue(Role::Client, "c1", DAY), &address, Role::Master);
+    assert_eq!(ask(&link).await.unwrap(), "spiffe://one/here/client/c1");
+}
+
+#[tokio::test]
+async fn wrong_roles_expired_foreign_and_missing_certificates_are_refused_with_the_reason() {
+    let cluster = Cluster::new("one");
+    let address = cluster.serve().await;
+    let wrong = refusal(cluster.issue(Role::Client, "c1", DAY), &address, Role::Chunkserver).await;
+    assert!(wrong.contains("a chunkserver was expected"), "{wrong}");
+
+    let expired = cluster.issue(Role::Client, "c2", Duration::ZERO);
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    let expired = refusal(expired, &address, Role::Master).await;
+    assert!(expired.contains("expired"), "{expired}");
+
+    let other = Cluster::new("two");
+    let foreign = refusal(other.issue(Role::Client, "c3", DAY), &address, Role::Master).await;
+    assert!(foreign.contains("unknownissuer") || foreign.contains("unknown"), "{foreign}");
+
+    // A client that trusts the server but shows nothing.
+    let mut roots = rustls::RootCertStore::empty();
+    let pem = std::fs::read(cluster.out("m1").join("ca.pem")).unwrap();
+    roots.add(rustls_pki_types::pem::PemObject::from_pem_slice(&pem).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Anybody))
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"mooseng/1".to_vec()];
+    let tcp = tokio::net::TcpStream::connect(&address).await.unwrap();
+    let name = rustls_pki_types::ServerName::try_from("x.invalid").unwrap();
+    let mut io = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, tcp).await.unwrap();
+    let error = tokio::io::AsyncReadExt::read_u8(&mut io).await.unwrap_err().to_string();
+    assert!(error.to_lowercase().contains("certificaterequired"), "{error}");
+}
+
+#[derive(Debug)]
+struct Anybody;
+impl rustls::client::danger::ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _: &rustls_pki_types::CertificateDer<'_>,
+        _: &[rustls_pki_types::CertificateDer<'_>],
+        _: &rustls_pki_types::ServerName<'_>,
+        _: &[u8],
+        _: rustls_pki_types::UnixTime,
+    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
+        Ok(rustls::client::danger::ServerCertVerified::assertion())
+    }
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &rustls_pki_types::CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
+    }
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &rustls_pki_types::CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
+    }
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[tokio::test]
+async fn a_revoked_identity_loses_its_connection_and_gets_no_other() {
+    let cluster = Cluster::new("one");
+    let address = cluster.serve().await;
+    let link = link(cluster.issue(Role::Client, "c1", DAY), &address, Role::Master);
+    let id = ask(&link).await.unwrap();
+    let lacking = cluster.authority.revoke(&id).unwrap();
+    assert_eq!(lacking.len(), 1, "the master lacks the list");
+    cluster.authority.distribute_revocations().unwrap();
+    assert!(cluster.authority.renew(&cluster.out("c1")).is_err());
+    let refused = async {
+        loop {
+            if let Err(CallFailure::Connect(error)) = ask(&link).await {
+                return error.to_string().to_lowercase();
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let reason = tokio::time::timeout(Duration::from_secs(10), refused).await.expect("dropped within 10 s");
+    assert!(reason.contains("revoked"), "{reason}");
+}
+
+#[tokio::test]
+async fn renewed_leaves_are_taken_up_without_an_error_or_a_lost_call() {
+    let cluster = Cluster::new("one");
+    let life = Duration::from_secs(6);
+    let network = TlsNetwork::load(cluster.issue(Role::Master, "m1", life)).unwrap();
+    let listener = network.listen("127.0.0.1:0").await.unwrap();
+    let address = listener.local_address();
+    let services = Services { stream: Arc::new(WhoAmI), grpc: None, allow: |_, _| Ok(()) };
+    tokio::spawn(serve(listener, services, Limits::default(), CancellationToken::new()));
+    let link = link(cluster.issue(Role::Client, "c1", life), &address, Role::Master);
+    // Three lives of the leaves, with calls that are always in flight.
+    let end = tokio::time::Instant::now() + 3 * life;
+    while tokio::time::Instant::now() < end {
+        for out in ["m1", "c1"] {
+            cluster.authority.renew_if_due(&cluster.out(out)).unwrap();
+        }
+        let slow = link.call(Method::FsChange, Bytes::from_static(&[2]), Bytes::new(), WAIT);
+        let (slow, quick) = tokio::join!(slow, ask(&link));
+        slow.unwrap();
+        quick.unwrap();
+    }
+}
