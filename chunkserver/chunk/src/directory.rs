@@ -49,7 +49,7 @@ pub enum DirectoryError {
         /// The directory.
         path: PathBuf,
         /// Whose it is.
-        found: DiskIdentity,
+        found: Box<DiskIdentity>,
         /// We.
         chunkserver: String,
         /// Our cluster.
@@ -157,7 +157,7 @@ impl Directory {
             {
                 return Err(DirectoryError::Foreign {
                     path: path.to_owned(),
-                    found,
+                    found: Box::new(found),
                     chunkserver: ours.chunkserver.clone(),
                     cluster: ours.cluster.clone(),
                 });

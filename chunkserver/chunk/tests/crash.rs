@@ -1,4 +1,5 @@
 //! Power loss at every change of every operation: what was answered as flushed is there, what is there is what was written, a seal stays.
+#![allow(clippy::unwrap_used, reason = "tests: helpers outside of test functions unwrap, too")]
 
 mod common;
 

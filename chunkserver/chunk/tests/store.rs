@@ -1,4 +1,5 @@
 //! A chunk store on simulated disks: order of appends, seals, rot, wrong disks, full and failing ones.
+#![allow(clippy::unwrap_used, reason = "tests: helpers outside of test functions unwrap, too")]
 
 mod common;
 

@@ -23,7 +23,10 @@ pub struct Turns {
 
 /// The chunks that are being appended to.
 #[derive(Debug, Default)]
-pub struct Order(Arc<Mutex<BTreeMap<ChunkId, (usize, Arc<Turns>)>>>);
+pub struct Order(Arc<Mutex<InUse>>);
+
+/// How many appends of each chunk there are, and the chunk's turns.
+type InUse = BTreeMap<ChunkId, (usize, Arc<Turns>)>;
 
 /// A place in a chunk's order; given back when it is dropped.
 #[derive(Debug)]
@@ -35,7 +38,7 @@ pub struct Entered {
 }
 
 impl Order {
-    fn chunks(&self) -> MutexGuard<'_, BTreeMap<ChunkId, (usize, Arc<Turns>)>> {
+    fn chunks(&self) -> MutexGuard<'_, InUse> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -1,4 +1,5 @@
 //! Heartbeats: readiness, keys, inventories, commands.
+#![allow(clippy::unwrap_used, reason = "tests: helpers outside of test functions unwrap, too")]
 
 mod common;
 

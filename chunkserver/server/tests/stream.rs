@@ -1,4 +1,5 @@
 //! The chunk data stream: chains, order, seals, epochs, tickets.
+#![allow(clippy::unwrap_used, reason = "tests: helpers outside of test functions unwrap, too")]
 
 mod common;
 
