@@ -9,6 +9,12 @@ pub trait CommitLog: Send + Sync + 'static {
     /// Proposes a batch (an encoded `CommitBatch`) in `term`. Resolves once this master has applied it ([`super::Embedded::apply`] was
     /// called with it and its outcome is returned), or once it is known or feared that it won't be.
     async fn propose(&self, term: u64, batch: Bytes) -> Result<ApplyOutcome, ProposeError>;
+
+    /// Whether this master surely leads at this moment (its lease is valid), so that what it has applied is the newest state there is.
+    /// Asked when a transaction takes its read version.
+    fn may_read(&self) -> bool {
+        true
+    }
 }
 
 /// What applying a batch did. The same on every master.
