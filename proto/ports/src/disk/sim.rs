@@ -4,7 +4,7 @@
 //! unflushed writes, the last one torn; for each directory none, a prefix or all of its unflushed names. Faults are planted by
 //! [`SimDisk::set_fault`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -186,8 +186,10 @@ impl State {
             Fault::Full => Err(full()),
         }
     }
+    /// Bytes of the files that have a name. A removed file's space comes back at once.
     fn used(&self) -> u64 {
-        self.inodes.values().map(|i| i.current.len() as u64).sum()
+        let named: BTreeSet<u64> = self.names.values().copied().collect();
+        self.inodes.iter().filter(|(id, _)| named.contains(id)).map(|(_, i)| i.current.len() as u64).sum()
     }
 }
 

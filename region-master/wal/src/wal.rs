@@ -1,0 +1,391 @@
+//! The log itself.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use mooseng_ports::disk::{Disk, DiskFile, OpenMode};
+
+use crate::frame;
+use crate::record::{Entry, LogId, Record, Vote};
+use crate::recovery;
+
+pub(crate) const HEADER_BYTES: u64 = 64;
+/// Bytes at a segment's end that only votes and markers may use, so that a full disk doesn't stop an election.
+const RESERVE_BYTES: u64 = 64 << 10;
+
+/// Sizes.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Bytes of a segment.
+    pub segment_bytes: u64,
+    /// Bytes of recent entries that are kept in memory for replication.
+    pub cache_bytes: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { segment_bytes: 16 << 20, cache_bytes: 16 << 20 }
+    }
+}
+
+/// Why the log can't do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum WalError {
+    /// A file operation failed. Nothing was appended.
+    #[error("{action} {path} failed: {source}")]
+    Disk {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A flush failed earlier: what is on disk isn't known.
+    #[error("the log in {path} doesn't take more since a write or flush failed; restart the master once the disk is well, it then reads what is there")]
+    Poisoned {
+        /// The log's directory.
+        path: PathBuf,
+    },
+    /// A frame is damaged although later ones are whole.
+    #[error("the log file {path} is damaged at byte {offset}; the disk lost flushed bytes. Replace this master (`mooseng members`) rather than delete the file")]
+    Corrupt {
+        /// Which.
+        path: PathBuf,
+        /// Where.
+        offset: u64,
+    },
+    /// A later version wrote it.
+    #[error("the log file {path} has format {found}, this program knows up to {known}; upgrade it")]
+    NewerFormat {
+        /// Which.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+        /// Ours.
+        known: u32,
+    },
+    /// An entry isn't there.
+    #[error("the log has no entry {index}; it holds {first} to {last}")]
+    Missing {
+        /// Asked for.
+        index: u64,
+        /// The first that is there.
+        first: u64,
+        /// The last that is there.
+        last: u64,
+    },
+}
+
+pub(crate) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> WalError {
+    let path = recovery::owned(path);
+    move |source| WalError::Disk { action, path, source }
+}
+
+pub(crate) fn segment_path(dir: &Path, segment: u64) -> PathBuf {
+    dir.join(format!("{segment:016x}.wal"))
+}
+
+#[derive(Clone, Copy)]
+struct Place {
+    segment: u64,
+    frame: u64,
+    id: LogId,
+}
+
+/// What the log holds, as readers see it: flushed things only.
+pub(crate) struct View {
+    pub vote: Option<Vote>,
+    pub purged: Option<LogId>,
+    pub committed: Option<LogId>,
+    entries: BTreeMap<u64, Place>,
+    cache: VecDeque<Entry>,
+    cache_used: usize,
+    cache_bytes: usize,
+}
+
+impl View {
+    pub fn new(cache_bytes: usize) -> Self {
+        let (entries, cache) = (BTreeMap::new(), VecDeque::new());
+        Self { vote: None, purged: None, committed: None, entries, cache, cache_used: 0, cache_bytes }
+    }
+
+    fn last(&self) -> Option<LogId> {
+        self.entries.last_key_value().map(|(_, place)| place.id).or(self.purged)
+    }
+
+    /// Takes up the records of a flushed frame.
+    pub fn take_frame(&mut self, records: Vec<Record>, segment: u64, frame: u64) {
+        for record in records {
+            match record {
+                Record::Entry(entry) => {
+                    self.entries.insert(entry.id.index, Place { segment, frame, id: entry.id });
+                    self.cache_used += entry.payload.len();
+                    self.cache.push_back(entry);
+                    while self.cache_used > self.cache_bytes
+                        && let Some(old) = self.cache.pop_front()
+                    {
+                        self.cache_used -= old.payload.len();
+                    }
+                }
+                Record::Vote(vote) => self.vote = Some(vote),
+                Record::Truncate(index) => {
+                    self.entries.split_off(&index);
+                    self.forget(|cached| cached >= index);
+                }
+                Record::Purge(id) => {
+                    self.entries = self.entries.split_off(&(id.index + 1));
+                    self.forget(|cached| cached <= id.index);
+                    self.purged = Some(id);
+                }
+                Record::Committed(id) => self.committed = Some(id),
+            }
+        }
+    }
+
+    fn forget(&mut self, gone: impl Fn(u64) -> bool) {
+        self.cache.retain(|entry| !gone(entry.id.index));
+        self.cache_used = self.cache.iter().map(|e| e.payload.len()).sum();
+    }
+}
+
+struct Writer {
+    segments: Vec<(u64, Arc<dyn DiskFile>)>,
+    end: u64,
+    sequence: u64,
+    poisoned: bool,
+    /// Rides along with the next frame: losing it costs only a slower start.
+    committed: Option<LogId>,
+}
+
+/// The log. Calls block; appends exclude each other, reads wait for none of them.
+pub struct Wal {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    options: Options,
+    writer: Mutex<Writer>,
+    view: Mutex<View>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Wal {
+    /// Opens the log in `dir`, making it where there is none.
+    pub fn open(disk: Arc<dyn Disk>, dir: &Path, options: Options) -> Result<Self, WalError> {
+        recovery::prepare(&*disk, dir)?;
+        let found = recovery::recover(&*disk, dir, options.cache_bytes)?;
+        let writer = Writer {
+            segments: found.segments,
+            end: found.end,
+            sequence: found.sequence,
+            poisoned: false,
+            committed: None,
+        };
+        let wal = Self { disk, dir: dir.to_owned(), options, writer: Mutex::new(writer), view: Mutex::new(found.view) };
+        {
+            let mut writer = lock(&wal.writer);
+            if writer.segments.is_empty() {
+                wal.begin_segment(&mut writer, 1)?;
+            }
+        }
+        Ok(wal)
+    }
+
+    /// The vote.
+    pub fn vote(&self) -> Option<Vote> {
+        lock(&self.view).vote
+    }
+    /// The last entry that was purged.
+    pub fn purged(&self) -> Option<LogId> {
+        lock(&self.view).purged
+    }
+    /// The last entry known to be committed.
+    pub fn committed(&self) -> Option<LogId> {
+        lock(&self.view).committed
+    }
+    /// The last entry, or the last purged one where none is left.
+    pub fn last(&self) -> Option<LogId> {
+        lock(&self.view).last()
+    }
+
+    /// Appends entries: when it returns, they are flushed.
+    pub fn append(&self, entries: Vec<Entry>) -> Result<(), WalError> {
+        if let (Some(first), Some(last)) = (entries.first(), self.last()) {
+            assert_eq!(first.id.index, last.index + 1, "log entries are appended without holes");
+        }
+        self.write(entries.into_iter().map(Record::Entry).collect())
+    }
+    /// Saves the vote: when it returns, it is flushed.
+    pub fn save_vote(&self, vote: Vote) -> Result<(), WalError> {
+        self.write(vec![Record::Vote(vote)])
+    }
+    /// Notes the commit position, to be flushed with whatever comes next.
+    pub fn note_committed(&self, id: LogId) {
+        lock(&self.writer).committed = Some(id);
+    }
+    /// Removes entries from `index` on.
+    pub fn truncate(&self, index: u64) -> Result<(), WalError> {
+        self.write(vec![Record::Truncate(index)])
+    }
+    /// Removes entries up to and including `id`, and the segments that held nothing else.
+    pub fn purge(&self, id: LogId) -> Result<(), WalError> {
+        self.write(vec![Record::Purge(id)])?;
+        self.remove_segments()
+    }
+
+    fn write(&self, mut records: Vec<Record>) -> Result<(), WalError> {
+        if records.is_empty() {
+            return Ok(());
+        }
+        let mut writer = lock(&self.writer);
+        if writer.poisoned {
+            return Err(WalError::Poisoned { path: self.dir.clone() });
+        }
+        records.extend(writer.committed.map(Record::Committed));
+        let holds_entries = records.iter().any(|r| matches!(r, Record::Entry(_)));
+        let (segment, _) = *self.newest(&writer);
+        let mut bytes = frame::encode(segment, writer.sequence + 1, &records);
+        let reserve = if holds_entries { RESERVE_BYTES } else { 0 };
+        if writer.end + bytes.len() as u64 + reserve > self.options.segment_bytes && writer.end > HEADER_BYTES {
+            match self.begin_segment(&mut writer, segment + 1) {
+                Ok(()) => bytes = frame::encode(segment + 1, writer.sequence + 1, &records),
+                // Votes and markers may outgrow a segment on a full disk rather than stop.
+                Err(error) if holds_entries || writer.poisoned => return Err(error),
+                Err(_) => {}
+            }
+        }
+        let (segment, file) = self.newest(&writer).clone();
+        let path = segment_path(&self.dir, segment);
+        let written = file.write_at(&bytes, writer.end).map_err(failed("writing", &path));
+        if let Err(error) = written.and_then(|()| file.sync_data().map_err(failed("flushing", &path))) {
+            writer.poisoned = true;
+            return Err(error);
+        }
+        let offset = writer.end;
+        writer.end += bytes.len() as u64;
+        writer.sequence += 1;
+        writer.committed = None;
+        lock(&self.view).take_frame(records, segment, offset);
+        Ok(())
+    }
+
+    fn newest<'a>(&self, writer: &'a Writer) -> &'a (u64, Arc<dyn DiskFile>) {
+        writer.segments.last().expect("open made the first segment")
+    }
+
+    /// Makes the next segment, durable with its checkpoint before anything is appended to it. A failure leaves the old one in use.
+    fn begin_segment(&self, writer: &mut Writer, number: u64) -> Result<(), WalError> {
+        let path = segment_path(&self.dir, number);
+        let made = (|| {
+            let file = self.disk.open(&path, OpenMode::Create)?;
+            file.set_len(0)?;
+            file.allocate(self.options.segment_bytes)?;
+            file.write_at(&recovery::header(number), 0)?;
+            let checkpoint = frame::encode(number, writer.sequence + 1, &recovery::checkpoint(&lock(&self.view)));
+            file.write_at(&checkpoint, HEADER_BYTES)?;
+            file.sync_data()?;
+            self.disk.sync_dir(&self.dir)?;
+            io::Result::Ok((file, HEADER_BYTES + checkpoint.len() as u64))
+        })();
+        match made {
+            Ok((file, end)) => {
+                writer.segments.push((number, file));
+                writer.end = end;
+                writer.sequence += 1;
+                Ok(())
+            }
+            Err(source) => {
+                // A half-made segment that can't be removed would be taken for the newest at the next start.
+                if path_remains(&*self.disk, &path) {
+                    writer.poisoned = true;
+                }
+                Err(WalError::Disk { action: "making", path, source })
+            }
+        }
+    }
+
+    /// Removes the oldest segments that hold no entry any more.
+    fn remove_segments(&self) -> Result<(), WalError> {
+        let mut writer = lock(&self.writer);
+        let oldest = {
+            let view = lock(&self.view);
+            view.entries.values().next().map_or(u64::MAX, |place| place.segment)
+        };
+        let keep = writer.segments.iter().take_while(|(n, _)| *n < oldest).count().min(writer.segments.len() - 1);
+        for (number, _) in writer.segments.drain(..keep) {
+            let path = segment_path(&self.dir, number);
+            self.disk.remove(&path).map_err(failed("removing", &path))?;
+        }
+        if keep > 0 { self.disk.sync_dir(&self.dir).map_err(failed("flushing", &self.dir)) } else { Ok(()) }
+    }
+
+    /// The entries of a range, as many as fit into about `bytes_max`, at least the first. Fewer than asked only at the log's end.
+    pub fn read(&self, range: Range<u64>, bytes_max: usize) -> Result<Vec<Entry>, WalError> {
+        let mut found = Vec::new();
+        let mut used = 0;
+        let mut frame_read: Option<(u64, u64, Vec<Record>)> = None;
+        for index in range {
+            let (place, cached) = {
+                let view = lock(&self.view);
+                let Some(place) = view.entries.get(&index).copied() else {
+                    let (first, last) = (view.purged.map_or(0, |p| p.index + 1), view.last().map_or(0, |l| l.index));
+                    if index > last || view.last().is_none() {
+                        break;
+                    }
+                    return Err(WalError::Missing { index, first, last });
+                };
+                let first = view.cache.front().map_or(u64::MAX, |e| e.id.index);
+                let cached = index.checked_sub(first).and_then(|i| view.cache.get(i as usize)).cloned();
+                (place, cached.filter(|e| e.id == place.id))
+            };
+            let entry = match cached {
+                Some(entry) => entry,
+                None => {
+                    if frame_read.as_ref().is_none_or(|(s, f, _)| (*s, *f) != (place.segment, place.frame)) {
+                        frame_read = Some((place.segment, place.frame, self.read_frame(place.segment, place.frame)?));
+                    }
+                    let records = frame_read.iter().flat_map(|(_, _, records)| records);
+                    let entry = records.filter_map(|r| if let Record::Entry(e) = r { Some(e) } else { None });
+                    let corrupt = || WalError::Corrupt { path: segment_path(&self.dir, place.segment), offset: place.frame };
+                    entry.clone().find(|e| e.id == place.id).cloned().ok_or_else(corrupt)?
+                }
+            };
+            used += entry.payload.len();
+            if used > bytes_max && !found.is_empty() {
+                break;
+            }
+            found.push(entry);
+        }
+        Ok(found)
+    }
+
+    fn read_frame(&self, segment: u64, offset: u64) -> Result<Vec<Record>, WalError> {
+        let path = segment_path(&self.dir, segment);
+        let file = lock(&self.writer).segments.iter().find(|(n, _)| *n == segment).map(|(_, f)| f.clone());
+        let corrupt = || WalError::Corrupt { path: path.clone(), offset };
+        let file = file.ok_or_else(corrupt)?;
+        let mut head = [0; 8];
+        file.read_at(&mut head, offset).map_err(failed("reading", &path))?;
+        let body = u32::from_le_bytes([head[4], head[5], head[6], head[7]]) as usize;
+        if body > frame::BODY_BYTES_MAX {
+            return Err(corrupt());
+        }
+        let mut bytes = vec![0; frame::HEADER_BYTES + body];
+        file.read_at(&mut bytes, offset).map_err(failed("reading", &path))?;
+        let frame = frame::decode(&Bytes::from(bytes), segment).ok_or_else(corrupt)?;
+        frame::records(frame.body).map_err(|_| corrupt())
+    }
+}
+
+fn path_remains(disk: &dyn Disk, path: &Path) -> bool {
+    match disk.remove(path) {
+        Ok(()) => false,
+        Err(error) => error.kind() != io::ErrorKind::NotFound,
+    }
+}
