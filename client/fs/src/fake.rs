@@ -296,12 +296,13 @@ impl State {
     }
 
     fn entry(&self, inode: u64) -> Reply {
-        self.nodes.get(&inode).map_or_else(|| errno(libc::ENOENT), |n| Reply::Entry(Entry { attr: Some(n.attr.clone()) }))
+        self.nodes.get(&inode).map_or_else(|| errno(libc::ENOENT), |n| Reply::Entry(Entry { attr: Some(n.attr) }))
     }
     fn child(&self, parent: u64, name: &Bytes) -> Option<u64> {
         self.nodes.get(&parent)?.entries.get(name).copied()
     }
 
+    #[allow(clippy::result_large_err, reason = "the reply is the answer either way")]
     fn make(&mut self, parent: u64, name: Bytes, kind: FileKind, mode: u32) -> Result<u64, Reply> {
         let now = self.now();
         let inode = self.id();
@@ -379,10 +380,10 @@ impl State {
                     if let Some(node) = self.nodes.get_mut(&inode).filter(|_| o.truncate) {
                         truncate(node, 0);
                     }
-                    Reply::Created(Created { attr: self.nodes.get(&inode).map(|n| n.attr.clone()), created: false })
+                    Reply::Created(Created { attr: self.nodes.get(&inode).map(|n| n.attr), created: false })
                 }
                 None => match self.make(o.parent, o.name, FileKind::Regular, o.mode) {
-                    Ok(inode) => Reply::Created(Created { attr: self.nodes.get(&inode).map(|n| n.attr.clone()), created: true }),
+                    Ok(inode) => Reply::Created(Created { attr: self.nodes.get(&inode).map(|n| n.attr), created: true }),
                     Err(reply) => reply,
                 },
             },
@@ -501,7 +502,7 @@ impl State {
         let end = all.len() <= entries_max as usize;
         let entries = all.into_iter().take(entries_max as usize).filter_map(|(name, inode)| {
             let attr = &self.nodes.get(&inode)?.attr;
-            Some(DirEntry { name: name.clone(), inode, kind: attr.kind, cookie: inode, attr: plus.then(|| attr.clone()) })
+            Some(DirEntry { name: name.clone(), inode, kind: attr.kind, cookie: inode, attr: plus.then_some(*attr) })
         });
         Reply::DirPage(DirPage { entries: entries.collect(), end })
     }
@@ -521,7 +522,7 @@ impl State {
             })
             .collect();
         let chunks = chunks.into_iter().map(|chunk| self.place(chunk)).collect();
-        Reply::Extents(ExtentMap { size: node.attr.size, extents, chunks, attr: Some(node.attr.clone()), covered })
+        Reply::Extents(ExtentMap { size: node.attr.size, extents, chunks, attr: Some(node.attr), covered })
     }
 
     fn write(&mut self, write: mooseng_wire::fs::Write) -> Reply {
@@ -554,7 +555,7 @@ impl State {
         }
         node.attr.mtime_ns = now;
         node.attr.ctime_ns = now;
-        Reply::Written(Written { attr: Some(node.attr.clone()), offset: began })
+        Reply::Written(Written { attr: Some(node.attr), offset: began })
     }
 
     fn append(&mut self, first: &str, append: &Append, bulk: &Bytes) -> Result<Bytes, Failure> {

@@ -312,8 +312,9 @@ impl Region {
             ErrorCode::NotBuilt => return Next::Fail(FsError::NotBuilt(refusal.message)),
             ErrorCode::InvalidRequest => return Next::Fail(FsError::Invalid(refusal.message)),
             ErrorCode::NoSpace => return Next::Fail(FsError::Answered(libc::ENOSPC)),
+            // An inode that is being freed.
+            ErrorCode::NotFound => return Next::Fail(FsError::Answered(libc::ENOENT)),
             ErrorCode::Unspecified
-            | ErrorCode::NotFound
             | ErrorCode::Corrupt
             | ErrorCode::ChainFailed
             | ErrorCode::ChunkSealed

@@ -1,4 +1,5 @@
 //! The client against a region in memory: what must work, and what it must survive. Time is paused, so that waiting costs nothing.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::sync::Arc;
 use std::time::Duration;

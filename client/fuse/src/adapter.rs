@@ -389,7 +389,7 @@ impl Filesystem for Adapter {
                     }
                 }
                 for entry in page.entries {
-                    let attr = entry.attr.clone().unwrap_or(Attr { inode: entry.inode, kind: entry.kind, ..Attr::default() });
+                    let attr = entry.attr.unwrap_or(Attr { inode: entry.inode, kind: entry.kind, ..Attr::default() });
                     let next = entry.cookie.saturating_add(COOKIES_FROM);
                     if reply.add(INodeNo(entry.inode), next, OsStr::from_bytes(&entry.name), &TTL, &convert::attr(&attr), Generation(attr.generation)) {
                         break;

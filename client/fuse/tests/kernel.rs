@@ -1,4 +1,5 @@
 //! A real mount over a region in memory. Needs root and /dev/fuse; says so and passes where they are missing.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
