@@ -337,3 +337,23 @@ async fn names() {
     fs.close().await;
     assert_eq!(fs.mkdir(&me(), ROOT, b"late", 0o755).await, Err(FsError::Closed));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_chunk_whose_append_was_dropped_gets_no_more_bytes() {
+    let region = Arc::new(FakeRegion::new());
+    let fs = connect(&region).await;
+    let (_, file) = create(&fs, "f").await;
+    let data = pattern(1 << 20, 1);
+    write(&fs, file, 0, &data).await;
+    // The first of the chain has the bytes, nobody has acknowledged them.
+    region.fault("c2", Some(Fault::Hung));
+    let dropped = fs.write(&me(), file, 1 << 20, Bytes::from(pattern(1 << 20, 2)), WriteOptions::default());
+    assert!(tokio::time::timeout(Duration::from_millis(300), dropped).await.is_err());
+    region.fault("c2", None);
+    write(&fs, file, 1 << 20, &data).await;
+    assert_eq!(read(&fs, file, 1 << 20, 1 << 20).await, &data[..]);
+    let status = fs.status();
+    assert_eq!(status.chunks_replaced, 0, "it wasn't tried on the old chunk");
+    region.with(|s| assert_eq!(s.sealed_chunks(), 1));
+    clean(&region);
+}
