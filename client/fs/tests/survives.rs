@@ -347,7 +347,8 @@ async fn a_chunk_whose_append_was_dropped_gets_no_more_bytes() {
     write(&fs, file, 0, &data).await;
     // The first of the chain has the bytes, nobody has acknowledged them.
     region.fault("c2", Some(Fault::Hung));
-    let dropped = fs.write(&me(), file, 1 << 20, Bytes::from(pattern(1 << 20, 2)), WriteOptions::default());
+    let caller = me();
+    let dropped = fs.write(&caller, file, 1 << 20, Bytes::from(pattern(1 << 20, 2)), WriteOptions::default());
     assert!(tokio::time::timeout(Duration::from_millis(300), dropped).await.is_err());
     region.fault("c2", None);
     write(&fs, file, 1 << 20, &data).await;
