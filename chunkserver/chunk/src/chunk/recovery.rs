@@ -107,3 +107,47 @@ fn first_bad_block(file: &dyn DiskFile, from: u64, view: View) -> io::Result<Opt
     }
     Ok(None)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use mooseng_ports::disk::sim::SimDisk;
+    use mooseng_ports::disk::{Disk, OpenMode};
+    use mooseng_wire::Epoch;
+
+    use super::*;
+    use crate::layout::{RECORD_BYTES, block_at};
+
+    #[test]
+    fn a_cut_leaves_the_good_record_alone() {
+        let file = SimDisk::default().open(Path::new("/f"), OpenMode::Create).unwrap();
+        let chunk = ChunkId(1);
+        let record = |sequence, length, tail_crc| Record {
+            sequence,
+            chunk,
+            length,
+            epoch: Epoch(1),
+            tail_crc,
+            sealed: false,
+        };
+        file.write_at(&[7; 100], block_at(0)).unwrap();
+        let good = record(1, 100, crate::checksum(&[7; 100]));
+        for slot in 0..2 {
+            file.write_at(&good.encode(), RECORD_AT[slot]).unwrap();
+            // The bytes of this one never arrived.
+            file.write_at(&record(2, 200, 9).encode(), RECORD_AT[1 - slot]).unwrap();
+            let mended = Record { sequence: 3, ..good };
+            assert_eq!(
+                recover(&*file, chunk).unwrap(),
+                Recovered::Whole { record: mended, slot, settled: false }
+            );
+            let mut at = [[0; RECORD_BYTES]; 2];
+            for (n, bytes) in at.iter_mut().enumerate() {
+                file.read_at(bytes, RECORD_AT[n]).unwrap();
+            }
+            assert_eq!(at[slot], good.encode(), "the good record stays until the next flush");
+            assert_eq!(at[1 - slot], mended.encode());
+        }
+    }
+}

@@ -68,3 +68,28 @@ fn verify(file: &dyn DiskFile, first: u64, buffer: &[u8], view: View) -> Result<
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use mooseng_ports::disk::sim::SimDisk;
+    use mooseng_ports::disk::{Disk, OpenMode};
+
+    use super::*;
+    use crate::layout::{block_at, entry};
+
+    /// Found by the crash test: a torn append's file ended in its last block, and its first block was bad. Recovery was told of the missing block
+    /// and cut behind the bad one.
+    #[test]
+    fn the_first_bad_block_is_named_even_where_a_later_one_is_missing() {
+        let file = SimDisk::default().open(Path::new("/f"), OpenMode::Create).unwrap();
+        let block = vec![7; BLOCK as usize];
+        file.write_at(&block, block_at(0)).unwrap();
+        file.write_at(&entry(crate::checksum(&block)), entry_at(0)).unwrap();
+        let view = View { length: BLOCK + 10, tail_crc: 1 };
+        assert!(matches!(read_blocks(&*file, 0, BLOCK + 10, view), Err(Wrong::Block(1))));
+        file.write_at(&[8], block_at(0) + 9).unwrap();
+        assert!(matches!(read_blocks(&*file, 0, BLOCK + 10, view), Err(Wrong::Block(0))));
+    }
+}

@@ -1,5 +1,6 @@
-//! A disk for crash tests that is nastier than `SimDisk`: power fails after a given number of changes, and each 512-byte sector of unflushed
-//! bytes keeps what any moment since the last flush had there, independently of the others.
+//! A disk for crash tests that is nastier than `SimDisk`: power fails after a given number of changes, and each sector of unflushed
+//! bytes keeps what any moment since the last flush had there, independently of the others. A sector has 512 bytes, or 16, which
+//! no real disk has: records and table entries then tear within.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 use std::collections::BTreeMap;
@@ -11,8 +12,6 @@ use mooseng_chunk::{ChunkStore, StoreOptions};
 use mooseng_ports::disk::{Disk, DiskFile, OpenMode, Space};
 use rand::Rng;
 use rand::rngs::SmallRng;
-
-const SECTOR: usize = 512;
 
 /// All that a file held since its last flush, oldest first; the last is what readers see.
 struct Inode {
@@ -79,23 +78,34 @@ impl TornDisk {
         let s = &mut *self.0.lock().unwrap();
         s.life += 1;
         s.budget = None;
+        let sector = if dice.random_bool(0.5) { 512 } else { 16 };
         let kept = dice.random_range(0..=s.pending.len());
         for change in std::mem::take(&mut s.pending).iter().take(kept) {
             State::apply(&mut s.durable, change);
         }
         s.names = s.durable.clone();
         for inode in s.inodes.values_mut() {
-            let pick = dice.random_range(0..inode.moments.len());
+            // Nearly everything got there, or any mixture.
+            let newest = if dice.random_bool(0.5) { 0.97 } else { 0.0 };
+            let last = inode.moments.len() - 1;
+            let pick = if dice.random_bool(newest) { last } else { dice.random_range(0..=last) };
             let mut left = vec![0; inode.moments[pick].len()];
-            for at in (0..left.len()).step_by(SECTOR) {
-                let moment = &inode.moments[dice.random_range(0..inode.moments.len())];
-                let end = (at + SECTOR).min(left.len()).min(moment.len());
+            for at in (0..left.len()).step_by(sector) {
+                let n = if dice.random_bool(newest) { last } else { dice.random_range(0..=last) };
+                let moment = &inode.moments[n];
+                let end = (at + sector).min(left.len()).min(moment.len());
                 if at < end {
                     left[at..end].copy_from_slice(&moment[at..end]);
                 }
             }
             inode.moments = vec![left];
         }
+    }
+    /// The process dies, the machine lives: what was written stays where it is, unflushed.
+    pub fn kill(&self) {
+        let s = &mut *self.0.lock().unwrap();
+        s.life += 1;
+        s.budget = None;
     }
     /// Flips a bit of what is on the disk.
     pub fn flip(&self, path: &Path, at: u64) {
