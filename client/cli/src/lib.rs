@@ -1,1 +1,72 @@
-//! Skeleton.
+//! The command `mooseng`: mount, administration, `mooseng dev`.
+//!
+//! ```text
+//!  args --> run --> mount (mounting, runtime)      a FUSE mount, as a daemon
+//!             |---> status, df, members (admin)    what masters say, over gRPC
+//!             |---> info                           where a path's chunks lie, over a session
+//!             |---> explain, shell                 what needs no cluster
+//!             \---> dev                            a cluster of real daemons on loopback
+//! ```
+//! Everything that reads has `-o table|json`; data goes to stdout, talk to stderr ([`output`]); exit codes are in [`exit`].
+
+mod admin;
+mod args;
+mod config;
+mod dev;
+mod df;
+mod exit;
+mod explain;
+mod info;
+mod members;
+mod mount;
+mod output;
+mod process;
+mod runtime;
+mod shell;
+mod status;
+mod suggest;
+mod verdict;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+pub use exit::Failure;
+
+/// Parses the arguments, does what they ask, and answers with the exit code.
+pub fn run(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let parsed = match args::Args::try_parse_from(argv) {
+        Ok(parsed) => parsed,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(exit::USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    match dispatch(parsed.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("mooseng: {failure}");
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+fn dispatch(command: args::Command) -> Result<(), Failure> {
+    use args::Command::*;
+    match command {
+        Mount(a) => mount::mount(a),
+        Umount(a) => mount::umount(&a.path, a.lazy),
+        Status(a) => status::run(&a),
+        Info(a) => info::run(&a),
+        Df(a) => df::run(&a),
+        Explain(a) => explain::run(&a),
+        Members(a) => members::run(a),
+        Completions(a) => shell::completions(a.shell),
+        Man(a) => shell::man(&a.dir),
+        Dev(a) => dev::run(a),
+        Volume(_) => Err(Failure::not_built("volumes (`mooseng volume`)")),
+        Policy(_) => Err(Failure::not_built("policies (`mooseng policy`)")),
+        Regions(_) => Err(Failure::not_built("other regions (`mooseng regions`)")),
+    }
+}

@@ -1,2 +1,7 @@
-//! Skeleton.
-fn main() {}
+//! `mooseng`: mounts, administers and tries out MooseNG.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    mooseng_cli::run(std::env::args_os())
+}

@@ -1,0 +1,154 @@
+//! Asks masters over gRPC.
+
+use std::error::Error;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mooseng_transport::grpc::administration_client::AdministrationClient;
+use mooseng_transport::{Network, grpc_channel};
+use mooseng_wire::Role;
+use mooseng_wire::admin::{ChangeMembersReply, ChangeMembersRequest, StatusReply, StatusRequest};
+use tonic::Code;
+use tonic::transport::Channel;
+
+use crate::config::ClientFile;
+use crate::exit::{Failure, Kind};
+
+/// How long a master may take to answer about its status.
+const STATUS_WAIT: Duration = Duration::from_secs(4);
+/// How long a change of membership may take: a new master copies the whole store first.
+const CHANGE_WAIT: Duration = Duration::from_secs(120);
+
+/// What the masters answered.
+#[derive(Debug)]
+pub struct Answered {
+    /// The leader's answer, or another master's if the leader didn't answer.
+    pub reply: StatusReply,
+    /// Masters that didn't answer, and why.
+    pub silent: Vec<(String, String)>,
+}
+
+/// Runs a command's asynchronous part.
+pub fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let tokio = tokio.map_err(|e| Failure::failed(format!("The runtime can't be started: {e}.")))?;
+    let outcome = tokio.block_on(future);
+    tokio.shutdown_timeout(Duration::from_millis(200));
+    outcome
+}
+
+/// Asks every master of the configuration at once.
+pub async fn status(file: &ClientFile) -> Result<Answered, Failure> {
+    let network = file.network()?;
+    let asked: Vec<_> = file
+        .masters
+        .iter()
+        .map(|address| {
+            let (network, address) = (network.clone(), address.clone());
+            tokio::spawn(async move { (address.clone(), ask(network, &address).await) })
+        })
+        .collect();
+    let mut replies = Vec::new();
+    let mut silent = Vec::new();
+    let mut denied = false;
+    for task in asked {
+        match task.await {
+            Ok((address, Ok(reply))) => replies.push((address, reply)),
+            Ok((address, Err(status))) => {
+                denied |= status.code() == Code::PermissionDenied;
+                silent.push((address, reason(&status)));
+            }
+            Err(e) => return Err(Failure::failed(format!("Asking a master failed inside: {e}."))),
+        }
+    }
+    choose(replies, silent, denied)
+}
+
+fn choose(mut replies: Vec<(String, StatusReply)>, silent: Vec<(String, String)>, denied: bool) -> Result<Answered, Failure> {
+    let leads = |(address, reply): &(String, StatusReply)| reply.masters.iter().any(|m| m.leader && m.address == *address);
+    // A master that was cut off may still believe in itself: the newest term speaks.
+    replies.sort_by_key(|r| (leads(r), r.1.term));
+    match replies.pop() {
+        Some((_, reply)) => Ok(Answered { reply, silent }),
+        None => {
+            let list: Vec<String> = silent.iter().map(|(a, why)| format!("\n  {a}: {why}")).collect();
+            let kind = if denied { Kind::Denied } else { Kind::Unavailable };
+            Err(Failure::new(kind, format!("No master answers, so nothing is known about the region:{}", list.concat())))
+        }
+    }
+}
+
+async fn client(network: Arc<dyn Network>, address: &str) -> AdministrationClient<Channel> {
+    AdministrationClient::new(grpc_channel(network, address, Role::Master).await)
+}
+
+async fn ask(network: Arc<dyn Network>, address: &str) -> Result<StatusReply, tonic::Status> {
+    let mut client = client(network, address).await;
+    match tokio::time::timeout(STATUS_WAIT, client.status(StatusRequest {})).await {
+        Ok(answer) => answer.map(tonic::Response::into_inner),
+        Err(_) => Err(tonic::Status::deadline_exceeded(format!("no answer within {} s", STATUS_WAIT.as_secs()))),
+    }
+}
+
+/// The innermost reason of a failed call: what a person can act on.
+fn reason(status: &tonic::Status) -> String {
+    let mut text = status.message().to_owned();
+    let mut source = status.source();
+    while let Some(error) = source {
+        text = error.to_string();
+        source = error.source();
+    }
+    if text.is_empty() { format!("{:?}", status.code()) } else { text }
+}
+
+/// Changes the members at whichever master leads.
+pub async fn change_members(file: &ClientFile, request: ChangeMembersRequest) -> Result<ChangeMembersReply, Failure> {
+    let network = file.network()?;
+    let mut refusals = Vec::new();
+    for address in &file.masters {
+        let mut client = client(network.clone(), address).await;
+        let mut call = tonic::Request::new(request.clone());
+        call.set_timeout(CHANGE_WAIT);
+        let status = match tokio::time::timeout(CHANGE_WAIT, client.change_members(call)).await {
+            Ok(Ok(reply)) => return Ok(reply.into_inner()),
+            Ok(Err(status)) => status,
+            Err(_) => tonic::Status::deadline_exceeded("no answer in time"),
+        };
+        match status.code() {
+            Code::PermissionDenied | Code::Unauthenticated => return Err(Failure::new(Kind::Denied, format!("{address} refuses: {}", reason(&status)))),
+            Code::InvalidArgument | Code::NotFound | Code::AlreadyExists => return Err(Failure::failed(format!("{address} refuses: {}", reason(&status)))),
+            Code::DeadlineExceeded | Code::Cancelled => {
+                let text = format!("{address} didn't answer in time: the change may be made or not. `mooseng status` shows the masters.");
+                return Err(Failure::new(Kind::OutcomeUnknown, text));
+            }
+            _ => refusals.push(format!("\n  {address}: {}", reason(&status))),
+        }
+    }
+    Err(Failure::unavailable(format!("No master took the change:{}", refusals.concat())))
+}
+
+#[cfg(test)]
+mod tests {
+    use mooseng_wire::admin::MasterStatus;
+
+    use super::*;
+
+    fn reply(term: u64, leader: &str) -> StatusReply {
+        let masters = ["a", "b"].map(|a| MasterStatus { address: a.into(), leader: a == leader, ..Default::default() });
+        StatusReply { term, masters: masters.into(), ..Default::default() }
+    }
+
+    #[test]
+    fn the_leader_speaks() {
+        let replies = vec![("a".into(), reply(2, "a")), ("b".into(), reply(2, "a"))];
+        let chosen = choose(replies, vec![], false).unwrap();
+        assert_eq!(chosen.reply.term, 2);
+        let replies = vec![("a".into(), reply(7, "a")), ("b".into(), reply(3, "b"))];
+        assert_eq!(choose(replies, vec![], false).unwrap().reply.term, 7);
+        let failure = choose(vec![], vec![("a".into(), "refused".into())], false).unwrap_err();
+        assert_eq!(failure.exit_code(), 5);
+        assert!(failure.to_string().contains("a: refused"));
+        assert_eq!(choose(vec![], vec![], true).unwrap_err().exit_code(), 4);
+    }
+}

@@ -1,0 +1,354 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+
+/// MooseNG: a filesystem that spans regions.
+#[derive(Parser, Debug)]
+#[command(name = "mooseng", version, max_term_width = 110, subcommand_required = true, arg_required_else_help = true)]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Mount the filesystem on a directory; returns when the mount works.
+    Mount(Mount),
+    /// Unmount it.
+    Umount(Umount),
+    /// Is my data safe? The verdict, the evidence, the next command.
+    Status(Reading),
+    /// Where a file's data lies, and in what state.
+    Info(Info),
+    /// Space: by disk, and what is usable.
+    Df(Reading),
+    /// What a health code means, where it comes from and what to do.
+    Explain(Explain),
+    /// Change the masters of a region.
+    Members(Members),
+    /// Print completions for a shell.
+    Completions(Completions),
+    /// Write the manual pages into a directory.
+    Man(Man),
+    /// A cluster of real daemons on this machine.
+    Dev(Dev),
+    /// Volumes (not built yet).
+    #[command(hide = true)]
+    Volume(Rest),
+    /// Policies (not built yet).
+    #[command(hide = true)]
+    Policy(Rest),
+    /// Regions (not built yet).
+    #[command(hide = true)]
+    Regions(Rest),
+}
+
+/// Arguments of a command that isn't built.
+#[derive(ClapArgs, Debug)]
+pub struct Rest {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    #[allow(dead_code, reason = "taken so that the command is refused for the right reason")]
+    rest: Vec<String>,
+}
+
+/// How data is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people.
+    Table,
+    /// For programs; the shape carries a version.
+    Json,
+}
+
+/// `-o table|json`.
+#[derive(ClapArgs, Debug, Clone, Copy)]
+pub struct Output {
+    /// How to print the data.
+    #[arg(short = 'o', long = "output", value_enum, default_value = "table")]
+    pub format: Format,
+}
+
+/// Options of the commands that ask a region's masters.
+#[derive(ClapArgs, Debug)]
+pub struct Reading {
+    /// The client's configuration; without it the one of the mount on this machine, if there is one.
+    #[arg(long, env = "MOOSENG_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// `mooseng mount`.
+#[derive(ClapArgs, Debug)]
+pub struct Mount {
+    /// The client's configuration.
+    #[arg(long, env = "MOOSENG_CONFIG", value_name = "CONFIG")]
+    pub config: Option<PathBuf>,
+    /// The directory to mount on.
+    pub path: PathBuf,
+    /// Stay in the foreground and log to stderr.
+    #[arg(long)]
+    pub foreground: bool,
+    /// Mount options, separated by commas: ro, allow_other, noatime, retry_timeout=SECONDS.
+    #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
+    pub options: Vec<String>,
+    /// How long an operation is retried before it fails, in seconds. Overrides the configuration.
+    #[arg(long, env = "MOOSENG_RETRY_TIMEOUT_S", value_name = "SECONDS")]
+    pub retry_timeout_s: Option<u64>,
+    /// Masters to use instead of the configuration's (host:port, separated by commas).
+    #[arg(long, env = "MOOSENG_MASTERS", value_name = "ADDRESSES", value_delimiter = ',')]
+    pub masters: Vec<String>,
+    /// Set by the process that waits for this one: the answer goes to stdout, the log to this file.
+    #[arg(long, hide = true, value_name = "LOG")]
+    pub daemon_child: Option<PathBuf>,
+}
+
+/// `mooseng umount`.
+#[derive(ClapArgs, Debug)]
+pub struct Umount {
+    /// Where it is mounted.
+    pub path: PathBuf,
+    /// Take it out of the tree even if it is in use; it ends when its last user is gone.
+    #[arg(long)]
+    pub lazy: bool,
+}
+
+/// `mooseng info`.
+#[derive(ClapArgs, Debug)]
+pub struct Info {
+    /// A path below a mount; with --config, a path from the root of the filesystem.
+    pub path: PathBuf,
+    /// Ask through a session of its own instead of finding the mount.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// `mooseng explain`.
+#[derive(ClapArgs, Debug)]
+pub struct Explain {
+    /// The code, as in `mooseng status`; without it, all of them.
+    pub code: Option<String>,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// `mooseng members`.
+#[derive(ClapArgs, Debug)]
+pub struct Members {
+    #[command(subcommand)]
+    pub change: MemberChange,
+}
+
+/// A change of membership.
+#[derive(Subcommand, Debug)]
+pub enum MemberChange {
+    /// Take a running master into the region's group; it catches up first.
+    Add {
+        /// Its id.
+        #[arg(long)]
+        id: u64,
+        /// Its name, as in its certificate.
+        #[arg(long)]
+        name: String,
+        /// host:port.
+        #[arg(long)]
+        address: String,
+        /// Its zone.
+        #[arg(long)]
+        zone: String,
+        /// A configuration whose certificate has the role admin.
+        #[arg(long, env = "MOOSENG_CONFIG", value_name = "FILE")]
+        config: PathBuf,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Take masters out of the region's group.
+    Remove {
+        /// Their ids.
+        #[arg(required = true)]
+        ids: Vec<u64>,
+        /// A configuration whose certificate has the role admin.
+        #[arg(long, env = "MOOSENG_CONFIG", value_name = "FILE")]
+        config: PathBuf,
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+/// `mooseng completions`.
+#[derive(ClapArgs, Debug)]
+pub struct Completions {
+    /// The shell.
+    pub shell: clap_complete::Shell,
+}
+
+/// `mooseng man`.
+#[derive(ClapArgs, Debug)]
+pub struct Man {
+    /// The directory to write into; made if it's missing.
+    pub dir: PathBuf,
+}
+
+/// `mooseng dev`.
+#[derive(ClapArgs, Debug)]
+pub struct Dev {
+    #[command(subcommand)]
+    pub command: DevCommand,
+}
+
+/// The commands of `mooseng dev`.
+#[derive(Subcommand, Debug)]
+pub enum DevCommand {
+    /// Make a cluster, or start the one that is kept in DIR, and mount it. Ctrl-C stops it.
+    Up(DevUp),
+    /// kill -9 a process.
+    Kill(DevNamed),
+    /// Stop a process (SIGSTOP) as if its machine froze.
+    Pause(DevNamed),
+    /// Let a paused process go on.
+    Resume(DevNamed),
+    /// Start a process that was killed.
+    Start(DevNamed),
+    /// What runs where.
+    Status(DevStatus),
+    /// Unmount and stop everything.
+    Down(DevDown),
+    /// Renews certificates and keeps cluster.json true: the background half of `up --detach`.
+    #[command(hide = true)]
+    Supervise(DevDir),
+}
+
+/// `mooseng dev up`.
+#[derive(ClapArgs, Debug, Clone)]
+pub struct DevUp {
+    /// Where the cluster is kept; without it, a temporary one that is removed at the end.
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// How many masters [default: 3, or as in DIR].
+    #[arg(long)]
+    pub masters: Option<u32>,
+    /// How many chunkservers [default: 3, or as in DIR].
+    #[arg(long)]
+    pub chunkservers: Option<u32>,
+    /// Copies of each chunk [default: 2, or as in DIR].
+    #[arg(long)]
+    pub copies: Option<u32>,
+    /// Where to mount [default: DIR/mnt].
+    #[arg(long, value_name = "PATH", conflicts_with = "no_mount")]
+    pub mount: Option<PathBuf>,
+    /// Don't mount.
+    #[arg(long)]
+    pub no_mount: bool,
+    /// Return once everything serves; `mooseng dev down` ends it.
+    #[arg(long)]
+    pub detach: bool,
+    /// How long the daemons' certificates live; they are renewed at half of it [default: 24h, or as in DIR].
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub leaf_lifetime: Option<Duration>,
+    /// How long to wait until everything serves.
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "90s")]
+    pub wait: Duration,
+}
+
+/// A process of a dev cluster.
+#[derive(ClapArgs, Debug)]
+pub struct DevNamed {
+    /// Its name, as in cluster.json.
+    pub name: String,
+    /// Where the cluster is kept.
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+}
+
+/// Where a dev cluster is kept.
+#[derive(ClapArgs, Debug)]
+pub struct DevDir {
+    /// Where the cluster is kept.
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+}
+
+/// `mooseng dev status`.
+#[derive(ClapArgs, Debug)]
+pub struct DevStatus {
+    /// Where the cluster is kept.
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// `mooseng dev down`.
+#[derive(ClapArgs, Debug)]
+pub struct DevDown {
+    /// Where the cluster is kept.
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+    /// Remove DIR and everything in it.
+    #[arg(long)]
+    pub purge: bool,
+}
+
+/// A time as `90s`, `10m`, `24h`, `500ms` or plain seconds.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: u64 = digits.parse().map_err(|_| format!("{text:?} isn't a time like 90s, 10m or 24h"))?;
+    let ms = match &text[digits.len()..] {
+        "" | "s" => 1000,
+        "ms" => 1,
+        "m" | "min" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        unit => return Err(format!("{unit:?} isn't a unit of time: use ms, s, m, h or d")),
+    };
+    number.checked_mul(ms).map(Duration::from_millis).ok_or_else(|| format!("{text:?} is too long a time"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn times() {
+        assert_eq!(parse_duration("24h"), Ok(Duration::from_secs(86_400)));
+        assert_eq!(parse_duration("60"), Ok(Duration::from_secs(60)));
+        assert_eq!(parse_duration("5ms"), Ok(Duration::from_millis(5)));
+        assert!(parse_duration("h").is_err());
+        assert!(parse_duration("5 weeks").is_err());
+        assert!(parse_duration("99999999999999999999d").is_err());
+        assert!(parse_duration("9999999999999999999d").is_err());
+    }
+
+    #[test]
+    fn the_fixed_forms_parse() {
+        for line in [
+            "mooseng dev up --dir /d",
+            "mooseng dev up --dir /d --masters 3 --chunkservers 3 --copies 2 --mount /m --detach",
+            "mooseng dev up --no-mount",
+            "mooseng dev kill master-1 --dir /d",
+            "mooseng dev pause master-1 --dir /d",
+            "mooseng dev resume master-1 --dir /d",
+            "mooseng dev start master-1 --dir /d",
+            "mooseng dev status --dir /d",
+            "mooseng dev down --dir /d --purge",
+            "mooseng mount --config /c /m",
+            "mooseng mount --config /c /m --foreground",
+        ] {
+            Args::try_parse_from(line.split(' ')).unwrap_or_else(|e| panic!("{line}: {e}"));
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! The dev cluster's own authority and everybody's leaf.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use mooseng_certs::{Authority, Renewal};
+use mooseng_wire::{Identity, Role};
+
+use super::plan::{CLIENT, CLUSTER, REGION};
+use super::state::{self, Cluster};
+use crate::config::TlsSection;
+use crate::exit::Failure;
+
+/// How often it is looked whether a leaf is due, or the list of revocations has changed.
+const LOOK: Duration = Duration::from_secs(1);
+
+fn authority_dir(dir: &Path) -> PathBuf {
+    dir.join("pki")
+}
+
+fn leaf_dir(dir: &Path, name: &str) -> PathBuf {
+    dir.join("certs").join(name)
+}
+
+/// The certificate files of that name.
+pub fn files(dir: &Path, name: &str) -> TlsSection {
+    let leaf = leaf_dir(dir, name);
+    TlsSection {
+        cert: leaf.join("cert.pem"),
+        key: leaf.join("key.pem"),
+        ca: leaf.join("ca.pem"),
+        revocations: Some(leaf.join("revocations.txt")),
+    }
+}
+
+fn failed(error: mooseng_certs::Error) -> Failure {
+    Failure::failed(format!("The cluster's certificates: {error}."))
+}
+
+/// Makes the authority if there is none, and a fresh leaf for everybody.
+pub fn issue_all(cluster: &Cluster) -> Result<(), Failure> {
+    let dir = &cluster.dir;
+    let _alone = state::lock(dir, "certs.lock", Duration::from_secs(10))?;
+    let pki = authority_dir(dir);
+    let authority = if pki.join("authority.json").exists() { Authority::open(&pki) } else { Authority::create(&pki, CLUSTER) };
+    let authority = authority.map_err(failed)?;
+    authority.region(REGION).map_err(failed)?;
+    let daemons = cluster.state.plan.daemons.iter().map(|d| (d.name.as_str(), d.role));
+    for (name, role) in daemons.chain([(CLIENT, Role::Client), ("admin", Role::Admin)]) {
+        let identity = Identity { cluster: CLUSTER.into(), region: REGION.into(), role, name: name.into() };
+        let leaf = leaf_dir(dir, name);
+        authority.issue(&identity, cluster.state.plan.leaf_lifetime(), &leaf, true).map_err(failed)?;
+        // Daemons are given the list from the start: a revocation then reaches them without a restart.
+        let list = leaf.join("revocations.txt");
+        if !list.exists() {
+            super::write_atomically(&list, b"# Refused serial numbers and SPIFFE ids, one a line.\n")
+                .map_err(|e| Failure::failed(format!("{} can't be written: {e}.", list.display())))?;
+        }
+    }
+    authority.distribute_revocations().map_err(failed)
+}
+
+/// Renews the leaves that are past half of their life and hands out the list of revocations. Answers when to look again.
+pub fn renew_due(dir: &Path) -> Result<Duration, Failure> {
+    let _alone = state::lock(dir, "certs.lock", Duration::from_secs(10))?;
+    let authority = Authority::open(&authority_dir(dir)).map_err(failed)?;
+    let revoked = authority.revoked().map_err(failed)?;
+    for issued in authority.issued().map_err(failed)? {
+        // Whoever was thrown out gets no new one; and leaves that were issued elsewhere are somebody else's.
+        if !issued.out.starts_with(dir) || revoked.contains(&issued.spiffe) {
+            continue;
+        }
+        if authority.renew_if_due(&issued.out).map_err(failed)? == Renewal::Renewed {
+            eprintln!("INFO renewed {}", issued.spiffe);
+        }
+    }
+    if !revoked.is_empty() && !is_distributed(dir, &authority) {
+        authority.distribute_revocations().map_err(failed)?;
+        eprintln!("INFO handed out the list of revocations");
+    }
+    Ok(LOOK)
+}
+
+fn is_distributed(dir: &Path, authority: &Authority) -> bool {
+    let newest = std::fs::read(authority.revocations_path()).unwrap_or_default();
+    let leaves = std::fs::read_dir(dir.join("certs")).map(|d| d.flatten().collect::<Vec<_>>()).unwrap_or_default();
+    leaves.iter().all(|l| std::fs::read(l.path().join("revocations.txt")).is_ok_and(|copy| copy == newest))
+}

@@ -1,0 +1,218 @@
+//! The directory of a dev cluster: its lock, its plan and what was started.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+
+use super::cluster;
+use super::plan::{CLIENT, Daemon, Plan};
+use crate::exit::Failure;
+use crate::process::{self, Started};
+use crate::runtime;
+
+/// What `dev.json` holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// Shape of this file.
+    pub version: u32,
+    /// What the cluster consists of.
+    pub plan: Plan,
+    /// Whether it is meant to run: false after `down`, which ends the supervisor.
+    pub up: bool,
+    /// The living process of each name.
+    pub running: BTreeMap<String, Started>,
+    /// Where a mount's process serves its health, once it does.
+    pub client_http: Option<String>,
+}
+
+/// A cluster's directory, locked.
+pub struct Cluster {
+    /// The directory, absolute.
+    pub dir: PathBuf,
+    /// What it holds.
+    pub state: State,
+    _lock: Flock<File>,
+}
+
+/// A lock on a directory.
+pub fn lock(dir: &Path, name: &str, wait: Duration) -> Result<Flock<File>, Failure> {
+    let path = dir.join(name);
+    let deadline = Instant::now() + wait;
+    let mut file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(|e| Failure::failed(format!("The lock {} can't be opened: {e}.", path.display())))?;
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((back, _)) if Instant::now() < deadline => {
+                file = back;
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Err((_, e)) => {
+                return Err(Failure::unavailable(format!("Another `mooseng dev` works on {} ({e}); try again.", dir.display())));
+            }
+        }
+    }
+}
+
+/// Makes a cluster's directory; one that holds something else is refused.
+pub fn make_dir(dir: &Path) -> Result<(), Failure> {
+    let fail = |e: std::io::Error| Failure::failed(format!("The directory {} can't be made: {e}.", dir.display()));
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(fail)?;
+    if dir.join("dev.json").exists() {
+        return Ok(());
+    }
+    let strangers = std::fs::read_dir(dir).map_err(fail)?.flatten().find(|e| e.file_name() != "dev.lock");
+    match strangers {
+        None => Ok(()),
+        Some(entry) => Err(Failure::usage(format!(
+            "{} isn't empty and holds no dev cluster (there is {:?}): choose another --dir.",
+            dir.display(),
+            entry.file_name()
+        ))),
+    }
+}
+
+impl Cluster {
+    /// Opens the cluster in `dir`; `make` is asked for a plan when there is none.
+    pub fn open_or(dir: &Path, make: impl FnOnce() -> Result<Plan, Failure>) -> Result<Self, Failure> {
+        let guard = lock(dir, "dev.lock", Duration::from_secs(60))?;
+        let state = match read(dir)? {
+            Some(state) => state,
+            None => State { version: 1, plan: make()?, up: false, running: BTreeMap::new(), client_http: None },
+        };
+        let mut cluster = Self { dir: dir.to_owned(), state, _lock: guard };
+        cluster.reconcile();
+        cluster.save()?;
+        Ok(cluster)
+    }
+
+    /// Opens the cluster in `dir`.
+    pub fn open(dir: &Path) -> Result<Self, Failure> {
+        let dir = crate::config::absolute(dir)?;
+        let missing = || Failure::not_found(format!("There is no dev cluster in {}: `mooseng dev up --dir` makes one.", dir.display()));
+        if !dir.join("dev.json").exists() {
+            return Err(missing());
+        }
+        Self::open_or(&dir, || Err(missing()))
+    }
+
+    /// Compares what is on record with the processes there are: the dead are forgotten, and one that somebody else started with the
+    /// same arguments is taken on.
+    pub fn reconcile(&mut self) {
+        self.state.running.retain(|_, p| {
+            let alive = p.is_alive();
+            if !alive {
+                p.reap();
+            }
+            alive
+        });
+        for name in self.names() {
+            if !self.state.running.contains_key(&name)
+                && let Some(found) = self.argv(&name).and_then(|argv| process::find(&argv))
+            {
+                self.state.running.insert(name, found);
+            }
+        }
+    }
+
+    /// Writes down what is on record, and what scripts read.
+    pub fn save(&self) -> Result<(), Failure> {
+        let write = |name: &str, bytes: Vec<u8>| {
+            let path = self.dir.join(name);
+            if std::fs::read(&path).is_ok_and(|old| old == bytes) {
+                return Ok(());
+            }
+            super::write_atomically(&path, &bytes)
+                .map_err(|e| Failure::failed(format!("{} can't be written: {e}.", path.display())))
+        };
+        let encode = |e: serde_json::Error| Failure::failed(format!("The cluster's state can't be written as JSON: {e}."));
+        write("dev.json", serde_json::to_vec_pretty(&self.state).map_err(encode)?)?;
+        write("cluster.json", serde_json::to_vec_pretty(&cluster::describe(self)).map_err(encode)?)
+    }
+
+    /// The names of all processes: daemons, then the mount's.
+    pub fn names(&self) -> Vec<String> {
+        let client = self.state.plan.mount.is_some().then(|| CLIENT.to_owned());
+        self.state.plan.daemons.iter().map(|d| d.name.clone()).chain(client).collect()
+    }
+
+    /// The daemon of that name.
+    pub fn daemon(&self, name: &str) -> Option<&Daemon> {
+        self.state.plan.daemons.iter().find(|d| d.name == name)
+    }
+
+    /// How the process of that name is started. The binaries are those beside this one.
+    pub fn argv(&self, name: &str) -> Option<Vec<String>> {
+        let config = self.config_path(name).display().to_string();
+        if let Some(daemon) = self.daemon(name) {
+            return Some(vec![beside(daemon.binary()), "--config".into(), config]);
+        }
+        let mount = self.state.plan.mount.as_ref().filter(|_| name == CLIENT)?;
+        Some(vec![
+            beside("mooseng"),
+            "mount".into(),
+            "--config".into(),
+            config,
+            mount.display().to_string(),
+            "--foreground".into(),
+        ])
+    }
+
+    /// The configuration of the process of that name.
+    pub fn config_path(&self, name: &str) -> PathBuf {
+        self.dir.join("etc").join(format!("{name}.toml"))
+    }
+
+    /// Where the process of that name keeps its state.
+    pub fn state_dir(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// The log of the process of that name.
+    pub fn log_path(&self, name: &str) -> PathBuf {
+        self.dir.join("log").join(format!("{name}.log"))
+    }
+
+    /// Mounts that use a configuration of this cluster, whoever made them.
+    pub fn mounts(&self) -> Vec<runtime::MountRecord> {
+        let etc = self.dir.join("etc");
+        runtime::live().into_iter().filter(|m| m.config.starts_with(&etc)).collect()
+    }
+
+    /// The error for a name that isn't there.
+    pub fn unknown(&self, name: &str) -> Failure {
+        let names = self.names();
+        let hint = crate::suggest::nearest(name, names.iter().map(String::as_str));
+        let hint = hint.map(|n| format!(" Did you mean {n}?")).unwrap_or_default();
+        Failure::not_found(format!("There is no process {name:?} in this cluster; there are {}.{hint}", names.join(", ")))
+    }
+}
+
+fn read(dir: &Path) -> Result<Option<State>, Failure> {
+    let path = dir.join("dev.json");
+    let bytes = match std::fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(Failure::failed(format!("{} can't be read: {e}.", path.display()))),
+    };
+    serde_json::from_slice(&bytes).map(Some).map_err(|e| {
+        Failure::failed(format!("{} is damaged or of another version of mooseng ({e}); make a new cluster in another --dir.", path.display()))
+    })
+}
+
+/// The path of a binary beside this one.
+pub fn beside(name: &str) -> String {
+    let me = std::env::current_exe().unwrap_or_default();
+    // A binary that was rebuilt while it runs shows as deleted.
+    let me = me.to_string_lossy().trim_end_matches(" (deleted)").to_owned();
+    Path::new(&me).with_file_name(name).display().to_string()
+}

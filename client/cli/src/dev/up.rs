@@ -1,0 +1,161 @@
+//! `mooseng dev up`.
+
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::plan::{CLIENT, Plan};
+use super::state::{self, Cluster};
+use super::{certs, configs, down, interrupt, launch, supervise};
+use crate::args::DevUp;
+use crate::exit::Failure;
+use crate::output::{self, Table};
+use crate::runtime;
+
+/// Makes or starts a cluster, waits until it serves, and says what runs where.
+pub fn run(args: &DevUp) -> Result<(), Failure> {
+    interrupt::catch();
+    let dir = directory(args)?;
+    let mut cluster = Cluster::open_or(&dir, || Plan::new(args, &dir))?;
+    cluster.state.plan.adapt(args, &dir)?;
+    let before: Vec<String> = cluster.state.running.keys().cloned().collect();
+    if let Err(failure) = bring_up(&mut cluster, args.wait) {
+        return Err(undo(cluster, &before, failure));
+    }
+    if args.detach {
+        supervise::spawn(&cluster)?;
+        announce(&cluster, true)?;
+        return Ok(());
+    }
+    announce(&cluster, false)?;
+    let temporary = cluster.state.plan.temporary;
+    drop(cluster);
+    supervise::watch(&dir, interrupt::asked)?;
+    eprintln!("Stopping.");
+    down::run(&dir, temporary)
+}
+
+fn directory(args: &DevUp) -> Result<PathBuf, Failure> {
+    let dir = match &args.dir {
+        Some(dir) => crate::config::absolute(dir)?,
+        None => std::env::temp_dir().join(format!("mooseng-dev-{}-{:08x}", std::process::id(), rand::random::<u32>())),
+    };
+    state::make_dir(&dir)?;
+    Ok(dir)
+}
+
+fn bring_up(cluster: &mut Cluster, wait: Duration) -> Result<(), Failure> {
+    let progress = Progress::new(cluster.names().len() as u64 + 1);
+    cluster.state.up = true;
+    for name in ["etc", "log"] {
+        configs::make_dir(&cluster.dir.join(name))?;
+    }
+    progress.say("certificates");
+    certs::issue_all(cluster)?;
+    configs::write(cluster)?;
+    cluster.save()?;
+    progress.step();
+    let deadline = Instant::now() + wait;
+    let daemons: Vec<String> = cluster.state.plan.daemons.iter().map(|d| d.name.clone()).collect();
+    for name in &daemons {
+        if !cluster.state.running.contains_key(name) {
+            progress.say(&format!("starting {name}"));
+            launch::start(cluster, name)?;
+            cluster.save()?;
+        }
+    }
+    for name in &daemons {
+        progress.say(&format!("waiting for {name}"));
+        launch::wait(cluster, name, launch::Until::Ready, deadline)?;
+        progress.step();
+    }
+    if let Some(path) = cluster.state.plan.mount.clone() {
+        progress.say(&format!("mounting on {}", path.display()));
+        if !cluster.state.running.contains_key(CLIENT) {
+            prepare_mount_point(&path)?;
+            launch::start(cluster, CLIENT)?;
+            cluster.save()?;
+        }
+        launch::wait(cluster, CLIENT, launch::Until::Ready, deadline)?;
+        progress.step();
+    }
+    progress.done();
+    cluster.save()
+}
+
+/// Makes the mount point; what a killed mount left there is taken away.
+pub fn prepare_mount_point(path: &Path) -> Result<(), Failure> {
+    if runtime::is_mounted(path) {
+        crate::mount::detach(path)?;
+    }
+    std::fs::create_dir_all(path).map_err(|e| Failure::failed(format!("The mount point {} can't be made: {e}.", path.display())))
+}
+
+/// A start that failed leaves nothing behind that it started; the logs stay.
+fn undo(mut cluster: Cluster, before: &[String], failure: Failure) -> Failure {
+    let ours: Vec<String> = cluster.state.running.keys().filter(|n| !before.contains(n)).cloned().collect();
+    down::stop(&mut cluster, &ours);
+    if before.is_empty() {
+        cluster.state.up = false;
+    }
+    let _ = cluster.save();
+    failure.context(format!("The cluster in {} didn't come up", cluster.dir.display()))
+}
+
+/// What runs where, and what to try.
+fn announce(cluster: &Cluster, detached: bool) -> Result<(), Failure> {
+    let mut table = Table::new(["NAME", "ZONE", "PID", "ADDRESS", "HEALTH"]);
+    for name in cluster.names() {
+        let daemon = cluster.daemon(&name);
+        table.row([
+            name.clone(),
+            daemon.map_or_else(|| "zone-1".into(), |d| d.zone.clone()),
+            cluster.state.running.get(&name).map_or_else(|| "-".into(), |p| p.pid.to_string()),
+            daemon.map_or_else(|| "-".into(), |d| d.address()),
+            daemon.map(|d| d.http()).or_else(|| cluster.state.client_http.clone()).map_or_else(|| "-".into(), |h| format!("http://{h}/readyz")),
+        ]);
+    }
+    let me = state::beside("mooseng");
+    let dir = cluster.dir.display();
+    let config = cluster.config_path(CLIENT);
+    let tries = match &cluster.state.plan.mount {
+        Some(path) => format!("  {me} status --config {c}\n  cp -r /etc/skel {p}/hello && {me} info {p}", c = config.display(), p = path.display()),
+        None => format!("  {me} status --config {c}\n  {me} mount --config {c} PATH", c = config.display()),
+    };
+    let end = if detached { format!("Stop it with:\n  {me} dev down --dir {dir}") } else { "Ctrl-C stops it.".to_owned() };
+    output::text_line(&format!("{}\n\nState and logs: {dir}\nTry:\n{tries}\n{end}", table.render()))
+}
+
+/// Progress on stderr, where somebody looks at it.
+struct Progress(Option<ProgressBar>);
+
+impl Progress {
+    fn new(steps: u64) -> Self {
+        if !std::io::stderr().is_terminal() {
+            return Self(None);
+        }
+        let bar = ProgressBar::new(steps);
+        if let Ok(style) = ProgressStyle::with_template("{spinner} [{pos}/{len}] {msg}") {
+            bar.set_style(style);
+        }
+        bar.enable_steady_tick(Duration::from_millis(100));
+        Self(Some(bar))
+    }
+    fn say(&self, what: &str) {
+        if let Some(bar) = &self.0 {
+            bar.set_message(what.to_owned());
+        }
+    }
+    fn step(&self) {
+        if let Some(bar) = &self.0 {
+            bar.inc(1);
+        }
+    }
+    fn done(&self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! The verdict over a region: one sentence that says whether data is safe, from what a master answered. Pure.
+
+use mooseng_region::Severity;
+use mooseng_region::codes::ALL;
+use mooseng_wire::admin::StatusReply;
+
+/// The verdict.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// ok, info, warning or critical.
+    pub level: Level,
+    /// What it means for data.
+    pub sentence: String,
+    /// The command to type next, if there is something to do.
+    pub next: Option<String>,
+}
+
+/// How bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// Nothing to do.
+    Ok,
+    /// The next failure may hurt.
+    Warning,
+    /// Data or service is affected now.
+    Critical,
+}
+
+impl Level {
+    /// The word in tables and JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Warning => "warning",
+            Self::Critical => "critical",
+        }
+    }
+}
+
+/// Judges an answer.
+pub fn judge(reply: &StatusReply) -> Verdict {
+    let worst = reply.findings.iter().max_by_key(|f| severity(&f.code));
+    let next = worst.map(|f| format!("mooseng explain {}", f.code));
+    let level = match worst.map(|f| severity(&f.code)) {
+        _ if reply.leader == 0 => Level::Critical,
+        Some(Severity::Critical) => Level::Critical,
+        Some(Severity::Warning) => Level::Warning,
+        _ => Level::Ok,
+    };
+    let sentence = if reply.leader == 0 {
+        "Every operation waits: the masters have no leader with a majority. What was acknowledged is on their disks.".to_owned()
+    } else if reply.chunks_unavailable > 0 {
+        format!("{} chunks have no reachable copy: reads of the files that use them wait.", reply.chunks_unavailable)
+    } else {
+        survives(reply)
+    };
+    let next = next.or_else(|| (reply.leader == 0).then(|| "mooseng explain NO_QUORUM".to_owned()));
+    Verdict { level, sentence, next }
+}
+
+fn severity(code: &str) -> Severity {
+    // A code of a newer master than this command is taken for a warning.
+    ALL.iter().find(|c| c.code == code).map_or(Severity::Warning, |c| c.severity)
+}
+
+/// What may be lost without a loss of acknowledged writes.
+fn survives(reply: &StatusReply) -> String {
+    let voters = reply.masters.iter().filter(|m| m.voter).count();
+    let reachable = reply.masters.iter().filter(|m| m.voter && m.reachable).count();
+    let master = reachable > voters / 2 + 1;
+    let chunkserver = reply.copies >= 2 && reply.min_copies >= 2 && reply.chunks_endangered == 0;
+    match (master, chunkserver) {
+        (true, true) => "Every acknowledged write survives the loss of any one master and of any one chunkserver.".into(),
+        (true, false) if reply.chunks_endangered > 0 => {
+            format!("Acknowledged writes survive the loss of any one master, but {} chunks lack a copy.", reply.chunks_endangered)
+        }
+        (true, false) => "Acknowledged writes survive the loss of any one master, but each chunk has one copy only.".into(),
+        (false, true) => "Acknowledged writes survive the loss of any one chunkserver, but not of another master.".into(),
+        (false, false) => "Acknowledged writes are on disk, but survive no loss of a master, nor of a chunkserver.".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mooseng_wire::admin::{Finding, MasterStatus};
+
+    use super::*;
+
+    fn healthy() -> StatusReply {
+        let masters = (1..=3).map(|id| MasterStatus { id, voter: true, reachable: true, leader: id == 1, ..Default::default() });
+        StatusReply { leader: 1, copies: 2, min_copies: 2, masters: masters.collect(), ..Default::default() }
+    }
+
+    #[test]
+    fn a_healthy_region_is_ok() {
+        let verdict = judge(&healthy());
+        assert_eq!(verdict.level, Level::Ok);
+        assert!(verdict.sentence.starts_with("Every acknowledged write survives"), "{}", verdict.sentence);
+        assert_eq!(verdict.next, None);
+    }
+
+    #[test]
+    fn a_dead_master_is_a_warning_and_says_what_to_type() {
+        let mut reply = healthy();
+        reply.masters[2].reachable = false;
+        reply.findings.push(Finding { code: "MASTER_DOWN".into(), subject: "master-3".into(), detail: String::new() });
+        let verdict = judge(&reply);
+        assert_eq!(verdict.level, Level::Warning);
+        assert!(verdict.sentence.contains("but not of another master"), "{}", verdict.sentence);
+        assert_eq!(verdict.next.as_deref(), Some("mooseng explain MASTER_DOWN"));
+    }
+
+    #[test]
+    fn without_a_leader_it_is_critical() {
+        let verdict = judge(&StatusReply { leader: 0, ..healthy() });
+        assert_eq!(verdict.level, Level::Critical);
+        assert_eq!(verdict.next.as_deref(), Some("mooseng explain NO_QUORUM"));
+    }
+
+    #[test]
+    fn a_code_from_the_future_is_a_warning() {
+        let mut reply = healthy();
+        reply.findings.push(Finding { code: "MOON_FULL".into(), ..Default::default() });
+        assert_eq!(judge(&reply).level, Level::Warning);
+    }
+}
