@@ -23,6 +23,7 @@ use crate::errno::Errno;
 use crate::error::OpError;
 use crate::ops::execute;
 use crate::request::{is_change, volume_of};
+use crate::together::InOrder;
 use crate::upkeep;
 
 /// Outcomes that a session's record keeps at most.
@@ -183,7 +184,8 @@ impl<S: Store> Driver<S> {
     }
 
     /// Runs `work` in transactions until one commits. It may run several times, also after a commit whose outcome isn't
-    /// known: it must be such that having run twice does no harm.
+    /// known: it must be such that having run twice does no harm. What its future needs besides the transaction it owns:
+    /// `|tx| { let x = x.clone(); Box::pin(async move { .. }) }`.
     pub async fn transact<R, F>(&self, deadline: Instant, work: F) -> Result<(R, ReadVersion), DriverError>
     where
         R: Send,
@@ -306,13 +308,14 @@ impl<S: Store> Driver<S> {
         let tx = self.store.begin();
         let outcome_key = session::outcome_key(call.session, call.number);
         let (session_key, floor_key) = (session::key(call.session), session::floor_key(call.session));
-        let (outcome, session, floor, ()) = futures::try_join!(
+        let (outcome, session, floor, ()) = futures::join!(
             async { Ok(tx.get(&outcome_key, Read::Conflicting).await?) },
             async { Ok(tx.get(&session_key, Read::Conflicting).await?) },
             // Read without a conflict, for each change may raise it. What it forgets was there at the same version.
             async { Ok(tx.get(&floor_key, Read::Snapshot).await?) },
             self.enter_volume(&tx, ctx, request)
-        )?;
+        )
+        .in_order()?;
         if let Some(value) = outcome {
             let outcome = OutcomeRecord::from_value(&value)?;
             if outcome.request_hash != request_hash {

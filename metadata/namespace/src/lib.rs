@@ -22,6 +22,7 @@ mod ops;
 mod permission;
 pub mod request;
 pub mod sessions;
+mod together;
 pub mod upkeep;
 mod view;
 mod window;

@@ -15,6 +15,7 @@ use mooseng_store::{RangeLimit, Read, Transaction};
 use mooseng_wire::{ChunkId, Epoch, InodeId, LOCAL_ID_BITS, VolumeId};
 
 use crate::error::OpError;
+use crate::together::InOrder;
 use crate::window;
 
 /// Reserves `count` numbers of a kind and answers them. Inode and chunk numbers are the lower 48 bits of an id
@@ -155,7 +156,8 @@ pub async fn list_chunks<T: Transaction>(
 pub async fn load_chunk<T: Transaction>(tx: &T, chunk: ChunkId) -> Result<Option<ChunkListing>, OpError> {
     let (chunk_key, location_key) = (chunk::key(chunk), location::key(chunk));
     let (record, location) =
-        futures::try_join!(tx.get(&chunk_key, Read::Conflicting), tx.get(&location_key, Read::Conflicting))?;
+        futures::join!(tx.get(&chunk_key, Read::Conflicting), tx.get(&location_key, Read::Conflicting))
+            .in_order()?;
     let Some(record) = record else { return Ok(None) };
     let location = location.map(|v| LocationRecord::from_value(&v)).transpose()?;
     Ok(Some(ChunkListing { chunk, record: ChunkRecord::from_value(&record)?, location }))

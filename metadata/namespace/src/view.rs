@@ -18,6 +18,7 @@ use crate::context::OpContext;
 use crate::errno::Errno;
 use crate::error::OpError;
 use crate::permission::{self, EXECUTE, WRITE};
+use crate::together::InOrder;
 
 /// The extended attribute that gives a program capabilities. Writing the file takes it away.
 pub const CAPABILITY_XATTR: &[u8] = b"security.capability";
@@ -316,10 +317,11 @@ impl<T: Transaction> View<'_, T> {
     /// Where a chunk lies, as answers carry it: with the chunkservers' names only.
     pub async fn place(&self, chunk: ChunkId) -> Result<ChunkPlace, OpError> {
         let (chunk_key, location_key) = (chunk::key(chunk), location::key(chunk));
-        let (record, location) = futures::try_join!(
+        let (record, location) = futures::join!(
             self.tx.get(&chunk_key, Read::Snapshot),
             self.tx.get(&location_key, Read::Snapshot)
-        )?;
+        )
+        .in_order()?;
         let record =
             record.ok_or_else(|| SchemaError::damaged("extent", format!("its chunk {chunk} isn't there")))?;
         let location = location.map(|v| LocationRecord::from_value(&v)).transpose()?.unwrap_or_default();

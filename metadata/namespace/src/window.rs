@@ -12,6 +12,7 @@ use mooseng_wire::{ChunkId, FILE_SIZE_MAX, InodeId};
 use crate::errno::Errno;
 use crate::error::OpError;
 use crate::extents::{Changes, Data, Pieces};
+use crate::together::InOrder;
 
 /// Extents that one transaction frees at most, so that it stays far from the store's limits.
 pub const FREE_PAGE_EXTENTS: usize = 512;
@@ -54,9 +55,10 @@ pub async fn load<T: Transaction>(
     pieces: &mut Pieces,
 ) -> Result<(), OpError> {
     let whole = extent::range_between(inode, from, to.saturating_add(1));
-    let (before, page) = futures::try_join!(piece_before(tx, inode, from, Read::Conflicting), async {
+    let (before, page) = futures::join!(piece_before(tx, inode, from, Read::Conflicting), async {
         Ok(tx.get_range(whole.clone(), RangeLimit::default(), Read::Conflicting).await?)
-    })?;
+    })
+    .in_order()?;
     if let Some((offset, data)) = before
         && offset + data.length() >= from
     {
@@ -169,7 +171,7 @@ pub async fn free_some<T: Transaction>(
 ) -> Result<(bool, usize), OpError> {
     let limit = RangeLimit { pairs_max: max.max(1), ..Default::default() };
     let whole = extent::range_between(inode, from, FILE_SIZE_MAX);
-    let (before, page) = futures::try_join!(
+    let (before, page) = futures::join!(
         async {
             match from {
                 0 => Ok(None),
@@ -177,7 +179,8 @@ pub async fn free_some<T: Transaction>(
             }
         },
         async { Ok(tx.get_range(whole, limit, Read::Conflicting).await?) }
-    )?;
+    )
+    .in_order()?;
     let mut changes = Changes::default();
     if let Some((offset, data)) = before
         && offset + data.length() > from

@@ -15,6 +15,7 @@ use mooseng_wire::{CHUNK_BYTES_MAX, ChunkId, FILE_SIZE_MAX, INLINE_EXTENT_BYTES_
 use crate::errno::Errno;
 use crate::error::OpError;
 use crate::extents::{Data, Pieces};
+use crate::together::InOrder;
 use crate::view::{View, attr_of, is_directory, is_regular};
 use crate::window::{self, behind, piece_before, read_page};
 
@@ -73,7 +74,7 @@ pub async fn pieces_between<T: Transaction>(
         return Ok((pieces, from));
     }
     let limit = RangeLimit { pairs_max: EXTENTS_MAX, bytes_max: ANSWER_BYTES_MAX, reverse: false };
-    let (before, page) = futures::try_join!(
+    let (before, page) = futures::join!(
         async {
             match from {
                 0 => Ok(None),
@@ -81,7 +82,8 @@ pub async fn pieces_between<T: Transaction>(
             }
         },
         async { Ok(view.tx.get_range(extent::range_between(id, from, to), limit, view.read).await?) }
-    )?;
+    )
+    .in_order()?;
     if let Some((offset, data)) = before {
         pieces.load(offset, data)?;
     }

@@ -9,6 +9,7 @@ use mooseng_wire::fs::{DirEntry, DirPage, Entry, ReadDir};
 use crate::errno::Errno;
 use crate::error::OpError;
 use crate::permission::{self, EXECUTE};
+use crate::together::InOrder;
 use crate::view::{View, check_name, is_directory, wire_kind};
 
 /// Entries in one answer.
@@ -31,7 +32,8 @@ pub async fn lookup<T: Transaction>(
             (directory, id)
         }
         _ => {
-            let (directory, slot) = futures::try_join!(view.directory(parent), view.slot(parent, name))?;
+            let (directory, slot) =
+                futures::join!(view.directory(parent), view.slot(parent, name)).in_order()?;
             permission::check(&directory, view.caller, EXECUTE)?;
             let found = slot.found.ok_or(Errno::ENOENT)?;
             let record = view.named_inode(&found).await?;

@@ -10,6 +10,7 @@ use mooseng_wire::fs::{Names, SetXattr, Value};
 use crate::errno::Errno;
 use crate::error::OpError;
 use crate::permission::{self, READ, STICKY, WRITE};
+use crate::together::InOrder;
 use crate::view::{View, is_directory, is_regular};
 use crate::window::behind;
 
@@ -84,7 +85,7 @@ pub async fn get<T: Transaction>(view: &View<'_, T>, id: InodeId, name: &[u8]) -
     let space = namespace(name)?;
     let key = xattr::key(id, name);
     let (record, value) =
-        futures::try_join!(view.inode(id), async { Ok(view.tx.get(&key, view.read).await?) })?;
+        futures::join!(view.inode(id), async { Ok(view.tx.get(&key, view.read).await?) }).in_order()?;
     may_read(view, &record, space)?;
     let value = value.ok_or(Errno::ENODATA)?;
     Ok(Value { value: XattrRecord::from_value(&value)?.value })
@@ -121,7 +122,8 @@ pub async fn set<T: Transaction>(view: &View<'_, T>, r: &SetXattr) -> Result<(),
     let id = InodeId(r.inode);
     let key = xattr::key(id, &r.name);
     let (mut record, old) =
-        futures::try_join!(view.inode(id), async { Ok(view.tx.get(&key, Read::Conflicting).await?) })?;
+        futures::join!(view.inode(id), async { Ok(view.tx.get(&key, Read::Conflicting).await?) })
+            .in_order()?;
     may_write(view, &record, space)?;
     if r.create && old.is_some() {
         return Err(Errno::EEXIST.into());
@@ -145,7 +147,8 @@ pub async fn remove<T: Transaction>(view: &View<'_, T>, id: InodeId, name: &[u8]
     let space = namespace(name)?;
     let key = xattr::key(id, name);
     let (mut record, old) =
-        futures::try_join!(view.inode(id), async { Ok(view.tx.get(&key, Read::Conflicting).await?) })?;
+        futures::join!(view.inode(id), async { Ok(view.tx.get(&key, Read::Conflicting).await?) })
+            .in_order()?;
     may_write(view, &record, space)?;
     if old.is_none() {
         return Err(Errno::ENODATA.into());

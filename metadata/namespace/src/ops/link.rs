@@ -8,6 +8,7 @@ use crate::LINKS_MAX;
 use crate::errno::Errno;
 use crate::error::OpError;
 use crate::permission::{self, EXECUTE};
+use crate::together::InOrder;
 use crate::view::{View, check_name, is_directory, is_dots};
 
 pub async fn read<T: Transaction>(view: &View<'_, T>, id: InodeId) -> Result<Value, OpError> {
@@ -28,7 +29,7 @@ pub async fn link<T: Transaction>(view: &View<'_, T>, r: &Link) -> Result<Entry,
         return Err(Errno::EXDEV.into());
     }
     let (mut record, directory, slot) =
-        futures::try_join!(view.inode(id), view.directory(parent), view.slot(parent, &r.new_name))?;
+        futures::join!(view.inode(id), view.directory(parent), view.slot(parent, &r.new_name)).in_order()?;
     permission::check(&directory, view.caller, EXECUTE)?;
     if slot.found.is_some() {
         return Err(Errno::EEXIST.into());

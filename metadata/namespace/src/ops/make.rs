@@ -13,6 +13,7 @@ use super::attributes::resize;
 use crate::errno::Errno;
 use crate::error::OpError;
 use crate::permission::{self, EXECUTE, GROUP_EXECUTE, MODE_BITS, SETGID, STICKY, WRITE};
+use crate::together::InOrder;
 use crate::view::{Found, Slot, View, attr_of, check_name, is_directory, is_dots, is_regular};
 
 /// What a new inode is.
@@ -35,7 +36,7 @@ pub async fn create<T: Transaction>(view: &View<'_, T>, r: &Create) -> Result<Cr
         return Err(Errno::EEXIST.into());
     }
     let parent = InodeId(r.parent);
-    let (directory, slot) = futures::try_join!(view.directory(parent), view.slot(parent, &r.name))?;
+    let (directory, slot) = futures::join!(view.directory(parent), view.slot(parent, &r.name)).in_order()?;
     permission::check(&directory, view.caller, EXECUTE)?;
     if let Some(found) = &slot.found {
         if r.exclusive {
@@ -118,7 +119,7 @@ async fn make<T: Transaction>(
     if is_dots(name) {
         return Err(Errno::EEXIST.into());
     }
-    let (directory, slot) = futures::try_join!(view.directory(parent), view.slot(parent, name))?;
+    let (directory, slot) = futures::join!(view.directory(parent), view.slot(parent, name)).in_order()?;
     permission::check(&directory, view.caller, EXECUTE)?;
     if slot.found.is_some() {
         return Err(Errno::EEXIST.into());

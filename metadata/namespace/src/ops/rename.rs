@@ -9,6 +9,7 @@ use mooseng_wire::fs::Rename;
 use crate::errno::Errno;
 use crate::error::OpError;
 use crate::permission::{self, WRITE};
+use crate::together::InOrder;
 use crate::view::{Found, Slot, View, check_name, is_directory, is_dots};
 
 /// How deep a tree may be for a directory to move in it. No path leads that deep.
@@ -35,12 +36,13 @@ pub async fn rename<T: Transaction>(view: &View<'_, T>, r: &Rename) -> Result<()
     if from.volume() != to.volume() {
         return Err(Errno::EXDEV.into());
     }
-    let (directory, new_directory, slot, new_slot) = futures::try_join!(
+    let (directory, new_directory, slot, new_slot) = futures::join!(
         view.writable_directory(from),
         view.writable_directory(to),
         view.slot(from, &r.name),
         view.slot(to, &r.new_name)
-    )?;
+    )
+    .in_order()?;
     let found = slot.found.ok_or(Errno::ENOENT)?;
     let record = view.named_inode(&found).await?;
     let source = Side { parent: from, directory, found, record };

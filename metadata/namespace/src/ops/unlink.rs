@@ -6,6 +6,7 @@ use mooseng_wire::InodeId;
 use crate::errno::Errno;
 use crate::error::OpError;
 use crate::permission;
+use crate::together::InOrder;
 use crate::view::{View, check_name, is_directory, is_dots};
 
 pub async fn unlink<T: Transaction>(view: &View<'_, T>, parent: InodeId, name: &[u8]) -> Result<(), OpError> {
@@ -13,7 +14,8 @@ pub async fn unlink<T: Transaction>(view: &View<'_, T>, parent: InodeId, name: &
     if is_dots(name) {
         return Err(Errno::EISDIR.into());
     }
-    let (directory, slot) = futures::try_join!(view.writable_directory(parent), view.slot(parent, name))?;
+    let (directory, slot) =
+        futures::join!(view.writable_directory(parent), view.slot(parent, name)).in_order()?;
     let found = slot.found.ok_or(Errno::ENOENT)?;
     let mut record = view.named_inode(&found).await?;
     permission::check_sticky(&directory, &record, view.caller)?;
@@ -32,7 +34,8 @@ pub async fn rmdir<T: Transaction>(view: &View<'_, T>, parent: InodeId, name: &[
         b".." => return Err(Errno::ENOTEMPTY.into()),
         _ => check_name(name)?,
     }
-    let (directory, slot) = futures::try_join!(view.writable_directory(parent), view.slot(parent, name))?;
+    let (directory, slot) =
+        futures::join!(view.writable_directory(parent), view.slot(parent, name)).in_order()?;
     let found = slot.found.ok_or(Errno::ENOENT)?;
     let mut record = view.named_inode(&found).await?;
     permission::check_sticky(&directory, &record, view.caller)?;

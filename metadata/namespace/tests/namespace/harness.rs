@@ -1,0 +1,257 @@
+//! A volume on a store, and clients of it.
+
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use mooseng_namespace::{
+    Driver, DriverError, Ids, OpContext, SessionCall, format, needs_chunk, needs_inode, sessions,
+};
+use mooseng_schema::dirent::HashKey;
+use mooseng_schema::session::SessionRecord;
+use mooseng_wire::fs::fs_reply::Reply;
+use mooseng_wire::fs::fs_request::Op;
+use mooseng_wire::fs::*;
+use mooseng_wire::{ChunkId, Epoch, Incarnation, InodeId, RequestNumber, SessionId, VolumeId};
+use tokio::time::Instant;
+
+use crate::faulty::Faulty;
+use crate::recount;
+
+pub const ROOT: u64 = 1;
+pub const HASH_KEY: HashKey = HashKey([3; 16]);
+
+pub struct Volume {
+    pub store: Faulty,
+    pub driver: Driver<Faulty>,
+    inodes: AtomicU64,
+    chunks: AtomicU64,
+    pub now: AtomicI64,
+}
+
+pub fn deadline() -> Instant {
+    Instant::now() + Duration::from_secs(60)
+}
+
+pub fn request(caller: &Caller, op: Op) -> FsRequest {
+    FsRequest { caller: Some(caller.clone()), op: Some(op) }
+}
+
+pub fn root() -> Caller {
+    Caller::default()
+}
+
+pub fn user(uid: u32, gid: u32, groups: &[u32]) -> Caller {
+    Caller { uid, gid, groups: groups.to_vec(), ..Default::default() }
+}
+
+pub fn name(text: &str) -> Bytes {
+    Bytes::copy_from_slice(text.as_bytes())
+}
+
+impl Volume {
+    pub async fn new() -> Self {
+        Self::with_faults(0, 0.0).await
+    }
+
+    pub async fn with_faults(seed: u64, share: f64) -> Self {
+        let store = Faulty::new(seed, share);
+        let driver = Driver::new(store.clone());
+        let (made, _) = driver
+            .transact(deadline(), |tx| Box::pin(format(tx, VolumeId(0), Epoch(1), HASH_KEY, 1)))
+            .await
+            .unwrap();
+        assert!(made || share > 0.0);
+        Self {
+            store,
+            driver,
+            inodes: AtomicU64::new(2),
+            chunks: AtomicU64::new(1),
+            now: AtomicI64::new(1_000),
+        }
+    }
+
+    pub async fn client(&self, id: u64) -> Client<'_> {
+        let record = SessionRecord { incarnation: 1, identity: format!("client-{id}"), ..Default::default() };
+        self.driver
+            .transact(deadline(), |tx| {
+                let record = record.clone();
+                Box::pin(async move { sessions::create_session(tx, SessionId(id), &record).await })
+            })
+            .await
+            .unwrap();
+        Client { volume: self, id, incarnation: AtomicU64::new(1), number: AtomicU64::new(0), caller: root() }
+    }
+
+    pub fn context(&self, request: &FsRequest) -> OpContext {
+        let mut ids = Ids::default();
+        if needs_inode(request) {
+            ids.inode = Some(InodeId(self.inodes.fetch_add(1, Ordering::Relaxed)));
+        }
+        if needs_chunk(request) {
+            ids.chunk = Some(ChunkId(self.chunks.fetch_add(1, Ordering::Relaxed)));
+        }
+        OpContext {
+            now_ns: self.now.fetch_add(1, Ordering::Relaxed),
+            ids,
+            epoch: Epoch(1),
+            placement: vec!["cs-1".into(), "cs-2".into()],
+            ..Default::default()
+        }
+    }
+
+    /// Runs a request as the master itself.
+    pub async fn own(&self, op: Op) -> Reply {
+        let request = request(&root(), op);
+        let ctx = self.context(&request);
+        let (reply, _) = self.driver.run(SessionCall::default(), &ctx, &request, deadline()).await.unwrap();
+        reply.reply.unwrap()
+    }
+
+    pub async fn orphans(&self) -> Vec<u64> {
+        let (list, _) = self
+            .driver
+            .transact(deadline(), |tx| {
+                Box::pin(mooseng_namespace::upkeep::list_orphans(tx, VolumeId(0), None, 10_000))
+            })
+            .await
+            .unwrap();
+        list.into_iter().map(|(inode, _)| inode.0).collect()
+    }
+
+    pub fn check(&self) {
+        recount::check(&self.store.inner.dump());
+    }
+}
+
+pub struct Client<'v> {
+    pub volume: &'v Volume,
+    pub id: u64,
+    pub incarnation: AtomicU64,
+    pub number: AtomicU64,
+    pub caller: Caller,
+}
+
+impl Client<'_> {
+    pub fn call_of(&self, number: u64) -> SessionCall {
+        SessionCall {
+            session: SessionId(self.id),
+            incarnation: Incarnation(self.incarnation.load(Ordering::Relaxed)),
+            number: RequestNumber(number),
+            oldest_unanswered: RequestNumber(number.saturating_sub(3)),
+        }
+    }
+
+    pub async fn send(&self, number: u64, request: &FsRequest) -> Result<Reply, DriverError> {
+        let ctx = self.volume.context(request);
+        let answer = self.volume.driver.run(self.call_of(number), &ctx, request, deadline()).await;
+        answer.map(|(reply, _)| reply.reply.unwrap())
+    }
+
+    pub fn next_number(&self) -> u64 {
+        self.number.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    pub async fn ask(&self, op: Op) -> Reply {
+        self.ask_as(&self.caller, op).await
+    }
+
+    pub async fn ask_as(&self, caller: &Caller, op: Op) -> Reply {
+        let request = request(caller, op);
+        let number = if mooseng_namespace::is_change(&request) { self.next_number() } else { 0 };
+        self.send(number, &request).await.unwrap()
+    }
+
+    /// The errno of an answer; 0 for success.
+    pub async fn errno(&self, op: Op) -> u32 {
+        errno(&self.ask(op).await)
+    }
+
+    pub async fn mkdir(&self, parent: u64, text: &str) -> u64 {
+        let op = Op::Mkdir(Mkdir { parent, name: name(text), mode: 0o755 });
+        attr(self.ask(op).await).inode
+    }
+
+    pub async fn create(&self, parent: u64, text: &str) -> u64 {
+        let op =
+            Op::Create(Create { parent, name: name(text), mode: 0o644, exclusive: true, truncate: false });
+        attr(self.ask(op).await).inode
+    }
+
+    pub async fn write(&self, inode: u64, offset: u64, bytes: &[u8]) -> Reply {
+        let pieces = bytes
+            .chunks(16 << 10)
+            .enumerate()
+            .map(|(i, part)| WritePiece {
+                offset: offset + (i * (16 << 10)) as u64,
+                data: Some(write_piece::Data::Inline(Bytes::copy_from_slice(part))),
+            })
+            .collect();
+        self.ask(Op::Write(Write { inode, pieces, ..Default::default() })).await
+    }
+
+    /// A file's bytes, holes as zeros.
+    pub async fn read(&self, inode: u64) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        loop {
+            let offset = bytes.len() as u64;
+            let op = Op::ReadExtents(ReadExtents { inode, offset, length: u64::MAX });
+            let Reply::Extents(map) = self.ask(op).await else { panic!("no extents") };
+            bytes.resize(map.covered as usize, 0);
+            for extent in map.extents {
+                let at = extent.offset as usize;
+                match extent.data.unwrap() {
+                    extent::Data::Inline(data) => bytes[at..at + data.len()].copy_from_slice(&data),
+                    extent::Data::Run(run) => {
+                        assert!(map.chunks.iter().any(|c| c.chunk == run.chunk && c.locations.len() == 2));
+                        for i in 0..run.length {
+                            bytes[at + i as usize] = chunk_byte(run.chunk, run.chunk_offset + i);
+                        }
+                    }
+                }
+            }
+            if map.covered == map.size {
+                return bytes;
+            }
+        }
+    }
+
+    /// All entries, page by page.
+    pub async fn list(&self, inode: u64, entries_max: u32, plus: bool) -> Vec<DirEntry> {
+        let mut entries: Vec<DirEntry> = Vec::new();
+        loop {
+            let cookie = entries.last().map_or(0, |e| e.cookie);
+            let op = Op::ReadDir(ReadDir { inode, cookie, entries_max, plus });
+            let Reply::DirPage(page) = self.ask(op).await else { panic!("no page") };
+            entries.extend(page.entries);
+            if page.end {
+                return entries;
+            }
+        }
+    }
+
+    pub async fn attr(&self, inode: u64) -> Attr {
+        attr(self.ask(Op::GetAttr(GetAttr { inode })).await)
+    }
+}
+
+/// The bytes that tests take chunks to hold.
+pub fn chunk_byte(chunk: u64, offset: u64) -> u8 {
+    (chunk.wrapping_mul(31) ^ offset.wrapping_mul(7) ^ (offset >> 8)) as u8
+}
+
+pub fn errno(reply: &Reply) -> u32 {
+    match reply {
+        Reply::Errno(errno) => *errno,
+        _ => 0,
+    }
+}
+
+pub fn attr(reply: Reply) -> Attr {
+    match reply {
+        Reply::Entry(e) => e.attr.unwrap(),
+        Reply::Created(c) => c.attr.unwrap(),
+        Reply::Written(w) => w.attr.unwrap(),
+        other => panic!("no attributes: {other:?}"),
+    }
+}

@@ -1,0 +1,12 @@
+//! The namespace on the memory engine: against a reference model, under concurrency, with faults, and by hand.
+
+mod by_hand;
+mod concurrency;
+mod faulty;
+mod harness;
+mod model;
+mod outcomes;
+mod random;
+mod recount;
+mod rename;
+mod space;

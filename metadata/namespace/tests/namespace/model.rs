@@ -1,0 +1,672 @@
+//! A small POSIX filesystem in memory: what the namespace is compared with.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use mooseng_wire::fs::fs_request::Op;
+use mooseng_wire::fs::*;
+
+use crate::harness::chunk_byte;
+
+pub const EPERM: u32 = 1;
+pub const ENOENT: u32 = 2;
+pub const ENXIO: u32 = 6;
+pub const EACCES: u32 = 13;
+pub const EBUSY: u32 = 16;
+pub const EEXIST: u32 = 17;
+pub const ENOTDIR: u32 = 20;
+pub const EISDIR: u32 = 21;
+pub const EINVAL: u32 = 22;
+pub const ENAMETOOLONG: u32 = 36;
+pub const ENOTEMPTY: u32 = 39;
+pub const ELOOP: u32 = 40;
+pub const ENODATA: u32 = 61;
+pub const ENOTSUP: u32 = 95;
+pub const ESTALE: u32 = 116;
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Expect {
+    Attr(Attr),
+    Created(Attr, bool),
+    Written(Attr, u64),
+    Value(Bytes),
+    Names(BTreeSet<Bytes>),
+    Offset(u64),
+    Done,
+    /// The model has no opinion.
+    Whatever,
+}
+
+type Answer = Result<Expect, u32>;
+
+#[derive(Clone, Debug, Default)]
+pub struct Node {
+    pub kind: i32,
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub rdev: u32,
+    /// None is a byte of a hole.
+    pub content: Vec<Option<u8>>,
+    pub target: Bytes,
+    pub entries: BTreeMap<Vec<u8>, u64>,
+    pub xattrs: BTreeMap<Bytes, Bytes>,
+    pub times: [i64; 3],
+    /// Names of anything but a directory.
+    pub names: u32,
+    pub parent: u64,
+    pub removed: bool,
+}
+
+pub struct Model {
+    pub nodes: BTreeMap<u64, Node>,
+}
+
+const DIR: i32 = FileKind::Directory as i32;
+const FILE: i32 = FileKind::Regular as i32;
+const LINK: i32 = FileKind::Symlink as i32;
+
+fn member(who: &Caller, gid: u32) -> bool {
+    who.gid == gid || who.groups.contains(&gid)
+}
+
+/// One request's surroundings.
+pub struct At<'a> {
+    pub who: &'a Caller,
+    pub now: i64,
+    /// The id that a made inode got.
+    pub id: u64,
+}
+
+impl Node {
+    fn can(&self, who: &Caller, mask: u32) -> bool {
+        if who.uid == 0 {
+            return mask & 1 == 0 || self.kind == DIR || self.mode & 0o111 != 0;
+        }
+        let bits = match () {
+            () if who.uid == self.uid => self.mode >> 6,
+            () if member(who, self.gid) => self.mode >> 3,
+            () => self.mode,
+        };
+        bits & mask == mask
+    }
+    fn need(&self, who: &Caller, mask: u32) -> Result<(), u32> {
+        if who.kernel_checked || self.can(who, mask) { Ok(()) } else { Err(EACCES) }
+    }
+    fn owned(&self, who: &Caller) -> bool {
+        who.kernel_checked || who.uid == 0 || who.uid == self.uid
+    }
+    fn strip(&mut self) {
+        if self.kind != DIR {
+            self.mode &= !0o4000;
+            if self.mode & 0o010 != 0 {
+                self.mode &= !0o2000;
+            }
+            self.xattrs.remove(&b"security.capability"[..]);
+        }
+    }
+    fn resize(&mut self, size: u64, now: i64) {
+        self.content.resize(size as usize, None);
+        self.times[1] = now;
+        self.times[2] = now;
+    }
+}
+
+fn name_ok(name: &[u8]) -> Result<(), u32> {
+    match name.len() {
+        0 => Err(ENOENT),
+        256.. => Err(ENAMETOOLONG),
+        _ if name.contains(&b'/') || name.contains(&0) => Err(EINVAL),
+        _ => Ok(()),
+    }
+}
+
+fn dots(name: &[u8]) -> bool {
+    name == b"." || name == b".."
+}
+
+impl Model {
+    pub fn new() -> Self {
+        let root = Node { kind: DIR, mode: 0o755, times: [1; 3], parent: 1, ..Default::default() };
+        Self { nodes: BTreeMap::from([(1, root)]) }
+    }
+
+    pub fn attr(&self, id: u64) -> Attr {
+        let node = &self.nodes[&id];
+        let subdirectories = node.entries.values().filter(|e| self.nodes[e].kind == DIR).count() as u32;
+        Attr {
+            inode: id,
+            kind: node.kind,
+            mode: node.mode,
+            nlink: match (node.kind, node.removed) {
+                (_, true) => 0,
+                (DIR, false) => 2 + subdirectories,
+                _ => node.names,
+            },
+            uid: node.uid,
+            gid: node.gid,
+            rdev: node.rdev,
+            size: match node.kind {
+                DIR => 4096,
+                LINK => node.target.len() as u64,
+                _ => node.content.len() as u64,
+            },
+            // Counted from scratch elsewhere.
+            blocks: 0,
+            atime_ns: node.times[0],
+            mtime_ns: node.times[1],
+            ctime_ns: node.times[2],
+            generation: 0,
+        }
+    }
+
+    fn node(&self, id: u64) -> Result<&Node, u32> {
+        self.nodes.get(&id).ok_or(ESTALE)
+    }
+    fn node_mut(&mut self, id: u64) -> &mut Node {
+        self.nodes.get_mut(&id).unwrap()
+    }
+    fn dir(&self, id: u64) -> Result<&Node, u32> {
+        let node = self.node(id)?;
+        if node.kind == DIR { Ok(node) } else { Err(ENOTDIR) }
+    }
+    fn writable_dir(&self, id: u64, who: &Caller) -> Result<&Node, u32> {
+        let node = self.dir(id)?;
+        if node.removed {
+            return Err(ENOENT);
+        }
+        node.need(who, 3)?;
+        Ok(node)
+    }
+    fn file(&self, id: u64) -> Result<&Node, u32> {
+        let node = self.node(id)?;
+        match node.kind {
+            FILE => Ok(node),
+            DIR => Err(EISDIR),
+            _ => Err(EINVAL),
+        }
+    }
+    fn expect_attr(&self, id: u64) -> Answer {
+        Ok(Expect::Attr(self.attr(id)))
+    }
+    fn touch_dir(&mut self, id: u64, now: i64) {
+        let node = self.node_mut(id);
+        node.times[1] = now;
+        node.times[2] = now;
+    }
+
+    pub fn apply(&mut self, at: &At<'_>, op: &Op) -> Answer {
+        let who = at.who;
+        match op {
+            Op::Lookup(r) => self.lookup(r, who),
+            Op::GetAttr(r) => {
+                self.node(r.inode)?;
+                self.expect_attr(r.inode)
+            }
+            Op::ReadLink(r) => {
+                let node = self.node(r.inode)?;
+                if node.kind == LINK { Ok(Expect::Value(node.target.clone())) } else { Err(EINVAL) }
+            }
+            Op::Access(r) => {
+                let node = self.node(r.inode)?;
+                if node.can(who, r.mask) { Ok(Expect::Done) } else { Err(EACCES) }
+            }
+            Op::Open(r) => self.open(r, who),
+            Op::Release(_) => Ok(Expect::Done),
+            Op::Seek(r) => self.seek(r),
+            Op::GetXattr(r) => self.get_xattr(r, who),
+            Op::ListXattr(r) => {
+                let names = self.node(r.inode)?.xattrs.keys();
+                let seen = names.filter(|n| who.uid == 0 || !n.starts_with(b"trusted.")).cloned();
+                Ok(Expect::Names(seen.collect()))
+            }
+            Op::SetAttr(r) => self.set_attr(at, r),
+            Op::Create(r) => self.create(at, r),
+            Op::Mknod(r) => self.mknod(at, r),
+            Op::Mkdir(r) => {
+                let node = Node { kind: DIR, mode: r.mode & 0o1777, ..Default::default() };
+                self.make(at, r.parent, &r.name, node)?;
+                self.expect_attr(at.id)
+            }
+            Op::Symlink(r) => self.symlink(at, r),
+            Op::Link(r) => self.link(at, r),
+            Op::Unlink(r) => self.unlink(at, r.parent, &r.name),
+            Op::Rmdir(r) => self.rmdir(at, r.parent, &r.name),
+            Op::Rename(r) => self.rename(at, r),
+            Op::SetXattr(r) => self.set_xattr(at, r),
+            Op::RemoveXattr(r) => self.remove_xattr(at, r),
+            Op::Write(r) => self.write(at, r),
+            Op::TouchAtime(r) => {
+                for touch in &r.touches {
+                    if let Some(node) = self.nodes.get_mut(&touch.inode) {
+                        node.times[0] = node.times[0].max(touch.atime_ns);
+                    }
+                }
+                Ok(Expect::Done)
+            }
+            Op::Reap(r) => {
+                for inode in &r.inodes {
+                    if self.nodes.get(inode).is_some_and(|n| n.removed) {
+                        self.nodes.remove(inode);
+                    }
+                }
+                Ok(Expect::Done)
+            }
+            _ => Ok(Expect::Whatever),
+        }
+    }
+
+    fn lookup(&self, r: &Lookup, who: &Caller) -> Answer {
+        name_ok(&r.name)?;
+        let dir = self.dir(r.parent)?;
+        dir.need(who, 1)?;
+        let id = match &r.name[..] {
+            b"." => r.parent,
+            b".." if dir.removed => r.parent,
+            b".." => dir.parent,
+            name => *dir.entries.get(name).ok_or(ENOENT)?,
+        };
+        self.expect_attr(id)
+    }
+
+    fn open(&self, r: &Open, who: &Caller) -> Answer {
+        let node = self.node(r.inode)?;
+        let writes = r.flags & 3 == 1 || r.flags & 3 == 2 || r.flags & 0o1000 != 0;
+        if node.kind == DIR && writes {
+            return Err(EISDIR);
+        }
+        if node.kind == LINK {
+            return Err(ELOOP);
+        }
+        node.need(who, if r.flags & 3 == 1 { 0 } else { 4 } | if writes { 2 } else { 0 })?;
+        self.expect_attr(r.inode)
+    }
+
+    fn seek(&self, r: &Seek) -> Answer {
+        let content = &self.file(r.inode)?.content;
+        let from = r.offset as usize;
+        if from >= content.len() {
+            return Err(ENXIO);
+        }
+        let data = r.whence == SeekWhence::Data as i32;
+        let place = content[from..].iter().position(|b| b.is_some() == data).map(|i| i + from);
+        match (place, data) {
+            (Some(place), _) => Ok(Expect::Offset(place as u64)),
+            (None, true) => Err(ENXIO),
+            (None, false) => Ok(Expect::Offset(content.len() as u64)),
+        }
+    }
+
+    fn set_attr(&mut self, at: &At<'_>, r: &SetAttr) -> Answer {
+        let who = at.who;
+        let node = self.node(r.inode)?;
+        if (r.uid.is_some() || r.gid.is_some()) && !who.kernel_checked && who.uid != 0 {
+            let mine = node.uid == who.uid && r.uid.is_none_or(|u| u == node.uid);
+            if !mine || !r.gid.is_none_or(|g| g == node.gid || member(who, g)) {
+                return Err(EPERM);
+            }
+        }
+        if r.mode.is_some() && !node.owned(who) {
+            return Err(EPERM);
+        }
+        let set_by_hand = (r.atime_ns.is_some() && !r.atime_now) || (r.mtime_ns.is_some() && !r.mtime_now);
+        if set_by_hand && !node.owned(who) {
+            return Err(EPERM);
+        }
+        if (r.atime_now || r.mtime_now) && !node.owned(who) {
+            node.need(who, 2)?;
+        }
+        if r.size.is_some() {
+            let node = self.file(r.inode)?;
+            if !r.by_handle {
+                node.need(who, 2)?;
+            }
+        }
+        let node = self.node_mut(r.inode);
+        if let Some(size) = r.size {
+            node.resize(size, at.now);
+            if r.kill_suidgid || (who.uid != 0 && !who.kernel_checked) {
+                node.strip();
+            }
+        } else if r.kill_suidgid {
+            node.strip();
+        }
+        if r.uid.is_some() || r.gid.is_some() {
+            node.strip();
+            node.uid = r.uid.unwrap_or(node.uid);
+            node.gid = r.gid.unwrap_or(node.gid);
+        }
+        if let Some(mode) = r.mode {
+            node.mode = mode & 0o7777;
+            if who.uid != 0 && !member(who, node.gid) {
+                node.mode &= !0o2000;
+            }
+        }
+        if let Some(time) = if r.atime_now { Some(at.now) } else { r.atime_ns } {
+            node.times[0] = time;
+        }
+        if let Some(time) = if r.mtime_now { Some(at.now) } else { r.mtime_ns } {
+            node.times[1] = time;
+        }
+        node.times[2] = at.now;
+        self.expect_attr(r.inode)
+    }
+
+    fn make(&mut self, at: &At<'_>, parent: u64, name: &[u8], mut node: Node) -> Result<(), u32> {
+        name_ok(name)?;
+        if dots(name) {
+            return Err(EEXIST);
+        }
+        let dir = self.dir(parent)?;
+        dir.need(at.who, 1)?;
+        if dir.entries.contains_key(name) {
+            return Err(EEXIST);
+        }
+        let dir = self.writable_dir(parent, at.who)?;
+        if node.kind != LINK {
+            node.mode &= !at.who.umask;
+        }
+        node.uid = at.who.uid;
+        node.gid = at.who.gid;
+        if dir.mode & 0o2000 != 0 {
+            node.gid = dir.gid;
+            if node.kind == DIR {
+                node.mode |= 0o2000;
+            }
+        }
+        if node.kind != DIR && node.mode & 0o010 != 0 && at.who.uid != 0 && !member(at.who, node.gid) {
+            node.mode &= !0o2000;
+        }
+        node.times = [at.now; 3];
+        node.names = 1;
+        node.parent = parent;
+        self.nodes.insert(at.id, node);
+        self.node_mut(parent).entries.insert(name.to_vec(), at.id);
+        self.touch_dir(parent, at.now);
+        Ok(())
+    }
+
+    fn create(&mut self, at: &At<'_>, r: &Create) -> Answer {
+        let node = Node { kind: FILE, mode: r.mode & 0o7777, ..Default::default() };
+        let existing = match self.make(at, r.parent, &r.name, node) {
+            Ok(()) => return Ok(Expect::Created(self.attr(at.id), true)),
+            Err(EEXIST) if !r.exclusive && !dots(&r.name) => self.nodes[&r.parent].entries[&r.name[..]],
+            Err(errno) => return Err(errno),
+        };
+        let node = self.node_mut(existing);
+        match node.kind {
+            DIR => return Err(EISDIR),
+            LINK => return Err(ELOOP),
+            FILE if r.truncate => {
+                node.need(at.who, 2)?;
+                node.resize(0, at.now);
+                if at.who.uid != 0 && !at.who.kernel_checked {
+                    node.strip();
+                }
+            }
+            _ => {}
+        }
+        Ok(Expect::Created(self.attr(existing), false))
+    }
+
+    fn mknod(&mut self, at: &At<'_>, r: &Mknod) -> Answer {
+        let device = [FileKind::CharDevice as i32, FileKind::BlockDevice as i32].contains(&r.kind);
+        if device && at.who.uid != 0 && !at.who.kernel_checked {
+            return Err(EPERM);
+        }
+        if r.kind == DIR || r.kind == LINK {
+            return Err(EINVAL);
+        }
+        let rdev = if device { r.rdev } else { 0 };
+        let node = Node { kind: r.kind, mode: r.mode & 0o7777, rdev, ..Default::default() };
+        self.make(at, r.parent, &r.name, node)?;
+        self.expect_attr(at.id)
+    }
+
+    fn symlink(&mut self, at: &At<'_>, r: &Symlink) -> Answer {
+        if r.target.is_empty() {
+            return Err(ENOENT);
+        }
+        let node = Node { kind: LINK, mode: 0o777, target: r.target.clone(), ..Default::default() };
+        self.make(at, r.parent, &r.name, node)?;
+        self.expect_attr(at.id)
+    }
+
+    fn link(&mut self, at: &At<'_>, r: &Link) -> Answer {
+        name_ok(&r.new_name)?;
+        if dots(&r.new_name) {
+            return Err(EEXIST);
+        }
+        let node = self.node(r.inode)?;
+        let dir = self.dir(r.new_parent)?;
+        dir.need(at.who, 1)?;
+        if dir.entries.contains_key(&r.new_name[..]) {
+            return Err(EEXIST);
+        }
+        self.writable_dir(r.new_parent, at.who)?;
+        if node.kind == DIR {
+            return Err(EPERM);
+        }
+        if node.removed {
+            return Err(ENOENT);
+        }
+        let node = self.node_mut(r.inode);
+        node.names += 1;
+        node.times[2] = at.now;
+        self.node_mut(r.new_parent).entries.insert(r.new_name.to_vec(), r.inode);
+        self.touch_dir(r.new_parent, at.now);
+        self.expect_attr(r.inode)
+    }
+
+    fn sticky(&self, dir: &Node, victim: &Node, who: &Caller) -> Result<(), u32> {
+        let mine = who.kernel_checked || who.uid == 0 || who.uid == dir.uid || who.uid == victim.uid;
+        if dir.mode & 0o1000 == 0 || mine { Ok(()) } else { Err(EPERM) }
+    }
+
+    fn drop_name(&mut self, id: u64, now: i64) {
+        let node = self.node_mut(id);
+        node.names -= 1;
+        node.times[2] = now;
+        node.removed = node.names == 0;
+    }
+
+    fn unlink(&mut self, at: &At<'_>, parent: u64, name: &[u8]) -> Answer {
+        name_ok(name)?;
+        if dots(name) {
+            return Err(EISDIR);
+        }
+        let dir = self.writable_dir(parent, at.who)?;
+        let id = *dir.entries.get(name).ok_or(ENOENT)?;
+        let node = &self.nodes[&id];
+        self.sticky(dir, node, at.who)?;
+        if node.kind == DIR {
+            return Err(EISDIR);
+        }
+        self.node_mut(parent).entries.remove(name);
+        self.touch_dir(parent, at.now);
+        self.drop_name(id, at.now);
+        Ok(Expect::Done)
+    }
+
+    fn rmdir(&mut self, at: &At<'_>, parent: u64, name: &[u8]) -> Answer {
+        match name {
+            b"." => return Err(EINVAL),
+            b".." => return Err(ENOTEMPTY),
+            _ => name_ok(name)?,
+        }
+        let dir = self.writable_dir(parent, at.who)?;
+        let id = *dir.entries.get(name).ok_or(ENOENT)?;
+        let node = &self.nodes[&id];
+        self.sticky(dir, node, at.who)?;
+        if node.kind != DIR {
+            return Err(ENOTDIR);
+        }
+        if !node.entries.is_empty() {
+            return Err(ENOTEMPTY);
+        }
+        self.node_mut(parent).entries.remove(name);
+        self.touch_dir(parent, at.now);
+        self.drop_name(id, at.now);
+        Ok(Expect::Done)
+    }
+
+    /// Whether `id` is `ancestor` or lies below it.
+    fn below(&self, mut id: u64, ancestor: u64) -> bool {
+        loop {
+            if id == ancestor {
+                return true;
+            }
+            if id == 1 {
+                return false;
+            }
+            id = self.nodes[&id].parent;
+        }
+    }
+
+    fn rename(&mut self, at: &At<'_>, r: &Rename) -> Answer {
+        name_ok(&r.name)?;
+        name_ok(&r.new_name)?;
+        if r.no_replace && r.exchange {
+            return Err(EINVAL);
+        }
+        if dots(&r.name) || dots(&r.new_name) {
+            return Err(EBUSY);
+        }
+        let (from, to, who) = (r.parent, r.new_parent, at.who);
+        let dir = self.writable_dir(from, who)?;
+        let new_dir = self.writable_dir(to, who)?;
+        let id = *dir.entries.get(&r.name[..]).ok_or(ENOENT)?;
+        let target = new_dir.entries.get(&r.new_name[..]).copied();
+        if r.no_replace && target.is_some() {
+            return Err(EEXIST);
+        }
+        if r.exchange && target.is_none() {
+            return Err(ENOENT);
+        }
+        let node = &self.nodes[&id];
+        if node.kind == DIR && from != to && self.below(to, id) {
+            return Err(EINVAL);
+        }
+        if target == Some(id) {
+            return Ok(Expect::Done);
+        }
+        self.sticky(dir, node, who)?;
+        if from != to && node.kind == DIR {
+            node.need(who, 2)?;
+        }
+        if let Some(other) = target {
+            let other_node = &self.nodes[&other];
+            self.sticky(new_dir, other_node, who)?;
+            if r.exchange {
+                if from != to && other_node.kind == DIR {
+                    other_node.need(who, 2)?;
+                    if self.below(from, other) {
+                        return Err(EINVAL);
+                    }
+                }
+            } else {
+                match (node.kind == DIR, other_node.kind == DIR) {
+                    (true, false) => return Err(ENOTDIR),
+                    (false, true) => return Err(EISDIR),
+                    (true, true) if !other_node.entries.is_empty() => return Err(ENOTEMPTY),
+                    _ => self.drop_name(other, at.now),
+                }
+            }
+        }
+        self.node_mut(from).entries.remove(&r.name[..]);
+        self.node_mut(to).entries.insert(r.new_name.to_vec(), id);
+        let node = self.node_mut(id);
+        node.parent = to;
+        node.times[2] = at.now;
+        if let (Some(other), true) = (target, r.exchange) {
+            self.node_mut(from).entries.insert(r.name.to_vec(), other);
+            let other = self.node_mut(other);
+            other.parent = from;
+            other.times[2] = at.now;
+        }
+        self.touch_dir(from, at.now);
+        self.touch_dir(to, at.now);
+        Ok(Expect::Done)
+    }
+
+    fn xattr_space(name: &[u8]) -> Result<&str, u32> {
+        let text = std::str::from_utf8(name).unwrap();
+        let space = ["user.", "trusted.", "security."].into_iter().find(|p| text.starts_with(p));
+        space.ok_or(ENOTSUP)
+    }
+
+    fn get_xattr(&self, r: &GetXattr, who: &Caller) -> Answer {
+        let space = Self::xattr_space(&r.name)?;
+        let node = self.node(r.inode)?;
+        match space {
+            "user." if node.kind != FILE && node.kind != DIR => return Err(ENODATA),
+            "user." => node.need(who, 4)?,
+            "trusted." if who.uid != 0 => return Err(ENODATA),
+            _ => {}
+        }
+        Ok(Expect::Value(node.xattrs.get(&r.name).ok_or(ENODATA)?.clone()))
+    }
+
+    fn may_set_xattr(&self, inode: u64, name: &[u8], who: &Caller) -> Result<(), u32> {
+        let space = Self::xattr_space(name)?;
+        let node = self.node(inode)?;
+        match space {
+            "user." if node.kind != FILE && node.kind != DIR => Err(EPERM),
+            "user." if node.kind == DIR && node.mode & 0o1000 != 0 && !node.owned(who) => Err(EPERM),
+            "user." => node.need(who, 2),
+            _ if who.uid != 0 && !who.kernel_checked => Err(EPERM),
+            _ => Ok(()),
+        }
+    }
+
+    fn set_xattr(&mut self, at: &At<'_>, r: &SetXattr) -> Answer {
+        self.may_set_xattr(r.inode, &r.name, at.who)?;
+        let node = self.node_mut(r.inode);
+        let exists = node.xattrs.contains_key(&r.name);
+        if r.create && exists {
+            return Err(EEXIST);
+        }
+        if r.replace && !exists {
+            return Err(ENODATA);
+        }
+        node.xattrs.insert(r.name.clone(), r.value.clone());
+        node.times[2] = at.now;
+        Ok(Expect::Done)
+    }
+
+    fn remove_xattr(&mut self, at: &At<'_>, r: &RemoveXattr) -> Answer {
+        self.may_set_xattr(r.inode, &r.name, at.who)?;
+        let node = self.node_mut(r.inode);
+        node.xattrs.remove(&r.name).ok_or(ENODATA)?;
+        node.times[2] = at.now;
+        Ok(Expect::Done)
+    }
+
+    fn write(&mut self, at: &At<'_>, r: &Write) -> Answer {
+        let size = self.file(r.inode)?.content.len() as u64;
+        let node = self.node_mut(r.inode);
+        for piece in &r.pieces {
+            let bytes: Vec<u8> = match piece.data.as_ref().unwrap() {
+                write_piece::Data::Inline(bytes) => bytes.to_vec(),
+                write_piece::Data::Run(run) => {
+                    (0..run.length).map(|i| chunk_byte(run.chunk, run.chunk_offset + i)).collect()
+                }
+            };
+            let offset = if r.append { node.content.len() } else { piece.offset as usize };
+            let end = offset + bytes.len();
+            if node.content.len() < end {
+                node.content.resize(end, None);
+            }
+            for (place, byte) in node.content[offset..end].iter_mut().zip(bytes) {
+                *place = Some(byte);
+            }
+        }
+        node.times[1] = at.now;
+        node.times[2] = at.now;
+        if r.kill_suidgid || (at.who.uid != 0 && !at.who.kernel_checked) {
+            node.strip();
+        }
+        let start = if r.append { size } else { r.pieces[0].offset };
+        Ok(Expect::Written(self.attr(r.inode), start))
+    }
+}
