@@ -1,1 +1,22 @@
-//! Skeleton.
+//! openraft behind one adapter: a region's group of masters, over our log, our store and our streams.
+//!
+//! ```text
+//!  Embedded --CommitLog--> RaftNode --client_write--> openraft --append--> Wal (flushed, then acknowledged)
+//!     ^                       |                          |  \--RaftAppend, RaftVote, RaftSnapshot*--> peers' RaftNode::handle
+//!     +------- apply ---------+--------------------------+
+//! ```
+//! - [`RaftNode`]: starts and drives a member, answers its peers, knows who leads and until when.
+//! - [`lease`]: the leader's lease, a pure function of what followers acknowledged.
+//! - [`codec`]: our encoding of openraft's types, on the wire and in the log.
+
+pub mod codec;
+pub mod lease;
+mod log;
+mod machine;
+mod network;
+mod node;
+mod snapshot;
+mod types;
+
+pub use node::{Leadership, Member, MemberStatus, RaftConfig, RaftError, RaftNode, RaftStatus, Timings};
+pub use types::{Batch, Node, Outcome, TypeConfig};

@@ -1,0 +1,158 @@
+//! openraft's log storage over the write-ahead log.
+
+use std::fmt::Debug;
+use std::io;
+use std::ops::{Bound, RangeBounds};
+use std::sync::Arc;
+
+use mooseng_transport::Blocking;
+use mooseng_wal as wal;
+use openraft::storage::{LogFlushed, RaftLogStorage};
+use openraft::{AnyError, LogState, OptionalSend, RaftLogReader, StorageError, StorageIOError};
+use prost::Message;
+
+use crate::codec::{self, RaftEntry, RaftLogId, RaftVote};
+use crate::types::TypeConfig;
+
+/// Bytes of entries in one read for replication.
+const READ_BYTES_MAX: usize = 2 << 20;
+
+/// The log; clones share it.
+#[derive(Clone)]
+pub(crate) struct Log {
+    pub wal: Arc<wal::Wal>,
+    pub blocking: Blocking,
+    /// The highest index that the store has flushed: the log is purged no further, whatever is asked.
+    pub flushed: Arc<dyn Fn() -> Option<u64> + Send + Sync>,
+}
+
+fn from_wal(id: wal::LogId) -> RaftLogId {
+    codec::from_log_id(&mooseng_wire::raft::LogId { term: id.term, node: id.node, index: id.index })
+}
+
+fn to_wal(id: &RaftLogId) -> wal::LogId {
+    wal::LogId { term: id.leader_id.term, node: id.leader_id.node_id, index: id.index }
+}
+
+fn decode(entry: wal::Entry) -> Result<RaftEntry, StorageError<u64>> {
+    let malformed = |e: &dyn std::error::Error| StorageError::IO { source: StorageIOError::read_logs(AnyError::error(e.to_string())) };
+    let decoded = mooseng_wire::raft::LogEntry::decode(entry.payload).map_err(|e| malformed(&e))?;
+    codec::from_entry(decoded).map_err(|e| malformed(&e))
+}
+
+impl Log {
+    async fn write(&self, f: impl FnOnce(&wal::Wal) -> Result<(), wal::WalError> + Send + 'static) -> Result<(), wal::WalError> {
+        let wal = self.wal.clone();
+        self.blocking.run(move || f(&wal)).await
+    }
+
+    async fn read(&self, start: u64, end: u64, bytes_max: usize) -> Result<Vec<RaftEntry>, StorageError<u64>> {
+        let wal = self.wal.clone();
+        let read = self.blocking.run(move || wal.read(start..end, bytes_max)).await;
+        let read = read.map_err(|e| StorageError::IO { source: StorageIOError::read_logs(AnyError::new(&e)) })?;
+        read.into_iter().map(decode).collect()
+    }
+}
+
+fn failed(error: &wal::WalError) -> StorageError<u64> {
+    StorageError::IO { source: StorageIOError::write_logs(AnyError::new(error)) }
+}
+
+impl RaftLogReader<TypeConfig> for Log {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> Result<Vec<RaftEntry>, StorageError<u64>> {
+        let start = match range.start_bound() {
+            Bound::Included(i) => *i,
+            Bound::Excluded(i) => i + 1,
+            Bound::Unbounded => 0,
+        };
+        let end = match range.end_bound() {
+            Bound::Included(i) => i + 1,
+            Bound::Excluded(i) => *i,
+            Bound::Unbounded => u64::MAX,
+        };
+        let start = start.max(self.wal.purged().map_or(0, |p| p.index + 1));
+        self.read(start, end, usize::MAX).await
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<RaftEntry>, StorageError<u64>> {
+        let entries = self.read(start, end, READ_BYTES_MAX).await?;
+        assert!(!entries.is_empty() || start >= end, "a limited read returns at least one entry (openraft's requirement)");
+        Ok(entries)
+    }
+}
+
+impl RaftLogStorage<TypeConfig> for Log {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, StorageError<u64>> {
+        Ok(LogState { last_purged_log_id: self.wal.purged().map(from_wal), last_log_id: self.wal.last().map(from_wal) })
+    }
+
+    async fn get_log_reader(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &RaftVote) -> Result<(), StorageError<u64>> {
+        let vote =
+            wal::Vote { term: vote.leader_id.term, node: vote.leader_id.node_id, committed: vote.committed };
+        let saved = self.write(move |wal| wal.save_vote(vote)).await;
+        saved.map_err(|e| StorageError::IO { source: StorageIOError::write_vote(AnyError::new(&e)) })
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<RaftVote>, StorageError<u64>> {
+        let vote = |v: wal::Vote| {
+            codec::from_vote(&mooseng_wire::raft::Vote { term: v.term, node: v.node, committed: v.committed })
+        };
+        Ok(self.wal.vote().map(vote))
+    }
+
+    async fn save_committed(&mut self, committed: Option<RaftLogId>) -> Result<(), StorageError<u64>> {
+        if let Some(id) = committed {
+            self.wal.note_committed(to_wal(&id));
+        }
+        Ok(())
+    }
+
+    async fn read_committed(&mut self) -> Result<Option<RaftLogId>, StorageError<u64>> {
+        Ok(self.wal.committed().map(from_wal))
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: LogFlushed<TypeConfig>) -> Result<(), StorageError<u64>>
+    where
+        I: IntoIterator<Item = RaftEntry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let entries: Vec<wal::Entry> = entries
+            .into_iter()
+            .map(|e| wal::Entry { id: to_wal(&e.log_id), payload: codec::entry(&e).encode_to_vec().into() })
+            .collect();
+        // The callback only after the flush: openraft counts this member towards the quorum from then on.
+        match self.write(move |wal| wal.append(entries)).await {
+            Ok(()) => {
+                callback.log_io_completed(Ok(()));
+                Ok(())
+            }
+            Err(error) => {
+                callback.log_io_completed(Err(io::Error::other(error.to_string())));
+                Err(failed(&error))
+            }
+        }
+    }
+
+    async fn truncate(&mut self, id: RaftLogId) -> Result<(), StorageError<u64>> {
+        self.write(move |wal| wal.truncate(id.index)).await.map_err(|e| failed(&e))
+    }
+
+    async fn purge(&mut self, id: RaftLogId) -> Result<(), StorageError<u64>> {
+        // Never beyond what the store has flushed: those entries may be needed for replay.
+        let Some(flushed) = (self.flushed)().filter(|flushed| *flushed >= id.index) else {
+            tracing::debug!(index = id.index, "the log isn't purged: the store hasn't flushed that far");
+            return Ok(());
+        };
+        debug_assert!(flushed >= id.index);
+        self.write(move |wal| wal.purge(to_wal(&id))).await.map_err(|e| failed(&e))
+    }
+}

@@ -1,0 +1,206 @@
+//! openraft's network over our links, and the send times that the lease counts from.
+
+use std::future::Future;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use mooseng_ports::clock::Clock;
+use mooseng_transport::{Blocking, CallFailure, Link, LinkOptions, Network};
+use mooseng_wire::Role;
+use mooseng_wire::method::Method;
+use mooseng_wire::raft as wire;
+use openraft::error::{
+    Fatal, NetworkError, RPCError, RaftError, ReplicationClosed, StreamingError, Unreachable,
+};
+use openraft::network::{Backoff, RPCOption, RaftNetwork, RaftNetworkFactory};
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse};
+use openraft::{AnyError, OptionalSend, Snapshot, Vote};
+use prost::Message;
+
+use crate::codec;
+use crate::lease::Acknowledged;
+use crate::snapshot::{PAGE_BYTES, PagesDigest, SnapshotSource, lock};
+use crate::types::{Node, TypeConfig};
+
+/// How long one page of a snapshot may take.
+const PAGE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the installation of a received snapshot may take.
+const INSTALL_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Makes connections to peers.
+pub(crate) struct Peers {
+    pub network: Arc<dyn Network>,
+    pub group: u32,
+    pub clock: Arc<dyn Clock>,
+    pub blocking: Blocking,
+    pub acknowledged: Arc<Mutex<Acknowledged>>,
+}
+
+impl RaftNetworkFactory<TypeConfig> for Peers {
+    type Network = PeerLink;
+    async fn new_client(&mut self, target: u64, node: &Node) -> PeerLink {
+        let options = LinkOptions { backoff: Duration::from_millis(20), ..LinkOptions::default() };
+        PeerLink {
+            target,
+            link: Link::new(self.network.clone(), node.address.clone(), Role::Master, options),
+            group: self.group,
+            clock: self.clock.clone(),
+            blocking: self.blocking,
+            acknowledged: self.acknowledged.clone(),
+        }
+    }
+}
+
+/// One peer.
+pub(crate) struct PeerLink {
+    target: u64,
+    link: Link,
+    group: u32,
+    clock: Arc<dyn Clock>,
+    blocking: Blocking,
+    acknowledged: Arc<Mutex<Acknowledged>>,
+}
+
+/// Every failure is *unreachable*: openraft then pauses before it tries again, where it would spin on other errors.
+fn unreachable<E: std::error::Error>(failure: CallFailure) -> RPCError<u64, Node, E> {
+    RPCError::Unreachable(Unreachable::new(&failure))
+}
+
+fn malformed<E: std::error::Error>(what: impl ToString) -> RPCError<u64, Node, E> {
+    RPCError::Network(NetworkError::new(&AnyError::error(what.to_string())))
+}
+
+type RpcResult<T> = Result<T, RPCError<u64, Node, RaftError<u64>>>;
+
+impl RaftNetwork<TypeConfig> for PeerLink {
+    async fn append_entries(
+        &mut self,
+        rpc: AppendEntriesRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> RpcResult<AppendEntriesResponse<u64>> {
+        let message = wire::AppendEntries {
+            group: self.group,
+            vote: Some(codec::vote(&rpc.vote)),
+            prev: rpc.prev_log_id.as_ref().map(codec::log_id),
+            commit: rpc.leader_commit.as_ref().map(codec::log_id),
+            entries: rpc.entries.iter().map(codec::entry).collect(),
+        };
+        let sent = self.clock.boot();
+        let answer: wire::AppendAnswer =
+            self.link.request(Method::RaftAppend, &message, option.hard_ttl()).await.map_err(unreachable)?;
+        use wire::append_answer::Outcome;
+        let response = match answer.outcome {
+            Some(Outcome::Success(_)) => AppendEntriesResponse::Success,
+            Some(Outcome::Partial(id)) => AppendEntriesResponse::PartialSuccess(Some(codec::from_log_id(&id))),
+            Some(Outcome::Conflict(_)) => AppendEntriesResponse::Conflict,
+            Some(Outcome::HigherVote(vote)) => return Ok(AppendEntriesResponse::HigherVote(codec::from_vote(&vote))),
+            None if answer.partial_none => AppendEntriesResponse::PartialSuccess(None),
+            None => return Err(malformed("an answer to AppendEntries has no outcome")),
+        };
+        // A conflict, too, comes from a follower that took this leader's vote for good.
+        lock(&self.acknowledged).record(rpc.vote.leader_id.term, self.target, sent);
+        Ok(response)
+    }
+
+    async fn vote(&mut self, rpc: VoteRequest<u64>, option: RPCOption) -> RpcResult<VoteResponse<u64>> {
+        let message = wire::VoteRequest {
+            group: self.group,
+            vote: Some(codec::vote(&rpc.vote)),
+            last: rpc.last_log_id.as_ref().map(codec::log_id),
+        };
+        let answer: wire::VoteAnswer =
+            self.link.request(Method::RaftVote, &message, option.hard_ttl()).await.map_err(unreachable)?;
+        let vote = answer.vote.ok_or_else(|| malformed("an answer to a vote request has no vote"))?;
+        Ok(VoteResponse {
+            vote: codec::from_vote(&vote),
+            vote_granted: answer.granted,
+            last_log_id: answer.last.as_ref().map(codec::from_log_id),
+        })
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote<u64>,
+        snapshot: Snapshot<TypeConfig>,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<u64>, StreamingError<TypeConfig, Fatal<u64>>> {
+        tokio::select! {
+            sent = self.send(vote, snapshot) => sent,
+            closed = cancel => Err(StreamingError::Closed(closed)),
+        }
+    }
+
+    fn backoff(&self) -> Backoff {
+        Backoff::new(std::iter::repeat(Duration::from_millis(100)))
+    }
+}
+
+impl PeerLink {
+    async fn call(
+        &self,
+        method: Method,
+        message: &impl Message,
+        timeout: Duration,
+    ) -> Result<wire::SnapshotAnswer, StreamingError<TypeConfig, Fatal<u64>>> {
+        let failed = |f: CallFailure| StreamingError::Unreachable(Unreachable::new(&f));
+        self.link.request(method, message, timeout).await.map_err(failed)
+    }
+
+    async fn send(
+        &self,
+        vote: Vote<u64>,
+        snapshot: Snapshot<TypeConfig>,
+    ) -> Result<SnapshotResponse<u64>, StreamingError<TypeConfig, Fatal<u64>>> {
+        let failed = |what: String| StreamingError::Network(NetworkError::new(&AnyError::error(what)));
+        let SnapshotSource::Pinned(pin) = *snapshot.snapshot else {
+            return Err(failed("a received snapshot can't be sent on".into()));
+        };
+        let mut pin = lock(&pin).take().ok_or_else(|| failed("the snapshot was sent before".into()))?;
+        let answered = |answer: wire::SnapshotAnswer| {
+            let vote = answer.vote.map(|v| codec::from_vote(&v)).unwrap_or_default();
+            (SnapshotResponse { vote }, answer.accepted)
+        };
+        let begin = wire::SnapshotBegin {
+            group: self.group,
+            vote: Some(codec::vote(&vote)),
+            last: snapshot.meta.last_log_id.as_ref().map(codec::log_id),
+            membership: Some(codec::stored_membership(&snapshot.meta.last_membership)),
+            id: snapshot.meta.snapshot_id.clone(),
+        };
+        tracing::info!(target = self.target, id = begin.id, "sending a snapshot");
+        let (response, accepted) = answered(self.call(Method::RaftSnapshotBegin, &begin, PAGE_TIMEOUT).await?);
+        if !accepted {
+            return Ok(response);
+        }
+        let mut digest = PagesDigest::new();
+        let mut pages = 0;
+        loop {
+            let (back, page) = self.blocking.run(move || { let page = pin.page(PAGE_BYTES); (pin, page) }).await;
+            pin = back;
+            let page: Vec<(Bytes, Bytes)> = page.map_err(|e| failed(e.to_string()))?;
+            if page.is_empty() {
+                break;
+            }
+            digest.take(&page);
+            let pairs = page.into_iter().map(|(key, value)| wire::Pair { key, value }).collect();
+            let message = wire::SnapshotPage { group: self.group, id: begin.id.clone(), sequence: pages, pairs };
+            pages += 1;
+            let (response, accepted) = answered(self.call(Method::RaftSnapshotPage, &message, PAGE_TIMEOUT).await?);
+            if !accepted {
+                return Ok(response);
+            }
+        }
+        let end = wire::SnapshotEnd {
+            group: self.group,
+            id: begin.id.clone(),
+            pages,
+            digest: digest.value(),
+            vote: Some(codec::vote(&vote)),
+        };
+        let (response, accepted) = answered(self.call(Method::RaftSnapshotEnd, &end, INSTALL_TIMEOUT).await?);
+        tracing::info!(target = self.target, id = end.id, pages, accepted, "sent a snapshot");
+        Ok(response)
+    }
+}

@@ -1,0 +1,230 @@
+//! Three masters in one process: real Raft, log and store over simulated disks, and sockets on loopback.
+#![allow(dead_code, clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use mooseng_embedded::{Embedded, EmbeddedTransaction, MemoryBase, Options};
+use mooseng_ports::clock::OsClock;
+use mooseng_ports::disk::sim::SimDisk;
+use mooseng_raft::{Member, RaftConfig, RaftNode, Timings};
+use mooseng_store::conformance::Harness;
+use mooseng_store::{Store, Transaction};
+use mooseng_transport::{Answer, Blocking, Incoming, Limits, Network, PlainNetwork, Service, Services, call_error, serve};
+use mooseng_wire::call::{CallError, ErrorCode};
+use mooseng_wire::{Identity, Role};
+use tokio_util::sync::CancellationToken;
+
+/// A running master.
+#[derive(Clone)]
+pub struct Master {
+    pub raft: RaftNode,
+    pub embedded: Embedded,
+    stop: CancellationToken,
+}
+
+/// One that may be down.
+pub struct Slot {
+    pub id: u64,
+    pub disk: SimDisk,
+    pub address: String,
+    /// None while it is down.
+    pub running: Option<Master>,
+}
+
+type Port = Arc<Mutex<Option<RaftNode>>>;
+
+struct Door(Port);
+
+#[async_trait]
+impl Service for Door {
+    async fn call(&self, incoming: Incoming) -> Result<Answer, CallError> {
+        let raft = self.0.lock().unwrap().clone();
+        match raft {
+            Some(raft) => raft.handle(incoming).await,
+            None => Err(call_error(ErrorCode::Unavailable, "starting")),
+        }
+    }
+}
+
+/// The group. Clones share it.
+#[derive(Clone)]
+pub struct Group {
+    pub slots: Arc<RwLock<Vec<Slot>>>,
+    pub entries_between_snapshots: u64,
+}
+
+fn network(id: u64) -> PlainNetwork {
+    PlainNetwork::new(Identity { cluster: "t".into(), region: "r".into(), role: Role::Master, name: format!("m{id}") })
+}
+
+impl Group {
+    /// `n` masters, the first of which begins the group.
+    pub async fn new(n: u64) -> Self {
+        Self::with(n, 1_000_000).await
+    }
+
+    pub async fn with(n: u64, entries_between_snapshots: u64) -> Self {
+        let mut slots = Vec::new();
+        for id in 1..=n {
+            // The port is taken once to learn a free one, and again by whoever starts there.
+            let address = network(id).listen("127.0.0.1:0").await.unwrap().local_address();
+            slots.push(Slot { id, disk: SimDisk::default(), address, running: None });
+        }
+        let group = Self { slots: Arc::new(RwLock::new(slots)), entries_between_snapshots };
+        for id in 1..=n {
+            group.start(id).await;
+        }
+        group.master(1).raft.initialize(group.members()).await.unwrap();
+        group.leader().await;
+        group
+    }
+
+    pub fn members(&self) -> BTreeMap<u64, Member> {
+        self.slots.read().unwrap().iter().map(|s| (s.id, self.member(s))).collect()
+    }
+
+    fn member(&self, slot: &Slot) -> Member {
+        Member { name: format!("m{}", slot.id), address: slot.address.clone(), zone: format!("z{}", slot.id) }
+    }
+
+    pub fn master(&self, id: u64) -> Master {
+        self.slots.read().unwrap()[id as usize - 1].running.clone().unwrap()
+    }
+
+    /// Adds a master that is no member yet.
+    pub async fn add(&self) -> (u64, Member) {
+        let id = self.slots.read().unwrap().len() as u64 + 1;
+        let address = network(id).listen("127.0.0.1:0").await.unwrap().local_address();
+        let slot = Slot { id, disk: SimDisk::default(), address, running: None };
+        let member = self.member(&slot);
+        self.slots.write().unwrap().push(slot);
+        self.start(id).await;
+        (id, member)
+    }
+
+    pub async fn start(&self, id: u64) {
+        let (disk, address) = {
+            let slots = self.slots.read().unwrap();
+            (slots[id as usize - 1].disk.clone(), slots[id as usize - 1].address.clone())
+        };
+        let disk: Arc<dyn mooseng_ports::disk::Disk> = Arc::new(disk);
+        let base = MemoryBase::on_disk(disk.clone(), Path::new("/store")).unwrap();
+        let embedded = Embedded::open(Arc::new(base), Options::default()).unwrap();
+        let listener = loop {
+            match network(id).listen(&address).await {
+                Ok(listener) => break listener,
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        };
+        let port = Port::default();
+        let stop = CancellationToken::new();
+        let services = Services { stream: Arc::new(Door(port.clone())), grpc: None, allow: |_, _| Ok(()) };
+        tokio::spawn(serve(listener, services, Limits::default(), stop.clone()));
+        let mut config = RaftConfig::new(id, &format!("m{id}"), &address, &format!("z{id}"), PathBuf::from("/raft"));
+        config.timings = Timings {
+            heartbeat: Duration::from_millis(60),
+            election_min: Duration::from_millis(300),
+            election_max: Duration::from_millis(500),
+        };
+        config.entries_between_snapshots = self.entries_between_snapshots;
+        config.entries_kept = 20;
+        config.wal.segment_bytes = 256 << 10;
+        let raft =
+            RaftNode::start(config, disk, Blocking::Inline, Arc::new(OsClock), Arc::new(network(id)), embedded.clone());
+        let raft = raft.await.unwrap();
+        *port.lock().unwrap() = Some(raft.clone());
+        self.slots.write().unwrap()[id as usize - 1].running = Some(Master { raft, embedded, stop });
+    }
+
+    /// Ends a master as kill -9 does; with `power` its disk loses what wasn't flushed, too.
+    pub async fn kill(&self, id: u64, power: bool) {
+        let (master, disk) = {
+            let mut slots = self.slots.write().unwrap();
+            (slots[id as usize - 1].running.take().unwrap(), slots[id as usize - 1].disk.clone())
+        };
+        master.stop.cancel();
+        if power {
+            disk.crash(|_| 0);
+        }
+        master.raft.shutdown().await;
+    }
+
+    pub fn leader_now(&self) -> Option<u64> {
+        let slots = self.slots.read().unwrap();
+        let leading = |s: &&Slot| s.running.as_ref().is_some_and(|m| m.raft.is_leading());
+        let leaders: Vec<u64> = slots.iter().filter(leading).map(|s| s.id).collect();
+        assert!(leaders.len() <= 1, "two masters hold the lease: {leaders:?}");
+        leaders.first().copied()
+    }
+
+    pub async fn leader(&self) -> u64 {
+        for _ in 0..3000 {
+            if let Some(id) = self.leader_now() {
+                return id;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("no leader within 30 s");
+    }
+
+    /// Waits until every running master has applied what the leader has, and compares their states.
+    pub async fn converge(&self) {
+        let leader = self.leader().await;
+        let target = self.master(leader).embedded.position().index;
+        let ids: Vec<u64> = {
+            let slots = self.slots.read().unwrap();
+            slots.iter().filter(|s| s.running.is_some()).map(|s| s.id).collect()
+        };
+        for id in &ids {
+            for _ in 0..3000 {
+                if self.master(*id).embedded.position().index >= target {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+        let digest = |id: &u64| self.master(*id).embedded.state_digest().unwrap();
+        let digests: Vec<u64> = ids.iter().map(digest).collect();
+        assert!(digests.windows(2).all(|w| w[0] == w[1]), "masters differ: {ids:?} {digests:x?}");
+    }
+
+    pub async fn put(&self, key: &str, value: &str) {
+        loop {
+            let store = self.begin_somewhere();
+            store.set(key.as_bytes(), value.as_bytes());
+            match store.commit().await {
+                Ok(_) => return,
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        }
+    }
+
+    fn begin_somewhere(&self) -> EmbeddedTransaction {
+        let leader = self.leader_now();
+        let slots = self.slots.read().unwrap();
+        let running = slots.iter().find(|s| s.running.is_some() && leader.is_none_or(|l| l == s.id));
+        running.unwrap().running.as_ref().unwrap().embedded.begin()
+    }
+}
+
+impl Store for Group {
+    type Transaction = EmbeddedTransaction;
+    fn begin(&self) -> EmbeddedTransaction {
+        self.begin_somewhere()
+    }
+}
+
+impl Harness for Group {
+    type Store = Self;
+    fn store(&self) -> Self {
+        self.clone()
+    }
+    async fn expire(&self) {
+        let leader = self.leader().await;
+        self.master(leader).embedded.expire().unwrap();
+    }
+}
