@@ -30,9 +30,7 @@ use bytes::Bytes;
 
 use crate::KeyRange;
 
-/// A change whose outcome doesn't depend on anything: what logs and bases hold.
-///
-/// Within one version, changes of single keys win over clears of ranges: engines put the clears first.
+/// A change whose outcome doesn't depend on anything: what logs and bases hold. Changes are made in order, also within one version.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     /// The key has this value.
