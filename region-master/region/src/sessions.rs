@@ -180,6 +180,11 @@ impl SessionTable {
         *self = Self::new(self.limits);
     }
 
+    /// What the store has of a session in the table.
+    pub fn recorded(&self, id: SessionId) -> Option<&Recorded> {
+        self.sessions.get(&id).map(|s| &s.recorded)
+    }
+
     /// Whether another session may be opened.
     pub fn has_room(&self) -> Result<(), Refusal> {
         if self.sessions.len() >= self.limits.sessions_max {
@@ -221,8 +226,14 @@ impl SessionTable {
         opens: impl IntoIterator<Item = (InodeId, u64)>,
     ) -> Result<Vec<InodeId>, Refusal> {
         let id = recorded.session;
-        if !self.sessions.contains_key(&id) {
-            self.has_room()?;
+        match self.sessions.get(&id) {
+            None => self.has_room()?,
+            // Two comebacks overtook each other: the newer life is the one on record.
+            Some(there) if there.recorded.incarnation > recorded.incarnation => {
+                let newest = there.recorded.incarnation;
+                return Err(Refusal::Incarnation { session: id, asked: recorded.incarnation, newest });
+            }
+            Some(_) => {}
         }
         let mut kept = BTreeMap::new();
         let mut lost = Vec::new();

@@ -1,1 +1,40 @@
-//! Skeleton.
+//! A region-master: sessions and filesystem requests of clients, the region's chunkservers, Raft with its fellows.
+//!
+//! ```text
+//!  client --frames--> service -> sessions, fs --Driver--> Embedded <--Raft--> other masters
+//!                                  |    \-> seals ----frames---> chunkserver
+//!  chunkserver --gRPC--> rpc ---> desk (sessions, registry, ids, keys)
+//!  admin ------gRPC--> rpc -> status            ^
+//!                                   lead (housekeeping of the leader)
+//! ```
+//!
+//! - [`MasterServer`]: starts and stops it, over ports.
+//! - [`config`]: its configuration.
+//! - [`master`]: its parts, and whether an answer may leave.
+//! - [`desk`]: what it keeps in memory.
+//! - [`lead`]: what a leader does besides answering.
+//! - [`service`], [`sessions`], [`fs`]: the framed stream. [`rpc`], [`status`]: gRPC.
+//! - [`seals`], [`places`], [`tickets`], [`ids`], [`records`]: chunks' ends, their addresses and tickets, fresh ids, own transactions.
+//! - [`errors`]: what callers are told. [`metrics`]: figures.
+
+pub mod config;
+pub mod desk;
+pub mod errors;
+pub mod fs;
+pub mod ids;
+pub mod lead;
+pub mod master;
+pub mod metrics;
+pub mod places;
+pub mod records;
+pub mod rpc;
+pub mod seals;
+pub mod server;
+pub mod service;
+pub mod sessions;
+pub mod status;
+pub mod tickets;
+
+pub use config::{ConfigError, MasterConfig, MemberConfig, RaftConfig};
+pub use errors::not_built;
+pub use server::{MasterServer, Ports, StartError};

@@ -1,2 +1,81 @@
-//! Skeleton.
-fn main() {}
+//! The daemon `mooseng-master`: parse, wire, run.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use clap::Parser;
+use mooseng_embedded::FjallBase;
+use mooseng_master::{MasterConfig, MasterServer, Ports};
+use mooseng_ports::clock::OsClock;
+use mooseng_ports::disk::os::OsDisk;
+use mooseng_transport::{Blocking, TlsNetwork, observe};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// Serves the metadata of a MooseNG region.
+#[derive(Parser)]
+#[command(name = "mooseng-master", version)]
+struct Arguments {
+    /// The configuration file (TOML).
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Checks the configuration and exits.
+    #[arg(long)]
+    check_config: bool,
+    /// Prints the configuration with its defaults and exits.
+    #[arg(long)]
+    print_config: bool,
+}
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    let path = &arguments.config;
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("the configuration {} can't be read", path.display()))?;
+    let config = MasterConfig::parse(&text).with_context(|| format!("in {}", path.display()))?;
+    if arguments.print_config {
+        print!("{}", toml::to_string(&config)?);
+        return Ok(());
+    }
+    if arguments.check_config {
+        println!("{} is well", path.display());
+        return Ok(());
+    }
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(config))
+}
+
+async fn run(config: MasterConfig) -> anyhow::Result<()> {
+    observe::init_logging(&config.log).context("the setting `log` is wrong")?;
+    let Some(tls) = config.tls.clone() else {
+        bail!("the setting `tls` is missing: a master speaks mutual TLS only; give cert, key and ca");
+    };
+    let network = Arc::new(TlsNetwork::load(tls).context("the setting `tls` is wrong")?);
+    let shutdown = CancellationToken::new();
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let http = config.http_listen.clone();
+    let directory = config.state_dir.join("store");
+    let base = FjallBase::open(&directory).with_context(|| {
+        format!("the metadata store below state_dir = {:?} can't be opened", config.state_dir)
+    })?;
+    let ports = Ports {
+        network,
+        disk: Arc::new(OsDisk),
+        blocking: Blocking::Pool,
+        clock: Arc::new(OsClock),
+        base: Arc::new(base),
+    };
+    let server = MasterServer::start(config, ports, shutdown.clone()).await?;
+    if let Some(http) = http {
+        observe::serve_http(&http, server.metrics(), server.readiness(), shutdown.clone())
+            .await
+            .with_context(|| format!("metrics and health can't be served on http_listen = {http:?}"))?;
+    }
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping");
+    server.stop().await;
+    Ok(())
+}

@@ -52,6 +52,8 @@ fn a_session_is_its_identitys_and_its_newest_incarnations() {
     assert_eq!(t.comeback(at(1), S, I, ME), Ok(Comeback::Repeat(newest)));
     assert!(t.comeback(at(1), S, Incarnation(3), ME).is_err());
     assert!(matches!(t.comeback(at(1), S, I, "other"), Err(Refusal::Foreign { .. })));
+    assert!(t.admit(at(1), recorded(1, 1), []).is_err(), "an older life doesn't replace a newer one");
+    t.admit(at(1), recorded(1, 3), []).unwrap();
 }
 
 #[test]

@@ -1,0 +1,307 @@
+//! The daemon's configuration: one struct, read from TOML, checked once.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use mooseng_transport::TlsFiles;
+use mooseng_transport::observe::LogConfig;
+use mooseng_wire::is_identity_word;
+use serde::{Deserialize, Serialize};
+
+/// Configuration of a mooseng-master.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct MasterConfig {
+    /// This master's name: the last word of its SPIFFE id.
+    pub name: String,
+    /// Its number in the Raft group, from 1; never given twice.
+    pub id: u64,
+    /// The region.
+    pub region: String,
+    /// The cluster.
+    pub cluster: String,
+    /// The zone that this machine is in.
+    #[serde(default)]
+    pub zone: String,
+    /// Address and port to listen on.
+    pub listen: String,
+    /// How others reach this master; `listen` where it isn't given.
+    #[serde(default)]
+    pub advertise: String,
+    /// Directory of the Raft log and the metadata store.
+    pub state_dir: PathBuf,
+    /// Loopback address of /metrics, /healthz and /readyz; not served where it isn't given.
+    #[serde(default)]
+    pub http_listen: Option<String>,
+    /// Certificate files.
+    #[serde(default)]
+    pub tls: Option<TlsFiles>,
+    /// The group's first members, this one included. The one with the lowest id makes the group when it is empty.
+    #[serde(default)]
+    pub members: Vec<MemberConfig>,
+    /// Copies of a chunk.
+    #[serde(default = "two")]
+    pub copies: usize,
+    /// Writes wait below this many.
+    #[serde(default = "two")]
+    pub min_copies: usize,
+    /// How long a session lives without a renewal.
+    #[serde(default = "session_lease_ms")]
+    pub session_lease_ms: u64,
+    /// Raft's times.
+    #[serde(default)]
+    pub raft: RaftConfig,
+    /// Logging.
+    #[serde(default)]
+    pub log: LogConfig,
+}
+
+/// A member of the Raft group.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct MemberConfig {
+    /// Its number.
+    pub id: u64,
+    /// Its name.
+    pub name: String,
+    /// How others reach it.
+    pub address: String,
+    /// Its zone.
+    #[serde(default)]
+    pub zone: String,
+}
+
+/// Raft's times, in milliseconds.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields, default)]
+pub struct RaftConfig {
+    /// Between heartbeats.
+    pub heartbeat_ms: u64,
+    /// A follower waits at least so long for its leader.
+    pub election_min_ms: u64,
+    /// And at most so long.
+    pub election_max_ms: u64,
+}
+
+impl Default for RaftConfig {
+    fn default() -> Self {
+        Self { heartbeat_ms: 150, election_min_ms: 600, election_max_ms: 1200 }
+    }
+}
+
+fn two() -> usize {
+    2
+}
+
+fn session_lease_ms() -> u64 {
+    10_000
+}
+
+/// A setting that can't work.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum ConfigError {
+    /// The text isn't a configuration.
+    #[error("the configuration can't be read: {0}")]
+    Syntax(String),
+    /// A setting's value can't work.
+    #[error("the setting `{setting}` is wrong: {problem}")]
+    Setting {
+        /// Its key.
+        setting: String,
+        /// What is wrong, and what would be right.
+        problem: String,
+    },
+}
+
+fn wrong(setting: &str, problem: impl Into<String>) -> ConfigError {
+    ConfigError::Setting { setting: setting.to_owned(), problem: problem.into() }
+}
+
+impl MasterConfig {
+    /// Reads and checks a configuration.
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        let mut config: Self =
+            toml::from_str(text).map_err(|e| ConfigError::Syntax(with_suggestion(&e.to_string())))?;
+        if config.advertise.is_empty() {
+            config.advertise.clone_from(&config.listen);
+        }
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Refuses what can't work, naming the setting.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        for (setting, word) in [("name", &self.name), ("region", &self.region), ("cluster", &self.cluster)] {
+            if !is_identity_word(word) {
+                let problem = format!("{word:?} isn't a word of letters, digits, '-', '_' and '.'");
+                return Err(wrong(setting, problem));
+            }
+        }
+        if self.id == 0 {
+            return Err(wrong("id", "0 isn't a master's number; count from 1"));
+        }
+        for (setting, address) in [("listen", &self.listen), ("advertise", &self.advertise)] {
+            address_is_well(setting, address)?;
+        }
+        if let Some(address) = &self.http_listen {
+            address_is_well("http_listen", address)?;
+        }
+        if self.advertise.starts_with("0.0.0.0:") || self.advertise.starts_with("[::]:") {
+            return Err(wrong("advertise", "others can't reach a wildcard address; give this machine's own"));
+        }
+        self.members_are_well()?;
+        if self.copies == 0 {
+            return Err(wrong("copies", "a chunk needs at least one copy"));
+        }
+        if self.min_copies == 0 || self.min_copies > self.copies {
+            let problem = format!("it must lie between 1 and `copies`, which is {}", self.copies);
+            return Err(wrong("min_copies", problem));
+        }
+        if self.session_lease_ms < 1_000 {
+            return Err(wrong(
+                "session_lease_ms",
+                "less than a second leaves no time for a failover; 10000 is usual",
+            ));
+        }
+        self.raft_is_well()?;
+        Ok(())
+    }
+
+    fn members_are_well(&self) -> Result<(), ConfigError> {
+        let mut ids = BTreeSet::new();
+        let mut addresses = BTreeSet::new();
+        for member in &self.members {
+            if member.id == 0 || !ids.insert(member.id) {
+                return Err(wrong("members", format!("the id {} is 0 or given twice", member.id)));
+            }
+            address_is_well("members", &member.address)?;
+            if !addresses.insert(&member.address) {
+                return Err(wrong("members", format!("the address {} is given twice", member.address)));
+            }
+            if member.id == self.id && member.name != self.name {
+                let problem = format!("id {} is {:?} there and {:?} here", member.id, member.name, self.name);
+                return Err(wrong("members", problem));
+            }
+        }
+        Ok(())
+    }
+
+    fn raft_is_well(&self) -> Result<(), ConfigError> {
+        let raft = &self.raft;
+        if raft.heartbeat_ms == 0 {
+            return Err(wrong("raft.heartbeat_ms", "it is zero; 150 is usual"));
+        }
+        if raft.election_min_ms < raft.heartbeat_ms * 2 {
+            return Err(wrong("raft.election_min_ms", "it must be at least twice raft.heartbeat_ms"));
+        }
+        if raft.election_max_ms <= raft.election_min_ms {
+            return Err(wrong("raft.election_max_ms", "it must be more than raft.election_min_ms"));
+        }
+        Ok(())
+    }
+
+    /// The session lease.
+    pub fn session_lease(&self) -> Duration {
+        Duration::from_millis(self.session_lease_ms)
+    }
+
+    /// Whether this master makes the group when there is none: it has the lowest id of the first members.
+    pub fn makes_the_group(&self) -> bool {
+        self.members.iter().map(|m| m.id).min() == Some(self.id)
+    }
+}
+
+fn address_is_well(setting: &str, address: &str) -> Result<(), ConfigError> {
+    let port = address
+        .rsplit_once(':')
+        .and_then(|(host, port)| if host.is_empty() { None } else { port.parse::<u16>().ok() });
+    if port.is_none() {
+        return Err(wrong(setting, format!("{address:?} isn't an address of the form host:port")));
+    }
+    Ok(())
+}
+
+/// Adds the likely right key to serde's complaint about an unknown one.
+fn with_suggestion(message: &str) -> String {
+    let mut words = message.split('`').skip(1).step_by(2);
+    let unknown = message.contains("unknown field").then(|| words.next()).flatten();
+    let nearest = unknown.and_then(|unknown| {
+        words.map(|w| (distance(unknown, w), w)).min().filter(|(d, w)| *d <= 1 + w.len() / 3)
+    });
+    match nearest {
+        Some((_, right)) => format!("{message}\nDid you mean `{right}`?"),
+        None => message.to_owned(),
+    }
+}
+
+/// Levenshtein's.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, ca) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, cb) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(ca != *cb);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+name = "m1"
+id = 1
+region = "eu"
+cluster = "c"
+listen = "127.0.0.1:7001"
+state_dir = "/var/lib/mooseng"
+[[members]]
+id = 1
+name = "m1"
+address = "127.0.0.1:7001"
+"#;
+
+    #[test]
+    fn a_good_one_has_defaults() {
+        let config = MasterConfig::parse(GOOD).unwrap();
+        assert_eq!((config.copies, config.min_copies, config.advertise.as_str()), (2, 2, "127.0.0.1:7001"));
+        assert!(config.makes_the_group());
+        let printed = toml::to_string(&config).unwrap();
+        assert_eq!(MasterConfig::parse(&printed).unwrap(), config, "what is printed can be read");
+    }
+
+    #[test]
+    fn a_typo_suggests_the_right_key() {
+        let text = GOOD.replace("listen", "listn");
+        let error = MasterConfig::parse(&text).unwrap_err().to_string();
+        assert!(error.contains("Did you mean `listen`?"), "{error}");
+    }
+
+    #[test]
+    fn errors_name_the_setting() {
+        let table = [
+            ("id = 1\nregion", "id = 0\nregion", "`id`"),
+            ("127.0.0.1:7001\"\nstate", "7001\"\nstate", "`listen`"),
+            ("127.0.0.1:7001\"\nstate", "0.0.0.0:7001\"\nstate", "`advertise`"),
+            ("name = \"m1\"\nid = 1\nregion", "name = \"mx\"\nid = 1\nregion", "`members`"),
+            ("cluster = \"c\"", "cluster = \"\"", "`cluster`"),
+            ("cluster", "copies = 1\ncluster", "`min_copies`"),
+            ("cluster", "session_lease_ms = 5\ncluster", "`session_lease_ms`"),
+        ];
+        for (from, to, setting) in table {
+            let text = GOOD.replacen(from, to, 1);
+            assert_ne!(text, GOOD);
+            let error = MasterConfig::parse(&text).unwrap_err().to_string();
+            assert!(error.contains(setting), "{to}: {error}");
+        }
+        let text = format!("{GOOD}[raft]\nheartbeat_ms = 500\n");
+        assert!(MasterConfig::parse(&text).unwrap_err().to_string().contains("raft.election_min_ms"));
+    }
+}

@@ -1,0 +1,228 @@
+//! What a master keeps in memory beside the store: sessions, chunkservers, fresh ids, ticket keys, seals to be told. One mutex with short
+//! sections and no waiting inside owns it.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use mooseng_chunk::ticket::Key;
+use mooseng_ports::clock::BootTime;
+use mooseng_region::registry::{self, Beat, BeatRefused, CopyFacts, DiskFacts, Registry};
+use mooseng_region::sessions::{self, SessionTable};
+use mooseng_wire::ChunkId;
+use mooseng_wire::admin::{ChunkReport, HeartbeatRequest, SealCommand};
+
+use crate::ids::IdPool;
+
+/// Seals that wait to be told to one chunkserver at most. Beyond it they wait for its next inventory.
+const SEALS_PER_SERVER_MAX: usize = 10_000;
+/// Commands in one heartbeat's answer.
+const COMMANDS_MAX: usize = 256;
+/// Unsealed copies from inventories that wait for a look at their records. Beyond it they wait for the next inventory.
+const UNSEALED_MAX: usize = 100_000;
+
+/// Chunks by how many of their copies can be reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ChunkCounts {
+    /// All.
+    pub chunks: u64,
+    /// Fewer than `copies`, those without any included.
+    pub endangered: u64,
+    /// None.
+    pub unavailable: u64,
+}
+
+/// A seal that a chunkserver has yet to hear of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seal {
+    /// Where appends end.
+    pub length: u64,
+    /// The home epoch.
+    pub epoch: u64,
+}
+
+/// A master's memory.
+pub struct Desk {
+    /// The term in which this master leads and has read what it needs; none while it doesn't serve.
+    pub serving: Option<u64>,
+    /// Sessions. Only a leader's are true.
+    pub sessions: SessionTable,
+    /// Chunkservers. Every master's own.
+    pub registry: Registry,
+    /// Fresh ids.
+    pub ids: IdPool,
+    /// Ticket keys, newest first.
+    pub keys: Vec<Key>,
+    /// The result of the last complete scan.
+    pub counts: ChunkCounts,
+    /// Seals by chunkserver.
+    seals: BTreeMap<String, BTreeMap<ChunkId, Seal>>,
+    /// Copies that an inventory calls unsealed.
+    unsealed: VecDeque<(String, ChunkId)>,
+}
+
+impl Desk {
+    /// An empty one.
+    pub fn new(sessions: sessions::Limits) -> Self {
+        Self {
+            serving: None,
+            sessions: SessionTable::new(sessions),
+            registry: Registry::new(registry::Limits::default()),
+            ids: IdPool::default(),
+            keys: Vec::new(),
+            counts: ChunkCounts::default(),
+            seals: BTreeMap::new(),
+            unsealed: VecDeque::new(),
+        }
+    }
+
+    /// Forgets what only a leader may know.
+    pub fn follow(&mut self) {
+        self.serving = None;
+        self.sessions.follow();
+        self.ids = IdPool::default();
+        self.seals.clear();
+        self.counts = ChunkCounts::default();
+    }
+
+    /// Takes a heartbeat in. Answers whether an inventory is wanted.
+    pub fn beat(&mut self, now: BootTime, request: HeartbeatRequest) -> Result<bool, BeatRefused> {
+        let name = request.chunkserver.clone();
+        let (page, more) = (request.inventory_page, request.more);
+        let reports: Vec<ChunkReport> = request.inventory.clone();
+        let beaten = self.registry.beat(now, beat_of(request))?;
+        if !page {
+            return Ok(beaten.want_inventory);
+        }
+        for report in reports.iter().filter(|r| !r.sealed) {
+            if self.unsealed.len() < UNSEALED_MAX {
+                self.unsealed.push_back((name.clone(), ChunkId(report.chunk)));
+            }
+        }
+        let copies = reports
+            .into_iter()
+            .map(|r| (ChunkId(r.chunk), CopyFacts { length: r.length, sealed: r.sealed, epoch: r.epoch }));
+        let complete = self.registry.inventory(now, &name, copies, more);
+        Ok(!complete)
+    }
+
+    /// Copies that an inventory called unsealed, to be compared with their records.
+    pub fn take_unsealed(&mut self, most: usize) -> Vec<(String, ChunkId)> {
+        let n = self.unsealed.len().min(most);
+        self.unsealed.drain(..n).collect()
+    }
+
+    /// A chunkserver has to hear of a seal.
+    pub fn want_seal(&mut self, chunkserver: &str, chunk: ChunkId, seal: Seal) {
+        let waiting = self.seals.entry(chunkserver.to_owned()).or_default();
+        if waiting.len() < SEALS_PER_SERVER_MAX {
+            waiting.insert(chunk, seal);
+        }
+    }
+
+    /// It has.
+    pub fn sealed(&mut self, chunkserver: &str, chunk: ChunkId) {
+        if let Some(waiting) = self.seals.get_mut(chunkserver) {
+            waiting.remove(&chunk);
+            if waiting.is_empty() {
+                self.seals.remove(chunkserver);
+            }
+        }
+    }
+
+    /// Whether a seal still waits for a chunkserver.
+    pub fn seal_waits(&self, chunkserver: &str, chunk: ChunkId) -> bool {
+        self.seals.get(chunkserver).is_some_and(|waiting| waiting.contains_key(&chunk))
+    }
+
+    /// How many seals wait.
+    pub fn seals_waiting(&self) -> usize {
+        self.seals.values().map(BTreeMap::len).sum()
+    }
+
+    /// The seals that go with a heartbeat's answer. A lost answer is made up for by the next inventory.
+    pub fn take_seals(&mut self, chunkserver: &str) -> Vec<SealCommand> {
+        let Some(waiting) = self.seals.get_mut(chunkserver) else { return Vec::new() };
+        let chosen: Vec<ChunkId> = waiting.keys().take(COMMANDS_MAX).copied().collect();
+        let mut commands = Vec::with_capacity(chosen.len());
+        for chunk in chosen {
+            if let Some(seal) = waiting.remove(&chunk) {
+                commands.push(SealCommand { chunk: chunk.0, epoch: seal.epoch, length: seal.length });
+            }
+        }
+        if waiting.is_empty() {
+            self.seals.remove(chunkserver);
+        }
+        commands
+    }
+
+    /// Names of the chunkservers whose heartbeats come.
+    pub fn alive(&self, now: BootTime) -> BTreeSet<String> {
+        let alive = |s: &&registry::Chunkserver| {
+            s.liveness(now, self.registry.limits()) == mooseng_region::Liveness::Alive
+        };
+        self.registry.iter().filter(alive).map(|s| s.beat.name.clone()).collect()
+    }
+}
+
+fn beat_of(request: HeartbeatRequest) -> Beat {
+    let disk = |d: mooseng_wire::admin::DiskReport| DiskFacts {
+        path: d.path,
+        id: d.id,
+        bytes_total: d.bytes_total,
+        bytes_free: d.bytes_free,
+        bytes_used: d.bytes_used,
+        chunks: d.chunks,
+        writable: d.writable,
+        error: d.error,
+    };
+    Beat {
+        name: request.chunkserver,
+        address: request.address,
+        zone: request.zone,
+        rack: request.rack,
+        labels: request.labels.into_iter().collect(),
+        disks: request.disks.into_iter().map(disk).collect(),
+        incarnation: request.incarnation,
+        highest_epoch: request.highest_epoch,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seals_wait_for_their_chunkserver() {
+        let mut desk = Desk::new(sessions::Limits::default());
+        let seal = Seal { length: 5, epoch: 1 };
+        desk.want_seal("a", ChunkId(1), seal);
+        desk.want_seal("a", ChunkId(2), seal);
+        desk.want_seal("b", ChunkId(1), seal);
+        desk.sealed("a", ChunkId(2));
+        assert!(desk.take_seals("c").is_empty());
+        assert_eq!(desk.take_seals("a"), vec![SealCommand { chunk: 1, epoch: 1, length: 5 }]);
+        assert!(desk.take_seals("a").is_empty());
+        assert_eq!(desk.seals_waiting(), 1);
+        desk.follow();
+        assert_eq!(desk.seals_waiting(), 0);
+    }
+
+    #[test]
+    fn an_inventorys_unsealed_copies_are_looked_at() {
+        let mut desk = Desk::new(sessions::Limits::default());
+        let report = |chunk, sealed| ChunkReport { chunk, length: 9, sealed, epoch: 1 };
+        let request = |page, inventory, more| HeartbeatRequest {
+            chunkserver: "a".into(),
+            inventory_page: page,
+            inventory,
+            more,
+            ..HeartbeatRequest::default()
+        };
+        let now = BootTime::default();
+        assert!(desk.beat(now, request(false, vec![], false)).unwrap());
+        assert!(desk.beat(now, request(true, vec![report(1, true), report(2, false)], true)).unwrap());
+        assert!(!desk.beat(now, request(true, vec![report(3, false)], false)).unwrap());
+        assert!(!desk.beat(now, request(false, vec![], false)).unwrap());
+        assert_eq!(desk.take_unsealed(1), vec![("a".to_owned(), ChunkId(2))]);
+        assert_eq!(desk.take_unsealed(9), vec![("a".to_owned(), ChunkId(3))]);
+    }
+}

@@ -1,0 +1,229 @@
+//! Filesystem requests of sessions.
+
+use std::collections::BTreeSet;
+
+use mooseng_namespace::{Ids, OpContext, SessionCall, is_change, needs_chunk, needs_inode};
+use mooseng_region::placement::{self, TooFew, Unusable, Wish};
+use mooseng_region::sessions::Refusal;
+use mooseng_schema::ids::IdKind;
+use mooseng_transport::call_error;
+use mooseng_wire::call::{CallError, ErrorCode};
+use mooseng_wire::fs::fs_reply::Reply;
+use mooseng_wire::fs::fs_request::Op;
+use mooseng_wire::fs::{AllocateChunk, FsReply, FsRequest};
+use mooseng_wire::session::{Request, Response};
+use mooseng_wire::{CHUNK_BYTES_MAX, ChunkId, Incarnation, InodeId, RequestNumber, SessionId, VolumeId};
+use tokio::time::Instant;
+
+use crate::errors::{denied, driver_failed, refused};
+use crate::master::{HOME_EPOCH, Master};
+use crate::{places, seals};
+
+/// Linux' ESTALE.
+const ESTALE: u32 = 116;
+
+/// Answers a read.
+pub async fn read(
+    master: &Master,
+    identity: &str,
+    request: Request,
+    deadline: Instant,
+) -> Result<Response, CallError> {
+    let term = admitted(master, &request)?;
+    let call = call_of(&request);
+    let fs = request_of(&request)?;
+    if is_change(fs) {
+        let message = "a change was sent as a read; changes have a method, a lane and numbers of their own";
+        return Err(call_error(ErrorCode::InvalidRequest, message));
+    }
+    let (id, incarnation) = (call.session, call.incarnation);
+    let now = master.clock.boot();
+    let opened = match &fs.op {
+        Some(Op::Open(open)) => {
+            let inode = InodeId(open.inode);
+            match master.desk(|desk| desk.sessions.open(now, id, incarnation, identity, inode)) {
+                Ok(()) => Some(inode),
+                Err(Refusal::Reaping(_)) => return answer(master, term, errno(ESTALE), 0),
+                Err(refusal) => return Err(refused(&refusal)),
+            }
+        }
+        _ => {
+            master
+                .desk(|desk| desk.sessions.check(now, id, incarnation, identity))
+                .map_err(|refusal| refused(&refusal))?;
+            None
+        }
+    };
+    if let Some(Op::Release(release)) = &fs.op {
+        master.desk(|desk| desk.sessions.release(id, InodeId(release.inode)));
+    }
+    // An open is taken back unless the answer that confirms it leaves: also where this future is dropped.
+    let mut opened = opened.map(|inode| Opened { master, id, inode: Some(inode) });
+    let mut context = context(master);
+    if matches!(fs.op, Some(Op::StatFs(_))) {
+        context.capacity = master.capacity();
+    }
+    let (mut reply, version) = master
+        .driver
+        .run(call, &context, fs, deadline)
+        .await
+        .map_err(|e| driver_failed(&e, || master.not_leader()))?;
+    complete(master, &mut reply, id);
+    let answer = answer(master, term, reply, version.0)?;
+    let refused = matches!(answer.reply.as_ref().and_then(|r| r.reply.as_ref()), Some(Reply::Errno(_)));
+    if let Some(opened) = &mut opened
+        && !refused
+    {
+        opened.inode = None;
+    }
+    Ok(answer)
+}
+
+/// Takes an open back when it is dropped with an inode.
+struct Opened<'a> {
+    master: &'a Master,
+    id: SessionId,
+    inode: Option<InodeId>,
+}
+
+impl Drop for Opened<'_> {
+    fn drop(&mut self) {
+        if let Some(inode) = self.inode {
+            self.master.desk(|desk| desk.sessions.release(self.id, inode));
+        }
+    }
+}
+
+/// Answers a change.
+pub async fn change(
+    master: &Master,
+    identity: &str,
+    request: Request,
+    deadline: Instant,
+) -> Result<Response, CallError> {
+    let term = admitted(master, &request)?;
+    let call = call_of(&request);
+    let fs = request_of(&request)?;
+    if !is_change(fs) {
+        let message = "a read was sent as a change; reads have a method and a lane of their own";
+        return Err(call_error(ErrorCode::InvalidRequest, message));
+    }
+    if matches!(fs.op, Some(Op::Reap(_))) {
+        return Err(denied("only the master itself frees inodes"));
+    }
+    let now = master.clock.boot();
+    let checked = master.desk(|desk| desk.sessions.check(now, call.session, call.incarnation, identity));
+    let newest = match checked {
+        Ok(()) => true,
+        // Old numbers still return their outcomes; the driver refuses new work under an old incarnation.
+        Err(Refusal::Incarnation { asked, newest, .. }) if asked < newest => false,
+        Err(refusal) => return Err(refused(&refusal)),
+    };
+    let mut context = context(master);
+    context.ids = ids(master, fs)?;
+    if let Some(Op::AllocateChunk(allocate)) = &fs.op
+        && newest
+    {
+        context.placement = place(master, allocate)?;
+    }
+    let sealing = match &fs.op {
+        Some(Op::SealChunk(seal)) if newest => {
+            seals::before_change(master, call.session, seal, deadline).await?
+        }
+        _ => None,
+    };
+    let (mut reply, version) = master
+        .driver
+        .run(call, &context, fs, deadline)
+        .await
+        .map_err(|e| driver_failed(&e, || master.not_leader()))?;
+    if let Some(told) = sealing
+        && matches!(reply.reply, Some(Reply::Done(_)))
+    {
+        seals::tell(master, told);
+    }
+    complete(master, &mut reply, call.session);
+    answer(master, term, reply, version.0)
+}
+
+fn admitted(master: &Master, request: &Request) -> Result<u64, CallError> {
+    let term = master.serving()?;
+    master.custody_is_ours(term, request.custody_epoch)?;
+    // Session 0 is the master itself, for which no rights are checked.
+    if request.session == 0 {
+        return Err(call_error(ErrorCode::InvalidRequest, "the request names no session; open one first"));
+    }
+    Ok(term)
+}
+
+fn call_of(request: &Request) -> SessionCall {
+    SessionCall {
+        session: SessionId(request.session),
+        incarnation: Incarnation(request.incarnation),
+        number: RequestNumber(request.number),
+        oldest_unanswered: RequestNumber(request.oldest_unanswered),
+    }
+}
+
+fn request_of(request: &Request) -> Result<&FsRequest, CallError> {
+    let missing = || call_error(ErrorCode::InvalidRequest, "the request has no operation");
+    request.op.as_ref().filter(|fs| fs.op.is_some()).ok_or_else(missing)
+}
+
+/// The surroundings of a request.
+pub fn context(master: &Master) -> OpContext {
+    OpContext { now_ns: master.clock.unix_ns(), epoch: HOME_EPOCH, ..OpContext::default() }
+}
+
+fn errno(number: u32) -> FsReply {
+    FsReply { reply: Some(Reply::Errno(number)) }
+}
+
+fn complete(master: &Master, reply: &mut FsReply, session: SessionId) {
+    let (now, now_ns) = (master.clock.boot(), master.clock.unix_ns());
+    if places::names_chunks(reply) {
+        master.desk(|desk| places::complete(desk, reply, session.0, now, now_ns));
+    }
+}
+
+fn answer(master: &Master, term: u64, reply: FsReply, read_version: u64) -> Result<Response, CallError> {
+    master.may_answer(term)?;
+    Ok(Response { reply: Some(reply), grant: 0, read_version })
+}
+
+fn ids(master: &Master, fs: &FsRequest) -> Result<Ids, CallError> {
+    let take = |kind| {
+        let (id, low) = master.desk(|desk| {
+            let id = desk.ids.take(kind, 1).and_then(|ids| ids.first().copied());
+            (id, desk.ids.is_low(kind))
+        });
+        if low {
+            master.ids_low.notify_one();
+        }
+        id.ok_or_else(|| master.ids_used_up())
+    };
+    let inode = if needs_inode(fs) { Some(InodeId::new(VolumeId(0), take(IdKind::Inode)?)) } else { None };
+    let chunk = if needs_chunk(fs) { Some(ChunkId::new(VolumeId(0), take(IdKind::Chunk)?)) } else { None };
+    Ok(Ids { inode, chunk })
+}
+
+/// Chooses chunkservers for a fresh chunk.
+fn place(master: &Master, allocate: &AllocateChunk) -> Result<Vec<String>, CallError> {
+    let exclude: BTreeSet<String> = allocate.exclude.iter().cloned().collect();
+    let candidates = master.desk(|desk| desk.registry.candidates(master.clock.boot()));
+    let wish = Wish {
+        copies: master.config.copies,
+        min_copies: master.config.min_copies,
+        bytes_wanted: CHUNK_BYTES_MAX,
+        exclude: &exclude,
+        seed: rand::random(),
+    };
+    placement::place(&candidates, wish).map_err(|too_few| no_place(&too_few))
+}
+
+fn no_place(too_few: &TooFew) -> CallError {
+    // Space doesn't come back by waiting; chunkservers do.
+    let full = !too_few.unusable.is_empty() && too_few.unusable.iter().all(|(_, why)| *why == Unusable::Full);
+    let code = if full { ErrorCode::NoSpace } else { ErrorCode::Unavailable };
+    call_error(code, too_few.to_string())
+}

@@ -1,0 +1,92 @@
+//! Fresh ids: ranges reserved durably, handed out from memory.
+//!
+//! A reservation moves the counter in the store before the first id of its range is given, and a leader starts with ranges of its own: none is
+//! ever given twice. What a leader hasn't used when it goes is skipped.
+
+use std::collections::BTreeMap;
+
+use mooseng_namespace::upkeep;
+use mooseng_schema::ids::IdKind;
+use mooseng_store::Store;
+use mooseng_wire::VolumeId;
+
+use crate::records::{RecordFailure, transact};
+
+/// Ids reserved at a time.
+pub const RANGE: u64 = 4096;
+/// A new range is reserved once fewer than these are left.
+pub const LOW: u64 = 1024;
+
+const KINDS: [IdKind; 3] = [IdKind::Inode, IdKind::Chunk, IdKind::Session];
+
+/// What is left of the reserved ranges.
+#[derive(Debug, Default)]
+pub struct IdPool {
+    ranges: BTreeMap<u8, Vec<std::ops::Range<u64>>>,
+}
+
+impl IdPool {
+    /// Puts a range in.
+    pub fn add(&mut self, kind: IdKind, range: std::ops::Range<u64>) {
+        self.ranges.entry(kind as u8).or_default().push(range);
+    }
+
+    /// Takes ids out; none where the reserved ones are used up.
+    pub fn take(&mut self, kind: IdKind, count: usize) -> Option<Vec<u64>> {
+        let ranges = self.ranges.get_mut(&(kind as u8))?;
+        let left: u64 = ranges.iter().map(|r| r.end - r.start).sum();
+        if left < count as u64 {
+            return None;
+        }
+        let mut taken = Vec::with_capacity(count);
+        while taken.len() < count {
+            let range = ranges.first_mut()?;
+            match range.next() {
+                Some(id) => taken.push(id),
+                None => {
+                    ranges.remove(0);
+                }
+            }
+        }
+        Some(taken)
+    }
+
+    /// Whether few of a kind are left.
+    pub fn is_low(&self, kind: IdKind) -> bool {
+        let ranges = self.ranges.get(&(kind as u8));
+        ranges.map_or(0, |ranges| ranges.iter().map(|r| r.end - r.start).sum::<u64>()) < LOW
+    }
+
+    /// The kinds of which few are left.
+    pub fn low(&self) -> Vec<IdKind> {
+        KINDS.into_iter().filter(|kind| self.is_low(*kind)).collect()
+    }
+}
+
+/// Reserves a range of the root volume.
+pub async fn reserve<S: Store>(store: &S, kind: IdKind) -> Result<std::ops::Range<u64>, RecordFailure> {
+    transact(store, move |tx| async move {
+        let range = upkeep::reserve_ids(&tx, kind, VolumeId(0), RANGE).await?;
+        Ok((tx, range))
+    })
+    .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_used_up_in_order_and_never_partly() {
+        let mut pool = IdPool::default();
+        assert_eq!(pool.low().len(), 3);
+        assert_eq!(pool.take(IdKind::Chunk, 1), None);
+        pool.add(IdKind::Chunk, 5..7);
+        pool.add(IdKind::Chunk, 100..100 + LOW);
+        assert_eq!(pool.low(), vec![IdKind::Inode, IdKind::Session]);
+        assert_eq!(pool.take(IdKind::Chunk, 3), Some(vec![5, 6, 100]));
+        assert_eq!(pool.take(IdKind::Chunk, LOW as usize + 9), None);
+        assert_eq!(pool.take(IdKind::Chunk, 1), Some(vec![101]), "a refused wish takes nothing");
+        assert_eq!(pool.low().len(), 3);
+    }
+}

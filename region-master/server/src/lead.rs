@@ -1,0 +1,464 @@
+//! What a leader does besides answering: it reads its records before it serves, then keeps house until it leads no more.
+//!
+//! ```text
+//!  leadership(term) -> format, ticket keys, ids, sessions -> serving(term) -> every tick: lapse, reap, forget, scan, ids
+//!        \--> lost: forget everything that only a leader may know
+//! ```
+
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use futures::future::join_all;
+use mooseng_namespace::upkeep::{self, ChunkListing};
+use mooseng_namespace::{OpError, SessionCall, format, sessions as records};
+use mooseng_region::sessions::Recorded;
+use mooseng_schema::dirent::HashKey;
+use mooseng_schema::session::SessionRecord;
+use mooseng_transport::CallFailure;
+use mooseng_wire::call::CallError;
+use mooseng_wire::fs::fs_request::Op;
+use mooseng_wire::fs::{FsRequest, Reap};
+use mooseng_wire::method::Method;
+use mooseng_wire::session::{Renew, Renewed};
+use mooseng_wire::{ChunkId, Incarnation, InodeId, Role, SessionId, VolumeId};
+use rand::{Rng, RngCore};
+use tokio::time::Instant;
+
+use crate::desk::{ChunkCounts, Seal};
+use crate::errors::{driver_failed, record_failed};
+use crate::fs::context;
+use crate::ids;
+use crate::master::{HOME_EPOCH, Master};
+use crate::records::transact;
+use crate::seals;
+use crate::sessions::recorded;
+use crate::tickets;
+
+/// How often sessions are looked at, and the scan goes on.
+const TICK: Duration = Duration::from_millis(200);
+/// How often inodes are freed.
+const REAP_EVERY: Duration = Duration::from_secs(1);
+/// Inodes freed at a time.
+const REAP_MAX: usize = 64;
+/// Orphans looked at for that.
+const ORPHANS_PAGE: usize = 256;
+/// How often records of long-lapsed sessions are looked for.
+const FORGET_EVERY: Duration = Duration::from_secs(600);
+/// How long a lapsed session's outcomes are kept: a day.
+const KEEP_LAPSED_NS: i64 = 24 * 3600 * 1_000_000_000;
+/// Sessions read at a time.
+const SESSIONS_PAGE: usize = 500;
+/// Chunks that a scan looks at in one tick.
+const SCAN_PAGE: usize = 256;
+/// Pause between scans.
+const SCAN_EVERY: Duration = Duration::from_secs(5);
+/// Unsealed copies of inventories looked at in one tick.
+const UNSEALED_MAX: usize = 64;
+/// How long a piece of housekeeping may wait for the store.
+const HOUSEKEEPING_WITHIN: Duration = Duration::from_secs(10);
+const PROBE_EVERY: Duration = Duration::from_secs(1);
+const PROBE_TIMEOUT: Duration = Duration::from_millis(800);
+
+const ROOT_VOLUME: VolumeId = VolumeId(0);
+
+/// Follows leadership until shutdown.
+pub async fn run(master: Arc<Master>) {
+    let mut leadership = master.raft.leadership();
+    loop {
+        let leading = leadership.borrow_and_update().leading;
+        if let Some(term) = leading {
+            tokio::select! {
+                () = lead(&master, term) => {}
+                () = changed(&mut leadership, term) => {}
+                () = master.shutdown.cancelled() => {}
+            }
+            master.desk(crate::desk::Desk::follow);
+            master.metrics.leading.set(0);
+            tracing::info!(term, "this master leads no more");
+        } else {
+            tokio::select! {
+                ended = leadership.changed() => if ended.is_err() { return },
+                () = master.shutdown.cancelled() => {}
+            }
+        }
+        if master.shutdown.is_cancelled() {
+            return;
+        }
+    }
+}
+
+async fn changed(leadership: &mut tokio::sync::watch::Receiver<mooseng_raft::Leadership>, term: u64) {
+    // An error says that the node ended, which is a change, too.
+    let _ = leadership.wait_for(|now| now.leading != Some(term)).await;
+}
+
+/// Returns only if the records can't be read.
+async fn lead(master: &Master, term: u64) {
+    let mut pause = Duration::from_millis(50);
+    while let Err(error) = prepare(master, term).await {
+        tracing::warn!(term, error = %error.message, "this leader can't read its records yet; trying on");
+        let share = rand::rng().random_range(0.5..1.0);
+        tokio::time::sleep(pause.mul_f64(share)).await;
+        pause = (pause * 2).min(Duration::from_secs(1));
+    }
+    master.metrics.leaderships.inc();
+    master.metrics.leading.set(1);
+    tracing::info!(term, sessions = master.desk(|desk| desk.sessions.len()), "this master leads and serves");
+    tokio::join!(keep_house(master), reserve_ids(master));
+}
+
+async fn prepare(master: &Master, term: u64) -> Result<(), CallError> {
+    let mut secret = [0; 16];
+    rand::rng().fill_bytes(&mut secret);
+    let now_ns = master.clock.unix_ns();
+    let made = transact(&master.store, |tx| async move {
+        let made = format(&tx, ROOT_VOLUME, HOME_EPOCH, HashKey(secret), now_ns).await?;
+        Ok((tx, made))
+    })
+    .await
+    .map_err(|e| record_failed(&e))?;
+    if made {
+        tracing::info!("made the root volume");
+    }
+    let keys = tickets::load(&master.store).await.map_err(|e| record_failed(&e))?;
+    let sessions = all_sessions(master).await?;
+    let mut fresh = Vec::new();
+    for kind in crate::ids::IdPool::default().low() {
+        fresh.push((kind, ids::reserve(&master.store, kind).await.map_err(|e| record_failed(&e))?));
+    }
+    master.desk(|desk| {
+        desk.follow();
+        desk.keys = keys;
+        for (kind, range) in fresh {
+            desk.ids.add(kind, range);
+        }
+        // Lapsed ones are brought back by their next OpenSession.
+        let held = sessions.into_iter().filter(|(_, record)| record.lapsed_ns.is_none());
+        let held = held.map(|(id, record)| recorded(id, Incarnation(record.incarnation), record));
+        desk.sessions.lead(master.clock.boot(), held);
+        desk.serving = Some(term);
+    });
+    Ok(())
+}
+
+async fn all_sessions(master: &Master) -> Result<Vec<(SessionId, SessionRecord)>, CallError> {
+    let mut all = Vec::new();
+    let mut after = None;
+    loop {
+        let page = transact(&master.store, |tx| async move {
+            let page = records::list_sessions(&tx, after, SESSIONS_PAGE).await?;
+            Ok((tx, page))
+        })
+        .await
+        .map_err(|e| record_failed(&e))?;
+        let full = page.len() == SESSIONS_PAGE;
+        after = page.last().map(|(id, _)| *id);
+        all.extend(page);
+        if !full {
+            return Ok(all);
+        }
+    }
+}
+
+async fn reserve_ids(master: &Master) {
+    loop {
+        for kind in master.desk(|desk| desk.ids.low()) {
+            match ids::reserve(&master.store, kind).await {
+                Ok(range) => master.desk(|desk| desk.ids.add(kind, range)),
+                Err(error) => tracing::warn!(%error, "ids can't be reserved; trying on"),
+            }
+        }
+        tokio::select! {
+            () = master.ids_low.notified() => {}
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+        }
+    }
+}
+
+async fn keep_house(master: &Master) {
+    let mut house = House::new();
+    loop {
+        tokio::time::sleep(TICK).await;
+        house.tick(master).await;
+    }
+}
+
+/// What housekeeping remembers between ticks.
+struct House {
+    next_reap: Instant,
+    orphans_after: Option<InodeId>,
+    trims_after: Option<InodeId>,
+    next_forget: Instant,
+    next_scan: Instant,
+    scan_after: Option<ChunkId>,
+    scanned: ChunkCounts,
+    lapsed: Vec<Recorded>,
+}
+
+impl House {
+    fn new() -> Self {
+        let now = Instant::now();
+        Self {
+            next_reap: now + REAP_EVERY,
+            orphans_after: None,
+            trims_after: None,
+            next_forget: now + FORGET_EVERY,
+            next_scan: now + SCAN_EVERY,
+            scan_after: None,
+            scanned: ChunkCounts::default(),
+            lapsed: Vec::new(),
+        }
+    }
+
+    async fn tick(&mut self, master: &Master) {
+        self.lapse(master).await;
+        let mut troubles = Vec::new();
+        if Instant::now() >= self.next_reap {
+            self.next_reap = Instant::now() + REAP_EVERY;
+            troubles.extend(self.reap(master).await.err());
+            troubles.extend(self.trim(master).await.err());
+        }
+        if Instant::now() >= self.next_forget {
+            self.next_forget = Instant::now() + FORGET_EVERY;
+            troubles.extend(forget_sessions(master).await.err());
+        }
+        if Instant::now() >= self.next_scan {
+            troubles.extend(self.scan(master).await.err());
+        }
+        troubles.extend(match_inventories(master).await.err());
+        for error in troubles {
+            tracing::info!(error = %error.message, "a piece of housekeeping failed and is tried again");
+        }
+    }
+
+    /// Notes lapsed sessions in the store, so that nothing of theirs that is still under way commits.
+    async fn lapse(&mut self, master: &Master) {
+        let lapsed = master.desk(|desk| desk.sessions.lapse(master.clock.boot()));
+        for session in &lapsed {
+            tracing::info!(session = session.session.0, host = session.host, "a session's lease ran out");
+            master.metrics.lapsed.inc();
+        }
+        self.lapsed.extend(lapsed);
+        let now_ns = master.clock.unix_ns();
+        while let Some(session) = self.lapsed.last() {
+            let (id, incarnation) = (session.session, session.incarnation.0);
+            let noted = transact(&master.store, |tx| async move {
+                // It may have come back meanwhile, as a newer incarnation.
+                let record = records::load_session(&tx, id).await?;
+                if record.is_some_and(|record| record.incarnation == incarnation) {
+                    records::lapse_session(&tx, id, now_ns).await?;
+                }
+                Ok((tx, ()))
+            })
+            .await;
+            match noted {
+                Ok(()) => self.lapsed.pop(),
+                Err(error) => {
+                    tracing::info!(session = id.0, %error, "a lapse can't be noted yet; trying on");
+                    return;
+                }
+            };
+        }
+    }
+
+    async fn reap(&mut self, master: &Master) -> Result<(), CallError> {
+        if master.desk(|desk| desk.sessions.in_grace(master.clock.boot())) {
+            return Ok(());
+        }
+        let after = self.orphans_after;
+        let orphans = transact(&master.store, |tx| async move {
+            let orphans = upkeep::list_orphans(&tx, ROOT_VOLUME, after, ORPHANS_PAGE).await?;
+            Ok((tx, orphans))
+        })
+        .await
+        .map_err(|e| record_failed(&e))?;
+        // A page further with each call, so that open ones at the beginning don't hide the rest.
+        self.orphans_after =
+            if orphans.len() == ORPHANS_PAGE { orphans.last().map(|(inode, _)| *inode) } else { None };
+        let orphans = orphans.into_iter().map(|(inode, _)| inode);
+        let chosen = master.desk(|desk| desk.sessions.begin_reap(master.clock.boot(), orphans, ORPHANS_PAGE));
+        if chosen.is_empty() {
+            return Ok(());
+        }
+        // Also where this future is dropped in between.
+        let reaping = Reaping { master, chosen };
+        for batch in reaping.chosen.chunks(REAP_MAX) {
+            free(master, batch).await?;
+            master.metrics.reaped.inc_by(batch.len() as u64);
+        }
+        Ok(())
+    }
+
+    /// Dead extents behind the ends of truncated files: freed whether they are open or not.
+    async fn trim(&mut self, master: &Master) -> Result<(), CallError> {
+        let after = self.trims_after;
+        let files = transact(&master.store, |tx| async move {
+            let files = upkeep::list_trims(&tx, ROOT_VOLUME, after, REAP_MAX).await?;
+            Ok((tx, files))
+        })
+        .await
+        .map_err(|e| record_failed(&e))?;
+        self.trims_after = if files.len() == REAP_MAX { files.last().copied() } else { None };
+        for inode in files {
+            // From the end of all offsets on: nothing of an orphan, which may be open, and of a file that lives what truncation left.
+            while !transact(&master.store, |tx| async move {
+                let done = upkeep::drain(&tx, inode, u64::MAX).await?;
+                Ok((tx, done))
+            })
+            .await
+            .map_err(|e| record_failed(&e))?
+            {}
+        }
+        Ok(())
+    }
+
+    /// One page of a scan over all chunks: counts them by their reachable copies, and seals those whose session is gone.
+    async fn scan(&mut self, master: &Master) -> Result<(), CallError> {
+        let after = self.scan_after;
+        let page = transact(&master.store, |tx| async move {
+            let page = upkeep::list_chunks(&tx, ROOT_VOLUME, after, SCAN_PAGE).await?;
+            Ok((tx, page))
+        })
+        .await
+        .map_err(|e| record_failed(&e))?;
+        let mut abandoned = Vec::new();
+        master.desk(|desk| {
+            let now = master.clock.boot();
+            let alive = desk.alive(now);
+            let grace = desk.sessions.in_grace(now);
+            for listing in &page {
+                let owner = SessionId(listing.record.owner);
+                if !listing.record.sealed && !grace && !desk.sessions.holds(owner) {
+                    abandoned.push(listing.clone());
+                }
+                if listing.record.sealed && listing.record.length == 0 {
+                    continue;
+                }
+                let reachable = reachable_copies(listing, &desk.registry, &alive);
+                self.scanned.chunks += 1;
+                self.scanned.endangered += u64::from(reachable < master.config.copies);
+                self.scanned.unavailable += u64::from(reachable == 0);
+            }
+        });
+        self.scan_after = page.last().map(|listing| listing.chunk);
+        if page.len() < SCAN_PAGE {
+            let counts = std::mem::take(&mut self.scanned);
+            master.desk(|desk| desk.counts = counts);
+            self.scan_after = None;
+            self.next_scan = Instant::now() + SCAN_EVERY;
+        }
+        // A session that lapsed is noted in the store first: its writes must be refused before its chunks' lengths are looked for.
+        if self.lapsed.is_empty() {
+            for listing in abandoned {
+                seals::abandon(master, &listing).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Copies whose chunkserver sends heartbeats and doesn't call its copy too short.
+fn reachable_copies(
+    listing: &ChunkListing,
+    registry: &mooseng_region::Registry,
+    alive: &std::collections::BTreeSet<String>,
+) -> usize {
+    let whole = |name: &&String| {
+        let copy = registry.get(name).and_then(|server| server.copy(listing.chunk));
+        !copy.is_some_and(|copy| copy.sealed && copy.length < listing.record.length)
+    };
+    let copies = listing.location.as_ref().map(|l| l.copies.as_slice()).unwrap_or_default();
+    copies.iter().filter(|name| alive.contains(*name)).filter(whole).count()
+}
+
+/// Lets opens go again when the reap is over.
+struct Reaping<'a> {
+    master: &'a Master,
+    chosen: Vec<InodeId>,
+}
+
+impl Drop for Reaping<'_> {
+    fn drop(&mut self) {
+        self.master.desk(|desk| desk.sessions.reaped(&self.chosen));
+    }
+}
+
+async fn free(master: &Master, inodes: &[InodeId]) -> Result<(), CallError> {
+    let reap = Reap { inodes: inodes.iter().map(|inode| inode.0).collect() };
+    let request = FsRequest { caller: None, op: Some(Op::Reap(reap)) };
+    let deadline = Instant::now() + HOUSEKEEPING_WITHIN;
+    master
+        .driver
+        .run(SessionCall::default(), &context(master), &request, deadline)
+        .await
+        .map(|_| ())
+        .map_err(|e| driver_failed(&e, || master.not_leader()))
+}
+
+/// Forgets sessions that lapsed a day ago, with their outcomes.
+async fn forget_sessions(master: &Master) -> Result<(), CallError> {
+    let before = master.clock.unix_ns().saturating_sub(KEEP_LAPSED_NS);
+    let old = |record: &SessionRecord| record.lapsed_ns.is_some_and(|at| at < before);
+    for (id, _) in all_sessions(master).await?.into_iter().filter(|(_, record)| old(record)) {
+        transact(&master.store, |tx| async move {
+            let record = records::load_session(&tx, id).await?;
+            if record.is_some_and(|record| record.lapsed_ns.is_some_and(|at| at < before)) {
+                records::close_session(&tx, id).await?;
+            }
+            Ok::<_, OpError>((tx, ()))
+        })
+        .await
+        .map_err(|e| record_failed(&e))?;
+    }
+    Ok(())
+}
+
+/// Tells chunkservers of seals that they missed: their inventory calls a sealed chunk unsealed.
+async fn match_inventories(master: &Master) -> Result<(), CallError> {
+    for (chunkserver, chunk) in master.desk(|desk| desk.take_unsealed(UNSEALED_MAX)) {
+        let Some(listing) = seals::load(master, chunk).await? else { continue };
+        if listing.record.sealed {
+            let epoch = listing.location.map_or(HOME_EPOCH.0, |l| l.epoch);
+            let seal = Seal { length: listing.record.length, epoch };
+            master.desk(|desk| desk.want_seal(&chunkserver, chunk, seal));
+        }
+    }
+    Ok(())
+}
+
+/// Asks the other masters now and then whether they are there, for status.
+pub async fn probe(master: Arc<Master>) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(PROBE_EVERY) => {}
+            () = master.shutdown.cancelled() => return,
+        }
+        let others = master.raft.status().members.into_iter().filter(|m| m.id != master.config.id);
+        let asked = others.map(|member| {
+            let link = master.link(Role::Master, &member.node.address);
+            async move {
+                let answer =
+                    link.request::<_, Renewed>(Method::Renew, &Renew::default(), PROBE_TIMEOUT).await;
+                (member.id, matches!(answer, Ok(_) | Err(CallFailure::Remote(_))))
+            }
+        });
+        let reachable = join_all(asked).await.into_iter().collect();
+        *master.reachable.lock().unwrap_or_else(PoisonError::into_inner) = reachable;
+        figures(&master);
+    }
+}
+
+fn figures(master: &Master) {
+    let now = master.clock.boot();
+    let m = &master.metrics;
+    m.term.set(i64::try_from(master.raft.term()).unwrap_or(i64::MAX));
+    let gauge = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+    master.desk(|desk| {
+        m.sessions.set(gauge(desk.sessions.len() as u64));
+        m.chunkservers_alive.set(gauge(desk.alive(now).len() as u64));
+        m.chunks.set(gauge(desk.counts.chunks));
+        m.chunks_endangered.set(gauge(desk.counts.endangered));
+        m.chunks_unavailable.set(gauge(desk.counts.unavailable));
+        m.seals_waiting.set(gauge(desk.seals_waiting() as u64));
+    });
+}

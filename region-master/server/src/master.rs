@@ -1,0 +1,193 @@
+//! A master's parts, shared by its services and tasks, and the questions they all ask: do I serve, may this answer leave.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use mooseng_embedded::Embedded;
+use mooseng_namespace::{Capacity, Driver};
+use mooseng_ports::clock::Clock;
+use mooseng_raft::RaftNode;
+use mooseng_transport::{Link, LinkOptions, Network, Peer, call_error};
+use mooseng_wire::call::{CallError, ErrorCode};
+use mooseng_wire::{Epoch, Identity, Role};
+use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::MasterConfig;
+use crate::desk::Desk;
+use crate::errors::{denied, not_leader};
+use crate::metrics::Metrics;
+
+/// The home epoch of every volume until regions can take over from each other.
+pub const HOME_EPOCH: Epoch = Epoch(1);
+
+/// Connections to chunkservers and masters that are kept at most.
+const LINKS_MAX: usize = 2_000;
+
+/// A master's parts.
+pub struct Master {
+    /// Its configuration.
+    pub config: MasterConfig,
+    /// Who it is.
+    pub identity: Identity,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// The network.
+    pub network: Arc<dyn Network>,
+    /// Consensus.
+    pub raft: RaftNode,
+    /// The metadata store.
+    pub store: Embedded,
+    /// Runs filesystem requests over it.
+    pub driver: Driver<Embedded>,
+    /// Figures.
+    pub metrics: Metrics,
+    /// Ends everything.
+    pub shutdown: CancellationToken,
+    /// Rung when reserved ids run low.
+    pub ids_low: Notify,
+    /// Seals to be told to chunkservers.
+    pub seals: mpsc::Sender<crate::seals::Told>,
+    /// Masters that answered the last probe, by id.
+    pub reachable: Mutex<BTreeMap<u64, bool>>,
+    desk: Mutex<Desk>,
+    links: Mutex<BTreeMap<(Role, String), Link>>,
+}
+
+/// What a master is made of.
+pub struct Parts {
+    /// See [`Master::config`].
+    pub config: MasterConfig,
+    /// See [`Master::clock`].
+    pub clock: Arc<dyn Clock>,
+    /// See [`Master::network`].
+    pub network: Arc<dyn Network>,
+    /// See [`Master::raft`].
+    pub raft: RaftNode,
+    /// See [`Master::store`].
+    pub store: Embedded,
+    /// See [`Master::metrics`].
+    pub metrics: Metrics,
+    /// See [`Master::seals`].
+    pub seals: mpsc::Sender<crate::seals::Told>,
+    /// See [`Master::shutdown`].
+    pub shutdown: CancellationToken,
+}
+
+impl Master {
+    /// Puts the parts together.
+    pub fn new(parts: Parts) -> Self {
+        let limits =
+            mooseng_region::sessions::Limits { lease: parts.config.session_lease(), ..Default::default() };
+        Self {
+            identity: parts.network.identity(),
+            driver: Driver::new(parts.store.clone()),
+            config: parts.config,
+            clock: parts.clock,
+            network: parts.network,
+            raft: parts.raft,
+            store: parts.store,
+            metrics: parts.metrics,
+            shutdown: parts.shutdown,
+            ids_low: Notify::new(),
+            seals: parts.seals,
+            reachable: Mutex::default(),
+            desk: Mutex::new(Desk::new(limits)),
+            links: Mutex::default(),
+        }
+    }
+
+    /// Works on the memory. The section must be short and can't wait.
+    pub fn desk<T>(&self, section: impl FnOnce(&mut Desk) -> T) -> T {
+        section(&mut self.desk.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The refusal that names the leader.
+    pub fn not_leader(&self) -> CallError {
+        let leader = self.raft.leader().map(|(_, address)| address);
+        not_leader(leader.filter(|address| *address != self.config.advertise))
+    }
+
+    /// The term in which this master serves now.
+    pub fn serving(&self) -> Result<u64, CallError> {
+        if !self.raft.is_leading() {
+            return Err(self.not_leader());
+        }
+        let term = self.raft.term();
+        if self.desk(|desk| desk.serving) == Some(term) {
+            return Ok(term);
+        }
+        let message = "this master has just become the leader and still reads its records; try again";
+        Err(call_error(ErrorCode::Unavailable, message))
+    }
+
+    /// Asked last before an answer leaves: this master still leads in that term, and nobody else can.
+    pub fn may_answer(&self, term: u64) -> Result<(), CallError> {
+        if self.raft.lease_valid() && self.raft.term() == term {
+            return Ok(());
+        }
+        Err(self.not_leader())
+    }
+
+    /// Refuses a session that has answered a newer leader already.
+    pub fn custody_is_ours(&self, term: u64, seen: u64) -> Result<(), CallError> {
+        if seen > term { Err(not_leader(None)) } else { Ok(()) }
+    }
+
+    /// Refuses peers of other clusters and roles.
+    pub fn allow(&self, peer: &Peer, roles: &[Role]) -> Result<(), CallError> {
+        let identity = &peer.identity;
+        if identity.cluster != self.identity.cluster {
+            return Err(denied(format!("{identity} is of another cluster than {}", self.identity.cluster)));
+        }
+        // Regions can't speak to each other yet.
+        if identity.region != self.identity.region {
+            return Err(denied(format!("{identity} is of another region than {}", self.identity.region)));
+        }
+        if !roles.contains(&identity.role) {
+            let allowed: Vec<&str> = roles.iter().map(|r| r.as_str()).collect();
+            return Err(denied(format!(
+                "{identity} may not ask for this; it takes the role {}",
+                allowed.join(" or ")
+            )));
+        }
+        Ok(())
+    }
+
+    /// The session lease in milliseconds.
+    pub fn lease_ms(&self) -> u32 {
+        u32::try_from(self.config.session_lease_ms).unwrap_or(u32::MAX)
+    }
+
+    /// Fresh ids are used up faster than they are reserved.
+    pub fn ids_used_up(&self) -> CallError {
+        call_error(ErrorCode::Unavailable, "the reserved ids are used up, more are being reserved; try again")
+    }
+
+    /// What the chunkservers hold.
+    pub fn capacity(&self) -> Capacity {
+        let copies = u64::try_from(self.config.copies).unwrap_or(1).max(1);
+        let (total, free) = self.desk(|desk| {
+            desk.registry.iter().fold((0_u64, 0_u64), |(total, free), server| {
+                (total.saturating_add(server.bytes_total()), free.saturating_add(server.bytes_free()))
+            })
+        });
+        Capacity { bytes_total: total / copies, bytes_free: free / copies, bytes_available: free / copies }
+    }
+
+    /// The connection to a peer.
+    pub fn link(&self, role: Role, address: &str) -> Link {
+        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        if links.len() >= LINKS_MAX {
+            if let Some((_, link)) = links.pop_first() {
+                link.close();
+            }
+        }
+        links
+            .entry((role, address.to_owned()))
+            .or_insert_with(|| {
+                Link::new(self.network.clone(), address.to_owned(), role, LinkOptions::default())
+            })
+            .clone()
+    }
+}

@@ -1,0 +1,183 @@
+//! Metrics: names, units and meanings in one place.
+
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+/// One metric: its name and what it counts.
+pub struct Name(pub &'static str, pub &'static str);
+
+/// All metrics of a master. Counters get `_total` behind their name.
+pub const NAMES: &[Name] = &[
+    REQUESTS,
+    ERRORS,
+    SECONDS,
+    LEADING,
+    TERM,
+    SESSIONS,
+    CHUNKSERVERS_ALIVE,
+    CHUNKS,
+    CHUNKS_ENDANGERED,
+    CHUNKS_UNAVAILABLE,
+    SEALS_WAITING,
+    REAPED,
+    LAPSED,
+    LEADERSHIPS,
+];
+
+const REQUESTS: Name = Name("mooseng_master_requests", "Requests on framed streams, by method");
+const ERRORS: Name = Name(
+    "mooseng_master_errors",
+    "Requests on framed streams that were answered with an error, by method and code",
+);
+const SECONDS: Name =
+    Name("mooseng_master_request_seconds", "Seconds from a request's receipt to its answer, by method");
+const LEADING: Name = Name("mooseng_master_leading", "1 while this master leads and serves, else 0");
+const TERM: Name = Name("mooseng_master_term", "Raft's term");
+const SESSIONS: Name = Name("mooseng_master_sessions", "Sessions in the leader's table");
+const CHUNKSERVERS_ALIVE: Name =
+    Name("mooseng_master_chunkservers_alive", "Chunkservers whose heartbeats come");
+const CHUNKS: Name = Name("mooseng_master_chunks", "Chunks, as of the leader's last complete scan");
+const CHUNKS_ENDANGERED: Name = Name(
+    "mooseng_master_chunks_endangered",
+    "Chunks with fewer reachable copies than wanted, as of the last complete scan",
+);
+const CHUNKS_UNAVAILABLE: Name = Name(
+    "mooseng_master_chunks_unavailable",
+    "Chunks without a reachable copy, as of the last complete scan",
+);
+const SEALS_WAITING: Name =
+    Name("mooseng_master_seals_waiting", "Seals that chunkservers have yet to hear of");
+const REAPED: Name = Name("mooseng_master_inodes_reaped", "Inodes without name or open that were freed");
+const LAPSED: Name = Name("mooseng_master_sessions_lapsed", "Sessions whose lease ran out");
+const LEADERSHIPS: Name =
+    Name("mooseng_master_leaderships", "Times that this master began to serve as the leader");
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Method {
+    method: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct MethodCode {
+    method: &'static str,
+    code: &'static str,
+}
+
+/// A master's metrics.
+#[derive(Clone)]
+pub struct Metrics {
+    requests: Family<Method, Counter>,
+    errors: Family<MethodCode, Counter>,
+    seconds: Family<Method, Histogram>,
+    /// 1 while serving as the leader.
+    pub leading: Gauge,
+    /// Raft's term.
+    pub term: Gauge,
+    /// Sessions.
+    pub sessions: Gauge,
+    /// Chunkservers alive.
+    pub chunkservers_alive: Gauge,
+    /// Chunks.
+    pub chunks: Gauge,
+    /// Endangered ones.
+    pub chunks_endangered: Gauge,
+    /// Unavailable ones.
+    pub chunks_unavailable: Gauge,
+    /// Seals waiting.
+    pub seals_waiting: Gauge,
+    /// Inodes reaped.
+    pub reaped: Counter,
+    /// Sessions lapsed.
+    pub lapsed: Counter,
+    /// Leaderships begun.
+    pub leaderships: Counter,
+}
+
+impl Metrics {
+    /// Registers them.
+    pub fn new(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            requests: Family::default(),
+            errors: Family::default(),
+            seconds: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.000_05, 2.0, 18))),
+            leading: Gauge::<i64, AtomicI64>::default(),
+            term: Gauge::default(),
+            sessions: Gauge::default(),
+            chunkservers_alive: Gauge::default(),
+            chunks: Gauge::default(),
+            chunks_endangered: Gauge::default(),
+            chunks_unavailable: Gauge::default(),
+            seals_waiting: Gauge::default(),
+            reaped: Counter::<u64, AtomicU64>::default(),
+            lapsed: Counter::default(),
+            leaderships: Counter::default(),
+        };
+        let m = metrics.clone();
+        registry.register(REQUESTS.0, REQUESTS.1, m.requests);
+        registry.register(ERRORS.0, ERRORS.1, m.errors);
+        registry.register(SECONDS.0, SECONDS.1, m.seconds);
+        let gauges = [
+            (LEADING, m.leading),
+            (TERM, m.term),
+            (SESSIONS, m.sessions),
+            (CHUNKSERVERS_ALIVE, m.chunkservers_alive),
+            (CHUNKS, m.chunks),
+            (CHUNKS_ENDANGERED, m.chunks_endangered),
+            (CHUNKS_UNAVAILABLE, m.chunks_unavailable),
+            (SEALS_WAITING, m.seals_waiting),
+        ];
+        for (name, gauge) in gauges {
+            registry.register(name.0, name.1, gauge);
+        }
+        for (name, counter) in [(REAPED, m.reaped), (LAPSED, m.lapsed), (LEADERSHIPS, m.leaderships)] {
+            registry.register(name.0, name.1, counter);
+        }
+        metrics
+    }
+
+    /// A request was answered.
+    pub fn answered(&self, method: &'static str, error: Option<&'static str>, seconds: f64) {
+        self.requests.get_or_create(&Method { method }).inc();
+        self.seconds.get_or_create(&Method { method }).observe(seconds);
+        if let Some(code) = error {
+            self.errors.get_or_create(&MethodCode { method, code }).inc();
+        }
+    }
+
+    /// Whether this master serves as the leader, as last told.
+    pub fn is_leading(&self) -> bool {
+        self.leading.inner().load(Ordering::Relaxed) == 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_is_registered_and_documented() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::new(&mut registry);
+        metrics.answered("Renew", Some("BUSY"), 0.1);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        let page =
+            std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/metrics/master.md"))
+                .unwrap();
+        for Name(name, meaning) in NAMES {
+            assert!(text.contains(&format!("# TYPE {name} ")), "{name} isn't registered");
+            assert!(
+                page.contains(&format!("| `{name}` | {meaning} |")),
+                "{name} isn't in docs/metrics/master.md"
+            );
+        }
+        assert_eq!(text.matches("# TYPE ").count(), NAMES.len());
+        assert_eq!(page.lines().filter(|l| l.starts_with("| `")).count(), NAMES.len());
+    }
+}

@@ -1,0 +1,146 @@
+//! gRPC: heartbeats of chunkservers, and administration.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use mooseng_raft::{Member, RaftError};
+use mooseng_transport::grpc::administration_server::Administration;
+use mooseng_transport::grpc::registry_server::Registry;
+use mooseng_transport::peer_of;
+use mooseng_wire::Role;
+use mooseng_wire::admin::chunkserver_command::Command;
+use mooseng_wire::admin::{
+    ChangeMembersReply, ChangeMembersRequest, ChunkserverCommand, HeartbeatReply, HeartbeatRequest,
+    StatusReply, StatusRequest, TicketKey, TransferLeaderReply, TransferLeaderRequest,
+};
+use tonic::{Request, Response, Status};
+
+use crate::master::{HOME_EPOCH, Master};
+use crate::status;
+
+/// How often chunkservers report.
+const HEARTBEAT_INTERVAL_MS: u32 = 500;
+/// How long a hand-over of leadership may take.
+const HAND_OVER_WITHIN: Duration = Duration::from_secs(5);
+/// How long a change of members may take: a new one has to catch up first.
+const CHANGE_WITHIN: Duration = Duration::from_secs(50);
+
+/// Answers gRPC calls.
+#[derive(Clone)]
+pub struct Rpc(pub Arc<Master>);
+
+impl Rpc {
+    fn allow<T>(&self, request: &Request<T>, roles: &[Role]) -> Result<String, Status> {
+        let peer = peer_of(request)?;
+        self.0.allow(&peer, roles).map_err(|e| Status::permission_denied(e.message))?;
+        Ok(peer.identity.name.clone())
+    }
+}
+
+fn raft_refused(error: RaftError) -> Status {
+    match error {
+        RaftError::NotLeader { leader } => {
+            let at = leader.map(|a| format!("; ask {a}")).unwrap_or_default();
+            Status::unavailable(format!("this master doesn't lead the region{at}"))
+        }
+        other => Status::failed_precondition(other.to_string()),
+    }
+}
+
+#[tonic::async_trait]
+impl Registry for Rpc {
+    async fn heartbeat(
+        &self,
+        request: Request<HeartbeatRequest>,
+    ) -> Result<Response<HeartbeatReply>, Status> {
+        let name = self.allow(&request, &[Role::Chunkserver])?;
+        let request = request.into_inner();
+        if request.chunkserver != name {
+            let message = format!("the certificate is {name}'s, the heartbeat says {}", request.chunkserver);
+            return Err(Status::permission_denied(message));
+        }
+        let master = &self.0;
+        let reply = master.desk(|desk| {
+            let want_inventory = desk
+                .beat(master.clock.boot(), request)
+                .map_err(|e| Status::failed_precondition(e.to_string()))?;
+            let seals = desk.take_seals(&name).into_iter();
+            Ok::<_, Status>(HeartbeatReply {
+                want_inventory,
+                commands: seals
+                    .map(|seal| ChunkserverCommand { command: Some(Command::Seal(seal)) })
+                    .collect(),
+                ticket_keys: desk
+                    .keys
+                    .iter()
+                    .map(|key| TicketKey { id: key.id, key: key.secret.clone().into() })
+                    .collect(),
+                epoch: HOME_EPOCH.0,
+                interval_ms: HEARTBEAT_INTERVAL_MS,
+            })
+        })?;
+        Ok(Response::new(reply))
+    }
+}
+
+#[tonic::async_trait]
+impl Administration for Rpc {
+    async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
+        self.allow(&request, &[Role::Admin, Role::Master, Role::Client])?;
+        Ok(Response::new(status::of(&self.0)))
+    }
+
+    async fn change_members(
+        &self,
+        request: Request<ChangeMembersRequest>,
+    ) -> Result<Response<ChangeMembersReply>, Status> {
+        let who = self.allow(&request, &[Role::Admin, Role::Master])?;
+        let request = request.into_inner();
+        let mut add = BTreeMap::new();
+        for member in request.add {
+            if member.id == 0 || member.address.is_empty() || member.name.is_empty() {
+                return Err(Status::invalid_argument(
+                    "a member to add needs an id from 1, a name and an address",
+                ));
+            }
+            let node = Member { name: member.name, address: member.address, zone: member.zone };
+            add.insert(member.id, node);
+        }
+        let remove: BTreeSet<u64> = request.remove.into_iter().collect();
+        tracing::info!(who, ?add, ?remove, "the members are to change");
+        // The change goes on where the caller gives up: half a change of members helps nobody.
+        let raft = self.0.raft.clone();
+        let change = tokio::spawn(async move { raft.change_members(add, remove).await });
+        match tokio::time::timeout(CHANGE_WITHIN, change).await {
+            Ok(Ok(changed)) => {
+                Ok(Response::new(ChangeMembersReply { voters: changed.map_err(raft_refused)? }))
+            }
+            Ok(Err(_)) => {
+                Err(Status::internal("the change of members ended without an outcome; look at the status"))
+            }
+            Err(_) => {
+                Err(Status::deadline_exceeded("the change of members still goes on; look at the status"))
+            }
+        }
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<TransferLeaderRequest>,
+    ) -> Result<Response<TransferLeaderReply>, Status> {
+        let who = self.allow(&request, &[Role::Admin, Role::Master])?;
+        let to = request.into_inner().to;
+        if to != 0 {
+            let error = crate::errors::not_built("choosing the master that leadership is handed to");
+            return Err(Status::unimplemented(error.message));
+        }
+        tracing::info!(who, "leadership is to be handed over");
+        let raft = self.0.raft.clone();
+        let handing = tokio::spawn(async move { raft.transfer_leader(HAND_OVER_WITHIN).await });
+        match handing.await {
+            Ok(outcome) => outcome.map(|_| Response::new(TransferLeaderReply {})).map_err(raft_refused),
+            Err(_) => Err(Status::internal("the hand-over ended without an outcome; look at the status")),
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! Sealing chunks: the decision in the store first, then the chunkservers are told - at once where they are reached, else with their next
+//! heartbeat or inventory.
+//!
+//! A client's request is worked on in two steps, for the namespace knows nothing of `min_copies`: the master seals the chunk itself, as decided
+//! by [`mooseng_region::seal`], then the request runs and finds the chunk sealed; its outcome is recorded under its number as ever.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use mooseng_namespace::upkeep::{self, ChunkListing};
+use mooseng_namespace::{OpError, SessionCall};
+use mooseng_region::seal::{SealFacts, decide};
+use mooseng_schema::Record;
+use mooseng_schema::extent::{self, ExtentRecord};
+use mooseng_store::{RangeLimit, Read, Transaction};
+use mooseng_transport::CallFailure;
+use mooseng_wire::call::{CallError, ErrorCode};
+use mooseng_wire::chunk::{Seal as SealMessage, Sealed};
+use mooseng_wire::fs::fs_request::Op;
+use mooseng_wire::fs::{FsRequest, SealChunk};
+use mooseng_wire::method::Method;
+use mooseng_wire::{ChunkId, InodeId, Role, SessionId};
+use rand::Rng;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use crate::desk::Seal;
+use crate::errors::{driver_failed, record_failed};
+use crate::fs::context;
+use crate::master::{HOME_EPOCH, Master};
+use crate::records::transact;
+
+/// Seals that wait to be told at once. Beyond it heartbeats carry them.
+pub const WAITING_MAX: usize = 1_024;
+/// Chunkservers told at the same time.
+const AT_ONCE: usize = 16;
+/// Tries before the heartbeat takes over.
+const TRIES: u32 = 3;
+const CALL_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the master's own seal may take.
+const OWN_SEAL_WITHIN: Duration = Duration::from_secs(5);
+/// Inodes that use one chunk, looked at for its committed length.
+const USERS_MAX: usize = 10_000;
+
+/// A seal and whom to tell of it.
+#[derive(Clone, Debug)]
+pub struct Told {
+    chunk: ChunkId,
+    seal: Seal,
+    members: Vec<String>,
+}
+
+impl Told {
+    fn of(listing: &ChunkListing, length: u64) -> Self {
+        let location = listing.location.as_ref();
+        Self {
+            chunk: listing.chunk,
+            seal: Seal { length, epoch: location.map_or(HOME_EPOCH.0, |l| l.epoch) },
+            members: location.map(|l| l.copies.clone()).unwrap_or_default(),
+        }
+    }
+}
+
+/// Seals a chunk as its owner asks, before the owner's request itself runs. None where that request will be refused anyway.
+pub async fn before_change(
+    master: &Master,
+    session: SessionId,
+    request: &SealChunk,
+    deadline: Instant,
+) -> Result<Option<Told>, CallError> {
+    let Some(listing) = load(master, ChunkId(request.chunk)).await? else { return Ok(None) };
+    if listing.record.owner != session.0 {
+        return Ok(None);
+    }
+    if listing.record.sealed {
+        return Ok(Some(Told::of(&listing, listing.record.length)));
+    }
+    // The owner counts what it committed as acknowledged; the namespace lets nobody else write into the chunk.
+    seal(master, &listing, Some(request.acknowledged), 0, &request.failed, deadline).await.map(Some)
+}
+
+/// Seals a chunk whose owner is gone, at the length that extents name.
+pub async fn abandon(master: &Master, listing: &ChunkListing) -> Result<(), CallError> {
+    let committed = committed(master, listing.chunk).await?;
+    let deadline = Instant::now() + OWN_SEAL_WITHIN;
+    let told = seal(master, listing, None, committed, &[], deadline).await?;
+    tracing::info!(
+        chunk = listing.chunk.0,
+        length = committed,
+        owner = listing.record.owner,
+        "sealed a chunk whose session is gone"
+    );
+    tell(master, told);
+    Ok(())
+}
+
+async fn seal(
+    master: &Master,
+    listing: &ChunkListing,
+    acknowledged: Option<u64>,
+    committed: u64,
+    failed: &[String],
+    deadline: Instant,
+) -> Result<Told, CallError> {
+    let members = listing.location.as_ref().map(|l| l.copies.clone()).unwrap_or_default();
+    let failed: BTreeSet<String> = failed.iter().cloned().collect();
+    let min_copies = master.config.min_copies;
+    let facts = SealFacts { committed, acknowledged, members: &members, failed: &failed, min_copies };
+    let decision = decide(&facts)
+        .map_err(|e| mooseng_transport::call_error(ErrorCode::InvalidRequest, e.to_string()))?;
+    let dropped = members.iter().filter(|m| !decision.members.contains(m)).cloned().collect();
+    let own = SealChunk { chunk: listing.chunk.0, acknowledged: decision.length, failed: dropped };
+    let request = FsRequest { caller: None, op: Some(Op::SealChunk(own)) };
+    master
+        .driver
+        .run(SessionCall::default(), &context(master), &request, deadline)
+        .await
+        .map_err(|e| driver_failed(&e, || master.not_leader()))?;
+    Ok(Told::of(listing, decision.length))
+}
+
+/// A chunk's record and location.
+pub async fn load(master: &Master, chunk: ChunkId) -> Result<Option<ChunkListing>, CallError> {
+    transact(&master.store, |tx| async move {
+        let listing = upkeep::load_chunk(&tx, chunk).await?;
+        Ok((tx, listing))
+    })
+    .await
+    .map_err(|e| record_failed(&e))
+}
+
+/// The end of the furthest run that an extent has in the chunk. Only for a chunk whose owner can't write any more: its session lapsed or was
+/// closed in the store before.
+async fn committed(master: &Master, chunk: ChunkId) -> Result<u64, CallError> {
+    let users = transact(&master.store, |tx| async move {
+        let users = upkeep::chunk_users(&tx, chunk, USERS_MAX).await?;
+        Ok((tx, users))
+    })
+    .await
+    .map_err(|e| record_failed(&e))?;
+    let mut end = 0;
+    for (inode, _) in users {
+        end = end.max(committed_of(master, chunk, inode).await?);
+    }
+    Ok(end)
+}
+
+async fn committed_of(master: &Master, chunk: ChunkId, inode: InodeId) -> Result<u64, CallError> {
+    let mut range = extent::range(inode);
+    let mut end = 0;
+    loop {
+        let begin = range.clone();
+        let (page_end, last) = transact(&master.store, move |tx| {
+            let begin = begin.clone();
+            async move {
+                let page = tx.get_range(begin, RangeLimit::default(), Read::Snapshot).await?;
+                let mut end = 0;
+                for (_, value) in &page.pairs {
+                    let extent = ExtentRecord::from_value(value)?;
+                    if extent.chunk == chunk.0 {
+                        end = end.max(extent.chunk_offset.saturating_add(extent.length));
+                    }
+                }
+                let last = page.pairs.last().filter(|_| page.more).map(|(key, _)| key.clone());
+                Ok::<_, OpError>((tx, (end, last)))
+            }
+        })
+        .await
+        .map_err(|e| record_failed(&e))?;
+        end = end.max(page_end);
+        let Some(last) = last else { return Ok(end) };
+        let mut next = last.to_vec();
+        next.push(0);
+        range.begin = next.into();
+    }
+}
+
+/// Has the members told: they wait in the memory for their heartbeat, and are called at once where there is room.
+pub fn tell(master: &Master, told: Told) {
+    master.desk(|desk| {
+        for member in &told.members {
+            desk.want_seal(member, told.chunk, told.seal);
+        }
+    });
+    let _ = master.seals.try_send(told);
+}
+
+/// Tells chunkservers, until the channel closes or the master ends.
+pub async fn run(master: Arc<Master>, mut waiting: mpsc::Receiver<Told>) {
+    let mut calls = FuturesUnordered::new();
+    loop {
+        tokio::select! {
+            () = master.shutdown.cancelled() => return,
+            told = waiting.recv(), if calls.len() < AT_ONCE => {
+                let Some(told) = told else { return };
+                for member in told.members.clone() {
+                    calls.push(tell_one(master.clone(), member, told.clone()));
+                }
+            }
+            Some(()) = calls.next() => {}
+        }
+    }
+}
+
+async fn tell_one(master: Arc<Master>, member: String, told: Told) {
+    for attempt in 0..TRIES {
+        let (address, waits) = master.desk(|desk| {
+            let address = desk.registry.get(&member).map(|s| s.beat.address.clone());
+            (address, desk.seal_waits(&member, told.chunk))
+        });
+        // A heartbeat took it along, or this master leads no more.
+        let (Some(address), true) = (address, waits) else { return };
+        let request = SealMessage {
+            chunk: told.chunk.0,
+            epoch: told.seal.epoch,
+            length: told.seal.length,
+            ticket: bytes::Bytes::new(),
+        };
+        let link = master.link(Role::Chunkserver, &address);
+        match link.request::<_, Sealed>(Method::ChunkSeal, &request, CALL_TIMEOUT).await {
+            Ok(_) => return master.desk(|desk| desk.sealed(&member, told.chunk)),
+            // Nothing was ever appended there.
+            Err(CallFailure::Remote(e)) if e.code() == ErrorCode::NotFound => {
+                return master.desk(|desk| desk.sealed(&member, told.chunk));
+            }
+            Err(error) => {
+                tracing::debug!(chunk = told.chunk.0, member, %error, "a chunkserver wasn't told of a seal");
+            }
+        }
+        let pause = rand::rng().random_range(50..200_u64) << attempt;
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+    }
+}

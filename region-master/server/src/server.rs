@@ -1,0 +1,263 @@
+//! The daemon below `main`: everything that it runs, over ports, so that tests and the simulation run the same.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mooseng_embedded::{Base, BaseError, Embedded, Offload, Options};
+use mooseng_ports::clock::Clock;
+use mooseng_ports::disk::Disk;
+use mooseng_raft::{Member, RaftConfig as NodeConfig, RaftError, RaftNode, Timings};
+use mooseng_transport::grpc::administration_server::AdministrationServer;
+use mooseng_transport::grpc::registry_server::RegistryServer;
+use mooseng_transport::{Blocking, Limits, Network, Peer, Protocol, Services, observe, serve};
+use mooseng_wire::admin::StatusReply;
+use mooseng_wire::{Identity, Role};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{ConfigError, MasterConfig};
+use crate::master::{Master, Parts};
+use crate::metrics::Metrics;
+use crate::rpc::Rpc;
+use crate::service::MasterService;
+use crate::{lead, seals, status};
+
+/// How long a leader that is asked to stop waits for another one to take over.
+const HAND_OVER_WITHIN: Duration = Duration::from_secs(3);
+
+/// What a master stands on.
+pub struct Ports {
+    /// The network.
+    pub network: Arc<dyn Network>,
+    /// The disk of the Raft log.
+    pub disk: Arc<dyn Disk>,
+    /// Where disk work runs.
+    pub blocking: Blocking,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// What the metadata store lies on.
+    pub base: Arc<dyn Base>,
+}
+
+/// Why a master doesn't start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A setting can't work.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The certificate is somebody else's.
+    #[error(
+        "the certificate says {found}, the settings `cluster`, `region` and `name` say {expected}: use the certificate that was issued for this master"
+    )]
+    Identity {
+        /// Who the certificate says we are.
+        found: String,
+        /// Who the configuration says we are.
+        expected: String,
+    },
+    /// The metadata store can't be opened.
+    #[error("the metadata store below `state_dir` can't be opened: {0}")]
+    Store(#[from] BaseError),
+    /// The Raft log can't be opened, or the group can't be joined.
+    #[error("the Raft log below `state_dir` can't be opened: {0}")]
+    Raft(#[from] RaftError),
+    /// The port can't be had.
+    #[error("the setting `listen` is wrong: {address} can't be listened on: {source}")]
+    Listen {
+        /// The address.
+        address: String,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// A directory can't be made.
+    #[error("the setting `state_dir` is wrong: {path} can't be made: {source}")]
+    StateDir {
+        /// The directory.
+        path: String,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+/// A running master. It stops when its token is cancelled; [`MasterServer::stop`] hands leadership over first.
+pub struct MasterServer {
+    address: String,
+    master: Arc<Master>,
+    exposed: observe::Metrics,
+    tasks: JoinSet<()>,
+}
+
+fn allow(peer: &Peer, protocol: Protocol) -> Result<(), String> {
+    match (protocol, peer.identity.role) {
+        (Protocol::Stream, Role::Client | Role::Admin | Role::Master) => Ok(()),
+        (Protocol::Stream, role) => Err(format!("a {role} speaks gRPC with a master, not frames")),
+        (Protocol::Grpc, _) => Ok(()),
+    }
+}
+
+impl MasterServer {
+    /// Opens the store and the log, listens, and takes part in the group.
+    pub async fn start(
+        config: MasterConfig,
+        ports: Ports,
+        shutdown: CancellationToken,
+    ) -> Result<Self, StartError> {
+        config.check()?;
+        let Ports { network, disk, blocking, clock, base } = ports;
+        identity(&config, &*network)?;
+        let raft_dir = config.state_dir.join("raft");
+        make_dir(&*disk, &raft_dir)?;
+        let listen = |source| StartError::Listen { address: config.listen.clone(), source };
+        let listener = network.listen(&config.listen).await.map_err(listen)?;
+        let address = if config.advertise.is_empty() || config.advertise.ends_with(":0") {
+            listener.local_address()
+        } else {
+            config.advertise.clone()
+        };
+        let config = MasterConfig { advertise: address.clone(), ..config };
+        let options = Options { offload: offload(blocking), ..Options::default() };
+        let store = blocking.run(move || Embedded::open(base, options)).await?;
+        let node = NodeConfig {
+            timings: Timings {
+                heartbeat: Duration::from_millis(config.raft.heartbeat_ms),
+                election_min: Duration::from_millis(config.raft.election_min_ms),
+                election_max: Duration::from_millis(config.raft.election_max_ms),
+            },
+            ..NodeConfig::new(config.id, &config.name, &address, &config.zone, raft_dir)
+        };
+        let raft =
+            RaftNode::start(node, disk, blocking, clock.clone(), network.clone(), store.clone()).await?;
+        let exposed = observe::Metrics::default();
+        let mut metrics = None;
+        exposed.register(|registry| metrics = Some(Metrics::new(registry)));
+        let metrics = metrics.expect("register calls its closure");
+        let (told, waiting) = mpsc::channel(seals::WAITING_MAX);
+        let master = Arc::new(Master::new(Parts {
+            config,
+            clock,
+            network,
+            raft,
+            store,
+            metrics,
+            seals: told,
+            shutdown: shutdown.clone(),
+        }));
+        let mut tasks = JoinSet::new();
+        let routes = tonic::service::Routes::new(RegistryServer::new(Rpc(master.clone())))
+            .add_service(AdministrationServer::new(Rpc(master.clone())));
+        let services =
+            Services { stream: Arc::new(MasterService(master.clone())), grpc: Some(routes), allow };
+        tasks.spawn(serve(listener, services, Limits::default(), shutdown.clone()));
+        tasks.spawn(lead::run(master.clone()));
+        tasks.spawn(lead::probe(master.clone()));
+        tasks.spawn(seals::run(master.clone(), waiting));
+        make_the_group(&master).await?;
+        tracing::info!(address, id = master.config.id, "the master serves");
+        Ok(Self { address, master, exposed, tasks })
+    }
+
+    /// Where others reach it.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Its parts.
+    pub fn master(&self) -> &Arc<Master> {
+        &self.master
+    }
+
+    /// Whether it leads and serves now.
+    pub fn is_serving(&self) -> bool {
+        self.master.serving().is_ok()
+    }
+
+    /// What it knows.
+    pub fn status(&self) -> StatusReply {
+        status::of(&self.master)
+    }
+
+    /// Ready, or why not.
+    pub fn ready(&self) -> Result<(), String> {
+        status::ready(&self.master)
+    }
+
+    /// The same for whoever serves /readyz.
+    pub fn readiness(&self) -> observe::Ready {
+        let master = self.master.clone();
+        Arc::new(move || status::ready(&master))
+    }
+
+    /// The metrics, for whoever serves them.
+    pub fn metrics(&self) -> observe::Metrics {
+        self.exposed.clone()
+    }
+
+    /// Hands leadership over if it leads, then ends.
+    pub async fn stop(self) {
+        if self.master.raft.is_leading() && self.master.raft.status().members.len() > 1 {
+            match self.master.raft.transfer_leader(HAND_OVER_WITHIN).await {
+                Ok(leader) => tracing::info!(leader, "handed leadership over"),
+                Err(error) => tracing::info!(%error, "leadership wasn't handed over"),
+            }
+        }
+        self.master.shutdown.cancel();
+        self.stopped().await;
+    }
+
+    /// Waits until everything has ended, after the token was cancelled.
+    pub async fn stopped(mut self) {
+        while let Some(ended) = self.tasks.join_next().await {
+            if let Err(e) = ended
+                && e.is_panic()
+            {
+                tracing::error!(error = %e, "a task of the master panicked");
+            }
+        }
+        self.master.raft.shutdown().await;
+    }
+}
+
+fn identity(config: &MasterConfig, network: &dyn Network) -> Result<(), StartError> {
+    let found = network.identity();
+    let expected = Identity {
+        cluster: config.cluster.clone(),
+        region: config.region.clone(),
+        role: Role::Master,
+        name: config.name.clone(),
+    };
+    if found != expected {
+        return Err(StartError::Identity { found: found.to_string(), expected: expected.to_string() });
+    }
+    Ok(())
+}
+
+fn make_dir(disk: &dyn Disk, path: &Path) -> Result<(), StartError> {
+    let failed = |source| StartError::StateDir { path: path.display().to_string(), source };
+    disk.create_dir_all(path).map_err(failed)
+}
+
+fn offload(blocking: Blocking) -> Offload {
+    match blocking {
+        Blocking::Inline => Offload::inline(),
+        Blocking::Pool => Offload::new(|job| Box::pin(Blocking::Pool.run(job))),
+    }
+}
+
+/// The first member makes the group, where there is none yet.
+async fn make_the_group(master: &Master) -> Result<(), StartError> {
+    let config = &master.config;
+    if !config.makes_the_group() {
+        return Ok(());
+    }
+    let member = |m: &crate::config::MemberConfig| {
+        // Of ourselves we know the address better: port 0 is chosen by the system.
+        let address = if m.id == config.id { config.advertise.clone() } else { m.address.clone() };
+        (m.id, Member { name: m.name.clone(), address, zone: m.zone.clone() })
+    };
+    let members: BTreeMap<u64, Member> = config.members.iter().map(member).collect();
+    Ok(master.raft.initialize(members).await?)
+}

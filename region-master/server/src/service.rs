@@ -1,0 +1,68 @@
+//! The framed stream: sessions and filesystem requests of clients, Raft of masters.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use mooseng_raft::RaftNode;
+use mooseng_transport::{Answer, Incoming, Service, call_error};
+use mooseng_wire::Role;
+use mooseng_wire::call::{CallError, ErrorCode};
+use mooseng_wire::method::Method;
+use mooseng_wire::session::Renewed;
+use tokio::time::Instant;
+
+use crate::master::Master;
+use crate::{fs, sessions};
+
+/// Answers calls on framed streams.
+pub struct MasterService(pub Arc<Master>);
+
+#[async_trait]
+impl Service for MasterService {
+    async fn call(&self, incoming: Incoming) -> Result<Answer, CallError> {
+        let master = &self.0;
+        let method = incoming.method;
+        if RaftNode::is_raft(method) {
+            master.allow(&incoming.peer, &[Role::Master])?;
+            return master.raft.handle(incoming).await;
+        }
+        let started = Instant::now();
+        let answer = self.answer(incoming).await;
+        let error = answer.as_ref().err().map(|e| e.code().as_str_name());
+        master.metrics.answered(method.as_str(), error, started.elapsed().as_secs_f64());
+        answer
+    }
+}
+
+impl MasterService {
+    async fn answer(&self, incoming: Incoming) -> Result<Answer, CallError> {
+        let master = &*self.0;
+        // A master that asks whether this one is there (`lead::probe`).
+        if incoming.method == Method::Renew && incoming.peer.identity.role == Role::Master {
+            master.allow(&incoming.peer, &[Role::Master])?;
+            return Ok(Answer::of(&Renewed { lease_ms: 0, custody_epoch: master.raft.term() }));
+        }
+        master.allow(&incoming.peer, &[Role::Client, Role::Admin])?;
+        let identity = incoming.peer.identity.to_string();
+        let deadline = incoming.deadline;
+        match incoming.method {
+            Method::OpenSession => {
+                sessions::open(master, identity, incoming.decode()?).await.map(|m| Answer::of(&m))
+            }
+            Method::Renew => sessions::renew(master, &identity, &incoming.decode()?).map(|m| Answer::of(&m)),
+            Method::CloseSession => {
+                sessions::close(master, &identity, &incoming.decode()?).await.map(|m| Answer::of(&m))
+            }
+            Method::FsRead => {
+                fs::read(master, &identity, incoming.decode()?, deadline).await.map(|m| Answer::of(&m))
+            }
+            Method::FsChange => {
+                fs::change(master, &identity, incoming.decode()?, deadline).await.map(|m| Answer::of(&m))
+            }
+            other => {
+                let message = format!("a master doesn't answer {}; ask a chunkserver", other.as_str());
+                Err(call_error(ErrorCode::InvalidRequest, message))
+            }
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! OpenSession, Renew and CloseSession.
+
+use mooseng_namespace::{OpError, sessions as records};
+use mooseng_region::sessions::{Comeback, Recorded};
+use mooseng_schema::ids::IdKind;
+use mooseng_schema::session::SessionRecord;
+use mooseng_transport::call_error;
+use mooseng_wire::call::{CallError, ErrorCode};
+use mooseng_wire::session::{CloseSession, OpenSession, Renew, Renewed, SessionClosed, SessionOpened};
+use mooseng_wire::{Incarnation, InodeId, SessionId};
+
+use crate::errors::{denied, record_failed, refused};
+use crate::master::Master;
+use crate::records::transact;
+
+/// Longest host name and mount path that are kept, in bytes.
+const WORDS_BYTES_MAX: usize = 4096;
+
+/// What the table decided, in one section.
+enum Decided {
+    Admitted(Recorded, bool),
+    FromRecord,
+}
+
+/// Opens a session, or takes one up again.
+pub async fn open(
+    master: &Master,
+    identity: String,
+    request: OpenSession,
+) -> Result<SessionOpened, CallError> {
+    let term = master.serving()?;
+    master.custody_is_ours(term, request.custody_epoch)?;
+    if request.host.len() > WORDS_BYTES_MAX || request.mount_path.len() > WORDS_BYTES_MAX {
+        return Err(call_error(
+            ErrorCode::InvalidRequest,
+            "the host or the mount path is longer than 4096 bytes",
+        ));
+    }
+    let opens: Vec<(InodeId, u64)> = request.opens.iter().map(|o| (InodeId(o.inode), o.count)).collect();
+    let id = SessionId(request.session);
+    let decided = if request.session == 0 {
+        Decided::FromRecord
+    } else {
+        master.desk(|desk| {
+            let now = master.clock.boot();
+            let comeback = desk.sessions.comeback(now, id, Incarnation(request.incarnation), &identity);
+            let lapsed = match comeback.map_err(|r| refused(&r))? {
+                Comeback::Lapsed => return Ok(Decided::FromRecord),
+                Comeback::Resume(_) => false,
+                Comeback::Repeat(_) => true,
+            };
+            let Some(recorded) = desk.sessions.recorded(id).cloned() else { return Ok(Decided::FromRecord) };
+            desk.sessions.admit(now, recorded.clone(), opens.iter().copied()).map_err(|r| refused(&r))?;
+            Ok(Decided::Admitted(recorded, lapsed))
+        })?
+    };
+    let (recorded, lapsed) = match decided {
+        Decided::Admitted(recorded, lapsed) => (recorded, lapsed),
+        Decided::FromRecord => {
+            let lapsed = request.session != 0;
+            let recorded = if lapsed {
+                come_back(master, id, &identity).await?
+            } else {
+                create(master, identity, &request).await?
+            };
+            master.desk(|desk| {
+                if desk.serving != Some(term) {
+                    return Err(master.not_leader());
+                }
+                let now = master.clock.boot();
+                desk.sessions.admit(now, recorded.clone(), opens).map(|_| ()).map_err(|r| refused(&r))
+            })?;
+            (recorded, lapsed)
+        }
+    };
+    master.may_answer(term)?;
+    Ok(SessionOpened {
+        session: recorded.session.0,
+        incarnation: recorded.incarnation.0,
+        lease_ms: master.lease_ms(),
+        custody_epoch: term,
+        lapsed,
+        root: mooseng_wire::ROOT_INODE.0,
+    })
+}
+
+async fn create(master: &Master, identity: String, request: &OpenSession) -> Result<Recorded, CallError> {
+    let ids = master.desk(|desk| {
+        desk.sessions.has_room().map_err(|r| refused(&r))?;
+        Ok::<_, CallError>(desk.ids.take(IdKind::Session, 1))
+    })?;
+    let id = match ids.as_deref() {
+        Some([id]) => SessionId(*id),
+        _ => return Err(master.ids_used_up()),
+    };
+    let record = SessionRecord {
+        incarnation: 1,
+        identity: identity.clone(),
+        host: request.host.clone(),
+        mount_path: request.mount_path.clone(),
+        opened_ns: master.clock.unix_ns(),
+        lapsed_ns: None,
+    };
+    let record = &record;
+    transact(&master.store, move |tx| async move {
+        // Of a first try whose outcome wasn't known: the id is ours alone.
+        if records::load_session(&tx, id).await?.is_none() {
+            records::create_session(&tx, id, record).await?;
+        }
+        Ok((tx, ()))
+    })
+    .await
+    .map_err(|e| record_failed(&e))?;
+    Ok(Recorded {
+        session: id,
+        incarnation: Incarnation(1),
+        identity,
+        host: request.host.clone(),
+        mount_path: request.mount_path.clone(),
+    })
+}
+
+async fn come_back(master: &Master, id: SessionId, identity: &str) -> Result<Recorded, CallError> {
+    let found = transact(&master.store, move |tx| async move {
+        let Some(record) = records::load_session(&tx, id).await? else { return Ok((tx, None)) };
+        if record.identity != identity {
+            return Ok((tx, Some((record, None))));
+        }
+        let incarnation = records::bump_incarnation(&tx, id).await?;
+        Ok((tx, Some((record, incarnation))))
+    })
+    .await
+    .map_err(|e| record_failed(&e))?;
+    match found {
+        None => {
+            let message = format!("session {id} doesn't exist any more; open a new one");
+            Err(call_error(ErrorCode::SessionExpired, message))
+        }
+        Some((_, None)) => Err(denied(format!("session {id} belongs to another identity than {identity}"))),
+        Some((record, Some(incarnation))) => Ok(recorded(id, incarnation, record)),
+    }
+}
+
+/// A session's record as the table takes it.
+pub fn recorded(id: SessionId, incarnation: Incarnation, record: SessionRecord) -> Recorded {
+    Recorded {
+        session: id,
+        incarnation,
+        identity: record.identity,
+        host: record.host,
+        mount_path: record.mount_path,
+    }
+}
+
+/// Renews a lease.
+pub fn renew(master: &Master, identity: &str, request: &Renew) -> Result<Renewed, CallError> {
+    let term = master.serving()?;
+    master.desk(|desk| {
+        let now = master.clock.boot();
+        let (id, incarnation) = (SessionId(request.session), Incarnation(request.incarnation));
+        desk.sessions.renew(now, id, incarnation, identity).map_err(|r| refused(&r))
+    })?;
+    master.may_answer(term)?;
+    Ok(Renewed { lease_ms: master.lease_ms(), custody_epoch: term })
+}
+
+/// Ends a session. One that is gone already is well: the request is repeated.
+pub async fn close(
+    master: &Master,
+    identity: &str,
+    request: &CloseSession,
+) -> Result<SessionClosed, CallError> {
+    let term = master.serving()?;
+    let (id, incarnation) = (SessionId(request.session), request.incarnation);
+    let closed = transact(&master.store, move |tx| async move {
+        match records::load_session(&tx, id).await? {
+            None => Ok((tx, Ok(()))),
+            Some(record) if record.identity != identity => Ok((tx, Err(()))),
+            // An older life that says goodbye late doesn't end the newer one.
+            Some(record) if record.incarnation > incarnation => Ok((tx, Ok(()))),
+            Some(_) => {
+                records::close_session(&tx, id).await?;
+                Ok::<_, OpError>((tx, Ok(())))
+            }
+        }
+    })
+    .await
+    .map_err(|e| record_failed(&e))?;
+    if closed.is_err() {
+        return Err(denied(format!("session {id} belongs to another identity than {identity}")));
+    }
+    master.desk(|desk| {
+        let there = desk.sessions.recorded(id).map(|r| r.incarnation.0);
+        if there.is_some_and(|there| there <= incarnation) {
+            desk.sessions.remove(id);
+        }
+    });
+    master.may_answer(term)?;
+    Ok(SessionClosed {})
+}

@@ -1,0 +1,160 @@
+//! Status: what this master knows, and what is wrong by it.
+
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use mooseng_region::findings::{ChunkserverFacts, Facts, MasterFacts, findings};
+use mooseng_region::{Liveness, registry};
+use mooseng_wire::CHUNK_BYTES_MAX;
+use mooseng_wire::admin::{ChunkserverStatus, DiskReport, Finding, MasterStatus, SessionStatus, StatusReply};
+
+use crate::master::Master;
+
+/// Sessions named in one status.
+const SESSIONS_MAX: usize = 1_000;
+
+/// The status.
+pub fn of(master: &Master) -> StatusReply {
+    let raft = master.raft.status();
+    let leading = master.serving().is_ok();
+    let masters = masters(master, &raft);
+    let facts = facts(master, &masters);
+    let found = findings(&facts).into_iter().map(|f| Finding {
+        code: f.code.code.to_owned(),
+        subject: f.subject,
+        detail: f.detail,
+    });
+    let now = master.clock.boot();
+    let (sessions, counts, chunkservers) = master.desk(|desk| {
+        let sessions: Vec<SessionStatus> = desk
+            .sessions
+            .views(now)
+            .into_iter()
+            .take(SESSIONS_MAX)
+            .map(|view| SessionStatus {
+                session: view.recorded.session.0,
+                host: view.recorded.host,
+                mount_path: view.recorded.mount_path,
+                lease_left_ms: millis(view.lease_left),
+                opens: view.opens as u64,
+                identity: view.recorded.identity,
+                incarnation: view.recorded.incarnation.0,
+            })
+            .collect();
+        let servers = desk.registry.iter().map(|server| ChunkserverStatus {
+            name: server.beat.name.clone(),
+            address: server.beat.address.clone(),
+            zone: server.beat.zone.clone(),
+            rack: server.beat.rack.clone(),
+            alive: server.liveness(now, desk.registry.limits()) == Liveness::Alive,
+            last_seen_ms: millis(now.since(server.last_beat)),
+            disks: server.beat.disks.iter().map(disk).collect(),
+            chunks: server.chunks(),
+            labels: server.beat.labels.clone().into_iter().collect(),
+        });
+        (sessions, desk.counts, servers.collect())
+    });
+    StatusReply {
+        cluster: master.config.cluster.clone(),
+        region: master.config.region.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        leader: raft.leader.unwrap_or(0),
+        term: raft.term,
+        custody_epoch: if leading { raft.term } else { 0 },
+        masters,
+        chunkservers,
+        sessions,
+        findings: found.collect(),
+        chunks: counts.chunks,
+        chunks_endangered: counts.endangered,
+        chunks_unavailable: counts.unavailable,
+        copies: u32::try_from(master.config.copies).unwrap_or(u32::MAX),
+        min_copies: u32::try_from(master.config.min_copies).unwrap_or(u32::MAX),
+        commit_version: master.store.applied_version().0,
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn disk(d: &registry::DiskFacts) -> DiskReport {
+    DiskReport {
+        path: d.path.clone(),
+        id: d.id.clone(),
+        bytes_total: d.bytes_total,
+        bytes_free: d.bytes_free,
+        bytes_used: d.bytes_used,
+        chunks: d.chunks,
+        writable: d.writable,
+        error: d.error.clone(),
+    }
+}
+
+fn masters(master: &Master, raft: &mooseng_raft::RaftStatus) -> Vec<MasterStatus> {
+    let reachable = master.reachable.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let member = |m: &mooseng_raft::MemberStatus| {
+        let own = m.id == master.config.id;
+        let matched = m.matched.unwrap_or(0);
+        MasterStatus {
+            id: m.id,
+            name: m.node.name.clone(),
+            address: m.node.address.clone(),
+            zone: m.node.zone.clone(),
+            leader: raft.leader == Some(m.id),
+            voter: m.voter,
+            last_log: if own { raft.last_log } else { matched },
+            applied: if own { raft.applied } else { 0 },
+            reachable: own || reachable.get(&m.id).copied().unwrap_or(false),
+        }
+    };
+    raft.members.iter().map(member).collect()
+}
+
+fn facts(master: &Master, masters: &[MasterStatus]) -> Facts {
+    let now = master.clock.boot();
+    let probed = master.reachable.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let of_master = |m: &MasterStatus| MasterFacts {
+        name: m.name.clone(),
+        zone: m.zone.clone(),
+        voter: m.voter,
+        reachable: if m.id == master.config.id { Some(true) } else { probed.get(&m.id).copied() },
+    };
+    master.desk(|desk| {
+        let servers = desk.registry.iter().zip(desk.registry.candidates(now));
+        let of_server = |(server, candidate): (&registry::Chunkserver, _)| {
+            ChunkserverFacts::new(server, candidate, now.since(server.last_beat).as_secs())
+        };
+        Facts {
+            quorum: ready(master).is_ok(),
+            masters: masters.iter().map(of_master).collect(),
+            chunkservers: servers.map(of_server).collect(),
+            copies: master.config.copies,
+            min_copies: master.config.min_copies,
+            chunk_bytes: CHUNK_BYTES_MAX,
+            chunks_endangered: desk.counts.endangered,
+            chunks_unavailable: desk.counts.unavailable,
+            certificates: Vec::new(),
+            sessions: desk.sessions.len(),
+            sessions_max: desk.sessions.limits().sessions_max,
+        }
+    })
+}
+
+/// How long a master may hear nothing of a leader and still be called ready: several elections.
+const SILENCE_MAX: Duration = Duration::from_secs(3);
+
+/// Ready while a quorum is known: a leader by its lease, a follower by what it hears of a leader.
+pub fn ready(master: &Master) -> Result<(), String> {
+    let silence = master.raft.silence();
+    if silence > SILENCE_MAX {
+        return Err(format!(
+            "NO_QUORUM: this master has heard of no leader with a majority for {} s",
+            silence.as_secs()
+        ));
+    }
+    if master.raft.leader().is_none() {
+        return Err("NO_QUORUM: this master knows of no leader yet".to_owned());
+    }
+    Ok(())
+}
