@@ -1,0 +1,262 @@
+//! A dev cluster for a test. It is driven only by the forms that are fixed for scripts: `mooseng dev ...` and `cluster.json`.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde::Deserialize;
+
+use crate::logs;
+
+/// `cluster.json`, to the letter: an unknown or missing key fails.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterFile {
+    /// All processes.
+    pub processes: Vec<Process>,
+    /// All mounts.
+    pub mounts: Vec<Mount>,
+    /// Configurations for `mooseng mount`.
+    pub clients: Vec<Client>,
+}
+
+/// A process.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs, reason = "the fixed form: each key says it")]
+pub struct Process {
+    pub name: String,
+    pub role: String,
+    pub region: String,
+    pub zone: String,
+    pub pid: Option<i32>,
+    pub address: String,
+    pub state_dir: PathBuf,
+    pub argv: Vec<String>,
+}
+
+/// A mount.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs, reason = "the fixed form: each key says it")]
+pub struct Mount {
+    pub region: String,
+    pub path: PathBuf,
+    pub pid: i32,
+}
+
+/// A client.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs, reason = "the fixed form: each key says it")]
+pub struct Client {
+    pub region: String,
+    pub config: PathBuf,
+}
+
+/// A running cluster; it ends with the value.
+pub struct DevCluster {
+    name: String,
+    scratch: tempfile::TempDir,
+    mooseng: PathBuf,
+    finished: bool,
+}
+
+impl DevCluster {
+    /// Starts one; `args` go behind `mooseng dev up --dir DIR --detach`.
+    pub fn up(name: &str, args: &[&str]) -> Result<Self> {
+        let scratch = tempfile::Builder::new().prefix(&format!("mooseng-e2e-{name}-")).tempdir()?;
+        let cluster = Self { name: name.to_owned(), scratch, mooseng: binary("mooseng")?, finished: false };
+        let began = Instant::now();
+        cluster.up_again(args)?;
+        println!("  cluster {name} is up after {:.1} s", began.elapsed().as_secs_f64());
+        Ok(cluster)
+    }
+
+    /// Starts what doesn't run.
+    pub fn up_again(&self, args: &[&str]) -> Result<()> {
+        let dir = self.dir();
+        let mut command = Command::new(&self.mooseng);
+        command.args(["dev", "up", "--detach", "--dir"]).arg(&dir).args(args);
+        checked(&mut command).map(drop)
+    }
+
+    /// Where it is kept.
+    pub fn dir(&self) -> PathBuf {
+        self.scratch.path().join("cluster")
+    }
+
+    /// Local disk for a test's own files, beside the cluster.
+    pub fn scratch(&self) -> &Path {
+        self.scratch.path()
+    }
+
+    /// The mount.
+    pub fn mount(&self) -> PathBuf {
+        self.dir().join("mnt")
+    }
+
+    /// What `cluster.json` says.
+    pub fn file(&self) -> Result<ClusterFile> {
+        let path = self.dir().join("cluster.json");
+        let bytes = std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+        serde_json::from_slice(&bytes).with_context(|| format!("{} isn't of the fixed form", path.display()))
+    }
+
+    /// The process of that name.
+    pub fn process(&self, name: &str) -> Result<Process> {
+        let found = self.file()?.processes.into_iter().find(|p| p.name == name);
+        found.with_context(|| format!("cluster.json has no process {name}"))
+    }
+
+    /// Names of the processes of a role.
+    pub fn names(&self, role: &str) -> Result<Vec<String>> {
+        Ok(self.file()?.processes.into_iter().filter(|p| p.role == role).map(|p| p.name).collect())
+    }
+
+    /// The configuration for `mooseng mount` and `mooseng status`.
+    pub fn client_config(&self) -> Result<PathBuf> {
+        self.file()?.clients.first().map(|c| c.config.clone()).context("cluster.json has no client")
+    }
+
+    /// `mooseng` with these arguments.
+    pub fn mooseng(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(&self.mooseng);
+        command.args(args);
+        command
+    }
+
+    /// `mooseng dev VERB NAME --dir DIR`, which must succeed.
+    pub fn dev(&self, verb: &str, name: &str) -> Result<()> {
+        let mut command = self.mooseng(&["dev", verb, name, "--dir"]);
+        checked(command.arg(self.dir())).map(drop)
+    }
+
+    /// kill -9 of these, one right after the other, without asking anybody.
+    pub fn kill_now(&self, names: &[String]) -> Result<()> {
+        let file = self.file()?;
+        let pids: Vec<i32> = file.processes.iter().filter(|p| names.contains(&p.name)).filter_map(|p| p.pid).collect();
+        ensure!(pids.len() == names.len(), "of {names:?} only {} run", pids.len());
+        for pid in pids {
+            kill(Pid::from_raw(pid), Signal::SIGKILL).with_context(|| format!("kill -9 {pid}"))?;
+        }
+        Ok(())
+    }
+
+    /// `mooseng status -o json`.
+    pub fn status(&self) -> Result<serde_json::Value> {
+        let mut command = self.mooseng(&["status", "-o", "json", "--config"]);
+        let output = command.arg(self.client_config()?).output()?;
+        serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("mooseng status answered: {}", String::from_utf8_lossy(&output.stderr)))
+    }
+
+    /// The leader's name.
+    pub fn leader(&self) -> Result<String> {
+        let status = self.status()?;
+        let masters = status["masters"].as_array().cloned().unwrap_or_default();
+        let leader = masters.iter().find(|m| m["leader"] == true).and_then(|m| m["name"].as_str().map(str::to_owned));
+        leader.with_context(|| format!("there is no leader: {status}"))
+    }
+
+    /// Waits until the region has a leader and every master and chunkserver is there.
+    pub fn wait_whole(&self) -> Result<()> {
+        wait_for("every master and chunkserver to be up", Duration::from_secs(60), || {
+            let status = self.status()?;
+            let all = |list: &str, key: &str| {
+                status[list].as_array().is_some_and(|l| !l.is_empty() && l.iter().all(|m| m[key] == true))
+            };
+            ensure!(status["leader"].as_u64().unwrap_or(0) > 0, "no leader");
+            ensure!(all("masters", "reachable"), "masters: {}", status["masters"]);
+            ensure!(all("chunkservers", "alive"), "chunkservers: {}", status["chunkservers"]);
+            Ok(())
+        })
+    }
+
+    /// Ends it and looks through the logs: complaints that contain none of `expected` are a failure.
+    pub fn finish(mut self, expected: &[&str]) -> Result<()> {
+        let found = logs::complaints(&self.dir().join("log"), expected)?;
+        self.finished = found.is_empty();
+        if !found.is_empty() {
+            let shown: Vec<&String> = found.iter().take(20).collect();
+            bail!("{} unexpected WARN or ERROR in the logs, among them:\n{:#?}", found.len(), shown);
+        }
+        let mut down = self.mooseng(&["dev", "down", "--dir"]);
+        checked(down.arg(self.dir()))?;
+        let left: Vec<String> = self.file()?.processes.into_iter().filter(|p| p.pid.is_some()).map(|p| p.name).collect();
+        ensure!(left.is_empty(), "after `down` these still run: {left:?}");
+        Ok(())
+    }
+}
+
+impl Drop for DevCluster {
+    fn drop(&mut self) {
+        if !self.finished {
+            let kept = workspace().join("target/e2e-logs").join(&self.name);
+            let _ = std::fs::remove_dir_all(&kept);
+            let _ = std::fs::create_dir_all(&kept);
+            for entry in std::fs::read_dir(self.dir().join("log")).into_iter().flatten().flatten() {
+                let _ = std::fs::copy(entry.path(), kept.join(entry.file_name()));
+            }
+            println!("  the logs of cluster {} are kept in {}", self.name, kept.display());
+        }
+        let mut down = self.mooseng(&["dev", "down", "--purge", "--dir"]);
+        if let Ok(output) = down.arg(self.dir()).output()
+            && !output.status.success()
+            && self.dir().exists()
+        {
+            println!("  `mooseng dev down` failed: {}", String::from_utf8_lossy(&output.stderr));
+        }
+    }
+}
+
+/// The root of the workspace.
+pub fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// A binary of the workspace, from beside the tests' own directory.
+pub fn binary(name: &str) -> Result<PathBuf> {
+    let me = std::env::current_exe()?;
+    let dir = me.parent().and_then(Path::parent).context("the test has no directory")?;
+    let path = dir.join(name);
+    ensure!(path.is_file(), "{} isn't there: run `cargo build --workspace --bins` first, or `make test`", path.display());
+    Ok(path)
+}
+
+/// Runs a command that must succeed.
+pub fn checked(command: &mut Command) -> Result<Output> {
+    let output = command.output().with_context(|| format!("starting {command:?}"))?;
+    if !output.status.success() {
+        bail!(
+            "{command:?} failed ({}):\n{}{}",
+            output.status,
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    Ok(output)
+}
+
+/// A command line, run by the shell in `dir`; it must succeed.
+pub fn shell(dir: &Path, line: &str) -> Result<String> {
+    let output = checked(Command::new("bash").args(["-euo", "pipefail", "-c", line]).current_dir(dir))?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Waits until `condition` holds.
+pub fn wait_for(what: &str, time: Duration, mut condition: impl FnMut() -> Result<()>) -> Result<()> {
+    let deadline = Instant::now() + time;
+    loop {
+        match condition() {
+            Ok(()) => return Ok(()),
+            Err(error) if Instant::now() >= deadline => {
+                return Err(error.context(format!("waited {} s for {what}", time.as_secs())));
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(50)),
+        }
+    }
+}
