@@ -45,6 +45,16 @@ pub enum WalError {
         /// Why.
         source: io::Error,
     },
+    /// More than one frame may hold.
+    #[error("{bytes} bytes were to be appended to the log in {path} at once; at most {most} can be, so nothing was")]
+    TooLarge {
+        /// The log's directory.
+        path: PathBuf,
+        /// How many.
+        bytes: usize,
+        /// How many may be.
+        most: usize,
+    },
     /// A flush failed earlier: what is on disk isn't known.
     #[error("the log in {path} doesn't take more since a write or flush failed; restart the master once the disk is well, it then reads what is there")]
     Poisoned {
@@ -79,6 +89,13 @@ pub enum WalError {
         /// The last that is there.
         last: u64,
     },
+}
+
+impl WalError {
+    /// The disk is full: nothing was appended, and the same call may work later.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Disk { source, .. } if source.kind() == io::ErrorKind::StorageFull)
+    }
 }
 
 pub(crate) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> WalError {
@@ -192,6 +209,11 @@ impl Wal {
             let mut writer = lock(&wal.writer);
             if writer.segments.is_empty() {
                 wal.begin_segment(&mut writer, 1)?;
+            } else if writer.end == HEADER_BYTES {
+                // Its checkpoint was torn: without one, what only older segments say (the vote) would go with them.
+                let records = recovery::checkpoint(&lock(&wal.view));
+                let bytes = frame::encode(wal.newest(&writer).0, writer.sequence + 1, &records);
+                wal.put_frame(&mut writer, &bytes, records)?;
             }
         }
         Ok(wal)
@@ -239,6 +261,25 @@ impl Wal {
         self.remove_segments()
     }
 
+    /// Bytes on disk.
+    pub fn bytes(&self) -> u64 {
+        let writer = lock(&self.writer);
+        (writer.segments.len() as u64 - 1) * self.options.segment_bytes + writer.end
+    }
+
+    /// The entry up to which the log may be purged so that about `bytes_kept` bytes of it stay; none if it has no more than that.
+    pub fn purge_point(&self, bytes_kept: u64) -> Option<u64> {
+        let kept = usize::try_from(bytes_kept.div_ceil(self.options.segment_bytes.max(1))).unwrap_or(usize::MAX);
+        let oldest_kept = {
+            let writer = lock(&self.writer);
+            let at = writer.segments.len().checked_sub(kept.saturating_add(1))?;
+            writer.segments[at].0
+        };
+        let view = lock(&self.view);
+        // Places ascend with the index.
+        view.entries.values().take_while(|place| place.segment < oldest_kept).last().map(|place| place.id.index)
+    }
+
     fn write(&self, mut records: Vec<Record>) -> Result<(), WalError> {
         if records.is_empty() {
             return Ok(());
@@ -251,18 +292,29 @@ impl Wal {
         let holds_entries = records.iter().any(|r| matches!(r, Record::Entry(_)));
         let (segment, _) = *self.newest(&writer);
         let mut bytes = frame::encode(segment, writer.sequence + 1, &records);
+        if bytes.len() > frame::BODY_BYTES_MAX {
+            // Recovery would take a larger frame for a torn one.
+            return Err(WalError::TooLarge { path: self.dir.clone(), bytes: bytes.len(), most: frame::BODY_BYTES_MAX });
+        }
         let reserve = if holds_entries { RESERVE_BYTES } else { 0 };
         if writer.end + bytes.len() as u64 + reserve > self.options.segment_bytes && writer.end > HEADER_BYTES {
             match self.begin_segment(&mut writer, segment + 1) {
-                Ok(()) => bytes = frame::encode(segment + 1, writer.sequence + 1, &records),
+                Ok(()) => {}
                 // Votes and markers may outgrow a segment on a full disk rather than stop.
                 Err(error) if holds_entries || writer.poisoned => return Err(error),
                 Err(_) => {}
             }
+            // A frame names its segment and its sequence.
+            bytes = frame::encode(self.newest(&writer).0, writer.sequence + 1, &records);
         }
-        let (segment, file) = self.newest(&writer).clone();
+        self.put_frame(&mut writer, &bytes, records)
+    }
+
+    /// Writes and flushes a frame at the end of the newest segment.
+    fn put_frame(&self, writer: &mut Writer, bytes: &[u8], records: Vec<Record>) -> Result<(), WalError> {
+        let (segment, file) = self.newest(writer).clone();
         let path = segment_path(&self.dir, segment);
-        let written = file.write_at(&bytes, writer.end).map_err(failed("writing", &path));
+        let written = file.write_at(bytes, writer.end).map_err(failed("writing", &path));
         if let Err(error) = written.and_then(|()| file.sync_data().map_err(failed("flushing", &path))) {
             writer.poisoned = true;
             return Err(error);
@@ -282,6 +334,7 @@ impl Wal {
     /// Makes the next segment, durable with its checkpoint before anything is appended to it. A failure leaves the old one in use.
     fn begin_segment(&self, writer: &mut Writer, number: u64) -> Result<(), WalError> {
         let path = segment_path(&self.dir, number);
+        let mut flushing = false;
         let made = (|| {
             let file = self.disk.open(&path, OpenMode::Create)?;
             file.set_len(0)?;
@@ -289,6 +342,7 @@ impl Wal {
             file.write_at(&recovery::header(number), 0)?;
             let checkpoint = frame::encode(number, writer.sequence + 1, &recovery::checkpoint(&lock(&self.view)));
             file.write_at(&checkpoint, HEADER_BYTES)?;
+            flushing = true;
             file.sync_data()?;
             self.disk.sync_dir(&self.dir)?;
             io::Result::Ok((file, HEADER_BYTES + checkpoint.len() as u64))
@@ -301,8 +355,9 @@ impl Wal {
                 Ok(())
             }
             Err(source) => {
-                // A half-made segment that can't be removed would be taken for the newest at the next start.
-                if path_remains(&*self.disk, &path) {
+                // A half-made segment that can't be removed would be taken for the newest at the next start, and after a failed flush
+                // nobody knows which of the two would be.
+                if flushing || path_remains(&*self.disk, &path) {
                     writer.poisoned = true;
                 }
                 Err(WalError::Disk { action: "making", path, source })

@@ -1,11 +1,14 @@
 //! Random histories with power cuts: what was flushed is there, what wasn't is whole or gone.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use mooseng_ports::disk::sim::{Fault, SimDisk};
+use mooseng_ports::disk::{Disk, DiskFile, OpenMode, Space};
 use mooseng_wal::{Entry, LogId, Options, Vote, Wal, WalError};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -139,6 +142,118 @@ fn a_full_disk_refuses_entries_takes_votes_and_recovers() {
     wal.append(vec![entry(index)]).unwrap();
     disk.crash(|_| 0);
     assert_eq!(open(&disk).last().unwrap().index, index);
+}
+
+/// A disk whose flushes of files can be made to fail, after the writes before them went through.
+struct Brittle {
+    disk: SimDisk,
+    failing: Arc<AtomicBool>,
+}
+
+struct BrittleFile(Arc<dyn DiskFile>, Arc<AtomicBool>);
+
+impl Disk for Brittle {
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>> {
+        Ok(Arc::new(BrittleFile(self.disk.open(path, mode)?, self.failing.clone())))
+    }
+    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        self.disk.create_dir_all(path)
+    }
+    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        self.disk.list(path)
+    }
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.disk.rename(from, to)
+    }
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.disk.remove(path)
+    }
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.disk.sync_dir(path)
+    }
+    fn space(&self, path: &Path) -> io::Result<Space> {
+        self.disk.space(path)
+    }
+}
+
+impl DiskFile for BrittleFile {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.0.read_at(buffer, offset)
+    }
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.0.write_at(bytes, offset)
+    }
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+    fn set_len(&self, length: u64) -> io::Result<()> {
+        self.0.set_len(length)
+    }
+    fn allocate(&self, length: u64) -> io::Result<()> {
+        self.0.allocate(length)
+    }
+    fn sync_data(&self) -> io::Result<()> {
+        if self.1.load(Ordering::Relaxed) { Err(io::Error::from_raw_os_error(5)) } else { self.0.sync_data() }
+    }
+}
+
+#[test]
+fn the_vote_survives_power_loss_at_any_point_of_a_new_segment() {
+    let entry = |index| Entry { id: LogId { term: 1, node: 1, index }, payload: vec![7; 9000].into() };
+    for seed in 0..300 {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let disk = SimDisk::default();
+        let failing = Arc::new(AtomicBool::new(false));
+        let brittle = Arc::new(Brittle { disk: disk.clone(), failing: failing.clone() });
+        let wal = Wal::open(brittle, Path::new(DIR), OPTIONS).unwrap();
+        let vote = Vote { term: 9, node: 2, committed: true };
+        wal.save_vote(vote).unwrap();
+        // Three entries fit into a segment of 96 KiB besides its reserve.
+        let mut last = 0;
+        for index in 0..3 {
+            wal.append(vec![entry(index)]).unwrap();
+            last = index;
+        }
+        failing.store(true, Ordering::Relaxed);
+        assert!(wal.append(vec![entry(last + 1)]).is_err());
+        disk.crash(|n| rng.random_range(0..=n));
+        let wal = open(&disk);
+        assert_eq!(wal.vote(), Some(vote), "seed {seed}");
+        let first_free = wal.last().unwrap().index + 1;
+        assert!(first_free == last + 1 || first_free == last + 2, "seed {seed}");
+        for index in first_free..first_free + 12 {
+            wal.append(vec![entry(index)]).unwrap();
+        }
+        wal.purge(LogId { term: 1, node: 1, index: first_free + 11 }).unwrap();
+        disk.crash(|n| rng.random_range(0..=n));
+        let wal = open(&disk);
+        assert_eq!(wal.vote(), Some(vote), "seed {seed}");
+        assert_eq!(wal.purged().unwrap().index, first_free + 11, "seed {seed}");
+    }
+}
+
+#[test]
+fn the_purge_point_leaves_about_as_many_bytes_as_asked() {
+    let wal = open(&SimDisk::default());
+    for index in 0..60 {
+        wal.append(vec![Entry { id: LogId { term: 1, node: 1, index }, payload: vec![7; 9000].into() }]).unwrap();
+    }
+    assert!(wal.purge_point(u64::MAX).is_none());
+    let before = wal.bytes();
+    let point = wal.purge_point(3 * OPTIONS.segment_bytes).unwrap();
+    wal.purge(LogId { term: 1, node: 1, index: point }).unwrap();
+    assert!(wal.bytes() < before, "segments went");
+    assert!(wal.bytes() >= 2 * OPTIONS.segment_bytes, "{}", wal.bytes());
+}
+
+#[test]
+fn more_than_a_frame_holds_is_refused_before_anything_is_written() {
+    let disk = SimDisk::default();
+    let wal = open(&disk);
+    let huge = vec![Entry { id: LogId { term: 1, node: 1, index: 0 }, payload: vec![0; 65 << 20].into() }];
+    assert!(matches!(wal.append(huge), Err(WalError::TooLarge { .. })));
+    wal.append(vec![Entry { id: LogId { term: 1, node: 1, index: 0 }, payload: Bytes::new() }]).unwrap();
+    assert_eq!(open(&disk).last().unwrap().index, 0);
 }
 
 #[test]
