@@ -20,6 +20,8 @@ pub enum Fault {
     Failing,
     /// Writes answer ENOSPC.
     Full,
+    /// Flushes answer well and do nothing: a planted bug, to see whether tests bite.
+    Lying,
 }
 
 #[derive(Clone, Debug)]
@@ -181,7 +183,7 @@ fn full() -> io::Error {
 impl State {
     fn check_write(&self) -> io::Result<()> {
         match self.fault {
-            Fault::None => Ok(()),
+            Fault::None | Fault::Lying => Ok(()),
             Fault::Failing => Err(failing()),
             Fault::Full => Err(full()),
         }
@@ -343,8 +345,10 @@ impl DiskFile for SimFile {
     fn sync_data(&self) -> io::Result<()> {
         self.with(|state| {
             state.flushes += 1;
-            if state.fault == Fault::Failing {
-                return Err(failing());
+            match state.fault {
+                Fault::Failing => return Err(failing()),
+                Fault::Lying => return Ok(()),
+                Fault::None | Fault::Full => {}
             }
             if let Some(inode) = state.inodes.get_mut(&self.inode) {
                 for change in std::mem::take(&mut inode.pending) {

@@ -1,0 +1,215 @@
+//! What the simulated clients do, and what they write down about it.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use mooseng_client::{Caller, ClientConfig, FileSystem, FsError, RenameMode, WriteOptions};
+use mooseng_wire::Role;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use crate::history::{Call, Operation, Reply};
+use crate::hosts::{RETRY, SimClock, address, masters};
+use crate::network::network;
+
+/// Names in the one directory that all clients work in.
+const NAMES: u8 = 5;
+const SMALL: (u64, usize) = (0, 512);
+/// Beyond what is stored inline, so that it goes through chunks.
+const LARGE: (u64, usize) = (100_000, 8192);
+
+/// What all clients share.
+#[derive(Default)]
+pub struct Notes {
+    /// Orders calls and returns.
+    next: u64,
+    /// The history so far.
+    pub operations: Vec<Operation>,
+    /// What no history can excuse: torn or wrong bytes, errors that shouldn't be.
+    pub violations: Vec<String>,
+    /// Faults are over: check what is there and end.
+    pub healed: bool,
+}
+
+/// Notes behind a lock. Clones share them.
+pub type Shared = Arc<Mutex<Notes>>;
+
+fn with<T>(shared: &Shared, f: impl FnOnce(&mut Notes) -> T) -> T {
+    f(&mut shared.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+fn tick(shared: &Shared) -> u64 {
+    with(shared, |notes| {
+        notes.next += 1;
+        notes.next
+    })
+}
+
+struct Client {
+    fs: FileSystem,
+    caller: Caller,
+    shared: Shared,
+    number: u8,
+    rng: StdRng,
+    next_value: u64,
+}
+
+fn name(n: u8) -> Vec<u8> {
+    vec![b'a' + n]
+}
+
+/// Half of the inodes hold their record inline, half in a chunk.
+fn place(inode: u64) -> (u64, usize) {
+    if inode.is_multiple_of(2) { SMALL } else { LARGE }
+}
+
+fn record(value: u64, bytes: usize) -> Bytes {
+    value.to_le_bytes().repeat(bytes / 8).into()
+}
+
+enum Outcome {
+    Reply(Reply),
+    Unknown,
+    /// Nothing was done, and nothing learnt.
+    Nothing,
+}
+
+fn outcome(error: &FsError) -> Option<Outcome> {
+    match error.errno() {
+        libc_errno::ENOENT | libc_errno::ESTALE => Some(Outcome::Reply(Reply::Absent)),
+        libc_errno::EEXIST => Some(Outcome::Reply(Reply::Exists)),
+        libc_errno::ETIMEDOUT | libc_errno::EIO => Some(Outcome::Unknown),
+        _ => None,
+    }
+}
+
+mod libc_errno {
+    pub const ENOENT: i32 = 2;
+    pub const EIO: i32 = 5;
+    pub const EEXIST: i32 = 17;
+    pub const ETIMEDOUT: i32 = 110;
+    pub const ESTALE: i32 = 116;
+}
+
+impl Client {
+    async fn perform(&mut self, call: &Call) -> Result<Reply, Outcome> {
+        let (fs, caller, root) = (self.fs.clone(), self.caller.clone(), self.fs.root());
+        let known = |error: FsError| match outcome(&error) {
+            Some(outcome) => outcome,
+            None => {
+                with(&self.shared, |n| n.violations.push(format!("{call:?} answered {error}")));
+                Outcome::Unknown
+            }
+        };
+        let unchanged = |error: FsError| match known(error) {
+            Outcome::Unknown => Outcome::Nothing,
+            other => other,
+        };
+        match *call {
+            Call::Create(n) => {
+                let made = fs.create(&caller, root, &name(n), 0o644, 0o2 | 0o300).await.map_err(known)?;
+                let _ = fs.release(made.handle).await;
+                Ok(Reply::Inode(made.attr.inode))
+            }
+            Call::Lookup(n) => {
+                fs.lookup(&caller, root, &name(n)).await.map(|attr| Reply::Inode(attr.inode)).map_err(unchanged)
+            }
+            Call::Unlink(n) => fs.unlink(&caller, root, &name(n)).await.map(|()| Reply::Done).map_err(known),
+            Call::Rename(a, b) => {
+                let done = fs.rename(&caller, root, &name(a), root, &name(b), RenameMode::default()).await;
+                done.map(|()| Reply::Done).map_err(known)
+            }
+            Call::Write(inode, value) => {
+                let opened = fs.open(&caller, inode, 0o2).await.map_err(unchanged)?;
+                let (offset, bytes) = place(inode);
+                let options = WriteOptions::default();
+                let written = fs.write(&caller, opened.handle, offset, record(value, bytes), options).await;
+                let synced = fs.fsync(opened.handle, false).await;
+                let _ = fs.release(opened.handle).await;
+                written.map_err(known)?;
+                synced.map_err(known)?;
+                Ok(Reply::Done)
+            }
+            Call::Read(inode) => {
+                let opened = fs.open(&caller, inode, 0).await.map_err(unchanged)?;
+                let (offset, bytes) = place(inode);
+                let read = fs.read(&caller, opened.handle, offset, bytes as u32).await;
+                let _ = fs.release(opened.handle).await;
+                let read = read.map_err(unchanged)?;
+                let first = read.get(..8).map_or(0, |b| u64::from_le_bytes(b.try_into().unwrap_or_default()));
+                if !read.is_empty() && read != record(first, bytes) {
+                    let what = format!("inode {inode} reads torn: {} bytes beginning with {first}", read.len());
+                    with(&self.shared, |n| n.violations.push(what));
+                }
+                Ok(Reply::Value(first))
+            }
+        }
+    }
+
+    async fn run(&mut self, call: Call) -> Option<Reply> {
+        let called = tick(&self.shared);
+        let result = self.perform(&call).await;
+        let returned = tick(&self.shared);
+        let (returned, reply) = match result {
+            Ok(reply) | Err(Outcome::Reply(reply)) => (Some(returned), Some(reply)),
+            Err(Outcome::Unknown) => (None, None),
+            Err(Outcome::Nothing) => return None,
+        };
+        tracing::info!(client = self.number, ?call, ?reply, "operation");
+        let operation = Operation { client: self.number, called, returned, call, reply: reply.clone() };
+        with(&self.shared, |notes| notes.operations.push(operation));
+        reply
+    }
+
+    async fn step(&mut self) {
+        let n = self.rng.random_range(0..NAMES);
+        match self.rng.random_range(0..10) {
+            0 | 1 => drop(self.run(Call::Create(n)).await),
+            2 => drop(self.run(Call::Unlink(n)).await),
+            3 => {
+                let to = (n + self.rng.random_range(1..NAMES)) % NAMES;
+                self.run(Call::Rename(n, to)).await;
+            }
+            kind => {
+                let Some(Reply::Inode(inode)) = self.run(Call::Lookup(n)).await else { return };
+                self.next_value += 1;
+                let value = (u64::from(self.number) + 1) << 32 | self.next_value;
+                if kind < 8 {
+                    self.run(Call::Write(inode, value)).await;
+                } else {
+                    self.run(Call::Read(inode)).await;
+                }
+            }
+        }
+    }
+}
+
+/// Runs one client until the faults are over, and then has it look at everything once more.
+pub async fn client(number: u8, seed: u64, shared: Shared) -> turmoil::Result {
+    let config = ClientConfig {
+        masters: masters().iter().map(|m| address(m)).collect(),
+        zone: "z1".into(),
+        host: format!("client{number}"),
+        retry_timeout: RETRY,
+        connect_timeout: Duration::from_secs(120),
+        ..ClientConfig::default()
+    };
+    let network = network(Role::Client, &format!("client{number}"));
+    let fs = FileSystem::connect(config, network, Arc::new(SimClock)).await?;
+    let rng = StdRng::seed_from_u64(seed ^ (u64::from(number) << 56));
+    let caller = Caller { kernel_checked: true, ..Caller::default() };
+    let mut client = Client { fs, caller, shared: shared.clone(), number, rng, next_value: 0 };
+    while !with(&shared, |notes| notes.healed) {
+        client.step().await;
+        let pause = client.rng.random_range(0..60);
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+    }
+    for n in 0..NAMES {
+        if let Some(Reply::Inode(inode)) = client.run(Call::Lookup(n)).await {
+            client.run(Call::Read(inode)).await;
+        }
+    }
+    client.fs.close().await;
+    Ok(())
+}
