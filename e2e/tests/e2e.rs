@@ -1,0 +1,25 @@
+//! End-to-end tests on real daemons and real mounts, one after the other (`--test-threads=1`): `make test` runs them.
+//!
+//! They need root or fusermount3, and the binaries: `cargo build --workspace --bins`.
+
+#[path = "e2e/chaos.rs"]
+mod chaos;
+#[path = "e2e/forms.rs"]
+mod forms;
+#[path = "e2e/posix.rs"]
+mod posix;
+#[path = "e2e/ready.rs"]
+mod ready;
+#[path = "e2e/rotation.rs"]
+mod rotation;
+#[path = "e2e/tls.rs"]
+mod tls;
+#[path = "e2e/workloads.rs"]
+mod workloads;
+
+/// What daemons may complain about while others start, stop or are killed: they say that a peer is away, and go on.
+const PEERS_COME_AND_GO: &[&str] = &[
+    "a master isn't reached",
+    "\"target\":\"openraft::",
+    " openraft::",
+];

@@ -1,0 +1,134 @@
+//! Who has the wrong certificate is refused with the reason, on every port.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
+use mooseng_certs::Authority;
+use mooseng_e2e::cluster::DevCluster;
+use mooseng_e2e::steps::Steps;
+use mooseng_transport::{CallFailure, Link, LinkOptions, TlsFiles, TlsNetwork};
+use mooseng_wire::method::Method;
+use mooseng_wire::{Identity, Role};
+use prost::Message;
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+#[test]
+fn wrong_certificates_are_refused_on_every_port() {
+    run().unwrap();
+}
+
+fn run() -> Result<()> {
+    let cluster = DevCluster::up("tls", &["--no-mount"])?;
+    let runtime = tokio::runtime::Runtime::new()?;
+    let ours = Authority::open(&cluster.dir().join("pki"))?;
+    let scratch = cluster.scratch().join("leaves");
+    let other = Authority::create(&cluster.scratch().join("other-pki"), "dev")?;
+    other.region("region-1")?;
+    let mut steps = Steps::default();
+    for port in cluster.file()?.processes {
+        let role = Role::parse(&port.role).context("role")?;
+        let ask = |files: TlsFiles, expected: Role, method: Method, body: Vec<u8>| runtime.block_on(call(files, &port.address, expected, method, body));
+        let name = &port.name;
+        steps.run(&format!("{name}: a right certificate is let in"), || {
+            // An answer of the service, whatever it says, means that the connection stands.
+            let right = leaf(&ours, Role::Client, "right", DAY, &scratch)?;
+            match ask(right, role, Method::ChunkStat, vec![]) {
+                Ok(()) | Err(CallFailure::Remote(_)) => Ok(()),
+                Err(e) => anyhow::bail!("{e}"),
+            }
+        });
+        steps.run(&format!("{name}: an expired certificate"), || {
+            let expired = leaf(&ours, Role::Client, "expired", Duration::ZERO, &scratch)?;
+            std::thread::sleep(Duration::from_millis(1100));
+            refused(ask(expired, role, Method::ChunkStat, vec![]), &["expired"])
+        });
+        steps.run(&format!("{name}: a certificate of another cluster"), || {
+            let foreign = leaf(&other, Role::Client, "foreign", DAY, &scratch)?;
+            // The client, too, must not trust whom it talks to: its root is another one.
+            refused(ask(foreign.clone(), role, Method::ChunkStat, vec![]), &["unknown", "issuer"])?;
+            // And with the right root, the server must refuse the leaf.
+            let trusting = TlsFiles { ca: cluster.dir().join("certs/client-1/ca.pem"), ..foreign };
+            refused(ask(trusting, role, Method::ChunkStat, vec![]), &["unknown", "issuer", "ca", "certificate"])
+        });
+        steps.run(&format!("{name}: no certificate at all"), || no_certificate(&cluster, &port.address));
+        steps.run(&format!("{name}: a server of another role is not believed"), || {
+            let right = leaf(&ours, Role::Client, "right", DAY, &scratch)?;
+            let wrong = if role == Role::Master { Role::Chunkserver } else { Role::Master };
+            refused(ask(right, wrong, Method::ChunkStat, vec![]), &["was expected"])
+        });
+        steps.run(&format!("{name}: a client of the wrong role"), || {
+            let (wrong, method, body) = match role {
+                // Only masters speak Raft, only clients open sessions.
+                Role::Master => (Role::Client, Method::RaftVote, mooseng_wire::raft::VoteRequest::default().encode_to_vec()),
+                _ => (Role::Admin, Method::ChunkRead, mooseng_wire::chunk::Read::default().encode_to_vec()),
+            };
+            let files = leaf(&ours, wrong, "wrong", DAY, &scratch)?;
+            refused(ask(files, role, method, body), &["role", "admin", "client", "may not", "only"])?;
+            if role == Role::Master {
+                let files = leaf(&ours, Role::Chunkserver, "wrong", DAY, &scratch)?;
+                let body = mooseng_wire::session::OpenSession::default().encode_to_vec();
+                refused(ask(files, role, Method::OpenSession, body), &["role", "chunkserver", "only"])?;
+            }
+            Ok(())
+        });
+    }
+    steps.run("changing the members takes an admin", || {
+        let mut command = cluster.mooseng(&["members", "remove", "3", "--config"]);
+        let output = command.arg(cluster.client_config()?).output()?;
+        ensure!(output.status.code() == Some(4), "{output:?}");
+        Ok(())
+    });
+    steps.finish()?;
+    // A refused stranger is worth a WARN: somebody may be trying.
+    cluster.finish(&[super::PEERS_COME_AND_GO, &["refused"]].concat())
+}
+
+fn leaf(authority: &Authority, role: Role, name: &str, life: Duration, dir: &Path) -> Result<TlsFiles> {
+    let out: PathBuf = dir.join(format!("{role}-{name}"));
+    let identity = Identity { cluster: "dev".into(), region: "region-1".into(), role, name: name.into() };
+    authority.issue(&identity, life, &out, true)?;
+    Ok(TlsFiles { cert: out.join("cert.pem"), key: out.join("key.pem"), ca: out.join("ca.pem"), revocations: None })
+}
+
+async fn call(files: TlsFiles, address: &str, role: Role, method: Method, body: Vec<u8>) -> Result<(), CallFailure> {
+    let network = TlsNetwork::load(files).expect("the leaf that was just issued");
+    let link = Link::new(Arc::new(network), address.to_owned(), role, LinkOptions::default());
+    let answer = link.call(method, Bytes::from(body), Bytes::new(), Duration::from_secs(5)).await;
+    link.close();
+    answer.map(drop)
+}
+
+/// It must be refused, with one of these words in the reason.
+fn refused(outcome: Result<(), CallFailure>, words: &[&str]) -> Result<()> {
+    let Err(failure) = outcome else { anyhow::bail!("it was let in") };
+    let reason = failure.to_string();
+    println!("            {reason}");
+    let lower = reason.to_lowercase();
+    ensure!(words.iter().any(|w| lower.contains(w)), "the reason doesn't say why: {reason}");
+    Ok(())
+}
+
+fn no_certificate(cluster: &DevCluster, address: &str) -> Result<()> {
+    let ca = cluster.dir().join("certs/client-1/ca.pem");
+    let line = format!(
+        "printf 'x' | timeout 10 openssl s_client -connect {address} -tls1_3 -alpn mooseng/1 -CAfile {} -ign_eof 2>&1 || true",
+        ca.display()
+    );
+    let output = Command::new("bash").args(["-c", &line]).output()?;
+    let text = String::from_utf8_lossy(&output.stdout).to_lowercase();
+    ensure!(text.contains("certificate required"), "it isn't refused for want of a certificate:\n{text}");
+    // And whoever doesn't even speak TLS gets nothing.
+    use std::io::{Read, Write};
+    let mut plain = std::net::TcpStream::connect(address)?;
+    plain.set_read_timeout(Some(Duration::from_secs(10)))?;
+    plain.write_all(b"GET / HTTP/1.1\r\n\r\n")?;
+    let mut answer = Vec::new();
+    let _ = plain.read_to_end(&mut answer);
+    ensure!(!answer.starts_with(b"HTTP"), "it answers in clear");
+    Ok(())
+}
