@@ -289,3 +289,66 @@ async fn a_request_that_was_sent_twice_at_once_runs_once() {
     assert_eq!(SessionCall::default().number.0, 0);
     volume.check();
 }
+
+/// Chunks of one file don't conflict, so that only the outcome record keeps a second sending from making another one.
+#[tokio::test]
+async fn a_chunk_that_was_asked_for_twice_at_once_is_allocated_once() {
+    let volume = Volume::with_faults(8, 0.1).await;
+    let client = volume.client(1).await;
+    let inode = client.create(ROOT, "f").await;
+    let request = request(&root(), Op::AllocateChunk(AllocateChunk { inode, exclude: vec![] }));
+    let mut chunks = std::collections::BTreeSet::new();
+    for number in 10..200u64 {
+        let answers = join_all((0..3).map(|_| client.send(number, &request))).await;
+        for answer in answers {
+            let Reply::Allocated(allocated) = answer.unwrap() else { panic!("no chunk") };
+            chunks.insert((number, allocated.place.unwrap().chunk));
+        }
+    }
+    assert_eq!(chunks.len(), 190);
+}
+
+/// What an older life of a session, or an older home of the volume, still has under way isn't committed any more.
+#[tokio::test]
+async fn nothing_is_committed_behind_a_new_life_or_a_new_epoch() {
+    use mooseng_namespace::{sessions, upkeep};
+    use mooseng_wire::{Epoch, SessionId, VolumeId};
+    let mut overtaken = [0; 2];
+    for seed in 0..200 {
+        let by_epoch = seed % 2 == 1;
+        let volume = Volume::with_faults(seed, 0.0).await;
+        let client = volume.client(1).await;
+        let inode = client.create(ROOT, "f").await;
+        let request = request(&root(), Op::AllocateChunk(AllocateChunk { inode, exclude: vec![] }));
+        let changes = join_all((10..14u64).map(|number| {
+            let (volume, client, request) = (&volume, &client, &request);
+            async move {
+                let ctx = volume.context(request);
+                let call = client.call_of(number);
+                volume.driver.run(call, &ctx, request, deadline()).await.ok().map(|(_, version)| version)
+            }
+        }));
+        let end = async {
+            tokio::task::yield_now().await;
+            if by_epoch {
+                let raised = volume
+                    .driver
+                    .transact(deadline(), |tx| Box::pin(upkeep::raise_epoch(tx, VolumeId(0), Epoch(2))));
+                raised.await.unwrap().1
+            } else {
+                let bumped = volume
+                    .driver
+                    .transact(deadline(), |tx| Box::pin(sessions::bump_incarnation(tx, SessionId(1))));
+                bumped.await.unwrap().1
+            }
+        };
+        let (versions, end) = futures::join!(changes, end);
+        for version in versions {
+            match version {
+                Some(version) => assert!(version < end, "seed {seed}: a change came behind the end"),
+                None => overtaken[usize::from(by_epoch)] += 1,
+            }
+        }
+    }
+    assert!(overtaken.iter().all(|n| *n > 10), "the changes were too fast to be overtaken: {overtaken:?}");
+}

@@ -1,5 +1,7 @@
 //! The namespace on the memory engine: against a reference model, under concurrency, with faults, and by hand.
 
+#![allow(clippy::unwrap_used, reason = "the helpers of tests are tests, too")]
+
 mod by_hand;
 mod concurrency;
 mod faulty;
