@@ -13,6 +13,8 @@ use mooseng_ports::clock::BootTime;
 pub struct Acknowledged {
     term: u64,
     sent: BTreeMap<u64, BootTime>,
+    /// This member's own vote: term and candidate.
+    vote: Option<(u64, u64)>,
 }
 
 impl Acknowledged {
@@ -22,10 +24,16 @@ impl Acknowledged {
             return;
         }
         if term > self.term {
-            *self = Self { term, sent: BTreeMap::new() };
+            *self = Self { term, sent: BTreeMap::new(), vote: self.vote };
         }
         let latest = self.sent.entry(follower).or_insert(sent);
         *latest = (*latest).max(sent);
+    }
+
+    /// This member votes so from now on. A leader that grants its vote to another ends its own lease with it, before the grant is answered:
+    /// its vote may be the one that elects.
+    pub fn saw_vote(&mut self, term: u64, candidate: u64) {
+        self.vote = Some((term, candidate));
     }
 
     /// Forgets everything: a planned hand-over drops the lease first.
@@ -35,6 +43,9 @@ impl Acknowledged {
 
     /// Until when `leader` holds the lease of `term`, under every one of the voter sets; none if some set has no quorum of acknowledgements.
     pub fn until(&self, term: u64, leader: u64, voters: &[BTreeSet<u64>], now: BootTime, lease: Duration) -> Option<BootTime> {
+        if self.vote.is_some_and(|vote| vote != (term, leader)) {
+            return None;
+        }
         if term != self.term && voters.iter().any(|set| set.len() > 1) {
             return None;
         }
@@ -86,6 +97,19 @@ mod tests {
         assert_eq!(acknowledged.until(3, 1, &[set(&[1, 4, 5])], at(200), LEASE), None);
         acknowledged.record(2, 3, at(200));
         assert_eq!(acknowledged.until(3, 1, &[set(&[1, 3, 4])], at(200), LEASE), None);
+    }
+
+    #[test]
+    fn a_vote_for_another_ends_the_lease_at_once() {
+        let mut acknowledged = Acknowledged::default();
+        acknowledged.saw_vote(3, 1);
+        acknowledged.record(3, 2, at(100));
+        assert_eq!(acknowledged.until(3, 1, &[set(&[1, 2, 3])], at(200), LEASE), Some(at(600)));
+        acknowledged.saw_vote(4, 3);
+        assert_eq!(acknowledged.until(3, 1, &[set(&[1, 2, 3])], at(200), LEASE), None);
+        acknowledged.record(3, 2, at(200));
+        assert_eq!(acknowledged.until(3, 1, &[set(&[1, 2, 3])], at(200), LEASE), None);
+        assert_eq!(acknowledged.until(3, 1, &[set(&[1])], at(200), LEASE), None);
     }
 
     #[test]

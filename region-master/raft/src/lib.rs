@@ -9,14 +9,17 @@
 //! - [`lease`]: the leader's lease, a pure function of what followers acknowledged.
 //! - [`codec`]: our encoding of openraft's types, on the wire and in the log.
 
+mod answers;
 pub mod codec;
 pub mod lease;
 mod log;
 mod machine;
 mod network;
 mod node;
+mod settings;
 mod snapshot;
 mod types;
 
-pub use node::{Leadership, Member, MemberStatus, RaftConfig, RaftError, RaftNode, RaftStatus, Timings};
+pub use node::RaftNode;
+pub use settings::{Leadership, Member, MemberStatus, RaftConfig, RaftError, RaftStatus, Timings};
 pub use types::{Batch, Node, Outcome, TypeConfig};

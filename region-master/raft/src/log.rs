@@ -3,25 +3,51 @@
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use mooseng_transport::Blocking;
 use mooseng_wal as wal;
 use openraft::storage::{LogFlushed, RaftLogStorage};
 use openraft::{AnyError, LogState, OptionalSend, RaftLogReader, StorageError, StorageIOError};
 use prost::Message;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::codec::{self, RaftEntry, RaftLogId, RaftVote};
+use crate::lease::Acknowledged;
+use crate::snapshot::lock;
 use crate::types::TypeConfig;
 
 /// Bytes of entries in one read for replication.
 const READ_BYTES_MAX: usize = 2 << 20;
+
+/// How often a full disk is tried again.
+const FULL_PAUSE: Duration = Duration::from_millis(200);
+/// How long the purge behind a snapshot waits for its installation.
+const INSTALL_MAX: Duration = Duration::from_secs(120);
+
+/// What the log's owner knows of it.
+#[derive(Default)]
+pub(crate) struct Health {
+    /// The disk is full: an append waits for room.
+    pub full: AtomicBool,
+    /// A snapshot's installation failed.
+    pub install_failed: AtomicBool,
+}
 
 /// The log; clones share it.
 #[derive(Clone)]
 pub(crate) struct Log {
     pub wal: Arc<wal::Wal>,
     pub blocking: Blocking,
+    /// This member.
+    pub id: u64,
+    /// Hears of each vote before anybody else does.
+    pub acknowledged: Arc<Mutex<Acknowledged>>,
+    pub health: Arc<Health>,
+    pub stop: CancellationToken,
     /// The highest index that the store has flushed: the log is purged no further, whatever is asked.
     pub flushed: Arc<dyn Fn() -> Option<u64> + Send + Sync>,
 }
@@ -51,6 +77,25 @@ impl Log {
         let read = self.blocking.run(move || wal.read(start..end, bytes_max)).await;
         let read = read.map_err(|e| StorageError::IO { source: StorageIOError::read_logs(AnyError::new(&e)) })?;
         read.into_iter().map(decode).collect()
+    }
+}
+
+impl Log {
+    fn is_flushed(&self, index: u64) -> bool {
+        (self.flushed)().is_some_and(|flushed| flushed >= index)
+    }
+
+    async fn wait_flushed(&self, index: u64) -> Result<(), StorageError<u64>> {
+        let deadline = Instant::now() + INSTALL_MAX;
+        while !self.is_flushed(index) {
+            let ended = self.stop.is_cancelled() || self.health.install_failed.load(Ordering::Acquire);
+            if ended || Instant::now() > deadline {
+                let error = AnyError::error("the log can't be purged behind a snapshot that wasn't installed");
+                return Err(StorageError::IO { source: StorageIOError::write_logs(error) });
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        Ok(())
     }
 }
 
@@ -96,15 +141,20 @@ impl RaftLogStorage<TypeConfig> for Log {
     }
 
     async fn save_vote(&mut self, vote: &RaftVote) -> Result<(), StorageError<u64>> {
+        // The lease ends before the vote is answered.
+        lock(&self.acknowledged).saw_vote(vote.leader_id.term, vote.leader_id.node_id);
         let vote =
             wal::Vote { term: vote.leader_id.term, node: vote.leader_id.node_id, committed: vote.committed };
         let saved = self.write(move |wal| wal.save_vote(vote)).await;
         saved.map_err(|e| StorageError::IO { source: StorageIOError::write_vote(AnyError::new(&e)) })
     }
 
+    /// A leader that restarts isn't the leader any more: openraft would let it go on in its old term, beside batches of its earlier life
+    /// that are still on their way and that carry the same versions. Without the mark it stands for election in a new term.
     async fn read_vote(&mut self) -> Result<Option<RaftVote>, StorageError<u64>> {
         let vote = |v: wal::Vote| {
-            codec::from_vote(&mooseng_wire::raft::Vote { term: v.term, node: v.node, committed: v.committed })
+            let committed = v.committed && v.node != self.id;
+            codec::from_vote(&mooseng_wire::raft::Vote { term: v.term, node: v.node, committed })
         };
         Ok(self.wal.vote().map(vote))
     }
@@ -129,15 +179,29 @@ impl RaftLogStorage<TypeConfig> for Log {
             .into_iter()
             .map(|e| wal::Entry { id: to_wal(&e.log_id), payload: codec::entry(&e).encode_to_vec().into() })
             .collect();
-        // The callback only after the flush: openraft counts this member towards the quorum from then on.
-        match self.write(move |wal| wal.append(entries)).await {
-            Ok(()) => {
-                callback.log_io_completed(Ok(()));
-                Ok(())
-            }
-            Err(error) => {
-                callback.log_io_completed(Err(io::Error::other(error.to_string())));
-                Err(failed(&error))
+        loop {
+            let batch = entries.clone();
+            match self.write(move |wal| wal.append(batch)).await {
+                Ok(()) => {
+                    self.health.full.store(false, Ordering::Release);
+                    // Only after the flush: openraft counts this member towards the quorum from then on.
+                    callback.log_io_completed(Ok(()));
+                    return Ok(());
+                }
+                // Waiting here stops this member's heartbeats and answers, so a leader with a full disk makes way for another one.
+                Err(error) if error.is_full() && !self.stop.is_cancelled() => {
+                    if !self.health.full.swap(true, Ordering::AcqRel) {
+                        tracing::error!(%error, "the log's disk is full: this master takes part again once there is room");
+                    }
+                    tokio::select! {
+                        () = self.stop.cancelled() => {}
+                        () = tokio::time::sleep(FULL_PAUSE) => {}
+                    }
+                }
+                Err(error) => {
+                    callback.log_io_completed(Err(io::Error::other(error.to_string())));
+                    return Err(failed(&error));
+                }
             }
         }
     }
@@ -148,11 +212,14 @@ impl RaftLogStorage<TypeConfig> for Log {
 
     async fn purge(&mut self, id: RaftLogId) -> Result<(), StorageError<u64>> {
         // Never beyond what the store has flushed: those entries may be needed for replay.
-        let Some(flushed) = (self.flushed)().filter(|flushed| *flushed >= id.index) else {
+        if self.wal.last().is_none_or(|last| last.index < id.index) {
+            // A snapshot beyond the log. openraft asks for this purge while the store still installs it, and then appends behind it: left
+            // out, it would leave a hole in the log; done now, a crash would leave neither entries nor snapshot.
+            self.wait_flushed(id.index).await?;
+        } else if !self.is_flushed(id.index) {
             tracing::debug!(index = id.index, "the log isn't purged: the store hasn't flushed that far");
             return Ok(());
-        };
-        debug_assert!(flushed >= id.index);
+        }
         self.write(move |wal| wal.purge(to_wal(&id))).await.map_err(|e| failed(&e))
     }
 }

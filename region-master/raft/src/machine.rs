@@ -2,6 +2,7 @@
 //!
 //! openraft counts entries from 0, the engine from 1 (0 is "nothing yet"): the engine's index is openraft's plus one.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -15,6 +16,7 @@ use openraft::{
 };
 
 use crate::codec::{self, RaftEntry, RaftLogId};
+use crate::log::Health;
 use crate::snapshot::SnapshotSource;
 use crate::types::{Node, Outcome, TypeConfig};
 
@@ -23,6 +25,7 @@ use crate::types::{Node, Outcome, TypeConfig};
 pub(crate) struct Machine {
     pub embedded: Embedded,
     pub blocking: Blocking,
+    pub health: Arc<Health>,
 }
 
 fn failed(verb: ErrorVerb, error: &BaseError) -> StorageError<u64> {
@@ -130,7 +133,10 @@ impl RaftStateMachine<TypeConfig> for Machine {
         };
         let embedded = self.embedded.clone();
         let installed = self.blocking.run(move || embedded.install_end(position)).await;
-        installed.map_err(|e| failed(ErrorVerb::Write, &e))
+        installed.map_err(|e| {
+            self.health.install_failed.store(true, Ordering::Release);
+            failed(ErrorVerb::Write, &e)
+        })
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<TypeConfig>>, StorageError<u64>> {

@@ -1,5 +1,6 @@
 //! openraft's network over our links, and the send times that the lease counts from.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -28,9 +29,46 @@ const PAGE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the installation of a received snapshot may take.
 const INSTALL_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Makes connections to peers.
+/// One link to each peer, for everything that is said to it.
+pub(crate) struct Links {
+    network: Arc<dyn Network>,
+    open: Mutex<BTreeMap<u64, Link>>,
+}
+
+impl Links {
+    pub fn new(network: Arc<dyn Network>) -> Self {
+        Self { network, open: Mutex::default() }
+    }
+
+    /// The link to a peer. A peer that moved gets another one.
+    pub fn to(&self, peer: u64, address: &str) -> Link {
+        let mut open = lock(&self.open);
+        if let Some(link) = open.get(&peer).filter(|link| link.address() == address) {
+            return link.clone();
+        }
+        // A connection that died without a word is noticed within an election timeout or so.
+        let options = LinkOptions {
+            backoff: Duration::from_millis(20),
+            ping_interval: Duration::from_millis(250),
+            silence_max: Duration::from_secs(1),
+            ..LinkOptions::default()
+        };
+        let link = Link::new(self.network.clone(), address.to_owned(), Role::Master, options);
+        open.insert(peer, link.clone());
+        link
+    }
+
+    /// Ends all connections.
+    pub fn close(&self) {
+        for link in std::mem::take(&mut *lock(&self.open)).into_values() {
+            link.close();
+        }
+    }
+}
+
+/// Makes openraft's clients of peers.
 pub(crate) struct Peers {
-    pub network: Arc<dyn Network>,
+    pub links: Arc<Links>,
     pub group: u32,
     pub clock: Arc<dyn Clock>,
     pub blocking: Blocking,
@@ -40,10 +78,9 @@ pub(crate) struct Peers {
 impl RaftNetworkFactory<TypeConfig> for Peers {
     type Network = PeerLink;
     async fn new_client(&mut self, target: u64, node: &Node) -> PeerLink {
-        let options = LinkOptions { backoff: Duration::from_millis(20), ..LinkOptions::default() };
         PeerLink {
             target,
-            link: Link::new(self.network.clone(), node.address.clone(), Role::Master, options),
+            link: self.links.to(target, &node.address),
             group: self.group,
             clock: self.clock.clone(),
             blocking: self.blocking,
@@ -167,7 +204,8 @@ impl PeerLink {
             vote: Some(codec::vote(&vote)),
             last: snapshot.meta.last_log_id.as_ref().map(codec::log_id),
             membership: Some(codec::stored_membership(&snapshot.meta.last_membership)),
-            id: snapshot.meta.snapshot_id.clone(),
+            // Each transfer is one of its own: pages of an earlier one that are still on their way mustn't count for it.
+            id: format!("{}-{:08x}", snapshot.meta.snapshot_id, rand::random::<u32>()),
         };
         tracing::info!(target = self.target, id = begin.id, "sending a snapshot");
         let (response, accepted) = answered(self.call(Method::RaftSnapshotBegin, &begin, PAGE_TIMEOUT).await?);

@@ -1,7 +1,7 @@
 //! A member of the group.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -10,175 +10,52 @@ use bytes::Bytes;
 use mooseng_embedded::{ApplyOutcome, CommitLog, Embedded, ProposeError};
 use mooseng_ports::clock::{BootTime, Clock};
 use mooseng_ports::disk::Disk;
-use mooseng_transport::{Answer, Blocking, Incoming, Network, call_error};
-use mooseng_wal::{Options as WalOptions, Wal, WalError};
-use mooseng_wire::call::{CallError, ErrorCode};
+use mooseng_transport::{Blocking, Network};
+use mooseng_wal::Wal;
 use mooseng_wire::method::Method;
 use mooseng_wire::raft as wire;
-use mooseng_wire::{NodeId, Role};
+use mooseng_wire::{Identity, NodeId};
 use openraft::error::{ClientWriteError, RaftError as OpenraftError};
-use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, VoteRequest};
-use openraft::{ChangeMembers, Config, Raft, RaftMetrics, ServerState, Snapshot, SnapshotMeta, SnapshotPolicy};
+use openraft::{ChangeMembers, Config, Raft, RaftMetrics, ServerState, SnapshotPolicy};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::codec;
 use crate::lease::Acknowledged;
-use crate::log::Log;
+use crate::log::{Health, Log};
 use crate::machine::Machine;
-use crate::network::Peers;
-use crate::snapshot::{PagesDigest, Receiving, SnapshotSource, lock};
+use crate::network::{Links, Peers};
+use crate::settings::{Leadership, Member, MemberStatus, RaftConfig, RaftError, RaftStatus, Timings};
+use crate::snapshot::{Receiving, lock};
 use crate::types::{Batch, Node, Outcome, TypeConfig};
 
-/// Raft's timings.
-#[derive(Clone, Copy, Debug)]
-pub struct Timings {
-    /// How often a leader is heard of.
-    pub heartbeat: Duration,
-    /// The least silence after which a follower elects.
-    pub election_min: Duration,
-    /// The greatest.
-    pub election_max: Duration,
-}
+/// How often the log's size is looked at.
+const PURGE_PAUSE: Duration = Duration::from_millis(200);
 
-impl Default for Timings {
-    fn default() -> Self {
-        Self {
-            heartbeat: Duration::from_millis(150),
-            election_min: Duration::from_millis(600),
-            election_max: Duration::from_millis(1200),
-        }
-    }
-}
-
-impl Timings {
-    /// The leader's lease: shorter than any follower's promise by a fifth, far more than clocks differ in rate.
-    pub fn lease(&self) -> Duration {
-        self.election_min.mul_f64(0.8)
-    }
-}
-
-/// What a member needs to know.
-#[derive(Clone, Debug)]
-pub struct RaftConfig {
-    /// Its number in the group.
+pub(crate) struct Inner {
     pub id: u64,
-    /// The group's number: 0 is the region group.
     pub group: u32,
-    /// Its name.
-    pub name: String,
-    /// Where peers reach it.
-    pub address: String,
-    /// Its failure domain.
-    pub zone: String,
-    /// The log's directory.
-    pub dir: PathBuf,
-    /// How fast.
+    pub raft: Raft<TypeConfig>,
+    pub embedded: Embedded,
+    pub blocking: Blocking,
+    pub clock: Arc<dyn Clock>,
     pub timings: Timings,
-    /// The log's sizes.
-    pub wal: WalOptions,
-    /// Entries that are kept behind a snapshot, for followers that are a little behind.
-    pub entries_kept: u64,
-    /// Applied entries after which the store is flushed and the log purged.
-    pub entries_between_snapshots: u64,
-}
-
-impl RaftConfig {
-    /// A region group's member with the usual settings.
-    pub fn new(id: u64, name: &str, address: &str, zone: &str, dir: PathBuf) -> Self {
-        Self {
-            id,
-            group: 0,
-            name: name.into(),
-            address: address.into(),
-            zone: zone.into(),
-            dir,
-            timings: Timings::default(),
-            wal: WalOptions::default(),
-            entries_kept: 5_000,
-            entries_between_snapshots: 10_000,
-        }
-    }
-}
-
-/// A member as the group knows it.
-pub type Member = Node;
-
-/// Why a member can't start or change.
-#[derive(Debug, thiserror::Error)]
-pub enum RaftError {
-    /// The log can't be opened.
-    #[error(transparent)]
-    Log(#[from] WalError),
-    /// openraft refused.
-    #[error("the group refused: {0}")]
-    Refused(String),
-    /// Another member must be asked.
-    #[error("this master doesn't lead; the leader is {leader:?}")]
-    NotLeader {
-        /// Its address, if known.
-        leader: Option<String>,
-    },
-}
-
-/// Who leads.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Leadership {
-    /// The term in which this member leads and serves: it has applied everything before its term.
-    pub leading: Option<u64>,
-    /// The leader as far as this member knows: id and address.
-    pub leader: Option<(u64, String)>,
-}
-
-/// One member's state, as the asked one sees it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MemberStatus {
-    /// Its number.
-    pub id: u64,
-    /// What it is.
-    pub node: Node,
-    /// It votes.
-    pub voter: bool,
-    /// The last entry known to be there; only a leader knows it of others.
-    pub matched: Option<u64>,
-}
-
-/// The group, as the asked member sees it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RaftStatus {
-    /// The asked member.
-    pub id: u64,
-    /// The current term.
-    pub term: u64,
-    /// The leader, if known.
-    pub leader: Option<u64>,
-    /// The last entry in the asked member's log.
-    pub last_log: u64,
-    /// The last entry that it applied.
-    pub applied: u64,
-    /// All members.
-    pub members: Vec<MemberStatus>,
-}
-
-struct Inner {
-    id: u64,
-    group: u32,
-    raft: Raft<TypeConfig>,
-    embedded: Embedded,
-    blocking: Blocking,
-    clock: Arc<dyn Clock>,
-    timings: Timings,
-    acknowledged: Arc<Mutex<Acknowledged>>,
-    leadership: watch::Sender<Leadership>,
-    receiving: Mutex<Option<Receiving>>,
-    handing_over: std::sync::atomic::AtomicBool,
-    heard: Mutex<BootTime>,
-    shutdown: CancellationToken,
+    pub acknowledged: Arc<Mutex<Acknowledged>>,
+    pub leadership: watch::Sender<Leadership>,
+    pub receiving: Arc<tokio::sync::Mutex<Option<Receiving>>>,
+    pub identity: Identity,
+    pub links: Arc<Links>,
+    pub wal: Arc<Wal>,
+    pub health: Arc<Health>,
+    pub handing_over: AtomicBool,
+    pub heard: Mutex<BootTime>,
+    pub shutdown: CancellationToken,
 }
 
 /// A member of the group. Clones share it.
 #[derive(Clone)]
-pub struct RaftNode(Arc<Inner>);
+pub struct RaftNode(pub(crate) Arc<Inner>);
 
 struct Proposals(RaftNode);
 
@@ -200,6 +77,10 @@ impl CommitLog for Proposals {
             }
             Err(OpenraftError::APIError(ClientWriteError::ChangeMembershipError(_))) => Err(ProposeError::NotLeader),
         }
+    }
+
+    fn may_read(&self) -> bool {
+        self.0.lease_valid()
     }
 }
 
@@ -240,11 +121,25 @@ impl RaftNode {
         }
         let flushed_of = embedded.clone();
         let flushed = Arc::new(move || flushed_of.flushed_index().checked_sub(1));
-        let log = Log { wal, blocking, flushed };
-        let machine = Machine { embedded: embedded.clone(), blocking };
         let acknowledged = Arc::new(Mutex::new(Acknowledged::default()));
+        if let Some(vote) = wal.vote() {
+            lock(&acknowledged).saw_vote(vote.term, vote.node);
+        }
+        let (health, shutdown) = (Arc::new(Health::default()), CancellationToken::new());
+        let log = Log {
+            wal: wal.clone(),
+            blocking,
+            id: own.id,
+            acknowledged: acknowledged.clone(),
+            health: health.clone(),
+            stop: shutdown.clone(),
+            flushed,
+        };
+        let machine = Machine { embedded: embedded.clone(), blocking, health: health.clone() };
+        let identity = network.identity();
+        let links = Arc::new(Links::new(network));
         let peers = Peers {
-            network,
+            links: links.clone(),
             group: own.group,
             clock: clock.clone(),
             blocking,
@@ -263,13 +158,17 @@ impl RaftNode {
             timings: own.timings,
             acknowledged,
             leadership: watch::channel(Leadership::default()).0,
-            receiving: Mutex::new(None),
+            receiving: Arc::default(),
+            identity,
+            links,
+            wal,
+            health,
             handing_over: false.into(),
-            shutdown: CancellationToken::new(),
+            shutdown,
         }));
         embedded.set_log(Arc::new(Proposals(node.clone())));
         tokio::spawn(node.clone().watch_leadership());
-        tokio::spawn(node.clone().purge_now_and_then(own.entries_between_snapshots));
+        tokio::spawn(node.clone().purge_now_and_then(own));
         Ok(node)
     }
 
@@ -279,7 +178,7 @@ impl RaftNode {
         matches!(method, RaftAppend | RaftVote | RaftSnapshotBegin | RaftSnapshotPage | RaftSnapshotEnd)
     }
 
-    fn metrics(&self) -> RaftMetrics<u64, Node> {
+    pub(crate) fn metrics(&self) -> RaftMetrics<u64, Node> {
         self.0.raft.metrics().borrow().clone()
     }
 
@@ -302,7 +201,7 @@ impl RaftNode {
     pub fn lease_valid(&self) -> bool {
         let inner = &self.0;
         let Some(term) = inner.leadership.borrow().leading else { return false };
-        if inner.handing_over.load(std::sync::atomic::Ordering::Acquire) {
+        if inner.handing_over.load(Ordering::Acquire) {
             return false;
         }
         let now = inner.clock.boot();
@@ -313,6 +212,16 @@ impl RaftNode {
         };
         let until = lock(&inner.acknowledged).until(term, inner.id, &voters, now, inner.timings.lease());
         until.is_some_and(|until| now < until)
+    }
+
+    /// Why this member can't take part, if it can't: its log or store failed, or its disk is full. All but a full disk stays so until the
+    /// process starts again.
+    pub fn failure(&self) -> Option<String> {
+        if let Err(fatal) = &self.0.raft.metrics().borrow().running_state {
+            return Some(format!("this master's Raft has stopped: {fatal}"));
+        }
+        let full = self.0.health.full.load(Ordering::Acquire);
+        full.then(|| "the disk under this master's log is full; it takes part again once there is room".to_owned())
     }
 
     /// How long ago this member led or heard of a leader.
@@ -359,13 +268,13 @@ impl RaftNode {
         Ok(voters.into_iter().collect())
     }
 
-    /// Hands leadership over: this member drops its lease, stops electing and being heard until another leads, `wait` at most.
-    /// openraft 0.9 can't name the successor, so the other members elect among themselves.
+    /// Hands leadership over: this member drops its lease, stops electing and being heard until another leads, `wait` at most. The member
+    /// that has the whole log is told to stand for election; should that fail, the others elect among themselves.
     pub async fn transfer_leader(&self, wait: Duration) -> Result<u64, RaftError> {
         if !self.is_leading() {
             return Err(self.not_leader());
         }
-        let ordering = std::sync::atomic::Ordering::Release;
+        let ordering = Ordering::Release;
         self.0.handing_over.store(true, ordering);
         lock(&self.0.acknowledged).forget();
         self.0.leadership.send_modify(|l| l.leading = None);
@@ -374,12 +283,43 @@ impl RaftNode {
         self.0.raft.runtime_config().elect(false);
         let mut metrics = self.0.raft.metrics();
         let other = metrics.wait_for(|m| m.current_leader.is_some_and(|leader| leader != self.0.id));
-        let elected = tokio::time::timeout(wait, other).await;
+        let telling = async {
+            loop {
+                self.tell_a_successor().await;
+                tokio::time::sleep(self.0.timings.heartbeat).await;
+            }
+        };
+        let elected = tokio::time::timeout(wait, async {
+            tokio::select! { elected = other => elected, () = telling => unreachable!("it tells on and on") }
+        });
+        let elected = elected.await;
         let leader = elected.ok().and_then(Result::ok).and_then(|m| m.current_leader);
         self.0.raft.runtime_config().heartbeat(true);
         self.0.raft.runtime_config().elect(true);
         self.0.handing_over.store(false, ordering);
         leader.ok_or_else(|| RaftError::Refused("no other master was elected in time; this one goes on".into()))
+    }
+
+    /// Tells a voter that has every entry to stand for election: by a vote request whose vote is this leader's own, committed one, as no
+    /// candidate's is.
+    async fn tell_a_successor(&self) {
+        let m = self.metrics();
+        if m.state != ServerState::Leader {
+            return;
+        }
+        let membership = m.membership_config.membership();
+        let has_all = |id: &u64| {
+            let matched = m.replication.as_ref().and_then(|r| r.get(id).copied().flatten());
+            *id != self.0.id && matched.is_some_and(|matched| Some(matched.index) >= m.last_log_index)
+        };
+        let Some(successor) = membership.voter_ids().find(has_all) else { return };
+        let Some(node) = membership.get_node(&successor) else { return };
+        let message = wire::VoteRequest { group: self.0.group, vote: Some(codec::vote(&m.vote)), last: None };
+        let link = self.0.links.to(successor, &node.address);
+        let told = link.request::<_, wire::VoteAnswer>(Method::RaftVote, &message, self.0.timings.heartbeat).await;
+        if let Err(error) = told {
+            tracing::info!(successor, %error, "a successor couldn't be told to stand for election");
+        }
     }
 
     /// The group as this member sees it.
@@ -394,6 +334,8 @@ impl RaftNode {
             leader: m.current_leader,
             last_log: m.last_log_index.unwrap_or(0),
             applied: m.last_applied.map_or(0, |l| l.index),
+            purged: self.0.wal.purged().map(|id| id.index),
+            log_bytes: self.0.wal.bytes(),
             members: membership
                 .nodes()
                 .map(|(id, node)| MemberStatus {
@@ -413,17 +355,34 @@ impl RaftNode {
         if let Err(error) = self.0.raft.shutdown().await {
             tracing::warn!(%error, "the Raft task ended badly");
         }
+        self.0.links.close();
     }
 
     /// Watches openraft and makes leadership known: led only once everything before the term is applied and a quorum has confirmed.
     async fn watch_leadership(self) {
+        self.follow_metrics().await;
+        // However Raft ended, nothing is led any more.
+        self.0.embedded.follow();
+        self.0.leadership.send_modify(|l| l.leading = None);
+        if let Some(failure) = self.failure().filter(|_| !self.0.shutdown.is_cancelled()) {
+            tracing::error!(failure, "this master can't take part in its group any more");
+        }
+    }
+
+    async fn follow_metrics(&self) {
         let inner = &self.0;
         let mut metrics = inner.raft.metrics();
+        let mut held = Instant::now();
         loop {
             let now = metrics.borrow_and_update().clone();
             let mine = now.state == ServerState::Leader && now.current_leader == Some(inner.id);
             let leading = inner.leadership.borrow().leading;
-            if leading.is_some() && (!mine || leading != Some(now.current_term)) {
+            if leading.is_none() || self.lease_valid() {
+                held = Instant::now();
+            }
+            // openraft 0.9 lets a leader without a quorum stay one. Those who wait for its commits had better ask another master.
+            let alone = held.elapsed() > inner.timings.election_max;
+            if leading.is_some() && (!mine || leading != Some(now.current_term) || alone) {
                 tracing::info!(term = leading, "leads no longer");
                 inner.embedded.follow();
                 inner.leadership.send_modify(|l| l.leading = None);
@@ -435,15 +394,15 @@ impl RaftNode {
                 l.leader = leader;
                 changed
             });
-            let handing_over = inner.handing_over.load(std::sync::atomic::Ordering::Acquire);
+            let handing_over = inner.handing_over.load(Ordering::Acquire);
             if mine && !handing_over && inner.leadership.borrow().leading.is_none() {
                 self.take_the_lead(now.current_term).await;
             }
-            let retry = mine && inner.leadership.borrow().leading.is_none();
+            let look_again = mine || inner.leadership.borrow().leading.is_some();
             tokio::select! {
                 () = inner.shutdown.cancelled() => return,
                 changed = metrics.changed() => if changed.is_err() { return },
-                () = tokio::time::sleep(inner.timings.heartbeat), if retry => {}
+                () = tokio::time::sleep(inner.timings.heartbeat), if look_again => {}
             }
         }
     }
@@ -464,158 +423,34 @@ impl RaftNode {
         }
     }
 
-    /// Flushes the store and lets openraft purge the log, after so many entries.
-    async fn purge_now_and_then(self, every: u64) {
-        let mut metrics = self.0.raft.metrics();
-        loop {
-            let due = {
-                let m = metrics.borrow_and_update();
-                let applied = m.last_applied.map_or(0, |l| l.index);
-                applied >= m.snapshot.map_or(0, |l| l.index) + every
+    /// Flushes the store and purges the log, after so many entries or bytes.
+    async fn purge_now_and_then(self, own: RaftConfig) {
+        let inner = &self.0;
+        while inner.raft.metrics().borrow().running_state.is_ok() {
+            let (applied, snapshot, purged) = {
+                let metrics = inner.raft.metrics();
+                let m = metrics.borrow();
+                let index = |id: Option<codec::RaftLogId>| id.map_or(0, |l| l.index);
+                (index(m.last_applied), index(m.snapshot), index(m.purged))
             };
-            if due && let Err(error) = self.0.raft.trigger().snapshot().await {
-                tracing::warn!(%error, "a snapshot couldn't be begun");
+            let large = inner.wal.bytes() > own.log_bytes_max;
+            if applied >= snapshot + own.entries_between_snapshots || (large && applied > snapshot) {
+                if let Err(error) = inner.raft.trigger().snapshot().await {
+                    tracing::warn!(%error, "a snapshot couldn't be begun");
+                }
+            }
+            let flushed = inner.embedded.flushed_index().saturating_sub(1);
+            let upto = inner.wal.purge_point(own.log_bytes_kept).map_or(0, |point| point.min(snapshot).min(flushed));
+            if large
+                && upto > purged
+                && let Err(error) = inner.raft.trigger().purge_log(upto).await
+            {
+                tracing::warn!(%error, "the log couldn't be purged");
             }
             tokio::select! {
-                () = self.0.shutdown.cancelled() => return,
-                changed = metrics.changed() => if changed.is_err() { return },
+                () = inner.shutdown.cancelled() => return,
+                () = tokio::time::sleep(PURGE_PAUSE) => {}
             }
-            // Metrics change with every entry; looking at them a few times a second is enough.
-            tokio::time::sleep(Duration::from_millis(200)).await;
         }
     }
-
-    /// Answers a peer's call.
-    pub async fn handle(&self, incoming: Incoming) -> Result<Answer, CallError> {
-        let peer = &incoming.peer.identity;
-        if peer.role != Role::Master {
-            return Err(call_error(
-                ErrorCode::PermissionDenied,
-                format!("{peer} may not take part in Raft: only masters of the region may"),
-            ));
-        }
-        match incoming.method {
-            Method::RaftAppend => self.on_append(incoming.decode()?).await,
-            Method::RaftVote => self.on_vote(incoming.decode()?).await,
-            Method::RaftSnapshotBegin => self.on_snapshot_begin(incoming.decode()?).await,
-            Method::RaftSnapshotPage => self.on_snapshot_page(incoming.decode()?).await,
-            Method::RaftSnapshotEnd => self.on_snapshot_end(incoming.decode()?).await,
-            other => Err(call_error(ErrorCode::InvalidRequest, format!("{} isn't a call of Raft", other.as_str()))),
-        }
-    }
-
-    fn check_group(&self, group: u32) -> Result<(), CallError> {
-        let other = || format!("group {group} isn't this member's, which is {}", self.0.group);
-        if group == self.0.group { Ok(()) } else { Err(call_error(ErrorCode::InvalidRequest, other())) }
-    }
-
-    async fn on_append(&self, message: wire::AppendEntries) -> Result<Answer, CallError> {
-        self.check_group(message.group)?;
-        let entries: Result<Vec<_>, _> = message.entries.into_iter().map(codec::from_entry).collect();
-        let request = AppendEntriesRequest {
-            vote: codec::from_vote(&message.vote.ok_or_else(|| invalid(codec::missing("vote")))?),
-            prev_log_id: message.prev.as_ref().map(codec::from_log_id),
-            leader_commit: message.commit.as_ref().map(codec::from_log_id),
-            entries: entries.map_err(invalid)?,
-        };
-        let response = self.0.raft.append_entries(request).await.map_err(fatal)?;
-        use wire::append_answer::Outcome;
-        let mut answer = wire::AppendAnswer::default();
-        answer.outcome = match response {
-            AppendEntriesResponse::Success => Some(Outcome::Success(wire::Blank {})),
-            AppendEntriesResponse::PartialSuccess(Some(id)) => Some(Outcome::Partial(codec::log_id(&id))),
-            AppendEntriesResponse::PartialSuccess(None) => {
-                answer.partial_none = true;
-                None
-            }
-            AppendEntriesResponse::Conflict => Some(Outcome::Conflict(wire::Blank {})),
-            AppendEntriesResponse::HigherVote(vote) => Some(Outcome::HigherVote(codec::vote(&vote))),
-        };
-        if !matches!(response, AppendEntriesResponse::HigherVote(_)) {
-            *lock(&self.0.heard) = self.0.clock.boot();
-        }
-        Ok(Answer::of(&answer))
-    }
-
-    async fn on_vote(&self, message: wire::VoteRequest) -> Result<Answer, CallError> {
-        self.check_group(message.group)?;
-        let request = VoteRequest {
-            vote: codec::from_vote(&message.vote.ok_or_else(|| invalid(codec::missing("vote")))?),
-            last_log_id: message.last.as_ref().map(codec::from_log_id),
-        };
-        let response = self.0.raft.vote(request).await.map_err(fatal)?;
-        Ok(Answer::of(&wire::VoteAnswer {
-            vote: Some(codec::vote(&response.vote)),
-            granted: response.vote_granted,
-            last: response.last_log_id.as_ref().map(codec::log_id),
-        }))
-    }
-
-    fn snapshot_answer(&self, accepted: bool) -> Answer {
-        let vote = self.0.raft.metrics().borrow().vote;
-        Answer::of(&wire::SnapshotAnswer { vote: Some(codec::vote(&vote)), accepted })
-    }
-
-    async fn on_snapshot_begin(&self, message: wire::SnapshotBegin) -> Result<Answer, CallError> {
-        self.check_group(message.group)?;
-        let theirs = codec::from_vote(message.vote.as_ref().ok_or_else(|| invalid(codec::missing("vote")))?);
-        if theirs < self.0.raft.metrics().borrow().vote {
-            return Ok(self.snapshot_answer(false));
-        }
-        let embedded = self.0.embedded.clone();
-        self.0.blocking.run(move || embedded.install_begin()).await.map_err(disk_failed)?;
-        tracing::info!(id = message.id, "receiving a snapshot");
-        // A later beginning takes the place of an earlier one, whose pages are then refused.
-        *lock(&self.0.receiving) =
-            Some(Receiving { id: message.id.clone(), next_page: 0, digest: PagesDigest::new(), begin: message });
-        Ok(self.snapshot_answer(true))
-    }
-
-    async fn on_snapshot_page(&self, message: wire::SnapshotPage) -> Result<Answer, CallError> {
-        self.check_group(message.group)?;
-        let pairs: Vec<(Bytes, Bytes)> = message.pairs.into_iter().map(|p| (p.key, p.value)).collect();
-        {
-            let mut receiving = lock(&self.0.receiving);
-            let current = receiving.as_mut().filter(|r| r.id == message.id && r.next_page == message.sequence);
-            let Some(current) = current else {
-                return Err(call_error(ErrorCode::InvalidRequest, "this snapshot isn't being received, or its pages are out of order"));
-            };
-            current.next_page += 1;
-            current.digest.take(&pairs);
-        }
-        let embedded = self.0.embedded.clone();
-        self.0.blocking.run(move || embedded.install_page(pairs)).await.map_err(disk_failed)?;
-        Ok(self.snapshot_answer(true))
-    }
-
-    async fn on_snapshot_end(&self, message: wire::SnapshotEnd) -> Result<Answer, CallError> {
-        self.check_group(message.group)?;
-        let received = lock(&self.0.receiving).take();
-        let whole = received.filter(|r| r.id == message.id && r.next_page == message.pages && r.digest.value() == message.digest);
-        let Some(Receiving { begin, .. }) = whole else {
-            return Err(call_error(ErrorCode::Corrupt, "the snapshot's pages don't add up to what was sent"));
-        };
-        let vote = codec::from_vote(&message.vote.ok_or_else(|| invalid(codec::missing("vote")))?);
-        let meta = SnapshotMeta {
-            last_log_id: begin.last.as_ref().map(codec::from_log_id),
-            last_membership: codec::from_stored_membership(begin.membership.unwrap_or_default()),
-            snapshot_id: begin.id,
-        };
-        let snapshot = Snapshot { meta, snapshot: Box::new(SnapshotSource::Received) };
-        let response = self.0.raft.install_full_snapshot(vote, snapshot).await;
-        let response = response.map_err(|e| call_error(ErrorCode::Internal, e.to_string()))?;
-        Ok(Answer::of(&wire::SnapshotAnswer { vote: Some(codec::vote(&response.vote)), accepted: true }))
-    }
-}
-
-fn invalid(error: codec::Malformed) -> CallError {
-    call_error(ErrorCode::InvalidRequest, error.to_string())
-}
-
-fn fatal(error: openraft::error::RaftError<u64>) -> CallError {
-    call_error(ErrorCode::Unavailable, format!("this master's Raft has stopped: {error}"))
-}
-
-fn disk_failed(error: mooseng_embedded::BaseError) -> CallError {
-    call_error(ErrorCode::DiskFailed, error.to_string())
 }

@@ -4,10 +4,17 @@
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use common::Group;
+use common::{Group, network};
+use mooseng_ports::disk::{Disk, OpenMode};
 use mooseng_store::{Read, Store, StoreError, Transaction};
+use mooseng_transport::{Link, LinkOptions, PlainNetwork};
+use mooseng_wire::method::Method;
+use mooseng_wire::raft as wire;
+use mooseng_wire::{Identity, Role};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_store_conforms_through_three_masters() {
@@ -132,6 +139,11 @@ async fn a_replaced_master_catches_up_by_a_snapshot_and_the_group_goes_on_withou
     group.put("after", "1").await;
     group.start(other).await;
     group.converge().await;
+    // The new one's log begins behind the snapshot, also after its power failed.
+    group.kill(new, true).await;
+    group.put("without it", "1").await;
+    group.start(new).await;
+    group.converge().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -146,4 +158,143 @@ async fn a_leader_without_a_quorum_lets_its_lease_run_out() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     assert!(!lone.is_leading());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_is_cut_off_loses_its_lease_before_another_leads() {
+    let group = Group::new(3).await;
+    for round in 0..4 {
+        let old = group.leader().await;
+        group.put("round", &round.to_string()).await;
+        group.cut(old, true);
+        // leader_now asserts that no two hold the lease at once.
+        while group.leader_now().is_none_or(|leader| leader == old) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let stale = group.master(old).embedded.begin();
+        assert_eq!(stale.get(b"round", Read::Snapshot).await.unwrap_err(), StoreError::NotLeader);
+        group.put("round", "new").await;
+        group.cut(old, false);
+        group.converge().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restarted_leader_does_not_go_on_in_its_old_term() {
+    let group = Group::new(1).await;
+    for _ in 0..3 {
+        group.put("a", "1").await;
+        let before = group.master(1).raft.term();
+        group.kill(1, true).await;
+        group.start(1).await;
+        group.leader().await;
+        assert!(group.master(1).raft.term() > before);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_log_is_purged_but_never_beyond_what_the_store_has_flushed() {
+    let group = Group::with(3, 25).await;
+    let mut purged = 0;
+    for i in 0..20_000 {
+        if purged > 600 {
+            break;
+        }
+        group.put(&format!("k{}", i % 40), "v").await;
+        for id in 1..=3 {
+            let master = group.master(id);
+            if let Some(index) = master.raft.status().purged {
+                let flushed = master.embedded.flushed_index();
+                assert!(index < flushed, "entry {index} was purged, the store has flushed {flushed}");
+                purged = purged.max(index);
+            }
+        }
+    }
+    assert!(purged > 600, "the log was purged up to {purged} only");
+    for id in 1..=3 {
+        group.kill(id, true).await;
+        group.start(id).await;
+    }
+    group.converge().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_under_the_leaders_log_makes_it_give_way_until_there_is_room() {
+    let group = Group::new(3).await;
+    group.put("a", "1").await;
+    let full = group.leader().await;
+    // Its log's segments have 256 KiB: the disk fills up but for one.
+    let disk = group.slots.read().unwrap()[full as usize - 1].disk.clone();
+    let ballast = disk.open(Path::new("/ballast"), OpenMode::Create).unwrap();
+    let free = disk.space(Path::new("/")).unwrap().bytes_free;
+    ballast.allocate(free).unwrap();
+    let value = "v".repeat(50_000);
+    for i in 0..20 {
+        group.put(&format!("k{}", i % 4), &value).await;
+    }
+    assert_ne!(group.leader().await, full);
+    assert!(group.master(full).raft.failure().is_some_and(|reason| reason.contains("full")));
+    ballast.set_len(0).unwrap();
+    group.converge().await;
+    assert_eq!(group.master(full).raft.failure(), None);
+    group.kill(full, true).await;
+    group.start(full).await;
+    group.converge().await;
+}
+
+fn begin(id: &str) -> wire::SnapshotBegin {
+    let vote = wire::Vote { term: 1_000, node: 9, committed: true };
+    wire::SnapshotBegin { group: 0, vote: Some(vote), last: None, membership: None, id: id.into() }
+}
+
+fn page(id: &str, sequence: u64) -> wire::SnapshotPage {
+    let pair = wire::Pair { key: "k".into(), value: "v".into() };
+    wire::SnapshotPage { group: 0, id: id.into(), sequence, pairs: vec![pair] }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_takes_no_page_of_another_transfer_and_is_refused_when_it_doesnt_add_up() {
+    let group = Group::new(3).await;
+    group.put("a", "1").await;
+    let address = group.slots.read().unwrap()[1].address.clone();
+    let link = Link::new(Arc::new(network(9)), address, Role::Master, LinkOptions::default());
+    let wait = Duration::from_secs(5);
+    let answered = async |method, message: &dyn Encode| {
+        link.call(method, message.bytes(), bytes::Bytes::new(), wait).await.map(drop).map_err(|e| e.to_string())
+    };
+    answered(Method::RaftSnapshotBegin, &begin("one")).await.unwrap();
+    answered(Method::RaftSnapshotPage, &page("one", 0)).await.unwrap();
+    answered(Method::RaftSnapshotBegin, &begin("two")).await.unwrap();
+    assert!(answered(Method::RaftSnapshotPage, &page("one", 1)).await.is_err(), "a page of an earlier transfer");
+    assert!(answered(Method::RaftSnapshotPage, &page("two", 1)).await.is_err(), "a page out of order");
+    answered(Method::RaftSnapshotBegin, &begin("three")).await.unwrap();
+    answered(Method::RaftSnapshotPage, &page("three", 0)).await.unwrap();
+    let end = wire::SnapshotEnd { group: 0, id: "three".into(), pages: 1, digest: 7, vote: begin("three").vote };
+    assert!(answered(Method::RaftSnapshotEnd, &end).await.unwrap_err().contains("add up"));
+    group.put("a", "2").await;
+    group.converge().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_masters_of_the_region_are_answered() {
+    let group = Group::new(1).await;
+    let address = group.slots.read().unwrap()[0].address.clone();
+    for (region, role) in [("r", Role::Client), ("r", Role::Chunkserver), ("elsewhere", Role::Master)] {
+        let stranger = Identity { cluster: "t".into(), region: region.into(), role, name: "x".into() };
+        let network = Arc::new(PlainNetwork::new(stranger));
+        let link = Link::new(network, address.clone(), Role::Master, LinkOptions::default());
+        let call = link.call(Method::RaftSnapshotBegin, begin("x").bytes(), bytes::Bytes::new(), Duration::from_secs(5));
+        let refused = call.await.unwrap_err().to_string();
+        assert!(refused.contains("may not take part in Raft"), "{refused}");
+    }
+}
+
+trait Encode: Sync {
+    fn bytes(&self) -> bytes::Bytes;
+}
+
+impl<M: prost::Message> Encode for M {
+    fn bytes(&self) -> bytes::Bytes {
+        self.encode_to_vec().into()
+    }
 }

@@ -1,7 +1,7 @@
 //! Three masters in one process: real Raft, log and store over simulated disks, and sockets on loopback.
 #![allow(dead_code, clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
@@ -30,6 +30,8 @@ pub struct Master {
 pub struct Slot {
     pub id: u64,
     pub disk: SimDisk,
+    /// Where its log is, if not on `disk`.
+    pub log_disk: Option<SimDisk>,
     pub address: String,
     /// None while it is down.
     pub running: Option<Master>,
@@ -37,11 +39,18 @@ pub struct Slot {
 
 type Port = Arc<Mutex<Option<RaftNode>>>;
 
-struct Door(Port);
+/// Pairs of masters, from and to, between which nothing gets through.
+pub type Cuts = Arc<Mutex<BTreeSet<(String, String)>>>;
+
+struct Door(Port, String, Cuts);
 
 #[async_trait]
 impl Service for Door {
     async fn call(&self, incoming: Incoming) -> Result<Answer, CallError> {
+        let pair = (incoming.peer.identity.name.clone(), self.1.clone());
+        if self.2.lock().unwrap().contains(&pair) {
+            std::future::pending::<()>().await;
+        }
         let raft = self.0.lock().unwrap().clone();
         match raft {
             Some(raft) => raft.handle(incoming).await,
@@ -55,9 +64,10 @@ impl Service for Door {
 pub struct Group {
     pub slots: Arc<RwLock<Vec<Slot>>>,
     pub entries_between_snapshots: u64,
+    pub cuts: Cuts,
 }
 
-fn network(id: u64) -> PlainNetwork {
+pub fn network(id: u64) -> PlainNetwork {
     PlainNetwork::new(Identity { cluster: "t".into(), region: "r".into(), role: Role::Master, name: format!("m{id}") })
 }
 
@@ -72,9 +82,9 @@ impl Group {
         for id in 1..=n {
             // The port is taken once to learn a free one, and again by whoever starts there.
             let address = network(id).listen("127.0.0.1:0").await.unwrap().local_address();
-            slots.push(Slot { id, disk: SimDisk::default(), address, running: None });
+            slots.push(Slot { id, disk: SimDisk::default(), log_disk: None, address, running: None });
         }
-        let group = Self { slots: Arc::new(RwLock::new(slots)), entries_between_snapshots };
+        let group = Self { slots: Arc::new(RwLock::new(slots)), entries_between_snapshots, cuts: Cuts::default() };
         for id in 1..=n {
             group.start(id).await;
         }
@@ -99,7 +109,7 @@ impl Group {
     pub async fn add(&self) -> (u64, Member) {
         let id = self.slots.read().unwrap().len() as u64 + 1;
         let address = network(id).listen("127.0.0.1:0").await.unwrap().local_address();
-        let slot = Slot { id, disk: SimDisk::default(), address, running: None };
+        let slot = Slot { id, disk: SimDisk::default(), log_disk: None, address, running: None };
         let member = self.member(&slot);
         self.slots.write().unwrap().push(slot);
         self.start(id).await;
@@ -107,10 +117,12 @@ impl Group {
     }
 
     pub async fn start(&self, id: u64) {
-        let (disk, address) = {
+        let (disk, log_disk, address) = {
             let slots = self.slots.read().unwrap();
-            (slots[id as usize - 1].disk.clone(), slots[id as usize - 1].address.clone())
+            let slot = &slots[id as usize - 1];
+            (slot.disk.clone(), slot.log_disk.clone().unwrap_or(slot.disk.clone()), slot.address.clone())
         };
+        let log_disk = Arc::new(log_disk);
         let disk: Arc<dyn mooseng_ports::disk::Disk> = Arc::new(disk);
         let base = MemoryBase::on_disk(disk.clone(), Path::new("/store")).unwrap();
         let embedded = Embedded::open(Arc::new(base), Options::default()).unwrap();
@@ -122,7 +134,7 @@ impl Group {
         };
         let port = Port::default();
         let stop = CancellationToken::new();
-        let services = Services { stream: Arc::new(Door(port.clone())), grpc: None, allow: |_, _| Ok(()) };
+        let services = Services { stream: Arc::new(Door(port.clone(), format!("m{id}"), self.cuts.clone())), grpc: None, allow: |_, _| Ok(()) };
         tokio::spawn(serve(listener, services, Limits::default(), stop.clone()));
         let mut config = RaftConfig::new(id, &format!("m{id}"), &address, &format!("z{id}"), PathBuf::from("/raft"));
         config.timings = Timings {
@@ -134,7 +146,7 @@ impl Group {
         config.entries_kept = 20;
         config.wal.segment_bytes = 256 << 10;
         let raft =
-            RaftNode::start(config, disk, Blocking::Inline, Arc::new(OsClock), Arc::new(network(id)), embedded.clone());
+            RaftNode::start(config, log_disk, Blocking::Inline, Arc::new(OsClock), Arc::new(network(id)), embedded.clone());
         let raft = raft.await.unwrap();
         *port.lock().unwrap() = Some(raft.clone());
         self.slots.write().unwrap()[id as usize - 1].running = Some(Master { raft, embedded, stop });
@@ -151,6 +163,18 @@ impl Group {
             disk.crash(|_| 0);
         }
         master.raft.shutdown().await;
+    }
+
+    /// Cuts a master off from all others, or ends that.
+    pub fn cut(&self, id: u64, off: bool) {
+        let others: Vec<u64> = self.slots.read().unwrap().iter().map(|s| s.id).filter(|other| *other != id).collect();
+        let mut cuts = self.cuts.lock().unwrap();
+        for other in others {
+            for (from, to) in [(id, other), (other, id)] {
+                let pair = (format!("m{from}"), format!("m{to}"));
+                if off { cuts.insert(pair) } else { cuts.remove(&pair) };
+            }
+        }
     }
 
     pub fn leader_now(&self) -> Option<u64> {

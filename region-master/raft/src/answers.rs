@@ -1,0 +1,204 @@
+//! What a member answers its peers.
+
+use std::future::Future;
+
+use bytes::Bytes;
+use mooseng_transport::{Answer, Incoming, call_error};
+use mooseng_wire::Role;
+use mooseng_wire::call::{CallError, ErrorCode};
+use mooseng_wire::method::Method;
+use mooseng_wire::raft as wire;
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, VoteRequest};
+use openraft::{ServerState, Snapshot, SnapshotMeta};
+use tokio::sync::OwnedMutexGuard;
+
+use crate::codec;
+use crate::node::RaftNode;
+use crate::snapshot::{PagesDigest, Receiving, SnapshotSource, lock};
+
+impl RaftNode {
+    /// Answers a peer's call.
+    pub async fn handle(&self, incoming: Incoming) -> Result<Answer, CallError> {
+        let peer = &incoming.peer.identity;
+        let own = &self.0.identity;
+        // Group 0 is the region's own.
+        let stranger = peer.cluster != own.cluster || (self.0.group == 0 && peer.region != own.region);
+        if peer.role != Role::Master || stranger {
+            return Err(call_error(
+                ErrorCode::PermissionDenied,
+                format!("{peer} may not take part in Raft: only masters of the region may"),
+            ));
+        }
+        match incoming.method {
+            Method::RaftAppend => self.on_append(incoming.decode()?).await,
+            Method::RaftVote => self.on_vote(incoming.decode()?).await,
+            Method::RaftSnapshotBegin => self.on_snapshot_begin(incoming.decode()?).await,
+            Method::RaftSnapshotPage => self.on_snapshot_page(incoming.decode()?).await,
+            Method::RaftSnapshotEnd => self.on_snapshot_end(incoming.decode()?).await,
+            other => Err(call_error(ErrorCode::InvalidRequest, format!("{} isn't a call of Raft", other.as_str()))),
+        }
+    }
+
+    fn check_group(&self, group: u32) -> Result<(), CallError> {
+        let other = || format!("group {group} isn't this member's, which is {}", self.0.group);
+        if group == self.0.group { Ok(()) } else { Err(call_error(ErrorCode::InvalidRequest, other())) }
+    }
+
+    async fn on_append(&self, message: wire::AppendEntries) -> Result<Answer, CallError> {
+        self.check_group(message.group)?;
+        // What is called meanwhile would pile up before the append that waits for room.
+        if self.0.health.full.load(std::sync::atomic::Ordering::Acquire) {
+            return Err(call_error(ErrorCode::NoSpace, "the disk under this master's log is full"));
+        }
+        let entries: Result<Vec<_>, _> = message.entries.into_iter().map(codec::from_entry).collect();
+        let entries = entries.map_err(invalid)?;
+        let first = message.prev.as_ref().map_or(0, |prev| prev.index.saturating_add(1));
+        if (first..).zip(&entries).any(|(index, entry)| entry.log_id.index != index) {
+            return Err(invalid(codec::Malformed("its entries have a gap".into())));
+        }
+        let request = AppendEntriesRequest {
+            vote: codec::from_vote(&message.vote.ok_or_else(|| invalid(codec::missing("vote")))?),
+            prev_log_id: message.prev.as_ref().map(codec::from_log_id),
+            leader_commit: message.commit.as_ref().map(codec::from_log_id),
+            entries,
+        };
+        let response = self.0.raft.append_entries(request).await.map_err(fatal)?;
+        use wire::append_answer::Outcome;
+        let mut answer = wire::AppendAnswer::default();
+        answer.outcome = match response {
+            AppendEntriesResponse::Success => Some(Outcome::Success(wire::Blank {})),
+            AppendEntriesResponse::PartialSuccess(Some(id)) => Some(Outcome::Partial(codec::log_id(&id))),
+            AppendEntriesResponse::PartialSuccess(None) => {
+                answer.partial_none = true;
+                None
+            }
+            AppendEntriesResponse::Conflict => Some(Outcome::Conflict(wire::Blank {})),
+            AppendEntriesResponse::HigherVote(vote) => Some(Outcome::HigherVote(codec::vote(&vote))),
+        };
+        if !matches!(response, AppendEntriesResponse::HigherVote(_)) {
+            *lock(&self.0.heard) = self.0.clock.boot();
+        }
+        Ok(Answer::of(&answer))
+    }
+
+    async fn on_vote(&self, message: wire::VoteRequest) -> Result<Answer, CallError> {
+        self.check_group(message.group)?;
+        let vote = codec::from_vote(&message.vote.ok_or_else(|| invalid(codec::missing("vote")))?);
+        if vote.committed {
+            return self.stand_for_election(vote).await;
+        }
+        let request = VoteRequest { vote, last_log_id: message.last.as_ref().map(codec::from_log_id) };
+        let response = self.0.raft.vote(request).await.map_err(fatal)?;
+        Ok(Answer::of(&wire::VoteAnswer {
+            vote: Some(codec::vote(&response.vote)),
+            granted: response.vote_granted,
+            last: response.last_log_id.as_ref().map(codec::log_id),
+        }))
+    }
+
+    fn snapshot_answer(&self, accepted: bool) -> Answer {
+        let vote = self.0.raft.metrics().borrow().vote;
+        Answer::of(&wire::SnapshotAnswer { vote: Some(codec::vote(&vote)), accepted })
+    }
+
+    /// The leader hands over to this member.
+    async fn stand_for_election(&self, leader: codec::RaftVote) -> Result<Answer, CallError> {
+        let m = self.metrics();
+        let voter = m.membership_config.membership().voter_ids().any(|id| id == self.0.id);
+        let granted = m.vote == leader && voter && m.state == ServerState::Follower;
+        if granted {
+            let elected = self.0.raft.trigger().elect().await;
+            elected.map_err(|e| call_error(ErrorCode::Unavailable, e.to_string()))?;
+        }
+        Ok(Answer::of(&wire::VoteAnswer { vote: Some(codec::vote(&m.vote)), granted, last: None }))
+    }
+
+    /// Runs one step of receiving a snapshot. It goes on when its caller gives up, and no other one begins before it has ended: the store
+    /// takes in one state at a time, and a step of an earlier transfer mustn't land in a later one.
+    async fn receive<F>(&self, step: impl FnOnce(Self, OwnedMutexGuard<Option<Receiving>>) -> F) -> Result<Answer, CallError>
+    where
+        F: Future<Output = Result<Answer, CallError>> + Send + 'static,
+    {
+        let Ok(receiving) = self.0.receiving.clone().try_lock_owned() else {
+            return Err(call_error(ErrorCode::Busy, "this master is still taking in a part of a snapshot"));
+        };
+        let step = tokio::spawn(step(self.clone(), receiving));
+        step.await.unwrap_or_else(|e| Err(call_error(ErrorCode::Internal, format!("receiving a snapshot ended: {e}"))))
+    }
+
+    async fn on_snapshot_begin(&self, message: wire::SnapshotBegin) -> Result<Answer, CallError> {
+        self.check_group(message.group)?;
+        let theirs = codec::from_vote(message.vote.as_ref().ok_or_else(|| invalid(codec::missing("vote")))?);
+        if theirs < self.0.raft.metrics().borrow().vote {
+            return Ok(self.snapshot_answer(false));
+        }
+        let begin = async move |node: Self, mut receiving: OwnedMutexGuard<Option<Receiving>>| {
+            // A later beginning takes the place of an earlier one, whose pages are then refused.
+            *receiving = None;
+            let embedded = node.0.embedded.clone();
+            node.0.blocking.run(move || embedded.install_begin()).await.map_err(disk_failed)?;
+            tracing::info!(id = message.id, "receiving a snapshot");
+            let id = message.id.clone();
+            *receiving = Some(Receiving { id, next_page: 0, digest: PagesDigest::new(), begin: message });
+            Ok(node.snapshot_answer(true))
+        };
+        self.receive(begin).await
+    }
+
+    async fn on_snapshot_page(&self, message: wire::SnapshotPage) -> Result<Answer, CallError> {
+        self.check_group(message.group)?;
+        let page = async move |node: Self, mut receiving: OwnedMutexGuard<Option<Receiving>>| {
+            let pairs: Vec<(Bytes, Bytes)> = message.pairs.into_iter().map(|p| (p.key, p.value)).collect();
+            let expected = |r: &Receiving| r.id == message.id && r.next_page == message.sequence;
+            let Some(mut current) = receiving.take_if(|r| expected(r)) else {
+                return Err(call_error(
+                    ErrorCode::InvalidRequest,
+                    "this snapshot isn't being received, or its pages are out of order",
+                ));
+            };
+            current.next_page += 1;
+            current.digest.take(&pairs);
+            let embedded = node.0.embedded.clone();
+            node.0.blocking.run(move || embedded.install_page(pairs)).await.map_err(disk_failed)?;
+            // A page that failed ends the transfer.
+            *receiving = Some(current);
+            Ok(node.snapshot_answer(true))
+        };
+        self.receive(page).await
+    }
+
+    async fn on_snapshot_end(&self, message: wire::SnapshotEnd) -> Result<Answer, CallError> {
+        self.check_group(message.group)?;
+        let vote = codec::from_vote(message.vote.as_ref().ok_or_else(|| invalid(codec::missing("vote")))?);
+        // Held until the store has installed it: no other transfer begins meanwhile.
+        let end = async move |node: Self, mut receiving: OwnedMutexGuard<Option<Receiving>>| {
+            let whole = receiving.take_if(|r| r.id == message.id);
+            let whole = whole.filter(|r| r.next_page == message.pages && r.digest.value() == message.digest);
+            let Some(Receiving { begin, .. }) = whole else {
+                return Err(call_error(ErrorCode::Corrupt, "the snapshot's pages don't add up to what was sent"));
+            };
+            let meta = SnapshotMeta {
+                last_log_id: begin.last.as_ref().map(codec::from_log_id),
+                last_membership: codec::from_stored_membership(begin.membership.unwrap_or_default()),
+                snapshot_id: begin.id,
+            };
+            let snapshot = Snapshot { meta, snapshot: Box::new(SnapshotSource::Received) };
+            let response = node.0.raft.install_full_snapshot(vote, snapshot).await;
+            let response = response.map_err(|e| call_error(ErrorCode::Internal, e.to_string()))?;
+            Ok(Answer::of(&wire::SnapshotAnswer { vote: Some(codec::vote(&response.vote)), accepted: true }))
+        };
+        self.receive(end).await
+    }
+}
+
+fn invalid(error: codec::Malformed) -> CallError {
+    call_error(ErrorCode::InvalidRequest, error.to_string())
+}
+
+fn fatal(error: openraft::error::RaftError<u64>) -> CallError {
+    call_error(ErrorCode::Unavailable, format!("this master's Raft has stopped: {error}"))
+}
+
+fn disk_failed(error: mooseng_embedded::BaseError) -> CallError {
+    call_error(ErrorCode::DiskFailed, error.to_string())
+}
