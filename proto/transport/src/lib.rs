@@ -9,14 +9,19 @@
 //! This crate knows no business logic: who may make which call is decided by services, by [`Incoming::peer`].
 
 mod blocking;
+mod frames;
 mod link;
-pub mod observe;
+mod live;
 mod network;
+pub mod observe;
 mod outbox;
 pub mod plain;
+pub mod refusal;
 mod rpc;
 mod server;
+mod stream;
 mod tls;
+pub mod trace;
 
 use bytes::Bytes;
 use mooseng_wire::call::{CallError, ErrorCode};
@@ -25,9 +30,10 @@ pub use blocking::Blocking;
 pub use link::{CallFailure, Link, LinkOptions};
 pub use network::{ConnectError, Connection, Handshake, HandshakeError, Io, Listener, Network, Peer, Protocol};
 pub use plain::PlainNetwork;
-pub use rpc::{grpc_channel, peer_of};
-pub use tls::{TlsFiles, TlsNetwork, TlsSetupError};
+pub use rpc::{grpc_channel, grpc_request, peer_of};
 pub use server::{Answer, ConnectionClosed, ConnectionHandle, Incoming, Limits, Service, Services, serve};
+pub use tls::{TlsFiles, TlsNetwork, TlsSetupError};
+pub use trace::TRACE;
 
 /// Generated gRPC services over `mooseng_wire::admin`.
 #[allow(missing_docs, reason = "generated: the .proto file is the documentation")]
@@ -38,14 +44,4 @@ pub mod grpc {
 /// A call's error.
 pub fn call_error(code: ErrorCode, message: impl Into<String>) -> CallError {
     CallError { code: code as i32, message: message.into(), leader: String::new(), detail: Bytes::new() }
-}
-
-tokio::task_local! {
-    /// The W3C trace context of the call that this task works on; it travels with every call made from it.
-    pub static TRACE: Bytes;
-}
-
-/// The trace context that calls made here carry.
-pub(crate) fn trace_context() -> Bytes {
-    TRACE.try_with(Bytes::clone).unwrap_or_default()
 }

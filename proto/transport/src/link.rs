@@ -1,23 +1,31 @@
 //! The calling side: one connection to one address, made when needed and made again when it broke.
+//!
+//! A connection attempt belongs to the link, not to the call that began it: a call with a short deadline doesn't undo it. When a
+//! certificate is about to end, a new connection is made beside the old one, which carries calls until then and drains after.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::{BoxFuture, Shared};
 use mooseng_wire::Role;
-use mooseng_wire::call::{CallError, CallMeta, HelloAnswer};
-use mooseng_wire::frame::{FRAME_BYTES_MAX, Frame, HELLO_BYTES_MAX, Kind};
+use mooseng_wire::call::{CallError, CallMeta, ErrorCode};
+use mooseng_wire::frame::{Frame, HEADER_BYTES, Kind};
 use mooseng_wire::method::{LANES, Method};
-use mooseng_wire::version;
 use prost::Message;
-use tokio::sync::{Semaphore, broadcast, oneshot};
+use tokio::sync::{Semaphore, broadcast};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::network::{ConnectError, Connection, Io, Network, Protocol};
-use crate::outbox::Outbox;
-use crate::server::{Answer, plain, read_frame};
+use crate::live::Live;
+use crate::network::{ConnectError, Network, Protocol};
+use crate::server::Answer;
+
+/// Connections that a call tries when they break before it was sent.
+const TRIES: usize = 3;
+/// Notices that wait for a reader at most; one that reads too slowly is told that it missed some.
+const NOTICES_MAX: usize = 1024;
 
 /// How a link behaves.
 #[derive(Clone, Copy, Debug)]
@@ -30,6 +38,8 @@ pub struct LinkOptions {
     pub silence_max: Duration,
     /// Calls in flight in each lane.
     pub calls_per_lane_max: usize,
+    /// Bytes of the calls in flight in each lane.
+    pub bytes_per_lane_max: usize,
     /// Least pause after a failed connection attempt; it doubles up to sixteen times this.
     pub backoff: Duration,
 }
@@ -41,6 +51,7 @@ impl Default for LinkOptions {
             ping_interval: Duration::from_secs(1),
             silence_max: Duration::from_secs(3),
             calls_per_lane_max: 256,
+            bytes_per_lane_max: 32 << 20,
             backoff: Duration::from_millis(50),
         }
     }
@@ -63,30 +74,16 @@ pub enum CallFailure {
     Remote(CallError),
 }
 
-struct Live {
-    outbox: Outbox,
-    pending: Mutex<Option<BTreeMap<u64, oneshot::Sender<Result<Answer, CallError>>>>>,
-    retire_at: Option<Instant>,
-}
+type Attempt = Shared<BoxFuture<'static, Result<Arc<Live>, ConnectError>>>;
 
-impl Live {
-    fn pending(&self) -> MutexGuard<'_, Option<BTreeMap<u64, oneshot::Sender<Result<Answer, CallError>>>>> {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-    fn is_usable(&self) -> bool {
-        !self.outbox.is_closed() && self.retire_at.is_none_or(|at| Instant::now() < at)
-    }
-    fn end(&self) {
-        self.outbox.close();
-        // Dropping the senders tells every waiting call that it was lost.
-        *self.pending() = None;
-    }
-}
-
-struct Attempt {
+#[derive(Default)]
+struct State {
+    live: Option<Arc<Live>>,
+    attempt: Option<Attempt>,
     failures: u32,
     not_before: Option<Instant>,
     error: Option<ConnectError>,
+    closed: bool,
 }
 
 struct Inner {
@@ -94,17 +91,16 @@ struct Inner {
     address: String,
     role: Role,
     options: LinkOptions,
-    live: Mutex<Option<Arc<Live>>>,
-    connecting: tokio::sync::Mutex<Attempt>,
+    state: Mutex<State>,
     next_call: AtomicU64,
-    lanes: [Semaphore; LANES.len()],
+    calls: [Semaphore; LANES.len()],
+    bytes: [Semaphore; LANES.len()],
     notices: broadcast::Sender<(Method, Bytes)>,
-    closed: std::sync::atomic::AtomicBool,
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        if let Some(live) = self.live.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
+        if let Some(live) = self.state.get_mut().unwrap_or_else(PoisonError::into_inner).live.take() {
             live.end();
         }
     }
@@ -122,12 +118,11 @@ impl Link {
             address,
             role,
             options,
-            live: Mutex::new(None),
-            connecting: tokio::sync::Mutex::new(Attempt { failures: 0, not_before: None, error: None }),
+            state: Mutex::default(),
             next_call: AtomicU64::new(1),
-            lanes: std::array::from_fn(|_| Semaphore::new(options.calls_per_lane_max)),
-            notices: broadcast::channel(1024).0,
-            closed: false.into(),
+            calls: std::array::from_fn(|_| Semaphore::new(options.calls_per_lane_max)),
+            bytes: std::array::from_fn(|_| Semaphore::new(options.bytes_per_lane_max)),
+            notices: broadcast::channel(NOTICES_MAX).0,
         }))
     }
 
@@ -143,23 +138,15 @@ impl Link {
 
     /// Ends the connection for good: calls in flight are lost, later ones aren't sent.
     pub fn close(&self) {
-        self.0.closed.store(true, Ordering::Release);
+        self.0.state().closed = true;
         self.reset();
     }
 
     /// Ends the connection; the next call makes another.
     pub fn reset(&self) {
-        if let Some(live) = self.live_slot().take() {
+        if let Some(live) = self.0.state().live.take() {
             live.end();
         }
-    }
-
-    fn live_slot(&self) -> MutexGuard<'_, Option<Arc<Live>>> {
-        self.0.live.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn usable(&self) -> Option<Arc<Live>> {
-        self.live_slot().as_ref().filter(|live| live.is_usable()).cloned()
     }
 
     /// Sends a message and waits for the answer's message.
@@ -172,7 +159,7 @@ impl Link {
         let answer = self.call(method, question.encode_to_vec().into(), Bytes::new(), wait).await?;
         A::decode(answer.body).map_err(|e| {
             CallFailure::Remote(crate::call_error(
-                mooseng_wire::call::ErrorCode::Internal,
+                ErrorCode::Internal,
                 format!("{}'s answer to {} is malformed: {e}", self.0.address, method.as_str()),
             ))
         })
@@ -180,198 +167,130 @@ impl Link {
 
     /// Calls and waits for the answer, `wait` at most. Dropping the future cancels the call at the peer.
     pub async fn call(&self, method: Method, body: Bytes, bulk: Bytes, wait: Duration) -> Result<Answer, CallFailure> {
+        let inner = &self.0;
         let deadline = Instant::now() + wait;
-        let late = || CallFailure::Timeout(self.0.address.clone());
         let lane = method.lane();
-        let unsent = || {
-            CallFailure::Connect(ConnectError::Timeout { address: self.0.address.clone(), seconds: wait.as_secs() })
+        let bytes = (HEADER_BYTES + body.len() + bulk.len()).min(inner.options.bytes_per_lane_max);
+        let room = async {
+            (inner.calls[lane as usize].acquire().await, inner.bytes[lane as usize].acquire_many(bytes as u32).await)
         };
-        let slot = timeout_at(deadline, self.0.lanes[lane as usize].acquire()).await;
-        let Ok(Ok(_slot)) = slot else { return Err(unsent()) };
-        let live = match self.usable() {
-            Some(live) => live,
-            None => timeout_at(deadline, self.connect()).await.map_err(|_| unsent())??,
+        let Ok((Ok(_call), Ok(_bytes))) = timeout_at(deadline, room).await else {
+            return Err(ConnectError::Crowded { address: inner.address.clone() }.into());
         };
-        let lost = || CallFailure::Lost(self.0.address.clone());
-        let call = self.0.next_call.fetch_add(1, Ordering::Relaxed);
-        let (answered, answer) = oneshot::channel();
-        match live.pending().as_mut() {
-            Some(pending) => pending.insert(call, answered),
-            None => return Err(lost()),
-        };
-        let mut guard = CancelOnDrop { live: &live, call, lane: lane as u8, armed: true };
-        let left = deadline.saturating_duration_since(Instant::now());
-        let meta = CallMeta { deadline_ms: left.as_millis().min(u128::from(u32::MAX)) as u32, trace: crate::trace_context() };
-        let frame = Frame {
+        let mut frame = Frame {
             kind: Kind::Request,
             lane: lane as u8,
             method: method as u16,
-            call,
-            meta: meta.encode_to_vec().into(),
+            call: 0,
+            meta: Bytes::new(),
             body,
             bulk,
         };
-        match timeout_at(deadline, live.outbox.push(frame)).await {
-            Err(_) => return Err(late()),
-            Ok(Err(_)) => return Err(lost()),
-            Ok(Ok(())) => {}
+        for _ in 0..TRIES {
+            let connected = timeout_at(deadline, self.connection()).await;
+            let unmade = || ConnectError::Timeout { address: inner.address.clone(), seconds: wait.as_secs().max(1) };
+            let live = connected.map_err(|_| unmade())??;
+            frame.call = inner.next_call.fetch_add(1, Ordering::Relaxed);
+            let left = deadline.saturating_duration_since(Instant::now()).as_millis();
+            let deadline_ms = u32::try_from(left).unwrap_or(u32::MAX).max(1);
+            frame.meta = CallMeta { deadline_ms, trace: crate::trace::current() }.encode_to_vec().into();
+            // Whatever ends before the request was queued can be tried on another connection.
+            let Some(mut expected) = live.expect(frame.call, frame.lane) else { continue };
+            match timeout_at(deadline, expected.send(frame.clone())).await {
+                Ok(true) => {}
+                Ok(false) => continue,
+                Err(_) => return Err(ConnectError::Crowded { address: inner.address.clone() }.into()),
+            }
+            return match timeout_at(deadline, expected.answer()).await {
+                Err(_) => Err(CallFailure::Timeout(inner.address.clone())),
+                Ok(None) => Err(CallFailure::Lost(inner.address.clone())),
+                Ok(Some(outcome)) => outcome.map_err(CallFailure::Remote),
+            };
         }
-        let result = timeout_at(deadline, answer).await.map_err(|_| late())?;
-        guard.armed = false;
-        match result {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => Err(CallFailure::Remote(error)),
-            Err(_) => Err(lost()),
-        }
+        Err(inner.refused(format!("{TRIES} connections broke before the call could be sent")).into())
     }
 
-    /// Makes the connection, once for all who wait for it.
-    async fn connect(&self) -> Result<Arc<Live>, ConnectError> {
-        let inner = &self.0;
-        let mut attempt = inner.connecting.lock().await;
-        if let Some(live) = self.usable() {
-            return Ok(live);
-        }
-        let refused =
-            |reason: &str| ConnectError::Refused { address: inner.address.clone(), reason: reason.to_owned() };
-        if inner.closed.load(Ordering::Acquire) {
-            return Err(refused("this side closed the link"));
-        }
-        // A peer that just refused isn't asked again by everyone who waits: they get the same answer.
-        if attempt.not_before.is_some_and(|at| Instant::now() < at)
-            && let Some(error) = &attempt.error
-        {
-            return Err(error.clone());
-        }
-        let made = timeout(inner.options.connect_timeout, self.greet()).await.unwrap_or_else(|_| {
-            Err(ConnectError::Timeout {
-                address: inner.address.clone(),
-                seconds: inner.options.connect_timeout.as_secs().max(1),
-            })
+    /// A connection to send on: the one there is, or a new one.
+    async fn connection(&self) -> Result<Arc<Live>, ConnectError> {
+        let attempt = {
+            let mut state = self.0.state();
+            if state.closed {
+                return Err(self.0.refused("this side closed the link".into()));
+            }
+            let open = state.live.clone().filter(|live| live.is_open());
+            if let Some(live) = &open
+                && !live.is_due()
+            {
+                return Ok(live.clone());
+            }
+            let paused = state.not_before.is_some_and(|at| Instant::now() < at);
+            let attempt = match (&state.attempt, &state.error) {
+                (Some(attempt), _) => Some(attempt.clone()),
+                // A peer that just refused isn't asked again by everyone who calls: they get the same answer.
+                (None, Some(error)) if paused && open.is_none() => return Err(error.clone()),
+                (None, _) if paused => None,
+                (None, _) => Some(self.attempt(&mut state)),
+            };
+            match (open, attempt) {
+                // It still carries calls while its successor is made.
+                (Some(live), _) => return Ok(live),
+                (None, Some(attempt)) => attempt,
+                (None, None) => return Err(self.0.refused("the last attempt failed".into())),
+            }
+        };
+        attempt.await
+    }
+
+    fn attempt(&self, state: &mut State) -> Attempt {
+        let task = tokio::spawn(self.0.clone().connect());
+        let ended = self.0.refused("the attempt to connect ended early".into());
+        let attempt = task.map(|made| made.unwrap_or(Err(ended))).boxed().shared();
+        state.attempt = Some(attempt.clone());
+        attempt
+    }
+}
+
+impl Inner {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn refused(&self, reason: String) -> ConnectError {
+        ConnectError::Refused { address: self.address.clone(), reason }
+    }
+
+    async fn connect(self: Arc<Self>) -> Result<Arc<Live>, ConnectError> {
+        let made = timeout(self.options.connect_timeout, self.greet()).await.unwrap_or_else(|_| {
+            let seconds = self.options.connect_timeout.as_secs().max(1);
+            Err(ConnectError::Timeout { address: self.address.clone(), seconds })
         });
+        let mut state = self.state();
+        state.attempt = None;
         match made {
+            Ok(live) if state.closed => {
+                live.end();
+                Err(self.refused("this side closed the link".into()))
+            }
             Ok(live) => {
-                *attempt = Attempt { failures: 0, not_before: None, error: None };
-                // An older connection that is merely due for retirement drains by itself.
-                *self.live_slot() = Some(live.clone());
+                (state.failures, state.not_before, state.error) = (0, None, None);
+                if let Some(old) = state.live.replace(live.clone()) {
+                    old.replace();
+                }
                 Ok(live)
             }
             Err(error) => {
-                attempt.failures += 1;
-                let pause = inner.options.backoff * (1 << (attempt.failures - 1).min(4));
-                let jittered = pause.mul_f64(rand::random_range(0.5..1.0));
-                attempt.not_before = Some(Instant::now() + jittered);
-                attempt.error = Some(error.clone());
+                state.failures += 1;
+                let pause = self.options.backoff * (1 << (state.failures - 1).min(4));
+                state.not_before = Some(Instant::now() + pause.mul_f64(rand::random_range(0.5..1.0)));
+                state.error = Some(error.clone());
                 Err(error)
             }
         }
     }
 
     async fn greet(&self) -> Result<Arc<Live>, ConnectError> {
-        let inner = &self.0;
-        let refused = |reason: String| ConnectError::Refused { address: inner.address.clone(), reason };
-        let connection = inner.network.connect(&inner.address, Protocol::Stream, inner.role).await?;
-        let Connection { mut io, retire_at, .. } = connection;
-        let mut head = BytesMut::new();
-        plain(Kind::Hello, version::hello().encode_to_vec().into()).encode_head(&mut head);
-        let written = async {
-            tokio::io::AsyncWriteExt::write_all(&mut io, &head).await?;
-            tokio::io::AsyncWriteExt::flush(&mut io).await
-        };
-        written.await.map_err(|e| refused(e.to_string()))?;
-        let mut buffer = BytesMut::new();
-        let frame = read_frame(&mut io, &mut buffer, HELLO_BYTES_MAX).await.map_err(&refused)?;
-        let Some(Frame { kind: Kind::HelloAnswer, body, .. }) = frame else {
-            return Err(refused("the peer closed the connection instead of answering the hello".into()));
-        };
-        let answer = HelloAnswer::decode(body).map_err(|e| refused(e.to_string()))?;
-        if !answer.refused.is_empty() {
-            return Err(refused(answer.refused));
-        }
-        let live = Arc::new(Live { outbox: Outbox::new(), pending: Mutex::new(Some(BTreeMap::new())), retire_at });
-        tokio::spawn(run(live.clone(), io, buffer, inner.notices.clone(), inner.options));
-        Ok(live)
+        let connection = self.network.connect(&self.address, Protocol::Stream, self.role).await?;
+        let live = Live::start(connection, self.notices.clone(), self.options).await;
+        live.map_err(|reason| self.refused(reason))
     }
-}
-
-struct CancelOnDrop<'a> {
-    live: &'a Live,
-    call: u64,
-    lane: u8,
-    armed: bool,
-}
-
-impl Drop for CancelOnDrop<'_> {
-    fn drop(&mut self) {
-        if !self.armed {
-            return;
-        }
-        if let Some(pending) = self.live.pending().as_mut() {
-            pending.remove(&self.call);
-        }
-        let mut frame = plain(Kind::Cancel, Bytes::new());
-        (frame.call, frame.lane) = (self.call, self.lane);
-        let _ = self.live.outbox.push_now(frame);
-    }
-}
-
-/// Owns one connection until it ends or is retired and drained.
-async fn run(
-    live: Arc<Live>,
-    io: Box<dyn Io>,
-    mut buffer: BytesMut,
-    notices: broadcast::Sender<(Method, Bytes)>,
-    options: LinkOptions,
-) {
-    let (mut reader, mut writer) = tokio::io::split(io);
-    let reading = async {
-        loop {
-            let frame = timeout(options.silence_max, read_frame(&mut reader, &mut buffer, FRAME_BYTES_MAX)).await;
-            let Ok(Ok(Some(frame))) = frame else { return };
-            let take = |call| live.pending().as_mut().and_then(|pending| pending.remove(&call));
-            match frame.kind {
-                Kind::Response => {
-                    if let Some(waiting) = take(frame.call) {
-                        let _ = waiting.send(Ok(Answer { body: frame.body, bulk: frame.bulk }));
-                    }
-                }
-                Kind::Error => {
-                    if let Some(waiting) = take(frame.call) {
-                        let error = CallError::decode(frame.body).unwrap_or_else(|e| {
-                            crate::call_error(mooseng_wire::call::ErrorCode::Internal, e.to_string())
-                        });
-                        let _ = waiting.send(Err(error));
-                    }
-                }
-                Kind::Notify => {
-                    if let Some(method) = Method::from_u16(frame.method) {
-                        let _ = notices.send((method, frame.body));
-                    }
-                }
-                Kind::Ping => {
-                    let _ = live.outbox.push_now(plain(Kind::Pong, Bytes::new()));
-                }
-                Kind::Pong => {}
-                _ => return,
-            }
-        }
-    };
-    let pinging = async {
-        loop {
-            tokio::time::sleep(options.ping_interval).await;
-            let drained = live.pending().as_ref().is_none_or(BTreeMap::is_empty);
-            if live.retire_at.is_some_and(|at| Instant::now() >= at) && drained {
-                return;
-            }
-            if live.outbox.push_now(plain(Kind::Ping, Bytes::new())).is_err() {
-                return;
-            }
-        }
-    };
-    tokio::select! {
-        () = reading => {}
-        () = pinging => {}
-        _ = live.outbox.write_all(&mut writer) => {}
-    }
-    live.end();
 }

@@ -49,7 +49,7 @@ pub struct Connection {
     pub peer: Arc<Peer>,
     /// What is spoken.
     pub protocol: Protocol,
-    /// When the caller should move to a new connection, because a certificate is about to end; the old one drains.
+    /// When to move to a new connection, because the certificate of one of both ends soon after; the old one drains.
     pub retire_at: Option<tokio::time::Instant>,
 }
 
@@ -72,6 +72,12 @@ pub enum ConnectError {
         /// Why.
         reason: String,
     },
+    /// Calls that were made before fill the lane.
+    #[error("the call to {address} wasn't sent: too many calls in its lane wait for an answer")]
+    Crowded {
+        /// Where.
+        address: String,
+    },
     /// It took too long.
     #[error("the connection to {address} wasn't made within {seconds} s")]
     Timeout {
@@ -88,8 +94,23 @@ pub enum ConnectError {
 pub struct HandshakeError {
     /// Where it came from.
     pub address: String,
-    /// Why, in words.
+    /// Why, in words; a code may precede them (`PEER_EXPIRED: ...`).
     pub reason: String,
+}
+
+impl HandshakeError {
+    /// With a code of [`crate::refusal`].
+    pub fn new(address: &str, code: &str, sentence: &str) -> Self {
+        Self { address: address.to_owned(), reason: format!("{code}: {sentence}") }
+    }
+    /// The code that precedes the reason.
+    pub fn code(&self) -> &str {
+        let is_code = |word: &str| word.bytes().all(|b| b.is_ascii_uppercase() || b == b'_');
+        match self.reason.split_once(": ") {
+            Some((word, _)) if is_code(word) => word,
+            _ => crate::refusal::OTHER,
+        }
+    }
 }
 
 /// Makes and takes connections.

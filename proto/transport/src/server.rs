@@ -1,28 +1,22 @@
-//! The serving side: accepts, authenticates, and runs the calls of each connection within bounds.
+//! The serving side: who is let in, within which bounds, and what services see of it.
 
-use std::collections::BTreeMap;
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::{Bytes, BytesMut};
-use futures::future::{AbortHandle, Abortable};
-use futures::stream::{FuturesUnordered, StreamExt};
-use mooseng_wire::call::{CallError, CallMeta, ErrorCode, Hello};
-use mooseng_wire::frame::{FRAME_BYTES_MAX, Frame, HELLO_BYTES_MAX, Kind};
-use mooseng_wire::method::{LANES, Lane, Method};
-use mooseng_wire::version;
+use bytes::Bytes;
+use mooseng_wire::call::{CallError, ErrorCode};
+use mooseng_wire::frame::{Frame, Kind};
+use mooseng_wire::method::{Lane, Method};
 use prost::Message;
-use tokio::io::{AsyncRead, AsyncReadExt, ReadHalf};
-use tokio::sync::{Semaphore, mpsc};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::network::{Connection, Io, Listener, Peer, Protocol};
+use crate::network::{Handshake, Listener, Peer, Protocol};
 use crate::outbox::{Closed, Outbox};
+use crate::refusal;
+use crate::{rpc, stream};
 
 /// A call that arrived.
 pub struct Incoming {
@@ -89,7 +83,7 @@ pub struct ConnectionHandle {
     pub id: u64,
     /// Who is at the other end.
     pub peer: Arc<Peer>,
-    outbox: Arc<Outbox>,
+    pub(crate) outbox: Arc<Outbox>,
 }
 
 /// A message couldn't be sent: the connection is closed.
@@ -128,6 +122,10 @@ pub struct Limits {
     pub handshake_timeout: Duration,
     /// Calls at once of one connection in one lane.
     pub calls_per_lane_max: usize,
+    /// Bytes of one connection's calls at once in one lane.
+    pub bytes_per_lane_max: usize,
+    /// Bytes of all connections' calls at once; control isn't counted.
+    pub bytes_max: usize,
     /// Silence after which a peer is taken for dead.
     pub silence_max: Duration,
 }
@@ -139,6 +137,8 @@ impl Default for Limits {
             handshakes_max: 256,
             handshake_timeout: Duration::from_secs(5),
             calls_per_lane_max: 512,
+            bytes_per_lane_max: 64 << 20,
+            bytes_max: 1 << 30,
             silence_max: Duration::from_secs(30),
         }
     }
@@ -150,22 +150,27 @@ pub struct Services {
     pub stream: Arc<dyn Service>,
     /// gRPC.
     pub grpc: Option<tonic::service::Routes>,
-    /// Whether a peer may connect at all, with the reason if not.
+    /// Whether a peer may connect at all, with the reason if not; the peer is told it.
     pub allow: fn(&Peer, Protocol) -> Result<(), String>,
 }
 
-static CONNECTIONS: AtomicU64 = AtomicU64::new(1);
-
 /// Serves a port until `shutdown`.
 pub async fn serve(mut listener: Box<dyn Listener>, services: Services, limits: Limits, shutdown: CancellationToken) {
+    let port = Arc::new(Port {
+        stream: services.stream,
+        grpc: services.grpc.map(tonic::service::Routes::prepare),
+        allow: services.allow,
+        bytes: Arc::new(Semaphore::new(limits.bytes_max.min(Semaphore::MAX_PERMITS))),
+        limits,
+        shutdown,
+    });
     let connections = Arc::new(Semaphore::new(limits.connections_max));
     let handshakes = Arc::new(Semaphore::new(limits.handshakes_max));
-    let Services { stream, grpc, allow } = services;
-    let grpc_connections = grpc.map(|routes| crate::rpc::serve(routes, shutdown.clone()));
+    let mut turned_away = TurnedAway::default();
     loop {
         let accepted = tokio::select! {
             biased;
-            () = shutdown.cancelled() => return,
+            () = port.shutdown.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
         let handshake = match accepted {
@@ -176,211 +181,77 @@ pub async fn serve(mut listener: Box<dyn Listener>, services: Services, limits: 
                 continue;
             }
         };
-        let (Ok(slot), Ok(unfinished)) =
-            (connections.clone().try_acquire_owned(), handshakes.clone().try_acquire_owned())
-        else {
-            tracing::warn!(address = handshake.remote_address(), "a connection was turned away: too many are open");
+        let (slot, unfinished) = (connections.clone().try_acquire_owned(), handshakes.clone().try_acquire_owned());
+        let (Ok(slot), Ok(unfinished)) = (slot, unfinished) else {
+            turned_away.count(&handshake.remote_address());
             continue;
         };
-        let (stream, grpc_connections) = (stream.clone(), grpc_connections.clone());
-        let shutdown = shutdown.clone();
-        tokio::spawn(async move {
-            let _slot = slot;
-            let address = handshake.remote_address();
-            let connection = match timeout(limits.handshake_timeout, handshake.finish()).await {
-                Ok(Ok(connection)) => connection,
-                Ok(Err(error)) => return tracing::warn!(%error, "a peer was refused"),
-                Err(_) => return tracing::debug!(address, "a handshake took too long"),
-            };
-            if let Err(reason) = allow(&connection.peer, connection.protocol) {
-                return tracing::warn!(identity = %connection.peer.identity, reason, "a peer was refused");
-            }
-            drop(unfinished);
-            match (connection.protocol, grpc_connections) {
-                (Protocol::Stream, _) => tokio::select! {
-                    () = shutdown.cancelled() => {}
-                    () = serve_stream(connection, stream, limits) => {}
-                },
-                (Protocol::Grpc, Some(queue)) => crate::rpc::hand_over(&queue, connection).await,
-                (Protocol::Grpc, None) => tracing::warn!(address, "a peer was refused: this port has no gRPC"),
-            }
-        });
+        tokio::spawn(port.clone().receive(handshake, slot, unfinished));
     }
 }
 
-/// Reads one frame.
-pub(crate) async fn read_frame(
-    io: &mut (impl AsyncRead + Unpin),
-    buffer: &mut BytesMut,
-    limit: usize,
-) -> Result<Option<Frame>, String> {
-    loop {
-        if let Some(frame) = Frame::decode(buffer, limit).map_err(|e| e.to_string())? {
-            return Ok(Some(frame));
+/// Says at most once a second how many connections were turned away: whoever floods us doesn't flood the log.
+#[derive(Default)]
+struct TurnedAway {
+    count: u64,
+    said: Option<Instant>,
+}
+
+impl TurnedAway {
+    fn count(&mut self, address: &str) {
+        self.count += 1;
+        if self.said.is_some_and(|at| at.elapsed() < Duration::from_secs(1)) {
+            return;
         }
-        if buffer.capacity() - buffer.len() < 16 << 10 {
-            buffer.reserve(64 << 10);
-        }
-        if io.read_buf(buffer).await.map_err(|e| e.to_string())? == 0 {
-            return if buffer.is_empty() { Ok(None) } else { Err("the peer closed in the middle of a frame".into()) };
-        }
+        tracing::warn!(code = refusal::TOO_MANY, address, count = self.count, "connections were turned away: too many are open");
+        *self = Self { count: 0, said: Some(Instant::now()) };
     }
 }
 
-pub(crate) fn plain(kind: Kind, body: Bytes) -> Frame {
-    Frame { kind, lane: Lane::Control as u8, method: 0, call: 0, meta: Bytes::new(), body, bulk: Bytes::new() }
-}
-
-
-async fn serve_stream(connection: Connection, service: Arc<dyn Service>, limits: Limits) {
-    let outbox = Arc::new(Outbox::new());
-    let handle = ConnectionHandle {
-        id: CONNECTIONS.fetch_add(1, Ordering::Relaxed),
-        peer: connection.peer.clone(),
-        outbox: outbox.clone(),
-    };
-    let (mut reader, mut writer) = tokio::io::split(connection.io);
-    let mut buffer = BytesMut::new();
-    let hello = timeout(limits.handshake_timeout, read_frame(&mut reader, &mut buffer, HELLO_BYTES_MAX)).await;
-    let Ok(Ok(Some(Frame { kind: Kind::Hello, body, .. }))) = hello else {
-        return tracing::debug!(peer = %handle.peer.identity, "a peer said no hello");
-    };
-    let Ok(theirs) = Hello::decode(body) else { return };
-    let answer = version::agree(&version::hello(), &theirs);
-    let refused = !answer.refused.is_empty();
-    if refused {
-        tracing::warn!(peer = %handle.peer.identity, reason = answer.refused, "a peer was refused");
-    }
-    let _ = outbox.push(plain(Kind::HelloAnswer, answer.encode_to_vec().into())).await;
-    service.connected(&handle);
-    let calls = async {
-        if refused {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            return Ok(());
-        }
-        run_calls(&mut reader, buffer, &handle, &*service, limits).await
-    };
-    let ended = tokio::select! {
-        ended = calls => ended,
-        written = outbox.write_all(&mut writer) => written.map_err(|e| e.to_string()),
-    };
-    outbox.close();
-    if let Err(reason) = ended {
-        tracing::debug!(peer = %handle.peer.identity, reason, "a connection ended");
-    }
-    service.disconnected(handle.id);
-}
-
-async fn run_calls(
-    reader: &mut ReadHalf<Box<dyn Io>>,
-    buffer: BytesMut,
-    handle: &ConnectionHandle,
-    service: &dyn Service,
+/// What the connections of a port share.
+struct Port {
+    stream: Arc<dyn Service>,
+    grpc: Option<tonic::service::Routes>,
+    allow: fn(&Peer, Protocol) -> Result<(), String>,
+    bytes: Arc<Semaphore>,
     limits: Limits,
-) -> Result<(), String> {
-    // Frames are read by a future of its own that is never dropped half-way.
-    let (frames_in, mut frames) = mpsc::channel(64);
-    let reading = async move {
-        let mut buffer = buffer;
-        loop {
-            let frame = timeout(limits.silence_max, read_frame(reader, &mut buffer, FRAME_BYTES_MAX)).await;
-            match frame {
-                Err(_) => return Err("the peer was silent for too long".to_owned()),
-                Ok(Err(reason)) => return Err(reason),
-                Ok(Ok(None)) => return Ok(()),
-                Ok(Ok(Some(frame))) => {
-                    if frames_in.send(frame).await.is_err() {
-                        return Ok(());
-                    }
-                }
+    shutdown: CancellationToken,
+}
+
+impl Port {
+    async fn receive(
+        self: Arc<Self>,
+        handshake: Box<dyn Handshake>,
+        _slot: OwnedSemaphorePermit,
+        unfinished: OwnedSemaphorePermit,
+    ) {
+        let address = handshake.remote_address();
+        let finished = tokio::select! {
+            () = self.shutdown.cancelled() => return,
+            finished = timeout(self.limits.handshake_timeout, handshake.finish()) => finished,
+        };
+        let connection = match finished {
+            Ok(Ok(connection)) => connection,
+            // Whoever goes away in the middle of a handshake (a probe of the port, a process that was killed) wasn't refused.
+            Ok(Err(error)) if error.code() == refusal::LEFT => return tracing::debug!(%error, "a peer left"),
+            Ok(Err(error)) => {
+                return tracing::warn!(code = error.code(), address, reason = error.reason, "a peer was refused");
             }
+            Err(_) => return tracing::debug!(address, "a handshake took too long"),
+        };
+        drop(unfinished);
+        let refused = (self.allow)(&connection.peer, connection.protocol).err();
+        if let Some(reason) = &refused {
+            let peer = &connection.peer.identity;
+            tracing::warn!(code = refusal::WRONG_ROLE, %peer, address, reason, "a peer was refused");
         }
-    };
-    tokio::pin!(reading);
-    let mut running: FuturesUnordered<RunningCall<'_>> = FuturesUnordered::new();
-    let mut aborts: BTreeMap<u64, AbortHandle> = BTreeMap::new();
-    let mut in_flight = [0usize; LANES.len()];
-    loop {
-        tokio::select! {
-            ended = &mut reading => return ended,
-            Some((call, lane)) = running.next(), if !running.is_empty() => {
-                aborts.remove(&call);
-                in_flight[lane] -= 1;
-            }
-            Some(frame) = frames.recv() => match frame.kind {
-                Kind::Request => {
-                    let lane = usize::from(frame.lane).min(LANES.len() - 1);
-                    if in_flight[lane] >= limits.calls_per_lane_max {
-                        let busy = crate::call_error(ErrorCode::Busy, "too many calls are in flight on this connection");
-                        reply(&handle.outbox, &frame, Err(busy)).await;
-                        continue;
-                    }
-                    in_flight[lane] += 1;
-                    let (abort, registration) = AbortHandle::new_pair();
-                    let call = frame.call;
-                    aborts.insert(call, abort);
-                    let answering = answer(frame, handle, service);
-                    running.push(Box::pin(async move {
-                        let _ = Abortable::new(answering, registration).await;
-                        (call, lane)
-                    }));
-                }
-                Kind::Cancel => {
-                    if let Some(abort) = aborts.get(&frame.call) {
-                        abort.abort();
-                    }
-                }
-                Kind::Ping => {
-                    handle.outbox.push_now(plain(Kind::Pong, Bytes::new())).map_err(|Closed| "the peer is too slow")?;
-                }
-                Kind::Pong | Kind::Notify => {}
-                _ => return Err("the peer sent a frame that only a server sends".into()),
+        let (limits, shutdown) = (self.limits, &self.shutdown);
+        match connection.protocol {
+            Protocol::Stream => tokio::select! {
+                () = shutdown.cancelled() => {}
+                () = stream::serve(connection, &*self.stream, refused, limits, &self.bytes) => {}
             },
+            Protocol::Grpc => rpc::serve(connection, self.grpc.clone(), refused, shutdown).await,
         }
     }
-}
-
-type RunningCall<'a> = Pin<Box<dyn Future<Output = (u64, usize)> + Send + 'a>>;
-
-async fn answer(frame: Frame, handle: &ConnectionHandle, service: &dyn Service) {
-    let result = dispatch(&frame, handle, service).await;
-    reply(&handle.outbox, &frame, result).await;
-}
-
-async fn dispatch(frame: &Frame, handle: &ConnectionHandle, service: &dyn Service) -> Result<Answer, CallError> {
-    let invalid = |what: String| crate::call_error(ErrorCode::InvalidRequest, what);
-    let meta = CallMeta::decode(frame.meta.clone()).map_err(|e| invalid(format!("a call's metadata is malformed: {e}")))?;
-    let method = Method::from_u16(frame.method)
-        .ok_or_else(|| crate::call_error(ErrorCode::NotBuilt, format!("this server doesn't know method {}", frame.method)))?;
-    let deadline = Instant::now() + Duration::from_millis(u64::from(meta.deadline_ms).min(600_000));
-    let incoming = Incoming {
-        method,
-        body: frame.body.clone(),
-        bulk: frame.bulk.clone(),
-        deadline,
-        peer: handle.peer.clone(),
-        trace: meta.trace,
-        connection: handle.clone(),
-    };
-    match timeout_at(deadline, service.call(incoming)).await {
-        Ok(result) => result,
-        Err(_) => Err(crate::call_error(ErrorCode::DeadlineExceeded, format!("{} took longer than the caller waits", method.as_str()))),
-    }
-}
-
-async fn reply(outbox: &Outbox, request: &Frame, result: Result<Answer, CallError>) {
-    let (kind, answer) = match result {
-        Ok(answer) => (Kind::Response, answer),
-        Err(error) => (Kind::Error, Answer::of(&error)),
-    };
-    let frame = Frame {
-        kind,
-        lane: request.lane,
-        method: request.method,
-        call: request.call,
-        meta: Bytes::new(),
-        body: answer.body,
-        bulk: answer.bulk,
-    };
-    let _ = outbox.push(frame).await;
 }

@@ -1,0 +1,265 @@
+//! Serves one framed connection: hello, then calls, within bounds, in one task.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures::future::{AbortHandle, Abortable};
+use futures::stream::{FuturesUnordered, StreamExt};
+use mooseng_wire::call::{CallError, CallMeta, ErrorCode, Hello};
+use mooseng_wire::frame::{Frame, Kind};
+use mooseng_wire::method::{LANES, Lane, Method};
+use mooseng_wire::version;
+use prost::Message;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::frames::{FrameReader, plain};
+use crate::network::Connection;
+use crate::outbox::{Closed, Outbox, lane_of};
+use crate::refusal;
+use crate::server::{Answer, ConnectionHandle, Incoming, Limits, Service};
+use crate::trace::TRACE;
+
+/// The longest that a call may run, whatever its caller asks for.
+const CALL_MAX: Duration = Duration::from_secs(600);
+/// How long a peer that is refused is given to read why.
+const REFUSAL_READ_WITHIN: Duration = Duration::from_secs(1);
+
+static CONNECTIONS: AtomicU64 = AtomicU64::new(1);
+
+/// Serves a connection until it ends; with `refused` it is only told why.
+pub(crate) async fn serve(
+    connection: Connection,
+    service: &dyn Service,
+    refused: Option<String>,
+    limits: Limits,
+    bytes: &Arc<Semaphore>,
+) {
+    let peer = connection.peer;
+    let (reader, mut writer) = tokio::io::split(connection.io);
+    let mut frames = FrameReader::new(reader, limits.silence_max);
+    let greeted = timeout(limits.handshake_timeout, greet(&mut frames, &mut writer, refused)).await;
+    match greeted {
+        Ok(Ok(())) => {}
+        Ok(Err(reason)) => return tracing::debug!(peer = %peer.identity, reason, "a connection came to nothing"),
+        Err(_) => return tracing::debug!(peer = %peer.identity, "a peer said no hello in time"),
+    }
+    let outbox = Arc::new(Outbox::new());
+    let handle = ConnectionHandle { id: CONNECTIONS.fetch_add(1, Ordering::Relaxed), peer, outbox };
+    service.connected(&handle);
+    let _ended = EndOnDrop { handle: &handle, service };
+    let mut calls = Calls::new(&handle, service, limits, bytes.clone());
+    let ended = tokio::select! {
+        ended = calls.run(&mut frames) => ended,
+        written = handle.outbox.write_all(&mut writer) => written.map_err(|e| e.to_string()),
+        () = handle.outbox.closed() => Ok(()),
+    };
+    if let Err(reason) = ended {
+        tracing::debug!(peer = %handle.peer.identity, reason, "a connection ended");
+    }
+}
+
+/// Tells the service that a connection ended, however it did: the server's end drops its future.
+struct EndOnDrop<'a> {
+    handle: &'a ConnectionHandle,
+    service: &'a dyn Service,
+}
+
+impl Drop for EndOnDrop<'_> {
+    fn drop(&mut self) {
+        self.handle.outbox.close();
+        self.service.disconnected(self.handle.id);
+    }
+}
+
+async fn greet<R: AsyncRead + Unpin>(
+    frames: &mut FrameReader<R>,
+    writer: &mut (impl AsyncWrite + Unpin),
+    refused: Option<String>,
+) -> Result<(), String> {
+    let hello = match frames.next().await? {
+        Some(Frame { kind: Kind::Hello, body, .. }) => Hello::decode(body).map_err(|e| format!("malformed hello: {e}"))?,
+        Some(_) => return Err("the peer didn't begin with a hello".into()),
+        None => return Err("the peer left without a hello".into()),
+    };
+    let mut answer = version::agree(&version::hello(), &hello);
+    if let Some(reason) = refused {
+        answer.refused = reason;
+    } else if !answer.refused.is_empty() {
+        tracing::warn!(code = refusal::VERSION, reason = answer.refused, "a peer was refused");
+    }
+    let mut bytes = BytesMut::new();
+    plain(Kind::HelloAnswer, answer.encode_to_vec().into()).encode_head(&mut bytes);
+    let sent = async {
+        writer.write_all(&bytes).await?;
+        writer.flush().await
+    };
+    sent.await.map_err(|e| e.to_string())?;
+    if answer.refused.is_empty() {
+        frames.welcome();
+        return Ok(());
+    }
+    let _ = writer.shutdown().await;
+    // Closing while bytes of theirs are unread would reset the connection, and they would lose the answer.
+    let _ = timeout(REFUSAL_READ_WITHIN, frames.next()).await;
+    Err(answer.refused)
+}
+
+type RunningCall<'a> = Pin<Box<dyn Future<Output = Done> + Send + 'a>>;
+
+struct Done {
+    call: u64,
+    lane: usize,
+    bytes: usize,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Load {
+    calls: usize,
+    bytes: usize,
+}
+
+struct Calls<'a> {
+    handle: &'a ConnectionHandle,
+    service: &'a dyn Service,
+    limits: Limits,
+    bytes: Arc<Semaphore>,
+    running: FuturesUnordered<RunningCall<'a>>,
+    aborts: BTreeMap<u64, AbortHandle>,
+    load: [Load; LANES.len()],
+}
+
+impl<'a> Calls<'a> {
+    fn new(handle: &'a ConnectionHandle, service: &'a dyn Service, limits: Limits, bytes: Arc<Semaphore>) -> Self {
+        let (running, aborts, load) = Default::default();
+        Self { handle, service, limits, bytes, running, aborts, load }
+    }
+
+    async fn run<R: AsyncRead + Unpin>(&mut self, frames: &mut FrameReader<R>) -> Result<(), String> {
+        loop {
+            tokio::select! {
+                Some(done) = self.running.next(), if !self.running.is_empty() => {
+                    self.aborts.remove(&done.call);
+                    self.load[done.lane].calls -= 1;
+                    self.load[done.lane].bytes -= done.bytes;
+                }
+                frame = frames.next() => match frame? {
+                    Some(frame) => self.take(frame)?,
+                    None => return Ok(()),
+                },
+            }
+        }
+    }
+
+    fn take(&mut self, frame: Frame) -> Result<(), String> {
+        let slow = |Closed| "the peer takes no answers";
+        match frame.kind {
+            Kind::Request => match self.admit(&frame) {
+                Ok(room) => self.start(frame, room),
+                Err(busy) => self.handle.outbox.push_now(reply(&Address::of(&frame), Err(busy))).map_err(slow)?,
+            },
+            Kind::Cancel => {
+                if let Some(abort) = self.aborts.get(&frame.call) {
+                    abort.abort();
+                }
+            }
+            Kind::Ping => self.handle.outbox.push_now(plain(Kind::Pong, Bytes::new())).map_err(slow)?,
+            Kind::Pong | Kind::Notify => {}
+            Kind::Hello | Kind::HelloAnswer | Kind::Response | Kind::Error => {
+                return Err(format!("the peer sent a frame that has no place here: {:?}", frame.kind));
+            }
+        }
+        Ok(())
+    }
+
+    /// Room for a call, or why there is none. Its caller is told at once, for to stop reading would hold up other lanes.
+    fn admit(&self, frame: &Frame) -> Result<Option<OwnedSemaphorePermit>, CallError> {
+        let busy = |what: &str| Err(crate::call_error(ErrorCode::Busy, format!("too many {what}; try again after a pause")));
+        let (lane, bytes) = (lane_of(frame), frame.encoded_len());
+        let load = self.load[lane];
+        if load.calls >= self.limits.calls_per_lane_max {
+            return busy("calls are in flight on this connection");
+        }
+        if load.calls > 0 && load.bytes + bytes > self.limits.bytes_per_lane_max {
+            return busy("bytes are in flight on this connection");
+        }
+        if lane == Lane::Control as usize {
+            return Ok(None);
+        }
+        match self.bytes.clone().try_acquire_many_owned(bytes as u32) {
+            Ok(room) => Ok(Some(room)),
+            Err(_) => busy("bytes are in flight at this server"),
+        }
+    }
+
+    fn start(&mut self, frame: Frame, room: Option<OwnedSemaphorePermit>) {
+        let done = Done { call: frame.call, lane: lane_of(&frame), bytes: frame.encoded_len() };
+        self.load[done.lane].calls += 1;
+        self.load[done.lane].bytes += done.bytes;
+        let (abort, registration) = AbortHandle::new_pair();
+        self.aborts.insert(frame.call, abort);
+        let answering = answer(frame, self.handle, self.service);
+        self.running.push(Box::pin(async move {
+            let _ = Abortable::new(answering, registration).await;
+            drop(room);
+            done
+        }));
+    }
+}
+
+/// What pairs an answer with its request.
+struct Address {
+    lane: u8,
+    method: u16,
+    call: u64,
+}
+
+impl Address {
+    fn of(request: &Frame) -> Self {
+        Self { lane: request.lane, method: request.method, call: request.call }
+    }
+}
+
+async fn answer(frame: Frame, handle: &ConnectionHandle, service: &dyn Service) {
+    let address = Address::of(&frame);
+    let result = dispatch(frame, handle, service).await;
+    let _ = handle.outbox.push(reply(&address, result)).await;
+}
+
+async fn dispatch(frame: Frame, handle: &ConnectionHandle, service: &dyn Service) -> Result<Answer, CallError> {
+    let error = crate::call_error;
+    let meta = CallMeta::decode(frame.meta)
+        .map_err(|e| error(ErrorCode::InvalidRequest, format!("a call's metadata is malformed: {e}")))?;
+    let method = Method::from_u16(frame.method)
+        .ok_or_else(|| error(ErrorCode::NotBuilt, format!("this server doesn't know method {}", frame.method)))?;
+    let deadline = Instant::now() + Duration::from_millis(u64::from(meta.deadline_ms)).min(CALL_MAX);
+    let trace = meta.trace.clone();
+    let incoming = Incoming {
+        method,
+        body: frame.body,
+        bulk: frame.bulk,
+        deadline,
+        peer: handle.peer.clone(),
+        trace: meta.trace,
+        connection: handle.clone(),
+    };
+    let late = || format!("{} took longer than the caller waits", method.as_str());
+    timeout_at(deadline, TRACE.scope(trace, service.call(incoming)))
+        .await
+        .unwrap_or_else(|_| Err(error(ErrorCode::DeadlineExceeded, late())))
+}
+
+fn reply(address: &Address, result: Result<Answer, CallError>) -> Frame {
+    let (kind, answer) = match result {
+        Ok(answer) => (Kind::Response, answer),
+        Err(error) => (Kind::Error, Answer::of(&error)),
+    };
+    let &Address { lane, method, call } = address;
+    Frame { kind, lane, method, call, meta: Bytes::new(), body: answer.body, bulk: answer.bulk }
+}
