@@ -1,4 +1,5 @@
 //! The engine passes the store's suite over logs that work, delay, fail, and change leaders.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 
@@ -41,8 +42,15 @@ async fn random(mode: Mode, seeds: std::ops::Range<u64>) {
         seeds,
     )
     .await;
-    for group in groups.into_inner().unwrap() {
+    let groups = groups.into_inner().unwrap();
+    for group in &groups {
         group.check();
+    }
+    if mode == Mode::Flaky {
+        // Otherwise the log wasn't as bad as it says.
+        let terms: u64 = groups.iter().map(|group| group.entries().last().unwrap().term - 1).sum();
+        let mismatches: usize = groups.iter().map(Group::mismatches).sum();
+        assert!(terms > 10 && mismatches > 10, "{terms} changes of leadership, {mismatches} mismatches");
     }
 }
 
@@ -59,6 +67,15 @@ async fn random_delayed() {
 #[tokio::test(start_paused = true)]
 async fn random_flaky() {
     random(Mode::Flaky, 20..50).await;
+}
+
+/// Many seeds: `cargo test -p mooseng-embedded --test conformance -- --ignored`.
+#[tokio::test(start_paused = true)]
+#[ignore = "takes minutes"]
+async fn random_flaky_long() {
+    for begin in (1000..1200).step_by(50) {
+        random(Mode::Flaky, begin..begin + 50).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

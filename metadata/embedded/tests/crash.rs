@@ -1,4 +1,5 @@
 //! After a crash, replaying the log from the base's position gives the same state.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! The leader's side, step by step, over a log that the test drives by hand.
+#![allow(clippy::unwrap_used)]
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};

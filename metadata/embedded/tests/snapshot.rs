@@ -1,4 +1,5 @@
 //! Snapshots: pinned while the state goes on, installed atomically, equal by digest.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! The random tests are trusted only because they catch planted bugs.
+#![allow(clippy::unwrap_used)]
 
 use bytes::Bytes;
 use mooseng_store::conformance::{Harness, run_random};

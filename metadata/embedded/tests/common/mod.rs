@@ -1,5 +1,5 @@
 //! A group of engines over an in-process log that can delay, lose, and change leaders.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -77,6 +77,12 @@ impl Group {
 
     pub fn entries(&self) -> Vec<LogEntry> {
         self.0.log.lock().unwrap().entries.clone()
+    }
+
+    /// Batches that changed nothing.
+    pub fn mismatches(&self) -> usize {
+        let log = self.0.log.lock().unwrap();
+        log.outcomes.values().filter(|outcome| **outcome == ApplyOutcome::Mismatch).count()
     }
 
     pub fn change_leader(&self) {

@@ -47,7 +47,8 @@ mod tests {
     #[test]
     fn table() {
         use Atomic::*;
-        let cases: &[(Option<&'static [u8]>, &'static [u8], Atomic, &[u8])] = &[
+        type Case = (Option<&'static [u8]>, &'static [u8], Atomic, &'static [u8]);
+        let cases: &[Case] = &[
             (None, &[1, 0], Add, &[1, 0]),
             (Some(&[255, 0]), &[1, 0], Add, &[0, 1]),
             (Some(&[255, 255]), &[1, 0], Add, &[0, 0]),
