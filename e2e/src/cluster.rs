@@ -1,5 +1,6 @@
 //! A dev cluster for a test. It is driven only by the forms that are fixed for scripts: `mooseng dev ...` and `cluster.json`.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
@@ -69,6 +70,8 @@ impl DevCluster {
     /// Starts one; `args` go behind `mooseng dev up --dir DIR --detach`.
     pub fn up(name: &str, args: &[&str]) -> Result<Self> {
         let scratch = tempfile::Builder::new().prefix(&format!("mooseng-e2e-{name}-")).tempdir()?;
+        // Other users must reach the mount, as pjdfstest's do.
+        std::fs::set_permissions(scratch.path(), std::fs::Permissions::from_mode(0o755))?;
         let cluster = Self { name: name.to_owned(), scratch, mooseng: binary("mooseng")?, finished: false };
         let began = Instant::now();
         cluster.up_again(args)?;
@@ -215,7 +218,8 @@ impl Drop for DevCluster {
 
 /// The root of the workspace.
 pub fn workspace() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR"));
+    dir.parent().unwrap_or(dir).to_owned()
 }
 
 /// A binary of the workspace, from beside the tests' own directory.

@@ -8,4 +8,5 @@
 pub mod cluster;
 pub mod load;
 pub mod logs;
+mod not_built;
 pub mod steps;

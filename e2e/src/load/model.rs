@@ -138,6 +138,41 @@ pub fn possible(model: &Model, op: Option<&Op>) -> Vec<Model> {
     states
 }
 
+/// The record that an unanswered write was about to put into a file, and where.
+///
+/// A `write()` that was cut short by the end of its process may have reached the file up to some byte, in order, as on a local
+/// filesystem: the kernel hands it to a mount in pieces. Anything else is torn.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Partial {
+    /// The file's name.
+    pub name: String,
+    /// What it held before.
+    pub before: FileModel,
+    /// Which record was written.
+    pub slot: u64,
+    /// Its generation.
+    pub generation: u64,
+}
+
+/// What may be half written, if anything.
+pub fn partial(model: &Model, op: &Op) -> Option<Partial> {
+    let of = |name: &str, slot: Option<u64>, generation: u64| {
+        let before = model.get(name)?.clone();
+        let slot = slot.unwrap_or(before.slots.len() as u64);
+        Some(Partial { name: name.to_owned(), before, slot, generation })
+    };
+    let fresh = |name: String, file: u64, class: usize, generation: u64| {
+        Some(Partial { name, before: FileModel { file, class, slots: vec![] }, slot: 0, generation })
+    };
+    match op {
+        Op::Append { name, generation } => of(name, None, *generation),
+        Op::Overwrite { name, slot, generation } => of(name, Some(*slot), *generation),
+        Op::Create { name, file, class, generation } => fresh(name.clone(), *file, *class, *generation),
+        Op::Replace { name, file, class, generation } => fresh(temporary(name), *file, *class, *generation),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

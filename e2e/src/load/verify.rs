@@ -6,8 +6,8 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use super::journal::{self, Line};
-use super::model::{self, Model, Op};
-use super::worker::compare;
+use super::model::{self, Model, Op, Partial};
+use super::worker::{compare, is_partly_written};
 
 /// What was found.
 #[derive(Clone, Debug, Default)]
@@ -34,9 +34,10 @@ pub fn verify(dir: &Path, journals: &Path) -> Result<Report> {
         report.files += model.len();
         report.unanswered += usize::from(pending.is_some());
         let thread_dir = dir.join(&name);
+        let half = pending.as_ref().and_then(|op| model::partial(&model, op));
         let mut fewest: Option<Vec<String>> = None;
         for state in model::possible(&model, pending.as_ref()) {
-            let problems = differences(&thread_dir, &state, pending.as_ref())?;
+            let problems = differences(&thread_dir, &state, half.as_ref())?;
             if fewest.as_ref().is_none_or(|f| problems.len() < f.len()) {
                 fewest = Some(problems);
             }
@@ -66,26 +67,28 @@ fn replay(path: &Path, report: &mut Report) -> Result<(Model, Option<Op>)> {
     Ok((model, pending))
 }
 
-fn differences(dir: &Path, model: &Model, pending: Option<&Op>) -> Result<Vec<String>> {
+fn differences(dir: &Path, model: &Model, half: Option<&Partial>) -> Result<Vec<String>> {
     let mut problems = Vec::new();
     let entries = std::fs::read_dir(dir).with_context(|| format!("listing {}", dir.display()))?;
     let mut found = BTreeSet::new();
     for entry in entries {
         found.insert(entry?.file_name().to_string_lossy().into_owned());
     }
-    let half_made = match pending {
-        Some(Op::Replace { name, .. }) => Some(model::temporary(name)),
-        _ => None,
+    let half_written = |name: &str| -> Result<bool> {
+        let Some(half) = half.filter(|h| h.name == name) else { return Ok(false) };
+        Ok(is_partly_written(&std::fs::read(dir.join(name))?, half))
     };
     for name in &found {
-        if !model.contains_key(name) && half_made.as_ref() != Some(name) {
+        if !model.contains_key(name) && !half_written(name)? {
             problems.push(format!("{name} is there, but was removed or never made"));
         }
     }
     for (name, file) in model {
         if !found.contains(name) {
             problems.push(format!("{name} is LOST"));
-        } else if let Some(problem) = compare(&dir.join(name), file)? {
+        } else if let Some(problem) = compare(&dir.join(name), file)?
+            && !half_written(name)?
+        {
             problems.push(format!("{name}: {problem}"));
         }
     }

@@ -228,3 +228,45 @@ pub fn compare(path: &Path, wanted: &model::FileModel) -> Result<Option<String>>
     }
     Ok(None)
 }
+
+/// Whether a file holds what it held before, with the new record written over it up to some byte.
+pub fn is_partly_written(bytes: &[u8], partial: &model::Partial) -> bool {
+    let known = &partial.before;
+    let size = SIZES[known.class];
+    let slots = known.slots.iter().enumerate();
+    let before: Vec<u8> = slots.flat_map(|(slot, generation)| record(known.file, slot as u64, *generation, size)).collect();
+    let new = record(known.file, partial.slot, partial.generation, size);
+    let start = partial.slot as usize * size;
+    if bytes.len() < start || bytes[..start] != before[..start.min(before.len())] {
+        return false;
+    }
+    let written = bytes[start..].iter().zip(&new).take_while(|(a, b)| a == b).count();
+    bytes[start + written..] == before[before.len().min(start + written)..]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_is_partly_written_and_a_hole_is_torn() {
+        let before = model::FileModel { file: 5, class: 1, slots: vec![1, 2] };
+        let size = SIZES[1];
+        let old = [record(5, 0, 1, size), record(5, 1, 2, size)].concat();
+        let appended = model::Partial { name: "x".into(), before: before.clone(), slot: 2, generation: 9 };
+        let new = record(5, 2, 9, size);
+        for length in [0, 1, 480, size] {
+            assert!(is_partly_written(&[&old[..], &new[..length]].concat(), &appended), "{length}");
+        }
+        assert!(!is_partly_written(&[&old[..], &vec![0; 100][..]].concat(), &appended));
+        assert!(!is_partly_written(&[&old[..], &new[480..]].concat(), &appended));
+        let over = model::Partial { name: "x".into(), before, slot: 0, generation: 9 };
+        let new = record(5, 0, 9, size);
+        for length in [0, 1, 480, size] {
+            assert!(is_partly_written(&[&new[..length], &old[length..]].concat(), &over), "{length}");
+        }
+        let mut torn = old.clone();
+        torn[1000..2000].copy_from_slice(&new[1000..2000]);
+        assert!(!is_partly_written(&torn, &over));
+    }
+}

@@ -7,6 +7,7 @@ use mooseng_certs::{Authority, Renewal};
 use mooseng_wire::{Identity, Role};
 
 use super::plan::{CLIENT, CLUSTER, REGION};
+use super::configs;
 use super::state::{self, Cluster};
 use crate::config::TlsSection;
 use crate::exit::Failure;
@@ -42,6 +43,8 @@ pub fn issue_all(cluster: &Cluster) -> Result<(), Failure> {
     let dir = &cluster.dir;
     let _alone = state::lock(dir, "certs.lock", Duration::from_secs(10))?;
     let pki = authority_dir(dir);
+    configs::make_private_dir(&pki)?;
+    configs::make_private_dir(&dir.join("certs"))?;
     let authority = if pki.join("authority.json").exists() { Authority::open(&pki) } else { Authority::create(&pki, CLUSTER) };
     let authority = authority.map_err(failed)?;
     authority.region(REGION).map_err(failed)?;

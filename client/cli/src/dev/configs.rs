@@ -1,5 +1,6 @@
 //! Writes the configurations of a dev cluster's daemons and clients. They are written anew at each `up`: the plan is what is kept.
 
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use mooseng_wire::Role;
@@ -57,7 +58,7 @@ pub fn write(cluster: &Cluster) -> Result<(), Failure> {
     let plan = &cluster.state.plan;
     for daemon in &plan.daemons {
         let state_dir = cluster.state_dir(&daemon.name);
-        make_dir(&state_dir)?;
+        make_private_dir(&state_dir)?;
         let tls = certs::files(&cluster.dir, &daemon.name);
         let text = match daemon.role {
             Role::Master => encode(&master(plan, daemon, &state_dir, tls)),
@@ -69,7 +70,7 @@ pub fn write(cluster: &Cluster) -> Result<(), Failure> {
         }?;
         put(&cluster.config_path(&daemon.name), &text)?;
     }
-    make_dir(&cluster.state_dir(CLIENT))?;
+    make_private_dir(&cluster.state_dir(CLIENT))?;
     put(&cluster.config_path(CLIENT), &encode(&client(cluster, CLIENT))?)?;
     put(&cluster.config_path("admin"), &encode(&client(cluster, "admin"))?)
 }
@@ -134,6 +135,14 @@ fn put(path: &Path, text: &str) -> Result<(), Failure> {
         return Ok(());
     }
     write_atomically(path, text.as_bytes()).map_err(|e| Failure::failed(format!("{} can't be written: {e}.", path.display())))
+}
+
+/// Makes a directory that only its owner may enter: users' data and keys.
+pub fn make_private_dir(dir: &Path) -> Result<(), Failure> {
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true).mode(0o700).create(dir).map_err(|e| {
+        Failure::failed(format!("The directory {} can't be made: {e}.", dir.display()))
+    })
 }
 
 /// Makes a directory of the cluster.

@@ -66,7 +66,8 @@ pub fn lock(dir: &Path, name: &str, wait: Duration) -> Result<Flock<File>, Failu
 /// Makes a cluster's directory; one that holds something else is refused.
 pub fn make_dir(dir: &Path) -> Result<(), Failure> {
     let fail = |e: std::io::Error| Failure::failed(format!("The directory {} can't be made: {e}.", dir.display()));
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(fail)?;
+    // Other users may pass, for the mount below it; keys and state are closed to them one level down.
+    std::fs::DirBuilder::new().recursive(true).mode(0o755).create(dir).map_err(fail)?;
     if dir.join("dev.json").exists() {
         return Ok(());
     }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use mooseng_wire::Role;
 
 use super::plan::{CLIENT, Plan};
 use super::state::{self, Cluster};
@@ -59,11 +60,11 @@ fn bring_up(cluster: &mut Cluster, wait: Duration) -> Result<(), Failure> {
     progress.step();
     let deadline = Instant::now() + wait;
     let daemons: Vec<String> = cluster.state.plan.daemons.iter().map(|d| d.name.clone()).collect();
-    for name in &daemons {
-        if !cluster.state.running.contains_key(name) {
-            progress.say(&format!("starting {name}"));
-            launch::start(cluster, name)?;
-            cluster.save()?;
+    // Masters first, so that chunkservers find somebody to report to.
+    for role in [Role::Master, Role::Chunkserver] {
+        start_missing(cluster, role, &progress)?;
+        for name in cluster.state.plan.daemons.iter().filter(|d| d.role == role).map(|d| d.name.clone()).collect::<Vec<_>>() {
+            launch::wait(cluster, &name, launch::Until::Answers, deadline)?;
         }
     }
     for name in &daemons {
@@ -83,6 +84,18 @@ fn bring_up(cluster: &mut Cluster, wait: Duration) -> Result<(), Failure> {
     }
     progress.done();
     cluster.save()
+}
+
+fn start_missing(cluster: &mut Cluster, role: Role, progress: &Progress) -> Result<(), Failure> {
+    let names: Vec<String> = cluster.state.plan.daemons.iter().filter(|d| d.role == role).map(|d| d.name.clone()).collect();
+    for name in names {
+        if !cluster.state.running.contains_key(&name) {
+            progress.say(&format!("starting {name}"));
+            launch::start(cluster, &name)?;
+            cluster.save()?;
+        }
+    }
+    Ok(())
 }
 
 /// Makes the mount point; what a killed mount left there is taken away.
