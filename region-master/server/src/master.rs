@@ -178,10 +178,10 @@ impl Master {
     /// The connection to a peer.
     pub fn link(&self, role: Role, address: &str) -> Link {
         let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
-        if links.len() >= LINKS_MAX {
-            if let Some((_, link)) = links.pop_first() {
-                link.close();
-            }
+        if links.len() >= LINKS_MAX
+            && let Some((_, link)) = links.pop_first()
+        {
+            link.close();
         }
         links
             .entry((role, address.to_owned()))

@@ -1,6 +1,6 @@
 //! Metrics: names, units and meanings in one place.
 
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64};
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -148,11 +148,6 @@ impl Metrics {
         if let Some(code) = error {
             self.errors.get_or_create(&MethodCode { method, code }).inc();
         }
-    }
-
-    /// Whether this master serves as the leader, as last told.
-    pub fn is_leading(&self) -> bool {
-        self.leading.inner().load(Ordering::Relaxed) == 1
     }
 }
 

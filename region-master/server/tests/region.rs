@@ -1,4 +1,5 @@
 //! A region's masters as clients, chunkservers and administrators meet them.
+#![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! Masters in one process: plain loopback connections, simulated disks, bases in memory.
+#![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::path::PathBuf;
