@@ -8,5 +8,4 @@
 pub mod cluster;
 pub mod load;
 pub mod logs;
-mod not_built;
 pub mod steps;
