@@ -8,11 +8,14 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::future::join_all;
 use mooseng_transport::{
-    Answer, CallFailure, Incoming, Limits, Link, LinkOptions, Network, PlainNetwork, Service, Services, call_error, serve,
+    Answer, CallFailure, ConnectError, Connection, ConnectionHandle, Incoming, Limits, Link, LinkOptions, Listener, Network, Peer,
+    PlainNetwork, Protocol, Service, Services, call_error, plain, serve,
 };
-use mooseng_wire::call::{CallError, ErrorCode};
+use mooseng_wire::call::{CallError, ErrorCode, Hello, HelloAnswer};
+use mooseng_wire::frame::{FRAME_BYTES_MAX, Frame, Kind};
 use mooseng_wire::method::Method;
-use mooseng_wire::{Identity, Role};
+use mooseng_wire::{Identity, Role, version};
+use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 
@@ -147,4 +150,269 @@ async fn an_oversized_frame_ends_its_connection_and_no_other() {
     let mut rest = Vec::new();
     let _ = hostile.read_to_end(&mut rest).await;
     link(&address, Role::Master).call(Method::FsRead, Bytes::new(), Bytes::new(), WAIT).await.unwrap();
+}
+
+/// Reads one frame from a raw peer's stream.
+async fn raw_frame(io: &mut tokio::net::TcpStream, buffer: &mut bytes::BytesMut) -> Option<Frame> {
+    loop {
+        if let Some(frame) = Frame::decode(buffer, FRAME_BYTES_MAX).unwrap() {
+            return Some(frame);
+        }
+        if io.read_buf(buffer).await.unwrap_or(0) == 0 {
+            return None;
+        }
+    }
+}
+
+fn raw(kind: Kind, call: u64, body: impl Into<Bytes>) -> Vec<u8> {
+    let frame = Frame { kind, lane: 1, method: Method::FsRead as u16, call, meta: Bytes::new(), body: body.into(), bulk: Bytes::new() };
+    let mut bytes = bytes::BytesMut::new();
+    frame.encode_head(&mut bytes);
+    bytes.to_vec()
+}
+
+/// A client of our own making: greeted and past its hello.
+async fn raw_client(address: &str) -> (tokio::net::TcpStream, bytes::BytesMut) {
+    let mut io = tokio::net::TcpStream::connect(address).await.unwrap();
+    plain::greet(&mut io, Protocol::Stream, &identity(Role::Client)).await.unwrap();
+    plain::read_greeting(&mut io).await.unwrap();
+    io.write_all(&raw(Kind::Hello, 0, version::hello().encode_to_vec())).await.unwrap();
+    let mut buffer = bytes::BytesMut::new();
+    assert_eq!(raw_frame(&mut io, &mut buffer).await.unwrap().kind, Kind::HelloAnswer);
+    (io, buffer)
+}
+
+#[tokio::test]
+async fn a_peer_that_falls_silent_is_noticed_long_before_the_call_ends() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move {
+        let (mut io, _) = listener.accept().await.unwrap();
+        plain::read_greeting(&mut io).await.unwrap();
+        plain::greet(&mut io, Protocol::Stream, &identity(Role::Master)).await.unwrap();
+        let mut buffer = bytes::BytesMut::new();
+        let hello = raw_frame(&mut io, &mut buffer).await.unwrap();
+        let answer = version::agree(&version::hello(), &Hello::decode(hello.body).unwrap());
+        io.write_all(&raw(Kind::HelloAnswer, 0, answer.encode_to_vec())).await.unwrap();
+        std::future::pending::<()>().await;
+        drop(io);
+    });
+    let call = link(&address, Role::Master).call(Method::FsRead, Bytes::new(), Bytes::new(), Duration::from_secs(3600)).await;
+    assert!(matches!(call, Err(CallFailure::Lost(_))), "{call:?}");
+}
+
+async fn start_with(limits: Limits, allow: fn(&Peer, Protocol) -> Result<(), String>) -> (String, Arc<Watched>, CancellationToken) {
+    let listener = PlainNetwork::new(identity(Role::Master)).listen("127.0.0.1:0").await.unwrap();
+    let (address, shutdown, watched) = (listener.local_address(), CancellationToken::new(), Arc::new(Watched::default()));
+    let services = Services { stream: watched.clone(), grpc: None, allow };
+    tokio::spawn(serve(listener, services, limits, shutdown.clone()));
+    (address, watched, shutdown)
+}
+
+/// Counts connections; holds changes until it is dropped; tells reads their trace context.
+#[derive(Default)]
+struct Watched {
+    connected: AtomicUsize,
+    disconnected: AtomicUsize,
+}
+
+#[async_trait]
+impl Service for Watched {
+    async fn call(&self, incoming: Incoming) -> Result<Answer, CallError> {
+        match incoming.method {
+            Method::FsChange => std::future::pending().await,
+            _ => Ok(Answer { body: mooseng_transport::trace::current(), bulk: Bytes::new() }),
+        }
+    }
+    fn connected(&self, _: &ConnectionHandle) {
+        self.connected.fetch_add(1, Ordering::SeqCst);
+    }
+    fn disconnected(&self, _: u64) {
+        self.disconnected.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+async fn until(condition: impl Fn() -> bool) {
+    while !condition() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn who_may_not_connect_is_told_why() {
+    let (address, watched, _shutdown) = start_with(Limits::default(), |peer, _| Err(format!("a {} has no business here", peer.identity.role))).await;
+    let failure = link(&address, Role::Master).call(Method::FsRead, Bytes::new(), Bytes::new(), WAIT).await.unwrap_err();
+    assert!(matches!(failure, CallFailure::Connect(_)), "{failure}");
+    assert!(failure.to_string().contains("a client has no business here"), "{failure}");
+    assert_eq!(watched.connected.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn a_peer_of_a_foreign_version_is_told_both_versions() {
+    let (address, _, _shutdown) = start().await;
+    let mut io = tokio::net::TcpStream::connect(&address).await.unwrap();
+    plain::greet(&mut io, Protocol::Stream, &identity(Role::Client)).await.unwrap();
+    plain::read_greeting(&mut io).await.unwrap();
+    let hello = Hello { version_min: 98, version_max: 99, features: 0, software: "tomorrow".into() };
+    io.write_all(&raw(Kind::Hello, 0, hello.encode_to_vec())).await.unwrap();
+    let mut buffer = bytes::BytesMut::new();
+    let answer = raw_frame(&mut io, &mut buffer).await.unwrap();
+    let refused = HelloAnswer::decode(answer.body).unwrap().refused;
+    assert!(refused.contains("98 to 99"), "{refused}");
+    assert!(raw_frame(&mut io, &mut buffer).await.is_none(), "the connection ends");
+}
+
+#[tokio::test]
+async fn services_learn_of_every_end_also_when_the_server_stops() {
+    let (address, watched, shutdown) = start_with(Limits::default(), |_, _| Ok(())).await;
+    let (stays, leaves) = (link(&address, Role::Master), link(&address, Role::Master));
+    for link in [&stays, &leaves] {
+        link.call(Method::FsRead, Bytes::new(), Bytes::new(), WAIT).await.unwrap();
+    }
+    leaves.close();
+    until(|| watched.disconnected.load(Ordering::SeqCst) == 1).await;
+    shutdown.cancel();
+    until(|| watched.disconnected.load(Ordering::SeqCst) == 2).await;
+    assert_eq!(watched.connected.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn calls_and_bytes_past_the_bounds_are_answered_busy_and_other_lanes_go_on() {
+    let limits = Limits { calls_per_lane_max: 2, ..Limits::default() };
+    let (address, _, _shutdown) = start_with(limits, |_, _| Ok(())).await;
+    let link = link(&address, Role::Master);
+    let change = |wait| link.call(Method::FsChange, Bytes::new(), Bytes::new(), wait);
+    let mut stuck: Vec<_> = (0..2).map(|_| Box::pin(change(Duration::from_secs(3600)))).collect();
+    for call in &mut stuck {
+        assert!(tokio::time::timeout(Duration::from_millis(50), call).await.is_err());
+    }
+    let is_busy = |r: &Result<Answer, CallFailure>| matches!(r, Err(CallFailure::Remote(e)) if e.code == ErrorCode::Busy as i32);
+    let third = change(WAIT).await;
+    assert!(is_busy(&third), "{third:?}");
+    link.call(Method::FsRead, Bytes::new(), Bytes::new(), WAIT).await.unwrap();
+    drop(stuck);
+
+    let (address, _, _shutdown) = start_with(Limits { bytes_max: 1000, ..Limits::default() }, |_, _| Ok(())).await;
+    let link = self::link(&address, Role::Master);
+    let large = link.call(Method::FsChange, Bytes::new(), Bytes::from(vec![0; 2000]), WAIT).await;
+    assert!(is_busy(&large), "{large:?}");
+    link.call(Method::Renew, Bytes::new(), Bytes::new(), WAIT).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_trace_context_travels() {
+    let (address, _, _shutdown) = start_with(Limits::default(), |_, _| Ok(())).await;
+    let trace = mooseng_transport::trace::fresh();
+    let link = link(&address, Role::Master);
+    let call = link.call(Method::FsRead, Bytes::new(), Bytes::new(), WAIT);
+    assert_eq!(mooseng_transport::TRACE.scope(trace.clone(), call).await.unwrap().body, trace);
+}
+
+#[tokio::test]
+async fn unknown_methods_and_malformed_calls_are_answered_and_garbage_ends_only_its_connection() {
+    let (address, _, _shutdown) = start().await;
+    let (mut io, mut buffer) = raw_client(&address).await;
+    let mut unknown = raw(Kind::Request, 5, &b"x"[..]);
+    unknown[6..8].copy_from_slice(&60_000u16.to_le_bytes());
+    io.write_all(&unknown).await.unwrap();
+    let answer = raw_frame(&mut io, &mut buffer).await.unwrap();
+    assert_eq!((answer.kind, answer.call), (Kind::Error, 5));
+    assert_eq!(CallError::decode(answer.body).unwrap().code, ErrorCode::NotBuilt as i32);
+    io.write_all(&raw(Kind::Cancel, 999, Bytes::new())).await.unwrap();
+    io.write_all(&raw(Kind::HelloAnswer, 0, Bytes::new())).await.unwrap();
+    assert!(raw_frame(&mut io, &mut buffer).await.is_none());
+    link(&address, Role::Master).call(Method::FsRead, Bytes::new(), Bytes::new(), WAIT).await.unwrap();
+}
+
+#[tokio::test]
+async fn strangers_that_say_nothing_are_dropped_and_connections_are_bounded() {
+    let limits = Limits { connections_max: 2, handshake_timeout: Duration::from_millis(300), ..Limits::default() };
+    let (address, _, _shutdown) = start_with(limits, |_, _| Ok(())).await;
+    let mut silent = [tokio::net::TcpStream::connect(&address).await.unwrap(), tokio::net::TcpStream::connect(&address).await.unwrap()];
+    let mut third = tokio::net::TcpStream::connect(&address).await.unwrap();
+    assert_eq!(third.read(&mut [0]).await.unwrap_or(0), 0, "turned away");
+    for io in &mut silent {
+        assert_eq!(io.read(&mut [0]).await.unwrap_or(0), 0, "dropped after its time");
+    }
+    while link(&address, Role::Master).call(Method::FsRead, Bytes::new(), Bytes::new(), WAIT).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Connections that are due for retirement after a while; making one takes a while, or fails.
+struct Aging {
+    network: PlainNetwork,
+    made: AtomicUsize,
+    life: Duration,
+    delay: Duration,
+    broken: std::sync::atomic::AtomicBool,
+}
+
+impl Aging {
+    fn new(life: Duration, delay: Duration) -> Arc<Self> {
+        Arc::new(Self { network: PlainNetwork::new(identity(Role::Client)), made: 0.into(), life, delay, broken: false.into() })
+    }
+}
+
+#[async_trait]
+impl Network for Aging {
+    async fn connect(&self, address: &str, protocol: Protocol, role: Role) -> Result<Connection, ConnectError> {
+        tokio::time::sleep(self.delay).await;
+        if self.broken.load(Ordering::SeqCst) {
+            return Err(ConnectError::Unreachable { address: address.into(), reason: "it is broken".into() });
+        }
+        let mut connection = self.network.connect(address, protocol, role).await?;
+        connection.retire_at = Some(tokio::time::Instant::now() + self.life);
+        self.made.fetch_add(1, Ordering::SeqCst);
+        Ok(connection)
+    }
+    async fn listen(&self, address: &str) -> std::io::Result<Box<dyn Listener>> {
+        self.network.listen(address).await
+    }
+    fn identity(&self) -> Identity {
+        self.network.identity()
+    }
+}
+
+#[tokio::test]
+async fn a_connection_due_for_retirement_carries_calls_until_its_successor_is_made() {
+    let (address, watched, _shutdown) = start_with(Limits::default(), |_, _| Ok(())).await;
+    let aging = Aging::new(Duration::from_millis(100), Duration::ZERO);
+    let link = Link::new(aging.clone(), address, Role::Master, LinkOptions { ping_interval: Duration::from_millis(50), ..LinkOptions::default() });
+    let read = || link.call(Method::FsRead, Bytes::new(), Bytes::new(), WAIT);
+    read().await.unwrap();
+    let old = tokio::spawn({
+        let link = link.clone();
+        async move { link.call(Method::FsChange, Bytes::new(), Bytes::new(), Duration::from_secs(2)).await }
+    });
+    aging.broken.store(true, Ordering::SeqCst);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    for _ in 0..20 {
+        read().await.unwrap();
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    aging.broken.store(false, Ordering::SeqCst);
+    while aging.made.load(Ordering::SeqCst) < 2 {
+        read().await.unwrap();
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // The call in flight on the old connection isn't cut off, and the old connection goes once that call has ended.
+    let old = old.await.unwrap();
+    let late = |e: &CallError| e.code == ErrorCode::DeadlineExceeded as i32;
+    assert!(matches!(&old, Err(CallFailure::Timeout(_))) || matches!(&old, Err(CallFailure::Remote(e)) if late(e)), "{old:?}");
+    until(|| watched.disconnected.load(Ordering::SeqCst) >= 1).await;
+    read().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_call_with_a_short_deadline_does_not_undo_the_attempt_to_connect() {
+    let (address, _, _shutdown) = start_with(Limits::default(), |_, _| Ok(())).await;
+    let slow = Aging::new(Duration::from_secs(3600), Duration::from_millis(300));
+    let link = Link::new(slow, address, Role::Master, LinkOptions::default());
+    for _ in 0..200 {
+        if link.call(Method::FsRead, Bytes::new(), Bytes::new(), Duration::from_millis(100)).await.is_ok() {
+            return;
+        }
+    }
+    panic!("no call got through");
 }
