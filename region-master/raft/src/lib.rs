@@ -9,6 +9,8 @@
 //! - [`lease`]: the leader's lease, a pure function of what followers acknowledged.
 //! - [`codec`]: our encoding of openraft's types, on the wire and in the log.
 
+#![allow(clippy::result_large_err, reason = "openraft's traits demand its StorageError")]
+
 mod answers;
 pub mod codec;
 pub mod lease;

@@ -434,10 +434,10 @@ impl RaftNode {
                 (index(m.last_applied), index(m.snapshot), index(m.purged))
             };
             let large = inner.wal.bytes() > own.log_bytes_max;
-            if applied >= snapshot + own.entries_between_snapshots || (large && applied > snapshot) {
-                if let Err(error) = inner.raft.trigger().snapshot().await {
-                    tracing::warn!(%error, "a snapshot couldn't be begun");
-                }
+            if (applied >= snapshot + own.entries_between_snapshots || (large && applied > snapshot))
+                && let Err(error) = inner.raft.trigger().snapshot().await
+            {
+                tracing::warn!(%error, "a snapshot couldn't be begun");
             }
             let flushed = inner.embedded.flushed_index().saturating_sub(1);
             let upto = inner.wal.purge_point(own.log_bytes_kept).map_or(0, |point| point.min(snapshot).min(flushed));

@@ -1,4 +1,5 @@
 //! Random histories with power cuts: what was flushed is there, what wasn't is whole or gone.
+#![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
 use std::io;
