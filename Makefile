@@ -31,7 +31,7 @@ fix:
 	cargo clippy --workspace --all-targets --fix --allow-dirty --allow-staged
 
 ## make test       everything that CI runs
-test: deps lint unit e2e
+test: deps lint unit sim e2e
 
 deps:
 	scripts/install-deps
@@ -56,4 +56,7 @@ test-all:
 
 ## make sim        the simulation, SEEDS=N of them
 sim:
-	cargo run -p mooseng-sim -- --seeds $(SEEDS)
+	cargo build -p mooseng-sim
+	target/debug/mooseng-sim --seeds 3 --twice
+	target/debug/mooseng-sim --seeds 2 --plant lost-flush
+	target/debug/mooseng-sim --seeds $(SEEDS)

@@ -165,8 +165,12 @@ impl Client {
     async fn step(&mut self) {
         let n = self.rng.random_range(0..NAMES);
         match self.rng.random_range(0..10) {
-            0 | 1 => drop(self.run(Call::Create(n)).await),
-            2 => drop(self.run(Call::Unlink(n)).await),
+            0 | 1 => {
+                self.run(Call::Create(n)).await;
+            }
+            2 => {
+                self.run(Call::Unlink(n)).await;
+            }
             3 => {
                 let to = (n + self.rng.random_range(1..NAMES)) % NAMES;
                 self.run(Call::Rename(n, to)).await;
