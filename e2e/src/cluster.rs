@@ -69,7 +69,8 @@ pub struct DevCluster {
 impl DevCluster {
     /// Starts one; `args` go behind `mooseng dev up --dir DIR --detach`.
     pub fn up(name: &str, args: &[&str]) -> Result<Self> {
-        let scratch = tempfile::Builder::new().prefix(&format!("mooseng-e2e-{name}-")).tempdir()?;
+        // Short: a socket's path has 108 bytes at most.
+        let scratch = tempfile::Builder::new().prefix(&format!("mse-{name}-")).tempdir()?;
         // Other users must reach the mount, as pjdfstest's do.
         std::fs::set_permissions(scratch.path(), std::fs::Permissions::from_mode(0o755))?;
         let cluster = Self { name: name.to_owned(), scratch, mooseng: binary("mooseng")?, finished: false };
@@ -141,7 +142,8 @@ impl DevCluster {
     /// kill -9 of these, one right after the other, without asking anybody.
     pub fn kill_now(&self, names: &[String]) -> Result<()> {
         let file = self.file()?;
-        let pids: Vec<i32> = file.processes.iter().filter(|p| names.contains(&p.name)).filter_map(|p| p.pid).collect();
+        let pids: Vec<i32> =
+            file.processes.iter().filter(|p| names.contains(&p.name)).filter_map(|p| p.pid).collect();
         ensure!(pids.len() == names.len(), "of {names:?} only {} run", pids.len());
         for pid in pids {
             kill(Pid::from_raw(pid), Signal::SIGKILL).with_context(|| format!("kill -9 {pid}"))?;
@@ -161,7 +163,8 @@ impl DevCluster {
     pub fn leader(&self) -> Result<String> {
         let status = self.status()?;
         let masters = status["masters"].as_array().cloned().unwrap_or_default();
-        let leader = masters.iter().find(|m| m["leader"] == true).and_then(|m| m["name"].as_str().map(str::to_owned));
+        let leader =
+            masters.iter().find(|m| m["leader"] == true).and_then(|m| m["name"].as_str().map(str::to_owned));
         leader.with_context(|| format!("there is no leader: {status}"))
     }
 
@@ -189,7 +192,8 @@ impl DevCluster {
         }
         let mut down = self.mooseng(&["dev", "down", "--dir"]);
         checked(down.arg(self.dir()))?;
-        let left: Vec<String> = self.file()?.processes.into_iter().filter(|p| p.pid.is_some()).map(|p| p.name).collect();
+        let left: Vec<String> =
+            self.file()?.processes.into_iter().filter(|p| p.pid.is_some()).map(|p| p.name).collect();
         ensure!(left.is_empty(), "after `down` these still run: {left:?}");
         Ok(())
     }
@@ -227,7 +231,11 @@ pub fn binary(name: &str) -> Result<PathBuf> {
     let me = std::env::current_exe()?;
     let dir = me.parent().and_then(Path::parent).context("the test has no directory")?;
     let path = dir.join(name);
-    ensure!(path.is_file(), "{} isn't there: run `cargo build --workspace --bins` first, or `make test`", path.display());
+    ensure!(
+        path.is_file(),
+        "{} isn't there: run `cargo build --workspace --bins` first, or `make test`",
+        path.display()
+    );
     Ok(path)
 }
 

@@ -28,7 +28,12 @@ impl Steps {
     /// Fails if any failed.
     pub fn finish(self) -> Result<()> {
         if !self.failed.is_empty() {
-            bail!("{} of {} checks failed:\n{}", self.failed.len(), self.failed.len() + self.passed, self.failed.join("\n"));
+            bail!(
+                "{} of {} checks failed:\n{}",
+                self.failed.len(),
+                self.failed.len() + self.passed,
+                self.failed.join("\n")
+            );
         }
         Ok(())
     }

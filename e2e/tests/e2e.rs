@@ -18,8 +18,4 @@ mod tls;
 mod workloads;
 
 /// What daemons may complain about while others start, stop or are killed: they say that a peer is away, and go on.
-const PEERS_COME_AND_GO: &[&str] = &[
-    "a master isn't reached",
-    "\"target\":\"openraft::",
-    " openraft::",
-];
+const PEERS_COME_AND_GO: &[&str] = &["a master isn't reached", "\"target\":\"openraft::", " openraft::"];

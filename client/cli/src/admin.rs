@@ -65,8 +65,14 @@ pub async fn status(file: &ClientFile) -> Result<Answered, Failure> {
     choose(replies, silent, denied)
 }
 
-fn choose(mut replies: Vec<(String, StatusReply)>, silent: Vec<(String, String)>, denied: bool) -> Result<Answered, Failure> {
-    let leads = |(address, reply): &(String, StatusReply)| reply.masters.iter().any(|m| m.leader && m.address == *address);
+fn choose(
+    mut replies: Vec<(String, StatusReply)>,
+    silent: Vec<(String, String)>,
+    denied: bool,
+) -> Result<Answered, Failure> {
+    let leads = |(address, reply): &(String, StatusReply)| {
+        reply.masters.iter().any(|m| m.leader && m.address == *address)
+    };
     // A master that was cut off may still believe in itself: the newest term speaks.
     replies.sort_by_key(|r| (leads(r), r.1.term));
     match replies.pop() {
@@ -74,7 +80,10 @@ fn choose(mut replies: Vec<(String, StatusReply)>, silent: Vec<(String, String)>
         None => {
             let list: Vec<String> = silent.iter().map(|(a, why)| format!("\n  {a}: {why}")).collect();
             let kind = if denied { Kind::Denied } else { Kind::Unavailable };
-            Err(Failure::new(kind, format!("No master answers, so nothing is known about the region:{}", list.concat())))
+            Err(Failure::new(
+                kind,
+                format!("No master answers, so nothing is known about the region:{}", list.concat()),
+            ))
         }
     }
 }
@@ -87,7 +96,9 @@ async fn ask(network: Arc<dyn Network>, address: &str) -> Result<StatusReply, to
     let mut client = client(network, address).await;
     match tokio::time::timeout(STATUS_WAIT, client.status(StatusRequest {})).await {
         Ok(answer) => answer.map(tonic::Response::into_inner),
-        Err(_) => Err(tonic::Status::deadline_exceeded(format!("no answer within {} s", STATUS_WAIT.as_secs()))),
+        Err(_) => {
+            Err(tonic::Status::deadline_exceeded(format!("no answer within {} s", STATUS_WAIT.as_secs())))
+        }
     }
 }
 
@@ -103,7 +114,10 @@ fn reason(status: &tonic::Status) -> String {
 }
 
 /// Changes the members at whichever master leads.
-pub async fn change_members(file: &ClientFile, request: ChangeMembersRequest) -> Result<ChangeMembersReply, Failure> {
+pub async fn change_members(
+    file: &ClientFile,
+    request: ChangeMembersRequest,
+) -> Result<ChangeMembersReply, Failure> {
     let network = file.network()?;
     let mut refusals = Vec::new();
     for address in &file.masters {
@@ -116,10 +130,16 @@ pub async fn change_members(file: &ClientFile, request: ChangeMembersRequest) ->
             Err(_) => tonic::Status::deadline_exceeded("no answer in time"),
         };
         match status.code() {
-            Code::PermissionDenied | Code::Unauthenticated => return Err(Failure::new(Kind::Denied, format!("{address} refuses: {}", reason(&status)))),
-            Code::InvalidArgument | Code::NotFound | Code::AlreadyExists => return Err(Failure::failed(format!("{address} refuses: {}", reason(&status)))),
+            Code::PermissionDenied | Code::Unauthenticated => {
+                return Err(Failure::new(Kind::Denied, format!("{address} refuses: {}", reason(&status))));
+            }
+            Code::InvalidArgument | Code::NotFound | Code::AlreadyExists => {
+                return Err(Failure::failed(format!("{address} refuses: {}", reason(&status))));
+            }
             Code::DeadlineExceeded | Code::Cancelled => {
-                let text = format!("{address} didn't answer in time: the change may be made or not. `mooseng status` shows the masters.");
+                let text = format!(
+                    "{address} didn't answer in time: the change may be made or not. `mooseng status` shows the masters."
+                );
                 return Err(Failure::new(Kind::OutcomeUnknown, text));
             }
             _ => refusals.push(format!("\n  {address}: {}", reason(&status))),
@@ -135,7 +155,8 @@ mod tests {
     use super::*;
 
     fn reply(term: u64, leader: &str) -> StatusReply {
-        let masters = ["a", "b"].map(|a| MasterStatus { address: a.into(), leader: a == leader, ..Default::default() });
+        let masters =
+            ["a", "b"].map(|a| MasterStatus { address: a.into(), leader: a == leader, ..Default::default() });
         StatusReply { term, masters: masters.into(), ..Default::default() }
     }
 

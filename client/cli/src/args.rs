@@ -7,7 +7,13 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 /// MooseNG: a filesystem that spans regions.
 #[derive(Parser, Debug)]
-#[command(name = "mooseng", version, max_term_width = 110, subcommand_required = true, arg_required_else_help = true)]
+#[command(
+    name = "mooseng",
+    version,
+    max_term_width = 110,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
 pub struct Args {
     /// What to do.
     #[command(subcommand)]

@@ -68,7 +68,19 @@ fn yes() -> bool {
 
 /// Keys of the file, for suggestions.
 const KEYS: &[&str] = &[
-    "cluster", "region", "name", "zone", "masters", "retry_timeout_s", "http_listen", "log_dir", "log_json", "tls", "cert", "key", "ca",
+    "cluster",
+    "region",
+    "name",
+    "zone",
+    "masters",
+    "retry_timeout_s",
+    "http_listen",
+    "log_dir",
+    "log_json",
+    "tls",
+    "cert",
+    "key",
+    "ca",
     "revocations",
 ];
 
@@ -76,10 +88,15 @@ impl ClientFile {
     /// Reads and checks a file.
     pub fn load(path: &Path) -> Result<Self, Failure> {
         let text = std::fs::read_to_string(path).map_err(|e| {
-            let kind = if e.kind() == std::io::ErrorKind::NotFound { crate::exit::Kind::NotFound } else { crate::exit::Kind::Failed };
+            let kind = if e.kind() == std::io::ErrorKind::NotFound {
+                crate::exit::Kind::NotFound
+            } else {
+                crate::exit::Kind::Failed
+            };
             Failure::new(kind, format!("The configuration {} can't be read: {e}.", path.display()))
         })?;
-        let mut file = Self::parse(&text).map_err(|e| Failure::usage(format!("The configuration {} is wrong: {e}", path.display())))?;
+        let mut file = Self::parse(&text)
+            .map_err(|e| Failure::usage(format!("The configuration {} is wrong: {e}", path.display())))?;
         let dir = path.parent().unwrap_or(Path::new("."));
         for p in [&mut file.tls.cert, &mut file.tls.key, &mut file.tls.ca] {
             *p = dir.join(&*p);
@@ -100,13 +117,17 @@ impl ClientFile {
         })?;
         for (key, word) in [("cluster", &file.cluster), ("region", &file.region), ("name", &file.name)] {
             if !is_identity_word(word) {
-                return Err(format!("`{key}` is {word:?}, but must be 1 to 63 letters, digits, dots, dashes and underscores."));
+                return Err(format!(
+                    "`{key}` is {word:?}, but must be 1 to 63 letters, digits, dots, dashes and underscores."
+                ));
             }
         }
         if file.masters.is_empty() {
             return Err("`masters` is empty: name at least one master's address (host:port).".into());
         }
-        if let Some(bad) = file.masters.iter().find(|m| m.rsplit_once(':').is_none_or(|(_, p)| p.parse::<u16>().is_err())) {
+        if let Some(bad) =
+            file.masters.iter().find(|m| m.rsplit_once(':').is_none_or(|(_, p)| p.parse::<u16>().is_err()))
+        {
             return Err(format!("`masters` names {bad:?}, which isn't of the form host:port."));
         }
         if file.retry_timeout_s == 0 {
@@ -176,7 +197,8 @@ pub fn installed() -> Option<PathBuf> {
 
 /// The path from the root, for what outlives the working directory.
 pub fn absolute(path: &Path) -> Result<PathBuf, Failure> {
-    std::path::absolute(path).map_err(|e| Failure::failed(format!("The path {} can't be made absolute: {e}.", path.display())))
+    std::path::absolute(path)
+        .map_err(|e| Failure::failed(format!("The path {} can't be made absolute: {e}.", path.display())))
 }
 
 #[cfg(test)]
@@ -213,9 +235,11 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused_in_words() {
-        for (from, to, word) in
-            [("127.0.0.1:7001", "127.0.0.1", "host:port"), ("\"eu-1\"", "\"eu/1\"", "region"), ("[\"127.0.0.1:7001\"]", "[]", "masters")]
-        {
+        for (from, to, word) in [
+            ("127.0.0.1:7001", "127.0.0.1", "host:port"),
+            ("\"eu-1\"", "\"eu/1\"", "region"),
+            ("[\"127.0.0.1:7001\"]", "[]", "masters"),
+        ] {
             let error = ClientFile::parse(&GOOD.replace(from, to)).unwrap_err();
             assert!(error.contains(word), "{error}");
         }

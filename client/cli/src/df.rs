@@ -13,7 +13,9 @@ use crate::status;
 pub fn run(args: &Reading) -> Result<(), Failure> {
     let file = ClientFile::load(&config::find(args.config.as_deref())?)?;
     let reply = admin::block_on(admin::status(&file))?.reply;
-    let alive = || reply.chunkservers.iter().filter(|c| c.alive).flat_map(|c| &c.disks).filter(|d| d.error.is_empty());
+    let alive = || {
+        reply.chunkservers.iter().filter(|c| c.alive).flat_map(|c| &c.disks).filter(|d| d.error.is_empty())
+    };
     let copies = u64::from(reply.copies.max(1));
     let usable_total = alive().map(|d| d.bytes_total).sum::<u64>() / copies;
     let usable_free = alive().filter(|d| d.writable).map(|d| d.bytes_free).sum::<u64>() / copies;
@@ -33,7 +35,8 @@ pub fn run(args: &Reading) -> Result<(), Failure> {
                 (_, _, false) => "full".to_owned(),
                 _ => "ok".to_owned(),
             };
-            let cells = [bytes(d.bytes_total), bytes(d.bytes_used), bytes(d.bytes_free), d.chunks.to_string()];
+            let cells =
+                [bytes(d.bytes_total), bytes(d.bytes_used), bytes(d.bytes_free), d.chunks.to_string()];
             let [size, used, free, chunks] = cells;
             table.row([c.name.clone(), d.path.clone(), size, used, free, chunks, state]);
         }

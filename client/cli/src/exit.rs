@@ -54,7 +54,10 @@ impl Failure {
     }
     /// A part that isn't there yet, by name (docs/not-built.md).
     pub fn not_built(what: &str) -> Self {
-        Self::new(Kind::Failed, format!("NotBuilt: {what} isn't built yet; docs/not-built.md lists what is to come."))
+        Self::new(
+            Kind::Failed,
+            format!("NotBuilt: {what} isn't built yet; docs/not-built.md lists what is to come."),
+        )
     }
     /// Puts what was being done before the message.
     pub fn context(self, doing: impl fmt::Display) -> Self {
@@ -109,8 +112,15 @@ mod tests {
 
     #[test]
     fn codes_are_those_of_the_design() {
-        let codes = [Kind::Failed, Kind::Usage, Kind::NotFound, Kind::Denied, Kind::Unavailable, Kind::OutcomeUnknown]
-            .map(|kind| Failure::new(kind, "x").exit_code());
+        let codes = [
+            Kind::Failed,
+            Kind::Usage,
+            Kind::NotFound,
+            Kind::Denied,
+            Kind::Unavailable,
+            Kind::OutcomeUnknown,
+        ]
+        .map(|kind| Failure::new(kind, "x").exit_code());
         assert_eq!(codes, [1, 2, 3, 4, 5, 6]);
     }
 

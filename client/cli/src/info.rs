@@ -51,7 +51,8 @@ fn place(args: &Info) -> Result<(PathBuf, PathBuf), Failure> {
 }
 
 async fn describe(file: &ClientFile, inside: &Path) -> Result<Description, Failure> {
-    let fs = FileSystem::connect(file.client_config(Path::new("")), file.network()?, Arc::new(OsClock)).await?;
+    let fs =
+        FileSystem::connect(file.client_config(Path::new("")), file.network()?, Arc::new(OsClock)).await?;
     let found = walk(&fs, inside).await;
     fs.close().await;
     found
@@ -107,7 +108,11 @@ fn state(chunk: &ChunkPlace) -> String {
 
 fn page(inside: &Path, d: &Description) -> String {
     let attr = d.attr.unwrap_or_default();
-    let names: Vec<String> = d.links.iter().map(|l| format!("{:?} in inode {}", String::from_utf8_lossy(&l.name), l.parent)).collect();
+    let names: Vec<String> = d
+        .links
+        .iter()
+        .map(|l| format!("{:?} in inode {}", String::from_utf8_lossy(&l.name), l.parent))
+        .collect();
     let mut parts = vec![format!(
         "/{}: {}, inode {}, {} ({} bytes), {} links, names: {}",
         inside.display(),
@@ -131,7 +136,14 @@ fn page(inside: &Path, d: &Description) -> String {
             let copies: Vec<String> = c
                 .locations
                 .iter()
-                .map(|l| format!("{} ({}{})", l.chunkserver, l.zone, if l.reachable { "" } else { ", unreachable" }))
+                .map(|l| {
+                    format!(
+                        "{} ({}{})",
+                        l.chunkserver,
+                        l.zone,
+                        if l.reachable { "" } else { ", unreachable" }
+                    )
+                })
                 .collect();
             table.row([c.chunk.to_string(), c.length.to_string(), state(c), copies.join(", ")]);
         }
@@ -172,8 +184,11 @@ fn shape(inside: &Path, d: &Description) -> Value {
             json!({ "chunk": c.chunk, "length": c.length, "sealed": c.sealed, "epoch": c.epoch, "locations": locations })
         })
         .collect();
-    let links: Vec<Value> =
-        d.links.iter().map(|l| json!({ "parent": l.parent, "name": String::from_utf8_lossy(&l.name) })).collect();
+    let links: Vec<Value> = d
+        .links
+        .iter()
+        .map(|l| json!({ "parent": l.parent, "name": String::from_utf8_lossy(&l.name) }))
+        .collect();
     json!({
         "version": output::VERSION, "path": format!("/{}", inside.display()), "kind": kind(d), "inode": attr.inode, "size": attr.size,
         "mode": attr.mode, "nlink": attr.nlink, "uid": attr.uid, "gid": attr.gid, "links": links, "extents": extents, "chunks": chunks,

@@ -64,7 +64,9 @@ pub fn mount(args: Mount) -> Result<(), Failure> {
 impl Request {
     fn new(args: &Mount) -> Result<Self, Failure> {
         let found = args.config.clone().or_else(config::installed);
-        let found = found.ok_or_else(|| Failure::usage("No configuration was named: give --config FILE, or set MOOSENG_CONFIG."))?;
+        let found = found.ok_or_else(|| {
+            Failure::usage("No configuration was named: give --config FILE, or set MOOSENG_CONFIG.")
+        })?;
         let config_path = config::absolute(&found)?;
         let mut file = ClientFile::load(&config_path)?;
         let options = Options::parse(&args.options)?;
@@ -86,17 +88,36 @@ impl Options {
                 ("ro", _) => options.read_only = true,
                 // What a mount does anyway; written in fstab and by habit. Every read is at home in this release, so `session` and
                 // `strong` are one, and every write is durable when it returns, which is what `sync` asks for.
-                ("rw" | "sync" | "defaults" | "session" | "strong" | "nosuid" | "nodev" | "auto" | "noauto" | "_netdev", _) => {}
+                (
+                    "rw" | "sync" | "defaults" | "session" | "strong" | "nosuid" | "nodev" | "auto"
+                    | "noauto" | "_netdev",
+                    _,
+                ) => {}
                 ("allow_other", _) => options.allow_other = true,
                 ("noatime", _) => options.no_atime = true,
                 ("relatime", _) => options.no_atime = false,
                 ("retry_timeout", seconds) => {
-                    let seconds = seconds.parse().map_err(|_| Failure::usage(format!("-o {word}: seconds are expected.")))?;
+                    let seconds = seconds
+                        .parse()
+                        .map_err(|_| Failure::usage(format!("-o {word}: seconds are expected.")))?;
                     options.retry_timeout_s = Some(seconds);
                 }
-                ("bounded", _) => return Err(Failure::not_built("reading from another region's replica (`-o bounded=TIME`)")),
+                ("bounded", _) => {
+                    return Err(Failure::not_built(
+                        "reading from another region's replica (`-o bounded=TIME`)",
+                    ));
+                }
                 (unknown, _) => {
-                    let known = ["ro", "rw", "allow_other", "noatime", "relatime", "retry_timeout", "strong", "session"];
+                    let known = [
+                        "ro",
+                        "rw",
+                        "allow_other",
+                        "noatime",
+                        "relatime",
+                        "retry_timeout",
+                        "strong",
+                        "session",
+                    ];
                     let hint = crate::suggest::nearest(unknown, known);
                     let hint = hint.map(|k| format!(" Did you mean {k}?")).unwrap_or_default();
                     return Err(Failure::usage(format!("There is no mount option {unknown:?}.{hint}")));
@@ -123,7 +144,13 @@ fn launch(args: &Mount, request: &Request) -> Result<(), Failure> {
     let log = std::fs::File::options().create(true).append(true).open(&log_path);
     let log = log.map_err(|e| fail(&format!("The log {} can't be opened", log_path.display()), e))?;
     let mut command = Command::new(crate::dev::own_binary());
-    command.arg("mount").arg("--config").arg(&request.config_path).arg(&request.path).arg("--daemon-child").arg(&log_path);
+    command
+        .arg("mount")
+        .arg("--config")
+        .arg(&request.config_path)
+        .arg(&request.path)
+        .arg("--daemon-child")
+        .arg(&log_path);
     command.arg("--retry-timeout-s").arg(request.file.retry_timeout_s.to_string());
     command.arg("--masters").arg(request.file.masters.join(","));
     if !args.options.is_empty() {
@@ -136,21 +163,34 @@ fn launch(args: &Mount, request: &Request) -> Result<(), Failure> {
         ("ok", _) => {
             // Through the kernel, as an application would.
             let looked = std::fs::metadata(&request.path);
-            looked.map_err(|e| fail(&format!("{} is mounted, but doesn't answer", request.path.display()), e))?;
-            eprintln!("Mounted on {} (pid {}); log {}.", request.path.display(), child.id(), log_path.display());
+            looked.map_err(|e| {
+                fail(&format!("{} is mounted, but doesn't answer", request.path.display()), e)
+            })?;
+            eprintln!(
+                "Mounted on {} (pid {}); log {}.",
+                request.path.display(),
+                child.id(),
+                log_path.display()
+            );
             Ok(())
         }
         ("failed", rest) => {
             let _ = child.wait();
             let (code, text) = rest.split_once(' ').unwrap_or(("1", rest));
             let kinds = [Kind::Usage, Kind::NotFound, Kind::Denied, Kind::Unavailable, Kind::OutcomeUnknown];
-            let kind = kinds.into_iter().find(|k| Failure::new(*k, "").exit_code().to_string() == code).unwrap_or(Kind::Failed);
+            let kind = kinds
+                .into_iter()
+                .find(|k| Failure::new(*k, "").exit_code().to_string() == code)
+                .unwrap_or(Kind::Failed);
             Err(Failure::new(kind, text.trim_end()))
         }
         _ => {
             let _ = child.kill();
             let _ = child.wait();
-            Err(Failure::failed(format!("The mount's process ended without a word; its log {} may say why.", log_path.display())))
+            Err(Failure::failed(format!(
+                "The mount's process ended without a word; its log {} may say why.",
+                log_path.display()
+            )))
         }
     }
 }
@@ -170,7 +210,8 @@ fn wait_for_word(child: &mut std::process::Child) -> String {
 /// The process in the background.
 fn background_half(args: &Mount, log: &Path) -> Result<(), Failure> {
     // Before there is any thread: a session of its own, so that the terminal's signals stay away.
-    nix::unistd::setsid().map_err(|e| Failure::failed(format!("A session of its own can't be made: {e}.")))?;
+    nix::unistd::setsid()
+        .map_err(|e| Failure::failed(format!("A session of its own can't be made: {e}.")))?;
     tracing::debug!(log = %log.display(), "in the background");
     let outcome = Request::new(args).and_then(|request| {
         serve(request, |_| {
@@ -194,7 +235,11 @@ fn close_stdout() {
 
 /// Mounts and serves until it is unmounted or told to end. `mounted` is called once it works.
 fn serve(request: Request, mounted: impl FnOnce(&Path)) -> Result<(), Failure> {
-    let format = if request.file.log_json && !std::io::stderr().is_terminal() { LogFormat::Json } else { LogFormat::Text };
+    let format = if request.file.log_json && !std::io::stderr().is_terminal() {
+        LogFormat::Json
+    } else {
+        LogFormat::Text
+    };
     let log = LogConfig { format, filter: std::env::var("MOOSENG_LOG").ok(), ..LogConfig::default() };
     observe::init_logging(&log).map_err(|e| Failure::failed(format!("{e}.")))?;
     let tokio = tokio::runtime::Builder::new_multi_thread().enable_all().build();
@@ -204,8 +249,13 @@ fn serve(request: Request, mounted: impl FnOnce(&Path)) -> Result<(), Failure> {
     outcome
 }
 
-async fn run(request: Request, mounted: impl FnOnce(&Path), tokio: tokio::runtime::Handle) -> Result<(), Failure> {
-    let listen = |kind| signal(kind).map_err(|e| Failure::failed(format!("Signals can't be listened to: {e}.")));
+async fn run(
+    request: Request,
+    mounted: impl FnOnce(&Path),
+    tokio: tokio::runtime::Handle,
+) -> Result<(), Failure> {
+    let listen =
+        |kind| signal(kind).map_err(|e| Failure::failed(format!("Signals can't be listened to: {e}.")));
     let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
     let mut client = request.file.client_config(&request.path);
     client.atime = !request.options.no_atime && !request.options.read_only;
@@ -217,7 +267,9 @@ async fn run(request: Request, mounted: impl FnOnce(&Path), tokio: tokio::runtim
     let shutdown = CancellationToken::new();
     let http = serve_health(&request.file, &fs, &shutdown).await?;
     let handle = mount_fuse(&request, fs.clone(), tokio).await?;
-    let Some(process) = Started::myself() else { return Err(Failure::failed("This process isn't in /proc.")) };
+    let Some(process) = Started::myself() else {
+        return Err(Failure::failed("This process isn't in /proc."));
+    };
     let record = MountRecord {
         version: 1,
         path: handle.path().to_owned(),
@@ -243,7 +295,11 @@ async fn run(request: Request, mounted: impl FnOnce(&Path), tokio: tokio::runtim
     ended.map_err(|e| Failure::failed(format!("{e}.")))
 }
 
-async fn mount_fuse(request: &Request, fs: FileSystem, tokio: tokio::runtime::Handle) -> Result<MountHandle, Failure> {
+async fn mount_fuse(
+    request: &Request,
+    fs: FileSystem,
+    tokio: tokio::runtime::Handle,
+) -> Result<MountHandle, Failure> {
     let options = MountOptions {
         source: format!("{}/{}", request.file.cluster, request.file.region),
         // Others only where whoever mounts may allow it: root, or a user whom fuse.conf lets.
@@ -253,16 +309,23 @@ async fn mount_fuse(request: &Request, fs: FileSystem, tokio: tokio::runtime::Ha
     };
     let path = request.path.clone();
     let made = tokio::task::spawn_blocking(move || FuseMount::mount(fs, &path, options, tokio)).await;
-    made.map_err(|e| Failure::failed(format!("The mount failed inside: {e}.")))?.map_err(|e| Failure::failed(format!("{e}.")))
+    made.map_err(|e| Failure::failed(format!("The mount failed inside: {e}.")))?
+        .map_err(|e| Failure::failed(format!("{e}.")))
 }
 
-async fn serve_health(file: &ClientFile, fs: &FileSystem, shutdown: &CancellationToken) -> Result<Option<String>, Failure> {
+async fn serve_health(
+    file: &ClientFile,
+    fs: &FileSystem,
+    shutdown: &CancellationToken,
+) -> Result<Option<String>, Failure> {
     let Some(address) = &file.http_listen else { return Ok(None) };
     let metrics = Metrics::default();
     metrics::register(&metrics, fs.clone());
     let fs = fs.clone();
     let local = observe::serve_http(address, metrics, Arc::new(move || fs.ready()), shutdown.clone()).await;
-    let local = local.map_err(|e| Failure::failed(format!("Metrics and health can't be served on http_listen = {address:?}: {e}.")))?;
+    let local = local.map_err(|e| {
+        Failure::failed(format!("Metrics and health can't be served on http_listen = {address:?}: {e}."))
+    })?;
     Ok(Some(local.to_string()))
 }
 
@@ -307,15 +370,18 @@ pub fn umount(path: &Path, lazy: bool) -> Result<(), Failure> {
     let path = config::absolute(path)?;
     let process = runtime::live().into_iter().find(|r| r.path == path).map(|r| r.process);
     mooseng_fuse::unmount(&path, lazy).map_err(|e| {
-        let kind = if matches!(e, mooseng_fuse::MountError::NotMounted(_)) { Kind::NotFound } else { Kind::Failed };
+        let kind =
+            if matches!(e, mooseng_fuse::MountError::NotMounted(_)) { Kind::NotFound } else { Kind::Failed };
         Failure::new(kind, format!("{e}."))
     })?;
     match process {
-        Some(process) if !lazy && !process.wait_gone(Duration::from_secs(15)) => Err(Failure::failed(format!(
-            "{} is unmounted, but its process {} hasn't ended: the region may not answer.",
-            path.display(),
-            process.pid
-        ))),
+        Some(process) if !lazy && !process.wait_gone(Duration::from_secs(15)) => {
+            Err(Failure::failed(format!(
+                "{} is unmounted, but its process {} hasn't ended: the region may not answer.",
+                path.display(),
+                process.pid
+            )))
+        }
         _ => Ok(()),
     }
 }
@@ -331,7 +397,10 @@ mod tests {
     #[test]
     fn options_are_understood() {
         let options = parse("ro,noatime,retry_timeout=5,rw").unwrap();
-        assert_eq!(options, Options { read_only: true, no_atime: true, retry_timeout_s: Some(5), allow_other: false });
+        assert_eq!(
+            options,
+            Options { read_only: true, no_atime: true, retry_timeout_s: Some(5), allow_other: false }
+        );
         assert!(parse("readonly").unwrap_err().exit_code() == 2);
         assert!(parse("noatme").unwrap_err().to_string().contains("noatime"));
         let not_built = parse("bounded=5s").unwrap_err();

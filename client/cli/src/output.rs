@@ -11,7 +11,8 @@ pub const VERSION: u32 = 1;
 
 /// Prints a value as JSON.
 pub fn json(value: &impl Serialize) -> Result<(), Failure> {
-    let text = serde_json::to_string_pretty(value).map_err(|e| Failure::failed(format!("The answer couldn't be written as JSON: {e}")))?;
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|e| Failure::failed(format!("The answer couldn't be written as JSON: {e}")))?;
     text_line(&text)
 }
 
@@ -47,7 +48,8 @@ impl Table {
         let width = |c: usize| self.0.iter().map(|r| r[c].chars().count()).max().unwrap_or(0);
         let widths: Vec<usize> = (0..columns).map(width).collect();
         let line = |row: &Vec<String>| {
-            let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, w)| format!("{cell:<w$}", w = *w)).collect();
+            let cells: Vec<String> =
+                row.iter().zip(&widths).map(|(cell, w)| format!("{cell:<w$}", w = *w)).collect();
             cells.join("  ").trim_end().to_owned()
         };
         self.0.iter().map(line).collect::<Vec<_>>().join("\n")

@@ -135,9 +135,12 @@ pub fn argv(pid: u32) -> Option<Vec<OsString>> {
 /// A living process with exactly these arguments.
 pub fn find(wanted: &[String]) -> Option<Started> {
     let same = |pid: u32| {
-        argv(pid).is_some_and(|argv| argv.len() == wanted.len() && argv.iter().zip(wanted).all(|(a, w)| a == w.as_str()))
+        argv(pid).is_some_and(|argv| {
+            argv.len() == wanted.len() && argv.iter().zip(wanted).all(|(a, w)| a == w.as_str())
+        })
     };
-    let pids = std::fs::read_dir("/proc").ok()?.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
+    let pids =
+        std::fs::read_dir("/proc").ok()?.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
     pids.filter(|pid| same(*pid)).filter_map(Started::now).find(|p| p.is_alive())
 }
 

@@ -15,9 +15,9 @@ pub fn completions(shell: clap_complete::Shell) -> Result<(), Failure> {
 
 /// Writes a page for each command.
 pub fn man(dir: &Path) -> Result<(), Failure> {
-    std::fs::create_dir_all(dir)
-        .and_then(|()| clap_mangen::generate_to(Args::command(), dir))
-        .map_err(|e| Failure::failed(format!("The manual pages couldn't be written to {}: {e}", dir.display())))
+    std::fs::create_dir_all(dir).and_then(|()| clap_mangen::generate_to(Args::command(), dir)).map_err(|e| {
+        Failure::failed(format!("The manual pages couldn't be written to {}: {e}", dir.display()))
+    })
 }
 
 #[cfg(test)]

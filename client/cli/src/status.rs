@@ -19,8 +19,8 @@ pub fn run(args: &Reading) -> Result<(), Failure> {
         Format::Json => output::json(&shape(&answered, &verdict))?,
         Format::Table => output::text_line(&page(&answered, &verdict))?,
     }
-    if answered.reply.leader == 0 {
-        return Err(Failure::unavailable("The region has no leader."));
+    if !verdict::has_leader(&answered.reply) {
+        return Err(Failure::unavailable("The region has no leader with a majority."));
     }
     Ok(())
 }
@@ -69,7 +69,14 @@ fn masters(answered: &Answered) -> Table {
             (_, _, true) => "follower",
             _ => "learner",
         };
-        table.row([m.name.clone(), m.zone.clone(), m.address.clone(), state.into(), m.last_log.to_string(), m.applied.to_string()]);
+        table.row([
+            m.name.clone(),
+            m.zone.clone(),
+            m.address.clone(),
+            state.into(),
+            m.last_log.to_string(),
+            m.applied.to_string(),
+        ]);
     }
     table
 }
@@ -77,7 +84,8 @@ fn masters(answered: &Answered) -> Table {
 fn chunkservers(reply: &StatusReply) -> Table {
     let mut table = Table::new(["CHUNKSERVER", "ZONE", "ADDRESS", "STATE", "CHUNKS", "USED", "FREE"]);
     for c in &reply.chunkservers {
-        let sum = |of: fn(&mooseng_wire::admin::DiskReport) -> u64| output::bytes(c.disks.iter().map(of).sum());
+        let sum =
+            |of: fn(&mooseng_wire::admin::DiskReport) -> u64| output::bytes(c.disks.iter().map(of).sum());
         table.row([
             c.name.clone(),
             c.zone.clone(),
@@ -123,9 +131,13 @@ fn shape(answered: &Answered, verdict: &Verdict) -> Value {
                     "lease_left_ms": s.lease_left_ms, "opens": s.opens })
         })
         .collect();
-    let findings: Vec<Value> =
-        r.findings.iter().map(|f| json!({ "code": f.code, "subject": f.subject, "detail": f.detail })).collect();
-    let silent: Vec<Value> = answered.silent.iter().map(|(a, why)| json!({ "address": a, "reason": why })).collect();
+    let findings: Vec<Value> = r
+        .findings
+        .iter()
+        .map(|f| json!({ "code": f.code, "subject": f.subject, "detail": f.detail }))
+        .collect();
+    let silent: Vec<Value> =
+        answered.silent.iter().map(|(a, why)| json!({ "address": a, "reason": why })).collect();
     json!({
         "version": output::VERSION,
         "verdict": { "level": verdict.level.as_str(), "sentence": verdict.sentence },

@@ -37,24 +37,33 @@ impl Level {
     }
 }
 
+/// Whether the region has a leader with a majority. A master that was cut off may still name the leader that it knew last, and
+/// says by its finding that it knows of no majority.
+pub fn has_leader(reply: &StatusReply) -> bool {
+    reply.leader != 0 && reply.findings.iter().all(|f| f.code != "NO_QUORUM")
+}
+
 /// Judges an answer.
 pub fn judge(reply: &StatusReply) -> Verdict {
     let worst = reply.findings.iter().max_by_key(|f| severity(&f.code));
-    let next = worst.map(|f| format!("mooseng explain {}", f.code));
+    let next = worst.map(|f| f.code.as_str()).or((!has_leader(reply)).then_some("NO_QUORUM"));
+    let next = next.map(|code| format!("mooseng explain {code}"));
     let level = match worst.map(|f| severity(&f.code)) {
-        _ if reply.leader == 0 => Level::Critical,
+        _ if !has_leader(reply) => Level::Critical,
         Some(Severity::Critical) => Level::Critical,
         Some(Severity::Warning) => Level::Warning,
         _ => Level::Ok,
     };
-    let sentence = if reply.leader == 0 {
+    let sentence = if !has_leader(reply) {
         "Every operation waits: the masters have no leader with a majority. What was acknowledged is on their disks.".to_owned()
     } else if reply.chunks_unavailable > 0 {
-        format!("{} chunks have no reachable copy: reads of the files that use them wait.", reply.chunks_unavailable)
+        format!(
+            "{} chunks have no reachable copy: reads of the files that use them wait.",
+            reply.chunks_unavailable
+        )
     } else {
         survives(reply)
     };
-    let next = next.or_else(|| (reply.leader == 0).then(|| "mooseng explain NO_QUORUM".to_owned()));
     Verdict { level, sentence, next }
 }
 
@@ -70,13 +79,24 @@ fn survives(reply: &StatusReply) -> String {
     let master = reachable > voters / 2 + 1;
     let chunkserver = reply.copies >= 2 && reply.min_copies >= 2 && reply.chunks_endangered == 0;
     match (master, chunkserver) {
-        (true, true) => "Every acknowledged write survives the loss of any one master and of any one chunkserver.".into(),
-        (true, false) if reply.chunks_endangered > 0 => {
-            format!("Acknowledged writes survive the loss of any one master, but {} chunks lack a copy.", reply.chunks_endangered)
+        (true, true) => {
+            "Every acknowledged write survives the loss of any one master and of any one chunkserver.".into()
         }
-        (true, false) => "Acknowledged writes survive the loss of any one master, but each chunk has one copy only.".into(),
-        (false, true) => "Acknowledged writes survive the loss of any one chunkserver, but not of another master.".into(),
-        (false, false) => "Acknowledged writes are on disk, but survive no loss of a master, nor of a chunkserver.".into(),
+        (true, false) if reply.chunks_endangered > 0 => {
+            format!(
+                "Acknowledged writes survive the loss of any one master, but {} chunks lack a copy.",
+                reply.chunks_endangered
+            )
+        }
+        (true, false) => {
+            "Acknowledged writes survive the loss of any one master, but each chunk has one copy only.".into()
+        }
+        (false, true) => {
+            "Acknowledged writes survive the loss of any one chunkserver, but not of another master.".into()
+        }
+        (false, false) => {
+            "Acknowledged writes are on disk, but survive no loss of a master, nor of a chunkserver.".into()
+        }
     }
 }
 
@@ -87,7 +107,13 @@ mod tests {
     use super::*;
 
     fn healthy() -> StatusReply {
-        let masters = (1..=3).map(|id| MasterStatus { id, voter: true, reachable: true, leader: id == 1, ..Default::default() });
+        let masters = (1..=3).map(|id| MasterStatus {
+            id,
+            voter: true,
+            reachable: true,
+            leader: id == 1,
+            ..Default::default()
+        });
         StatusReply { leader: 1, copies: 2, min_copies: 2, masters: masters.collect(), ..Default::default() }
     }
 
@@ -103,7 +129,11 @@ mod tests {
     fn a_dead_master_is_a_warning_and_says_what_to_type() {
         let mut reply = healthy();
         reply.masters[2].reachable = false;
-        reply.findings.push(Finding { code: "MASTER_DOWN".into(), subject: "master-3".into(), detail: String::new() });
+        reply.findings.push(Finding {
+            code: "MASTER_DOWN".into(),
+            subject: "master-3".into(),
+            detail: String::new(),
+        });
         let verdict = judge(&reply);
         assert_eq!(verdict.level, Level::Warning);
         assert!(verdict.sentence.contains("but not of another master"), "{}", verdict.sentence);
@@ -114,6 +144,16 @@ mod tests {
     fn without_a_leader_it_is_critical() {
         let verdict = judge(&StatusReply { leader: 0, ..healthy() });
         assert_eq!(verdict.level, Level::Critical);
+        assert_eq!(verdict.next.as_deref(), Some("mooseng explain NO_QUORUM"));
+    }
+
+    #[test]
+    fn a_master_that_was_cut_off_is_no_leader() {
+        let mut reply = healthy();
+        reply.findings.push(Finding { code: "NO_QUORUM".into(), ..Default::default() });
+        reply.findings.push(Finding { code: "MASTER_DOWN".into(), ..Default::default() });
+        let verdict = judge(&reply);
+        assert!(verdict.sentence.starts_with("Every operation waits"), "{}", verdict.sentence);
         assert_eq!(verdict.next.as_deref(), Some("mooseng explain NO_QUORUM"));
     }
 

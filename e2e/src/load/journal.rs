@@ -16,7 +16,9 @@ use super::model::Op;
 
 /// Nanoseconds of CLOCK_MONOTONIC.
 pub fn now_ns() -> u64 {
-    let t = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map(std::time::Duration::from).unwrap_or_default();
+    let t = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
+        .map(std::time::Duration::from)
+        .unwrap_or_default();
     t.as_nanos() as u64
 }
 
@@ -69,7 +71,11 @@ pub fn read(path: &Path) -> Result<Vec<Line>> {
     for line in BufReader::new(file).split(b'\n') {
         let line = String::from_utf8(line?)?;
         let mut parts = line.splitn(4, ' ');
-        let (Some(kind), Some(_), Some(ns), Some(rest)) = (parts.next(), parts.next(), parts.next(), parts.next()) else { continue };
+        let (Some(kind), Some(_), Some(ns), Some(rest)) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            continue;
+        };
         let Ok(ns) = ns.parse() else { continue };
         lines.push(match kind {
             "B" => Line::Begin { ns, op: rest.to_owned() },
@@ -82,8 +88,11 @@ pub fn read(path: &Path) -> Result<Vec<Line>> {
 /// The journals in a directory.
 pub fn files(dir: &Path) -> Result<Vec<PathBuf>> {
     let entries = std::fs::read_dir(dir).with_context(|| format!("listing {}", dir.display()))?;
-    let mut files: Vec<PathBuf> =
-        entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "journal")).collect();
+    let mut files: Vec<PathBuf> = entries
+        .flatten()
+        .map(|e| e.path())
+        .filter(|p| p.extension().is_some_and(|e| e == "journal"))
+        .collect();
     files.sort();
     Ok(files)
 }
@@ -132,7 +141,8 @@ impl Timeline {
         let mut ends: Vec<u64> = self.spans.iter().filter_map(|s| s.1).filter(|e| *e <= to).collect();
         ends.sort_unstable();
         let gap = ends.windows(2).filter(|w| w[1] > from).map(|w| w[1] - w[0]).max().unwrap_or(0);
-        let under_way = self.spans.iter().filter_map(|s| Some((s.0, s.1?))).filter(|(b, e)| *e > from && *b <= to);
+        let under_way =
+            self.spans.iter().filter_map(|s| Some((s.0, s.1?))).filter(|(b, e)| *e > from && *b <= to);
         let longest = under_way.map(|(b, e)| e - b).max().unwrap_or(0);
         (gap as f64 / 1e9, longest as f64 / 1e9)
     }
@@ -161,7 +171,10 @@ mod tests {
     #[test]
     fn a_stall_is_measured() {
         let s = |b: u64, e: u64| (b * 1_000_000_000, Some(e * 1_000_000_000));
-        let timeline = Timeline { spans: vec![s(0, 1), s(1, 2), s(2, 7), s(3, 7), (8_000_000_000, None)], errors: vec![] };
+        let timeline = Timeline {
+            spans: vec![s(0, 1), s(1, 2), s(2, 7), s(3, 7), (8_000_000_000, None)],
+            errors: vec![],
+        };
         assert_eq!(timeline.answered_between(0, 2_000_000_000), 2);
         assert_eq!(timeline.unanswered_at(4_000_000_000), 2);
         assert_eq!(timeline.stall(3_000_000_000, 9_000_000_000), (5.0, 5.0));

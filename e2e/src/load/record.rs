@@ -13,7 +13,8 @@ pub fn record(file: u64, slot: u64, generation: u64, size: usize) -> Vec<u8> {
     for word in [MAGIC, file, slot, generation, size as u64] {
         bytes.extend_from_slice(&word.to_le_bytes());
     }
-    let mut state = file.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ slot.rotate_left(17) ^ generation.rotate_left(41);
+    let mut state =
+        file.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ slot.rotate_left(17) ^ generation.rotate_left(41);
     while bytes.len() < size {
         state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = state;
@@ -33,7 +34,10 @@ pub fn describe(bytes: &[u8], size: usize) -> String {
         return format!("{} bytes {}", bytes.len(), if zeros { "of zeros" } else { "that are no record" });
     };
     let whole = bytes == record(file, slot, generation, size);
-    format!("{} of file {file}, slot {slot}, generation {generation}", if whole { "a whole record" } else { "a TORN record" })
+    format!(
+        "{} of file {file}, slot {slot}, generation {generation}",
+        if whole { "a whole record" } else { "a TORN record" }
+    )
 }
 
 #[cfg(test)]

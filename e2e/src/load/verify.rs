@@ -54,7 +54,10 @@ fn replay(path: &Path, report: &mut Report) -> Result<(Model, Option<Op>)> {
     let mut pending: Option<Op> = None;
     for line in journal::read(path)? {
         match line {
-            Line::Begin { op, .. } => pending = Some(serde_json::from_str(&op).with_context(|| format!("in {}: {op}", path.display()))?),
+            Line::Begin { op, .. } => {
+                pending =
+                    Some(serde_json::from_str(&op).with_context(|| format!("in {}: {op}", path.display()))?)
+            }
             Line::End { error: None, .. } => {
                 if let Some(op) = pending.take() {
                     model::apply(&mut model, &op);
@@ -127,7 +130,11 @@ mod tests {
 
         let files = |n: usize| {
             let entries = std::fs::read_dir(data.join(format!("t{n}"))).unwrap();
-            entries.flatten().map(|e| e.path()).filter(|p| p.metadata().unwrap().len() > 0).collect::<Vec<_>>()
+            entries
+                .flatten()
+                .map(|e| e.path())
+                .filter(|p| p.metadata().unwrap().len() > 0)
+                .collect::<Vec<_>>()
         };
         // One is lost, one has a flipped bit, one is there without reason.
         std::fs::remove_file(&files(0)[0]).unwrap();

@@ -53,10 +53,14 @@ pub fn run(settings: &Settings) -> Result<Outcome> {
     sync_dir(&settings.dir)?;
     let stop = AtomicBool::new(false);
     let outcomes = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..settings.threads).map(|n| scope.spawn({
-            let stop = &stop;
-            move || Worker::new(settings, n)?.work(stop)
-        })).collect();
+        let threads: Vec<_> = (0..settings.threads)
+            .map(|n| {
+                scope.spawn({
+                    let stop = &stop;
+                    move || Worker::new(settings, n)?.work(stop)
+                })
+            })
+            .collect();
         let deadline = Instant::now() + settings.time;
         while Instant::now() < deadline
             && !settings.stop_file.as_ref().is_some_and(|f| f.exists())
@@ -65,7 +69,10 @@ pub fn run(settings: &Settings) -> Result<Outcome> {
             std::thread::sleep(Duration::from_millis(20));
         }
         stop.store(true, Ordering::SeqCst);
-        threads.into_iter().map(|t| t.join().unwrap_or_else(|_| anyhow::bail!("a worker panicked"))).collect::<Vec<_>>()
+        threads
+            .into_iter()
+            .map(|t| t.join().unwrap_or_else(|_| anyhow::bail!("a worker panicked")))
+            .collect::<Vec<_>>()
     });
     let mut total = Outcome::default();
     for outcome in outcomes {
@@ -141,7 +148,9 @@ impl Worker {
                 Op::Create { name, file: generation, class, generation }
             }
             0..50 if slots < SLOTS_MAX => Op::Append { name, generation },
-            50..65 if slots > 0 => Op::Overwrite { name, slot: self.rng.random_range(0..slots as u64), generation },
+            50..65 if slots > 0 => {
+                Op::Overwrite { name, slot: self.rng.random_range(0..slots as u64), generation }
+            }
             65..75 => {
                 let (_, class) = fresh(&mut self.rng);
                 Op::Replace { name, file: generation, class, generation }
@@ -166,7 +175,11 @@ fn write_record(file: &mut File, bytes: &[u8]) -> Result<()> {
 fn perform(dir: &Path, model: &Model, op: &Op) -> Result<()> {
     match op {
         Op::Create { name, file, class, generation } => {
-            let mut f = OpenOptions::new().write(true).create_new(true).open(dir.join(name)).context("open O_EXCL")?;
+            let mut f = OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .open(dir.join(name))
+                .context("open O_EXCL")?;
             write_record(&mut f, &record(*file, 0, *generation, SIZES[*class]))?;
             f.sync_all().context("fsync")?;
             sync_dir(dir)
@@ -174,14 +187,18 @@ fn perform(dir: &Path, model: &Model, op: &Op) -> Result<()> {
         Op::Append { name, generation } => {
             let known = &model[name];
             let mut f = OpenOptions::new().append(true).open(dir.join(name)).context("open O_APPEND")?;
-            write_record(&mut f, &record(known.file, known.slots.len() as u64, *generation, SIZES[known.class]))?;
+            write_record(
+                &mut f,
+                &record(known.file, known.slots.len() as u64, *generation, SIZES[known.class]),
+            )?;
             f.sync_all().context("fsync")
         }
         Op::Overwrite { name, slot, generation } => {
             let known = &model[name];
             let size = SIZES[known.class];
             let f = OpenOptions::new().write(true).open(dir.join(name)).context("open")?;
-            f.write_all_at(&record(known.file, *slot, *generation, size), slot * size as u64).context("pwrite")?;
+            f.write_all_at(&record(known.file, *slot, *generation, size), slot * size as u64)
+                .context("pwrite")?;
             f.sync_all().context("fsync")
         }
         Op::Replace { name, file, class, generation } => {
@@ -216,14 +233,23 @@ fn perform(dir: &Path, model: &Model, op: &Op) -> Result<()> {
 /// What is wrong with a file, if anything is.
 pub fn compare(path: &Path, wanted: &model::FileModel) -> Result<Option<String>> {
     let mut bytes = Vec::new();
-    File::open(path).and_then(|mut f| f.read_to_end(&mut bytes)).with_context(|| format!("reading {}", path.display()))?;
+    File::open(path)
+        .and_then(|mut f| f.read_to_end(&mut bytes))
+        .with_context(|| format!("reading {}", path.display()))?;
     let size = SIZES[wanted.class];
     if bytes.len() != size * wanted.slots.len() {
-        return Ok(Some(format!("it has {} bytes instead of {} records of {size}", bytes.len(), wanted.slots.len())));
+        return Ok(Some(format!(
+            "it has {} bytes instead of {} records of {size}",
+            bytes.len(),
+            wanted.slots.len()
+        )));
     }
     for (slot, (found, generation)) in bytes.chunks(size).zip(&wanted.slots).enumerate() {
         if found != record(wanted.file, slot as u64, *generation, size) {
-            return Ok(Some(format!("slot {slot} should have generation {generation}, but is {}", describe(found, size))));
+            return Ok(Some(format!(
+                "slot {slot} should have generation {generation}, but is {}",
+                describe(found, size)
+            )));
         }
     }
     Ok(None)
@@ -234,7 +260,8 @@ pub fn is_partly_written(bytes: &[u8], partial: &model::Partial) -> bool {
     let known = &partial.before;
     let size = SIZES[known.class];
     let slots = known.slots.iter().enumerate();
-    let before: Vec<u8> = slots.flat_map(|(slot, generation)| record(known.file, slot as u64, *generation, size)).collect();
+    let before: Vec<u8> =
+        slots.flat_map(|(slot, generation)| record(known.file, slot as u64, *generation, size)).collect();
     let new = record(known.file, partial.slot, partial.generation, size);
     let start = partial.slot as usize * size;
     if bytes.len() < start || bytes[..start] != before[..start.min(before.len())] {

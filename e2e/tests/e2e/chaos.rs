@@ -31,9 +31,20 @@ impl Load {
         let stop_file = cluster.scratch().join(format!("{name}-stop"));
         let seed: u64 = std::env::var("SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
         let mut command = Command::new(binary("mooseng-load")?);
-        command.arg("run").arg("--dir").arg(&dir).arg("--journals").arg(&journals).arg("--stop-file").arg(&stop_file);
+        command
+            .arg("run")
+            .arg("--dir")
+            .arg(&dir)
+            .arg("--journals")
+            .arg(&journals)
+            .arg("--stop-file")
+            .arg(&stop_file);
         command.args(["--threads", &threads.to_string(), "--seconds", "3000", "--seed", &seed.to_string()]);
-        let child = command.stdout(Stdio::inherit()).stderr(Stdio::inherit()).spawn().context("starting mooseng-load")?;
+        let child = command
+            .stdout(Stdio::inherit())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .context("starting mooseng-load")?;
         Ok(Self { child, dir, journals, stop_file })
     }
 
@@ -50,7 +61,10 @@ impl Load {
     pub fn wait_heavy(&self) -> Result<()> {
         wait_for("the load to be heavy", Duration::from_secs(60), || {
             let (answered, unanswered) = self.counts()?;
-            ensure!(answered >= OPERATIONS_MIN && unanswered > 0, "{answered} answered in a second, {unanswered} unanswered");
+            ensure!(
+                answered >= OPERATIONS_MIN && unanswered > 0,
+                "{answered} answered in a second, {unanswered} unanswered"
+            );
             Ok(())
         })
     }
@@ -59,7 +73,11 @@ impl Load {
     pub fn stop(&mut self, faultless: bool) -> Result<()> {
         std::fs::write(&self.stop_file, "")?;
         let status = self.child.wait()?;
-        ensure!(!faultless || status.success(), "an error reached the application: {:?}", self.timeline()?.errors);
+        ensure!(
+            !faultless || status.success(),
+            "an error reached the application: {:?}",
+            self.timeline()?.errors
+        );
         Ok(())
     }
 
@@ -107,8 +125,15 @@ fn round(cluster: &DevCluster, load: &Load, what: &str, victim: impl Fn() -> Res
             let timeline = load.timeline()?;
             ensure!(timeline.errors.is_empty(), "an error reached the application: {:?}", timeline.errors);
             let now = now_ns();
-            ensure!(timeline.spans.iter().filter(|s| s.0 < fault).all(|s| s.1.is_some()), "some are still unanswered");
-            ensure!(timeline.answered_between(fault, now) >= 50, "only {} answered", timeline.answered_between(fault, now));
+            ensure!(
+                timeline.spans.iter().filter(|s| s.0 < fault).all(|s| s.1.is_some()),
+                "some are still unanswered"
+            );
+            ensure!(
+                timeline.answered_between(fault, now) >= 50,
+                "only {} answered",
+                timeline.answered_between(fault, now)
+            );
             Ok(())
         })?;
         let counted = report(&what, &load.timeline()?, fault, now_ns());
@@ -132,7 +157,9 @@ fn run() -> Result<()> {
     let rounds: usize = std::env::var("ROUNDS").ok().and_then(|r| r.parse().ok()).unwrap_or(1);
     let mut load = Load::start(&cluster, "one", 8)?;
     for n in 1..=rounds {
-        steps.run(&format!("the leader dies, round {n}"), || round(&cluster, &load, "the leader", || cluster.leader()));
+        steps.run(&format!("the leader dies, round {n}"), || {
+            round(&cluster, &load, "the leader", || cluster.leader())
+        });
         steps.run(&format!("a follower dies, round {n}"), || {
             round(&cluster, &load, "a follower", || {
                 let leader = cluster.leader()?;
@@ -149,10 +176,7 @@ fn run() -> Result<()> {
         steps.run(&format!("everything dies at once, round {n}"), || everything(&cluster, n));
     }
     steps.finish()?;
-    cluster.finish(&[
-        super::PEERS_COME_AND_GO,
-        &["WARN"],
-    ].concat())
+    cluster.finish(&[super::PEERS_COME_AND_GO, &["WARN"]].concat())
 }
 
 fn everything(cluster: &DevCluster, n: usize) -> Result<()> {
@@ -160,13 +184,15 @@ fn everything(cluster: &DevCluster, n: usize) -> Result<()> {
         cluster.wait_whole()?;
         let mut load = Load::start(cluster, &format!("all-{n}-{attempt}"), 8)?;
         load.wait_heavy()?;
-        let all: Vec<String> = cluster.file()?.processes.into_iter().filter(|p| p.pid.is_some()).map(|p| p.name).collect();
+        let all: Vec<String> =
+            cluster.file()?.processes.into_iter().filter(|p| p.pid.is_some()).map(|p| p.name).collect();
         let fault = now_ns();
         cluster.kill_now(&all)?;
         let struck = now_ns();
         load.stop(false)?;
         cluster.up_again(&[])?;
-        let counted = report(&format!("kill -9 of all {} processes", all.len()), &load.timeline()?, fault, struck);
+        let counted =
+            report(&format!("kill -9 of all {} processes", all.len()), &load.timeline()?, fault, struck);
         load.verify()?;
         if counted {
             return Ok(());

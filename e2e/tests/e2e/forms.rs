@@ -15,15 +15,23 @@ fn dev_clusters_are_driven_by_their_fixed_forms() {
 }
 
 fn run() -> Result<()> {
-    let cluster = DevCluster::up("forms", &["--masters", "1", "--chunkservers", "1", "--copies", "1", "--no-mount"])?;
+    let cluster =
+        DevCluster::up("forms", &["--masters", "1", "--chunkservers", "1", "--copies", "1", "--no-mount"])?;
     let mut steps = Steps::default();
     steps.run("cluster.json describes what runs", || {
         let file = cluster.file()?;
         let roles: Vec<&str> = file.processes.iter().map(|p| p.role.as_str()).collect();
-        ensure!(roles == ["master", "chunkserver"] && file.mounts.is_empty() && file.clients.len() == 1, "{file:?}");
+        ensure!(
+            roles == ["master", "chunkserver"] && file.mounts.is_empty() && file.clients.len() == 1,
+            "{file:?}"
+        );
         for p in &file.processes {
             let argv = std::fs::read(format!("/proc/{}/cmdline", p.pid.context("no pid")?))?;
-            ensure!(argv == p.argv.iter().flat_map(|a| [a.as_bytes(), b"\0"].concat()).collect::<Vec<u8>>(), "argv of {}", p.name);
+            ensure!(
+                argv == p.argv.iter().flat_map(|a| [a.as_bytes(), b"\0"].concat()).collect::<Vec<u8>>(),
+                "argv of {}",
+                p.name
+            );
             ensure!(p.state_dir.is_dir() && p.address.starts_with("127.0.0.1:"), "{p:?}");
         }
         Ok(())
@@ -34,7 +42,10 @@ fn run() -> Result<()> {
         ensure!(cluster.process("chunkserver-1")?.pid.is_none(), "a pid of a killed process");
         cluster.dev("start", "chunkserver-1")?;
         let after = cluster.process("chunkserver-1")?;
-        ensure!(after.pid.is_some() && after.pid != before.pid && after.address == before.address, "{after:?}");
+        ensure!(
+            after.pid.is_some() && after.pid != before.pid && after.address == before.address,
+            "{after:?}"
+        );
         Ok(())
     });
     steps.run("a process killed and started by somebody else is noticed", || {
@@ -44,7 +55,8 @@ fn run() -> Result<()> {
             Ok(())
         })?;
         let argv = cluster.process("chunkserver-1")?.argv;
-        let mut child = Command::new(&argv[0]).args(&argv[1..]).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        let mut child =
+            Command::new(&argv[0]).args(&argv[1..]).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
         let seen = wait_for("the new pid", SOON, || {
             ensure!(cluster.process("chunkserver-1")?.pid == Some(child.id() as i32), "not seen");
             Ok(())
@@ -55,16 +67,16 @@ fn run() -> Result<()> {
         seen
     });
     steps.run("pause and resume", || {
-        let state = |letter: char| -> Result<()> {
+        let is_paused = |paused: bool| -> Result<()> {
             let pid = cluster.process("master-1")?.pid.context("no pid")?;
             let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-            ensure!(stat.rsplit_once(") ").is_some_and(|(_, r)| r.starts_with(letter) == (letter == 'T')), "{stat}");
+            ensure!(stat.rsplit_once(") ").is_some_and(|(_, r)| r.starts_with('T') == paused), "{stat}");
             Ok(())
         };
         cluster.dev("pause", "master-1")?;
-        state('T')?;
+        is_paused(true)?;
         cluster.dev("resume", "master-1")?;
-        state('S')
+        is_paused(false)
     });
     steps.run("names that aren't there are not found", || {
         let output = cluster.mooseng(&["dev", "kill", "master-9", "--dir"]).arg(cluster.dir()).output()?;
@@ -77,7 +89,10 @@ fn run() -> Result<()> {
         let before = cluster.process("master-1")?.pid;
         cluster.up_again(&[])?;
         ensure!(cluster.process("master-1")?.pid == before, "the master was started again");
-        let output = cluster.mooseng(&["dev", "up", "--detach", "--masters", "3", "--dir"]).arg(cluster.dir()).output()?;
+        let output = cluster
+            .mooseng(&["dev", "up", "--detach", "--masters", "3", "--dir"])
+            .arg(cluster.dir())
+            .output()?;
         ensure!(output.status.code() == Some(2), "{output:?}");
         Ok(())
     });
@@ -89,7 +104,11 @@ fn run() -> Result<()> {
     });
     steps.run("reading commands have a versioned shape", || {
         let config = cluster.client_config()?;
-        for args in [vec!["explain", "-o", "json"], vec!["status", "-o", "json", "--config"], vec!["df", "-o", "json", "--config"]] {
+        for args in [
+            vec!["explain", "-o", "json"],
+            vec!["status", "-o", "json", "--config"],
+            vec!["df", "-o", "json", "--config"],
+        ] {
             let mut command = cluster.mooseng(&args);
             if args.contains(&"--config") {
                 command.arg(&config);
@@ -100,7 +119,17 @@ fn run() -> Result<()> {
         Ok(())
     });
     steps.run("Ctrl-C stops a cluster in the foreground, and a temporary one is removed", || {
-        let mut command = cluster.mooseng(&["dev", "up", "--masters", "1", "--chunkservers", "1", "--copies", "1", "--no-mount"]);
+        let mut command = cluster.mooseng(&[
+            "dev",
+            "up",
+            "--masters",
+            "1",
+            "--chunkservers",
+            "1",
+            "--copies",
+            "1",
+            "--no-mount",
+        ]);
         let mut child = command.stdout(Stdio::piped()).spawn()?;
         let mut out = std::io::BufReader::new(child.stdout.take().context("no stdout")?);
         let mut dir = None;
@@ -116,7 +145,10 @@ fn run() -> Result<()> {
         }
         let dir = dir.context("it doesn't say where its state is")?;
         ensure!(dir.join("cluster.json").is_file(), "no cluster.json in {}", dir.display());
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), nix::sys::signal::Signal::SIGINT)?;
+        nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(child.id() as i32),
+            nix::sys::signal::Signal::SIGINT,
+        )?;
         ensure!(child.wait()?.success(), "it failed");
         ensure!(!dir.exists(), "{} is left", dir.display());
         Ok(())

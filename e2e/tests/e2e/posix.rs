@@ -13,14 +13,22 @@ fn pjdfstest_fails_no_more_than_what_is_listed() {
 }
 
 fn tool() -> PathBuf {
-    std::env::var_os("PJDFSTEST").map_or_else(|| workspace().join("target/tools/bin/pjdfstest"), PathBuf::from)
+    std::env::var_os("PJDFSTEST")
+        .map_or_else(|| workspace().join("target/tools/bin/pjdfstest"), PathBuf::from)
 }
 
 /// The page's list (`- name: reason`) and its counter (`passed: N`).
 fn listed() -> Result<(BTreeSet<String>, usize)> {
     let page = std::fs::read_to_string(workspace().join("docs/posix.md"))?;
-    let names = page.lines().filter_map(|l| l.strip_prefix("- `")).filter_map(|l| l.split('`').next()).map(str::to_owned);
-    let count = page.lines().find_map(|l| l.strip_prefix("passed: ")).context("docs/posix.md has no line `passed: N`")?;
+    let names = page
+        .lines()
+        .filter_map(|l| l.strip_prefix("- `"))
+        .filter_map(|l| l.split('`').next())
+        .map(str::to_owned);
+    let count = page
+        .lines()
+        .find_map(|l| l.strip_prefix("passed: "))
+        .context("docs/posix.md has no line `passed: N`")?;
     Ok((names.collect(), count.trim().parse()?))
 }
 
@@ -35,7 +43,14 @@ fn run() -> Result<()> {
     let secondary = cluster.scratch().join("secondary");
     std::fs::create_dir(&secondary)?;
     let config = workspace().join("e2e/pjdfstest.toml");
-    let output = Command::new(&tool).arg("-c").arg(&config).arg("-p").arg(&place).arg("-s").arg(&secondary).output()?;
+    let output = Command::new(&tool)
+        .arg("-c")
+        .arg(&config)
+        .arg("-p")
+        .arg(&place)
+        .arg("-s")
+        .arg(&secondary)
+        .output()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let kept = workspace().join("target/pjdfstest.txt");
     std::fs::write(&kept, &text)?;
@@ -55,7 +70,10 @@ fn run() -> Result<()> {
     let new: Vec<&String> = failed.difference(&known).collect();
     ensure!(new.is_empty(), "these fail and aren't in docs/posix.md: {new:#?}\n{text}");
     let mended: Vec<&String> = known.difference(&failed).collect();
-    ensure!(mended.is_empty(), "these are in docs/posix.md, but no longer fail: take them out, and raise the counter: {mended:#?}");
+    ensure!(
+        mended.is_empty(),
+        "these are in docs/posix.md, but no longer fail: take them out, and raise the counter: {mended:#?}"
+    );
     ensure!(passed >= counter, "{passed} passed, but docs/posix.md says {counter}: the counter only rises");
     if passed > counter {
         println!("  docs/posix.md says {counter}: raise it to {passed}");

@@ -31,7 +31,11 @@ fn becomes(cluster: &DevCluster, name: &str, ready: bool, within: Duration) -> R
         ensure!(ready || detail.starts_with("503"), "it says {detail:?} instead of 503");
         Ok(())
     })?;
-    println!("    {name} answers {} after {:.1} s", if ready { 200 } else { 503 }, began.elapsed().as_secs_f64());
+    println!(
+        "    {name} answers {} after {:.1} s",
+        if ready { 200 } else { 503 },
+        began.elapsed().as_secs_f64()
+    );
     Ok(())
 }
 
@@ -80,7 +84,10 @@ fn run() -> Result<()> {
     steps.run("a chunkserver whose disk can't be written", || {
         let data = cluster.process("chunkserver-1")?.state_dir.join("data");
         let mount = |args: &[&str]| checked(Command::new("mount").args(args).arg(&data)).map(drop);
-        if mount(&["--bind", &data.display().to_string()]).and_then(|()| mount(&["-o", "remount,ro,bind"])).is_err() {
+        if mount(&["--bind", &data.display().to_string()])
+            .and_then(|()| mount(&["-o", "remount,ro,bind"]))
+            .is_err()
+        {
             println!("    SKIPPED: this machine doesn't let us make a directory read-only");
             return Ok(());
         }
@@ -94,7 +101,8 @@ fn run() -> Result<()> {
 }
 
 fn killed_is_gone(mount: &Path) -> Result<()> {
-    let mut child = Command::new("cat").arg(mount.join("kept")).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    let mut child =
+        Command::new("cat").arg(mount.join("kept")).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
     std::thread::sleep(Duration::from_millis(500));
     ensure!(child.try_wait()?.is_none(), "it didn't wait for the region");
     child.kill()?;

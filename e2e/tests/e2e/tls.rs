@@ -27,12 +27,17 @@ fn run() -> Result<()> {
     let runtime = tokio::runtime::Runtime::new()?;
     let ours = Authority::open(&cluster.dir().join("pki"))?;
     let scratch = cluster.scratch().join("leaves");
-    let other = Authority::create(&cluster.scratch().join("other-pki"), "dev")?;
+    let other = Authority::create(&cluster.scratch().join("other-pki"), "other")?;
     other.region("region-1")?;
+    // Somebody who gives his own authority our names.
+    let impostor = Authority::create(&cluster.scratch().join("impostor-pki"), "dev")?;
+    impostor.region("region-1")?;
     let mut steps = Steps::default();
     for port in cluster.file()?.processes {
         let role = Role::parse(&port.role).context("role")?;
-        let ask = |files: TlsFiles, expected: Role, method: Method, body: Vec<u8>| runtime.block_on(call(files, &port.address, expected, method, body));
+        let ask = |files: TlsFiles, expected: Role, method: Method, body: Vec<u8>| {
+            runtime.block_on(call(files, &port.address, expected, method, body))
+        };
         let name = &port.name;
         steps.run(&format!("{name}: a right certificate is let in"), || {
             // An answer of the service, whatever it says, means that the connection stands.
@@ -48,12 +53,18 @@ fn run() -> Result<()> {
             refused(ask(expired, role, Method::ChunkStat, vec![]), &["expired"])
         });
         steps.run(&format!("{name}: a certificate of another cluster"), || {
-            let foreign = leaf(&other, Role::Client, "foreign", DAY, &scratch)?;
-            // The client, too, must not trust whom it talks to: its root is another one.
-            refused(ask(foreign.clone(), role, Method::ChunkStat, vec![]), &["unknown", "issuer"])?;
-            // And with the right root, the server must refuse the leaf.
-            let trusting = TlsFiles { ca: cluster.dir().join("certs/client-1/ca.pem"), ..foreign };
-            refused(ask(trusting, role, Method::ChunkStat, vec![]), &["unknown", "issuer", "ca", "certificate"])
+            for (authority, name) in [(&other, "foreign"), (&impostor, "impostor")] {
+                let foreign = leaf(authority, Role::Client, name, DAY, &scratch)?;
+                // The client, too, must not trust whom it talks to: its root is another one.
+                refused(
+                    ask(foreign.clone(), role, Method::ChunkStat, vec![]),
+                    &["unknown", "issuer", "signature", "cluster"],
+                )?;
+                // And with the right root, the server must refuse the leaf.
+                let trusting = TlsFiles { ca: cluster.dir().join("certs/client-1/ca.pem"), ..foreign };
+                refused(ask(trusting, role, Method::ChunkStat, vec![]), &["the peer refused us", "alert"])?;
+            }
+            Ok(())
         });
         steps.run(&format!("{name}: no certificate at all"), || no_certificate(&cluster, &port.address));
         steps.run(&format!("{name}: a server of another role is not believed"), || {
@@ -64,7 +75,11 @@ fn run() -> Result<()> {
         steps.run(&format!("{name}: a client of the wrong role"), || {
             let (wrong, method, body) = match role {
                 // Only masters speak Raft, only clients open sessions.
-                Role::Master => (Role::Client, Method::RaftVote, mooseng_wire::raft::VoteRequest::default().encode_to_vec()),
+                Role::Master => (
+                    Role::Client,
+                    Method::RaftVote,
+                    mooseng_wire::raft::VoteRequest::default().encode_to_vec(),
+                ),
                 _ => (Role::Admin, Method::ChunkRead, mooseng_wire::chunk::Read::default().encode_to_vec()),
             };
             let files = leaf(&ours, wrong, "wrong", DAY, &scratch)?;
@@ -90,12 +105,24 @@ fn run() -> Result<()> {
 
 fn leaf(authority: &Authority, role: Role, name: &str, life: Duration, dir: &Path) -> Result<TlsFiles> {
     let out: PathBuf = dir.join(format!("{role}-{name}"));
-    let identity = Identity { cluster: "dev".into(), region: "region-1".into(), role, name: name.into() };
+    let identity =
+        Identity { cluster: authority.cluster().into(), region: "region-1".into(), role, name: name.into() };
     authority.issue(&identity, life, &out, true)?;
-    Ok(TlsFiles { cert: out.join("cert.pem"), key: out.join("key.pem"), ca: out.join("ca.pem"), revocations: None })
+    Ok(TlsFiles {
+        cert: out.join("cert.pem"),
+        key: out.join("key.pem"),
+        ca: out.join("ca.pem"),
+        revocations: None,
+    })
 }
 
-async fn call(files: TlsFiles, address: &str, role: Role, method: Method, body: Vec<u8>) -> Result<(), CallFailure> {
+async fn call(
+    files: TlsFiles,
+    address: &str,
+    role: Role,
+    method: Method,
+    body: Vec<u8>,
+) -> Result<(), CallFailure> {
     let network = TlsNetwork::load(files).expect("the leaf that was just issued");
     let link = Link::new(Arc::new(network), address.to_owned(), role, LinkOptions::default());
     let answer = link.call(method, Bytes::from(body), Bytes::new(), Duration::from_secs(5)).await;

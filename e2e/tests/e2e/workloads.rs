@@ -49,9 +49,16 @@ fn git(mnt: &Path, local: &Path) -> Result<()> {
     )?;
     shell(mnt, &format!("git clone -q {} repo", local.join("origin").display()))?;
     let repo = mnt.join("repo");
-    shell(&repo, "git fsck --full --strict && test -z \"$(git status --porcelain)\" && git gc -q && git fsck --full")?;
-    shell(&repo, "git config user.email t@t; git config user.name t; echo x > new; git add new; git commit -qm new; git fsck; git status --porcelain")?;
-    shell(mnt, &format!("diff -r --exclude=.git --exclude=new repo {}", local.join("origin").display())).map(drop)
+    shell(
+        &repo,
+        "git fsck --full --strict && test -z \"$(git status --porcelain)\" && git gc -q && git fsck --full",
+    )?;
+    shell(
+        &repo,
+        "git config user.email t@t; git config user.name t; echo x > new; git add new; git commit -qm new; git fsck; git status --porcelain",
+    )?;
+    shell(mnt, &format!("diff -r --exclude=.git --exclude=new repo {}", local.join("origin").display()))
+        .map(drop)
 }
 
 fn make(mnt: &Path) -> Result<()> {
@@ -59,33 +66,60 @@ fn make(mnt: &Path) -> Result<()> {
     fs::create_dir(&project)?;
     let count = 25;
     for i in 0..count {
-        fs::write(project.join(format!("m{i}.c")), format!("#include \"all.h\"\nint f{i}(int x) {{ return x + {i}; }}\n"))?;
+        fs::write(
+            project.join(format!("m{i}.c")),
+            format!("#include \"all.h\"\nint f{i}(int x) {{ return x + {i}; }}\n"),
+        )?;
     }
     let prototypes: String = (0..count).map(|i| format!("int f{i}(int x);\n")).collect();
     fs::write(project.join("all.h"), prototypes)?;
     let calls: String = (0..count).map(|i| format!("x = f{i}(x);")).collect();
-    fs::write(project.join("main.c"), format!("#include <stdio.h>\n#include \"all.h\"\nint main(void) {{ int x = 0; {calls} printf(\"%d\\n\", x); return 0; }}\n"))?;
+    fs::write(
+        project.join("main.c"),
+        format!(
+            "#include <stdio.h>\n#include \"all.h\"\nint main(void) {{ int x = 0; {calls} printf(\"%d\\n\", x); return 0; }}\n"
+        ),
+    )?;
     let rules = "OBJS = $(patsubst %.c,%.o,$(wildcard *.c))\nprog: $(OBJS)\n\tgcc -o $@ $^\n%.o: %.c all.h\n\tgcc -c -o $@ $<\nclean:\n\trm -f *.o prog\n";
     fs::write(project.join("Makefile"), rules)?;
     let sum: i32 = (0..count).sum();
-    ensure!(shell(&project, "make -s -j4 && ./prog")?.trim() == sum.to_string(), "the program computes something else");
-    ensure!(shell(&project, "make -q && echo current")?.trim() == "current", "make would build again: times are wrong");
-    shell(&project, "touch m3.c && make | grep -c 'gcc -c' | grep -qx 1 && make -s clean && make -s && ./prog").map(drop)
+    ensure!(
+        shell(&project, "make -s -j4 && ./prog")?.trim() == sum.to_string(),
+        "the program computes something else"
+    );
+    ensure!(
+        shell(&project, "make -q && echo current")?.trim() == "current",
+        "make would build again: times are wrong"
+    );
+    shell(
+        &project,
+        "touch m3.c && make | grep -c 'gcc -c' | grep -qx 1 && make -s clean && make -s && ./prog",
+    )
+    .map(drop)
 }
 
 fn sqlite(mnt: &Path) -> Result<()> {
     let db = mnt.join("test.db");
-    let mut script = String::from("PRAGMA synchronous=FULL; CREATE TABLE t(id INTEGER PRIMARY KEY, v TEXT, b BLOB);\n");
+    let mut script =
+        String::from("PRAGMA synchronous=FULL; CREATE TABLE t(id INTEGER PRIMARY KEY, v TEXT, b BLOB);\n");
     for i in 0..150 {
-        script += &format!("BEGIN; INSERT INTO t(v,b) VALUES('row {i}', randomblob({})); UPDATE t SET v = v || '.' WHERE id % 7 = {}; COMMIT;\n", 100 + i * 20, i % 7);
+        script += &format!(
+            "BEGIN; INSERT INTO t(v,b) VALUES('row {i}', randomblob({})); UPDATE t SET v = v || '.' WHERE id % 7 = {}; COMMIT;\n",
+            100 + i * 20,
+            i % 7
+        );
     }
     script += "DELETE FROM t WHERE id % 10 = 0; VACUUM;\n";
     let file = mnt.join("script.sql");
     fs::write(&file, script)?;
     shell(mnt, &format!("sqlite3 {} < {}", db.display(), file.display()))?;
-    let answer = shell(mnt, &format!("sqlite3 {} 'PRAGMA integrity_check; SELECT count(*) FROM t;'", db.display()))?;
+    let answer =
+        shell(mnt, &format!("sqlite3 {} 'PRAGMA integrity_check; SELECT count(*) FROM t;'", db.display()))?;
     ensure!(answer.trim() == "ok\n135", "sqlite says {answer:?}");
-    let answer = shell(mnt, "sqlite3 wal.db 'PRAGMA journal_mode=DELETE; CREATE TABLE x(a); INSERT INTO x VALUES(1); SELECT a FROM x;'")?;
+    let answer = shell(
+        mnt,
+        "sqlite3 wal.db 'PRAGMA journal_mode=DELETE; CREATE TABLE x(a); INSERT INTO x VALUES(1); SELECT a FROM x;'",
+    )?;
     ensure!(answer.trim().ends_with('1'), "sqlite says {answer:?}");
     Ok(())
 }
@@ -103,7 +137,13 @@ fn tar(mnt: &Path, local: &Path) -> Result<()> {
     shell(local, &format!("tar -C tree -cf - . | tar -C {} -xf -", mnt.join("tarred").display()))?;
     shell(local, &format!("diff -r tree {}", mnt.join("tarred").display()))?;
     ensure!(shell(mnt, "find tarred -type f | wc -l")?.trim() == "3000", "files are missing");
-    shell(local, &format!("tar -C {} -cf back.tar . && mkdir back && tar -C back -xf back.tar && diff -r tree back", mnt.join("tarred").display()))?;
+    shell(
+        local,
+        &format!(
+            "tar -C {} -cf back.tar . && mkdir back && tar -C back -xf back.tar && diff -r tree back",
+            mnt.join("tarred").display()
+        ),
+    )?;
     shell(mnt, "cp -a tarred copied && rm -rf copied && test ! -e copied").map(drop)
 }
 
@@ -115,7 +155,10 @@ fn names(mnt: &Path) -> Result<()> {
     symlink("a", p("s"))?;
     ensure!(fs::read_link(p("s"))? == Path::new("a") && fs::read_to_string(p("s"))? == "one", "symlink");
     fs::hard_link(p("a"), p("b"))?;
-    ensure!(fs::metadata(p("a"))?.nlink() == 2 && fs::metadata(p("a"))?.ino() == fs::metadata(p("b"))?.ino(), "hard link");
+    ensure!(
+        fs::metadata(p("a"))?.nlink() == 2 && fs::metadata(p("a"))?.ino() == fs::metadata(p("b"))?.ino(),
+        "hard link"
+    );
     fs::write(p("b"), "two")?;
     ensure!(fs::read_to_string(p("a"))? == "two", "a hard link shows other content");
     fs::remove_file(p("a"))?;
@@ -138,7 +181,9 @@ fn names(mnt: &Path) -> Result<()> {
     for i in 0..1500 {
         fs::write(dir.join("y").join(format!("e{i}")), "")?;
     }
-    let mut seen: Vec<String> = fs::read_dir(p("y"))?.map(|e| Ok(e?.file_name().to_string_lossy().into_owned())).collect::<Result<_>>()?;
+    let mut seen: Vec<String> = fs::read_dir(p("y"))?
+        .map(|e| Ok(e?.file_name().to_string_lossy().into_owned()))
+        .collect::<Result<_>>()?;
     seen.sort();
     seen.dedup();
     ensure!(seen.len() == 1501, "readdir shows {} of 1501", seen.len());
@@ -154,7 +199,11 @@ fn content(mnt: &Path, local: &Path) -> Result<()> {
         file.write_all_at(b"start", 0)?;
         file.write_all_at(b"far", 1 << 33)?;
         ensure!(file.metadata()?.len() == (1 << 33) + 3, "sparse size");
-        ensure!(file.metadata()?.blocks() < 1 << 20, "a sparse file takes space: {} blocks", file.metadata()?.blocks());
+        ensure!(
+            file.metadata()?.blocks() < 1 << 20,
+            "a sparse file takes space: {} blocks",
+            file.metadata()?.blocks()
+        );
         file.set_len(300_000)?;
         for i in 0..60_u64 {
             file.write_all_at(&vec![i as u8 + 1; 4000 + i as usize * 13], i * 7919 % 290_000)?;
@@ -189,7 +238,13 @@ fn xattrs(mnt: &Path) -> Result<()> {
 
 fn big(mnt: &Path, local: &Path) -> Result<()> {
     shell(local, "head -c 100000000 /dev/urandom > big")?;
-    shell(mnt, &format!("cp {0} big && cmp big {0} && dd if=big of=/dev/null bs=777777 status=none", local.join("big").display()))?;
+    shell(
+        mnt,
+        &format!(
+            "cp {0} big && cmp big {0} && dd if=big of=/dev/null bs=777777 status=none",
+            local.join("big").display()
+        ),
+    )?;
     let (a, b) = (fs::File::open(mnt.join("big"))?, fs::File::open(local.join("big"))?);
     let (mut x, mut y) = (vec![0; 70_000], vec![0; 70_000]);
     for i in 0..50_u64 {
@@ -217,7 +272,10 @@ fn info(cluster: &DevCluster) -> Result<()> {
     ensure!(missing.status.code() == Some(3), "info of a missing file: {missing:?}");
     let output = checked(cluster.mooseng(&["df", "-o", "json", "--config"]).arg(cluster.client_config()?))?;
     let df: serde_json::Value = serde_json::from_slice(&output.stdout)?;
-    ensure!(df["bytes_usable_free"].as_u64() > Some(0) && df["chunkservers"].as_array().map(Vec::len) == Some(3), "{df}");
+    ensure!(
+        df["bytes_usable_free"].as_u64() > Some(0) && df["chunkservers"].as_array().map(Vec::len) == Some(3),
+        "{df}"
+    );
     Ok(())
 }
 
@@ -231,7 +289,10 @@ fn second_mount(cluster: &DevCluster) -> Result<()> {
             fs::write(cluster.mount().join("shared"), &text)?;
             ensure!(fs::read_to_string(other.join("shared"))? == text, "the other mount sees an old version");
             fs::rename(other.join("shared"), other.join("moved"))?;
-            ensure!(cluster.mount().join("moved").exists() && !cluster.mount().join("shared").exists(), "an old name is seen");
+            ensure!(
+                cluster.mount().join("moved").exists() && !cluster.mount().join("shared").exists(),
+                "an old name is seen"
+            );
         }
         Ok(())
     })();

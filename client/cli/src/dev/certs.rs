@@ -6,8 +6,8 @@ use std::time::Duration;
 use mooseng_certs::{Authority, Renewal};
 use mooseng_wire::{Identity, Role};
 
-use super::plan::{CLIENT, CLUSTER, REGION};
 use super::configs;
+use super::plan::{CLIENT, CLUSTER, REGION};
 use super::state::{self, Cluster};
 use crate::config::TlsSection;
 use crate::exit::Failure;
@@ -45,7 +45,11 @@ pub fn issue_all(cluster: &Cluster) -> Result<(), Failure> {
     let pki = authority_dir(dir);
     configs::make_private_dir(&pki)?;
     configs::make_private_dir(&dir.join("certs"))?;
-    let authority = if pki.join("authority.json").exists() { Authority::open(&pki) } else { Authority::create(&pki, CLUSTER) };
+    let authority = if pki.join("authority.json").exists() {
+        Authority::open(&pki)
+    } else {
+        Authority::create(&pki, CLUSTER)
+    };
     let authority = authority.map_err(failed)?;
     authority.region(REGION).map_err(failed)?;
     let daemons = cluster.state.plan.daemons.iter().map(|d| (d.name.as_str(), d.role));
@@ -86,6 +90,7 @@ pub fn renew_due(dir: &Path) -> Result<Duration, Failure> {
 
 fn is_distributed(dir: &Path, authority: &Authority) -> bool {
     let newest = std::fs::read(authority.revocations_path()).unwrap_or_default();
-    let leaves = std::fs::read_dir(dir.join("certs")).map(|d| d.flatten().collect::<Vec<_>>()).unwrap_or_default();
+    let leaves =
+        std::fs::read_dir(dir.join("certs")).map(|d| d.flatten().collect::<Vec<_>>()).unwrap_or_default();
     leaves.iter().all(|l| std::fs::read(l.path().join("revocations.txt")).is_ok_and(|copy| copy == newest))
 }

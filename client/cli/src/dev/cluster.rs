@@ -67,16 +67,26 @@ pub fn describe(cluster: &Cluster) -> File {
             region: REGION.into(),
             zone: daemon.map_or_else(|| "zone-1".into(), |d| d.zone.clone()),
             pid: cluster.state.running.get(&name).map(|p| p.pid),
-            address: daemon.map(|d| d.address()).or_else(|| cluster.state.client_http.clone()).unwrap_or_default(),
+            address: daemon
+                .map(|d| d.address())
+                .or_else(|| cluster.state.client_http.clone())
+                .unwrap_or_default(),
             state_dir: cluster.state_dir(&name).display().to_string(),
             argv: cluster.argv(&name).unwrap_or_default(),
             name,
         }
     };
-    let mount = |m: crate::runtime::MountRecord| Mount { region: m.region, path: m.path.display().to_string(), pid: m.process.pid };
+    let mount = |m: crate::runtime::MountRecord| Mount {
+        region: m.region,
+        path: m.path.display().to_string(),
+        pid: m.process.pid,
+    };
     File {
         processes: cluster.names().into_iter().map(process).collect(),
         mounts: cluster.mounts().into_iter().map(mount).collect(),
-        clients: vec![Client { region: REGION.into(), config: cluster.config_path(CLIENT).display().to_string() }],
+        clients: vec![Client {
+            region: REGION.into(),
+            config: cluster.config_path(CLIENT).display().to_string(),
+        }],
     }
 }

@@ -94,7 +94,13 @@ fn master<'a>(plan: &'a Plan, daemon: &'a Daemon, state_dir: &'a Path, tls: TlsS
     }
 }
 
-fn chunkserver<'a>(plan: &'a Plan, daemon: &'a Daemon, state_dir: &'a Path, data: &Path, tls: TlsSection) -> Chunkserver<'a> {
+fn chunkserver<'a>(
+    plan: &'a Plan,
+    daemon: &'a Daemon,
+    state_dir: &'a Path,
+    data: &Path,
+    tls: TlsSection,
+) -> Chunkserver<'a> {
     Chunkserver {
         name: &daemon.name,
         region: REGION,
@@ -127,25 +133,30 @@ fn client(cluster: &Cluster, name: &str) -> ClientFile {
 }
 
 fn encode(config: &impl Serialize) -> Result<String, Failure> {
-    toml::to_string(config).map_err(|e| Failure::failed(format!("A daemon's configuration can't be written as TOML: {e}.")))
+    toml::to_string(config)
+        .map_err(|e| Failure::failed(format!("A daemon's configuration can't be written as TOML: {e}.")))
 }
 
 fn put(path: &Path, text: &str) -> Result<(), Failure> {
     if std::fs::read_to_string(path).is_ok_and(|old| old == text) {
         return Ok(());
     }
-    write_atomically(path, text.as_bytes()).map_err(|e| Failure::failed(format!("{} can't be written: {e}.", path.display())))
+    write_atomically(path, text.as_bytes())
+        .map_err(|e| Failure::failed(format!("{} can't be written: {e}.", path.display())))
 }
 
 /// Makes a directory that only its owner may enter: users' data and keys.
 pub fn make_private_dir(dir: &Path) -> Result<(), Failure> {
     let mut builder = std::fs::DirBuilder::new();
-    builder.recursive(true).mode(0o700).create(dir).map_err(|e| {
-        Failure::failed(format!("The directory {} can't be made: {e}.", dir.display()))
-    })
+    builder
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(|e| Failure::failed(format!("The directory {} can't be made: {e}.", dir.display())))
 }
 
 /// Makes a directory of the cluster.
 pub fn make_dir(dir: &Path) -> Result<(), Failure> {
-    std::fs::create_dir_all(dir).map_err(|e| Failure::failed(format!("The directory {} can't be made: {e}.", dir.display())))
+    std::fs::create_dir_all(dir)
+        .map_err(|e| Failure::failed(format!("The directory {} can't be made: {e}.", dir.display())))
 }

@@ -20,7 +20,10 @@ pub fn kill(dir: &Path, name: &str) -> Result<(), Failure> {
     let process = running(&cluster, name)?;
     send(name, process, Signal::KILL)?;
     if !process.wait_gone(PATIENCE) {
-        return Err(Failure::failed(format!("{name} (pid {}) doesn't end after SIGKILL: it waits in the kernel.", process.pid)));
+        return Err(Failure::failed(format!(
+            "{name} (pid {}) doesn't end after SIGKILL: it waits in the kernel.",
+            process.pid
+        )));
     }
     cluster.reconcile();
     if name == CLIENT {
@@ -62,7 +65,10 @@ pub fn start(dir: &Path, name: &str) -> Result<(), Failure> {
         return Ok(());
     }
     if !cluster.state.up {
-        return Err(Failure::failed(format!("The cluster is down: `mooseng dev up --dir {}` starts it.", cluster.dir.display())));
+        return Err(Failure::failed(format!(
+            "The cluster is down: `mooseng dev up --dir {}` starts it.",
+            cluster.dir.display()
+        )));
     }
     if name == CLIENT
         && let Some(path) = cluster.state.plan.mount.clone()
@@ -85,7 +91,10 @@ fn running(cluster: &Cluster, name: &str) -> Result<Started, Failure> {
         return Err(cluster.unknown(name));
     }
     cluster.state.running.get(name).copied().ok_or_else(|| {
-        Failure::failed(format!("{name} doesn't run: `mooseng dev start {name} --dir {}` starts it.", cluster.dir.display()))
+        Failure::failed(format!(
+            "{name} doesn't run: `mooseng dev start {name} --dir {}` starts it.",
+            cluster.dir.display()
+        ))
     })
 }
 
@@ -101,7 +110,12 @@ fn reach(name: &str, process: Started, wanted: State) -> Result<(), Failure> {
     let deadline = Instant::now() + PATIENCE;
     while process.state() != wanted {
         if Instant::now() >= deadline {
-            return Err(Failure::failed(format!("{name} (pid {}) is {}, not {}.", process.pid, process.state().as_str(), wanted.as_str())));
+            return Err(Failure::failed(format!(
+                "{name} (pid {}) is {}, not {}.",
+                process.pid,
+                process.state().as_str(),
+                wanted.as_str()
+            )));
         }
         std::thread::sleep(Duration::from_millis(2));
     }

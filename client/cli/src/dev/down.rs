@@ -41,9 +41,14 @@ fn remove(cluster: &Cluster) -> Result<(), Failure> {
     if let Some(path) = &cluster.state.plan.mount
         && runtime::is_mounted(path)
     {
-        return Err(Failure::failed(format!("{} is still mounted: {} stays.", path.display(), dir.display())));
+        return Err(Failure::failed(format!(
+            "{} is still mounted: {} stays.",
+            path.display(),
+            dir.display()
+        )));
     }
-    std::fs::remove_dir_all(dir).map_err(|e| Failure::failed(format!("{} can't be removed: {e}.", dir.display())))
+    std::fs::remove_dir_all(dir)
+        .map_err(|e| Failure::failed(format!("{} can't be removed: {e}.", dir.display())))
 }
 
 /// Ends a mount: politely first; one that is in use or doesn't answer is taken off the tree.
@@ -51,7 +56,10 @@ fn unmount(record: &runtime::MountRecord) {
     resume(record.process);
     let _ = record.process.signal(Signal::TERM);
     if !record.process.wait_gone(GRACE) {
-        eprintln!("The mount on {} is in use: it is detached, and ends with the cluster.", record.path.display());
+        eprintln!(
+            "The mount on {} is in use: it is detached, and ends with the cluster.",
+            record.path.display()
+        );
         let _ = mount::detach(&record.path);
         let _ = record.process.signal(Signal::KILL);
         record.process.wait_gone(GRACE);

@@ -24,7 +24,9 @@ pub fn start(cluster: &mut Cluster, name: &str) -> Result<(), Failure> {
         .append(true)
         .open(&log_path)
         .map_err(|e| Failure::failed(format!("The log {} can't be opened: {e}.", log_path.display())))?;
-    let log_again = log.try_clone().map_err(|e| Failure::failed(format!("The log {} can't be shared: {e}.", log_path.display())))?;
+    let log_again = log
+        .try_clone()
+        .map_err(|e| Failure::failed(format!("The log {} can't be shared: {e}.", log_path.display())))?;
     let mut command = Command::new(&argv[0]);
     command.args(&argv[1..]).stdin(Stdio::null()).stdout(log).stderr(log_again).current_dir(&cluster.dir);
     // SAFETY: between fork and exec only setsid is called, which is async-signal-safe.
@@ -32,9 +34,13 @@ pub fn start(cluster: &mut Cluster, name: &str) -> Result<(), Failure> {
         command.pre_exec(|| rustix::process::setsid().map(drop).map_err(Into::into));
     }
     let child = command.spawn().map_err(|e| {
-        Failure::failed(format!("{name} couldn't be started ({}): {e}. The binaries must lie beside `mooseng`; build them first.", argv[0]))
+        Failure::failed(format!(
+            "{name} couldn't be started ({}): {e}. The binaries must lie beside `mooseng`; build them first.",
+            argv[0]
+        ))
     })?;
-    let started = Started::now(child.id()).ok_or_else(|| Failure::failed(format!("{name} ended at once.{}", tail(&log_path))))?;
+    let started = Started::now(child.id())
+        .ok_or_else(|| Failure::failed(format!("{name} ended at once.{}", tail(&log_path))))?;
     cluster.state.running.insert(name.to_owned(), started);
     if name == CLIENT {
         cluster.state.client_http = None;
@@ -63,7 +69,10 @@ pub fn wait(cluster: &mut Cluster, name: &str, until: Until, deadline: Instant) 
         if !started.is_alive() {
             started.reap();
             cluster.state.running.remove(name);
-            return Err(Failure::failed(format!("{name} ended before it served.{}", tail(&cluster.log_path(name)))));
+            return Err(Failure::failed(format!(
+                "{name} ended before it served.{}",
+                tail(&cluster.log_path(name))
+            )));
         }
         if interrupt::asked() {
             return Err(Failure::failed("Interrupted."));
@@ -73,7 +82,10 @@ pub fn wait(cluster: &mut Cluster, name: &str, until: Until, deadline: Instant) 
                 Health::NotReady(text) | Health::Silent(text) => text,
                 Health::Ok => String::new(),
             };
-            return Err(Failure::unavailable(format!("{name} doesn't serve in time ({why}).{}", tail(&cluster.log_path(name)))));
+            return Err(Failure::unavailable(format!(
+                "{name} doesn't serve in time ({why}).{}",
+                tail(&cluster.log_path(name))
+            )));
         }
         std::thread::sleep(Duration::from_millis(50));
     }

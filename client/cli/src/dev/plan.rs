@@ -70,7 +70,8 @@ impl Daemon {
 impl Plan {
     /// A new cluster's plan.
     pub fn new(args: &DevUp, dir: &Path) -> Result<Self, Failure> {
-        let (masters, chunkservers, copies) = (args.masters.unwrap_or(3), args.chunkservers.unwrap_or(3), args.copies.unwrap_or(2));
+        let (masters, chunkservers, copies) =
+            (args.masters.unwrap_or(3), args.chunkservers.unwrap_or(3), args.copies.unwrap_or(2));
         check_sizes(masters, chunkservers, copies)?;
         let mut ports = free_ports(2 * (masters + chunkservers) as usize)?.into_iter();
         let mut port = || ports.next().unwrap_or_default();
@@ -82,7 +83,9 @@ impl Plan {
             port: port(),
             http_port: port(),
         };
-        let daemons = (1..=masters).map(|n| (Role::Master, n)).chain((1..=chunkservers).map(|n| (Role::Chunkserver, n)));
+        let daemons = (1..=masters)
+            .map(|n| (Role::Master, n))
+            .chain((1..=chunkservers).map(|n| (Role::Chunkserver, n)));
         Ok(Self {
             copies,
             mount: mount_path(args, dir)?,
@@ -138,7 +141,9 @@ fn check_sizes(masters: u32, chunkservers: u32, copies: u32) -> Result<(), Failu
         return Err(Failure::usage(format!("--masters {masters}: a region has 1 to 9 masters.")));
     }
     if !(1..=64).contains(&chunkservers) {
-        return Err(Failure::usage(format!("--chunkservers {chunkservers}: a dev cluster has 1 to 64 chunkservers.")));
+        return Err(Failure::usage(format!(
+            "--chunkservers {chunkservers}: a dev cluster has 1 to 64 chunkservers."
+        )));
     }
     if !(1..=chunkservers).contains(&copies) {
         return Err(Failure::usage(format!(
@@ -158,7 +163,9 @@ fn mount_path(args: &DevUp, dir: &Path) -> Result<Option<PathBuf>, Failure> {
 
 fn lifetime_ms(lifetime: Duration) -> Result<u64, Failure> {
     if lifetime < Duration::from_secs(10) {
-        return Err(Failure::usage("--leaf-lifetime: certificates that live less than 10 s can't be renewed in time."));
+        return Err(Failure::usage(
+            "--leaf-lifetime: certificates that live less than 10 s can't be renewed in time.",
+        ));
     }
     Ok(lifetime.as_millis() as u64)
 }
@@ -210,7 +217,10 @@ mod tests {
     fn the_default_is_three_and_three_in_zones_of_their_own() {
         let plan = Plan::new(&up(), Path::new("/d")).unwrap();
         let names: Vec<&str> = plan.daemons.iter().map(|d| d.name.as_str()).collect();
-        assert_eq!(names, ["master-1", "master-2", "master-3", "chunkserver-1", "chunkserver-2", "chunkserver-3"]);
+        assert_eq!(
+            names,
+            ["master-1", "master-2", "master-3", "chunkserver-1", "chunkserver-2", "chunkserver-3"]
+        );
         assert_eq!(plan.daemons[4].zone, "zone-2");
         assert_eq!(plan.mount, Some("/d/mnt".into()));
         let mut ports: Vec<u16> = plan.daemons.iter().flat_map(|d| [d.port, d.http_port]).collect();

@@ -57,7 +57,10 @@ pub fn lock(dir: &Path, name: &str, wait: Duration) -> Result<Flock<File>, Failu
                 std::thread::sleep(Duration::from_millis(10));
             }
             Err((_, e)) => {
-                return Err(Failure::unavailable(format!("Another `mooseng dev` works on {} ({e}); try again.", dir.display())));
+                return Err(Failure::unavailable(format!(
+                    "Another `mooseng dev` works on {} ({e}); try again.",
+                    dir.display()
+                )));
             }
         }
     }
@@ -65,7 +68,8 @@ pub fn lock(dir: &Path, name: &str, wait: Duration) -> Result<Flock<File>, Failu
 
 /// Makes a cluster's directory; one that holds something else is refused.
 pub fn make_dir(dir: &Path) -> Result<(), Failure> {
-    let fail = |e: std::io::Error| Failure::failed(format!("The directory {} can't be made: {e}.", dir.display()));
+    let fail =
+        |e: std::io::Error| Failure::failed(format!("The directory {} can't be made: {e}.", dir.display()));
     // Other users may pass, for the mount below it; keys and state are closed to them one level down.
     std::fs::DirBuilder::new().recursive(true).mode(0o755).create(dir).map_err(fail)?;
     if dir.join("dev.json").exists() {
@@ -88,7 +92,9 @@ impl Cluster {
         let guard = lock(dir, "dev.lock", Duration::from_secs(60))?;
         let state = match read(dir)? {
             Some(state) => state,
-            None => State { version: 1, plan: make()?, up: false, running: BTreeMap::new(), client_http: None },
+            None => {
+                State { version: 1, plan: make()?, up: false, running: BTreeMap::new(), client_http: None }
+            }
         };
         let mut cluster = Self { dir: dir.to_owned(), state, _lock: guard };
         cluster.reconcile();
@@ -99,7 +105,12 @@ impl Cluster {
     /// Opens the cluster in `dir`.
     pub fn open(dir: &Path) -> Result<Self, Failure> {
         let dir = crate::config::absolute(dir)?;
-        let missing = || Failure::not_found(format!("There is no dev cluster in {}: `mooseng dev up --dir` makes one.", dir.display()));
+        let missing = || {
+            Failure::not_found(format!(
+                "There is no dev cluster in {}: `mooseng dev up --dir` makes one.",
+                dir.display()
+            ))
+        };
         if !dir.join("dev.json").exists() {
             return Err(missing());
         }
@@ -135,7 +146,9 @@ impl Cluster {
             super::write_atomically(&path, &bytes)
                 .map_err(|e| Failure::failed(format!("{} can't be written: {e}.", path.display())))
         };
-        let encode = |e: serde_json::Error| Failure::failed(format!("The cluster's state can't be written as JSON: {e}."));
+        let encode = |e: serde_json::Error| {
+            Failure::failed(format!("The cluster's state can't be written as JSON: {e}."))
+        };
         write("dev.json", serde_json::to_vec_pretty(&self.state).map_err(encode)?)?;
         write("cluster.json", serde_json::to_vec_pretty(&cluster::describe(self)).map_err(encode)?)
     }
@@ -194,7 +207,10 @@ impl Cluster {
         let names = self.names();
         let hint = crate::suggest::nearest(name, names.iter().map(String::as_str));
         let hint = hint.map(|n| format!(" Did you mean {n}?")).unwrap_or_default();
-        Failure::not_found(format!("There is no process {name:?} in this cluster; there are {}.{hint}", names.join(", ")))
+        Failure::not_found(format!(
+            "There is no process {name:?} in this cluster; there are {}.{hint}",
+            names.join(", ")
+        ))
     }
 }
 
@@ -206,7 +222,10 @@ fn read(dir: &Path) -> Result<Option<State>, Failure> {
         Err(e) => return Err(Failure::failed(format!("{} can't be read: {e}.", path.display()))),
     };
     serde_json::from_slice(&bytes).map(Some).map_err(|e| {
-        Failure::failed(format!("{} is damaged or of another version of mooseng ({e}); make a new cluster in another --dir.", path.display()))
+        Failure::failed(format!(
+            "{} is damaged or of another version of mooseng ({e}); make a new cluster in another --dir.",
+            path.display()
+        ))
     })
 }
 

@@ -32,12 +32,22 @@ pub fn run(dir: &Path, format: Format) -> Result<(), Failure> {
     let dir = cluster.dir.clone();
     drop(cluster);
     if format == Format::Json {
-        return output::json(&serde_json::json!({ "version": output::VERSION, "dir": dir, "up": up, "processes": rows }));
+        return output::json(
+            &serde_json::json!({ "version": output::VERSION, "dir": dir, "up": up, "processes": rows }),
+        );
     }
     let mut table = Table::new(["NAME", "STATE", "READY", "PID", "ADDRESS", "HEALTH", "DETAIL"]);
     for r in rows {
         let pid = r.pid.map_or_else(|| "-".into(), |p| p.to_string());
-        table.row([r.name, r.state.into(), if r.ready { "yes" } else { "no" }.into(), pid, r.address, r.http, r.detail]);
+        table.row([
+            r.name,
+            r.state.into(),
+            if r.ready { "yes" } else { "no" }.into(),
+            pid,
+            r.address,
+            r.http,
+            r.detail,
+        ]);
     }
     output::text_line(&table.render())
 }

@@ -72,6 +72,8 @@ fn refresh(dir: &Path) {
 
 /// Whether the cluster is meant to run.
 fn is_up(dir: &Path) -> bool {
-    let read = std::fs::read(dir.join("dev.json")).ok().and_then(|b| serde_json::from_slice::<state::State>(&b).ok());
+    let read = std::fs::read(dir.join("dev.json"))
+        .ok()
+        .and_then(|b| serde_json::from_slice::<state::State>(&b).ok());
     read.is_some_and(|s| s.up)
 }

@@ -41,7 +41,11 @@ pub fn run(args: &DevUp) -> Result<(), Failure> {
 fn directory(args: &DevUp) -> Result<PathBuf, Failure> {
     let dir = match &args.dir {
         Some(dir) => crate::config::absolute(dir)?,
-        None => std::env::temp_dir().join(format!("mooseng-dev-{}-{:08x}", std::process::id(), rand::random::<u32>())),
+        None => std::env::temp_dir().join(format!(
+            "mooseng-dev-{}-{:08x}",
+            std::process::id(),
+            rand::random::<u32>()
+        )),
     };
     state::make_dir(&dir)?;
     Ok(dir)
@@ -63,7 +67,15 @@ fn bring_up(cluster: &mut Cluster, wait: Duration) -> Result<(), Failure> {
     // Masters first, so that chunkservers find somebody to report to.
     for role in [Role::Master, Role::Chunkserver] {
         start_missing(cluster, role, &progress)?;
-        for name in cluster.state.plan.daemons.iter().filter(|d| d.role == role).map(|d| d.name.clone()).collect::<Vec<_>>() {
+        for name in cluster
+            .state
+            .plan
+            .daemons
+            .iter()
+            .filter(|d| d.role == role)
+            .map(|d| d.name.clone())
+            .collect::<Vec<_>>()
+        {
             launch::wait(cluster, &name, launch::Until::Answers, deadline)?;
         }
     }
@@ -87,7 +99,8 @@ fn bring_up(cluster: &mut Cluster, wait: Duration) -> Result<(), Failure> {
 }
 
 fn start_missing(cluster: &mut Cluster, role: Role, progress: &Progress) -> Result<(), Failure> {
-    let names: Vec<String> = cluster.state.plan.daemons.iter().filter(|d| d.role == role).map(|d| d.name.clone()).collect();
+    let names: Vec<String> =
+        cluster.state.plan.daemons.iter().filter(|d| d.role == role).map(|d| d.name.clone()).collect();
     for name in names {
         if !cluster.state.running.contains_key(&name) {
             progress.say(&format!("starting {name}"));
@@ -103,7 +116,8 @@ pub fn prepare_mount_point(path: &Path) -> Result<(), Failure> {
     if runtime::is_mounted(path) {
         crate::mount::detach(path)?;
     }
-    std::fs::create_dir_all(path).map_err(|e| Failure::failed(format!("The mount point {} can't be made: {e}.", path.display())))
+    std::fs::create_dir_all(path)
+        .map_err(|e| Failure::failed(format!("The mount point {} can't be made: {e}.", path.display())))
 }
 
 /// A start that failed leaves nothing behind that it started; the logs stay.
@@ -127,17 +141,28 @@ fn announce(cluster: &Cluster, detached: bool) -> Result<(), Failure> {
             daemon.map_or_else(|| "zone-1".into(), |d| d.zone.clone()),
             cluster.state.running.get(&name).map_or_else(|| "-".into(), |p| p.pid.to_string()),
             daemon.map_or_else(|| "-".into(), |d| d.address()),
-            daemon.map(|d| d.http()).or_else(|| cluster.state.client_http.clone()).map_or_else(|| "-".into(), |h| format!("http://{h}/readyz")),
+            daemon
+                .map(|d| d.http())
+                .or_else(|| cluster.state.client_http.clone())
+                .map_or_else(|| "-".into(), |h| format!("http://{h}/readyz")),
         ]);
     }
     let me = state::beside("mooseng");
     let dir = cluster.dir.display();
     let config = cluster.config_path(CLIENT);
     let tries = match &cluster.state.plan.mount {
-        Some(path) => format!("  {me} status --config {c}\n  cp -r /etc/skel {p}/hello && {me} info {p}", c = config.display(), p = path.display()),
+        Some(path) => format!(
+            "  {me} status --config {c}\n  cp -r /etc/skel {p}/hello && {me} info {p}",
+            c = config.display(),
+            p = path.display()
+        ),
         None => format!("  {me} status --config {c}\n  {me} mount --config {c} PATH", c = config.display()),
     };
-    let end = if detached { format!("Stop it with:\n  {me} dev down --dir {dir}") } else { "Ctrl-C stops it.".to_owned() };
+    let end = if detached {
+        format!("Stop it with:\n  {me} dev down --dir {dir}")
+    } else {
+        "Ctrl-C stops it.".to_owned()
+    };
     output::text_line(&format!("{}\n\nState and logs: {dir}\nTry:\n{tries}\n{end}", table.render()))
 }
 

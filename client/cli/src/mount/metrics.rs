@@ -26,18 +26,30 @@ const fn counter(name: &'static str, help: &'static str, value: fn(&FsStatus) ->
 
 /// All of them. Counters are written with the suffix `_total`.
 const METRICS: &[Metric] = &[
-    gauge("mooseng_mount_lease_left_ms", "What remains of the session's lease, in milliseconds; 0 without one", |s| s.lease_left_ms.unwrap_or(0)),
+    gauge(
+        "mooseng_mount_lease_left_ms",
+        "What remains of the session's lease, in milliseconds; 0 without one",
+        |s| s.lease_left_ms.unwrap_or(0),
+    ),
     gauge("mooseng_mount_unanswered", "Changes that wait for an answer", |s| s.unanswered as u64),
     gauge("mooseng_mount_open_inodes", "Inodes held open", |s| s.open_inodes as u64),
     gauge("mooseng_mount_open_chunks", "Chunks open for appends", |s| s.open_chunks as u64),
     gauge("mooseng_mount_cache_bytes", "Bytes of chunk data in memory", |s| s.cache_bytes as u64),
     counter("mooseng_mount_retries", "Attempts that had to be repeated", |s| s.retries),
-    counter("mooseng_mount_timeouts", "Operations that failed because nobody answered in time", |s| s.timeouts),
-    counter("mooseng_mount_chunks_replaced", "Chunks replaced because a chunkserver failed", |s| s.chunks_replaced),
-    counter("mooseng_mount_corrupt_replicas", "Replicas that answered with wrong bytes", |s| s.corrupt_replicas),
+    counter("mooseng_mount_timeouts", "Operations that failed because nobody answered in time", |s| {
+        s.timeouts
+    }),
+    counter("mooseng_mount_chunks_replaced", "Chunks replaced because a chunkserver failed", |s| {
+        s.chunks_replaced
+    }),
+    counter("mooseng_mount_corrupt_replicas", "Replicas that answered with wrong bytes", |s| {
+        s.corrupt_replicas
+    }),
     counter("mooseng_mount_hedges", "Reads for which a second replica was asked", |s| s.hedges),
     counter("mooseng_mount_lapses", "Times that the lease lapsed", |s| s.lapses),
-    counter("mooseng_mount_leader_changes", "Times that another master was taken as leader", |s| s.leader_changes),
+    counter("mooseng_mount_leader_changes", "Times that another master was taken as leader", |s| {
+        s.leader_changes
+    }),
 ];
 
 struct FromStatus(FileSystem);
@@ -74,14 +86,20 @@ mod tests {
 
     #[test]
     fn the_documentation_lists_every_metric() {
-        let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/metrics/mount.md")).unwrap();
+        let page =
+            std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/metrics/mount.md"))
+                .unwrap();
         let wanted = METRICS.iter().map(|m| match m.kind {
             MetricType::Counter => format!("{}_total", m.name),
             _ => m.name.to_owned(),
         });
         let wanted: Vec<String> = wanted.collect();
-        let documented: Vec<String> =
-            page.lines().filter_map(|l| l.strip_prefix("| `")).filter_map(|l| l.split('`').next()).map(str::to_owned).collect();
+        let documented: Vec<String> = page
+            .lines()
+            .filter_map(|l| l.strip_prefix("| `"))
+            .filter_map(|l| l.split('`').next())
+            .map(str::to_owned)
+            .collect();
         assert_eq!(documented, wanted);
     }
 }
