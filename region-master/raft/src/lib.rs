@@ -11,6 +11,8 @@
 
 #![allow(clippy::result_large_err, reason = "openraft's traits demand its StorageError")]
 
+
+
 mod answers;
 pub mod codec;
 pub mod lease;

@@ -7,16 +7,58 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use mooseng_embedded::{Embedded, EmbeddedTransaction, MemoryBase, Options};
+use bytes::Bytes;
+use mooseng_embedded::base::{BasePin, Replacement};
+use mooseng_embedded::{Base, BaseError, BasePosition, Embedded, EmbeddedTransaction, MemoryBase, Options};
 use mooseng_ports::clock::OsClock;
 use mooseng_ports::disk::sim::SimDisk;
 use mooseng_raft::{Member, RaftConfig, RaftNode, Timings};
 use mooseng_store::conformance::Harness;
-use mooseng_store::{Store, Transaction};
+use mooseng_store::mvcc::{Change, Page};
+use mooseng_store::{KeyRange, RangeLimit, Store, Transaction};
 use mooseng_transport::{Answer, Blocking, Incoming, Limits, Network, PlainNetwork, Service, Services, call_error, serve};
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::{Identity, Role};
 use tokio_util::sync::CancellationToken;
+
+/// A base that takes its time to put an installed state in place, so that whoever doesn't wait for it is found out.
+struct SlowInstall(MemoryBase);
+
+struct Slow(Box<dyn Replacement>);
+
+impl Base for SlowInstall {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, BaseError> {
+        self.0.get(key)
+    }
+    fn range(&self, range: &KeyRange, limit: RangeLimit) -> Result<Page, BaseError> {
+        self.0.range(range, limit)
+    }
+    fn write(&self, changes: &[Change], position: &BasePosition) -> Result<(), BaseError> {
+        self.0.write(changes, position)
+    }
+    fn flush(&self) -> Result<(), BaseError> {
+        self.0.flush()
+    }
+    fn position(&self) -> BasePosition {
+        self.0.position()
+    }
+    fn pin(&self) -> Result<Box<dyn BasePin>, BaseError> {
+        self.0.pin()
+    }
+    fn replace(&self) -> Result<Box<dyn Replacement>, BaseError> {
+        Ok(Box::new(Slow(self.0.replace()?)))
+    }
+}
+
+impl Replacement for Slow {
+    fn put(&mut self, pairs: Vec<(Bytes, Bytes)>) -> Result<(), BaseError> {
+        self.0.put(pairs)
+    }
+    fn finish(self: Box<Self>, position: &BasePosition) -> Result<(), BaseError> {
+        std::thread::sleep(Duration::from_millis(50));
+        self.0.finish(position)
+    }
+}
 
 /// A running master.
 #[derive(Clone)]
@@ -125,7 +167,7 @@ impl Group {
         let log_disk = Arc::new(log_disk);
         let disk: Arc<dyn mooseng_ports::disk::Disk> = Arc::new(disk);
         let base = MemoryBase::on_disk(disk.clone(), Path::new("/store")).unwrap();
-        let embedded = Embedded::open(Arc::new(base), Options::default()).unwrap();
+        let embedded = Embedded::open(Arc::new(SlowInstall(base)), Options::default()).unwrap();
         let listener = loop {
             match network(id).listen(&address).await {
                 Ok(listener) => break listener,
