@@ -97,11 +97,14 @@ impl Authority {
     pub fn create_with(dir: &Path, cluster: &str, force: bool) -> Result<Self, Error> {
         check_name(cluster)?;
         let root = dir.join("root");
-        files::create_dir(&root)?;
+        files::create_private_dir(&root)?;
+        let _alone = files::lock(dir)?;
+        let (key_path, cert_path) = (root.join("key.pem"), root.join("cert.pem"));
+        files::check_absent(&[&key_path, &cert_path], force)?;
         let key = KeyPair::generate()?;
         let cert = authority_params(&format!("{cluster} root"), ROOT_LIFE, 1)?.self_signed(&key)?;
-        files::create(&root.join("key.pem"), key.serialize_pem().as_bytes(), 0o600, force)?;
-        files::create(&root.join("cert.pem"), cert.pem().as_bytes(), 0o644, force)?;
+        files::replace(&key_path, key.serialize_pem().as_bytes(), 0o600)?;
+        files::replace(&cert_path, cert.pem().as_bytes(), 0o644)?;
         let file = AuthorityFile { version: 1, cluster: cluster.to_owned() };
         write_json(&dir.join("authority.json"), &file)?;
         Ok(Self { dir: dir.to_owned(), cluster: cluster.to_owned() })
@@ -142,14 +145,17 @@ impl Authority {
     pub fn add_region(&self, region: &str, force: bool) -> Result<(), Error> {
         check_name(region)?;
         let dir = self.region_dir(region);
-        files::create_dir(&dir)?;
+        files::create_private_dir(&dir)?;
+        let _alone = files::lock(&self.dir)?;
+        let (key_path, cert_path) = (dir.join("key.pem"), dir.join("cert.pem"));
+        files::check_absent(&[&key_path, &cert_path], force)?;
         let root_key = KeyPair::from_pem(&files::read(&self.dir.join("root/key.pem"))?)?;
         let root = Issuer::from_ca_cert_pem(&files::read(&self.dir.join("root/cert.pem"))?, root_key)?;
         let key = KeyPair::generate()?;
         let params = authority_params(&format!("{} region {region}", self.cluster), INTERMEDIATE_LIFE, 0)?;
         let cert = params.signed_by(&key, &root)?;
-        files::create(&dir.join("key.pem"), key.serialize_pem().as_bytes(), 0o600, force)?;
-        files::create(&dir.join("cert.pem"), cert.pem().as_bytes(), 0o644, force)
+        files::replace(&key_path, key.serialize_pem().as_bytes(), 0o600)?;
+        files::replace(&cert_path, cert.pem().as_bytes(), 0o644)
     }
 
     /// Issues a leaf into `out`. `force` allows overwriting what lies there.
@@ -167,9 +173,13 @@ impl Authority {
         if !dir.join("cert.pem").exists() {
             return Err(Error::Missing {
                 what: format!("region {}", identity.region),
-                hint: format!("`mooseng-certs region {}` makes its intermediate", identity.region),
+                hint: format!("`mooseng-certs region add {}` makes its intermediate", identity.region),
             });
         }
+        files::create_dir(out)?;
+        let _alone = files::lock(&self.dir)?;
+        let (key_path, cert_path, ca_path) = (out.join("key.pem"), out.join("cert.pem"), out.join("ca.pem"));
+        files::check_absent(&[&key_path, &cert_path, &ca_path], force)?;
         let intermediate_pem = files::read(&dir.join("cert.pem"))?;
         let issuer = Issuer::from_ca_cert_pem(&intermediate_pem, KeyPair::from_pem(&files::read(&dir.join("key.pem"))?)?)?;
         let spiffe = identity.to_string();
@@ -184,22 +194,30 @@ impl Authority {
         let serial = serial_number.to_bytes().iter().map(|b| format!("{b:02x}")).collect();
         params.serial_number = Some(serial_number);
         let made = now();
+        let ends = made + life;
         params.not_before = made - BACKDATE;
-        params.not_after = made + life;
+        params.not_after = ends;
+        // A leaf that outlives its issuer would be refused before its time.
+        if let Some(above) = self.authorities()?.iter().find(|a| a.is_above(&identity.region, &self.cluster) && a.not_after_unix < ends.unix_timestamp()) {
+            return Err(Error::Denied {
+                what: format!("a leaf of {} s for {spiffe}", life.as_secs()),
+                reason: format!("{} ends before; renew it first (`init --force` or `region add --force`)", above.subject),
+            });
+        }
         let key = KeyPair::generate()?;
         let leaf = params.signed_by(&key, &issuer)?;
-        files::create_dir(out)?;
         let root = files::read(&self.dir.join("root/cert.pem"))?;
-        files::create(&out.join("key.pem"), key.serialize_pem().as_bytes(), 0o600, force)?;
-        files::create(&out.join("cert.pem"), format!("{}{intermediate_pem}", leaf.pem()).as_bytes(), 0o644, force)?;
-        files::create(&out.join("ca.pem"), root.as_bytes(), 0o644, force)?;
+        // The certificate is the last of the pair: readers see a mismatch for a moment at most, and try again.
+        files::replace(&ca_path, root.as_bytes(), 0o644)?;
+        files::replace(&key_path, key.serialize_pem().as_bytes(), 0o600)?;
+        files::replace(&cert_path, format!("{}{intermediate_pem}", leaf.pem()).as_bytes(), 0o644)?;
         let out = fs::canonicalize(out).map_err(files::failed("resolving", out))?;
         let issued = Issued {
             spiffe,
             serial,
             out,
             issued_unix: made.unix_timestamp(),
-            not_after_unix: (made + life).unix_timestamp(),
+            not_after_unix: ends.unix_timestamp(),
             life_s: life.as_secs(),
         };
         let mut all = self.issued()?;
@@ -227,8 +245,8 @@ impl Authority {
     /// Issues the leaf in `out` anew, for the same identity and life.
     pub fn renew(&self, out: &Path) -> Result<Issued, Error> {
         let old = self.issued_in(out)?;
-        if self.revoked()?.iter().any(|r| *r == old.spiffe) {
-            return Err(Error::Missing { what: format!("right to renew {}", old.spiffe), hint: "it is revoked".into() });
+        if self.revoked()?.contains(&old.spiffe) {
+            return Err(Error::Denied { what: format!("to renew {}", old.spiffe), reason: "it is revoked".into() });
         }
         let identity = Identity::parse(&old.spiffe)
             .map_err(|e| Error::Content { path: self.dir.join("issued.json"), reason: e.to_string() })?;
@@ -256,7 +274,9 @@ impl Authority {
         if !path.exists() {
             return Ok(Vec::new());
         }
-        Ok(files::read(&path)?.lines().filter(|l| !l.starts_with('#')).map(str::to_owned).collect())
+        let text = files::read(&path)?;
+        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+        Ok(lines.map(str::to_owned).collect())
     }
 
     /// Revokes an identity (all its certificates, `spiffe://…`) or one certificate by its serial number. Answers the issued leaves whose
@@ -269,6 +289,7 @@ impl Authority {
                 hint: "`mooseng-certs list` shows what was issued".into(),
             });
         }
+        let _alone = files::lock(&self.dir)?;
         let mut revoked = self.revoked()?;
         if !revoked.iter().any(|r| r == what) {
             revoked.push(what.to_owned());
@@ -282,8 +303,9 @@ impl Authority {
     /// Copies the revocation list into every issued leaf's directory on this machine.
     pub fn distribute_revocations(&self) -> Result<(), Error> {
         let path = self.revocations_path();
+        let _alone = files::lock(&self.dir)?;
         let text = if path.exists() { files::read(&path)? } else { return Ok(()) };
-        for issued in self.issued()? {
+        for issued in self.issued()?.iter().filter(|i| i.out.is_dir()) {
             files::replace(&issued.out.join("revocations.txt"), text.as_bytes(), 0o644)?;
         }
         Ok(())

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
 use crate::Error;
@@ -23,15 +23,30 @@ pub(crate) fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Error>
         .open(&temporary)
         .map_err(failed("creating", &temporary))?;
     file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed("writing", &temporary))?;
-    fs::rename(&temporary, path).map_err(failed("replacing", path))
+    fs::rename(&temporary, path).map_err(failed("replacing", path))?;
+    let dir = path.parent().unwrap_or(Path::new("."));
+    fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed("flushing", dir))
 }
 
-/// Writes a file that must not exist, unless `force`.
-pub(crate) fn create(path: &Path, bytes: &[u8], mode: u32, force: bool) -> Result<(), Error> {
-    if !force && path.exists() {
-        return Err(Error::Exists { path: path.to_owned() });
+/// Whether files may be written: none of them exists, or `force`. Asked before the first is written.
+pub(crate) fn check_absent(paths: &[&Path], force: bool) -> Result<(), Error> {
+    match paths.iter().find(|path| !force && path.exists()) {
+        Some(path) => Err(Error::Exists { path: path.to_path_buf() }),
+        None => Ok(()),
     }
-    replace(path, bytes, mode)
+}
+
+/// Makes a directory that only its owner enters: keys lie in it.
+pub(crate) fn create_private_dir(path: &Path) -> Result<(), Error> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("creating", path))
+}
+
+/// Locks an authority against other processes, until the file is dropped.
+pub(crate) fn lock(dir: &Path) -> Result<fs::File, Error> {
+    let path = dir.join("lock");
+    let file = fs::OpenOptions::new().create(true).append(true).mode(0o600).open(&path).map_err(failed("opening", &path))?;
+    file.lock().map_err(failed("locking", &path))?;
+    Ok(file)
 }
 
 pub(crate) fn create_dir(path: &Path) -> Result<(), Error> {

@@ -28,6 +28,14 @@ pub struct Described {
     pub authority: bool,
 }
 
+impl Described {
+    /// Whether it is an authority that leaves of that region hang on: its intermediate, or the root.
+    pub(crate) fn is_above(&self, region: &str, cluster: &str) -> bool {
+        let is = |name: String| self.subject.ends_with(&format!("CN={name}"));
+        self.authority && (is(format!("{cluster} root")) || is(format!("{cluster} region {region}")))
+    }
+}
+
 /// The certificates in a PEM file.
 pub fn file(path: &Path) -> Result<Vec<Described>, Error> {
     let content = |reason: String| Error::Content { path: path.to_owned(), reason };

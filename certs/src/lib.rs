@@ -6,6 +6,7 @@
 //!  DIR/regions/REGION/{cert,key}.pem  2 years, signed by the root
 //!  DIR/issued.json                    what was issued, where it lies
 //!  DIR/revocations.txt                serial numbers and SPIFFE ids, one a line
+//!  DIR/lock                           held by whoever changes something
 //!  OUT/{cert,key,ca}.pem              a leaf with its intermediate, its key, the root
 //! ```
 //! Keys have mode 0600, are never printed, and never overwritten unless asked.
@@ -45,6 +46,14 @@ pub enum Error {
         what: String,
         /// What to do.
         hint: String,
+    },
+    /// It is forbidden.
+    #[error("{what} is denied: {reason}")]
+    Denied {
+        /// What.
+        what: String,
+        /// Why.
+        reason: String,
     },
     /// A name can't be used.
     #[error("{0:?} can't be a cluster, region or host name: 1 to 63 letters, digits, dots, dashes and underscores are allowed")]

@@ -8,6 +8,9 @@ use clap::{Parser, Subcommand, ValueEnum};
 use mooseng_certs::{Authority, Error, Renewal, inspect};
 use mooseng_wire::{Identity, Role};
 
+/// A hundred years.
+const HOURS_MAX: u64 = 100 * 365 * 24;
+
 #[derive(Parser)]
 #[command(version, about = "Makes, lists, renews and revokes the certificates of a MooseNG cluster")]
 struct Args {
@@ -38,13 +41,10 @@ enum Command {
         #[arg(long)]
         force: bool,
     },
-    /// Makes a region's intermediate.
+    /// Regions' intermediates.
     Region {
-        /// The region's name.
-        name: String,
-        /// Overwrite an existing intermediate.
-        #[arg(long)]
-        force: bool,
+        #[command(subcommand)]
+        command: RegionCommand,
     },
     /// Issues a leaf into a directory.
     Issue {
@@ -92,17 +92,38 @@ enum Command {
     },
 }
 
+#[derive(Subcommand)]
+enum RegionCommand {
+    /// Makes a region's intermediate.
+    Add {
+        /// The region's name.
+        name: String,
+        /// Overwrite an existing intermediate: leaves under the old one live on until they end.
+        #[arg(long)]
+        force: bool,
+    },
+}
+
 fn main() -> ExitCode {
     match run(Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");
-            match error {
-                Error::Missing { .. } => ExitCode::from(3),
-                Error::Name(_) => ExitCode::from(2),
-                _ => ExitCode::from(1),
-            }
+            ExitCode::from(exit_code(&error))
         }
+    }
+}
+
+/// 1 failed, 2 usage, 3 not found, 4 denied.
+fn exit_code(error: &Error) -> u8 {
+    use std::io::ErrorKind;
+    match error {
+        Error::Name(_) => 2,
+        Error::Missing { .. } => 3,
+        Error::File { source, .. } if source.kind() == ErrorKind::NotFound => 3,
+        Error::Denied { .. } => 4,
+        Error::File { source, .. } if source.kind() == ErrorKind::PermissionDenied => 4,
+        _ => 1,
     }
 }
 
@@ -123,16 +144,20 @@ fn run(args: Args) -> Result<(), Error> {
     match args.command {
         Command::Init { cluster, force } => {
             Authority::create_with(&dir, &cluster, force)?;
-            eprintln!("The root of cluster {cluster} is in {}. Next: mooseng-certs region NAME", dir.display());
+            eprintln!("The root of cluster {cluster} is in {}. Next: mooseng-certs region add NAME", dir.display());
         }
-        Command::Region { name, force } => {
+        Command::Region { command: RegionCommand::Add { name, force } } => {
             Authority::open(&dir)?.add_region(&name, force)?;
             eprintln!("Region {name} has its intermediate. Next: mooseng-certs issue --region {name} --role ... --name ... --out ...");
         }
         Command::Issue { role, region, name, hours, out, force } => {
             let authority = Authority::open(&dir)?;
             let identity = Identity { cluster: authority.cluster().to_owned(), region, role, name };
-            let issued = authority.issue(&identity, Duration::from_secs(hours * 3600), &out, force)?;
+            let life = Duration::from_secs(hours.saturating_mul(3600).min(HOURS_MAX * 3600));
+            let issued = authority.issue(&identity, life, &out, force)?;
+            if authority.revoked()?.contains(&issued.spiffe) {
+                eprintln!("{} is on the revocation list: peers refuse it until its line is removed there.", issued.spiffe);
+            }
             eprintln!("Issued {} until {} into {}", issued.spiffe, utc(issued.not_after_unix), out.display());
         }
         Command::List => list(&Authority::open(&dir)?, args.output)?,

@@ -1,5 +1,7 @@
 //! Who is let in over real TLS sockets, and what is said to who isn't.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +10,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use mooseng_certs::Authority;
 use mooseng_transport::{
-    Answer, CallFailure, Incoming, Limits, Link, LinkOptions, Network, Service, Services, TlsFiles, TlsNetwork, serve,
+    Answer, CallFailure, Incoming, Limits, Link, LinkOptions, Network, Protocol, Service, Services, TlsFiles, TlsNetwork, serve,
 };
 use mooseng_wire::call::CallError;
 use mooseng_wire::method::Method;
@@ -106,8 +108,14 @@ async fn wrong_roles_expired_foreign_and_missing_certificates_are_refused_with_t
     assert!(expired.contains("expired"), "{expired}");
 
     let other = Cluster::new("two");
-    let foreign = refusal(other.issue(Role::Client, "c3", DAY), &address, Role::Master).await;
-    assert!(foreign.contains("unknownissuer") || foreign.contains("unknown"), "{foreign}");
+    let foreign = other.issue(Role::Client, "c3", DAY);
+    let here = refusal(foreign.clone(), &address, Role::Master).await;
+    assert!(here.contains("belongs to another cluster"), "{here}");
+    // One of another authority, of the same name, that believes this cluster's root: it is the server that refuses it.
+    let twin = Cluster::new("one");
+    let foreign = twin.issue(Role::Client, "c3", DAY);
+    let there = refusal(TlsFiles { ca: cluster.out("m1").join("ca.pem"), ..foreign }, &address, Role::Master).await;
+    assert!(there.contains("the peer refused us") && there.contains("another cluster"), "{there}");
 
     // A client that trusts the server but shows nothing.
     let mut roots = rustls::RootCertStore::empty();
@@ -120,12 +128,75 @@ async fn wrong_roles_expired_foreign_and_missing_certificates_are_refused_with_t
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Anybody))
         .with_no_client_auth();
-    config.alpn_protocols = vec![b"mooseng/1".to_vec()];
-    let tcp = tokio::net::TcpStream::connect(&address).await.unwrap();
-    let name = rustls_pki_types::ServerName::try_from("x.invalid").unwrap();
-    let mut io = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, tcp).await.unwrap();
-    let error = tokio::io::AsyncReadExt::read_u8(&mut io).await.unwrap_err().to_string();
-    assert!(error.to_lowercase().contains("certificaterequired"), "{error}");
+    for alpn in [&b"mooseng/1"[..], b"h2"] {
+        config.alpn_protocols = vec![alpn.to_vec()];
+        let tcp = tokio::net::TcpStream::connect(&address).await.unwrap();
+        let name = rustls_pki_types::ServerName::try_from("x.invalid").unwrap();
+        let mut io = tokio_rustls::TlsConnector::from(Arc::new(config.clone())).connect(name, tcp).await.unwrap();
+        let error = tokio::io::AsyncReadExt::read_u8(&mut io).await.unwrap_err().to_string();
+        assert!(error.to_lowercase().contains("certificaterequired"), "{error}");
+    }
+}
+
+/// What the server notes of one attempt to connect: code and reason.
+async fn noted(server: TlsFiles, client: TlsFiles, protocol: Protocol) -> (String, String) {
+    let mut listener = TlsNetwork::load(server).unwrap().listen("127.0.0.1:0").await.unwrap();
+    let address = listener.local_address();
+    tokio::spawn(async move {
+        let network = TlsNetwork::load(client).unwrap();
+        let connection = network.connect(&address, protocol, Role::Master).await;
+        tokio::time::sleep(WAIT).await;
+        drop(connection);
+    });
+    let error = listener.accept().await.unwrap().finish().await.err().expect("it is refused");
+    (error.code().to_owned(), error.to_string())
+}
+
+#[tokio::test]
+async fn the_server_notes_code_and_reason_for_either_protocol() {
+    let cluster = Cluster::new("one");
+    let server = cluster.issue(Role::Master, "m1", DAY);
+    let expired = cluster.issue(Role::Client, "c1", Duration::ZERO);
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    let twin = Cluster::new("one");
+    let foreign = TlsFiles { ca: server.ca.clone(), ..twin.issue(Role::Client, "c2", DAY) };
+    for protocol in [Protocol::Stream, Protocol::Grpc] {
+        let (code, reason) = noted(server.clone(), expired.clone(), protocol).await;
+        assert_eq!(code, "PEER_EXPIRED", "{reason}");
+        let (code, reason) = noted(server.clone(), foreign.clone(), protocol).await;
+        assert_eq!(code, "PEER_OTHER_CLUSTER", "{reason}");
+    }
+    let revoked = cluster.issue(Role::Client, "c4", DAY);
+    cluster.authority.revoke("spiffe://one/here/client/c4").unwrap();
+    cluster.authority.distribute_revocations().unwrap();
+    // Its own list is none of its business here: it is the server's that counts.
+    let revoked = TlsFiles { revocations: None, ..revoked };
+    let (code, reason) = noted(server.clone(), revoked, Protocol::Stream).await;
+    assert_eq!(code, "PEER_REVOKED", "{reason}");
+    // Whoever merely looks whether the port is open isn't refused: it left.
+    let mut listener = TlsNetwork::load(server).unwrap().listen("127.0.0.1:0").await.unwrap();
+    drop(tokio::net::TcpStream::connect(listener.local_address()).await.unwrap());
+    let error = listener.accept().await.unwrap().finish().await.err().unwrap();
+    assert_eq!(error.code(), "PEER_LEFT", "{error}");
+}
+
+#[tokio::test]
+async fn a_vanished_revocation_list_lets_nobody_in_again() {
+    let cluster = Cluster::new("one");
+    let address = cluster.serve().await;
+    let revoked = TlsFiles { revocations: None, ..cluster.issue(Role::Client, "c1", DAY) };
+    cluster.authority.revoke("spiffe://one/here/client/c1").unwrap();
+    cluster.authority.distribute_revocations().unwrap();
+    let link = link(revoked, &address, Role::Master);
+    while ask(&link).await.is_ok() {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    std::fs::remove_file(cluster.out("m1").join("revocations.txt")).unwrap();
+    // Longer than the files are looked at twice.
+    for _ in 0..30 {
+        assert!(ask(&link).await.is_err());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 #[derive(Debug)]

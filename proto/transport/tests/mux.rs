@@ -1,5 +1,7 @@
 //! The framed stream between real sockets, without TLS.
 
+#![allow(clippy::unwrap_used)]
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;

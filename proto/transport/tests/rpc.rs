@@ -1,5 +1,7 @@
 //! gRPC on the port that also takes framed streams.
 
+#![allow(clippy::unwrap_used)]
+
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -221,7 +221,11 @@ struct Verifier {
 
 impl Verifier {
     fn verify(&self, leaf: &CertificateDer<'_>, others: &[CertificateDer<'_>], now: UnixTime) -> Result<(), rustls::Error> {
-        self.chain.verify_client_cert(leaf, others, now)?;
+        self.chain.verify_client_cert(leaf, others, now).map_err(|error| match error {
+            // An authority with the same names as ours, but not ours: two clusters may bear one name.
+            rustls::Error::InvalidCertificate(CertificateError::BadSignature) => CertificateError::UnknownIssuer.into(),
+            other => other,
+        })?;
         let bad = |sentence| Objection { code: refusal::BAD_CERTIFICATE, sentence };
         let (peer, _) = describe(leaf).map_err(bad)?;
         if peer.identity.cluster != self.cluster {
