@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use mooseng_wire::{Identity, is_identity_word};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, SanType, SerialNumber,
 };
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -121,7 +121,10 @@ impl Authority {
         }
         let file: AuthorityFile = read_json(&path)?;
         if file.version > 1 {
-            let reason = format!("its format {} is newer than this program knows; upgrade mooseng-certs", file.version);
+            let reason = format!(
+                "its format {} is newer than this program knows; upgrade mooseng-certs",
+                file.version
+            );
             return Err(Error::Content { path, reason });
         }
         Ok(Self { dir: dir.to_owned(), cluster: file.cluster })
@@ -138,7 +141,11 @@ impl Authority {
 
     /// Makes a region's intermediate, if there is none yet.
     pub fn region(&self, region: &str) -> Result<(), Error> {
-        if self.region_dir(region).join("cert.pem").exists() { Ok(()) } else { self.add_region(region, false) }
+        if self.region_dir(region).join("cert.pem").exists() {
+            Ok(())
+        } else {
+            self.add_region(region, false)
+        }
     }
 
     /// Makes a region's intermediate; with `force` over an existing one.
@@ -159,7 +166,13 @@ impl Authority {
     }
 
     /// Issues a leaf into `out`. `force` allows overwriting what lies there.
-    pub fn issue(&self, identity: &Identity, life: Duration, out: &Path, force: bool) -> Result<Issued, Error> {
+    pub fn issue(
+        &self,
+        identity: &Identity,
+        life: Duration,
+        out: &Path,
+        force: bool,
+    ) -> Result<Issued, Error> {
         for word in [&identity.cluster, &identity.region, &identity.name] {
             check_name(word)?;
         }
@@ -181,13 +194,17 @@ impl Authority {
         let (key_path, cert_path, ca_path) = (out.join("key.pem"), out.join("cert.pem"), out.join("ca.pem"));
         files::check_absent(&[&key_path, &cert_path, &ca_path], force)?;
         let intermediate_pem = files::read(&dir.join("cert.pem"))?;
-        let issuer = Issuer::from_ca_cert_pem(&intermediate_pem, KeyPair::from_pem(&files::read(&dir.join("key.pem"))?)?)?;
+        let issuer = Issuer::from_ca_cert_pem(
+            &intermediate_pem,
+            KeyPair::from_pem(&files::read(&dir.join("key.pem"))?)?,
+        )?;
         let spiffe = identity.to_string();
         let mut params = CertificateParams::new(Vec::new())?;
         params.distinguished_name = name(&identity.name);
         params.subject_alt_names = vec![SanType::URI(spiffe.clone().try_into()?)];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.is_ca = IsCa::ExplicitNoCa;
         params.use_authority_key_identifier_extension = true;
         let serial_number = serial();
@@ -198,10 +215,17 @@ impl Authority {
         params.not_before = made - BACKDATE;
         params.not_after = ends;
         // A leaf that outlives its issuer would be refused before its time.
-        if let Some(above) = self.authorities()?.iter().find(|a| a.is_above(&identity.region, &self.cluster) && a.not_after_unix < ends.unix_timestamp()) {
+        if let Some(above) = self
+            .authorities()?
+            .iter()
+            .find(|a| a.is_above(&identity.region, &self.cluster) && a.not_after_unix < ends.unix_timestamp())
+        {
             return Err(Error::Denied {
                 what: format!("a leaf of {} s for {spiffe}", life.as_secs()),
-                reason: format!("{} ends before; renew it first (`init --force` or `region add --force`)", above.subject),
+                reason: format!(
+                    "{} ends before; renew it first (`init --force` or `region add --force`)",
+                    above.subject
+                ),
             });
         }
         let key = KeyPair::generate()?;
@@ -246,7 +270,10 @@ impl Authority {
     pub fn renew(&self, out: &Path) -> Result<Issued, Error> {
         let old = self.issued_in(out)?;
         if self.revoked()?.contains(&old.spiffe) {
-            return Err(Error::Denied { what: format!("to renew {}", old.spiffe), reason: "it is revoked".into() });
+            return Err(Error::Denied {
+                what: format!("to renew {}", old.spiffe),
+                reason: "it is revoked".into(),
+            });
         }
         let identity = Identity::parse(&old.spiffe)
             .map_err(|e| Error::Content { path: self.dir.join("issued.json"), reason: e.to_string() })?;
@@ -296,7 +323,8 @@ impl Authority {
         }
         let text = format!("# Refused serial numbers and SPIFFE ids, one a line.\n{}\n", revoked.join("\n"));
         files::replace(&self.revocations_path(), text.as_bytes(), 0o644)?;
-        let lacks = |i: &Issued| fs::read_to_string(i.out.join("revocations.txt")).map_or(true, |t| t != text);
+        let lacks =
+            |i: &Issued| fs::read_to_string(i.out.join("revocations.txt")).map_or(true, |t| t != text);
         Ok(issued.into_iter().filter(|i| i.spiffe != what && lacks(i)).collect())
     }
 

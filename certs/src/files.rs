@@ -44,7 +44,12 @@ pub(crate) fn create_private_dir(path: &Path) -> Result<(), Error> {
 /// Locks an authority against other processes, until the file is dropped.
 pub(crate) fn lock(dir: &Path) -> Result<fs::File, Error> {
     let path = dir.join("lock");
-    let file = fs::OpenOptions::new().create(true).append(true).mode(0o600).open(&path).map_err(failed("opening", &path))?;
+    let file = fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(failed("opening", &path))?;
     file.lock().map_err(failed("locking", &path))?;
     Ok(file)
 }

@@ -46,7 +46,10 @@ pub fn file(path: &Path) -> Result<Vec<Described>, Error> {
         let (_, cert) = X509Certificate::from_der(&der).map_err(|e| content(e.to_string()))?;
         let names = cert.subject_alternative_name().map_err(|e| content(e.to_string()))?;
         let uri = names.and_then(|n| {
-            n.value.general_names.iter().find_map(|n| if let GeneralName::URI(u) = n { Some((*u).to_owned()) } else { None })
+            n.value
+                .general_names
+                .iter()
+                .find_map(|n| if let GeneralName::URI(u) = n { Some((*u).to_owned()) } else { None })
         });
         found.push(Described {
             spiffe: uri,

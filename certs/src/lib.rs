@@ -56,7 +56,9 @@ pub enum Error {
         reason: String,
     },
     /// A name can't be used.
-    #[error("{0:?} can't be a cluster, region or host name: 1 to 63 letters, digits, dots, dashes and underscores are allowed")]
+    #[error(
+        "{0:?} can't be a cluster, region or host name: 1 to 63 letters, digits, dots, dashes and underscores are allowed"
+    )]
     Name(String),
     /// A file holds something else.
     #[error("{path} is of no use: {reason}")]

@@ -144,11 +144,16 @@ fn run(args: Args) -> Result<(), Error> {
     match args.command {
         Command::Init { cluster, force } => {
             Authority::create_with(&dir, &cluster, force)?;
-            eprintln!("The root of cluster {cluster} is in {}. Next: mooseng-certs region add NAME", dir.display());
+            eprintln!(
+                "The root of cluster {cluster} is in {}. Next: mooseng-certs region add NAME",
+                dir.display()
+            );
         }
         Command::Region { command: RegionCommand::Add { name, force } } => {
             Authority::open(&dir)?.add_region(&name, force)?;
-            eprintln!("Region {name} has its intermediate. Next: mooseng-certs issue --region {name} --role ... --name ... --out ...");
+            eprintln!(
+                "Region {name} has its intermediate. Next: mooseng-certs issue --region {name} --role ... --name ... --out ..."
+            );
         }
         Command::Issue { role, region, name, hours, out, force } => {
             let authority = Authority::open(&dir)?;
@@ -156,7 +161,10 @@ fn run(args: Args) -> Result<(), Error> {
             let life = Duration::from_secs(hours.saturating_mul(3600).min(HOURS_MAX * 3600));
             let issued = authority.issue(&identity, life, &out, force)?;
             if authority.revoked()?.contains(&issued.spiffe) {
-                eprintln!("{} is on the revocation list: peers refuse it until its line is removed there.", issued.spiffe);
+                eprintln!(
+                    "{} is on the revocation list: peers refuse it until its line is removed there.",
+                    issued.spiffe
+                );
             }
             eprintln!("Issued {} until {} into {}", issued.spiffe, utc(issued.not_after_unix), out.display());
         }
@@ -172,9 +180,15 @@ fn run(args: Args) -> Result<(), Error> {
             }
             eprintln!("{what} is revoked: {} has it.", authority.revocations_path().display());
             for issued in &lacking {
-                println!("{} lacks the list: copy it to {}", issued.spiffe, issued.out.join("revocations.txt").display());
+                println!(
+                    "{} lacks the list: copy it to {}",
+                    issued.spiffe,
+                    issued.out.join("revocations.txt").display()
+                );
             }
-            eprintln!("A daemon refuses it within 10 s of having the list under its setting tls.revocations.");
+            eprintln!(
+                "A daemon refuses it within 10 s of having the list under its setting tls.revocations."
+            );
         }
     }
     Ok(())
@@ -191,8 +205,15 @@ fn list(authority: &Authority, output: Output) -> Result<(), Error> {
     }
     let revoked = authority.revoked()?;
     for leaf in issued {
-        let gone = if revoked.iter().any(|r| *r == leaf.spiffe || *r == leaf.serial) { "  REVOKED" } else { "" };
-        println!("{:<60} until {}  {}  {}{gone}", leaf.spiffe, utc(leaf.not_after_unix), leaf.serial, leaf.out.display());
+        let gone =
+            if revoked.iter().any(|r| *r == leaf.spiffe || *r == leaf.serial) { "  REVOKED" } else { "" };
+        println!(
+            "{:<60} until {}  {}  {}{gone}",
+            leaf.spiffe,
+            utc(leaf.not_after_unix),
+            leaf.serial,
+            leaf.out.display()
+        );
     }
     Ok(())
 }
@@ -212,7 +233,11 @@ fn show(found: &[inspect::Described], output: Output) {
 
 fn renew(authority: &Authority, dirs: Vec<PathBuf>, watch: bool) -> Result<(), Error> {
     let all = |dirs: &[PathBuf]| -> Result<Vec<PathBuf>, Error> {
-        if dirs.is_empty() { Ok(authority.issued()?.into_iter().map(|i| i.out).collect()) } else { Ok(dirs.to_vec()) }
+        if dirs.is_empty() {
+            Ok(authority.issued()?.into_iter().map(|i| i.out).collect())
+        } else {
+            Ok(dirs.to_vec())
+        }
     };
     if !watch {
         for dir in all(&dirs)? {

@@ -7,7 +7,12 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 fn run(dir: &Path, words: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_mooseng-certs")).arg("--dir").arg(dir.join("ca")).args(words).output().unwrap()
+    Command::new(env!("CARGO_BIN_EXE_mooseng-certs"))
+        .arg("--dir")
+        .arg(dir.join("ca"))
+        .args(words)
+        .output()
+        .unwrap()
 }
 
 fn code(output: &Output) -> i32 {
@@ -21,7 +26,8 @@ fn a_cluster_is_made_listed_renewed_and_revoked() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     let out = dir.join("c1");
-    let issue = ["issue", "--role", "client", "--region", "eu", "--name", "c1", "--out", out.to_str().unwrap()];
+    let issue =
+        ["issue", "--role", "client", "--region", "eu", "--name", "c1", "--out", out.to_str().unwrap()];
     assert_eq!(code(&run(dir, &["list"])), 3, "there is no authority");
     assert_eq!(code(&run(dir, &["init", "--cluster", "a/b"])), 2, "no name");
     assert_eq!(code(&run(dir, &["init"])), 2, "no cluster");
@@ -54,7 +60,8 @@ fn a_cluster_is_made_listed_renewed_and_revoked() {
     assert_eq!(code(&run(dir, &["renew", out.to_str().unwrap()])), 0);
     assert_ne!(std::fs::read(out.join("key.pem")).unwrap(), key, "a renewed leaf has a new key");
     let other = dir.join("m1");
-    let master = ["issue", "--role", "master", "--region", "eu", "--name", "m1", "--out", other.to_str().unwrap()];
+    let master =
+        ["issue", "--role", "master", "--region", "eu", "--name", "m1", "--out", other.to_str().unwrap()];
     assert_eq!(code(&run(dir, &master)), 0);
     assert_eq!(code(&run(dir, &["revoke", "0000"])), 3);
     let revoked = run(dir, &["revoke", "spiffe://dev/eu/client/c1"]);
@@ -63,6 +70,22 @@ fn a_cluster_is_made_listed_renewed_and_revoked() {
     assert!(said.contains("spiffe://dev/eu/master/m1 lacks the list"), "{said}");
     assert_eq!(code(&run(dir, &["renew", out.to_str().unwrap()])), 4, "a revoked identity isn't renewed");
     assert!(String::from_utf8(run(dir, &["list"]).stdout).unwrap().contains("REVOKED"));
-    let too_long = ["issue", "--role", "client", "--region", "eu", "--name", "c2", "--hours", "90000", "--out", out.to_str().unwrap()];
-    assert_eq!(code(&run(dir, &[&too_long[..], &["--force"]].concat())), 4, "a leaf doesn't outlive its region");
+    let too_long = [
+        "issue",
+        "--role",
+        "client",
+        "--region",
+        "eu",
+        "--name",
+        "c2",
+        "--hours",
+        "90000",
+        "--out",
+        out.to_str().unwrap(),
+    ];
+    assert_eq!(
+        code(&run(dir, &[&too_long[..], &["--force"]].concat())),
+        4,
+        "a leaf doesn't outlive its region"
+    );
 }

@@ -10,7 +10,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use mooseng_certs::Authority;
 use mooseng_transport::{
-    Answer, CallFailure, Incoming, Limits, Link, LinkOptions, Network, Protocol, Service, Services, TlsFiles, TlsNetwork, serve,
+    Answer, CallFailure, Incoming, Limits, Link, LinkOptions, Network, Protocol, Service, Services, TlsFiles,
+    TlsNetwork, serve,
 };
 use mooseng_wire::call::CallError;
 use mooseng_wire::method::Method;
@@ -114,7 +115,8 @@ async fn wrong_roles_expired_foreign_and_missing_certificates_are_refused_with_t
     // One of another authority, of the same name, that believes this cluster's root: it is the server that refuses it.
     let twin = Cluster::new("one");
     let foreign = twin.issue(Role::Client, "c3", DAY);
-    let there = refusal(TlsFiles { ca: cluster.out("m1").join("ca.pem"), ..foreign }, &address, Role::Master).await;
+    let there =
+        refusal(TlsFiles { ca: cluster.out("m1").join("ca.pem"), ..foreign }, &address, Role::Master).await;
     assert!(there.contains("the peer refused us") && there.contains("another cluster"), "{there}");
 
     // A client that trusts the server but shows nothing.
@@ -132,7 +134,8 @@ async fn wrong_roles_expired_foreign_and_missing_certificates_are_refused_with_t
         config.alpn_protocols = vec![alpn.to_vec()];
         let tcp = tokio::net::TcpStream::connect(&address).await.unwrap();
         let name = rustls_pki_types::ServerName::try_from("x.invalid").unwrap();
-        let mut io = tokio_rustls::TlsConnector::from(Arc::new(config.clone())).connect(name, tcp).await.unwrap();
+        let mut io =
+            tokio_rustls::TlsConnector::from(Arc::new(config.clone())).connect(name, tcp).await.unwrap();
         let error = tokio::io::AsyncReadExt::read_u8(&mut io).await.unwrap_err().to_string();
         assert!(error.to_lowercase().contains("certificaterequired"), "{error}");
     }

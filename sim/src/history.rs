@@ -117,7 +117,9 @@ impl Model {
 
 /// An unanswered create's inode gets its real number when somebody sees it: lookups that answer an unknown inode adopt it.
 fn adopt(model: &Model, operation: &Operation) -> Option<Model> {
-    let (Call::Lookup(name), Some(Reply::Inode(seen))) = (&operation.call, &operation.reply) else { return None };
+    let (Call::Lookup(name), Some(Reply::Inode(seen))) = (&operation.call, &operation.reply) else {
+        return None;
+    };
     let placeholder = *model.names.get(name)?;
     if placeholder <= u64::MAX / 2 || model.files.contains_key(seen) {
         return None;
@@ -133,7 +135,9 @@ fn adopt(model: &Model, operation: &Operation) -> Option<Model> {
 
 /// Why a history can't be explained.
 #[derive(Debug, thiserror::Error)]
-#[error("no order explains the history; the longest explanation covers {explained} of {total} operations and stops before one of: {stuck:?}")]
+#[error(
+    "no order explains the history; the longest explanation covers {explained} of {total} operations and stops before one of: {stuck:?}"
+)]
 pub struct NotLinearizable {
     /// Operations in the longest order found.
     pub explained: usize,
@@ -164,9 +168,8 @@ pub fn check(history: &[Operation]) -> Result<(), NotLinearizable> {
         }
         for i in candidates.into_iter().rev() {
             let operation = &history[i];
-            let next = model
-                .step(&operation.call, operation.reply.as_ref())
-                .or_else(|| adopt(&model, operation));
+            let next =
+                model.step(&operation.call, operation.reply.as_ref()).or_else(|| adopt(&model, operation));
             let Some(next) = next else { continue };
             let mut done = done.clone();
             done[i / 64] |= 1 << (i % 64);
@@ -211,7 +214,8 @@ mod tests {
 
     #[test]
     fn two_exclusive_creates_cannot_both_win() {
-        let history = [op(0, 3, Call::Create(1), Reply::Inode(7)), op(1, 2, Call::Create(1), Reply::Inode(8))];
+        let history =
+            [op(0, 3, Call::Create(1), Reply::Inode(7)), op(1, 2, Call::Create(1), Reply::Inode(8))];
         assert!(check(&history).is_err());
     }
 

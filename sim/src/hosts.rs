@@ -77,8 +77,13 @@ pub async fn master(i: usize, disk: SimDisk) -> turmoil::Result {
     };
     let disk: Arc<dyn mooseng_ports::disk::Disk> = Arc::new(disk);
     let base = Arc::new(MemoryBase::on_disk(disk.clone(), Path::new("/state/store"))?);
-    let ports =
-        Ports { network: network(Role::Master, &name), disk, blocking: Blocking::Inline, clock: Arc::new(SimClock), base };
+    let ports = Ports {
+        network: network(Role::Master, &name),
+        disk,
+        blocking: Blocking::Inline,
+        clock: Arc::new(SimClock),
+        base,
+    };
     let server = MasterServer::start(config, ports, CancellationToken::new()).await?;
     server.stopped().await;
     Ok(())

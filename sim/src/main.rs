@@ -76,7 +76,11 @@ fn one(seed: u64, trace: Option<PathBuf>, plant: Option<Plant>) -> Result<()> {
     match &result {
         Ok(s) => println!(
             "seed {seed}: {} operations ({} unknown), {} crashes, {} cuts, {:.0} s simulated, trace {digest}",
-            s.operations, s.unknown, s.crashes, s.cuts, s.simulated.as_secs_f64()
+            s.operations,
+            s.unknown,
+            s.crashes,
+            s.cuts,
+            s.simulated.as_secs_f64()
         ),
         Err(_) => println!("seed {seed}: FAILED, trace {digest}"),
     }
@@ -117,7 +121,10 @@ fn main() -> ExitCode {
             }
             let (_, again) = child(seed, args.plant)?;
             let same = again == text;
-            println!("{}", if same { "  the second run is the same to the byte" } else { "  THE SECOND RUN DIFFERS" });
+            println!(
+                "{}",
+                if same { "  the second run is the same to the byte" } else { "  THE SECOND RUN DIFFERS" }
+            );
             Ok(ok && same)
         });
         match result {

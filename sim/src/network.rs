@@ -18,10 +18,16 @@ pub struct SimNetwork(pub Identity);
 
 #[async_trait]
 impl Network for SimNetwork {
-    async fn connect(&self, address: &str, protocol: Protocol, role: Role) -> Result<Connection, ConnectError> {
+    async fn connect(
+        &self,
+        address: &str,
+        protocol: Protocol,
+        role: Role,
+    ) -> Result<Connection, ConnectError> {
         let unreachable =
             |e: io::Error| ConnectError::Unreachable { address: address.to_owned(), reason: e.to_string() };
-        let late = || ConnectError::Timeout { address: address.to_owned(), seconds: CONNECT_TIMEOUT.as_secs() };
+        let late =
+            || ConnectError::Timeout { address: address.to_owned(), seconds: CONNECT_TIMEOUT.as_secs() };
         let connecting = async {
             let io = TcpStream::connect(address).await.map_err(unreachable)?;
             connect_over(io, address, &self.0, protocol, role).await

@@ -171,7 +171,9 @@ pub fn run(seed: u64, plant: Option<Plant>) -> Result<Summary> {
             healed = true;
         }
         if now > FAULTS + HEALING {
-            bail!("seed {seed}: the clients weren't served again within {HEALING:?} after everything was healed");
+            bail!(
+                "seed {seed}: the clients weren't served again within {HEALING:?} after everything was healed"
+            );
         }
         let done = sim.step().map_err(|e| anyhow::anyhow!("seed {seed}: a host failed: {e}"))?;
         if done {
@@ -185,7 +187,8 @@ pub fn run(seed: u64, plant: Option<Plant>) -> Result<Summary> {
     if let Some(violation) = notes.violations.first() {
         bail!("seed {seed}: {violation} (and {} more)", notes.violations.len() - 1);
     }
-    history::check(&notes.operations).with_context(|| format!("seed {seed}: the history isn't linearizable"))?;
+    history::check(&notes.operations)
+        .with_context(|| format!("seed {seed}: the history isn't linearizable"))?;
     Ok(Summary {
         operations: notes.operations.len(),
         unknown: notes.operations.iter().filter(|o| o.returned.is_none()).count(),

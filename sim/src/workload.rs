@@ -112,9 +112,11 @@ impl Client {
                 let _ = fs.release(made.handle).await;
                 Ok(Reply::Inode(made.attr.inode))
             }
-            Call::Lookup(n) => {
-                fs.lookup(&caller, root, &name(n)).await.map(|attr| Reply::Inode(attr.inode)).map_err(unchanged)
-            }
+            Call::Lookup(n) => fs
+                .lookup(&caller, root, &name(n))
+                .await
+                .map(|attr| Reply::Inode(attr.inode))
+                .map_err(unchanged),
             Call::Unlink(n) => fs.unlink(&caller, root, &name(n)).await.map(|()| Reply::Done).map_err(known),
             Call::Rename(a, b) => {
                 let done = fs.rename(&caller, root, &name(a), root, &name(b), RenameMode::default()).await;
@@ -139,7 +141,8 @@ impl Client {
                 let read = read.map_err(unchanged)?;
                 let first = read.get(..8).map_or(0, |b| u64::from_le_bytes(b.try_into().unwrap_or_default()));
                 if !read.is_empty() && read != record(first, bytes) {
-                    let what = format!("inode {inode} reads torn: {} bytes beginning with {first}", read.len());
+                    let what =
+                        format!("inode {inode} reads torn: {} bytes beginning with {first}", read.len());
                     with(&self.shared, |n| n.violations.push(what));
                 }
                 Ok(Reply::Value(first))

@@ -85,13 +85,22 @@ impl Appenders {
         self.map(|map| {
             let appender = map.entry(inode).or_default().clone();
             appender.used.store(tick, Ordering::Relaxed);
-            let oldest = (map.len() > OPEN_CHUNKS_MAX).then(|| map.iter().min_by_key(|(_, a)| a.used.load(Ordering::Relaxed)).map(|(&inode, _)| inode)).flatten();
+            let oldest = (map.len() > OPEN_CHUNKS_MAX)
+                .then(|| {
+                    map.iter().min_by_key(|(_, a)| a.used.load(Ordering::Relaxed)).map(|(&inode, _)| inode)
+                })
+                .flatten();
             (appender, oldest.filter(|&oldest| oldest != inode))
         })
     }
 
     /// Makes `data` durable in chunks and answers where it lies. Only then may metadata name it.
-    pub async fn append(&self, caller: &Caller, inode: u64, mut data: Bytes) -> Result<Vec<ChunkRun>, FsError> {
+    pub async fn append(
+        &self,
+        caller: &Caller,
+        inode: u64,
+        mut data: Bytes,
+    ) -> Result<Vec<ChunkRun>, FsError> {
         let started = Instant::now();
         let patience = self.region.patience();
         let deadline = started + patience;
@@ -185,7 +194,13 @@ impl Appenders {
                 Ok(appended) if appended.flushed >= expected => chunk.length = expected,
                 Ok(appended) => {
                     let first = locations.first().map(|l| l.chunkserver.clone());
-                    return Err((first.into_iter().collect(), format!("the chain acknowledged {} flushed bytes instead of {expected}", appended.flushed)));
+                    return Err((
+                        first.into_iter().collect(),
+                        format!(
+                            "the chain acknowledged {} flushed bytes instead of {expected}",
+                            appended.flushed
+                        ),
+                    ));
                 }
                 Err(failure) => {
                     let mut failed = failure.failed;
@@ -206,7 +221,11 @@ impl Appenders {
             let left = deadline.saturating_duration_since(Instant::now());
             let patience = if picky { left.min(PICKY_ALLOCATION) } else { left };
             let incarnation = self.region.session.incarnation();
-            let error = match self.region.change_within(caller, Op::AllocateChunk(AllocateChunk { inode, exclude }), patience).await {
+            let error = match self
+                .region
+                .change_within(caller, Op::AllocateChunk(AllocateChunk { inode, exclude }), patience)
+                .await
+            {
                 Ok(Reply::Allocated(allocated)) => match allocated.place {
                     Some(place) if !place.locations.is_empty() => {
                         return Ok(OpenChunk {
@@ -217,7 +236,11 @@ impl Appenders {
                             ticket: place.ticket,
                             incarnation,
                             length: place.length,
-                            length_max: if allocated.length_max == 0 { CHUNK_BYTES_MAX } else { allocated.length_max.min(CHUNK_BYTES_MAX) },
+                            length_max: if allocated.length_max == 0 {
+                                CHUNK_BYTES_MAX
+                            } else {
+                                allocated.length_max.min(CHUNK_BYTES_MAX)
+                            },
                             unsure: false,
                         });
                     }
@@ -236,9 +259,12 @@ impl Appenders {
             let pause = self.region.session.pause(&mut backoff);
             if !temporary || Instant::now() + pause >= deadline {
                 return Err(match error {
-                    FsError::Answered(libc::EAGAIN | libc::EBUSY) => {
-                        FsError::Data { inode, what: "written", after: self.region.patience(), last: "too few chunkservers can take a chunk".into() }
-                    }
+                    FsError::Answered(libc::EAGAIN | libc::EBUSY) => FsError::Data {
+                        inode,
+                        what: "written",
+                        after: self.region.patience(),
+                        last: "too few chunkservers can take a chunk".into(),
+                    },
                     error => error.on_handle(inode),
                 });
             }
@@ -254,7 +280,9 @@ impl Appenders {
         let op = Op::SealChunk(SealChunk { chunk: chunk.chunk, acknowledged: chunk.length, failed });
         let sealed = tokio::time::timeout(SEAL_WAIT, self.region.change(caller, op)).await;
         match sealed {
-            Ok(Ok(Reply::Errno(errno))) => tracing::debug!(chunk = chunk.chunk, errno, "a chunk couldn't be sealed"),
+            Ok(Ok(Reply::Errno(errno))) => {
+                tracing::debug!(chunk = chunk.chunk, errno, "a chunk couldn't be sealed")
+            }
             Ok(Err(error)) => tracing::debug!(chunk = chunk.chunk, %error, "a chunk couldn't be sealed"),
             Ok(Ok(_)) | Err(_) => {}
         }
@@ -278,7 +306,9 @@ impl Appenders {
 /// Adds a run, joined with the one before it when it continues it.
 fn push(runs: &mut Vec<ChunkRun>, run: ChunkRun) {
     match runs.last_mut() {
-        Some(last) if last.chunk == run.chunk && last.chunk_offset + last.length == run.chunk_offset => last.length += run.length,
+        Some(last) if last.chunk == run.chunk && last.chunk_offset + last.length == run.chunk_offset => {
+            last.length += run.length
+        }
         _ => runs.push(run),
     }
 }

@@ -13,7 +13,9 @@ const DAY_NS: i64 = 86_400_000_000_000;
 
 /// Whether a read at `now_ns` moves the access time, as Linux' relatime has it.
 pub(crate) fn moves(attr: &Attr, now_ns: i64) -> bool {
-    attr.atime_ns <= attr.mtime_ns || attr.atime_ns <= attr.ctime_ns || now_ns.saturating_sub(attr.atime_ns) >= DAY_NS
+    attr.atime_ns <= attr.mtime_ns
+        || attr.atime_ns <= attr.ctime_ns
+        || now_ns.saturating_sub(attr.atime_ns) >= DAY_NS
 }
 
 /// Touches that wait to be sent together.

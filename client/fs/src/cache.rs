@@ -88,7 +88,9 @@ impl BlockCache {
 
     /// Bytes held, about.
     pub fn bytes(&self) -> usize {
-        self.inner(|inner| inner.slots.values().filter_map(|(_, slot)| slot.get()).map(|part| part.bytes.len()).sum())
+        self.inner(|inner| {
+            inner.slots.values().filter_map(|(_, slot)| slot.get()).map(|part| part.bytes.len()).sum()
+        })
     }
 }
 
@@ -113,7 +115,10 @@ mod tests {
     use super::*;
 
     fn fill(cache: &BlockCache, chunk: u64, start: u64, length: usize) {
-        cache.slot(chunk, start, length as u64).set(Part { start, bytes: Bytes::from(vec![chunk as u8; length]) }).unwrap();
+        cache
+            .slot(chunk, start, length as u64)
+            .set(Part { start, bytes: Bytes::from(vec![chunk as u8; length]) })
+            .unwrap();
     }
 
     #[test]

@@ -9,7 +9,9 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use mooseng_wire::Role;
 use mooseng_wire::call::{CallError, ErrorCode};
-use mooseng_wire::chunk::{Append, Appended, ChainFailure, ChainMember, ChunkStat, Read, ReadDone, StatChunk, Ticket};
+use mooseng_wire::chunk::{
+    Append, Appended, ChainFailure, ChainMember, ChunkStat, Read, ReadDone, StatChunk, Ticket,
+};
 use mooseng_wire::fs::{ChunkLocation, ChunkPlace};
 use mooseng_wire::method::Method;
 use prost::Message;
@@ -84,7 +86,13 @@ impl Chunkservers {
     /// Those to avoid for the moment.
     pub fn suspects(&self) -> Vec<String> {
         let now = Instant::now();
-        self.health(|health| health.iter().filter(|(_, h)| h.suspect_until.is_some_and(|until| until > now)).map(|(name, _)| name.clone()).collect())
+        self.health(|health| {
+            health
+                .iter()
+                .filter(|(_, h)| h.suspect_until.is_some_and(|until| until > now))
+                .map(|(name, _)| name.clone())
+                .collect()
+        })
     }
 
     pub fn view(&self) -> BTreeMap<String, ChunkserverStatus> {
@@ -108,14 +116,25 @@ impl Chunkservers {
             ordered.sort_by_key(|location| {
                 let known = health.get(&location.chunkserver).copied().unwrap_or_default();
                 let suspect = known.suspect_until.is_some_and(|until| until > now);
-                (suspect, !location.reachable, self.zone.is_empty() || location.zone != self.zone, known.latency.recent_us)
+                (
+                    suspect,
+                    !location.reachable,
+                    self.zone.is_empty() || location.zone != self.zone,
+                    known.latency.recent_us,
+                )
             });
         });
         ordered
     }
 
     /// Reads [offset, offset + length), 1 MiB at most: the best replica first, joined by the next one when it fails or is slow.
-    pub async fn read(&self, place: &ChunkPlace, offset: u64, length: u32, counters: &Counters) -> Result<Bytes, String> {
+    pub async fn read(
+        &self,
+        place: &ChunkPlace,
+        offset: u64,
+        length: u32,
+        counters: &Counters,
+    ) -> Result<Bytes, String> {
         let mut waiting = self.order(&place.locations).into_iter();
         let Some(first) = waiting.next() else {
             return Err(format!("chunk {} has no known copy", place.chunk));
@@ -148,12 +167,26 @@ impl Chunkservers {
         }
     }
 
-    async fn read_from(&self, location: ChunkLocation, place: &ChunkPlace, offset: u64, length: u32, counters: &Counters) -> Result<Bytes, String> {
+    async fn read_from(
+        &self,
+        location: ChunkLocation,
+        place: &ChunkPlace,
+        offset: u64,
+        length: u32,
+        counters: &Counters,
+    ) -> Result<Bytes, String> {
         let started = Instant::now();
         let name = &location.chunkserver;
         let read = Read { chunk: place.chunk, offset, length, ticket: place.ticket.clone() };
         // Named suspect as soon as it is slow, not only once it has timed out: the next read shall begin elsewhere.
-        let call = self.peers.call(Role::Chunkserver, &location.address, Method::ChunkRead, read.encode_to_vec().into(), Bytes::new(), READ_TIMEOUT);
+        let call = self.peers.call(
+            Role::Chunkserver,
+            &location.address,
+            Method::ChunkRead,
+            read.encode_to_vec().into(),
+            Bytes::new(),
+            READ_TIMEOUT,
+        );
         tokio::pin!(call);
         let answer = tokio::select! {
             biased;
@@ -184,7 +217,11 @@ impl Chunkservers {
     /// Appends a packet down the chain; answered once every member has flushed it.
     pub async fn append(&self, packet: Packet<'_>, timeout: Duration) -> Result<Appended, AppendFailure> {
         let Some((first, rest)) = packet.locations.split_first() else {
-            return Err(AppendFailure { failed: Vec::new(), reason: format!("chunk {} has no chunkservers", packet.chunk), hung: false });
+            return Err(AppendFailure {
+                failed: Vec::new(),
+                reason: format!("chunk {} has no chunkservers", packet.chunk),
+                hung: false,
+            });
         };
         let append = Append {
             chunk: packet.chunk,
@@ -192,11 +229,24 @@ impl Chunkservers {
             offset: packet.offset,
             flush: packet.flush,
             ticket: packet.ticket.clone(),
-            chain: rest.iter().map(|l| ChainMember { chunkserver: l.chunkserver.clone(), address: l.address.clone() }).collect(),
+            chain: rest
+                .iter()
+                .map(|l| ChainMember { chunkserver: l.chunkserver.clone(), address: l.address.clone() })
+                .collect(),
             crc: crc32c::crc32c(&packet.data),
         };
         let started = Instant::now();
-        let answer = self.peers.call(Role::Chunkserver, &first.address, Method::ChunkAppend, append.encode_to_vec().into(), packet.data.clone(), timeout).await;
+        let answer = self
+            .peers
+            .call(
+                Role::Chunkserver,
+                &first.address,
+                Method::ChunkAppend,
+                append.encode_to_vec().into(),
+                packet.data.clone(),
+                timeout,
+            )
+            .await;
         match answer {
             Ok(answer) => {
                 let appended = Appended::decode(answer.body).map_err(|e| AppendFailure {
@@ -210,7 +260,11 @@ impl Chunkservers {
             Err(failure) => {
                 let hung = failure == Failure::Timeout;
                 let failed = blame(&first.chunkserver, &failure);
-                Err(AppendFailure { failed, reason: format!("{} at {}: {failure}", first.chunkserver, first.address), hung })
+                Err(AppendFailure {
+                    failed,
+                    reason: format!("{} at {}: {failure}", first.chunkserver, first.address),
+                    hung,
+                })
             }
         }
     }
@@ -221,9 +275,21 @@ impl Chunkservers {
         let probes = locations.iter().map(|location| {
             let stat = stat.clone();
             async move {
-                let answer = self.peers.call(Role::Chunkserver, &location.address, Method::ChunkStat, stat, Bytes::new(), PROBE_TIMEOUT).await;
+                let answer = self
+                    .peers
+                    .call(
+                        Role::Chunkserver,
+                        &location.address,
+                        Method::ChunkStat,
+                        stat,
+                        Bytes::new(),
+                        PROBE_TIMEOUT,
+                    )
+                    .await;
                 match answer {
-                    Ok(answer) => ChunkStat::decode(answer.body).is_err().then(|| location.chunkserver.clone()),
+                    Ok(answer) => {
+                        ChunkStat::decode(answer.body).is_err().then(|| location.chunkserver.clone())
+                    }
                     Err(Failure::Refused(_)) => None,
                     Err(_) => Some(location.chunkserver.clone()),
                 }
@@ -256,8 +322,19 @@ fn blame(first: &str, failure: &Failure) -> Vec<String> {
 
 fn blame_refusal(first: &str, error: &CallError) -> Vec<String> {
     match error.code() {
-        ErrorCode::ChainFailed => ChainFailure::decode(error.detail.clone()).ok().map(|f| f.chunkserver).filter(|name| !name.is_empty()).into_iter().collect(),
-        ErrorCode::DiskFailed | ErrorCode::NoSpace | ErrorCode::Corrupt | ErrorCode::Busy | ErrorCode::Unavailable | ErrorCode::Internal | ErrorCode::NotBuilt => {
+        ErrorCode::ChainFailed => ChainFailure::decode(error.detail.clone())
+            .ok()
+            .map(|f| f.chunkserver)
+            .filter(|name| !name.is_empty())
+            .into_iter()
+            .collect(),
+        ErrorCode::DiskFailed
+        | ErrorCode::NoSpace
+        | ErrorCode::Corrupt
+        | ErrorCode::Busy
+        | ErrorCode::Unavailable
+        | ErrorCode::Internal
+        | ErrorCode::NotBuilt => {
             vec![first.to_owned()]
         }
         // The chunk or the ticket is at fault: a fresh chunk is the remedy, on the same chunkservers if need be.
@@ -286,7 +363,8 @@ mod tests {
 
     #[test]
     fn the_member_that_the_chain_names_is_blamed() {
-        let detail = ChainFailure { chunkserver: "cs-3".into(), reason: "hung".into() }.encode_to_vec().into();
+        let detail =
+            ChainFailure { chunkserver: "cs-3".into(), reason: "hung".into() }.encode_to_vec().into();
         let error = CallError { code: ErrorCode::ChainFailed.into(), detail, ..CallError::default() };
         assert_eq!(blame("cs-1", &Failure::Refused(error)), ["cs-3"]);
         assert_eq!(blame("cs-1", &Failure::Lost), ["cs-1"]);

@@ -31,7 +31,9 @@ pub enum FsError {
         last: String,
     },
     /// The file behind an open handle is gone: it was unlinked, and this session's lease lapsed meanwhile.
-    #[error("inode {0} no longer exists; it was removed while this host's session had lapsed, so open it again")]
+    #[error(
+        "inode {0} no longer exists; it was removed while this host's session had lapsed, so open it again"
+    )]
     Stale(u64),
     /// The peer refuses this host.
     #[error("the region refuses this host: {0}")]
@@ -104,7 +106,11 @@ mod tests {
     fn every_error_has_a_number_and_a_sentence() {
         let all = [
             FsError::Answered(libc::ENOTEMPTY),
-            FsError::Unanswered { what: "mkdir".into(), after: Duration::from_secs(60), last: "refused".into() },
+            FsError::Unanswered {
+                what: "mkdir".into(),
+                after: Duration::from_secs(60),
+                last: "refused".into(),
+            },
             FsError::Data { inode: 7, what: "read", after: Duration::from_secs(60), last: "refused".into() },
             FsError::Stale(7),
             FsError::Denied("revoked".into()),

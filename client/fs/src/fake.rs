@@ -14,11 +14,14 @@ use mooseng_wire::chunk::{Append, Appended, ChainFailure, ChunkStat, Read, ReadD
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::{
-    Allocated, Attr, ChunkLocation, ChunkPlace, ChunkRun, Created, Description, DirEntry, DirLink, DirPage, Done, Entry, Extent, ExtentMap, FileKind, FsReply,
-    FsStat, Names, SeekTo, SeekWhence, Value, Written, extent, write_piece,
+    Allocated, Attr, ChunkLocation, ChunkPlace, ChunkRun, Created, Description, DirEntry, DirLink, DirPage,
+    Done, Entry, Extent, ExtentMap, FileKind, FsReply, FsStat, Names, SeekTo, SeekWhence, Value, Written,
+    extent, write_piece,
 };
 use mooseng_wire::method::Method;
-use mooseng_wire::session::{CloseSession, OpenSession, Renew, Renewed, Request, Response, SessionClosed, SessionOpened};
+use mooseng_wire::session::{
+    CloseSession, OpenSession, Renew, Renewed, Request, Response, SessionClosed, SessionOpened,
+};
 use prost::Message;
 
 use crate::peers::{Answered, Failure, Peers};
@@ -89,15 +92,22 @@ fn errno(number: i32) -> Reply {
 }
 
 fn refuse(code: ErrorCode, leader: &str) -> Failure {
-    Failure::Refused(CallError { code: code.into(), message: format!("the fake says {}", code.as_str_name()), leader: leader.to_owned(), detail: Bytes::new() })
+    Failure::Refused(CallError {
+        code: code.into(),
+        message: format!("the fake says {}", code.as_str_name()),
+        leader: leader.to_owned(),
+        detail: Bytes::new(),
+    })
 }
 
 impl FakeRegion {
     /// Three masters `m1`.. of which the first leads, and three chunkservers `c1`.. with two copies of each chunk.
     pub fn new() -> Self {
         let name = |prefix: &str| (1..=3).map(|n| format!("{prefix}{n}")).collect::<Vec<_>>();
-        let mut state = State { leader: "m1".into(), last_id: 100, clock: 1_700_000_000_000_000_000, ..State::default() };
-        let attr = Attr { inode: 1, kind: FileKind::Directory.into(), mode: 0o755, nlink: 2, ..Attr::default() };
+        let mut state =
+            State { leader: "m1".into(), last_id: 100, clock: 1_700_000_000_000_000_000, ..State::default() };
+        let attr =
+            Attr { inode: 1, kind: FileKind::Directory.into(), mode: 0o755, nlink: 2, ..Attr::default() };
         state.nodes.insert(1, Node { attr, ..Node::default() });
         Self { masters: name("m"), chunkservers: name("c"), copies: 2, state: Mutex::new(state) }
     }
@@ -132,7 +142,9 @@ impl FakeRegion {
             }
             let malformed = |_| refuse(ErrorCode::InvalidRequest, "");
             Ok(match method {
-                Method::OpenSession => s.open_session(&OpenSession::decode(body).map_err(malformed)?).encode_to_vec(),
+                Method::OpenSession => {
+                    s.open_session(&OpenSession::decode(body).map_err(malformed)?).encode_to_vec()
+                }
                 Method::Renew => {
                     let renew = Renew::decode(body).map_err(malformed)?;
                     s.session(renew.session, renew.incarnation)?;
@@ -153,15 +165,28 @@ impl FakeRegion {
         })
     }
 
-    fn chunkserver(&self, address: &str, method: Method, body: Bytes, bulk: Bytes) -> Result<Answered, Failure> {
+    fn chunkserver(
+        &self,
+        address: &str,
+        method: Method,
+        body: Bytes,
+        bulk: Bytes,
+    ) -> Result<Answered, Failure> {
         let malformed = |_| refuse(ErrorCode::InvalidRequest, "");
         self.with(|s| match method {
-            Method::ChunkAppend => s.append(address, &Append::decode(body).map_err(malformed)?, &bulk).map(|body| Answered { body, bulk: Bytes::new() }),
+            Method::ChunkAppend => s
+                .append(address, &Append::decode(body).map_err(malformed)?, &bulk)
+                .map(|body| Answered { body, bulk: Bytes::new() }),
             Method::ChunkRead => s.read_chunk(address, &Read::decode(body).map_err(malformed)?),
             Method::ChunkStat => {
                 let stat = StatChunk::decode(body).map_err(malformed)?;
                 let length = s.chunks.get(&(address.to_owned(), stat.chunk)).map_or(0, Vec::len) as u64;
-                Ok(Answered { body: ChunkStat { length, flushed: length, ..ChunkStat::default() }.encode_to_vec().into(), bulk: Bytes::new() })
+                Ok(Answered {
+                    body: ChunkStat { length, flushed: length, ..ChunkStat::default() }
+                        .encode_to_vec()
+                        .into(),
+                    bulk: Bytes::new(),
+                })
             }
             _ => Err(refuse(ErrorCode::InvalidRequest, "")),
         })
@@ -176,7 +201,15 @@ impl Default for FakeRegion {
 
 #[async_trait]
 impl Peers for FakeRegion {
-    async fn call(&self, role: Role, address: &str, method: Method, body: Bytes, bulk: Bytes, timeout: Duration) -> Result<Answered, Failure> {
+    async fn call(
+        &self,
+        role: Role,
+        address: &str,
+        method: Method,
+        body: Bytes,
+        bulk: Bytes,
+        timeout: Duration,
+    ) -> Result<Answered, Failure> {
         tokio::task::yield_now().await;
         let fault = self.with(|s| {
             *s.calls.entry(method.as_str()).or_default() += 1;
@@ -225,7 +258,8 @@ impl State {
 
     fn open_session(&mut self, open: &OpenSession) -> SessionOpened {
         let id = if self.sessions.contains_key(&open.session) { open.session } else { self.id() };
-        let session = self.sessions.entry(id).or_insert_with(|| Session { incarnation: 1, ..Session::default() });
+        let session =
+            self.sessions.entry(id).or_insert_with(|| Session { incarnation: 1, ..Session::default() });
         let lapsed = session.lapsed;
         if lapsed {
             session.lapsed = false;
@@ -234,10 +268,22 @@ impl State {
         } else {
             session.opens = open.opens.iter().map(|o| (o.inode, o.count)).collect();
         }
-        SessionOpened { session: id, incarnation: session.incarnation, lease_ms: 10_000, custody_epoch: 1, lapsed, root: 1 }
+        SessionOpened {
+            session: id,
+            incarnation: session.incarnation,
+            lease_ms: 10_000,
+            custody_epoch: 1,
+            lapsed,
+            root: 1,
+        }
     }
 
-    fn request(&mut self, request: Request, chunkservers: &[String], copies: usize) -> Result<FsReply, Failure> {
+    fn request(
+        &mut self,
+        request: Request,
+        chunkservers: &[String],
+        copies: usize,
+    ) -> Result<FsReply, Failure> {
         let Request { session: id, incarnation, number, oldest_unanswered, .. } = request;
         let op = request.op.and_then(|op| op.op).ok_or_else(|| refuse(ErrorCode::InvalidRequest, ""))?;
         if number > 0
@@ -257,7 +303,9 @@ impl State {
             session.outcomes.retain(|&n, _| n >= oldest_unanswered);
         }
         match &op {
-            Op::Open(open) if self.nodes.contains_key(&open.inode) => *self.session(id, incarnation)?.opens.entry(open.inode).or_default() += 1,
+            Op::Open(open) if self.nodes.contains_key(&open.inode) => {
+                *self.session(id, incarnation)?.opens.entry(open.inode).or_default() += 1
+            }
             Op::Release(release) => {
                 if let Some(count) = self.session(id, incarnation)?.opens.get_mut(&release.inode) {
                     *count = count.saturating_sub(1);
@@ -296,7 +344,9 @@ impl State {
     }
 
     fn entry(&self, inode: u64) -> Reply {
-        self.nodes.get(&inode).map_or_else(|| errno(libc::ENOENT), |n| Reply::Entry(Entry { attr: Some(n.attr) }))
+        self.nodes
+            .get(&inode)
+            .map_or_else(|| errno(libc::ENOENT), |n| Reply::Entry(Entry { attr: Some(n.attr) }))
     }
     fn child(&self, parent: u64, name: &Bytes) -> Option<u64> {
         self.nodes.get(&parent)?.entries.get(name).copied()
@@ -313,7 +363,16 @@ impl State {
         directory.entries.insert(name, inode);
         directory.attr.mtime_ns = now;
         let nlink = if kind == FileKind::Directory { 2 } else { 1 };
-        let attr = Attr { inode, kind: kind.into(), mode, nlink, atime_ns: now, mtime_ns: now, ctime_ns: now, ..Attr::default() };
+        let attr = Attr {
+            inode,
+            kind: kind.into(),
+            mode,
+            nlink,
+            atime_ns: now,
+            mtime_ns: now,
+            ctime_ns: now,
+            ..Attr::default()
+        };
         self.nodes.insert(inode, Node { attr, ..Node::default() });
         Ok(inode)
     }
@@ -340,23 +399,53 @@ impl State {
     fn run(&mut self, op: Op, chunkservers: &[String], copies: usize) -> Reply {
         let made = |s: &Self, made: Result<u64, Reply>| made.map_or_else(|e| e, |inode| s.entry(inode));
         match op {
-            Op::Lookup(o) => self.child(o.parent, &o.name).map_or_else(|| errno(libc::ENOENT), |inode| self.entry(inode)),
+            Op::Lookup(o) => {
+                self.child(o.parent, &o.name).map_or_else(|| errno(libc::ENOENT), |inode| self.entry(inode))
+            }
             Op::GetAttr(o) => self.entry(o.inode),
             Op::Open(o) => self.entry(o.inode),
             Op::Release(_) | Op::Access(_) => Reply::Done(Done {}),
-            Op::ReadLink(o) => self.nodes.get(&o.inode).map_or_else(|| errno(libc::ENOENT), |n| Reply::Value(Value { value: n.target.clone() })),
+            Op::ReadLink(o) => self
+                .nodes
+                .get(&o.inode)
+                .map_or_else(|| errno(libc::ENOENT), |n| Reply::Value(Value { value: n.target.clone() })),
             Op::ReadDir(o) => self.read_dir(o.inode, o.cookie, o.entries_max, o.plus),
             Op::ReadExtents(o) => self.read_extents(o.inode, o.offset, o.length, chunkservers),
             Op::Seek(o) => match self.nodes.get(&o.inode) {
                 Some(node) if o.offset >= node.attr.size => errno(libc::ENXIO),
-                Some(node) => Reply::Seek(SeekTo { offset: if o.whence() == SeekWhence::Hole { node.attr.size } else { o.offset } }),
+                Some(node) => Reply::Seek(SeekTo {
+                    offset: if o.whence() == SeekWhence::Hole { node.attr.size } else { o.offset },
+                }),
                 None => errno(libc::ENOENT),
             },
-            Op::GetXattr(o) => self.nodes.get(&o.inode).and_then(|n| n.xattrs.get(&o.name)).map_or_else(|| errno(libc::ENODATA), |v| Reply::Value(Value { value: v.clone() })),
-            Op::ListXattr(o) => Reply::Names(Names { names: self.nodes.get(&o.inode).map(|n| n.xattrs.keys().cloned().collect()).unwrap_or_default() }),
-            Op::StatFs(_) => Reply::StatFs(FsStat { bytes_total: 1 << 40, bytes_free: 1 << 39, bytes_available: 1 << 39, files: 1000, files_free: 900, name_max: 255, block_size: 4096 }),
+            Op::GetXattr(o) => self
+                .nodes
+                .get(&o.inode)
+                .and_then(|n| n.xattrs.get(&o.name))
+                .map_or_else(|| errno(libc::ENODATA), |v| Reply::Value(Value { value: v.clone() })),
+            Op::ListXattr(o) => Reply::Names(Names {
+                names: self
+                    .nodes
+                    .get(&o.inode)
+                    .map(|n| n.xattrs.keys().cloned().collect())
+                    .unwrap_or_default(),
+            }),
+            Op::StatFs(_) => Reply::StatFs(FsStat {
+                bytes_total: 1 << 40,
+                bytes_free: 1 << 39,
+                bytes_available: 1 << 39,
+                files: 1000,
+                files_free: 900,
+                name_max: 255,
+                block_size: 4096,
+            }),
             Op::Describe(o) => {
-                let links = self.nodes.iter().flat_map(|(&parent, n)| n.entries.iter().filter(|(_, i)| **i == o.inode).map(move |(name, _)| DirLink { parent, name: name.clone() }));
+                let links = self.nodes.iter().flat_map(|(&parent, n)| {
+                    n.entries
+                        .iter()
+                        .filter(|(_, i)| **i == o.inode)
+                        .map(move |(name, _)| DirLink { parent, name: name.clone() })
+                });
                 Reply::Description(Description { links: links.collect(), ..Description::default() })
             }
             Op::SetAttr(o) => {
@@ -383,7 +472,10 @@ impl State {
                     Reply::Created(Created { attr: self.nodes.get(&inode).map(|n| n.attr), created: false })
                 }
                 None => match self.make(o.parent, o.name, FileKind::Regular, o.mode) {
-                    Ok(inode) => Reply::Created(Created { attr: self.nodes.get(&inode).map(|n| n.attr), created: true }),
+                    Ok(inode) => Reply::Created(Created {
+                        attr: self.nodes.get(&inode).map(|n| n.attr),
+                        created: true,
+                    }),
                     Err(reply) => reply,
                 },
             },
@@ -423,7 +515,8 @@ impl State {
                     Some(_) if o.no_replace => return errno(libc::EEXIST),
                     Some(same) if same == inode => return Reply::Done(Done {}),
                     Some(other) if !o.exchange => {
-                        let directory = self.nodes.get(&other).is_some_and(|n| n.attr.kind() == FileKind::Directory);
+                        let directory =
+                            self.nodes.get(&other).is_some_and(|n| n.attr.kind() == FileKind::Directory);
                         let gone = self.unlink(o.new_parent, &o.new_name, directory);
                         if matches!(gone, Reply::Errno(_)) {
                             return gone;
@@ -467,7 +560,8 @@ impl State {
                 Reply::Done(Done {})
             }
             Op::AllocateChunk(o) => {
-                let fit: Vec<String> = chunkservers.iter().filter(|c| !o.exclude.contains(c)).take(copies).cloned().collect();
+                let fit: Vec<String> =
+                    chunkservers.iter().filter(|c| !o.exclude.contains(c)).take(copies).cloned().collect();
                 if fit.len() < copies {
                     return errno(libc::EAGAIN);
                 }
@@ -490,19 +584,35 @@ impl State {
 
     fn place(&self, chunk: u64) -> ChunkPlace {
         let locations = self.places.get(&chunk).into_iter().flatten();
-        let location = |name: &String| ChunkLocation { chunkserver: name.clone(), address: name.clone(), zone: format!("zone-{name}"), reachable: true };
+        let location = |name: &String| ChunkLocation {
+            chunkserver: name.clone(),
+            address: name.clone(),
+            zone: format!("zone-{name}"),
+            reachable: true,
+        };
         ChunkPlace { chunk, locations: locations.map(location).collect(), epoch: 1, ..ChunkPlace::default() }
     }
 
     fn read_dir(&self, inode: u64, cookie: u64, entries_max: u32, plus: bool) -> Reply {
         let Some(node) = self.nodes.get(&inode) else { return errno(libc::ENOENT) };
         // An entry's inode is its cookie: entries stay where they are while others come and go.
-        let mut all: Vec<(&Bytes, u64)> = node.entries.iter().map(|(name, &inode)| (name, inode)).filter(|&(_, inode)| inode > cookie).collect();
+        let mut all: Vec<(&Bytes, u64)> = node
+            .entries
+            .iter()
+            .map(|(name, &inode)| (name, inode))
+            .filter(|&(_, inode)| inode > cookie)
+            .collect();
         all.sort_by_key(|&(_, inode)| inode);
         let end = all.len() <= entries_max as usize;
         let entries = all.into_iter().take(entries_max as usize).filter_map(|(name, inode)| {
             let attr = &self.nodes.get(&inode)?.attr;
-            Some(DirEntry { name: name.clone(), inode, kind: attr.kind, cookie: inode, attr: plus.then_some(*attr) })
+            Some(DirEntry {
+                name: name.clone(),
+                inode,
+                kind: attr.kind,
+                cookie: inode,
+                attr: plus.then_some(*attr),
+            })
         });
         Reply::DirPage(DirPage { entries: entries.collect(), end })
     }
@@ -511,7 +621,13 @@ impl State {
         let Some(node) = self.nodes.get(&inode) else { return errno(libc::ENOENT) };
         let end = offset.saturating_add(length);
         // Few at a time, so that reads meet maps that don't cover all they asked for.
-        let hit: Vec<Extent> = node.extents.values().filter(|e| e.offset < end && e.offset + e.length > offset).take(9).cloned().collect();
+        let hit: Vec<Extent> = node
+            .extents
+            .values()
+            .filter(|e| e.offset < end && e.offset + e.length > offset)
+            .take(9)
+            .cloned()
+            .collect();
         let covered = hit.get(8).map_or(end, |e| e.offset);
         let extents: Vec<Extent> = hit.into_iter().take(8).collect();
         let chunks: BTreeSet<u64> = extents
@@ -533,7 +649,11 @@ impl State {
                 for holder in holders {
                     let have = self.chunks.get(&(holder.clone(), run.chunk)).map_or(0, Vec::len) as u64;
                     if have < run.chunk_offset + run.length {
-                        self.violations.push(format!("chunk {} is named up to {} and has {have} bytes on {holder}", run.chunk, run.chunk_offset + run.length));
+                        self.violations.push(format!(
+                            "chunk {} is named up to {} and has {have} bytes on {holder}",
+                            run.chunk,
+                            run.chunk_offset + run.length
+                        ));
                     }
                 }
             }
@@ -562,7 +682,8 @@ impl State {
         if crc32c::crc32c(bulk) != append.crc {
             self.violations.push("an append's checksum is wrong".into());
         }
-        let members: Vec<String> = std::iter::once(first.to_owned()).chain(append.chain.iter().map(|m| m.address.clone())).collect();
+        let members: Vec<String> =
+            std::iter::once(first.to_owned()).chain(append.chain.iter().map(|m| m.address.clone())).collect();
         if self.places.get(&append.chunk) != Some(&members) {
             self.violations.push(format!("chunk {} is appended on {members:?}", append.chunk));
         }
@@ -573,8 +694,14 @@ impl State {
         for member in &members {
             let fault = self.faults.get(member).copied();
             if member != first && matches!(fault, Some(Fault::Down)) {
-                let detail = ChainFailure { chunkserver: member.clone(), reason: "down".into() }.encode_to_vec().into();
-                outcome = Err(Failure::Refused(CallError { code: ErrorCode::ChainFailed.into(), detail, ..CallError::default() }));
+                let detail = ChainFailure { chunkserver: member.clone(), reason: "down".into() }
+                    .encode_to_vec()
+                    .into();
+                outcome = Err(Failure::Refused(CallError {
+                    code: ErrorCode::ChainFailed.into(),
+                    detail,
+                    ..CallError::default()
+                }));
                 continue;
             }
             if member != first && matches!(fault, Some(Fault::Hung)) {
@@ -593,9 +720,14 @@ impl State {
     }
 
     fn read_chunk(&self, address: &str, read: &Read) -> Result<Answered, Failure> {
-        let bytes = self.chunks.get(&(address.to_owned(), read.chunk)).ok_or_else(|| refuse(ErrorCode::NotFound, ""))?;
+        let bytes = self
+            .chunks
+            .get(&(address.to_owned(), read.chunk))
+            .ok_or_else(|| refuse(ErrorCode::NotFound, ""))?;
         let from = read.offset as usize;
-        let bytes = bytes.get(from..from + read.length as usize).ok_or_else(|| refuse(ErrorCode::InvalidRequest, ""))?;
+        let bytes = bytes
+            .get(from..from + read.length as usize)
+            .ok_or_else(|| refuse(ErrorCode::InvalidRequest, ""))?;
         let crc = crc32c::crc32c(bytes);
         let mut bulk = bytes.to_vec();
         if self.faults.get(address) == Some(&Fault::Corrupt)
@@ -624,8 +756,14 @@ fn clear(node: &mut Node, from: u64, to: u64) {
             }
             let skip = a - old.offset;
             let data = match &old.data {
-                Some(extent::Data::Inline(bytes)) => extent::Data::Inline(bytes.slice(skip as usize..(skip + b - a) as usize)),
-                Some(extent::Data::Run(run)) => extent::Data::Run(ChunkRun { chunk_offset: run.chunk_offset + skip, length: b - a, ..*run }),
+                Some(extent::Data::Inline(bytes)) => {
+                    extent::Data::Inline(bytes.slice(skip as usize..(skip + b - a) as usize))
+                }
+                Some(extent::Data::Run(run)) => extent::Data::Run(ChunkRun {
+                    chunk_offset: run.chunk_offset + skip,
+                    length: b - a,
+                    ..*run
+                }),
                 None => continue,
             };
             node.extents.insert(a, Extent { offset: a, length: b - a, data: Some(data) });

@@ -113,7 +113,13 @@ impl FileSystem {
         let (registration, attr) = self.register(caller, inode, flags).await?;
         let truncate = flags & libc::O_TRUNC != 0 && flags & libc::O_ACCMODE != libc::O_RDONLY;
         let attr = if truncate {
-            let change = SetAttr { inode, size: Some(0), by_handle: true, kill_suidgid: caller.uid != 0, ..SetAttr::default() };
+            let change = SetAttr {
+                inode,
+                size: Some(0),
+                by_handle: true,
+                kill_suidgid: caller.uid != 0,
+                ..SetAttr::default()
+            };
             Some(self.setattr(caller, change).await.map_err(|e| e.on_handle(inode))?)
         } else {
             attr
@@ -122,7 +128,14 @@ impl FileSystem {
     }
 
     /// Opens the file `name`, which is made if it doesn't exist. `flags` as open(2) has them: O_EXCL and O_TRUNC count.
-    pub async fn create(&self, caller: &Caller, parent: u64, name: &[u8], mode: u32, flags: i32) -> Result<Created, FsError> {
+    pub async fn create(
+        &self,
+        caller: &Caller,
+        parent: u64,
+        name: &[u8],
+        mode: u32,
+        flags: i32,
+    ) -> Result<Created, FsError> {
         let name = crate::fs::checked(name)?;
         let exclusive = flags & libc::O_EXCL != 0;
         let truncate = flags & libc::O_TRUNC != 0 && flags & libc::O_ACCMODE != libc::O_RDONLY;
@@ -130,7 +143,12 @@ impl FileSystem {
         loop {
             let op = Op::Create(Create { parent, name: name.clone(), mode, exclusive, truncate });
             let (attr, created) = match self.inner.region.change(caller, op).await? {
-                Reply::Created(reply) => (reply.attr.ok_or_else(|| FsError::Malformed("no attributes in the answer to create".into()))?, reply.created),
+                Reply::Created(reply) => (
+                    reply
+                        .attr
+                        .ok_or_else(|| FsError::Malformed("no attributes in the answer to create".into()))?,
+                    reply.created,
+                ),
                 other => return Err(unexpected("create", &other)),
             };
             // Who made the file may open it whatever its mode says.
@@ -141,15 +159,22 @@ impl FileSystem {
                     return Ok(Created { handle: self.keep(registration, flags), attr, created });
                 }
                 // Somebody removed the file between the two steps: for us it never existed.
-                Err(FsError::Answered(libc::ENOENT | libc::ESTALE)) if !exclusive && Instant::now() < deadline => {}
+                Err(FsError::Answered(libc::ENOENT | libc::ESTALE))
+                    if !exclusive && Instant::now() < deadline => {}
                 Err(error) => return Err(error),
             }
         }
     }
 
-    async fn register(&self, caller: &Caller, inode: u64, flags: i32) -> Result<(Registration, Option<Attr>), FsError> {
+    async fn register(
+        &self,
+        caller: &Caller,
+        inode: u64,
+        flags: i32,
+    ) -> Result<(Registration, Option<Attr>), FsError> {
         let inner = &self.inner;
-        let registration = Registration { fs: self.clone(), inode, state: inner.opens.add(inode), kept: false };
+        let registration =
+            Registration { fs: self.clone(), inode, state: inner.opens.add(inode), kept: false };
         let state = registration.state.clone();
         let _gate = state.gate.lock().await;
         // The kernel has checked permissions, and the inode is held open already: nothing is left to ask.
@@ -157,7 +182,10 @@ impl FileSystem {
             return Ok((registration, None));
         }
         let mut attempt = |sent: bool| if sent { state.telling() } else { state.not_told() };
-        let reply = inner.region.counted_read(caller, Op::Open(Open { inode, flags: flags as u32 }), &mut attempt).await?;
+        let reply = inner
+            .region
+            .counted_read(caller, Op::Open(Open { inode, flags: flags as u32 }), &mut attempt)
+            .await?;
         let attr = match reply {
             Reply::Entry(entry) => entry.attr,
             Reply::Done(_) => None,
@@ -192,7 +220,9 @@ impl FileSystem {
             // Goes on when the caller stops waiting.
             let (fs, inode) = (self.clone(), handle.inode);
             let released = tokio::spawn(async move { fs.released(inode).await });
-            released.await.map_err(|e| FsError::Internal(format!("releasing inode {}: {e}", handle.inode)))?;
+            released
+                .await
+                .map_err(|e| FsError::Internal(format!("releasing inode {}: {e}", handle.inode)))?;
         }
         Ok(())
     }
@@ -219,7 +249,13 @@ impl FileSystem {
     }
 
     /// Reads up to `length` bytes at `offset`; fewer only at the end of the file.
-    pub async fn read(&self, caller: &Caller, handle: HandleId, offset: u64, length: u32) -> Result<Bytes, FsError> {
+    pub async fn read(
+        &self,
+        caller: &Caller,
+        handle: HandleId,
+        offset: u64,
+        length: u32,
+    ) -> Result<Bytes, FsError> {
         let inner = &self.inner;
         let open = inner.handles.get(handle)?;
         if open.flags & libc::O_ACCMODE == libc::O_WRONLY {
@@ -227,7 +263,11 @@ impl FileSystem {
         }
         // Opening was the permission to read: chmod and unlink don't take it back.
         let caller = Caller { kernel_checked: true, ..caller.clone() };
-        let (bytes, attr) = inner.reader.read(&caller, open.inode, offset, length.into(), &open.pattern).await.map_err(|e| e.on_handle(open.inode))?;
+        let (bytes, attr) = inner
+            .reader
+            .read(&caller, open.inode, offset, length.into(), &open.pattern)
+            .await
+            .map_err(|e| e.on_handle(open.inode))?;
         if let Some(attr) = attr {
             open.state.set_size(attr.size);
             let now = inner.session.clock.unix_ns();
@@ -240,7 +280,14 @@ impl FileSystem {
 
     /// Writes `data` at `offset`, or at the end of the file for a handle opened with O_APPEND; durable when answered.
     /// Answers where the data begins and the attributes afterwards.
-    pub async fn write(&self, caller: &Caller, handle: HandleId, offset: u64, data: Bytes, options: WriteOptions) -> Result<(u64, Option<Attr>), FsError> {
+    pub async fn write(
+        &self,
+        caller: &Caller,
+        handle: HandleId,
+        offset: u64,
+        data: Bytes,
+        options: WriteOptions,
+    ) -> Result<(u64, Option<Attr>), FsError> {
         let started = Instant::now();
         let inner = &self.inner;
         let open = inner.handles.get(handle)?;
@@ -263,10 +310,17 @@ impl FileSystem {
         };
         let offset = if append { size } else { offset };
         let length = data.len() as u64;
-        let end = offset.checked_add(length).filter(|&end| end <= FILE_SIZE_MAX).ok_or(FsError::FileTooLarge)?;
+        let end =
+            offset.checked_add(length).filter(|&end| end <= FILE_SIZE_MAX).ok_or(FsError::FileTooLarge)?;
         let inline = end.max(size) <= INLINE_FILE_BYTES_MAX;
-        let mut outcome = self.write_once(&caller, &open, offset, data.clone(), append, inline, kill_suidgid).await;
-        if inline && matches!(outcome, Err(FsError::Answered(libc::EINVAL | libc::EFBIG | libc::EMSGSIZE) | FsError::Invalid(_))) {
+        let mut outcome =
+            self.write_once(&caller, &open, offset, data.clone(), append, inline, kill_suidgid).await;
+        if inline
+            && matches!(
+                outcome,
+                Err(FsError::Answered(libc::EINVAL | libc::EFBIG | libc::EMSGSIZE) | FsError::Invalid(_))
+            )
+        {
             // The size was a hint, and somebody else has made the file larger than inline data may be.
             outcome = self.write_once(&caller, &open, offset, data, append, false, kill_suidgid).await;
         }
@@ -278,9 +332,20 @@ impl FileSystem {
 
     #[allow(clippy::too_many_arguments, reason = "the parts of one write, used once above")]
     async fn write_once(
-        &self, caller: &Caller, open: &Handle, offset: u64, data: Bytes, append: bool, inline: bool, kill_suidgid: bool,
+        &self,
+        caller: &Caller,
+        open: &Handle,
+        offset: u64,
+        data: Bytes,
+        append: bool,
+        inline: bool,
+        kill_suidgid: bool,
     ) -> Result<(u64, Option<Attr>), FsError> {
-        let pieces = if inline { inline_pieces(offset, &data) } else { self.run_pieces(caller, open.inode, offset, data).await? };
+        let pieces = if inline {
+            inline_pieces(offset, &data)
+        } else {
+            self.run_pieces(caller, open.inode, offset, data).await?
+        };
         let write = Write { inode: open.inode, pieces, append, kill_suidgid };
         match self.inner.region.change(caller, Op::Write(write)).await? {
             Reply::Written(written) => Ok((if append { written.offset } else { offset }, written.attr)),
@@ -288,7 +353,13 @@ impl FileSystem {
         }
     }
 
-    async fn run_pieces(&self, caller: &Caller, inode: u64, offset: u64, data: Bytes) -> Result<Vec<WritePiece>, FsError> {
+    async fn run_pieces(
+        &self,
+        caller: &Caller,
+        inode: u64,
+        offset: u64,
+        data: Bytes,
+    ) -> Result<Vec<WritePiece>, FsError> {
         let runs = self.inner.appenders.append(caller, inode, data).await?;
         let mut at = offset;
         Ok(runs

@@ -8,8 +8,9 @@ use mooseng_transport::Network;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::{
-    Access, Attr, Caller, Describe, Description, DirPage, FileKind, FsStat, GetAttr, GetXattr, Link, ListXattr, Lookup, Mkdir, Mknod, ReadDir, ReadLink,
-    RemoveXattr, Rename, Rmdir, Seek, SeekWhence, SetAttr, SetXattr, StatFs, Symlink, TouchAtime, Unlink,
+    Access, Attr, Caller, Describe, Description, DirPage, FileKind, FsStat, GetAttr, GetXattr, Link,
+    ListXattr, Lookup, Mkdir, Mknod, ReadDir, ReadLink, RemoveXattr, Rename, Rmdir, Seek, SeekWhence,
+    SetAttr, SetXattr, StatFs, Symlink, TouchAtime, Unlink,
 };
 use mooseng_wire::{FILE_SIZE_MAX, NAME_BYTES_MAX, SYMLINK_BYTES_MAX};
 use tokio::time::Instant;
@@ -21,8 +22,8 @@ use crate::chunkservers::Chunkservers;
 use crate::config::ClientConfig;
 use crate::error::FsError;
 use crate::files::Handles;
-use crate::opens::Opens;
 use crate::links::LinkPeers;
+use crate::opens::Opens;
 use crate::peers::Peers;
 use crate::read::{Reader, unexpected};
 use crate::region::Region;
@@ -67,32 +68,53 @@ pub enum RenameMode {
 
 impl FileSystem {
     /// Connects to the region and opens a session; waits for it for `connect_timeout`.
-    pub async fn connect(config: ClientConfig, network: Arc<dyn Network>, clock: Arc<dyn Clock>) -> Result<Self, FsError> {
+    pub async fn connect(
+        config: ClientConfig,
+        network: Arc<dyn Network>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, FsError> {
         Self::connect_through(config, Arc::new(LinkPeers::new(network)), clock).await
     }
 
     /// [`Self::connect`] through any implementation of the port to other daemons.
-    pub async fn connect_through(config: ClientConfig, peers: Arc<dyn Peers>, clock: Arc<dyn Clock>) -> Result<Self, FsError> {
+    pub async fn connect_through(
+        config: ClientConfig,
+        peers: Arc<dyn Peers>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, FsError> {
         let fs = Self::start_through(config, peers, clock)?;
         let patience = fs.inner.session.config.connect_timeout;
         match fs.inner.session.seat(0, Instant::now() + patience).await {
             Some(_) => Ok(fs),
-            None => Err(FsError::Unanswered { what: "opening a session with the region".into(), after: patience, last: fs.inner.session.last_error() }),
+            None => Err(FsError::Unanswered {
+                what: "opening a session with the region".into(),
+                after: patience,
+                last: fs.inner.session.last_error(),
+            }),
         }
     }
 
     /// Starts without waiting: operations wait for the session instead. Must be called inside a tokio runtime.
-    pub fn start(config: ClientConfig, network: Arc<dyn Network>, clock: Arc<dyn Clock>) -> Result<Self, FsError> {
+    pub fn start(
+        config: ClientConfig,
+        network: Arc<dyn Network>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, FsError> {
         Self::start_through(config, Arc::new(LinkPeers::new(network)), clock)
     }
 
-    fn start_through(config: ClientConfig, peers: Arc<dyn Peers>, clock: Arc<dyn Clock>) -> Result<Self, FsError> {
+    fn start_through(
+        config: ClientConfig,
+        peers: Arc<dyn Peers>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, FsError> {
         config.validate().map_err(FsError::Invalid)?;
         let shutdown = CancellationToken::new();
         let opens = Arc::new(Opens::default());
         let session = Session::new(config, peers.clone(), clock, opens.clone(), shutdown.clone());
         let region = Region::new(session.clone());
-        let chunkservers = Arc::new(Chunkservers::new(peers, session.config.zone.clone(), session.config.hedge_after));
+        let chunkservers =
+            Arc::new(Chunkservers::new(peers, session.config.zone.clone(), session.config.hedge_after));
         let touches = Arc::new(Touches::default());
         tokio::spawn(session.clone().keep());
         tokio::spawn(send_touches(region.clone(), touches.clone(), shutdown.clone()));
@@ -137,7 +159,11 @@ impl FileSystem {
             chunks_replaced: counts.chunks_replaced,
             corrupt_replicas: counts.corrupt_replicas,
             hedges: counts.hedges,
-            latencies: counts.latencies.into_iter().map(|(name, latency): (&str, Latency)| (name.to_owned(), latency)).collect(),
+            latencies: counts
+                .latencies
+                .into_iter()
+                .map(|(name, latency): (&str, Latency)| (name.to_owned(), latency))
+                .collect(),
             chunkservers: inner.chunkservers.view(),
             last_error: view.last_error,
         }
@@ -146,7 +172,11 @@ impl FileSystem {
     /// Whether this client can serve: it holds a lease and is connected to a leader. The reason if not, in a sentence.
     pub fn ready(&self) -> Result<(), String> {
         let view = self.inner.session.view();
-        let why = if view.last_error.is_empty() { "no master has answered yet".to_owned() } else { view.last_error };
+        let why = if view.last_error.is_empty() {
+            "no master has answered yet".to_owned()
+        } else {
+            view.last_error
+        };
         // A renewal comes every two seconds: a lease that is more than half spent means that several were missed.
         match (view.lease_left, view.leader) {
             (None, _) => Err(format!("the mount has no lease: {why}")),
@@ -166,7 +196,9 @@ impl FileSystem {
         };
         match tokio::time::timeout(patience, tidy).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::info!(%error, "the session couldn't be closed; it ends with its lease"),
+            Ok(Err(error)) => {
+                tracing::info!(%error, "the session couldn't be closed; it ends with its lease")
+            }
             Err(_) => tracing::info!("the region didn't answer; the session ends with its lease"),
         }
         inner.shutdown.cancel();
@@ -197,9 +229,18 @@ impl FileSystem {
     }
 
     /// Makes a file, fifo, socket or device.
-    pub async fn mknod(&self, caller: &Caller, parent: u64, name: &[u8], kind: FileKind, mode: u32, rdev: u32) -> Result<Attr, FsError> {
+    pub async fn mknod(
+        &self,
+        caller: &Caller,
+        parent: u64,
+        name: &[u8],
+        kind: FileKind,
+        mode: u32,
+        rdev: u32,
+    ) -> Result<Attr, FsError> {
         let name = checked(name)?;
-        self.attr_change(caller, "mknod", Op::Mknod(Mknod { parent, name, kind: kind.into(), mode, rdev })).await
+        self.attr_change(caller, "mknod", Op::Mknod(Mknod { parent, name, kind: kind.into(), mode, rdev }))
+            .await
     }
 
     /// Makes a directory.
@@ -209,12 +250,23 @@ impl FileSystem {
     }
 
     /// Makes a symbolic link.
-    pub async fn symlink(&self, caller: &Caller, parent: u64, name: &[u8], target: &[u8]) -> Result<Attr, FsError> {
+    pub async fn symlink(
+        &self,
+        caller: &Caller,
+        parent: u64,
+        name: &[u8],
+        target: &[u8],
+    ) -> Result<Attr, FsError> {
         let name = checked(name)?;
         if target.len() > SYMLINK_BYTES_MAX {
             return Err(FsError::NameTooLong(target.len()));
         }
-        self.attr_change(caller, "symlink", Op::Symlink(Symlink { parent, name, target: Bytes::copy_from_slice(target) })).await
+        self.attr_change(
+            caller,
+            "symlink",
+            Op::Symlink(Symlink { parent, name, target: Bytes::copy_from_slice(target) }),
+        )
+        .await
     }
 
     /// A symbolic link's target.
@@ -226,7 +278,13 @@ impl FileSystem {
     }
 
     /// Makes a further name for a file.
-    pub async fn link(&self, caller: &Caller, inode: u64, new_parent: u64, new_name: &[u8]) -> Result<Attr, FsError> {
+    pub async fn link(
+        &self,
+        caller: &Caller,
+        inode: u64,
+        new_parent: u64,
+        new_name: &[u8],
+    ) -> Result<Attr, FsError> {
         let new_name = checked(new_name)?;
         self.attr_change(caller, "link", Op::Link(Link { inode, new_parent, new_name })).await
     }
@@ -244,15 +302,40 @@ impl FileSystem {
     }
 
     /// Renames.
-    pub async fn rename(&self, caller: &Caller, parent: u64, name: &[u8], new_parent: u64, new_name: &[u8], mode: RenameMode) -> Result<(), FsError> {
+    pub async fn rename(
+        &self,
+        caller: &Caller,
+        parent: u64,
+        name: &[u8],
+        new_parent: u64,
+        new_name: &[u8],
+        mode: RenameMode,
+    ) -> Result<(), FsError> {
         let (name, new_name) = (checked(name)?, checked(new_name)?);
         let (no_replace, exchange) = (mode == RenameMode::NoReplace, mode == RenameMode::Exchange);
-        self.done(caller, "rename", Op::Rename(Rename { parent, name, new_parent, new_name, no_replace, exchange })).await
+        self.done(
+            caller,
+            "rename",
+            Op::Rename(Rename { parent, name, new_parent, new_name, no_replace, exchange }),
+        )
+        .await
     }
 
     /// A page of a directory behind `cookie` (0 for its start). "." and ".." aren't in it.
-    pub async fn readdir(&self, caller: &Caller, inode: u64, cookie: u64, entries_max: u32, plus: bool) -> Result<DirPage, FsError> {
-        match self.inner.region.read(caller, Op::ReadDir(ReadDir { inode, cookie, entries_max, plus })).await? {
+    pub async fn readdir(
+        &self,
+        caller: &Caller,
+        inode: u64,
+        cookie: u64,
+        entries_max: u32,
+        plus: bool,
+    ) -> Result<DirPage, FsError> {
+        match self
+            .inner
+            .region
+            .read(caller, Op::ReadDir(ReadDir { inode, cookie, entries_max, plus }))
+            .await?
+        {
             Reply::DirPage(page) => Ok(page),
             other => Err(unexpected("readdir", &other)),
         }
@@ -269,7 +352,13 @@ impl FileSystem {
     }
 
     /// The next data or hole at or behind `offset`.
-    pub async fn seek(&self, caller: &Caller, inode: u64, offset: u64, whence: SeekWhence) -> Result<u64, FsError> {
+    pub async fn seek(
+        &self,
+        caller: &Caller,
+        inode: u64,
+        offset: u64,
+        whence: SeekWhence,
+    ) -> Result<u64, FsError> {
         match self.inner.region.read(caller, Op::Seek(Seek { inode, offset, whence: whence.into() })).await? {
             Reply::Seek(to) => Ok(to.offset),
             other => Err(unexpected("seek", &other)),
@@ -278,7 +367,12 @@ impl FileSystem {
 
     /// An extended attribute's value.
     pub async fn getxattr(&self, caller: &Caller, inode: u64, name: &[u8]) -> Result<Bytes, FsError> {
-        match self.inner.region.read(caller, Op::GetXattr(GetXattr { inode, name: Bytes::copy_from_slice(name) })).await? {
+        match self
+            .inner
+            .region
+            .read(caller, Op::GetXattr(GetXattr { inode, name: Bytes::copy_from_slice(name) }))
+            .await?
+        {
             Reply::Value(value) => Ok(value.value),
             other => Err(unexpected("getxattr", &other)),
         }
@@ -293,14 +387,33 @@ impl FileSystem {
     }
 
     /// Sets an extended attribute. With `create` it must be new, with `replace` it must exist.
-    pub async fn setxattr(&self, caller: &Caller, inode: u64, name: &[u8], value: &[u8], create: bool, replace: bool) -> Result<(), FsError> {
-        let set = SetXattr { inode, name: Bytes::copy_from_slice(name), value: Bytes::copy_from_slice(value), create, replace };
+    pub async fn setxattr(
+        &self,
+        caller: &Caller,
+        inode: u64,
+        name: &[u8],
+        value: &[u8],
+        create: bool,
+        replace: bool,
+    ) -> Result<(), FsError> {
+        let set = SetXattr {
+            inode,
+            name: Bytes::copy_from_slice(name),
+            value: Bytes::copy_from_slice(value),
+            create,
+            replace,
+        };
         self.done(caller, "setxattr", Op::SetXattr(set)).await
     }
 
     /// Removes an extended attribute.
     pub async fn removexattr(&self, caller: &Caller, inode: u64, name: &[u8]) -> Result<(), FsError> {
-        self.done(caller, "removexattr", Op::RemoveXattr(RemoveXattr { inode, name: Bytes::copy_from_slice(name) })).await
+        self.done(
+            caller,
+            "removexattr",
+            Op::RemoveXattr(RemoveXattr { inode, name: Bytes::copy_from_slice(name) }),
+        )
+        .await
     }
 
     /// Room and files of the filesystem.
@@ -338,7 +451,8 @@ impl FileSystem {
             Reply::Written(written) => written.attr,
             other => return Err(unexpected(what, &other)),
         };
-        let attr = attr.ok_or_else(|| FsError::Malformed(format!("no attributes in the answer to {what}")))?;
+        let attr =
+            attr.ok_or_else(|| FsError::Malformed(format!("no attributes in the answer to {what}")))?;
         self.inner.opens.saw_size(attr.inode, attr.size);
         Ok(attr)
     }

@@ -40,5 +40,7 @@ pub use error::FsError;
 pub use files::{Created, HandleId, Opened, WriteMode, WriteOptions};
 pub use fs::{FileSystem, RenameMode};
 /// The words of requests and answers.
-pub use mooseng_wire::fs::{Attr, Caller, DirEntry, DirPage, Description, FileKind, FsStat, SeekWhence, SetAttr};
+pub use mooseng_wire::fs::{
+    Attr, Caller, Description, DirEntry, DirPage, FileKind, FsStat, SeekWhence, SetAttr,
+};
 pub use status::{ChunkserverStatus, FsStatus, Latency};

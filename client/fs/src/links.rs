@@ -43,7 +43,8 @@ impl LinkPeers {
             return link.clone();
         }
         if links.by_address.len() >= LINKS_MAX
-            && let Some(oldest) = links.by_address.iter().min_by_key(|(_, (used, _))| *used).map(|(key, _)| key.clone())
+            && let Some(oldest) =
+                links.by_address.iter().min_by_key(|(_, (used, _))| *used).map(|(key, _)| key.clone())
             && let Some((_, link)) = links.by_address.remove(&oldest)
         {
             link.close();
@@ -64,7 +65,15 @@ impl Drop for LinkPeers {
 
 #[async_trait]
 impl Peers for LinkPeers {
-    async fn call(&self, role: Role, address: &str, method: Method, body: Bytes, bulk: Bytes, timeout: Duration) -> Result<Answered, Failure> {
+    async fn call(
+        &self,
+        role: Role,
+        address: &str,
+        method: Method,
+        body: Bytes,
+        bulk: Bytes,
+        timeout: Duration,
+    ) -> Result<Answered, Failure> {
         let answer = self.link(role, address).call(method, body, bulk, timeout).await;
         match answer {
             Ok(answer) => Ok(Answered { body: answer.body, bulk: answer.bulk }),

@@ -38,5 +38,13 @@ pub struct Answered {
 #[async_trait]
 pub trait Peers: Send + Sync + 'static {
     /// Calls the daemon of that role at that address. Calls to one address on one lane arrive in the order in which they were started.
-    async fn call(&self, role: Role, address: &str, method: Method, body: Bytes, bulk: Bytes, timeout: Duration) -> Result<Answered, Failure>;
+    async fn call(
+        &self,
+        role: Role,
+        address: &str,
+        method: Method,
+        body: Bytes,
+        bulk: Bytes,
+        timeout: Duration,
+    ) -> Result<Answered, Failure>;
 }

@@ -79,10 +79,18 @@ impl Reader {
     }
 
     /// Reads up to `length` bytes; fewer at the end of the file. Answers the attributes, too, if they came along.
-    pub async fn read(&self, caller: &Caller, inode: u64, mut offset: u64, mut length: u64, pattern: &Mutex<Pattern>) -> Result<(Bytes, Option<Attr>), FsError> {
+    pub async fn read(
+        &self,
+        caller: &Caller,
+        inode: u64,
+        mut offset: u64,
+        mut length: u64,
+        pattern: &Mutex<Pattern>,
+    ) -> Result<(Bytes, Option<Attr>), FsError> {
         let started = Instant::now();
         let patience = self.region.patience();
-        let ahead = pattern.lock().unwrap_or_else(PoisonError::into_inner).read(offset, length, self.ahead_bytes);
+        let ahead =
+            pattern.lock().unwrap_or_else(PoisonError::into_inner).read(offset, length, self.ahead_bytes);
         let mut backoff = Backoff::default();
         let mut before = BytesMut::new();
         loop {
@@ -91,11 +99,14 @@ impl Reader {
             let covered = if map.covered == 0 { u64::MAX } else { map.covered };
             let known = length.min(covered.saturating_sub(offset));
             let (total, found) = pieces(&map, offset, known)?;
-            let places: BTreeMap<u64, &ChunkPlace> = map.chunks.iter().map(|place| (place.chunk, place)).collect();
+            let places: BTreeMap<u64, &ChunkPlace> =
+                map.chunks.iter().map(|place| (place.chunk, place)).collect();
             let last = match self.fetch(&found, &places, total, ahead > 0).await {
                 Ok(bytes) if known < length && offset.saturating_add(total) < map.size => {
                     if total == 0 {
-                        return Err(FsError::Malformed(format!("an extent map for offset {offset} that covers nothing")));
+                        return Err(FsError::Malformed(format!(
+                            "an extent map for offset {offset} that covers nothing"
+                        )));
                     }
                     // Too many extents for one answer: the rest comes with the next.
                     before.extend_from_slice(&bytes);
@@ -128,14 +139,26 @@ impl Reader {
         }
     }
 
-    async fn extents(&self, caller: &Caller, inode: u64, offset: u64, length: u64) -> Result<ExtentMap, FsError> {
+    async fn extents(
+        &self,
+        caller: &Caller,
+        inode: u64,
+        offset: u64,
+        length: u64,
+    ) -> Result<ExtentMap, FsError> {
         match self.region.read(caller, Op::ReadExtents(ReadExtents { inode, offset, length })).await? {
             Reply::Extents(map) => Ok(map),
             other => Err(unexpected("read_extents", &other)),
         }
     }
 
-    async fn fetch(&self, found: &[Piece], places: &BTreeMap<u64, &ChunkPlace>, total: u64, in_order: bool) -> Result<Bytes, String> {
+    async fn fetch(
+        &self,
+        found: &[Piece],
+        places: &BTreeMap<u64, &ChunkPlace>,
+        total: u64,
+        in_order: bool,
+    ) -> Result<Bytes, String> {
         let total = usize::try_from(total).map_err(|_| "a read of more bytes than memory".to_owned())?;
         let runs: Vec<(u64, u64, u64, u64)> = found
             .iter()
@@ -143,7 +166,9 @@ impl Reader {
                 Source::Chunk { chunk, offset } => Some((piece.at, chunk, offset, piece.length)),
                 Source::Inline(_) => None,
             })
-            .flat_map(|(at, chunk, offset, length)| split(offset, length).map(move |(from, len)| (at + (from - offset), chunk, from, len)))
+            .flat_map(|(at, chunk, offset, length)| {
+                split(offset, length).map(move |(from, len)| (at + (from - offset), chunk, from, len))
+            })
             .collect();
         // The common case: one piece is the whole answer, and isn't copied.
         if let [piece] = found
@@ -180,7 +205,13 @@ impl Reader {
     }
 
     /// A range that doesn't cross a block's border.
-    async fn part(&self, place: &ChunkPlace, offset: u64, length: u64, in_order: bool) -> Result<Bytes, String> {
+    async fn part(
+        &self,
+        place: &ChunkPlace,
+        offset: u64,
+        length: u64,
+        in_order: bool,
+    ) -> Result<Bytes, String> {
         if let Some(bytes) = self.cache.get(place.chunk, offset, length) {
             return Ok(bytes);
         }
@@ -189,7 +220,8 @@ impl Reader {
             let slot = self.cache.slot(place.chunk, offset, length);
             let part = slot
                 .get_or_try_init(|| async {
-                    let bytes = self.chunkservers.read(place, offset, length as u32, &self.region.counters).await?;
+                    let bytes =
+                        self.chunkservers.read(place, offset, length as u32, &self.region.counters).await?;
                     Ok::<_, String>(Part { start: offset, bytes })
                 })
                 .await?;
@@ -216,12 +248,14 @@ impl Reader {
                 }
                 // No permit: enough is on its way.
                 let Ok(permit) = self.ahead.clone().try_acquire_owned() else { return Ok(()) };
-                let (chunkservers, region, place) = (self.chunkservers.clone(), self.region.clone(), place.clone());
+                let (chunkservers, region, place) =
+                    (self.chunkservers.clone(), self.region.clone(), place.clone());
                 tokio::spawn(async move {
                     let _permit = permit;
                     let fetched = slot
                         .get_or_try_init(|| async {
-                            let bytes = chunkservers.read(&place, start, len as u32, &region.counters).await?;
+                            let bytes =
+                                chunkservers.read(&place, start, len as u32, &region.counters).await?;
                             Ok::<_, String>(Part { start, bytes })
                         })
                         .await;
@@ -256,7 +290,9 @@ fn split(offset: u64, length: u64) -> impl Iterator<Item = (u64, u64)> {
 /// A reply of the wrong kind.
 pub(crate) fn unexpected(what: &str, reply: &Reply) -> FsError {
     match reply {
-        Reply::Errno(errno) => FsError::Answered(i32::try_from(*errno).ok().filter(|&e| e > 0).unwrap_or(libc::EIO)),
+        Reply::Errno(errno) => {
+            FsError::Answered(i32::try_from(*errno).ok().filter(|&e| e > 0).unwrap_or(libc::EIO))
+        }
         _ => FsError::Malformed(format!("a reply of another kind to {what}")),
     }
 }

@@ -65,7 +65,13 @@ enum Next {
 
 impl Region {
     pub fn new(session: Arc<Session>) -> Arc<Self> {
-        Arc::new(Self { session, counters: Counters::default(), window: Mutex::default(), room: Notify::new(), runtime: tokio::runtime::Handle::current() })
+        Arc::new(Self {
+            session,
+            counters: Counters::default(),
+            window: Mutex::default(),
+            room: Notify::new(),
+            runtime: tokio::runtime::Handle::current(),
+        })
     }
 
     fn window<T>(&self, f: impl FnOnce(&mut Window) -> T) -> T {
@@ -101,7 +107,12 @@ impl Region {
     }
 
     /// Runs a read whose attempts must be counted (`Open`): `attempt(true)` before each, `attempt(false)` when it certainly had no effect.
-    pub async fn counted_read(&self, caller: &Caller, op: Op, attempt: &mut (dyn FnMut(bool) + Send)) -> Result<Reply, FsError> {
+    pub async fn counted_read(
+        &self,
+        caller: &Caller,
+        op: Op,
+        attempt: &mut (dyn FnMut(bool) + Send),
+    ) -> Result<Reply, FsError> {
         let started = Instant::now();
         let patience = self.patience();
         let mut flight = Flight {
@@ -122,7 +133,12 @@ impl Region {
     }
 
     /// Runs a change that is given up after `patience`.
-    pub async fn change_within(self: &Arc<Self>, caller: &Caller, op: Op, patience: Duration) -> Result<Reply, FsError> {
+    pub async fn change_within(
+        self: &Arc<Self>,
+        caller: &Caller,
+        op: Op,
+        patience: Duration,
+    ) -> Result<Reply, FsError> {
         let started = Instant::now();
         let what = name(&op);
         let deadline = started + patience;
@@ -157,7 +173,11 @@ impl Region {
                 return Ok(number);
             }
             if tokio::time::timeout_at(deadline, room).await.is_err() {
-                return Err(self.unanswered_error(what, patience, "too many changes of this host are unanswered"));
+                return Err(self.unanswered_error(
+                    what,
+                    patience,
+                    "too many changes of this host are unanswered",
+                ));
             }
         }
     }
@@ -185,7 +205,11 @@ impl Region {
     }
 
     /// Sends until there is an answer or the time is over.
-    async fn fly(&self, flight: &mut Flight, attempt: &mut (dyn FnMut(bool) + Send)) -> Result<Reply, FsError> {
+    async fn fly(
+        &self,
+        flight: &mut Flight,
+        attempt: &mut (dyn FnMut(bool) + Send),
+    ) -> Result<Reply, FsError> {
         let mut backoff = Backoff::default();
         let mut after = 0;
         let mut last = "no leader is known".to_owned();
@@ -240,10 +264,23 @@ impl Region {
             op: Some(flight.request.clone()),
         };
         let before = flight.sent_as.replace((session, incarnation));
-        let timeout = flight.deadline.saturating_duration_since(Instant::now()).clamp(Duration::from_millis(1), ATTEMPT_MAX);
-        let call = self.session.peers.call(Role::Master, &seat.leader, flight.method, request.encode_to_vec().into(), Bytes::new(), timeout);
+        let timeout = flight
+            .deadline
+            .saturating_duration_since(Instant::now())
+            .clamp(Duration::from_millis(1), ATTEMPT_MAX);
+        let call = self.session.peers.call(
+            Role::Master,
+            &seat.leader,
+            flight.method,
+            request.encode_to_vec().into(),
+            Bytes::new(),
+            timeout,
+        );
         tokio::pin!(call);
-        let mut doubt = tokio::time::interval_at(Instant::now() + self.session.config.doubt_after, self.session.config.doubt_after.max(Duration::from_millis(50)));
+        let mut doubt = tokio::time::interval_at(
+            Instant::now() + self.session.config.doubt_after,
+            self.session.config.doubt_after.max(Duration::from_millis(50)),
+        );
         let replaced = self.session.replaced(seat);
         tokio::pin!(replaced);
         let answer = loop {
@@ -263,7 +300,11 @@ impl Region {
             Ok(answer) => {
                 let response = Response::decode(answer.body).ok().and_then(|r| r.reply).and_then(|r| r.reply);
                 response.ok_or_else(|| {
-                    Failure::Refused(CallError { code: ErrorCode::Internal.into(), message: "the answer is empty or malformed".into(), ..CallError::default() })
+                    Failure::Refused(CallError {
+                        code: ErrorCode::Internal.into(),
+                        message: "the answer is empty or malformed".into(),
+                        ..CallError::default()
+                    })
                 })
             }
             Err(failure) => {
@@ -275,7 +316,14 @@ impl Region {
         }
     }
 
-    async fn judge(&self, flight: &Flight, seat: &Seat, failure: Failure, backoff: &mut Backoff, after: &mut u64) -> Next {
+    async fn judge(
+        &self,
+        flight: &Flight,
+        seat: &Seat,
+        failure: Failure,
+        backoff: &mut Backoff,
+        after: &mut u64,
+    ) -> Next {
         let refusal = match failure {
             Failure::NotSent(_) | Failure::Lost => {
                 self.session.gone(seat);
@@ -297,13 +345,18 @@ impl Region {
                 *after = seat.confirmed;
             }
             ErrorCode::SessionExpired | ErrorCode::StaleEpoch => {
-                if flight.number != 0 && flight.sent_as.is_some_and(|(_, incarnation)| incarnation < seat.incarnation) {
+                if flight.number != 0
+                    && flight.sent_as.is_some_and(|(_, incarnation)| incarnation < seat.incarnation)
+                {
                     return Next::Renumber;
                 }
                 self.session.gone(seat);
                 *after = seat.confirmed;
             }
-            ErrorCode::OutcomeUnknown | ErrorCode::Unavailable | ErrorCode::DeadlineExceeded | ErrorCode::Busy => {
+            ErrorCode::OutcomeUnknown
+            | ErrorCode::Unavailable
+            | ErrorCode::DeadlineExceeded
+            | ErrorCode::Busy => {
                 if backoff.attempts() % 4 == 3 {
                     self.session.doubt(seat);
                 }
@@ -322,7 +375,11 @@ impl Region {
             | ErrorCode::DiskFailed
             | ErrorCode::Internal => {
                 if backoff.attempts() >= INTERNAL_RETRIES {
-                    return Next::Fail(FsError::Internal(format!("{}: {}", code.as_str_name(), refusal.message)));
+                    return Next::Fail(FsError::Internal(format!(
+                        "{}: {}",
+                        code.as_str_name(),
+                        refusal.message
+                    )));
                 }
             }
         }

@@ -19,7 +19,11 @@ pub struct Backoff {
 impl Backoff {
     /// The next pause. `unit` is random in 0..1. Without `budget` it is the longest one.
     pub fn pause(&mut self, unit: f64, budget: bool) -> Duration {
-        let step = if budget { PAUSE_MIN.saturating_mul(1 << self.attempts.min(8)).min(PAUSE_MAX) } else { PAUSE_MAX };
+        let step = if budget {
+            PAUSE_MIN.saturating_mul(1 << self.attempts.min(8)).min(PAUSE_MAX)
+        } else {
+            PAUSE_MAX
+        };
         self.attempts = self.attempts.saturating_add(1);
         step.mul_f64(0.5 + 0.5 * unit.clamp(0.0, 1.0))
     }

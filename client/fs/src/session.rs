@@ -104,7 +104,13 @@ pub(crate) struct SessionView {
 }
 
 impl Session {
-    pub fn new(config: ClientConfig, peers: Arc<dyn Peers>, clock: Arc<dyn Clock>, opens: Arc<Opens>, shutdown: CancellationToken) -> Arc<Self> {
+    pub fn new(
+        config: ClientConfig,
+        peers: Arc<dyn Peers>,
+        clock: Arc<dyn Clock>,
+        opens: Arc<Opens>,
+        shutdown: CancellationToken,
+    ) -> Arc<Self> {
         let state = State {
             seat: None,
             session: 0,
@@ -166,7 +172,10 @@ impl Session {
     pub async fn replaced(&self, seat: &Seat) {
         let mut confirmed = self.confirmed.subscribe();
         loop {
-            if self.newer(seat.confirmed).is_some_and(|now| now.leader != seat.leader || now.incarnation != seat.incarnation) {
+            if self
+                .newer(seat.confirmed)
+                .is_some_and(|now| now.leader != seat.leader || now.incarnation != seat.incarnation)
+            {
                 return;
             }
             if confirmed.changed().await.is_err() {
@@ -275,7 +284,11 @@ impl Session {
                 () = tokio::time::sleep(self.config.renew_interval) => {}
                 () = self.doubted.notified() => {}
             }
-            let Some((seat, doubt)) = self.state(|s| Some((s.seat.clone()?, std::mem::replace(&mut s.doubt, Doubt::None)))) else { return };
+            let Some((seat, doubt)) =
+                self.state(|s| Some((s.seat.clone()?, std::mem::replace(&mut s.doubt, Doubt::None))))
+            else {
+                return;
+            };
             let lost = match doubt {
                 Doubt::Search => Some("the leader stepped down or its connection was lost".to_owned()),
                 Doubt::None | Doubt::Ask => self.renew(&seat).await.err(),
@@ -294,9 +307,20 @@ impl Session {
     async fn renew(&self, seat: &Seat) -> Result<(), String> {
         let sent = self.clock.boot();
         let renew = Renew { session: seat.session, incarnation: seat.incarnation, grants_acknowledged: 0 };
-        let answer = self.peers.call(Role::Master, &seat.leader, Method::Renew, renew.encode_to_vec().into(), Bytes::new(), RENEW_TIMEOUT).await;
+        let answer = self
+            .peers
+            .call(
+                Role::Master,
+                &seat.leader,
+                Method::Renew,
+                renew.encode_to_vec().into(),
+                Bytes::new(),
+                RENEW_TIMEOUT,
+            )
+            .await;
         let body = answer.map_err(|failure| format!("{}: {failure}", seat.leader))?.body;
-        let renewed = Renewed::decode(body).map_err(|e| format!("{}: malformed answer to a renewal: {e}", seat.leader))?;
+        let renewed = Renewed::decode(body)
+            .map_err(|e| format!("{}: malformed answer to a renewal: {e}", seat.leader))?;
         self.state(|s| {
             s.lease_until = Some(sent.after(Duration::from_millis(renewed.lease_ms.into())));
             s.custody_epoch = s.custody_epoch.max(renewed.custody_epoch);
@@ -332,7 +356,11 @@ impl Session {
         // Whoever led last comes first; otherwise all hosts would burden the first one of the list.
         let start = match last.and_then(|last| waiting.iter().position(|a| *a == last)) {
             Some(position) => position,
-            None => self.random.lock().unwrap_or_else(PoisonError::into_inner).random_range(0..waiting.len().max(1)),
+            None => self
+                .random
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .random_range(0..waiting.len().max(1)),
         };
         waiting.rotate_left(start.min(waiting.len().saturating_sub(1)));
         let mut known = waiting.len();
@@ -376,16 +404,20 @@ impl Session {
     }
 
     async fn open_at(&self, address: String) -> Result<(), (String, Failure)> {
-        let (session, incarnation, custody_epoch) = self.state(|s| (s.session, s.incarnation, s.custody_epoch));
+        let (session, incarnation, custody_epoch) =
+            self.state(|s| (s.session, s.incarnation, s.custody_epoch));
         let opened = match self.open_as(&address, session, incarnation, custody_epoch).await {
             // The record is gone (a day after the lease lapsed): nothing to take up again.
-            Err(Failure::Refused(e)) if session != 0 && matches!(e.code(), ErrorCode::SessionExpired | ErrorCode::NotFound) => {
+            Err(Failure::Refused(e))
+                if session != 0 && matches!(e.code(), ErrorCode::SessionExpired | ErrorCode::NotFound) =>
+            {
                 self.open_as(&address, 0, 0, custody_epoch).await
             }
             // A new incarnation has lost its opens: declare them to it.
-            Ok((opened, _)) if opened.lapsed => self.open_as(&address, opened.session, opened.incarnation, opened.custody_epoch).await.map(|(again, sent)| {
-                (SessionOpened { lapsed: true, ..again }, sent)
-            }),
+            Ok((opened, _)) if opened.lapsed => self
+                .open_as(&address, opened.session, opened.incarnation, opened.custody_epoch)
+                .await
+                .map(|(again, sent)| (SessionOpened { lapsed: true, ..again }, sent)),
             other => other,
         };
         match opened {
@@ -397,7 +429,13 @@ impl Session {
         }
     }
 
-    async fn open_as(&self, address: &str, session: u64, incarnation: u64, custody_epoch: u64) -> Result<(SessionOpened, BootTime), Failure> {
+    async fn open_as(
+        &self,
+        address: &str,
+        session: u64,
+        incarnation: u64,
+        custody_epoch: u64,
+    ) -> Result<(SessionOpened, BootTime), Failure> {
         let open = OpenSession {
             session,
             incarnation,
@@ -408,7 +446,18 @@ impl Session {
         };
         // The lease counts from before the request left, so that ours ends before the master's.
         let sent = self.clock.boot();
-        let body = self.peers.call(Role::Master, address, Method::OpenSession, open.encode_to_vec().into(), Bytes::new(), OPEN_TIMEOUT).await?.body;
+        let body = self
+            .peers
+            .call(
+                Role::Master,
+                address,
+                Method::OpenSession,
+                open.encode_to_vec().into(),
+                Bytes::new(),
+                OPEN_TIMEOUT,
+            )
+            .await?
+            .body;
         let opened = SessionOpened::decode(body).map_err(|_| Failure::Lost)?;
         Ok((opened, sent))
     }
@@ -447,7 +496,18 @@ impl Session {
     pub async fn close(&self) -> Result<(), Failure> {
         let Some(seat) = self.state(|s| s.seat.take()) else { return Ok(()) };
         let close = CloseSession { session: seat.session, incarnation: seat.incarnation };
-        let body = self.peers.call(Role::Master, &seat.leader, Method::CloseSession, close.encode_to_vec().into(), Bytes::new(), OPEN_TIMEOUT).await?.body;
+        let body = self
+            .peers
+            .call(
+                Role::Master,
+                &seat.leader,
+                Method::CloseSession,
+                close.encode_to_vec().into(),
+                Bytes::new(),
+                OPEN_TIMEOUT,
+            )
+            .await?
+            .body;
         SessionClosed::decode(body).map(|_| ()).map_err(|_| Failure::Lost)
     }
 }

@@ -65,7 +65,8 @@ pub struct Latency {
 impl Latency {
     pub(crate) fn record(&mut self, took: Duration) {
         let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        self.recent_us = if self.count == 0 { us } else { (self.recent_us.saturating_mul(7).saturating_add(us)) / 8 };
+        self.recent_us =
+            if self.count == 0 { us } else { (self.recent_us.saturating_mul(7).saturating_add(us)) / 8 };
         self.count += 1;
         self.total_us = self.total_us.saturating_add(us);
         self.max_us = self.max_us.max(us);

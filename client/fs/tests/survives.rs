@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use mooseng_client::fake::{FakeRegion, Fault};
-use mooseng_client::{Caller, ClientConfig, FileSystem, FsError, HandleId, RenameMode, SetAttr, WriteMode, WriteOptions};
+use mooseng_client::{
+    Caller, ClientConfig, FileSystem, FsError, HandleId, RenameMode, SetAttr, WriteMode, WriteOptions,
+};
 use mooseng_ports::clock::{Clock, ManualClock};
 
 const ROOT: u64 = 1;
@@ -17,7 +19,9 @@ fn me() -> Caller {
 
 async fn connect(region: &Arc<FakeRegion>) -> FileSystem {
     let config = ClientConfig { masters: region.masters(), ..ClientConfig::default() };
-    FileSystem::connect_through(config, region.clone(), Arc::new(ManualClock::default()) as Arc<dyn Clock>).await.unwrap()
+    FileSystem::connect_through(config, region.clone(), Arc::new(ManualClock::default()) as Arc<dyn Clock>)
+        .await
+        .unwrap()
 }
 
 async fn create(fs: &FileSystem, name: &str) -> (u64, HandleId) {
@@ -59,7 +63,11 @@ async fn small_files_are_inline_large_ones_in_chunks_and_holes_are_zeros() {
     write(&fs, large, 0, &data).await;
     write(&fs, large, 20 << 20, b"far").await;
     for offset in [0usize, 1, 4095, (4 << 20) - 7, (8 << 20) + 13] {
-        assert_eq!(read(&fs, large, offset as u64, 200_000).await, &data[offset..offset + 200_000], "at {offset}");
+        assert_eq!(
+            read(&fs, large, offset as u64, 200_000).await,
+            &data[offset..offset + 200_000],
+            "at {offset}"
+        );
     }
     assert!(read(&fs, large, 10 << 20, 1 << 20).await.iter().all(|&b| b == 0));
     assert_eq!(&read(&fs, large, 20 << 20, 100).await[..], b"far");
@@ -103,7 +111,15 @@ async fn appends_go_to_the_end_whoever_else_has_appended() {
     write(&b, second.handle, 0, b"two").await;
     write(&a, first.handle, 0, b"three").await;
     assert_eq!(&read(&b, second.handle, 0, 100).await[..], b"onetwothree");
-    b.write(&me(), second.handle, 1, Bytes::from_static(b"X"), WriteOptions { mode: WriteMode::At, kill_suidgid: false }).await.unwrap();
+    b.write(
+        &me(),
+        second.handle,
+        1,
+        Bytes::from_static(b"X"),
+        WriteOptions { mode: WriteMode::At, kill_suidgid: false },
+    )
+    .await
+    .unwrap();
     assert_eq!(&read(&b, second.handle, 0, 100).await[..], b"oXetwothree");
     assert_eq!(a.read(&me(), first.handle, 0, 1).await, Err(FsError::BadHandle(first.handle)));
 }
@@ -194,7 +210,13 @@ async fn without_a_region_operations_time_out_and_recover_by_themselves() {
 
 #[tokio::test(start_paused = true)]
 async fn a_chunkserver_that_dies_or_hangs_costs_a_pause_and_no_byte() {
-    for (member, fault) in [("c1", Fault::Down), ("c2", Fault::Down), ("c1", Fault::Hung), ("c2", Fault::Hung), ("c1", Fault::Deaf)] {
+    for (member, fault) in [
+        ("c1", Fault::Down),
+        ("c2", Fault::Down),
+        ("c1", Fault::Hung),
+        ("c2", Fault::Hung),
+        ("c1", Fault::Deaf),
+    ] {
         let region = Arc::new(FakeRegion::new());
         let fs = connect(&region).await;
         let (_, file) = create(&fs, "f").await;
@@ -323,7 +345,10 @@ async fn names() {
     let fs = connect(&region).await;
     let directory = fs.mkdir(&me(), ROOT, b"d", 0o755).await.unwrap().inode;
     create(&fs, "a").await;
-    assert_eq!(fs.rename(&me(), ROOT, b"a", ROOT, b"d", RenameMode::NoReplace).await, Err(FsError::Answered(libc::EEXIST)));
+    assert_eq!(
+        fs.rename(&me(), ROOT, b"a", ROOT, b"d", RenameMode::NoReplace).await,
+        Err(FsError::Answered(libc::EEXIST))
+    );
     fs.rename(&me(), ROOT, b"a", directory, b"b", RenameMode::Replace).await.unwrap();
     fs.symlink(&me(), directory, b"s", b"../target").await.unwrap();
     let link = fs.lookup(&me(), directory, b"s").await.unwrap().inode;

@@ -11,11 +11,14 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use fuser::{
-    AccessFlags, BsdFileFlags, Errno, FileAttr, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags,
-    RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs,
-    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, Errno, FileAttr, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
+    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
-use mooseng_client::{Attr, Caller, DirEntry, FileSystem, FsError, RenameMode, SeekWhence, SetAttr, WriteMode, WriteOptions};
+use mooseng_client::{
+    Attr, Caller, DirEntry, FileSystem, FsError, RenameMode, SeekWhence, SetAttr, WriteMode, WriteOptions,
+};
 use tokio::sync::Semaphore;
 
 use crate::convert;
@@ -150,7 +153,14 @@ impl Adapter {
 
 /// Who asks. The kernel has applied the umask and, by default_permissions, checked the rights.
 fn caller(req: &Request) -> Caller {
-    Caller { uid: req.uid(), gid: req.gid(), groups: Vec::new(), pid: req.pid(), umask: 0, kernel_checked: true }
+    Caller {
+        uid: req.uid(),
+        gid: req.gid(),
+        groups: Vec::new(),
+        pid: req.pid(),
+        umask: 0,
+        kernel_checked: true,
+    }
 }
 
 fn owned(name: &OsStr) -> Vec<u8> {
@@ -161,7 +171,10 @@ impl Filesystem for Adapter {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
         for capability in CAPABILITIES {
             if config.add_capabilities(capability).is_err() {
-                tracing::info!(?capability, "this kernel's FUSE lacks a capability; the mount works without it");
+                tracing::info!(
+                    ?capability,
+                    "this kernel's FUSE lacks a capability; the mount works without it"
+                );
             }
         }
         // Each setter answers the nearest value that is allowed: take that one.
@@ -185,9 +198,22 @@ impl Filesystem for Adapter {
     }
 
     fn setattr(
-        &self, req: &Request, ino: INodeNo, mode: Option<u32>, uid: Option<u32>, gid: Option<u32>, size: Option<u64>, atime: Option<TimeOrNow>,
-        mtime: Option<TimeOrNow>, _ctime: Option<SystemTime>, fh: Option<FileHandle>, _crtime: Option<SystemTime>, _chgtime: Option<SystemTime>,
-        _bkuptime: Option<SystemTime>, _flags: Option<BsdFileFlags>, reply: ReplyAttr,
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
     ) {
         let given = |time: Option<TimeOrNow>| match time {
             Some(TimeOrNow::SpecificTime(time)) => (Some(convert::nanoseconds(time)), false),
@@ -222,10 +248,23 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn mknod(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, rdev: u32, reply: ReplyEntry) {
+    fn mknod(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
         let Some(kind) = convert::kind_of_mode(mode) else { return reply.error(Errno::EINVAL) };
         let (fs, caller, name) = (self.fs.clone(), caller(req), owned(name));
-        self.entry(req, async move { fs.mknod(&caller, parent.0, &name, kind, mode & 0o7777, rdev).await }, reply);
+        self.entry(
+            req,
+            async move { fs.mknod(&caller, parent.0, &name, kind, mode & 0o7777, rdev).await },
+            reply,
+        );
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
@@ -244,11 +283,21 @@ impl Filesystem for Adapter {
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry) {
-        let (fs, caller, name, target) = (self.fs.clone(), caller(req), owned(link_name), owned(target.as_os_str()));
+        let (fs, caller, name, target) =
+            (self.fs.clone(), caller(req), owned(link_name), owned(target.as_os_str()));
         self.entry(req, async move { fs.symlink(&caller, parent.0, &name, &target).await }, reply);
     }
 
-    fn rename(&self, req: &Request, parent: INodeNo, name: &OsStr, newparent: INodeNo, newname: &OsStr, flags: RenameFlags, reply: ReplyEmpty) {
+    fn rename(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
         let mode = if flags.is_empty() {
             RenameMode::Replace
         } else if flags == RenameFlags::RENAME_NOREPLACE {
@@ -259,7 +308,11 @@ impl Filesystem for Adapter {
             return reply.error(Errno::EINVAL);
         };
         let (fs, caller, name, newname) = (self.fs.clone(), caller(req), owned(name), owned(newname));
-        self.empty(req, async move { fs.rename(&caller, parent.0, &name, newparent.0, &newname, mode).await }, reply);
+        self.empty(
+            req,
+            async move { fs.rename(&caller, parent.0, &name, newparent.0, &newname, mode).await },
+            reply,
+        );
     }
 
     fn link(&self, req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
@@ -269,48 +322,92 @@ impl Filesystem for Adapter {
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let (fs, caller) = (self.fs.clone(), caller(req));
-        self.run(req.pid(), async move { fs.open(&caller, ino.0, flags.0).await }, move |outcome| match outcome {
-            // No KEEP_CACHE: what the kernel holds of the file is dropped at each open.
-            Ok(opened) => reply.opened(FileHandle(opened.handle), FopenFlags::empty()),
-            Err(errno) => reply.error(errno),
+        self.run(req.pid(), async move { fs.open(&caller, ino.0, flags.0).await }, move |outcome| {
+            match outcome {
+                // No KEEP_CACHE: what the kernel holds of the file is dropped at each open.
+                Ok(opened) => reply.opened(FileHandle(opened.handle), FopenFlags::empty()),
+                Err(errno) => reply.error(errno),
+            }
         });
     }
 
-    fn create(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, flags: i32, reply: ReplyCreate) {
+    fn create(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
         let (fs, caller, name) = (self.fs.clone(), caller(req), owned(name));
-        self.run(req.pid(), async move { fs.create(&caller, parent.0, &name, mode & 0o7777, flags).await }, move |outcome| match outcome {
-            Ok(created) => {
-                reply.created(&TTL, &convert::attr(&created.attr), Generation(created.attr.generation), FileHandle(created.handle), FopenFlags::empty());
-            }
-            Err(errno) => reply.error(errno),
-        });
+        self.run(
+            req.pid(),
+            async move { fs.create(&caller, parent.0, &name, mode & 0o7777, flags).await },
+            move |outcome| match outcome {
+                Ok(created) => {
+                    reply.created(
+                        &TTL,
+                        &convert::attr(&created.attr),
+                        Generation(created.attr.generation),
+                        FileHandle(created.handle),
+                        FopenFlags::empty(),
+                    );
+                }
+                Err(errno) => reply.error(errno),
+            },
+        );
     }
 
     fn read(
-        &self, req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, size: u32, _flags: OpenFlags, _lock_owner: Option<LockOwner>, reply: ReplyData,
+        &self,
+        req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
     ) {
         let (fs, caller) = (self.fs.clone(), caller(req));
-        self.run(req.pid(), async move { fs.read(&caller, fh.0, offset, size).await }, move |outcome| match outcome {
-            Ok(bytes) => reply.data(&bytes),
-            Err(errno) => reply.error(errno),
+        self.run(req.pid(), async move { fs.read(&caller, fh.0, offset, size).await }, move |outcome| {
+            match outcome {
+                Ok(bytes) => reply.data(&bytes),
+                Err(errno) => reply.error(errno),
+            }
         });
     }
 
     fn write(
-        &self, req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, data: &[u8], write_flags: WriteFlags, flags: OpenFlags,
-        _lock_owner: Option<LockOwner>, reply: ReplyWrite,
+        &self,
+        req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
     ) {
         // Pages of a shared mapping go where they belong, also through a handle for appending. The flags are today's: fcntl may have
         // changed them since the open.
         let append = flags.0 & libc::O_APPEND != 0 && !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let mode = if append { WriteMode::Append } else { WriteMode::At };
-        let options = WriteOptions { mode, kill_suidgid: write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) };
+        let options =
+            WriteOptions { mode, kill_suidgid: write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) };
         let (fs, caller, data) = (self.fs.clone(), caller(req), Bytes::copy_from_slice(data));
         let length = data.len() as u32;
-        self.run(req.pid(), async move { fs.write(&caller, fh.0, offset, data, options).await }, move |outcome| match outcome {
-            Ok(_) => reply.written(length),
-            Err(errno) => reply.error(errno),
-        });
+        self.run(
+            req.pid(),
+            async move { fs.write(&caller, fh.0, offset, data, options).await },
+            move |outcome| match outcome {
+                Ok(_) => reply.written(length),
+                Err(errno) => reply.error(errno),
+            },
+        );
     }
 
     fn flush(&self, req: &Request, _ino: INodeNo, fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
@@ -318,7 +415,16 @@ impl Filesystem for Adapter {
         self.empty(req, async move { fs.flush(fh.0).await }, reply);
     }
 
-    fn release(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _flags: OpenFlags, _lock_owner: Option<LockOwner>, _flush: bool, reply: ReplyEmpty) {
+    fn release(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
         let fs = self.fs.clone();
         // Nobody waits for it, and it must not be given up: pid 0.
         self.run(0, async move { fs.release(fh.0).await }, move |outcome| match outcome {
@@ -356,7 +462,12 @@ impl Filesystem for Adapter {
                 let mut left = Left { offset: at, entries: page.entries, end: page.end };
                 while let Some(entry) = left.entries.front() {
                     let next = entry.cookie.saturating_add(COOKIES_FROM);
-                    if reply.add(INodeNo(entry.inode), next, convert::kind(entry.kind()), OsStr::from_bytes(&entry.name)) {
+                    if reply.add(
+                        INodeNo(entry.inode),
+                        next,
+                        convert::kind(entry.kind()),
+                        OsStr::from_bytes(&entry.name),
+                    ) {
                         break;
                     }
                     left.offset = next;
@@ -370,11 +481,22 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn readdirplus(&self, req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+    fn readdirplus(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
         let (fs, caller, directories) = (self.fs.clone(), caller(req), self.directories.clone());
         let work = async move {
             let page = first_page(&fs, &caller, &directories, ino.0, fh.0, offset, true).await?;
-            let own = if page.dots.iter().any(Option::is_some) { Some(fs.getattr(&caller, ino.0).await?) } else { None };
+            let own = if page.dots.iter().any(Option::is_some) {
+                Some(fs.getattr(&caller, ino.0).await?)
+            } else {
+                None
+            };
             Ok((page, own))
         };
         self.run(req.pid(), work, move |outcome| match outcome {
@@ -389,9 +511,20 @@ impl Filesystem for Adapter {
                     }
                 }
                 for entry in page.entries {
-                    let attr = entry.attr.unwrap_or(Attr { inode: entry.inode, kind: entry.kind, ..Attr::default() });
+                    let attr = entry.attr.unwrap_or(Attr {
+                        inode: entry.inode,
+                        kind: entry.kind,
+                        ..Attr::default()
+                    });
                     let next = entry.cookie.saturating_add(COOKIES_FROM);
-                    if reply.add(INodeNo(entry.inode), next, OsStr::from_bytes(&entry.name), &TTL, &convert::attr(&attr), Generation(attr.generation)) {
+                    if reply.add(
+                        INodeNo(entry.inode),
+                        next,
+                        OsStr::from_bytes(&entry.name),
+                        &TTL,
+                        &convert::attr(&attr),
+                        Generation(attr.generation),
+                    ) {
                         break;
                     }
                 }
@@ -400,7 +533,14 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn releasedir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+    fn releasedir(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
         self.directories.map(|left| left.remove(&fh.0));
         reply.ok();
     }
@@ -416,7 +556,8 @@ impl Filesystem for Adapter {
             Ok(stat) => {
                 let block = stat.block_size.max(512);
                 let blocks = |bytes: u64| bytes / u64::from(block);
-                let (total, free, available) = (blocks(stat.bytes_total), blocks(stat.bytes_free), blocks(stat.bytes_available));
+                let (total, free, available) =
+                    (blocks(stat.bytes_total), blocks(stat.bytes_free), blocks(stat.bytes_available));
                 let name_max = if stat.name_max == 0 { 255 } else { stat.name_max };
                 reply.statfs(total, free, available, stat.files, stat.files_free, block, name_max, block);
             }
@@ -424,13 +565,26 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn setxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, value: &[u8], flags: i32, _position: u32, reply: ReplyEmpty) {
+    fn setxattr(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
         if is_system(name) {
             return reply.error(Errno::EOPNOTSUPP);
         }
         let (create, replace) = (flags & libc::XATTR_CREATE != 0, flags & libc::XATTR_REPLACE != 0);
         let (fs, caller, name, value) = (self.fs.clone(), caller(req), owned(name), value.to_vec());
-        self.empty(req, async move { fs.setxattr(&caller, ino.0, &name, &value, create, replace).await }, reply);
+        self.empty(
+            req,
+            async move { fs.setxattr(&caller, ino.0, &name, &value, create, replace).await },
+            reply,
+        );
     }
 
     fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -464,7 +618,15 @@ impl Filesystem for Adapter {
         self.empty(req, async move { fs.access(&caller, ino.0, mask.bits() as u32).await }, reply);
     }
 
-    fn lseek(&self, req: &Request, ino: INodeNo, _fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+    fn lseek(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
         let whence = match whence {
             libc::SEEK_DATA => SeekWhence::Data,
             libc::SEEK_HOLE => SeekWhence::Hole,
@@ -473,24 +635,54 @@ impl Filesystem for Adapter {
         };
         let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
         let (fs, caller) = (self.fs.clone(), caller(req));
-        self.run(req.pid(), async move { fs.seek(&caller, ino.0, offset, whence).await }, move |outcome| match outcome {
-            Ok(to) => reply.offset(i64::try_from(to).unwrap_or(i64::MAX)),
-            Err(errno) => reply.error(errno),
+        self.run(req.pid(), async move { fs.seek(&caller, ino.0, offset, whence).await }, move |outcome| {
+            match outcome {
+                Ok(to) => reply.offset(i64::try_from(to).unwrap_or(i64::MAX)),
+                Err(errno) => reply.error(errno),
+            }
         });
     }
 
-    fn fallocate(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _offset: u64, _length: u64, _mode: i32, reply: ReplyEmpty) {
+    fn fallocate(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _offset: u64,
+        _length: u64,
+        _mode: i32,
+        reply: ReplyEmpty,
+    ) {
         // NotBuilt: preallocation and punched holes. glibc's posix_fallocate then writes zeros itself.
         reply.error(Errno::EOPNOTSUPP);
     }
 
-    fn ioctl(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _flags: IoctlFlags, _cmd: u32, _in_data: &[u8], _out_size: u32, reply: ReplyIoctl) {
+    fn ioctl(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _flags: IoctlFlags,
+        _cmd: u32,
+        _in_data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
         reply.error(Errno::ENOTTY);
     }
 
     fn copy_file_range(
-        &self, _req: &Request, _ino_in: INodeNo, _fh_in: FileHandle, _offset_in: u64, _ino_out: INodeNo, _fh_out: FileHandle, _offset_out: u64, _len: u64,
-        _flags: fuser::CopyFileRangeFlags, reply: ReplyWrite,
+        &self,
+        _req: &Request,
+        _ino_in: INodeNo,
+        _fh_in: FileHandle,
+        _offset_in: u64,
+        _ino_out: INodeNo,
+        _fh_out: FileHandle,
+        _offset_out: u64,
+        _len: u64,
+        _flags: fuser::CopyFileRangeFlags,
+        reply: ReplyWrite,
     ) {
         // The kernel remembers ENOSYS and copies through its pages from then on.
         reply.error(Errno::ENOSYS);
@@ -510,7 +702,15 @@ struct Page {
     end: bool,
 }
 
-async fn first_page(fs: &FileSystem, caller: &Caller, directories: &Directories, inode: u64, handle: u64, offset: u64, plus: bool) -> Result<Page, FsError> {
+async fn first_page(
+    fs: &FileSystem,
+    caller: &Caller,
+    directories: &Directories,
+    inode: u64,
+    handle: u64,
+    offset: u64,
+    plus: bool,
+) -> Result<Page, FsError> {
     if let Some(left) = directories.take(handle, offset)
         && (!left.entries.is_empty() || left.end)
     {
@@ -523,7 +723,11 @@ async fn first_page(fs: &FileSystem, caller: &Caller, directories: &Directories,
             other => other.map(|page| (VecDeque::from(page.entries), page.end)),
         }
     };
-    let (page, parent) = if offset < COOKIES_FROM { tokio::join!(fetch, parent_of(fs, caller, inode)) } else { (fetch.await, inode) };
+    let (page, parent) = if offset < COOKIES_FROM {
+        tokio::join!(fetch, parent_of(fs, caller, inode))
+    } else {
+        (fetch.await, inode)
+    };
     let (entries, end) = page?;
     Ok(Page { dots: [(offset < 1).then_some((1, inode)), (offset < 2).then_some((2, parent))], entries, end })
 }

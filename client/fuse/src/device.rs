@@ -32,7 +32,9 @@ pub enum MountError {
         reason: String,
     },
     /// No FUSE in this kernel.
-    #[error("can't open {DEVICE}: {0}; load the kernel module with `modprobe fuse`, or give this container the device")]
+    #[error(
+        "can't open {DEVICE}: {0}; load the kernel module with `modprobe fuse`, or give this container the device"
+    )]
     Device(io::Error),
     /// The kernel refuses.
     #[error("the kernel refuses to mount on {}: {reason}", .path.display())]
@@ -65,7 +67,9 @@ pub enum MountError {
 pub(crate) fn place(path: &Path) -> Result<(PathBuf, u32), MountError> {
     let unfit = |reason: String| MountError::Place { path: path.to_owned(), reason };
     let real = std::fs::canonicalize(path).map_err(|e| match e.raw_os_error() {
-        Some(libc::ENOTCONN) => unfit("a mount there has lost its daemon; unmount it first: mooseng umount --lazy".into()),
+        Some(libc::ENOTCONN) => {
+            unfit("a mount there has lost its daemon; unmount it first: mooseng umount --lazy".into())
+        }
         Some(libc::ENOENT) => unfit("it doesn't exist; create the directory first".into()),
         _ => unfit(e.to_string()),
     })?;
@@ -89,7 +93,12 @@ pub(crate) fn mount_on(path: &Path, mode: u32, options: &MountOptions) -> Result
 }
 
 fn mount_directly(path: &Path, mode: u32, options: &MountOptions) -> Result<OwnedFd, MountError> {
-    let device = std::fs::OpenOptions::new().read(true).write(true).custom_flags(libc::O_CLOEXEC).open(DEVICE).map_err(MountError::Device)?;
+    let device = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_CLOEXEC)
+        .open(DEVICE)
+        .map_err(MountError::Device)?;
     let device = OwnedFd::from(device);
     let mut data = format!(
         "fd={},rootmode={:o},user_id={},group_id={}",
@@ -106,8 +115,16 @@ fn mount_directly(path: &Path, mode: u32, options: &MountOptions) -> Result<Owne
     flags.set(MsFlags::MS_NOSUID, !options.suid);
     flags.set(MsFlags::MS_NODEV, !options.dev);
     flags.set(MsFlags::MS_RDONLY, options.read_only);
-    let refused = |errno: Errno| MountError::Refused { path: path.to_owned(), reason: errno.desc().to_owned() };
-    mount(Some(options.source.as_str()), path, Some(format!("fuse.{SUBTYPE}").as_str()), flags, Some(data.as_str())).map_err(refused)?;
+    let refused =
+        |errno: Errno| MountError::Refused { path: path.to_owned(), reason: errno.desc().to_owned() };
+    mount(
+        Some(options.source.as_str()),
+        path,
+        Some(format!("fuse.{SUBTYPE}").as_str()),
+        flags,
+        Some(data.as_str()),
+    )
+    .map_err(refused)?;
     Ok(device)
 }
 
@@ -135,7 +152,11 @@ fn mount_by_helper(path: &Path, options: &MountOptions) -> Result<OwnedFd, Mount
     if options.read_only {
         list.push("ro");
     }
-    let list = format!("fsname={},subtype={SUBTYPE},{}", options.source.replace('\\', "\\\\").replace(',', "\\,"), list.join(","));
+    let list = format!(
+        "fsname={},subtype={SUBTYPE},{}",
+        options.source.replace('\\', "\\\\").replace(',', "\\,"),
+        list.join(",")
+    );
     let child = Command::new(FUSERMOUNT)
         .args(["-o", &list, "--"])
         .arg(path)

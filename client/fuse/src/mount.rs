@@ -36,7 +36,16 @@ pub struct MountOptions {
 
 impl Default for MountOptions {
     fn default() -> Self {
-        Self { source: "mooseng".into(), allow_other: true, read_only: false, suid: false, dev: false, threads: 2, requests_max: 1024, read_ahead_kb: 4096 }
+        Self {
+            source: "mooseng".into(),
+            allow_other: true,
+            read_only: false,
+            suid: false,
+            dev: false,
+            threads: 2,
+            requests_max: 1024,
+            read_ahead_kb: 4096,
+        }
     }
 }
 
@@ -45,7 +54,12 @@ pub struct Mount;
 
 impl Mount {
     /// Mounts `fs` on `path`; when this returns, the mount works. Blocks for a moment: not for a runtime's own thread, unless it has several.
-    pub fn mount(fs: FileSystem, path: &Path, options: MountOptions, runtime: tokio::runtime::Handle) -> Result<MountHandle, MountError> {
+    pub fn mount(
+        fs: FileSystem,
+        path: &Path,
+        options: MountOptions,
+        runtime: tokio::runtime::Handle,
+    ) -> Result<MountHandle, MountError> {
         let (path, mode) = device::place(path)?;
         let descriptor = device::mount_on(&path, mode, &options)?;
         // From here on a failure must not leave a dead mount behind.
@@ -60,7 +74,13 @@ impl Mount {
         }
     }
 
-    fn serve(fs: FileSystem, path: &Path, options: &MountOptions, runtime: tokio::runtime::Handle, descriptor: OwnedFd) -> Result<MountHandle, MountError> {
+    fn serve(
+        fs: FileSystem,
+        path: &Path,
+        options: &MountOptions,
+        runtime: tokio::runtime::Handle,
+        descriptor: OwnedFd,
+    ) -> Result<MountHandle, MountError> {
         let notifications = descriptor.try_clone().map_err(MountError::Session)?;
         let mut config = Config::default();
         config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
@@ -77,7 +97,10 @@ impl Mount {
                 ended.send_replace(Some(outcome));
             })
             .map_err(MountError::Session)?;
-        let device = table::mounts().ok().and_then(|mounts| mounts.into_iter().rev().find(|m| m.path == path)).map(|m| m.device);
+        let device = table::mounts()
+            .ok()
+            .and_then(|mounts| mounts.into_iter().rev().find(|m| m.path == path))
+            .map(|m| m.device);
         if let Some(device) = &device {
             raise_read_ahead(device, options.read_ahead_kb);
         }
@@ -123,8 +146,12 @@ impl MountHandle {
             return Ok(());
         }
         // Only ours: somebody may have mounted another filesystem over it, or in its place.
-        let known = table::mounts().map_err(|e| MountError::Unmount { path: self.path.clone(), reason: e.to_string() })?;
-        if !known.iter().any(|m| m.path == self.path && self.device.as_ref().is_none_or(|device| *device == m.device)) {
+        let known = table::mounts()
+            .map_err(|e| MountError::Unmount { path: self.path.clone(), reason: e.to_string() })?;
+        if !known
+            .iter()
+            .any(|m| m.path == self.path && self.device.as_ref().is_none_or(|device| *device == m.device))
+        {
             return Ok(());
         }
         table::unmount(&self.path, true)
@@ -133,7 +160,11 @@ impl MountHandle {
     /// Ends it at once: whoever still uses it gets errors. For a mount that was unmounted and whose users don't go.
     pub fn abort(&self) -> Result<(), MountError> {
         let failed = |reason: String| MountError::Unmount { path: self.path.clone(), reason };
-        let minor = self.device.as_ref().and_then(|device| device.split(':').nth(1)).ok_or_else(|| failed("its device number is unknown".into()))?;
+        let minor = self
+            .device
+            .as_ref()
+            .and_then(|device| device.split(':').nth(1))
+            .ok_or_else(|| failed("its device number is unknown".into()))?;
         let file = format!("/sys/fs/fuse/connections/{minor}/abort");
         std::fs::write(&file, "1").map_err(|e| failed(format!("{file}: {e}")))
     }

@@ -52,7 +52,11 @@ fn unescape(field: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((&byte, after)) = rest.split_first() {
-        let octal = (byte == b'\\').then(|| after.get(..3)).flatten().and_then(|digits| std::str::from_utf8(digits).ok()).and_then(|d| u8::from_str_radix(d, 8).ok());
+        let octal = (byte == b'\\')
+            .then(|| after.get(..3))
+            .flatten()
+            .and_then(|digits| std::str::from_utf8(digits).ok())
+            .and_then(|d| u8::from_str_radix(d, 8).ok());
         match octal {
             Some(value) => {
                 out.push(value);
@@ -74,7 +78,11 @@ pub fn unmount(path: &Path, lazy: bool) -> Result<(), MountError> {
     // Not canonicalized: a stat of a dead mount fails, and it is just such a one that must be taken down.
     let absolute = std::path::absolute(path).map_err(|e| failed(e.to_string()))?;
     let known = mounts().map_err(|e| failed(format!("{TABLE} can't be read: {e}")))?;
-    let Some(mount) = known.iter().rev().find(|m| m.path == absolute || std::fs::canonicalize(&absolute).is_ok_and(|real| real == m.path)) else {
+    let Some(mount) = known
+        .iter()
+        .rev()
+        .find(|m| m.path == absolute || std::fs::canonicalize(&absolute).is_ok_and(|real| real == m.path))
+    else {
         return Err(MountError::NotMounted(path.to_owned()));
     };
     let flags = if lazy { MntFlags::MNT_DETACH } else { MntFlags::empty() } | MntFlags::UMOUNT_NOFOLLOW;
@@ -84,9 +92,15 @@ pub fn unmount(path: &Path, lazy: bool) -> Result<(), MountError> {
             let mut command = Command::new(FUSERMOUNT);
             command.arg("-u").args(lazy.then_some("-z")).arg("--").arg(&mount.path);
             let output = command.output().map_err(|e| failed(format!("only root may unmount by itself, and {FUSERMOUNT} can't be run ({e}): install the package fuse3")))?;
-            if output.status.success() { Ok(()) } else { Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned())) }
+            if output.status.success() {
+                Ok(())
+            } else {
+                Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+            }
         }
-        Err(nix::errno::Errno::EBUSY) => Err(failed("it is in use: close what uses it (`fuser -vm` lists it), or unmount lazily".into())),
+        Err(nix::errno::Errno::EBUSY) => {
+            Err(failed("it is in use: close what uses it (`fuser -vm` lists it), or unmount lazily".into()))
+        }
         Err(errno) => Err(failed(errno.desc().to_owned())),
     }
 }
@@ -101,10 +115,13 @@ mod tests {
             40 22 0:45 / /mnt/a\\040b rw,nosuid - fuse.mooseng dev rw,user_id=0\n\
             41 22 0:46 / /mnt/c rw shared:7 master:1 - fuse.mooseng moose\\011x rw\n\
             garbage\n";
-        assert_eq!(parse(table), [
-            MountPoint { path: "/mnt/a b".into(), device: "0:45".into(), source: "dev".into() },
-            MountPoint { path: "/mnt/c".into(), device: "0:46".into(), source: "moose\tx".into() },
-        ]);
+        assert_eq!(
+            parse(table),
+            [
+                MountPoint { path: "/mnt/a b".into(), device: "0:45".into(), source: "dev".into() },
+                MountPoint { path: "/mnt/c".into(), device: "0:46".into(), source: "moose\tx".into() },
+            ]
+        );
         assert_eq!(unescape(b"\\9\\04"), b"\\9\\04");
     }
 

@@ -13,7 +13,10 @@ const NEXT_LOOK: Duration = Duration::from_millis(250);
 const SIGKILL_BIT: u64 = 1 << (libc::SIGKILL - 1);
 
 /// Runs `work` for the process (or thread) `pid`; 0 is nobody who could be killed.
-pub(crate) async fn for_process<T>(pid: u32, work: impl Future<Output = Result<T, FsError>>) -> Result<T, i32> {
+pub(crate) async fn for_process<T>(
+    pid: u32,
+    work: impl Future<Output = Result<T, FsError>>,
+) -> Result<T, i32> {
     tokio::pin!(work);
     let mut look = FIRST_LOOK;
     loop {
@@ -58,7 +61,9 @@ mod tests {
     fn a_pending_kill_is_seen_in_either_mask() {
         assert!(has_pending_kill("Name:\tx\nSigPnd:\t0000000000000100\nShdPnd:\t0000000000000000\n"));
         assert!(has_pending_kill("SigPnd:\t0000000000000000\nShdPnd:\t0000000000000100\n"));
-        assert!(!has_pending_kill("SigPnd:\t0000000000004000\nShdPnd:\t0000000000000001\nSigBlk:\tffffffffffffffff\n"));
+        assert!(!has_pending_kill(
+            "SigPnd:\t0000000000004000\nShdPnd:\t0000000000000001\nSigBlk:\tffffffffffffffff\n"
+        ));
         assert!(!is_killed(std::process::id()));
     }
 

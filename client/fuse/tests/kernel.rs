@@ -29,20 +29,33 @@ impl Rig {
             eprintln!("SKIPPED: a real mount needs root and /dev/fuse");
             return None;
         }
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let region = Arc::new(FakeRegion::new());
         let config = ClientConfig { masters: region.masters(), ..ClientConfig::default() };
-        let fs = runtime.block_on(FileSystem::connect_through(config, region.clone(), Arc::new(OsClock))).unwrap();
+        let fs =
+            runtime.block_on(FileSystem::connect_through(config, region.clone(), Arc::new(OsClock))).unwrap();
         let dir = tempfile::tempdir().unwrap();
-        let handle = Mount::mount(fs.clone(), dir.path(), MountOptions::default(), runtime.handle().clone()).unwrap();
+        let handle =
+            Mount::mount(fs.clone(), dir.path(), MountOptions::default(), runtime.handle().clone()).unwrap();
         Some(Self { runtime, region, fs, handle: Some(handle), dir })
     }
     fn path(&self) -> &Path {
         self.dir.path()
     }
     fn sh(&self, script: &str) -> String {
-        let output = Command::new("sh").args(["-ec", script]).current_dir(self.path()).env("HOME", "/nonexistent").output().unwrap();
-        assert!(output.status.success(), "{script}\n{}\n{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        let output = Command::new("sh")
+            .args(["-ec", script])
+            .current_dir(self.path())
+            .env("HOME", "/nonexistent")
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{script}\n{}\n{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 }
@@ -51,7 +64,9 @@ impl Drop for Rig {
     fn drop(&mut self) {
         let Some(handle) = self.handle.take() else { return };
         handle.unmount().unwrap();
-        let ended = self.runtime.block_on(async { tokio::time::timeout(Duration::from_secs(10), handle.wait()).await });
+        let ended = self
+            .runtime
+            .block_on(async { tokio::time::timeout(Duration::from_secs(10), handle.wait()).await });
         if !std::thread::panicking() {
             ended.expect("the mount ends").unwrap();
             self.region.with(|s| assert_eq!(s.violations, Vec::<String>::new()));
@@ -60,7 +75,11 @@ impl Drop for Rig {
 }
 
 fn has(program: &str) -> bool {
-    Command::new("sh").args(["-c", &format!("command -v {program}")]).stdout(Stdio::null()).status().is_ok_and(|s| s.success())
+    Command::new("sh")
+        .args(["-c", &format!("command -v {program}")])
+        .stdout(Stdio::null())
+        .status()
+        .is_ok_and(|s| s.success())
 }
 
 #[test]
@@ -105,7 +124,8 @@ fn a_directory_of_thousands_is_listed_once_each() {
     for n in 0..2500 {
         File::create(root.join(format!("file-with-a-longer-name-{n}"))).unwrap();
     }
-    let mut names: Vec<String> = fs::read_dir(root).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<String> =
+        fs::read_dir(root).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     let before = names.len();
     names.dedup();
@@ -123,7 +143,16 @@ fn pages_mappings_and_writes_agree() {
     assert_eq!(fs::read(&path).unwrap(), data);
     let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
     // SAFETY: a fresh shared mapping of an open file, used below within its length only.
-    let map = unsafe { libc::mmap(std::ptr::null_mut(), 8192, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, file.as_raw_fd(), 0) };
+    let map = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            8192,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED,
+            file.as_raw_fd(),
+            0,
+        )
+    };
     assert_ne!(map, libc::MAP_FAILED);
     // SAFETY: the mapping is 8192 bytes long and lives until munmap below.
     let bytes = unsafe { std::slice::from_raw_parts_mut(map.cast::<u8>(), 8192) };
@@ -160,8 +189,12 @@ fn another_client_sees_each_finished_write() {
     let Some(rig) = Rig::new() else { return };
     let second = tempfile::tempdir().unwrap();
     let config = ClientConfig { masters: rig.region.masters(), ..ClientConfig::default() };
-    let fs = rig.runtime.block_on(FileSystem::connect_through(config, rig.region.clone(), Arc::new(OsClock))).unwrap();
-    let handle = Mount::mount(fs, second.path(), MountOptions::default(), rig.runtime.handle().clone()).unwrap();
+    let fs = rig
+        .runtime
+        .block_on(FileSystem::connect_through(config, rig.region.clone(), Arc::new(OsClock)))
+        .unwrap();
+    let handle =
+        Mount::mount(fs, second.path(), MountOptions::default(), rig.runtime.handle().clone()).unwrap();
     fs::write(rig.path().join("f"), b"one").unwrap();
     let there = File::open(second.path().join("f")).unwrap();
     let mut seen = [0; 3];
@@ -226,8 +259,14 @@ fn xattrs_by_size_and_value() {
     let name = c"user.colour";
     // SAFETY: pointers and lengths are those of the buffers beside them.
     unsafe {
-        assert_eq!(libc::setxattr(path.as_ptr(), name.as_ptr(), b"green".as_ptr().cast(), 5, libc::XATTR_CREATE), 0);
-        assert_eq!(libc::setxattr(path.as_ptr(), name.as_ptr(), b"red".as_ptr().cast(), 3, libc::XATTR_CREATE), -1);
+        assert_eq!(
+            libc::setxattr(path.as_ptr(), name.as_ptr(), b"green".as_ptr().cast(), 5, libc::XATTR_CREATE),
+            0
+        );
+        assert_eq!(
+            libc::setxattr(path.as_ptr(), name.as_ptr(), b"red".as_ptr().cast(), 3, libc::XATTR_CREATE),
+            -1
+        );
         assert_eq!(libc::getxattr(path.as_ptr(), name.as_ptr(), std::ptr::null_mut(), 0), 5);
         let mut small = [0u8; 2];
         assert_eq!(libc::getxattr(path.as_ptr(), name.as_ptr(), small.as_mut_ptr().cast(), 2), -1);
@@ -246,7 +285,8 @@ fn mounting_on_what_isnt_fit_is_refused_in_a_sentence() {
     fs::write(rig.path().join("f"), b"").unwrap();
     let file = tempfile::NamedTempFile::new().unwrap();
     for (path, word) in [(file.path(), "isn't a directory"), (Path::new("/nonexistent/x"), "doesn't exist")] {
-        let error = Mount::mount(rig.fs.clone(), path, MountOptions::default(), rig.runtime.handle().clone()).unwrap_err();
+        let error = Mount::mount(rig.fs.clone(), path, MountOptions::default(), rig.runtime.handle().clone())
+            .unwrap_err();
         assert!(error.to_string().contains(word), "{error}");
     }
 }

@@ -144,7 +144,7 @@ fn tar(mnt: &Path, local: &Path) -> Result<()> {
             mnt.join("tarred").display()
         ),
     )?;
-    shell(mnt, "cp -a tarred copied && rm -rf copied && test ! -e copied").map(drop)
+    shell(mnt, "mkdir copied && cp -a tarred/d1? copied && diff -r tarred/d11 copied/d11 && rm -rf copied && test ! -e copied").map(drop)
 }
 
 fn names(mnt: &Path) -> Result<()> {

@@ -14,7 +14,15 @@ const READ_BYTES: usize = 64 << 10;
 
 /// A frame that is no call: no lane but control, no method.
 pub(crate) fn plain(kind: Kind, body: Bytes) -> Frame {
-    Frame { kind, lane: Lane::Control as u8, method: 0, call: 0, meta: Bytes::new(), body, bulk: Bytes::new() }
+    Frame {
+        kind,
+        lane: Lane::Control as u8,
+        method: 0,
+        call: 0,
+        meta: Bytes::new(),
+        body,
+        bulk: Bytes::new(),
+    }
 }
 
 /// Reads frames, and notices a peer that sends nothing any more.
@@ -49,7 +57,9 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
             // Silence is measured from byte to byte, not from frame to frame: a slow network isn't a dead peer.
             let read = timeout_at(self.heard + self.silence_max, self.io.read_buf(&mut self.buffer)).await;
             match read {
-                Err(_) => return Err(format!("the peer was silent for {:.1} s", self.silence_max.as_secs_f64())),
+                Err(_) => {
+                    return Err(format!("the peer was silent for {:.1} s", self.silence_max.as_secs_f64()));
+                }
                 Ok(Err(error)) => return Err(error.to_string()),
                 Ok(Ok(0)) if self.buffer.is_empty() => return Ok(None),
                 Ok(Ok(0)) => return Err("the peer closed in the middle of a frame".into()),

@@ -28,7 +28,9 @@ use mooseng_wire::call::{CallError, ErrorCode};
 
 pub use blocking::Blocking;
 pub use link::{CallFailure, Link, LinkOptions};
-pub use network::{ConnectError, Connection, Handshake, HandshakeError, Io, Listener, Network, Peer, Protocol};
+pub use network::{
+    ConnectError, Connection, Handshake, HandshakeError, Io, Listener, Network, Peer, Protocol,
+};
 pub use plain::PlainNetwork;
 pub use rpc::{grpc_channel, grpc_request, peer_of};
 pub use server::{Answer, ConnectionClosed, ConnectionHandle, Incoming, Limits, Service, Services, serve};

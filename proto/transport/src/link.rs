@@ -166,13 +166,22 @@ impl Link {
     }
 
     /// Calls and waits for the answer, `wait` at most. Dropping the future cancels the call at the peer.
-    pub async fn call(&self, method: Method, body: Bytes, bulk: Bytes, wait: Duration) -> Result<Answer, CallFailure> {
+    pub async fn call(
+        &self,
+        method: Method,
+        body: Bytes,
+        bulk: Bytes,
+        wait: Duration,
+    ) -> Result<Answer, CallFailure> {
         let inner = &self.0;
         let deadline = Instant::now() + wait;
         let lane = method.lane();
         let bytes = (HEADER_BYTES + body.len() + bulk.len()).min(inner.options.bytes_per_lane_max);
         let room = async {
-            (inner.calls[lane as usize].acquire().await, inner.bytes[lane as usize].acquire_many(bytes as u32).await)
+            (
+                inner.calls[lane as usize].acquire().await,
+                inner.bytes[lane as usize].acquire_many(bytes as u32).await,
+            )
         };
         let Ok((Ok(_call), Ok(_bytes))) = timeout_at(deadline, room).await else {
             return Err(ConnectError::Crowded { address: inner.address.clone() }.into());
@@ -188,7 +197,8 @@ impl Link {
         };
         for _ in 0..TRIES {
             let connected = timeout_at(deadline, self.connection()).await;
-            let unmade = || ConnectError::Timeout { address: inner.address.clone(), seconds: wait.as_secs().max(1) };
+            let unmade =
+                || ConnectError::Timeout { address: inner.address.clone(), seconds: wait.as_secs().max(1) };
             let live = connected.map_err(|_| unmade())??;
             frame.call = inner.next_call.fetch_add(1, Ordering::Relaxed);
             let left = deadline.saturating_duration_since(Instant::now()).as_millis();

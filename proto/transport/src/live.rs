@@ -126,7 +126,9 @@ impl Live {
         match frame.kind {
             Kind::Response => self.answered(frame.call, Ok(Answer { body: frame.body, bulk: frame.bulk })),
             Kind::Error => {
-                let malformed = |e: prost::DecodeError| crate::call_error(ErrorCode::Internal, format!("an error answer is malformed: {e}"));
+                let malformed = |e: prost::DecodeError| {
+                    crate::call_error(ErrorCode::Internal, format!("an error answer is malformed: {e}"))
+                };
                 self.answered(frame.call, Err(CallError::decode(frame.body).unwrap_or_else(malformed)));
             }
             Kind::Notify => {
@@ -173,7 +175,8 @@ async fn greet<R: AsyncRead + Unpin>(
     let Some(Frame { kind: Kind::HelloAnswer, body, .. }) = frame else {
         return Err("the peer closed the connection instead of answering the hello".into());
     };
-    let answer = HelloAnswer::decode(body).map_err(|e| format!("the answer to our hello is malformed: {e}"))?;
+    let answer =
+        HelloAnswer::decode(body).map_err(|e| format!("the answer to our hello is malformed: {e}"))?;
     if !answer.refused.is_empty() {
         return Err(answer.refused);
     }

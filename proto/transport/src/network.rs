@@ -117,7 +117,12 @@ impl HandshakeError {
 #[async_trait]
 pub trait Network: Send + Sync + 'static {
     /// Connects to a peer that must have `role`.
-    async fn connect(&self, address: &str, protocol: Protocol, role: Role) -> Result<Connection, ConnectError>;
+    async fn connect(
+        &self,
+        address: &str,
+        protocol: Protocol,
+        role: Role,
+    ) -> Result<Connection, ConnectError>;
     /// Listens.
     async fn listen(&self, address: &str) -> io::Result<Box<dyn Listener>>;
     /// Who we are.

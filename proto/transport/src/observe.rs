@@ -40,7 +40,8 @@ pub struct LogConfig {
 /// Starts logging. Call it once, first.
 pub fn init_logging(config: &LogConfig) -> io::Result<()> {
     let filter = config.filter.as_deref().unwrap_or("info,openraft=warn");
-    let filter = EnvFilter::try_new(filter).map_err(|e| io::Error::other(format!("the log filter {filter:?} is malformed: {e}")))?;
+    let filter = EnvFilter::try_new(filter)
+        .map_err(|e| io::Error::other(format!("the log filter {filter:?} is malformed: {e}")))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_target(true);
     let done = match &config.file {
         None => match config.format {
@@ -49,7 +50,9 @@ pub fn init_logging(config: &LogConfig) -> io::Result<()> {
         },
         Some(path) => {
             let file = OpenOptions::new().create(true).append(true).open(path);
-            let file = file.map_err(|e| io::Error::new(e.kind(), format!("the log file {} can't be opened: {e}", path.display())))?;
+            let file = file.map_err(|e| {
+                io::Error::new(e.kind(), format!("the log file {} can't be opened: {e}", path.display()))
+            })?;
             let file = Arc::new(file);
             match config.format {
                 LogFormat::Json => builder.json().with_writer(file).try_init(),
@@ -111,7 +114,9 @@ pub async fn serve_http(
             }),
         );
     tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await {
+        if let Err(error) =
+            axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await
+        {
             tracing::error!(%error, "the metrics and health endpoint ended");
         }
     });

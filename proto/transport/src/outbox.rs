@@ -239,7 +239,15 @@ mod tests {
 
     fn frame(lane: Lane, call: u64, bulk: usize) -> Frame {
         let bulk = vec![call as u8; bulk].into();
-        Frame { kind: Kind::Request, lane: lane as u8, method: 4, call, meta: Bytes::new(), body: Bytes::new(), bulk }
+        Frame {
+            kind: Kind::Request,
+            lane: lane as u8,
+            method: 4,
+            call,
+            meta: Bytes::new(),
+            body: Bytes::new(),
+            bulk,
+        }
     }
 
     async fn written(outbox: &Outbox, frames: usize) -> Vec<Frame> {
@@ -267,7 +275,11 @@ mod tests {
     async fn a_full_lane_keeps_only_its_own_senders_waiting() {
         let outbox = Outbox::new();
         for call in 0..4 {
-            outbox.push(frame(Lane::Change, call, (1 << 20) - 64)).now_or_never().expect("room is left").unwrap();
+            outbox
+                .push(frame(Lane::Change, call, (1 << 20) - 64))
+                .now_or_never()
+                .expect("room is left")
+                .unwrap();
         }
         assert!(outbox.push(frame(Lane::Change, 9, 1 << 20)).now_or_never().is_none(), "the lane is full");
         outbox.push(frame(Lane::Control, 100, 10)).now_or_never().expect("another lane").unwrap();

@@ -35,7 +35,11 @@ pub fn believed(identity: Identity) -> Arc<Peer> {
 }
 
 /// Writes a greeting.
-pub async fn greet(io: &mut (impl AsyncWrite + Unpin), protocol: Protocol, identity: &Identity) -> io::Result<()> {
+pub async fn greet(
+    io: &mut (impl AsyncWrite + Unpin),
+    protocol: Protocol,
+    identity: &Identity,
+) -> io::Result<()> {
     let line = format!("{} {identity}\n", String::from_utf8_lossy(protocol.alpn()));
     io.write_all(line.as_bytes()).await?;
     io.flush().await
@@ -70,13 +74,20 @@ pub async fn connect_over(
     greet(&mut io, protocol, ours).await.map_err(|e| refused(e.to_string()))?;
     let (_, theirs) = read_greeting(&mut io).await.map_err(|e| refused(e.to_string()))?;
     if theirs.role != role || theirs.cluster != ours.cluster {
-        return Err(refused(format!("a {role} of cluster {} was expected there, but {theirs} answered", ours.cluster)));
+        return Err(refused(format!(
+            "a {role} of cluster {} was expected there, but {theirs} answered",
+            ours.cluster
+        )));
     }
     Ok(Connection { io: Box::new(io), peer: believed(theirs), protocol, retire_at: None })
 }
 
 /// Finishes the accepting side of a greeting.
-pub async fn accept_over(mut io: impl crate::Io, address: &str, ours: &Identity) -> Result<Connection, HandshakeError> {
+pub async fn accept_over(
+    mut io: impl crate::Io,
+    address: &str,
+    ours: &Identity,
+) -> Result<Connection, HandshakeError> {
     let failed = |reason: String| HandshakeError { address: address.to_owned(), reason };
     let (protocol, theirs) = read_greeting(&mut io).await.map_err(|e| failed(e.to_string()))?;
     if theirs.cluster != ours.cluster {
@@ -88,10 +99,16 @@ pub async fn accept_over(mut io: impl crate::Io, address: &str, ours: &Identity)
 
 #[async_trait]
 impl Network for PlainNetwork {
-    async fn connect(&self, address: &str, protocol: Protocol, role: Role) -> Result<Connection, ConnectError> {
+    async fn connect(
+        &self,
+        address: &str,
+        protocol: Protocol,
+        role: Role,
+    ) -> Result<Connection, ConnectError> {
         let unreachable =
             |e: io::Error| ConnectError::Unreachable { address: address.to_owned(), reason: e.to_string() };
-        let late = || ConnectError::Timeout { address: address.to_owned(), seconds: CONNECT_TIMEOUT.as_secs() };
+        let late =
+            || ConnectError::Timeout { address: address.to_owned(), seconds: CONNECT_TIMEOUT.as_secs() };
         let connecting = async {
             let io = TcpStream::connect(address).await.map_err(unreachable)?;
             let _ = io.set_nodelay(true);

@@ -57,9 +57,12 @@ fn of_tls(error: &rustls::Error) -> (&'static str, String) {
         rustls::Error::AlertReceived(alert) => return (BY_PEER, of_alert(*alert)),
         rustls::Error::NoApplicationProtocol => (VERSION, "the peer speaks neither mooseng/1 nor h2 (ALPN)"),
         rustls::Error::PeerIncompatible(
-            PeerIncompatible::SupportedVersionsExtensionRequired | PeerIncompatible::ServerDoesNotSupportTls12Or13,
+            PeerIncompatible::SupportedVersionsExtensionRequired
+            | PeerIncompatible::ServerDoesNotSupportTls12Or13,
         ) => (VERSION, "the peer doesn't speak TLS 1.3"),
-        rustls::Error::PeerIncompatible(why) => return (VERSION, format!("the peer speaks TLS otherwise: {why:?}")),
+        rustls::Error::PeerIncompatible(why) => {
+            return (VERSION, format!("the peer speaks TLS otherwise: {why:?}"));
+        }
         other => return (OTHER, other.to_string()),
     };
     (code, sentence.to_owned())
@@ -74,9 +77,10 @@ fn of_certificate(why: &CertificateError) -> (&'static str, String) {
             (EXPIRED, "the peer's certificate isn't valid yet: compare the clocks of both machines")
         }
         CertificateError::Revoked => (REVOKED, "the peer's certificate is revoked"),
-        CertificateError::UnknownIssuer => {
-            (OTHER_CLUSTER, "the peer's certificate isn't of this cluster's authority: it belongs to another cluster")
-        }
+        CertificateError::UnknownIssuer => (
+            OTHER_CLUSTER,
+            "the peer's certificate isn't of this cluster's authority: it belongs to another cluster",
+        ),
         CertificateError::Other(other) => match other.0.downcast_ref::<Objection>() {
             Some(objection) => return (objection.code, objection.sentence.clone()),
             None => return (BAD_CERTIFICATE, other.to_string()),
@@ -89,14 +93,20 @@ fn of_certificate(why: &CertificateError) -> (&'static str, String) {
 /// What the peer says of us. With TLS 1.3 it comes only after our side of the handshake has ended.
 fn of_alert(alert: AlertDescription) -> String {
     let why = match alert {
-        AlertDescription::CertificateExpired => "our certificate isn't valid now (expired, or a clock is wrong): renew it with mooseng-certs",
+        AlertDescription::CertificateExpired => {
+            "our certificate isn't valid now (expired, or a clock is wrong): renew it with mooseng-certs"
+        }
         AlertDescription::CertificateRevoked => "our certificate is revoked",
         AlertDescription::CertificateRequired => "we showed no certificate",
-        AlertDescription::UnknownCA => "our certificate isn't of its cluster's authority: we belong to another cluster",
+        AlertDescription::UnknownCA => {
+            "our certificate isn't of its cluster's authority: we belong to another cluster"
+        }
         AlertDescription::CertificateUnknown | AlertDescription::AccessDenied => {
             "what our certificate says of us doesn't suit it (another cluster, or no SPIFFE id of ours); its log says more"
         }
-        AlertDescription::BadCertificate | AlertDescription::UnsupportedCertificate | AlertDescription::DecryptError => {
+        AlertDescription::BadCertificate
+        | AlertDescription::UnsupportedCertificate
+        | AlertDescription::DecryptError => {
             "our certificate is malformed, or isn't made for this use; its log says more"
         }
         AlertDescription::NoApplicationProtocol => "it speaks neither mooseng/1 nor h2 (ALPN)",

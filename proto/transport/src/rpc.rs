@@ -151,7 +151,8 @@ pub async fn grpc_channel(network: Arc<dyn Network>, address: &str, role: Role) 
     endpoint.connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
         let (network, address) = (network.clone(), address.clone());
         async move {
-            let connection = network.connect(&address, Protocol::Grpc, role).await.map_err(io::Error::other)?;
+            let connection =
+                network.connect(&address, Protocol::Grpc, role).await.map_err(io::Error::other)?;
             io::Result::Ok(TokioIo::new(connection.io))
         }
     }))

@@ -40,7 +40,10 @@ impl Incoming {
     /// Decodes the message.
     pub fn decode<M: Message + Default>(&self) -> Result<M, CallError> {
         M::decode(self.body.clone()).map_err(|e| {
-            crate::call_error(ErrorCode::InvalidRequest, format!("a {} message is malformed: {e}", self.method.as_str()))
+            crate::call_error(
+                ErrorCode::InvalidRequest,
+                format!("a {} message is malformed: {e}", self.method.as_str()),
+            )
         })
     }
 }
@@ -155,7 +158,12 @@ pub struct Services {
 }
 
 /// Serves a port until `shutdown`.
-pub async fn serve(mut listener: Box<dyn Listener>, services: Services, limits: Limits, shutdown: CancellationToken) {
+pub async fn serve(
+    mut listener: Box<dyn Listener>,
+    services: Services,
+    limits: Limits,
+    shutdown: CancellationToken,
+) {
     let port = Arc::new(Port {
         stream: services.stream,
         grpc: services.grpc.map(tonic::service::Routes::prepare),
@@ -181,7 +189,8 @@ pub async fn serve(mut listener: Box<dyn Listener>, services: Services, limits: 
                 continue;
             }
         };
-        let (slot, unfinished) = (connections.clone().try_acquire_owned(), handshakes.clone().try_acquire_owned());
+        let (slot, unfinished) =
+            (connections.clone().try_acquire_owned(), handshakes.clone().try_acquire_owned());
         let (Ok(slot), Ok(unfinished)) = (slot, unfinished) else {
             turned_away.count(&handshake.remote_address());
             continue;
@@ -203,7 +212,12 @@ impl TurnedAway {
         if self.said.is_some_and(|at| at.elapsed() < Duration::from_secs(1)) {
             return;
         }
-        tracing::warn!(code = refusal::TOO_MANY, address, count = self.count, "connections were turned away: too many are open");
+        tracing::warn!(
+            code = refusal::TOO_MANY,
+            address,
+            count = self.count,
+            "connections were turned away: too many are open"
+        );
         *self = Self { count: 0, said: Some(Instant::now()) };
     }
 }
@@ -235,7 +249,12 @@ impl Port {
             // Whoever goes away in the middle of a handshake (a probe of the port, a process that was killed) wasn't refused.
             Ok(Err(error)) if error.code() == refusal::LEFT => return tracing::debug!(%error, "a peer left"),
             Ok(Err(error)) => {
-                return tracing::warn!(code = error.code(), address, reason = error.reason, "a peer was refused");
+                return tracing::warn!(
+                    code = error.code(),
+                    address,
+                    reason = error.reason,
+                    "a peer was refused"
+                );
             }
             Err(_) => return tracing::debug!(address, "a handshake took too long"),
         };

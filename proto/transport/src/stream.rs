@@ -47,7 +47,9 @@ pub(crate) async fn serve(
     let greeted = timeout(limits.handshake_timeout, greet(&mut frames, &mut writer, refused)).await;
     match greeted {
         Ok(Ok(())) => {}
-        Ok(Err(reason)) => return tracing::debug!(peer = %peer.identity, reason, "a connection came to nothing"),
+        Ok(Err(reason)) => {
+            return tracing::debug!(peer = %peer.identity, reason, "a connection came to nothing");
+        }
         Err(_) => return tracing::debug!(peer = %peer.identity, "a peer said no hello in time"),
     }
     let outbox = Arc::new(Outbox::new());
@@ -84,7 +86,9 @@ async fn greet<R: AsyncRead + Unpin>(
     refused: Option<String>,
 ) -> Result<(), String> {
     let hello = match frames.next().await? {
-        Some(Frame { kind: Kind::Hello, body, .. }) => Hello::decode(body).map_err(|e| format!("malformed hello: {e}"))?,
+        Some(Frame { kind: Kind::Hello, body, .. }) => {
+            Hello::decode(body).map_err(|e| format!("malformed hello: {e}"))?
+        }
         Some(_) => return Err("the peer didn't begin with a hello".into()),
         None => return Err("the peer left without a hello".into()),
     };
@@ -136,7 +140,12 @@ struct Calls<'a> {
 }
 
 impl<'a> Calls<'a> {
-    fn new(handle: &'a ConnectionHandle, service: &'a dyn Service, limits: Limits, bytes: Arc<Semaphore>) -> Self {
+    fn new(
+        handle: &'a ConnectionHandle,
+        service: &'a dyn Service,
+        limits: Limits,
+        bytes: Arc<Semaphore>,
+    ) -> Self {
         let (running, aborts, load) = Default::default();
         Self { handle, service, limits, bytes, running, aborts, load }
     }
@@ -162,7 +171,9 @@ impl<'a> Calls<'a> {
         match frame.kind {
             Kind::Request => match self.admit(&frame) {
                 Ok(room) => self.start(frame, room),
-                Err(busy) => self.handle.outbox.push_now(reply(&Address::of(&frame), Err(busy))).map_err(slow)?,
+                Err(busy) => {
+                    self.handle.outbox.push_now(reply(&Address::of(&frame), Err(busy))).map_err(slow)?
+                }
             },
             Kind::Cancel => {
                 if let Some(abort) = self.aborts.get(&frame.call) {
@@ -180,7 +191,9 @@ impl<'a> Calls<'a> {
 
     /// Room for a call, or why there is none. Its caller is told at once, for to stop reading would hold up other lanes.
     fn admit(&self, frame: &Frame) -> Result<Option<OwnedSemaphorePermit>, CallError> {
-        let busy = |what: &str| Err(crate::call_error(ErrorCode::Busy, format!("too many {what}; try again after a pause")));
+        let busy = |what: &str| {
+            Err(crate::call_error(ErrorCode::Busy, format!("too many {what}; try again after a pause")))
+        };
         let (lane, bytes) = (lane_of(frame), frame.encoded_len());
         let load = self.load[lane];
         if load.calls >= self.limits.calls_per_lane_max {
@@ -232,12 +245,17 @@ async fn answer(frame: Frame, handle: &ConnectionHandle, service: &dyn Service) 
     let _ = handle.outbox.push(reply(&address, result)).await;
 }
 
-async fn dispatch(frame: Frame, handle: &ConnectionHandle, service: &dyn Service) -> Result<Answer, CallError> {
+async fn dispatch(
+    frame: Frame,
+    handle: &ConnectionHandle,
+    service: &dyn Service,
+) -> Result<Answer, CallError> {
     let error = crate::call_error;
     let meta = CallMeta::decode(frame.meta)
         .map_err(|e| error(ErrorCode::InvalidRequest, format!("a call's metadata is malformed: {e}")))?;
-    let method = Method::from_u16(frame.method)
-        .ok_or_else(|| error(ErrorCode::NotBuilt, format!("this server doesn't know method {}", frame.method)))?;
+    let method = Method::from_u16(frame.method).ok_or_else(|| {
+        error(ErrorCode::NotBuilt, format!("this server doesn't know method {}", frame.method))
+    })?;
     let deadline = Instant::now() + Duration::from_millis(u64::from(meta.deadline_ms)).min(CALL_MAX);
     let trace = meta.trace.clone();
     let incoming = Incoming {

@@ -18,7 +18,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use crate::network::{ConnectError, Connection, Handshake, HandshakeError, Io, Listener, Network, Peer, Protocol};
+use crate::network::{
+    ConnectError, Connection, Handshake, HandshakeError, Io, Listener, Network, Peer, Protocol,
+};
 use crate::refusal;
 use credentials::{Credentials, describe, unix_now};
 use guard::Guarded;
@@ -105,7 +107,11 @@ async fn watch(files: TlsFiles, mut seen: Stamp, current: Weak<RwLock<Arc<Creden
         }
         // A list that was there and is gone would let everyone in again whom it named.
         let vanished = now[3].is_none() && seen[3].is_some();
-        let loaded = if vanished { Err("the revocation list is gone".to_owned()) } else { Credentials::load(&files).map_err(|e| e.to_string()) };
+        let loaded = if vanished {
+            Err("the revocation list is gone".to_owned())
+        } else {
+            Credentials::load(&files).map_err(|e| e.to_string())
+        };
         match loaded {
             Ok(credentials) => {
                 tracing::info!(identity = %credentials.identity, not_after_unix = credentials.not_after, "took up changed TLS files");
@@ -130,7 +136,8 @@ fn retirement(peer: &Peer, ours: &Credentials) -> Option<Instant> {
 }
 
 fn peer_in(certificates: Option<&[CertificateDer<'static>]>) -> Result<Peer, String> {
-    let leaf = certificates.and_then(<[_]>::first).ok_or_else(|| "the peer showed no certificate".to_owned())?;
+    let leaf =
+        certificates.and_then(<[_]>::first).ok_or_else(|| "the peer showed no certificate".to_owned())?;
     describe(leaf).map(|(peer, _)| peer)
 }
 
@@ -141,7 +148,12 @@ fn protocol_of(alpn: Option<&[u8]>) -> Result<Protocol, String> {
 
 #[async_trait]
 impl Network for TlsNetwork {
-    async fn connect(&self, address: &str, protocol: Protocol, role: Role) -> Result<Connection, ConnectError> {
+    async fn connect(
+        &self,
+        address: &str,
+        protocol: Protocol,
+        role: Role,
+    ) -> Result<Connection, ConnectError> {
         let refused = |reason: String| ConnectError::Refused { address: address.to_owned(), reason };
         let credentials = self.current();
         let connecting = async {
@@ -160,13 +172,17 @@ impl Network for TlsNetwork {
             let peer = peer_in(session.peer_certificates()).map_err(refused)?;
             protocol_of(session.alpn_protocol()).map_err(refused)?;
             if peer.identity.role != role {
-                return Err(refused(format!("a {role} was expected there, but the certificate says {}", peer.identity)));
+                return Err(refused(format!(
+                    "a {role} was expected there, but the certificate says {}",
+                    peer.identity
+                )));
             }
             let retire_at = retirement(&peer, &credentials);
             let peer = Arc::new(peer);
             Ok(Connection { io: Box::new(self.guard(io, peer.clone())), peer, protocol, retire_at })
         };
-        let late = |_| ConnectError::Timeout { address: address.to_owned(), seconds: CONNECT_TIMEOUT.as_secs() };
+        let late =
+            |_| ConnectError::Timeout { address: address.to_owned(), seconds: CONNECT_TIMEOUT.as_secs() };
         tokio::time::timeout(CONNECT_TIMEOUT, connecting).await.map_err(late)?
     }
 
@@ -215,7 +231,8 @@ impl Handshake for TlsHandshake {
         let io = io.map_err(|e| failed(refusal::of_io(&e)))?;
         let session = io.get_ref().1;
         let protocol = protocol_of(session.alpn_protocol()).map_err(|why| failed((refusal::VERSION, why)))?;
-        let peer = peer_in(session.peer_certificates()).map_err(|why| failed((refusal::BAD_CERTIFICATE, why)))?;
+        let peer =
+            peer_in(session.peer_certificates()).map_err(|why| failed((refusal::BAD_CERTIFICATE, why)))?;
         let retire_at = retirement(&peer, &credentials);
         let peer = Arc::new(peer);
         Ok(Connection { io: Box::new(self.network.guard(io, peer.clone())), peer, protocol, retire_at })

@@ -41,8 +41,11 @@ pub fn from_header(text: &str) -> Option<Bytes> {
     }
     let digits = format!("{id}{span}{flags}");
     let digit = |b: u8| (b as char).to_digit(16);
-    let bytes: Option<Vec<u8>> =
-        digits.as_bytes().chunks(2).map(|pair| Some((digit(pair[0])? * 16 + digit(pair[1])?) as u8)).collect();
+    let bytes: Option<Vec<u8>> = digits
+        .as_bytes()
+        .chunks(2)
+        .map(|pair| Some((digit(pair[0])? * 16 + digit(pair[1])?) as u8))
+        .collect();
     bytes.map(Bytes::from)
 }
 

@@ -10,8 +10,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::future::join_all;
 use mooseng_transport::{
-    Answer, CallFailure, ConnectError, Connection, ConnectionHandle, Incoming, Limits, Link, LinkOptions, Listener, Network, Peer,
-    PlainNetwork, Protocol, Service, Services, call_error, plain, serve,
+    Answer, CallFailure, ConnectError, Connection, ConnectionHandle, Incoming, Limits, Link, LinkOptions,
+    Listener, Network, Peer, PlainNetwork, Protocol, Service, Services, call_error, plain, serve,
 };
 use mooseng_wire::call::{CallError, ErrorCode, Hello, HelloAnswer};
 use mooseng_wire::frame::{FRAME_BYTES_MAX, Frame, Kind};
@@ -63,7 +63,12 @@ async fn start() -> (String, Arc<AtomicUsize>, CancellationToken) {
 }
 
 fn link(address: &str, role: Role) -> Link {
-    Link::new(Arc::new(PlainNetwork::new(identity(Role::Client))), address.into(), role, LinkOptions::default())
+    Link::new(
+        Arc::new(PlainNetwork::new(identity(Role::Client))),
+        address.into(),
+        role,
+        LinkOptions::default(),
+    )
 }
 
 const WAIT: Duration = Duration::from_secs(10);
@@ -76,7 +81,10 @@ async fn many_calls_get_their_own_answers() {
         let link = link.clone();
         async move {
             let bulk = Bytes::from(vec![i as u8; (i as usize * 37) % 70_000]);
-            let answer = link.call(Method::FsRead, Bytes::from(i.to_le_bytes().to_vec()), bulk.clone(), WAIT).await.unwrap();
+            let answer = link
+                .call(Method::FsRead, Bytes::from(i.to_le_bytes().to_vec()), bulk.clone(), WAIT)
+                .await
+                .unwrap();
             assert_eq!(answer.body[..], i.to_le_bytes());
             assert_eq!(answer.bulk, bulk);
         }
@@ -93,7 +101,10 @@ async fn a_stuck_change_holds_up_no_read_and_its_deadline_cancels_it() {
     let (stuck, read) = tokio::join!(stuck, read);
     assert_eq!(&read.unwrap().body[..], b"x");
     let code = |e: &CallError| e.code == ErrorCode::DeadlineExceeded as i32;
-    assert!(matches!(&stuck, Err(CallFailure::Timeout(_))) || matches!(&stuck, Err(CallFailure::Remote(e)) if code(e)));
+    assert!(
+        matches!(&stuck, Err(CallFailure::Timeout(_)))
+            || matches!(&stuck, Err(CallFailure::Remote(e)) if code(e))
+    );
     while dropped.load(Ordering::SeqCst) == 0 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -116,7 +127,10 @@ async fn a_dropped_call_is_cancelled_at_the_server() {
 #[tokio::test]
 async fn a_peer_of_another_role_is_refused_with_the_reason() {
     let (address, _, _shutdown) = start().await;
-    let failure = link(&address, Role::Chunkserver).call(Method::FsRead, Bytes::new(), Bytes::new(), WAIT).await.unwrap_err();
+    let failure = link(&address, Role::Chunkserver)
+        .call(Method::FsRead, Bytes::new(), Bytes::new(), WAIT)
+        .await
+        .unwrap_err();
     assert!(matches!(failure, CallFailure::Connect(_)), "{failure}");
     assert!(failure.to_string().contains("chunkserver"), "{failure}");
 }
@@ -167,7 +181,15 @@ async fn raw_frame(io: &mut tokio::net::TcpStream, buffer: &mut bytes::BytesMut)
 }
 
 fn raw(kind: Kind, call: u64, body: impl Into<Bytes>) -> Vec<u8> {
-    let frame = Frame { kind, lane: 1, method: Method::FsRead as u16, call, meta: Bytes::new(), body: body.into(), bulk: Bytes::new() };
+    let frame = Frame {
+        kind,
+        lane: 1,
+        method: Method::FsRead as u16,
+        call,
+        meta: Bytes::new(),
+        body: body.into(),
+        bulk: Bytes::new(),
+    };
     let mut bytes = bytes::BytesMut::new();
     frame.encode_head(&mut bytes);
     bytes.to_vec()
@@ -199,13 +221,19 @@ async fn a_peer_that_falls_silent_is_noticed_long_before_the_call_ends() {
         std::future::pending::<()>().await;
         drop(io);
     });
-    let call = link(&address, Role::Master).call(Method::FsRead, Bytes::new(), Bytes::new(), Duration::from_secs(3600)).await;
+    let call = link(&address, Role::Master)
+        .call(Method::FsRead, Bytes::new(), Bytes::new(), Duration::from_secs(3600))
+        .await;
     assert!(matches!(call, Err(CallFailure::Lost(_))), "{call:?}");
 }
 
-async fn start_with(limits: Limits, allow: fn(&Peer, Protocol) -> Result<(), String>) -> (String, Arc<Watched>, CancellationToken) {
+async fn start_with(
+    limits: Limits,
+    allow: fn(&Peer, Protocol) -> Result<(), String>,
+) -> (String, Arc<Watched>, CancellationToken) {
     let listener = PlainNetwork::new(identity(Role::Master)).listen("127.0.0.1:0").await.unwrap();
-    let (address, shutdown, watched) = (listener.local_address(), CancellationToken::new(), Arc::new(Watched::default()));
+    let (address, shutdown, watched) =
+        (listener.local_address(), CancellationToken::new(), Arc::new(Watched::default()));
     let services = Services { stream: watched.clone(), grpc: None, allow };
     tokio::spawn(serve(listener, services, limits, shutdown.clone()));
     (address, watched, shutdown)
@@ -242,8 +270,14 @@ async fn until(condition: impl Fn() -> bool) {
 
 #[tokio::test]
 async fn who_may_not_connect_is_told_why() {
-    let (address, watched, _shutdown) = start_with(Limits::default(), |peer, _| Err(format!("a {} has no business here", peer.identity.role))).await;
-    let failure = link(&address, Role::Master).call(Method::FsRead, Bytes::new(), Bytes::new(), WAIT).await.unwrap_err();
+    let (address, watched, _shutdown) = start_with(Limits::default(), |peer, _| {
+        Err(format!("a {} has no business here", peer.identity.role))
+    })
+    .await;
+    let failure = link(&address, Role::Master)
+        .call(Method::FsRead, Bytes::new(), Bytes::new(), WAIT)
+        .await
+        .unwrap_err();
     assert!(matches!(failure, CallFailure::Connect(_)), "{failure}");
     assert!(failure.to_string().contains("a client has no business here"), "{failure}");
     assert_eq!(watched.connected.load(Ordering::SeqCst), 0);
@@ -294,7 +328,8 @@ async fn calls_and_bytes_past_the_bounds_are_answered_busy_and_other_lanes_go_on
     link.call(Method::FsRead, Bytes::new(), Bytes::new(), WAIT).await.unwrap();
     drop(stuck);
 
-    let (address, _, _shutdown) = start_with(Limits { bytes_max: 1000, ..Limits::default() }, |_, _| Ok(())).await;
+    let (address, _, _shutdown) =
+        start_with(Limits { bytes_max: 1000, ..Limits::default() }, |_, _| Ok(())).await;
     let link = self::link(&address, Role::Master);
     let large = link.call(Method::FsChange, Bytes::new(), Bytes::from(vec![0; 2000]), WAIT).await;
     assert!(is_busy(&large), "{large:?}");
@@ -328,9 +363,13 @@ async fn unknown_methods_and_malformed_calls_are_answered_and_garbage_ends_only_
 
 #[tokio::test]
 async fn strangers_that_say_nothing_are_dropped_and_connections_are_bounded() {
-    let limits = Limits { connections_max: 2, handshake_timeout: Duration::from_millis(300), ..Limits::default() };
+    let limits =
+        Limits { connections_max: 2, handshake_timeout: Duration::from_millis(300), ..Limits::default() };
     let (address, _, _shutdown) = start_with(limits, |_, _| Ok(())).await;
-    let mut silent = [tokio::net::TcpStream::connect(&address).await.unwrap(), tokio::net::TcpStream::connect(&address).await.unwrap()];
+    let mut silent = [
+        tokio::net::TcpStream::connect(&address).await.unwrap(),
+        tokio::net::TcpStream::connect(&address).await.unwrap(),
+    ];
     let mut third = tokio::net::TcpStream::connect(&address).await.unwrap();
     assert_eq!(third.read(&mut [0]).await.unwrap_or(0), 0, "turned away");
     for io in &mut silent {
@@ -352,13 +391,24 @@ struct Aging {
 
 impl Aging {
     fn new(life: Duration, delay: Duration) -> Arc<Self> {
-        Arc::new(Self { network: PlainNetwork::new(identity(Role::Client)), made: 0.into(), life, delay, broken: false.into() })
+        Arc::new(Self {
+            network: PlainNetwork::new(identity(Role::Client)),
+            made: 0.into(),
+            life,
+            delay,
+            broken: false.into(),
+        })
     }
 }
 
 #[async_trait]
 impl Network for Aging {
-    async fn connect(&self, address: &str, protocol: Protocol, role: Role) -> Result<Connection, ConnectError> {
+    async fn connect(
+        &self,
+        address: &str,
+        protocol: Protocol,
+        role: Role,
+    ) -> Result<Connection, ConnectError> {
         tokio::time::sleep(self.delay).await;
         if self.broken.load(Ordering::SeqCst) {
             return Err(ConnectError::Unreachable { address: address.into(), reason: "it is broken".into() });
@@ -380,7 +430,12 @@ impl Network for Aging {
 async fn a_connection_due_for_retirement_carries_calls_until_its_successor_is_made() {
     let (address, watched, _shutdown) = start_with(Limits::default(), |_, _| Ok(())).await;
     let aging = Aging::new(Duration::from_millis(100), Duration::ZERO);
-    let link = Link::new(aging.clone(), address, Role::Master, LinkOptions { ping_interval: Duration::from_millis(50), ..LinkOptions::default() });
+    let link = Link::new(
+        aging.clone(),
+        address,
+        Role::Master,
+        LinkOptions { ping_interval: Duration::from_millis(50), ..LinkOptions::default() },
+    );
     let read = || link.call(Method::FsRead, Bytes::new(), Bytes::new(), WAIT);
     read().await.unwrap();
     let old = tokio::spawn({
@@ -401,7 +456,11 @@ async fn a_connection_due_for_retirement_carries_calls_until_its_successor_is_ma
     // The call in flight on the old connection isn't cut off, and the old connection goes once that call has ended.
     let old = old.await.unwrap();
     let late = |e: &CallError| e.code == ErrorCode::DeadlineExceeded as i32;
-    assert!(matches!(&old, Err(CallFailure::Timeout(_))) || matches!(&old, Err(CallFailure::Remote(e)) if late(e)), "{old:?}");
+    assert!(
+        matches!(&old, Err(CallFailure::Timeout(_)))
+            || matches!(&old, Err(CallFailure::Remote(e)) if late(e)),
+        "{old:?}"
+    );
     until(|| watched.disconnected.load(Ordering::SeqCst) >= 1).await;
     read().await.unwrap();
 }

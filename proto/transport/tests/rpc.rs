@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use mooseng_transport::grpc::registry_client::RegistryClient;
 use mooseng_transport::grpc::registry_server::{Registry, RegistryServer};
 use mooseng_transport::{
-    Answer, ConnectError, Connection, Incoming, Limits, Listener, Network, Peer, PlainNetwork, Protocol, Service, Services, TRACE,
-    call_error, grpc_channel, grpc_request, peer_of, serve, trace,
+    Answer, ConnectError, Connection, Incoming, Limits, Listener, Network, Peer, PlainNetwork, Protocol,
+    Service, Services, TRACE, call_error, grpc_channel, grpc_request, peer_of, serve, trace,
 };
 use mooseng_wire::admin::{HeartbeatReply, HeartbeatRequest};
 use mooseng_wire::call::{CallError, ErrorCode};
@@ -34,12 +34,18 @@ impl Service for NoFrames {
 struct Mirror;
 #[tonic::async_trait]
 impl Registry for Mirror {
-    async fn heartbeat(&self, request: Request<HeartbeatRequest>) -> Result<Response<HeartbeatReply>, Status> {
+    async fn heartbeat(
+        &self,
+        request: Request<HeartbeatRequest>,
+    ) -> Result<Response<HeartbeatReply>, Status> {
         let peer = peer_of(&request)?;
         let pause = request.get_ref().incarnation;
         tokio::time::sleep(Duration::from_millis(pause)).await;
         let mut reply = Response::new(HeartbeatReply::default());
-        let words = [("peer", peer.identity.to_string()), ("trace", trace::to_header(&trace::current()).unwrap_or_default())];
+        let words = [
+            ("peer", peer.identity.to_string()),
+            ("trace", trace::to_header(&trace::current()).unwrap_or_default()),
+        ];
         for (name, word) in words {
             reply.metadata_mut().insert(name, word.parse().map_err(|_| Status::internal("not ASCII"))?);
         }
@@ -54,7 +60,12 @@ struct AgingHandshake(Box<dyn mooseng_transport::Handshake>);
 
 #[async_trait]
 impl Network for Aging {
-    async fn connect(&self, address: &str, protocol: Protocol, role: Role) -> Result<Connection, ConnectError> {
+    async fn connect(
+        &self,
+        address: &str,
+        protocol: Protocol,
+        role: Role,
+    ) -> Result<Connection, ConnectError> {
         self.0.connect(address, protocol, role).await
     }
     async fn listen(&self, address: &str) -> std::io::Result<Box<dyn Listener>> {
@@ -85,7 +96,10 @@ impl mooseng_transport::Handshake for AgingHandshake {
     }
 }
 
-async fn start(network: impl Network, allow: fn(&Peer, Protocol) -> Result<(), String>) -> RegistryClient<tonic::transport::Channel> {
+async fn start(
+    network: impl Network,
+    allow: fn(&Peer, Protocol) -> Result<(), String>,
+) -> RegistryClient<tonic::transport::Channel> {
     let listener = network.listen("127.0.0.1:0").await.unwrap();
     let address = listener.local_address();
     let routes = tonic::service::Routes::new(RegistryServer::new(Mirror));
@@ -105,10 +119,14 @@ const WAIT: Duration = Duration::from_secs(10);
 async fn identity_deadline_and_trace_travel() {
     let mut client = start(PlainNetwork::new(identity(Role::Master)), |_, _| Ok(())).await;
     let context = trace::fresh();
-    let reply = TRACE.scope(context.clone(), async { client.heartbeat(grpc_request(after(0), WAIT)).await }).await.unwrap();
+    let reply = TRACE
+        .scope(context.clone(), async { client.heartbeat(grpc_request(after(0), WAIT)).await })
+        .await
+        .unwrap();
     assert_eq!(reply.metadata().get("peer").unwrap(), "spiffe://test/here/chunkserver/one");
     assert_eq!(reply.metadata().get("trace").unwrap(), trace::to_header(&context).unwrap().as_str());
-    let late = client.heartbeat(grpc_request(after(3_600_000), Duration::from_millis(200))).await.unwrap_err();
+    let late =
+        client.heartbeat(grpc_request(after(3_600_000), Duration::from_millis(200))).await.unwrap_err();
     assert!(matches!(late.code(), Code::DeadlineExceeded | Code::Cancelled), "{late}");
     client.heartbeat(grpc_request(after(0), WAIT)).await.unwrap();
 }

@@ -47,7 +47,9 @@ pub enum Kind {
 impl Kind {
     fn from_u8(n: u8) -> Option<Self> {
         use Kind::*;
-        [Hello, HelloAnswer, Request, Response, Error, Notify, Cancel, Ping, Pong].into_iter().find(|k| *k as u8 == n)
+        [Hello, HelloAnswer, Request, Response, Error, Notify, Cancel, Ping, Pong]
+            .into_iter()
+            .find(|k| *k as u8 == n)
     }
 }
 

@@ -47,16 +47,16 @@ mod generated {
         }
     }
 }
-/// Filesystem requests and answers (`fs.proto`).
-pub use generated::fs::v1 as fs;
-/// Sessions (`session.proto`).
-pub use generated::session::v1 as session;
-/// The chunk data stream (`chunk.proto`).
-pub use generated::chunk::v1 as chunk;
-/// Master to master (`raft.proto`).
-pub use generated::raft::v1 as raft;
 /// Registry and administration (`admin.proto`).
 pub use generated::admin::v1 as admin;
+/// The chunk data stream (`chunk.proto`).
+pub use generated::chunk::v1 as chunk;
 /// Hello, call metadata and call errors (`frame.proto`).
 pub use generated::frame::v1 as call;
+/// Filesystem requests and answers (`fs.proto`).
+pub use generated::fs::v1 as fs;
+/// Master to master (`raft.proto`).
+pub use generated::raft::v1 as raft;
+/// Sessions (`session.proto`).
+pub use generated::session::v1 as session;
 pub use words::*;

@@ -31,11 +31,21 @@ pub fn agree(ours: &Hello, theirs: &Hello) -> HelloAnswer {
             software: ours.software.clone(),
             refused: format!(
                 "the peer ({}) speaks protocol versions {} to {}, this side ({}) speaks {} to {}; upgrade the older one",
-                theirs.software, theirs.version_min, theirs.version_max, ours.software, ours.version_min, ours.version_max
+                theirs.software,
+                theirs.version_min,
+                theirs.version_max,
+                ours.software,
+                ours.version_min,
+                ours.version_max
             ),
         };
     }
-    HelloAnswer { version, features: ours.features & theirs.features, software: ours.software.clone(), refused: String::new() }
+    HelloAnswer {
+        version,
+        features: ours.features & theirs.features,
+        software: ours.software.clone(),
+        refused: String::new(),
+    }
 }
 
 #[cfg(test)]

@@ -168,7 +168,9 @@ pub struct Identity {
 
 /// Why a SPIFFE id is refused.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("the identity {0:?} isn't of the form spiffe://<cluster>/<region>/<role>/<name>, with a role of master, chunkserver, client or admin")]
+#[error(
+    "the identity {0:?} isn't of the form spiffe://<cluster>/<region>/<role>/<name>, with a role of master, chunkserver, client or admin"
+)]
 pub struct MalformedIdentity(pub String);
 
 impl Identity {
@@ -211,7 +213,14 @@ mod tests {
 
     #[test]
     fn identity_refuses_other_forms() {
-        for bad in ["", "https://dev/a/master/x", "spiffe://dev/a/king/x", "spiffe://dev/a/master", "spiffe://dev//master/x", "spiffe://dev/a/master/x/y"] {
+        for bad in [
+            "",
+            "https://dev/a/master/x",
+            "spiffe://dev/a/king/x",
+            "spiffe://dev/a/master",
+            "spiffe://dev//master/x",
+            "spiffe://dev/a/master/x/y",
+        ] {
             assert!(Identity::parse(bad).is_err(), "{bad}");
         }
     }

@@ -35,7 +35,9 @@ impl RaftNode {
             Method::RaftSnapshotBegin => self.on_snapshot_begin(incoming.decode()?).await,
             Method::RaftSnapshotPage => self.on_snapshot_page(incoming.decode()?).await,
             Method::RaftSnapshotEnd => self.on_snapshot_end(incoming.decode()?).await,
-            other => Err(call_error(ErrorCode::InvalidRequest, format!("{} isn't a call of Raft", other.as_str()))),
+            other => {
+                Err(call_error(ErrorCode::InvalidRequest, format!("{} isn't a call of Raft", other.as_str())))
+            }
         }
     }
 
@@ -115,7 +117,10 @@ impl RaftNode {
 
     /// Runs one step of receiving a snapshot. It goes on when its caller gives up, and no other one begins before it has ended: the store
     /// takes in one state at a time, and a step of an earlier transfer mustn't land in a later one.
-    async fn receive<F>(&self, step: impl FnOnce(Self, OwnedMutexGuard<Option<Receiving>>) -> F) -> Result<Answer, CallError>
+    async fn receive<F>(
+        &self,
+        step: impl FnOnce(Self, OwnedMutexGuard<Option<Receiving>>) -> F,
+    ) -> Result<Answer, CallError>
     where
         F: Future<Output = Result<Answer, CallError>> + Send + 'static,
     {
@@ -123,7 +128,9 @@ impl RaftNode {
             return Err(call_error(ErrorCode::Busy, "this master is still taking in a part of a snapshot"));
         };
         let step = tokio::spawn(step(self.clone(), receiving));
-        step.await.unwrap_or_else(|e| Err(call_error(ErrorCode::Internal, format!("receiving a snapshot ended: {e}"))))
+        step.await.unwrap_or_else(|e| {
+            Err(call_error(ErrorCode::Internal, format!("receiving a snapshot ended: {e}")))
+        })
     }
 
     async fn on_snapshot_begin(&self, message: wire::SnapshotBegin) -> Result<Answer, CallError> {
@@ -175,7 +182,10 @@ impl RaftNode {
             let whole = receiving.take_if(|r| r.id == message.id);
             let whole = whole.filter(|r| r.next_page == message.pages && r.digest.value() == message.digest);
             let Some(Receiving { begin, .. }) = whole else {
-                return Err(call_error(ErrorCode::Corrupt, "the snapshot's pages don't add up to what was sent"));
+                return Err(call_error(
+                    ErrorCode::Corrupt,
+                    "the snapshot's pages don't add up to what was sent",
+                ));
             };
             let meta = SnapshotMeta {
                 last_log_id: begin.last.as_ref().map(codec::from_log_id),

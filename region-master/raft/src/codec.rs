@@ -41,27 +41,42 @@ pub fn from_vote(vote: &wire::Vote) -> RaftVote {
 /// To the wire.
 pub fn membership(m: &Membership<u64, Node>) -> wire::Membership {
     wire::Membership {
-        configs: m.get_joint_config().iter().map(|c| wire::VoterSet { nodes: c.iter().copied().collect() }).collect(),
+        configs: m
+            .get_joint_config()
+            .iter()
+            .map(|c| wire::VoterSet { nodes: c.iter().copied().collect() })
+            .collect(),
         nodes: m
             .nodes()
-            .map(|(id, n)| (*id, wire::Node { name: n.name.clone(), address: n.address.clone(), zone: n.zone.clone() }))
+            .map(|(id, n)| {
+                (*id, wire::Node { name: n.name.clone(), address: n.address.clone(), zone: n.zone.clone() })
+            })
             .collect(),
     }
 }
 /// From the wire.
 pub fn from_membership(m: wire::Membership) -> Membership<u64, Node> {
     let configs: Vec<BTreeSet<u64>> = m.configs.into_iter().map(|c| c.nodes.into_iter().collect()).collect();
-    let nodes: BTreeMap<u64, Node> =
-        m.nodes.into_iter().map(|(id, n)| (id, Node { name: n.name, address: n.address, zone: n.zone })).collect();
+    let nodes: BTreeMap<u64, Node> = m
+        .nodes
+        .into_iter()
+        .map(|(id, n)| (id, Node { name: n.name, address: n.address, zone: n.zone }))
+        .collect();
     Membership::new(configs, nodes)
 }
 /// To the wire.
 pub fn stored_membership(m: &StoredMembership<u64, Node>) -> wire::StoredMembership {
-    wire::StoredMembership { log_id: m.log_id().as_ref().map(log_id), membership: Some(membership(m.membership())) }
+    wire::StoredMembership {
+        log_id: m.log_id().as_ref().map(log_id),
+        membership: Some(membership(m.membership())),
+    }
 }
 /// From the wire.
 pub fn from_stored_membership(m: wire::StoredMembership) -> StoredMembership<u64, Node> {
-    StoredMembership::new(m.log_id.as_ref().map(from_log_id), from_membership(m.membership.unwrap_or_default()))
+    StoredMembership::new(
+        m.log_id.as_ref().map(from_log_id),
+        from_membership(m.membership.unwrap_or_default()),
+    )
 }
 /// A membership as the engine keeps it.
 pub fn stored_bytes(m: &StoredMembership<u64, Node>) -> Bytes {

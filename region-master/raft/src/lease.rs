@@ -42,7 +42,14 @@ impl Acknowledged {
     }
 
     /// Until when `leader` holds the lease of `term`, under every one of the voter sets; none if some set has no quorum of acknowledgements.
-    pub fn until(&self, term: u64, leader: u64, voters: &[BTreeSet<u64>], now: BootTime, lease: Duration) -> Option<BootTime> {
+    pub fn until(
+        &self,
+        term: u64,
+        leader: u64,
+        voters: &[BTreeSet<u64>],
+        now: BootTime,
+        lease: Duration,
+    ) -> Option<BootTime> {
         if self.vote.is_some_and(|vote| vote != (term, leader)) {
             return None;
         }

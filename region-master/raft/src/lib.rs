@@ -11,8 +11,6 @@
 
 #![allow(clippy::result_large_err, reason = "openraft's traits demand its StorageError")]
 
-
-
 mod answers;
 pub mod codec;
 pub mod lease;

@@ -61,21 +61,32 @@ fn to_wal(id: &RaftLogId) -> wal::LogId {
 }
 
 fn decode(entry: wal::Entry) -> Result<RaftEntry, StorageError<u64>> {
-    let malformed = |e: &dyn std::error::Error| StorageError::IO { source: StorageIOError::read_logs(AnyError::error(e.to_string())) };
+    let malformed = |e: &dyn std::error::Error| StorageError::IO {
+        source: StorageIOError::read_logs(AnyError::error(e.to_string())),
+    };
     let decoded = mooseng_wire::raft::LogEntry::decode(entry.payload).map_err(|e| malformed(&e))?;
     codec::from_entry(decoded).map_err(|e| malformed(&e))
 }
 
 impl Log {
-    async fn write(&self, f: impl FnOnce(&wal::Wal) -> Result<(), wal::WalError> + Send + 'static) -> Result<(), wal::WalError> {
+    async fn write(
+        &self,
+        f: impl FnOnce(&wal::Wal) -> Result<(), wal::WalError> + Send + 'static,
+    ) -> Result<(), wal::WalError> {
         let wal = self.wal.clone();
         self.blocking.run(move || f(&wal)).await
     }
 
-    async fn read(&self, start: u64, end: u64, bytes_max: usize) -> Result<Vec<RaftEntry>, StorageError<u64>> {
+    async fn read(
+        &self,
+        start: u64,
+        end: u64,
+        bytes_max: usize,
+    ) -> Result<Vec<RaftEntry>, StorageError<u64>> {
         let wal = self.wal.clone();
         let read = self.blocking.run(move || wal.read(start..end, bytes_max)).await;
-        let read = read.map_err(|e| StorageError::IO { source: StorageIOError::read_logs(AnyError::new(&e)) })?;
+        let read =
+            read.map_err(|e| StorageError::IO { source: StorageIOError::read_logs(AnyError::new(&e)) })?;
         read.into_iter().map(decode).collect()
     }
 }
@@ -90,7 +101,8 @@ impl Log {
         while !self.is_flushed(index) {
             let ended = self.stop.is_cancelled() || self.health.install_failed.load(Ordering::Acquire);
             if ended || Instant::now() > deadline {
-                let error = AnyError::error("the log can't be purged behind a snapshot that wasn't installed");
+                let error =
+                    AnyError::error("the log can't be purged behind a snapshot that wasn't installed");
                 return Err(StorageError::IO { source: StorageIOError::write_logs(error) });
             }
             tokio::time::sleep(Duration::from_millis(2)).await;
@@ -122,9 +134,16 @@ impl RaftLogReader<TypeConfig> for Log {
         self.read(start, end, usize::MAX).await
     }
 
-    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<RaftEntry>, StorageError<u64>> {
+    async fn limited_get_log_entries(
+        &mut self,
+        start: u64,
+        end: u64,
+    ) -> Result<Vec<RaftEntry>, StorageError<u64>> {
         let entries = self.read(start, end, READ_BYTES_MAX).await?;
-        assert!(!entries.is_empty() || start >= end, "a limited read returns at least one entry (openraft's requirement)");
+        assert!(
+            !entries.is_empty() || start >= end,
+            "a limited read returns at least one entry (openraft's requirement)"
+        );
         Ok(entries)
     }
 }
@@ -133,7 +152,10 @@ impl RaftLogStorage<TypeConfig> for Log {
     type LogReader = Self;
 
     async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, StorageError<u64>> {
-        Ok(LogState { last_purged_log_id: self.wal.purged().map(from_wal), last_log_id: self.wal.last().map(from_wal) })
+        Ok(LogState {
+            last_purged_log_id: self.wal.purged().map(from_wal),
+            last_log_id: self.wal.last().map(from_wal),
+        })
     }
 
     async fn get_log_reader(&mut self) -> Self {
@@ -170,7 +192,11 @@ impl RaftLogStorage<TypeConfig> for Log {
         Ok(self.wal.committed().map(from_wal))
     }
 
-    async fn append<I>(&mut self, entries: I, callback: LogFlushed<TypeConfig>) -> Result<(), StorageError<u64>>
+    async fn append<I>(
+        &mut self,
+        entries: I,
+        callback: LogFlushed<TypeConfig>,
+    ) -> Result<(), StorageError<u64>>
     where
         I: IntoIterator<Item = RaftEntry> + OptionalSend,
         I::IntoIter: OptionalSend,

@@ -11,8 +11,8 @@ use mooseng_transport::Blocking;
 use mooseng_wire::raft as wire;
 use openraft::storage::{RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{
-    AnyError, EntryPayload, ErrorSubject, ErrorVerb, OptionalSend, Snapshot, SnapshotMeta, StorageError, StorageIOError,
-    StoredMembership,
+    AnyError, EntryPayload, ErrorSubject, ErrorVerb, OptionalSend, Snapshot, SnapshotMeta, StorageError,
+    StorageIOError, StoredMembership,
 };
 
 use crate::codec::{self, RaftEntry, RaftLogId};
@@ -29,7 +29,9 @@ pub(crate) struct Machine {
 }
 
 fn failed(verb: ErrorVerb, error: &BaseError) -> StorageError<u64> {
-    StorageError::IO { source: StorageIOError::new(ErrorSubject::StateMachine, verb, AnyError::error(error.to_string())) }
+    StorageError::IO {
+        source: StorageIOError::new(ErrorSubject::StateMachine, verb, AnyError::error(error.to_string())),
+    }
 }
 
 /// The last applied entry in openraft's counting.
@@ -93,7 +95,9 @@ impl RaftStateMachine<TypeConfig> for Machine {
                 let payload = match entry.payload {
                     EntryPayload::Blank => Payload::Blank,
                     EntryPayload::Normal(batch) => Payload::Batch(batch.0),
-                    EntryPayload::Membership(m) => Payload::Meta(codec::stored_bytes(&StoredMembership::new(Some(id), m))),
+                    EntryPayload::Membership(m) => {
+                        Payload::Meta(codec::stored_bytes(&StoredMembership::new(Some(id), m)))
+                    }
                 };
                 LogEntry { index: id.index + 1, term: id.leader_id.term, node: id.leader_id.node_id, payload }
             })

@@ -15,7 +15,9 @@ use openraft::error::{
     Fatal, NetworkError, RPCError, RaftError, ReplicationClosed, StreamingError, Unreachable,
 };
 use openraft::network::{Backoff, RPCOption, RaftNetwork, RaftNetworkFactory};
-use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse,
+};
 use openraft::{AnyError, OptionalSend, Snapshot, Vote};
 use prost::Message;
 
@@ -129,9 +131,13 @@ impl RaftNetwork<TypeConfig> for PeerLink {
         use wire::append_answer::Outcome;
         let response = match answer.outcome {
             Some(Outcome::Success(_)) => AppendEntriesResponse::Success,
-            Some(Outcome::Partial(id)) => AppendEntriesResponse::PartialSuccess(Some(codec::from_log_id(&id))),
+            Some(Outcome::Partial(id)) => {
+                AppendEntriesResponse::PartialSuccess(Some(codec::from_log_id(&id)))
+            }
             Some(Outcome::Conflict(_)) => AppendEntriesResponse::Conflict,
-            Some(Outcome::HigherVote(vote)) => return Ok(AppendEntriesResponse::HigherVote(codec::from_vote(&vote))),
+            Some(Outcome::HigherVote(vote)) => {
+                return Ok(AppendEntriesResponse::HigherVote(codec::from_vote(&vote)));
+            }
             None if answer.partial_none => AppendEntriesResponse::PartialSuccess(None),
             None => return Err(malformed("an answer to AppendEntries has no outcome")),
         };
@@ -208,14 +214,21 @@ impl PeerLink {
             id: format!("{}-{:08x}", snapshot.meta.snapshot_id, rand::random::<u32>()),
         };
         tracing::info!(target = self.target, id = begin.id, "sending a snapshot");
-        let (response, accepted) = answered(self.call(Method::RaftSnapshotBegin, &begin, PAGE_TIMEOUT).await?);
+        let (response, accepted) =
+            answered(self.call(Method::RaftSnapshotBegin, &begin, PAGE_TIMEOUT).await?);
         if !accepted {
             return Ok(response);
         }
         let mut digest = PagesDigest::new();
         let mut pages = 0;
         loop {
-            let (back, page) = self.blocking.run(move || { let page = pin.page(PAGE_BYTES); (pin, page) }).await;
+            let (back, page) = self
+                .blocking
+                .run(move || {
+                    let page = pin.page(PAGE_BYTES);
+                    (pin, page)
+                })
+                .await;
             pin = back;
             let page: Vec<(Bytes, Bytes)> = page.map_err(|e| failed(e.to_string()))?;
             if page.is_empty() {
@@ -223,9 +236,11 @@ impl PeerLink {
             }
             digest.take(&page);
             let pairs = page.into_iter().map(|(key, value)| wire::Pair { key, value }).collect();
-            let message = wire::SnapshotPage { group: self.group, id: begin.id.clone(), sequence: pages, pairs };
+            let message =
+                wire::SnapshotPage { group: self.group, id: begin.id.clone(), sequence: pages, pairs };
             pages += 1;
-            let (response, accepted) = answered(self.call(Method::RaftSnapshotPage, &message, PAGE_TIMEOUT).await?);
+            let (response, accepted) =
+                answered(self.call(Method::RaftSnapshotPage, &message, PAGE_TIMEOUT).await?);
             if !accepted {
                 return Ok(response);
             }

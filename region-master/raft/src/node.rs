@@ -75,7 +75,9 @@ impl CommitLog for Proposals {
             Err(OpenraftError::APIError(ClientWriteError::ForwardToLeader(_)) | OpenraftError::Fatal(_)) => {
                 Err(ProposeError::Unknown)
             }
-            Err(OpenraftError::APIError(ClientWriteError::ChangeMembershipError(_))) => Err(ProposeError::NotLeader),
+            Err(OpenraftError::APIError(ClientWriteError::ChangeMembershipError(_))) => {
+                Err(ProposeError::NotLeader)
+            }
         }
     }
 
@@ -221,7 +223,9 @@ impl RaftNode {
             return Some(format!("this master's Raft has stopped: {fatal}"));
         }
         let full = self.0.health.full.load(Ordering::Acquire);
-        full.then(|| "the disk under this master's log is full; it takes part again once there is room".to_owned())
+        full.then(|| {
+            "the disk under this master's log is full; it takes part again once there is room".to_owned()
+        })
     }
 
     /// How long ago this member led or heard of a leader.
@@ -250,7 +254,11 @@ impl RaftNode {
     }
 
     /// Changes the members, new ones first as learners until they have caught up, then by joint consensus. Answers the voters.
-    pub async fn change_members(&self, add: BTreeMap<u64, Member>, remove: BTreeSet<u64>) -> Result<Vec<u64>, RaftError> {
+    pub async fn change_members(
+        &self,
+        add: BTreeMap<u64, Member>,
+        remove: BTreeSet<u64>,
+    ) -> Result<Vec<u64>, RaftError> {
         if !self.is_leading() {
             return Err(self.not_leader());
         }
@@ -264,7 +272,11 @@ impl RaftNode {
         for (id, node) in add {
             self.0.raft.add_learner(id, node, true).await.map_err(|e| refused(&e))?;
         }
-        self.0.raft.change_membership(ChangeMembers::ReplaceAllVoters(voters.clone()), false).await.map_err(|e| refused(&e))?;
+        self.0
+            .raft
+            .change_membership(ChangeMembers::ReplaceAllVoters(voters.clone()), false)
+            .await
+            .map_err(|e| refused(&e))?;
         Ok(voters.into_iter().collect())
     }
 
@@ -297,7 +309,8 @@ impl RaftNode {
         self.0.raft.runtime_config().heartbeat(true);
         self.0.raft.runtime_config().elect(true);
         self.0.handing_over.store(false, ordering);
-        leader.ok_or_else(|| RaftError::Refused("no other master was elected in time; this one goes on".into()))
+        leader
+            .ok_or_else(|| RaftError::Refused("no other master was elected in time; this one goes on".into()))
     }
 
     /// Tells a voter that has every entry to stand for election: by a vote request whose vote is this leader's own, committed one, as no
@@ -316,7 +329,8 @@ impl RaftNode {
         let Some(node) = membership.get_node(&successor) else { return };
         let message = wire::VoteRequest { group: self.0.group, vote: Some(codec::vote(&m.vote)), last: None };
         let link = self.0.links.to(successor, &node.address);
-        let told = link.request::<_, wire::VoteAnswer>(Method::RaftVote, &message, self.0.timings.heartbeat).await;
+        let told =
+            link.request::<_, wire::VoteAnswer>(Method::RaftVote, &message, self.0.timings.heartbeat).await;
         if let Err(error) = told {
             tracing::info!(successor, %error, "a successor couldn't be told to stand for election");
         }
@@ -327,7 +341,8 @@ impl RaftNode {
         let m = self.metrics();
         let membership = m.membership_config.membership();
         let voters: BTreeSet<u64> = membership.voter_ids().collect();
-        let matched = |id: &u64| m.replication.as_ref().and_then(|r| r.get(id).copied().flatten()).map(|l| l.index);
+        let matched =
+            |id: &u64| m.replication.as_ref().and_then(|r| r.get(id).copied().flatten()).map(|l| l.index);
         RaftStatus {
             id: self.0.id,
             term: m.current_term,
@@ -387,7 +402,8 @@ impl RaftNode {
                 inner.embedded.follow();
                 inner.leadership.send_modify(|l| l.leading = None);
             }
-            let address = |id: &u64| now.membership_config.membership().get_node(id).map(|n| n.address.clone());
+            let address =
+                |id: &u64| now.membership_config.membership().get_node(id).map(|n| n.address.clone());
             let leader = now.current_leader.and_then(|id| Some((id, address(&id)?)));
             inner.leadership.send_if_modified(|l| {
                 let changed = l.leader != leader;
@@ -410,7 +426,8 @@ impl RaftNode {
     async fn take_the_lead(&self, term: u64) {
         let inner = &self.0;
         // Waits until this member has applied all that was committed, its own term's first entry included.
-        let confirmed = tokio::time::timeout(inner.timings.election_max * 4, inner.raft.ensure_linearizable()).await;
+        let confirmed =
+            tokio::time::timeout(inner.timings.election_max * 4, inner.raft.ensure_linearizable()).await;
         match confirmed {
             Ok(Ok(_)) if inner.raft.metrics().borrow().current_term == term => {
                 inner.embedded.lead(term);
@@ -440,7 +457,8 @@ impl RaftNode {
                 tracing::warn!(%error, "a snapshot couldn't be begun");
             }
             let flushed = inner.embedded.flushed_index().saturating_sub(1);
-            let upto = inner.wal.purge_point(own.log_bytes_kept).map_or(0, |point| point.min(snapshot).min(flushed));
+            let upto =
+                inner.wal.purge_point(own.log_bytes_kept).map_or(0, |point| point.min(snapshot).min(flushed));
             if large
                 && upto > purged
                 && let Err(error) = inner.raft.trigger().purge_log(upto).await

@@ -55,7 +55,10 @@ async fn random_histories_are_serializable_while_leaders_change_and_power_fails(
             group.leader().await;
             loop {
                 let tx = group.begin();
-                tx.clear_range(mooseng_store::KeyRange { begin: "".into(), end: bytes::Bytes::from_static(b"\xff") });
+                tx.clear_range(mooseng_store::KeyRange {
+                    begin: "".into(),
+                    end: bytes::Bytes::from_static(b"\xff"),
+                });
                 if tx.commit().await.is_ok() {
                     return group.clone();
                 }
@@ -272,16 +275,23 @@ async fn a_snapshot_takes_no_page_of_another_transfer_and_is_refused_when_it_doe
     let link = Link::new(Arc::new(network(9)), address, Role::Master, LinkOptions::default());
     let wait = Duration::from_secs(5);
     let answered = async |method, message: &dyn Encode| {
-        link.call(method, message.bytes(), bytes::Bytes::new(), wait).await.map(drop).map_err(|e| e.to_string())
+        link.call(method, message.bytes(), bytes::Bytes::new(), wait)
+            .await
+            .map(drop)
+            .map_err(|e| e.to_string())
     };
     answered(Method::RaftSnapshotBegin, &begin("one")).await.unwrap();
     answered(Method::RaftSnapshotPage, &page("one", 0)).await.unwrap();
     answered(Method::RaftSnapshotBegin, &begin("two")).await.unwrap();
-    assert!(answered(Method::RaftSnapshotPage, &page("one", 1)).await.is_err(), "a page of an earlier transfer");
+    assert!(
+        answered(Method::RaftSnapshotPage, &page("one", 1)).await.is_err(),
+        "a page of an earlier transfer"
+    );
     assert!(answered(Method::RaftSnapshotPage, &page("two", 1)).await.is_err(), "a page out of order");
     answered(Method::RaftSnapshotBegin, &begin("three")).await.unwrap();
     answered(Method::RaftSnapshotPage, &page("three", 0)).await.unwrap();
-    let end = wire::SnapshotEnd { group: 0, id: "three".into(), pages: 1, digest: 7, vote: begin("three").vote };
+    let end =
+        wire::SnapshotEnd { group: 0, id: "three".into(), pages: 1, digest: 7, vote: begin("three").vote };
     assert!(answered(Method::RaftSnapshotEnd, &end).await.unwrap_err().contains("add up"));
     group.put("a", "2").await;
     group.converge().await;
@@ -295,7 +305,12 @@ async fn only_masters_of_the_region_are_answered() {
         let stranger = Identity { cluster: "t".into(), region: region.into(), role, name: "x".into() };
         let network = Arc::new(PlainNetwork::new(stranger));
         let link = Link::new(network, address.clone(), Role::Master, LinkOptions::default());
-        let call = link.call(Method::RaftSnapshotBegin, begin("x").bytes(), bytes::Bytes::new(), Duration::from_secs(5));
+        let call = link.call(
+            Method::RaftSnapshotBegin,
+            begin("x").bytes(),
+            bytes::Bytes::new(),
+            Duration::from_secs(5),
+        );
         let refused = call.await.unwrap_err().to_string();
         assert!(refused.contains("may not take part in Raft"), "{refused}");
     }

@@ -144,7 +144,7 @@ async fn one_master_serves_sessions_files_and_chunks() {
     let metrics = cluster.running[0].as_ref().unwrap().metrics().encode();
     assert!(metrics.contains("mooseng_master_requests_total{method=\"FsChange\"}"), "{metrics}");
 
-    let s = client.session.lock().await.clone();
+    let s = *client.session.lock().await;
     let close = CloseSession { session: s.session, incarnation: s.incarnation };
     let _: SessionClosed = client.call(Method::CloseSession, &close).await.unwrap();
     assert_eq!(client.read(lookup("f")).await.unwrap_err().0, ErrorCode::SessionExpired);
@@ -325,11 +325,11 @@ async fn everybody_does_only_what_their_certificate_allows() {
     cluster.leader().await;
     let client = cluster.client("c").await;
     client.open(&[]).await.unwrap();
-    let s = client.session.lock().await.clone();
+    let s = *client.session.lock().await;
 
     // Another client can't use the session.
     let thief = cluster.client("thief").await;
-    *thief.session.lock().await = s.clone();
+    *thief.session.lock().await = s;
     assert_eq!(thief.read(lookup("d")).await.unwrap_err().0, ErrorCode::PermissionDenied);
     assert_eq!(thief.change_as(1, mkdir("d")).await.unwrap_err().0, ErrorCode::PermissionDenied);
     assert_eq!(thief.renew().await.unwrap_err().0, ErrorCode::PermissionDenied);

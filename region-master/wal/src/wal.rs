@@ -46,7 +46,9 @@ pub enum WalError {
         source: io::Error,
     },
     /// More than one frame may hold.
-    #[error("{bytes} bytes were to be appended to the log in {path} at once; at most {most} can be, so nothing was")]
+    #[error(
+        "{bytes} bytes were to be appended to the log in {path} at once; at most {most} can be, so nothing was"
+    )]
     TooLarge {
         /// The log's directory.
         path: PathBuf,
@@ -56,13 +58,17 @@ pub enum WalError {
         most: usize,
     },
     /// A flush failed earlier: what is on disk isn't known.
-    #[error("the log in {path} doesn't take more since a write or flush failed; restart the master once the disk is well, it then reads what is there")]
+    #[error(
+        "the log in {path} doesn't take more since a write or flush failed; restart the master once the disk is well, it then reads what is there"
+    )]
     Poisoned {
         /// The log's directory.
         path: PathBuf,
     },
     /// A frame is damaged although later ones are whole.
-    #[error("the log file {path} is damaged at byte {offset}; the disk lost flushed bytes. Replace this master (`mooseng members`) rather than delete the file")]
+    #[error(
+        "the log file {path} is damaged at byte {offset}; the disk lost flushed bytes. Replace this master (`mooseng members`) rather than delete the file"
+    )]
     Corrupt {
         /// Which.
         path: PathBuf,
@@ -204,7 +210,13 @@ impl Wal {
             poisoned: false,
             committed: None,
         };
-        let wal = Self { disk, dir: dir.to_owned(), options, writer: Mutex::new(writer), view: Mutex::new(found.view) };
+        let wal = Self {
+            disk,
+            dir: dir.to_owned(),
+            options,
+            writer: Mutex::new(writer),
+            view: Mutex::new(found.view),
+        };
         {
             let mut writer = lock(&wal.writer);
             if writer.segments.is_empty() {
@@ -269,7 +281,8 @@ impl Wal {
 
     /// The entry up to which the log may be purged so that about `bytes_kept` bytes of it stay; none if it has no more than that.
     pub fn purge_point(&self, bytes_kept: u64) -> Option<u64> {
-        let kept = usize::try_from(bytes_kept.div_ceil(self.options.segment_bytes.max(1))).unwrap_or(usize::MAX);
+        let kept =
+            usize::try_from(bytes_kept.div_ceil(self.options.segment_bytes.max(1))).unwrap_or(usize::MAX);
         let oldest_kept = {
             let writer = lock(&self.writer);
             let at = writer.segments.len().checked_sub(kept.saturating_add(1))?;
@@ -277,7 +290,11 @@ impl Wal {
         };
         let view = lock(&self.view);
         // Places ascend with the index.
-        view.entries.values().take_while(|place| place.segment < oldest_kept).last().map(|place| place.id.index)
+        view.entries
+            .values()
+            .take_while(|place| place.segment < oldest_kept)
+            .last()
+            .map(|place| place.id.index)
     }
 
     fn write(&self, mut records: Vec<Record>) -> Result<(), WalError> {
@@ -294,10 +311,15 @@ impl Wal {
         let mut bytes = frame::encode(segment, writer.sequence + 1, &records);
         if bytes.len() > frame::BODY_BYTES_MAX {
             // Recovery would take a larger frame for a torn one.
-            return Err(WalError::TooLarge { path: self.dir.clone(), bytes: bytes.len(), most: frame::BODY_BYTES_MAX });
+            return Err(WalError::TooLarge {
+                path: self.dir.clone(),
+                bytes: bytes.len(),
+                most: frame::BODY_BYTES_MAX,
+            });
         }
         let reserve = if holds_entries { RESERVE_BYTES } else { 0 };
-        if writer.end + bytes.len() as u64 + reserve > self.options.segment_bytes && writer.end > HEADER_BYTES {
+        if writer.end + bytes.len() as u64 + reserve > self.options.segment_bytes && writer.end > HEADER_BYTES
+        {
             match self.begin_segment(&mut writer, segment + 1) {
                 Ok(()) => {}
                 // Votes and markers may outgrow a segment on a full disk rather than stop.
@@ -340,7 +362,8 @@ impl Wal {
             file.set_len(0)?;
             file.allocate(self.options.segment_bytes)?;
             file.write_at(&recovery::header(number), 0)?;
-            let checkpoint = frame::encode(number, writer.sequence + 1, &recovery::checkpoint(&lock(&self.view)));
+            let checkpoint =
+                frame::encode(number, writer.sequence + 1, &recovery::checkpoint(&lock(&self.view)));
             file.write_at(&checkpoint, HEADER_BYTES)?;
             flushing = true;
             file.sync_data()?;
@@ -372,7 +395,8 @@ impl Wal {
             let view = lock(&self.view);
             view.entries.values().next().map_or(u64::MAX, |place| place.segment)
         };
-        let keep = writer.segments.iter().take_while(|(n, _)| *n < oldest).count().min(writer.segments.len() - 1);
+        let keep =
+            writer.segments.iter().take_while(|(n, _)| *n < oldest).count().min(writer.segments.len() - 1);
         for (number, _) in writer.segments.drain(..keep) {
             let path = segment_path(&self.dir, number);
             self.disk.remove(&path).map_err(failed("removing", &path))?;
@@ -389,7 +413,8 @@ impl Wal {
             let (place, cached) = {
                 let view = lock(&self.view);
                 let Some(place) = view.entries.get(&index).copied() else {
-                    let (first, last) = (view.purged.map_or(0, |p| p.index + 1), view.last().map_or(0, |l| l.index));
+                    let (first, last) =
+                        (view.purged.map_or(0, |p| p.index + 1), view.last().map_or(0, |l| l.index));
                     if index > last || view.last().is_none() {
                         break;
                     }
@@ -403,11 +428,15 @@ impl Wal {
                 Some(entry) => entry,
                 None => {
                     if frame_read.as_ref().is_none_or(|(s, f, _)| (*s, *f) != (place.segment, place.frame)) {
-                        frame_read = Some((place.segment, place.frame, self.read_frame(place.segment, place.frame)?));
+                        frame_read =
+                            Some((place.segment, place.frame, self.read_frame(place.segment, place.frame)?));
                     }
                     let records = frame_read.iter().flat_map(|(_, _, records)| records);
                     let entry = records.filter_map(|r| if let Record::Entry(e) = r { Some(e) } else { None });
-                    let corrupt = || WalError::Corrupt { path: segment_path(&self.dir, place.segment), offset: place.frame };
+                    let corrupt = || WalError::Corrupt {
+                        path: segment_path(&self.dir, place.segment),
+                        offset: place.frame,
+                    };
                     entry.clone().find(|e| e.id == place.id).cloned().ok_or_else(corrupt)?
                 }
             };

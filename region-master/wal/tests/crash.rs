@@ -68,7 +68,8 @@ fn step(rng: &mut StdRng, wal: &Wal, model: &mut Model, term: &mut u64) -> Resul
             wal.truncate(index)
         }
         2 | 3 if !model.entries.is_empty() => {
-            let (index, (term, _)) = model.entries.iter().nth(rng.random_range(0..model.entries.len())).unwrap();
+            let (index, (term, _)) =
+                model.entries.iter().nth(rng.random_range(0..model.entries.len())).unwrap();
             let id = LogId { term: *term, node: 1, index: *index };
             model.entries = model.entries.split_off(&(id.index + 1));
             model.purged = Some(id);
@@ -219,7 +220,10 @@ fn the_vote_survives_power_loss_at_any_point_of_a_new_segment() {
         assert!(wal.append(vec![entry(last + 1)]).is_err());
         failing.store(false, Ordering::Relaxed);
         let later = wal.append(vec![entry(last + 1)]);
-        assert!(matches!(later, Err(WalError::Poisoned { .. })), "seed {seed}: nobody knows which segment would be found");
+        assert!(
+            matches!(later, Err(WalError::Poisoned { .. })),
+            "seed {seed}: nobody knows which segment would be found"
+        );
         disk.crash(|n| rng.random_range(0..=n));
         let wal = open(&disk);
         assert_eq!(wal.vote(), Some(vote), "seed {seed}");
@@ -242,7 +246,8 @@ fn the_vote_survives_power_loss_at_any_point_of_a_new_segment() {
 fn the_purge_point_leaves_about_as_many_bytes_as_asked() {
     let wal = open(&SimDisk::default());
     for index in 0..60 {
-        wal.append(vec![Entry { id: LogId { term: 1, node: 1, index }, payload: vec![7; 9000].into() }]).unwrap();
+        wal.append(vec![Entry { id: LogId { term: 1, node: 1, index }, payload: vec![7; 9000].into() }])
+            .unwrap();
     }
     assert!(wal.purge_point(u64::MAX).is_none());
     let before = wal.bytes();
@@ -267,7 +272,8 @@ fn damage_before_the_end_is_an_error_that_names_the_place() {
     let disk = SimDisk::default();
     let wal = open(&disk);
     for index in 0..10 {
-        wal.append(vec![Entry { id: LogId { term: 1, node: 1, index }, payload: vec![1; 500].into() }]).unwrap();
+        wal.append(vec![Entry { id: LogId { term: 1, node: 1, index }, payload: vec![1; 500].into() }])
+            .unwrap();
     }
     disk.flip_bit(Path::new("/raft/0000000000000001.wal"), 2000);
     let error = Wal::open(Arc::new(disk), Path::new(DIR), OPTIONS).err().unwrap();

@@ -14,7 +14,8 @@ use rustls::crypto::{CryptoProvider, verify_tls13_signature};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig,
+    SignatureScheme,
 };
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
@@ -94,7 +95,8 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsSetupErr
 
 /// What a leaf says of its owner.
 pub(super) fn describe(leaf: &CertificateDer<'_>) -> Result<(Peer, i64), String> {
-    let (_, parsed) = X509Certificate::from_der(leaf).map_err(|e| format!("the certificate is malformed: {e}"))?;
+    let (_, parsed) =
+        X509Certificate::from_der(leaf).map_err(|e| format!("the certificate is malformed: {e}"))?;
     let names = parsed.subject_alternative_name().map_err(|e| e.to_string())?;
     let names = names.map(|n| &n.value.general_names[..]).unwrap_or_default();
     let mut uris = names.iter().filter_map(|n| if let GeneralName::URI(uri) = n { Some(*uri) } else { None });
@@ -158,7 +160,8 @@ impl Credentials {
             roots.add(root).map_err(|e| content(&files.ca, e.to_string()))?;
         }
         let roots = Arc::new(roots);
-        let revoked = Arc::new(files.revocations.as_deref().map(Revoked::load).transpose()?.unwrap_or_default());
+        let revoked =
+            Arc::new(files.revocations.as_deref().map(Revoked::load).transpose()?.unwrap_or_default());
         let provider = provider();
         let chain_verifier = WebPkiClientVerifier::builder_with_provider(roots, provider.clone())
             .build()
@@ -169,7 +172,8 @@ impl Credentials {
             cluster: own.identity.cluster.clone(),
             revoked: revoked.clone(),
         });
-        let mismatched = |e: rustls::Error| content(&files.key, format!("it doesn't fit the certificate: {e}"));
+        let mismatched =
+            |e: rustls::Error| content(&files.key, format!("it doesn't fit the certificate: {e}"));
         let versions = [&rustls::version::TLS13];
         let mut server = ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(&versions)
@@ -220,10 +224,17 @@ struct Verifier {
 }
 
 impl Verifier {
-    fn verify(&self, leaf: &CertificateDer<'_>, others: &[CertificateDer<'_>], now: UnixTime) -> Result<(), rustls::Error> {
+    fn verify(
+        &self,
+        leaf: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), rustls::Error> {
         self.chain.verify_client_cert(leaf, others, now).map_err(|error| match error {
             // An authority with the same names as ours, but not ours: two clusters may bear one name.
-            rustls::Error::InvalidCertificate(CertificateError::BadSignature) => CertificateError::UnknownIssuer.into(),
+            rustls::Error::InvalidCertificate(CertificateError::BadSignature) => {
+                CertificateError::UnknownIssuer.into()
+            }
             other => other,
         })?;
         let bad = |sentence| Objection { code: refusal::BAD_CERTIFICATE, sentence };
@@ -314,7 +325,12 @@ mod tests {
     fn a_revocation_list_names_serials_however_written_and_identities() {
         let revoked = Revoked::parse("# a comment\n\n 00:5A:ff \nspiffe://dev/eu/client/c1\r\n");
         let peer = |serial: &str, name: &str| Peer {
-            identity: Identity { cluster: "dev".into(), region: "eu".into(), role: Role::Client, name: name.into() },
+            identity: Identity {
+                cluster: "dev".into(),
+                region: "eu".into(),
+                role: Role::Client,
+                name: name.into(),
+            },
             serial: plain_serial(serial),
             not_after_unix: 0,
         };

@@ -31,7 +31,10 @@ impl Guarded {
         while self.check.poll_tick(cx).is_ready() {
             if let Some((code, reason)) = self.network.current().objection(&self.peer) {
                 tracing::warn!(code, peer = %self.peer.identity, reason, "a connection was ended");
-                return Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("{}: {reason}", self.peer.identity)));
+                return Err(io::Error::new(
+                    io::ErrorKind::PermissionDenied,
+                    format!("{}: {reason}", self.peer.identity),
+                ));
             }
         }
         Ok(())
@@ -39,7 +42,11 @@ impl Guarded {
 }
 
 impl AsyncRead for Guarded {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         self.check(cx)?;
         Pin::new(&mut self.io).poll_read(cx, buf).map_err(explained)
     }

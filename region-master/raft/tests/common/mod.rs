@@ -16,7 +16,9 @@ use mooseng_raft::{Member, RaftConfig, RaftNode, Timings};
 use mooseng_store::conformance::Harness;
 use mooseng_store::mvcc::{Change, Page};
 use mooseng_store::{KeyRange, RangeLimit, Store, Transaction};
-use mooseng_transport::{Answer, Blocking, Incoming, Limits, Network, PlainNetwork, Service, Services, call_error, serve};
+use mooseng_transport::{
+    Answer, Blocking, Incoming, Limits, Network, PlainNetwork, Service, Services, call_error, serve,
+};
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::{Identity, Role};
 use tokio_util::sync::CancellationToken;
@@ -110,7 +112,12 @@ pub struct Group {
 }
 
 pub fn network(id: u64) -> PlainNetwork {
-    PlainNetwork::new(Identity { cluster: "t".into(), region: "r".into(), role: Role::Master, name: format!("m{id}") })
+    PlainNetwork::new(Identity {
+        cluster: "t".into(),
+        region: "r".into(),
+        role: Role::Master,
+        name: format!("m{id}"),
+    })
 }
 
 impl Group {
@@ -126,7 +133,8 @@ impl Group {
             let address = network(id).listen("127.0.0.1:0").await.unwrap().local_address();
             slots.push(Slot { id, disk: SimDisk::default(), log_disk: None, address, running: None });
         }
-        let group = Self { slots: Arc::new(RwLock::new(slots)), entries_between_snapshots, cuts: Cuts::default() };
+        let group =
+            Self { slots: Arc::new(RwLock::new(slots)), entries_between_snapshots, cuts: Cuts::default() };
         for id in 1..=n {
             group.start(id).await;
         }
@@ -176,9 +184,14 @@ impl Group {
         };
         let port = Port::default();
         let stop = CancellationToken::new();
-        let services = Services { stream: Arc::new(Door(port.clone(), format!("m{id}"), self.cuts.clone())), grpc: None, allow: |_, _| Ok(()) };
+        let services = Services {
+            stream: Arc::new(Door(port.clone(), format!("m{id}"), self.cuts.clone())),
+            grpc: None,
+            allow: |_, _| Ok(()),
+        };
         tokio::spawn(serve(listener, services, Limits::default(), stop.clone()));
-        let mut config = RaftConfig::new(id, &format!("m{id}"), &address, &format!("z{id}"), PathBuf::from("/raft"));
+        let mut config =
+            RaftConfig::new(id, &format!("m{id}"), &address, &format!("z{id}"), PathBuf::from("/raft"));
         config.timings = Timings {
             heartbeat: Duration::from_millis(60),
             election_min: Duration::from_millis(300),
@@ -187,8 +200,14 @@ impl Group {
         config.entries_between_snapshots = self.entries_between_snapshots;
         config.entries_kept = 20;
         config.wal.segment_bytes = 256 << 10;
-        let raft =
-            RaftNode::start(config, log_disk, Blocking::Inline, Arc::new(OsClock), Arc::new(network(id)), embedded.clone());
+        let raft = RaftNode::start(
+            config,
+            log_disk,
+            Blocking::Inline,
+            Arc::new(OsClock),
+            Arc::new(network(id)),
+            embedded.clone(),
+        );
         let raft = raft.await.unwrap();
         *port.lock().unwrap() = Some(raft.clone());
         self.slots.write().unwrap()[id as usize - 1].running = Some(Master { raft, embedded, stop });
@@ -209,12 +228,17 @@ impl Group {
 
     /// Cuts a master off from all others, or ends that.
     pub fn cut(&self, id: u64, off: bool) {
-        let others: Vec<u64> = self.slots.read().unwrap().iter().map(|s| s.id).filter(|other| *other != id).collect();
+        let others: Vec<u64> =
+            self.slots.read().unwrap().iter().map(|s| s.id).filter(|other| *other != id).collect();
         let mut cuts = self.cuts.lock().unwrap();
         for other in others {
             for (from, to) in [(id, other), (other, id)] {
                 let pair = (format!("m{from}"), format!("m{to}"));
-                if off { cuts.insert(pair) } else { cuts.remove(&pair) };
+                if off {
+                    cuts.insert(pair)
+                } else {
+                    cuts.remove(&pair)
+                };
             }
         }
     }

@@ -213,7 +213,7 @@ impl Client {
     }
 
     pub async fn open(&self, opens: &[u64]) -> Result<SessionOpened, (ErrorCode, String)> {
-        let known = self.session.lock().await.clone();
+        let known = *self.session.lock().await;
         let request = OpenSession {
             session: known.session,
             incarnation: known.incarnation,
@@ -223,18 +223,18 @@ impl Client {
             custody_epoch: known.custody_epoch,
         };
         let opened: SessionOpened = self.call(Method::OpenSession, &request).await?;
-        *self.session.lock().await = opened.clone();
+        *self.session.lock().await = opened;
         Ok(opened)
     }
 
     pub async fn renew(&self) -> Result<Renewed, (ErrorCode, String)> {
-        let s = self.session.lock().await.clone();
+        let s = *self.session.lock().await;
         let renew = Renew { session: s.session, incarnation: s.incarnation, grants_acknowledged: 0 };
         self.call(Method::Renew, &renew).await
     }
 
     pub async fn request(&self, number: u64, op: Op) -> Request {
-        let s = self.session.lock().await.clone();
+        let s = *self.session.lock().await;
         Request {
             session: s.session,
             incarnation: s.incarnation,
