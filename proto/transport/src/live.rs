@@ -30,7 +30,12 @@ pub(crate) struct Live {
     pending: Mutex<Pending>,
     retire_at: Option<Instant>,
     replaced: AtomicBool,
+    /// A call was made since it was last looked at.
+    used: AtomicBool,
 }
+
+/// Ping intervals without a call after which a connection counts as idle.
+const QUIET_TICKS: u32 = 3;
 
 impl Live {
     /// Exchanges hellos and starts the connection's task; or says why that can't be.
@@ -47,6 +52,7 @@ impl Live {
             pending: Mutex::new(Some(BTreeMap::new())),
             retire_at: connection.retire_at,
             replaced: AtomicBool::new(false),
+            used: AtomicBool::new(true),
         });
         tokio::spawn(live.clone().run(frames, writer, notices, options));
         Ok(live)
@@ -81,6 +87,7 @@ impl Live {
     pub(crate) fn expect(&self, call: u64, lane: u8) -> Option<Expected<'_>> {
         let (answered, answer) = oneshot::channel();
         self.pending().as_mut()?.insert(call, answered);
+        self.used.store(true, Ordering::Release);
         Some(Expected { live: self, call, lane, sent: false, answer })
     }
 
@@ -110,11 +117,17 @@ impl Live {
     }
 
     async fn keep_alive(&self, options: LinkOptions) -> &'static str {
+        let mut quiet = 0;
         loop {
             tokio::time::sleep(options.ping_interval).await;
             let drained = self.pending().as_ref().is_none_or(BTreeMap::is_empty);
             if self.replaced.load(Ordering::Acquire) && drained {
                 return "another took its place";
+            }
+            // An idle connection isn't kept until a certificate's end cuts it off: the next call makes another.
+            quiet = if drained && !self.used.swap(false, Ordering::AcqRel) { quiet + 1 } else { 0 };
+            if self.is_due() && quiet >= QUIET_TICKS {
+                return "it is due for retirement, and nobody uses it";
             }
             if self.outbox.push_now(plain(Kind::Ping, Bytes::new())).is_err() {
                 return "the peer takes nothing";

@@ -477,3 +477,17 @@ async fn a_call_with_a_short_deadline_does_not_undo_the_attempt_to_connect() {
     }
     panic!("no call got through");
 }
+
+#[tokio::test]
+async fn an_idle_connection_goes_when_it_is_due_instead_of_being_cut_off() {
+    let (address, watched, _shutdown) = start_with(Limits::default(), |_, _| Ok(())).await;
+    let link = Link::new(
+        Aging::new(Duration::from_millis(100), Duration::ZERO),
+        address,
+        Role::Master,
+        LinkOptions { ping_interval: Duration::from_millis(20), ..LinkOptions::default() },
+    );
+    link.call(Method::FsRead, Bytes::new(), Bytes::new(), WAIT).await.unwrap();
+    until(|| watched.disconnected.load(Ordering::SeqCst) == 1).await;
+    link.call(Method::FsRead, Bytes::new(), Bytes::new(), WAIT).await.unwrap();
+}
