@@ -35,7 +35,17 @@ pub(crate) async fn for_process<T>(
 
 /// The error number, with a log entry where a person may have to look.
 fn report(error: FsError) -> i32 {
-    if !matches!(error, FsError::Answered(_) | FsError::Closed) {
+    // What the application asked wrongly is its own affair.
+    let ours = matches!(
+        error,
+        FsError::Unanswered { .. }
+            | FsError::Data { .. }
+            | FsError::Denied(_)
+            | FsError::Malformed(_)
+            | FsError::Internal(_)
+            | FsError::SessionLost
+    );
+    if ours {
         tracing::warn!(%error, errno = error.errno(), "an operation failed");
     }
     error.errno()

@@ -59,7 +59,7 @@ fn run() -> Result<()> {
         let words: Vec<&str> = line.split_whitespace().collect();
         let Some(name) = words.first().filter(|w| w.contains("::")) else { continue };
         match words.get(1).copied() {
-            Some("success") => passed += 1,
+            Some("ok") => passed += 1,
             Some("FAILED" | "failed") => drop(failed.insert((*name).to_owned())),
             Some("skipped") => skipped += 1,
             _ => {}
