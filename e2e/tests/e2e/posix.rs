@@ -23,7 +23,7 @@ fn listed() -> Result<(BTreeSet<String>, usize)> {
     let names = page
         .lines()
         .filter_map(|l| l.strip_prefix("- `"))
-        .filter_map(|l| l.split('`').next())
+        .filter_map(|l| l.split('`').next().filter(|n| n.contains("::")))
         .map(str::to_owned);
     let count = page
         .lines()
