@@ -230,12 +230,16 @@ impl Window {
             None => Vec::new(),
         };
         let mut needless = Vec::new();
-        let steps = (Bound::Included(&range.begin[..]), Bound::Included(&range.end[..]));
+        // The first step behind the range is looked at, too: the step at its end may have been merged away earlier.
+        let steps = (Bound::Included(&range.begin[..]), Bound::Unbounded);
         for (key, versions) in self.clears.range::<[u8], _>(steps) {
             if *versions == before {
                 needless.push(key.clone());
             } else {
                 before.clone_from(versions);
+            }
+            if *key >= range.end {
+                break;
             }
         }
         for key in needless {
