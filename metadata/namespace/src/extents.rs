@@ -117,8 +117,24 @@ pub struct Changes {
     pub set: Vec<(u64, Data)>,
     /// By how many bytes what the pieces cover grows.
     pub allocated: i64,
-    /// By how many the pieces in each chunk grow, where they do.
-    pub references: BTreeMap<ChunkId, i64>,
+    /// By how much the pieces in each chunk grow, where they do.
+    pub references: BTreeMap<ChunkId, References>,
+}
+
+/// By how much the pieces in a chunk grow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct References {
+    /// In pieces.
+    pub extents: i64,
+    /// In bytes.
+    pub bytes: i64,
+}
+
+impl References {
+    /// Nothing changed.
+    pub fn is_zero(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 impl Pieces {
@@ -221,7 +237,7 @@ impl Pieces {
                 changes.count(data, 1);
             }
         }
-        changes.references.retain(|_, delta| *delta != 0);
+        changes.references.retain(|_, delta| !delta.is_zero());
         changes
     }
 }
@@ -231,7 +247,9 @@ impl Changes {
     pub fn count(&mut self, data: &Data, sign: i64) {
         self.allocated += sign * data.length() as i64;
         if let Data::Run { chunk, .. } = data {
-            *self.references.entry(*chunk).or_default() += sign;
+            let delta = self.references.entry(*chunk).or_default();
+            delta.extents += sign;
+            delta.bytes += sign * data.length() as i64;
         }
     }
 }
@@ -314,10 +332,11 @@ mod tests {
                 prop_assert_eq!(&replayed, &pieces);
                 let covered = |p: &Pieces| p.iter().map(|(_, d)| d.length() as i64).sum::<i64>();
                 prop_assert_eq!(changes.allocated, covered(&pieces) - covered(&before));
-                let uses = |p: &Pieces, c| p.iter().filter(|(_, d)| matches!(d, Data::Run { chunk, .. } if *chunk == c)).count() as i64;
+                let uses = |p: &Pieces, c| p.iter().filter(|(_, d)| matches!(d, Data::Run { chunk, .. } if *chunk == c)).fold((0, 0), |(n, bytes), (_, d)| (n + 1, bytes + d.length() as i64));
                 for chunk in [1, 2, 3, 9].map(ChunkId) {
-                    let delta = changes.references.get(&chunk).copied().unwrap_or(0);
-                    prop_assert_eq!(delta, uses(&pieces, chunk) - uses(&before, chunk));
+                    let delta = changes.references.get(&chunk).copied().unwrap_or_default();
+                    let (is, was) = (uses(&pieces, chunk), uses(&before, chunk));
+                    prop_assert_eq!((delta.extents, delta.bytes), (is.0 - was.0, is.1 - was.1));
                 }
             }
         }

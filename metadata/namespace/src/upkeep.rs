@@ -1,9 +1,11 @@
-//! The master's own upkeep over its transactions: id ranges, secrets, orphans, dead extents, chunks.
+//! The master's own upkeep over its transactions: id ranges, secrets, orphans, dead extents, chunks, drained chunkservers.
 
 use std::ops::Range;
 
 use bytes::Bytes;
-use mooseng_schema::chunk::{self, ChunkRecord};
+use mooseng_schema::chunk::{self, ChunkRecord, ChunkUse};
+use mooseng_schema::chunkserver::{self, ChunkserverRecord};
+use mooseng_schema::dead::{self, DeadRecord};
 use mooseng_schema::ids::{self, IdKind};
 use mooseng_schema::inode::{self, InodeRecord};
 use mooseng_schema::location::{self, LocationRecord};
@@ -12,9 +14,10 @@ use mooseng_schema::statistics::{self, Statistics};
 use mooseng_schema::volume::{self, VolumeRecord};
 use mooseng_schema::{Record, number, secret};
 use mooseng_store::{RangeLimit, Read, Transaction};
-use mooseng_wire::{ChunkId, Epoch, InodeId, LOCAL_ID_BITS, VolumeId};
+use mooseng_wire::{ChunkId, Epoch, InodeId, LOCAL_ID_BITS, SessionId, VolumeId};
 
 use crate::error::OpError;
+use crate::sessions::load_session;
 use crate::together::InOrder;
 use crate::window;
 
@@ -122,7 +125,10 @@ pub async fn drain<T: Transaction>(tx: &T, inode: InodeId, from: u64) -> Result<
     Ok(done)
 }
 
-/// A chunk with where it lies and how many inodes use it.
+/// Inodes of one chunk whose uses are summed up. A chunk of more has more live bytes than the sum says.
+const USES_MAX: usize = 4096;
+
+/// A chunk with where it lies and how much of it is used.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ChunkListing {
     /// The chunk.
@@ -131,6 +137,20 @@ pub struct ChunkListing {
     pub record: ChunkRecord,
     /// Where its copies lie; none when this region never had any.
     pub location: Option<LocationRecord>,
+    /// What extents name of it, read without a conflict.
+    pub used: ChunkUse,
+}
+
+async fn used<T: Transaction>(tx: &T, chunk: ChunkId) -> Result<ChunkUse, OpError> {
+    let limit = RangeLimit { pairs_max: USES_MAX, ..Default::default() };
+    let page = tx.get_range(chunk::reference_range(chunk), limit, Read::Snapshot).await?;
+    let mut sum = ChunkUse::default();
+    for (_, value) in &page.pairs {
+        let one = ChunkUse::from_value(Some(value))?;
+        sum.extents = sum.extents.saturating_add(one.extents);
+        sum.bytes = sum.bytes.saturating_add(one.bytes);
+    }
+    Ok(sum)
 }
 
 /// Up to `max` chunks with ids above `after`, in order.
@@ -145,9 +165,14 @@ pub async fn list_chunks<T: Transaction>(
     let page = tx.get_range(range, limit, Read::Snapshot).await?;
     let listings = page.pairs.iter().map(|(key, value)| async move {
         let chunk = chunk::parse_key(volume, key)?;
-        let location = tx.get(&location::key(chunk), Read::Snapshot).await?;
+        let location_key = location::key(chunk);
+        let (location, used) = futures::join!(
+            async { Ok(tx.get(&location_key, Read::Snapshot).await?) },
+            used(tx, chunk)
+        )
+        .in_order()?;
         let location = location.map(|v| LocationRecord::from_value(&v)).transpose()?;
-        Ok::<_, OpError>(ChunkListing { chunk, record: ChunkRecord::from_value(value)?, location })
+        Ok::<_, OpError>(ChunkListing { chunk, record: ChunkRecord::from_value(value)?, location, used })
     });
     futures::future::try_join_all(listings).await
 }
@@ -160,7 +185,8 @@ pub async fn load_chunk<T: Transaction>(tx: &T, chunk: ChunkId) -> Result<Option
             .in_order()?;
     let Some(record) = record else { return Ok(None) };
     let location = location.map(|v| LocationRecord::from_value(&v)).transpose()?;
-    Ok(Some(ChunkListing { chunk, record: ChunkRecord::from_value(&record)?, location }))
+    let used = used(tx, chunk).await?;
+    Ok(Some(ChunkListing { chunk, record: ChunkRecord::from_value(&record)?, location, used }))
 }
 
 /// The inodes with extents in a chunk, and how many each has; at most `max`.
@@ -173,30 +199,137 @@ pub async fn chunk_users<T: Transaction>(
     let page = tx.get_range(chunk::reference_range(chunk), limit, Read::Conflicting).await?;
     page.pairs
         .iter()
-        .map(|(key, value)| Ok((chunk::parse_reference_key(chunk, key)?, number::decode(Some(value))?)))
+        .map(|(key, value)| {
+            Ok((chunk::parse_reference_key(chunk, key)?, ChunkUse::from_value(Some(value))?.extents))
+        })
         .collect()
 }
 
-/// Sets where a chunk's copies lie, after a repair. The chunk must exist.
-pub async fn set_location<T: Transaction>(
+/// Changes where a chunk's copies lie, unless the chunk isn't as `planned` any more: a plan is carried out long after it was made, and must
+/// not undo a newer one. Answers whether it did. Doing it again after an unknown outcome is well.
+pub async fn move_chunk<T: Transaction>(
     tx: &T,
-    chunk: ChunkId,
+    planned: &ChunkListing,
     location: &LocationRecord,
-) -> Result<(), OpError> {
-    if tx.get(&chunk::key(chunk), Read::Conflicting).await?.is_none() {
-        return Err(OpError::Malformed("the chunk doesn't exist"));
+) -> Result<bool, OpError> {
+    let Some(is) = load_chunk(tx, planned.chunk).await? else { return Ok(false) };
+    if is.record != planned.record {
+        return Ok(false);
     }
-    tx.set(&location::key(chunk), &location.to_value());
-    Ok(())
+    if is.location.as_ref() == Some(location) {
+        return Ok(true);
+    }
+    if is.location != planned.location {
+        return Ok(false);
+    }
+    tx.set(&location::key(planned.chunk), &location.to_value());
+    Ok(true)
 }
 
-/// Forgets a sealed chunk that no inode uses. Answers whether it did: then its copies may be deleted.
-pub async fn forget_chunk<T: Transaction>(tx: &T, chunk: ChunkId) -> Result<bool, OpError> {
+/// Buries a sealed chunk that nothing names and that nothing can name any more: its record goes, and a dead record remembers its copies until
+/// they are deleted. A session that lives may have appended something that its next request names, so its chunk must have been sealed by
+/// `sealed_before_ns`. Answers whether the chunk is dead now.
+pub async fn bury_chunk<T: Transaction>(
+    tx: &T,
+    chunk: ChunkId,
+    now_ns: i64,
+    sealed_before_ns: i64,
+) -> Result<bool, OpError> {
     let Some(listing) = load_chunk(tx, chunk).await? else { return Ok(true) };
     if !listing.record.sealed || !chunk_users(tx, chunk, 1).await?.is_empty() {
         return Ok(false);
     }
+    // Chunks without an owner are the master's own, which names them as late as a session would.
+    let owner = SessionId(listing.record.owner);
+    let owned = owner.0 == 0 || load_session(tx, owner).await?.is_some_and(|s| s.lapsed_ns.is_none());
+    if owned && listing.record.sealed_ns > sealed_before_ns {
+        return Ok(false);
+    }
     tx.clear(&chunk::key(chunk));
     tx.clear(&location::key(chunk));
+    if let Some(location) = listing.location.filter(|l| !l.copies.is_empty()) {
+        let dead = DeadRecord { copies: location.copies, epoch: location.epoch, since_ns: now_ns };
+        tx.set(&dead::key(chunk), &dead.to_value());
+    }
     Ok(true)
+}
+
+/// Up to `max` dead chunks with ids above `after`, in order.
+pub async fn list_dead<T: Transaction>(
+    tx: &T,
+    after: Option<ChunkId>,
+    max: usize,
+) -> Result<Vec<(ChunkId, DeadRecord)>, OpError> {
+    let limit = RangeLimit { pairs_max: max, ..Default::default() };
+    let page = tx.get_range(dead::range_after(after), limit, Read::Snapshot).await?;
+    page.pairs
+        .iter()
+        .map(|(key, value)| Ok((dead::parse_key(key)?, DeadRecord::from_value(value)?)))
+        .collect()
+}
+
+/// Copies of dead chunks are gone, or won't come back: forgets them, and the chunks that have none left.
+pub async fn forget_copies<T: Transaction>(tx: &T, gone: &[(ChunkId, String)]) -> Result<(), OpError> {
+    for (chunk, chunkserver) in gone {
+        let key = dead::key(*chunk);
+        let Some(value) = tx.get(&key, Read::Conflicting).await? else { continue };
+        let mut record = DeadRecord::from_value(&value)?;
+        record.copies.retain(|name| name != chunkserver);
+        match record.copies.is_empty() {
+            true => tx.clear(&key),
+            false => tx.set(&key, &record.to_value()),
+        }
+    }
+    Ok(())
+}
+
+/// What a copy is to the region.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Standing {
+    /// The chunk's location names its chunkserver.
+    Placed,
+    /// The chunk lives, and its location names others.
+    Misplaced(Box<ChunkListing>),
+    /// The chunk is no more: it was given out once, and its record is gone.
+    Gone,
+    /// No such chunk was ever given out here. The store may be older than the chunk: it is left alone.
+    Unknown,
+}
+
+/// What the copy of a chunk on a chunkserver is, read with conflicts.
+pub async fn standing<T: Transaction>(tx: &T, chunk: ChunkId, chunkserver: &str) -> Result<Standing, OpError> {
+    if let Some(listing) = load_chunk(tx, chunk).await? {
+        let placed = listing.location.as_ref().is_some_and(|l| l.copies.iter().any(|c| c == chunkserver));
+        return Ok(if placed { Standing::Placed } else { Standing::Misplaced(Box::new(listing)) });
+    }
+    let next = tx.get(&ids::key(IdKind::Chunk, chunk.volume()), Read::Conflicting).await?;
+    let given = number::decode(next.as_ref())?;
+    let number = chunk.0 & ((1 << LOCAL_ID_BITS) - 1);
+    Ok(if number < given { Standing::Gone } else { Standing::Unknown })
+}
+
+/// The chunkservers about which something was decided.
+pub async fn list_chunkservers<T: Transaction>(tx: &T) -> Result<Vec<(String, ChunkserverRecord)>, OpError> {
+    let page = tx.get_range(chunkserver::range(), RangeLimit::default(), Read::Conflicting).await?;
+    page.pairs
+        .iter()
+        .map(|(key, value)| Ok((chunkserver::parse_key(key)?, ChunkserverRecord::from_value(value)?)))
+        .collect()
+}
+
+/// Decides that a chunkserver is to be drained, or not any more. One that is drained already keeps its time.
+pub async fn drain_chunkserver<T: Transaction>(
+    tx: &T,
+    name: &str,
+    since_ns: Option<i64>,
+) -> Result<(), OpError> {
+    let key = chunkserver::key(name);
+    let value = tx.get(&key, Read::Conflicting).await?;
+    let record = value.map(|v| ChunkserverRecord::from_value(&v)).transpose()?.unwrap_or_default();
+    match since_ns {
+        None => tx.clear(&key),
+        Some(_) if record.draining_since_ns.is_some() => {}
+        since => tx.set(&key, &ChunkserverRecord { draining_since_ns: since }.to_value()),
+    }
+    Ok(())
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use mooseng_schema::chunk::ChunkUse;
 use mooseng_schema::extent::{self, ExtentRecord};
 use mooseng_schema::inode::InodeRecord;
 use mooseng_schema::statistics::{self, Statistic};
@@ -11,7 +12,7 @@ use mooseng_wire::{ChunkId, FILE_SIZE_MAX, InodeId};
 
 use crate::errno::Errno;
 use crate::error::OpError;
-use crate::extents::{Changes, Data, Pieces};
+use crate::extents::{Changes, Data, Pieces, References};
 use crate::together::InOrder;
 
 /// Extents that one transaction frees at most, so that it stays far from the store's limits.
@@ -132,19 +133,20 @@ async fn count<T: Transaction>(
 async fn refer<T: Transaction>(
     tx: &T,
     inode: InodeId,
-    references: &BTreeMap<ChunkId, i64>,
+    references: &BTreeMap<ChunkId, References>,
 ) -> Result<(), OpError> {
-    let keys: Vec<(Vec<u8>, i64)> =
+    let keys: Vec<(Vec<u8>, References)> =
         references.iter().map(|(c, delta)| (chunk::reference_key(*c, inode), *delta)).collect();
     let reads = keys.iter().map(|(key, _)| tx.get(key, Read::Conflicting));
     let values = futures::future::try_join_all(reads).await?;
     for ((key, delta), value) in keys.iter().zip(values) {
-        let count = number::decode(value.as_ref())?.checked_add_signed(*delta).ok_or_else(|| {
-            SchemaError::damaged("chunk reference", "it counts fewer extents than there are")
-        })?;
-        match count {
+        let used = ChunkUse::from_value(value.as_ref())?
+            .changed(delta.extents, delta.bytes)
+            .filter(|used| (used.extents == 0) == (used.bytes == 0))
+            .ok_or_else(|| SchemaError::damaged("chunk use", "it counts less than there is"))?;
+        match used.extents {
             0 => tx.clear(key),
-            count => tx.set(key, &number::encode(count)),
+            _ => tx.set(key, &used.to_value()),
         }
     }
     Ok(())
@@ -200,7 +202,7 @@ pub async fn free_some<T: Transaction>(
     if let (Some((first, _)), Some((last, _))) = (page.pairs.first(), page.pairs.last()) {
         tx.clear_range(KeyRange { begin: first.clone(), end: mooseng_store::key_range(last).end });
     }
-    changes.references.retain(|_, delta| *delta != 0);
+    changes.references.retain(|_, delta| !delta.is_zero());
     count(tx, inode, record, &changes).await?;
     Ok((!page.more, page.pairs.len()))
 }

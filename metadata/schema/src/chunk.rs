@@ -1,5 +1,6 @@
 //! Chunks, and which inodes use them. Where a region's copies lie is in [`crate::location`].
 
+use bytes::Bytes;
 use mooseng_store::KeyRange;
 use mooseng_wire::{ChunkId, InodeId, VolumeId};
 
@@ -31,6 +32,9 @@ pub struct ChunkRecord {
     /// The inode that it was made for. It may have no extent in it yet.
     #[prost(uint64, tag = "7")]
     pub inode: u64,
+    /// When it was sealed.
+    #[prost(sfixed64, tag = "8")]
+    pub sealed_ns: i64,
 }
 
 impl Record for ChunkRecord {
@@ -60,7 +64,45 @@ pub fn parse_key(volume: VolumeId, key: &[u8]) -> Result<ChunkId, SchemaError> {
     Ok(ChunkId(chunk))
 }
 
-/// The key of how many extents of an inode lie in a chunk ([`crate::number`]). It exists while there are some.
+/// What of an inode lies in a chunk: exact, for it is changed in the transaction that changes the extents.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ChunkUse {
+    /// Extents.
+    pub extents: u64,
+    /// Bytes of them. Two extents of the same bytes count twice.
+    pub bytes: u64,
+}
+
+impl ChunkUse {
+    /// The value's bytes: two numbers as of [`crate::number`].
+    pub fn to_value(self) -> [u8; 16] {
+        let mut value = [0; 16];
+        value[..8].copy_from_slice(&self.extents.to_le_bytes());
+        value[8..].copy_from_slice(&self.bytes.to_le_bytes());
+        value
+    }
+
+    /// Reads a value; none is no use.
+    pub fn from_value(value: Option<&Bytes>) -> Result<Self, SchemaError> {
+        let Some(value) = value else { return Ok(Self::default()) };
+        let damaged = || {
+            SchemaError::damaged("chunk use", format!("it has {} bytes instead of 16", value.len()))
+        };
+        let (extents, bytes) = value.split_at_checked(8).ok_or_else(damaged)?;
+        let number = |b: &[u8]| b.try_into().map(u64::from_le_bytes).map_err(|_| damaged());
+        Ok(Self { extents: number(extents)?, bytes: number(bytes)? })
+    }
+
+    /// Grows, or shrinks; none where it would count less than nothing.
+    pub fn changed(self, extents: i64, bytes: i64) -> Option<Self> {
+        Some(Self {
+            extents: self.extents.checked_add_signed(extents)?,
+            bytes: self.bytes.checked_add_signed(bytes)?,
+        })
+    }
+}
+
+/// The key of what of an inode lies in a chunk ([`ChunkUse`]). It exists while something does.
 pub fn reference_key(chunk: ChunkId, inode: InodeId) -> Vec<u8> {
     volume_key(chunk.volume(), VolumeTag::ChunkRef, &(chunk.0, inode.0))
 }
@@ -92,8 +134,13 @@ mod tests {
             birth: 1,
             born_ns: 5,
             inode: 2,
+            sealed_ns: 0,
         };
         golden(&chunk, "0108ac02100118032001280131050000000000000038 02".replace(' ', "").as_str());
+        let sealed = ChunkRecord { sealed_ns: 6, ..ChunkRecord::default() };
+        golden(&sealed, "01410600000000000000");
+        let used = ChunkUse { extents: 2, bytes: 300 };
+        assert_eq!(hex(&used.to_value()), "0200000000000000 2c01000000000000".replace(' ', ""));
         assert_eq!(hex(&key(ChunkId(5))), "0276001415081505 14".replace(' ', ""));
         assert_eq!(hex(&reference_key(ChunkId(5), InodeId(6))), "02760014150915051506 14".replace(' ', ""));
     }
@@ -101,7 +148,11 @@ mod tests {
     proptest! {
         #[test]
         fn round_trips(chunk: u64, inode: u64, length: u64, sealed: bool, owner: u64, born_ns: i64) {
-            round_trip(&ChunkRecord { length, sealed, owner, born_ns, inode, storage_class: 1, birth: 1 });
+            round_trip(&ChunkRecord { length, sealed, owner, born_ns, inode, storage_class: 1, birth: 1, sealed_ns: born_ns });
+            let used = ChunkUse { extents: inode, bytes: length };
+            let value = Bytes::copy_from_slice(&used.to_value());
+            prop_assert_eq!(ChunkUse::from_value(Some(&value)).unwrap(), used);
+            prop_assert!(ChunkUse::from_value(Some(&value.slice(..15))).is_err());
             let (chunk, inode) = (ChunkId(chunk), InodeId(inode));
             prop_assert_eq!(parse_key(chunk.volume(), &key(chunk)).unwrap(), chunk);
             prop_assert_eq!(parse_reference_key(chunk, &reference_key(chunk, inode)).unwrap(), inode);

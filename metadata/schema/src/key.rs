@@ -47,6 +47,16 @@ pub(crate) fn parse_volume_key<'k, T: TupleUnpack<'k>>(
     unpack(rest).map_err(|_| SchemaError::Key { tag: tag as u8 })
 }
 
+/// The elements behind a region key's tag.
+pub(crate) fn parse_region_key<'k, T: TupleUnpack<'k>>(
+    tag: RegionTag,
+    key: &'k [u8],
+) -> Result<T, SchemaError> {
+    let prefix = region_key(tag, &());
+    let rest = key.strip_prefix(prefix.as_slice()).ok_or(SchemaError::Key { tag: tag as u8 })?;
+    unpack(rest).map_err(|_| SchemaError::Key { tag: tag as u8 })
+}
+
 /// The range of everything that belongs to a volume.
 pub fn whole_volume(volume: VolumeId) -> KeyRange {
     prefix_range(&pack(&("v", volume.0)))

@@ -7,6 +7,8 @@
 //! eight bytes, little-endian ([`number`]).
 
 pub mod chunk;
+pub mod chunkserver;
+pub mod dead;
 pub mod directory;
 pub mod dirent;
 pub mod extent;

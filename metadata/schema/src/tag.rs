@@ -46,4 +46,8 @@ pub enum RegionTag {
     Ids = 2,
     /// A region's secret ([`crate::secret`]).
     Secret = 3,
+    /// A chunk whose copies are to be deleted ([`crate::dead`]).
+    Dead = 4,
+    /// What an administrator decided about a chunkserver ([`crate::chunkserver`]).
+    Chunkserver = 5,
 }

@@ -58,6 +58,7 @@ pub async fn seal<T: Transaction>(view: &View<'_, T>, r: &SealChunk) -> Result<(
         return if r.acknowledged <= record.length { Ok(()) } else { Err(Errno::EIO.into()) };
     }
     record.sealed = true;
+    record.sealed_ns = view.ctx.now_ns;
     record.length = r.acknowledged;
     view.tx.set(&chunk::key(chunk), &record.to_value());
     if r.failed.is_empty() {

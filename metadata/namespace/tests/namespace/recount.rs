@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use foundationdb_tuple::{Element, unpack};
 use mooseng_schema::Record;
-use mooseng_schema::chunk::ChunkRecord;
+use mooseng_schema::chunk::{ChunkRecord, ChunkUse};
 use mooseng_schema::dirent::{Cookie, DirentRecord};
 use mooseng_schema::extent::ExtentRecord;
 use mooseng_schema::inode::InodeRecord;
@@ -39,7 +39,7 @@ struct Found {
     extents: BTreeMap<(u64, u64), ExtentRecord>,
     xattrs: BTreeMap<u64, u32>,
     chunks: BTreeMap<u64, ChunkRecord>,
-    references: BTreeMap<(u64, u64), u64>,
+    uses: BTreeMap<(u64, u64), ChunkUse>,
     orphans: BTreeSet<u64>,
     trims: BTreeSet<u64>,
     statistics: BTreeMap<u64, u64>,
@@ -81,7 +81,7 @@ fn collect(dump: &BTreeMap<Bytes, Bytes>) -> Found {
                 found.chunks.insert(at(0), ChunkRecord::from_value(value).unwrap());
             }
             t if t == VolumeTag::ChunkRef as u8 => {
-                found.references.insert((at(0), at(1)), number::decode(Some(value)).unwrap());
+                found.uses.insert((at(0), at(1)), ChunkUse::from_value(Some(value)).unwrap());
             }
             t if t == VolumeTag::Orphan as u8 => drop(found.orphans.insert(at(0))),
             t if t == VolumeTag::Trim as u8 => drop(found.trims.insert(at(0))),
@@ -152,7 +152,7 @@ fn check_names(found: &Found) {
 }
 
 fn check_data(found: &Found) {
-    let mut references: BTreeMap<(u64, u64), u64> = BTreeMap::new();
+    let mut uses: BTreeMap<(u64, u64), ChunkUse> = BTreeMap::new();
     let mut allocated: BTreeMap<u64, u64> = BTreeMap::new();
     let mut reached = (0, 0);
     for ((inode, offset), extent) in &found.extents {
@@ -172,11 +172,13 @@ fn check_data(found: &Found) {
         if extent.chunk != 0 {
             let chunk = found.chunks.get(&extent.chunk).expect("an extent names a chunk that isn't there");
             assert!(!chunk.sealed || extent.chunk_offset + extent.length <= chunk.length);
-            *references.entry((extent.chunk, *inode)).or_default() += 1;
+            let used = uses.entry((extent.chunk, *inode)).or_default();
+            used.extents += 1;
+            used.bytes += extent.length;
         }
     }
     for (id, record) in &found.inodes {
         assert_eq!(record.allocated, allocated.get(id).copied().unwrap_or(0), "inode {id} counts its bytes");
     }
-    assert_eq!(references, found.references, "chunks count their inodes");
+    assert_eq!(uses, found.uses, "chunks count what inodes use of them");
 }

@@ -121,22 +121,106 @@ async fn large_orphans_are_freed_in_pieces() {
     assert!(volume.orphans().await.is_empty());
     assert_eq!(client.errno(Op::GetAttr(GetAttr { inode: one })).await, ESTALE);
     // The chunks have no users left; sealed, they may go.
-    let forget = async || {
-        let done =
-            volume.driver.transact(deadline(), |tx| Box::pin(upkeep::forget_chunk(tx, ChunkId(chunk)))).await;
-        done.unwrap().0
-    };
-    assert!(!forget().await, "an open chunk is forgotten");
+    assert!(!bury(&volume, chunk, i64::MAX).await, "an open chunk is buried");
     volume.own(Op::SealChunk(SealChunk { chunk, acknowledged: 9_000, failed: vec![] })).await;
-    assert!(forget().await);
-    let (listed, _) = volume
-        .driver
-        .transact(deadline(), |tx| Box::pin(upkeep::list_chunks(tx, VolumeId(0), None, 10)))
-        .await
-        .unwrap();
+    assert!(bury(&volume, chunk, i64::MAX).await);
+    let listed = listed(&volume).await;
     assert_eq!(listed.len(), 1);
     assert_eq!(listed[0].location.as_ref().unwrap().copies, ["cs-1", "cs-2"]);
     volume.check();
+}
+
+async fn bury(volume: &Volume, chunk: u64, sealed_before_ns: i64) -> bool {
+    let bury = volume.driver.transact(deadline(), |tx| {
+        Box::pin(upkeep::bury_chunk(tx, ChunkId(chunk), 5, sealed_before_ns))
+    });
+    bury.await.unwrap().0
+}
+
+async fn listed(volume: &Volume) -> Vec<upkeep::ChunkListing> {
+    let list = volume
+        .driver
+        .transact(deadline(), |tx| Box::pin(upkeep::list_chunks(tx, VolumeId(0), None, 10)));
+    list.await.unwrap().0
+}
+
+async fn dead(volume: &Volume) -> Vec<(ChunkId, Vec<String>)> {
+    let list = volume.driver.transact(deadline(), |tx| Box::pin(upkeep::list_dead(tx, None, 10)));
+    list.await.unwrap().0.into_iter().map(|(chunk, record)| (chunk, record.copies)).collect()
+}
+
+/// A session may have appended what it is about to name: its sealed chunk waits, unless the session is gone.
+#[tokio::test]
+async fn a_chunk_dies_once_nothing_can_name_it() {
+    let volume = Volume::new().await;
+    let client = volume.client(1).await;
+    let inode = client.create(ROOT, "f").await;
+    let (one, two) = (allocate(&client, inode).await, allocate(&client, inode).await);
+    for chunk in [one, two] {
+        assert_eq!(client.errno(write(inode, vec![run(0, chunk, 0, 10)])).await, 0);
+        volume.own(Op::SealChunk(SealChunk { chunk, acknowledged: 10, failed: vec![] })).await;
+    }
+    let sealed_ns = listed(&volume).await[0].record.sealed_ns;
+    assert!(sealed_ns > 0);
+    assert_eq!(listed(&volume).await[1].used.bytes, 10);
+    assert!(!bury(&volume, two, i64::MAX).await, "it is in use");
+    // Overwritten, the first one is of no use; its owner lives, and it was sealed just now.
+    assert!(!bury(&volume, one, sealed_ns - 1).await);
+    assert!(bury(&volume, one, sealed_ns).await);
+    assert_eq!(client.errno(write(inode, vec![run(0, one, 0, 10)])).await, ESTALE);
+    assert_eq!(dead(&volume).await, [(ChunkId(one), vec!["cs-1".to_owned(), "cs-2".to_owned()])]);
+    for (gone, left) in [("cs-2", 1), ("cs-2", 1), ("cs-1", 0)] {
+        let gone = [(ChunkId(one), gone.to_owned())];
+        let forget = volume.driver.transact(deadline(), |tx| {
+            let gone = gone.clone();
+            Box::pin(async move { upkeep::forget_copies(tx, &gone).await })
+        });
+        forget.await.unwrap();
+        assert_eq!(dead(&volume).await.len(), left);
+    }
+    // The second one's owner goes.
+    client.ask(Op::Unlink(Unlink { parent: ROOT, name: name("f") })).await;
+    volume.own(Op::Reap(Reap { inodes: vec![inode] })).await;
+    assert!(!bury(&volume, two, 0).await);
+    let lapse = volume.driver.transact(deadline(), |tx| {
+        Box::pin(mooseng_namespace::sessions::lapse_session(tx, mooseng_wire::SessionId(1), 7))
+    });
+    lapse.await.unwrap();
+    assert!(bury(&volume, two, 0).await);
+    volume.check();
+}
+
+#[tokio::test]
+async fn a_stale_plan_moves_nothing() {
+    let volume = Volume::new().await;
+    let client = volume.client(1).await;
+    let inode = client.create(ROOT, "f").await;
+    let chunk = allocate(&client, inode).await;
+    let open = listed(&volume).await.remove(0);
+    volume.own(Op::SealChunk(SealChunk { chunk, acknowledged: 10, failed: vec![] })).await;
+    let sealed = listed(&volume).await.remove(0);
+    let to = |names: &[&str]| mooseng_schema::location::LocationRecord {
+        copies: names.iter().map(|n| (*n).to_owned()).collect(),
+        ..sealed.location.clone().unwrap()
+    };
+    let moved = async |planned: &upkeep::ChunkListing, location: mooseng_schema::location::LocationRecord| {
+        let moving = volume.driver.transact(deadline(), |tx| {
+            let (planned, location) = (planned.clone(), location.clone());
+            Box::pin(async move { upkeep::move_chunk(tx, &planned, &location).await })
+        });
+        moving.await.unwrap().0
+    };
+    assert!(!moved(&open, to(&["cs-3"])).await, "it was sealed meanwhile");
+    assert!(moved(&sealed, to(&["cs-1", "cs-2", "cs-3"])).await);
+    assert!(moved(&sealed, to(&["cs-1", "cs-2", "cs-3"])).await, "a repetition");
+    assert!(!moved(&sealed, to(&["cs-1", "cs-4"])).await, "it was moved meanwhile");
+    let stands = async |chunk, name: &'static str| {
+        let standing = volume.driver.transact(deadline(), |tx| Box::pin(upkeep::standing(tx, ChunkId(chunk), name)));
+        standing.await.unwrap().0
+    };
+    assert_eq!(stands(chunk, "cs-3").await, upkeep::Standing::Placed);
+    assert!(matches!(stands(chunk, "cs-4").await, upkeep::Standing::Misplaced(_)));
+    assert_eq!(stands(1 << 40, "cs-3").await, upkeep::Standing::Unknown, "no such id was given");
 }
 
 #[tokio::test]
