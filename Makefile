@@ -6,7 +6,7 @@ BINS = -p mooseng-master -p mooseng-chunkserver -p mooseng-cli -p mooseng-certs
 DEV_DIR ?= .mooseng-dev
 export RUST_BACKTRACE ?= 0
 
-.PHONY: help dev dev-down test test-all check fix lint unit e2e sim deps
+.PHONY: help dev dev-down test test-all check fix lint unit e2e sim bench deps
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -46,7 +46,7 @@ unit:
 
 # One after the other: each starts a cluster, and two cores are enough for one.
 e2e:
-	cargo build $(BINS) -p mooseng-e2e --bins
+	cargo build $(BINS) -p mooseng-e2e -p mooseng-bench --bins
 	ROUNDS=$(ROUNDS) cargo test -p mooseng-e2e --test e2e -- --test-threads=1 --nocapture
 
 ## make test-all   make test, with ten minutes of certificate renewal, more kills and more seeds
@@ -60,3 +60,8 @@ sim:
 	target/debug/mooseng-sim --seeds 3 --twice
 	target/debug/mooseng-sim --seeds 2 --plant lost-flush
 	target/debug/mooseng-sim --seeds $(SEEDS)
+
+## make bench      MooseNG beside a FUSE passthrough and the bare disk, release build (docs/bench.md); BENCH="--quick --strace"
+bench: deps
+	cargo build --release $(BINS) -p mooseng-bench
+	target/release/mooseng-bench --json target/bench.json $(BENCH)

@@ -2,6 +2,8 @@
 //!
 //! They need root or fusermount3, and the binaries: `cargo build --workspace --bins`.
 
+#[path = "e2e/bench.rs"]
+mod bench;
 #[path = "e2e/chaos.rs"]
 mod chaos;
 #[path = "e2e/forms.rs"]

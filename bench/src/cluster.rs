@@ -1,0 +1,95 @@
+//! A dev cluster, driven by `mooseng dev` and `cluster.json` as any script would.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Deserialize;
+
+use crate::process::Process;
+
+/// Three masters, three chunkservers, two copies, mutual TLS; no mount. It ends with the value.
+pub struct Cluster {
+    mooseng: PathBuf,
+    dir: PathBuf,
+}
+
+#[derive(Deserialize)]
+struct File {
+    processes: Vec<Listed>,
+    clients: Vec<Client>,
+}
+
+#[derive(Deserialize)]
+struct Listed {
+    name: String,
+    role: String,
+    pid: Option<i32>,
+}
+
+#[derive(Deserialize)]
+struct Client {
+    config: PathBuf,
+}
+
+impl Cluster {
+    /// Starts one in `dir`.
+    pub fn up(dir: &Path) -> Result<Self> {
+        let cluster = Self { mooseng: beside("mooseng")?, dir: dir.to_owned() };
+        let sizes = ["--masters", "3", "--chunkservers", "3", "--copies", "2"];
+        cluster.dev(&[&["up", "--no-mount", "--detach"][..], &sizes].concat())?;
+        Ok(cluster)
+    }
+
+    /// `mooseng mount` in the foreground, not yet started.
+    pub fn mount_command(&self, mount: &Path) -> Result<Command> {
+        let config = self.file()?.clients.into_iter().next().context("cluster.json has no client")?.config;
+        let mut command = Command::new(&self.mooseng);
+        command.arg("mount").arg("--foreground").arg("--config").arg(config).arg(mount);
+        Ok(command)
+    }
+
+    /// Its masters and chunkservers.
+    pub fn daemons(&self) -> Result<Vec<Process>> {
+        let listed =
+            self.file()?.processes.into_iter().filter(|p| p.role == "master" || p.role == "chunkserver");
+        let daemons: Vec<Process> = listed
+            .map(|p| match p.pid {
+                Some(pid) => Ok(Process { name: p.name, role: p.role, pid }),
+                None => bail!("{} doesn't run; its log is in {}", p.name, self.dir.join("log").display()),
+            })
+            .collect::<Result<_>>()?;
+        ensure!(daemons.len() == 6, "cluster.json lists {} daemons instead of 6", daemons.len());
+        Ok(daemons)
+    }
+
+    fn file(&self) -> Result<File> {
+        let path = self.dir.join("cluster.json");
+        let bytes = std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+        serde_json::from_slice(&bytes).with_context(|| format!("{} isn't of the known form", path.display()))
+    }
+
+    fn dev(&self, args: &[&str]) -> Result<()> {
+        let mut command = Command::new(&self.mooseng);
+        command.arg("dev").args(args).arg("--dir").arg(&self.dir);
+        let output = command.output().with_context(|| format!("starting {command:?}"))?;
+        ensure!(output.status.success(), "{command:?} failed:\n{}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if let Err(error) = self.dev(&["down"]) {
+            eprintln!("The cluster in {} may still run: {error:#}", self.dir.display());
+        }
+    }
+}
+
+/// A program of the project, from beside this one.
+pub fn beside(name: &str) -> Result<PathBuf> {
+    let me = std::env::current_exe()?;
+    let path = me.with_file_name(name);
+    ensure!(path.is_file(), "{} isn't there: build it first, or run `make bench`", path.display());
+    Ok(path)
+}
