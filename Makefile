@@ -54,11 +54,11 @@ test-all:
 	$(MAKE) test ROUNDS=10 ROTATE_SECONDS=600
 	$(MAKE) sim SEEDS=1000
 
-## make sim        the simulation, SEEDS=N of them
+## make sim        the simulation, SEEDS=N of them, and of each planted bug as many as it takes (docs/simulation.md)
 sim:
-	cargo build -p mooseng-sim
-	target/debug/mooseng-sim --seeds 3 --twice
-	target/debug/mooseng-sim --seeds 2 --plant lost-flush
+	cargo build -p mooseng-sim --features plants
+	target/debug/mooseng-sim --seeds 2 --twice
+	scripts/sim-plants target/debug/mooseng-sim docs/simulation.md
 	target/debug/mooseng-sim --seeds $(SEEDS)
 
 ## make bench      MooseNG beside a FUSE passthrough and the bare disk, release build (docs/bench.md); BENCH="--quick --strace"

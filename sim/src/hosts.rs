@@ -1,35 +1,99 @@
 //! The simulated hosts: the daemons' own code over simulated disks and sockets.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use mooseng_chunkserver::{ChunkserverConfig, ChunkserverServer};
 use mooseng_embedded::MemoryBase;
 use mooseng_master::{MasterConfig, MasterServer, MemberConfig, Ports, RaftConfig};
 use mooseng_ports::clock::{BootTime, Clock};
+use mooseng_ports::disk::Disk;
 use mooseng_ports::disk::sim::SimDisk;
 use mooseng_transport::Blocking;
 use mooseng_transport::observe::LogConfig;
 use mooseng_wire::Role;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::network::network;
+use crate::network::{Gate, network};
+use crate::watch::Watch;
 
-/// Masters and chunkservers, each.
+/// Masters and chunkservers, each, that a region begins with.
 pub const SERVERS: usize = 3;
+/// The master that takes the place of a lost one.
+pub const SUBSTITUTE: usize = SERVERS + 1;
 const PORT: u16 = 7000;
 
-/// Simulated time. Every host's clock runs at the same rate.
-pub struct SimClock;
+thread_local! {
+    /// Simulated time for whoever asks from outside of a host.
+    static NOW: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+}
+
+/// Tells those outside of hosts what time it is.
+pub fn set_now(now: Duration) {
+    NOW.set(now);
+}
+
+/// A host's clocks: simulated time at a rate of its own, and wall time that is off by a little.
+#[derive(Clone, Copy, Debug)]
+pub struct SimClock {
+    /// Parts per million by which its clock is fast.
+    pub drift_ppm: i32,
+    /// How far its wall clock is off.
+    pub off_ms: i32,
+}
+
+impl SimClock {
+    /// One that is right.
+    pub const RIGHT: Self = Self { drift_ppm: 0, off_ms: 0 };
+
+    fn elapsed(&self) -> Duration {
+        let elapsed = turmoil::sim_elapsed().unwrap_or_else(|| NOW.get());
+        elapsed.mul_f64(1.0 + f64::from(self.drift_ppm) / 1e6)
+    }
+}
 
 impl Clock for SimClock {
     fn boot(&self) -> BootTime {
-        BootTime(turmoil::sim_elapsed().unwrap_or_default())
+        BootTime(self.elapsed())
     }
     fn unix_ns(&self) -> i64 {
-        1_700_000_000_000_000_000 + turmoil::sim_elapsed().unwrap_or_default().as_nanos() as i64
+        1_700_000_000_000_000_000 + self.elapsed().as_nanos() as i64 + i64::from(self.off_ms) * 1_000_000
+    }
+}
+
+/// A host, as the simulation handles it.
+#[derive(Clone)]
+pub struct Host {
+    /// Its disk.
+    pub disk: SimDisk,
+    /// Closed while it stalls.
+    pub gate: Gate,
+    /// Its clocks.
+    pub clock: SimClock,
+    /// Rung to hang it: none of its tasks runs any more, and its connections stay.
+    pub hang: Arc<Notify>,
+    /// Its disk misbehaves.
+    pub faulty: Arc<AtomicBool>,
+    /// It does, or did since the host was restarted last: failing is no fault of the host's then.
+    pub excused: Arc<AtomicBool>,
+}
+
+impl Host {
+    /// A host with an empty disk.
+    pub fn new(clock: SimClock) -> Self {
+        let (gate, hang) = (Gate::default(), Arc::new(Notify::new()));
+        let (faulty, excused) = (Arc::default(), Arc::default());
+        Self { disk: SimDisk::new(256 << 20), gate, clock, hang, faulty, excused }
+    }
+
+    /// Whether its disk is at fault.
+    pub fn is_excused(&self) -> bool {
+        self.disk.is_dark() || self.excused.load(Ordering::Relaxed)
     }
 }
 
@@ -38,9 +102,14 @@ pub fn address(host: &str) -> String {
     format!("{host}:{PORT}")
 }
 
-/// The masters' names.
+/// The first masters' names.
 pub fn masters() -> Vec<String> {
     (1..=SERVERS).map(|i| format!("m{i}")).collect()
+}
+
+/// Where masters may be, the substitute included.
+pub fn master_addresses() -> Vec<String> {
+    (1..=SUBSTITUTE).map(|i| address(&format!("m{i}"))).collect()
 }
 
 /// The chunkservers' names.
@@ -48,8 +117,36 @@ pub fn chunkservers() -> Vec<String> {
     (1..=SERVERS).map(|i| format!("c{i}")).collect()
 }
 
+/// Starts something over and over while its disk is what keeps it from starting, as a supervisor does.
+async fn supervised<S, E: std::error::Error + 'static>(
+    host: &Host,
+    start: impl AsyncFn() -> Result<S, E>,
+) -> turmoil::Result<S> {
+    loop {
+        match start().await {
+            Ok(server) => return Ok(server),
+            Err(error) if host.is_excused() => tracing::info!(%error, "not started; trying on"),
+            Err(error) => return Err(error.to_string().into()),
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+}
+
+/// Runs a daemon; a host whose software has ended is run no further by turmoil, and what it spawned hangs.
+async fn until_it_hangs(host: &Host, stopped: impl Future<Output = ()>) {
+    let mut stopped = Box::pin(stopped);
+    tokio::select! {
+        () = host.hang.notified() => {
+            tracing::info!("the host hangs");
+            // Dropped, it would end its tasks in good order.
+            std::mem::forget(stopped);
+        }
+        () = &mut stopped => {}
+    }
+}
+
 /// Runs a master until its host crashes.
-pub async fn master(i: usize, disk: SimDisk) -> turmoil::Result {
+pub async fn master(i: usize, host: Host, raft: RaftConfig, watch: Watch) -> turmoil::Result {
     let name = format!("m{i}");
     let member = |i: usize| MemberConfig {
         id: i as u64,
@@ -72,25 +169,29 @@ pub async fn master(i: usize, disk: SimDisk) -> turmoil::Result {
         copies: 2,
         min_copies: 2,
         session_lease_ms: 10_000,
-        raft: RaftConfig::default(),
+        raft,
         log: LogConfig::default(),
     };
-    let disk: Arc<dyn mooseng_ports::disk::Disk> = Arc::new(disk);
-    let base = Arc::new(MemoryBase::on_disk(disk.clone(), Path::new("/state/store"))?);
-    let ports = Ports {
-        network: network(Role::Master, &name),
-        disk,
-        blocking: Blocking::Inline,
-        clock: Arc::new(SimClock),
-        base,
-    };
-    let server = MasterServer::start(config, ports, CancellationToken::new()).await?;
-    server.stopped().await;
+    let server = supervised(&host, async || {
+        let disk: Arc<dyn Disk> = Arc::new(host.disk.clone());
+        let base = Arc::new(MemoryBase::on_disk(disk.clone(), Path::new("/state/store"))?);
+        let ports = Ports {
+            network: network(Role::Master, &name, &host.gate),
+            disk,
+            blocking: Blocking::Inline,
+            clock: Arc::new(host.clock),
+            base,
+        };
+        MasterServer::start(config.clone(), ports, CancellationToken::new()).await
+    })
+    .await?;
+    watch.master_is_up(&name, server.master().clone());
+    until_it_hangs(&host, server.stopped()).await;
     Ok(())
 }
 
 /// Runs a chunkserver until its host crashes.
-pub async fn chunkserver(i: usize, disk: SimDisk) -> turmoil::Result {
+pub async fn chunkserver(i: usize, host: Host, watch: Watch) -> turmoil::Result {
     let name = format!("c{i}");
     let config = ChunkserverConfig {
         name: name.clone(),
@@ -103,7 +204,7 @@ pub async fn chunkserver(i: usize, disk: SimDisk) -> turmoil::Result {
         data_dirs: vec![PathBuf::from("/data")],
         state_dir: PathBuf::from("/state"),
         http_listen: None,
-        masters: masters().iter().map(|m| address(m)).collect(),
+        masters: master_addresses(),
         reserve_bytes: 1 << 20,
         open_files_max: 64,
         chain_timeout_ms: 1000,
@@ -111,16 +212,20 @@ pub async fn chunkserver(i: usize, disk: SimDisk) -> turmoil::Result {
         log: LogConfig::default(),
         labels: BTreeMap::new(),
     };
-    let server = ChunkserverServer::start(
-        config,
-        network(Role::Chunkserver, &name),
-        Arc::new(disk),
-        Blocking::Inline,
-        Arc::new(SimClock),
-        CancellationToken::new(),
-    )
+    let server = supervised(&host, async || {
+        ChunkserverServer::start(
+            config.clone(),
+            network(Role::Chunkserver, &name, &host.gate),
+            Arc::new(host.disk.clone()),
+            Blocking::Inline,
+            Arc::new(host.clock),
+            CancellationToken::new(),
+        )
+        .await
+    })
     .await?;
-    server.stopped().await;
+    watch.chunkserver_is_up(&name, server.store().clone());
+    until_it_hangs(&host, server.stopped()).await;
     Ok(())
 }
 

@@ -1,10 +1,13 @@
 //! The simulation: the region's own code - Raft, log, store, namespace, chunkservers, client - over simulated disks, sockets and time.
 //!
-//! - [`hosts`]: the daemons. [`network`]: the sockets under them. [`workload`]: the clients.
-//! - [`run`]: one run and its faults. [`history`]: the check of what the clients saw.
+//! - [`hosts`]: the daemons. [`network`]: the sockets under them, and processes that stall. [`workload`]: the clients.
+//! - [`run`]: one run. [`faults`]: what goes wrong in it. [`watch`]: what must hold at any instant, and in the end.
+//! - [`history`]: the check of what the clients saw.
 
+pub mod faults;
 pub mod history;
 pub mod hosts;
 pub mod network;
 pub mod run;
+pub mod watch;
 pub mod workload;

@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use mooseng_sim::run::{self, Plant};
+use mooseng_ports::plant::{self, Plant};
+use mooseng_sim::run;
 
 #[derive(Parser)]
 #[command(about = "Simulates three masters, three chunkservers and two clients under faults")]
@@ -25,9 +26,12 @@ struct Args {
     /// Write the run's log there (with --seed).
     #[arg(long)]
     trace: Option<PathBuf>,
-    /// Plant a bug: then some seed must fail.
-    #[arg(long, value_enum)]
+    /// Plant a bug: then some seed must fail, and the first that does ends it. Needs the cargo feature `plants`.
+    #[arg(long)]
     plant: Option<Plant>,
+    /// What is logged, and hashed: info, or debug.
+    #[arg(long, default_value_t = tracing::Level::INFO)]
+    level: tracing::Level,
     /// Run each seed twice and compare the runs byte by byte.
     #[arg(long)]
     twice: bool,
@@ -58,40 +62,44 @@ impl Write for TraceWriter {
     }
 }
 
-fn one(seed: u64, trace: Option<PathBuf>, plant: Option<Plant>) -> Result<()> {
+fn one(seed: u64, trace: Option<PathBuf>, level: tracing::Level) -> Result<()> {
     let file = trace.map(File::create).transpose().context("the trace can't be written")?;
     let trace = TraceWriter(Arc::new(Mutex::new(Trace { hash: crc32fast::Hasher::new(), bytes: 0, file })));
     let writer = trace.clone();
     tracing_subscriber::fmt()
         .without_time()
         .with_ansi(false)
-        .with_max_level(tracing::Level::DEBUG)
+        .with_max_level(level)
         .with_writer(move || writer.clone())
         .init();
     mad_turmoil::rand::set_rng(rand_sim::SeedableRng::seed_from_u64(seed));
     let _clocks = mad_turmoil::time::SimClocksGuard::init();
-    let result = run::run(seed, plant);
+    let result = run::run(seed);
     let trace = trace.0.lock().unwrap_or_else(PoisonError::into_inner);
     let digest = format!("{:08x}-{}", trace.hash.clone().finalize(), trace.bytes);
     match &result {
-        Ok(s) => println!(
-            "seed {seed}: {} operations ({} unknown), {} crashes, {} cuts, {:.0} s simulated, trace {digest}",
-            s.operations,
-            s.unknown,
-            s.crashes,
-            s.cuts,
-            s.simulated.as_secs_f64()
-        ),
+        Ok(s) => {
+            let faults: Vec<String> = s.faults.0.iter().map(|(what, n)| format!("{n} {what}")).collect();
+            println!(
+                "seed {seed}: {} operations ({} unknown), {} chunks, {}, {:.0} s simulated, trace {digest}",
+                s.operations,
+                s.unknown,
+                s.chunks,
+                faults.join(", "),
+                s.simulated.as_secs_f64()
+            );
+        }
         Err(_) => println!("seed {seed}: FAILED, trace {digest}"),
     }
     result.map(|_| ())
 }
 
-fn child(seed: u64, plant: Option<Plant>) -> Result<(bool, String)> {
+fn child(seed: u64, args: &Args) -> Result<(bool, String)> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.args(["--seed", &seed.to_string()]);
-    if let Some(Plant::LostFlush) = plant {
-        command.args(["--plant", "lost-flush"]);
+    let level = if args.twice { tracing::Level::DEBUG } else { args.level };
+    command.args(["--seed", &seed.to_string(), "--level", level.as_str()]);
+    if let Some(plant) = args.plant {
+        command.args(["--plant", plant.name()]);
     }
     let output = command.output()?;
     let text = String::from_utf8_lossy(&output.stdout).trim_end().to_owned();
@@ -101,45 +109,64 @@ fn child(seed: u64, plant: Option<Plant>) -> Result<(bool, String)> {
     Ok((output.status.success(), text))
 }
 
-fn main() -> ExitCode {
-    let args = Args::parse();
-    if let Some(seed) = args.seed {
-        return match one(seed, args.trace, args.plant) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("{error:#}");
-                ExitCode::FAILURE
-            }
-        };
+/// Runs a seed in a process of its own; answers whether it passed.
+fn seed(seed: u64, args: &Args) -> Result<bool> {
+    let (ok, text) = child(seed, args)?;
+    println!("{text}");
+    if !args.twice {
+        return Ok(ok);
     }
+    let (_, again) = child(seed, args)?;
+    let same = again == text;
+    println!("  {}", if same { "the second run is the same to the byte" } else { "THE SECOND RUN DIFFERS" });
+    Ok(ok && same)
+}
+
+fn many(args: &Args) -> ExitCode {
     let (mut passed, mut failed) = (0, 0);
-    for seed in args.from..args.from + args.seeds {
-        let result = child(seed, args.plant).and_then(|(ok, text)| {
-            println!("{text}");
-            if !args.twice {
-                return Ok(ok);
-            }
-            let (_, again) = child(seed, args.plant)?;
-            let same = again == text;
-            println!(
-                "{}",
-                if same { "  the second run is the same to the byte" } else { "  THE SECOND RUN DIFFERS" }
-            );
-            Ok(ok && same)
-        });
-        match result {
+    for number in args.from..args.from + args.seeds {
+        match seed(number, args) {
             Ok(true) => passed += 1,
             Ok(false) => failed += 1,
             Err(error) => {
-                eprintln!("seed {seed} couldn't be run: {error:#}");
+                eprintln!("seed {number} couldn't be run: {error:#}");
                 failed += 1;
             }
         }
-        if failed > 0 && args.plant.is_none() {
-            println!("to see it again: mooseng-sim --seed {seed} --trace FILE");
+        match args.plant {
+            Some(plant) if failed > 0 => {
+                println!("{plant} was found with seed {number}");
+                return ExitCode::SUCCESS;
+            }
+            None if failed > 0 => println!("to see it again: mooseng-sim --seed {number} --trace FILE"),
+            _ => {}
         }
     }
     println!("{passed} passed, {failed} failed");
-    let found = if args.plant.is_some() { failed > 0 } else { failed == 0 };
-    if found { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    match args.plant {
+        Some(plant) => {
+            eprintln!("{plant} WASN'T FOUND within {} seeds", args.seeds);
+            ExitCode::FAILURE
+        }
+        None if failed == 0 => ExitCode::SUCCESS,
+        None => ExitCode::FAILURE,
+    }
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    if let Some(plant) = args.plant
+        && let Err(error) = plant::set(plant)
+    {
+        eprintln!("{error}");
+        return ExitCode::from(2);
+    }
+    let Some(seed) = args.seed else { return many(&args) };
+    match one(seed, args.trace, args.level) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }

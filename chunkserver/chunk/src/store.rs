@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use mooseng_ports::disk::{Disk, OpenMode};
+use mooseng_ports::plant::{self, Plant};
 use mooseng_wire::{ChunkId, Epoch};
 
 use crate::chunk::Chunk;
@@ -264,7 +265,7 @@ impl ChunkStore {
     pub fn see_epoch(&self, volume: u16, epoch: Epoch) -> Result<(), ChunkError> {
         let mut state = lock(&self.state);
         let highest = state.facts.epochs.get(&volume).copied().unwrap_or_default();
-        if epoch < highest {
+        if epoch < highest && !plant::is(Plant::EpochUnchecked) {
             return Err(ChunkError::StaleEpoch { volume, epoch, highest });
         }
         if epoch > highest {

@@ -8,6 +8,7 @@ use clap::Parser;
 use mooseng_chunkserver::{ChunkserverConfig, ChunkserverServer};
 use mooseng_ports::clock::OsClock;
 use mooseng_ports::disk::os::OsDisk;
+use mooseng_ports::plant;
 use mooseng_transport::{Blocking, TlsNetwork, observe};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -46,6 +47,9 @@ fn main() -> anyhow::Result<()> {
 
 async fn run(config: ChunkserverConfig) -> anyhow::Result<()> {
     observe::init_logging(&config.log)?;
+    if let Some(plant) = plant::from_environment()? {
+        tracing::warn!(%plant, "A BUG IS PLANTED in this process: it loses data on purpose, for tests");
+    }
     let Some(tls) = config.tls.clone() else {
         bail!("the setting `tls` is missing: a chunkserver speaks mutual TLS only; give cert, key and ca");
     };

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use mooseng_chunk::chain::{Event, NextFailure, Round, refusal};
 use mooseng_chunk::{Admission, ChunkError, ChunkStore, Written, checksum};
 use mooseng_ports::clock::Clock;
+use mooseng_ports::plant::{self, Plant};
 use mooseng_transport::{Answer, Blocking, Incoming, Service, TRACE, call_error};
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::chunk::{Append, Appended, ChunkStat, Read, ReadDone, Seal, Sealed, StatChunk};
@@ -245,6 +246,9 @@ impl ChunkService {
         self.metrics.bytes_written.inc_by(count);
         if !append.flush {
             return Ok(written);
+        }
+        if plant::is(Plant::AnswerBeforeTailFlush) && append.chain.is_empty() {
+            return Ok(Written { flushed: written.length, ..written });
         }
         let _one_for_all = turns.flush.lock().await;
         match self.store.stat(chunk)? {

@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use mooseng_ports::plant::{self, Plant};
 use mooseng_store::mvcc::{
-    Buffered, CommitRequest, Engine, Life, Page, ReadLease, Seen, WatchSender, covered,
+    Buffered, CommitRequest, Engine, Life, Page, ReadLease, Seen, WatchSender, Window, covered,
 };
 use mooseng_store::{Committed, KeyRange, RangeLimit, ReadVersion, Store, StoreError};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -200,12 +201,17 @@ impl Embedded {
 
     /// A picture of the state as of [`position`](Self::position).
     pub fn pin(&self) -> Result<Pin, BaseError> {
+        self.picture(plant::is(Plant::SnapshotWithoutWindow))
+    }
+
+    fn picture(&self, without_window: bool) -> Result<Pin, BaseError> {
         loop {
             // The window first: what moves into the base meanwhile is in both.
             let (position, version, window) = {
                 let state = self.inner.state();
                 (state.position.clone(), state.version, state.window.clone())
             };
+            let window = if without_window { Window::default() } else { window };
             let base = self.inner.base.pin()?;
             if base.position().position.index <= position.index {
                 return Ok(Pin::new(position, version, window, base));
@@ -215,7 +221,7 @@ impl Embedded {
 
     /// A hash over all pairs and the version, which masters at the same position share.
     pub fn state_digest(&self) -> Result<u64, BaseError> {
-        self.pin()?.digest()
+        self.picture(false)?.digest()
     }
 
     /// Begins to take in a state from another master. The old one stays until [`install_end`](Self::install_end); an unfinished

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use mooseng_ports::plant::{self, Plant};
 use mooseng_schema::dirent::HashKey;
 use mooseng_schema::session::{self, OutcomeRecord, SessionRecord};
 use mooseng_schema::volume::{self, VolumeRecord};
@@ -336,7 +337,9 @@ impl<S: Store> Driver<S> {
             },
         };
         let outcome = OutcomeRecord { request_hash, reply: reply.encode_to_vec().into() };
-        tx.set(&outcome_key, &outcome.to_value());
+        if !plant::is(Plant::OutcomeMissing) {
+            tx.set(&outcome_key, &outcome.to_value());
+        }
         if call.oldest_unanswered.0 >= floor.saturating_add(FORGET_EVERY) {
             tx.clear_range(session::outcome_range_below(call.session, call.oldest_unanswered));
             tx.atomic(&floor_key, &number::encode(call.oldest_unanswered.0), Atomic::Max);

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use mooseng_ports::plant::{self, Plant};
 use mooseng_transport::Blocking;
 use mooseng_wal as wal;
 use openraft::storage::{LogFlushed, RaftLogStorage};
@@ -93,7 +94,7 @@ impl Log {
 
 impl Log {
     fn is_flushed(&self, index: u64) -> bool {
-        (self.flushed)().is_some_and(|flushed| flushed >= index)
+        plant::is(Plant::PurgeUnflushed) || (self.flushed)().is_some_and(|flushed| flushed >= index)
     }
 
     async fn wait_flushed(&self, index: u64) -> Result<(), StorageError<u64>> {
@@ -175,7 +176,7 @@ impl RaftLogStorage<TypeConfig> for Log {
     /// that are still on their way and that carry the same versions. Without the mark it stands for election in a new term.
     async fn read_vote(&mut self) -> Result<Option<RaftVote>, StorageError<u64>> {
         let vote = |v: wal::Vote| {
-            let committed = v.committed && v.node != self.id;
+            let committed = v.committed && v.node != self.id && !plant::is(Plant::RestartWaitSkipped);
             codec::from_vote(&mooseng_wire::raft::Vote { term: v.term, node: v.node, committed })
         };
         Ok(self.wal.vote().map(vote))

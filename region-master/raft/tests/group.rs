@@ -330,3 +330,53 @@ impl<M: prost::Message> Encode for M {
         self.encode_to_vec().into()
     }
 }
+
+/// Counts events of this crate's that hold a text.
+struct Counter(&'static str, Arc<std::sync::atomic::AtomicUsize>);
+
+impl tracing::Subscriber for Counter {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.target().starts_with("mooseng_raft")
+    }
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn event(&self, event: &tracing::Event<'_>) {
+        struct Message(String);
+        impl tracing::field::Visit for Message {
+            fn record_debug(&mut self, _: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+                self.0 += &format!("{value:?} ");
+            }
+        }
+        let mut message = Message(String::new());
+        event.record(&mut message);
+        if message.0.contains(self.0) {
+            self.1.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+/// Found by the simulation: a leader whose followers were gone asked for confirmation over and over without a pause, for each refused
+/// connection answered at once and changed the metrics that it waited on.
+#[tokio::test]
+async fn a_leader_that_reaches_nobody_asks_at_its_pace() {
+    let asked = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let _counting = tracing::subscriber::set_default(Counter("leadership isn't confirmed", asked.clone()));
+    let group = Group::new(3).await;
+    let leader = group.leader().await;
+    for id in (1..=3).filter(|id| *id != leader) {
+        group.kill(id, false).await;
+    }
+    let count = || asked.load(std::sync::atomic::Ordering::Relaxed);
+    while count() == 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let before = count();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    // A heartbeat lasts 60 ms.
+    assert!(count() - before <= 20, "{} times in a second", count() - before);
+}

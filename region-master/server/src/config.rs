@@ -82,11 +82,24 @@ pub struct RaftConfig {
     pub election_min_ms: u64,
     /// And at most so long.
     pub election_max_ms: u64,
+    /// Entries that stay in the log behind a snapshot, for followers that are a little behind.
+    pub entries_kept: u64,
+    /// Applied entries after which the store is flushed and the log cut.
+    pub entries_between_snapshots: u64,
+    /// Bytes of one file of the log.
+    pub segment_bytes: u64,
 }
 
 impl Default for RaftConfig {
     fn default() -> Self {
-        Self { heartbeat_ms: 150, election_min_ms: 600, election_max_ms: 1200 }
+        Self {
+            heartbeat_ms: 150,
+            election_min_ms: 600,
+            election_max_ms: 1200,
+            entries_kept: 5_000,
+            entries_between_snapshots: 10_000,
+            segment_bytes: 16 << 20,
+        }
     }
 }
 
@@ -194,6 +207,12 @@ impl MasterConfig {
         }
         if raft.election_min_ms < raft.heartbeat_ms * 2 {
             return Err(wrong("raft.election_min_ms", "it must be at least twice raft.heartbeat_ms"));
+        }
+        if raft.entries_between_snapshots == 0 {
+            return Err(wrong("raft.entries_between_snapshots", "it is zero; 10000 is usual"));
+        }
+        if raft.segment_bytes < 256 << 10 {
+            return Err(wrong("raft.segment_bytes", "it must be at least 262144; 16777216 is usual"));
         }
         if raft.election_max_ms <= raft.election_min_ms {
             return Err(wrong("raft.election_max_ms", "it must be more than raft.election_min_ms"));

@@ -57,6 +57,10 @@ pub struct Desk {
     seals: BTreeMap<String, BTreeMap<ChunkId, Seal>>,
     /// Copies that an inventory calls unsealed.
     unsealed: VecDeque<(String, ChunkId)>,
+    /// Chunkservers of whose present inventory something found no room there.
+    left_out: BTreeSet<String>,
+    /// Chunkservers whose whole inventory came in this leadership.
+    compared: BTreeSet<String>,
 }
 
 impl Desk {
@@ -71,6 +75,8 @@ impl Desk {
             counts: ChunkCounts::default(),
             seals: BTreeMap::new(),
             unsealed: VecDeque::new(),
+            left_out: BTreeSet::new(),
+            compared: BTreeSet::new(),
         }
     }
 
@@ -80,6 +86,7 @@ impl Desk {
         self.sessions.follow();
         self.ids = IdPool::default();
         self.seals.clear();
+        self.compared.clear();
         self.counts = ChunkCounts::default();
     }
 
@@ -90,12 +97,26 @@ impl Desk {
         let reports: Vec<ChunkReport> = request.inventory.clone();
         let beaten = self.registry.beat(now, beat_of(request))?;
         if !page {
-            return Ok(beaten.want_inventory);
+            // Seals that an earlier leader decided and didn't get through are known from the store alone: a new leader compares anew.
+            return Ok(beaten.want_inventory || (self.serving.is_some() && !self.compared.contains(&name)));
         }
+        let mut all_noted = true;
         for report in reports.iter().filter(|r| !r.sealed) {
-            if self.unsealed.len() < UNSEALED_MAX {
-                self.unsealed.push_back((name.clone(), ChunkId(report.chunk)));
+            let copy = (name.clone(), ChunkId(report.chunk));
+            if self.unsealed.contains(&copy) {
+                continue;
             }
+            if self.unsealed.len() < UNSEALED_MAX {
+                self.unsealed.push_back(copy);
+            } else {
+                all_noted = false;
+            }
+        }
+        if !all_noted {
+            self.left_out.insert(name.clone());
+        }
+        if !more && !self.left_out.remove(&name) && self.serving.is_some() {
+            self.compared.insert(name.clone());
         }
         let copies = reports
             .into_iter()
@@ -204,6 +225,37 @@ mod tests {
         assert_eq!(desk.seals_waiting(), 1);
         desk.follow();
         assert_eq!(desk.seals_waiting(), 0);
+    }
+
+    /// Found by the simulation: a copy stayed unsealed for good where the leader changed before its chunkserver heard of the seal, or where
+    /// too many copies were unsealed at once.
+    #[test]
+    fn a_new_leader_compares_every_inventory_and_one_that_found_no_room_again() {
+        let mut desk = Desk::new(sessions::Limits::default());
+        let report = |chunk| ChunkReport { chunk, length: 9, sealed: false, epoch: 1 };
+        let request = |page, inventory| HeartbeatRequest {
+            chunkserver: "a".into(),
+            inventory_page: page,
+            inventory,
+            ..HeartbeatRequest::default()
+        };
+        let now = BootTime::default();
+        let many: Vec<ChunkReport> = (0..=UNSEALED_MAX as u64).map(report).collect();
+        desk.beat(now, request(true, many.clone())).unwrap();
+        assert!(!desk.beat(now, request(false, vec![])).unwrap(), "a follower compares nothing");
+        desk.serving = Some(1);
+        assert!(desk.beat(now, request(false, vec![])).unwrap());
+        desk.beat(now, request(true, many.clone())).unwrap();
+        assert!(desk.beat(now, request(false, vec![])).unwrap(), "one found no room");
+        assert_eq!(desk.take_unsealed(UNSEALED_MAX).len(), UNSEALED_MAX);
+        desk.beat(now, request(true, many)).unwrap();
+        assert_eq!(desk.take_unsealed(1).len(), 1);
+        desk.take_unsealed(UNSEALED_MAX);
+        desk.beat(now, request(true, vec![report(7)])).unwrap();
+        assert!(!desk.beat(now, request(false, vec![])).unwrap());
+        desk.follow();
+        desk.serving = Some(2);
+        assert!(desk.beat(now, request(false, vec![])).unwrap());
     }
 
     #[test]

@@ -9,6 +9,7 @@ use mooseng_embedded::FjallBase;
 use mooseng_master::{MasterConfig, MasterServer, Ports};
 use mooseng_ports::clock::OsClock;
 use mooseng_ports::disk::os::OsDisk;
+use mooseng_ports::plant;
 use mooseng_transport::{Blocking, TlsNetwork, observe};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -47,6 +48,9 @@ fn main() -> anyhow::Result<()> {
 
 async fn run(config: MasterConfig) -> anyhow::Result<()> {
     observe::init_logging(&config.log).context("the setting `log` is wrong")?;
+    if let Some(plant) = plant::from_environment()? {
+        tracing::warn!(%plant, "A BUG IS PLANTED in this process: it loses data on purpose, for tests");
+    }
     let Some(tls) = config.tls.clone() else {
         bail!("the setting `tls` is missing: a master speaks mutual TLS only; give cert, key and ca");
     };

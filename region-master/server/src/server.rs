@@ -13,6 +13,7 @@ use mooseng_raft::{Member, RaftConfig as NodeConfig, RaftError, RaftNode, Timing
 use mooseng_transport::grpc::administration_server::AdministrationServer;
 use mooseng_transport::grpc::registry_server::RegistryServer;
 use mooseng_transport::{Blocking, Limits, Network, Peer, Protocol, Services, observe, serve};
+use mooseng_wal::Options as WalOptions;
 use mooseng_wire::admin::StatusReply;
 use mooseng_wire::{Identity, Role};
 use tokio::sync::mpsc;
@@ -127,6 +128,9 @@ impl MasterServer {
                 election_min: Duration::from_millis(config.raft.election_min_ms),
                 election_max: Duration::from_millis(config.raft.election_max_ms),
             },
+            wal: WalOptions { segment_bytes: config.raft.segment_bytes, ..WalOptions::default() },
+            entries_kept: config.raft.entries_kept,
+            entries_between_snapshots: config.raft.entries_between_snapshots,
             ..NodeConfig::new(config.id, &config.name, &address, &config.zone, raft_dir)
         };
         let raft =

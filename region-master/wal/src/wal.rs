@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use mooseng_ports::disk::{Disk, DiskFile, OpenMode};
+use mooseng_ports::plant::{self, Plant};
 
 use crate::frame;
 use crate::record::{Entry, LogId, Record, Vote};
@@ -257,6 +258,10 @@ impl Wal {
     }
     /// Saves the vote: when it returns, it is flushed.
     pub fn save_vote(&self, vote: Vote) -> Result<(), WalError> {
+        if plant::is(Plant::VoteUnflushed) {
+            lock(&self.view).vote = Some(vote);
+            return Ok(());
+        }
         self.write(vec![Record::Vote(vote)])
     }
     /// Notes the commit position, to be flushed with whatever comes next.
@@ -337,7 +342,13 @@ impl Wal {
         let (segment, file) = self.newest(writer).clone();
         let path = segment_path(&self.dir, segment);
         let written = file.write_at(bytes, writer.end).map_err(failed("writing", &path));
-        if let Err(error) = written.and_then(|()| file.sync_data().map_err(failed("flushing", &path))) {
+        let flush = || {
+            if plant::is(Plant::AppendUnflushed) && records.iter().any(|r| matches!(r, Record::Entry(_))) {
+                return Ok(());
+            }
+            file.sync_data().map_err(failed("flushing", &path))
+        };
+        if let Err(error) = written.and_then(|()| flush()) {
             writer.poisoned = true;
             return Err(error);
         }

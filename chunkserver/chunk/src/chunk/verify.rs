@@ -4,6 +4,7 @@ use std::io;
 
 use bytes::Bytes;
 use mooseng_ports::disk::DiskFile;
+use mooseng_ports::plant::{self, Plant};
 
 use crate::layout::{BLOCK, ENTRY_BYTES, GROUP_BLOCKS, entry_at, entry_crc, pieces};
 
@@ -62,7 +63,7 @@ fn verify(file: &dyn DiskFile, first: u64, buffer: &[u8], view: View) -> Result<
         } else {
             Some(view.tail_crc)
         };
-        if expected != Some(crate::checksum(bytes)) {
+        if expected != Some(crate::checksum(bytes)) && !plant::is(Plant::BlockUnverified) {
             return Err(Wrong::Block(block));
         }
     }

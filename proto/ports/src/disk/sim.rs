@@ -2,7 +2,7 @@
 //!
 //! A crash ([`SimDisk::crash`]) leaves of the unflushed changes what the caller's dice say: for each file none, a prefix, or all of its
 //! unflushed writes, the last one torn; for each directory none, a prefix or all of its unflushed names. Faults are planted by
-//! [`SimDisk::set_fault`].
+//! [`SimDisk::set_fault`]. [`SimDisk::lose_power_after`] strikes in the midst of a run of operations: between a write and its flush, too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Disk, DiskFile, OpenMode, Space};
+use crate::plant::{self, Plant};
 
 /// What goes wrong with a file operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +19,8 @@ pub enum Fault {
     None,
     /// Writes and flushes answer EIO.
     Failing,
+    /// Flushes answer EIO, and what wasn't flushed by then never will be, though it is read until the next crash: so kernels do it.
+    FlushFailing,
     /// Writes answer ENOSPC.
     Full,
     /// Flushes answer well and do nothing: a planted bug, to see whether tests bite.
@@ -85,6 +88,10 @@ struct State {
     life: u64,
     capacity: u64,
     flushes: u64,
+    /// Operations until the power goes.
+    power: Option<u64>,
+    /// The power is gone: nothing works until the crash is noticed.
+    dark: bool,
 }
 
 /// A simulated disk. Clones share it.
@@ -100,18 +107,7 @@ impl Default for SimDisk {
 impl SimDisk {
     /// An empty disk of that many bytes.
     pub fn new(capacity: u64) -> Self {
-        Self(Arc::new(Mutex::new(State {
-            inodes: BTreeMap::new(),
-            next_inode: 1,
-            names: BTreeMap::new(),
-            durable_names: BTreeMap::new(),
-            pending_names: Vec::new(),
-            dirs: vec![PathBuf::from("/")],
-            fault: Fault::None,
-            life: 0,
-            capacity,
-            flushes: 0,
-        })))
+        Self(Arc::new(Mutex::new(State::new(capacity))))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -132,6 +128,7 @@ impl SimDisk {
     pub fn crash(&self, mut dice: impl FnMut(u64) -> u64) {
         let mut state = self.state();
         state.life += 1;
+        (state.power, state.dark) = (None, false);
         let pending = std::mem::take(&mut state.pending_names);
         let kept = dice(pending.len() as u64) as usize;
         for change in &pending[..kept] {
@@ -152,6 +149,37 @@ impl SimDisk {
             }
             inode.current = inode.durable.clone();
         }
+    }
+
+    /// Loses power at the changing operation after `operations` more of them: from then on everything answers EIO, and the caller, who sees it
+    /// by [`is_dark`](Self::is_dark), ends the process and calls [`crash`](Self::crash).
+    pub fn lose_power_after(&self, operations: u64) {
+        self.state().power = Some(operations);
+    }
+
+    /// Takes [`lose_power_after`](Self::lose_power_after) back, if the power isn't gone yet.
+    pub fn keep_power(&self) {
+        self.state().power = None;
+    }
+
+    /// Whether the power is gone.
+    pub fn is_dark(&self) -> bool {
+        self.state().dark
+    }
+
+    /// Puts an empty disk in its place. Descriptors of the old one answer EIO.
+    pub fn replace(&self) {
+        let mut state = self.state();
+        let (life, capacity) = (state.life + 1, state.capacity);
+        *state = State::new(capacity);
+        state.life = life;
+    }
+
+    /// The files and their lengths.
+    pub fn files(&self) -> Vec<(PathBuf, u64)> {
+        let state = self.state();
+        let length = |id: &u64| state.inodes.get(id).map_or(0, |inode| inode.current.len() as u64);
+        state.names.iter().map(|(path, id)| (path.clone(), length(id))).collect()
     }
 
     /// Flips one bit of a durable file, as a bad disk does.
@@ -181,9 +209,44 @@ fn full() -> io::Error {
 }
 
 impl State {
-    fn check_write(&self) -> io::Result<()> {
+    fn new(capacity: u64) -> Self {
+        Self {
+            inodes: BTreeMap::new(),
+            next_inode: 1,
+            names: BTreeMap::new(),
+            durable_names: BTreeMap::new(),
+            pending_names: Vec::new(),
+            dirs: vec![PathBuf::from("/")],
+            fault: Fault::None,
+            life: 0,
+            capacity,
+            flushes: 0,
+            power: None,
+            dark: false,
+        }
+    }
+    fn check_power(&self) -> io::Result<()> {
+        if self.dark { Err(failing()) } else { Ok(()) }
+    }
+    /// Counts an operation that changes something; at the last one the power goes.
+    fn spend_power(&mut self) -> io::Result<()> {
+        self.check_power()?;
+        match &mut self.power {
+            Some(0) => {
+                self.dark = true;
+                Err(failing())
+            }
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+    fn check_write(&mut self) -> io::Result<()> {
+        self.spend_power()?;
         match self.fault {
-            Fault::None | Fault::Lying => Ok(()),
+            Fault::None | Fault::Lying | Fault::FlushFailing => Ok(()),
             Fault::Failing => Err(failing()),
             Fault::Full => Err(full()),
         }
@@ -198,6 +261,7 @@ impl State {
 impl Disk for SimDisk {
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>> {
         let mut state = self.state();
+        state.check_power()?;
         let life = state.life;
         let found = state.names.get(path).copied();
         let inode = match (found, mode) {
@@ -233,6 +297,7 @@ impl Disk for SimDisk {
 
     fn list(&self, path: &Path) -> io::Result<Vec<String>> {
         let state = self.state();
+        state.check_power()?;
         if !state.dirs.contains(&path.to_path_buf()) {
             return Err(io::ErrorKind::NotFound.into());
         }
@@ -298,11 +363,20 @@ impl SimFile {
         if state.life != self.life {
             return Err(failing());
         }
+        state.check_power()?;
         f(&mut state)
     }
     fn change(&self, change: Change) -> io::Result<()> {
         self.with(|state| {
-            state.check_write()?;
+            if let Err(error) = state.check_write() {
+                // The write that the power loss cuts short may have arrived in part.
+                if state.dark
+                    && let Some(inode) = state.inodes.get_mut(&self.inode)
+                {
+                    inode.pending.push(change);
+                }
+                return Err(error);
+            }
             let growth = match &change {
                 Change::Write(offset, data) => offset + data.len() as u64,
                 Change::SetLen(length) => *length,
@@ -345,10 +419,20 @@ impl DiskFile for SimFile {
     fn sync_data(&self) -> io::Result<()> {
         self.with(|state| {
             state.flushes += 1;
+            state.spend_power()?;
             match state.fault {
                 Fault::Failing => return Err(failing()),
+                Fault::FlushFailing => {
+                    if let Some(inode) = state.inodes.get_mut(&self.inode) {
+                        inode.pending.clear();
+                    }
+                    return Err(failing());
+                }
                 Fault::Lying => return Ok(()),
                 Fault::None | Fault::Full => {}
+            }
+            if plant::is(Plant::LostFlush) {
+                return Ok(());
             }
             if let Some(inode) = state.inodes.get_mut(&self.inode) {
                 for change in std::mem::take(&mut inode.pending) {
@@ -394,6 +478,37 @@ mod tests {
         let mut first = true;
         disk.crash(|n| if std::mem::take(&mut first) || n == 1 { 0 } else { n / 2 });
         assert_eq!(all(&disk, "/a").unwrap(), b"abc");
+    }
+
+    #[test]
+    fn power_goes_between_a_write_and_its_flush() {
+        let disk = SimDisk::default();
+        let a = disk.open(Path::new("/a"), OpenMode::Create).unwrap();
+        disk.sync_dir(Path::new("/")).unwrap();
+        a.write_at(b"one", 0).unwrap();
+        a.sync_data().unwrap();
+        disk.lose_power_after(1);
+        a.write_at(b"two", 0).unwrap();
+        assert!(!disk.is_dark());
+        assert!(a.sync_data().is_err() && disk.is_dark());
+        assert!(disk.open(Path::new("/a"), OpenMode::ReadOnly).is_err());
+        disk.crash(|_| 0);
+        assert_eq!(all(&disk, "/a").unwrap(), b"one");
+    }
+
+    #[test]
+    fn what_a_failed_flush_left_is_lost_though_later_flushes_work() {
+        let disk = SimDisk::default();
+        let a = disk.open(Path::new("/a"), OpenMode::Create).unwrap();
+        disk.sync_dir(Path::new("/")).unwrap();
+        a.write_at(b"one", 0).unwrap();
+        disk.set_fault(Fault::FlushFailing);
+        assert!(a.sync_data().is_err());
+        disk.set_fault(Fault::None);
+        a.sync_data().unwrap();
+        assert_eq!(all(&disk, "/a").unwrap(), b"one");
+        disk.crash(|n| n);
+        assert_eq!(all(&disk, "/a").unwrap(), b"");
     }
 
     #[test]

@@ -1,0 +1,181 @@
+//! What must hold at any instant, seen from outside of all hosts; and what must hold of masters and chunks in the end.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use mooseng_chunk::ChunkStore;
+use mooseng_master::master::Master;
+use mooseng_namespace::upkeep::{self, ChunkListing};
+use mooseng_store::{Store, Transaction};
+use mooseng_wire::{ChunkId, VolumeId};
+
+/// Chunks in one page of the audit.
+const PAGE: usize = 500;
+/// States that are remembered, to compare masters that reach them later.
+const STATES_MAX: usize = 4096;
+
+#[derive(Default)]
+struct Seen {
+    masters: BTreeMap<String, Arc<Master>>,
+    chunkservers: BTreeMap<String, Arc<ChunkStore>>,
+    /// Counts the lives of each host.
+    lives: BTreeMap<String, u64>,
+    /// Who led in a term, as which member: a vote counts once.
+    led: BTreeMap<(u64, u64), (String, u64)>,
+    /// The state at a log index, and who had it first.
+    states: BTreeMap<u64, (u64, String)>,
+}
+
+/// Sees into the running daemons. Clones share it.
+#[derive(Clone, Default)]
+pub struct Watch(Arc<Mutex<Seen>>);
+
+impl Watch {
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A master runs.
+    pub fn master_is_up(&self, name: &str, master: Arc<Master>) {
+        let mut seen = self.seen();
+        *seen.lives.entry(name.to_owned()).or_default() += 1;
+        seen.masters.insert(name.to_owned(), master);
+    }
+
+    /// A chunkserver runs.
+    pub fn chunkserver_is_up(&self, name: &str, store: Arc<ChunkStore>) {
+        self.seen().chunkservers.insert(name.to_owned(), store);
+    }
+
+    /// A host crashes.
+    pub fn is_down(&self, name: &str) {
+        // Dropped behind the lock: what goes with them mustn't come back to it.
+        let (master, store) = {
+            let mut seen = self.seen();
+            (seen.masters.remove(name), seen.chunkservers.remove(name))
+        };
+        drop((master, store));
+    }
+
+    /// The master that serves, if one does.
+    pub fn leader(&self) -> Option<String> {
+        self.seen().masters.iter().find(|(_, master)| master.serving().is_ok()).map(|(name, _)| name.clone())
+    }
+
+    /// Masters whose Raft has stopped, and why.
+    pub fn failed(&self) -> Vec<(String, String)> {
+        let failure = |master: &Master| {
+            master
+                .raft
+                .failure()
+                .filter(|reason| !reason.starts_with("the disk under this master's log is full"))
+        };
+        let seen = self.seen();
+        seen.masters.iter().filter_map(|(name, master)| Some((name.clone(), failure(master)?))).collect()
+    }
+
+    /// At most one master serves; each member leads a term in one life only.
+    pub fn check_leaders(&self) -> Result<(), String> {
+        let seen = &mut *self.seen();
+        let serving: Vec<String> = seen
+            .masters
+            .iter()
+            .filter_map(|(name, master)| Some(format!("{name} in term {}", master.serving().ok()?)))
+            .collect();
+        if serving.len() > 1 {
+            return Err(format!("two masters serve at the same instant: {}", serving.join(" and ")));
+        }
+        for (name, master) in &seen.masters {
+            let Some(term) = master.raft.leadership().borrow().leading else { continue };
+            let life = seen.lives.get(name).copied().unwrap_or_default();
+            let first = seen.led.entry((term, master.config.id)).or_insert_with(|| (name.clone(), life));
+            if *first != (name.clone(), life) {
+                return Err(format!(
+                    "{name} leads term {term} in its life {life}, and led it before in its life {}",
+                    first.1
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Masters that applied the same entries hold the same state.
+    pub fn check_states(&self) -> Result<(), String> {
+        let seen = &mut *self.seen();
+        for (name, master) in &seen.masters {
+            let index = master.store.position().index;
+            if index == 0 {
+                continue;
+            }
+            let Ok(digest) = master.store.state_digest() else { continue };
+            if master.store.position().index != index {
+                continue;
+            }
+            let (first, other) = seen.states.entry(index).or_insert_with(|| (digest, name.clone()));
+            if *first != digest {
+                return Err(format!("at log index {index} the states of {other} and {name} differ"));
+            }
+            if seen.states.len() > STATES_MAX {
+                seen.states.pop_first();
+            }
+        }
+        Ok(())
+    }
+
+    /// Every chunk has ended, and each of its copies has all of it and no more, except those of `damaged`. An error says what is left to do,
+    /// or what is wrong.
+    pub fn audit_chunks(&self, damaged: &BTreeSet<String>) -> Result<usize, String> {
+        let seen = self.seen();
+        let leader = seen.masters.values().find(|master| master.serving().is_ok());
+        let leader = leader.ok_or("no master serves")?;
+        let chunks = futures::executor::block_on(chunks(leader))?;
+        for listing in &chunks {
+            let (chunk, record) = (listing.chunk, &listing.record);
+            if !record.sealed {
+                return Err(format!("chunk {chunk} of inode {} isn't sealed", record.inode));
+            }
+            let copies = listing.location.as_ref().map(|l| l.copies.as_slice()).unwrap_or_default();
+            for name in copies.iter().filter(|name| !damaged.contains(*name)) {
+                let store = seen.chunkservers.get(name).ok_or_else(|| format!("{name} doesn't run"))?;
+                check_copy(store, chunk, record.length)
+                    .map_err(|what| format!("the copy of chunk {chunk} on {name} {what}"))?;
+            }
+        }
+        Ok(chunks.len())
+    }
+}
+
+async fn chunks(leader: &Master) -> Result<Vec<ChunkListing>, String> {
+    let mut all = Vec::new();
+    loop {
+        let tx = leader.store.begin();
+        tx.set_read_version(leader.store.applied_version());
+        let after = all.last().map(|listing: &ChunkListing| listing.chunk);
+        let page = upkeep::list_chunks(&tx, VolumeId(0), after, PAGE).await.map_err(|e| e.to_string())?;
+        let full = page.len() == PAGE;
+        all.extend(page);
+        if !full {
+            return Ok(all);
+        }
+    }
+}
+
+fn check_copy(store: &ChunkStore, chunk: ChunkId, length: u64) -> Result<(), String> {
+    let stat = match store.stat(chunk) {
+        Ok(stat) => stat,
+        // Nothing was ever appended.
+        Err(_) if length == 0 => return Ok(()),
+        Err(error) => return Err(format!("isn't there: {error}")),
+    };
+    if length > 0 && (!stat.sealed || stat.length != length) {
+        return Err(format!(
+            "has {} bytes and is {}, though it was sealed at {length}",
+            stat.length,
+            if stat.sealed { "sealed" } else { "not sealed" }
+        ));
+    }
+    if stat.sealed && stat.length != length {
+        return Err(format!("is sealed at {} bytes instead of {length}", stat.length));
+    }
+    store.read(chunk, 0, length).map(drop).map_err(|error| format!("can't be read: {error}"))
+}
