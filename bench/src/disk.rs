@@ -57,8 +57,7 @@ fn discards() -> Result<u64> {
     Ok(table.lines().filter_map(|l| l.split_whitespace().nth(14)?.parse::<u64>().ok()).sum())
 }
 
-/// Has directories in `dir` begin in parts of the disk of their own: ext4 doesn't give an inode away for a minute after it was
-/// freed, and searches past all of those when it makes a file in the same part. Other filesystems have no such flag.
+/// Has directories in `dir` begin in parts of the disk of their own, by their names. Filesystems without that flag go on as they do.
 pub fn spread(dir: &Path) -> Result<()> {
     let file = fs::File::options().read(true).custom_flags(libc::O_DIRECTORY).open(dir)?;
     if let Ok(flags) = ioctl_getflags(&file) {

@@ -88,7 +88,7 @@ fn scenarios(targets: &mut [Target], plan: &Plan, wanted: &BTreeSet<&str>, scrat
             for target in &mut *targets {
                 interrupt::check()?;
                 let began = Instant::now();
-                for (metric, value) in scenario.run(round, target, &plan.sizes, scratch, wanted)? {
+                for (metric, value) in scenario.run(target, &plan.sizes, scratch, wanted)? {
                     values.add(metric, target.kind, value);
                 }
                 eprintln!(
@@ -112,10 +112,8 @@ fn wanted(only: &[String]) -> Result<BTreeSet<&'static str>> {
         } else if let Some(metric) = metric::find(name) {
             wanted.insert(metric.name);
         } else {
-            let known: Vec<&str> = SCENARIOS
-                .iter()
-                .flat_map(|s| [s.name].into_iter().chain(s.metrics.iter().copied()))
-                .collect();
+            let names = SCENARIOS.iter().flat_map(|s| [s.name].into_iter().chain(s.metrics.iter().copied()));
+            let known: Vec<&str> = names.collect::<BTreeSet<_>>().into_iter().collect();
             bail!("there is no measure or scenario {name:?}; there are {}", known.join(", "));
         }
     }

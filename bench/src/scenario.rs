@@ -164,20 +164,24 @@ impl Scenario {
     /// Runs it once on a target; answers the values of the wanted measures.
     pub fn run(
         &self,
-        round: u32,
         target: &mut Target,
         sizes: &Sizes,
         scratch: &Path,
         wanted: &BTreeSet<&str>,
     ) -> Result<Vec<(&'static str, f64)>> {
-        let name = if self.keeps { self.name.to_owned() } else { format!("{}-{round}", self.name) };
-        let dir = target.root().join(name);
+        let dir = target.root().join(if self.keeps { self.name.to_owned() } else { unique(self.name) });
         disk::settle()?;
         std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
         let mut stage = Stage { target, sizes, scratch, wanted, dir, values: Vec::new() };
         (self.run)(&mut stage).with_context(|| format!("{} on {}", self.name, stage.target.kind.name()))?;
         Ok(stage.values)
     }
+}
+
+/// A name that was never used. ext4 chooses by its hash where on the disk a directory's files begin, doesn't give an inode away for
+/// minutes after it was freed, and searches past all of those: a name used again would measure that search.
+fn unique(name: &str) -> String {
+    format!("{name}-{:08x}", rand::random::<u32>())
 }
 
 /// What a scenario works with.
@@ -210,14 +214,6 @@ impl Stage<'_> {
         if self.wants(metric) {
             self.values.push((metric, value));
         }
-    }
-
-    fn fresh_dirs(&self, prefix: &str, count: usize) -> Result<Vec<PathBuf>> {
-        let dirs: Vec<PathBuf> = (0..count).map(|n| self.path(format!("{prefix}{n}"))).collect();
-        for dir in &dirs {
-            std::fs::create_dir(dir).with_context(|| format!("making {}", dir.display()))?;
-        }
-        Ok(dirs)
     }
 
     /// Removes everything of this scenario from the target.

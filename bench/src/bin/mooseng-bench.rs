@@ -62,8 +62,15 @@ enum Format {
     Json,
 }
 
-fn main() -> Result<ExitCode> {
-    let args = Args::parse();
+fn main() -> ExitCode {
+    // Not by returning it: where backtraces are asked for, one would bury what a user did wrong.
+    run_with(Args::parse()).unwrap_or_else(|error| {
+        eprintln!("{error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run_with(args: Args) -> Result<ExitCode> {
     if let Some(Command::Worker) = args.command {
         return worker::serve().map(|()| ExitCode::SUCCESS);
     }

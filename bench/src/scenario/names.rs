@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::Stage;
+use super::{Stage, unique};
 use crate::disk;
 use crate::worker::{self, Job, Limit};
 
@@ -14,7 +14,11 @@ pub(super) fn run(stage: &mut Stage<'_>) -> Result<()> {
             continue;
         }
         disk::settle()?;
-        let dirs = stage.fresh_dirs(&format!("of-{processes}-"), processes)?;
+        // Not beside the names that were just removed: see `unique`.
+        let top = stage.target.root().join(unique("names"));
+        std::fs::create_dir(&top)?;
+        let dirs: Vec<_> = (0..processes).map(|n| top.join(n.to_string())).collect();
+        dirs.iter().try_for_each(std::fs::create_dir)?;
         let limit = stage.sizes.limit(stage.sizes.names);
         let creates: Vec<Job> = dirs.iter().map(|d| Job::Create { dir: d.clone(), limit }).collect();
         let created = worker::run(&creates)?;
@@ -34,6 +38,7 @@ pub(super) fn run(stage: &mut Stage<'_>) -> Result<()> {
             each.map(|(d, done)| Job::Unlink { dir: d.clone(), prefix: 'g', files: done.count }).collect();
         let unlinked = worker::run(&unlinks)?;
         stage.record(unlink, unlinked.rate());
+        std::fs::remove_dir_all(&top)?;
     }
     stage.clear()
 }
