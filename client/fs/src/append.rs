@@ -45,7 +45,8 @@ struct OpenChunk {
     locations: Vec<ChunkLocation>,
     ticket: Bytes,
     ticket_expires_ms: Option<u64>,
-    incarnation: u64,
+    /// The session and the life of it that the chunk was made for: the region seals it when that lapses.
+    life: (u64, u64),
     /// Acknowledged by the whole chain.
     length: u64,
     length_max: u64,
@@ -100,10 +101,10 @@ impl Appenders {
         caller: &Caller,
         inode: u64,
         mut data: Bytes,
+        deadline: Instant,
     ) -> Result<Vec<ChunkRun>, FsError> {
         let started = Instant::now();
         let patience = self.region.patience();
-        let deadline = started + patience;
         let (appender, oldest) = self.appender(inode);
         if let Some(oldest) = oldest {
             self.close(caller, oldest).await;
@@ -155,7 +156,7 @@ impl Appenders {
         let now_ms = u64::try_from(self.region.session.clock.unix_ns() / 1_000_000).unwrap_or(0);
         !chunk.unsure
             && chunk.length < chunk.length_max
-            && chunk.incarnation == self.region.session.incarnation()
+            && chunk.life == self.region.session.life()
             && chunk.ticket_expires_ms.is_none_or(|expires| expires > now_ms + TICKET_MARGIN_MS)
     }
 
@@ -220,7 +221,7 @@ impl Appenders {
             let picky = !exclude.is_empty();
             let left = deadline.saturating_duration_since(Instant::now());
             let patience = if picky { left.min(PICKY_ALLOCATION) } else { left };
-            let incarnation = self.region.session.incarnation();
+            let life = self.region.session.life();
             let error = match self
                 .region
                 .change_within(caller, Op::AllocateChunk(AllocateChunk { inode, exclude }), patience)
@@ -234,7 +235,7 @@ impl Appenders {
                             locations: place.locations,
                             ticket_expires_ms: ticket_expires_ms(&place.ticket),
                             ticket: place.ticket,
-                            incarnation,
+                            life,
                             length: place.length,
                             length_max: if allocated.length_max == 0 {
                                 CHUNK_BYTES_MAX
@@ -286,6 +287,12 @@ impl Appenders {
             Ok(Err(error)) => tracing::debug!(chunk = chunk.chunk, %error, "a chunk couldn't be sealed"),
             Ok(Ok(_)) | Err(_) => {}
         }
+    }
+
+    /// The region doesn't let these chunks be named: nothing more is appended to them.
+    pub async fn disown(&self, inode: u64, chunks: &[u64]) {
+        let Some(appender) = self.map(|map| map.get(&inode).cloned()) else { return };
+        appender.chunk.lock().await.take_if(|open| chunks.contains(&open.chunk));
     }
 
     /// The inode is closed (or its chunk must make room): seals its chunk.

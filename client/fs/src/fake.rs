@@ -69,6 +69,8 @@ pub struct State {
     sealed: BTreeMap<u64, u64>,
     last_id: u64,
     clock: i64,
+    /// Sessions that are opened lapse again at once, so often.
+    pub short_leases: u32,
     /// Changes run, without repetitions.
     pub executed: u64,
     /// Changes whose recorded outcome was answered again.
@@ -130,9 +132,17 @@ impl FakeRegion {
             None => drop(s.faults.remove(address)),
         });
     }
-    /// Every session's lease runs out.
+    /// Every session's lease runs out. Their chunks are sealed where metadata's knowledge of them ends.
     pub fn lapse(&self) {
-        self.with(|s| s.sessions.values_mut().for_each(|session| session.lapsed = true));
+        self.with(|s| {
+            s.sessions.values_mut().for_each(|session| session.lapsed = true);
+            let open: Vec<u64> =
+                s.places.keys().copied().filter(|chunk| !s.sealed.contains_key(chunk)).collect();
+            for chunk in open {
+                let committed = s.committed(chunk);
+                s.seal(chunk, committed);
+            }
+        });
     }
 
     fn master(&self, address: &str, method: Method, body: Bytes) -> Result<Bytes, Failure> {
@@ -268,6 +278,10 @@ impl State {
         } else {
             session.opens = open.opens.iter().map(|o| (o.inode, o.count)).collect();
         }
+        if !lapsed && self.short_leases > 0 {
+            self.short_leases -= 1;
+            session.lapsed = true;
+        }
         SessionOpened {
             session: id,
             incarnation: session.incarnation,
@@ -286,6 +300,10 @@ impl State {
     ) -> Result<FsReply, Failure> {
         let Request { session: id, incarnation, number, oldest_unanswered, .. } = request;
         let op = request.op.and_then(|op| op.op).ok_or_else(|| refuse(ErrorCode::InvalidRequest, ""))?;
+        // The table of sessions comes before the outcomes, as at a real master.
+        if self.sessions.get(&id).is_none_or(|session| session.lapsed) {
+            return Err(refuse(ErrorCode::SessionExpired, ""));
+        }
         if number > 0
             && let Some(session) = self.sessions.get(&id)
             && let Some(outcome) = session.outcomes.get(&number)
@@ -569,17 +587,35 @@ impl State {
                 self.places.insert(chunk, fit);
                 Reply::Allocated(Allocated { place: Some(self.place(chunk)), length_max: 4 << 20 })
             }
-            Op::SealChunk(o) => {
-                self.sealed.insert(o.chunk, o.acknowledged);
-                for ((_, chunk), bytes) in &mut self.chunks {
-                    if *chunk == o.chunk {
-                        bytes.truncate(o.acknowledged as usize);
-                    }
+            Op::SealChunk(o) => match self.sealed.get(&o.chunk) {
+                Some(&length) if o.acknowledged > length => errno(libc::EIO),
+                Some(_) => Reply::Done(Done {}),
+                None => {
+                    self.seal(o.chunk, o.acknowledged);
+                    Reply::Done(Done {})
                 }
-                Reply::Done(Done {})
-            }
+            },
             Op::Reap(_) => errno(libc::EPERM),
         }
+    }
+
+    fn seal(&mut self, chunk: u64, length: u64) {
+        self.sealed.insert(chunk, length);
+        for ((_, of), bytes) in &mut self.chunks {
+            if *of == chunk {
+                bytes.truncate(length as usize);
+            }
+        }
+    }
+
+    /// Where the furthest run in a chunk that an extent names ends.
+    fn committed(&self, chunk: u64) -> u64 {
+        let extents = self.nodes.values().flat_map(|node| node.extents.values());
+        let ends = extents.filter_map(|extent| match &extent.data {
+            Some(extent::Data::Run(run)) if run.chunk == chunk => Some(run.chunk_offset + run.length),
+            _ => None,
+        });
+        ends.max().unwrap_or(0)
     }
 
     fn place(&self, chunk: u64) -> ChunkPlace {
@@ -645,6 +681,9 @@ impl State {
         let now = self.now();
         for piece in &write.pieces {
             if let Some(write_piece::Data::Run(run)) = &piece.data {
+                if self.sealed.get(&run.chunk).is_some_and(|&length| run.chunk_offset + run.length > length) {
+                    return errno(libc::ESTALE);
+                }
                 let holders = self.places.get(&run.chunk).cloned().unwrap_or_default();
                 for holder in holders {
                     let have = self.chunks.get(&(holder.clone(), run.chunk)).map_or(0, Vec::len) as u64;

@@ -341,15 +341,35 @@ impl FileSystem {
         inline: bool,
         kill_suidgid: bool,
     ) -> Result<(u64, Option<Attr>), FsError> {
-        let pieces = if inline {
-            inline_pieces(offset, &data)
-        } else {
-            self.run_pieces(caller, open.inode, offset, data).await?
-        };
-        let write = Write { inode: open.inode, pieces, append, kill_suidgid };
-        match self.inner.region.change(caller, Op::Write(write)).await? {
-            Reply::Written(written) => Ok((if append { written.offset } else { offset }, written.attr)),
-            other => Err(unexpected("write", &other)),
+        let deadline = Instant::now() + self.inner.region.patience();
+        loop {
+            let pieces = if inline {
+                inline_pieces(offset, &data)
+            } else {
+                self.run_pieces(caller, open.inode, offset, data.clone(), deadline).await?
+            };
+            let chunks: Vec<u64> = pieces.iter().filter_map(chunk_of).collect();
+            let write = Write { inode: open.inode, pieces, append, kill_suidgid };
+            match self.inner.region.change(caller, Op::Write(write)).await? {
+                Reply::Written(written) => {
+                    return Ok((if append { written.offset } else { offset }, written.attr));
+                }
+                // The session's lease lapsed between append and commit, and the region has sealed the chunk without these bytes. That is
+                // this change's outcome for good, so the bytes may be appended and committed again. A file that is gone answers the same,
+                // and says so again when the fresh chunk is asked for.
+                Reply::Errno(errno)
+                    if errno == libc::ESTALE as u32 && !chunks.is_empty() && Instant::now() < deadline =>
+                {
+                    tracing::info!(
+                        inode = open.inode,
+                        ?chunks,
+                        "a chunk is no longer this session's; its bytes go to a fresh one"
+                    );
+                    self.inner.region.counters.update(|c| c.chunks_replaced += 1);
+                    self.inner.appenders.disown(open.inode, &chunks).await;
+                }
+                other => return Err(unexpected("write", &other)),
+            }
         }
     }
 
@@ -359,8 +379,9 @@ impl FileSystem {
         inode: u64,
         offset: u64,
         data: Bytes,
+        deadline: Instant,
     ) -> Result<Vec<WritePiece>, FsError> {
-        let runs = self.inner.appenders.append(caller, inode, data).await?;
+        let runs = self.inner.appenders.append(caller, inode, data, deadline).await?;
         let mut at = offset;
         Ok(runs
             .into_iter()
@@ -385,6 +406,13 @@ impl FileSystem {
     /// Makes a directory's changes durable. They are already when they are answered.
     pub async fn fsync_directory(&self, _inode: u64) -> Result<(), FsError> {
         Ok(())
+    }
+}
+
+fn chunk_of(piece: &WritePiece) -> Option<u64> {
+    match &piece.data {
+        Some(write_piece::Data::Run(run)) => Some(run.chunk),
+        Some(write_piece::Data::Inline(_)) | None => None,
     }
 }
 

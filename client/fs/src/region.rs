@@ -344,7 +344,13 @@ impl Region {
                 self.session.gone(seat);
                 *after = seat.confirmed;
             }
-            ErrorCode::SessionExpired | ErrorCode::StaleEpoch => {
+            // The table of sessions says so before anybody has looked for the change's outcome.
+            ErrorCode::SessionExpired => {
+                self.session.gone(seat);
+                *after = seat.confirmed;
+            }
+            ErrorCode::StaleEpoch => {
+                // There is no outcome under the old incarnation, and there never will be.
                 if flight.number != 0
                     && flight.sent_as.is_some_and(|(_, incarnation)| incarnation < seat.incarnation)
                 {

@@ -228,8 +228,9 @@ impl Session {
         self.state(|s| s.last_error.clone())
     }
 
-    pub fn incarnation(&self) -> u64 {
-        self.state(|s| s.incarnation)
+    /// The session and its incarnation.
+    pub fn life(&self) -> (u64, u64) {
+        self.state(|s| (s.session, s.incarnation))
     }
 
     pub fn is_shut_down(&self) -> bool {

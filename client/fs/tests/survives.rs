@@ -322,6 +322,57 @@ async fn a_change_under_way_when_the_session_lapses_happens_once() {
     }
 }
 
+/// A master that says "expired" hasn't looked for the outcome: only "stale" means that the change may be sent anew.
+#[tokio::test(start_paused = true)]
+async fn a_change_that_was_done_two_lives_ago_isnt_done_again() {
+    let region = Arc::new(FakeRegion::new());
+    let fs = connect(&region).await;
+    fs.mkdir(&me(), ROOT, b"before", 0o755).await.unwrap();
+    region.fault("m1", Some(Fault::Deaf));
+    let made = tokio::spawn({
+        let fs = fs.clone();
+        async move { fs.mkdir(&me(), ROOT, b"once", 0o755).await }
+    });
+    while region.with(|s| s.executed) == 1 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    region.lapse();
+    region.with(|s| s.short_leases = 3);
+    region.fault("m1", None);
+    // Done twice it would be EEXIST.
+    made.await.unwrap().unwrap();
+    region.with(|s| assert_eq!((s.executed, s.short_leases), (2, 0)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn bytes_appended_before_a_lapse_and_not_committed_are_appended_again() {
+    let region = Arc::new(FakeRegion::new());
+    let fs = connect(&region).await;
+    // Done twice, an append would show.
+    let flags = libc::O_RDWR | libc::O_APPEND;
+    let created = fs.create(&me(), ROOT, b"f", 0o644, flags).await.unwrap();
+    let (inode, file) = (created.attr.inode, created.handle);
+    let data = pattern(3 << 20, 1);
+    write(&fs, file, 0, &data[..1 << 20]).await;
+    let (appended, asked) = region.with(|s| (s.calls["ChunkAppend"], s.calls["FsChange"]));
+    region.fault("m1", Some(Fault::Hung));
+    let written = tokio::spawn({
+        let (fs, rest) = (fs.clone(), Bytes::copy_from_slice(&data[1 << 20..]));
+        async move { fs.write(&me(), file, 1 << 20, rest, WriteOptions::default()).await }
+    });
+    // The bytes are appended, and the commit (or a seal before it) is under way.
+    while region.with(|s| s.calls["ChunkAppend"] < appended + 2 || s.calls["FsChange"] == asked) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    region.lapse();
+    region.fault("m1", None);
+    written.await.unwrap().unwrap();
+    assert_eq!(read(&fs, file, 0, 3 << 20).await, &data[..]);
+    assert_eq!(fs.getattr(&me(), inode).await.unwrap().size, 3 << 20);
+    assert_eq!((fs.status().lapses, fs.status().unanswered), (1, 0));
+    clean(&region);
+}
+
 #[tokio::test(start_paused = true)]
 async fn reads_touch_access_times_later_and_setattr_wins() {
     let region = Arc::new(FakeRegion::new());

@@ -9,9 +9,10 @@
 //! - [`execute`] runs one request; it never commits.
 //! - [`driver`] owns deadline, retries, exactly-once outcomes and the commit. It alone sleeps and draws jitter.
 //! - [`extents`] is the arithmetic of a file's pieces, on values.
-//! - [`sessions`], [`upkeep`] are the master's own business over a transaction: sessions, id ranges, orphans, chunks.
+//! - [`abandon`], [`sessions`], [`upkeep`] are the master's own business over a transaction: sessions, id ranges, orphans, chunks.
 //! - [`mod@format`] makes an empty volume.
 
+pub mod abandon;
 pub mod context;
 pub mod driver;
 pub mod errno;

@@ -62,7 +62,10 @@ pub fn driver_failed(error: &DriverError, not_leader: impl FnOnce() -> CallError
         DriverError::Deadline => ErrorCode::DeadlineExceeded,
         DriverError::Contended(_) => ErrorCode::Unavailable,
         DriverError::SessionExpired(_) | DriverError::SessionLapsed(_) => ErrorCode::SessionExpired,
-        DriverError::StaleIncarnation { .. } | DriverError::StaleEpoch { .. } => ErrorCode::StaleEpoch,
+        // Clients take this for the word that the change wasn't done and never will be, and send it anew under their next life.
+        DriverError::StaleIncarnation { .. } => ErrorCode::StaleEpoch,
+        // Another master may have done it.
+        DriverError::StaleEpoch { .. } => return not_leader(),
         DriverError::OutcomeForgotten(_) | DriverError::NumberReused(_) | DriverError::NoNumber => {
             ErrorCode::InvalidRequest
         }

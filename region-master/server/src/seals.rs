@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use mooseng_namespace::upkeep::{self, ChunkListing};
-use mooseng_namespace::{OpError, SessionCall};
+use mooseng_namespace::{OpError, SessionCall, abandon};
 use mooseng_region::seal::{SealFacts, decide};
 use mooseng_schema::Record;
 use mooseng_schema::extent::{self, ExtentRecord};
@@ -40,8 +40,6 @@ const AT_ONCE: usize = 16;
 /// Tries before the heartbeat takes over.
 const TRIES: u32 = 3;
 const CALL_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long the master's own seal may take.
-const OWN_SEAL_WITHIN: Duration = Duration::from_secs(5);
 /// Inodes that use one chunk, looked at for its committed length.
 const USERS_MAX: usize = 10_000;
 
@@ -79,32 +77,48 @@ pub async fn before_change(
         return Ok(Some(Told::of(&listing, listing.record.length)));
     }
     // The owner counts what it committed as acknowledged; the namespace lets nobody else write into the chunk.
-    seal(master, &listing, Some(request.acknowledged), 0, &request.failed, deadline).await.map(Some)
+    seal(master, &listing, request.acknowledged, &request.failed, deadline).await.map(Some)
 }
 
-/// Seals a chunk whose owner is gone, at the length that extents name.
+/// Seals a chunk whose owner is gone, at the length that extents name. Leaves it alone if the owner is back, or comes back meanwhile.
 pub async fn abandon(master: &Master, listing: &ChunkListing) -> Result<(), CallError> {
+    let owner = SessionId(listing.record.owner);
+    let over = transact(&master.store, move |tx| async move {
+        let over = abandon::over(&tx, owner).await?;
+        Ok((tx, over))
+    })
+    .await
+    .map_err(|e| record_failed(&e))?;
+    let Some(over) = over else { return Ok(()) };
     let committed = committed(master, listing.chunk).await?;
-    let deadline = Instant::now() + OWN_SEAL_WITHIN;
-    let told = seal(master, listing, None, committed, &[], deadline).await?;
-    tracing::info!(
-        chunk = listing.chunk.0,
-        length = committed,
-        owner = listing.record.owner,
-        "sealed a chunk whose session is gone"
-    );
-    tell(master, told);
+    let (own, told) = decided(master, listing, None, committed, &[])?;
+    let (own, context) = (&own, &context(master));
+    let sealed = transact(&master.store, move |tx| async move {
+        let sealed = abandon::seal(&tx, context, owner, over, own.clone()).await?;
+        Ok((tx, sealed))
+    })
+    .await
+    .map_err(|e| record_failed(&e))?;
+    if sealed {
+        tracing::info!(
+            chunk = listing.chunk.0,
+            length = committed,
+            owner = owner.0,
+            "sealed a chunk whose session is gone"
+        );
+        tell(master, told);
+    }
     Ok(())
 }
 
-async fn seal(
+/// What to write into the store, and whom to tell then.
+fn decided(
     master: &Master,
     listing: &ChunkListing,
     acknowledged: Option<u64>,
     committed: u64,
     failed: &[String],
-    deadline: Instant,
-) -> Result<Told, CallError> {
+) -> Result<(SealChunk, Told), CallError> {
     let members = listing.location.as_ref().map(|l| l.copies.clone()).unwrap_or_default();
     let failed: BTreeSet<String> = failed.iter().cloned().collect();
     let min_copies = master.config.min_copies;
@@ -113,13 +127,24 @@ async fn seal(
         .map_err(|e| mooseng_transport::call_error(ErrorCode::InvalidRequest, e.to_string()))?;
     let dropped = members.iter().filter(|m| !decision.members.contains(m)).cloned().collect();
     let own = SealChunk { chunk: listing.chunk.0, acknowledged: decision.length, failed: dropped };
+    Ok((own, Told::of(listing, decision.length)))
+}
+
+async fn seal(
+    master: &Master,
+    listing: &ChunkListing,
+    acknowledged: u64,
+    failed: &[String],
+    deadline: Instant,
+) -> Result<Told, CallError> {
+    let (own, told) = decided(master, listing, Some(acknowledged), 0, failed)?;
     let request = FsRequest { caller: None, op: Some(Op::SealChunk(own)) };
     master
         .driver
         .run(SessionCall::default(), &context(master), &request, deadline)
         .await
         .map_err(|e| driver_failed(&e, || master.not_leader()))?;
-    Ok(Told::of(listing, decision.length))
+    Ok(told)
 }
 
 /// A chunk's record and location.

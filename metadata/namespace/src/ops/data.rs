@@ -156,7 +156,8 @@ pub async fn write<T: Transaction>(view: &View<'_, T>, r: &Write) -> Result<Writ
     Ok(Written { attr: Some(attr_of(id, &record, &Counters::default())), offset: start })
 }
 
-/// A file may only name runs of chunks that its session appended, as far as they reach.
+/// A file may only name runs of chunks that its session appended, as far as they reach. ESTALE where it may not: a chunk is sealed
+/// behind the back of a session whose lease lapsed, or is gone by then, and the session must append its bytes anew.
 async fn check_chunks<T: Transaction>(
     view: &View<'_, T>,
     id: InodeId,
@@ -175,10 +176,10 @@ async fn check_chunks<T: Transaction>(
         }
         let record: ChunkRecord = view.chunk(*chunk).await?;
         if view.ctx.session.0 != 0 && record.owner != view.ctx.session.0 {
-            return Err(Errno::EPERM.into());
+            return Err(Errno::ESTALE.into());
         }
         if record.sealed && *end > record.length {
-            return Err(Errno::EINVAL.into());
+            return Err(Errno::ESTALE.into());
         }
         Ok(())
     });
