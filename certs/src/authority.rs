@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use mooseng_wire::revocations::{HEADING, MalformedLine, Revocations};
 use mooseng_wire::{Identity, is_identity_word};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
@@ -18,6 +19,8 @@ const ROOT_LIFE: Duration = Duration::from_secs(10 * 365 * 86_400);
 const INTERMEDIATE_LIFE: Duration = Duration::from_secs(2 * 365 * 86_400);
 /// A leaf is valid a little before it was made, for clocks that are behind.
 const BACKDATE: Duration = Duration::from_secs(60);
+/// The revocation list, in the authority's directory and in each leaf's.
+const LIST: &str = "revocations.txt";
 
 /// A certificate authority in a directory.
 #[derive(Clone, Debug)]
@@ -231,6 +234,13 @@ impl Authority {
         let key = KeyPair::generate()?;
         let leaf = params.signed_by(&key, &issuer)?;
         let root = files::read(&self.dir.join("root/cert.pem"))?;
+        // Daemons refuse to start without a list that they are configured with.
+        let list = out.join(LIST);
+        if self.revocations_path().exists() {
+            files::replace(&list, files::read(&self.revocations_path())?.as_bytes(), 0o644)?;
+        } else if !list.exists() {
+            files::replace(&list, format!("{HEADING}\n").as_bytes(), 0o644)?;
+        }
         // The certificate is the last of the pair: readers see a mismatch for a moment at most, and try again.
         files::replace(&ca_path, root.as_bytes(), 0o644)?;
         files::replace(&key_path, key.serialize_pem().as_bytes(), 0o600)?;
@@ -292,7 +302,12 @@ impl Authority {
 
     /// Where the revocation list lies. Daemons read it under the setting `tls.revocations`.
     pub fn revocations_path(&self) -> PathBuf {
-        self.dir.join("revocations.txt")
+        self.dir.join(LIST)
+    }
+
+    /// The list as daemons read it.
+    pub fn revocations(&self) -> Result<Revocations, Error> {
+        read_list(&self.revocations_path()).unwrap_or_else(|| Ok(Revocations::default()))
     }
 
     /// What is revoked.
@@ -321,10 +336,10 @@ impl Authority {
         if !revoked.iter().any(|r| r == what) {
             revoked.push(what.to_owned());
         }
-        let text = format!("# Refused serial numbers and SPIFFE ids, one a line.\n{}\n", revoked.join("\n"));
+        let text = format!("{HEADING}\n{}\n", revoked.join("\n"));
         files::replace(&self.revocations_path(), text.as_bytes(), 0o644)?;
-        let lacks =
-            |i: &Issued| fs::read_to_string(i.out.join("revocations.txt")).map_or(true, |t| t != text);
+        let list = self.revocations()?;
+        let lacks = |i: &Issued| !matches!(read_list(&i.out.join(LIST)), Some(Ok(theirs)) if theirs == list);
         Ok(issued.into_iter().filter(|i| i.spiffe != what && lacks(i)).collect())
     }
 
@@ -334,7 +349,7 @@ impl Authority {
         let _alone = files::lock(&self.dir)?;
         let text = if path.exists() { files::read(&path)? } else { return Ok(()) };
         for issued in self.issued()?.iter().filter(|i| i.out.is_dir()) {
-            files::replace(&issued.out.join("revocations.txt"), text.as_bytes(), 0o644)?;
+            files::replace(&issued.out.join(LIST), text.as_bytes(), 0o644)?;
         }
         Ok(())
     }
@@ -351,6 +366,14 @@ impl Authority {
         }
         Ok(found)
     }
+}
+
+/// A revocation list; none where there is no file.
+fn read_list(path: &Path) -> Option<Result<Revocations, Error>> {
+    path.exists().then(|| {
+        let malformed = |e: MalformedLine| Error::Content { path: path.to_owned(), reason: e.to_string() };
+        Revocations::parse(&files::read(path)?).map_err(malformed)
+    })
 }
 
 fn check_name(name: &str) -> Result<(), Error> {

@@ -8,6 +8,7 @@
 //!  DIR/revocations.txt                serial numbers and SPIFFE ids, one a line
 //!  DIR/lock                           held by whoever changes something
 //!  OUT/{cert,key,ca}.pem              a leaf with its intermediate, its key, the root
+//!  OUT/revocations.txt                the list as it was when the leaf was issued, or distributed last
 //! ```
 //! Keys have mode 0600, are never printed, and never overwritten unless asked.
 

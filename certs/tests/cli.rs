@@ -68,6 +68,8 @@ fn a_cluster_is_made_listed_renewed_and_revoked() {
     assert_eq!(code(&revoked), 0);
     let said = String::from_utf8(revoked.stdout).unwrap();
     assert!(said.contains("spiffe://dev/eu/master/m1 lacks the list"), "{said}");
+    let advice = String::from_utf8(revoked.stderr).unwrap();
+    assert!(advice.contains("mooseng status -o json") && advice.contains("REVOCATIONS_DIFFER"), "{advice}");
     assert_eq!(code(&run(dir, &["renew", out.to_str().unwrap()])), 4, "a revoked identity isn't renewed");
     assert!(String::from_utf8(run(dir, &["list"]).stdout).unwrap().contains("REVOKED"));
     let too_long = [

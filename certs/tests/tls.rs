@@ -202,6 +202,51 @@ async fn a_vanished_revocation_list_lets_nobody_in_again() {
     }
 }
 
+#[tokio::test]
+async fn a_list_that_is_configured_and_missing_or_malformed_keeps_a_daemon_from_starting() {
+    let cluster = Cluster::new("one");
+    let files = cluster.issue(Role::Master, "m1", DAY);
+    let list = files.revocations.clone().unwrap();
+    TlsNetwork::load(files.clone()).unwrap();
+    let refused = |files: &TlsFiles| TlsNetwork::load(files.clone()).err().unwrap().to_string();
+    std::fs::remove_file(&list).unwrap();
+    let missing = refused(&files);
+    assert!(missing.contains("isn't there") && missing.contains("an empty file refuses nobody"), "{missing}");
+    std::fs::write(&list, "# x\nrevoke c1\n").unwrap();
+    let malformed = refused(&files);
+    assert!(malformed.contains("line 2") && malformed.contains("revoke c1"), "{malformed}");
+    std::fs::write(&list, [0xff, 0xfe]).unwrap();
+    assert!(refused(&files).contains("isn't text"));
+    std::fs::write(&list, "").unwrap();
+    TlsNetwork::load(files).unwrap();
+}
+
+#[tokio::test]
+async fn a_daemon_tells_its_certificates_end_and_which_list_it_goes_by() {
+    let cluster = Cluster::new("one");
+    let network = TlsNetwork::load(cluster.issue(Role::Master, "m1", DAY)).unwrap();
+    let before = network.credentials().unwrap();
+    assert!(before.revocations_configured && before.revocations == 0);
+    assert!(before.not_after_unix - before.not_before_unix >= 86_400);
+    cluster.authority.revoke("spiffe://one/here/client/c1").unwrap();
+    cluster.authority.distribute_revocations().unwrap();
+    let digest = cluster.authority.revocations().unwrap().digest();
+    assert_ne!(before.revocations_digest, digest);
+    let taken_up = async {
+        while network.credentials().unwrap().revocations_digest != digest {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), taken_up).await.expect("taken up within 10 s");
+    assert_eq!(network.credentials().unwrap().revocations, 1);
+    // Renewed and freshly issued leaves come with the list as it is.
+    let other = TlsNetwork::load(cluster.issue(Role::Chunkserver, "cs1", DAY)).unwrap();
+    assert_eq!(other.credentials().unwrap().revocations_digest, digest);
+    let without = TlsFiles { revocations: None, ..files(&cluster.out("cs1")) };
+    let none = TlsNetwork::load(without).unwrap().credentials().unwrap();
+    assert_eq!((none.revocations_digest, none.revocations_configured), (before.revocations_digest, false));
+}
+
 #[derive(Debug)]
 struct Anybody;
 impl rustls::client::danger::ServerCertVerifier for Anybody {

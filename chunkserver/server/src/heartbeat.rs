@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use mooseng_chunk::{ChunkError, ChunkInfo, ChunkStore};
 use mooseng_transport::grpc::registry_client::RegistryClient;
-use mooseng_transport::{Blocking, Network, grpc_channel};
+use mooseng_transport::{Blocking, Network, TRACE, grpc_channel, grpc_request, trace};
 use mooseng_wire::admin::chunkserver_command::Command;
 use mooseng_wire::admin::{ChunkReport, ChunkserverCommand, DiskReport, HeartbeatReply, HeartbeatRequest};
 use mooseng_wire::{ChunkId, Epoch, Role};
@@ -95,7 +95,8 @@ impl Heartbeats {
         loop {
             let (request, after) = self.request(inventory).await;
             let more = request.more;
-            let answered = timeout(ANSWER_WITHIN, client.heartbeat(request)).await;
+            let call = async { client.heartbeat(grpc_request(request, ANSWER_WITHIN)).await };
+            let answered = timeout(ANSWER_WITHIN, TRACE.scope(trace::fresh(), call)).await;
             let reply = match answered {
                 Ok(Ok(reply)) => reply.into_inner(),
                 Ok(Err(status)) => {
@@ -164,6 +165,7 @@ impl Heartbeats {
             inventory_page,
             more,
             highest_epoch: highest.0,
+            credentials: self.network.credentials(),
         };
         (request, after)
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mooseng_transport::grpc::administration_client::AdministrationClient;
-use mooseng_transport::{Network, grpc_channel};
+use mooseng_transport::{Network, TRACE, grpc_channel, grpc_request, trace};
 use mooseng_wire::Role;
 use mooseng_wire::admin::{ChangeMembersReply, ChangeMembersRequest, StatusReply, StatusRequest};
 use tonic::Code;
@@ -33,7 +33,8 @@ pub struct Answered {
 pub fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let tokio = tokio.map_err(|e| Failure::failed(format!("The runtime can't be started: {e}.")))?;
-    let outcome = tokio.block_on(future);
+    // One trace for the whole command: whatever it asks of whomever is found by it in their logs.
+    let outcome = tokio.block_on(TRACE.scope(trace::fresh(), future));
     tokio.shutdown_timeout(Duration::from_millis(200));
     outcome
 }
@@ -46,7 +47,8 @@ pub async fn status(file: &ClientFile) -> Result<Answered, Failure> {
         .iter()
         .map(|address| {
             let (network, address) = (network.clone(), address.clone());
-            tokio::spawn(async move { (address.clone(), ask(network, &address).await) })
+            let asking = async move { (address.clone(), ask(network, &address).await) };
+            tokio::spawn(TRACE.scope(trace::current(), asking))
         })
         .collect();
     let mut replies = Vec::new();
@@ -94,7 +96,8 @@ async fn client(network: Arc<dyn Network>, address: &str) -> AdministrationClien
 
 async fn ask(network: Arc<dyn Network>, address: &str) -> Result<StatusReply, tonic::Status> {
     let mut client = client(network, address).await;
-    match tokio::time::timeout(STATUS_WAIT, client.status(StatusRequest {})).await {
+    match tokio::time::timeout(STATUS_WAIT, client.status(grpc_request(StatusRequest {}, STATUS_WAIT))).await
+    {
         Ok(answer) => answer.map(tonic::Response::into_inner),
         Err(_) => {
             Err(tonic::Status::deadline_exceeded(format!("no answer within {} s", STATUS_WAIT.as_secs())))
@@ -122,8 +125,7 @@ pub async fn change_members(
     let mut refusals = Vec::new();
     for address in &file.masters {
         let mut client = client(network.clone(), address).await;
-        let mut call = tonic::Request::new(request.clone());
-        call.set_timeout(CHANGE_WAIT);
+        let call = grpc_request(request.clone(), CHANGE_WAIT);
         let status = match tokio::time::timeout(CHANGE_WAIT, client.change_members(call)).await {
             Ok(Ok(reply)) => return Ok(reply.into_inner()),
             Ok(Err(status)) => status,

@@ -1,6 +1,8 @@
 //! `mooseng status`: the verdict, the evidence, the next command.
 
-use mooseng_wire::admin::{ChunkserverStatus, StatusReply};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use mooseng_wire::admin::{ChunkserverStatus, CredentialReport, StatusReply};
 use serde_json::{Value, json};
 
 use crate::admin::{self, Answered};
@@ -60,7 +62,7 @@ fn page(answered: &Answered, verdict: &Verdict) -> String {
 }
 
 fn masters(answered: &Answered) -> Table {
-    let mut table = Table::new(["MASTER", "ZONE", "ADDRESS", "STATE", "LOG", "APPLIED"]);
+    let mut table = Table::new(["MASTER", "ZONE", "ADDRESS", "STATE", "LOG", "APPLIED", "CERTIFICATE"]);
     for m in &answered.reply.masters {
         let silent = answered.silent.iter().any(|(a, _)| *a == m.address);
         let state = match (m.leader, m.reachable && !silent, m.voter) {
@@ -76,13 +78,15 @@ fn masters(answered: &Answered) -> Table {
             state.into(),
             m.last_log.to_string(),
             m.applied.to_string(),
+            certificate(m.credentials.as_ref(), unix_now()),
         ]);
     }
     table
 }
 
 fn chunkservers(reply: &StatusReply) -> Table {
-    let mut table = Table::new(["CHUNKSERVER", "ZONE", "ADDRESS", "STATE", "CHUNKS", "USED", "FREE"]);
+    let mut table =
+        Table::new(["CHUNKSERVER", "ZONE", "ADDRESS", "STATE", "CHUNKS", "USED", "FREE", "CERTIFICATE"]);
     for c in &reply.chunkservers {
         let sum =
             |of: fn(&mooseng_wire::admin::DiskReport) -> u64| output::bytes(c.disks.iter().map(of).sum());
@@ -94,9 +98,40 @@ fn chunkservers(reply: &StatusReply) -> Table {
             c.chunks.to_string(),
             sum(|d| d.bytes_used),
             sum(|d| d.bytes_free),
+            certificate(c.credentials.as_ref(), unix_now()),
         ]);
     }
     table
+}
+
+fn unix_now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64)
+}
+
+/// How long a daemon's certificate is still valid, as far as the daemon has told.
+fn certificate(told: Option<&CredentialReport>, now: i64) -> String {
+    let Some(told) = told else { return "-".to_owned() };
+    let left = told.not_after_unix.saturating_sub(now);
+    let span = match left.unsigned_abs() {
+        s if s < 120 => format!("{s} s"),
+        s if s < 7_200 => format!("{} min", s / 60),
+        s if s < 172_800 => format!("{} h", s / 3_600),
+        s => format!("{} d", s / 86_400),
+    };
+    if left > 0 { format!("{span} left") } else { format!("expired {span} ago") }
+}
+
+fn certificate_shape(told: Option<&CredentialReport>) -> Value {
+    told.map_or(
+        Value::Null,
+        |t| json!({ "not_before_unix": t.not_before_unix, "not_after_unix": t.not_after_unix }),
+    )
+}
+
+fn revocations_shape(told: Option<&CredentialReport>) -> Value {
+    told.map_or(Value::Null, |t| {
+        json!({ "configured": t.revocations_configured, "digest": t.revocations_digest, "entries": t.revocations })
+    })
 }
 
 fn sessions(reply: &StatusReply) -> Table {
@@ -120,7 +155,8 @@ fn shape(answered: &Answered, verdict: &Verdict) -> Value {
         .iter()
         .map(|m| {
             json!({ "id": m.id, "name": m.name, "address": m.address, "zone": m.zone, "leader": m.leader, "voter": m.voter,
-                    "reachable": m.reachable, "last_log": m.last_log, "applied": m.applied })
+                    "reachable": m.reachable, "last_log": m.last_log, "applied": m.applied,
+                    "certificate": certificate_shape(m.credentials.as_ref()), "revocations": revocations_shape(m.credentials.as_ref()) })
         })
         .collect();
     let sessions: Vec<Value> = r
@@ -162,5 +198,51 @@ pub fn chunkserver(c: &ChunkserverStatus) -> Value {
         })
         .collect();
     json!({ "name": c.name, "address": c.address, "zone": c.zone, "rack": c.rack, "alive": c.alive, "last_seen_ms": c.last_seen_ms,
-            "chunks": c.chunks, "disks": disks })
+            "chunks": c.chunks, "disks": disks,
+            "certificate": certificate_shape(c.credentials.as_ref()), "revocations": revocations_shape(c.credentials.as_ref()) })
+}
+
+#[cfg(test)]
+mod tests {
+    use mooseng_wire::admin::MasterStatus;
+
+    use super::*;
+
+    #[test]
+    fn status_shows_whose_certificate_ends_when_and_who_goes_by_which_list() {
+        let told = CredentialReport {
+            not_before_unix: 0,
+            not_after_unix: 86_400,
+            revocations_digest: "abc".into(),
+            revocations: 2,
+            revocations_configured: true,
+        };
+        for (now, text) in [
+            (0, "24 h left"),
+            (86_300, "100 s left"),
+            (86_400, "expired 0 s ago"),
+            (90_400, "expired 66 min ago"),
+        ] {
+            assert_eq!(certificate(Some(&told), now), text);
+        }
+        assert_eq!(certificate(None, 0), "-");
+        let master =
+            MasterStatus { name: "m1".into(), credentials: Some(told.clone()), ..Default::default() };
+        let server = ChunkserverStatus { name: "cs1".into(), credentials: Some(told), ..Default::default() };
+        let reply = StatusReply {
+            leader: 1,
+            masters: vec![master],
+            chunkservers: vec![server],
+            ..Default::default()
+        };
+        let answered = Answered { reply, silent: vec![] };
+        let shape = shape(&answered, &verdict::judge(&answered.reply));
+        for list in ["masters", "chunkservers"] {
+            assert_eq!(shape[list][0]["certificate"]["not_after_unix"], 86_400);
+            assert_eq!(
+                shape[list][0]["revocations"],
+                json!({ "configured": true, "digest": "abc", "entries": 2 })
+            );
+        }
+    }
 }

@@ -17,6 +17,7 @@ pub mod observe;
 mod outbox;
 pub mod plain;
 pub mod refusal;
+mod refused;
 mod rpc;
 mod server;
 mod stream;

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use mooseng_wire::admin::CredentialReport;
 use mooseng_wire::{Identity, Role};
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -127,6 +128,10 @@ pub trait Network: Send + Sync + 'static {
     async fn listen(&self, address: &str) -> io::Result<Box<dyn Listener>>;
     /// Who we are.
     fn identity(&self) -> Identity;
+    /// Our certificate and revocation list, where there are any.
+    fn credentials(&self) -> Option<CredentialReport> {
+        None
+    }
 }
 
 /// Takes connections.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use mooseng_wire::admin::CredentialReport;
 use mooseng_wire::{Identity, Role};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -20,12 +21,18 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Clone)]
 pub struct PlainNetwork {
     identity: Identity,
+    credentials: Option<CredentialReport>,
 }
 
 impl PlainNetwork {
     /// The network as that identity sees it.
     pub fn new(identity: Identity) -> Self {
-        Self { identity }
+        Self { identity, credentials: None }
+    }
+
+    /// The same, with something to tell of a certificate and a list that it doesn't have.
+    pub fn with_credentials(self, credentials: CredentialReport) -> Self {
+        Self { credentials: Some(credentials), ..self }
     }
 }
 
@@ -124,6 +131,10 @@ impl Network for PlainNetwork {
 
     fn identity(&self) -> Identity {
         self.identity.clone()
+    }
+
+    fn credentials(&self) -> Option<CredentialReport> {
+        self.credentials.clone()
     }
 }
 

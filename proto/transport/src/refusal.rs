@@ -27,6 +27,21 @@ pub const TOO_MANY: &str = "PEERS_TOO_MANY";
 /// Anything else.
 pub const OTHER: &str = "PEER_REFUSED";
 
+/// All of them.
+pub const ALL: &[&str] = &[
+    NO_CERTIFICATE,
+    EXPIRED,
+    OTHER_CLUSTER,
+    REVOKED,
+    WRONG_ROLE,
+    BAD_CERTIFICATE,
+    VERSION,
+    BY_PEER,
+    LEFT,
+    TOO_MANY,
+    OTHER,
+];
+
 /// An objection to a certificate that the verifier's chain check doesn't know.
 #[derive(Debug, thiserror::Error)]
 #[error("{sentence}")]

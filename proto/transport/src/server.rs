@@ -1,6 +1,6 @@
 //! The serving side: who is let in, within which bounds, and what services see of it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::network::{Handshake, Listener, Peer, Protocol};
 use crate::outbox::{Closed, Outbox};
 use crate::refusal;
+use crate::refused::Refused;
 use crate::{rpc, stream};
 
 /// A call that arrived.
@@ -169,6 +170,7 @@ pub async fn serve(
         grpc: services.grpc.map(tonic::service::Routes::prepare),
         allow: services.allow,
         bytes: Arc::new(Semaphore::new(limits.bytes_max.min(Semaphore::MAX_PERMITS))),
+        refused: Mutex::default(),
         limits,
         shutdown,
     });
@@ -228,11 +230,20 @@ struct Port {
     grpc: Option<tonic::service::Routes>,
     allow: fn(&Peer, Protocol) -> Result<(), String>,
     bytes: Arc<Semaphore>,
+    refused: Mutex<Refused>,
     limits: Limits,
     shutdown: CancellationToken,
 }
 
 impl Port {
+    /// Says that a peer was refused, unless that was said of it a moment ago. `peer` is empty where it isn't known.
+    fn note_refusal(&self, code: &str, address: &str, peer: &str, reason: &str) {
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(suppressed) = refused.note(Instant::now(), address, code) {
+            tracing::warn!(code, peer, address, reason, suppressed, "a peer was refused");
+        }
+    }
+
     async fn receive(
         self: Arc<Self>,
         handshake: Box<dyn Handshake>,
@@ -248,27 +259,22 @@ impl Port {
             Ok(Ok(connection)) => connection,
             // Whoever goes away in the middle of a handshake (a probe of the port, a process that was killed) wasn't refused.
             Ok(Err(error)) if error.code() == refusal::LEFT => return tracing::debug!(%error, "a peer left"),
-            Ok(Err(error)) => {
-                return tracing::warn!(
-                    code = error.code(),
-                    address,
-                    reason = error.reason,
-                    "a peer was refused"
-                );
-            }
+            Ok(Err(error)) => return self.note_refusal(error.code(), &address, "", &error.reason),
             Err(_) => return tracing::debug!(address, "a handshake took too long"),
         };
         drop(unfinished);
         let refused = (self.allow)(&connection.peer, connection.protocol).err();
         if let Some(reason) = &refused {
-            let peer = &connection.peer.identity;
-            tracing::warn!(code = refusal::WRONG_ROLE, %peer, address, reason, "a peer was refused");
+            let peer = connection.peer.identity.to_string();
+            self.note_refusal(refusal::WRONG_ROLE, &address, &peer, reason);
         }
         let (limits, shutdown) = (self.limits, &self.shutdown);
+        let peer = connection.peer.identity.to_string();
+        let note_version = |reason: &str| self.note_refusal(refusal::VERSION, &address, &peer, reason);
         match connection.protocol {
             Protocol::Stream => tokio::select! {
                 () = shutdown.cancelled() => {}
-                () = stream::serve(connection, &*self.stream, refused, limits, &self.bytes) => {}
+                () = stream::serve(connection, &*self.stream, refused, limits, &self.bytes, note_version) => {}
             },
             Protocol::Grpc => rpc::serve(connection, self.grpc.clone(), refused, shutdown).await,
         }

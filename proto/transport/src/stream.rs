@@ -22,7 +22,6 @@ use tokio::time::{Instant, timeout, timeout_at};
 use crate::frames::{FrameReader, plain};
 use crate::network::Connection;
 use crate::outbox::{Closed, Outbox, lane_of};
-use crate::refusal;
 use crate::server::{Answer, ConnectionHandle, Incoming, Limits, Service};
 use crate::trace::TRACE;
 
@@ -33,18 +32,20 @@ const REFUSAL_READ_WITHIN: Duration = Duration::from_secs(1);
 
 static CONNECTIONS: AtomicU64 = AtomicU64::new(1);
 
-/// Serves a connection until it ends; with `refused` it is only told why.
+/// Serves a connection until it ends; with `refused` it is only told why. A peer of another version is told so, and `note_version` is.
 pub(crate) async fn serve(
     connection: Connection,
     service: &dyn Service,
     refused: Option<String>,
     limits: Limits,
     bytes: &Arc<Semaphore>,
+    note_version: impl Fn(&str),
 ) {
     let peer = connection.peer;
     let (reader, mut writer) = tokio::io::split(connection.io);
     let mut frames = FrameReader::new(reader, limits.silence_max);
-    let greeted = timeout(limits.handshake_timeout, greet(&mut frames, &mut writer, refused)).await;
+    let greeted =
+        timeout(limits.handshake_timeout, greet(&mut frames, &mut writer, refused, note_version)).await;
     match greeted {
         Ok(Ok(())) => {}
         Ok(Err(reason)) => {
@@ -84,6 +85,7 @@ async fn greet<R: AsyncRead + Unpin>(
     frames: &mut FrameReader<R>,
     writer: &mut (impl AsyncWrite + Unpin),
     refused: Option<String>,
+    note_version: impl Fn(&str),
 ) -> Result<(), String> {
     let hello = match frames.next().await? {
         Some(Frame { kind: Kind::Hello, body, .. }) => {
@@ -96,7 +98,7 @@ async fn greet<R: AsyncRead + Unpin>(
     if let Some(reason) = refused {
         answer.refused = reason;
     } else if !answer.refused.is_empty() {
-        tracing::warn!(code = refusal::VERSION, reason = answer.refused, "a peer was refused");
+        note_version(&answer.refused);
     }
     let mut bytes = BytesMut::new();
     plain(Kind::HelloAnswer, answer.encode_to_vec().into()).encode_head(&mut bytes);

@@ -12,6 +12,7 @@ use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
+use mooseng_wire::admin::CredentialReport;
 use mooseng_wire::{Identity, Role};
 use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::net::{TcpListener, TcpStream};
@@ -70,11 +71,6 @@ impl TlsNetwork {
         Ok(network)
     }
 
-    /// When our own certificate ends, in seconds since the Unix epoch.
-    pub fn not_after_unix(&self) -> i64 {
-        self.current().not_after
-    }
-
     fn current(&self) -> Arc<Credentials> {
         self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -105,14 +101,7 @@ async fn watch(files: TlsFiles, mut seen: Stamp, current: Weak<RwLock<Arc<Creden
         if now == seen {
             continue;
         }
-        // A list that was there and is gone would let everyone in again whom it named.
-        let vanished = now[3].is_none() && seen[3].is_some();
-        let loaded = if vanished {
-            Err("the revocation list is gone".to_owned())
-        } else {
-            Credentials::load(&files).map_err(|e| e.to_string())
-        };
-        match loaded {
+        match Credentials::load(&files) {
             Ok(credentials) => {
                 tracing::info!(identity = %credentials.identity, not_after_unix = credentials.not_after, "took up changed TLS files");
                 *current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(credentials);
@@ -122,7 +111,7 @@ async fn watch(files: TlsFiles, mut seen: Stamp, current: Weak<RwLock<Arc<Creden
             Err(reason) => {
                 bad_looks += 1;
                 if bad_looks == BAD_LOOKS_MAX {
-                    tracing::warn!(reason, "changed TLS files are of no use; the old ones stay in force");
+                    tracing::warn!(%reason, "changed TLS files are of no use; the old ones stay in force");
                 }
             }
         }
@@ -193,6 +182,10 @@ impl Network for TlsNetwork {
 
     fn identity(&self) -> Identity {
         self.current().identity.clone()
+    }
+
+    fn credentials(&self) -> Option<CredentialReport> {
+        Some(self.current().report())
     }
 }
 

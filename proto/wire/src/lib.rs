@@ -4,12 +4,14 @@
 //!
 //! - [`words`]: newtypes for ids and epochs.
 //! - [`frame`]: the frame codec of the framed, multiplexed streams (sans I/O).
+//! - [`revocations`]: the list of certificates that are refused.
 //! - [`method`]: the numbers of the calls on those streams, and the lane of each.
 //! - [`fs`], [`session`], [`chunk`], [`raft`], [`admin`], [`call`]: generated messages.
 //! - [`version`]: protocol versions and features, and how two peers agree.
 
 pub mod frame;
 pub mod method;
+pub mod revocations;
 pub mod version;
 pub mod words;
 

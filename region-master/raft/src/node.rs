@@ -232,6 +232,21 @@ impl RaftNode {
         })
     }
 
+    /// Waits until this member's Raft has stopped for good, and answers why. Pending while it runs, and when it was told to stop.
+    pub async fn stopped(&self) -> String {
+        let mut metrics = self.0.raft.metrics();
+        let ended = metrics.wait_for(|m| m.running_state.is_err()).await.is_err();
+        if self.0.shutdown.is_cancelled() {
+            std::future::pending::<()>().await;
+        }
+        match self.failure() {
+            Some(failure) => failure,
+            None => {
+                format!("this master's Raft has {}", if ended { "ended without a reason" } else { "stopped" })
+            }
+        }
+    }
+
     /// How long ago this member led or heard of a leader.
     pub fn silence(&self) -> Duration {
         if self.is_leading() {

@@ -89,6 +89,10 @@ codes! {
         "A master can't be reached by the leader.",
         "Its process or machine is down, or the network to it is cut.",
         "Start it. While a majority of masters is up the region serves; the next loss may stop it.";
+    MASTER_FAILED, Critical,
+        "A master can't take part in its group: its log or its store failed, or its disk is full.",
+        "The disk below the master's `state_dir` answered an error on a write or a flush, or has no room.",
+        "While its disk is full the master waits for room: free some. After any other failure it ends itself: check the disk (`dmesg`, SMART), then start it again. If the disk is lost, start a master with an empty one under a new id, and change the members with `mooseng members`.";
     MASTERS_FEW, Warning,
         "The region has too few masters to survive the loss of one.",
         "The Raft group has fewer than three voters.",
@@ -105,10 +109,58 @@ codes! {
         "The region's masters have no leader with a majority: every operation waits.",
         "A majority of masters is down, or they can't reach each other.",
         "Start masters until a majority is up, and check the network and the certificates between them.";
+    PEERS_TOO_MANY, Warning,
+        "A daemon turned connections away, for too many are open.",
+        "Something opens connections and keeps them, or never finishes a handshake; or the region has outgrown the limit.",
+        "Look at who connects (`ss -tn` on the daemon's port, the log's `address`) and stop it. Connections that exist go on.";
+    PEER_BAD_CERTIFICATE, Warning,
+        "A peer was refused: its certificate can't be used.",
+        "It isn't signed by this cluster's authority in the way that leaves are, has no SPIFFE id or several, or isn't made for this use.",
+        "Issue it anew with `mooseng-certs issue`; `mooseng-certs inspect FILE` says what a file holds.";
+    PEER_EXPIRED, Warning,
+        "A peer was refused: its certificate has expired, or isn't valid yet.",
+        "It wasn't renewed in time, or the clocks of the two machines differ.",
+        "Compare the clocks. Renew the peer's certificate (`mooseng-certs renew`); it is taken up without a restart.";
+    PEER_LEFT, Info,
+        "A peer went away before it was known.",
+        "Somebody looked whether the port is open, or a process ended in the middle of a handshake.",
+        "Nothing, unless it happens all the time: then look at what connects from the logged address.";
+    PEER_NO_CERTIFICATE, Warning,
+        "A peer was refused: it showed no certificate.",
+        "Something that isn't of the cluster connects, or a program without the cluster's certificates.",
+        "Give whatever connects from the logged address its configuration (`tls`), or stop it.";
+    PEER_OTHER_CLUSTER, Warning,
+        "A peer was refused: its certificate belongs to another cluster.",
+        "A configuration names the addresses of another cluster's daemons, or the cluster's root was made anew.",
+        "Correct the addresses; or issue new certificates from the root that the other daemons have.";
+    PEER_REFUSED, Warning,
+        "A peer was refused for a reason without a code of its own.",
+        "Its side of the TLS handshake is broken: the log line has the reason.",
+        "Look at the reason, and at the software that connects from the logged address.";
+    PEER_REVOKED, Warning,
+        "A peer was refused: its certificate is revoked.",
+        "Its identity or serial number is on the revocation list.",
+        "If it should be let in again, take its line out of the authority's `revocations.txt`, hand the list out, and issue a new certificate. Otherwise stop it.";
+    PEER_VERSION, Warning,
+        "A peer was refused: it speaks another protocol, or a version that this daemon doesn't know.",
+        "Programs of versions that lie too far apart, or something that isn't MooseNG's.",
+        "Upgrade the older side: neighbouring versions understand each other.";
+    PEER_WRONG_ROLE, Warning,
+        "A peer was refused: what its certificate says it is has no business here.",
+        "A daemon was given another one's certificate, or an address of the wrong kind (a chunkserver's in place of a master's).",
+        "Correct the address, or issue a certificate of the right role (`mooseng-certs issue --role`).";
+    REFUSED_BY_PEER, Warning,
+        "A daemon was refused by its peer.",
+        "Its own certificate has ended, is revoked or of another cluster; the reason says which, and the peer's log more.",
+        "Do what the peer's code asks (`PEER_EXPIRED`, `PEER_REVOKED`, ...).";
     REGION_SMALL, Warning,
         "The chunkservers span fewer failure domains than a chunk has copies: two copies share one.",
         "There are fewer zones (or racks, or hosts) with living chunkservers than `copies`.",
         "Add chunkservers in other zones, racks or hosts, or start the ones that are down.";
+    REVOCATIONS_DIFFER, Warning,
+        "A daemon goes by another revocation list than the rest of the region: it may let in whom the others refuse.",
+        "A list was made by `mooseng-certs revoke` and hasn't been copied to every machine, or the daemon isn't configured with one (`tls.revocations`).",
+        "Copy the authority's `revocations.txt` to the file that the daemon's setting `tls.revocations` names; it takes the list up within seconds. `mooseng status -o json` shows each daemon's digest, and `mooseng-certs revoke` the newest list's.";
     SESSIONS_FULL, Warning,
         "The limit of sessions is nearly reached: new mounts are refused beyond it.",
         "Many hosts mount the region, or mounts come and go without being unmounted.",

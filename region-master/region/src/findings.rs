@@ -37,15 +37,19 @@ impl ChunkserverFacts {
     }
 }
 
-/// A certificate's holder and the seconds that it is still valid.
+/// A daemon's certificate, and the revocation list that it goes by.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CertFacts {
+pub struct CredentialFacts {
     /// The SPIFFE id.
     pub identity: String,
     /// Negative once it has expired.
     pub seconds_left: i64,
     /// From its issue to its end.
     pub lifetime_s: i64,
+    /// Of whom the list refuses.
+    pub revocations_digest: String,
+    /// How many that are.
+    pub revocations: u64,
 }
 
 /// Everything that findings are made of.
@@ -53,6 +57,8 @@ pub struct CertFacts {
 pub struct Facts {
     /// The asked master knows a leader that a quorum follows.
     pub quorum: bool,
+    /// Why the asked master can't take part in its group, if it can't.
+    pub failure: Option<String>,
     /// The masters.
     pub masters: Vec<MasterFacts>,
     /// The chunkservers.
@@ -67,8 +73,8 @@ pub struct Facts {
     pub chunks_endangered: u64,
     /// Chunks with none.
     pub chunks_unavailable: u64,
-    /// Certificates that were seen.
-    pub certificates: Vec<CertFacts>,
+    /// The daemons' certificates and revocation lists, as far as they were told.
+    pub credentials: Vec<CredentialFacts>,
     /// Sessions in the table.
     pub sessions: usize,
     /// The limit of sessions.
@@ -97,6 +103,7 @@ pub fn findings(facts: &Facts) -> Vec<Finding> {
     chunkservers(facts, &mut found);
     chunks(facts, &mut found);
     certificates(facts, &mut found);
+    revocations(facts, &mut found);
     if facts.sessions_max > 0 && facts.sessions * 10 >= facts.sessions_max * 9 {
         found.push(finding(
             &codes::SESSIONS_FULL,
@@ -117,6 +124,13 @@ fn masters(facts: &Facts, found: &mut Vec<Finding>) {
             &codes::NO_QUORUM,
             "region",
             "The asked master knows of no leader with a majority.",
+        ));
+    }
+    if let Some(failure) = &facts.failure {
+        found.push(finding(
+            &codes::MASTER_FAILED,
+            "asked master",
+            format!("The asked master says: {failure}."),
         ));
     }
     for master in facts.masters.iter().filter(|m| m.reachable == Some(false)) {
@@ -221,7 +235,7 @@ fn chunks(facts: &Facts, found: &mut Vec<Finding>) {
 }
 
 fn certificates(facts: &Facts, found: &mut Vec<Finding>) {
-    for cert in &facts.certificates {
+    for cert in &facts.credentials {
         if cert.seconds_left <= 0 {
             let detail = format!("The certificate of {} has expired.", cert.identity);
             found.push(finding(&codes::CERT_EXPIRED, &cert.identity, detail));
@@ -230,6 +244,26 @@ fn certificates(facts: &Facts, found: &mut Vec<Finding>) {
             let detail = format!("The certificate of {} ends in {} s.", cert.identity, cert.seconds_left);
             found.push(finding(&codes::CERT_EXPIRING, &cert.identity, detail));
         }
+    }
+}
+
+/// Lists only grow, as a rule: the longest is taken for the newest, and whoever goes by another lacks it.
+fn revocations(facts: &Facts, found: &mut Vec<Finding>) {
+    let holders = |digest: &str| facts.credentials.iter().filter(|c| c.revocations_digest == digest).count();
+    let newest = facts.credentials.iter().max_by_key(|c| {
+        (c.revocations, holders(&c.revocations_digest), &c.revocations_digest, std::cmp::Reverse(&c.identity))
+    });
+    let Some(newest) = newest else { return };
+    for other in facts.credentials.iter().filter(|c| c.revocations_digest != newest.revocations_digest) {
+        let detail = format!(
+            "Its revocation list {} names {}; {} has {}, which names {}.",
+            other.revocations_digest,
+            other.revocations,
+            newest.identity,
+            newest.revocations_digest,
+            newest.revocations
+        );
+        found.push(finding(&codes::REVOCATIONS_DIFFER, &other.identity, detail));
     }
 }
 
@@ -279,10 +313,41 @@ mod tests {
         findings(&facts).into_iter().map(|f| f.code.code).collect()
     }
 
+    fn cert(identity: &str, seconds_left: i64) -> CredentialFacts {
+        CredentialFacts {
+            identity: identity.into(),
+            seconds_left,
+            lifetime_s: 86_400,
+            revocations_digest: "e".into(),
+            revocations: 0,
+        }
+    }
+
+    #[test]
+    fn whoever_lacks_the_longest_revocation_list_is_named() {
+        let mut facts = well();
+        let with = |identity: &str, digest: &str, revocations| CredentialFacts {
+            revocations_digest: digest.into(),
+            revocations,
+            ..cert(identity, 80_000)
+        };
+        facts.credentials = vec![with("m1", "two", 2), with("m2", "two", 2), with("cs1", "one", 1)];
+        let found_now = findings(&facts);
+        assert_eq!(found_now.len(), 1, "{found_now:?}");
+        assert_eq!((found_now[0].code.code, found_now[0].subject.as_str()), ("REVOCATIONS_DIFFER", "cs1"));
+        assert!(found_now[0].detail.contains("m1 has two"), "{}", found_now[0].detail);
+        facts.credentials[2] = with("cs1", "two", 2);
+        assert_eq!(findings(&facts), vec![]);
+        // Of lists that are as long, most go by the right one.
+        facts.credentials[0] = with("m1", "zwo", 2);
+        assert_eq!(findings(&facts).iter().map(|f| f.subject.as_str()).collect::<Vec<_>>(), ["m1"]);
+    }
+
     #[test]
     fn one_fact_one_finding() {
         assert_eq!(found(|_| ()), Vec::<&str>::new());
         assert_eq!(found(|f| f.quorum = false), ["NO_QUORUM"]);
+        assert_eq!(found(|f| f.failure = Some("its disk is full".into())), ["MASTER_FAILED"]);
         assert_eq!(found(|f| f.masters[0].reachable = Some(false)), ["MASTER_DOWN"]);
         assert_eq!(found(|f| f.masters[0].reachable = None), Vec::<&str>::new());
         assert_eq!(found(|f| f.masters.truncate(1)), ["MASTERS_FEW"]);
@@ -302,10 +367,9 @@ mod tests {
         assert_eq!(found(|f| f.chunkservers[1].disks[0].bytes_free = 1), ["DISK_FULL"]);
         assert_eq!(found(|f| f.chunks_endangered = 3), ["CHUNKS_ENDANGERED"]);
         assert_eq!(found(|f| f.sessions = 90), ["SESSIONS_FULL"]);
-        let cert = |seconds_left| CertFacts { identity: "x".into(), seconds_left, lifetime_s: 86_400 };
-        assert_eq!(found(|f| f.certificates.push(cert(43_000))), Vec::<&str>::new());
-        assert_eq!(found(|f| f.certificates.push(cert(21_000))), ["CERT_EXPIRING"]);
-        assert_eq!(found(|f| f.certificates.push(cert(-1))), ["CERT_EXPIRED"]);
+        assert_eq!(found(|f| f.credentials.push(cert("x", 43_000))), Vec::<&str>::new());
+        assert_eq!(found(|f| f.credentials.push(cert("x", 21_000))), ["CERT_EXPIRING"]);
+        assert_eq!(found(|f| f.credentials.push(cert("x", -1))), ["CERT_EXPIRED"]);
     }
 
     #[test]

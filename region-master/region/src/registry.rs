@@ -92,6 +92,23 @@ pub struct Beat {
     pub incarnation: u64,
     /// The newest home epoch that it has seen.
     pub highest_epoch: u64,
+    /// Its certificate and revocation list, if it tells.
+    pub credentials: Option<Credentials>,
+}
+
+/// A daemon's certificate, and the revocation list that it goes by.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Credentials {
+    /// The certificate's start, in seconds since the Unix epoch.
+    pub not_before_unix: i64,
+    /// Its end.
+    pub not_after_unix: i64,
+    /// Of whom the list refuses.
+    pub revocations_digest: String,
+    /// How many that are.
+    pub revocations: u64,
+    /// Whether it is configured with a list.
+    pub revocations_configured: bool,
 }
 
 /// A chunk's copy, as its chunkserver reported it.

@@ -204,6 +204,7 @@ fn beat_of(request: HeartbeatRequest) -> Beat {
         disks: request.disks.into_iter().map(disk).collect(),
         incarnation: request.incarnation,
         highest_epoch: request.highest_epoch,
+        credentials: request.credentials.map(crate::credentials::of_heartbeat),
     }
 }
 

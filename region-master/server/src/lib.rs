@@ -11,6 +11,7 @@
 //! - [`MasterServer`]: starts and stops it, over ports.
 //! - [`config`]: its configuration.
 //! - [`master`]: its parts, and whether an answer may leave.
+//! - [`credentials`]: who of the region has which certificate and revocation list.
 //! - [`desk`]: what it keeps in memory.
 //! - [`lead`]: what a leader does besides answering.
 //! - [`service`], [`sessions`], [`fs`]: the framed stream. [`rpc`], [`status`]: gRPC.
@@ -18,6 +19,7 @@
 //! - [`errors`]: what callers are told. [`metrics`]: figures.
 
 pub mod config;
+pub mod credentials;
 pub mod desk;
 pub mod errors;
 pub mod fs;

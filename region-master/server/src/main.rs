@@ -1,6 +1,7 @@
 //! The daemon `mooseng-master`: parse, wire, run.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
@@ -29,7 +30,18 @@ struct Arguments {
     print_config: bool,
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
+    match start() {
+        Ok(()) => ExitCode::SUCCESS,
+        // One sentence, whatever RUST_BACKTRACE says: it is for whoever runs the daemon.
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     let path = &arguments.config;
     let text = std::fs::read_to_string(path)
@@ -69,17 +81,26 @@ async fn run(config: MasterConfig) -> anyhow::Result<()> {
         clock: Arc::new(OsClock),
         base: Arc::new(base),
     };
+    let state_dir = config.state_dir.clone();
     let server = MasterServer::start(config, ports, shutdown.clone()).await?;
     if let Some(http) = http {
         observe::serve_http(&http, server.metrics(), server.readiness(), shutdown.clone())
             .await
             .with_context(|| format!("metrics and health can't be served on http_listen = {http:?}"))?;
     }
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
+    let failure = tokio::select! {
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+        failure = server.failed() => Some(failure),
+    };
     tracing::info!("stopping");
     server.stop().await;
-    Ok(())
+    // What acknowledged nothing since has nothing to lose by ending; whoever supervises the process sees that it is gone.
+    match failure {
+        None => Ok(()),
+        Some(failure) => bail!(
+            "MASTER_FAILED: {failure}. Mend the disk below state_dir = {state_dir:?} and start this master again; if the disk is lost, \
+             start it with an empty one under a new id and change the members with `mooseng members`."
+        ),
+    }
 }

@@ -48,6 +48,8 @@ pub struct Master {
     pub ids_low: Notify,
     /// Seals to be told to chunkservers.
     pub seals: mpsc::Sender<crate::seals::Told>,
+    /// What the other masters told of their certificates and revocation lists.
+    pub told: crate::credentials::Told,
     /// Masters that answered the last probe, by id.
     pub reachable: Mutex<BTreeMap<u64, bool>>,
     desk: Mutex<Desk>,
@@ -91,6 +93,7 @@ impl Master {
             shutdown: parts.shutdown,
             ids_low: Notify::new(),
             seals: parts.seals,
+            told: crate::credentials::Told::default(),
             reachable: Mutex::default(),
             desk: Mutex::new(Desk::new(limits)),
             links: Mutex::default(),

@@ -11,8 +11,9 @@ use mooseng_transport::peer_of;
 use mooseng_wire::Role;
 use mooseng_wire::admin::chunkserver_command::Command;
 use mooseng_wire::admin::{
-    ChangeMembersReply, ChangeMembersRequest, ChunkserverCommand, HeartbeatReply, HeartbeatRequest,
-    StatusReply, StatusRequest, TicketKey, TransferLeaderReply, TransferLeaderRequest,
+    ChangeMembersReply, ChangeMembersRequest, ChunkserverCommand, CredentialReport, CredentialsRequest,
+    HeartbeatReply, HeartbeatRequest, StatusReply, StatusRequest, TicketKey, TransferLeaderReply,
+    TransferLeaderRequest,
 };
 use tonic::{Request, Response, Status};
 
@@ -89,6 +90,15 @@ impl Administration for Rpc {
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
         self.allow(&request, &[Role::Admin, Role::Master, Role::Client])?;
         Ok(Response::new(status::of(&self.0)))
+    }
+
+    async fn credentials(
+        &self,
+        request: Request<CredentialsRequest>,
+    ) -> Result<Response<CredentialReport>, Status> {
+        self.allow(&request, &[Role::Admin, Role::Master])?;
+        let own = self.0.network.credentials();
+        own.map(Response::new).ok_or_else(|| Status::failed_precondition("this master has no certificate"))
     }
 
     async fn change_members(

@@ -25,7 +25,7 @@ use crate::master::{Master, Parts};
 use crate::metrics::Metrics;
 use crate::rpc::Rpc;
 use crate::service::MasterService;
-use crate::{lead, seals, status};
+use crate::{credentials, lead, seals, status};
 
 /// How long a leader that is asked to stop waits for another one to take over.
 const HAND_OVER_WITHIN: Duration = Duration::from_secs(3);
@@ -158,6 +158,7 @@ impl MasterServer {
         tasks.spawn(serve(listener, services, Limits::default(), shutdown.clone()));
         tasks.spawn(lead::run(master.clone()));
         tasks.spawn(lead::probe(master.clone()));
+        tasks.spawn(credentials::ask(master.clone()));
         tasks.spawn(seals::run(master.clone(), waiting));
         make_the_group(&master).await?;
         tracing::info!(address, id = master.config.id, "the master serves");
@@ -198,6 +199,11 @@ impl MasterServer {
     /// The metrics, for whoever serves them.
     pub fn metrics(&self) -> observe::Metrics {
         self.exposed.clone()
+    }
+
+    /// Waits until this master can't take part in its group any more, and says why. Pending while it can, and while it is told to end.
+    pub async fn failed(&self) -> String {
+        self.master.raft.stopped().await
     }
 
     /// Hands leadership over if it leads, then ends.

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use mooseng_region::findings::{ChunkserverFacts, Facts, MasterFacts, findings};
 use mooseng_region::{Liveness, registry};
-use mooseng_wire::CHUNK_BYTES_MAX;
 use mooseng_wire::admin::{ChunkserverStatus, DiskReport, Finding, MasterStatus, SessionStatus, StatusReply};
+use mooseng_wire::{CHUNK_BYTES_MAX, Role};
 
+use crate::credentials;
 use crate::master::Master;
 
 /// Sessions named in one status.
@@ -51,6 +52,7 @@ pub fn of(master: &Master) -> StatusReply {
             disks: server.beat.disks.iter().map(disk).collect(),
             chunks: server.chunks(),
             labels: server.beat.labels.clone().into_iter().collect(),
+            credentials: server.beat.credentials.as_ref().map(credentials::report),
         });
         (sessions, desk.counts, servers.collect())
     });
@@ -106,6 +108,7 @@ fn masters(master: &Master, raft: &mooseng_raft::RaftStatus) -> Vec<MasterStatus
             last_log: if own { raft.last_log } else { matched },
             applied: if own { raft.applied } else { 0 },
             reachable: own || reachable.get(&m.id).copied().unwrap_or(false),
+            credentials: credentials::of_master(master, m.id),
         }
     };
     raft.members.iter().map(member).collect()
@@ -125,8 +128,17 @@ fn facts(master: &Master, masters: &[MasterStatus]) -> Facts {
         let of_server = |(server, candidate): (&registry::Chunkserver, _)| {
             ChunkserverFacts::new(server, candidate, now.since(server.last_beat).as_secs())
         };
+        let of_masters = masters.iter().filter_map(|m| {
+            let told = credentials::of_heartbeat(m.credentials.clone()?);
+            Some(credentials::facts(master, Role::Master, &m.name, told))
+        });
+        let of_servers = desk.registry.iter().filter_map(|server| {
+            let told = server.beat.credentials.clone()?;
+            Some(credentials::facts(master, Role::Chunkserver, &server.beat.name, told))
+        });
         Facts {
-            quorum: ready(master).is_ok(),
+            quorum: quorum(master).is_ok(),
+            failure: master.raft.failure(),
             masters: masters.iter().map(of_master).collect(),
             chunkservers: servers.map(of_server).collect(),
             copies: master.config.copies,
@@ -134,7 +146,7 @@ fn facts(master: &Master, masters: &[MasterStatus]) -> Facts {
             chunk_bytes: CHUNK_BYTES_MAX,
             chunks_endangered: desk.counts.endangered,
             chunks_unavailable: desk.counts.unavailable,
-            certificates: Vec::new(),
+            credentials: of_masters.chain(of_servers).collect(),
             sessions: desk.sessions.len(),
             sessions_max: desk.sessions.limits().sessions_max,
         }
@@ -144,8 +156,15 @@ fn facts(master: &Master, masters: &[MasterStatus]) -> Facts {
 /// How long a master may hear nothing of a leader and still be called ready: several elections.
 const SILENCE_MAX: Duration = Duration::from_secs(3);
 
-/// Ready while a quorum is known: a leader by its lease, a follower by what it hears of a leader.
+/// Ready while it takes part in its group and a quorum is known: a leader by its lease, a follower by what it hears of a leader.
 pub fn ready(master: &Master) -> Result<(), String> {
+    match master.raft.failure() {
+        Some(failure) => Err(format!("MASTER_FAILED: {failure}")),
+        None => quorum(master),
+    }
+}
+
+fn quorum(master: &Master) -> Result<(), String> {
     let silence = master.raft.silence();
     if silence > SILENCE_MAX {
         return Err(format!(

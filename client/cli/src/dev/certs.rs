@@ -57,12 +57,6 @@ pub fn issue_all(cluster: &Cluster) -> Result<(), Failure> {
         let identity = Identity { cluster: CLUSTER.into(), region: REGION.into(), role, name: name.into() };
         let leaf = leaf_dir(dir, name);
         authority.issue(&identity, cluster.state.plan.leaf_lifetime(), &leaf, true).map_err(failed)?;
-        // Daemons are given the list from the start: a revocation then reaches them without a restart.
-        let list = leaf.join("revocations.txt");
-        if !list.exists() {
-            super::write_atomically(&list, b"# Refused serial numbers and SPIFFE ids, one a line.\n")
-                .map_err(|e| Failure::failed(format!("{} can't be written: {e}.", list.display())))?;
-        }
     }
     authority.distribute_revocations().map_err(failed)
 }

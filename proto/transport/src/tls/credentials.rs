@@ -1,12 +1,13 @@
 //! What a daemon shows and whom it believes: its files, and the verifier of both sides' certificates.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use mooseng_wire::Identity;
+use mooseng_wire::admin::CredentialReport;
+use mooseng_wire::revocations::{Revocations, plain_serial};
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::aws_lc_rs::{self, cipher_suite};
@@ -34,7 +35,7 @@ pub struct TlsFiles {
     pub key: PathBuf,
     /// The cluster's root.
     pub ca: PathBuf,
-    /// Serial numbers and SPIFFE ids that are refused, one a line.
+    /// Serial numbers and SPIFFE ids that are refused, one a line. Where it is given it must be there: an empty file refuses nobody.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revocations: Option<PathBuf>,
 }
@@ -49,6 +50,14 @@ pub enum TlsSetupError {
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// The revocation list isn't there.
+    #[error(
+        "the revocation list {path} isn't there, so whom to refuse isn't known: copy the list of the cluster's authority there (an empty file refuses nobody), or take `revocations` out of the [tls] settings"
+    )]
+    NoRevocations {
+        /// Where it should be.
+        path: PathBuf,
     },
     /// A file doesn't hold what it should.
     #[error("the TLS file {path} is of no use: {reason}")]
@@ -67,7 +76,8 @@ pub(super) struct Credentials {
     pub(super) identity: Identity,
     pub(super) not_before: i64,
     pub(super) not_after: i64,
-    revoked: Arc<Revoked>,
+    revoked: Arc<Revocations>,
+    list_configured: bool,
 }
 
 fn provider() -> Arc<CryptoProvider> {
@@ -114,37 +124,16 @@ pub(super) fn unix_now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64)
 }
 
-/// Serial numbers and SPIFFE ids that are refused.
-#[derive(Debug, Default)]
-pub(super) struct Revoked(BTreeSet<String>);
-
-impl Revoked {
-    /// Reads a list; one that isn't there yet is empty.
-    fn load(path: &Path) -> Result<Self, TlsSetupError> {
-        match std::fs::read_to_string(path) {
-            Ok(text) => Ok(Self::parse(&text)),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
-            Err(source) => Err(TlsSetupError::File { path: path.to_owned(), source }),
-        }
-    }
-
-    fn parse(text: &str) -> Self {
-        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-        let is_id = |line: &str| line.starts_with("spiffe://");
-        Self(lines.map(|line| if is_id(line) { line.to_owned() } else { plain_serial(line) }).collect())
-    }
-
-    fn names(&self, peer: &Peer) -> bool {
-        !self.0.is_empty() && (self.0.contains(&peer.serial) || self.0.contains(&peer.identity.to_string()))
-    }
-}
-
-/// A serial number as its hexadecimal digits alone, however it was written.
-fn plain_serial(written: &str) -> String {
-    let digits: String = written.chars().filter(|c| *c != ':').map(|c| c.to_ascii_lowercase()).collect();
-    // A leading zero byte only keeps the number positive.
-    let bytes = digits.trim_start_matches("00");
-    if bytes.is_empty() { "00".to_owned() } else { bytes.to_owned() }
+/// Reads the list of whom to refuse. One that is configured and missing is refused like a malformed one: to take it for empty would let
+/// everyone in again whom the lost list named.
+fn revocations(path: &Path) -> Result<Revocations, TlsSetupError> {
+    let content = |reason: String| TlsSetupError::Content { path: path.to_owned(), reason };
+    let bytes = std::fs::read(path).map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => TlsSetupError::NoRevocations { path: path.to_owned() },
+        _ => TlsSetupError::File { path: path.to_owned(), source },
+    })?;
+    let text = String::from_utf8(bytes).map_err(|_| content("it isn't text".into()))?;
+    Revocations::parse(&text).map_err(|e| content(e.to_string()))
 }
 
 impl Credentials {
@@ -161,7 +150,7 @@ impl Credentials {
         }
         let roots = Arc::new(roots);
         let revoked =
-            Arc::new(files.revocations.as_deref().map(Revoked::load).transpose()?.unwrap_or_default());
+            Arc::new(files.revocations.as_deref().map(revocations).transpose()?.unwrap_or_default());
         let provider = provider();
         let chain_verifier = WebPkiClientVerifier::builder_with_provider(roots, provider.clone())
             .build()
@@ -199,12 +188,24 @@ impl Credentials {
             not_after: own.not_after_unix,
             identity: own.identity,
             revoked,
+            list_configured: files.revocations.is_some(),
         })
+    }
+
+    /// What others are told of them.
+    pub(super) fn report(&self) -> CredentialReport {
+        CredentialReport {
+            not_before_unix: self.not_before,
+            not_after_unix: self.not_after,
+            revocations_digest: self.revoked.digest(),
+            revocations: self.revoked.len() as u64,
+            revocations_configured: self.list_configured,
+        }
     }
 
     /// Why a peer may not be talked to any more.
     pub(super) fn objection(&self, peer: &Peer) -> Option<(&'static str, &'static str)> {
-        if self.revoked.names(peer) {
+        if self.revoked.names(&peer.serial, &peer.identity) {
             Some((refusal::REVOKED, "its certificate is revoked"))
         } else if peer.not_after_unix < unix_now() {
             Some((refusal::EXPIRED, "its certificate has expired"))
@@ -220,7 +221,7 @@ struct Verifier {
     chain: Arc<dyn ClientCertVerifier>,
     provider: Arc<CryptoProvider>,
     cluster: String,
-    revoked: Arc<Revoked>,
+    revoked: Arc<Revocations>,
 }
 
 impl Verifier {
@@ -243,7 +244,7 @@ impl Verifier {
             let sentence = format!("{} belongs to another cluster than {}", peer.identity, self.cluster);
             return Err(Objection { code: refusal::OTHER_CLUSTER, sentence }.into());
         }
-        if self.revoked.names(&peer) {
+        if self.revoked.names(&peer.serial, &peer.identity) {
             return Err(CertificateError::Revoked.into());
         }
         Ok(())
@@ -312,30 +313,5 @@ impl ClientCertVerifier for Verifier {
     }
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.provider.signature_verification_algorithms.supported_schemes()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use mooseng_wire::Role;
-
-    use super::*;
-
-    #[test]
-    fn a_revocation_list_names_serials_however_written_and_identities() {
-        let revoked = Revoked::parse("# a comment\n\n 00:5A:ff \nspiffe://dev/eu/client/c1\r\n");
-        let peer = |serial: &str, name: &str| Peer {
-            identity: Identity {
-                cluster: "dev".into(),
-                region: "eu".into(),
-                role: Role::Client,
-                name: name.into(),
-            },
-            serial: plain_serial(serial),
-            not_after_unix: 0,
-        };
-        assert!(revoked.names(&peer("5aff", "other")));
-        assert!(revoked.names(&peer("77", "c1")));
-        assert!(!revoked.names(&peer("77", "c2")));
     }
 }
