@@ -98,11 +98,11 @@ pub fn run(seed: u64) -> Result<Summary> {
     }
     let nemesis = Nemesis::new(seed, shape, all, clients, watch.clone());
     let run = Run { sim, nemesis, watch, shared, compared: Duration::ZERO };
-    run.to_the_end().with_context(|| format!("seed {seed}"))
+    run.finish().with_context(|| format!("seed {seed}"))
 }
 
 impl Run<'_> {
-    fn to_the_end(mut self) -> Result<Summary> {
+    fn finish(mut self) -> Result<Summary> {
         let mut healed = false;
         loop {
             let now = self.sim.elapsed();

@@ -1,7 +1,7 @@
 //! What a master keeps in memory beside the store: sessions, chunkservers, fresh ids, ticket keys, seals to be told. One mutex with short
 //! sections and no waiting inside owns it.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 use mooseng_chunk::ticket::Key;
 use mooseng_ports::clock::BootTime;
@@ -56,7 +56,7 @@ pub struct Desk {
     /// Seals by chunkserver.
     seals: BTreeMap<String, BTreeMap<ChunkId, Seal>>,
     /// Copies that an inventory calls unsealed.
-    unsealed: VecDeque<(String, ChunkId)>,
+    unsealed: BTreeSet<(String, ChunkId)>,
     /// Chunkservers of whose present inventory something found no room there.
     left_out: BTreeSet<String>,
     /// Chunkservers whose whole inventory came in this leadership.
@@ -74,7 +74,7 @@ impl Desk {
             keys: Vec::new(),
             counts: ChunkCounts::default(),
             seals: BTreeMap::new(),
-            unsealed: VecDeque::new(),
+            unsealed: BTreeSet::new(),
             left_out: BTreeSet::new(),
             compared: BTreeSet::new(),
         }
@@ -107,7 +107,7 @@ impl Desk {
                 continue;
             }
             if self.unsealed.len() < UNSEALED_MAX {
-                self.unsealed.push_back(copy);
+                self.unsealed.insert(copy);
             } else {
                 all_noted = false;
             }
@@ -127,8 +127,7 @@ impl Desk {
 
     /// Copies that an inventory called unsealed, to be compared with their records.
     pub fn take_unsealed(&mut self, most: usize) -> Vec<(String, ChunkId)> {
-        let n = self.unsealed.len().min(most);
-        self.unsealed.drain(..n).collect()
+        std::iter::from_fn(|| self.unsealed.pop_first()).take(most).collect()
     }
 
     /// A chunkserver has to hear of a seal.
