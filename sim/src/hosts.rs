@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use mooseng_chunkserver::{ChunkserverConfig, ChunkserverServer};
 use mooseng_embedded::MemoryBase;
-use mooseng_master::{MasterConfig, MasterServer, MemberConfig, Ports, RaftConfig};
+use mooseng_master::{HouseConfig, MasterConfig, MasterServer, MemberConfig, Ports, RaftConfig};
 use mooseng_ports::clock::{BootTime, Clock};
 use mooseng_ports::disk::Disk;
 use mooseng_ports::disk::sim::SimDisk;
@@ -169,6 +169,7 @@ pub async fn master(i: usize, host: Host, raft: RaftConfig, watch: Watch) -> tur
         copies: 2,
         min_copies: 2,
         session_lease_ms: 10_000,
+        house: HouseConfig::default(),
         raft,
         log: LogConfig::default(),
     };
@@ -208,6 +209,8 @@ pub async fn chunkserver(i: usize, host: Host, watch: Watch) -> turmoil::Result 
         reserve_bytes: 1 << 20,
         open_files_max: 64,
         chain_timeout_ms: 1000,
+        trash_s: 5,
+        scrub_period_s: 3_600,
         tls: None,
         log: LogConfig::default(),
         labels: BTreeMap::new(),

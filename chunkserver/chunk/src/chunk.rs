@@ -10,13 +10,16 @@ use mooseng_ports::disk::{DiskFile, OpenMode};
 use mooseng_ports::plant::{self, Plant};
 use mooseng_wire::{CHUNK_BYTES_MAX, ChunkId, Epoch};
 
+use crate::digest::{Digest, Digester};
 use crate::directory::Directory;
 use crate::error::{ChunkError, is_full};
 use crate::files::{OpenFiles, lock};
 use crate::layout::{
-    BLOCK, ENTRY_BYTES, FORMAT, GROUP_BLOCKS, Header, RECORD_AT, Record, entry, entry_at, file_bytes, pieces,
+    BLOCK, ENTRY_BYTES, FORMAT, GROUP_BLOCKS, Header, RECORD_AT, Record, entry, entry_at, entry_crc,
+    file_bytes, pieces,
 };
 
+pub mod import;
 pub mod recovery;
 pub mod verify;
 
@@ -64,6 +67,8 @@ struct State {
     poisoned: Option<String>,
     /// Set when the file can't be used at all.
     damaged: Option<String>,
+    /// A sealed chunk's block didn't verify, or couldn't be read. The other blocks still can be.
+    corrupt: bool,
     removed: bool,
     /// Held while bytes are unflushed: a file closed with dirty pages might lose the report of a failed write-back.
     writer: Option<Arc<dyn DiskFile>>,
@@ -124,7 +129,78 @@ impl Chunk {
     /// Whether this copy counts as one: neither damaged nor in doubt since a failed write or flush.
     pub(crate) fn is_sound(&self) -> bool {
         let s = lock(&self.state);
-        s.created && !s.removed && s.damaged.is_none() && s.poisoned.is_none()
+        s.created && !s.removed && s.damaged.is_none() && s.poisoned.is_none() && !s.corrupt
+    }
+
+    /// Whether there is a file, sound or not.
+    pub(crate) fn is_there(&self) -> bool {
+        let s = lock(&self.state);
+        s.created && !s.removed
+    }
+
+    /// A read met a block that doesn't verify or can't be read. Answers whether that is news. Of a chunk that isn't sealed the writer's
+    /// next failure decides.
+    pub(crate) fn found_corrupt(&self) -> bool {
+        let mut s = lock(&self.state);
+        let news = s.sealed && !s.corrupt && !s.removed;
+        s.corrupt |= news;
+        news
+    }
+
+    /// The digest of the first `length` bytes of a sealed chunk.
+    pub(crate) fn digest(&self, files: &OpenFiles, length: u64) -> Result<Digest, ChunkError> {
+        let (file, state_length, tail_crc) = {
+            let state = lock(&self.state);
+            self.check_present(&state)?;
+            if length > state.length || !state.created {
+                return Err(ChunkError::TooShort { chunk: self.id, length: state.length, wanted: length });
+            }
+            let file = match &state.writer {
+                Some(file) => file.clone(),
+                None => files.get(self.id, &self.path).map_err(|e| self.wrong(Wrong::Io(e)))?,
+            };
+            (file, state.length, state.tail_crc)
+        };
+        let mut digester = Digester::new(self.id, length);
+        let mut table = [0; GROUP_BLOCKS as usize * ENTRY_BYTES];
+        let blocks = length / BLOCK;
+        for group in (0..blocks).step_by(GROUP_BLOCKS as usize) {
+            let entries = GROUP_BLOCKS.min(blocks - group) as usize;
+            let part = &mut table[..entries * ENTRY_BYTES];
+            part.fill(0);
+            file.read_at(part, entry_at(group)).map_err(|e| self.wrong(Wrong::Io(e)))?;
+            part.chunks_exact(ENTRY_BYTES).filter_map(entry_crc).for_each(|crc| digester.block(crc));
+        }
+        let tail = length % BLOCK;
+        let tail = match tail {
+            0 => None,
+            _ if length == state_length => Some(tail_crc),
+            _ => {
+                let view = View { length: state_length, tail_crc };
+                let bytes = read_blocks(&*file, length - tail, tail, view).map_err(|w| self.wrong(w))?;
+                Some(crate::checksum(&bytes))
+            }
+        };
+        Ok(digester.finish(tail))
+    }
+
+    /// Ends the chunk where it is; answers its length. All that was acknowledged is below it, for whoever acknowledges has flushed before.
+    pub(crate) fn seal_here(&self, files: &OpenFiles, epoch: Epoch) -> Result<u64, ChunkError> {
+        // A seal waits for flushes, not for appends: one that comes between is looked at again.
+        loop {
+            let length = {
+                let state = lock(&self.state);
+                self.check_writable(&state)?;
+                if state.sealed {
+                    return Ok(state.length);
+                }
+                state.length
+            };
+            match self.seal_at(files, epoch, length, true) {
+                Err(ChunkError::OffsetMismatch { .. }) => {}
+                sealed => return sealed.map(|()| length),
+            }
+        }
     }
 
     fn file(
@@ -347,6 +423,17 @@ impl Chunk {
 
     /// Ends the chunk at `length`: a durable record first, then what lies behind it is cut.
     pub(crate) fn seal(&self, files: &OpenFiles, epoch: Epoch, length: u64) -> Result<(), ChunkError> {
+        self.seal_at(files, epoch, length, false)
+    }
+
+    /// With `uncut`, a chunk that has grown meanwhile isn't cut: it is a mismatch, and stays open.
+    fn seal_at(
+        &self,
+        files: &OpenFiles,
+        epoch: Epoch,
+        length: u64,
+        uncut: bool,
+    ) -> Result<(), ChunkError> {
         let _one_at_a_time = lock(&self.flush);
         let mut length = length;
         {
@@ -372,6 +459,9 @@ impl Chunk {
         }
         let state = &mut *lock(&self.state);
         self.check_writable(state)?;
+        if uncut && state.length != length {
+            return Err(self.mismatch(state, length, 0));
+        }
         let file = self.file(state, files, epoch)?;
         let tail_crc = self.tail_at(state, &*file, length)?;
         state.epoch = state.epoch.max(epoch);
@@ -434,8 +524,8 @@ impl Chunk {
         }
     }
 
-    /// Removes the file, durably.
-    pub(crate) fn remove(&self, files: &OpenFiles) -> Result<(), ChunkError> {
+    /// Removes the file, durably: into the trash, where a second is given.
+    pub(crate) fn remove(&self, files: &OpenFiles, trashed_s: Option<u64>) -> Result<(), ChunkError> {
         let _one_at_a_time = lock(&self.flush);
         let state = &mut *lock(&self.state);
         if state.removed || !state.created {
@@ -443,7 +533,15 @@ impl Chunk {
             return Ok(());
         }
         let disk = &self.directory.disk;
-        let removed = match disk.remove(&self.path) {
+        let trash = self.directory.trash();
+        let removed = match trashed_s {
+            None => disk.remove(&self.path),
+            Some(now_s) => disk.create_dir_all(&trash).and_then(|()| {
+                disk.rename(&self.path, &self.directory.trash_path(self.id, now_s))?;
+                disk.sync_dir(&trash)
+            }),
+        };
+        let removed = match removed {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
             other => other,
         };

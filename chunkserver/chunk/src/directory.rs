@@ -17,6 +17,7 @@ pub const DIRECTORY_FORMAT: u32 = 1;
 /// After so many failed writes, flushes and reads a disk is dropped until the chunkserver is restarted.
 pub const FAILURES_MAX: u32 = 3;
 const CHUNKS: &str = "chunks";
+const TRASH: &str = "trash";
 const PROBE_FILE: &str = "probe";
 
 /// What an identity file says.
@@ -189,6 +190,27 @@ impl Directory {
 
     pub(crate) fn chunk_path(&self, chunk: ChunkId) -> PathBuf {
         self.shard_path(chunk).join(format!("{:016x}", chunk.0))
+    }
+
+    /// Where files of deleted chunks wait.
+    pub(crate) fn trash(&self) -> PathBuf {
+        self.path.join(TRASH)
+    }
+
+    /// The name of a chunk's file in the trash, with the second since the Unix epoch in which it came there.
+    pub(crate) fn trash_path(&self, chunk: ChunkId, now_s: u64) -> PathBuf {
+        self.trash().join(format!("{:016x}.{now_s}", chunk.0))
+    }
+
+    /// What lies in the trash, and since when.
+    pub(crate) fn trashed(&self) -> io::Result<Vec<(PathBuf, u64)>> {
+        let trash = self.trash();
+        let names = match self.disk.list(&trash) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            names => names?,
+        };
+        let since = |name: &String| name.split_once('.')?.1.parse().ok();
+        Ok(names.iter().filter_map(|name| Some((trash.join(name), since(name)?))).collect())
     }
 
     /// The directories that chunks lie in.

@@ -113,6 +113,34 @@ pub enum ChunkError {
         /// What the disk answered.
         reason: String,
     },
+    /// A copy of it is being made.
+    #[error("a copy of chunk {chunk} is being made here; ask again once it is done")]
+    Importing {
+        /// The chunk.
+        chunk: ChunkId,
+    },
+    /// A copy that was made isn't what it was made from.
+    #[error("the copy of chunk {chunk} that was made differs from its source; make it from another one")]
+    Different {
+        /// The chunk.
+        chunk: ChunkId,
+    },
+    /// A newer leader has given orders.
+    #[error("the order comes from the leader of term {custody}, but one of term {newest} has given orders; ask that one")]
+    StaleCustody {
+        /// The order's.
+        custody: u64,
+        /// The newest.
+        newest: u64,
+    },
+    /// The newest leader's term couldn't be made durable.
+    #[error("the state directory couldn't keep the leader's term {custody}: {reason}; repair it and restart the chunkserver")]
+    CustodyFailed {
+        /// The term.
+        custody: u64,
+        /// What the disk answered.
+        reason: String,
+    },
     /// Epochs couldn't be made durable.
     #[error(
         "the state directory couldn't keep epoch {epoch}: {reason}; repair it and restart the chunkserver"
@@ -134,10 +162,15 @@ impl ChunkError {
             // A short copy is a mismatch of lengths, too: the copy isn't corrupt, it only lacks the end.
             ChunkError::OffsetMismatch { .. } | ChunkError::TooShort { .. } => ErrorCode::OffsetMismatch,
             ChunkError::TooLong { .. } | ChunkError::PacketCorrupt { .. } => ErrorCode::InvalidRequest,
-            ChunkError::StaleEpoch { .. } => ErrorCode::StaleEpoch,
-            ChunkError::Corrupt { .. } | ChunkError::Damaged { .. } => ErrorCode::Corrupt,
+            ChunkError::StaleEpoch { .. } | ChunkError::StaleCustody { .. } => ErrorCode::StaleEpoch,
+            ChunkError::Importing { .. } => ErrorCode::Busy,
+            ChunkError::Corrupt { .. } | ChunkError::Damaged { .. } | ChunkError::Different { .. } => {
+                ErrorCode::Corrupt
+            }
             ChunkError::NoSpace { .. } => ErrorCode::NoSpace,
-            ChunkError::DiskFailed { .. } | ChunkError::StateFailed { .. } => ErrorCode::DiskFailed,
+            ChunkError::DiskFailed { .. }
+            | ChunkError::StateFailed { .. }
+            | ChunkError::CustodyFailed { .. } => ErrorCode::DiskFailed,
         }
     }
 }

@@ -7,6 +7,7 @@
 //! - [`chunk`]: one chunk's file: recovery, append, flush, read, seal.
 //! - [`directory`]: one data directory: identity, space, health.
 //! - [`state`]: what the chunkserver itself keeps durable: starts, epochs, which disk belongs where.
+//! - [`digest`]: what two copies of a chunk must have in common.
 //! - [`chain`]: from our own result and the next member's to one answer.
 //! - [`ticket`]: signing (master) and checking (chunkserver) of tickets.
 //!
@@ -16,7 +17,9 @@
 //! ```
 
 pub mod chain;
+mod changes;
 pub mod chunk;
+pub mod digest;
 pub mod directory;
 pub mod error;
 pub mod files;
@@ -25,8 +28,12 @@ pub mod state;
 pub mod store;
 pub mod ticket;
 
+pub use chunk::import::Import;
+pub use digest::Digest;
 pub use error::ChunkError;
-pub use store::{Admission, Append, ChunkInfo, ChunkStat, ChunkStore, OpenError, StoreOptions, Written};
+pub use store::{
+    Admission, Append, Change, ChunkInfo, ChunkStat, ChunkStore, OpenError, StoreOptions, Written,
+};
 
 /// CRC-32C (Castagnoli) of `bytes`: the checksum of chunk blocks, append packets and read answers.
 pub fn checksum(bytes: &[u8]) -> u32 {

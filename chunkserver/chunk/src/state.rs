@@ -20,6 +20,8 @@ pub struct Facts {
     pub incarnation: u64,
     /// The newest epoch seen of each volume.
     pub epochs: BTreeMap<u16, Epoch>,
+    /// The newest term of a leader whose orders were obeyed.
+    pub custody: u64,
     /// The disk id of each data directory.
     pub disks: BTreeMap<PathBuf, String>,
 }
@@ -54,6 +56,9 @@ impl StateFile {
 
 fn encode(facts: &Facts) -> String {
     let mut text = format!("format {FORMAT}\nincarnation {}\n", facts.incarnation);
+    if facts.custody > 0 {
+        text.push_str(&format!("custody {}\n", facts.custody));
+    }
     for (volume, epoch) in &facts.epochs {
         text.push_str(&format!("epoch {volume} {epoch}\n"));
     }
@@ -81,6 +86,7 @@ fn decode(bytes: &[u8]) -> Result<Facts, String> {
                 }
             }
             ("incarnation", None) => facts.incarnation = first.parse().map_err(|_| malformed())?,
+            ("custody", None) => facts.custody = first.parse().map_err(|_| malformed())?,
             ("epoch", Some(epoch)) => {
                 let volume = first.parse().map_err(|_| malformed())?;
                 facts.epochs.insert(volume, Epoch(epoch.parse().map_err(|_| malformed())?));
@@ -100,7 +106,7 @@ mod tests {
 
     #[test]
     fn facts_round_trip_and_nonsense_is_named() {
-        let mut facts = Facts { incarnation: 4, ..Facts::default() };
+        let mut facts = Facts { incarnation: 4, custody: 6, ..Facts::default() };
         facts.epochs.insert(3, Epoch(9));
         facts.disks.insert("/a dir/x".into(), "d-1".into());
         assert_eq!(decode(encode(&facts).as_bytes()), Ok(facts));

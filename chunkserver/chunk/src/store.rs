@@ -11,9 +11,12 @@ use mooseng_ports::disk::{Disk, OpenMode};
 use mooseng_ports::plant::{self, Plant};
 use mooseng_wire::{ChunkId, Epoch};
 
+use crate::changes::Changes;
 use crate::chunk::Chunk;
+use crate::chunk::import::{Import, SUFFIX};
 use crate::chunk::recovery::{Recovered, recover};
 pub use crate::chunk::{ChunkStat, Written};
+use crate::digest::Digest;
 use crate::directory::{DIRECTORY_FORMAT, Directory, DirectoryError, DirectoryStatus, DiskIdentity};
 use crate::error::ChunkError;
 use crate::files::{OpenFiles, lock};
@@ -35,6 +38,8 @@ pub struct StoreOptions {
     pub reserve_bytes: u64,
     /// Most files kept open.
     pub open_files_max: usize,
+    /// Files of deleted chunks wait in the trash until [`ChunkStore::purge_trash`].
+    pub trash: bool,
 }
 
 /// Why a store can't be opened at all. A data directory that can't be used doesn't stop the others: see [`ChunkStore::directories`].
@@ -82,8 +87,19 @@ pub enum Admission {
 pub struct ChunkInfo {
     /// The chunk.
     pub chunk: ChunkId,
-    /// Its state.
+    /// Its state; all zero where its file can't be used.
     pub stat: ChunkStat,
+    /// The copy can be trusted: it is neither damaged, nor in doubt since a failed write or flush, nor has it a block that doesn't verify.
+    pub sound: bool,
+}
+
+/// What became of a chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// It is so now.
+    Is(ChunkInfo),
+    /// It isn't here.
+    Gone(ChunkId),
 }
 
 enum Place {
@@ -109,7 +125,17 @@ pub struct ChunkStore {
     files: OpenFiles,
     chunks: Mutex<BTreeMap<ChunkId, Arc<Chunk>>>,
     state: Mutex<StateFile>,
+    changes: Mutex<Watched>,
+    /// Held while a chunk is deleted or a copy installed, so that an order is compared with the newest leader's term up to its end.
+    orders: Mutex<()>,
     scan: Scan,
+}
+
+#[derive(Default)]
+struct Watched {
+    changes: Changes,
+    /// Disks that were dropped when somebody last looked.
+    dropped: usize,
 }
 
 impl ChunkStore {
@@ -152,6 +178,8 @@ impl ChunkStore {
             files,
             chunks: Mutex::default(),
             state: Mutex::new(state),
+            changes: Mutex::default(),
+            orders: Mutex::default(),
             scan: Scan::default(),
         };
         store.scan = store.scan_all();
@@ -180,6 +208,11 @@ impl ChunkStore {
         for shard in directory.shards()? {
             let mut unsettled = false;
             for name in directory.disk.list(&shard)? {
+                if name.ends_with(SUFFIX) {
+                    // A copy that wasn't finished when the process ended.
+                    directory.disk.remove(&shard.join(&name))?;
+                    unsettled = true;
+                }
                 let Some(id) = chunk_name(&name) else { continue };
                 unsettled |= self.scan_chunk(directory, id, &shard.join(name), scan);
             }
@@ -353,7 +386,12 @@ impl ChunkStore {
 
     /// Makes what was written to a chunk durable.
     pub fn flush(&self, chunk: ChunkId) -> Result<Written, ChunkError> {
-        self.find(chunk)?.flush(&self.files)
+        self.find(chunk)?.flush(&self.files).inspect_err(|_| self.note(chunk))
+    }
+
+    /// A chunk changed in a way that masters want to hear of.
+    fn note(&self, chunk: ChunkId) {
+        lock(&self.changes).changes.note(chunk);
     }
 
     /// Ends a chunk at `length`, durably. An unknown chunk sealed at 0 becomes an empty sealed one, so that an append that is
@@ -361,12 +399,113 @@ impl ChunkStore {
     pub fn seal(&self, chunk: ChunkId, epoch: Epoch, length: u64) -> Result<(), ChunkError> {
         self.see_epoch(chunk.volume().0, epoch)?;
         let found = if length == 0 { self.find_or_create(chunk, 0)? } else { self.find(chunk)? };
-        found.seal(&self.files, epoch, length).inspect_err(|_| self.drop_vacant(&found))
+        let sealed = found.seal(&self.files, epoch, length).inspect_err(|_| self.drop_vacant(&found));
+        // A failure, too: a copy that is too short won't ever be sealed at that length.
+        self.note(chunk);
+        sealed
+    }
+
+    /// Ends a chunk where it is, durably, and answers its length: at least what was ever acknowledged of it.
+    pub fn seal_here(&self, chunk: ChunkId, epoch: Epoch) -> Result<u64, ChunkError> {
+        self.see_epoch(chunk.volume().0, epoch)?;
+        let sealed = self.find(chunk)?.seal_here(&self.files, epoch);
+        self.note(chunk);
+        sealed
     }
 
     /// Reads bytes of a chunk; every block that they touch is verified.
     pub fn read(&self, chunk: ChunkId, offset: u64, bytes: u64) -> Result<Bytes, ChunkError> {
-        self.find(chunk)?.read(&self.files, offset, bytes)
+        let found = self.find(chunk)?;
+        let read = found.read(&self.files, offset, bytes);
+        if let Err(ChunkError::Corrupt { .. } | ChunkError::DiskFailed { .. }) = &read
+            && found.found_corrupt()
+        {
+            tracing::error!(chunk = chunk.0, "this copy of a chunk is corrupt; masters are told, and have it replaced");
+            self.note(chunk);
+        }
+        read
+    }
+
+    /// The digest of a chunk's first `length` bytes.
+    pub fn digest(&self, chunk: ChunkId, length: u64) -> Result<Digest, ChunkError> {
+        self.find(chunk)?.digest(&self.files, length)
+    }
+
+    /// The first sealed, sound chunk behind `after`, and its length: what a scrub looks at next.
+    pub fn next_sealed(&self, after: Option<ChunkId>) -> Option<(ChunkId, u64)> {
+        let chunks = lock(&self.chunks);
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        chunks
+            .range((from, Bound::Unbounded))
+            .filter(|(_, c)| c.is_sound() && c.directory.dropped().is_none())
+            .find_map(|(id, c)| c.stat().filter(|s| s.sealed).map(|s| (*id, s.length)))
+    }
+
+    /// Bytes of all sealed chunks.
+    pub fn sealed_bytes(&self) -> u64 {
+        let chunks = lock(&self.chunks);
+        chunks.values().filter_map(|c| c.stat()).filter(|s| s.sealed).map(|s| s.length).sum()
+    }
+
+    /// Refuses a leader whose term is over, and makes a newer term durable. 0 is nobody's.
+    pub fn see_custody(&self, custody: u64) -> Result<(), ChunkError> {
+        let mut state = lock(&self.state);
+        let newest = state.facts.custody;
+        if custody < newest {
+            return Err(ChunkError::StaleCustody { custody, newest });
+        }
+        if custody > newest {
+            let mut facts = state.facts.clone();
+            facts.custody = custody;
+            state
+                .keep(facts)
+                .map_err(|e| ChunkError::CustodyFailed { custody, reason: e.to_string() })?;
+        }
+        Ok(())
+    }
+
+    /// Begins a copy of a chunk that another chunkserver has; none where a sound, sealed copy of that digest is here already.
+    pub fn import(
+        &self,
+        chunk: ChunkId,
+        epoch: Epoch,
+        length: u64,
+        digest: &Digest,
+    ) -> Result<Option<Import>, ChunkError> {
+        self.see_epoch(chunk.volume().0, epoch)?;
+        if let Ok(found) = self.find(chunk)
+            && found.is_sound()
+            && found.stat().is_some_and(|s| s.sealed && s.length == length)
+            && found.digest(&self.files, length)? == *digest
+        {
+            return Ok(None);
+        }
+        Import::begin(chunk, epoch, length, self.roomiest(length)?).map(Some)
+    }
+
+    /// Takes up a whole copy, if it is what it was made from and the leader that ordered it is the newest. What was here of the chunk goes
+    /// into the trash before.
+    pub fn install(
+        &self,
+        import: Import,
+        digest: &Digest,
+        custody: u64,
+        now_s: u64,
+    ) -> Result<(), ChunkError> {
+        let chunk = import.chunk();
+        if import.digest()? != *digest {
+            return Err(ChunkError::Different { chunk });
+        }
+        let _one_at_a_time = lock(&self.orders);
+        self.see_custody(custody)?;
+        if let Ok(found) = self.find(chunk) {
+            found.remove(&self.files, self.options.trash.then_some(now_s))?;
+            lock(&self.chunks).remove(&chunk);
+        }
+        let installed = import.install();
+        let installed = installed.map(|copy| drop(lock(&self.chunks).insert(chunk, Arc::new(copy))));
+        self.note(chunk);
+        installed
     }
 
     /// What is known of a chunk.
@@ -374,24 +513,80 @@ impl ChunkStore {
         self.find(chunk)?.stat().ok_or(ChunkError::NotFound { chunk })
     }
 
-    /// Removes a chunk, durably. An unknown one is well.
-    pub fn delete(&self, chunk: ChunkId, epoch: Epoch) -> Result<(), ChunkError> {
+    /// Removes a chunk, durably, if the leader of term `custody` is the newest that gave orders. An unknown one is well.
+    pub fn delete(&self, chunk: ChunkId, epoch: Epoch, custody: u64, now_s: u64) -> Result<(), ChunkError> {
         self.see_epoch(chunk.volume().0, epoch)?;
-        let Ok(found) = self.find(chunk) else { return Ok(()) };
-        found.remove(&self.files)?;
-        lock(&self.chunks).remove(&chunk);
+        let _one_at_a_time = lock(&self.orders);
+        self.see_custody(custody)?;
+        if let Ok(found) = self.find(chunk) {
+            found.remove(&self.files, self.options.trash.then_some(now_s))?;
+            lock(&self.chunks).remove(&chunk);
+        }
+        // Also for a repetition: then the master has missed that it is gone.
+        self.note(chunk);
         Ok(())
     }
 
-    /// A page of the sound chunks behind `after`, at most `most`, and whether there may be more.
+    /// Unlinks what came into the trash `keep_s` or longer before `now_s`, and the oldest of it sooner where a disk is down to its reserve.
+    /// Answers how many files went.
+    pub fn purge_trash(&self, now_s: u64, keep_s: u64) -> usize {
+        self.used().map(|directory| self.purge_directory(directory, now_s, keep_s)).sum()
+    }
+
+    fn purge_directory(&self, directory: &Directory, now_s: u64, keep_s: u64) -> usize {
+        let mut trashed = match directory.trashed() {
+            Ok(trashed) => trashed,
+            Err(e) => {
+                tracing::warn!(path = %directory.path.display(), error = %e, "the trash can't be looked at");
+                return 0;
+            }
+        };
+        trashed.sort_by_key(|(_, since)| *since);
+        let mut gone = 0;
+        for (path, since) in trashed {
+            if now_s.saturating_sub(since) < keep_s && self.free(directory) > 0 {
+                break;
+            }
+            if let Err(e) = directory.disk.remove(&path) {
+                tracing::warn!(path = %path.display(), error = %e, "a file in the trash can't be removed");
+                break;
+            }
+            gone += 1;
+        }
+        gone
+    }
+
+    /// The number of the next change, for [`ChunkStore::changes`].
+    pub fn next_change(&self) -> u64 {
+        lock(&self.changes).changes.next()
+    }
+
+    /// What became of the chunks that were changed from number `from` on, at most `most`, and the number to go on from. None where an inventory
+    /// is needed instead: because that isn't remembered any more, or because a disk was dropped.
+    pub fn changes(&self, from: u64, most: usize) -> Option<(Vec<Change>, u64)> {
+        let dropped = self.used().filter(|d| d.dropped().is_some()).count();
+        let (page, to) = {
+            let watched = &mut *lock(&self.changes);
+            if std::mem::replace(&mut watched.dropped, dropped) != dropped {
+                watched.changes.forget();
+            }
+            watched.changes.since(from, most)?
+        };
+        let chunks = lock(&self.chunks);
+        let is = |chunk: &ChunkId| match chunks.get(chunk).and_then(|c| info(c)) {
+            Some(info) => Change::Is(info),
+            None => Change::Gone(*chunk),
+        };
+        Some((page.iter().map(is).collect(), to))
+    }
+
+    /// A page of the chunks behind `after`, at most `most`, and whether there may be more. Those on dropped disks aren't among them.
     pub fn inventory(&self, after: Option<ChunkId>, most: usize) -> (Vec<ChunkInfo>, bool) {
         let chunks = lock(&self.chunks);
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let sound = chunks
+        let mut page: Vec<ChunkInfo> = chunks
             .range((from, Bound::Unbounded))
-            .filter(|(_, c)| c.is_sound() && c.directory.dropped().is_none());
-        let mut page: Vec<ChunkInfo> = sound
-            .filter_map(|(id, c)| Some(ChunkInfo { chunk: *id, stat: c.stat()? }))
+            .filter_map(|(_, c)| info(c))
             .take(most.saturating_add(1))
             .collect();
         let more = page.len() > most;
@@ -453,6 +648,15 @@ impl ChunkStore {
     pub fn is_writable(&self) -> bool {
         self.used().any(|d| d.unwritable().is_none())
     }
+}
+
+fn info(chunk: &Chunk) -> Option<ChunkInfo> {
+    if !chunk.is_there() || chunk.directory.dropped().is_some() {
+        return None;
+    }
+    let nothing = ChunkStat { length: 0, flushed: 0, sealed: false, epoch: Epoch::default() };
+    let stat = chunk.stat().unwrap_or(nothing);
+    Some(ChunkInfo { chunk: chunk.id, stat, sound: chunk.is_sound() })
 }
 
 fn only_once(directory: Directory, places: &[Place]) -> Result<Directory, DirectoryError> {

@@ -83,7 +83,7 @@ fn check(store: &ChunkStore, models: &mut BTreeMap<u64, Model>, context: &str) {
                     model = model.flushed
                 );
                 // What is left of a file that was never flushed may look damaged.
-                store.delete(ChunkId(*id), EPOCH).unwrap();
+                store.delete(ChunkId(*id), EPOCH, 0, 0).unwrap();
                 *model = Model::default();
                 continue;
             }

@@ -63,7 +63,15 @@ pub fn check(
         )));
     }
     let rights = match (peer.role, method) {
-        (Role::Master, Method::ChunkRead | Method::ChunkSeal | Method::ChunkStat) => return Ok(()),
+        (
+            Role::Master,
+            Method::ChunkRead
+            | Method::ChunkSeal
+            | Method::ChunkStat
+            | Method::ChunkPull
+            | Method::ChunkDigest
+            | Method::ChunkClose,
+        ) => return Ok(()),
         (Role::Client | Role::Chunkserver, Method::ChunkAppend) | (Role::Client, Method::ChunkSeal) => APPEND,
         (Role::Client | Role::Chunkserver, Method::ChunkRead | Method::ChunkStat) => READ,
         (role, method) => return Err(denied(format!("a {role} may not call {}", method.as_str()))),
@@ -109,6 +117,12 @@ mod tests {
             assert_eq!(may("spiffe://c/eu/client/x", method, &[]), Err(ErrorCode::PermissionDenied));
             assert_eq!(may("spiffe://c/us/master/m", method, &[]), Err(ErrorCode::PermissionDenied));
             assert_eq!(may("spiffe://c/eu/admin/a", method, &read), Err(ErrorCode::PermissionDenied));
+        }
+        for method in [Method::ChunkPull, Method::ChunkDigest, Method::ChunkClose] {
+            assert_eq!(may("spiffe://c/eu/master/m", method, &[]), Ok(()));
+            for other in ["spiffe://c/eu/client/x", "spiffe://c/eu/chunkserver/y", "spiffe://c/us/master/m"] {
+                assert_eq!(may(other, method, &read), Err(ErrorCode::PermissionDenied));
+            }
         }
         assert_eq!(may("spiffe://c/eu/master/m", ChunkAppend, &[]), Err(ErrorCode::PermissionDenied));
         assert_eq!(may("spiffe://c/eu/client/x", ChunkRead, &read), Ok(()));

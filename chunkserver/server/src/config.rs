@@ -47,6 +47,12 @@ pub struct ChunkserverConfig {
     /// How long a chain waits for its next member.
     #[serde(default = "chain_timeout_ms")]
     pub chain_timeout_ms: u64,
+    /// How long files of deleted chunks wait in the trash; 0 for not at all.
+    #[serde(default = "trash_s")]
+    pub trash_s: u64,
+    /// How long it takes to read all chunks again in the background.
+    #[serde(default = "scrub_period_s")]
+    pub scrub_period_s: u64,
     /// Certificate files.
     #[serde(default)]
     pub tls: Option<TlsFiles>,
@@ -68,6 +74,14 @@ fn open_files_max() -> usize {
 
 fn chain_timeout_ms() -> u64 {
     1_500
+}
+
+fn trash_s() -> u64 {
+    3_600
+}
+
+fn scrub_period_s() -> u64 {
+    7 * 24 * 3_600
 }
 
 /// A setting that can't work.
@@ -131,6 +145,9 @@ impl ChunkserverConfig {
         self.masters.iter().try_for_each(|m| address_is_well("masters", m))?;
         if self.open_files_max == 0 {
             return Err(wrong("open_files_max", "at least one file must be open; 512 is usual"));
+        }
+        if self.scrub_period_s == 0 {
+            return Err(wrong("scrub_period_s", "chunks must be read again at some time; 604800 is usual"));
         }
         if !(100..=60_000).contains(&self.chain_timeout_ms) {
             return Err(wrong("chain_timeout_ms", "it must lie between 100 and 60000; 1500 is usual"));
@@ -228,6 +245,7 @@ host = "a"
             ("\"/data/2\"", "\"/data/1\"", "`data_dirs`"),
             ("[\"127.0.0.1:7001\"]", "[]", "`masters`"),
             ("state_dir", "chain_timeout_ms = 1\nstate_dir", "`chain_timeout_ms`"),
+            ("state_dir", "scrub_period_s = 0\nstate_dir", "`scrub_period_s`"),
         ];
         for (from, to, setting) in table {
             let text = GOOD.replacen(from, to, 1);

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mooseng_chunk::{ChunkError, ChunkInfo, ChunkStore};
+use mooseng_chunk::{Change, ChunkError, ChunkInfo, ChunkStore};
+use mooseng_ports::clock::Clock;
 use mooseng_transport::grpc::registry_client::RegistryClient;
 use mooseng_transport::{Blocking, Network, TRACE, grpc_channel, grpc_request, trace};
 use mooseng_wire::admin::chunkserver_command::Command;
@@ -16,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::access::KeyRing;
 use crate::config::ChunkserverConfig;
 use crate::metrics::Metrics;
+use crate::scrub::unix_s;
 
 /// Until a master says otherwise.
 const INTERVAL: Duration = Duration::from_millis(500);
@@ -46,8 +48,24 @@ pub struct Heartbeats {
     pub network: Arc<dyn Network>,
     /// The ticket keys.
     pub keys: Arc<KeyRing>,
+    /// For the trash.
+    pub clock: Arc<dyn Clock>,
     /// Counters.
     pub metrics: Metrics,
+}
+
+/// What a master has been told of the chunks.
+#[derive(Clone, Copy, Debug)]
+struct Told {
+    inventory: Inventory,
+    /// The first change that it hasn't heard of.
+    changes: u64,
+}
+
+/// A heartbeat, and what the master has been told once it is answered.
+struct Beat {
+    request: HeartbeatRequest,
+    told: Told,
 }
 
 /// How far an inventory has been sent to a master.
@@ -91,11 +109,10 @@ impl Heartbeats {
                 }
             };
         let mut client = RegistryClient::new(channel);
-        let mut inventory = Inventory::Due(None);
+        let mut told = Told { inventory: Inventory::Due(None), changes: 0 };
         loop {
-            let (request, after) = self.request(inventory).await;
-            let more = request.more;
-            let call = async { client.heartbeat(grpc_request(request, ANSWER_WITHIN)).await };
+            let beat = self.beat(told).await;
+            let call = async { client.heartbeat(grpc_request(beat.request, ANSWER_WITHIN)).await };
             let answered = timeout(ANSWER_WITHIN, TRACE.scope(trace::fresh(), call)).await;
             let reply = match answered {
                 Ok(Ok(reply)) => reply.into_inner(),
@@ -113,33 +130,59 @@ impl Heartbeats {
             }
             self.metrics.heartbeats.inc();
             let interval = Duration::from_millis(u64::from(reply.interval_ms));
-            inventory = match inventory {
-                Inventory::Due(_) if more => Inventory::Due(after),
-                _ if reply.want_inventory => Inventory::Due(None),
-                _ => Inventory::Sent,
-            };
+            told = beat.told;
+            if told.inventory == Inventory::Sent && reply.want_inventory {
+                told.inventory = Inventory::Due(None);
+            }
             self.obey(master, reply).await;
-            if !matches!(inventory, Inventory::Due(Some(_))) {
+            if !matches!(told.inventory, Inventory::Due(Some(_))) {
                 sleep(if interval.is_zero() { INTERVAL } else { interval.clamp(INTERVAL_MIN, INTERVAL_MAX) })
                     .await;
             }
         }
     }
 
-    /// A heartbeat, with a page of the inventory where one is due; and the page's last chunk.
-    async fn request(&self, inventory: Inventory) -> (HeartbeatRequest, Option<ChunkId>) {
+    /// A heartbeat, with a page of the inventory where one is due, and with what changed since the last one.
+    async fn beat(&self, mut told: Told) -> Beat {
         let store = self.store.clone();
         let gather = move || {
-            let page = match inventory {
+            if told.inventory == Inventory::Due(None) {
+                // What changed before is in the inventory.
+                told.changes = store.next_change();
+            }
+            let page = match told.inventory {
                 Inventory::Due(after) => Some(store.inventory(after, PAGE)),
                 Inventory::Sent => None,
             };
-            (store.directories(), page, store.incarnation(), store.highest_epoch())
+            // Behind the page, so that they are newer than it.
+            let changes = store.changes(told.changes, PAGE);
+            (store.directories(), page, changes, store.incarnation(), store.highest_epoch())
         };
-        let (directories, page, incarnation, highest) = self.blocking.run(gather).await;
+        let (directories, page, changes, incarnation, highest) = self.blocking.run(gather).await;
         let after = page.as_ref().and_then(|(chunks, _)| chunks.last().map(|c| c.chunk));
         let inventory_page = page.is_some();
         let (chunks, more) = page.unwrap_or_default();
+        told.inventory = if more { Inventory::Due(after) } else { Inventory::Sent };
+        let changes = match changes {
+            Some((changes, next)) => {
+                told.changes = next;
+                changes
+            }
+            None => {
+                told.inventory = Inventory::Due(None);
+                Vec::new()
+            }
+        };
+        let mut changed: Vec<&ChunkInfo> = Vec::new();
+        let mut gone = Vec::new();
+        for change in &changes {
+            match change {
+                Change::Is(info) => changed.push(info),
+                Change::Gone(chunk) => gone.push(chunk.0),
+            }
+        }
+        let unsound = |info: &&ChunkInfo| !info.sound;
+        let corrupt = chunks.iter().chain(changed.iter().copied()).filter(unsound).map(|info| info.chunk.0);
         let disks = directories
             .into_iter()
             .map(|d| DiskReport {
@@ -161,13 +204,17 @@ impl Heartbeats {
             labels: self.config.labels.clone(),
             disks,
             incarnation,
+            corrupt: corrupt.collect(),
+            changed: changed.into_iter().map(report).collect(),
+            gone,
             inventory: chunks.iter().map(report).collect(),
             inventory_page,
             more,
             highest_epoch: highest.0,
             credentials: self.network.credentials(),
+            ..HeartbeatRequest::default()
         };
-        (request, after)
+        Beat { request, told }
     }
 
     async fn obey(&self, master: &str, reply: HeartbeatReply) {
@@ -176,6 +223,7 @@ impl Heartbeats {
             return;
         }
         let (store, epoch, commands) = (self.store.clone(), Epoch(reply.epoch), reply.commands);
+        let order = Order { custody: reply.custody, now_s: unix_s(&*self.clock) };
         let failed = self
             .blocking
             .run(move || {
@@ -190,7 +238,7 @@ impl Heartbeats {
                     commands
                         .into_iter()
                         .take(COMMANDS_MAX)
-                        .filter_map(|c| obey(&store, c).err())
+                        .filter_map(|c| obey(&store, order, c).err())
                         .map(|e| e.to_string()),
                 );
                 failed
@@ -211,13 +259,20 @@ fn report(info: &ChunkInfo) -> ChunkReport {
     }
 }
 
-/// Carries out one command. Masters repeat commands until an inventory shows their effect.
-fn obey(store: &ChunkStore, command: ChunkserverCommand) -> Result<(), ChunkError> {
+/// Whose command it is, and when it came.
+#[derive(Clone, Copy)]
+struct Order {
+    custody: u64,
+    now_s: u64,
+}
+
+/// Carries out one command. Masters repeat commands until a heartbeat shows their effect.
+fn obey(store: &ChunkStore, order: Order, command: ChunkserverCommand) -> Result<(), ChunkError> {
     match command.command {
         Some(Command::Seal(seal)) => store.seal(ChunkId(seal.chunk), Epoch(seal.epoch), seal.length),
         Some(Command::Delete(delete)) => {
             tracing::info!(chunk = delete.chunk, epoch = delete.epoch, "a master has a chunk deleted");
-            store.delete(ChunkId(delete.chunk), Epoch(delete.epoch))
+            store.delete(ChunkId(delete.chunk), Epoch(delete.epoch), order.custody, order.now_s)
         }
         None => Ok(()),
     }

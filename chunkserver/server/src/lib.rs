@@ -5,7 +5,8 @@
 //! - [`service`]: the calls of the chunk data stream: append, read, seal, stat.
 //! - [`access`]: who may call what, and the ticket keys.
 //! - [`order`]: appends of one chunk in the order of their offsets, however they arrive.
-//! - [`members`]: connections to the next members of chains.
+//! - [`members`]: connections to the next members of chains, and to the sources of copies.
+//! - `pull`: copies of other chunkservers' chunks, made as masters order; `scrub`: reading everything again, and emptying the trash.
 //! - [`heartbeat`]: reports to each master; what masters command.
 //! - [`health`]: the disks' probe, and whether this chunkserver is ready.
 //! - [`metrics`]: names, units, meanings.
@@ -23,6 +24,8 @@ pub mod heartbeat;
 pub mod members;
 pub mod metrics;
 pub mod order;
+mod pull;
+mod scrub;
 pub mod server;
 pub mod service;
 

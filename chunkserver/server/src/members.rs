@@ -1,4 +1,4 @@
-//! Connections to the next members of chains: one long-lived link to each address.
+//! Connections to other chunkservers, the next members of chains and the sources of copies: one long-lived link to each address.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use mooseng_chunk::chain::NextFailure;
-use mooseng_transport::{CallFailure, Link, LinkOptions, Network};
+use mooseng_transport::{CallFailure, Link, LinkOptions, Network, call_error};
 use mooseng_wire::Role;
-use mooseng_wire::chunk::{Append, Appended};
+use mooseng_wire::call::{CallError, ErrorCode};
+use mooseng_wire::chunk::{Append, Appended, Read, ReadDone};
 use mooseng_wire::method::Method;
 use prost::Message;
 
@@ -74,6 +75,23 @@ impl Members {
             Err(CallFailure::Lost(_)) => Err(silent("the connection broke before its answer".into())),
             Err(CallFailure::Connect(e)) => Err(silent(format!("it can't be reached: {e}"))),
         }
+    }
+
+    /// Reads from the chunkserver at `address`, and compares what arrives with its checksum.
+    pub async fn read(&self, address: &str, read: &Read, timeout: Duration) -> Result<Bytes, CallError> {
+        let link = self.link(address);
+        let called = link.call(Method::ChunkRead, read.encode_to_vec().into(), Bytes::new(), timeout).await;
+        let answer = called.map_err(|failure| match failure {
+            CallFailure::Remote(e) => call_error(e.code(), format!("{address} answers: {}", e.message)),
+            other => call_error(ErrorCode::Unavailable, format!("{address} isn't reached: {other}")),
+        })?;
+        let bytes = answer.bulk;
+        let crc = ReadDone::decode(answer.body).map(|done| done.crc);
+        if crc != Ok(mooseng_chunk::checksum(&bytes)) || bytes.len() != read.length as usize {
+            let message = format!("{address} answered with bytes that don't match their checksum");
+            return Err(call_error(ErrorCode::Corrupt, message));
+        }
+        Ok(bytes)
     }
 
     /// Closes all links.

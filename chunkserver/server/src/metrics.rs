@@ -31,7 +31,17 @@ pub const NAMES: &[Name] = &[
     BYTES_USED,
     HEARTBEATS,
     HEARTBEAT_FAILURES,
+    BYTES_PULLED,
+    BYTES_SCRUBBED,
+    SCRUB_PASSES,
 ];
+
+const BYTES_PULLED: Name =
+    Name("mooseng_chunkserver_pulled_bytes", "Bytes of chunks copied from other chunkservers");
+const BYTES_SCRUBBED: Name =
+    Name("mooseng_chunkserver_scrubbed_bytes", "Bytes of chunks read and verified by the scrub");
+const SCRUB_PASSES: Name =
+    Name("mooseng_chunkserver_scrub_passes", "Times that the scrub has been through all chunks");
 
 const REQUESTS: Name = Name("mooseng_chunkserver_requests", "Requests on framed streams, by method");
 const ERRORS: Name =
@@ -97,6 +107,12 @@ pub struct Metrics {
     pub heartbeats: Counter,
     /// Heartbeats not answered.
     pub heartbeat_failures: Counter,
+    /// Bytes copied from others.
+    pub bytes_pulled: Counter,
+    /// Bytes scrubbed.
+    pub bytes_scrubbed: Counter,
+    /// Scrubs.
+    pub scrub_passes: Counter,
 }
 
 impl Metrics {
@@ -118,6 +134,9 @@ impl Metrics {
             bytes_used: Gauge::default(),
             heartbeats: Counter::default(),
             heartbeat_failures: Counter::default(),
+            bytes_pulled: Counter::default(),
+            bytes_scrubbed: Counter::default(),
+            scrub_passes: Counter::default(),
         };
         exposed.register(|registry| m.register(registry));
         m
@@ -136,6 +155,9 @@ impl Metrics {
             (CORRUPT, &m.corrupt),
             (HEARTBEATS, &m.heartbeats),
             (HEARTBEAT_FAILURES, &m.heartbeat_failures),
+            (BYTES_PULLED, &m.bytes_pulled),
+            (BYTES_SCRUBBED, &m.bytes_scrubbed),
+            (SCRUB_PASSES, &m.scrub_passes),
         ];
         for (name, counter) in counters {
             registry.register(name.0, name.1, counter.clone());

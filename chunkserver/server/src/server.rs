@@ -18,6 +18,7 @@ use crate::health::Health;
 use crate::heartbeat::Heartbeats;
 use crate::members::Members;
 use crate::metrics::Metrics;
+use crate::scrub::{self, Scrub};
 use crate::service::{ChunkService, Parts};
 
 /// Why a chunkserver doesn't start.
@@ -79,7 +80,7 @@ impl ChunkserverServer {
         shutdown: CancellationToken,
     ) -> Result<Self, StartError> {
         let ours = identity(&config, &*network)?;
-        let store = open_store(&config, disk, &blocking).await?;
+        let store = open_store(&config, disk.clone(), &blocking).await?;
         let listen = |source| StartError::Listen { address: config.listen.clone(), source };
         let listener = network.listen(&config.listen).await.map_err(listen)?;
         let local = listener.local_address();
@@ -97,7 +98,7 @@ impl ChunkserverServer {
             ours,
             store: store.clone(),
             blocking,
-            clock,
+            clock: clock.clone(),
             keys: keys.clone(),
             members: Members::new(network.clone()),
             metrics: metrics.clone(),
@@ -121,6 +122,17 @@ impl ChunkserverServer {
             let (health, metrics, shutdown) = (health.clone(), metrics.clone(), shutdown.clone());
             tasks.spawn(async move { health.run(blocking, metrics, shutdown).await });
         }
+        let scrub = Scrub {
+            store: store.clone(),
+            blocking,
+            disk,
+            state_dir: config.state_dir.clone(),
+            period: Duration::from_secs(config.scrub_period_s),
+            metrics: metrics.clone(),
+        };
+        tasks.spawn(scrub.run(shutdown.clone()));
+        let keep = Duration::from_secs(config.trash_s);
+        tasks.spawn(scrub::empty_trash(store.clone(), blocking, clock.clone(), keep, shutdown.clone()));
         let masters = config.masters.clone();
         let heartbeats = Arc::new(Heartbeats {
             config,
@@ -129,6 +141,7 @@ impl ChunkserverServer {
             blocking,
             network,
             keys: keys.clone(),
+            clock,
             metrics,
         });
         for master in masters {
@@ -208,6 +221,7 @@ async fn open_store(
         data_dirs: config.data_dirs.clone(),
         reserve_bytes: config.reserve_bytes,
         open_files_max: config.open_files_max,
+        trash: config.trash_s > 0,
     };
     blocking.run(move || ChunkStore::open(disk, options, &mut new_disk_id).map(Arc::new)).await
 }

@@ -11,7 +11,9 @@ use mooseng_ports::clock::Clock;
 use mooseng_ports::plant::{self, Plant};
 use mooseng_transport::{Answer, Blocking, Incoming, Service, TRACE, call_error};
 use mooseng_wire::call::{CallError, ErrorCode};
-use mooseng_wire::chunk::{Append, Appended, ChunkStat, Read, ReadDone, Seal, Sealed, StatChunk};
+use mooseng_wire::chunk::{
+    Append, Appended, AskDigest, ChunkStat, Close, Digested, Pull, Read, ReadDone, Seal, Sealed, StatChunk,
+};
 use mooseng_wire::method::Method;
 use mooseng_wire::{BULK_BYTES_MAX, ChunkId, Epoch, Identity};
 use tokio::sync::{MutexGuard, Semaphore};
@@ -21,6 +23,8 @@ use crate::access::{self, KeyRing};
 use crate::members::Members;
 use crate::metrics::Metrics;
 use crate::order::{Order, Turns};
+use crate::pull::Pulls;
+use crate::scrub::unix_s;
 
 /// Longest chain behind us.
 const CHAIN_MAX: usize = 8;
@@ -42,6 +46,7 @@ pub struct ChunkService {
     keys: Arc<KeyRing>,
     members: Members,
     order: Order,
+    pulls: Pulls,
     metrics: Metrics,
     chain_timeout: Duration,
     at_work: Semaphore,
@@ -79,6 +84,7 @@ impl ChunkService {
     pub fn new(parts: Parts) -> Self {
         let Parts { ours, store, blocking, clock, keys, members, metrics, chain_timeout } = parts;
         let at_work = Semaphore::new(AT_WORK_MAX);
+        let pulls = Pulls::new(store.clone(), blocking, metrics.clone());
         Self {
             ours,
             store,
@@ -87,6 +93,7 @@ impl ChunkService {
             keys,
             members,
             order: Order::default(),
+            pulls,
             metrics,
             chain_timeout,
             at_work,
@@ -109,6 +116,9 @@ impl ChunkService {
             Method::ChunkRead => self.read(incoming).await,
             Method::ChunkSeal => self.seal(incoming).await,
             Method::ChunkStat => self.stat(incoming).await,
+            Method::ChunkPull => self.pull(incoming).await,
+            Method::ChunkDigest => self.digest(incoming).await,
+            Method::ChunkClose => self.end(incoming).await,
             other => Err(call_error(
                 ErrorCode::InvalidRequest,
                 format!("a chunkserver doesn't serve {}; ask a master", other.as_str()),
@@ -312,6 +322,28 @@ impl ChunkService {
         let is = self.work(move |store| store.stat(chunk)).await.map_err(|e| refusal(&e))?;
         let is = ChunkStat { length: is.length, flushed: is.flushed, sealed: is.sealed, epoch: is.epoch.0 };
         Ok(Answer::of(&is))
+    }
+
+    async fn pull(&self, incoming: Incoming) -> Result<Answer, CallError> {
+        let pull: Pull = incoming.decode()?;
+        self.check(&incoming, pull.chunk, &[])?;
+        let pulled = self.pulls.pull(pull, &self.members, unix_s(&*self.clock)).await?;
+        Ok(Answer::of(&pulled))
+    }
+
+    async fn digest(&self, incoming: Incoming) -> Result<Answer, CallError> {
+        let asked: AskDigest = incoming.decode()?;
+        let chunk = self.check(&incoming, asked.chunk, &[])?;
+        let digest = self.work(move |store| store.digest(chunk, asked.length)).await.map_err(|e| refusal(&e))?;
+        Ok(Answer::of(&Digested { digest: Bytes::copy_from_slice(&digest) }))
+    }
+
+    async fn end(&self, incoming: Incoming) -> Result<Answer, CallError> {
+        let close: Close = incoming.decode()?;
+        let chunk = self.check(&incoming, close.chunk, &[])?;
+        let length =
+            self.work(move |store| store.seal_here(chunk, Epoch(close.epoch))).await.map_err(|e| refusal(&e))?;
+        Ok(Answer::of(&Sealed { length }))
     }
 }
 

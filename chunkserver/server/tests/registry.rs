@@ -56,6 +56,7 @@ impl Registry for FakeMaster {
             ticket_keys: seen.keys.clone(),
             epoch: seen.epoch,
             interval_ms: 100,
+            custody: 1,
         }))
     }
 }
@@ -133,6 +134,12 @@ async fn a_chunkserver_reports_learns_and_obeys() {
     .await;
     assert_eq!(store.stat(ChunkId(1)).unwrap().length, 2);
     assert!(store.stat(ChunkId(3)).is_ok(), "a deletion of an old epoch isn't obeyed");
+    until("the master hears what became of them", || async {
+        let seen = master.0.lock().unwrap();
+        let sealed = |c: &ChunkReport| c.chunk == 1 && c.sealed && c.length == 2;
+        seen.beats.iter().any(|b| b.changed.iter().any(sealed)) && seen.beats.iter().any(|b| b.gone == [2])
+    })
+    .await;
     until("the master hears the epoch", || async {
         master.0.lock().unwrap().beats.last().unwrap().highest_epoch == 3
     })

@@ -27,6 +27,8 @@ pub struct ClientConfig {
     pub hedge_after: Duration,
     /// Most bytes of chunk data kept in memory.
     pub cache_bytes: usize,
+    /// Most bytes of attributes, entries and lists of directories kept in memory.
+    pub facts_bytes: usize,
     /// Most bytes read ahead on one handle.
     pub read_ahead_bytes: u64,
     /// Whether reads update access times (as relatime does).
@@ -49,6 +51,7 @@ impl Default for ClientConfig {
             append_timeout: Duration::from_millis(1500),
             hedge_after: Duration::from_millis(500),
             cache_bytes: 64 << 20,
+            facts_bytes: 64 << 20,
             read_ahead_bytes: 8 << 20,
             atime: true,
             atime_interval: Duration::from_secs(3),

@@ -136,8 +136,7 @@ impl FakeRegion {
     pub fn lapse(&self) {
         self.with(|s| {
             s.sessions.values_mut().for_each(|session| session.lapsed = true);
-            let open: Vec<u64> =
-                s.places.keys().copied().filter(|chunk| !s.sealed.contains_key(chunk)).collect();
+            let open: Vec<u64> = s.places.keys().copied().filter(|chunk| !s.sealed.contains_key(chunk)).collect();
             for chunk in open {
                 let committed = s.committed(chunk);
                 s.seal(chunk, committed);
@@ -421,6 +420,7 @@ impl State {
                 self.child(o.parent, &o.name).map_or_else(|| errno(libc::ENOENT), |inode| self.entry(inode))
             }
             Op::GetAttr(o) => self.entry(o.inode),
+            Op::Acquire(o) => self.entry(o.inode),
             Op::Open(o) => self.entry(o.inode),
             Op::Release(_) | Op::Access(_) => Reply::Done(Done {}),
             Op::ReadLink(o) => self

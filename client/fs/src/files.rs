@@ -349,7 +349,7 @@ impl FileSystem {
                 self.run_pieces(caller, open.inode, offset, data.clone(), deadline).await?
             };
             let chunks: Vec<u64> = pieces.iter().filter_map(chunk_of).collect();
-            let write = Write { inode: open.inode, pieces, append, kill_suidgid };
+            let write = Write { inode: open.inode, pieces, append, kill_suidgid, ..Write::default() };
             match self.inner.region.change(caller, Op::Write(write)).await? {
                 Reply::Written(written) => {
                     return Ok((if append { written.offset } else { offset }, written.attr));
@@ -357,14 +357,8 @@ impl FileSystem {
                 // The session's lease lapsed between append and commit, and the region has sealed the chunk without these bytes. That is
                 // this change's outcome for good, so the bytes may be appended and committed again. A file that is gone answers the same,
                 // and says so again when the fresh chunk is asked for.
-                Reply::Errno(errno)
-                    if errno == libc::ESTALE as u32 && !chunks.is_empty() && Instant::now() < deadline =>
-                {
-                    tracing::info!(
-                        inode = open.inode,
-                        ?chunks,
-                        "a chunk is no longer this session's; its bytes go to a fresh one"
-                    );
+                Reply::Errno(errno) if errno == libc::ESTALE as u32 && !chunks.is_empty() && Instant::now() < deadline => {
+                    tracing::info!(inode = open.inode, ?chunks, "a chunk is no longer this session's; its bytes go to a fresh one");
                     self.inner.region.counters.update(|c| c.chunks_replaced += 1);
                     self.inner.appenders.disown(open.inode, &chunks).await;
                 }

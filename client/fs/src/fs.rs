@@ -21,11 +21,13 @@ use crate::atime::Touches;
 use crate::chunkservers::Chunkservers;
 use crate::config::ClientConfig;
 use crate::error::FsError;
+use crate::facts::{Facts, Invalidate, Validity};
 use crate::files::Handles;
 use crate::links::LinkPeers;
 use crate::opens::Opens;
 use crate::peers::Peers;
 use crate::read::{Reader, unexpected};
+use crate::recalls::Recalls;
 use crate::region::Region;
 use crate::session::Session;
 use crate::status::{FsStatus, Latency};
@@ -38,6 +40,8 @@ pub struct FileSystem {
 
 pub(crate) struct Inner {
     pub session: Arc<Session>,
+    pub facts: Arc<Facts>,
+    pub recalls: Arc<Recalls>,
     pub region: Arc<Region>,
     pub opens: Arc<Opens>,
     pub handles: Handles,
@@ -111,7 +115,10 @@ impl FileSystem {
         config.validate().map_err(FsError::Invalid)?;
         let shutdown = CancellationToken::new();
         let opens = Arc::new(Opens::default());
-        let session = Session::new(config, peers.clone(), clock, opens.clone(), shutdown.clone());
+        let facts = Arc::new(Facts::new(clock.clone(), config.facts_bytes));
+        let session = Session::new(config, peers.clone(), clock, opens.clone(), facts.clone(), shutdown.clone());
+        let recalls = Arc::new(Recalls::default());
+        session.on_recall(recalls.clone());
         let region = Region::new(session.clone());
         let chunkservers =
             Arc::new(Chunkservers::new(peers, session.config.zone.clone(), session.config.hedge_after));
@@ -123,6 +130,8 @@ impl FileSystem {
             appenders: Appenders::new(region.clone(), chunkservers.clone()),
             handles: Handles::default(),
             session,
+            facts,
+            recalls,
             region,
             opens,
             chunkservers,
@@ -206,14 +215,70 @@ impl FileSystem {
 
     // ---- names ----
 
+    /// Whoever shows answers further than they are asked for (a kernel) is told here when they aren't promised any more.
+    pub fn show_through(&self, kernel: Arc<dyn Invalidate>) {
+        self.inner.recalls.show_through(kernel);
+    }
+
     /// The entry `name` of a directory.
     pub async fn lookup(&self, caller: &Caller, parent: u64, name: &[u8]) -> Result<Attr, FsError> {
+        self.lookup_valid(caller, parent, name).await?.0.ok_or(FsError::Answered(libc::ENOENT))
+    }
+
+    /// [`Self::lookup`], with how long the answer may be kept: also the answer that there is no such entry.
+    pub async fn lookup_valid(
+        &self,
+        caller: &Caller,
+        parent: u64,
+        name: &[u8],
+    ) -> Result<(Option<Attr>, Validity), FsError> {
         let name = checked(name)?;
-        self.attr_read(caller, "lookup", Op::Lookup(Lookup { parent, name })).await
+        let facts = &self.inner.facts;
+        // What is promised may be shown to those whose rights somebody else has checked.
+        if caller.kernel_checked
+            && let Some(known) = self.known_entry(parent, &name)
+        {
+            return Ok(known);
+        }
+        let op = Op::Lookup(Lookup { parent, name: name.clone() });
+        match self.attr_read(caller, "lookup", op).await {
+            Ok(attr) => {
+                let validity = facts.validity(Some(&attr), Some((parent, &name)));
+                Ok((Some(attr), validity))
+            }
+            Err(FsError::Answered(libc::ENOENT)) => Ok((None, facts.validity(None, Some((parent, &name))))),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What is promised of a name, without asking anybody. For callers whose rights are checked.
+    pub fn known_entry(&self, parent: u64, name: &[u8]) -> Option<(Option<Attr>, Validity)> {
+        let name = Bytes::copy_from_slice(name);
+        let facts = &self.inner.facts;
+        let attr = match facts.entry(parent, &name)?.0 {
+            Some(inode) => Some(facts.inode(inode)?.0.attr),
+            None => None,
+        };
+        let validity = facts.validity(attr.as_ref(), Some((parent, &name)));
+        Some((attr, validity))
+    }
+
+    /// What is promised of an inode, without asking anybody.
+    pub fn known_attr(&self, inode: u64) -> Option<Attr> {
+        self.inner.facts.inode(inode).map(|(known, _)| known.attr)
+    }
+
+    /// How long attributes that were just answered may be kept, and the entry that led to them.
+    pub fn validity(&self, attr: Option<&Attr>, entry: Option<(u64, &[u8])>) -> Validity {
+        let entry = entry.map(|(directory, name)| (directory, Bytes::copy_from_slice(name)));
+        self.inner.facts.validity(attr, entry.as_ref().map(|(directory, name)| (*directory, name)))
     }
 
     /// An inode's attributes.
     pub async fn getattr(&self, caller: &Caller, inode: u64) -> Result<Attr, FsError> {
+        if let Some((known, _)) = self.inner.facts.inode(inode) {
+            return Ok(known.attr);
+        }
         self.attr_read(caller, "getattr", Op::GetAttr(GetAttr { inode })).await
     }
 
@@ -271,6 +336,11 @@ impl FileSystem {
 
     /// A symbolic link's target.
     pub async fn readlink(&self, caller: &Caller, inode: u64) -> Result<Bytes, FsError> {
+        if let Some((known, _)) = self.inner.facts.inode(inode)
+            && let Some(target) = known.target
+        {
+            return Ok(target);
+        }
         match self.inner.region.read(caller, Op::ReadLink(ReadLink { inode })).await? {
             Reply::Value(value) => Ok(value.value),
             other => Err(unexpected("readlink", &other)),
@@ -330,6 +400,12 @@ impl FileSystem {
         entries_max: u32,
         plus: bool,
     ) -> Result<DirPage, FsError> {
+        if caller.kernel_checked
+            && !plus
+            && let Some((entries, end)) = self.inner.facts.listing(inode, cookie, entries_max as usize)
+        {
+            return Ok(DirPage { entries, end });
+        }
         match self
             .inner
             .region

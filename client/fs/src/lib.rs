@@ -20,6 +20,7 @@ mod cache;
 mod chunkservers;
 mod config;
 mod error;
+mod facts;
 #[cfg(feature = "fake")]
 pub mod fake;
 mod files;
@@ -29,6 +30,7 @@ mod opens;
 pub mod peers;
 mod plan;
 mod read;
+mod recalls;
 mod region;
 pub mod retry;
 mod session;
@@ -37,6 +39,7 @@ mod window;
 
 pub use config::ClientConfig;
 pub use error::FsError;
+pub use facts::{Invalidate, Validity};
 pub use files::{Created, HandleId, Opened, WriteMode, WriteOptions};
 pub use fs::{FileSystem, RenameMode};
 /// The words of requests and answers.

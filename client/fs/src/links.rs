@@ -9,6 +9,7 @@ use bytes::Bytes;
 use mooseng_transport::{CallFailure, Link, LinkOptions, Network};
 use mooseng_wire::Role;
 use mooseng_wire::method::Method;
+use tokio::sync::broadcast;
 
 use crate::peers::{Answered, Failure, Peers};
 
@@ -82,5 +83,9 @@ impl Peers for LinkPeers {
             Err(CallFailure::Timeout(_)) => Err(Failure::Timeout),
             Err(CallFailure::Remote(error)) => Err(Failure::Refused(error)),
         }
+    }
+
+    fn notices(&self, role: Role, address: &str) -> Option<broadcast::Receiver<(Method, Bytes)>> {
+        Some(self.link(role, address).notices())
     }
 }

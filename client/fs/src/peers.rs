@@ -7,6 +7,7 @@ use bytes::Bytes;
 use mooseng_wire::Role;
 use mooseng_wire::call::CallError;
 use mooseng_wire::method::Method;
+use tokio::sync::broadcast;
 
 /// Why a call has no answer.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -47,4 +48,9 @@ pub trait Peers: Send + Sync + 'static {
         bulk: Bytes,
         timeout: Duration,
     ) -> Result<Answered, Failure>;
+
+    /// What the daemon at that address sends by itself, from now on; none where nothing can come.
+    fn notices(&self, _role: Role, _address: &str) -> Option<broadcast::Receiver<(Method, Bytes)>> {
+        None
+    }
 }

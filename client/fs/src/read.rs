@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::cache::{BLOCK, BlockCache, Part};
-use crate::chunkservers::Chunkservers;
+use crate::chunkservers::{Chunkservers, ticket_expires_ms};
 use crate::error::FsError;
 use crate::plan::{Piece, Source, pieces};
 use crate::region::Region;
@@ -26,6 +26,8 @@ use crate::retry::Backoff;
 const PARALLEL: usize = 8;
 /// Blocks fetched ahead at once, by the whole mount.
 const AHEAD_PARALLEL: usize = 16;
+/// A ticket that ends sooner than this isn't used for a further read.
+const TICKET_MARGIN_MS: u64 = 10_000;
 /// The first window of read-ahead.
 const AHEAD_MIN: u64 = 512 << 10;
 
@@ -94,7 +96,7 @@ impl Reader {
         let mut backoff = Backoff::default();
         let mut before = BytesMut::new();
         loop {
-            let map = self.extents(caller, inode, offset, length.saturating_add(ahead)).await?;
+            let map = self.extents(caller, inode, offset, length.saturating_add(ahead), backoff.attempts() > 0).await?;
             // Behind `covered` the map says nothing; an older master covers all that was asked for, and leaves the field out.
             let covered = if map.covered == 0 { u64::MAX } else { map.covered };
             let known = length.min(covered.saturating_sub(offset));
@@ -145,11 +147,36 @@ impl Reader {
         inode: u64,
         offset: u64,
         length: u64,
+        afresh: bool,
     ) -> Result<ExtentMap, FsError> {
+        // The places of chunks aren't promised: after a failure they are asked for again.
+        if !afresh
+            && let Some(map) = self.known_extents(inode, offset)
+        {
+            return Ok(map);
+        }
         match self.region.read(caller, Op::ReadExtents(ReadExtents { inode, offset, length })).await? {
             Reply::Extents(map) => Ok(map),
             other => Err(unexpected("read_extents", &other)),
         }
+    }
+
+    /// The extents from `offset` on, if they are promised and the tickets to their chunks are good for a while.
+    fn known_extents(&self, inode: u64, offset: u64) -> Option<ExtentMap> {
+        let session = &self.region.session;
+        let (known, _) = session.facts.inode(inode)?;
+        if offset >= known.attr.size {
+            return Some(ExtentMap { size: known.attr.size, covered: u64::MAX, attr: Some(known.attr), ..ExtentMap::default() });
+        }
+        let map = known.extents.lock().unwrap_or_else(PoisonError::into_inner).find(offset)?;
+        let now_ms = u64::try_from(session.clock.unix_ns() / 1_000_000).unwrap_or(0);
+        let good = |place: &ChunkPlace| {
+            ticket_expires_ms(&place.ticket).is_none_or(|expires| expires > now_ms.saturating_add(TICKET_MARGIN_MS))
+        };
+        if !map.chunks.iter().all(good) {
+            return None;
+        }
+        Some(ExtentMap { size: known.attr.size, attr: Some(known.attr), ..map })
     }
 
     async fn fetch(

@@ -4,6 +4,7 @@
 //! whose caller stops waiting is settled in the background until its retry time is over; only then is its number given up. From
 //! then on `oldest_unanswered` lies above it, and the region refuses it: an abandoned change can't happen later.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -189,7 +190,11 @@ impl Region {
 
     fn finish(&self, number: u64) {
         if number != 0 {
-            self.window(|w| w.finish(number));
+            let oldest = self.window(|w| {
+                w.finish(number);
+                w.oldest_unanswered()
+            });
+            self.session.settled.fetch_max(oldest, Ordering::AcqRel);
             self.room.notify_waiters();
         }
     }
@@ -215,9 +220,11 @@ impl Region {
         let mut last = "no leader is known".to_owned();
         loop {
             let Some(seat) = self.session.seat(after, flight.deadline).await else {
+                self.given_up(flight);
                 return Err(self.unanswered_error(flight.what, flight.patience, &last));
             };
             if flight.sent_as.is_some_and(|(session, _)| session != seat.session) && flight.number != 0 {
+                self.given_up(flight);
                 return Err(FsError::SessionLost);
             }
             attempt(true);
@@ -244,8 +251,16 @@ impl Region {
                 Next::Fail(error) => return Err(error),
             }
             if Instant::now() >= flight.deadline {
+                self.given_up(flight);
                 return Err(self.unanswered_error(flight.what, flight.patience, &last));
             }
+        }
+    }
+
+    /// Whether a change that was sent was done isn't known: what it may have touched isn't shown any more.
+    fn given_up(&self, flight: &Flight) {
+        if flight.number != 0 && flight.sent_as.is_some() {
+            self.session.renounce();
         }
     }
 
@@ -264,6 +279,7 @@ impl Region {
             op: Some(flight.request.clone()),
         };
         let before = flight.sent_as.replace((session, incarnation));
+        let digest = self.session.facts.begin();
         let timeout = flight
             .deadline
             .saturating_duration_since(Instant::now())
@@ -298,8 +314,10 @@ impl Region {
         };
         match answer {
             Ok(answer) => {
-                let response = Response::decode(answer.body).ok().and_then(|r| r.reply).and_then(|r| r.reply);
-                response.ok_or_else(|| {
+                let response = Response::decode(answer.body).unwrap_or_default();
+                self.session.facts.digest(&digest, &flight.request, &response);
+                let reply = response.reply.and_then(|r| r.reply);
+                reply.ok_or_else(|| {
                     Failure::Refused(CallError {
                         code: ErrorCode::Internal.into(),
                         message: "the answer is empty or malformed".into(),
@@ -448,6 +466,7 @@ fn name(op: &Op) -> &'static str {
         Op::Open(_) => "open",
         Op::Release(_) => "release",
         Op::Describe(_) => "describe",
+        Op::Acquire(_) => "acquire",
         Op::SetAttr(_) => "setattr",
         Op::Create(_) => "create",
         Op::Mknod(_) => "mknod",

@@ -8,8 +8,9 @@
 //!                        -> gone(seat)  -> OpenSession at every master -> confirmed + 1 (perhaps another leader)
 //! ```
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,16 +19,20 @@ use futures::stream::FuturesUnordered;
 use mooseng_ports::clock::{BootTime, Clock};
 use mooseng_wire::Role;
 use mooseng_wire::call::ErrorCode;
+use mooseng_wire::fact::{Fact, Level};
 use mooseng_wire::method::Method;
-use mooseng_wire::session::{CloseSession, OpenSession, Renew, Renewed, SessionClosed, SessionOpened};
+use mooseng_wire::session::{
+    AnswerRecalls, CloseSession, Notice, OpenSession, Renew, Renewed, SessionClosed, SessionOpened,
+};
 use prost::Message;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, broadcast, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::ClientConfig;
+use crate::facts::{Facts, Recalled};
 use crate::opens::Opens;
 use crate::peers::{Failure, Peers};
 use crate::retry::{Backoff, Budget};
@@ -67,6 +72,8 @@ struct State {
     session: u64,
     incarnation: u64,
     custody_epoch: u64,
+    /// The custody epoch, session and incarnation that were answered: nothing is shown any more that was promised before.
+    answered: (u64, u64, u64),
     root: u64,
     confirmed: u64,
     doubt: Doubt,
@@ -83,6 +90,11 @@ pub(crate) struct Session {
     pub peers: Arc<dyn Peers>,
     pub clock: Arc<dyn Clock>,
     pub opens: Arc<Opens>,
+    pub facts: Arc<Facts>,
+    /// Every change numbered below this is answered, and its answer digested.
+    pub settled: AtomicU64,
+    recalls: OnceLock<Arc<dyn Recalled>>,
+    recalling: Mutex<BTreeSet<(u64, u64)>>,
     state: Mutex<State>,
     confirmed: watch::Sender<u64>,
     doubted: Notify,
@@ -109,6 +121,7 @@ impl Session {
         peers: Arc<dyn Peers>,
         clock: Arc<dyn Clock>,
         opens: Arc<Opens>,
+        facts: Arc<Facts>,
         shutdown: CancellationToken,
     ) -> Arc<Self> {
         let state = State {
@@ -116,6 +129,7 @@ impl Session {
             session: 0,
             incarnation: 0,
             custody_epoch: 0,
+            answered: (0, 0, 0),
             root: 1,
             confirmed: 0,
             doubt: Doubt::None,
@@ -130,6 +144,10 @@ impl Session {
             peers,
             clock,
             opens,
+            facts,
+            settled: AtomicU64::new(0),
+            recalls: OnceLock::new(),
+            recalling: Mutex::default(),
             state: Mutex::new(state),
             confirmed: watch::Sender::new(0),
             doubted: Notify::new(),
@@ -261,7 +279,7 @@ impl Session {
         }
     }
 
-    async fn keep_on(&self) {
+    async fn keep_on(self: &Arc<Self>) {
         let mut backoff = Backoff::default();
         loop {
             match self.search().await {
@@ -274,16 +292,139 @@ impl Session {
                     continue;
                 }
             }
+            self.answer_custody().await;
             self.renew_while_it_lasts().await;
         }
     }
 
-    async fn renew_while_it_lasts(&self) {
+    /// Whoever acts on recalls: set once, before the first operation.
+    pub fn on_recall(&self, recalled: Arc<dyn Recalled>) {
+        // A second one would mean two caches over one session.
+        if self.recalls.set(recalled).is_err() {
+            tracing::error!("recalls of this session are handled already; the later handler is left out");
+        }
+    }
+
+    /// Takes back what was shown under another custodian or in an earlier life, and says so: until then nobody gets anything
+    /// from a new custodian.
+    async fn answer_custody(&self) {
+        let Some((life, seat)) = self.state(|s| Some(((s.custody_epoch, s.session, s.incarnation), s.seat.clone()?))) else {
+            return;
+        };
+        if self.state(|s| s.answered) == life {
+            return;
+        }
+        if let Some(recalled) = self.recalls.get() {
+            recalled.everything().await;
+        }
+        self.state(|s| s.answered = life);
+        if let Err(error) = self.renew(&seat).await {
+            tracing::debug!(%error, "the new custodian couldn't be answered yet");
+            self.gone(&seat);
+        }
+    }
+
+    /// Everything that was promised may be untrue: a change whose outcome never came.
+    pub fn renounce(self: &Arc<Self>) {
+        self.facts.renounce();
+        if self.recalls.get().is_some() {
+            let session = self.clone();
+            tokio::spawn(async move {
+                if let Some(recalled) = session.recalls.get() {
+                    recalled.everything().await;
+                }
+            });
+        }
+    }
+
+    fn notice(self: &Arc<Self>, method: Method, body: &Bytes) {
+        if method != Method::Notice {
+            return;
+        }
+        let Ok(notice) = Notice::decode(body.clone()) else {
+            tracing::warn!("a master sent a malformed notice");
+            return;
+        };
+        let Some(seat) = self.seat_now() else { return };
+        // Of another life, or of another custodian: what it names isn't held any more.
+        if notice.session != seat.session || notice.custody_epoch != seat.custody_epoch {
+            return;
+        }
+        let mut quick = Vec::new();
+        for recall in notice.recalls {
+            let Some(fact) = recall.fact.as_ref().and_then(Fact::from_message) else { continue };
+            let key = (notice.custody_epoch, recall.number);
+            if !self.recalling.lock().unwrap_or_else(PoisonError::into_inner).insert(key) {
+                continue;
+            }
+            let keep = recall.keep_shared.then_some(Level::Shared);
+            let slow = self.recalls.get().is_some_and(|recalled| recalled.has_buffered(&fact));
+            if slow {
+                let (session, seat) = (self.clone(), seat.clone());
+                tokio::spawn(async move { session.give_up(seat, vec![(recall.number, fact, keep)]).await });
+            } else {
+                quick.push((recall.number, fact, keep));
+            }
+        }
+        if !quick.is_empty() {
+            let session = self.clone();
+            tokio::spawn(async move { session.give_up(seat, quick).await });
+        }
+    }
+
+    /// Gives up what was recalled, then says so. A lost answer is made up for: the master asks again.
+    async fn give_up(&self, seat: Seat, recalls: Vec<(u64, Fact, Option<Level>)>) {
+        let each = recalls.iter().map(|(number, fact, keep)| async move {
+            if let Some(recalled) = self.recalls.get() {
+                recalled.before(fact, *keep).await;
+            }
+            self.facts.recall(*number, fact, *keep);
+            if let Some(recalled) = self.recalls.get() {
+                recalled.after(fact, *keep).await;
+            }
+        });
+        futures::future::join_all(each).await;
+        let numbers: Vec<u64> = recalls.iter().map(|(number, _, _)| *number).collect();
+        let answer = AnswerRecalls {
+            session: seat.session,
+            incarnation: seat.incarnation,
+            custody_epoch: seat.custody_epoch,
+            numbers: numbers.clone(),
+        };
+        let told = self
+            .peers
+            .call(
+                Role::Master,
+                &seat.leader,
+                Method::AnswerRecalls,
+                answer.encode_to_vec().into(),
+                Bytes::new(),
+                RENEW_TIMEOUT,
+            )
+            .await;
+        if let Err(failure) = told {
+            tracing::debug!(%failure, "an answer to recalls was lost; the master asks again");
+        }
+        let mut recalling = self.recalling.lock().unwrap_or_else(PoisonError::into_inner);
+        for number in numbers {
+            recalling.remove(&(seat.custody_epoch, number));
+        }
+    }
+
+    async fn renew_while_it_lasts(self: &Arc<Self>) {
+        let leader = self.state(|s| s.seat.as_ref().map(|seat| seat.leader.clone()));
+        let mut notices = leader.and_then(|leader| self.peers.notices(Role::Master, &leader));
         loop {
             // A doubt that was raised before this point is seen in the state, a later one wakes us.
             tokio::select! {
                 () = tokio::time::sleep(self.config.renew_interval) => {}
                 () = self.doubted.notified() => {}
+                notice = next_notice(&mut notices) => {
+                    if let Some((method, body)) = notice {
+                        self.notice(method, &body);
+                    }
+                    continue;
+                }
             }
             let Some((seat, doubt)) =
                 self.state(|s| Some((s.seat.clone()?, std::mem::replace(&mut s.doubt, Doubt::None))))
@@ -307,7 +448,12 @@ impl Session {
 
     async fn renew(&self, seat: &Seat) -> Result<(), String> {
         let sent = self.clock.boot();
-        let renew = Renew { session: seat.session, incarnation: seat.incarnation, grants_acknowledged: 0 };
+        let renew = Renew {
+            session: seat.session,
+            incarnation: seat.incarnation,
+            custody_epoch: self.state(|s| s.answered.0),
+            oldest_unanswered: self.settled.load(Ordering::Acquire),
+        };
         let answer = self
             .peers
             .call(
@@ -322,8 +468,13 @@ impl Session {
         let body = answer.map_err(|failure| format!("{}: {failure}", seat.leader))?.body;
         let renewed = Renewed::decode(body)
             .map_err(|e| format!("{}: malformed answer to a renewal: {e}", seat.leader))?;
+        if renewed.custody_epoch != seat.custody_epoch {
+            return Err(format!("{}: it is custodian for another epoch now", seat.leader));
+        }
         self.state(|s| {
-            s.lease_until = Some(sent.after(Duration::from_millis(renewed.lease_ms.into())));
+            let until = sent.after(Duration::from_millis(renewed.lease_ms.into()));
+            s.lease_until = Some(until);
+            self.facts.lease(Some(until));
             s.custody_epoch = s.custody_epoch.max(renewed.custody_epoch);
             s.last_error.clear();
             s.confirmed += 1;
@@ -444,6 +595,7 @@ impl Session {
             host: self.config.host.clone(),
             mount_path: self.config.mount_path.clone(),
             custody_epoch,
+            exclusive: Vec::new(),
         };
         // The lease counts from before the request left, so that ours ends before the master's.
         let sent = self.clock.boot();
@@ -473,11 +625,22 @@ impl Session {
                 s.leader_changes += 1;
                 tracing::info!(%leader, session = opened.session, custody_epoch = opened.custody_epoch, "found the region's leader");
             }
+            let life = (s.custody_epoch.max(opened.custody_epoch), opened.session, opened.incarnation);
+            if s.answered != life {
+                // Before anything of this life can come in.
+                self.facts.renounce();
+            }
+            if s.session == 0 {
+                // The first: nothing was promised before.
+                s.answered = life;
+            }
             s.session = opened.session;
             s.incarnation = opened.incarnation;
             s.custody_epoch = s.custody_epoch.max(opened.custody_epoch);
             s.root = if opened.root == 0 { 1 } else { opened.root };
-            s.lease_until = Some(sent.after(Duration::from_millis(opened.lease_ms.into())));
+            let until = sent.after(Duration::from_millis(opened.lease_ms.into()));
+            s.lease_until = Some(until);
+            self.facts.lease(Some(until));
             s.last_leader = Some(leader.clone());
             s.last_error.clear();
             s.doubt = Doubt::None;
@@ -510,5 +673,19 @@ impl Session {
             .await?
             .body;
         SessionClosed::decode(body).map(|_| ()).map_err(|_| Failure::Lost)
+    }
+}
+
+/// The next notice; waits for ever where none can come.
+async fn next_notice(notices: &mut Option<broadcast::Receiver<(Method, Bytes)>>) -> Option<(Method, Bytes)> {
+    let Some(receiver) = notices else { return std::future::pending().await };
+    match receiver.recv().await {
+        Ok(notice) => Some(notice),
+        // Recalls are repeated until they are answered.
+        Err(broadcast::error::RecvError::Lagged(_)) => None,
+        Err(broadcast::error::RecvError::Closed) => {
+            *notices = None;
+            None
+        }
     }
 }

@@ -5,13 +5,16 @@
 //! - `adapter` converts, calls and answers; each request is one future on the tokio runtime.
 //! - `waiting` lets a killed process go.
 //!
-//! In this release the kernel keeps neither entries nor attributes (timeouts of zero) and asks for attributes before it
-//! believes its pages (AUTO_INVAL_DATA), so that every mount sees every finished write. The writeback cache stays off for good.
+//! - `notify` takes back from the kernel what the region recalls.
+//!
+//! The kernel keeps entries, attributes and pages for what is left of the session's lease, as long as the region has promised them; it asks for
+//! attributes before it believes pages of what isn't promised (AUTO_INVAL_DATA). The writeback cache stays off for good.
 
 mod adapter;
 mod convert;
 mod device;
 mod mount;
+mod notify;
 mod table;
 mod waiting;
 

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use crate::adapter::Adapter;
 use crate::device::{self, MountError};
+use crate::notify::Notifier;
 use crate::table;
 
 /// How to mount.
@@ -87,7 +88,10 @@ impl Mount {
         config.n_threads = Some(options.threads.max(1));
         config.clone_fd = true;
         let acl = config.acl;
-        let adapter = Adapter::new(fs, runtime, options.requests_max.max(1));
+        let notifier =
+            Notifier::new(descriptor.try_clone().map_err(MountError::Session)?).map_err(MountError::Session)?;
+        fs.show_through(notifier.clone());
+        let adapter = Adapter::new(fs, runtime, options.requests_max.max(1), notifier.clone());
         let session = Session::from_fd(adapter, descriptor, acl, config).map_err(MountError::Session)?;
         let (ended, watch) = watch::channel(None);
         std::thread::Builder::new()
@@ -101,6 +105,7 @@ impl Mount {
             .ok()
             .and_then(|mounts| mounts.into_iter().rev().find(|m| m.path == path))
             .map(|m| m.device);
+        notifier.probe();
         if let Some(device) = &device {
             raise_read_ahead(device, options.read_ahead_kb);
         }

@@ -1,10 +1,11 @@
 //! Runs requests to their end: retries, exactly-once outcomes, epochs and the commit.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hasher;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use futures::future::BoxFuture;
 use mooseng_ports::plant::{self, Plant};
 use mooseng_schema::dirent::HashKey;
@@ -12,6 +13,7 @@ use mooseng_schema::session::{self, OutcomeRecord, SessionRecord};
 use mooseng_schema::volume::{self, VolumeRecord};
 use mooseng_schema::{Record, SchemaError, number};
 use mooseng_store::{Atomic, Read, ReadVersion, Store, StoreError, Transaction};
+use mooseng_wire::fact::Fact;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::{FsReply, FsRequest};
 use mooseng_wire::{Epoch, Incarnation, InodeId, RequestNumber, SessionId, VolumeId};
@@ -22,9 +24,10 @@ use tokio::time::Instant;
 use crate::context::OpContext;
 use crate::errno::Errno;
 use crate::error::OpError;
-use crate::ops::execute;
+use crate::ops::{execute, execute_noting};
 use crate::request::{is_change, volume_of};
 use crate::together::InOrder;
+use crate::touched::Touched;
 use crate::upkeep;
 
 /// Outcomes that a session's record keeps at most.
@@ -148,6 +151,27 @@ enum Attempt {
     Done(FsReply, ReadVersion),
     /// The operation's verdict, not recorded yet.
     Refused(Errno),
+    /// Others had to give up what they were promised, and have: the operation runs again, for they may have written meanwhile.
+    Again,
+}
+
+/// What stands between a change's run and its commit.
+#[async_trait]
+pub trait Gate: Send + Sync {
+    /// The change would touch these facts. True if it may commit as it ran. False, after a wait, if it must run again. A change that
+    /// was let through may have committed from then on, whatever its future comes to.
+    async fn admit(&self, facts: BTreeSet<Fact>) -> bool;
+}
+
+/// Lets everything through: no promises exist.
+#[derive(Clone, Copy, Debug)]
+pub struct Open;
+
+#[async_trait]
+impl Gate for Open {
+    async fn admit(&self, _facts: BTreeSet<Fact>) -> bool {
+        true
+    }
 }
 
 impl<S: Store> Driver<S> {
@@ -170,6 +194,18 @@ impl<S: Store> Driver<S> {
         request: &FsRequest,
         deadline: Instant,
     ) -> Result<(FsReply, ReadVersion), DriverError> {
+        self.run_through(call, ctx, request, &Open, deadline).await
+    }
+
+    /// [`Self::run`], where a session's change passes a gate before its commit.
+    pub async fn run_through(
+        &self,
+        call: SessionCall,
+        ctx: &OpContext,
+        request: &FsRequest,
+        gate: &dyn Gate,
+        deadline: Instant,
+    ) -> Result<(FsReply, ReadVersion), DriverError> {
         let mut ctx = ctx.clone();
         ctx.session = call.session;
         let work = async {
@@ -178,7 +214,7 @@ impl<S: Store> Driver<S> {
             } else if call.session.0 == 0 {
                 self.run_own(&mut ctx, request).await
             } else {
-                self.run_change(call, &mut ctx, request).await
+                self.run_change(call, &mut ctx, request, gate).await
             }
         };
         tokio::time::timeout_at(deadline, work).await.unwrap_or(Err(DriverError::Deadline))
@@ -276,6 +312,7 @@ impl<S: Store> Driver<S> {
         call: SessionCall,
         ctx: &mut OpContext,
         request: &FsRequest,
+        gate: &dyn Gate,
     ) -> Result<(FsReply, ReadVersion), DriverError> {
         if call.number.0 == 0 {
             return Err(DriverError::NoNumber);
@@ -284,7 +321,8 @@ impl<S: Store> Driver<S> {
         let mut refused = None;
         let mut attempts = Attempts::default();
         loop {
-            match self.attempt(call, ctx, request, request_hash, refused).await {
+            match self.attempt(call, ctx, request, request_hash, refused, gate).await {
+                Ok(Attempt::Again) => {}
                 Ok(Attempt::Done(reply, version)) => return Ok((reply, version)),
                 // The refusal is recorded in a transaction of its own, which holds none of the operation's changes. It
                 // was true at a version after the request came.
@@ -305,6 +343,7 @@ impl<S: Store> Driver<S> {
         request: &FsRequest,
         request_hash: u64,
         refused: Option<Errno>,
+        gate: &dyn Gate,
     ) -> Result<Attempt, DriverError> {
         let tx = self.store.begin();
         let outcome_key = session::outcome_key(call.session, call.number);
@@ -327,10 +366,11 @@ impl<S: Store> Driver<S> {
             return Ok(Attempt::Done(reply, tx.read_version().await?));
         }
         let floor = number::decode(floor.as_ref())?;
+        let touched = Touched::default();
         check_session(&call, session.map(|s| SessionRecord::from_value(&s)).transpose()?, floor)?;
         let reply = match refused {
             Some(errno) => refusal(errno),
-            None => match execute(&tx, ctx, request).await {
+            None => match execute_noting(&tx, ctx, request, &touched).await {
                 Ok(reply) => reply,
                 Err(OpError::Errno(errno)) => return Ok(Attempt::Refused(errno)),
                 Err(other) => return Err(other.into()),
@@ -343,6 +383,9 @@ impl<S: Store> Driver<S> {
         if call.oldest_unanswered.0 >= floor.saturating_add(FORGET_EVERY) {
             tx.clear_range(session::outcome_range_below(call.session, call.oldest_unanswered));
             tx.atomic(&floor_key, &number::encode(call.oldest_unanswered.0), Atomic::Max);
+        }
+        if !gate.admit(touched.into_facts()).await {
+            return Ok(Attempt::Again);
         }
         let done = tx.commit().await?;
         Ok(Attempt::Done(reply, done.version))

@@ -24,16 +24,17 @@ mod permission;
 pub mod request;
 pub mod sessions;
 mod together;
+pub mod touched;
 pub mod upkeep;
 mod view;
 mod window;
 
 pub use context::{Capacity, Ids, OpContext};
-pub use driver::{Driver, DriverError, SessionCall};
+pub use driver::{Driver, DriverError, Gate, SessionCall};
 pub use errno::Errno;
 pub use error::OpError;
 pub use format::format;
-pub use ops::execute;
+pub use ops::{execute, execute_noting};
 pub use request::{is_change, needs_chunk, needs_inode, volume_of};
 
 /// Most hard links of a file.

@@ -21,7 +21,8 @@ pub fn is_change(request: &FsRequest) -> bool {
             | Op::Access(_)
             | Op::Open(_)
             | Op::Release(_)
-            | Op::Describe(_) => false,
+            | Op::Describe(_)
+            | Op::Acquire(_) => false,
             Op::SetAttr(_)
             | Op::Create(_)
             | Op::Mknod(_)
@@ -74,6 +75,7 @@ pub fn volume_of(request: &FsRequest) -> VolumeId {
         Op::Open(r) => r.inode,
         Op::Release(r) => r.inode,
         Op::Describe(r) => r.inode,
+        Op::Acquire(r) => r.inode,
         Op::SetAttr(r) => r.inode,
         Op::Create(r) => r.parent,
         Op::Mknod(r) => r.parent,

@@ -227,8 +227,8 @@ pub async fn move_chunk<T: Transaction>(
 }
 
 /// Buries a sealed chunk that nothing names and that nothing can name any more: its record goes, and a dead record remembers its copies until
-/// they are deleted. A session that lives may have appended something that its next request names, so its chunk must have been sealed by
-/// `sealed_before_ns`. Answers whether the chunk is dead now.
+/// they are deleted. A session that isn't closed, even one that lapsed and may come back, may have appended something that its next request
+/// names, so its chunk must have been sealed by `sealed_before_ns`. Answers whether the chunk is dead now.
 pub async fn bury_chunk<T: Transaction>(
     tx: &T,
     chunk: ChunkId,
@@ -241,7 +241,7 @@ pub async fn bury_chunk<T: Transaction>(
     }
     // Chunks without an owner are the master's own, which names them as late as a session would.
     let owner = SessionId(listing.record.owner);
-    let owned = owner.0 == 0 || load_session(tx, owner).await?.is_some_and(|s| s.lapsed_ns.is_none());
+    let owned = owner.0 == 0 || load_session(tx, owner).await?.is_some();
     if owned && listing.record.sealed_ns > sealed_before_ns {
         return Ok(false);
     }

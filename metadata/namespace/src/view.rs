@@ -11,6 +11,7 @@ use mooseng_schema::volume::{self, VolumeRecord};
 use mooseng_schema::xattr;
 use mooseng_schema::{Record, SchemaError, number};
 use mooseng_store::{Atomic, RangeLimit, Read, Transaction};
+use mooseng_wire::fact::Fact;
 use mooseng_wire::fs::{Attr, Caller, ChunkLocation, ChunkPlace, FileKind};
 use mooseng_wire::{ChunkId, InodeId, NAME_BYTES_MAX};
 
@@ -19,6 +20,7 @@ use crate::errno::Errno;
 use crate::error::OpError;
 use crate::permission::{self, EXECUTE, WRITE};
 use crate::together::InOrder;
+use crate::touched::Touched;
 
 /// The extended attribute that gives a program capabilities. Writing the file takes it away.
 pub const CAPABILITY_XATTR: &[u8] = b"security.capability";
@@ -33,6 +35,8 @@ pub struct View<'a, T> {
     pub caller: &'a Caller,
     /// How records are read: changes conflict with what they saw, reads don't need to.
     pub read: Read,
+    /// Where the facts go that the operation changes.
+    pub touched: &'a Touched,
 }
 
 /// A directory entry with its place.
@@ -208,22 +212,26 @@ impl<T: Transaction> View<'_, T> {
 
     /// Stores an inode.
     pub fn put_inode(&self, id: InodeId, record: &InodeRecord) {
+        self.touched.note(Fact::Inode(id));
         self.tx.set(&inode::key(id), &record.to_value());
     }
 
     /// Stores an entry.
     pub fn put_entry(&self, directory: InodeId, cookie: Cookie, name: &Bytes, inode: InodeId, kind: u32) {
+        self.touched.note(Fact::Entry(directory, name.clone()));
         let entry = DirentRecord { name: name.clone(), inode: inode.0, kind };
         self.tx.set(&dirent::key(directory, cookie), &entry.to_value());
     }
 
     /// Takes an entry away.
-    pub fn clear_entry(&self, directory: InodeId, cookie: Cookie) {
+    pub fn clear_entry(&self, directory: InodeId, cookie: Cookie, name: &[u8]) {
+        self.touched.note(Fact::Entry(directory, Bytes::copy_from_slice(name)));
         self.tx.clear(&dirent::key(directory, cookie));
     }
 
     /// Counts a change of a directory's entries, and sets its times.
     pub fn count_entries(&self, directory: InodeId, entries: i64, subdirectories: i64) {
+        self.touched.note(Fact::Inode(directory));
         for (counter, delta) in [(Counter::Entries, entries), (Counter::Subdirectories, subdirectories)] {
             if delta != 0 {
                 self.tx.atomic(

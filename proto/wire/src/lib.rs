@@ -3,12 +3,14 @@
 //! This crate does no I/O and knows no business logic. Everything else depends on it.
 //!
 //! - [`words`]: newtypes for ids and epochs.
+//! - [`fact`]: what sessions may be promised.
 //! - [`frame`]: the frame codec of the framed, multiplexed streams (sans I/O).
 //! - [`revocations`]: the list of certificates that are refused.
 //! - [`method`]: the numbers of the calls on those streams, and the lane of each.
 //! - [`fs`], [`session`], [`chunk`], [`raft`], [`admin`], [`call`]: generated messages.
 //! - [`version`]: protocol versions and features, and how two peers agree.
 
+pub mod fact;
 pub mod frame;
 pub mod method;
 pub mod revocations;

@@ -60,6 +60,8 @@ methods! {
     FsChange = 5 on Change,
     /// session.Notice, master to client, without an answer.
     Notice = 6 on Control,
+    /// session.AnswerRecalls -> session.RecallsAnswered
+    AnswerRecalls = 7 on Control,
     /// chunk.Append + bulk -> chunk.Appended
     ChunkAppend = 20 on Change,
     /// chunk.Read -> chunk.ReadDone + bulk
@@ -68,6 +70,12 @@ methods! {
     ChunkSeal = 22 on Flush,
     /// chunk.StatChunk -> chunk.ChunkStat
     ChunkStat = 23 on Read,
+    /// chunk.Pull -> chunk.Pulled
+    ChunkPull = 24 on Change,
+    /// chunk.AskDigest -> chunk.Digested
+    ChunkDigest = 25 on Read,
+    /// chunk.Close -> chunk.Sealed
+    ChunkClose = 26 on Flush,
     /// raft.AppendEntries -> raft.AppendAnswer
     RaftAppend = 40 on Control,
     /// raft.VoteRequest -> raft.VoteAnswer

@@ -22,8 +22,8 @@ impl Default for Timings {
     fn default() -> Self {
         Self {
             heartbeat: Duration::from_millis(150),
-            election_min: Duration::from_millis(600),
-            election_max: Duration::from_millis(1200),
+            election_min: Duration::from_millis(500),
+            election_max: Duration::from_millis(800),
         }
     }
 }

@@ -192,7 +192,8 @@ fn chunkservers(facts: &Facts, found: &mut Vec<Finding>) {
         .filter(|c| c.liveness == Liveness::Alive)
         .cloned()
         .collect();
-    let takers = alive.iter().filter(|c| c.writable && c.bytes_free >= facts.chunk_bytes).count();
+    let takers =
+        alive.iter().filter(|c| c.writable && !c.draining && c.bytes_free >= facts.chunk_bytes).count();
     if alive.len() < facts.min_copies {
         found.push(finding(
             &codes::NO_CHUNKSERVERS,
@@ -282,6 +283,7 @@ mod tests {
                 host: name.into(),
                 bytes_free: 1 << 40,
                 writable: true,
+                draining: false,
                 liveness: Liveness::Alive,
             },
             silent_s: 0,

@@ -2,7 +2,9 @@
 //!
 //! - [`sessions`]: leases, incarnations and opens of mounted clients; which open-unlinked inodes may be freed.
 //! - [`registry`]: the chunkservers that report here: alive, suspect or lost; disks, failure domains, inventories.
+//! - [`promises`]: what sessions may cache, and what has to be recalled before a fact changes.
 //! - [`placement`]: which chunkservers take the copies of a fresh chunk.
+//! - [`repair`]: which copies of a chunk are made and which are dropped: repair, draining, rebalancing.
 //! - [`seal`]: at which length a broken chunk is sealed, and which copies it keeps.
 //! - [`codes`]: the registry of health codes; [`findings`]: facts to findings by those codes.
 //!
@@ -15,7 +17,9 @@
 pub mod codes;
 pub mod findings;
 pub mod placement;
+pub mod promises;
 pub mod registry;
+pub mod repair;
 pub mod seal;
 pub mod sessions;
 

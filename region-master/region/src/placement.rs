@@ -24,6 +24,8 @@ pub struct Candidate {
     pub bytes_free: u64,
     /// Some disk takes new chunks.
     pub writable: bool,
+    /// An administrator has it emptied.
+    pub draining: bool,
     /// How it stands.
     pub liveness: Liveness,
 }
@@ -64,6 +66,8 @@ pub enum Unusable {
     Lost,
     /// No writable disk.
     NotWritable,
+    /// It is being emptied.
+    Draining,
     /// Not enough space.
     Full,
 }
@@ -73,6 +77,7 @@ impl Unusable {
         match self {
             Self::Lost => "sends no heartbeats",
             Self::NotWritable => "has no writable disk",
+            Self::Draining => "is being drained",
             Self::Full => "has no space left",
         }
     }
@@ -132,6 +137,9 @@ fn verdict(candidate: &Candidate, bytes_wanted: u64) -> Result<(), Unusable> {
     if !candidate.writable {
         return Err(Unusable::NotWritable);
     }
+    if candidate.draining {
+        return Err(Unusable::Draining);
+    }
     if candidate.bytes_free < bytes_wanted {
         return Err(Unusable::Full);
     }
@@ -139,7 +147,7 @@ fn verdict(candidate: &Candidate, bytes_wanted: u64) -> Result<(), Unusable> {
 }
 
 /// How much of its failure domain a candidate shares with what is chosen: 0 nothing, 1 a zone, 2 a rack, 3 a host.
-fn closeness(candidate: &Candidate, chosen: &[&Candidate]) -> u8 {
+pub fn closeness(candidate: &Candidate, chosen: &[&Candidate]) -> u8 {
     let shared = |c: &&Candidate| {
         if c.host == candidate.host {
             3
@@ -216,6 +224,7 @@ mod tests {
             host: name.into(),
             bytes_free: 1 << 40,
             writable: true,
+            draining: false,
             liveness: Liveness::Alive,
         }
     }
@@ -280,16 +289,22 @@ mod tests {
             candidate("b", "2", ""),
             candidate("c", "3", ""),
             candidate("d", "3", ""),
+            candidate("e", "4", ""),
         ];
+        all[4].draining = true;
         all[1].liveness = Liveness::Lost;
         all[2].writable = false;
         all[3].bytes_free = 5;
         let error = place(&all, wish(&none)).unwrap_err();
-        assert_eq!((error.usable, error.known), (1, 4));
+        assert_eq!((error.usable, error.known), (1, 5));
         let text = error.to_string();
-        for part in
-            ["b sends no heartbeats", "c has no writable disk", "d has no space left", "needs 2 copies"]
-        {
+        for part in [
+            "b sends no heartbeats",
+            "c has no writable disk",
+            "d has no space left",
+            "e is being drained",
+            "needs 2 copies",
+        ] {
             assert!(text.contains(part), "{text}");
         }
         assert!(place(&[], wish(&none)).unwrap_err().to_string().contains("only 0 of 0"));

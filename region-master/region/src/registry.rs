@@ -3,7 +3,8 @@
 //! Every master keeps a registry of its own from the heartbeats it gets, so that a new leader's is warm. It is never persisted: where a
 //! chunk's copies lie is in the store, what a chunkserver says of itself is here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::time::Duration;
 
 use mooseng_ports::clock::BootTime;
@@ -120,6 +121,8 @@ pub struct CopyFacts {
     pub sealed: bool,
     /// The epoch of its last append.
     pub epoch: u64,
+    /// It can't be trusted: a block doesn't verify, or its file is damaged.
+    pub corrupt: bool,
 }
 
 /// What changed with a heartbeat.
@@ -203,6 +206,12 @@ impl Chunkserver {
         self.chunks.get(&chunk).copied()
     }
 
+    /// The copies that it reported, behind `after`.
+    pub fn copies_after(&self, after: Option<ChunkId>) -> impl Iterator<Item = (ChunkId, CopyFacts)> + '_ {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.chunks.range((from, Bound::Unbounded)).map(|(chunk, copy)| (*chunk, *copy))
+    }
+
     /// When its newest complete inventory was begun.
     pub fn inventory_at(&self) -> Option<BootTime> {
         self.inventory_at
@@ -214,12 +223,23 @@ impl Chunkserver {
 pub struct Registry {
     limits: Limits,
     servers: BTreeMap<String, Chunkserver>,
+    draining: BTreeSet<String>,
 }
 
 impl Registry {
     /// An empty registry.
     pub fn new(limits: Limits) -> Self {
-        Self { limits, servers: BTreeMap::new() }
+        Self { limits, servers: BTreeMap::new(), draining: BTreeSet::new() }
+    }
+
+    /// Sets which chunkservers are being emptied: the store knows, a leader has read it.
+    pub fn set_draining(&mut self, draining: BTreeSet<String>) {
+        self.draining = draining;
+    }
+
+    /// Whether a chunkserver is being emptied.
+    pub fn is_draining(&self, name: &str) -> bool {
+        self.draining.contains(name)
     }
 
     /// The bounds.
@@ -295,6 +315,22 @@ impl Registry {
         true
     }
 
+    /// Takes in what changed on a chunkserver since its last heartbeat. It is newer than the pages that came before.
+    pub fn changed(&mut self, name: &str, copies: &[(ChunkId, CopyFacts)], gone: &[ChunkId]) {
+        let most = self.limits.inventory_max;
+        let Some(server) = self.servers.get_mut(name) else { return };
+        for chunks in std::iter::once(&mut server.chunks).chain(server.pages.as_mut()) {
+            for (chunk, copy) in copies {
+                if chunks.len() < most || chunks.contains_key(chunk) {
+                    chunks.insert(*chunk, *copy);
+                }
+            }
+            for chunk in gone {
+                chunks.remove(chunk);
+            }
+        }
+    }
+
     /// A chunkserver.
     pub fn get(&self, name: &str) -> Option<&Chunkserver> {
         self.servers.get(name)
@@ -329,6 +365,7 @@ impl Registry {
             host: s.beat.labels.get("host").cloned().unwrap_or_else(|| s.beat.name.clone()),
             bytes_free: s.bytes_free(),
             writable: s.writable(),
+            draining: self.draining.contains(&s.beat.name),
             liveness: s.liveness(now, &self.limits),
         };
         self.servers.values().map(candidate).collect()
@@ -369,7 +406,7 @@ mod tests {
     fn an_inventory_is_wanted_at_first_after_a_restart_and_now_and_then() {
         let mut r = Registry::new(Limits::default());
         assert!(r.beat(at(0), beat("a", 1)).unwrap().want_inventory);
-        let copy = CopyFacts { length: 5, sealed: true, epoch: 1 };
+        let copy = CopyFacts { length: 5, sealed: true, epoch: 1, corrupt: false };
         assert!(!r.inventory(at(1), "a", [(ChunkId(1), copy)], true));
         assert!(r.beat(at(2), beat("a", 1)).unwrap().want_inventory, "the first page isn't all");
         assert_eq!(r.get("a").unwrap().copy(ChunkId(1)), None);
@@ -384,6 +421,25 @@ mod tests {
     }
 
     #[test]
+    fn changes_between_inventories_count_at_once_and_stay() {
+        let mut r = Registry::new(Limits::default());
+        r.beat(at(0), beat("a", 1)).unwrap();
+        let copy = |length| CopyFacts { length, sealed: true, epoch: 1, corrupt: false };
+        r.inventory(at(1), "a", [(ChunkId(1), copy(5)), (ChunkId(2), copy(5))], false);
+        r.changed("a", &[(ChunkId(3), copy(7))], &[ChunkId(1)]);
+        let known =
+            |r: &Registry| r.get("a").unwrap().copies_after(None).map(|(c, _)| c.0).collect::<Vec<_>>();
+        assert_eq!(known(&r), [2, 3]);
+        // What changes while an inventory comes in pages is newer than the pages before, and older than none behind.
+        r.inventory(at(2), "a", [(ChunkId(2), copy(5)), (ChunkId(3), copy(7))], true);
+        r.changed("a", &[(ChunkId(4), copy(1))], &[ChunkId(2)]);
+        r.inventory(at(3), "a", [(ChunkId(5), copy(1))], false);
+        assert_eq!(known(&r), [3, 4, 5]);
+        assert_eq!(r.get("a").unwrap().copies_after(Some(ChunkId(3))).count(), 2);
+        r.changed("nobody", &[], &[]);
+    }
+
+    #[test]
     fn an_older_life_is_refused() {
         let mut r = Registry::new(Limits::default());
         r.beat(at(0), beat("a", 2)).unwrap();
@@ -395,7 +451,7 @@ mod tests {
         let mut r = Registry::new(Limits { chunkservers_max: 1, inventory_max: 1, ..Limits::default() });
         r.beat(at(0), beat("a", 1)).unwrap();
         assert_eq!(r.beat(at(0), beat("b", 1)), Err(BeatRefused::ChunkserversMax(1)));
-        let copy = CopyFacts { length: 5, sealed: true, epoch: 1 };
+        let copy = CopyFacts { length: 5, sealed: true, epoch: 1, corrupt: false };
         r.inventory(at(0), "a", [(ChunkId(1), copy), (ChunkId(2), copy)], false);
         assert_eq!(r.get("a").unwrap().chunks.len(), 1);
         let late = at(Limits::default().forget_after.as_millis() as u64);

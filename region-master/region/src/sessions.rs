@@ -410,6 +410,12 @@ impl SessionTable {
         self.holders.contains_key(&inode)
     }
 
+    /// Whether another session than this one holds the inode open.
+    pub fn is_open_elsewhere(&self, id: SessionId, inode: InodeId) -> bool {
+        let own = self.sessions.get(&id).is_some_and(|s| s.opens.contains_key(&inode));
+        self.holders.get(&inode).copied().unwrap_or(0) > usize::from(own)
+    }
+
     /// Whether the session is in the table: live, or awaited after a failover.
     pub fn holds(&self, id: SessionId) -> bool {
         self.sessions.contains_key(&id)

@@ -49,6 +49,9 @@ pub struct MasterConfig {
     /// How long a session lives without a renewal.
     #[serde(default = "session_lease_ms")]
     pub session_lease_ms: u64,
+    /// House-keeping: repair, rebalancing, collection.
+    #[serde(default)]
+    pub house: HouseConfig,
     /// Raft's times.
     #[serde(default)]
     pub raft: RaftConfig,
@@ -94,11 +97,45 @@ impl Default for RaftConfig {
     fn default() -> Self {
         Self {
             heartbeat_ms: 150,
-            election_min_ms: 600,
-            election_max_ms: 1200,
+            election_min_ms: 500,
+            election_max_ms: 800,
             entries_kept: 5_000,
             entries_between_snapshots: 10_000,
             segment_bytes: 16 << 20,
+        }
+    }
+}
+
+/// House-keeping.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields, default)]
+pub struct HouseConfig {
+    /// A chunkserver that is silent for less causes no copying.
+    pub grace_ms: u64,
+    /// Pause between two scans over all chunks.
+    pub scan_every_ms: u64,
+    /// How long after its seal a chunk that nothing uses stays, while its session lives: it may still be about to name it.
+    pub collect_after_ms: u64,
+    /// A copy that its chunkserver should have reported by now is missing: so long after the seal.
+    pub settle_ms: u64,
+    /// Copies that a chunkserver gives or takes at a time.
+    pub copies_per_chunkserver: usize,
+    /// MiB in one second that one copy takes at most; 0 for as fast as it goes.
+    pub copy_mib_per_s: u64,
+    /// Copies are moved while a chunkserver is fuller than another one by more percent.
+    pub spread_percent: u32,
+}
+
+impl Default for HouseConfig {
+    fn default() -> Self {
+        Self {
+            grace_ms: 60_000,
+            scan_every_ms: 5_000,
+            collect_after_ms: 90_000,
+            settle_ms: 30_000,
+            copies_per_chunkserver: 2,
+            copy_mib_per_s: 64,
+            spread_percent: 10,
         }
     }
 }
@@ -176,6 +213,15 @@ impl MasterConfig {
                 "session_lease_ms",
                 "less than a second leaves no time for a failover; 10000 is usual",
             ));
+        }
+        if self.house.copies_per_chunkserver == 0 {
+            return Err(wrong("house.copies_per_chunkserver", "nothing would ever be repaired; 2 is usual"));
+        }
+        if self.house.scan_every_ms == 0 {
+            return Err(wrong("house.scan_every_ms", "scans need a pause; 5000 is usual"));
+        }
+        if !(1..=99).contains(&self.house.spread_percent) {
+            return Err(wrong("house.spread_percent", "it must lie between 1 and 99; 10 is usual"));
         }
         self.raft_is_well()?;
         Ok(())
@@ -320,6 +366,8 @@ address = "127.0.0.1:7001"
             let error = MasterConfig::parse(&text).unwrap_err().to_string();
             assert!(error.contains(setting), "{to}: {error}");
         }
+        let text = format!("{GOOD}[house]\nspread_percent = 0\n");
+        assert!(MasterConfig::parse(&text).unwrap_err().to_string().contains("house.spread_percent"));
         let text = format!("{GOOD}[raft]\nheartbeat_ms = 500\n");
         assert!(MasterConfig::parse(&text).unwrap_err().to_string().contains("raft.election_min_ms"));
     }

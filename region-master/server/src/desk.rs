@@ -2,13 +2,18 @@
 //! sections and no waiting inside owns it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use mooseng_chunk::ticket::Key;
 use mooseng_ports::clock::BootTime;
 use mooseng_region::registry::{self, Beat, BeatRefused, CopyFacts, DiskFacts, Registry};
+use mooseng_region::promises::PromiseTable;
 use mooseng_region::sessions::{self, SessionTable};
-use mooseng_wire::ChunkId;
-use mooseng_wire::admin::{ChunkReport, HeartbeatRequest, SealCommand};
+use mooseng_wire::{ChunkId, SessionId};
+use mooseng_wire::admin::{
+    ChunkReport, ChunkserverCommand, DeleteCommand, HeartbeatRequest, HouseStatus, SealCommand,
+    chunkserver_command,
+};
 
 use crate::ids::IdPool;
 
@@ -16,6 +21,12 @@ use crate::ids::IdPool;
 const SEALS_PER_SERVER_MAX: usize = 10_000;
 /// Commands in one heartbeat's answer.
 const COMMANDS_MAX: usize = 256;
+/// Deletions that wait to be told to one chunkserver at most. Beyond it they are found again.
+const DELETIONS_PER_SERVER_MAX: usize = 10_000;
+/// Copies that are gone and of which nobody has taken note. Beyond it they are deleted, and reported, again.
+const GONE_MAX: usize = 100_000;
+/// A deletion that isn't confirmed so long after it was told is told again.
+const DELETE_AGAIN: Duration = Duration::from_secs(5);
 /// Unsealed copies from inventories that wait for a look at their records. Beyond it they wait for the next inventory.
 const UNSEALED_MAX: usize = 100_000;
 
@@ -28,6 +39,22 @@ pub struct ChunkCounts {
     pub endangered: u64,
     /// None.
     pub unavailable: u64,
+}
+
+/// What the leader's house-keeping tells of itself.
+#[derive(Clone, Debug, Default)]
+pub struct House {
+    /// Figures.
+    pub status: HouseStatus,
+    /// By chunkserver, how many chunks' locations name it, as of the last complete scan.
+    pub located: BTreeMap<String, u64>,
+}
+
+/// A copy that is to be deleted.
+#[derive(Clone, Copy, Debug)]
+struct Deletion {
+    epoch: u64,
+    told: Option<BootTime>,
 }
 
 /// A seal that a chunkserver has yet to hear of.
@@ -45,6 +72,10 @@ pub struct Desk {
     pub serving: Option<u64>,
     /// Sessions. Only a leader's are true.
     pub sessions: SessionTable,
+    /// What sessions are promised.
+    pub promises: PromiseTable,
+    /// Sessions of which an earlier custodian knew and that haven't answered this one yet.
+    pub unanswered: BTreeSet<SessionId>,
     /// Chunkservers. Every master's own.
     pub registry: Registry,
     /// Fresh ids.
@@ -53,6 +84,12 @@ pub struct Desk {
     pub keys: Vec<Key>,
     /// The result of the last complete scan.
     pub counts: ChunkCounts,
+    /// What house-keeping tells.
+    pub house: House,
+    /// Copies to be deleted, by chunkserver.
+    deletions: BTreeMap<String, BTreeMap<ChunkId, Deletion>>,
+    /// Copies whose chunkserver has said that they are gone, since house-keeping last asked.
+    gone: Vec<(ChunkId, String)>,
     /// Seals by chunkserver.
     seals: BTreeMap<String, BTreeMap<ChunkId, Seal>>,
     /// Copies that an inventory calls unsealed.
@@ -69,10 +106,15 @@ impl Desk {
         Self {
             serving: None,
             sessions: SessionTable::new(sessions),
+            promises: PromiseTable::new(mooseng_region::promises::Limits::default()),
+            unanswered: BTreeSet::new(),
             registry: Registry::new(registry::Limits::default()),
             ids: IdPool::default(),
             keys: Vec::new(),
             counts: ChunkCounts::default(),
+            house: House::default(),
+            deletions: BTreeMap::new(),
+            gone: Vec::new(),
             seals: BTreeMap::new(),
             unsealed: BTreeSet::new(),
             left_out: BTreeSet::new(),
@@ -84,45 +126,120 @@ impl Desk {
     pub fn follow(&mut self) {
         self.serving = None;
         self.sessions.follow();
+        self.promises.clear();
+        self.unanswered.clear();
         self.ids = IdPool::default();
         self.seals.clear();
         self.compared.clear();
         self.counts = ChunkCounts::default();
+        self.house = House::default();
+        self.deletions.clear();
+        self.gone.clear();
+    }
+
+    /// A session is gone: nobody waits for it any more.
+    pub fn forget_session(&mut self, id: SessionId) {
+        self.promises.drop_session(id);
+        self.unanswered.remove(&id);
     }
 
     /// Takes a heartbeat in. Answers whether an inventory is wanted.
     pub fn beat(&mut self, now: BootTime, request: HeartbeatRequest) -> Result<bool, BeatRefused> {
         let name = request.chunkserver.clone();
         let (page, more) = (request.inventory_page, request.more);
-        let reports: Vec<ChunkReport> = request.inventory.clone();
+        let corrupt: BTreeSet<u64> = request.corrupt.iter().copied().collect();
+        let facts = |r: &ChunkReport| {
+            let corrupt = corrupt.contains(&r.chunk);
+            (ChunkId(r.chunk), CopyFacts { length: r.length, sealed: r.sealed, epoch: r.epoch, corrupt })
+        };
+        let copies: Vec<(ChunkId, CopyFacts)> = request.inventory.iter().map(facts).collect();
+        let changed: Vec<(ChunkId, CopyFacts)> = request.changed.iter().map(facts).collect();
+        let gone: Vec<ChunkId> = request.gone.iter().copied().map(ChunkId).collect();
         let beaten = self.registry.beat(now, beat_of(request))?;
-        if !page {
-            // Seals that an earlier leader decided and didn't get through are known from the store alone: a new leader compares anew.
-            return Ok(beaten.want_inventory || (self.serving.is_some() && !self.compared.contains(&name)));
-        }
-        let mut all_noted = true;
-        for report in reports.iter().filter(|r| !r.sealed) {
-            let copy = (name.clone(), ChunkId(report.chunk));
-            if self.unsealed.contains(&copy) {
+        for (chunk, copy) in copies.iter().chain(&changed) {
+            let entry = (name.clone(), *chunk);
+            if copy.sealed || copy.corrupt || self.unsealed.contains(&entry) {
                 continue;
             }
             if self.unsealed.len() < UNSEALED_MAX {
-                self.unsealed.insert(copy);
+                self.unsealed.insert(entry);
             } else {
-                all_noted = false;
+                self.left_out.insert(name.clone());
+                self.compared.remove(&name);
             }
         }
-        if !all_noted {
-            self.left_out.insert(name.clone());
+        let want_inventory = if page {
+            if !more && !self.left_out.remove(&name) && self.serving.is_some() {
+                self.compared.insert(name.clone());
+            }
+            !self.registry.inventory(now, &name, copies, more)
+        } else {
+            // Seals that an earlier leader decided and didn't get through are known from the store alone: a new leader compares anew.
+            beaten.want_inventory || (self.serving.is_some() && !self.compared.contains(&name))
+        };
+        self.registry.changed(&name, &changed, &gone);
+        for chunk in gone {
+            self.is_gone(&name, chunk);
         }
-        if !more && !self.left_out.remove(&name) && self.serving.is_some() {
-            self.compared.insert(name.clone());
+        Ok(want_inventory)
+    }
+
+    /// A copy is to be deleted: its chunkserver hears of it with its heartbeats until it says that it is gone.
+    pub fn want_deletion(&mut self, chunkserver: &str, chunk: ChunkId, epoch: u64) {
+        let waiting = self.deletions.entry(chunkserver.to_owned()).or_default();
+        if waiting.len() < DELETIONS_PER_SERVER_MAX {
+            waiting.entry(chunk).or_insert(Deletion { epoch, told: None });
         }
-        let copies = reports
-            .into_iter()
-            .map(|r| (ChunkId(r.chunk), CopyFacts { length: r.length, sealed: r.sealed, epoch: r.epoch }));
-        let complete = self.registry.inventory(now, &name, copies, more);
-        Ok(!complete)
+    }
+
+    /// Whether a chunkserver is told to delete its copy of a chunk.
+    pub fn is_deleting(&self, chunkserver: &str, chunk: ChunkId) -> bool {
+        self.deletions.get(chunkserver).is_some_and(|waiting| waiting.contains_key(&chunk))
+    }
+
+    /// The chunkservers that are told to delete their copies of a chunk.
+    pub fn deleting(&self, chunk: ChunkId) -> BTreeSet<String> {
+        let waits = |(_, waiting): &(&String, &BTreeMap<ChunkId, Deletion>)| waiting.contains_key(&chunk);
+        self.deletions.iter().filter(waits).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Forgets what a chunkserver was to delete: it is lost. Its inventory is looked at when it comes back.
+    pub fn forget_deletions(&mut self, chunkserver: &str) {
+        self.deletions.remove(chunkserver);
+    }
+
+    fn is_gone(&mut self, chunkserver: &str, chunk: ChunkId) {
+        let Some(waiting) = self.deletions.get_mut(chunkserver) else { return };
+        if waiting.remove(&chunk).is_some() && self.gone.len() < GONE_MAX {
+            self.gone.push((chunk, chunkserver.to_owned()));
+        }
+        if waiting.is_empty() {
+            self.deletions.remove(chunkserver);
+        }
+    }
+
+    /// Copies that were to be deleted and are gone, each once.
+    pub fn take_gone(&mut self, most: usize) -> Vec<(ChunkId, String)> {
+        let n = self.gone.len().min(most);
+        self.gone.drain(..n).collect()
+    }
+
+    /// The commands that go with a heartbeat's answer. Only for a leader that is in office.
+    pub fn take_commands(&mut self, chunkserver: &str, now: BootTime) -> Vec<ChunkserverCommand> {
+        let seals = self.take_seals(chunkserver).into_iter().map(chunkserver_command::Command::Seal);
+        let mut commands: Vec<chunkserver_command::Command> = seals.collect();
+        if let Some(waiting) = self.deletions.get_mut(chunkserver) {
+            let due = waiting
+                .iter_mut()
+                .filter(|(_, d)| d.told.is_none_or(|told| now.since(told) >= DELETE_AGAIN))
+                .take(COMMANDS_MAX);
+            for (chunk, deletion) in due {
+                deletion.told = Some(now);
+                let delete = DeleteCommand { chunk: chunk.0, epoch: deletion.epoch };
+                commands.push(chunkserver_command::Command::Delete(delete));
+            }
+        }
+        commands.into_iter().map(|command| ChunkserverCommand { command: Some(command) }).collect()
     }
 
     /// Copies that an inventory called unsealed, to be compared with their records.
@@ -256,6 +373,25 @@ mod tests {
         desk.follow();
         desk.serving = Some(2);
         assert!(desk.beat(now, request(false, vec![])).unwrap());
+    }
+
+    #[test]
+    fn deletions_are_told_until_they_are_confirmed() {
+        let mut desk = Desk::new(sessions::Limits::default());
+        let at = |s| BootTime(Duration::from_secs(s));
+        let beat = |gone| HeartbeatRequest { chunkserver: "a".into(), gone, ..HeartbeatRequest::default() };
+        desk.beat(at(0), beat(vec![])).unwrap();
+        desk.want_deletion("a", ChunkId(1), 1);
+        desk.want_deletion("a", ChunkId(1), 1);
+        assert!(desk.is_deleting("a", ChunkId(1)) && !desk.is_deleting("b", ChunkId(1)));
+        assert_eq!(desk.deleting(ChunkId(1)), BTreeSet::from(["a".to_owned()]));
+        assert_eq!(desk.take_commands("a", at(0)).len(), 1);
+        assert_eq!(desk.take_commands("a", at(1)).len(), 0, "an answer is under way");
+        assert_eq!(desk.take_commands("a", at(6)).len(), 1, "it got lost");
+        desk.beat(at(7), beat(vec![1, 2])).unwrap();
+        assert!(desk.take_commands("a", at(20)).is_empty());
+        assert_eq!(desk.take_gone(9), [(ChunkId(1), "a".to_owned())], "what nobody asked for isn't news");
+        assert!(desk.take_gone(9).is_empty());
     }
 
     #[test]

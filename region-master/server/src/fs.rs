@@ -1,6 +1,7 @@
 //! Filesystem requests of sessions.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use mooseng_namespace::{Ids, OpContext, SessionCall, is_change, needs_chunk, needs_inode};
 use mooseng_region::placement::{self, TooFew, Unusable, Wish};
@@ -17,6 +18,7 @@ use tokio::time::Instant;
 
 use crate::errors::{denied, driver_failed, refused};
 use crate::master::{HOME_EPOCH, Master};
+use crate::promises::{self, Beside, ChangeGate};
 use crate::{places, seals};
 
 /// Linux' ESTALE.
@@ -43,7 +45,7 @@ pub async fn read(
             let inode = InodeId(open.inode);
             match master.desk(|desk| desk.sessions.open(now, id, incarnation, identity, inode)) {
                 Ok(()) => Some(inode),
-                Err(Refusal::Reaping(_)) => return answer(master, term, errno(ESTALE), 0),
+                Err(Refusal::Reaping(_)) => return answer(master, term, errno(ESTALE), 0, Beside::default()),
                 Err(refusal) => return Err(refused(&refusal)),
             }
         }
@@ -63,13 +65,21 @@ pub async fn read(
     if matches!(fs.op, Some(Op::StatFs(_))) {
         context.capacity = master.capacity();
     }
-    let (mut reply, version) = master
-        .driver
-        .run(call, &context, fs, deadline)
-        .await
-        .map_err(|e| driver_failed(&e, || master.not_leader()))?;
+    promises::custody_settled(master, deadline).await?;
+    let (mut reply, version, beside) = loop {
+        let (mut reply, version) = master
+            .driver
+            .run(call, &context, fs, deadline)
+            .await
+            .map_err(|e| driver_failed(&e, || master.not_leader()))?;
+        if let Some(beside) =
+            promises::admit_read(master, term, id, fs, &mut reply, version.0, deadline).await?
+        {
+            break (reply, version, beside);
+        }
+    };
     complete(master, &mut reply, id);
-    let answer = answer(master, term, reply, version.0)?;
+    let answer = answer(master, term, reply, version.0, beside)?;
     let refused = matches!(answer.reply.as_ref().and_then(|r| r.reply.as_ref()), Some(Reply::Errno(_)));
     if let Some(opened) = &mut opened
         && !refused
@@ -96,7 +106,7 @@ impl Drop for Opened<'_> {
 
 /// Answers a change.
 pub async fn change(
-    master: &Master,
+    master: &Arc<Master>,
     identity: &str,
     request: Request,
     deadline: Instant,
@@ -132,23 +142,30 @@ pub async fn change(
         }
         _ => None,
     };
+    promises::custody_settled(master, deadline).await?;
+    let gate = ChangeGate::new(master.clone(), term, call.session, call.number);
+    // A failure leaves the gate to its end: whether the change committed may not be known.
     let (mut reply, version) = master
         .driver
-        .run(call, &context, fs, deadline)
+        .run_through(call, &context, fs, &gate, deadline)
         .await
         .map_err(|e| driver_failed(&e, || master.not_leader()))?;
+    let beside = gate.committed(fs, &reply, version.0);
     if let Some(told) = sealing
         && matches!(reply.reply, Some(Reply::Done(_)))
     {
         seals::tell(master, told);
     }
     complete(master, &mut reply, call.session);
-    answer(master, term, reply, version.0)
+    answer(master, term, reply, version.0, beside)
 }
 
 fn admitted(master: &Master, request: &Request) -> Result<u64, CallError> {
     let term = master.serving()?;
     master.custody_is_ours(term, request.custody_epoch)?;
+    master.desk(|desk| {
+        desk.promises.settle(SessionId(request.session), RequestNumber(request.oldest_unanswered));
+    });
     // Session 0 is the master itself, for which no rights are checked.
     if request.session == 0 {
         return Err(call_error(ErrorCode::InvalidRequest, "the request names no session; open one first"));
@@ -186,9 +203,16 @@ fn complete(master: &Master, reply: &mut FsReply, session: SessionId) {
     }
 }
 
-fn answer(master: &Master, term: u64, reply: FsReply, read_version: u64) -> Result<Response, CallError> {
+fn answer(
+    master: &Master,
+    term: u64,
+    reply: FsReply,
+    read_version: u64,
+    beside: Beside,
+) -> Result<Response, CallError> {
     master.may_answer(term)?;
-    Ok(Response { reply: Some(reply), grant: 0, read_version })
+    let Beside { number, granted, changed } = beside;
+    Ok(Response { reply: Some(reply), grant: number, read_version, granted, changed })
 }
 
 fn ids(master: &Master, fs: &FsRequest) -> Result<Ids, CallError> {

@@ -1,15 +1,17 @@
 //! What a leader does besides answering: it reads its records before it serves, then keeps house until it leads no more.
 //!
 //! ```text
-//!  leadership(term) -> format, ticket keys, ids, sessions -> serving(term) -> every tick: lapse, reap, forget, scan, ids
+//!  leadership(term) -> format, ticket keys, ids, sessions -> serving(term) -> every tick: lapse, reap, forget; ids; house
 //!        \--> lost: forget everything that only a leader may know
 //! ```
+//!
+//! Chunks and their copies are looked after by [`crate::house`].
 
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use futures::future::join_all;
-use mooseng_namespace::upkeep::{self, ChunkListing};
+use mooseng_namespace::upkeep;
 use mooseng_namespace::{OpError, SessionCall, format, sessions as records};
 use mooseng_region::sessions::Recorded;
 use mooseng_schema::dirent::HashKey;
@@ -20,21 +22,19 @@ use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::{FsRequest, Reap};
 use mooseng_wire::method::Method;
 use mooseng_wire::session::{Renew, Renewed};
-use mooseng_wire::{ChunkId, Incarnation, InodeId, Role, SessionId, VolumeId};
+use mooseng_wire::{Incarnation, InodeId, Role, SessionId, VolumeId};
 use rand::{Rng, RngCore};
 use tokio::time::Instant;
 
-use crate::desk::{ChunkCounts, Seal};
 use crate::errors::{driver_failed, record_failed};
 use crate::fs::context;
-use crate::ids;
+use crate::{house, ids};
 use crate::master::{HOME_EPOCH, Master};
 use crate::records::transact;
-use crate::seals;
 use crate::sessions::recorded;
 use crate::tickets;
 
-/// How often sessions are looked at, and the scan goes on.
+/// How often sessions are looked at.
 const TICK: Duration = Duration::from_millis(200);
 /// How often inodes are freed.
 const REAP_EVERY: Duration = Duration::from_secs(1);
@@ -48,12 +48,7 @@ const FORGET_EVERY: Duration = Duration::from_secs(600);
 const KEEP_LAPSED_NS: i64 = 24 * 3600 * 1_000_000_000;
 /// Sessions read at a time.
 const SESSIONS_PAGE: usize = 500;
-/// Chunks that a scan looks at in one tick.
-const SCAN_PAGE: usize = 256;
-/// Pause between scans.
-const SCAN_EVERY: Duration = Duration::from_secs(5);
-/// Unsealed copies of inventories looked at in one tick.
-const UNSEALED_MAX: usize = 64;
+
 /// How long a piece of housekeeping may wait for the store.
 const HOUSEKEEPING_WITHIN: Duration = Duration::from_secs(10);
 const PROBE_EVERY: Duration = Duration::from_secs(1);
@@ -104,7 +99,7 @@ async fn lead(master: &Master, term: u64) {
     master.metrics.leaderships.inc();
     master.metrics.leading.set(1);
     tracing::info!(term, sessions = master.desk(|desk| desk.sessions.len()), "this master leads and serves");
-    tokio::join!(keep_house(master), reserve_ids(master));
+    tokio::join!(keep_house(master), reserve_ids(master), house::run(master, term));
 }
 
 async fn prepare(master: &Master, term: u64) -> Result<(), CallError> {
@@ -121,6 +116,7 @@ async fn prepare(master: &Master, term: u64) -> Result<(), CallError> {
         tracing::info!("made the root volume");
     }
     let keys = tickets::load(&master.store).await.map_err(|e| record_failed(&e))?;
+    let draining = house::drain::load(master).await?;
     let sessions = all_sessions(master).await?;
     let mut fresh = Vec::new();
     for kind in crate::ids::IdPool::default().low() {
@@ -129,12 +125,18 @@ async fn prepare(master: &Master, term: u64) -> Result<(), CallError> {
     master.desk(|desk| {
         desk.follow();
         desk.keys = keys;
+        desk.registry.set_draining(draining);
         for (kind, range) in fresh {
             desk.ids.add(kind, range);
         }
         // Lapsed ones are brought back by their next OpenSession.
         let held = sessions.into_iter().filter(|(_, record)| record.lapsed_ns.is_none());
-        let held = held.map(|(id, record)| recorded(id, Incarnation(record.incarnation), record));
+        let held: Vec<Recorded> =
+            held.map(|(id, record)| recorded(id, Incarnation(record.incarnation), record)).collect();
+        for recorded in &held {
+            desk.promises.add_session(recorded.session);
+            desk.unanswered.insert(recorded.session);
+        }
         desk.sessions.lead(master.clock.boot(), held);
         desk.serving = Some(term);
     });
@@ -189,9 +191,6 @@ struct House {
     orphans_after: Option<InodeId>,
     trims_after: Option<InodeId>,
     next_forget: Instant,
-    next_scan: Instant,
-    scan_after: Option<ChunkId>,
-    scanned: ChunkCounts,
     lapsed: Vec<Recorded>,
 }
 
@@ -203,9 +202,6 @@ impl House {
             orphans_after: None,
             trims_after: None,
             next_forget: now + FORGET_EVERY,
-            next_scan: now + SCAN_EVERY,
-            scan_after: None,
-            scanned: ChunkCounts::default(),
             lapsed: Vec::new(),
         }
     }
@@ -222,10 +218,6 @@ impl House {
             self.next_forget = Instant::now() + FORGET_EVERY;
             troubles.extend(forget_sessions(master).await.err());
         }
-        if Instant::now() >= self.next_scan {
-            troubles.extend(self.scan(master).await.err());
-        }
-        troubles.extend(match_inventories(master).await.err());
         for error in troubles {
             tracing::info!(error = %error.message, "a piece of housekeeping failed and is tried again");
         }
@@ -233,7 +225,16 @@ impl House {
 
     /// Notes lapsed sessions in the store, so that nothing of theirs that is still under way commits.
     async fn lapse(&mut self, master: &Master) {
-        let lapsed = master.desk(|desk| desk.sessions.lapse(master.clock.boot()));
+        let lapsed = master.desk(|desk| {
+            let lapsed = desk.sessions.lapse(master.clock.boot());
+            for recorded in &lapsed {
+                desk.forget_session(recorded.session);
+            }
+            lapsed
+        });
+        if !lapsed.is_empty() {
+            master.recalls_answered.notify_waiters();
+        }
         for session in &lapsed {
             tracing::info!(session = session.session.0, host = session.host, "a session's lease ran out");
             master.metrics.lapsed.inc();
@@ -311,64 +312,6 @@ impl House {
         }
         Ok(())
     }
-
-    /// One page of a scan over all chunks: counts them by their reachable copies, and seals those whose session is gone.
-    async fn scan(&mut self, master: &Master) -> Result<(), CallError> {
-        let after = self.scan_after;
-        let page = transact(&master.store, |tx| async move {
-            let page = upkeep::list_chunks(&tx, ROOT_VOLUME, after, SCAN_PAGE).await?;
-            Ok((tx, page))
-        })
-        .await
-        .map_err(|e| record_failed(&e))?;
-        let mut abandoned = Vec::new();
-        master.desk(|desk| {
-            let now = master.clock.boot();
-            let alive = desk.alive(now);
-            let grace = desk.sessions.in_grace(now);
-            for listing in &page {
-                let owner = SessionId(listing.record.owner);
-                if !listing.record.sealed && !grace && !desk.sessions.holds(owner) {
-                    abandoned.push(listing.clone());
-                }
-                if listing.record.sealed && listing.record.length == 0 {
-                    continue;
-                }
-                let reachable = reachable_copies(listing, &desk.registry, &alive);
-                self.scanned.chunks += 1;
-                self.scanned.endangered += u64::from(reachable < master.config.copies);
-                self.scanned.unavailable += u64::from(reachable == 0);
-            }
-        });
-        self.scan_after = page.last().map(|listing| listing.chunk);
-        if page.len() < SCAN_PAGE {
-            let counts = std::mem::take(&mut self.scanned);
-            master.desk(|desk| desk.counts = counts);
-            self.scan_after = None;
-            self.next_scan = Instant::now() + SCAN_EVERY;
-        }
-        // A session that lapsed is noted in the store first: its writes must be refused before its chunks' lengths are looked for.
-        if self.lapsed.is_empty() {
-            for listing in abandoned {
-                seals::abandon(master, &listing).await?;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Copies whose chunkserver sends heartbeats and doesn't call its copy too short.
-fn reachable_copies(
-    listing: &ChunkListing,
-    registry: &mooseng_region::Registry,
-    alive: &std::collections::BTreeSet<String>,
-) -> usize {
-    let whole = |name: &&String| {
-        let copy = registry.get(name).and_then(|server| server.copy(listing.chunk));
-        !copy.is_some_and(|copy| copy.sealed && copy.length < listing.record.length)
-    };
-    let copies = listing.location.as_ref().map(|l| l.copies.as_slice()).unwrap_or_default();
-    copies.iter().filter(|name| alive.contains(*name)).filter(whole).count()
 }
 
 /// Lets opens go again when the reap is over.
@@ -409,19 +352,6 @@ async fn forget_sessions(master: &Master) -> Result<(), CallError> {
         })
         .await
         .map_err(|e| record_failed(&e))?;
-    }
-    Ok(())
-}
-
-/// Tells chunkservers of seals that they missed: their inventory calls a sealed chunk unsealed.
-async fn match_inventories(master: &Master) -> Result<(), CallError> {
-    for (chunkserver, chunk) in master.desk(|desk| desk.take_unsealed(UNSEALED_MAX)) {
-        let Some(listing) = seals::load(master, chunk).await? else { continue };
-        if listing.record.sealed {
-            let epoch = listing.location.map_or(HOME_EPOCH.0, |l| l.epoch);
-            let seal = Seal { length: listing.record.length, epoch };
-            master.desk(|desk| desk.want_seal(&chunkserver, chunk, seal));
-        }
     }
     Ok(())
 }

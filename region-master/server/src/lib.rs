@@ -13,8 +13,9 @@
 //! - [`master`]: its parts, and whether an answer may leave.
 //! - [`credentials`]: who of the region has which certificate and revocation list.
 //! - [`desk`]: what it keeps in memory.
-//! - [`lead`]: what a leader does besides answering.
+//! - [`lead`]: what a leader does besides answering. [`house`]: chunks and their copies.
 //! - [`service`], [`sessions`], [`fs`]: the framed stream. [`rpc`], [`status`]: gRPC.
+//! - [`promises`]: recalls, grants, and the gate before a commit.
 //! - [`seals`], [`places`], [`tickets`], [`ids`], [`records`]: chunks' ends, their addresses and tickets, fresh ids, own transactions.
 //! - [`errors`]: what callers are told. [`metrics`]: figures.
 
@@ -23,11 +24,13 @@ pub mod credentials;
 pub mod desk;
 pub mod errors;
 pub mod fs;
+pub mod house;
 pub mod ids;
 pub mod lead;
 pub mod master;
 pub mod metrics;
 pub mod places;
+pub mod promises;
 pub mod records;
 pub mod rpc;
 pub mod seals;
@@ -37,6 +40,6 @@ pub mod sessions;
 pub mod status;
 pub mod tickets;
 
-pub use config::{ConfigError, MasterConfig, MemberConfig, RaftConfig};
+pub use config::{ConfigError, HouseConfig, MasterConfig, MemberConfig, RaftConfig};
 pub use errors::not_built;
 pub use server::{MasterServer, Ports, StartError};

@@ -17,6 +17,7 @@ use crate::config::MasterConfig;
 use crate::desk::Desk;
 use crate::errors::{denied, not_leader};
 use crate::metrics::Metrics;
+use crate::promises::Connections;
 
 /// The home epoch of every volume until regions can take over from each other.
 pub const HOME_EPOCH: Epoch = Epoch(1);
@@ -48,6 +49,10 @@ pub struct Master {
     pub ids_low: Notify,
     /// Seals to be told to chunkservers.
     pub seals: mpsc::Sender<crate::seals::Told>,
+    /// Sessions' connections.
+    pub connections: Connections,
+    /// Rung when a recall was answered, a session went, or a change ended.
+    pub recalls_answered: Notify,
     /// What the other masters told of their certificates and revocation lists.
     pub told: crate::credentials::Told,
     /// Masters that answered the last probe, by id.
@@ -93,6 +98,8 @@ impl Master {
             shutdown: parts.shutdown,
             ids_low: Notify::new(),
             seals: parts.seals,
+            connections: Connections::default(),
+            recalls_answered: Notify::new(),
             told: crate::credentials::Told::default(),
             reachable: Mutex::default(),
             desk: Mutex::new(Desk::new(limits)),

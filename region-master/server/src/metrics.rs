@@ -25,9 +25,21 @@ pub const NAMES: &[Name] = &[
     CHUNKS_ENDANGERED,
     CHUNKS_UNAVAILABLE,
     SEALS_WAITING,
+    COPIES_WAITING,
+    COPIES_UNDER_WAY,
+    ENDANGERED_OLDEST_SECONDS,
+    CHUNKS_DEAD,
+    CHUNK_BYTES,
+    CHUNK_BYTES_LIVE,
+    COPIES_MADE,
+    COPIED_BYTES,
+    COPIES_FAILED,
+    COPIES_DROPPED,
+    CHUNKS_BURIED,
     REAPED,
     LAPSED,
     LEADERSHIPS,
+    RECALLS,
 ];
 
 const REQUESTS: Name = Name("mooseng_master_requests", "Requests on framed streams, by method");
@@ -53,10 +65,34 @@ const CHUNKS_UNAVAILABLE: Name = Name(
 );
 const SEALS_WAITING: Name =
     Name("mooseng_master_seals_waiting", "Seals that chunkservers have yet to hear of");
+const COPIES_WAITING: Name =
+    Name("mooseng_master_copies_waiting", "Chunks that wait for a copy: repair, draining, rebalancing");
+const COPIES_UNDER_WAY: Name = Name("mooseng_master_copies_under_way", "Copies that are being made");
+const ENDANGERED_OLDEST_SECONDS: Name = Name(
+    "mooseng_master_endangered_oldest_seconds",
+    "Seconds for which the chunk that has been endangered longest has been so",
+);
+const CHUNKS_DEAD: Name =
+    Name("mooseng_master_chunks_dead", "Chunks that nothing uses, whose copies are still to be deleted");
+const CHUNK_BYTES: Name =
+    Name("mooseng_master_chunk_bytes", "Bytes of sealed chunks, as of the last complete scan");
+const CHUNK_BYTES_LIVE: Name = Name(
+    "mooseng_master_chunk_bytes_live",
+    "Bytes of sealed chunks that extents name, as of the last complete scan",
+);
+const COPIES_MADE: Name = Name("mooseng_master_copies_made", "Copies made by house-keeping");
+const COPIED_BYTES: Name = Name("mooseng_master_copied_bytes", "Bytes copied by house-keeping");
+const COPIES_FAILED: Name = Name("mooseng_master_copies_failed", "Copies that house-keeping couldn't make");
+const COPIES_DROPPED: Name =
+    Name("mooseng_master_copies_dropped", "Copies dropped by house-keeping, once there were enough others");
+const CHUNKS_BURIED: Name =
+    Name("mooseng_master_chunks_buried", "Chunks that nothing used any more and that were given up");
 const REAPED: Name = Name("mooseng_master_inodes_reaped", "Inodes without name or open that were freed");
 const LAPSED: Name = Name("mooseng_master_sessions_lapsed", "Sessions whose lease ran out");
 const LEADERSHIPS: Name =
     Name("mooseng_master_leaderships", "Times that this master began to serve as the leader");
+
+const RECALLS: Name = Name("mooseng_master_recalls", "Recalls of promises that were sent, repeated ones included");
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Method {
@@ -91,12 +127,36 @@ pub struct Metrics {
     pub chunks_unavailable: Gauge,
     /// Seals waiting.
     pub seals_waiting: Gauge,
+    /// Chunks that wait for a copy.
+    pub copies_waiting: Gauge,
+    /// Copies being made.
+    pub copies_under_way: Gauge,
+    /// Age of the oldest danger.
+    pub endangered_oldest_seconds: Gauge,
+    /// Dead chunks.
+    pub chunks_dead: Gauge,
+    /// Bytes of sealed chunks.
+    pub chunk_bytes: Gauge,
+    /// Those that are used.
+    pub chunk_bytes_live: Gauge,
+    /// Copies made.
+    pub copies_made: Counter,
+    /// Their bytes.
+    pub copied_bytes: Counter,
+    /// Copies that failed.
+    pub copies_failed: Counter,
+    /// Copies dropped.
+    pub copies_dropped: Counter,
+    /// Chunks buried.
+    pub chunks_buried: Counter,
     /// Inodes reaped.
     pub reaped: Counter,
     /// Sessions lapsed.
     pub lapsed: Counter,
     /// Leaderships begun.
     pub leaderships: Counter,
+    /// Recalls sent.
+    pub recalls: Counter,
 }
 
 impl Metrics {
@@ -114,9 +174,21 @@ impl Metrics {
             chunks_endangered: Gauge::default(),
             chunks_unavailable: Gauge::default(),
             seals_waiting: Gauge::default(),
+            copies_waiting: Gauge::default(),
+            copies_under_way: Gauge::default(),
+            endangered_oldest_seconds: Gauge::default(),
+            chunks_dead: Gauge::default(),
+            chunk_bytes: Gauge::default(),
+            chunk_bytes_live: Gauge::default(),
+            copies_made: Counter::default(),
+            copied_bytes: Counter::default(),
+            copies_failed: Counter::default(),
+            copies_dropped: Counter::default(),
+            chunks_buried: Counter::default(),
             reaped: Counter::<u64, AtomicU64>::default(),
             lapsed: Counter::default(),
             leaderships: Counter::default(),
+            recalls: Counter::default(),
         };
         let m = metrics.clone();
         registry.register(REQUESTS.0, REQUESTS.1, m.requests);
@@ -131,11 +203,29 @@ impl Metrics {
             (CHUNKS_ENDANGERED, m.chunks_endangered),
             (CHUNKS_UNAVAILABLE, m.chunks_unavailable),
             (SEALS_WAITING, m.seals_waiting),
+            (COPIES_WAITING, m.copies_waiting),
+            (COPIES_UNDER_WAY, m.copies_under_way),
+            (ENDANGERED_OLDEST_SECONDS, m.endangered_oldest_seconds),
+            (CHUNKS_DEAD, m.chunks_dead),
+            (CHUNK_BYTES, m.chunk_bytes),
+            (CHUNK_BYTES_LIVE, m.chunk_bytes_live),
         ];
+        let house = [
+            (COPIES_MADE, m.copies_made),
+            (COPIED_BYTES, m.copied_bytes),
+            (COPIES_FAILED, m.copies_failed),
+            (COPIES_DROPPED, m.copies_dropped),
+            (CHUNKS_BURIED, m.chunks_buried),
+        ];
+        for (name, counter) in house {
+            registry.register(name.0, name.1, counter);
+        }
         for (name, gauge) in gauges {
             registry.register(name.0, name.1, gauge);
         }
-        for (name, counter) in [(REAPED, m.reaped), (LAPSED, m.lapsed), (LEADERSHIPS, m.leaderships)] {
+        let counters =
+            [(REAPED, m.reaped), (LAPSED, m.lapsed), (LEADERSHIPS, m.leaderships), (RECALLS, m.recalls)];
+        for (name, counter) in counters {
             registry.register(name.0, name.1, counter);
         }
         metrics

@@ -9,16 +9,15 @@ use mooseng_transport::grpc::administration_server::Administration;
 use mooseng_transport::grpc::registry_server::Registry;
 use mooseng_transport::peer_of;
 use mooseng_wire::Role;
-use mooseng_wire::admin::chunkserver_command::Command;
 use mooseng_wire::admin::{
-    ChangeMembersReply, ChangeMembersRequest, ChunkserverCommand, CredentialReport, CredentialsRequest,
-    HeartbeatReply, HeartbeatRequest, StatusReply, StatusRequest, TicketKey, TransferLeaderReply,
-    TransferLeaderRequest,
+    DrainReply, DrainRequest,
+    ChangeMembersReply, ChangeMembersRequest, CredentialReport, CredentialsRequest, HeartbeatReply, HeartbeatRequest,
+    StatusReply, StatusRequest, TicketKey, TransferLeaderReply, TransferLeaderRequest,
 };
 use tonic::{Request, Response, Status};
 
 use crate::master::{HOME_EPOCH, Master};
-use crate::status;
+use crate::{house, status};
 
 /// How often chunkservers report.
 const HEARTBEAT_INTERVAL_MS: u32 = 500;
@@ -62,16 +61,19 @@ impl Registry for Rpc {
             return Err(Status::permission_denied(message));
         }
         let master = &self.0;
+        let now = master.clock.boot();
+        let term = master.serving().ok().filter(|term| master.may_answer(*term).is_ok());
         let reply = master.desk(|desk| {
             let want_inventory = desk
-                .beat(master.clock.boot(), request)
+                .beat(now, request)
                 .map_err(|e| Status::failed_precondition(e.to_string()))?;
-            let seals = desk.take_seals(&name).into_iter();
+            // A leader that was replaced meanwhile has nothing to command: its successor may have decided otherwise.
+            let custody = term.filter(|term| desk.serving == Some(*term)).unwrap_or(0);
+            let commands = if custody > 0 { desk.take_commands(&name, now) } else { Vec::new() };
             Ok::<_, Status>(HeartbeatReply {
                 want_inventory,
-                commands: seals
-                    .map(|seal| ChunkserverCommand { command: Some(Command::Seal(seal)) })
-                    .collect(),
+                custody,
+                commands,
                 ticket_keys: desk
                     .keys
                     .iter()
@@ -99,6 +101,16 @@ impl Administration for Rpc {
         self.allow(&request, &[Role::Admin, Role::Master])?;
         let own = self.0.network.credentials();
         own.map(Response::new).ok_or_else(|| Status::failed_precondition("this master has no certificate"))
+    }
+
+    async fn drain_chunkserver(
+        &self,
+        request: Request<DrainRequest>,
+    ) -> Result<Response<DrainReply>, Status> {
+        let who = self.allow(&request, &[Role::Admin])?;
+        let DrainRequest { chunkserver, drain } = request.into_inner();
+        tracing::info!(who, chunkserver, drain, "a chunkserver's draining is to change");
+        house::drain::set(&self.0, &chunkserver, drain).await.map(|located| Response::new(DrainReply { located }))
     }
 
     async fn change_members(

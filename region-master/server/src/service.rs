@@ -5,14 +5,14 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use mooseng_raft::RaftNode;
 use mooseng_transport::{Answer, Incoming, Service, call_error};
-use mooseng_wire::Role;
+use mooseng_wire::{Role, SessionId};
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::method::Method;
-use mooseng_wire::session::Renewed;
+use mooseng_wire::session::{Renew, Renewed};
 use tokio::time::Instant;
 
 use crate::master::Master;
-use crate::{fs, sessions};
+use crate::{fs, promises, sessions};
 
 /// Answers calls on framed streams.
 pub struct MasterService(pub Arc<Master>);
@@ -32,11 +32,15 @@ impl Service for MasterService {
         master.metrics.answered(method.as_str(), error, started.elapsed().as_secs_f64());
         answer
     }
+
+    fn disconnected(&self, connection: u64) {
+        self.0.connections.forget(connection);
+    }
 }
 
 impl MasterService {
     async fn answer(&self, incoming: Incoming) -> Result<Answer, CallError> {
-        let master = &*self.0;
+        let master = &self.0;
         // A master that asks whether this one is there (`lead::probe`).
         if incoming.method == Method::Renew && incoming.peer.identity.role == Role::Master {
             master.allow(&incoming.peer, &[Role::Master])?;
@@ -45,11 +49,22 @@ impl MasterService {
         master.allow(&incoming.peer, &[Role::Client, Role::Admin])?;
         let identity = incoming.peer.identity.to_string();
         let deadline = incoming.deadline;
+        let connection = incoming.connection.clone();
         match incoming.method {
             Method::OpenSession => {
-                sessions::open(master, identity, incoming.decode()?).await.map(|m| Answer::of(&m))
+                let opened = sessions::open(master, identity, incoming.decode()?).await?;
+                master.connections.note(SessionId(opened.session), &connection);
+                Ok(Answer::of(&opened))
             }
-            Method::Renew => sessions::renew(master, &identity, &incoming.decode()?).map(|m| Answer::of(&m)),
+            Method::AnswerRecalls => {
+                promises::answered(master, &identity, &incoming.decode()?).map(|m| Answer::of(&m))
+            }
+            Method::Renew => {
+                let request: Renew = incoming.decode()?;
+                let renewed = sessions::renew(master, &identity, &request)?;
+                master.connections.note(SessionId(request.session), &connection);
+                Ok(Answer::of(&renewed))
+            }
             Method::CloseSession => {
                 sessions::close(master, &identity, &incoming.decode()?).await.map(|m| Answer::of(&m))
             }

@@ -7,7 +7,7 @@ use mooseng_schema::session::SessionRecord;
 use mooseng_transport::call_error;
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::session::{CloseSession, OpenSession, Renew, Renewed, SessionClosed, SessionOpened};
-use mooseng_wire::{Incarnation, InodeId, SessionId};
+use mooseng_wire::{Incarnation, InodeId, RequestNumber, SessionId};
 
 use crate::errors::{denied, record_failed, refused};
 use crate::master::Master;
@@ -51,6 +51,13 @@ pub async fn open(
             };
             let Some(recorded) = desk.sessions.recorded(id).cloned() else { return Ok(Decided::FromRecord) };
             desk.sessions.admit(now, recorded.clone(), opens.iter().copied()).map_err(|r| refused(&r))?;
+            desk.promises.add_session(id);
+            // Only before a new custodian has answered anybody: nobody else can have been promised these.
+            if desk.unanswered.contains(&id) && !lapsed {
+                for inode in &request.exclusive {
+                    desk.promises.reclaim(id, InodeId(*inode));
+                }
+            }
             Ok(Decided::Admitted(recorded, lapsed))
         })?
     };
@@ -68,11 +75,16 @@ pub async fn open(
                     return Err(master.not_leader());
                 }
                 let now = master.clock.boot();
-                desk.sessions.admit(now, recorded.clone(), opens).map(|_| ()).map_err(|r| refused(&r))
+                desk.sessions.admit(now, recorded.clone(), opens).map(|_| ()).map_err(|r| refused(&r))?;
+                // A new life: what was promised to the one before is void.
+                desk.forget_session(recorded.session);
+                desk.promises.add_session(recorded.session);
+                Ok(())
             })?;
             (recorded, lapsed)
         }
     };
+    master.recalls_answered.notify_waiters();
     master.may_answer(term)?;
     Ok(SessionOpened {
         session: recorded.session.0,
@@ -158,7 +170,12 @@ pub fn renew(master: &Master, identity: &str, request: &Renew) -> Result<Renewed
     master.desk(|desk| {
         let now = master.clock.boot();
         let (id, incarnation) = (SessionId(request.session), Incarnation(request.incarnation));
-        desk.sessions.renew(now, id, incarnation, identity).map_err(|r| refused(&r))
+        desk.sessions.renew(now, id, incarnation, identity).map_err(|r| refused(&r))?;
+        desk.promises.settle(id, RequestNumber(request.oldest_unanswered));
+        if request.custody_epoch == term && desk.unanswered.remove(&id) {
+            master.recalls_answered.notify_waiters();
+        }
+        Ok::<_, CallError>(())
     })?;
     master.may_answer(term)?;
     Ok(Renewed { lease_ms: master.lease_ms(), custody_epoch: term })
@@ -193,8 +210,10 @@ pub async fn close(
         let there = desk.sessions.recorded(id).map(|r| r.incarnation.0);
         if there.is_some_and(|there| there <= incarnation) {
             desk.sessions.remove(id);
+            desk.forget_session(id);
         }
     });
+    master.recalls_answered.notify_waiters();
     master.may_answer(term)?;
     Ok(SessionClosed {})
 }

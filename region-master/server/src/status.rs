@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use mooseng_region::findings::{ChunkserverFacts, Facts, MasterFacts, findings};
 use mooseng_region::{Liveness, registry};
-use mooseng_wire::admin::{ChunkserverStatus, DiskReport, Finding, MasterStatus, SessionStatus, StatusReply};
 use mooseng_wire::{CHUNK_BYTES_MAX, Role};
+use mooseng_wire::admin::{ChunkserverStatus, DiskReport, Finding, MasterStatus, SessionStatus, StatusReply};
 
 use crate::credentials;
 use crate::master::Master;
@@ -26,7 +26,7 @@ pub fn of(master: &Master) -> StatusReply {
         detail: f.detail,
     });
     let now = master.clock.boot();
-    let (sessions, counts, chunkservers) = master.desk(|desk| {
+    let (sessions, counts, house, chunkservers) = master.desk(|desk| {
         let sessions: Vec<SessionStatus> = desk
             .sessions
             .views(now)
@@ -51,10 +51,12 @@ pub fn of(master: &Master) -> StatusReply {
             last_seen_ms: millis(now.since(server.last_beat)),
             disks: server.beat.disks.iter().map(disk).collect(),
             chunks: server.chunks(),
+            draining: desk.registry.is_draining(&server.beat.name),
+            located: desk.house.located.get(&server.beat.name).copied().unwrap_or(0),
             labels: server.beat.labels.clone().into_iter().collect(),
             credentials: server.beat.credentials.as_ref().map(credentials::report),
         });
-        (sessions, desk.counts, servers.collect())
+        (sessions, desk.counts, desk.house.status.clone(), servers.collect())
     });
     StatusReply {
         cluster: master.config.cluster.clone(),
@@ -67,6 +69,7 @@ pub fn of(master: &Master) -> StatusReply {
         chunkservers,
         sessions,
         findings: found.collect(),
+        house: Some(house),
         chunks: counts.chunks,
         chunks_endangered: counts.endangered,
         chunks_unavailable: counts.unavailable,

@@ -255,6 +255,7 @@ pub fn options(dirs: &[&str]) -> StoreOptions {
         data_dirs: dirs.iter().map(PathBuf::from).collect(),
         reserve_bytes: 0,
         open_files_max: 4,
+        trash: false,
     }
 }
 

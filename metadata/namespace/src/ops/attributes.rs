@@ -1,7 +1,8 @@
 //! getattr, setattr and lazy access times.
 
 use mooseng_schema::directory::{self, Counter};
-use mooseng_schema::inode::InodeRecord;
+use mooseng_schema::inode::{self, InodeRecord};
+use mooseng_schema::Record;
 use mooseng_schema::number;
 use mooseng_store::{Atomic, Transaction};
 use mooseng_wire::fs::{AtimeTouch, Entry, SetAttr};
@@ -151,7 +152,8 @@ pub async fn touch<T: Transaction>(view: &View<'_, T>, touches: &[AtimeTouch]) -
             view.tx.atomic(&directory::key(id, Counter::Accessed), &time, Atomic::Max);
         } else if touch.atime_ns > record.atime_ns {
             record.atime_ns = touch.atime_ns;
-            view.put_inode(id, &record);
+            // Not noted as a change: access times are lazy, and nobody's cached attributes are recalled for them.
+            view.tx.set(&inode::key(id), &record.to_value());
         }
     }
     Ok(())

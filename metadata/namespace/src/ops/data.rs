@@ -27,6 +27,8 @@ const ANSWER_BYTES_MAX: usize = 512 << 10;
 const PIECES_MAX: usize = 256;
 /// Inline bytes of one write: its transaction must stay well under the store's limit.
 const WRITE_INLINE_BYTES_MAX: usize = 512 << 10;
+/// How far a session's clock may be ahead of ours: an hour.
+const CLOCKS_APART_NS: i64 = 3600 * 1_000_000_000;
 
 async fn regular<T: Transaction>(view: &View<'_, T>, id: InodeId) -> Result<InodeRecord, OpError> {
     let record = view.inode(id).await?;
@@ -146,8 +148,10 @@ pub async fn write<T: Transaction>(view: &View<'_, T>, r: &Write) -> Result<Writ
         window::need_trimmed(id, &record)?;
         apply(view, id, &mut record, &pieces).await?;
         record.size = end;
-        record.mtime_ns = view.ctx.now_ns;
-        record.ctime_ns = view.ctx.now_ns;
+        // What was buffered under an exclusive promise keeps the time that its session has shown for it.
+        let written_ns = r.written_ns.unwrap_or(view.ctx.now_ns).min(view.ctx.now_ns.saturating_add(CLOCKS_APART_NS));
+        record.mtime_ns = written_ns;
+        record.ctime_ns = written_ns;
         if view.kills_privileges(r.kill_suidgid) {
             view.kill_privileges(id, &mut record).await?;
         }

@@ -6,6 +6,7 @@ use mooseng_schema::inode::InodeRecord;
 use mooseng_schema::number;
 use mooseng_schema::statistics::{self, Statistic};
 use mooseng_store::{Atomic, Transaction};
+use mooseng_wire::fact::Fact;
 use mooseng_wire::fs::{Attr, Create, Created, Entry, FileKind, Mkdir, Mknod, Symlink};
 use mooseng_wire::{InodeId, SYMLINK_BYTES_MAX};
 
@@ -57,6 +58,8 @@ async fn open_existing<T: Transaction>(
     truncate: bool,
 ) -> Result<Attr, OpError> {
     let mut record = view.named_inode(found).await?;
+    // Its attributes go into the answer: who buffers changes of it must send them first.
+    view.touched.note(Fact::Inode(found.inode));
     if is_directory(record.kind) {
         return Err(Errno::EISDIR.into());
     }

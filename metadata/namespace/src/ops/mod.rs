@@ -22,6 +22,7 @@ use mooseng_wire::fs::{Caller, Done, FsReply, FsRequest};
 use crate::context::OpContext;
 use crate::error::OpError;
 use crate::request::{is_change, is_internal};
+use crate::touched::Touched;
 use crate::view::View;
 
 /// Runs one request in a transaction and answers what its reply will be once the transaction commits. After an error
@@ -30,6 +31,16 @@ pub async fn execute<T: Transaction>(
     tx: &T,
     ctx: &OpContext,
     request: &FsRequest,
+) -> Result<FsReply, OpError> {
+    execute_noting(tx, ctx, request, &Touched::default()).await
+}
+
+/// [`execute`], which also notes the facts that the request changes.
+pub async fn execute_noting<T: Transaction>(
+    tx: &T,
+    ctx: &OpContext,
+    request: &FsRequest,
+    touched: &Touched,
 ) -> Result<FsReply, OpError> {
     let nobody = Caller::default();
     let by_master = ctx.session.0 == 0;
@@ -44,7 +55,7 @@ pub async fn execute<T: Transaction>(
     }
     let op = request.op.as_ref().ok_or(OpError::Malformed("it has no operation"))?;
     let read = if is_change(request) { Read::Conflicting } else { Read::Snapshot };
-    let view = View { tx, ctx, caller, read };
+    let view = View { tx, ctx, caller, read, touched };
     let reply = match op {
         Op::Lookup(r) => Reply::Entry(directories::lookup(&view, InodeId(r.parent), &r.name).await?),
         Op::GetAttr(r) => Reply::Entry(attributes::get(&view, InodeId(r.inode)).await?),
@@ -59,6 +70,8 @@ pub async fn execute<T: Transaction>(
         Op::Open(r) => Reply::Entry(handles::open(&view, InodeId(r.inode), r.flags).await?),
         Op::Release(_) => Reply::Done(Done {}),
         Op::Describe(r) => Reply::Description(describe::describe(&view, InodeId(r.inode)).await?),
+        // The level is the custodian's affair; the operation itself is a look at the attributes.
+        Op::Acquire(r) => Reply::Entry(attributes::get(&view, InodeId(r.inode)).await?),
         Op::SetAttr(r) => Reply::Entry(attributes::set(&view, r).await?),
         Op::Create(r) => Reply::Created(make::create(&view, r).await?),
         Op::Mknod(r) => Reply::Entry(make::mknod(&view, r).await?),

@@ -118,7 +118,7 @@ fn move_entry<T: Transaction>(
 ) {
     let Side { parent, found, mut record, .. } = source;
     let to = InodeId(r.new_parent);
-    view.clear_entry(parent, found.cookie);
+    view.clear_entry(parent, found.cookie, &r.name);
     view.put_entry(to, cookie, &r.new_name, found.inode, record.kind);
     let directory = subdirectories(record.kind);
     if parent == to {

@@ -23,7 +23,7 @@ pub async fn unlink<T: Transaction>(view: &View<'_, T>, parent: InodeId, name: &
         return Err(Errno::EISDIR.into());
     }
     view.unname(found.inode, &mut record, parent, name);
-    view.clear_entry(parent, found.cookie);
+    view.clear_entry(parent, found.cookie, name);
     view.count_entries(parent, -1, 0);
     Ok(())
 }
@@ -46,7 +46,7 @@ pub async fn rmdir<T: Transaction>(view: &View<'_, T>, parent: InodeId, name: &[
         return Err(Errno::ENOTEMPTY.into());
     }
     view.unname(found.inode, &mut record, parent, name);
-    view.clear_entry(parent, found.cookie);
+    view.clear_entry(parent, found.cookie, name);
     view.count_entries(parent, -1, -1);
     Ok(())
 }

@@ -145,7 +145,7 @@ impl Run {
             };
         }
         let inode = self.file();
-        Write { inode, pieces, append: self.rng.random_bool(0.3), kill_suidgid: self.rng.random_bool(0.2) }
+        Write { inode, pieces, append: self.rng.random_bool(0.3), kill_suidgid: self.rng.random_bool(0.2), ..Write::default() }
     }
 
     fn op(&mut self, client: usize) -> Op {

@@ -182,10 +182,16 @@ async fn a_chunk_dies_once_nothing_can_name_it() {
     client.ask(Op::Unlink(Unlink { parent: ROOT, name: name("f") })).await;
     volume.own(Op::Reap(Reap { inodes: vec![inode] })).await;
     assert!(!bury(&volume, two, 0).await);
+    let session = mooseng_wire::SessionId(1);
     let lapse = volume.driver.transact(deadline(), |tx| {
-        Box::pin(mooseng_namespace::sessions::lapse_session(tx, mooseng_wire::SessionId(1), 7))
+        Box::pin(mooseng_namespace::sessions::lapse_session(tx, session, 7))
     });
     lapse.await.unwrap();
+    assert!(!bury(&volume, two, 0).await, "it may come back, and name what it appended");
+    let close = volume.driver.transact(deadline(), |tx| {
+        Box::pin(mooseng_namespace::sessions::close_session(tx, session))
+    });
+    close.await.unwrap();
     assert!(bury(&volume, two, 0).await);
     volume.check();
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use mooseng_embedded::MemoryBase;
-use mooseng_master::{MasterConfig, MasterServer, MemberConfig, Ports, RaftConfig};
+use mooseng_master::{HouseConfig, MasterConfig, MasterServer, MemberConfig, Ports, RaftConfig};
 use mooseng_ports::clock::Clock;
 use mooseng_ports::disk::sim::SimDisk;
 use mooseng_transport::grpc::registry_client::RegistryClient;
@@ -52,6 +52,10 @@ pub struct Cluster {
 
 impl Cluster {
     pub async fn start(n: u64, clock: Arc<dyn Clock>) -> Self {
+        Self::start_with(n, clock, |_| ()).await
+    }
+
+    pub async fn start_with(n: u64, clock: Arc<dyn Clock>, change: impl Fn(&mut MasterConfig)) -> Self {
         let members: Vec<MemberConfig> = (1..=n)
             .map(|id| MemberConfig {
                 id,
@@ -76,13 +80,15 @@ impl Cluster {
                 copies: 2,
                 min_copies: 2,
                 session_lease_ms: 10_000,
+                house: HouseConfig::default(),
                 raft: RaftConfig::default(),
                 log: LogConfig::default(),
             },
             disk: SimDisk::default(),
             base: MemoryBase::new(),
         };
-        let sites: Vec<Site> = members.iter().map(site).collect();
+        let mut sites: Vec<Site> = members.iter().map(site).collect();
+        sites.iter_mut().for_each(|site| change(&mut site.config));
         let mut cluster = Self { running: sites.iter().map(|_| None).collect(), sites, clock };
         for i in 0..cluster.sites.len() {
             cluster.run(i).await;
@@ -221,6 +227,7 @@ impl Client {
             host: "host".into(),
             mount_path: "/mnt".into(),
             custody_epoch: known.custody_epoch,
+            ..OpenSession::default()
         };
         let opened: SessionOpened = self.call(Method::OpenSession, &request).await?;
         *self.session.lock().await = opened;
@@ -229,7 +236,7 @@ impl Client {
 
     pub async fn renew(&self) -> Result<Renewed, (ErrorCode, String)> {
         let s = *self.session.lock().await;
-        let renew = Renew { session: s.session, incarnation: s.incarnation, grants_acknowledged: 0 };
+        let renew = Renew { session: s.session, incarnation: s.incarnation, ..Renew::default() };
         self.call(Method::Renew, &renew).await
     }
 

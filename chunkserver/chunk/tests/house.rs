@@ -1,0 +1,181 @@
+//! What a region's house-keeping does to a store: copies made, deleted, found corrupt; orders of leaders that lead no more.
+#![allow(clippy::unwrap_used, reason = "tests: helpers outside of test functions unwrap, too")]
+
+mod common;
+
+use std::path::Path;
+
+use bytes::Bytes;
+use common::{TornDisk, open, open_with, options};
+use mooseng_chunk::layout::block_at;
+use mooseng_chunk::{Append, Change, ChunkError, ChunkStore, StoreOptions};
+use mooseng_ports::disk::Disk;
+use mooseng_ports::disk::sim::SimDisk;
+use mooseng_wire::{ChunkId, Epoch};
+
+const ONE: ChunkId = ChunkId(0x101);
+const EPOCH: Epoch = Epoch(1);
+
+fn pattern(bytes: usize) -> Vec<u8> {
+    (0..bytes).map(|n| (n * 7 + n / 4096) as u8).collect()
+}
+
+fn sealed(store: &ChunkStore, chunk: ChunkId, bytes: &[u8]) {
+    let append = Append { chunk, epoch: EPOCH, offset: 0, bytes: Bytes::copy_from_slice(bytes) };
+    store.write(&append).unwrap();
+    store.seal(chunk, EPOCH, bytes.len() as u64).unwrap();
+}
+
+/// Copies as a pull does.
+fn copy(from: &ChunkStore, to: &ChunkStore, chunk: ChunkId, length: u64, custody: u64) -> Result<bool, ChunkError> {
+    let digest = from.digest(chunk, length)?;
+    let Some(mut import) = to.import(chunk, EPOCH, length, &digest)? else { return Ok(false) };
+    while import.left() > 0 {
+        let bytes = import.left().min(100_000);
+        import.write(&from.read(chunk, import.written(), bytes)?)?;
+    }
+    to.install(import, &digest, custody, 50)?;
+    Ok(true)
+}
+
+#[test]
+fn a_copy_is_the_same_and_survives() {
+    for length in [0, 1, 4096, 4097, 299_000, 64 * 4096, 600_001] {
+        let (disks, all) = ((SimDisk::default(), SimDisk::default()), pattern(length));
+        let (from, to) = (open(&disks.0, &["/data"]), open(&disks.1, &["/data"]));
+        sealed(&from, ONE, &all);
+        assert!(copy(&from, &to, ONE, length as u64, 1).unwrap());
+        assert!(!copy(&from, &to, ONE, length as u64, 1).unwrap(), "once is enough");
+        disks.1.crash(|_| 0);
+        let to = open(&disks.1, &["/data"]);
+        assert_eq!((to.scan().chunks, to.scan().damaged), (1, 0));
+        let stat = to.stat(ONE).unwrap();
+        assert!(stat.sealed && stat.length == length as u64 && to.inventory(None, 9).0[0].sound);
+        assert_eq!(to.read(ONE, 0, length as u64).unwrap(), all);
+        assert_eq!(to.digest(ONE, length as u64).unwrap(), from.digest(ONE, length as u64).unwrap());
+    }
+}
+
+#[test]
+fn a_copy_up_to_the_length_that_was_agreed_has_the_shorter_ones_digest() {
+    let (disks, all) = ((SimDisk::default(), SimDisk::default(), SimDisk::default()), pattern(10_000));
+    let (long, short, new) = (open(&disks.0, &["/data"]), open(&disks.1, &["/data"]), open(&disks.2, &["/data"]));
+    sealed(&long, ONE, &all);
+    for length in [9_000, 8192] {
+        let other = ChunkId(ONE.0 + length);
+        sealed(&long, other, &all);
+        sealed(&short, other, &all[..length as usize]);
+        assert_eq!(long.digest(other, length).unwrap(), short.digest(other, length).unwrap());
+        assert!(copy(&long, &new, other, length, 1).unwrap());
+        assert_eq!(new.digest(other, length).unwrap(), short.digest(other, length).unwrap());
+        assert!(short.digest(other, length + 1).is_err());
+    }
+}
+
+#[test]
+fn what_differs_from_its_source_is_not_taken_up() {
+    let (disk, all) = (SimDisk::default(), pattern(9_000));
+    let from = open(&SimDisk::default(), &["/data"]);
+    let to = open(&disk, &["/data"]);
+    sealed(&from, ONE, &all);
+    let digest = from.digest(ONE, 9_000).unwrap();
+    let mut import = to.import(ONE, EPOCH, 9_000, &digest).unwrap().unwrap();
+    assert!(matches!(to.import(ONE, EPOCH, 9_000, &digest), Err(ChunkError::Importing { .. })));
+    let mut other = all.clone();
+    other[5_000] ^= 1;
+    import.write(&other.into()).unwrap();
+    assert!(matches!(to.install(import, &digest, 1, 0), Err(ChunkError::Different { chunk: ONE })));
+    let import = to.import(ONE, EPOCH, 9_000, &digest).unwrap().unwrap();
+    assert!(matches!(to.install(import, &digest, 1, 0), Err(ChunkError::TooShort { .. })));
+    assert!(disk.list(Path::new("/data/chunks/01")).unwrap().is_empty(), "nothing stays of what failed");
+    // A crash in the middle: the start cleans up.
+    let mut import = to.import(ONE, EPOCH, 9_000, &digest).unwrap().unwrap();
+    import.write(&Bytes::copy_from_slice(&all[..100])).unwrap();
+    std::mem::forget(import);
+    let to = open(&disk, &["/data"]);
+    assert!(disk.list(Path::new("/data/chunks/01")).unwrap().is_empty());
+    assert!(to.inventory(None, 9).0.is_empty());
+}
+
+#[test]
+fn a_flipped_bit_is_reported_once_and_a_copy_replaces_it() {
+    let (rotten, all) = (TornDisk::default(), pattern(300_000));
+    let (good, bad) = (open(&SimDisk::default(), &["/data"]), open(&rotten, &["/data"]));
+    sealed(&good, ONE, &all);
+    sealed(&bad, ONE, &all);
+    let mut at = bad.next_change();
+    rotten.flip(Path::new("/data/chunks/01/0000000000000101"), block_at(3) + 5);
+    assert!(bad.changes(at, 9).unwrap().0.is_empty());
+    assert_eq!(bad.next_sealed(None), Some((ONE, 300_000)));
+    for _ in 0..2 {
+        assert!(matches!(bad.read(ONE, 0, 20_000), Err(ChunkError::Corrupt { block: 3, .. })));
+    }
+    assert!(bad.read(ONE, 20_000, 20_000).is_ok(), "the other blocks are read");
+    let (changes, to) = bad.changes(at, 9).unwrap();
+    assert!(matches!(changes[..], [Change::Is(info)] if info.chunk == ONE && !info.sound));
+    assert_eq!(bad.next_sealed(None), None, "it needn't be looked at again");
+    at = to;
+    assert!(copy(&good, &bad, ONE, 300_000, 1).unwrap());
+    assert_eq!(bad.read(ONE, 0, 300_000).unwrap(), all);
+    let (changes, _) = bad.changes(at, 9).unwrap();
+    assert!(matches!(changes[..], [Change::Is(info)] if info.sound && info.stat.sealed));
+}
+
+#[test]
+fn deleted_files_wait_in_the_trash() {
+    let disk = SimDisk::default();
+    let with_trash = || open_with(&disk, StoreOptions { trash: true, ..options(&["/data"]) });
+    let store = with_trash();
+    for n in [1, 2] {
+        sealed(&store, ChunkId(n), &pattern(5_000));
+    }
+    let at = store.next_change();
+    store.delete(ChunkId(1), EPOCH, 1, 100).unwrap();
+    store.delete(ChunkId(2), EPOCH, 1, 200).unwrap();
+    assert_eq!(store.changes(at, 9).unwrap().0, [Change::Gone(ChunkId(1)), Change::Gone(ChunkId(2))]);
+    let trash = || disk.list(Path::new("/data/trash")).unwrap();
+    assert_eq!(trash().len(), 2);
+    disk.crash(|_| 0);
+    let store = with_trash();
+    assert!(store.inventory(None, 9).0.is_empty());
+    assert_eq!(store.purge_trash(159, 60), 0);
+    assert_eq!((store.purge_trash(160, 60), trash().len()), (1, 1));
+    assert_eq!((store.purge_trash(260, 60), trash().len()), (1, 0));
+    // Space is worth more than the trash.
+    sealed(&store, ChunkId(3), &pattern(5_000));
+    store.delete(ChunkId(3), EPOCH, 1, 300).unwrap();
+    drop(store);
+    let full = StoreOptions { trash: true, reserve_bytes: u64::MAX, ..options(&["/data"]) };
+    assert_eq!(open_with(&disk, full).purge_trash(301, 60), 1);
+}
+
+/// An order that a leader gave before it was paused comes after its successor's: the chunkserver knows better, also after a restart.
+#[test]
+fn a_leader_that_leads_no_more_deletes_nothing() {
+    let disk = SimDisk::default();
+    let (store, other) = (open(&disk, &["/data"]), open(&SimDisk::default(), &["/data"]));
+    sealed(&other, ONE, &pattern(100));
+    assert!(copy(&other, &store, ONE, 100, 7).unwrap());
+    assert!(matches!(store.delete(ONE, EPOCH, 6, 0), Err(ChunkError::StaleCustody { custody: 6, newest: 7 })));
+    disk.crash(|_| 0);
+    let store = open(&disk, &["/data"]);
+    assert!(store.delete(ONE, EPOCH, 6, 0).is_err());
+    assert!(copy(&other, &store, ONE, 100, 6).is_ok(), "it is there already: nothing is ordered");
+    store.delete(ONE, EPOCH, 7, 0).unwrap();
+    assert!(copy(&other, &store, ONE, 100, 6).is_err());
+}
+
+#[test]
+fn a_chunk_is_sealed_where_it_is() {
+    let store = open(&SimDisk::default(), &["/data"]);
+    let append = |offset, bytes: &'static [u8]| {
+        store.write(&Append { chunk: ONE, epoch: EPOCH, offset, bytes: Bytes::from_static(bytes) })
+    };
+    append(0, b"abc").unwrap();
+    store.flush(ONE).unwrap();
+    append(3, b"de").unwrap();
+    assert_eq!(store.seal_here(ONE, EPOCH).unwrap(), 5);
+    assert_eq!(store.seal_here(ONE, EPOCH).unwrap(), 5);
+    assert!(matches!(append(5, b"f"), Err(ChunkError::Sealed { length: 5, .. })));
+    assert_eq!(store.read(ONE, 0, 5).unwrap(), &b"abcde"[..]);
+}

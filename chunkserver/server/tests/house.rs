@@ -1,0 +1,132 @@
+//! What a region's house-keeping asks of a chunkserver: copies, digests, ends; scrub and trash.
+#![allow(clippy::unwrap_used, reason = "tests: helpers outside of test functions unwrap, too")]
+
+mod common;
+
+use std::path::Path;
+
+use bytes::Bytes;
+use common::*;
+use mooseng_chunkserver::ChunkserverConfig;
+use mooseng_ports::disk::sim::SimDisk;
+use mooseng_ports::disk::{Disk, OpenMode};
+use mooseng_wire::ChunkId;
+use mooseng_wire::admin::TicketKey;
+use mooseng_wire::call::ErrorCode;
+use mooseng_wire::chunk::{AskDigest, Close, Digested, Pull, Pulled, Sealed};
+use mooseng_wire::method::Method;
+use prost::Message;
+
+const CHUNK: u64 = 0x1234;
+
+async fn digest(master: &Caller, length: u64) -> Bytes {
+    let asked = AskDigest { chunk: CHUNK, length };
+    let answer = master.call(Method::ChunkDigest, &asked, Bytes::new()).await.unwrap();
+    Digested::decode(answer.body).unwrap().digest
+}
+
+async fn pull(master: &Caller, pull: &Pull) -> Called<Pulled> {
+    let answer = master.call(Method::ChunkPull, pull, Bytes::new()).await?;
+    Ok(Pulled::decode(answer.body).unwrap())
+}
+
+/// The file of `CHUNK`, with one bit flipped.
+fn rot(disk: &SimDisk) {
+    let file = disk.open(Path::new("/data/chunks/34/0000000000001234"), OpenMode::Existing).unwrap();
+    let mut byte = [0];
+    file.read_at(&mut byte, 4096 * 3).unwrap();
+    file.write_at(&[byte[0] ^ 4], 4096 * 3).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_master_has_chunks_ended_and_copied() {
+    let (a, b) = (start("a").await, start("b").await);
+    let client = Caller::client(&a);
+    let bytes: Vec<u8> = (0..3_000_000_u32).map(|n| (n * 7 + n / 4096) as u8).collect();
+    for (n, part) in bytes.chunks(1 << 20).enumerate() {
+        client.append(append(CHUNK, (n as u64) << 20, vec![]), part).await.unwrap();
+    }
+    let master = |of: &Running| Caller::new(id("master", "m1"), of.server.address());
+    let (at_a, at_b) = (master(&a), master(&b));
+    let close = Close { chunk: CHUNK, epoch: 1 };
+    let answer = at_a.call(Method::ChunkClose, &close, Bytes::new()).await.unwrap();
+    assert_eq!(Sealed::decode(answer.body).unwrap().length, 3_000_000);
+    let refused = client.append(append(CHUNK, 3_000_000, vec![]), b"more").await.unwrap_err();
+    assert_eq!(refused.code(), ErrorCode::ChunkSealed);
+
+    let order = Pull {
+        chunk: CHUNK,
+        epoch: 1,
+        length: 3_000_000,
+        digest: digest(&at_a, 3_000_000).await,
+        custody: 5,
+        source: Some(member("a", a.server.address())),
+        ticket: ticket(),
+        bytes_per_s: 0,
+    };
+    let forged = Pull { digest: Bytes::from_static(&[0; 32]), ..order.clone() };
+    assert_eq!(pull(&at_b, &forged).await.unwrap_err().code(), ErrorCode::Corrupt);
+    let ticketless = Pull { ticket: Bytes::new(), ..order.clone() };
+    assert_eq!(pull(&at_b, &ticketless).await.unwrap_err().code(), ErrorCode::PermissionDenied);
+    let nowhere = Pull { source: Some(member("x", "127.0.0.1:1")), ..order.clone() };
+    assert_eq!(pull(&at_b, &nowhere).await.unwrap_err().code(), ErrorCode::Unavailable);
+    assert!(b.server.store().inventory(None, 9).0.is_empty(), "nothing stays of what failed");
+    assert!(!pull(&at_b, &order).await.unwrap().was_here);
+    assert!(pull(&at_b, &order).await.unwrap().was_here);
+    let stale = Pull { custody: 4, ..order.clone() };
+    assert_eq!(pull(&at_b, &stale).await.unwrap_err().code(), ErrorCode::StaleEpoch);
+    assert_eq!(pull(&Caller::client(&b), &order).await.unwrap_err().code(), ErrorCode::PermissionDenied);
+    let read = Caller::client(&b).read(CHUNK, 1_999_000, 10_000, ticket()).await.unwrap();
+    assert_eq!(read, bytes[1_999_000..2_009_000]);
+
+    // A source that has rotten gives no copy, and knows of itself from then on.
+    b.server.store().delete(ChunkId(CHUNK), mooseng_wire::Epoch(1), 5, 0).unwrap();
+    rot(&a.disk);
+    assert_eq!(pull(&at_b, &order).await.unwrap_err().code(), ErrorCode::Corrupt);
+    assert!(!a.server.store().inventory(None, 9).0[0].sound);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_pull_is_paced() {
+    let (a, b) = (start("a").await, start("b").await);
+    let bytes = vec![7; 1 << 20];
+    Caller::client(&a).append(append(CHUNK, 0, vec![]), &bytes).await.unwrap();
+    Caller::client(&a).seal(CHUNK, 1, 1 << 20, ticket()).await.unwrap();
+    let order = Pull {
+        chunk: CHUNK,
+        epoch: 1,
+        length: 1 << 20,
+        digest: digest(&Caller::new(id("master", "m"), a.server.address()), 1 << 20).await,
+        custody: 1,
+        source: Some(member("a", a.server.address())),
+        ticket: ticket(),
+        bytes_per_s: 2 << 20,
+    };
+    let begun = std::time::Instant::now();
+    pull(&Caller::new(id("master", "m"), b.server.address()), &order).await.unwrap();
+    assert!(begun.elapsed() >= std::time::Duration::from_millis(490), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_scrub_finds_what_nobody_reads_and_the_trash_empties() {
+    let config = ChunkserverConfig { scrub_period_s: 1, trash_s: 1, ..config("a", vec!["127.0.0.1:1".into()]) };
+    let disk = SimDisk::default();
+    let a = start_on(disk.clone(), config).await;
+    a.server.keys().learn(&[TicketKey { id: key().id, key: key().secret.into() }]);
+    let client = Caller::client(&a);
+    for chunk in [CHUNK, CHUNK + 1] {
+        client.append(append(chunk, 0, vec![]), &[7; 20_000]).await.unwrap();
+        client.seal(chunk, 1, 20_000, ticket()).await.unwrap();
+    }
+    let store = a.server.store().clone();
+    let at = store.next_change();
+    let passes = || a.server.metrics().encode();
+    until("a pass ends", async || !passes().contains("scrub_passes_total 0")).await;
+    assert!(store.changes(at, 9).unwrap().0.is_empty());
+    rot(&disk);
+    until("the scrub finds it", async || !store.changes(at, 9).unwrap().0.is_empty()).await;
+    let sound: Vec<bool> = store.inventory(None, 9).0.iter().map(|c| c.sound).collect();
+    assert_eq!(sound, [false, true]);
+    store.delete(ChunkId(CHUNK), mooseng_wire::Epoch(1), 1, 0).unwrap();
+    until("the trash is empty", async || disk.list(Path::new("/data/trash")).unwrap().is_empty()).await;
+}

@@ -1,0 +1,516 @@
+//! What the region has promised to keep true, and what is kept of it here (DESIGN section 6).
+//!
+//! ```text
+//!   begin -> Flight -> answer -> digest: facts that this session changed are forgotten, granted ones are kept
+//!   recall -> forgotten (or lowered), remembered as long as an answer that it overtook may still come
+//!   renounce -> everything is forgotten: another custodian, another life of the session
+//! ```
+//! A value is shown only while its promise stands and the session's lease does: both are looked at in one section, at the time of the answer.
+//! Grants and recalls of a session are numbered by the custodian in one sequence; a grant that is older than the newest recall of its fact is void,
+//! as is one that was asked for under an earlier custodian or an earlier life of the session.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use moka::sync::Cache;
+use mooseng_ports::clock::{BootTime, Clock};
+use mooseng_wire::fact::{Fact, Level};
+use mooseng_wire::fs::fs_reply::Reply;
+use mooseng_wire::fs::fs_request::Op;
+use mooseng_wire::fs::{Attr, DirEntry, ExtentMap, FsRequest};
+use mooseng_wire::session::Response;
+
+/// Entries of a directory that are kept as a complete list at most.
+const LISTING_MAX: usize = 50_000;
+/// Extents of one inode that are kept at most.
+const EXTENTS_MAX: usize = 4_096;
+/// Subtracted from what is left of the lease before somebody else counts it: he starts later than we did.
+const MARGIN: Duration = Duration::from_millis(100);
+
+/// How long an answer may be kept by who asked (a kernel, say), if at all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Validity {
+    /// The attributes.
+    pub attr: Duration,
+    /// The entry, or its absence.
+    pub entry: Duration,
+}
+
+/// An inode of which something is promised.
+#[derive(Clone, Debug)]
+pub(crate) struct InodeFact {
+    pub attr: Attr,
+    pub level: Level,
+    pub target: Option<Bytes>,
+    /// Parts of the file whose extents are known.
+    pub extents: Arc<Mutex<Extents>>,
+}
+
+/// Known extents: parts that don't overlap, by their start.
+#[derive(Debug, Default)]
+pub(crate) struct Extents {
+    parts: BTreeMap<u64, ExtentMap>,
+    count: usize,
+}
+
+impl Extents {
+    /// The map of the part that covers the beginning of [offset, offset + length).
+    pub fn find(&self, offset: u64) -> Option<ExtentMap> {
+        let (_, part) = self.parts.range(..=offset).next_back()?;
+        (offset < part.covered).then(|| part.clone())
+    }
+
+    fn add(&mut self, offset: u64, map: &ExtentMap) {
+        let end = if map.covered == 0 { return } else { map.covered };
+        if end <= offset {
+            return;
+        }
+        self.count += map.extents.len();
+        if self.count > EXTENTS_MAX {
+            self.parts.clear();
+            self.count = map.extents.len();
+        }
+        self.parts.insert(offset, ExtentMap { attr: None, ..map.clone() });
+    }
+}
+
+/// A directory's entries, as far as they are known.
+#[derive(Debug, Default)]
+struct Listing {
+    names: BTreeMap<Bytes, u64>,
+    /// In the directory's order, as long as nothing was changed here.
+    pages: Vec<DirEntry>,
+    in_order: bool,
+    /// The tick at which it was promised.
+    since: u64,
+    /// Where the next page must continue.
+    next: u64,
+    complete: bool,
+    /// Names that were taken out of the promise.
+    holes: BTreeSet<Bytes>,
+}
+
+impl Listing {
+    fn add(&mut self, entries: &[DirEntry], end: bool) {
+        for entry in entries {
+            if !self.holes.contains(&entry.name) {
+                self.names.insert(entry.name.clone(), entry.inode);
+            }
+        }
+        if self.in_order {
+            self.pages.extend(entries.iter().map(|e| DirEntry { attr: None, ..e.clone() }));
+        }
+        self.next = entries.last().map_or(self.next, |entry| entry.cookie);
+        self.complete = end;
+    }
+}
+
+#[derive(Debug, Default)]
+struct Memo {
+    /// Grows when everything is renounced.
+    life: u64,
+    tick: u64,
+    /// Requests under way, by the tick at which they began.
+    flights: BTreeMap<u64, usize>,
+    /// The newest recall of facts, and when it came.
+    recalled: BTreeMap<Fact, (u64, u64)>,
+}
+
+/// The promises of this client's session.
+pub(crate) struct Facts {
+    clock: Arc<dyn Clock>,
+    memo: Mutex<Memo>,
+    /// Nanoseconds of CLOCK_BOOTTIME; 0 without a lease.
+    lease_until_ns: AtomicU64,
+    inodes: Cache<u64, InodeFact>,
+    entries: Cache<(u64, Bytes), Option<u64>>,
+    listings: Cache<u64, Arc<Mutex<Listing>>>,
+    pub hits: AtomicU64,
+}
+
+/// A request under way.
+pub(crate) struct Flight<'a> {
+    facts: &'a Facts,
+    tick: u64,
+    life: u64,
+}
+
+impl Drop for Flight<'_> {
+    fn drop(&mut self) {
+        self.facts.memo(|memo| {
+            if let Some(count) = memo.flights.get_mut(&self.tick) {
+                *count -= 1;
+                if *count == 0 {
+                    memo.flights.remove(&self.tick);
+                }
+            }
+            // A recall is remembered only for answers that were under way when it came.
+            let oldest = memo.flights.first_key_value().map_or(u64::MAX, |(tick, _)| *tick);
+            if memo.recalled.len() > 64 || oldest == u64::MAX {
+                memo.recalled.retain(|_, (_, came)| *came >= oldest);
+            }
+        });
+    }
+}
+
+impl Facts {
+    pub fn new(clock: Arc<dyn Clock>, bytes_max: usize) -> Self {
+        let share = (bytes_max as u64 / 4).max(1 << 16);
+        let inodes = Cache::builder()
+            .max_capacity(share * 2)
+            .weigher(|_, fact: &InodeFact| {
+                let extents = fact.extents.lock().unwrap_or_else(PoisonError::into_inner).count;
+                400 + u32::try_from(extents * 200).unwrap_or(u32::MAX)
+            })
+            .build();
+        let entries = Cache::builder()
+            .max_capacity(share)
+            .weigher(|(_, name): &(u64, Bytes), _| 150 + u32::try_from(name.len()).unwrap_or(255))
+            .build();
+        let listings = Cache::builder()
+            .max_capacity(share)
+            .weigher(|_, listing: &Arc<Mutex<Listing>>| {
+                let names = listing.lock().unwrap_or_else(PoisonError::into_inner).names.len();
+                200 + u32::try_from(names * 250).unwrap_or(u32::MAX)
+            })
+            .build();
+        Self {
+            clock,
+            memo: Mutex::default(),
+            lease_until_ns: AtomicU64::new(0),
+            inodes,
+            entries,
+            listings,
+            hits: AtomicU64::new(0),
+        }
+    }
+
+    fn memo<T>(&self, f: impl FnOnce(&mut Memo) -> T) -> T {
+        f(&mut self.memo.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The session's lease was renewed, or (`None`) is given up.
+    pub fn lease(&self, until: Option<BootTime>) {
+        let ns = until.map_or(0, |until| u64::try_from(until.0.as_nanos()).unwrap_or(u64::MAX));
+        self.lease_until_ns.store(ns, Ordering::Release);
+    }
+
+    /// What is left of the lease for others to count on.
+    fn left(&self) -> Duration {
+        let until = BootTime(Duration::from_nanos(self.lease_until_ns.load(Ordering::Acquire)));
+        let now = self.clock.boot().after(MARGIN);
+        if until > now { until.since(now) } else { Duration::ZERO }
+    }
+
+    /// A request leaves.
+    pub fn begin(&self) -> Flight<'_> {
+        self.memo(|memo| {
+            memo.tick += 1;
+            let tick = memo.tick;
+            *memo.flights.entry(tick).or_default() += 1;
+            Flight { facts: self, tick, life: memo.life }
+        })
+    }
+
+    /// Forgets everything, and what answers under way may bring.
+    pub fn renounce(&self) {
+        self.memo(|memo| {
+            memo.life += 1;
+            memo.recalled.clear();
+            self.inodes.invalidate_all();
+            self.entries.invalidate_all();
+            self.listings.invalidate_all();
+        });
+    }
+
+    /// A recall: true if the fact was known here.
+    pub fn recall(&self, number: u64, fact: &Fact, keep: Option<Level>) {
+        self.memo(|memo| {
+            memo.tick += 1;
+            let came = memo.tick;
+            let newest = memo.recalled.entry(fact.clone()).or_insert((number, came));
+            *newest = (newest.0.max(number), came);
+            match (keep, fact) {
+                (Some(level), Fact::Inode(inode)) => {
+                    if let Some(known) = self.inodes.get(&inode.0) {
+                        self.inodes.insert(inode.0, InodeFact { level: known.level.min(level), ..known });
+                    }
+                }
+                _ => self.forget(fact),
+            }
+        });
+    }
+
+    /// The caller holds the memo.
+    fn forget(&self, fact: &Fact) {
+        match fact {
+            Fact::Inode(inode) => self.inodes.invalidate(&inode.0),
+            Fact::Entry(directory, name) => {
+                self.entries.invalidate(&(directory.0, name.clone()));
+                if let Some(listing) = self.listings.get(&directory.0) {
+                    let mut listing = listing.lock().unwrap_or_else(PoisonError::into_inner);
+                    listing.names.remove(name);
+                    listing.holes.insert(name.clone());
+                    listing.in_order = false;
+                }
+            }
+            Fact::Directory(directory) => self.listings.invalidate(&directory.0),
+        }
+    }
+
+    /// Takes in what goes beside an answer. Nothing of the answer may be shown before.
+    pub fn digest(&self, flight: &Flight<'_>, request: &FsRequest, response: &Response) {
+        let further = match &request.op {
+            Some(Op::ReadDir(r)) if r.cookie != 0 => Some(r),
+            _ => None,
+        };
+        if response.granted.is_empty() && response.changed.is_empty() && further.is_none() {
+            return;
+        }
+        self.memo(|memo| {
+            if flight.life != memo.life {
+                return;
+            }
+            memo.tick += 1;
+            let came = memo.tick;
+            for fact in response.changed.iter().filter_map(Fact::from_message) {
+                let newest = memo.recalled.entry(fact.clone()).or_insert((response.grant, came));
+                *newest = (newest.0.max(response.grant), came);
+                self.forget(&fact);
+            }
+            let Some(reply) = response.reply.as_ref().and_then(|r| r.reply.as_ref()) else { return };
+            for granted in &response.granted {
+                let Some(fact) = granted.fact.as_ref().and_then(Fact::from_message) else { continue };
+                if memo.recalled.get(&fact).is_some_and(|(number, _)| *number > response.grant) {
+                    continue;
+                }
+                let level = if granted.exclusive { Level::Exclusive } else { Level::Shared };
+                // Entries that were taken back while their list was on its way.
+                let overtaken: BTreeSet<Bytes> = match &fact {
+                    Fact::Directory(directory) => memo
+                        .recalled
+                        .range(Fact::Entry(*directory, Bytes::new())..)
+                        .map_while(|(recalled, newest)| match recalled {
+                            Fact::Entry(of, name) if of == directory => Some((name, newest.0)),
+                            _ => None,
+                        })
+                        .filter(|(_, number)| *number > response.grant)
+                        .map(|(name, _)| name.clone())
+                        .collect(),
+                    _ => BTreeSet::new(),
+                };
+                self.keep(came, &fact, level, request, reply, overtaken);
+            }
+            if let (Some(r), Reply::DirPage(page)) = (further, reply)
+                && let Some(listing) = self.listings.get(&r.inode)
+            {
+                let mut known = listing.lock().unwrap_or_else(PoisonError::into_inner);
+                // Read after the promise: what changed since then was taken out of it.
+                if flight.tick > known.since && known.next == r.cookie && !known.complete {
+                    known.add(&page.entries, page.end);
+                    let (names, inode) = (known.names.len(), r.inode);
+                    drop(known);
+                    if names > LISTING_MAX {
+                        self.listings.invalidate(&inode);
+                    }
+                }
+            }
+        });
+    }
+
+    fn keep(
+        &self,
+        came: u64,
+        fact: &Fact,
+        level: Level,
+        request: &FsRequest,
+        reply: &Reply,
+        overtaken: BTreeSet<Bytes>,
+    ) {
+        let Some(op) = &request.op else { return };
+        match fact {
+            Fact::Inode(inode) => self.keep_inode(inode.0, level, op, reply),
+            Fact::Entry(directory, name) => {
+                if let Some(target) = entry_of(op, reply) {
+                    self.entries.insert((directory.0, name.clone()), target);
+                    if let Some(listing) = self.listings.get(&directory.0) {
+                        let mut listing = listing.lock().unwrap_or_else(PoisonError::into_inner);
+                        listing.holes.remove(name);
+                        let before = match target {
+                            Some(inode) => listing.names.insert(name.clone(), inode),
+                            None => listing.names.remove(name),
+                        };
+                        listing.in_order &= before == target;
+                    }
+                }
+            }
+            Fact::Directory(directory) => match (op, reply) {
+                (Op::ReadDir(_), Reply::DirPage(page)) => {
+                    let mut listing = Listing { in_order: true, since: came, holes: overtaken, ..Listing::default() };
+                    listing.add(&page.entries, page.end);
+                    self.listings.insert(directory.0, Arc::new(Mutex::new(listing)));
+                }
+                (Op::Mkdir(_), Reply::Entry(_)) => {
+                    let empty = Listing {
+                        in_order: true,
+                        complete: true,
+                        since: came,
+                        holes: overtaken,
+                        ..Listing::default()
+                    };
+                    self.listings.insert(directory.0, Arc::new(Mutex::new(empty)));
+                }
+                _ => {}
+            },
+        }
+    }
+
+    fn keep_inode(&self, inode: u64, level: Level, op: &Op, reply: &Reply) {
+        let known = self.inodes.get(&inode);
+        let attr = attr_of(inode, reply).or_else(|| known.as_ref().map(|k| k.attr.clone()));
+        let Some(attr) = attr else { return };
+        let extents = known.as_ref().map(|k| k.extents.clone()).unwrap_or_default();
+        let mut target = known.and_then(|k| k.target);
+        match (op, reply) {
+            (Op::ReadExtents(r), Reply::Extents(map)) => {
+                extents.lock().unwrap_or_else(PoisonError::into_inner).add(r.offset, map);
+            }
+            (Op::ReadLink(_), Reply::Value(value)) => target = Some(value.value.clone()),
+            _ => {}
+        }
+        self.inodes.insert(inode, InodeFact { attr, level, target, extents });
+    }
+
+    /// What a name stands for, if that is promised.
+    pub fn entry(&self, directory: u64, name: &Bytes) -> Option<(Option<u64>, Duration)> {
+        let left = self.left();
+        if left.is_zero() {
+            return None;
+        }
+        if let Some(target) = self.entries.get(&(directory, name.clone())) {
+            return Some((target, left));
+        }
+        let listing = self.listings.get(&directory)?;
+        let listing = listing.lock().unwrap_or_else(PoisonError::into_inner);
+        if !listing.complete || listing.holes.contains(name) {
+            return None;
+        }
+        Some((listing.names.get(name).copied(), left))
+    }
+
+    /// The entries of a directory behind a cookie, in its order, if all of that is promised.
+    pub fn listing(&self, directory: u64, cookie: u64, most: usize) -> Option<(Vec<DirEntry>, bool)> {
+        if self.left().is_zero() {
+            return None;
+        }
+        let listing = self.listings.get(&directory)?;
+        let listing = listing.lock().unwrap_or_else(PoisonError::into_inner);
+        if !listing.complete || !listing.in_order || !listing.holes.is_empty() {
+            return None;
+        }
+        let from = listing.pages.partition_point(|entry| entry.cookie <= cookie);
+        let entries: Vec<DirEntry> = listing.pages[from..].iter().take(most).cloned().collect();
+        let end = from + entries.len() == listing.pages.len();
+        Some((entries, end))
+    }
+
+    /// An inode, if it is promised, and for how long others may count on it.
+    pub fn inode(&self, inode: u64) -> Option<(InodeFact, Duration)> {
+        let left = self.left();
+        if left.is_zero() {
+            return None;
+        }
+        let fact = self.inodes.get(&inode)?;
+        self.hits.fetch_add(1, Ordering::Relaxed);
+        Some((fact, left))
+    }
+
+    /// Whether the inode is ours alone.
+    pub fn is_exclusive(&self, inode: u64) -> bool {
+        self.inode(inode).is_some_and(|(fact, _)| fact.level == Level::Exclusive)
+    }
+
+    /// How long others may count on attributes that were just answered, and on the entry that led to them (`None`: to nothing).
+    pub fn validity(&self, attr: Option<&Attr>, entry: Option<(u64, &Bytes)>) -> Validity {
+        let left = self.left();
+        if left.is_zero() {
+            return Validity::default();
+        }
+        let mut validity = Validity::default();
+        if let Some(attr) = attr
+            && self.inodes.get(&attr.inode).is_some_and(|known| known.attr == *attr)
+        {
+            validity.attr = left;
+        }
+        if let Some((directory, name)) = entry
+            && let Some((target, left)) = self.entry(directory, name)
+            && target == attr.map(|attr| attr.inode)
+        {
+            validity.entry = left;
+        }
+        validity
+    }
+
+    /// Inodes that are known, for tests and status.
+    pub fn len(&self) -> u64 {
+        self.inodes.entry_count() + self.entries.entry_count()
+    }
+}
+
+/// The attributes that a reply has of an inode.
+fn attr_of(inode: u64, reply: &Reply) -> Option<Attr> {
+    let attr = match reply {
+        Reply::Entry(entry) => entry.attr.as_ref(),
+        Reply::Created(created) => created.attr.as_ref(),
+        Reply::Written(written) => written.attr.as_ref(),
+        Reply::Extents(map) => map.attr.as_ref(),
+        Reply::DirPage(page) => {
+            page.entries.iter().filter_map(|entry| entry.attr.as_ref()).find(|attr| attr.inode == inode)
+        }
+        _ => None,
+    };
+    attr.filter(|attr| attr.inode == inode).cloned()
+}
+
+/// What a reply says about the entry that it is about.
+#[allow(clippy::option_option, reason = "whether it says something, and whether there is an entry")]
+fn entry_of(op: &Op, reply: &Reply) -> Option<Option<u64>> {
+    match (op, reply) {
+        (Op::Lookup(_), Reply::Errno(_)) => Some(None),
+        (
+            Op::Lookup(_) | Op::Mknod(_) | Op::Mkdir(_) | Op::Symlink(_) | Op::Link(_),
+            Reply::Entry(entry),
+        ) => entry.attr.as_ref().map(|attr| Some(attr.inode)),
+        (Op::Create(_), Reply::Created(created)) => created.attr.as_ref().map(|attr| Some(attr.inode)),
+        (Op::Unlink(_) | Op::Rmdir(_) | Op::Rename(_), Reply::Done(_)) => Some(None),
+        _ => None,
+    }
+}
+
+/// Who acts on recalls: buffers that must be sent first, and a kernel that was told something.
+#[async_trait]
+pub(crate) trait Recalled: Send + Sync + 'static {
+    /// Whether something buffered must be sent before the fact is given up.
+    fn has_buffered(&self, fact: &Fact) -> bool;
+    /// Before the fact is forgotten here: sends what is buffered.
+    async fn before(&self, fact: &Fact, keep: Option<Level>);
+    /// After it: returns once nobody is shown it any more.
+    async fn after(&self, fact: &Fact, keep: Option<Level>);
+    /// Nothing is promised any more.
+    async fn everything(&self);
+}
+
+/// Keeps a kernel, or whoever else was told something, from showing what isn't promised any more.
+#[async_trait]
+pub trait Invalidate: Send + Sync + 'static {
+    /// Returns once the entry isn't shown any more.
+    async fn entry(&self, directory: u64, name: &Bytes);
+    /// Returns once the inode's attributes, its cached contents and, of a directory, its cached list aren't shown any more.
+    async fn inode(&self, inode: u64);
+    /// Returns once nothing is shown any more that was promised before.
+    async fn everything(&self);
+}

@@ -1,0 +1,183 @@
+//! Taking back what the kernel was told: notifications, written to a descriptor of our own.
+//!
+//! What may be waited for (seen on kernel 6.18): `inval_inode` returns at once, also while a request in that directory is unanswered. `inval_entry`
+//! takes the directory's lock, which an unanswered create in it holds: it runs on a thread of its own, and when it doesn't return at once,
+//! the epoch is raised instead (FUSE_NOTIFY_INC_EPOCH, kernel 6.16): then every entry is looked up again. A kernel without epochs is
+//! told entries for no time at all.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, IoSlice, Write};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use mooseng_client::Invalidate;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+/// FUSE_NOTIFY_INVAL_INODE of the kernel's `linux/fuse.h`.
+const INVAL_INODE: i32 = 2;
+/// FUSE_NOTIFY_INVAL_ENTRY.
+const INVAL_ENTRY: i32 = 3;
+/// FUSE_NOTIFY_INC_EPOCH.
+const INC_EPOCH: i32 = 8;
+/// How long the kernel may take to forget an entry before the epoch is raised.
+const AT_ONCE: Duration = Duration::from_millis(1);
+/// Entries that wait for the thread which may be blocked.
+const WAITING_MAX: usize = 1024;
+/// Inodes remembered; beyond it those that time has taken from the kernel are dropped.
+const TOLD_MAX: usize = 1 << 20;
+
+struct Entry {
+    directory: u64,
+    name: Bytes,
+    done: oneshot::Sender<()>,
+}
+
+/// What the kernel was told, and how it is taken back.
+pub(crate) struct Notifier {
+    device: Arc<File>,
+    entries: mpsc::SyncSender<Entry>,
+    epochs: AtomicBool,
+    told: Mutex<BTreeMap<u64, Instant>>,
+}
+
+impl Notifier {
+    /// Notifies through a descriptor of the mount's session.
+    pub fn new(descriptor: OwnedFd) -> io::Result<Arc<Self>> {
+        let device = Arc::new(File::from(descriptor));
+        let (entries, waiting) = mpsc::sync_channel::<Entry>(WAITING_MAX);
+        let own = device.clone();
+        std::thread::Builder::new().name("mooseng-forget".into()).spawn(move || {
+            while let Ok(entry) = waiting.recv() {
+                // ENOENT: the kernel doesn't know it. Anything else ends with the mount.
+                if let Err(error) = forget_entry(&own, entry.directory, &entry.name)
+                    && error.raw_os_error() != Some(libc::ENOENT)
+                {
+                    tracing::debug!(directory = entry.directory, %error, "the kernel couldn't be told to forget an entry");
+                }
+                let _ = entry.done.send(());
+            }
+        })?;
+        Ok(Arc::new(Self { device, entries, epochs: AtomicBool::new(true), told: Mutex::default() }))
+    }
+
+    /// Tries whether this kernel knows epochs. Once the mount's session runs.
+    pub fn probe(&self) {
+        // What it doesn't know it calls invalid.
+        if let Err(error) = raise_epoch(&self.device)
+            && error.raw_os_error() == Some(libc::EINVAL)
+        {
+            tracing::info!(%error, "this kernel's FUSE has no epochs (6.16 has): it isn't told entries to keep");
+            self.epochs.store(false, Ordering::Release);
+        }
+    }
+
+    /// Whether the kernel may keep entries.
+    pub fn keeps_entries(&self) -> bool {
+        self.epochs.load(Ordering::Acquire)
+    }
+
+    /// The kernel is told attributes, or pages, of an inode that it may keep for so long.
+    pub fn telling(&self, inode: u64, validity: Duration) {
+        if validity.is_zero() {
+            return;
+        }
+        let now = Instant::now();
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.len() >= TOLD_MAX {
+            told.retain(|_, until| *until > now);
+        }
+        let until = told.entry(inode).or_insert(now);
+        *until = (*until).max(now + validity);
+    }
+}
+
+fn send(device: &File, code: i32, parts: &[&[u8]]) -> io::Result<()> {
+    let length: usize = 16 + parts.iter().map(|part| part.len()).sum::<usize>();
+    let mut header = [0_u8; 16];
+    header[..4].copy_from_slice(&(length as u32).to_ne_bytes());
+    header[4..8].copy_from_slice(&code.to_ne_bytes());
+    let slices: Vec<IoSlice<'_>> =
+        std::iter::once(&header[..]).chain(parts.iter().copied()).map(IoSlice::new).collect();
+    let mut device = device;
+    // One message is one write.
+    device.write_vectored(&slices).map(|_| ())
+}
+
+fn forget_entry(device: &File, directory: u64, name: &[u8]) -> io::Result<()> {
+    let mut head = [0_u8; 16];
+    head[..8].copy_from_slice(&directory.to_ne_bytes());
+    head[8..12].copy_from_slice(&(name.len() as u32).to_ne_bytes());
+    send(device, INVAL_ENTRY, &[&head, name, &[0]])
+}
+
+fn forget_inode(device: &File, inode: u64) -> io::Result<()> {
+    let mut body = [0_u8; 24];
+    body[..8].copy_from_slice(&inode.to_ne_bytes());
+    // From the first byte to the last, and the attributes.
+    body[8..16].copy_from_slice(&0_i64.to_ne_bytes());
+    body[16..].copy_from_slice(&(-1_i64).to_ne_bytes());
+    send(device, INVAL_INODE, &[&body])
+}
+
+fn raise_epoch(device: &File) -> io::Result<()> {
+    send(device, INC_EPOCH, &[])
+}
+
+fn note(what: &str, outcome: io::Result<()>) {
+    match outcome {
+        Ok(()) => {}
+        // Not known there, or no mount any more.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::ENOTCONN | libc::EPERM)) => {}
+        Err(error) => tracing::debug!(what, %error, "the kernel couldn't be told to forget"),
+    }
+}
+
+#[async_trait]
+impl Invalidate for Notifier {
+    async fn entry(&self, directory: u64, name: &Bytes) {
+        if !self.keeps_entries() {
+            return;
+        }
+        let (done, finished) = oneshot::channel();
+        let sent = self.entries.try_send(Entry { directory, name: name.clone(), done });
+        if sent.is_ok() && tokio::time::timeout(AT_ONCE, finished).await.is_ok() {
+            return;
+        }
+        note("the epoch", raise_epoch(&self.device));
+    }
+
+    async fn inode(&self, inode: u64) {
+        if self.told.lock().unwrap_or_else(PoisonError::into_inner).remove(&inode).is_none() {
+            return;
+        }
+        let device = self.device.clone();
+        // It may wait for pages that are being read; such a read waits for nobody who waits for this.
+        let forgotten = tokio::task::spawn_blocking(move || note("an inode", forget_inode(&device, inode))).await;
+        if let Err(error) = forgotten {
+            tracing::warn!(inode, %error, "telling the kernel to forget an inode failed");
+        }
+    }
+
+    async fn everything(&self) {
+        let told = std::mem::take(&mut *self.told.lock().unwrap_or_else(PoisonError::into_inner));
+        if self.keeps_entries() {
+            note("the epoch", raise_epoch(&self.device));
+        }
+        let device = self.device.clone();
+        let forgotten = tokio::task::spawn_blocking(move || {
+            for inode in told.into_keys() {
+                note("an inode", forget_inode(&device, inode));
+            }
+        })
+        .await;
+        if let Err(error) = forgotten {
+            tracing::warn!(%error, "telling the kernel to forget everything failed");
+        }
+    }
+}

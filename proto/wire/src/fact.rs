@@ -1,0 +1,71 @@
+//! What may be promised to a session, and how much of it (DESIGN section 6), as plain words and as messages carry them.
+
+use bytes::Bytes;
+
+use crate::session::{self, FactKind};
+use crate::words::InodeId;
+
+/// Something that may be promised.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Fact {
+    /// An inode's attributes, extended attributes, link target, data.
+    Inode(InodeId),
+    /// What a name in a directory stands for, or that it stands for nothing.
+    Entry(InodeId, Bytes),
+    /// A directory's complete list of entries.
+    Directory(InodeId),
+}
+
+/// How much is promised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// The fact stays true.
+    Shared,
+    /// And nobody else reads or writes it: the session may change it and tell later. Of inodes only.
+    Exclusive,
+}
+
+impl Fact {
+    /// The directory whose completeness a change of this fact concerns.
+    pub fn directory(&self) -> Option<InodeId> {
+        match self {
+            Self::Entry(directory, _) => Some(*directory),
+            Self::Inode(_) | Self::Directory(_) => None,
+        }
+    }
+
+    /// As messages carry it.
+    pub fn to_message(&self) -> session::Fact {
+        let (kind, inode, name) = match self {
+            Self::Inode(inode) => (FactKind::Inode, inode, Bytes::new()),
+            Self::Entry(directory, name) => (FactKind::Entry, directory, name.clone()),
+            Self::Directory(directory) => (FactKind::Directory, directory, Bytes::new()),
+        };
+        session::Fact { kind: kind.into(), inode: inode.0, name }
+    }
+
+    /// From a message; none of a kind that this version doesn't know.
+    pub fn from_message(message: &session::Fact) -> Option<Self> {
+        let inode = InodeId(message.inode);
+        match message.kind() {
+            FactKind::Unspecified => None,
+            FactKind::Inode => Some(Self::Inode(inode)),
+            FactKind::Entry => Some(Self::Entry(inode, message.name.clone())),
+            FactKind::Directory => Some(Self::Directory(inode)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn facts_travel() {
+        let name = Bytes::from_static(b"n\xff");
+        for fact in [Fact::Inode(InodeId(7)), Fact::Entry(InodeId(8), name), Fact::Directory(InodeId(9))] {
+            assert_eq!(Fact::from_message(&fact.to_message()), Some(fact));
+        }
+        assert_eq!(Fact::from_message(&session::Fact::default()), None);
+    }
+}

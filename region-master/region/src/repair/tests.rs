@@ -1,0 +1,465 @@
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const MIB: u64 = 1 << 20;
+
+fn server(name: &str, zone: &str) -> Server {
+    let candidate = Candidate {
+        name: name.into(),
+        zone: zone.into(),
+        rack: String::new(),
+        host: name.into(),
+        bytes_free: 1 << 40,
+        writable: true,
+        draining: false,
+        liveness: Liveness::Alive,
+    };
+    Server { candidate, condition: Condition::Here, bytes_used: 0, shunned: false }
+}
+
+fn servers(all: &[(&str, &str)]) -> Servers {
+    all.iter().map(|(name, zone)| ((*name).to_owned(), server(name, zone))).collect()
+}
+
+fn chunk(copies: &[(&str, CopyState)]) -> ChunkFacts {
+    ChunkFacts {
+        chunk: ChunkId(1),
+        length: 64 * MIB,
+        wanted: 2,
+        copies: copies.iter().map(|(name, state)| ((*name).to_owned(), *state)).collect(),
+        strays: vec![],
+        deleting: BTreeSet::new(),
+    }
+}
+
+fn copy(need: Need, source: &str, target: &str) -> Decision {
+    Decision::Copy { need, source: source.into(), target: target.into() }
+}
+
+fn drop_of(server: &str) -> Decision {
+    Decision::Drop { server: server.into() }
+}
+
+#[test]
+fn decisions() {
+    use CopyState::{Bad, Good, Lost, Silent, Unknown};
+    let all = servers(&[("a", "1"), ("b", "2"), ("c", "3"), ("d", "1")]);
+    let none = Flights::default();
+    let one = Need::Endangered { good: 1 };
+    let table: &[(&[(&str, CopyState)], Decision)] = &[
+        (&[("a", Good), ("b", Good)], Decision::Well),
+        // Silence within the grace, and what isn't known yet, cause nothing.
+        (&[("a", Good), ("b", Silent)], Decision::Well),
+        (&[("a", Silent), ("b", Silent)], Decision::Well),
+        (&[("a", Good), ("b", Unknown)], Decision::Well),
+        // The copy goes to another zone than the one that is left.
+        (&[("a", Good), ("x", Lost)], copy(one, "a", "b")),
+        (&[("a", Good), ("b", Bad)], copy(one, "a", "c")),
+        (&[("x", Lost), ("y", Lost)], Decision::Wait(Need::Endangered { good: 0 })),
+        (&[("a", Unknown), ("x", Lost)], Decision::Wait(Need::Endangered { good: 0 })),
+        // Enough good ones: the others go, one by one.
+        (&[("a", Good), ("b", Good), ("c", Bad)], drop_of("c")),
+        (&[("a", Good), ("b", Good), ("x", Lost)], drop_of("x")),
+        (&[("a", Good), ("b", Good), ("c", Silent)], Decision::Well),
+        (&[("a", Good), ("b", Silent), ("c", Bad)], Decision::Well),
+        // Of three the one that shares its zone.
+        (&[("a", Good), ("b", Good), ("d", Good)], drop_of("a")),
+    ];
+    for (copies, expected) in table {
+        assert_eq!(decide(&chunk(copies), &all, &none), *expected, "{copies:?}");
+    }
+}
+
+#[test]
+fn a_drained_one_is_left_only_behind_a_copy() {
+    use CopyState::{Good, Lost, Silent};
+    let mut all = servers(&[("a", "1"), ("b", "2"), ("c", "3")]);
+    all.get_mut("a").unwrap().candidate.draining = true;
+    let none = Flights::default();
+    let table: &[(&[(&str, CopyState)], Decision)] = &[
+        (&[("a", Good), ("b", Good)], copy(Need::Draining, "a", "c")),
+        (&[("a", Good), ("b", Good), ("c", Good)], drop_of("a")),
+        (&[("a", Good), ("b", Silent), ("c", Good)], Decision::Well),
+        (&[("a", Good), ("b", Lost)], copy(Need::Endangered { good: 1 }, "a", "c")),
+    ];
+    for (copies, expected) in table {
+        assert_eq!(decide(&chunk(copies), &all, &none), *expected, "{copies:?}");
+    }
+}
+
+#[test]
+fn with_nowhere_else_a_bad_copy_is_replaced_in_its_place() {
+    use CopyState::{Bad, Good};
+    let two = servers(&[("a", "1"), ("b", "2")]);
+    let bad = chunk(&[("a", Good), ("b", Bad)]);
+    assert_eq!(decide(&bad, &two, &Flights::default()), copy(Need::Endangered { good: 1 }, "a", "b"));
+    // Nowhere is where it is being deleted, too.
+    let deleting = ChunkFacts { deleting: BTreeSet::from(["b".to_owned()]), ..bad };
+    assert_eq!(decide(&deleting, &two, &Flights::default()), Decision::Wait(Need::Endangered { good: 1 }));
+}
+
+#[test]
+fn what_lies_about_is_taken_up_instead_of_copied() {
+    use CopyState::{Good, Lost};
+    let all = servers(&[("a", "1"), ("b", "2"), ("c", "3")]);
+    let stray = |copies: &[_]| ChunkFacts { strays: vec!["c".into()], ..chunk(copies) };
+    let adopt = Decision::Adopt { server: "c".into() };
+    assert_eq!(decide(&stray(&[("a", Good), ("x", Lost)]), &all, &Flights::default()), adopt);
+    assert_eq!(decide(&stray(&[("y", Lost), ("x", Lost)]), &all, &Flights::default()), adopt, "the last one");
+    assert_eq!(decide(&stray(&[("a", Good), ("b", Good)]), &all, &Flights::default()), Decision::Well);
+}
+
+#[test]
+fn busy_places_are_waited_for_and_not_replaced_by_worse_ones() {
+    use CopyState::{Good, Lost};
+    let all = servers(&[("a", "1"), ("b", "2"), ("d", "1")]);
+    let mut flights = Flights::new(Limits { copies_per_server: 1, ..Limits::default() });
+    let flight = Flight { need: Need::Balance, source: "x".into(), target: "b".into(), bytes: 5 };
+    flights.begin(ChunkId(9), flight);
+    let facts = chunk(&[("a", Good), ("x", Lost)]);
+    assert_eq!(decide(&facts, &all, &flights), Decision::Wait(Need::Endangered { good: 1 }));
+    flights.end(ChunkId(9));
+    assert_eq!(decide(&facts, &all, &flights), copy(Need::Endangered { good: 1 }, "a", "b"));
+    // One that shares the zone is better than none.
+    let same = servers(&[("a", "1"), ("d", "1")]);
+    assert_eq!(decide(&facts, &same, &flights), copy(Need::Endangered { good: 1 }, "a", "d"));
+}
+
+#[test]
+fn order_is_made_where_it_is_worth_it() {
+    use CopyState::Good;
+    let mut all = servers(&[("a", "1"), ("b", "2"), ("c", "2"), ("d", "1")]);
+    let none = Flights::default();
+    let apart = chunk(&[("b", Good), ("c", Good)]);
+    assert!(matches!(decide(&apart, &all, &none), Decision::Copy { need: Need::Apart, .. }));
+    for (name, used) in [("a", 1000), ("b", 1000), ("c", 950), ("d", 950)] {
+        all.get_mut(name).unwrap().bytes_used = used * 64 * MIB;
+        all.get_mut(name).unwrap().candidate.bytes_free = (10_000 - used) * 64 * MIB;
+    }
+    let well = chunk(&[("a", Good), ("b", Good)]);
+    assert_eq!(decide(&well, &all, &none), Decision::Well, "a spread of five percent");
+    all.get_mut("d").unwrap().bytes_used = 800 * 64 * MIB;
+    assert_eq!(decide(&well, &all, &none), copy(Need::Balance, "a", "d"));
+    all.get_mut("d").unwrap().candidate.zone = "2".into();
+    assert_eq!(decide(&well, &all, &none), copy(Need::Balance, "a", "d"), "b would do as well as a");
+    let tight = chunk(&[("a", Good), ("b", Good)]);
+    all.get_mut("d").unwrap().candidate.host = "b".into();
+    let mut full_b = all.clone();
+    full_b.get_mut("a").unwrap().bytes_used = 100 * 64 * MIB;
+    full_b.get_mut("a").unwrap().candidate.writable = false;
+    assert_eq!(decide(&tight, &full_b, &none), copy(Need::Balance, "a", "d"));
+}
+
+#[test]
+fn what_the_registry_knows_of_a_copy() {
+    use crate::registry::{Beat, CopyFacts, Limits as RegistryLimits};
+    let at = |s| BootTime(Duration::from_secs(s));
+    let mut r = Registry::new(RegistryLimits::default());
+    let state = |r: &Registry, condition, settled| copy_state(r, "a", condition, ChunkId(1), 10, settled);
+    r.beat(at(0), Beat { name: "a".into(), ..Beat::default() }).unwrap();
+    assert_eq!(state(&r, Condition::Here, true), CopyState::Unknown, "no inventory yet");
+    let copy = |length, sealed, corrupt| (ChunkId(1), CopyFacts { length, sealed, epoch: 1, corrupt });
+    r.inventory(at(0), "a", [], false);
+    assert_eq!(state(&r, Condition::Here, false), CopyState::Unknown, "sealed a moment ago");
+    assert_eq!(state(&r, Condition::Here, true), CopyState::Bad);
+    for (facts, expected) in [
+        (copy(10, true, false), CopyState::Good),
+        (copy(11, true, false), CopyState::Good),
+        (copy(9, true, false), CopyState::Bad),
+        (copy(9, false, false), CopyState::Bad),
+        (copy(10, false, false), CopyState::Unknown),
+        (copy(10, true, true), CopyState::Bad),
+    ] {
+        r.changed("a", &[facts], &[]);
+        assert_eq!(state(&r, Condition::Here, true), expected, "{facts:?}");
+    }
+    assert_eq!(state(&r, Condition::Silent, true), CopyState::Silent);
+    assert_eq!(state(&r, Condition::Lost, true), CopyState::Lost);
+
+    let grace = Duration::from_secs(60);
+    let is = |name, now, since| condition(&r, name, at(now), at(since), grace);
+    assert_eq!(is("a", 1, 0), Condition::Here);
+    assert_eq!(is("a", 59, 0), Condition::Silent);
+    assert_eq!(is("a", 60, 0), Condition::Lost);
+    assert_eq!(is("a", 60, 30), Condition::Silent, "a new leader, or one that was paused, waits anew");
+    assert_eq!((is("b", 59, 0), is("b", 60, 0)), (Condition::Silent, Condition::Lost));
+}
+
+#[test]
+fn open_chunks_are_ended_where_they_stand_in_the_way() {
+    let member = |name: &str, condition, draining| (name.to_owned(), condition, draining);
+    let facts = OpenFacts {
+        members: vec![member("a", Condition::Here, false), member("b", Condition::Here, false)],
+        used: true,
+        age: Duration::from_secs(100),
+        unused_max: Duration::from_secs(90),
+        open_max: Duration::from_secs(4_000),
+    };
+    assert_eq!(end_open(&facts), None);
+    assert_eq!(end_open(&OpenFacts { used: false, ..facts.clone() }), Some("a"));
+    assert_eq!(end_open(&OpenFacts { age: Duration::from_secs(4_000), ..facts.clone() }), Some("a"));
+    let with = |a: (Condition, bool), b: (Condition, bool)| OpenFacts {
+        members: vec![member("a", a.0, a.1), member("b", b.0, b.1)],
+        ..facts.clone()
+    };
+    assert_eq!(end_open(&with((Condition::Here, true), (Condition::Here, false))), Some("b"));
+    assert_eq!(end_open(&with((Condition::Lost, false), (Condition::Here, true))), Some("b"));
+    assert_eq!(end_open(&with((Condition::Silent, false), (Condition::Here, false))), None);
+    assert_eq!(end_open(&with((Condition::Lost, false), (Condition::Silent, false))), None);
+}
+
+/// A region in miniature: servers that come and go, copies that rot, plans that are carried out late.
+struct Model {
+    servers: Servers,
+    /// What lies on disks, sound or not.
+    disks: BTreeMap<(String, u64), bool>,
+    locations: BTreeMap<u64, Vec<String>>,
+    under_way: Vec<(u64, String, String)>,
+    flights: Flights,
+    moves: usize,
+}
+
+const LENGTH: u64 = 64 * MIB;
+const CAPACITY: u64 = 200 * LENGTH;
+
+impl Model {
+    fn new(zones: &[u8], chunks: u64, wanted: usize) -> Self {
+        let name = |i: usize| format!("s{i:02}");
+        let all = zones.iter().enumerate();
+        let servers = all.map(|(i, zone)| (name(i), server(&name(i), &zone.to_string()))).collect();
+        let mut model = Self {
+            servers,
+            disks: BTreeMap::new(),
+            locations: BTreeMap::new(),
+            under_way: vec![],
+            flights: Flights::default(),
+            moves: 0,
+        };
+        for chunk in 0..chunks {
+            // As placement would have it while only the first ones were there.
+            let copies: Vec<String> =
+                (0..wanted).map(|i| name((chunk as usize + i) % (wanted + 1))).collect();
+            for copy in &copies {
+                model.disks.insert((copy.clone(), chunk), true);
+            }
+            model.locations.insert(chunk, copies);
+        }
+        model.load();
+        model
+    }
+
+    fn load(&mut self) {
+        for (name, server) in &mut self.servers {
+            let placed = self.locations.values().filter(|l| l.contains(name)).count() as u64 * LENGTH;
+            server.bytes_used = placed + self.flights.bytes_to(name);
+            server.candidate.bytes_free = CAPACITY - server.bytes_used;
+        }
+    }
+
+    fn facts(&self, chunk: u64, wanted: usize) -> ChunkFacts {
+        let state = |name: &String| match self.servers[name].condition {
+            Condition::Silent => CopyState::Silent,
+            Condition::Lost => CopyState::Lost,
+            Condition::Here if self.disks.get(&(name.clone(), chunk)) == Some(&true) => CopyState::Good,
+            Condition::Here => CopyState::Bad,
+        };
+        let location = &self.locations[&chunk];
+        let stray = |name: &&String| {
+            !location.contains(name)
+                && self.servers[*name].condition == Condition::Here
+                && self.disks.get(&((*name).clone(), chunk)) == Some(&true)
+        };
+        ChunkFacts {
+            chunk: ChunkId(chunk),
+            length: LENGTH,
+            wanted,
+            copies: location.iter().map(|name| (name.clone(), state(name))).collect(),
+            strays: self.servers.keys().filter(stray).cloned().collect(),
+            deleting: BTreeSet::new(),
+        }
+    }
+
+    fn good(&self, chunk: u64) -> usize {
+        let facts = self.facts(chunk, 1);
+        facts.copies.iter().filter(|(_, state)| *state == CopyState::Good).count()
+    }
+
+    /// One round over all chunks. Answers whether anything is to be done still.
+    fn round(&mut self, wanted: usize) -> Result<bool, TestCaseError> {
+        let mut busy = !self.under_way.is_empty();
+        // Half of what is under way ends.
+        let ending = self.under_way.split_off(self.under_way.len() / 2);
+        for (chunk, source, target) in ending {
+            self.flights.end(ChunkId(chunk));
+            let whole = self.disks.get(&(source.clone(), chunk)) == Some(&true);
+            let here = |name: &String| self.servers[name].condition == Condition::Here;
+            if whole && here(&source) && here(&target) {
+                self.disks.insert((target.clone(), chunk), true);
+                let location = self.locations.entry(chunk).or_default();
+                if !location.contains(&target) {
+                    location.push(target);
+                }
+            }
+            self.load();
+        }
+        for chunk in self.locations.keys().copied().collect::<Vec<_>>() {
+            let facts = self.facts(chunk, wanted);
+            match decide(&facts, &self.servers, &self.flights) {
+                Decision::Well => {}
+                Decision::Wait(_) => busy |= self.flights.has(ChunkId(chunk)),
+                Decision::Copy { need, source, target } => {
+                    busy = true;
+                    self.moves += 1;
+                    self.check_copy(&facts, &target)?;
+                    let flight =
+                        Flight { need, source: source.clone(), target: target.clone(), bytes: LENGTH };
+                    self.flights.begin(ChunkId(chunk), flight);
+                    self.under_way.push((chunk, source, target));
+                    for name in self.servers.keys() {
+                        prop_assert!(self.flights.at(name) <= Limits::default().copies_per_server);
+                    }
+                }
+                Decision::Adopt { server } => {
+                    busy = true;
+                    self.locations.entry(chunk).or_default().push(server);
+                }
+                Decision::Drop { server } => {
+                    busy = true;
+                    let staying = facts.copies.iter().filter(|(n, s)| {
+                        *s == CopyState::Good && *n != server && !self.servers[n].draining()
+                    });
+                    prop_assert!(staying.count() >= wanted, "{server} of {facts:?} was dropped");
+                    self.locations.entry(chunk).or_default().retain(|name| *name != server);
+                    self.disks.remove(&(server, chunk));
+                }
+            }
+            self.load();
+        }
+        Ok(busy)
+    }
+
+    /// A target shares as little with the copies that stay as any that could be had.
+    fn check_copy(&self, facts: &ChunkFacts, target: &str) -> Result<(), TestCaseError> {
+        let view = View { facts, servers: &self.servers };
+        let zone = |name: &str| self.servers[name].candidate.zone.clone();
+        let held: BTreeSet<String> = facts.copies.iter().map(|(name, _)| name.clone()).collect();
+        let staying = view.staying(&[CopyState::Good, CopyState::Silent]);
+        let used: BTreeSet<String> = staying.iter().map(|name| zone(name)).collect();
+        if staying.len() >= facts.wanted {
+            return Ok(());
+        }
+        let fresh = self
+            .servers
+            .values()
+            .any(|s| view.takes(s) && !held.contains(&s.candidate.name) && !used.contains(&s.candidate.zone));
+        prop_assert!(!fresh || !used.contains(&zone(target)), "{target} shares a zone in vain: {facts:?}");
+        Ok(())
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Event {
+    Silence(usize),
+    Loss(usize),
+    Return(usize),
+    Drain(usize),
+    Undrain(usize),
+    Rot(usize, u64),
+    Rounds(usize),
+}
+
+fn event(servers: usize, chunks: u64) -> impl Strategy<Value = Event> {
+    prop_oneof![
+        (0..servers).prop_map(Event::Silence),
+        (0..servers).prop_map(Event::Loss),
+        (0..servers).prop_map(Event::Return),
+        (0..servers).prop_map(Event::Drain),
+        (0..servers).prop_map(Event::Undrain),
+        (0..servers, 0..chunks).prop_map(|(s, c)| Event::Rot(s, c)),
+        (1..6_usize).prop_map(Event::Rounds),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    /// Whatever happens: no chunk loses a copy that it needs, and once everybody is back every chunk has its copies, in as many zones as there
+    /// are, none on a drained chunkserver, and house-keeping comes to rest.
+    #[test]
+    fn a_region_heals(
+        zones in prop::collection::vec(0..4_u8, 4..8),
+        wanted in 1..4_usize,
+        events in prop::collection::vec(event(4, 12), 0..25),
+    ) {
+        let mut model = Model::new(&zones, 12, wanted);
+        let name = |i: usize| format!("s{i:02}");
+        for event in events {
+            let set = |model: &mut Model, i: usize, condition| {
+                model.servers.get_mut(&name(i)).unwrap().condition = condition;
+            };
+            match event {
+                Event::Silence(i) => set(&mut model, i, Condition::Silent),
+                Event::Loss(i) => set(&mut model, i, Condition::Lost),
+                Event::Return(i) => set(&mut model, i, Condition::Here),
+                Event::Drain(i) => model.servers.get_mut(&name(i)).unwrap().candidate.draining = true,
+                Event::Undrain(i) => model.servers.get_mut(&name(i)).unwrap().candidate.draining = false,
+                // Never the last good one: that would be a loss.
+                Event::Rot(i, chunk) => if model.good(chunk) > 1
+                    && let Some(sound) = model.disks.get_mut(&(name(i), chunk))
+                {
+                    *sound = false;
+                },
+                Event::Rounds(n) => for _ in 0..n {
+                    model.round(wanted)?;
+                },
+            }
+        }
+        let mut drained = BTreeSet::new();
+        for (name, server) in &mut model.servers {
+            server.condition = Condition::Here;
+            if server.draining() {
+                drained.insert(name.clone());
+            }
+        }
+        // As many stay as copies are wanted.
+        for name in drained.clone() {
+            if model.servers.len() - drained.len() < wanted {
+                drained.remove(&name);
+                model.servers.get_mut(&name).unwrap().candidate.draining = false;
+            }
+        }
+        let mut rounds = 0;
+        while model.round(wanted)? {
+            rounds += 1;
+            prop_assert!(rounds < 2_000, "it doesn't come to rest");
+        }
+        let open: BTreeSet<&String> =
+            model.servers.values().filter(|s| !s.draining()).map(|s| &s.candidate.zone).collect();
+        for (chunk, location) in &model.locations {
+            prop_assert_eq!(location.len(), wanted, "chunk {} lies on {:?}", chunk, location);
+            prop_assert!(model.good(*chunk) == wanted);
+            prop_assert!(location.iter().all(|name| !drained.contains(name)));
+            let zones: BTreeSet<&String> = location.iter().map(|n| &model.servers[n].candidate.zone).collect();
+            prop_assert_eq!(zones.len(), wanted.min(open.len()));
+        }
+    }
+
+    /// A new chunkserver gets its share.
+    #[test]
+    fn a_new_one_gets_its_share(servers in 2..6_usize, chunks in 40..120_u64) {
+        let mut model = Model::new(&(0..=servers as u8).collect::<Vec<_>>(), chunks, 1);
+        // All on the first two.
+        let mut rounds = 0;
+        while model.round(1)? {
+            rounds += 1;
+            prop_assert!(rounds < 2_000, "it doesn't come to rest");
+        }
+        let used: Vec<u64> = model.servers.values().map(|s| s.bytes_used / LENGTH).collect();
+        let (least, most) = (used.iter().min().unwrap(), used.iter().max().unwrap());
+        prop_assert!(most - least <= 1 + most / 10, "{used:?}");
+        prop_assert!(model.moves as u64 <= chunks, "{} moves for {chunks} chunks", model.moves);
+    }
+}

@@ -1,0 +1,267 @@
+//! The scan over all chunks, a page in each tick.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use mooseng_namespace::upkeep::{self, ChunkListing};
+use mooseng_namespace::SessionCall;
+use mooseng_ports::clock::BootTime;
+use mooseng_region::repair::{self, Condition, CopyState, Decision, Need, OpenFacts, Servers};
+use mooseng_wire::call::CallError;
+use mooseng_wire::chunk::{Close, Sealed};
+use mooseng_wire::fs::fs_request::Op;
+use mooseng_wire::fs::{FsRequest, SealChunk};
+use mooseng_wire::method::Method;
+use mooseng_wire::{ChunkId, Role, SessionId};
+use tokio::time::Instant;
+
+use super::{Keeper, ROOT_VOLUME};
+use crate::desk::{ChunkCounts, Desk, Seal};
+use crate::errors::{driver_failed, record_failed};
+use crate::fs::context;
+use crate::master::HOME_EPOCH;
+use crate::records::transact;
+use crate::seals;
+use crate::tickets::TICKET_LIFE_MS;
+
+/// Chunks looked at in one tick.
+const PAGE: usize = 256;
+/// Unsealed copies of inventories looked at in one tick.
+const UNSEALED_MAX: usize = 64;
+/// Open chunks that are ended in one page: each is a call.
+const ENDED_MAX: usize = 8;
+const END_WITHIN: Duration = Duration::from_secs(2);
+const SEAL_WITHIN: Duration = Duration::from_secs(5);
+
+/// Where the scan is, and what it has seen in this pass.
+#[derive(Default)]
+pub(super) struct Scan {
+    after: Option<ChunkId>,
+    /// Not before.
+    next: Option<BootTime>,
+    counts: ChunkCounts,
+    loads: BTreeMap<String, u64>,
+    located: BTreeMap<String, u64>,
+    endangered: BTreeSet<ChunkId>,
+    bytes: u64,
+    bytes_live: u64,
+}
+
+/// What a page asks for.
+#[derive(Default)]
+struct Page {
+    /// Open chunks whose session isn't in the table.
+    abandoned: Vec<ChunkListing>,
+    /// Open chunks to be ended, each on a member.
+    ended: Vec<(ChunkListing, String)>,
+    unused: Vec<ChunkId>,
+    drops: Vec<(ChunkListing, String)>,
+}
+
+impl Keeper<'_> {
+    /// Looks at the next page.
+    pub(super) async fn scan_on(&mut self) -> Result<(), CallError> {
+        let now = self.master.clock.boot();
+        if self.scan.next.is_some_and(|next| now < next) {
+            return Ok(());
+        }
+        let after = self.scan.after;
+        let listings = transact(&self.master.store, |tx| async move {
+            let page = upkeep::list_chunks(&tx, ROOT_VOLUME, after, PAGE).await?;
+            Ok((tx, page))
+        })
+        .await
+        .map_err(|e| record_failed(&e))?;
+        let master = self.master;
+        let page = master.desk(|desk| {
+            let mut page = Page::default();
+            let servers = self.servers(desk);
+            for listing in &listings {
+                self.look_at(desk, &servers, listing, &mut page);
+            }
+            page
+        });
+        self.scan.after = listings.last().map(|listing| listing.chunk);
+        if listings.len() < PAGE {
+            self.scanned(now);
+        }
+        self.carry_out(page).await
+    }
+
+    fn scanned(&mut self, now: BootTime) {
+        let scan = std::mem::take(&mut self.scan);
+        self.scan.next = Some(now.after(Duration::from_millis(self.master.config.house.scan_every_ms)));
+        self.master.desk(|desk| desk.counts = scan.counts);
+        self.queue.scanned(|chunk| scan.endangered.contains(&chunk));
+        self.loads = scan.loads;
+        self.located = scan.located;
+        self.figures.bytes = scan.bytes;
+        self.figures.bytes_live = scan.bytes_live;
+    }
+
+    fn look_at(&mut self, desk: &Desk, servers: &Servers, listing: &ChunkListing, page: &mut Page) {
+        let record = &listing.record;
+        let names = listing.location.as_ref().map(|l| l.copies.as_slice()).unwrap_or_default();
+        for name in names {
+            *self.scan.located.entry(name.clone()).or_default() += 1;
+            *self.scan.loads.entry(name.clone()).or_default() += record.length;
+        }
+        // A first look, without the store: burying decides.
+        let held = desk.sessions.holds(SessionId(record.owner)) || record.owner == 0;
+        let due = !held || record.sealed_ns <= self.sealed_before_ns();
+        if record.sealed && listing.used.extents == 0 && due {
+            page.unused.push(listing.chunk);
+        }
+        if !record.sealed {
+            self.look_at_open(desk, listing, names, page);
+        } else if record.length > 0 {
+            self.look_at_sealed(desk, servers, listing, page);
+        }
+    }
+
+    fn sealed_before_ns(&self) -> i64 {
+        let after_ms = i64::try_from(self.master.config.house.collect_after_ms).unwrap_or(i64::MAX);
+        self.now_ns().saturating_sub(after_ms.saturating_mul(1_000_000))
+    }
+
+    fn count(&mut self, chunk: ChunkId, reachable: usize) {
+        let endangered = reachable < self.master.config.copies;
+        self.scan.counts.chunks += 1;
+        self.scan.counts.endangered += u64::from(endangered);
+        self.scan.counts.unavailable += u64::from(reachable == 0);
+        self.queue.endangered(chunk, endangered, self.master.clock.boot());
+        if endangered {
+            self.scan.endangered.insert(chunk);
+        }
+    }
+
+    fn look_at_open(&mut self, desk: &Desk, listing: &ChunkListing, names: &[String], page: &mut Page) {
+        let now = self.master.clock.boot();
+        let owner = SessionId(listing.record.owner);
+        if !desk.sessions.in_grace(now) && !desk.sessions.holds(owner) {
+            page.abandoned.push(listing.clone());
+        }
+        let member = |name: &String| {
+            (name.clone(), self.condition(desk, name), desk.registry.is_draining(name))
+        };
+        let age_ns = self.now_ns().saturating_sub(listing.record.born_ns);
+        let facts = OpenFacts {
+            members: names.iter().map(member).collect(),
+            used: listing.used.extents > 0,
+            age: Duration::from_nanos(u64::try_from(age_ns).unwrap_or(0)),
+            unused_max: Duration::from_millis(self.master.config.house.collect_after_ms),
+            // Tickets are rounded up, and taken a little longer than they are valid.
+            open_max: Duration::from_millis(TICKET_LIFE_MS) + Duration::from_secs(300),
+        };
+        let here = facts.members.iter().filter(|(_, condition, _)| *condition == Condition::Here).count();
+        self.count(listing.chunk, here);
+        if let Some(member) = repair::end_open(&facts)
+            && page.ended.len() < ENDED_MAX
+        {
+            page.ended.push((listing.clone(), member.to_owned()));
+        }
+    }
+
+    fn look_at_sealed(&mut self, desk: &Desk, servers: &Servers, listing: &ChunkListing, page: &mut Page) {
+        let facts = self.facts(desk, listing);
+        let there = |state: &CopyState| matches!(state, CopyState::Good | CopyState::Unknown);
+        let reachable = facts.copies.iter().filter(|(_, state)| there(state)).count();
+        self.count(listing.chunk, reachable);
+        self.scan.bytes += listing.record.length;
+        self.scan.bytes_live += listing.used.bytes.min(listing.record.length);
+        // What nothing uses isn't worth a copy.
+        if listing.used.extents == 0 {
+            self.queue.remove(listing.chunk);
+            return;
+        }
+        match repair::decide(&facts, servers, &self.flights) {
+            Decision::Well | Decision::Wait(Need::Endangered { good: 0 } | Need::Apart | Need::Balance) => {
+                self.queue.remove(listing.chunk);
+            }
+            Decision::Copy { need, .. } | Decision::Wait(need) => self.queue.put(listing.chunk, need),
+            Decision::Adopt { .. } => self.queue.put(listing.chunk, Need::Endangered { good: 1 }),
+            Decision::Drop { server } => page.drops.push((listing.clone(), server)),
+        }
+    }
+
+    async fn carry_out(&mut self, page: Page) -> Result<(), CallError> {
+        for listing in page.abandoned {
+            seals::abandon(self.master, &listing).await?;
+        }
+        for (listing, member) in page.ended {
+            self.end(&listing, &member).await?;
+        }
+        for (listing, server) in page.drops {
+            self.drop_copy(&listing, &server).await?;
+        }
+        let (now_ns, before_ns) = (self.now_ns(), self.sealed_before_ns());
+        for chunk in page.unused {
+            let buried = transact(&self.master.store, |tx| async move {
+                let buried = upkeep::bury_chunk(&tx, chunk, now_ns, before_ns).await?;
+                Ok((tx, buried))
+            })
+            .await
+            .map_err(|e| record_failed(&e))?;
+            if buried {
+                tracing::info!(chunk = chunk.0, "nothing uses a chunk any more: its copies are deleted");
+                self.master.metrics.chunks_buried.inc();
+                self.queue.remove(chunk);
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends an open chunk whose session lives: on one member first, so that nothing more is acknowledged, then in the store at that length.
+    async fn end(&mut self, listing: &ChunkListing, member: &str) -> Result<(), CallError> {
+        let epoch = listing.location.as_ref().map_or(HOME_EPOCH.0, |l| l.epoch);
+        let address = self.master.desk(|desk| desk.registry.get(member).map(|s| s.beat.address.clone()));
+        let Some(address) = address else { return Ok(()) };
+        let close = Close { chunk: listing.chunk.0, epoch };
+        let link = self.master.link(Role::Chunkserver, &address);
+        let length = match link.request::<_, Sealed>(Method::ChunkClose, &close, END_WITHIN).await {
+            Ok(sealed) => sealed.length,
+            Err(error) => {
+                // Perhaps nothing was ever appended: then another member is as good, and the owner's end seals it at last.
+                tracing::debug!(chunk = listing.chunk.0, member, %error, "an open chunk couldn't be ended");
+                return Ok(());
+            }
+        };
+        let seal = SealChunk { chunk: listing.chunk.0, acknowledged: length, failed: vec![] };
+        let request = FsRequest { caller: None, op: Some(Op::SealChunk(seal)) };
+        let deadline = Instant::now() + SEAL_WITHIN;
+        self.master
+            .driver
+            .run(SessionCall::default(), &context(self.master), &request, deadline)
+            .await
+            .map_err(|e| driver_failed(&e, || self.master.not_leader()))?;
+        // Its owner may have been quicker, at another length.
+        let Some(sealed) = seals::load(self.master, listing.chunk).await?.filter(|l| l.record.sealed) else {
+            return Ok(());
+        };
+        tracing::info!(chunk = listing.chunk.0, length = sealed.record.length, member, "ended an open chunk");
+        let seal = Seal { length: sealed.record.length, epoch };
+        self.master.desk(|desk| {
+            for name in sealed.location.iter().flat_map(|l| &l.copies) {
+                desk.want_seal(name, listing.chunk, seal);
+            }
+        });
+        Ok(())
+    }
+
+    /// Tells chunkservers of seals that they missed: they report a sealed chunk as unsealed.
+    pub(super) async fn match_seals(&mut self) -> Result<(), CallError> {
+        for (chunkserver, chunk) in self.master.desk(|desk| desk.take_unsealed(UNSEALED_MAX)) {
+            let Some(listing) = seals::load(self.master, chunk).await? else { continue };
+            let length = listing.record.length;
+            // One that is too short can't be sealed so: it is replaced.
+            let long_enough = |desk: &Desk| {
+                desk.registry.get(&chunkserver).and_then(|s| s.copy(chunk)).is_none_or(|c| c.length >= length)
+            };
+            if listing.record.sealed && self.master.desk(|desk| long_enough(desk)) {
+                let epoch = listing.location.map_or(HOME_EPOCH.0, |l| l.epoch);
+                self.master.desk(|desk| desk.want_seal(&chunkserver, chunk, Seal { length, epoch }));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,490 @@
+//! Promises at work: which facts a request is about, recalls on their way, the gate before a commit (DESIGN section 6; the decisions are
+//! [`mooseng_region::promises`]').
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use mooseng_namespace::Gate;
+use mooseng_region::promises::{ChangeId, Recall};
+use mooseng_schema::ids::IdKind;
+use mooseng_store::{Store, Transaction};
+use mooseng_transport::{ConnectionHandle, call_error};
+use mooseng_wire::call::{CallError, ErrorCode};
+use mooseng_wire::fact::{Fact, Level};
+use mooseng_wire::fs::fs_reply::Reply;
+use mooseng_wire::fs::fs_request::Op;
+use mooseng_wire::fs::{Attr, FsReply, FsRequest};
+use mooseng_wire::method::Method;
+use mooseng_wire::session::{self, AnswerRecalls, Granted, Notice, RecallsAnswered};
+use mooseng_wire::{Incarnation, InodeId, RequestNumber, SessionId};
+use prost::Message;
+use tokio::time::Instant;
+
+use crate::errors::refused;
+use crate::ids;
+use crate::master::Master;
+
+/// Unanswered recalls are sent again so often: the connection on which they left may have broken.
+const REPEAT_EVERY: Duration = Duration::from_millis(300);
+/// Recalls in one notice.
+const RECALLS_PER_NOTICE: usize = 256;
+/// Facts taken back at a time from a session that is promised nearly all it may be.
+const ROOM_MADE: usize = 256;
+/// Linux' ENOENT.
+const ENOENT: u32 = 2;
+
+/// Sessions' connections, by which notices travel.
+#[derive(Default)]
+pub struct Connections(Mutex<BTreeMap<SessionId, ConnectionHandle>>);
+
+impl Connections {
+    fn map<T>(&self, f: impl FnOnce(&mut BTreeMap<SessionId, ConnectionHandle>) -> T) -> T {
+        f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// A session spoke on this connection.
+    pub fn note(&self, session: SessionId, connection: &ConnectionHandle) {
+        self.map(|map| match map.get(&session) {
+            Some(known) if known.id == connection.id => {}
+            _ => drop(map.insert(session, connection.clone())),
+        });
+    }
+
+    /// A connection ended.
+    pub fn forget(&self, connection: u64) {
+        self.map(|map| map.retain(|_, known| known.id != connection));
+    }
+
+    fn get(&self, session: SessionId) -> Option<ConnectionHandle> {
+        self.map(|map| map.get(&session).cloned())
+    }
+}
+
+/// Sends recalls to whom they concern. One that can't be sent is repeated later.
+pub fn send(master: &Master, custody_epoch: u64, recalls: &[Recall]) {
+    let mut by_session: BTreeMap<SessionId, Vec<session::Recall>> = BTreeMap::new();
+    for recall in recalls {
+        by_session.entry(recall.session).or_default().push(session::Recall {
+            number: recall.number,
+            fact: Some(recall.fact.to_message()),
+            keep_shared: recall.keep == Some(Level::Shared),
+        });
+    }
+    for (id, recalls) in by_session {
+        let Some(connection) = master.connections.get(id) else { continue };
+        master.metrics.recalls.inc_by(recalls.len() as u64);
+        for page in recalls.chunks(RECALLS_PER_NOTICE) {
+            let notice = Notice { session: id.0, custody_epoch, recalls: page.to_vec() };
+            if connection.notify(Method::Notice, notice.encode_to_vec().into()).is_err() {
+                break;
+            }
+        }
+    }
+}
+
+/// A session says that it has given up what it was asked for.
+pub fn answered(
+    master: &Master,
+    identity: &str,
+    request: &AnswerRecalls,
+) -> Result<RecallsAnswered, CallError> {
+    let term = master.serving()?;
+    let id = SessionId(request.session);
+    // Numbers of an earlier custodian mean other recalls.
+    if request.custody_epoch != term {
+        return Ok(RecallsAnswered {});
+    }
+    let woken = master.desk(|desk| {
+        let now = master.clock.boot();
+        desk.sessions
+            .check(now, id, Incarnation(request.incarnation), identity)
+            .map_err(|refusal| refused(&refusal))?;
+        Ok::<_, CallError>(
+            request.numbers.iter().fold(false, |woken, number| desk.promises.acknowledge(id, *number) || woken),
+        )
+    })?;
+    if woken {
+        master.recalls_answered.notify_waiters();
+    }
+    Ok(RecallsAnswered {})
+}
+
+/// Waits until `ready` says yes to the desk, at most until the deadline.
+async fn wait_until(
+    master: &Master,
+    deadline: Instant,
+    what: &str,
+    mut ready: impl FnMut(&mut crate::desk::Desk) -> bool,
+) -> Result<(), CallError> {
+    loop {
+        let woken = master.recalls_answered.notified();
+        tokio::pin!(woken);
+        woken.as_mut().enable();
+        if master.desk(&mut ready) {
+            return Ok(());
+        }
+        tokio::select! {
+            () = woken => {}
+            () = tokio::time::sleep_until(deadline) => {
+                return Err(call_error(ErrorCode::Unavailable, format!("{what}; try again")));
+            }
+            () = master.shutdown.cancelled() => return Err(master.not_leader()),
+        }
+    }
+}
+
+/// A new custodian answers nothing until every session on record has said that it shows nothing any more that an earlier custodian
+/// promised, or has run out: what it holds exclusively nobody else knows.
+pub async fn custody_settled(master: &Master, deadline: Instant) -> Result<(), CallError> {
+    if master.desk(|desk| desk.unanswered.is_empty()) {
+        return Ok(());
+    }
+    let what = "this master is new in office and still waits for sessions to answer or to run out";
+    wait_until(master, deadline, what, |desk| desk.unanswered.is_empty()).await
+}
+
+/// What a read's answer told, so that it may be promised.
+fn facts_read(request: &FsRequest, reply: &FsReply) -> BTreeSet<Fact> {
+    let mut facts = BTreeSet::new();
+    let inode = |id: u64| Fact::Inode(InodeId(id));
+    let attr_of = |attr: &Option<Attr>| attr.as_ref().map(|attr| Fact::Inode(InodeId(attr.inode)));
+    let (Some(op), Some(reply)) = (&request.op, &reply.reply) else { return facts };
+    match (op, reply) {
+        (Op::Lookup(r), Reply::Entry(entry)) => {
+            // "." and ".." are no entries.
+            if r.name.as_ref() != b"." && r.name.as_ref() != b".." {
+                facts.insert(Fact::Entry(InodeId(r.parent), r.name.clone()));
+            }
+            facts.extend(attr_of(&entry.attr));
+        }
+        (Op::Lookup(r), Reply::Errno(ENOENT)) => {
+            facts.insert(Fact::Entry(InodeId(r.parent), r.name.clone()));
+        }
+        (Op::ReadDir(r), Reply::DirPage(page)) => {
+            facts.insert(Fact::Directory(InodeId(r.inode)));
+            facts.extend(page.entries.iter().filter_map(|entry| attr_of(&entry.attr)));
+        }
+        (Op::GetAttr(r), Reply::Entry(_)) => drop(facts.insert(inode(r.inode))),
+        (Op::Acquire(r), Reply::Entry(_)) => drop(facts.insert(inode(r.inode))),
+        (Op::Open(r), Reply::Entry(_)) => drop(facts.insert(inode(r.inode))),
+        (Op::ReadExtents(r), Reply::Extents(_)) => drop(facts.insert(inode(r.inode))),
+        (Op::ReadLink(r), Reply::Value(_)) => drop(facts.insert(inode(r.inode))),
+        (Op::Seek(r), _) => drop(facts.insert(inode(r.inode))),
+        (Op::Describe(r), _) => drop(facts.insert(inode(r.inode))),
+        (Op::GetXattr(r), _) => drop(facts.insert(inode(r.inode))),
+        (Op::ListXattr(r), _) => drop(facts.insert(inode(r.inode))),
+        (Op::Access(r), _) => drop(facts.insert(inode(r.inode))),
+        _ => {}
+    }
+    facts
+}
+
+/// Which of a read's facts its answer holds entirely, so that a client can keep them.
+fn grantable(request: &FsRequest, fact: &Fact) -> bool {
+    match &request.op {
+        Some(Op::Seek(_) | Op::Describe(_) | Op::GetXattr(_) | Op::ListXattr(_) | Op::Access(_)) => false,
+        // A listing is complete from its first page on, or not at all.
+        Some(Op::ReadDir(r)) => !matches!(fact, Fact::Directory(_)) || r.cookie == 0,
+        _ => true,
+    }
+}
+
+/// What goes beside an answer.
+#[derive(Debug, Default)]
+pub struct Beside {
+    /// Its place in the session's sequence.
+    pub number: u64,
+    /// What is promised.
+    pub granted: Vec<Granted>,
+    /// What the session changed of what it was promised.
+    pub changed: Vec<session::Fact>,
+}
+
+/// Looks whether a read's answer may leave as it is. None: others had to answer recalls first, and have; the read runs again.
+pub async fn admit_read(
+    master: &Master,
+    term: u64,
+    id: SessionId,
+    request: &FsRequest,
+    reply: &mut FsReply,
+    version: u64,
+    deadline: Instant,
+) -> Result<Option<Beside>, CallError> {
+    let listing = matches!(request.op, Some(Op::ReadDir(_)));
+    let acquire = match &request.op {
+        Some(Op::Acquire(r)) => Some(InodeId(r.inode)),
+        _ => None,
+    };
+    let outcome = master.desk(|desk| {
+        if listing {
+            // One look at a directory doesn't take its files from those who write them: their attributes are left out.
+            if let Some(Reply::DirPage(page)) = &mut reply.reply {
+                for entry in &mut page.entries {
+                    let inode = entry.attr.as_ref().map_or(0, |attr| attr.inode);
+                    if desk.promises.is_exclusive_elsewhere(id, InodeId(inode)) {
+                        entry.attr = None;
+                    }
+                }
+            }
+        }
+        let facts = facts_read(request, reply);
+        // While two sessions have a file open, both write through.
+        let alone = acquire.is_some_and(|inode| !desk.sessions.is_open_elsewhere(id, inode));
+        let recalls = desk.promises.read_blockers(id, &facts, alone);
+        if !recalls.is_empty() {
+            return Err(recalls);
+        }
+        let level = if alone { Level::Exclusive } else { Level::Shared };
+        let mut beside = Beside::default();
+        for fact in facts.iter().filter(|fact| grantable(request, fact)) {
+            if desk.promises.grant(id, fact, level, version) {
+                // An inode that is held at a higher level already stays so.
+                let exclusive = desk.promises.level(id, fact) == Some(Level::Exclusive);
+                beside.granted.push(Granted { fact: Some(fact.to_message()), exclusive });
+            }
+        }
+        if !beside.granted.is_empty() {
+            beside.number = desk.promises.next_number(id).unwrap_or(0);
+        }
+        Ok(beside)
+    });
+    match outcome {
+        Ok(beside) => Ok(Some(beside)),
+        Err(recalls) => {
+            send(master, term, &recalls);
+            let what = "another session hasn't given up yet what it was promised of this";
+            wait_until(master, deadline, what, |desk| desk.promises.answered(&recalls)).await?;
+            Ok(None)
+        }
+    }
+}
+
+/// The gate of one change: recalls what it touches before it commits.
+pub struct ChangeGate {
+    master: Arc<Master>,
+    term: u64,
+    session: SessionId,
+    number: RequestNumber,
+    state: Mutex<GateState>,
+}
+
+#[derive(Debug, Default)]
+struct GateState {
+    changes: Vec<ChangeId>,
+    /// It was let through: it may have committed.
+    through: bool,
+}
+
+impl ChangeGate {
+    /// A gate for a session's change.
+    pub fn new(master: Arc<Master>, term: u64, session: SessionId, number: RequestNumber) -> Self {
+        Self { master, term, session, number, state: Mutex::default() }
+    }
+
+    fn state<T>(&self, f: impl FnOnce(&mut GateState) -> T) -> T {
+        f(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The change was answered at `version`: grants its session what the answer tells.
+    pub fn committed(&self, request: &FsRequest, reply: &FsReply, version: u64) -> Beside {
+        let changes = self.state(|state| std::mem::take(&mut state.changes));
+        let replayed = changes.is_empty();
+        let id = self.session;
+        let beside = self.master.desk(|desk| {
+            let mut beside = Beside::default();
+            let mut changed: BTreeSet<Fact> = BTreeSet::new();
+            for change in changes {
+                let (number, own) = desk.promises.end(change, Some(version));
+                beside.number = beside.number.max(number);
+                changed.extend(own);
+            }
+            if replayed {
+                // The answer that named them may not have arrived.
+                changed.extend(desk.promises.unsettled(id, self.number));
+            }
+            if !changed.is_empty() {
+                beside.number = desk.promises.next_number(id).unwrap_or(0);
+            }
+            // A recorded answer is old: what it says may have changed since.
+            if !replayed {
+                for fact in facts_changed(request, reply) {
+                    if desk.promises.grant(id, &fact, Level::Shared, version) {
+                        let exclusive = desk.promises.level(id, &fact) == Some(Level::Exclusive);
+                        beside.granted.push(Granted { fact: Some(fact.to_message()), exclusive });
+                    }
+                }
+                // Nobody else has heard of a new file yet.
+                if let (Some(Op::Create(_)), Some(Reply::Created(created))) = (&request.op, &reply.reply)
+                    && created.created
+                    && let Some(attr) = &created.attr
+                {
+                    let fact = Fact::Inode(InodeId(attr.inode));
+                    if desk.promises.grant(id, &fact, Level::Exclusive, version) {
+                        beside.granted.retain(|g| g.fact.as_ref() != Some(&fact.to_message()));
+                        beside.granted.push(Granted { fact: Some(fact.to_message()), exclusive: true });
+                    }
+                }
+            }
+            if beside.number == 0 && !beside.granted.is_empty() {
+                beside.number = desk.promises.next_number(id).unwrap_or(0);
+            }
+            beside.changed = changed.iter().map(Fact::to_message).collect();
+            beside
+        });
+        self.master.recalls_answered.notify_waiters();
+        beside
+    }
+
+    /// The change certainly didn't commit.
+    pub fn refused(&self) {
+        let changes = self.state(|state| std::mem::take(&mut state.changes));
+        self.master.desk(|desk| {
+            for change in changes {
+                desk.promises.end(change, None);
+            }
+        });
+    }
+}
+
+#[async_trait]
+impl Gate for ChangeGate {
+    async fn admit(&self, facts: BTreeSet<Fact>) -> bool {
+        let (changes, recalls) = self.master.desk(|desk| {
+            self.state(|state| {
+                let mut left = facts;
+                for change in &state.changes {
+                    left = desk.promises.uncovered(*change, &left);
+                }
+                let mut recalls = Vec::new();
+                if !left.is_empty() {
+                    let (change, new) = desk.promises.begin(self.session, self.number, left);
+                    state.changes.push(change);
+                    recalls = new;
+                }
+                let ready = state.changes.iter().all(|change| desk.promises.is_ready(*change));
+                if ready {
+                    state.through = true;
+                }
+                (if ready { Vec::new() } else { state.changes.clone() }, recalls)
+            })
+        });
+        if changes.is_empty() {
+            return true;
+        }
+        send(&self.master, self.term, &recalls);
+        // The request's own deadline ends this wait: the driver drops it.
+        loop {
+            let woken = self.master.recalls_answered.notified();
+            tokio::pin!(woken);
+            woken.as_mut().enable();
+            if self.master.desk(|desk| changes.iter().all(|change| desk.promises.is_ready(*change))) {
+                return false;
+            }
+            woken.await;
+        }
+    }
+}
+
+impl Drop for ChangeGate {
+    fn drop(&mut self) {
+        let (changes, through) = self.state(|state| (std::mem::take(&mut state.changes), state.through));
+        if changes.is_empty() {
+            return;
+        }
+        if !through {
+            self.master.desk(|desk| {
+                for change in changes {
+                    desk.promises.end(change, None);
+                }
+            });
+            return;
+        }
+        // It may commit yet. Commits are decided in order: once a later one is, this one is, too. Until then nothing is promised on its facts.
+        let (master, term) = (self.master.clone(), self.term);
+        tokio::spawn(async move {
+            let mut pause = Duration::from_millis(10);
+            while master.desk(|desk| desk.serving == Some(term)) && !master.shutdown.is_cancelled() {
+                if let Some(version) = decided(&master).await {
+                    master.desk(|desk| {
+                        if desk.serving == Some(term) {
+                            for change in changes {
+                                desk.promises.end(change, Some(version));
+                            }
+                        }
+                    });
+                    return;
+                }
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_secs(1));
+            }
+        });
+    }
+}
+
+/// A version at which every commit that was proposed before is decided.
+async fn decided(master: &Master) -> Option<u64> {
+    ids::reserve(&master.store, IdKind::Session).await.ok()?;
+    master.store.begin().read_version().await.ok().map(|version| version.0)
+}
+
+/// What a change's answer tells of the facts that it made.
+fn facts_changed(request: &FsRequest, reply: &FsReply) -> BTreeSet<Fact> {
+    let mut facts = BTreeSet::new();
+    let (Some(op), Some(reply)) = (&request.op, &reply.reply) else { return facts };
+    let inode = |attr: &Option<Attr>| attr.as_ref().map(|attr| Fact::Inode(InodeId(attr.inode)));
+    let entry = |parent: u64, name: &bytes::Bytes| Fact::Entry(InodeId(parent), name.clone());
+    match (op, reply) {
+        (Op::Create(r), Reply::Created(made)) => {
+            facts.extend(inode(&made.attr));
+            facts.insert(entry(r.parent, &r.name));
+        }
+        (Op::Mknod(r), Reply::Entry(made)) => {
+            facts.extend(inode(&made.attr));
+            facts.insert(entry(r.parent, &r.name));
+        }
+        (Op::Mkdir(r), Reply::Entry(made)) => {
+            facts.extend(inode(&made.attr));
+            facts.insert(entry(r.parent, &r.name));
+            // It is empty.
+            facts.extend(made.attr.as_ref().map(|attr| Fact::Directory(InodeId(attr.inode))));
+        }
+        (Op::Symlink(r), Reply::Entry(made)) => {
+            facts.extend(inode(&made.attr));
+            facts.insert(entry(r.parent, &r.name));
+        }
+        (Op::Link(r), Reply::Entry(made)) => {
+            facts.extend(inode(&made.attr));
+            facts.insert(entry(r.new_parent, &r.new_name));
+        }
+        (Op::Unlink(r), Reply::Done(_)) => drop(facts.insert(entry(r.parent, &r.name))),
+        (Op::Rmdir(r), Reply::Done(_)) => drop(facts.insert(entry(r.parent, &r.name))),
+        (Op::Rename(r), Reply::Done(_)) if !r.exchange => drop(facts.insert(entry(r.parent, &r.name))),
+        (Op::SetAttr(_), Reply::Entry(set)) => facts.extend(inode(&set.attr)),
+        (Op::Write(_), Reply::Written(written)) => facts.extend(inode(&written.attr)),
+        _ => {}
+    }
+    facts
+}
+
+/// Repeats unanswered recalls, and makes room where sessions are promised nearly all they may be.
+pub async fn keep(master: Arc<Master>) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(REPEAT_EVERY) => {}
+            () = master.shutdown.cancelled() => return,
+        }
+        let Some((term, recalls)) = master.desk(|desk| {
+            let term = desk.serving?;
+            let mut recalls = desk.promises.make_room(ROOM_MADE);
+            for id in desk.promises.debtors() {
+                recalls.extend(desk.promises.unanswered(id));
+            }
+            Some((term, recalls))
+        }) else {
+            continue;
+        };
+        send(&master, term, &recalls);
+    }
+}
