@@ -19,6 +19,7 @@ use fuser::{
 use mooseng_client::{
     Attr, Caller, DirEntry, FileSystem, FsError, RenameMode, SeekWhence, SetAttr, WriteMode, WriteOptions,
 };
+use mooseng_transport::trace;
 use tokio::sync::Semaphore;
 
 use crate::convert;
@@ -101,7 +102,8 @@ impl Adapter {
             Err(_) => self.runtime.block_on(permits.acquire_owned()),
         };
         self.runtime.spawn(async move {
-            let outcome = for_process(pid, work).await;
+            // Each operation is a trace of its own: its id stands in the debug logs of whoever works on it.
+            let outcome = trace::begun(for_process(pid, work)).await;
             answer(outcome.map_err(Errno::from_i32));
             drop(permit);
         });

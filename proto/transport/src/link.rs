@@ -211,6 +211,12 @@ impl Link {
                 Ok(false) => continue,
                 Err(_) => return Err(ConnectError::Crowded { address: inner.address.clone() }.into()),
             }
+            tracing::debug!(
+                trace = crate::trace::id(&crate::trace::current()),
+                method = method.as_str(),
+                to = inner.address,
+                "a call is sent"
+            );
             return match timeout_at(deadline, expected.answer()).await {
                 Err(_) => Err(CallFailure::Timeout(inner.address.clone())),
                 Ok(None) => Err(CallFailure::Lost(inner.address.clone())),

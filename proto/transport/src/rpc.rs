@@ -14,6 +14,7 @@ use tonic::body::Body;
 use tonic::codegen::Service;
 use tonic::service::Routes;
 use tonic::transport::{Channel, Endpoint, Uri};
+use tracing::Instrument;
 
 use crate::network::{Connection, Network, Peer, Protocol};
 use crate::trace::{self, TRACE};
@@ -96,8 +97,10 @@ async fn answer(
     let text = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
     let wait = text("grpc-timeout").and_then(parse_timeout).unwrap_or(CALL_MAX).min(CALL_MAX);
     let trace = text(TRACE_HEADER).and_then(trace::from_header).unwrap_or_default();
+    let span = tracing::debug_span!("request", trace = trace::id(&trace), path = request.uri().path());
+    span.in_scope(|| tracing::debug!(peer = %peer.identity, "a request arrived"));
     request.extensions_mut().insert(peer);
-    let answered = timeout(wait, TRACE.scope(trace, routes.call(request))).await;
+    let answered = timeout(wait, TRACE.scope(trace, routes.call(request)).instrument(span)).await;
     let Ok(answer) = answered else {
         return Ok(Status::deadline_exceeded("the request took longer than the caller waits").into_http());
     };
@@ -132,6 +135,11 @@ pub fn peer_of<T>(request: &tonic::Request<T>) -> Result<Arc<Peer>, Status> {
 pub fn grpc_request<T>(message: T, wait: Duration) -> tonic::Request<T> {
     let mut request = tonic::Request::new(message);
     request.set_timeout(wait);
+    tracing::debug!(
+        trace = trace::id(&trace::current()),
+        request = std::any::type_name::<T>(),
+        "a request is sent"
+    );
     if let Some(header) = trace::to_header(&trace::current()).and_then(|header| header.parse().ok()) {
         request.metadata_mut().insert(TRACE_HEADER, header);
     }

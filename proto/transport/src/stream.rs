@@ -18,6 +18,7 @@ use prost::Message;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout, timeout_at};
+use tracing::Instrument;
 
 use crate::frames::{FrameReader, plain};
 use crate::network::Connection;
@@ -269,8 +270,10 @@ async fn dispatch(
         trace: meta.trace,
         connection: handle.clone(),
     };
+    let span = tracing::debug_span!("call", trace = crate::trace::id(&trace), method = method.as_str());
+    span.in_scope(|| tracing::debug!(peer = %handle.peer.identity, "a call arrived"));
     let late = || format!("{} took longer than the caller waits", method.as_str());
-    timeout_at(deadline, TRACE.scope(trace, service.call(incoming)))
+    timeout_at(deadline, TRACE.scope(trace, service.call(incoming)).instrument(span))
         .await
         .unwrap_or_else(|_| Err(error(ErrorCode::DeadlineExceeded, late())))
 }

@@ -24,6 +24,17 @@ pub fn fresh() -> Bytes {
     Bytes::copy_from_slice(&bytes)
 }
 
+/// The trace id alone, in hexadecimal digits, as it stands in logs; empty outside a trace.
+pub fn id(trace: &[u8]) -> String {
+    trace.get(..16).map(|id| id.iter().map(|b| format!("{b:02x}")).collect()).unwrap_or_default()
+}
+
+/// Runs `work` within the trace that this task works on, or else within a fresh one.
+pub async fn begun<T>(work: impl Future<Output = T>) -> T {
+    let now = current();
+    TRACE.scope(if now.is_empty() { fresh() } else { now }, work).await
+}
+
 /// The header's text; none unless `trace` is a whole context.
 pub fn to_header(trace: &[u8]) -> Option<String> {
     let (id, rest) = trace.split_at_checked(16)?;
