@@ -117,12 +117,7 @@ impl Worker {
         match *call {
             Call::Create(n) => {
                 let made = fs.create(&caller, root, &name(n), 0o644, 0o2 | 0o300).await;
-                let made = made.map_err(|error| match known(error) {
-                    // The client opens what it made in a second step, and somebody removed it in between: made it was, for others to see.
-                    // An open of Linux would have got it. Listed in docs/simulation.md until the client's does.
-                    Outcome::Reply(Reply::Absent) => Outcome::Unknown,
-                    other => other,
-                })?;
+                let made = made.map_err(known)?;
                 let _ = fs.release(made.handle).await;
                 Ok(Reply::Inode(made.attr.inode))
             }

@@ -427,13 +427,7 @@ impl Chunk {
     }
 
     /// With `uncut`, a chunk that has grown meanwhile isn't cut: it is a mismatch, and stays open.
-    fn seal_at(
-        &self,
-        files: &OpenFiles,
-        epoch: Epoch,
-        length: u64,
-        uncut: bool,
-    ) -> Result<(), ChunkError> {
+    fn seal_at(&self, files: &OpenFiles, epoch: Epoch, length: u64, uncut: bool) -> Result<(), ChunkError> {
         let _one_at_a_time = lock(&self.flush);
         let mut length = length;
         {

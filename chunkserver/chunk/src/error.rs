@@ -126,7 +126,9 @@ pub enum ChunkError {
         chunk: ChunkId,
     },
     /// A newer leader has given orders.
-    #[error("the order comes from the leader of term {custody}, but one of term {newest} has given orders; ask that one")]
+    #[error(
+        "the order comes from the leader of term {custody}, but one of term {newest} has given orders; ask that one"
+    )]
     StaleCustody {
         /// The order's.
         custody: u64,
@@ -134,7 +136,9 @@ pub enum ChunkError {
         newest: u64,
     },
     /// The newest leader's term couldn't be made durable.
-    #[error("the state directory couldn't keep the leader's term {custody}: {reason}; repair it and restart the chunkserver")]
+    #[error(
+        "the state directory couldn't keep the leader's term {custody}: {reason}; repair it and restart the chunkserver"
+    )]
     CustodyFailed {
         /// The term.
         custody: u64,

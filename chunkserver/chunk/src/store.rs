@@ -420,7 +420,10 @@ impl ChunkStore {
         if let Err(ChunkError::Corrupt { .. } | ChunkError::DiskFailed { .. }) = &read
             && found.found_corrupt()
         {
-            tracing::error!(chunk = chunk.0, "this copy of a chunk is corrupt; masters are told, and have it replaced");
+            tracing::error!(
+                chunk = chunk.0,
+                "this copy of a chunk is corrupt; masters are told, and have it replaced"
+            );
             self.note(chunk);
         }
         read
@@ -457,9 +460,7 @@ impl ChunkStore {
         if custody > newest {
             let mut facts = state.facts.clone();
             facts.custody = custody;
-            state
-                .keep(facts)
-                .map_err(|e| ChunkError::CustodyFailed { custody, reason: e.to_string() })?;
+            state.keep(facts).map_err(|e| ChunkError::CustodyFailed { custody, reason: e.to_string() })?;
         }
         Ok(())
     }

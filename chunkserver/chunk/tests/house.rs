@@ -27,7 +27,13 @@ fn sealed(store: &ChunkStore, chunk: ChunkId, bytes: &[u8]) {
 }
 
 /// Copies as a pull does.
-fn copy(from: &ChunkStore, to: &ChunkStore, chunk: ChunkId, length: u64, custody: u64) -> Result<bool, ChunkError> {
+fn copy(
+    from: &ChunkStore,
+    to: &ChunkStore,
+    chunk: ChunkId,
+    length: u64,
+    custody: u64,
+) -> Result<bool, ChunkError> {
     let digest = from.digest(chunk, length)?;
     let Some(mut import) = to.import(chunk, EPOCH, length, &digest)? else { return Ok(false) };
     while import.left() > 0 {
@@ -59,7 +65,8 @@ fn a_copy_is_the_same_and_survives() {
 #[test]
 fn a_copy_up_to_the_length_that_was_agreed_has_the_shorter_ones_digest() {
     let (disks, all) = ((SimDisk::default(), SimDisk::default(), SimDisk::default()), pattern(10_000));
-    let (long, short, new) = (open(&disks.0, &["/data"]), open(&disks.1, &["/data"]), open(&disks.2, &["/data"]));
+    let (long, short, new) =
+        (open(&disks.0, &["/data"]), open(&disks.1, &["/data"]), open(&disks.2, &["/data"]));
     sealed(&long, ONE, &all);
     for length in [9_000, 8192] {
         let other = ChunkId(ONE.0 + length);
@@ -156,7 +163,10 @@ fn a_leader_that_leads_no_more_deletes_nothing() {
     let (store, other) = (open(&disk, &["/data"]), open(&SimDisk::default(), &["/data"]));
     sealed(&other, ONE, &pattern(100));
     assert!(copy(&other, &store, ONE, 100, 7).unwrap());
-    assert!(matches!(store.delete(ONE, EPOCH, 6, 0), Err(ChunkError::StaleCustody { custody: 6, newest: 7 })));
+    assert!(matches!(
+        store.delete(ONE, EPOCH, 6, 0),
+        Err(ChunkError::StaleCustody { custody: 6, newest: 7 })
+    ));
     disk.crash(|_| 0);
     let store = open(&disk, &["/data"]);
     assert!(store.delete(ONE, EPOCH, 6, 0).is_err());

@@ -307,7 +307,8 @@ fn a_failing_disk_poisons_its_chunks_and_is_dropped() {
     assert_eq!(append(&store, ONE, 5008, b"x").unwrap_err().code(), ErrorCode::DiskFailed);
     assert!(store.read(ONE, 5000, 8).is_err(), "bytes in doubt aren't read");
     assert_eq!(store.read(ONE, 0, 4096).unwrap(), pattern(5000)[..4096]);
-    let sound = |store: &mooseng_chunk::ChunkStore| store.inventory(None, 9).0.iter().filter(|c| c.sound).count();
+    let sound =
+        |store: &mooseng_chunk::ChunkStore| store.inventory(None, 9).0.iter().filter(|c| c.sound).count();
     assert_eq!(sound(&store), 3, "a copy in doubt doesn't count");
     append(&store, ChunkId(2), 5000, b"others go on").unwrap();
     disk.set_fault(Fault::Failing);

@@ -113,7 +113,9 @@ fn load(disk: &dyn Disk, path: &Path) -> Option<ChunkId> {
     let read = disk.open(path, OpenMode::ReadOnly).and_then(|file| read_all(&*file));
     match read {
         // What can't be understood begins a new pass.
-        Ok(bytes) => std::str::from_utf8(&bytes).ok()?.trim().strip_prefix("chunk ")?.parse().ok().map(ChunkId),
+        Ok(bytes) => {
+            std::str::from_utf8(&bytes).ok()?.trim().strip_prefix("chunk ")?.parse().ok().map(ChunkId)
+        }
         Err(e) if e.kind() == io::ErrorKind::NotFound => None,
         Err(e) => {
             tracing::warn!(path = %path.display(), error = %e, "the scrub's position can't be read; it begins anew");

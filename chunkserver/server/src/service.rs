@@ -334,15 +334,18 @@ impl ChunkService {
     async fn digest(&self, incoming: Incoming) -> Result<Answer, CallError> {
         let asked: AskDigest = incoming.decode()?;
         let chunk = self.check(&incoming, asked.chunk, &[])?;
-        let digest = self.work(move |store| store.digest(chunk, asked.length)).await.map_err(|e| refusal(&e))?;
+        let digest =
+            self.work(move |store| store.digest(chunk, asked.length)).await.map_err(|e| refusal(&e))?;
         Ok(Answer::of(&Digested { digest: Bytes::copy_from_slice(&digest) }))
     }
 
     async fn end(&self, incoming: Incoming) -> Result<Answer, CallError> {
         let close: Close = incoming.decode()?;
         let chunk = self.check(&incoming, close.chunk, &[])?;
-        let length =
-            self.work(move |store| store.seal_here(chunk, Epoch(close.epoch))).await.map_err(|e| refusal(&e))?;
+        let length = self
+            .work(move |store| store.seal_here(chunk, Epoch(close.epoch)))
+            .await
+            .map_err(|e| refusal(&e))?;
         Ok(Answer::of(&Sealed { length }))
     }
 }

@@ -109,7 +109,8 @@ async fn a_slow_pull_is_paced() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_scrub_finds_what_nobody_reads_and_the_trash_empties() {
-    let config = ChunkserverConfig { scrub_period_s: 1, trash_s: 1, ..config("a", vec!["127.0.0.1:1".into()]) };
+    let config =
+        ChunkserverConfig { scrub_period_s: 1, trash_s: 1, ..config("a", vec!["127.0.0.1:1".into()]) };
     let disk = SimDisk::default();
     let a = start_on(disk.clone(), config).await;
     a.server.keys().learn(&[TicketKey { id: key().id, key: key().secret.into() }]);

@@ -8,7 +8,9 @@ use std::time::Duration;
 use mooseng_transport::grpc::administration_client::AdministrationClient;
 use mooseng_transport::{Network, TRACE, grpc_channel, grpc_request, trace};
 use mooseng_wire::Role;
-use mooseng_wire::admin::{ChangeMembersReply, ChangeMembersRequest, StatusReply, StatusRequest};
+use mooseng_wire::admin::{
+    ChangeMembersReply, ChangeMembersRequest, DrainReply, DrainRequest, StatusReply, StatusRequest,
+};
 use tonic::Code;
 use tonic::transport::Channel;
 
@@ -19,6 +21,8 @@ use crate::exit::{Failure, Kind};
 const STATUS_WAIT: Duration = Duration::from_secs(4);
 /// How long a change of membership may take: a new master copies the whole store first.
 const CHANGE_WAIT: Duration = Duration::from_secs(120);
+/// How long it may take to note a draining: one commit.
+const DRAIN_WAIT: Duration = Duration::from_secs(10);
 
 /// What the masters answered.
 #[derive(Debug)]
@@ -121,12 +125,37 @@ pub async fn change_members(
     file: &ClientFile,
     request: ChangeMembersRequest,
 ) -> Result<ChangeMembersReply, Failure> {
+    at_leader(file, CHANGE_WAIT, |mut client| {
+        let mut call = tonic::Request::new(request.clone());
+        call.set_timeout(CHANGE_WAIT);
+        async move { client.change_members(call).await }
+    })
+    .await
+}
+
+/// Begins or ends the draining of a chunkserver at whichever master leads.
+pub async fn drain_chunkserver(file: &ClientFile, request: DrainRequest) -> Result<DrainReply, Failure> {
+    at_leader(file, DRAIN_WAIT, |mut client| {
+        let request = request.clone();
+        async move { client.drain_chunkserver(request).await }
+    })
+    .await
+}
+
+/// Asks master after master until one takes the change.
+async fn at_leader<T, F>(
+    file: &ClientFile,
+    wait: Duration,
+    call: impl Fn(AdministrationClient<Channel>) -> F,
+) -> Result<T, Failure>
+where
+    F: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+{
     let network = file.network()?;
     let mut refusals = Vec::new();
     for address in &file.masters {
-        let mut client = client(network.clone(), address).await;
-        let call = grpc_request(request.clone(), CHANGE_WAIT);
-        let status = match tokio::time::timeout(CHANGE_WAIT, client.change_members(call)).await {
+        let client = client(network.clone(), address).await;
+        let status = match tokio::time::timeout(wait, call(client)).await {
             Ok(Ok(reply)) => return Ok(reply.into_inner()),
             Ok(Err(status)) => status,
             Err(_) => tonic::Status::deadline_exceeded("no answer in time"),
@@ -135,12 +164,15 @@ pub async fn change_members(
             Code::PermissionDenied | Code::Unauthenticated => {
                 return Err(Failure::new(Kind::Denied, format!("{address} refuses: {}", reason(&status))));
             }
-            Code::InvalidArgument | Code::NotFound | Code::AlreadyExists => {
+            Code::NotFound => {
+                return Err(Failure::new(Kind::NotFound, format!("{address} refuses: {}", reason(&status))));
+            }
+            Code::InvalidArgument | Code::AlreadyExists => {
                 return Err(Failure::failed(format!("{address} refuses: {}", reason(&status))));
             }
             Code::DeadlineExceeded | Code::Cancelled => {
                 let text = format!(
-                    "{address} didn't answer in time: the change may be made or not. `mooseng status` shows the masters."
+                    "{address} didn't answer in time: the change may be made or not. `mooseng status` shows how it is."
                 );
                 return Err(Failure::new(Kind::OutcomeUnknown, text));
             }

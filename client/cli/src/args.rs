@@ -37,6 +37,8 @@ pub enum Command {
     Explain(Explain),
     /// Change the masters of a region.
     Members(Members),
+    /// Empty chunkservers, or take them back into use.
+    Chunkservers(Chunkservers),
     /// Print completions for a shell.
     Completions(Completions),
     /// Write the manual pages into a directory.
@@ -186,6 +188,34 @@ pub enum MemberChange {
         #[command(flatten)]
         output: Output,
     },
+}
+
+/// `mooseng chunkservers`.
+#[derive(ClapArgs, Debug)]
+pub struct Chunkservers {
+    #[command(subcommand)]
+    pub change: ChunkserverChange,
+}
+
+/// What is to become of a chunkserver.
+#[derive(Subcommand, Debug)]
+pub enum ChunkserverChange {
+    /// Empty it: it takes no new chunks, and those that it has are moved to others.
+    Drain(ChunkserverNamed),
+    /// Take it back into use.
+    Undrain(ChunkserverNamed),
+}
+
+/// Arguments of `mooseng chunkservers drain` and `undrain`.
+#[derive(ClapArgs, Debug)]
+pub struct ChunkserverNamed {
+    /// The chunkserver's name.
+    pub name: String,
+    /// A configuration whose certificate has the role admin.
+    #[arg(long, env = "MOOSENG_CONFIG", value_name = "FILE")]
+    pub config: PathBuf,
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// `mooseng completions`.

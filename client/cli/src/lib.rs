@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  args --> run --> mount (mounting, runtime)      a FUSE mount, as a daemon
-//!             |---> status, df, members (admin)    what masters say, over gRPC
+//!             |---> status, df, members, chunkservers (admin)    what masters say, over gRPC
 //!             |---> info                           where a path's chunks lie, over a session
 //!             |---> explain, shell                 what needs no cluster
 //!             \---> dev                            a cluster of real daemons on loopback
@@ -11,6 +11,7 @@
 
 mod admin;
 mod args;
+mod chunkservers;
 mod config;
 mod dev;
 mod df;
@@ -62,6 +63,7 @@ fn dispatch(command: args::Command) -> Result<(), Failure> {
         Df(a) => df::run(&a),
         Explain(a) => explain::run(&a),
         Members(a) => members::run(a),
+        Chunkservers(a) => chunkservers::run(a),
         Completions(a) => shell::completions(a.shell),
         Man(a) => shell::man(&a.dir),
         Dev(a) => dev::run(a),

@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use mooseng_wire::admin::{ChunkserverStatus, CredentialReport, StatusReply};
+use mooseng_wire::admin::{ChunkserverStatus, CredentialReport, HouseStatus, StatusReply};
 use serde_json::{Value, json};
 
 use crate::admin::{self, Answered};
@@ -49,6 +49,17 @@ fn page(answered: &Answered, verdict: &Verdict) -> String {
         reply.min_copies,
         reply.version
     ));
+    if let Some(house) = &reply.house {
+        parts.push(format!(
+            "House-keeping: {} copies under way, {} chunks wait, {} copies made and {} dropped by this leader; {} of {} in sealed chunks in use",
+            house.copying,
+            house.waiting,
+            house.copied,
+            house.dropped,
+            output::bytes(house.bytes_live),
+            output::bytes(house.bytes)
+        ));
+    }
     parts.push(masters(answered).render());
     parts.push(chunkservers(reply).render());
     let sessions = sessions(reply);
@@ -94,7 +105,11 @@ fn chunkservers(reply: &StatusReply) -> Table {
             c.name.clone(),
             c.zone.clone(),
             c.address.clone(),
-            if c.alive { "up".into() } else { format!("down for {} s", c.last_seen_ms / 1000) },
+            match (c.alive, c.draining) {
+                (true, false) => "up".into(),
+                (true, true) => format!("draining, {} left", c.located),
+                (false, _) => format!("down for {} s", c.last_seen_ms / 1000),
+            },
             c.chunks.to_string(),
             sum(|d| d.bytes_used),
             sum(|d| d.bytes_free),
@@ -182,9 +197,16 @@ fn shape(answered: &Answered, verdict: &Verdict) -> Value {
         "leader": r.leader, "term": r.term, "custody_epoch": r.custody_epoch, "commit_version": r.commit_version,
         "copies": r.copies, "min_copies": r.min_copies,
         "chunks": r.chunks, "chunks_endangered": r.chunks_endangered, "chunks_unavailable": r.chunks_unavailable,
+        "house": r.house.as_ref().map(house),
         "findings": findings, "masters": masters, "silent_masters": silent,
         "chunkservers": r.chunkservers.iter().map(chunkserver).collect::<Vec<_>>(), "sessions": sessions,
     })
+}
+
+fn house(h: &HouseStatus) -> Value {
+    json!({ "copies_waiting": h.waiting, "copies_under_way": h.copying, "endangered_oldest_s": h.endangered_oldest_s,
+            "copies_made": h.copied, "copied_bytes": h.copied_bytes, "copies_dropped": h.dropped, "copies_failed": h.copies_failed,
+            "chunks_dead": h.dead, "chunk_bytes": h.bytes, "chunk_bytes_live": h.bytes_live })
 }
 
 /// A chunkserver in JSON.
@@ -198,7 +220,7 @@ pub fn chunkserver(c: &ChunkserverStatus) -> Value {
         })
         .collect();
     json!({ "name": c.name, "address": c.address, "zone": c.zone, "rack": c.rack, "alive": c.alive, "last_seen_ms": c.last_seen_ms,
-            "chunks": c.chunks, "disks": disks,
+            "chunks": c.chunks, "located": c.located, "draining": c.draining, "disks": disks,
             "certificate": certificate_shape(c.credentials.as_ref()), "revocations": revocations_shape(c.credentials.as_ref()) })
 }
 

@@ -129,7 +129,6 @@ pub(crate) struct Facts {
     inodes: Cache<u64, InodeFact>,
     entries: Cache<(u64, Bytes), Option<u64>>,
     listings: Cache<u64, Arc<Mutex<Listing>>>,
-    pub hits: AtomicU64,
 }
 
 /// A request under way.
@@ -178,15 +177,7 @@ impl Facts {
                 200 + u32::try_from(names * 250).unwrap_or(u32::MAX)
             })
             .build();
-        Self {
-            clock,
-            memo: Mutex::default(),
-            lease_until_ns: AtomicU64::new(0),
-            inodes,
-            entries,
-            listings,
-            hits: AtomicU64::new(0),
-        }
+        Self { clock, memo: Mutex::default(), lease_until_ns: AtomicU64::new(0), inodes, entries, listings }
     }
 
     fn memo<T>(&self, f: impl FnOnce(&mut Memo) -> T) -> T {
@@ -350,7 +341,8 @@ impl Facts {
             }
             Fact::Directory(directory) => match (op, reply) {
                 (Op::ReadDir(_), Reply::DirPage(page)) => {
-                    let mut listing = Listing { in_order: true, since: came, holes: overtaken, ..Listing::default() };
+                    let mut listing =
+                        Listing { in_order: true, since: came, holes: overtaken, ..Listing::default() };
                     listing.add(&page.entries, page.end);
                     self.listings.insert(directory.0, Arc::new(Mutex::new(listing)));
                 }
@@ -425,13 +417,7 @@ impl Facts {
             return None;
         }
         let fact = self.inodes.get(&inode)?;
-        self.hits.fetch_add(1, Ordering::Relaxed);
         Some((fact, left))
-    }
-
-    /// Whether the inode is ours alone.
-    pub fn is_exclusive(&self, inode: u64) -> bool {
-        self.inode(inode).is_some_and(|(fact, _)| fact.level == Level::Exclusive)
     }
 
     /// How long others may count on attributes that were just answered, and on the entry that led to them (`None`: to nothing).
@@ -453,11 +439,6 @@ impl Facts {
             validity.entry = left;
         }
         validity
-    }
-
-    /// Inodes that are known, for tests and status.
-    pub fn len(&self) -> u64 {
-        self.inodes.entry_count() + self.entries.entry_count()
     }
 }
 
@@ -481,10 +462,9 @@ fn attr_of(inode: u64, reply: &Reply) -> Option<Attr> {
 fn entry_of(op: &Op, reply: &Reply) -> Option<Option<u64>> {
     match (op, reply) {
         (Op::Lookup(_), Reply::Errno(_)) => Some(None),
-        (
-            Op::Lookup(_) | Op::Mknod(_) | Op::Mkdir(_) | Op::Symlink(_) | Op::Link(_),
-            Reply::Entry(entry),
-        ) => entry.attr.as_ref().map(|attr| Some(attr.inode)),
+        (Op::Lookup(_) | Op::Mknod(_) | Op::Mkdir(_) | Op::Symlink(_) | Op::Link(_), Reply::Entry(entry)) => {
+            entry.attr.as_ref().map(|attr| Some(attr.inode))
+        }
         (Op::Create(_), Reply::Created(created)) => created.attr.as_ref().map(|attr| Some(attr.inode)),
         (Op::Unlink(_) | Op::Rmdir(_) | Op::Rename(_), Reply::Done(_)) => Some(None),
         _ => None,

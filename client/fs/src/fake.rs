@@ -136,7 +136,8 @@ impl FakeRegion {
     pub fn lapse(&self) {
         self.with(|s| {
             s.sessions.values_mut().for_each(|session| session.lapsed = true);
-            let open: Vec<u64> = s.places.keys().copied().filter(|chunk| !s.sealed.contains_key(chunk)).collect();
+            let open: Vec<u64> =
+                s.places.keys().copied().filter(|chunk| !s.sealed.contains_key(chunk)).collect();
             for chunk in open {
                 let committed = s.committed(chunk);
                 s.seal(chunk, committed);
@@ -309,6 +310,7 @@ impl State {
         {
             let outcome = outcome.clone();
             self.repeated += 1;
+            self.count_created(id, &outcome);
             return Ok(outcome);
         }
         let session = self.session(id, incarnation)?;
@@ -335,8 +337,18 @@ impl State {
         if number > 0 {
             self.executed += 1;
             self.session(id, incarnation)?.outcomes.insert(number, reply.clone());
+            self.count_created(id, &reply);
         }
         Ok(reply)
+    }
+
+    /// A file that was made is open for its session.
+    fn count_created(&mut self, id: u64, reply: &FsReply) {
+        if let Some(Reply::Created(Created { attr: Some(attr), created: true })) = &reply.reply
+            && let Some(session) = self.sessions.get_mut(&id)
+        {
+            *session.opens.entry(attr.inode).or_default() += 1;
+        }
     }
 
     fn open_count(&self, inode: u64) -> u64 {

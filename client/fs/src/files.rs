@@ -142,7 +142,10 @@ impl FileSystem {
         let deadline = Instant::now() + self.inner.region.patience();
         loop {
             let op = Op::Create(Create { parent, name: name.clone(), mode, exclusive, truncate });
-            let (attr, created) = match self.inner.region.change(caller, op).await? {
+            let life = self.inner.session.life();
+            let (reply, attempts) =
+                self.inner.region.counted_change(caller, op, self.inner.region.patience()).await?;
+            let (attr, created) = match reply {
                 Reply::Created(reply) => (
                     reply
                         .attr
@@ -151,6 +154,16 @@ impl FileSystem {
                 ),
                 other => return Err(unexpected("create", &other)),
             };
+            // Another life of the session has opens of its own, of which this isn't one yet.
+            if created && life == self.inner.session.life() {
+                // The region has counted the open with each attempt that reached it.
+                let state = self.inner.opens.add(attr.inode);
+                let registration =
+                    Registration { fs: self.clone(), inode: attr.inode, state: state.clone(), kept: false };
+                (0..attempts.max(1)).for_each(|_| state.telling());
+                state.set_size(attr.size);
+                return Ok(Created { handle: self.keep(registration, flags), attr, created });
+            }
             // Who made the file may open it whatever its mode says.
             let registrar = if created { &daemon() } else { caller };
             match self.register(registrar, attr.inode, flags & !libc::O_TRUNC).await {
@@ -357,8 +370,14 @@ impl FileSystem {
                 // The session's lease lapsed between append and commit, and the region has sealed the chunk without these bytes. That is
                 // this change's outcome for good, so the bytes may be appended and committed again. A file that is gone answers the same,
                 // and says so again when the fresh chunk is asked for.
-                Reply::Errno(errno) if errno == libc::ESTALE as u32 && !chunks.is_empty() && Instant::now() < deadline => {
-                    tracing::info!(inode = open.inode, ?chunks, "a chunk is no longer this session's; its bytes go to a fresh one");
+                Reply::Errno(errno)
+                    if errno == libc::ESTALE as u32 && !chunks.is_empty() && Instant::now() < deadline =>
+                {
+                    tracing::info!(
+                        inode = open.inode,
+                        ?chunks,
+                        "a chunk is no longer this session's; its bytes go to a fresh one"
+                    );
                     self.inner.region.counters.update(|c| c.chunks_replaced += 1);
                     self.inner.appenders.disown(open.inode, &chunks).await;
                 }

@@ -116,7 +116,8 @@ impl FileSystem {
         let shutdown = CancellationToken::new();
         let opens = Arc::new(Opens::default());
         let facts = Arc::new(Facts::new(clock.clone(), config.facts_bytes));
-        let session = Session::new(config, peers.clone(), clock, opens.clone(), facts.clone(), shutdown.clone());
+        let session =
+            Session::new(config, peers.clone(), clock, opens.clone(), facts.clone(), shutdown.clone());
         let recalls = Arc::new(Recalls::default());
         session.on_recall(recalls.clone());
         let region = Region::new(session.clone());

@@ -96,7 +96,9 @@ impl Reader {
         let mut backoff = Backoff::default();
         let mut before = BytesMut::new();
         loop {
-            let map = self.extents(caller, inode, offset, length.saturating_add(ahead), backoff.attempts() > 0).await?;
+            let map = self
+                .extents(caller, inode, offset, length.saturating_add(ahead), backoff.attempts() > 0)
+                .await?;
             // Behind `covered` the map says nothing; an older master covers all that was asked for, and leaves the field out.
             let covered = if map.covered == 0 { u64::MAX } else { map.covered };
             let known = length.min(covered.saturating_sub(offset));
@@ -150,9 +152,7 @@ impl Reader {
         afresh: bool,
     ) -> Result<ExtentMap, FsError> {
         // The places of chunks aren't promised: after a failure they are asked for again.
-        if !afresh
-            && let Some(map) = self.known_extents(inode, offset)
-        {
+        if !afresh && let Some(map) = self.known_extents(inode, offset) {
             return Ok(map);
         }
         match self.region.read(caller, Op::ReadExtents(ReadExtents { inode, offset, length })).await? {
@@ -166,12 +166,18 @@ impl Reader {
         let session = &self.region.session;
         let (known, _) = session.facts.inode(inode)?;
         if offset >= known.attr.size {
-            return Some(ExtentMap { size: known.attr.size, covered: u64::MAX, attr: Some(known.attr), ..ExtentMap::default() });
+            return Some(ExtentMap {
+                size: known.attr.size,
+                covered: u64::MAX,
+                attr: Some(known.attr),
+                ..ExtentMap::default()
+            });
         }
         let map = known.extents.lock().unwrap_or_else(PoisonError::into_inner).find(offset)?;
         let now_ms = u64::try_from(session.clock.unix_ns() / 1_000_000).unwrap_or(0);
         let good = |place: &ChunkPlace| {
-            ticket_expires_ms(&place.ticket).is_none_or(|expires| expires > now_ms.saturating_add(TICKET_MARGIN_MS))
+            ticket_expires_ms(&place.ticket)
+                .is_none_or(|expires| expires > now_ms.saturating_add(TICKET_MARGIN_MS))
         };
         if !map.chunks.iter().all(good) {
             return None;

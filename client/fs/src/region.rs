@@ -140,6 +140,16 @@ impl Region {
         op: Op,
         patience: Duration,
     ) -> Result<Reply, FsError> {
+        self.counted_change(caller, op, patience).await.map(|(reply, _)| reply)
+    }
+
+    /// [`Self::change_within`]; answers, too, how many attempts may have had an effect beside the change itself.
+    pub async fn counted_change(
+        self: &Arc<Self>,
+        caller: &Caller,
+        op: Op,
+        patience: Duration,
+    ) -> Result<(Reply, u64), FsError> {
         let started = Instant::now();
         let what = name(&op);
         let deadline = started + patience;
@@ -156,13 +166,15 @@ impl Region {
                 patience,
             }),
         };
+        let mut attempts = 0_u64;
+        let mut count = |sent: bool| attempts = if sent { attempts + 1 } else { attempts.saturating_sub(1) };
         let reply = match &mut settling.flight {
-            Some(flight) => self.fly(flight, &mut |_| {}).await,
+            Some(flight) => self.fly(flight, &mut count).await,
             None => Err(FsError::Closed),
         };
         settling.answered();
         self.counters.took(what, started.elapsed());
-        reply
+        reply.map(|reply| (reply, attempts))
     }
 
     async fn begin(&self, what: &'static str, deadline: Instant, patience: Duration) -> Result<u64, FsError> {

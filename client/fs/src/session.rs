@@ -17,6 +17,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use mooseng_ports::clock::{BootTime, Clock};
+use mooseng_ports::plant::{self, Plant};
 use mooseng_wire::Role;
 use mooseng_wire::call::ErrorCode;
 use mooseng_wire::fact::{Fact, Level};
@@ -308,7 +309,9 @@ impl Session {
     /// Takes back what was shown under another custodian or in an earlier life, and says so: until then nobody gets anything
     /// from a new custodian.
     async fn answer_custody(&self) {
-        let Some((life, seat)) = self.state(|s| Some(((s.custody_epoch, s.session, s.incarnation), s.seat.clone()?))) else {
+        let Some((life, seat)) =
+            self.state(|s| Some(((s.custody_epoch, s.session, s.incarnation), s.seat.clone()?)))
+        else {
             return;
         };
         if self.state(|s| s.answered) == life {
@@ -378,7 +381,9 @@ impl Session {
             if let Some(recalled) = self.recalls.get() {
                 recalled.before(fact, *keep).await;
             }
-            self.facts.recall(*number, fact, *keep);
+            if !plant::is(Plant::RecallSkipped) {
+                self.facts.recall(*number, fact, *keep);
+            }
             if let Some(recalled) = self.recalls.get() {
                 recalled.after(fact, *keep).await;
             }

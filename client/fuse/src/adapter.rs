@@ -17,16 +17,16 @@ use fuser::{
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use mooseng_client::{
-    Attr, Caller, DirEntry, FileSystem, FsError, RenameMode, SeekWhence, SetAttr, WriteMode, WriteOptions,
+    Attr, Caller, DirEntry, FileSystem, FsError, RenameMode, SeekWhence, SetAttr, Validity, WriteMode,
+    WriteOptions,
 };
 use mooseng_transport::trace;
 use tokio::sync::Semaphore;
 
 use crate::convert;
+use crate::notify::Notifier;
 use crate::waiting::for_process;
 
-/// The kernel keeps nothing in this release.
-const TTL: Duration = Duration::ZERO;
 const MAX_WRITE: u32 = 1 << 20;
 const MAX_BACKGROUND: u16 = 128;
 /// Entries asked for at once.
@@ -55,6 +55,7 @@ pub(crate) struct Adapter {
     runtime: tokio::runtime::Handle,
     permits: Arc<Semaphore>,
     directories: Arc<Directories>,
+    notifier: Arc<Notifier>,
 }
 
 /// Entries that were fetched and didn't fit into the kernel's buffer, by directory handle.
@@ -85,8 +86,19 @@ impl Directories {
 }
 
 impl Adapter {
-    pub fn new(fs: FileSystem, runtime: tokio::runtime::Handle, requests_max: usize) -> Self {
-        Self { fs, runtime, permits: Arc::new(Semaphore::new(requests_max)), directories: Arc::default() }
+    pub fn new(
+        fs: FileSystem,
+        runtime: tokio::runtime::Handle,
+        requests_max: usize,
+        notifier: Arc<Notifier>,
+    ) -> Self {
+        Self {
+            fs,
+            runtime,
+            permits: Arc::new(Semaphore::new(requests_max)),
+            directories: Arc::default(),
+            notifier,
+        }
     }
 
     /// Runs a request. A panic in `work` ends its task only; fuser's reply, dropped, answers EIO.
@@ -109,12 +121,17 @@ impl Adapter {
         });
     }
 
-    fn entry<W>(&self, req: &Request, work: W, reply: ReplyEntry)
+    /// Answers an entry that was made under that name.
+    fn entry<W>(&self, req: &Request, parent: INodeNo, name: Vec<u8>, work: W, reply: ReplyEntry)
     where
         W: Future<Output = Result<Attr, FsError>> + Send + 'static,
     {
+        let (fs, notifier) = (self.fs.clone(), self.notifier.clone());
         self.run(req.pid(), work, move |outcome| match outcome {
-            Ok(attr) => reply.entry(&TTL, &convert::attr(&attr), Generation(attr.generation)),
+            Ok(attr) => {
+                let validity = fs.validity(Some(&attr), Some((parent.0, &name)));
+                show_entry(&notifier, Some(&attr), validity, reply);
+            }
             Err(errno) => reply.error(errno),
         });
     }
@@ -133,8 +150,13 @@ impl Adapter {
     where
         W: Future<Output = Result<Attr, FsError>> + Send + 'static,
     {
+        let (fs, notifier) = (self.fs.clone(), self.notifier.clone());
         self.run(req.pid(), work, move |outcome| match outcome {
-            Ok(attr) => reply.attr(&TTL, &convert::attr(&attr)),
+            Ok(attr) => {
+                let validity = fs.validity(Some(&attr), None);
+                notifier.telling(attr.inode, validity.attr);
+                reply.attr(&validity.attr, &convert::attr(&attr));
+            }
             Err(errno) => reply.error(errno),
         });
     }
@@ -150,6 +172,23 @@ impl Adapter {
             Ok(value) => reply.data(&value),
             Err(errno) => reply.error(errno),
         });
+    }
+}
+
+/// Answers an entry, or that there is none, for as long as that is promised.
+fn show_entry(notifier: &Notifier, attr: Option<&Attr>, validity: Validity, reply: ReplyEntry) {
+    let entry = if notifier.keeps_entries() { validity.entry } else { Duration::ZERO };
+    match attr {
+        Some(attr) => {
+            notifier.telling(attr.inode, validity.attr);
+            reply.entry_with_ttls(&validity.attr, &entry, &convert::attr(attr), Generation(attr.generation));
+        }
+        None if entry.is_zero() => reply.error(Errno::ENOENT),
+        // Inode 0: the kernel keeps that there is none.
+        None => {
+            let nothing = convert::attr(&Attr::default());
+            reply.entry_with_ttls(&Duration::ZERO, &entry, &nothing, Generation(0));
+        }
     }
 }
 
@@ -190,11 +229,25 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let (fs, caller, name) = (self.fs.clone(), caller(req), owned(name));
-        self.entry(req, async move { fs.lookup(&caller, parent.0, &name).await }, reply);
+        // What is known is answered on this thread: a wake-up costs more than the answer.
+        if let Some((attr, validity)) = self.fs.known_entry(parent.0, name.as_bytes()) {
+            return show_entry(&self.notifier, attr.as_ref(), validity, reply);
+        }
+        let (fs, caller, name, notifier) = (self.fs.clone(), caller(req), owned(name), self.notifier.clone());
+        self.run(req.pid(), async move { fs.lookup_valid(&caller, parent.0, &name).await }, move |outcome| {
+            match outcome {
+                Ok((attr, validity)) => show_entry(&notifier, attr.as_ref(), validity, reply),
+                Err(errno) => reply.error(errno),
+            }
+        });
     }
 
     fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        if let Some(attr) = self.fs.known_attr(ino.0) {
+            let validity = self.fs.validity(Some(&attr), None);
+            self.notifier.telling(attr.inode, validity.attr);
+            return reply.attr(&validity.attr, &convert::attr(&attr));
+        }
         let (fs, caller) = (self.fs.clone(), caller(req));
         self.attr(req, async move { fs.getattr(&caller, ino.0).await }, reply);
     }
@@ -262,16 +315,21 @@ impl Filesystem for Adapter {
     ) {
         let Some(kind) = convert::kind_of_mode(mode) else { return reply.error(Errno::EINVAL) };
         let (fs, caller, name) = (self.fs.clone(), caller(req), owned(name));
+        let made = name.clone();
         self.entry(
             req,
-            async move { fs.mknod(&caller, parent.0, &name, kind, mode & 0o7777, rdev).await },
+            parent,
+            name,
+            async move { fs.mknod(&caller, parent.0, &made, kind, mode & 0o7777, rdev).await },
             reply,
         );
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
         let (fs, caller, name) = (self.fs.clone(), caller(req), owned(name));
-        self.entry(req, async move { fs.mkdir(&caller, parent.0, &name, mode & 0o7777).await }, reply);
+        let made = name.clone();
+        let work = async move { fs.mkdir(&caller, parent.0, &made, mode & 0o7777).await };
+        self.entry(req, parent, name, work, reply);
     }
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -287,7 +345,9 @@ impl Filesystem for Adapter {
     fn symlink(&self, req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry) {
         let (fs, caller, name, target) =
             (self.fs.clone(), caller(req), owned(link_name), owned(target.as_os_str()));
-        self.entry(req, async move { fs.symlink(&caller, parent.0, &name, &target).await }, reply);
+        let made = name.clone();
+        let work = async move { fs.symlink(&caller, parent.0, &made, &target).await };
+        self.entry(req, parent, name, work, reply);
     }
 
     fn rename(
@@ -319,7 +379,9 @@ impl Filesystem for Adapter {
 
     fn link(&self, req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
         let (fs, caller, name) = (self.fs.clone(), caller(req), owned(newname));
-        self.entry(req, async move { fs.link(&caller, ino.0, newparent.0, &name).await }, reply);
+        let made = name.clone();
+        let work = async move { fs.link(&caller, ino.0, newparent.0, &made).await };
+        self.entry(req, newparent, name, work, reply);
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -344,13 +406,22 @@ impl Filesystem for Adapter {
         reply: ReplyCreate,
     ) {
         let (fs, caller, name) = (self.fs.clone(), caller(req), owned(name));
+        let (whole, notifier, made) = (self.fs.clone(), self.notifier.clone(), name.clone());
         self.run(
             req.pid(),
-            async move { fs.create(&caller, parent.0, &name, mode & 0o7777, flags).await },
+            async move { fs.create(&caller, parent.0, &made, mode & 0o7777, flags).await },
             move |outcome| match outcome {
                 Ok(created) => {
+                    let validity = whole.validity(Some(&created.attr), Some((parent.0, &name)));
+                    // One time for both.
+                    let validity = if notifier.keeps_entries() {
+                        validity.entry.min(validity.attr)
+                    } else {
+                        Duration::ZERO
+                    };
+                    notifier.telling(created.attr.inode, validity);
                     reply.created(
-                        &TTL,
+                        &validity,
                         &convert::attr(&created.attr),
                         Generation(created.attr.generation),
                         FileHandle(created.handle),
@@ -508,7 +579,7 @@ impl Filesystem for Adapter {
                 for ((number, inode), own) in dots {
                     let name = if *number == 1 { "." } else { ".." };
                     let attr = FileAttr { ino: INodeNo(*inode), ..convert::attr(own) };
-                    if reply.add(attr.ino, *number, name, &TTL, &attr, Generation(0)) {
+                    if reply.add(attr.ino, *number, name, &Duration::ZERO, &attr, Generation(0)) {
                         return reply.ok();
                     }
                 }
@@ -523,7 +594,7 @@ impl Filesystem for Adapter {
                         INodeNo(entry.inode),
                         next,
                         OsStr::from_bytes(&entry.name),
-                        &TTL,
+                        &Duration::ZERO,
                         &convert::attr(&attr),
                         Generation(attr.generation),
                     ) {

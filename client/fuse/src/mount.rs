@@ -88,8 +88,8 @@ impl Mount {
         config.n_threads = Some(options.threads.max(1));
         config.clone_fd = true;
         let acl = config.acl;
-        let notifier =
-            Notifier::new(descriptor.try_clone().map_err(MountError::Session)?).map_err(MountError::Session)?;
+        let notifier = Notifier::new(descriptor.try_clone().map_err(MountError::Session)?)
+            .map_err(MountError::Session)?;
         fs.show_through(notifier.clone());
         let adapter = Adapter::new(fs, runtime, options.requests_max.max(1), notifier.clone());
         let session = Session::from_fd(adapter, descriptor, acl, config).map_err(MountError::Session)?;

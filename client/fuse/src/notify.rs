@@ -133,7 +133,11 @@ fn note(what: &str, outcome: io::Result<()>) {
     match outcome {
         Ok(()) => {}
         // Not known there, or no mount any more.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::ENOTCONN | libc::EPERM)) => {}
+        Err(error)
+            if matches!(
+                error.raw_os_error(),
+                Some(libc::ENOENT | libc::ENODEV | libc::ENOTCONN | libc::EPERM)
+            ) => {}
         Err(error) => tracing::debug!(what, %error, "the kernel couldn't be told to forget"),
     }
 }
@@ -158,7 +162,8 @@ impl Invalidate for Notifier {
         }
         let device = self.device.clone();
         // It may wait for pages that are being read; such a read waits for nobody who waits for this.
-        let forgotten = tokio::task::spawn_blocking(move || note("an inode", forget_inode(&device, inode))).await;
+        let forgotten =
+            tokio::task::spawn_blocking(move || note("an inode", forget_inode(&device, inode))).await;
         if let Err(error) = forgotten {
             tracing::warn!(inode, %error, "telling the kernel to forget an inode failed");
         }

@@ -166,11 +166,9 @@ pub async fn list_chunks<T: Transaction>(
     let listings = page.pairs.iter().map(|(key, value)| async move {
         let chunk = chunk::parse_key(volume, key)?;
         let location_key = location::key(chunk);
-        let (location, used) = futures::join!(
-            async { Ok(tx.get(&location_key, Read::Snapshot).await?) },
-            used(tx, chunk)
-        )
-        .in_order()?;
+        let (location, used) =
+            futures::join!(async { Ok(tx.get(&location_key, Read::Snapshot).await?) }, used(tx, chunk))
+                .in_order()?;
         let location = location.map(|v| LocationRecord::from_value(&v)).transpose()?;
         Ok::<_, OpError>(ChunkListing { chunk, record: ChunkRecord::from_value(value)?, location, used })
     });
@@ -297,7 +295,11 @@ pub enum Standing {
 }
 
 /// What the copy of a chunk on a chunkserver is, read with conflicts.
-pub async fn standing<T: Transaction>(tx: &T, chunk: ChunkId, chunkserver: &str) -> Result<Standing, OpError> {
+pub async fn standing<T: Transaction>(
+    tx: &T,
+    chunk: ChunkId,
+    chunkserver: &str,
+) -> Result<Standing, OpError> {
     if let Some(listing) = load_chunk(tx, chunk).await? {
         let placed = listing.location.as_ref().is_some_and(|l| l.copies.iter().any(|c| c == chunkserver));
         return Ok(if placed { Standing::Placed } else { Standing::Misplaced(Box::new(listing)) });

@@ -85,9 +85,8 @@ impl ChunkUse {
     /// Reads a value; none is no use.
     pub fn from_value(value: Option<&Bytes>) -> Result<Self, SchemaError> {
         let Some(value) = value else { return Ok(Self::default()) };
-        let damaged = || {
-            SchemaError::damaged("chunk use", format!("it has {} bytes instead of 16", value.len()))
-        };
+        let damaged =
+            || SchemaError::damaged("chunk use", format!("it has {} bytes instead of 16", value.len()));
         let (extents, bytes) = value.split_at_checked(8).ok_or_else(damaged)?;
         let number = |b: &[u8]| b.try_into().map(u64::from_le_bytes).map_err(|_| damaged());
         Ok(Self { extents: number(extents)?, bytes: number(bytes)? })

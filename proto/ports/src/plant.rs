@@ -65,6 +65,10 @@ plants! {
     SealLength = "seal-length",
     /// A chunkserver reads blocks without a look at their checksums.
     BlockUnverified = "block-unverified",
+    /// A client answers recalls and goes on showing what was recalled.
+    RecallSkipped = "recall-skipped",
+    /// A custodian commits changes without recalling what others were promised.
+    CommitUnrecalled = "commit-unrecalled",
 }
 
 impl fmt::Display for Plant {

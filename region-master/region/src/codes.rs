@@ -64,7 +64,7 @@ codes! {
     CHUNKS_ENDANGERED, Warning,
         "Chunks have fewer reachable copies than their storage class asks for. No data is unavailable yet.",
         "A chunkserver or a disk is down, or a write went on without a member that failed.",
-        "Bring the named chunkservers back. `mooseng info PATH` shows where the chunks of a file lie.";
+        "Repair makes copies by itself, the most endangered first, once a chunkserver has been silent for a minute (`house.grace_ms`); `mooseng status` shows how far it is. Bring the named chunkservers back. `mooseng info PATH` shows where the chunks of a file lie.";
     CHUNKS_UNAVAILABLE, Critical,
         "Chunks have no reachable copy: reads of the files that use them wait.",
         "All chunkservers that hold these chunks are down, or their disks failed.",
@@ -72,7 +72,11 @@ codes! {
     CHUNKSERVER_DOWN, Warning,
         "A chunkserver sends no heartbeats.",
         "Its process or machine is down, the network between it and the master is cut, or its certificate is refused.",
-        "Look at its log and at the machine; start the daemon. Chunks that it holds have a copy less until it is back.";
+        "Look at its log and at the machine; start the daemon. Chunks that it holds have a copy less until it is back, or until they are copied elsewhere, which begins a minute after its last heartbeat (`house.grace_ms`).";
+    CHUNKSERVER_DRAINING, Info,
+        "A chunkserver is being emptied: it takes no new chunks, and those that it has are moved to others.",
+        "An administrator asked for it with `mooseng chunkservers drain`.",
+        "Wait until it is empty, then stop it. `mooseng chunkservers undrain` takes it back into use.";
     CLUSTER_FULL, Critical,
         "No chunkserver has space for a new chunk: writes of file data wait.",
         "All disks are down to their reserve.",
@@ -161,6 +165,10 @@ codes! {
         "A daemon goes by another revocation list than the rest of the region: it may let in whom the others refuse.",
         "A list was made by `mooseng-certs revoke` and hasn't been copied to every machine, or the daemon isn't configured with one (`tls.revocations`).",
         "Copy the authority's `revocations.txt` to the file that the daemon's setting `tls.revocations` names; it takes the list up within seconds. `mooseng status -o json` shows each daemon's digest, and `mooseng-certs revoke` the newest list's.";
+    REPAIR_LATE, Warning,
+        "Chunks have been endangered for a quarter of an hour or longer, and repair hasn't mended it.",
+        "No chunkserver can take their copies: too few are up, or they have no space. Or the chunkservers with the good copies are down, or there is more to copy than the bounds let through (`house.copy_mib_per_s`, `house.copies_per_chunkserver`).",
+        "Look at the other findings first: start chunkservers, free space or add some. The leader's log says why copies aren't made.";
     SESSIONS_FULL, Warning,
         "The limit of sessions is nearly reached: new mounts are refused beyond it.",
         "Many hosts mount the region, or mounts come and go without being unmounted.",

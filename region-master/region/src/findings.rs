@@ -52,6 +52,22 @@ pub struct CredentialFacts {
     pub revocations: u64,
 }
 
+/// What house-keeping tells of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HouseFacts {
+    /// Chunks that wait for a copy.
+    pub waiting: u64,
+    /// Copies that are being made.
+    pub copying: u64,
+    /// Seconds for which the chunk that has been endangered longest has been so.
+    pub endangered_oldest_s: u64,
+    /// By chunkserver, chunks whose location names it.
+    pub located: BTreeMap<String, u64>,
+}
+
+/// Danger that lasts so long isn't being mended.
+const LATE_S: u64 = 900;
+
 /// Everything that findings are made of.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
@@ -73,6 +89,8 @@ pub struct Facts {
     pub chunks_endangered: u64,
     /// Chunks with none.
     pub chunks_unavailable: u64,
+    /// What house-keeping does about that.
+    pub house: HouseFacts,
     /// The daemons' certificates and revocation lists, as far as they were told.
     pub credentials: Vec<CredentialFacts>,
     /// Sessions in the table.
@@ -185,6 +203,14 @@ fn chunkservers(facts: &Facts, found: &mut Vec<Finding>) {
             }
         }
     }
+    for server in facts.chunkservers.iter().filter(|s| s.candidate.draining) {
+        let name = &server.candidate.name;
+        let detail = match facts.house.located.get(name).copied().unwrap_or(0) {
+            0 => "It holds no chunks that anything uses: it may be stopped.".to_owned(),
+            n => format!("{n} chunks are still to be moved from it."),
+        };
+        found.push(finding(&codes::CHUNKSERVER_DRAINING, name, detail));
+    }
     let alive: Vec<Candidate> = facts
         .chunkservers
         .iter()
@@ -226,8 +252,16 @@ fn chunkservers(facts: &Facts, found: &mut Vec<Finding>) {
 fn chunks(facts: &Facts, found: &mut Vec<Finding>) {
     let endangered = facts.chunks_endangered.saturating_sub(facts.chunks_unavailable);
     if endangered > 0 {
-        let detail = format!("{endangered} chunks have fewer than {} reachable copies.", facts.copies);
+        let house = &facts.house;
+        let detail = format!(
+            "{endangered} chunks have fewer than {} reachable copies, the first of them for {} s; {} copies are being made, {} chunks wait for one.",
+            facts.copies, house.endangered_oldest_s, house.copying, house.waiting
+        );
         found.push(finding(&codes::CHUNKS_ENDANGERED, "chunks", detail));
+    }
+    if facts.chunks_endangered > 0 && facts.house.endangered_oldest_s >= LATE_S {
+        let detail = format!("A chunk has been endangered for {} s.", facts.house.endangered_oldest_s);
+        found.push(finding(&codes::REPAIR_LATE, "chunks", detail));
     }
     if facts.chunks_unavailable > 0 {
         let detail = format!("{} chunks have no reachable copy.", facts.chunks_unavailable);
@@ -289,6 +323,12 @@ mod tests {
             silent_s: 0,
             disks: vec![disk],
         }
+    }
+
+    fn drained() -> ChunkserverFacts {
+        let mut server = server("d", "1");
+        server.candidate.draining = true;
+        server
     }
 
     fn master(name: &str, zone: &str) -> MasterFacts {
@@ -368,6 +408,9 @@ mod tests {
         assert_eq!(found(|f| f.chunkservers[1].disks[0].error = "EIO".into()), ["DISK_FAILED"]);
         assert_eq!(found(|f| f.chunkservers[1].disks[0].bytes_free = 1), ["DISK_FULL"]);
         assert_eq!(found(|f| f.chunks_endangered = 3), ["CHUNKS_ENDANGERED"]);
+        let late = |f: &mut Facts| (f.chunks_endangered, f.house.endangered_oldest_s) = (3, 900);
+        assert_eq!(found(late), ["CHUNKS_ENDANGERED", "REPAIR_LATE"]);
+        assert_eq!(found(|f| f.chunkservers.push(drained())), ["CHUNKSERVER_DRAINING"]);
         assert_eq!(found(|f| f.sessions = 90), ["SESSIONS_FULL"]);
         assert_eq!(found(|f| f.credentials.push(cert("x", 43_000))), Vec::<&str>::new());
         assert_eq!(found(|f| f.credentials.push(cert("x", 21_000))), ["CERT_EXPIRING"]);

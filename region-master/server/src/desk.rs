@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use mooseng_chunk::ticket::Key;
 use mooseng_ports::clock::BootTime;
-use mooseng_region::registry::{self, Beat, BeatRefused, CopyFacts, DiskFacts, Registry};
 use mooseng_region::promises::PromiseTable;
+use mooseng_region::registry::{self, Beat, BeatRefused, CopyFacts, DiskFacts, Registry};
 use mooseng_region::sessions::{self, SessionTable};
-use mooseng_wire::{ChunkId, SessionId};
 use mooseng_wire::admin::{
     ChunkReport, ChunkserverCommand, DeleteCommand, HeartbeatRequest, HouseStatus, SealCommand,
     chunkserver_command,
 };
+use mooseng_wire::{ChunkId, SessionId};
 
 use crate::ids::IdPool;
 

@@ -143,6 +143,16 @@ pub async fn change(
         _ => None,
     };
     promises::custody_settled(master, deadline).await?;
+    // A file that is made is open for its session before anybody else can remove it.
+    let mut opened = match (&fs.op, context.ids.inode) {
+        (Some(Op::Create(_)), Some(inode)) if newest => {
+            master
+                .desk(|desk| desk.sessions.open(now, call.session, call.incarnation, identity, inode))
+                .map_err(|refusal| refused(&refusal))?;
+            Some(Opened { master: master.as_ref(), id: call.session, inode: Some(inode) })
+        }
+        _ => None,
+    };
     let gate = ChangeGate::new(master.clone(), term, call.session, call.number);
     // A failure leaves the gate to its end: whether the change committed may not be known.
     let (mut reply, version) = master
@@ -151,6 +161,25 @@ pub async fn change(
         .await
         .map_err(|e| driver_failed(&e, || master.not_leader()))?;
     let beside = gate.committed(fs, &reply, version.0);
+    if let (Some(opened), Some(Reply::Created(created))) = (&mut opened, &reply.reply)
+        && created.created
+    {
+        let made = created.attr.as_ref().map(|attr| InodeId(attr.inode));
+        if made == opened.inode {
+            opened.inode = None;
+        } else if let Some(made) = made {
+            // The outcome of an earlier attempt.
+            let again =
+                master.desk(|desk| desk.sessions.open(now, call.session, call.incarnation, identity, made));
+            match again {
+                Ok(()) => {}
+                Err(Refusal::Reaping(_)) => {
+                    return answer(master, term, errno(ESTALE), version.0, Beside::default());
+                }
+                Err(refusal) => return Err(refused(&refusal)),
+            }
+        }
+    }
     if let Some(told) = sealing
         && matches!(reply.reply, Some(Reply::Done(_)))
     {

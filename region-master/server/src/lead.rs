@@ -28,11 +28,11 @@ use tokio::time::Instant;
 
 use crate::errors::{driver_failed, record_failed};
 use crate::fs::context;
-use crate::{house, ids};
 use crate::master::{HOME_EPOCH, Master};
 use crate::records::transact;
 use crate::sessions::recorded;
 use crate::tickets;
+use crate::{house, ids};
 
 /// How often sessions are looked at.
 const TICK: Duration = Duration::from_millis(200);

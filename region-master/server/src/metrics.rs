@@ -92,7 +92,8 @@ const LAPSED: Name = Name("mooseng_master_sessions_lapsed", "Sessions whose leas
 const LEADERSHIPS: Name =
     Name("mooseng_master_leaderships", "Times that this master began to serve as the leader");
 
-const RECALLS: Name = Name("mooseng_master_recalls", "Recalls of promises that were sent, repeated ones included");
+const RECALLS: Name =
+    Name("mooseng_master_recalls", "Recalls of promises that were sent, repeated ones included");
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Method {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use mooseng_namespace::Gate;
+use mooseng_ports::plant::{self, Plant};
 use mooseng_region::promises::{ChangeId, Recall};
 use mooseng_schema::ids::IdKind;
 use mooseng_store::{Store, Transaction};
@@ -102,7 +103,10 @@ pub fn answered(
             .check(now, id, Incarnation(request.incarnation), identity)
             .map_err(|refusal| refused(&refusal))?;
         Ok::<_, CallError>(
-            request.numbers.iter().fold(false, |woken, number| desk.promises.acknowledge(id, *number) || woken),
+            request
+                .numbers
+                .iter()
+                .fold(false, |woken, number| desk.promises.acknowledge(id, *number) || woken),
         )
     })?;
     if woken {
@@ -370,7 +374,7 @@ impl Gate for ChangeGate {
                 (if ready { Vec::new() } else { state.changes.clone() }, recalls)
             })
         });
-        if changes.is_empty() {
+        if changes.is_empty() || plant::is(Plant::CommitUnrecalled) {
             return true;
         }
         send(&self.master, self.term, &recalls);

@@ -10,9 +10,9 @@ use mooseng_transport::grpc::registry_server::Registry;
 use mooseng_transport::peer_of;
 use mooseng_wire::Role;
 use mooseng_wire::admin::{
-    DrainReply, DrainRequest,
-    ChangeMembersReply, ChangeMembersRequest, CredentialReport, CredentialsRequest, HeartbeatReply, HeartbeatRequest,
-    StatusReply, StatusRequest, TicketKey, TransferLeaderReply, TransferLeaderRequest,
+    ChangeMembersReply, ChangeMembersRequest, CredentialReport, CredentialsRequest, DrainReply, DrainRequest,
+    HeartbeatReply, HeartbeatRequest, StatusReply, StatusRequest, TicketKey, TransferLeaderReply,
+    TransferLeaderRequest,
 };
 use tonic::{Request, Response, Status};
 
@@ -64,9 +64,8 @@ impl Registry for Rpc {
         let now = master.clock.boot();
         let term = master.serving().ok().filter(|term| master.may_answer(*term).is_ok());
         let reply = master.desk(|desk| {
-            let want_inventory = desk
-                .beat(now, request)
-                .map_err(|e| Status::failed_precondition(e.to_string()))?;
+            let want_inventory =
+                desk.beat(now, request).map_err(|e| Status::failed_precondition(e.to_string()))?;
             // A leader that was replaced meanwhile has nothing to command: its successor may have decided otherwise.
             let custody = term.filter(|term| desk.serving == Some(*term)).unwrap_or(0);
             let commands = if custody > 0 { desk.take_commands(&name, now) } else { Vec::new() };
@@ -110,7 +109,9 @@ impl Administration for Rpc {
         let who = self.allow(&request, &[Role::Admin])?;
         let DrainRequest { chunkserver, drain } = request.into_inner();
         tracing::info!(who, chunkserver, drain, "a chunkserver's draining is to change");
-        house::drain::set(&self.0, &chunkserver, drain).await.map(|located| Response::new(DrainReply { located }))
+        house::drain::set(&self.0, &chunkserver, drain)
+            .await
+            .map(|located| Response::new(DrainReply { located }))
     }
 
     async fn change_members(

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use mooseng_raft::RaftNode;
 use mooseng_transport::{Answer, Incoming, Service, call_error};
-use mooseng_wire::{Role, SessionId};
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::method::Method;
 use mooseng_wire::session::{Renew, Renewed};
+use mooseng_wire::{Role, SessionId};
 use tokio::time::Instant;
 
 use crate::master::Master;

@@ -3,10 +3,10 @@
 use std::sync::PoisonError;
 use std::time::Duration;
 
-use mooseng_region::findings::{ChunkserverFacts, Facts, MasterFacts, findings};
+use mooseng_region::findings::{ChunkserverFacts, Facts, HouseFacts, MasterFacts, findings};
 use mooseng_region::{Liveness, registry};
-use mooseng_wire::{CHUNK_BYTES_MAX, Role};
 use mooseng_wire::admin::{ChunkserverStatus, DiskReport, Finding, MasterStatus, SessionStatus, StatusReply};
+use mooseng_wire::{CHUNK_BYTES_MAX, Role};
 
 use crate::credentials;
 use crate::master::Master;
@@ -149,6 +149,12 @@ fn facts(master: &Master, masters: &[MasterStatus]) -> Facts {
             chunk_bytes: CHUNK_BYTES_MAX,
             chunks_endangered: desk.counts.endangered,
             chunks_unavailable: desk.counts.unavailable,
+            house: HouseFacts {
+                waiting: desk.house.status.waiting,
+                copying: desk.house.status.copying,
+                endangered_oldest_s: desk.house.status.endangered_oldest_s,
+                located: desk.house.located.clone(),
+            },
             credentials: of_masters.chain(of_servers).collect(),
             sessions: desk.sessions.len(),
             sessions_max: desk.sessions.limits().sessions_max,

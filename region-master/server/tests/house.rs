@@ -14,8 +14,8 @@ use mooseng_master::MasterConfig;
 use mooseng_ports::clock::OsClock;
 use mooseng_ports::disk::sim::SimDisk;
 use mooseng_ports::disk::{Disk, OpenMode};
-use mooseng_transport::observe::LogConfig;
 use mooseng_transport::grpc::administration_client::AdministrationClient;
+use mooseng_transport::observe::LogConfig;
 use mooseng_transport::{Blocking, Link, LinkOptions, PlainNetwork, grpc_channel};
 use mooseng_wire::admin::{DrainRequest, StatusReply};
 use mooseng_wire::chunk::{Append, Appended, ChainMember, Read, ReadDone};
@@ -143,8 +143,10 @@ impl Region {
             panic!("not allocated")
         };
         let place = allocated.place.unwrap();
-        let member =
-            |l: &mooseng_wire::fs::ChunkLocation| ChainMember { chunkserver: l.chunkserver.clone(), address: l.address.clone() };
+        let member = |l: &mooseng_wire::fs::ChunkLocation| ChainMember {
+            chunkserver: l.chunkserver.clone(),
+            address: l.address.clone(),
+        };
         let append = Append {
             chunk: place.chunk,
             epoch: place.epoch,
@@ -159,7 +161,8 @@ impl Region {
         // Its key may not have come yet.
         let mut appended = None;
         until("the append is taken", async || {
-            let call = link.call(Method::ChunkAppend, Bytes::clone(&body), Bytes::copy_from_slice(bytes), WAIT);
+            let call =
+                link.call(Method::ChunkAppend, Bytes::clone(&body), Bytes::copy_from_slice(bytes), WAIT);
             appended = call.await.ok();
             appended.is_some()
         })
@@ -305,10 +308,8 @@ async fn a_deleted_files_chunks_go() {
         let unlink = Unlink { parent: ROOT_INODE.0, name: file.to_owned().into() };
         region.client.change(Op::Unlink(unlink)).await.unwrap();
     }
-    until("only what is used is left", async || {
-        region.files(0).len() == 1 && region.files(1).len() == 1
-    })
-    .await;
+    until("only what is used is left", async || region.files(0).len() == 1 && region.files(1).len() == 1)
+        .await;
     until("nothing dead is left", async || region.status().await.house.unwrap().dead == 0).await;
     region.check(kept, &bytes).await;
     let status = region.status().await;

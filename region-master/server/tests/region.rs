@@ -116,7 +116,8 @@ async fn one_master_serves_sessions_files_and_chunks() {
     assert!(matches!(client.send(&sealing).await.unwrap(), Reply::Done(_)));
     let piece = |run| WritePiece { offset: 0, data: Some(Data::Run(run)) };
     let run = ChunkRun { chunk: place.chunk, chunk_offset: 0, length: 4096 };
-    let write = Write { inode, pieces: vec![piece(run)], append: false, kill_suidgid: false, ..Write::default() };
+    let write =
+        Write { inode, pieces: vec![piece(run)], append: false, kill_suidgid: false, ..Write::default() };
     assert!(matches!(client.change_as(6, Op::Write(write)).await.unwrap(), Reply::Written(_)));
     let read = Op::ReadExtents(mooseng_wire::fs::ReadExtents { inode, offset: 0, length: 9999 });
     let Reply::Extents(map) = client.read(read).await.unwrap() else { panic!("no extents") };
@@ -172,7 +173,8 @@ async fn a_lapsed_session_comes_back_as_a_new_incarnation() {
     let chunk = allocated.place.unwrap().chunk;
     let run = ChunkRun { chunk, chunk_offset: 0, length: 100 };
     let piece = WritePiece { offset: 0, data: Some(Data::Run(run)) };
-    let write = Write { inode: file, pieces: vec![piece], append: false, kill_suidgid: false, ..Write::default() };
+    let write =
+        Write { inode: file, pieces: vec![piece], append: false, kill_suidgid: false, ..Write::default() };
     client.change_as(4, Op::Write(write)).await.unwrap();
 
     // A renewal moves the end; without one the lease ends.

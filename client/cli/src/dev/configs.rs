@@ -50,8 +50,12 @@ struct Chunkserver<'a> {
     state_dir: &'a Path,
     http_listen: String,
     masters: Vec<String>,
+    trash_s: u64,
     tls: TlsSection,
 }
+
+/// How long files of deleted chunks wait in a dev cluster: one machine's disk is small.
+const TRASH_S: u64 = 60;
 
 /// Writes all of them.
 pub fn write(cluster: &Cluster) -> Result<(), Failure> {
@@ -113,6 +117,7 @@ fn chunkserver<'a>(
         state_dir,
         http_listen: daemon.http(),
         masters: plan.master_addresses(),
+        trash_s: TRASH_S,
         tls,
     }
 }

@@ -1,8 +1,8 @@
 //! getattr, setattr and lazy access times.
 
+use mooseng_schema::Record;
 use mooseng_schema::directory::{self, Counter};
 use mooseng_schema::inode::{self, InodeRecord};
-use mooseng_schema::Record;
 use mooseng_schema::number;
 use mooseng_store::{Atomic, Transaction};
 use mooseng_wire::fs::{AtimeTouch, Entry, SetAttr};

@@ -149,7 +149,8 @@ pub async fn write<T: Transaction>(view: &View<'_, T>, r: &Write) -> Result<Writ
         apply(view, id, &mut record, &pieces).await?;
         record.size = end;
         // What was buffered under an exclusive promise keeps the time that its session has shown for it.
-        let written_ns = r.written_ns.unwrap_or(view.ctx.now_ns).min(view.ctx.now_ns.saturating_add(CLOCKS_APART_NS));
+        let written_ns =
+            r.written_ns.unwrap_or(view.ctx.now_ns).min(view.ctx.now_ns.saturating_add(CLOCKS_APART_NS));
         record.mtime_ns = written_ns;
         record.ctime_ns = written_ns;
         if view.kills_privileges(r.kill_suidgid) {

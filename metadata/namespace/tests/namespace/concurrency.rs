@@ -142,7 +142,8 @@ async fn many_clients_at_once_with_faults_leave_everything_counted() {
                             inode: shared,
                             pieces: vec![WritePiece { offset: 0, data: Some(data) }],
                             append: true,
-                            kill_suidgid: false, ..Write::default()
+                            kill_suidgid: false,
+                            ..Write::default()
                         })
                     }
                 };

@@ -145,7 +145,13 @@ impl Run {
             };
         }
         let inode = self.file();
-        Write { inode, pieces, append: self.rng.random_bool(0.3), kill_suidgid: self.rng.random_bool(0.2), ..Write::default() }
+        Write {
+            inode,
+            pieces,
+            append: self.rng.random_bool(0.3),
+            kill_suidgid: self.rng.random_bool(0.2),
+            ..Write::default()
+        }
     }
 
     fn op(&mut self, client: usize) -> Op {

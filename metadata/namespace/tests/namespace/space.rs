@@ -131,16 +131,15 @@ async fn large_orphans_are_freed_in_pieces() {
 }
 
 async fn bury(volume: &Volume, chunk: u64, sealed_before_ns: i64) -> bool {
-    let bury = volume.driver.transact(deadline(), |tx| {
-        Box::pin(upkeep::bury_chunk(tx, ChunkId(chunk), 5, sealed_before_ns))
-    });
+    let bury = volume
+        .driver
+        .transact(deadline(), |tx| Box::pin(upkeep::bury_chunk(tx, ChunkId(chunk), 5, sealed_before_ns)));
     bury.await.unwrap().0
 }
 
 async fn listed(volume: &Volume) -> Vec<upkeep::ChunkListing> {
-    let list = volume
-        .driver
-        .transact(deadline(), |tx| Box::pin(upkeep::list_chunks(tx, VolumeId(0), None, 10)));
+    let list =
+        volume.driver.transact(deadline(), |tx| Box::pin(upkeep::list_chunks(tx, VolumeId(0), None, 10)));
     list.await.unwrap().0
 }
 
@@ -183,14 +182,14 @@ async fn a_chunk_dies_once_nothing_can_name_it() {
     volume.own(Op::Reap(Reap { inodes: vec![inode] })).await;
     assert!(!bury(&volume, two, 0).await);
     let session = mooseng_wire::SessionId(1);
-    let lapse = volume.driver.transact(deadline(), |tx| {
-        Box::pin(mooseng_namespace::sessions::lapse_session(tx, session, 7))
-    });
+    let lapse = volume
+        .driver
+        .transact(deadline(), |tx| Box::pin(mooseng_namespace::sessions::lapse_session(tx, session, 7)));
     lapse.await.unwrap();
     assert!(!bury(&volume, two, 0).await, "it may come back, and name what it appended");
-    let close = volume.driver.transact(deadline(), |tx| {
-        Box::pin(mooseng_namespace::sessions::close_session(tx, session))
-    });
+    let close = volume
+        .driver
+        .transact(deadline(), |tx| Box::pin(mooseng_namespace::sessions::close_session(tx, session)));
     close.await.unwrap();
     assert!(bury(&volume, two, 0).await);
     volume.check();
@@ -221,7 +220,8 @@ async fn a_stale_plan_moves_nothing() {
     assert!(moved(&sealed, to(&["cs-1", "cs-2", "cs-3"])).await, "a repetition");
     assert!(!moved(&sealed, to(&["cs-1", "cs-4"])).await, "it was moved meanwhile");
     let stands = async |chunk, name: &'static str| {
-        let standing = volume.driver.transact(deadline(), |tx| Box::pin(upkeep::standing(tx, ChunkId(chunk), name)));
+        let standing =
+            volume.driver.transact(deadline(), |tx| Box::pin(upkeep::standing(tx, ChunkId(chunk), name)));
         standing.await.unwrap().0
     };
     assert_eq!(stands(chunk, "cs-3").await, upkeep::Standing::Placed);

@@ -85,7 +85,12 @@ async fn try_make(master: &Master, term: u64, order: &Order) -> Result<u64, Fail
     let epoch = listing.location.as_ref().map_or(0, |l| l.epoch);
     let copy = CopyFacts { length, sealed: true, epoch, corrupt: false };
     master.desk(|desk| desk.registry.changed(&order.target, &[(listing.chunk, copy)], &[]));
-    tracing::info!(chunk = listing.chunk.0, source = order.source, target = order.target, "a chunk has another copy");
+    tracing::info!(
+        chunk = listing.chunk.0,
+        source = order.source,
+        target = order.target,
+        "a chunk has another copy"
+    );
     Ok(if order.adopt { 0 } else { length })
 }
 
@@ -132,7 +137,9 @@ async fn pull(
         reason: format!("{} made no copy: {failure}", order.target),
         blamed: match &failure {
             // It couldn't read from the source.
-            CallFailure::Remote(e) if matches!(e.code(), ErrorCode::Unavailable | ErrorCode::NotFound | ErrorCode::Corrupt) => {
+            CallFailure::Remote(e)
+                if matches!(e.code(), ErrorCode::Unavailable | ErrorCode::NotFound | ErrorCode::Corrupt) =>
+            {
                 vec![order.source.clone()]
             }
             CallFailure::Remote(e) if e.code() == ErrorCode::StaleEpoch => vec![],

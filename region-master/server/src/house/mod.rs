@@ -167,7 +167,8 @@ impl<'a> Keeper<'a> {
     /// What is known of a sealed chunk.
     fn facts(&self, desk: &Desk, listing: &ChunkListing) -> ChunkFacts {
         let (chunk, length) = (listing.chunk, listing.record.length);
-        let settle_ns = i64::try_from(self.master.config.house.settle_ms).unwrap_or(i64::MAX).saturating_mul(1_000_000);
+        let settle_ns =
+            i64::try_from(self.master.config.house.settle_ms).unwrap_or(i64::MAX).saturating_mul(1_000_000);
         let settled = listing.record.sealed_ns.saturating_add(settle_ns) < self.now_ns();
         let names = listing.location.as_ref().map(|l| l.copies.as_slice()).unwrap_or_default();
         let state = |name: &String| {
@@ -245,9 +246,8 @@ impl<'a> Keeper<'a> {
         target: String,
         adopt: bool,
     ) -> Option<Order> {
-        let address = |name: &str| {
-            self.master.desk(|desk| desk.registry.get(name).map(|s| s.beat.address.clone()))
-        };
+        let address =
+            |name: &str| self.master.desk(|desk| desk.registry.get(name).map(|s| s.beat.address.clone()));
         let (source_address, target_address) = (address(&source)?, address(&target)?);
         let bytes = if adopt { 0 } else { listing.record.length };
         let flight = Flight { need, source: source.clone(), target: target.clone(), bytes };

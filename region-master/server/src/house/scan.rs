@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use mooseng_namespace::upkeep::{self, ChunkListing};
 use mooseng_namespace::SessionCall;
+use mooseng_namespace::upkeep::{self, ChunkListing};
 use mooseng_ports::clock::BootTime;
 use mooseng_region::repair::{self, Condition, CopyState, Decision, Need, OpenFacts, Servers};
 use mooseng_wire::call::CallError;
@@ -141,9 +141,8 @@ impl Keeper<'_> {
         if !desk.sessions.in_grace(now) && !desk.sessions.holds(owner) {
             page.abandoned.push(listing.clone());
         }
-        let member = |name: &String| {
-            (name.clone(), self.condition(desk, name), desk.registry.is_draining(name))
-        };
+        let member =
+            |name: &String| (name.clone(), self.condition(desk, name), desk.registry.is_draining(name));
         let age_ns = self.now_ns().saturating_sub(listing.record.born_ns);
         let facts = OpenFacts {
             members: names.iter().map(member).collect(),

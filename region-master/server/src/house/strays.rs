@@ -40,7 +40,9 @@ impl Keeper<'_> {
             self.strays.at = None;
             self.strays.next = Some(now.after(every));
             if std::mem::take(&mut self.strays.unknown) > 0 {
-                tracing::warn!("chunkservers hold chunks that were never given out here: is the metadata store an older one? They are left alone");
+                tracing::warn!(
+                    "chunkservers hold chunks that were never given out here: is the metadata store an older one? They are left alone"
+                );
             }
             return Ok(());
         };
@@ -74,7 +76,8 @@ impl Keeper<'_> {
                     continue;
                 }
                 let after = after.filter(|_| server.beat.name == name);
-                let page: Vec<ChunkId> = server.copies_after(after).take(PAGE).map(|(chunk, _)| chunk).collect();
+                let page: Vec<ChunkId> =
+                    server.copies_after(after).take(PAGE).map(|(chunk, _)| chunk).collect();
                 if !page.is_empty() {
                     return Some((server.beat.name.clone(), page));
                 }
@@ -112,7 +115,11 @@ impl Keeper<'_> {
         };
         self.master.desk(|desk| {
             if !desk.is_deleting(name, chunk) {
-                tracing::info!(chunk = chunk.0, chunkserver = name, "a copy that no location names is deleted");
+                tracing::info!(
+                    chunk = chunk.0,
+                    chunkserver = name,
+                    "a copy that no location names is deleted"
+                );
                 desk.want_deletion(name, chunk, epoch);
             }
         });

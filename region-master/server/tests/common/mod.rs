@@ -231,12 +231,19 @@ impl Client {
         };
         let opened: SessionOpened = self.call(Method::OpenSession, &request).await?;
         *self.session.lock().await = opened;
+        // It shows nothing that an earlier custodian promised.
+        self.renew().await?;
         Ok(opened)
     }
 
     pub async fn renew(&self) -> Result<Renewed, (ErrorCode, String)> {
         let s = *self.session.lock().await;
-        let renew = Renew { session: s.session, incarnation: s.incarnation, ..Renew::default() };
+        let renew = Renew {
+            session: s.session,
+            incarnation: s.incarnation,
+            custody_epoch: s.custody_epoch,
+            ..Renew::default()
+        };
         self.call(Method::Renew, &renew).await
     }
 
