@@ -212,7 +212,6 @@ impl Heartbeats {
             more,
             highest_epoch: highest.0,
             credentials: self.network.credentials(),
-            ..HeartbeatRequest::default()
         };
         Beat { request, told }
     }

@@ -184,9 +184,9 @@ impl Facts {
         f(&mut self.memo.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The session's lease was renewed, or (`None`) is given up.
-    pub fn lease(&self, until: Option<BootTime>) {
-        let ns = until.map_or(0, |until| u64::try_from(until.0.as_nanos()).unwrap_or(u64::MAX));
+    /// The session's lease was renewed.
+    pub fn lease(&self, until: BootTime) {
+        let ns = u64::try_from(until.0.as_nanos()).unwrap_or(u64::MAX);
         self.lease_until_ns.store(ns, Ordering::Release);
     }
 
@@ -363,7 +363,7 @@ impl Facts {
 
     fn keep_inode(&self, inode: u64, level: Level, op: &Op, reply: &Reply) {
         let known = self.inodes.get(&inode);
-        let attr = attr_of(inode, reply).or_else(|| known.as_ref().map(|k| k.attr.clone()));
+        let attr = attr_of(inode, reply).or_else(|| known.as_ref().map(|k| k.attr));
         let Some(attr) = attr else { return };
         let extents = known.as_ref().map(|k| k.extents.clone()).unwrap_or_default();
         let mut target = known.and_then(|k| k.target);

@@ -473,13 +473,18 @@ impl Session {
         let body = answer.map_err(|failure| format!("{}: {failure}", seat.leader))?.body;
         let renewed = Renewed::decode(body)
             .map_err(|e| format!("{}: malformed answer to a renewal: {e}", seat.leader))?;
+        let now = self.clock.boot();
+        if self.state(|s| s.lease_until.is_some_and(|until| now >= until)) {
+            // What was promised may have been given up in between: the session is taken up anew, with nothing.
+            return Err(format!("{}: the lease ran out before its renewal came", seat.leader));
+        }
         if renewed.custody_epoch != seat.custody_epoch {
             return Err(format!("{}: it is custodian for another epoch now", seat.leader));
         }
         self.state(|s| {
             let until = sent.after(Duration::from_millis(renewed.lease_ms.into()));
             s.lease_until = Some(until);
-            self.facts.lease(Some(until));
+            self.facts.lease(until);
             s.custody_epoch = s.custody_epoch.max(renewed.custody_epoch);
             s.last_error.clear();
             s.confirmed += 1;
@@ -631,6 +636,11 @@ impl Session {
                 tracing::info!(%leader, session = opened.session, custody_epoch = opened.custody_epoch, "found the region's leader");
             }
             let life = (s.custody_epoch.max(opened.custody_epoch), opened.session, opened.incarnation);
+            let now = self.clock.boot();
+            if s.lease_until.is_some_and(|until| now >= until) {
+                // It ran out before: nobody waits any more for what was promised under it, whatever life this is.
+                s.answered = (0, 0, 0);
+            }
             if s.answered != life {
                 // Before anything of this life can come in.
                 self.facts.renounce();
@@ -645,7 +655,7 @@ impl Session {
             s.root = if opened.root == 0 { 1 } else { opened.root };
             let until = sent.after(Duration::from_millis(opened.lease_ms.into()));
             s.lease_until = Some(until);
-            self.facts.lease(Some(until));
+            self.facts.lease(until);
             s.last_leader = Some(leader.clone());
             s.last_error.clear();
             s.doubt = Doubt::None;

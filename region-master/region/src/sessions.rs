@@ -175,6 +175,16 @@ impl SessionTable {
         }
     }
 
+    /// A session on record that isn't in the table gets one lease to come back.
+    pub fn expect(&mut self, now: BootTime, recorded: Recorded) {
+        let until = now.after(self.limits.lease);
+        self.sessions.entry(recorded.session).or_insert_with(|| Session {
+            recorded,
+            state: State::Awaited(until),
+            opens: BTreeMap::new(),
+        });
+    }
+
     /// Ends a leadership: the table forgets everything.
     pub fn follow(&mut self) {
         *self = Self::new(self.limits);

@@ -8,7 +8,7 @@ use mooseng_chunk::ticket::Key;
 use mooseng_ports::clock::BootTime;
 use mooseng_region::promises::PromiseTable;
 use mooseng_region::registry::{self, Beat, BeatRefused, CopyFacts, DiskFacts, Registry};
-use mooseng_region::sessions::{self, SessionTable};
+use mooseng_region::sessions::{self, Recorded, SessionTable};
 use mooseng_wire::admin::{
     ChunkReport, ChunkserverCommand, DeleteCommand, HeartbeatRequest, HouseStatus, SealCommand,
     chunkserver_command,
@@ -70,6 +70,8 @@ pub struct Seal {
 pub struct Desk {
     /// The term in which this master leads and has read what it needs; none while it doesn't serve.
     pub serving: Option<u64>,
+    /// The term, which is the custody epoch, that sessions and promises are of.
+    pub custody: Option<u64>,
     /// Sessions. Only a leader's are true.
     pub sessions: SessionTable,
     /// What sessions are promised.
@@ -105,6 +107,7 @@ impl Desk {
     pub fn new(sessions: sessions::Limits) -> Self {
         Self {
             serving: None,
+            custody: None,
             sessions: SessionTable::new(sessions),
             promises: PromiseTable::new(mooseng_region::promises::Limits::default()),
             unanswered: BTreeSet::new(),
@@ -124,10 +127,9 @@ impl Desk {
 
     /// Forgets what only a leader may know.
     pub fn follow(&mut self) {
+        // Sessions and promises stay: if this master leads again in the same term, nobody else was custodian in between, and what
+        // it promised under that custody epoch still stands.
         self.serving = None;
-        self.sessions.follow();
-        self.promises.clear();
-        self.unanswered.clear();
         self.ids = IdPool::default();
         self.seals.clear();
         self.compared.clear();
@@ -135,6 +137,29 @@ impl Desk {
         self.house = House::default();
         self.deletions.clear();
         self.gone.clear();
+    }
+
+    /// Begins to serve in a term with the sessions on record. Those of a term in which it served before it still knows.
+    pub fn serve(&mut self, now: BootTime, term: u64, held: Vec<Recorded>) {
+        if self.custody == Some(term) {
+            for recorded in held {
+                if self.sessions.holds(recorded.session) {
+                    continue;
+                }
+                self.promises.add_session(recorded.session);
+                self.sessions.expect(now, recorded);
+            }
+        } else {
+            self.promises.clear();
+            self.unanswered.clear();
+            for recorded in &held {
+                self.promises.add_session(recorded.session);
+                self.unanswered.insert(recorded.session);
+            }
+            self.sessions.lead(now, held);
+        }
+        self.custody = Some(term);
+        self.serving = Some(term);
     }
 
     /// A session is gone: nobody waits for it any more.
@@ -373,6 +398,35 @@ mod tests {
         desk.follow();
         desk.serving = Some(2);
         assert!(desk.beat(now, request(false, vec![])).unwrap());
+    }
+
+    /// Found by the simulation: a leader that lost its lease and got it back in the same term had forgotten what it had promised, while its
+    /// sessions took themselves for having answered that custody epoch.
+    #[test]
+    fn promises_outlive_an_interruption_within_a_term() {
+        let mut desk = Desk::new(sessions::Limits::default());
+        let now = BootTime::default();
+        let session = |n: u64| Recorded {
+            session: SessionId(n),
+            incarnation: mooseng_wire::Incarnation(1),
+            identity: "c".into(),
+            host: String::new(),
+            mount_path: String::new(),
+        };
+        desk.serve(now, 7, vec![session(1)]);
+        assert!(desk.unanswered.remove(&SessionId(1)));
+        let fact = mooseng_region::promises::Fact::Inode(mooseng_wire::InodeId(5));
+        assert!(desk.promises.grant(SessionId(1), &fact, mooseng_region::promises::Level::Shared, 1));
+        desk.follow();
+        assert_eq!(desk.serving, None);
+        desk.serve(now, 7, vec![session(1), session(2)]);
+        assert!(desk.promises.level(SessionId(1), &fact).is_some() && desk.unanswered.is_empty());
+        assert!(desk.sessions.holds(SessionId(2)), "one that lapsed without a note is waited for once more");
+        desk.follow();
+        desk.serve(now, 8, vec![session(1)]);
+        assert!(
+            desk.promises.level(SessionId(1), &fact).is_none() && desk.unanswered.contains(&SessionId(1))
+        );
     }
 
     #[test]

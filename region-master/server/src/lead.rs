@@ -133,12 +133,7 @@ async fn prepare(master: &Master, term: u64) -> Result<(), CallError> {
         let held = sessions.into_iter().filter(|(_, record)| record.lapsed_ns.is_none());
         let held: Vec<Recorded> =
             held.map(|(id, record)| recorded(id, Incarnation(record.incarnation), record)).collect();
-        for recorded in &held {
-            desk.promises.add_session(recorded.session);
-            desk.unanswered.insert(recorded.session);
-        }
-        desk.sessions.lead(master.clock.boot(), held);
-        desk.serving = Some(term);
+        desk.serve(master.clock.boot(), term, held);
     });
     Ok(())
 }

@@ -102,12 +102,11 @@ pub fn answered(
         desk.sessions
             .check(now, id, Incarnation(request.incarnation), identity)
             .map_err(|refusal| refused(&refusal))?;
-        Ok::<_, CallError>(
-            request
-                .numbers
-                .iter()
-                .fold(false, |woken, number| desk.promises.acknowledge(id, *number) || woken),
-        )
+        let mut woken = false;
+        for number in &request.numbers {
+            woken |= desk.promises.acknowledge(id, *number);
+        }
+        Ok::<_, CallError>(woken)
     })?;
     if woken {
         master.recalls_answered.notify_waiters();
@@ -409,10 +408,11 @@ impl Drop for ChangeGate {
         let (master, term) = (self.master.clone(), self.term);
         tokio::spawn(async move {
             let mut pause = Duration::from_millis(10);
-            while master.desk(|desk| desk.serving == Some(term)) && !master.shutdown.is_cancelled() {
+            // Also through an interruption within the term, which the promises outlive.
+            while master.desk(|desk| desk.custody == Some(term)) && !master.shutdown.is_cancelled() {
                 if let Some(version) = decided(&master).await {
                     master.desk(|desk| {
-                        if desk.serving == Some(term) {
+                        if desk.custody == Some(term) {
                             for change in changes {
                                 desk.promises.end(change, Some(version));
                             }

@@ -56,7 +56,7 @@ pub fn of(master: &Master) -> StatusReply {
             labels: server.beat.labels.clone().into_iter().collect(),
             credentials: server.beat.credentials.as_ref().map(credentials::report),
         });
-        (sessions, desk.counts, desk.house.status.clone(), servers.collect())
+        (sessions, desk.counts, desk.house.status, servers.collect())
     });
     StatusReply {
         cluster: master.config.cluster.clone(),
