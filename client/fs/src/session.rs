@@ -419,10 +419,12 @@ impl Session {
     async fn renew_while_it_lasts(self: &Arc<Self>) {
         let leader = self.state(|s| s.seat.as_ref().map(|seat| seat.leader.clone()));
         let mut notices = leader.and_then(|leader| self.peers.notices(Role::Master, &leader));
+        // Counted from the last renewal, whatever comes in between: recalls that keep coming mustn't keep the lease from being renewed.
+        let mut renew_at = Instant::now() + self.config.renew_interval;
         loop {
             // A doubt that was raised before this point is seen in the state, a later one wakes us.
             tokio::select! {
-                () = tokio::time::sleep(self.config.renew_interval) => {}
+                () = tokio::time::sleep_until(renew_at) => {}
                 () = self.doubted.notified() => {}
                 notice = next_notice(&mut notices) => {
                     if let Some((method, body)) = notice {
@@ -431,6 +433,7 @@ impl Session {
                     continue;
                 }
             }
+            renew_at = Instant::now() + self.config.renew_interval;
             let Some((seat, doubt)) =
                 self.state(|s| Some((s.seat.clone()?, std::mem::replace(&mut s.doubt, Doubt::None))))
             else {
