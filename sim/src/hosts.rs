@@ -169,14 +169,7 @@ pub async fn master(i: usize, host: Host, raft: RaftConfig, watch: Watch) -> tur
         copies: 2,
         min_copies: 2,
         session_lease_ms: 10_000,
-        // Hasty, so that copies are made, moved and deleted within a run.
-        house: HouseConfig {
-            grace_ms: 3_000,
-            scan_every_ms: 500,
-            collect_after_ms: 2_000,
-            settle_ms: 2_000,
-            ..HouseConfig::default()
-        },
+        house: HouseConfig::default(),
         raft,
         log: LogConfig::default(),
     };

@@ -1,6 +1,9 @@
 //! Taking back what the kernel was told: notifications, written to a descriptor of our own.
 //!
-//! What may be waited for (seen on kernel 6.18): `inval_inode` returns at once, also while a request in that directory is unanswered. `inval_entry`
+//! What may be waited for (seen on kernel 6.18): `inval_inode` of attributes returns at once. Of pages it waits for those that an unanswered read or
+//! write has locked, and such a request may wait for the very recall: pages are dropped on a thread of their own for which nobody
+//! waits. Until then the kernel asks for the attributes before it believes them, and drops them itself when the time of the last
+//! write has changed (AUTO_INVAL_DATA). `inval_entry`
 //! takes the directory's lock, which an unanswered create in it holds: it runs on a thread of its own, and when it doesn't return at once,
 //! the epoch is raised instead (FUSE_NOTIFY_INC_EPOCH, kernel 6.16): then every entry is looked up again. A kernel without epochs is
 //! told entries for no time at all.
@@ -42,6 +45,7 @@ struct Entry {
 pub(crate) struct Notifier {
     device: Arc<File>,
     entries: mpsc::SyncSender<Entry>,
+    pages: mpsc::SyncSender<u64>,
     epochs: AtomicBool,
     told: Mutex<BTreeMap<u64, Instant>>,
 }
@@ -63,7 +67,14 @@ impl Notifier {
                 let _ = entry.done.send(());
             }
         })?;
-        Ok(Arc::new(Self { device, entries, epochs: AtomicBool::new(true), told: Mutex::default() }))
+        let (pages, inodes) = mpsc::sync_channel::<u64>(WAITING_MAX);
+        let own = device.clone();
+        std::thread::Builder::new().name("mooseng-pages".into()).spawn(move || {
+            while let Ok(inode) = inodes.recv() {
+                note("an inode's pages", forget_inode(&own, inode, true));
+            }
+        })?;
+        Ok(Arc::new(Self { device, entries, pages, epochs: AtomicBool::new(true), told: Mutex::default() }))
     }
 
     /// Tries whether this kernel knows epochs. Once the mount's session runs.
@@ -116,12 +127,14 @@ fn forget_entry(device: &File, directory: u64, name: &[u8]) -> io::Result<()> {
     send(device, INVAL_ENTRY, &[&head, name, &[0]])
 }
 
-fn forget_inode(device: &File, inode: u64) -> io::Result<()> {
+/// Forgets an inode's attributes, and with `pages` what is cached of its contents.
+fn forget_inode(device: &File, inode: u64, pages: bool) -> io::Result<()> {
     let mut body = [0_u8; 24];
     body[..8].copy_from_slice(&inode.to_ne_bytes());
-    // From the first byte to the last, and the attributes.
-    body[8..16].copy_from_slice(&0_i64.to_ne_bytes());
-    body[16..].copy_from_slice(&(-1_i64).to_ne_bytes());
+    // From the first byte to the last; a negative offset means no byte.
+    let (offset, length): (i64, i64) = if pages { (0, -1) } else { (-1, 0) };
+    body[8..16].copy_from_slice(&offset.to_ne_bytes());
+    body[16..].copy_from_slice(&length.to_ne_bytes());
     send(device, INVAL_INODE, &[&body])
 }
 
@@ -160,13 +173,9 @@ impl Invalidate for Notifier {
         if self.told.lock().unwrap_or_else(PoisonError::into_inner).remove(&inode).is_none() {
             return;
         }
-        let device = self.device.clone();
-        // It may wait for pages that are being read; such a read waits for nobody who waits for this.
-        let forgotten =
-            tokio::task::spawn_blocking(move || note("an inode", forget_inode(&device, inode))).await;
-        if let Err(error) = forgotten {
-            tracing::warn!(inode, %error, "telling the kernel to forget an inode failed");
-        }
+        note("an inode", forget_inode(&self.device, inode, false));
+        // A full queue is well: the pages are compared by the time of the last write before they are believed.
+        let _ = self.pages.try_send(inode);
     }
 
     async fn everything(&self) {
@@ -175,9 +184,12 @@ impl Invalidate for Notifier {
             note("the epoch", raise_epoch(&self.device));
         }
         let device = self.device.clone();
+        let pages = self.pages.clone();
+        // None of these waits for anybody; there may be many.
         let forgotten = tokio::task::spawn_blocking(move || {
             for inode in told.into_keys() {
-                note("an inode", forget_inode(&device, inode));
+                note("an inode", forget_inode(&device, inode, false));
+                let _ = pages.try_send(inode);
             }
         })
         .await;
