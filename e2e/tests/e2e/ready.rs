@@ -108,6 +108,8 @@ fn run() -> Result<()> {
         "a disk takes no writes",
         "a disk takes writes again",
         "a data directory isn't used",
+        // The process that asked was killed, and the kernel waits for no answer any more.
+        "Failed to send FUSE reply: No such file or directory",
     ];
     cluster.finish(&[super::PEERS_COME_AND_GO, &expected].concat())
 }
