@@ -254,7 +254,8 @@ impl FileSystem {
 
     /// What is promised of a name, without asking anybody. For callers whose rights are checked.
     pub fn known_entry(&self, parent: u64, name: &[u8]) -> Option<(Option<Attr>, Validity)> {
-        let name = Bytes::copy_from_slice(name);
+        // A name that can't exist isn't merely absent: whoever asks is told why.
+        let name = checked(name).ok()?;
         let facts = &self.inner.facts;
         let attr = match facts.entry(parent, &name)?.0 {
             Some(inode) => Some(facts.inode(inode)?.0.attr),
