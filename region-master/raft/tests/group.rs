@@ -331,8 +331,13 @@ impl<M: prost::Message> Encode for M {
     }
 }
 
-/// Counts events of this crate's that hold a text.
-struct Counter(&'static str, Arc<std::sync::atomic::AtomicUsize>);
+thread_local! {
+    static COUNTED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
+/// Counts this crate's events that hold a text, on each thread by itself. It is everyone's subscriber: one that only a test's thread has
+/// may hear nothing, for tracing then asks the thread that comes to an event first whether anybody listens.
+struct Counter(&'static str);
 
 impl tracing::Subscriber for Counter {
     fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
@@ -353,7 +358,7 @@ impl tracing::Subscriber for Counter {
         let mut message = Message(String::new());
         event.record(&mut message);
         if message.0.contains(self.0) {
-            self.1.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            COUNTED.set(COUNTED.get() + 1);
         }
     }
     fn enter(&self, _: &tracing::span::Id) {}
@@ -364,17 +369,21 @@ impl tracing::Subscriber for Counter {
 /// connection answered at once and changed the metrics that it waited on.
 #[tokio::test]
 async fn a_leader_that_reaches_nobody_asks_at_its_pace() {
-    let asked = Arc::new(std::sync::atomic::AtomicUsize::new(0));
-    let _counting = tracing::subscriber::set_default(Counter("leadership isn't confirmed", asked.clone()));
+    tracing::subscriber::set_global_default(Counter("leadership isn't confirmed")).unwrap();
     let group = Group::new(3).await;
     let leader = group.leader().await;
     for id in (1..=3).filter(|id| *id != leader) {
         group.kill(id, false).await;
     }
-    let count = || asked.load(std::sync::atomic::Ordering::Relaxed);
-    while count() == 0 {
+    // The test's runtime has no thread but this one.
+    let count = || COUNTED.get();
+    for _ in 0..3000 {
+        if count() > 0 {
+            break;
+        }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+    assert!(count() > 0, "the leader that was left alone asked within 30 s");
     let before = count();
     tokio::time::sleep(Duration::from_secs(1)).await;
     // A heartbeat lasts 60 ms.
