@@ -169,7 +169,13 @@ pub async fn master(i: usize, host: Host, raft: RaftConfig, watch: Watch) -> tur
         copies: 2,
         min_copies: 2,
         session_lease_ms: 10_000,
-        house: HouseConfig::default(),
+        house: HouseConfig {
+            grace_ms: 3_000,
+            scan_every_ms: 500,
+            collect_after_ms: 2_000,
+            settle_ms: 2_000,
+            ..HouseConfig::default()
+        },
         raft,
         log: LogConfig::default(),
     };

@@ -78,17 +78,10 @@ impl Log {
         self.blocking.run(move || f(&wal)).await
     }
 
-    async fn read(
-        &self,
-        start: u64,
-        end: u64,
-        bytes_max: usize,
-    ) -> Result<Vec<RaftEntry>, StorageError<u64>> {
+    async fn read(&self, start: u64, end: u64) -> Result<Vec<RaftEntry>, StorageError<u64>> {
         let wal = self.wal.clone();
-        let read = self.blocking.run(move || wal.read(start..end, bytes_max)).await;
-        let read =
-            read.map_err(|e| StorageError::IO { source: StorageIOError::read_logs(AnyError::new(&e)) })?;
-        read.into_iter().map(decode).collect()
+        let read = self.blocking.run(move || wal.read(start..end, usize::MAX)).await;
+        read.map_err(|e| read_failed(&e))?.into_iter().map(decode).collect()
     }
 }
 
@@ -112,6 +105,10 @@ impl Log {
     }
 }
 
+fn read_failed(error: &wal::WalError) -> StorageError<u64> {
+    StorageError::IO { source: StorageIOError::read_logs(AnyError::new(error)) }
+}
+
 fn failed(error: &wal::WalError) -> StorageError<u64> {
     StorageError::IO { source: StorageIOError::write_logs(AnyError::new(error)) }
 }
@@ -132,7 +129,7 @@ impl RaftLogReader<TypeConfig> for Log {
             Bound::Unbounded => u64::MAX,
         };
         let start = start.max(self.wal.purged().map_or(0, |p| p.index + 1));
-        self.read(start, end, usize::MAX).await
+        self.read(start, end).await
     }
 
     async fn limited_get_log_entries(
@@ -140,12 +137,20 @@ impl RaftLogReader<TypeConfig> for Log {
         start: u64,
         end: u64,
     ) -> Result<Vec<RaftEntry>, StorageError<u64>> {
-        let entries = self.read(start, end, READ_BYTES_MAX).await?;
-        assert!(
-            !entries.is_empty() || start >= end,
-            "a limited read returns at least one entry (openraft's requirement)"
-        );
-        Ok(entries)
+        let wal = self.wal.clone();
+        match self.blocking.run(move || wal.read(start..end, READ_BYTES_MAX)).await {
+            Ok(read) => read.into_iter().map(decode).collect(),
+            // openraft 0.9 leaves a deposed leader's replication running until that leads again. What such a stream asks for may be
+            // purged behind an installed snapshot, or cut off by the new leader. An error would stop this member for good; nothing makes a
+            // heartbeat of the old term of it, which is refused and ends the stream.
+            Err(error @ wal::WalError::Missing { .. }) => {
+                if self.wal.vote().is_some_and(|vote| vote.node == self.id && vote.committed) {
+                    tracing::warn!(%error, "a leader was asked to replicate what its log doesn't hold any more");
+                }
+                Ok(Vec::new())
+            }
+            Err(error) => Err(read_failed(&error)),
+        }
     }
 }
 
@@ -248,5 +253,46 @@ impl RaftLogStorage<TypeConfig> for Log {
             return Ok(());
         }
         self.write(move |wal| wal.purge(to_wal(&id))).await.map_err(|e| failed(&e))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::path::Path;
+
+    use mooseng_ports::disk::sim::SimDisk;
+
+    use super::*;
+
+    /// Found by the simulation: a deposed leader's replication woke from its pause, read what a snapshot had replaced meanwhile, and the
+    /// error stopped the member.
+    #[tokio::test]
+    async fn a_stale_replication_finds_nothing_where_the_log_was_purged_or_cut_off() {
+        let wal = Arc::new(
+            wal::Wal::open(Arc::new(SimDisk::default()), Path::new("/raft"), Default::default()).unwrap(),
+        );
+        let mut log = Log {
+            wal: wal.clone(),
+            blocking: Blocking::Inline,
+            id: 1,
+            acknowledged: Arc::default(),
+            health: Arc::default(),
+            stop: CancellationToken::new(),
+            flushed: Arc::new(|| Some(u64::MAX)),
+        };
+        let id = |index| wal::LogId { term: 1, node: 1, index };
+        let entry = |index| {
+            let entry = RaftEntry { log_id: from_wal(id(index)), payload: openraft::EntryPayload::Blank };
+            wal::Entry { id: id(index), payload: codec::entry(&entry).encode_to_vec().into() }
+        };
+        wal.append((0..10).map(entry).collect()).unwrap();
+        wal.purge(id(4)).unwrap();
+        wal.truncate(8).unwrap();
+        assert_eq!(log.limited_get_log_entries(3, 7).await.unwrap().len(), 0);
+        assert_eq!(log.limited_get_log_entries(5, 7).await.unwrap().len(), 2);
+        assert_eq!(log.limited_get_log_entries(8, 9).await.unwrap().len(), 0);
+        // What is applied must be there.
+        assert!(log.try_get_log_entries(5..8).await.unwrap().len() == 3);
     }
 }

@@ -142,6 +142,11 @@ impl View {
         self.entries.last_key_value().map(|(_, place)| place.id).or(self.purged)
     }
 
+    fn missing(&self, index: u64) -> WalError {
+        let first = self.purged.map_or(0, |p| p.index + 1);
+        WalError::Missing { index, first, last: self.last().map_or(0, |l| l.index) }
+    }
+
     /// Takes up the records of a flushed frame.
     pub fn take_frame(&mut self, records: Vec<Record>, segment: u64, frame: u64) {
         for record in records {
@@ -415,7 +420,8 @@ impl Wal {
         if keep > 0 { self.disk.sync_dir(&self.dir).map_err(failed("flushing", &self.dir)) } else { Ok(()) }
     }
 
-    /// The entries of a range, as many as fit into about `bytes_max`, at least the first. Fewer than asked only at the log's end.
+    /// The entries of a range, as many as fit into about `bytes_max`, at least the first. Fewer than asked only at the log's end. Those
+    /// that are purged or cut off meanwhile are [`WalError::Missing`].
     pub fn read(&self, range: Range<u64>, bytes_max: usize) -> Result<Vec<Entry>, WalError> {
         let mut found = Vec::new();
         let mut used = 0;
@@ -424,12 +430,10 @@ impl Wal {
             let (place, cached) = {
                 let view = lock(&self.view);
                 let Some(place) = view.entries.get(&index).copied() else {
-                    let (first, last) =
-                        (view.purged.map_or(0, |p| p.index + 1), view.last().map_or(0, |l| l.index));
-                    if index > last || view.last().is_none() {
+                    if view.last().is_none_or(|last| index > last.index) {
                         break;
                     }
-                    return Err(WalError::Missing { index, first, last });
+                    return Err(view.missing(index));
                 };
                 let first = view.cache.front().map_or(u64::MAX, |e| e.id.index);
                 let cached = index.checked_sub(first).and_then(|i| view.cache.get(i as usize)).cloned();
@@ -439,8 +443,13 @@ impl Wal {
                 Some(entry) => entry,
                 None => {
                     if frame_read.as_ref().is_none_or(|(s, f, _)| (*s, *f) != (place.segment, place.frame)) {
-                        frame_read =
-                            Some((place.segment, place.frame, self.read_frame(place.segment, place.frame)?));
+                        let records = self.read_frame(place.segment, place.frame).or_else(|error| {
+                            // Its file may have gone with a purge after the look at the entries.
+                            let view = lock(&self.view);
+                            let gone = view.entries.get(&index).is_none_or(|now| now.id != place.id);
+                            Err(if gone { view.missing(index) } else { error })
+                        })?;
+                        frame_read = Some((place.segment, place.frame, records));
                     }
                     let records = frame_read.iter().flat_map(|(_, _, records)| records);
                     let entry = records.filter_map(|r| if let Record::Entry(e) = r { Some(e) } else { None });
