@@ -38,6 +38,8 @@ struct Inode {
     durable: Vec<u8>,
     current: Vec<u8>,
     pending: Vec<Change>,
+    /// [`State::changes`] when `durable` changed last.
+    version: u64,
 }
 
 fn apply(bytes: &mut Vec<u8>, change: &Change) {
@@ -88,6 +90,8 @@ struct State {
     life: u64,
     capacity: u64,
     flushes: u64,
+    /// Counts changes of what is durable.
+    changes: u64,
     /// Operations until the power goes.
     power: Option<u64>,
     /// The power is gone: nothing works until the crash is noticed.
@@ -137,7 +141,10 @@ impl SimDisk {
         state.names = state.durable_names.clone();
         let live: Vec<u64> = state.names.values().copied().collect();
         state.inodes.retain(|inode, _| live.contains(inode));
+        state.changes += 1;
+        let version = state.changes;
         for inode in state.inodes.values_mut() {
+            inode.version = version;
             let pending = std::mem::take(&mut inode.pending);
             let kept = dice(pending.len() as u64) as usize;
             for change in &pending[..kept] {
@@ -170,9 +177,9 @@ impl SimDisk {
     /// Puts an empty disk in its place. Descriptors of the old one answer EIO.
     pub fn replace(&self) {
         let mut state = self.state();
-        let (life, capacity) = (state.life + 1, state.capacity);
+        let (life, capacity, changes) = (state.life + 1, state.capacity, state.changes + 1);
         *state = State::new(capacity);
-        state.life = life;
+        (state.life, state.changes) = (life, changes);
     }
 
     /// The files and their lengths.
@@ -182,11 +189,42 @@ impl SimDisk {
         state.names.iter().map(|(path, id)| (path.clone(), length(id))).collect()
     }
 
+    /// Counts changes of what is durable: while it stays, so does what a power loss leaves at the worst.
+    pub fn changes(&self) -> u64 {
+        self.state().changes
+    }
+
+    /// A number that no other file and no other durable content of this file has; none where no such name is durable.
+    pub fn durable_version(&self, path: &Path) -> Option<u64> {
+        let state = self.state();
+        let inode = state.durable_names.get(path)?;
+        state.inodes.get(inode).map(|inode| inode.version)
+    }
+
+    /// What a power loss would leave now at the worst, for nothing unflushed survives it: a disk of its own, with the files that are wanted.
+    pub fn durable_copy(&self, wanted: impl Fn(&Path) -> bool) -> Self {
+        let state = self.state();
+        let mut copy = State::new(state.capacity);
+        copy.dirs = state.dirs.clone();
+        for (path, id) in state.durable_names.iter().filter(|(path, _)| wanted(path)) {
+            let Some(inode) = state.inodes.get(id) else { continue };
+            let durable = inode.durable.clone();
+            copy.inodes.insert(*id, Inode { current: durable.clone(), durable, ..Inode::default() });
+            copy.names.insert(path.clone(), *id);
+        }
+        copy.durable_names = copy.names.clone();
+        copy.next_inode = state.next_inode;
+        Self(Arc::new(Mutex::new(copy)))
+    }
+
     /// Flips one bit of a durable file, as a bad disk does.
     pub fn flip_bit(&self, path: &Path, offset: u64) {
         let mut state = self.state();
         let Some(id) = state.names.get(path).copied() else { return };
+        state.changes += 1;
+        let version = state.changes;
         if let Some(inode) = state.inodes.get_mut(&id) {
+            inode.version = version;
             for bytes in [&mut inode.durable, &mut inode.current] {
                 if let Some(b) = bytes.get_mut(offset as usize) {
                     *b ^= 1;
@@ -221,6 +259,7 @@ impl State {
             life: 0,
             capacity,
             flushes: 0,
+            changes: 0,
             power: None,
             dark: false,
         }
@@ -330,6 +369,7 @@ impl Disk for SimDisk {
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         let mut state = self.state();
         state.check_write()?;
+        state.changes += 1;
         let pending = std::mem::take(&mut state.pending_names);
         for change in pending {
             let touches = match &change {
@@ -434,7 +474,10 @@ impl DiskFile for SimFile {
             if plant::is(Plant::LostFlush) {
                 return Ok(());
             }
+            state.changes += 1;
+            let version = state.changes;
             if let Some(inode) = state.inodes.get_mut(&self.inode) {
+                inode.version = version;
                 for change in std::mem::take(&mut inode.pending) {
                     apply(&mut inode.durable, &change);
                 }
@@ -467,6 +510,32 @@ mod tests {
         assert_eq!(all(&disk, "/d/a").unwrap(), b"one");
         assert_eq!(all(&disk, "/d/b"), None);
         assert!(a.write_at(b"x", 0).is_err(), "a descriptor from before the crash is dead");
+    }
+
+    #[test]
+    fn a_durable_copy_is_what_a_power_loss_leaves_at_the_worst() {
+        let disk = SimDisk::default();
+        let (a, b) = (Path::new("/a"), Path::new("/b"));
+        let file = disk.open(a, OpenMode::Create).unwrap();
+        file.write_at(b"one", 0).unwrap();
+        file.sync_data().unwrap();
+        assert_eq!((disk.durable_version(a), all(&disk.durable_copy(|_| true), "/a")), (None, None));
+        disk.sync_dir(Path::new("/")).unwrap();
+        let (version, changes) = (disk.durable_version(a), disk.changes());
+        file.write_at(b"two", 3).unwrap();
+        assert_eq!((disk.durable_version(a), disk.changes()), (version, changes));
+        let copy = disk.durable_copy(|_| true);
+        assert_eq!(all(&copy, "/a").unwrap(), b"one");
+        file.sync_data().unwrap();
+        assert_ne!(disk.durable_version(a), version);
+        assert_ne!(disk.changes(), changes);
+        assert_eq!(all(&copy, "/a").unwrap(), b"one", "the copy is a disk of its own");
+        disk.rename(a, b).unwrap();
+        assert_eq!(all(&disk.durable_copy(|_| true), "/a").unwrap(), b"onetwo");
+        disk.sync_dir(Path::new("/")).unwrap();
+        assert_eq!(disk.durable_version(a), None);
+        assert_eq!(all(&disk.durable_copy(|path| path == b), "/b").unwrap(), b"onetwo");
+        assert_eq!(all(&disk.durable_copy(|path| path == a), "/b"), None);
     }
 
     #[test]
