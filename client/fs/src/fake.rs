@@ -276,7 +276,10 @@ impl State {
             session.incarnation += 1;
             session.opens.clear();
         } else {
-            session.opens = open.opens.iter().map(|o| (o.inode, o.count)).collect();
+            session.opens.retain(|_, held| *held > open.order);
+            for declared in &open.opens {
+                session.opens.entry(declared.inode).or_insert(open.order);
+            }
         }
         if !lapsed && self.short_leases > 0 {
             self.short_leases -= 1;
@@ -298,7 +301,7 @@ impl State {
         chunkservers: &[String],
         copies: usize,
     ) -> Result<FsReply, Failure> {
-        let Request { session: id, incarnation, number, oldest_unanswered, .. } = request;
+        let Request { session: id, incarnation, number, oldest_unanswered, order, .. } = request;
         let op = request.op.and_then(|op| op.op).ok_or_else(|| refuse(ErrorCode::InvalidRequest, ""))?;
         // The table of sessions comes before the outcomes, as at a real master.
         if self.sessions.get(&id).is_none_or(|session| session.lapsed) {
@@ -310,7 +313,7 @@ impl State {
         {
             let outcome = outcome.clone();
             self.repeated += 1;
-            self.count_created(id, &outcome);
+            self.hold_created(id, &outcome, order);
             return Ok(outcome);
         }
         let session = self.session(id, incarnation)?;
@@ -323,11 +326,13 @@ impl State {
         }
         match &op {
             Op::Open(open) if self.nodes.contains_key(&open.inode) => {
-                *self.session(id, incarnation)?.opens.entry(open.inode).or_default() += 1
+                let held = self.session(id, incarnation)?.opens.entry(open.inode).or_default();
+                *held = order.max(*held);
             }
             Op::Release(release) => {
-                if let Some(count) = self.session(id, incarnation)?.opens.get_mut(&release.inode) {
-                    *count = count.saturating_sub(1);
+                let opens = &mut self.session(id, incarnation)?.opens;
+                if opens.get(&release.inode).is_some_and(|held| *held < order) {
+                    opens.remove(&release.inode);
                 }
                 self.reap(release.inode);
             }
@@ -337,22 +342,22 @@ impl State {
         if number > 0 {
             self.executed += 1;
             self.session(id, incarnation)?.outcomes.insert(number, reply.clone());
-            self.count_created(id, &reply);
+            self.hold_created(id, &reply, order);
         }
         Ok(reply)
     }
 
     /// A file that was made is open for its session.
-    fn count_created(&mut self, id: u64, reply: &FsReply) {
+    fn hold_created(&mut self, id: u64, reply: &FsReply, order: u64) {
         if let Some(Reply::Created(Created { attr: Some(attr), created: true })) = &reply.reply
             && let Some(session) = self.sessions.get_mut(&id)
         {
-            *session.opens.entry(attr.inode).or_default() += 1;
+            session.opens.insert(attr.inode, order);
         }
     }
 
     fn open_count(&self, inode: u64) -> u64 {
-        self.sessions.values().map(|s| s.opens.get(&inode).copied().unwrap_or(0)).sum()
+        self.sessions.values().filter(|s| s.opens.contains_key(&inode)).count() as u64
     }
     fn reap(&mut self, inode: u64) {
         if self.open_count(inode) == 0 && self.nodes.get(&inode).is_some_and(|n| n.attr.nlink == 0) {

@@ -143,8 +143,8 @@ impl FileSystem {
         loop {
             let op = Op::Create(Create { parent, name: name.clone(), mode, exclusive, truncate });
             let life = self.inner.session.life();
-            let (reply, attempts) =
-                self.inner.region.counted_change(caller, op, self.inner.region.patience()).await?;
+            let (reply, order) =
+                self.inner.region.ordered_change(caller, op, self.inner.region.patience()).await?;
             let (attr, created) = match reply {
                 Reply::Created(reply) => (
                     reply
@@ -154,15 +154,17 @@ impl FileSystem {
                 ),
                 other => return Err(unexpected("create", &other)),
             };
-            // Another life of the session has opens of its own, of which this isn't one yet.
-            if created && life == self.inner.session.life() {
-                // The region has counted the open with each attempt that reached it.
+            if created {
+                // The region has opened it, unless the session has declared its opens since then without this one.
                 let state = self.inner.opens.add(attr.inode);
                 let registration =
                     Registration { fs: self.clone(), inode: attr.inode, state: state.clone(), kept: false };
-                (0..attempts.max(1)).for_each(|_| state.telling());
-                state.set_size(attr.size);
-                return Ok(Created { handle: self.keep(registration, flags), attr, created });
+                state.telling();
+                if self.inner.session.declared_before(order) && life == self.inner.session.life() {
+                    state.held();
+                    state.set_size(attr.size);
+                    return Ok(Created { handle: self.keep(registration, flags), attr, created });
+                }
             }
             // Who made the file may open it whatever its mode says.
             let registrar = if created { &daemon() } else { caller };
@@ -191,23 +193,17 @@ impl FileSystem {
         let state = registration.state.clone();
         let _gate = state.gate.lock().await;
         // The kernel has checked permissions, and the inode is held open already: nothing is left to ask.
-        if caller.kernel_checked && state.told() > 0 {
+        if caller.kernel_checked && state.is_held() {
             return Ok((registration, None));
         }
-        let mut attempt = |sent: bool| if sent { state.telling() } else { state.not_told() };
-        let reply = inner
-            .region
-            .counted_read(caller, Op::Open(Open { inode, flags: flags as u32 }), &mut attempt)
-            .await?;
+        state.telling();
+        let reply = inner.region.read(caller, Op::Open(Open { inode, flags: flags as u32 })).await?;
         let attr = match reply {
             Reply::Entry(entry) => entry.attr,
             Reply::Done(_) => None,
-            other => {
-                // Refused: the master counts nothing.
-                state.not_told();
-                return Err(unexpected("open", &other));
-            }
+            other => return Err(unexpected("open", &other)),
         };
+        state.held();
         if let Some(attr) = &attr {
             state.set_size(attr.size);
         }
@@ -248,13 +244,12 @@ impl FileSystem {
             return;
         }
         inner.appenders.close(&daemon(), inode).await;
-        for _ in 0..state.take_told() {
+        if state.take_told() {
             match inner.region.read(&daemon(), Op::Release(Release { inode })).await {
                 Ok(Reply::Errno(errno)) => tracing::debug!(inode, errno, "a release was refused"),
                 Ok(_) => {}
                 Err(error) => {
                     tracing::debug!(inode, %error, "a release wasn't answered; the next session declares its opens anew");
-                    break;
                 }
             }
         }

@@ -1,8 +1,8 @@
 //! Which inodes are open here, and how often the master may believe so.
 //!
-//! Opens keep an unlinked file alive. `Open` and `Release` aren't changes - no outcome is recorded for a retry - so the counts are
-//! kept such that a repeated message does no harm: an open that may have been counted twice is released as often, but only once nobody
-//! here has the inode open; until then nothing is released at all.
+//! Opens keep an unlinked file alive. `Open` and `Release` aren't changes - no outcome is recorded for a retry. Instead each attempt has a
+//! place in the session's order, and the master keeps the newest open of an inode until a release of a higher order: repeated or late
+//! messages do no harm. Nothing is released until nobody here has the inode open.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,9 +12,6 @@ use mooseng_wire::session::OpenInode;
 
 /// A size that isn't known.
 const UNKNOWN: u64 = u64::MAX;
-
-/// Most releases of one inode. More can't have been counted: declarations replace the count.
-const TOLD_MAX: u64 = 4;
 
 /// One inode.
 #[derive(Debug)]
@@ -29,7 +26,10 @@ pub(crate) struct OpenInodeState {
 #[derive(Debug, Default)]
 struct Counts {
     local: u64,
-    told: u64,
+    /// The master may believe that it is open.
+    told: bool,
+    /// The master has said so.
+    held: bool,
 }
 
 impl OpenInodeState {
@@ -48,21 +48,24 @@ impl OpenInodeState {
     pub fn local(&self) -> u64 {
         self.counts(|c| c.local)
     }
-    /// How often the master may believe that it is open.
-    pub fn told(&self) -> u64 {
-        self.counts(|c| c.told)
+    /// Whether the master holds it open for this session.
+    pub fn is_held(&self) -> bool {
+        self.counts(|c| c.held)
     }
-    /// An attempt to tell the master of an open is about to leave.
+    /// The master is about to be told of an open.
     pub fn telling(&self) {
-        self.counts(|c| c.told += 1);
+        self.counts(|c| c.told = true);
     }
-    /// That attempt certainly had no effect.
-    pub fn not_told(&self) {
-        self.counts(|c| c.told = c.told.saturating_sub(1));
+    /// The master has answered that it holds it open.
+    pub fn held(&self) {
+        self.counts(|c| (c.told, c.held) = (true, true));
     }
-    /// How often the master must hear of the release, now that nobody here has it open.
-    pub fn take_told(&self) -> u64 {
-        self.counts(|c| std::mem::take(&mut c.told))
+    /// Whether the master must hear of the release, now that nobody here has it open.
+    pub fn take_told(&self) -> bool {
+        self.counts(|c| {
+            c.held = false;
+            std::mem::take(&mut c.told)
+        })
     }
 }
 
@@ -110,22 +113,16 @@ impl Opens {
             state.set_size(size);
         }
     }
-    /// What a new leader is told. Its counts start from these.
+    /// What a master is told with the opening of the session.
     pub fn declare(&self) -> Vec<OpenInode> {
         self.map(|map| {
-            map.iter()
-                .filter_map(|(&inode, state)| {
-                    let count = state.counts(|c| {
-                        if c.local > 0 {
-                            // The declaration replaces what was counted, but an open may be on its way beside it.
-                            c.told = (c.told + 1).min(TOLD_MAX);
-                        }
-                        c.local
-                    });
-                    // One is enough: a repeated release can't bring it below what others declared for themselves.
-                    (count > 0).then_some(OpenInode { inode, count: 1 })
+            let open = |state: &OpenInodeState| {
+                state.counts(|c| {
+                    c.told |= c.local > 0;
+                    c.local > 0
                 })
-                .collect()
+            };
+            map.iter().filter(|(_, state)| open(state)).map(|(&inode, _)| OpenInode { inode }).collect()
         })
     }
     pub fn len(&self) -> usize {
@@ -138,17 +135,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_last_release_is_told_as_often_as_opens_may_have_counted() {
+    fn the_master_hears_of_the_last_release_if_it_may_have_heard_of_an_open() {
         let opens = Opens::default();
         let state = opens.add(5);
-        state.telling();
-        state.telling(); // a retry after a lost answer
         opens.add(5);
-        assert_eq!(opens.declare(), vec![OpenInode { inode: 5, count: 1 }]);
+        assert_eq!(opens.declare(), vec![OpenInode { inode: 5 }]);
+        assert!(!state.is_held(), "a declaration may be lost");
         assert!(!opens.remove(5));
         assert!(opens.remove(5));
         assert!(opens.declare().is_empty());
-        assert_eq!(state.take_told(), 3);
+        assert!(state.take_told());
+        assert!(!state.take_told());
         opens.forget(5);
         assert!(opens.get(5).is_none());
     }

@@ -52,6 +52,8 @@ struct Flight {
     sent_as: Option<(u64, u64)>,
     deadline: Instant,
     patience: Duration,
+    /// The last attempt's place in the session's order.
+    order: u64,
 }
 
 /// What to do with a failed attempt.
@@ -101,31 +103,11 @@ impl Region {
             sent_as: None,
             deadline: started + patience,
             patience,
+            order: 0,
         };
-        let reply = self.fly(&mut flight, &mut |_| {}).await;
+        let reply = self.fly(&mut flight).await;
         self.counters.took(what, started.elapsed());
         reply
-    }
-
-    /// Runs a read whose attempts must be counted (`Open`): `attempt(true)` before each, `attempt(false)` when it certainly had no effect.
-    pub async fn counted_read(
-        &self,
-        caller: &Caller,
-        op: Op,
-        attempt: &mut (dyn FnMut(bool) + Send),
-    ) -> Result<Reply, FsError> {
-        let started = Instant::now();
-        let patience = self.patience();
-        let mut flight = Flight {
-            what: name(&op),
-            method: Method::FsRead,
-            request: FsRequest { caller: Some(caller.clone()), op: Some(op) },
-            number: 0,
-            sent_as: None,
-            deadline: started + patience,
-            patience,
-        };
-        self.fly(&mut flight, attempt).await
     }
 
     /// Runs a change.
@@ -140,11 +122,11 @@ impl Region {
         op: Op,
         patience: Duration,
     ) -> Result<Reply, FsError> {
-        self.counted_change(caller, op, patience).await.map(|(reply, _)| reply)
+        self.ordered_change(caller, op, patience).await.map(|(reply, _)| reply)
     }
 
-    /// [`Self::change_within`]; answers, too, how many attempts may have had an effect beside the change itself.
-    pub async fn counted_change(
+    /// [`Self::change_within`]; answers, too, the place in the session's order of the attempt that was answered.
+    pub async fn ordered_change(
         self: &Arc<Self>,
         caller: &Caller,
         op: Op,
@@ -164,17 +146,16 @@ impl Region {
                 sent_as: None,
                 deadline,
                 patience,
+                order: 0,
             }),
         };
-        let mut attempts = 0_u64;
-        let mut count = |sent: bool| attempts = if sent { attempts + 1 } else { attempts.saturating_sub(1) };
         let reply = match &mut settling.flight {
-            Some(flight) => self.fly(flight, &mut count).await,
+            Some(flight) => self.fly(flight).await.map(|reply| (reply, flight.order)),
             None => Err(FsError::Closed),
         };
         settling.answered();
         self.counters.took(what, started.elapsed());
-        reply.map(|reply| (reply, attempts))
+        reply
     }
 
     async fn begin(&self, what: &'static str, deadline: Instant, patience: Duration) -> Result<u64, FsError> {
@@ -222,11 +203,7 @@ impl Region {
     }
 
     /// Sends until there is an answer or the time is over.
-    async fn fly(
-        &self,
-        flight: &mut Flight,
-        attempt: &mut (dyn FnMut(bool) + Send),
-    ) -> Result<Reply, FsError> {
+    async fn fly(&self, flight: &mut Flight) -> Result<Reply, FsError> {
         let mut backoff = Backoff::default();
         let mut after = 0;
         let mut last = "no leader is known".to_owned();
@@ -239,7 +216,6 @@ impl Region {
                 self.given_up(flight);
                 return Err(FsError::SessionLost);
             }
-            attempt(true);
             let failure = match self.attempt(flight, &seat).await {
                 Ok(reply) => {
                     self.session.earned();
@@ -247,9 +223,6 @@ impl Region {
                 }
                 Err(failure) => failure,
             };
-            if matches!(failure, Failure::NotSent(_) | Failure::Refused(_)) {
-                attempt(false);
-            }
             last = format!("{}: {failure}", seat.leader);
             self.counters.update(|c| c.retries += 1);
             match self.judge(flight, &seat, failure, &mut backoff, &mut after).await {
@@ -282,7 +255,9 @@ impl Region {
             Some(as_) if flight.number != 0 => as_,
             _ => (seat.session, seat.incarnation),
         };
+        flight.order = self.session.next_order();
         let request = Request {
+            order: flight.order,
             session,
             incarnation,
             number: flight.number,
@@ -453,7 +428,7 @@ impl Drop for Settling {
         // At most a window's worth of these exist.
         let region = self.region.clone();
         self.region.runtime.spawn(async move {
-            let outcome = region.fly(&mut flight, &mut |_| {}).await;
+            let outcome = region.fly(&mut flight).await;
             region.finish(flight.number);
             if let Err(error) = outcome {
                 tracing::debug!(what = flight.what, %error, "an interrupted change is settled");

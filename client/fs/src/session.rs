@@ -94,6 +94,10 @@ pub(crate) struct Session {
     pub facts: Arc<Facts>,
     /// Every change numbered below this is answered, and its answer digested.
     pub settled: AtomicU64,
+    /// The last place that was given in the order of attempts.
+    order: AtomicU64,
+    /// The place of the newest declaration of opens.
+    declared: AtomicU64,
     recalls: OnceLock<Arc<dyn Recalled>>,
     recalling: Mutex<BTreeSet<(u64, u64)>>,
     state: Mutex<State>,
@@ -147,6 +151,8 @@ impl Session {
             opens,
             facts,
             settled: AtomicU64::new(0),
+            order: AtomicU64::new(0),
+            declared: AtomicU64::new(0),
             recalls: OnceLock::new(),
             recalling: Mutex::default(),
             state: Mutex::new(state),
@@ -250,6 +256,16 @@ impl Session {
     /// The session and its incarnation.
     pub fn life(&self) -> (u64, u64) {
         self.state(|s| (s.session, s.incarnation))
+    }
+
+    /// A place for the next attempt in the session's order.
+    pub fn next_order(&self) -> u64 {
+        self.order.fetch_add(1, Ordering::SeqCst) + 1
+    }
+
+    /// Whether the newest declaration of opens came before that place. One that comes later names what is in [`Opens`] by then.
+    pub fn declared_before(&self, order: u64) -> bool {
+        self.declared.load(Ordering::SeqCst) < order
     }
 
     pub fn is_shut_down(&self) -> bool {
@@ -601,7 +617,12 @@ impl Session {
         incarnation: u64,
         custody_epoch: u64,
     ) -> Result<(SessionOpened, BootTime), Failure> {
+        let order = self.next_order();
+        // Before the opens are looked at: whoever adds one afterwards sees this.
+        self.declared.fetch_max(order, Ordering::SeqCst);
         let open = OpenSession {
+            order,
+            oldest_unanswered: self.settled.load(Ordering::Acquire),
             session,
             incarnation,
             opens: self.opens.declare(),

@@ -161,6 +161,11 @@ pub trait Gate: Send + Sync {
     /// The change would touch these facts. True if it may commit as it ran. False, after a wait, if it must run again. A change that
     /// was let through may have committed from then on, whatever its future comes to.
     async fn admit(&self, facts: BTreeSet<Fact>) -> bool;
+
+    /// Whether the session has called the change over meanwhile: then it mustn't commit, for nobody waits for it any more.
+    fn is_given_up(&self) -> bool {
+        false
+    }
 }
 
 /// Lets everything through: no promises exist.
@@ -386,6 +391,9 @@ impl<S: Store> Driver<S> {
         }
         if !gate.admit(touched.into_facts()).await {
             return Ok(Attempt::Again);
+        }
+        if gate.is_given_up() {
+            return Err(DriverError::OutcomeForgotten(call.number));
         }
         let done = tx.commit().await?;
         Ok(Attempt::Done(reply, done.version))

@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use mooseng_ports::clock::BootTime;
-use mooseng_wire::{Incarnation, InodeId, SessionId};
+use mooseng_wire::{Incarnation, InodeId, RequestNumber, SessionId};
 
 /// Bounds of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,7 +127,10 @@ impl State {
 struct Session {
     recorded: Recorded,
     state: State,
+    /// What it holds open, and the order of the newest open or declaration of each.
     opens: BTreeMap<InodeId, u64>,
+    /// Its changes numbered below this are over.
+    settled: RequestNumber,
 }
 
 /// A session as status shows it.
@@ -141,6 +144,21 @@ pub struct View {
     pub opens: usize,
     /// Whether it has been opened at this leader.
     pub live: bool,
+}
+
+/// An open that was registered, for [`SessionTable::take_back`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Registered {
+    inode: InodeId,
+    order: u64,
+    before: Option<u64>,
+}
+
+impl Registered {
+    /// Of which inode.
+    pub fn inode(&self) -> InodeId {
+        self.inode
+    }
 }
 
 /// The leader's table of sessions.
@@ -169,19 +187,21 @@ impl SessionTable {
         let until = now.after(self.limits.lease);
         *self = Self::new(self.limits);
         for recorded in recorded {
-            let session =
-                Session { recorded: recorded.clone(), state: State::Awaited(until), opens: BTreeMap::new() };
-            self.sessions.insert(recorded.session, session);
+            self.expect_until(until, recorded);
         }
     }
 
     /// A session on record that isn't in the table gets one lease to come back.
     pub fn expect(&mut self, now: BootTime, recorded: Recorded) {
-        let until = now.after(self.limits.lease);
+        self.expect_until(now.after(self.limits.lease), recorded);
+    }
+
+    fn expect_until(&mut self, until: BootTime, recorded: Recorded) {
         self.sessions.entry(recorded.session).or_insert_with(|| Session {
             recorded,
             state: State::Awaited(until),
             opens: BTreeMap::new(),
+            settled: RequestNumber(0),
         });
     }
 
@@ -227,15 +247,19 @@ impl SessionTable {
         }
     }
 
-    /// Puts a session into the table whose record is in the store, with its declared opens in place of earlier ones. Inodes that are
-    /// being freed aren't registered; they are answered, for their opens are lost.
+    /// Puts a session into the table whose record is in the store, with its declared opens in place of earlier ones. What the same
+    /// life opened under a higher order stays: the declaration is older. Inodes that are being freed aren't registered; they are
+    /// answered, for their opens are lost.
     pub fn admit(
         &mut self,
         now: BootTime,
         recorded: Recorded,
-        opens: impl IntoIterator<Item = (InodeId, u64)>,
+        order: u64,
+        opens: impl IntoIterator<Item = InodeId>,
     ) -> Result<Vec<InodeId>, Refusal> {
         let id = recorded.session;
+        let mut kept = BTreeMap::new();
+        let mut settled = RequestNumber(0);
         match self.sessions.get(&id) {
             None => self.has_room()?,
             // Two comebacks overtook each other: the newer life is the one on record.
@@ -243,15 +267,19 @@ impl SessionTable {
                 let newest = there.recorded.incarnation;
                 return Err(Refusal::Incarnation { session: id, asked: recorded.incarnation, newest });
             }
-            Some(_) => {}
+            Some(there) => {
+                settled = there.settled;
+                if there.recorded.incarnation == recorded.incarnation {
+                    kept.extend(there.opens.iter().filter(|(_, held)| **held > order));
+                }
+            }
         }
-        let mut kept = BTreeMap::new();
         let mut lost = Vec::new();
-        for (inode, count) in opens {
+        for inode in opens {
             if self.reaping.contains(&inode) {
                 lost.push(inode);
-            } else if count > 0 {
-                kept.insert(inode, count);
+            } else {
+                kept.entry(inode).or_insert(order);
             }
             if kept.len() > self.limits.opens_per_session_max {
                 return Err(Refusal::OpensMax { session: id, opens: kept.len() });
@@ -262,7 +290,7 @@ impl SessionTable {
             *self.holders.entry(*inode).or_default() += 1;
         }
         let state = State::Live(now.after(self.limits.lease));
-        self.sessions.insert(id, Session { recorded, state, opens: kept });
+        self.sessions.insert(id, Session { recorded, state, opens: kept, settled });
         Ok(lost)
     }
 
@@ -313,7 +341,8 @@ impl SessionTable {
         Ok(lease)
     }
 
-    /// Registers an open. The caller then looks whether the inode exists, and calls [`release`](Self::release) where it doesn't.
+    /// Registers an open. The caller then looks whether the inode exists, and calls [`take_back`](Self::take_back) with the answer where
+    /// it doesn't.
     pub fn open(
         &mut self,
         now: BootTime,
@@ -321,7 +350,8 @@ impl SessionTable {
         incarnation: Incarnation,
         identity: &str,
         inode: InodeId,
-    ) -> Result<(), Refusal> {
+        order: u64,
+    ) -> Result<Registered, Refusal> {
         if self.reaping.contains(&inode) {
             return Err(Refusal::Reaping(inode));
         }
@@ -330,23 +360,51 @@ impl SessionTable {
         if !session.opens.contains_key(&inode) && session.opens.len() >= opens_max {
             return Err(Refusal::OpensMax { session: id, opens: session.opens.len() });
         }
-        let count = session.opens.entry(inode).or_default();
-        *count += 1;
-        if *count == 1 {
+        let before = session.opens.get(&inode).copied();
+        session.opens.insert(inode, before.unwrap_or(0).max(order));
+        if before.is_none() {
             *self.holders.entry(inode).or_default() += 1;
         }
-        Ok(())
+        Ok(Registered { inode, order, before })
     }
 
-    /// Takes one open back. One that isn't registered is well: the release is repeated, or the open was lost.
-    pub fn release(&mut self, id: SessionId, inode: InodeId) {
+    /// The session has closed what it had opened under lower orders. A newer open stays, for the release is late; one that isn't
+    /// registered is well: the release is repeated, or the open was lost.
+    pub fn release(&mut self, id: SessionId, inode: InodeId, order: u64) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
-        let Some(count) = session.opens.get_mut(&inode) else { return };
-        *count -= 1;
-        if *count == 0 {
+        if session.opens.get(&inode).is_some_and(|held| *held < order) {
             session.opens.remove(&inode);
             self.unhold(inode);
         }
+    }
+
+    /// An open came to nothing: what was registered before it stands again, unless a newer one has come.
+    pub fn take_back(&mut self, id: SessionId, registered: Registered) {
+        let Registered { inode, order, before } = registered;
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        if session.opens.get(&inode) != Some(&order) {
+            return;
+        }
+        match before {
+            Some(before) => drop(session.opens.insert(inode, before)),
+            None => {
+                session.opens.remove(&inode);
+                self.unhold(inode);
+            }
+        }
+    }
+
+    /// The session's changes numbered below this are answered or given up. Answers the highest such number that it ever named to this
+    /// table: what is still on its way of them must not be done any more.
+    pub fn settle(&mut self, id: SessionId, oldest_unanswered: RequestNumber) -> RequestNumber {
+        let Some(session) = self.sessions.get_mut(&id) else { return oldest_unanswered };
+        session.settled = session.settled.max(oldest_unanswered);
+        session.settled
+    }
+
+    /// The number named to [`settle`](Self::settle).
+    pub fn settled(&self, id: SessionId) -> RequestNumber {
+        self.sessions.get(&id).map_or(RequestNumber(0), |s| s.settled)
     }
 
     fn unhold(&mut self, inode: InodeId) {

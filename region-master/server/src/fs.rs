@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use mooseng_namespace::{Ids, OpContext, SessionCall, is_change, needs_chunk, needs_inode};
 use mooseng_region::placement::{self, TooFew, Unusable, Wish};
-use mooseng_region::sessions::Refusal;
+use mooseng_region::sessions::{Refusal, Registered};
 use mooseng_schema::ids::IdKind;
 use mooseng_transport::call_error;
 use mooseng_wire::call::{CallError, ErrorCode};
@@ -31,20 +31,19 @@ pub async fn read(
     request: Request,
     deadline: Instant,
 ) -> Result<Response, CallError> {
-    let term = admitted(master, &request)?;
-    let call = call_of(&request);
+    let (term, call) = admitted(master, identity, &request)?;
     let fs = request_of(&request)?;
     if is_change(fs) {
         let message = "a change was sent as a read; changes have a method, a lane and numbers of their own";
         return Err(call_error(ErrorCode::InvalidRequest, message));
     }
-    let (id, incarnation) = (call.session, call.incarnation);
+    let (id, incarnation, order) = (call.session, call.incarnation, request.order);
     let now = master.clock.boot();
     let opened = match &fs.op {
         Some(Op::Open(open)) => {
             let inode = InodeId(open.inode);
-            match master.desk(|desk| desk.sessions.open(now, id, incarnation, identity, inode)) {
-                Ok(()) => Some(inode),
+            match master.desk(|desk| desk.sessions.open(now, id, incarnation, identity, inode, order)) {
+                Ok(registered) => Some(registered),
                 Err(Refusal::Reaping(_)) => return answer(master, term, errno(ESTALE), 0, Beside::default()),
                 Err(refusal) => return Err(refused(&refusal)),
             }
@@ -57,10 +56,10 @@ pub async fn read(
         }
     };
     if let Some(Op::Release(release)) = &fs.op {
-        master.desk(|desk| desk.sessions.release(id, InodeId(release.inode)));
+        master.desk(|desk| desk.sessions.release(id, InodeId(release.inode), order));
     }
     // An open is taken back unless the answer that confirms it leaves: also where this future is dropped.
-    let mut opened = opened.map(|inode| Opened { master, id, inode: Some(inode) });
+    let mut opened = opened.map(|registered| Opened { master, id, registered: Some(registered) });
     let mut context = context(master);
     if matches!(fs.op, Some(Op::StatFs(_))) {
         context.capacity = master.capacity();
@@ -84,22 +83,22 @@ pub async fn read(
     if let Some(opened) = &mut opened
         && !refused
     {
-        opened.inode = None;
+        opened.registered = None;
     }
     Ok(answer)
 }
 
-/// Takes an open back when it is dropped with an inode.
+/// Takes an open back when it is dropped with one.
 struct Opened<'a> {
     master: &'a Master,
     id: SessionId,
-    inode: Option<InodeId>,
+    registered: Option<Registered>,
 }
 
 impl Drop for Opened<'_> {
     fn drop(&mut self) {
-        if let Some(inode) = self.inode {
-            self.master.desk(|desk| desk.sessions.release(self.id, inode));
+        if let Some(registered) = self.registered {
+            self.master.desk(|desk| desk.sessions.take_back(self.id, registered));
         }
     }
 }
@@ -111,8 +110,8 @@ pub async fn change(
     request: Request,
     deadline: Instant,
 ) -> Result<Response, CallError> {
-    let term = admitted(master, &request)?;
-    let call = call_of(&request);
+    let (term, call) = admitted(master, identity, &request)?;
+    let order = request.order;
     let fs = request_of(&request)?;
     if !is_change(fs) {
         let message = "a read was sent as a change; reads have a method and a lane of their own";
@@ -146,10 +145,10 @@ pub async fn change(
     // A file that is made is open for its session before anybody else can remove it.
     let mut opened = match (&fs.op, context.ids.inode) {
         (Some(Op::Create(_)), Some(inode)) if newest => {
-            master
-                .desk(|desk| desk.sessions.open(now, call.session, call.incarnation, identity, inode))
+            let registered = master
+                .desk(|desk| desk.sessions.open(now, call.session, call.incarnation, identity, inode, order))
                 .map_err(|refusal| refused(&refusal))?;
-            Some(Opened { master: master.as_ref(), id: call.session, inode: Some(inode) })
+            Some(Opened { master: master.as_ref(), id: call.session, registered: Some(registered) })
         }
         _ => None,
     };
@@ -165,14 +164,14 @@ pub async fn change(
         && created.created
     {
         let made = created.attr.as_ref().map(|attr| InodeId(attr.inode));
-        if made == opened.inode {
-            opened.inode = None;
+        if made == opened.registered.map(|registered| registered.inode()) {
+            opened.registered = None;
         } else if let Some(made) = made {
             // The outcome of an earlier attempt.
-            let again =
-                master.desk(|desk| desk.sessions.open(now, call.session, call.incarnation, identity, made));
+            let again = master
+                .desk(|desk| desk.sessions.open(now, call.session, call.incarnation, identity, made, order));
             match again {
-                Ok(()) => {}
+                Ok(_) => {}
                 Err(Refusal::Reaping(_)) => {
                     return answer(master, term, errno(ESTALE), version.0, Beside::default());
                 }
@@ -189,26 +188,30 @@ pub async fn change(
     answer(master, term, reply, version.0, beside)
 }
 
-fn admitted(master: &Master, request: &Request) -> Result<u64, CallError> {
+fn admitted(master: &Master, identity: &str, request: &Request) -> Result<(u64, SessionCall), CallError> {
     let term = master.serving()?;
     master.custody_is_ours(term, request.custody_epoch)?;
-    master.desk(|desk| {
-        desk.promises.settle(SessionId(request.session), RequestNumber(request.oldest_unanswered));
+    let session = SessionId(request.session);
+    let settled = master.desk(|desk| {
+        // What others say of a session counts for nothing; they are refused further on.
+        if desk.sessions.recorded(session).is_none_or(|recorded| recorded.identity != identity) {
+            return RequestNumber(request.oldest_unanswered);
+        }
+        let settled = desk.sessions.settle(session, RequestNumber(request.oldest_unanswered));
+        desk.promises.settle(session, settled);
+        settled
     });
     // Session 0 is the master itself, for which no rights are checked.
     if request.session == 0 {
         return Err(call_error(ErrorCode::InvalidRequest, "the request names no session; open one first"));
     }
-    Ok(term)
-}
-
-fn call_of(request: &Request) -> SessionCall {
-    SessionCall {
-        session: SessionId(request.session),
+    let call = SessionCall {
+        session,
         incarnation: Incarnation(request.incarnation),
         number: RequestNumber(request.number),
-        oldest_unanswered: RequestNumber(request.oldest_unanswered),
-    }
+        oldest_unanswered: settled,
+    };
+    Ok((term, call))
 }
 
 fn request_of(request: &Request) -> Result<&FsRequest, CallError> {

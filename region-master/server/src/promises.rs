@@ -353,6 +353,10 @@ impl ChangeGate {
 
 #[async_trait]
 impl Gate for ChangeGate {
+    fn is_given_up(&self) -> bool {
+        self.master.desk(|desk| desk.sessions.settled(self.session)) > self.number
+    }
+
     async fn admit(&self, facts: BTreeSet<Fact>) -> bool {
         let (changes, recalls) = self.master.desk(|desk| {
             self.state(|state| {

@@ -36,7 +36,8 @@ pub async fn open(
             "the host or the mount path is longer than 4096 bytes",
         ));
     }
-    let opens: Vec<(InodeId, u64)> = request.opens.iter().map(|o| (InodeId(o.inode), o.count)).collect();
+    let opens: Vec<InodeId> = request.opens.iter().map(|o| InodeId(o.inode)).collect();
+    let order = request.order;
     let id = SessionId(request.session);
     let decided = if request.session == 0 {
         Decided::FromRecord
@@ -50,7 +51,10 @@ pub async fn open(
                 Comeback::Repeat(_) => true,
             };
             let Some(recorded) = desk.sessions.recorded(id).cloned() else { return Ok(Decided::FromRecord) };
-            desk.sessions.admit(now, recorded.clone(), opens.iter().copied()).map_err(|r| refused(&r))?;
+            desk.sessions
+                .admit(now, recorded.clone(), order, opens.iter().copied())
+                .map_err(|r| refused(&r))?;
+            desk.sessions.settle(id, RequestNumber(request.oldest_unanswered));
             desk.promises.add_session(id);
             // Only before a new custodian has answered anybody: nobody else can have been promised these.
             if desk.unanswered.contains(&id) && !lapsed {
@@ -75,7 +79,8 @@ pub async fn open(
                     return Err(master.not_leader());
                 }
                 let now = master.clock.boot();
-                desk.sessions.admit(now, recorded.clone(), opens).map(|_| ()).map_err(|r| refused(&r))?;
+                desk.sessions.admit(now, recorded.clone(), order, opens).map_err(|r| refused(&r))?;
+                desk.sessions.settle(recorded.session, RequestNumber(request.oldest_unanswered));
                 // A new life: what was promised to the one before is void.
                 desk.forget_session(recorded.session);
                 desk.promises.add_session(recorded.session);
@@ -171,7 +176,8 @@ pub fn renew(master: &Master, identity: &str, request: &Renew) -> Result<Renewed
         let now = master.clock.boot();
         let (id, incarnation) = (SessionId(request.session), Incarnation(request.incarnation));
         desk.sessions.renew(now, id, incarnation, identity).map_err(|r| refused(&r))?;
-        desk.promises.settle(id, RequestNumber(request.oldest_unanswered));
+        let settled = desk.sessions.settle(id, RequestNumber(request.oldest_unanswered));
+        desk.promises.settle(id, settled);
         if request.custody_epoch == term && desk.unanswered.remove(&id) {
             master.recalls_answered.notify_waiters();
         }

@@ -22,7 +22,7 @@ use mooseng_wire::fs::{
     WritePiece,
 };
 use mooseng_wire::method::Method;
-use mooseng_wire::session::{CloseSession, OpenSession, SessionClosed, SessionOpened};
+use mooseng_wire::session::{CloseSession, OpenSession, Request, Response, SessionClosed, SessionOpened};
 use mooseng_wire::{Identity, ROOT_INODE, Role};
 
 fn mkdir(name: &str) -> Op {
@@ -240,6 +240,63 @@ async fn an_unlinked_file_lives_while_it_is_open() {
     until("the released one is freed", async || gone(open).await).await;
     let refused = client.change(Op::Reap(Reap { inodes: vec![1] })).await.unwrap_err();
     assert_eq!(refused.0, ErrorCode::PermissionDenied);
+}
+
+/// A message that was given up, or overtaken, may arrive at any time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_release_that_comes_late_doesnt_close_what_was_opened_after_it() {
+    let cluster = Cluster::start(1, Arc::new(OsClock)).await;
+    let client = cluster.client("c").await;
+    let opened = client.open(&[]).await.unwrap();
+    let inode = created(client.change(create("f")).await.unwrap());
+    let late = client.request(0, Op::Release(Release { inode })).await;
+    let undeclared = client.request(0, Op::Release(Release { inode })).await.order;
+    client.read(Op::Open(Open { inode, flags: 0 })).await.unwrap();
+    client.change(unlink("f")).await.unwrap();
+    let other = created(client.change(create("g")).await.unwrap());
+    client.change(unlink("g")).await.unwrap();
+    client.read(Op::Release(Release { inode: other })).await.unwrap();
+    let _: Response = client.call(Method::FsRead, &late).await.unwrap();
+    // So may a declaration.
+    let declaration = OpenSession {
+        session: opened.session,
+        incarnation: opened.incarnation,
+        custody_epoch: opened.custody_epoch,
+        order: undeclared,
+        ..OpenSession::default()
+    };
+    let _: SessionOpened = client.call(Method::OpenSession, &declaration).await.unwrap();
+    let get = |inode| Op::GetAttr(GetAttr { inode });
+    until("the one that isn't open is freed", async || {
+        matches!(client.read(get(other)).await.unwrap(), Reply::Errno(_))
+    })
+    .await;
+    assert_eq!(entry(client.read(get(inode)).await.unwrap()), inode);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_that_its_session_has_given_up_never_happens_later() {
+    let cluster = Cluster::start(1, Arc::new(OsClock)).await;
+    let (client, other) = (cluster.client("c").await, cluster.client("o").await);
+    client.open(&[]).await.unwrap();
+    let seen = other.open(&[]).await.unwrap();
+    client.change_as(1, mkdir("a")).await.unwrap();
+    // The other session is promised that there is no such name, so the change waits for it.
+    assert!(matches!(other.read(lookup("b")).await.unwrap(), Reply::Errno(2)));
+    let waiting = client.request(2, mkdir("b")).await;
+    let late = Request { number: 3, ..client.request(3, mkdir("c")).await };
+    let given_up = Request { oldest_unanswered: 4, ..client.request(0, lookup("a")).await };
+    let (outcome, ()) = futures::join!(client.send(&waiting), async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let _: Response = client.call(Method::FsRead, &given_up).await.unwrap();
+        let close = CloseSession { session: seen.session, incarnation: seen.incarnation };
+        let _: SessionClosed = other.call(Method::CloseSession, &close).await.unwrap();
+    });
+    assert_eq!(outcome.unwrap_err().0, ErrorCode::InvalidRequest);
+    assert_eq!(client.send(&late).await.unwrap_err().0, ErrorCode::InvalidRequest);
+    for name in ["b", "c"] {
+        assert!(matches!(client.read(lookup(name)).await.unwrap(), Reply::Errno(2)), "{name}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

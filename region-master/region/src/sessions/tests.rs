@@ -30,7 +30,7 @@ const I: Incarnation = Incarnation(1);
 #[test]
 fn a_lease_ends_and_a_renewal_moves_its_end() {
     let mut t = table();
-    t.admit(at(0), recorded(1, 1), []).unwrap();
+    t.admit(at(0), recorded(1, 1), 0, []).unwrap();
     assert_eq!(t.check(at(9_999), S, I, ME), Ok(()));
     assert_eq!(t.check(at(10_000), S, I, ME), Err(Refusal::Expired(S)));
     t.renew(at(9_000), S, I, ME).unwrap();
@@ -44,7 +44,7 @@ fn a_lease_ends_and_a_renewal_moves_its_end() {
 #[test]
 fn a_session_is_its_identitys_and_its_newest_incarnations() {
     let mut t = table();
-    t.admit(at(0), recorded(1, 2), []).unwrap();
+    t.admit(at(0), recorded(1, 2), 0, []).unwrap();
     let newest = Incarnation(2);
     assert!(matches!(t.check(at(1), S, newest, "spiffe://c/r/client/b"), Err(Refusal::Foreign { .. })));
     assert!(matches!(t.check(at(1), S, I, ME), Err(Refusal::Incarnation { .. })));
@@ -52,8 +52,8 @@ fn a_session_is_its_identitys_and_its_newest_incarnations() {
     assert_eq!(t.comeback(at(1), S, I, ME), Ok(Comeback::Repeat(newest)));
     assert!(t.comeback(at(1), S, Incarnation(3), ME).is_err());
     assert!(matches!(t.comeback(at(1), S, I, "other"), Err(Refusal::Foreign { .. })));
-    assert!(t.admit(at(1), recorded(1, 1), []).is_err(), "an older life doesn't replace a newer one");
-    t.admit(at(1), recorded(1, 3), []).unwrap();
+    assert!(t.admit(at(1), recorded(1, 1), 0, []).is_err(), "an older life doesn't replace a newer one");
+    t.admit(at(1), recorded(1, 3), 0, []).unwrap();
 }
 
 #[test]
@@ -63,27 +63,79 @@ fn after_a_failover_nothing_is_freed_until_every_session_answered_or_ran_out() {
     let orphan = InodeId(7);
     assert!(t.begin_reap(at(100), [orphan], 9).is_empty(), "both sessions may hold it");
     assert_eq!(t.check(at(100), S, I, ME), Err(Refusal::Awaited(S)));
-    assert!(t.admit(at(200), recorded(1, 1), [(orphan, 2)]).unwrap().is_empty());
+    assert!(t.admit(at(200), recorded(1, 1), 1, [orphan]).unwrap().is_empty());
     assert!(t.begin_reap(at(200), [InodeId(8)], 9).is_empty(), "session 2 may still come");
     assert_eq!(t.lapse(at(10_100)), vec![recorded(2, 1)], "session 1 has a lease from its answer on");
     assert_eq!(t.begin_reap(at(10_100), [orphan, InodeId(8)], 9), vec![InodeId(8)]);
-    t.release(S, orphan);
-    assert!(t.begin_reap(at(10_100), [orphan], 9).is_empty(), "opened twice, released once");
-    t.release(S, orphan);
+    t.release(S, orphan, 1);
+    assert!(
+        t.begin_reap(at(10_100), [orphan], 9).is_empty(),
+        "a release that was sent before the declaration"
+    );
+    t.release(S, orphan, 2);
     assert_eq!(t.begin_reap(at(10_100), [orphan], 9), vec![orphan]);
+}
+
+#[test]
+fn a_late_release_or_declaration_doesnt_close_what_was_opened_after_it() {
+    let mut t = table();
+    t.admit(at(0), recorded(1, 1), 1, []).unwrap();
+    let (inode, other) = (InodeId(9), InodeId(10));
+    t.open(at(0), S, I, ME, inode, 2).unwrap();
+    t.open(at(0), S, I, ME, inode, 5).unwrap();
+    t.release(S, inode, 4);
+    assert!(t.is_open(inode));
+    t.admit(at(0), recorded(1, 1), 4, [other]).unwrap();
+    assert!(t.is_open(inode) && t.is_open(other));
+    t.open(at(0), S, I, ME, inode, 3).unwrap();
+    t.release(S, inode, 4);
+    assert!(t.is_open(inode), "an open that was overtaken doesn't lower the order");
+    t.admit(at(0), recorded(1, 1), 6, [other]).unwrap();
+    assert!(!t.is_open(inode));
+    t.open(at(0), S, I, ME, inode, 7).unwrap();
+    t.admit(at(0), recorded(1, 2), 6, []).unwrap();
+    assert!(!t.is_open(inode) && !t.is_open(other), "a new life has only what it declares");
+}
+
+#[test]
+fn an_open_that_came_to_nothing_leaves_what_was_there_before() {
+    let mut t = table();
+    t.admit(at(0), recorded(1, 1), 1, []).unwrap();
+    let inode = InodeId(9);
+    let failed = t.open(at(0), S, I, ME, inode, 2).unwrap();
+    t.take_back(S, failed);
+    assert!(!t.is_open(inode));
+    t.open(at(0), S, I, ME, inode, 3).unwrap();
+    let failed = t.open(at(0), S, I, ME, inode, 4).unwrap();
+    t.take_back(S, failed);
+    assert!(t.is_open(inode));
+    let failed = t.open(at(0), S, I, ME, inode, 5).unwrap();
+    t.open(at(0), S, I, ME, inode, 6).unwrap();
+    t.take_back(S, failed);
+    assert!(t.is_open(inode), "a newer one has come");
+}
+
+#[test]
+fn what_a_session_called_over_stays_over_however_late_an_older_request_comes() {
+    let mut t = table();
+    t.admit(at(0), recorded(1, 1), 1, []).unwrap();
+    assert_eq!(t.settle(S, RequestNumber(7)), RequestNumber(7));
+    assert_eq!(t.settle(S, RequestNumber(5)), RequestNumber(7));
+    t.admit(at(0), recorded(1, 2), 1, []).unwrap();
+    assert_eq!(t.settled(S), RequestNumber(7));
 }
 
 #[test]
 fn an_open_that_races_a_reap_is_refused_and_one_before_it_wins() {
     let mut t = table();
-    t.admit(at(0), recorded(1, 1), []).unwrap();
+    t.admit(at(0), recorded(1, 1), 0, []).unwrap();
     let inode = InodeId(9);
     assert_eq!(t.begin_reap(at(0), [inode], 9), vec![inode]);
     assert!(t.begin_reap(at(0), [inode], 9).is_empty(), "one reap of an inode at a time");
-    assert_eq!(t.open(at(0), S, I, ME, inode), Err(Refusal::Reaping(inode)));
-    assert_eq!(t.admit(at(0), recorded(1, 1), [(inode, 1)]), Ok(vec![inode]), "a declared open is lost");
+    assert_eq!(t.open(at(0), S, I, ME, inode, 1), Err(Refusal::Reaping(inode)));
+    assert_eq!(t.admit(at(0), recorded(1, 1), 1, [inode]), Ok(vec![inode]), "a declared open is lost");
     t.reaped(&[inode]);
-    t.open(at(0), S, I, ME, inode).unwrap();
+    t.open(at(0), S, I, ME, inode, 1).unwrap();
     assert!(t.begin_reap(at(0), [inode], 9).is_empty());
 }
 
@@ -91,25 +143,26 @@ fn an_open_that_races_a_reap_is_refused_and_one_before_it_wins() {
 fn limits_are_kept() {
     let mut t = table();
     for id in 1..=3 {
-        t.admit(at(0), recorded(id, 1), []).unwrap();
+        t.admit(at(0), recorded(id, 1), 0, []).unwrap();
     }
     assert_eq!(t.has_room(), Err(Refusal::SessionsMax(3)));
-    assert!(t.admit(at(0), recorded(4, 1), []).is_err());
-    t.admit(at(0), recorded(3, 1), []).unwrap();
-    t.open(at(0), S, I, ME, InodeId(1)).unwrap();
-    t.open(at(0), S, I, ME, InodeId(1)).unwrap();
-    t.open(at(0), S, I, ME, InodeId(2)).unwrap();
-    assert!(matches!(t.open(at(0), S, I, ME, InodeId(3)), Err(Refusal::OpensMax { .. })));
-    let many = (10..13).map(|n| (InodeId(n), 1));
-    assert!(matches!(t.admit(at(0), recorded(1, 1), many), Err(Refusal::OpensMax { .. })));
+    assert!(t.admit(at(0), recorded(4, 1), 0, []).is_err());
+    t.admit(at(0), recorded(3, 1), 0, []).unwrap();
+    t.open(at(0), S, I, ME, InodeId(1), 1).unwrap();
+    t.open(at(0), S, I, ME, InodeId(1), 1).unwrap();
+    t.open(at(0), S, I, ME, InodeId(2), 1).unwrap();
+    assert!(matches!(t.open(at(0), S, I, ME, InodeId(3), 1), Err(Refusal::OpensMax { .. })));
+    let many = (10..13).map(InodeId);
+    assert!(matches!(t.admit(at(0), recorded(1, 1), 1, many), Err(Refusal::OpensMax { .. })));
     assert!(t.is_open(InodeId(2)), "a refused admission changes nothing");
 }
 
 #[derive(Clone, Debug)]
 enum Step {
-    Admit(u64, Vec<(u64, u64)>),
-    Open(u64, u64),
-    Release(u64, u64),
+    Admit(u64, u64, Vec<u64>),
+    Open(u64, u64, u64),
+    Release(u64, u64, u64),
+    Fail(u64, u64, u64),
     Remove(u64),
     Wait(u64),
     Renew(u64),
@@ -120,10 +173,13 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     let s = 1..4_u64;
     let i = 1..5_u64;
+    let order = 0..20_u64;
     prop_oneof![
-        (s.clone(), prop::collection::vec((i.clone(), 0..3_u64), 0..3)).prop_map(|(s, o)| Step::Admit(s, o)),
-        (s.clone(), i.clone()).prop_map(|(s, i)| Step::Open(s, i)),
-        (s.clone(), i.clone()).prop_map(|(s, i)| Step::Release(s, i)),
+        (s.clone(), order.clone(), prop::collection::vec(i.clone(), 0..3))
+            .prop_map(|(s, n, o)| Step::Admit(s, n, o)),
+        (s.clone(), i.clone(), order.clone()).prop_map(|(s, i, n)| Step::Open(s, i, n)),
+        (s.clone(), i.clone(), order.clone()).prop_map(|(s, i, n)| Step::Release(s, i, n)),
+        (s.clone(), i.clone(), order).prop_map(|(s, i, n)| Step::Fail(s, i, n)),
         s.clone().prop_map(Step::Remove),
         (0..4_000_u64).prop_map(Step::Wait),
         s.prop_map(Step::Renew),
@@ -140,9 +196,14 @@ proptest! {
         let mut now = 0;
         for step in steps {
             match step {
-                Step::Admit(s, o) => { let _ = t.admit(at(now), recorded(s, 1), o.into_iter().map(|(i, n)| (InodeId(i), n))); }
-                Step::Open(s, i) => { let _ = t.open(at(now), SessionId(s), I, ME, InodeId(i)); }
-                Step::Release(s, i) => t.release(SessionId(s), InodeId(i)),
+                Step::Admit(s, n, o) => { let _ = t.admit(at(now), recorded(s, 1), n, o.into_iter().map(InodeId)); }
+                Step::Open(s, i, n) => { let _ = t.open(at(now), SessionId(s), I, ME, InodeId(i), n); }
+                Step::Release(s, i, n) => t.release(SessionId(s), InodeId(i), n),
+                Step::Fail(s, i, n) => {
+                    if let Ok(failed) = t.open(at(now), SessionId(s), I, ME, InodeId(i), n) {
+                        t.take_back(SessionId(s), failed);
+                    }
+                }
                 Step::Remove(s) => { t.remove(SessionId(s)); }
                 Step::Wait(ms) => { now += ms; t.lapse(at(now)); }
                 Step::Renew(s) => { let _ = t.renew(at(now), SessionId(s), I, ME); }
@@ -151,8 +212,7 @@ proptest! {
             }
             let mut recount: BTreeMap<InodeId, usize> = BTreeMap::new();
             for session in t.sessions.values() {
-                for (inode, count) in &session.opens {
-                    prop_assert!(*count > 0);
+                for inode in session.opens.keys() {
                     *recount.entry(*inode).or_default() += 1;
                 }
             }

@@ -140,6 +140,7 @@ impl Cluster {
         Client {
             links: self.addresses().iter().map(link).collect(),
             seat: AtomicU64::new(self.leader().await as u64),
+            order: AtomicU64::new(0),
             session: Mutex::default(),
             number: AtomicU64::new(0),
         }
@@ -180,6 +181,7 @@ impl Cluster {
 pub struct Client {
     links: Vec<Link>,
     seat: AtomicU64,
+    order: AtomicU64,
     pub session: Mutex<SessionOpened>,
     pub number: AtomicU64,
 }
@@ -212,6 +214,10 @@ impl Client {
         tokio::time::timeout(WAIT, tried).await.expect("a master answers")
     }
 
+    fn next_order(&self) -> u64 {
+        self.order.fetch_add(1, Ordering::SeqCst) + 1
+    }
+
     fn next(&self) {
         let n = self.links.len() as u64;
         let next = (self.seat.load(Ordering::SeqCst) + 1) % n;
@@ -223,10 +229,11 @@ impl Client {
         let request = OpenSession {
             session: known.session,
             incarnation: known.incarnation,
-            opens: opens.iter().map(|inode| OpenInode { inode: *inode, count: 1 }).collect(),
+            opens: opens.iter().map(|inode| OpenInode { inode: *inode }).collect(),
             host: "host".into(),
             mount_path: "/mnt".into(),
             custody_epoch: known.custody_epoch,
+            order: self.next_order(),
             ..OpenSession::default()
         };
         let opened: SessionOpened = self.call(Method::OpenSession, &request).await?;
@@ -253,6 +260,7 @@ impl Client {
             session: s.session,
             incarnation: s.incarnation,
             number,
+            order: self.next_order(),
             oldest_unanswered: 1,
             custody_epoch: s.custody_epoch,
             op: Some(FsRequest {
