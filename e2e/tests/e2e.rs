@@ -16,6 +16,8 @@ mod ready;
 mod rotation;
 #[path = "e2e/tls.rs"]
 mod tls;
+#[path = "e2e/unprivileged.rs"]
+mod unprivileged;
 #[path = "e2e/workloads.rs"]
 mod workloads;
 

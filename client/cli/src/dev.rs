@@ -19,6 +19,7 @@ mod interrupt;
 mod launch;
 mod plan;
 mod ready;
+mod root;
 mod state;
 mod status;
 mod supervise;

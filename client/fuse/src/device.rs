@@ -44,6 +44,14 @@ pub enum MountError {
         /// Its words.
         reason: String,
     },
+    /// fusermount3 refuses.
+    #[error("{FUSERMOUNT} refuses to mount on {}: {words}{}", .path.display(), remedy(.words))]
+    HelperRefused {
+        /// Where.
+        path: PathBuf,
+        /// Its words.
+        words: String,
+    },
     /// Neither root nor fusermount3.
     #[error("mounting needs root or {FUSERMOUNT}: {0}; install the package fuse3, or run as root")]
     Helper(String),
@@ -173,9 +181,26 @@ fn mount_by_helper(path: &Path, options: &MountOptions) -> Result<OwnedFd, Mount
         Ok(device) => Ok(device),
         Err(error) => {
             let words = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-            let reason = if words.is_empty() { error.to_string() } else { words };
-            Err(MountError::Refused { path: path.to_owned(), reason })
+            let words = if words.is_empty() { error.to_string() } else { words };
+            let words = words.trim_start_matches(FUSERMOUNT).trim_start_matches(": ").to_owned();
+            Err(MountError::HelperRefused { path: path.to_owned(), words })
         }
+    }
+}
+
+/// What to do about fusermount3's words, where that is known.
+fn remedy(words: &str) -> &'static str {
+    // It opens the device with the rights of whoever called it.
+    let device = words.contains(DEVICE);
+    if device && words.contains("Permission denied") {
+        "; whoever mounts without root must be allowed to read and write that device, as udev sets it up: \
+         `chmod 0666 /dev/fuse` as root does it until the next start"
+    } else if device {
+        "; load the kernel module with `modprobe fuse`, or give this container the device"
+    } else if words.contains("user_allow_other") {
+        "; add the line user_allow_other there, or leave out the option"
+    } else {
+        ""
     }
 }
 
@@ -198,4 +223,30 @@ fn receive(socket: &UnixStream) -> io::Result<OwnedFd> {
         }
     }
     Err(io::Error::new(io::ErrorKind::UnexpectedEof, format!("{FUSERMOUNT} sent no descriptor")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_helper_refuses_comes_with_what_to_do() {
+        let said =
+            |words: &str| MountError::HelperRefused { path: "/m".into(), words: words.into() }.to_string();
+        for (words, remedy) in [
+            ("failed to open /dev/fuse: Permission denied", "chmod 0666 /dev/fuse"),
+            ("fuse device not found, try 'modprobe fuse' first: /dev/fuse", "give this container the device"),
+            (
+                "option allow_other only allowed if 'user_allow_other' is set in /etc/fuse.conf",
+                "add the line",
+            ),
+        ] {
+            let text = said(words);
+            assert!(
+                text.starts_with("fusermount3 refuses to mount on /m: ") && text.contains(remedy),
+                "{text}"
+            );
+        }
+        assert_eq!(said("mountpoint is busy"), "fusermount3 refuses to mount on /m: mountpoint is busy");
+    }
 }

@@ -110,7 +110,8 @@ fn masters(master: &Master, raft: &mooseng_raft::RaftStatus) -> Vec<MasterStatus
             voter: m.voter,
             last_log: if own { raft.last_log } else { matched },
             applied: if own { raft.applied } else { 0 },
-            reachable: own || reachable.get(&m.id).copied().unwrap_or(false),
+            // Whoever wasn't asked yet is there if it has acknowledged entries of this leader's.
+            reachable: own || reachable.get(&m.id).copied().unwrap_or(matched > 0),
             credentials: credentials::of_master(master, m.id),
         }
     };

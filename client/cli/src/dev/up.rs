@@ -9,7 +9,7 @@ use mooseng_wire::Role;
 
 use super::plan::{CLIENT, Plan};
 use super::state::{self, Cluster};
-use super::{certs, configs, down, interrupt, launch, supervise};
+use super::{certs, configs, down, interrupt, launch, root, supervise};
 use crate::args::DevUp;
 use crate::exit::Failure;
 use crate::output::{self, Table};
@@ -84,6 +84,7 @@ fn bring_up(cluster: &mut Cluster, wait: Duration) -> Result<(), Failure> {
         launch::wait(cluster, name, launch::Until::Ready, deadline)?;
         progress.step();
     }
+    root::give(&cluster.config_path(CLIENT))?;
     if let Some(path) = cluster.state.plan.mount.clone() {
         progress.say(&format!("mounting on {}", path.display()));
         if !cluster.state.running.contains_key(CLIENT) {
