@@ -30,6 +30,50 @@ async fn the_store_conforms_through_three_masters() {
     group.converge().await;
 }
 
+/// The same on what daemons run on, while leadership is handed on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_store_conforms_through_three_masters_over_fjall() {
+    let group = Group::on_files(3, 200).await;
+    let changing = tokio::spawn({
+        let group = group.clone();
+        async move {
+            loop {
+                tokio::time::sleep(Duration::from_millis(700)).await;
+                let leader = group.leader().await;
+                drop(group.master(leader).raft.transfer_leader(Duration::from_secs(5)).await);
+            }
+        }
+    });
+    mooseng_store::conformance::run_random(
+        async |_| {
+            empty(&group).await;
+            group.clone()
+        },
+        0..2,
+    )
+    .await;
+    changing.abort();
+    let _ = changing.await;
+    mooseng_store::conformance::run_all(async || {
+        empty(&group).await;
+        group.clone()
+    })
+    .await;
+    group.converge().await;
+}
+
+async fn empty(group: &Group) {
+    loop {
+        group.leader().await;
+        let tx = group.begin();
+        tx.clear_range(mooseng_store::KeyRange { begin: "".into(), end: bytes::Bytes::from_static(b"\xff") });
+        if tx.commit().await.is_ok() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn random_histories_are_serializable_while_leaders_change_and_power_fails() {
     let group = Group::new(3).await;
@@ -52,18 +96,8 @@ async fn random_histories_are_serializable_while_leaders_change_and_power_fails(
     });
     mooseng_store::conformance::run_random(
         async |_| {
-            group.leader().await;
-            loop {
-                let tx = group.begin();
-                tx.clear_range(mooseng_store::KeyRange {
-                    begin: "".into(),
-                    end: bytes::Bytes::from_static(b"\xff"),
-                });
-                if tx.commit().await.is_ok() {
-                    return group.clone();
-                }
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
+            empty(&group).await;
+            group.clone()
         },
         0..3,
     )

@@ -9,8 +9,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use mooseng_embedded::base::{BasePin, Replacement};
-use mooseng_embedded::{Base, BaseError, BasePosition, Embedded, EmbeddedTransaction, MemoryBase, Options};
+use mooseng_embedded::{
+    Base, BaseError, BasePosition, Embedded, EmbeddedTransaction, FjallBase, MemoryBase, Options,
+};
 use mooseng_ports::clock::OsClock;
+use mooseng_ports::disk::Disk;
+use mooseng_ports::disk::os::OsDisk;
 use mooseng_ports::disk::sim::SimDisk;
 use mooseng_raft::{Member, RaftConfig, RaftNode, Timings};
 use mooseng_store::conformance::Harness;
@@ -76,6 +80,8 @@ pub struct Slot {
     pub disk: SimDisk,
     /// Where its log is, if not on `disk`.
     pub log_disk: Option<SimDisk>,
+    /// The directory of a master that works on real files: its log, and fjall.
+    pub files: Option<Arc<tempfile::TempDir>>,
     pub address: String,
     /// None while it is down.
     pub running: Option<Master>,
@@ -127,11 +133,21 @@ impl Group {
     }
 
     pub async fn with(n: u64, entries_between_snapshots: u64) -> Self {
+        Self::made(n, entries_between_snapshots, false).await
+    }
+
+    /// As daemons run: logs and stores are files, the store is fjall. Such masters can't be started again in one process.
+    pub async fn on_files(n: u64, entries_between_snapshots: u64) -> Self {
+        Self::made(n, entries_between_snapshots, true).await
+    }
+
+    async fn made(n: u64, entries_between_snapshots: u64, on_files: bool) -> Self {
         let mut slots = Vec::new();
         for id in 1..=n {
             // The port is taken once to learn a free one, and again by whoever starts there.
             let address = network(id).listen("127.0.0.1:0").await.unwrap().local_address();
-            slots.push(Slot { id, disk: SimDisk::default(), log_disk: None, address, running: None });
+            let files = on_files.then(|| Arc::new(tempfile::tempdir().unwrap()));
+            slots.push(Slot { id, disk: SimDisk::default(), log_disk: None, files, address, running: None });
         }
         let group =
             Self { slots: Arc::new(RwLock::new(slots)), entries_between_snapshots, cuts: Cuts::default() };
@@ -159,7 +175,7 @@ impl Group {
     pub async fn add(&self) -> (u64, Member) {
         let id = self.slots.read().unwrap().len() as u64 + 1;
         let address = network(id).listen("127.0.0.1:0").await.unwrap().local_address();
-        let slot = Slot { id, disk: SimDisk::default(), log_disk: None, address, running: None };
+        let slot = Slot { id, disk: SimDisk::default(), log_disk: None, files: None, address, running: None };
         let member = self.member(&slot);
         self.slots.write().unwrap().push(slot);
         self.start(id).await;
@@ -167,15 +183,23 @@ impl Group {
     }
 
     pub async fn start(&self, id: u64) {
-        let (disk, log_disk, address) = {
+        let (disk, log_disk, files, address) = {
             let slots = self.slots.read().unwrap();
             let slot = &slots[id as usize - 1];
-            (slot.disk.clone(), slot.log_disk.clone().unwrap_or(slot.disk.clone()), slot.address.clone())
+            let log_disk = slot.log_disk.clone().unwrap_or(slot.disk.clone());
+            (slot.disk.clone(), log_disk, slot.files.clone(), slot.address.clone())
         };
-        let log_disk = Arc::new(log_disk);
-        let disk: Arc<dyn mooseng_ports::disk::Disk> = Arc::new(disk);
-        let base = MemoryBase::on_disk(disk.clone(), Path::new("/store")).unwrap();
-        let embedded = Embedded::open(Arc::new(SlowInstall(base)), Options::default()).unwrap();
+        let (log_disk, log_dir, base): (Arc<dyn Disk>, PathBuf, Arc<dyn Base>) = match files {
+            Some(files) => {
+                let base = FjallBase::open(&files.path().join("store")).unwrap();
+                (Arc::new(OsDisk), files.path().join("raft"), Arc::new(base))
+            }
+            None => {
+                let base = MemoryBase::on_disk(Arc::new(disk), Path::new("/store")).unwrap();
+                (Arc::new(log_disk), PathBuf::from("/raft"), Arc::new(SlowInstall(base)))
+            }
+        };
+        let embedded = Embedded::open(base, Options::default()).unwrap();
         let listener = loop {
             match network(id).listen(&address).await {
                 Ok(listener) => break listener,
@@ -190,8 +214,7 @@ impl Group {
             allow: |_, _| Ok(()),
         };
         tokio::spawn(serve(listener, services, Limits::default(), stop.clone()));
-        let mut config =
-            RaftConfig::new(id, &format!("m{id}"), &address, &format!("z{id}"), PathBuf::from("/raft"));
+        let mut config = RaftConfig::new(id, &format!("m{id}"), &address, &format!("z{id}"), log_dir);
         config.timings = Timings {
             heartbeat: Duration::from_millis(60),
             election_min: Duration::from_millis(300),
