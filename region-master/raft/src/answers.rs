@@ -16,6 +16,10 @@ use crate::codec;
 use crate::node::RaftNode;
 use crate::snapshot::{PagesDigest, Receiving, SnapshotSource, lock};
 
+/// Why a member with an empty log isn't let in, and what to do.
+pub(crate) const LOST: &str = "this master's log is empty, but it had one in this group: its disk was lost or replaced. Remove it from the \
+                               group, and add it under a new id (`mooseng members`)";
+
 impl RaftNode {
     /// Answers a peer's call.
     pub async fn handle(&self, incoming: Incoming) -> Result<Answer, CallError> {
@@ -46,8 +50,31 @@ impl RaftNode {
         if group == self.0.group { Ok(()) } else { Err(call_error(ErrorCode::InvalidRequest, other())) }
     }
 
+    /// Whether the call is for this member, with the log that it has now. A member that has lost its log has forgotten whom it voted for
+    /// and what it acknowledged: were it to take part, a majority could elect a leader that lacks what a majority had acknowledged.
+    fn check_member(&self, to: u64, stored: bool) -> Result<(), CallError> {
+        let own = self.0.id;
+        if to != 0 && to != own {
+            return Err(call_error(
+                ErrorCode::InvalidRequest,
+                format!("this is master {own}, the call is for master {to}"),
+            ));
+        }
+        let blank = || self.0.wal.last().is_none_or(|last| last.index == 0) && self.0.wal.purged().is_none();
+        if !stored || !blank() {
+            return Ok(());
+        }
+        if !self.0.health.lost.swap(true, std::sync::atomic::Ordering::AcqRel) {
+            tracing::error!(id = own, "MASTER_FAILED: {LOST}");
+            // It may have made a group for itself, as the first of the first members.
+            self.0.raft.runtime_config().elect(false);
+        }
+        Err(call_error(ErrorCode::PermissionDenied, format!("master {own}: {LOST}")))
+    }
+
     async fn on_append(&self, message: wire::AppendEntries) -> Result<Answer, CallError> {
         self.check_group(message.group)?;
+        self.check_member(message.to, message.stored)?;
         // What is called meanwhile would pile up before the append that waits for room.
         if self.0.health.full.load(std::sync::atomic::Ordering::Acquire) {
             return Err(call_error(ErrorCode::NoSpace, "the disk under this master's log is full"));
@@ -85,6 +112,7 @@ impl RaftNode {
 
     async fn on_vote(&self, message: wire::VoteRequest) -> Result<Answer, CallError> {
         self.check_group(message.group)?;
+        self.check_member(message.to, message.stored)?;
         let vote = codec::from_vote(&message.vote.ok_or_else(|| invalid(codec::missing("vote")))?);
         if vote.committed {
             return self.stand_for_election(vote).await;
@@ -135,6 +163,7 @@ impl RaftNode {
 
     async fn on_snapshot_begin(&self, message: wire::SnapshotBegin) -> Result<Answer, CallError> {
         self.check_group(message.group)?;
+        self.check_member(message.to, message.stored)?;
         let theirs = codec::from_vote(message.vote.as_ref().ok_or_else(|| invalid(codec::missing("vote")))?);
         if theirs < self.0.raft.metrics().borrow().vote {
             return Ok(self.snapshot_answer(false));

@@ -34,6 +34,8 @@ const INSTALL_MAX: Duration = Duration::from_secs(120);
 pub(crate) struct Health {
     /// The disk is full: an append waits for room.
     pub full: AtomicBool,
+    /// The log that this member had is lost: it takes no part any more.
+    pub lost: AtomicBool,
     /// A snapshot's installation failed.
     pub install_failed: AtomicBool,
 }

@@ -1,6 +1,6 @@
 //! openraft's network over our links, and the send times that the lease counts from.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -75,6 +75,8 @@ pub(crate) struct Peers {
     pub clock: Arc<dyn Clock>,
     pub blocking: Blocking,
     pub acknowledged: Arc<Mutex<Acknowledged>>,
+    /// Members that have acknowledged committed entries to this one.
+    pub stored: Arc<Mutex<BTreeSet<u64>>>,
 }
 
 impl RaftNetworkFactory<TypeConfig> for Peers {
@@ -87,6 +89,7 @@ impl RaftNetworkFactory<TypeConfig> for Peers {
             clock: self.clock.clone(),
             blocking: self.blocking,
             acknowledged: self.acknowledged.clone(),
+            stored: self.stored.clone(),
         }
     }
 }
@@ -99,6 +102,7 @@ pub(crate) struct PeerLink {
     clock: Arc<dyn Clock>,
     blocking: Blocking,
     acknowledged: Arc<Mutex<Acknowledged>>,
+    stored: Arc<Mutex<BTreeSet<u64>>>,
 }
 
 /// Every failure is *unreachable*: openraft then pauses before it tries again, where it would spin on other errors.
@@ -124,6 +128,8 @@ impl RaftNetwork<TypeConfig> for PeerLink {
             prev: rpc.prev_log_id.as_ref().map(codec::log_id),
             commit: rpc.leader_commit.as_ref().map(codec::log_id),
             entries: rpc.entries.iter().map(codec::entry).collect(),
+            to: self.target,
+            stored: self.has_stored(),
         };
         let sent = self.clock.boot();
         let answer: wire::AppendAnswer =
@@ -141,6 +147,16 @@ impl RaftNetwork<TypeConfig> for PeerLink {
             None if answer.partial_none => AppendEntriesResponse::PartialSuccess(None),
             None => return Err(malformed("an answer to AppendEntries has no outcome")),
         };
+        let last = rpc.entries.last().map(|e| e.log_id).or(rpc.prev_log_id);
+        let kept = match &response {
+            AppendEntriesResponse::Success => last.min(rpc.leader_commit),
+            AppendEntriesResponse::PartialSuccess(id) => (*id).min(rpc.leader_commit),
+            _ => None,
+        };
+        // Only what is committed is never cut off again; entry 0, the first members, isn't told from a group that is being made.
+        if kept.is_some_and(|id| id.index > 0) {
+            lock(&self.stored).insert(self.target);
+        }
         // A conflict, too, comes from a follower that took this leader's vote for good.
         lock(&self.acknowledged).record(rpc.vote.leader_id.term, self.target, sent);
         Ok(response)
@@ -151,6 +167,8 @@ impl RaftNetwork<TypeConfig> for PeerLink {
             group: self.group,
             vote: Some(codec::vote(&rpc.vote)),
             last: rpc.last_log_id.as_ref().map(codec::log_id),
+            to: self.target,
+            stored: self.has_stored(),
         };
         let answer: wire::VoteAnswer =
             self.link.request(Method::RaftVote, &message, option.hard_ttl()).await.map_err(unreachable)?;
@@ -181,6 +199,10 @@ impl RaftNetwork<TypeConfig> for PeerLink {
 }
 
 impl PeerLink {
+    fn has_stored(&self) -> bool {
+        lock(&self.stored).contains(&self.target)
+    }
+
     async fn call(
         &self,
         method: Method,
@@ -212,6 +234,8 @@ impl PeerLink {
             membership: Some(codec::stored_membership(&snapshot.meta.last_membership)),
             // Each transfer is one of its own: pages of an earlier one that are still on their way mustn't count for it.
             id: format!("{}-{:08x}", snapshot.meta.snapshot_id, rand::random::<u32>()),
+            to: self.target,
+            stored: self.has_stored(),
         };
         tracing::info!(target = self.target, id = begin.id, "sending a snapshot");
         let (response, accepted) =

@@ -22,6 +22,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::answers::LOST;
 use crate::codec;
 use crate::lease::Acknowledged;
 use crate::log::{Health, Log};
@@ -31,6 +32,8 @@ use crate::settings::{Leadership, Member, MemberStatus, RaftConfig, RaftError, R
 use crate::snapshot::{Receiving, lock};
 use crate::types::{Batch, Node, Outcome, TypeConfig};
 
+/// How long a member that is to be added may take to answer.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often the log's size is looked at.
 const PURGE_PAUSE: Duration = Duration::from_millis(200);
 
@@ -106,6 +109,39 @@ fn config(own: &RaftConfig) -> Result<Arc<Config>, RaftError> {
     config.validate().map(Arc::new).map_err(|e| RaftError::Refused(e.to_string()))
 }
 
+/// A change of members that would give one master two voices, or that names somebody who isn't there, is refused.
+fn sensible(
+    known: &openraft::Membership<u64, Node>,
+    add: &BTreeMap<u64, Member>,
+    remove: &BTreeSet<u64>,
+) -> Result<(), RaftError> {
+    // Where something is added, too, it may be done already: the same change, asked for again.
+    if let Some(id) = remove.iter().find(|id| add.is_empty() && known.get_node(id).is_none()) {
+        return Err(RaftError::NoMember(*id));
+    }
+    if let Some(id) = remove.iter().find(|id| add.contains_key(id)) {
+        return Err(RaftError::Senseless(format!("master {id} is to be added and to be removed")));
+    }
+    for (id, node) in add {
+        if let Some(old) = known.get_node(id).filter(|old| *old != node) {
+            return Err(RaftError::Senseless(format!(
+                "there is a master {id} already, {} at {}; an id is never given twice",
+                old.name, old.address
+            )));
+        }
+        let others = known.nodes().chain(add).filter(|(other, _)| *other != id && !remove.contains(other));
+        for (other, member) in others {
+            if member.address == node.address || member.name == node.name {
+                return Err(RaftError::Senseless(format!(
+                    "master {other} is {} at {} already: remove it first if {id} is to take its place",
+                    member.name, member.address
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
 impl RaftNode {
     /// Starts the member over its log and store. A member that may have promised its vote in an earlier life waits one election timeout
     /// first: that promise, by which a leader counts its lease, isn't on disk.
@@ -147,6 +183,7 @@ impl RaftNode {
             clock: clock.clone(),
             blocking,
             acknowledged: acknowledged.clone(),
+            stored: Arc::default(),
         };
         let raft = Raft::new(own.id, config(&own)?, peers, log, machine).await;
         let raft = raft.map_err(|e| RaftError::Refused(e.to_string()))?;
@@ -226,6 +263,9 @@ impl RaftNode {
         if let Err(fatal) = &self.0.raft.metrics().borrow().running_state {
             return Some(format!("this master's Raft has stopped: {fatal}"));
         }
+        if self.0.health.lost.load(Ordering::Acquire) {
+            return Some(LOST.to_owned());
+        }
         let full = self.0.health.full.load(Ordering::Acquire);
         full.then(|| {
             "the disk under this master's log is full; it takes part again once there is room".to_owned()
@@ -282,7 +322,12 @@ impl RaftNode {
             return Err(self.not_leader());
         }
         let refused = |e: &dyn std::error::Error| RaftError::Refused(e.to_string());
-        let mut voters: BTreeSet<u64> = self.metrics().membership_config.membership().voter_ids().collect();
+        let known = self.metrics().membership_config;
+        sensible(known.membership(), &add, &remove)?;
+        for (id, node) in add.iter().filter(|(id, _)| known.membership().get_node(id).is_none()) {
+            self.greet(*id, node).await?;
+        }
+        let mut voters: BTreeSet<u64> = known.membership().voter_ids().collect();
         voters.retain(|id| !remove.contains(id));
         voters.extend(add.keys());
         if voters.is_empty() {
@@ -297,6 +342,17 @@ impl RaftNode {
             .await
             .map_err(|e| refused(&e))?;
         Ok(voters.into_iter().collect())
+    }
+
+    /// Looks whether a member that is to be added is there and is who it is said to be: the group would wait for it otherwise.
+    async fn greet(&self, id: u64, node: &Node) -> Result<(), RaftError> {
+        let vote = Some(codec::vote(&self.metrics().vote));
+        let heartbeat = wire::AppendEntries { group: self.0.group, vote, to: id, ..Default::default() };
+        let link = self.0.links.to(id, &node.address);
+        let answer: Result<wire::AppendAnswer, _> =
+            link.request(Method::RaftAppend, &heartbeat, GREETING_TIMEOUT).await;
+        let failed = |e| RaftError::Senseless(format!("master {id} at {} can't be added: {e}", node.address));
+        answer.map(drop).map_err(failed)
     }
 
     /// Hands leadership over: this member drops its lease, stops electing and being heard until another leads, `wait` at most. The member
@@ -346,7 +402,12 @@ impl RaftNode {
         };
         let Some(successor) = membership.voter_ids().find(has_all) else { return };
         let Some(node) = membership.get_node(&successor) else { return };
-        let message = wire::VoteRequest { group: self.0.group, vote: Some(codec::vote(&m.vote)), last: None };
+        let message = wire::VoteRequest {
+            group: self.0.group,
+            vote: Some(codec::vote(&m.vote)),
+            to: successor,
+            ..Default::default()
+        };
         let link = self.0.links.to(successor, &node.address);
         let told =
             link.request::<_, wire::VoteAnswer>(Method::RaftVote, &message, self.0.timings.heartbeat).await;

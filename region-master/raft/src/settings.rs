@@ -96,6 +96,12 @@ pub enum RaftError {
     /// openraft refused.
     #[error("the group refused: {0}")]
     Refused(String),
+    /// The change of members makes no sense.
+    #[error("{0}")]
+    Senseless(String),
+    /// There is no such member.
+    #[error("there is no master {0} in the group")]
+    NoMember(u64),
     /// Another member must be asked.
     #[error("this master doesn't lead; the leader is {leader:?}")]
     NotLeader {

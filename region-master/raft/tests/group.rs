@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::{Group, network};
+use mooseng_ports::disk::sim::SimDisk;
 use mooseng_ports::disk::{Disk, OpenMode};
+use mooseng_raft::Member;
 use mooseng_store::{Read, Store, StoreError, Transaction};
 use mooseng_transport::{Link, LinkOptions, PlainNetwork};
 use mooseng_wire::method::Method;
@@ -188,6 +190,69 @@ async fn a_replaced_master_catches_up_by_a_snapshot_and_the_group_goes_on_withou
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_master_that_lost_its_log_is_not_let_in_under_its_old_id() {
+    let group = Group::new(3).await;
+    group.put("k", "v").await;
+    group.converge().await;
+    let leader = group.leader().await;
+    // The first of the first members, too, which makes a group where it finds no log.
+    for lost in (1..=3).filter(|id| *id != leader) {
+        group.kill(lost, true).await;
+        group.slots.write().unwrap()[lost as usize - 1].disk = SimDisk::default();
+        group.start(lost).await;
+        let raft = group.master(lost).raft;
+        if lost == 1 {
+            raft.initialize(group.members()).await.unwrap();
+        }
+        let refused = tokio::time::timeout(Duration::from_secs(20), async {
+            while raft.failure().is_none() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        });
+        refused.await.unwrap();
+        assert!(raft.failure().unwrap().contains("its disk was lost"), "{:?}", raft.failure());
+        // The leader goes on with the other one.
+        group.put("after", &lost.to_string()).await;
+        assert_eq!(group.leader().await, leader);
+        group.kill(lost, true).await;
+        let (new, member) = group.add().await;
+        let changed = group.master(leader).raft;
+        changed.change_members(BTreeMap::new(), BTreeSet::from([lost])).await.unwrap();
+        changed.change_members(BTreeMap::from([(new, member)]), BTreeSet::new()).await.unwrap();
+    }
+    group.converge().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_senseless_change_of_members_is_refused_at_once() {
+    let group = Group::new(3).await;
+    let raft = group.master(group.leader().await).raft;
+    let (four, member) = group.add().await;
+    let of =
+        |name: &str, address: &str| Member { name: name.into(), address: address.into(), ..member.clone() };
+    let one = group.members()[&1].clone();
+    for (id, member, words) in [
+        (5, of("m5", &one.address), "master 1 is m1"),
+        (5, of("m1", &member.address), "master 1 is m1"),
+        (1, of("m1", &member.address), "there is a master 1 already"),
+        // The master there has another id.
+        (5, of("m5", &member.address), "this is master 4, the call is for master 5"),
+        (5, of("m5", "127.0.0.1:1"), "can't connect"),
+    ] {
+        let refused = raft.change_members(BTreeMap::from([(id, member)]), BTreeSet::new()).await.unwrap_err();
+        assert!(refused.to_string().contains(words), "{refused}");
+    }
+    let refused = raft.change_members(BTreeMap::new(), BTreeSet::from([9])).await.unwrap_err();
+    assert!(refused.to_string().contains("no master 9"), "{refused}");
+    assert_eq!(raft.status().members.len(), 3);
+    for _asked_again in 0..2 {
+        let added = raft.change_members(BTreeMap::from([(four, member.clone())]), BTreeSet::new()).await;
+        assert_eq!(added.unwrap(), [1, 2, 3, 4]);
+    }
+    group.converge().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_without_a_quorum_lets_its_lease_run_out() {
     let group = Group::new(3).await;
     let leader = group.leader().await;
@@ -298,7 +363,7 @@ async fn a_full_disk_under_the_leaders_log_makes_it_give_way_until_there_is_room
 
 fn begin(id: &str) -> wire::SnapshotBegin {
     let vote = wire::Vote { term: 1_000, node: 9, committed: true };
-    wire::SnapshotBegin { group: 0, vote: Some(vote), last: None, membership: None, id: id.into() }
+    wire::SnapshotBegin { vote: Some(vote), id: id.into(), ..Default::default() }
 }
 
 fn page(id: &str, sequence: u64) -> wire::SnapshotPage {

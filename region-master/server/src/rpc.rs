@@ -44,6 +44,8 @@ fn raft_refused(error: RaftError) -> Status {
             let at = leader.map(|a| format!("; ask {a}")).unwrap_or_default();
             Status::unavailable(format!("this master doesn't lead the region{at}"))
         }
+        RaftError::Senseless(_) => Status::invalid_argument(error.to_string()),
+        RaftError::NoMember(_) => Status::not_found(error.to_string()),
         other => Status::failed_precondition(other.to_string()),
     }
 }
