@@ -411,7 +411,7 @@ pub struct OpenFacts {
 }
 
 /// The member on which an open chunk is to be ended, so that it can be repaired, moved or collected: its length there is at least what was ever
-/// acknowledged, and no append is acknowledged any more once one member refuses it.
+/// acknowledged, unless its copy has lost something, and no append is acknowledged any more once one member refuses it.
 pub fn end_open(facts: &OpenFacts) -> Option<&str> {
     let leaves =
         facts.members.iter().any(|(_, condition, draining)| *condition == Condition::Lost || *draining);

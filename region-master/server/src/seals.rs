@@ -8,10 +8,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use mooseng_namespace::upkeep::{self, ChunkListing};
-use mooseng_namespace::{OpError, SessionCall, abandon};
+use mooseng_namespace::{OpError, SessionCall, abandon, execute};
 use mooseng_region::seal::{SealFacts, decide};
 use mooseng_schema::Record;
 use mooseng_schema::extent::{self, ExtentRecord};
@@ -111,6 +112,58 @@ pub async fn abandon(master: &Master, listing: &ChunkListing) -> Result<(), Call
     Ok(())
 }
 
+/// Ends an open chunk in the store at the length at which one member was ended before, so that no append is acknowledged any more. Answers
+/// the length; none for a chunk that is gone.
+///
+/// It never ends before what extents name. That member may be shorter: a block that went bad before the chunk was sealed looks like a torn
+/// tail after a restart, and is cut. The other members have it, and cutting them, too, would destroy it.
+pub async fn end(master: &Master, chunk: ChunkId, length: u64) -> Result<Option<ChunkListing>, CallError> {
+    let context = &context(master);
+    transact(&master.store, move |tx| async move {
+        let Some(mut listing) = upkeep::load_chunk(&tx, chunk).await? else { return Ok((tx, None)) };
+        // Its owner may have been quicker, at another length.
+        if !listing.record.sealed {
+            let acknowledged = length.max(named(&tx, chunk).await?);
+            let seal = Op::SealChunk(SealChunk { chunk: chunk.0, acknowledged, failed: vec![] });
+            execute(&tx, context, &FsRequest { caller: None, op: Some(seal) }).await?;
+            (listing.record.sealed, listing.record.length) = (true, acknowledged);
+        }
+        Ok((tx, Some(listing)))
+    })
+    .await
+    .map_err(|e| record_failed(&e))
+}
+
+/// The end of the furthest run that an extent has in the chunk, read with conflicts: nobody names more until this transaction commits.
+async fn named<T: Transaction>(tx: &T, chunk: ChunkId) -> Result<u64, OpError> {
+    let mut end = 0;
+    for (inode, _) in upkeep::chunk_users(tx, chunk, USERS_MAX).await? {
+        let mut range = extent::range(inode);
+        loop {
+            let page = tx.get_range(range.clone(), RangeLimit::default(), Read::Conflicting).await?;
+            end = end.max(end_in(chunk, &page.pairs)?);
+            let Some((last, _)) = page.pairs.last().filter(|_| page.more) else { break };
+            range.begin = behind(last);
+        }
+    }
+    Ok(end)
+}
+
+fn end_in(chunk: ChunkId, pairs: &[(Bytes, Bytes)]) -> Result<u64, OpError> {
+    let mut end = 0;
+    for (_, value) in pairs {
+        let extent = ExtentRecord::from_value(value)?;
+        if extent.chunk == chunk.0 {
+            end = end.max(extent.chunk_offset.saturating_add(extent.length));
+        }
+    }
+    Ok(end)
+}
+
+fn behind(key: &[u8]) -> Bytes {
+    [key, &[0]].concat().into()
+}
+
 /// What to write into the store, and whom to tell then.
 fn decided(
     master: &Master,
@@ -182,13 +235,7 @@ async fn committed_of(master: &Master, chunk: ChunkId, inode: InodeId) -> Result
             let begin = begin.clone();
             async move {
                 let page = tx.get_range(begin, RangeLimit::default(), Read::Snapshot).await?;
-                let mut end = 0;
-                for (_, value) in &page.pairs {
-                    let extent = ExtentRecord::from_value(value)?;
-                    if extent.chunk == chunk.0 {
-                        end = end.max(extent.chunk_offset.saturating_add(extent.length));
-                    }
-                }
+                let end = end_in(chunk, &page.pairs)?;
                 let last = page.pairs.last().filter(|_| page.more).map(|(key, _)| key.clone());
                 Ok::<_, OpError>((tx, (end, last)))
             }
@@ -197,9 +244,7 @@ async fn committed_of(master: &Master, chunk: ChunkId, inode: InodeId) -> Result
         .map_err(|e| record_failed(&e))?;
         end = end.max(page_end);
         let Some(last) = last else { return Ok(end) };
-        let mut next = last.to_vec();
-        next.push(0);
-        range.begin = next.into();
+        range.begin = behind(&last);
     }
 }
 
@@ -242,7 +287,7 @@ async fn tell_one(master: Arc<Master>, member: String, told: Told) {
             chunk: told.chunk.0,
             epoch: told.seal.epoch,
             length: told.seal.length,
-            ticket: bytes::Bytes::new(),
+            ticket: Bytes::new(),
         };
         let link = master.link(Role::Chunkserver, &address);
         match link.request::<_, Sealed>(Method::ChunkSeal, &request, CALL_TIMEOUT).await {

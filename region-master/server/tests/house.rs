@@ -145,6 +145,12 @@ impl Region {
             panic!("not allocated")
         };
         let place = allocated.place.unwrap();
+        self.append_at(inode, &place, 0, bytes).await;
+        place
+    }
+
+    /// Appends to an open chunk and names it.
+    async fn append_at(&self, inode: u64, place: &ChunkPlace, offset: u64, bytes: &[u8]) {
         let member = |l: &mooseng_wire::fs::ChunkLocation| ChainMember {
             chunkserver: l.chunkserver.clone(),
             address: l.address.clone(),
@@ -152,7 +158,7 @@ impl Region {
         let append = Append {
             chunk: place.chunk,
             epoch: place.epoch,
-            offset: 0,
+            offset,
             flush: true,
             ticket: place.ticket.clone(),
             chain: place.locations[1..].iter().map(member).collect(),
@@ -170,13 +176,12 @@ impl Region {
         })
         .await;
         let appended = Appended::decode(appended.unwrap().body).unwrap();
-        assert_eq!(appended.flushed, bytes.len() as u64);
-        let run = ChunkRun { chunk: place.chunk, chunk_offset: 0, length: bytes.len() as u64 };
-        let piece = WritePiece { offset: 0, data: Some(Data::Run(run)) };
+        assert_eq!(appended.flushed, offset + bytes.len() as u64);
+        let run = ChunkRun { chunk: place.chunk, chunk_offset: offset, length: bytes.len() as u64 };
+        let piece = WritePiece { offset, data: Some(Data::Run(run)) };
         let write = Write { inode, pieces: vec![piece], ..Write::default() };
         let written = self.client.change(Op::Write(write)).await.unwrap();
         assert!(matches!(written, Reply::Written(_)), "{written:?}");
-        place
     }
 
     /// A file of one sealed chunk.
@@ -351,6 +356,27 @@ async fn a_flipped_bit_is_repaired() {
     })
     .await;
     until("and deleted", async || region.files(index(&rotten)).is_empty()).await;
+    region.check(inode, &bytes).await;
+}
+
+/// Found by the simulation: a block of an open chunk rots on one chunkserver, which restarts, takes it for a torn tail, and cuts it. Then the chunk
+/// has to be ended, and that chunkserver is asked where: the other copy mustn't be cut there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_named_outlives_a_copy_that_was_cut_as_torn() {
+    let mut region = Region::start(1, 3, |_| ()).await;
+    let bytes = pattern(100_000, 9);
+    let inode = region.create("f").await;
+    let place = region.append(inode, &bytes[..40_000]).await;
+    region.append_at(inode, &place, 40_000, &bytes[40_000..]).await;
+    let [cut, drained] = [0, 1].map(|i: usize| place.locations[i].chunkserver.clone());
+    region.stop(index(&cut)).await;
+    let path = format!("/data/chunks/{:02x}/{:016x}", place.chunk & 0xff, place.chunk);
+    region.disks[index(&cut)].flip_bit(Path::new(&path), mooseng_chunk::layout::block_at(20));
+    region.run(index(&cut)).await;
+    // Of the two members it is the one that stays, so that the chunk is ended there.
+    region.drain(Role::Admin, &drained, true).await.unwrap();
+    until("the drained one is empty", async || region.files(index(&drained)).is_empty()).await;
+    until("nothing is endangered", async || region.status().await.chunks_endangered == 0).await;
     region.check(inode, &bytes).await;
 }
 

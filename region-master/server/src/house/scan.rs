@@ -3,22 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use mooseng_namespace::SessionCall;
 use mooseng_namespace::upkeep::{self, ChunkListing};
 use mooseng_ports::clock::BootTime;
 use mooseng_region::repair::{self, Condition, CopyState, Decision, Need, OpenFacts, Servers};
 use mooseng_wire::call::CallError;
 use mooseng_wire::chunk::{Close, Sealed};
-use mooseng_wire::fs::fs_request::Op;
-use mooseng_wire::fs::{FsRequest, SealChunk};
 use mooseng_wire::method::Method;
 use mooseng_wire::{ChunkId, Role, SessionId};
-use tokio::time::Instant;
 
 use super::{Keeper, ROOT_VOLUME};
 use crate::desk::{ChunkCounts, Desk, Seal};
-use crate::errors::{driver_failed, record_failed};
-use crate::fs::context;
+use crate::errors::record_failed;
 use crate::master::HOME_EPOCH;
 use crate::records::transact;
 use crate::seals;
@@ -31,7 +26,6 @@ const UNSEALED_MAX: usize = 64;
 /// Open chunks that are ended in one page: each is a call.
 const ENDED_MAX: usize = 8;
 const END_WITHIN: Duration = Duration::from_secs(2);
-const SEAL_WITHIN: Duration = Duration::from_secs(5);
 
 /// Where the scan is, and what it has seen in this pass.
 #[derive(Default)]
@@ -210,7 +204,7 @@ impl Keeper<'_> {
         Ok(())
     }
 
-    /// Ends an open chunk whose session lives: on one member first, so that nothing more is acknowledged, then in the store at that length.
+    /// Ends an open chunk whose session lives: on one member first, so that nothing more is acknowledged, then in the store.
     async fn end(&mut self, listing: &ChunkListing, member: &str) -> Result<(), CallError> {
         let epoch = listing.location.as_ref().map_or(HOME_EPOCH.0, |l| l.epoch);
         let address = self.master.desk(|desk| desk.registry.get(member).map(|s| s.beat.address.clone()));
@@ -225,18 +219,7 @@ impl Keeper<'_> {
                 return Ok(());
             }
         };
-        let seal = SealChunk { chunk: listing.chunk.0, acknowledged: length, failed: vec![] };
-        let request = FsRequest { caller: None, op: Some(Op::SealChunk(seal)) };
-        let deadline = Instant::now() + SEAL_WITHIN;
-        self.master
-            .driver
-            .run(SessionCall::default(), &context(self.master), &request, deadline)
-            .await
-            .map_err(|e| driver_failed(&e, || self.master.not_leader()))?;
-        // Its owner may have been quicker, at another length.
-        let Some(sealed) = seals::load(self.master, listing.chunk).await?.filter(|l| l.record.sealed) else {
-            return Ok(());
-        };
+        let Some(sealed) = seals::end(self.master, listing.chunk, length).await? else { return Ok(()) };
         tracing::info!(chunk = listing.chunk.0, length = sealed.record.length, member, "ended an open chunk");
         let seal = Seal { length: sealed.record.length, epoch };
         self.master.desk(|desk| {
