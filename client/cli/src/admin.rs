@@ -9,7 +9,7 @@ use mooseng_transport::grpc::administration_client::AdministrationClient;
 use mooseng_transport::{Network, TRACE, grpc_channel, grpc_request, trace};
 use mooseng_wire::Role;
 use mooseng_wire::admin::{
-    ChangeMembersReply, ChangeMembersRequest, DrainReply, DrainRequest, StatusReply, StatusRequest,
+    ChangeMembersReply, ChangeMembersRequest, DrainReply, DrainRequest, Finding, StatusReply, StatusRequest,
 };
 use tonic::Code;
 use tonic::transport::Channel;
@@ -23,6 +23,9 @@ const STATUS_WAIT: Duration = Duration::from_secs(4);
 const CHANGE_WAIT: Duration = Duration::from_secs(120);
 /// How long it may take to note a draining: one commit.
 const DRAIN_WAIT: Duration = Duration::from_secs(10);
+
+/// The finding of a master about itself.
+const FAILED: &str = "MASTER_FAILED";
 
 /// What the masters answered.
 #[derive(Debug)]
@@ -82,7 +85,10 @@ fn choose(
     // A master that was cut off may still believe in itself: the newest term speaks.
     replies.sort_by_key(|r| (leads(r), r.1.term));
     match replies.pop() {
-        Some((_, reply)) => Ok(Answered { reply, silent }),
+        Some((_, mut reply)) => {
+            replies.iter().for_each(|(address, own)| add_own_word(&mut reply, address, own));
+            Ok(Answered { reply, silent })
+        }
         None => {
             let list: Vec<String> = silent.iter().map(|(a, why)| format!("\n  {a}: {why}")).collect();
             let kind = if denied { Kind::Denied } else { Kind::Unavailable };
@@ -91,6 +97,19 @@ fn choose(
                 format!("No master answers, so nothing is known about the region:{}", list.concat()),
             ))
         }
+    }
+}
+
+/// What only a master itself can say: how far it has applied the log, and that it can't take part.
+fn add_own_word(reply: &mut StatusReply, address: &str, own: &StatusReply) {
+    let Some(listed) = reply.masters.iter_mut().find(|m| m.address == address) else { return };
+    if let Some(told) = own.masters.iter().find(|m| m.address == address) {
+        listed.applied = told.applied;
+    }
+    if let Some(failed) = own.findings.iter().find(|f| f.code == FAILED) {
+        listed.reachable = false;
+        let detail = failed.detail.replacen("The asked master", &format!("Master {}", listed.name), 1);
+        reply.findings.push(Finding { subject: listed.name.clone(), detail, ..failed.clone() });
     }
 }
 
@@ -192,6 +211,25 @@ mod tests {
         let masters =
             ["a", "b"].map(|a| MasterStatus { address: a.into(), leader: a == leader, ..Default::default() });
         StatusReply { term, masters: masters.into(), ..Default::default() }
+    }
+
+    #[test]
+    fn a_master_speaks_for_itself_where_the_leader_can_not_know() {
+        let mut own = reply(2, "a");
+        own.masters[1].applied = 7;
+        own.findings.push(Finding {
+            code: FAILED.into(),
+            subject: "asked master".into(),
+            detail: "The asked master says: its disk is gone.".into(),
+        });
+        let mut leaders = reply(2, "a");
+        leaders.masters.iter_mut().for_each(|m| (m.name, m.reachable) = (format!("m-{}", m.address), true));
+        let replies = vec![("a".into(), leaders), ("b".into(), own)];
+        let chosen = choose(replies, vec![], false).unwrap().reply;
+        assert_eq!((chosen.masters[0].reachable, chosen.masters[1].reachable), (true, false));
+        assert_eq!(chosen.masters[1].applied, 7);
+        assert_eq!(chosen.findings[0].subject, "m-b");
+        assert_eq!(chosen.findings[0].detail, "Master m-b says: its disk is gone.");
     }
 
     #[test]

@@ -76,8 +76,10 @@ fn masters(answered: &Answered) -> Table {
     let mut table = Table::new(["MASTER", "ZONE", "ADDRESS", "STATE", "LOG", "APPLIED", "CERTIFICATE"]);
     for m in &answered.reply.masters {
         let silent = answered.silent.iter().any(|(a, _)| *a == m.address);
+        let failed = reply_says_failed(&answered.reply, &m.name);
         let state = match (m.leader, m.reachable && !silent, m.voter) {
             (true, ..) => "leader",
+            _ if failed => "failed",
             (_, false, _) => "down",
             (_, _, true) => "follower",
             _ => "learner",
@@ -93,6 +95,10 @@ fn masters(answered: &Answered) -> Table {
         ]);
     }
     table
+}
+
+fn reply_says_failed(reply: &StatusReply, master: &str) -> bool {
+    reply.findings.iter().any(|f| f.code == "MASTER_FAILED" && f.subject == master)
 }
 
 fn chunkservers(reply: &StatusReply) -> Table {

@@ -57,6 +57,21 @@ struct Chunkserver<'a> {
 /// How long files of deleted chunks wait in a dev cluster: one machine's disk is small.
 const TRASH_S: u64 = 60;
 
+/// Takes on the ids that somebody gave to masters in their configurations: who replaces a lost master gives the new one another id.
+pub fn adopt_ids(cluster: &mut Cluster) {
+    for n in 0..cluster.state.plan.daemons.len() {
+        let daemon = &cluster.state.plan.daemons[n];
+        if daemon.role != Role::Master {
+            continue;
+        }
+        let text = std::fs::read_to_string(cluster.config_path(&daemon.name)).unwrap_or_default();
+        let id = text.parse::<toml::Table>().ok().and_then(|t| t.get("id")?.as_integer());
+        if let Some(id) = id.and_then(|id| u64::try_from(id).ok()).filter(|id| *id > 0) {
+            cluster.state.plan.daemons[n].id = id;
+        }
+    }
+}
+
 /// Writes all of them.
 pub fn write(cluster: &Cluster) -> Result<(), Failure> {
     let plan = &cluster.state.plan;

@@ -59,6 +59,7 @@ fn bring_up(cluster: &mut Cluster, wait: Duration) -> Result<(), Failure> {
     }
     progress.say("certificates");
     certs::issue_all(cluster)?;
+    configs::adopt_ids(cluster);
     configs::write(cluster)?;
     cluster.save()?;
     progress.step();
