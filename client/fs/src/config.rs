@@ -27,6 +27,8 @@ pub struct ClientConfig {
     pub hedge_after: Duration,
     /// Most bytes of chunk data kept in memory.
     pub cache_bytes: usize,
+    /// Most bytes that are written and not sent yet; 0 sends each write at once.
+    pub write_buffer_bytes: usize,
     /// Most bytes of attributes, entries and lists of directories kept in memory.
     pub facts_bytes: usize,
     /// Most bytes read ahead on one handle.
@@ -51,6 +53,7 @@ impl Default for ClientConfig {
             append_timeout: Duration::from_millis(1500),
             hedge_after: Duration::from_millis(500),
             cache_bytes: 64 << 20,
+            write_buffer_bytes: 64 << 20,
             facts_bytes: 64 << 20,
             read_ahead_bytes: 8 << 20,
             atime: true,

@@ -62,6 +62,11 @@ pub enum FsError {
     /// The session is gone for good, so nobody knows the outcome of a change that was under way.
     #[error("the session was forgotten by the region while a change was under way, whose outcome is unknown")]
     SessionLost,
+    /// Buffered bytes were given up: the lease lapsed, and another host changed the file before they were sent.
+    #[error(
+        "what this host had written to inode {0} and not fsynced is lost: its lease lapsed, and another host changed the file meanwhile"
+    )]
+    Overtaken(u64),
     /// The filesystem was closed.
     #[error("the filesystem is closed")]
     Closed,
@@ -87,7 +92,9 @@ impl FsError {
             FsError::NameTooLong(_) => libc::ENAMETOOLONG,
             FsError::FileTooLarge => libc::EFBIG,
             FsError::Invalid(_) => libc::EINVAL,
-            FsError::Malformed(_) | FsError::Internal(_) | FsError::SessionLost => libc::EIO,
+            FsError::Malformed(_) | FsError::Internal(_) | FsError::SessionLost | FsError::Overtaken(_) => {
+                libc::EIO
+            }
             FsError::Closed => libc::ESHUTDOWN,
         }
     }
@@ -122,6 +129,7 @@ mod tests {
             FsError::Malformed("x".into()),
             FsError::Internal("x".into()),
             FsError::SessionLost,
+            FsError::Overtaken(7),
             FsError::Closed,
         ];
         for error in all {

@@ -7,8 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
-use mooseng_wire::fs::{Attr, Caller, Create, Open, Release, SetAttr, Write, WritePiece, write_piece};
-use mooseng_wire::{FILE_SIZE_MAX, INLINE_EXTENT_BYTES_MAX, INLINE_FILE_BYTES_MAX};
+use mooseng_wire::fs::{Attr, Caller, Create, Open, Release, SetAttr};
 use tokio::time::Instant;
 
 use crate::atime;
@@ -16,6 +15,7 @@ use crate::error::FsError;
 use crate::fs::{FileSystem, daemon};
 use crate::opens::OpenInodeState;
 use crate::read::{Pattern, unexpected};
+use crate::writeback::Place;
 
 /// Names an open file to the client.
 pub type HandleId = u64;
@@ -67,6 +67,8 @@ pub(crate) struct Handle {
     flags: i32,
     state: Arc<OpenInodeState>,
     pattern: Mutex<Pattern>,
+    /// Failed write-backs of the inode that this handle has heard of.
+    failures_seen: AtomicU64,
 }
 
 /// Open handles by number.
@@ -143,8 +145,7 @@ impl FileSystem {
         loop {
             let op = Op::Create(Create { parent, name: name.clone(), mode, exclusive, truncate });
             let life = self.inner.session.life();
-            let (reply, order) =
-                self.inner.region.ordered_change(caller, op, self.inner.region.patience()).await?;
+            let (reply, order) = self.inner.region.ordered_change(caller, op).await?;
             let (attr, created) = match reply {
                 Reply::Created(reply) => (
                     reply
@@ -214,7 +215,9 @@ impl FileSystem {
     fn keep(&self, mut registration: Registration, flags: i32) -> HandleId {
         registration.kept = true;
         let state = registration.state.clone();
-        self.inner.handles.add(Handle { inode: registration.inode, flags, state, pattern: Mutex::default() })
+        let failures_seen = AtomicU64::new(state.failures().0);
+        let inode = registration.inode;
+        self.inner.handles.add(Handle { inode, flags, state, pattern: Mutex::default(), failures_seen })
     }
 
     /// The inode behind a handle.
@@ -239,6 +242,10 @@ impl FileSystem {
     async fn released(&self, inode: u64) {
         let inner = &self.inner;
         let Some(state) = inner.opens.get(inode) else { return };
+        // Before the gate: opening the file again needn't wait for its data.
+        if let Err(error) = inner.writer.flush(inode).await {
+            tracing::debug!(inode, %error, "buffered data couldn't be sent at the release");
+        }
         let _gate = state.gate.lock().await;
         if state.local() > 0 {
             return;
@@ -271,6 +278,10 @@ impl FileSystem {
         }
         // Opening was the permission to read: chmod and unlink don't take it back.
         let caller = Caller { kernel_checked: true, ..caller.clone() };
+        if let Some(bytes) = inner.writer.read(open.inode, offset, length.into()) {
+            return Ok(bytes);
+        }
+        inner.writer.flush(open.inode).await?;
         let (bytes, attr) = inner
             .reader
             .read(&caller, open.inode, offset, length.into(), &open.pattern)
@@ -302,7 +313,6 @@ impl FileSystem {
         if open.flags & libc::O_ACCMODE == libc::O_RDONLY {
             return Err(FsError::BadHandle(handle));
         }
-        let kill_suidgid = options.kill_suidgid;
         let append = match options.mode {
             WriteMode::AsOpened => open.flags & libc::O_APPEND != 0,
             WriteMode::At => false,
@@ -312,148 +322,56 @@ impl FileSystem {
             return Ok((offset, None));
         }
         let caller = Caller { kernel_checked: true, ..caller.clone() };
-        let size = match open.state.size() {
-            Some(size) => size,
-            None => self.getattr(&caller, open.inode).await.map_err(|e| e.on_handle(open.inode))?.size,
-        };
-        let offset = if append { size } else { offset };
-        let length = data.len() as u64;
-        let end =
-            offset.checked_add(length).filter(|&end| end <= FILE_SIZE_MAX).ok_or(FsError::FileTooLarge)?;
-        let inline = end.max(size) <= INLINE_FILE_BYTES_MAX;
-        let mut outcome =
-            self.write_once(&caller, &open, offset, data.clone(), append, inline, kill_suidgid).await;
-        if inline
-            && matches!(
-                outcome,
-                Err(FsError::Answered(libc::EINVAL | libc::EFBIG | libc::EMSGSIZE) | FsError::Invalid(_))
-            )
-        {
-            // The size was a hint, and somebody else has made the file larger than inline data may be.
-            outcome = self.write_once(&caller, &open, offset, data, append, false, kill_suidgid).await;
-        }
-        let (at, attr) = outcome.map_err(|e| e.on_handle(open.inode))?;
-        open.state.set_size(attr.as_ref().map_or(end.max(size), |attr| attr.size));
-        inner.region.counters.took("write", started.elapsed());
-        Ok((at, attr))
-    }
-
-    #[allow(clippy::too_many_arguments, reason = "the parts of one write, used once above")]
-    async fn write_once(
-        &self,
-        caller: &Caller,
-        open: &Handle,
-        offset: u64,
-        data: Bytes,
-        append: bool,
-        inline: bool,
-        kill_suidgid: bool,
-    ) -> Result<(u64, Option<Attr>), FsError> {
-        let deadline = Instant::now() + self.inner.region.patience();
-        loop {
-            let pieces = if inline {
-                inline_pieces(offset, &data)
-            } else {
-                self.run_pieces(caller, open.inode, offset, data.clone(), deadline).await?
-            };
-            let chunks: Vec<u64> = pieces.iter().filter_map(chunk_of).collect();
-            let write = Write { inode: open.inode, pieces, append, kill_suidgid, ..Write::default() };
-            match self.inner.region.change(caller, Op::Write(write)).await? {
-                Reply::Written(written) => {
-                    return Ok((if append { written.offset } else { offset }, written.attr));
+        let (inode, writer) = (open.inode, &inner.writer);
+        let place = if append { Place::End } else { Place::At(offset) };
+        let buffered = writer
+            .buffer(&caller, inode, place, &data, options.kill_suidgid)
+            .await
+            .map_err(|e| e.on_handle(inode))?;
+        let written = match buffered {
+            Some((at, attr)) => {
+                open.state.set_size(attr.size);
+                if open.flags & (libc::O_SYNC | libc::O_DSYNC) != 0 {
+                    self.fsync(handle, false).await?;
                 }
-                // The session's lease lapsed between append and commit, and the region has sealed the chunk without these bytes. That is
-                // this change's outcome for good, so the bytes may be appended and committed again. A file that is gone answers the same,
-                // and says so again when the fresh chunk is asked for.
-                Reply::Errno(errno)
-                    if errno == libc::ESTALE as u32 && !chunks.is_empty() && Instant::now() < deadline =>
-                {
-                    tracing::info!(
-                        inode = open.inode,
-                        ?chunks,
-                        "a chunk is no longer this session's; its bytes go to a fresh one"
-                    );
-                    self.inner.region.counters.update(|c| c.chunks_replaced += 1);
-                    self.inner.appenders.disown(open.inode, &chunks).await;
-                }
-                other => return Err(unexpected("write", &other)),
+                (at, Some(attr))
             }
-        }
+            None => {
+                writer.flush(inode).await?;
+                let size = match open.state.size() {
+                    Some(size) => size,
+                    None => self.getattr(&caller, inode).await.map_err(|e| e.on_handle(inode))?.size,
+                };
+                let length = data.len() as u64;
+                let (at, attr) =
+                    writer.through(&caller, inode, place, size, data, options.kill_suidgid).await?;
+                open.state.set_size(attr.as_ref().map_or((at + length).max(size), |attr| attr.size));
+                (at, attr)
+            }
+        };
+        inner.region.counters.took("write", started.elapsed());
+        Ok(written)
     }
 
-    async fn run_pieces(
-        &self,
-        caller: &Caller,
-        inode: u64,
-        offset: u64,
-        data: Bytes,
-        deadline: Instant,
-    ) -> Result<Vec<WritePiece>, FsError> {
-        let runs = self.inner.appenders.append(caller, inode, data, deadline).await?;
-        let mut at = offset;
-        Ok(runs
-            .into_iter()
-            .map(|run| {
-                let piece_at = at;
-                at += run.length;
-                WritePiece { offset: piece_at, data: Some(write_piece::Data::Run(run)) }
-            })
-            .collect())
-    }
-
-    /// What close(2) calls, once for each descriptor. Writes are durable already when they are answered.
+    /// What close(2) calls, once for each descriptor. What is buffered is sent soon, with the release of the last one at the latest.
     pub async fn flush(&self, handle: HandleId) -> Result<(), FsError> {
         self.inner.handles.get(handle).map(|_| ())
     }
 
-    /// Makes everything written through any handle of the file durable. Writes are durable already when they are answered.
+    /// Makes everything written through any handle of the file durable. Data that was given up since this handle's last fsync is reported,
+    /// once.
     pub async fn fsync(&self, handle: HandleId, _data_only: bool) -> Result<(), FsError> {
-        self.inner.handles.get(handle).map(|_| ())
+        let open = self.inner.handles.get(handle)?;
+        let flushed = self.inner.writer.flush(open.inode).await;
+        let (failures, errno) = open.state.failures();
+        if open.failures_seen.swap(failures, Ordering::AcqRel) < failures {
+            return Err(FsError::Answered(errno));
+        }
+        flushed
     }
 
     /// Makes a directory's changes durable. They are already when they are answered.
     pub async fn fsync_directory(&self, _inode: u64) -> Result<(), FsError> {
         Ok(())
-    }
-}
-
-fn chunk_of(piece: &WritePiece) -> Option<u64> {
-    match &piece.data {
-        Some(write_piece::Data::Run(run)) => Some(run.chunk),
-        Some(write_piece::Data::Inline(_)) | None => None,
-    }
-}
-
-/// Cuts data at multiples of the largest inline extent, so that rewritten parts of a file meet the extents that they replace.
-fn inline_pieces(offset: u64, data: &Bytes) -> Vec<WritePiece> {
-    let mut pieces = Vec::new();
-    let mut rest = data.clone();
-    let mut at = offset;
-    while !rest.is_empty() {
-        let room = INLINE_EXTENT_BYTES_MAX - at % INLINE_EXTENT_BYTES_MAX;
-        let piece = rest.split_to(rest.len().min(room as usize));
-        let length = piece.len() as u64;
-        pieces.push(WritePiece { offset: at, data: Some(write_piece::Data::Inline(piece)) });
-        at += length;
-    }
-    pieces
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn inline_data_is_cut_at_fixed_borders() {
-        let data = Bytes::from(vec![1; 40_000]);
-        let pieces = inline_pieces(10_000, &data);
-        let cuts: Vec<(u64, usize)> = pieces
-            .iter()
-            .map(|p| match &p.data {
-                Some(write_piece::Data::Inline(bytes)) => (p.offset, bytes.len()),
-                other => panic!("{other:?}"),
-            })
-            .collect();
-        assert_eq!(cuts, [(10_000, 6_384), (16_384, 16_384), (32_768, 16_384), (49_152, 848)]);
     }
 }

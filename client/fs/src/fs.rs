@@ -1,6 +1,7 @@
 //! The filesystem: names, attributes, directories. Open files are in [`crate::files`].
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use mooseng_ports::clock::Clock;
@@ -31,6 +32,7 @@ use crate::recalls::Recalls;
 use crate::region::Region;
 use crate::session::Session;
 use crate::status::{FsStatus, Latency};
+use crate::writeback::{Buffers, WriteBack};
 
 /// A mounted region. Cheap to clone; the last clone dropped ends its background work (use [`Self::close`] to end the session, too).
 #[derive(Clone)]
@@ -47,7 +49,8 @@ pub(crate) struct Inner {
     pub handles: Handles,
     pub chunkservers: Arc<Chunkservers>,
     pub reader: Reader,
-    pub appenders: Appenders,
+    pub appenders: Arc<Appenders>,
+    pub writer: Arc<WriteBack>,
     pub touches: Arc<Touches>,
     shutdown: CancellationToken,
 }
@@ -116,19 +119,38 @@ impl FileSystem {
         let shutdown = CancellationToken::new();
         let opens = Arc::new(Opens::default());
         let facts = Arc::new(Facts::new(clock.clone(), config.facts_bytes));
-        let session =
-            Session::new(config, peers.clone(), clock, opens.clone(), facts.clone(), shutdown.clone());
+        let buffers = Arc::new(Buffers::new(config.write_buffer_bytes));
+        let session = Session::new(
+            config,
+            peers.clone(),
+            clock,
+            opens.clone(),
+            facts.clone(),
+            buffers.clone(),
+            shutdown.clone(),
+        );
         let recalls = Arc::new(Recalls::default());
         session.on_recall(recalls.clone());
         let region = Region::new(session.clone());
         let chunkservers =
             Arc::new(Chunkservers::new(peers, session.config.zone.clone(), session.config.hedge_after));
         let touches = Arc::new(Touches::default());
+        let appenders = Arc::new(Appenders::new(region.clone(), chunkservers.clone()));
+        let writer = Arc::new(WriteBack {
+            region: region.clone(),
+            appenders: appenders.clone(),
+            facts: facts.clone(),
+            opens: opens.clone(),
+            buffers,
+        });
+        recalls.write_back(&writer);
+        tokio::spawn(WriteBack::keep(Arc::downgrade(&writer)));
         tokio::spawn(session.clone().keep());
         tokio::spawn(send_touches(region.clone(), touches.clone(), shutdown.clone()));
         let inner = Inner {
             reader: Reader::new(region.clone(), chunkservers.clone()),
-            appenders: Appenders::new(region.clone(), chunkservers.clone()),
+            appenders,
+            writer,
             handles: Handles::default(),
             session,
             facts,
@@ -164,6 +186,7 @@ impl FileSystem {
             open_inodes: inner.opens.len(),
             open_chunks: inner.appenders.open_chunks(),
             cache_bytes: inner.reader.cache.bytes(),
+            dirty_bytes: inner.writer.buffers.bytes(),
             retries: counts.retries,
             timeouts: counts.timeouts,
             chunks_replaced: counts.chunks_replaced,
@@ -198,8 +221,9 @@ impl FileSystem {
     /// Seals open chunks, sends what is pending and ends the session. Operations fail from then on.
     pub async fn close(&self) {
         let inner = &self.inner;
-        let patience = inner.session.config.retry_timeout.min(std::time::Duration::from_secs(5));
+        let patience = inner.session.config.retry_timeout.min(Duration::from_secs(5));
         let tidy = async {
+            inner.writer.flush_older(Duration::ZERO).await;
             inner.appenders.close_all(&daemon()).await;
             flush_touches(&inner.region, &inner.touches).await;
             inner.session.close().await
@@ -244,6 +268,7 @@ impl FileSystem {
         let op = Op::Lookup(Lookup { parent, name: name.clone() });
         match self.attr_read(caller, "lookup", op).await {
             Ok(attr) => {
+                let attr = self.shown(attr);
                 let validity = facts.validity(Some(&attr), Some((parent, &name)));
                 Ok((Some(attr), validity))
             }
@@ -258,7 +283,7 @@ impl FileSystem {
         let name = checked(name).ok()?;
         let facts = &self.inner.facts;
         let attr = match facts.entry(parent, &name)?.0 {
-            Some(inode) => Some(facts.inode(inode)?.0.attr),
+            Some(inode) => Some(self.shown(facts.inode(inode)?.0.attr)),
             None => None,
         };
         let validity = facts.validity(attr.as_ref(), Some((parent, &name)));
@@ -267,7 +292,7 @@ impl FileSystem {
 
     /// What is promised of an inode, without asking anybody.
     pub fn known_attr(&self, inode: u64) -> Option<Attr> {
-        self.inner.facts.inode(inode).map(|(known, _)| known.attr)
+        self.inner.facts.inode(inode).map(|(known, _)| self.shown(known.attr))
     }
 
     /// How long attributes that were just answered may be kept, and the entry that led to them.
@@ -278,10 +303,16 @@ impl FileSystem {
 
     /// An inode's attributes.
     pub async fn getattr(&self, caller: &Caller, inode: u64) -> Result<Attr, FsError> {
-        if let Some((known, _)) = self.inner.facts.inode(inode) {
-            return Ok(known.attr);
+        if let Some(attr) = self.known_attr(inode) {
+            return Ok(attr);
         }
-        self.attr_read(caller, "getattr", Op::GetAttr(GetAttr { inode })).await
+        self.attr_read(caller, "getattr", Op::GetAttr(GetAttr { inode })).await.map(|attr| self.shown(attr))
+    }
+
+    /// Attributes as the region has them, beneath what is buffered here.
+    pub(crate) fn shown(&self, mut attr: Attr) -> Attr {
+        self.inner.writer.buffers.show(&mut attr);
+        attr
     }
 
     /// Changes attributes, the size included.
@@ -292,6 +323,8 @@ impl FileSystem {
         if change.atime_ns.is_some() || change.atime_now {
             self.inner.touches.drop_inode(change.inode);
         }
+        // What was written before comes before: a truncation cuts it, times that are set stay.
+        self.inner.writer.flush(change.inode).await?;
         self.attr_change(caller, "setattr", Op::SetAttr(change)).await
     }
 
@@ -384,6 +417,9 @@ impl FileSystem {
         mode: RenameMode,
     ) -> Result<(), FsError> {
         let (name, new_name) = (checked(name)?, checked(new_name)?);
+        if mode != RenameMode::NoReplace {
+            self.flush_before_replace(parent, &name).await?;
+        }
         let (no_replace, exchange) = (mode == RenameMode::NoReplace, mode == RenameMode::Exchange);
         self.done(
             caller,
@@ -391,6 +427,22 @@ impl FileSystem {
             Op::Rename(Rename { parent, name, new_parent, new_name, no_replace, exchange }),
         )
         .await
+    }
+
+    /// A rename that replaces a file never commits before its source's data.
+    async fn flush_before_replace(&self, parent: u64, name: &Bytes) -> Result<(), FsError> {
+        let writer = &self.inner.writer;
+        if writer.buffers.bytes() == 0 {
+            return Ok(());
+        }
+        match self.inner.facts.entry(parent, name) {
+            Some((Some(inode), _)) => writer.flush(inode).await,
+            Some((None, _)) => Ok(()),
+            None => {
+                writer.flush_older(Duration::ZERO).await;
+                Ok(())
+            }
+        }
     }
 
     /// A page of a directory behind `cookie` (0 for its start). "." and ".." aren't in it.
@@ -414,7 +466,12 @@ impl FileSystem {
             .read(caller, Op::ReadDir(ReadDir { inode, cookie, entries_max, plus }))
             .await?
         {
-            Reply::DirPage(page) => Ok(page),
+            Reply::DirPage(mut page) => {
+                for entry in &mut page.entries {
+                    entry.attr = entry.attr.take().map(|attr| self.shown(attr));
+                }
+                Ok(page)
+            }
             other => Err(unexpected("readdir", &other)),
         }
     }
@@ -437,6 +494,7 @@ impl FileSystem {
         offset: u64,
         whence: SeekWhence,
     ) -> Result<u64, FsError> {
+        self.inner.writer.flush(inode).await?;
         match self.inner.region.read(caller, Op::Seek(Seek { inode, offset, whence: whence.into() })).await? {
             Reply::Seek(to) => Ok(to.offset),
             other => Err(unexpected("seek", &other)),
@@ -504,6 +562,7 @@ impl FileSystem {
 
     /// Where an inode's data lies.
     pub async fn describe(&self, caller: &Caller, inode: u64) -> Result<Description, FsError> {
+        self.inner.writer.flush(inode).await?;
         match self.inner.region.read(caller, Op::Describe(Describe { inode })).await? {
             Reply::Description(description) => Ok(description),
             other => Err(unexpected("describe", &other)),

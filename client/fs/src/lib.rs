@@ -4,6 +4,7 @@
 //!  FileSystem (fs, files)
 //!    |-- Region (region)  numbers, retries, exactly-once --> Session (session)  leader, lease, failover
 //!    |-- Reader (read, plan, cache)   extents -> inline data, chunk runs
+//!    |-- WriteBack (writeback, dirty) buffers under the exclusive promise, or through
 //!    |-- Appenders (append)           one open chunk for an inode, replaced when a chunkserver fails
 //!    |      \------ Chunkservers (chunkservers)  which replica, hedging, CRC
 //!    |-- Opens (opens), Touches (atime)
@@ -19,6 +20,7 @@ mod atime;
 mod cache;
 mod chunkservers;
 mod config;
+mod dirty;
 mod error;
 mod facts;
 #[cfg(feature = "fake")]
@@ -36,6 +38,7 @@ pub mod retry;
 mod session;
 mod status;
 mod window;
+mod writeback;
 
 pub use config::ClientConfig;
 pub use error::FsError;

@@ -7,8 +7,10 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use mooseng_wire::session::OpenInode;
+use tokio::time::Instant;
 
 /// A size that isn't known.
 const UNKNOWN: u64 = u64::MAX;
@@ -21,6 +23,16 @@ pub(crate) struct OpenInodeState {
     counts: Mutex<Counts>,
     /// The size that this client saw last: a hint that decides between inline and chunk, nothing more.
     size: AtomicU64,
+    writing: Mutex<Writing>,
+}
+
+#[derive(Debug, Default)]
+struct Writing {
+    /// Until then writes go through without asking for the inode exclusively.
+    shared_until: Option<Instant>,
+    /// Failed write-backs so far, and the last one's error number.
+    failures: u64,
+    errno: i32,
 }
 
 #[derive(Debug, Default)]
@@ -34,10 +46,33 @@ struct Counts {
 
 impl OpenInodeState {
     fn new() -> Self {
-        Self { gate: tokio::sync::Mutex::new(()), counts: Mutex::default(), size: AtomicU64::new(UNKNOWN) }
+        Self {
+            gate: tokio::sync::Mutex::new(()),
+            counts: Mutex::default(),
+            size: AtomicU64::new(UNKNOWN),
+            writing: Mutex::default(),
+        }
     }
     fn counts<T>(&self, f: impl FnOnce(&mut Counts) -> T) -> T {
         f(&mut self.counts.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+    fn writing<T>(&self, f: impl FnOnce(&mut Writing) -> T) -> T {
+        f(&mut self.writing.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+    /// Whether others were writing it, too, a moment ago.
+    pub fn is_shared(&self) -> bool {
+        self.writing(|w| w.shared_until.is_some_and(|until| Instant::now() < until))
+    }
+    pub fn share_for(&self, time: Duration) {
+        self.writing(|w| w.shared_until = Some(Instant::now() + time));
+    }
+    /// Buffered data was given up.
+    pub fn failed(&self, errno: i32) {
+        self.writing(|w| (w.failures, w.errno) = (w.failures + 1, errno));
+    }
+    /// How many times that has happened, and the last error number.
+    pub fn failures(&self) -> (u64, i32) {
+        self.writing(|w| (w.failures, w.errno))
     }
     pub fn size(&self) -> Option<u64> {
         Some(self.size.load(Ordering::Relaxed)).filter(|&size| size != UNKNOWN)

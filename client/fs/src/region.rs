@@ -54,6 +54,8 @@ struct Flight {
     patience: Duration,
     /// The last attempt's place in the session's order.
     order: u64,
+    /// Others may wait for it.
+    urgent: bool,
 }
 
 /// What to do with a failed attempt.
@@ -104,6 +106,7 @@ impl Region {
             deadline: started + patience,
             patience,
             order: 0,
+            urgent: false,
         };
         let reply = self.fly(&mut flight).await;
         self.counters.took(what, started.elapsed());
@@ -122,20 +125,31 @@ impl Region {
         op: Op,
         patience: Duration,
     ) -> Result<Reply, FsError> {
-        self.ordered_change(caller, op, patience).await.map(|(reply, _)| reply)
+        self.change_of(caller, op, patience, false).await.map(|(reply, _)| reply)
     }
 
-    /// [`Self::change_within`]; answers, too, the place in the session's order of the attempt that was answered.
-    pub async fn ordered_change(
+    /// Runs a change that others may wait for, and that waits for nobody: it passes those that do.
+    pub async fn change_urgently(self: &Arc<Self>, caller: &Caller, op: Op) -> Result<Reply, FsError> {
+        self.change_of(caller, op, self.patience(), true).await.map(|(reply, _)| reply)
+    }
+
+    /// [`Self::change`]; answers, too, the place in the session's order of the attempt that was answered.
+    pub async fn ordered_change(self: &Arc<Self>, caller: &Caller, op: Op) -> Result<(Reply, u64), FsError> {
+        self.change_of(caller, op, self.patience(), false).await
+    }
+
+    async fn change_of(
         self: &Arc<Self>,
         caller: &Caller,
         op: Op,
         patience: Duration,
+        urgent: bool,
     ) -> Result<(Reply, u64), FsError> {
         let started = Instant::now();
         let what = name(&op);
         let deadline = started + patience;
-        let number = self.begin(what, deadline, patience).await?;
+        let urgent = urgent || matches!(op, Op::AllocateChunk(_) | Op::SealChunk(_));
+        let number = self.begin(what, deadline, patience, urgent).await?;
         let mut settling = Settling {
             region: self.clone(),
             flight: Some(Flight {
@@ -147,6 +161,7 @@ impl Region {
                 deadline,
                 patience,
                 order: 0,
+                urgent,
             }),
         };
         let reply = match &mut settling.flight {
@@ -158,12 +173,18 @@ impl Region {
         reply
     }
 
-    async fn begin(&self, what: &'static str, deadline: Instant, patience: Duration) -> Result<u64, FsError> {
+    async fn begin(
+        &self,
+        what: &'static str,
+        deadline: Instant,
+        patience: Duration,
+        urgent: bool,
+    ) -> Result<u64, FsError> {
         loop {
             let room = self.room.notified();
             tokio::pin!(room);
             room.as_mut().enable();
-            if let Some(number) = self.window(Window::begin) {
+            if let Some(number) = self.window(|window| window.begin(urgent)) {
                 return Ok(number);
             }
             if tokio::time::timeout_at(deadline, room).await.is_err() {
@@ -230,7 +251,8 @@ impl Region {
                 Next::Renumber => {
                     self.finish(flight.number);
                     flight.number = 0;
-                    flight.number = self.begin(flight.what, flight.deadline, flight.patience).await?;
+                    flight.number =
+                        self.begin(flight.what, flight.deadline, flight.patience, flight.urgent).await?;
                     flight.sent_as = None;
                 }
                 Next::Fail(error) => return Err(error),

@@ -37,6 +37,7 @@ use crate::facts::{Facts, Recalled};
 use crate::opens::Opens;
 use crate::peers::{Failure, Peers};
 use crate::retry::{Backoff, Budget};
+use crate::writeback::Buffers;
 
 /// A master that doesn't answer for this long is joined by the next one.
 const STAGGER: Duration = Duration::from_millis(200);
@@ -92,6 +93,7 @@ pub(crate) struct Session {
     pub clock: Arc<dyn Clock>,
     pub opens: Arc<Opens>,
     pub facts: Arc<Facts>,
+    pub buffers: Arc<Buffers>,
     /// Every change numbered below this is answered, and its answer digested.
     pub settled: AtomicU64,
     /// The last place that was given in the order of attempts.
@@ -127,6 +129,7 @@ impl Session {
         clock: Arc<dyn Clock>,
         opens: Arc<Opens>,
         facts: Arc<Facts>,
+        buffers: Arc<Buffers>,
         shutdown: CancellationToken,
     ) -> Arc<Self> {
         let state = State {
@@ -150,6 +153,7 @@ impl Session {
             clock,
             opens,
             facts,
+            buffers,
             settled: AtomicU64::new(0),
             order: AtomicU64::new(0),
             declared: AtomicU64::new(0),
@@ -332,6 +336,14 @@ impl Session {
         };
         if self.state(|s| s.answered) == life {
             return;
+        }
+        // Nothing is added to the buffers since the promises of the custodian before were renounced, so the list is complete. Nobody is
+        // served before this session answers, so nobody else can have been promised these inodes.
+        if !self.buffers.inodes().is_empty()
+            && let Err(failure) = self.open_as(&seat.leader, life.1, life.2, life.0).await
+        {
+            tracing::debug!(%failure, "what is buffered couldn't be claimed yet");
+            return self.gone(&seat);
         }
         if let Some(recalled) = self.recalls.get() {
             recalled.everything().await;
@@ -629,7 +641,7 @@ impl Session {
             host: self.config.host.clone(),
             mount_path: self.config.mount_path.clone(),
             custody_epoch,
-            exclusive: Vec::new(),
+            exclusive: self.buffers.inodes(),
         };
         // The lease counts from before the request left, so that ours ends before the master's.
         let sent = self.clock.boot();

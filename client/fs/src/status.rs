@@ -31,6 +31,8 @@ pub struct FsStatus {
     pub open_chunks: usize,
     /// Bytes of chunk data in memory.
     pub cache_bytes: usize,
+    /// Written bytes that aren't at the region yet.
+    pub dirty_bytes: usize,
     /// Attempts that had to be repeated.
     pub retries: u64,
     /// Operations that failed because nobody answered in time.

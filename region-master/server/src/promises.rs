@@ -35,6 +35,9 @@ const RECALLS_PER_NOTICE: usize = 256;
 const ROOM_MADE: usize = 256;
 /// Linux' ENOENT.
 const ENOENT: u32 = 2;
+/// Linux' O_ACCMODE and O_RDONLY.
+const OPEN_ACCESS_MODE: u32 = 3;
+const OPEN_READ_ONLY: u32 = 0;
 
 /// Sessions' connections, by which notices travel.
 #[derive(Default)]
@@ -194,6 +197,14 @@ fn grantable(request: &FsRequest, fact: &Fact) -> bool {
     }
 }
 
+/// The inode that a request opens to write to it.
+fn opened_to_write(request: &FsRequest) -> Option<InodeId> {
+    match &request.op {
+        Some(Op::Open(r)) if r.flags & OPEN_ACCESS_MODE != OPEN_READ_ONLY => Some(InodeId(r.inode)),
+        _ => None,
+    }
+}
+
 /// What goes beside an answer.
 #[derive(Debug, Default)]
 pub struct Beside {
@@ -239,10 +250,17 @@ pub async fn admit_read(
         if !recalls.is_empty() {
             return Err(recalls);
         }
-        let level = if alone { Level::Exclusive } else { Level::Shared };
+        // Who opens a file to write gets it exclusively if that takes nothing from anybody.
+        let writer =
+            opened_to_write(request).is_some_and(|inode| !desk.sessions.is_open_elsewhere(id, inode));
+        let levels: &[Level] = match (alone, writer) {
+            (true, _) => &[Level::Exclusive],
+            (false, true) => &[Level::Exclusive, Level::Shared],
+            (false, false) => &[Level::Shared],
+        };
         let mut beside = Beside::default();
         for fact in facts.iter().filter(|fact| grantable(request, fact)) {
-            if desk.promises.grant(id, fact, level, version) {
+            if levels.iter().any(|level| desk.promises.grant(id, fact, *level, version)) {
                 // An inode that is held at a higher level already stays so.
                 let exclusive = desk.promises.level(id, fact) == Some(Level::Exclusive);
                 beside.granted.push(Granted { fact: Some(fact.to_message()), exclusive });

@@ -1,0 +1,330 @@
+//! What was written to one inode and isn't at the region yet: bytes by their place, newest on top. No clocks, no sending.
+//!
+//! ```text
+//!   put -> waiting -> take -> sending -> sent
+//!             ^                  |
+//!             +---- put_back ----+   (beneath what was written meanwhile)
+//! ```
+
+use std::collections::BTreeMap;
+
+use bytes::{Bytes, BytesMut};
+use mooseng_wire::fs::Attr;
+use tokio::time::Instant;
+
+/// Bytes sent with one change at most.
+pub(crate) const BATCH_BYTES: usize = 4 << 20;
+/// Separate places sent with one change at most; each may become two pieces where a chunk ends.
+pub(crate) const BATCH_SEGMENTS: usize = 100;
+
+/// Bytes by offset; no two overlap.
+#[derive(Debug, Default)]
+struct Parts {
+    by_offset: BTreeMap<u64, Bytes>,
+    bytes: usize,
+}
+
+impl Parts {
+    /// Puts bytes on top of what is there.
+    fn put(&mut self, at: u64, data: Bytes) {
+        let end = at + data.len() as u64;
+        // What begins before and reaches in is cut; it may go on behind.
+        if let Some((&start, part)) = self.by_offset.range(..at).next_back() {
+            let reach = start + part.len() as u64;
+            if reach > at {
+                let part = part.clone();
+                let keep = (at - start) as usize;
+                self.by_offset.insert(start, part.slice(..keep));
+                self.bytes -= part.len() - keep;
+                if reach > end {
+                    let behind = part.slice((end - start) as usize..);
+                    self.bytes += behind.len();
+                    self.by_offset.insert(end, behind);
+                }
+            }
+        }
+        let covered: Vec<u64> = self.by_offset.range(at..end).map(|(&start, _)| start).collect();
+        for start in covered {
+            let Some(part) = self.by_offset.remove(&start) else { continue };
+            self.bytes -= part.len();
+            if start + part.len() as u64 > end {
+                let behind = part.slice((end - start) as usize..);
+                self.bytes += behind.len();
+                self.by_offset.insert(end, behind);
+            }
+        }
+        self.bytes += data.len();
+        if !data.is_empty() {
+            self.by_offset.insert(at, data);
+        }
+    }
+
+    fn end(&self) -> u64 {
+        self.by_offset.last_key_value().map_or(0, |(at, part)| at + part.len() as u64)
+    }
+
+    /// The parts within [from, to), cut to it.
+    fn within(&self, from: u64, to: u64) -> Vec<(u64, Bytes)> {
+        let first = self.by_offset.range(..=from).next_back().map_or(from, |(&at, _)| at);
+        let cut = |(&at, part): (&u64, &Bytes)| {
+            let (start, end) = (at.max(from), (at + part.len() as u64).min(to));
+            (start < end).then(|| (start, part.slice((start - at) as usize..(end - at) as usize)))
+        };
+        self.by_offset.range(first..to.max(first)).filter_map(cut).collect()
+    }
+}
+
+/// Adjoining bytes that are sent together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Segment {
+    pub at: u64,
+    pub data: Bytes,
+}
+
+/// The buffer of one inode.
+#[derive(Debug, Default)]
+pub(crate) struct Dirty {
+    waiting: Parts,
+    sending: Parts,
+    /// When the oldest of what waits was written.
+    pub since: Option<Instant>,
+    /// When the newest byte was written, by the wall clock in nanoseconds.
+    pub written_ns: i64,
+    /// The region's attributes beneath the buffered bytes.
+    pub base: Option<Attr>,
+    /// The session, and the life of it, that was promised the inode when these bytes were written.
+    pub life: (u64, u64),
+    /// Recalls that are being answered: nothing is added meanwhile.
+    pub closed: u32,
+}
+
+impl Dirty {
+    /// Whether everything is at the region.
+    pub fn is_clean(&self) -> bool {
+        self.waiting.by_offset.is_empty() && self.sending.by_offset.is_empty()
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.waiting.bytes + self.sending.bytes
+    }
+
+    /// Bytes that nobody sends yet.
+    pub fn waiting_bytes(&self) -> usize {
+        self.waiting.bytes
+    }
+
+    /// Adds written bytes.
+    pub fn put(&mut self, at: u64, data: Bytes, now: Instant, now_ns: i64) {
+        self.waiting.put(at, data);
+        self.since.get_or_insert(now);
+        self.written_ns = self.written_ns.max(now_ns);
+    }
+
+    /// Takes what waits to be sent; also what an earlier sender left behind. False if there is nothing.
+    pub fn take(&mut self) -> bool {
+        self.put_back();
+        self.sending = std::mem::take(&mut self.waiting);
+        self.since = None;
+        !self.sending.by_offset.is_empty()
+    }
+
+    /// The next part of what was taken.
+    pub fn batch(&self) -> Vec<Segment> {
+        let mut segments: Vec<(u64, BytesMut)> = Vec::new();
+        let mut bytes = 0;
+        for (&at, part) in &self.sending.by_offset {
+            let adjoins = segments.last().is_some_and(|(start, data)| start + data.len() as u64 == at);
+            let full = bytes + part.len() > BATCH_BYTES || (!adjoins && segments.len() >= BATCH_SEGMENTS);
+            if full && bytes > 0 {
+                break;
+            }
+            bytes += part.len();
+            match segments.last_mut() {
+                Some((_, data)) if adjoins => data.extend_from_slice(part),
+                _ => segments.push((at, BytesMut::from(&part[..]))),
+            }
+        }
+        segments.into_iter().map(|(at, data)| Segment { at, data: data.freeze() }).collect()
+    }
+
+    /// A batch is at the region, whose attributes are now these. Answers how many bytes that were.
+    pub fn sent(&mut self, batch: &[Segment], attr: Option<Attr>) -> usize {
+        let mut gone = 0;
+        for segment in batch {
+            let end = segment.at + segment.data.len() as u64;
+            let parts: Vec<u64> = self.sending.by_offset.range(segment.at..end).map(|(&at, _)| at).collect();
+            for at in parts {
+                gone += self.sending.by_offset.remove(&at).map_or(0, |part| part.len());
+            }
+        }
+        self.sending.bytes -= gone;
+        if attr.is_some() {
+            self.base = attr;
+        }
+        gone
+    }
+
+    /// What was taken and not sent waits again, beneath what was written meanwhile.
+    pub fn put_back(&mut self) {
+        if self.sending.by_offset.is_empty() {
+            return;
+        }
+        let newer = std::mem::take(&mut self.waiting);
+        self.waiting = std::mem::take(&mut self.sending);
+        for (at, data) in newer.by_offset {
+            self.waiting.put(at, data);
+        }
+        self.since.get_or_insert_with(Instant::now);
+    }
+
+    /// Gives everything up. Answers how many bytes that were.
+    pub fn discard(&mut self) -> usize {
+        let bytes = self.bytes();
+        (self.waiting, self.sending, self.since) = (Parts::default(), Parts::default(), None);
+        bytes
+    }
+
+    /// The attributes as they are shown: the region's, beneath what is buffered.
+    pub fn show(&self, attr: &mut Attr) {
+        if self.is_clean() {
+            return;
+        }
+        attr.size = attr.size.max(self.waiting.end()).max(self.sending.end());
+        attr.mtime_ns = attr.mtime_ns.max(self.written_ns);
+        attr.ctime_ns = attr.ctime_ns.max(self.written_ns);
+    }
+
+    /// The bytes of [from, to), if all of them are held here.
+    pub fn read(&self, from: u64, to: u64) -> Option<Bytes> {
+        let newest = self.waiting.within(from, to);
+        // One part is the common case, and needs no copy.
+        if let [(at, part)] = &newest[..]
+            && *at == from
+            && part.len() as u64 == to - from
+        {
+            return Some(part.clone());
+        }
+        let older = self.sending.within(from, to);
+        let mut spans: Vec<(u64, u64)> =
+            newest.iter().chain(&older).map(|(at, part)| (*at, at + part.len() as u64)).collect();
+        spans.sort_unstable();
+        let mut reach = from;
+        for (start, end) in spans {
+            if start > reach {
+                return None;
+            }
+            reach = reach.max(end);
+        }
+        if reach < to {
+            return None;
+        }
+        let mut bytes = BytesMut::zeroed(usize::try_from(to - from).ok()?);
+        for (at, part) in older.into_iter().chain(newest) {
+            let start = (at - from) as usize;
+            bytes[start..start + part.len()].copy_from_slice(&part);
+        }
+        Some(bytes.freeze())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SPACE: usize = 64;
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Put(u64, u8, usize),
+        Take,
+        Send,
+        PutBack,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => (0..40_u64, any::<u8>(), 1..24_usize).prop_map(|(at, byte, length)| Step::Put(at, byte, length)),
+            1 => Just(Step::Take),
+            2 => Just(Step::Send),
+            1 => Just(Step::PutBack),
+        ]
+    }
+
+    proptest! {
+        /// The region's bytes beneath the buffer's are always the file; what a reader is given of the buffer alone is, too.
+        #[test]
+        fn buffer_and_region_together_are_the_file(steps in prop::collection::vec(step(), 0..60)) {
+            let (mut file, mut region) = ([0_u8; SPACE], [0_u8; SPACE]);
+            let mut dirty = Dirty::default();
+            let now = Instant::now();
+            for step in steps {
+                match step {
+                    Step::Put(at, byte, length) => {
+                        dirty.put(at, vec![byte; length].into(), now, 1);
+                        file[at as usize..at as usize + length].fill(byte);
+                    }
+                    Step::Take => drop(dirty.take()),
+                    Step::Send => {
+                        let batch = dirty.batch();
+                        for segment in &batch {
+                            let at = segment.at as usize;
+                            region[at..at + segment.data.len()].copy_from_slice(&segment.data);
+                        }
+                        dirty.sent(&batch, None);
+                    }
+                    Step::PutBack => dirty.put_back(),
+                }
+                let held: usize = dirty.waiting.by_offset.values().chain(dirty.sending.by_offset.values()).map(Bytes::len).sum();
+                prop_assert_eq!(held, dirty.bytes());
+                let mut whole = region;
+                for from in 0..SPACE as u64 {
+                    if let Some(byte) = dirty.read(from, from + 1) {
+                        whole[from as usize] = byte[0];
+                    }
+                }
+                prop_assert_eq!(whole, file);
+                for (from, to) in [(0, 20), (10, 30), (5, 63)] {
+                    let all = (from..to).all(|at| dirty.read(at, at + 1).is_some());
+                    let read = dirty.read(from, to);
+                    prop_assert_eq!(read.is_some(), all);
+                    if let Some(bytes) = read {
+                        prop_assert_eq!(&bytes[..], &file[from as usize..to as usize]);
+                    }
+                }
+                let mut attr = Attr::default();
+                dirty.show(&mut attr);
+                prop_assert!(attr.size as usize <= SPACE);
+                prop_assert_eq!(dirty.is_clean(), dirty.bytes() == 0);
+            }
+        }
+    }
+
+    #[test]
+    fn a_batch_is_bounded_and_joins_what_adjoins() {
+        let mut dirty = Dirty::default();
+        let now = Instant::now();
+        for n in 0..300_u64 {
+            dirty.put(n * 10, Bytes::from_static(b"abcde"), now, 1);
+        }
+        assert!(dirty.take());
+        let mut sent = 0;
+        loop {
+            let batch = dirty.batch();
+            if batch.is_empty() {
+                break;
+            }
+            assert!(batch.len() <= BATCH_SEGMENTS);
+            sent += dirty.sent(&batch, None);
+        }
+        assert_eq!(sent, 1500);
+        for n in 0..6_u64 {
+            dirty.put(n << 20, Bytes::from(vec![7; 1 << 20]), now, 1);
+        }
+        assert!(dirty.take());
+        let batch = dirty.batch();
+        assert_eq!((batch.len(), batch[0].data.len()), (1, BATCH_BYTES));
+    }
+}

@@ -1,0 +1,578 @@
+//! Writing: buffered under the exclusive promise of an inode, through to the region otherwise (DESIGN section 6).
+//!
+//! ```text
+//!   write -> exclusive? -> buffer -> flush (age, size, fsync, recall, close, truncate, ...) -> chunks -> commit
+//!               | no, nor given when asked for
+//!               +-> flush, then through at once
+//! ```
+//! Bytes are buffered only while the inode is promised exclusively and the lease stands; both are looked at in the section that adds them. A
+//! recall closes the buffer, flushes it, and only then gives the promise up. Under a new custodian the session claims the inodes of which
+//! it holds bytes. After a lapse of the lease others may have changed the file: what is buffered is sent only if nobody has.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::{StreamExt, stream};
+use mooseng_wire::fs::fs_reply::Reply;
+use mooseng_wire::fs::fs_request::Op;
+use mooseng_wire::fs::{Acquire, Attr, Caller, ChunkRun, FileKind, Write, WritePiece, write_piece};
+use mooseng_wire::{FILE_SIZE_MAX, INLINE_EXTENT_BYTES_MAX, INLINE_FILE_BYTES_MAX};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::append::Appenders;
+use crate::dirty::{BATCH_BYTES, Dirty, Segment};
+use crate::error::FsError;
+use crate::facts::{Facts, Level};
+use crate::fs::daemon;
+use crate::opens::Opens;
+use crate::read::unexpected;
+use crate::region::Region;
+
+/// What is older than this is flushed: with a slow flush nothing stays dirty for 5 s.
+const AGE_MAX: Duration = Duration::from_secs(2);
+/// How often ages are looked at.
+const TICK: Duration = Duration::from_millis(250);
+/// Inodes flushed at once.
+const FLUSHES: usize = 16;
+/// A session that wasn't given an inode exclusively doesn't ask again for so long: another one has it open.
+const SHARED_FOR: Duration = Duration::from_secs(1);
+/// After a failed write-back writes go through for so long, so that whoever writes hears of it.
+const THROUGH_FOR: Duration = Duration::from_secs(5);
+
+/// One inode's buffer.
+#[derive(Debug, Default)]
+pub(crate) struct Buffer {
+    /// Held by whoever sends.
+    sender: tokio::sync::Mutex<()>,
+    dirty: Mutex<Dirty>,
+}
+
+impl Buffer {
+    fn dirty<T>(&self, f: impl FnOnce(&mut Dirty) -> T) -> T {
+        f(&mut self.dirty.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// All buffers of a mount.
+#[derive(Debug)]
+pub(crate) struct Buffers {
+    /// An inode's buffer is here as long as it holds bytes or is closed. Bytes are added under this lock.
+    by_inode: Mutex<BTreeMap<u64, Arc<Buffer>>>,
+    bytes: AtomicUsize,
+    bytes_max: usize,
+    room: Notify,
+}
+
+impl Buffers {
+    /// Buffers that hold that many bytes together at most; with none, nothing is buffered.
+    pub fn new(bytes_max: usize) -> Self {
+        Self { by_inode: Mutex::default(), bytes: AtomicUsize::new(0), bytes_max, room: Notify::new() }
+    }
+
+    fn map<T>(&self, f: impl FnOnce(&mut BTreeMap<u64, Arc<Buffer>>) -> T) -> T {
+        f(&mut self.by_inode.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// An inode's buffer, if there is one.
+    pub fn get(&self, inode: u64) -> Option<Arc<Buffer>> {
+        self.map(|map| map.get(&inode).cloned())
+    }
+
+    /// The inodes that have one.
+    pub fn inodes(&self) -> Vec<u64> {
+        self.map(|map| map.keys().copied().collect())
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    fn change<T>(&self, inode: u64, f: impl FnOnce(&mut Dirty) -> T) -> T {
+        self.map(|map| {
+            let buffer = map.entry(inode).or_default().clone();
+            let result = buffer.dirty(|dirty| {
+                let before = dirty.bytes();
+                let result = f(dirty);
+                self.bytes.fetch_add(dirty.bytes(), Ordering::Relaxed);
+                self.bytes.fetch_sub(before, Ordering::Relaxed);
+                result
+            });
+            if buffer.dirty(|dirty| dirty.is_clean() && dirty.closed == 0) {
+                map.remove(&inode);
+            }
+            self.room.notify_waiters();
+            result
+        })
+    }
+
+    /// Shows attributes as they are with what is buffered.
+    pub fn show(&self, attr: &mut Attr) {
+        if self.bytes() > 0
+            && let Some(buffer) = self.get(attr.inode)
+        {
+            buffer.dirty(|dirty| dirty.show(attr));
+        }
+    }
+}
+
+/// Where a write goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    At(u64),
+    End,
+}
+
+/// Writes files.
+pub(crate) struct WriteBack {
+    pub region: Arc<Region>,
+    pub appenders: Arc<Appenders>,
+    pub facts: Arc<Facts>,
+    pub opens: Arc<Opens>,
+    pub buffers: Arc<Buffers>,
+}
+
+impl WriteBack {
+    /// Buffers a write if the inode is, or can be, promised exclusively. Answers where it begins and the attributes afterwards.
+    pub async fn buffer(
+        self: &Arc<Self>,
+        caller: &Caller,
+        inode: u64,
+        place: Place,
+        data: &Bytes,
+        kill_suidgid: bool,
+    ) -> Result<Option<(u64, Attr)>, FsError> {
+        if data.len() > self.buffers.bytes_max {
+            return Ok(None);
+        }
+        self.wait_for_room(inode, data.len()).await?;
+        if let Some(put) = self.put(inode, place, data, kill_suidgid)? {
+            return Ok(Some(put));
+        }
+        let Some(open) = self.opens.get(inode) else { return Ok(None) };
+        if open.is_shared() || self.is_exclusive(inode) {
+            return Ok(None);
+        }
+        match self.region.read(caller, Op::Acquire(Acquire { inode })).await? {
+            Reply::Entry(_) => {}
+            other => return Err(unexpected("acquire", &other)),
+        }
+        let put = self.put(inode, place, data, kill_suidgid)?;
+        if put.is_none() {
+            open.share_for(SHARED_FOR);
+        }
+        Ok(put)
+    }
+
+    fn is_exclusive(&self, inode: u64) -> bool {
+        self.facts.inode(inode).is_some_and(|(known, _)| known.level == Level::Exclusive)
+    }
+
+    fn put(
+        self: &Arc<Self>,
+        inode: u64,
+        place: Place,
+        data: &Bytes,
+        kill_suidgid: bool,
+    ) -> Result<Option<(u64, Attr)>, FsError> {
+        let (now, now_ns) = (Instant::now(), self.region.session.clock.unix_ns());
+        let life = self.region.session.life();
+        let put = self.buffers.change(inode, |dirty| {
+            if dirty.closed > 0 || (!dirty.is_clean() && dirty.life != life) {
+                return Ok(None);
+            }
+            // Within this section: a recall closes the buffer before it gives the promise up.
+            let Some((known, _)) = self.facts.inode(inode) else { return Ok(None) };
+            let mut attr = known.attr;
+            let privileged = kill_suidgid && attr.mode & 0o6000 != 0;
+            if known.level != Level::Exclusive || attr.kind() != FileKind::Regular || privileged {
+                return Ok(None);
+            }
+            if dirty.is_clean() {
+                (dirty.base, dirty.life) = (Some(attr), life);
+            }
+            dirty.show(&mut attr);
+            let at = match place {
+                Place::At(at) => at,
+                Place::End => attr.size,
+            };
+            let end = at.checked_add(data.len() as u64);
+            if end.is_none_or(|end| end > FILE_SIZE_MAX) {
+                return Err(FsError::FileTooLarge);
+            }
+            dirty.put(at, data.clone(), now, now_ns);
+            dirty.show(&mut attr);
+            Ok(Some((at, attr, dirty.waiting_bytes())))
+        })?;
+        Ok(put.map(|(at, attr, waiting)| {
+            if waiting >= BATCH_BYTES {
+                self.start(inode);
+            }
+            (at, attr)
+        }))
+    }
+
+    async fn wait_for_room(self: &Arc<Self>, inode: u64, bytes: usize) -> Result<(), FsError> {
+        let patience = self.region.patience();
+        let deadline = Instant::now() + patience;
+        loop {
+            let room = self.buffers.room.notified();
+            tokio::pin!(room);
+            room.as_mut().enable();
+            if self.buffers.bytes() + bytes <= self.buffers.bytes_max {
+                return Ok(());
+            }
+            self.buffers.inodes().into_iter().take(FLUSHES).for_each(|inode| self.start(inode));
+            if tokio::time::timeout_at(deadline, room).await.is_err() {
+                let last = "the buffer for written data stays full".to_owned();
+                return Err(FsError::Data { inode, what: "written", after: patience, last });
+            }
+        }
+    }
+
+    /// Begins to flush an inode, unless somebody does already.
+    fn start(self: &Arc<Self>, inode: u64) {
+        let idle = self.buffers.get(inode).is_some_and(|buffer| buffer.sender.try_lock().is_ok());
+        if idle {
+            let writer = self.clone();
+            self.region.spawn(async move {
+                if let Err(error) = writer.flush(inode).await {
+                    tracing::debug!(inode, %error, "buffered data couldn't be sent");
+                }
+            });
+        }
+    }
+
+    /// Sends what is buffered of an inode. What can never be stored is given up, and remembered for the handles' next fsync; what can't be
+    /// stored at present stays. Goes on when the caller stops waiting: a part that was sent must be known to be over before it is sent again.
+    pub async fn flush(self: &Arc<Self>, inode: u64) -> Result<(), FsError> {
+        if self.buffers.get(inode).is_none() {
+            return Ok(());
+        }
+        let writer = self.clone();
+        let flushed = tokio::spawn(async move { writer.flush_on(inode).await });
+        flushed.await.unwrap_or_else(|e| Err(FsError::Internal(format!("flushing inode {inode}: {e}"))))
+    }
+
+    async fn flush_on(&self, inode: u64) -> Result<(), FsError> {
+        let Some(buffer) = self.buffers.get(inode) else { return Ok(()) };
+        let _sender = buffer.sender.lock().await;
+        if !self.buffers.change(inode, Dirty::take) {
+            return Ok(());
+        }
+        loop {
+            let batch = buffer.dirty(|dirty| dirty.batch());
+            if batch.is_empty() {
+                return Ok(());
+            }
+            let sent = match self.still_ours(inode, &buffer).await {
+                Ok(()) => self.send(inode, &batch, &buffer).await,
+                Err(error) => Err(error),
+            };
+            match sent {
+                Ok(attr) => drop(self.buffers.change(inode, |dirty| dirty.sent(&batch, attr))),
+                Err(error) if matches!(error, FsError::Unanswered { .. } | FsError::Data { .. }) => {
+                    self.buffers.change(inode, Dirty::put_back);
+                    return Err(error);
+                }
+                Err(error) => {
+                    self.lose(inode, &error);
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// Gives up what is buffered; each open handle's next fsync says so.
+    fn lose(&self, inode: u64, error: &FsError) {
+        let bytes = self.buffers.change(inode, Dirty::discard);
+        match self.opens.get(inode) {
+            Some(open) => {
+                open.failed(error.errno());
+                open.share_for(THROUGH_FOR);
+            }
+            // Nobody will read it any more.
+            None if matches!(error.errno(), libc::ENOENT | libc::ESTALE) => return,
+            None => {}
+        }
+        tracing::error!(inode, bytes, %error, "written data couldn't be stored and is given up; the next fsync of each open handle reports it");
+    }
+
+    /// Whether the buffered bytes may still be sent. After a lapse of the lease only if nobody has changed the file since.
+    async fn still_ours(&self, inode: u64, buffer: &Buffer) -> Result<(), FsError> {
+        let life = self.region.session.life();
+        let (written_under, base) = buffer.dirty(|dirty| (dirty.life, dirty.base));
+        if written_under == life {
+            return Ok(());
+        }
+        let now = match self.region.read(&daemon(), Op::Acquire(Acquire { inode })).await? {
+            Reply::Entry(entry) => entry.attr,
+            other => return Err(unexpected("acquire", &other).on_handle(inode)),
+        };
+        let same = matches!((base, now), (Some(base), Some(now)) if base.size == now.size && base.ctime_ns == now.ctime_ns);
+        if !same {
+            return Err(FsError::Overtaken(inode));
+        }
+        buffer.dirty(|dirty| dirty.life = life);
+        Ok(())
+    }
+
+    async fn send(&self, inode: u64, batch: &[Segment], buffer: &Buffer) -> Result<Option<Attr>, FsError> {
+        let (size, written_ns) =
+            buffer.dirty(|dirty| (dirty.base.map_or(0, |attr| attr.size), dirty.written_ns));
+        let end = batch.last().map_or(0, |segment| segment.at + segment.data.len() as u64);
+        let write = Write { inode, written_ns: Some(written_ns), ..Write::default() };
+        let inline = end.max(size) <= INLINE_FILE_BYTES_MAX;
+        let mut outcome = self.send_once(&daemon(), batch, inline, write.clone(), true).await;
+        if inline && is_too_large_for_inline(&outcome) {
+            outcome = self.send_once(&daemon(), batch, false, write, true).await;
+        }
+        outcome.map(|(_, attr)| attr).map_err(|e| e.on_handle(inode))
+    }
+
+    /// Writes through. Answers where the data begins and the attributes afterwards.
+    pub async fn through(
+        &self,
+        caller: &Caller,
+        inode: u64,
+        place: Place,
+        size: u64,
+        data: Bytes,
+        kill_suidgid: bool,
+    ) -> Result<(u64, Option<Attr>), FsError> {
+        let append = place == Place::End;
+        let at = match place {
+            Place::At(at) => at,
+            Place::End => size,
+        };
+        let end = at
+            .checked_add(data.len() as u64)
+            .filter(|&end| end <= FILE_SIZE_MAX)
+            .ok_or(FsError::FileTooLarge)?;
+        let inline = end.max(size) <= INLINE_FILE_BYTES_MAX;
+        let write = Write { inode, append, kill_suidgid, ..Write::default() };
+        let batch = [Segment { at, data }];
+        let mut outcome = self.send_once(caller, &batch, inline, write.clone(), false).await;
+        if inline && is_too_large_for_inline(&outcome) {
+            // The size was a hint, and somebody else has made the file larger than inline data may be.
+            outcome = self.send_once(caller, &batch, false, write, false).await;
+        }
+        outcome.map_err(|e| e.on_handle(inode))
+    }
+
+    async fn send_once(
+        &self,
+        caller: &Caller,
+        batch: &[Segment],
+        inline: bool,
+        write: Write,
+        urgent: bool,
+    ) -> Result<(u64, Option<Attr>), FsError> {
+        let deadline = Instant::now() + self.region.patience();
+        let inode = write.inode;
+        loop {
+            let pieces = if inline {
+                batch.iter().flat_map(|segment| inline_pieces(segment.at, &segment.data)).collect()
+            } else {
+                self.chunk_pieces(caller, inode, batch, deadline).await?
+            };
+            let chunks: Vec<u64> = pieces.iter().filter_map(chunk_of).collect();
+            let op = Op::Write(Write { pieces, ..write.clone() });
+            let reply = if urgent {
+                self.region.change_urgently(caller, op).await?
+            } else {
+                self.region.change(caller, op).await?
+            };
+            match reply {
+                Reply::Written(written) => {
+                    let at = if write.append { written.offset } else { batch.first().map_or(0, |s| s.at) };
+                    return Ok((at, written.attr));
+                }
+                // The session's lease lapsed between append and commit, and the region has sealed the chunk without these bytes. That is
+                // this change's outcome for good, so the bytes may be appended and committed again. A file that is gone answers the same,
+                // and says so again when the fresh chunk is asked for.
+                Reply::Errno(errno)
+                    if errno == libc::ESTALE as u32 && !chunks.is_empty() && Instant::now() < deadline =>
+                {
+                    tracing::info!(
+                        inode,
+                        ?chunks,
+                        "a chunk is no longer this session's; its bytes go to a fresh one"
+                    );
+                    self.region.counters.update(|c| c.chunks_replaced += 1);
+                    self.appenders.disown(inode, &chunks).await;
+                }
+                other => return Err(unexpected("write", &other)),
+            }
+        }
+    }
+
+    /// Appends the bytes of all segments, one behind the other, and says where each lies.
+    async fn chunk_pieces(
+        &self,
+        caller: &Caller,
+        inode: u64,
+        batch: &[Segment],
+        deadline: Instant,
+    ) -> Result<Vec<WritePiece>, FsError> {
+        let data = match batch {
+            [one] => one.data.clone(),
+            many => many.iter().flat_map(|segment| segment.data.iter().copied()).collect(),
+        };
+        let runs = self.appenders.append(caller, inode, data, deadline).await?;
+        Ok(lay_out(batch, &runs))
+    }
+
+    /// Flushes everything that is older than `age`.
+    pub async fn flush_older(self: &Arc<Self>, age: Duration) {
+        let now = Instant::now();
+        let due = self.buffers.map(|map| {
+            let is_due = |buffer: &Buffer| {
+                buffer.dirty(|d| d.since.is_some_and(|since| now.saturating_duration_since(since) >= age))
+            };
+            map.iter().filter(|(_, buffer)| is_due(buffer)).map(|(&inode, _)| inode).collect::<Vec<u64>>()
+        });
+        let flushes = due.into_iter().map(|inode| async move {
+            if let Err(error) = self.flush(inode).await {
+                tracing::debug!(inode, %error, "buffered data couldn't be sent");
+            }
+        });
+        stream::iter(flushes).buffer_unordered(FLUSHES).collect::<Vec<()>>().await;
+    }
+
+    /// Flushes what has waited long enough, as long as the mount lives.
+    pub async fn keep(writer: Weak<Self>) {
+        loop {
+            tokio::time::sleep(TICK).await;
+            let Some(writer) = writer.upgrade() else { return };
+            writer.flush_older(AGE_MAX).await;
+        }
+    }
+
+    /// A recall of the inode: nothing is buffered any more until [`Self::reopen`], and what was is sent. What the region doesn't take is
+    /// given up, for whoever waits for the recall is about to see the file without it.
+    pub async fn close_for_recall(self: &Arc<Self>, inode: u64) {
+        self.buffers.change(inode, |dirty| dirty.closed += 1);
+        if let Err(error) = self.flush(inode).await
+            && self.buffers.get(inode).is_some_and(|buffer| buffer.dirty(|dirty| !dirty.is_clean()))
+        {
+            self.lose(inode, &error);
+        }
+    }
+
+    /// The recall has been acted on.
+    pub fn reopen(&self, inode: u64) {
+        self.buffers.change(inode, |dirty| dirty.closed = dirty.closed.saturating_sub(1));
+    }
+
+    /// Everything promised was taken back: what is buffered leaves soon.
+    pub fn start_all(self: &Arc<Self>) {
+        if self.buffers.bytes() > 0 {
+            let writer = self.clone();
+            self.region.spawn(async move { writer.flush_older(Duration::ZERO).await });
+        }
+    }
+
+    /// The bytes of [offset, offset + length), cut at the file's end, if all of them are buffered.
+    pub fn read(&self, inode: u64, offset: u64, length: u64) -> Option<Bytes> {
+        let buffer = self.buffers.get(inode)?;
+        let (known, _) = self.facts.inode(inode)?;
+        buffer.dirty(|dirty| {
+            let mut attr = known.attr;
+            dirty.show(&mut attr);
+            let end = offset.saturating_add(length).min(attr.size);
+            if end <= offset { None } else { dirty.read(offset, end) }
+        })
+    }
+}
+
+fn is_too_large_for_inline(outcome: &Result<(u64, Option<Attr>), FsError>) -> bool {
+    matches!(
+        outcome,
+        Err(FsError::Answered(libc::EINVAL | libc::EFBIG | libc::EMSGSIZE) | FsError::Invalid(_))
+    )
+}
+
+fn chunk_of(piece: &WritePiece) -> Option<u64> {
+    match &piece.data {
+        Some(write_piece::Data::Run(run)) => Some(run.chunk),
+        Some(write_piece::Data::Inline(_)) | None => None,
+    }
+}
+
+/// Which part of the runs, which hold the segments' bytes one behind the other, is each segment's.
+fn lay_out(batch: &[Segment], runs: &[ChunkRun]) -> Vec<WritePiece> {
+    let mut pieces = Vec::with_capacity(batch.len() + runs.len());
+    let mut runs = runs.iter();
+    let mut run = runs.next().copied();
+    for segment in batch {
+        let (mut at, mut left) = (segment.at, segment.data.len() as u64);
+        while left > 0 {
+            let Some(current) = &mut run else { return pieces };
+            let length = left.min(current.length);
+            let part = ChunkRun { chunk: current.chunk, chunk_offset: current.chunk_offset, length };
+            pieces.push(WritePiece { offset: at, data: Some(write_piece::Data::Run(part)) });
+            current.chunk_offset += length;
+            current.length -= length;
+            if current.length == 0 {
+                run = runs.next().copied();
+            }
+            at += length;
+            left -= length;
+        }
+    }
+    pieces
+}
+
+/// Cuts data at multiples of the largest inline extent, so that rewritten parts of a file meet the extents that they replace.
+fn inline_pieces(offset: u64, data: &Bytes) -> Vec<WritePiece> {
+    let mut pieces = Vec::new();
+    let mut rest = data.clone();
+    let mut at = offset;
+    while !rest.is_empty() {
+        let room = INLINE_EXTENT_BYTES_MAX - at % INLINE_EXTENT_BYTES_MAX;
+        let piece = rest.split_to(rest.len().min(room as usize));
+        let length = piece.len() as u64;
+        pieces.push(WritePiece { offset: at, data: Some(write_piece::Data::Inline(piece)) });
+        at += length;
+    }
+    pieces
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn inline_data_is_cut_at_fixed_borders() {
+        let data = Bytes::from(vec![1; 40_000]);
+        let pieces = inline_pieces(10_000, &data);
+        let cuts: Vec<(u64, usize)> = pieces
+            .iter()
+            .map(|p| match &p.data {
+                Some(write_piece::Data::Inline(bytes)) => (p.offset, bytes.len()),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(cuts, [(10_000, 6_384), (16_384, 16_384), (32_768, 16_384), (49_152, 848)]);
+    }
+
+    #[test]
+    fn segments_are_found_in_the_runs_that_hold_them() {
+        let segment = |at, length: usize| Segment { at, data: Bytes::from(vec![0; length]) };
+        let run = |chunk, chunk_offset, length| ChunkRun { chunk, chunk_offset, length };
+        let pieces = lay_out(&[segment(0, 10), segment(100, 10)], &[run(1, 50, 15), run(2, 0, 5)]);
+        let laid: Vec<(u64, ChunkRun)> = pieces
+            .into_iter()
+            .map(|p| match p.data {
+                Some(write_piece::Data::Run(run)) => (p.offset, run),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(laid, [(0, run(1, 50, 10)), (100, run(1, 60, 5)), (105, run(2, 0, 5))]);
+    }
+}
