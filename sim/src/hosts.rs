@@ -27,6 +27,12 @@ pub const SERVERS: usize = 3;
 /// The master that takes the place of a lost one.
 pub const SUBSTITUTE: usize = SERVERS + 1;
 const PORT: u16 = 7000;
+/// The cluster's name.
+pub const CLUSTER: &str = "sim";
+/// Where a daemon keeps what it must remember.
+pub const STATE_DIR: &str = "/state";
+/// Where a chunkserver keeps chunks.
+pub const DATA_DIR: &str = "/data";
 
 thread_local! {
     /// Simulated time for whoever asks from outside of a host.
@@ -158,11 +164,11 @@ pub async fn master(i: usize, host: Host, raft: RaftConfig, watch: Watch) -> tur
         name: name.clone(),
         id: i as u64,
         region: "here".into(),
-        cluster: "sim".into(),
+        cluster: CLUSTER.into(),
         zone: format!("z{i}"),
         listen: address(&name),
         advertise: address(&name),
-        state_dir: PathBuf::from("/state"),
+        state_dir: PathBuf::from(STATE_DIR),
         http_listen: None,
         tls: None,
         members: (1..=SERVERS).map(member).collect(),
@@ -203,13 +209,13 @@ pub async fn chunkserver(i: usize, host: Host, watch: Watch) -> turmoil::Result 
     let config = ChunkserverConfig {
         name: name.clone(),
         region: "here".into(),
-        cluster: "sim".into(),
+        cluster: CLUSTER.into(),
         zone: format!("z{i}"),
         rack: String::new(),
         listen: address(&name),
         advertise: address(&name),
-        data_dirs: vec![PathBuf::from("/data")],
-        state_dir: PathBuf::from("/state"),
+        data_dirs: vec![PathBuf::from(DATA_DIR)],
+        state_dir: PathBuf::from(STATE_DIR),
         http_listen: None,
         masters: master_addresses(),
         reserve_bytes: 1 << 20,

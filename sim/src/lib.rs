@@ -2,8 +2,9 @@
 //!
 //! - [`hosts`]: the daemons. [`network`]: the sockets under them, and processes that stall. [`workload`]: the clients.
 //! - [`run`]: one run. [`faults`]: what goes wrong in it. [`watch`]: what must hold at any instant, and in the end.
-//! - [`history`]: the check of what the clients saw.
+//! - [`copies`]: what the disks under the copies of chunks must hold. [`history`]: the check of what the clients saw.
 
+pub mod copies;
 pub mod faults;
 pub mod history;
 pub mod hosts;

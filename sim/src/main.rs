@@ -81,10 +81,12 @@ fn one(seed: u64, trace: Option<PathBuf>, level: tracing::Level) -> Result<()> {
         Ok(s) => {
             let faults: Vec<String> = s.faults.0.iter().map(|(what, n)| format!("{n} {what}")).collect();
             println!(
-                "seed {seed}: {} operations ({} unknown), {} chunks, {}, {:.0} s simulated, trace {digest}",
+                "seed {seed}: {} operations ({} unknown), {} chunks ({} left, {} looks), {}, {:.0} s simulated, trace {digest}",
                 s.operations,
                 s.unknown,
                 s.chunks,
+                s.left,
+                s.looks,
                 faults.join(", "),
                 s.simulated.as_secs_f64()
             );
@@ -125,21 +127,21 @@ fn seed(seed: u64, args: &Args) -> Result<bool> {
 fn many(args: &Args) -> ExitCode {
     let (mut passed, mut failed) = (0, 0);
     for number in args.from..args.from + args.seeds {
-        match seed(number, args) {
-            Ok(true) => passed += 1,
-            Ok(false) => failed += 1,
-            Err(error) => {
-                eprintln!("seed {number} couldn't be run: {error:#}");
-                failed += 1;
-            }
+        let ok = seed(number, args).unwrap_or_else(|error| {
+            eprintln!("seed {number} couldn't be run: {error:#}");
+            false
+        });
+        if ok {
+            passed += 1;
+            continue;
         }
+        failed += 1;
         match args.plant {
-            Some(plant) if failed > 0 => {
+            Some(plant) => {
                 println!("{plant} was found with seed {number}");
                 return ExitCode::SUCCESS;
             }
-            None if failed > 0 => println!("to see it again: mooseng-sim --seed {number} --trace FILE"),
-            _ => {}
+            None => println!("to see it again: mooseng-sim --seed {number} --trace FILE"),
         }
     }
     println!("{passed} passed, {failed} failed");

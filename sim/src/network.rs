@@ -171,6 +171,7 @@ impl Handshake for SimHandshake {
 
 /// The network of a host.
 pub fn network(role: Role, name: &str, gate: &Gate) -> Arc<dyn Network> {
-    let identity = Identity { cluster: "sim".into(), region: "here".into(), role, name: name.into() };
+    let identity =
+        Identity { cluster: crate::hosts::CLUSTER.into(), region: "here".into(), role, name: name.into() };
     Arc::new(SimNetwork { identity, gate: gate.clone() })
 }

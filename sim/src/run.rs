@@ -9,6 +9,7 @@ use mooseng_master::RaftConfig;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
+use crate::copies::Copies;
 use crate::faults::{Counts, Nemesis, Shape};
 use crate::history;
 use crate::hosts::{self, Host, SERVERS, SUBSTITUTE, SimClock};
@@ -23,6 +24,8 @@ const HEALING: Duration = Duration::from_secs(200);
 const SETTLING: Duration = Duration::from_secs(90);
 /// How often states and chunks are compared.
 const COMPARE_EVERY: Duration = Duration::from_millis(250);
+/// How often copies are looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
 const CLIENTS: u8 = 2;
 
 /// What a run came to.
@@ -32,8 +35,12 @@ pub struct Summary {
     pub operations: usize,
     /// Of them, without a known outcome.
     pub unknown: usize,
-    /// Chunks whose copies were looked at in the end.
+    /// Chunks that extents named at some time.
     pub chunks: usize,
+    /// How often a copy of one had changed on a disk and was looked at.
+    pub looks: usize,
+    /// Chunks that were left in the end.
+    pub left: usize,
     /// What went wrong, how often.
     pub faults: Counts,
     /// Simulated time.
@@ -45,7 +52,9 @@ struct Run<'a> {
     nemesis: Nemesis,
     watch: Watch,
     shared: Shared,
+    copies: Copies,
     compared: Duration,
+    looked: Duration,
 }
 
 /// Runs a seed. The caller has seeded randomness and clocks for the whole process.
@@ -96,8 +105,12 @@ pub fn run(seed: u64) -> Result<Summary> {
     if let Some((at, lost)) = shape.lost {
         sim.client("admin", workload::replace_master(at, lost, shared.clone()));
     }
+    let disks = all.iter().filter(|(name, _)| name.starts_with('c') && !clients.contains(name));
+    let disks = disks.filter(|(name, _)| shape.rotten.as_ref() != Some(name));
+    let copies = Copies::new(disks.map(|(name, host)| (name.clone(), host.disk.clone())).collect());
     let nemesis = Nemesis::new(seed, shape, all, clients, watch.clone());
-    let run = Run { sim, nemesis, watch, shared, compared: Duration::ZERO };
+    let (compared, looked) = (Duration::ZERO, Duration::ZERO);
+    let run = Run { sim, nemesis, watch, shared, copies, compared, looked };
     run.finish().with_context(|| format!("seed {seed}"))
 }
 
@@ -122,9 +135,10 @@ impl Run<'_> {
                 break;
             }
         }
-        let chunks = self.settle()?;
+        let left = self.settle()?;
         let simulated = self.sim.elapsed();
-        let Self { sim, nemesis, watch, shared, .. } = self;
+        let Self { sim, nemesis, watch, shared, copies, .. } = self;
+        let (chunks, looks) = copies.seen();
         drop((sim, watch));
         let notes = Arc::try_unwrap(shared).map_err(|_| anyhow::anyhow!("a client kept its notes"))?;
         let notes = notes.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -136,6 +150,8 @@ impl Run<'_> {
             operations: notes.operations.len(),
             unknown: notes.operations.iter().filter(|o| o.returned.is_none()).count(),
             chunks,
+            looks,
+            left,
             faults: nemesis.counts,
             simulated,
         })
@@ -148,6 +164,10 @@ impl Run<'_> {
         hosts::set_now(now);
         let at = |what: String| anyhow::anyhow!("at {now:?}: {what}");
         self.watch.check_leaders().map_err(at)?;
+        if now >= self.looked + LOOK_EVERY {
+            self.looked = now;
+            self.watch.check_copies(&mut self.copies).map_err(at)?;
+        }
         if now >= self.compared + COMPARE_EVERY {
             self.compared = now;
             self.watch.check_states().map_err(at)?;
@@ -168,7 +188,7 @@ impl Run<'_> {
             while self.sim.elapsed() < until {
                 self.step()?;
             }
-            match self.watch.audit_chunks(&self.nemesis.damaged()) {
+            match self.watch.audit_chunks(&self.nemesis.damaged(), &self.copies) {
                 Ok(chunks) => return Ok(chunks),
                 Err(what) if self.sim.elapsed() >= deadline => bail!("in the end {what}"),
                 Err(what) => tracing::debug!(what, "the chunks aren't settled yet"),

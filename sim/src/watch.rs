@@ -5,12 +5,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mooseng_chunk::ChunkStore;
 use mooseng_master::master::Master;
-use mooseng_namespace::upkeep::{self, ChunkListing};
-use mooseng_store::{Store, Transaction};
-use mooseng_wire::{ChunkId, VolumeId};
+use mooseng_wire::ChunkId;
 
-/// Chunks in one page of the audit.
-const PAGE: usize = 500;
+use crate::copies::{Copies, known};
+
 /// States that are remembered, to compare masters that reach them later.
 const STATES_MAX: usize = 4096;
 
@@ -122,14 +120,26 @@ impl Watch {
         Ok(())
     }
 
+    /// Compares copies on disks with the records that promise them.
+    pub fn check_copies(&self, copies: &mut Copies) -> Result<(), String> {
+        let seen = self.seen();
+        for (name, master) in &seen.masters {
+            copies.note_keeper(name, master);
+        }
+        match seen.masters.iter().find(|(_, master)| master.serving().is_ok()) {
+            Some((name, leader)) => copies.check(name, leader),
+            None => Ok(()),
+        }
+    }
+
     /// Every chunk has ended, and each of its copies has all of it and no more, except those of `damaged`. An error says what is left to do,
     /// or what is wrong.
-    pub fn audit_chunks(&self, damaged: &BTreeSet<String>) -> Result<usize, String> {
+    pub fn audit_chunks(&self, damaged: &BTreeSet<String>, seen_before: &Copies) -> Result<usize, String> {
         let seen = self.seen();
         let leader = seen.masters.values().find(|master| master.serving().is_ok());
         let leader = leader.ok_or("no master serves")?;
-        let chunks = futures::executor::block_on(chunks(leader))?;
-        for listing in &chunks {
+        let chunks = known(leader)?;
+        for listing in chunks.iter().map(|known| &known.listing) {
             let (chunk, record) = (listing.chunk, &listing.record);
             if !record.sealed {
                 return Err(format!("chunk {chunk} of inode {} isn't sealed", record.inode));
@@ -137,7 +147,7 @@ impl Watch {
             let copies = listing.location.as_ref().map(|l| l.copies.as_slice()).unwrap_or_default();
             for name in copies.iter().filter(|name| !damaged.contains(*name)) {
                 let store = seen.chunkservers.get(name).ok_or_else(|| format!("{name} doesn't run"))?;
-                check_copy(store, chunk, record.length)
+                check_copy(store, chunk, record.length, seen_before.may_have_ended(chunk))
                     .map_err(|what| format!("the copy of chunk {chunk} on {name} {what}"))?;
             }
         }
@@ -145,36 +155,23 @@ impl Watch {
     }
 }
 
-async fn chunks(leader: &Master) -> Result<Vec<ChunkListing>, String> {
-    let mut all = Vec::new();
-    loop {
-        let tx = leader.store.begin();
-        tx.set_read_version(leader.store.applied_version());
-        let after = all.last().map(|listing: &ChunkListing| listing.chunk);
-        let page = upkeep::list_chunks(&tx, VolumeId(0), after, PAGE).await.map_err(|e| e.to_string())?;
-        let full = page.len() == PAGE;
-        all.extend(page);
-        if !full {
-            return Ok(all);
-        }
-    }
-}
-
-fn check_copy(store: &ChunkStore, chunk: ChunkId, length: u64) -> Result<(), String> {
+/// One that house-keeping ended may be longer than its record, if its owner was quicker.
+fn check_copy(store: &ChunkStore, chunk: ChunkId, length: u64, ended: bool) -> Result<(), String> {
     let stat = match store.stat(chunk) {
         Ok(stat) => stat,
         // Nothing was ever appended.
         Err(_) if length == 0 => return Ok(()),
         Err(error) => return Err(format!("isn't there: {error}")),
     };
-    if length > 0 && (!stat.sealed || stat.length != length) {
+    let fits = stat.length == length || (ended && stat.length > length);
+    if length > 0 && (!stat.sealed || !fits) {
         return Err(format!(
             "has {} bytes and is {}, though it was sealed at {length}",
             stat.length,
             if stat.sealed { "sealed" } else { "not sealed" }
         ));
     }
-    if stat.sealed && stat.length != length {
+    if stat.sealed && !fits {
         return Err(format!("is sealed at {} bytes instead of {length}", stat.length));
     }
     store.read(chunk, 0, length).map(drop).map_err(|error| format!("can't be read: {error}"))

@@ -1,10 +1,11 @@
 //! What the simulated clients do, and what they write down about it.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use mooseng_client::{Caller, ClientConfig, FileSystem, FsError, RenameMode, WriteOptions};
+use mooseng_client::{Caller, ClientConfig, FileSystem, FsError, HandleId, RenameMode, WriteOptions};
 use mooseng_transport::grpc::administration_client::AdministrationClient;
 use mooseng_transport::grpc_channel;
 use mooseng_wire::Role;
@@ -18,11 +19,12 @@ use crate::network::{Gate, network};
 
 /// Names in the one directory that all clients work in.
 const NAMES: u8 = 5;
-const SMALL: (u64, usize) = (0, 512);
 /// Tasks of a client that work at the same time.
 const TASKS: u8 = 2;
-/// Beyond what is stored inline, so that it goes through chunks.
-const LARGE: (u64, usize) = (100_000, 8192);
+/// Where a record lies and how long it is. Far out in a file it is beyond what is stored inline, so that it goes through chunks.
+const PLACES: [(u64, usize); 4] = [(0, 512), (100_000, 8192), (100_000, 6000), (100_000, 20_008)];
+/// Files that a task holds open at most.
+const HELD_MAX: usize = 3;
 
 /// What all clients share.
 #[derive(Default)]
@@ -61,15 +63,17 @@ struct Worker {
     number: u8,
     rng: StdRng,
     next_value: u64,
+    /// Files that stay open from one operation to the next: what is written to them goes to one chunk, behind what is there.
+    held: BTreeMap<u64, HandleId>,
 }
 
 fn name(n: u8) -> Vec<u8> {
     vec![b'a' + n]
 }
 
-/// Half of the inodes hold their record inline, half in a chunk.
+/// A quarter of the inodes hold their record inline, the others in a chunk.
 fn place(inode: u64) -> (u64, usize) {
-    if inode.is_multiple_of(2) { SMALL } else { LARGE }
+    PLACES[inode as usize % PLACES.len()]
 }
 
 fn record(value: u64, bytes: usize) -> Bytes {
@@ -101,12 +105,39 @@ mod libc_errno {
 }
 
 impl Worker {
+    /// A handle of the inode: one that is held, or a new one.
+    async fn handle(&mut self, inode: u64) -> Result<HandleId, FsError> {
+        match self.held.get(&inode) {
+            Some(handle) => Ok(*handle),
+            None => Ok(self.fs.open(&self.caller, inode, 0o2).await?.handle),
+        }
+    }
+
+    /// Holds a handle on, or closes it.
+    async fn done_with(&mut self, inode: u64, handle: HandleId) {
+        let held = self.held.insert(inode, handle).is_some();
+        let hold = self.rng.random_range(0..10) < if held { 8 } else { 4 };
+        if !hold {
+            self.let_go(inode).await;
+        } else if self.held.len() > HELD_MAX {
+            let other = self.held.keys().copied().find(|other| *other != inode);
+            self.let_go(other.unwrap_or(inode)).await;
+        }
+    }
+
+    async fn let_go(&mut self, inode: u64) {
+        if let Some(handle) = self.held.remove(&inode) {
+            let _ = self.fs.release(handle).await;
+        }
+    }
+
     async fn perform(&mut self, call: &Call) -> Result<Reply, Outcome> {
         let (fs, caller, root) = (self.fs.clone(), self.caller.clone(), self.fs.root());
+        let shared = self.shared.clone();
         let known = |error: FsError| match outcome(&error) {
             Some(outcome) => outcome,
             None => {
-                with(&self.shared, |n| n.violations.push(format!("{call:?} answered {error}")));
+                with(&shared, |n| n.violations.push(format!("{call:?} answered {error}")));
                 Outcome::Unknown
             }
         };
@@ -132,21 +163,21 @@ impl Worker {
                 done.map(|()| Reply::Done).map_err(known)
             }
             Call::Write(inode, value) => {
-                let opened = fs.open(&caller, inode, 0o2).await.map_err(unchanged)?;
+                let handle = self.handle(inode).await.map_err(&unchanged)?;
                 let (offset, bytes) = place(inode);
                 let options = WriteOptions::default();
-                let written = fs.write(&caller, opened.handle, offset, record(value, bytes), options).await;
-                let synced = fs.fsync(opened.handle, false).await;
-                let _ = fs.release(opened.handle).await;
+                let written = fs.write(&caller, handle, offset, record(value, bytes), options).await;
+                let synced = fs.fsync(handle, false).await;
+                self.done_with(inode, handle).await;
                 written.map_err(known)?;
                 synced.map_err(known)?;
                 Ok(Reply::Done)
             }
             Call::Read(inode) => {
-                let opened = fs.open(&caller, inode, 0).await.map_err(unchanged)?;
+                let handle = self.handle(inode).await.map_err(&unchanged)?;
                 let (offset, bytes) = place(inode);
-                let read = fs.read(&caller, opened.handle, offset, bytes as u32).await;
-                let _ = fs.release(opened.handle).await;
+                let read = fs.read(&caller, handle, offset, bytes as u32).await;
+                self.done_with(inode, handle).await;
                 let read = read.map_err(unchanged)?;
                 let first = read.get(..8).map_or(0, |b| u64::from_le_bytes(b.try_into().unwrap_or_default()));
                 if !read.is_empty() && read != record(first, bytes) {
@@ -187,6 +218,9 @@ impl Worker {
             let pause = self.rng.random_range(0..100);
             tokio::time::sleep(Duration::from_millis(pause)).await;
         }
+        while let Some((&inode, _)) = self.held.first_key_value() {
+            self.let_go(inode).await;
+        }
         self
     }
 
@@ -210,17 +244,23 @@ impl Worker {
                 let to = (n + self.rng.random_range(1..NAMES)) % NAMES;
                 self.run(Call::Rename(n, to)).await;
             }
-            kind => {
+            _ => {
                 let Some(Reply::Inode(inode)) = self.run(Call::Lookup(n)).await else { return };
-                self.next_value += 1;
-                let value = (u64::from(self.number) + 1) << 32 | self.next_value;
-                if kind < 8 {
-                    self.run(Call::Write(inode, value)).await;
-                } else {
-                    self.run(Call::Read(inode)).await;
+                for _ in 0..self.rng.random_range(1..4) {
+                    self.use_file(inode).await;
                 }
             }
         }
+    }
+
+    async fn use_file(&mut self, inode: u64) {
+        if self.rng.random_range(0..3) == 0 {
+            self.run(Call::Read(inode)).await;
+            return;
+        }
+        self.next_value += 1;
+        let value = (u64::from(self.number) + 1) << 32 | self.next_value;
+        self.run(Call::Write(inode, value)).await;
     }
 }
 
@@ -241,7 +281,7 @@ pub async fn client(number: u8, seed: u64, host: Host, shared: Shared) -> turmoi
         let number = number * TASKS + task;
         let rng = StdRng::seed_from_u64(seed ^ (u64::from(number) << 56));
         let (fs, caller, shared) = (fs.clone(), caller.clone(), shared.clone());
-        Worker { fs, caller, shared, number, rng, next_value: 0 }
+        Worker { fs, caller, shared, number, rng, next_value: 0, held: BTreeMap::new() }
     };
     let work = (0..TASKS).map(|task| worker(task).work());
     let mut worker = futures::future::join_all(work).await.remove(0);
