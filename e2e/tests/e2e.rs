@@ -6,8 +6,12 @@
 mod bench;
 #[path = "e2e/chaos.rs"]
 mod chaos;
+#[path = "e2e/coherence.rs"]
+mod coherence;
 #[path = "e2e/forms.rs"]
 mod forms;
+#[path = "e2e/operations.rs"]
+mod operations;
 #[path = "e2e/posix.rs"]
 mod posix;
 #[path = "e2e/ready.rs"]

@@ -40,7 +40,7 @@ const COOKIES_FROM: u64 = 2;
 /// - No POSIX_LOCKS, no FLOCK_LOCKS: locks are the kernel's own and hold within one mount in this release.
 /// - No DO_READDIRPLUS: entries that live for zero seconds aren't worth their attributes.
 /// - Never WRITEBACK_CACHE: the kernel would own sizes and times.
-const CAPABILITIES: [InitFlags; 7] = [
+const CAPABILITIES: [InitFlags; 8] = [
     InitFlags::FUSE_ASYNC_READ,
     InitFlags::FUSE_BIG_WRITES,
     InitFlags::FUSE_PARALLEL_DIROPS,
@@ -48,7 +48,16 @@ const CAPABILITIES: [InitFlags; 7] = [
     InitFlags::FUSE_HANDLE_KILLPRIV_V2,
     InitFlags::FUSE_AUTO_INVAL_DATA,
     InitFlags::FUSE_ASYNC_DIO,
+    InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
 ];
+
+/// How the kernel is to treat an open file. No KEEP_CACHE: what it holds of the file is dropped at each open.
+///
+/// With O_APPEND nothing goes through its cache: it would cut a record where a page ends that it doesn't hold whole, and other mounts'
+/// records could come in between; and it would cache the record where it believes the end of the file to be.
+fn open_flags(flags: i32) -> FopenFlags {
+    if flags & libc::O_APPEND != 0 { FopenFlags::FOPEN_DIRECT_IO } else { FopenFlags::empty() }
+}
 
 pub(crate) struct Adapter {
     fs: FileSystem,
@@ -388,8 +397,7 @@ impl Filesystem for Adapter {
         let (fs, caller) = (self.fs.clone(), caller(req));
         self.run(req.pid(), async move { fs.open(&caller, ino.0, flags.0).await }, move |outcome| {
             match outcome {
-                // No KEEP_CACHE: what the kernel holds of the file is dropped at each open.
-                Ok(opened) => reply.opened(FileHandle(opened.handle), FopenFlags::empty()),
+                Ok(opened) => reply.opened(FileHandle(opened.handle), open_flags(flags.0)),
                 Err(errno) => reply.error(errno),
             }
         });
@@ -425,7 +433,7 @@ impl Filesystem for Adapter {
                         &convert::attr(&created.attr),
                         Generation(created.attr.generation),
                         FileHandle(created.handle),
-                        FopenFlags::empty(),
+                        open_flags(flags),
                     );
                 }
                 Err(errno) => reply.error(errno),

@@ -1,0 +1,195 @@
+//! Two mounts of one region, as two hosts: what one has written, also unsynced, the other sees.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use mooseng_e2e::cluster::{DevCluster, checked};
+use mooseng_e2e::steps::Steps;
+
+/// Unsynced writes that the other mount must see, each kind.
+const WRITES: u64 = 1000;
+/// Records that each mount appends.
+const RECORDS: u64 = 2000;
+
+#[test]
+fn two_mounts_show_one_filesystem() {
+    run().unwrap();
+}
+
+fn run() -> Result<()> {
+    let cluster = DevCluster::up("coherence", &[])?;
+    let (a, b) = (cluster.mount(), cluster.scratch().join("other"));
+    fs::create_dir(&b)?;
+    checked(cluster.mooseng(&["mount", "--config"]).arg(cluster.client_config()?).arg(&b))?;
+    let mut steps = Steps::default();
+    steps.run("unsynced writes are seen by stat and read, with both files open", || open_on_both(&a, &b));
+    steps.run("unsynced writes are seen by who opens the file then", || opened_later(&a, &b));
+    steps.run("two mounts append, no record is lost or torn", || appends(&a, &b));
+    steps.run("names, renames, removals and absences", || names(&a, &b));
+    steps.run("two mounts fill one directory, nothing waits for a second", || one_directory(&a, &b));
+    steps.run("unsynced writes are seen across a kill of the leader", || {
+        let leader = cluster.leader()?;
+        let file = File::create(a.join("through"))?;
+        for i in 0..200_u64 {
+            file.write_at(&i.to_be_bytes(), 0)?;
+            if i == 100 {
+                cluster.dev("kill", &leader)?;
+            }
+            ensure!(fs::read(b.join("through"))? == i.to_be_bytes(), "write {i} isn't seen");
+        }
+        cluster.dev("start", &leader)?;
+        cluster.wait_whole()
+    });
+    steps.run("data that was never synced is stored by itself", || stored_by_itself(&cluster, &a));
+    checked(cluster.mooseng(&["umount"]).arg(&b))?;
+    steps.finish()?;
+    cluster.finish(super::PEERS_COME_AND_GO)
+}
+
+fn open_on_both(a: &Path, b: &Path) -> Result<()> {
+    let writer = File::create(a.join("both"))?;
+    let reader = File::open(b.join("both"))?;
+    let mut end = 0;
+    for i in 0..WRITES {
+        let at = if i % 2 == 0 { 0 } else { i * 100 };
+        writer.write_at(&i.to_be_bytes(), at)?;
+        end = end.max(at + 8);
+        let stat = fs::metadata(b.join("both"))?;
+        ensure!(stat.len() == end, "write {i}: the other mount sees {} bytes, there are {end}", stat.len());
+        let mut seen = [0; 8];
+        reader.read_exact_at(&mut seen, at)?;
+        ensure!(seen == i.to_be_bytes(), "write {i} isn't seen");
+    }
+    Ok(())
+}
+
+fn opened_later(a: &Path, b: &Path) -> Result<()> {
+    let writer = File::create(a.join("later"))?;
+    for i in 0..WRITES {
+        writer.write_at(&i.to_be_bytes(), (i % 7) * 8)?;
+        if i % 3 == 0 {
+            let (mine, other) = (fs::metadata(a.join("later"))?, fs::metadata(b.join("later"))?);
+            let times = |m: &fs::Metadata| (m.len(), m.mtime(), m.mtime_nsec());
+            ensure!(
+                times(&mine) == times(&other),
+                "write {i}: {:?} here, {:?} there",
+                times(&mine),
+                times(&other)
+            );
+        }
+        let seen = fs::read(b.join("later"))?;
+        let at = (i % 7) as usize * 8;
+        ensure!(seen.get(at..at + 8) == Some(&i.to_be_bytes()[..]), "write {i} isn't seen");
+    }
+    Ok(())
+}
+
+fn append(directory: &Path, tag: char) -> Result<()> {
+    let mut file = OpenOptions::new().append(true).open(directory.join("appended"))?;
+    for i in 0..RECORDS {
+        file.write_all(format!("{tag}{i:09}\n").as_bytes())?;
+    }
+    Ok(())
+}
+
+fn appends(a: &Path, b: &Path) -> Result<()> {
+    File::create(a.join("appended"))?;
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| append(b, 'b'));
+        append(a, 'a')?;
+        other.join().map_err(|_| anyhow::anyhow!("the other writer panicked"))?
+    })?;
+    let text = fs::read_to_string(a.join("appended"))?;
+    ensure!(text == fs::read_to_string(b.join("appended"))?, "the mounts see different files");
+    for tag in ['a', 'b'] {
+        let mine: Vec<&str> = text.lines().filter(|line| line.starts_with(tag)).collect();
+        let whole = (0..RECORDS).map(|i| format!("{tag}{i:09}"));
+        ensure!(whole.eq(mine.iter().copied()), "records of {tag} are lost, torn or out of order");
+    }
+    ensure!(text.lines().count() as u64 == 2 * RECORDS, "there are {} records", text.lines().count());
+    Ok(())
+}
+
+fn names(a: &Path, b: &Path) -> Result<()> {
+    let absent = |path: &Path| matches!(fs::metadata(path), Err(e) if e.kind() == io::ErrorKind::NotFound);
+    for i in 0..200 {
+        let (here, there) = if i % 2 == 0 { (a, b) } else { (b, a) };
+        let (first, second) = (format!("first{}", i % 5), format!("second{}", i % 3));
+        ensure!(absent(&there.join(&first)), "round {i}: there is a file before it is made");
+        fs::write(here.join(&first), i.to_string())?;
+        ensure!(
+            fs::read_to_string(there.join(&first))? == i.to_string(),
+            "round {i}: the new file isn't seen"
+        );
+        fs::rename(there.join(&first), there.join(&second))?;
+        ensure!(absent(&here.join(&first)), "round {i}: the old name is seen");
+        ensure!(
+            fs::read_to_string(here.join(&second))? == i.to_string(),
+            "round {i}: the new name isn't seen"
+        );
+        fs::remove_file(here.join(&second))?;
+        ensure!(absent(&there.join(&second)), "round {i}: a removed file is seen");
+        fs::create_dir(here.join(&second))?;
+        ensure!(fs::read_dir(there.join(&second))?.next().is_none(), "round {i}: the directory isn't empty");
+        fs::remove_dir(there.join(&second))?;
+    }
+    Ok(())
+}
+
+fn one_directory(a: &Path, b: &Path) -> Result<()> {
+    fs::create_dir(a.join("shared"))?;
+    let until = Instant::now() + Duration::from_secs(10);
+    let fill = |directory: &Path, tag: &str| -> Result<(u64, Duration)> {
+        let (mut n, mut longest) = (0, Duration::ZERO);
+        while Instant::now() < until {
+            let path = directory.join("shared").join(format!("{tag}{n}"));
+            let began = Instant::now();
+            File::create(&path).with_context(|| path.display().to_string())?;
+            longest = longest.max(began.elapsed());
+            let began = Instant::now();
+            if n % 2 == 0 {
+                fs::remove_file(&path)?;
+            }
+            longest = longest.max(began.elapsed());
+            n += 1;
+        }
+        Ok((n, longest))
+    };
+    let (here, there) = std::thread::scope(|scope| {
+        let there = scope.spawn(|| fill(b, "b"));
+        let here = fill(a, "a")?;
+        Ok::<_, anyhow::Error>((here, there.join().map_err(|_| anyhow::anyhow!("the other one panicked"))??))
+    })?;
+    println!(
+        "    {} and {} files, the longest operations took {:?} and {:?}",
+        here.0, there.0, here.1, there.1
+    );
+    let list = |directory: &Path| -> Result<Vec<_>> {
+        let mut names: Vec<_> = fs::read_dir(directory.join("shared"))?
+            .map(|entry| entry.map(|e| e.file_name()))
+            .collect::<io::Result<_>>()?;
+        names.sort();
+        Ok(names)
+    };
+    let (mine, other) = (list(a)?, list(b)?);
+    ensure!(mine == other && mine.len() as u64 == here.0 / 2 + there.0 / 2, "the lists differ");
+    ensure!(here.1.max(there.1) < Duration::from_secs(1), "an operation waited for a second");
+    Ok(())
+}
+
+/// Five seconds after a write its bytes are at the region, though nobody asked: the mount may die then.
+fn stored_by_itself(cluster: &DevCluster, a: &Path) -> Result<()> {
+    let file = File::create(a.join("unsynced"))?;
+    file.write_all_at(b"never synced", 0)?;
+    std::thread::sleep(Duration::from_secs(5));
+    let client = cluster.names("client")?.into_iter().next().context("there is no client")?;
+    cluster.dev("kill", &client)?;
+    drop(file);
+    let seen = fs::read(cluster.scratch().join("other/unsynced"))?;
+    ensure!(seen == b"never synced", "the other mount reads {:?}", String::from_utf8_lossy(&seen));
+    Ok(())
+}
