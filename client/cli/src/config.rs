@@ -30,6 +30,9 @@ pub struct ClientFile {
     /// How long an operation is retried while the region doesn't answer, in seconds.
     #[serde(default = "default_retry_timeout_s")]
     pub retry_timeout_s: u64,
+    /// Most megabytes that are written and not sent yet; 0 sends each write to the region before it returns.
+    #[serde(default = "default_write_buffer_mb")]
+    pub write_buffer_mb: u32,
     /// Where to serve /metrics, /healthz and /readyz; loopback only. Port 0 takes a free one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http_listen: Option<String>,
@@ -62,6 +65,10 @@ fn default_retry_timeout_s() -> u64 {
     60
 }
 
+fn default_write_buffer_mb() -> u32 {
+    64
+}
+
 fn yes() -> bool {
     true
 }
@@ -74,6 +81,7 @@ const KEYS: &[&str] = &[
     "zone",
     "masters",
     "retry_timeout_s",
+    "write_buffer_mb",
     "http_listen",
     "log_dir",
     "log_json",
@@ -152,6 +160,7 @@ impl ClientFile {
             host: host_name(),
             mount_path: mount_path.display().to_string(),
             retry_timeout: Duration::from_secs(self.retry_timeout_s),
+            write_buffer_bytes: usize::try_from(self.write_buffer_mb).unwrap_or(0) << 20,
             ..ClientConfig::default()
         }
     }
@@ -224,7 +233,7 @@ mod tests {
         let file = ClientFile::load(&path).unwrap();
         assert_eq!(file.tls.cert, dir.path().join("cert.pem"));
         assert_eq!(file.tls.ca, Path::new("/ca.pem"));
-        assert_eq!(file.retry_timeout_s, 60);
+        assert_eq!((file.retry_timeout_s, file.write_buffer_mb), (60, 64));
     }
 
     #[test]

@@ -35,6 +35,9 @@ const METRICS: &[Metric] = &[
     gauge("mooseng_mount_open_inodes", "Inodes held open", |s| s.open_inodes as u64),
     gauge("mooseng_mount_open_chunks", "Chunks open for appends", |s| s.open_chunks as u64),
     gauge("mooseng_mount_cache_bytes", "Bytes of chunk data in memory", |s| s.cache_bytes as u64),
+    gauge("mooseng_mount_dirty_bytes", "Written bytes that aren't at the region yet", |s| {
+        s.dirty_bytes as u64
+    }),
     counter("mooseng_mount_retries", "Attempts that had to be repeated", |s| s.retries),
     counter("mooseng_mount_timeouts", "Operations that failed because nobody answered in time", |s| {
         s.timeouts
