@@ -176,7 +176,11 @@ fn run(args: Args) -> Result<(), Error> {
             let mut lacking = authority.revoke(&what)?;
             if distribute {
                 authority.distribute_revocations()?;
-                lacking.clear();
+                // Leaves that lie on other machines lack it still.
+                lacking = authority.revoke(&what)?;
+            }
+            if !authority.issued()?.iter().any(|i| i.spiffe == what || i.serial == what) {
+                eprintln!("This authority has no record of {what}: look whether the name is right.");
             }
             eprintln!("{what} is revoked: {} has it.", authority.revocations_path().display());
             for issued in &lacking {

@@ -70,6 +70,15 @@ fn a_cluster_is_made_listed_renewed_and_revoked() {
     assert!(said.contains("spiffe://dev/eu/master/m1 lacks the list"), "{said}");
     let advice = String::from_utf8(revoked.stderr).unwrap();
     assert!(advice.contains("mooseng status -o json") && advice.contains("REVOCATIONS_DIFFER"), "{advice}");
+    assert!(!advice.contains("no record"), "{advice}");
+    // Its list would have to be copied to another machine.
+    std::fs::rename(&other, dir.join("moved")).unwrap();
+    let unknown = run(dir, &["revoke", "spiffe://dev/eu/client/nobody", "--distribute"]);
+    assert_eq!(code(&unknown), 0);
+    let advice = String::from_utf8(unknown.stderr).unwrap();
+    assert!(advice.contains("no record of spiffe://dev/eu/client/nobody"), "{advice}");
+    let said = String::from_utf8(unknown.stdout).unwrap();
+    assert!(said.contains("master/m1 lacks the list") && !said.contains("client/c1 lacks"), "{said}");
     assert_eq!(code(&run(dir, &["renew", out.to_str().unwrap()])), 4, "a revoked identity isn't renewed");
     assert!(String::from_utf8(run(dir, &["list"]).stdout).unwrap().contains("REVOKED"));
     let too_long = [

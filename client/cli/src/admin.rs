@@ -5,12 +5,16 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use mooseng_transport::grpc::administration_client::AdministrationClient;
-use mooseng_transport::{Network, TRACE, grpc_channel, grpc_request, trace};
+use mooseng_transport::{
+    CallFailure, ConnectError, Link, LinkOptions, Network, TRACE, grpc_channel, grpc_request, trace,
+};
 use mooseng_wire::Role;
 use mooseng_wire::admin::{
     ChangeMembersReply, ChangeMembersRequest, DrainReply, DrainRequest, Finding, StatusReply, StatusRequest,
 };
+use mooseng_wire::method::Method;
 use tonic::Code;
 use tonic::transport::Channel;
 
@@ -118,13 +122,31 @@ async fn client(network: Arc<dyn Network>, address: &str) -> AdministrationClien
 }
 
 async fn ask(network: Arc<dyn Network>, address: &str) -> Result<StatusReply, tonic::Status> {
-    let mut client = client(network, address).await;
+    let mut client = client(network.clone(), address).await;
     match tokio::time::timeout(STATUS_WAIT, client.status(grpc_request(StatusRequest {}, STATUS_WAIT))).await
     {
-        Ok(answer) => answer.map(tonic::Response::into_inner),
+        Ok(Ok(answer)) => Ok(answer.into_inner()),
+        Ok(Err(status)) => Err(with_refusal(network, address, status).await),
         Err(_) => {
             Err(tonic::Status::deadline_exceeded(format!("no answer within {} s", STATUS_WAIT.as_secs())))
         }
+    }
+}
+
+/// A peer that refuses our certificate says so after the handshake, where gRPC only sees a connection that closes: it is asked once more
+/// over frames, which keep the reason.
+async fn with_refusal(network: Arc<dyn Network>, address: &str, status: tonic::Status) -> tonic::Status {
+    if status.source().is_none() {
+        return status;
+    }
+    let link = Link::new(network, address.to_owned(), Role::Master, LinkOptions::default());
+    let answer = link.call(Method::Renew, Bytes::new(), Bytes::new(), STATUS_WAIT).await;
+    link.close();
+    match answer {
+        Err(CallFailure::Connect(ConnectError::Refused { reason, .. })) => {
+            tonic::Status::permission_denied(reason)
+        }
+        _ => status,
     }
 }
 
@@ -176,7 +198,7 @@ where
         let client = client(network.clone(), address).await;
         let status = match tokio::time::timeout(wait, call(client)).await {
             Ok(Ok(reply)) => return Ok(reply.into_inner()),
-            Ok(Err(status)) => status,
+            Ok(Err(status)) => with_refusal(network.clone(), address, status).await,
             Err(_) => tonic::Status::deadline_exceeded("no answer in time"),
         };
         match status.code() {

@@ -92,11 +92,11 @@ codes! {
     MASTER_DOWN, Warning,
         "A master can't be reached by the leader.",
         "Its process or machine is down, or the network to it is cut.",
-        "Start it. While a majority of masters is up the region serves; the next loss may stop it.";
+        "Start it. While a majority of masters is up the region serves; the next loss may stop it. If its disk is lost, never start it with an empty one under its old id: `docs/operations.md` says how to replace it.";
     MASTER_FAILED, Critical,
-        "A master can't take part in its group: its log or its store failed, or its disk is full.",
-        "The disk below the master's `state_dir` answered an error on a write or a flush, or has no room.",
-        "While its disk is full the master waits for room: free some. After any other failure it ends itself: check the disk (`dmesg`, SMART), then start it again. If the disk is lost, start a master with an empty one under a new id, and change the members with `mooseng members`.";
+        "A master can't take part in its group: its log or its store failed or is lost, or its disk is full.",
+        "The disk below the master's `state_dir` answered an error on a write or a flush, has no room, or was replaced.",
+        "While its disk is full the master waits for room: free some. After any other failure it ends itself: check the disk (`dmesg`, SMART), then start it again. If the disk is lost or the log is empty, replace it by one with a new id: `docs/operations.md`.";
     MASTERS_FEW, Warning,
         "The region has too few masters to survive the loss of one.",
         "The Raft group has fewer than three voters.",

@@ -88,6 +88,10 @@ pub struct Desk {
     pub counts: ChunkCounts,
     /// What house-keeping tells.
     pub house: House,
+    /// How often drainings were set: a scan that began before the last time doesn't count for them.
+    drainings_set: u64,
+    /// Chunkservers that are being drained, and whose chunks no scan has counted since that was set.
+    uncounted: BTreeSet<String>,
     /// Copies to be deleted, by chunkserver.
     deletions: BTreeMap<String, BTreeMap<ChunkId, Deletion>>,
     /// Copies whose chunkserver has said that they are gone, since house-keeping last asked.
@@ -116,6 +120,8 @@ impl Desk {
             keys: Vec::new(),
             counts: ChunkCounts::default(),
             house: House::default(),
+            drainings_set: 0,
+            uncounted: BTreeSet::new(),
             deletions: BTreeMap::new(),
             gone: Vec::new(),
             seals: BTreeMap::new(),
@@ -123,6 +129,37 @@ impl Desk {
             left_out: BTreeSet::new(),
             compared: BTreeSet::new(),
         }
+    }
+
+    /// Sets which chunkservers are being drained.
+    pub fn set_draining(&mut self, names: BTreeSet<String>) {
+        self.drainings_set += 1;
+        self.uncounted.clone_from(&names);
+        self.registry.set_draining(names);
+    }
+
+    /// To be remembered by a scan that begins, for [`Self::located_as_of`].
+    pub fn drainings_set(&self) -> u64 {
+        self.drainings_set
+    }
+
+    /// Takes what a scan has counted that began when `drainings_set` was so.
+    pub fn located_as_of(&mut self, drainings_set: u64, located: BTreeMap<String, u64>) {
+        self.house.located = located;
+        if drainings_set == self.drainings_set {
+            self.uncounted.clear();
+        }
+    }
+
+    /// How many chunks' locations name a chunkserver. One that was just set to be drained isn't empty before that was counted: somebody
+    /// waits for the zero to stop it.
+    pub fn located(&self, name: &str) -> u64 {
+        let counted = self.house.located.get(name).copied().unwrap_or(0);
+        if !self.uncounted.contains(name) {
+            return counted;
+        }
+        let told = self.registry.get(name).map_or(0, |server| server.chunks());
+        counted.max(told).max(1)
     }
 
     /// Forgets what only a leader may know.
@@ -352,6 +389,22 @@ fn beat_of(request: HeartbeatRequest) -> Beat {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_drained_chunkserver_is_not_empty_before_a_scan_has_counted_since() {
+        let mut desk = Desk::new(sessions::Limits::default());
+        desk.located_as_of(desk.drainings_set(), BTreeMap::new());
+        let before = desk.drainings_set();
+        desk.set_draining(BTreeSet::from(["a".into()]));
+        assert!(desk.located("a") > 0);
+        assert_eq!(desk.located("b"), 0);
+        desk.located_as_of(before, BTreeMap::new());
+        assert!(desk.located("a") > 0, "a scan that had begun before missed what was placed meanwhile");
+        desk.located_as_of(desk.drainings_set(), BTreeMap::from([("a".into(), 3)]));
+        assert_eq!(desk.located("a"), 3);
+        desk.located_as_of(desk.drainings_set(), BTreeMap::new());
+        assert_eq!(desk.located("a"), 0);
+    }
 
     #[test]
     fn seals_wait_for_their_chunkserver() {

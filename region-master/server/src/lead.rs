@@ -125,7 +125,7 @@ async fn prepare(master: &Master, term: u64) -> Result<(), CallError> {
     master.desk(|desk| {
         desk.follow();
         desk.keys = keys;
-        desk.registry.set_draining(draining);
+        desk.set_draining(draining);
         for (kind, range) in fresh {
             desk.ids.add(kind, range);
         }

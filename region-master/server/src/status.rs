@@ -52,7 +52,7 @@ pub fn of(master: &Master) -> StatusReply {
             disks: server.beat.disks.iter().map(disk).collect(),
             chunks: server.chunks(),
             draining: desk.registry.is_draining(&server.beat.name),
-            located: desk.house.located.get(&server.beat.name).copied().unwrap_or(0),
+            located: desk.located(&server.beat.name),
             labels: server.beat.labels.clone().into_iter().collect(),
             credentials: server.beat.credentials.as_ref().map(credentials::report),
         });
@@ -154,7 +154,12 @@ fn facts(master: &Master, masters: &[MasterStatus]) -> Facts {
                 waiting: desk.house.status.waiting,
                 copying: desk.house.status.copying,
                 endangered_oldest_s: desk.house.status.endangered_oldest_s,
-                located: desk.house.located.clone(),
+                located: desk
+                    .registry
+                    .iter()
+                    .map(|s| &s.beat.name)
+                    .map(|n| (n.clone(), desk.located(n)))
+                    .collect(),
             },
             credentials: of_masters.chain(of_servers).collect(),
             sessions: desk.sessions.len(),

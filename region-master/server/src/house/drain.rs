@@ -22,13 +22,11 @@ pub async fn load(master: &Master) -> Result<BTreeSet<String>, CallError> {
     Ok(draining.map(|(name, _)| name).collect())
 }
 
-/// Begins or ends a draining. Answers how many chunks' locations name the chunkserver, as of the last scan.
+/// Begins or ends a draining. Answers how many chunks' locations name the chunkserver, as far as is known so soon.
 pub async fn set(master: &Master, name: &str, drain: bool) -> Result<u64, Status> {
     master.serving().map_err(|e| Status::unavailable(e.message))?;
-    let (known, located) = master.desk(|desk| {
-        let located = desk.house.located.get(name).copied().unwrap_or(0);
-        let known = desk.registry.get(name).is_some() || desk.registry.is_draining(name);
-        (known || located > 0, located)
+    let known = master.desk(|desk| {
+        desk.registry.get(name).is_some() || desk.registry.is_draining(name) || desk.located(name) > 0
     });
     if !known {
         let message = format!("no chunkserver called {name:?} is known; `mooseng status` shows them");
@@ -41,6 +39,8 @@ pub async fn set(master: &Master, name: &str, drain: bool) -> Result<u64, Status
     });
     kept.await.map_err(|e| Status::unavailable(record_failed(&e).message))?;
     let draining = load(master).await.map_err(|e| Status::unavailable(e.message))?;
-    master.desk(|desk| desk.registry.set_draining(draining));
-    Ok(located)
+    Ok(master.desk(|desk| {
+        desk.set_draining(draining);
+        desk.located(name)
+    }))
 }

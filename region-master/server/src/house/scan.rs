@@ -36,6 +36,8 @@ pub(super) struct Scan {
     counts: ChunkCounts,
     loads: BTreeMap<String, u64>,
     located: BTreeMap<String, u64>,
+    /// What the desk said when this pass began.
+    drainings_set: u64,
     endangered: BTreeSet<ChunkId>,
     bytes: u64,
     bytes_live: u64,
@@ -60,6 +62,9 @@ impl Keeper<'_> {
             return Ok(());
         }
         let after = self.scan.after;
+        if after.is_none() {
+            self.scan.drainings_set = self.master.desk(|desk| desk.drainings_set());
+        }
         let listings = transact(&self.master.store, |tx| async move {
             let page = upkeep::list_chunks(&tx, ROOT_VOLUME, after, PAGE).await?;
             Ok((tx, page))
@@ -85,7 +90,10 @@ impl Keeper<'_> {
     fn scanned(&mut self, now: BootTime) {
         let scan = std::mem::take(&mut self.scan);
         self.scan.next = Some(now.after(Duration::from_millis(self.master.config.house.scan_every_ms)));
-        self.master.desk(|desk| desk.counts = scan.counts);
+        self.master.desk(|desk| {
+            desk.counts = scan.counts;
+            desk.located_as_of(scan.drainings_set, scan.located.clone());
+        });
         self.queue.scanned(|chunk| scan.endangered.contains(&chunk));
         self.loads = scan.loads;
         self.located = scan.located;

@@ -1,0 +1,266 @@
+//! docs/operations.md, by the letter and with the real binaries: a lost master is replaced, a chunkserver emptied, a certificate revoked.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use mooseng_e2e::cluster::{DevCluster, binary, checked, wait_for};
+use mooseng_e2e::steps::Steps;
+
+/// Data that doesn't fit inline.
+const BYTES: usize = 3_000_000;
+
+#[test]
+fn operators_mend_a_region_by_the_book() {
+    run().unwrap();
+}
+
+fn run() -> Result<()> {
+    let cluster = DevCluster::up("operations", &[])?;
+    let mut steps = Steps::default();
+    let data = pattern();
+    for n in 0..6 {
+        std::fs::write(cluster.mount().join(format!("file-{n}")), &data)?;
+    }
+    let whole = || {
+        for n in 0..6 {
+            let read = std::fs::read(cluster.mount().join(format!("file-{n}")))?;
+            ensure!(read == data, "file-{n} has other content");
+        }
+        Ok(())
+    };
+
+    steps.run("a master that lost its disk isn't let in under its old id", || lose_the_disk(&cluster));
+    steps.run("it is replaced by one with a new id", || replace(&cluster));
+    steps.run("the group survives the loss of another master then", || {
+        let other = cluster.leader()?;
+        ensure!(other != LOST, "the substitute leads already: nothing would be shown");
+        cluster.dev("kill", &other)?;
+        std::fs::write(cluster.mount().join("after"), &data)?;
+        ensure!(std::fs::read(cluster.mount().join("after"))? == data, "other content");
+        whole()?;
+        cluster.dev("start", &other)?;
+        cluster.wait_whole()
+    });
+    steps.run("`dev up` knows the substitute by its new id", || {
+        cluster.up_again(&[])?;
+        let config = std::fs::read_to_string(config_of_lost(&cluster))?;
+        ensure!(config.lines().any(|l| l == "id = 4"), "{config}");
+        Ok(())
+    });
+    steps.run("a chunkserver is emptied", || drain(&cluster));
+    steps.run("everything is still there", whole);
+    steps.run("a revoked client loses its connections", || revoke(&cluster));
+    steps.run("status names the daemon that goes by another list", || other_list(&cluster));
+    steps.finish()?;
+    let expected = [
+        // A master was started with an empty log, on purpose.
+        "MASTER_FAILED: this master's log is empty",
+        // Who is revoked is refused, and the mount of that client says so.
+        "PEER_REVOKED",
+        "our certificate is revoked",
+        "the session's lease had lapsed",
+        "an operation failed",
+        // The list was withheld from a chunkserver.
+        "REVOCATIONS_DIFFER",
+        // A new leader.
+        "this leader can't read its records yet",
+    ];
+    cluster.finish(&[super::PEERS_COME_AND_GO, &expected].concat())
+}
+
+fn pattern() -> Vec<u8> {
+    (0..BYTES as u64).map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8).collect()
+}
+
+fn admin(cluster: &DevCluster) -> PathBuf {
+    cluster.dir().join("etc/admin.toml")
+}
+
+/// `mooseng ... --config ADMIN`.
+fn ask(cluster: &DevCluster, args: &[&str]) -> Result<Output> {
+    cluster.mooseng(args).arg("--config").arg(admin(cluster)).output().with_context(|| format!("{args:?}"))
+}
+
+fn asked(cluster: &DevCluster, args: &[&str]) -> Result<String> {
+    let output = ask(cluster, args)?;
+    ensure!(output.status.success(), "{args:?}: {output:?}");
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn refused(cluster: &DevCluster, args: &[&str], code: i32, words: &str) -> Result<()> {
+    let output = ask(cluster, args)?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(output.status.code() == Some(code) && said.contains(words), "{args:?}: {output:?}");
+    Ok(())
+}
+
+const LOST: &str = "master-2";
+
+fn config_of_lost(cluster: &DevCluster) -> PathBuf {
+    cluster.dir().join("etc").join(format!("{LOST}.toml"))
+}
+
+fn empty_dir(dir: &Path) -> Result<()> {
+    std::fs::remove_dir_all(dir)?;
+    std::fs::create_dir(dir)?;
+    Ok(())
+}
+
+fn lose_the_disk(cluster: &DevCluster) -> Result<()> {
+    // The first leader is the one that made the group; should it be another one for once, it hands over when it is started again.
+    while cluster.leader()? == LOST {
+        cluster.dev("kill", LOST)?;
+        cluster.dev("start", LOST)?;
+        cluster.wait_whole()?;
+    }
+    let leader = cluster.leader()?;
+    cluster.dev("kill", LOST)?;
+    empty_dir(&cluster.process(LOST)?.state_dir)?;
+    cluster.dev("start", LOST)?;
+    wait_for("status to say that its log is lost", Duration::from_secs(20), || {
+        let status = cluster.status()?;
+        let findings = status["findings"].as_array().cloned().unwrap_or_default();
+        let found = findings.iter().find(|f| f["code"] == "MASTER_FAILED").context("no finding")?;
+        ensure!(found["subject"] == LOST, "{found}");
+        ensure!(found["detail"].as_str().is_some_and(|d| d.contains("under a new id")), "{found}");
+        Ok(())
+    })?;
+    ensure!(cluster.leader()? == leader, "the leader fell over it");
+    cluster.dev("kill", LOST)
+}
+
+fn replace(cluster: &DevCluster) -> Result<()> {
+    let lost = cluster.process(LOST)?;
+    asked(cluster, &["members", "remove", "2"])?;
+    empty_dir(&lost.state_dir)?;
+    let config = std::fs::read_to_string(config_of_lost(cluster))?;
+    std::fs::write(config_of_lost(cluster), config.replacen("id = 2\n", "id = 4\n", 1))?;
+    cluster.dev("start", LOST)?;
+    let add = |id: &'static str, name: &'static str| {
+        let address = lost.address.clone();
+        move |run: &dyn Fn(&[&str]) -> Result<()>| {
+            run(&["members", "add", "--id", id, "--name", name, "--address", &address, "--zone", "zone-2"])
+        }
+    };
+    // Slips of the pen change nothing.
+    add("5", LOST)(&|args| refused(cluster, args, 1, "this is master 4"))?;
+    add("4", "master-1")(&|args| refused(cluster, args, 1, "is master-1"))?;
+    refused(cluster, &["members", "remove", "2"], 3, "no master 2")?;
+    let began = Instant::now();
+    add("4", LOST)(&|args| {
+        let told = asked(cluster, args)?;
+        ensure!(told.contains("1, 3, 4"), "{told}");
+        Ok(())
+    })?;
+    println!("    added after {:.2} s", began.elapsed().as_secs_f64());
+    cluster.wait_whole()?;
+    wait_for("the verdict", Duration::from_secs(20), || {
+        let verdict = cluster.status()?["verdict"].clone();
+        ensure!(verdict["level"] == "ok", "{verdict}");
+        Ok(())
+    })
+}
+
+fn drain(cluster: &DevCluster) -> Result<()> {
+    let name = "chunkserver-2";
+    let told = asked(cluster, &["chunkservers", "drain", name, "-o", "json"])?;
+    let told: serde_json::Value = serde_json::from_str(&told)?;
+    ensure!(told["located"].as_u64() > Some(0), "it counts as empty before anybody looked: {told}");
+    let row = || -> Result<serde_json::Value> {
+        let status = cluster.status()?;
+        let servers = status["chunkservers"].as_array().cloned().unwrap_or_default();
+        servers.into_iter().find(|c| c["name"] == name).with_context(|| format!("{status}"))
+    };
+    let began = Instant::now();
+    let mut empty = serde_json::Value::Null;
+    wait_for("it to be empty", Duration::from_secs(120), || {
+        empty = row()?;
+        ensure!(empty["draining"] == true && empty["located"] == 0, "{empty}");
+        Ok(())
+    })?;
+    println!("    empty after {:.1} s", began.elapsed().as_secs_f64());
+    ensure!(empty["chunks"] == 0, "status calls it empty while it has chunks: {empty}");
+    asked(cluster, &["chunkservers", "undrain", name])?;
+    ensure!(row()?["draining"] == false, "it is still drained");
+    Ok(())
+}
+
+fn certs(cluster: &DevCluster, args: &[&str]) -> Result<String> {
+    let output = checked(
+        Command::new(binary("mooseng-certs")?).arg("--dir").arg(cluster.dir().join("pki")).args(args),
+    )?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn revoke(cluster: &DevCluster) -> Result<()> {
+    let identity = "spiffe://dev/region-1/client/host-7";
+    let (leaf, mount) = (cluster.scratch().join("host-7"), cluster.scratch().join("mnt-7"));
+    let leaf_path = leaf.display().to_string();
+    let issue =
+        ["issue", "--role", "client", "--region", "region-1", "--name", "host-7", "--out", &leaf_path];
+    certs(cluster, &issue)?;
+    let config = std::fs::read_to_string(cluster.client_config()?)?;
+    let own = cluster.dir().join("certs/client-1").display().to_string();
+    let config = config.replace(&own, &leaf_path).replace("\"client-1\"", "\"host-7\"");
+    let config_path = cluster.scratch().join("host-7.toml");
+    std::fs::write(&config_path, config)?;
+    std::fs::create_dir(&mount)?;
+    let options = ["mount", "--retry-timeout-s", "5", "--config"];
+    checked(cluster.mooseng(&options).arg(&config_path).arg(&mount))?;
+    std::fs::write(mount.join("theirs"), "x")?;
+    let lacking = certs(cluster, &["revoke", identity])?;
+    let began = Instant::now();
+    ensure!(lacking.contains("chunkserver/chunkserver-3 lacks the list"), "{lacking}");
+    // Names that nobody has looked up: what is cached and promised may be shown for as long as the lease lasts.
+    let mut n = 0;
+    wait_for("its operations to fail", Duration::from_secs(25), || {
+        n += 1;
+        ensure!(std::fs::write(mount.join(format!("new-{n}")), "x").is_err(), "it still writes");
+        Ok(())
+    })?;
+    println!(
+        "    the mount fails {:.1} s after the list was made, of which it retries 5 s",
+        began.elapsed().as_secs_f64()
+    );
+    ensure!(began.elapsed() < Duration::from_secs(16), "its connections lived for more than 10 s");
+    let output = cluster.mooseng(&["status", "--config"]).arg(&config_path).output()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(output.status.code() == Some(4) && said.contains("our certificate is revoked"), "{output:?}");
+    // The others don't notice.
+    std::fs::write(cluster.mount().join("ours"), "x")?;
+    checked(cluster.mooseng(&["umount", "--lazy"]).arg(&mount)).map(drop)
+}
+
+fn other_list(cluster: &DevCluster) -> Result<()> {
+    // This daemon's list is a file that nobody hands a new one to.
+    let name = "chunkserver-3";
+    let config_path = cluster.dir().join("etc").join(format!("{name}.toml"));
+    let own = cluster.scratch().join("own-list.txt");
+    std::fs::copy(cluster.dir().join("pki/revocations.txt"), &own)?;
+    let config = std::fs::read_to_string(&config_path)?;
+    let listed = cluster.dir().join("certs").join(name).join("revocations.txt");
+    ensure!(config.contains(&listed.display().to_string()), "{config}");
+    std::fs::write(&config_path, config.replace(&listed.display().to_string(), &own.display().to_string()))?;
+    cluster.dev("kill", name)?;
+    cluster.dev("start", name)?;
+    certs(cluster, &["revoke", "spiffe://dev/region-1/client/host-8"])?;
+    let differ = || -> Result<Vec<String>> {
+        let status = cluster.status()?;
+        let findings = status["findings"].as_array().cloned().unwrap_or_default();
+        let codes = findings.iter().filter(|f| f["code"] == "REVOCATIONS_DIFFER");
+        Ok(codes.map(|f| f["subject"].to_string()).collect())
+    };
+    wait_for("the finding", Duration::from_secs(30), || {
+        let found = differ()?;
+        ensure!(found.len() == 1 && found[0].contains(name), "{found:?}");
+        Ok(())
+    })?;
+    std::fs::copy(cluster.dir().join("pki/revocations.txt"), &own)?;
+    wait_for("the finding to go", Duration::from_secs(30), || {
+        let found = differ()?;
+        ensure!(found.is_empty(), "{found:?}");
+        Ok(())
+    })
+}
