@@ -1,38 +1,32 @@
 //! fuser's callbacks: convert, call, answer. Nothing is decided here.
 
-use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use fuser::{
-    AccessFlags, BsdFileFlags, Errno, FileAttr, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    AccessFlags, BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use mooseng_client::{
-    Attr, Caller, DirEntry, FileSystem, FsError, RenameMode, SeekWhence, SetAttr, Validity, WriteMode,
-    WriteOptions,
+    Attr, Caller, FileSystem, FsError, RenameMode, SeekWhence, SetAttr, Validity, WriteMode, WriteOptions,
 };
 use mooseng_transport::trace;
 use tokio::sync::Semaphore;
 
 use crate::convert;
+use crate::directories::Directories;
 use crate::notify::Notifier;
 use crate::waiting::for_process;
 
 const MAX_WRITE: u32 = 1 << 20;
 const MAX_BACKGROUND: u16 = 128;
-/// Entries asked for at once.
-const PAGE_ENTRIES: u32 = 512;
-/// The offsets of "." and ".." come first; a directory's own cookies are shifted behind them.
-const COOKIES_FROM: u64 = 2;
 
 /// Asked for where the kernel has them; one by one, for fuser drops a whole set in which one is missing.
 /// - HANDLE_KILLPRIV_V2: clearing setuid and setgid happens in the region, in the same transaction as the write.
@@ -60,38 +54,11 @@ fn open_flags(flags: i32) -> FopenFlags {
 }
 
 pub(crate) struct Adapter {
-    fs: FileSystem,
+    pub(crate) fs: FileSystem,
     runtime: tokio::runtime::Handle,
     permits: Arc<Semaphore>,
-    directories: Arc<Directories>,
+    pub(crate) directories: Arc<Directories>,
     notifier: Arc<Notifier>,
-}
-
-/// Entries that were fetched and didn't fit into the kernel's buffer, by directory handle.
-#[derive(Debug, Default)]
-struct Directories {
-    last: AtomicU64,
-    left: Mutex<BTreeMap<u64, Left>>,
-}
-
-#[derive(Debug, Default)]
-struct Left {
-    /// The kernel's offset that they continue.
-    offset: u64,
-    entries: VecDeque<DirEntry>,
-    end: bool,
-}
-
-impl Directories {
-    fn open(&self) -> u64 {
-        self.last.fetch_add(1, Ordering::Relaxed) + 1
-    }
-    fn take(&self, handle: u64, offset: u64) -> Option<Left> {
-        self.map(|left| left.remove(&handle)).filter(|left| left.offset == offset && offset > COOKIES_FROM)
-    }
-    fn map<T>(&self, f: impl FnOnce(&mut BTreeMap<u64, Left>) -> T) -> T {
-        f(&mut self.left.lock().unwrap_or_else(PoisonError::into_inner))
-    }
 }
 
 impl Adapter {
@@ -111,7 +78,7 @@ impl Adapter {
     }
 
     /// Runs a request. A panic in `work` ends its task only; fuser's reply, dropped, answers EIO.
-    fn run<T, W>(&self, pid: u32, work: W, answer: impl FnOnce(Result<T, Errno>) + Send + 'static)
+    pub(crate) fn run<T, W>(&self, pid: u32, work: W, answer: impl FnOnce(Result<T, Errno>) + Send + 'static)
     where
         T: Send + 'static,
         W: Future<Output = Result<T, FsError>> + Send + 'static,
@@ -202,7 +169,7 @@ fn show_entry(notifier: &Notifier, attr: Option<&Attr>, validity: Validity, repl
 }
 
 /// Who asks. The kernel has applied the umask and, by default_permissions, checked the rights.
-fn caller(req: &Request) -> Caller {
+pub(crate) fn caller(req: &Request) -> Caller {
     Caller {
         uid: req.uid(),
         gid: req.gid(),
@@ -523,43 +490,8 @@ impl Filesystem for Adapter {
         reply.opened(FileHandle(self.directories.open()), FopenFlags::empty());
     }
 
-    fn readdir(&self, req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let (fs, caller, directories) = (self.fs.clone(), caller(req), self.directories.clone());
-        let work = async move {
-            let page = first_page(&fs, &caller, &directories, ino.0, fh.0, offset, false).await?;
-            Ok((directories, page))
-        };
-        self.run(req.pid(), work, move |outcome| match outcome {
-            Err(errno) => reply.error(errno),
-            Ok((directories, page)) => {
-                let mut at = offset;
-                for (number, inode) in page.dots.iter().flatten() {
-                    let name = if *number == 1 { "." } else { ".." };
-                    if reply.add(INodeNo(*inode), *number, fuser::FileType::Directory, name) {
-                        return reply.ok();
-                    }
-                    at = *number;
-                }
-                let mut left = Left { offset: at, entries: page.entries, end: page.end };
-                while let Some(entry) = left.entries.front() {
-                    let next = entry.cookie.saturating_add(COOKIES_FROM);
-                    if reply.add(
-                        INodeNo(entry.inode),
-                        next,
-                        convert::kind(entry.kind()),
-                        OsStr::from_bytes(&entry.name),
-                    ) {
-                        break;
-                    }
-                    left.offset = next;
-                    left.entries.pop_front();
-                }
-                if !left.entries.is_empty() || left.end {
-                    directories.map(|map| map.insert(fh.0, left));
-                }
-                reply.ok();
-            }
-        });
+    fn readdir(&self, req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectory) {
+        self.list(req, ino, fh, offset, reply);
     }
 
     fn readdirplus(
@@ -568,50 +500,9 @@ impl Filesystem for Adapter {
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectoryPlus,
+        reply: ReplyDirectoryPlus,
     ) {
-        let (fs, caller, directories) = (self.fs.clone(), caller(req), self.directories.clone());
-        let work = async move {
-            let page = first_page(&fs, &caller, &directories, ino.0, fh.0, offset, true).await?;
-            let own = if page.dots.iter().any(Option::is_some) {
-                Some(fs.getattr(&caller, ino.0).await?)
-            } else {
-                None
-            };
-            Ok((page, own))
-        };
-        self.run(req.pid(), work, move |outcome| match outcome {
-            Err(errno) => reply.error(errno),
-            Ok((page, own)) => {
-                let dots = page.dots.iter().flatten().zip(own.iter().cycle());
-                for ((number, inode), own) in dots {
-                    let name = if *number == 1 { "." } else { ".." };
-                    let attr = FileAttr { ino: INodeNo(*inode), ..convert::attr(own) };
-                    if reply.add(attr.ino, *number, name, &Duration::ZERO, &attr, Generation(0)) {
-                        return reply.ok();
-                    }
-                }
-                for entry in page.entries {
-                    let attr = entry.attr.unwrap_or(Attr {
-                        inode: entry.inode,
-                        kind: entry.kind,
-                        ..Attr::default()
-                    });
-                    let next = entry.cookie.saturating_add(COOKIES_FROM);
-                    if reply.add(
-                        INodeNo(entry.inode),
-                        next,
-                        OsStr::from_bytes(&entry.name),
-                        &Duration::ZERO,
-                        &convert::attr(&attr),
-                        Generation(attr.generation),
-                    ) {
-                        break;
-                    }
-                }
-                reply.ok();
-            }
-        });
+        self.list_plus(req, ino, fh, offset, reply);
     }
 
     fn releasedir(
@@ -773,53 +664,4 @@ impl Filesystem for Adapter {
 /// POSIX ACLs aren't built: said here, as `ls -l` asks for each entry.
 fn is_system(name: &OsStr) -> bool {
     name.as_bytes().starts_with(b"system.")
-}
-
-/// What a readdir answers from.
-struct Page {
-    /// The offset and inode of "." and "..", as far as they are asked for.
-    dots: [Option<(u64, u64)>; 2],
-    entries: VecDeque<DirEntry>,
-    end: bool,
-}
-
-async fn first_page(
-    fs: &FileSystem,
-    caller: &Caller,
-    directories: &Directories,
-    inode: u64,
-    handle: u64,
-    offset: u64,
-    plus: bool,
-) -> Result<Page, FsError> {
-    if let Some(left) = directories.take(handle, offset)
-        && (!left.entries.is_empty() || left.end)
-    {
-        return Ok(Page { dots: [None, None], entries: left.entries, end: left.end });
-    }
-    let fetch = async {
-        match fs.readdir(caller, inode, offset.saturating_sub(COOKIES_FROM), PAGE_ENTRIES, plus).await {
-            // Removed while it was open: an empty directory.
-            Err(FsError::Answered(libc::ENOENT)) => Ok((VecDeque::new(), true)),
-            other => other.map(|page| (VecDeque::from(page.entries), page.end)),
-        }
-    };
-    let (page, parent) = if offset < COOKIES_FROM {
-        tokio::join!(fetch, parent_of(fs, caller, inode))
-    } else {
-        (fetch.await, inode)
-    };
-    let (entries, end) = page?;
-    Ok(Page { dots: [(offset < 1).then_some((1, inode)), (offset < 2).then_some((2, parent))], entries, end })
-}
-
-/// For the inode number shown beside "..", so a failure isn't worth an error.
-async fn parent_of(fs: &FileSystem, caller: &Caller, inode: u64) -> u64 {
-    if inode == fs.root() {
-        return inode;
-    }
-    match fs.describe(caller, inode).await {
-        Ok(description) => description.links.first().map_or(inode, |link| link.parent),
-        Err(_) => inode,
-    }
 }

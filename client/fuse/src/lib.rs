@@ -3,6 +3,7 @@
 //! - [`Mount`] opens /dev/fuse itself, mounts, and hands a duplicate of the descriptor to fuser, so that the other one can carry
 //!   notifications. [`unmount`] and [`mounts`] serve `mooseng umount`.
 //! - `adapter` converts, calls and answers; each request is one future on the tokio runtime.
+//! - `directories` lists directories.
 //! - `waiting` lets a killed process go.
 //!
 //! - `notify` takes back from the kernel what the region recalls.
@@ -13,6 +14,7 @@
 mod adapter;
 mod convert;
 mod device;
+mod directories;
 mod mount;
 mod notify;
 mod table;

@@ -1,0 +1,190 @@
+//! Listing directories: pages of entries, and what of one didn't fit into the kernel's buffer.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use fuser::{FileAttr, FileHandle, Generation, INodeNo, ReplyDirectory, ReplyDirectoryPlus, Request};
+use mooseng_client::{Attr, Caller, DirEntry, FileSystem, FsError};
+
+use crate::adapter::{Adapter, caller};
+use crate::convert;
+
+/// Entries asked for at once.
+const PAGE_ENTRIES: u32 = 512;
+/// The offsets of "." and ".." come first; a directory's own cookies are shifted behind them.
+const COOKIES_FROM: u64 = 2;
+
+/// Entries that were fetched and didn't fit into the kernel's buffer, by directory handle.
+#[derive(Debug, Default)]
+pub(crate) struct Directories {
+    last: AtomicU64,
+    left: Mutex<BTreeMap<u64, Left>>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Left {
+    /// The kernel's offset that they continue.
+    offset: u64,
+    entries: VecDeque<DirEntry>,
+    end: bool,
+}
+
+impl Directories {
+    pub fn open(&self) -> u64 {
+        self.last.fetch_add(1, Ordering::Relaxed) + 1
+    }
+    fn take(&self, handle: u64, offset: u64) -> Option<Left> {
+        self.map(|left| left.remove(&handle)).filter(|left| left.offset == offset && offset > COOKIES_FROM)
+    }
+    pub fn map<T>(&self, f: impl FnOnce(&mut BTreeMap<u64, Left>) -> T) -> T {
+        f(&mut self.left.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Adapter {
+    /// Answers a readdir.
+    pub fn list(&self, req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let (fs, caller, directories) = (self.fs.clone(), caller(req), self.directories.clone());
+        let work = async move {
+            let page = first_page(&fs, &caller, &directories, ino.0, fh.0, offset, false).await?;
+            Ok((directories, page))
+        };
+        self.run(req.pid(), work, move |outcome| match outcome {
+            Err(errno) => reply.error(errno),
+            Ok((directories, page)) => {
+                let mut at = offset;
+                for (number, inode) in page.dots.iter().flatten() {
+                    let name = if *number == 1 { "." } else { ".." };
+                    if reply.add(INodeNo(*inode), *number, fuser::FileType::Directory, name) {
+                        return reply.ok();
+                    }
+                    at = *number;
+                }
+                let mut left = Left { offset: at, entries: page.entries, end: page.end };
+                while let Some(entry) = left.entries.front() {
+                    let next = entry.cookie.saturating_add(COOKIES_FROM);
+                    if reply.add(
+                        INodeNo(entry.inode),
+                        next,
+                        convert::kind(entry.kind()),
+                        OsStr::from_bytes(&entry.name),
+                    ) {
+                        break;
+                    }
+                    left.offset = next;
+                    left.entries.pop_front();
+                }
+                if !left.entries.is_empty() || left.end {
+                    directories.map(|map| map.insert(fh.0, left));
+                }
+                reply.ok();
+            }
+        });
+    }
+
+    /// Answers a readdirplus.
+    pub fn list_plus(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let (fs, caller, directories) = (self.fs.clone(), caller(req), self.directories.clone());
+        let work = async move {
+            let page = first_page(&fs, &caller, &directories, ino.0, fh.0, offset, true).await?;
+            let own = if page.dots.iter().any(Option::is_some) {
+                Some(fs.getattr(&caller, ino.0).await?)
+            } else {
+                None
+            };
+            Ok((page, own))
+        };
+        self.run(req.pid(), work, move |outcome| match outcome {
+            Err(errno) => reply.error(errno),
+            Ok((page, own)) => {
+                let dots = page.dots.iter().flatten().zip(own.iter().cycle());
+                for ((number, inode), own) in dots {
+                    let name = if *number == 1 { "." } else { ".." };
+                    let attr = FileAttr { ino: INodeNo(*inode), ..convert::attr(own) };
+                    if reply.add(attr.ino, *number, name, &Duration::ZERO, &attr, Generation(0)) {
+                        return reply.ok();
+                    }
+                }
+                for entry in page.entries {
+                    let attr = entry.attr.unwrap_or(Attr {
+                        inode: entry.inode,
+                        kind: entry.kind,
+                        ..Attr::default()
+                    });
+                    let next = entry.cookie.saturating_add(COOKIES_FROM);
+                    if reply.add(
+                        INodeNo(entry.inode),
+                        next,
+                        OsStr::from_bytes(&entry.name),
+                        &Duration::ZERO,
+                        &convert::attr(&attr),
+                        Generation(attr.generation),
+                    ) {
+                        break;
+                    }
+                }
+                reply.ok();
+            }
+        });
+    }
+}
+
+/// What a readdir answers from.
+struct Page {
+    /// The offset and inode of "." and "..", as far as they are asked for.
+    dots: [Option<(u64, u64)>; 2],
+    entries: VecDeque<DirEntry>,
+    end: bool,
+}
+
+async fn first_page(
+    fs: &FileSystem,
+    caller: &Caller,
+    directories: &Directories,
+    inode: u64,
+    handle: u64,
+    offset: u64,
+    plus: bool,
+) -> Result<Page, FsError> {
+    if let Some(left) = directories.take(handle, offset)
+        && (!left.entries.is_empty() || left.end)
+    {
+        return Ok(Page { dots: [None, None], entries: left.entries, end: left.end });
+    }
+    let fetch = async {
+        match fs.readdir(caller, inode, offset.saturating_sub(COOKIES_FROM), PAGE_ENTRIES, plus).await {
+            // Removed while it was open: an empty directory.
+            Err(FsError::Answered(libc::ENOENT)) => Ok((VecDeque::new(), true)),
+            other => other.map(|page| (VecDeque::from(page.entries), page.end)),
+        }
+    };
+    let (page, parent) = if offset < COOKIES_FROM {
+        tokio::join!(fetch, parent_of(fs, caller, inode))
+    } else {
+        (fetch.await, inode)
+    };
+    let (entries, end) = page?;
+    Ok(Page { dots: [(offset < 1).then_some((1, inode)), (offset < 2).then_some((2, parent))], entries, end })
+}
+
+/// For the inode number shown beside "..", so a failure isn't worth an error.
+async fn parent_of(fs: &FileSystem, caller: &Caller, inode: u64) -> u64 {
+    if inode == fs.root() {
+        return inode;
+    }
+    match fs.describe(caller, inode).await {
+        Ok(description) => description.links.first().map_or(inode, |link| link.parent),
+        Err(_) => inode,
+    }
+}
