@@ -14,7 +14,6 @@
 pub mod cluster;
 pub mod disk;
 pub mod flushes;
-pub mod interrupt;
 pub mod memory;
 pub mod metric;
 pub mod mounts;

@@ -69,7 +69,7 @@ pub fn timed(command: &mut Command, limit: Duration) -> Result<Duration> {
                 return Ok(ended - began);
             }
             Err(_) => {
-                let stop = crate::interrupt::check().and_then(|()| {
+                let stop = check_interrupt().and_then(|()| {
                     if began.elapsed() > limit { bail!("it takes over {limit:?}") } else { Ok(()) }
                 });
                 if let Err(reason) = stop {
@@ -95,6 +95,14 @@ pub fn reap(child: &mut Child, limit: Duration) -> std::io::Result<ExitStatus> {
         }
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Fails once somebody has asked this program to end, so that mounts and daemons are ended before it is.
+pub fn check_interrupt() -> Result<()> {
+    if mooseng_ports::interrupt::asked() {
+        bail!("interrupted");
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -9,10 +9,11 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::metric;
+use crate::process::check_interrupt;
 use crate::report::{Host, Report, VERSION, Values};
 use crate::scenario::{SCENARIOS, Sizes};
 use crate::target::{Kind, Target};
-use crate::{disk, flushes, interrupt, memory};
+use crate::{disk, flushes, memory};
 
 /// What to run.
 #[derive(Clone, Debug)]
@@ -86,7 +87,7 @@ fn scenarios(targets: &mut [Target], plan: &Plan, wanted: &BTreeSet<&str>, scrat
                 break;
             }
             for target in &mut *targets {
-                interrupt::check()?;
+                check_interrupt()?;
                 let began = Instant::now();
                 for (metric, value) in scenario.run(target, &plan.sizes, scratch, wanted)? {
                     values.add(metric, target.kind, value);

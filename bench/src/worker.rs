@@ -157,7 +157,7 @@ pub fn run(jobs: &[Job]) -> Result<Total> {
         worker.go()?;
     }
     let each = workers.iter_mut().map(Worker::outcome).collect::<Result<_>>()?;
-    crate::interrupt::check()?;
+    crate::process::check_interrupt()?;
     Ok(Total { each })
 }
 

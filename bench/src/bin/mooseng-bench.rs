@@ -7,7 +7,8 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand, ValueEnum};
 use mooseng_bench::run::Plan;
 use mooseng_bench::scenario::Sizes;
-use mooseng_bench::{interrupt, run, worker};
+use mooseng_bench::{run, worker};
+use mooseng_ports::interrupt;
 
 /// Measures MooseNG beside a FUSE passthrough and the bare directory.
 #[derive(Parser)]

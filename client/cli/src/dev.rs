@@ -15,7 +15,6 @@ mod cluster;
 mod configs;
 mod control;
 mod down;
-mod interrupt;
 mod launch;
 mod plan;
 mod ready;

@@ -7,7 +7,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::interrupt;
+use mooseng_ports::interrupt;
+
 use super::plan::CLIENT;
 use super::ready::{self, Health};
 use super::state::Cluster;

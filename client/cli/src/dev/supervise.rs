@@ -6,8 +6,10 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use mooseng_ports::interrupt;
+
+use super::certs;
 use super::state::{self, Cluster};
-use super::{certs, interrupt};
 use crate::exit::Failure;
 
 /// How often processes are looked at.

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use mooseng_ports::interrupt;
 use mooseng_wire::Role;
 
 use super::plan::{CLIENT, Plan};
 use super::state::{self, Cluster};
-use super::{certs, configs, down, interrupt, launch, root, supervise};
+use super::{certs, configs, down, launch, root, supervise};
 use crate::args::DevUp;
 use crate::exit::Failure;
 use crate::output::{self, Table};

@@ -1,4 +1,4 @@
-//! Ctrl-C and SIGTERM as a flag that loops look at.
+//! Ctrl-C and SIGTERM as a flag that loops look at, in programs that wait without a runtime.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
