@@ -20,7 +20,8 @@ use mooseng_wire::fs::{
 };
 use mooseng_wire::method::Method;
 use mooseng_wire::session::{
-    CloseSession, OpenSession, Renew, Renewed, Request, Response, SessionClosed, SessionOpened,
+    CloseSession, Fact, FactKind, Granted, OpenSession, Renew, Renewed, Request, Response, SessionClosed,
+    SessionOpened,
 };
 use prost::Message;
 
@@ -69,6 +70,11 @@ pub struct State {
     sealed: BTreeMap<u64, u64>,
     last_id: u64,
     clock: i64,
+    /// Whoever asks is promised the inode that the answer is about exclusively; there is nobody else.
+    pub exclusive: bool,
+    /// Writes are refused with this error number.
+    pub refuse_writes: Option<i32>,
+    grants: u64,
     /// Sessions that are opened lapse again at once, so often.
     pub short_leases: u32,
     /// Changes run, without repetitions.
@@ -167,7 +173,7 @@ impl FakeRegion {
                 Method::FsRead | Method::FsChange => {
                     let request = Request::decode(body).map_err(malformed)?;
                     let reply = s.request(request, &self.chunkservers, self.copies)?;
-                    Response { reply: Some(reply), ..Response::default() }.encode_to_vec()
+                    s.response(reply).encode_to_vec()
                 }
                 _ => return Err(refuse(ErrorCode::InvalidRequest, "")),
             }
@@ -255,6 +261,30 @@ impl State {
     fn now(&mut self) -> i64 {
         self.clock += 1000;
         self.clock
+    }
+
+    fn response(&mut self, reply: FsReply) -> Response {
+        let attr = match &reply.reply {
+            Some(Reply::Entry(entry)) => entry.attr.as_ref(),
+            Some(Reply::Created(created)) => created.attr.as_ref(),
+            Some(Reply::Written(written)) => written.attr.as_ref(),
+            _ => None,
+        };
+        let Some(attr) = attr.filter(|_| self.exclusive) else {
+            return Response { reply: Some(reply), ..Response::default() };
+        };
+        self.grants += 1;
+        let fact = Fact { kind: FactKind::Inode.into(), inode: attr.inode, name: Bytes::new() };
+        let granted = vec![Granted { fact: Some(fact), exclusive: true }];
+        Response { reply: Some(reply), grant: self.grants, granted, ..Response::default() }
+    }
+
+    /// Another host changes a file.
+    pub fn change_elsewhere(&mut self, inode: u64) {
+        let now = self.now();
+        if let Some(node) = self.nodes.get_mut(&inode) {
+            node.attr.ctime_ns = now;
+        }
     }
 
     fn session(&mut self, id: u64, incarnation: u64) -> Result<&mut Session, Failure> {
@@ -695,6 +725,9 @@ impl State {
     }
 
     fn write(&mut self, write: mooseng_wire::fs::Write) -> Reply {
+        if let Some(refusal) = self.refuse_writes {
+            return errno(refusal);
+        }
         let now = self.now();
         for piece in &write.pieces {
             if let Some(write_piece::Data::Run(run)) = &piece.data {

@@ -146,15 +146,15 @@ impl WriteBack {
         data: &Bytes,
         kill_suidgid: bool,
     ) -> Result<Option<(u64, Attr)>, FsError> {
-        if data.len() > self.buffers.bytes_max {
+        let Some(open) = self.opens.get(inode) else { return Ok(None) };
+        if data.len() > self.buffers.bytes_max || open.is_shared() {
             return Ok(None);
         }
         self.wait_for_room(inode, data.len()).await?;
         if let Some(put) = self.put(inode, place, data, kill_suidgid)? {
             return Ok(Some(put));
         }
-        let Some(open) = self.opens.get(inode) else { return Ok(None) };
-        if open.is_shared() || self.is_exclusive(inode) {
+        if self.is_exclusive(inode) {
             return Ok(None);
         }
         match self.region.read(caller, Op::Acquire(Acquire { inode })).await? {

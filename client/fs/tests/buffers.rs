@@ -1,0 +1,162 @@
+//! Buffered writes against a region in memory that promises every inode exclusively. Time is paused.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use mooseng_client::fake::{FakeRegion, Fault};
+use mooseng_client::{
+    Caller, ClientConfig, FileSystem, FsError, HandleId, RenameMode, SetAttr, WriteOptions,
+};
+use mooseng_ports::clock::{Clock, ManualClock};
+
+const ROOT: u64 = 1;
+
+fn me() -> Caller {
+    Caller { kernel_checked: true, ..Caller::default() }
+}
+
+async fn start() -> (Arc<FakeRegion>, FileSystem) {
+    let region = Arc::new(FakeRegion::new());
+    region.with(|s| s.exclusive = true);
+    let config = ClientConfig { masters: region.masters(), ..ClientConfig::default() };
+    let clock = Arc::new(ManualClock::default()) as Arc<dyn Clock>;
+    let fs = FileSystem::connect_through(config, region.clone(), clock).await.unwrap();
+    (region, fs)
+}
+
+async fn create(fs: &FileSystem, name: &str) -> (u64, HandleId) {
+    let created = fs.create(&me(), ROOT, name.as_bytes(), 0o644, libc::O_RDWR).await.unwrap();
+    (created.attr.inode, created.handle)
+}
+
+async fn write(fs: &FileSystem, handle: HandleId, offset: u64, data: &[u8]) -> Result<(), FsError> {
+    fs.write(&me(), handle, offset, Bytes::copy_from_slice(data), WriteOptions::default()).await.map(drop)
+}
+
+fn changes(region: &FakeRegion) -> u64 {
+    region.with(|s| s.executed)
+}
+
+#[tokio::test(start_paused = true)]
+async fn writes_wait_and_are_shown_and_fsync_sends_them_in_one_change() {
+    let (region, fs) = start().await;
+    let (inode, file) = create(&fs, "f").await;
+    let before = changes(&region);
+    for n in 0..20_u64 {
+        write(&fs, file, n * 3, &[n as u8; 5]).await.unwrap();
+    }
+    assert_eq!(changes(&region), before);
+    assert_eq!(fs.status().dirty_bytes, 62);
+    assert_eq!(fs.getattr(&me(), inode).await.unwrap().size, 62);
+    assert_eq!(&fs.read(&me(), file, 57, 100).await.unwrap()[..], &[19; 5]);
+    assert_eq!(&fs.read(&me(), file, 56, 3).await.unwrap()[..], &[18, 19, 19]);
+    fs.fsync(file, false).await.unwrap();
+    assert_eq!((changes(&region), fs.status().dirty_bytes), (before + 1, 0));
+    assert_eq!(&fs.read(&me(), file, 56, 3).await.unwrap()[..], &[18, 19, 19]);
+    fs.fsync(file, false).await.unwrap();
+    assert_eq!(changes(&region), before + 1, "there is nothing left to send");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_stays_dirty_for_five_seconds() {
+    let (region, fs) = start().await;
+    let (_, file) = create(&fs, "f").await;
+    write(&fs, file, 0, b"x").await.unwrap();
+    let before = changes(&region);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(changes(&region), before);
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert_eq!((changes(&region), fs.status().dirty_bytes), (before + 1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_after_a_write_finds_it_done() {
+    let (region, fs) = start().await;
+    let (inode, file) = create(&fs, "f").await;
+    write(&fs, file, 0, b"0123456789").await.unwrap();
+    fs.setattr(&me(), SetAttr { inode, size: Some(4), ..SetAttr::default() }).await.unwrap();
+    assert_eq!(fs.status().dirty_bytes, 0);
+    assert_eq!(&fs.read(&me(), file, 0, 100).await.unwrap()[..], b"0123");
+    write(&fs, file, 4, b"4").await.unwrap();
+    let before = changes(&region);
+    fs.rename(&me(), ROOT, b"f", ROOT, b"g", RenameMode::Replace).await.unwrap();
+    assert_eq!((changes(&region), fs.status().dirty_bytes), (before + 2, 0), "data first, then the name");
+    write(&fs, file, 5, b"5").await.unwrap();
+    fs.release(file).await.unwrap();
+    assert_eq!((fs.status().dirty_bytes, fs.status().open_inodes), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_write_back_is_told_to_each_handle_once_and_then_to_whoever_writes() {
+    let (region, fs) = start().await;
+    let (inode, first) = create(&fs, "f").await;
+    let second = fs.open(&me(), inode, libc::O_RDWR).await.unwrap().handle;
+    write(&fs, first, 0, b"lost").await.unwrap();
+    region.with(|s| s.refuse_writes = Some(libc::ENOSPC));
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(fs.status().dirty_bytes, 0);
+    let later = fs.open(&me(), inode, libc::O_RDWR).await.unwrap().handle;
+    for handle in [first, second] {
+        assert_eq!(fs.fsync(handle, false).await, Err(FsError::Answered(libc::ENOSPC)));
+        assert_eq!(fs.fsync(handle, false).await, Ok(()));
+    }
+    assert_eq!(fs.fsync(later, false).await, Ok(()), "it was opened afterwards");
+    assert_eq!(write(&fs, first, 0, b"more").await, Err(FsError::Answered(libc::ENOSPC)), "it goes through");
+    region.with(|s| s.refuse_writes = None);
+    write(&fs, first, 0, b"more").await.unwrap();
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    let before = changes(&region);
+    write(&fs, first, 0, b"buffered").await.unwrap();
+    assert_eq!(changes(&region), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn data_waits_for_a_region_that_is_away() {
+    let (region, fs) = start().await;
+    let (_, file) = create(&fs, "f").await;
+    write(&fs, file, 0, b"kept").await.unwrap();
+    region.masters().iter().for_each(|m| region.fault(m, Some(Fault::Down)));
+    let error = fs.fsync(file, false).await.unwrap_err();
+    assert!(matches!(error, FsError::Unanswered { .. }), "{error}");
+    assert_eq!(fs.status().dirty_bytes, 4);
+    region.masters().iter().for_each(|m| region.fault(m, None));
+    fs.fsync(file, false).await.unwrap();
+    assert_eq!(&fs.read(&me(), file, 0, 9).await.unwrap()[..], b"kept");
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_lapse_data_is_sent_only_if_nobody_has_changed_the_file() {
+    for changed in [false, true] {
+        let (region, fs) = start().await;
+        let (inode, file) = create(&fs, "f").await;
+        write(&fs, file, 0, b"old").await.unwrap();
+        fs.fsync(file, false).await.unwrap();
+        write(&fs, file, 0, b"new").await.unwrap();
+        region.lapse();
+        if changed {
+            region.with(|s| s.change_elsewhere(inode));
+        }
+        fs.mkdir(&me(), ROOT, b"d", 0o755).await.unwrap();
+        assert_eq!(fs.status().lapses, 1);
+        let synced = fs.fsync(file, false).await;
+        assert_eq!(synced, if changed { Err(FsError::Answered(libc::EIO)) } else { Ok(()) });
+        let seen = fs.read(&me(), file, 0, 9).await.unwrap();
+        assert_eq!(&seen[..], if changed { b"old" } else { b"new" });
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_buffer_is_bounded_and_large_files_stream() {
+    let (region, fs) = start().await;
+    let (_, file) = create(&fs, "f").await;
+    let piece = vec![7; 1 << 20];
+    for n in 0..200_u64 {
+        write(&fs, file, n << 20, &piece).await.unwrap();
+        assert!(fs.status().dirty_bytes <= 64 << 20);
+    }
+    fs.fsync(file, false).await.unwrap();
+    assert_eq!(fs.read(&me(), file, 137 << 20, 1 << 20).await.unwrap(), &piece[..]);
+    region.with(|s| assert_eq!(s.violations, Vec::<String>::new()));
+}
