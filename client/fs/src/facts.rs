@@ -119,6 +119,8 @@ struct Memo {
     flights: BTreeMap<u64, usize>,
     /// The newest recall of facts, and when it came.
     recalled: BTreeMap<Fact, (u64, u64)>,
+    /// How many of them were left when they were last looked through.
+    recalled_kept: usize,
 }
 
 /// The promises of this client's session.
@@ -148,10 +150,14 @@ impl Drop for Flight<'_> {
                     memo.flights.remove(&self.tick);
                 }
             }
-            // A recall is remembered only for answers that were under way when it came.
+            // A recall is remembered only for answers that were under way when it came. While one of them hangs many gather, so they are
+            // looked through only when they have doubled.
             let oldest = memo.flights.first_key_value().map_or(u64::MAX, |(tick, _)| *tick);
-            if memo.recalled.len() > 64 || oldest == u64::MAX {
+            if oldest == u64::MAX {
+                memo.recalled.clear();
+            } else if memo.recalled.len() > 2 * memo.recalled_kept.max(64) {
                 memo.recalled.retain(|_, (_, came)| *came >= oldest);
+                memo.recalled_kept = memo.recalled.len();
             }
         });
     }

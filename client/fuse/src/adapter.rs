@@ -130,8 +130,8 @@ impl Adapter {
         self.run(req.pid(), work, move |outcome| match outcome {
             Ok(attr) => {
                 let validity = fs.validity(Some(&attr), None);
-                notifier.telling(attr.inode, validity.attr);
-                reply.attr(&validity.attr, &convert::attr(&attr));
+                let time = notifier.telling(attr.inode, validity.attr);
+                reply.attr(&time, &convert::attr(&attr));
             }
             Err(errno) => reply.error(errno),
         });
@@ -156,8 +156,8 @@ fn show_entry(notifier: &Notifier, attr: Option<&Attr>, validity: Validity, repl
     let entry = if notifier.keeps_entries() { validity.entry } else { Duration::ZERO };
     match attr {
         Some(attr) => {
-            notifier.telling(attr.inode, validity.attr);
-            reply.entry_with_ttls(&validity.attr, &entry, &convert::attr(attr), Generation(attr.generation));
+            let time = notifier.telling(attr.inode, validity.attr);
+            reply.entry_with_ttls(&time, &entry, &convert::attr(attr), Generation(attr.generation));
         }
         None if entry.is_zero() => reply.error(Errno::ENOENT),
         // Inode 0: the kernel keeps that there is none.
@@ -221,8 +221,8 @@ impl Filesystem for Adapter {
     fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         if let Some(attr) = self.fs.known_attr(ino.0) {
             let validity = self.fs.validity(Some(&attr), None);
-            self.notifier.telling(attr.inode, validity.attr);
-            return reply.attr(&validity.attr, &convert::attr(&attr));
+            let time = self.notifier.telling(attr.inode, validity.attr);
+            return reply.attr(&time, &convert::attr(&attr));
         }
         let (fs, caller) = (self.fs.clone(), caller(req));
         self.attr(req, async move { fs.getattr(&caller, ino.0).await }, reply);
@@ -394,7 +394,7 @@ impl Filesystem for Adapter {
                     } else {
                         Duration::ZERO
                     };
-                    notifier.telling(created.attr.inode, validity);
+                    let validity = notifier.telling(created.attr.inode, validity);
                     reply.created(
                         &validity,
                         &convert::attr(&created.attr),

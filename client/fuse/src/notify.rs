@@ -32,8 +32,36 @@ const INC_EPOCH: i32 = 8;
 const AT_ONCE: Duration = Duration::from_millis(1);
 /// Entries that wait for the thread which may be blocked.
 const WAITING_MAX: usize = 1024;
-/// Inodes remembered; beyond it those that time has taken from the kernel are dropped.
+/// Inodes remembered; beyond it those that time has taken from the kernel are dropped, and where none are, nothing more is told.
 const TOLD_MAX: usize = 1 << 20;
+/// How often it is looked which those are.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+
+/// What the kernel was told to keep, and until when.
+#[derive(Debug)]
+struct Told {
+    most: usize,
+    until: BTreeMap<u64, Instant>,
+    swept: Option<Instant>,
+}
+
+impl Told {
+    /// Remembers an inode. Answers for how long the kernel may be told to keep it: zero where that can't be remembered.
+    fn add(&mut self, inode: u64, validity: Duration, now: Instant) -> Duration {
+        if self.until.len() >= self.most && !self.until.contains_key(&inode) {
+            if self.swept.is_none_or(|swept| now.saturating_duration_since(swept) >= SWEEP_EVERY) {
+                self.swept = Some(now);
+                self.until.retain(|_, until| *until > now);
+            }
+            if self.until.len() >= self.most {
+                return Duration::ZERO;
+            }
+        }
+        let until = self.until.entry(inode).or_insert(now);
+        *until = (*until).max(now + validity);
+        validity
+    }
+}
 
 struct Entry {
     directory: u64,
@@ -47,7 +75,7 @@ pub(crate) struct Notifier {
     entries: mpsc::SyncSender<Entry>,
     pages: mpsc::SyncSender<u64>,
     epochs: AtomicBool,
-    told: Mutex<BTreeMap<u64, Instant>>,
+    told: Mutex<Told>,
 }
 
 impl Notifier {
@@ -74,7 +102,8 @@ impl Notifier {
                 note("an inode's pages", forget_inode(&own, inode, true));
             }
         })?;
-        Ok(Arc::new(Self { device, entries, pages, epochs: AtomicBool::new(true), told: Mutex::default() }))
+        let told = Mutex::new(Told { most: TOLD_MAX, until: BTreeMap::new(), swept: None });
+        Ok(Arc::new(Self { device, entries, pages, epochs: AtomicBool::new(true), told }))
     }
 
     /// Tries whether this kernel knows epochs. Once the mount's session runs.
@@ -93,18 +122,12 @@ impl Notifier {
         self.epochs.load(Ordering::Acquire)
     }
 
-    /// The kernel is told attributes, or pages, of an inode that it may keep for so long.
-    pub fn telling(&self, inode: u64, validity: Duration) {
+    /// The kernel is told attributes, or pages, of an inode. Answers for how long it may keep them: as long as wanted, or not at all.
+    pub fn telling(&self, inode: u64, validity: Duration) -> Duration {
         if validity.is_zero() {
-            return;
+            return validity;
         }
-        let now = Instant::now();
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.len() >= TOLD_MAX {
-            told.retain(|_, until| *until > now);
-        }
-        let until = told.entry(inode).or_insert(now);
-        *until = (*until).max(now + validity);
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).add(inode, validity, Instant::now())
     }
 }
 
@@ -170,7 +193,7 @@ impl Invalidate for Notifier {
     }
 
     async fn inode(&self, inode: u64) {
-        if self.told.lock().unwrap_or_else(PoisonError::into_inner).remove(&inode).is_none() {
+        if self.told.lock().unwrap_or_else(PoisonError::into_inner).until.remove(&inode).is_none() {
             return;
         }
         note("an inode", forget_inode(&self.device, inode, false));
@@ -179,7 +202,7 @@ impl Invalidate for Notifier {
     }
 
     async fn everything(&self) {
-        let told = std::mem::take(&mut *self.told.lock().unwrap_or_else(PoisonError::into_inner));
+        let told = std::mem::take(&mut self.told.lock().unwrap_or_else(PoisonError::into_inner).until);
         if self.keeps_entries() {
             note("the epoch", raise_epoch(&self.device));
         }
@@ -196,5 +219,22 @@ impl Invalidate for Notifier {
         if let Err(error) = forgotten {
             tracing::warn!(%error, "telling the kernel to forget everything failed");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cant_be_remembered_isnt_told_until_time_has_made_room() {
+        let mut told = Told { most: 2, until: BTreeMap::new(), swept: None };
+        let (start, second) = (Instant::now(), Duration::from_secs(1));
+        assert_eq!(told.add(1, second, start), second);
+        assert_eq!(told.add(2, second * 9, start), second * 9);
+        assert_eq!(told.add(3, second, start), Duration::ZERO);
+        assert_eq!(told.add(1, second * 2, start), second * 2, "it is remembered already");
+        assert_eq!(told.add(3, second, start + second * 3), second, "the first one's time is over");
+        assert_eq!(told.until.len(), 2);
     }
 }
