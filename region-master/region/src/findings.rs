@@ -257,6 +257,16 @@ fn chunks(facts: &Facts, found: &mut Vec<Finding>) {
             "{endangered} chunks have fewer than {} reachable copies, the first of them for {} s; {} copies are being made, {} chunks wait for one.",
             facts.copies, house.endangered_oldest_s, house.copying, house.waiting
         );
+        // Nothing seems to happen for a minute: said why, before somebody mends it by hand.
+        let silent = facts.chunkservers.iter().any(|s| s.candidate.liveness != Liveness::Alive);
+        let idle = house.copying == 0 && house.waiting == 0 && silent;
+        let detail = if idle {
+            format!(
+                "{detail} Copying begins once a silent chunkserver's grace is over (`house.grace_ms`), which a new leader counts anew."
+            )
+        } else {
+            detail
+        };
         found.push(finding(&codes::CHUNKS_ENDANGERED, "chunks", detail));
     }
     if facts.chunks_endangered > 0 && facts.house.endangered_oldest_s >= LATE_S {
@@ -408,6 +418,14 @@ mod tests {
         assert_eq!(found(|f| f.chunkservers[1].disks[0].error = "EIO".into()), ["DISK_FAILED"]);
         assert_eq!(found(|f| f.chunkservers[1].disks[0].bytes_free = 1), ["DISK_FULL"]);
         assert_eq!(found(|f| f.chunks_endangered = 3), ["CHUNKS_ENDANGERED"]);
+        let waits = |f: &mut Facts| {
+            f.chunks_endangered = 3;
+            f.chunkservers[0].candidate.liveness = Liveness::Suspect;
+        };
+        let mut facts = well();
+        waits(&mut facts);
+        let told = findings(&facts).into_iter().find(|f| f.code.code == "CHUNKS_ENDANGERED").unwrap();
+        assert!(told.detail.contains("house.grace_ms"), "{}", told.detail);
         let late = |f: &mut Facts| (f.chunks_endangered, f.house.endangered_oldest_s) = (3, 900);
         assert_eq!(found(late), ["CHUNKS_ENDANGERED", "REPAIR_LATE"]);
         assert_eq!(found(|f| f.chunkservers.push(drained())), ["CHUNKSERVER_DRAINING"]);
