@@ -77,7 +77,10 @@ fn survives(reply: &StatusReply) -> String {
     let voters = reply.masters.iter().filter(|m| m.voter).count();
     let reachable = reply.masters.iter().filter(|m| m.voter && m.reachable).count();
     let master = reachable > voters / 2 + 1;
-    let chunkserver = reply.copies >= 2 && reply.min_copies >= 2 && reply.chunks_endangered == 0;
+    // Its chunks lack a copy although the next scan is what counts them.
+    let silent = reply.chunkservers.iter().find(|c| !c.alive && c.located > 0);
+    let chunkserver =
+        reply.copies >= 2 && reply.min_copies >= 2 && reply.chunks_endangered == 0 && silent.is_none();
     match (master, chunkserver) {
         (true, true) => {
             "Every acknowledged write survives the loss of any one master and of any one chunkserver.".into()
@@ -86,6 +89,12 @@ fn survives(reply: &StatusReply) -> String {
             format!(
                 "Acknowledged writes survive the loss of any one master, but {} chunks lack a copy.",
                 reply.chunks_endangered
+            )
+        }
+        (true, false) if silent.is_some() => {
+            let name = silent.map_or("", |c| c.name.as_str());
+            format!(
+                "Acknowledged writes survive the loss of any one master; chunks that lack a copy without {name} are being counted."
             )
         }
         (true, false) => {
@@ -102,7 +111,7 @@ fn survives(reply: &StatusReply) -> String {
 
 #[cfg(test)]
 mod tests {
-    use mooseng_wire::admin::{Finding, MasterStatus};
+    use mooseng_wire::admin::{ChunkserverStatus, Finding, MasterStatus};
 
     use super::*;
 
@@ -138,6 +147,23 @@ mod tests {
         assert_eq!(verdict.level, Level::Warning);
         assert!(verdict.sentence.contains("but not of another master"), "{}", verdict.sentence);
         assert_eq!(verdict.next.as_deref(), Some("mooseng explain MASTER_DOWN"));
+    }
+
+    #[test]
+    fn a_chunkserver_that_just_died_is_not_forgotten_until_a_scan_has_counted() {
+        let mut reply = healthy();
+        let down = ChunkserverStatus { name: "cs2".into(), alive: false, located: 5, ..Default::default() };
+        reply.chunkservers.push(down);
+        assert!(
+            judge(&reply).sentence.contains("without cs2 are being counted"),
+            "{}",
+            judge(&reply).sentence
+        );
+        reply.chunks_endangered = 5;
+        assert!(judge(&reply).sentence.contains("5 chunks lack a copy"));
+        // Everything was copied elsewhere.
+        (reply.chunks_endangered, reply.chunkservers[0].located) = (0, 0);
+        assert!(judge(&reply).sentence.starts_with("Every acknowledged write survives"));
     }
 
     #[test]
