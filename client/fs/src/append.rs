@@ -160,27 +160,28 @@ impl Appenders {
             && chunk.ticket_expires_ms.is_none_or(|expires| expires > now_ms + TICKET_MARGIN_MS)
     }
 
-    /// Sends what fits into the chunk, several packets at a time, in order. `chunk.length` is what was acknowledged.
+    /// Sends what fits into the chunk, several packets at a time, in order. `chunk.length` is what was acknowledged. Only the last packet asks for
+    /// a flush, which is for all before it: metadata names none of them earlier.
     async fn send(&self, chunk: &mut OpenChunk, data: &Bytes) -> Result<(), (Vec<String>, String)> {
         let room = usize::try_from(chunk.length_max - chunk.length).unwrap_or(usize::MAX);
         let mut rest = data.slice(..data.len().min(room));
         let locations = chunk.locations.clone();
         let timeout = self.region.session.config.append_timeout;
         let mut offset = chunk.length;
-        let mut waiting: VecDeque<u64> = VecDeque::new();
+        let mut waiting: VecDeque<(u64, bool)> = VecDeque::new();
         let mut answers = FuturesOrdered::new();
         loop {
             while answers.len() < PIPELINE && !rest.is_empty() {
                 let packet = rest.split_to(rest.len().min(BULK_BYTES_MAX));
                 let length = packet.len() as u64;
-                waiting.push_back(offset + length);
+                let last = rest.is_empty();
+                waiting.push_back((offset + length, last));
                 answers.push_back(self.chunkservers.append(
                     Packet {
                         chunk: chunk.chunk,
                         epoch: chunk.epoch,
                         offset,
-                        // Each packet is acknowledged once it is durable, so that none is acknowledged twice as long as it is.
-                        flush: true,
+                        flush: last,
                         ticket: chunk.ticket.clone(),
                         locations: &locations,
                         data: packet,
@@ -190,9 +191,10 @@ impl Appenders {
                 offset += length;
             }
             let Some(answer) = answers.next().await else { return Ok(()) };
-            let Some(expected) = waiting.pop_front() else { return Ok(()) };
+            let Some((expected, last)) = waiting.pop_front() else { return Ok(()) };
             match answer {
                 Ok(appended) if appended.flushed >= expected => chunk.length = expected,
+                Ok(_) if !last => {}
                 Ok(appended) => {
                     let first = locations.first().map(|l| l.chunkserver.clone());
                     return Err((

@@ -129,11 +129,11 @@ impl Dirty {
         !self.sending.by_offset.is_empty()
     }
 
-    /// The next part of what was taken.
-    pub fn batch(&self) -> Vec<Segment> {
+    /// The next part of what was taken, from an offset on.
+    pub fn batch(&self, from: u64) -> Vec<Segment> {
         let mut segments: Vec<(u64, BytesMut)> = Vec::new();
         let mut bytes = 0;
-        for (&at, part) in &self.sending.by_offset {
+        for (&at, part) in self.sending.by_offset.range(from..) {
             let adjoins = segments.last().is_some_and(|(start, data)| start + data.len() as u64 == at);
             let full = bytes + part.len() > BATCH_BYTES || (!adjoins && segments.len() >= BATCH_SEGMENTS);
             if full && bytes > 0 {
@@ -268,7 +268,7 @@ mod tests {
                     }
                     Step::Take => drop(dirty.take()),
                     Step::Send => {
-                        let batch = dirty.batch();
+                        let batch = dirty.batch(0);
                         for segment in &batch {
                             let at = segment.at as usize;
                             region[at..at + segment.data.len()].copy_from_slice(&segment.data);
@@ -312,11 +312,13 @@ mod tests {
         assert!(dirty.take());
         let mut sent = 0;
         loop {
-            let batch = dirty.batch();
+            let batch = dirty.batch(0);
             if batch.is_empty() {
                 break;
             }
             assert!(batch.len() <= BATCH_SEGMENTS);
+            let end = batch.last().map_or(0, |segment| segment.at + segment.data.len() as u64);
+            assert_eq!(dirty.batch(end).first().map(|segment| segment.at), (end < 2995).then_some(end + 5));
             sent += dirty.sent(&batch, None);
         }
         assert_eq!(sent, 1500);
@@ -324,7 +326,7 @@ mod tests {
             dirty.put(n << 20, Bytes::from(vec![7; 1 << 20]), now, 1);
         }
         assert!(dirty.take());
-        let batch = dirty.batch();
+        let batch = dirty.batch(0);
         assert_eq!((batch.len(), batch[0].data.len()), (1, BATCH_BYTES));
     }
 }

@@ -242,6 +242,19 @@ impl Peers for FakeRegion {
         let answer = if role == Role::Master {
             self.master(address, method, body).map(|body| Answered { body, bulk: Bytes::new() })
         } else {
+            // As real ones do, it waits for the packets before this one.
+            if method == Method::ChunkAppend
+                && let Ok(append) = Append::decode(body.clone())
+            {
+                for _ in 0..100 {
+                    let length =
+                        self.with(|s| s.chunks.get(&(address.to_owned(), append.chunk)).map_or(0, Vec::len));
+                    if length as u64 >= append.offset {
+                        break;
+                    }
+                    tokio::task::yield_now().await;
+                }
+            }
             let answer = self.chunkserver(address, method, body, bulk);
             // A chain that hangs further down doesn't answer.
             if let Err(Failure::Timeout) = answer {

@@ -264,27 +264,72 @@ impl WriteBack {
         if !self.buffers.change(inode, Dirty::take) {
             return Ok(());
         }
-        loop {
-            let batch = buffer.dirty(|dirty| dirty.batch());
-            if batch.is_empty() {
-                return Ok(());
+        match self.send_taken(inode, &buffer).await {
+            Ok(()) => Ok(()),
+            Err(error) if matches!(error, FsError::Unanswered { .. } | FsError::Data { .. }) => {
+                self.buffers.change(inode, Dirty::put_back);
+                Err(error)
             }
-            let sent = match self.still_ours(inode, &buffer).await {
-                Ok(()) => self.send(inode, &batch, &buffer).await,
-                Err(error) => Err(error),
-            };
-            match sent {
-                Ok(attr) => drop(self.buffers.change(inode, |dirty| dirty.sent(&batch, attr))),
-                Err(error) if matches!(error, FsError::Unanswered { .. } | FsError::Data { .. }) => {
-                    self.buffers.change(inode, Dirty::put_back);
-                    return Err(error);
-                }
-                Err(error) => {
-                    self.lose(inode, &error);
-                    return Err(error);
-                }
+            Err(error) => {
+                self.lose(inode, &error);
+                Err(error)
             }
         }
+    }
+
+    /// Sends what was taken, batch by batch; the next one's data travels while the one before is committed.
+    async fn send_taken(&self, inode: u64, buffer: &Buffer) -> Result<(), FsError> {
+        let end_of = |batch: &[Segment]| batch.last().map_or(0, |s| s.at + s.data.len() as u64);
+        let next = |from: u64| buffer.dirty(|dirty| dirty.batch(from));
+        let mut batch = next(0);
+        let size = buffer.dirty(|dirty| dirty.base.map_or(0, |attr| attr.size));
+        if end_of(&batch).max(size) <= INLINE_FILE_BYTES_MAX && next(end_of(&batch)).is_empty() {
+            self.still_ours(inode, buffer).await?;
+            let attr = self.send_inline(inode, &batch, buffer).await?;
+            self.buffers.change(inode, |dirty| dirty.sent(&batch, attr));
+            return Ok(());
+        }
+        let mut pieces = self.append(inode, &batch).await?;
+        while !batch.is_empty() {
+            self.still_ours(inode, buffer).await?;
+            let following = next(end_of(&batch));
+            let (committed, appended) =
+                futures::join!(self.commit(inode, &batch, pieces, buffer), self.append(inode, &following));
+            let attr = committed?;
+            self.buffers.change(inode, |dirty| dirty.sent(&batch, attr));
+            (batch, pieces) = (following, appended?);
+        }
+        Ok(())
+    }
+
+    async fn append(&self, inode: u64, batch: &[Segment]) -> Result<Vec<WritePiece>, FsError> {
+        if batch.is_empty() {
+            return Ok(Vec::new());
+        }
+        let deadline = Instant::now() + self.region.patience();
+        self.chunk_pieces(&daemon(), inode, batch, deadline).await.map_err(|e| e.on_handle(inode))
+    }
+
+    /// Names appended bytes in the file. Where the region has sealed their chunk without them, they are appended anew.
+    async fn commit(
+        &self,
+        inode: u64,
+        batch: &[Segment],
+        pieces: Vec<WritePiece>,
+        buffer: &Buffer,
+    ) -> Result<Option<Attr>, FsError> {
+        let write = Write { inode, written_ns: Some(buffer.dirty(|d| d.written_ns)), ..Write::default() };
+        let chunks: Vec<u64> = pieces.iter().filter_map(chunk_of).collect();
+        let op = Op::Write(Write { pieces, ..write.clone() });
+        let outcome = match self.region.change_urgently(&daemon(), op).await? {
+            Reply::Written(written) => Ok((0, written.attr)),
+            Reply::Errno(errno) if errno == libc::ESTALE as u32 => {
+                self.appenders.disown(inode, &chunks).await;
+                self.send_once(&daemon(), batch, false, write, true).await
+            }
+            other => Err(unexpected("write", &other)),
+        };
+        outcome.map(|(_, attr)| attr).map_err(|e| e.on_handle(inode))
     }
 
     /// Gives up what is buffered; each open handle's next fsync says so.
@@ -321,14 +366,15 @@ impl WriteBack {
         Ok(())
     }
 
-    async fn send(&self, inode: u64, batch: &[Segment], buffer: &Buffer) -> Result<Option<Attr>, FsError> {
-        let (size, written_ns) =
-            buffer.dirty(|dirty| (dirty.base.map_or(0, |attr| attr.size), dirty.written_ns));
-        let end = batch.last().map_or(0, |segment| segment.at + segment.data.len() as u64);
-        let write = Write { inode, written_ns: Some(written_ns), ..Write::default() };
-        let inline = end.max(size) <= INLINE_FILE_BYTES_MAX;
-        let mut outcome = self.send_once(&daemon(), batch, inline, write.clone(), true).await;
-        if inline && is_too_large_for_inline(&outcome) {
+    async fn send_inline(
+        &self,
+        inode: u64,
+        batch: &[Segment],
+        buffer: &Buffer,
+    ) -> Result<Option<Attr>, FsError> {
+        let write = Write { inode, written_ns: Some(buffer.dirty(|d| d.written_ns)), ..Write::default() };
+        let mut outcome = self.send_once(&daemon(), batch, true, write.clone(), true).await;
+        if is_too_large_for_inline(&outcome) {
             outcome = self.send_once(&daemon(), batch, false, write, true).await;
         }
         outcome.map(|(_, attr)| attr).map_err(|e| e.on_handle(inode))
