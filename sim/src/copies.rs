@@ -6,7 +6,8 @@
 //! - **Seals.** A copy that is sealed ends where the record says. And every copy reaches up to there. Both hold unless house-keeping may
 //!   have ended the chunk: then one member is sealed where it happens to end, and the record follows, or the owner's own end.
 //!
-//! A disk that loses bits is left out.
+//! A disk that loses bits is left out, and a copy that a master knows to be bad: it may be replaced in its place, and for that it goes before
+//! the new one is there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -18,7 +19,7 @@ use mooseng_master::master::Master;
 use mooseng_namespace::upkeep::{self, ChunkListing};
 use mooseng_ports::clock::BootTime;
 use mooseng_ports::disk::sim::SimDisk;
-use mooseng_region::repair::{Condition, condition};
+use mooseng_region::repair::{Condition, CopyState, condition, copy_state};
 use mooseng_schema::Record;
 use mooseng_schema::extent::{self, ExtentRecord};
 use mooseng_store::{RangeLimit, Read, Store, Transaction};
@@ -96,6 +97,20 @@ fn may_be_ended(master: &Master, since: BootTime, listing: &ChunkListing) -> boo
     lost || unused
 }
 
+/// The chunkservers whose copy of a sealed chunk a master knows to be bad.
+fn known_bad(master: &Master, listing: &ChunkListing) -> Vec<String> {
+    let (record, house) = (&listing.record, &master.config.house);
+    let since_ns = master.clock.unix_ns().saturating_sub(record.sealed_ns);
+    let since = Duration::from_nanos(u64::try_from(since_ns).unwrap_or(0));
+    let settled = since + MARGIN >= Duration::from_millis(house.settle_ms);
+    let names = listing.location.iter().flat_map(|l| &l.copies);
+    master.desk(|desk| {
+        let state =
+            |n: &str| copy_state(&desk.registry, n, Condition::Here, listing.chunk, record.length, settled);
+        names.filter(|name| state(name) == CopyState::Bad).cloned().collect()
+    })
+}
+
 /// What a copy would be after a power loss at this instant.
 #[derive(Clone, Debug)]
 struct Durable {
@@ -134,11 +149,20 @@ fn path(chunk: ChunkId) -> PathBuf {
 
 type Looked = (Option<u64>, Option<Durable>);
 
+/// The chunks in a master's state at a log index.
+struct Listed {
+    index: u64,
+    chunks: Arc<Vec<Known>>,
+}
+
 /// Looks at copies, and remembers what it has seen.
 pub struct Copies {
     disks: BTreeMap<String, SimDisk>,
+    listed: BTreeMap<String, Listed>,
     looked: BTreeMap<(ChunkId, String), Looked>,
     ended: BTreeSet<ChunkId>,
+    /// Copies that some master knew to be bad, and that haven't been seen whole since.
+    bad: BTreeSet<(ChunkId, String)>,
     /// Since when a master keeps house in a term.
     keeping: BTreeMap<(String, u64), BootTime>,
     seen: BTreeSet<ChunkId>,
@@ -150,8 +174,8 @@ pub struct Copies {
 impl Copies {
     /// On these chunkservers' disks.
     pub fn new(disks: BTreeMap<String, SimDisk>) -> Self {
-        let (looked, ended, keeping, seen) = Default::default();
-        Self { disks, looked, ended, keeping, seen, looks: 0, last: None }
+        let (listed, looked, ended, bad, keeping, seen) = Default::default();
+        Self { disks, listed, looked, ended, bad, keeping, seen, looks: 0, last: None }
     }
 
     /// Chunks that extents named at some time, and how often one of their copies was looked at.
@@ -164,17 +188,27 @@ impl Copies {
         self.ended.contains(&chunk)
     }
 
+    fn list(&mut self, name: &str, master: &Master) -> Option<Arc<Vec<Known>>> {
+        let index = master.store.position().index;
+        if let Some(listed) = self.listed.get(name).filter(|listed| listed.index == index) {
+            return Some(listed.chunks.clone());
+        }
+        // Its disk may have failed under its store: then it won't lead on.
+        let chunks = Arc::new(known(master).ok()?);
+        self.listed.insert(name.to_owned(), Listed { index, chunks: chunks.clone() });
+        Some(chunks)
+    }
+
     /// Notes what a master's house-keeping may do, if it keeps house: also one whose lease has run out, for it may not know.
     pub fn note_keeper(&mut self, name: &str, master: &Master) {
         let Some(term) = master.desk(|desk| desk.serving) else { return };
         let since = *self.keeping.entry((name.to_owned(), term)).or_insert_with(|| master.clock.boot());
-        // One whose store has failed lists nothing, and keeps no house.
-        let open = known(master)
-            .unwrap_or_default()
-            .into_iter()
-            .map(|known| known.listing)
-            .filter(|l| !l.record.sealed);
+        let chunks = self.list(name, master).unwrap_or_default();
+        let open = chunks.iter().map(|known| &known.listing).filter(|l| !l.record.sealed);
         self.ended.extend(open.filter(|l| may_be_ended(master, since, l)).map(|l| l.chunk));
+        for listing in chunks.iter().map(|known| &known.listing).filter(|l| l.record.sealed) {
+            self.bad.extend(known_bad(master, listing).into_iter().map(|name| (listing.chunk, name)));
+        }
     }
 
     /// Compares what the serving master's records promise with what the disks hold.
@@ -184,11 +218,11 @@ impl Copies {
         if self.last.as_ref() == Some(&is) {
             return Ok(());
         }
-        // A disk that fails under its store: it won't lead on.
-        let Ok(all) = known(leader) else { return Ok(()) };
+        let Some(all) = self.list(name, leader) else { return Ok(()) };
         let alive: BTreeSet<ChunkId> = all.iter().map(|known| known.listing.chunk).collect();
         self.looked.retain(|(chunk, _), _| alive.contains(chunk));
-        for known in &all {
+        self.bad.retain(|(chunk, _)| alive.contains(chunk));
+        for known in all.iter() {
             self.check_chunk(known)?;
         }
         self.last = Some(is);
@@ -210,12 +244,25 @@ impl Copies {
                 self.looks += 1;
                 *looked = (version, look(server, disk, chunk, &path));
             }
-            judge(known, looked.1.as_ref(), self.ended.contains(&chunk))
-                .map_err(|what| {
-                    format!("the copy of chunk {chunk} on {server} {what}; extents name {} bytes of {:?}, may have been ended: {}", known.named, known.listing, self.ended.contains(&chunk))
-                })?;
+            let judged = judge(known, looked.1.as_ref(), self.ended.contains(&chunk));
+            let of = (chunk, server.clone());
+            match judged {
+                // If a master still knows better, it is noted again.
+                Ok(()) => drop(self.bad.remove(&of)),
+                Err(_) if self.bad.contains(&of) => {}
+                Err(what) => return Err(self.told(known, server, &what)),
+            }
         }
         Ok(())
+    }
+
+    fn told(&self, known: &Known, server: &str, what: &str) -> String {
+        let Known { listing, named } = known;
+        let ended = if self.ended.contains(&listing.chunk) { "may have ended" } else { "didn't end" };
+        format!(
+            "the copy of chunk {} on {server} {what}; extents name {named} bytes, house-keeping {ended} it, its records: {:?}, {:?}",
+            listing.chunk, listing.record, listing.location
+        )
     }
 }
 

@@ -26,6 +26,8 @@ pub struct Shape {
     pub rotten: Option<String>,
     /// The most a clock is fast or slow.
     pub drift_ppm: i32,
+    /// House-keeping doesn't wait long: copies are made, chunks ended and collected all the time.
+    pub hasty: bool,
 }
 
 impl Shape {
@@ -42,6 +44,7 @@ impl Shape {
                 .then(|| (MS(rng.random_range(8_000..25_000)), rng.random_range(1..=hosts::SERVERS))),
             rotten: rng.random::<bool>().then(|| format!("c{}", rng.random_range(1..=hosts::SERVERS))),
             drift_ppm: if rng.random() { 20_000 } else { 200 },
+            hasty: rng.random_range(0..4) > 0,
         }
     }
 }
@@ -273,6 +276,13 @@ impl Nemesis {
         }
     }
 
+    /// A host, the leader more often than not, is back before anybody misses it.
+    fn blink(&mut self, sim: &mut turmoil::Sim<'_>, now: Duration) {
+        let host = if self.rng.random_range(0..3) > 0 { self.a_master() } else { self.any() };
+        let until = now + self.between(3, 80);
+        self.crash(sim, &host, until);
+    }
+
     fn disk_fault(&mut self, now: Duration) {
         let host = self.any();
         if self.down.contains(&host) || !self.ailing.insert(host.clone()) {
@@ -371,7 +381,8 @@ impl Nemesis {
             self.flip_bits();
         }
         match self.rng.random_range(0..100) {
-            0..20 => self.crash(sim, &host, until),
+            0..15 => self.crash(sim, &host, until),
+            15..20 => self.blink(sim, now),
             20..36 => self.hosts[&host].disk.lose_power_after(self.rng.random_range(0..80)),
             36..42 => self.crash_all(sim, now),
             42..54 => {

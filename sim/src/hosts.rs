@@ -151,8 +151,25 @@ async fn until_it_hangs(host: &Host, stopped: impl Future<Output = ()>) {
     }
 }
 
+/// House-keeping that doesn't wait long.
+pub fn hasty() -> HouseConfig {
+    HouseConfig {
+        grace_ms: 3_000,
+        scan_every_ms: 500,
+        collect_after_ms: 2_000,
+        settle_ms: 2_000,
+        ..HouseConfig::default()
+    }
+}
+
 /// Runs a master until its host crashes.
-pub async fn master(i: usize, host: Host, raft: RaftConfig, watch: Watch) -> turmoil::Result {
+pub async fn master(
+    i: usize,
+    host: Host,
+    raft: RaftConfig,
+    house: HouseConfig,
+    watch: Watch,
+) -> turmoil::Result {
     let name = format!("m{i}");
     let member = |i: usize| MemberConfig {
         id: i as u64,
@@ -175,13 +192,7 @@ pub async fn master(i: usize, host: Host, raft: RaftConfig, watch: Watch) -> tur
         copies: 2,
         min_copies: 2,
         session_lease_ms: 10_000,
-        house: HouseConfig {
-            grace_ms: 3_000,
-            scan_every_ms: 500,
-            collect_after_ms: 2_000,
-            settle_ms: 2_000,
-            ..HouseConfig::default()
-        },
+        house,
         raft,
         log: LogConfig::default(),
     };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use mooseng_master::RaftConfig;
+use mooseng_master::{HouseConfig, RaftConfig};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -83,10 +83,12 @@ pub fn run(seed: u64) -> Result<Summary> {
         segment_bytes: 256 << 10,
         ..RaftConfig::default()
     };
+    let house = if shape.hasty { hosts::hasty() } else { HouseConfig::default() };
     for i in 1..=SUBSTITUTE {
         let (name, host, raft, watch) = (format!("m{i}"), Host::new(clock()), raft.clone(), watch.clone());
+        let house = house.clone();
         all.insert(name.clone(), host.clone());
-        sim.host(name, move || hosts::master(i, host.clone(), raft.clone(), watch.clone()));
+        sim.host(name, move || hosts::master(i, host.clone(), raft.clone(), house.clone(), watch.clone()));
     }
     sim.crash(format!("m{SUBSTITUTE}"));
     for i in 1..=SERVERS {

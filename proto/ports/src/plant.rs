@@ -47,6 +47,8 @@ plants! {
     LeaseUnchecked = "lease-unchecked",
     /// A restarted master forgets that it promised its vote, and votes at once.
     RestartWaitSkipped = "restart-wait-skipped",
+    /// A restarted leader goes on in its old term.
+    LeadershipResumed = "leadership-resumed",
     /// A snapshot lacks what isn't in the base yet.
     SnapshotWithoutWindow = "snapshot-without-window",
     /// A batch is applied whatever it was resolved against.

@@ -183,7 +183,8 @@ impl RaftLogStorage<TypeConfig> for Log {
     /// that are still on their way and that carry the same versions. Without the mark it stands for election in a new term.
     async fn read_vote(&mut self) -> Result<Option<RaftVote>, StorageError<u64>> {
         let vote = |v: wal::Vote| {
-            let committed = v.committed && v.node != self.id && !plant::is(Plant::RestartWaitSkipped);
+            let ours = v.node == self.id && !plant::is(Plant::LeadershipResumed);
+            let committed = v.committed && !ours && !plant::is(Plant::RestartWaitSkipped);
             codec::from_vote(&mooseng_wire::raft::Vote { term: v.term, node: v.node, committed })
         };
         Ok(self.wal.vote().map(vote))

@@ -303,6 +303,49 @@ async fn a_restarted_leader_does_not_go_on_in_its_old_term() {
     }
 }
 
+/// A follower gives its leader a lease by answering it, and that isn't on disk. Restarted, it votes for nobody while the leader may hold the lease.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restarted_follower_keeps_the_promise_of_its_earlier_life() {
+    let group = Group::new(3).await;
+    for round in 0..3 {
+        let leader = group.leader().await;
+        group.put("round", &round.to_string()).await;
+        group.converge().await;
+        let [follower, away] = [1, 2].map(|i| (leader - 1 + i) % 3 + 1);
+        group.kill(away, false).await;
+        let raft = group.master(leader).raft;
+        // Answered by the one follower that is left, and by now cut off from it.
+        group.put("round", "goes on").await;
+        group.cut(leader, true);
+        group.kill(follower, true).await;
+        let restart = {
+            let group = group.clone();
+            tokio::spawn(async move { group.start(follower).await })
+        };
+        let address = group.slots.read().unwrap()[follower as usize - 1].address.clone();
+        let link = Link::new(Arc::new(network(9)), address, Role::Master, LinkOptions::default());
+        // Above whatever the members stand for meanwhile.
+        let vote = wire::Vote { term: raft.term() + 10, node: away, committed: false };
+        let last = wire::LogId { term: raft.term(), node: leader, index: 1_000_000 };
+        let request =
+            wire::VoteRequest { group: 0, vote: Some(vote), last: Some(last), to: follower, stored: true };
+        loop {
+            let asked =
+                link.request::<_, wire::VoteAnswer>(Method::RaftVote, &request, Duration::from_secs(1));
+            let granted = asked.await.is_ok_and(|answer| answer.granted);
+            if granted {
+                assert!(!raft.lease_valid(), "the follower voted while its leader held the lease");
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        restart.await.unwrap();
+        group.start(away).await;
+        group.cut(leader, false);
+        group.converge().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_log_is_purged_but_never_beyond_what_the_store_has_flushed() {
     let group = Group::with(3, 25).await;
