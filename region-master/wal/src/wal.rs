@@ -443,11 +443,11 @@ impl Wal {
                 Some(entry) => entry,
                 None => {
                     if frame_read.as_ref().is_none_or(|(s, f, _)| (*s, *f) != (place.segment, place.frame)) {
-                        let records = self.read_frame(place.segment, place.frame).or_else(|error| {
+                        let records = self.read_frame(place.segment, place.frame).map_err(|error| {
                             // Its file may have gone with a purge after the look at the entries.
                             let view = lock(&self.view);
                             let gone = view.entries.get(&index).is_none_or(|now| now.id != place.id);
-                            Err(if gone { view.missing(index) } else { error })
+                            if gone { view.missing(index) } else { error }
                         })?;
                         frame_read = Some((place.segment, place.frame, records));
                     }
