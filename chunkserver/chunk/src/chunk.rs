@@ -548,6 +548,17 @@ impl Chunk {
         Ok(())
     }
 
+    /// Gives its name to a copy that is whole and flushed and lies in the same directory. It is one step: whatever stops it leaves one of the two.
+    pub(crate) fn give_way(&self, files: &OpenFiles, copy: import::Import) -> Result<Chunk, ChunkError> {
+        let _one_at_a_time = lock(&self.flush);
+        let state = &mut *lock(&self.state);
+        let installed = copy.install()?;
+        state.removed = true;
+        state.writer = None;
+        files.forget(self.id);
+        Ok(installed)
+    }
+
     /// Whether the chunk never got a file (its first write was refused).
     pub(crate) fn is_vacant(&self) -> bool {
         let state = lock(&self.state);

@@ -484,8 +484,9 @@ impl ChunkStore {
         Import::begin(chunk, epoch, length, self.roomiest(length)?).map(Some)
     }
 
-    /// Takes up a whole copy, if it is what it was made from and the leader that ordered it is the newest. What was here of the chunk goes
-    /// into the trash before.
+    /// Takes up a whole copy, if it is what it was made from and the leader that ordered it is the newest. What was here of the chunk stays until
+    /// the copy is flushed, for it may be bad and yet the last that holds some block; then the copy takes its place, or it goes into the trash where it lies
+    /// in another directory.
     pub fn install(
         &self,
         import: Import,
@@ -499,11 +500,16 @@ impl ChunkStore {
         }
         let _one_at_a_time = lock(&self.orders);
         self.see_custody(custody)?;
-        if let Ok(found) = self.find(chunk) {
-            found.remove(&self.files, self.options.trash.then_some(now_s))?;
-            lock(&self.chunks).remove(&chunk);
-        }
-        let installed = import.install();
+        import.finish()?;
+        let installed = match self.find(chunk) {
+            Ok(found) if import.lies_in(&found.directory) => found.give_way(&self.files, import),
+            Ok(found) => {
+                found.remove(&self.files, self.options.trash.then_some(now_s))?;
+                lock(&self.chunks).remove(&chunk);
+                import.install()
+            }
+            Err(_) => import.install(),
+        };
         let installed = installed.map(|copy| drop(lock(&self.chunks).insert(chunk, Arc::new(copy))));
         self.note(chunk);
         installed

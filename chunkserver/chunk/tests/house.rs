@@ -10,7 +10,7 @@ use common::{TornDisk, open, open_with, options};
 use mooseng_chunk::layout::block_at;
 use mooseng_chunk::{Append, Change, ChunkError, ChunkStore, StoreOptions};
 use mooseng_ports::disk::Disk;
-use mooseng_ports::disk::sim::SimDisk;
+use mooseng_ports::disk::sim::{Fault, SimDisk};
 use mooseng_wire::{ChunkId, Epoch};
 
 const ONE: ChunkId = ChunkId(0x101);
@@ -126,6 +126,40 @@ fn a_flipped_bit_is_reported_once_and_a_copy_replaces_it() {
     assert_eq!(bad.read(ONE, 0, 300_000).unwrap(), all);
     let (changes, _) = bad.changes(at, 9).unwrap();
     assert!(matches!(changes[..], [Change::Is(info)] if info.sound && info.stat.sealed));
+}
+
+/// Found by the simulation: the disk failed in the midst of it, and the bad copy, which held acknowledged bytes, was in the trash already.
+#[test]
+fn a_bad_copy_stays_until_another_one_has_its_place() {
+    let (all, path) = (pattern(300_000), "/data/chunks/01/0000000000000101");
+    let good = open(&SimDisk::default(), &["/data"]);
+    sealed(&good, ONE, &all);
+    let bad = || {
+        let disk = SimDisk::default();
+        let store = open_with(&disk, StoreOptions { trash: true, ..options(&["/data"]) });
+        sealed(&store, ONE, &all);
+        disk.flip_bit(Path::new(path), block_at(3) + 5);
+        assert!(store.read(ONE, 0, 20_000).is_err());
+        (disk, store)
+    };
+    let (disk, store) = bad();
+    disk.set_fault(Fault::FlushFailing);
+    assert!(copy(&good, &store, ONE, 300_000, 0).is_err());
+    assert_eq!(store.read(ONE, 20_000, 20_000).unwrap(), all[20_000..40_000]);
+    let mut replaced = false;
+    for operations in 0.. {
+        let (disk, store) = bad();
+        disk.lose_power_after(operations);
+        let made = copy(&good, &store, ONE, 300_000, 1).is_ok();
+        disk.crash(|_| 0);
+        let store = open(&disk, &["/data"]);
+        assert_eq!(store.read(ONE, 20_000, 20_000).unwrap(), all[20_000..40_000], "cut at {operations}");
+        replaced |= store.read(ONE, 0, 300_000).is_ok_and(|bytes| bytes == all);
+        if made {
+            break;
+        }
+    }
+    assert!(replaced);
 }
 
 #[test]

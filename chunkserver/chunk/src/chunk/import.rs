@@ -107,30 +107,44 @@ impl Import {
         Ok(self.digester.finish(tail))
     }
 
-    /// Makes it durable under the chunk's name, in the place of what is there.
-    pub(crate) fn install(mut self) -> Result<Chunk, ChunkError> {
-        let record = Record {
+    /// Makes its bytes durable. It has no name yet that counts.
+    pub(crate) fn finish(&self) -> Result<(), ChunkError> {
+        let (record, header) =
+            (self.record(), Header { format: FORMAT, chunk: self.chunk, epoch: self.epoch });
+        // Both slots take the same record, as with a seal: then a restart takes its bytes for durable, which they are by the rename.
+        let finished = self
+            .file
+            .write_at(&header.encode(), 0)
+            .and_then(|()| self.file.write_at(&record.encode(), RECORD_AT[0]))
+            .and_then(|()| self.file.write_at(&record.encode(), RECORD_AT[1]))
+            .and_then(|()| self.file.set_len(file_bytes(self.length)))
+            .and_then(|()| self.file.sync_data());
+        finished.map_err(|e| failed(self.chunk, &self.directory, "finishing a copy", &e))
+    }
+
+    fn record(&self) -> Record {
+        Record {
             sequence: 1,
             chunk: self.chunk,
             length: self.length,
             epoch: self.epoch,
             tail_crc: if self.length.is_multiple_of(BLOCK) { 0 } else { self.tail_crc },
             sealed: true,
-        };
-        let header = Header { format: FORMAT, chunk: self.chunk, epoch: self.epoch };
+        }
+    }
+
+    /// Whether it lies in that directory, so that its name takes the place of the chunk's there.
+    pub(crate) fn lies_in(&self, directory: &Arc<Directory>) -> bool {
+        Arc::ptr_eq(&self.directory, directory)
+    }
+
+    /// Gives what is finished the chunk's name, durably, in the place of what is there.
+    pub(crate) fn install(mut self) -> Result<Chunk, ChunkError> {
+        let record = self.record();
         let (disk, shard) = (&self.directory.disk, self.directory.shard_path(self.chunk));
         let end = self.directory.chunk_path(self.chunk);
-        // Both slots take the same record, as with a seal: then a restart takes its bytes for durable, which they are by the rename.
-        let installed = self
-            .file
-            .write_at(&header.encode(), 0)
-            .and_then(|()| self.file.write_at(&record.encode(), RECORD_AT[0]))
-            .and_then(|()| self.file.write_at(&record.encode(), RECORD_AT[1]))
-            .and_then(|()| self.file.set_len(file_bytes(self.length)))
-            .and_then(|()| self.file.sync_data())
-            .and_then(|()| disk.rename(&self.path, &end))
-            .and_then(|()| disk.sync_dir(&shard));
-        installed.map_err(|e| failed(self.chunk, &self.directory, "finishing a copy", &e))?;
+        let installed = disk.rename(&self.path, &end).and_then(|()| disk.sync_dir(&shard));
+        installed.map_err(|e| failed(self.chunk, &self.directory, "installing a copy", &e))?;
         self.installed = true;
         let whole = Recovered::Whole { record, slot: 0, settled: true };
         let chunk = Chunk::recovered(self.chunk, self.directory.clone(), whole);
