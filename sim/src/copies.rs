@@ -6,8 +6,7 @@
 //! - **Seals.** A copy that is sealed ends where the record says. And every copy reaches up to there. Both hold unless house-keeping may
 //!   have ended the chunk: then one member is sealed where it happens to end, and the record follows, or the owner's own end.
 //!
-//! A disk that loses bits is left out, and a copy that a master knows to be bad: it may be replaced in its place, and for that it goes before
-//! the new one is there.
+//! A disk that loses bits is left out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -19,7 +18,7 @@ use mooseng_master::master::Master;
 use mooseng_namespace::upkeep::{self, ChunkListing};
 use mooseng_ports::clock::BootTime;
 use mooseng_ports::disk::sim::SimDisk;
-use mooseng_region::repair::{Condition, CopyState, condition, copy_state};
+use mooseng_region::repair::{Condition, condition};
 use mooseng_schema::Record;
 use mooseng_schema::extent::{self, ExtentRecord};
 use mooseng_store::{RangeLimit, Read, Store, Transaction};
@@ -97,20 +96,6 @@ fn may_be_ended(master: &Master, since: BootTime, listing: &ChunkListing) -> boo
     lost || unused
 }
 
-/// The chunkservers whose copy of a sealed chunk a master knows to be bad.
-fn known_bad(master: &Master, listing: &ChunkListing) -> Vec<String> {
-    let (record, house) = (&listing.record, &master.config.house);
-    let since_ns = master.clock.unix_ns().saturating_sub(record.sealed_ns);
-    let since = Duration::from_nanos(u64::try_from(since_ns).unwrap_or(0));
-    let settled = since + MARGIN >= Duration::from_millis(house.settle_ms);
-    let names = listing.location.iter().flat_map(|l| &l.copies);
-    master.desk(|desk| {
-        let state =
-            |n: &str| copy_state(&desk.registry, n, Condition::Here, listing.chunk, record.length, settled);
-        names.filter(|name| state(name) == CopyState::Bad).cloned().collect()
-    })
-}
-
 /// What a copy would be after a power loss at this instant.
 #[derive(Clone, Debug)]
 struct Durable {
@@ -161,8 +146,6 @@ pub struct Copies {
     listed: BTreeMap<String, Listed>,
     looked: BTreeMap<(ChunkId, String), Looked>,
     ended: BTreeSet<ChunkId>,
-    /// Copies that some master knew to be bad, and that haven't been seen whole since.
-    bad: BTreeSet<(ChunkId, String)>,
     /// Since when a master keeps house in a term.
     keeping: BTreeMap<(String, u64), BootTime>,
     seen: BTreeSet<ChunkId>,
@@ -174,8 +157,8 @@ pub struct Copies {
 impl Copies {
     /// On these chunkservers' disks.
     pub fn new(disks: BTreeMap<String, SimDisk>) -> Self {
-        let (listed, looked, ended, bad, keeping, seen) = Default::default();
-        Self { disks, listed, looked, ended, bad, keeping, seen, looks: 0, last: None }
+        let (listed, looked, ended, keeping, seen) = Default::default();
+        Self { disks, listed, looked, ended, keeping, seen, looks: 0, last: None }
     }
 
     /// Chunks that extents named at some time, and how often one of their copies was looked at.
@@ -206,9 +189,6 @@ impl Copies {
         let chunks = self.list(name, master).unwrap_or_default();
         let open = chunks.iter().map(|known| &known.listing).filter(|l| !l.record.sealed);
         self.ended.extend(open.filter(|l| may_be_ended(master, since, l)).map(|l| l.chunk));
-        for listing in chunks.iter().map(|known| &known.listing).filter(|l| l.record.sealed) {
-            self.bad.extend(known_bad(master, listing).into_iter().map(|name| (listing.chunk, name)));
-        }
     }
 
     /// Compares what the serving master's records promise with what the disks hold.
@@ -221,7 +201,6 @@ impl Copies {
         let Some(all) = self.list(name, leader) else { return Ok(()) };
         let alive: BTreeSet<ChunkId> = all.iter().map(|known| known.listing.chunk).collect();
         self.looked.retain(|(chunk, _), _| alive.contains(chunk));
-        self.bad.retain(|(chunk, _)| alive.contains(chunk));
         for known in all.iter() {
             self.check_chunk(known)?;
         }
@@ -244,14 +223,8 @@ impl Copies {
                 self.looks += 1;
                 *looked = (version, look(server, disk, chunk, &path));
             }
-            let judged = judge(known, looked.1.as_ref(), self.ended.contains(&chunk));
-            let of = (chunk, server.clone());
-            match judged {
-                // If a master still knows better, it is noted again.
-                Ok(()) => drop(self.bad.remove(&of)),
-                Err(_) if self.bad.contains(&of) => {}
-                Err(what) => return Err(self.told(known, server, &what)),
-            }
+            judge(known, looked.1.as_ref(), self.ended.contains(&chunk))
+                .map_err(|what| self.told(known, server, &what))?;
         }
         Ok(())
     }
