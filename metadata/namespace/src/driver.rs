@@ -155,12 +155,22 @@ enum Attempt {
     Again,
 }
 
+/// What a gate says of a change that ran.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// It may commit as it ran, and may have committed from then on, whatever its future comes to.
+    Commit,
+    /// Others had to give something up, and have: it must run again.
+    Again,
+    /// Whoever let the request in isn't in office any more, nor in a later term of its own.
+    Deposed,
+}
+
 /// What stands between a change's run and its commit.
 #[async_trait]
 pub trait Gate: Send + Sync {
-    /// The change would touch these facts. True if it may commit as it ran. False, after a wait, if it must run again. A change that
-    /// was let through may have committed from then on, whatever its future comes to.
-    async fn admit(&self, facts: BTreeSet<Fact>) -> bool;
+    /// The change would touch these facts. Waits where others have to give them up.
+    async fn admit(&self, facts: BTreeSet<Fact>) -> Admission;
 
     /// Whether the session has called the change over meanwhile: then it mustn't commit, for nobody waits for it any more.
     fn is_given_up(&self) -> bool {
@@ -174,8 +184,8 @@ pub struct Open;
 
 #[async_trait]
 impl Gate for Open {
-    async fn admit(&self, _facts: BTreeSet<Fact>) -> bool {
-        true
+    async fn admit(&self, _facts: BTreeSet<Fact>) -> Admission {
+        Admission::Commit
     }
 }
 
@@ -389,8 +399,10 @@ impl<S: Store> Driver<S> {
             tx.clear_range(session::outcome_range_below(call.session, call.oldest_unanswered));
             tx.atomic(&floor_key, &number::encode(call.oldest_unanswered.0), Atomic::Max);
         }
-        if !gate.admit(touched.into_facts()).await {
-            return Ok(Attempt::Again);
+        match gate.admit(touched.into_facts()).await {
+            Admission::Commit => {}
+            Admission::Again => return Ok(Attempt::Again),
+            Admission::Deposed => return Err(StoreError::NotLeader.into()),
         }
         if gate.is_given_up() {
             return Err(DriverError::OutcomeForgotten(call.number));

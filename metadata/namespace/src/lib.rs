@@ -30,7 +30,7 @@ mod view;
 mod window;
 
 pub use context::{Capacity, Ids, OpContext};
-pub use driver::{Driver, DriverError, Gate, SessionCall};
+pub use driver::{Admission, Driver, DriverError, Gate, SessionCall};
 pub use errno::Errno;
 pub use error::OpError;
 pub use format::format;

@@ -135,6 +135,8 @@ async fn prepare(master: &Master, term: u64) -> Result<(), CallError> {
             held.map(|(id, record)| recorded(id, Incarnation(record.incarnation), record)).collect();
         desk.serve(master.clock.boot(), term, held);
     });
+    // Who waits for recalls of an earlier term waits in vain.
+    master.recalls_answered.notify_waiters();
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use mooseng_namespace::Gate;
+use mooseng_namespace::{Admission, Gate};
 use mooseng_ports::plant::{self, Plant};
 use mooseng_region::promises::{ChangeId, Recall};
 use mooseng_schema::ids::IdKind;
@@ -232,6 +232,9 @@ pub async fn admit_read(
         _ => None,
     };
     let outcome = master.desk(|desk| {
+        if desk.custody != Some(term) {
+            return None;
+        }
         if listing {
             // One look at a directory doesn't take its files from those who write them: their attributes are left out.
             if let Some(Reply::DirPage(page)) = &mut reply.reply {
@@ -248,7 +251,7 @@ pub async fn admit_read(
         let alone = acquire.is_some_and(|inode| !desk.sessions.is_open_elsewhere(id, inode));
         let recalls = desk.promises.read_blockers(id, &facts, alone);
         if !recalls.is_empty() {
-            return Err(recalls);
+            return Some(Err(recalls));
         }
         // Who opens a file to write gets it exclusively if that takes nothing from anybody.
         let writer =
@@ -269,11 +272,14 @@ pub async fn admit_read(
         if !beside.granted.is_empty() {
             beside.number = desk.promises.next_number(id).unwrap_or(0);
         }
-        Ok(beside)
+        Some(Ok(beside))
     });
     match outcome {
-        Ok(beside) => Ok(Some(beside)),
-        Err(recalls) => {
+        // Promises belong to the term in which the request came. Another one's table, of the same master even, knows nothing of it: a grant
+        // there would stand in the way of what sessions claim before they have answered the new custodian.
+        None => Err(master.not_leader()),
+        Some(Ok(beside)) => Ok(Some(beside)),
+        Some(Err(recalls)) => {
             send(master, term, &recalls);
             let what = "another session hasn't given up yet what it was promised of this";
             wait_until(master, deadline, what, |desk| desk.promises.answered(&recalls)).await?;
@@ -315,6 +321,10 @@ impl ChangeGate {
         let id = self.session;
         let beside = self.master.desk(|desk| {
             let mut beside = Beside::default();
+            // The answer doesn't leave in another term.
+            if desk.custody != Some(self.term) {
+                return beside;
+            }
             let mut changed: BTreeSet<Fact> = BTreeSet::new();
             for change in changes {
                 let (number, own) = desk.promises.end(change, Some(version));
@@ -361,9 +371,16 @@ impl ChangeGate {
     /// The change certainly didn't commit.
     pub fn refused(&self) {
         let changes = self.state(|state| std::mem::take(&mut state.changes));
+        self.end(changes);
+    }
+
+    /// These certainly didn't commit. Numbers of another term's changes mean other changes.
+    fn end(&self, changes: Vec<ChangeId>) {
         self.master.desk(|desk| {
-            for change in changes {
-                desk.promises.end(change, None);
+            if desk.custody == Some(self.term) {
+                for change in changes {
+                    desk.promises.end(change, None);
+                }
             }
         });
     }
@@ -375,9 +392,12 @@ impl Gate for ChangeGate {
         self.master.desk(|desk| desk.sessions.settled(self.session)) > self.number
     }
 
-    async fn admit(&self, facts: BTreeSet<Fact>) -> bool {
-        let (changes, recalls) = self.master.desk(|desk| {
-            self.state(|state| {
+    async fn admit(&self, facts: BTreeSet<Fact>) -> Admission {
+        let Some((changes, recalls)) = self.master.desk(|desk| {
+            if desk.custody != Some(self.term) {
+                return None;
+            }
+            Some(self.state(|state| {
                 let mut left = facts;
                 for change in &state.changes {
                     left = desk.promises.uncovered(*change, &left);
@@ -393,10 +413,12 @@ impl Gate for ChangeGate {
                     state.through = true;
                 }
                 (if ready { Vec::new() } else { state.changes.clone() }, recalls)
-            })
-        });
+            }))
+        }) else {
+            return Admission::Deposed;
+        };
         if changes.is_empty() || plant::is(Plant::CommitUnrecalled) {
-            return true;
+            return Admission::Commit;
         }
         send(&self.master, self.term, &recalls);
         // The request's own deadline ends this wait: the driver drops it.
@@ -404,8 +426,14 @@ impl Gate for ChangeGate {
             let woken = self.master.recalls_answered.notified();
             tokio::pin!(woken);
             woken.as_mut().enable();
-            if self.master.desk(|desk| changes.iter().all(|change| desk.promises.is_ready(*change))) {
-                return false;
+            let ready = self.master.desk(|desk| {
+                (desk.custody == Some(self.term))
+                    .then(|| changes.iter().all(|change| desk.promises.is_ready(*change)))
+            });
+            match ready {
+                None => return Admission::Deposed,
+                Some(true) => return Admission::Again,
+                Some(false) => {}
             }
             woken.await;
         }
@@ -419,12 +447,7 @@ impl Drop for ChangeGate {
             return;
         }
         if !through {
-            self.master.desk(|desk| {
-                for change in changes {
-                    desk.promises.end(change, None);
-                }
-            });
-            return;
+            return self.end(changes);
         }
         // It may commit yet. Commits are decided in order: once a later one is, this one is, too. Until then nothing is promised on its facts.
         let (master, term) = (self.master.clone(), self.term);

@@ -59,9 +59,22 @@ pub async fn open(
             // Only before a new custodian has answered anybody: nobody else can have been promised these.
             if desk.unanswered.contains(&id) && !lapsed {
                 for inode in &request.exclusive {
-                    desk.promises.reclaim(id, InodeId(*inode));
+                    let given = desk.promises.reclaim(id, InodeId(*inode));
+                    tracing::debug!(
+                        session = id.0,
+                        inode,
+                        given,
+                        "a session claims what it buffers of an inode"
+                    );
                 }
             }
+            tracing::debug!(
+                session = id.0,
+                awaited,
+                lapsed,
+                claims = request.exclusive.len(),
+                "a session is taken up"
+            );
             Ok(Decided::Admitted(recorded, lapsed))
         })?
     };
