@@ -59,22 +59,15 @@ pub async fn open(
             // Only before a new custodian has answered anybody: nobody else can have been promised these.
             if desk.unanswered.contains(&id) && !lapsed {
                 for inode in &request.exclusive {
-                    let given = desk.promises.reclaim(id, InodeId(*inode));
-                    tracing::debug!(
-                        session = id.0,
-                        inode,
-                        given,
-                        "a session claims what it buffers of an inode"
-                    );
+                    if !desk.promises.reclaim(id, InodeId(*inode)) {
+                        tracing::error!(
+                            session = id.0,
+                            inode,
+                            "what a session buffers of an inode was promised to another one already"
+                        );
+                    }
                 }
             }
-            tracing::debug!(
-                session = id.0,
-                awaited,
-                lapsed,
-                claims = request.exclusive.len(),
-                "a session is taken up"
-            );
             Ok(Decided::Admitted(recorded, lapsed))
         })?
     };
