@@ -221,9 +221,19 @@ impl FileSystem {
     /// Seals open chunks, sends what is pending and ends the session. Operations fail from then on.
     pub async fn close(&self) {
         let inner = &self.inner;
+        // What was written comes first, and gets the time that any operation has.
+        let flushed =
+            tokio::time::timeout(inner.session.config.retry_timeout, inner.writer.flush_all()).await;
+        if !matches!(flushed, Ok(Ok(()))) {
+            let bytes = inner.writer.buffers.bytes();
+            tracing::error!(
+                bytes,
+                outcome = ?flushed,
+                "the filesystem is closed although written data couldn't be sent; what wasn't fsynced of it is lost"
+            );
+        }
         let patience = inner.session.config.retry_timeout.min(Duration::from_secs(5));
         let tidy = async {
-            inner.writer.flush_older(Duration::ZERO).await;
             inner.appenders.close_all(&daemon()).await;
             flush_touches(&inner.region, &inner.touches).await;
             inner.session.close().await
@@ -438,10 +448,7 @@ impl FileSystem {
         match self.inner.facts.entry(parent, name) {
             Some((Some(inode), _)) => writer.flush(inode).await,
             Some((None, _)) => Ok(()),
-            None => {
-                writer.flush_older(Duration::ZERO).await;
-                Ok(())
-            }
+            None => writer.flush_all().await,
         }
     }
 

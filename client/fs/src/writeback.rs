@@ -473,6 +473,14 @@ impl WriteBack {
         Ok(lay_out(batch, &runs))
     }
 
+    /// Flushes everything, also what is being sent already. The first failure, if there was one.
+    pub async fn flush_all(self: &Arc<Self>) -> Result<(), FsError> {
+        let flushes = self.buffers.inodes().into_iter().map(|inode| self.flush(inode));
+        let flushed: Vec<Result<(), FsError>> =
+            stream::iter(flushes).buffer_unordered(FLUSHES).collect().await;
+        flushed.into_iter().collect()
+    }
+
     /// Flushes everything that is older than `age`.
     pub async fn flush_older(self: &Arc<Self>, age: Duration) {
         let now = Instant::now();

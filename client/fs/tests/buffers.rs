@@ -160,3 +160,23 @@ async fn the_buffer_is_bounded_and_large_files_stream() {
     assert_eq!(fs.read(&me(), file, 137 << 20, 1 << 20).await.unwrap(), &piece[..]);
     region.with(|s| assert_eq!(s.violations, Vec::<String>::new()));
 }
+
+#[tokio::test(start_paused = true)]
+async fn closing_the_filesystem_sends_what_was_written_also_what_is_being_sent() {
+    let (region, fs) = start().await;
+    let (inode, file) = create(&fs, "f").await;
+    let (_, other) = create(&fs, "g").await;
+    write(&fs, other, 0, b"waits").await.unwrap();
+    let data = vec![3; 40 << 20];
+    for (n, piece) in data.chunks(1 << 20).enumerate() {
+        write(&fs, file, (n as u64) << 20, piece).await.unwrap();
+    }
+    region.fault("c1", Some(Fault::Hung));
+    tokio::task::yield_now().await;
+    fs.close().await;
+    assert_eq!(fs.status().dirty_bytes, 0);
+    let again = ClientConfig { masters: region.masters(), ..ClientConfig::default() };
+    let clock = Arc::new(ManualClock::default()) as Arc<dyn Clock>;
+    let fs = FileSystem::connect_through(again, region.clone(), clock).await.unwrap();
+    assert_eq!(fs.getattr(&me(), inode).await.unwrap().size, 40 << 20);
+}
