@@ -67,6 +67,9 @@ pub enum FsError {
         "what this host had written to inode {0} and not fsynced is lost: its lease lapsed, and another host changed the file meanwhile"
     )]
     Overtaken(u64),
+    /// The session's lease lapsed before the change was done; in the next life it must be decided anew.
+    #[error("this host's lease lapsed before the change was done")]
+    Lapsed,
     /// The filesystem was closed.
     #[error("the filesystem is closed")]
     Closed,
@@ -92,9 +95,11 @@ impl FsError {
             FsError::NameTooLong(_) => libc::ENAMETOOLONG,
             FsError::FileTooLarge => libc::EFBIG,
             FsError::Invalid(_) => libc::EINVAL,
-            FsError::Malformed(_) | FsError::Internal(_) | FsError::SessionLost | FsError::Overtaken(_) => {
-                libc::EIO
-            }
+            FsError::Malformed(_)
+            | FsError::Internal(_)
+            | FsError::SessionLost
+            | FsError::Overtaken(_)
+            | FsError::Lapsed => libc::EIO,
             FsError::Closed => libc::ESHUTDOWN,
         }
     }
@@ -130,6 +135,7 @@ mod tests {
             FsError::Internal("x".into()),
             FsError::SessionLost,
             FsError::Overtaken(7),
+            FsError::Lapsed,
             FsError::Closed,
         ];
         for error in all {

@@ -140,7 +140,9 @@ impl FileSystem {
     ) -> Result<Created, FsError> {
         let name = crate::fs::checked(name)?;
         let exclusive = flags & libc::O_EXCL != 0;
-        let truncate = flags & libc::O_TRUNC != 0 && flags & libc::O_ACCMODE != libc::O_RDONLY;
+        let wanted = flags & libc::O_TRUNC != 0 && flags & libc::O_ACCMODE != libc::O_RDONLY;
+        // What is buffered here of a file that exists must not come after its truncation, and which file that is isn't known yet.
+        let truncate = wanted && self.inner.writer.buffers.bytes() == 0;
         let deadline = Instant::now() + self.inner.region.patience();
         loop {
             let op = Op::Create(Create { parent, name: name.clone(), mode, exclusive, truncate });
@@ -171,6 +173,18 @@ impl FileSystem {
             let registrar = if created { &daemon() } else { caller };
             match self.register(registrar, attr.inode, flags & !libc::O_TRUNC).await {
                 Ok((registration, _)) => {
+                    let attr = if wanted && !truncate && !created {
+                        let cut = SetAttr {
+                            inode: attr.inode,
+                            size: Some(0),
+                            by_handle: true,
+                            kill_suidgid: caller.uid != 0,
+                            ..SetAttr::default()
+                        };
+                        self.setattr(caller, cut).await?
+                    } else {
+                        attr
+                    };
                     registration.state.set_size(attr.size);
                     return Ok(Created { handle: self.keep(registration, flags), attr, created });
                 }
@@ -281,7 +295,7 @@ impl FileSystem {
         if let Some(bytes) = inner.writer.read(open.inode, offset, length.into()) {
             return Ok(bytes);
         }
-        inner.writer.flush(open.inode).await?;
+        inner.writer.flush_before(open.inode).await?;
         let (bytes, attr) = inner
             .reader
             .read(&caller, open.inode, offset, length.into(), &open.pattern)
@@ -337,7 +351,7 @@ impl FileSystem {
                 (at, Some(attr))
             }
             None => {
-                writer.flush(inode).await?;
+                writer.flush_before(inode).await?;
                 let size = match open.state.size() {
                     Some(size) => size,
                     None => self.getattr(&caller, inode).await.map_err(|e| e.on_handle(inode))?.size,

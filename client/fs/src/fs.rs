@@ -14,6 +14,7 @@ use mooseng_wire::fs::{
     SetAttr, SetXattr, StatFs, Symlink, TouchAtime, Unlink,
 };
 use mooseng_wire::{FILE_SIZE_MAX, NAME_BYTES_MAX, SYMLINK_BYTES_MAX};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -32,7 +33,7 @@ use crate::recalls::Recalls;
 use crate::region::Region;
 use crate::session::Session;
 use crate::status::{FsStatus, Latency};
-use crate::writeback::{Buffers, WriteBack};
+use crate::writeback::{Buffers, FLUSHES, WriteBack};
 
 /// A mounted region. Cheap to clone; the last clone dropped ends its background work (use [`Self::close`] to end the session, too).
 #[derive(Clone)]
@@ -142,6 +143,7 @@ impl FileSystem {
             facts: facts.clone(),
             opens: opens.clone(),
             buffers,
+            slots: Arc::new(Semaphore::new(FLUSHES)),
         });
         recalls.write_back(&writer);
         tokio::spawn(WriteBack::keep(Arc::downgrade(&writer)));
@@ -278,7 +280,7 @@ impl FileSystem {
         let op = Op::Lookup(Lookup { parent, name: name.clone() });
         match self.attr_read(caller, "lookup", op).await {
             Ok(attr) => {
-                let attr = self.shown(attr);
+                let attr = self.newest(attr);
                 let validity = facts.validity(Some(&attr), Some((parent, &name)));
                 Ok((Some(attr), validity))
             }
@@ -293,7 +295,7 @@ impl FileSystem {
         let name = checked(name).ok()?;
         let facts = &self.inner.facts;
         let attr = match facts.entry(parent, &name)?.0 {
-            Some(inode) => Some(self.shown(facts.inode(inode)?.0.attr)),
+            Some(inode) => Some(self.known_attr(inode)?),
             None => None,
         };
         let validity = facts.validity(attr.as_ref(), Some((parent, &name)));
@@ -302,7 +304,8 @@ impl FileSystem {
 
     /// What is promised of an inode, without asking anybody.
     pub fn known_attr(&self, inode: u64) -> Option<Attr> {
-        self.inner.facts.inode(inode).map(|(known, _)| self.shown(known.attr))
+        let known = || self.inner.facts.inode(inode).map(|(known, _)| known.attr);
+        self.inner.writer.buffers.show_known(inode, known)
     }
 
     /// How long attributes that were just answered may be kept, and the entry that led to them.
@@ -316,7 +319,12 @@ impl FileSystem {
         if let Some(attr) = self.known_attr(inode) {
             return Ok(attr);
         }
-        self.attr_read(caller, "getattr", Op::GetAttr(GetAttr { inode })).await.map(|attr| self.shown(attr))
+        self.attr_read(caller, "getattr", Op::GetAttr(GetAttr { inode })).await.map(|attr| self.newest(attr))
+    }
+
+    /// What is promised by now of an inode that was just answered: a write of ours may have reached the region after the answer left it.
+    fn newest(&self, answered: Attr) -> Attr {
+        self.known_attr(answered.inode).unwrap_or_else(|| self.shown(answered))
     }
 
     /// Attributes as the region has them, beneath what is buffered here.
@@ -334,7 +342,7 @@ impl FileSystem {
             self.inner.touches.drop_inode(change.inode);
         }
         // What was written before comes before: a truncation cuts it, times that are set stay.
-        self.inner.writer.flush(change.inode).await?;
+        self.inner.writer.flush_before(change.inode).await?;
         self.attr_change(caller, "setattr", Op::SetAttr(change)).await
     }
 
@@ -445,10 +453,18 @@ impl FileSystem {
         if writer.buffers.bytes() == 0 {
             return Ok(());
         }
-        match self.inner.facts.entry(parent, name) {
-            Some((Some(inode), _)) => writer.flush(inode).await,
-            Some((None, _)) => Ok(()),
-            None => writer.flush_all().await,
+        let inode = match self.inner.facts.entry(parent, name) {
+            Some((inode, _)) => inode,
+            None => match self.lookup(&daemon(), parent, name).await {
+                Ok(attr) => Some(attr.inode),
+                // The rename says so better.
+                Err(FsError::Answered(_)) => None,
+                Err(error) => return Err(error),
+            },
+        };
+        match inode {
+            Some(inode) => writer.flush(inode).await,
+            None => Ok(()),
         }
     }
 
@@ -475,7 +491,7 @@ impl FileSystem {
         {
             Reply::DirPage(mut page) => {
                 for entry in &mut page.entries {
-                    entry.attr = entry.attr.take().map(|attr| self.shown(attr));
+                    entry.attr = entry.attr.take().map(|attr| self.newest(attr));
                 }
                 Ok(page)
             }
@@ -501,7 +517,7 @@ impl FileSystem {
         offset: u64,
         whence: SeekWhence,
     ) -> Result<u64, FsError> {
-        self.inner.writer.flush(inode).await?;
+        self.inner.writer.flush_before(inode).await?;
         match self.inner.region.read(caller, Op::Seek(Seek { inode, offset, whence: whence.into() })).await? {
             Reply::Seek(to) => Ok(to.offset),
             other => Err(unexpected("seek", &other)),
@@ -569,7 +585,7 @@ impl FileSystem {
 
     /// Where an inode's data lies.
     pub async fn describe(&self, caller: &Caller, inode: u64) -> Result<Description, FsError> {
-        self.inner.writer.flush(inode).await?;
+        self.inner.writer.flush_before(inode).await?;
         match self.inner.region.read(caller, Op::Describe(Describe { inode })).await? {
             Reply::Description(description) => Ok(description),
             other => Err(unexpected("describe", &other)),

@@ -40,7 +40,7 @@ impl Recalls {
 impl Recalled for Recalls {
     fn has_buffered(&self, fact: &Fact) -> bool {
         match (fact, self.writer()) {
-            (Fact::Inode(inode), Some(writer)) => writer.buffers.get(inode.0).is_some(),
+            (Fact::Inode(inode), Some(writer)) => writer.buffers.has(inode.0),
             _ => false,
         }
     }

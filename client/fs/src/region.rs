@@ -56,6 +56,8 @@ struct Flight {
     order: u64,
     /// Others may wait for it.
     urgent: bool,
+    /// The only life of the session in which it may be done.
+    life: Option<(u64, u64)>,
 }
 
 /// What to do with a failed attempt.
@@ -107,6 +109,7 @@ impl Region {
             patience,
             order: 0,
             urgent: false,
+            life: None,
         };
         let reply = self.fly(&mut flight).await;
         self.counters.took(what, started.elapsed());
@@ -125,17 +128,33 @@ impl Region {
         op: Op,
         patience: Duration,
     ) -> Result<Reply, FsError> {
-        self.change_of(caller, op, patience, false).await.map(|(reply, _)| reply)
+        self.change_of(caller, op, patience, None).await.map(|(reply, _)| reply)
     }
 
-    /// Runs a change that others may wait for, and that waits for nobody: it passes those that do.
-    pub async fn change_urgently(self: &Arc<Self>, caller: &Caller, op: Op) -> Result<Reply, FsError> {
-        self.change_of(caller, op, self.patience(), true).await.map(|(reply, _)| reply)
+    /// Runs a change that others may wait for, and that waits for nobody: it passes those that do. It is done in that life of the session (its id
+    /// and incarnation) or not at all ([`FsError::Lapsed`]).
+    pub async fn change_in_life(
+        self: &Arc<Self>,
+        caller: &Caller,
+        op: Op,
+        life: (u64, u64),
+    ) -> Result<Reply, FsError> {
+        self.change_of(caller, op, self.patience(), Some(life)).await.map(|(reply, _)| reply)
+    }
+
+    /// The last number that was given to a change.
+    pub fn last_number(&self) -> u64 {
+        self.window(|w| w.last())
+    }
+
+    /// Every change below this number is over.
+    pub fn oldest_unanswered(&self) -> u64 {
+        self.window(|w| w.oldest_unanswered())
     }
 
     /// [`Self::change`]; answers, too, the place in the session's order of the attempt that was answered.
     pub async fn ordered_change(self: &Arc<Self>, caller: &Caller, op: Op) -> Result<(Reply, u64), FsError> {
-        self.change_of(caller, op, self.patience(), false).await
+        self.change_of(caller, op, self.patience(), None).await
     }
 
     async fn change_of(
@@ -143,12 +162,12 @@ impl Region {
         caller: &Caller,
         op: Op,
         patience: Duration,
-        urgent: bool,
+        life: Option<(u64, u64)>,
     ) -> Result<(Reply, u64), FsError> {
         let started = Instant::now();
         let what = name(&op);
         let deadline = started + patience;
-        let urgent = urgent || matches!(op, Op::AllocateChunk(_) | Op::SealChunk(_));
+        let urgent = life.is_some() || matches!(op, Op::AllocateChunk(_) | Op::SealChunk(_));
         let number = self.begin(what, deadline, patience, urgent).await?;
         let mut settling = Settling {
             region: self.clone(),
@@ -162,6 +181,7 @@ impl Region {
                 patience,
                 order: 0,
                 urgent,
+                life,
             }),
         };
         let reply = match &mut settling.flight {
@@ -236,6 +256,11 @@ impl Region {
             if flight.sent_as.is_some_and(|(session, _)| session != seat.session) && flight.number != 0 {
                 self.given_up(flight);
                 return Err(FsError::SessionLost);
+            }
+            if flight.sent_as.is_none()
+                && flight.life.is_some_and(|life| life != (seat.session, seat.incarnation))
+            {
+                return Err(FsError::Lapsed);
             }
             let failure = match self.attempt(flight, &seat).await {
                 Ok(reply) => {
@@ -381,6 +406,9 @@ impl Region {
                 if flight.number != 0
                     && flight.sent_as.is_some_and(|(_, incarnation)| incarnation < seat.incarnation)
                 {
+                    if flight.life.is_some() {
+                        return Next::Fail(FsError::Lapsed);
+                    }
                     return Next::Renumber;
                 }
                 self.session.gone(seat);

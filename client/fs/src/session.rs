@@ -339,7 +339,7 @@ impl Session {
         }
         // Nothing is added to the buffers since the promises of the custodian before were renounced, so the list is complete. Nobody is
         // served before this session answers, so nobody else can have been promised these inodes.
-        if !self.buffers.inodes().is_empty()
+        if !self.buffers.held_by((life.1, life.2)).is_empty()
             && let Err(failure) = self.open_as(&seat.leader, life.1, life.2, life.0).await
         {
             tracing::debug!(%failure, "what is buffered couldn't be claimed yet");
@@ -423,6 +423,7 @@ impl Session {
             incarnation: seat.incarnation,
             custody_epoch: seat.custody_epoch,
             numbers: numbers.clone(),
+            oldest_unanswered: self.settled.load(Ordering::Acquire),
         };
         let told = self
             .peers
@@ -641,7 +642,7 @@ impl Session {
             host: self.config.host.clone(),
             mount_path: self.config.mount_path.clone(),
             custody_epoch,
-            exclusive: self.buffers.inodes(),
+            exclusive: self.buffers.held_by((session, incarnation)),
         };
         // The lease counts from before the request left, so that ours ends before the master's.
         let sent = self.clock.boot();

@@ -35,6 +35,10 @@ impl Window {
     pub fn oldest_unanswered(&self) -> u64 {
         self.unanswered.first().copied().unwrap_or(self.last + 1)
     }
+    /// The last number handed out.
+    pub fn last(&self) -> u64 {
+        self.last
+    }
     /// How many are unanswered.
     pub fn unanswered(&self) -> usize {
         self.unanswered.len()

@@ -20,7 +20,7 @@ use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::{Acquire, Attr, Caller, ChunkRun, FileKind, Write, WritePiece, write_piece};
 use mooseng_wire::{FILE_SIZE_MAX, INLINE_EXTENT_BYTES_MAX, INLINE_FILE_BYTES_MAX};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 
 use crate::append::Appenders;
@@ -37,7 +37,11 @@ const AGE_MAX: Duration = Duration::from_secs(2);
 /// How often ages are looked at.
 const TICK: Duration = Duration::from_millis(250);
 /// Inodes flushed at once.
-const FLUSHES: usize = 16;
+pub(crate) const FLUSHES: usize = 64;
+/// How often a flush looks anew whether the file is still as it was, when the lease lapses beneath it.
+const LAPSES_MAX: u32 = 20;
+/// And the pause between.
+const LAPSE_PAUSE: Duration = Duration::from_millis(100);
 /// A session that wasn't given an inode exclusively doesn't ask again for so long: another one has it open.
 const SHARED_FOR: Duration = Duration::from_secs(1);
 /// After a failed write-back writes go through for so long, so that whoever writes hears of it.
@@ -60,7 +64,8 @@ impl Buffer {
 /// All buffers of a mount.
 #[derive(Debug)]
 pub(crate) struct Buffers {
-    /// An inode's buffer is here as long as it holds bytes or is closed. Bytes are added under this lock.
+    /// An inode's buffer is here as long as it holds bytes, is closed, or somebody sends from it: clones are made under this lock alone, so
+    /// that there is never a second one. Bytes are added under it, too.
     by_inode: Mutex<BTreeMap<u64, Arc<Buffer>>>,
     bytes: AtomicUsize,
     bytes_max: usize,
@@ -77,14 +82,26 @@ impl Buffers {
         f(&mut self.by_inode.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// An inode's buffer, if there is one.
-    pub fn get(&self, inode: u64) -> Option<Arc<Buffer>> {
+    fn get(&self, inode: u64) -> Option<Arc<Buffer>> {
         self.map(|map| map.get(&inode).cloned())
+    }
+
+    /// Whether an inode has one.
+    pub fn has(&self, inode: u64) -> bool {
+        self.map(|map| map.contains_key(&inode))
     }
 
     /// The inodes that have one.
     pub fn inodes(&self) -> Vec<u64> {
         self.map(|map| map.keys().copied().collect())
+    }
+
+    /// The inodes of which this life of the session holds bytes.
+    pub fn held_by(&self, life: (u64, u64)) -> Vec<u64> {
+        self.map(|map| {
+            let held = |buffer: &Buffer| buffer.dirty(|dirty| !dirty.is_clean() && dirty.life == life);
+            map.iter().filter(|(_, buffer)| held(buffer)).map(|(&inode, _)| inode).collect()
+        })
     }
 
     /// Bytes held.
@@ -102,21 +119,49 @@ impl Buffers {
                 self.bytes.fetch_sub(before, Ordering::Relaxed);
                 result
             });
-            if buffer.dirty(|dirty| dirty.is_clean() && dirty.closed == 0) {
-                map.remove(&inode);
-            }
+            drop(buffer);
+            Self::drop_idle(map, inode);
             self.room.notify_waiters();
             result
         })
     }
 
+    fn drop_idle(map: &mut BTreeMap<u64, Arc<Buffer>>, inode: u64) {
+        let idle = |buffer: &Arc<Buffer>| {
+            Arc::strong_count(buffer) == 1 && buffer.dirty(|dirty| dirty.is_clean() && dirty.closed == 0)
+        };
+        if map.get(&inode).is_some_and(idle) {
+            map.remove(&inode);
+        }
+    }
+
+    /// A sender is done with its clone.
+    fn give_back(&self, inode: u64, buffer: Arc<Buffer>) {
+        self.map(|map| {
+            drop(buffer);
+            Self::drop_idle(map, inode);
+        });
+    }
+
     /// Shows attributes as they are with what is buffered.
     pub fn show(&self, attr: &mut Attr) {
-        if self.bytes() > 0
-            && let Some(buffer) = self.get(attr.inode)
-        {
-            buffer.dirty(|dirty| dirty.show(attr));
-        }
+        self.map(|map| {
+            if let Some(buffer) = map.get(&attr.inode) {
+                buffer.dirty(|dirty| dirty.show(attr));
+            }
+        });
+    }
+
+    /// What `known` says of an inode, as it is with what is buffered: in one section, so that bytes that reach the region meanwhile aren't
+    /// missed in both.
+    pub fn show_known(&self, inode: u64, known: impl FnOnce() -> Option<Attr>) -> Option<Attr> {
+        self.map(|map| {
+            let mut attr = known()?;
+            if let Some(buffer) = map.get(&inode) {
+                buffer.dirty(|dirty| dirty.show(&mut attr));
+            }
+            Some(attr)
+        })
     }
 }
 
@@ -134,6 +179,8 @@ pub(crate) struct WriteBack {
     pub facts: Arc<Facts>,
     pub opens: Arc<Opens>,
     pub buffers: Arc<Buffers>,
+    /// Flushes that nobody waits for, at once.
+    pub slots: Arc<Semaphore>,
 }
 
 impl WriteBack {
@@ -226,7 +273,7 @@ impl WriteBack {
             if self.buffers.bytes() + bytes <= self.buffers.bytes_max {
                 return Ok(());
             }
-            self.buffers.inodes().into_iter().take(FLUSHES).for_each(|inode| self.start(inode));
+            self.buffers.inodes().into_iter().for_each(|inode| self.start(inode));
             if tokio::time::timeout_at(deadline, room).await.is_err() {
                 let last = "the buffer for written data stays full".to_owned();
                 return Err(FsError::Data { inode, what: "written", after: patience, last });
@@ -236,10 +283,12 @@ impl WriteBack {
 
     /// Begins to flush an inode, unless somebody does already.
     fn start(self: &Arc<Self>, inode: u64) {
-        let idle = self.buffers.get(inode).is_some_and(|buffer| buffer.sender.try_lock().is_ok());
-        if idle {
+        let idle = self.buffers.map(|map| map.get(&inode).is_some_and(|b| b.sender.try_lock().is_ok()));
+        // Without a slot it is begun at the next look.
+        if idle && let Ok(slot) = self.slots.clone().try_acquire_owned() {
             let writer = self.clone();
             self.region.spawn(async move {
+                let _slot = slot;
                 if let Err(error) = writer.flush(inode).await {
                     tracing::debug!(inode, %error, "buffered data couldn't be sent");
                 }
@@ -250,30 +299,60 @@ impl WriteBack {
     /// Sends what is buffered of an inode. What can never be stored is given up, and remembered for the handles' next fsync; what can't be
     /// stored at present stays. Goes on when the caller stops waiting: a part that was sent must be known to be over before it is sent again.
     pub async fn flush(self: &Arc<Self>, inode: u64) -> Result<(), FsError> {
-        if self.buffers.get(inode).is_none() {
+        self.flush_or(inode, false).await
+    }
+
+    /// [`Self::flush`] for those who come after the written data and not for its sake: data that was given up is the next fsync's to tell.
+    pub async fn flush_before(self: &Arc<Self>, inode: u64) -> Result<(), FsError> {
+        match self.flush(inode).await {
+            Err(error) if is_for_now(&error) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    async fn flush_or(self: &Arc<Self>, inode: u64, give_up: bool) -> Result<(), FsError> {
+        if !self.buffers.has(inode) {
             return Ok(());
         }
         let writer = self.clone();
-        let flushed = tokio::spawn(async move { writer.flush_on(inode).await });
+        let flushed = tokio::spawn(async move { writer.flush_on(inode, give_up).await });
         flushed.await.unwrap_or_else(|e| Err(FsError::Internal(format!("flushing inode {inode}: {e}"))))
     }
 
-    async fn flush_on(&self, inode: u64) -> Result<(), FsError> {
+    async fn flush_on(&self, inode: u64, give_up: bool) -> Result<(), FsError> {
         let Some(buffer) = self.buffers.get(inode) else { return Ok(()) };
-        let _sender = buffer.sender.lock().await;
-        if !self.buffers.change(inode, Dirty::take) {
-            return Ok(());
-        }
-        match self.send_taken(inode, &buffer).await {
-            Ok(()) => Ok(()),
-            Err(error) if matches!(error, FsError::Unanswered { .. } | FsError::Data { .. }) => {
+        let sender = buffer.sender.lock().await;
+        let outcome = self.flush_as_sender(inode, &buffer, give_up).await;
+        drop(sender);
+        self.buffers.give_back(inode, buffer);
+        outcome
+    }
+
+    /// The caller is the sender, and stays it until what can't be sent is put back or given up: whoever comes next finds no half-sent bytes.
+    async fn flush_as_sender(&self, inode: u64, buffer: &Buffer, give_up: bool) -> Result<(), FsError> {
+        let mut lapses = 0;
+        loop {
+            if !self.buffers.change(inode, Dirty::take) {
+                return Ok(());
+            }
+            let Err(error) = self.send_taken(inode, buffer).await else { return Ok(()) };
+            if error == FsError::Lapsed && lapses < LAPSES_MAX {
                 self.buffers.change(inode, Dirty::put_back);
-                Err(error)
+                lapses += 1;
+                tokio::time::sleep(LAPSE_PAUSE).await;
+                continue;
             }
-            Err(error) => {
+            if !is_for_now(&error) || give_up {
                 self.lose(inode, &error);
-                Err(error)
+            } else {
+                // A request that was given up may be on its way still, until the region is told that all numbers below the next are over.
+                let last = self.region.last_number();
+                self.buffers.change(inode, |dirty| {
+                    dirty.put_back();
+                    dirty.fence = last;
+                });
             }
+            return Err(error);
         }
     }
 
@@ -281,6 +360,11 @@ impl WriteBack {
     async fn send_taken(&self, inode: u64, buffer: &Buffer) -> Result<(), FsError> {
         let end_of = |batch: &[Segment]| batch.last().map_or(0, |s| s.at + s.data.len() as u64);
         let next = |from: u64| buffer.dirty(|dirty| dirty.batch(from));
+        if self.region.oldest_unanswered() <= buffer.dirty(|dirty| dirty.fence) {
+            let last = "an earlier change of this host isn't over yet".to_owned();
+            let after = self.region.patience();
+            return Err(FsError::Unanswered { what: "write".into(), after, last });
+        }
         let mut batch = next(0);
         let size = buffer.dirty(|dirty| dirty.base.map_or(0, |attr| attr.size));
         if end_of(&batch).max(size) <= INLINE_FILE_BYTES_MAX && next(end_of(&batch)).is_empty() {
@@ -321,28 +405,29 @@ impl WriteBack {
         let write = Write { inode, written_ns: Some(buffer.dirty(|d| d.written_ns)), ..Write::default() };
         let chunks: Vec<u64> = pieces.iter().filter_map(chunk_of).collect();
         let op = Op::Write(Write { pieces, ..write.clone() });
-        let outcome = match self.region.change_urgently(&daemon(), op).await? {
+        let life = buffer.dirty(|dirty| dirty.life);
+        let outcome = match self.region.change_in_life(&daemon(), op, life).await? {
             Reply::Written(written) => Ok((0, written.attr)),
             Reply::Errno(errno) if errno == libc::ESTALE as u32 => {
                 self.appenders.disown(inode, &chunks).await;
-                self.send_once(&daemon(), batch, false, write, true).await
+                self.send_once(&daemon(), batch, false, write, Some(life)).await
             }
             other => Err(unexpected("write", &other)),
         };
         outcome.map(|(_, attr)| attr).map_err(|e| e.on_handle(inode))
     }
 
-    /// Gives up what is buffered; each open handle's next fsync says so.
+    /// Gives up what is buffered; each open handle's next fsync says so. Noted first: an fsync that finds nothing left must find the note.
     fn lose(&self, inode: u64, error: &FsError) {
+        let open = self.opens.get(inode);
+        if let Some(open) = &open {
+            open.failed(error.errno());
+            open.share_for(THROUGH_FOR);
+        }
         let bytes = self.buffers.change(inode, Dirty::discard);
-        match self.opens.get(inode) {
-            Some(open) => {
-                open.failed(error.errno());
-                open.share_for(THROUGH_FOR);
-            }
-            // Nobody will read it any more.
-            None if matches!(error.errno(), libc::ENOENT | libc::ESTALE) => return,
-            None => {}
+        // Nobody will read it any more.
+        if open.is_none() && matches!(error.errno(), libc::ENOENT | libc::ESTALE) {
+            return;
         }
         tracing::error!(inode, bytes, %error, "written data couldn't be stored and is given up; the next fsync of each open handle reports it");
     }
@@ -362,6 +447,10 @@ impl WriteBack {
         if !same {
             return Err(FsError::Overtaken(inode));
         }
+        // Under a promise, of whatever level, a change by others waits for a recall, and that for whoever sends.
+        if self.region.session.life() != life || self.facts.inode(inode).is_none() {
+            return Err(FsError::Lapsed);
+        }
         buffer.dirty(|dirty| dirty.life = life);
         Ok(())
     }
@@ -373,9 +462,10 @@ impl WriteBack {
         buffer: &Buffer,
     ) -> Result<Option<Attr>, FsError> {
         let write = Write { inode, written_ns: Some(buffer.dirty(|d| d.written_ns)), ..Write::default() };
-        let mut outcome = self.send_once(&daemon(), batch, true, write.clone(), true).await;
+        let life = Some(buffer.dirty(|dirty| dirty.life));
+        let mut outcome = self.send_once(&daemon(), batch, true, write.clone(), life).await;
         if is_too_large_for_inline(&outcome) {
-            outcome = self.send_once(&daemon(), batch, false, write, true).await;
+            outcome = self.send_once(&daemon(), batch, false, write, life).await;
         }
         outcome.map(|(_, attr)| attr).map_err(|e| e.on_handle(inode))
     }
@@ -402,21 +492,22 @@ impl WriteBack {
         let inline = end.max(size) <= INLINE_FILE_BYTES_MAX;
         let write = Write { inode, append, kill_suidgid, ..Write::default() };
         let batch = [Segment { at, data }];
-        let mut outcome = self.send_once(caller, &batch, inline, write.clone(), false).await;
+        let mut outcome = self.send_once(caller, &batch, inline, write.clone(), None).await;
         if inline && is_too_large_for_inline(&outcome) {
             // The size was a hint, and somebody else has made the file larger than inline data may be.
-            outcome = self.send_once(caller, &batch, false, write, false).await;
+            outcome = self.send_once(caller, &batch, false, write, None).await;
         }
         outcome.map_err(|e| e.on_handle(inode))
     }
 
+    /// Sends a batch, in a certain life of the session if it was buffered.
     async fn send_once(
         &self,
         caller: &Caller,
         batch: &[Segment],
         inline: bool,
         write: Write,
-        urgent: bool,
+        life: Option<(u64, u64)>,
     ) -> Result<(u64, Option<Attr>), FsError> {
         let deadline = Instant::now() + self.region.patience();
         let inode = write.inode;
@@ -428,10 +519,9 @@ impl WriteBack {
             };
             let chunks: Vec<u64> = pieces.iter().filter_map(chunk_of).collect();
             let op = Op::Write(Write { pieces, ..write.clone() });
-            let reply = if urgent {
-                self.region.change_urgently(caller, op).await?
-            } else {
-                self.region.change(caller, op).await?
+            let reply = match life {
+                Some(life) => self.region.change_in_life(caller, op, life).await?,
+                None => self.region.change(caller, op).await?,
             };
             match reply {
                 Reply::Written(written) => {
@@ -481,8 +571,8 @@ impl WriteBack {
         flushed.into_iter().collect()
     }
 
-    /// Flushes everything that is older than `age`.
-    pub async fn flush_older(self: &Arc<Self>, age: Duration) {
+    /// Begins to flush what is older than `age`. Waits for none of it: one that can't be sent mustn't keep the others.
+    fn start_older(self: &Arc<Self>, age: Duration) {
         let now = Instant::now();
         let due = self.buffers.map(|map| {
             let is_due = |buffer: &Buffer| {
@@ -490,12 +580,7 @@ impl WriteBack {
             };
             map.iter().filter(|(_, buffer)| is_due(buffer)).map(|(&inode, _)| inode).collect::<Vec<u64>>()
         });
-        let flushes = due.into_iter().map(|inode| async move {
-            if let Err(error) = self.flush(inode).await {
-                tracing::debug!(inode, %error, "buffered data couldn't be sent");
-            }
-        });
-        stream::iter(flushes).buffer_unordered(FLUSHES).collect::<Vec<()>>().await;
+        due.into_iter().for_each(|inode| self.start(inode));
     }
 
     /// Flushes what has waited long enough, as long as the mount lives.
@@ -503,7 +588,7 @@ impl WriteBack {
         loop {
             tokio::time::sleep(TICK).await;
             let Some(writer) = writer.upgrade() else { return };
-            writer.flush_older(AGE_MAX).await;
+            writer.start_older(AGE_MAX);
         }
     }
 
@@ -511,10 +596,8 @@ impl WriteBack {
     /// given up, for whoever waits for the recall is about to see the file without it.
     pub async fn close_for_recall(self: &Arc<Self>, inode: u64) {
         self.buffers.change(inode, |dirty| dirty.closed += 1);
-        if let Err(error) = self.flush(inode).await
-            && self.buffers.get(inode).is_some_and(|buffer| buffer.dirty(|dirty| !dirty.is_clean()))
-        {
-            self.lose(inode, &error);
+        if let Err(error) = self.flush_or(inode, true).await {
+            tracing::debug!(inode, %error, "buffered data was given up for a recall");
         }
     }
 
@@ -525,23 +608,27 @@ impl WriteBack {
 
     /// Everything promised was taken back: what is buffered leaves soon.
     pub fn start_all(self: &Arc<Self>) {
-        if self.buffers.bytes() > 0 {
-            let writer = self.clone();
-            self.region.spawn(async move { writer.flush_older(Duration::ZERO).await });
-        }
+        self.start_older(Duration::ZERO);
     }
 
     /// The bytes of [offset, offset + length), cut at the file's end, if all of them are buffered.
     pub fn read(&self, inode: u64, offset: u64, length: u64) -> Option<Bytes> {
-        let buffer = self.buffers.get(inode)?;
-        let (known, _) = self.facts.inode(inode)?;
-        buffer.dirty(|dirty| {
-            let mut attr = known.attr;
-            dirty.show(&mut attr);
-            let end = offset.saturating_add(length).min(attr.size);
-            if end <= offset { None } else { dirty.read(offset, end) }
+        self.buffers.map(|map| {
+            let buffer = map.get(&inode)?;
+            let (known, _) = self.facts.inode(inode)?;
+            buffer.dirty(|dirty| {
+                let mut attr = known.attr;
+                dirty.show(&mut attr);
+                let end = offset.saturating_add(length).min(attr.size);
+                if end <= offset { None } else { dirty.read(offset, end) }
+            })
         })
     }
+}
+
+/// Whether what couldn't be sent may be sent later.
+fn is_for_now(error: &FsError) -> bool {
+    matches!(error, FsError::Unanswered { .. } | FsError::Data { .. } | FsError::Lapsed)
 }
 
 fn is_too_large_for_inline(outcome: &Result<(u64, Option<Attr>), FsError>) -> bool {
@@ -598,8 +685,27 @@ fn inline_pieces(offset: u64, data: &Bytes) -> Vec<WritePiece> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    /// With a second buffer beside it, a sender would take bytes from one and call them sent in the other.
+    #[test]
+    fn an_inode_has_one_buffer_as_long_as_somebody_sends_from_it() {
+        let buffers = Buffers::new(100);
+        let put = |dirty: &mut Dirty| dirty.put(0, Bytes::from_static(b"x"), Instant::now(), 1);
+        buffers.change(1, put);
+        let (first, second) = (buffers.get(1).unwrap(), buffers.get(1).unwrap());
+        buffers.change(1, Dirty::discard);
+        buffers.change(1, put);
+        assert!(Arc::ptr_eq(&first, &buffers.get(1).unwrap()));
+        buffers.change(1, Dirty::discard);
+        buffers.give_back(1, first);
+        assert!(buffers.has(1));
+        buffers.give_back(1, second);
+        assert!(!buffers.has(1));
+        assert_eq!(buffers.bytes(), 0);
+    }
 
     #[test]
     fn inline_data_is_cut_at_fixed_borders() {

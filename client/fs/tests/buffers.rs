@@ -180,3 +180,39 @@ async fn closing_the_filesystem_sends_what_was_written_also_what_is_being_sent()
     let fs = FileSystem::connect_through(again, region.clone(), clock).await.unwrap();
     assert_eq!(fs.getattr(&me(), inode).await.unwrap().size, 40 << 20);
 }
+
+/// What the region has of a file's beginning.
+async fn at_the_region(region: &Arc<FakeRegion>, inode: u64) -> Bytes {
+    let config = ClientConfig { masters: region.masters(), ..ClientConfig::default() };
+    let clock = Arc::new(ManualClock::default()) as Arc<dyn Clock>;
+    let fs = FileSystem::connect_through(config, region.clone(), clock).await.unwrap();
+    let file = fs.open(&me(), inode, libc::O_RDONLY).await.unwrap().handle;
+    let bytes = fs.read(&me(), file, 0, 100).await.unwrap();
+    fs.close().await;
+    bytes
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lapse_beneath_a_flush_doesnt_overwrite_what_others_wrote_since() {
+    for changed in [false, true] {
+        let (region, fs) = start().await;
+        let (inode, file) = create(&fs, "f").await;
+        write(&fs, file, 0, b"old").await.unwrap();
+        fs.fsync(file, false).await.unwrap();
+        write(&fs, file, 0, b"new").await.unwrap();
+        region.masters().iter().for_each(|m| region.fault(m, Some(Fault::Hung)));
+        let syncing = tokio::spawn({
+            let fs = fs.clone();
+            async move { fs.fsync(file, false).await }
+        });
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        region.lapse();
+        if changed {
+            region.with(|s| s.change_elsewhere(inode));
+        }
+        region.masters().iter().for_each(|m| region.fault(m, None));
+        let synced = syncing.await.unwrap();
+        assert_eq!(synced, if changed { Err(FsError::Answered(libc::EIO)) } else { Ok(()) });
+        assert_eq!(&at_the_region(&region, inode).await[..], if changed { b"old" } else { b"new" });
+    }
+}

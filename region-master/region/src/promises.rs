@@ -485,9 +485,9 @@ impl PromiseTable {
         {
             match keep {
                 Some(level) => {
+                    // A change of its own that the session hasn't digested stays unsettled: this is no answer to that.
                     hold.level = level;
                     hold.recall = None;
-                    hold.unsettled = None;
                 }
                 None => self.unhold(&fact, session),
             }

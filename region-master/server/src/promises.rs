@@ -105,6 +105,8 @@ pub fn answered(
         desk.sessions
             .check(now, id, Incarnation(request.incarnation), identity)
             .map_err(|refusal| refused(&refusal))?;
+        let settled = desk.sessions.settle(id, RequestNumber(request.oldest_unanswered));
+        desk.promises.settle(id, settled);
         let mut woken = false;
         for number in &request.numbers {
             woken |= desk.promises.acknowledge(id, *number);
