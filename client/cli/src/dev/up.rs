@@ -1,5 +1,6 @@
 //! `mooseng dev up`.
 
+use std::collections::BTreeSet;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -66,6 +67,7 @@ fn bring_up(cluster: &mut Cluster, wait: Duration) -> Result<(), Failure> {
     progress.step();
     let deadline = Instant::now() + wait;
     let daemons: Vec<String> = cluster.state.plan.daemons.iter().map(|d| d.name.clone()).collect();
+    let mut found: BTreeSet<String> = cluster.state.running.keys().cloned().collect();
     // Masters first, so that chunkservers find somebody to report to.
     for role in [Role::Master, Role::Chunkserver] {
         start_missing(cluster, role, &progress)?;
@@ -78,12 +80,12 @@ fn bring_up(cluster: &mut Cluster, wait: Duration) -> Result<(), Failure> {
             .map(|d| d.name.clone())
             .collect::<Vec<_>>()
         {
-            launch::wait(cluster, &name, launch::Until::Answers, deadline)?;
+            wait_for(cluster, &name, launch::Until::Answers, deadline, &mut found)?;
         }
     }
     for name in &daemons {
         progress.say(&format!("waiting for {name}"));
-        launch::wait(cluster, name, launch::Until::Ready, deadline)?;
+        wait_for(cluster, name, launch::Until::Ready, deadline, &mut found)?;
         progress.step();
     }
     root::give(&cluster.config_path(CLIENT))?;
@@ -94,11 +96,33 @@ fn bring_up(cluster: &mut Cluster, wait: Duration) -> Result<(), Failure> {
             launch::start(cluster, CLIENT)?;
             cluster.save()?;
         }
-        launch::wait(cluster, CLIENT, launch::Until::Ready, deadline)?;
+        wait_for(cluster, CLIENT, launch::Until::Ready, deadline, &mut found)?;
         progress.step();
     }
     progress.done();
     cluster.save()
+}
+
+/// Waits for a process. One of those that were found running may have been dying, after a `kill -9` a moment ago: it is started anew.
+fn wait_for(
+    cluster: &mut Cluster,
+    name: &str,
+    until: launch::Until,
+    deadline: Instant,
+    found: &mut BTreeSet<String>,
+) -> Result<(), Failure> {
+    let outcome = launch::wait(cluster, name, until, deadline);
+    if outcome.is_ok() || cluster.state.running.contains_key(name) || !found.remove(name) {
+        return outcome;
+    }
+    if name == CLIENT
+        && let Some(path) = cluster.state.plan.mount.clone()
+    {
+        prepare_mount_point(&path)?;
+    }
+    launch::start(cluster, name)?;
+    cluster.save()?;
+    launch::wait(cluster, name, until, deadline)
 }
 
 fn start_missing(cluster: &mut Cluster, role: Role, progress: &Progress) -> Result<(), Failure> {
