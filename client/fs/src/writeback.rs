@@ -42,6 +42,8 @@ pub(crate) const FLUSHES: usize = 64;
 const LAPSES_MAX: u32 = 20;
 /// And the pause between.
 const LAPSE_PAUSE: Duration = Duration::from_millis(100);
+/// How often it is looked whether changes that were given up are over.
+const FENCE_LOOK: Duration = Duration::from_millis(20);
 /// A session that wasn't given an inode exclusively doesn't ask again for so long: another one has it open.
 const SHARED_FOR: Duration = Duration::from_secs(1);
 /// After a failed write-back writes go through for so long, so that whoever writes hears of it.
@@ -331,6 +333,10 @@ impl WriteBack {
     /// The caller is the sender, and stays it until what can't be sent is put back or given up: whoever comes next finds no half-sent bytes.
     async fn flush_as_sender(&self, inode: u64, buffer: &Buffer, give_up: bool) -> Result<(), FsError> {
         let mut lapses = 0;
+        // The fence stays where it is: moved with each try, it would run ahead of the numbers for ever. Each of them ends in its time.
+        while self.region.oldest_unanswered() <= buffer.dirty(|dirty| dirty.fence) {
+            tokio::time::sleep(FENCE_LOOK).await;
+        }
         loop {
             if !self.buffers.change(inode, Dirty::take) {
                 return Ok(());
@@ -360,11 +366,6 @@ impl WriteBack {
     async fn send_taken(&self, inode: u64, buffer: &Buffer) -> Result<(), FsError> {
         let end_of = |batch: &[Segment]| batch.last().map_or(0, |s| s.at + s.data.len() as u64);
         let next = |from: u64| buffer.dirty(|dirty| dirty.batch(from));
-        if self.region.oldest_unanswered() <= buffer.dirty(|dirty| dirty.fence) {
-            let last = "an earlier change of this host isn't over yet".to_owned();
-            let after = self.region.patience();
-            return Err(FsError::Unanswered { what: "write".into(), after, last });
-        }
         let mut batch = next(0);
         let size = buffer.dirty(|dirty| dirty.base.map_or(0, |attr| attr.size));
         if end_of(&batch).max(size) <= INLINE_FILE_BYTES_MAX && next(end_of(&batch)).is_empty() {

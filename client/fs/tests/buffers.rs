@@ -118,11 +118,22 @@ async fn data_waits_for_a_region_that_is_away() {
     let (_, file) = create(&fs, "f").await;
     write(&fs, file, 0, b"kept").await.unwrap();
     region.masters().iter().for_each(|m| region.fault(m, Some(Fault::Down)));
-    let error = fs.fsync(file, false).await.unwrap_err();
+    let syncing = tokio::spawn({
+        let fs = fs.clone();
+        async move { fs.fsync(file, false).await }
+    });
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    // A change that is still under way when the flush is given up: what is sent again waits for it.
+    let making = tokio::spawn({
+        let fs = fs.clone();
+        async move { fs.mkdir(&me(), ROOT, b"d", 0o755).await }
+    });
+    let error = syncing.await.unwrap().unwrap_err();
     assert!(matches!(error, FsError::Unanswered { .. }), "{error}");
     assert_eq!(fs.status().dirty_bytes, 4);
     region.masters().iter().for_each(|m| region.fault(m, None));
     fs.fsync(file, false).await.unwrap();
+    making.await.unwrap().unwrap();
     assert_eq!(&fs.read(&me(), file, 0, 9).await.unwrap()[..], b"kept");
 }
 
