@@ -20,6 +20,9 @@ use crate::snapshot::{PagesDigest, Receiving, SnapshotSource, lock};
 pub(crate) const LOST: &str = "this master's log is empty, but it had one in this group: its disk was lost or replaced. Remove it from the \
                                group, and add it under a new id (`mooseng members`)";
 
+/// What a log lacks that takes in a snapshot: more than any log has.
+const LACKS_UNKNOWN: u64 = u64::MAX;
+
 impl RaftNode {
     /// Answers a peer's call.
     pub async fn handle(&self, incoming: Incoming) -> Result<Answer, CallError> {
@@ -60,8 +63,7 @@ impl RaftNode {
                 format!("this is master {own}, the call is for master {to}"),
             ));
         }
-        let blank = || self.0.wal.last().is_none_or(|last| last.index == 0) && self.0.wal.purged().is_none();
-        if !stored || !blank() {
+        if !stored || !self.is_blank() {
             return Ok(());
         }
         if !self.0.health.lost.swap(true, std::sync::atomic::Ordering::AcqRel) {
@@ -70,6 +72,27 @@ impl RaftNode {
             self.0.raft.runtime_config().elect(false);
         }
         Err(call_error(ErrorCode::PermissionDenied, format!("master {own}: {LOST}")))
+    }
+
+    /// Whether the log holds nothing but, perhaps, the first members.
+    pub(crate) fn is_blank(&self) -> bool {
+        self.0.wal.last().is_none_or(|last| last.index == 0) && self.0.wal.purged().is_none()
+    }
+
+    /// Whether this member's word counts in an election by a candidate whose log ends at `last`. A log that began empty in a group that had
+    /// committed entries may be what is left of one that had acknowledged them: until it has them again, a majority with it could elect
+    /// a leader that lacks them. The first election of a group, by candidates with nothing but the first members, is open to empty logs.
+    fn may_elect(&self, last: Option<u64>) -> bool {
+        self.0.wal.is_whole() && (!self.is_blank() || last.is_none_or(|index| index == 0))
+    }
+
+    /// Takes note, before anything is taken in, of what an empty log lacks.
+    async fn note_lacking(&self, index: u64) -> Result<(), CallError> {
+        tracing::info!(id = self.0.id, index, "catching up from an empty log; no vote until then");
+        self.0.raft.runtime_config().elect(false);
+        let wal = self.0.wal.clone();
+        let saved = self.0.blocking.run(move || wal.save_lacking(index)).await;
+        saved.map_err(|e| call_error(ErrorCode::DiskFailed, e.to_string()))
     }
 
     async fn on_append(&self, message: wire::AppendEntries) -> Result<Answer, CallError> {
@@ -85,6 +108,14 @@ impl RaftNode {
         if (first..).zip(&entries).any(|(index, entry)| entry.log_id.index != index) {
             return Err(invalid(codec::Malformed("its entries have a gap".into())));
         }
+        let committed = message.commit.as_ref().map_or(0, |id| id.index);
+        let wal = &self.0.wal;
+        if (self.is_blank() && committed > 0 && wal.lacking().is_none())
+            || wal.lacking() == Some(LACKS_UNKNOWN) && committed > 0
+        {
+            self.note_lacking(committed).await?;
+        }
+        let whole = wal.is_whole();
         let request = AppendEntriesRequest {
             vote: codec::from_vote(&message.vote.ok_or_else(|| invalid(codec::missing("vote")))?),
             prev_log_id: message.prev.as_ref().map(codec::from_log_id),
@@ -104,6 +135,10 @@ impl RaftNode {
             AppendEntriesResponse::Conflict => Some(Outcome::Conflict(wire::Blank {})),
             AppendEntriesResponse::HigherVote(vote) => Some(Outcome::HigherVote(codec::vote(&vote))),
         };
+        if !whole && wal.is_whole() {
+            tracing::info!(id = self.0.id, "caught up: this master votes from now on");
+            self.0.raft.runtime_config().elect(true);
+        }
         if !matches!(response, AppendEntriesResponse::HigherVote(_)) {
             *lock(&self.0.heard) = self.0.clock.boot();
         }
@@ -116,6 +151,14 @@ impl RaftNode {
         let vote = codec::from_vote(&message.vote.ok_or_else(|| invalid(codec::missing("vote")))?);
         if vote.committed {
             return self.stand_for_election(vote).await;
+        }
+        if !self.may_elect(message.last.as_ref().map(|id| id.index)) {
+            let own = self.0.raft.metrics().borrow().vote;
+            return Ok(Answer::of(&wire::VoteAnswer {
+                vote: Some(codec::vote(&own)),
+                granted: false,
+                last: None,
+            }));
         }
         let request = VoteRequest { vote, last_log_id: message.last.as_ref().map(codec::from_log_id) };
         let response = self.0.raft.vote(request).await.map_err(fatal)?;
@@ -135,7 +178,7 @@ impl RaftNode {
     async fn stand_for_election(&self, leader: codec::RaftVote) -> Result<Answer, CallError> {
         let m = self.metrics();
         let voter = m.membership_config.membership().voter_ids().any(|id| id == self.0.id);
-        let granted = m.vote == leader && voter && m.state == ServerState::Follower;
+        let granted = m.vote == leader && voter && m.state == ServerState::Follower && self.0.wal.is_whole();
         if granted {
             let elected = self.0.raft.trigger().elect().await;
             elected.map_err(|e| call_error(ErrorCode::Unavailable, e.to_string()))?;
@@ -167,6 +210,10 @@ impl RaftNode {
         let theirs = codec::from_vote(message.vote.as_ref().ok_or_else(|| invalid(codec::missing("vote")))?);
         if theirs < self.0.raft.metrics().borrow().vote {
             return Ok(self.snapshot_answer(false));
+        }
+        if self.is_blank() {
+            // The snapshot doesn't say what was committed after it was made: the first append behind it does.
+            self.note_lacking(LACKS_UNKNOWN).await?;
         }
         let begin = async move |node: Self, mut receiving: OwnedMutexGuard<Option<Receiving>>| {
             // A later beginning takes the place of an earlier one, whose pages are then refused.

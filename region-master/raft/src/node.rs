@@ -187,6 +187,9 @@ impl RaftNode {
         };
         let raft = Raft::new(own.id, config(&own)?, peers, log, machine).await;
         let raft = raft.map_err(|e| RaftError::Refused(e.to_string()))?;
+        if !wal.is_whole() {
+            raft.runtime_config().elect(false);
+        }
         let node = Self(Arc::new(Inner {
             id: own.id,
             group: own.group,

@@ -223,6 +223,45 @@ async fn a_master_that_lost_its_log_is_not_let_in_under_its_old_id() {
     group.converge().await;
 }
 
+/// What a majority acknowledged survives the power failure of all and the loss of one disk: the emptied master, of which nobody who is up
+/// knows any more that it had a log, gives its vote to nobody who lacks what it had, until it has it again itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_master_that_lost_its_log_elects_nobody_who_lacks_what_it_had() {
+    let group = Group::new(3).await;
+    group.put("before", "v").await;
+    group.converge().await;
+    let first = group.leader().await;
+    let (behind, emptied) = match first {
+        1 => (2, 3),
+        2 => (1, 3),
+        _ => (1, 2),
+    };
+    group.kill(behind, true).await;
+    group.put("k", "acknowledged").await;
+    group.kill(first, true).await;
+    group.kill(emptied, true).await;
+    group.slots.write().unwrap()[emptied as usize - 1].disk = SimDisk::default();
+    group.start(emptied).await;
+    group.start(behind).await;
+    // Several election timeouts.
+    for _ in 0..30 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(group.leader_now(), None, "elected by a vote that was forgotten");
+    }
+    group.start(first).await;
+    group.converge().await;
+    let value = group.begin().get(b"k", Read::Snapshot).await.unwrap();
+    assert_eq!(value.as_deref(), Some(&b"acknowledged"[..]));
+    // The emptied one has all again, and its vote counts again, also after a restart.
+    group.kill(emptied, true).await;
+    group.start(emptied).await;
+    group.converge().await;
+    group.kill(first, true).await;
+    group.put("after", "1").await;
+    group.start(first).await;
+    group.converge().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_senseless_change_of_members_is_refused_at_once() {
     let group = Group::new(3).await;

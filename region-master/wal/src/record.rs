@@ -46,6 +46,8 @@ pub enum Record {
     Purge(LogId),
     /// Entries up to and including this one are committed: a hint, flushed with whatever comes next.
     Committed(LogId),
+    /// The log began empty in a group that had committed up to this index: it isn't whole before it reaches there.
+    Lacking(u64),
 }
 
 /// Why bytes aren't records.
@@ -92,6 +94,10 @@ impl Record {
                 out.put_u8(5);
                 put_id(out, id);
             }
+            Record::Lacking(index) => {
+                out.put_u8(6);
+                out.put_u64_le(*index);
+            }
         }
     }
 
@@ -115,6 +121,7 @@ impl Record {
             3 => Record::Truncate(bytes.try_get_u64_le().map_err(bad)?),
             4 => Record::Purge(get_id(bytes)?),
             5 => Record::Committed(get_id(bytes)?),
+            6 => Record::Lacking(bytes.try_get_u64_le().map_err(bad)?),
             _ => return Err(Malformed),
         })
     }

@@ -106,6 +106,7 @@ pub(crate) fn checkpoint(view: &View) -> Vec<Record> {
     records.extend(view.vote.map(Record::Vote));
     records.extend(view.purged.map(Record::Purge));
     records.extend(view.committed.map(Record::Committed));
+    records.extend(view.lacking.map(Record::Lacking));
     records
 }
 

@@ -126,6 +126,7 @@ pub(crate) struct View {
     pub vote: Option<Vote>,
     pub purged: Option<LogId>,
     pub committed: Option<LogId>,
+    pub lacking: Option<u64>,
     entries: BTreeMap<u64, Place>,
     cache: VecDeque<Entry>,
     cache_used: usize,
@@ -135,7 +136,17 @@ pub(crate) struct View {
 impl View {
     pub fn new(cache_bytes: usize) -> Self {
         let (entries, cache) = (BTreeMap::new(), VecDeque::new());
-        Self { vote: None, purged: None, committed: None, entries, cache, cache_used: 0, cache_bytes }
+        let lacking = None;
+        Self {
+            vote: None,
+            purged: None,
+            committed: None,
+            lacking,
+            entries,
+            cache,
+            cache_used: 0,
+            cache_bytes,
+        }
     }
 
     fn last(&self) -> Option<LogId> {
@@ -172,6 +183,7 @@ impl View {
                     self.purged = Some(id);
                 }
                 Record::Committed(id) => self.committed = Some(id),
+                Record::Lacking(index) => self.lacking = Some(index),
             }
         }
     }
@@ -272,6 +284,20 @@ impl Wal {
     /// Notes the commit position, to be flushed with whatever comes next.
     pub fn note_committed(&self, id: LogId) {
         lock(&self.writer).committed = Some(id);
+    }
+    /// The index that the log must reach to be whole, if it began empty in a group that had committed entries ([`Record::Lacking`]).
+    pub fn lacking(&self) -> Option<u64> {
+        lock(&self.view).lacking
+    }
+    /// Saves what [`lacking`](Self::lacking) answers from now on: when it returns, it is flushed.
+    pub fn save_lacking(&self, index: u64) -> Result<(), WalError> {
+        self.write(vec![Record::Lacking(index)])
+    }
+    /// Whether the log holds all that it may have acknowledged: it didn't begin empty in a group that had committed entries, or has
+    /// reached what was committed then.
+    pub fn is_whole(&self) -> bool {
+        let view = lock(&self.view);
+        view.lacking.is_none_or(|lacking| view.last().is_some_and(|last| last.index >= lacking))
     }
     /// Removes entries from `index` on.
     pub fn truncate(&self, index: u64) -> Result<(), WalError> {
