@@ -6,6 +6,7 @@
 //! in one file. Values are a format byte and a protobuf message ([`record`]); counters that are changed atomically are
 //! eight bytes, little-endian ([`number`]).
 
+pub mod any;
 pub mod chunk;
 pub mod chunkserver;
 pub mod dead;
@@ -16,6 +17,7 @@ pub mod ids;
 pub mod inode;
 pub mod key;
 pub mod location;
+pub mod lock;
 pub mod number;
 pub mod orphan;
 pub mod record;
