@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
+use mooseng_transport::trace;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::{Attr, Caller, Create, Open, Release, SetAttr};
@@ -245,7 +246,7 @@ impl FileSystem {
         if self.inner.opens.remove(handle.inode) {
             // Goes on when the caller stops waiting.
             let (fs, inode) = (self.clone(), handle.inode);
-            let released = tokio::spawn(async move { fs.released(inode).await });
+            let released = tokio::spawn(trace::carried(async move { fs.released(inode).await }));
             released
                 .await
                 .map_err(|e| FsError::Internal(format!("releasing inode {}: {e}", handle.inode)))?;

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 use futures::{StreamExt, TryStreamExt, stream};
+use mooseng_transport::trace;
 use mooseng_wire::BULK_BYTES_MAX;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
@@ -283,7 +284,7 @@ impl Reader {
                 let Ok(permit) = self.ahead.clone().try_acquire_owned() else { return Ok(()) };
                 let (chunkservers, region, place) =
                     (self.chunkservers.clone(), self.region.clone(), place.clone());
-                tokio::spawn(async move {
+                tokio::spawn(trace::carried(async move {
                     let _permit = permit;
                     let fetched = slot
                         .get_or_try_init(|| async {
@@ -295,7 +296,7 @@ impl Reader {
                     if let Err(error) = fetched {
                         tracing::debug!(chunk = place.chunk, start, %error, "read-ahead failed; the read itself will tell");
                     }
-                });
+                }));
             }
         }
         Ok(())

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use mooseng_transport::trace;
 use mooseng_wire::Role;
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::fs::fs_reply::Reply;
@@ -219,7 +220,7 @@ impl Region {
 
     /// Runs something that outlives its caller; also from where no runtime is entered.
     pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
-        self.runtime.spawn(work);
+        self.runtime.spawn(trace::carried(work));
     }
 
     fn finish(&self, number: u64) {
@@ -477,7 +478,7 @@ impl Drop for Settling {
         }
         // At most a window's worth of these exist.
         let region = self.region.clone();
-        self.region.runtime.spawn(async move {
+        self.region.spawn(async move {
             let outcome = region.fly(&mut flight).await;
             region.finish(flight.number);
             if let Err(error) = outcome {

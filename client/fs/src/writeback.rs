@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{StreamExt, stream};
+use mooseng_transport::trace;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::{Acquire, Attr, Caller, ChunkRun, FileKind, Write, WritePiece, write_piece};
@@ -317,7 +318,7 @@ impl WriteBack {
             return Ok(());
         }
         let writer = self.clone();
-        let flushed = tokio::spawn(async move { writer.flush_on(inode, give_up).await });
+        let flushed = tokio::spawn(trace::carried(async move { writer.flush_on(inode, give_up).await }));
         flushed.await.unwrap_or_else(|e| Err(FsError::Internal(format!("flushing inode {inode}: {e}"))))
     }
 

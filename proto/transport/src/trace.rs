@@ -35,6 +35,11 @@ pub async fn begun<T>(work: impl Future<Output = T>) -> T {
     TRACE.scope(if now.is_empty() { fresh() } else { now }, work).await
 }
 
+/// `work`, to be run by another task, within the trace that this task works on.
+pub fn carried<T>(work: impl Future<Output = T>) -> impl Future<Output = T> {
+    TRACE.scope(current(), work)
+}
+
 /// The header's text; none unless `trace` is a whole context.
 pub fn to_header(trace: &[u8]) -> Option<String> {
     let (id, rest) = trace.split_at_checked(16)?;
@@ -63,6 +68,17 @@ pub fn from_header(text: &str) -> Option<Bytes> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_trace_goes_on_in_a_task_that_carries_it() {
+        begun(async {
+            let carrying = tokio::spawn(carried(async { current() }));
+            let other = tokio::spawn(async { current() });
+            assert_eq!(carrying.await.unwrap(), current());
+            assert_eq!(other.await.unwrap(), Bytes::new());
+        })
+        .await;
+    }
 
     #[test]
     fn headers_round_trip_and_others_are_left_out() {

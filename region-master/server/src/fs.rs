@@ -179,10 +179,10 @@ pub async fn change(
             }
         }
     }
-    if let Some(told) = sealing
+    if let Some(chunk) = sealing
         && matches!(reply.reply, Some(Reply::Done(_)))
     {
-        seals::tell(master, told);
+        seals::tell_recorded(master, chunk).await;
     }
     complete(master, &mut reply, call.session);
     answer(master, term, reply, version.0, beside)

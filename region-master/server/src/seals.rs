@@ -63,22 +63,23 @@ impl Told {
     }
 }
 
-/// Seals a chunk as its owner asks, before the owner's request itself runs. None where that request will be refused anyway.
+/// Seals a chunk as its owner asks, before the owner's request itself runs, and answers it. None where that request will be refused anyway.
 pub async fn before_change(
     master: &Master,
     session: SessionId,
     request: &SealChunk,
     deadline: Instant,
-) -> Result<Option<Told>, CallError> {
+) -> Result<Option<ChunkId>, CallError> {
     let Some(listing) = load(master, ChunkId(request.chunk)).await? else { return Ok(None) };
     if listing.record.owner != session.0 {
         return Ok(None);
     }
     if listing.record.sealed {
-        return Ok(Some(Told::of(&listing, listing.record.length)));
+        return Ok(Some(ChunkId(request.chunk)));
     }
     // The owner counts what it committed as acknowledged; the namespace lets nobody else write into the chunk.
-    seal(master, &listing, request.acknowledged, &request.failed, deadline).await.map(Some)
+    seal(master, &listing, request.acknowledged, &request.failed, deadline).await?;
+    Ok(Some(listing.chunk))
 }
 
 /// Seals a chunk whose owner is gone, at the length that extents name. Leaves it alone if the owner is back, or comes back meanwhile.
@@ -164,6 +165,20 @@ fn behind(key: &[u8]) -> Bytes {
     [key, &[0]].concat().into()
 }
 
+/// Has the members of a chunk told that was sealed by its owner's request, at the length that the record has: house-keeping may have been
+/// quicker, at a greater one.
+pub async fn tell_recorded(master: &Master, chunk: ChunkId) {
+    match load(master, chunk).await {
+        Ok(Some(listing)) if listing.record.sealed => {
+            let length = listing.record.length;
+            tell(master, Told::of(&listing, length));
+        }
+        Ok(_) => {}
+        // This master leads no more; who does tells the members when they report the chunk open.
+        Err(error) => tracing::debug!(chunk = chunk.0, error = error.message, "the members of a sealed chunk weren't told"),
+    }
+}
+
 /// What to write into the store, and whom to tell then.
 fn decided(
     master: &Master,
@@ -189,15 +204,15 @@ async fn seal(
     acknowledged: u64,
     failed: &[String],
     deadline: Instant,
-) -> Result<Told, CallError> {
-    let (own, told) = decided(master, listing, Some(acknowledged), 0, failed)?;
+) -> Result<(), CallError> {
+    let (own, _) = decided(master, listing, Some(acknowledged), 0, failed)?;
     let request = FsRequest { caller: None, op: Some(Op::SealChunk(own)) };
     master
         .driver
         .run(SessionCall::default(), &context(master), &request, deadline)
         .await
         .map_err(|e| driver_failed(&e, || master.not_leader()))?;
-    Ok(told)
+    Ok(())
 }
 
 /// A chunk's record and location.
