@@ -481,6 +481,7 @@ impl State {
             }
             Op::GetAttr(o) => self.entry(o.inode),
             Op::Acquire(o) => self.entry(o.inode),
+            Op::TestLock(_) | Op::Lock(_) | Op::Unlock(_) | Op::CancelLock(_) => errno(libc::ENOLCK),
             Op::Open(o) => self.entry(o.inode),
             Op::Release(_) | Op::Access(_) => Reply::Done(Done {}),
             Op::ReadLink(o) => self

@@ -423,6 +423,7 @@ impl Session {
             incarnation: seat.incarnation,
             custody_epoch: seat.custody_epoch,
             numbers: numbers.clone(),
+            locks: Vec::new(),
             oldest_unanswered: self.settled.load(Ordering::Acquire),
         };
         let told = self

@@ -1,7 +1,7 @@
 //! What an operation is handed in besides its transaction and its request.
 
 use mooseng_schema::dirent::HashKey;
-use mooseng_wire::{ChunkId, Epoch, InodeId, SessionId};
+use mooseng_wire::{ChunkId, Epoch, Incarnation, InodeId, SessionId};
 
 /// Fresh ids for an operation to give. What it doesn't use is lost, which costs nothing but numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,6 +32,8 @@ pub struct OpContext {
     pub ids: Ids,
     /// Whose request it is; 0 for the master itself.
     pub session: SessionId,
+    /// In which of its lives.
+    pub incarnation: Incarnation,
     /// The home epoch that the master works under. A change under another one than the volume's is refused.
     pub epoch: Epoch,
     /// Where a chunk that is allocated goes: chunkservers' names, in the order of the chain.

@@ -223,6 +223,7 @@ impl<S: Store> Driver<S> {
     ) -> Result<(FsReply, ReadVersion), DriverError> {
         let mut ctx = ctx.clone();
         ctx.session = call.session;
+        ctx.incarnation = call.incarnation;
         let work = async {
             if !is_change(request) {
                 self.run_read(&mut ctx, request).await

@@ -28,6 +28,7 @@ errnos! {
     ENOENT = 2, "no such file or directory";
     EIO = 5, "input/output error";
     ENXIO = 6, "no such device or address";
+    EAGAIN = 11, "resource temporarily unavailable";
     EACCES = 13, "permission denied";
     EBUSY = 16, "device or resource busy";
     EEXIST = 17, "file exists";
@@ -39,7 +40,9 @@ errnos! {
     ENOSPC = 28, "no space left on device";
     EMLINK = 31, "too many links";
     ERANGE = 34, "numerical result out of range";
+    EDEADLK = 35, "resource deadlock would occur";
     ENAMETOOLONG = 36, "file name too long";
+    ENOLCK = 37, "no locks available";
     ENOTEMPTY = 39, "directory not empty";
     ELOOP = 40, "too many levels of symbolic links";
     ENODATA = 61, "no data available";

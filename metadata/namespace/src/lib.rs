@@ -10,6 +10,7 @@
 //! - [`driver`] owns deadline, retries, exactly-once outcomes and the commit. It alone sleeps and draws jitter.
 //! - [`extents`] is the arithmetic of a file's pieces, on values.
 //! - [`abandon`], [`sessions`], [`upkeep`] are the master's own business over a transaction: sessions, id ranges, orphans, chunks.
+//! - [`locks`] are the locks on one inode, as values; [`held`] is where they lie in the store.
 //! - [`mod@format`] makes an empty volume.
 
 pub mod abandon;
@@ -19,6 +20,8 @@ pub mod errno;
 pub mod error;
 pub mod extents;
 pub mod format;
+pub mod held;
+pub mod locks;
 mod ops;
 mod permission;
 pub mod request;

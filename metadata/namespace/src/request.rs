@@ -22,7 +22,8 @@ pub fn is_change(request: &FsRequest) -> bool {
             | Op::Open(_)
             | Op::Release(_)
             | Op::Describe(_)
-            | Op::Acquire(_) => false,
+            | Op::Acquire(_)
+            | Op::TestLock(_) => false,
             Op::SetAttr(_)
             | Op::Create(_)
             | Op::Mknod(_)
@@ -38,6 +39,9 @@ pub fn is_change(request: &FsRequest) -> bool {
             | Op::TouchAtime(_)
             | Op::AllocateChunk(_)
             | Op::SealChunk(_)
+            | Op::Lock(_)
+            | Op::Unlock(_)
+            | Op::CancelLock(_)
             | Op::Reap(_) => true,
         },
     }
@@ -76,6 +80,10 @@ pub fn volume_of(request: &FsRequest) -> VolumeId {
         Op::Release(r) => r.inode,
         Op::Describe(r) => r.inode,
         Op::Acquire(r) => r.inode,
+        Op::TestLock(r) => r.inode,
+        Op::Lock(r) => r.inode,
+        Op::Unlock(r) => r.inode,
+        Op::CancelLock(r) => r.inode,
         Op::SetAttr(r) => r.inode,
         Op::Create(r) => r.parent,
         Op::Mknod(r) => r.parent,

@@ -50,4 +50,8 @@ pub enum RegionTag {
     Dead = 4,
     /// What an administrator decided about a chunkserver ([`crate::chunkserver`]).
     Chunkserver = 5,
+    /// A lock ([`crate::lock`]).
+    Lock = 6,
+    /// That a session holds locks on an inode ([`crate::lock`]).
+    LockHeld = 7,
 }

@@ -8,6 +8,7 @@ mod directories;
 mod extended;
 mod handles;
 mod link;
+mod locks;
 mod make;
 mod reap;
 mod rename;
@@ -72,6 +73,7 @@ pub async fn execute_noting<T: Transaction>(
         Op::Describe(r) => Reply::Description(describe::describe(&view, InodeId(r.inode)).await?),
         // The level is the custodian's affair; the operation itself is a look at the attributes.
         Op::Acquire(r) => Reply::Entry(attributes::get(&view, InodeId(r.inode)).await?),
+        Op::TestLock(r) => Reply::LockHolder(locks::test(&view, r).await?),
         Op::SetAttr(r) => Reply::Entry(attributes::set(&view, r).await?),
         Op::Create(r) => Reply::Created(make::create(&view, r).await?),
         Op::Mknod(r) => Reply::Entry(make::mknod(&view, r).await?),
@@ -87,6 +89,9 @@ pub async fn execute_noting<T: Transaction>(
         Op::TouchAtime(r) => done(attributes::touch(&view, &r.touches).await?),
         Op::AllocateChunk(r) => Reply::Allocated(chunks::allocate(&view, InodeId(r.inode)).await?),
         Op::SealChunk(r) => done(chunks::seal(&view, r).await?),
+        Op::Lock(r) => Reply::Locked(locks::lock(&view, r).await?),
+        Op::Unlock(r) => done(locks::unlock(&view, r).await?),
+        Op::CancelLock(r) => Reply::Locked(locks::cancel(&view, r).await?),
         Op::Reap(r) => done(reap::reap(&view, &r.inodes).await?),
     };
     Ok(FsReply { reply: Some(reply) })

@@ -1,0 +1,95 @@
+//! Locks. What waits is the custodian's to remember; the store knows what is held.
+
+use mooseng_schema::inode;
+use mooseng_store::{Read, Transaction};
+use mooseng_wire::InodeId;
+use mooseng_wire::fs::{CancelLock, Lock, LockHolder, LockSpec, LockState, Locked, TestLock, Unlock};
+
+use crate::errno::Errno;
+use crate::error::OpError;
+use crate::held::Held;
+use crate::locks::{LOCKS_PER_INODE_MAX, Want};
+use crate::view::View;
+
+pub async fn test<T: Transaction>(view: &View<'_, T>, r: &TestLock) -> Result<LockHolder, OpError> {
+    let want = want(view, r.lock.as_ref())?;
+    let held = load(view, r.inode).await?;
+    let in_the_way = held.table.conflicts(&want).min_by_key(|(_, start, _)| *start);
+    Ok(match in_the_way {
+        None => LockHolder::default(),
+        Some((owner, start, record)) => LockHolder {
+            session: owner.session.0,
+            lock: Some(LockSpec {
+                kind: owner.kind.into(),
+                owner: owner.owner,
+                start,
+                end: record.end,
+                exclusive: record.exclusive,
+                pid: record.pid,
+            }),
+        },
+    })
+}
+
+pub async fn lock<T: Transaction>(view: &View<'_, T>, r: &Lock) -> Result<Locked, OpError> {
+    let want = want(view, r.lock.as_ref())?;
+    let id = InodeId(r.inode);
+    // Without a conflict: a file's writers don't disturb those who lock it.
+    if view.tx.get(&inode::key(id), Read::Snapshot).await?.is_none() {
+        return Err(Errno::ESTALE.into());
+    }
+    let mut held = load(view, r.inode).await?;
+    if held.table.is_held(&want) {
+        return Ok(state(LockState::Held));
+    }
+    let given_up = held.table.give_up_other_level(&want);
+    if held.table.conflicts(&want).next().is_none() {
+        held.table.lock(&want);
+        if held.table.len() > LOCKS_PER_INODE_MAX {
+            return Err(Errno::ENOLCK.into());
+        }
+        held.store(view.tx);
+        return Ok(state(LockState::Held));
+    }
+    if r.wait == 0 && !given_up {
+        return Err(Errno::EAGAIN.into());
+    }
+    if given_up {
+        held.store(view.tx);
+    }
+    Ok(state(if r.wait == 0 { LockState::Gone } else { LockState::Queued }))
+}
+
+pub async fn unlock<T: Transaction>(view: &View<'_, T>, r: &Unlock) -> Result<(), OpError> {
+    let want = want(view, r.lock.as_ref())?;
+    let mut held = load(view, r.inode).await?;
+    held.table.unlock(want.owner, want.start, want.end);
+    // One that is cut in two makes one more.
+    if held.table.len() > LOCKS_PER_INODE_MAX + 1 {
+        return Err(Errno::ENOLCK.into());
+    }
+    held.store(view.tx);
+    Ok(())
+}
+
+pub async fn cancel<T: Transaction>(view: &View<'_, T>, r: &CancelLock) -> Result<Locked, OpError> {
+    let want = want(view, r.lock.as_ref())?;
+    let held = load(view, r.inode).await?;
+    Ok(state(if held.table.is_held(&want) { LockState::Held } else { LockState::Gone }))
+}
+
+fn want<T: Transaction>(view: &View<'_, T>, spec: Option<&LockSpec>) -> Result<Want, OpError> {
+    Want::new(view.ctx.session, view.ctx.incarnation, spec)
+}
+
+/// The inode's locks, without those of the session's earlier lives.
+async fn load<T: Transaction>(view: &View<'_, T>, inode: u64) -> Result<Held, OpError> {
+    let mut held = Held::load(view.tx, InodeId(inode), view.read).await?;
+    let lives = view.ctx.incarnation;
+    held.table.drop_dead(view.ctx.session, |incarnation| incarnation < lives);
+    Ok(held)
+}
+
+fn state(state: LockState) -> Locked {
+    Locked { state: state.into(), custody_epoch: 0 }
+}
