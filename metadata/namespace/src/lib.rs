@@ -12,6 +12,7 @@
 //! - [`abandon`], [`sessions`], [`upkeep`] are the master's own business over a transaction: sessions, id ranges, orphans, chunks.
 //! - [`locks`] are the locks on one inode, as values; [`held`] is where they lie in the store.
 //! - [`mod@format`] makes an empty volume.
+//! - [`fsck`] counts everything of a whole store again.
 
 pub mod abandon;
 pub mod context;
@@ -20,6 +21,7 @@ pub mod errno;
 pub mod error;
 pub mod extents;
 pub mod format;
+pub mod fsck;
 pub mod held;
 pub mod locks;
 mod ops;

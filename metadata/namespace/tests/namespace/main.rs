@@ -6,6 +6,7 @@ mod abandon;
 mod by_hand;
 mod concurrency;
 mod faulty;
+mod fsck;
 mod harness;
 mod model;
 mod outcomes;
