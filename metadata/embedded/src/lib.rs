@@ -24,6 +24,7 @@ mod position;
 mod sequencer;
 mod snapshot;
 mod state;
+mod view;
 
 pub use base::{Base, BaseError, BasePosition, FjallBase, MemoryBase};
 pub use batch::{BatchError, CommitBatch};
@@ -32,3 +33,4 @@ pub use options::{Offload, OffloadFn, Options};
 pub use ports::{ApplyOutcome, CommitLog, ProposeError};
 pub use position::{LogEntry, Payload, Position};
 pub use snapshot::Pin;
+pub use view::View;

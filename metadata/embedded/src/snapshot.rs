@@ -4,7 +4,7 @@ use std::hash::Hasher;
 
 use bytes::Bytes;
 use mooseng_store::mvcc::{Window, covered, rest};
-use mooseng_store::{KeyRange, RangeLimit};
+use mooseng_store::{KeyRange, RangeLimit, ReadVersion};
 
 use crate::base::BasePin;
 use crate::{BaseError, Position};
@@ -24,10 +24,23 @@ pub struct Pin {
     began: bool,
 }
 
+/// All keys that transactions may use.
+fn all() -> KeyRange {
+    KeyRange { begin: Bytes::new(), end: Bytes::from_static(b"\xff") }
+}
+
 impl Pin {
     pub(crate) fn new(position: Position, version: u64, window: Window, base: Box<dyn BasePin>) -> Self {
-        let all = KeyRange { begin: Bytes::new(), end: Bytes::from_static(b"\xff") };
-        Self { position, version, window, base, left: Some(all), began: false }
+        Self { position, version, window, base, left: Some(all()), began: false }
+    }
+
+    pub(crate) fn version(&self) -> ReadVersion {
+        ReadVersion(self.version)
+    }
+
+    /// Begins again with the first page.
+    pub(crate) fn rewind(&mut self) {
+        (self.left, self.began) = (Some(all()), false);
     }
 
     /// The next pairs, about `bytes_max` bytes of them; none behind the last. The first page also carries the version, under a key that

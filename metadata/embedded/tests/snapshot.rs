@@ -135,3 +135,40 @@ fn replayed_entries_are_skipped_and_gaps_refused() {
     let damaged = LogEntry { index: 61, term: 9, node: 1, payload: Payload::Batch(vec![1, 2, 3].into()) };
     assert!(matches!(engine.apply(vec![damaged]), Err(BaseError::Damaged { .. })));
 }
+
+/// A view shows one version, as often as it is read, while the state goes on.
+#[tokio::test]
+async fn a_view_stays_as_it_is() {
+    let entries = made_up_log(5, 300);
+    let directory = tempfile::tempdir().unwrap();
+    for base in bases(directory.path()) {
+        let embedded = Embedded::open(base, Options::default()).unwrap();
+        embedded.apply(entries[..100].to_vec()).unwrap();
+        embedded.expire().unwrap();
+        embedded.apply(entries[100..150].to_vec()).unwrap();
+        let version = embedded.applied_version();
+        let mut view = embedded.view().await.unwrap();
+        assert_eq!(view.version(), version);
+        let mut seen = Vec::new();
+        for n in 0..2 {
+            let mut pairs = Vec::new();
+            loop {
+                let page = view.page(200).await.unwrap();
+                if page.is_empty() {
+                    break;
+                }
+                pairs.extend(page);
+                if n == 0 && pairs.len() < 500 {
+                    let next = embedded.position().index as usize;
+                    embedded.apply(entries[next..(next + 1).min(300)].to_vec()).unwrap();
+                    embedded.expire().unwrap();
+                }
+            }
+            assert!(pairs.is_sorted_by(|a, b| a.0 < b.0));
+            seen.push(pairs);
+            view.rewind();
+        }
+        assert_eq!(seen[0], seen[1]);
+        assert!(!seen[0].is_empty() && embedded.applied_version() > version);
+    }
+}
