@@ -67,6 +67,11 @@ pub enum FsError {
         "what this host had written to inode {0} and not fsynced is lost: its lease lapsed, and another host changed the file meanwhile"
     )]
     Overtaken(u64),
+    /// The lease lapsed under a lock, or what became of one isn't known.
+    #[error(
+        "a lock on inode {0} that was taken through this handle is lost, as the lease of this host had lapsed or the region didn't answer; unlock or close, and begin again"
+    )]
+    LockLost(u64),
     /// The session's lease lapsed before the change was done; in the next life it must be decided anew.
     #[error("this host's lease lapsed before the change was done")]
     Lapsed,
@@ -99,6 +104,7 @@ impl FsError {
             | FsError::Internal(_)
             | FsError::SessionLost
             | FsError::Overtaken(_)
+            | FsError::LockLost(_)
             | FsError::Lapsed => libc::EIO,
             FsError::Closed => libc::ESHUTDOWN,
         }
@@ -135,6 +141,7 @@ mod tests {
             FsError::Internal("x".into()),
             FsError::SessionLost,
             FsError::Overtaken(7),
+            FsError::LockLost(7),
             FsError::Lapsed,
             FsError::Closed,
         ];

@@ -16,7 +16,7 @@ use crate::error::FsError;
 use crate::fs::{FileSystem, daemon};
 use crate::opens::OpenInodeState;
 use crate::read::{Pattern, unexpected};
-use crate::writeback::Place;
+use crate::writeback::{Place, Through};
 
 /// Names an open file to the client.
 pub type HandleId = u64;
@@ -242,6 +242,7 @@ impl FileSystem {
 
     /// Closes a handle. The last one of an inode seals its chunk and lets an unlinked file go.
     pub async fn release(&self, handle: HandleId) -> Result<(), FsError> {
+        self.unlock_handle(handle).await;
         let handle = self.inner.handles.map(|map| map.remove(&handle)).ok_or(FsError::BadHandle(handle))?;
         if self.inner.opens.remove(handle.inode) {
             // Goes on when the caller stops waiting.
@@ -280,6 +281,19 @@ impl FileSystem {
 
     /// Reads up to `length` bytes at `offset`; fewer only at the end of the file.
     pub async fn read(
+        &self,
+        caller: &Caller,
+        handle: HandleId,
+        offset: u64,
+        length: u32,
+    ) -> Result<Bytes, FsError> {
+        let guarded = self.guard(handle)?;
+        let bytes = self.read_open(caller, handle, offset, length).await?;
+        self.still_guarded(handle, guarded)?;
+        Ok(bytes)
+    }
+
+    async fn read_open(
         &self,
         caller: &Caller,
         handle: HandleId,
@@ -336,6 +350,7 @@ impl FileSystem {
         if data.is_empty() {
             return Ok((offset, None));
         }
+        let guarded = self.guard(handle)?;
         let caller = Caller { kernel_checked: true, ..caller.clone() };
         let (inode, writer) = (open.inode, &inner.writer);
         let place = if append { Place::End } else { Place::At(offset) };
@@ -358,12 +373,21 @@ impl FileSystem {
                     None => self.getattr(&caller, inode).await.map_err(|e| e.on_handle(inode))?.size,
                 };
                 let length = data.len() as u64;
-                let (at, attr) =
-                    writer.through(&caller, inode, place, size, data, options.kill_suidgid).await?;
+                let (at, attr) = writer
+                    .through(
+                        &caller,
+                        inode,
+                        place,
+                        size,
+                        data,
+                        Through { kill_suidgid: options.kill_suidgid, life: guarded },
+                    )
+                    .await?;
                 open.state.set_size(attr.as_ref().map_or((at + length).max(size), |attr| attr.size));
                 (at, attr)
             }
         };
+        self.still_guarded(handle, guarded)?;
         inner.region.counters.took("write", started.elapsed());
         Ok(written)
     }

@@ -26,6 +26,7 @@ use crate::error::FsError;
 use crate::facts::{Facts, Invalidate, Validity};
 use crate::files::Handles;
 use crate::links::LinkPeers;
+use crate::locks::Locks;
 use crate::opens::Opens;
 use crate::peers::Peers;
 use crate::read::{Reader, unexpected};
@@ -48,6 +49,7 @@ pub(crate) struct Inner {
     pub region: Arc<Region>,
     pub opens: Arc<Opens>,
     pub handles: Handles,
+    pub locks: Locks,
     pub chunkservers: Arc<Chunkservers>,
     pub reader: Reader,
     pub appenders: Arc<Appenders>,
@@ -154,6 +156,7 @@ impl FileSystem {
             appenders,
             writer,
             handles: Handles::default(),
+            locks: Locks::default(),
             session,
             facts,
             recalls,

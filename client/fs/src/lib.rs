@@ -7,6 +7,7 @@
 //!    |-- WriteBack (writeback, dirty) buffers under the exclusive promise, or through
 //!    |-- Appenders (append)           one open chunk for an inode, replaced when a chunkserver fails
 //!    |      \------ Chunkservers (chunkservers)  which replica, hedging, CRC
+//!    |-- Locks (locks, grants)        who may hold what; waits, and what a lapse takes
 //!    |-- Opens (opens), Touches (atime)
 //!    \-- Peers (peers)  the port to other daemons, over mooseng_transport
 //! ```
@@ -27,7 +28,9 @@ mod facts;
 pub mod fake;
 mod files;
 mod fs;
+mod grants;
 mod links;
+mod locks;
 mod opens;
 pub mod peers;
 mod plan;
@@ -45,8 +48,9 @@ pub use error::FsError;
 pub use facts::{Invalidate, Validity};
 pub use files::{Created, HandleId, Opened, WriteMode, WriteOptions};
 pub use fs::{FileSystem, RenameMode};
+pub use locks::{LockRequest, LockWait};
 /// The words of requests and answers.
 pub use mooseng_wire::fs::{
-    Attr, Caller, Description, DirEntry, DirPage, FileKind, FsStat, SeekWhence, SetAttr,
+    Attr, Caller, Description, DirEntry, DirPage, FileKind, FsStat, LockKind, LockSpec, SeekWhence, SetAttr,
 };
 pub use status::{ChunkserverStatus, FsStatus, Latency};

@@ -34,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::ClientConfig;
 use crate::facts::{Facts, Recalled};
+use crate::grants::Grants;
 use crate::opens::Opens;
 use crate::peers::{Failure, Peers};
 use crate::retry::{Backoff, Budget};
@@ -94,6 +95,8 @@ pub(crate) struct Session {
     pub opens: Arc<Opens>,
     pub facts: Arc<Facts>,
     pub buffers: Arc<Buffers>,
+    /// Locks that are waited for.
+    pub grants: Arc<Grants>,
     /// Every change numbered below this is answered, and its answer digested.
     pub settled: AtomicU64,
     /// The last place that was given in the order of attempts.
@@ -154,6 +157,7 @@ impl Session {
             opens,
             facts,
             buffers,
+            grants: Arc::default(),
             settled: AtomicU64::new(0),
             order: AtomicU64::new(0),
             declared: AtomicU64::new(0),
@@ -380,6 +384,11 @@ impl Session {
         // Of another life, or of another custodian: what it names isn't held any more.
         if notice.session != seat.session || notice.custody_epoch != seat.custody_epoch {
             return;
+        }
+        if !notice.locks.is_empty() {
+            self.grants.granted(&notice.locks);
+            let (session, seat) = (self.clone(), seat.clone());
+            tokio::spawn(async move { session.heard(seat, notice.locks).await });
         }
         let mut quick = Vec::new();
         for recall in notice.recalls {

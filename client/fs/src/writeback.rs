@@ -175,6 +175,15 @@ pub(crate) enum Place {
     End,
 }
 
+/// How a write goes through.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Through {
+    /// Clears setuid and setgid.
+    pub kill_suidgid: bool,
+    /// The only life of the session in which it may be done.
+    pub life: Option<(u64, u64)>,
+}
+
 /// Writes files.
 pub(crate) struct WriteBack {
     pub region: Arc<Region>,
@@ -480,8 +489,9 @@ impl WriteBack {
         place: Place,
         size: u64,
         data: Bytes,
-        kill_suidgid: bool,
+        how: Through,
     ) -> Result<(u64, Option<Attr>), FsError> {
+        let Through { kill_suidgid, life } = how;
         let append = place == Place::End;
         let at = match place {
             Place::At(at) => at,
@@ -494,10 +504,10 @@ impl WriteBack {
         let inline = end.max(size) <= INLINE_FILE_BYTES_MAX;
         let write = Write { inode, append, kill_suidgid, ..Write::default() };
         let batch = [Segment { at, data }];
-        let mut outcome = self.send_once(caller, &batch, inline, write.clone(), None).await;
+        let mut outcome = self.send_once(caller, &batch, inline, write.clone(), life).await;
         if inline && is_too_large_for_inline(&outcome) {
             // The size was a hint, and somebody else has made the file larger than inline data may be.
-            outcome = self.send_once(caller, &batch, false, write, None).await;
+            outcome = self.send_once(caller, &batch, false, write, life).await;
         }
         outcome.map_err(|e| e.on_handle(inode))
     }

@@ -3,6 +3,7 @@
 //! - [`sessions`]: leases, incarnations and opens of mounted clients; which open-unlinked inodes may be freed.
 //! - [`registry`]: the chunkservers that report here: alive, suspect or lost; disks, failure domains, inventories.
 //! - [`promises`]: what sessions may cache, and what has to be recalled before a fact changes.
+//! - [`locks`]: who waits for locks, and who would wait for itself.
 //! - [`placement`]: which chunkservers take the copies of a fresh chunk.
 //! - [`repair`]: which copies of a chunk are made and which are dropped: repair, draining, rebalancing.
 //! - [`seal`]: at which length a broken chunk is sealed, and which copies it keeps.
@@ -16,6 +17,7 @@
 
 pub mod codes;
 pub mod findings;
+pub mod locks;
 pub mod placement;
 pub mod promises;
 pub mod registry;

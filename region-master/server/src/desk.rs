@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use mooseng_chunk::ticket::Key;
 use mooseng_ports::clock::BootTime;
+use mooseng_region::locks::LockWaits;
 use mooseng_region::promises::PromiseTable;
 use mooseng_region::registry::{self, Beat, BeatRefused, CopyFacts, DiskFacts, Registry};
 use mooseng_region::sessions::{self, Recorded, SessionTable};
@@ -78,6 +79,10 @@ pub struct Desk {
     pub promises: PromiseTable,
     /// Sessions of which an earlier custodian knew and that haven't answered this one yet.
     pub unanswered: BTreeSet<SessionId>,
+    /// Who waits for locks.
+    pub lock_waits: LockWaits,
+    /// Sessions of whose ended lives locks may still be held.
+    pub lock_debts: BTreeSet<SessionId>,
     /// Chunkservers. Every master's own.
     pub registry: Registry,
     /// Fresh ids.
@@ -115,6 +120,8 @@ impl Desk {
             sessions: SessionTable::new(sessions),
             promises: PromiseTable::new(mooseng_region::promises::Limits::default()),
             unanswered: BTreeSet::new(),
+            lock_waits: LockWaits::new(mooseng_region::locks::Limits::default()),
+            lock_debts: BTreeSet::new(),
             registry: Registry::new(registry::Limits::default()),
             ids: IdPool::default(),
             keys: Vec::new(),
@@ -188,6 +195,8 @@ impl Desk {
             }
         } else {
             self.promises.clear();
+            self.lock_waits.clear();
+            self.lock_debts.clear();
             self.unanswered.clear();
             for recorded in &held {
                 self.promises.add_session(recorded.session);
@@ -202,6 +211,7 @@ impl Desk {
     /// A session is gone: nobody waits for it any more.
     pub fn forget_session(&mut self, id: SessionId) {
         self.promises.drop_session(id);
+        self.lock_waits.drop_session(id);
         self.unanswered.remove(&id);
     }
 

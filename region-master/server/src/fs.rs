@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use crate::errors::{denied, driver_failed, refused};
 use crate::master::{HOME_EPOCH, Master};
 use crate::promises::{self, Beside, ChangeGate};
-use crate::{places, seals};
+use crate::{locks, places, seals};
 
 /// Linux' ESTALE.
 const ESTALE: u32 = 116;
@@ -78,6 +78,7 @@ pub async fn read(
         }
     };
     complete(master, &mut reply, id);
+    locks::hide_pid(master, id, &mut reply);
     let answer = answer(master, term, reply, version.0, beside)?;
     let refused = matches!(answer.reply.as_ref().and_then(|r| r.reply.as_ref()), Some(Reply::Errno(_)));
     if let Some(opened) = &mut opened
@@ -152,6 +153,7 @@ pub async fn change(
         }
         _ => None,
     };
+    let locking = locks::begin(master, term, &call, fs, deadline).await?;
     let gate = ChangeGate::new(master.clone(), term, call.session, call.number);
     // A failure leaves the gate to its end: whether the change committed may not be known.
     let (mut reply, version) = master
@@ -160,6 +162,9 @@ pub async fn change(
         .await
         .map_err(|e| driver_failed(&e, || master.not_leader()))?;
     let beside = gate.committed(fs, &reply, version.0);
+    if let Some(locking) = locking {
+        locking.end(&call, fs, &mut reply).await?;
+    }
     if let (Some(opened), Some(Reply::Created(created))) = (&mut opened, &reply.reply)
         && created.created
     {

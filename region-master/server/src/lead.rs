@@ -32,7 +32,7 @@ use crate::master::{HOME_EPOCH, Master};
 use crate::records::transact;
 use crate::sessions::recorded;
 use crate::tickets;
-use crate::{house, ids};
+use crate::{house, ids, locks};
 
 /// How often sessions are looked at.
 const TICK: Duration = Duration::from_millis(200);
@@ -99,7 +99,7 @@ async fn lead(master: &Master, term: u64) {
     master.metrics.leaderships.inc();
     master.metrics.leading.set(1);
     tracing::info!(term, sessions = master.desk(|desk| desk.sessions.len()), "this master leads and serves");
-    tokio::join!(keep_house(master), reserve_ids(master), house::run(master, term));
+    tokio::join!(keep_house(master), reserve_ids(master), house::run(master, term), locks::sweep(master));
 }
 
 async fn prepare(master: &Master, term: u64) -> Result<(), CallError> {
@@ -250,7 +250,12 @@ impl House {
             })
             .await;
             match noted {
-                Ok(()) => self.lapsed.pop(),
+                Ok(()) => {
+                    if let Err(error) = locks::free(master, id).await {
+                        tracing::info!(session = id.0, error = %error.message, "a lapsed session's locks are freed later");
+                    }
+                    self.lapsed.pop()
+                }
                 Err(error) => {
                     tracing::info!(session = id.0, %error, "a lapse can't be noted yet; trying on");
                     return;

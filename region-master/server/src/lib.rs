@@ -16,6 +16,7 @@
 //! - [`lead`]: what a leader does besides answering. [`house`]: chunks and their copies.
 //! - [`service`], [`sessions`], [`fs`]: the framed stream. [`rpc`], [`status`]: gRPC.
 //! - [`promises`]: recalls, grants, and the gate before a commit.
+//! - [`locks`]: one request at a time for an inode's locks, queues, grants.
 //! - [`seals`], [`places`], [`tickets`], [`ids`], [`records`]: chunks' ends, their addresses and tickets, fresh ids, own transactions.
 //! - [`errors`]: what callers are told. [`metrics`]: figures.
 
@@ -27,6 +28,7 @@ pub mod fs;
 pub mod house;
 pub mod ids;
 pub mod lead;
+pub mod locks;
 pub mod master;
 pub mod metrics;
 pub mod places;

@@ -53,6 +53,8 @@ pub struct Master {
     pub connections: Connections,
     /// Rung when a recall was answered, a session went, or a change ended.
     pub recalls_answered: Notify,
+    /// Those who change an inode's locks go one after the other.
+    pub lock_gates: Arc<crate::locks::Gates>,
     /// What the other masters told of their certificates and revocation lists.
     pub told: crate::credentials::Told,
     /// Masters that answered the last probe, by id.
@@ -100,6 +102,7 @@ impl Master {
             seals: parts.seals,
             connections: Connections::default(),
             recalls_answered: Notify::new(),
+            lock_gates: Arc::default(),
             told: crate::credentials::Told::default(),
             reachable: Mutex::default(),
             desk: Mutex::new(Desk::new(limits)),

@@ -61,7 +61,8 @@ impl Connections {
         self.map(|map| map.retain(|_, known| known.id != connection));
     }
 
-    fn get(&self, session: SessionId) -> Option<ConnectionHandle> {
+    /// The connection of a session.
+    pub fn get(&self, session: SessionId) -> Option<ConnectionHandle> {
         self.map(|map| map.get(&session).cloned())
     }
 }
@@ -110,6 +111,9 @@ pub fn answered(
         let mut woken = false;
         for number in &request.numbers {
             woken |= desk.promises.acknowledge(id, *number);
+        }
+        for wait in &request.locks {
+            desk.lock_waits.told((id, *wait));
         }
         Ok::<_, CallError>(woken)
     })?;

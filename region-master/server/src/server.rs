@@ -25,7 +25,7 @@ use crate::master::{Master, Parts};
 use crate::metrics::Metrics;
 use crate::rpc::Rpc;
 use crate::service::MasterService;
-use crate::{credentials, lead, promises, seals, status};
+use crate::{credentials, lead, locks, promises, seals, status};
 
 /// How long a leader that is asked to stop waits for another one to take over.
 const HAND_OVER_WITHIN: Duration = Duration::from_secs(3);
@@ -160,6 +160,7 @@ impl MasterServer {
         tasks.spawn(lead::probe(master.clone()));
         tasks.spawn(credentials::ask(master.clone()));
         tasks.spawn(promises::keep(master.clone()));
+        tasks.spawn(locks::keep(master.clone()));
         tasks.spawn(seals::run(master.clone(), waiting));
         make_the_group(&master).await?;
         tracing::info!(address, id = master.config.id, "the master serves");

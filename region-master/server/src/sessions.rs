@@ -10,6 +10,7 @@ use mooseng_wire::session::{CloseSession, OpenSession, Renew, Renewed, SessionCl
 use mooseng_wire::{Incarnation, InodeId, RequestNumber, SessionId};
 
 use crate::errors::{denied, record_failed, refused};
+use crate::locks;
 use crate::master::Master;
 use crate::records::transact;
 
@@ -90,6 +91,10 @@ pub async fn open(
                 // A new life: what was promised to the one before is void.
                 desk.forget_session(recorded.session);
                 desk.promises.add_session(recorded.session);
+                // Of the lives before.
+                if lapsed {
+                    desk.lock_debts.insert(recorded.session);
+                }
                 Ok(())
             })?;
             (recorded, lapsed)
@@ -226,6 +231,9 @@ pub async fn close(
         }
     });
     master.recalls_answered.notify_waiters();
+    if let Err(error) = locks::free(master, id).await {
+        tracing::info!(session = id.0, error = %error.message, "a closed session's locks are freed later");
+    }
     master.may_answer(term)?;
     Ok(SessionClosed {})
 }

@@ -1,0 +1,595 @@
+//! Locks of this host's processes. The region decides and remembers; here is known which owners may hold something, through which handles, and
+//! in which life of the session they got it.
+//!
+//! ```text
+//!   lock -> held | EAGAIN            lock_waiting -> queued -> granted (a notice) | asked anew at another custodian
+//!                                                       \-> interrupted -> cancelled | had been granted
+//! ```
+//! An owner's requests go one after the other, in tasks that outlive their callers: none overtakes what came before it, and what isn't wanted
+//! any more is undone before the owner's next request. A life that is over has lost its locks: operations on handles through which they
+//! were taken fail until their owner gives the locks up or closes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use mooseng_wire::fs::fs_reply::Reply;
+use mooseng_wire::fs::fs_request::Op;
+use mooseng_wire::fs::{CancelLock, Lock, LockKind, LockSpec, LockState, TestLock, Unlock};
+use tokio::sync::{Notify, OwnedMutexGuard, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use crate::error::FsError;
+use crate::files::HandleId;
+use crate::fs::{FileSystem, daemon};
+use crate::read::unexpected;
+
+/// Waits of one mount at once.
+const WAITS_MAX: usize = 4096;
+/// A wait is asked for anew this often, should the custodian have lost it.
+const ASK_AGAIN: Duration = Duration::from_secs(30);
+/// The pause before a lock that isn't wanted any more is given up again, where that wasn't answered.
+const UNDO_PAUSE: Duration = Duration::from_millis(200);
+/// How long a close waits until its locks are given up. They are also given up later.
+const CLOSE_WAITS: Duration = Duration::from_secs(10);
+/// The last byte of a file, for the kernel.
+const LAST_BYTE: u64 = i64::MAX as u64;
+
+/// A session and its incarnation.
+type Life = (u64, u64);
+/// An owner on an inode.
+type Key = (u64, LockKind, u64);
+
+/// A lock of a handle's inode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LockRequest {
+    /// Through which handle.
+    pub handle: HandleId,
+    /// Ranges (fcntl) or the whole file (flock).
+    pub kind: LockKind,
+    /// Whose: what the kernel calls the process's files, or the open file.
+    pub owner: u64,
+    /// The first byte.
+    pub start: u64,
+    /// The last byte.
+    pub end: u64,
+    /// Whether nobody else may hold any of it.
+    pub exclusive: bool,
+    /// The process.
+    pub pid: u32,
+}
+
+impl LockRequest {
+    fn spec(&self) -> LockSpec {
+        LockSpec {
+            kind: self.kind.into(),
+            owner: self.owner,
+            start: self.start,
+            end: self.end,
+            exclusive: self.exclusive,
+            pid: self.pid,
+        }
+    }
+    fn is_everything(&self) -> bool {
+        self.kind == LockKind::File || (self.start == 0 && self.end >= LAST_BYTE)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Owner {
+    /// Held by the request that is under way.
+    order: Arc<tokio::sync::Mutex<()>>,
+    state: Mutex<OwnerState>,
+    quiet: Notify,
+}
+
+#[derive(Debug, Default)]
+struct OwnerState {
+    /// The life in which the owner may hold something.
+    held_in: Option<Life>,
+    /// What it holds isn't known.
+    lost: bool,
+    handles: BTreeSet<HandleId>,
+    /// Waits whose process is gone and that aren't undone yet.
+    abandoned: usize,
+}
+
+impl Owner {
+    fn state<T>(&self, f: impl FnOnce(&mut OwnerState) -> T) -> T {
+        f(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    async fn order(&self) -> OwnedMutexGuard<()> {
+        self.order.clone().lock_owned().await
+    }
+
+    /// Waits until no wait of a process that is gone is left.
+    async fn quiet(&self) {
+        loop {
+            let quiet = self.quiet.notified();
+            tokio::pin!(quiet);
+            quiet.as_mut().enable();
+            if self.state(|state| state.abandoned == 0) {
+                return;
+            }
+            quiet.await;
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Maps {
+    owners: BTreeMap<Key, Arc<Owner>>,
+    by_handle: BTreeMap<HandleId, BTreeSet<Key>>,
+}
+
+/// What may be held on this host.
+#[derive(Debug, Default)]
+pub(crate) struct Locks {
+    maps: Mutex<Maps>,
+    /// Handles with locks: reads and writes of others needn't look.
+    handles: AtomicUsize,
+}
+
+impl Locks {
+    fn map<T>(&self, f: impl FnOnce(&mut Maps) -> T) -> T {
+        let mut maps = self.maps.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = f(&mut maps);
+        self.handles.store(maps.by_handle.len(), Ordering::Release);
+        result
+    }
+
+    fn owner(&self, key: Key) -> Arc<Owner> {
+        self.map(|maps| maps.owners.entry(key).or_default().clone())
+    }
+
+    fn known(&self, key: Key) -> Option<Arc<Owner>> {
+        self.map(|maps| maps.owners.get(&key).cloned())
+    }
+
+    /// The owner may hold something, through that handle.
+    fn note(&self, key: Key, owner: &Owner, handle: HandleId, life: Life) {
+        self.map(|maps| {
+            maps.by_handle.entry(handle).or_default().insert(key);
+            owner.state(|state| {
+                state.held_in = Some(life);
+                state.handles.insert(handle);
+            });
+        });
+    }
+
+    /// The owner holds nothing.
+    fn clear(&self, key: Key, owner: &Owner) {
+        self.map(|maps| {
+            let handles = owner.state(|state| {
+                (state.held_in, state.lost) = (None, false);
+                std::mem::take(&mut state.handles)
+            });
+            for handle in handles {
+                if let Some(keys) = maps.by_handle.get_mut(&handle) {
+                    keys.remove(&key);
+                    if keys.is_empty() {
+                        maps.by_handle.remove(&handle);
+                    }
+                }
+            }
+        });
+    }
+
+    /// Forgets an owner of whom nothing is known and whom nobody works for.
+    fn forget(&self, key: Key, owner: Arc<Owner>) {
+        self.map(|maps| {
+            let idle = owner.state(|s| s.held_in.is_none() && s.abandoned == 0);
+            drop(owner);
+            // Clones are made under this lock alone.
+            if idle && maps.owners.get(&key).is_some_and(|owner| Arc::strong_count(owner) == 1) {
+                maps.owners.remove(&key);
+            }
+        });
+    }
+
+    /// In which life the locks were taken that belong to a handle; none without any. An error if that life is over.
+    fn guard(&self, handle: HandleId, inode: u64, life: Life) -> Result<Option<Life>, FsError> {
+        self.map(|maps| {
+            let Some(keys) = maps.by_handle.get(&handle) else { return Ok(None) };
+            let lost = keys.iter().filter_map(|key| maps.owners.get(key)).any(|owner| is_lost(owner, life));
+            if lost { Err(FsError::LockLost(inode)) } else { Ok(Some(life)) }
+        })
+    }
+}
+
+fn is_lost(owner: &Owner, life: Life) -> bool {
+    owner.state(|state| state.lost || state.held_in.is_some_and(|held_in| held_in != life))
+}
+
+/// A lock that is waited for. Dropped, it isn't wanted any more.
+#[derive(Debug)]
+pub struct LockWait {
+    outcome: oneshot::Receiver<Result<(), FsError>>,
+    interrupted: CancellationToken,
+    /// The owner, while the wait isn't over.
+    shared: Arc<Mutex<Option<Weak<Owner>>>>,
+}
+
+impl LockWait {
+    /// How it ended.
+    pub async fn outcome(&mut self) -> Result<(), FsError> {
+        (&mut self.outcome).await.unwrap_or(Err(FsError::Closed))
+    }
+
+    /// A signal came: the wait ends with EINTR soon, or with the lock if that was granted before.
+    pub fn interrupt(&self) {
+        self.interrupted.cancel();
+    }
+}
+
+impl Drop for LockWait {
+    fn drop(&mut self) {
+        let shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(owner) = shared.and_then(|owner| owner.upgrade()) {
+            owner.state(|state| state.abandoned += 1);
+        }
+        self.interrupted.cancel();
+    }
+}
+
+/// What an attempt at a lock came to.
+enum Came {
+    Held,
+    Queued(u64),
+    Refused(FsError),
+    /// Nobody knows.
+    Unknown(FsError),
+}
+
+impl FileSystem {
+    fn key(&self, request: &LockRequest) -> Result<Key, FsError> {
+        Ok((self.inode_of(request.handle)?, request.kind, request.owner))
+    }
+
+    /// Takes a lock, or answers EAGAIN.
+    pub async fn lock(&self, request: LockRequest) -> Result<(), FsError> {
+        let key = self.key(&request)?;
+        let (fs, owner) = (self.clone(), self.inner.locks.owner(key));
+        let (answer, answered) = oneshot::channel();
+        self.inner.region.spawn(async move {
+            let _order = owner.order().await;
+            let mut came = fs.attempt(key, &owner, &request, 0).await;
+            while matches!(came, Came::Refused(FsError::Lapsed)) {
+                came = fs.attempt(key, &owner, &request, 0).await;
+            }
+            let outcome = match came {
+                Came::Held if answer.is_closed() => return fs.undo(key, &owner, &request).await,
+                Came::Held => Ok(()),
+                Came::Queued(_) => Err(FsError::Malformed("a lock was queued that nobody waits for".into())),
+                Came::Refused(error) => Err(error),
+                Came::Unknown(error) => {
+                    // The caller needn't wait until it is undone; its next request does.
+                    if answer.send(Err(error)).is_err() {
+                        tracing::debug!(inode = key.0, "nobody waits for a lock that wasn't answered");
+                    }
+                    return fs.undo(key, &owner, &request).await;
+                }
+            };
+            let _ = answer.send(outcome);
+            drop(_order);
+            fs.inner.locks.forget(key, owner);
+        });
+        answered.await.unwrap_or(Err(FsError::Closed))
+    }
+
+    /// Takes a lock as soon as nobody is in the way.
+    pub fn lock_waiting(&self, request: LockRequest) -> Result<LockWait, FsError> {
+        let key = self.key(&request)?;
+        if self.inner.session.grants.len() >= WAITS_MAX {
+            return Err(FsError::Answered(libc::ENOLCK));
+        }
+        let (answer, outcome) = oneshot::channel();
+        let interrupted = CancellationToken::new();
+        let (fs, owner) = (self.clone(), self.inner.locks.owner(key));
+        let shared = Arc::new(Mutex::new(Some(Arc::downgrade(&owner))));
+        let wait = LockWait { outcome, interrupted: interrupted.clone(), shared: shared.clone() };
+        self.inner.region.spawn(async move {
+            let outcome = fs.wait(key, &owner, &request, &interrupted).await;
+            let wanted = shared.lock().unwrap_or_else(PoisonError::into_inner).take().is_some();
+            if wanted {
+                let _ = answer.send(outcome);
+            } else {
+                if outcome.is_ok() {
+                    let _order = owner.order().await;
+                    fs.undo(key, &owner, &request).await;
+                }
+                owner.state(|state| state.abandoned -= 1);
+                owner.quiet.notify_waiters();
+            }
+            fs.inner.locks.forget(key, owner);
+        });
+        Ok(wait)
+    }
+
+    async fn wait(
+        &self,
+        key: Key,
+        owner: &Owner,
+        request: &LockRequest,
+        interrupted: &CancellationToken,
+    ) -> Result<(), FsError> {
+        let session = &self.inner.session;
+        let waiting = session.grants.begin();
+        loop {
+            if session.is_shut_down() {
+                return Err(FsError::Closed);
+            }
+            let order = owner.order().await;
+            let life = session.life();
+            waiting.granted.forget();
+            let queued_at = match self.attempt(key, owner, request, waiting.number).await {
+                Came::Held => return Ok(()),
+                Came::Refused(FsError::Lapsed) => continue,
+                Came::Refused(error) => return Err(error),
+                Came::Queued(custody_epoch) => Some(custody_epoch),
+                Came::Unknown(FsError::Closed) => return Err(FsError::Closed),
+                // Whether it is queued isn't known: asked anew, or cancelled.
+                Came::Unknown(_) => None,
+            };
+            drop(order);
+            if let Some(custody_epoch) = queued_at {
+                tokio::select! {
+                    biased;
+                    () = waiting.granted.wait() => {
+                        if session.life() == life {
+                            self.inner.locks.note(key, owner, request.handle, life);
+                            return Ok(());
+                        }
+                        continue;
+                    }
+                    () = interrupted.cancelled() => {}
+                    () = session.moved_on(custody_epoch, life) => continue,
+                    () = tokio::time::sleep(ASK_AGAIN) => continue,
+                }
+            } else if !interrupted.is_cancelled() {
+                continue;
+            }
+            return self.cancel(key, owner, request, waiting.number, life).await;
+        }
+    }
+
+    /// Asks for the lock once. The caller has the owner's order.
+    async fn attempt(&self, key: Key, owner: &Owner, request: &LockRequest, wait: u64) -> Came {
+        let inner = &self.inner;
+        let life = inner.session.life();
+        if is_lost(owner, life) {
+            return Came::Refused(FsError::LockLost(key.0));
+        }
+        let held_before = owner.state(|state| state.held_in.is_some());
+        inner.locks.note(key, owner, request.handle, life);
+        let op = Op::Lock(Lock { inode: key.0, lock: Some(request.spec()), wait });
+        let refused = |error| {
+            if !held_before {
+                inner.locks.clear(key, owner);
+            }
+            Came::Refused(error)
+        };
+        match inner.region.change_in_life(&daemon(), op, life).await {
+            Ok(Reply::Locked(locked)) => match locked.state() {
+                LockState::Held => Came::Held,
+                LockState::Queued => {
+                    // flock gives up the other level before it waits.
+                    if !held_before || request.kind == LockKind::File {
+                        inner.locks.clear(key, owner);
+                    }
+                    Came::Queued(locked.custody_epoch)
+                }
+                LockState::Gone => {
+                    inner.locks.clear(key, owner);
+                    Came::Refused(FsError::Answered(libc::EAGAIN))
+                }
+                LockState::Unspecified => Came::Unknown(FsError::Malformed("a lock in no state".into())),
+            },
+            Ok(other) => refused(unexpected("lock", &other)),
+            Err(FsError::Lapsed) if held_before => {
+                owner.state(|state| state.lost = true);
+                Came::Refused(FsError::LockLost(key.0))
+            }
+            Err(FsError::Lapsed) => refused(FsError::Lapsed),
+            Err(error) => {
+                if held_before && wait == 0 {
+                    owner.state(|state| state.lost = true);
+                }
+                Came::Unknown(error)
+            }
+        }
+    }
+
+    /// Ends a wait: whether it was granted before is for the region to say.
+    async fn cancel(
+        &self,
+        key: Key,
+        owner: &Owner,
+        request: &LockRequest,
+        wait: u64,
+        life: Life,
+    ) -> Result<(), FsError> {
+        let inner = &self.inner;
+        let interrupted = Err(FsError::Answered(libc::EINTR));
+        let _order = owner.order().await;
+        loop {
+            let op = Op::CancelLock(CancelLock { inode: key.0, lock: Some(request.spec()), wait });
+            match inner.region.change_in_life(&daemon(), op, life).await {
+                Ok(Reply::Locked(locked)) if locked.state() == LockState::Held => {
+                    inner.locks.note(key, owner, request.handle, life);
+                    return Ok(());
+                }
+                Ok(_) => return interrupted,
+                // Another life: nobody waits for the old one.
+                Err(FsError::Lapsed | FsError::SessionLost | FsError::Closed) => return interrupted,
+                Err(error) => {
+                    tracing::debug!(inode = key.0, %error, "a wait for a lock isn't cancelled yet");
+                    tokio::time::sleep(UNDO_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Gives up a lock that nobody wants, until that is answered. The caller has the owner's order.
+    async fn undo(&self, key: Key, owner: &Owner, request: &LockRequest) {
+        let Some(life) = owner.state(|state| state.held_in) else { return };
+        while let Err(error) = self.give_up(key, request, life).await {
+            if self.inner.session.is_shut_down() {
+                return;
+            }
+            tracing::debug!(inode = key.0, %error, "a lock isn't given up yet");
+            tokio::time::sleep(UNDO_PAUSE).await;
+        }
+        if request.is_everything() {
+            self.inner.locks.clear(key, owner);
+        }
+    }
+
+    /// True if the life that had the lock was over.
+    async fn give_up(&self, key: Key, request: &LockRequest, life: Life) -> Result<bool, FsError> {
+        let op = Op::Unlock(Unlock { inode: key.0, lock: Some(request.spec()) });
+        match self.inner.region.change_in_life(&daemon(), op, life).await {
+            Ok(Reply::Done(_)) => Ok(false),
+            Ok(other) => Err(unexpected("unlock", &other)),
+            Err(FsError::Lapsed | FsError::SessionLost) => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Gives up what the owner holds of a range. Says, once, that what it held was lost before.
+    pub async fn unlock(&self, request: LockRequest) -> Result<(), FsError> {
+        let key = self.key(&request)?;
+        let Some(owner) = self.inner.locks.known(key) else { return Ok(()) };
+        let fs = self.clone();
+        let (answer, answered) = oneshot::channel();
+        self.inner.region.spawn(async move {
+            let _order = owner.order().await;
+            let _ = answer.send(fs.unlock_in_order(key, &owner, &request).await);
+            if owner.state(|state| state.lost) {
+                fs.undo(key, &owner, &everything(&request)).await;
+            }
+            drop(_order);
+            fs.inner.locks.forget(key, owner);
+        });
+        answered.await.unwrap_or(Err(FsError::Closed))
+    }
+
+    async fn unlock_in_order(&self, key: Key, owner: &Owner, request: &LockRequest) -> Result<(), FsError> {
+        let inner = &self.inner;
+        let Some(life) = owner.state(|state| state.held_in) else { return Ok(()) };
+        if is_lost(owner, inner.session.life()) {
+            // What may be left of it is given up behind this answer.
+            owner.state(|state| state.lost = true);
+            return Err(FsError::LockLost(key.0));
+        }
+        match self.give_up(key, request, life).await {
+            Ok(false) => {
+                if request.is_everything() {
+                    inner.locks.clear(key, owner);
+                }
+                Ok(())
+            }
+            Ok(true) => {
+                inner.locks.clear(key, owner);
+                Err(FsError::LockLost(key.0))
+            }
+            Err(FsError::Answered(errno)) => Err(FsError::Answered(errno)),
+            Err(error) => {
+                // Nobody knows what it holds: everything is given up, and the owner has been told that something is wrong.
+                owner.state(|state| state.lost = true);
+                Err(error)
+            }
+        }
+    }
+
+    /// Who is in the way of a lock, if anybody.
+    pub async fn test_lock(&self, request: LockRequest) -> Result<Option<LockSpec>, FsError> {
+        let inode = self.inode_of(request.handle)?;
+        let op = Op::TestLock(TestLock { inode, lock: Some(request.spec()) });
+        match self.inner.region.read(&daemon(), op).await? {
+            Reply::LockHolder(holder) => Ok(holder.lock),
+            other => Err(unexpected("test_lock", &other)),
+        }
+    }
+
+    /// The life in which the locks were taken that belong to a handle, to be asked again once the operation is done; an error if it is over.
+    pub(crate) fn guard(&self, handle: HandleId) -> Result<Option<Life>, FsError> {
+        let locks = &self.inner.locks;
+        if locks.handles.load(Ordering::Acquire) == 0 {
+            return Ok(None);
+        }
+        locks.guard(handle, self.inode_of(handle)?, self.inner.session.life())
+    }
+
+    /// An operation under a lock is well only if it was there to the end.
+    pub(crate) fn still_guarded(&self, handle: HandleId, guarded: Option<Life>) -> Result<(), FsError> {
+        if guarded.is_some() { self.guard(handle).map(|_| ()) } else { Ok(()) }
+    }
+
+    /// Whether an owner may hold anything of a handle's inode.
+    pub fn may_hold(&self, handle: HandleId, kind: LockKind, owner: u64) -> bool {
+        let Ok(inode) = self.inode_of(handle) else { return false };
+        self.inner.locks.known((inode, kind, owner)).is_some()
+    }
+
+    /// A descriptor of the owner's is closed: all that the owner holds of the inode is given up.
+    pub async fn unlock_owner(&self, handle: HandleId, kind: LockKind, owner: u64) {
+        if let Ok(inode) = self.inode_of(handle) {
+            self.unlock_all([(inode, kind, owner)]).await;
+        }
+    }
+
+    /// A handle is released: what was taken through it alone is given up.
+    pub(crate) async fn unlock_handle(&self, handle: HandleId) {
+        if self.inner.locks.handles.load(Ordering::Acquire) == 0 {
+            return;
+        }
+        let alone = self.inner.locks.map(|maps| {
+            let keys = maps.by_handle.remove(&handle).unwrap_or_default();
+            let without = |owner: &Arc<Owner>| {
+                owner.state(|state| {
+                    state.handles.remove(&handle);
+                    state.handles.is_empty()
+                })
+            };
+            keys.into_iter().filter(|key| maps.owners.get(key).is_some_and(without)).collect::<Vec<Key>>()
+        });
+        self.unlock_all(alone).await;
+    }
+
+    async fn unlock_all(&self, keys: impl IntoIterator<Item = Key>) {
+        let tasks = keys.into_iter().filter_map(|key| {
+            let owner = self.inner.locks.known(key)?;
+            let fs = self.clone();
+            Some(tokio::spawn(async move {
+                owner.quiet().await;
+                let order = owner.order().await;
+                let (inode, kind, number) = key;
+                let all = LockRequest {
+                    handle: 0,
+                    kind,
+                    owner: number,
+                    start: 0,
+                    end: u64::MAX,
+                    exclusive: false,
+                    pid: 0,
+                };
+                tracing::trace!(inode, "what an owner held is given up");
+                fs.undo(key, &owner, &all).await;
+                fs.inner.locks.clear(key, &owner);
+                drop(order);
+                fs.inner.locks.forget(key, owner);
+            }))
+        });
+        let all = futures::future::join_all(tasks);
+        if tokio::time::timeout(CLOSE_WAITS, all).await.is_err() {
+            tracing::info!("locks of a closed file aren't given up yet; the region doesn't answer");
+        }
+    }
+}
+
+fn everything(request: &LockRequest) -> LockRequest {
+    LockRequest { start: 0, end: u64::MAX, ..*request }
+}
