@@ -11,7 +11,7 @@ use bytes::Bytes;
 use fuser::{
     AccessFlags, BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
     IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen,
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use mooseng_client::{
@@ -22,6 +22,8 @@ use tokio::sync::Semaphore;
 
 use crate::convert;
 use crate::directories::Directories;
+use crate::lock_kind::LockKinds;
+use crate::locks::KernelLock;
 use crate::notify::Notifier;
 use crate::waiting::for_process;
 
@@ -31,10 +33,10 @@ const MAX_BACKGROUND: u16 = 128;
 /// Asked for where the kernel has them; one by one, for fuser drops a whole set in which one is missing.
 /// - HANDLE_KILLPRIV_V2: clearing setuid and setgid happens in the region, in the same transaction as the write.
 /// - AUTO_INVAL_DATA: before a read from its pages the kernel asks whether the file has changed.
-/// - No POSIX_LOCKS, no FLOCK_LOCKS: locks are the kernel's own and hold within one mount in this release.
+/// - POSIX_LOCKS, FLOCK_LOCKS: locks are the region's.
 /// - No DO_READDIRPLUS: entries that live for zero seconds aren't worth their attributes.
 /// - Never WRITEBACK_CACHE: the kernel would own sizes and times.
-const CAPABILITIES: [InitFlags; 8] = [
+const CAPABILITIES: [InitFlags; 10] = [
     InitFlags::FUSE_ASYNC_READ,
     InitFlags::FUSE_BIG_WRITES,
     InitFlags::FUSE_PARALLEL_DIROPS,
@@ -43,6 +45,8 @@ const CAPABILITIES: [InitFlags; 8] = [
     InitFlags::FUSE_AUTO_INVAL_DATA,
     InitFlags::FUSE_ASYNC_DIO,
     InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
+    InitFlags::FUSE_POSIX_LOCKS,
+    InitFlags::FUSE_FLOCK_LOCKS,
 ];
 
 /// How the kernel is to treat an open file. No KEEP_CACHE: what it holds of the file is dropped at each open.
@@ -55,7 +59,8 @@ fn open_flags(flags: i32) -> FopenFlags {
 
 pub(crate) struct Adapter {
     pub(crate) fs: FileSystem,
-    runtime: tokio::runtime::Handle,
+    pub(crate) runtime: tokio::runtime::Handle,
+    pub(crate) lock_kinds: LockKinds,
     permits: Arc<Semaphore>,
     pub(crate) directories: Arc<Directories>,
     notifier: Arc<Notifier>,
@@ -71,6 +76,7 @@ impl Adapter {
         Self {
             fs,
             runtime,
+            lock_kinds: LockKinds::new(),
             permits: Arc::new(Semaphore::new(requests_max)),
             directories: Arc::default(),
             notifier,
@@ -112,7 +118,7 @@ impl Adapter {
         });
     }
 
-    fn empty<W>(&self, req: &Request, work: W, reply: ReplyEmpty)
+    pub(crate) fn empty<W>(&self, req: &Request, work: W, reply: ReplyEmpty)
     where
         W: Future<Output = Result<(), FsError>> + Send + 'static,
     {
@@ -458,9 +464,40 @@ impl Filesystem for Adapter {
         );
     }
 
-    fn flush(&self, req: &Request, _ino: INodeNo, fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
-        let fs = self.fs.clone();
-        self.empty(req, async move { fs.flush(fh.0).await }, reply);
+    fn flush(&self, req: &Request, _ino: INodeNo, fh: FileHandle, lock_owner: LockOwner, reply: ReplyEmpty) {
+        self.close_descriptor(req, fh, lock_owner, reply);
+    }
+
+    fn getlk(
+        &self,
+        req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        lock_owner: LockOwner,
+        start: u64,
+        end: u64,
+        typ: i32,
+        pid: u32,
+        reply: ReplyLock,
+    ) {
+        self.get_lock(req, (fh, lock_owner), KernelLock { start, end, kind: typ, pid }, reply);
+    }
+
+    fn setlk(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        lock_owner: LockOwner,
+        start: u64,
+        end: u64,
+        typ: i32,
+        pid: u32,
+        sleep: bool,
+        reply: ReplyEmpty,
+    ) {
+        let lock = KernelLock { start, end, kind: typ, pid };
+        self.set_lock(req, (ino, fh, lock_owner), lock, sleep, reply);
     }
 
     fn release(

@@ -4,7 +4,8 @@
 //!   notifications. [`unmount`] and [`mounts`] serve `mooseng umount`.
 //! - `adapter` converts, calls and answers; each request is one future on the tokio runtime.
 //! - `directories` lists directories.
-//! - `waiting` lets a killed process go.
+//! - `waiting` lets a killed process go, and one that waits for a lock when a signal comes.
+//! - `locks` takes, tests and gives up locks; `lock_kind` tells flock's from fcntl's.
 //!
 //! - `notify` takes back from the kernel what the region recalls.
 //!
@@ -15,6 +16,8 @@ mod adapter;
 mod convert;
 mod device;
 mod directories;
+mod lock_kind;
+mod locks;
 mod mount;
 mod notify;
 mod table;

@@ -1,0 +1,138 @@
+//! Locks: fuser's callbacks, and waits that a signal ends.
+
+use fuser::{Errno, FileHandle, INodeNo, LockOwner, ReplyEmpty, ReplyLock, Request};
+use mooseng_client::{FsError, LockKind, LockRequest, LockWait};
+use mooseng_transport::trace;
+
+use crate::adapter::Adapter;
+use crate::lock_kind::Said;
+use crate::waiting::{Signal, report, signalled};
+
+/// A lock as the kernel names it: both bytes included, F_RDLCK, F_WRLCK or F_UNLCK.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct KernelLock {
+    pub start: u64,
+    pub end: u64,
+    pub kind: i32,
+    pub pid: u32,
+}
+
+impl KernelLock {
+    fn request(self, handle: FileHandle, kind: LockKind, owner: LockOwner) -> LockRequest {
+        LockRequest {
+            handle: handle.0,
+            kind,
+            owner: owner.0,
+            start: self.start,
+            end: self.end,
+            exclusive: self.kind == libc::F_WRLCK,
+            pid: self.pid,
+        }
+    }
+}
+
+impl Adapter {
+    pub(crate) fn set_lock(
+        &self,
+        req: &Request,
+        (inode, handle, owner): (INodeNo, FileHandle, LockOwner),
+        lock: KernelLock,
+        waits: bool,
+        reply: ReplyEmpty,
+    ) {
+        let said = Said {
+            unique: req.unique().0,
+            inode: inode.0,
+            handle: handle.0,
+            owner: owner.0,
+            start: lock.start,
+            end: lock.end,
+            kind: lock.kind,
+            pid: lock.pid,
+        };
+        let request = lock.request(handle, self.lock_kinds.of(req, &said), owner);
+        let fs = self.fs.clone();
+        match lock.kind {
+            libc::F_UNLCK => self.empty(req, async move { fs.unlock(request).await }, reply),
+            libc::F_RDLCK | libc::F_WRLCK if waits => self.wait_for_lock(req.pid(), request, reply),
+            libc::F_RDLCK | libc::F_WRLCK => self.empty(req, async move { fs.lock(request).await }, reply),
+            _ => reply.error(Errno::EINVAL),
+        }
+    }
+
+    /// Counts as no request under way: who holds the lock must get through to give it up.
+    fn wait_for_lock(&self, pid: u32, request: LockRequest, reply: ReplyEmpty) {
+        // Made inside the runtime, for its tasks.
+        let fs = self.fs.clone();
+        self.runtime.spawn(async move {
+            let outcome = match fs.lock_waiting(request) {
+                Ok(wait) => trace::begun(until_a_signal(pid, wait)).await,
+                Err(error) => Err(report(error)),
+            };
+            match outcome {
+                Ok(()) => reply.ok(),
+                Err(errno) => reply.error(Errno::from_i32(errno)),
+            }
+        });
+    }
+
+    pub(crate) fn get_lock(
+        &self,
+        req: &Request,
+        (handle, owner): (FileHandle, LockOwner),
+        lock: KernelLock,
+        reply: ReplyLock,
+    ) {
+        let fs = self.fs.clone();
+        // The kernel asks about fcntl's only.
+        let request = lock.request(handle, LockKind::Range, owner);
+        let work = async move { fs.test_lock(request).await };
+        self.run(req.pid(), work, move |outcome| match outcome {
+            Ok(None) => reply.locked(lock.start, lock.end, libc::F_UNLCK, 0),
+            Ok(Some(held)) => {
+                let kind = if held.exclusive { libc::F_WRLCK } else { libc::F_RDLCK };
+                reply.locked(held.start, held.end.min(i64::MAX as u64), kind, held.pid);
+            }
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    /// A descriptor was closed: its process loses its fcntl locks of the file, whichever descriptor they came by.
+    pub(crate) fn close_descriptor(
+        &self,
+        req: &Request,
+        handle: FileHandle,
+        owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        let fs = self.fs.clone();
+        let work = async move {
+            if fs.may_hold(handle.0, LockKind::Range, owner.0) {
+                fs.unlock_owner(handle.0, LockKind::Range, owner.0).await;
+            }
+            fs.flush(handle.0).await
+        };
+        self.empty(req, work, reply);
+    }
+}
+
+async fn until_a_signal(pid: u32, mut wait: LockWait) -> Result<(), i32> {
+    let mut interrupted = false;
+    loop {
+        tokio::select! {
+            biased;
+            outcome = wait.outcome() => return outcome.map_err(|error| match error {
+                FsError::Answered(errno) => errno,
+                error => report(error),
+            }),
+            signal = signalled(pid, interrupted) => match signal {
+                // Nobody waits for the outcome: dropped, the wait is undone.
+                Signal::Kill => return Err(libc::EINTR),
+                Signal::Other => {
+                    wait.interrupt();
+                    interrupted = true;
+                }
+            },
+        }
+    }
+}
