@@ -117,7 +117,8 @@ fn add_own_word(reply: &mut StatusReply, address: &str, own: &StatusReply) {
     }
 }
 
-async fn client(network: Arc<dyn Network>, address: &str) -> AdministrationClient<Channel> {
+/// Administration at one master.
+pub async fn client(network: Arc<dyn Network>, address: &str) -> AdministrationClient<Channel> {
     AdministrationClient::new(grpc_channel(network, address, Role::Master).await)
 }
 
@@ -151,7 +152,7 @@ async fn with_refusal(network: Arc<dyn Network>, address: &str, status: tonic::S
 }
 
 /// The innermost reason of a failed call: what a person can act on.
-fn reason(status: &tonic::Status) -> String {
+pub fn reason(status: &tonic::Status) -> String {
     let mut text = status.message().to_owned();
     let mut source = status.source();
     while let Some(error) = source {

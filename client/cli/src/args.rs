@@ -33,6 +33,8 @@ pub enum Command {
     Info(Info),
     /// Space: by disk, and what is usable.
     Df(Reading),
+    /// Count everything again: references, names, counters, copies; names the files of what doesn't agree.
+    Fsck(Fsck),
     /// What a health code means, where it comes from and what to do.
     Explain(Explain),
     /// Change the masters of a region.
@@ -134,6 +136,19 @@ pub struct Info {
     /// Ask through a session of its own instead of finding the mount.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// `mooseng fsck`.
+#[derive(ClapArgs, Debug)]
+pub struct Fsck {
+    /// Set counters right that are off. What needs a decision is only named.
+    #[arg(long)]
+    pub repair: bool,
+    /// A configuration whose certificate has the role admin.
+    #[arg(long, env = "MOOSENG_CONFIG", value_name = "FILE")]
+    pub config: PathBuf,
     #[command(flatten)]
     pub output: Output,
 }

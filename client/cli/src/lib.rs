@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  args --> run --> mount (mounting, runtime)      a FUSE mount, as a daemon
-//!             |---> status, df, members, chunkservers (admin)    what masters say, over gRPC
+//!             |---> status, df, fsck, members, chunkservers (admin)    what masters say, over gRPC
 //!             |---> info                           where a path's chunks lie, over a session
 //!             |---> explain, shell                 what needs no cluster
 //!             \---> dev                            a cluster of real daemons on loopback
@@ -17,6 +17,7 @@ mod dev;
 mod df;
 mod exit;
 mod explain;
+mod fsck;
 mod info;
 mod members;
 mod mount;
@@ -61,6 +62,7 @@ fn dispatch(command: args::Command) -> Result<(), Failure> {
         Status(a) => status::run(&a),
         Info(a) => info::run(&a),
         Df(a) => df::run(&a),
+        Fsck(a) => fsck::run(&a),
         Explain(a) => explain::run(&a),
         Members(a) => members::run(a),
         Chunkservers(a) => chunkservers::run(a),

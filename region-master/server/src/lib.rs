@@ -18,6 +18,7 @@
 //! - [`promises`]: recalls, grants, and the gate before a commit.
 //! - [`locks`]: one request at a time for an inode's locks, queues, grants.
 //! - [`seals`], [`places`], [`tickets`], [`ids`], [`records`]: chunks' ends, their addresses and tickets, fresh ids, own transactions.
+//! - [`own`]: changes of the master's own that pass the gate. [`fsck`]: the check of the whole store.
 //! - [`errors`]: what callers are told. [`metrics`]: figures.
 
 pub mod config;
@@ -25,12 +26,14 @@ pub mod credentials;
 pub mod desk;
 pub mod errors;
 pub mod fs;
+pub mod fsck;
 pub mod house;
 pub mod ids;
 pub mod lead;
 pub mod locks;
 pub mod master;
 pub mod metrics;
+pub mod own;
 pub mod places;
 pub mod promises;
 pub mod records;

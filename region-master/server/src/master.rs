@@ -10,7 +10,7 @@ use mooseng_raft::RaftNode;
 use mooseng_transport::{Link, LinkOptions, Network, Peer, call_error};
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::{Epoch, Identity, Role};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::MasterConfig;
@@ -59,6 +59,8 @@ pub struct Master {
     pub told: crate::credentials::Told,
     /// Masters that answered the last probe, by id.
     pub reachable: Mutex<BTreeMap<u64, bool>>,
+    /// One check of the whole store at a time.
+    pub checking: Semaphore,
     desk: Mutex<Desk>,
     links: Mutex<BTreeMap<(Role, String), Link>>,
 }
@@ -105,6 +107,7 @@ impl Master {
             lock_gates: Arc::default(),
             told: crate::credentials::Told::default(),
             reachable: Mutex::default(),
+            checking: Semaphore::new(1),
             desk: Mutex::new(Desk::new(limits)),
             links: Mutex::default(),
         }

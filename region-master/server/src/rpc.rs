@@ -11,13 +11,13 @@ use mooseng_transport::peer_of;
 use mooseng_wire::Role;
 use mooseng_wire::admin::{
     ChangeMembersReply, ChangeMembersRequest, CredentialReport, CredentialsRequest, DrainReply, DrainRequest,
-    HeartbeatReply, HeartbeatRequest, StatusReply, StatusRequest, TicketKey, TransferLeaderReply,
-    TransferLeaderRequest,
+    FsckNews, FsckRequest, HeartbeatReply, HeartbeatRequest, StatusReply, StatusRequest, TicketKey,
+    TransferLeaderReply, TransferLeaderRequest,
 };
 use tonic::{Request, Response, Status};
 
 use crate::master::{HOME_EPOCH, Master};
-use crate::{house, status};
+use crate::{fsck, house, status};
 
 /// How often chunkservers report.
 const HEARTBEAT_INTERVAL_MS: u32 = 500;
@@ -114,6 +114,15 @@ impl Administration for Rpc {
         house::drain::set(&self.0, &chunkserver, drain)
             .await
             .map(|located| Response::new(DrainReply { located }))
+    }
+
+    type FsckStream = tokio_stream::wrappers::ReceiverStream<Result<FsckNews, Status>>;
+
+    async fn fsck(&self, request: Request<FsckRequest>) -> Result<Response<Self::FsckStream>, Status> {
+        let who = self.allow(&request, &[Role::Admin])?;
+        let FsckRequest { repair } = request.into_inner();
+        tracing::info!(who, repair, "the whole store is to be checked");
+        Ok(Response::new(fsck::stream(self.0.clone(), repair)))
     }
 
     async fn change_members(

@@ -26,8 +26,10 @@ use siphasher::sip128::{Hasher128, SipHasher13};
 mod data;
 mod finding;
 mod names;
+mod repair;
 
 pub use finding::{Finding, Fix, Kind, Subject};
+pub use repair::repair;
 
 /// Findings that are kept at most; further ones are counted.
 pub const FINDINGS_MAX: usize = 1_000;

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use mooseng_namespace::fsck::{Check, Finding, Kind, Part, Subject, compare_totals};
+use mooseng_namespace::fsck::{Check, Finding, Kind, Part, Subject, compare_totals, repair};
+use mooseng_namespace::touched::Touched;
 use mooseng_schema::chunk::{self, ChunkRecord, ChunkUse};
 use mooseng_schema::dead::{self, DeadRecord};
 use mooseng_schema::directory::{self, Counter};
@@ -14,6 +15,8 @@ use mooseng_schema::inode::{self, InodeRecord};
 use mooseng_schema::location::{self, LocationRecord};
 use mooseng_schema::statistics::{self, Statistic};
 use mooseng_schema::{Record, number, orphan, xattr};
+use mooseng_store::memory::MemoryStore;
+use mooseng_store::{Store, Transaction};
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::*;
@@ -317,6 +320,32 @@ async fn planted_damage_is_found_and_named() {
             assert!(found.iter().any(|f| f.kind == kind && f.subject == expected), "{what}: {found:#?}");
         }
     }
+}
+
+/// What is repaired is found no more, and nothing else is touched.
+#[tokio::test]
+async fn counters_are_set_right() {
+    let mut repaired = 0;
+    for (what, damage, ..) in damages() {
+        let mut planted = tree().await;
+        damage(&mut planted);
+        let found = check(&planted.dump, 1);
+        let store = MemoryStore::new();
+        let tx = store.begin();
+        planted.dump.iter().for_each(|(key, value)| tx.set(key, value));
+        tx.commit().await.unwrap();
+        let mut facts = Touched::default();
+        for fix in found.iter().filter_map(|f| f.fix) {
+            repaired += 1;
+            let tx = store.begin();
+            assert!(repair(&tx, &fix, &facts).await.unwrap(), "{what}: {fix:?}");
+            tx.commit().await.unwrap();
+            facts = Touched::default();
+        }
+        let kept: Vec<Finding> = found.into_iter().filter(|f| f.fix.is_none()).collect();
+        assert_eq!(check(&store.dump(), 1), kept, "{what}");
+    }
+    assert!(repaired > 10, "only {repaired}");
 }
 
 #[test]
