@@ -2,7 +2,7 @@
 //!
 //! - [`hosts`]: the daemons. [`network`]: the sockets under them, and processes that stall. [`workload`]: the clients.
 //! - [`run`]: one run. [`faults`]: what goes wrong in it. [`watch`]: what must hold at any instant, and in the end.
-//! - [`copies`]: what the disks under the copies of chunks must hold. [`history`]: the check of what the clients saw.
+//! - [`copies`]: what the disks under the copies of chunks must hold. [`whole`]: what masters' records must agree on. [`history`]: the check of what the clients saw.
 
 pub mod copies;
 pub mod faults;
@@ -11,4 +11,5 @@ pub mod hosts;
 pub mod network;
 pub mod run;
 pub mod watch;
+pub mod whole;
 pub mod workload;

@@ -177,6 +177,7 @@ impl Run<'_> {
         if now >= self.compared + COMPARE_EVERY {
             self.compared = now;
             self.watch.check_states().map_err(at)?;
+            self.watch.check_records(false).map_err(at)?;
             for (name, why) in self.watch.failed() {
                 if !self.nemesis.is_excused(&name) {
                     bail!("at {now:?}: {name} takes no part any more: {why}");
@@ -195,7 +196,14 @@ impl Run<'_> {
                 self.step()?;
             }
             match self.watch.audit_chunks(&self.nemesis.damaged(), &self.copies) {
-                Ok(chunks) => return Ok(chunks),
+                Ok(chunks) => {
+                    let inodes = self
+                        .watch
+                        .check_records(true)
+                        .map_err(|what| anyhow::anyhow!("in the end {what}"))?;
+                    tracing::info!(chunks, inodes, "in the end every record agrees");
+                    return Ok(chunks);
+                }
                 Err(what) if self.sim.elapsed() >= deadline => bail!("in the end {what}"),
                 Err(what) => tracing::debug!(what, "the chunks aren't settled yet"),
             }

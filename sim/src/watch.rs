@@ -8,6 +8,7 @@ use mooseng_master::master::Master;
 use mooseng_wire::ChunkId;
 
 use crate::copies::{Copies, known};
+use crate::whole;
 
 /// States that are remembered, to compare masters that reach them later.
 const STATES_MAX: usize = 4096;
@@ -118,6 +119,16 @@ impl Watch {
             }
         }
         Ok(())
+    }
+
+    /// Nothing in a master's records contradicts itself: in the serving one's, or in `all` of them. Answers how many inodes were looked at.
+    pub fn check_records(&self, all: bool) -> Result<u64, String> {
+        let seen = self.seen();
+        let mut inodes = 0;
+        for master in seen.masters.values().filter(|master| all || master.serving().is_ok()) {
+            inodes += whole::check(master)?.map_or(0, |checked| checked.inodes);
+        }
+        Ok(inodes)
     }
 
     /// Compares copies on disks with the records that promise them.
