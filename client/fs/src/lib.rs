@@ -7,7 +7,7 @@
 //!    |-- WriteBack (writeback, dirty) buffers under the exclusive promise, or through
 //!    |-- Appenders (append)           one open chunk for an inode, replaced when a chunkserver fails
 //!    |      \------ Chunkservers (chunkservers)  which replica, hedging, CRC
-//!    |-- Locks (locks, grants)        who may hold what; waits, and what a lapse takes
+//!    |-- Locks (locks, owners, grants) who may hold what; waits, and what a lapse takes
 //!    |-- Opens (opens), Touches (atime)
 //!    \-- Peers (peers)  the port to other daemons, over mooseng_transport
 //! ```
@@ -32,6 +32,7 @@ mod grants;
 mod links;
 mod locks;
 mod opens;
+mod owners;
 pub mod peers;
 mod plan;
 mod read;

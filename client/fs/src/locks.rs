@@ -9,20 +9,19 @@
 //! any more is undone before the owner's next request. A life that is over has lost its locks: operations on handles through which they
 //! were taken fail until their owner gives the locks up or closes.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::{CancelLock, Lock, LockKind, LockSpec, LockState, TestLock, Unlock};
-use tokio::sync::{Notify, OwnedMutexGuard, oneshot};
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::FsError;
 use crate::files::HandleId;
 use crate::fs::{FileSystem, daemon};
+use crate::owners::{Key, Leaving, Life, Owner, is_lost};
 use crate::read::unexpected;
 
 /// Waits of one mount at once.
@@ -35,11 +34,6 @@ const UNDO_PAUSE: Duration = Duration::from_millis(200);
 const CLOSE_WAITS: Duration = Duration::from_secs(10);
 /// The last byte of a file, for the kernel.
 const LAST_BYTE: u64 = i64::MAX as u64;
-
-/// A session and its incarnation.
-type Life = (u64, u64);
-/// An owner on an inode.
-type Key = (u64, LockKind, u64);
 
 /// A lock of a handle's inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,133 +68,6 @@ impl LockRequest {
     fn is_everything(&self) -> bool {
         self.kind == LockKind::File || (self.start == 0 && self.end >= LAST_BYTE)
     }
-}
-
-#[derive(Debug, Default)]
-struct Owner {
-    /// Held by the request that is under way.
-    order: Arc<tokio::sync::Mutex<()>>,
-    state: Mutex<OwnerState>,
-    quiet: Notify,
-}
-
-#[derive(Debug, Default)]
-struct OwnerState {
-    /// The life in which the owner may hold something.
-    held_in: Option<Life>,
-    /// What it holds isn't known.
-    lost: bool,
-    handles: BTreeSet<HandleId>,
-    /// Waits whose process is gone and that aren't undone yet.
-    abandoned: usize,
-}
-
-impl Owner {
-    fn state<T>(&self, f: impl FnOnce(&mut OwnerState) -> T) -> T {
-        f(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    async fn order(&self) -> OwnedMutexGuard<()> {
-        self.order.clone().lock_owned().await
-    }
-
-    /// Waits until no wait of a process that is gone is left.
-    async fn quiet(&self) {
-        loop {
-            let quiet = self.quiet.notified();
-            tokio::pin!(quiet);
-            quiet.as_mut().enable();
-            if self.state(|state| state.abandoned == 0) {
-                return;
-            }
-            quiet.await;
-        }
-    }
-}
-
-#[derive(Debug, Default)]
-struct Maps {
-    owners: BTreeMap<Key, Arc<Owner>>,
-    by_handle: BTreeMap<HandleId, BTreeSet<Key>>,
-}
-
-/// What may be held on this host.
-#[derive(Debug, Default)]
-pub(crate) struct Locks {
-    maps: Mutex<Maps>,
-    /// Handles with locks: reads and writes of others needn't look.
-    handles: AtomicUsize,
-}
-
-impl Locks {
-    fn map<T>(&self, f: impl FnOnce(&mut Maps) -> T) -> T {
-        let mut maps = self.maps.lock().unwrap_or_else(PoisonError::into_inner);
-        let result = f(&mut maps);
-        self.handles.store(maps.by_handle.len(), Ordering::Release);
-        result
-    }
-
-    fn owner(&self, key: Key) -> Arc<Owner> {
-        self.map(|maps| maps.owners.entry(key).or_default().clone())
-    }
-
-    fn known(&self, key: Key) -> Option<Arc<Owner>> {
-        self.map(|maps| maps.owners.get(&key).cloned())
-    }
-
-    /// The owner may hold something, through that handle.
-    fn note(&self, key: Key, owner: &Owner, handle: HandleId, life: Life) {
-        self.map(|maps| {
-            maps.by_handle.entry(handle).or_default().insert(key);
-            owner.state(|state| {
-                state.held_in = Some(life);
-                state.handles.insert(handle);
-            });
-        });
-    }
-
-    /// The owner holds nothing.
-    fn clear(&self, key: Key, owner: &Owner) {
-        self.map(|maps| {
-            let handles = owner.state(|state| {
-                (state.held_in, state.lost) = (None, false);
-                std::mem::take(&mut state.handles)
-            });
-            for handle in handles {
-                if let Some(keys) = maps.by_handle.get_mut(&handle) {
-                    keys.remove(&key);
-                    if keys.is_empty() {
-                        maps.by_handle.remove(&handle);
-                    }
-                }
-            }
-        });
-    }
-
-    /// Forgets an owner of whom nothing is known and whom nobody works for.
-    fn forget(&self, key: Key, owner: Arc<Owner>) {
-        self.map(|maps| {
-            let idle = owner.state(|s| s.held_in.is_none() && s.abandoned == 0);
-            drop(owner);
-            // Clones are made under this lock alone.
-            if idle && maps.owners.get(&key).is_some_and(|owner| Arc::strong_count(owner) == 1) {
-                maps.owners.remove(&key);
-            }
-        });
-    }
-
-    /// In which life the locks were taken that belong to a handle; none without any. An error if that life is over.
-    fn guard(&self, handle: HandleId, inode: u64, life: Life) -> Result<Option<Life>, FsError> {
-        self.map(|maps| {
-            let Some(keys) = maps.by_handle.get(&handle) else { return Ok(None) };
-            let lost = keys.iter().filter_map(|key| maps.owners.get(key)).any(|owner| is_lost(owner, life));
-            if lost { Err(FsError::LockLost(inode)) } else { Ok(Some(life)) }
-        })
-    }
-}
-
-fn is_lost(owner: &Owner, life: Life) -> bool {
-    owner.state(|state| state.lost || state.held_in.is_some_and(|held_in| held_in != life))
 }
 
 /// A lock that is waited for. Dropped, it isn't wanted any more.
@@ -256,7 +123,19 @@ impl FileSystem {
         self.inner.region.spawn(async move {
             let _order = owner.order().await;
             let mut came = fs.attempt(key, &owner, &request, 0).await;
-            while matches!(came, Came::Refused(FsError::Lapsed)) {
+            let mut waited = false;
+            loop {
+                match &came {
+                    Came::Refused(FsError::Lapsed) => {}
+                    // The kernel doesn't wait for a release: whoever closed before this may still be in the way.
+                    Came::Refused(FsError::Answered(libc::EAGAIN)) if !waited => {
+                        waited = true;
+                        if !fs.inner.locks.left(key.0).await {
+                            break;
+                        }
+                    }
+                    _ => break,
+                }
                 came = fs.attempt(key, &owner, &request, 0).await;
             }
             let outcome = match came {
@@ -517,7 +396,7 @@ impl FileSystem {
     /// The life in which the locks were taken that belong to a handle, to be asked again once the operation is done; an error if it is over.
     pub(crate) fn guard(&self, handle: HandleId) -> Result<Option<Life>, FsError> {
         let locks = &self.inner.locks;
-        if locks.handles.load(Ordering::Acquire) == 0 {
+        if locks.is_unused() {
             return Ok(None);
         }
         locks.guard(handle, self.inode_of(handle)?, self.inner.session.life())
@@ -543,19 +422,10 @@ impl FileSystem {
 
     /// A handle is released: what was taken through it alone is given up.
     pub(crate) async fn unlock_handle(&self, handle: HandleId) {
-        if self.inner.locks.handles.load(Ordering::Acquire) == 0 {
+        if self.inner.locks.is_unused() {
             return;
         }
-        let alone = self.inner.locks.map(|maps| {
-            let keys = maps.by_handle.remove(&handle).unwrap_or_default();
-            let without = |owner: &Arc<Owner>| {
-                owner.state(|state| {
-                    state.handles.remove(&handle);
-                    state.handles.is_empty()
-                })
-            };
-            keys.into_iter().filter(|key| maps.owners.get(key).is_some_and(without)).collect::<Vec<Key>>()
-        });
+        let alone = self.inner.locks.release(handle);
         self.unlock_all(alone).await;
     }
 
@@ -563,10 +433,11 @@ impl FileSystem {
         let tasks = keys.into_iter().filter_map(|key| {
             let owner = self.inner.locks.known(key)?;
             let fs = self.clone();
+            let leaving = Leaving::new(self, key.0);
             Some(tokio::spawn(async move {
                 owner.quiet().await;
                 let order = owner.order().await;
-                let (inode, kind, number) = key;
+                let (_, kind, number) = key;
                 let all = LockRequest {
                     handle: 0,
                     kind,
@@ -576,10 +447,9 @@ impl FileSystem {
                     exclusive: false,
                     pid: 0,
                 };
-                tracing::trace!(inode, "what an owner held is given up");
                 fs.undo(key, &owner, &all).await;
                 fs.inner.locks.clear(key, &owner);
-                drop(order);
+                drop((order, leaving));
                 fs.inner.locks.forget(key, owner);
             }))
         });

@@ -1,0 +1,224 @@
+//! Which owners on this host may hold locks, through which handles, and in which life of the session they got them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use mooseng_wire::fs::LockKind;
+use tokio::sync::{Notify, OwnedMutexGuard};
+
+use crate::error::FsError;
+use crate::files::HandleId;
+use crate::fs::FileSystem;
+
+/// How long a lock that is in the way of a process waits for the release of a descriptor that was closed before.
+const LEAVING_WAITS: Duration = Duration::from_secs(2);
+
+/// A session and its incarnation.
+pub(crate) type Life = (u64, u64);
+/// An owner on an inode.
+pub(crate) type Key = (u64, LockKind, u64);
+
+/// An owner of locks on an inode.
+#[derive(Debug, Default)]
+pub(crate) struct Owner {
+    /// Held by the request that is under way.
+    order: Arc<tokio::sync::Mutex<()>>,
+    state: Mutex<OwnerState>,
+    /// Rung when an abandoned wait was undone.
+    pub quiet: Notify,
+}
+
+/// What is known of an owner.
+#[derive(Debug, Default)]
+pub(crate) struct OwnerState {
+    /// The life in which the owner may hold something.
+    pub held_in: Option<Life>,
+    /// What it holds isn't known.
+    pub lost: bool,
+    /// Through which they were taken.
+    pub handles: BTreeSet<HandleId>,
+    /// Waits whose process is gone and that aren't undone yet.
+    pub abandoned: usize,
+}
+
+impl Owner {
+    pub fn state<T>(&self, f: impl FnOnce(&mut OwnerState) -> T) -> T {
+        f(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub async fn order(&self) -> OwnedMutexGuard<()> {
+        self.order.clone().lock_owned().await
+    }
+
+    /// Waits until no wait of a process that is gone is left.
+    pub async fn quiet(&self) {
+        loop {
+            let quiet = self.quiet.notified();
+            tokio::pin!(quiet);
+            quiet.as_mut().enable();
+            if self.state(|state| state.abandoned == 0) {
+                return;
+            }
+            quiet.await;
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Maps {
+    owners: BTreeMap<Key, Arc<Owner>>,
+    by_handle: BTreeMap<HandleId, BTreeSet<Key>>,
+}
+
+/// What may be held on this host.
+#[derive(Debug, Default)]
+pub(crate) struct Locks {
+    maps: Mutex<Maps>,
+    /// Handles with locks: reads and writes of others needn't look.
+    handles: AtomicUsize,
+    /// Inodes of which closed descriptors' locks are being given up, with how many.
+    leaving: Mutex<BTreeMap<u64, usize>>,
+    gone: Notify,
+}
+
+/// Locks of a closed descriptor are being given up.
+pub(crate) struct Leaving {
+    fs: FileSystem,
+    inode: u64,
+}
+
+impl Leaving {
+    pub fn new(fs: &FileSystem, inode: u64) -> Self {
+        fs.inner.locks.leaving(|leaving| *leaving.entry(inode).or_default() += 1);
+        Self { fs: fs.clone(), inode }
+    }
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        let locks = &self.fs.inner.locks;
+        locks.leaving(|leaving| {
+            if let Some(count) = leaving.get_mut(&self.inode) {
+                *count -= 1;
+                if *count == 0 {
+                    leaving.remove(&self.inode);
+                }
+            }
+        });
+        locks.gone.notify_waiters();
+    }
+}
+
+impl Locks {
+    fn map<T>(&self, f: impl FnOnce(&mut Maps) -> T) -> T {
+        let mut maps = self.maps.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = f(&mut maps);
+        self.handles.store(maps.by_handle.len(), Ordering::Release);
+        result
+    }
+
+    fn leaving<T>(&self, f: impl FnOnce(&mut BTreeMap<u64, usize>) -> T) -> T {
+        f(&mut self.leaving.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Waits for what is being given up of an inode. False if that is nothing, or takes long.
+    pub async fn left(&self, inode: u64) -> bool {
+        let mut any = false;
+        loop {
+            let gone = self.gone.notified();
+            tokio::pin!(gone);
+            gone.as_mut().enable();
+            if !self.leaving(|leaving| leaving.contains_key(&inode)) {
+                return any;
+            }
+            any = true;
+            if tokio::time::timeout(LEAVING_WAITS, gone).await.is_err() {
+                return false;
+            }
+        }
+    }
+
+    pub fn owner(&self, key: Key) -> Arc<Owner> {
+        self.map(|maps| maps.owners.entry(key).or_default().clone())
+    }
+
+    pub fn known(&self, key: Key) -> Option<Arc<Owner>> {
+        self.map(|maps| maps.owners.get(&key).cloned())
+    }
+
+    /// The owner may hold something, through that handle.
+    pub fn note(&self, key: Key, owner: &Owner, handle: HandleId, life: Life) {
+        self.map(|maps| {
+            maps.by_handle.entry(handle).or_default().insert(key);
+            owner.state(|state| {
+                state.held_in = Some(life);
+                state.handles.insert(handle);
+            });
+        });
+    }
+
+    /// The owner holds nothing.
+    pub fn clear(&self, key: Key, owner: &Owner) {
+        self.map(|maps| {
+            let handles = owner.state(|state| {
+                (state.held_in, state.lost) = (None, false);
+                std::mem::take(&mut state.handles)
+            });
+            for handle in handles {
+                if let Some(keys) = maps.by_handle.get_mut(&handle) {
+                    keys.remove(&key);
+                    if keys.is_empty() {
+                        maps.by_handle.remove(&handle);
+                    }
+                }
+            }
+        });
+    }
+
+    /// Forgets an owner of whom nothing is known and whom nobody works for.
+    pub fn forget(&self, key: Key, owner: Arc<Owner>) {
+        self.map(|maps| {
+            let idle = owner.state(|s| s.held_in.is_none() && s.abandoned == 0);
+            drop(owner);
+            // Clones are made under this lock alone.
+            if idle && maps.owners.get(&key).is_some_and(|owner| Arc::strong_count(owner) == 1) {
+                maps.owners.remove(&key);
+            }
+        });
+    }
+
+    /// A handle goes: the owners who took locks through it alone.
+    pub fn release(&self, handle: HandleId) -> Vec<Key> {
+        self.map(|maps| {
+            let keys = maps.by_handle.remove(&handle).unwrap_or_default();
+            let without = |owner: &Arc<Owner>| {
+                owner.state(|state| {
+                    state.handles.remove(&handle);
+                    state.handles.is_empty()
+                })
+            };
+            keys.into_iter().filter(|key| maps.owners.get(key).is_some_and(without)).collect()
+        })
+    }
+
+    /// Whether locks are taken through no handle at all.
+    pub fn is_unused(&self) -> bool {
+        self.handles.load(Ordering::Acquire) == 0
+    }
+
+    /// In which life the locks were taken that belong to a handle; none without any. An error if that life is over.
+    pub fn guard(&self, handle: HandleId, inode: u64, life: Life) -> Result<Option<Life>, FsError> {
+        self.map(|maps| {
+            let Some(keys) = maps.by_handle.get(&handle) else { return Ok(None) };
+            let lost = keys.iter().filter_map(|key| maps.owners.get(key)).any(|owner| is_lost(owner, life));
+            if lost { Err(FsError::LockLost(inode)) } else { Ok(Some(life)) }
+        })
+    }
+}
+
+/// Whether what the owner may hold is lost to it in that life of the session.
+pub(crate) fn is_lost(owner: &Owner, life: Life) -> bool {
+    owner.state(|state| state.lost || state.held_in.is_some_and(|held_in| held_in != life))
+}
