@@ -6,6 +6,7 @@
 //! - [`locks`]: who waits for locks, and who would wait for itself.
 //! - [`placement`]: which chunkservers take the copies of a fresh chunk.
 //! - [`repair`]: which copies of a chunk are made and which are dropped: repair, draining, rebalancing.
+//! - [`rewrite`]: which chunks of which little is still used are made into a new one.
 //! - [`seal`]: at which length a broken chunk is sealed, and which copies it keeps.
 //! - [`codes`]: the registry of health codes; [`findings`]: facts to findings by those codes.
 //!
@@ -22,6 +23,7 @@ pub mod placement;
 pub mod promises;
 pub mod registry;
 pub mod repair;
+pub mod rewrite;
 pub mod seal;
 pub mod sessions;
 
