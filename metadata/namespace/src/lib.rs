@@ -12,6 +12,7 @@
 //! - [`abandon`], [`sessions`], [`upkeep`] are the master's own business over a transaction: sessions, id ranges, orphans, chunks.
 //! - [`locks`] are the locks on one inode, as values; [`held`] is where they lie in the store.
 //! - [`mod@format`] makes an empty volume.
+//! - [`rewrite`] moves files' bytes from old chunks to new ones.
 //! - [`fsck`] counts everything of a whole store again.
 
 pub mod abandon;
@@ -27,6 +28,7 @@ pub mod locks;
 mod ops;
 mod permission;
 pub mod request;
+pub mod rewrite;
 pub mod sessions;
 mod together;
 pub mod touched;

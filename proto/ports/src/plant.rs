@@ -71,6 +71,8 @@ plants! {
     RecallSkipped = "recall-skipped",
     /// A custodian commits changes without recalling what others were promised.
     CommitUnrecalled = "commit-unrecalled",
+    /// The rewriter swaps extents without a look at what they are by now.
+    SwapUnchecked = "swap-unchecked",
 }
 
 impl fmt::Display for Plant {

@@ -13,4 +13,5 @@ mod outcomes;
 mod random;
 mod recount;
 mod rename;
+mod rewrite;
 mod space;
