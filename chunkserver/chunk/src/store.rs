@@ -484,6 +484,22 @@ impl ChunkStore {
         Import::begin(chunk, epoch, length, self.roomiest(length)?).map(Some)
     }
 
+    /// Begins a chunk that is made here first, of others' bytes. Its id was never given before.
+    pub fn build(&self, chunk: ChunkId, epoch: Epoch, length: u64) -> Result<Import, ChunkError> {
+        self.see_epoch(chunk.volume().0, epoch)?;
+        if self.find(chunk).is_ok() {
+            return Err(ChunkError::Different { chunk });
+        }
+        Import::begin(chunk, epoch, length, self.roomiest(length)?)
+    }
+
+    /// Takes up a chunk that was made here, whole, and answers its digest.
+    pub fn install_built(&self, import: Import, custody: u64, now_s: u64) -> Result<Digest, ChunkError> {
+        let digest = import.digest()?;
+        self.install(import, &digest, custody, now_s)?;
+        Ok(digest)
+    }
+
     /// Takes up a whole copy, if it is what it was made from and the leader that ordered it is the newest. What was here of the chunk stays until
     /// the copy is flushed, for it may be bad and yet the last that holds some block; then the copy takes its place, or it goes into the trash where it lies
     /// in another directory.

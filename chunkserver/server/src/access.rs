@@ -69,6 +69,7 @@ pub fn check(
             | Method::ChunkSeal
             | Method::ChunkStat
             | Method::ChunkPull
+            | Method::ChunkBuild
             | Method::ChunkDigest
             | Method::ChunkClose,
         ) => return Ok(()),
@@ -118,7 +119,7 @@ mod tests {
             assert_eq!(may("spiffe://c/us/master/m", method, &[]), Err(ErrorCode::PermissionDenied));
             assert_eq!(may("spiffe://c/eu/admin/a", method, &read), Err(ErrorCode::PermissionDenied));
         }
-        for method in [Method::ChunkPull, Method::ChunkDigest, Method::ChunkClose] {
+        for method in [Method::ChunkPull, Method::ChunkBuild, Method::ChunkDigest, Method::ChunkClose] {
             assert_eq!(may("spiffe://c/eu/master/m", method, &[]), Ok(()));
             for other in ["spiffe://c/eu/client/x", "spiffe://c/eu/chunkserver/y", "spiffe://c/us/master/m"] {
                 assert_eq!(may(other, method, &read), Err(ErrorCode::PermissionDenied));

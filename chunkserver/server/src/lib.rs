@@ -6,7 +6,7 @@
 //! - [`access`]: who may call what, and the ticket keys.
 //! - [`order`]: appends of one chunk in the order of their offsets, however they arrive.
 //! - [`members`]: connections to the next members of chains, and to the sources of copies.
-//! - `pull`: copies of other chunkservers' chunks, made as masters order; `scrub`: reading everything again, and emptying the trash.
+//! - `pull`: copies of other chunkservers' chunks, made as masters order; `build`: new chunks of pieces of others; `scrub`: reading everything again, and emptying the trash.
 //! - [`heartbeat`]: reports to each master; what masters command.
 //! - [`health`]: the disks' probe, and whether this chunkserver is ready.
 //! - [`metrics`]: names, units, meanings.
@@ -18,6 +18,7 @@
 //! ```
 
 pub mod access;
+mod build;
 pub mod config;
 pub mod health;
 pub mod heartbeat;

@@ -10,7 +10,7 @@ use mooseng_transport::{Blocking, call_error};
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::chunk::{Pull, Pulled, Read};
 use mooseng_wire::{BULK_BYTES_MAX, CHUNK_BYTES_MAX, ChunkId, Epoch};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep};
 
 use crate::members::Members;
@@ -19,13 +19,13 @@ use crate::metrics::Metrics;
 /// Copies made at a time. A master orders fewer; this bounds what several of them can ask for.
 const AT_ONCE: usize = 8;
 /// How long one piece may take.
-const PIECE_WITHIN: Duration = Duration::from_secs(10);
+pub(crate) const PIECE_WITHIN: Duration = Duration::from_secs(10);
 
 /// Makes copies.
 pub struct Pulls {
-    store: Arc<ChunkStore>,
-    blocking: Blocking,
-    metrics: Metrics,
+    pub(crate) store: Arc<ChunkStore>,
+    pub(crate) blocking: Blocking,
+    pub(crate) metrics: Metrics,
     at_once: Semaphore,
 }
 
@@ -35,11 +35,16 @@ impl Pulls {
         Self { store, blocking, metrics, at_once: Semaphore::new(AT_ONCE) }
     }
 
+    /// One of the copies that may be made at a time.
+    pub(crate) fn permit(&self) -> Result<SemaphorePermit<'_>, CallError> {
+        self.at_once.try_acquire().map_err(|_| {
+            call_error(ErrorCode::Busy, format!("{AT_ONCE} copies are being made; order this one later"))
+        })
+    }
+
     /// Makes one copy. Given up in between, it leaves nothing.
     pub async fn pull(&self, pull: Pull, members: &Members, now_s: u64) -> Result<Pulled, CallError> {
-        let _permit = self.at_once.try_acquire().map_err(|_| {
-            call_error(ErrorCode::Busy, format!("{AT_ONCE} copies are being made; order this one later"))
-        })?;
+        let _permit = self.permit()?;
         let chunk = ChunkId(pull.chunk);
         let (digest, source) = checked(&pull)?;
         let begin = {
@@ -72,7 +77,7 @@ impl Pulls {
         Ok(Pulled { was_here: false })
     }
 
-    async fn work<T: Send + 'static>(
+    pub(crate) async fn work<T: Send + 'static>(
         &self,
         f: impl FnOnce(&ChunkStore) -> Result<T, ChunkError> + Send + 'static,
     ) -> Result<T, CallError> {

@@ -12,7 +12,8 @@ use mooseng_ports::plant::{self, Plant};
 use mooseng_transport::{Answer, Blocking, Incoming, Service, TRACE, call_error};
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::chunk::{
-    Append, Appended, AskDigest, ChunkStat, Close, Digested, Pull, Read, ReadDone, Seal, Sealed, StatChunk,
+    Append, Appended, AskDigest, Build, ChunkStat, Close, Digested, Pull, Read, ReadDone, Seal, Sealed,
+    StatChunk,
 };
 use mooseng_wire::method::Method;
 use mooseng_wire::{BULK_BYTES_MAX, ChunkId, Epoch, Identity};
@@ -117,6 +118,7 @@ impl ChunkService {
             Method::ChunkSeal => self.seal(incoming).await,
             Method::ChunkStat => self.stat(incoming).await,
             Method::ChunkPull => self.pull(incoming).await,
+            Method::ChunkBuild => self.build(incoming).await,
             Method::ChunkDigest => self.digest(incoming).await,
             Method::ChunkClose => self.end(incoming).await,
             other => Err(call_error(
@@ -329,6 +331,13 @@ impl ChunkService {
         self.check(&incoming, pull.chunk, &[])?;
         let pulled = self.pulls.pull(pull, &self.members, unix_s(&*self.clock)).await?;
         Ok(Answer::of(&pulled))
+    }
+
+    async fn build(&self, incoming: Incoming) -> Result<Answer, CallError> {
+        let build: Build = incoming.decode()?;
+        self.check(&incoming, build.chunk, &[])?;
+        let built = self.pulls.build(build, &self.members, unix_s(&*self.clock)).await?;
+        Ok(Answer::of(&built))
     }
 
     async fn digest(&self, incoming: Incoming) -> Result<Answer, CallError> {

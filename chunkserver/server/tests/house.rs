@@ -13,7 +13,9 @@ use mooseng_ports::disk::{Disk, OpenMode};
 use mooseng_wire::ChunkId;
 use mooseng_wire::admin::TicketKey;
 use mooseng_wire::call::ErrorCode;
-use mooseng_wire::chunk::{AskDigest, Close, Digested, Pull, Pulled, Sealed};
+use mooseng_wire::chunk::{
+    AskDigest, Build, BuildPiece, BuildSource, Built, Close, Digested, Pull, Pulled, Sealed,
+};
 use mooseng_wire::method::Method;
 use prost::Message;
 
@@ -84,6 +86,78 @@ async fn a_master_has_chunks_ended_and_copied() {
     rot(&a.disk);
     assert_eq!(pull(&at_b, &order).await.unwrap_err().code(), ErrorCode::Corrupt);
     assert!(!a.server.store().inventory(None, 9).0[0].sound);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_chunk_is_made_of_pieces_from_here_and_elsewhere() {
+    let (a, b) = (start("a").await, start("b").await);
+    let content = |chunk: u64, n: u64| (n * 7 + n / 4096 + chunk) as u8;
+    for (on, chunk) in [(&a, CHUNK), (&b, CHUNK + 1)] {
+        let bytes: Vec<u8> = (0..1_500_000).map(|n| content(chunk, n)).collect();
+        let client = Caller::client(on);
+        client.append(append(chunk, 0, vec![]), &bytes[..1 << 20]).await.unwrap();
+        client.append(append(chunk, 1 << 20, vec![]), &bytes[1 << 20..]).await.unwrap();
+        client.seal(chunk, 1, 1_500_000, ticket()).await.unwrap();
+    }
+    let at_b = Caller::new(id("master", "m1"), b.server.address());
+    let build = async |build: &Build| {
+        let answer = at_b.call(Method::ChunkBuild, build, Bytes::new()).await?;
+        Ok::<_, mooseng_wire::call::CallError>(Built::decode(answer.body).unwrap())
+    };
+    let nowhere = member("x", "127.0.0.1:1");
+    let mut pieces = Vec::new();
+    let mut expected = Vec::new();
+    let mut piece = |source: u32, offset: u64, length: u64| {
+        pieces.push(BuildPiece { source, offset, length });
+        expected.extend((offset..offset + length).map(|n| content(CHUNK + u64::from(source), n)));
+    };
+    (0..300).for_each(|n| piece((n % 2) as u32, n * 4_500, 4_096 - n % 3));
+    piece(0, 0, 1_400_000);
+    let order = Build {
+        chunk: CHUNK + 7,
+        epoch: 1,
+        custody: 5,
+        sources: vec![
+            BuildSource { chunk: CHUNK, holders: vec![nowhere, member("a", a.server.address())] },
+            BuildSource { chunk: CHUNK + 1, holders: vec![] },
+        ],
+        pieces,
+        ticket: ticket(),
+        bytes_per_s: 0,
+    };
+    let missing = Build {
+        sources: vec![order.sources[0].clone(), BuildSource { chunk: 77, holders: vec![] }],
+        ..order.clone()
+    };
+    assert_eq!(build(&missing).await.unwrap_err().code(), ErrorCode::NotFound);
+    assert_eq!(b.server.store().inventory(None, 9).0.len(), 1, "nothing stays of what failed");
+    let built = build(&order).await.unwrap();
+    assert_eq!(built.length, expected.len() as u64);
+    let stat = b.server.store().stat(ChunkId(CHUNK + 7)).unwrap();
+    assert!(stat.sealed && stat.length == built.length && stat.flushed == built.length);
+    let mut read = Vec::new();
+    while read.len() < expected.len() {
+        let bytes = (expected.len() - read.len()).min(1 << 20);
+        let offset = read.len() as u64;
+        read.extend(Caller::client(&b).read(CHUNK + 7, offset, bytes as u32, ticket()).await.unwrap());
+    }
+    assert!(read == expected);
+    // Others take it over as any chunk, by its digest.
+    let copy = Pull {
+        chunk: CHUNK + 7,
+        epoch: 1,
+        length: built.length,
+        digest: built.digest,
+        custody: 5,
+        source: Some(member("b", b.server.address())),
+        ticket: ticket(),
+        bytes_per_s: 0,
+    };
+    pull(&Caller::new(id("master", "m1"), a.server.address()), &copy).await.unwrap();
+    // An id is used once, and only by the newest leader.
+    assert_eq!(build(&order).await.unwrap_err().code(), ErrorCode::Corrupt);
+    let stale = Build { chunk: CHUNK + 8, custody: 4, ..order.clone() };
+    assert_eq!(build(&stale).await.unwrap_err().code(), ErrorCode::StaleEpoch);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -76,6 +76,8 @@ methods! {
     ChunkDigest = 25 on Read,
     /// chunk.Close -> chunk.Sealed
     ChunkClose = 26 on Flush,
+    /// chunk.Build -> chunk.Built
+    ChunkBuild = 27 on Change,
     /// raft.AppendEntries -> raft.AppendAnswer
     RaftAppend = 40 on Control,
     /// raft.VoteRequest -> raft.VoteAnswer
