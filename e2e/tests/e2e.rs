@@ -10,6 +10,8 @@ mod chaos;
 mod coherence;
 #[path = "e2e/forms.rs"]
 mod forms;
+#[path = "e2e/locks.rs"]
+mod locks;
 #[path = "e2e/operations.rs"]
 mod operations;
 #[path = "e2e/posix.rs"]

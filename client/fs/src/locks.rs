@@ -85,6 +85,21 @@ impl LockWait {
         (&mut self.outcome).await.unwrap_or(Err(FsError::Closed))
     }
 
+    /// Nobody wants it any more. Returns once it is undone.
+    pub async fn abandon(mut self) {
+        self.leave();
+        // Its sender is dropped when all is done.
+        let _ = (&mut self.outcome).await;
+    }
+
+    fn leave(&self) {
+        let shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(owner) = shared.and_then(|owner| owner.upgrade()) {
+            owner.state(|state| state.abandoned += 1);
+        }
+        self.interrupted.cancel();
+    }
+
     /// A signal came: the wait ends with EINTR soon, or with the lock if that was granted before.
     pub fn interrupt(&self) {
         self.interrupted.cancel();
@@ -93,11 +108,7 @@ impl LockWait {
 
 impl Drop for LockWait {
     fn drop(&mut self) {
-        let shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(owner) = shared.and_then(|owner| owner.upgrade()) {
-            owner.state(|state| state.abandoned += 1);
-        }
-        self.interrupted.cancel();
+        self.leave();
     }
 }
 
@@ -174,15 +185,17 @@ impl FileSystem {
             let wanted = shared.lock().unwrap_or_else(PoisonError::into_inner).take().is_some();
             if wanted {
                 let _ = answer.send(outcome);
-            } else {
-                if outcome.is_ok() {
-                    let _order = owner.order().await;
-                    fs.undo(key, &owner, &request).await;
-                }
-                owner.state(|state| state.abandoned -= 1);
-                owner.quiet.notify_waiters();
+                return fs.inner.locks.forget(key, owner);
             }
+            if outcome.is_ok() {
+                let _order = owner.order().await;
+                fs.undo(key, &owner, &request).await;
+            }
+            owner.state(|state| state.abandoned -= 1);
+            owner.quiet.notify_waiters();
             fs.inner.locks.forget(key, owner);
+            // Now only: whoever left may wait for this end.
+            drop(answer);
         });
         Ok(wait)
     }

@@ -1,5 +1,7 @@
 //! Locks: fuser's callbacks, and waits that a signal ends.
 
+use std::time::Duration;
+
 use fuser::{Errno, FileHandle, INodeNo, LockOwner, ReplyEmpty, ReplyLock, Request};
 use mooseng_client::{FsError, LockKind, LockRequest, LockWait};
 use mooseng_transport::trace;
@@ -7,6 +9,9 @@ use mooseng_transport::trace;
 use crate::adapter::Adapter;
 use crate::lock_kind::Said;
 use crate::waiting::{Signal, report, signalled};
+
+/// How long a killed process waits until it is out of a lock's queue.
+const UNDONE_WITHIN: Duration = Duration::from_secs(2);
 
 /// A lock as the kernel names it: both bytes included, F_RDLCK, F_WRLCK or F_UNLCK.
 #[derive(Clone, Copy, Debug)]
@@ -126,8 +131,14 @@ async fn until_a_signal(pid: u32, mut wait: LockWait) -> Result<(), i32> {
                 error => report(error),
             }),
             signal = signalled(pid, interrupted) => match signal {
-                // Nobody waits for the outcome: dropped, the wait is undone.
-                Signal::Kill => return Err(libc::EINTR),
+                // It goes when its wait has, so that nobody meets it in the queue; but not only when the region answers.
+                Signal::Kill => {
+                    let undone = tokio::time::timeout(UNDONE_WITHIN, wait.abandon()).await;
+                    if undone.is_err() {
+                        tracing::debug!(pid, "a killed process' wait for a lock isn't undone yet");
+                    }
+                    return Err(libc::EINTR);
+                }
                 Signal::Other => {
                     wait.interrupt();
                     interrupted = true;
