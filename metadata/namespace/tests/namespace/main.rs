@@ -8,6 +8,7 @@ mod concurrency;
 mod faulty;
 mod fsck;
 mod harness;
+mod locks;
 mod model;
 mod outcomes;
 mod random;

@@ -1,0 +1,213 @@
+//! Locks in the store: taken, refused, waited for, lost with a session's life.
+
+use std::sync::atomic::Ordering;
+
+use mooseng_namespace::held::{self, Verdict};
+use mooseng_namespace::locks::Want;
+use mooseng_namespace::sessions;
+use mooseng_schema::lock::LockOwner;
+use mooseng_wire::fs::fs_reply::Reply;
+use mooseng_wire::fs::fs_request::Op;
+use mooseng_wire::fs::*;
+use mooseng_wire::{Incarnation, InodeId, SessionId};
+
+use crate::harness::*;
+
+const EAGAIN: u32 = 11;
+
+fn spec(owner: u64, start: u64, end: u64, exclusive: bool) -> LockSpec {
+    LockSpec { kind: LockKind::Range.into(), owner, start, end, exclusive, pid: 7 }
+}
+
+fn flock(owner: u64, exclusive: bool) -> LockSpec {
+    LockSpec { kind: LockKind::File.into(), ..spec(owner, 0, 0, exclusive) }
+}
+
+async fn lock(client: &Client<'_>, inode: u64, lock: LockSpec, wait: u64) -> Result<LockState, u32> {
+    match client.ask(Op::Lock(Lock { inode, lock: Some(lock), wait })).await {
+        Reply::Locked(locked) => Ok(locked.state()),
+        other => Err(errno(&other)),
+    }
+}
+
+async fn unlock(client: &Client<'_>, inode: u64, lock: LockSpec) {
+    assert_eq!(client.errno(Op::Unlock(Unlock { inode, lock: Some(lock) })).await, 0);
+}
+
+async fn holder(client: &Client<'_>, inode: u64, lock: LockSpec) -> LockHolder {
+    match client.ask(Op::TestLock(TestLock { inode, lock: Some(lock) })).await {
+        Reply::LockHolder(holder) => holder,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn want(client: &Client<'_>, spec: LockSpec) -> Want {
+    let life = Incarnation(client.incarnation.load(Ordering::Relaxed));
+    Want::new(SessionId(client.id), life, Some(&spec)).unwrap()
+}
+
+async fn grant(volume: &Volume, inode: u64, wants: &[Want]) -> Vec<Verdict> {
+    let wants = wants.to_vec();
+    let granted = volume.driver.transact(deadline(), |tx| {
+        let wants = wants.clone();
+        Box::pin(async move { held::grant(tx, InodeId(inode), &wants).await })
+    });
+    granted.await.unwrap().0
+}
+
+async fn free(volume: &Volume, session: u64) -> Vec<InodeId> {
+    let freed =
+        volume.driver.transact(deadline(), |tx| Box::pin(held::free_dead(tx, SessionId(session), None)));
+    freed.await.unwrap().0.0
+}
+
+async fn come_back(volume: &Volume, session: SessionId) {
+    let back = volume.driver.transact(deadline(), |tx| Box::pin(sessions::bump_incarnation(tx, session)));
+    back.await.unwrap();
+}
+
+/// What is left in the store of locks.
+fn records(volume: &Volume, inode: u64) -> usize {
+    let (dump, range) = (volume.store.inner.dump(), mooseng_schema::lock::range(InodeId(inode)));
+    let held = mooseng_schema::lock::all_held_range(None);
+    dump.range(range.begin..range.end).count() + dump.range(held.begin..held.end).count()
+}
+
+#[tokio::test]
+async fn locks_are_taken_told_and_given_up() {
+    let volume = Volume::new().await;
+    let (one, two) = (volume.client(1).await, volume.client(2).await);
+    let inode = one.create(ROOT, "f").await;
+    assert_eq!(lock(&one, inode, spec(5, 10, 19, true), 0).await, Ok(LockState::Held));
+    assert_eq!(
+        lock(&two, inode, spec(5, 19, 30, false), 0).await,
+        Err(EAGAIN),
+        "an owner of another session"
+    );
+    assert_eq!(lock(&two, inode, spec(5, 20, 30, true), 0).await, Ok(LockState::Held));
+    assert_eq!(lock(&two, inode, flock(5, true), 0).await, Ok(LockState::Held), "another kind");
+    let found = holder(&two, inode, spec(5, 0, 50, true)).await;
+    assert_eq!((found.session, found.lock), (1, Some(spec(5, 10, 19, true))));
+    unlock(&one, inode, spec(5, 0, u64::MAX, false)).await;
+    assert_eq!(holder(&two, inode, spec(5, 0, 50, true)).await, LockHolder::default());
+    unlock(&two, inode, spec(5, 0, u64::MAX, false)).await;
+    unlock(&two, inode, flock(5, false)).await;
+    assert_eq!(records(&volume, inode), 0);
+    let gone = one.create(ROOT, "gone").await;
+    one.ask(Op::Unlink(Unlink { parent: ROOT, name: name("gone") })).await;
+    volume.own(Op::Reap(Reap { inodes: vec![gone] })).await;
+    assert_eq!(lock(&one, gone, spec(5, 0, 0, true), 0).await, Err(116));
+    volume.check();
+}
+
+#[tokio::test]
+async fn a_retry_of_a_lock_is_answered_as_the_first() {
+    let volume = Volume::new().await;
+    let (one, two) = (volume.client(1).await, volume.client(2).await);
+    let inode = one.create(ROOT, "f").await;
+    let take = |wait| request(&root(), Op::Lock(Lock { inode, lock: Some(spec(5, 0, 9, true)), wait }));
+    one.send(10, &take(0)).await.unwrap();
+    let refused = two.send(1, &take(0)).await.unwrap();
+    assert_eq!(errno(&refused), EAGAIN);
+    unlock_at(&one, 11, inode).await;
+    assert_eq!(two.send(1, &take(0)).await.unwrap(), refused);
+    // A repeated unlock must not take what was locked since.
+    assert!(matches!(one.send(12, &take(0)).await.unwrap(), Reply::Locked(_)));
+    unlock_at(&one, 11, inode).await;
+    assert_eq!(errno(&two.send(2, &take(0)).await.unwrap()), EAGAIN);
+}
+
+async fn unlock_at(client: &Client<'_>, number: u64, inode: u64) {
+    let all = spec(5, 0, u64::MAX, false);
+    let give_up = request(&root(), Op::Unlock(Unlock { inode, lock: Some(all) }));
+    assert!(matches!(client.send(number, &give_up).await.unwrap(), Reply::Done(_)));
+}
+
+#[tokio::test]
+async fn who_waits_is_granted_in_order_and_a_cancel_says_whether_it_came_too_late() {
+    let volume = Volume::new().await;
+    let (one, two) = (volume.client(1).await, volume.client(2).await);
+    let inode = one.create(ROOT, "f").await;
+    let all = |owner, exclusive| spec(owner, 0, 9, exclusive);
+    assert_eq!(lock(&one, inode, all(1, true), 0).await, Ok(LockState::Held));
+    let waits = [want(&two, all(2, true)), want(&two, all(3, false)), want(&one, all(4, false))];
+    assert_eq!(lock(&two, inode, all(2, true), 9).await, Ok(LockState::Queued));
+    let holder = LockOwner { kind: LockKind::Range, session: SessionId(1), owner: 1 };
+    assert_eq!(grant(&volume, inode, &waits).await, vec![Verdict::Blocked(vec![holder]); 3]);
+    unlock(&one, inode, all(1, true)).await;
+    let next = LockOwner { kind: LockKind::Range, session: SessionId(2), owner: 2 };
+    let blocked = Verdict::Blocked(vec![next]);
+    assert_eq!(grant(&volume, inode, &waits).await, [Verdict::Granted, blocked.clone(), blocked]);
+    let cancel =
+        |owner, exclusive| Op::CancelLock(CancelLock { inode, lock: Some(all(owner, exclusive)), wait: 9 });
+    let state = |reply| match reply {
+        Reply::Locked(locked) => locked.state(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(state(two.ask(cancel(2, true)).await), LockState::Held);
+    assert_eq!(state(two.ask(cancel(3, false)).await), LockState::Gone);
+    unlock(&two, inode, all(2, true)).await;
+    assert_eq!(grant(&volume, inode, &waits[1..]).await, [Verdict::Granted, Verdict::Granted]);
+    // Said again at another custodian: it is held.
+    assert_eq!(lock(&two, inode, all(3, false), 10).await, Ok(LockState::Held));
+}
+
+#[tokio::test]
+async fn flock_takes_another_level_anew() {
+    let volume = Volume::new().await;
+    let (one, two) = (volume.client(1).await, volume.client(2).await);
+    let inode = one.create(ROOT, "f").await;
+    assert_eq!(lock(&one, inode, flock(1, false), 0).await, Ok(LockState::Held));
+    assert_eq!(lock(&two, inode, flock(2, false), 0).await, Ok(LockState::Held));
+    assert_eq!(lock(&one, inode, flock(1, true), 5).await, Ok(LockState::Queued));
+    assert_eq!(
+        lock(&two, inode, flock(2, true), 0).await,
+        Ok(LockState::Held),
+        "the first waits without its lock"
+    );
+    unlock(&two, inode, flock(2, true)).await;
+    assert_eq!(lock(&one, inode, flock(1, false), 0).await, Ok(LockState::Held));
+    assert_eq!(lock(&two, inode, flock(2, false), 0).await, Ok(LockState::Held));
+    assert_eq!(lock(&two, inode, flock(2, true), 0).await, Ok(LockState::Gone), "as Linux has it");
+    assert_eq!(lock(&one, inode, flock(1, true), 0).await, Ok(LockState::Held));
+}
+
+#[tokio::test]
+async fn a_life_takes_its_locks_with_it() {
+    let volume = Volume::new().await;
+    let (one, two) = (volume.client(1).await, volume.client(2).await);
+    let inode = one.create(ROOT, "f").await;
+    let other = one.create(ROOT, "g").await;
+    assert_eq!(lock(&one, inode, spec(5, 0, 9, true), 0).await, Ok(LockState::Held));
+    assert_eq!(lock(&one, other, flock(5, true), 0).await, Ok(LockState::Held));
+    assert_eq!(free(&volume, 1).await, [], "it lives");
+    let waits = [want(&one, spec(6, 0, 9, true))];
+    let session = SessionId(1);
+    volume.driver.transact(deadline(), |tx| Box::pin(sessions::lapse_session(tx, session, 7))).await.unwrap();
+    // What nobody has freed yet still stands in the way.
+    assert_eq!(lock(&two, inode, spec(5, 0, 9, true), 0).await, Err(EAGAIN));
+    let freed = free(&volume, 1).await;
+    assert_eq!(freed.len(), 2);
+    assert_eq!(
+        grant(&volume, inode, &waits).await,
+        [Verdict::Dead],
+        "nothing is granted to a life that is over"
+    );
+    assert_eq!(records(&volume, inode), 0);
+    assert_eq!(lock(&two, inode, spec(5, 0, 9, true), 0).await, Ok(LockState::Held));
+    // It comes back before what it held was freed.
+    come_back(&volume, session).await;
+    one.incarnation.store(2, Ordering::Relaxed);
+    assert_eq!(lock(&one, other, flock(5, true), 0).await, Ok(LockState::Held));
+    come_back(&volume, session).await;
+    one.incarnation.store(3, Ordering::Relaxed);
+    assert_eq!(
+        lock(&one, other, flock(6, true), 0).await,
+        Ok(LockState::Held),
+        "its own earlier life is no obstacle"
+    );
+    assert_eq!(free(&volume, 1).await, [], "nothing of the earlier life is left");
+    volume.driver.transact(deadline(), |tx| Box::pin(sessions::close_session(tx, session))).await.unwrap();
+    assert_eq!(free(&volume, 1).await, [InodeId(other)]);
+    assert_eq!(records(&volume, other), 1, "what session 2 holds is on the other inode");
+}
