@@ -124,6 +124,12 @@ pub struct HouseConfig {
     pub copy_mib_per_s: u64,
     /// Copies are moved while a chunkserver is fuller than another one by more percent.
     pub spread_percent: u32,
+    /// Rewrites of chunks of which little is still used, at a time; 0 for none.
+    pub rewrites_at_once: usize,
+    /// How long after its seal a chunk may be rewritten.
+    pub rewrite_after_ms: u64,
+    /// KiB that a rewrite must set free, unless as many chunks wait as one rewrite takes.
+    pub rewrite_gain_kib: u64,
 }
 
 impl Default for HouseConfig {
@@ -136,6 +142,9 @@ impl Default for HouseConfig {
             copies_per_chunkserver: 2,
             copy_mib_per_s: 64,
             spread_percent: 10,
+            rewrites_at_once: 2,
+            rewrite_after_ms: 10_000,
+            rewrite_gain_kib: 1_024,
         }
     }
 }

@@ -88,7 +88,7 @@ async fn changed(leadership: &mut tokio::sync::watch::Receiver<mooseng_raft::Lea
 }
 
 /// Returns only if the records can't be read.
-async fn lead(master: &Master, term: u64) {
+async fn lead(master: &Arc<Master>, term: u64) {
     let mut pause = Duration::from_millis(50);
     while let Err(error) = prepare(master, term).await {
         tracing::warn!(term, error = %error.message, "this leader can't read its records yet; trying on");

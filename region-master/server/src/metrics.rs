@@ -36,6 +36,10 @@ pub const NAMES: &[Name] = &[
     COPIES_FAILED,
     COPIES_DROPPED,
     CHUNKS_BURIED,
+    CHUNKS_REWRITTEN,
+    REWRITTEN_BYTES,
+    REWRITES_FAILED,
+    REWRITES_UNDER_WAY,
     REAPED,
     LAPSED,
     LEADERSHIPS,
@@ -87,6 +91,16 @@ const COPIES_DROPPED: Name =
     Name("mooseng_master_copies_dropped", "Copies dropped by house-keeping, once there were enough others");
 const CHUNKS_BURIED: Name =
     Name("mooseng_master_chunks_buried", "Chunks that nothing used any more and that were given up");
+const CHUNKS_REWRITTEN: Name = Name(
+    "mooseng_master_chunks_rewritten",
+    "Chunks of which little was still used and that were made into others",
+);
+const REWRITTEN_BYTES: Name =
+    Name("mooseng_master_rewritten_bytes", "Bytes of files that were moved into other chunks for that");
+const REWRITES_FAILED: Name =
+    Name("mooseng_master_rewrites_failed", "Rewrites that failed and are tried again");
+const REWRITES_UNDER_WAY: Name =
+    Name("mooseng_master_rewrites_under_way", "Chunks that are being made of others");
 const REAPED: Name = Name("mooseng_master_inodes_reaped", "Inodes without name or open that were freed");
 const LAPSED: Name = Name("mooseng_master_sessions_lapsed", "Sessions whose lease ran out");
 const LEADERSHIPS: Name =
@@ -150,6 +164,14 @@ pub struct Metrics {
     pub copies_dropped: Counter,
     /// Chunks buried.
     pub chunks_buried: Counter,
+    /// Chunks rewritten.
+    pub chunks_rewritten: Counter,
+    /// Bytes moved for that.
+    pub rewritten_bytes: Counter,
+    /// Rewrites that failed.
+    pub rewrites_failed: Counter,
+    /// Rewrites under way.
+    pub rewrites_under_way: Gauge,
     /// Inodes reaped.
     pub reaped: Counter,
     /// Sessions lapsed.
@@ -186,6 +208,10 @@ impl Metrics {
             copies_failed: Counter::default(),
             copies_dropped: Counter::default(),
             chunks_buried: Counter::default(),
+            chunks_rewritten: Counter::default(),
+            rewritten_bytes: Counter::default(),
+            rewrites_failed: Counter::default(),
+            rewrites_under_way: Gauge::default(),
             reaped: Counter::<u64, AtomicU64>::default(),
             lapsed: Counter::default(),
             leaderships: Counter::default(),
@@ -210,6 +236,7 @@ impl Metrics {
             (CHUNKS_DEAD, m.chunks_dead),
             (CHUNK_BYTES, m.chunk_bytes),
             (CHUNK_BYTES_LIVE, m.chunk_bytes_live),
+            (REWRITES_UNDER_WAY, m.rewrites_under_way),
         ];
         let house = [
             (COPIES_MADE, m.copies_made),
@@ -217,6 +244,9 @@ impl Metrics {
             (COPIES_FAILED, m.copies_failed),
             (COPIES_DROPPED, m.copies_dropped),
             (CHUNKS_BURIED, m.chunks_buried),
+            (CHUNKS_REWRITTEN, m.chunks_rewritten),
+            (REWRITTEN_BYTES, m.rewritten_bytes),
+            (REWRITES_FAILED, m.rewrites_failed),
         ];
         for (name, counter) in house {
             registry.register(name.0, name.1, counter);

@@ -2,6 +2,10 @@
 #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
 
 mod common;
+#[path = "house/fsck.rs"]
+mod fsck;
+#[path = "house/rewrite.rs"]
+mod rewrite;
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -26,6 +30,7 @@ use mooseng_wire::fs::{
     AllocateChunk, ChunkPlace, ChunkRun, Create, ReadExtents, Release, SealChunk, Unlink, Write, WritePiece,
 };
 use mooseng_wire::method::Method;
+use mooseng_wire::session::{CloseSession, SessionClosed};
 use mooseng_wire::{ROOT_INODE, Role};
 use prost::Message;
 use tokio_util::sync::CancellationToken;
@@ -235,6 +240,12 @@ impl Region {
         let request = DrainRequest { chunkserver: chunkserver.into(), drain };
         admin.drain_chunkserver(request).await.map(|reply| reply.into_inner().located)
     }
+}
+
+async fn close(client: &Client) {
+    let s = *client.session.lock().await;
+    let close = CloseSession { session: s.session, incarnation: s.incarnation };
+    client.call::<_, SessionClosed>(Method::CloseSession, &close).await.unwrap();
 }
 
 fn index(name: &str) -> usize {

@@ -5,12 +5,13 @@
 //!   needs, most urgent first --decide()--> copies: pull by the target, then the location, if the chunk is as it was planned
 //!   strays (all inventories) --> copies that no location names: deleted, or taken up by repair
 //!   dead (buried chunks)     --> copies to be deleted, until each is gone or its chunkserver lost
+//!   sparse chunks --rewrite choice--> a new chunk of their live pieces, which files then name instead
 //! ```
 //! All of it runs within the leader's term and ends with it; what a paused leader still says is refused by term: in the store by Raft, on
 //! chunkservers by the custody that comes with each order. Nothing is remembered that isn't found again by the next scan.
-//! The rewriter will take what a scan finds sparse; it isn't built yet.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -30,6 +31,7 @@ use crate::master::Master;
 mod copies;
 mod dead;
 pub mod drain;
+mod rewrite;
 mod scan;
 mod strays;
 
@@ -50,13 +52,15 @@ const SHUN: Duration = Duration::from_secs(10);
 const ROOT_VOLUME: VolumeId = VolumeId(0);
 
 /// Keeps house until this is dropped, with the leadership.
-pub async fn run(master: &Master, term: u64) {
+pub async fn run(master: &Arc<Master>, term: u64) {
     let mut keeper = Keeper::new(master, term);
     let mut copying = FuturesUnordered::new();
+    let mut rewriting = FuturesUnordered::new();
     let mut next = tokio::time::Instant::now() + TICK;
     loop {
         tokio::select! {
             Some(done) = copying.next() => keeper.done(done),
+            Some(done) = rewriting.next() => keeper.rewritten(done),
             () = tokio::time::sleep_until(next) => {
                 for error in keeper.tick().await {
                     tracing::info!(error = %error.message, "a piece of house-keeping failed and is tried again");
@@ -65,6 +69,7 @@ pub async fn run(master: &Master, term: u64) {
                     Ok(orders) => copying.extend(orders.into_iter().map(|order| copies::make(master, term, order))),
                     Err(error) => tracing::info!(error = %error.message, "chunks that need copies can't be looked at; trying on"),
                 }
+                rewriting.extend(keeper.rewrites().into_iter().map(|plan| rewrite::make(master, term, plan)));
                 keeper.publish();
                 next = tokio::time::Instant::now() + TICK;
             }
@@ -74,7 +79,7 @@ pub async fn run(master: &Master, term: u64) {
 
 /// What house-keeping knows within a term.
 struct Keeper<'a> {
-    master: &'a Master,
+    master: &'a Arc<Master>,
     term: u64,
     /// Before it this master saw no heartbeats.
     watching_since: BootTime,
@@ -90,12 +95,13 @@ struct Keeper<'a> {
     scan: scan::Scan,
     strays: strays::Strays,
     dead: dead::Dead,
+    rewriter: rewrite::Rewriter,
     figures: HouseStatus,
     located: BTreeMap<String, u64>,
 }
 
 impl<'a> Keeper<'a> {
-    fn new(master: &'a Master, term: u64) -> Self {
+    fn new(master: &'a Arc<Master>, term: u64) -> Self {
         let (config, now) = (&master.config.house, master.clock.boot());
         let limits = Limits {
             copies_per_server: config.copies_per_chunkserver,
@@ -115,6 +121,7 @@ impl<'a> Keeper<'a> {
             scan: scan::Scan::default(),
             strays: strays::Strays::default(),
             dead: dead::Dead::default(),
+            rewriter: rewrite::Rewriter::default(),
             figures: HouseStatus::default(),
             located: BTreeMap::new(),
         }
@@ -313,6 +320,7 @@ impl<'a> Keeper<'a> {
         let now = self.master.clock.boot();
         self.figures.waiting = self.queue.len() as u64;
         self.figures.copying = self.flights.len() as u64;
+        self.figures.rewriting = self.rewrites_under_way();
         self.figures.endangered_oldest_s = self.queue.oldest().map_or(0, |since| now.since(since).as_secs());
         let gauge = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         let (m, f) = (&self.master.metrics, &self.figures);
@@ -322,6 +330,7 @@ impl<'a> Keeper<'a> {
         m.chunks_dead.set(gauge(f.dead));
         m.chunk_bytes.set(gauge(f.bytes));
         m.chunk_bytes_live.set(gauge(f.bytes_live));
+        m.rewrites_under_way.set(gauge(f.rewriting));
         let house = House { status: self.figures, located: self.located.clone() };
         self.master.desk(|desk| {
             if desk.serving == Some(self.term) {

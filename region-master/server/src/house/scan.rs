@@ -97,6 +97,7 @@ impl Keeper<'_> {
         self.queue.scanned(|chunk| scan.endangered.contains(&chunk));
         self.loads = scan.loads;
         self.located = scan.located;
+        self.choose_rewrites();
         self.figures.bytes = scan.bytes;
         self.figures.bytes_live = scan.bytes_live;
     }
@@ -111,7 +112,7 @@ impl Keeper<'_> {
         // A first look, without the store: burying decides.
         let held = desk.sessions.holds(SessionId(record.owner)) || record.owner == 0;
         let due = !held || record.sealed_ns <= self.sealed_before_ns();
-        if record.sealed && listing.used.extents == 0 && due {
+        if record.sealed && listing.used.extents == 0 && due && !self.is_rewriting(listing.chunk) {
             page.unused.push(listing.chunk);
         }
         if !record.sealed {
@@ -175,6 +176,7 @@ impl Keeper<'_> {
             self.queue.remove(listing.chunk);
             return;
         }
+        self.note_used(listing);
         match repair::decide(&facts, servers, &self.flights) {
             Decision::Well | Decision::Wait(Need::Endangered { good: 0 } | Need::Apart | Need::Balance) => {
                 self.queue.remove(listing.chunk);

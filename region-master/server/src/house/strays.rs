@@ -87,7 +87,7 @@ impl Keeper<'_> {
     }
 
     fn stray(&mut self, name: &str, chunk: ChunkId, standing: Standing) {
-        if self.flights.has(chunk) {
+        if self.flights.has(chunk) || self.is_rewriting(chunk) {
             return;
         }
         let epoch = match standing {

@@ -1,0 +1,417 @@
+//! The rewriter: chunks of which little is still used are made into a new one, which files then name instead; the old ones are collected.
+//!
+//! ```text
+//!   scan -> Choice -> group -> pieces of files -> build on one chunkserver -> pulls by the others -> record -> swaps through the gate
+//! ```
+//! The new chunk has no record before as many copies of it are durable as a chunk needs, and nothing names it before it has one. Until then its
+//! copies are strays, which are deleted unless this keeper is at work on them; with a record and without a user it is collected like any
+//! unused chunk. So whatever ends this - a failure, a new leader - needs no cleaning up, and nothing is ever done twice: each try takes a new id.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use mooseng_namespace::rewrite::{self as swapping, Moved, Piece, SWAP_EXTENTS_MAX, Swapped};
+use mooseng_namespace::upkeep::{self, ChunkListing};
+use mooseng_ports::clock::BootTime;
+use mooseng_region::placement::{self, Wish};
+use mooseng_region::registry::CopyFacts;
+use mooseng_region::rewrite::{Choice, Gathering, Group, Limits, Used};
+use mooseng_schema::chunk::ChunkRecord;
+use mooseng_schema::ids::IdKind;
+use mooseng_schema::location::{Layout, LocationRecord};
+use mooseng_transport::call_error;
+use mooseng_wire::call::{CallError, ErrorCode};
+use mooseng_wire::chunk::{Build, BuildPiece, BuildSource, Built, ChainMember, Pull, Pulled};
+use mooseng_wire::method::Method;
+use mooseng_wire::{ChunkId, InodeId, Role, VolumeId};
+use tokio::time::Instant;
+
+use super::Keeper;
+use crate::desk::Desk;
+use crate::errors::record_failed;
+use crate::master::{HOME_EPOCH, Master};
+use crate::own::{self, Repeat};
+use crate::records::transact;
+use crate::{seals, tickets};
+
+/// Files of one chunk.
+const USERS_MAX: usize = 1_000;
+/// Extents read in one transaction.
+const PAGE: usize = 4_096;
+/// How long a chunk may take to be made, or copied, beyond what its pace allows.
+const BUILD_WITHIN: Duration = Duration::from_secs(60);
+/// The slowest pace that is waited for where none is set: 1 MiB in a second.
+const PACE_MIN: u64 = 1 << 20;
+/// A swap waits for sessions: at most for the lease of one that is gone.
+const BEYOND_LEASE: Duration = Duration::from_secs(5);
+/// Chunks whose rewriting failed, or brought nothing, are left alone for so long.
+const AGAIN_AFTER: Duration = Duration::from_secs(60);
+
+/// What the rewriter remembers within a term.
+#[derive(Default)]
+pub(super) struct Rewriter {
+    gathering: Gathering,
+    choice: Choice,
+    /// Old and new chunks at work.
+    busy: BTreeSet<ChunkId>,
+    under_way: usize,
+    waits: BTreeMap<ChunkId, BootTime>,
+}
+
+/// A rewrite to be done.
+pub(super) struct Plan {
+    group: Group,
+    to: ChunkId,
+}
+
+/// What came of one.
+pub(super) struct Done {
+    plan: Plan,
+    result: Result<Swapped, CallError>,
+}
+
+impl Keeper<'_> {
+    fn rewrite_limits(&self) -> Limits {
+        let house = &self.master.config.house;
+        Limits {
+            at_once: house.rewrites_at_once,
+            quiet: Duration::from_millis(house.rewrite_after_ms),
+            gain_min: house.rewrite_gain_kib << 10,
+            ..Limits::default()
+        }
+    }
+
+    /// Whether the rewriter is at work on a chunk: it is neither a stray nor unused.
+    pub(super) fn is_rewriting(&self, chunk: ChunkId) -> bool {
+        self.rewriter.busy.contains(&chunk)
+    }
+
+    /// The scan comes across a sealed chunk that is in use.
+    pub(super) fn note_used(&mut self, listing: &ChunkListing) {
+        let record = &listing.record;
+        let sealed_ns = self.now_ns().saturating_sub(record.sealed_ns);
+        let used = Used {
+            chunk: listing.chunk,
+            inode: InodeId(record.inode),
+            storage_class: record.storage_class,
+            length: record.length,
+            live: listing.used.bytes,
+            extents: listing.used.extents,
+            sealed_for: Duration::from_nanos(u64::try_from(sealed_ns).unwrap_or(0)),
+        };
+        let limits = self.rewrite_limits();
+        self.rewriter.gathering.see(used, &limits);
+    }
+
+    /// The scan has seen all chunks.
+    pub(super) fn choose_rewrites(&mut self) {
+        let gathering = std::mem::take(&mut self.rewriter.gathering);
+        self.rewriter.choice = gathering.finish(&self.rewrite_limits());
+    }
+
+    /// Rewrites to begin now.
+    pub(super) fn rewrites(&mut self) -> Vec<Plan> {
+        let (limits, now) = (self.rewrite_limits(), self.master.clock.boot());
+        self.rewriter.waits.retain(|_, until| *until > now);
+        let mut plans = Vec::new();
+        loop {
+            let rewriter = &mut self.rewriter;
+            let left_alone: BTreeSet<ChunkId> =
+                rewriter.busy.iter().chain(rewriter.waits.keys()).copied().collect();
+            let Some(group) = rewriter.choice.next(rewriter.under_way, &left_alone, &limits) else {
+                return plans;
+            };
+            let id = self.master.desk(|desk| desk.ids.take(IdKind::Chunk, 1));
+            let Some(number) = id.and_then(|ids| ids.first().copied()) else {
+                self.master.ids_low.notify_one();
+                return plans;
+            };
+            let to = ChunkId::new(VolumeId(0), number);
+            rewriter.busy.insert(to);
+            rewriter.busy.extend(group.victims.iter().map(|used| used.chunk));
+            rewriter.under_way += 1;
+            plans.push(Plan { group, to });
+        }
+    }
+
+    /// One has ended.
+    pub(super) fn rewritten(&mut self, done: Done) {
+        let Done { plan, result } = done;
+        let rewriter = &mut self.rewriter;
+        rewriter.under_way -= 1;
+        rewriter.busy.remove(&plan.to);
+        let (victims, gain) = (plan.group.victims.len() as u64, plan.group.gain());
+        let again = self.master.clock.boot().after(AGAIN_AFTER);
+        for used in plan.group.victims {
+            rewriter.busy.remove(&used.chunk);
+            // Also after a success: what the next scan knows of them may be old.
+            rewriter.waits.insert(used.chunk, again);
+        }
+        let metrics = &self.master.metrics;
+        match result {
+            Ok(Swapped { bytes, left }) => {
+                tracing::info!(to = plan.to.0, chunks = victims, bytes, left, gain, "rewrote sparse chunks");
+                self.figures.rewritten += victims;
+                self.figures.rewritten_bytes += bytes;
+                metrics.chunks_rewritten.inc_by(victims);
+                metrics.rewritten_bytes.inc_by(bytes);
+            }
+            Err(error) => {
+                tracing::info!(to = plan.to.0, chunks = victims, error = %error.message, "sparse chunks weren't rewritten; trying again later");
+                self.figures.rewrites_failed += 1;
+                metrics.rewrites_failed.inc();
+            }
+        }
+    }
+
+    pub(super) fn rewrites_under_way(&self) -> u64 {
+        self.rewriter.under_way as u64
+    }
+}
+
+/// Carries a plan out.
+pub(super) async fn make(master: &Arc<Master>, term: u64, plan: Plan) -> Done {
+    let result = try_make(master, term, &plan).await;
+    Done { plan, result }
+}
+
+fn failed(message: impl Into<String>) -> CallError {
+    call_error(ErrorCode::Unavailable, message)
+}
+
+async fn try_make(master: &Arc<Master>, term: u64, plan: &Plan) -> Result<Swapped, CallError> {
+    let mut victims = Vec::new();
+    for used in &plan.group.victims {
+        let listing = seals::load(master, used.chunk).await?;
+        victims.extend(listing.filter(|listing| listing.record.sealed && listing.used.extents > 0));
+    }
+    let moved = pieces(master, &victims).await?;
+    if moved.is_empty() {
+        return Ok(Swapped::default());
+    }
+    let length = moved.iter().map(|m| m.piece.length).sum();
+    let order = Order { master, term, to: plan.to, length };
+    let copies = order.make_copies(&victims, &moved).await?;
+    order.put_on_record(plan.group.storage_class, &moved, copies).await?;
+    order.swap(&moved).await
+}
+
+/// Where files' bytes lie in these chunks, in the order in which the new chunk is to have them: file by file, as they follow each other.
+async fn pieces(master: &Master, victims: &[ChunkListing]) -> Result<Vec<Moved>, CallError> {
+    let limits = Limits::default();
+    let chunks: Arc<BTreeSet<ChunkId>> = Arc::new(victims.iter().map(|listing| listing.chunk).collect());
+    let mut files = BTreeSet::new();
+    for chunk in chunks.iter().copied() {
+        let users = transact(&master.store, |tx| async move {
+            let users = upkeep::chunk_users(&tx, chunk, USERS_MAX).await?;
+            Ok((tx, users))
+        })
+        .await
+        .map_err(|e| record_failed(&e))?;
+        files.extend(users.into_iter().map(|(inode, _)| inode));
+    }
+    let mut all: Vec<Moved> = Vec::new();
+    let mut length = 0;
+    for inode in files {
+        let mut from = Some(0);
+        while let Some(at) = from {
+            let (found, next) = transact(&master.store, |tx| {
+                let chunks = chunks.clone();
+                async move {
+                    let page = swapping::pieces(&tx, inode, at, &chunks, PAGE).await?;
+                    Ok((tx, page))
+                }
+            })
+            .await
+            .map_err(|e| record_failed(&e))?;
+            for piece in found {
+                // What there is no room for stays where it is.
+                if all.len() as u64 >= limits.extents_max || length + piece.length > limits.bytes_max {
+                    return Ok(all);
+                }
+                all.push(Moved { piece, to_offset: length });
+                length += piece.length;
+            }
+            from = next;
+            tokio::task::yield_now().await;
+        }
+    }
+    Ok(all)
+}
+
+/// A new chunk on its way.
+struct Order<'a> {
+    master: &'a Arc<Master>,
+    term: u64,
+    to: ChunkId,
+    length: u64,
+}
+
+impl Order<'_> {
+    /// Makes the chunk on one chunkserver and has others copy it, so many as a new chunk gets. Answers who has it, durably.
+    async fn make_copies(&self, victims: &[ChunkListing], moved: &[Moved]) -> Result<Vec<String>, CallError> {
+        let (placed, sources) = self.master.desk(|desk| {
+            let placed = self.place(desk)?;
+            Ok::<_, CallError>((
+                placed,
+                victims.iter().map(|v| source(self.master, desk, v)).collect::<Vec<_>>(),
+            ))
+        })?;
+        let Some(((first, first_address), others)) = placed.split_first() else {
+            return Err(failed("there is no place for a new chunk"));
+        };
+        let numbers: BTreeMap<ChunkId, u32> = victims.iter().map(|v| v.chunk).zip(0..).collect();
+        let piece = |m: &Moved| {
+            let Piece { chunk, chunk_offset, length, .. } = m.piece;
+            let source = numbers.get(&chunk).copied().unwrap_or(u32::MAX);
+            BuildPiece { source, offset: chunk_offset, length }
+        };
+        let (ticket, pace) = (self.ticket(), self.pace());
+        let build = Build {
+            chunk: self.to.0,
+            epoch: HOME_EPOCH.0,
+            custody: self.term,
+            sources,
+            pieces: moved.iter().map(piece).collect(),
+            ticket: ticket.clone(),
+            bytes_per_s: pace,
+        };
+        let link = self.master.link(Role::Chunkserver, first_address);
+        let built = link.request::<_, Built>(Method::ChunkBuild, &build, self.within()).await;
+        let built = built.map_err(|e| failed(format!("{first} made no new chunk: {e}")))?;
+        if built.length != self.length {
+            return Err(failed(format!("{first} made {} bytes instead of {}", built.length, self.length)));
+        }
+        let mut copies = vec![first.clone()];
+        for (name, address) in others {
+            let pull = Pull {
+                chunk: self.to.0,
+                epoch: HOME_EPOCH.0,
+                length: self.length,
+                digest: built.digest.clone(),
+                custody: self.term,
+                source: Some(ChainMember { chunkserver: first.clone(), address: first_address.clone() }),
+                ticket: ticket.clone(),
+                bytes_per_s: pace,
+            };
+            let link = self.master.link(Role::Chunkserver, address);
+            match link.request::<_, Pulled>(Method::ChunkPull, &pull, self.within()).await {
+                Ok(_) => copies.push(name.clone()),
+                Err(error) => {
+                    tracing::info!(chunk = self.to.0, name, %error, "a new chunk has a copy less");
+                }
+            }
+        }
+        if copies.len() < self.master.config.min_copies {
+            return Err(failed(format!("the new chunk has {} copies only", copies.len())));
+        }
+        Ok(copies)
+    }
+
+    /// Names and addresses of those that get the new chunk.
+    fn place(&self, desk: &Desk) -> Result<Vec<(String, String)>, CallError> {
+        let candidates = desk.registry.candidates(self.master.clock.boot());
+        let wish = Wish {
+            copies: self.master.config.copies,
+            min_copies: self.master.config.min_copies,
+            bytes_wanted: self.length,
+            exclude: &BTreeSet::new(),
+            seed: self.to.0,
+        };
+        let names = placement::place(&candidates, wish).map_err(|e| failed(e.to_string()))?;
+        let address = |name: String| desk.registry.get(&name).map(|s| (name, s.beat.address.clone()));
+        Ok(names.into_iter().filter_map(address).collect())
+    }
+
+    fn ticket(&self) -> bytes::Bytes {
+        let (now_ns, volume) = (self.master.clock.unix_ns(), u64::from(self.to.volume().0));
+        // For any chunk: the new one is pulled, the old ones are read.
+        self.master.desk(|desk| tickets::for_chunk(&desk.keys, 0, volume, 0, false, now_ns)).into()
+    }
+
+    fn pace(&self) -> u64 {
+        self.master.config.house.copy_mib_per_s << 20
+    }
+
+    fn within(&self) -> Duration {
+        let slowest = if self.pace() == 0 { PACE_MIN } else { self.pace().min(PACE_MIN) };
+        BUILD_WITHIN + Duration::from_secs(self.length / slowest)
+    }
+
+    /// Puts the chunk on record. From then on it lives like any other.
+    async fn put_on_record(
+        &self,
+        storage_class: u32,
+        moved: &[Moved],
+        copies: Vec<String>,
+    ) -> Result<(), CallError> {
+        let now_ns = self.master.clock.unix_ns();
+        let record = ChunkRecord {
+            length: self.length,
+            sealed: true,
+            storage_class,
+            birth: HOME_EPOCH.0,
+            born_ns: now_ns,
+            sealed_ns: now_ns,
+            inode: moved.first().map_or(0, |m| m.piece.inode.0),
+            owner: 0,
+        };
+        let location = LocationRecord { layout: Layout::Copies as u32, copies, epoch: HOME_EPOCH.0 };
+        let (to, deadline) = (self.to, self.deadline());
+        let (record, location) = (Arc::new(record), Arc::new(location));
+        own::change(self.master, self.term, Repeat::Never, deadline, |tx, _| {
+            let (record, location) = (record.clone(), location.clone());
+            Box::pin(async move {
+                swapping::record(tx, to, &record, &location);
+                Ok(())
+            })
+        })
+        .await?;
+        let copy = CopyFacts { length: self.length, sealed: true, epoch: HOME_EPOCH.0, corrupt: false };
+        self.master.desk(|desk| {
+            for name in &location.copies {
+                desk.registry.changed(name, &[(self.to, copy)], &[]);
+            }
+        });
+        Ok(())
+    }
+
+    fn deadline(&self) -> Instant {
+        Instant::now() + self.master.config.session_lease() + BEYOND_LEASE
+    }
+
+    /// Has files name the new chunk, some extents at a time.
+    async fn swap(&self, moved: &[Moved]) -> Result<Swapped, CallError> {
+        let mut sum = Swapped::default();
+        for file in moved.chunk_by(|a, b| a.piece.inode == b.piece.inode) {
+            for part in file.chunks(SWAP_EXTENTS_MAX) {
+                let Some(inode) = part.first().map(|m| m.piece.inode) else { continue };
+                let (part, to): (Arc<[Moved]>, ChunkId) = (part.into(), self.to);
+                let swapped =
+                    own::change(self.master, self.term, Repeat::Harmless, self.deadline(), |tx, touched| {
+                        let part = part.clone();
+                        Box::pin(async move { swapping::swap(tx, touched, inode, to, &part).await })
+                    })
+                    .await?;
+                sum.bytes += swapped.bytes;
+                sum.left += swapped.left;
+            }
+        }
+        Ok(sum)
+    }
+}
+
+/// Where an old chunk can be read.
+fn source(master: &Master, desk: &Desk, listing: &ChunkListing) -> BuildSource {
+    let names = listing.location.iter().flat_map(|l| &l.copies);
+    let now = master.clock.boot();
+    let here = names.filter_map(|name| {
+        let server = desk.registry.get(name)?;
+        let alive = server.liveness(now, desk.registry.limits()) == mooseng_region::Liveness::Alive;
+        let sound = server.copy(listing.chunk).is_none_or(|copy| !copy.corrupt);
+        (alive && sound)
+            .then(|| ChainMember { chunkserver: name.clone(), address: server.beat.address.clone() })
+    });
+    BuildSource { chunk: listing.chunk.0, holders: here.collect() }
+}
