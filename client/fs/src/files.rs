@@ -16,7 +16,7 @@ use crate::error::FsError;
 use crate::fs::{FileSystem, daemon};
 use crate::opens::OpenInodeState;
 use crate::read::{Pattern, unexpected};
-use crate::writeback::{Place, Through};
+use crate::writeback::{How, Place};
 
 /// Names an open file to the client.
 pub type HandleId = u64;
@@ -354,10 +354,9 @@ impl FileSystem {
         let caller = Caller { kernel_checked: true, ..caller.clone() };
         let (inode, writer) = (open.inode, &inner.writer);
         let place = if append { Place::End } else { Place::At(offset) };
-        let buffered = writer
-            .buffer(&caller, inode, place, &data, options.kill_suidgid)
-            .await
-            .map_err(|e| e.on_handle(inode))?;
+        let how = How { kill_suidgid: options.kill_suidgid, life: guarded };
+        let buffered =
+            writer.buffer(&caller, inode, place, &data, how).await.map_err(|e| e.on_handle(inode))?;
         let written = match buffered {
             Some((at, attr)) => {
                 open.state.set_size(attr.size);
@@ -373,16 +372,7 @@ impl FileSystem {
                     None => self.getattr(&caller, inode).await.map_err(|e| e.on_handle(inode))?.size,
                 };
                 let length = data.len() as u64;
-                let (at, attr) = writer
-                    .through(
-                        &caller,
-                        inode,
-                        place,
-                        size,
-                        data,
-                        Through { kill_suidgid: options.kill_suidgid, life: guarded },
-                    )
-                    .await?;
+                let (at, attr) = writer.through(&caller, inode, place, size, data, how).await?;
                 open.state.set_size(attr.as_ref().map_or((at + length).max(size), |attr| attr.size));
                 (at, attr)
             }

@@ -175,9 +175,9 @@ pub(crate) enum Place {
     End,
 }
 
-/// How a write goes through.
+/// How a write is done.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Through {
+pub(crate) struct How {
     /// Clears setuid and setgid.
     pub kill_suidgid: bool,
     /// The only life of the session in which it may be done.
@@ -203,14 +203,14 @@ impl WriteBack {
         inode: u64,
         place: Place,
         data: &Bytes,
-        kill_suidgid: bool,
+        how: How,
     ) -> Result<Option<(u64, Attr)>, FsError> {
         let Some(open) = self.opens.get(inode) else { return Ok(None) };
         if data.len() > self.buffers.bytes_max || open.is_shared() {
             return Ok(None);
         }
         self.wait_for_room(inode, data.len()).await?;
-        if let Some(put) = self.put(inode, place, data, kill_suidgid)? {
+        if let Some(put) = self.put(inode, place, data, how)? {
             return Ok(Some(put));
         }
         if self.is_exclusive(inode) {
@@ -220,7 +220,7 @@ impl WriteBack {
             Reply::Entry(_) => {}
             other => return Err(unexpected("acquire", &other)),
         }
-        let put = self.put(inode, place, data, kill_suidgid)?;
+        let put = self.put(inode, place, data, how)?;
         if put.is_none() {
             open.share_for(SHARED_FOR);
         }
@@ -236,10 +236,13 @@ impl WriteBack {
         inode: u64,
         place: Place,
         data: &Bytes,
-        kill_suidgid: bool,
+        how: How,
     ) -> Result<Option<(u64, Attr)>, FsError> {
         let (now, now_ns) = (Instant::now(), self.region.session.clock.unix_ns());
         let life = self.region.session.life();
+        if how.life.is_some_and(|only| only != life) {
+            return Err(FsError::Lapsed);
+        }
         let put = self.buffers.change(inode, |dirty| {
             if dirty.closed > 0 || (!dirty.is_clean() && dirty.life != life) {
                 return Ok(None);
@@ -247,7 +250,7 @@ impl WriteBack {
             // Within this section: a recall closes the buffer before it gives the promise up.
             let Some((known, _)) = self.facts.inode(inode) else { return Ok(None) };
             let mut attr = known.attr;
-            let privileged = kill_suidgid && attr.mode & 0o6000 != 0;
+            let privileged = how.kill_suidgid && attr.mode & 0o6000 != 0;
             if known.level != Level::Exclusive || attr.kind() != FileKind::Regular || privileged {
                 return Ok(None);
             }
@@ -489,9 +492,9 @@ impl WriteBack {
         place: Place,
         size: u64,
         data: Bytes,
-        how: Through,
+        how: How,
     ) -> Result<(u64, Option<Attr>), FsError> {
-        let Through { kill_suidgid, life } = how;
+        let How { kill_suidgid, life } = how;
         let append = place == Place::End;
         let at = match place {
             Place::At(at) => at,
