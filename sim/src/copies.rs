@@ -28,6 +28,8 @@ use crate::hosts;
 
 /// Chunks in one page.
 const PAGE: usize = 500;
+/// Files of one chunk.
+const USERS_MAX: usize = 1_000;
 /// House-keeping's times are read so much too short: it may come between two looks.
 const MARGIN: Duration = Duration::from_millis(100);
 
@@ -58,9 +60,13 @@ async fn read(master: &Master) -> Result<Vec<Known>, String> {
         }
     }
     let mut named = BTreeMap::<u64, u64>::new();
-    let inodes: BTreeSet<u64> = all.iter().map(|listing| listing.record.inode).collect();
+    let mut inodes: BTreeSet<InodeId> = BTreeSet::new();
+    for listing in &all {
+        let users = upkeep::chunk_users(&tx, listing.chunk, USERS_MAX).await.map_err(|e| e.to_string())?;
+        inodes.extend(users.into_iter().map(|(inode, _)| inode));
+    }
     for inode in inodes {
-        let mut range = extent::range(InodeId(inode));
+        let mut range = extent::range(inode);
         loop {
             let page = tx.get_range(range.clone(), RangeLimit::default(), Read::Snapshot);
             let page = page.await.map_err(|e| e.to_string())?;

@@ -151,6 +151,11 @@ async fn until_it_hangs(host: &Host, stopped: impl Future<Output = ()>) {
     }
 }
 
+/// House-keeping that takes its time, but for the rewriter: what there is in a simulation is small, and soon over.
+pub fn patient() -> HouseConfig {
+    HouseConfig { rewrite_after_ms: 0, rewrite_gain_kib: 0, ..HouseConfig::default() }
+}
+
 /// House-keeping that doesn't wait long.
 pub fn hasty() -> HouseConfig {
     HouseConfig {
@@ -158,7 +163,7 @@ pub fn hasty() -> HouseConfig {
         scan_every_ms: 500,
         collect_after_ms: 2_000,
         settle_ms: 2_000,
-        ..HouseConfig::default()
+        ..patient()
     }
 }
 

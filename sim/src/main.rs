@@ -81,12 +81,13 @@ fn one(seed: u64, trace: Option<PathBuf>, level: tracing::Level) -> Result<()> {
         Ok(s) => {
             let faults: Vec<String> = s.faults.0.iter().map(|(what, n)| format!("{n} {what}")).collect();
             println!(
-                "seed {seed}: {} operations ({} unknown), {} chunks ({} left, {} looks), {}, {:.0} s simulated, trace {digest}",
+                "seed {seed}: {} operations ({} unknown), {} chunks ({} left, {} looks, {} rewritten), {}, {:.0} s simulated, trace {digest}",
                 s.operations,
                 s.unknown,
                 s.chunks,
                 s.left,
                 s.looks,
+                s.rewritten,
                 faults.join(", "),
                 s.simulated.as_secs_f64()
             );

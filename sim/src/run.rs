@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use mooseng_master::{HouseConfig, RaftConfig};
+use mooseng_master::RaftConfig;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -39,6 +39,8 @@ pub struct Summary {
     pub chunks: usize,
     /// How often a copy of one had changed on a disk and was looked at.
     pub looks: usize,
+    /// Sparse chunks that were made into others.
+    pub rewritten: u64,
     /// Chunks that were left in the end.
     pub left: usize,
     /// What went wrong, how often.
@@ -83,7 +85,7 @@ pub fn run(seed: u64) -> Result<Summary> {
         segment_bytes: 256 << 10,
         ..RaftConfig::default()
     };
-    let house = if shape.hasty { hosts::hasty() } else { HouseConfig::default() };
+    let house = if shape.hasty { hosts::hasty() } else { hosts::patient() };
     for i in 1..=SUBSTITUTE {
         let (name, host, raft, watch) = (format!("m{i}"), Host::new(clock()), raft.clone(), watch.clone());
         let house = house.clone();
@@ -141,6 +143,7 @@ impl Run<'_> {
         let simulated = self.sim.elapsed();
         let Self { sim, nemesis, watch, shared, copies, .. } = self;
         let (chunks, looks) = copies.seen();
+        let rewritten = watch.rewritten();
         drop((sim, watch));
         let notes = Arc::try_unwrap(shared).map_err(|_| anyhow::anyhow!("a client kept its notes"))?;
         let notes = notes.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -157,6 +160,7 @@ impl Run<'_> {
             unknown: notes.operations.iter().filter(|o| o.returned.is_none()).count(),
             chunks,
             looks,
+            rewritten,
             left,
             faults: nemesis.counts,
             simulated,

@@ -21,6 +21,8 @@ struct Seen {
     lives: BTreeMap<String, u64>,
     /// Who led in a term, as which member: a vote counts once.
     led: BTreeMap<(u64, u64), (String, u64)>,
+    /// Chunks that masters rewrote in lives that are over.
+    rewritten: u64,
     /// The state at a log index, and who had it first.
     states: BTreeMap<u64, (u64, String)>,
 }
@@ -51,9 +53,17 @@ impl Watch {
         // Dropped behind the lock: what goes with them mustn't come back to it.
         let (master, store) = {
             let mut seen = self.seen();
-            (seen.masters.remove(name), seen.chunkservers.remove(name))
+            let (master, store) = (seen.masters.remove(name), seen.chunkservers.remove(name));
+            seen.rewritten += master.as_ref().map_or(0, |m| m.metrics.chunks_rewritten.get());
+            (master, store)
         };
         drop((master, store));
+    }
+
+    /// How many sparse chunks were made into others.
+    pub fn rewritten(&self) -> u64 {
+        let seen = self.seen();
+        seen.rewritten + seen.masters.values().map(|m| m.metrics.chunks_rewritten.get()).sum::<u64>()
     }
 
     /// The master that serves, if one does.

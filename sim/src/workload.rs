@@ -15,6 +15,7 @@ use rand::{Rng, SeedableRng};
 
 use crate::history::{Call, Operation, Reply};
 use crate::hosts::{Host, RETRY, SERVERS, SUBSTITUTE, address, master_addresses, masters};
+use crate::locking::{self, Locked};
 use crate::network::{Gate, network};
 
 /// Names in the one directory that all clients work in.
@@ -39,6 +40,8 @@ pub struct Notes {
     fresh: Option<u64>,
     /// A session's lease lapsed: what it had written and not synced may be gone, although it was seen.
     pub lapsed: bool,
+    /// Those who lock.
+    pub locked: Locked,
     /// Faults are over: check what is there and end.
     pub healed: bool,
 }
@@ -288,7 +291,9 @@ pub async fn client(number: u8, seed: u64, host: Host, shared: Shared) -> turmoi
         Worker { fs, caller, shared, number, rng, next_value: 0, held: BTreeMap::new() }
     };
     let work = (0..TASKS).map(|task| worker(task).work());
-    let mut worker = futures::future::join_all(work).await.remove(0);
+    let locks = locking::work(fs.clone(), number, seed, shared.clone());
+    let (workers, ()) = tokio::join!(futures::future::join_all(work), locks);
+    let Some(mut worker) = workers.into_iter().next() else { return Ok(()) };
     for n in 0..NAMES {
         if let Some(Reply::Inode(inode)) = worker.run(Call::Lookup(n)).await
             && worker.run(Call::Read(inode)).await.is_none()
