@@ -132,7 +132,7 @@ impl FileSystem {
         let (fs, owner) = (self.clone(), self.inner.locks.owner(key));
         let (answer, answered) = oneshot::channel();
         self.inner.region.spawn(async move {
-            let _order = owner.order().await;
+            let _order = owner.quiet_order().await;
             let mut came = fs.attempt(key, &owner, &request, 0).await;
             let mut waited = false;
             loop {
@@ -209,12 +209,21 @@ impl FileSystem {
     ) -> Result<(), FsError> {
         let session = &self.inner.session;
         let waiting = session.grants.begin();
+        let mut asked_in = None;
         loop {
             if session.is_shut_down() {
                 return Err(FsError::Closed);
             }
-            let order = owner.order().await;
+            let order = tokio::select! {
+                biased;
+                () = interrupted.cancelled() => return match asked_in {
+                    Some(life) => self.cancel(key, owner, request, waiting.number, life).await,
+                    None => Err(FsError::Answered(libc::EINTR)),
+                },
+                order = owner.quiet_order() => order,
+            };
             let life = session.life();
+            asked_in = Some(life);
             waiting.granted.forget();
             let queued_at = match self.attempt(key, owner, request, waiting.number).await {
                 Came::Held => return Ok(()),

@@ -52,6 +52,17 @@ impl Owner {
         self.order.clone().lock_owned().await
     }
 
+    /// [`Self::order`], once no wait of a process that is gone is left: what it might still get is undone, and mustn't be what comes now.
+    pub async fn quiet_order(&self) -> OwnedMutexGuard<()> {
+        loop {
+            self.quiet().await;
+            let order = self.order().await;
+            if self.state(|state| state.abandoned == 0) {
+                return order;
+            }
+        }
+    }
+
     /// Waits until no wait of a process that is gone is left.
     pub async fn quiet(&self) {
         loop {

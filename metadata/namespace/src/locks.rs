@@ -30,6 +30,8 @@ pub struct Want {
     pub exclusive: bool,
     /// The process that asks.
     pub pid: u32,
+    /// The session's number for the wait, if it waits; else 0.
+    pub wait: u64,
 }
 
 impl Want {
@@ -38,6 +40,7 @@ impl Want {
         session: SessionId,
         incarnation: Incarnation,
         spec: Option<&LockSpec>,
+        wait: u64,
     ) -> Result<Self, OpError> {
         let spec = spec.ok_or(OpError::Malformed("it names no lock"))?;
         let kind = spec.kind();
@@ -50,11 +53,12 @@ impl Want {
             return Err(crate::Errno::EINVAL.into());
         }
         let owner = LockOwner { kind, session, owner: spec.owner };
-        Ok(Self { owner, incarnation, start, end, exclusive: spec.exclusive, pid: spec.pid })
+        Ok(Self { owner, incarnation, start, end, exclusive: spec.exclusive, pid: spec.pid, wait })
     }
 
     fn record(&self, end: u64) -> LockRecord {
-        LockRecord { end, exclusive: self.exclusive, pid: self.pid, incarnation: self.incarnation.0 }
+        let Self { exclusive, pid, wait, .. } = *self;
+        LockRecord { end, exclusive, pid, incarnation: self.incarnation.0, wait }
     }
 }
 
@@ -113,6 +117,13 @@ impl LockTable {
             }
         }
         false
+    }
+
+    /// Whether something that the owner holds of the range came by that wait. What it took since is another lock.
+    pub fn came_by_wait(&self, want: &Want) -> bool {
+        self.of(want.owner).any(|(start, held)| {
+            held.wait == want.wait && want.wait != 0 && start <= want.end && held.end >= want.start
+        })
     }
 
     /// Takes a lock that conflicts with nothing.
@@ -182,7 +193,7 @@ mod tests {
 
     fn want(owner: u64, start: u64, end: u64, exclusive: bool) -> Want {
         let owner = LockOwner { kind: LockKind::Range, session: SessionId(1 + owner % 2), owner };
-        Want { owner, incarnation: Incarnation(1), start, end, exclusive, pid: owner.owner as u32 }
+        Want { owner, incarnation: Incarnation(1), start, end, exclusive, pid: owner.owner as u32, wait: 0 }
     }
 
     /// By owner and byte: nothing, shared, exclusive.
@@ -264,6 +275,17 @@ mod tests {
         assert!(table.is_held(&want(1, 5, u64::MAX, true)));
         table.unlock(want(1, 0, 0, true).owner, 1, u64::MAX - 1);
         assert_eq!(ranges(&table), [(1, 0, 0, true), (1, u64::MAX, u64::MAX, true)]);
+    }
+
+    #[test]
+    fn a_lock_remembers_the_wait_by_which_it_came_until_another_takes_its_place() {
+        let mut table = LockTable::default();
+        let waited = Want { wait: 7, ..want(1, 0, 9, true) };
+        assert!(!table.came_by_wait(&waited));
+        table.lock(&waited);
+        assert!(table.came_by_wait(&waited) && !table.came_by_wait(&Want { wait: 8, ..waited }));
+        table.lock(&want(1, 0, 9, true));
+        assert!(!table.came_by_wait(&waited) && !table.came_by_wait(&want(1, 0, 9, true)));
     }
 
     #[test]

@@ -36,6 +36,9 @@ pub struct LockRecord {
     /// The life of the session in which it was taken. A later life doesn't have it.
     #[prost(uint64, tag = "4")]
     pub incarnation: u64,
+    /// The session's number for the wait by which it came; 0 without one.
+    #[prost(uint64, tag = "5")]
+    pub wait: u64,
 }
 
 impl Record for LockRecord {
@@ -102,7 +105,7 @@ mod tests {
 
     #[test]
     fn bytes_stay_as_they_were() {
-        let record = LockRecord { end: 9, exclusive: true, pid: 7, incarnation: 2 };
+        let record = LockRecord { end: 9, exclusive: true, pid: 7, incarnation: 2, wait: 0 };
         golden(&record, "01090900000000000000100118072002");
         assert_eq!(hex(&key(InodeId(2), owner(3, 4), 5)), "02720015061502150215031504 1505".replace(' ', ""));
         assert_eq!(hex(&held_key(SessionId(3), InodeId(2))), "027200150715031502");
@@ -110,8 +113,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn round_trips(inode: u64, session: u64, number: u64, start: u64, end: u64, exclusive: bool, pid: u32, incarnation: u64) {
-            round_trip(&LockRecord { end, exclusive, pid, incarnation });
+        fn round_trips(inode: u64, session: u64, number: u64, start: u64, end: u64, exclusive: bool, pid: u32, incarnation: u64, wait: u64) {
+            round_trip(&LockRecord { end, exclusive, pid, incarnation, wait });
             let (inode, session) = (InodeId(inode), SessionId(session));
             let made = key(inode, owner(session.0, number), start);
             prop_assert_eq!(parse_key(&made).unwrap(), (inode, owner(session.0, number), start));

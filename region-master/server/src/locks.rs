@@ -203,7 +203,7 @@ impl Drop for Locking {
 }
 
 fn want(wait: &Wait) -> Option<Want> {
-    Want::new(wait.id.0, wait.incarnation, Some(&wait.lock)).ok()
+    Want::new(wait.id.0, wait.incarnation, Some(&wait.lock), wait.id.1).ok()
 }
 
 fn owner(owner: &LockOwner) -> Owner {

@@ -12,7 +12,7 @@ use crate::locks::{LOCKS_PER_INODE_MAX, Want};
 use crate::view::View;
 
 pub async fn test<T: Transaction>(view: &View<'_, T>, r: &TestLock) -> Result<LockHolder, OpError> {
-    let want = want(view, r.lock.as_ref())?;
+    let want = want(view, r.lock.as_ref(), 0)?;
     let held = load(view, r.inode).await?;
     let in_the_way = held.table.conflicts(&want).min_by_key(|(_, start, _)| *start);
     Ok(match in_the_way {
@@ -32,7 +32,7 @@ pub async fn test<T: Transaction>(view: &View<'_, T>, r: &TestLock) -> Result<Lo
 }
 
 pub async fn lock<T: Transaction>(view: &View<'_, T>, r: &Lock) -> Result<Locked, OpError> {
-    let want = want(view, r.lock.as_ref())?;
+    let want = want(view, r.lock.as_ref(), r.wait)?;
     let id = InodeId(r.inode);
     // Without a conflict: a file's writers don't disturb those who lock it.
     if view.tx.get(&inode::key(id), Read::Snapshot).await?.is_none() {
@@ -61,7 +61,7 @@ pub async fn lock<T: Transaction>(view: &View<'_, T>, r: &Lock) -> Result<Locked
 }
 
 pub async fn unlock<T: Transaction>(view: &View<'_, T>, r: &Unlock) -> Result<(), OpError> {
-    let want = want(view, r.lock.as_ref())?;
+    let want = want(view, r.lock.as_ref(), 0)?;
     let mut held = load(view, r.inode).await?;
     held.table.unlock(want.owner, want.start, want.end);
     // One that is cut in two makes one more.
@@ -73,13 +73,13 @@ pub async fn unlock<T: Transaction>(view: &View<'_, T>, r: &Unlock) -> Result<()
 }
 
 pub async fn cancel<T: Transaction>(view: &View<'_, T>, r: &CancelLock) -> Result<Locked, OpError> {
-    let want = want(view, r.lock.as_ref())?;
+    let want = want(view, r.lock.as_ref(), r.wait)?;
     let held = load(view, r.inode).await?;
-    Ok(state(if held.table.is_held(&want) { LockState::Held } else { LockState::Gone }))
+    Ok(state(if held.table.came_by_wait(&want) { LockState::Held } else { LockState::Gone }))
 }
 
-fn want<T: Transaction>(view: &View<'_, T>, spec: Option<&LockSpec>) -> Result<Want, OpError> {
-    Want::new(view.ctx.session, view.ctx.incarnation, spec)
+fn want<T: Transaction>(view: &View<'_, T>, spec: Option<&LockSpec>, wait: u64) -> Result<Want, OpError> {
+    Want::new(view.ctx.session, view.ctx.incarnation, spec, wait)
 }
 
 /// The inode's locks, without those of the session's earlier lives.

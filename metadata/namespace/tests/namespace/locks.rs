@@ -41,9 +41,9 @@ async fn holder(client: &Client<'_>, inode: u64, lock: LockSpec) -> LockHolder {
     }
 }
 
-fn want(client: &Client<'_>, spec: LockSpec) -> Want {
+fn want(client: &Client<'_>, spec: LockSpec, wait: u64) -> Want {
     let life = Incarnation(client.incarnation.load(Ordering::Relaxed));
-    Want::new(SessionId(client.id), life, Some(&spec)).unwrap()
+    Want::new(SessionId(client.id), life, Some(&spec), wait).unwrap()
 }
 
 async fn grant(volume: &Volume, inode: u64, wants: &[Want]) -> Vec<Verdict> {
@@ -130,7 +130,7 @@ async fn who_waits_is_granted_in_order_and_a_cancel_says_whether_it_came_too_lat
     let inode = one.create(ROOT, "f").await;
     let all = |owner, exclusive| spec(owner, 0, 9, exclusive);
     assert_eq!(lock(&one, inode, all(1, true), 0).await, Ok(LockState::Held));
-    let waits = [want(&two, all(2, true)), want(&two, all(3, false)), want(&one, all(4, false))];
+    let waits = [want(&two, all(2, true), 9), want(&two, all(3, false), 10), want(&one, all(4, false), 11)];
     assert_eq!(lock(&two, inode, all(2, true), 9).await, Ok(LockState::Queued));
     let holder = LockOwner { kind: LockKind::Range, session: SessionId(1), owner: 1 };
     assert_eq!(grant(&volume, inode, &waits).await, vec![Verdict::Blocked(vec![holder]); 3]);
@@ -181,7 +181,7 @@ async fn a_life_takes_its_locks_with_it() {
     assert_eq!(lock(&one, inode, spec(5, 0, 9, true), 0).await, Ok(LockState::Held));
     assert_eq!(lock(&one, other, flock(5, true), 0).await, Ok(LockState::Held));
     assert_eq!(free(&volume, 1).await, [], "it lives");
-    let waits = [want(&one, spec(6, 0, 9, true))];
+    let waits = [want(&one, spec(6, 0, 9, true), 9)];
     let session = SessionId(1);
     volume.driver.transact(deadline(), |tx| Box::pin(sessions::lapse_session(tx, session, 7))).await.unwrap();
     // What nobody has freed yet still stands in the way.
