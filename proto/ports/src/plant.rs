@@ -73,6 +73,8 @@ plants! {
     CommitUnrecalled = "commit-unrecalled",
     /// The rewriter swaps extents without a look at what they are by now.
     SwapUnchecked = "swap-unchecked",
+    /// Freeing the locks of ended sessions takes those of living ones, too.
+    LivingLocksFreed = "living-locks-freed",
 }
 
 impl fmt::Display for Plant {
