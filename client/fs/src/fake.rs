@@ -25,6 +25,7 @@ use mooseng_wire::session::{
 };
 use prost::Message;
 
+pub use crate::fake_locks::FakeLocks;
 use crate::peers::{Answered, Failure, Peers};
 
 /// What goes wrong, by address.
@@ -72,6 +73,8 @@ pub struct State {
     clock: i64,
     /// Whoever asks is promised the inode that the answer is about exclusively; there is nobody else.
     pub exclusive: bool,
+    /// Locks.
+    pub locks: FakeLocks,
     /// Writes are refused with this error number.
     pub refuse_writes: Option<i32>,
     grants: u64,
@@ -142,6 +145,7 @@ impl FakeRegion {
     pub fn lapse(&self) {
         self.with(|s| {
             s.sessions.values_mut().for_each(|session| session.lapsed = true);
+            s.locks.clear();
             let open: Vec<u64> =
                 s.places.keys().copied().filter(|chunk| !s.sealed.contains_key(chunk)).collect();
             for chunk in open {
@@ -381,7 +385,8 @@ impl State {
             }
             _ => {}
         }
-        let reply = FsReply { reply: Some(self.run(op, chunkservers, copies)) };
+        let locked = self.locks.answer(id, &op);
+        let reply = FsReply { reply: Some(locked.unwrap_or_else(|| self.run(op, chunkservers, copies))) };
         if number > 0 {
             self.executed += 1;
             self.session(id, incarnation)?.outcomes.insert(number, reply.clone());
@@ -481,7 +486,7 @@ impl State {
             }
             Op::GetAttr(o) => self.entry(o.inode),
             Op::Acquire(o) => self.entry(o.inode),
-            Op::TestLock(_) | Op::Lock(_) | Op::Unlock(_) | Op::CancelLock(_) => errno(libc::ENOLCK),
+            Op::TestLock(_) | Op::Lock(_) | Op::Unlock(_) | Op::CancelLock(_) => errno(libc::EINVAL),
             Op::Open(o) => self.entry(o.inode),
             Op::Release(_) | Op::Access(_) => Reply::Done(Done {}),
             Op::ReadLink(o) => self

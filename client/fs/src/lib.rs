@@ -26,6 +26,8 @@ mod error;
 mod facts;
 #[cfg(feature = "fake")]
 pub mod fake;
+#[cfg(feature = "fake")]
+mod fake_locks;
 mod files;
 mod fs;
 mod grants;

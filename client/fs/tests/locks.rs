@@ -1,0 +1,213 @@
+//! Locks in the client against a region in memory: what a lapse takes, what isn't wanted any more, what isn't answered.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use mooseng_client::fake::{FakeRegion, Fault};
+use mooseng_client::{
+    Caller, ClientConfig, FileSystem, FsError, HandleId, LockKind, LockRequest, WriteOptions,
+};
+use mooseng_ports::clock::{Clock, ManualClock};
+
+const ROOT: u64 = 1;
+const EAGAIN: FsError = FsError::Answered(libc::EAGAIN);
+const EINTR: FsError = FsError::Answered(libc::EINTR);
+
+fn me() -> Caller {
+    Caller { kernel_checked: true, ..Caller::default() }
+}
+
+async fn connect(region: &Arc<FakeRegion>) -> FileSystem {
+    let retry_timeout = Duration::from_secs(5);
+    let config = ClientConfig { masters: region.masters(), retry_timeout, ..ClientConfig::default() };
+    FileSystem::connect_through(config, region.clone(), Arc::new(ManualClock::default()) as Arc<dyn Clock>)
+        .await
+        .unwrap()
+}
+
+async fn open(fs: &FileSystem) -> HandleId {
+    fs.create(&me(), ROOT, b"f", 0o644, libc::O_RDWR).await.unwrap().handle
+}
+
+async fn write(fs: &FileSystem, handle: HandleId) -> Result<(), FsError> {
+    let data = Bytes::from_static(b"x");
+    fs.write(&me(), handle, 0, data, WriteOptions::default()).await.map(drop)
+}
+
+fn range(handle: HandleId, owner: u64, start: u64, end: u64) -> LockRequest {
+    LockRequest { handle, kind: LockKind::Range, owner, start, end, exclusive: true, pid: 1 }
+}
+
+fn all(handle: HandleId, owner: u64) -> LockRequest {
+    range(handle, owner, 0, u64::MAX)
+}
+
+fn held(region: &FakeRegion) -> usize {
+    region.with(|s| s.locks.held())
+}
+
+/// Lets tasks in the background end.
+async fn settle() {
+    tokio::time::sleep(Duration::from_secs(20)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lapse_is_told_until_the_lock_is_given_up_or_the_file_closed() {
+    let region = Arc::new(FakeRegion::new());
+    let fs = connect(&region).await;
+    let (one, two, free) = (open(&fs).await, open(&fs).await, open(&fs).await);
+    fs.lock(range(one, 1, 0, 9)).await.unwrap();
+    fs.lock(range(two, 2, 10, 19)).await.unwrap();
+    region.lapse();
+    // Whoever asks the region first hears of it.
+    fs.getattr(&me(), ROOT).await.unwrap();
+    let inode = fs.inode_of(one).unwrap();
+    let lost = || FsError::LockLost(inode);
+    assert_eq!(lost().errno(), libc::EIO);
+    assert_eq!(write(&fs, one).await, Err(lost()));
+    assert_eq!(fs.read(&me(), one, 0, 1).await, Err(lost()));
+    assert_eq!(fs.lock(range(one, 1, 50, 59)).await, Err(lost()));
+    assert_eq!(write(&fs, free).await, Ok(()), "no lock was taken through it");
+    assert_eq!(fs.unlock(range(one, 1, 0, 9)).await, Err(lost()), "once");
+    assert_eq!(write(&fs, one).await, Ok(()));
+    fs.lock(range(one, 1, 0, 9)).await.unwrap();
+    assert_eq!(write(&fs, two).await, Err(lost()));
+    fs.unlock_owner(two, LockKind::Range, 2).await;
+    assert_eq!(write(&fs, two).await, Ok(()));
+    assert_eq!(held(&region), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_under_a_lock_isnt_done_in_another_life() {
+    let region = Arc::new(FakeRegion::new());
+    let fs = connect(&region).await;
+    let handle = open(&fs).await;
+    write(&fs, handle).await.unwrap();
+    fs.lock(all(handle, 1)).await.unwrap();
+    let before = region.with(|s| s.executed);
+    region.lapse();
+    let lost = write(&fs, handle).await.unwrap_err();
+    assert_eq!(lost.errno(), libc::EIO);
+    assert_eq!(region.with(|s| s.executed), before, "it was done without the lock");
+}
+
+#[tokio::test(start_paused = true)]
+async fn closing_gives_up_what_was_taken_through_it() {
+    let region = Arc::new(FakeRegion::new());
+    let fs = connect(&region).await;
+    let (one, two) = (open(&fs).await, open(&fs).await);
+    let file = |handle, owner| LockRequest { kind: LockKind::File, ..all(handle, owner) };
+    fs.lock(file(one, 1)).await.unwrap();
+    assert_eq!(fs.lock(file(two, 2)).await, Err(EAGAIN));
+    fs.lock(range(one, 7, 0, 9)).await.unwrap();
+    fs.lock(range(two, 7, 20, 29)).await.unwrap();
+    assert!(fs.may_hold(two, LockKind::Range, 7) && !fs.may_hold(two, LockKind::Range, 8));
+    // The kernel doesn't wait for a release: whoever asks right behind it gets the lock all the same.
+    let release = tokio::spawn({
+        let fs = fs.clone();
+        async move { fs.release(one).await }
+    });
+    tokio::task::yield_now().await;
+    fs.lock(file(two, 2)).await.unwrap();
+    release.await.unwrap().unwrap();
+    assert_eq!(held(&region), 3, "owner 7 has locks through another handle, too");
+    fs.unlock_owner(two, LockKind::Range, 7).await;
+    assert_eq!(held(&region), 1);
+    fs.release(two).await.unwrap();
+    assert_eq!(held(&region), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_asks_again_and_a_signal_ends_the_wait() {
+    let region = Arc::new(FakeRegion::new());
+    let fs = connect(&region).await;
+    let handle = open(&fs).await;
+    fs.lock(range(handle, 1, 0, 9)).await.unwrap();
+    let mut wait = fs.lock_waiting(range(handle, 2, 5, 6)).unwrap();
+    let early = tokio::time::timeout(Duration::from_secs(100), wait.outcome()).await;
+    assert!(early.is_err());
+    fs.unlock(range(handle, 1, 0, 9)).await.unwrap();
+    assert_eq!(wait.outcome().await, Ok(()));
+
+    let mut wait = fs.lock_waiting(range(handle, 3, 0, 9)).unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    region.with(|s| assert_eq!(s.locks.waits.len(), 1));
+    wait.interrupt();
+    assert_eq!(wait.outcome().await, Err(EINTR));
+    region.with(|s| assert!(s.locks.waits.is_empty()));
+
+    // Granted before the signal, though nobody has heard of it: the lock is there.
+    let mut wait = fs.lock_waiting(range(handle, 3, 0, 9)).unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    fs.unlock(range(handle, 2, 5, 6)).await.unwrap();
+    let number = region.with(|s| s.locks.waits.first().copied().unwrap());
+    let lock = mooseng_client::LockSpec {
+        kind: LockKind::Range.into(),
+        owner: 3,
+        start: 0,
+        end: 9,
+        exclusive: true,
+        pid: 1,
+    };
+    let inode = fs.inode_of(handle).unwrap();
+    let op = mooseng_wire::fs::Lock { inode, lock: Some(lock), wait: number.1 };
+    region.with(|s| s.locks.answer(number.0, &mooseng_wire::fs::fs_request::Op::Lock(op)));
+    wait.interrupt();
+    assert_eq!(wait.outcome().await, Ok(()));
+    assert_eq!(held(&region), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_nobody_waits_for_any_more_is_undone_before_the_owners_next_request() {
+    let region = Arc::new(FakeRegion::new());
+    let fs = connect(&region).await;
+    let handle = open(&fs).await;
+    fs.lock(range(handle, 1, 0, 9)).await.unwrap();
+    // Left while it is in the queue.
+    let wait = fs.lock_waiting(range(handle, 2, 0, 9)).unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    wait.abandon().await;
+    region.with(|s| assert!(s.locks.waits.is_empty()));
+    // Left while it is asked for, and granted.
+    fs.unlock(range(handle, 1, 0, 9)).await.unwrap();
+    region.fault("m1", Some(Fault::Deaf));
+    let wait = fs.lock_waiting(range(handle, 2, 0, 9)).unwrap();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    drop(wait);
+    let next = tokio::spawn({
+        let fs = fs.clone();
+        async move { fs.lock(range(handle, 2, 3, 4)).await }
+    });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    region.fault("m1", None);
+    next.await.unwrap().unwrap();
+    settle().await;
+    assert_eq!(held(&region), 1);
+    fs.unlock(all(handle, 2)).await.unwrap();
+    assert_eq!(held(&region), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_that_isnt_answered_in_time_is_given_up_later() {
+    let region = Arc::new(FakeRegion::new());
+    let fs = connect(&region).await;
+    let handle = open(&fs).await;
+    region.fault("m1", Some(Fault::Deaf));
+    let unanswered = fs.lock(range(handle, 1, 0, 9)).await.unwrap_err();
+    assert!(matches!(unanswered, FsError::Unanswered { .. }), "{unanswered:?}");
+    assert_eq!(held(&region), 1, "it was done");
+    region.fault("m1", None);
+    settle().await;
+    assert_eq!(held(&region), 0);
+    // One who has had something is told: what it has now isn't known.
+    fs.lock(range(handle, 1, 0, 9)).await.unwrap();
+    region.fault("m1", Some(Fault::Hung));
+    assert!(fs.lock(range(handle, 1, 20, 29)).await.is_err());
+    region.fault("m1", None);
+    assert!(matches!(write(&fs, handle).await, Err(FsError::LockLost(_))));
+    assert!(matches!(fs.unlock(all(handle, 1)).await, Err(FsError::LockLost(_))));
+    settle().await;
+    assert_eq!((held(&region), write(&fs, handle).await), (0, Ok(())));
+}
