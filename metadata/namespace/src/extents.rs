@@ -219,6 +219,12 @@ impl Pieces {
         self.0.insert(offset, data);
     }
 
+    /// Cuts these offsets of pieces, in order, into runs of pieces that follow each other without a gap: only there is it known that nothing
+    /// else lies between. What was loaded may be several parts of a file.
+    pub fn runs_of<'o>(&self, offsets: &'o [u64]) -> impl Iterator<Item = &'o [u64]> {
+        offsets.chunk_by(|a, b| self.0.get(a).is_some_and(|data| a + data.length() == *b))
+    }
+
     /// What turns `self` into `after`.
     pub fn changes_to(&self, after: &Self) -> Changes {
         let mut changes = Changes::default();

@@ -21,7 +21,7 @@ pub const FREE_PAGE_EXTENTS: usize = 512;
 /// Extents that one write may replace.
 const REPLACED_EXTENTS_MAX: usize = 16_384;
 
-/// So many cleared extents are cleared as a range.
+/// More cleared extents that follow each other without a gap are cleared as a range.
 const CLEARED_ONE_BY_ONE_MAX: usize = 32;
 
 /// Reads the pieces of a page into `pieces`.
@@ -94,16 +94,12 @@ pub async fn store<T: Transaction>(
     after: &Pieces,
 ) -> Result<(), OpError> {
     let changes = before.changes_to(after);
-    if let (Some(first), Some(last)) = (changes.cleared.first(), changes.cleared.last())
-        && changes.cleared.len() > CLEARED_ONE_BY_ONE_MAX
-    {
-        tx.clear_range(extent::range_between(inode, *first, last + 1));
-        for (offset, data) in after.iter().filter(|(offset, _)| first <= offset && offset <= last) {
-            tx.set(&extent::key(inode, offset), &data.to_record().to_value());
-        }
-    } else {
-        for offset in &changes.cleared {
-            tx.clear(&extent::key(inode, *offset));
+    for run in before.runs_of(&changes.cleared) {
+        match run {
+            [first, .., last] if run.len() > CLEARED_ONE_BY_ONE_MAX => {
+                tx.clear_range(extent::range_between(inode, *first, last + 1));
+            }
+            _ => run.iter().for_each(|offset| tx.clear(&extent::key(inode, *offset))),
         }
     }
     for (offset, data) in &changes.set {

@@ -38,6 +38,31 @@ async fn scattered(client: &Client<'_>, text: &str, extents: u64) -> (u64, u64) 
     (inode, chunk)
 }
 
+/// A write of several pieces loads the parts of the file around each; what lies between them is none of its business.
+#[tokio::test]
+async fn a_write_in_several_places_leaves_what_lies_between() {
+    let volume = Volume::new().await;
+    let client = volume.client(1).await;
+    for gap in [0, 10] {
+        let inode = client.create(ROOT, &format!("f{gap}")).await;
+        let (chunk, newer) = (allocate(&client, inode).await, allocate(&client, inode).await);
+        let step = 10 + gap;
+        for i in 0..300 {
+            // Backwards in the chunk, so that neighbours stay extents of their own.
+            assert_eq!(client.errno(write(inode, vec![run(i * step, chunk, (300 - i) * 10, 10)])).await, 0);
+        }
+        let mut expected = client.read(inode).await;
+        let part = 100 * step;
+        let pieces = vec![run(0, newer, 0, part), run(2 * part, newer, part, part - gap)];
+        assert_eq!(client.errno(write(inode, pieces)).await, 0);
+        for (at, i) in (0..part).zip(0..).chain((2 * part..3 * part - gap).zip(part..)) {
+            expected[at as usize] = chunk_byte(newer, i);
+        }
+        assert!(client.read(inode).await == expected, "gap {gap}");
+        volume.check();
+    }
+}
+
 fn size(inode: u64, size: u64) -> Op {
     Op::SetAttr(SetAttr { inode, size: Some(size), ..Default::default() })
 }
