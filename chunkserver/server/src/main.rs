@@ -13,6 +13,9 @@ use mooseng_transport::{Blocking, TlsNetwork, observe};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Stores chunks of a MooseNG cluster.
 #[derive(Parser)]
 #[command(name = "mooseng-chunkserver", version)]
@@ -42,7 +45,7 @@ fn main() -> anyhow::Result<()> {
         println!("{} is well", path.display());
         return Ok(());
     }
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(config))
+    mooseng_transport::run_daemon(run(config))?
 }
 
 async fn run(config: ChunkserverConfig) -> anyhow::Result<()> {

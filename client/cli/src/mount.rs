@@ -242,7 +242,7 @@ fn serve(request: Request, mounted: impl FnOnce(&Path)) -> Result<(), Failure> {
     };
     let log = LogConfig { format, filter: std::env::var("MOOSENG_LOG").ok(), ..LogConfig::default() };
     observe::init_logging(&log).map_err(|e| Failure::failed(format!("{e}.")))?;
-    let tokio = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let tokio = mooseng_transport::daemon_runtime();
     let tokio = tokio.map_err(|e| Failure::failed(format!("The runtime can't be started: {e}.")))?;
     let outcome = tokio.block_on(run(request, mounted, tokio.handle().clone()));
     tokio.shutdown_timeout(Duration::from_secs(1));

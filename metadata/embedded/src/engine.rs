@@ -1,8 +1,9 @@
 //! The engine's handle: the log's state machine, and the store over it.
 
 use std::future::Future;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use mooseng_ports::plant::{self, Plant};
@@ -20,6 +21,13 @@ use crate::{
     ApplyOutcome, Base, BaseError, BasePosition, CommitBatch, CommitLog, LogEntry, Options, Payload, Pin,
     Position,
 };
+
+/// Pairs of a range that are read in place at most.
+const SHORT_PAIRS: usize = 64;
+/// A read that took longer has waited for a disk.
+const SLOW: Duration = Duration::from_millis(1);
+/// Reads that are handed to another thread after a slow one.
+const OFFLOADED_AFTER_SLOW: u32 = 32;
 
 /// The embedded engine. Clones share it.
 #[derive(Clone)]
@@ -42,6 +50,8 @@ pub(crate) struct Inner {
     /// Counts changes of leadership.
     pub epoch: watch::Sender<u64>,
     flushed: AtomicU64,
+    /// How many short reads are yet to be handed to another thread.
+    slow: AtomicU32,
     install: Mutex<Option<Install>>,
 }
 
@@ -88,6 +98,7 @@ impl Embedded {
                 waiting: Mutex::new(Some(waiting)),
                 epoch: watch::channel(0).0,
                 flushed,
+                slow: AtomicU32::new(0),
                 install: Mutex::new(None),
             }),
         })
@@ -344,9 +355,27 @@ impl Inner {
             }
         }
         let (base, owned) = (self.base.clone(), Bytes::copy_from_slice(key));
-        let value = self.offload(move || base.get(&owned)).await?;
+        let value = self.short(move || base.get(&owned)).await?;
         self.state().check(version)?;
         Ok(value)
+    }
+
+    /// Runs a job that memory answers, as a rule: in place, for handing it to another thread and back costs ten times as much. Where
+    /// a disk had to be waited for, the next ones are handed over.
+    async fn short<T: Send + 'static>(
+        &self,
+        job: impl FnOnce() -> Result<T, BaseError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let left = |left: u32| left.checked_sub(1);
+        if self.slow.fetch_update(Ordering::Relaxed, Ordering::Relaxed, left).is_ok() {
+            return self.offload(job).await;
+        }
+        let started = std::time::Instant::now();
+        let ran = job();
+        if started.elapsed() > SLOW {
+            self.slow.store(OFFLOADED_AFTER_SLOW, Ordering::Relaxed);
+        }
+        ran.map_err(|error| StoreError::Failed(self.fail(error).to_string()))
     }
 
     async fn offload<T: Send + 'static>(
@@ -400,7 +429,13 @@ impl Engine for Embedded {
         let part = covered(range, slice.boundary.as_ref(), limit.reverse);
         let limit = RangeLimit { pairs_max: limit.pairs_max.clamp(1, 10_000), ..limit };
         let base = self.inner.base.clone();
-        let stored = self.inner.offload(move || base.range(&part, limit)).await?;
+        // Most ranges are short, whatever they may be: a name's slots, a directory's counters, a small file's extents.
+        let few = RangeLimit { pairs_max: limit.pairs_max.min(SHORT_PAIRS), ..limit };
+        let (short_base, short_part) = (base.clone(), part.clone());
+        let mut stored = self.inner.short(move || short_base.range(&short_part, few)).await?;
+        if stored.boundary.is_some() && limit.pairs_max > few.pairs_max {
+            stored = self.inner.offload(move || base.range(&part, limit)).await?;
+        }
         self.inner.state().check(version)?;
         Ok(slice.over(range, stored, limit.reverse))
     }

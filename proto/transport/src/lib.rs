@@ -27,7 +27,7 @@ pub mod trace;
 use bytes::Bytes;
 use mooseng_wire::call::{CallError, ErrorCode};
 
-pub use blocking::Blocking;
+pub use blocking::{Blocking, Lane, daemon_runtime, run_daemon};
 pub use link::{CallFailure, Link, LinkOptions};
 pub use network::{
     ConnectError, Connection, Handshake, HandshakeError, Io, Listener, Network, Peer, Protocol,

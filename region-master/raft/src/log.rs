@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use mooseng_ports::plant::{self, Plant};
-use mooseng_transport::Blocking;
+use mooseng_transport::{Blocking, Lane};
 use mooseng_wal as wal;
 use openraft::storage::{LogFlushed, RaftLogStorage};
 use openraft::{AnyError, LogState, OptionalSend, RaftLogReader, StorageError, StorageIOError};
@@ -45,6 +45,8 @@ pub(crate) struct Health {
 pub(crate) struct Log {
     pub wal: Arc<wal::Wal>,
     pub blocking: Blocking,
+    /// Where it is written: one write after the other anyway.
+    pub writes: Lane,
     /// This member.
     pub id: u64,
     /// Hears of each vote before anybody else does.
@@ -77,10 +79,14 @@ impl Log {
         f: impl FnOnce(&wal::Wal) -> Result<(), wal::WalError> + Send + 'static,
     ) -> Result<(), wal::WalError> {
         let wal = self.wal.clone();
-        self.blocking.run(move || f(&wal)).await
+        self.writes.run(move || f(&wal)).await
     }
 
     async fn read(&self, start: u64, end: u64) -> Result<Vec<RaftEntry>, StorageError<u64>> {
+        // What was appended a moment ago is in memory: that needs no other thread.
+        if let Some(cached) = self.wal.read_cached(start..end, usize::MAX) {
+            return cached.into_iter().map(decode).collect();
+        }
         let wal = self.wal.clone();
         let read = self.blocking.run(move || wal.read(start..end, usize::MAX)).await;
         read.map_err(|e| read_failed(&e))?.into_iter().map(decode).collect()
@@ -139,6 +145,9 @@ impl RaftLogReader<TypeConfig> for Log {
         start: u64,
         end: u64,
     ) -> Result<Vec<RaftEntry>, StorageError<u64>> {
+        if let Some(cached) = self.wal.read_cached(start..end, READ_BYTES_MAX) {
+            return cached.into_iter().map(decode).collect();
+        }
         let wal = self.wal.clone();
         match self.blocking.run(move || wal.read(start..end, READ_BYTES_MAX)).await {
             Ok(read) => read.into_iter().map(decode).collect(),
@@ -278,6 +287,7 @@ mod tests {
         let mut log = Log {
             wal: wal.clone(),
             blocking: Blocking::Inline,
+            writes: Lane::new(Blocking::Inline, "log"),
             id: 1,
             acknowledged: Arc::default(),
             health: Arc::default(),

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use mooseng_ports::clock::Clock;
+use mooseng_ports::clock::{BootTime, Clock};
 use mooseng_transport::{Blocking, CallFailure, Link, LinkOptions, Network};
 use mooseng_wire::Role;
 use mooseng_wire::method::Method;
@@ -21,7 +21,7 @@ use openraft::raft::{
 use openraft::{AnyError, OptionalSend, Snapshot, Vote};
 use prost::Message;
 
-use crate::codec;
+use crate::codec::{self, RaftLogId};
 use crate::lease::Acknowledged;
 use crate::snapshot::{PAGE_BYTES, PagesDigest, SnapshotSource, lock};
 use crate::types::{Node, TypeConfig};
@@ -77,6 +77,8 @@ pub(crate) struct Peers {
     pub acknowledged: Arc<Mutex<Acknowledged>>,
     /// Members that have acknowledged committed entries to this one.
     pub stored: Arc<Mutex<BTreeSet<u64>>>,
+    /// How soon after an acknowledged append one without entries is left out.
+    pub quiet: Duration,
 }
 
 impl RaftNetworkFactory<TypeConfig> for Peers {
@@ -90,6 +92,8 @@ impl RaftNetworkFactory<TypeConfig> for Peers {
             blocking: self.blocking,
             acknowledged: self.acknowledged.clone(),
             stored: self.stored.clone(),
+            quiet: self.quiet,
+            acknowledged_last: None,
         }
     }
 }
@@ -103,6 +107,9 @@ pub(crate) struct PeerLink {
     blocking: Blocking,
     acknowledged: Arc<Mutex<Acknowledged>>,
     stored: Arc<Mutex<BTreeSet<u64>>>,
+    quiet: Duration,
+    /// When the last append was sent that the peer acknowledged, under which vote, and where its log ended then.
+    acknowledged_last: Option<(BootTime, Vote<u64>, Option<RaftLogId>)>,
 }
 
 /// Every failure is *unreachable*: openraft then pauses before it tries again, where it would spin on other errors.
@@ -122,6 +129,9 @@ impl RaftNetwork<TypeConfig> for PeerLink {
         rpc: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> RpcResult<AppendEntriesResponse<u64>> {
+        if self.says_nothing_new(&rpc) {
+            return Ok(AppendEntriesResponse::Success);
+        }
         let message = wire::AppendEntries {
             group: self.group,
             vote: Some(codec::vote(&rpc.vote)),
@@ -156,6 +166,9 @@ impl RaftNetwork<TypeConfig> for PeerLink {
         // Only what is committed is never cut off again; entry 0, the first members, isn't told from a group that is being made.
         if kept.is_some_and(|id| id.index > 0) {
             lock(&self.stored).insert(self.target);
+        }
+        if matches!(response, AppendEntriesResponse::Success) {
+            self.acknowledged_last = Some((sent, rpc.vote, last));
         }
         // A conflict, too, comes from a follower that took this leader's vote for good.
         lock(&self.acknowledged).record(rpc.vote.leader_id.term, self.target, sent);
@@ -199,6 +212,16 @@ impl RaftNetwork<TypeConfig> for PeerLink {
 }
 
 impl PeerLink {
+    /// Whether an append without entries would only tell the peer what was committed, a moment after it acknowledged all before. openraft
+    /// sends one behind each commit, and keeps the next entries waiting for its answer; the next append or heartbeat tells the same.
+    /// The success that it is answered with was the peer's own answer, to a request that the lease counted.
+    fn says_nothing_new(&self, rpc: &AppendEntriesRequest<TypeConfig>) -> bool {
+        let Some((sent, vote, last)) = &self.acknowledged_last else { return false };
+        rpc.entries.is_empty()
+            && (*vote, *last) == (rpc.vote, rpc.prev_log_id)
+            && self.clock.boot().since(*sent) < self.quiet
+    }
+
     fn has_stored(&self) -> bool {
         lock(&self.stored).contains(&self.target)
     }

@@ -11,7 +11,7 @@ use mooseng_embedded::{ApplyOutcome, CommitLog, Embedded, ProposeError};
 use mooseng_ports::clock::{BootTime, Clock};
 use mooseng_ports::disk::Disk;
 use mooseng_ports::plant::{self, Plant};
-use mooseng_transport::{Blocking, Network};
+use mooseng_transport::{Blocking, Lane, Network};
 use mooseng_wal::Wal;
 use mooseng_wire::method::Method;
 use mooseng_wire::raft as wire;
@@ -168,6 +168,7 @@ impl RaftNode {
         let log = Log {
             wal: wal.clone(),
             blocking,
+            writes: Lane::new(blocking, "mooseng-log"),
             id: own.id,
             acknowledged: acknowledged.clone(),
             health: health.clone(),
@@ -184,6 +185,7 @@ impl RaftNode {
             blocking,
             acknowledged: acknowledged.clone(),
             stored: Arc::default(),
+            quiet: own.timings.heartbeat / 2,
         };
         let raft = Raft::new(own.id, config(&own)?, peers, log, machine).await;
         let raft = raft.map_err(|e| RaftError::Refused(e.to_string()))?;

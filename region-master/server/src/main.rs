@@ -15,6 +15,9 @@ use mooseng_transport::{Blocking, TlsNetwork, observe};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Serves the metadata of a MooseNG region.
 #[derive(Parser)]
 #[command(name = "mooseng-master", version)]
@@ -55,7 +58,7 @@ fn start() -> anyhow::Result<()> {
         println!("{} is well", path.display());
         return Ok(());
     }
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(config))
+    mooseng_transport::run_daemon(run(config))?
 }
 
 async fn run(config: MasterConfig) -> anyhow::Result<()> {

@@ -495,6 +495,28 @@ impl Wal {
         Ok(found)
     }
 
+    /// What [`Self::read`] answers, if all of it is in memory: it blocks on no disk.
+    pub fn read_cached(&self, range: Range<u64>, bytes_max: usize) -> Option<Vec<Entry>> {
+        let view = lock(&self.view);
+        let last = view.last().map_or(0, |last| last.index);
+        let first = view.cache.front().map_or(u64::MAX, |e| e.id.index);
+        let mut found = Vec::new();
+        let mut used = 0;
+        for index in range.start..range.end.min(last.saturating_add(1)) {
+            let place = view.entries.get(&index)?;
+            let entry = index.checked_sub(first).and_then(|i| view.cache.get(i as usize))?;
+            if entry.id != place.id {
+                return None;
+            }
+            used += entry.payload.len();
+            if used > bytes_max && !found.is_empty() {
+                break;
+            }
+            found.push(entry.clone());
+        }
+        Some(found)
+    }
+
     fn read_frame(&self, segment: u64, offset: u64) -> Result<Vec<Record>, WalError> {
         let path = segment_path(&self.dir, segment);
         let file = lock(&self.writer).segments.iter().find(|(n, _)| *n == segment).map(|(_, f)| f.clone());
