@@ -1,4 +1,5 @@
-//! What was written to one inode and isn't at the region yet: bytes by their place, newest on top. No clocks, no sending.
+//! What was written to one inode and isn't at the region yet: bytes by their place, newest on top, and attributes set over them. No clocks,
+//! no sending.
 //!
 //! ```text
 //!   put -> waiting -> take -> sending -> sent
@@ -11,6 +12,8 @@ use std::collections::BTreeMap;
 use bytes::{Bytes, BytesMut};
 use mooseng_wire::fs::Attr;
 use tokio::time::Instant;
+
+use crate::settings::Settings;
 
 /// Bytes sent with one change at most.
 pub(crate) const BATCH_BYTES: usize = 4 << 20;
@@ -81,15 +84,58 @@ pub(crate) struct Segment {
     pub data: Bytes,
 }
 
+/// What attributes count for in the buffer.
+pub(crate) const SETTINGS_BYTES: usize = 256;
+
+/// Bytes, and attributes that were set behind them.
+#[derive(Debug, Default)]
+struct Layer {
+    parts: Parts,
+    /// When the newest byte was written, by the wall clock in nanoseconds.
+    written_ns: i64,
+    set: Settings,
+}
+
+impl Layer {
+    fn is_clean(&self) -> bool {
+        self.parts.by_offset.is_empty() && self.set.is_empty()
+    }
+
+    fn bytes(&self) -> usize {
+        self.parts.bytes + if self.set.is_empty() { 0 } else { SETTINGS_BYTES }
+    }
+
+    fn put(&mut self, at: u64, data: Bytes, now_ns: i64) {
+        self.parts.put(at, data);
+        self.written_ns = self.written_ns.max(now_ns);
+        self.set.written_after();
+    }
+
+    /// What was put into `newer` comes on top.
+    fn put_layer(&mut self, newer: Layer) {
+        for (at, data) in newer.parts.by_offset {
+            self.put(at, data, newer.written_ns);
+        }
+        self.set = self.set.and(newer.set);
+    }
+
+    fn show(&self, attr: &mut Attr) {
+        if !self.parts.by_offset.is_empty() {
+            attr.size = attr.size.max(self.parts.end());
+            attr.mtime_ns = attr.mtime_ns.max(self.written_ns);
+            attr.ctime_ns = attr.ctime_ns.max(self.written_ns);
+        }
+        self.set.show(attr);
+    }
+}
+
 /// The buffer of one inode.
 #[derive(Debug, Default)]
 pub(crate) struct Dirty {
-    waiting: Parts,
-    sending: Parts,
+    waiting: Layer,
+    sending: Layer,
     /// When the oldest of what waits was written.
     pub since: Option<Instant>,
-    /// When the newest byte was written, by the wall clock in nanoseconds.
-    pub written_ns: i64,
     /// The region's attributes beneath the buffered bytes.
     pub base: Option<Attr>,
     /// The session, and the life of it, that was promised the inode when these bytes were written.
@@ -103,24 +149,29 @@ pub(crate) struct Dirty {
 impl Dirty {
     /// Whether everything is at the region.
     pub fn is_clean(&self) -> bool {
-        self.waiting.by_offset.is_empty() && self.sending.by_offset.is_empty()
+        self.waiting.is_clean() && self.sending.is_clean()
     }
 
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        self.waiting.bytes + self.sending.bytes
+        self.waiting.bytes() + self.sending.bytes()
     }
 
     /// Bytes that nobody sends yet.
     pub fn waiting_bytes(&self) -> usize {
-        self.waiting.bytes
+        self.waiting.parts.bytes
     }
 
     /// Adds written bytes.
     pub fn put(&mut self, at: u64, data: Bytes, now: Instant, now_ns: i64) {
-        self.waiting.put(at, data);
+        self.waiting.put(at, data, now_ns);
         self.since.get_or_insert(now);
-        self.written_ns = self.written_ns.max(now_ns);
+    }
+
+    /// Sets attributes over what was written.
+    pub fn set(&mut self, settings: Settings, now: Instant) {
+        self.waiting.set = self.waiting.set.and(settings);
+        self.since.get_or_insert(now);
     }
 
     /// Takes what waits to be sent; also what an earlier sender left behind. False if there is nothing.
@@ -128,14 +179,24 @@ impl Dirty {
         self.put_back();
         self.sending = std::mem::take(&mut self.waiting);
         self.since = None;
-        !self.sending.by_offset.is_empty()
+        !self.sending.is_clean()
+    }
+
+    /// When the newest byte of what was taken was written, by the wall clock in nanoseconds.
+    pub fn taken_written_ns(&self) -> i64 {
+        self.sending.written_ns
+    }
+
+    /// The attributes that were set over what was taken: they go with the last of it.
+    pub fn taken_set(&self) -> Settings {
+        self.sending.set
     }
 
     /// The next part of what was taken, from an offset on.
     pub fn batch(&self, from: u64) -> Vec<Segment> {
         let mut segments: Vec<(u64, BytesMut)> = Vec::new();
         let mut bytes = 0;
-        for (&at, part) in self.sending.by_offset.range(from..) {
+        for (&at, part) in self.sending.parts.by_offset.range(from..) {
             let adjoins = segments.last().is_some_and(|(start, data)| start + data.len() as u64 == at);
             let full = bytes + part.len() > BATCH_BYTES || (!adjoins && segments.len() >= BATCH_SEGMENTS);
             if full && bytes > 0 {
@@ -150,17 +211,22 @@ impl Dirty {
         segments.into_iter().map(|(at, data)| Segment { at, data: data.freeze() }).collect()
     }
 
-    /// A batch is at the region, whose attributes are now these. Answers how many bytes that were.
-    pub fn sent(&mut self, batch: &[Segment], attr: Option<Attr>) -> usize {
+    /// A batch is at the region, with the attributes that were set over it if it was the `last`; the region's attributes are now these. Answers
+    /// how many bytes that were.
+    pub fn sent(&mut self, batch: &[Segment], last: bool, attr: Option<Attr>) -> usize {
         let mut gone = 0;
         for segment in batch {
             let end = segment.at + segment.data.len() as u64;
-            let parts: Vec<u64> = self.sending.by_offset.range(segment.at..end).map(|(&at, _)| at).collect();
+            let sent = &mut self.sending.parts.by_offset;
+            let parts: Vec<u64> = sent.range(segment.at..end).map(|(&at, _)| at).collect();
             for at in parts {
-                gone += self.sending.by_offset.remove(&at).map_or(0, |part| part.len());
+                gone += sent.remove(&at).map_or(0, |part| part.len());
             }
         }
-        self.sending.bytes -= gone;
+        self.sending.parts.bytes -= gone;
+        if last {
+            self.sending.set = Settings::default();
+        }
         if attr.is_some() {
             self.base = attr;
         }
@@ -169,37 +235,30 @@ impl Dirty {
 
     /// What was taken and not sent waits again, beneath what was written meanwhile.
     pub fn put_back(&mut self) {
-        if self.sending.by_offset.is_empty() {
+        if self.sending.is_clean() {
             return;
         }
-        let newer = std::mem::take(&mut self.waiting);
-        self.waiting = std::mem::take(&mut self.sending);
-        for (at, data) in newer.by_offset {
-            self.waiting.put(at, data);
-        }
+        let newer = std::mem::replace(&mut self.waiting, std::mem::take(&mut self.sending));
+        self.waiting.put_layer(newer);
         self.since.get_or_insert_with(Instant::now);
     }
 
     /// Gives everything up. Answers how many bytes that were.
     pub fn discard(&mut self) -> usize {
         let bytes = self.bytes();
-        (self.waiting, self.sending, self.since) = (Parts::default(), Parts::default(), None);
+        (self.waiting, self.sending, self.since) = (Layer::default(), Layer::default(), None);
         bytes
     }
 
     /// The attributes as they are shown: the region's, beneath what is buffered.
     pub fn show(&self, attr: &mut Attr) {
-        if self.is_clean() {
-            return;
-        }
-        attr.size = attr.size.max(self.waiting.end()).max(self.sending.end());
-        attr.mtime_ns = attr.mtime_ns.max(self.written_ns);
-        attr.ctime_ns = attr.ctime_ns.max(self.written_ns);
+        self.sending.show(attr);
+        self.waiting.show(attr);
     }
 
     /// The bytes of [from, to), if all of them are held here.
     pub fn read(&self, from: u64, to: u64) -> Option<Bytes> {
-        let newest = self.waiting.within(from, to);
+        let newest = self.waiting.parts.within(from, to);
         // One part is the common case, and needs no copy.
         if let [(at, part)] = &newest[..]
             && *at == from
@@ -207,7 +266,7 @@ impl Dirty {
         {
             return Some(part.clone());
         }
-        let older = self.sending.within(from, to);
+        let older = self.sending.parts.within(from, to);
         let mut spans: Vec<(u64, u64)> =
             newest.iter().chain(&older).map(|(at, part)| (*at, at + part.len() as u64)).collect();
         spans.sort_unstable();
@@ -231,7 +290,9 @@ impl Dirty {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
+    use mooseng_wire::fs::{FileKind, SetAttr};
     use proptest::prelude::*;
 
     use super::*;
@@ -241,6 +302,7 @@ mod tests {
     #[derive(Clone, Debug)]
     enum Step {
         Put(u64, u8, usize),
+        Set(Option<u32>, Option<i64>),
         Take,
         Send,
         PutBack,
@@ -249,6 +311,7 @@ mod tests {
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
             4 => (0..40_u64, any::<u8>(), 1..24_usize).prop_map(|(at, byte, length)| Step::Put(at, byte, length)),
+            1 => (prop::option::of(0..0o1000_u32), prop::option::of(0..1_000_i64)).prop_map(|(mode, mtime)| Step::Set(mode, mtime)),
             1 => Just(Step::Take),
             2 => Just(Step::Send),
             1 => Just(Step::PutBack),
@@ -256,31 +319,51 @@ mod tests {
     }
 
     proptest! {
-        /// The region's bytes beneath the buffer's are always the file; what a reader is given of the buffer alone is, too.
+        /// The region's bytes beneath the buffer's are always the file; what a reader is given of the buffer alone is, too. The same for the
+        /// mode and the time of modification.
         #[test]
         fn buffer_and_region_together_are_the_file(steps in prop::collection::vec(step(), 0..60)) {
             let (mut file, mut region) = ([0_u8; SPACE], [0_u8; SPACE]);
             let mut dirty = Dirty::default();
             let now = Instant::now();
+            let regular = Attr { kind: FileKind::Regular.into(), ..Attr::default() };
+            let (mut model, mut stored, mut clock) = (regular, regular, 1_000);
             for step in steps {
+                clock += 1;
                 match step {
                     Step::Put(at, byte, length) => {
-                        dirty.put(at, vec![byte; length].into(), now, 1);
+                        dirty.put(at, vec![byte; length].into(), now, clock);
                         file[at as usize..at as usize + length].fill(byte);
+                        model.mtime_ns = clock;
+                    }
+                    Step::Set(mode, mtime_ns) => {
+                        let change = SetAttr { mode, mtime_ns, ..SetAttr::default() };
+                        dirty.set(Settings::of(&change, &model, clock).unwrap(), now);
+                        model.mode = mode.unwrap_or(model.mode);
+                        model.mtime_ns = mtime_ns.unwrap_or(model.mtime_ns);
                     }
                     Step::Take => drop(dirty.take()),
                     Step::Send => {
                         let batch = dirty.batch(0);
+                        if !batch.is_empty() {
+                            stored.mtime_ns = dirty.taken_written_ns();
+                        }
+                        if let Some(set) = dirty.taken_set().to_wire(1) {
+                            stored.mode = set.mode.unwrap_or(stored.mode);
+                            stored.mtime_ns = set.mtime_ns.unwrap_or(stored.mtime_ns);
+                        }
                         for segment in &batch {
                             let at = segment.at as usize;
                             region[at..at + segment.data.len()].copy_from_slice(&segment.data);
                         }
-                        dirty.sent(&batch, None);
+                        dirty.sent(&batch, true, None);
                     }
                     Step::PutBack => dirty.put_back(),
                 }
-                let held: usize = dirty.waiting.by_offset.values().chain(dirty.sending.by_offset.values()).map(Bytes::len).sum();
-                prop_assert_eq!(held, dirty.bytes());
+                let parts = dirty.waiting.parts.by_offset.values().chain(dirty.sending.parts.by_offset.values());
+                let held: usize = parts.map(Bytes::len).sum();
+                let sets = [dirty.waiting.set, dirty.sending.set].iter().filter(|set| !set.is_empty()).count();
+                prop_assert_eq!(held + sets * SETTINGS_BYTES, dirty.bytes());
                 let mut whole = region;
                 for from in 0..SPACE as u64 {
                     if let Some(byte) = dirty.read(from, from + 1) {
@@ -296,9 +379,10 @@ mod tests {
                         prop_assert_eq!(&bytes[..], &file[from as usize..to as usize]);
                     }
                 }
-                let mut attr = Attr::default();
+                let mut attr = stored;
                 dirty.show(&mut attr);
                 prop_assert!(attr.size as usize <= SPACE);
+                prop_assert_eq!((attr.mode, attr.mtime_ns), (model.mode, model.mtime_ns));
                 prop_assert_eq!(dirty.is_clean(), dirty.bytes() == 0);
             }
         }
@@ -321,7 +405,7 @@ mod tests {
             assert!(batch.len() <= BATCH_SEGMENTS);
             let end = batch.last().map_or(0, |segment| segment.at + segment.data.len() as u64);
             assert_eq!(dirty.batch(end).first().map(|segment| segment.at), (end < 2995).then_some(end + 5));
-            sent += dirty.sent(&batch, None);
+            sent += dirty.sent(&batch, false, None);
         }
         assert_eq!(sent, 1500);
         for n in 0..6_u64 {

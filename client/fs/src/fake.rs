@@ -15,8 +15,8 @@ use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::{
     Allocated, Attr, ChunkLocation, ChunkPlace, ChunkRun, Created, Description, DirEntry, DirLink, DirPage,
-    Done, Entry, Extent, ExtentMap, FileKind, FsReply, FsStat, Names, SeekTo, SeekWhence, Value, Written,
-    extent, write_piece,
+    Done, Entry, Extent, ExtentMap, FileKind, FsReply, FsStat, Names, SeekTo, SeekWhence, SetAttr, Value,
+    Written, extent, write_piece,
 };
 use mooseng_wire::method::Method;
 use mooseng_wire::session::{
@@ -348,11 +348,15 @@ impl State {
         chunkservers: &[String],
         copies: usize,
     ) -> Result<FsReply, Failure> {
-        let Request { session: id, incarnation, number, oldest_unanswered, order, .. } = request;
+        let Request { session: id, incarnation, number, oldest_unanswered, order, releases, .. } = request;
         let op = request.op.and_then(|op| op.op).ok_or_else(|| refuse(ErrorCode::InvalidRequest, ""))?;
         // The table of sessions comes before the outcomes, as at a real master.
         if self.sessions.get(&id).is_none_or(|session| session.lapsed) {
             return Err(refuse(ErrorCode::SessionExpired, ""));
+        }
+        if let Ok(session) = self.session(id, incarnation) {
+            session.opens.retain(|inode, held| !releases.contains(inode) || *held >= order);
+            releases.into_iter().for_each(|inode| self.reap(inode));
         }
         if number > 0
             && let Some(session) = self.sessions.get(&id)
@@ -378,9 +382,7 @@ impl State {
             }
             Op::Release(release) => {
                 let opens = &mut self.session(id, incarnation)?.opens;
-                if opens.get(&release.inode).is_some_and(|held| *held < order) {
-                    opens.remove(&release.inode);
-                }
+                opens.retain(|inode, held| *inode != release.inode || *held >= order);
                 self.reap(release.inode);
             }
             _ => {}
@@ -539,12 +541,7 @@ impl State {
                     truncate(node, size);
                     node.attr.mtime_ns = now;
                 }
-                node.attr.mode = o.mode.unwrap_or(node.attr.mode);
-                node.attr.uid = o.uid.unwrap_or(node.attr.uid);
-                node.attr.gid = o.gid.unwrap_or(node.attr.gid);
-                node.attr.atime_ns = o.atime_ns.unwrap_or(if o.atime_now { now } else { node.attr.atime_ns });
-                node.attr.mtime_ns = o.mtime_ns.unwrap_or(if o.mtime_now { now } else { node.attr.mtime_ns });
-                node.attr.ctime_ns = now;
+                set_attributes(&mut node.attr, &o, now);
                 self.entry(o.inode)
             }
             Op::Create(o) => match self.child(o.parent, &o.name) {
@@ -769,6 +766,7 @@ impl State {
         let Some(node) = self.nodes.get_mut(&write.inode) else { return errno(libc::ENOENT) };
         let began = if write.append { node.attr.size } else { write.pieces.first().map_or(0, |p| p.offset) };
         let mut at = began;
+        let began_any = !write.pieces.is_empty();
         for piece in write.pieces {
             let offset = if write.append { at } else { piece.offset };
             let (length, data) = match piece.data {
@@ -781,8 +779,13 @@ impl State {
             at = offset + length;
             node.attr.size = node.attr.size.max(at);
         }
-        node.attr.mtime_ns = now;
-        node.attr.ctime_ns = now;
+        if began_any {
+            node.attr.mtime_ns = write.written_ns.unwrap_or(now);
+            node.attr.ctime_ns = node.attr.mtime_ns;
+        }
+        if let Some(set) = &write.set {
+            set_attributes(&mut node.attr, set, now);
+        }
         Reply::Written(Written { attr: Some(node.attr), offset: began })
     }
 
@@ -845,6 +848,16 @@ impl State {
         }
         Ok(Answered { body: ReadDone { crc }.encode_to_vec().into(), bulk: bulk.into() })
     }
+}
+
+/// All but the size.
+fn set_attributes(attr: &mut Attr, o: &SetAttr, now: i64) {
+    attr.mode = o.mode.unwrap_or(attr.mode);
+    attr.uid = o.uid.unwrap_or(attr.uid);
+    attr.gid = o.gid.unwrap_or(attr.gid);
+    attr.atime_ns = o.atime_ns.unwrap_or(if o.atime_now { now } else { attr.atime_ns });
+    attr.mtime_ns = o.mtime_ns.unwrap_or(if o.mtime_now { now } else { attr.mtime_ns });
+    attr.ctime_ns = o.changed_ns.unwrap_or(now);
 }
 
 fn truncate(node: &mut Node, size: u64) {

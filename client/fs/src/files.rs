@@ -8,7 +8,7 @@ use bytes::Bytes;
 use mooseng_transport::trace;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
-use mooseng_wire::fs::{Attr, Caller, Create, Open, Release, SetAttr};
+use mooseng_wire::fs::{Attr, Caller, Create, Open, SetAttr};
 use tokio::time::Instant;
 
 use crate::atime;
@@ -267,16 +267,7 @@ impl FileSystem {
             return;
         }
         inner.appenders.close(&daemon(), inode).await;
-        if state.take_told() {
-            match inner.region.read(&daemon(), Op::Release(Release { inode })).await {
-                Ok(Reply::Errno(errno)) => tracing::debug!(inode, errno, "a release was refused"),
-                Ok(_) => {}
-                Err(error) => {
-                    tracing::debug!(inode, %error, "a release wasn't answered; the next session declares its opens anew");
-                }
-            }
-        }
-        inner.opens.forget(inode);
+        inner.opens.close(inode, inner.session.order());
     }
 
     /// Reads up to `length` bytes at `offset`; fewer only at the end of the file.

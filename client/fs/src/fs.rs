@@ -31,7 +31,7 @@ use crate::owners::Locks;
 use crate::peers::Peers;
 use crate::read::{Reader, unexpected};
 use crate::recalls::Recalls;
-use crate::region::Region;
+use crate::region::{Region, send_closes};
 use crate::session::Session;
 use crate::status::{FsStatus, Latency};
 use crate::writeback::{Buffers, FLUSHES, WriteBack};
@@ -150,6 +150,7 @@ impl FileSystem {
         recalls.write_back(&writer);
         tokio::spawn(WriteBack::keep(Arc::downgrade(&writer)));
         tokio::spawn(session.clone().keep());
+        tokio::spawn(send_closes(Arc::downgrade(&region), opens.clone(), shutdown.clone()));
         tokio::spawn(send_touches(region.clone(), touches.clone(), shutdown.clone()));
         let inner = Inner {
             reader: Reader::new(region.clone(), chunkservers.clone()),
@@ -343,6 +344,11 @@ impl FileSystem {
         }
         if change.atime_ns.is_some() || change.atime_now {
             self.inner.touches.drop_inode(change.inode);
+        }
+        if caller.kernel_checked
+            && let Some(attr) = self.inner.writer.buffer_settings(&change).await?
+        {
+            return Ok(attr);
         }
         // What was written before comes before: a truncation cuts it, times that are set stay.
         self.inner.writer.flush_before(change.inode).await?;

@@ -42,6 +42,7 @@ mod recalls;
 mod region;
 pub mod retry;
 mod session;
+mod settings;
 mod status;
 mod window;
 mod writeback;

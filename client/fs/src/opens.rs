@@ -3,13 +3,21 @@
 //! Opens keep an unlinked file alive. `Open` and `Release` aren't changes - no outcome is recorded for a retry. Instead each attempt has a
 //! place in the session's order, and the master keeps the newest open of an inode until a release of a higher order: repeated or late
 //! messages do no harm. Nothing is released until nobody here has the inode open.
+//!
+//! ```text
+//!   last close -> waiting -> taken along by an attempt -> released
+//!                    |            |  (no answer)
+//!                    |            +-> waiting again
+//!                    +-> opened again: nothing was ever said
+//! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use mooseng_wire::session::OpenInode;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 /// A size that isn't known.
@@ -42,6 +50,8 @@ struct Counts {
     told: bool,
     /// The master has said so.
     held: bool,
+    /// It is closed, and waits for an attempt that takes that along.
+    closed: bool,
 }
 
 impl OpenInodeState {
@@ -95,32 +105,34 @@ impl OpenInodeState {
     pub fn held(&self) {
         self.counts(|c| (c.told, c.held) = (true, true));
     }
-    /// Whether the master must hear of the release, now that nobody here has it open.
-    pub fn take_told(&self) -> bool {
-        self.counts(|c| {
-            c.held = false;
-            std::mem::take(&mut c.told)
-        })
-    }
 }
 
 /// All open inodes.
 #[derive(Debug, Default)]
-pub(crate) struct Opens(Mutex<BTreeMap<u64, Arc<OpenInodeState>>>);
+pub(crate) struct Opens {
+    by_inode: Mutex<BTreeMap<u64, Arc<OpenInodeState>>>,
+    /// Closed inodes that the master may hold open, and the session's order when they were closed: it ascends. Taken inside `by_inode`.
+    closed: Mutex<VecDeque<(u64, u64)>>,
+    waiting: Notify,
+}
 
 impl Opens {
     fn map<T>(&self, f: impl FnOnce(&mut BTreeMap<u64, Arc<OpenInodeState>>) -> T) -> T {
-        f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        f(&mut self.by_inode.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+    fn closed<T>(&self, f: impl FnOnce(&mut VecDeque<(u64, u64)>) -> T) -> T {
+        f(&mut self.closed.lock().unwrap_or_else(PoisonError::into_inner))
     }
     /// Counts an open. The caller takes the gate and tells the master.
     pub fn add(&self, inode: u64) -> Arc<OpenInodeState> {
         self.map(|map| {
             let state = map.entry(inode).or_insert_with(|| Arc::new(OpenInodeState::new())).clone();
-            state.counts(|c| c.local += 1);
+            // Whoever opens it again before the master has heard of the close needn't tell it anything.
+            state.counts(|c| (c.local, c.closed) = (c.local + 1, false));
             state
         })
     }
-    /// Takes an open back; true if it was the last one. The entry stays until [`Self::forget`].
+    /// Takes an open back; true if it was the last one. The entry stays until [`Self::close`].
     pub fn remove(&self, inode: u64) -> bool {
         self.map(|map| {
             map.get(&inode).is_some_and(|state| {
@@ -131,13 +143,68 @@ impl Opens {
             })
         })
     }
-    /// Drops the entry if nobody has the inode open.
-    pub fn forget(&self, inode: u64) {
+    /// Nobody here has the inode open any more, unless somebody has opened it since. The master hears of it with one of the next attempts, if
+    /// it may believe that it is open. `order`: the session's, by now.
+    pub fn close(&self, inode: u64, order: u64) {
         self.map(|map| {
-            if map.get(&inode).is_some_and(|state| state.local() == 0) {
-                map.remove(&inode);
+            let Some(state) = map.get(&inode) else { return };
+            let told = state.counts(|c| {
+                c.closed = c.local == 0 && c.told;
+                (c.local == 0).then_some(c.told)
+            });
+            match told {
+                Some(true) => {
+                    self.closed(|closed| closed.push_back((inode, order)));
+                    self.waiting.notify_one();
+                }
+                Some(false) => drop(map.remove(&inode)),
+                None => {}
             }
         });
+    }
+    /// The closes that an attempt of that order takes along. Only those from before the order was given out: an inode may have been opened
+    /// under a higher one since, and the master would take the release for a late one.
+    pub fn take_closed(&self, order: u64, at_most: usize) -> Vec<u64> {
+        if self.closed(|closed| closed.is_empty()) {
+            return Vec::new();
+        }
+        self.map(|map| {
+            let mut taken = Vec::new();
+            while taken.len() < at_most
+                && let Some(inode) =
+                    self.closed(|closed| closed.pop_front_if(|(_, at)| *at < order).map(|(inode, _)| inode))
+            {
+                if map.get(&inode).is_some_and(|state| state.counts(|c| c.closed)) {
+                    map.remove(&inode);
+                    taken.push(inode);
+                }
+            }
+            taken
+        })
+    }
+    /// An attempt that took closes along wasn't answered: they wait again, but for what was opened since.
+    pub fn put_back_closed(&self, inodes: Vec<u64>, order: u64) {
+        self.map(|map| {
+            for inode in inodes {
+                if !map.contains_key(&inode) {
+                    let state = Arc::new(OpenInodeState::new());
+                    state.counts(|c| (c.told, c.closed) = (true, true));
+                    map.insert(inode, state);
+                    self.closed(|closed| closed.push_back((inode, order)));
+                    self.waiting.notify_one();
+                }
+            }
+        });
+    }
+    /// Whether closes wait.
+    pub fn any_closed(&self) -> bool {
+        self.closed(|closed| !closed.is_empty())
+    }
+    /// Waits until a close waits; perhaps a little longer than necessary, never shorter.
+    pub async fn closing(&self) {
+        while !self.any_closed() {
+            self.waiting.notified().await;
+        }
     }
     pub fn get(&self, inode: u64) -> Option<Arc<OpenInodeState>> {
         self.map(|map| map.get(&inode).cloned())
@@ -154,6 +221,8 @@ impl Opens {
             let open = |state: &OpenInodeState| {
                 state.counts(|c| {
                     c.told |= c.local > 0;
+                    // What isn't declared isn't held: who opens it again tells the master.
+                    c.held &= c.local > 0;
                     c.local > 0
                 })
             };
@@ -179,9 +248,44 @@ mod tests {
         assert!(!opens.remove(5));
         assert!(opens.remove(5));
         assert!(opens.declare().is_empty());
-        assert!(state.take_told());
-        assert!(!state.take_told());
-        opens.forget(5);
+        opens.close(5, 7);
+        assert!(opens.take_closed(7, 10).is_empty(), "it may have been opened under the attempt's order");
+        assert_eq!(opens.take_closed(8, 10), vec![5]);
+        assert!(opens.take_closed(9, 10).is_empty());
         assert!(opens.get(5).is_none());
+        opens.add(6);
+        assert!(opens.remove(6));
+        opens.close(6, 10);
+        assert!(opens.get(6).is_none() && !opens.any_closed(), "the master never heard of it");
+    }
+
+    #[test]
+    fn who_opens_again_before_the_release_left_holds_it_still() {
+        let opens = Opens::default();
+        opens.add(5).held();
+        assert!(opens.remove(5));
+        opens.close(5, 1);
+        assert!(opens.add(5).is_held());
+        assert!(opens.take_closed(9, 10).is_empty());
+        // A release that left and wasn't answered.
+        assert!(opens.remove(5));
+        opens.close(5, 2);
+        assert_eq!(opens.take_closed(9, 10), vec![5]);
+        assert!(!opens.add(5).is_held(), "the release may have arrived");
+        opens.put_back_closed(vec![5], 9);
+        assert!(opens.take_closed(20, 10).is_empty(), "it is open");
+        assert!(opens.remove(5));
+        opens.put_back_closed(vec![5], 9);
+        assert!(opens.take_closed(20, 10).is_empty(), "its own close tells");
+    }
+
+    #[test]
+    fn what_a_declaration_leaves_out_is_not_held() {
+        let opens = Opens::default();
+        opens.add(5).held();
+        assert!(opens.remove(5));
+        opens.close(5, 1);
+        assert!(opens.declare().is_empty());
+        assert!(!opens.add(5).is_held());
     }
 }

@@ -5,7 +5,7 @@
 //! then on `oldest_unanswered` lies above it, and the region refuses it: an abandoned change can't happen later.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,14 +14,17 @@ use mooseng_wire::Role;
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
-use mooseng_wire::fs::{Caller, FsRequest};
+use mooseng_wire::fs::{Caller, FsRequest, Release};
 use mooseng_wire::method::Method;
 use mooseng_wire::session::{Request, Response};
 use prost::Message;
 use tokio::sync::Notify;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::error::FsError;
+use crate::fs::daemon;
+use crate::opens::Opens;
 use crate::peers::Failure;
 use crate::retry::Backoff;
 use crate::session::{Seat, Session};
@@ -30,6 +33,10 @@ use crate::window::Window;
 
 /// An attempt ends after this long, whatever remains of the retry time.
 const ATTEMPT_MAX: Duration = Duration::from_secs(10);
+/// Closes taken along by one attempt.
+const RELEASES_MAX: usize = 64;
+/// How long a close waits for a request that takes it along.
+const CLOSES_WAIT: Duration = Duration::from_millis(20);
 /// An inner failure is retried this often.
 const INTERNAL_RETRIES: u32 = 4;
 
@@ -304,7 +311,18 @@ impl Region {
             _ => (seat.session, seat.incarnation),
         };
         flight.order = self.session.next_order();
+        // An older incarnation's attempts are about outcomes alone.
+        let current = (session, incarnation) == (seat.session, seat.incarnation);
+        let mut releasing = Releasing {
+            session: &self.session,
+            inodes: if current {
+                self.session.opens.take_closed(flight.order, RELEASES_MAX)
+            } else {
+                Vec::new()
+            },
+        };
         let request = Request {
+            releases: releasing.inodes.clone(),
             order: flight.order,
             session,
             incarnation,
@@ -350,6 +368,7 @@ impl Region {
         match answer {
             Ok(answer) => {
                 let response = Response::decode(answer.body).unwrap_or_default();
+                releasing.inodes.clear();
                 self.session.facts.digest(&digest, &flight.request, &response);
                 let reply = response.reply.and_then(|r| r.reply);
                 reply.ok_or_else(|| {
@@ -452,6 +471,38 @@ impl Region {
     async fn rest(&self, backoff: &mut Backoff, deadline: Instant) {
         let pause = self.session.pause(backoff);
         tokio::time::sleep_until((Instant::now() + pause).min(deadline)).await;
+    }
+}
+
+/// Closes that an attempt takes along; without an answer they wait again.
+struct Releasing<'a> {
+    session: &'a Session,
+    inodes: Vec<u64>,
+}
+
+impl Drop for Releasing<'_> {
+    fn drop(&mut self) {
+        if !self.inodes.is_empty() {
+            self.session.opens.put_back_closed(std::mem::take(&mut self.inodes), self.session.order());
+        }
+    }
+}
+
+/// Tells the master of closes that no request took along, as long as the client lives.
+pub(crate) async fn send_closes(region: Weak<Region>, opens: Arc<Opens>, shutdown: CancellationToken) {
+    loop {
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return,
+            () = opens.closing() => {}
+        }
+        tokio::time::sleep(CLOSES_WAIT).await;
+        let Some(region) = region.upgrade() else { return };
+        if opens.any_closed()
+            && let Err(error) = region.read(&daemon(), Op::Release(Release { inode: 0 })).await
+        {
+            tracing::debug!(%error, "the region wasn't told of closed files yet");
+        }
     }
 }
 

@@ -271,6 +271,11 @@ impl Session {
         self.order.fetch_add(1, Ordering::SeqCst) + 1
     }
 
+    /// The last place that was given out.
+    pub fn order(&self) -> u64 {
+        self.order.load(Ordering::SeqCst)
+    }
+
     /// Whether the newest declaration of opens came before that place. One that comes later names what is in [`Opens`] by then.
     pub fn declared_before(&self, order: u64) -> bool {
         self.declared.load(Ordering::SeqCst) < order

@@ -19,19 +19,20 @@ use futures::{StreamExt, stream};
 use mooseng_transport::trace;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
-use mooseng_wire::fs::{Acquire, Attr, Caller, ChunkRun, FileKind, Write, WritePiece, write_piece};
+use mooseng_wire::fs::{Acquire, Attr, Caller, ChunkRun, FileKind, SetAttr, Write, WritePiece, write_piece};
 use mooseng_wire::{FILE_SIZE_MAX, INLINE_EXTENT_BYTES_MAX, INLINE_FILE_BYTES_MAX};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 
 use crate::append::Appenders;
-use crate::dirty::{BATCH_BYTES, Dirty, Segment};
+use crate::dirty::{BATCH_BYTES, Dirty, SETTINGS_BYTES, Segment};
 use crate::error::FsError;
 use crate::facts::{Facts, Level};
 use crate::fs::daemon;
 use crate::opens::Opens;
 use crate::read::unexpected;
 use crate::region::Region;
+use crate::settings::Settings;
 
 /// What is older than this is flushed: with a slow flush nothing stays dirty for 5 s.
 const AGE_MAX: Duration = Duration::from_secs(2);
@@ -244,14 +245,8 @@ impl WriteBack {
             return Err(FsError::Lapsed);
         }
         let put = self.buffers.change(inode, |dirty| {
-            if dirty.closed > 0 || (!dirty.is_clean() && dirty.life != life) {
-                return Ok(None);
-            }
-            // Within this section: a recall closes the buffer before it gives the promise up.
-            let Some((known, _)) = self.facts.inode(inode) else { return Ok(None) };
-            let mut attr = known.attr;
-            let privileged = how.kill_suidgid && attr.mode & 0o6000 != 0;
-            if known.level != Level::Exclusive || attr.kind() != FileKind::Regular || privileged {
+            let Some(mut attr) = self.ours(inode, dirty, life) else { return Ok(None) };
+            if how.kill_suidgid && attr.mode & 0o6000 != 0 {
                 return Ok(None);
             }
             if dirty.is_clean() {
@@ -276,6 +271,43 @@ impl WriteBack {
             }
             (at, attr)
         }))
+    }
+
+    /// Buffers attributes that are set on a file, if it is promised exclusively: they go with its data. Answers them as they are shown from now
+    /// on. For callers whose rights are checked.
+    pub async fn buffer_settings(self: &Arc<Self>, change: &SetAttr) -> Result<Option<Attr>, FsError> {
+        let inode = change.inode;
+        let through = self.opens.get(inode).is_some_and(|open| open.is_shared());
+        if through || self.buffers.bytes_max == 0 || !self.is_exclusive(inode) {
+            return Ok(None);
+        }
+        self.wait_for_room(inode, SETTINGS_BYTES).await?;
+        let (now, now_ns) = (Instant::now(), self.region.session.clock.unix_ns());
+        let life = self.region.session.life();
+        Ok(self.buffers.change(inode, |dirty| {
+            let mut attr = self.ours(inode, dirty, life)?;
+            let base = attr;
+            dirty.show(&mut attr);
+            let settings = Settings::of(change, &attr, now_ns)?;
+            if dirty.is_clean() {
+                (dirty.base, dirty.life) = (Some(base), life);
+            }
+            dirty.set(settings, now);
+            attr = base;
+            dirty.show(&mut attr);
+            Some(attr)
+        }))
+    }
+
+    /// The region's attributes of a file of which something may be buffered now. To be called, and used, in the section that changes the
+    /// buffer: a recall closes the buffer before it gives the promise up.
+    fn ours(&self, inode: u64, dirty: &Dirty, life: (u64, u64)) -> Option<Attr> {
+        if dirty.closed > 0 || (!dirty.is_clean() && dirty.life != life) {
+            return None;
+        }
+        let (known, _) = self.facts.inode(inode)?;
+        let exclusive = known.level == Level::Exclusive && known.attr.kind() == FileKind::Regular;
+        exclusive.then_some(known.attr)
     }
 
     async fn wait_for_room(self: &Arc<Self>, inode: u64, bytes: usize) -> Result<(), FsError> {
@@ -380,21 +412,31 @@ impl WriteBack {
         let end_of = |batch: &[Segment]| batch.last().map_or(0, |s| s.at + s.data.len() as u64);
         let next = |from: u64| buffer.dirty(|dirty| dirty.batch(from));
         let mut batch = next(0);
+        if batch.is_empty() {
+            // Attributes alone.
+            self.still_ours(inode, buffer).await?;
+            let attr = self.commit(inode, &batch, Vec::new(), buffer, true).await?;
+            self.buffers.change(inode, |dirty| dirty.sent(&batch, true, attr));
+            return Ok(());
+        }
         let size = buffer.dirty(|dirty| dirty.base.map_or(0, |attr| attr.size));
         if end_of(&batch).max(size) <= INLINE_FILE_BYTES_MAX && next(end_of(&batch)).is_empty() {
             self.still_ours(inode, buffer).await?;
             let attr = self.send_inline(inode, &batch, buffer).await?;
-            self.buffers.change(inode, |dirty| dirty.sent(&batch, attr));
+            self.buffers.change(inode, |dirty| dirty.sent(&batch, true, attr));
             return Ok(());
         }
         let mut pieces = self.append(inode, &batch).await?;
         while !batch.is_empty() {
             self.still_ours(inode, buffer).await?;
             let following = next(end_of(&batch));
-            let (committed, appended) =
-                futures::join!(self.commit(inode, &batch, pieces, buffer), self.append(inode, &following));
+            let last = following.is_empty();
+            let (committed, appended) = futures::join!(
+                self.commit(inode, &batch, pieces, buffer, last),
+                self.append(inode, &following)
+            );
             let attr = committed?;
-            self.buffers.change(inode, |dirty| dirty.sent(&batch, attr));
+            self.buffers.change(inode, |dirty| dirty.sent(&batch, last, attr));
             (batch, pieces) = (following, appended?);
         }
         Ok(())
@@ -415,8 +457,9 @@ impl WriteBack {
         batch: &[Segment],
         pieces: Vec<WritePiece>,
         buffer: &Buffer,
+        last: bool,
     ) -> Result<Option<Attr>, FsError> {
-        let write = Write { inode, written_ns: Some(buffer.dirty(|d| d.written_ns)), ..Write::default() };
+        let write = as_buffered(inode, buffer, last);
         let chunks: Vec<u64> = pieces.iter().filter_map(chunk_of).collect();
         let op = Op::Write(Write { pieces, ..write.clone() });
         let life = buffer.dirty(|dirty| dirty.life);
@@ -475,7 +518,7 @@ impl WriteBack {
         batch: &[Segment],
         buffer: &Buffer,
     ) -> Result<Option<Attr>, FsError> {
-        let write = Write { inode, written_ns: Some(buffer.dirty(|d| d.written_ns)), ..Write::default() };
+        let write = as_buffered(inode, buffer, true);
         let life = Some(buffer.dirty(|dirty| dirty.life));
         let mut outcome = self.send_once(&daemon(), batch, true, write.clone(), life).await;
         if is_too_large_for_inline(&outcome) {
@@ -570,6 +613,9 @@ impl WriteBack {
         batch: &[Segment],
         deadline: Instant,
     ) -> Result<Vec<WritePiece>, FsError> {
+        if batch.is_empty() {
+            return Ok(Vec::new());
+        }
         let data = match batch {
             [one] => one.data.clone(),
             many => many.iter().flat_map(|segment| segment.data.iter().copied()).collect(),
@@ -639,6 +685,16 @@ impl WriteBack {
             })
         })
     }
+}
+
+/// A write of what was taken from the buffer, without its pieces yet. With the `last` of them go the attributes that were set over them.
+fn as_buffered(inode: u64, buffer: &Buffer, last: bool) -> Write {
+    buffer.dirty(|dirty| Write {
+        inode,
+        written_ns: Some(dirty.taken_written_ns()),
+        set: if last { dirty.taken_set().to_wire(inode) } else { None },
+        ..Write::default()
+    })
 }
 
 /// Whether what couldn't be sent may be sent later.

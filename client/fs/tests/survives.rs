@@ -283,6 +283,8 @@ async fn an_unlinked_file_lives_until_its_last_close_also_over_a_failover() {
     assert_eq!(&read(&fs, second.handle, 0, 10).await[..], b"kept");
     region.with(|s| assert_eq!(s.inodes(), 2));
     fs.release(second.handle).await.unwrap();
+    // The region hears of it with the next request, or a moment later.
+    tokio::time::sleep(Duration::from_millis(50)).await;
     region.with(|s| assert_eq!(s.inodes(), 1));
 }
 

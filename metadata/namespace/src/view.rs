@@ -118,7 +118,15 @@ pub fn attr_of(id: InodeId, record: &InodeRecord, counters: &Counters) -> Attr {
     attr
 }
 
+/// How far a session's clock may be ahead of ours: an hour.
+const CLOCKS_APART_NS: i64 = 3600 * 1_000_000_000;
+
 impl<T: Transaction> View<'_, T> {
+    /// A time by a session's clock, or what ours allows it to be.
+    pub fn not_far_ahead(&self, time_ns: i64) -> i64 {
+        time_ns.min(self.ctx.now_ns.saturating_add(CLOCKS_APART_NS))
+    }
+
     /// An inode's record, if it lives.
     pub async fn inode_if(&self, id: InodeId) -> Result<Option<InodeRecord>, OpError> {
         match self.tx.get(&inode::key(id), self.read).await? {

@@ -55,6 +55,7 @@ pub async fn read(
             None
         }
     };
+    release_closed(master, id, &request);
     if let Some(Op::Release(release)) = &fs.op {
         master.desk(|desk| desk.sessions.release(id, InodeId(release.inode), order));
     }
@@ -129,6 +130,9 @@ pub async fn change(
         Err(Refusal::Incarnation { asked, newest, .. }) if asked < newest => false,
         Err(refusal) => return Err(refused(&refusal)),
     };
+    if newest {
+        release_closed(master, call.session, &request);
+    }
     let mut context = context(master);
     context.ids = ids(master, fs)?;
     if let Some(Op::AllocateChunk(allocate)) = &fs.op
@@ -217,6 +221,18 @@ fn admitted(master: &Master, identity: &str, request: &Request) -> Result<(u64, 
         oldest_unanswered: settled,
     };
     Ok((term, call))
+}
+
+/// Takes note of what a session that was checked has closed.
+fn release_closed(master: &Master, id: SessionId, request: &Request) {
+    if request.releases.is_empty() {
+        return;
+    }
+    master.desk(|desk| {
+        for inode in &request.releases {
+            desk.sessions.release(id, InodeId(*inode), request.order);
+        }
+    });
 }
 
 fn request_of(request: &Request) -> Result<&FsRequest, CallError> {

@@ -25,29 +25,62 @@ pub async fn get<T: Transaction>(view: &View<'_, T>, id: InodeId) -> Result<Entr
 pub async fn set<T: Transaction>(view: &View<'_, T>, r: &SetAttr) -> Result<Entry, OpError> {
     let id = InodeId(r.inode);
     let mut record = view.inode(id).await?;
-    check_owner_change(view, r, &record)?;
-    if r.mode.is_some() {
-        permission::check_owner(&record, view.caller)?;
-    }
-    check_times(view, r, &record)?;
+    check(view, r, &record)?;
     if let Some(size) = r.size {
         set_size(view, r, id, &mut record, size).await?;
     } else if r.kill_suidgid {
         view.kill_privileges(id, &mut record).await?;
     }
+    apply(view, r, id, &mut record).await?;
+    view.put_inode(id, &record);
+    Ok(Entry { attr: Some(view.attr(id, &record).await?) })
+}
+
+/// Attributes that come with a write that was buffered with them. The caller stores the record.
+pub async fn set_with_data<T: Transaction>(
+    view: &View<'_, T>,
+    r: &SetAttr,
+    id: InodeId,
+    record: &mut InodeRecord,
+) -> Result<(), OpError> {
+    if r.inode != id.0 || r.size.is_some() || r.kill_suidgid {
+        return Err(Errno::EINVAL.into());
+    }
+    check(view, r, record)?;
+    apply(view, r, id, record).await
+}
+
+fn check<T: Transaction>(view: &View<'_, T>, r: &SetAttr, record: &InodeRecord) -> Result<(), Errno> {
+    check_owner_change(view, r, record)?;
+    if r.mode.is_some() {
+        permission::check_owner(record, view.caller)?;
+    }
+    check_times(view, r, record)
+}
+
+/// All but the size.
+async fn apply<T: Transaction>(
+    view: &View<'_, T>,
+    r: &SetAttr,
+    id: InodeId,
+    record: &mut InodeRecord,
+) -> Result<(), OpError> {
     if r.uid.is_some() || r.gid.is_some() {
         // Privileges belong to the old owner, so they go whoever changes it.
-        view.kill_privileges(id, &mut record).await?;
+        view.kill_privileges(id, record).await?;
         record.uid = r.uid.unwrap_or(record.uid);
         record.gid = r.gid.unwrap_or(record.gid);
     }
     if let Some(mode) = r.mode {
         record.mode = permission::settable_mode(mode & MODE_BITS, record.gid, view.caller);
     }
-    set_times(view, r, id, &mut record);
-    record.ctime_ns = view.ctx.now_ns;
-    view.put_inode(id, &record);
-    Ok(Entry { attr: Some(view.attr(id, &record).await?) })
+    set_times(view, r, id, record);
+    // What was buffered under an exclusive promise keeps the time that its session has shown for it.
+    record.ctime_ns = match r.changed_ns {
+        Some(changed_ns) => record.ctime_ns.max(view.not_far_ahead(changed_ns)),
+        None => view.ctx.now_ns,
+    };
+    Ok(())
 }
 
 /// root gives files away; an owner may give them to groups that it is of.

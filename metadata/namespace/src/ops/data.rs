@@ -15,6 +15,7 @@ use mooseng_wire::{CHUNK_BYTES_MAX, ChunkId, FILE_SIZE_MAX, INLINE_EXTENT_BYTES_
 use crate::errno::Errno;
 use crate::error::OpError;
 use crate::extents::{Data, Pieces};
+use crate::ops::attributes;
 use crate::together::InOrder;
 use crate::view::{View, attr_of, is_directory, is_regular};
 use crate::window::{self, behind, piece_before, read_page};
@@ -27,8 +28,6 @@ const ANSWER_BYTES_MAX: usize = 512 << 10;
 const PIECES_MAX: usize = 256;
 /// Inline bytes of one write: its transaction must stay well under the store's limit.
 const WRITE_INLINE_BYTES_MAX: usize = 512 << 10;
-/// How far a session's clock may be ahead of ours: an hour.
-const CLOCKS_APART_NS: i64 = 3600 * 1_000_000_000;
 
 async fn regular<T: Transaction>(view: &View<'_, T>, id: InodeId) -> Result<InodeRecord, OpError> {
     let record = view.inode(id).await?;
@@ -149,13 +148,17 @@ pub async fn write<T: Transaction>(view: &View<'_, T>, r: &Write) -> Result<Writ
         apply(view, id, &mut record, &pieces).await?;
         record.size = end;
         // What was buffered under an exclusive promise keeps the time that its session has shown for it.
-        let written_ns =
-            r.written_ns.unwrap_or(view.ctx.now_ns).min(view.ctx.now_ns.saturating_add(CLOCKS_APART_NS));
+        let written_ns = view.not_far_ahead(r.written_ns.unwrap_or(view.ctx.now_ns));
         record.mtime_ns = written_ns;
         record.ctime_ns = written_ns;
         if view.kills_privileges(r.kill_suidgid) {
             view.kill_privileges(id, &mut record).await?;
         }
+    }
+    if let Some(set) = &r.set {
+        attributes::set_with_data(view, set, id, &mut record).await?;
+    }
+    if !pieces.is_empty() || r.set.is_some() {
         view.put_inode(id, &record);
     }
     Ok(Written { attr: Some(attr_of(id, &record, &Counters::default())), offset: start })

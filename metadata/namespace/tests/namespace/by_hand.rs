@@ -193,3 +193,57 @@ async fn lookups_of_names_that_cant_be() {
     assert_eq!(client.errno(lookup(99, "x")).await, ESTALE);
     assert_eq!(attr(client.ask(lookup(ROOT, "..")).await).inode, ROOT);
 }
+
+#[tokio::test]
+async fn attributes_come_with_the_data_that_they_were_set_over() {
+    let volume = Volume::new().await;
+    let client = volume.client(1).await;
+    let inode = client.create(ROOT, "f").await;
+    let piece =
+        || WritePiece { offset: 0, data: Some(write_piece::Data::Inline(bytes::Bytes::from_static(b"x"))) };
+    let set = SetAttr {
+        inode,
+        uid: Some(7),
+        mode: Some(0o600),
+        mtime_ns: Some(3),
+        changed_ns: Some(90),
+        ..Default::default()
+    };
+    let write = Write { inode, written_ns: Some(50), set: Some(set), ..Default::default() };
+    let Reply::Written(written) =
+        client.ask(Op::Write(Write { pieces: vec![piece()], ..write.clone() })).await
+    else {
+        panic!()
+    };
+    let shown = written.attr.unwrap();
+    assert_eq!((shown.uid, shown.mode & 0o7777, shown.size), (7, 0o600, 1));
+    assert_eq!((shown.mtime_ns, shown.ctime_ns), (3, 90));
+    assert_eq!(client.attr(inode).await, shown);
+    // Alone; ctime doesn't go back.
+    let set = SetAttr { inode, gid: Some(8), changed_ns: Some(10), ..Default::default() };
+    client.ask(Op::Write(Write { inode, set: Some(set), ..Default::default() })).await;
+    let shown = client.attr(inode).await;
+    assert_eq!((shown.gid, shown.ctime_ns, shown.mtime_ns, shown.size), (8, 90, 3, 1));
+    // The same rights are asked for as by themselves, and the data isn't stored without them.
+    let stranger = user(1000, 1000, &[]);
+    let set = SetAttr { inode, uid: Some(1000), ..Default::default() };
+    let refused = Write {
+        inode,
+        pieces: vec![WritePiece { offset: 1, ..piece() }],
+        set: Some(set),
+        ..Default::default()
+    };
+    assert_eq!(errno(&client.ask_as(&stranger, Op::Write(refused)).await), EPERM);
+    assert_eq!(client.attr(inode).await.size, 1);
+    // Neither a size, nor another file's.
+    for set in [
+        SetAttr { inode, size: Some(0), ..Default::default() },
+        SetAttr { inode: ROOT, uid: Some(1), ..Default::default() },
+    ] {
+        assert_eq!(
+            client.errno(Op::Write(Write { inode, set: Some(set), ..Default::default() })).await,
+            EINVAL
+        );
+    }
+    volume.check();
+}

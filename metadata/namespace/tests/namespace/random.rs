@@ -116,6 +116,7 @@ impl Run {
             mtime_now: self.rng.random_bool(0.1),
             kill_suidgid: self.rng.random_bool(0.1),
             by_handle: self.rng.random_bool(0.3),
+            changed_ns: None,
         }
     }
 

@@ -1,0 +1,111 @@
+//! Attributes that are set on a file under the exclusive promise wait with its data. Against a region in memory; time is paused.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use mooseng_client::fake::FakeRegion;
+use mooseng_client::{Caller, ClientConfig, FileSystem, HandleId, SetAttr, WriteOptions};
+use mooseng_ports::clock::{Clock, ManualClock};
+
+fn me() -> Caller {
+    Caller { kernel_checked: true, ..Caller::default() }
+}
+
+/// A file of the session's own, its inode and its handle.
+async fn start() -> (Arc<FakeRegion>, FileSystem, u64, HandleId) {
+    let region = Arc::new(FakeRegion::new());
+    region.with(|s| s.exclusive = true);
+    let config = ClientConfig { masters: region.masters(), ..ClientConfig::default() };
+    let clock = Arc::new(ManualClock::default()) as Arc<dyn Clock>;
+    let fs = FileSystem::connect_through(config, region.clone(), clock).await.unwrap();
+    let made = fs.create(&me(), 1, b"f", 0o644, libc::O_RDWR).await.unwrap();
+    (region, fs, made.attr.inode, made.handle)
+}
+
+/// Another host, which knows only what the region has.
+async fn another(region: &Arc<FakeRegion>) -> FileSystem {
+    let config = ClientConfig { masters: region.masters(), ..ClientConfig::default() };
+    FileSystem::connect_through(config, region.clone(), Arc::new(ManualClock::default())).await.unwrap()
+}
+
+async fn write(fs: &FileSystem, handle: HandleId, data: &'static [u8]) {
+    fs.write(&me(), handle, 0, Bytes::from_static(data), WriteOptions::default()).await.unwrap();
+}
+
+fn changes(region: &FakeRegion) -> u64 {
+    region.with(|s| s.executed)
+}
+
+fn owner(inode: u64) -> SetAttr {
+    SetAttr { inode, uid: Some(7), gid: Some(8), ..SetAttr::default() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn owner_mode_and_times_go_with_the_data_in_one_change() {
+    let (region, fs, inode, file) = start().await;
+    let before = changes(&region);
+    write(&fs, file, b"data").await;
+    let mode = SetAttr { inode, mode: Some(0o100_600), ..SetAttr::default() };
+    let times = SetAttr { inode, atime_ns: Some(5), mtime_ns: Some(6), ..SetAttr::default() };
+    for change in [owner(inode), mode, times] {
+        fs.setattr(&me(), change).await.unwrap();
+    }
+    assert_eq!(changes(&region), before);
+    let shown = fs.getattr(&me(), inode).await.unwrap();
+    assert_eq!((shown.uid, shown.gid, shown.mode & 0o7777, shown.mtime_ns, shown.size), (7, 8, 0o600, 6, 4));
+    fs.release(file).await.unwrap();
+    assert_eq!(changes(&region), before + 1);
+    let stored = another(&region).await.getattr(&me(), inode).await.unwrap();
+    assert_eq!((stored.uid, stored.gid, stored.mode & 0o7777), (7, 8, 0o600));
+    assert_eq!((stored.atime_ns, stored.mtime_ns, stored.size), (5, 6, 4));
+    assert_eq!(fs.status().dirty_bytes, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn attributes_alone_wait_too_and_fsync_and_age_and_the_end_send_them() {
+    for way in 0..3 {
+        let (region, fs, inode, file) = start().await;
+        let before = changes(&region);
+        fs.setattr(&me(), owner(inode)).await.unwrap();
+        assert_eq!(changes(&region), before);
+        match way {
+            0 => fs.fsync(file, false).await.unwrap(),
+            1 => tokio::time::sleep(Duration::from_secs(5)).await,
+            _ => fs.close().await,
+        }
+        assert_eq!(changes(&region), before + 1, "{way}");
+        assert_eq!(another(&region).await.getattr(&me(), inode).await.unwrap().uid, 7);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_moves_the_time_that_was_set_before_it_and_not_the_one_set_after() {
+    let (region, fs, inode, file) = start().await;
+    let time = SetAttr { inode, mtime_ns: Some(-1), ..SetAttr::default() };
+    fs.setattr(&me(), time.clone()).await.unwrap();
+    assert_eq!(fs.getattr(&me(), inode).await.unwrap().mtime_ns, -1);
+    write(&fs, file, b"later").await;
+    assert!(fs.getattr(&me(), inode).await.unwrap().mtime_ns >= 0);
+    fs.fsync(file, false).await.unwrap();
+    assert!(another(&region).await.getattr(&me(), inode).await.unwrap().mtime_ns >= 0);
+    write(&fs, file, b"again").await;
+    fs.setattr(&me(), time).await.unwrap();
+    fs.fsync(file, false).await.unwrap();
+    assert_eq!(another(&region).await.getattr(&me(), inode).await.unwrap().mtime_ns, -1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_region_must_decide_goes_there_at_once_behind_what_waits() {
+    let (region, fs, inode, file) = start().await;
+    write(&fs, file, b"data").await;
+    fs.setattr(&me(), owner(inode)).await.unwrap();
+    let before = changes(&region);
+    fs.setattr(&me(), SetAttr { inode, mode: Some(0o104_755), ..SetAttr::default() }).await.unwrap();
+    assert_eq!(changes(&region), before + 2, "the data with its owner, and the mode");
+    // Nobody has looked whether this caller may.
+    let stranger = Caller { uid: 1000, ..Caller::default() };
+    fs.setattr(&stranger, SetAttr { inode, mtime_now: true, ..SetAttr::default() }).await.unwrap();
+    assert_eq!(changes(&region), before + 3);
+}
