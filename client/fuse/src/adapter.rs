@@ -272,6 +272,7 @@ impl Filesystem for Adapter {
             // fuser drops FATTR_KILL_SUIDGID, which the kernel sets for who lacks CAP_FSETID.
             kill_suidgid: size.is_some() && req.uid() != 0,
             by_handle: fh.is_some(),
+            changed_ns: None,
         };
         let (fs, caller) = (self.fs.clone(), caller(req));
         self.attr(req, async move { fs.setattr(&caller, change).await }, reply);
