@@ -11,6 +11,7 @@
 //!                    +-> opened again: nothing was ever said
 //! ```
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -186,10 +187,9 @@ impl Opens {
     pub fn put_back_closed(&self, inodes: Vec<u64>, order: u64) {
         self.map(|map| {
             for inode in inodes {
-                if !map.contains_key(&inode) {
-                    let state = Arc::new(OpenInodeState::new());
+                if let Entry::Vacant(vacant) = map.entry(inode) {
+                    let state = vacant.insert(Arc::new(OpenInodeState::new()));
                     state.counts(|c| (c.told, c.closed) = (true, true));
-                    map.insert(inode, state);
                     self.closed(|closed| closed.push_back((inode, order)));
                     self.waiting.notify_one();
                 }

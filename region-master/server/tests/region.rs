@@ -242,6 +242,33 @@ async fn an_unlinked_file_lives_while_it_is_open() {
     assert_eq!(refused.0, ErrorCode::PermissionDenied);
 }
 
+/// A close waits for the next request, whatever that is about; one that arrives late closes nothing that was opened since.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn closes_come_along_with_reads_and_changes() {
+    let cluster = Cluster::start(1, Arc::new(OsClock)).await;
+    let client = cluster.client("c").await;
+    client.open(&[]).await.unwrap();
+    let gone =
+        async |inode| matches!(client.read(Op::GetAttr(GetAttr { inode })).await.unwrap(), Reply::Errno(_));
+    let files = [("read", false), ("changed", true)];
+    for (name, change) in files {
+        let inode = created(client.change(create(name)).await.unwrap());
+        let op = if change { mkdir("d") } else { Op::GetAttr(GetAttr { inode: 1 }) };
+        let mut late = client.request(if change { 50 } else { 0 }, op).await;
+        late.releases = vec![inode, 77];
+        client.read(Op::Open(Open { inode, flags: 0 })).await.unwrap();
+        client.change(unlink(name)).await.unwrap();
+        let method = if change { Method::FsChange } else { Method::FsRead };
+        let _: Response = client.call(method, &late).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        assert!(!gone(inode).await, "it was opened after the close");
+        let order = client.request(0, Op::GetAttr(GetAttr { inode: 1 })).await.order;
+        let closing = mooseng_wire::session::Request { order, ..late };
+        let _: Response = client.call(method, &closing).await.unwrap();
+        until("it is freed", async || gone(inode).await).await;
+    }
+}
+
 /// A message that was given up, or overtaken, may arrive at any time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_release_that_comes_late_doesnt_close_what_was_opened_after_it() {

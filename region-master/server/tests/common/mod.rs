@@ -261,6 +261,7 @@ impl Client {
             incarnation: s.incarnation,
             number,
             order: self.next_order(),
+            releases: vec![],
             oldest_unanswered: 1,
             custody_epoch: s.custody_epoch,
             op: Some(FsRequest {
