@@ -84,7 +84,7 @@ async fn attributes_alone_wait_too_and_fsync_and_age_and_the_end_send_them() {
 async fn a_write_moves_the_time_that_was_set_before_it_and_not_the_one_set_after() {
     let (region, fs, inode, file) = start().await;
     let time = SetAttr { inode, mtime_ns: Some(-1), ..SetAttr::default() };
-    fs.setattr(&me(), time.clone()).await.unwrap();
+    fs.setattr(&me(), time).await.unwrap();
     assert_eq!(fs.getattr(&me(), inode).await.unwrap().mtime_ns, -1);
     write(&fs, file, b"later").await;
     assert!(fs.getattr(&me(), inode).await.unwrap().mtime_ns >= 0);
