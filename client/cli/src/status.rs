@@ -51,11 +51,12 @@ fn page(answered: &Answered, verdict: &Verdict) -> String {
     ));
     if let Some(house) = &reply.house {
         parts.push(format!(
-            "House-keeping: {} copies under way, {} chunks wait, {} copies made and {} dropped by this leader; {} of {} in sealed chunks in use",
+            "House-keeping: {} copies under way, {} chunks wait, {} copies made and {} dropped, {} sparse chunks rewritten by this leader; {} of {} in sealed chunks in use",
             house.copying,
             house.waiting,
             house.copied,
             house.dropped,
+            house.rewritten,
             output::bytes(house.bytes_live),
             output::bytes(house.bytes)
         ));
@@ -212,7 +213,9 @@ fn shape(answered: &Answered, verdict: &Verdict) -> Value {
 fn house(h: &HouseStatus) -> Value {
     json!({ "copies_waiting": h.waiting, "copies_under_way": h.copying, "endangered_oldest_s": h.endangered_oldest_s,
             "copies_made": h.copied, "copied_bytes": h.copied_bytes, "copies_dropped": h.dropped, "copies_failed": h.copies_failed,
-            "chunks_dead": h.dead, "chunk_bytes": h.bytes, "chunk_bytes_live": h.bytes_live })
+            "chunks_dead": h.dead, "chunk_bytes": h.bytes, "chunk_bytes_live": h.bytes_live,
+            "rewrites_under_way": h.rewriting, "chunks_rewritten": h.rewritten, "rewritten_bytes": h.rewritten_bytes,
+            "rewrites_failed": h.rewrites_failed })
 }
 
 /// A chunkserver in JSON.

@@ -49,41 +49,90 @@ pub async fn change<T, F>(
 where
     F: for<'t> Fn(&'t EmbeddedTransaction, &'t Touched) -> BoxFuture<'t, Result<T, OpError>>,
 {
-    promises::custody_settled(master, deadline).await?;
-    let gate = ChangeGate::new(master.clone(), term, SessionId(0), RequestNumber(0));
-    let mut tries = 0;
-    loop {
-        let tx = master.store.begin();
-        let touched = Touched::default();
-        let failed = match attempt(&tx, &touched, &work).await {
-            Ok(value) => {
-                match timeout_at(deadline, gate.admit(touched.into_facts())).await.map_err(|_| too_late())? {
-                    Admission::Commit => {}
-                    Admission::Again => continue,
-                    Admission::Deposed => return Err(master.not_leader()),
-                }
-                match tx.commit().await {
-                    Ok(done) => {
-                        gate.committed(&FsRequest::default(), &FsReply::default(), done.version.0);
-                        return Ok(value);
-                    }
-                    Err(error) => error,
-                }
+    let mut changes = Changes::begin(master, term, deadline).await?;
+    let changed = changes.change(repeat, TRIES, deadline, work).await?;
+    changes.end();
+    changed.ok_or_else(|| record_failed(&RecordFailure(StoreError::Conflict.into())))
+}
+
+/// Several changes, one after the other. What sessions gave up for one of them nobody is promised again before [`Self::end`].
+pub struct Changes<'a> {
+    master: &'a Arc<Master>,
+    gate: ChangeGate,
+    /// Of the last commit.
+    version: Option<u64>,
+}
+
+impl<'a> Changes<'a> {
+    /// Begins, once this custodian may change anything.
+    pub async fn begin(master: &'a Arc<Master>, term: u64, deadline: Instant) -> Result<Self, CallError> {
+        promises::custody_settled(master, deadline).await?;
+        let gate = ChangeGate::new(master.clone(), term, SessionId(0), RequestNumber(0));
+        Ok(Self { master, gate, version: None })
+    }
+
+    /// They are all done.
+    pub fn end(self) {
+        match self.version {
+            Some(version) => {
+                self.gate.committed(&FsRequest::default(), &FsReply::default(), version);
             }
-            Err(OpError::Store(error)) => error,
-            Err(other) => return Err(record_failed(&RecordFailure(other))),
-        };
-        tries += 1;
-        let again = failed.is_retryable() || (failed.is_maybe_committed() && repeat == Repeat::Harmless);
-        if !again || tries >= TRIES || Instant::now() >= deadline {
-            if failed == StoreError::CommitUnknown {
+            None => self.gate.refused(),
+        }
+    }
+
+    /// One of them. None where it conflicted with others so often.
+    pub async fn change<T, F>(
+        &mut self,
+        repeat: Repeat,
+        tries: u32,
+        deadline: Instant,
+        work: F,
+    ) -> Result<Option<T>, CallError>
+    where
+        F: for<'t> Fn(&'t EmbeddedTransaction, &'t Touched) -> BoxFuture<'t, Result<T, OpError>>,
+    {
+        let mut tried = 0;
+        loop {
+            let tx = self.master.store.begin();
+            let touched = Touched::default();
+            let failed = match attempt(&tx, &touched, &work).await {
+                Ok(value) => {
+                    let admitted = timeout_at(deadline, self.gate.admit(touched.into_facts())).await;
+                    match admitted.map_err(|_| too_late())? {
+                        Admission::Commit => {}
+                        Admission::Again => continue,
+                        Admission::Deposed => return Err(self.master.not_leader()),
+                    }
+                    match tx.commit().await {
+                        Ok(done) => {
+                            self.version = Some(done.version.0);
+                            return Ok(Some(value));
+                        }
+                        Err(error) => error,
+                    }
+                }
+                Err(OpError::Store(error)) => error,
+                Err(other) => return Err(record_failed(&RecordFailure(other))),
+            };
+            tried += 1;
+            let unknown = failed.is_maybe_committed();
+            if unknown && repeat == Repeat::Never {
                 let message = "whether a change of the master's own was made isn't known; look again";
                 return Err(call_error(ErrorCode::DeadlineExceeded, message));
             }
-            return Err(record_failed(&RecordFailure(failed.into())));
+            if !(failed.is_retryable() || unknown) || Instant::now() >= deadline {
+                return Err(record_failed(&RecordFailure(failed.into())));
+            }
+            if tried >= tries {
+                return match unknown {
+                    true => Err(record_failed(&RecordFailure(failed.into()))),
+                    false => Ok(None),
+                };
+            }
+            let pause = rand::rng().random_range(1..=(2_u64 << tried.min(7)));
+            tokio::time::sleep(Duration::from_millis(pause)).await;
         }
-        let pause = rand::rng().random_range(1..=(2_u64 << tries.min(7)));
-        tokio::time::sleep(Duration::from_millis(pause)).await;
     }
 }
 

@@ -31,7 +31,7 @@ use super::Keeper;
 use crate::desk::Desk;
 use crate::errors::record_failed;
 use crate::master::{HOME_EPOCH, Master};
-use crate::own::{self, Repeat};
+use crate::own::{self, Changes, Repeat};
 use crate::records::transact;
 use crate::{seals, tickets};
 
@@ -45,6 +45,8 @@ const BUILD_WITHIN: Duration = Duration::from_secs(60);
 const PACE_MIN: u64 = 1 << 20;
 /// A swap waits for sessions: at most for the lease of one that is gone.
 const BEYOND_LEASE: Duration = Duration::from_secs(5);
+/// Tries of one swap before fewer extents are swapped at once.
+const SWAP_TRIES: u32 = 3;
 /// Chunks whose rewriting failed, or brought nothing, are left alone for so long.
 const AGAIN_AFTER: Duration = Duration::from_secs(60);
 
@@ -188,7 +190,8 @@ async fn try_make(master: &Arc<Master>, term: u64, plan: &Plan) -> Result<Swappe
     }
     let moved = pieces(master, &victims).await?;
     if moved.is_empty() {
-        return Ok(Swapped::default());
+        let what = "no file names these chunks any more; if it stays so, `mooseng fsck` tells what counts them as used";
+        return if victims.is_empty() { Ok(Swapped::default()) } else { Err(failed(what)) };
     }
     let length = moved.iter().map(|m| m.piece.length).sum();
     let order = Order { master, term, to: plan.to, length };
@@ -381,23 +384,42 @@ impl Order<'_> {
         Instant::now() + self.master.config.session_lease() + BEYOND_LEASE
     }
 
-    /// Has files name the new chunk, some extents at a time.
+    /// Has files name the new chunk, file by file.
     async fn swap(&self, moved: &[Moved]) -> Result<Swapped, CallError> {
         let mut sum = Swapped::default();
         for file in moved.chunk_by(|a, b| a.piece.inode == b.piece.inode) {
-            for part in file.chunks(SWAP_EXTENTS_MAX) {
-                let Some(inode) = part.first().map(|m| m.piece.inode) else { continue };
-                let (part, to): (Arc<[Moved]>, ChunkId) = (part.into(), self.to);
-                let swapped =
-                    own::change(self.master, self.term, Repeat::Harmless, self.deadline(), |tx, touched| {
-                        let part = part.clone();
-                        Box::pin(async move { swapping::swap(tx, touched, inode, to, &part).await })
-                    })
-                    .await?;
-                sum.bytes += swapped.bytes;
-                sum.left += swapped.left;
+            let swapped = self.swap_file(file).await?;
+            sum.bytes += swapped.bytes;
+            sum.left += swapped.left;
+        }
+        Ok(sum)
+    }
+
+    /// Some extents at a time, fewer where somebody overwrites them all the while. Sessions are asked once for the whole file.
+    async fn swap_file(&self, mut file: &[Moved]) -> Result<Swapped, CallError> {
+        let mut sum = Swapped::default();
+        let Some(inode) = file.first().map(|m| m.piece.inode) else { return Ok(sum) };
+        let mut changes = Changes::begin(self.master, self.term, self.deadline()).await?;
+        let mut at_once = SWAP_EXTENTS_MAX;
+        while !file.is_empty() {
+            let (now, later) = file.split_at(at_once.min(file.len()));
+            let (part, to): (Arc<[Moved]>, ChunkId) = (now.into(), self.to);
+            let changed = changes.change(Repeat::Harmless, SWAP_TRIES, self.deadline(), |tx, touched| {
+                let part = part.clone();
+                Box::pin(async move { swapping::swap(tx, touched, inode, to, &part).await })
+            });
+            match changed.await? {
+                Some(swapped) => {
+                    sum.bytes += swapped.bytes;
+                    sum.left += swapped.left;
+                    file = later;
+                    at_once = (at_once * 2).min(SWAP_EXTENTS_MAX);
+                }
+                None if at_once > 1 => at_once = (at_once / 4).max(1),
+                None => return Err(failed("its extents change faster than they can be swapped")),
             }
         }
+        changes.end();
         Ok(sum)
     }
 }
