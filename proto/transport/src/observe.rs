@@ -12,7 +12,11 @@ use axum::routing::get;
 use prometheus_client::registry::Registry;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
+use tracing::field::{Field, Visit};
+use tracing::{Event, Subscriber};
+use tracing_subscriber::layer::{Context, Layer};
+use tracing_subscriber::prelude::*;
+use tracing_subscriber::{EnvFilter, registry::LookupSpan};
 
 /// How logs are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,8 +49,10 @@ pub fn init_logging(config: &LogConfig) -> io::Result<()> {
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_target(true);
     let done = match &config.file {
         None => match config.format {
-            LogFormat::Json => builder.json().with_writer(io::stderr).try_init(),
-            LogFormat::Text => builder.with_ansi(false).with_writer(io::stderr).try_init(),
+            LogFormat::Json => builder.json().with_writer(io::stderr).finish().with(NobodyWaits).try_init(),
+            LogFormat::Text => {
+                builder.with_ansi(false).with_writer(io::stderr).finish().with(NobodyWaits).try_init()
+            }
         },
         Some(path) => {
             let file = OpenOptions::new().create(true).append(true).open(path);
@@ -55,12 +61,45 @@ pub fn init_logging(config: &LogConfig) -> io::Result<()> {
             })?;
             let file = Arc::new(file);
             match config.format {
-                LogFormat::Json => builder.json().with_writer(file).try_init(),
-                LogFormat::Text => builder.with_ansi(false).with_writer(file).try_init(),
+                LogFormat::Json => builder.json().with_writer(file).finish().with(NobodyWaits).try_init(),
+                LogFormat::Text => {
+                    builder.with_ansi(false).with_writer(file).finish().with(NobodyWaits).try_init()
+                }
             }
         }
     };
     done.map_err(|e| io::Error::other(format!("logging can't be started: {e}")))
+}
+
+/// Leaves out what fuser calls an error and isn't: an answer to the kernel that nobody waits for any more. It answers each FUSE_INTERRUPT with ENOSYS on
+/// whichever descriptor it read it, and the kernel looks for the request on that one only.
+struct NobodyWaits;
+
+impl<S: Subscriber + for<'l> LookupSpan<'l>> Layer<S> for NobodyWaits {
+    fn event_enabled(&self, event: &Event<'_>, _context: Context<'_, S>) -> bool {
+        // The target of everything that comes from the crate `log`.
+        if event.metadata().target() != "log" {
+            return true;
+        }
+        let mut found = Found::default();
+        event.record(&mut found);
+        !(found.replies && found.unknown)
+    }
+}
+
+#[derive(Default)]
+struct Found {
+    replies: bool,
+    unknown: bool,
+}
+
+impl Visit for Found {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.replies |= field.name() == "log.target" && value == "fuser::reply";
+    }
+    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+        self.unknown |= field.name() == "message" && format!("{value:?}").ends_with("(os error 2)");
+    }
 }
 
 /// A daemon's metrics.
@@ -121,4 +160,30 @@ pub async fn serve_http(
         }
     });
     Ok(local)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_that_nobody_waits_for_is_no_error_and_others_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let file = Arc::new(std::fs::File::create(&path).unwrap());
+        let subscriber = tracing_subscriber::fmt().json().with_writer(file).finish().with(NobodyWaits);
+        tracing::subscriber::with_default(subscriber, || {
+            let said = |target: &str, error: &str| {
+                tracing::event!(target: "log", tracing::Level::ERROR, log.target = target, "Failed to send FUSE reply: {error}");
+            };
+            said("fuser::reply", "No such file or directory (os error 2)");
+            said("fuser::reply", "Invalid argument (os error 22)");
+            said("other", "No such file or directory (os error 2)");
+            tracing::error!("ours (os error 2)");
+        });
+        let log = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(log.lines().count(), 3, "{log}");
+        assert!(log.contains("Invalid argument") && log.contains("other") && log.contains("ours"));
+    }
 }
