@@ -130,15 +130,17 @@ impl Planted {
     }
 }
 
-type Damage = fn(&mut Planted);
-
+type Change = fn(&mut Planted);
+type Of = fn(&Planted) -> Subject;
 /// Damage, what must be found of it, and with what.
-fn damages() -> Vec<(&'static str, Damage, Kind, fn(&Planted) -> Subject)> {
-    let file: fn(&Planted) -> Subject = |p| Subject::Inode(p.file);
-    let big: fn(&Planted) -> Subject = |p| Subject::Inode(p.big);
-    let dir: fn(&Planted) -> Subject = |p| Subject::Inode(p.dir);
-    let in_chunk: fn(&Planted) -> Subject = |p| Subject::Chunk(p.chunk, Some(p.big));
-    let volume: fn(&Planted) -> Subject = |_| Subject::Volume(VolumeId(0));
+type Damage = (&'static str, Change, Kind, Of);
+
+fn damages() -> Vec<Damage> {
+    let file: Of = |p| Subject::Inode(p.file);
+    let big: Of = |p| Subject::Inode(p.big);
+    let dir: Of = |p| Subject::Inode(p.dir);
+    let in_chunk: Of = |p| Subject::Chunk(p.chunk, Some(p.big));
+    let volume: Of = |_| Subject::Volume(VolumeId(0));
     vec![
         (
             "a value is torn",
