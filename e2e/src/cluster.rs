@@ -159,6 +159,30 @@ impl DevCluster {
             .with_context(|| format!("mooseng status answered: {}", String::from_utf8_lossy(&output.stderr)))
     }
 
+    /// `mooseng fsck` finds nothing. Copies may still be on their way to be repaired for a while; nothing else may be wrong at any time.
+    pub fn fsck(&self) -> Result<()> {
+        let admin = self.dir().join("etc/admin.toml");
+        let mut wrong = None;
+        wait_for("fsck to find nothing", Duration::from_secs(180), || {
+            let output = self.mooseng(&["fsck", "-o", "json", "--config"]).arg(&admin).output()?;
+            let talk = String::from_utf8_lossy(&output.stderr).into_owned();
+            let told: serde_json::Value = serde_json::from_slice(&output.stdout)
+                .with_context(|| format!("mooseng fsck answered: {talk}"))?;
+            let findings = told["findings"].as_array().cloned().unwrap_or_default();
+            let of_copies =
+                |f: &serde_json::Value| f["kind"].as_str().is_some_and(|kind| kind.starts_with("COP"));
+            if !findings.iter().all(of_copies) {
+                wrong = Some(told.clone());
+                return Ok(());
+            }
+            ensure!(told["found"] == 0 && output.status.success(), "fsck found: {told:#}");
+            ensure!(told["checked"]["inodes"].as_u64() > Some(0), "fsck looked at nothing: {told}");
+            println!("    fsck looked at {}", told["checked"]);
+            Ok(())
+        })?;
+        wrong.map_or(Ok(()), |told| bail!("fsck found what can't be on its way to be repaired: {told:#}"))
+    }
+
     /// The leader's name.
     pub fn leader(&self) -> Result<String> {
         let status = self.status()?;

@@ -175,6 +175,10 @@ fn run() -> Result<()> {
     for n in 1..=rounds {
         steps.run(&format!("everything dies at once, round {n}"), || everything(&cluster, n));
     }
+    steps.run("fsck finds nothing", || {
+        cluster.wait_whole()?;
+        cluster.fsck()
+    });
     steps.finish()?;
     // What else may be warned of when daemons are killed, each for its reason.
     let expected = [

@@ -126,6 +126,8 @@ pub struct HouseConfig {
     pub spread_percent: u32,
     /// Rewrites of chunks of which little is still used, at a time; 0 for none.
     pub rewrites_at_once: usize,
+    /// MiB in one second that a rewrite moves at most; 0 for as fast as it goes.
+    pub rewrite_mib_per_s: u64,
     /// How long after its seal a chunk may be rewritten.
     pub rewrite_after_ms: u64,
     /// KiB that a rewrite must set free, unless as many chunks wait as one rewrite takes.
@@ -142,7 +144,8 @@ impl Default for HouseConfig {
             copies_per_chunkserver: 2,
             copy_mib_per_s: 64,
             spread_percent: 10,
-            rewrites_at_once: 2,
+            rewrites_at_once: 1,
+            rewrite_mib_per_s: 32,
             rewrite_after_ms: 10_000,
             rewrite_gain_kib: 1_024,
         }

@@ -334,7 +334,7 @@ impl Order<'_> {
     }
 
     fn pace(&self) -> u64 {
-        self.master.config.house.copy_mib_per_s << 20
+        self.master.config.house.rewrite_mib_per_s << 20
     }
 
     fn within(&self) -> Duration {

@@ -6,6 +6,7 @@ use mooseng_wire::fs::GetAttr;
 fn eager(config: &mut MasterConfig) {
     config.house.rewrite_after_ms = 0;
     config.house.rewrite_gain_kib = 0;
+    config.house.rewrite_mib_per_s = 0;
 }
 
 async fn seal(region: &Region, place: &ChunkPlace, length: usize) {
@@ -101,7 +102,7 @@ async fn a_rewrite_that_is_cut_short_leaves_nothing() {
     let mut region = Region::start(3, 2, |config| {
         eager(config);
         // Slow enough to be cut short.
-        config.house.copy_mib_per_s = 1;
+        config.house.rewrite_mib_per_s = 1;
     })
     .await;
     let mut bytes = pattern(6_000_000, 3);
