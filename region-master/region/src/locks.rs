@@ -157,7 +157,12 @@ impl LockWaits {
     pub fn granted(&mut self, id: WaitId) -> bool {
         let waited = self.remove(id);
         if waited {
-            self.untold.entry(id.0).or_default().insert(id.1);
+            let untold = self.untold.entry(id.0).or_default();
+            untold.insert(id.1);
+            // A session that answers nothing: it hears of the oldest when it asks again.
+            if untold.len() > self.limits.per_session_max {
+                untold.pop_first();
+            }
         }
         waited
     }
@@ -292,6 +297,11 @@ mod tests {
         assert_eq!(waits.untold(), [(owner(1).1, vec![11])]);
         waits.told((owner(1).1, 11));
         assert!(waits.untold().is_empty());
+        for id in 21..30 {
+            waits.queue(wait(7, 2, id)).unwrap();
+            waits.granted((owner(2).1, id));
+        }
+        assert_eq!(waits.untold(), [(owner(2).1, vec![28, 29])], "what nobody answers isn't kept for ever");
         assert_eq!(waits.inodes_behind(InodeId(0), 9), [InodeId(5), InodeId(6)]);
         waits.drop_session(owner(1).1);
         assert!(waits.is_empty() && !waits.is_waited_for(InodeId(5)));

@@ -392,5 +392,6 @@ fn figures(master: &Master) {
         m.chunks_endangered.set(gauge(desk.counts.endangered));
         m.chunks_unavailable.set(gauge(desk.counts.unavailable));
         m.seals_waiting.set(gauge(desk.seals_waiting() as u64));
+        m.lock_waits.set(gauge(desk.lock_waits.len() as u64));
     });
 }

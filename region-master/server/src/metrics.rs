@@ -44,6 +44,7 @@ pub const NAMES: &[Name] = &[
     LAPSED,
     LEADERSHIPS,
     RECALLS,
+    LOCK_WAITS,
 ];
 
 const REQUESTS: Name = Name("mooseng_master_requests", "Requests on framed streams, by method");
@@ -106,6 +107,7 @@ const LAPSED: Name = Name("mooseng_master_sessions_lapsed", "Sessions whose leas
 const LEADERSHIPS: Name =
     Name("mooseng_master_leaderships", "Times that this master began to serve as the leader");
 
+const LOCK_WAITS: Name = Name("mooseng_master_lock_waits", "Locks that are waited for");
 const RECALLS: Name =
     Name("mooseng_master_recalls", "Recalls of promises that were sent, repeated ones included");
 
@@ -140,6 +142,8 @@ pub struct Metrics {
     pub chunks_endangered: Gauge,
     /// Unavailable ones.
     pub chunks_unavailable: Gauge,
+    /// Locks that are waited for.
+    pub lock_waits: Gauge,
     /// Seals waiting.
     pub seals_waiting: Gauge,
     /// Chunks that wait for a copy.
@@ -197,6 +201,7 @@ impl Metrics {
             chunks_endangered: Gauge::default(),
             chunks_unavailable: Gauge::default(),
             seals_waiting: Gauge::default(),
+            lock_waits: Gauge::default(),
             copies_waiting: Gauge::default(),
             copies_under_way: Gauge::default(),
             endangered_oldest_seconds: Gauge::default(),
@@ -229,6 +234,7 @@ impl Metrics {
             (CHUNKS, m.chunks),
             (CHUNKS_ENDANGERED, m.chunks_endangered),
             (CHUNKS_UNAVAILABLE, m.chunks_unavailable),
+            (LOCK_WAITS, m.lock_waits),
             (SEALS_WAITING, m.seals_waiting),
             (COPIES_WAITING, m.copies_waiting),
             (COPIES_UNDER_WAY, m.copies_under_way),
