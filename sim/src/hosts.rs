@@ -153,7 +153,13 @@ async fn until_it_hangs(host: &Host, stopped: impl Future<Output = ()>) {
 
 /// House-keeping that takes its time, but for the rewriter: what there is in a simulation is small, and soon over.
 pub fn patient() -> HouseConfig {
-    HouseConfig { rewrites_at_once: 2, rewrite_after_ms: 0, rewrite_gain_kib: 0, ..HouseConfig::default() }
+    HouseConfig {
+        scan_every_ms: 1_000,
+        rewrites_at_once: 2,
+        rewrite_after_ms: 0,
+        rewrite_gain_kib: 0,
+        ..HouseConfig::default()
+    }
 }
 
 /// House-keeping that doesn't wait long.

@@ -7,7 +7,8 @@
 //! - Worth it is a chunk of which less than `sparse_percent` is live. While the region holds more than `spread_percent` of what is live, also one
 //!   of which less than `pressed_percent` is: else it could stay at twice the live bytes with every chunk just above the half.
 //! - The order is that of log-structured filesystems, benefit to cost: the space that comes free times the age, over the bytes that have to be
-//!   moved. A chunk that was sealed a moment ago is left alone: what is being overwritten will be worth more soon.
+//!   moved. A chunk that was sealed a moment ago, or that lost live bytes since the last scan, is left alone: what is being overwritten will be
+//!   worth more soon, and whoever overwrites it would be disturbed for nothing. Only once hardly anything of it is left it is rewritten all the same.
 //! - A group prefers chunks of one file, whose extents are then read once, and never mixes storage classes.
 //! - What is under way is bounded, in rewrites; each moves at most one chunk's bytes.
 
@@ -27,6 +28,8 @@ const AGE_MAX_S: u64 = 24 * 3600;
 pub struct Limits {
     /// A chunk of which fewer percent are live is rewritten.
     pub sparse_percent: u64,
+    /// One that is being overwritten only below so many percent.
+    pub hot_percent: u64,
     /// So is one of which fewer percent than these are live, while the region holds too much.
     pub pressed_percent: u64,
     /// That is, more percent than these of what is live.
@@ -51,6 +54,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             sparse_percent: 50,
+            hot_percent: 10,
             pressed_percent: 75,
             spread_percent: 130,
             quiet: Duration::from_secs(10),
@@ -99,9 +103,15 @@ impl Used {
     }
 }
 
+/// The live bytes of chunks that are candidates, or may become some.
+pub type Seen = BTreeMap<ChunkId, u64>;
+
 /// What a scan gathers.
 #[derive(Debug, Default)]
 pub struct Gathering {
+    /// As of the scan before.
+    before: Seen,
+    seen: Seen,
     /// The most worthwhile chunks, least first.
     best: BTreeMap<(u128, Reverse<ChunkId>), Used>,
     bytes: u64,
@@ -109,12 +119,24 @@ pub struct Gathering {
 }
 
 impl Gathering {
+    /// A scan begins, behind one that has seen that.
+    pub fn after(before: Seen) -> Self {
+        Self { before, ..Self::default() }
+    }
+
     /// The scan comes across a sealed chunk that is in use.
     pub fn see(&mut self, used: Used, limits: &Limits) {
         self.bytes = self.bytes.saturating_add(used.length);
         self.live = self.live.saturating_add(used.live.min(used.length));
         let fits = used.live <= limits.bytes_max && used.extents <= limits.extents_max;
-        if !fits || used.sealed_for < limits.quiet || !used.is_below(limits.pressed_percent) {
+        if !fits || !used.is_below(limits.pressed_percent) {
+            return;
+        }
+        if self.seen.len() < limits.candidates_max {
+            self.seen.insert(used.chunk, used.live);
+        }
+        let steady = self.before.get(&used.chunk) == Some(&used.live);
+        if used.sealed_for < limits.quiet || !(steady || used.is_below(limits.hot_percent)) {
             return;
         }
         self.best.insert((used.worth(), Reverse(used.chunk)), used);
@@ -123,13 +145,13 @@ impl Gathering {
         }
     }
 
-    /// The scan has seen everything.
-    pub fn finish(self, limits: &Limits) -> Choice {
+    /// The scan has seen everything. Answers what the next one is to know, too.
+    pub fn finish(self, limits: &Limits) -> (Choice, Seen) {
         let pressed =
             u128::from(self.bytes) * 100 > u128::from(self.live) * u128::from(limits.spread_percent);
         let percent = if pressed { limits.pressed_percent } else { limits.sparse_percent };
         let candidates = self.best.into_values().rev().filter(|used| used.is_below(percent));
-        Choice { candidates: candidates.collect() }
+        (Choice { candidates: candidates.collect() }, self.seen)
     }
 }
 
@@ -250,9 +272,9 @@ mod tests {
     }
 
     fn choice(all: &[Used], limits: &Limits) -> Choice {
-        let mut gathering = Gathering::default();
+        let mut gathering = Gathering::after(all.iter().map(|used| (used.chunk, used.live)).collect());
         all.iter().for_each(|used| gathering.see(*used, limits));
-        gathering.finish(limits)
+        gathering.finish(limits).0
     }
 
     fn chosen(all: &[Used], limits: &Limits) -> Vec<u64> {
@@ -301,6 +323,24 @@ mod tests {
         let group = choice.next(0, &BTreeSet::from([ChunkId(1)]), &limits).unwrap();
         assert_eq!(group.victims.len(), 1);
         assert_eq!((choice.len(), group.gain(), group.live()), (1, 63 * MIB, MIB));
+    }
+
+    #[test]
+    fn what_is_being_overwritten_is_left_alone_until_hardly_anything_is_left() {
+        let limits = Limits::default();
+        let scan = |before: Seen, live: u64| {
+            let mut gathering = Gathering::after(before);
+            gathering.see(used(1, 1, 64 * MIB, live, 100), &limits);
+            let (choice, seen) = gathering.finish(&limits);
+            (choice.len(), seen)
+        };
+        let (chosen, seen) = scan(Seen::new(), 30 * MIB);
+        assert_eq!(chosen, 0, "it isn't known yet");
+        let (chosen, seen) = scan(seen, 20 * MIB);
+        assert_eq!(chosen, 0, "it shrinks");
+        let (chosen, seen) = scan(seen, 20 * MIB);
+        assert_eq!((chosen, seen.len()), (1, 1), "it doesn't any more");
+        assert_eq!(scan(seen, 6 * MIB).0, 1, "it shrinks, and is nearly gone");
     }
 
     #[test]

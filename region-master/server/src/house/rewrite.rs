@@ -109,7 +109,9 @@ impl Keeper<'_> {
     /// The scan has seen all chunks.
     pub(super) fn choose_rewrites(&mut self) {
         let gathering = std::mem::take(&mut self.rewriter.gathering);
-        self.rewriter.choice = gathering.finish(&self.rewrite_limits());
+        let (choice, seen) = gathering.finish(&self.rewrite_limits());
+        self.rewriter.choice = choice;
+        self.rewriter.gathering = Gathering::after(seen);
     }
 
     /// Rewrites to begin now.
