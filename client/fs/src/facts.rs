@@ -49,6 +49,8 @@ pub(crate) struct InodeFact {
     pub target: Option<Bytes>,
     /// Parts of the file whose extents are known.
     pub extents: Arc<Mutex<Extents>>,
+    /// Names the time since which it has been promised without a break, changes of this session's own included.
+    pub hold: u64,
 }
 
 /// Known extents: parts that don't overlap, by their start.
@@ -121,6 +123,8 @@ struct Memo {
     recalled: BTreeMap<Fact, (u64, u64)>,
     /// How many of them were left when they were last looked through.
     recalled_kept: usize,
+    /// The last hold.
+    holds: u64,
 }
 
 /// The promises of this client's session.
@@ -275,12 +279,20 @@ impl Facts {
             }
             memo.tick += 1;
             let came = memo.tick;
+            // What this session changed and is promised again in the same moment nobody else has changed between.
+            let mut held = BTreeMap::new();
             for fact in response.changed.iter().filter_map(Fact::from_message) {
+                if let Fact::Inode(inode) = &fact
+                    && let Some(known) = self.inodes.get(&inode.0)
+                {
+                    held.insert(inode.0, known.hold);
+                }
                 let newest = memo.recalled.entry(fact.clone()).or_insert((response.grant, came));
                 *newest = (newest.0.max(response.grant), came);
                 self.forget(&fact);
             }
             let Some(reply) = response.reply.as_ref().and_then(|r| r.reply.as_ref()) else { return };
+            let attrs = attrs_of(reply);
             for granted in &response.granted {
                 let Some(fact) = granted.fact.as_ref().and_then(Fact::from_message) else { continue };
                 if memo.recalled.get(&fact).is_some_and(|(number, _)| *number > response.grant) {
@@ -301,7 +313,18 @@ impl Facts {
                         .collect(),
                     _ => BTreeSet::new(),
                 };
-                self.keep(came, &fact, level, request, reply, overtaken);
+                match &fact {
+                    Fact::Inode(inode) => {
+                        let attr = attrs.get(&inode.0).copied();
+                        let mut fresh = || {
+                            memo.holds += 1;
+                            memo.holds
+                        };
+                        let hold = held.get(&inode.0).copied().unwrap_or_else(&mut fresh);
+                        self.keep_inode(inode.0, level, request, reply, attr, hold);
+                    }
+                    _ => self.keep(came, &fact, request, reply, overtaken),
+                }
             }
             if let (Some(r), Reply::DirPage(page)) = (further, reply)
                 && let Some(listing) = self.listings.get(&r.inode)
@@ -320,18 +343,10 @@ impl Facts {
         });
     }
 
-    fn keep(
-        &self,
-        came: u64,
-        fact: &Fact,
-        level: Level,
-        request: &FsRequest,
-        reply: &Reply,
-        overtaken: BTreeSet<Bytes>,
-    ) {
+    fn keep(&self, came: u64, fact: &Fact, request: &FsRequest, reply: &Reply, overtaken: BTreeSet<Bytes>) {
         let Some(op) = &request.op else { return };
         match fact {
-            Fact::Inode(inode) => self.keep_inode(inode.0, level, op, reply),
+            Fact::Inode(_) => {}
             Fact::Entry(directory, name) => {
                 if let Some(target) = entry_of(op, reply) {
                     self.entries.insert((directory.0, name.clone()), target);
@@ -368,10 +383,20 @@ impl Facts {
         }
     }
 
-    fn keep_inode(&self, inode: u64, level: Level, op: &Op, reply: &Reply) {
+    /// `fresh` names its hold if it wasn't promised before.
+    fn keep_inode(
+        &self,
+        inode: u64,
+        level: Level,
+        request: &FsRequest,
+        reply: &Reply,
+        attr: Option<Attr>,
+        fresh: u64,
+    ) {
+        let Some(op) = &request.op else { return };
         let known = self.inodes.get(&inode);
-        let attr = attr_of(inode, reply).or_else(|| known.as_ref().map(|k| k.attr));
-        let Some(attr) = attr else { return };
+        let Some(attr) = attr.or_else(|| known.as_ref().map(|k| k.attr)) else { return };
+        let hold = known.as_ref().map_or(fresh, |k| k.hold);
         let extents = known.as_ref().map(|k| k.extents.clone()).unwrap_or_default();
         let mut target = known.and_then(|k| k.target);
         match (op, reply) {
@@ -381,7 +406,7 @@ impl Facts {
             (Op::ReadLink(_), Reply::Value(value)) => target = Some(value.value.clone()),
             _ => {}
         }
-        self.inodes.insert(inode, InodeFact { attr, level, target, extents });
+        self.inodes.insert(inode, InodeFact { attr, level, target, extents, hold });
     }
 
     /// What a name stands for, if that is promised.
@@ -449,19 +474,19 @@ impl Facts {
     }
 }
 
-/// The attributes that a reply has of an inode.
-fn attr_of(inode: u64, reply: &Reply) -> Option<Attr> {
-    let attr = match reply {
+/// The attributes that a reply has, by inode.
+fn attrs_of(reply: &Reply) -> BTreeMap<u64, Attr> {
+    let one = match reply {
         Reply::Entry(entry) => entry.attr.as_ref(),
         Reply::Created(created) => created.attr.as_ref(),
         Reply::Written(written) => written.attr.as_ref(),
         Reply::Extents(map) => map.attr.as_ref(),
         Reply::DirPage(page) => {
-            page.entries.iter().filter_map(|entry| entry.attr.as_ref()).find(|attr| attr.inode == inode)
+            return page.entries.iter().filter_map(|e| e.attr.as_ref()).map(|a| (a.inode, *a)).collect();
         }
         _ => None,
     };
-    attr.filter(|attr| attr.inode == inode).cloned()
+    one.map(|attr| (attr.inode, *attr)).into_iter().collect()
 }
 
 /// What a reply says about the entry that it is about.

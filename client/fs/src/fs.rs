@@ -26,6 +26,7 @@ use crate::error::FsError;
 use crate::facts::{Facts, Invalidate, Validity};
 use crate::files::Handles;
 use crate::links::LinkPeers;
+use crate::lookahead::LookAhead;
 use crate::opens::Opens;
 use crate::owners::Locks;
 use crate::peers::Peers;
@@ -35,6 +36,9 @@ use crate::region::{Region, send_closes};
 use crate::session::Session;
 use crate::status::{FsStatus, Latency};
 use crate::writeback::{Buffers, FLUSHES, WriteBack};
+
+/// Entries of a directory that are read ahead with one request.
+const LOOK_AHEAD_PAGE: u32 = 512;
 
 /// A mounted region. Cheap to clone; the last clone dropped ends its background work (use [`Self::close`] to end the session, too).
 #[derive(Clone)]
@@ -55,6 +59,7 @@ pub(crate) struct Inner {
     pub appenders: Arc<Appenders>,
     pub writer: Arc<WriteBack>,
     pub touches: Arc<Touches>,
+    pub lookahead: LookAhead,
     shutdown: CancellationToken,
 }
 
@@ -165,6 +170,7 @@ impl FileSystem {
             opens,
             chunkservers,
             touches,
+            lookahead: LookAhead::default(),
             shutdown,
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -281,6 +287,9 @@ impl FileSystem {
         {
             return Ok(known);
         }
+        if caller.kernel_checked {
+            self.look_ahead(parent);
+        }
         let op = Op::Lookup(Lookup { parent, name: name.clone() });
         match self.attr_read(caller, "lookup", op).await {
             Ok(attr) => {
@@ -291,6 +300,34 @@ impl FileSystem {
             Err(FsError::Answered(libc::ENOENT)) => Ok((None, facts.validity(None, Some((parent, &name))))),
             Err(error) => Err(error),
         }
+    }
+
+    /// A name was asked for that isn't known here. Where several are, one after the other, the whole directory is read, with attributes.
+    fn look_ahead(&self, directory: u64) {
+        let now = Instant::now();
+        if !self.inner.lookahead.asked(directory, now) {
+            return;
+        }
+        let fs = self.clone();
+        self.inner.region.spawn(async move {
+            let mut cookie = 0;
+            let outcome = loop {
+                let page = match fs.readdir(&daemon(), directory, cookie, LOOK_AHEAD_PAGE, true).await {
+                    Ok(page) => page,
+                    Err(error) => break Err(error),
+                };
+                match page.entries.last() {
+                    Some(last) if !page.end && fs.inner.lookahead.go_on(directory, page.entries.len()) => {
+                        cookie = last.cookie;
+                    }
+                    _ => break Ok(()),
+                }
+            };
+            fs.inner.lookahead.ended(directory, Instant::now());
+            if let Err(error) = outcome {
+                tracing::debug!(directory, %error, "a directory couldn't be read ahead");
+            }
+        });
     }
 
     /// What is promised of a name, without asking anybody. For callers whose rights are checked.
@@ -310,6 +347,12 @@ impl FileSystem {
     pub fn known_attr(&self, inode: u64) -> Option<Attr> {
         let known = || self.inner.facts.inode(inode).map(|(known, _)| known.attr);
         self.inner.writer.buffers.show_known(inode, known)
+    }
+
+    /// Names the time since which an inode has been promised without a break; none if it isn't. Whatever was read of it in that time is true
+    /// still.
+    pub fn hold(&self, inode: u64) -> Option<u64> {
+        self.inner.facts.inode(inode).map(|(known, _)| known.hold)
     }
 
     /// How long attributes that were just answered may be kept, and the entry that led to them.
@@ -492,6 +535,15 @@ impl FileSystem {
         {
             return Ok(DirPage { entries, end });
         }
+        if caller.kernel_checked
+            && plus
+            && let Some((mut entries, end)) = self.inner.facts.listing(inode, cookie, entries_max as usize)
+        {
+            entries.iter_mut().for_each(|entry| entry.attr = self.known_attr(entry.inode));
+            if entries.iter().all(|entry| entry.attr.is_some()) {
+                return Ok(DirPage { entries, end });
+            }
+        }
         match self
             .inner
             .region
@@ -535,6 +587,9 @@ impl FileSystem {
 
     /// An extended attribute's value.
     pub async fn getxattr(&self, caller: &Caller, inode: u64, name: &[u8]) -> Result<Bytes, FsError> {
+        if let Some(errno) = self.absent_xattr(caller, inode, name) {
+            return Err(FsError::Answered(errno));
+        }
         match self
             .inner
             .region
@@ -546,8 +601,27 @@ impl FileSystem {
         }
     }
 
+    /// How the region would answer for an attribute of an inode that is promised to have none: `ls -l` asks every file for its access
+    /// control list.
+    fn absent_xattr(&self, caller: &Caller, inode: u64, name: &[u8]) -> Option<i32> {
+        if name.starts_with(b"system.") {
+            return Some(libc::ENOTSUP);
+        }
+        let usual = [&b"user."[..], b"trusted.", b"security."]
+            .iter()
+            .any(|prefix| name.len() > prefix.len() && name.starts_with(prefix) && !name.contains(&0));
+        let none = usual
+            && name.len() <= NAME_BYTES_MAX
+            && caller.kernel_checked
+            && self.known_attr(inode).is_some_and(|attr| !attr.has_xattrs);
+        none.then_some(libc::ENODATA)
+    }
+
     /// The names of an inode's extended attributes.
     pub async fn listxattr(&self, caller: &Caller, inode: u64) -> Result<Vec<Bytes>, FsError> {
+        if caller.kernel_checked && self.known_attr(inode).is_some_and(|attr| !attr.has_xattrs) {
+            return Ok(Vec::new());
+        }
         match self.inner.region.read(caller, Op::ListXattr(ListXattr { inode })).await? {
             Reply::Names(names) => Ok(names.names),
             other => Err(unexpected("listxattr", &other)),

@@ -33,6 +33,7 @@ mod fs;
 mod grants;
 mod links;
 mod locks;
+mod lookahead;
 mod opens;
 mod owners;
 pub mod peers;

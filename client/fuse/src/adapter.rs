@@ -14,8 +14,9 @@ use fuser::{
     ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen,
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
+use futures::FutureExt;
 use mooseng_client::{
-    Attr, Caller, FileSystem, FsError, RenameMode, SeekWhence, SetAttr, Validity, WriteMode, WriteOptions,
+    Attr, Caller, FileSystem, FsError, RenameMode, SeekWhence, SetAttr, WriteMode, WriteOptions,
 };
 use mooseng_transport::trace;
 use tokio::sync::Semaphore;
@@ -34,9 +35,11 @@ const MAX_BACKGROUND: u16 = 128;
 /// - HANDLE_KILLPRIV_V2: clearing setuid and setgid happens in the region, in the same transaction as the write.
 /// - AUTO_INVAL_DATA: before a read from its pages the kernel asks whether the file has changed.
 /// - POSIX_LOCKS, FLOCK_LOCKS: locks are the region's.
-/// - No DO_READDIRPLUS: entries that live for zero seconds aren't worth their attributes.
+/// - DO_READDIRPLUS and _AUTO: entries come with their attributes where somebody looks at them.
 /// - Never WRITEBACK_CACHE: the kernel would own sizes and times.
-const CAPABILITIES: [InitFlags; 10] = [
+const CAPABILITIES: [InitFlags; 12] = [
+    InitFlags::FUSE_DO_READDIRPLUS,
+    InitFlags::FUSE_READDIRPLUS_AUTO,
     InitFlags::FUSE_ASYNC_READ,
     InitFlags::FUSE_BIG_WRITES,
     InitFlags::FUSE_PARALLEL_DIROPS,
@@ -49,12 +52,15 @@ const CAPABILITIES: [InitFlags; 10] = [
     InitFlags::FUSE_FLOCK_LOCKS,
 ];
 
-/// How the kernel is to treat an open file. No KEEP_CACHE: what it holds of the file is dropped at each open.
+/// How the kernel is to treat an open file. It keeps the pages that it has of it if all of them were read under the promise that stands now.
 ///
 /// With O_APPEND nothing goes through its cache: it would cut a record where a page ends that it doesn't hold whole, and other mounts'
 /// records could come in between; and it would cache the record where it believes the end of the file to be.
-fn open_flags(flags: i32) -> FopenFlags {
-    if flags & libc::O_APPEND != 0 { FopenFlags::FOPEN_DIRECT_IO } else { FopenFlags::empty() }
+fn open_flags(flags: i32, notifier: &Notifier, inode: u64, hold: Option<u64>) -> FopenFlags {
+    if flags & libc::O_APPEND != 0 {
+        return FopenFlags::FOPEN_DIRECT_IO;
+    }
+    if notifier.keeps_pages(inode, hold) { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() }
 }
 
 pub(crate) struct Adapter {
@@ -63,7 +69,7 @@ pub(crate) struct Adapter {
     pub(crate) lock_kinds: LockKinds,
     permits: Arc<Semaphore>,
     pub(crate) directories: Arc<Directories>,
-    notifier: Arc<Notifier>,
+    pub(crate) notifier: Arc<Notifier>,
 }
 
 impl Adapter {
@@ -95,12 +101,19 @@ impl Adapter {
             // Too much is under way: this thread reads nothing more until something is done.
             Err(_) => self.runtime.block_on(permits.acquire_owned()),
         };
-        self.runtime.spawn(async move {
+        let mut task = Box::pin(async move {
             // Each operation is a trace of its own: its id stands in the debug logs of whoever works on it.
             let outcome = trace::begun(for_process(pid, work)).await;
             answer(outcome.map_err(Errno::from_i32));
             drop(permit);
         });
+        // What needs nobody else is answered on this thread: a wake-up costs more than the answer.
+        let context = self.runtime.enter();
+        let done = (&mut task).now_or_never().is_some();
+        drop(context);
+        if !done {
+            self.runtime.spawn(task);
+        }
     }
 
     /// Answers an entry that was made under that name.
@@ -111,8 +124,7 @@ impl Adapter {
         let (fs, notifier) = (self.fs.clone(), self.notifier.clone());
         self.run(req.pid(), work, move |outcome| match outcome {
             Ok(attr) => {
-                let validity = fs.validity(Some(&attr), Some((parent.0, &name)));
-                show_entry(&notifier, Some(&attr), validity, reply);
+                show_entry(&fs, &notifier, (parent.0, &name), Some(&attr), reply);
             }
             Err(errno) => reply.error(errno),
         });
@@ -135,9 +147,7 @@ impl Adapter {
         let (fs, notifier) = (self.fs.clone(), self.notifier.clone());
         self.run(req.pid(), work, move |outcome| match outcome {
             Ok(attr) => {
-                let validity = fs.validity(Some(&attr), None);
-                let time = notifier.telling(attr.inode, validity.attr);
-                reply.attr(&time, &convert::attr(&attr));
+                show_attr(&fs, &notifier, &attr, reply);
             }
             Err(errno) => reply.error(errno),
         });
@@ -157,8 +167,24 @@ impl Adapter {
     }
 }
 
+/// Answers attributes, for as long as they are promised.
+fn show_attr(fs: &FileSystem, notifier: &Notifier, attr: &Attr, reply: ReplyAttr) {
+    let _showing = notifier.showing();
+    let validity = fs.validity(Some(attr), None);
+    let time = notifier.telling(attr.inode, validity.attr);
+    reply.attr(&time, &convert::attr(attr));
+}
+
 /// Answers an entry, or that there is none, for as long as that is promised.
-fn show_entry(notifier: &Notifier, attr: Option<&Attr>, validity: Validity, reply: ReplyEntry) {
+fn show_entry(
+    fs: &FileSystem,
+    notifier: &Notifier,
+    (directory, name): (u64, &[u8]),
+    attr: Option<&Attr>,
+    reply: ReplyEntry,
+) {
+    let _showing = notifier.showing();
+    let validity = fs.validity(attr, Some((directory, name)));
     let entry = if notifier.keeps_entries() { validity.entry } else { Duration::ZERO };
     match attr {
         Some(attr) => {
@@ -212,23 +238,22 @@ impl Filesystem for Adapter {
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         // What is known is answered on this thread: a wake-up costs more than the answer.
-        if let Some((attr, validity)) = self.fs.known_entry(parent.0, name.as_bytes()) {
-            return show_entry(&self.notifier, attr.as_ref(), validity, reply);
+        if let Some((attr, _)) = self.fs.known_entry(parent.0, name.as_bytes()) {
+            let entry = (parent.0, name.as_bytes());
+            return show_entry(&self.fs, &self.notifier, entry, attr.as_ref(), reply);
         }
         let (fs, caller, name, notifier) = (self.fs.clone(), caller(req), owned(name), self.notifier.clone());
-        self.run(req.pid(), async move { fs.lookup_valid(&caller, parent.0, &name).await }, move |outcome| {
-            match outcome {
-                Ok((attr, validity)) => show_entry(&notifier, attr.as_ref(), validity, reply),
-                Err(errno) => reply.error(errno),
-            }
+        let (whole, asked) = (self.fs.clone(), name.clone());
+        let work = async move { fs.lookup_valid(&caller, parent.0, &asked).await };
+        self.run(req.pid(), work, move |outcome| match outcome {
+            Ok((attr, _)) => show_entry(&whole, &notifier, (parent.0, &name), attr.as_ref(), reply),
+            Err(errno) => reply.error(errno),
         });
     }
 
     fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         if let Some(attr) = self.fs.known_attr(ino.0) {
-            let validity = self.fs.validity(Some(&attr), None);
-            let time = self.notifier.telling(attr.inode, validity.attr);
-            return reply.attr(&time, &convert::attr(&attr));
+            return show_attr(&self.fs, &self.notifier, &attr, reply);
         }
         let (fs, caller) = (self.fs.clone(), caller(req));
         self.attr(req, async move { fs.getattr(&caller, ino.0).await }, reply);
@@ -369,9 +394,14 @@ impl Filesystem for Adapter {
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let (fs, caller) = (self.fs.clone(), caller(req));
+        let (whole, notifier) = (self.fs.clone(), self.notifier.clone());
         self.run(req.pid(), async move { fs.open(&caller, ino.0, flags.0).await }, move |outcome| {
             match outcome {
-                Ok(opened) => reply.opened(FileHandle(opened.handle), open_flags(flags.0)),
+                Ok(opened) => {
+                    let _showing = notifier.showing();
+                    let how = open_flags(flags.0, &notifier, ino.0, whole.hold(ino.0));
+                    reply.opened(FileHandle(opened.handle), how);
+                }
                 Err(errno) => reply.error(errno),
             }
         });
@@ -394,6 +424,9 @@ impl Filesystem for Adapter {
             async move { fs.create(&caller, parent.0, &made, mode & 0o7777, flags).await },
             move |outcome| match outcome {
                 Ok(created) => {
+                    let _showing = notifier.showing();
+                    let inode = created.attr.inode;
+                    let how = open_flags(flags, &notifier, inode, whole.hold(inode));
                     let validity = whole.validity(Some(&created.attr), Some((parent.0, &name)));
                     // One time for both.
                     let validity = if notifier.keeps_entries() {
@@ -407,7 +440,7 @@ impl Filesystem for Adapter {
                         &convert::attr(&created.attr),
                         Generation(created.attr.generation),
                         FileHandle(created.handle),
-                        open_flags(flags),
+                        how,
                     );
                 }
                 Err(errno) => reply.error(errno),
@@ -418,7 +451,7 @@ impl Filesystem for Adapter {
     fn read(
         &self,
         req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         size: u32,
@@ -427,9 +460,14 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         let (fs, caller) = (self.fs.clone(), caller(req));
+        let (whole, notifier) = (self.fs.clone(), self.notifier.clone());
         self.run(req.pid(), async move { fs.read(&caller, fh.0, offset, size).await }, move |outcome| {
             match outcome {
-                Ok(bytes) => reply.data(&bytes),
+                Ok(bytes) => {
+                    let _showing = notifier.showing();
+                    notifier.gives_pages(ino.0, whole.hold(ino.0));
+                    reply.data(&bytes);
+                }
                 Err(errno) => reply.error(errno),
             }
         });

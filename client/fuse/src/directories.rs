@@ -96,6 +96,7 @@ impl Adapter {
         mut reply: ReplyDirectoryPlus,
     ) {
         let (fs, caller, directories) = (self.fs.clone(), caller(req), self.directories.clone());
+        let (whole, notifier, kept) = (self.fs.clone(), self.notifier.clone(), self.directories.clone());
         let work = async move {
             let page = first_page(&fs, &caller, &directories, ino.0, fh.0, offset, true).await?;
             let own = if page.dots.iter().any(Option::is_some) {
@@ -108,6 +109,8 @@ impl Adapter {
         self.run(req.pid(), work, move |outcome| match outcome {
             Err(errno) => reply.error(errno),
             Ok((page, own)) => {
+                let _showing = notifier.showing();
+                let mut at = offset;
                 let dots = page.dots.iter().flatten().zip(own.iter().cycle());
                 for ((number, inode), own) in dots {
                     let name = if *number == 1 { "." } else { ".." };
@@ -115,24 +118,36 @@ impl Adapter {
                     if reply.add(attr.ino, *number, name, &Duration::ZERO, &attr, Generation(0)) {
                         return reply.ok();
                     }
+                    at = *number;
                 }
-                for entry in page.entries {
-                    let attr = entry.attr.unwrap_or(Attr {
-                        inode: entry.inode,
-                        kind: entry.kind,
-                        ..Attr::default()
-                    });
+                let mut left = Left { offset: at, entries: page.entries, end: page.end };
+                while let Some(entry) = left.entries.front() {
+                    // What isn't known for certain the kernel asks for when somebody wants it.
+                    let known = whole.known_attr(entry.inode).or(entry.attr);
+                    let attr =
+                        known.unwrap_or(Attr { inode: entry.inode, kind: entry.kind, ..Attr::default() });
+                    let validity = whole.validity(known.as_ref(), Some((ino.0, &entry.name)));
+                    let validity = if notifier.keeps_entries() {
+                        validity.entry.min(validity.attr)
+                    } else {
+                        Duration::ZERO
+                    };
                     let next = entry.cookie.saturating_add(COOKIES_FROM);
                     if reply.add(
                         INodeNo(entry.inode),
                         next,
                         OsStr::from_bytes(&entry.name),
-                        &Duration::ZERO,
+                        &notifier.telling(entry.inode, validity),
                         &convert::attr(&attr),
                         Generation(attr.generation),
                     ) {
                         break;
                     }
+                    left.offset = next;
+                    left.entries.pop_front();
+                }
+                if !left.entries.is_empty() || left.end {
+                    kept.map(|map| map.insert(fh.0, left));
                 }
                 reply.ok();
             }

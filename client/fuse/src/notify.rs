@@ -13,7 +13,7 @@ use std::fs::File;
 use std::io::{self, IoSlice, Write};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, mpsc};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -76,6 +76,10 @@ pub(crate) struct Notifier {
     pages: mpsc::SyncSender<u64>,
     epochs: AtomicBool,
     told: Mutex<Told>,
+    /// Held while something is looked up and shown; see [`Self::showing`].
+    showing: RwLock<()>,
+    /// Inodes of which the kernel's pages are as old as this hold (`FileSystem::hold`) or younger.
+    pages_of: Mutex<BTreeMap<u64, u64>>,
 }
 
 impl Notifier {
@@ -103,7 +107,16 @@ impl Notifier {
             }
         })?;
         let told = Mutex::new(Told { most: TOLD_MAX, until: BTreeMap::new(), swept: None });
-        Ok(Arc::new(Self { device, entries, pages, epochs: AtomicBool::new(true), told }))
+        let epochs = AtomicBool::new(true);
+        Ok(Arc::new(Self {
+            device,
+            entries,
+            pages,
+            epochs,
+            told,
+            showing: RwLock::default(),
+            pages_of: Mutex::default(),
+        }))
     }
 
     /// Tries whether this kernel knows epochs. Once the mount's session runs.
@@ -120,6 +133,44 @@ impl Notifier {
     /// Whether the kernel may keep entries.
     pub fn keeps_entries(&self) -> bool {
         self.epochs.load(Ordering::Acquire)
+    }
+
+    /// To be held from before it is looked what is promised until the kernel has the answer, and never across a wait. A recall that came
+    /// too late to be seen there waits for it before it makes the kernel forget: nothing that was recalled is told behind its back.
+    pub fn showing(&self) -> RwLockReadGuard<'_, ()> {
+        self.showing.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns once whoever looked before has shown what he saw.
+    fn let_show(&self) {
+        drop(self.showing.write().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn pages_of<T>(&self, f: impl FnOnce(&mut BTreeMap<u64, u64>) -> T) -> T {
+        f(&mut self.pages_of.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// A file is opened that is promised under this hold, or not at all. Answers whether the kernel may keep its pages of it: if all of them
+    /// were read under the same hold. If not, it drops them now.
+    pub fn keeps_pages(&self, inode: u64, hold: Option<u64>) -> bool {
+        self.pages_of(|pages| match hold {
+            Some(hold) if pages.len() < TOLD_MAX || pages.contains_key(&inode) => {
+                pages.insert(inode, hold) == Some(hold)
+            }
+            _ => {
+                pages.remove(&inode);
+                false
+            }
+        })
+    }
+
+    /// The kernel is given pages of a file that is promised under this hold, or not at all.
+    pub fn gives_pages(&self, inode: u64, hold: Option<u64>) {
+        self.pages_of(|pages| {
+            if pages.get(&inode).copied() != hold {
+                pages.remove(&inode);
+            }
+        });
     }
 
     /// The kernel is told attributes, or pages, of an inode. Answers for how long it may keep them: as long as wanted, or not at all.
@@ -184,6 +235,7 @@ impl Invalidate for Notifier {
         if !self.keeps_entries() {
             return;
         }
+        self.let_show();
         let (done, finished) = oneshot::channel();
         let sent = self.entries.try_send(Entry { directory, name: name.clone(), done });
         if sent.is_ok() && tokio::time::timeout(AT_ONCE, finished).await.is_ok() {
@@ -193,6 +245,8 @@ impl Invalidate for Notifier {
     }
 
     async fn inode(&self, inode: u64) {
+        self.let_show();
+        self.pages_of(|pages| pages.remove(&inode));
         if self.told.lock().unwrap_or_else(PoisonError::into_inner).until.remove(&inode).is_none() {
             return;
         }
@@ -202,6 +256,8 @@ impl Invalidate for Notifier {
     }
 
     async fn everything(&self) {
+        self.let_show();
+        self.pages_of(BTreeMap::clear);
         let told = std::mem::take(&mut self.told.lock().unwrap_or_else(PoisonError::into_inner).until);
         if self.keeps_entries() {
             note("the epoch", raise_epoch(&self.device));
