@@ -175,7 +175,11 @@ pub async fn tell_recorded(master: &Master, chunk: ChunkId) {
         }
         Ok(_) => {}
         // This master leads no more; who does tells the members when they report the chunk open.
-        Err(error) => tracing::debug!(chunk = chunk.0, error = error.message, "the members of a sealed chunk weren't told"),
+        Err(error) => tracing::debug!(
+            chunk = chunk.0,
+            error = error.message,
+            "the members of a sealed chunk weren't told"
+        ),
     }
 }
 
