@@ -526,3 +526,62 @@ pub trait Invalidate: Send + Sync + 'static {
     /// Returns once nothing is shown any more that was promised before.
     async fn everything(&self);
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use mooseng_ports::clock::ManualClock;
+    use mooseng_wire::InodeId;
+    use mooseng_wire::fs::{Entry, FsReply, GetAttr, SetAttr};
+    use mooseng_wire::session::Granted;
+
+    use super::*;
+
+    const INODE: u64 = 7;
+
+    /// An answer that promises the inode, after this session has changed it or not.
+    fn answer(facts: &Facts, number: u64, changed: bool) {
+        let fact = Fact::Inode(InodeId(INODE)).to_message();
+        let op = if changed {
+            Op::SetAttr(SetAttr { inode: INODE, ..SetAttr::default() })
+        } else {
+            Op::GetAttr(GetAttr { inode: INODE })
+        };
+        let attr = Attr { inode: INODE, ctime_ns: number as i64, ..Attr::default() };
+        let response = Response {
+            reply: Some(FsReply { reply: Some(Reply::Entry(Entry { attr: Some(attr) })) }),
+            grant: number,
+            read_version: number,
+            granted: vec![Granted { fact: Some(fact.clone()), exclusive: false }],
+            changed: if changed { vec![fact] } else { vec![] },
+        };
+        let flight = facts.begin();
+        facts.digest(&flight, &FsRequest { caller: None, op: Some(op) }, &response);
+    }
+
+    fn hold(facts: &Facts) -> Option<u64> {
+        facts.inode(INODE).map(|(known, _)| known.hold)
+    }
+
+    /// What was read of a file under one hold is true under it, so it must end with each break of the promise, and with no other change.
+    #[test]
+    fn a_hold_outlives_changes_of_ones_own_and_nothing_else() {
+        let facts = Facts::new(Arc::new(ManualClock::default()), 1 << 20);
+        facts.lease(BootTime(Duration::from_secs(1000)));
+        answer(&facts, 1, false);
+        let first = hold(&facts).unwrap();
+        answer(&facts, 2, false);
+        answer(&facts, 3, true);
+        assert_eq!(hold(&facts), Some(first));
+        facts.recall(4, &Fact::Inode(InodeId(INODE)), None);
+        assert_eq!(hold(&facts), None);
+        answer(&facts, 5, true);
+        let second = hold(&facts).unwrap();
+        assert_ne!(second, first, "others may have changed it between");
+        facts.recall(6, &Fact::Inode(InodeId(INODE)), Some(Level::Shared));
+        assert_eq!(hold(&facts), Some(second), "a lower level is a promise still");
+        facts.renounce();
+        answer(&facts, 7, false);
+        assert!(hold(&facts).is_some_and(|hold| hold != first && hold != second));
+    }
+}

@@ -24,7 +24,7 @@ use crate::chunkservers::Chunkservers;
 use crate::config::ClientConfig;
 use crate::error::FsError;
 use crate::facts::{Facts, Invalidate, Validity};
-use crate::files::Handles;
+use crate::files::{HandleId, Handles};
 use crate::links::LinkPeers;
 use crate::lookahead::LookAhead;
 use crate::opens::Opens;
@@ -396,6 +396,21 @@ impl FileSystem {
         // What was written before comes before: a truncation cuts it, times that are set stay.
         self.inner.writer.flush_before(change.inode).await?;
         self.attr_change(caller, "setattr", Op::SetAttr(change)).await
+    }
+
+    /// Changes the size, among others, through an open handle: under its locks, if it has any.
+    pub async fn setattr_open(
+        &self,
+        caller: &Caller,
+        handle: HandleId,
+        change: SetAttr,
+    ) -> Result<Attr, FsError> {
+        let Some(life) = self.guard(handle)? else { return self.setattr(caller, change).await };
+        self.inner.writer.flush_before(change.inode).await?;
+        // Not in the session's next life, in which somebody else may have the lock.
+        let done = self.inner.region.change_in_life(caller, Op::SetAttr(change), life).await;
+        self.still_guarded(handle, Some(life))?;
+        self.attr_of("setattr", done?)
     }
 
     /// Makes a file, fifo, socket or device.

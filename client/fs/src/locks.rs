@@ -239,6 +239,8 @@ impl FileSystem {
                 tokio::select! {
                     biased;
                     () = waiting.granted.wait() => {
+                        // Not beside a request of the same owner, which would take what isn't noted yet for not held.
+                        let _order = owner.order().await;
                         if session.life() == life {
                             self.inner.locks.note(key, owner, request.handle, life);
                             return Ok(());

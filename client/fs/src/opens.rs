@@ -51,8 +51,8 @@ struct Counts {
     told: bool,
     /// The master has said so.
     held: bool,
-    /// It is closed, and waits for an attempt that takes that along.
-    closed: bool,
+    /// It is closed since that place in the session's order, and waits for an attempt that takes that along.
+    closed: Option<u64>,
 }
 
 impl OpenInodeState {
@@ -129,7 +129,7 @@ impl Opens {
         self.map(|map| {
             let state = map.entry(inode).or_insert_with(|| Arc::new(OpenInodeState::new())).clone();
             // Whoever opens it again before the master has heard of the close needn't tell it anything.
-            state.counts(|c| (c.local, c.closed) = (c.local + 1, false));
+            state.counts(|c| (c.local, c.closed) = (c.local + 1, None));
             state
         })
     }
@@ -150,7 +150,7 @@ impl Opens {
         self.map(|map| {
             let Some(state) = map.get(&inode) else { return };
             let told = state.counts(|c| {
-                c.closed = c.local == 0 && c.told;
+                c.closed = (c.local == 0 && c.told).then_some(order);
                 (c.local == 0).then_some(c.told)
             });
             match told {
@@ -172,10 +172,10 @@ impl Opens {
         self.map(|map| {
             let mut taken = Vec::new();
             while taken.len() < at_most
-                && let Some(inode) =
-                    self.closed(|closed| closed.pop_front_if(|(_, at)| *at < order).map(|(inode, _)| inode))
+                && let Some((inode, at)) = self.closed(|closed| closed.pop_front_if(|(_, at)| *at < order))
             {
-                if map.get(&inode).is_some_and(|state| state.counts(|c| c.closed)) {
+                // Unless it was opened, or opened and closed, again since.
+                if map.get(&inode).is_some_and(|state| state.counts(|c| c.closed == Some(at))) {
                     map.remove(&inode);
                     taken.push(inode);
                 }
@@ -189,7 +189,7 @@ impl Opens {
             for inode in inodes {
                 if let Entry::Vacant(vacant) = map.entry(inode) {
                     let state = vacant.insert(Arc::new(OpenInodeState::new()));
-                    state.counts(|c| (c.told, c.closed) = (true, true));
+                    state.counts(|c| (c.told, c.closed) = (true, Some(order)));
                     self.closed(|closed| closed.push_back((inode, order)));
                     self.waiting.notify_one();
                 }

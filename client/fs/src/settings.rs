@@ -23,7 +23,9 @@ impl Settings {
     /// What `change` sets on a file that is shown with these attributes; none where the region must be asked: sizes, privileges, anything
     /// but a file.
     pub fn of(change: &SetAttr, shown: &Attr, now_ns: i64) -> Option<Self> {
-        let privileged = (shown.mode | change.mode.unwrap_or(0)) & PRIVILEGED != 0;
+        // File capabilities are an extended attribute, which goes with the owner.
+        let capable = shown.has_xattrs && (change.uid.is_some() || change.gid.is_some());
+        let privileged = capable || (shown.mode | change.mode.unwrap_or(0)) & PRIVILEGED != 0;
         if change.size.is_some() || change.kill_suidgid || privileged || shown.kind() != FileKind::Regular {
             return None;
         }

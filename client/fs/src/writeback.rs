@@ -246,12 +246,14 @@ impl WriteBack {
         }
         let put = self.buffers.change(inode, |dirty| {
             let Some(mut attr) = self.ours(inode, dirty, life) else { return Ok(None) };
-            if how.kill_suidgid && attr.mode & 0o6000 != 0 {
+            // File capabilities, an extended attribute, end with a write, too.
+            if how.kill_suidgid && (attr.has_xattrs || attr.mode & 0o6000 != 0) {
                 return Ok(None);
             }
             if dirty.is_clean() {
-                (dirty.base, dirty.life) = (Some(attr), life);
+                (dirty.base, dirty.life, dirty.locked) = (Some(attr), life, false);
             }
+            dirty.locked |= how.life.is_some();
             dirty.show(&mut attr);
             let at = match place {
                 Place::At(at) => at,
@@ -277,8 +279,9 @@ impl WriteBack {
     /// on. For callers whose rights are checked.
     pub async fn buffer_settings(self: &Arc<Self>, change: &SetAttr) -> Result<Option<Attr>, FsError> {
         let inode = change.inode;
-        let through = self.opens.get(inode).is_some_and(|open| open.is_shared());
-        if through || self.buffers.bytes_max == 0 || !self.is_exclusive(inode) {
+        // Somebody must be there who hears of a failure.
+        let Some(open) = self.opens.get(inode).filter(|open| open.local() > 0) else { return Ok(None) };
+        if open.is_shared() || self.buffers.bytes_max == 0 || !self.is_exclusive(inode) {
             return Ok(None);
         }
         self.wait_for_room(inode, SETTINGS_BYTES).await?;
@@ -290,7 +293,7 @@ impl WriteBack {
             dirty.show(&mut attr);
             let settings = Settings::of(change, &attr, now_ns)?;
             if dirty.is_clean() {
-                (dirty.base, dirty.life) = (Some(base), life);
+                (dirty.base, dirty.life, dirty.locked) = (Some(base), life, false);
             }
             dirty.set(settings, now);
             attr = base;
@@ -492,9 +495,13 @@ impl WriteBack {
     /// Whether the buffered bytes may still be sent. After a lapse of the lease only if nobody has changed the file since.
     async fn still_ours(&self, inode: u64, buffer: &Buffer) -> Result<(), FsError> {
         let life = self.region.session.life();
-        let (written_under, base) = buffer.dirty(|dirty| (dirty.life, dirty.base));
+        let (written_under, base, locked) = buffer.dirty(|dirty| (dirty.life, dirty.base, dirty.locked));
         if written_under == life {
             return Ok(());
+        }
+        // Others may have the lock by now, and have read what these bytes would change.
+        if locked {
+            return Err(FsError::Overtaken(inode));
         }
         let now = match self.region.read(&daemon(), Op::Acquire(Acquire { inode })).await? {
             Reply::Entry(entry) => entry.attr,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use mooseng_client::fake::{FakeRegion, Fault};
 use mooseng_client::{
-    Caller, ClientConfig, FileSystem, FsError, HandleId, LockKind, LockRequest, WriteOptions,
+    Caller, ClientConfig, FileSystem, FsError, HandleId, LockKind, LockRequest, SetAttr, WriteOptions,
 };
 use mooseng_ports::clock::{Clock, ManualClock};
 
@@ -91,6 +91,27 @@ async fn a_write_under_a_lock_isnt_done_in_another_life() {
     let lost = write(&fs, handle).await.unwrap_err();
     assert_eq!(lost.errno(), libc::EIO);
     assert_eq!(region.with(|s| s.executed), before, "it was done without the lock");
+}
+
+/// Bytes that were buffered under a lock, and a truncation under it.
+#[tokio::test(start_paused = true)]
+async fn what_was_begun_under_a_lock_isnt_finished_in_another_life() {
+    let region = Arc::new(FakeRegion::new());
+    region.with(|s| s.exclusive = true);
+    let fs = connect(&region).await;
+    let handle = open(&fs).await;
+    fs.lock(all(handle, 1)).await.unwrap();
+    write(&fs, handle).await.unwrap();
+    assert!(fs.status().dirty_bytes > 0);
+    let before = region.with(|s| s.executed);
+    region.lapse();
+    // Nobody has changed the file, but somebody may have locked and read it.
+    assert_eq!(fs.fsync(handle, false).await.unwrap_err().errno(), libc::EIO);
+    let cut =
+        SetAttr { inode: fs.inode_of(handle).unwrap(), size: Some(0), by_handle: true, ..SetAttr::default() };
+    assert_eq!(fs.setattr_open(&me(), handle, cut).await.unwrap_err().errno(), libc::EIO);
+    assert_eq!(region.with(|s| s.executed), before);
+    assert_eq!(fs.status().dirty_bytes, 0);
 }
 
 #[tokio::test(start_paused = true)]

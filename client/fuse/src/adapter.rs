@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -35,11 +36,9 @@ const MAX_BACKGROUND: u16 = 128;
 /// - HANDLE_KILLPRIV_V2: clearing setuid and setgid happens in the region, in the same transaction as the write.
 /// - AUTO_INVAL_DATA: before a read from its pages the kernel asks whether the file has changed.
 /// - POSIX_LOCKS, FLOCK_LOCKS: locks are the region's.
-/// - DO_READDIRPLUS and _AUTO: entries come with their attributes where somebody looks at them.
+/// - No DO_READDIRPLUS: what it tells the kernel of inodes that it doesn't have yet can't be taken back before `ls` has run on.
 /// - Never WRITEBACK_CACHE: the kernel would own sizes and times.
-const CAPABILITIES: [InitFlags; 12] = [
-    InitFlags::FUSE_DO_READDIRPLUS,
-    InitFlags::FUSE_READDIRPLUS_AUTO,
+const CAPABILITIES: [InitFlags; 10] = [
     InitFlags::FUSE_ASYNC_READ,
     InitFlags::FUSE_BIG_WRITES,
     InitFlags::FUSE_PARALLEL_DIROPS,
@@ -109,10 +108,13 @@ impl Adapter {
         });
         // What needs nobody else is answered on this thread: a wake-up costs more than the answer.
         let context = self.runtime.enter();
-        let done = (&mut task).now_or_never().is_some();
+        // A panic ends the request only: its reply, dropped, answers EIO.
+        let polled = catch_unwind(AssertUnwindSafe(|| (&mut task).now_or_never()));
         drop(context);
-        if !done {
-            self.runtime.spawn(task);
+        match polled {
+            Ok(Some(())) => {}
+            Ok(None) => drop(self.runtime.spawn(task)),
+            Err(_) => tracing::error!(pid, "an operation panicked; it is answered EIO"),
         }
     }
 
@@ -300,7 +302,13 @@ impl Filesystem for Adapter {
             changed_ns: None,
         };
         let (fs, caller) = (self.fs.clone(), caller(req));
-        self.attr(req, async move { fs.setattr(&caller, change).await }, reply);
+        let work = async move {
+            match fh.filter(|_| size.is_some()) {
+                Some(handle) => fs.setattr_open(&caller, handle.0, change).await,
+                None => fs.setattr(&caller, change).await,
+            }
+        };
+        self.attr(req, work, reply);
     }
 
     fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {

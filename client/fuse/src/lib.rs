@@ -20,6 +20,7 @@ mod lock_kind;
 mod locks;
 mod mount;
 mod notify;
+mod pages;
 mod table;
 mod waiting;
 

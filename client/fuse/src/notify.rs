@@ -22,6 +22,8 @@ use mooseng_client::Invalidate;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use crate::pages::Pages;
+
 /// FUSE_NOTIFY_INVAL_INODE of the kernel's `linux/fuse.h`.
 const INVAL_INODE: i32 = 2;
 /// FUSE_NOTIFY_INVAL_ENTRY.
@@ -78,8 +80,7 @@ pub(crate) struct Notifier {
     told: Mutex<Told>,
     /// Held while something is looked up and shown; see [`Self::showing`].
     showing: RwLock<()>,
-    /// Inodes of which the kernel's pages are as old as this hold (`FileSystem::hold`) or younger.
-    pages_of: Mutex<BTreeMap<u64, u64>>,
+    pages_of: Mutex<Pages>,
 }
 
 impl Notifier {
@@ -115,7 +116,7 @@ impl Notifier {
             epochs,
             told,
             showing: RwLock::default(),
-            pages_of: Mutex::default(),
+            pages_of: Mutex::new(Pages::new(TOLD_MAX)),
         }))
     }
 
@@ -146,31 +147,18 @@ impl Notifier {
         drop(self.showing.write().unwrap_or_else(PoisonError::into_inner));
     }
 
-    fn pages_of<T>(&self, f: impl FnOnce(&mut BTreeMap<u64, u64>) -> T) -> T {
+    fn pages_of<T>(&self, f: impl FnOnce(&mut Pages) -> T) -> T {
         f(&mut self.pages_of.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// A file is opened that is promised under this hold, or not at all. Answers whether the kernel may keep its pages of it: if all of them
-    /// were read under the same hold. If not, it drops them now.
+    /// [`Pages::opened`].
     pub fn keeps_pages(&self, inode: u64, hold: Option<u64>) -> bool {
-        self.pages_of(|pages| match hold {
-            Some(hold) if pages.len() < TOLD_MAX || pages.contains_key(&inode) => {
-                pages.insert(inode, hold) == Some(hold)
-            }
-            _ => {
-                pages.remove(&inode);
-                false
-            }
-        })
+        self.pages_of(|pages| pages.opened(inode, hold))
     }
 
-    /// The kernel is given pages of a file that is promised under this hold, or not at all.
+    /// [`Pages::given`].
     pub fn gives_pages(&self, inode: u64, hold: Option<u64>) {
-        self.pages_of(|pages| {
-            if pages.get(&inode).copied() != hold {
-                pages.remove(&inode);
-            }
-        });
+        self.pages_of(|pages| pages.given(inode, hold));
     }
 
     /// The kernel is told attributes, or pages, of an inode. Answers for how long it may keep them: as long as wanted, or not at all.
@@ -246,7 +234,7 @@ impl Invalidate for Notifier {
 
     async fn inode(&self, inode: u64) {
         self.let_show();
-        self.pages_of(|pages| pages.remove(&inode));
+        self.pages_of(|pages| pages.forget(inode));
         if self.told.lock().unwrap_or_else(PoisonError::into_inner).until.remove(&inode).is_none() {
             return;
         }
@@ -257,7 +245,7 @@ impl Invalidate for Notifier {
 
     async fn everything(&self) {
         self.let_show();
-        self.pages_of(BTreeMap::clear);
+        self.pages_of(Pages::forget_all);
         let told = std::mem::take(&mut self.told.lock().unwrap_or_else(PoisonError::into_inner).until);
         if self.keeps_entries() {
             note("the epoch", raise_epoch(&self.device));

@@ -26,8 +26,12 @@ use crate::{
 const SHORT_PAIRS: usize = 64;
 /// A read that took longer has waited for a disk.
 const SLOW: Duration = Duration::from_millis(1);
+/// A disk that keeps one waiting so long isn't well.
+const VERY_SLOW: Duration = Duration::from_millis(20);
 /// Reads that are handed to another thread after a slow one.
 const OFFLOADED_AFTER_SLOW: u32 = 32;
+/// And after a very slow one.
+const OFFLOADED_AFTER_VERY_SLOW: u32 = 4096;
 
 /// The embedded engine. Clones share it.
 #[derive(Clone)]
@@ -372,8 +376,10 @@ impl Inner {
         }
         let started = std::time::Instant::now();
         let ran = job();
-        if started.elapsed() > SLOW {
-            self.slow.store(OFFLOADED_AFTER_SLOW, Ordering::Relaxed);
+        let took = started.elapsed();
+        if took > SLOW {
+            let next = if took > VERY_SLOW { OFFLOADED_AFTER_VERY_SLOW } else { OFFLOADED_AFTER_SLOW };
+            self.slow.fetch_max(next, Ordering::Relaxed);
         }
         ran.map_err(|error| StoreError::Failed(self.fail(error).to_string()))
     }

@@ -1,6 +1,7 @@
 //! What a member answers its peers.
 
 use std::future::Future;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use mooseng_transport::{Answer, Incoming, call_error};
@@ -66,7 +67,7 @@ impl RaftNode {
         if !stored || !self.is_blank() {
             return Ok(());
         }
-        if !self.0.health.lost.swap(true, std::sync::atomic::Ordering::AcqRel) {
+        if !self.0.health.lost.swap(true, Ordering::AcqRel) {
             tracing::error!(id = own, "MASTER_FAILED: {LOST}");
             // It may have made a group for itself, as the first of the first members.
             self.0.raft.runtime_config().elect(false);
@@ -89,6 +90,7 @@ impl RaftNode {
     /// Takes note, before anything is taken in, of what an empty log lacks.
     async fn note_lacking(&self, index: u64) -> Result<(), CallError> {
         tracing::info!(id = self.0.id, index, "catching up from an empty log; no vote until then");
+        self.0.health.lacking.store(true, Ordering::Release);
         self.0.raft.runtime_config().elect(false);
         let wal = self.0.wal.clone();
         let saved = self.0.blocking.run(move || wal.save_lacking(index)).await;
@@ -99,7 +101,7 @@ impl RaftNode {
         self.check_group(message.group)?;
         self.check_member(message.to, message.stored)?;
         // What is called meanwhile would pile up before the append that waits for room.
-        if self.0.health.full.load(std::sync::atomic::Ordering::Acquire) {
+        if self.0.health.full.load(Ordering::Acquire) {
             return Err(call_error(ErrorCode::NoSpace, "the disk under this master's log is full"));
         }
         let entries: Result<Vec<_>, _> = message.entries.into_iter().map(codec::from_entry).collect();
@@ -108,14 +110,14 @@ impl RaftNode {
         if (first..).zip(&entries).any(|(index, entry)| entry.log_id.index != index) {
             return Err(invalid(codec::Malformed("its entries have a gap".into())));
         }
-        let committed = message.commit.as_ref().map_or(0, |id| id.index);
-        let wal = &self.0.wal;
-        if (self.is_blank() && committed > 0 && wal.lacking().is_none())
-            || wal.lacking() == Some(LACKS_UNKNOWN) && committed > 0
-        {
-            self.note_lacking(committed).await?;
+        // What a leader knows to be committed covers all that was acknowledged before it once it has committed an entry of its own term.
+        let leads_in = message.vote.as_ref().map(|vote| vote.term);
+        let committed = message.commit.as_ref().filter(|id| Some(id.term) == leads_in).map(|id| id.index);
+        match (self.0.wal.lacking(), committed) {
+            (None, _) if self.is_blank() => self.note_lacking(committed.unwrap_or(LACKS_UNKNOWN)).await?,
+            (Some(LACKS_UNKNOWN), Some(index)) => self.note_lacking(index).await?,
+            _ => {}
         }
-        let whole = wal.is_whole();
         let request = AppendEntriesRequest {
             vote: codec::from_vote(&message.vote.ok_or_else(|| invalid(codec::missing("vote")))?),
             prev_log_id: message.prev.as_ref().map(codec::from_log_id),
@@ -135,7 +137,8 @@ impl RaftNode {
             AppendEntriesResponse::Conflict => Some(Outcome::Conflict(wire::Blank {})),
             AppendEntriesResponse::HigherVote(vote) => Some(Outcome::HigherVote(codec::vote(&vote))),
         };
-        if !whole && wal.is_whole() {
+        if self.0.health.lacking.load(Ordering::Acquire) && self.0.wal.is_whole() {
+            self.0.health.lacking.store(false, Ordering::Release);
             tracing::info!(id = self.0.id, "caught up: this master votes from now on");
             self.0.raft.runtime_config().elect(true);
         }
@@ -211,7 +214,7 @@ impl RaftNode {
         if theirs < self.0.raft.metrics().borrow().vote {
             return Ok(self.snapshot_answer(false));
         }
-        if self.is_blank() {
+        if self.is_blank() && self.0.wal.lacking().is_none() {
             // The snapshot doesn't say what was committed after it was made: the first append behind it does.
             self.note_lacking(LACKS_UNKNOWN).await?;
         }

@@ -36,6 +36,8 @@ pub(crate) struct Health {
     pub full: AtomicBool,
     /// The log that this member had is lost: it takes no part any more.
     pub lost: AtomicBool,
+    /// The log began empty and hasn't got yet all that was committed: this member doesn't stand for election.
+    pub lacking: AtomicBool,
     /// A snapshot's installation failed.
     pub install_failed: AtomicBool,
 }

@@ -190,6 +190,7 @@ impl RaftNode {
         let raft = Raft::new(own.id, config(&own)?, peers, log, machine).await;
         let raft = raft.map_err(|e| RaftError::Refused(e.to_string()))?;
         if !wal.is_whole() {
+            health.lacking.store(true, Ordering::Release);
             raft.runtime_config().elect(false);
         }
         let node = Self(Arc::new(Inner {

@@ -75,9 +75,10 @@ async fn apply<T: Transaction>(
         record.mode = permission::settable_mode(mode & MODE_BITS, record.gid, view.caller);
     }
     set_times(view, r, id, record);
-    // What was buffered under an exclusive promise keeps the time that its session has shown for it.
+    // What was buffered under an exclusive promise keeps the time that its session has shown for it. It moves on in any case: by it a session
+    // whose lease lapsed sees that somebody else has changed the file.
     record.ctime_ns = match r.changed_ns {
-        Some(changed_ns) => record.ctime_ns.max(view.not_far_ahead(changed_ns)),
+        Some(changed_ns) => record.ctime_ns.saturating_add(1).max(view.not_far_ahead(changed_ns)),
         None => view.ctx.now_ns,
     };
     Ok(())
