@@ -35,14 +35,15 @@ const MAX_BACKGROUND: u16 = 128;
 /// Asked for where the kernel has them; one by one, for fuser drops a whole set in which one is missing.
 /// - HANDLE_KILLPRIV_V2: clearing setuid and setgid happens in the region, in the same transaction as the write.
 /// - AUTO_INVAL_DATA: before a read from its pages the kernel asks whether the file has changed.
+/// - No ATOMIC_O_TRUNC: with it the kernel cuts a running program's pages before it looks whether somebody runs it, and the program dies (an open
+///   for reading with O_TRUNC).
 /// - POSIX_LOCKS, FLOCK_LOCKS: locks are the region's.
 /// - No DO_READDIRPLUS: what it tells the kernel of inodes that it doesn't have yet can't be taken back before `ls` has run on.
 /// - Never WRITEBACK_CACHE: the kernel would own sizes and times.
-const CAPABILITIES: [InitFlags; 10] = [
+const CAPABILITIES: [InitFlags; 9] = [
     InitFlags::FUSE_ASYNC_READ,
     InitFlags::FUSE_BIG_WRITES,
     InitFlags::FUSE_PARALLEL_DIROPS,
-    InitFlags::FUSE_ATOMIC_O_TRUNC,
     InitFlags::FUSE_HANDLE_KILLPRIV_V2,
     InitFlags::FUSE_AUTO_INVAL_DATA,
     InitFlags::FUSE_ASYNC_DIO,
