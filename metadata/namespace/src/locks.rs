@@ -133,7 +133,10 @@ impl LockTable {
         let (mut start, mut end) = (want.start, want.end);
         let touching: Vec<(u64, u64)> = self
             .of(want.owner)
-            .filter(|(_, held)| held.exclusive == want.exclusive)
+            // Not with what came by another wait, which can be taken back by itself, nor with what an earlier life left, which is freed.
+            .filter(|(_, held)| {
+                **held == LockRecord { end: held.end, pid: held.pid, ..want.record(held.end) }
+            })
             .filter(|(from, held)| {
                 held.end.checked_add(1) == Some(want.start) || want.end.checked_add(1) == Some(*from)
             })
@@ -311,5 +314,20 @@ mod tests {
         table.drop_dead(SessionId(1), |incarnation| incarnation < Incarnation(2));
         assert_eq!(ranges(&table), [(1, 40, 49, true), (2, 20, 29, true)]);
         assert!(table.has_session(SessionId(1)) && table.has_session(SessionId(2)));
+    }
+
+    #[test]
+    fn what_can_be_taken_back_by_itself_stays_by_itself() {
+        let mut table = LockTable::default();
+        table.lock(&Want { wait: 7, ..want(1, 0, 9, true) });
+        table.lock(&want(1, 10, 19, true));
+        assert!(table.came_by_wait(&Want { wait: 7, ..want(1, 0, 9, true) }));
+        assert!(table.is_held(&want(1, 0, 19, true)));
+        let mut table = LockTable::default();
+        table.lock(&want(1, 0, 9, true));
+        table.lock(&Want { incarnation: Incarnation(2), ..want(1, 10, 19, true) });
+        table.drop_dead(SessionId(2), |incarnation| incarnation < Incarnation(2));
+        assert!(!table.is_held(&want(1, 0, 9, true)), "an earlier life's came back to life");
+        assert!(table.is_held(&want(1, 10, 19, true)));
     }
 }
