@@ -88,4 +88,6 @@ methods! {
     RaftSnapshotPage = 43 on Change,
     /// raft.SnapshotEnd -> raft.SnapshotAnswer
     RaftSnapshotEnd = 44 on Change,
+    /// raft.Found -> raft.FoundAnswer
+    RaftFound = 45 on Control,
 }

@@ -43,6 +43,13 @@ impl RaftNode {
             Method::RaftSnapshotBegin => self.on_snapshot_begin(incoming.decode()?).await,
             Method::RaftSnapshotPage => self.on_snapshot_page(incoming.decode()?).await,
             Method::RaftSnapshotEnd => self.on_snapshot_end(incoming.decode()?).await,
+            Method::RaftFound => {
+                let message: wire::Found = incoming.decode()?;
+                self.check_group(message.group)?;
+                self.check_member(message.to, false)?;
+                self.on_found(message.note).await?;
+                Ok(Answer::of(&wire::FoundAnswer {}))
+            }
             other => {
                 Err(call_error(ErrorCode::InvalidRequest, format!("{} isn't a call of Raft", other.as_str())))
             }
@@ -82,9 +89,32 @@ impl RaftNode {
 
     /// Whether this member's word counts in an election by a candidate whose log ends at `last`. A log that began empty in a group that had
     /// committed entries may be what is left of one that had acknowledged them: until it has them again, a majority with it could elect
-    /// a leader that lacks them. The first election of a group, by candidates with nothing but the first members, is open to empty logs.
+    /// a leader that lacks them. A log that began with the group lacks nothing. The first election of a group, by candidates with nothing
+    /// but the first members, is open to empty logs.
     fn may_elect(&self, last: Option<u64>) -> bool {
-        self.0.wal.is_whole() && (!self.is_blank() || last.is_none_or(|index| index == 0))
+        let founder = self.0.wal.lacking() == Some(0);
+        self.0.wal.is_whole() && (founder || !self.is_blank() || last.is_none_or(|index| index == 0))
+    }
+
+    /// Answers whether this log is empty, and as far as is known hasn't been anything else; with `note`, writes down that it begins with
+    /// the group.
+    pub(crate) async fn on_found(&self, note: bool) -> Result<(), CallError> {
+        let lacking = self.0.wal.lacking();
+        if !self.is_blank() || lacking.is_some_and(|index| index != 0) {
+            return Err(call_error(
+                ErrorCode::InvalidRequest,
+                format!(
+                    "master {} has a log of a group already: whoever would make it anew has lost its own",
+                    self.0.id
+                ),
+            ));
+        }
+        if !note || lacking.is_some() {
+            return Ok(());
+        }
+        let wal = self.0.wal.clone();
+        let saved = self.0.blocking.run(move || wal.save_lacking(0)).await;
+        saved.map_err(|e| call_error(ErrorCode::DiskFailed, e.to_string()))
     }
 
     /// Takes note, before anything is taken in, of what an empty log lacks.
@@ -113,6 +143,8 @@ impl RaftNode {
         // What a leader knows to be committed covers all that was acknowledged before it once it has committed an entry of its own term.
         let leads_in = message.vote.as_ref().map(|vote| vote.term);
         let committed = message.commit.as_ref().filter(|id| Some(id.term) == leads_in).map(|id| id.index);
+        // 0 would mean that it lacks nothing.
+        let committed = committed.map(|index| index.max(1));
         match (self.0.wal.lacking(), committed) {
             (None, _) if self.is_blank() => self.note_lacking(committed.unwrap_or(LACKS_UNKNOWN)).await?,
             (Some(LACKS_UNKNOWN), Some(index)) => self.note_lacking(index).await?,

@@ -221,7 +221,10 @@ impl RaftNode {
     /// Whether a call is for [`handle`](Self::handle).
     pub fn is_raft(method: Method) -> bool {
         use Method::*;
-        matches!(method, RaftAppend | RaftVote | RaftSnapshotBegin | RaftSnapshotPage | RaftSnapshotEnd)
+        matches!(
+            method,
+            RaftAppend | RaftVote | RaftSnapshotBegin | RaftSnapshotPage | RaftSnapshotEnd | RaftFound
+        )
     }
 
     pub(crate) fn metrics(&self) -> RaftMetrics<u64, Node> {
@@ -306,12 +309,37 @@ impl RaftNode {
         self.0.leadership.subscribe()
     }
 
-    /// Begins a new group with these members. Only for a member that has no log yet; elsewhere it does nothing.
+    /// Begins a new group with these members. Only for a member that has no log yet; elsewhere it does nothing. All must answer first
+    /// that their logs are empty, and then have noted that these begin with the group: from then on, an empty log without that note has
+    /// been lost. Fails while one doesn't answer, and where one has a log already. May be called again.
     pub async fn initialize(&self, members: BTreeMap<u64, Member>) -> Result<(), RaftError> {
         if self.0.raft.is_initialized().await.map_err(|e| RaftError::Refused(e.to_string()))? {
             return Ok(());
         }
+        if members.contains_key(&self.0.id) {
+            self.found(&members).await?;
+        }
         self.0.raft.initialize(members).await.map_err(|e| RaftError::Refused(e.to_string()))
+    }
+
+    /// Has all members note that their logs begin with the group. Nobody notes anything before everybody has said that its log is empty:
+    /// were a single one asked to that has lost its log, in a group that is there already, it would vote as if it had lost nothing.
+    async fn found(&self, members: &BTreeMap<u64, Member>) -> Result<(), RaftError> {
+        for note in [false, true] {
+            for (id, member) in members.iter().filter(|(id, _)| **id != self.0.id) {
+                let message = wire::Found { group: self.0.group, to: *id, note };
+                let link = self.0.links.to(*id, &member.address);
+                let answer: Result<wire::FoundAnswer, _> =
+                    link.request(Method::RaftFound, &message, GREETING_TIMEOUT).await;
+                answer.map_err(|e| RaftError::NotFounded {
+                    id: *id,
+                    address: member.address.clone(),
+                    why: e.to_string(),
+                })?;
+            }
+            self.on_found(note).await.map_err(|e| RaftError::Refused(e.message))?;
+        }
+        Ok(())
     }
 
     fn not_leader(&self) -> RaftError {

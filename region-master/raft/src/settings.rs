@@ -96,6 +96,16 @@ pub enum RaftError {
     /// openraft refused.
     #[error("the group refused: {0}")]
     Refused(String),
+    /// The group can't be made: a first member doesn't answer, or has a log.
+    #[error("the group isn't made yet: master {id} at {address} has not agreed: {why}")]
+    NotFounded {
+        /// Who.
+        id: u64,
+        /// Where.
+        address: String,
+        /// Why not.
+        why: String,
+    },
     /// The change of members makes no sense.
     #[error("{0}")]
     Senseless(String),

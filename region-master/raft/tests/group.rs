@@ -202,7 +202,8 @@ async fn a_master_that_lost_its_log_is_not_let_in_under_its_old_id() {
         group.start(lost).await;
         let raft = group.master(lost).raft;
         if lost == 1 {
-            raft.initialize(group.members()).await.unwrap();
+            let refused = raft.initialize(group.members()).await.unwrap_err();
+            assert!(refused.to_string().contains("has lost its own"), "{refused}");
         }
         let refused = tokio::time::timeout(Duration::from_secs(20), async {
             while raft.failure().is_none() {
@@ -299,9 +300,7 @@ async fn a_leader_without_a_quorum_lets_its_lease_run_out() {
         group.kill(id, false).await;
     }
     let lone = group.master(leader).raft;
-    while lone.lease_valid() {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    group.until("the lease of the leader is over", || !lone.lease_valid()).await;
     assert!(!lone.is_leading());
 }
 
@@ -313,19 +312,60 @@ async fn a_leader_that_is_cut_off_loses_its_lease_before_another_leads() {
         group.put("round", &round.to_string()).await;
         group.cut(old, true);
         let lone = group.master(old);
-        while lone.raft.lease_valid() {
-            group.leader_now();
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        group.until("the lease of the leader is over", || !lone.raft.lease_valid()).await;
         let error = lone.embedded.begin().get(b"round", Read::Snapshot).await.unwrap_err();
         assert_eq!(error, StoreError::NotLeader, "nothing is read once the lease is over");
-        // leader_now asserts that no two hold the lease at once.
-        while group.leader_now().is_none_or(|leader| leader == old) {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        group.until("another leads", || group.leader_now().is_some_and(|leader| leader != old)).await;
         group.put("round", "new").await;
         group.cut(old, false);
         group.converge().await;
+    }
+}
+
+/// A new group loses its leader before its third member has heard of anything: that one's log, empty as it is, began with the group, and
+/// its vote counts.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_group_elects_with_a_member_that_has_heard_of_nothing_yet() {
+    let group = Group::unmade(3, 1_000_000, false).await;
+    group.deaf.lock().unwrap().insert(3);
+    group.master(1).raft.initialize(group.members()).await.unwrap();
+    group.put("k", "acknowledged").await;
+    let leader = group.leader().await;
+    group.kill(leader, true).await;
+    // What the founding noted is on its disk.
+    group.kill(3, true).await;
+    group.start(3).await;
+    group.deaf.lock().unwrap().clear();
+    group.put("after", "v").await;
+    let value = group.begin().get(b"k", Read::Snapshot).await.unwrap();
+    assert_eq!(value.as_deref(), Some(&b"acknowledged"[..]));
+    group.start(leader).await;
+    group.converge().await;
+}
+
+/// Where one has a log, nobody founds a group, nor notes that its own log begins with one: two of five that have lost theirs don't vote.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_group_is_made_and_nothing_noted_where_one_has_a_log() {
+    let group = Group::new(3).await;
+    group.put("k", "v").await;
+    group.converge().await;
+    for id in 1..=3 {
+        group.kill(id, true).await;
+    }
+    for lost in [1, 2] {
+        group.slots.write().unwrap()[lost - 1].disk = SimDisk::default();
+    }
+    group.start(1).await;
+    group.start(2).await;
+    let raft = group.master(1).raft;
+    let unreached = raft.initialize(group.members()).await.unwrap_err().to_string();
+    assert!(unreached.contains("master 3"), "{unreached}");
+    group.start(3).await;
+    let refused = raft.initialize(group.members()).await.unwrap_err().to_string();
+    assert!(refused.contains("has lost its own"), "{refused}");
+    for _several_election_timeouts in 0..20 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(group.leader_now(), None, "elected by votes that were forgotten");
     }
 }
 

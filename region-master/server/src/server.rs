@@ -30,6 +30,9 @@ use crate::{credentials, lead, locks, promises, seals, status};
 /// How long a leader that is asked to stop waits for another one to take over.
 const HAND_OVER_WITHIN: Duration = Duration::from_secs(3);
 
+/// How often the first members are asked whether the group can be made.
+const FOUND_EVERY: Duration = Duration::from_millis(200);
+
 /// What a master stands on.
 pub struct Ports {
     /// The network.
@@ -162,7 +165,7 @@ impl MasterServer {
         tasks.spawn(promises::keep(master.clone()));
         tasks.spawn(locks::keep(master.clone()));
         tasks.spawn(seals::run(master.clone(), waiting));
-        make_the_group(&master).await?;
+        tasks.spawn(make_the_group(master.clone()));
         tracing::info!(address, id = master.config.id, "the master serves");
         Ok(Self { address, master, exposed, tasks })
     }
@@ -259,11 +262,11 @@ fn offload(blocking: Blocking) -> Offload {
     }
 }
 
-/// The first member makes the group, where there is none yet.
-async fn make_the_group(master: &Master) -> Result<(), StartError> {
+/// The first member makes the group, where there is none yet, as soon as all first members are there.
+async fn make_the_group(master: Arc<Master>) {
     let config = &master.config;
     if !config.makes_the_group() {
-        return Ok(());
+        return;
     }
     let member = |m: &crate::config::MemberConfig| {
         // Of ourselves we know the address better: port 0 is chosen by the system.
@@ -271,5 +274,19 @@ async fn make_the_group(master: &Master) -> Result<(), StartError> {
         (m.id, Member { name: m.name.clone(), address, zone: m.zone.clone() })
     };
     let members: BTreeMap<u64, Member> = config.members.iter().map(member).collect();
-    Ok(master.raft.initialize(members).await?)
+    let making = async {
+        let mut told = None;
+        while let Err(error) = master.raft.initialize(members.clone()).await {
+            let error = error.to_string();
+            if told.as_ref() != Some(&error) {
+                tracing::warn!("{error}");
+                told = Some(error);
+            }
+            tokio::time::sleep(FOUND_EVERY).await;
+        }
+    };
+    tokio::select! {
+        () = making => {}
+        () = master.shutdown.cancelled() => {}
+    }
 }

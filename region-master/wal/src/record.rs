@@ -46,7 +46,8 @@ pub enum Record {
     Purge(LogId),
     /// Entries up to and including this one are committed: a hint, flushed with whatever comes next.
     Committed(LogId),
-    /// The log began empty in a group that had committed up to this index: it isn't whole before it reaches there.
+    /// The log began empty in a group that had committed up to this index: it isn't whole before it reaches there. 0: the log began
+    /// with the group, and lacks nothing even while it is empty.
     Lacking(u64),
 }
 

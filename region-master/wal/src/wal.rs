@@ -294,10 +294,11 @@ impl Wal {
         self.write(vec![Record::Lacking(index)])
     }
     /// Whether the log holds all that it may have acknowledged: it didn't begin empty in a group that had committed entries, or has
-    /// reached what was committed then.
+    /// reached what was committed then. An empty log of which nothing is known counts as whole.
     pub fn is_whole(&self) -> bool {
         let view = lock(&self.view);
-        view.lacking.is_none_or(|lacking| view.last().is_some_and(|last| last.index >= lacking))
+        view.lacking
+            .is_none_or(|lacking| lacking == 0 || view.last().is_some_and(|last| last.index >= lacking))
     }
     /// Removes entries from `index` on.
     pub fn truncate(&self, index: u64) -> Result<(), WalError> {

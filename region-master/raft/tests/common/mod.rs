@@ -24,6 +24,7 @@ use mooseng_transport::{
     Answer, Blocking, Incoming, Limits, Network, PlainNetwork, Service, Services, call_error, serve,
 };
 use mooseng_wire::call::{CallError, ErrorCode};
+use mooseng_wire::method::Method;
 use mooseng_wire::{Identity, Role};
 use tokio_util::sync::CancellationToken;
 
@@ -66,6 +67,9 @@ impl Replacement for Slow {
     }
 }
 
+/// What a slow machine may take for anything: whoever waits longer has waited in vain.
+const WAIT_MAX: Duration = Duration::from_secs(60);
+
 /// A running master.
 #[derive(Clone)]
 pub struct Master {
@@ -92,16 +96,25 @@ type Port = Arc<Mutex<Option<RaftNode>>>;
 /// Pairs of masters, from and to, between which nothing gets through.
 pub type Cuts = Arc<Mutex<BTreeSet<(String, String)>>>;
 
-struct Door(Port, String, Cuts);
+/// Masters that no append reaches.
+pub type Deaf = Arc<Mutex<BTreeSet<u64>>>;
+
+struct Door {
+    port: Port,
+    id: u64,
+    cuts: Cuts,
+    deaf: Deaf,
+}
 
 #[async_trait]
 impl Service for Door {
     async fn call(&self, incoming: Incoming) -> Result<Answer, CallError> {
-        let pair = (incoming.peer.identity.name.clone(), self.1.clone());
-        if self.2.lock().unwrap().contains(&pair) {
+        let pair = (incoming.peer.identity.name.clone(), format!("m{}", self.id));
+        let deaf = incoming.method == Method::RaftAppend && self.deaf.lock().unwrap().contains(&self.id);
+        if deaf || self.cuts.lock().unwrap().contains(&pair) {
             std::future::pending::<()>().await;
         }
-        let raft = self.0.lock().unwrap().clone();
+        let raft = self.port.lock().unwrap().clone();
         match raft {
             Some(raft) => raft.handle(incoming).await,
             None => Err(call_error(ErrorCode::Unavailable, "starting")),
@@ -115,6 +128,7 @@ pub struct Group {
     pub slots: Arc<RwLock<Vec<Slot>>>,
     pub entries_between_snapshots: u64,
     pub cuts: Cuts,
+    pub deaf: Deaf,
 }
 
 pub fn network(id: u64) -> PlainNetwork {
@@ -142,6 +156,14 @@ impl Group {
     }
 
     async fn made(n: u64, entries_between_snapshots: u64, on_files: bool) -> Self {
+        let group = Self::unmade(n, entries_between_snapshots, on_files).await;
+        group.master(1).raft.initialize(group.members()).await.unwrap();
+        group.leader().await;
+        group
+    }
+
+    /// Masters without a group as yet.
+    pub async fn unmade(n: u64, entries_between_snapshots: u64, on_files: bool) -> Self {
         let mut slots = Vec::new();
         for id in 1..=n {
             // The port is taken once to learn a free one, and again by whoever starts there.
@@ -149,13 +171,11 @@ impl Group {
             let files = on_files.then(|| Arc::new(tempfile::tempdir().unwrap()));
             slots.push(Slot { id, disk: SimDisk::default(), log_disk: None, files, address, running: None });
         }
-        let group =
-            Self { slots: Arc::new(RwLock::new(slots)), entries_between_snapshots, cuts: Cuts::default() };
+        let slots = Arc::new(RwLock::new(slots));
+        let group = Self { slots, entries_between_snapshots, cuts: Cuts::default(), deaf: Deaf::default() };
         for id in 1..=n {
             group.start(id).await;
         }
-        group.master(1).raft.initialize(group.members()).await.unwrap();
-        group.leader().await;
         group
     }
 
@@ -209,7 +229,12 @@ impl Group {
         let port = Port::default();
         let stop = CancellationToken::new();
         let services = Services {
-            stream: Arc::new(Door(port.clone(), format!("m{id}"), self.cuts.clone())),
+            stream: Arc::new(Door {
+                port: port.clone(),
+                id,
+                cuts: self.cuts.clone(),
+                deaf: self.deaf.clone(),
+            }),
             grpc: None,
             allow: |_, _| Ok(()),
         };
@@ -306,14 +331,28 @@ impl Group {
     }
 
     pub async fn put(&self, key: &str, value: &str) {
-        loop {
-            let store = self.begin_somewhere();
-            store.set(key.as_bytes(), value.as_bytes());
-            match store.commit().await {
-                Ok(_) => return,
-                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+        let putting = async {
+            loop {
+                let store = self.begin_somewhere();
+                store.set(key.as_bytes(), value.as_bytes());
+                match store.commit().await {
+                    Ok(_) => return,
+                    Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+                }
             }
-        }
+        };
+        tokio::time::timeout(WAIT_MAX, putting).await.expect("nothing could be committed");
+    }
+
+    /// Looks each millisecond until it is so, and each time that no two masters hold the lease.
+    pub async fn until(&self, what: &str, so: impl Fn() -> bool) {
+        let looking = async {
+            while !so() {
+                self.leader_now();
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        assert!(tokio::time::timeout(WAIT_MAX, looking).await.is_ok(), "{what}: not within {WAIT_MAX:?}");
     }
 
     fn begin_somewhere(&self) -> EmbeddedTransaction {
