@@ -104,6 +104,28 @@ impl LockTable {
         })
     }
 
+    /// All that one lock covers together with what touches it: the owner's of the same level, which are kept apart for having come by
+    /// other waits, and which whoever asks is told of as one.
+    pub fn joined(&self, owner: LockOwner, start: u64) -> Option<(u64, u64)> {
+        let (mut from, mut until) = (start, self.0.get(&(owner, start))?.end);
+        let exclusive = self.0.get(&(owner, start))?.exclusive;
+        let same: Vec<(u64, u64)> =
+            self.of(owner).filter(|(_, r)| r.exclusive == exclusive).map(|(at, r)| (at, r.end)).collect();
+        for (at, end) in same.iter().rev().filter(|(at, _)| *at < start) {
+            if end.checked_add(1) != Some(from) {
+                break;
+            }
+            from = *at;
+        }
+        for (at, end) in same.iter().filter(|(at, _)| *at > start) {
+            if until.checked_add(1) != Some(*at) {
+                break;
+            }
+            until = *end;
+        }
+        Some((from, until))
+    }
+
     /// Whether the owner holds all of the range in that way.
     pub fn is_held(&self, want: &Want) -> bool {
         let mut next = Some(want.start);
@@ -314,6 +336,24 @@ mod tests {
         table.drop_dead(SessionId(1), |incarnation| incarnation < Incarnation(2));
         assert_eq!(ranges(&table), [(1, 40, 49, true), (2, 20, 29, true)]);
         assert!(table.has_session(SessionId(1)) && table.has_session(SessionId(2)));
+    }
+
+    #[test]
+    fn what_touches_is_told_as_one() {
+        let mut table = LockTable::default();
+        for (wait, start, end) in [(1, 40, 59), (2, 60, 99), (3, 0, 39), (4, 101, 110)] {
+            table.lock(&Want { wait, ..want(1, start, end, true) });
+        }
+        table.lock(&Want { wait: 5, ..want(1, 100, 100, false) });
+        let owner = want(1, 0, 0, true).owner;
+        for start in [0, 40, 60] {
+            assert_eq!(table.joined(owner, start), Some((0, 99)));
+        }
+        assert_eq!(
+            (table.joined(owner, 100), table.joined(owner, 101)),
+            (Some((100, 100)), Some((101, 110)))
+        );
+        assert_eq!(table.joined(owner, 7), None);
     }
 
     #[test]

@@ -33,6 +33,9 @@ const HAND_OVER_WITHIN: Duration = Duration::from_secs(3);
 /// How often the first members are asked whether the group can be made.
 const FOUND_EVERY: Duration = Duration::from_millis(200);
 
+/// Each so many attempts it is told why it can't.
+const FOUND_TOLD_EVERY: u32 = 50;
+
 /// What a master stands on.
 pub struct Ports {
     /// The network.
@@ -275,13 +278,15 @@ async fn make_the_group(master: Arc<Master>) {
     };
     let members: BTreeMap<u64, Member> = config.members.iter().map(member).collect();
     let making = async {
-        let mut told = None;
+        let mut attempts = 0u32;
         while let Err(error) = master.raft.initialize(members.clone()).await {
-            let error = error.to_string();
-            if told.as_ref() != Some(&error) {
-                tracing::warn!("{error}");
-                told = Some(error);
+            // That the others aren't up at once is nothing to be warned of.
+            match attempts {
+                0 => tracing::info!("{error}"),
+                n if n % FOUND_TOLD_EVERY == 0 => tracing::warn!("{error}"),
+                _ => {}
             }
+            attempts = attempts.wrapping_add(1);
             tokio::time::sleep(FOUND_EVERY).await;
         }
     };

@@ -17,17 +17,12 @@ pub async fn test<T: Transaction>(view: &View<'_, T>, r: &TestLock) -> Result<Lo
     let in_the_way = held.table.conflicts(&want).min_by_key(|(_, start, _)| *start);
     Ok(match in_the_way {
         None => LockHolder::default(),
-        Some((owner, start, record)) => LockHolder {
-            session: owner.session.0,
-            lock: Some(LockSpec {
-                kind: owner.kind.into(),
-                owner: owner.owner,
-                start,
-                end: record.end,
-                exclusive: record.exclusive,
-                pid: record.pid,
-            }),
-        },
+        Some((owner, at, record)) => {
+            let (start, end) = held.table.joined(owner, at).unwrap_or((at, record.end));
+            let (exclusive, pid) = (record.exclusive, record.pid);
+            let lock = LockSpec { kind: owner.kind.into(), owner: owner.owner, start, end, exclusive, pid };
+            LockHolder { session: owner.session.0, lock: Some(lock) }
+        }
     })
 }
 
