@@ -82,6 +82,23 @@ impl RaftNode {
         Err(call_error(ErrorCode::PermissionDenied, format!("master {own}: {LOST}")))
     }
 
+    /// Whether an empty log may be filled by this sender. A master that has lost its log has forgotten which terms it has seen: a leader
+    /// that was deposed with its help would get back the quorum that it had lost, and acknowledge beside what the later one
+    /// acknowledged. A leader that is one without it is no such. Once something was taken in, the vote that came with it keeps older
+    /// leaders out.
+    fn check_held(&self, held: bool) -> Result<(), CallError> {
+        if held || !self.is_blank() || self.0.wal.lacking().is_some() {
+            return Ok(());
+        }
+        Err(call_error(
+            ErrorCode::Unavailable,
+            format!(
+                "master {}'s log is empty: it follows nobody who doesn't lead by the word of others",
+                self.0.id
+            ),
+        ))
+    }
+
     /// Whether the log holds nothing but, perhaps, the first members.
     pub(crate) fn is_blank(&self) -> bool {
         self.0.wal.last().is_none_or(|last| last.index == 0) && self.0.wal.purged().is_none()
@@ -112,9 +129,22 @@ impl RaftNode {
         if !note || lacking.is_some() {
             return Ok(());
         }
+        self.save_lacking(0).await
+    }
+
+    /// A log that failed here has failed for good, as it has where openraft writes it.
+    async fn save_lacking(&self, index: u64) -> Result<(), CallError> {
         let wal = self.0.wal.clone();
-        let saved = self.0.blocking.run(move || wal.save_lacking(0)).await;
-        saved.map_err(|e| call_error(ErrorCode::DiskFailed, e.to_string()))
+        let saved = self.0.blocking.run(move || wal.save_lacking(index)).await;
+        let Err(error) = saved else { return Ok(()) };
+        if !error.is_full() {
+            let _told_before =
+                self.0.health.failed.set(format!("this master's log can't be written any more: {error}"));
+            // Not awaited: a caller that goes away mustn't keep it from stopping.
+            let raft = self.0.raft.clone();
+            tokio::spawn(async move { raft.shutdown().await });
+        }
+        Err(call_error(ErrorCode::DiskFailed, error.to_string()))
     }
 
     /// Takes note, before anything is taken in, of what an empty log lacks.
@@ -122,14 +152,13 @@ impl RaftNode {
         tracing::info!(id = self.0.id, index, "catching up from an empty log; no vote until then");
         self.0.health.lacking.store(true, Ordering::Release);
         self.0.raft.runtime_config().elect(false);
-        let wal = self.0.wal.clone();
-        let saved = self.0.blocking.run(move || wal.save_lacking(index)).await;
-        saved.map_err(|e| call_error(ErrorCode::DiskFailed, e.to_string()))
+        self.save_lacking(index).await
     }
 
     async fn on_append(&self, message: wire::AppendEntries) -> Result<Answer, CallError> {
         self.check_group(message.group)?;
         self.check_member(message.to, message.stored)?;
+        self.check_held(message.held)?;
         // What is called meanwhile would pile up before the append that waits for room.
         if self.0.health.full.load(Ordering::Acquire) {
             return Err(call_error(ErrorCode::NoSpace, "the disk under this master's log is full"));
@@ -242,6 +271,7 @@ impl RaftNode {
     async fn on_snapshot_begin(&self, message: wire::SnapshotBegin) -> Result<Answer, CallError> {
         self.check_group(message.group)?;
         self.check_member(message.to, message.stored)?;
+        self.check_held(message.held)?;
         let theirs = codec::from_vote(message.vote.as_ref().ok_or_else(|| invalid(codec::missing("vote")))?);
         if theirs < self.0.raft.metrics().borrow().vote {
             return Ok(self.snapshot_answer(false));

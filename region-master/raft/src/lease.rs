@@ -41,6 +41,13 @@ impl Acknowledged {
         self.sent.clear();
     }
 
+    /// The same without what `follower` acknowledged.
+    pub fn without(&self, follower: u64) -> Self {
+        let mut others = self.clone();
+        others.sent.remove(&follower);
+        others
+    }
+
     /// Until when `leader` holds the lease of `term`, under every one of the voter sets; none if some set has no quorum of acknowledgements.
     pub fn until(
         &self,
@@ -94,6 +101,8 @@ mod tests {
         acknowledged.record(3, 3, at(700));
         assert_eq!(acknowledged.until(3, 1, &[set(&[1, 2, 3])], at(900), LEASE), Some(at(1200)));
         assert_eq!(acknowledged.until(3, 1, &[set(&[1, 2, 3, 4, 5])], at(900), LEASE), Some(at(600)));
+        assert_eq!(acknowledged.without(3).until(3, 1, &[set(&[1, 2, 3])], at(900), LEASE), Some(at(600)));
+        assert_eq!(acknowledged.without(3).until(3, 1, &[set(&[1, 3])], at(900), LEASE), None);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use mooseng_ports::plant::{self, Plant};
@@ -40,6 +40,8 @@ pub(crate) struct Health {
     pub lacking: AtomicBool,
     /// A snapshot's installation failed.
     pub install_failed: AtomicBool,
+    /// Why the log takes nothing in any more, where it was not openraft that wrote.
+    pub failed: OnceLock<String>,
 }
 
 /// The log; clones share it.

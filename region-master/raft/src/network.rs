@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,8 +18,9 @@ use openraft::network::{Backoff, RPCOption, RaftNetwork, RaftNetworkFactory};
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse,
 };
-use openraft::{AnyError, OptionalSend, Snapshot, Vote};
+use openraft::{AnyError, OptionalSend, RaftMetrics, Snapshot, Vote};
 use prost::Message;
+use tokio::sync::watch;
 
 use crate::codec::{self, RaftLogId};
 use crate::lease::Acknowledged;
@@ -77,9 +78,17 @@ pub(crate) struct Peers {
     pub acknowledged: Arc<Mutex<Acknowledged>>,
     /// Members that have acknowledged committed entries to this one.
     pub stored: Arc<Mutex<BTreeSet<u64>>>,
+    /// This member, and how long its lease is.
+    pub id: u64,
+    pub lease: Duration,
+    /// What openraft knows; none before it has started.
+    pub metrics: Metrics,
     /// How soon after an acknowledged append one without entries is left out.
     pub quiet: Duration,
 }
+
+/// What a member knows of its group, once openraft has started.
+pub(crate) type Metrics = Arc<OnceLock<watch::Receiver<RaftMetrics<u64, Node>>>>;
 
 impl RaftNetworkFactory<TypeConfig> for Peers {
     type Network = PeerLink;
@@ -92,6 +101,9 @@ impl RaftNetworkFactory<TypeConfig> for Peers {
             blocking: self.blocking,
             acknowledged: self.acknowledged.clone(),
             stored: self.stored.clone(),
+            id: self.id,
+            lease: self.lease,
+            metrics: self.metrics.clone(),
             quiet: self.quiet,
             acknowledged_last: None,
         }
@@ -107,6 +119,9 @@ pub(crate) struct PeerLink {
     blocking: Blocking,
     acknowledged: Arc<Mutex<Acknowledged>>,
     stored: Arc<Mutex<BTreeSet<u64>>>,
+    id: u64,
+    lease: Duration,
+    metrics: Metrics,
     quiet: Duration,
     /// When the last append was sent that the peer acknowledged, under which vote, and where its log ended then.
     acknowledged_last: Option<(BootTime, Vote<u64>, Option<RaftLogId>)>,
@@ -140,6 +155,7 @@ impl RaftNetwork<TypeConfig> for PeerLink {
             entries: rpc.entries.iter().map(codec::entry).collect(),
             to: self.target,
             stored: self.has_stored(),
+            held: self.holds_without_it(rpc.vote.leader_id.term),
         };
         let sent = self.clock.boot();
         let answer: wire::AppendAnswer =
@@ -226,6 +242,16 @@ impl PeerLink {
         lock(&self.stored).contains(&self.target)
     }
 
+    /// Whether this member holds the lease of `term` now, even if the peer had acknowledged nothing. Not looked into for a peer that has
+    /// stored what this member sent it: such a one must have a log.
+    fn holds_without_it(&self, term: u64) -> bool {
+        let Some(metrics) = self.metrics.get().filter(|_| !self.has_stored()) else { return false };
+        let voters = metrics.borrow().membership_config.membership().get_joint_config().clone();
+        let now = self.clock.boot();
+        let others = lock(&self.acknowledged).without(self.target);
+        others.until(term, self.id, &voters, now, self.lease).is_some_and(|until| now < until)
+    }
+
     async fn call(
         &self,
         method: Method,
@@ -259,6 +285,7 @@ impl PeerLink {
             id: format!("{}-{:08x}", snapshot.meta.snapshot_id, rand::random::<u32>()),
             to: self.target,
             stored: self.has_stored(),
+            held: self.holds_without_it(vote.leader_id.term),
         };
         tracing::info!(target = self.target, id = begin.id, "sending a snapshot");
         let (response, accepted) =

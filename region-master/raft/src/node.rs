@@ -27,7 +27,7 @@ use crate::codec;
 use crate::lease::Acknowledged;
 use crate::log::{Health, Log};
 use crate::machine::Machine;
-use crate::network::{Links, Peers};
+use crate::network::{Links, Metrics, Peers};
 use crate::settings::{Leadership, Member, MemberStatus, RaftConfig, RaftError, RaftStatus, Timings};
 use crate::snapshot::{Receiving, lock};
 use crate::types::{Batch, Node, Outcome, TypeConfig};
@@ -155,6 +155,12 @@ impl RaftNode {
     ) -> Result<Self, RaftError> {
         let (dir, options) = (own.dir.clone(), own.wal);
         let wal = Arc::new(blocking.run(move || Wal::open(disk, &dir, options)).await?);
+        // What the store holds came by way of the log. openraft would take a store without a log for a log that was purged, and let this
+        // member vote for whoever lacks what it had acknowledged behind the store's last flush.
+        let unused = wal.last().is_none() && wal.purged().is_none() && wal.lacking().is_none();
+        if unused && embedded.position().index > 0 {
+            return Err(RaftError::LogLost);
+        }
         if wal.vote().is_some() && !plant::is(Plant::RestartWaitSkipped) {
             tokio::time::sleep(own.timings.election_max).await;
         }
@@ -177,6 +183,7 @@ impl RaftNode {
         };
         let machine = Machine { embedded: embedded.clone(), blocking, health: health.clone() };
         let identity = network.identity();
+        let metrics = Metrics::default();
         let links = Arc::new(Links::new(network));
         let peers = Peers {
             links: links.clone(),
@@ -185,10 +192,14 @@ impl RaftNode {
             blocking,
             acknowledged: acknowledged.clone(),
             stored: Arc::default(),
+            id: own.id,
+            lease: own.timings.lease(),
+            metrics: metrics.clone(),
             quiet: own.timings.heartbeat / 2,
         };
         let raft = Raft::new(own.id, config(&own)?, peers, log, machine).await;
         let raft = raft.map_err(|e| RaftError::Refused(e.to_string()))?;
+        let _first = metrics.set(raft.metrics());
         if !wal.is_whole() {
             health.lacking.store(true, Ordering::Release);
             raft.runtime_config().elect(false);
@@ -269,6 +280,10 @@ impl RaftNode {
     /// Why this member can't take part, if it can't: its log or store failed, or its disk is full. All but a full disk stays so until the
     /// process starts again.
     pub fn failure(&self) -> Option<String> {
+        // Behind this one Raft is stopped.
+        if let Some(failure) = self.0.health.failed.get() {
+            return Some(failure.clone());
+        }
         if let Err(fatal) = &self.0.raft.metrics().borrow().running_state {
             return Some(format!("this master's Raft has stopped: {fatal}"));
         }
@@ -381,7 +396,9 @@ impl RaftNode {
     /// Looks whether a member that is to be added is there and is who it is said to be: the group would wait for it otherwise.
     async fn greet(&self, id: u64, node: &Node) -> Result<(), RaftError> {
         let vote = Some(codec::vote(&self.metrics().vote));
-        let heartbeat = wire::AppendEntries { group: self.0.group, vote, to: id, ..Default::default() };
+        // Whoever asks holds the lease, by the members that there are.
+        let heartbeat =
+            wire::AppendEntries { group: self.0.group, vote, to: id, held: true, ..Default::default() };
         let link = self.0.links.to(id, &node.address);
         let answer: Result<wire::AppendAnswer, _> =
             link.request(Method::RaftAppend, &heartbeat, GREETING_TIMEOUT).await;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use mooseng_wal::{Options as WalOptions, WalError};
 
+use crate::answers::LOST;
 use crate::types::Node;
 
 /// Raft's timings.
@@ -93,6 +94,9 @@ pub enum RaftError {
     /// The log can't be opened.
     #[error(transparent)]
     Log(#[from] WalError),
+    /// There is a store, but the log that it came from is gone.
+    #[error("{LOST}")]
+    LogLost,
     /// openraft refused.
     #[error("the group refused: {0}")]
     Refused(String),

@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::{Group, network};
-use mooseng_ports::disk::sim::SimDisk;
+use mooseng_ports::disk::sim::{Fault, SimDisk};
 use mooseng_ports::disk::{Disk, OpenMode};
-use mooseng_raft::Member;
+use mooseng_raft::{Member, RaftError};
 use mooseng_store::{Read, Store, StoreError, Transaction};
 use mooseng_transport::{Link, LinkOptions, PlainNetwork};
 use mooseng_wire::method::Method;
@@ -194,8 +194,15 @@ async fn a_master_that_lost_its_log_is_not_let_in_under_its_old_id() {
     let group = Group::new(3).await;
     group.put("k", "v").await;
     group.converge().await;
-    let leader = group.leader().await;
     // The first of the first members, too, which makes a group where it finds no log.
+    if group.leader().await == 1 {
+        group.master(1).raft.transfer_leader(Duration::from_secs(20)).await.unwrap();
+        // So that the new leader knows what the others have stored.
+        group.put("k", "w").await;
+        group.converge().await;
+    }
+    let leader = group.leader().await;
+    assert_ne!(leader, 1);
     for lost in (1..=3).filter(|id| *id != leader) {
         group.kill(lost, true).await;
         group.slots.write().unwrap()[lost as usize - 1].disk = SimDisk::default();
@@ -261,6 +268,74 @@ async fn a_master_that_lost_its_log_elects_nobody_who_lacks_what_it_had() {
     group.put("after", "1").await;
     group.start(first).await;
     group.converge().await;
+}
+
+/// A leader that was deposed while it was cut off finds a master that has forgotten the later term, and gets no quorum by it: what that
+/// master and the later leader acknowledged is in no other log.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deposed_leader_gets_no_quorum_back_from_a_master_that_lost_its_log() {
+    let group = Group::unmade(3, 1_000_000, false).await;
+    // The first leader mustn't know that it has stored anything.
+    group.deaf.lock().unwrap().insert(3);
+    group.master(1).raft.initialize(group.members()).await.unwrap();
+    group.put("before", "v").await;
+    group.converge_among(&[1, 2]).await;
+    let deposed = group.leader().await;
+    let later = 3 - deposed;
+    group.cut(deposed, true);
+    group.deaf.lock().unwrap().clear();
+    group.until("another leads", || group.leader_now().is_some_and(|leader| leader != deposed)).await;
+    group.put("k", "acknowledged").await;
+    group.converge_among(&[later, 3]).await;
+    for id in [later, 3] {
+        group.kill(id, true).await;
+    }
+    group.slots.write().unwrap()[2].disk = SimDisk::default();
+    group.start(3).await;
+    group.cut(deposed, false);
+    let raft = group.master(deposed).raft;
+    for _several_election_timeouts in 0..30 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(group.leader_now(), None, "led by the word of a master that has forgotten");
+        assert!(!raft.lease_valid());
+    }
+    group.start(later).await;
+    group.converge_among(&[1, 2]).await;
+    let value = group.begin().get(b"k", Read::Snapshot).await.unwrap();
+    assert_eq!(value.as_deref(), Some(&b"acknowledged"[..]));
+}
+
+/// A store without the log that it came from isn't taken for one whose log was purged.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_master_whose_log_alone_is_lost_does_not_start() {
+    let group = Group::with(3, 5).await;
+    let leader = group.leader().await;
+    let lost = (1..=3).find(|id| *id != leader).unwrap();
+    let raft = group.master(lost).raft;
+    let mut puts = 0;
+    while raft.status().purged.is_none() {
+        group.put(&format!("k{puts}"), "v").await;
+        puts += 1;
+    }
+    group.kill(lost, true).await;
+    group.slots.write().unwrap()[lost as usize - 1].log_disk = Some(SimDisk::default());
+    let refused = group.try_start(lost).await.unwrap_err();
+    assert!(matches!(refused, RaftError::LogLost), "{refused}");
+    group.put("after", "v").await;
+}
+
+/// A log that fails while it notes what it lacks fails the member, as any other failure of it does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_fails_while_a_group_is_made_fails_the_master() {
+    let group = Group::unmade(3, 1_000_000, false).await;
+    let disk = group.slots.read().unwrap()[2].disk.clone();
+    disk.set_fault(Fault::FlushFailing);
+    let refused = group.master(1).raft.initialize(group.members()).await.unwrap_err().to_string();
+    assert!(refused.contains("master 3"), "{refused}");
+    let raft = group.master(3).raft;
+    let why = tokio::time::timeout(Duration::from_secs(20), raft.stopped()).await.unwrap();
+    assert!(why.contains("this master's log can't be written any more"), "{why}");
+    assert_eq!(raft.failure(), Some(why));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

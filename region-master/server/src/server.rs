@@ -281,8 +281,9 @@ async fn make_the_group(master: Arc<Master>) {
         let mut attempts = 0u32;
         while let Err(error) = master.raft.initialize(members.clone()).await {
             // That the others aren't up at once is nothing to be warned of.
+            let expected = matches!(error, RaftError::NotFounded { .. });
             match attempts {
-                0 => tracing::info!("{error}"),
+                0 if expected => tracing::info!("{error}"),
                 n if n % FOUND_TOLD_EVERY == 0 => tracing::warn!("{error}"),
                 _ => {}
             }

@@ -16,7 +16,7 @@ use mooseng_ports::clock::OsClock;
 use mooseng_ports::disk::Disk;
 use mooseng_ports::disk::os::OsDisk;
 use mooseng_ports::disk::sim::SimDisk;
-use mooseng_raft::{Member, RaftConfig, RaftNode, Timings};
+use mooseng_raft::{Member, RaftConfig, RaftError, RaftNode, Timings};
 use mooseng_store::conformance::Harness;
 use mooseng_store::mvcc::{Change, Page};
 use mooseng_store::{KeyRange, RangeLimit, Store, Transaction};
@@ -203,6 +203,10 @@ impl Group {
     }
 
     pub async fn start(&self, id: u64) {
+        self.try_start(id).await.unwrap();
+    }
+
+    pub async fn try_start(&self, id: u64) -> Result<(), RaftError> {
         let (disk, log_disk, files, address) = {
             let slots = self.slots.read().unwrap();
             let slot = &slots[id as usize - 1];
@@ -256,9 +260,10 @@ impl Group {
             Arc::new(network(id)),
             embedded.clone(),
         );
-        let raft = raft.await.unwrap();
+        let raft = raft.await.inspect_err(|_| stop.cancel())?;
         *port.lock().unwrap() = Some(raft.clone());
         self.slots.write().unwrap()[id as usize - 1].running = Some(Master { raft, embedded, stop });
+        Ok(())
     }
 
     /// Ends a master as kill -9 does; with `power` its disk loses what wasn't flushed, too.
@@ -312,12 +317,21 @@ impl Group {
     /// Waits until every running master has applied what the leader has, and compares their states.
     pub async fn converge(&self) {
         let leader = self.leader().await;
-        let target = self.master(leader).embedded.position().index;
         let ids: Vec<u64> = {
             let slots = self.slots.read().unwrap();
             slots.iter().filter(|s| s.running.is_some()).map(|s| s.id).collect()
         };
-        for id in &ids {
+        self.converged(leader, &ids).await;
+    }
+
+    /// The same of these masters alone.
+    pub async fn converge_among(&self, ids: &[u64]) {
+        self.converged(self.leader().await, ids).await;
+    }
+
+    async fn converged(&self, leader: u64, ids: &[u64]) {
+        let target = self.master(leader).embedded.position().index;
+        for id in ids {
             for _ in 0..3000 {
                 if self.master(*id).embedded.position().index >= target {
                     break;
