@@ -103,7 +103,7 @@ pub fn run(seed: u64) -> Result<Summary> {
     for number in 0..CLIENTS {
         let (name, host) = (format!("client{number}"), Host::new(clock()));
         all.insert(name.clone(), host.clone());
-        sim.client(name.clone(), workload::client(number, seed, host, shared.clone()));
+        sim.client(name.clone(), workload::client(number, seed, host, watch.clone(), shared.clone()));
         clients.push(name);
     }
     if let Some((at, lost)) = shape.lost {

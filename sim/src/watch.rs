@@ -66,6 +66,11 @@ impl Watch {
         seen.rewritten + seen.masters.values().map(|m| m.metrics.chunks_rewritten.get()).sum::<u64>()
     }
 
+    /// Whether sparse chunks are being made into others now.
+    pub fn is_rewriting(&self) -> bool {
+        self.seen().masters.values().any(|m| m.serving().is_ok() && m.metrics.rewrites_under_way.get() > 0)
+    }
+
     /// The master that serves, if one does.
     pub fn leader(&self) -> Option<String> {
         self.seen().masters.iter().find(|(_, master)| master.serving().is_ok()).map(|(name, _)| name.clone())

@@ -17,6 +17,7 @@ use crate::history::{Call, Operation, Reply};
 use crate::hosts::{Host, RETRY, SERVERS, SUBSTITUTE, address, master_addresses, masters};
 use crate::locking::{self, Locked};
 use crate::network::{Gate, network};
+use crate::watch::Watch;
 
 /// Names in the one directory that all clients work in.
 const NAMES: u8 = 5;
@@ -67,6 +68,7 @@ struct Worker {
     shared: Shared,
     number: u8,
     rng: StdRng,
+    watch: Watch,
     next_value: u64,
     /// Files that stay open from one operation to the next: what is written to them goes to one chunk, behind what is there.
     held: BTreeMap<u64, HandleId>,
@@ -221,6 +223,13 @@ impl Worker {
 
     async fn work(mut self) -> Self {
         while !with(&self.shared, |notes| notes.healed) {
+            // What is written while chunks are made into others mustn't be lost to them: they take a moment, every other second or so.
+            if self.watch.is_rewriting()
+                && let Some(inode) = self.any_held()
+            {
+                self.write(inode).await;
+                continue;
+            }
             self.step().await;
             let pause = self.rng.random_range(0..100);
             tokio::time::sleep(Duration::from_millis(pause)).await;
@@ -265,6 +274,15 @@ impl Worker {
             self.run(Call::Read(inode)).await;
             return;
         }
+        self.write(inode).await;
+    }
+
+    fn any_held(&mut self) -> Option<u64> {
+        let n = self.rng.random_range(0..self.held.len().max(1));
+        self.held.keys().nth(n).copied()
+    }
+
+    async fn write(&mut self, inode: u64) {
         self.next_value += 1;
         let value = (u64::from(self.number) + 1) << 32 | self.next_value;
         self.run(Call::Write(inode, value)).await;
@@ -272,7 +290,7 @@ impl Worker {
 }
 
 /// Runs one client until the faults are over, and then has it look at everything once more.
-pub async fn client(number: u8, seed: u64, host: Host, shared: Shared) -> turmoil::Result {
+pub async fn client(number: u8, seed: u64, host: Host, watch: Watch, shared: Shared) -> turmoil::Result {
     let config = ClientConfig {
         masters: master_addresses(),
         zone: "z1".into(),
@@ -287,8 +305,8 @@ pub async fn client(number: u8, seed: u64, host: Host, shared: Shared) -> turmoi
     let worker = |task: u8| {
         let number = number * TASKS + task;
         let rng = StdRng::seed_from_u64(seed ^ (u64::from(number) << 56));
-        let (fs, caller, shared) = (fs.clone(), caller.clone(), shared.clone());
-        Worker { fs, caller, shared, number, rng, next_value: 0, held: BTreeMap::new() }
+        let (fs, caller, shared, watch) = (fs.clone(), caller.clone(), shared.clone(), watch.clone());
+        Worker { fs, caller, shared, number, rng, watch, next_value: 0, held: BTreeMap::new() }
     };
     let work = (0..TASKS).map(|task| worker(task).work());
     let locks = locking::work(fs.clone(), number, seed, shared.clone());
@@ -302,7 +320,7 @@ pub async fn client(number: u8, seed: u64, host: Host, shared: Shared) -> turmoi
             with(&shared, |notes| notes.violations.push(what));
         }
     }
-    drop(worker);
+    drop((worker, watch));
     with(&shared, |notes| notes.lapsed |= fs.status().lapses > 0);
     fs.close().await;
     Ok(())

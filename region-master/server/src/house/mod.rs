@@ -330,7 +330,7 @@ impl<'a> Keeper<'a> {
         m.chunks_dead.set(gauge(f.dead));
         m.chunk_bytes.set(gauge(f.bytes));
         m.chunk_bytes_live.set(gauge(f.bytes_live));
-        m.rewrites_under_way.set(gauge(f.rewriting));
+        self.tell_under_way();
         let house = House { status: self.figures, located: self.located.clone() };
         self.master.desk(|desk| {
             if desk.serving == Some(self.term) {

@@ -135,6 +135,7 @@ impl Keeper<'_> {
             rewriter.busy.insert(to);
             rewriter.busy.extend(group.victims.iter().map(|used| used.chunk));
             rewriter.under_way += 1;
+            self.tell_under_way();
             plans.push(Plan { group, to });
         }
     }
@@ -145,6 +146,8 @@ impl Keeper<'_> {
         let rewriter = &mut self.rewriter;
         rewriter.under_way -= 1;
         rewriter.busy.remove(&plan.to);
+        self.tell_under_way();
+        let rewriter = &mut self.rewriter;
         let (victims, gain) = (plan.group.victims.len() as u64, plan.group.gain());
         let again = self.master.clock.boot().after(AGAIN_AFTER);
         for used in plan.group.victims {
@@ -171,6 +174,10 @@ impl Keeper<'_> {
 
     pub(super) fn rewrites_under_way(&self) -> u64 {
         self.rewriter.under_way as u64
+    }
+
+    pub(super) fn tell_under_way(&self) {
+        self.master.metrics.rewrites_under_way.set(self.rewriter.under_way as i64);
     }
 }
 
