@@ -182,6 +182,39 @@ impl Group {
     }
 }
 
+/// Chunks whose group failed. One that can't be read, or a file that can't be changed, mustn't keep the others of its group from being
+/// rewritten: they are tried again in groups of half the size, until whoever is to blame is alone.
+#[derive(Clone, Debug, Default)]
+pub struct Suspects(BTreeMap<ChunkId, usize>);
+
+impl Suspects {
+    /// More aren't remembered.
+    const MAX: usize = 4_096;
+
+    /// The rewrite of a group failed. Answers whether smaller groups may do better.
+    pub fn failed(&mut self, group: &Group) -> bool {
+        let half = (group.victims.len() / 2).max(1);
+        for used in &group.victims {
+            if self.0.len() < Self::MAX || self.0.contains_key(&used.chunk) {
+                self.0.insert(used.chunk, half);
+            }
+        }
+        group.victims.len() > 1
+    }
+
+    /// It didn't.
+    pub fn done(&mut self, group: &Group) {
+        for used in &group.victims {
+            self.0.remove(&used.chunk);
+        }
+    }
+
+    /// The most chunks that a group with this one has, where that is bounded.
+    fn group_max(&self, chunk: ChunkId) -> Option<usize> {
+        self.0.get(&chunk).copied()
+    }
+}
+
 impl Choice {
     /// How many chunks wait.
     pub fn len(&self) -> usize {
@@ -199,6 +232,7 @@ impl Choice {
         &mut self,
         under_way: usize,
         left_alone: &BTreeSet<ChunkId>,
+        suspects: &Suspects,
         limits: &Limits,
     ) -> Option<Group> {
         if under_way >= limits.at_once {
@@ -213,8 +247,9 @@ impl Choice {
             .filter(|used| tried.insert(used.storage_class))
             .map(|used| (used.storage_class, used.inode))
             .collect();
-        let group =
-            classes.into_iter().find_map(|(class, inode)| self.group(class, inode, left_alone, limits))?;
+        let group = classes
+            .into_iter()
+            .find_map(|(class, inode)| self.group(class, inode, left_alone, suspects, limits))?;
         let chosen: BTreeSet<ChunkId> = group.victims.iter().map(|used| used.chunk).collect();
         self.candidates.retain(|used| !chosen.contains(&used.chunk));
         Some(group)
@@ -225,6 +260,7 @@ impl Choice {
         storage_class: u32,
         inode: InodeId,
         left_alone: &BTreeSet<ChunkId>,
+        suspects: &Suspects,
         limits: &Limits,
     ) -> Option<Group> {
         let of_class =
@@ -233,10 +269,15 @@ impl Choice {
             self.candidates.iter().filter(of_class).partition(|used| used.inode == inode);
         let mut group = Group { victims: Vec::new(), storage_class };
         let (mut bytes, mut extents, mut full) = (0, 0, false);
+        let mut victims_max = limits.victims_max;
         for used in own.into_iter().chain(others) {
-            if group.victims.len() >= limits.victims_max {
+            if group.victims.len() >= victims_max {
                 full = true;
                 break;
+            }
+            let fewest = suspects.group_max(used.chunk).unwrap_or(victims_max).min(victims_max);
+            if group.victims.len() >= fewest {
+                continue;
             }
             if bytes + used.live > limits.bytes_max || extents + used.extents > limits.extents_max {
                 // A smaller one may still fit.
@@ -245,8 +286,11 @@ impl Choice {
             }
             bytes += used.live;
             extents += used.extents;
+            victims_max = fewest;
             group.victims.push(used);
         }
+        // A suspect doesn't wait for company.
+        full |= group.victims.len() >= victims_max;
         (full || group.gain() >= limits.gain_min).then_some(group)
     }
 }
@@ -278,7 +322,7 @@ mod tests {
     }
 
     fn chosen(all: &[Used], limits: &Limits) -> Vec<u64> {
-        let group = choice(all, limits).next(0, &BTreeSet::new(), limits);
+        let group = choice(all, limits).next(0, &BTreeSet::new(), &Suspects::default(), limits);
         group.map_or_else(Vec::new, |group| group.victims.iter().map(|used| used.chunk.0).collect())
     }
 
@@ -319,8 +363,8 @@ mod tests {
     fn what_is_under_way_is_bounded_and_left_alone() {
         let limits = Limits { at_once: 1, ..Limits::default() };
         let mut choice = choice(&[used(1, 1, 64 * MIB, MIB, 100), used(2, 1, 64 * MIB, MIB, 100)], &limits);
-        assert_eq!(choice.next(1, &BTreeSet::new(), &limits), None);
-        let group = choice.next(0, &BTreeSet::from([ChunkId(1)]), &limits).unwrap();
+        assert_eq!(choice.next(1, &BTreeSet::new(), &Suspects::default(), &limits), None);
+        let group = choice.next(0, &BTreeSet::from([ChunkId(1)]), &Suspects::default(), &limits).unwrap();
         assert_eq!(group.victims.len(), 1);
         assert_eq!((choice.len(), group.gain(), group.live()), (1, 63 * MIB, MIB));
     }
@@ -341,6 +385,29 @@ mod tests {
         let (chosen, seen) = scan(seen, 20 * MIB);
         assert_eq!((chosen, seen.len()), (1, 1), "it doesn't any more");
         assert_eq!(scan(seen, 6 * MIB).0, 1, "it shrinks, and is nearly gone");
+    }
+
+    #[test]
+    fn one_that_fails_is_alone_in_the_end_and_the_others_are_done() {
+        let limits = Limits::default();
+        let mut left: Vec<Used> = (0..9).map(|n| used(n, n, 8 * MIB, 100_000, 100)).collect();
+        let mut suspects = Suspects::default();
+        let mut failures = vec![];
+        while failures.last() != Some(&1) {
+            // As one scan after the other.
+            let group = choice(&left, &limits).next(0, &BTreeSet::new(), &suspects, &limits).unwrap();
+            if group.victims.iter().any(|used| used.chunk == ChunkId(4)) {
+                failures.push(group.victims.len());
+                assert_eq!(suspects.failed(&group), group.victims.len() > 1);
+            } else {
+                suspects.done(&group);
+                left.retain(|used| group.victims.iter().all(|victim| victim.chunk != used.chunk));
+            }
+        }
+        assert_eq!(failures, [9, 4, 2, 1]);
+        let alone = choice(&left, &limits).next(0, &BTreeSet::from([ChunkId(4)]), &suspects, &limits);
+        assert!(alone.is_none_or(|group| group.victims.iter().all(|used| used.chunk != ChunkId(4))));
+        assert!(left.len() < 6, "{} are left", left.len());
     }
 
     #[test]
@@ -370,7 +437,7 @@ mod tests {
             let busy: BTreeSet<ChunkId> = busy.into_iter().map(ChunkId).collect();
             let mut choice = choice(&all, &limits);
             let mut seen = BTreeSet::new();
-            while let Some(group) = choice.next(0, &busy, &limits) {
+            while let Some(group) = choice.next(0, &busy, &Suspects::default(), &limits) {
                 prop_assert!(!group.victims.is_empty() && group.victims.len() <= 7);
                 prop_assert!(group.live() <= limits.bytes_max);
                 prop_assert!(group.victims.iter().map(|u| u.extents).sum::<u64>() <= limits.extents_max);
@@ -390,7 +457,7 @@ mod tests {
             let mut chunks: Vec<Used> = all.into_iter().map(|u| Used { sealed_for: limits.quiet, ..u }).collect();
             let mut next = 1_000;
             let mut rounds = 0;
-            while let Some(group) = choice(&chunks, &limits).next(0, &BTreeSet::new(), &limits) {
+            while let Some(group) = choice(&chunks, &limits).next(0, &BTreeSet::new(), &Suspects::default(), &limits) {
                 let live = group.live();
                 chunks.retain(|u| !group.victims.iter().any(|v| v.chunk == u.chunk));
                 let made = used(next, group.victims[0].inode.0, live, live, 10);

@@ -16,7 +16,7 @@ use mooseng_namespace::upkeep::{self, ChunkListing};
 use mooseng_ports::clock::BootTime;
 use mooseng_region::placement::{self, Wish};
 use mooseng_region::registry::CopyFacts;
-use mooseng_region::rewrite::{Choice, Gathering, Group, Limits, Used};
+use mooseng_region::rewrite::{Choice, Gathering, Group, Limits, Suspects, Used};
 use mooseng_schema::chunk::ChunkRecord;
 use mooseng_schema::ids::IdKind;
 use mooseng_schema::location::{Layout, LocationRecord};
@@ -49,6 +49,8 @@ const BEYOND_LEASE: Duration = Duration::from_secs(5);
 const SWAP_TRIES: u32 = 3;
 /// Chunks whose rewriting failed, or brought nothing, are left alone for so long.
 const AGAIN_AFTER: Duration = Duration::from_secs(60);
+/// Those of a group that failed are tried again in smaller ones a little later.
+const SMALLER_AFTER: Duration = Duration::from_secs(5);
 
 /// What the rewriter remembers within a term.
 #[derive(Default)]
@@ -59,6 +61,7 @@ pub(super) struct Rewriter {
     busy: BTreeSet<ChunkId>,
     under_way: usize,
     waits: BTreeMap<ChunkId, BootTime>,
+    suspects: Suspects,
 }
 
 /// A rewrite to be done.
@@ -123,7 +126,9 @@ impl Keeper<'_> {
             let rewriter = &mut self.rewriter;
             let left_alone: BTreeSet<ChunkId> =
                 rewriter.busy.iter().chain(rewriter.waits.keys()).copied().collect();
-            let Some(group) = rewriter.choice.next(rewriter.under_way, &left_alone, &limits) else {
+            let Some(group) =
+                rewriter.choice.next(rewriter.under_way, &left_alone, &rewriter.suspects, &limits)
+            else {
                 return plans;
             };
             let id = self.master.desk(|desk| desk.ids.take(IdKind::Chunk, 1));
@@ -149,7 +154,15 @@ impl Keeper<'_> {
         self.tell_under_way();
         let rewriter = &mut self.rewriter;
         let (victims, gain) = (plan.group.victims.len() as u64, plan.group.gain());
-        let again = self.master.clock.boot().after(AGAIN_AFTER);
+        let smaller_may_do = match &result {
+            Ok(_) => {
+                rewriter.suspects.done(&plan.group);
+                false
+            }
+            Err(_) => rewriter.suspects.failed(&plan.group),
+        };
+        let again = if smaller_may_do { SMALLER_AFTER } else { AGAIN_AFTER };
+        let again = self.master.clock.boot().after(again);
         for used in plan.group.victims {
             rewriter.busy.remove(&used.chunk);
             // Also after a success: what the next scan knows of them may be old.
@@ -393,15 +406,28 @@ impl Order<'_> {
         Instant::now() + self.master.config.session_lease() + BEYOND_LEASE
     }
 
-    /// Has files name the new chunk, file by file.
+    /// Has files name the new chunk, file by file. One that can't be swapped doesn't keep the others from it; none that can is a failure.
     async fn swap(&self, moved: &[Moved]) -> Result<Swapped, CallError> {
         let mut sum = Swapped::default();
+        let mut failure = None;
         for file in moved.chunk_by(|a, b| a.piece.inode == b.piece.inode) {
-            let swapped = self.swap_file(file).await?;
-            sum.bytes += swapped.bytes;
-            sum.left += swapped.left;
+            match self.swap_file(file).await {
+                Ok(swapped) => {
+                    sum.bytes += swapped.bytes;
+                    sum.left += swapped.left;
+                }
+                Err(error) => {
+                    let inode = file.first().map_or(0, |m| m.piece.inode.0);
+                    tracing::info!(to = self.to.0, inode, error = %error.message, "a file still names sparse chunks");
+                    sum.left += file.iter().map(|m| m.piece.length).sum::<u64>();
+                    failure = Some(error);
+                }
+            }
         }
-        Ok(sum)
+        match failure {
+            Some(error) if sum.bytes == 0 => Err(error),
+            _ => Ok(sum),
+        }
     }
 
     /// Some extents at a time, fewer where somebody overwrites them all the while. Sessions are asked once for the whole file.

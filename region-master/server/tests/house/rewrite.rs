@@ -96,6 +96,46 @@ async fn sparse_chunks_are_made_into_one_once_nobody_is_promised_otherwise() {
     super::fsck::finds_nothing(&region).await;
 }
 
+/// Two sparse chunks, one of which no copy of can be read: the other one is rewritten all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_chunk_that_cannot_be_read_does_not_keep_others_from_being_rewritten() {
+    let mut region = Region::start(3, 2, eager).await;
+    let mut files = vec![];
+    for seed in [1, 2] {
+        let mut bytes = pattern(900_000, seed);
+        let (inode, old) = region.file(&format!("f{seed}"), &bytes).await;
+        let file = format!("{:016x}", old.chunk);
+        if seed == 1 {
+            // Before anything is made of it.
+            for disk in &region.disks {
+                let path = Path::new("/data/chunks").join(shard_of(disk, &file)).join(&file);
+                disk.flip_bit(&path, mooseng_chunk::layout::block_at(180));
+            }
+        }
+        let newer = pattern(600_000, seed + 10);
+        let place = region.append(inode, &newer).await;
+        seal(&region, &place, newer.len()).await;
+        bytes[..newer.len()].copy_from_slice(&newer);
+        files.push((inode, file, bytes));
+    }
+    let (_, rotten, _) = &files[0];
+    close(&region.client).await;
+    let (inode, old, bytes) = &files[1];
+    until("the sound chunk was rewritten", async || (0..2).all(|i| !region.files(i).contains(old))).await;
+    region.client = region.cluster.client("reader").await;
+    region.client.open(&[]).await.unwrap();
+    assert!(content(&region, *inode).await == *bytes);
+    assert!((0..2).all(|i| region.files(i).contains(rotten)), "what can't be read was thrown away");
+}
+
+fn shard_of(disk: &SimDisk, file: &str) -> String {
+    let shards = disk.list(Path::new("/data/chunks")).unwrap();
+    let has = |shard: &&String| {
+        disk.list(&Path::new("/data/chunks").join(shard)).unwrap().contains(&file.to_owned())
+    };
+    shards.iter().find(has).unwrap().clone()
+}
+
 /// The leader dies while chunkservers make the new chunk: nothing is lost, and nothing stays that nobody names.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rewrite_that_is_cut_short_leaves_nothing() {
