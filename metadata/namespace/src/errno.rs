@@ -38,6 +38,7 @@ errnos! {
     EINVAL = 22, "invalid argument";
     EFBIG = 27, "file too large";
     ENOSPC = 28, "no space left on device";
+    EROFS = 30, "read-only file system";
     EMLINK = 31, "too many links";
     ERANGE = 34, "numerical result out of range";
     EDEADLK = 35, "resource deadlock would occur";

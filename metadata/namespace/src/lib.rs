@@ -16,6 +16,7 @@
 //! - [`fsck`] counts everything of a whole store again.
 
 pub mod abandon;
+pub mod confine;
 pub mod context;
 pub mod driver;
 pub mod errno;

@@ -297,7 +297,7 @@ impl<T: Transaction> View<'_, T> {
         // A directory has one name only.
         if record.nlink == 0 || is_directory(record.kind) {
             record.orphan = true;
-            let orphan = OrphanRecord { since_ns: self.ctx.now_ns };
+            let orphan = OrphanRecord { since_ns: self.ctx.now_ns, parent: parent.0 };
             self.tx.set(&orphan::key(id), &orphan.to_value());
         }
         self.put_inode(id, record);

@@ -14,7 +14,7 @@ use mooseng_wire::admin::{
     ChunkReport, ChunkserverCommand, DeleteCommand, HeartbeatRequest, HouseStatus, SealCommand,
     chunkserver_command,
 };
-use mooseng_wire::{ChunkId, SessionId};
+use mooseng_wire::{ChunkId, InodeId, SessionId};
 
 use crate::ids::IdPool;
 
@@ -81,6 +81,8 @@ pub struct Desk {
     pub unanswered: BTreeSet<SessionId>,
     /// Who waits for locks.
     pub lock_waits: LockWaits,
+    /// The roots of the subtrees that sessions are confined to, as far as they were looked for.
+    pub roots: BTreeMap<SessionId, InodeId>,
     /// Sessions of whose ended lives locks may still be held.
     pub lock_debts: BTreeSet<SessionId>,
     /// Chunkservers. Every master's own.
@@ -122,6 +124,7 @@ impl Desk {
             unanswered: BTreeSet::new(),
             lock_waits: LockWaits::new(mooseng_region::locks::Limits::default()),
             lock_debts: BTreeSet::new(),
+            roots: BTreeMap::new(),
             registry: Registry::new(registry::Limits::default()),
             ids: IdPool::default(),
             keys: Vec::new(),
@@ -197,6 +200,7 @@ impl Desk {
             self.promises.clear();
             self.lock_waits.clear();
             self.lock_debts.clear();
+            self.roots.clear();
             self.unanswered.clear();
             for recorded in &held {
                 self.promises.add_session(recorded.session);
@@ -212,6 +216,7 @@ impl Desk {
     pub fn forget_session(&mut self, id: SessionId) {
         self.promises.drop_session(id);
         self.lock_waits.drop_session(id);
+        self.roots.remove(&id);
         self.unanswered.remove(&id);
     }
 

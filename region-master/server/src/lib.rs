@@ -37,6 +37,7 @@ pub mod own;
 pub mod places;
 pub mod promises;
 pub mod records;
+pub mod rights;
 pub mod rpc;
 pub mod seals;
 pub mod server;

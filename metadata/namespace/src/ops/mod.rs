@@ -20,6 +20,7 @@ use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::{Caller, Done, FsReply, FsRequest};
 
+use crate::confine;
 use crate::context::OpContext;
 use crate::error::OpError;
 use crate::request::{is_change, is_internal};
@@ -57,7 +58,8 @@ pub async fn execute_noting<T: Transaction>(
     let op = request.op.as_ref().ok_or(OpError::Malformed("it has no operation"))?;
     let read = if is_change(request) { Read::Conflicting } else { Read::Snapshot };
     let view = View { tx, ctx, caller, read, touched };
-    let reply = match op {
+    confine::admit(&view, request).await?;
+    let mut reply = match op {
         Op::Lookup(r) => Reply::Entry(directories::lookup(&view, InodeId(r.parent), &r.name).await?),
         Op::GetAttr(r) => Reply::Entry(attributes::get(&view, InodeId(r.inode)).await?),
         Op::ReadLink(r) => Reply::Value(link::read(&view, InodeId(r.inode)).await?),
@@ -94,6 +96,7 @@ pub async fn execute_noting<T: Transaction>(
         Op::CancelLock(r) => Reply::Locked(locks::cancel(&view, r).await?),
         Op::Reap(r) => done(reap::reap(&view, &r.inodes).await?),
     };
+    confine::redact(&view, &mut reply).await?;
     Ok(FsReply { reply: Some(reply) })
 }
 
