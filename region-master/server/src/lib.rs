@@ -46,6 +46,6 @@ pub mod sessions;
 pub mod status;
 pub mod tickets;
 
-pub use config::{ConfigError, HouseConfig, MasterConfig, MemberConfig, RaftConfig};
+pub use config::{ConfigError, HouseConfig, MasterConfig, MemberConfig, MountRule, RaftConfig, Squash};
 pub use errors::not_built;
 pub use server::{MasterServer, Ports, StartError};
