@@ -442,6 +442,11 @@ impl Region {
                     self.session.doubt(seat);
                 }
             }
+            // The search for a leader decides whether it is the whole region.
+            ErrorCode::OtherFounding => {
+                self.session.gone(seat);
+                *after = seat.confirmed;
+            }
             ErrorCode::PermissionDenied => return Next::Fail(FsError::Denied(refusal.message)),
             ErrorCode::NotBuilt => return Next::Fail(FsError::NotBuilt(refusal.message)),
             ErrorCode::InvalidRequest => return Next::Fail(FsError::Invalid(refusal.message)),
