@@ -8,9 +8,9 @@ use mooseng_schema::inode::{self, InodeRecord};
 use mooseng_schema::orphan::{self, OrphanRecord};
 use mooseng_store::{Read, Transaction};
 use mooseng_wire::InodeId;
+use mooseng_wire::fs::FsRequest;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
-use mooseng_wire::fs::FsRequest;
 
 use crate::errno::Errno;
 use crate::error::OpError;
@@ -91,11 +91,7 @@ pub async fn redact<T: Transaction>(view: &View<'_, T>, reply: &mut Reply) -> Re
     Ok(())
 }
 
-async fn is_within<T: Transaction>(
-    view: &View<'_, T>,
-    id: InodeId,
-    root: InodeId,
-) -> Result<bool, OpError> {
+async fn is_within<T: Transaction>(view: &View<'_, T>, id: InodeId, root: InodeId) -> Result<bool, OpError> {
     if id == root {
         return Ok(true);
     }

@@ -137,7 +137,8 @@ impl MountRule {
             return Err(wrong("mounts.clients", format!("{pattern:?} has a * elsewhere than at its end")));
         }
         if !self.subtree.starts_with('/') || self.components().any(|c| c == "." || c == "..") {
-            let problem = format!("{:?} isn't a path from the volume's root, as in \"/srv/web\"", self.subtree);
+            let problem =
+                format!("{:?} isn't a path from the volume's root, as in \"/srv/web\"", self.subtree);
             return Err(wrong("mounts.subtree", problem));
         }
         if self.squash != Squash::None && self.squash_uid == 0 {

@@ -55,10 +55,8 @@ pub async fn read(
     }
     if let (Some(_), Some(Op::Open(open))) = (context.confined, &fs.op) {
         // Before it counts as open: what a session holds open isn't freed.
-        let look = FsRequest {
-            op: Some(Op::GetAttr(GetAttr { inode: open.inode })),
-            caller: fs.caller.clone(),
-        };
+        let look =
+            FsRequest { op: Some(Op::GetAttr(GetAttr { inode: open.inode })), caller: fs.caller.clone() };
         let (reply, version) = master
             .driver
             .run(call, &context, &look, deadline)

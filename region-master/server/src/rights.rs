@@ -3,7 +3,6 @@
 //! A client that is no longer let in by a changed configuration loses its rights with the master's restart: rules are looked up for each request.
 
 use mooseng_namespace::Errno;
-use mooseng_store::{Read, Transaction};
 use mooseng_wire::call::CallError;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
@@ -35,7 +34,10 @@ pub fn of<'a>(master: &'a Master, identity: &str) -> Result<Option<&'a MountRule
     }
     let rule = rules.iter().find(|rule| rule.is_for(&who.name));
     rule.map(Some).ok_or_else(|| {
-        denied(format!("no rule under `mounts` in the masters' configuration lets the client {} mount", who.name))
+        denied(format!(
+            "no rule under `mounts` in the masters' configuration lets the client {} mount",
+            who.name
+        ))
     })
 }
 

@@ -12,8 +12,8 @@ use mooseng_wire::session::{
 };
 use mooseng_wire::{Incarnation, InodeId, RequestNumber, SessionId};
 
-use crate::errors::{denied, record_failed, refused};
 use crate::config::Squash;
+use crate::errors::{denied, record_failed, refused};
 use crate::locks;
 use crate::master::Master;
 use crate::records::transact;
