@@ -80,7 +80,7 @@ pub struct State {
     pub exclusive: bool,
     /// Locks.
     pub locks: FakeLocks,
-    /// Writes are refused with this error number.
+    /// Written data is refused with this error number.
     pub refuse_writes: Option<i32>,
     grants: u64,
     /// Sessions that are opened lapse again at once, so often.
@@ -776,7 +776,7 @@ impl State {
     }
 
     fn write(&mut self, write: mooseng_wire::fs::Write) -> Reply {
-        if let Some(refusal) = self.refuse_writes {
+        if let Some(refusal) = self.refuse_writes.filter(|_| !write.pieces.is_empty()) {
             return errno(refusal);
         }
         let now = self.now();
