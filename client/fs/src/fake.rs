@@ -374,6 +374,7 @@ impl State {
             lapsed,
             root: 1,
             founding: Founding::tell(self.founding),
+            ..SessionOpened::default()
         }
     }
 

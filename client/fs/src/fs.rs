@@ -13,6 +13,7 @@ use mooseng_wire::fs::{
     ListXattr, Lookup, Mkdir, Mknod, ReadDir, ReadLink, RemoveXattr, Rename, Rmdir, Seek, SeekWhence,
     SetAttr, SetXattr, StatFs, Symlink, TouchAtime, Unlink,
 };
+use mooseng_wire::session::Squash;
 use mooseng_wire::{FILE_SIZE_MAX, NAME_BYTES_MAX, SYMLINK_BYTES_MAX};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -179,6 +180,20 @@ impl FileSystem {
     /// The root directory's inode.
     pub fn root(&self) -> u64 {
         self.inner.session.root()
+    }
+
+    /// Whether the region lets this client change nothing.
+    pub fn is_read_only(&self) -> bool {
+        self.inner.session.is_read_only()
+    }
+
+    /// Whether what this host's kernel has checked for a user counts: not for whom the region makes another one.
+    pub fn trusts(&self, uid: u32) -> bool {
+        match self.inner.session.squash() {
+            Squash::None => true,
+            Squash::Root => uid != 0,
+            Squash::All => false,
+        }
     }
 
     /// What this client knows about itself.
@@ -388,7 +403,9 @@ impl FileSystem {
         if change.atime_ns.is_some() || change.atime_now {
             self.inner.touches.drop_inode(change.inode);
         }
+        // What is buffered goes in the daemon's name, whose word isn't taken where anybody's isn't.
         if caller.kernel_checked
+            && self.inner.session.squash() == Squash::None
             && let Some(attr) = self.inner.writer.buffer_settings(&change).await?
         {
             return Ok(attr);
@@ -725,7 +742,7 @@ impl FileSystem {
 
 /// What the client does on its own account.
 pub(crate) fn daemon() -> Caller {
-    Caller { kernel_checked: true, ..Caller::default() }
+    Caller { kernel_checked: true, own_account: true, ..Caller::default() }
 }
 
 pub(crate) fn checked(name: &[u8]) -> Result<Bytes, FsError> {

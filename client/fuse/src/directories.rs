@@ -10,7 +10,7 @@ use std::time::Duration;
 use fuser::{FileAttr, FileHandle, Generation, INodeNo, ReplyDirectory, ReplyDirectoryPlus, Request};
 use mooseng_client::{Attr, Caller, DirEntry, FileSystem, FsError};
 
-use crate::adapter::{Adapter, caller};
+use crate::adapter::Adapter;
 use crate::convert;
 use crate::told::How;
 
@@ -49,7 +49,7 @@ impl Directories {
 impl Adapter {
     /// Answers a readdir.
     pub fn list(&self, req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let (fs, caller, directories) = (self.fs.clone(), caller(req), self.directories.clone());
+        let (fs, caller, directories) = (self.fs.clone(), self.caller(req), self.directories.clone());
         let work = async move {
             let page = first_page(&fs, &caller, &directories, ino.0, fh.0, offset, false).await?;
             Ok((directories, page))
@@ -96,7 +96,7 @@ impl Adapter {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let (fs, caller, directories) = (self.fs.clone(), caller(req), self.directories.clone());
+        let (fs, caller, directories) = (self.fs.clone(), self.caller(req), self.directories.clone());
         let (whole, notifier, kept) = (self.fs.clone(), self.notifier.clone(), self.directories.clone());
         let work = async move {
             let page = first_page(&fs, &caller, &directories, ino.0, fh.0, offset, true).await?;

@@ -76,9 +76,9 @@ impl Drop for Showing<'_> {
 }
 
 impl Notifier {
-    /// Notifies through a descriptor of the mount's session.
-    pub fn new(descriptor: OwnedFd) -> io::Result<Arc<Self>> {
-        Self::over(Arc::new(Device::new(descriptor)))
+    /// Notifies through a descriptor of the mount's session, where the directory with the inode `root` is mounted.
+    pub fn new(descriptor: OwnedFd, root: u64) -> io::Result<Arc<Self>> {
+        Self::over(Arc::new(Device::new(descriptor, root)))
     }
 
     fn over(kernel: Arc<dyn Kernel>) -> io::Result<Arc<Self>> {

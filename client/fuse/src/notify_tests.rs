@@ -285,7 +285,7 @@ fn whoever_runs_late_isnt_shown_what_was_recalled_meanwhile() {
         // A mount for each round, so that the kernel meets the file anew.
         let (path, mode) = place(directory.path()).unwrap();
         let descriptor = mount_on(&path, mode, &MountOptions::default()).unwrap();
-        let notifier = Notifier::new(descriptor.try_clone().unwrap()).unwrap();
+        let notifier = Notifier::new(descriptor.try_clone().unwrap(), 1).unwrap();
         let (size, answered) = (Arc::new(AtomicU64::new(1)), Arc::new(AtomicU64::new(0)));
         let file = OneFile { size: size.clone(), notifier: notifier.clone(), answered: answered.clone() };
         let session = Session::from_fd(file, descriptor, SessionACL::All, Config::default()).unwrap();
