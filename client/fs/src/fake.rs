@@ -492,6 +492,7 @@ impl State {
             ctime_ns: now,
             ..Attr::default()
         };
+        let attr = Attr { no_xattrs: true, ..attr };
         self.nodes.insert(inode, Node { attr, ..Node::default() });
         Ok(inode)
     }
@@ -658,6 +659,7 @@ impl State {
                     false if o.replace => errno(libc::ENODATA),
                     _ => {
                         node.xattrs.insert(o.name, o.value);
+                        node.attr.no_xattrs = false;
                         Reply::Done(Done {})
                     }
                 }

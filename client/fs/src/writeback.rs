@@ -247,7 +247,7 @@ impl WriteBack {
         let put = self.buffers.change(inode, |dirty| {
             let Some(mut attr) = self.ours(inode, dirty, life) else { return Ok(None) };
             // File capabilities, an extended attribute, end with a write, too.
-            if how.kill_suidgid && (attr.has_xattrs || attr.mode & 0o6000 != 0) {
+            if how.kill_suidgid && (!attr.no_xattrs || attr.mode & 0o6000 != 0) {
                 return Ok(None);
             }
             if dirty.is_clean() {

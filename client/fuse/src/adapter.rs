@@ -12,8 +12,8 @@ use bytes::Bytes;
 use fuser::{
     AccessFlags, BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
     IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use futures::FutureExt;
 use mooseng_client::{
@@ -245,15 +245,15 @@ impl Filesystem for Adapter {
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         // What is known is answered on this thread: a wake-up costs more than the answer.
-        if let Some((attr, _)) = self.fs.known_entry(parent.0, name.as_bytes()) {
+        if let Some(attr) = self.fs.known_entry(parent.0, name.as_bytes()) {
             let entry = (parent.0, name.as_bytes());
             return show_entry(&self.fs, &self.notifier, entry, attr.as_ref(), How::Met, reply);
         }
         let (fs, caller, name, notifier) = (self.fs.clone(), caller(req), owned(name), self.notifier.clone());
         let (whole, asked) = (self.fs.clone(), name.clone());
-        let work = async move { fs.lookup_valid(&caller, parent.0, &asked).await };
+        let work = async move { fs.find(&caller, parent.0, &asked).await };
         self.run(req.pid(), work, move |outcome| match outcome {
-            Ok((attr, _)) => {
+            Ok(attr) => {
                 show_entry(&whole, &notifier, (parent.0, &name), attr.as_ref(), How::Met, reply);
             }
             Err(errno) => reply.error(errno),
@@ -590,17 +590,6 @@ impl Filesystem for Adapter {
 
     fn readdir(&self, req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectory) {
         self.list(req, ino, fh, offset, reply);
-    }
-
-    fn readdirplus(
-        &self,
-        req: &Request,
-        ino: INodeNo,
-        fh: FileHandle,
-        offset: u64,
-        reply: ReplyDirectoryPlus,
-    ) {
-        self.list_plus(req, ino, fh, offset, reply);
     }
 
     fn releasedir(
