@@ -20,11 +20,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::append::Appenders;
 use crate::atime::Touches;
+use crate::buffers::Buffers;
 use crate::chunkservers::Chunkservers;
 use crate::config::ClientConfig;
 use crate::error::FsError;
 use crate::facts::{Facts, Invalidate, Validity};
 use crate::files::{HandleId, Handles};
+use crate::flush::FLUSHES;
 use crate::links::LinkPeers;
 use crate::lookahead::LookAhead;
 use crate::opens::Opens;
@@ -35,7 +37,7 @@ use crate::recalls::Recalls;
 use crate::region::{Region, send_closes};
 use crate::session::Session;
 use crate::status::{FsStatus, Latency};
-use crate::writeback::{Buffers, FLUSHES, WriteBack};
+use crate::writeback::WriteBack;
 
 /// Entries of a directory that are read ahead with one request.
 const LOOK_AHEAD_PAGE: u32 = 512;
