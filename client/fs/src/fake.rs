@@ -493,6 +493,7 @@ impl State {
             ctime_ns: now,
             ..Attr::default()
         };
+        let attr = Attr { no_xattrs: true, ..attr };
         self.nodes.insert(inode, Node { attr, ..Node::default() });
         Ok(inode)
     }
@@ -659,6 +660,7 @@ impl State {
                     false if o.replace => errno(libc::ENODATA),
                     _ => {
                         node.xattrs.insert(o.name, o.value);
+                        node.attr.no_xattrs = false;
                         Reply::Done(Done {})
                     }
                 }

@@ -33,13 +33,13 @@ use tokio::sync::{Notify, broadcast, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::buffers::Buffers;
 use crate::config::ClientConfig;
 use crate::facts::{Facts, Recalled};
 use crate::grants::Grants;
 use crate::opens::Opens;
 use crate::peers::{Failure, Peers};
 use crate::retry::{Backoff, Budget};
-use crate::writeback::Buffers;
 
 /// A master that doesn't answer for this long is joined by the next one.
 const STAGGER: Duration = Duration::from_millis(200);

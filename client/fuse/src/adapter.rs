@@ -12,8 +12,8 @@ use bytes::Bytes;
 use fuser::{
     AccessFlags, BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
     IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use futures::FutureExt;
 use mooseng_client::{
@@ -255,7 +255,7 @@ impl Filesystem for Adapter {
         let parent = self.inode(parent);
         // What is known is answered on this thread: a wake-up costs more than the answer.
         if self.fs.trusts(req.uid())
-            && let Some((attr, _)) = self.fs.known_entry(parent, name.as_bytes())
+            && let Some(attr) = self.fs.known_entry(parent, name.as_bytes())
         {
             let entry = (parent, name.as_bytes());
             return show_entry(&self.fs, &self.notifier, entry, attr.as_ref(), How::Met, reply);
@@ -263,9 +263,9 @@ impl Filesystem for Adapter {
         let (fs, caller, name, notifier) =
             (self.fs.clone(), self.caller(req), owned(name), self.notifier.clone());
         let (whole, asked) = (self.fs.clone(), name.clone());
-        let work = async move { fs.lookup_valid(&caller, parent, &asked).await };
+        let work = async move { fs.find(&caller, parent, &asked).await };
         self.run(req.pid(), work, move |outcome| match outcome {
-            Ok((attr, _)) => {
+            Ok(attr) => {
                 show_entry(&whole, &notifier, (parent, &name), attr.as_ref(), How::Met, reply);
             }
             Err(errno) => reply.error(errno),
@@ -621,18 +621,6 @@ impl Filesystem for Adapter {
     fn readdir(&self, req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectory) {
         let ino = INodeNo(self.inode(ino));
         self.list(req, ino, fh, offset, reply);
-    }
-
-    fn readdirplus(
-        &self,
-        req: &Request,
-        ino: INodeNo,
-        fh: FileHandle,
-        offset: u64,
-        reply: ReplyDirectoryPlus,
-    ) {
-        let ino = INodeNo(self.inode(ino));
-        self.list_plus(req, ino, fh, offset, reply);
     }
 
     fn releasedir(

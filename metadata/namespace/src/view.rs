@@ -102,7 +102,7 @@ pub fn attr_of(id: InodeId, record: &InodeRecord, counters: &Counters) -> Attr {
         mtime_ns: record.mtime_ns,
         ctime_ns: record.ctime_ns,
         generation: 0,
-        has_xattrs: record.xattr_name_bytes > 0,
+        no_xattrs: record.xattr_name_bytes == 0,
     };
     if is_directory(record.kind) {
         attr.nlink = if record.orphan {

@@ -157,7 +157,7 @@ impl Model {
             mtime_ns: node.times[1],
             ctime_ns: node.times[2],
             generation: 0,
-            has_xattrs: !node.xattrs.is_empty(),
+            no_xattrs: node.xattrs.is_empty(),
         }
     }
 
