@@ -472,6 +472,7 @@ fn attrs_of(reply: &Reply) -> BTreeMap<u64, Attr> {
         Reply::Entry(entry) => entry.attr.as_ref(),
         Reply::Created(created) => created.attr.as_ref(),
         Reply::Written(written) => written.attr.as_ref(),
+        Reply::Ranged(ranged) => ranged.attr.as_ref(),
         Reply::Extents(map) => map.attr.as_ref(),
         Reply::DirPage(page) => {
             return page.entries.iter().filter_map(|e| e.attr.as_ref()).map(|a| (a.inode, *a)).collect();

@@ -318,6 +318,7 @@ impl State {
             Some(Reply::Entry(entry)) => entry.attr.as_ref(),
             Some(Reply::Created(created)) => created.attr.as_ref(),
             Some(Reply::Written(written)) => written.attr.as_ref(),
+            Some(Reply::Ranged(ranged)) => ranged.attr.as_ref(),
             _ => None,
         };
         let Some(attr) = attr.filter(|_| self.exclusive) else {

@@ -7,6 +7,7 @@
 //!    |-- WriteBack (writeback, buffers, dirty, flush, send, pieces) buffers under the exclusive promise, or through
 //!    |-- Appenders (append)           one open chunk for an inode, replaced when a chunkserver fails
 //!    |      \------ Chunkservers (chunkservers)  which replica, hedging, CRC
+//!    |-- Ranges (ranges)               holes, sizes and copies that the region makes
 //!    |-- Locks (locks, owners, held, grants) who may hold what; waits, and what a lapse takes
 //!    |-- Opens (opens), Touches (atime)
 //!    \-- Peers (peers)  the port to other daemons, over mooseng_transport
@@ -42,6 +43,7 @@ mod owners;
 pub mod peers;
 mod pieces;
 mod plan;
+mod ranges;
 mod read;
 mod recalls;
 mod region;

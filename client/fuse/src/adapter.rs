@@ -743,16 +743,17 @@ impl Filesystem for Adapter {
 
     fn fallocate(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
-        _fh: FileHandle,
-        _offset: u64,
-        _length: u64,
-        _mode: i32,
+        fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
         reply: ReplyEmpty,
     ) {
-        // NotBuilt: preallocation and punched holes. glibc's posix_fallocate then writes zeros itself.
-        reply.error(Errno::EOPNOTSUPP);
+        // The kernel sends dirty pages of the range before it asks, and drops what it has of it after a success.
+        let (fs, caller) = (self.fs.clone(), self.caller(req));
+        self.empty(req, async move { fs.fallocate(&caller, fh.0, mode, offset, length).await }, reply);
     }
 
     fn ioctl(
@@ -771,19 +772,28 @@ impl Filesystem for Adapter {
 
     fn copy_file_range(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino_in: INodeNo,
-        _fh_in: FileHandle,
-        _offset_in: u64,
+        fh_in: FileHandle,
+        offset_in: u64,
         _ino_out: INodeNo,
-        _fh_out: FileHandle,
-        _offset_out: u64,
-        _len: u64,
+        fh_out: FileHandle,
+        offset_out: u64,
+        len: u64,
         _flags: fuser::CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        // The kernel remembers ENOSYS and copies through its pages from then on.
-        reply.error(Errno::ENOSYS);
+        // The kernel sends dirty pages of both ranges before it asks, and drops what it has of the target's after a success. Where it hears EXDEV it
+        // copies through its pages.
+        let (fs, caller) = (self.fs.clone(), self.caller(req));
+        let (from, to) = ((fh_in.0, offset_in), (fh_out.0, offset_out));
+        // The answer has room for 32 bits.
+        let length = len.min(u64::from(u32::MAX));
+        let work = async move { fs.copy_range(&caller, from, to, length).await };
+        self.run(req.pid(), work, move |outcome| match outcome {
+            Ok(copied) => reply.written(u32::try_from(copied).unwrap_or(u32::MAX)),
+            Err(errno) => reply.error(errno),
+        });
     }
 }
 

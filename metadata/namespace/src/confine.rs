@@ -56,6 +56,8 @@ pub fn inodes_named(request: &FsRequest) -> Vec<InodeId> {
         Op::SetXattr(r) => vec![r.inode],
         Op::RemoveXattr(r) => vec![r.inode],
         Op::Write(r) => vec![r.inode],
+        Op::Fallocate(r) => vec![r.inode],
+        Op::CopyRange(r) => vec![r.source, r.inode],
         Op::TouchAtime(r) => r.touches.iter().map(|touch| touch.inode).collect(),
         Op::AllocateChunk(r) => vec![r.inode],
         // A chunk belongs to the session that fills it.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use mooseng_namespace::{Ids, OpContext, SessionCall, is_change, needs_chunk, needs_inode};
+use mooseng_namespace::{Ids, OpContext, SessionCall, is_change, needs_chunk, needs_inode, reads_from};
 use mooseng_region::placement::{self, TooFew, Unusable, Wish};
 use mooseng_region::sessions::{Refusal, Registered};
 use mooseng_schema::ids::IdKind;
@@ -180,6 +180,9 @@ pub async fn change(
         _ => None,
     };
     promises::custody_settled(master, deadline).await?;
+    if let Some(source) = reads_from(fs) {
+        promises::admit_source(master, term, call.session, source, deadline).await?;
+    }
     // A file that is made is open for its session before anybody else can remove it.
     let mut opened = match (&fs.op, context.ids.inode) {
         (Some(Op::Create(_)), Some(inode)) if newest => {

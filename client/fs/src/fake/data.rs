@@ -7,7 +7,7 @@ use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::chunk::{Append, Appended, ChainFailure, Read, ReadDone};
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::{
-    ChunkLocation, ChunkPlace, ChunkRun, Extent, ExtentMap, Written, extent, write_piece,
+    ChunkLocation, ChunkPlace, ChunkRun, Extent, ExtentMap, Ranged, Written, extent, write_piece,
 };
 use prost::Message;
 
@@ -123,6 +123,45 @@ impl State {
             set_attributes(&mut node.attr, set, now);
         }
         Reply::Written(Written { attr: Some(node.attr), offset: began })
+    }
+
+    /// A thousand bytes at a time, so that clients meet ranges that aren't done at once.
+    pub(super) fn fallocate(&mut self, o: &mooseng_wire::fs::Fallocate) -> Reply {
+        let now = self.now();
+        let Some(node) = self.nodes.get_mut(&o.inode) else { return errno(libc::ENOENT) };
+        let done = o.length.min(1000);
+        if o.zero {
+            clear(node, o.offset, o.offset + done);
+        }
+        if !o.keep_size {
+            node.attr.size = node.attr.size.max(o.offset + done);
+        }
+        (node.attr.mtime_ns, node.attr.ctime_ns) = (now, now);
+        Reply::Ranged(Ranged { attr: Some(node.attr), done, more: done < o.length })
+    }
+
+    /// Shares runs of sealed chunks, an extent at a time, from begin to end of a file only.
+    pub(super) fn copy_range(&mut self, o: &mooseng_wire::fs::CopyRange) -> Reply {
+        let now = self.now();
+        let Some(source) = self.nodes.get(&o.source) else { return errno(libc::ENOENT) };
+        let left = source.attr.size.saturating_sub(o.source_offset).min(o.length);
+        let attr = self.nodes.get(&o.inode).map(|node| node.attr);
+        if left == 0 {
+            return Reply::Ranged(Ranged { attr, done: 0, more: false });
+        }
+        let first = source.extents.values().find(|e| e.offset == o.source_offset).cloned();
+        let shared = first.filter(|e| match &e.data {
+            Some(extent::Data::Run(run)) => self.sealed.contains_key(&run.chunk),
+            _ => true,
+        });
+        let Some(shared) = shared else { return errno(libc::EXDEV) };
+        let (offset, done) = (o.offset, shared.length);
+        let Some(node) = self.nodes.get_mut(&o.inode) else { return errno(libc::ENOENT) };
+        clear(node, offset, offset + done);
+        node.extents.insert(offset, Extent { offset, ..shared });
+        node.attr.size = node.attr.size.max(offset + done);
+        (node.attr.mtime_ns, node.attr.ctime_ns) = (now, now);
+        Reply::Ranged(Ranged { attr: Some(node.attr), done, more: done < left })
     }
 
     pub(super) fn append(&mut self, first: &str, append: &Append, bulk: &Bytes) -> Result<Bytes, Failure> {

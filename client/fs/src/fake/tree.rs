@@ -220,6 +220,8 @@ impl State {
                 None => errno(libc::ENODATA),
             },
             Op::Write(o) => self.write(o),
+            Op::Fallocate(o) => self.fallocate(&o),
+            Op::CopyRange(o) => self.copy_range(&o),
             Op::TouchAtime(o) => {
                 for touch in o.touches {
                     if let Some(node) = self.nodes.get_mut(&touch.inode) {

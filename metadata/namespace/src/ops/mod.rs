@@ -2,10 +2,12 @@
 
 mod attributes;
 mod chunks;
+mod copy;
 mod data;
 mod describe;
 mod directories;
 mod extended;
+mod fallocate;
 mod handles;
 mod link;
 mod locks;
@@ -88,6 +90,8 @@ pub async fn execute_noting<T: Transaction>(
         Op::SetXattr(r) => done(extended::set(&view, r).await?),
         Op::RemoveXattr(r) => done(extended::remove(&view, InodeId(r.inode), &r.name).await?),
         Op::Write(r) => Reply::Written(data::write(&view, r).await?),
+        Op::Fallocate(r) => Reply::Ranged(fallocate::fallocate(&view, r).await?),
+        Op::CopyRange(r) => Reply::Ranged(copy::copy(&view, r).await?),
         Op::TouchAtime(r) => done(attributes::touch(&view, &r.touches).await?),
         Op::AllocateChunk(r) => Reply::Allocated(chunks::allocate(&view, InodeId(r.inode)).await?),
         Op::SealChunk(r) => done(chunks::seal(&view, r).await?),
