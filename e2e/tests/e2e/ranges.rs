@@ -247,11 +247,11 @@ fn random_copies(mnt: &Path, local: &Path) -> Result<()> {
             let bytes = random_bytes(&mut rng, length as usize / 2);
             let write = rng.random_bool(0.5);
             let mut copied = Vec::new();
-            for i in 0..2 {
+            for (source, destination) in pairs[from].iter().zip(&pairs[to]) {
                 if write {
-                    pairs[to][i].write_all_at(&bytes, target)?;
+                    destination.write_all_at(&bytes, target)?;
                 } else {
-                    copied.push(copy(&pairs[from][i], offset, &pairs[to][i], target, length));
+                    copied.push(copy(source, offset, destination, target, length));
                 }
             }
             let what = || {

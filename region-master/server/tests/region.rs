@@ -255,7 +255,7 @@ async fn a_copy_waits_for_what_others_hold_back_of_its_source() {
     let copy = Op::CopyRange(CopyRange { source, inode, length: 10, ..CopyRange::default() });
     let waits = tokio::time::timeout(Duration::from_millis(700), copier.change_as(2, copy.clone())).await;
     assert!(waits.is_err(), "{waits:?}");
-    let s = *writer.session.lock().await;
+    let s = writer.session.lock().await.clone();
     let close = CloseSession { session: s.session, incarnation: s.incarnation };
     let _: SessionClosed = writer.call(Method::CloseSession, &close).await.unwrap();
     let Reply::Ranged(ranged) = copier.change_as(2, copy).await.unwrap() else { panic!("not copied") };
