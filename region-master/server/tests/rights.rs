@@ -13,6 +13,8 @@ use mooseng_wire::call::ErrorCode;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::*;
+use mooseng_wire::method::Method;
+use mooseng_wire::session::{CloseSession, SessionClosed};
 
 const EACCES: u32 = 13;
 const EROFS: u32 = 30;
@@ -65,6 +67,13 @@ async fn create(client: &Client, parent: u64, name: &str) -> Reply {
     client.change(Op::Create(create)).await.unwrap()
 }
 
+/// Nobody waits for what its session is promised.
+async fn close(client: &Client) {
+    let s = client.session.lock().await.clone();
+    let close = CloseSession { session: s.session, incarnation: s.incarnation };
+    let _: SessionClosed = client.call(Method::CloseSession, &close).await.unwrap();
+}
+
 fn lookup(parent: u64, name: &str) -> Op {
     Op::Lookup(Lookup { parent, name: name.to_owned().into() })
 }
@@ -78,6 +87,10 @@ async fn a_mount_sees_its_subtree_and_does_what_its_rule_allows() {
     let web = mkdir(&admin, srv, "web").await;
     let other = mkdir(&admin, srv, "other").await;
     let secret = inode(create(&admin, other, "secret").await);
+    let both = inode(create(&admin, web, "both").await);
+    let link = Link { inode: both, new_parent: other, new_name: "elsewhere".into() };
+    assert_eq!(errno(&admin.change(Op::Link(link)).await.unwrap()), 0);
+    close(&admin).await;
 
     // Confined.
     let web_1 = cluster.client("web-1").await;
@@ -111,14 +124,14 @@ async fn a_mount_sees_its_subtree_and_does_what_its_rule_allows() {
     // Open without a name any more, within and outside: what it declares open it hasn't reached by that.
     let unlink = |parent, name: &str| Op::Unlink(Unlink { parent, name: name.to_owned().into() });
     assert_eq!(errno(&web_1.change(unlink(web, "page")).await.unwrap()), 0);
+    let admin = cluster.client("root-host").await;
+    admin.open(&[]).await.unwrap();
     assert_eq!(errno(&admin.change(unlink(other, "secret")).await.unwrap()), 0);
+    close(&admin).await;
     web_1.open(&[page, secret]).await.unwrap();
     assert_eq!(errno(&web_1.read(Op::GetAttr(GetAttr { inode: page })).await.unwrap()), 0);
     assert_eq!(errno(&web_1.read(Op::GetAttr(GetAttr { inode: secret })).await.unwrap()), ESTALE);
     // A further name outside isn't told.
-    let both = inode(create(&web_1, web, "both").await);
-    let link = Link { inode: both, new_parent: other, new_name: "elsewhere".into() };
-    assert_eq!(errno(&admin.change(Op::Link(link)).await.unwrap()), 0);
     let Reply::Description(told) = web_1.read(Op::Describe(Describe { inode: both })).await.unwrap() else {
         panic!()
     };
