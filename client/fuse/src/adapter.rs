@@ -272,6 +272,10 @@ impl Filesystem for Adapter {
         });
     }
 
+    fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
+        self.notifier.given_back(self.inode(ino), nlookup);
+    }
+
     fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         let ino = self.inode(ino);
         if let Some(attr) = self.fs.known_attr(ino) {
