@@ -651,7 +651,7 @@ impl Session {
         let mut hinted: Vec<String> = Vec::new();
         let mut asked = FuturesUnordered::new();
         let mut error = "no masters are configured".to_owned();
-        let mut other = None;
+        let (mut other, mut denied) = (None, false);
         loop {
             if asked.is_empty() {
                 let Some(address) = waiting.pop_front() else { return Err(NoLeader { error, other }) };
@@ -676,9 +676,14 @@ impl Session {
                         } else if let Some(next) = waiting.pop_front() {
                             asked.push(self.open_at(next));
                         }
-                        error = format!("{address}: {failure}");
+                        // Whoever leads says why it lets nobody in; the others say only that they don't lead.
+                        let denies = matches!(&failure, Failure::Refused(e) if e.code() == ErrorCode::PermissionDenied);
+                        if denies || !denied {
+                            error = format!("{address}: {failure}");
+                        }
+                        denied |= denies;
                         if matches!(&failure, Failure::Refused(e) if e.code() == ErrorCode::OtherFounding) {
-                            other = Some(error.clone());
+                            other = Some(format!("{address}: {failure}"));
                         }
                     }
                 },
