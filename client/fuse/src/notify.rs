@@ -162,13 +162,15 @@ impl Notifier {
 
     /// The kernel is told attributes of an inode. Answers for how long it may keep them: as long as wanted, or not at all.
     pub fn telling(&self, inode: u64, validity: Duration, how: How) -> Duration {
-        if how != How::Known {
-            self.told(|told| told.looked_up(inode));
-        }
-        if validity.is_zero() {
+        if how == How::Known && validity.is_zero() {
             return validity;
         }
-        self.told(|told| told.add(inode, validity, how, Instant::now()))
+        self.told(|told| {
+            if how != How::Known {
+                told.looked_up(inode);
+            }
+            if validity.is_zero() { validity } else { told.add(inode, validity, how, Instant::now()) }
+        })
     }
 
     /// The kernel has dropped an inode, which had been answered so often.

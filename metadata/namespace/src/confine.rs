@@ -18,7 +18,7 @@ use crate::view::View;
 
 /// Names of one inode that are looked at, beyond those in its record.
 const LINKS_MAX: usize = 256;
-/// Directories on the way up. Deeper trees can't be made by paths that applications can name.
+/// Directories on the way up. What lies deeper, no confined session sees.
 const DEPTH_MAX: usize = 4_096;
 
 /// The inodes that a request names.
