@@ -24,6 +24,8 @@ mod ranges;
 mod ready;
 #[path = "e2e/rotation.rs"]
 mod rotation;
+#[path = "e2e/rules.rs"]
+mod rules;
 #[path = "e2e/tls.rs"]
 mod tls;
 #[path = "e2e/unprivileged.rs"]

@@ -102,7 +102,13 @@ impl FileSystem {
     ) -> Result<Self, FsError> {
         let fs = Self::start_through(config, peers, clock)?;
         let patience = fs.inner.session.config.connect_timeout;
-        match fs.inner.session.seat(0, Instant::now() + patience).await {
+        let seat = tokio::select! {
+            biased;
+            seat = fs.inner.session.seat(0, Instant::now() + patience) => seat,
+            // A master's no is an answer: waiting doesn't change it.
+            why = fs.inner.session.denied() => return Err(FsError::Denied(why)),
+        };
+        match seat {
             Some(_) => Ok(fs),
             None => Err(FsError::Unanswered {
                 what: "opening a session with the region".into(),

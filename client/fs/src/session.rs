@@ -93,6 +93,8 @@ struct State {
     leader_changes: u64,
     /// The founding mark of the region that was mounted.
     founding: Option<Founding>,
+    /// Why the last search found nobody who lets this host in, where that was said.
+    denied: Option<String>,
     /// Since when masters of another founding answer, and no leader of ours.
     other_since: Option<Instant>,
     /// The region was made anew: who says so. Until a leader of the old one is found.
@@ -102,6 +104,8 @@ struct State {
 /// Why a search found no leader.
 struct NoLeader {
     error: String,
+    /// Why a master doesn't let this host in.
+    denied: Option<String>,
     /// A master that is of another founding of the region, with what it says.
     other: Option<String>,
 }
@@ -171,6 +175,7 @@ impl Session {
             lapses: 0,
             leader_changes: 0,
             founding: None,
+            denied: None,
             other_since: None,
             made_anew: None,
         };
@@ -212,6 +217,19 @@ impl Session {
                 () = self.shutdown.cancelled() => return None,
                 changed = confirmed.changed() => if changed.is_err() { return None },
                 () = tokio::time::sleep_until(until) => return None,
+            }
+        }
+    }
+
+    /// Returns once a search has ended with a master's word that it doesn't let this host in.
+    pub async fn denied(&self) -> String {
+        let mut confirmed = self.confirmed.subscribe();
+        loop {
+            if let Some(why) = self.state(|s| s.denied.clone()) {
+                return why;
+            }
+            if confirmed.changed().await.is_err() {
+                return std::future::pending().await;
             }
         }
     }
@@ -385,8 +403,12 @@ impl Session {
         loop {
             match self.search().await {
                 Ok(()) => backoff = Backoff::default(),
-                Err(NoLeader { error, other }) => {
-                    self.state(|s| s.last_error = error);
+                Err(NoLeader { error, denied, other }) => {
+                    let denies = denied.is_some();
+                    self.state(|s| (s.last_error, s.denied) = (error, denied));
+                    if denies {
+                        self.publish();
+                    }
                     if let Some(other) = other {
                         self.met_another(other);
                     }
@@ -651,10 +673,12 @@ impl Session {
         let mut hinted: Vec<String> = Vec::new();
         let mut asked = FuturesUnordered::new();
         let mut error = "no masters are configured".to_owned();
-        let (mut other, mut denied) = (None, false);
+        let (mut other, mut denied) = (None, None);
         loop {
             if asked.is_empty() {
-                let Some(address) = waiting.pop_front() else { return Err(NoLeader { error, other }) };
+                let Some(address) = waiting.pop_front() else {
+                    return Err(NoLeader { error, denied, other });
+                };
                 asked.push(self.open_at(address));
             }
             tokio::select! {
@@ -677,11 +701,14 @@ impl Session {
                             asked.push(self.open_at(next));
                         }
                         // Whoever leads says why it lets nobody in; the others say only that they don't lead.
-                        let denies = matches!(&failure, Failure::Refused(e) if e.code() == ErrorCode::PermissionDenied);
-                        if denies || !denied {
+                        let denies = match &failure {
+                            Failure::Refused(e) if e.code() == ErrorCode::PermissionDenied => Some(e.message.clone()),
+                            _ => None,
+                        };
+                        if denies.is_some() || denied.is_none() {
                             error = format!("{address}: {failure}");
                         }
-                        denied |= denies;
+                        denied = denies.or(denied);
                         if matches!(&failure, Failure::Refused(e) if e.code() == ErrorCode::OtherFounding) {
                             other = Some(format!("{address}: {failure}"));
                         }
@@ -785,7 +812,7 @@ impl Session {
                 s.leader_changes += 1;
                 tracing::info!(%leader, session = opened.session, custody_epoch = opened.custody_epoch, "found the region's leader");
             }
-            s.other_since = None;
+            (s.other_since, s.denied) = (None, None);
             if s.made_anew.take().is_some() {
                 tracing::info!(%leader, "the region that was mounted is there again");
             }

@@ -51,6 +51,7 @@ fn run() -> Result<()> {
     });
     steps.run("a chunkserver is emptied", || drain(&cluster));
     steps.run("everything is still there", whole);
+    steps.run("rules say what may mount where", || super::rules::what_may_mount_where(&cluster));
     steps.run("a revoked client loses its connections", || revoke(&cluster));
     steps.run("status names the daemon that goes by another list", || other_list(&cluster));
     steps.finish()?;
@@ -187,7 +188,7 @@ fn drain(cluster: &DevCluster) -> Result<()> {
     Ok(())
 }
 
-fn certs(cluster: &DevCluster, args: &[&str]) -> Result<String> {
+pub fn certs(cluster: &DevCluster, args: &[&str]) -> Result<String> {
     let output = checked(
         Command::new(binary("mooseng-certs")?).arg("--dir").arg(cluster.dir().join("pki")).args(args),
     )?;

@@ -32,10 +32,19 @@ impl Protocol {
 pub struct Peer {
     /// What its certificate says it is.
     pub identity: Identity,
+    /// The same in one word, made once for a connection: sessions are compared by it with each request.
+    pub uri: String,
     /// Its certificate's serial number in hexadecimal digits.
     pub serial: String,
     /// When its certificate ends, in seconds since the Unix epoch.
     pub not_after_unix: i64,
+}
+
+impl Peer {
+    /// Who has that identity, by that certificate.
+    pub fn new(identity: Identity, serial: String, not_after_unix: i64) -> Self {
+        Self { uri: identity.to_string(), identity, serial, not_after_unix }
+    }
 }
 
 /// A stream of bytes in both directions.

@@ -38,7 +38,8 @@ impl PlainNetwork {
 
 /// Whoever greets is believed: for networks without certificates (tests, the simulation).
 pub fn believed(identity: Identity) -> Arc<Peer> {
-    Arc::new(Peer { serial: identity.to_string(), identity, not_after_unix: i64::MAX })
+    let serial = identity.to_string();
+    Arc::new(Peer::new(identity, serial, i64::MAX))
 }
 
 /// Writes a greeting.

@@ -7,14 +7,14 @@ use mooseng_namespace::{Ids, OpContext, SessionCall, is_change, needs_chunk, nee
 use mooseng_region::placement::{self, TooFew, Unusable, Wish};
 use mooseng_region::sessions::{Refusal, Registered};
 use mooseng_schema::ids::IdKind;
-use mooseng_transport::call_error;
+use mooseng_transport::{Peer, call_error};
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::{AllocateChunk, FsReply, FsRequest, GetAttr};
 use mooseng_wire::session::{Request, Response};
 use mooseng_wire::{
-    CHUNK_BYTES_MAX, ChunkId, Incarnation, InodeId, ROOT_INODE, RequestNumber, SessionId, VolumeId,
+    CHUNK_BYTES_MAX, ChunkId, Identity, Incarnation, InodeId, ROOT_INODE, RequestNumber, SessionId, VolumeId,
 };
 use tokio::time::Instant;
 
@@ -30,12 +30,13 @@ const ESTALE: u32 = 116;
 /// Answers a read.
 pub async fn read(
     master: &Master,
-    identity: &str,
+    peer: &Peer,
     mut request: Request,
     deadline: Instant,
 ) -> Result<Response, CallError> {
+    let identity = peer.uri.as_str();
     let (term, call) = admitted(master, identity, &request)?;
-    let (rule, denied_by_rule) = rights_on(master, identity, &mut request)?;
+    let (rule, denied_by_rule) = rights_on(master, &peer.identity, &mut request)?;
     let fs = request_of(&request)?;
     if is_change(fs) {
         let message = "a change was sent as a read; changes have a method, a lane and numbers of their own";
@@ -134,12 +135,13 @@ impl Drop for Opened<'_> {
 /// Answers a change.
 pub async fn change(
     master: &Arc<Master>,
-    identity: &str,
+    peer: &Peer,
     mut request: Request,
     deadline: Instant,
 ) -> Result<Response, CallError> {
+    let identity = peer.uri.as_str();
     let (term, call) = admitted(master, identity, &request)?;
-    let (rule, denied_by_rule) = rights_on(master, identity, &mut request)?;
+    let (rule, denied_by_rule) = rights_on(master, &peer.identity, &mut request)?;
     let order = request.order;
     let fs = request_of(&request)?;
     if !is_change(fs) {
@@ -236,7 +238,7 @@ pub async fn change(
 /// The rule that a session's client is under, put on its request; and the refusal of what that forbids.
 fn rights_on<'a>(
     master: &'a Master,
-    identity: &str,
+    identity: &Identity,
     request: &mut Request,
 ) -> Result<(Option<&'a MountRule>, Option<FsReply>), CallError> {
     let rule = rights::of(master, identity)?;

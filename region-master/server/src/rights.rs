@@ -23,12 +23,11 @@ const TRUNCATE: u32 = 0o1000;
 const WRITE: u32 = 2;
 
 /// The rule for a client; none where there is no rule for anybody, and for administrators.
-pub fn of<'a>(master: &'a Master, identity: &str) -> Result<Option<&'a MountRule>, CallError> {
+pub fn of<'a>(master: &'a Master, who: &Identity) -> Result<Option<&'a MountRule>, CallError> {
     let rules = &master.config.mounts;
     if rules.is_empty() {
         return Ok(None);
     }
-    let who = Identity::parse(identity).map_err(|e| denied(e.to_string()))?;
     if who.role == Role::Admin {
         return Ok(None);
     }

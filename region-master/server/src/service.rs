@@ -47,32 +47,33 @@ impl MasterService {
             return Ok(Answer::of(&Renewed { lease_ms: 0, custody_epoch: master.raft.term() }));
         }
         master.allow(&incoming.peer, &[Role::Client, Role::Admin])?;
-        let identity = incoming.peer.identity.to_string();
+        let peer = incoming.peer.clone();
+        let identity = &peer.uri;
         let deadline = incoming.deadline;
         let connection = incoming.connection.clone();
         match incoming.method {
             Method::OpenSession => {
-                let opened = sessions::open(master, identity, incoming.decode()?).await?;
+                let opened = sessions::open(master, &peer, incoming.decode()?).await?;
                 master.connections.note(SessionId(opened.session), &connection);
                 Ok(Answer::of(&opened))
             }
             Method::AnswerRecalls => {
-                promises::answered(master, &identity, &incoming.decode()?).map(|m| Answer::of(&m))
+                promises::answered(master, identity, &incoming.decode()?).map(|m| Answer::of(&m))
             }
             Method::Renew => {
                 let request: Renew = incoming.decode()?;
-                let renewed = sessions::renew(master, &identity, &request)?;
+                let renewed = sessions::renew(master, identity, &request)?;
                 master.connections.note(SessionId(request.session), &connection);
                 Ok(Answer::of(&renewed))
             }
             Method::CloseSession => {
-                sessions::close(master, &identity, &incoming.decode()?).await.map(|m| Answer::of(&m))
+                sessions::close(master, identity, &incoming.decode()?).await.map(|m| Answer::of(&m))
             }
             Method::FsRead => {
-                fs::read(master, &identity, incoming.decode()?, deadline).await.map(|m| Answer::of(&m))
+                fs::read(master, &peer, incoming.decode()?, deadline).await.map(|m| Answer::of(&m))
             }
             Method::FsChange => {
-                fs::change(master, &identity, incoming.decode()?, deadline).await.map(|m| Answer::of(&m))
+                fs::change(master, &peer, incoming.decode()?, deadline).await.map(|m| Answer::of(&m))
             }
             other => {
                 let message = format!("a master doesn't answer {}; ask a chunkserver", other.as_str());

@@ -4,7 +4,7 @@ use mooseng_namespace::{OpError, sessions as records};
 use mooseng_region::sessions::{Comeback, Recorded};
 use mooseng_schema::ids::IdKind;
 use mooseng_schema::session::SessionRecord;
-use mooseng_transport::call_error;
+use mooseng_transport::{Peer, call_error};
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::founding::Founding;
 use mooseng_wire::session::{
@@ -29,14 +29,11 @@ enum Decided {
 }
 
 /// Opens a session, or takes one up again.
-pub async fn open(
-    master: &Master,
-    identity: String,
-    request: OpenSession,
-) -> Result<SessionOpened, CallError> {
+pub async fn open(master: &Master, peer: &Peer, request: OpenSession) -> Result<SessionOpened, CallError> {
+    let identity = peer.uri.as_str();
     let term = master.serving()?;
     // Before anything else: what the request names may mean something else in another region.
-    let_in(master, &identity, &request.founding)?;
+    let_in(master, identity, &request.founding)?;
     master.custody_is_ours(term, request.custody_epoch)?;
     if request.host.len() > WORDS_BYTES_MAX || request.mount_path.len() > WORDS_BYTES_MAX {
         return Err(call_error(
@@ -44,7 +41,7 @@ pub async fn open(
             "the host or the mount path is longer than 4096 bytes",
         ));
     }
-    let rule = rights::of(master, &identity)?;
+    let rule = rights::of(master, &peer.identity)?;
     // Before there is a session: one that can't be served would stay on record.
     rights::find_root(master, rule).await?;
     let opens: Vec<InodeId> = request.opens.iter().map(|o| InodeId(o.inode)).collect();
@@ -55,7 +52,7 @@ pub async fn open(
     } else {
         master.desk(|desk| {
             let now = master.clock.boot();
-            let comeback = desk.sessions.comeback(now, id, Incarnation(request.incarnation), &identity);
+            let comeback = desk.sessions.comeback(now, id, Incarnation(request.incarnation), identity);
             let lapsed = match comeback.map_err(|r| refused(&r))? {
                 Comeback::Lapsed => return Ok(Decided::FromRecord),
                 Comeback::Resume(_) => false,
@@ -87,9 +84,9 @@ pub async fn open(
         Decided::FromRecord => {
             let lapsed = request.session != 0;
             let recorded = if lapsed {
-                come_back(master, id, &identity).await?
+                come_back(master, id, identity).await?
             } else {
-                create(master, identity, &request).await?
+                create(master, identity.to_owned(), &request).await?
             };
             master.desk(|desk| {
                 if desk.serving != Some(term) {

@@ -116,7 +116,7 @@ pub(super) fn describe(leaf: &CertificateDer<'_>) -> Result<(Peer, i64), String>
     let identity = Identity::parse(uri).map_err(|e| e.to_string())?;
     let serial = plain_serial(&parsed.raw_serial_as_string());
     let validity = parsed.validity();
-    let peer = Peer { identity, serial, not_after_unix: validity.not_after.timestamp() };
+    let peer = Peer::new(identity, serial, validity.not_after.timestamp());
     Ok((peer, validity.not_before.timestamp()))
 }
 
