@@ -2,11 +2,19 @@
 
 SEEDS ?= 20
 ROUNDS ?= 1
+PROGRAMS = mooseng mooseng-master mooseng-chunkserver mooseng-certs
+UNITS = mooseng-master@.service mooseng-chunkserver@.service mooseng-mount@.service
 BINS = -p mooseng-master -p mooseng-chunkserver -p mooseng-cli -p mooseng-certs
 DEV_DIR ?= .mooseng-dev
+PREFIX ?= /usr/local
+# mount(8) looks for mount.mooseng in /sbin alone, whatever the prefix.
+SBINDIR ?= /sbin
+UNITDIR ?= $(PREFIX)/lib/systemd/system
+# Where `make install` takes the binaries from.
+FROM ?= target/release
 export RUST_BACKTRACE ?= 0
 
-.PHONY: help dev dev-down test test-all check fix lint unit e2e sim bench deps
+.PHONY: help build install uninstall dev dev-down test test-all check fix lint unit e2e sim bench deps
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -19,6 +27,34 @@ dev:
 
 dev-down:
 	target/debug/mooseng dev down --dir $(DEV_DIR)
+
+## make build      the release binaries, for make install
+build:
+	cargo build --release $(BINS)
+
+## make install    what `make build` made: binaries, mount.mooseng, units, manual pages, completions (DESTDIR, PREFIX=/usr/local)
+install:
+	@test -x $(FROM)/mooseng || { echo "There are no binaries in $(FROM): run 'make build' first." >&2; exit 1; }
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(SBINDIR) $(DESTDIR)$(UNITDIR) $(DESTDIR)$(PREFIX)/share/man/man1 \
+	  $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+	install -m 755 $(addprefix $(FROM)/,$(PROGRAMS)) $(DESTDIR)$(PREFIX)/bin
+	ln -sfn $(PREFIX)/bin/mooseng $(DESTDIR)$(SBINDIR)/mount.mooseng
+	ln -sfn $(PREFIX)/bin/mooseng $(DESTDIR)$(SBINDIR)/mount.fuse.mooseng
+	for unit in $(UNITS); do \
+	  sed 's|@BINDIR@|$(PREFIX)/bin|g' packaging/systemd/$$unit > $(DESTDIR)$(UNITDIR)/$$unit || exit 1; \
+	  chmod 644 $(DESTDIR)$(UNITDIR)/$$unit; \
+	done
+	$(FROM)/mooseng man $(DESTDIR)$(PREFIX)/share/man/man1
+	$(FROM)/mooseng completions bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/mooseng
+	install -D -m 644 packaging/systemd/mnt-mooseng.mount $(DESTDIR)$(PREFIX)/share/doc/mooseng/mnt-mooseng.mount
+
+## make uninstall  takes that away again
+uninstall:
+	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,$(PROGRAMS)) $(addprefix $(DESTDIR)$(UNITDIR)/,$(UNITS))
+	rm -f $(DESTDIR)$(SBINDIR)/mount.mooseng $(DESTDIR)$(SBINDIR)/mount.fuse.mooseng
+	rm -f $(DESTDIR)$(PREFIX)/share/man/man1/mooseng.1 $(DESTDIR)$(PREFIX)/share/man/man1/mooseng-*.1
+	rm -f $(DESTDIR)$(PREFIX)/share/bash-completion/completions/mooseng
+	rm -rf $(DESTDIR)$(PREFIX)/share/doc/mooseng
 
 ## make check      format, clippy and types (under a minute when warm)
 check:

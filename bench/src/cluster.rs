@@ -45,7 +45,7 @@ impl Cluster {
     pub fn mount_command(&self, mount: &Path) -> Result<Command> {
         let config = self.file()?.clients.into_iter().next().context("cluster.json has no client")?.config;
         let mut command = Command::new(&self.mooseng);
-        command.arg("mount").arg("--foreground").arg("--config").arg(config).arg(mount);
+        command.args(["mount", "--foreground", "--unsupervised"]).arg("--config").arg(config).arg(mount);
         Ok(command)
     }
 

@@ -10,6 +10,8 @@ mod chaos;
 mod coherence;
 #[path = "e2e/forms.rs"]
 mod forms;
+#[path = "e2e/hosts.rs"]
+mod hosts;
 #[path = "e2e/housekeeping.rs"]
 mod housekeeping;
 #[path = "e2e/locks.rs"]

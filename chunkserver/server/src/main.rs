@@ -8,7 +8,7 @@ use clap::Parser;
 use mooseng_chunkserver::{ChunkserverConfig, ChunkserverServer};
 use mooseng_ports::clock::OsClock;
 use mooseng_ports::disk::os::OsDisk;
-use mooseng_ports::plant;
+use mooseng_ports::{plant, service_manager};
 use mooseng_transport::{Blocking, TlsNetwork, observe};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -74,10 +74,15 @@ async fn run(config: ChunkserverConfig) -> anyhow::Result<()> {
             .await
             .with_context(|| format!("metrics and health can't be served on http_listen = {http:?}"))?;
     }
+    // It answers: whether it is ready, for which a master needs the others, /readyz says.
+    if let Err(error) = service_manager::tell("READY=1") {
+        tracing::warn!(%error, "the service manager couldn't be told that this daemon is up");
+    }
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
+    let _ = service_manager::tell("STOPPING=1");
     tracing::info!("stopping");
     shutdown.cancel();
     server.stopped().await;

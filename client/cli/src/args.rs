@@ -104,7 +104,10 @@ pub struct Mount {
     /// Stay in the foreground and log to stderr.
     #[arg(long)]
     pub foreground: bool,
-    /// Mount options, separated by commas: ro, allow_other, noatime, retry_timeout=SECONDS.
+    /// Serve in this process, without a supervisor that mounts again when it dies.
+    #[arg(long)]
+    pub unsupervised: bool,
+    /// Mount options, separated by commas: ro, noexec, allow_other, noatime, retry_timeout=SECONDS.
     #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
     pub options: Vec<String>,
     /// How long an operation is retried before it fails, in seconds. Overrides the configuration.
@@ -116,6 +119,47 @@ pub struct Mount {
     /// Set by the process that waits for this one: the answer goes to stdout, the log to this file.
     #[arg(long, hide = true, value_name = "LOG")]
     pub daemon_child: Option<PathBuf>,
+    /// Set by the supervisor for the process that serves the mount.
+    #[arg(long, hide = true, value_enum)]
+    pub worker: Option<Worker>,
+    /// The session and the incarnation of the dead process that a later one replaces.
+    #[arg(long, hide = true, value_name = "SESSION:INCARNATION")]
+    pub after: Option<String>,
+    /// What the table of mounts shows as the source.
+    #[arg(long, hide = true)]
+    pub source: Option<String>,
+    /// Ignore unknown mount options (mount -s).
+    #[arg(long, hide = true)]
+    pub sloppy: bool,
+}
+
+/// Which of a supervisor's processes it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Worker {
+    /// The first: nothing is mounted there.
+    First,
+    /// A later one: it replaces the dead mount of the one before.
+    Again,
+}
+
+impl Mount {
+    /// A mount in the background, with nothing said but what and where.
+    pub fn of(config: PathBuf, path: PathBuf) -> Self {
+        Self {
+            config: Some(config),
+            path,
+            foreground: false,
+            unsupervised: false,
+            options: Vec::new(),
+            retry_timeout_s: None,
+            masters: Vec::new(),
+            daemon_child: None,
+            worker: None,
+            after: None,
+            source: None,
+            sloppy: false,
+        }
+    }
 }
 
 /// `mooseng umount`.

@@ -204,6 +204,21 @@ pub fn installed() -> Option<PathBuf> {
     home.into_iter().chain([PathBuf::from("/etc/mooseng/client.toml")]).find(|p| p.is_file())
 }
 
+/// The configuration that a line of fstab names: by its path, or by its name in this user's or this machine's directory.
+pub fn named(spec: &str) -> Result<PathBuf, Failure> {
+    if spec.contains('/') {
+        return absolute(Path::new(spec));
+    }
+    let home = std::env::var_os("HOME").map(|h| Path::new(&h).join(".config/mooseng"));
+    let dirs: Vec<PathBuf> = home.into_iter().chain([PathBuf::from("/etc/mooseng")]).collect();
+    let found = dirs.iter().map(|dir| dir.join(format!("{spec}.toml"))).find(|p| p.is_file());
+    found.ok_or_else(|| {
+        Failure::not_found(format!(
+            "There is no configuration {spec}.toml in /etc/mooseng; name a file there without its ending, or a path."
+        ))
+    })
+}
+
 /// The path from the root, for what outlives the working directory.
 pub fn absolute(path: &Path) -> Result<PathBuf, Failure> {
     std::path::absolute(path)

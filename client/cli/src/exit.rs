@@ -63,6 +63,10 @@ impl Failure {
     pub fn context(self, doing: impl fmt::Display) -> Self {
         Self { kind: self.kind, message: format!("{doing}: {}", self.message) }
     }
+    /// What kind of failure it is.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
     /// The exit code.
     pub fn exit_code(&self) -> u8 {
         match self.kind {

@@ -1,7 +1,7 @@
 //! The command `mooseng`: mount, administration, `mooseng dev`.
 //!
 //! ```text
-//!  args --> run --> mount (mounting, runtime)      a FUSE mount, as a daemon
+//!  args --> run --> mount (mounting, runtime)      a FUSE mount, as a daemon; as mount.mooseng for mount(8)
 //!             |---> status, df, fsck, members, chunkservers (admin)    what masters say, over gRPC
 //!             |---> info                           where a path's chunks lie, over a session
 //!             |---> explain, shell                 what needs no cluster
@@ -38,6 +38,10 @@ pub use exit::Failure;
 
 /// Parses the arguments, does what they ask, and answers with the exit code.
 pub fn run(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let mut argv = argv.into_iter().peekable();
+    if argv.peek().is_some_and(|program| mount::helper::is_called(program.as_ref())) {
+        return mount::helper::run(argv.skip(1));
+    }
     let parsed = match args::Args::try_parse_from(argv) {
         Ok(parsed) => parsed,
         Err(error) => {

@@ -1,9 +1,10 @@
 //! `mooseng mount` and `umount`.
 //!
 //! A mount in the background is a second process: this one starts it, waits on its stdout for one line that says whether the mount
-//! works, and reports that. No process forks after it has threads.
+//! works, and reports that. That process, or this one in the foreground, is a supervisor ([`supervisor`]): a third process serves the mount, and
+//! is started again when it dies. No process forks after it has threads.
 
-use std::io::{IsTerminal, Read, Write};
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -16,18 +17,26 @@ use mooseng_transport::observe::{self, LogConfig, LogFormat, Metrics};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::args::Mount;
+use crate::args::{Mount, Worker};
 use crate::config::{self, ClientFile};
 use crate::exit::{Failure, Kind};
 use crate::process::Started;
 use crate::runtime::{self, MountRecord};
 
+pub mod helper;
 mod metrics;
+mod options;
+mod supervisor;
+mod word;
+
+use options::{Options, Unknown};
+use supervisor::Supervisor;
+use word::{Serving, Word};
 
 /// How long users of a mount that is taken down may take to leave.
 const LEAVE: Duration = Duration::from_secs(5);
 /// How long the process in the background may take to mount or to say why not.
-const BACKGROUND: Duration = Duration::from_secs(60);
+const BACKGROUND: Duration = supervisor::START.saturating_add(Duration::from_secs(5));
 
 /// What the flags, the environment and the file say together.
 struct Request {
@@ -35,30 +44,43 @@ struct Request {
     file: ClientFile,
     path: PathBuf,
     options: Options,
-}
-
-/// The options behind `-o`.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Options {
-    read_only: bool,
-    allow_other: bool,
-    no_atime: bool,
-    retry_timeout_s: Option<u64>,
+    /// What the table of mounts shows.
+    source: String,
+    /// A dead mount of ours is there, to be replaced: its session and incarnation.
+    again: Option<(u64, u64)>,
 }
 
 /// Mounts: in the foreground, or in the background once it works.
 pub fn mount(args: Mount) -> Result<(), Failure> {
+    if args.worker.is_some() {
+        return worker(&args);
+    }
     if let Some(log) = args.daemon_child.clone() {
         return background_half(&args, &log);
     }
     let request = Request::new(&args)?;
     clear_dead_mount(&request.path)?;
-    if args.foreground {
-        return serve(request, |path| {
-            eprintln!("Mounted on {}; Ctrl-C unmounts.", path.display());
-        });
+    if !args.foreground {
+        return launch(&args, &request);
     }
-    launch(&args, &request)
+    let path = request.path.clone();
+    let mounted = move |_| eprintln!("Mounted on {}; Ctrl-C unmounts.", path.display());
+    if args.unsupervised { serve(request, mounted) } else { supervise(&args, request, mounted) }
+}
+
+/// What a mount would be refused for before anybody is asked: `mount -f`.
+pub fn check(args: &Mount) -> Result<(), Failure> {
+    let request = Request::new(args)?;
+    match std::fs::metadata(&request.path) {
+        Ok(metadata) if metadata.is_dir() => Ok(()),
+        Ok(_) => Err(Failure::usage(format!("{} isn't a directory.", request.path.display()))),
+        Err(e) => Err(Failure::not_found(format!("{} can't be mounted on: {e}.", request.path.display()))),
+    }
+}
+
+fn numbers(text: &str) -> Option<(u64, u64)> {
+    let (session, incarnation) = text.split_once(':')?;
+    Some((session.parse().ok()?, incarnation.parse().ok()?))
 }
 
 impl Request {
@@ -69,62 +91,19 @@ impl Request {
         })?;
         let config_path = config::absolute(&found)?;
         let mut file = ClientFile::load(&config_path)?;
-        let options = Options::parse(&args.options)?;
+        let unknown = if args.sloppy { Unknown::Ignore } else { Unknown::Refuse };
+        let options = Options::parse(&args.options, unknown)?;
         if !args.masters.is_empty() {
             file.masters.clone_from(&args.masters);
         }
         if let Some(seconds) = args.retry_timeout_s.or(options.retry_timeout_s) {
             file.retry_timeout_s = seconds.max(1);
         }
-        Ok(Self { config_path, file, path: config::absolute(&args.path)?, options })
-    }
-}
-
-impl Options {
-    fn parse(words: &[String]) -> Result<Self, Failure> {
-        let mut options = Self::default();
-        for word in words.iter().filter(|w| !w.is_empty()) {
-            match word.split_once('=').unwrap_or((word, "")) {
-                ("ro", _) => options.read_only = true,
-                // What a mount does anyway; written in fstab and by habit. Every read is at home in this release, so `session` and
-                // `strong` are one, and every write is durable when it returns, which is what `sync` asks for.
-                (
-                    "rw" | "sync" | "defaults" | "session" | "strong" | "nosuid" | "nodev" | "auto"
-                    | "noauto" | "_netdev",
-                    _,
-                ) => {}
-                ("allow_other", _) => options.allow_other = true,
-                ("noatime", _) => options.no_atime = true,
-                ("relatime", _) => options.no_atime = false,
-                ("retry_timeout", seconds) => {
-                    let seconds = seconds
-                        .parse()
-                        .map_err(|_| Failure::usage(format!("-o {word}: seconds are expected.")))?;
-                    options.retry_timeout_s = Some(seconds);
-                }
-                ("bounded", _) => {
-                    return Err(Failure::not_built(
-                        "reading from another region's replica (`-o bounded=TIME`)",
-                    ));
-                }
-                (unknown, _) => {
-                    let known = [
-                        "ro",
-                        "rw",
-                        "allow_other",
-                        "noatime",
-                        "relatime",
-                        "retry_timeout",
-                        "strong",
-                        "session",
-                    ];
-                    let hint = crate::suggest::nearest(unknown, known);
-                    let hint = hint.map(|k| format!(" Did you mean {k}?")).unwrap_or_default();
-                    return Err(Failure::usage(format!("There is no mount option {unknown:?}.{hint}")));
-                }
-            }
-        }
-        Ok(options)
+        let path = config::absolute(&args.path)?;
+        let source = args.source.clone().unwrap_or_else(|| format!("{}/{}", file.cluster, file.region));
+        let again = args.worker.filter(|worker| *worker == Worker::Again);
+        let again = again.map(|_| args.after.as_deref().and_then(numbers).unwrap_or_default());
+        Ok(Self { config_path, file, path, options, source, again })
     }
 }
 
@@ -143,48 +122,28 @@ fn launch(args: &Mount, request: &Request) -> Result<(), Failure> {
     let log_path = log_dir.join(format!("mount-{}.log", runtime::escape(&request.path)));
     let log = std::fs::File::options().create(true).append(true).open(&log_path);
     let log = log.map_err(|e| fail(&format!("The log {} can't be opened", log_path.display()), e))?;
-    let mut command = Command::new(crate::dev::own_binary());
-    command
-        .arg("mount")
-        .arg("--config")
-        .arg(&request.config_path)
-        .arg(&request.path)
-        .arg("--daemon-child")
-        .arg(&log_path);
-    command.arg("--retry-timeout-s").arg(request.file.retry_timeout_s.to_string());
-    command.arg("--masters").arg(request.file.masters.join(","));
-    if !args.options.is_empty() {
-        command.arg("-o").arg(args.options.join(","));
+    let mut command = same_mount(args, request);
+    command.arg("--daemon-child").arg(&log_path);
+    if args.unsupervised {
+        command.arg("--unsupervised");
     }
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).current_dir("/");
     let mut child = command.spawn().map_err(|e| fail("The mount's process can't be started", e))?;
-    let word = wait_for_word(&mut child);
-    match word.split_once(' ').unwrap_or((word.as_str(), "")) {
-        ("ok", _) => {
+    match wait_for_word(&mut child) {
+        Word::Mounted(Serving { pid, .. }) => {
             // Through the kernel, as an application would.
             let looked = std::fs::metadata(&request.path);
             looked.map_err(|e| {
                 fail(&format!("{} is mounted, but doesn't answer", request.path.display()), e)
             })?;
-            eprintln!(
-                "Mounted on {} (pid {}); log {}.",
-                request.path.display(),
-                child.id(),
-                log_path.display()
-            );
+            eprintln!("Mounted on {} (pid {pid}); log {}.", request.path.display(), log_path.display());
             Ok(())
         }
-        ("failed", rest) => {
+        Word::Failed(failure) => {
             let _ = child.wait();
-            let (code, text) = rest.split_once(' ').unwrap_or(("1", rest));
-            let kinds = [Kind::Usage, Kind::NotFound, Kind::Denied, Kind::Unavailable, Kind::OutcomeUnknown];
-            let kind = kinds
-                .into_iter()
-                .find(|k| Failure::new(*k, "").exit_code().to_string() == code)
-                .unwrap_or(Kind::Failed);
-            Err(Failure::new(kind, text.trim_end()))
+            Err(failure)
         }
-        _ => {
+        Word::None => {
             let _ = child.kill();
             let _ = child.wait();
             Err(Failure::failed(format!(
@@ -195,16 +154,28 @@ fn launch(args: &Mount, request: &Request) -> Result<(), Failure> {
     }
 }
 
-/// What the process in the background writes before it closes its stdout; nothing if it takes too long.
-fn wait_for_word(child: &mut std::process::Child) -> String {
-    let Some(mut pipe) = child.stdout.take() else { return String::new() };
+/// This program with what makes another process mount the same.
+fn same_mount(args: &Mount, request: &Request) -> Command {
+    let mut command = Command::new(crate::dev::own_binary());
+    command.arg("mount").arg("--config").arg(&request.config_path).arg(&request.path);
+    command.arg("--retry-timeout-s").arg(request.file.retry_timeout_s.to_string());
+    command.arg("--masters").arg(request.file.masters.join(","));
+    command.arg("--source").arg(&request.source);
+    if !args.options.is_empty() {
+        command.arg("-o").arg(args.options.join(","));
+    }
+    if args.sloppy {
+        command.arg("--sloppy");
+    }
+    command
+}
+
+/// What the process in the background says; nothing if it takes too long.
+fn wait_for_word(child: &mut std::process::Child) -> Word {
+    let Some(mut pipe) = child.stdout.take() else { return Word::None };
     let (sender, receiver) = std::sync::mpsc::channel();
-    std::thread::spawn(move || {
-        let mut word = String::new();
-        let _ = pipe.by_ref().take(64 << 10).read_to_string(&mut word);
-        let _ = sender.send(word);
-    });
-    receiver.recv_timeout(BACKGROUND).unwrap_or_default().trim_end().to_owned()
+    std::thread::spawn(move || sender.send(Word::hear(&mut pipe)));
+    receiver.recv_timeout(BACKGROUND).unwrap_or(Word::None)
 }
 
 /// The process in the background.
@@ -213,35 +184,58 @@ fn background_half(args: &Mount, log: &Path) -> Result<(), Failure> {
     nix::unistd::setsid()
         .map_err(|e| Failure::failed(format!("A session of its own can't be made: {e}.")))?;
     tracing::debug!(log = %log.display(), "in the background");
-    let outcome = Request::new(args).and_then(|request| {
-        serve(request, |_| {
-            let _ = std::io::stdout().write_all(b"ok\n");
-            close_stdout();
-        })
-    });
-    if let Err(failure) = &outcome {
-        let _ = writeln!(std::io::stdout(), "failed {} {failure}", failure.exit_code());
-    }
-    outcome
+    saying(|| {
+        let request = Request::new(args)?;
+        let mounted = |serving| Word::Mounted(serving).tell();
+        if args.unsupervised { serve(request, mounted) } else { supervise(args, request, mounted) }
+    })
 }
 
-/// Ends the pipe that the parent waits on.
-fn close_stdout() {
-    let _ = std::io::stdout().flush();
-    if let Ok(null) = std::fs::File::options().write(true).open("/dev/null") {
-        let _ = nix::unistd::dup2_stdout(null);
-    }
+/// The process that serves a supervised mount.
+fn worker(args: &Mount) -> Result<(), Failure> {
+    saying(|| serve(Request::new(args)?, |serving| Word::Mounted(serving).tell()))
 }
 
-/// Mounts and serves until it is unmounted or told to end. `mounted` is called once it works.
-fn serve(request: Request, mounted: impl FnOnce(&Path)) -> Result<(), Failure> {
-    let format = if request.file.log_json && !std::io::stderr().is_terminal() {
-        LogFormat::Json
-    } else {
-        LogFormat::Text
-    };
+/// Somebody waits for a word: if it is no good one, it is the failure.
+fn saying(work: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
+    work().map_err(|failure| {
+        let again = Failure::new(failure.kind(), failure.to_string());
+        Word::Failed(failure).tell();
+        again
+    })
+}
+
+/// Starts the process that serves, and starts it again when it dies.
+fn supervise(args: &Mount, request: Request, mounted: impl FnOnce(Serving)) -> Result<(), Failure> {
+    log_to_stderr(&request.file)?;
+    let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let tokio = tokio.map_err(|e| Failure::failed(format!("The runtime can't be started: {e}.")))?;
+    tokio.block_on(async {
+        let supervisor = Supervisor::new(request.path.clone())?;
+        let worker = |dead: Option<Serving>| {
+            let mut command = same_mount(args, &request);
+            match dead {
+                None => command.args(["--worker", "first"]),
+                Some(dead) => command
+                    .args(["--worker", "again", "--after"])
+                    .arg(format!("{}:{}", dead.session, dead.incarnation)),
+            };
+            command
+        };
+        supervisor.keep(worker, mounted).await
+    })
+}
+
+fn log_to_stderr(file: &ClientFile) -> Result<(), Failure> {
+    let json = file.log_json && !std::io::stderr().is_terminal();
+    let format = if json { LogFormat::Json } else { LogFormat::Text };
     let log = LogConfig { format, filter: std::env::var("MOOSENG_LOG").ok(), ..LogConfig::default() };
-    observe::init_logging(&log).map_err(|e| Failure::failed(format!("{e}.")))?;
+    observe::init_logging(&log).map_err(|e| Failure::failed(format!("{e}.")))
+}
+
+/// Mounts and serves until it is unmounted or told to end. `mounted` is called with this process's id once it works.
+fn serve(request: Request, mounted: impl FnOnce(Serving)) -> Result<(), Failure> {
+    log_to_stderr(&request.file)?;
     let tokio = mooseng_transport::daemon_runtime();
     let tokio = tokio.map_err(|e| Failure::failed(format!("The runtime can't be started: {e}.")))?;
     let outcome = tokio.block_on(run(request, mounted, tokio.handle().clone()));
@@ -251,7 +245,7 @@ fn serve(request: Request, mounted: impl FnOnce(&Path)) -> Result<(), Failure> {
 
 async fn run(
     request: Request,
-    mounted: impl FnOnce(&Path),
+    mounted: impl FnOnce(Serving),
     tokio: tokio::runtime::Handle,
 ) -> Result<(), Failure> {
     let listen =
@@ -266,6 +260,17 @@ async fn run(
     };
     let shutdown = CancellationToken::new();
     let http = serve_health(&request.file, &fs, &shutdown).await?;
+    if let Some((session, incarnation)) = request.again {
+        if !supervisor::is_dead_now(&request.path) {
+            tracing::info!(path = %request.path.display(), "the dead mount was taken away, and isn't made again");
+            fs.close().await;
+            return Ok(());
+        }
+        // Its process is gone: what it was promised, and its locks, keep nobody waiting.
+        fs.end_session_of_dead(session, incarnation).await;
+        // As late as can be: until now what is below the path said that it isn't connected, and nobody wrote to the directory under it.
+        detach(&request.path)?;
+    }
     let handle = mount_fuse(&request, fs.clone(), tokio).await?;
     let Some(process) = Started::myself() else {
         return Err(Failure::failed("This process isn't in /proc."));
@@ -282,7 +287,9 @@ async fn run(
         tracing::warn!(%error, "the mount's record can't be written: `mooseng info` will need --config");
     }
     tracing::info!(path = %record.path.display(), region = record.region, "mounted");
-    mounted(&record.path);
+    supervisor::tell_manager("READY=1");
+    let status = fs.status();
+    mounted(Serving { pid: std::process::id(), session: status.session, incarnation: status.incarnation });
     let ended = tokio::select! {
         ended = handle.wait() => ended,
         _ = terminate.recv() => leave(&handle).await,
@@ -301,11 +308,14 @@ async fn mount_fuse(
     tokio: tokio::runtime::Handle,
 ) -> Result<MountHandle, Failure> {
     let options = MountOptions {
-        source: format!("{}/{}", request.file.cluster, request.file.region),
+        source: request.source.clone(),
         // Others only where whoever mounts may allow it: root, or a user whom fuse.conf lets.
         allow_other: request.options.allow_other || rustix::process::geteuid().is_root(),
         // What the region refuses anyway the kernel refuses earlier.
         read_only: request.options.read_only || fs.is_read_only(),
+        suid: request.options.suid,
+        dev: request.options.dev,
+        exec: !request.options.no_exec,
         ..MountOptions::default()
     };
     let path = request.path.clone();
@@ -350,8 +360,7 @@ async fn leave(handle: &MountHandle) -> Result<(), mooseng_fuse::MountError> {
 /// A killed process leaves its mount behind, and every access to it fails: that is taken away before another is made.
 fn clear_dead_mount(path: &Path) -> Result<(), Failure> {
     let served = runtime::live().iter().any(|r| r.path == path);
-    let dead = || std::fs::metadata(path).is_err_and(|e| e.raw_os_error() == Some(libc::ENOTCONN));
-    if !served && runtime::is_mounted(path) && dead() {
+    if !served && supervisor::is_dead_now(path) {
         eprintln!("The mount on {} has lost its process and is taken away.", path.display());
         detach(path)?;
     }
@@ -390,24 +399,6 @@ pub fn umount(path: &Path, lazy: bool) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn parse(text: &str) -> Result<Options, Failure> {
-        Options::parse(&text.split(',').map(str::to_owned).collect::<Vec<_>>())
-    }
-
-    #[test]
-    fn options_are_understood() {
-        let options = parse("ro,noatime,retry_timeout=5,rw").unwrap();
-        assert_eq!(
-            options,
-            Options { read_only: true, no_atime: true, retry_timeout_s: Some(5), allow_other: false }
-        );
-        assert!(parse("readonly").unwrap_err().exit_code() == 2);
-        assert!(parse("noatme").unwrap_err().to_string().contains("noatime"));
-        let not_built = parse("bounded=5s").unwrap_err();
-        assert_eq!(not_built.exit_code(), 1);
-        assert!(not_built.to_string().starts_with("NotBuilt"));
-    }
 
     #[test]
     fn what_is_not_mounted_can_not_be_unmounted() {

@@ -283,6 +283,14 @@ impl FileSystem {
         inner.shutdown.cancel();
     }
 
+    /// Ends a session of this host that a process had which is dead for certain, so that nobody waits for its lease. Never of one that may
+    /// still serve: what it was promised is promised to others then.
+    pub async fn end_session_of_dead(&self, session: u64, incarnation: u64) {
+        if let Err(error) = self.inner.session.end_other(session, incarnation).await {
+            tracing::info!(session, %error, "the session of the dead mount ends with its lease");
+        }
+    }
+
     // ---- names ----
 
     /// Whoever shows answers further than they are asked for (a kernel) is told here when they aren't promised any more.

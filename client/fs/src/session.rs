@@ -858,12 +858,25 @@ impl Session {
     /// Tells the master that the session ends, so that nobody waits for its lease.
     pub async fn close(&self) -> Result<(), Failure> {
         let Some(seat) = self.state(|s| s.seat.take()) else { return Ok(()) };
-        let close = CloseSession { session: seat.session, incarnation: seat.incarnation };
+        self.close_at(&seat.leader, seat.session, seat.incarnation).await
+    }
+
+    /// Ends another session of this host, whose process is dead.
+    pub async fn end_other(&self, session: u64, incarnation: u64) -> Result<(), Failure> {
+        let Some(seat) = self.seat_now() else { return Err(Failure::Lost) };
+        if seat.session == session {
+            return Ok(());
+        }
+        self.close_at(&seat.leader, session, incarnation).await
+    }
+
+    async fn close_at(&self, leader: &str, session: u64, incarnation: u64) -> Result<(), Failure> {
+        let close = CloseSession { session, incarnation };
         let body = self
             .peers
             .call(
                 Role::Master,
-                &seat.leader,
+                leader,
                 Method::CloseSession,
                 close.encode_to_vec().into(),
                 Bytes::new(),

@@ -122,6 +122,7 @@ fn mount_directly(path: &Path, mode: u32, options: &MountOptions) -> Result<Owne
     let mut flags = MsFlags::empty();
     flags.set(MsFlags::MS_NOSUID, !options.suid);
     flags.set(MsFlags::MS_NODEV, !options.dev);
+    flags.set(MsFlags::MS_NOEXEC, !options.exec);
     flags.set(MsFlags::MS_RDONLY, options.read_only);
     let refused =
         |errno: Errno| MountError::Refused { path: path.to_owned(), reason: errno.desc().to_owned() };
@@ -156,6 +157,9 @@ fn mount_by_helper(path: &Path, options: &MountOptions) -> Result<OwnedFd, Mount
     }
     if !options.dev {
         list.push("nodev");
+    }
+    if !options.exec {
+        list.push("noexec");
     }
     if options.read_only {
         list.push("ro");

@@ -27,6 +27,8 @@ pub struct MountOptions {
     pub suid: bool,
     /// Whether device files work.
     pub dev: bool,
+    /// Whether programs can be run.
+    pub exec: bool,
     /// Threads that read requests from the kernel.
     pub threads: usize,
     /// Requests under way at once; further ones wait in the kernel.
@@ -43,6 +45,7 @@ impl Default for MountOptions {
             read_only: false,
             suid: false,
             dev: false,
+            exec: true,
             threads: 2,
             requests_max: 1024,
             read_ahead_kb: 4096,

@@ -51,6 +51,7 @@ fn run() -> Result<()> {
     steps.finish()?;
     let mut expected = super::PEERS_COME_AND_GO.to_vec();
     expected.push("the session's lease had lapsed");
+    expected.push("the mount has lost its process");
     cluster.finish(&expected)
 }
 

@@ -48,6 +48,10 @@ fn run() -> Result<()> {
     checked(cluster.mooseng(&limit).arg(cluster.client_config()?).arg(&short))?;
     std::fs::write(cluster.mount().join("kept"), "kept")?;
 
+    steps.run("make install", || super::hosts::install(&cluster));
+    steps.run("systemd's units", || super::hosts::units(&cluster));
+    steps.run("mount(8), umount(8) and fstab", || super::hosts::mount_8(&cluster));
+    steps.run("a killed mount comes back by itself", || super::hosts::killed_and_back(&cluster));
     steps.run("a master without a majority", || {
         for name in ["master-2", "master-3"] {
             cluster.dev("kill", name)?;
@@ -104,6 +108,8 @@ fn run() -> Result<()> {
         "the session's lease had lapsed",
         "this leader can't read its records yet",
         "ids can't be reserved",
+        // A mount is killed, and mounted again.
+        "the mount has lost its process",
         // A data directory is made read-only.
         "a disk takes no writes",
         "a disk takes writes again",

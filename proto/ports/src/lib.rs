@@ -4,6 +4,7 @@
 //!   pending and durable bytes apart and loses the pending ones at a crash.
 //! - [`clock`]: time since boot (leases) and wall time (timestamps).
 //! - [`interrupt`]: whether somebody wants this program to end.
+//! - [`service_manager`]: tells who started this program that it works.
 //! - [`plant`]: bugs planted on purpose, in builds for tests only.
 //!
 //! The network is a port too, but an asynchronous one: it is `mooseng_transport::Network`.
@@ -12,3 +13,4 @@ pub mod clock;
 pub mod disk;
 pub mod interrupt;
 pub mod plant;
+pub mod service_manager;

@@ -10,7 +10,7 @@ use mooseng_embedded::FjallBase;
 use mooseng_master::{MasterConfig, MasterServer, Ports};
 use mooseng_ports::clock::OsClock;
 use mooseng_ports::disk::os::OsDisk;
-use mooseng_ports::plant;
+use mooseng_ports::{plant, service_manager};
 use mooseng_transport::{Blocking, TlsNetwork, observe};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -91,11 +91,16 @@ async fn run(config: MasterConfig) -> anyhow::Result<()> {
             .await
             .with_context(|| format!("metrics and health can't be served on http_listen = {http:?}"))?;
     }
+    // It answers: whether it is ready, for which a master needs the others, /readyz says.
+    if let Err(error) = service_manager::tell("READY=1") {
+        tracing::warn!(%error, "the service manager couldn't be told that this daemon is up");
+    }
     let failure = tokio::select! {
         _ = terminate.recv() => None,
         _ = interrupt.recv() => None,
         failure = server.failed() => Some(failure),
     };
+    let _ = service_manager::tell("STOPPING=1");
     tracing::info!("stopping");
     server.stop().await;
     // What acknowledged nothing since has nothing to lose by ending; whoever supervises the process sees that it is gone.

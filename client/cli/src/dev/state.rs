@@ -178,6 +178,8 @@ impl Cluster {
             config,
             mount.display().to_string(),
             "--foreground".into(),
+            // What is killed stays dead until `start`.
+            "--unsupervised".into(),
         ])
     }
 

@@ -1,0 +1,182 @@
+//! A host as its administrator sees it: `make install`, mount(8), umount(8), fstab, systemd's units, and a mount whose process is killed.
+
+use std::io::{Read, Write};
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use mooseng_e2e::cluster::{DevCluster, checked, shell, wait_for, workspace};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// `make install` into a directory, from the binaries that are tested.
+pub fn install(cluster: &DevCluster) -> Result<()> {
+    let root = cluster.scratch().join("root");
+    let binaries = mooseng_e2e::cluster::binary("mooseng")?;
+    let from = binaries.parent().context("no directory")?;
+    let mut make = Command::new("make");
+    make.args(["-s", "install", "PREFIX=/opt/mooseng"]).current_dir(workspace());
+    make.arg(format!("DESTDIR={}", root.display())).arg(format!("FROM={}", from.display()));
+    checked(&mut make)?;
+    for file in ["opt/mooseng/bin/mooseng-master", "opt/mooseng/share/man/man1/mooseng-mount.1"] {
+        ensure!(root.join(file).is_file(), "{file} isn't installed");
+    }
+    let link = std::fs::read_link(root.join("sbin/mount.mooseng"))?;
+    ensure!(link == Path::new("/opt/mooseng/bin/mooseng"), "{}", link.display());
+    Ok(())
+}
+
+/// What systemd says of the installed units.
+pub fn units(cluster: &DevCluster) -> Result<()> {
+    let units = cluster.scratch().join("root/opt/mooseng/lib/systemd/system");
+    let names = ["mooseng-master@.service", "mooseng-chunkserver@.service", "mooseng-mount@.service"];
+    for name in names {
+        let text = std::fs::read_to_string(units.join(name))?;
+        ensure!(!text.contains("@BINDIR@") && text.contains("/opt/mooseng/bin/"), "{name}:\n{text}");
+    }
+    if Command::new("systemd-analyze").arg("--version").output().is_err() {
+        println!("    SKIPPED: this machine has no systemd-analyze");
+        return Ok(());
+    }
+    // The programs must be where the units say.
+    let line = format!(
+        "unshare -m bash -euc 'mkdir -p /opt/mooseng; mount --bind {root}/opt/mooseng /opt/mooseng; cd {units}; cp {example} .; \
+         SYSTEMD_LOG_LEVEL=warning systemd-analyze verify --man=no ./mooseng-master@1.service ./mooseng-chunkserver@1.service \
+         ./mooseng-mount@client.service ./mnt-mooseng.mount 2>&1; rm mnt-mooseng.mount'",
+        root = cluster.scratch().join("root").display(),
+        units = units.display(),
+        example = workspace().join("packaging/systemd/mnt-mooseng.mount").display(),
+    );
+    let had = Path::new("/opt/mooseng").exists();
+    for name in names {
+        let instance = name.replace('@', if name.contains("mount") { "@client" } else { "@1" });
+        std::os::unix::fs::symlink(name, units.join(instance))?;
+    }
+    let said = shell(cluster.scratch(), &line);
+    if !had {
+        let _ = std::fs::remove_dir("/opt/mooseng");
+    }
+    let said = said?;
+    ensure!(said.trim().is_empty(), "systemd-analyze verify says:\n{said}");
+    Ok(())
+}
+
+/// mount(8) and umount(8), in a mount namespace in which MooseNG is installed and fstab has lines of it.
+pub fn mount_8(cluster: &DevCluster) -> Result<()> {
+    let scratch = cluster.scratch();
+    let (mnt, other) = (scratch.join("mnt-8"), scratch.join("mnt-fstab"));
+    std::fs::create_dir(&mnt)?;
+    std::fs::create_dir(&other)?;
+    let config = cluster.client_config()?;
+    let script = include_str!("mount_8.sh");
+    let path = scratch.join("mount_8.sh");
+    std::fs::write(&path, script)?;
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "bash", "-euo", "pipefail"]).arg(&path);
+    command.arg(scratch.join("root")).arg(&config).arg(&mnt).arg(&other).current_dir(scratch);
+    let output = checked(&mut command)?;
+    print!("{}", String::from_utf8_lossy(&output.stdout));
+    Ok(())
+}
+
+/// The process that serves a mount, once cluster.json names one that isn't `dead`.
+fn serving(cluster: &DevCluster, path: &Path, dead: Option<i32>) -> Result<i32> {
+    let mut found = 0;
+    wait_for("cluster.json to name the mount's process", Duration::from_secs(5), || {
+        let mount = cluster.file()?.mounts.into_iter().find(|m| m.path == path && Some(m.pid) != dead);
+        found = mount.with_context(|| format!("no mount on {}", path.display()))?.pid;
+        Ok(())
+    })?;
+    Ok(found)
+}
+
+/// kill -9 of the process that serves a mount: the tree is back within seconds, without anybody doing anything.
+pub fn killed_and_back(cluster: &DevCluster) -> Result<()> {
+    let tree = cluster.scratch().join("kept");
+    std::fs::create_dir(&tree)?;
+    let mut mount = cluster.mooseng(&["mount", "--config"]);
+    checked(mount.arg(cluster.client_config()?).arg(&tree))?;
+    let file = tree.join("survives");
+    std::fs::write(&file, "before")?;
+    std::fs::File::open(&file)?.sync_all()?;
+    for round in 0..2 {
+        let mut open = std::fs::File::options().read(true).append(true).open(&file)?;
+        let pid = serving(cluster, &tree, None)?;
+        let began = Instant::now();
+        kill(Pid::from_raw(pid), Signal::SIGKILL)?;
+        wait_for("the tree to be back", Duration::from_secs(5), || {
+            ensure!(std::fs::read_to_string(&file)? == "before", "other content");
+            Ok(())
+        })?;
+        println!("    round {round}: back after {:.2} s", began.elapsed().as_secs_f64());
+        serving(cluster, &tree, Some(pid))?;
+        // What was open stays dead, and says so.
+        let error = open.write_all(b"x").err().context("a file of the dead mount takes writes")?;
+        ensure!(error.raw_os_error() == Some(libc::ENOTCONN), "write: {error}");
+        let error = open.read(&mut [0; 1]).err().context("a file of the dead mount can be read")?;
+        ensure!(error.raw_os_error() == Some(libc::ENOTCONN), "read: {error}");
+    }
+    // One mount there, not one above the other.
+    let table = std::fs::read_to_string("/proc/self/mounts")?;
+    let there = table.lines().filter(|l| l.split(' ').nth(1) == tree.to_str()).count();
+    ensure!(there == 1, "{there} mounts are there");
+    // A deliberate umount ends it.
+    let supervisors = || -> Result<usize> {
+        let mut found = 0;
+        for entry in std::fs::read_dir("/proc")?.flatten() {
+            let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).replace('\0', " ");
+            found +=
+                usize::from(line.contains("mooseng mount") && line.contains(&tree.display().to_string()));
+        }
+        Ok(found)
+    };
+    ensure!(
+        supervisors()? == 2,
+        "{} processes keep the mount, instead of a supervisor and a worker",
+        supervisors()?
+    );
+    checked(Command::new("umount").arg(&tree))?;
+    wait_for("its processes to end", Duration::from_secs(10), || {
+        ensure!(supervisors()? == 0, "{} are left", supervisors()?);
+        Ok(())
+    })?;
+    ensure!(std::fs::read_dir(&tree)?.next().is_none(), "it was mounted again");
+    told_to_end(cluster, &tree)?;
+    taken_away(cluster, &tree, &supervisors)
+}
+
+/// SIGTERM to the supervisor ends both.
+fn told_to_end(cluster: &DevCluster, tree: &Path) -> Result<()> {
+    let mut command = cluster.mooseng(&["mount", "--foreground", "--config"]);
+    let mut child =
+        command.arg(cluster.client_config()?).arg(tree).stderr(std::process::Stdio::null()).spawn()?;
+    wait_for("the mount", Duration::from_secs(20), || {
+        ensure!(tree.join("survives").exists(), "it isn't there");
+        Ok(())
+    })?;
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM)?;
+    let status = child.wait()?;
+    ensure!(status.success(), "{status}");
+    ensure!(!tree.join("survives").exists(), "it is still mounted");
+    Ok(())
+}
+
+/// Somebody who takes the dead mount away before it is mounted again means it.
+fn taken_away(cluster: &DevCluster, tree: &Path, processes: &dyn Fn() -> Result<usize>) -> Result<()> {
+    let mut mount = cluster.mooseng(&["mount", "--config"]);
+    checked(mount.arg(cluster.client_config()?).arg(tree))?;
+    let pid = serving(cluster, tree, None)?;
+    kill(Pid::from_raw(pid), Signal::SIGKILL)?;
+    // The next worker may be just there: then this is an ordinary umount.
+    wait_for("umount", Duration::from_secs(5), || {
+        checked(Command::new("umount").arg("-l").arg(tree)).map(drop)
+    })?;
+    wait_for("its processes to end", Duration::from_secs(30), || {
+        ensure!(processes()? == 0, "{} are left", processes()?);
+        Ok(())
+    })?;
+    ensure!(!tree.join("survives").exists(), "it was mounted again");
+    Ok(())
+}
