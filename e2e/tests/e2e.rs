@@ -24,6 +24,8 @@ mod posix;
 mod ranges;
 #[path = "e2e/ready.rs"]
 mod ready;
+#[path = "e2e/recovery.rs"]
+mod recovery;
 #[path = "e2e/rotation.rs"]
 mod rotation;
 #[path = "e2e/rules.rs"]

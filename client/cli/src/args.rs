@@ -41,6 +41,8 @@ pub enum Command {
     Members(Members),
     /// Empty chunkservers, or take them back into use.
     Chunkservers(Chunkservers),
+    /// Dump a region's metadata into a file, check such a file, or make a region anew from it.
+    Metadata(Metadata),
     /// Print completions for a shell.
     Completions(Completions),
     /// Write the manual pages into a directory.
@@ -275,6 +277,55 @@ pub struct ChunkserverNamed {
     pub config: PathBuf,
     #[command(flatten)]
     pub output: Output,
+}
+
+/// `mooseng metadata`.
+#[derive(ClapArgs, Debug)]
+pub struct Metadata {
+    #[command(subcommand)]
+    pub command: MetadataCommand,
+}
+
+/// What is to be done.
+#[derive(Subcommand, Debug)]
+pub enum MetadataCommand {
+    /// Write the whole store, as of one moment, into a file, while the region works.
+    Dump(MetadataDump),
+    /// Read a dump, and say whether it is whole and what it is of.
+    Verify(MetadataVerify),
+    /// Make the region anew from a dump, on a stopped master with an empty state_dir. It runs `mooseng-master load`.
+    Load(MetadataLoad),
+}
+
+/// Arguments of `mooseng metadata dump`.
+#[derive(ClapArgs, Debug)]
+pub struct MetadataDump {
+    /// The file; it must not exist. It has this name only once it is whole, flushed and read again.
+    pub file: PathBuf,
+    /// A configuration whose certificate has the role admin.
+    #[arg(long, env = "MOOSENG_CONFIG", value_name = "FILE")]
+    pub config: PathBuf,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// Arguments of `mooseng metadata verify`.
+#[derive(ClapArgs, Debug)]
+pub struct MetadataVerify {
+    /// The dump.
+    pub file: PathBuf,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// Arguments of `mooseng metadata load`.
+#[derive(ClapArgs, Debug)]
+pub struct MetadataLoad {
+    /// The dump.
+    pub file: PathBuf,
+    /// The configuration of the master that the region begins with.
+    #[arg(long, value_name = "FILE")]
+    pub master_config: PathBuf,
 }
 
 /// `mooseng completions`.

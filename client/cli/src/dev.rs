@@ -44,6 +44,11 @@ pub fn run(args: Dev) -> Result<(), Failure> {
     }
 }
 
+/// A program that is installed beside this one.
+pub fn beside(name: &str) -> String {
+    state::beside(name)
+}
+
 /// This program's file.
 pub fn own_binary() -> String {
     state::beside("mooseng")

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  args --> run --> mount (mounting, runtime)      a FUSE mount, as a daemon; as mount.mooseng for mount(8)
-//!             |---> status, df, fsck, members, chunkservers (admin)    what masters say, over gRPC
+//!             |---> status, df, fsck, members, chunkservers, metadata (admin)  what masters say, over gRPC
 //!             |---> info                           where a path's chunks lie, over a session
 //!             |---> explain, shell                 what needs no cluster
 //!             \---> dev                            a cluster of real daemons on loopback
@@ -20,6 +20,7 @@ mod explain;
 mod fsck;
 mod info;
 mod members;
+mod metadata;
 mod mount;
 mod output;
 mod process;
@@ -70,6 +71,7 @@ fn dispatch(command: args::Command) -> Result<(), Failure> {
         Explain(a) => explain::run(&a),
         Members(a) => members::run(a),
         Chunkservers(a) => chunkservers::run(a),
+        Metadata(a) => metadata::run(a),
         Completions(a) => shell::completions(a.shell),
         Man(a) => shell::man(&a.dir),
         Dev(a) => dev::run(a),

@@ -54,13 +54,26 @@ fn run() -> Result<()> {
     steps.run("rules say what may mount where", || super::rules::what_may_mount_where(&cluster));
     steps.run("a revoked client loses its connections", || revoke(&cluster));
     steps.run("status names the daemon that goes by another list", || other_list(&cluster));
+    steps.run("the region goes on from the one master that is left", || {
+        super::recovery::majority_lost(&cluster, &whole)
+    });
+    steps.run("the region is made anew from a dump of its metadata", || {
+        super::recovery::from_a_dump(&cluster, &whole)
+    });
     steps.finish()?;
     let expected = [
+        // A master that was left behind comes back.
+        super::recovery::LEFT_BEHIND,
+        "of another line of this group",
+        // While two masters of three are gone nobody is answered.
+        "ids can't be reserved",
         // A master was started with an empty log, on purpose.
         "MASTER_FAILED: this master's log is empty",
+        "MASTER_FAILED: this master's group was recovered",
         // Who is revoked is refused, and the mount of that client says so.
         "PEER_REVOKED",
         "our certificate is revoked",
+        "written data couldn't be",
         "the session's lease had lapsed",
         "an operation failed",
         // The list was withheld from a chunkserver.
@@ -84,7 +97,7 @@ fn ask(cluster: &DevCluster, args: &[&str]) -> Result<Output> {
     cluster.mooseng(args).arg("--config").arg(admin(cluster)).output().with_context(|| format!("{args:?}"))
 }
 
-fn asked(cluster: &DevCluster, args: &[&str]) -> Result<String> {
+pub fn asked(cluster: &DevCluster, args: &[&str]) -> Result<String> {
     let output = ask(cluster, args)?;
     ensure!(output.status.success(), "{args:?}: {output:?}");
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
@@ -103,7 +116,7 @@ fn config_of_lost(cluster: &DevCluster) -> PathBuf {
     cluster.dir().join("etc").join(format!("{LOST}.toml"))
 }
 
-fn empty_dir(dir: &Path) -> Result<()> {
+pub fn empty_dir(dir: &Path) -> Result<()> {
     std::fs::remove_dir_all(dir)?;
     std::fs::create_dir(dir)?;
     Ok(())

@@ -264,6 +264,15 @@ impl Embedded {
         if pairs.is_empty() { Ok(()) } else { install.replacement.put(pairs) }
     }
 
+    /// Takes in the version, where it doesn't come with the pages.
+    pub fn install_version(&self, version: u64) -> Result<(), BaseError> {
+        let mut install = lock(&self.inner.install);
+        let install =
+            install.as_mut().ok_or_else(|| BaseError::Misuse("no installation has begun".into()))?;
+        install.version = Some(version);
+        Ok(())
+    }
+
     /// Puts the installed state, as of `position`, in place of the old one. Transactions that read the old one become too old.
     pub fn install_end(&self, position: Position) -> Result<(), BaseError> {
         let install = lock(&self.inner.install).take();

@@ -34,7 +34,8 @@ impl Pin {
         Self { position, version, window, base, left: Some(all()), began: false }
     }
 
-    pub(crate) fn version(&self) -> ReadVersion {
+    /// The commit version of the picture.
+    pub fn version(&self) -> ReadVersion {
         ReadVersion(self.version)
     }
 
@@ -58,6 +59,12 @@ impl Pin {
             pairs = self.part(&range, bytes_max)?;
         }
         Ok(pairs)
+    }
+
+    /// The same without the version.
+    pub fn records(&mut self, bytes_max: usize) -> Result<Vec<(Bytes, Bytes)>, BaseError> {
+        self.began = true;
+        self.page(bytes_max)
     }
 
     fn part(&mut self, range: &KeyRange, bytes_max: usize) -> Result<Vec<(Bytes, Bytes)>, BaseError> {

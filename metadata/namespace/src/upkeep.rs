@@ -29,9 +29,26 @@ pub async fn reserve_ids<T: Transaction>(
     volume: VolumeId,
     count: u64,
 ) -> Result<Range<u64>, OpError> {
+    reserve_ids_from(tx, kind, volume, count, 1).await
+}
+
+/// The same, with no number below `least`: where the store may have forgotten numbers that were given. Those in between are kept apart as a gap.
+pub async fn reserve_ids_from<T: Transaction>(
+    tx: &T,
+    kind: IdKind,
+    volume: VolumeId,
+    count: u64,
+    least: u64,
+) -> Result<Range<u64>, OpError> {
     let key = ids::key(kind, volume);
     let value = tx.get(&key, Read::Conflicting).await?;
-    let next = number::decode(value.as_ref())?.max(1);
+    let given = number::decode(value.as_ref())?.max(1);
+    let next = given.max(least);
+    if next > given {
+        // Of the ranges that were reserved last, two at most, it isn't known what of them was given.
+        let first = given.saturating_sub(2 * count).max(1);
+        tx.set(&ids::gap_key(kind, volume, first), &number::encode(next));
+    }
     let end = next.checked_add(count).filter(|end| *end <= 1 << LOCAL_ID_BITS);
     let end = end.ok_or(OpError::Malformed("the volume has given all of its ids"))?;
     tx.set(&key, &number::encode(end));
@@ -307,7 +324,20 @@ pub async fn standing<T: Transaction>(
     let next = tx.get(&ids::key(IdKind::Chunk, chunk.volume()), Read::Conflicting).await?;
     let given = number::decode(next.as_ref())?;
     let number = chunk.0 & ((1 << LOCAL_ID_BITS) - 1);
-    Ok(if number < given { Standing::Gone } else { Standing::Unknown })
+    let known = number < given && !is_in_gap(tx, chunk.volume(), number).await?;
+    Ok(if known { Standing::Gone } else { Standing::Unknown })
+}
+
+/// Whether a chunk's number lies where this store has given none, though it has given greater ones.
+async fn is_in_gap<T: Transaction>(tx: &T, volume: VolumeId, number: u64) -> Result<bool, OpError> {
+    let page =
+        tx.get_range(ids::gaps(IdKind::Chunk, volume), RangeLimit::default(), Read::Conflicting).await?;
+    for (key, value) in &page.pairs {
+        if (ids::parse_gap_key(key)?..number::decode(Some(value))?).contains(&number) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The chunkservers about which something was decided.

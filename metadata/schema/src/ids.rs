@@ -1,8 +1,10 @@
 //! The next ids to give (records of the region). Masters reserve ranges, so that giving one costs no commit.
 
+use mooseng_store::{KeyRange, prefix_range};
 use mooseng_wire::VolumeId;
 
-use crate::key::region_key;
+use crate::key::{parse_region_key, region_key};
+use crate::record::SchemaError;
 use crate::tag::RegionTag;
 
 /// What is counted.
@@ -22,6 +24,23 @@ pub fn key(kind: IdKind, volume: VolumeId) -> Vec<u8> {
     region_key(RegionTag::Ids, &(kind as u16, volume.0))
 }
 
+/// The key of a gap: numbers from `first` on that this store hasn't given, up to its value ([`crate::number`]), and that may have been given all the
+/// same: by entries of the log that were lost when the region was recovered.
+pub fn gap_key(kind: IdKind, volume: VolumeId, first: u64) -> Vec<u8> {
+    region_key(RegionTag::IdGap, &(kind as u16, volume.0, first))
+}
+
+/// All gaps of a kind.
+pub fn gaps(kind: IdKind, volume: VolumeId) -> KeyRange {
+    prefix_range(&region_key(RegionTag::IdGap, &(kind as u16, volume.0)))
+}
+
+/// The first number of a gap, from its key.
+pub fn parse_gap_key(key: &[u8]) -> Result<u64, SchemaError> {
+    let (_, _, first): (u16, u16, u64) = parse_region_key(RegionTag::IdGap, key)?;
+    Ok(first)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -30,5 +49,11 @@ mod tests {
     #[test]
     fn bytes_stay_as_they_were() {
         assert_eq!(hex(&key(IdKind::Chunk, VolumeId(3))), "0272001502 15021503".replace(' ', ""));
+        let gap = gap_key(IdKind::Chunk, VolumeId(3), 500);
+        assert_eq!(hex(&gap), "0272001510 15021503 1601f4".replace(' ', ""));
+        assert_eq!(parse_gap_key(&gap), Ok(500));
+        let range = gaps(IdKind::Chunk, VolumeId(3));
+        assert!(range.begin <= gap && range.end > gap);
+        assert!(parse_gap_key(&key(IdKind::Chunk, VolumeId(3))).is_err());
     }
 }

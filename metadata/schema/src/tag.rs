@@ -56,4 +56,6 @@ pub enum RegionTag {
     LockHeld = 7,
     /// The region's founding mark ([`crate::founding`]).
     Founding = 8,
+    /// Ids that may have been given by entries that were lost ([`crate::ids`]).
+    IdGap = 16,
 }

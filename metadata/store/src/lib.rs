@@ -4,6 +4,7 @@
 //!
 //! - [`memory::MemoryStore`]: everything in memory, commits at once. For tests.
 //! - [`mvcc`]: what engines of our own share: a transaction's buffer, recent versions, conflict detection, watches.
+//! - [`dump`]: a whole store in a file, whatever the engine.
 //! - [`limits`]: FoundationDB's limits.
 //! - `conformance` (feature of that name): the suite, a wrapper that injects faults, and histories that are checked for serializability.
 
@@ -13,6 +14,7 @@ use bytes::Bytes;
 
 #[cfg(feature = "conformance")]
 pub mod conformance;
+pub mod dump;
 pub mod limits;
 pub mod memory;
 pub mod mvcc;

@@ -14,12 +14,17 @@ use openraft::{ServerState, Snapshot, SnapshotMeta};
 use tokio::sync::OwnedMutexGuard;
 
 use crate::codec;
+use crate::lineage::Line;
 use crate::node::RaftNode;
 use crate::snapshot::{PagesDigest, Receiving, SnapshotSource, lock};
 
 /// Why a member with an empty log isn't let in, and what to do.
 pub(crate) const LOST: &str = "this master's log is empty, but it had one in this group: its disk was lost or replaced. Remove it from the \
                                group, and add it under a new id (`mooseng members`)";
+
+/// Why a member of before a recovery ends.
+pub(crate) const SUPERSEDED: &str = "this master's group was recovered without it (`mooseng-master recover`): what it holds belongs to the group that \
+                                     was before. Empty its state_dir and add it under a new id (`mooseng members`)";
 
 /// What a log lacks that takes in a snapshot: more than any log has.
 const LACKS_UNKNOWN: u64 = u64::MAX;
@@ -56,9 +61,41 @@ impl RaftNode {
         }
     }
 
+    /// Whether the caller is of this member's group and line.
     fn check_group(&self, group: u32) -> Result<(), CallError> {
-        let other = || format!("group {group} isn't this member's, which is {}", self.0.group);
-        if group == self.0.group { Ok(()) } else { Err(call_error(ErrorCode::InvalidRequest, other())) }
+        let (own, line) = (self.group_word(), self.0.lineage.line());
+        if group == own {
+            return Ok(());
+        }
+        // A later line than ours: the group was recovered without this member.
+        if Line(group.wrapping_sub(self.0.group)) > line && !self.is_blank() {
+            self.0.health.superseded.cancel();
+        }
+        Err(CallError {
+            detail: own.to_be_bytes().to_vec().into(),
+            ..call_error(
+                ErrorCode::OtherFounding,
+                format!(
+                    "master {} is of another line of this group (line {}): the group was recovered from one master's disk, and masters of before take no part in it. Empty the disk of the one that was left behind, and add it under a new id (`mooseng members`)",
+                    self.0.id, line.0
+                ),
+            )
+        })
+    }
+
+    /// The same for who would fill this member's log: an empty one joins the line of whoever leads by the word of others.
+    async fn join_line(&self, group: u32, held: bool) -> Result<(), CallError> {
+        let line = Line(group.wrapping_sub(self.0.group));
+        let joins = held && self.is_blank() && self.0.wal.lacking().is_none() && line > self.0.lineage.line();
+        if joins {
+            let (disk, lineage) = (self.0.disk.clone(), self.0.lineage.clone());
+            let entered = self.0.blocking.run(move || lineage.enter(&*disk, line)).await;
+            entered.map_err(|e| {
+                call_error(ErrorCode::DiskFailed, format!("the line of the group can't be kept: {e}"))
+            })?;
+            tracing::info!(id = self.0.id, line = line.0, "joins a group that was recovered");
+        }
+        self.check_group(group)
     }
 
     /// Whether the call is for this member, with the log that it has now. A member that has lost its log has forgotten whom it voted for
@@ -156,7 +193,7 @@ impl RaftNode {
     }
 
     async fn on_append(&self, message: wire::AppendEntries) -> Result<Answer, CallError> {
-        self.check_group(message.group)?;
+        self.join_line(message.group, message.held).await?;
         self.check_member(message.to, message.stored)?;
         self.check_held(message.held)?;
         // What is called meanwhile would pile up before the append that waits for room.
@@ -269,7 +306,7 @@ impl RaftNode {
     }
 
     async fn on_snapshot_begin(&self, message: wire::SnapshotBegin) -> Result<Answer, CallError> {
-        self.check_group(message.group)?;
+        self.join_line(message.group, message.held).await?;
         self.check_member(message.to, message.stored)?;
         self.check_held(message.held)?;
         let theirs = codec::from_vote(message.vote.as_ref().ok_or_else(|| invalid(codec::missing("vote")))?);

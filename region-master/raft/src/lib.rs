@@ -7,6 +7,7 @@
 //! ```
 //! - [`RaftNode`]: starts and drives a member, answers its peers, knows who leads and until when.
 //! - [`lease`]: the leader's lease, a pure function of what followers acknowledged.
+//! - [`lineage`], [`recover`]: a group that goes on from one master's disk, and what keeps the others out.
 //! - [`codec`]: our encoding of openraft's types, on the wire and in the log.
 
 #![allow(clippy::result_large_err, reason = "openraft's traits demand its StorageError")]
@@ -14,10 +15,12 @@
 mod answers;
 pub mod codec;
 pub mod lease;
+pub mod lineage;
 mod log;
 mod machine;
 mod network;
 mod node;
+pub mod recover;
 mod settings;
 mod snapshot;
 mod types;

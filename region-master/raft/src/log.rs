@@ -40,6 +40,8 @@ pub(crate) struct Health {
     pub lacking: AtomicBool,
     /// A snapshot's installation failed.
     pub install_failed: AtomicBool,
+    /// The group was recovered without this member, which takes no part any more.
+    pub superseded: CancellationToken,
     /// Why the log takes nothing in any more, where it was not openraft that wrote.
     pub failed: OnceLock<String>,
 }

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use mooseng_ports::clock::{BootTime, Clock};
 use mooseng_transport::{Blocking, CallFailure, Link, LinkOptions, Network};
 use mooseng_wire::Role;
+use mooseng_wire::call::ErrorCode;
 use mooseng_wire::method::Method;
 use mooseng_wire::raft as wire;
 use openraft::error::{
@@ -24,6 +25,8 @@ use tokio::sync::watch;
 
 use crate::codec::{self, RaftLogId};
 use crate::lease::Acknowledged;
+use crate::lineage::{Line, Lineage};
+use crate::log::Health;
 use crate::snapshot::{PAGE_BYTES, PagesDigest, SnapshotSource, lock};
 use crate::types::{Node, TypeConfig};
 
@@ -73,6 +76,8 @@ impl Links {
 pub(crate) struct Peers {
     pub links: Arc<Links>,
     pub group: u32,
+    pub lineage: Arc<Lineage>,
+    pub health: Arc<Health>,
     pub clock: Arc<dyn Clock>,
     pub blocking: Blocking,
     pub acknowledged: Arc<Mutex<Acknowledged>>,
@@ -97,6 +102,8 @@ impl RaftNetworkFactory<TypeConfig> for Peers {
             target,
             link: self.links.to(target, &node.address),
             group: self.group,
+            lineage: self.lineage.clone(),
+            health: self.health.clone(),
             clock: self.clock.clone(),
             blocking: self.blocking,
             acknowledged: self.acknowledged.clone(),
@@ -115,6 +122,8 @@ pub(crate) struct PeerLink {
     target: u64,
     link: Link,
     group: u32,
+    lineage: Arc<Lineage>,
+    health: Arc<Health>,
     clock: Arc<dyn Clock>,
     blocking: Blocking,
     acknowledged: Arc<Mutex<Acknowledged>>,
@@ -136,6 +145,14 @@ fn malformed<E: std::error::Error>(what: impl ToString) -> RPCError<u64, Node, E
     RPCError::Network(NetworkError::new(&AnyError::error(what.to_string())))
 }
 
+/// Whether a peer refuses this member as one of a line that the group has left.
+fn is_superseded(failure: &CallFailure, line: Line, group: u32) -> bool {
+    let CallFailure::Remote(error) = failure else { return false };
+    let theirs = error.detail.as_ref().try_into().ok().map(u32::from_be_bytes);
+    error.code() == ErrorCode::OtherFounding
+        && theirs.is_some_and(|word| Line(word.wrapping_sub(group)) > line)
+}
+
 type RpcResult<T> = Result<T, RPCError<u64, Node, RaftError<u64>>>;
 
 impl RaftNetwork<TypeConfig> for PeerLink {
@@ -148,7 +165,7 @@ impl RaftNetwork<TypeConfig> for PeerLink {
             return Ok(AppendEntriesResponse::Success);
         }
         let message = wire::AppendEntries {
-            group: self.group,
+            group: self.word(),
             vote: Some(codec::vote(&rpc.vote)),
             prev: rpc.prev_log_id.as_ref().map(codec::log_id),
             commit: rpc.leader_commit.as_ref().map(codec::log_id),
@@ -158,8 +175,11 @@ impl RaftNetwork<TypeConfig> for PeerLink {
             held: self.holds_without_it(rpc.vote.leader_id.term),
         };
         let sent = self.clock.boot();
-        let answer: wire::AppendAnswer =
-            self.link.request(Method::RaftAppend, &message, option.hard_ttl()).await.map_err(unreachable)?;
+        let answer: wire::AppendAnswer = self
+            .link
+            .request(Method::RaftAppend, &message, option.hard_ttl())
+            .await
+            .map_err(|f| self.refused(f))?;
         use wire::append_answer::Outcome;
         let response = match answer.outcome {
             Some(Outcome::Success(_)) => AppendEntriesResponse::Success,
@@ -193,14 +213,17 @@ impl RaftNetwork<TypeConfig> for PeerLink {
 
     async fn vote(&mut self, rpc: VoteRequest<u64>, option: RPCOption) -> RpcResult<VoteResponse<u64>> {
         let message = wire::VoteRequest {
-            group: self.group,
+            group: self.word(),
             vote: Some(codec::vote(&rpc.vote)),
             last: rpc.last_log_id.as_ref().map(codec::log_id),
             to: self.target,
             stored: self.has_stored(),
         };
-        let answer: wire::VoteAnswer =
-            self.link.request(Method::RaftVote, &message, option.hard_ttl()).await.map_err(unreachable)?;
+        let answer: wire::VoteAnswer = self
+            .link
+            .request(Method::RaftVote, &message, option.hard_ttl())
+            .await
+            .map_err(|f| self.refused(f))?;
         let vote = answer.vote.ok_or_else(|| malformed("an answer to a vote request has no vote"))?;
         Ok(VoteResponse {
             vote: codec::from_vote(&vote),
@@ -228,6 +251,17 @@ impl RaftNetwork<TypeConfig> for PeerLink {
 }
 
 impl PeerLink {
+    fn word(&self) -> u32 {
+        self.group.wrapping_add(self.lineage.line().0)
+    }
+
+    fn refused<E: std::error::Error>(&self, failure: CallFailure) -> RPCError<u64, Node, E> {
+        if is_superseded(&failure, self.lineage.line(), self.group) {
+            self.health.superseded.cancel();
+        }
+        unreachable(failure)
+    }
+
     /// Whether an append without entries would only tell the peer what was committed, a moment after it acknowledged all before. openraft
     /// sends one behind each commit, and keeps the next entries waiting for its answer; the next append or heartbeat tells the same.
     /// The success that it is answered with was the peer's own answer, to a request that the lease counted.
@@ -277,7 +311,7 @@ impl PeerLink {
             (SnapshotResponse { vote }, answer.accepted)
         };
         let begin = wire::SnapshotBegin {
-            group: self.group,
+            group: self.word(),
             vote: Some(codec::vote(&vote)),
             last: snapshot.meta.last_log_id.as_ref().map(codec::log_id),
             membership: Some(codec::stored_membership(&snapshot.meta.last_membership)),
@@ -311,7 +345,7 @@ impl PeerLink {
             digest.take(&page);
             let pairs = page.into_iter().map(|(key, value)| wire::Pair { key, value }).collect();
             let message =
-                wire::SnapshotPage { group: self.group, id: begin.id.clone(), sequence: pages, pairs };
+                wire::SnapshotPage { group: self.word(), id: begin.id.clone(), sequence: pages, pairs };
             pages += 1;
             let (response, accepted) =
                 answered(self.call(Method::RaftSnapshotPage, &message, PAGE_TIMEOUT).await?);
@@ -320,7 +354,7 @@ impl PeerLink {
             }
         }
         let end = wire::SnapshotEnd {
-            group: self.group,
+            group: self.word(),
             id: begin.id.clone(),
             pages,
             digest: digest.value(),

@@ -12,7 +12,7 @@ use mooseng_ports::clock::{BootTime, Clock};
 use mooseng_ports::disk::Disk;
 use mooseng_ports::plant::{self, Plant};
 use mooseng_transport::{Blocking, Lane, Network};
-use mooseng_wal::Wal;
+use mooseng_wal::{Wal, WalError};
 use mooseng_wire::method::Method;
 use mooseng_wire::raft as wire;
 use mooseng_wire::{Identity, NodeId};
@@ -22,9 +22,10 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::answers::LOST;
+use crate::answers::{LOST, SUPERSEDED};
 use crate::codec;
 use crate::lease::Acknowledged;
+use crate::lineage::{Line, Lineage};
 use crate::log::{Health, Log};
 use crate::machine::Machine;
 use crate::network::{Links, Metrics, Peers};
@@ -40,6 +41,8 @@ const PURGE_PAUSE: Duration = Duration::from_millis(200);
 pub(crate) struct Inner {
     pub id: u64,
     pub group: u32,
+    pub lineage: Arc<Lineage>,
+    pub disk: Arc<dyn Disk>,
     pub raft: Raft<TypeConfig>,
     pub embedded: Embedded,
     pub blocking: Blocking,
@@ -154,7 +157,16 @@ impl RaftNode {
         embedded: Embedded,
     ) -> Result<Self, RaftError> {
         let (dir, options) = (own.dir.clone(), own.wal);
-        let wal = Arc::new(blocking.run(move || Wal::open(disk, &dir, options)).await?);
+        let opened = {
+            let (disk, dir) = (disk.clone(), dir.clone());
+            blocking
+                .run(move || {
+                    Ok::<_, WalError>((Wal::open(disk.clone(), &dir, options)?, Lineage::open(&*disk, &dir)))
+                })
+                .await?
+        };
+        let (wal, lineage) = (Arc::new(opened.0), opened.1);
+        let lineage = Arc::new(lineage.map_err(|source| RaftError::Lineage { path: dir, source })?);
         // What the store holds came by way of the log. openraft would take a store without a log for a log that was purged, and let this
         // member vote for whoever lacks what it had acknowledged behind the store's last flush.
         let unused = wal.last().is_none() && wal.purged().is_none() && wal.lacking().is_none();
@@ -188,6 +200,8 @@ impl RaftNode {
         let peers = Peers {
             links: links.clone(),
             group: own.group,
+            lineage: lineage.clone(),
+            health: health.clone(),
             clock: clock.clone(),
             blocking,
             acknowledged: acknowledged.clone(),
@@ -207,6 +221,8 @@ impl RaftNode {
         let node = Self(Arc::new(Inner {
             id: own.id,
             group: own.group,
+            lineage,
+            disk,
             raft,
             embedded: embedded.clone(),
             blocking,
@@ -225,8 +241,14 @@ impl RaftNode {
         }));
         embedded.set_log(Arc::new(Proposals(node.clone())));
         tokio::spawn(node.clone().watch_leadership());
+        tokio::spawn(node.clone().end_when_superseded());
         tokio::spawn(node.clone().purge_now_and_then(own));
         Ok(node)
+    }
+
+    /// What messages name the group and its line by.
+    pub(crate) fn group_word(&self) -> u32 {
+        self.0.group.wrapping_add(self.0.lineage.line().0)
     }
 
     /// Whether a call is for [`handle`](Self::handle).
@@ -245,6 +267,11 @@ impl RaftNode {
     /// The leader as far as this member knows.
     pub fn leader(&self) -> Option<(NodeId, String)> {
         self.0.leadership.borrow().leader.clone().map(|(id, address)| (NodeId(id), address))
+    }
+
+    /// The line of its group ([`crate::lineage`]).
+    pub fn line(&self) -> Line {
+        self.0.lineage.line()
     }
 
     /// The current term.
@@ -342,7 +369,7 @@ impl RaftNode {
     async fn found(&self, members: &BTreeMap<u64, Member>) -> Result<(), RaftError> {
         for note in [false, true] {
             for (id, member) in members.iter().filter(|(id, _)| **id != self.0.id) {
-                let message = wire::Found { group: self.0.group, to: *id, note };
+                let message = wire::Found { group: self.group_word(), to: *id, note };
                 let link = self.0.links.to(*id, &member.address);
                 let answer: Result<wire::FoundAnswer, _> =
                     link.request(Method::RaftFound, &message, GREETING_TIMEOUT).await;
@@ -398,7 +425,7 @@ impl RaftNode {
         let vote = Some(codec::vote(&self.metrics().vote));
         // Whoever asks holds the lease, by the members that there are.
         let heartbeat =
-            wire::AppendEntries { group: self.0.group, vote, to: id, held: true, ..Default::default() };
+            wire::AppendEntries { group: self.group_word(), vote, to: id, held: true, ..Default::default() };
         let link = self.0.links.to(id, &node.address);
         let answer: Result<wire::AppendAnswer, _> =
             link.request(Method::RaftAppend, &heartbeat, GREETING_TIMEOUT).await;
@@ -454,7 +481,7 @@ impl RaftNode {
         let Some(successor) = membership.voter_ids().find(has_all) else { return };
         let Some(node) = membership.get_node(&successor) else { return };
         let message = wire::VoteRequest {
-            group: self.0.group,
+            group: self.group_word(),
             vote: Some(codec::vote(&m.vote)),
             to: successor,
             ..Default::default()
@@ -572,6 +599,20 @@ impl RaftNode {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => tracing::info!(term, %error, "was elected, but leadership isn't confirmed yet"),
             Err(_) => tracing::info!(term, "was elected, but leadership isn't confirmed in time"),
+        }
+    }
+
+    /// Ends this member once it has heard that its group was recovered without it.
+    async fn end_when_superseded(self) {
+        tokio::select! {
+            () = self.0.health.superseded.cancelled() => {}
+            () = self.0.shutdown.cancelled() => return,
+        }
+        let _told_before = self.0.health.failed.set(SUPERSEDED.to_owned());
+        // What it leads it leads no longer, before anything else.
+        lock(&self.0.acknowledged).forget();
+        if let Err(error) = self.0.raft.shutdown().await {
+            tracing::warn!(%error, "the Raft task ended badly");
         }
     }
 

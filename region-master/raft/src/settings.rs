@@ -97,6 +97,14 @@ pub enum RaftError {
     /// There is a store, but the log that it came from is gone.
     #[error("{LOST}")]
     LogLost,
+    /// It isn't known which line of the group the log is of.
+    #[error("{}: {source}", .path.display())]
+    Lineage {
+        /// The log's directory.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// openraft refused.
     #[error("the group refused: {0}")]
     Refused(String),

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use mooseng_namespace::upkeep;
+use mooseng_raft::lineage::Line;
 use mooseng_schema::ids::IdKind;
 use mooseng_store::Store;
 use mooseng_wire::VolumeId;
@@ -63,10 +64,21 @@ impl IdPool {
     }
 }
 
-/// Reserves a range of the root volume.
-pub async fn reserve<S: Store>(store: &S, kind: IdKind) -> Result<std::ops::Range<u64>, RecordFailure> {
+/// The least id that a group of that line gives. What was lost where it began may have been given already: chunkservers have chunks of such
+/// names, mounts know such inodes. A line's number is at least the second since 1970 in which it began, so that ids of earlier lines are below
+/// this as long as fewer than 65,536 a second were given since 1970. 48 bits last until 2106.
+pub fn least(line: Line) -> u64 {
+    u64::from(line.0) << 16
+}
+
+/// Reserves a range of the root volume, for a group of that line.
+pub async fn reserve<S: Store>(
+    store: &S,
+    kind: IdKind,
+    line: Line,
+) -> Result<std::ops::Range<u64>, RecordFailure> {
     transact(store, move |tx| async move {
-        let range = upkeep::reserve_ids(&tx, kind, VolumeId(0), RANGE).await?;
+        let range = upkeep::reserve_ids_from(&tx, kind, VolumeId(0), RANGE, least(line)).await?;
         Ok((tx, range))
     })
     .await

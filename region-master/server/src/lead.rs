@@ -124,7 +124,10 @@ async fn prepare(master: &Master, term: u64) -> Result<(), CallError> {
     let sessions = all_sessions(master).await?;
     let mut fresh = Vec::new();
     for kind in crate::ids::IdPool::default().low() {
-        fresh.push((kind, ids::reserve(&master.store, kind).await.map_err(|e| record_failed(&e))?));
+        fresh.push((
+            kind,
+            ids::reserve(&master.store, kind, master.raft.line()).await.map_err(|e| record_failed(&e))?,
+        ));
     }
     master.desk(|desk| {
         desk.follow();
@@ -167,7 +170,7 @@ async fn all_sessions(master: &Master) -> Result<Vec<(SessionId, SessionRecord)>
 async fn reserve_ids(master: &Master) {
     loop {
         for kind in master.desk(|desk| desk.ids.low()) {
-            match ids::reserve(&master.store, kind).await {
+            match ids::reserve(&master.store, kind, master.raft.line()).await {
                 Ok(range) => master.desk(|desk| desk.ids.add(kind, range)),
                 Err(error) => tracing::warn!(%error, "ids can't be reserved; trying on"),
             }

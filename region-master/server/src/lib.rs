@@ -19,11 +19,14 @@
 //! - [`locks`]: one request at a time for an inode's locks, queues, grants.
 //! - [`seals`], [`places`], [`tickets`], [`ids`], [`records`]: chunks' ends, their addresses and tickets, fresh ids, own transactions.
 //! - [`own`]: changes of the master's own that pass the gate. [`fsck`]: the check of the whole store.
+//! - [`dump`]: the whole store as a file, and a region that begins with one.
+//! - [`recover`]: a region goes on from the one master's disk that is left.
 //! - [`errors`]: what callers are told. [`metrics`]: figures.
 
 pub mod config;
 pub mod credentials;
 pub mod desk;
+pub mod dump;
 pub mod errors;
 pub mod founding;
 pub mod fs;
@@ -38,6 +41,7 @@ pub mod own;
 pub mod places;
 pub mod promises;
 pub mod records;
+pub mod recover;
 pub mod rights;
 pub mod rpc;
 pub mod seals;

@@ -1,16 +1,19 @@
 //! The daemon `mooseng-master`: parse, wire, run.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use mooseng_embedded::FjallBase;
-use mooseng_master::{MasterConfig, MasterServer, Ports};
+use mooseng_master::{MasterConfig, MasterServer, Ports, dump, recover};
 use mooseng_ports::clock::OsClock;
 use mooseng_ports::disk::os::OsDisk;
 use mooseng_ports::{plant, service_manager};
+use mooseng_raft::Node;
 use mooseng_transport::{Blocking, TlsNetwork, observe};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -31,6 +34,34 @@ struct Arguments {
     /// Prints the configuration with its defaults and exits.
     #[arg(long)]
     print_config: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Lets the region go on from this master's disk alone, where a majority of its masters is lost for good. This master must be stopped.
+    ///
+    /// Without options it shows what is on the disk, and changes nothing.
+    Recover(Recover),
+    /// Makes the region anew on this master from a dump of its metadata (`mooseng metadata dump`). This master's state_dir must be empty.
+    Load {
+        /// The dump.
+        file: PathBuf,
+    },
+}
+
+#[derive(clap::Args)]
+struct Recover {
+    /// Ids of the masters that are lost for good, separated by commas.
+    #[arg(long, value_name = "IDS", value_delimiter = ',')]
+    lost: Vec<u64>,
+    /// They never come back: what they had acknowledged without this master is given up.
+    #[arg(long, requires = "lost")]
+    i_know_that_the_lost_masters_never_return: bool,
+    /// This master's log was still being filled, and there is no better one.
+    #[arg(long)]
+    although_it_is_incomplete: bool,
 }
 
 fn main() -> ExitCode {
@@ -58,7 +89,86 @@ fn start() -> anyhow::Result<()> {
         println!("{} is well", path.display());
         return Ok(());
     }
-    mooseng_transport::run_daemon(run(config))?
+    match arguments.command {
+        Some(Command::Recover(asked)) => recover_region(config, &asked),
+        Some(Command::Load { file }) => load(config, &file),
+        None => mooseng_transport::run_daemon(run(config))?,
+    }
+}
+
+/// The region begins anew on this master, with what a dump holds.
+fn load(config: MasterConfig, file: &Path) -> anyhow::Result<()> {
+    let Some(tls) = config.tls.clone() else {
+        bail!(
+            "the setting `tls` is missing: the other masters are asked whether they are alive; give cert, key and ca"
+        );
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let members = config
+        .members
+        .iter()
+        .map(|m| (m.id, Node { name: m.name.clone(), address: m.address.clone(), zone: m.zone.clone() }));
+    let members: BTreeMap<u64, Node> = members.collect();
+    runtime.block_on(async {
+        let network = Arc::new(TlsNetwork::load(tls).context("the setting `tls` is wrong")?);
+        anyhow::Ok(recover::nobody_answers(network, config.id, &config.advertise, &members).await?)
+    })?;
+    let loaded = dump::load(&config, Arc::new(OsDisk), file, SystemTime::now())?;
+    println!(
+        "Loaded {} records ({} bytes) as of {}, commit version {}. What was changed since then is missing; chunks that only later changes name stay where they are, in no file.\nMaster {} is the only member of its group, from term {} on (line {}). Start it; then `mooseng fsck`. Other masters are added with empty disks \
+         and ids that were never used (`mooseng members add`); masters of before, should they come back, are refused.",
+        loaded.totals.pairs,
+        loaded.totals.bytes,
+        recover::utc(SystemTime::UNIX_EPOCH + Duration::from_secs(loaded.header.taken_unix_s)),
+        loaded.header.version,
+        config.id,
+        loaded.group.term,
+        loaded.group.line.0
+    );
+    Ok(())
+}
+
+/// The region goes on from this master's disk.
+fn recover_region(config: MasterConfig, asked: &Recover) -> anyhow::Result<()> {
+    let Some(tls) = config.tls.clone() else {
+        bail!(
+            "the setting `tls` is missing: the other masters are asked whether they are alive; give cert, key and ca"
+        );
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let ask = |members: BTreeMap<u64, Node>| -> anyhow::Result<()> {
+        runtime.block_on(async {
+            let network = Arc::new(TlsNetwork::load(tls.clone()).context("the setting `tls` is wrong")?);
+            Ok(recover::nobody_answers(network, config.id, &config.advertise, &members).await?)
+        })
+    };
+    // First this one: a running master's files mustn't be opened.
+    ask(BTreeMap::new())?;
+    let disks = recover::Disks::open(&config, Arc::new(OsDisk))?;
+    let now = SystemTime::now();
+    print!("{}", recover::Shown { disks: &disks, own: config.id, state_dir: &config.state_dir, now });
+    if asked.lost.is_empty() {
+        println!(
+            "Nothing was changed. If a majority of these masters can still be started, start them. If not, look at each disk that is left, take the one with the \
+             newest last entry (the term counts first), and name the others: recover --lost IDS --i-know-that-the-lost-masters-never-return"
+        );
+        return Ok(());
+    }
+    let word = recover::Word {
+        lost: asked.lost.iter().copied().collect(),
+        never_return: asked.i_know_that_the_lost_masters_never_return,
+        although_incomplete: asked.although_it_is_incomplete,
+    };
+    disks.judge(config.id, &word)?;
+    ask(disks.remains.members.clone())?;
+    let recovered = disks.recover(config.id, now)?;
+    println!("{}", recover::missing(&disks.remains));
+    println!(
+        "Master {} is the only member of its group now, from term {} on (line {}). Start it; then `mooseng fsck`. Other masters are added with empty disks and new \
+         ids (`mooseng members add`). The lost ones, should they come back, are refused, and must be emptied.",
+        config.id, recovered.term, recovered.line.0
+    );
+    Ok(())
 }
 
 async fn run(config: MasterConfig) -> anyhow::Result<()> {

@@ -61,6 +61,8 @@ pub struct Master {
     pub reachable: Mutex<BTreeMap<u64, bool>>,
     /// One check of the whole store at a time.
     pub checking: Semaphore,
+    /// One dump at a time.
+    pub dumping: Arc<Semaphore>,
     desk: Mutex<Desk>,
     links: Mutex<BTreeMap<(Role, String), Link>>,
 }
@@ -108,6 +110,7 @@ impl Master {
             told: crate::credentials::Told::default(),
             reachable: Mutex::default(),
             checking: Semaphore::new(1),
+            dumping: Arc::new(Semaphore::new(1)),
             desk: Mutex::new(Desk::new(limits)),
             links: Mutex::default(),
         }

@@ -504,7 +504,7 @@ impl Drop for ChangeGate {
 
 /// A version at which every commit that was proposed before is decided.
 async fn decided(master: &Master) -> Option<u64> {
-    ids::reserve(&master.store, IdKind::Session).await.ok()?;
+    ids::reserve(&master.store, IdKind::Session, master.raft.line()).await.ok()?;
     master.store.begin().read_version().await.ok().map(|version| version.0)
 }
 

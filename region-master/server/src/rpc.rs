@@ -11,8 +11,8 @@ use mooseng_transport::peer_of;
 use mooseng_wire::Role;
 use mooseng_wire::admin::{
     ChangeMembersReply, ChangeMembersRequest, CredentialReport, CredentialsRequest, DrainReply, DrainRequest,
-    FsckNews, FsckRequest, HeartbeatReply, HeartbeatRequest, StatusReply, StatusRequest, TicketKey,
-    TransferLeaderReply, TransferLeaderRequest,
+    DumpPiece, DumpRequest, FsckNews, FsckRequest, HeartbeatReply, HeartbeatRequest, StatusReply,
+    StatusRequest, TicketKey, TransferLeaderReply, TransferLeaderRequest,
 };
 use mooseng_wire::call::CallError;
 use mooseng_wire::founding::Founding;
@@ -21,7 +21,7 @@ use tonic::{Code, Request, Response, Status};
 
 use crate::desk::HeartbeatRefused;
 use crate::master::{HOME_EPOCH, Master};
-use crate::{fsck, house, status};
+use crate::{dump, fsck, house, status};
 
 /// How often chunkservers report.
 const HEARTBEAT_INTERVAL_MS: u32 = 500;
@@ -138,6 +138,17 @@ impl Administration for Rpc {
         let FsckRequest { repair } = request.into_inner();
         tracing::info!(who, repair, "the whole store is to be checked");
         Ok(Response::new(fsck::stream(self.0.clone(), repair)))
+    }
+
+    type DumpMetadataStream = tokio_stream::wrappers::ReceiverStream<Result<DumpPiece, Status>>;
+
+    async fn dump_metadata(
+        &self,
+        request: Request<DumpRequest>,
+    ) -> Result<Response<Self::DumpMetadataStream>, Status> {
+        let who = self.allow(&request, &[Role::Admin])?;
+        tracing::info!(who, "the whole store is dumped");
+        dump::stream(self.0.clone()).map(Response::new)
     }
 
     async fn change_members(

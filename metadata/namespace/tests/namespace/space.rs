@@ -1,6 +1,7 @@
 //! Data in chunks, large truncations, reaping.
 
 use mooseng_namespace::upkeep;
+use mooseng_schema::ids::IdKind;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::*;
@@ -252,6 +253,13 @@ async fn a_stale_plan_moves_nothing() {
     assert_eq!(stands(chunk, "cs-3").await, upkeep::Standing::Placed);
     assert!(matches!(stands(chunk, "cs-4").await, upkeep::Standing::Misplaced(_)));
     assert_eq!(stands(1 << 40, "cs-3").await, upkeep::Standing::Unknown, "no such id was given");
+    // A region that was recovered gives ids from far above on: what may have been given by what it lost is left alone, too.
+    let reserved = volume.driver.transact(deadline(), |tx| {
+        Box::pin(upkeep::reserve_ids_from(tx, IdKind::Chunk, VolumeId(0), 1, 1 << 41))
+    });
+    assert_eq!(reserved.await.unwrap().0, 1 << 41..(1 << 41) + 1);
+    assert_eq!(stands(1 << 40, "cs-3").await, upkeep::Standing::Unknown);
+    assert_eq!(stands(1 << 41, "cs-3").await, upkeep::Standing::Gone);
 }
 
 #[tokio::test]

@@ -68,7 +68,7 @@ impl Replacement for Slow {
 }
 
 /// What a slow machine may take for anything: whoever waits longer has waited in vain.
-const WAIT_MAX: Duration = Duration::from_secs(60);
+pub const WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// A running master.
 #[derive(Clone)]

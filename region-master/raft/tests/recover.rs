@@ -1,0 +1,122 @@
+//! A group goes on from one master's disk; the others, should they come back with theirs, are kept out.
+#![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::{Group, WAIT_MAX};
+use mooseng_embedded::{Base, MemoryBase};
+use mooseng_raft::lineage::Line;
+use mooseng_raft::recover::{Recovered, Remains, alone, look};
+use mooseng_store::{Read, Store, Transaction};
+use mooseng_wal::{Options, Wal};
+
+const NOW_S: u64 = 1_900_000_000;
+
+/// Recovers on a master's disk, which must be down.
+fn recover(group: &Group, id: u64) -> (Remains, Recovered) {
+    let disk = group.slots.read().unwrap()[id as usize - 1].disk.clone();
+    let store = MemoryBase::on_disk(Arc::new(disk.clone()), Path::new("/store")).unwrap();
+    let dir = Path::new("/raft");
+    let options = Options { segment_bytes: 256 << 10, ..Options::default() };
+    let log = Wal::open(Arc::new(disk.clone()), dir, options).unwrap();
+    let remains = look(&disk, dir, &log, &store.position().position).unwrap();
+    let recovered = alone(&disk, dir, &log, &remains, id, NOW_S).unwrap();
+    (remains, recovered)
+}
+
+async fn get(group: &Group, key: &str) -> Option<String> {
+    let tx = group.begin();
+    let value = tx.get(key.as_bytes(), Read::Snapshot).await.unwrap();
+    value.map(|value| String::from_utf8(value.to_vec()).unwrap())
+}
+
+async fn ends(group: &Group, id: u64) -> String {
+    let raft = group.master(id).raft;
+    let stopped = tokio::time::timeout(WAIT_MAX, raft.stopped()).await;
+    let why = stopped.unwrap_or_else(|_| panic!("master {id} of before goes on"));
+    group.kill(id, false).await;
+    why
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_goes_on_from_one_disk_and_the_others_are_kept_out() {
+    let group = Group::new(3).await;
+    group.put("kept", "1").await;
+    group.converge().await;
+    // What the others acknowledge without it is lost with them.
+    group.cut(1, true);
+    group.until("another one to lead", || group.leader_now().is_some_and(|leader| leader != 1)).await;
+    group.put("lost", "2").await;
+    for id in [1, 2, 3] {
+        group.kill(id, false).await;
+    }
+    group.cut(1, false);
+
+    let (remains, recovered) = recover(&group, 1);
+    assert_eq!(remains.members.keys().copied().collect::<Vec<_>>(), [1, 2, 3]);
+    assert!(!remains.can_decide(&BTreeSet::from([1])) && remains.can_decide(&BTreeSet::from([1, 3])));
+    assert_eq!(recovered.line, Line(u32::try_from(NOW_S).unwrap()));
+    assert!(recovered.term > remains.term + (1 << 31));
+    group.start(1).await;
+    assert_eq!(group.leader().await, 1);
+    assert!(group.master(1).raft.term() > recovered.term - 1);
+    assert_eq!(get(&group, "kept").await.as_deref(), Some("1"));
+    assert_eq!(get(&group, "lost").await, None);
+    group.put("new", "3").await;
+
+    // One after the other, and the second isn't even needed for a majority of what was.
+    for id in [2, 3] {
+        group.start(id).await;
+        let why = ends(&group, id).await;
+        assert!(why.contains("recovered without it"), "{why}");
+    }
+    assert_eq!(group.leader().await, 1);
+    assert_eq!(get(&group, "new").await.as_deref(), Some("3"));
+
+    // Nor is one taken in that is added with its old disk; a new one is.
+    group.start(3).await;
+    let member = group.members()[&3].clone();
+    let added = group.master(1).raft.change_members(BTreeMap::from([(3, member)]), BTreeSet::new()).await;
+    assert!(added.is_err(), "{added:?}");
+    ends(&group, 3).await;
+    let (four, member) = group.add().await;
+    let (five, other) = group.add().await;
+    let add = BTreeMap::from([(four, member), (five, other)]);
+    let voters = group.master(1).raft.change_members(add, BTreeSet::new()).await.unwrap();
+    assert_eq!(voters, [1, four, five]);
+    group.put("with others", "4").await;
+    group.converge_among(&[1, four, five]).await;
+
+    // The line stays with them: the one that was left isn't needed.
+    group.kill(1, true).await;
+    group.put("without it", "5").await;
+    group.kill(four, true).await;
+    group.start(four).await;
+    group.start(1).await;
+    group.converge_among(&[1, four, five]).await;
+    for key in ["kept", "new", "with others", "without it"] {
+        assert!(get(&group, key).await.is_some(), "{key}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_can_be_done_twice_and_each_time_begins_a_later_line() {
+    let group = Group::new(1).await;
+    group.put("k", "1").await;
+    let mut before = Line(0);
+    for round in 0..3 {
+        group.kill(1, true).await;
+        let (_, recovered) = recover(&group, 1);
+        assert!(recovered.line > before, "round {round}");
+        before = recovered.line;
+        group.start(1).await;
+        tokio::time::timeout(Duration::from_secs(20), group.leader()).await.unwrap();
+        assert_eq!(get(&group, "k").await.as_deref(), Some("1"));
+        group.put("k2", &round.to_string()).await;
+    }
+}
