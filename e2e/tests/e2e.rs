@@ -26,6 +26,8 @@ mod ranges;
 mod ready;
 #[path = "e2e/recovery.rs"]
 mod recovery;
+#[path = "e2e/rolling.rs"]
+mod rolling;
 #[path = "e2e/rotation.rs"]
 mod rotation;
 #[path = "e2e/rules.rs"]

@@ -37,6 +37,10 @@ pub enum Command {
     Fsck(Fsck),
     /// What a health code means, where it comes from and what to do.
     Explain(Explain),
+    /// What the mounts on this machine are asked for, again and again.
+    Top(Top),
+    /// What a mount is asked for during some seconds, by operation.
+    Profile(Profile),
     /// Change the masters of a region.
     Members(Members),
     /// Empty chunkservers, or take them back into use.
@@ -275,6 +279,31 @@ pub struct ChunkserverNamed {
     /// A configuration whose certificate has the role admin.
     #[arg(long, env = "MOOSENG_CONFIG", value_name = "FILE")]
     pub config: PathBuf,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// `mooseng top`.
+#[derive(ClapArgs, Debug)]
+pub struct Top {
+    /// How often it looks, e.g. 2s.
+    #[arg(long, value_parser = parse_duration, default_value = "2s")]
+    pub every: Duration,
+    /// Look for that time once, print, and end.
+    #[arg(long)]
+    pub once: bool,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// `mooseng profile`.
+#[derive(ClapArgs, Debug)]
+pub struct Profile {
+    /// A mount, or a path below one.
+    pub path: PathBuf,
+    /// How long to look, e.g. 10s.
+    #[arg(long = "for", value_parser = parse_duration, default_value = "5s")]
+    pub time: Duration,
     #[command(flatten)]
     pub output: Output,
 }

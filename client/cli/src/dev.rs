@@ -17,7 +17,7 @@ mod control;
 mod down;
 mod launch;
 mod plan;
-mod ready;
+pub mod ready;
 mod root;
 mod state;
 mod status;

@@ -3,6 +3,7 @@
 //! ```text
 //!  args --> run --> mount (mounting, runtime)      a FUSE mount, as a daemon; as mount.mooseng for mount(8)
 //!             |---> status, df, fsck, members, chunkservers, metadata (admin)  what masters say, over gRPC
+//!             |---> top, profile                   what mounts on this machine are asked for, from their metrics
 //!             |---> info                           where a path's chunks lie, over a session
 //!             |---> explain, shell                 what needs no cluster
 //!             \---> dev                            a cluster of real daemons on loopback
@@ -24,6 +25,7 @@ mod metadata;
 mod mount;
 mod output;
 mod process;
+mod profile;
 mod runtime;
 mod shell;
 mod status;
@@ -71,6 +73,8 @@ fn dispatch(command: args::Command) -> Result<(), Failure> {
         Explain(a) => explain::run(&a),
         Members(a) => members::run(a),
         Chunkservers(a) => chunkservers::run(a),
+        Top(a) => profile::top(&a),
+        Profile(a) => profile::profile(&a),
         Metadata(a) => metadata::run(a),
         Completions(a) => shell::completions(a.shell),
         Man(a) => shell::man(&a.dir),

@@ -259,7 +259,8 @@ async fn run(
         _ = interrupt.recv() => return Err(Failure::failed("Told to end before the mount worked.")),
     };
     let shutdown = CancellationToken::new();
-    let http = serve_health(&request.file, &fs, &shutdown).await?;
+    let metrics = Metrics::default();
+    let http = serve_health(&request.file, &fs, &metrics, &shutdown).await?;
     if let Some((session, incarnation)) = request.again {
         if !supervisor::is_dead_now(&request.path) {
             tracing::info!(path = %request.path.display(), "the dead mount was taken away, and isn't made again");
@@ -272,6 +273,7 @@ async fn run(
         detach(&request.path)?;
     }
     let handle = mount_fuse(&request, fs.clone(), tokio).await?;
+    metrics::register_operations(&metrics, handle.operations());
     let Some(process) = Started::myself() else {
         return Err(Failure::failed("This process isn't in /proc."));
     };
@@ -327,13 +329,14 @@ async fn mount_fuse(
 async fn serve_health(
     file: &ClientFile,
     fs: &FileSystem,
+    metrics: &Metrics,
     shutdown: &CancellationToken,
 ) -> Result<Option<String>, Failure> {
     let Some(address) = &file.http_listen else { return Ok(None) };
-    let metrics = Metrics::default();
-    metrics::register(&metrics, fs.clone());
+    metrics::register(metrics, fs.clone());
     let fs = fs.clone();
-    let local = observe::serve_http(address, metrics, Arc::new(move || fs.ready()), shutdown.clone()).await;
+    let local =
+        observe::serve_http(address, metrics.clone(), Arc::new(move || fs.ready()), shutdown.clone()).await;
     let local = local.map_err(|e| {
         Failure::failed(format!("Metrics and health can't be served on http_listen = {address:?}: {e}."))
     })?;

@@ -28,6 +28,7 @@ use crate::kernel::ROOT;
 use crate::lock_kind::LockKinds;
 use crate::locks::KernelLock;
 use crate::notify::Notifier;
+use crate::operations::{Operation, Operations};
 use crate::told::How;
 use crate::waiting::for_process;
 
@@ -72,6 +73,7 @@ pub(crate) struct Adapter {
     permits: Arc<Semaphore>,
     pub(crate) directories: Arc<Directories>,
     pub(crate) notifier: Arc<Notifier>,
+    pub(crate) operations: Arc<Operations>,
 }
 
 impl Adapter {
@@ -88,15 +90,22 @@ impl Adapter {
             permits: Arc::new(Semaphore::new(requests_max)),
             directories: Arc::default(),
             notifier,
+            operations: Arc::default(),
         }
     }
 
     /// Runs a request. A panic in `work` ends its task only; fuser's reply, dropped, answers EIO.
-    pub(crate) fn run<T, W>(&self, pid: u32, work: W, answer: impl FnOnce(Result<T, Errno>) + Send + 'static)
-    where
+    pub(crate) fn run<T, W>(
+        &self,
+        operation: Operation,
+        pid: u32,
+        work: W,
+        answer: impl FnOnce(Result<T, Errno>) + Send + 'static,
+    ) where
         T: Send + 'static,
         W: Future<Output = Result<T, FsError>> + Send + 'static,
     {
+        let mut running = self.operations.begin(operation);
         let permits = self.permits.clone();
         let permit = match permits.clone().try_acquire_owned() {
             Ok(permit) => Ok(permit),
@@ -106,8 +115,9 @@ impl Adapter {
         let mut task = Box::pin(async move {
             // Each operation is a trace of its own: its id stands in the debug logs of whoever works on it.
             let outcome = trace::begun(for_process(pid, work)).await;
+            running.outcome(outcome.is_err());
             answer(outcome.map_err(Errno::from_i32));
-            drop(permit);
+            drop((running, permit));
         });
         // What needs nobody else is answered on this thread: a wake-up costs more than the answer.
         let context = self.runtime.enter();
@@ -116,7 +126,10 @@ impl Adapter {
         drop(context);
         match polled {
             Ok(Some(())) => {}
-            Ok(None) => drop(self.runtime.spawn(task)),
+            Ok(None) => {
+                self.operations.waits(operation);
+                drop(self.runtime.spawn(task));
+            }
             Err(_) => tracing::error!(pid, "an operation panicked; it is answered EIO"),
         }
     }
@@ -141,13 +154,20 @@ impl Adapter {
     }
 
     /// Answers an entry that was made under that name.
-    fn entry<W>(&self, req: &Request, parent: u64, name: Vec<u8>, work: W, reply: ReplyEntry)
-    where
+    fn entry<W>(
+        &self,
+        operation: Operation,
+        req: &Request,
+        parent: u64,
+        name: Vec<u8>,
+        work: W,
+        reply: ReplyEntry,
+    ) where
         W: Future<Output = Result<Attr, FsError>> + Send + 'static,
     {
         self.notifier.changing(parent);
         let (fs, notifier) = (self.fs.clone(), self.notifier.clone());
-        self.run(req.pid(), work, move |outcome| match outcome {
+        self.run(operation, req.pid(), work, move |outcome| match outcome {
             Ok(attr) => {
                 let how = How::Made(parent);
                 show_entry(&fs, &notifier, (parent, &name), Some(&attr), how, reply);
@@ -156,22 +176,22 @@ impl Adapter {
         });
     }
 
-    pub(crate) fn empty<W>(&self, req: &Request, work: W, reply: ReplyEmpty)
+    pub(crate) fn empty<W>(&self, operation: Operation, req: &Request, work: W, reply: ReplyEmpty)
     where
         W: Future<Output = Result<(), FsError>> + Send + 'static,
     {
-        self.run(req.pid(), work, move |outcome| match outcome {
+        self.run(operation, req.pid(), work, move |outcome| match outcome {
             Ok(()) => reply.ok(),
             Err(errno) => reply.error(errno),
         });
     }
 
-    fn attr<W>(&self, req: &Request, work: W, reply: ReplyAttr)
+    fn attr<W>(&self, operation: Operation, req: &Request, work: W, reply: ReplyAttr)
     where
         W: Future<Output = Result<Attr, FsError>> + Send + 'static,
     {
         let (fs, notifier) = (self.fs.clone(), self.notifier.clone());
-        self.run(req.pid(), work, move |outcome| match outcome {
+        self.run(operation, req.pid(), work, move |outcome| match outcome {
             Ok(attr) => {
                 show_attr(&fs, &notifier, &attr, reply);
             }
@@ -180,11 +200,11 @@ impl Adapter {
     }
 
     /// A value of which the caller may want the size first.
-    fn xattr<W>(&self, req: &Request, size: u32, work: W, reply: ReplyXattr)
+    fn xattr<W>(&self, operation: Operation, req: &Request, size: u32, work: W, reply: ReplyXattr)
     where
         W: Future<Output = Result<Bytes, FsError>> + Send + 'static,
     {
-        self.run(req.pid(), work, move |outcome| match outcome {
+        self.run(operation, req.pid(), work, move |outcome| match outcome {
             Ok(value) if size == 0 => reply.size(value.len() as u32),
             Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
             Ok(value) => reply.data(&value),
@@ -258,13 +278,14 @@ impl Filesystem for Adapter {
             && let Some(attr) = self.fs.known_entry(parent, name.as_bytes())
         {
             let entry = (parent, name.as_bytes());
+            self.operations.known(Operation::Lookup);
             return show_entry(&self.fs, &self.notifier, entry, attr.as_ref(), How::Met, reply);
         }
         let (fs, caller, name, notifier) =
             (self.fs.clone(), self.caller(req), owned(name), self.notifier.clone());
         let (whole, asked) = (self.fs.clone(), name.clone());
         let work = async move { fs.find(&caller, parent, &asked).await };
-        self.run(req.pid(), work, move |outcome| match outcome {
+        self.run(Operation::Lookup, req.pid(), work, move |outcome| match outcome {
             Ok(attr) => {
                 show_entry(&whole, &notifier, (parent, &name), attr.as_ref(), How::Met, reply);
             }
@@ -279,10 +300,11 @@ impl Filesystem for Adapter {
     fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         let ino = self.inode(ino);
         if let Some(attr) = self.fs.known_attr(ino) {
+            self.operations.known(Operation::GetAttr);
             return show_attr(&self.fs, &self.notifier, &attr, reply);
         }
         let (fs, caller) = (self.fs.clone(), self.caller(req));
-        self.attr(req, async move { fs.getattr(&caller, ino).await }, reply);
+        self.attr(Operation::GetAttr, req, async move { fs.getattr(&caller, ino).await }, reply);
     }
 
     fn setattr(
@@ -333,7 +355,7 @@ impl Filesystem for Adapter {
                 None => fs.setattr(&caller, change).await,
             }
         };
-        self.run(req.pid(), work, move |outcome| match outcome {
+        self.run(Operation::SetAttr, req.pid(), work, move |outcome| match outcome {
             // For no time: older kernels believe it although they were told to forget it meanwhile.
             Ok(attr) => reply.attr(&Duration::ZERO, &convert::attr(&attr)),
             Err(errno) => reply.error(errno),
@@ -343,10 +365,15 @@ impl Filesystem for Adapter {
     fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
         let ino = self.inode(ino);
         let (fs, caller) = (self.fs.clone(), self.caller(req));
-        self.run(req.pid(), async move { fs.readlink(&caller, ino).await }, move |outcome| match outcome {
-            Ok(target) => reply.data(&target),
-            Err(errno) => reply.error(errno),
-        });
+        self.run(
+            Operation::ReadLink,
+            req.pid(),
+            async move { fs.readlink(&caller, ino).await },
+            move |outcome| match outcome {
+                Ok(target) => reply.data(&target),
+                Err(errno) => reply.error(errno),
+            },
+        );
     }
 
     fn mknod(
@@ -364,6 +391,7 @@ impl Filesystem for Adapter {
         let (fs, caller, name) = (self.fs.clone(), self.caller(req), owned(name));
         let made = name.clone();
         self.entry(
+            Operation::MakeNode,
             req,
             parent,
             name,
@@ -377,21 +405,26 @@ impl Filesystem for Adapter {
         let (fs, caller, name) = (self.fs.clone(), self.caller(req), owned(name));
         let made = name.clone();
         let work = async move { fs.mkdir(&caller, parent, &made, mode & 0o7777).await };
-        self.entry(req, parent, name, work, reply);
+        self.entry(Operation::MakeDirectory, req, parent, name, work, reply);
     }
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let parent = self.inode(parent);
         let (fs, caller, name) = (self.fs.clone(), self.caller(req), owned(name));
         self.notifier.changing(parent);
-        self.empty(req, async move { fs.unlink(&caller, parent, &name).await }, reply);
+        self.empty(Operation::Unlink, req, async move { fs.unlink(&caller, parent, &name).await }, reply);
     }
 
     fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let parent = self.inode(parent);
         let (fs, caller, name) = (self.fs.clone(), self.caller(req), owned(name));
         self.notifier.changing(parent);
-        self.empty(req, async move { fs.rmdir(&caller, parent, &name).await }, reply);
+        self.empty(
+            Operation::RemoveDirectory,
+            req,
+            async move { fs.rmdir(&caller, parent, &name).await },
+            reply,
+        );
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry) {
@@ -400,7 +433,7 @@ impl Filesystem for Adapter {
             (self.fs.clone(), self.caller(req), owned(link_name), owned(target.as_os_str()));
         let made = name.clone();
         let work = async move { fs.symlink(&caller, parent, &made, &target).await };
-        self.entry(req, parent, name, work, reply);
+        self.entry(Operation::Symlink, req, parent, name, work, reply);
     }
 
     fn rename(
@@ -428,6 +461,7 @@ impl Filesystem for Adapter {
         self.notifier.changing(parent);
         self.notifier.changing(newparent);
         self.empty(
+            Operation::Rename,
             req,
             async move { fs.rename(&caller, parent, &name, newparent, &newname, mode).await },
             reply,
@@ -440,7 +474,7 @@ impl Filesystem for Adapter {
         let (fs, caller, name) = (self.fs.clone(), self.caller(req), owned(newname));
         let made = name.clone();
         let work = async move { fs.link(&caller, ino, newparent, &made).await };
-        self.entry(req, newparent, name, work, reply);
+        self.entry(Operation::Link, req, newparent, name, work, reply);
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -448,6 +482,7 @@ impl Filesystem for Adapter {
         let (fs, caller) = (self.fs.clone(), self.caller(req));
         let (whole, notifier) = (self.fs.clone(), self.notifier.clone());
         self.run(
+            Operation::Open,
             req.pid(),
             async move { fs.open(&caller, ino, flags.0).await },
             move |outcome| match outcome {
@@ -476,6 +511,7 @@ impl Filesystem for Adapter {
         let (whole, notifier, made) = (self.fs.clone(), self.notifier.clone(), name.clone());
         self.notifier.changing(parent);
         self.run(
+            Operation::Create,
             req.pid(),
             async move { fs.create(&caller, parent, &made, mode & 0o7777, flags).await },
             move |outcome| match outcome {
@@ -518,16 +554,19 @@ impl Filesystem for Adapter {
         let ino = self.inode(ino);
         let (fs, caller) = (self.fs.clone(), self.caller(req));
         let (whole, notifier) = (self.fs.clone(), self.notifier.clone());
-        self.run(req.pid(), async move { fs.read(&caller, fh.0, offset, size).await }, move |outcome| {
-            match outcome {
+        self.run(
+            Operation::Read,
+            req.pid(),
+            async move { fs.read(&caller, fh.0, offset, size).await },
+            move |outcome| match outcome {
                 Ok(bytes) => {
                     let _showing = notifier.showing();
                     notifier.gives_pages(ino, whole.hold(ino));
                     reply.data(&bytes);
                 }
                 Err(errno) => reply.error(errno),
-            }
-        });
+            },
+        );
     }
 
     fn write(
@@ -551,6 +590,7 @@ impl Filesystem for Adapter {
         let (fs, caller, data) = (self.fs.clone(), self.caller(req), Bytes::copy_from_slice(data));
         let length = data.len() as u32;
         self.run(
+            Operation::Write,
             req.pid(),
             async move { fs.write(&caller, fh.0, offset, data, options).await },
             move |outcome| match outcome {
@@ -610,12 +650,12 @@ impl Filesystem for Adapter {
         let fs = self.fs.clone();
         // Nobody waits for it: an answer that came after an unmount would only be one to nobody. And it must not be given up: pid 0.
         reply.ok();
-        self.run(0, async move { fs.release(fh.0).await }, |_| ());
+        self.run(Operation::Release, 0, async move { fs.release(fh.0).await }, |_| ());
     }
 
     fn fsync(&self, req: &Request, _ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
         let fs = self.fs.clone();
-        self.empty(req, async move { fs.fsync(fh.0, datasync).await }, reply);
+        self.empty(Operation::Sync, req, async move { fs.fsync(fh.0, datasync).await }, reply);
     }
 
     fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -642,23 +682,28 @@ impl Filesystem for Adapter {
     fn fsyncdir(&self, req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
         let ino = self.inode(ino);
         let fs = self.fs.clone();
-        self.empty(req, async move { fs.fsync_directory(ino).await }, reply);
+        self.empty(Operation::SyncDirectory, req, async move { fs.fsync_directory(ino).await }, reply);
     }
 
     fn statfs(&self, req: &Request, ino: INodeNo, reply: ReplyStatfs) {
         let ino = self.inode(ino);
         let (fs, caller) = (self.fs.clone(), self.caller(req));
-        self.run(req.pid(), async move { fs.statfs(&caller, ino).await }, move |outcome| match outcome {
-            Ok(stat) => {
-                let block = stat.block_size.max(512);
-                let blocks = |bytes: u64| bytes / u64::from(block);
-                let (total, free, available) =
-                    (blocks(stat.bytes_total), blocks(stat.bytes_free), blocks(stat.bytes_available));
-                let name_max = if stat.name_max == 0 { 255 } else { stat.name_max };
-                reply.statfs(total, free, available, stat.files, stat.files_free, block, name_max, block);
-            }
-            Err(errno) => reply.error(errno),
-        });
+        self.run(
+            Operation::StatFs,
+            req.pid(),
+            async move { fs.statfs(&caller, ino).await },
+            move |outcome| match outcome {
+                Ok(stat) => {
+                    let block = stat.block_size.max(512);
+                    let blocks = |bytes: u64| bytes / u64::from(block);
+                    let (total, free, available) =
+                        (blocks(stat.bytes_total), blocks(stat.bytes_free), blocks(stat.bytes_available));
+                    let name_max = if stat.name_max == 0 { 255 } else { stat.name_max };
+                    reply.statfs(total, free, available, stat.files, stat.files_free, block, name_max, block);
+                }
+                Err(errno) => reply.error(errno),
+            },
+        );
     }
 
     fn setxattr(
@@ -678,6 +723,7 @@ impl Filesystem for Adapter {
         let (create, replace) = (flags & libc::XATTR_CREATE != 0, flags & libc::XATTR_REPLACE != 0);
         let (fs, caller, name, value) = (self.fs.clone(), self.caller(req), owned(name), value.to_vec());
         self.empty(
+            Operation::SetXattr,
             req,
             async move { fs.setxattr(&caller, ino, &name, &value, create, replace).await },
             reply,
@@ -690,7 +736,13 @@ impl Filesystem for Adapter {
             return reply.error(Errno::EOPNOTSUPP);
         }
         let (fs, caller, name) = (self.fs.clone(), self.caller(req), owned(name));
-        self.xattr(req, size, async move { fs.getxattr(&caller, ino, &name).await }, reply);
+        self.xattr(
+            Operation::GetXattr,
+            req,
+            size,
+            async move { fs.getxattr(&caller, ino, &name).await },
+            reply,
+        );
     }
 
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
@@ -700,7 +752,7 @@ impl Filesystem for Adapter {
             let names = fs.listxattr(&caller, ino).await?;
             Ok(names.iter().flat_map(|name| name.iter().copied().chain([0])).collect())
         };
-        self.xattr(req, size, work, reply);
+        self.xattr(Operation::ListXattr, req, size, work, reply);
     }
 
     fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -709,14 +761,24 @@ impl Filesystem for Adapter {
             return reply.error(Errno::EOPNOTSUPP);
         }
         let (fs, caller, name) = (self.fs.clone(), self.caller(req), owned(name));
-        self.empty(req, async move { fs.removexattr(&caller, ino, &name).await }, reply);
+        self.empty(
+            Operation::RemoveXattr,
+            req,
+            async move { fs.removexattr(&caller, ino, &name).await },
+            reply,
+        );
     }
 
     fn access(&self, req: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
         let ino = self.inode(ino);
         let caller = Caller { kernel_checked: false, ..self.caller(req) };
         let fs = self.fs.clone();
-        self.empty(req, async move { fs.access(&caller, ino, mask.bits() as u32).await }, reply);
+        self.empty(
+            Operation::Access,
+            req,
+            async move { fs.access(&caller, ino, mask.bits() as u32).await },
+            reply,
+        );
     }
 
     fn lseek(
@@ -737,12 +799,15 @@ impl Filesystem for Adapter {
         };
         let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
         let (fs, caller) = (self.fs.clone(), self.caller(req));
-        self.run(req.pid(), async move { fs.seek(&caller, ino, offset, whence).await }, move |outcome| {
-            match outcome {
+        self.run(
+            Operation::Seek,
+            req.pid(),
+            async move { fs.seek(&caller, ino, offset, whence).await },
+            move |outcome| match outcome {
                 Ok(to) => reply.offset(i64::try_from(to).unwrap_or(i64::MAX)),
                 Err(errno) => reply.error(errno),
-            }
-        });
+            },
+        );
     }
 
     fn fallocate(
@@ -757,7 +822,12 @@ impl Filesystem for Adapter {
     ) {
         // The kernel sends dirty pages of the range before it asks, and drops what it has of it after a success.
         let (fs, caller) = (self.fs.clone(), self.caller(req));
-        self.empty(req, async move { fs.fallocate(&caller, fh.0, mode, offset, length).await }, reply);
+        self.empty(
+            Operation::Allocate,
+            req,
+            async move { fs.fallocate(&caller, fh.0, mode, offset, length).await },
+            reply,
+        );
     }
 
     fn ioctl(
@@ -794,7 +864,7 @@ impl Filesystem for Adapter {
         // The answer has room for 32 bits.
         let length = len.min(u64::from(u32::MAX));
         let work = async move { fs.copy_range(&caller, from, to, length).await };
-        self.run(req.pid(), work, move |outcome| match outcome {
+        self.run(Operation::CopyRange, req.pid(), work, move |outcome| match outcome {
             Ok(copied) => reply.written(u32::try_from(copied).unwrap_or(u32::MAX)),
             Err(errno) => reply.error(errno),
         });

@@ -11,6 +11,7 @@ use mooseng_client::{Caller, DirEntry, FileSystem, FsError};
 
 use crate::adapter::Adapter;
 use crate::convert;
+use crate::operations::Operation;
 
 /// Entries asked for at once.
 const PAGE_ENTRIES: u32 = 512;
@@ -52,7 +53,7 @@ impl Adapter {
             let page = first_page(&fs, &caller, &directories, ino.0, fh.0, offset).await?;
             Ok((directories, page))
         };
-        self.run(req.pid(), work, move |outcome| match outcome {
+        self.run(Operation::ReadDirectory, req.pid(), work, move |outcome| match outcome {
             Err(errno) => reply.error(errno),
             Ok((directories, page)) => {
                 let mut at = offset;

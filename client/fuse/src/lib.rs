@@ -10,6 +10,8 @@
 //! - `notify` takes back from the kernel what the region recalls, by the messages of `kernel`; `told` knows what it was told, and `pages` whose
 //!   pages it may keep.
 //!
+//! - `operations` counts what the kernel asks for.
+//!
 //! The kernel keeps entries, attributes and pages for what is left of the session's lease, as long as the region has promised them; it asks for
 //! attributes before it believes pages of what isn't promised (AUTO_INVAL_DATA). The writeback cache stays off for good.
 
@@ -22,6 +24,7 @@ mod lock_kind;
 mod locks;
 mod mount;
 mod notify;
+mod operations;
 mod pages;
 mod table;
 mod told;
@@ -29,4 +32,5 @@ mod waiting;
 
 pub use device::MountError;
 pub use mount::{Mount, MountHandle, MountOptions};
+pub use operations::{Figures, Operation, Operations};
 pub use table::{MountPoint, mounts, unmount};

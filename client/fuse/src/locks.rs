@@ -8,6 +8,7 @@ use mooseng_transport::trace;
 
 use crate::adapter::Adapter;
 use crate::lock_kind::Said;
+use crate::operations::Operation;
 use crate::waiting::{Signal, has_signal, report, signalled};
 
 /// How long a killed process waits until it is out of a lock's queue.
@@ -58,9 +59,13 @@ impl Adapter {
         let request = lock.request(handle, self.lock_kinds.of(req, &said), owner);
         let fs = self.fs.clone();
         match lock.kind {
-            libc::F_UNLCK => self.empty(req, async move { fs.unlock(request).await }, reply),
+            libc::F_UNLCK => {
+                self.empty(Operation::SetLock, req, async move { fs.unlock(request).await }, reply)
+            }
             libc::F_RDLCK | libc::F_WRLCK if waits => self.wait_for_lock(req.pid(), request, reply),
-            libc::F_RDLCK | libc::F_WRLCK => self.empty(req, async move { fs.lock(request).await }, reply),
+            libc::F_RDLCK | libc::F_WRLCK => {
+                self.empty(Operation::SetLock, req, async move { fs.lock(request).await }, reply)
+            }
             _ => reply.error(Errno::EINVAL),
         }
     }
@@ -69,6 +74,8 @@ impl Adapter {
     fn wait_for_lock(&self, pid: u32, request: LockRequest, reply: ReplyEmpty) {
         // Made inside the runtime, for its tasks.
         let fs = self.fs.clone();
+        let mut running = self.operations.begin(Operation::SetLock);
+        self.operations.waits(Operation::SetLock);
         self.runtime.spawn(async move {
             let work = async {
                 loop {
@@ -78,7 +85,9 @@ impl Adapter {
                     }
                 }
             };
-            match trace::begun(work).await {
+            let outcome = trace::begun(work).await;
+            running.outcome(outcome.is_err());
+            match outcome {
                 Ok(()) => reply.ok(),
                 Err(errno) => reply.error(Errno::from_i32(errno)),
             }
@@ -96,7 +105,7 @@ impl Adapter {
         // The kernel asks about fcntl's only.
         let request = lock.request(handle, LockKind::Range, owner);
         let work = async move { fs.test_lock(request).await };
-        self.run(req.pid(), work, move |outcome| match outcome {
+        self.run(Operation::GetLock, req.pid(), work, move |outcome| match outcome {
             Ok(None) => reply.locked(lock.start, lock.end, libc::F_UNLCK, 0),
             Ok(Some(held)) => {
                 let kind = if held.exclusive { libc::F_WRLCK } else { libc::F_RDLCK };
@@ -121,7 +130,7 @@ impl Adapter {
             }
             fs.flush(handle.0).await
         };
-        self.empty(req, work, reply);
+        self.empty(Operation::Flush, req, work, reply);
     }
 }
 

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use crate::adapter::Adapter;
 use crate::device::{self, MountError};
 use crate::notify::Notifier;
+use crate::operations::Operations;
 use crate::table;
 
 /// How to mount.
@@ -95,6 +96,7 @@ impl Mount {
             .map_err(MountError::Session)?;
         fs.show_through(notifier.clone());
         let adapter = Adapter::new(fs, runtime, options.requests_max.max(1), notifier.clone());
+        let operations = adapter.operations.clone();
         let session = Session::from_fd(adapter, descriptor, acl, config).map_err(MountError::Session)?;
         let (ended, watch) = watch::channel(None);
         std::thread::Builder::new()
@@ -112,7 +114,7 @@ impl Mount {
         if let Some(device) = &device {
             raise_read_ahead(device, options.read_ahead_kb);
         }
-        Ok(MountHandle { path: path.to_owned(), device, notifications, ended: watch })
+        Ok(MountHandle { path: path.to_owned(), device, notifications, operations, ended: watch })
     }
 }
 
@@ -129,6 +131,7 @@ pub struct MountHandle {
     path: PathBuf,
     device: Option<String>,
     notifications: OwnedFd,
+    operations: Arc<Operations>,
     ended: watch::Receiver<Option<Result<(), Arc<io::Error>>>>,
 }
 
@@ -141,6 +144,11 @@ impl MountHandle {
     /// The descriptor to write notifications to.
     pub fn notifications(&self) -> BorrowedFd<'_> {
         self.notifications.as_fd()
+    }
+
+    /// What the kernel asked of it.
+    pub fn operations(&self) -> Arc<Operations> {
+        self.operations.clone()
     }
 
     /// Whether it has ended.

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt, symlink};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Result, ensure};
 use mooseng_e2e::cluster::{DevCluster, checked, shell};
@@ -27,7 +28,9 @@ fn run() -> Result<()> {
     steps.run("extended attributes", || xattrs(&mnt));
     steps.run("big files, read in pieces", || big(&mnt, &local));
     steps.run("mooseng info and df", || info(&cluster));
+    steps.run("mooseng profile and top", || profile(&cluster));
     steps.run("another mount sees every finished write, and is gone after umount", || second_mount(&cluster));
+    steps.run("every daemon is restarted under load", || super::rolling::restart_all(&cluster));
     steps.run("down and up again keep everything", || {
         let sum = "find repo project tarred -type f -print0 | sort -z | xargs -0 md5sum | md5sum";
         let before = shell(&mnt, sum)?;
@@ -39,6 +42,44 @@ fn run() -> Result<()> {
     });
     steps.finish()?;
     cluster.finish(super::PEERS_COME_AND_GO)
+}
+
+fn profile(cluster: &DevCluster) -> Result<()> {
+    let file = cluster.mount().join("profiled");
+    let json = |args: &[&str]| -> Result<serde_json::Value> {
+        let mut command = cluster.mooseng(args);
+        if args[0] == "profile" {
+            command.arg(cluster.mount());
+        }
+        let value: serde_json::Value = serde_json::from_slice(&checked(&mut command)?.stdout)?;
+        ensure!(value["version"] == 1, "{value}");
+        Ok(value)
+    };
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let work = scope.spawn(|| -> Result<()> {
+            while !stop.load(Ordering::SeqCst) {
+                fs::write(&file, "x")?;
+                fs::File::open(&file)?.sync_all()?;
+                fs::metadata(&file)?;
+            }
+            Ok(())
+        });
+        let looked = json(&["profile", "--for", "1s", "-o", "json"]);
+        let top = json(&["top", "--once", "--every", "500ms", "-o", "json"]);
+        stop.store(true, Ordering::SeqCst);
+        work.join().map_err(|_| anyhow::anyhow!("the load panicked"))??;
+        let looked = looked?;
+        let operations = looked["operations"].as_array().cloned().unwrap_or_default();
+        for name in ["write", "fsync", "open"] {
+            let row = operations.iter().find(|row| row["operation"] == name);
+            let answered = row.and_then(|row| row["answered"].as_u64()).unwrap_or(0);
+            ensure!(answered > 5, "{name} was answered {answered} times: {looked}");
+        }
+        let top = top?;
+        ensure!(top["mounts"].as_array().is_some_and(|mounts| !mounts.is_empty()), "{top}");
+        Ok(())
+    })
 }
 
 fn git(mnt: &Path, local: &Path) -> Result<()> {

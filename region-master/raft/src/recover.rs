@@ -73,6 +73,16 @@ pub enum RecoverError {
         "this master's disk holds no log of a group: there is nothing that a region could be recovered from"
     )]
     Empty,
+    /// Entries that the log no longer has aren't in the store either.
+    #[error(
+        "the store on this master's disk ends at entry {store}, and its log begins behind entry {purged}: what lies between is lost with the store, so that nothing can be recovered from here"
+    )]
+    StoreLost {
+        /// The last entry in the store.
+        store: u64,
+        /// The last entry that the log has given up.
+        purged: u64,
+    },
     /// It only copied the log.
     #[error("master {0} isn't a voting member of the group on its own disk: recover from one that is")]
     NoVoter(u64),
@@ -122,6 +132,9 @@ fn lineage(disk: &dyn Disk, dir: &Path) -> Result<Lineage, RecoverError> {
 /// Looks at a disk: its log in `dir`, and where its store is.
 pub fn look(disk: &dyn Disk, dir: &Path, log: &Wal, store: &Position) -> Result<Remains, RecoverError> {
     let last = log.last().ok_or(RecoverError::Empty)?;
+    if let Some(purged) = log.purged().filter(|purged| purged.index >= store.index) {
+        return Err(RecoverError::StoreLost { store: store.index.saturating_sub(1), purged: purged.index });
+    }
     let mut membership = codec::from_stored_bytes(store.meta.clone())?.membership().clone();
     let mut next = log.purged().map_or(0, |purged| purged.index + 1);
     let mut term = log.vote().map_or(0, |vote| vote.term).max(last.term);

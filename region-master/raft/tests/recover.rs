@@ -9,11 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::{Group, WAIT_MAX};
-use mooseng_embedded::{Base, MemoryBase};
+use mooseng_embedded::{Base, MemoryBase, Position};
+use mooseng_ports::disk::sim::SimDisk;
 use mooseng_raft::lineage::Line;
-use mooseng_raft::recover::{Recovered, Remains, alone, look};
+use mooseng_raft::recover::{RecoverError, Recovered, Remains, alone, look};
 use mooseng_store::{Read, Store, Transaction};
-use mooseng_wal::{Options, Wal};
+use mooseng_wal::{LogId, Options, Wal};
 
 const NOW_S: u64 = 1_900_000_000;
 
@@ -102,6 +103,21 @@ async fn a_group_goes_on_from_one_disk_and_the_others_are_kept_out() {
     for key in ["kept", "new", "with others", "without it"] {
         assert!(get(&group, key).await.is_some(), "{key}");
     }
+}
+
+#[test]
+fn a_log_without_its_store_is_refused() {
+    let (disk, dir) = (SimDisk::default(), Path::new("/raft"));
+    let log = Wal::open(Arc::new(disk.clone()), dir, Options::default()).unwrap();
+    assert!(matches!(look(&disk, dir, &log, &Position::default()), Err(RecoverError::Empty)));
+    log.purge(LogId { term: 3, node: 1, index: 70 }).unwrap();
+    let store = Position { index: 70, ..Position::default() };
+    for store in [Position::default(), store] {
+        let refused = look(&disk, dir, &log, &store).unwrap_err();
+        assert!(matches!(refused, RecoverError::StoreLost { purged: 70, .. }), "{refused}");
+    }
+    let store = Position { index: 71, ..Position::default() };
+    assert!(look(&disk, dir, &log, &store).is_ok());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

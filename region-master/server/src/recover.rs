@@ -61,7 +61,7 @@ pub enum Refused {
     Log(#[from] WalError),
     #[error("{0} (a master that runs on this directory must be stopped)")]
     Store(#[from] BaseError),
-    #[error("there is no log of a master in {}: is `state_dir` right?", .0.display())]
+    #[error("there is nothing of a master in {}: is `state_dir` right? What was lost with a part of it can't be recovered from the rest", .0.display())]
     Nothing(PathBuf),
 }
 
@@ -91,7 +91,12 @@ impl Disks {
         if written.is_none() {
             return Err(Refused::Nothing(dir));
         }
-        let store = FjallBase::open(&config.state_dir.join("store"))?;
+        let store = config.state_dir.join("store");
+        if !store.is_dir() {
+            // Opening would make an empty one.
+            return Err(Refused::Nothing(store));
+        }
+        let store = FjallBase::open(&store)?;
         let options = WalOptions { segment_bytes: config.raft.segment_bytes, ..WalOptions::default() };
         let log = Wal::open(disk.clone(), &dir, options)?;
         let remains = recover::look(&*disk, &dir, &log, &store.position().position)?;

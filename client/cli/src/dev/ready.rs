@@ -25,7 +25,7 @@ pub fn ask(address: &str, path: &str) -> Health {
 }
 
 /// A GET by hand: loopback, one short answer, no dependency.
-fn get(address: &str, path: &str, timeout: Duration) -> std::io::Result<(u16, String)> {
+pub fn get(address: &str, path: &str, timeout: Duration) -> std::io::Result<(u16, String)> {
     let socket: SocketAddr = address.parse().map_err(std::io::Error::other)?;
     let mut stream = TcpStream::connect_timeout(&socket, timeout)?;
     stream.set_read_timeout(Some(timeout))?;

@@ -1,6 +1,9 @@
 //! What a mount tells Prometheus, read from the filesystem when it is asked. `docs/metrics/mount.md` lists the same.
 
+use std::sync::Arc;
+
 use mooseng_client::{FileSystem, FsStatus};
+use mooseng_fuse::{Figures, Operation, Operations};
 use mooseng_transport::observe::Metrics;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -55,6 +58,76 @@ const METRICS: &[Metric] = &[
     }),
 ];
 
+/// A counter of each kind of operation, labelled `operation`.
+struct OfOperation {
+    name: &'static str,
+    help: &'static str,
+    kind: MetricType,
+    value: fn(&Figures) -> u64,
+}
+
+/// All of those.
+const OPERATIONS: &[OfOperation] = &[
+    OfOperation {
+        name: "mooseng_mount_operations",
+        help: "Requests of the kernel that were answered, by `operation`",
+        kind: MetricType::Counter,
+        value: |f| f.answered,
+    },
+    OfOperation {
+        name: "mooseng_mount_operations_waited",
+        help: "Those for which others had to be asked; the rest was answered from what the mount knew",
+        kind: MetricType::Counter,
+        value: |f| f.waited,
+    },
+    OfOperation {
+        name: "mooseng_mount_operations_failed",
+        help: "Those that were answered with an error number, ENOENT included",
+        kind: MetricType::Counter,
+        value: |f| f.failed,
+    },
+    OfOperation {
+        name: "mooseng_mount_operations_us",
+        help: "How long all of them took together, in microseconds",
+        kind: MetricType::Counter,
+        value: |f| f.total_us,
+    },
+    OfOperation {
+        name: "mooseng_mount_operations_running",
+        help: "Requests of the kernel under way",
+        kind: MetricType::Gauge,
+        value: |f| f.running,
+    },
+];
+
+struct FromOperations(Arc<Operations>);
+
+impl std::fmt::Debug for FromOperations {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("FromOperations")
+    }
+}
+
+impl Collector for FromOperations {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let figures: Vec<(&str, Figures)> =
+            Operation::ALL.iter().map(|o| (o.name(), self.0.figures(*o))).collect();
+        for metric in OPERATIONS {
+            let mut out = encoder.encode_descriptor(metric.name, metric.help, None, metric.kind)?;
+            for (operation, figures) in &figures {
+                let value = (metric.value)(figures);
+                let labels = [("operation", *operation)];
+                let out = out.encode_family(&labels)?;
+                match metric.kind {
+                    MetricType::Counter => ConstCounter::new(value).encode(out)?,
+                    _ => ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)).encode(out)?,
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
 struct FromStatus(FileSystem);
 
 impl std::fmt::Debug for FromStatus {
@@ -78,6 +151,11 @@ impl Collector for FromStatus {
     }
 }
 
+/// Registers what the kernel asks for.
+pub fn register_operations(metrics: &Metrics, operations: Arc<Operations>) {
+    metrics.register(|registry| registry.register_collector(Box::new(FromOperations(operations))));
+}
+
 /// Registers them.
 pub fn register(metrics: &Metrics, fs: FileSystem) {
     metrics.register(|registry| registry.register_collector(Box::new(FromStatus(fs))));
@@ -92,9 +170,10 @@ mod tests {
         let page =
             std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/metrics/mount.md"))
                 .unwrap();
-        let wanted = METRICS.iter().map(|m| match m.kind {
-            MetricType::Counter => format!("{}_total", m.name),
-            _ => m.name.to_owned(),
+        let all = METRICS.iter().map(|m| (m.name, m.kind)).chain(OPERATIONS.iter().map(|m| (m.name, m.kind)));
+        let wanted = all.map(|(name, kind)| match kind {
+            MetricType::Counter => format!("{name}_total"),
+            _ => name.to_owned(),
         });
         let wanted: Vec<String> = wanted.collect();
         let documented: Vec<String> = page

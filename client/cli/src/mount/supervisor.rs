@@ -163,17 +163,19 @@ impl Supervisor {
     /// What a worker says once it has mounted, or instead.
     async fn word(&mut self, child: &mut Child, pid: u32) -> Word {
         let Some(pipe) = child.stdout.take() else { return Word::None };
-        let mut text = String::new();
         let mut pipe = pipe.take(64 << 10);
-        let read = timeout(START, pipe.read_to_string(&mut text));
-        tokio::pin!(read);
-        loop {
+        let reading = async {
+            let mut text = String::new();
+            let _ = timeout(START, pipe.read_to_string(&mut text)).await;
+            text
+        };
+        tokio::pin!(reading);
+        let text = loop {
             tokio::select! {
-                _ = &mut read => break,
+                text = &mut reading => break text,
                 () = told(&mut self.terminate, &mut self.interrupt) => self.end(pid),
             }
-        }
-        drop(read);
+        };
         Word::parse(&text)
     }
 
