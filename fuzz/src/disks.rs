@@ -1,4 +1,4 @@
-//! What lies on disks: the Raft log and chunks.
+//! What lies on disks: the Raft log, chunks, and dumps of a store.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -7,6 +7,7 @@ use bytes::Bytes;
 use mooseng_chunk::{Append, ChunkStore, StoreOptions};
 use mooseng_ports::disk::sim::SimDisk;
 use mooseng_ports::disk::{Disk, OpenMode};
+use mooseng_store::dump::{Encoder, Header, Reader};
 use mooseng_wal::{Entry, LogId, Options, Vote, Wal};
 use mooseng_wire::{ChunkId, Epoch};
 
@@ -140,4 +141,74 @@ pub fn chunk_seeds() -> Vec<Vec<u8>> {
         vec![0, 0, 32, 0, 1, 9],
         vec![1, 0, 32, 1, 0xff],
     ]
+}
+
+/// A dump of a store: it is refused, or is to the byte what these pairs are dumped as. What is read doesn't grow beyond a block.
+///
+/// Checksums would keep all but the seeds out: the first byte says whether they are put right, so that what lies behind them is reached.
+pub fn dump(input: &[u8]) {
+    let Some((how, bytes)) = input.split_first() else { return };
+    let bytes = if how % 2 == 0 { bytes.to_vec() } else { with_checksums(bytes) };
+    let Ok(mut reader) = Reader::begin(&bytes[..]) else { return };
+    let (mut encoder, mut again) = Encoder::begin(&reader.header);
+    loop {
+        match reader.block() {
+            Ok(Some(pairs)) => again.extend(encoder.block(&pairs)),
+            Ok(None) => break,
+            Err(_) => return,
+        }
+    }
+    let (end, totals) = encoder.end();
+    again.extend(end);
+    assert_eq!(reader.totals(), Some(totals));
+    assert!(again == bytes, "a dump was taken in that nobody would write so");
+}
+
+/// The same bytes, cut into header, blocks and end as they say themselves, with the checksums that fit.
+fn with_checksums(bytes: &[u8]) -> Vec<u8> {
+    let length_at = |at: usize| {
+        let bytes: Option<[u8; 4]> = bytes.get(at..at + 4).and_then(|b| b.try_into().ok());
+        bytes.map(|b| u32::from_le_bytes(b) as usize)
+    };
+    let mut out = bytes.to_vec();
+    // Where a piece begins, and what it is: the magic, a block, or the end.
+    let (mut at, mut first) = (0, true);
+    loop {
+        let body = match (first, bytes.get(at)) {
+            (true, _) => length_at(12).and_then(|length| length.checked_add(16)),
+            (false, Some(1)) => length_at(at + 9).and_then(|length| length.checked_add(13)),
+            (false, Some(2)) => Some(1 + 24 + 32),
+            _ => None,
+        };
+        let Some(end) = body.and_then(|body| at.checked_add(body)) else { return out };
+        let Some(piece) = out.get(at..end) else { return out };
+        let crc = crc32fast::hash(piece).to_le_bytes();
+        let Some(place) = out.get_mut(end..end + 4) else { return out };
+        place.copy_from_slice(&crc);
+        (at, first) = (end + 4, false);
+    }
+}
+
+pub fn dump_seeds() -> Vec<Vec<u8>> {
+    let header = Header {
+        cluster: "c".into(),
+        region: "r".into(),
+        founding: vec![1; 16],
+        version: 9,
+        term: 2,
+        taken_unix_s: 1_800_000_000,
+    };
+    let pair = |i: u8| (Bytes::from(vec![i; 1 + usize::from(i) % 3]), Bytes::from(vec![i; usize::from(i)]));
+    let seed = |how: u8, blocks: usize| {
+        let (mut encoder, bytes) = Encoder::begin(&header);
+        let mut seed = vec![how];
+        seed.extend(bytes);
+        let pairs: Vec<_> = (0..30).map(pair).collect();
+        for block in pairs.chunks(30 / blocks.max(1)).take(blocks) {
+            seed.extend(encoder.block(block));
+        }
+        seed.extend(encoder.end().0);
+        seed
+    };
+    vec![seed(0, 0), seed(0, 3), seed(1, 1), seed(1, 3)]
 }

@@ -23,11 +23,12 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     Target { name: "frames", run: frames, seeds: frame_seeds },
     Target { name: "batch", run: batch, seeds: batch_seeds },
     Target { name: "log", run: disks::log, seeds: disks::log_seeds },
     Target { name: "chunk", run: disks::chunk, seeds: disks::chunk_seeds },
+    Target { name: "dump", run: disks::dump, seeds: disks::dump_seeds },
     Target { name: "records", run: records, seeds: record_seeds },
     Target { name: "ticket", run: texts::ticket, seeds: texts::ticket_seeds },
     Target { name: "texts", run: texts::texts, seeds: texts::text_seeds },
