@@ -78,6 +78,18 @@ pub fn check(args: &Mount) -> Result<(), Failure> {
     }
 }
 
+/// The path as the kernel's table of mounts has it, without symlinks, also where a dead mount is at its end.
+fn real(path: &Path) -> PathBuf {
+    if let Ok(real) = std::fs::canonicalize(path) {
+        return real;
+    }
+    let parent = path.parent().and_then(|parent| std::fs::canonicalize(parent).ok());
+    match (parent, path.file_name()) {
+        (Some(parent), Some(name)) => parent.join(name),
+        _ => path.to_owned(),
+    }
+}
+
 fn numbers(text: &str) -> Option<(u64, u64)> {
     let (session, incarnation) = text.split_once(':')?;
     Some((session.parse().ok()?, incarnation.parse().ok()?))
@@ -99,7 +111,7 @@ impl Request {
         if let Some(seconds) = args.retry_timeout_s.or(options.retry_timeout_s) {
             file.retry_timeout_s = seconds.max(1);
         }
-        let path = config::absolute(&args.path)?;
+        let path = real(&config::absolute(&args.path)?);
         let source = args.source.clone().unwrap_or_else(|| format!("{}/{}", file.cluster, file.region));
         let again = args.worker.filter(|worker| *worker == Worker::Again);
         let again = again.map(|_| args.after.as_deref().and_then(numbers).unwrap_or_default());
@@ -262,15 +274,14 @@ async fn run(
     let metrics = Metrics::default();
     let http = serve_health(&request.file, &fs, &metrics, &shutdown).await?;
     if let Some((session, incarnation)) = request.again {
-        if !supervisor::is_dead_now(&request.path) {
+        // Its process is gone: what it was promised, and its locks, keep nobody waiting.
+        fs.end_session_of_dead(session, incarnation).await;
+        // As late as can be: until now what is below the path said that it isn't connected, and nobody wrote to the directory under it.
+        if !take_away_dead(&request.path)? {
             tracing::info!(path = %request.path.display(), "the dead mount was taken away, and isn't made again");
             fs.close().await;
             return Ok(());
         }
-        // Its process is gone: what it was promised, and its locks, keep nobody waiting.
-        fs.end_session_of_dead(session, incarnation).await;
-        // As late as can be: until now what is below the path said that it isn't connected, and nobody wrote to the directory under it.
-        detach(&request.path)?;
     }
     let handle = mount_fuse(&request, fs.clone(), tokio).await?;
     metrics::register_operations(&metrics, handle.operations());
@@ -370,6 +381,18 @@ fn clear_dead_mount(path: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Takes a dead mount away. False if there is none any more: somebody else did, and meant it.
+fn take_away_dead(path: &Path) -> Result<bool, Failure> {
+    if !supervisor::is_dead_now(path) {
+        return Ok(false);
+    }
+    match mooseng_fuse::unmount(path, true) {
+        Ok(()) => Ok(true),
+        Err(mooseng_fuse::MountError::NotMounted(_)) => Ok(false),
+        Err(e) => Err(Failure::failed(format!("{e}."))),
+    }
+}
+
 /// Takes every mount of ours off that path, whoever uses it.
 pub fn detach(path: &Path) -> Result<(), Failure> {
     while runtime::is_mounted(path) {
@@ -402,6 +425,17 @@ pub fn umount(path: &Path, lazy: bool) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mount_is_known_by_its_real_path() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = std::fs::canonicalize(dir.path()).unwrap();
+        std::fs::create_dir_all(base.join("a/b")).unwrap();
+        std::os::unix::fs::symlink("a", base.join("link")).unwrap();
+        assert_eq!(real(&base.join("link/b")), base.join("a/b"));
+        assert_eq!(real(&base.join("link/gone")), base.join("a/gone"));
+        assert_eq!(real(Path::new("/nonexistent/x/y")), Path::new("/nonexistent/x/y"));
+    }
 
     #[test]
     fn what_is_not_mounted_can_not_be_unmounted() {

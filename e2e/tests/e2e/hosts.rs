@@ -93,10 +93,12 @@ fn serving(cluster: &DevCluster, path: &Path, dead: Option<i32>) -> Result<i32> 
 
 /// kill -9 of the process that serves a mount: the tree is back within seconds, without anybody doing anything.
 pub fn killed_and_back(cluster: &DevCluster) -> Result<()> {
-    let tree = cluster.scratch().join("kept");
-    std::fs::create_dir(&tree)?;
+    // By another path than the kernel's, too.
+    std::fs::create_dir_all(cluster.scratch().join("real/kept"))?;
+    std::os::unix::fs::symlink("real", cluster.scratch().join("linked"))?;
+    let tree = std::fs::canonicalize(cluster.scratch())?.join("real/kept");
     let mut mount = cluster.mooseng(&["mount", "--config"]);
-    checked(mount.arg(cluster.client_config()?).arg(&tree))?;
+    checked(mount.arg(cluster.client_config()?).arg(cluster.scratch().join("linked/kept")))?;
     let file = tree.join("survives");
     std::fs::write(&file, "before")?;
     std::fs::File::open(&file)?.sync_all()?;
@@ -144,7 +146,45 @@ pub fn killed_and_back(cluster: &DevCluster) -> Result<()> {
     })?;
     ensure!(std::fs::read_dir(&tree)?.next().is_none(), "it was mounted again");
     told_to_end(cluster, &tree)?;
-    taken_away(cluster, &tree, &supervisors)
+    taken_away(cluster, &tree, &supervisors)?;
+    gives_up(cluster, &tree, &supervisors)
+}
+
+/// A configuration that makes no sense any more isn't tried for ever.
+fn gives_up(cluster: &DevCluster, tree: &Path, processes: &dyn Fn() -> Result<usize>) -> Result<()> {
+    let config = cluster.scratch().join("soon-wrong.toml");
+    std::fs::copy(cluster.client_config()?, &config)?;
+    checked(cluster.mooseng(&["mount", "--config"]).arg(&config).arg(tree))?;
+    ensure!(tree.join("survives").exists(), "it isn't mounted");
+    // Of all processes with that path, the one that holds a FUSE device serves.
+    let serving = serving_by_device(tree)?;
+    std::fs::write(&config, "cluster = ")?;
+    kill(Pid::from_raw(serving), Signal::SIGKILL)?;
+    wait_for("the supervisor to give up", Duration::from_secs(40), || {
+        ensure!(processes()? == 0, "{} are left", processes()?);
+        Ok(())
+    })?;
+    let error =
+        std::fs::read_dir(tree).err().context("the dead mount is gone: programs would write below it")?;
+    ensure!(error.raw_os_error() == Some(libc::ENOTCONN), "{error}");
+    // And a person mends it by mounting.
+    checked(cluster.mooseng(&["mount", "--config"]).arg(cluster.client_config()?).arg(tree))?;
+    ensure!(tree.join("survives").exists(), "it isn't mounted again");
+    checked(Command::new("umount").arg(tree)).map(drop)
+}
+
+fn serving_by_device(tree: &Path) -> Result<i32> {
+    for entry in std::fs::read_dir("/proc")?.flatten() {
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        if !String::from_utf8_lossy(&line).contains(&tree.display().to_string()) {
+            continue;
+        }
+        let open = std::fs::read_dir(entry.path().join("fd")).into_iter().flatten().flatten();
+        if open.filter_map(|fd| std::fs::read_link(fd.path()).ok()).any(|to| to == Path::new("/dev/fuse")) {
+            return Ok(entry.file_name().to_string_lossy().parse()?);
+        }
+    }
+    anyhow::bail!("nobody serves {}", tree.display())
 }
 
 /// SIGTERM to the supervisor ends both.

@@ -110,6 +110,7 @@ fn run() -> Result<()> {
         "ids can't be reserved",
         // A mount is killed, and mounted again.
         "the mount has lost its process",
+        "the mount isn't made again",
         // A data directory is made read-only.
         "a disk takes no writes",
         "a disk takes writes again",

@@ -101,6 +101,7 @@ impl Supervisor {
                 None => life.status.to_string(),
             };
             if refusals >= REFUSALS_MAX {
+                tracing::error!(path = %self.path.display(), why, "the mount isn't made again: that was refused too often");
                 return Err(Failure::failed(format!(
                     "The mount on {} isn't made again, as that was refused {REFUSALS_MAX} times; what is below it answers \"not connected\" until it is mounted or unmounted: {why}",
                     self.path.display()
