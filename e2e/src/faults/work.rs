@@ -4,6 +4,7 @@
 //! [`crate::load`]). It goes on after an error: what the operation may have done is compared with what is there, and the names that it
 //! touched are removed, so that the model is certain again. An error that no fault on its mount excuses is a violation.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
@@ -24,6 +25,8 @@ use crate::load::worker::{perform, sync_dir};
 const FILES_MAX: usize = 12;
 /// Most records in a file.
 const SLOTS_MAX: usize = 6;
+/// Steps that a violation's report tells.
+const RECENT: usize = 40;
 /// How long what an operation did may stay unknown.
 const RESOLVED_WITHIN: Duration = Duration::from_secs(180);
 
@@ -111,7 +114,16 @@ impl Work {
             std::fs::create_dir(&dirs[home]).with_context(|| format!("creating {}", dirs[home].display()))?;
             sync_dir(&mounts[home])?;
             let rng = SmallRng::seed_from_u64(seed.wrapping_add(n as u64));
-            let worker = Worker { n, dirs, home, shared: shared.clone(), model: Model::new(), next: 0, rng };
+            let worker = Worker {
+                n,
+                dirs,
+                home,
+                shared: shared.clone(),
+                model: Model::new(),
+                next: 0,
+                rng,
+                recent: VecDeque::new(),
+            };
             work.threads.push(std::thread::Builder::new().name(format!("t{n}")).spawn(|| worker.run())?);
         }
         Ok(work)
@@ -227,6 +239,8 @@ struct Worker {
     model: Model,
     next: u64,
     rng: SmallRng,
+    /// What was done last, with when it was answered.
+    recent: VecDeque<(Instant, String)>,
 }
 
 impl Worker {
@@ -237,7 +251,10 @@ impl Worker {
                 continue;
             }
             if let Err(violation) = self.step() {
-                lock(&self.shared.violations).push(format!("t{}: {violation:#}", self.n));
+                let recent = self.recent.iter().map(|(at, what)| format!("{:?} ago: {what}", at.elapsed()));
+                let recent = recent.collect::<Vec<_>>().join("\n  ");
+                let told = format!("t{}: {violation:#}\n its last steps:\n  {recent}", self.n);
+                lock(&self.shared.violations).push(told);
                 // What is there isn't what must be there: nothing can be learned from going on, but a pause must not wait for it.
                 self.doing(None);
                 while !self.shared.stop.load(Ordering::SeqCst) {
@@ -274,7 +291,7 @@ impl Worker {
         self.doing(None);
         match done {
             Ok(()) => {
-                self.answered(Class::of(&op), began);
+                self.answered(Class::of(&op), began, format!("{op:?}"));
                 model::apply(&mut self.model, &op);
                 Ok(())
             }
@@ -285,8 +302,13 @@ impl Worker {
         }
     }
 
-    fn answered(&self, class: Class, began: Instant) {
-        lock(&self.shared.events).push(Event { class, began, ended: Instant::now() });
+    fn answered(&mut self, class: Class, began: Instant, what: String) {
+        let ended = Instant::now();
+        lock(&self.shared.events).push(Event { class, began, ended });
+        self.recent.push_back((ended, what));
+        if self.recent.len() > RECENT {
+            self.recent.pop_front();
+        }
     }
 
     /// Looks at one file, or at all names, over any mount: what was acknowledged on one is seen on every other at once.
@@ -310,7 +332,7 @@ impl Worker {
         self.doing(None);
         match found {
             Ok(None) => {
-                self.answered(Class::Read, began);
+                self.answered(Class::Read, began, format!("a look at {name:?} over mount {}", over + 1));
                 Ok(())
             }
             Ok(Some(problem)) => {
