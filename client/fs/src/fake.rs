@@ -11,6 +11,7 @@ use bytes::Bytes;
 use mooseng_wire::Role;
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::chunk::{Append, Appended, ChainFailure, ChunkStat, Read, ReadDone, StatChunk};
+use mooseng_wire::founding::Founding;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::{
@@ -63,6 +64,10 @@ struct Session {
 #[derive(Default)]
 pub struct State {
     leader: String,
+    /// The region's founding mark.
+    founding: Option<Founding>,
+    /// Masters that were made anew beside the rest, and lead a region of their own.
+    pub strangers: BTreeSet<String>,
     faults: BTreeMap<String, Fault>,
     nodes: BTreeMap<u64, Node>,
     sessions: BTreeMap<u64, Session>,
@@ -75,7 +80,7 @@ pub struct State {
     pub exclusive: bool,
     /// Locks.
     pub locks: FakeLocks,
-    /// Writes are refused with this error number.
+    /// Written data is refused with this error number.
     pub refuse_writes: Option<i32>,
     grants: u64,
     /// Sessions that are opened lapse again at once, so often.
@@ -115,12 +120,12 @@ impl FakeRegion {
     /// Three masters `m1`.. of which the first leads, and three chunkservers `c1`.. with two copies of each chunk.
     pub fn new() -> Self {
         let name = |prefix: &str| (1..=3).map(|n| format!("{prefix}{n}")).collect::<Vec<_>>();
-        let mut state =
-            State { leader: "m1".into(), last_id: 100, clock: 1_700_000_000_000_000_000, ..State::default() };
-        let attr =
-            Attr { inode: 1, kind: FileKind::Directory.into(), mode: 0o755, nlink: 2, ..Attr::default() };
-        state.nodes.insert(1, Node { attr, ..Node::default() });
-        Self { masters: name("m"), chunkservers: name("c"), copies: 2, state: Mutex::new(state) }
+        let state = Mutex::new(State::founded(Founding([1; 16])));
+        Self { masters: name("m"), chunkservers: name("c"), copies: 2, state }
+    }
+    /// The masters lose everything, and make the region anew under that mark. Answers the state that was lost.
+    pub fn make_anew(&self, founding: Founding) -> State {
+        self.with(|s| std::mem::replace(s, State::founded(founding)))
     }
     /// The masters' addresses.
     pub fn masters(&self) -> Vec<String> {
@@ -157,16 +162,22 @@ impl FakeRegion {
 
     fn master(&self, address: &str, method: Method, body: Bytes) -> Result<Bytes, Failure> {
         self.with(|s| {
+            if s.strangers.contains(address) {
+                return Err(refuse(ErrorCode::OtherFounding, ""));
+            }
             if s.leader != address {
                 return Err(refuse(ErrorCode::NotLeader, &s.leader));
             }
             let malformed = |_| refuse(ErrorCode::InvalidRequest, "");
             Ok(match method {
                 Method::OpenSession => {
-                    s.open_session(&OpenSession::decode(body).map_err(malformed)?).encode_to_vec()
+                    let open = OpenSession::decode(body).map_err(malformed)?;
+                    s.let_in(&open.founding)?;
+                    s.open_session(&open).encode_to_vec()
                 }
                 Method::Renew => {
                     let renew = Renew::decode(body).map_err(malformed)?;
+                    s.let_in(&renew.founding)?;
                     s.session(renew.session, renew.incarnation)?;
                     Renewed { lease_ms: 10_000, custody_epoch: 1 }.encode_to_vec()
                 }
@@ -271,6 +282,29 @@ impl Peers for FakeRegion {
 }
 
 impl State {
+    /// An empty region.
+    fn founded(founding: Founding) -> Self {
+        let mut state = State {
+            leader: "m1".into(),
+            founding: Some(founding),
+            last_id: 100,
+            clock: 1_700_000_000_000_000_000,
+            ..State::default()
+        };
+        let attr =
+            Attr { inode: 1, kind: FileKind::Directory.into(), mode: 0o755, nlink: 2, ..Attr::default() };
+        state.nodes.insert(1, Node { attr, ..Node::default() });
+        state
+    }
+
+    fn let_in(&self, told: &[u8]) -> Result<(), Failure> {
+        match Founding::told(told) {
+            Ok(told) if told.is_none() || told == self.founding => Ok(()),
+            Ok(_) => Err(refuse(ErrorCode::OtherFounding, "")),
+            Err(_) => Err(refuse(ErrorCode::InvalidRequest, "")),
+        }
+    }
+
     fn id(&mut self) -> u64 {
         self.last_id += 1;
         self.last_id
@@ -339,6 +373,7 @@ impl State {
             custody_epoch: 1,
             lapsed,
             root: 1,
+            founding: Founding::tell(self.founding),
         }
     }
 
@@ -741,7 +776,7 @@ impl State {
     }
 
     fn write(&mut self, write: mooseng_wire::fs::Write) -> Reply {
-        if let Some(refusal) = self.refuse_writes {
+        if let Some(refusal) = self.refuse_writes.filter(|_| !write.pieces.is_empty()) {
             return errno(refusal);
         }
         let now = self.now();

@@ -31,6 +31,7 @@ mod fake_locks;
 mod files;
 mod fs;
 mod grants;
+mod held;
 mod links;
 mod locks;
 mod lookahead;

@@ -381,19 +381,27 @@ impl WriteBack {
     /// The caller is the sender, and stays it until what can't be sent is put back or given up: whoever comes next finds no half-sent bytes.
     async fn flush_as_sender(&self, inode: u64, buffer: &Buffer, give_up: bool) -> Result<(), FsError> {
         let mut lapses = 0;
+        // Why the data couldn't be stored over which the attributes were set that are sent now.
+        let mut lost = None;
         // The fence stays where it is: moved with each try, it would run ahead of the numbers for ever. Each of them ends in its time.
         while self.region.oldest_unanswered() <= buffer.dirty(|dirty| dirty.fence) {
             tokio::time::sleep(FENCE_LOOK).await;
         }
         loop {
             if !self.buffers.change(inode, Dirty::take) {
-                return Ok(());
+                return lost.map_or(Ok(()), Err);
             }
-            let Err(error) = self.send_taken(inode, buffer).await else { return Ok(()) };
+            let Err(error) = self.send_taken(inode, buffer).await else {
+                return lost.map_or(Ok(()), Err);
+            };
             if error == FsError::Lapsed && lapses < LAPSES_MAX {
                 self.buffers.change(inode, Dirty::put_back);
                 lapses += 1;
                 tokio::time::sleep(LAPSE_PAUSE).await;
+                continue;
+            }
+            if lost.is_none() && is_about_data(&error) && self.lose_bytes(inode, &error) {
+                lost = Some(error);
                 continue;
             }
             if !is_for_now(&error) || give_up {
@@ -475,6 +483,26 @@ impl WriteBack {
             other => Err(unexpected("write", &other)),
         };
         outcome.map(|(_, attr)| attr).map_err(|e| e.on_handle(inode))
+    }
+
+    /// Gives up what data is buffered, if there are attributes set over it that may be stored without. Answers whether there are.
+    fn lose_bytes(&self, inode: u64, error: &FsError) -> bool {
+        // Noted first, as in `lose`.
+        let open = self.opens.get(inode);
+        let kept = self.buffers.change(inode, |dirty| {
+            let bytes = dirty.discard_bytes();
+            if bytes > 0
+                && let Some(open) = &open
+            {
+                open.failed(error.errno());
+                open.share_for(THROUGH_FOR);
+            }
+            bytes
+        });
+        if kept > 0 {
+            tracing::error!(inode, bytes = kept, %error, "written data couldn't be stored and is given up; its file keeps the owner, mode and times that were set");
+        }
+        kept > 0
     }
 
     /// Gives up what is buffered; each open handle's next fsync says so. Noted first: an fsync that finds nothing left must find the note.
@@ -702,6 +730,11 @@ fn as_buffered(inode: u64, buffer: &Buffer, last: bool) -> Write {
         set: if last { dirty.taken_set().to_wire(inode) } else { None },
         ..Write::default()
     })
+}
+
+/// Whether an error may be about the data alone, as of a full disk or a quota, and not about the file or its attributes.
+fn is_about_data(error: &FsError) -> bool {
+    matches!(error, FsError::Answered(libc::ENOSPC | libc::EDQUOT | libc::EFBIG | libc::EIO))
 }
 
 /// Whether what couldn't be sent may be sent later.

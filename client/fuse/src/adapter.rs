@@ -27,6 +27,7 @@ use crate::directories::Directories;
 use crate::lock_kind::LockKinds;
 use crate::locks::KernelLock;
 use crate::notify::Notifier;
+use crate::told::How;
 use crate::waiting::for_process;
 
 const MAX_WRITE: u32 = 1 << 20;
@@ -124,10 +125,12 @@ impl Adapter {
     where
         W: Future<Output = Result<Attr, FsError>> + Send + 'static,
     {
+        self.notifier.changing(parent.0);
         let (fs, notifier) = (self.fs.clone(), self.notifier.clone());
         self.run(req.pid(), work, move |outcome| match outcome {
             Ok(attr) => {
-                show_entry(&fs, &notifier, (parent.0, &name), Some(&attr), reply);
+                let how = How::Made(parent.0);
+                show_entry(&fs, &notifier, (parent.0, &name), Some(&attr), how, reply);
             }
             Err(errno) => reply.error(errno),
         });
@@ -174,7 +177,7 @@ impl Adapter {
 fn show_attr(fs: &FileSystem, notifier: &Notifier, attr: &Attr, reply: ReplyAttr) {
     let _showing = notifier.showing();
     let validity = fs.validity(Some(attr), None);
-    let time = notifier.telling(attr.inode, validity.attr);
+    let time = notifier.telling(attr.inode, validity.attr, How::Known);
     reply.attr(&time, &convert::attr(attr));
 }
 
@@ -184,6 +187,7 @@ fn show_entry(
     notifier: &Notifier,
     (directory, name): (u64, &[u8]),
     attr: Option<&Attr>,
+    how: How,
     reply: ReplyEntry,
 ) {
     let _showing = notifier.showing();
@@ -191,7 +195,7 @@ fn show_entry(
     let entry = if notifier.keeps_entries() { validity.entry } else { Duration::ZERO };
     match attr {
         Some(attr) => {
-            let time = notifier.telling(attr.inode, validity.attr);
+            let time = notifier.telling(attr.inode, validity.attr, how);
             reply.entry_with_ttls(&time, &entry, &convert::attr(attr), Generation(attr.generation));
         }
         None if entry.is_zero() => reply.error(Errno::ENOENT),
@@ -243,13 +247,15 @@ impl Filesystem for Adapter {
         // What is known is answered on this thread: a wake-up costs more than the answer.
         if let Some((attr, _)) = self.fs.known_entry(parent.0, name.as_bytes()) {
             let entry = (parent.0, name.as_bytes());
-            return show_entry(&self.fs, &self.notifier, entry, attr.as_ref(), reply);
+            return show_entry(&self.fs, &self.notifier, entry, attr.as_ref(), How::Met, reply);
         }
         let (fs, caller, name, notifier) = (self.fs.clone(), caller(req), owned(name), self.notifier.clone());
         let (whole, asked) = (self.fs.clone(), name.clone());
         let work = async move { fs.lookup_valid(&caller, parent.0, &asked).await };
         self.run(req.pid(), work, move |outcome| match outcome {
-            Ok((attr, _)) => show_entry(&whole, &notifier, (parent.0, &name), attr.as_ref(), reply),
+            Ok((attr, _)) => {
+                show_entry(&whole, &notifier, (parent.0, &name), attr.as_ref(), How::Met, reply);
+            }
             Err(errno) => reply.error(errno),
         });
     }
@@ -309,7 +315,11 @@ impl Filesystem for Adapter {
                 None => fs.setattr(&caller, change).await,
             }
         };
-        self.attr(req, work, reply);
+        self.run(req.pid(), work, move |outcome| match outcome {
+            // For no time: older kernels believe it although they were told to forget it meanwhile.
+            Ok(attr) => reply.attr(&Duration::ZERO, &convert::attr(&attr)),
+            Err(errno) => reply.error(errno),
+        });
     }
 
     fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
@@ -351,11 +361,13 @@ impl Filesystem for Adapter {
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (fs, caller, name) = (self.fs.clone(), caller(req), owned(name));
+        self.notifier.changing(parent.0);
         self.empty(req, async move { fs.unlink(&caller, parent.0, &name).await }, reply);
     }
 
     fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (fs, caller, name) = (self.fs.clone(), caller(req), owned(name));
+        self.notifier.changing(parent.0);
         self.empty(req, async move { fs.rmdir(&caller, parent.0, &name).await }, reply);
     }
 
@@ -387,6 +399,8 @@ impl Filesystem for Adapter {
             return reply.error(Errno::EINVAL);
         };
         let (fs, caller, name, newname) = (self.fs.clone(), caller(req), owned(name), owned(newname));
+        self.notifier.changing(parent.0);
+        self.notifier.changing(newparent.0);
         self.empty(
             req,
             async move { fs.rename(&caller, parent.0, &name, newparent.0, &newname, mode).await },
@@ -428,6 +442,7 @@ impl Filesystem for Adapter {
     ) {
         let (fs, caller, name) = (self.fs.clone(), caller(req), owned(name));
         let (whole, notifier, made) = (self.fs.clone(), self.notifier.clone(), name.clone());
+        self.notifier.changing(parent.0);
         self.run(
             req.pid(),
             async move { fs.create(&caller, parent.0, &made, mode & 0o7777, flags).await },
@@ -443,7 +458,7 @@ impl Filesystem for Adapter {
                     } else {
                         Duration::ZERO
                     };
-                    let validity = notifier.telling(created.attr.inode, validity);
+                    let validity = notifier.telling(created.attr.inode, validity, How::Made(parent.0));
                     reply.created(
                         &validity,
                         &convert::attr(&created.attr),

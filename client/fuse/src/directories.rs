@@ -12,6 +12,7 @@ use mooseng_client::{Attr, Caller, DirEntry, FileSystem, FsError};
 
 use crate::adapter::{Adapter, caller};
 use crate::convert;
+use crate::told::How;
 
 /// Entries asked for at once.
 const PAGE_ENTRIES: u32 = 512;
@@ -137,7 +138,7 @@ impl Adapter {
                         INodeNo(entry.inode),
                         next,
                         OsStr::from_bytes(&entry.name),
-                        &notifier.telling(entry.inode, validity),
+                        &notifier.telling(entry.inode, validity, How::Met),
                         &convert::attr(&attr),
                         Generation(attr.generation),
                     ) {

@@ -11,7 +11,7 @@
 //! - [`extents`] is the arithmetic of a file's pieces, on values.
 //! - [`abandon`], [`sessions`], [`upkeep`] are the master's own business over a transaction: sessions, id ranges, orphans, chunks.
 //! - [`locks`] are the locks on one inode, as values; [`held`] is where they lie in the store.
-//! - [`mod@format`] makes an empty volume.
+//! - [`mod@format`] makes an empty volume, and the region's founding mark.
 //! - [`rewrite`] moves files' bytes from old chunks to new ones.
 //! - [`fsck`] counts everything of a whole store again.
 
@@ -40,7 +40,7 @@ pub use context::{Capacity, Ids, OpContext};
 pub use driver::{Admission, Driver, DriverError, Gate, SessionCall};
 pub use errno::Errno;
 pub use error::OpError;
-pub use format::format;
+pub use format::{format, found};
 pub use ops::{execute, execute_noting};
 pub use request::{is_change, needs_chunk, needs_inode, volume_of};
 

@@ -12,7 +12,7 @@
 //! - [`config`]: its configuration.
 //! - [`master`]: its parts, and whether an answer may leave.
 //! - [`credentials`]: who of the region has which certificate and revocation list.
-//! - [`desk`]: what it keeps in memory.
+//! - [`desk`]: what it keeps in memory. [`founding`]: who is of this region, and who of another one of its name.
 //! - [`lead`]: what a leader does besides answering. [`house`]: chunks and their copies.
 //! - [`service`], [`sessions`], [`fs`]: the framed stream. [`rpc`], [`status`]: gRPC.
 //! - [`promises`]: recalls, grants, and the gate before a commit.
@@ -25,6 +25,7 @@ pub mod config;
 pub mod credentials;
 pub mod desk;
 pub mod errors;
+pub mod founding;
 pub mod fs;
 pub mod fsck;
 pub mod house;

@@ -6,6 +6,7 @@ use mooseng_schema::ids::IdKind;
 use mooseng_schema::session::SessionRecord;
 use mooseng_transport::call_error;
 use mooseng_wire::call::{CallError, ErrorCode};
+use mooseng_wire::founding::Founding;
 use mooseng_wire::session::{CloseSession, OpenSession, Renew, Renewed, SessionClosed, SessionOpened};
 use mooseng_wire::{Incarnation, InodeId, RequestNumber, SessionId};
 
@@ -30,6 +31,8 @@ pub async fn open(
     request: OpenSession,
 ) -> Result<SessionOpened, CallError> {
     let term = master.serving()?;
+    // Before anything else: what the request names may mean something else in another region.
+    let_in(master, &identity, &request.founding)?;
     master.custody_is_ours(term, request.custody_epoch)?;
     if request.host.len() > WORDS_BYTES_MAX || request.mount_path.len() > WORDS_BYTES_MAX {
         return Err(call_error(
@@ -69,7 +72,7 @@ pub async fn open(
                     }
                 }
             }
-            Ok(Decided::Admitted(recorded, lapsed))
+            Ok::<_, CallError>(Decided::Admitted(recorded, lapsed))
         })?
     };
     let (recorded, lapsed) = match decided {
@@ -109,7 +112,15 @@ pub async fn open(
         custody_epoch: term,
         lapsed,
         root: mooseng_wire::ROOT_INODE.0,
+        founding: Founding::tell(master.desk(|desk| desk.founding())),
     })
+}
+
+/// Refuses a session of another founding of the region. One that knows no mark yet holds nothing of any region.
+fn let_in(master: &Master, identity: &str, told: &[u8]) -> Result<(), CallError> {
+    let now = master.clock.boot();
+    let who = format!("the mount of {identity}");
+    master.desk(|desk| desk.let_in(now, &who, told)).map(drop).map_err(CallError::from)
 }
 
 async fn create(master: &Master, identity: String, request: &OpenSession) -> Result<Recorded, CallError> {
@@ -183,6 +194,7 @@ pub fn recorded(id: SessionId, incarnation: Incarnation, record: SessionRecord) 
 /// Renews a lease.
 pub fn renew(master: &Master, identity: &str, request: &Renew) -> Result<Renewed, CallError> {
     let term = master.serving()?;
+    let_in(master, identity, &request.founding)?;
     master.desk(|desk| {
         let now = master.clock.boot();
         let (id, incarnation) = (SessionId(request.session), Incarnation(request.incarnation));
