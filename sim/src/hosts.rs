@@ -204,6 +204,7 @@ pub async fn master(
         min_copies: 2,
         session_lease_ms: 10_000,
         house,
+        mounts: Vec::new(),
         raft,
         log: LogConfig::default(),
     };

@@ -406,7 +406,7 @@ mod tests {
     #[test]
     fn attributes_outlive_the_bytes_that_are_given_up() {
         let (mut dirty, now) = (Dirty::default(), Instant::now());
-        let regular = Attr { kind: FileKind::Regular.into(), ..Attr::default() };
+        let regular = Attr { kind: FileKind::Regular.into(), no_xattrs: true, ..Attr::default() };
         let set = |change| Settings::of(&change, &regular, 5).unwrap();
         dirty.put(0, Bytes::from_static(b"abc"), now, 1);
         assert_eq!(dirty.discard_bytes(), 0, "no attributes");

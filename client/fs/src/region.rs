@@ -585,6 +585,8 @@ fn name(op: &Op) -> &'static str {
         Op::SetXattr(_) => "setxattr",
         Op::RemoveXattr(_) => "removexattr",
         Op::Write(_) => "write_metadata",
+        Op::Fallocate(_) => "fallocate",
+        Op::CopyRange(_) => "copy_range",
         Op::TouchAtime(_) => "touch_atime",
         Op::AllocateChunk(_) => "allocate_chunk",
         Op::SealChunk(_) => "seal_chunk",

@@ -24,7 +24,7 @@ use mooseng_wire::fact::{Fact, Level};
 use mooseng_wire::founding::Founding;
 use mooseng_wire::method::Method;
 use mooseng_wire::session::{
-    AnswerRecalls, CloseSession, Notice, OpenSession, Renew, Renewed, SessionClosed, SessionOpened,
+    AnswerRecalls, CloseSession, Notice, OpenSession, Renew, Renewed, SessionClosed, SessionOpened, Squash,
 };
 use prost::Message;
 use rand::rngs::SmallRng;
@@ -33,13 +33,13 @@ use tokio::sync::{Notify, broadcast, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::buffers::Buffers;
 use crate::config::ClientConfig;
 use crate::facts::{Facts, Recalled};
 use crate::grants::Grants;
 use crate::opens::Opens;
 use crate::peers::{Failure, Peers};
 use crate::retry::{Backoff, Budget};
-use crate::writeback::Buffers;
 
 /// A master that doesn't answer for this long is joined by the next one.
 const STAGGER: Duration = Duration::from_millis(200);
@@ -82,6 +82,8 @@ struct State {
     /// The custody epoch, session and incarnation that were answered: nothing is shown any more that was promised before.
     answered: (u64, u64, u64),
     root: u64,
+    read_only: bool,
+    squash: Squash,
     confirmed: u64,
     doubt: Doubt,
     lease_until: Option<BootTime>,
@@ -159,6 +161,8 @@ impl Session {
             custody_epoch: 0,
             answered: (0, 0, 0),
             root: 1,
+            read_only: false,
+            squash: Squash::None,
             confirmed: 0,
             doubt: Doubt::None,
             lease_until: None,
@@ -312,6 +316,16 @@ impl Session {
 
     pub fn root(&self) -> u64 {
         self.state(|s| s.root)
+    }
+
+    /// Whether the region lets this client change nothing.
+    pub fn is_read_only(&self) -> bool {
+        self.state(|s| s.read_only)
+    }
+
+    /// Whose word the region doesn't take from this client.
+    pub fn squash(&self) -> Squash {
+        self.state(|s| s.squash)
     }
 
     pub fn last_error(&self) -> String {
@@ -637,7 +651,7 @@ impl Session {
         let mut hinted: Vec<String> = Vec::new();
         let mut asked = FuturesUnordered::new();
         let mut error = "no masters are configured".to_owned();
-        let mut other = None;
+        let (mut other, mut denied) = (None, false);
         loop {
             if asked.is_empty() {
                 let Some(address) = waiting.pop_front() else { return Err(NoLeader { error, other }) };
@@ -662,9 +676,14 @@ impl Session {
                         } else if let Some(next) = waiting.pop_front() {
                             asked.push(self.open_at(next));
                         }
-                        error = format!("{address}: {failure}");
+                        // Whoever leads says why it lets nobody in; the others say only that they don't lead.
+                        let denies = matches!(&failure, Failure::Refused(e) if e.code() == ErrorCode::PermissionDenied);
+                        if denies || !denied {
+                            error = format!("{address}: {failure}");
+                        }
+                        denied |= denies;
                         if matches!(&failure, Failure::Refused(e) if e.code() == ErrorCode::OtherFounding) {
-                            other = Some(error.clone());
+                            other = Some(format!("{address}: {failure}"));
                         }
                     }
                 },
@@ -790,6 +809,7 @@ impl Session {
             s.incarnation = opened.incarnation;
             s.custody_epoch = s.custody_epoch.max(opened.custody_epoch);
             s.root = if opened.root == 0 { 1 } else { opened.root };
+            (s.read_only, s.squash) = (opened.read_only, opened.squash());
             let until = sent.after(Duration::from_millis(opened.lease_ms.into()));
             s.lease_until = Some(until);
             self.facts.lease(until);

@@ -414,7 +414,7 @@ async fn names() {
     fs.symlink(&me(), directory, b"s", b"../target").await.unwrap();
     let link = fs.lookup(&me(), directory, b"s").await.unwrap().inode;
     assert_eq!(&fs.readlink(&me(), link).await.unwrap()[..], b"../target");
-    let page = fs.readdir(&me(), directory, 0, 100, true).await.unwrap();
+    let page = fs.readdir(&me(), directory, 0, 100).await.unwrap();
     assert_eq!(page.entries.iter().map(|e| &e.name[..]).collect::<Vec<_>>(), [b"b", b"s"]);
     assert_eq!(fs.rmdir(&me(), ROOT, b"d").await, Err(FsError::Answered(libc::ENOTEMPTY)));
     assert_eq!(fs.lookup(&me(), ROOT, &[b'x'; 256]).await, Err(FsError::NameTooLong(256)));

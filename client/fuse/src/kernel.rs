@@ -23,12 +23,23 @@ pub(crate) trait Kernel: Send + Sync + 'static {
 
 /// The kernel behind /dev/fuse.
 #[derive(Debug)]
-pub(crate) struct Device(File);
+pub(crate) struct Device {
+    session: File,
+    /// The inode of the directory that is mounted: the kernel calls it [`ROOT`].
+    root: u64,
+}
+
+/// What the kernel calls the directory that is mounted.
+pub(crate) const ROOT: u64 = 1;
 
 impl Device {
-    /// Through a descriptor of the mount's session.
-    pub fn new(descriptor: OwnedFd) -> Self {
-        Self(File::from(descriptor))
+    /// Through a descriptor of the mount's session, where the directory with the inode `root` is mounted.
+    pub fn new(descriptor: OwnedFd, root: u64) -> Self {
+        Self { session: File::from(descriptor), root }
+    }
+
+    fn node(&self, inode: u64) -> [u8; 8] {
+        if inode == self.root { ROOT.to_ne_bytes() } else { inode.to_ne_bytes() }
     }
 
     fn send(&self, code: i32, parts: &[&[u8]]) -> io::Result<()> {
@@ -39,21 +50,21 @@ impl Device {
         let slices: Vec<IoSlice<'_>> =
             std::iter::once(&header[..]).chain(parts.iter().copied()).map(IoSlice::new).collect();
         // One message is one write.
-        (&self.0).write_vectored(&slices).map(|_| ())
+        (&self.session).write_vectored(&slices).map(|_| ())
     }
 }
 
 impl Kernel for Device {
     fn forget_entry(&self, directory: u64, name: &[u8]) -> io::Result<()> {
         let mut head = [0_u8; 16];
-        head[..8].copy_from_slice(&directory.to_ne_bytes());
+        head[..8].copy_from_slice(&self.node(directory));
         head[8..12].copy_from_slice(&(name.len() as u32).to_ne_bytes());
         self.send(INVAL_ENTRY, &[&head, name, &[0]])
     }
 
     fn forget_inode(&self, inode: u64, pages: bool) -> io::Result<()> {
         let mut body = [0_u8; 24];
-        body[..8].copy_from_slice(&inode.to_ne_bytes());
+        body[..8].copy_from_slice(&self.node(inode));
         // From the first byte to the last; a negative offset means no byte.
         let (offset, length): (i64, i64) = if pages { (0, -1) } else { (-1, 0) };
         body[8..16].copy_from_slice(&offset.to_ne_bytes());

@@ -76,9 +76,9 @@ impl Drop for Showing<'_> {
 }
 
 impl Notifier {
-    /// Notifies through a descriptor of the mount's session.
-    pub fn new(descriptor: OwnedFd) -> io::Result<Arc<Self>> {
-        Self::over(Arc::new(Device::new(descriptor)))
+    /// Notifies through a descriptor of the mount's session, where the directory with the inode `root` is mounted.
+    pub fn new(descriptor: OwnedFd, root: u64) -> io::Result<Arc<Self>> {
+        Self::over(Arc::new(Device::new(descriptor, root)))
     }
 
     fn over(kernel: Arc<dyn Kernel>) -> io::Result<Arc<Self>> {
@@ -162,10 +162,20 @@ impl Notifier {
 
     /// The kernel is told attributes of an inode. Answers for how long it may keep them: as long as wanted, or not at all.
     pub fn telling(&self, inode: u64, validity: Duration, how: How) -> Duration {
-        if validity.is_zero() {
+        if how == How::Known && validity.is_zero() {
             return validity;
         }
-        self.told(|told| told.add(inode, validity, how, Instant::now()))
+        self.told(|told| {
+            if how != How::Known {
+                told.looked_up(inode);
+            }
+            if validity.is_zero() { validity } else { told.add(inode, validity, how, Instant::now()) }
+        })
+    }
+
+    /// The kernel has dropped an inode, which had been answered so often.
+    pub fn given_back(&self, inode: u64, lookups: u64) {
+        self.told(|told| told.given_back(inode, lookups));
     }
 
     /// A request came for which the kernel holds this directory's lock exclusively: whatever it had made there before, it knows.
@@ -182,6 +192,9 @@ impl Notifier {
             })
         });
         let outcome = self.kernel.forget_inode(inode, false);
+        if !self.told(|told| told.may_be_known(inode)) {
+            return None;
+        }
         // It hasn't got it yet, or not any more.
         let unmet = fresh.filter(|_| is_unknown(&outcome));
         note("an inode", outcome);

@@ -115,6 +115,20 @@ async fn what_the_kernel_has_dropped_is_waited_for_only_for_a_while() {
     assert_eq!(kernel.counts().1, 0);
 }
 
+/// Two mounts that make and remove the same names would wait for each other a second each time.
+#[tokio::test(start_paused = true)]
+async fn what_the_kernel_has_given_back_is_not_waited_for() {
+    for how in [How::Met, How::Made(DIRECTORY)] {
+        let (_kernel, notifier) = rig();
+        notifier.telling(INODE, VALID, how);
+        notifier.telling(INODE, VALID, How::Met);
+        notifier.given_back(INODE, 2);
+        let begun = Instant::now();
+        recall(&notifier).await.unwrap();
+        assert_eq!(begun.elapsed(), Duration::ZERO);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_the_kernel_has_for_sure_costs_one_message_and_no_time() {
     for how in [How::Known, How::Met] {
@@ -285,7 +299,7 @@ fn whoever_runs_late_isnt_shown_what_was_recalled_meanwhile() {
         // A mount for each round, so that the kernel meets the file anew.
         let (path, mode) = place(directory.path()).unwrap();
         let descriptor = mount_on(&path, mode, &MountOptions::default()).unwrap();
-        let notifier = Notifier::new(descriptor.try_clone().unwrap()).unwrap();
+        let notifier = Notifier::new(descriptor.try_clone().unwrap(), 1).unwrap();
         let (size, answered) = (Arc::new(AtomicU64::new(1)), Arc::new(AtomicU64::new(0)));
         let file = OneFile { size: size.clone(), notifier: notifier.clone(), answered: answered.clone() };
         let session = Session::from_fd(file, descriptor, SessionACL::All, Config::default()).unwrap();

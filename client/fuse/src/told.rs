@@ -8,6 +8,9 @@
 //!
 //! The second kind is taken in under the directory's lock, exclusively held: once another request that needs this lock has come, or
 //! somebody else has had the lock, it is done.
+//!
+//! Each answer of both kinds counts in the kernel as one lookup of the inode once it is taken in, and when the kernel drops the inode it gives
+//! them back (FORGET). Where all were given back, nothing is on its way.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -20,6 +23,8 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 pub(crate) const TAKEN_IN_WITHIN: Duration = Duration::from_secs(1);
 /// Directories whose last change is remembered. Of others a change proves nothing.
 const CHANGED_MAX: usize = 4096;
+/// Inodes of the kernel's of which lookups are counted: more than its memory holds on most hosts.
+const LOOKUPS_MAX: usize = 4 << 20;
 
 /// How the kernel was told of an inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,12 +64,24 @@ pub(crate) struct Told {
     late: Option<Instant>,
     /// When a request came for which the kernel holds the directory's lock exclusively.
     changed: BTreeMap<u64, Instant>,
+    /// Answers that count as a lookup, and that the kernel hasn't given back.
+    lookups: BTreeMap<u64, u64>,
+    /// More inodes than those were looked up: of others it isn't known.
+    uncounted: bool,
 }
 
 impl Told {
     /// Remembers so many inodes at most.
     pub fn new(most: usize) -> Self {
-        Self { most, kept: BTreeMap::new(), swept: None, late: None, changed: BTreeMap::new() }
+        Self {
+            most,
+            kept: BTreeMap::new(),
+            swept: None,
+            late: None,
+            changed: BTreeMap::new(),
+            lookups: BTreeMap::new(),
+            uncounted: false,
+        }
     }
 
     /// Remembers an inode. Answers for how long the kernel may be told to keep it: zero where that can't be remembered.
@@ -91,6 +108,30 @@ impl Told {
             kept.fresh = Some(now);
         }
         validity
+    }
+
+    /// An answer is about to leave that the kernel counts as a lookup.
+    pub fn looked_up(&mut self, inode: u64) {
+        if self.lookups.len() >= LOOKUPS_MAX && !self.lookups.contains_key(&inode) {
+            self.uncounted = true;
+            return;
+        }
+        *self.lookups.entry(inode).or_default() += 1;
+    }
+
+    /// The kernel gives lookups back.
+    pub fn given_back(&mut self, inode: u64, lookups: u64) {
+        if let Some(count) = self.lookups.get_mut(&inode) {
+            *count = count.saturating_sub(lookups);
+            if *count == 0 {
+                self.lookups.remove(&inode);
+            }
+        }
+    }
+
+    /// Whether an answer about the inode may be on its way, or taken in and not dropped since.
+    pub fn may_be_known(&self, inode: u64) -> bool {
+        self.uncounted || self.lookups.contains_key(&inode)
     }
 
     /// An answer was written long after its inode was added.
@@ -187,6 +228,20 @@ mod tests {
         told.add(1, SECOND, How::Met, start + SECOND / 2);
         let fresh = told.take(1, start + SECOND).flatten().map(|fresh| fresh.made_in);
         assert_eq!(fresh, Some(Some(7)));
+    }
+
+    #[test]
+    fn nothing_is_on_its_way_once_the_kernel_has_given_all_lookups_back() {
+        let mut told = Told::new(9);
+        assert!(!told.may_be_known(1));
+        told.looked_up(1);
+        told.looked_up(1);
+        told.given_back(1, 1);
+        assert!(told.may_be_known(1), "one answer isn't taken in, or the inode is there");
+        told.given_back(1, 1);
+        assert!(!told.may_be_known(1));
+        told.given_back(1, 7);
+        assert!(!told.may_be_known(1));
     }
 
     #[test]

@@ -44,4 +44,6 @@ pub struct OpContext {
     pub hash_key: Option<HashKey>,
     /// For `statfs`.
     pub capacity: Capacity,
+    /// The root of the subtree that the session may see, if it may not see everything.
+    pub confined: Option<InodeId>,
 }

@@ -15,7 +15,7 @@ use mooseng_wire::admin::{
     chunkserver_command,
 };
 use mooseng_wire::founding::Founding;
-use mooseng_wire::{ChunkId, SessionId};
+use mooseng_wire::{ChunkId, InodeId, SessionId};
 
 use crate::founding::{self, NotOurs, Strangers};
 use crate::ids::IdPool;
@@ -105,6 +105,8 @@ pub struct Desk {
     pub unanswered: BTreeSet<SessionId>,
     /// Who waits for locks.
     pub lock_waits: LockWaits,
+    /// The roots of the subtrees that sessions are confined to, as far as they were looked for.
+    pub roots: BTreeMap<SessionId, InodeId>,
     /// Sessions of whose ended lives locks may still be held.
     pub lock_debts: BTreeSet<SessionId>,
     /// Chunkservers. Every master's own.
@@ -149,6 +151,7 @@ impl Desk {
             unanswered: BTreeSet::new(),
             lock_waits: LockWaits::new(mooseng_region::locks::Limits::default()),
             lock_debts: BTreeSet::new(),
+            roots: BTreeMap::new(),
             registry: Registry::new(registry::Limits::default()),
             ids: IdPool::default(),
             keys: Vec::new(),
@@ -250,6 +253,7 @@ impl Desk {
             self.promises.clear();
             self.lock_waits.clear();
             self.lock_debts.clear();
+            self.roots.clear();
             self.unanswered.clear();
             for recorded in &held {
                 self.promises.add_session(recorded.session);
@@ -265,6 +269,7 @@ impl Desk {
     pub fn forget_session(&mut self, id: SessionId) {
         self.promises.drop_session(id);
         self.lock_waits.drop_session(id);
+        self.roots.remove(&id);
         self.unanswered.remove(&id);
     }
 

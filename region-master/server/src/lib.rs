@@ -38,6 +38,7 @@ pub mod own;
 pub mod places;
 pub mod promises;
 pub mod records;
+pub mod rights;
 pub mod rpc;
 pub mod seals;
 pub mod server;
@@ -46,6 +47,6 @@ pub mod sessions;
 pub mod status;
 pub mod tickets;
 
-pub use config::{ConfigError, HouseConfig, MasterConfig, MemberConfig, RaftConfig};
+pub use config::{ConfigError, HouseConfig, MasterConfig, MemberConfig, MountRule, RaftConfig, Squash};
 pub use errors::not_built;
 pub use server::{MasterServer, Ports, StartError};

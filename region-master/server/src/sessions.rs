@@ -7,13 +7,17 @@ use mooseng_schema::session::SessionRecord;
 use mooseng_transport::call_error;
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::founding::Founding;
-use mooseng_wire::session::{CloseSession, OpenSession, Renew, Renewed, SessionClosed, SessionOpened};
+use mooseng_wire::session::{
+    CloseSession, OpenSession, Renew, Renewed, SessionClosed, SessionOpened, Squash as SquashWord,
+};
 use mooseng_wire::{Incarnation, InodeId, RequestNumber, SessionId};
 
+use crate::config::Squash;
 use crate::errors::{denied, record_failed, refused};
 use crate::locks;
 use crate::master::Master;
 use crate::records::transact;
+use crate::rights;
 
 /// Longest host name and mount path that are kept, in bytes.
 const WORDS_BYTES_MAX: usize = 4096;
@@ -40,6 +44,9 @@ pub async fn open(
             "the host or the mount path is longer than 4096 bytes",
         ));
     }
+    let rule = rights::of(master, &identity)?;
+    // Before there is a session: one that can't be served would stay on record.
+    rights::find_root(master, rule).await?;
     let opens: Vec<InodeId> = request.opens.iter().map(|o| InodeId(o.inode)).collect();
     let order = request.order;
     let id = SessionId(request.session);
@@ -104,6 +111,12 @@ pub async fn open(
         }
     };
     master.recalls_answered.notify_waiters();
+    let root = rights::root(master, recorded.session, rule).await?;
+    let squash = match rule.map_or(Squash::None, |rule| rule.squash) {
+        Squash::None => SquashWord::None,
+        Squash::Root => SquashWord::Root,
+        Squash::All => SquashWord::All,
+    };
     master.may_answer(term)?;
     Ok(SessionOpened {
         session: recorded.session.0,
@@ -111,7 +124,9 @@ pub async fn open(
         lease_ms: master.lease_ms(),
         custody_epoch: term,
         lapsed,
-        root: mooseng_wire::ROOT_INODE.0,
+        root: root.0,
+        read_only: rule.is_some_and(|rule| rule.read_only),
+        squash: squash.into(),
         founding: Founding::tell(master.desk(|desk| desk.founding())),
     })
 }

@@ -18,8 +18,8 @@ use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::write_piece::Data;
 use mooseng_wire::fs::{
-    AllocateChunk, ChunkRun, Create, GetAttr, Lock, LockKind, LockSpec, LockState, Lookup, Mkdir, Open, Reap,
-    Release, SealChunk, TestLock, Unlink, Unlock, Write, WritePiece,
+    AllocateChunk, ChunkRun, CopyRange, Create, GetAttr, Lock, LockKind, LockSpec, LockState, Lookup, Mkdir,
+    Open, Reap, Release, SealChunk, TestLock, Unlink, Unlock, Write, WritePiece,
 };
 use mooseng_wire::method::Method;
 use mooseng_wire::session::{CloseSession, OpenSession, Request, Response, SessionClosed, SessionOpened};
@@ -240,6 +240,26 @@ async fn an_unlinked_file_lives_while_it_is_open() {
     until("the released one is freed", async || gone(open).await).await;
     let refused = client.change(Op::Reap(Reap { inodes: vec![1] })).await.unwrap_err();
     assert_eq!(refused.0, ErrorCode::PermissionDenied);
+}
+
+/// The namespace's part of a copy is tested there. Here: who may hold back data of the source is asked for it first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_waits_for_what_others_hold_back_of_its_source() {
+    let cluster = Cluster::start(1, Arc::new(OsClock)).await;
+    let (writer, copier) = (cluster.client("w").await, cluster.client("c").await);
+    writer.open(&[]).await.unwrap();
+    copier.open(&[]).await.unwrap();
+    // Who makes a file is promised it exclusively, and may buffer what it writes.
+    let source = created(writer.change(create("f")).await.unwrap());
+    let inode = created(copier.change_as(1, create("g")).await.unwrap());
+    let copy = Op::CopyRange(CopyRange { source, inode, length: 10, ..CopyRange::default() });
+    let waits = tokio::time::timeout(Duration::from_millis(700), copier.change_as(2, copy.clone())).await;
+    assert!(waits.is_err(), "{waits:?}");
+    let s = writer.session.lock().await.clone();
+    let close = CloseSession { session: s.session, incarnation: s.incarnation };
+    let _: SessionClosed = writer.call(Method::CloseSession, &close).await.unwrap();
+    let Reply::Ranged(ranged) = copier.change_as(2, copy).await.unwrap() else { panic!("not copied") };
+    assert_eq!((ranged.done, ranged.more), (0, false));
 }
 
 /// A close waits for the next request, whatever that is about; one that arrives late closes nothing that was opened since.

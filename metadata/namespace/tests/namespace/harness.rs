@@ -258,6 +258,7 @@ pub fn attr(reply: Reply) -> Attr {
         Reply::Entry(e) => e.attr.unwrap(),
         Reply::Created(c) => c.attr.unwrap(),
         Reply::Written(w) => w.attr.unwrap(),
+        Reply::Ranged(r) => r.attr.unwrap(),
         other => panic!("no attributes: {other:?}"),
     }
 }

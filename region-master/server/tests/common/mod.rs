@@ -81,6 +81,7 @@ impl Cluster {
                 min_copies: 2,
                 session_lease_ms: 10_000,
                 house: HouseConfig::default(),
+                mounts: Vec::new(),
                 raft: RaftConfig::default(),
                 log: LogConfig::default(),
             },
