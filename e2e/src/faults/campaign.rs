@@ -125,7 +125,7 @@ impl Campaign {
         self.rest()?;
         let events = self.work.take_events();
         let struck_at = started + Duration::from_millis(first);
-        let calm = Stalls::between(&events, started, struck_at);
+        let calm = Stalls::before(&events, struck_at);
         let stalls = Stalls::between(&events, struck_at, Instant::now());
         self.summary.calm(calm);
         self.summary.add(round, stalls);

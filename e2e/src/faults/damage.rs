@@ -19,6 +19,10 @@ const CHUNKS: &str = "data/chunks";
 const LOG: &str = "raft";
 /// The first bytes of a frame of the log.
 const FRAME_MAGIC: u32 = 0x4c57_474d;
+/// Bytes before a frame's body, the second four of which count the body's.
+const FRAME_HEADER_BYTES: usize = 28;
+/// Bytes before a segment's first frame.
+const SEGMENT_HEADER_BYTES: usize = 64;
 
 /// A file that was damaged and isn't known to be replaced.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -114,6 +118,18 @@ pub fn inflict(
     Ok(vec![wound(path, number)])
 }
 
+/// Where the frames of a segment end. Its last byte that isn't zero won't do: a whole frame may end in zeros.
+fn end_of_frames(bytes: &[u8]) -> usize {
+    let word = |at: usize| bytes.get(at..at + 4).map(|w| u32::from_le_bytes([w[0], w[1], w[2], w[3]]));
+    let mut at = SEGMENT_HEADER_BYTES;
+    while word(at) == Some(FRAME_MAGIC)
+        && let Some(body) = word(at + 4)
+    {
+        at = (at + FRAME_HEADER_BYTES + body as usize).next_multiple_of(8);
+    }
+    at.min(bytes.len())
+}
+
 /// Puts the beginning of a frame behind the last one, as a write that the power cut short would.
 fn tear(disk: &LossyDisk, rng: &mut SmallRng) -> Result<()> {
     let mut segments: Vec<String> = disk.files(LOG).into_iter().filter(|f| f.ends_with(".wal")).collect();
@@ -124,7 +140,7 @@ fn tear(disk: &LossyDisk, rng: &mut SmallRng) -> Result<()> {
     let junk: Vec<u8> = (0..rng.random_range(1..2_000)).map(|_| rng.random()).collect();
     disk.damage(last, |file| {
         let bytes = read_all(file)?;
-        let end = bytes.iter().rposition(|b| *b != 0).map_or(0, |at| at + 1).next_multiple_of(8);
+        let end = end_of_frames(&bytes);
         let mut torn = Vec::new();
         torn.extend_from_slice(&FRAME_MAGIC.to_le_bytes());
         torn.extend_from_slice(&5_000u32.to_le_bytes());
@@ -141,6 +157,17 @@ fn tear(disk: &LossyDisk, rng: &mut SmallRng) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A torn frame that began eight bytes too early had torn a flushed one, and its master acknowledged less than before.
+    #[test]
+    fn a_frame_that_ends_in_zeros_ends_behind_them() {
+        let mut segment = vec![0; 4096];
+        segment[64..68].copy_from_slice(&FRAME_MAGIC.to_le_bytes());
+        segment[68..72].copy_from_slice(&60u32.to_le_bytes());
+        segment[92..100].fill(7);
+        assert_eq!(end_of_frames(&segment), 152);
+        assert_eq!(end_of_frames(&[0; 4096]), 64);
+    }
 
     #[test]
     fn a_wound_heals_when_the_file_is_another_one() {

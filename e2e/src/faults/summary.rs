@@ -21,6 +21,15 @@ impl Stalls {
         stalls
     }
 
+    /// Of the operations that were over before a fault struck: those that run on into it are its cost, not what is usual.
+    pub fn before(events: &[Event], struck: Instant) -> Self {
+        let mut stalls = Self::default();
+        for event in events.iter().filter(|e| e.ended <= struck) {
+            stalls.add(event.class, event.ended - event.began);
+        }
+        stalls
+    }
+
     fn add(&mut self, class: Class, time: Duration) {
         let longest = &mut self.0[class as usize];
         *longest = time.max(*longest);

@@ -18,6 +18,7 @@ mod log;
 mod machine;
 mod network;
 mod node;
+mod room;
 mod settings;
 mod snapshot;
 mod types;

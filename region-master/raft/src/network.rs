@@ -24,6 +24,7 @@ use tokio::sync::watch;
 
 use crate::codec::{self, RaftLogId};
 use crate::lease::Acknowledged;
+use crate::room::Room;
 use crate::snapshot::{PAGE_BYTES, PagesDigest, SnapshotSource, lock};
 use crate::types::{Node, TypeConfig};
 
@@ -83,6 +84,8 @@ pub(crate) struct Peers {
     pub lease: Duration,
     /// What openraft knows; none before it has started.
     pub metrics: Metrics,
+    /// What peers say of the room that they have.
+    pub room: Arc<Room>,
     /// How soon after an acknowledged append one without entries is left out.
     pub quiet: Duration,
 }
@@ -104,6 +107,7 @@ impl RaftNetworkFactory<TypeConfig> for Peers {
             id: self.id,
             lease: self.lease,
             metrics: self.metrics.clone(),
+            room: self.room.clone(),
             quiet: self.quiet,
             acknowledged_last: None,
         }
@@ -122,6 +126,7 @@ pub(crate) struct PeerLink {
     id: u64,
     lease: Duration,
     metrics: Metrics,
+    room: Arc<Room>,
     quiet: Duration,
     /// When the last append was sent that the peer acknowledged, under which vote, and where its log ended then.
     acknowledged_last: Option<(BootTime, Vote<u64>, Option<RaftLogId>)>,
@@ -160,6 +165,7 @@ impl RaftNetwork<TypeConfig> for PeerLink {
         let sent = self.clock.boot();
         let answer: wire::AppendAnswer =
             self.link.request(Method::RaftAppend, &message, option.hard_ttl()).await.map_err(unreachable)?;
+        self.room.tell(self.target, answer.short_of_room, self.clock.boot());
         use wire::append_answer::Outcome;
         let response = match answer.outcome {
             Some(Outcome::Success(_)) => AppendEntriesResponse::Success,

@@ -28,6 +28,7 @@ use crate::lease::Acknowledged;
 use crate::log::{Health, Log};
 use crate::machine::Machine;
 use crate::network::{Links, Metrics, Peers};
+use crate::room::Room;
 use crate::settings::{Leadership, Member, MemberStatus, RaftConfig, RaftError, RaftStatus, Timings};
 use crate::snapshot::{Receiving, lock};
 use crate::types::{Batch, Node, Outcome, TypeConfig};
@@ -53,6 +54,7 @@ pub(crate) struct Inner {
     pub wal: Arc<Wal>,
     pub health: Arc<Health>,
     pub handing_over: AtomicBool,
+    pub room: Arc<Room>,
     pub heard: Mutex<BootTime>,
     pub shutdown: CancellationToken,
 }
@@ -184,6 +186,7 @@ impl RaftNode {
         let machine = Machine { embedded: embedded.clone(), blocking, health: health.clone() };
         let identity = network.identity();
         let metrics = Metrics::default();
+        let room = Arc::<Room>::default();
         let links = Arc::new(Links::new(network));
         let peers = Peers {
             links: links.clone(),
@@ -195,6 +198,7 @@ impl RaftNode {
             id: own.id,
             lease: own.timings.lease(),
             metrics: metrics.clone(),
+            room: room.clone(),
             quiet: own.timings.heartbeat / 2,
         };
         let raft = Raft::new(own.id, config(&own)?, peers, log, machine).await;
@@ -221,11 +225,14 @@ impl RaftNode {
             wal,
             health,
             handing_over: false.into(),
+            room,
             shutdown,
         }));
         embedded.set_log(Arc::new(Proposals(node.clone())));
         tokio::spawn(node.clone().watch_leadership());
         tokio::spawn(node.clone().purge_now_and_then(own));
+        tokio::spawn(node.clone().watch_store());
+        tokio::spawn(node.clone().mind_room());
         Ok(node)
     }
 
@@ -294,6 +301,23 @@ impl RaftNode {
         full.then(|| {
             "the disk under this master's log is full; it takes part again once there is room".to_owned()
         })
+    }
+
+    /// A member whose store has failed can't answer, nor apply for long: it makes way, and takes no part any more.
+    async fn watch_store(self) {
+        let why = tokio::select! {
+            why = self.0.embedded.failed() => why,
+            () = self.0.shutdown.cancelled() => return,
+        };
+        let _told_before = self.0.health.failed.set(format!("this master's metadata store has failed: {why}"));
+        // Its log may be well: then another one leads at once, rather than after the silence of an election.
+        if self.0.leadership.borrow().leading.is_some() {
+            let handed_over = self.transfer_leader(self.0.timings.election_max).await;
+            tracing::info!(?handed_over, "made way, for the metadata store has failed");
+        }
+        if let Err(error) = self.0.raft.shutdown().await {
+            tracing::warn!(%error, "the Raft task ended badly");
+        }
     }
 
     /// Waits until this member's Raft has stopped for good, and answers why. Pending while it runs, and when it was told to stop.
@@ -409,7 +433,7 @@ impl RaftNode {
     /// Hands leadership over: this member drops its lease, stops electing and being heard until another leads, `wait` at most. The member
     /// that has the whole log is told to stand for election; should that fail, the others elect among themselves.
     pub async fn transfer_leader(&self, wait: Duration) -> Result<u64, RaftError> {
-        if !self.is_leading() {
+        if self.0.leadership.borrow().leading.is_none() {
             return Err(self.not_leader());
         }
         let ordering = Ordering::Release;
@@ -418,7 +442,7 @@ impl RaftNode {
         self.0.leadership.send_modify(|l| l.leading = None);
         self.0.embedded.follow();
         self.0.raft.runtime_config().heartbeat(false);
-        self.0.raft.runtime_config().elect(false);
+        self.adjust_electing();
         let mut metrics = self.0.raft.metrics();
         let other = metrics.wait_for(|m| m.current_leader.is_some_and(|leader| leader != self.0.id));
         let telling = async {
@@ -433,8 +457,8 @@ impl RaftNode {
         let elected = elected.await;
         let leader = elected.ok().and_then(Result::ok).and_then(|m| m.current_leader);
         self.0.raft.runtime_config().heartbeat(true);
-        self.0.raft.runtime_config().elect(true);
         self.0.handing_over.store(false, ordering);
+        self.adjust_electing();
         leader
             .ok_or_else(|| RaftError::Refused("no other master was elected in time; this one goes on".into()))
     }
@@ -451,7 +475,10 @@ impl RaftNode {
             let matched = m.replication.as_ref().and_then(|r| r.get(id).copied().flatten());
             *id != self.0.id && matched.is_some_and(|matched| Some(matched.index) >= m.last_log_index)
         };
-        let Some(successor) = membership.voter_ids().find(has_all) else { return };
+        // One with room before one that is short of it.
+        let able: Vec<u64> = membership.voter_ids().filter(has_all).collect();
+        let roomy = able.iter().find(|id| self.room_of(**id) == Some(false));
+        let Some(successor) = roomy.or(able.first()).copied() else { return };
         let Some(node) = membership.get_node(&successor) else { return };
         let message = wire::VoteRequest {
             group: self.0.group,
@@ -489,6 +516,7 @@ impl RaftNode {
                     node: node.clone(),
                     voter: voters.contains(id),
                     matched: matched(id),
+                    short_of_room: self.room_of(*id),
                 })
                 .collect(),
         }
@@ -544,7 +572,8 @@ impl RaftNode {
             });
             let handing_over = inner.handing_over.load(Ordering::Acquire);
             let may_try = Instant::now() >= next_try;
-            if mine && !handing_over && may_try && inner.leadership.borrow().leading.is_none() {
+            let well = inner.health.failed.get().is_none();
+            if mine && well && !handing_over && may_try && inner.leadership.borrow().leading.is_none() {
                 self.take_the_lead(now.current_term).await;
                 // Where nobody is reached the answer comes at once, and with it a change of metrics: without a pause it would ask on and on.
                 next_try = Instant::now() + inner.timings.heartbeat;

@@ -144,6 +144,8 @@ pub struct MemberStatus {
     pub voter: bool,
     /// The last entry known to be there; only a leader knows it of others.
     pub matched: Option<u64>,
+    /// Its disk is nearly full; only a leader knows it of others, if they answer.
+    pub short_of_room: Option<bool>,
 }
 
 /// The group, as the asked member sees it.

@@ -39,6 +39,7 @@ pub mod places;
 pub mod promises;
 pub mod records;
 pub mod rights;
+mod room;
 pub mod rpc;
 pub mod seals;
 pub mod server;

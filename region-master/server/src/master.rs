@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mooseng_embedded::Embedded;
-use mooseng_namespace::{Capacity, Driver};
+use mooseng_namespace::{Capacity, Driver, Room};
 use mooseng_ports::clock::Clock;
 use mooseng_raft::RaftNode;
 use mooseng_transport::{Link, LinkOptions, Network, Peer, call_error};
@@ -18,6 +18,7 @@ use crate::desk::Desk;
 use crate::errors::{denied, not_leader};
 use crate::metrics::Metrics;
 use crate::promises::Connections;
+use crate::room::Measured;
 
 /// The home epoch of every volume until regions can take over from each other.
 pub const HOME_EPOCH: Epoch = Epoch(1);
@@ -61,6 +62,7 @@ pub struct Master {
     pub reachable: Mutex<BTreeMap<u64, bool>>,
     /// One check of the whole store at a time.
     pub checking: Semaphore,
+    measured: Mutex<Measured>,
     desk: Mutex<Desk>,
     links: Mutex<BTreeMap<(Role, String), Link>>,
 }
@@ -108,6 +110,7 @@ impl Master {
             told: crate::credentials::Told::default(),
             reachable: Mutex::default(),
             checking: Semaphore::new(1),
+            measured: Mutex::default(),
             desk: Mutex::new(Desk::new(limits)),
             links: Mutex::default(),
         }
@@ -116,6 +119,25 @@ impl Master {
     /// Works on the memory. The section must be short and can't wait.
     pub fn desk<T>(&self, section: impl FnOnce(&mut Desk) -> T) -> T {
         section(&mut self.desk.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What the disk of the state directory had when it was looked at last.
+    pub fn measured(&self) -> Measured {
+        *self.measured.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes note of it.
+    pub fn measure(&self, measured: Measured) {
+        *self.measured.lock().unwrap_or_else(PoisonError::into_inner) = measured;
+    }
+
+    /// What a leader has room for. One that is short of it makes way before long where another master isn't, and refuses nothing until then.
+    pub fn room(&self) -> Room {
+        match self.measured().room {
+            Room::Enough => Room::Enough,
+            _ if self.raft.is_room_elsewhere() => Room::Enough,
+            short => short,
+        }
     }
 
     /// The refusal that names the leader.
