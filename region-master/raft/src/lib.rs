@@ -18,7 +18,7 @@ mod log;
 mod machine;
 mod network;
 mod node;
-mod room;
+mod standing;
 mod settings;
 mod snapshot;
 mod types;

@@ -24,7 +24,7 @@ use tokio::sync::watch;
 
 use crate::codec::{self, RaftLogId};
 use crate::lease::Acknowledged;
-use crate::room::Room;
+use crate::standing::Room;
 use crate::snapshot::{PAGE_BYTES, PagesDigest, SnapshotSource, lock};
 use crate::types::{Node, TypeConfig};
 

@@ -28,7 +28,7 @@ use crate::lease::Acknowledged;
 use crate::log::{Health, Log};
 use crate::machine::Machine;
 use crate::network::{Links, Metrics, Peers};
-use crate::room::Room;
+use crate::standing::Room;
 use crate::settings::{Leadership, Member, MemberStatus, RaftConfig, RaftError, RaftStatus, Timings};
 use crate::snapshot::{Receiving, lock};
 use crate::types::{Batch, Node, Outcome, TypeConfig};
@@ -163,6 +163,10 @@ impl RaftNode {
         if unused && embedded.position().index > 0 {
             return Err(RaftError::LogLost);
         }
+        // Nothing could replay what lies between.
+        if let Some(purged) = wal.purged().map(|id| id.index + 1).filter(|p| *p > embedded.position().index) {
+            return Err(RaftError::StoreBehind { store: embedded.position().index, purged });
+        }
         if wal.vote().is_some() && !plant::is(Plant::RestartWaitSkipped) {
             tokio::time::sleep(own.timings.election_max).await;
         }
@@ -206,8 +210,9 @@ impl RaftNode {
         let _first = metrics.set(raft.metrics());
         if !wal.is_whole() {
             health.lacking.store(true, Ordering::Release);
-            raft.runtime_config().elect(false);
         }
+        // Not before a silence; see `standing`.
+        raft.runtime_config().elect(false);
         let node = Self(Arc::new(Inner {
             id: own.id,
             group: own.group,
@@ -233,6 +238,7 @@ impl RaftNode {
         tokio::spawn(node.clone().purge_now_and_then(own));
         tokio::spawn(node.clone().watch_store());
         tokio::spawn(node.clone().mind_room());
+        tokio::spawn(node.clone().mind_silence());
         Ok(node)
     }
 

@@ -97,6 +97,17 @@ pub enum RaftError {
     /// There is a store, but the log that it came from is gone.
     #[error("{LOST}")]
     LogLost,
+    /// The store lacks entries that the log doesn't hold any more.
+    #[error(
+        "the metadata store ends with entry {store}, the log begins behind entry {purged}: the disk lost what was flushed. Remove this master from \
+         the group, and add it with an empty `state_dir` under a new id (`mooseng members`)"
+    )]
+    StoreBehind {
+        /// The store's last entry.
+        store: u64,
+        /// The last entry that was purged from the log.
+        purged: u64,
+    },
     /// openraft refused.
     #[error("the group refused: {0}")]
     Refused(String),
