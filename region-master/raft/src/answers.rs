@@ -192,8 +192,7 @@ impl RaftNode {
         };
         let response = self.0.raft.append_entries(request).await.map_err(fatal)?;
         use wire::append_answer::Outcome;
-        let mut answer =
-            wire::AppendAnswer { short_of_room: self.0.room.is_short(), ..Default::default() };
+        let mut answer = wire::AppendAnswer { short_of_room: self.0.room.is_short(), ..Default::default() };
         answer.outcome = match response {
             AppendEntriesResponse::Success => Some(Outcome::Success(wire::Blank {})),
             AppendEntriesResponse::PartialSuccess(Some(id)) => Some(Outcome::Partial(codec::log_id(&id))),

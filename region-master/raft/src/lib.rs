@@ -18,9 +18,9 @@ mod log;
 mod machine;
 mod network;
 mod node;
-mod standing;
 mod settings;
 mod snapshot;
+mod standing;
 mod types;
 
 pub use node::RaftNode;

@@ -24,8 +24,8 @@ use tokio::sync::watch;
 
 use crate::codec::{self, RaftLogId};
 use crate::lease::Acknowledged;
-use crate::standing::Room;
 use crate::snapshot::{PAGE_BYTES, PagesDigest, SnapshotSource, lock};
+use crate::standing::Room;
 use crate::types::{Node, TypeConfig};
 
 /// How long one page of a snapshot may take.

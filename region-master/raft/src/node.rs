@@ -28,9 +28,9 @@ use crate::lease::Acknowledged;
 use crate::log::{Health, Log};
 use crate::machine::Machine;
 use crate::network::{Links, Metrics, Peers};
-use crate::standing::Room;
 use crate::settings::{Leadership, Member, MemberStatus, RaftConfig, RaftError, RaftStatus, Timings};
 use crate::snapshot::{Receiving, lock};
+use crate::standing::Room;
 use crate::types::{Batch, Node, Outcome, TypeConfig};
 
 /// How long a member that is to be added may take to answer.
@@ -315,7 +315,8 @@ impl RaftNode {
             why = self.0.embedded.failed() => why,
             () = self.0.shutdown.cancelled() => return,
         };
-        let _told_before = self.0.health.failed.set(format!("this master's metadata store has failed: {why}"));
+        let _told_before =
+            self.0.health.failed.set(format!("this master's metadata store has failed: {why}"));
         // Its log may be well: then another one leads at once, rather than after the silence of an election.
         if self.0.leadership.borrow().leading.is_some() {
             let handed_over = self.transfer_leader(self.0.timings.election_max).await;

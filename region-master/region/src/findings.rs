@@ -371,7 +371,13 @@ mod tests {
     }
 
     fn master(name: &str, zone: &str) -> MasterFacts {
-        MasterFacts { name: name.into(), zone: zone.into(), voter: true, reachable: Some(true), short_of_room: false }
+        MasterFacts {
+            name: name.into(),
+            zone: zone.into(),
+            voter: true,
+            reachable: Some(true),
+            short_of_room: false,
+        }
     }
 
     fn well() -> Facts {

@@ -126,8 +126,8 @@ fn facts(master: &Master, masters: &[MasterStatus]) -> Facts {
     let members = master.raft.status().members;
     let short: BTreeSet<u64> =
         members.iter().filter(|m| m.short_of_room == Some(true)).map(|m| m.id).collect();
-    let shortage = (master.raft.is_leading() && master.room() != Room::Enough)
-        .then(|| master.measured().told());
+    let shortage =
+        (master.raft.is_leading() && master.room() != Room::Enough).then(|| master.measured().told());
     let of_master = |m: &MasterStatus| MasterFacts {
         name: m.name.clone(),
         zone: m.zone.clone(),

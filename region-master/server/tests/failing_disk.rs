@@ -220,7 +220,8 @@ async fn a_leader_whose_store_fails_makes_way_and_no_change_fails() {
     let serves = |i: usize| cluster.running[i].as_ref().is_some_and(MasterServer::is_serving);
     until("another one leads", async || others.clone().any(serves)).await;
     let before = written.load(Ordering::SeqCst);
-    until("it writes on", async || written.load(Ordering::SeqCst) > before + 3 || writing.is_finished()).await;
+    until("it writes on", async || written.load(Ordering::SeqCst) > before + 3 || writing.is_finished())
+        .await;
     assert!(!writing.is_finished(), "{}", writing.await.unwrap());
     writing.abort();
 }
@@ -272,7 +273,10 @@ async fn a_master_short_of_room_makes_way_and_a_region_without_room_only_lets_go
     let leader = cluster.leader().await;
     assert!(codes(leader).iter().any(|(code, _)| code == "MASTERS_FULL"), "{:?}", codes(leader));
     assert_eq!(change(&client, remove("early")).await, Ok(Reply::Done(Done {})));
-    assert!(matches!(change(&client, remove("early")).await, Ok(Reply::Errno(2))), "refusals of its own come first");
+    assert!(
+        matches!(change(&client, remove("early")).await, Ok(Reply::Errno(2))),
+        "refusals of its own come first"
+    );
 
     // One with room is enough, and it leads.
     let roomy = (leader + 1) % 3;

@@ -151,7 +151,8 @@ fn a_full_disk_refuses_entries_takes_votes_and_recovers() {
 fn no_room_within_a_segment_is_waited_over_and_leaves_nothing_behind() {
     let disk = SimDisk::default();
     let wal = open(&disk);
-    let entry = |index, bytes| Entry { id: LogId { term: 1, node: 1, index }, payload: vec![7; bytes].into() };
+    let entry =
+        |index, bytes| Entry { id: LogId { term: 1, node: 1, index }, payload: vec![7; bytes].into() };
     wal.append(vec![entry(0, 100)]).unwrap();
     disk.set_fault(Fault::Full);
     let refused = wal.append(vec![entry(1, 9_000)]).unwrap_err();

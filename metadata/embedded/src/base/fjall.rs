@@ -136,7 +136,11 @@ impl Generation {
             let cut = journal::cut_torn_tail(&path)
                 .map_err(|error| self::failed("look through the journal", &place, error))?;
             if let Some(bytes) = cut {
-                tracing::info!(bytes, place, "cut the store's journal behind its last whole batch: what follows comes again from the log");
+                tracing::info!(
+                    bytes,
+                    place,
+                    "cut the store's journal behind its last whole batch: what follows comes again from the log"
+                );
             }
         }
         let failed = |error: fjall::Error| failed("open its database", &place, error);

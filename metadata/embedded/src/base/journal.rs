@@ -160,7 +160,8 @@ mod tests {
             let torn = copy.path().join("gen-00000001").join(journal.file_name().unwrap());
             let file = OpenOptions::new().write(true).open(&torn).unwrap();
             file.write_all_at(&[0; SECTOR as usize], sector * SECTOR).unwrap();
-            let again = FjallBase::open(copy.path()).unwrap_or_else(|e| panic!("without sector {sector}: {e}"));
+            let again =
+                FjallBase::open(copy.path()).unwrap_or_else(|e| panic!("without sector {sector}: {e}"));
             let index = again.position().position.index;
             assert!((1..=3).contains(&index), "{index}");
             for written in 1..=index {
