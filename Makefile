@@ -71,7 +71,7 @@ test-faults: deps
 ## make faults-plants  shows that such a campaign finds planted bugs, 100 rounds for each at most (docs/faults.md)
 faults-plants: ROUNDS = 100
 faults-plants: deps
-	scripts/faults-plants docs/faults.md $(SEED) $(ROUNDS)
+	scripts/faults-plants docs/faults.md $(ROUNDS)
 
 ## make bench      MooseNG beside a FUSE passthrough and the bare disk, release build (docs/bench.md); BENCH="--quick --strace"
 bench: deps

@@ -244,6 +244,7 @@ impl Campaign {
             Kind::StopShort | Kind::StopLong => self.region.signal(names, Signal::SIGSTOP),
             Kind::LastCopy => self.leave_one(names, fault.seed),
             Kind::LastCopyAfterBadFlushes => {
+                // Names are well: a chunkserver that doesn't see what is wrong goes on with the disk.
                 self.trouble(&names[0], Trouble { flushes: Some(libc::EIO), ..Trouble::default() })
             }
             Kind::Disk(failure) => {
@@ -368,7 +369,7 @@ fn trouble(failure: DiskFailure) -> Trouble {
     match failure {
         DiskFailure::Reads => Trouble { reads: Some(libc::EIO), ..none },
         DiskFailure::Writes => Trouble { changes: Some(libc::EIO), ..none },
-        DiskFailure::Flushes => Trouble { flushes: Some(libc::EIO), ..none },
+        DiskFailure::Flushes => Trouble { flushes: Some(libc::EIO), name_flushes: Some(libc::EIO), ..none },
         DiskFailure::Full => Trouble { full: true, ..none },
         DiskFailure::ReadOnly => Trouble { changes: Some(libc::EROFS), ..none },
     }

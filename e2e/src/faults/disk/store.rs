@@ -24,8 +24,10 @@ pub struct Trouble {
     pub reads: Option<i32>,
     /// Of writes and of all other changes.
     pub changes: Option<i32>,
-    /// Of flushes, of files and of directories. What they were to write is lost.
+    /// Of files' flushes. What they were to write is lost.
     pub flushes: Option<i32>,
+    /// Of directories' flushes.
+    pub name_flushes: Option<i32>,
     /// There is no room: files don't grow, and nothing is made.
     pub full: bool,
 }
@@ -240,11 +242,14 @@ impl Store {
 
     /// Flushes a file or a directory.
     pub fn flush(&mut self, id: Id) -> Result<()> {
-        if let Some(failure) = self.trouble.flushes {
-            if let Some(bytes) = &mut self.node(id)?.bytes {
+        let (of_files, of_names) = (self.trouble.flushes, self.trouble.name_flushes);
+        match (&mut self.node(id)?.bytes, of_files, of_names) {
+            (Some(bytes), Some(failure), _) => {
                 bytes.fail_flush();
+                return Err(failure);
             }
-            return Err(failure);
+            (None, _, Some(failure)) => return Err(failure),
+            _ => {}
         }
         // Nothing can reach a disk that takes no changes.
         self.changeable()?;

@@ -88,14 +88,14 @@ fn batch(bytes: &[u8]) -> Option<usize> {
 
 /// The length of the item at the front. What it says besides is the checksum's business.
 fn item(bytes: &[u8]) -> Option<usize> {
-    match bytes.first()? {
-        &ITEM => {
+    match *bytes.first()? {
+        ITEM => {
             let mut sizes = bytes.get(11..ITEM_HEADER_BYTES)?;
             let key = usize::from(sizes.get_u16_le());
             let (_value, stored) = (sizes.get_u32_le(), sizes.get_u32_le() as usize);
             Some(ITEM_HEADER_BYTES + key + stored)
         }
-        &CLEAR => Some(CLEAR_BYTES),
+        CLEAR => Some(CLEAR_BYTES),
         _ => None,
     }
 }
