@@ -277,6 +277,8 @@ impl Campaign {
             Kind::Cut(_) => self.region.network().mend(&names[0], &names[1])?,
             Kind::LastCopy => self.check_and_return(names)?,
             Kind::LastCopyAfterBadFlushes => {
+                // What was written meanwhile stays: the workload would have replaced most of it before anybody looks.
+                self.rest()?;
                 self.trouble(&names[0], Trouble::default())?;
                 // What the failed flushes concern is copied elsewhere first: until then one copy may be all there is.
                 self.watch_until(Instant::now() + Duration::from_secs(1))?;

@@ -405,8 +405,8 @@ impl Worker {
 
     fn choose(&mut self) -> Op {
         let generation = self.next;
-        // Large records are rarer, so that the small ones' rate counts.
-        let class = [0, 0, 0, 1, 1, 2, 2, 2, 2, 3][self.rng.random_range(0..10)];
+        // Only the largest are sure to lie in chunks; smaller files lie within the metadata.
+        let class = [0, 0, 1, 1, 2, 2, 2, 3, 3, 3][self.rng.random_range(0..10)];
         let fresh = Op::Create { name: format!("f{generation}"), file: generation, class, generation };
         let at = self.rng.random_range(0..self.model.len().max(1));
         let Some((name, file)) = self.model.iter().nth(at).map(|(n, f)| (n.clone(), f.clone())) else {
