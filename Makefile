@@ -1,6 +1,7 @@
 # Daily commands. `make test` is what CI runs.
 
 SEEDS ?= 20
+SEED ?= 1
 ROUNDS ?= 1
 PROGRAMS = mooseng mooseng-master mooseng-chunkserver mooseng-certs
 UNITS = mooseng-master@.service mooseng-chunkserver@.service mooseng-mount@.service
@@ -14,7 +15,7 @@ UNITDIR ?= $(PREFIX)/lib/systemd/system
 FROM ?= target/release
 export RUST_BACKTRACE ?= 0
 
-.PHONY: help build install uninstall dev dev-down test test-all check fix lint unit e2e sim bench deps
+.PHONY: help build install uninstall dev dev-down test test-all test-faults faults-plants check fix lint unit e2e sim bench deps
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -96,6 +97,17 @@ sim:
 	target/debug/mooseng-sim --seeds 2 --twice
 	scripts/sim-plants target/debug/mooseng-sim docs/simulation.md
 	target/debug/mooseng-sim --seeds $(SEEDS)
+
+## make test-faults  faults against real processes, SEED=S and ROUNDS=N of them (docs/faults.md); needs root
+test-faults: ROUNDS = 100
+test-faults: deps
+	cargo build $(BINS) -p mooseng-e2e --bins
+	target/debug/mooseng-faults --seed $(SEED) --rounds $(ROUNDS)
+
+## make faults-plants  shows that such a campaign finds planted bugs, 100 rounds for each at most (docs/faults.md)
+faults-plants: ROUNDS = 100
+faults-plants: deps
+	scripts/faults-plants docs/faults.md $(ROUNDS)
 
 ## make bench      MooseNG beside a FUSE passthrough and the bare disk, release build (docs/bench.md); BENCH="--quick --strace"
 bench: deps

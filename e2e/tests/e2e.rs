@@ -8,6 +8,8 @@ mod bench;
 mod chaos;
 #[path = "e2e/coherence.rs"]
 mod coherence;
+#[path = "e2e/faults.rs"]
+mod faults;
 #[path = "e2e/forms.rs"]
 mod forms;
 #[path = "e2e/hosts.rs"]

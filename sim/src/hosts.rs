@@ -197,6 +197,7 @@ pub async fn master(
         listen: address(&name),
         advertise: address(&name),
         state_dir: PathBuf::from(STATE_DIR),
+        reserve_bytes: 0,
         http_listen: None,
         tls: None,
         members: (1..=SERVERS).map(member).collect(),

@@ -50,7 +50,7 @@ impl Default for ClientConfig {
             connect_timeout: Duration::from_secs(15),
             renew_interval: Duration::from_secs(2),
             doubt_after: Duration::from_millis(700),
-            append_timeout: Duration::from_millis(1500),
+            append_timeout: Duration::from_millis(1000),
             hedge_after: Duration::from_millis(500),
             cache_bytes: 64 << 20,
             write_buffer_bytes: 64 << 20,

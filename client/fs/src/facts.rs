@@ -39,6 +39,8 @@ pub struct Validity {
     pub attr: Duration,
     /// The entry, or its absence.
     pub entry: Duration,
+    /// That is known of the entry from its directory's list alone: it goes with the promise of the list ([`Invalidate::directory`]).
+    pub listed: bool,
 }
 
 /// An inode of which something is promised.
@@ -403,19 +405,24 @@ impl Facts {
 
     /// What a name stands for, if that is promised.
     pub fn entry(&self, directory: u64, name: &Bytes) -> Option<(Option<u64>, Duration)> {
+        self.entry_or_listed(directory, name).map(|(target, left, _)| (target, left))
+    }
+
+    /// The same, and whether it is promised as part of the directory's list alone.
+    fn entry_or_listed(&self, directory: u64, name: &Bytes) -> Option<(Option<u64>, Duration, bool)> {
         let left = self.left();
         if left.is_zero() {
             return None;
         }
         if let Some(target) = self.entries.get(&(directory, name.clone())) {
-            return Some((target, left));
+            return Some((target, left, false));
         }
         let listing = self.listings.get(&directory)?;
         let listing = listing.lock().unwrap_or_else(PoisonError::into_inner);
         if !listing.complete || listing.holes.contains(name) {
             return None;
         }
-        Some((listing.names.get(name).copied(), left))
+        Some((listing.names.get(name).copied(), left, true))
     }
 
     /// The entries of a directory behind a cookie, in its order, if all of that is promised.
@@ -457,10 +464,10 @@ impl Facts {
             validity.attr = left;
         }
         if let Some((directory, name)) = entry
-            && let Some((target, left)) = self.entry(directory, name)
+            && let Some((target, left, listed)) = self.entry_or_listed(directory, name)
             && target == attr.map(|attr| attr.inode)
         {
-            validity.entry = left;
+            (validity.entry, validity.listed) = (left, listed);
         }
         validity
     }
@@ -516,6 +523,8 @@ pub trait Invalidate: Send + Sync + 'static {
     async fn entry(&self, directory: u64, name: &Bytes);
     /// Returns once the inode's attributes, its cached contents and, of a directory, its cached list aren't shown any more.
     async fn inode(&self, inode: u64);
+    /// The same of a directory whose list isn't promised any more, and of every entry that was shown from it ([`Validity::listed`]).
+    async fn directory(&self, directory: u64);
     /// Returns once nothing is shown any more that was promised before.
     async fn everything(&self);
 }
@@ -525,7 +534,7 @@ pub trait Invalidate: Send + Sync + 'static {
 mod tests {
     use mooseng_ports::clock::ManualClock;
     use mooseng_wire::InodeId;
-    use mooseng_wire::fs::{Entry, FsReply, GetAttr, SetAttr};
+    use mooseng_wire::fs::{DirPage, Entry, FsReply, GetAttr, Lookup, ReadDir, SetAttr};
     use mooseng_wire::session::Granted;
 
     use super::*;
@@ -550,6 +559,37 @@ mod tests {
         };
         let flight = facts.begin();
         facts.digest(&flight, &FsRequest { caller: None, op: Some(op) }, &response);
+    }
+
+    /// A list is taken back as a whole once enough was taken out of it, and no entry's own recall comes then.
+    #[test]
+    fn an_entry_that_only_the_list_tells_of_says_so() {
+        let facts = Facts::new(Arc::new(ManualClock::default()), 1 << 20);
+        facts.lease(BootTime(Duration::from_secs(1000)));
+        let name = Bytes::from_static(b"a");
+        let granted = |fact: Fact| vec![Granted { fact: Some(fact.to_message()), exclusive: false }];
+        let answer = |op: Op, reply: Reply, number: u64, fact: Fact| {
+            let response = Response {
+                reply: Some(FsReply { reply: Some(reply) }),
+                grant: number,
+                granted: granted(fact),
+                ..Response::default()
+            };
+            let flight = facts.begin();
+            facts.digest(&flight, &FsRequest { caller: None, op: Some(op) }, &response);
+        };
+        let entry = DirEntry { name: name.clone(), inode: INODE, ..DirEntry::default() };
+        let page = DirPage { entries: vec![entry], end: true };
+        let list = ReadDir { inode: 2, ..ReadDir::default() };
+        answer(Op::ReadDir(list), Reply::DirPage(page), 1, Fact::Directory(InodeId(2)));
+        let attr = Attr { inode: INODE, ..Attr::default() };
+        let validity = facts.validity(Some(&attr), Some((2, &name)));
+        assert!(validity.listed && !validity.entry.is_zero(), "{validity:?}");
+        let look = Lookup { parent: 2, name: name.clone() };
+        let found = Reply::Entry(Entry { attr: Some(attr) });
+        answer(Op::Lookup(look), found, 2, Fact::Entry(InodeId(2), name.clone()));
+        let validity = facts.validity(Some(&attr), Some((2, &name)));
+        assert!(!validity.listed && !validity.entry.is_zero(), "{validity:?}");
     }
 
     fn hold(facts: &Facts) -> Option<u64> {

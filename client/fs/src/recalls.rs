@@ -68,7 +68,8 @@ impl Recalled for Recalls {
         }
         let Some(kernel) = self.kernel.get() else { return };
         match fact {
-            Fact::Inode(inode) | Fact::Directory(inode) => kernel.inode(inode.0).await,
+            Fact::Inode(inode) => kernel.inode(inode.0).await,
+            Fact::Directory(directory) => kernel.directory(directory.0).await,
             Fact::Entry(directory, name) => kernel.entry(directory.0, name).await,
         }
     }

@@ -232,7 +232,11 @@ fn show_entry(
 ) {
     let _showing = notifier.showing();
     let validity = fs.validity(attr, Some((directory, name)));
-    let entry = if notifier.keeps_entries() { validity.entry } else { Duration::ZERO };
+    let entry = match validity.listed {
+        _ if !notifier.keeps_entries() => Duration::ZERO,
+        true => notifier.telling_listed(directory, validity.entry),
+        false => validity.entry,
+    };
     match attr {
         Some(attr) => {
             let time = notifier.telling(attr.inode, validity.attr, how);

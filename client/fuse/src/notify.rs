@@ -11,6 +11,7 @@
 //! An answer that was written isn't taken in yet ([`crate::told`]). Where it may still be on its way, the inode is invalidated again until it
 //! no longer is, and only then the recall is over: hardly ever more than once, a millisecond later.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,6 +34,8 @@ const AT_ONCE: Duration = Duration::from_millis(1);
 const WAITING_MAX: usize = 1024;
 /// Inodes remembered; beyond it those that time has taken from the kernel are dropped, and where none are, nothing more is told.
 const TOLD_MAX: usize = 1 << 20;
+/// Directories remembered of which the kernel keeps entries by their lists.
+const LISTED_MAX: usize = 1 << 16;
 /// An answer takes longer only if its thread was kept from running.
 const LATE: Duration = Duration::from_millis(100);
 /// The first pause before an inode is invalidated again, and the last.
@@ -57,6 +60,8 @@ pub(crate) struct Notifier {
     /// Held while something is looked up and shown; see [`Self::showing`].
     showing: RwLock<()>,
     pages_of: Mutex<Pages>,
+    /// Directories of whose entries the kernel was told from their lists.
+    listed: Mutex<BTreeSet<u64>>,
 }
 
 /// Something is being shown.
@@ -111,6 +116,7 @@ impl Notifier {
             told: Mutex::new(Told::new(TOLD_MAX)),
             showing: RwLock::default(),
             pages_of: Mutex::new(Pages::new(TOLD_MAX)),
+            listed: Mutex::default(),
         }))
     }
 
@@ -171,6 +177,16 @@ impl Notifier {
             }
             if validity.is_zero() { validity } else { told.add(inode, validity, how, Instant::now()) }
         })
+    }
+
+    /// The kernel is told of an entry what the directory's list says. Answers for how long it may keep that.
+    pub fn telling_listed(&self, directory: u64, validity: Duration) -> Duration {
+        let mut listed = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
+        if validity.is_zero() || (listed.len() >= LISTED_MAX && !listed.contains(&directory)) {
+            return Duration::ZERO;
+        }
+        listed.insert(directory);
+        validity
     }
 
     /// The kernel has dropped an inode, which had been answered so often.
@@ -274,8 +290,19 @@ impl Invalidate for Notifier {
         }
     }
 
+    async fn directory(&self, directory: u64) {
+        self.let_show();
+        let listed = self.listed.lock().unwrap_or_else(PoisonError::into_inner).remove(&directory);
+        // Which entries these are isn't known, and may be many.
+        if listed {
+            note("the epoch", self.kernel.raise_epoch());
+        }
+        self.inode(directory).await;
+    }
+
     async fn everything(&self) {
         self.let_show();
+        self.listed.lock().unwrap_or_else(PoisonError::into_inner).clear();
         self.pages_of(Pages::forget_all);
         let told = self.told(|told| told.take_all(Instant::now()));
         if self.keeps_entries() {

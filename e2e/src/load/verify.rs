@@ -70,7 +70,8 @@ fn replay(path: &Path, report: &mut Report) -> Result<(Model, Option<Op>)> {
     Ok((model, pending))
 }
 
-fn differences(dir: &Path, model: &Model, half: Option<&Partial>) -> Result<Vec<String>> {
+/// What a directory has that it must not have, and lacks that it must have. `half` may be half written.
+pub(crate) fn differences(dir: &Path, model: &Model, half: Option<&Partial>) -> Result<Vec<String>> {
     let mut problems = Vec::new();
     let entries = std::fs::read_dir(dir).with_context(|| format!("listing {}", dir.display()))?;
     let mut found = BTreeSet::new();

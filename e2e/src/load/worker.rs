@@ -163,7 +163,8 @@ impl Worker {
     }
 }
 
-fn sync_dir(dir: &Path) -> Result<()> {
+/// Flushes a directory.
+pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
     File::open(dir).and_then(|d| d.sync_all()).with_context(|| format!("fsync of {}", dir.display()))
 }
 
@@ -172,7 +173,8 @@ fn write_record(file: &mut File, bytes: &[u8]) -> Result<()> {
     file.write_all(bytes).context("write")
 }
 
-fn perform(dir: &Path, model: &Model, op: &Op) -> Result<()> {
+/// Does it, and flushes what it changed.
+pub(crate) fn perform(dir: &Path, model: &Model, op: &Op) -> Result<()> {
     match op {
         Op::Create { name, file, class, generation } => {
             let mut f = OpenOptions::new()

@@ -53,6 +53,8 @@ pub(crate) struct Inner {
     waiting: Mutex<Option<mpsc::Receiver<Queued>>>,
     /// Counts changes of leadership.
     pub epoch: watch::Sender<u64>,
+    /// Why nothing works any more.
+    failure: watch::Sender<Option<String>>,
     flushed: AtomicU64,
     /// How many short reads are yet to be handed to another thread.
     slow: AtomicU32,
@@ -101,6 +103,7 @@ impl Embedded {
                 queue,
                 waiting: Mutex::new(Some(waiting)),
                 epoch: watch::channel(0).0,
+                failure: watch::channel(None).0,
                 flushed,
                 slow: AtomicU32::new(0),
                 install: Mutex::new(None),
@@ -184,11 +187,17 @@ impl Embedded {
 
     /// This master doesn't lead. What is in flight ends with `CommitUnknown`, what wasn't proposed yet and watches with `NotLeader`.
     pub fn follow(&self) {
-        let mut state = self.inner.state();
-        state.lead = None;
-        state.watches.fail(&StoreError::NotLeader);
-        drop(state);
-        self.inner.epoch.send_modify(|epoch| *epoch += 1);
+        self.inner.follow();
+    }
+
+    /// Waits until the store has failed, and answers why: from then on it leads no more and answers nothing, until the process starts again.
+    /// Pending while it works.
+    pub async fn failed(&self) -> String {
+        let mut failure = self.inner.failure.subscribe();
+        match failure.wait_for(Option::is_some).await.map(|failure| failure.clone()) {
+            Ok(Some(failure)) => failure,
+            _ => std::future::pending().await,
+        }
     }
 
     /// The last entry that is safe in the base: the log may be purged up to it.
@@ -326,10 +335,28 @@ impl Inner {
         lock(&self.state)
     }
 
-    /// Remembers an error after which nothing works.
+    pub fn follow(&self) {
+        let mut state = self.state();
+        state.lead = None;
+        state.watches.fail(&StoreError::NotLeader);
+        drop(state);
+        self.epoch.send_modify(|epoch| *epoch += 1);
+    }
+
+    /// Remembers an error after which nothing works. Leadership ends with it: what is in flight may be committed all the same, by those
+    /// whose disks are well, and is answered as unknown.
     pub fn fail(&self, error: BaseError) -> BaseError {
-        tracing::error!(%error, "the metadata store has failed");
-        self.state().failed.get_or_insert_with(|| error.to_string());
+        let first = {
+            let mut state = self.state();
+            let first = state.failed.is_none();
+            state.failed.get_or_insert_with(|| error.to_string());
+            first
+        };
+        if first {
+            tracing::error!(%error, "the metadata store has failed");
+            self.follow();
+            self.failure.send_replace(Some(error.to_string()));
+        }
         error
     }
 

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::VecDeque;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -10,6 +11,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::FutureExt;
 use mooseng_embedded::*;
+use mooseng_ports::disk::sim::{Fault, SimDisk};
 use mooseng_store::{Atomic, Committed, Read, ReadVersion, Store, StoreError, Transaction};
 use tokio::sync::oneshot;
 
@@ -41,7 +43,11 @@ struct Bench {
 
 impl Bench {
     fn new(options: Options) -> Self {
-        let engine = Embedded::open(Arc::new(MemoryBase::new()), options).unwrap();
+        Self::over(MemoryBase::new(), options)
+    }
+
+    fn over(base: MemoryBase, options: Options) -> Self {
+        let engine = Embedded::open(Arc::new(base), options).unwrap();
         let log = Arc::new(Hand::default());
         engine.set_log(log.clone());
         engine.lead(1);
@@ -322,4 +328,29 @@ async fn batches_are_bounded() {
     for commit in commits {
         commit.await.unwrap().unwrap();
     }
+}
+
+/// A leader's store that fails: what is in flight may be committed by the others, and nothing more is taken in.
+#[tokio::test(start_paused = true)]
+async fn a_failed_base_ends_leadership_and_leaves_what_is_in_flight_unknown() {
+    let disk = SimDisk::default();
+    let base = MemoryBase::on_disk(Arc::new(disk.clone()), Path::new("/store")).unwrap();
+    let bench = Bench::over(base, Options { proposals_max: 1, ..Options::default() });
+    let early = bench.add("n", 1);
+    bench.accept().await;
+    early.await.unwrap().unwrap();
+    let (in_flight, waiting) = (bench.add("n", 2), {
+        settle().await;
+        bench.add("n", 4)
+    });
+    settle().await;
+    disk.set_fault(Fault::Full);
+    assert!(bench.engine.flush().await.is_err());
+    assert_eq!(in_flight.await.unwrap(), Err(StoreError::CommitUnknown));
+    assert_eq!(waiting.await.unwrap(), Err(StoreError::NotLeader), "it was never proposed");
+    let reason = bench.engine.failed().now_or_never().expect("it has failed");
+    assert!(reason.contains("could not flush"), "{reason}");
+    disk.set_fault(Fault::None);
+    assert!(matches!(bench.add("n", 1).await.unwrap(), Err(StoreError::Failed(_))), "it stays so");
+    assert!(matches!(bench.engine.begin().read_version().await, Err(StoreError::Failed(_))));
 }

@@ -23,6 +23,18 @@ pub struct Capacity {
     pub bytes_available: u64,
 }
 
+/// What the region's metadata has room for: the later, the less.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Room {
+    /// Everything.
+    #[default]
+    Enough,
+    /// No new names.
+    Scarce,
+    /// Nothing but what frees something, or adds next to nothing.
+    Out,
+}
+
 /// An operation's surroundings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OpContext {
@@ -46,4 +58,6 @@ pub struct OpContext {
     pub capacity: Capacity,
     /// The root of the subtree that the session may see, if it may not see everything.
     pub confined: Option<InodeId>,
+    /// A session's change for which there is none is refused with ENOSPC.
+    pub room: Room,
 }

@@ -25,7 +25,7 @@ use crate::context::OpContext;
 use crate::errno::Errno;
 use crate::error::OpError;
 use crate::ops::{execute, execute_noting};
-use crate::request::{is_change, volume_of};
+use crate::request::{is_change, needs_room, volume_of};
 use crate::together::InOrder;
 use crate::touched::Touched;
 use crate::upkeep;
@@ -387,6 +387,10 @@ impl<S: Store> Driver<S> {
         let reply = match refused {
             Some(errno) => refusal(errno),
             None => match execute_noting(&tx, ctx, request, &touched).await {
+                // Only now: what was done before has its outcome, and what can't be done its own refusal.
+                Ok(reply) if ctx.room > needs_room(request, &reply) => {
+                    return Ok(Attempt::Refused(Errno::ENOSPC));
+                }
                 Ok(reply) => reply,
                 Err(OpError::Errno(errno)) => return Ok(Attempt::Refused(errno)),
                 Err(other) => return Err(other.into()),

@@ -37,7 +37,7 @@ pub mod upkeep;
 mod view;
 mod window;
 
-pub use context::{Capacity, Ids, OpContext};
+pub use context::{Capacity, Ids, OpContext, Room};
 pub use driver::{Admission, Driver, DriverError, Gate, SessionCall};
 pub use errno::Errno;
 pub use error::OpError;

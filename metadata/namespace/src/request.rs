@@ -1,8 +1,11 @@
 //! What a request is, seen from outside.
 
-use mooseng_wire::fs::FsRequest;
+use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
+use mooseng_wire::fs::{FsReply, FsRequest};
 use mooseng_wire::{InodeId, VolumeId};
+
+use crate::context::Room;
 
 /// Whether the request changes something, so that it carries a number and ends in a commit.
 pub fn is_change(request: &FsRequest) -> bool {
@@ -46,6 +49,20 @@ pub fn is_change(request: &FsRequest) -> bool {
             | Op::CancelLock(_)
             | Op::Reap(_) => true,
         },
+    }
+}
+
+/// The least room for which a change that had this answer may be made.
+pub fn needs_room(request: &FsRequest, reply: &FsReply) -> Room {
+    match &request.op {
+        // One that only opened a file that was there is refused at no time.
+        Some(Op::Create(_)) => match &reply.reply {
+            Some(Reply::Created(created)) if !created.created => Room::Out,
+            _ => Room::Enough,
+        },
+        Some(Op::Mknod(_) | Op::Mkdir(_) | Op::Symlink(_) | Op::Link(_) | Op::SetXattr(_)) => Room::Enough,
+        Some(Op::Write(_) | Op::Fallocate(_) | Op::CopyRange(_) | Op::AllocateChunk(_)) => Room::Scarce,
+        _ => Room::Out,
     }
 }
 

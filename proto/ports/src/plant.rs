@@ -75,6 +75,8 @@ plants! {
     SwapUnchecked = "swap-unchecked",
     /// Freeing the locks of ended sessions takes those of living ones, too.
     LivingLocksFreed = "living-locks-freed",
+    /// Chunks are collected without a look at what files still name of them.
+    CollectionUnchecked = "collection-unchecked",
 }
 
 impl fmt::Display for Plant {

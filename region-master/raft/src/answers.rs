@@ -114,7 +114,7 @@ impl RaftNode {
         if !self.0.health.lost.swap(true, Ordering::AcqRel) {
             tracing::error!(id = own, "MASTER_FAILED: {LOST}");
             // It may have made a group for itself, as the first of the first members.
-            self.0.raft.runtime_config().elect(false);
+            self.adjust_electing();
         }
         Err(call_error(ErrorCode::PermissionDenied, format!("master {own}: {LOST}")))
     }
@@ -188,18 +188,23 @@ impl RaftNode {
     async fn note_lacking(&self, index: u64) -> Result<(), CallError> {
         tracing::info!(id = self.0.id, index, "catching up from an empty log; no vote until then");
         self.0.health.lacking.store(true, Ordering::Release);
-        self.0.raft.runtime_config().elect(false);
+        self.adjust_electing();
         self.save_lacking(index).await
+    }
+
+    /// What is called while a write of the log waits for room would pile up behind it.
+    fn check_full(&self) -> Result<(), CallError> {
+        match self.0.health.full.load(Ordering::Acquire) {
+            true => Err(call_error(ErrorCode::NoSpace, "the disk under this master's log is full")),
+            false => Ok(()),
+        }
     }
 
     async fn on_append(&self, message: wire::AppendEntries) -> Result<Answer, CallError> {
         self.join_line(message.group, message.held).await?;
         self.check_member(message.to, message.stored)?;
         self.check_held(message.held)?;
-        // What is called meanwhile would pile up before the append that waits for room.
-        if self.0.health.full.load(Ordering::Acquire) {
-            return Err(call_error(ErrorCode::NoSpace, "the disk under this master's log is full"));
-        }
+        self.check_full()?;
         let entries: Result<Vec<_>, _> = message.entries.into_iter().map(codec::from_entry).collect();
         let entries = entries.map_err(invalid)?;
         let first = message.prev.as_ref().map_or(0, |prev| prev.index.saturating_add(1));
@@ -224,7 +229,7 @@ impl RaftNode {
         };
         let response = self.0.raft.append_entries(request).await.map_err(fatal)?;
         use wire::append_answer::Outcome;
-        let mut answer = wire::AppendAnswer::default();
+        let mut answer = wire::AppendAnswer { short_of_room: self.0.room.is_short(), ..Default::default() };
         answer.outcome = match response {
             AppendEntriesResponse::Success => Some(Outcome::Success(wire::Blank {})),
             AppendEntriesResponse::PartialSuccess(Some(id)) => Some(Outcome::Partial(codec::log_id(&id))),
@@ -238,7 +243,7 @@ impl RaftNode {
         if self.0.health.lacking.load(Ordering::Acquire) && self.0.wal.is_whole() {
             self.0.health.lacking.store(false, Ordering::Release);
             tracing::info!(id = self.0.id, "caught up: this master votes from now on");
-            self.0.raft.runtime_config().elect(true);
+            self.adjust_electing();
         }
         if !matches!(response, AppendEntriesResponse::HigherVote(_)) {
             *lock(&self.0.heard) = self.0.clock.boot();
@@ -249,6 +254,7 @@ impl RaftNode {
     async fn on_vote(&self, message: wire::VoteRequest) -> Result<Answer, CallError> {
         self.check_group(message.group)?;
         self.check_member(message.to, message.stored)?;
+        self.check_full()?;
         let vote = codec::from_vote(&message.vote.ok_or_else(|| invalid(codec::missing("vote")))?);
         if vote.committed {
             return self.stand_for_election(vote).await;

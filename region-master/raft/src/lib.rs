@@ -23,6 +23,7 @@ mod node;
 pub mod recover;
 mod settings;
 mod snapshot;
+mod standing;
 mod types;
 
 pub use node::RaftNode;

@@ -80,12 +80,33 @@ fn decode(entry: wal::Entry) -> Result<RaftEntry, StorageError<u64>> {
 }
 
 impl Log {
+    /// Writes, and waits for room where there is none. Waiting stops this member's heartbeats and answers, so that a leader with a full
+    /// disk makes way for another one.
     async fn write(
         &self,
-        f: impl FnOnce(&wal::Wal) -> Result<(), wal::WalError> + Send + 'static,
+        f: impl Fn(&wal::Wal) -> Result<(), wal::WalError> + Send + Sync + 'static,
     ) -> Result<(), wal::WalError> {
-        let wal = self.wal.clone();
-        self.writes.run(move || f(&wal)).await
+        let f = Arc::new(f);
+        loop {
+            let (wal, f) = (self.wal.clone(), f.clone());
+            match self.writes.run(move || f(&wal)).await {
+                Err(error) if error.is_full() && !self.stop.is_cancelled() => {
+                    if !self.health.full.swap(true, Ordering::AcqRel) {
+                        tracing::error!(%error, "the log's disk is full: this master takes part again once there is room");
+                    }
+                    tokio::select! {
+                        () = self.stop.cancelled() => {}
+                        () = tokio::time::sleep(FULL_PAUSE) => {}
+                    }
+                }
+                written => {
+                    if written.is_ok() {
+                        self.health.full.store(false, Ordering::Release);
+                    }
+                    return written;
+                }
+            }
+        }
     }
 
     async fn read(&self, start: u64, end: u64) -> Result<Vec<RaftEntry>, StorageError<u64>> {
@@ -229,29 +250,15 @@ impl RaftLogStorage<TypeConfig> for Log {
             .into_iter()
             .map(|e| wal::Entry { id: to_wal(&e.log_id), payload: codec::entry(&e).encode_to_vec().into() })
             .collect();
-        loop {
-            let batch = entries.clone();
-            match self.write(move |wal| wal.append(batch)).await {
-                Ok(()) => {
-                    self.health.full.store(false, Ordering::Release);
-                    // Only after the flush: openraft counts this member towards the quorum from then on.
-                    callback.log_io_completed(Ok(()));
-                    return Ok(());
-                }
-                // Waiting here stops this member's heartbeats and answers, so a leader with a full disk makes way for another one.
-                Err(error) if error.is_full() && !self.stop.is_cancelled() => {
-                    if !self.health.full.swap(true, Ordering::AcqRel) {
-                        tracing::error!(%error, "the log's disk is full: this master takes part again once there is room");
-                    }
-                    tokio::select! {
-                        () = self.stop.cancelled() => {}
-                        () = tokio::time::sleep(FULL_PAUSE) => {}
-                    }
-                }
-                Err(error) => {
-                    callback.log_io_completed(Err(io::Error::other(error.to_string())));
-                    return Err(failed(&error));
-                }
+        match self.write(move |wal| wal.append(entries.clone())).await {
+            Ok(()) => {
+                // Only after the flush: openraft counts this member towards the quorum from then on.
+                callback.log_io_completed(Ok(()));
+                Ok(())
+            }
+            Err(error) => {
+                callback.log_io_completed(Err(io::Error::other(error.to_string())));
+                Err(failed(&error))
             }
         }
     }

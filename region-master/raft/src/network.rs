@@ -28,6 +28,7 @@ use crate::lease::Acknowledged;
 use crate::lineage::{Line, Lineage};
 use crate::log::Health;
 use crate::snapshot::{PAGE_BYTES, PagesDigest, SnapshotSource, lock};
+use crate::standing::Room;
 use crate::types::{Node, TypeConfig};
 
 /// How long one page of a snapshot may take.
@@ -88,6 +89,8 @@ pub(crate) struct Peers {
     pub lease: Duration,
     /// What openraft knows; none before it has started.
     pub metrics: Metrics,
+    /// What peers say of the room that they have.
+    pub room: Arc<Room>,
     /// How soon after an acknowledged append one without entries is left out.
     pub quiet: Duration,
 }
@@ -111,6 +114,7 @@ impl RaftNetworkFactory<TypeConfig> for Peers {
             id: self.id,
             lease: self.lease,
             metrics: self.metrics.clone(),
+            room: self.room.clone(),
             quiet: self.quiet,
             acknowledged_last: None,
         }
@@ -131,6 +135,7 @@ pub(crate) struct PeerLink {
     id: u64,
     lease: Duration,
     metrics: Metrics,
+    room: Arc<Room>,
     quiet: Duration,
     /// When the last append was sent that the peer acknowledged, under which vote, and where its log ended then.
     acknowledged_last: Option<(BootTime, Vote<u64>, Option<RaftLogId>)>,
@@ -180,6 +185,7 @@ impl RaftNetwork<TypeConfig> for PeerLink {
             .request(Method::RaftAppend, &message, option.hard_ttl())
             .await
             .map_err(|f| self.refused(f))?;
+        self.room.tell(self.target, answer.short_of_room, self.clock.boot());
         use wire::append_answer::Outcome;
         let response = match answer.outcome {
             Some(Outcome::Success(_)) => AppendEntriesResponse::Success,

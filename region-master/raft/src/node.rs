@@ -31,6 +31,7 @@ use crate::machine::Machine;
 use crate::network::{Links, Metrics, Peers};
 use crate::settings::{Leadership, Member, MemberStatus, RaftConfig, RaftError, RaftStatus, Timings};
 use crate::snapshot::{Receiving, lock};
+use crate::standing::Room;
 use crate::types::{Batch, Node, Outcome, TypeConfig};
 
 /// How long a member that is to be added may take to answer.
@@ -56,6 +57,7 @@ pub(crate) struct Inner {
     pub wal: Arc<Wal>,
     pub health: Arc<Health>,
     pub handing_over: AtomicBool,
+    pub room: Arc<Room>,
     pub heard: Mutex<BootTime>,
     pub shutdown: CancellationToken,
 }
@@ -173,6 +175,10 @@ impl RaftNode {
         if unused && embedded.position().index > 0 {
             return Err(RaftError::LogLost);
         }
+        // Nothing could replay what lies between.
+        if let Some(purged) = wal.purged().map(|id| id.index + 1).filter(|p| *p > embedded.position().index) {
+            return Err(RaftError::StoreBehind { store: embedded.position().index, purged });
+        }
         if wal.vote().is_some() && !plant::is(Plant::RestartWaitSkipped) {
             tokio::time::sleep(own.timings.election_max).await;
         }
@@ -196,6 +202,7 @@ impl RaftNode {
         let machine = Machine { embedded: embedded.clone(), blocking, health: health.clone() };
         let identity = network.identity();
         let metrics = Metrics::default();
+        let room = Arc::<Room>::default();
         let links = Arc::new(Links::new(network));
         let peers = Peers {
             links: links.clone(),
@@ -209,6 +216,7 @@ impl RaftNode {
             id: own.id,
             lease: own.timings.lease(),
             metrics: metrics.clone(),
+            room: room.clone(),
             quiet: own.timings.heartbeat / 2,
         };
         let raft = Raft::new(own.id, config(&own)?, peers, log, machine).await;
@@ -216,8 +224,9 @@ impl RaftNode {
         let _first = metrics.set(raft.metrics());
         if !wal.is_whole() {
             health.lacking.store(true, Ordering::Release);
-            raft.runtime_config().elect(false);
         }
+        // Not before a silence; see `standing`.
+        raft.runtime_config().elect(false);
         let node = Self(Arc::new(Inner {
             id: own.id,
             group: own.group,
@@ -237,12 +246,16 @@ impl RaftNode {
             wal,
             health,
             handing_over: false.into(),
+            room,
             shutdown,
         }));
         embedded.set_log(Arc::new(Proposals(node.clone())));
         tokio::spawn(node.clone().watch_leadership());
         tokio::spawn(node.clone().end_when_superseded());
         tokio::spawn(node.clone().purge_now_and_then(own));
+        tokio::spawn(node.clone().watch_store());
+        tokio::spawn(node.clone().mind_room());
+        tokio::spawn(node.clone().mind_silence());
         Ok(node)
     }
 
@@ -321,6 +334,24 @@ impl RaftNode {
         full.then(|| {
             "the disk under this master's log is full; it takes part again once there is room".to_owned()
         })
+    }
+
+    /// A member whose store has failed can't answer, nor apply for long: it makes way, and takes no part any more.
+    async fn watch_store(self) {
+        let why = tokio::select! {
+            why = self.0.embedded.failed() => why,
+            () = self.0.shutdown.cancelled() => return,
+        };
+        let _told_before =
+            self.0.health.failed.set(format!("this master's metadata store has failed: {why}"));
+        // Its log may be well: then another one leads at once, rather than after the silence of an election.
+        if self.0.leadership.borrow().leading.is_some() {
+            let handed_over = self.transfer_leader(self.0.timings.election_max).await;
+            tracing::info!(?handed_over, "made way, for the metadata store has failed");
+        }
+        if let Err(error) = self.0.raft.shutdown().await {
+            tracing::warn!(%error, "the Raft task ended badly");
+        }
     }
 
     /// Waits until this member's Raft has stopped for good, and answers why. Pending while it runs, and when it was told to stop.
@@ -436,7 +467,7 @@ impl RaftNode {
     /// Hands leadership over: this member drops its lease, stops electing and being heard until another leads, `wait` at most. The member
     /// that has the whole log is told to stand for election; should that fail, the others elect among themselves.
     pub async fn transfer_leader(&self, wait: Duration) -> Result<u64, RaftError> {
-        if !self.is_leading() {
+        if self.0.leadership.borrow().leading.is_none() {
             return Err(self.not_leader());
         }
         let ordering = Ordering::Release;
@@ -445,7 +476,7 @@ impl RaftNode {
         self.0.leadership.send_modify(|l| l.leading = None);
         self.0.embedded.follow();
         self.0.raft.runtime_config().heartbeat(false);
-        self.0.raft.runtime_config().elect(false);
+        self.adjust_electing();
         let mut metrics = self.0.raft.metrics();
         let other = metrics.wait_for(|m| m.current_leader.is_some_and(|leader| leader != self.0.id));
         let telling = async {
@@ -460,8 +491,8 @@ impl RaftNode {
         let elected = elected.await;
         let leader = elected.ok().and_then(Result::ok).and_then(|m| m.current_leader);
         self.0.raft.runtime_config().heartbeat(true);
-        self.0.raft.runtime_config().elect(true);
         self.0.handing_over.store(false, ordering);
+        self.adjust_electing();
         leader
             .ok_or_else(|| RaftError::Refused("no other master was elected in time; this one goes on".into()))
     }
@@ -478,7 +509,10 @@ impl RaftNode {
             let matched = m.replication.as_ref().and_then(|r| r.get(id).copied().flatten());
             *id != self.0.id && matched.is_some_and(|matched| Some(matched.index) >= m.last_log_index)
         };
-        let Some(successor) = membership.voter_ids().find(has_all) else { return };
+        // One with room before one that is short of it.
+        let able: Vec<u64> = membership.voter_ids().filter(has_all).collect();
+        let roomy = able.iter().find(|id| self.room_of(**id) == Some(false));
+        let Some(successor) = roomy.or(able.first()).copied() else { return };
         let Some(node) = membership.get_node(&successor) else { return };
         let message = wire::VoteRequest {
             group: self.group_word(),
@@ -516,6 +550,7 @@ impl RaftNode {
                     node: node.clone(),
                     voter: voters.contains(id),
                     matched: matched(id),
+                    short_of_room: self.room_of(*id),
                 })
                 .collect(),
         }
@@ -571,7 +606,8 @@ impl RaftNode {
             });
             let handing_over = inner.handing_over.load(Ordering::Acquire);
             let may_try = Instant::now() >= next_try;
-            if mine && !handing_over && may_try && inner.leadership.borrow().leading.is_none() {
+            let well = inner.health.failed.get().is_none();
+            if mine && well && !handing_over && may_try && inner.leadership.borrow().leading.is_none() {
                 self.take_the_lead(now.current_term).await;
                 // Where nobody is reached the answer comes at once, and with it a change of metrics: without a pause it would ask on and on.
                 next_try = Instant::now() + inner.timings.heartbeat;

@@ -105,6 +105,17 @@ pub enum RaftError {
         /// Why.
         source: std::io::Error,
     },
+    /// The store lacks entries that the log doesn't hold any more.
+    #[error(
+        "the metadata store ends with entry {store}, the log begins behind entry {purged}: the disk lost what was flushed. Remove this master from \
+         the group, and add it with an empty `state_dir` under a new id (`mooseng members`)"
+    )]
+    StoreBehind {
+        /// The store's last entry.
+        store: u64,
+        /// The last entry that was purged from the log.
+        purged: u64,
+    },
     /// openraft refused.
     #[error("the group refused: {0}")]
     Refused(String),
@@ -152,6 +163,8 @@ pub struct MemberStatus {
     pub voter: bool,
     /// The last entry known to be there; only a leader knows it of others.
     pub matched: Option<u64>,
+    /// Its disk is nearly full; only a leader knows it of others, if they answer.
+    pub short_of_room: Option<bool>,
 }
 
 /// The group, as the asked member sees it.

@@ -89,18 +89,26 @@ codes! {
         "A data directory of a chunkserver is full: it takes no new chunks.",
         "The disk is down to the configured reserve (`reserve_bytes`).",
         "Free space or add a disk. Other disks and chunkservers go on taking chunks.";
+    MASTER_DISK_LOW, Warning,
+        "The disk of a master's `state_dir` is nearly full: it leads only while no other master has room.",
+        "Something else fills the disk, or the metadata has outgrown it: less than `reserve_bytes` is free.",
+        "Free space on that disk or enlarge it; the master takes it up within a second. Removing files from the filesystem gives back space of the metadata only by and by.";
     MASTER_DOWN, Warning,
         "A master can't be reached by the leader.",
         "Its process or machine is down, or the network to it is cut.",
         "Start it. While a majority of masters is up the region serves; the next loss may stop it. If its disk is lost, never start it with an empty one under its old id: `docs/operations.md` says how to replace it.";
     MASTER_FAILED, Critical,
-        "A master can't take part in its group: its log or its store failed or is lost, or its disk is full.",
+        "A master can't take part in its group: its log or its store failed or is lost, or its disk is full to the last byte.",
         "The disk below the master's `state_dir` answered an error on a write or a flush, has no room, or was replaced.",
-        "While its disk is full the master waits for room: free some. After any other failure it ends itself: check the disk (`dmesg`, SMART), then start it again. If the disk is lost or the log is empty, replace it by one with a new id: `docs/operations.md`.";
+        "While its log's disk is full the master waits for room: free some. After any other failure, of its store on a full disk, too, it ends itself: free space, check the disk (`dmesg`, SMART), then start it again. If the disk is lost or the log is empty, replace it by one with a new id: `docs/operations.md`.";
     MASTERS_FEW, Warning,
         "The region has too few masters to survive the loss of one.",
         "The Raft group has fewer than three voters.",
         "Add masters until there are three: start each with its configuration, then add it as a member.";
+    MASTERS_FULL, Critical,
+        "No master has room: new files and names are refused with ENOSPC, and file data as well once half of the reserve is used up.",
+        "The disks of all masters that answer are nearly full (`MASTER_DISK_LOW`).",
+        "Free space on the disk of one master's `state_dir`: it then leads, and the region takes changes again. Removing files goes on meanwhile. What was acknowledged is safe.";
     MASTERS_ONE_ZONE, Info,
         "A majority of the masters lies in one zone: the loss of that zone stops the region.",
         "Masters were placed without regard to zones, or the configuration names the wrong zone.",

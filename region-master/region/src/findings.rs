@@ -19,6 +19,8 @@ pub struct MasterFacts {
     pub voter: bool,
     /// It answers, as far as the asked master knows; none where it doesn't.
     pub reachable: Option<bool>,
+    /// Its disk is nearly full, as far as the asked master knows.
+    pub short_of_room: bool,
 }
 
 /// A chunkserver.
@@ -77,6 +79,8 @@ pub struct Facts {
     pub quorum: bool,
     /// Why the asked master can't take part in its group, if it can't.
     pub failure: Option<String>,
+    /// The asked master leads, no other has room, and this is what it has.
+    pub shortage: Option<String>,
     /// The masters.
     pub masters: Vec<MasterFacts>,
     /// The chunkservers.
@@ -167,6 +171,14 @@ fn masters(facts: &Facts, found: &mut Vec<Finding>) {
             "asked master",
             format!("The asked master says: {failure}."),
         ));
+    }
+    if let Some(shortage) = &facts.shortage {
+        let detail = format!("{shortage}, and no other master that answers has more.");
+        found.push(finding(&codes::MASTERS_FULL, "masters", detail));
+    }
+    for master in facts.masters.iter().filter(|m| m.short_of_room) {
+        let detail = format!("The disk of master {} has less free than its reserve.", master.name);
+        found.push(finding(&codes::MASTER_DISK_LOW, &master.name, detail));
     }
     for master in facts.masters.iter().filter(|m| m.reachable == Some(false)) {
         found.push(finding(
@@ -359,7 +371,13 @@ mod tests {
     }
 
     fn master(name: &str, zone: &str) -> MasterFacts {
-        MasterFacts { name: name.into(), zone: zone.into(), voter: true, reachable: Some(true) }
+        MasterFacts {
+            name: name.into(),
+            zone: zone.into(),
+            voter: true,
+            reachable: Some(true),
+            short_of_room: false,
+        }
     }
 
     fn well() -> Facts {

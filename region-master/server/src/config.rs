@@ -31,6 +31,10 @@ pub struct MasterConfig {
     pub advertise: String,
     /// Directory of the Raft log and the metadata store.
     pub state_dir: PathBuf,
+    /// Bytes of its disk that are kept free, a tenth of the disk at most. With less this master leads only where no other has more, and a
+    /// region without one takes no new names, below half of it no data; removing goes on.
+    #[serde(default = "reserve_bytes")]
+    pub reserve_bytes: u64,
     /// Loopback address of /metrics, /healthz and /readyz; not served where it isn't given.
     #[serde(default)]
     pub http_listen: Option<String>,
@@ -231,6 +235,10 @@ impl Default for HouseConfig {
             rewrite_gain_kib: 1_024,
         }
     }
+}
+
+fn reserve_bytes() -> u64 {
+    512 << 20
 }
 
 fn two() -> usize {

@@ -37,9 +37,10 @@ pub fn refused(refusal: &Refusal) -> CallError {
 /// The master's own transaction failed.
 pub fn record_failed(failure: &RecordFailure) -> CallError {
     let code = match failure.store() {
-        Some(StoreError::NotLeader) => ErrorCode::NotLeader,
+        // A store that fails proposes nothing from then on: another master leads before long.
+        Some(StoreError::NotLeader | StoreError::Failed(_)) => ErrorCode::NotLeader,
         Some(StoreError::CommitUnknown) => ErrorCode::OutcomeUnknown,
-        None | Some(StoreError::Failed(_)) => ErrorCode::Internal,
+        None => ErrorCode::Internal,
         Some(_) => ErrorCode::Unavailable,
     };
     call_error(code, failure.to_string())
@@ -55,7 +56,8 @@ pub fn driver_failed(error: &DriverError, not_leader: impl FnOnce() -> CallError
     let code = match error {
         DriverError::Store(StoreError::NotLeader) => return not_leader(),
         DriverError::Store(StoreError::CommitUnknown) => ErrorCode::OutcomeUnknown,
-        DriverError::Store(StoreError::Failed(_)) => ErrorCode::Internal,
+        // Nothing of this attempt was proposed; an earlier one of the same request may have been, and whoever leads next has its outcome.
+        DriverError::Store(StoreError::Failed(_)) => ErrorCode::NotLeader,
         DriverError::Store(e) if e.is_retryable() => ErrorCode::Unavailable,
         // Too large in some way: the same request will be so again.
         DriverError::Store(_) => ErrorCode::InvalidRequest,

@@ -163,6 +163,7 @@ pub async fn change(
         release_closed(master, call.session, &request);
     }
     let mut context = context(master);
+    context.room = master.room();
     if rule.is_some() {
         if let Some(refusal) = denied_by_rule {
             return answer(master, term, refusal, 0, Beside::default());

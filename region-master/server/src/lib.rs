@@ -43,6 +43,7 @@ pub mod promises;
 pub mod records;
 pub mod recover;
 pub mod rights;
+mod room;
 pub mod rpc;
 pub mod seals;
 pub mod server;

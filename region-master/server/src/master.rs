@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mooseng_embedded::Embedded;
-use mooseng_namespace::{Capacity, Driver};
+use mooseng_namespace::{Capacity, Driver, Room};
 use mooseng_ports::clock::Clock;
 use mooseng_raft::RaftNode;
 use mooseng_transport::{Link, LinkOptions, Network, Peer, call_error};
@@ -18,6 +18,7 @@ use crate::desk::Desk;
 use crate::errors::{denied, not_leader};
 use crate::metrics::Metrics;
 use crate::promises::Connections;
+use crate::room::Measured;
 
 /// The home epoch of every volume until regions can take over from each other.
 pub const HOME_EPOCH: Epoch = Epoch(1);
@@ -63,6 +64,7 @@ pub struct Master {
     pub checking: Semaphore,
     /// One dump at a time.
     pub dumping: Arc<Semaphore>,
+    measured: Mutex<Measured>,
     desk: Mutex<Desk>,
     links: Mutex<BTreeMap<(Role, String), Link>>,
 }
@@ -111,6 +113,7 @@ impl Master {
             reachable: Mutex::default(),
             checking: Semaphore::new(1),
             dumping: Arc::new(Semaphore::new(1)),
+            measured: Mutex::default(),
             desk: Mutex::new(Desk::new(limits)),
             links: Mutex::default(),
         }
@@ -119,6 +122,25 @@ impl Master {
     /// Works on the memory. The section must be short and can't wait.
     pub fn desk<T>(&self, section: impl FnOnce(&mut Desk) -> T) -> T {
         section(&mut self.desk.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What the disk of the state directory had when it was looked at last.
+    pub fn measured(&self) -> Measured {
+        *self.measured.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes note of it.
+    pub fn measure(&self, measured: Measured) {
+        *self.measured.lock().unwrap_or_else(PoisonError::into_inner) = measured;
+    }
+
+    /// What a leader has room for. One that is short of it makes way before long where another master isn't, and refuses nothing until then.
+    pub fn room(&self) -> Room {
+        match self.measured().room {
+            Room::Enough => Room::Enough,
+            _ if self.raft.is_room_elsewhere() => Room::Enough,
+            short => short,
+        }
     }
 
     /// The refusal that names the leader.

@@ -45,6 +45,7 @@ pub const NAMES: &[Name] = &[
     LEADERSHIPS,
     RECALLS,
     LOCK_WAITS,
+    STATE_BYTES_FREE,
 ];
 
 const REQUESTS: Name = Name("mooseng_master_requests", "Requests on framed streams, by method");
@@ -107,6 +108,8 @@ const LAPSED: Name = Name("mooseng_master_sessions_lapsed", "Sessions whose leas
 const LEADERSHIPS: Name =
     Name("mooseng_master_leaderships", "Times that this master began to serve as the leader");
 
+const STATE_BYTES_FREE: Name =
+    Name("mooseng_master_state_bytes_free", "Free bytes on the disk of `state_dir`");
 const LOCK_WAITS: Name = Name("mooseng_master_lock_waits", "Locks that are waited for");
 const RECALLS: Name =
     Name("mooseng_master_recalls", "Recalls of promises that were sent, repeated ones included");
@@ -144,6 +147,8 @@ pub struct Metrics {
     pub chunks_unavailable: Gauge,
     /// Locks that are waited for.
     pub lock_waits: Gauge,
+    /// Free bytes on the disk of `state_dir`.
+    pub state_bytes_free: Gauge,
     /// Seals waiting.
     pub seals_waiting: Gauge,
     /// Chunks that wait for a copy.
@@ -202,6 +207,7 @@ impl Metrics {
             chunks_unavailable: Gauge::default(),
             seals_waiting: Gauge::default(),
             lock_waits: Gauge::default(),
+            state_bytes_free: Gauge::default(),
             copies_waiting: Gauge::default(),
             copies_under_way: Gauge::default(),
             endangered_oldest_seconds: Gauge::default(),
@@ -235,6 +241,7 @@ impl Metrics {
             (CHUNKS_ENDANGERED, m.chunks_endangered),
             (CHUNKS_UNAVAILABLE, m.chunks_unavailable),
             (LOCK_WAITS, m.lock_waits),
+            (STATE_BYTES_FREE, m.state_bytes_free),
             (SEALS_WAITING, m.seals_waiting),
             (COPIES_WAITING, m.copies_waiting),
             (COPIES_UNDER_WAY, m.copies_under_way),

@@ -25,7 +25,7 @@ use crate::master::{Master, Parts};
 use crate::metrics::Metrics;
 use crate::rpc::Rpc;
 use crate::service::MasterService;
-use crate::{credentials, lead, locks, promises, seals, status};
+use crate::{credentials, lead, locks, promises, room, seals, status};
 
 /// How long a leader that is asked to stop waits for another one to take over.
 const HAND_OVER_WITHIN: Duration = Duration::from_secs(3);
@@ -139,6 +139,7 @@ impl MasterServer {
             entries_between_snapshots: config.raft.entries_between_snapshots,
             ..NodeConfig::new(config.id, &config.name, &address, &config.zone, raft_dir)
         };
+        let looker = room::Looker { disk: disk.clone(), blocking, state_dir: config.state_dir.clone() };
         let raft =
             RaftNode::start(node, disk, blocking, clock.clone(), network.clone(), store.clone()).await?;
         let exposed = observe::Metrics::default();
@@ -156,6 +157,8 @@ impl MasterServer {
             seals: told,
             shutdown: shutdown.clone(),
         }));
+        // Before it stands for election.
+        room::look(&master, &looker).await;
         let mut tasks = JoinSet::new();
         let routes = tonic::service::Routes::new(RegistryServer::new(Rpc(master.clone())))
             .add_service(AdministrationServer::new(Rpc(master.clone())));
@@ -168,6 +171,7 @@ impl MasterServer {
         tasks.spawn(promises::keep(master.clone()));
         tasks.spawn(locks::keep(master.clone()));
         tasks.spawn(seals::run(master.clone(), waiting));
+        tasks.spawn(room::keep(master.clone(), looker));
         tasks.spawn(make_the_group(master.clone()));
         tracing::info!(address, id = master.config.id, "the master serves");
         Ok(Self { address, master, exposed, tasks })

@@ -1,8 +1,10 @@
 //! Status: what this master knows, and what is wrong by it.
 
+use std::collections::BTreeSet;
 use std::sync::PoisonError;
 use std::time::Duration;
 
+use mooseng_namespace::Room;
 use mooseng_region::findings::{ChunkserverFacts, Facts, HouseFacts, MasterFacts, findings};
 use mooseng_region::{Liveness, registry};
 use mooseng_wire::admin::{ChunkserverStatus, DiskReport, Finding, MasterStatus, SessionStatus, StatusReply};
@@ -121,11 +123,17 @@ fn masters(master: &Master, raft: &mooseng_raft::RaftStatus) -> Vec<MasterStatus
 fn facts(master: &Master, masters: &[MasterStatus]) -> Facts {
     let now = master.clock.boot();
     let probed = master.reachable.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let members = master.raft.status().members;
+    let short: BTreeSet<u64> =
+        members.iter().filter(|m| m.short_of_room == Some(true)).map(|m| m.id).collect();
+    let shortage =
+        (master.raft.is_leading() && master.room() != Room::Enough).then(|| master.measured().told());
     let of_master = |m: &MasterStatus| MasterFacts {
         name: m.name.clone(),
         zone: m.zone.clone(),
         voter: m.voter,
         reachable: if m.id == master.config.id { Some(true) } else { probed.get(&m.id).copied() },
+        short_of_room: short.contains(&m.id),
     };
     master.desk(|desk| {
         let servers = desk.registry.iter().zip(desk.registry.candidates(now));
@@ -143,6 +151,7 @@ fn facts(master: &Master, masters: &[MasterStatus]) -> Facts {
         Facts {
             quorum: quorum(master).is_ok(),
             failure: master.raft.failure(),
+            shortage,
             masters: masters.iter().map(of_master).collect(),
             chunkservers: servers.map(of_server).collect(),
             copies: master.config.copies,

@@ -101,7 +101,8 @@ pub enum WalError {
 impl WalError {
     /// The disk is full: nothing was appended, and the same call may work later.
     pub fn is_full(&self) -> bool {
-        matches!(self, Self::Disk { source, .. } if source.kind() == io::ErrorKind::StorageFull)
+        use io::ErrorKind::{QuotaExceeded, StorageFull};
+        matches!(self, Self::Disk { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded))
     }
 }
 
@@ -373,14 +374,19 @@ impl Wal {
     fn put_frame(&self, writer: &mut Writer, bytes: &[u8], records: Vec<Record>) -> Result<(), WalError> {
         let (segment, file) = self.newest(writer).clone();
         let path = segment_path(&self.dir, segment);
-        let written = file.write_at(bytes, writer.end).map_err(failed("writing", &path));
+        if let Err(error) = file.write_at(bytes, writer.end).map_err(failed("writing", &path)) {
+            // Filesystems that write elsewhere than before may have no room for bytes that were allocated. Nothing was flushed: the next
+            // frame is written over what there is of this one. Any other failure leaves open what the disk will hold.
+            writer.poisoned = !error.is_full();
+            return Err(error);
+        }
         let flush = || {
             if plant::is(Plant::AppendUnflushed) && records.iter().any(|r| matches!(r, Record::Entry(_))) {
                 return Ok(());
             }
             file.sync_data().map_err(failed("flushing", &path))
         };
-        if let Err(error) = written.and_then(|()| flush()) {
+        if let Err(error) = flush() {
             writer.poisoned = true;
             return Err(error);
         }

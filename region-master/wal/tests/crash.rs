@@ -146,6 +146,36 @@ fn a_full_disk_refuses_entries_takes_votes_and_recovers() {
     assert_eq!(open(&disk).last().unwrap().index, index);
 }
 
+/// Filesystems that write elsewhere than before, or on thin volumes, may have no room for bytes that were allocated.
+#[test]
+fn no_room_within_a_segment_is_waited_over_and_leaves_nothing_behind() {
+    let disk = SimDisk::default();
+    let wal = open(&disk);
+    let entry =
+        |index, bytes| Entry { id: LogId { term: 1, node: 1, index }, payload: vec![7; bytes].into() };
+    wal.append(vec![entry(0, 100)]).unwrap();
+    disk.set_fault(Fault::Full);
+    let refused = wal.append(vec![entry(1, 9_000)]).unwrap_err();
+    assert!(refused.is_full(), "{refused}");
+    disk.set_fault(Fault::None);
+    // What fits of a write that fails is written all the same.
+    let path = Path::new(DIR).join("0000000000000001.wal");
+    let segment = disk.open(&path, OpenMode::Existing).unwrap();
+    let mut bytes = vec![0; OPTIONS.segment_bytes as usize];
+    segment.read_at(&mut bytes, 0).unwrap();
+    let end = bytes.iter().rposition(|b| *b != 0).unwrap() as u64 + 1;
+    segment.write_at(&[9; 5_000], end.next_multiple_of(8)).unwrap();
+    // A shorter frame takes its place.
+    let vote = Vote { term: 2, node: 2, committed: false };
+    wal.save_vote(vote).unwrap();
+    disk.crash(|n| n);
+    let wal = open(&disk);
+    assert_eq!((wal.vote(), wal.last().map(|id| id.index)), (Some(vote), Some(0)));
+    wal.append(vec![entry(1, 9_000)]).unwrap();
+    disk.crash(|_| 0);
+    assert_eq!(open(&disk).last().unwrap().index, 1);
+}
+
 /// A disk whose flushes of files can be made to fail, after the writes before them went through.
 struct Brittle {
     disk: SimDisk,

@@ -19,7 +19,7 @@ use fjall::{Database, Guard, Keyspace, KeyspaceCreateOptions, PersistMode, Reada
 use mooseng_store::mvcc::{Change, Page, after};
 use mooseng_store::{KeyRange, RangeLimit};
 
-use super::{Base, BaseError, BasePin, BasePosition, Replacement};
+use super::{Base, BaseError, BasePin, BasePosition, Replacement, journal};
 use crate::Position;
 
 const KEYSPACE: &str = "pairs";
@@ -38,10 +38,10 @@ pub struct FjallBase {
 }
 
 #[derive(Clone)]
-struct Generation {
+pub(super) struct Generation {
     number: u64,
     place: String,
-    database: Database,
+    pub(super) database: Database,
     pairs: Keyspace,
     position: Arc<Mutex<BasePosition>>,
 }
@@ -89,7 +89,7 @@ impl FjallBase {
         Ok(Self { directory: directory.into(), generation: Arc::new(RwLock::new(generation)) })
     }
 
-    fn current(&self) -> Generation {
+    pub(super) fn current(&self) -> Generation {
         self.generation.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
@@ -132,6 +132,17 @@ impl Generation {
     fn open(directory: &Path, number: u64) -> Result<Self, BaseError> {
         let path = directory.join(name(number));
         let place = path.display().to_string();
+        if path.is_dir() {
+            let cut = journal::cut_torn_tail(&path)
+                .map_err(|error| self::failed("look through the journal", &place, error))?;
+            if let Some(bytes) = cut {
+                tracing::info!(
+                    bytes,
+                    place,
+                    "cut the store's journal behind its last whole batch: what follows comes again from the log"
+                );
+            }
+        }
         let failed = |error: fjall::Error| failed("open its database", &place, error);
         let database = Database::builder(&path).open().map_err(failed)?;
         let pairs = database.keyspace(KEYSPACE, KeyspaceCreateOptions::default).map_err(failed)?;

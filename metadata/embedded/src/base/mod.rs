@@ -10,6 +10,7 @@ use mooseng_store::{KeyRange, RangeLimit};
 use crate::Position;
 
 mod fjall;
+mod journal;
 mod memory;
 
 pub use self::fjall::FjallBase;

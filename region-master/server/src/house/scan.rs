@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use mooseng_namespace::upkeep::{self, ChunkListing};
 use mooseng_ports::clock::BootTime;
+use mooseng_ports::plant::{self, Plant};
 use mooseng_region::repair::{self, Condition, CopyState, Decision, Need, OpenFacts, Servers};
 use mooseng_wire::call::CallError;
 use mooseng_wire::chunk::{Close, Sealed};
@@ -112,7 +113,8 @@ impl Keeper<'_> {
         // A first look, without the store: burying decides.
         let held = desk.sessions.holds(SessionId(record.owner)) || record.owner == 0;
         let due = !held || record.sealed_ns <= self.sealed_before_ns();
-        if record.sealed && listing.used.extents == 0 && due && !self.is_rewriting(listing.chunk) {
+        let unused = listing.used.extents == 0 || plant::is(Plant::CollectionUnchecked);
+        if record.sealed && unused && due && !self.is_rewriting(listing.chunk) {
             page.unused.push(listing.chunk);
         }
         if !record.sealed {

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
 #![allow(dead_code, reason = "each test file uses its part")]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -41,6 +41,8 @@ fn free_address() -> String {
 pub struct Site {
     pub config: MasterConfig,
     pub disk: SimDisk,
+    /// The disk of the store.
+    pub store: SimDisk,
     pub base: MemoryBase,
 }
 
@@ -64,8 +66,10 @@ impl Cluster {
                 zone: format!("z{id}"),
             })
             .collect();
-        let site = |member: &MemberConfig| Site {
-            config: MasterConfig {
+        let site = |member: &MemberConfig| {
+            let store = SimDisk::default();
+            let base = MemoryBase::on_disk(Arc::new(store.clone()), Path::new("/store")).unwrap();
+            let config = MasterConfig {
                 name: member.name.clone(),
                 id: member.id,
                 region: "eu".into(),
@@ -74,6 +78,7 @@ impl Cluster {
                 listen: member.address.clone(),
                 advertise: member.address.clone(),
                 state_dir: PathBuf::from("/state"),
+                reserve_bytes: 64 << 20,
                 http_listen: None,
                 tls: None,
                 members: members.clone(),
@@ -84,9 +89,8 @@ impl Cluster {
                 mounts: Vec::new(),
                 raft: RaftConfig::default(),
                 log: LogConfig::default(),
-            },
-            disk: SimDisk::default(),
-            base: MemoryBase::new(),
+            };
+            Site { config, disk: SimDisk::default(), store, base }
         };
         let mut sites: Vec<Site> = members.iter().map(site).collect();
         sites.iter_mut().for_each(|site| change(&mut site.config));

@@ -1,0 +1,18 @@
+//! A seeded campaign of faults against real daemons (`mooseng-faults`, `make test-faults SEED=S ROUNDS=N`; docs/faults.md).
+//!
+//! - [`plan`]: what goes wrong when; follows from the seed alone.
+//! - [`region`]: the daemons and mounts, as children of this process.
+//! - [`network`]: a network for each of them, so that any two can be cut.
+//! - [`disk`]: a disk for each daemon that fails when asked to, and loses what wasn't flushed.
+//! - [`damage`]: what happens to files of stopped daemons.
+//! - [`work`]: a workload that knows each acknowledged byte and name.
+//! - [`campaign`]: the rounds. [`summary`]: what they cost.
+
+pub mod campaign;
+pub mod damage;
+pub mod disk;
+pub mod network;
+pub mod plan;
+pub mod region;
+pub mod summary;
+pub mod work;
