@@ -158,6 +158,7 @@ pub fn patient() -> HouseConfig {
         rewrites_at_once: 2,
         rewrite_after_ms: 0,
         rewrite_gain_kib: 0,
+        trash_retention_s: 5,
         ..HouseConfig::default()
     }
 }

@@ -42,6 +42,8 @@ pub struct OpContext {
     pub storage_class: u32,
     /// The volume's secret for hashing names, if it is at hand; else it is read.
     pub hash_key: Option<HashKey>,
+    /// How long the volume keeps deleted files, in seconds; 0 for not at all.
+    pub trash_retention_s: u64,
     /// For `statfs`.
     pub capacity: Capacity,
 }

@@ -427,6 +427,7 @@ impl<S: Store> Driver<S> {
         }
         let key = record.hash_key()?;
         ctx.hash_key = Some(key);
+        ctx.trash_retention_s = record.trash_retention_s;
         self.hash_keys.lock().unwrap_or_else(PoisonError::into_inner).insert(id, key);
         Ok(())
     }

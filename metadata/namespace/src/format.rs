@@ -13,13 +13,14 @@ use mooseng_wire::{Epoch, InodeId, ROOT_INODE, VolumeId};
 use crate::error::OpError;
 
 /// Makes a volume whose root directory is everybody's to read and root's to write, unless it exists. Answers whether
-/// it was made.
+/// it was made. `trash_retention_s` is how long it keeps deleted files, until that is changed ([`crate::trash`]).
 pub async fn format<T: Transaction>(
     tx: &T,
     volume: VolumeId,
     epoch: Epoch,
     hash_key: HashKey,
     now_ns: i64,
+    trash_retention_s: u64,
 ) -> Result<bool, OpError> {
     let key = volume::key(volume);
     if tx.get(&key, Read::Conflicting).await?.is_some() {
@@ -31,6 +32,7 @@ pub async fn format<T: Transaction>(
         hash_key: Bytes::copy_from_slice(&hash_key.0),
         root: root.0,
         born_ns: now_ns,
+        trash_retention_s,
     };
     tx.set(&key, &record.to_value());
     let directory = InodeRecord {

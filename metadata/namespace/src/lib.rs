@@ -13,6 +13,7 @@
 //! - [`locks`] are the locks on one inode, as values; [`held`] is where they lie in the store.
 //! - [`mod@format`] makes an empty volume.
 //! - [`rewrite`] moves files' bytes from old chunks to new ones.
+//! - [`trash`] keeps deleted files for a while.
 //! - [`fsck`] counts everything of a whole store again.
 
 pub mod abandon;
@@ -32,6 +33,7 @@ pub mod rewrite;
 pub mod sessions;
 mod together;
 pub mod touched;
+pub mod trash;
 pub mod upkeep;
 mod view;
 mod window;

@@ -21,6 +21,7 @@ use crate::error::OpError;
 use crate::permission::{self, EXECUTE, WRITE};
 use crate::together::InOrder;
 use crate::touched::Touched;
+use crate::trash;
 
 /// The extended attribute that gives a program capabilities. Writing the file takes it away.
 pub const CAPABILITY_XATTR: &[u8] = b"security.capability";
@@ -289,18 +290,27 @@ impl<T: Transaction> View<'_, T> {
         Ok(links)
     }
 
-    /// Stores an inode that lost a name, as an orphan if it was the last.
-    pub fn unname(&self, id: InodeId, record: &mut InodeRecord, parent: InodeId, name: &[u8]) {
+    /// Stores an inode that lost a name: in the trash or as an orphan if it was the last.
+    pub async fn unname(
+        &self,
+        id: InodeId,
+        record: &mut InodeRecord,
+        parent: InodeId,
+        name: &[u8],
+    ) -> Result<(), OpError> {
         self.remove_link(id, record, parent, name);
         record.nlink = record.nlink.saturating_sub(1);
         record.ctime_ns = self.ctx.now_ns;
         // A directory has one name only.
         if record.nlink == 0 || is_directory(record.kind) {
             record.orphan = true;
-            let orphan = OrphanRecord { since_ns: self.ctx.now_ns };
-            self.tx.set(&orphan::key(id), &orphan.to_value());
+            if !trash::enter(self, id, record, parent, name).await? {
+                let orphan = OrphanRecord { since_ns: self.ctx.now_ns };
+                self.tx.set(&orphan::key(id), &orphan.to_value());
+            }
         }
         self.put_inode(id, record);
+        Ok(())
     }
 
     /// Takes from a file what gives its users privileges, as a write by somebody without them does. The caller stores

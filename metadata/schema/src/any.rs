@@ -15,6 +15,7 @@ use crate::location::LocationRecord;
 use crate::number;
 use crate::record::{Record, SchemaError};
 use crate::tag::{RegionTag, VolumeTag};
+use crate::trash::TrashRecord;
 use crate::volume::VolumeRecord;
 
 /// A record with what its key says.
@@ -42,6 +43,8 @@ pub enum Any {
     Orphan(InodeId),
     /// The mark of a file with dead extents.
     Trim(InodeId),
+    /// An inode in the trash, with the time in its key until which it is there.
+    Trash(InodeId, i64),
     /// A shard of a volume's statistic, by its number ([`crate::statistics::Statistic`]).
     Statistic(VolumeId, u64, u64),
     /// Where a chunk lies.
@@ -121,6 +124,10 @@ impl Any {
             Self::Orphan(inode()?)
         } else if is(VolumeTag::Trim) {
             Self::Trim(inode()?)
+        } else if is(VolumeTag::Trash) {
+            let (until_ns, inode, _): (i64, u64, u64) = tail(tag, rest)?;
+            TrashRecord::from_value(value)?;
+            Self::Trash(InodeId(inode), until_ns)
         } else if is(VolumeTag::Statistic) {
             let (which, _) = pair()?;
             Self::Statistic(volume, which, number::decode(Some(value))?)
@@ -151,7 +158,7 @@ mod tests {
     use crate::directory::Counter;
     use crate::statistics::Statistic;
     use crate::{chunk, dead, directory, dirent, extent, ids, inode, location, orphan, session, statistics};
-    use crate::{volume, xattr};
+    use crate::{trash, volume, xattr};
     use mooseng_wire::SessionId;
     use proptest::prelude::*;
 
@@ -175,6 +182,7 @@ mod tests {
                 (chunk::reference_key(c, InodeId(other)), Bytes::copy_from_slice(&used.to_value()), Any::ChunkRef(c, InodeId(other), used)),
                 (orphan::key(i), Bytes::from_static(b"\x01"), Any::Orphan(i)),
                 (orphan::trim_key(i), Bytes::new(), Any::Trim(i)),
+                (trash::key(n as i64, i), TrashRecord::default().to_value().into(), Any::Trash(i, n as i64)),
                 (statistics::key(i, Statistic::Bytes), counted.clone(), Any::Statistic(i.volume(), 1, n)),
                 (location::key(c), LocationRecord { epoch: n, ..Default::default() }.to_value().into(), Any::Location(c, LocationRecord { epoch: n, ..Default::default() })),
                 (dead::key(c), DeadRecord { epoch: n, ..Default::default() }.to_value().into(), Any::Dead(c, DeadRecord { epoch: n, ..Default::default() })),

@@ -25,6 +25,7 @@ pub mod secret;
 pub mod session;
 pub mod statistics;
 pub mod tag;
+pub mod trash;
 pub mod volume;
 pub mod xattr;
 

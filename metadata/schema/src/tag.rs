@@ -34,6 +34,8 @@ pub enum VolumeTag {
     Outcome = 14,
     /// A shard of a statistic ([`crate::statistics`]).
     Statistic = 15,
+    /// A deleted file that is kept for a while ([`crate::trash`]).
+    Trash = 16,
 }
 
 /// What kind of record of a region a key names.

@@ -11,7 +11,7 @@ use mooseng_region::promises::PromiseTable;
 use mooseng_region::registry::{self, Beat, BeatRefused, CopyFacts, DiskFacts, Registry};
 use mooseng_region::sessions::{self, Recorded, SessionTable};
 use mooseng_wire::admin::{
-    ChunkReport, ChunkserverCommand, DeleteCommand, HeartbeatRequest, HouseStatus, SealCommand,
+    ChunkReport, ChunkserverCommand, DeleteCommand, HeartbeatRequest, HouseStatus, SealCommand, TrashStatus,
     chunkserver_command,
 };
 use mooseng_wire::{ChunkId, SessionId};
@@ -93,6 +93,8 @@ pub struct Desk {
     pub counts: ChunkCounts,
     /// What house-keeping tells.
     pub house: House,
+    /// What the trash holds; none where nobody has looked in this leadership.
+    pub trash: Option<TrashStatus>,
     /// How often drainings were set: a scan that began before the last time doesn't count for them.
     drainings_set: u64,
     /// Chunkservers that are being drained, and whose chunks no scan has counted since that was set.
@@ -127,6 +129,7 @@ impl Desk {
             keys: Vec::new(),
             counts: ChunkCounts::default(),
             house: House::default(),
+            trash: None,
             drainings_set: 0,
             uncounted: BTreeSet::new(),
             deletions: BTreeMap::new(),
@@ -179,6 +182,7 @@ impl Desk {
         self.compared.clear();
         self.counts = ChunkCounts::default();
         self.house = House::default();
+        self.trash = None;
         self.deletions.clear();
         self.gone.clear();
     }

@@ -17,6 +17,7 @@
 //! - [`service`], [`sessions`], [`fs`]: the framed stream. [`rpc`], [`status`]: gRPC.
 //! - [`promises`]: recalls, grants, and the gate before a commit.
 //! - [`locks`]: one request at a time for an inode's locks, queues, grants.
+//! - [`trash`]: deleted files that can be restored, for administrators.
 //! - [`seals`], [`places`], [`tickets`], [`ids`], [`records`]: chunks' ends, their addresses and tickets, fresh ids, own transactions.
 //! - [`own`]: changes of the master's own that pass the gate. [`fsck`]: the check of the whole store.
 //! - [`errors`]: what callers are told. [`metrics`]: figures.
@@ -44,6 +45,7 @@ pub mod service;
 pub mod sessions;
 pub mod status;
 pub mod tickets;
+pub mod trash;
 
 pub use config::{ConfigError, HouseConfig, MasterConfig, MemberConfig, RaftConfig};
 pub use errors::not_built;

@@ -41,6 +41,10 @@ pub const NAMES: &[Name] = &[
     REWRITES_FAILED,
     REWRITES_UNDER_WAY,
     REAPED,
+    TRASH_FILES,
+    TRASH_BYTES,
+    TRASH_EXPIRED,
+    TRASH_RESTORED,
     LAPSED,
     LEADERSHIPS,
     RECALLS,
@@ -103,6 +107,11 @@ const REWRITES_FAILED: Name =
 const REWRITES_UNDER_WAY: Name =
     Name("mooseng_master_rewrites_under_way", "Chunks that are being made of others");
 const REAPED: Name = Name("mooseng_master_inodes_reaped", "Inodes without name or open that were freed");
+const TRASH_FILES: Name = Name("mooseng_master_trash_files", "Deleted files that can still be restored");
+const TRASH_BYTES: Name = Name("mooseng_master_trash_bytes", "Bytes that their extents cover");
+const TRASH_EXPIRED: Name =
+    Name("mooseng_master_trash_expired", "Files that left the trash because their time there was over");
+const TRASH_RESTORED: Name = Name("mooseng_master_trash_restored", "Files that were restored from the trash");
 const LAPSED: Name = Name("mooseng_master_sessions_lapsed", "Sessions whose lease ran out");
 const LEADERSHIPS: Name =
     Name("mooseng_master_leaderships", "Times that this master began to serve as the leader");
@@ -178,6 +187,14 @@ pub struct Metrics {
     pub rewrites_under_way: Gauge,
     /// Inodes reaped.
     pub reaped: Counter,
+    /// Files in the trash.
+    pub trash_files: Gauge,
+    /// Their bytes.
+    pub trash_bytes: Gauge,
+    /// Files that expired there.
+    pub trash_expired: Counter,
+    /// Files restored.
+    pub trash_restored: Counter,
     /// Sessions lapsed.
     pub lapsed: Counter,
     /// Leaderships begun.
@@ -218,6 +235,10 @@ impl Metrics {
             rewrites_failed: Counter::default(),
             rewrites_under_way: Gauge::default(),
             reaped: Counter::<u64, AtomicU64>::default(),
+            trash_files: Gauge::default(),
+            trash_bytes: Gauge::default(),
+            trash_expired: Counter::default(),
+            trash_restored: Counter::default(),
             lapsed: Counter::default(),
             leaderships: Counter::default(),
             recalls: Counter::default(),
@@ -243,6 +264,8 @@ impl Metrics {
             (CHUNK_BYTES, m.chunk_bytes),
             (CHUNK_BYTES_LIVE, m.chunk_bytes_live),
             (REWRITES_UNDER_WAY, m.rewrites_under_way),
+            (TRASH_FILES, m.trash_files),
+            (TRASH_BYTES, m.trash_bytes),
         ];
         let house = [
             (COPIES_MADE, m.copies_made),
@@ -260,8 +283,14 @@ impl Metrics {
         for (name, gauge) in gauges {
             registry.register(name.0, name.1, gauge);
         }
-        let counters =
-            [(REAPED, m.reaped), (LAPSED, m.lapsed), (LEADERSHIPS, m.leaderships), (RECALLS, m.recalls)];
+        let counters = [
+            (REAPED, m.reaped),
+            (TRASH_EXPIRED, m.trash_expired),
+            (TRASH_RESTORED, m.trash_restored),
+            (LAPSED, m.lapsed),
+            (LEADERSHIPS, m.leaderships),
+            (RECALLS, m.recalls),
+        ];
         for (name, counter) in counters {
             registry.register(name.0, name.1, counter);
         }

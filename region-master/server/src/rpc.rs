@@ -11,13 +11,14 @@ use mooseng_transport::peer_of;
 use mooseng_wire::Role;
 use mooseng_wire::admin::{
     ChangeMembersReply, ChangeMembersRequest, CredentialReport, CredentialsRequest, DrainReply, DrainRequest,
-    FsckNews, FsckRequest, HeartbeatReply, HeartbeatRequest, StatusReply, StatusRequest, TicketKey,
-    TransferLeaderReply, TransferLeaderRequest,
+    FsckNews, FsckRequest, HeartbeatReply, HeartbeatRequest, ListTrashReply, ListTrashRequest,
+    PurgeTrashReply, PurgeTrashRequest, RestoreTrashReply, RestoreTrashRequest, StatusReply, StatusRequest,
+    TicketKey, TransferLeaderReply, TransferLeaderRequest, TrashRetentionReply, TrashRetentionRequest,
 };
 use tonic::{Request, Response, Status};
 
 use crate::master::{HOME_EPOCH, Master};
-use crate::{fsck, house, status};
+use crate::{fsck, house, status, trash};
 
 /// How often chunkservers report.
 const HEARTBEAT_INTERVAL_MS: u32 = 500;
@@ -123,6 +124,51 @@ impl Administration for Rpc {
         let FsckRequest { repair } = request.into_inner();
         tracing::info!(who, repair, "the whole store is to be checked");
         Ok(Response::new(fsck::stream(self.0.clone(), repair)))
+    }
+
+    async fn list_trash(
+        &self,
+        request: Request<ListTrashRequest>,
+    ) -> Result<Response<ListTrashReply>, Status> {
+        self.allow(&request, &[Role::Admin])?;
+        trash::list(&self.0, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn restore_trash(
+        &self,
+        request: Request<RestoreTrashRequest>,
+    ) -> Result<Response<RestoreTrashReply>, Status> {
+        let who = self.allow(&request, &[Role::Admin])?;
+        let request = request.into_inner();
+        tracing::info!(who, ?request, "a file is to be restored from the trash");
+        // Goes on where the caller gives up, so that it is told to all whom it concerns.
+        let master = self.0.clone();
+        match tokio::spawn(async move { trash::restore(&master, request).await }).await {
+            Ok(outcome) => outcome.map(Response::new),
+            Err(_) => Err(Status::internal("the restoration ended without an outcome; list the trash again")),
+        }
+    }
+
+    async fn purge_trash(
+        &self,
+        request: Request<PurgeTrashRequest>,
+    ) -> Result<Response<PurgeTrashReply>, Status> {
+        let who = self.allow(&request, &[Role::Admin])?;
+        let request = request.into_inner();
+        tracing::info!(who, ?request, "files in the trash are to be freed");
+        trash::purge(&self.0, request).await.map(Response::new)
+    }
+
+    async fn trash_retention(
+        &self,
+        request: Request<TrashRetentionRequest>,
+    ) -> Result<Response<TrashRetentionReply>, Status> {
+        let who = self.allow(&request, &[Role::Admin])?;
+        let request = request.into_inner();
+        if let Some(seconds) = request.set_s {
+            tracing::info!(who, seconds, "how long deleted files are kept is to change");
+        }
+        trash::retention(&self.0, request).await.map(Response::new)
     }
 
     async fn change_members(

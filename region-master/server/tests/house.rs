@@ -6,6 +6,8 @@ mod common;
 mod fsck;
 #[path = "house/rewrite.rs"]
 mod rewrite;
+#[path = "house/trash.rs"]
+mod trash;
 
 use std::collections::BTreeSet;
 use std::path::Path;

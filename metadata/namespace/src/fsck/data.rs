@@ -81,7 +81,14 @@ impl Check {
         let inodes = std::mem::take(&mut self.inodes);
         for (inode, facts) in &inodes {
             let Some(record) = &facts.record else { continue };
-            self.outcome.totals.entry(inode.volume()).or_default().bytes += facts.bytes;
+            let totals = self.outcome.totals.entry(inode.volume()).or_default();
+            totals.bytes += facts.bytes;
+            if record.trash_until_ns.is_some() {
+                totals.trash_files += 1;
+                totals.trash_bytes += facts.bytes;
+                self.outcome.checked.trash_files += 1;
+                self.outcome.checked.trash_bytes += facts.bytes;
+            }
             if record.allocated != facts.bytes {
                 let detail =
                     format!("it counts {} bytes, its extents cover {}", record.allocated, facts.bytes);

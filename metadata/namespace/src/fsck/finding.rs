@@ -53,6 +53,8 @@ kinds! {
     Allocated = "ALLOCATED", "`mooseng fsck --repair` sets it to the extents that there are";
     /// An inode without a name isn't marked as an orphan, or one that is has a name.
     Orphan = "ORPHAN", "it keeps its space, or will lose its data: give it a name (`ln` through an open file) or report it";
+    /// The trash and an inode don't agree whether, or until when, the inode is in it.
+    Trash = "TRASH", "it can't be listed, restored or purged, or not by its time: report it";
     /// A mark of dead extents is there without them being announced, or the other way round.
     Trim = "TRIM", "truncating the file once more mends it";
     /// Something is left of an inode that isn't there.
@@ -113,6 +115,10 @@ pub enum Fix {
     Inodes(VolumeId, i64),
     /// A volume's bytes.
     Bytes(VolumeId, i64),
+    /// The files in a volume's trash.
+    TrashFiles(VolumeId, i64),
+    /// Their bytes.
+    TrashBytes(VolumeId, i64),
 }
 
 /// Something that is wrong.

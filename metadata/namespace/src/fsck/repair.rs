@@ -62,6 +62,14 @@ pub async fn repair<T: Transaction>(tx: &T, fix: &Fix, touched: &Touched) -> Res
             add(tx, &statistics::key(first_of(volume), Statistic::Bytes), by).await?;
             Ok(true)
         }
+        Fix::TrashFiles(volume, by) => {
+            add(tx, &statistics::key(first_of(volume), Statistic::TrashFiles), by).await?;
+            Ok(true)
+        }
+        Fix::TrashBytes(volume, by) => {
+            add(tx, &statistics::key(first_of(volume), Statistic::TrashBytes), by).await?;
+            Ok(true)
+        }
     }
 }
 

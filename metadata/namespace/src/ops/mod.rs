@@ -92,7 +92,7 @@ pub async fn execute_noting<T: Transaction>(
         Op::Lock(r) => Reply::Locked(locks::lock(&view, r).await?),
         Op::Unlock(r) => done(locks::unlock(&view, r).await?),
         Op::CancelLock(r) => Reply::Locked(locks::cancel(&view, r).await?),
-        Op::Reap(r) => done(reap::reap(&view, &r.inodes).await?),
+        Op::Reap(r) => Reply::Reaped(reap::reap(&view, &r.inodes).await?),
     };
     Ok(FsReply { reply: Some(reply) })
 }

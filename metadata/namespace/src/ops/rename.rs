@@ -162,7 +162,7 @@ async fn replace<T: Transaction>(
         _ => {}
     }
     let Side { parent: to, found: victim, record: mut victim_record, .. } = target;
-    view.unname(victim.inode, &mut victim_record, to, &r.new_name);
+    view.unname(victim.inode, &mut victim_record, to, &r.new_name).await?;
     view.count_entries(to, -1, -subdirectories(victim_record.kind));
     // The name keeps its place, and a reader of the directory its position.
     move_entry(view, r, source, victim.cookie);

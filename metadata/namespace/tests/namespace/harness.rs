@@ -55,10 +55,15 @@ impl Volume {
     }
 
     pub async fn with_faults(seed: u64, share: f64) -> Self {
+        Self::with_trash(seed, share, 0).await
+    }
+
+    /// A volume that keeps deleted files for that many seconds.
+    pub async fn with_trash(seed: u64, share: f64, retention_s: u64) -> Self {
         let store = Faulty::new(seed, share);
         let driver = Driver::new(store.clone());
         let (made, _) = driver
-            .transact(deadline(), |tx| Box::pin(format(tx, VolumeId(0), Epoch(1), HASH_KEY, 1)))
+            .transact(deadline(), |tx| Box::pin(format(tx, VolumeId(0), Epoch(1), HASH_KEY, 1, retention_s)))
             .await
             .unwrap();
         assert!(made || share > 0.0);

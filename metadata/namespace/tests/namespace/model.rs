@@ -56,10 +56,17 @@ pub struct Node {
     pub names: u32,
     pub parent: u64,
     pub removed: bool,
+    /// Until when it is in the trash.
+    pub trash_until: Option<i64>,
+    /// Where and as what it was removed, and when.
+    pub deletion: (u64, Vec<u8>, i64),
+    /// It waits for the reaper.
+    pub orphan: bool,
 }
 
 pub struct Model {
     pub nodes: BTreeMap<u64, Node>,
+    pub retention_s: i64,
 }
 
 const DIR: i32 = FileKind::Directory as i32;
@@ -79,6 +86,9 @@ pub struct At<'a> {
 }
 
 impl Node {
+    pub fn is_living_directory(&self) -> bool {
+        self.kind == DIR && !self.removed
+    }
     fn can(&self, who: &Caller, mask: u32) -> bool {
         if who.uid == 0 {
             return mask & 1 == 0 || self.kind == DIR || self.mode & 0o111 != 0;
@@ -106,6 +116,7 @@ impl Node {
         }
     }
     fn resize(&mut self, size: u64, now: i64) {
+        self.orphan |= self.trash_until.is_some() && size == 0 && !self.content.is_empty();
         self.content.resize(size as usize, None);
         self.times[1] = now;
         self.times[2] = now;
@@ -128,7 +139,7 @@ fn dots(name: &[u8]) -> bool {
 impl Model {
     pub fn new() -> Self {
         let root = Node { kind: DIR, mode: 0o755, times: [1; 3], parent: 1, ..Default::default() };
-        Self { nodes: BTreeMap::from([(1, root)]) }
+        Self { nodes: BTreeMap::from([(1, root)]), retention_s: 0 }
     }
 
     pub fn attr(&self, id: u64) -> Attr {
@@ -247,8 +258,12 @@ impl Model {
             }
             Op::Reap(r) => {
                 for inode in &r.inodes {
-                    if self.nodes.get(inode).is_some_and(|n| n.removed) {
-                        self.nodes.remove(inode);
+                    match self.nodes.get_mut(inode) {
+                        Some(node) if node.trash_until.is_some() && !node.content.is_empty() => {
+                            node.orphan = false;
+                        }
+                        Some(node) if node.removed => drop(self.nodes.remove(inode)),
+                        _ => {}
                     }
                 }
                 Ok(Expect::Done)
@@ -464,11 +479,59 @@ impl Model {
         if dir.mode & 0o1000 == 0 || mine { Ok(()) } else { Err(EPERM) }
     }
 
-    fn drop_name(&mut self, id: u64, now: i64) {
+    fn drop_name(&mut self, id: u64, (parent, name): (u64, &[u8]), now: i64) {
+        let retention_ns = self.retention_s * 1_000_000_000;
         let node = self.node_mut(id);
         node.names -= 1;
         node.times[2] = now;
         node.removed = node.names == 0;
+        if node.removed {
+            node.deletion = (parent, name.to_vec(), now);
+            node.trash_until = (node.kind == FILE && retention_ns > 0).then_some(now + retention_ns);
+            node.orphan = node.trash_until.is_none() || node.content.is_empty();
+        }
+    }
+
+    /// A living directory's path.
+    pub fn path(&self, mut id: u64) -> Vec<u8> {
+        let mut path = Vec::new();
+        while id != 1 {
+            let parent = self.nodes[&id].parent;
+            let entries = &self.nodes[&parent].entries;
+            let (name, _) = entries.iter().find(|(_, inode)| **inode == id).unwrap();
+            path = [b"/", name.as_slice(), &path].concat();
+            id = parent;
+        }
+        if path.is_empty() { b"/".to_vec() } else { path }
+    }
+
+    /// Puts a file from the trash back, to a directory and a name, or where it was.
+    pub fn restore(&mut self, id: u64, to: Option<(u64, &[u8])>, now: i64) -> Result<(), u32> {
+        let node = self.nodes.get(&id).filter(|n| n.trash_until.is_some()).ok_or(ESTALE)?;
+        let (was_in, was, _) = node.deletion.clone();
+        let (parent, name) = to.map_or((was_in, was), |(parent, name)| (parent, name.to_vec()));
+        let directory = self.nodes.get(&parent).filter(|n| !n.removed).ok_or(ENOENT)?;
+        if directory.entries.contains_key(&name) {
+            return Err(EEXIST);
+        }
+        let node = self.node_mut(id);
+        (node.trash_until, node.orphan, node.removed) = (None, false, false);
+        (node.names, node.parent, node.times[2]) = (1, parent, now);
+        self.node_mut(parent).entries.insert(name, id);
+        self.touch_dir(parent, now);
+        Ok(())
+    }
+
+    /// Takes those out of the trash for good. Answers how many there were.
+    pub fn purge(&mut self, which: impl Fn(u64, &Node) -> bool) -> u64 {
+        let mut purged = 0;
+        for (id, node) in &mut self.nodes {
+            if node.trash_until.is_some() && which(*id, node) {
+                (node.trash_until, node.orphan) = (None, true);
+                purged += 1;
+            }
+        }
+        purged
     }
 
     fn unlink(&mut self, at: &At<'_>, parent: u64, name: &[u8]) -> Answer {
@@ -485,7 +548,7 @@ impl Model {
         }
         self.node_mut(parent).entries.remove(name);
         self.touch_dir(parent, at.now);
-        self.drop_name(id, at.now);
+        self.drop_name(id, (parent, name), at.now);
         Ok(Expect::Done)
     }
 
@@ -507,7 +570,7 @@ impl Model {
         }
         self.node_mut(parent).entries.remove(name);
         self.touch_dir(parent, at.now);
-        self.drop_name(id, at.now);
+        self.drop_name(id, (parent, name), at.now);
         Ok(Expect::Done)
     }
 
@@ -570,7 +633,7 @@ impl Model {
                     (true, false) => return Err(ENOTDIR),
                     (false, true) => return Err(EISDIR),
                     (true, true) if !other_node.entries.is_empty() => return Err(ENOTEMPTY),
-                    _ => self.drop_name(other, at.now),
+                    _ => self.drop_name(other, (to, &r.new_name), at.now),
                 }
             }
         }

@@ -80,7 +80,8 @@ impl Cluster {
                 copies: 2,
                 min_copies: 2,
                 session_lease_ms: 10_000,
-                house: HouseConfig::default(),
+                // Tests of what is freed don't wait for the trash.
+                house: HouseConfig { trash_retention_s: 0, ..HouseConfig::default() },
                 raft: RaftConfig::default(),
                 log: LogConfig::default(),
             },
