@@ -41,6 +41,8 @@ pub enum Command {
     Members(Members),
     /// Empty chunkservers, or take them back into use.
     Chunkservers(Chunkservers),
+    /// Deleted files: list, restore and purge them, and how long they are kept.
+    Trash(Trash),
     /// Print completions for a shell.
     Completions(Completions),
     /// Write the manual pages into a directory.
@@ -233,6 +235,89 @@ pub struct ChunkserverNamed {
     pub output: Output,
 }
 
+/// `mooseng trash`.
+#[derive(ClapArgs, Debug)]
+pub struct Trash {
+    #[command(subcommand)]
+    pub command: TrashCommand,
+}
+
+/// What to do with deleted files.
+#[derive(Subcommand, Debug)]
+pub enum TrashCommand {
+    /// What can be restored, the newest first: its id, when and by whom it was deleted, until when it stays, and its path then.
+    List(TrashList),
+    /// Put a file back where it was, or to another path. Nothing is overwritten.
+    Restore(TrashRestore),
+    /// Free files now, for good.
+    Purge(TrashPurge),
+    /// Show how long deleted files are kept, or set it.
+    Retention(TrashRetention),
+}
+
+/// `mooseng trash list`.
+#[derive(ClapArgs, Debug)]
+pub struct TrashList {
+    /// Only what was at this path or below it, from the root of the filesystem.
+    #[arg(long, value_name = "PATH")]
+    pub under: Option<PathBuf>,
+    /// Show so many at most.
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    pub limit: usize,
+    /// A configuration whose certificate has the role admin.
+    #[arg(long, env = "MOOSENG_CONFIG", value_name = "FILE")]
+    pub config: PathBuf,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// `mooseng trash restore`.
+#[derive(ClapArgs, Debug)]
+pub struct TrashRestore {
+    /// Its id, as in `mooseng trash list`.
+    pub id: u64,
+    /// Where to, from the root of the filesystem [default: where it was].
+    #[arg(long, value_name = "PATH")]
+    pub to: Option<PathBuf>,
+    /// A configuration whose certificate has the role admin.
+    #[arg(long, env = "MOOSENG_CONFIG", value_name = "FILE")]
+    pub config: PathBuf,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// `mooseng trash purge`.
+#[derive(ClapArgs, Debug)]
+#[command(group(clap::ArgGroup::new("which").required(true).args(["id", "all", "older_than"])))]
+pub struct TrashPurge {
+    /// One file's id, as in `mooseng trash list`.
+    pub id: Option<u64>,
+    /// Everything.
+    #[arg(long)]
+    pub all: bool,
+    /// What was deleted longer ago.
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub older_than: Option<Duration>,
+    /// A configuration whose certificate has the role admin.
+    #[arg(long, env = "MOOSENG_CONFIG", value_name = "FILE")]
+    pub config: PathBuf,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// `mooseng trash retention`.
+#[derive(ClapArgs, Debug)]
+pub struct TrashRetention {
+    /// How long files that are deleted from now on are kept, as 30m, 24h or 7d; 0 for not at all.
+    #[arg(value_name = "DURATION", value_parser = parse_duration)]
+    pub duration: Option<Duration>,
+    /// A configuration whose certificate has the role admin.
+    #[arg(long, env = "MOOSENG_CONFIG", value_name = "FILE")]
+    pub config: PathBuf,
+    #[command(flatten)]
+    pub output: Output,
+}
+
 /// `mooseng completions`.
 #[derive(ClapArgs, Debug)]
 pub struct Completions {
@@ -303,6 +388,9 @@ pub struct DevUp {
     /// How long the daemons' certificates live; they are renewed at half of it [default: 24h, or as in DIR].
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub leaf_lifetime: Option<Duration>,
+    /// How long a new cluster keeps deleted files in its trash, 0 for not at all [default: 24h].
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub trash_retention: Option<Duration>,
     /// How long to wait until everything serves.
     #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "90s")]
     pub wait: Duration,
@@ -398,8 +486,18 @@ mod tests {
             "mooseng dev down --dir /d --purge",
             "mooseng mount --config /c /m",
             "mooseng mount --config /c /m --foreground",
+            "mooseng trash list --under /d --config /c -o json",
+            "mooseng trash restore 7 --to /d/name --config /c",
+            "mooseng trash purge 7 --config /c",
+            "mooseng trash purge --all --config /c",
+            "mooseng trash purge --older-than 2h --config /c",
+            "mooseng trash retention --config /c",
+            "mooseng trash retention 7d --config /c",
         ] {
             Args::try_parse_from(line.split(' ')).unwrap_or_else(|e| panic!("{line}: {e}"));
+        }
+        for line in ["mooseng trash purge --config /c", "mooseng trash purge 7 --all --config /c"] {
+            assert!(Args::try_parse_from(line.split(' ')).is_err(), "{line}");
         }
     }
 }

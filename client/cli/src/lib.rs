@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  args --> run --> mount (mounting, runtime)      a FUSE mount, as a daemon
-//!             |---> status, df, fsck, members, chunkservers (admin)    what masters say, over gRPC
+//!             |---> status, df, fsck, members, chunkservers, trash (admin)    what masters say, over gRPC
 //!             |---> info                           where a path's chunks lie, over a session
 //!             |---> explain, shell                 what needs no cluster
 //!             \---> dev                            a cluster of real daemons on loopback
@@ -27,6 +27,7 @@ mod runtime;
 mod shell;
 mod status;
 mod suggest;
+mod trash;
 mod verdict;
 
 use std::ffi::OsString;
@@ -66,6 +67,7 @@ fn dispatch(command: args::Command) -> Result<(), Failure> {
         Explain(a) => explain::run(&a),
         Members(a) => members::run(a),
         Chunkservers(a) => chunkservers::run(a),
+        Trash(a) => trash::run(a),
         Completions(a) => shell::completions(a.shell),
         Man(a) => shell::man(&a.dir),
         Dev(a) => dev::run(a),
