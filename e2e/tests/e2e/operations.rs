@@ -1,4 +1,5 @@
-//! docs/operations.md, by the letter and with the real binaries: a lost master is replaced, a chunkserver emptied, a certificate revoked.
+//! docs/operations.md, by the letter and with the real binaries: a lost master is replaced, a deleted file restored, a
+//! chunkserver emptied, a certificate revoked.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -49,6 +50,8 @@ fn run() -> Result<()> {
         ensure!(config.lines().any(|l| l == "id = 4"), "{config}");
         Ok(())
     });
+    steps
+        .run("a file that was deleted by mistake is restored, another one purged", || trash(&cluster, &data));
     steps.run("a chunkserver is emptied", || drain(&cluster));
     steps.run("everything is still there", whole);
     steps.run("a revoked client loses its connections", || revoke(&cluster));
@@ -161,6 +164,99 @@ fn replace(cluster: &DevCluster) -> Result<()> {
         ensure!(verdict["level"] == "ok", "{verdict}");
         Ok(())
     })
+}
+
+/// `mooseng trash list`, of what was at that path or below it.
+fn listed(cluster: &DevCluster, under: &str) -> Result<Vec<serde_json::Value>> {
+    let told = asked(cluster, &["trash", "list", "--under", under, "-o", "json"])?;
+    let told: serde_json::Value = serde_json::from_str(&told)?;
+    ensure!(told["version"] == 1 && told["more"] == false, "{told}");
+    told["entries"].as_array().cloned().with_context(|| told.to_string())
+}
+
+fn trash(cluster: &DevCluster, data: &[u8]) -> Result<()> {
+    let (dir, second) = (cluster.mount().join("precious"), cluster.scratch().join("second"));
+    std::fs::create_dir(&second)?;
+    checked(cluster.mooseng(&["mount", "--config"]).arg(cluster.client_config()?).arg(&second))?;
+    let seen_elsewhere = second.join("precious/thesis");
+    std::fs::create_dir(&dir)?;
+    std::fs::write(dir.join("thesis"), data)?;
+    std::fs::write(dir.join("empty"), "")?;
+    std::fs::set_permissions(dir.join("thesis"), std::os::unix::fs::PermissionsExt::from_mode(0o640))?;
+    let before = std::fs::metadata(dir.join("thesis"))?;
+    ensure!(std::fs::read(&seen_elsewhere)? == data, "other content");
+    let retention = asked(cluster, &["trash", "retention"])?;
+    ensure!(retention.trim() == "1d", "{retention}");
+
+    // A plain mount shows at once what administrators do.
+    std::fs::remove_file(dir.join("empty"))?;
+    std::fs::remove_file(dir.join("thesis"))?;
+    for path in [dir.join("thesis"), seen_elsewhere.clone()] {
+        ensure!(!path.exists(), "{} is still there", path.display());
+    }
+    let entries = listed(cluster, "/precious")?;
+    ensure!(entries.len() == 1, "{entries:?}");
+    let (entry, id) = (&entries[0], entries[0]["id"].to_string());
+    ensure!(entry["path"] == "/precious/thesis" && entry["size"] == data.len() as u64, "{entry}");
+    let day = entry["expires_ns"].as_i64().unwrap_or(0) - entry["deleted_ns"].as_i64().unwrap_or(0);
+    ensure!(day == 86_400_000_000_000, "{entry}");
+    refused(cluster, &["trash", "restore", "1"], 3, "no file with the id 1 is in the trash")?;
+    refused(cluster, &["trash", "restore", &id, "--to", "/file-0"], 1, "/file-0 exists")?;
+    refused(cluster, &["trash", "restore", &id, "--to", "/none/x"], 3, "/none isn't there")?;
+    refused(cluster, &["trash", "restore", &id, "--to", "x"], 2, "from the root of the filesystem")?;
+    let client = cluster.client_config()?;
+    let denied = cluster.mooseng(&["trash", "list", "--config"]).arg(&client).output()?;
+    ensure!(denied.status.code() == Some(4), "{denied:?}");
+
+    let told = asked(cluster, &["trash", "restore", &id])?;
+    ensure!(told.trim() == "Restored as /precious/thesis", "{told}");
+    for path in [dir.join("thesis"), seen_elsewhere] {
+        ensure!(std::fs::read(&path)? == data, "{} has other content", path.display());
+    }
+    let after = std::fs::metadata(dir.join("thesis"))?;
+    let same = |m: &std::fs::Metadata| {
+        use std::os::unix::fs::MetadataExt;
+        (m.ino(), m.mode(), m.uid(), m.gid(), m.nlink(), m.size(), m.mtime(), m.mtime_nsec())
+    };
+    ensure!(same(&before) == same(&after), "{:?} became {:?}", same(&before), same(&after));
+    ensure!(listed(cluster, "/precious")?.is_empty(), "it is still in the trash");
+
+    // Its directory goes, too.
+    std::fs::remove_dir_all(&dir)?;
+    refused(cluster, &["trash", "restore", &id], 3, "--to PATH")?;
+    asked(cluster, &["trash", "restore", &id, "--to", "/rescued"])?;
+    ensure!(std::fs::read(cluster.mount().join("rescued"))? == data, "other content");
+
+    // What is kept takes its space, until it is purged.
+    let live = || -> Result<u64> { Ok(cluster.status()?["house"]["chunk_bytes_live"].as_u64().unwrap_or(0)) };
+    let chunks = || -> Result<u64> { Ok(cluster.status()?["chunks"].as_u64().unwrap_or(0)) };
+    wait_for("the scan to count the files", Duration::from_secs(60), || {
+        ensure!(live()? >= 7 * data.len() as u64, "{} bytes live", live()?);
+        Ok(())
+    })?;
+    let full = chunks()?;
+    std::fs::remove_file(cluster.mount().join("rescued"))?;
+    let status = cluster.status()?["trash"].clone();
+    let listed_status = listed(cluster, "/")?;
+    ensure!(listed_status.len() == 1, "{listed_status:?}; {status}");
+    ensure!(asked(cluster, &["trash", "purge", "--older-than", "1h"])?.starts_with("0 files"), "too much");
+    let told = asked(cluster, &["trash", "purge", &id])?;
+    ensure!(told.starts_with("1 file of 2.9 MiB purged"), "{told}");
+    refused(cluster, &["trash", "purge", &id], 3, "is in the trash")?;
+    let began = Instant::now();
+    wait_for("the space to come back", Duration::from_secs(180), || {
+        let (left, is) = (cluster.status()?["trash"]["files"].clone(), chunks()?);
+        ensure!(left == 0 && is < full, "{left} files in the trash, {is} chunks of {full}");
+        Ok(())
+    })?;
+    println!("    the chunk of what was purged is gone after {:.1} s", began.elapsed().as_secs_f64());
+    asked(cluster, &["trash", "retention", "0"])?;
+    std::fs::write(cluster.mount().join("gone"), "for good")?;
+    std::fs::remove_file(cluster.mount().join("gone"))?;
+    ensure!(listed(cluster, "/")?.is_empty(), "it is kept");
+    ensure!(asked(cluster, &["trash", "retention", "24h"])?.trim() == "1d", "the retention wasn't set");
+    cluster.fsck()?;
+    checked(cluster.mooseng(&["umount"]).arg(&second)).map(drop)
 }
 
 fn drain(cluster: &DevCluster) -> Result<()> {
