@@ -18,6 +18,8 @@ mod locks;
 mod operations;
 #[path = "e2e/posix.rs"]
 mod posix;
+#[path = "e2e/ranges.rs"]
+mod ranges;
 #[path = "e2e/ready.rs"]
 mod ready;
 #[path = "e2e/rotation.rs"]

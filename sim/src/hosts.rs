@@ -159,6 +159,7 @@ pub fn patient() -> HouseConfig {
         rewrite_after_ms: 0,
         rewrite_gain_kib: 0,
         trash_retention_s: 5,
+        trash_min_age_s: 0,
         ..HouseConfig::default()
     }
 }
@@ -205,6 +206,7 @@ pub async fn master(
         min_copies: 2,
         session_lease_ms: 10_000,
         house,
+        mounts: Vec::new(),
         raft,
         log: LogConfig::default(),
     };

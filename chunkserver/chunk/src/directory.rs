@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use mooseng_ports::disk::{Disk, OpenMode, Space, read_all, write_atomically};
 use mooseng_wire::ChunkId;
+use mooseng_wire::founding::Founding;
 
 use crate::files::lock;
 
@@ -31,6 +32,8 @@ pub struct DiskIdentity {
     pub id: String,
     /// The directory's format.
     pub format: u32,
+    /// The founding mark of the region that its chunks are of; none before the chunkserver has one.
+    pub founding: Option<Founding>,
 }
 
 /// Why a data directory isn't used.
@@ -82,6 +85,16 @@ pub enum DirectoryError {
         /// The directory.
         path: PathBuf,
     },
+    /// Its chunks are of another founding of the region.
+    #[error("the data directory {} holds chunks of the region with the founding mark {found}, the chunkserver is of the one with the mark {ours}, which was made apart from it: put the right disk there, or an empty directory, and keep this one until nothing on it is needed", path.display())]
+    OtherFounding {
+        /// The directory.
+        path: PathBuf,
+        /// Its mark.
+        found: Founding,
+        /// The chunkserver's.
+        ours: Founding,
+    },
     /// Two directories are one disk.
     #[error("the data directory {} is disk {id}, which is configured as another data directory, too: name it once", path.display())]
     Twice {
@@ -106,6 +119,7 @@ pub(crate) struct Directory {
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) path: PathBuf,
     pub(crate) id: String,
+    identity: Mutex<DiskIdentity>,
     health: Mutex<Health>,
 }
 
@@ -149,7 +163,7 @@ impl Directory {
             found,
             state_file: state_file.to_owned(),
         };
-        let id = match found {
+        let identity = match found {
             Found::Identity(found) if found.format > DIRECTORY_FORMAT => {
                 return Err(DirectoryError::Newer { path: path.to_owned(), format: found.format });
             }
@@ -169,18 +183,47 @@ impl Directory {
             {
                 return Err(wrong(format!("disk {} is there", found.id)));
             }
-            Found::Identity(found) => found.id,
+            Found::Identity(found) => {
+                if let (Some(mark), Some(own)) = (found.founding, ours.founding)
+                    && mark != own
+                {
+                    return Err(DirectoryError::OtherFounding {
+                        path: path.to_owned(),
+                        found: mark,
+                        ours: own,
+                    });
+                }
+                found
+            }
             Found::Unreadable => return Err(DirectoryError::NoIdentity { path: path.to_owned() }),
             Found::Nothing if expected.is_some() => {
                 return Err(wrong("an empty directory is there (is the disk mounted?)".into()));
             }
             Found::Nothing => {
                 write_atomically(&*disk, &path.join(IDENTITY_FILE), encode(ours).as_bytes()).map_err(io)?;
-                ours.id.clone()
+                ours.clone()
             }
         };
         disk.create_dir_all(&path.join(CHUNKS)).map_err(io)?;
-        Ok(Self { disk, path: path.to_owned(), id, health: Mutex::default() })
+        let id = identity.id.clone();
+        Ok(Self { disk, path: path.to_owned(), id, identity: Mutex::new(identity), health: Mutex::default() })
+    }
+
+    /// The founding mark that it carries.
+    pub(crate) fn founding(&self) -> Option<Founding> {
+        lock(&self.identity).founding
+    }
+
+    /// Has it carry the mark, durably, unless it carries one already.
+    pub(crate) fn mark(&self, founding: Founding) -> io::Result<()> {
+        let mut identity = lock(&self.identity);
+        if identity.founding.is_some() {
+            return Ok(());
+        }
+        let marked = DiskIdentity { founding: Some(founding), ..identity.clone() };
+        write_atomically(&*self.disk, &self.path.join(IDENTITY_FILE), encode(&marked).as_bytes())?;
+        *identity = marked;
+        Ok(())
     }
 
     /// Where chunks with the same last two hex digits lie: 256 directories, none of them huge.
@@ -287,8 +330,9 @@ fn read_identity(disk: &dyn Disk, path: &Path) -> io::Result<Found> {
 }
 
 fn encode(identity: &DiskIdentity) -> String {
-    let DiskIdentity { cluster, chunkserver, id, format } = identity;
-    format!("format {format}\ncluster {cluster}\nchunkserver {chunkserver}\ndisk {id}\n")
+    let DiskIdentity { cluster, chunkserver, id, format, founding } = identity;
+    let founding = founding.map(|mark| format!("founding {mark}\n")).unwrap_or_default();
+    format!("format {format}\ncluster {cluster}\nchunkserver {chunkserver}\ndisk {id}\n{founding}")
 }
 
 fn decode(bytes: &[u8]) -> Option<DiskIdentity> {
@@ -300,6 +344,10 @@ fn decode(bytes: &[u8]) -> Option<DiskIdentity> {
         cluster: field("cluster")?,
         chunkserver: field("chunkserver")?,
         id: field("disk")?,
+        founding: match field("founding") {
+            Some(mark) => Some(Founding::parse(&mark)?),
+            None => None,
+        },
     })
 }
 
@@ -309,9 +357,12 @@ mod tests {
 
     #[test]
     fn identities_round_trip() {
-        let identity =
-            DiskIdentity { cluster: "c".into(), chunkserver: "cs-1".into(), id: "d-9".into(), format: 1 };
-        assert_eq!(decode(encode(&identity).as_bytes()), Some(identity));
+        for founding in [None, Some(Founding([0xa7; 16]))] {
+            let (cluster, chunkserver, id) = ("c".into(), "cs-1".into(), "d-9".into());
+            let identity = DiskIdentity { cluster, chunkserver, id, format: 1, founding };
+            assert_eq!(decode(encode(&identity).as_bytes()), Some(identity));
+        }
+        assert_eq!(decode(b"format 1\ncluster c\nchunkserver cs-1\ndisk d-9\nfounding x\n"), None);
         assert_eq!(decode(b"format x"), None);
         assert_eq!(decode(b"\xff"), None);
     }

@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use mooseng_wire::call::ErrorCode;
+use mooseng_wire::founding::Founding;
 use mooseng_wire::{CHUNK_BYTES_MAX, ChunkId, Epoch};
 
 /// Why an operation on a chunk was refused or failed.
@@ -145,6 +146,26 @@ pub enum ChunkError {
         /// What the disk answered.
         reason: String,
     },
+    /// A leader's region was founded apart from the one that the chunks are of.
+    #[error(
+        "the leader's region carries the founding mark {told}, the chunks here are of the region with the mark {own}; nothing that it orders is done here"
+    )]
+    OtherFounding {
+        /// The mark of the chunks' region.
+        own: Founding,
+        /// The leader's.
+        told: Founding,
+    },
+    /// The founding mark couldn't be made durable.
+    #[error(
+        "the state directory couldn't keep the region's founding mark {told}: {reason}; repair it and restart the chunkserver"
+    )]
+    FoundingFailed {
+        /// The mark.
+        told: Founding,
+        /// What the disk answered.
+        reason: String,
+    },
     /// Epochs couldn't be made durable.
     #[error(
         "the state directory couldn't keep epoch {epoch}: {reason}; repair it and restart the chunkserver"
@@ -174,7 +195,9 @@ impl ChunkError {
             ChunkError::NoSpace { .. } => ErrorCode::NoSpace,
             ChunkError::DiskFailed { .. }
             | ChunkError::StateFailed { .. }
+            | ChunkError::FoundingFailed { .. }
             | ChunkError::CustodyFailed { .. } => ErrorCode::DiskFailed,
+            ChunkError::OtherFounding { .. } => ErrorCode::OtherFounding,
         }
     }
 }

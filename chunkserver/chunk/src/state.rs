@@ -1,5 +1,5 @@
-//! What a chunkserver keeps durable about itself, in its state directory: how often it started, the newest epoch of each volume, and which disk
-//! belongs in which data directory. One small text file, replaced as a whole.
+//! What a chunkserver keeps durable about itself, in its state directory: how often it started, the founding mark of its region, the newest epoch of
+//! each volume, and which disk belongs in which data directory. One small text file, replaced as a whole.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -8,16 +8,20 @@ use std::sync::Arc;
 
 use mooseng_ports::disk::{Disk, OpenMode, read_all, write_atomically};
 use mooseng_wire::Epoch;
+use mooseng_wire::founding::Founding;
 
 /// The file's name in the state directory.
 pub const STATE_FILE: &str = "chunkserver.state";
-const FORMAT: u32 = 1;
+/// The newest format that is read. 2 has a founding mark: a build that would ignore that refuses the file.
+const FORMAT: u32 = 2;
 
 /// The facts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
     /// Counts starts.
     pub incarnation: u64,
+    /// The founding mark of the region that the chunks are of; none before any leader has told one.
+    pub founding: Option<Founding>,
     /// The newest epoch seen of each volume.
     pub epochs: BTreeMap<u16, Epoch>,
     /// The newest term of a leader whose orders were obeyed.
@@ -55,7 +59,11 @@ impl StateFile {
 }
 
 fn encode(facts: &Facts) -> String {
-    let mut text = format!("format {FORMAT}\nincarnation {}\n", facts.incarnation);
+    let format = if facts.founding.is_some() { FORMAT } else { 1 };
+    let mut text = format!("format {format}\nincarnation {}\n", facts.incarnation);
+    if let Some(founding) = facts.founding {
+        text.push_str(&format!("founding {founding}\n"));
+    }
     if facts.custody > 0 {
         text.push_str(&format!("custody {}\n", facts.custody));
     }
@@ -86,6 +94,7 @@ fn decode(bytes: &[u8]) -> Result<Facts, String> {
                 }
             }
             ("incarnation", None) => facts.incarnation = first.parse().map_err(|_| malformed())?,
+            ("founding", None) => facts.founding = Some(Founding::parse(first).ok_or_else(malformed)?),
             ("custody", None) => facts.custody = first.parse().map_err(|_| malformed())?,
             ("epoch", Some(epoch)) => {
                 let volume = first.parse().map_err(|_| malformed())?;
@@ -109,7 +118,12 @@ mod tests {
         let mut facts = Facts { incarnation: 4, custody: 6, ..Facts::default() };
         facts.epochs.insert(3, Epoch(9));
         facts.disks.insert("/a dir/x".into(), "d-1".into());
+        assert!(encode(&facts).starts_with("format 1\n"), "earlier builds read it");
+        assert_eq!(decode(encode(&facts).as_bytes()), Ok(facts.clone()));
+        facts.founding = Some(Founding([0xa7; 16]));
+        assert!(encode(&facts).starts_with("format 2\n"), "earlier builds would ignore the mark");
         assert_eq!(decode(encode(&facts).as_bytes()), Ok(facts));
+        assert!(decode(b"founding a7\n").unwrap_err().contains("line 1"));
         assert!(decode(b"format 99\n").unwrap_err().contains("upgrade"));
         assert!(decode(b"epoch x 1\n").unwrap_err().contains("line 1"));
         assert!(decode(b"what\n").is_err());

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use mooseng_ports::disk::{Disk, OpenMode};
 use mooseng_ports::plant::{self, Plant};
+use mooseng_wire::founding::Founding;
 use mooseng_wire::{ChunkId, Epoch};
 
 use crate::changes::Changes;
@@ -156,12 +157,15 @@ impl ChunkStore {
                 chunkserver: options.chunkserver.clone(),
                 id: new_id(),
                 format: DIRECTORY_FORMAT,
+                founding: facts.founding,
             };
             let opened = Directory::open(disk.clone(), path, &ours, &state.facts.disks, &state.path)
                 .and_then(|d| only_once(d, &places));
             places.push(match opened {
                 Ok(directory) => {
                     facts.disks.insert(path.clone(), directory.id.clone());
+                    // The directories' mark counts where the state directory was lost.
+                    facts.founding = facts.founding.or(directory.founding());
                     Place::Used(Arc::new(directory))
                 }
                 Err(e) => {
@@ -170,6 +174,7 @@ impl ChunkStore {
                 }
             });
         }
+        let founding = facts.founding;
         state.keep(facts).map_err(state_error)?;
         let files = OpenFiles::new(disk, options.open_files_max);
         let mut store = Self {
@@ -182,6 +187,9 @@ impl ChunkStore {
             orders: Mutex::default(),
             scan: Scan::default(),
         };
+        if let Some(founding) = founding {
+            store.mark_all(founding);
+        }
         store.scan = store.scan_all();
         Ok(store)
     }
@@ -307,6 +315,45 @@ impl ChunkStore {
             state.keep(facts).map_err(|e| ChunkError::StateFailed { epoch, reason: e.to_string() })?;
         }
         Ok(())
+    }
+
+    /// The founding mark of the region that the chunks are of; none before any leader has told one.
+    pub fn founding(&self) -> Option<Founding> {
+        lock(&self.state).facts.founding
+    }
+
+    /// Whether a mark is the chunks' region's and every directory carries it: then [`ChunkStore::see_founding`] does nothing.
+    pub fn knows_founding(&self, told: Founding) -> bool {
+        self.founding() == Some(told) && self.used().all(|d| d.founding().is_some())
+    }
+
+    /// Takes a leader's founding mark: the first one becomes the store's own for good, durably, and any other is refused.
+    pub fn see_founding(&self, told: Founding) -> Result<(), ChunkError> {
+        {
+            let mut state = lock(&self.state);
+            match state.facts.founding {
+                Some(own) if own != told => return Err(ChunkError::OtherFounding { own, told }),
+                Some(_) => {}
+                None => {
+                    let facts = crate::state::Facts { founding: Some(told), ..state.facts.clone() };
+                    state
+                        .keep(facts)
+                        .map_err(|e| ChunkError::FoundingFailed { told, reason: e.to_string() })?;
+                }
+            }
+        }
+        self.mark_all(told);
+        Ok(())
+    }
+
+    /// Has each directory carry the mark. One that can't take it now gets it with a later heartbeat or start: the state directory has it already.
+    fn mark_all(&self, founding: Founding) {
+        for directory in self.used().filter(|d| d.dropped().is_none()) {
+            if let Err(e) = directory.mark(founding) {
+                // Whether the disk takes writes at all is told by its probe.
+                tracing::debug!(path = %directory.path.display(), error = %e, "a data directory doesn't take the founding mark yet");
+            }
+        }
     }
 
     fn find(&self, chunk: ChunkId) -> Result<Arc<Chunk>, ChunkError> {

@@ -1,4 +1,4 @@
-//! Whether this chunkserver is ready: a disk takes writes, and tickets can be checked.
+//! Whether this chunkserver is ready: a disk takes writes, tickets can be checked, and the region is the one that its chunks are of.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::access::KeyRing;
+use crate::founding::Foundings;
 use crate::metrics::Metrics;
 
 /// How often each disk is written to a little.
@@ -21,14 +22,15 @@ const PROBE_MAX: Duration = Duration::from_secs(3);
 pub struct Health {
     store: Arc<ChunkStore>,
     keys: Arc<KeyRing>,
+    foundings: Arc<Foundings>,
     /// When the last probe that ended began.
     probed: Mutex<Instant>,
 }
 
 impl Health {
     /// Counts the startup as a probe.
-    pub fn new(store: Arc<ChunkStore>, keys: Arc<KeyRing>) -> Self {
-        Self { store, keys, probed: Mutex::new(Instant::now()) }
+    pub fn new(store: Arc<ChunkStore>, keys: Arc<KeyRing>, foundings: Arc<Foundings>) -> Self {
+        Self { store, keys, foundings, probed: Mutex::new(Instant::now()) }
     }
 
     /// Ready, or why not.
@@ -42,6 +44,9 @@ impl Health {
         }
         if !self.store.is_writable() {
             return Err("no data directory takes writes: `mooseng status` and the log say why".into());
+        }
+        if let Some(trouble) = self.foundings.trouble() {
+            return Err(trouble);
         }
         if self.keys.is_empty() {
             return Err(

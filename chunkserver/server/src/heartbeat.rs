@@ -9,6 +9,7 @@ use mooseng_transport::grpc::registry_client::RegistryClient;
 use mooseng_transport::{Blocking, Network, TRACE, grpc_channel, grpc_request, trace};
 use mooseng_wire::admin::chunkserver_command::Command;
 use mooseng_wire::admin::{ChunkReport, ChunkserverCommand, DiskReport, HeartbeatReply, HeartbeatRequest};
+use mooseng_wire::founding::Founding;
 use mooseng_wire::{ChunkId, Epoch, Role};
 use rand::Rng;
 use tokio::time::{sleep, timeout};
@@ -16,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::access::KeyRing;
 use crate::config::ChunkserverConfig;
+use crate::founding::{self, Foundings};
 use crate::metrics::Metrics;
 use crate::scrub::unix_s;
 
@@ -25,6 +27,8 @@ const INTERVAL_MIN: Duration = Duration::from_millis(100);
 const INTERVAL_MAX: Duration = Duration::from_secs(2);
 /// A master that doesn't answer within this is tried again over a new connection.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+/// A master of another founding of the region is asked again after this.
+const OTHER_FOUNDING_PAUSE: Duration = Duration::from_secs(1);
 /// Longest pause between attempts to reach a master.
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// Chunks in one page of an inventory: some 100 kB.
@@ -48,6 +52,8 @@ pub struct Heartbeats {
     pub network: Arc<dyn Network>,
     /// The ticket keys.
     pub keys: Arc<KeyRing>,
+    /// What masters told of their founding.
+    pub foundings: Arc<Foundings>,
     /// For the trash.
     pub clock: Arc<dyn Clock>,
     /// Counters.
@@ -61,6 +67,9 @@ struct Told {
     /// The first change that it hasn't heard of.
     changes: u64,
 }
+
+/// Nothing yet.
+const UNTOLD: Told = Told { inventory: Inventory::Due(None), changes: 0 };
 
 /// A heartbeat, and what the master has been told once it is answered.
 struct Beat {
@@ -109,14 +118,20 @@ impl Heartbeats {
                 }
             };
         let mut client = RegistryClient::new(channel);
-        let mut told = Told { inventory: Inventory::Due(None), changes: 0 };
+        let mut told = UNTOLD;
         loop {
-            let beat = self.beat(told).await;
+            let beat = self.beat(master, told).await;
             let call = async { client.heartbeat(grpc_request(beat.request, ANSWER_WITHIN)).await };
             let answered = timeout(ANSWER_WITHIN, TRACE.scope(trace::fresh(), call)).await;
             let reply = match answered {
                 Ok(Ok(reply)) => reply.into_inner(),
                 Ok(Err(status)) => {
+                    if let Some(mark) = founding::refused_by(&status) {
+                        self.foundings.other(master, mark);
+                        told = UNTOLD;
+                        sleep(OTHER_FOUNDING_PAUSE).await;
+                        continue;
+                    }
                     *failures += 1;
                     return format!("{}: {}", status.code(), status.message());
                 }
@@ -134,6 +149,11 @@ impl Heartbeats {
             if told.inventory == Inventory::Sent && reply.want_inventory {
                 told.inventory = Inventory::Due(None);
             }
+            if !self.belongs(master, &reply).await {
+                told = UNTOLD;
+                sleep(OTHER_FOUNDING_PAUSE).await;
+                continue;
+            }
             self.obey(master, reply).await;
             if !matches!(told.inventory, Inventory::Due(Some(_))) {
                 sleep(if interval.is_zero() { INTERVAL } else { interval.clamp(INTERVAL_MIN, INTERVAL_MAX) })
@@ -142,20 +162,24 @@ impl Heartbeats {
         }
     }
 
-    /// A heartbeat, with a page of the inventory where one is due, and with what changed since the last one.
-    async fn beat(&self, mut told: Told) -> Beat {
+    /// A heartbeat, with a page of the inventory where one is due, and with what changed since the last one. A master of another founding hears
+    /// nothing of the chunks.
+    async fn beat(&self, master: &str, mut told: Told) -> Beat {
         let store = self.store.clone();
+        let other = self.foundings.is_other(master);
         let gather = move || {
-            if told.inventory == Inventory::Due(None) {
-                // What changed before is in the inventory.
-                told.changes = store.next_change();
+            let (mut page, mut changes) = (None, Some((Vec::new(), told.changes)));
+            if !other {
+                if told.inventory == Inventory::Due(None) {
+                    // What changed before is in the inventory.
+                    told.changes = store.next_change();
+                }
+                if let Inventory::Due(after) = told.inventory {
+                    page = Some(store.inventory(after, PAGE));
+                }
+                // Behind the page, so that they are newer than it.
+                changes = store.changes(told.changes, PAGE);
             }
-            let page = match told.inventory {
-                Inventory::Due(after) => Some(store.inventory(after, PAGE)),
-                Inventory::Sent => None,
-            };
-            // Behind the page, so that they are newer than it.
-            let changes = store.changes(told.changes, PAGE);
             (store.directories(), page, changes, store.incarnation(), store.highest_epoch())
         };
         let (directories, page, changes, incarnation, highest) = self.blocking.run(gather).await;
@@ -212,11 +236,50 @@ impl Heartbeats {
             more,
             highest_epoch: highest.0,
             credentials: self.network.credentials(),
+            founding: Founding::tell(self.store.founding()),
         };
-        Beat { request, told }
+        Beat { request, told: if other { UNTOLD } else { told } }
     }
 
-    async fn obey(&self, master: &str, reply: HeartbeatReply) {
+    /// Whether the master is of the region that the chunks are of, as far as it says. The first mark that a leader tells is kept before anything
+    /// else of its answer is used.
+    async fn belongs(&self, master: &str, reply: &HeartbeatReply) -> bool {
+        let mark = match Founding::told(&reply.founding) {
+            Ok(Some(mark)) => mark,
+            // A follower, or a leader of an earlier version.
+            Ok(None) => {
+                self.foundings.well(master, false);
+                return true;
+            }
+            Err(error) => {
+                tracing::warn!(master, %error, "a master's answer isn't used");
+                return false;
+            }
+        };
+        if !self.store.knows_founding(mark) {
+            let store = self.store.clone();
+            match self.blocking.run(move || store.see_founding(mark)).await {
+                Ok(()) => {}
+                Err(ChunkError::OtherFounding { told, .. }) => {
+                    self.foundings.other(master, told);
+                    return false;
+                }
+                Err(error) => {
+                    tracing::warn!(master, %error, "a master's answer isn't used before the region's founding mark is kept");
+                    return false;
+                }
+            }
+        }
+        self.foundings.well(master, true);
+        true
+    }
+
+    async fn obey(&self, master: &str, mut reply: HeartbeatReply) {
+        if reply.founding.is_empty() && self.store.founding().is_some() && !reply.commands.is_empty() {
+            // A leader of an earlier version can't say which region it is of: commands wait for one that can.
+            tracing::debug!(master, "commands without a founding mark aren't carried out");
+            reply.commands.clear();
+        }
         self.keys.learn(&reply.ticket_keys);
         if reply.commands.is_empty() && self.store.knows_epoch(ROOT_VOLUME, Epoch(reply.epoch)) {
             return;

@@ -34,6 +34,7 @@ pub const NAMES: &[Name] = &[
     BYTES_PULLED,
     BYTES_SCRUBBED,
     SCRUB_PASSES,
+    OTHER_FOUNDINGS,
 ];
 
 const BYTES_PULLED: Name =
@@ -42,6 +43,11 @@ const BYTES_SCRUBBED: Name =
     Name("mooseng_chunkserver_scrubbed_bytes", "Bytes of chunks read and verified by the scrub");
 const SCRUB_PASSES: Name =
     Name("mooseng_chunkserver_scrub_passes", "Times that the scrub has been through all chunks");
+
+const OTHER_FOUNDINGS: Name = Name(
+    "mooseng_chunkserver_other_foundings",
+    "Masters whose last answer told another founding mark than the chunks': the region was made anew",
+);
 
 const REQUESTS: Name = Name("mooseng_chunkserver_requests", "Requests on framed streams, by method");
 const ERRORS: Name =
@@ -113,6 +119,8 @@ pub struct Metrics {
     pub bytes_scrubbed: Counter,
     /// Scrubs.
     pub scrub_passes: Counter,
+    /// Masters of another founding.
+    pub other_foundings: Gauge,
 }
 
 impl Metrics {
@@ -137,6 +145,7 @@ impl Metrics {
             bytes_pulled: Counter::default(),
             bytes_scrubbed: Counter::default(),
             scrub_passes: Counter::default(),
+            other_foundings: Gauge::default(),
         };
         exposed.register(|registry| m.register(registry));
         m
@@ -167,6 +176,7 @@ impl Metrics {
             (DISKS_WRITABLE, &m.disks_writable),
             (DISKS, &m.disks),
             (BYTES_FREE, &m.bytes_free),
+            (OTHER_FOUNDINGS, &m.other_foundings),
             (BYTES_USED, &m.bytes_used),
         ];
         for (name, gauge) in gauges {

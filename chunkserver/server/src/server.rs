@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::access::KeyRing;
 use crate::config::ChunkserverConfig;
+use crate::founding::Foundings;
 use crate::health::Health;
 use crate::heartbeat::Heartbeats;
 use crate::members::Members;
@@ -93,7 +94,8 @@ impl ChunkserverServer {
         let exposed = observe::Metrics::default();
         let metrics = Metrics::new(&exposed);
         let keys = Arc::new(KeyRing::default());
-        let health = Arc::new(Health::new(store.clone(), keys.clone()));
+        let foundings = Arc::new(Foundings::new(store.clone(), metrics.clone()));
+        let health = Arc::new(Health::new(store.clone(), keys.clone(), foundings.clone()));
         let service = Arc::new(ChunkService::new(Parts {
             ours,
             store: store.clone(),
@@ -141,6 +143,7 @@ impl ChunkserverServer {
             blocking,
             network,
             keys: keys.clone(),
+            foundings,
             clock,
             metrics,
         });

@@ -18,9 +18,11 @@ use mooseng_wire::admin::{
     ChunkReport, ChunkserverCommand, DeleteCommand, HeartbeatReply, HeartbeatRequest, SealCommand, TicketKey,
 };
 use mooseng_wire::call::{CallError, ErrorCode};
+use mooseng_wire::founding::Founding;
 use mooseng_wire::{ChunkId, Epoch};
+use prost::Message;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 #[derive(Default)]
 struct Seen {
@@ -31,6 +33,8 @@ struct Seen {
     keys: Vec<TicketKey>,
     epoch: u64,
     want_inventory: bool,
+    founding: Option<Founding>,
+    refuses: bool,
 }
 
 /// A master that only has a registry.
@@ -49,7 +53,14 @@ impl Registry for FakeMaster {
             seen.chunks.extend(beat.inventory.iter().cloned());
             seen.complete += u64::from(!beat.more);
         }
+        let theirs = Founding::told(&beat.founding).unwrap();
         seen.beats.push(HeartbeatRequest { inventory: vec![], ..beat });
+        if seen.refuses && theirs.is_some() && theirs != seen.founding {
+            let error = call_error(ErrorCode::OtherFounding, "another founding");
+            let error = CallError { detail: Founding::tell(seen.founding), ..error };
+            let details = error.encode_to_vec().into();
+            return Err(Status::with_details(Code::FailedPrecondition, error.message, details));
+        }
         Ok(Response::new(HeartbeatReply {
             want_inventory: std::mem::take(&mut seen.want_inventory),
             commands: std::mem::take(&mut seen.commands),
@@ -57,6 +68,7 @@ impl Registry for FakeMaster {
             epoch: seen.epoch,
             interval_ms: 100,
             custody: 1,
+            founding: Founding::tell(seen.founding),
         }))
     }
 }
@@ -170,6 +182,103 @@ async fn readiness_follows_the_disk_and_a_restart_counts() {
     .await;
     stop.cancel();
     drop(again);
+}
+
+const OURS: Founding = Founding([7; 16]);
+const OTHER: Founding = Founding([8; 16]);
+
+/// A master's first mark is kept, and whoever tells another one has nothing done: whether it refuses the chunkserver, as it should, or not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_region_that_was_made_anew_has_nothing_done() {
+    for refuses in [false, true] {
+        let (master, address, _stop) = fake_master().await;
+        {
+            let mut seen = master.0.lock().unwrap();
+            seen.keys = vec![TicketKey { id: 1, key: key().secret.into() }];
+            (seen.founding, seen.refuses) = (Some(OURS), refuses);
+        }
+        let disk = SimDisk::default();
+        let a = start_on(disk.clone(), config("a", vec![address.clone()])).await;
+        let store = a.server.store().clone();
+        for n in 1..=3 {
+            let append = StoreAppend { chunk: ChunkId(n), epoch: Epoch(1), offset: 0, bytes: "abc".into() };
+            store.write(&append).unwrap();
+            store.flush(ChunkId(n)).unwrap();
+        }
+        until("the mark is kept and told", || async {
+            let told = master.0.lock().unwrap().beats.last().map(|b| b.founding.clone());
+            store.founding() == Some(OURS) && told.as_deref() == Some(&OURS.0[..])
+        })
+        .await;
+        until("it is ready", || async { a.server.ready().is_ok() }).await;
+        a.stop.cancel();
+        a.server.stopped().await;
+        // The region is made anew, with everything that it may order.
+        {
+            let mut seen = master.0.lock().unwrap();
+            seen.founding = Some(OTHER);
+            seen.keys = vec![TicketKey { id: 1, key: vec![9; 32].into() }];
+            seen.epoch = 9;
+            seen.commands = vec![
+                command(Command::Seal(SealCommand { chunk: 1, epoch: 9, length: 2 })),
+                command(Command::Delete(DeleteCommand { chunk: 2, epoch: 9 })),
+            ];
+            seen.beats.clear();
+            seen.want_inventory = true;
+        }
+        let a = start_on(disk, config("a", vec![address])).await;
+        let store = a.server.store().clone();
+        until("it says what is wrong", || async {
+            a.server
+                .ready()
+                .is_err_and(|why| why.starts_with("OTHER_FOUNDING") && why.contains(&OTHER.to_string()))
+        })
+        .await;
+        let beats = master.0.lock().unwrap().beats.len();
+        until("it has reported again", || async { master.0.lock().unwrap().beats.len() > beats + 1 }).await;
+        let metrics = a.server.metrics().encode();
+        assert!(metrics.contains("mooseng_chunkserver_other_foundings 1\n"), "{metrics}");
+        {
+            let seen = master.0.lock().unwrap();
+            let last = seen.beats.last().unwrap();
+            assert!(!last.inventory_page && last.changed.is_empty(), "it tells of no chunks");
+            assert_eq!(last.founding, OURS.0[..]);
+        }
+        assert!(a.server.keys().is_empty(), "foreign keys aren't learned");
+        assert_eq!(store.highest_epoch(), Epoch(1));
+        assert!((1..=3).all(|n| store.stat(ChunkId(n)).is_ok_and(|s| !s.sealed && s.length == 3)));
+        // The old region's master is there again.
+        master.0.lock().unwrap().founding = Some(OURS);
+        until("it is ready again", || async { a.server.ready().is_ok() }).await;
+        until("the inventory is told", || async { master.0.lock().unwrap().complete > 0 }).await;
+    }
+}
+
+/// A leader of an earlier version tells no mark; neither does one of a region that was made anew by such a version.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commands_without_a_mark_wait_once_there_is_one() {
+    let (master, address, _stop) = fake_master().await;
+    let a = start_on(SimDisk::default(), config("a", vec![address])).await;
+    let store = a.server.store().clone();
+    for n in 1..=2 {
+        let append = StoreAppend { chunk: ChunkId(n), epoch: Epoch(1), offset: 0, bytes: "abc".into() };
+        store.write(&append).unwrap();
+    }
+    let delete = |chunk| vec![command(Command::Delete(DeleteCommand { chunk, epoch: 1 }))];
+    master.0.lock().unwrap().commands = delete(1);
+    until("without any mark it is obeyed", || async { store.stat(ChunkId(1)).is_err() }).await;
+    master.0.lock().unwrap().founding = Some(OURS);
+    until("the mark is kept", || async { store.founding() == Some(OURS) }).await;
+    {
+        let mut seen = master.0.lock().unwrap();
+        (seen.founding, seen.commands) = (None, delete(2));
+        seen.beats.clear();
+    }
+    until("it has answered", || async { master.0.lock().unwrap().beats.len() > 3 }).await;
+    assert!(store.stat(ChunkId(2)).is_ok());
+    master.0.lock().unwrap().founding = Some(OURS);
+    master.0.lock().unwrap().commands = delete(2);
+    until("with the mark it is obeyed", || async { store.stat(ChunkId(2)).is_err() }).await;
 }
 
 #[tokio::test]

@@ -311,6 +311,9 @@ pub struct TrashRetention {
     /// How long files that are deleted from now on are kept, as 30m, 24h or 7d; 0 for not at all.
     #[arg(value_name = "DURATION", value_parser = parse_duration)]
     pub duration: Option<Duration>,
+    /// Files younger than that when they lose their last name aren't kept: most are scratch files. 0 keeps them, too.
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub min_age: Option<Duration>,
     /// A configuration whose certificate has the role admin.
     #[arg(long, env = "MOOSENG_CONFIG", value_name = "FILE")]
     pub config: PathBuf,
@@ -493,6 +496,7 @@ mod tests {
             "mooseng trash purge --older-than 2h --config /c",
             "mooseng trash retention --config /c",
             "mooseng trash retention 7d --config /c",
+            "mooseng trash retention --min-age 0 --config /c",
         ] {
             Args::try_parse_from(line.split(' ')).unwrap_or_else(|e| panic!("{line}: {e}"));
         }

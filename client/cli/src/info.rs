@@ -83,6 +83,7 @@ fn caller() -> Caller {
         pid: std::process::id(),
         umask: 0o022,
         kernel_checked: false,
+        own_account: false,
     }
 }
 

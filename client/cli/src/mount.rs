@@ -304,7 +304,8 @@ async fn mount_fuse(
         source: format!("{}/{}", request.file.cluster, request.file.region),
         // Others only where whoever mounts may allow it: root, or a user whom fuse.conf lets.
         allow_other: request.options.allow_other || rustix::process::geteuid().is_root(),
-        read_only: request.options.read_only,
+        // What the region refuses anyway the kernel refuses earlier.
+        read_only: request.options.read_only || fs.is_read_only(),
         ..MountOptions::default()
     };
     let path = request.path.clone();

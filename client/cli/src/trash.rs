@@ -120,11 +120,20 @@ fn span(seconds: u64) -> String {
     }
 }
 
+fn young(min_age_s: u64) -> String {
+    match min_age_s {
+        0 => String::new(),
+        seconds => format!(", unless they are younger than {}", span(seconds)),
+    }
+}
+
 /// What the trash holds, in a sentence.
 pub fn summary(status: &TrashStatus) -> String {
     let kept = match status.retention_s {
         0 => "files that are deleted now are freed at once".to_owned(),
-        seconds => format!("files that are deleted now stay for {}", span(seconds)),
+        seconds => {
+            format!("files that are deleted now stay for {}{}", span(seconds), young(status.min_age_s))
+        }
     };
     let holds = match status.files {
         0 => "is empty".to_owned(),
@@ -136,7 +145,10 @@ pub fn summary(status: &TrashStatus) -> String {
 
 /// The same in JSON.
 pub fn status_shape(status: &TrashStatus) -> Value {
-    json!({ "files": status.files, "bytes": status.bytes, "retention_s": status.retention_s })
+    json!({
+        "files": status.files, "bytes": status.bytes, "retention_s": status.retention_s,
+        "min_age_s": status.min_age_s,
+    })
 }
 
 fn shape(entries: &[TrashEntry], status: &TrashStatus, more: bool) -> Value {
@@ -215,19 +227,23 @@ async fn purge_pages(
 }
 
 fn retention(args: &TrashRetention) -> Result<(), Failure> {
-    let set_s = match args.duration {
+    let seconds = |duration: Option<Duration>| match duration {
         Some(duration) if duration.subsec_millis() != 0 => {
-            return Err(Failure::new(Kind::Usage, "The retention is counted in whole seconds."));
+            Err(Failure::new(Kind::Usage, "The retention and the age are counted in whole seconds."))
         }
-        duration => duration.map(|duration| duration.as_secs()),
+        duration => Ok(duration.map(|duration| duration.as_secs())),
     };
+    let request =
+        TrashRetentionRequest { set_s: seconds(args.duration)?, set_min_age_s: seconds(args.min_age)? };
     let file = ClientFile::load(&args.config)?;
-    let reply = admin::block_on(admin::trash_retention(&file, TrashRetentionRequest { set_s }))?;
-    let seconds = reply.retention_s;
+    let reply = admin::block_on(admin::trash_retention(&file, request))?;
+    let (seconds, min_age_s) = (reply.retention_s, reply.min_age_s);
     match (args.output.format, seconds) {
-        (Format::Json, _) => output::json(&json!({ "version": output::VERSION, "retention_s": seconds })),
+        (Format::Json, _) => output::json(
+            &json!({ "version": output::VERSION, "retention_s": seconds, "min_age_s": min_age_s }),
+        ),
         (Format::Table, 0) => output::text_line("0: files that are deleted now are freed at once."),
-        (Format::Table, _) => output::text_line(&span(seconds)),
+        (Format::Table, _) => output::text_line(&format!("{}{}", span(seconds), young(min_age_s))),
     }
 }
 
@@ -268,10 +284,10 @@ mod tests {
         };
         let row = cells(&entry);
         assert_eq!(row, ["7", "1970-01-01T00:00:01Z", "1000", "2.0 KiB", "1970-01-01T00:00:02Z", "/a\\nb"]);
-        let status = TrashStatus { files: 1, bytes: 2048, retention_s: 86_400 };
+        let status = TrashStatus { files: 1, bytes: 2048, retention_s: 86_400, min_age_s: 60 };
         assert_eq!(
             summary(&status),
-            "The trash holds one file of 2.0 KiB; files that are deleted now stay for 1d."
+            "The trash holds one file of 2.0 KiB; files that are deleted now stay for 1d, unless they are younger than 1m."
         );
         let shape = shape(&[entry], &status, false);
         assert_eq!((shape["version"].as_u64(), shape["entries"][0]["id"].as_u64()), (Some(1), Some(7)));

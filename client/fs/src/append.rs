@@ -81,6 +81,11 @@ impl Appenders {
         self.map(|map| map.len())
     }
 
+    /// Whether there is a chunk to which bytes of the inode are appended, or soon will.
+    pub fn has(&self, inode: u64) -> bool {
+        self.map(|map| map.contains_key(&inode))
+    }
+
     fn appender(&self, inode: u64) -> (Arc<Appender>, Option<u64>) {
         let tick = self.tick.fetch_add(1, Ordering::Relaxed);
         self.map(|map| {

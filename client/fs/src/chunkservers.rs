@@ -348,7 +348,8 @@ fn blame_refusal(first: &str, error: &CallError) -> Vec<String> {
         | ErrorCode::StaleEpoch
         | ErrorCode::NotFound
         | ErrorCode::ChunkSealed
-        | ErrorCode::OffsetMismatch => Vec::new(),
+        | ErrorCode::OffsetMismatch
+        | ErrorCode::OtherFounding => Vec::new(),
     }
 }
 

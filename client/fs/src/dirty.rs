@@ -122,7 +122,8 @@ impl Layer {
     fn show(&self, attr: &mut Attr) {
         if !self.parts.by_offset.is_empty() {
             attr.size = attr.size.max(self.parts.end());
-            attr.mtime_ns = attr.mtime_ns.max(self.written_ns);
+            // As the region will have it: also where a later time was set before.
+            attr.mtime_ns = self.written_ns;
             attr.ctime_ns = attr.ctime_ns.max(self.written_ns);
         }
         self.set.show(attr);
@@ -252,6 +253,18 @@ impl Dirty {
         bytes
     }
 
+    /// Gives up the bytes, and keeps the attributes that were set over them, to be sent alone. Answers how many bytes that were: none, and
+    /// nothing is done, where there are no such attributes, or nothing but them.
+    pub fn discard_bytes(&mut self) -> usize {
+        let (bytes, set) = (self.bytes(), self.sending.set.and(self.waiting.set));
+        if set.is_empty() || (self.waiting.parts.bytes == 0 && self.sending.parts.bytes == 0) {
+            return 0;
+        }
+        self.discard();
+        self.waiting.set = set;
+        bytes - self.bytes()
+    }
+
     /// The attributes as they are shown: the region's, beneath what is buffered.
     pub fn show(&self, attr: &mut Attr) {
         self.sending.show(attr);
@@ -313,7 +326,7 @@ mod tests {
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
             4 => (0..40_u64, any::<u8>(), 1..24_usize).prop_map(|(at, byte, length)| Step::Put(at, byte, length)),
-            1 => (prop::option::of(0..0o1000_u32), prop::option::of(0..1_000_i64)).prop_map(|(mode, mtime)| Step::Set(mode, mtime)),
+            1 => (prop::option::of(0..0o1000_u32), prop::option::of(prop_oneof![0..1_000_i64, Just(1 << 40)])).prop_map(|(mode, mtime)| Step::Set(mode, mtime)),
             1 => Just(Step::Take),
             2 => Just(Step::Send),
             1 => Just(Step::PutBack),
@@ -388,6 +401,25 @@ mod tests {
                 prop_assert_eq!(dirty.is_clean(), dirty.bytes() == 0);
             }
         }
+    }
+
+    #[test]
+    fn attributes_outlive_the_bytes_that_are_given_up() {
+        let (mut dirty, now) = (Dirty::default(), Instant::now());
+        let regular = Attr { kind: FileKind::Regular.into(), no_xattrs: true, ..Attr::default() };
+        let set = |change| Settings::of(&change, &regular, 5).unwrap();
+        dirty.put(0, Bytes::from_static(b"abc"), now, 1);
+        assert_eq!(dirty.discard_bytes(), 0, "no attributes");
+        dirty.set(set(SetAttr { mode: Some(0o600), ..SetAttr::default() }), now);
+        assert!(dirty.take());
+        dirty.put(3, Bytes::from_static(b"d"), now, 9);
+        dirty.set(set(SetAttr { uid: Some(7), ..SetAttr::default() }), now);
+        assert_eq!(dirty.discard_bytes(), 4 + SETTINGS_BYTES);
+        assert!(dirty.take() && dirty.batch(0).is_empty());
+        let left = dirty.taken_set().to_wire(1).unwrap();
+        assert_eq!((left.mode, left.uid, dirty.taken_written_ns()), (Some(0o600), Some(7), 0));
+        assert_eq!(dirty.discard_bytes(), 0, "nothing but attributes");
+        assert!(!dirty.is_clean());
     }
 
     #[test]

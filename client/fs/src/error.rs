@@ -72,6 +72,11 @@ pub enum FsError {
         "a lock on inode {0} that was taken through this handle is lost, as the lease of this host had lapsed or the region didn't answer; unlock or close, and begin again"
     )]
     LockLost(u64),
+    /// The masters are those of another founding of the region: there is nothing there of what was mounted.
+    #[error(
+        "the region behind this mount was made anew ({0}); start the old region's masters with their old disks, or unmount and mount again"
+    )]
+    MadeAnew(String),
     /// The session's lease lapsed before the change was done; in the next life it must be decided anew.
     #[error("this host's lease lapsed before the change was done")]
     Lapsed,
@@ -105,6 +110,7 @@ impl FsError {
             | FsError::SessionLost
             | FsError::Overtaken(_)
             | FsError::LockLost(_)
+            | FsError::MadeAnew(_)
             | FsError::Lapsed => libc::EIO,
             FsError::Closed => libc::ESHUTDOWN,
         }
@@ -142,6 +148,7 @@ mod tests {
             FsError::SessionLost,
             FsError::Overtaken(7),
             FsError::LockLost(7),
+            FsError::MadeAnew("m1 says so".into()),
             FsError::Lapsed,
             FsError::Closed,
         ];

@@ -299,20 +299,6 @@ impl Facts {
                     continue;
                 }
                 let level = if granted.exclusive { Level::Exclusive } else { Level::Shared };
-                // Entries that were taken back while their list was on its way.
-                let overtaken: BTreeSet<Bytes> = match &fact {
-                    Fact::Directory(directory) => memo
-                        .recalled
-                        .range(Fact::Entry(*directory, Bytes::new())..)
-                        .map_while(|(recalled, newest)| match recalled {
-                            Fact::Entry(of, name) if of == directory => Some((name, newest.0)),
-                            _ => None,
-                        })
-                        .filter(|(_, number)| *number > response.grant)
-                        .map(|(name, _)| name.clone())
-                        .collect(),
-                    _ => BTreeSet::new(),
-                };
                 match &fact {
                     Fact::Inode(inode) => {
                         let attr = attrs.get(&inode.0).copied();
@@ -323,7 +309,21 @@ impl Facts {
                         let hold = held.get(&inode.0).copied().unwrap_or_else(&mut fresh);
                         self.keep_inode(inode.0, level, request, reply, attr, hold);
                     }
-                    _ => self.keep(came, &fact, request, reply, overtaken),
+                    Fact::Entry(directory, name) => self.keep_entry(directory.0, name, request, reply),
+                    Fact::Directory(directory) => {
+                        // Entries that were taken back while their list was on its way.
+                        let overtaken = memo
+                            .recalled
+                            .range(Fact::Entry(*directory, Bytes::new())..)
+                            .map_while(|(recalled, newest)| match recalled {
+                                Fact::Entry(of, name) if of == directory => Some((name, newest.0)),
+                                _ => None,
+                            })
+                            .filter(|(_, number)| *number > response.grant)
+                            .map(|(name, _)| name.clone())
+                            .collect();
+                        self.keep_listing(directory.0, request, reply, came, overtaken);
+                    }
                 }
             }
             if let (Some(r), Reply::DirPage(page)) = (further, reply)
@@ -343,44 +343,36 @@ impl Facts {
         });
     }
 
-    fn keep(&self, came: u64, fact: &Fact, request: &FsRequest, reply: &Reply, overtaken: BTreeSet<Bytes>) {
-        let Some(op) = &request.op else { return };
-        match fact {
-            Fact::Inode(_) => {}
-            Fact::Entry(directory, name) => {
-                if let Some(target) = entry_of(op, reply) {
-                    self.entries.insert((directory.0, name.clone()), target);
-                    if let Some(listing) = self.listings.get(&directory.0) {
-                        let mut listing = listing.lock().unwrap_or_else(PoisonError::into_inner);
-                        listing.holes.remove(name);
-                        let before = match target {
-                            Some(inode) => listing.names.insert(name.clone(), inode),
-                            None => listing.names.remove(name),
-                        };
-                        listing.in_order &= before == target;
-                    }
-                }
-            }
-            Fact::Directory(directory) => match (op, reply) {
-                (Op::ReadDir(_), Reply::DirPage(page)) => {
-                    let mut listing =
-                        Listing { in_order: true, since: came, holes: overtaken, ..Listing::default() };
-                    listing.add(&page.entries, page.end);
-                    self.listings.insert(directory.0, Arc::new(Mutex::new(listing)));
-                }
-                (Op::Mkdir(_), Reply::Entry(_)) => {
-                    let empty = Listing {
-                        in_order: true,
-                        complete: true,
-                        since: came,
-                        holes: overtaken,
-                        ..Listing::default()
-                    };
-                    self.listings.insert(directory.0, Arc::new(Mutex::new(empty)));
-                }
-                _ => {}
-            },
+    fn keep_entry(&self, directory: u64, name: &Bytes, request: &FsRequest, reply: &Reply) {
+        let Some(target) = request.op.as_ref().and_then(|op| entry_of(op, reply)) else { return };
+        self.entries.insert((directory, name.clone()), target);
+        if let Some(listing) = self.listings.get(&directory) {
+            let mut listing = listing.lock().unwrap_or_else(PoisonError::into_inner);
+            listing.holes.remove(name);
+            let before = match target {
+                Some(inode) => listing.names.insert(name.clone(), inode),
+                None => listing.names.remove(name),
+            };
+            listing.in_order &= before == target;
         }
+    }
+
+    /// It `came` at this tick, without the `overtaken` names.
+    fn keep_listing(
+        &self,
+        directory: u64,
+        request: &FsRequest,
+        reply: &Reply,
+        came: u64,
+        overtaken: BTreeSet<Bytes>,
+    ) {
+        let mut listing = Listing { in_order: true, since: came, holes: overtaken, ..Listing::default() };
+        match (&request.op, reply) {
+            (Some(Op::ReadDir(_)), Reply::DirPage(page)) => listing.add(&page.entries, page.end),
+            (Some(Op::Mkdir(_)), Reply::Entry(_)) => listing.complete = true,
+            _ => return,
+        }
+        self.listings.insert(directory, Arc::new(Mutex::new(listing)));
     }
 
     /// `fresh` names its hold if it wasn't promised before.
@@ -480,6 +472,7 @@ fn attrs_of(reply: &Reply) -> BTreeMap<u64, Attr> {
         Reply::Entry(entry) => entry.attr.as_ref(),
         Reply::Created(created) => created.attr.as_ref(),
         Reply::Written(written) => written.attr.as_ref(),
+        Reply::Ranged(ranged) => ranged.attr.as_ref(),
         Reply::Extents(map) => map.attr.as_ref(),
         Reply::DirPage(page) => {
             return page.entries.iter().filter_map(|e| e.attr.as_ref()).map(|a| (a.inode, *a)).collect();

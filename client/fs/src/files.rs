@@ -65,8 +65,8 @@ pub struct WriteOptions {
 #[derive(Debug)]
 pub(crate) struct Handle {
     pub inode: u64,
-    flags: i32,
-    state: Arc<OpenInodeState>,
+    pub flags: i32,
+    pub state: Arc<OpenInodeState>,
     pattern: Mutex<Pattern>,
     /// Failed write-backs of the inode that this handle has heard of.
     failures_seen: AtomicU64,
@@ -88,7 +88,7 @@ impl Handles {
         self.map(|map| map.insert(id, Arc::new(handle)));
         id
     }
-    fn get(&self, id: HandleId) -> Result<Arc<Handle>, FsError> {
+    pub fn get(&self, id: HandleId) -> Result<Arc<Handle>, FsError> {
         self.map(|map| map.get(&id).cloned()).ok_or(FsError::BadHandle(id))
     }
 }

@@ -13,6 +13,7 @@ use mooseng_wire::fs::{
     ListXattr, Lookup, Mkdir, Mknod, ReadDir, ReadLink, RemoveXattr, Rename, Rmdir, Seek, SeekWhence,
     SetAttr, SetXattr, StatFs, Symlink, TouchAtime, Unlink,
 };
+use mooseng_wire::session::Squash;
 use mooseng_wire::{FILE_SIZE_MAX, NAME_BYTES_MAX, SYMLINK_BYTES_MAX};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -20,11 +21,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::append::Appenders;
 use crate::atime::Touches;
+use crate::buffers::Buffers;
 use crate::chunkservers::Chunkservers;
 use crate::config::ClientConfig;
 use crate::error::FsError;
 use crate::facts::{Facts, Invalidate, Validity};
 use crate::files::{HandleId, Handles};
+use crate::flush::FLUSHES;
 use crate::links::LinkPeers;
 use crate::lookahead::LookAhead;
 use crate::opens::Opens;
@@ -35,7 +38,7 @@ use crate::recalls::Recalls;
 use crate::region::{Region, send_closes};
 use crate::session::Session;
 use crate::status::{FsStatus, Latency};
-use crate::writeback::{Buffers, FLUSHES, WriteBack};
+use crate::writeback::WriteBack;
 
 /// Entries of a directory that are read ahead with one request.
 const LOOK_AHEAD_PAGE: u32 = 512;
@@ -181,6 +184,20 @@ impl FileSystem {
         self.inner.session.root()
     }
 
+    /// Whether the region lets this client change nothing.
+    pub fn is_read_only(&self) -> bool {
+        self.inner.session.is_read_only()
+    }
+
+    /// Whether what this host's kernel has checked for a user counts: not for whom the region makes another one.
+    pub fn trusts(&self, uid: u32) -> bool {
+        match self.inner.session.squash() {
+            Squash::None => true,
+            Squash::Root => uid != 0,
+            Squash::All => false,
+        }
+    }
+
     /// What this client knows about itself.
     pub fn status(&self) -> FsStatus {
         let inner = &self.inner;
@@ -269,18 +286,12 @@ impl FileSystem {
 
     /// The entry `name` of a directory.
     pub async fn lookup(&self, caller: &Caller, parent: u64, name: &[u8]) -> Result<Attr, FsError> {
-        self.lookup_valid(caller, parent, name).await?.0.ok_or(FsError::Answered(libc::ENOENT))
+        self.find(caller, parent, name).await?.ok_or(FsError::Answered(libc::ENOENT))
     }
 
-    /// [`Self::lookup`], with how long the answer may be kept: also the answer that there is no such entry.
-    pub async fn lookup_valid(
-        &self,
-        caller: &Caller,
-        parent: u64,
-        name: &[u8],
-    ) -> Result<(Option<Attr>, Validity), FsError> {
+    /// [`Self::lookup`] for who also keeps that there is no such entry: none, then. For how long, [`Self::validity`] says.
+    pub async fn find(&self, caller: &Caller, parent: u64, name: &[u8]) -> Result<Option<Attr>, FsError> {
         let name = checked(name)?;
-        let facts = &self.inner.facts;
         // What is promised may be shown to those whose rights somebody else has checked.
         if caller.kernel_checked
             && let Some(known) = self.known_entry(parent, &name)
@@ -290,14 +301,10 @@ impl FileSystem {
         if caller.kernel_checked {
             self.look_ahead(parent);
         }
-        let op = Op::Lookup(Lookup { parent, name: name.clone() });
+        let op = Op::Lookup(Lookup { parent, name });
         match self.attr_read(caller, "lookup", op).await {
-            Ok(attr) => {
-                let attr = self.newest(attr);
-                let validity = facts.validity(Some(&attr), Some((parent, &name)));
-                Ok((Some(attr), validity))
-            }
-            Err(FsError::Answered(libc::ENOENT)) => Ok((None, facts.validity(None, Some((parent, &name))))),
+            Ok(attr) => Ok(Some(self.newest(attr))),
+            Err(FsError::Answered(libc::ENOENT)) => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -312,7 +319,9 @@ impl FileSystem {
         self.inner.region.spawn(async move {
             let mut cookie = 0;
             let outcome = loop {
-                let page = match fs.readdir(&daemon(), directory, cookie, LOOK_AHEAD_PAGE, true).await {
+                // The attributes are kept where the answer is taken in.
+                let read = ReadDir { inode: directory, cookie, entries_max: LOOK_AHEAD_PAGE, plus: true };
+                let page = match fs.read_dir(&daemon(), read).await {
                     Ok(page) => page,
                     Err(error) => break Err(error),
                 };
@@ -331,16 +340,14 @@ impl FileSystem {
     }
 
     /// What is promised of a name, without asking anybody. For callers whose rights are checked.
-    pub fn known_entry(&self, parent: u64, name: &[u8]) -> Option<(Option<Attr>, Validity)> {
+    #[allow(clippy::option_option, reason = "whether it is known, and whether there is an entry")]
+    pub fn known_entry(&self, parent: u64, name: &[u8]) -> Option<Option<Attr>> {
         // A name that can't exist isn't merely absent: whoever asks is told why.
         let name = checked(name).ok()?;
-        let facts = &self.inner.facts;
-        let attr = match facts.entry(parent, &name)?.0 {
-            Some(inode) => Some(self.known_attr(inode)?),
-            None => None,
-        };
-        let validity = facts.validity(attr.as_ref(), Some((parent, &name)));
-        Some((attr, validity))
+        match self.inner.facts.entry(parent, &name)?.0 {
+            Some(inode) => Some(Some(self.known_attr(inode)?)),
+            None => Some(None),
+        }
     }
 
     /// What is promised of an inode, without asking anybody.
@@ -388,7 +395,9 @@ impl FileSystem {
         if change.atime_ns.is_some() || change.atime_now {
             self.inner.touches.drop_inode(change.inode);
         }
+        // What is buffered goes in the daemon's name, whose word isn't taken where anybody's isn't.
         if caller.kernel_checked
+            && self.inner.session.squash() == Squash::None
             && let Some(attr) = self.inner.writer.buffer_settings(&change).await?
         {
             return Ok(attr);
@@ -535,42 +544,25 @@ impl FileSystem {
         }
     }
 
-    /// A page of a directory behind `cookie` (0 for its start). "." and ".." aren't in it.
+    /// A page of a directory behind `cookie` (0 for its start). "." and ".." aren't in it. Nothing but names, inodes and kinds.
     pub async fn readdir(
         &self,
         caller: &Caller,
         inode: u64,
         cookie: u64,
         entries_max: u32,
-        plus: bool,
     ) -> Result<DirPage, FsError> {
         if caller.kernel_checked
-            && !plus
             && let Some((entries, end)) = self.inner.facts.listing(inode, cookie, entries_max as usize)
         {
             return Ok(DirPage { entries, end });
         }
-        if caller.kernel_checked
-            && plus
-            && let Some((mut entries, end)) = self.inner.facts.listing(inode, cookie, entries_max as usize)
-        {
-            entries.iter_mut().for_each(|entry| entry.attr = self.known_attr(entry.inode));
-            if entries.iter().all(|entry| entry.attr.is_some()) {
-                return Ok(DirPage { entries, end });
-            }
-        }
-        match self
-            .inner
-            .region
-            .read(caller, Op::ReadDir(ReadDir { inode, cookie, entries_max, plus }))
-            .await?
-        {
-            Reply::DirPage(mut page) => {
-                for entry in &mut page.entries {
-                    entry.attr = entry.attr.take().map(|attr| self.newest(attr));
-                }
-                Ok(page)
-            }
+        self.read_dir(caller, ReadDir { inode, cookie, entries_max, plus: false }).await
+    }
+
+    async fn read_dir(&self, caller: &Caller, read: ReadDir) -> Result<DirPage, FsError> {
+        match self.inner.region.read(caller, Op::ReadDir(read)).await? {
+            Reply::DirPage(page) => Ok(page),
             other => Err(unexpected("readdir", &other)),
         }
     }
@@ -628,13 +620,13 @@ impl FileSystem {
         let none = usual
             && name.len() <= NAME_BYTES_MAX
             && caller.kernel_checked
-            && self.known_attr(inode).is_some_and(|attr| !attr.has_xattrs);
+            && self.known_attr(inode).is_some_and(|attr| attr.no_xattrs);
         none.then_some(libc::ENODATA)
     }
 
     /// The names of an inode's extended attributes.
     pub async fn listxattr(&self, caller: &Caller, inode: u64) -> Result<Vec<Bytes>, FsError> {
-        if caller.kernel_checked && self.known_attr(inode).is_some_and(|attr| !attr.has_xattrs) {
+        if caller.kernel_checked && self.known_attr(inode).is_some_and(|attr| attr.no_xattrs) {
             return Ok(Vec::new());
         }
         match self.inner.region.read(caller, Op::ListXattr(ListXattr { inode })).await? {
@@ -725,7 +717,7 @@ impl FileSystem {
 
 /// What the client does on its own account.
 pub(crate) fn daemon() -> Caller {
-    Caller { kernel_checked: true, ..Caller::default() }
+    Caller { kernel_checked: true, own_account: true, ..Caller::default() }
 }
 
 pub(crate) fn checked(name: &[u8]) -> Result<Bytes, FsError> {

@@ -4,10 +4,11 @@
 //!  FileSystem (fs, files)
 //!    |-- Region (region)  numbers, retries, exactly-once --> Session (session)  leader, lease, failover
 //!    |-- Reader (read, plan, cache)   extents -> inline data, chunk runs
-//!    |-- WriteBack (writeback, dirty) buffers under the exclusive promise, or through
+//!    |-- WriteBack (writeback, buffers, dirty, flush, send, pieces) buffers under the exclusive promise, or through
 //!    |-- Appenders (append)           one open chunk for an inode, replaced when a chunkserver fails
 //!    |      \------ Chunkservers (chunkservers)  which replica, hedging, CRC
-//!    |-- Locks (locks, owners, grants) who may hold what; waits, and what a lapse takes
+//!    |-- Ranges (ranges)               holes, sizes and copies that the region makes
+//!    |-- Locks (locks, owners, held, grants) who may hold what; waits, and what a lapse takes
 //!    |-- Opens (opens), Touches (atime)
 //!    \-- Peers (peers)  the port to other daemons, over mooseng_transport
 //! ```
@@ -18,6 +19,7 @@
 
 mod append;
 mod atime;
+mod buffers;
 mod cache;
 mod chunkservers;
 mod config;
@@ -29,19 +31,24 @@ pub mod fake;
 #[cfg(feature = "fake")]
 mod fake_locks;
 mod files;
+mod flush;
 mod fs;
 mod grants;
+mod held;
 mod links;
 mod locks;
 mod lookahead;
 mod opens;
 mod owners;
 pub mod peers;
+mod pieces;
 mod plan;
+mod ranges;
 mod read;
 mod recalls;
 mod region;
 pub mod retry;
+mod send;
 mod session;
 mod settings;
 mod status;

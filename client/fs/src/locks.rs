@@ -15,12 +15,13 @@ use std::time::Duration;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::{CancelLock, Lock, LockKind, LockSpec, LockState, TestLock, Unlock};
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedMutexGuard, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::FsError;
 use crate::files::HandleId;
 use crate::fs::{FileSystem, daemon};
+use crate::held::{Held, Level, Part};
 use crate::owners::{Key, Leaving, Life, Owner, is_lost};
 use crate::read::unexpected;
 
@@ -67,6 +68,13 @@ impl LockRequest {
     }
     fn is_everything(&self) -> bool {
         self.kind == LockKind::File || (self.start == 0 && self.end >= LAST_BYTE)
+    }
+    /// What the region takes it for.
+    fn range(&self) -> (u64, u64) {
+        if self.kind == LockKind::File { (0, u64::MAX) } else { (self.start, self.end) }
+    }
+    fn level(&self) -> Level {
+        Level { exclusive: self.exclusive, pid: self.pid }
     }
 }
 
@@ -132,8 +140,9 @@ impl FileSystem {
         let (fs, owner) = (self.clone(), self.inner.locks.owner(key));
         let (answer, answered) = oneshot::channel();
         self.inner.region.spawn(async move {
-            let _order = owner.quiet_order().await;
-            let mut came = fs.attempt(key, &owner, &request, 0).await;
+            let order = owner.quiet_order().await;
+            let once = || async { fs.attempt(key, &owner, &request, 0, fs.inner.session.life()).await };
+            let mut came = once().await;
             let mut waited = false;
             loop {
                 match &came {
@@ -147,10 +156,9 @@ impl FileSystem {
                     }
                     _ => break,
                 }
-                came = fs.attempt(key, &owner, &request, 0).await;
+                came = once().await;
             }
             let outcome = match came {
-                Came::Held if answer.is_closed() => return fs.undo(key, &owner, &request).await,
                 Came::Held => Ok(()),
                 Came::Queued(_) => Err(FsError::Malformed("a lock was queued that nobody waits for".into())),
                 Came::Refused(error) => Err(error),
@@ -159,11 +167,13 @@ impl FileSystem {
                     if answer.send(Err(error)).is_err() {
                         tracing::debug!(inode = key.0, "nobody waits for a lock that wasn't answered");
                     }
-                    return fs.undo(key, &owner, &request).await;
+                    fs.undo(key, &owner, &request).await;
+                    drop(order);
+                    return fs.inner.locks.forget(key, owner);
                 }
             };
-            let _ = answer.send(outcome);
-            drop(_order);
+            fs.answer(key, &owner, &request, outcome, answer).await;
+            drop(order);
             fs.inner.locks.forget(key, owner);
         });
         answered.await.unwrap_or(Err(FsError::Closed))
@@ -183,14 +193,20 @@ impl FileSystem {
         self.inner.region.spawn(async move {
             let outcome = fs.wait(key, &owner, &request, &interrupted).await;
             let wanted = shared.lock().unwrap_or_else(PoisonError::into_inner).take().is_some();
+            // With the order, so that nothing of the owner's comes between the lock and what becomes of it.
+            let (outcome, order) = match outcome {
+                Ok(order) => (Ok(()), Some(order)),
+                Err(error) => (Err(error), None),
+            };
             if wanted {
-                let _ = answer.send(outcome);
+                fs.answer(key, &owner, &request, outcome, answer).await;
+                drop(order);
                 return fs.inner.locks.forget(key, owner);
             }
             if outcome.is_ok() {
-                let _order = owner.order().await;
                 fs.undo(key, &owner, &request).await;
             }
+            drop(order);
             owner.state(|state| state.abandoned -= 1);
             owner.quiet.notify_waiters();
             fs.inner.locks.forget(key, owner);
@@ -200,13 +216,31 @@ impl FileSystem {
         Ok(wait)
     }
 
+    /// Tells the caller. A lock of which nobody hears is undone. The caller has the owner's order.
+    async fn answer(
+        &self,
+        key: Key,
+        owner: &Owner,
+        request: &LockRequest,
+        outcome: Result<(), FsError>,
+        answer: oneshot::Sender<Result<(), FsError>>,
+    ) {
+        let held = outcome.is_ok();
+        match (answer.send(outcome), held) {
+            (Ok(()), true) => owner.state(|state| state.held.take(request.range(), request.level())),
+            (Err(_), true) => self.undo(key, owner, request).await,
+            (_, false) => {}
+        }
+    }
+
+    /// Waits until the lock is there. Answers the owner's order with it.
     async fn wait(
         &self,
         key: Key,
         owner: &Owner,
         request: &LockRequest,
         interrupted: &CancellationToken,
-    ) -> Result<(), FsError> {
+    ) -> Result<OwnedMutexGuard<()>, FsError> {
         let session = &self.inner.session;
         let waiting = session.grants.begin();
         let mut asked_in = None;
@@ -225,8 +259,8 @@ impl FileSystem {
             let life = session.life();
             asked_in = Some(life);
             waiting.granted.forget();
-            let queued_at = match self.attempt(key, owner, request, waiting.number).await {
-                Came::Held => return Ok(()),
+            let queued_at = match self.attempt(key, owner, request, waiting.number, life).await {
+                Came::Held => return Ok(order),
                 Came::Refused(FsError::Lapsed) => continue,
                 Came::Refused(error) => return Err(error),
                 Came::Queued(custody_epoch) => Some(custody_epoch),
@@ -240,10 +274,10 @@ impl FileSystem {
                     biased;
                     () = waiting.granted.wait() => {
                         // Not beside a request of the same owner, which would take what isn't noted yet for not held.
-                        let _order = owner.order().await;
+                        let order = owner.order().await;
                         if session.life() == life {
                             self.inner.locks.note(key, owner, request.handle, life);
-                            return Ok(());
+                            return Ok(order);
                         }
                         continue;
                     }
@@ -258,10 +292,9 @@ impl FileSystem {
         }
     }
 
-    /// Asks for the lock once. The caller has the owner's order.
-    async fn attempt(&self, key: Key, owner: &Owner, request: &LockRequest, wait: u64) -> Came {
+    /// Asks for the lock once, in that life or not at all. The caller has the owner's order.
+    async fn attempt(&self, key: Key, owner: &Owner, request: &LockRequest, wait: u64, life: Life) -> Came {
         let inner = &self.inner;
-        let life = inner.session.life();
         if is_lost(owner, life) {
             return Came::Refused(FsError::LockLost(key.0));
         }
@@ -296,12 +329,7 @@ impl FileSystem {
                 Came::Refused(FsError::LockLost(key.0))
             }
             Err(FsError::Lapsed) => refused(FsError::Lapsed),
-            Err(error) => {
-                if held_before && wait == 0 {
-                    owner.state(|state| state.lost = true);
-                }
-                Came::Unknown(error)
-            }
+            Err(error) => Came::Unknown(error),
         }
     }
 
@@ -313,16 +341,16 @@ impl FileSystem {
         request: &LockRequest,
         wait: u64,
         life: Life,
-    ) -> Result<(), FsError> {
+    ) -> Result<OwnedMutexGuard<()>, FsError> {
         let inner = &self.inner;
         let interrupted = Err(FsError::Answered(libc::EINTR));
-        let _order = owner.order().await;
+        let order = owner.order().await;
         loop {
             let op = Op::CancelLock(CancelLock { inode: key.0, lock: Some(request.spec()), wait });
             match inner.region.change_in_life(&daemon(), op, life).await {
                 Ok(Reply::Locked(locked)) if locked.state() == LockState::Held => {
                     inner.locks.note(key, owner, request.handle, life);
-                    return Ok(());
+                    return Ok(order);
                 }
                 Ok(_) => return interrupted,
                 // Another life: nobody waits for the old one.
@@ -335,19 +363,65 @@ impl FileSystem {
         }
     }
 
-    /// Gives up a lock that nobody wants, until that is answered. The caller has the owner's order.
+    /// Brings a range back to what the owner was last told that it holds of it: that nobody knows whether more was done, or that nobody wants
+    /// it, takes nothing away from what was held before. Until that is answered, or can't be had any more. The caller has the owner's order.
     async fn undo(&self, key: Key, owner: &Owner, request: &LockRequest) {
         let Some(life) = owner.state(|state| state.held_in) else { return };
-        while let Err(error) = self.give_up(key, request, life).await {
-            if self.inner.session.is_shut_down() {
-                return;
-            }
-            tracing::debug!(inode = key.0, %error, "a lock isn't given up yet");
-            tokio::time::sleep(UNDO_PAUSE).await;
+        let parts = owner.state(|state| state.held.parts(request.range()));
+        // Others may be reading by now what it believes to be its own.
+        let lowered = |part: &Part| !request.exclusive && part.level.is_some_and(|level| level.exclusive);
+        if parts.iter().any(lowered) {
+            owner.state(|state| state.lost = true);
         }
-        if request.is_everything() {
+        let mut kept = true;
+        for part in parts {
+            kept &= self.bring_back(key, request, part, life).await;
+        }
+        // Whatever can't be brought back is lost, as after a lapse.
+        owner.state(|state| state.lost = !kept);
+        if kept && owner.state(|state| state.held.is_empty()) {
             self.inner.locks.clear(key, owner);
         }
+    }
+
+    /// False if the owner can't have it any more, or nobody is there to ask.
+    async fn bring_back(&self, key: Key, request: &LockRequest, part: Part, life: Life) -> bool {
+        let Part { start, end, level } = part;
+        let wanted = LockRequest { start, end, ..*request };
+        loop {
+            let error = match level {
+                None => match self.give_up(key, &wanted, life).await {
+                    Ok(_) => return true,
+                    Err(error) => error,
+                },
+                Some(Level { exclusive, pid }) => {
+                    let lock = Some(LockRequest { exclusive, pid, ..wanted }.spec());
+                    let op = Op::Lock(Lock { inode: key.0, lock, wait: 0 });
+                    match self.inner.region.change_in_life(&daemon(), op, life).await {
+                        Ok(Reply::Locked(locked)) if locked.state() == LockState::Held => return true,
+                        Ok(_) | Err(FsError::Answered(_) | FsError::Lapsed | FsError::SessionLost) => {
+                            return false;
+                        }
+                        Err(error) => error,
+                    }
+                }
+            };
+            if self.inner.session.is_shut_down() {
+                return false;
+            }
+            tracing::debug!(inode = key.0, %error, "a lock isn't undone yet");
+            tokio::time::sleep(UNDO_PAUSE).await;
+        }
+    }
+
+    /// Gives up all that the owner holds, until that is answered. The caller has the owner's order.
+    async fn give_up_all(&self, key: Key, owner: &Owner) {
+        let (_, kind, number) = key;
+        let all =
+            LockRequest { handle: 0, kind, owner: number, start: 0, end: u64::MAX, exclusive: true, pid: 0 };
+        owner.state(|state| state.held = Held::default());
+        self.undo(key, owner, &all).await;
+        self.inner.locks.clear(key, owner);
     }
 
     /// True if the life that had the lock was over.
@@ -371,7 +445,7 @@ impl FileSystem {
             let _order = owner.order().await;
             let _ = answer.send(fs.unlock_in_order(key, &owner, &request).await);
             if owner.state(|state| state.lost) {
-                fs.undo(key, &owner, &everything(&request)).await;
+                fs.give_up_all(key, &owner).await;
             }
             drop(_order);
             fs.inner.locks.forget(key, owner);
@@ -389,6 +463,7 @@ impl FileSystem {
         }
         match self.give_up(key, request, life).await {
             Ok(false) => {
+                owner.state(|state| state.held.give_up(request.range()));
                 if request.is_everything() {
                     inner.locks.clear(key, owner);
                 }
@@ -461,18 +536,7 @@ impl FileSystem {
             Some(tokio::spawn(async move {
                 owner.quiet().await;
                 let order = owner.order().await;
-                let (_, kind, number) = key;
-                let all = LockRequest {
-                    handle: 0,
-                    kind,
-                    owner: number,
-                    start: 0,
-                    end: u64::MAX,
-                    exclusive: false,
-                    pid: 0,
-                };
-                fs.undo(key, &owner, &all).await;
-                fs.inner.locks.clear(key, &owner);
+                fs.give_up_all(key, &owner).await;
                 drop((order, leaving));
                 fs.inner.locks.forget(key, owner);
             }))
@@ -482,8 +546,4 @@ impl FileSystem {
             tracing::info!("locks of a closed file aren't given up yet; the region doesn't answer");
         }
     }
-}
-
-fn everything(request: &LockRequest) -> LockRequest {
-    LockRequest { start: 0, end: u64::MAX, ..*request }
 }

@@ -11,6 +11,7 @@ use tokio::sync::{Notify, OwnedMutexGuard};
 use crate::error::FsError;
 use crate::files::HandleId;
 use crate::fs::FileSystem;
+use crate::held::Held;
 
 /// How long a lock that is in the way of a process waits for the release of a descriptor that was closed before.
 const LEAVING_WAITS: Duration = Duration::from_secs(2);
@@ -37,6 +38,8 @@ pub(crate) struct OwnerState {
     pub held_in: Option<Life>,
     /// What it holds isn't known.
     pub lost: bool,
+    /// What it was told that it holds. It may hold more: what is being granted, or undone.
+    pub held: Held,
     /// Through which they were taken.
     pub handles: BTreeSet<HandleId>,
     /// Waits whose process is gone and that aren't undone yet.
@@ -175,6 +178,7 @@ impl Locks {
         self.map(|maps| {
             let handles = owner.state(|state| {
                 (state.held_in, state.lost) = (None, false);
+                state.held = Held::default();
                 std::mem::take(&mut state.handles)
             });
             for handle in handles {

@@ -34,6 +34,13 @@ impl Recalls {
             tracing::error!("two mounts over one session: recalls reach only the first");
         }
     }
+
+    /// Has whoever shows an inode look at it anew, without a recall.
+    pub async fn forget(&self, inode: u64) {
+        if let Some(kernel) = self.kernel.get() {
+            kernel.inode(inode).await;
+        }
+    }
 }
 
 #[async_trait]

@@ -257,7 +257,15 @@ impl Region {
         let mut after = 0;
         let mut last = "no leader is known".to_owned();
         loop {
-            let Some(seat) = self.session.seat(after, flight.deadline).await else {
+            let seat = tokio::select! {
+                biased;
+                seat = self.session.seat(after, flight.deadline) => seat,
+                why = self.session.made_anew() => {
+                    self.given_up(flight);
+                    return Err(FsError::MadeAnew(why));
+                }
+            };
+            let Some(seat) = seat else {
                 self.given_up(flight);
                 return Err(self.unanswered_error(flight.what, flight.patience, &last));
             };
@@ -442,6 +450,11 @@ impl Region {
                     self.session.doubt(seat);
                 }
             }
+            // The search for a leader decides whether it is the whole region.
+            ErrorCode::OtherFounding => {
+                self.session.gone(seat);
+                *after = seat.confirmed;
+            }
             ErrorCode::PermissionDenied => return Next::Fail(FsError::Denied(refusal.message)),
             ErrorCode::NotBuilt => return Next::Fail(FsError::NotBuilt(refusal.message)),
             ErrorCode::InvalidRequest => return Next::Fail(FsError::Invalid(refusal.message)),
@@ -572,6 +585,8 @@ fn name(op: &Op) -> &'static str {
         Op::SetXattr(_) => "setxattr",
         Op::RemoveXattr(_) => "removexattr",
         Op::Write(_) => "write_metadata",
+        Op::Fallocate(_) => "fallocate",
+        Op::CopyRange(_) => "copy_range",
         Op::TouchAtime(_) => "touch_atime",
         Op::AllocateChunk(_) => "allocate_chunk",
         Op::SealChunk(_) => "seal_chunk",

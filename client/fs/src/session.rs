@@ -19,11 +19,12 @@ use futures::stream::FuturesUnordered;
 use mooseng_ports::clock::{BootTime, Clock};
 use mooseng_ports::plant::{self, Plant};
 use mooseng_wire::Role;
-use mooseng_wire::call::ErrorCode;
+use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::fact::{Fact, Level};
+use mooseng_wire::founding::Founding;
 use mooseng_wire::method::Method;
 use mooseng_wire::session::{
-    AnswerRecalls, CloseSession, Notice, OpenSession, Renew, Renewed, SessionClosed, SessionOpened,
+    AnswerRecalls, CloseSession, Notice, OpenSession, Renew, Renewed, SessionClosed, SessionOpened, Squash,
 };
 use prost::Message;
 use rand::rngs::SmallRng;
@@ -32,13 +33,13 @@ use tokio::sync::{Notify, broadcast, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::buffers::Buffers;
 use crate::config::ClientConfig;
 use crate::facts::{Facts, Recalled};
 use crate::grants::Grants;
 use crate::opens::Opens;
 use crate::peers::{Failure, Peers};
 use crate::retry::{Backoff, Budget};
-use crate::writeback::Buffers;
 
 /// A master that doesn't answer for this long is joined by the next one.
 const STAGGER: Duration = Duration::from_millis(200);
@@ -46,6 +47,9 @@ const STAGGER: Duration = Duration::from_millis(200);
 const OPEN_TIMEOUT: Duration = Duration::from_millis(1500);
 /// A leader gets this long to renew.
 const RENEW_TIMEOUT: Duration = Duration::from_millis(700);
+/// A region that nobody leads for so long, while a master says that it is of another founding, was made anew. Less might be an election beside a
+/// single master that was made anew.
+const MADE_ANEW_AFTER: Duration = Duration::from_secs(3);
 /// Leaders tried in one search at most: the configured ones and those that were hinted at.
 const CANDIDATES_MAX: usize = 16;
 
@@ -78,6 +82,8 @@ struct State {
     /// The custody epoch, session and incarnation that were answered: nothing is shown any more that was promised before.
     answered: (u64, u64, u64),
     root: u64,
+    read_only: bool,
+    squash: Squash,
     confirmed: u64,
     doubt: Doubt,
     lease_until: Option<BootTime>,
@@ -85,6 +91,19 @@ struct State {
     last_error: String,
     lapses: u64,
     leader_changes: u64,
+    /// The founding mark of the region that was mounted.
+    founding: Option<Founding>,
+    /// Since when masters of another founding answer, and no leader of ours.
+    other_since: Option<Instant>,
+    /// The region was made anew: who says so. Until a leader of the old one is found.
+    made_anew: Option<String>,
+}
+
+/// Why a search found no leader.
+struct NoLeader {
+    error: String,
+    /// A master that is of another founding of the region, with what it says.
+    other: Option<String>,
 }
 
 /// A session with the region.
@@ -142,6 +161,8 @@ impl Session {
             custody_epoch: 0,
             answered: (0, 0, 0),
             root: 1,
+            read_only: false,
+            squash: Squash::None,
             confirmed: 0,
             doubt: Doubt::None,
             lease_until: None,
@@ -149,6 +170,9 @@ impl Session {
             last_error: String::new(),
             lapses: 0,
             leader_changes: 0,
+            founding: None,
+            other_since: None,
+            made_anew: None,
         };
         Arc::new(Self {
             config,
@@ -189,6 +213,43 @@ impl Session {
                 changed = confirmed.changed() => if changed.is_err() { return None },
                 () = tokio::time::sleep_until(until) => return None,
             }
+        }
+    }
+
+    /// Returns once the region behind the session was made anew, with who says so.
+    pub async fn made_anew(&self) -> String {
+        let mut confirmed = self.confirmed.subscribe();
+        loop {
+            if let Some(why) = self.state(|s| s.made_anew.clone()) {
+                return why;
+            }
+            if confirmed.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+
+    /// No leader was found, and a master is of another founding of the region.
+    fn met_another(self: &Arc<Self>, other: String) {
+        let news = self.state(|s| {
+            let since = *s.other_since.get_or_insert_with(Instant::now);
+            if s.made_anew.is_some() || since.elapsed() < MADE_ANEW_AFTER {
+                return false;
+            }
+            s.made_anew = Some(other.clone());
+            true
+        });
+        if news {
+            let mount = &self.config.mount_path;
+            tracing::error!(
+                mount,
+                other,
+                "The region behind this mount was made anew: its masters carry another founding mark than the region that was mounted, most likely because the masters' disks were lost. The new region's tree isn't shown here, and nothing that this mount buffers can be written there; operations answer EIO. Start the old region's masters with their old disks, and the mount goes on; or unmount, and mount the new region."
+            );
+            // What was promised of the old region nobody keeps any more.
+            self.renounce();
+            // Wakes whoever waits for a leader.
+            self.publish();
         }
     }
 
@@ -257,6 +318,16 @@ impl Session {
         self.state(|s| s.root)
     }
 
+    /// Whether the region lets this client change nothing.
+    pub fn is_read_only(&self) -> bool {
+        self.state(|s| s.read_only)
+    }
+
+    /// Whose word the region doesn't take from this client.
+    pub fn squash(&self) -> Squash {
+        self.state(|s| s.squash)
+    }
+
     pub fn last_error(&self) -> String {
         self.state(|s| s.last_error.clone())
     }
@@ -314,8 +385,11 @@ impl Session {
         loop {
             match self.search().await {
                 Ok(()) => backoff = Backoff::default(),
-                Err(error) => {
+                Err(NoLeader { error, other }) => {
                     self.state(|s| s.last_error = error);
+                    if let Some(other) = other {
+                        self.met_another(other);
+                    }
                     // The keeper's own pauses aren't drawn from the budget: it is what everybody waits for.
                     let unit = self.random.lock().unwrap_or_else(PoisonError::into_inner).random::<f64>();
                     tokio::time::sleep(backoff.pause(unit, true).min(Duration::from_millis(300))).await;
@@ -505,6 +579,7 @@ impl Session {
             incarnation: seat.incarnation,
             custody_epoch: self.state(|s| s.answered.0),
             oldest_unanswered: self.settled.load(Ordering::Acquire),
+            founding: Founding::tell(self.state(|s| s.founding)),
         };
         let answer = self
             .peers
@@ -554,7 +629,7 @@ impl Session {
     }
 
     /// One round over all masters: at most one leads, and opening a session there twice does no harm.
-    async fn search(&self) -> Result<(), String> {
+    async fn search(&self) -> Result<(), NoLeader> {
         let mut waiting: VecDeque<String> = VecDeque::new();
         let last = self.state(|s| s.last_leader.clone());
         for address in self.config.masters.iter().chain(&last) {
@@ -576,9 +651,10 @@ impl Session {
         let mut hinted: Vec<String> = Vec::new();
         let mut asked = FuturesUnordered::new();
         let mut error = "no masters are configured".to_owned();
+        let (mut other, mut denied) = (None, false);
         loop {
             if asked.is_empty() {
-                let Some(address) = waiting.pop_front() else { return Err(error) };
+                let Some(address) = waiting.pop_front() else { return Err(NoLeader { error, other }) };
                 asked.push(self.open_at(address));
             }
             tokio::select! {
@@ -600,7 +676,15 @@ impl Session {
                         } else if let Some(next) = waiting.pop_front() {
                             asked.push(self.open_at(next));
                         }
-                        error = format!("{address}: {failure}");
+                        // Whoever leads says why it lets nobody in; the others say only that they don't lead.
+                        let denies = matches!(&failure, Failure::Refused(e) if e.code() == ErrorCode::PermissionDenied);
+                        if denies || !denied {
+                            error = format!("{address}: {failure}");
+                        }
+                        denied |= denies;
+                        if matches!(&failure, Failure::Refused(e) if e.code() == ErrorCode::OtherFounding) {
+                            other = Some(format!("{address}: {failure}"));
+                        }
                     }
                 },
                 () = tokio::time::sleep(STAGGER), if !waiting.is_empty() => {
@@ -645,6 +729,7 @@ impl Session {
         incarnation: u64,
         custody_epoch: u64,
     ) -> Result<(SessionOpened, BootTime), Failure> {
+        let founding = self.state(|s| s.founding);
         let order = self.next_order();
         // Before the opens are looked at: whoever adds one afterwards sees this.
         self.declared.fetch_max(order, Ordering::SeqCst);
@@ -658,6 +743,7 @@ impl Session {
             mount_path: self.config.mount_path.clone(),
             custody_epoch,
             exclusive: self.buffers.held_by((session, incarnation)),
+            founding: Founding::tell(founding),
         };
         // The lease counts from before the request left, so that ours ends before the master's.
         let sent = self.clock.boot();
@@ -674,7 +760,19 @@ impl Session {
             .await?
             .body;
         let opened = SessionOpened::decode(body).map_err(|_| Failure::Lost)?;
-        Ok((opened, sent))
+        // It should have refused; an earlier version tells no mark.
+        match (founding, Founding::told(&opened.founding)) {
+            (_, Err(_)) => Err(Failure::Lost),
+            (Some(own), Ok(Some(told))) if own != told => Err(Failure::Refused(CallError {
+                code: ErrorCode::OtherFounding.into(),
+                message: format!(
+                    "it is of the region with the founding mark {told}, the mounted one has the mark {own}"
+                ),
+                detail: opened.founding,
+                ..CallError::default()
+            })),
+            _ => Ok((opened, sent)),
+        }
     }
 
     fn take(&self, leader: String, opened: &SessionOpened, sent: BootTime) {
@@ -687,6 +785,12 @@ impl Session {
                 s.leader_changes += 1;
                 tracing::info!(%leader, session = opened.session, custody_epoch = opened.custody_epoch, "found the region's leader");
             }
+            s.other_since = None;
+            if s.made_anew.take().is_some() {
+                tracing::info!(%leader, "the region that was mounted is there again");
+            }
+            // The first one that is told stays.
+            s.founding = s.founding.or_else(|| Founding::told(&opened.founding).ok().flatten());
             let life = (s.custody_epoch.max(opened.custody_epoch), opened.session, opened.incarnation);
             let now = self.clock.boot();
             if s.lease_until.is_some_and(|until| now >= until) {
@@ -705,6 +809,7 @@ impl Session {
             s.incarnation = opened.incarnation;
             s.custody_epoch = s.custody_epoch.max(opened.custody_epoch);
             s.root = if opened.root == 0 { 1 } else { opened.root };
+            (s.read_only, s.squash) = (opened.read_only, opened.squash());
             let until = sent.after(Duration::from_millis(opened.lease_ms.into()));
             s.lease_until = Some(until);
             self.facts.lease(until);

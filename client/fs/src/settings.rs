@@ -24,7 +24,7 @@ impl Settings {
     /// but a file.
     pub fn of(change: &SetAttr, shown: &Attr, now_ns: i64) -> Option<Self> {
         // File capabilities are an extended attribute, which goes with the owner.
-        let capable = shown.has_xattrs && (change.uid.is_some() || change.gid.is_some());
+        let capable = !shown.no_xattrs && (change.uid.is_some() || change.gid.is_some());
         let privileged = capable || (shown.mode | change.mode.unwrap_or(0)) & PRIVILEGED != 0;
         if change.size.is_some() || change.kill_suidgid || privileged || shown.kind() != FileKind::Regular {
             return None;
@@ -85,5 +85,20 @@ impl Settings {
             changed_ns: Some(self.changed_ns),
             ..SetAttr::default()
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_owner_goes_to_the_region_unless_it_is_certain_that_there_are_no_capabilities() {
+        let owner = SetAttr { uid: Some(7), ..SetAttr::default() };
+        let nothing_said = Attr { kind: FileKind::Regular.into(), ..Attr::default() };
+        assert_eq!(Settings::of(&owner, &nothing_said, 1), None);
+        assert!(Settings::of(&owner, &Attr { no_xattrs: true, ..nothing_said }, 1).is_some());
+        let mode = SetAttr { mode: Some(0o600), ..SetAttr::default() };
+        assert!(Settings::of(&mode, &nothing_said, 1).is_some());
     }
 }

@@ -222,13 +222,91 @@ async fn a_lock_that_isnt_answered_in_time_is_given_up_later() {
     region.fault("m1", None);
     settle().await;
     assert_eq!(held(&region), 0);
-    // One who has had something is told: what it has now isn't known.
+    // What was held before is as it was.
     fs.lock(range(handle, 1, 0, 9)).await.unwrap();
     region.fault("m1", Some(Fault::Hung));
     assert!(fs.lock(range(handle, 1, 20, 29)).await.is_err());
     region.fault("m1", None);
-    assert!(matches!(write(&fs, handle).await, Err(FsError::LockLost(_))));
-    assert!(matches!(fs.unlock(all(handle, 1)).await, Err(FsError::LockLost(_))));
     settle().await;
-    assert_eq!((held(&region), write(&fs, handle).await), (0, Ok(())));
+    assert_eq!((held(&region), write(&fs, handle).await), (1, Ok(())));
+    assert_eq!(fs.lock(range(handle, 2, 0, 9)).await, Err(EAGAIN));
+    fs.unlock(all(handle, 1)).await.unwrap();
+    assert_eq!(held(&region), 0);
+}
+
+fn shared(request: LockRequest) -> LockRequest {
+    LockRequest { exclusive: false, ..request }
+}
+
+/// A lock that is raised, or lowered, and nobody hears of it, is what it was before.
+#[tokio::test(start_paused = true)]
+async fn an_unanswered_conversion_leaves_the_earlier_lock() {
+    let region = Arc::new(FakeRegion::new());
+    let fs = connect(&region).await;
+    let handle = open(&fs).await;
+    fs.lock(shared(range(handle, 1, 0, 99))).await.unwrap();
+    region.fault("m1", Some(Fault::Deaf));
+    assert!(fs.lock(range(handle, 1, 10, 19)).await.is_err());
+    region.fault("m1", None);
+    settle().await;
+    assert_eq!(write(&fs, handle).await, Ok(()));
+    for at in [0, 15, 50] {
+        assert_eq!(fs.lock(range(handle, 2, at, at)).await, Err(EAGAIN), "{at}");
+    }
+    assert_eq!(fs.lock(shared(range(handle, 2, 0, 99))).await, Ok(()), "and nobody else is kept out");
+    fs.unlock(all(handle, 2)).await.unwrap();
+
+    let file = |owner| LockRequest { kind: LockKind::File, ..all(handle, owner) };
+    fs.lock(file(5)).await.unwrap();
+    region.fault("m1", Some(Fault::Deaf));
+    assert!(fs.lock(shared(file(5))).await.is_err());
+    assert!(matches!(write(&fs, handle).await, Err(FsError::LockLost(_))), "others may read by now");
+    region.fault("m1", None);
+    settle().await;
+    assert_eq!(write(&fs, handle).await, Ok(()));
+    assert_eq!(fs.lock(shared(file(6))).await, Err(EAGAIN));
+}
+
+/// A wait for more than is held, whose process is gone when it is granted: the open file's others have what they had.
+#[tokio::test(start_paused = true)]
+async fn an_abandoned_conversion_leaves_the_earlier_lock() {
+    let region = Arc::new(FakeRegion::new());
+    let fs = connect(&region).await;
+    let handle = open(&fs).await;
+    fs.lock(shared(range(handle, 1, 0, 9))).await.unwrap();
+    region.fault("m1", Some(Fault::Deaf));
+    let wait = fs.lock_waiting(range(handle, 1, 0, 9)).unwrap();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    drop(wait);
+    region.fault("m1", None);
+    settle().await;
+    assert_eq!(fs.lock(range(handle, 2, 0, 9)).await, Err(EAGAIN));
+    assert_eq!(fs.lock(shared(range(handle, 2, 0, 9))).await, Ok(()));
+    assert_eq!(write(&fs, handle).await, Ok(()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_somebody_else_has_got_meanwhile_is_lost_and_told() {
+    let region = Arc::new(FakeRegion::new());
+    let fs = connect(&region).await;
+    let handle = open(&fs).await;
+    fs.lock(range(handle, 1, 0, 9)).await.unwrap();
+    region.fault("m1", Some(Fault::Deaf));
+    assert!(fs.lock(shared(range(handle, 1, 0, 9))).await.is_err());
+    let lock = mooseng_client::LockSpec {
+        kind: LockKind::Range.into(),
+        owner: 3,
+        start: 5,
+        end: 5,
+        ..mooseng_client::LockSpec::default()
+    };
+    let inode = fs.inode_of(handle).unwrap();
+    let op = mooseng_wire::fs::Lock { inode, lock: Some(lock), wait: 0 };
+    region.with(|s| s.locks.answer(u64::MAX, &mooseng_wire::fs::fs_request::Op::Lock(op)));
+    region.fault("m1", None);
+    settle().await;
+    assert!(matches!(write(&fs, handle).await, Err(FsError::LockLost(_))));
+    assert!(matches!(fs.unlock(all(handle, 1)).await, Err(FsError::LockLost(_))), "once");
+    settle().await;
+    assert_eq!((held(&region), write(&fs, handle).await), (1, Ok(())));
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use mooseng_client::fake::FakeRegion;
-use mooseng_client::{Caller, ClientConfig, FileSystem, HandleId, SetAttr, WriteOptions};
+use mooseng_client::{Caller, ClientConfig, FileSystem, FsError, HandleId, SetAttr, WriteOptions};
 use mooseng_ports::clock::{Clock, ManualClock};
 
 fn me() -> Caller {
@@ -108,4 +108,41 @@ async fn what_the_region_must_decide_goes_there_at_once_behind_what_waits() {
     let stranger = Caller { uid: 1000, ..Caller::default() };
     fs.setattr(&stranger, SetAttr { inode, mtime_now: true, ..SetAttr::default() }).await.unwrap();
     assert_eq!(changes(&region), before + 3);
+}
+
+/// A full disk takes no data. Owner, mode and times need none of it.
+#[tokio::test(start_paused = true)]
+async fn attributes_are_stored_though_the_data_beneath_them_isnt() {
+    let (region, fs, inode, file) = start().await;
+    write(&fs, file, b"data").await;
+    fs.setattr(&me(), owner(inode)).await.unwrap();
+    fs.setattr(&me(), SetAttr { inode, mode: Some(0o600), mtime_ns: Some(6), ..SetAttr::default() })
+        .await
+        .unwrap();
+    region.with(|s| s.refuse_writes = Some(libc::ENOSPC));
+    let refused = FsError::Answered(libc::ENOSPC);
+    assert_eq!(fs.fsync(file, false).await, Err(refused));
+    assert_eq!(fs.fsync(file, false).await, Ok(()), "said once");
+    assert_eq!(fs.status().dirty_bytes, 0);
+    let stored = another(&region).await.getattr(&me(), inode).await.unwrap();
+    assert_eq!(
+        (stored.uid, stored.gid, stored.mode & 0o7777, stored.mtime_ns, stored.size),
+        (7, 8, 0o600, 6, 0)
+    );
+}
+
+/// What is shown of a file that was written after its time was set into the future.
+#[tokio::test(start_paused = true)]
+async fn a_write_shows_its_own_time_also_after_one_in_the_future_was_set() {
+    const FUTURE: i64 = i64::MAX / 2;
+    let (region, fs, inode, file) = start().await;
+    fs.setattr(&me(), SetAttr { inode, mtime_ns: Some(FUTURE), ..SetAttr::default() }).await.unwrap();
+    fs.fsync(file, false).await.unwrap();
+    assert_eq!(fs.getattr(&me(), inode).await.unwrap().mtime_ns, FUTURE);
+    write(&fs, file, b"later").await;
+    let shown = fs.getattr(&me(), inode).await.unwrap().mtime_ns;
+    assert!(shown < FUTURE, "{shown}");
+    fs.fsync(file, false).await.unwrap();
+    let stored = another(&region).await.getattr(&me(), inode).await.unwrap().mtime_ns;
+    assert_eq!(shown, stored);
 }

@@ -10,6 +10,7 @@ use mooseng_client::{
     Caller, ClientConfig, FileSystem, FsError, HandleId, RenameMode, SetAttr, WriteMode, WriteOptions,
 };
 use mooseng_ports::clock::{Clock, ManualClock};
+use mooseng_wire::founding::Founding;
 
 const ROOT: u64 = 1;
 
@@ -413,7 +414,7 @@ async fn names() {
     fs.symlink(&me(), directory, b"s", b"../target").await.unwrap();
     let link = fs.lookup(&me(), directory, b"s").await.unwrap().inode;
     assert_eq!(&fs.readlink(&me(), link).await.unwrap()[..], b"../target");
-    let page = fs.readdir(&me(), directory, 0, 100, true).await.unwrap();
+    let page = fs.readdir(&me(), directory, 0, 100).await.unwrap();
     assert_eq!(page.entries.iter().map(|e| &e.name[..]).collect::<Vec<_>>(), [b"b", b"s"]);
     assert_eq!(fs.rmdir(&me(), ROOT, b"d").await, Err(FsError::Answered(libc::ENOTEMPTY)));
     assert_eq!(fs.lookup(&me(), ROOT, &[b'x'; 256]).await, Err(FsError::NameTooLong(256)));
@@ -441,5 +442,69 @@ async fn a_chunk_whose_append_was_dropped_gets_no_more_bytes() {
     let status = fs.status();
     assert_eq!(status.chunks_replaced, 0, "it wasn't tried on the old chunk");
     region.with(|s| assert_eq!(s.sealed_chunks(), 1));
+    clean(&region);
+}
+
+/// The masters lose everything and make the region anew: its empty tree isn't shown, and nothing is written there.
+#[tokio::test(start_paused = true)]
+async fn a_region_that_was_made_anew_is_not_taken_for_the_one_that_was_mounted() {
+    let region = Arc::new(FakeRegion::new());
+    let fs = connect(&region).await;
+    let (inode, file) = create(&fs, "old").await;
+    write(&fs, file, 0, b"precious").await;
+    let old = region.make_anew(Founding([2; 16]));
+    region.elect("m2");
+    // A new mount may have it.
+    let other = connect(&region).await;
+    let (_, theirs) = create(&other, "new").await;
+    let opened = region.with(|s| s.executed);
+
+    let listed = fs.lookup(&me(), ROOT, b"old").await.unwrap_err();
+    assert!(matches!(listed, FsError::MadeAnew(_)), "{listed}");
+    assert_eq!(listed.errno(), libc::EIO);
+    for error in [
+        fs.lookup(&me(), ROOT, b"new").await.unwrap_err(),
+        fs.getattr(&me(), ROOT).await.unwrap_err(),
+        fs.create(&me(), ROOT, b"f", 0o644, libc::O_RDWR).await.map(drop).unwrap_err(),
+        fs.write(&me(), file, 0, Bytes::from_static(b"x"), WriteOptions::default())
+            .await
+            .map(drop)
+            .unwrap_err(),
+    ] {
+        assert_eq!(error.errno(), libc::EIO, "{error}");
+    }
+    region.with(|s| assert_eq!(s.executed, opened, "nothing is done in the new region"));
+    assert_eq!(other.status().lapses, 0);
+    other.release(theirs).await.unwrap();
+
+    // The old region's masters are there again: the mount goes on.
+    region.with(|s| *s = old);
+    let mut back = Err(FsError::Lapsed);
+    for _ in 0..100 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        back = fs.getattr(&me(), inode).await;
+        if back.is_ok() {
+            break;
+        }
+    }
+    assert_eq!(back.unwrap().inode, inode);
+    fs.open(&me(), inode, libc::O_RDONLY).await.unwrap();
+}
+
+/// One master alone was made anew beside the rest, which are in the middle of an election: operations wait for that.
+#[tokio::test(start_paused = true)]
+async fn a_single_master_of_another_founding_fails_nothing() {
+    let region = Arc::new(FakeRegion::new());
+    let fs = connect(&region).await;
+    let (inode, _) = create(&fs, "f").await;
+    region.fault("m1", Some(Fault::Down));
+    region.with(|s| s.strangers.insert("m2".into()));
+    let elect = async {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        region.elect("m3");
+    };
+    let caller = me();
+    let (found, ()) = tokio::join!(fs.lookup(&caller, ROOT, b"f"), elect);
+    assert_eq!(found.unwrap().inode, inode);
     clean(&region);
 }

@@ -12,8 +12,8 @@ use bytes::Bytes;
 use fuser::{
     AccessFlags, BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
     IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use futures::FutureExt;
 use mooseng_client::{
@@ -24,9 +24,11 @@ use tokio::sync::Semaphore;
 
 use crate::convert;
 use crate::directories::Directories;
+use crate::kernel::ROOT;
 use crate::lock_kind::LockKinds;
 use crate::locks::KernelLock;
 use crate::notify::Notifier;
+use crate::told::How;
 use crate::waiting::for_process;
 
 const MAX_WRITE: u32 = 1 << 20;
@@ -119,15 +121,36 @@ impl Adapter {
         }
     }
 
+    /// The inode that the kernel's word for one means: of a mount of a subtree the root isn't the volume's.
+    pub(crate) fn inode(&self, ino: INodeNo) -> u64 {
+        if ino.0 == ROOT { self.fs.root() } else { ino.0 }
+    }
+
+    /// Who asks. The kernel has applied the umask and, by default_permissions, checked the rights; of those whose word isn't taken they are
+    /// checked by the region, for the user that it makes of them.
+    pub(crate) fn caller(&self, req: &Request) -> Caller {
+        Caller {
+            uid: req.uid(),
+            gid: req.gid(),
+            groups: Vec::new(),
+            pid: req.pid(),
+            umask: 0,
+            kernel_checked: self.fs.trusts(req.uid()),
+            own_account: false,
+        }
+    }
+
     /// Answers an entry that was made under that name.
-    fn entry<W>(&self, req: &Request, parent: INodeNo, name: Vec<u8>, work: W, reply: ReplyEntry)
+    fn entry<W>(&self, req: &Request, parent: u64, name: Vec<u8>, work: W, reply: ReplyEntry)
     where
         W: Future<Output = Result<Attr, FsError>> + Send + 'static,
     {
+        self.notifier.changing(parent);
         let (fs, notifier) = (self.fs.clone(), self.notifier.clone());
         self.run(req.pid(), work, move |outcome| match outcome {
             Ok(attr) => {
-                show_entry(&fs, &notifier, (parent.0, &name), Some(&attr), reply);
+                let how = How::Made(parent);
+                show_entry(&fs, &notifier, (parent, &name), Some(&attr), how, reply);
             }
             Err(errno) => reply.error(errno),
         });
@@ -174,7 +197,7 @@ impl Adapter {
 fn show_attr(fs: &FileSystem, notifier: &Notifier, attr: &Attr, reply: ReplyAttr) {
     let _showing = notifier.showing();
     let validity = fs.validity(Some(attr), None);
-    let time = notifier.telling(attr.inode, validity.attr);
+    let time = notifier.telling(attr.inode, validity.attr, How::Known);
     reply.attr(&time, &convert::attr(attr));
 }
 
@@ -184,6 +207,7 @@ fn show_entry(
     notifier: &Notifier,
     (directory, name): (u64, &[u8]),
     attr: Option<&Attr>,
+    how: How,
     reply: ReplyEntry,
 ) {
     let _showing = notifier.showing();
@@ -191,7 +215,7 @@ fn show_entry(
     let entry = if notifier.keeps_entries() { validity.entry } else { Duration::ZERO };
     match attr {
         Some(attr) => {
-            let time = notifier.telling(attr.inode, validity.attr);
+            let time = notifier.telling(attr.inode, validity.attr, how);
             reply.entry_with_ttls(&time, &entry, &convert::attr(attr), Generation(attr.generation));
         }
         None if entry.is_zero() => reply.error(Errno::ENOENT),
@@ -200,18 +224,6 @@ fn show_entry(
             let nothing = convert::attr(&Attr::default());
             reply.entry_with_ttls(&Duration::ZERO, &entry, &nothing, Generation(0));
         }
-    }
-}
-
-/// Who asks. The kernel has applied the umask and, by default_permissions, checked the rights.
-pub(crate) fn caller(req: &Request) -> Caller {
-    Caller {
-        uid: req.uid(),
-        gid: req.gid(),
-        groups: Vec::new(),
-        pid: req.pid(),
-        umask: 0,
-        kernel_checked: true,
     }
 }
 
@@ -240,26 +252,37 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let parent = self.inode(parent);
         // What is known is answered on this thread: a wake-up costs more than the answer.
-        if let Some((attr, _)) = self.fs.known_entry(parent.0, name.as_bytes()) {
-            let entry = (parent.0, name.as_bytes());
-            return show_entry(&self.fs, &self.notifier, entry, attr.as_ref(), reply);
+        if self.fs.trusts(req.uid())
+            && let Some(attr) = self.fs.known_entry(parent, name.as_bytes())
+        {
+            let entry = (parent, name.as_bytes());
+            return show_entry(&self.fs, &self.notifier, entry, attr.as_ref(), How::Met, reply);
         }
-        let (fs, caller, name, notifier) = (self.fs.clone(), caller(req), owned(name), self.notifier.clone());
+        let (fs, caller, name, notifier) =
+            (self.fs.clone(), self.caller(req), owned(name), self.notifier.clone());
         let (whole, asked) = (self.fs.clone(), name.clone());
-        let work = async move { fs.lookup_valid(&caller, parent.0, &asked).await };
+        let work = async move { fs.find(&caller, parent, &asked).await };
         self.run(req.pid(), work, move |outcome| match outcome {
-            Ok((attr, _)) => show_entry(&whole, &notifier, (parent.0, &name), attr.as_ref(), reply),
+            Ok(attr) => {
+                show_entry(&whole, &notifier, (parent, &name), attr.as_ref(), How::Met, reply);
+            }
             Err(errno) => reply.error(errno),
         });
     }
 
+    fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
+        self.notifier.given_back(self.inode(ino), nlookup);
+    }
+
     fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        if let Some(attr) = self.fs.known_attr(ino.0) {
+        let ino = self.inode(ino);
+        if let Some(attr) = self.fs.known_attr(ino) {
             return show_attr(&self.fs, &self.notifier, &attr, reply);
         }
-        let (fs, caller) = (self.fs.clone(), caller(req));
-        self.attr(req, async move { fs.getattr(&caller, ino.0).await }, reply);
+        let (fs, caller) = (self.fs.clone(), self.caller(req));
+        self.attr(req, async move { fs.getattr(&caller, ino).await }, reply);
     }
 
     fn setattr(
@@ -280,6 +303,7 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        let ino = self.inode(ino);
         let given = |time: Option<TimeOrNow>| match time {
             Some(TimeOrNow::SpecificTime(time)) => (Some(convert::nanoseconds(time)), false),
             Some(TimeOrNow::Now) => (None, true),
@@ -288,7 +312,7 @@ impl Filesystem for Adapter {
         let (atime_ns, atime_now) = given(atime);
         let (mtime_ns, mtime_now) = given(mtime);
         let change = SetAttr {
-            inode: ino.0,
+            inode: ino,
             mode: mode.map(|mode| mode & 0o7777),
             uid,
             gid,
@@ -302,19 +326,24 @@ impl Filesystem for Adapter {
             by_handle: fh.is_some(),
             changed_ns: None,
         };
-        let (fs, caller) = (self.fs.clone(), caller(req));
+        let (fs, caller) = (self.fs.clone(), self.caller(req));
         let work = async move {
             match fh.filter(|_| size.is_some()) {
                 Some(handle) => fs.setattr_open(&caller, handle.0, change).await,
                 None => fs.setattr(&caller, change).await,
             }
         };
-        self.attr(req, work, reply);
+        self.run(req.pid(), work, move |outcome| match outcome {
+            // For no time: older kernels believe it although they were told to forget it meanwhile.
+            Ok(attr) => reply.attr(&Duration::ZERO, &convert::attr(&attr)),
+            Err(errno) => reply.error(errno),
+        });
     }
 
     fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
-        let (fs, caller) = (self.fs.clone(), caller(req));
-        self.run(req.pid(), async move { fs.readlink(&caller, ino.0).await }, move |outcome| match outcome {
+        let ino = self.inode(ino);
+        let (fs, caller) = (self.fs.clone(), self.caller(req));
+        self.run(req.pid(), async move { fs.readlink(&caller, ino).await }, move |outcome| match outcome {
             Ok(target) => reply.data(&target),
             Err(errno) => reply.error(errno),
         });
@@ -330,40 +359,47 @@ impl Filesystem for Adapter {
         rdev: u32,
         reply: ReplyEntry,
     ) {
+        let parent = self.inode(parent);
         let Some(kind) = convert::kind_of_mode(mode) else { return reply.error(Errno::EINVAL) };
-        let (fs, caller, name) = (self.fs.clone(), caller(req), owned(name));
+        let (fs, caller, name) = (self.fs.clone(), self.caller(req), owned(name));
         let made = name.clone();
         self.entry(
             req,
             parent,
             name,
-            async move { fs.mknod(&caller, parent.0, &made, kind, mode & 0o7777, rdev).await },
+            async move { fs.mknod(&caller, parent, &made, kind, mode & 0o7777, rdev).await },
             reply,
         );
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
-        let (fs, caller, name) = (self.fs.clone(), caller(req), owned(name));
+        let parent = self.inode(parent);
+        let (fs, caller, name) = (self.fs.clone(), self.caller(req), owned(name));
         let made = name.clone();
-        let work = async move { fs.mkdir(&caller, parent.0, &made, mode & 0o7777).await };
+        let work = async move { fs.mkdir(&caller, parent, &made, mode & 0o7777).await };
         self.entry(req, parent, name, work, reply);
     }
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let (fs, caller, name) = (self.fs.clone(), caller(req), owned(name));
-        self.empty(req, async move { fs.unlink(&caller, parent.0, &name).await }, reply);
+        let parent = self.inode(parent);
+        let (fs, caller, name) = (self.fs.clone(), self.caller(req), owned(name));
+        self.notifier.changing(parent);
+        self.empty(req, async move { fs.unlink(&caller, parent, &name).await }, reply);
     }
 
     fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let (fs, caller, name) = (self.fs.clone(), caller(req), owned(name));
-        self.empty(req, async move { fs.rmdir(&caller, parent.0, &name).await }, reply);
+        let parent = self.inode(parent);
+        let (fs, caller, name) = (self.fs.clone(), self.caller(req), owned(name));
+        self.notifier.changing(parent);
+        self.empty(req, async move { fs.rmdir(&caller, parent, &name).await }, reply);
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let parent = self.inode(parent);
         let (fs, caller, name, target) =
-            (self.fs.clone(), caller(req), owned(link_name), owned(target.as_os_str()));
+            (self.fs.clone(), self.caller(req), owned(link_name), owned(target.as_os_str()));
         let made = name.clone();
-        let work = async move { fs.symlink(&caller, parent.0, &made, &target).await };
+        let work = async move { fs.symlink(&caller, parent, &made, &target).await };
         self.entry(req, parent, name, work, reply);
     }
 
@@ -377,6 +413,8 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        let parent = self.inode(parent);
+        let newparent = self.inode(newparent);
         let mode = if flags.is_empty() {
             RenameMode::Replace
         } else if flags == RenameFlags::RENAME_NOREPLACE {
@@ -386,34 +424,41 @@ impl Filesystem for Adapter {
         } else {
             return reply.error(Errno::EINVAL);
         };
-        let (fs, caller, name, newname) = (self.fs.clone(), caller(req), owned(name), owned(newname));
+        let (fs, caller, name, newname) = (self.fs.clone(), self.caller(req), owned(name), owned(newname));
+        self.notifier.changing(parent);
+        self.notifier.changing(newparent);
         self.empty(
             req,
-            async move { fs.rename(&caller, parent.0, &name, newparent.0, &newname, mode).await },
+            async move { fs.rename(&caller, parent, &name, newparent, &newname, mode).await },
             reply,
         );
     }
 
     fn link(&self, req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
-        let (fs, caller, name) = (self.fs.clone(), caller(req), owned(newname));
+        let ino = self.inode(ino);
+        let newparent = self.inode(newparent);
+        let (fs, caller, name) = (self.fs.clone(), self.caller(req), owned(newname));
         let made = name.clone();
-        let work = async move { fs.link(&caller, ino.0, newparent.0, &made).await };
+        let work = async move { fs.link(&caller, ino, newparent, &made).await };
         self.entry(req, newparent, name, work, reply);
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let (fs, caller) = (self.fs.clone(), caller(req));
+        let ino = self.inode(ino);
+        let (fs, caller) = (self.fs.clone(), self.caller(req));
         let (whole, notifier) = (self.fs.clone(), self.notifier.clone());
-        self.run(req.pid(), async move { fs.open(&caller, ino.0, flags.0).await }, move |outcome| {
-            match outcome {
+        self.run(
+            req.pid(),
+            async move { fs.open(&caller, ino, flags.0).await },
+            move |outcome| match outcome {
                 Ok(opened) => {
                     let _showing = notifier.showing();
-                    let how = open_flags(flags.0, &notifier, ino.0, whole.hold(ino.0));
+                    let how = open_flags(flags.0, &notifier, ino, whole.hold(ino));
                     reply.opened(FileHandle(opened.handle), how);
                 }
                 Err(errno) => reply.error(errno),
-            }
-        });
+            },
+        );
     }
 
     fn create(
@@ -426,24 +471,26 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let (fs, caller, name) = (self.fs.clone(), caller(req), owned(name));
+        let parent = self.inode(parent);
+        let (fs, caller, name) = (self.fs.clone(), self.caller(req), owned(name));
         let (whole, notifier, made) = (self.fs.clone(), self.notifier.clone(), name.clone());
+        self.notifier.changing(parent);
         self.run(
             req.pid(),
-            async move { fs.create(&caller, parent.0, &made, mode & 0o7777, flags).await },
+            async move { fs.create(&caller, parent, &made, mode & 0o7777, flags).await },
             move |outcome| match outcome {
                 Ok(created) => {
                     let _showing = notifier.showing();
                     let inode = created.attr.inode;
                     let how = open_flags(flags, &notifier, inode, whole.hold(inode));
-                    let validity = whole.validity(Some(&created.attr), Some((parent.0, &name)));
+                    let validity = whole.validity(Some(&created.attr), Some((parent, &name)));
                     // One time for both.
                     let validity = if notifier.keeps_entries() {
                         validity.entry.min(validity.attr)
                     } else {
                         Duration::ZERO
                     };
-                    let validity = notifier.telling(created.attr.inode, validity);
+                    let validity = notifier.telling(created.attr.inode, validity, How::Made(parent));
                     reply.created(
                         &validity,
                         &convert::attr(&created.attr),
@@ -468,13 +515,14 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let (fs, caller) = (self.fs.clone(), caller(req));
+        let ino = self.inode(ino);
+        let (fs, caller) = (self.fs.clone(), self.caller(req));
         let (whole, notifier) = (self.fs.clone(), self.notifier.clone());
         self.run(req.pid(), async move { fs.read(&caller, fh.0, offset, size).await }, move |outcome| {
             match outcome {
                 Ok(bytes) => {
                     let _showing = notifier.showing();
-                    notifier.gives_pages(ino.0, whole.hold(ino.0));
+                    notifier.gives_pages(ino, whole.hold(ino));
                     reply.data(&bytes);
                 }
                 Err(errno) => reply.error(errno),
@@ -500,7 +548,7 @@ impl Filesystem for Adapter {
         let mode = if append { WriteMode::Append } else { WriteMode::At };
         let options =
             WriteOptions { mode, kill_suidgid: write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) };
-        let (fs, caller, data) = (self.fs.clone(), caller(req), Bytes::copy_from_slice(data));
+        let (fs, caller, data) = (self.fs.clone(), self.caller(req), Bytes::copy_from_slice(data));
         let length = data.len() as u32;
         self.run(
             req.pid(),
@@ -544,6 +592,7 @@ impl Filesystem for Adapter {
         sleep: bool,
         reply: ReplyEmpty,
     ) {
+        let ino = INodeNo(self.inode(ino));
         let lock = KernelLock { start, end, kind: typ, pid };
         self.set_lock(req, (ino, fh, lock_owner), lock, sleep, reply);
     }
@@ -574,18 +623,8 @@ impl Filesystem for Adapter {
     }
 
     fn readdir(&self, req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectory) {
+        let ino = INodeNo(self.inode(ino));
         self.list(req, ino, fh, offset, reply);
-    }
-
-    fn readdirplus(
-        &self,
-        req: &Request,
-        ino: INodeNo,
-        fh: FileHandle,
-        offset: u64,
-        reply: ReplyDirectoryPlus,
-    ) {
-        self.list_plus(req, ino, fh, offset, reply);
     }
 
     fn releasedir(
@@ -601,13 +640,15 @@ impl Filesystem for Adapter {
     }
 
     fn fsyncdir(&self, req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        let ino = self.inode(ino);
         let fs = self.fs.clone();
-        self.empty(req, async move { fs.fsync_directory(ino.0).await }, reply);
+        self.empty(req, async move { fs.fsync_directory(ino).await }, reply);
     }
 
     fn statfs(&self, req: &Request, ino: INodeNo, reply: ReplyStatfs) {
-        let (fs, caller) = (self.fs.clone(), caller(req));
-        self.run(req.pid(), async move { fs.statfs(&caller, ino.0).await }, move |outcome| match outcome {
+        let ino = self.inode(ino);
+        let (fs, caller) = (self.fs.clone(), self.caller(req));
+        self.run(req.pid(), async move { fs.statfs(&caller, ino).await }, move |outcome| match outcome {
             Ok(stat) => {
                 let block = stat.block_size.max(512);
                 let blocks = |bytes: u64| bytes / u64::from(block);
@@ -630,47 +671,52 @@ impl Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
+        let ino = self.inode(ino);
         if is_system(name) {
             return reply.error(Errno::EOPNOTSUPP);
         }
         let (create, replace) = (flags & libc::XATTR_CREATE != 0, flags & libc::XATTR_REPLACE != 0);
-        let (fs, caller, name, value) = (self.fs.clone(), caller(req), owned(name), value.to_vec());
+        let (fs, caller, name, value) = (self.fs.clone(), self.caller(req), owned(name), value.to_vec());
         self.empty(
             req,
-            async move { fs.setxattr(&caller, ino.0, &name, &value, create, replace).await },
+            async move { fs.setxattr(&caller, ino, &name, &value, create, replace).await },
             reply,
         );
     }
 
     fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let ino = self.inode(ino);
         if is_system(name) {
             return reply.error(Errno::EOPNOTSUPP);
         }
-        let (fs, caller, name) = (self.fs.clone(), caller(req), owned(name));
-        self.xattr(req, size, async move { fs.getxattr(&caller, ino.0, &name).await }, reply);
+        let (fs, caller, name) = (self.fs.clone(), self.caller(req), owned(name));
+        self.xattr(req, size, async move { fs.getxattr(&caller, ino, &name).await }, reply);
     }
 
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let (fs, caller) = (self.fs.clone(), caller(req));
+        let ino = self.inode(ino);
+        let (fs, caller) = (self.fs.clone(), self.caller(req));
         let work = async move {
-            let names = fs.listxattr(&caller, ino.0).await?;
+            let names = fs.listxattr(&caller, ino).await?;
             Ok(names.iter().flat_map(|name| name.iter().copied().chain([0])).collect())
         };
         self.xattr(req, size, work, reply);
     }
 
     fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let ino = self.inode(ino);
         if is_system(name) {
             return reply.error(Errno::EOPNOTSUPP);
         }
-        let (fs, caller, name) = (self.fs.clone(), caller(req), owned(name));
-        self.empty(req, async move { fs.removexattr(&caller, ino.0, &name).await }, reply);
+        let (fs, caller, name) = (self.fs.clone(), self.caller(req), owned(name));
+        self.empty(req, async move { fs.removexattr(&caller, ino, &name).await }, reply);
     }
 
     fn access(&self, req: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
-        let caller = Caller { kernel_checked: false, ..caller(req) };
+        let ino = self.inode(ino);
+        let caller = Caller { kernel_checked: false, ..self.caller(req) };
         let fs = self.fs.clone();
-        self.empty(req, async move { fs.access(&caller, ino.0, mask.bits() as u32).await }, reply);
+        self.empty(req, async move { fs.access(&caller, ino, mask.bits() as u32).await }, reply);
     }
 
     fn lseek(
@@ -682,6 +728,7 @@ impl Filesystem for Adapter {
         whence: i32,
         reply: ReplyLseek,
     ) {
+        let ino = self.inode(ino);
         let whence = match whence {
             libc::SEEK_DATA => SeekWhence::Data,
             libc::SEEK_HOLE => SeekWhence::Hole,
@@ -689,8 +736,8 @@ impl Filesystem for Adapter {
             _ => return reply.error(Errno::EINVAL),
         };
         let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
-        let (fs, caller) = (self.fs.clone(), caller(req));
-        self.run(req.pid(), async move { fs.seek(&caller, ino.0, offset, whence).await }, move |outcome| {
+        let (fs, caller) = (self.fs.clone(), self.caller(req));
+        self.run(req.pid(), async move { fs.seek(&caller, ino, offset, whence).await }, move |outcome| {
             match outcome {
                 Ok(to) => reply.offset(i64::try_from(to).unwrap_or(i64::MAX)),
                 Err(errno) => reply.error(errno),
@@ -700,16 +747,17 @@ impl Filesystem for Adapter {
 
     fn fallocate(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
-        _fh: FileHandle,
-        _offset: u64,
-        _length: u64,
-        _mode: i32,
+        fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
         reply: ReplyEmpty,
     ) {
-        // NotBuilt: preallocation and punched holes. glibc's posix_fallocate then writes zeros itself.
-        reply.error(Errno::EOPNOTSUPP);
+        // The kernel sends dirty pages of the range before it asks, and drops what it has of it after a success.
+        let (fs, caller) = (self.fs.clone(), self.caller(req));
+        self.empty(req, async move { fs.fallocate(&caller, fh.0, mode, offset, length).await }, reply);
     }
 
     fn ioctl(
@@ -728,19 +776,28 @@ impl Filesystem for Adapter {
 
     fn copy_file_range(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino_in: INodeNo,
-        _fh_in: FileHandle,
-        _offset_in: u64,
+        fh_in: FileHandle,
+        offset_in: u64,
         _ino_out: INodeNo,
-        _fh_out: FileHandle,
-        _offset_out: u64,
-        _len: u64,
+        fh_out: FileHandle,
+        offset_out: u64,
+        len: u64,
         _flags: fuser::CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        // The kernel remembers ENOSYS and copies through its pages from then on.
-        reply.error(Errno::ENOSYS);
+        // The kernel sends dirty pages of both ranges before it asks, and drops what it has of the target's after a success. Where it hears EXDEV it
+        // copies through its pages.
+        let (fs, caller) = (self.fs.clone(), self.caller(req));
+        let (from, to) = ((fh_in.0, offset_in), (fh_out.0, offset_out));
+        // The answer has room for 32 bits.
+        let length = len.min(u64::from(u32::MAX));
+        let work = async move { fs.copy_range(&caller, from, to, length).await };
+        self.run(req.pid(), work, move |outcome| match outcome {
+            Ok(copied) => reply.written(u32::try_from(copied).unwrap_or(u32::MAX)),
+            Err(errno) => reply.error(errno),
+        });
     }
 }
 

@@ -5,12 +5,11 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
-use fuser::{FileAttr, FileHandle, Generation, INodeNo, ReplyDirectory, ReplyDirectoryPlus, Request};
-use mooseng_client::{Attr, Caller, DirEntry, FileSystem, FsError};
+use fuser::{FileHandle, INodeNo, ReplyDirectory, Request};
+use mooseng_client::{Caller, DirEntry, FileSystem, FsError};
 
-use crate::adapter::{Adapter, caller};
+use crate::adapter::Adapter;
 use crate::convert;
 
 /// Entries asked for at once.
@@ -48,9 +47,9 @@ impl Directories {
 impl Adapter {
     /// Answers a readdir.
     pub fn list(&self, req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let (fs, caller, directories) = (self.fs.clone(), caller(req), self.directories.clone());
+        let (fs, caller, directories) = (self.fs.clone(), self.caller(req), self.directories.clone());
         let work = async move {
-            let page = first_page(&fs, &caller, &directories, ino.0, fh.0, offset, false).await?;
+            let page = first_page(&fs, &caller, &directories, ino.0, fh.0, offset).await?;
             Ok((directories, page))
         };
         self.run(req.pid(), work, move |outcome| match outcome {
@@ -85,74 +84,6 @@ impl Adapter {
             }
         });
     }
-
-    /// Answers a readdirplus.
-    pub fn list_plus(
-        &self,
-        req: &Request,
-        ino: INodeNo,
-        fh: FileHandle,
-        offset: u64,
-        mut reply: ReplyDirectoryPlus,
-    ) {
-        let (fs, caller, directories) = (self.fs.clone(), caller(req), self.directories.clone());
-        let (whole, notifier, kept) = (self.fs.clone(), self.notifier.clone(), self.directories.clone());
-        let work = async move {
-            let page = first_page(&fs, &caller, &directories, ino.0, fh.0, offset, true).await?;
-            let own = if page.dots.iter().any(Option::is_some) {
-                Some(fs.getattr(&caller, ino.0).await?)
-            } else {
-                None
-            };
-            Ok((page, own))
-        };
-        self.run(req.pid(), work, move |outcome| match outcome {
-            Err(errno) => reply.error(errno),
-            Ok((page, own)) => {
-                let _showing = notifier.showing();
-                let mut at = offset;
-                let dots = page.dots.iter().flatten().zip(own.iter().cycle());
-                for ((number, inode), own) in dots {
-                    let name = if *number == 1 { "." } else { ".." };
-                    let attr = FileAttr { ino: INodeNo(*inode), ..convert::attr(own) };
-                    if reply.add(attr.ino, *number, name, &Duration::ZERO, &attr, Generation(0)) {
-                        return reply.ok();
-                    }
-                    at = *number;
-                }
-                let mut left = Left { offset: at, entries: page.entries, end: page.end };
-                while let Some(entry) = left.entries.front() {
-                    // What isn't known for certain the kernel asks for when somebody wants it.
-                    let known = whole.known_attr(entry.inode).or(entry.attr);
-                    let attr =
-                        known.unwrap_or(Attr { inode: entry.inode, kind: entry.kind, ..Attr::default() });
-                    let validity = whole.validity(known.as_ref(), Some((ino.0, &entry.name)));
-                    let validity = if notifier.keeps_entries() {
-                        validity.entry.min(validity.attr)
-                    } else {
-                        Duration::ZERO
-                    };
-                    let next = entry.cookie.saturating_add(COOKIES_FROM);
-                    if reply.add(
-                        INodeNo(entry.inode),
-                        next,
-                        OsStr::from_bytes(&entry.name),
-                        &notifier.telling(entry.inode, validity),
-                        &convert::attr(&attr),
-                        Generation(attr.generation),
-                    ) {
-                        break;
-                    }
-                    left.offset = next;
-                    left.entries.pop_front();
-                }
-                if !left.entries.is_empty() || left.end {
-                    kept.map(|map| map.insert(fh.0, left));
-                }
-                reply.ok();
-            }
-        });
-    }
 }
 
 /// What a readdir answers from.
@@ -170,7 +101,6 @@ async fn first_page(
     inode: u64,
     handle: u64,
     offset: u64,
-    plus: bool,
 ) -> Result<Page, FsError> {
     if let Some(left) = directories.take(handle, offset)
         && (!left.entries.is_empty() || left.end)
@@ -178,7 +108,7 @@ async fn first_page(
         return Ok(Page { dots: [None, None], entries: left.entries, end: left.end });
     }
     let fetch = async {
-        match fs.readdir(caller, inode, offset.saturating_sub(COOKIES_FROM), PAGE_ENTRIES, plus).await {
+        match fs.readdir(caller, inode, offset.saturating_sub(COOKIES_FROM), PAGE_ENTRIES).await {
             // Removed while it was open: an empty directory.
             Err(FsError::Answered(libc::ENOENT)) => Ok((VecDeque::new(), true)),
             other => other.map(|page| (VecDeque::from(page.entries), page.end)),

@@ -7,7 +7,8 @@
 //! - `waiting` lets a killed process go, and one that waits for a lock when a signal comes.
 //! - `locks` takes, tests and gives up locks; `lock_kind` tells flock's from fcntl's.
 //!
-//! - `notify` takes back from the kernel what the region recalls.
+//! - `notify` takes back from the kernel what the region recalls, by the messages of `kernel`; `told` knows what it was told, and `pages` whose
+//!   pages it may keep.
 //!
 //! The kernel keeps entries, attributes and pages for what is left of the session's lease, as long as the region has promised them; it asks for
 //! attributes before it believes pages of what isn't promised (AUTO_INVAL_DATA). The writeback cache stays off for good.
@@ -16,12 +17,14 @@ mod adapter;
 mod convert;
 mod device;
 mod directories;
+mod kernel;
 mod lock_kind;
 mod locks;
 mod mount;
 mod notify;
 mod pages;
 mod table;
+mod told;
 mod waiting;
 
 pub use device::MountError;

@@ -8,7 +8,7 @@ use mooseng_transport::trace;
 
 use crate::adapter::Adapter;
 use crate::lock_kind::Said;
-use crate::waiting::{Signal, report, signalled};
+use crate::waiting::{Signal, has_signal, report, signalled};
 
 /// How long a killed process waits until it is out of a lock's queue.
 const UNDONE_WITHIN: Duration = Duration::from_secs(2);
@@ -70,11 +70,15 @@ impl Adapter {
         // Made inside the runtime, for its tasks.
         let fs = self.fs.clone();
         self.runtime.spawn(async move {
-            let outcome = match fs.lock_waiting(request) {
-                Ok(wait) => trace::begun(until_a_signal(pid, wait)).await,
-                Err(error) => Err(report(error)),
+            let work = async {
+                loop {
+                    let wait = fs.lock_waiting(request).map_err(report)?;
+                    if let Some(outcome) = until_a_signal(pid, wait).await {
+                        return outcome;
+                    }
+                }
             };
-            match outcome {
+            match trace::begun(work).await {
                 Ok(()) => reply.ok(),
                 Err(errno) => reply.error(Errno::from_i32(errno)),
             }
@@ -121,27 +125,31 @@ impl Adapter {
     }
 }
 
-async fn until_a_signal(pid: u32, mut wait: LockWait) -> Result<(), i32> {
-    let mut interrupted = false;
+/// How a wait ended; none if it did for a signal that somebody else got then: it is to begin anew.
+async fn until_a_signal(pid: u32, mut wait: LockWait) -> Option<Result<(), i32>> {
+    let mut ends_for = None;
     loop {
         tokio::select! {
             biased;
-            outcome = wait.outcome() => return outcome.map_err(|error| match error {
-                FsError::Answered(errno) => errno,
-                error => report(error),
-            }),
-            signal = signalled(pid, interrupted) => match signal {
+            outcome = wait.outcome() => return match (outcome, ends_for) {
+                // Without a signal EINTR is shown to the program as an error that doesn't exist.
+                (Err(FsError::Answered(libc::EINTR)), Some(Signal::Unseen)) => Some(Err(libc::ENOLCK)),
+                (Err(FsError::Answered(libc::EINTR)), _) if !has_signal(pid) => None,
+                (Err(FsError::Answered(errno)), _) => Some(Err(errno)),
+                (outcome, _) => Some(outcome.map_err(report)),
+            },
+            signal = signalled(pid, ends_for.is_some()) => match signal {
                 // It goes when its wait has, so that nobody meets it in the queue; but not only when the region answers.
                 Signal::Kill => {
                     let undone = tokio::time::timeout(UNDONE_WITHIN, wait.abandon()).await;
                     if undone.is_err() {
                         tracing::debug!(pid, "a killed process' wait for a lock isn't undone yet");
                     }
-                    return Err(libc::EINTR);
+                    return Some(Err(libc::EINTR));
                 }
-                Signal::Other => {
+                signal => {
                     wait.interrupt();
-                    interrupted = true;
+                    ends_for = Some(signal);
                 }
             },
         }

@@ -88,7 +88,7 @@ impl Mount {
         config.n_threads = Some(options.threads.max(1));
         config.clone_fd = true;
         let acl = config.acl;
-        let notifier = Notifier::new(descriptor.try_clone().map_err(MountError::Session)?)
+        let notifier = Notifier::new(descriptor.try_clone().map_err(MountError::Session)?, fs.root())
             .map_err(MountError::Session)?;
         fs.show_through(notifier.clone());
         let adapter = Adapter::new(fs, runtime, options.requests_max.max(1), notifier.clone());

@@ -1,4 +1,4 @@
-//! Taking back what the kernel was told: notifications, written to a descriptor of our own.
+//! Taking back what the kernel was told.
 //!
 //! What may be waited for (seen on kernel 6.18): `inval_inode` of attributes returns at once. Of pages it waits for those that an unanswered read or
 //! write has locked, and such a request may wait for the very recall: pages are dropped on a thread of their own for which nobody
@@ -7,13 +7,14 @@
 //! takes the directory's lock, which an unanswered create in it holds: it runs on a thread of its own, and when it doesn't return at once,
 //! the epoch is raised instead (FUSE_NOTIFY_INC_EPOCH, kernel 6.16): then every entry is looked up again. A kernel without epochs is
 //! told entries for no time at all.
+//!
+//! An answer that was written isn't taken in yet ([`crate::told`]). Where it may still be on its way, the inode is invalidated again until it
+//! no longer is, and only then the recall is over: hardly ever more than once, a millisecond later.
 
-use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, IoSlice, Write};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, Weak, mpsc};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -22,48 +23,22 @@ use mooseng_client::Invalidate;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use crate::kernel::{Device, Kernel};
 use crate::pages::Pages;
+use crate::told::{Fresh, How, TAKEN_IN_WITHIN, Told};
 
-/// FUSE_NOTIFY_INVAL_INODE of the kernel's `linux/fuse.h`.
-const INVAL_INODE: i32 = 2;
-/// FUSE_NOTIFY_INVAL_ENTRY.
-const INVAL_ENTRY: i32 = 3;
-/// FUSE_NOTIFY_INC_EPOCH.
-const INC_EPOCH: i32 = 8;
 /// How long the kernel may take to forget an entry before the epoch is raised.
 const AT_ONCE: Duration = Duration::from_millis(1);
 /// Entries that wait for the thread which may be blocked.
 const WAITING_MAX: usize = 1024;
 /// Inodes remembered; beyond it those that time has taken from the kernel are dropped, and where none are, nothing more is told.
 const TOLD_MAX: usize = 1 << 20;
-/// How often it is looked which those are.
-const SWEEP_EVERY: Duration = Duration::from_secs(1);
-
-/// What the kernel was told to keep, and until when.
-#[derive(Debug)]
-struct Told {
-    most: usize,
-    until: BTreeMap<u64, Instant>,
-    swept: Option<Instant>,
-}
-
-impl Told {
-    /// Remembers an inode. Answers for how long the kernel may be told to keep it: zero where that can't be remembered.
-    fn add(&mut self, inode: u64, validity: Duration, now: Instant) -> Duration {
-        if self.until.len() >= self.most && !self.until.contains_key(&inode) {
-            if self.swept.is_none_or(|swept| now.saturating_duration_since(swept) >= SWEEP_EVERY) {
-                self.swept = Some(now);
-                self.until.retain(|_, until| *until > now);
-            }
-            if self.until.len() >= self.most {
-                return Duration::ZERO;
-            }
-        }
-        let until = self.until.entry(inode).or_insert(now);
-        *until = (*until).max(now + validity);
-        validity
-    }
-}
+/// An answer takes longer only if its thread was kept from running.
+const LATE: Duration = Duration::from_millis(100);
+/// The first pause before an inode is invalidated again, and the last.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(100));
+/// A name that nobody uses, to have a directory's lock once.
+const NOBODYS_NAME: &[u8] = b".mooseng\x01nobody";
 
 struct Entry {
     directory: u64,
@@ -73,7 +48,8 @@ struct Entry {
 
 /// What the kernel was told, and how it is taken back.
 pub(crate) struct Notifier {
-    device: Arc<File>,
+    own: Weak<Self>,
+    kernel: Arc<dyn Kernel>,
     entries: mpsc::SyncSender<Entry>,
     pages: mpsc::SyncSender<u64>,
     epochs: AtomicBool,
@@ -83,16 +59,35 @@ pub(crate) struct Notifier {
     pages_of: Mutex<Pages>,
 }
 
+/// Something is being shown.
+pub(crate) struct Showing<'a> {
+    notifier: &'a Notifier,
+    begun: Instant,
+    _guard: RwLockReadGuard<'a, ()>,
+}
+
+impl Drop for Showing<'_> {
+    fn drop(&mut self) {
+        let now = Instant::now();
+        if now.saturating_duration_since(self.begun) >= LATE {
+            self.notifier.told(|told| told.was_late(now));
+        }
+    }
+}
+
 impl Notifier {
-    /// Notifies through a descriptor of the mount's session.
-    pub fn new(descriptor: OwnedFd) -> io::Result<Arc<Self>> {
-        let device = Arc::new(File::from(descriptor));
+    /// Notifies through a descriptor of the mount's session, where the directory with the inode `root` is mounted.
+    pub fn new(descriptor: OwnedFd, root: u64) -> io::Result<Arc<Self>> {
+        Self::over(Arc::new(Device::new(descriptor, root)))
+    }
+
+    fn over(kernel: Arc<dyn Kernel>) -> io::Result<Arc<Self>> {
         let (entries, waiting) = mpsc::sync_channel::<Entry>(WAITING_MAX);
-        let own = device.clone();
+        let own = kernel.clone();
         std::thread::Builder::new().name("mooseng-forget".into()).spawn(move || {
             while let Ok(entry) = waiting.recv() {
                 // ENOENT: the kernel doesn't know it. Anything else ends with the mount.
-                if let Err(error) = forget_entry(&own, entry.directory, &entry.name)
+                if let Err(error) = own.forget_entry(entry.directory, &entry.name)
                     && error.raw_os_error() != Some(libc::ENOENT)
                 {
                     tracing::debug!(directory = entry.directory, %error, "the kernel couldn't be told to forget an entry");
@@ -101,20 +96,19 @@ impl Notifier {
             }
         })?;
         let (pages, inodes) = mpsc::sync_channel::<u64>(WAITING_MAX);
-        let own = device.clone();
+        let own = kernel.clone();
         std::thread::Builder::new().name("mooseng-pages".into()).spawn(move || {
             while let Ok(inode) = inodes.recv() {
-                note("an inode's pages", forget_inode(&own, inode, true));
+                note("an inode's pages", own.forget_inode(inode, true));
             }
         })?;
-        let told = Mutex::new(Told { most: TOLD_MAX, until: BTreeMap::new(), swept: None });
-        let epochs = AtomicBool::new(true);
-        Ok(Arc::new(Self {
-            device,
+        Ok(Arc::new_cyclic(|own| Self {
+            own: own.clone(),
+            kernel,
             entries,
             pages,
-            epochs,
-            told,
+            epochs: AtomicBool::new(true),
+            told: Mutex::new(Told::new(TOLD_MAX)),
             showing: RwLock::default(),
             pages_of: Mutex::new(Pages::new(TOLD_MAX)),
         }))
@@ -123,7 +117,7 @@ impl Notifier {
     /// Tries whether this kernel knows epochs. Once the mount's session runs.
     pub fn probe(&self) {
         // What it doesn't know it calls invalid.
-        if let Err(error) = raise_epoch(&self.device)
+        if let Err(error) = self.kernel.raise_epoch()
             && error.raw_os_error() == Some(libc::EINVAL)
         {
             tracing::info!(%error, "this kernel's FUSE has no epochs (6.16 has): it isn't told entries to keep");
@@ -138,8 +132,9 @@ impl Notifier {
 
     /// To be held from before it is looked what is promised until the kernel has the answer, and never across a wait. A recall that came
     /// too late to be seen there waits for it before it makes the kernel forget: nothing that was recalled is told behind its back.
-    pub fn showing(&self) -> RwLockReadGuard<'_, ()> {
-        self.showing.read().unwrap_or_else(PoisonError::into_inner)
+    pub fn showing(&self) -> Showing<'_> {
+        let guard = self.showing.read().unwrap_or_else(PoisonError::into_inner);
+        Showing { notifier: self, begun: Instant::now(), _guard: guard }
     }
 
     /// Returns once whoever looked before has shown what he saw.
@@ -161,47 +156,82 @@ impl Notifier {
         self.pages_of(|pages| pages.given(inode, hold));
     }
 
-    /// The kernel is told attributes, or pages, of an inode. Answers for how long it may keep them: as long as wanted, or not at all.
-    pub fn telling(&self, inode: u64, validity: Duration) -> Duration {
-        if validity.is_zero() {
+    fn told<T>(&self, f: impl FnOnce(&mut Told) -> T) -> T {
+        f(&mut self.told.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The kernel is told attributes of an inode. Answers for how long it may keep them: as long as wanted, or not at all.
+    pub fn telling(&self, inode: u64, validity: Duration, how: How) -> Duration {
+        if how == How::Known && validity.is_zero() {
             return validity;
         }
-        self.told.lock().unwrap_or_else(PoisonError::into_inner).add(inode, validity, Instant::now())
+        self.told(|told| {
+            if how != How::Known {
+                told.looked_up(inode);
+            }
+            if validity.is_zero() { validity } else { told.add(inode, validity, how, Instant::now()) }
+        })
+    }
+
+    /// The kernel has dropped an inode, which had been answered so often.
+    pub fn given_back(&self, inode: u64, lookups: u64) {
+        self.told(|told| told.given_back(inode, lookups));
+    }
+
+    /// A request came for which the kernel holds this directory's lock exclusively: whatever it had made there before, it knows.
+    pub fn changing(&self, directory: u64) {
+        self.told(|told| told.changing(directory, Instant::now()));
+    }
+
+    /// Has the kernel forget an inode's attributes, and what of them may be on its way. Answers what may still be on its way then.
+    fn forget(&self, inode: u64, fresh: Option<Fresh>, lock_passed: bool) -> Option<Fresh> {
+        // Before it is invalidated: what was taken in by now, that takes back.
+        let unproven = fresh.filter(|fresh| {
+            fresh.made_in.is_some_and(|directory| {
+                !lock_passed && !self.told(|told| told.has_changed_since(directory, fresh.since))
+            })
+        });
+        let outcome = self.kernel.forget_inode(inode, false);
+        if !self.told(|told| told.may_be_known(inode)) {
+            return None;
+        }
+        // It hasn't got it yet, or not any more.
+        let unmet = fresh.filter(|_| is_unknown(&outcome));
+        note("an inode", outcome);
+        unproven.or(unmet)
+    }
+
+    /// Returns once what is on its way was taken in and forgotten, or can't be on its way any more.
+    async fn settle(&self, inode: u64, mut fresh: Fresh) {
+        let (done, passed) = oneshot::channel();
+        let lock = fresh
+            .made_in
+            .map(|directory| Entry { directory, name: Bytes::from_static(NOBODYS_NAME), done })
+            .is_some_and(|entry| self.entries.try_send(entry).is_ok());
+        let mut lock = lock.then_some(passed);
+        let mut lock_passed = false;
+        let (mut pause, longest) = PAUSES;
+        while fresh.since.elapsed() <= TAKEN_IN_WITHIN {
+            let paused = tokio::time::sleep(pause);
+            match &mut lock {
+                // An unanswered request may hold it for long: what else proves it is looked for now and then.
+                Some(passed) => tokio::select! {
+                    outcome = passed => (lock, lock_passed) = (None, outcome.is_ok()),
+                    () = paused => {}
+                },
+                None => paused.await,
+            }
+            match self.forget(inode, Some(fresh), lock_passed) {
+                Some(still) => fresh = still,
+                None => return,
+            }
+            pause = (pause * 2).min(longest);
+        }
     }
 }
 
-fn send(device: &File, code: i32, parts: &[&[u8]]) -> io::Result<()> {
-    let length: usize = 16 + parts.iter().map(|part| part.len()).sum::<usize>();
-    let mut header = [0_u8; 16];
-    header[..4].copy_from_slice(&(length as u32).to_ne_bytes());
-    header[4..8].copy_from_slice(&code.to_ne_bytes());
-    let slices: Vec<IoSlice<'_>> =
-        std::iter::once(&header[..]).chain(parts.iter().copied()).map(IoSlice::new).collect();
-    let mut device = device;
-    // One message is one write.
-    device.write_vectored(&slices).map(|_| ())
-}
-
-fn forget_entry(device: &File, directory: u64, name: &[u8]) -> io::Result<()> {
-    let mut head = [0_u8; 16];
-    head[..8].copy_from_slice(&directory.to_ne_bytes());
-    head[8..12].copy_from_slice(&(name.len() as u32).to_ne_bytes());
-    send(device, INVAL_ENTRY, &[&head, name, &[0]])
-}
-
-/// Forgets an inode's attributes, and with `pages` what is cached of its contents.
-fn forget_inode(device: &File, inode: u64, pages: bool) -> io::Result<()> {
-    let mut body = [0_u8; 24];
-    body[..8].copy_from_slice(&inode.to_ne_bytes());
-    // From the first byte to the last; a negative offset means no byte.
-    let (offset, length): (i64, i64) = if pages { (0, -1) } else { (-1, 0) };
-    body[8..16].copy_from_slice(&offset.to_ne_bytes());
-    body[16..].copy_from_slice(&length.to_ne_bytes());
-    send(device, INVAL_INODE, &[&body])
-}
-
-fn raise_epoch(device: &File) -> io::Result<()> {
-    send(device, INC_EPOCH, &[])
+fn is_unknown(outcome: &io::Result<()>) -> bool {
+    outcome.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::ENOENT))
 }
 
 fn note(what: &str, outcome: io::Result<()>) {
@@ -229,56 +259,49 @@ impl Invalidate for Notifier {
         if sent.is_ok() && tokio::time::timeout(AT_ONCE, finished).await.is_ok() {
             return;
         }
-        note("the epoch", raise_epoch(&self.device));
+        note("the epoch", self.kernel.raise_epoch());
     }
 
     async fn inode(&self, inode: u64) {
         self.let_show();
         self.pages_of(|pages| pages.forget(inode));
-        if self.told.lock().unwrap_or_else(PoisonError::into_inner).until.remove(&inode).is_none() {
-            return;
-        }
-        note("an inode", forget_inode(&self.device, inode, false));
+        let Some(fresh) = self.told(|told| told.take(inode, Instant::now())) else { return };
+        let left = self.forget(inode, fresh, false);
         // A full queue is well: the pages are compared by the time of the last write before they are believed.
         let _ = self.pages.try_send(inode);
+        if let Some(fresh) = left {
+            self.settle(inode, fresh).await;
+        }
     }
 
     async fn everything(&self) {
         self.let_show();
         self.pages_of(Pages::forget_all);
-        let told = std::mem::take(&mut self.told.lock().unwrap_or_else(PoisonError::into_inner).until);
+        let told = self.told(|told| told.take_all(Instant::now()));
         if self.keeps_entries() {
-            note("the epoch", raise_epoch(&self.device));
+            note("the epoch", self.kernel.raise_epoch());
         }
-        let device = self.device.clone();
-        let pages = self.pages.clone();
+        let Some(own) = self.own.upgrade() else { return };
         // None of these waits for anybody; there may be many.
         let forgotten = tokio::task::spawn_blocking(move || {
-            for inode in told.into_keys() {
-                note("an inode", forget_inode(&device, inode, false));
-                let _ = pages.try_send(inode);
-            }
+            let forget = |(inode, fresh)| {
+                let left = own.forget(inode, fresh, false);
+                let _ = own.pages.try_send(inode);
+                left.map(|fresh| (inode, fresh))
+            };
+            told.into_iter().filter_map(forget).collect::<Vec<_>>()
         })
         .await;
-        if let Err(error) = forgotten {
-            tracing::warn!(%error, "telling the kernel to forget everything failed");
+        match forgotten {
+            Ok(left) => {
+                let each = left.into_iter().map(|(inode, fresh)| self.settle(inode, fresh));
+                futures::future::join_all(each).await;
+            }
+            Err(error) => tracing::warn!(%error, "telling the kernel to forget everything failed"),
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_cant_be_remembered_isnt_told_until_time_has_made_room() {
-        let mut told = Told { most: 2, until: BTreeMap::new(), swept: None };
-        let (start, second) = (Instant::now(), Duration::from_secs(1));
-        assert_eq!(told.add(1, second, start), second);
-        assert_eq!(told.add(2, second * 9, start), second * 9);
-        assert_eq!(told.add(3, second, start), Duration::ZERO);
-        assert_eq!(told.add(1, second * 2, start), second * 2, "it is remembered already");
-        assert_eq!(told.add(3, second, start + second * 3), second, "the first one's time is over");
-        assert_eq!(told.until.len(), 2);
-    }
-}
+#[path = "notify_tests.rs"]
+mod tests;

@@ -251,6 +251,53 @@ fn a_killed_process_is_not_stuck_and_the_mount_recovers() {
     assert!(rig.fs.ready().is_ok());
 }
 
+/// The main thread and another wait for locks, and a signal comes that the main thread gets: the other must not be told of it, for the kernel
+/// would show it error 512.
+#[test]
+fn a_signal_ends_the_wait_of_the_thread_that_gets_it_alone() {
+    let Some(rig) = Rig::new() else { return };
+    if !has("python3") {
+        eprintln!("SKIPPED: it takes python3");
+        return;
+    }
+    fs::write(rig.path().join("held"), b"").unwrap();
+    let holder = File::open(rig.path().join("held")).unwrap();
+    // SAFETY: a descriptor that is open.
+    assert_eq!(unsafe { libc::flock(holder.as_raw_fd(), libc::LOCK_EX) }, 0);
+    let script = "
+import fcntl, os, signal, threading, time
+class Signalled(Exception): pass
+def handle(*_): raise Signalled
+signal.signal(signal.SIGUSR1, handle)
+said = []
+def wait():
+    try:
+        fcntl.flock(open('held'), fcntl.LOCK_EX)
+        said.append('got it')
+    except OSError as error:
+        said.append('error %d' % error.errno)
+threading.Thread(target=wait, daemon=True).start()
+def send():
+    time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGUSR1)
+threading.Thread(target=send, daemon=True).start()
+try:
+    fcntl.flock(open('held'), fcntl.LOCK_EX)
+    print('main: got it', flush=True)
+except Signalled:
+    print('main: signalled', flush=True)
+except OSError as error:
+    print('main: error %d' % error.errno, flush=True)
+time.sleep(1)
+print('other:', said or 'waits', flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+";
+    let output = Command::new("python3").args(["-c", script]).current_dir(rig.path()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(said, "main: signalled\nother: waits\n", "{}", String::from_utf8_lossy(&output.stderr));
+    drop(holder);
+}
+
 #[test]
 fn xattrs_by_size_and_value() {
     let Some(rig) = Rig::new() else { return };

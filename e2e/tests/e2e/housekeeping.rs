@@ -152,7 +152,7 @@ fn verify(path: &Path, model: &Model) -> Result<()> {
 }
 
 /// Bytes on the chunkservers' disks: chunks and what is in the trash.
-fn held(cluster: &DevCluster) -> Result<u64> {
+pub fn held(cluster: &DevCluster) -> Result<u64> {
     let file = cluster.file()?;
     let servers = file.processes.iter().filter(|p| p.role == "chunkserver");
     servers.map(|p| below(&p.state_dir.join("data"))).sum()

@@ -186,7 +186,13 @@ fn trash(cluster: &DevCluster, data: &[u8]) -> Result<()> {
     let before = std::fs::metadata(dir.join("thesis"))?;
     ensure!(std::fs::read(&seen_elsewhere)? == data, "other content");
     let retention = asked(cluster, &["trash", "retention"])?;
-    ensure!(retention.trim() == "1d", "{retention}");
+    ensure!(retention.trim() == "1d, unless they are younger than 1m", "{retention}");
+    // A scratch file isn't kept.
+    std::fs::write(dir.join("scratch"), data)?;
+    std::fs::remove_file(dir.join("scratch"))?;
+    ensure!(listed(cluster, "/precious")?.is_empty(), "a scratch file was kept");
+    let all = asked(cluster, &["trash", "retention", "--min-age", "0"])?;
+    ensure!(all.trim() == "1d", "{all}");
 
     // A plain mount shows at once what administrators do.
     std::fs::remove_file(dir.join("empty"))?;

@@ -28,6 +28,7 @@ use crate::ops::{execute, execute_noting};
 use crate::request::{is_change, volume_of};
 use crate::together::InOrder;
 use crate::touched::Touched;
+use crate::trash::Terms;
 use crate::upkeep;
 
 /// Outcomes that a session's record keeps at most.
@@ -427,7 +428,7 @@ impl<S: Store> Driver<S> {
         }
         let key = record.hash_key()?;
         ctx.hash_key = Some(key);
-        ctx.trash_retention_s = record.trash_retention_s;
+        ctx.trash = Terms::of(&record);
         self.hash_keys.lock().unwrap_or_else(PoisonError::into_inner).insert(id, key);
         Ok(())
     }

@@ -33,11 +33,13 @@ errnos! {
     EBUSY = 16, "device or resource busy";
     EEXIST = 17, "file exists";
     EXDEV = 18, "invalid cross-device link";
+    ENODEV = 19, "no such device";
     ENOTDIR = 20, "not a directory";
     EISDIR = 21, "is a directory";
     EINVAL = 22, "invalid argument";
     EFBIG = 27, "file too large";
     ENOSPC = 28, "no space left on device";
+    EROFS = 30, "read-only file system";
     EMLINK = 31, "too many links";
     ERANGE = 34, "numerical result out of range";
     EDEADLK = 35, "resource deadlock would occur";

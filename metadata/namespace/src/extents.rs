@@ -195,6 +195,14 @@ impl Pieces {
         }
     }
 
+    /// What lies within [from, to), cut to it.
+    pub fn between(&self, from: u64, to: u64) -> Self {
+        let mut cut = self.clone();
+        cut.cut(0, from);
+        cut.cut(to.max(from), FILE_SIZE_MAX);
+        cut
+    }
+
     /// Overwrites what lies at `offset` with a piece, and merges it with its neighbours where they fit.
     pub fn put(&mut self, offset: u64, data: Data) {
         let (mut offset, mut data) = (offset, data);

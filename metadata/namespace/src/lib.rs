@@ -11,12 +11,13 @@
 //! - [`extents`] is the arithmetic of a file's pieces, on values.
 //! - [`abandon`], [`sessions`], [`upkeep`] are the master's own business over a transaction: sessions, id ranges, orphans, chunks.
 //! - [`locks`] are the locks on one inode, as values; [`held`] is where they lie in the store.
-//! - [`mod@format`] makes an empty volume.
+//! - [`mod@format`] makes an empty volume, and the region's founding mark.
 //! - [`rewrite`] moves files' bytes from old chunks to new ones.
 //! - [`trash`] keeps deleted files for a while.
 //! - [`fsck`] counts everything of a whole store again.
 
 pub mod abandon;
+pub mod confine;
 pub mod context;
 pub mod driver;
 pub mod errno;
@@ -42,9 +43,9 @@ pub use context::{Capacity, Ids, OpContext};
 pub use driver::{Admission, Driver, DriverError, Gate, SessionCall};
 pub use errno::Errno;
 pub use error::OpError;
-pub use format::format;
+pub use format::{format, found};
 pub use ops::{execute, execute_noting};
-pub use request::{is_change, needs_chunk, needs_inode, volume_of};
+pub use request::{is_change, needs_chunk, needs_inode, reads_from, volume_of};
 
 /// Most hard links of a file.
 pub const LINKS_MAX: u32 = 65_000;

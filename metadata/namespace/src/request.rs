@@ -36,6 +36,8 @@ pub fn is_change(request: &FsRequest) -> bool {
             | Op::SetXattr(_)
             | Op::RemoveXattr(_)
             | Op::Write(_)
+            | Op::Fallocate(_)
+            | Op::CopyRange(_)
             | Op::TouchAtime(_)
             | Op::AllocateChunk(_)
             | Op::SealChunk(_)
@@ -44,6 +46,14 @@ pub fn is_change(request: &FsRequest) -> bool {
             | Op::CancelLock(_)
             | Op::Reap(_) => true,
         },
+    }
+}
+
+/// An inode whose data a change reads without changing it: what others hold back of that must be told before.
+pub fn reads_from(request: &FsRequest) -> Option<InodeId> {
+    match &request.op {
+        Some(Op::CopyRange(r)) => Some(InodeId(r.source)),
+        _ => None,
     }
 }
 
@@ -96,6 +106,8 @@ pub fn volume_of(request: &FsRequest) -> VolumeId {
         Op::SetXattr(r) => r.inode,
         Op::RemoveXattr(r) => r.inode,
         Op::Write(r) => r.inode,
+        Op::Fallocate(r) => r.inode,
+        Op::CopyRange(r) => r.inode,
         Op::TouchAtime(r) => r.touches.first().map_or(0, |t| t.inode),
         Op::AllocateChunk(r) => r.inode,
         // Chunks carry their volume as inodes do.

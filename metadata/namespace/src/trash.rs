@@ -5,6 +5,7 @@
 //!  last name goes --> trash
 //!                      \--> is restored: has a name again
 //! ```
+//! One that was made only just before ([`Terms`]) is a scratch file, and doesn't (docs/decisions/0011-trash.md).
 //! A file in the trash is an inode without a name, like an orphan, but on another list: the reaper never frees what is on that one. A file that
 //! was empty when it lost its name is on both, for what was written to it may be on its way: once nobody has it open, the reaper takes it from the
 //! list of orphans if there is something in it by then, else it frees it. So nothing that has data is freed before it expires.
@@ -38,6 +39,32 @@ const PATH_BYTES_MAX: usize = 1_024;
 /// Bytes of a path that a file is restored to.
 const TARGET_BYTES_MAX: usize = 4_096;
 
+/// Which deleted files a volume keeps, and how long.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Terms {
+    /// So many seconds; 0 for not at all. At most [`RETENTION_S_MAX`].
+    pub retention_s: u64,
+    /// A file that loses its last name less than so many seconds after it was made isn't kept: most of those are scratch files.
+    pub min_age_s: u64,
+}
+
+impl Terms {
+    /// A volume's.
+    pub fn of(volume: &VolumeRecord) -> Self {
+        Self { retention_s: volume.trash_retention_s, min_age_s: volume.trash_min_age_s }
+    }
+
+    /// Until when a file is kept that loses its last name now. None for not at all.
+    fn until_ns(self, now_ns: i64, record: &InodeRecord) -> Option<i64> {
+        let nanoseconds = |seconds: u64| seconds.min(RETENTION_S_MAX) as i64 * 1_000_000_000;
+        // Where the clock of an earlier leader was ahead nobody knows how old the file is: it is kept.
+        let age = record.born_ns.map(|born_ns| now_ns.saturating_sub(born_ns)).filter(|age| *age >= 0);
+        let young = age.is_some_and(|age| age < nanoseconds(self.min_age_s));
+        let kept = self.retention_s > 0 && is_regular(record.kind) && !young;
+        kept.then(|| now_ns.saturating_add(nanoseconds(self.retention_s)))
+    }
+}
+
 /// Puts a file that has just lost its last name into the trash, if it goes there. Answers whether that is all: else it has to be on the list of
 /// orphans, too. The caller stores the record.
 pub(crate) async fn enter<T: Transaction>(
@@ -47,12 +74,8 @@ pub(crate) async fn enter<T: Transaction>(
     parent: InodeId,
     name: &[u8],
 ) -> Result<bool, OpError> {
-    let retention_s = view.ctx.trash_retention_s;
-    if retention_s == 0 || !is_regular(record.kind) {
-        return Ok(false);
-    }
-    let (now_ns, seconds) = (view.ctx.now_ns, retention_s.min(RETENTION_S_MAX) as i64);
-    let until_ns = now_ns.saturating_add(seconds * 1_000_000_000);
+    let now_ns = view.ctx.now_ns;
+    let Some(until_ns) = view.ctx.trash.until_ns(now_ns, record) else { return Ok(false) };
     record.trash_until_ns = Some(until_ns);
     let entry = TrashRecord {
         parent: parent.0,
@@ -67,10 +90,17 @@ pub(crate) async fn enter<T: Transaction>(
 }
 
 /// A file in the trash has been made empty: the reaper looks whether anybody still has it open.
-pub(crate) fn emptied<T: Transaction>(view: &View<'_, T>, id: InodeId, record: &InodeRecord) {
-    if record.trash_until_ns.is_some() && record.size == 0 {
-        put_orphan(view.tx, id, view.ctx.now_ns);
+pub(crate) async fn emptied<T: Transaction>(
+    view: &View<'_, T>,
+    id: InodeId,
+    record: &InodeRecord,
+) -> Result<(), OpError> {
+    if record.size == 0
+        && let Some(deletion) = deletion(view.tx, id, record, view.read).await?
+    {
+        put_orphan(view.tx, id, &deletion, view.ctx.now_ns);
     }
+    Ok(())
 }
 
 /// Takes a file out of the trash. The caller stores the record, and sees to it that the file has a name or is an orphan.
@@ -90,8 +120,8 @@ fn count<T: Transaction>(tx: &T, id: InodeId, record: &InodeRecord, files: i64) 
     }
 }
 
-fn put_orphan<T: Transaction>(tx: &T, id: InodeId, since_ns: i64) {
-    tx.set(&orphan::key(id), &OrphanRecord { since_ns }.to_value());
+fn put_orphan<T: Transaction>(tx: &T, id: InodeId, deletion: &TrashRecord, since_ns: i64) {
+    tx.set(&orphan::key(id), &OrphanRecord { since_ns, parent: deletion.parent }.to_value());
 }
 
 /// A directory's path, as far as it is cheap to know: it begins with `/`, or with `...` where only its end is known. Read without conflicts, for a
@@ -261,11 +291,22 @@ pub async fn find<T: Transaction>(tx: &T, id: InodeId) -> Result<Option<TrashRec
 async fn load<T: Transaction>(tx: &T, id: InodeId) -> Result<Option<(InodeRecord, TrashRecord)>, OpError> {
     let Some(value) = tx.get(&inode::key(id), Read::Conflicting).await? else { return Ok(None) };
     let record = InodeRecord::from_value(&value)?;
+    let deletion = deletion(tx, id, &record, Read::Conflicting).await?;
+    Ok(deletion.map(|deletion| (record, deletion)))
+}
+
+/// What is remembered of a file's deletion, if it is in the trash.
+pub(crate) async fn deletion<T: Transaction>(
+    tx: &T,
+    id: InodeId,
+    record: &InodeRecord,
+    read: Read,
+) -> Result<Option<TrashRecord>, OpError> {
     let Some(until_ns) = record.trash_until_ns else { return Ok(None) };
-    let entry = tx.get(&trash::key(until_ns, id), Read::Conflicting).await?;
+    let entry = tx.get(&trash::key(until_ns, id), read).await?;
     let entry =
         entry.ok_or_else(|| SchemaError::damaged("inode", "it is in the trash, which has no entry of it"))?;
-    Ok(Some((record, TrashRecord::from_value(&entry)?)))
+    Ok(Some(TrashRecord::from_value(&entry)?))
 }
 
 type Target = Result<(InodeId, Bytes), Refused>;
@@ -331,13 +372,9 @@ impl Purged {
 
 /// Makes a file in the trash an orphan, which the reaper frees once nobody has it open. None if it isn't in the trash; doing it again does no harm.
 pub async fn purge<T: Transaction>(tx: &T, now_ns: i64, id: InodeId) -> Result<Option<Purged>, OpError> {
-    let Some(value) = tx.get(&inode::key(id), Read::Conflicting).await? else { return Ok(None) };
-    let mut record = InodeRecord::from_value(&value)?;
-    if record.trash_until_ns.is_none() {
-        return Ok(None);
-    }
+    let Some((mut record, deletion)) = load(tx, id).await? else { return Ok(None) };
     leave(tx, id, &mut record);
-    put_orphan(tx, id, now_ns);
+    put_orphan(tx, id, &deletion, now_ns);
     // What its attributes say stays, so that nobody has to be told.
     tx.set(&inode::key(id), &record.to_value());
     Ok(Some(Purged { files: 1, bytes: record.allocated }))
@@ -382,19 +419,25 @@ pub async fn expire<T: Transaction>(
     Ok(page.pairs.len())
 }
 
-/// How long a volume keeps deleted files, in seconds; 0 for not at all.
-pub async fn retention<T: Transaction>(tx: &T, volume: VolumeId) -> Result<u64, OpError> {
+/// Which deleted files a volume keeps, and how long.
+pub async fn terms<T: Transaction>(tx: &T, volume: VolumeId) -> Result<Terms, OpError> {
     let record = upkeep::load_volume(tx, volume).await?.ok_or(OpError::NoVolume(volume.0))?;
-    Ok(record.trash_retention_s)
+    Ok(Terms::of(&record))
 }
 
-/// Sets it, for files that are deleted from then on: what is in the trash already keeps its time. At most [`RETENTION_S_MAX`].
-pub async fn set_retention<T: Transaction>(tx: &T, volume: VolumeId, seconds: u64) -> Result<(), OpError> {
-    if seconds > RETENTION_S_MAX {
+/// Sets it, as far as it is given, for files that are deleted from then on: what is in the trash already keeps its time.
+pub async fn set_terms<T: Transaction>(
+    tx: &T,
+    volume: VolumeId,
+    retention_s: Option<u64>,
+    min_age_s: Option<u64>,
+) -> Result<(), OpError> {
+    if retention_s.max(min_age_s).is_some_and(|seconds| seconds > RETENTION_S_MAX) {
         return Err(OpError::Malformed("the trash keeps files for ten years at most"));
     }
     let mut record = upkeep::load_volume(tx, volume).await?.ok_or(OpError::NoVolume(volume.0))?;
-    record.trash_retention_s = seconds;
+    record.trash_retention_s = retention_s.unwrap_or(record.trash_retention_s);
+    record.trash_min_age_s = min_age_s.unwrap_or(record.trash_min_age_s);
     tx.set(&volume::key(volume), &record.to_value());
     Ok(())
 }

@@ -103,7 +103,7 @@ pub fn attr_of(id: InodeId, record: &InodeRecord, counters: &Counters) -> Attr {
         mtime_ns: record.mtime_ns,
         ctime_ns: record.ctime_ns,
         generation: 0,
-        has_xattrs: record.xattr_name_bytes > 0,
+        no_xattrs: record.xattr_name_bytes == 0,
     };
     if is_directory(record.kind) {
         attr.nlink = if record.orphan {
@@ -305,7 +305,7 @@ impl<T: Transaction> View<'_, T> {
         if record.nlink == 0 || is_directory(record.kind) {
             record.orphan = true;
             if !trash::enter(self, id, record, parent, name).await? {
-                let orphan = OrphanRecord { since_ns: self.ctx.now_ns };
+                let orphan = OrphanRecord { since_ns: self.ctx.now_ns, parent: parent.0 };
                 self.tx.set(&orphan::key(id), &orphan.to_value());
             }
         }

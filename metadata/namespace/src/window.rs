@@ -78,6 +78,29 @@ pub async fn load<T: Transaction>(
     }
 }
 
+/// Loads the pieces that overlap [from, to), or touch `from`, into `pieces`: so many, and one that begins before `from`. Answers up to where
+/// these are all.
+pub async fn load_some<T: Transaction>(
+    tx: &T,
+    inode: InodeId,
+    (from, to): (u64, u64),
+    limit: RangeLimit,
+    pieces: &mut Pieces,
+) -> Result<u64, OpError> {
+    let (before, page) = futures::join!(piece_before(tx, inode, from, Read::Conflicting), async {
+        Ok(tx.get_range(extent::range_between(inode, from, to), limit, Read::Conflicting).await?)
+    })
+    .in_order()?;
+    if let Some((offset, data)) = before
+        && offset + data.length() >= from
+    {
+        pieces.load(offset, data)?;
+    }
+    read_page(inode, &page, pieces)?;
+    let last = pieces.iter().next_back().map_or(from, |(offset, data)| offset + data.length());
+    Ok(if page.more { last.min(to) } else { to })
+}
+
 /// The part of a range behind a key.
 pub fn behind(range: &KeyRange, key: &[u8]) -> KeyRange {
     let mut begin = key.to_vec();

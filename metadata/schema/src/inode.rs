@@ -72,6 +72,9 @@ pub struct InodeRecord {
     /// a file without a name is.
     #[prost(sfixed64, optional, tag = "19")]
     pub trash_until_ns: Option<i64>,
+    /// When it was made; none of an inode that an earlier release made.
+    #[prost(sfixed64, optional, tag = "20")]
+    pub born_ns: Option<i64>,
 }
 
 impl Record for InodeRecord {
@@ -162,9 +165,9 @@ mod tests {
     proptest! {
         #[test]
         fn round_trips(mode in 0u32..0o10000, size: u64, ctime_ns: i64, orphan: bool, trim_from: Option<u64>,
-                       trash_until_ns: Option<i64>, names in prop::collection::vec((1u64.., prop::collection::vec(any::<u8>(), 1..255)), 0..4)) {
+                       trash_until_ns: Option<i64>, born_ns: Option<i64>, names in prop::collection::vec((1u64.., prop::collection::vec(any::<u8>(), 1..255)), 0..4)) {
             let links = names.into_iter().map(|(parent, name)| LinkName { parent, name: name.into() }).collect();
-            round_trip(&InodeRecord { mode, size, ctime_ns, orphan, trim_from, trash_until_ns, links, ..Default::default() });
+            round_trip(&InodeRecord { mode, size, ctime_ns, orphan, trim_from, trash_until_ns, born_ns, links, ..Default::default() });
         }
 
         #[test]

@@ -13,6 +13,7 @@ pub mod dead;
 pub mod directory;
 pub mod dirent;
 pub mod extent;
+pub mod founding;
 pub mod ids;
 pub mod inode;
 pub mod key;

@@ -13,6 +13,9 @@ pub struct OrphanRecord {
     /// Since when.
     #[prost(sfixed64, tag = "1")]
     pub since_ns: i64,
+    /// The directory in which it had its last name.
+    #[prost(uint64, tag = "2")]
+    pub parent: u64,
 }
 
 impl Record for OrphanRecord {
@@ -66,16 +69,17 @@ mod tests {
 
     #[test]
     fn bytes_stay_as_they_were() {
-        golden(&OrphanRecord { since_ns: 1 }, "01090100000000000000");
+        golden(&OrphanRecord { since_ns: 1, parent: 0 }, "01090100000000000000");
+        golden(&OrphanRecord { since_ns: 1, parent: 3 }, "010901000000000000001003");
         assert_eq!(hex(&key(InodeId(2))), "02760014150a150214");
         assert_eq!(hex(&trim_key(InodeId(2))), "02760014150b150214");
     }
 
     proptest! {
         #[test]
-        fn round_trips(inode: u64, since_ns: i64) {
+        fn round_trips(inode: u64, since_ns: i64, parent: u64) {
             let inode = InodeId(inode);
-            round_trip(&OrphanRecord { since_ns });
+            round_trip(&OrphanRecord { since_ns, parent });
             prop_assert_eq!(parse_key(inode.volume(), &key(inode)).unwrap(), inode);
             prop_assert_eq!(parse_trim_key(inode.volume(), &trim_key(inode)).unwrap(), inode);
             prop_assert!(range_after(inode.volume(), Some(inode)).begin > key(inode));

@@ -62,7 +62,8 @@ impl Statistics {
                 1 => sum.bytes = sum.bytes.wrapping_add(value),
                 2 => sum.trash_files = sum.trash_files.wrapping_add(value),
                 3 => sum.trash_bytes = sum.trash_bytes.wrapping_add(value),
-                _ => return Err(SchemaError::Key { tag: VolumeTag::Statistic as u8 }),
+                // A later release counts more.
+                _ => {}
             }
         }
         Ok(sum)
@@ -87,6 +88,10 @@ mod tests {
             pair(3, Statistic::TrashFiles, 2),
             pair(4, Statistic::TrashFiles, -1),
             pair(4, Statistic::TrashBytes, 9),
+            (
+                volume_key(VolumeId(0), VolumeTag::Statistic, &(99_u16, 0_u64)).into(),
+                Bytes::from_static(&[1; 8]),
+            ),
         ];
         let sum = Statistics { inodes: 3, bytes: 70, trash_files: 1, trash_bytes: 9 };
         assert_eq!(Statistics::read(VolumeId(0), &pairs), Ok(sum));

@@ -56,4 +56,6 @@ pub enum RegionTag {
     Lock = 6,
     /// That a session holds locks on an inode ([`crate::lock`]).
     LockHeld = 7,
+    /// The region's founding mark ([`crate::founding`]).
+    Founding = 8,
 }

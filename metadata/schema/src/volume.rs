@@ -26,6 +26,9 @@ pub struct VolumeRecord {
     /// How long deleted files are kept, in seconds; 0 for not at all. Each file keeps what was set when it was deleted.
     #[prost(uint64, tag = "5")]
     pub trash_retention_s: u64,
+    /// A file that loses its last name sooner after it was made, in seconds, isn't kept.
+    #[prost(uint64, tag = "6")]
+    pub trash_min_age_s: u64,
 }
 
 impl Record for VolumeRecord {
@@ -64,14 +67,15 @@ mod tests {
             root: 1,
             born_ns: 2,
             trash_retention_s: 0,
+            trash_min_age_s: 0,
         };
         golden(
             &volume,
             "010801121007070707070707070707070707070707180121020000000000 0000".replace(' ', "").as_str(),
         );
         golden(
-            &VolumeRecord { trash_retention_s: 86_400, ..volume.clone() },
-            "010801121007070707070707070707070707070707180121020000000000 000028 80a305"
+            &VolumeRecord { trash_retention_s: 86_400, trash_min_age_s: 60, ..volume.clone() },
+            "010801121007070707070707070707070707070707180121020000000000 000028 80a305303c"
                 .replace(' ', "")
                 .as_str(),
         );
@@ -81,9 +85,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn round_trips(epoch: u64, secret: [u8; 16], root: u64, born_ns: i64, trash_retention_s: u64) {
+        fn round_trips(epoch: u64, secret: [u8; 16], root: u64, born_ns: i64, trash_retention_s: u64, trash_min_age_s: u64) {
             let hash_key = Bytes::copy_from_slice(&secret);
-            let volume = VolumeRecord { epoch, hash_key, root, born_ns, trash_retention_s };
+            let volume = VolumeRecord { epoch, hash_key, root, born_ns, trash_retention_s, trash_min_age_s };
             round_trip(&volume);
             prop_assert_eq!(volume.hash_key().unwrap(), HashKey(secret));
         }

@@ -4,6 +4,7 @@
 //!
 //! - [`words`]: newtypes for ids and epochs.
 //! - [`fact`]: what sessions may be promised.
+//! - [`founding`]: which of the regions of one name a piece of state belongs to.
 //! - [`frame`]: the frame codec of the framed, multiplexed streams (sans I/O).
 //! - [`revocations`]: the list of certificates that are refused.
 //! - [`method`]: the numbers of the calls on those streams, and the lane of each.
@@ -11,6 +12,7 @@
 //! - [`version`]: protocol versions and features, and how two peers agree.
 
 pub mod fact;
+pub mod founding;
 pub mod frame;
 pub mod method;
 pub mod revocations;

@@ -113,6 +113,10 @@ codes! {
         "The region's masters have no leader with a majority: every operation waits.",
         "A majority of masters is down, or they can't reach each other.",
         "Start masters until a majority is up, and check the network and the certificates between them.";
+    OTHER_FOUNDING, Critical,
+        "A chunkserver or a mount is of another founding of this region: the region was made anew since, and knows nothing of its data.",
+        "The disks of all masters were lost, or that of the only one that `members` names; its successor made the region anew, with empty metadata. Or a chunkserver was moved here from another region of the same name.",
+        "Stop this region's masters, and start those of the old one with their old disks (`docs/operations.md`, the first start of a region). No chunk is deleted meanwhile. If the old data is given up: start the chunkservers with empty data and state directories, and mount again.";
     PEERS_TOO_MANY, Warning,
         "A daemon turned connections away, for too many are open.",
         "Something opens connections and keeps them, or never finishes a handshake; or the region has outgrown the limit.",

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use mooseng_wire::founding::Founding;
+
 use crate::codes::{self, HealthCode};
 use crate::placement::{Candidate, failure_domains};
 use crate::registry::{Chunkserver, DiskFacts, Liveness};
@@ -97,6 +99,10 @@ pub struct Facts {
     pub sessions: usize,
     /// The limit of sessions.
     pub sessions_max: usize,
+    /// The region's founding mark, if the asked master knows it.
+    pub founding: Option<Founding>,
+    /// Who was refused lately as of another founding, with its mark.
+    pub strangers: Vec<(String, Founding)>,
 }
 
 /// A finding.
@@ -129,11 +135,22 @@ pub fn findings(facts: &Facts) -> Vec<Finding> {
             format!("{} of at most {} sessions are open.", facts.sessions, facts.sessions_max),
         ));
     }
+    strangers(facts, &mut found);
     found.sort_by(|a, b| {
         let key = |f: &Finding| (std::cmp::Reverse(f.code.severity), f.code.code, f.subject.clone());
         key(a).cmp(&key(b))
     });
     found
+}
+
+fn strangers(facts: &Facts, found: &mut Vec<Finding>) {
+    let Some(own) = facts.founding else { return };
+    for (who, mark) in &facts.strangers {
+        let detail = format!(
+            "It carries the founding mark {mark}, this region {own}: the region was made anew, and doesn't take it in."
+        );
+        found.push(finding(&codes::OTHER_FOUNDING, who, detail));
+    }
 }
 
 fn masters(facts: &Facts, found: &mut Vec<Finding>) {
@@ -443,5 +460,12 @@ mod tests {
             f.chunks_unavailable = 2;
         });
         assert_eq!(codes, ["CHUNKS_UNAVAILABLE", "MASTER_DOWN"]);
+    }
+
+    #[test]
+    fn who_is_of_another_founding_is_named() {
+        let strangers = vec![("chunkserver a".to_owned(), Founding([2; 16]))];
+        let codes = found(|f| (f.founding, f.strangers) = (Some(Founding([1; 16])), strangers));
+        assert_eq!(codes, ["OTHER_FOUNDING"]);
     }
 }

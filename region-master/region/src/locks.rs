@@ -26,13 +26,19 @@ pub struct Limits {
     pub per_session_max: usize,
     /// Waits of all.
     pub waits_max: usize,
+    /// Owners remembered to be in the way of waits, together: two thousand readers of a file for each of a hundred thousand who want to write
+    /// would be too many.
+    pub blockers_max: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { per_session_max: 4096, waits_max: 100_000 }
+        Self { per_session_max: 4096, waits_max: 100_000, blockers_max: 1_000_000 }
     }
 }
+
+/// Of each wait so many owners are remembered whatever there is of others.
+const BLOCKERS_MIN: usize = 4;
 
 /// Something that is waited for.
 #[derive(Clone, Debug, PartialEq)]
@@ -74,6 +80,8 @@ pub struct LockWaits {
     by_owner: BTreeMap<Owner, BTreeSet<u64>>,
     /// Granted, and the session hasn't said that it knows.
     untold: BTreeMap<SessionId, BTreeSet<u64>>,
+    /// All blockers of all waits.
+    blockers: usize,
 }
 
 impl LockWaits {
@@ -85,6 +93,7 @@ impl LockWaits {
             queues: BTreeMap::new(),
             by_owner: BTreeMap::new(),
             untold: BTreeMap::new(),
+            blockers: 0,
         }
     }
 
@@ -125,10 +134,14 @@ impl LockWaits {
         self.queues.contains_key(&inode)
     }
 
-    /// The first `max` waits on an inode, in order.
-    pub fn of(&self, inode: InodeId, max: usize) -> Vec<Wait> {
-        let queue = self.queues.get(&inode).into_iter().flatten();
-        queue.filter_map(|id| self.waits.get(id)).map(|waiting| waiting.wait.clone()).take(max).collect()
+    /// All waits on an inode, in order.
+    pub fn ids(&self, inode: InodeId) -> Vec<WaitId> {
+        self.queues.get(&inode).into_iter().flatten().copied().collect()
+    }
+
+    /// Those of these waits that aren't over.
+    pub fn of_ids(&self, ids: &[WaitId]) -> Vec<Wait> {
+        ids.iter().filter_map(|id| self.of_id(*id)).cloned().collect()
     }
 
     /// Up to `max` inodes behind `after` on which somebody waits.
@@ -146,9 +159,15 @@ impl LockWaits {
         self.waits.is_empty()
     }
 
-    /// These were found in the way of a wait.
-    pub fn judged(&mut self, id: WaitId, blockers: Vec<Owner>) {
+    /// These were found in the way of a wait. Where there is no room for all, some: a circle through the others isn't found, and ends as
+    /// one through several threads does, by a signal.
+    pub fn judged(&mut self, id: WaitId, mut blockers: Vec<Owner>) {
         if let Some(waiting) = self.waits.get_mut(&id) {
+            self.blockers -= waiting.blockers.len();
+            let room = self.limits.blockers_max.saturating_sub(self.blockers);
+            blockers.truncate(room.max(BLOCKERS_MIN));
+            blockers.shrink_to_fit();
+            self.blockers += blockers.len();
             waiting.blockers = blockers;
         }
     }
@@ -184,7 +203,8 @@ impl LockWaits {
 
     /// A wait is over without a lock. Answers whether there was one.
     pub fn remove(&mut self, id: WaitId) -> bool {
-        let Some(Waiting { wait, .. }) = self.waits.remove(&id) else { return false };
+        let Some(Waiting { wait, blockers }) = self.waits.remove(&id) else { return false };
+        self.blockers -= blockers.len();
         if let Some(queue) = self.queues.get_mut(&wait.inode) {
             queue.retain(|other| *other != id);
             if queue.is_empty() {
@@ -258,7 +278,9 @@ impl LockWaits {
     /// That owner isn't in the way of that wait.
     pub fn not_blocked_by(&mut self, id: WaitId, blocker: Owner) {
         if let Some(waiting) = self.waits.get_mut(&id) {
+            self.blockers -= waiting.blockers.len();
             waiting.blockers.retain(|other| *other != blocker);
+            self.blockers += waiting.blockers.len();
         }
     }
 }
@@ -283,13 +305,13 @@ mod tests {
 
     #[test]
     fn waits_are_in_order_until_they_are_over_and_told_until_that_is_answered() {
-        let mut waits = LockWaits::new(Limits { per_session_max: 2, waits_max: 3 });
+        let mut waits = LockWaits::new(Limits { per_session_max: 2, waits_max: 3, ..Limits::default() });
         for (number, id) in [(1, 11), (2, 12), (3, 13)] {
             waits.queue(wait(5, number, id)).unwrap();
         }
         assert_eq!(waits.queue(wait(6, 2, 14)), Err(Full), "no more of all");
         assert_eq!(waits.queue(wait(5, 1, 11)), Ok(()), "said again");
-        assert_eq!(ids(&waits.of(InodeId(5), 9)), [11, 12, 13]);
+        assert_eq!(ids(&waits.of_ids(&waits.ids(InodeId(5)))), [11, 12, 13]);
         assert!(waits.granted((owner(1).1, 11)) && !waits.granted((owner(1).1, 11)));
         assert!(waits.remove((owner(2).1, 12)));
         assert_eq!(waits.queue(wait(6, 1, 15)), Ok(()));
@@ -319,6 +341,26 @@ mod tests {
         assert_eq!(chain, [(3, 1), (1, 2), (2, 3)]);
         waits.not_blocked_by((owner(2).1, 2), owner(3));
         assert_eq!(waits.cycle((owner(3).1, 3)), None);
+    }
+
+    #[test]
+    fn no_more_blockers_are_remembered_than_that() {
+        let mut waits = LockWaits::new(Limits { blockers_max: 30, ..Limits::default() });
+        let many = || (100..120).map(owner).collect::<Vec<_>>();
+        for number in 1..=9 {
+            waits.queue(wait(number, number, number)).unwrap();
+            waits.judged((owner(number).1, number), many());
+        }
+        assert_eq!(waits.blockers, 20 + 10 + 7 * BLOCKERS_MIN);
+        waits.judged((owner(2).1, 2), vec![owner(3)]);
+        waits.not_blocked_by((owner(1).1, 1), owner(100));
+        waits.queue(wait(1, 1, 1)).unwrap();
+        let counted: usize = waits.waits.values().map(|waiting| waiting.blockers.len()).sum();
+        assert_eq!(waits.blockers, counted);
+        for number in 1..=9 {
+            waits.remove((owner(number).1, number));
+        }
+        assert_eq!(waits.blockers, 0);
     }
 
     proptest! {

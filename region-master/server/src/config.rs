@@ -53,6 +53,10 @@ pub struct MasterConfig {
     /// House-keeping: repair, rebalancing, collection.
     #[serde(default)]
     pub house: HouseConfig,
+    /// What may be mounted where; everything by every client where there is no rule. The first rule that fits a client counts, and a client
+    /// that none fits is refused.
+    #[serde(default)]
+    pub mounts: Vec<MountRule>,
     /// Raft's times.
     #[serde(default)]
     pub raft: RaftConfig,
@@ -74,6 +78,83 @@ pub struct MemberConfig {
     /// Its zone.
     #[serde(default)]
     pub zone: String,
+}
+
+/// What some clients may mount.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct MountRule {
+    /// For which clients: the names in their certificates. A `*` at the end stands for any rest.
+    pub clients: Vec<String>,
+    /// The directory that is the root of what they see. It must be there when they mount.
+    #[serde(default = "slash")]
+    pub subtree: String,
+    /// They change nothing.
+    #[serde(default)]
+    pub read_only: bool,
+    /// Whose word isn't taken for who they are.
+    #[serde(default)]
+    pub squash: Squash,
+    /// The user that those become.
+    #[serde(default = "nobody")]
+    pub squash_uid: u32,
+    /// And the group.
+    #[serde(default = "nobody")]
+    pub squash_gid: u32,
+}
+
+/// Whose word a mount isn't taken for.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Squash {
+    /// Users are who their host says they are.
+    #[default]
+    None,
+    /// root isn't.
+    Root,
+    /// Nobody is.
+    All,
+}
+
+impl MountRule {
+    /// Whether the rule is for a client of this name.
+    pub fn is_for(&self, client: &str) -> bool {
+        self.clients.iter().any(|pattern| match pattern.strip_suffix('*') {
+            Some(beginning) => client.starts_with(beginning),
+            None => client == pattern,
+        })
+    }
+
+    /// The names on the way to the subtree's root.
+    pub fn components(&self) -> impl Iterator<Item = &str> {
+        self.subtree.split('/').filter(|component| !component.is_empty())
+    }
+
+    fn is_well(&self) -> Result<(), ConfigError> {
+        if self.clients.is_empty() {
+            return Err(wrong("mounts.clients", "a rule for nobody; name clients, or give [\"*\"] for all"));
+        }
+        if let Some(pattern) = self.clients.iter().find(|p| p.trim_end_matches('*').contains('*')) {
+            return Err(wrong("mounts.clients", format!("{pattern:?} has a * elsewhere than at its end")));
+        }
+        if !self.subtree.starts_with('/') || self.components().any(|c| c == "." || c == "..") {
+            let problem =
+                format!("{:?} isn't a path from the volume's root, as in \"/srv/web\"", self.subtree);
+            return Err(wrong("mounts.subtree", problem));
+        }
+        if self.squash != Squash::None && self.squash_uid == 0 {
+            return Err(wrong("mounts.squash_uid", "users that become root aren't squashed; 65534 is usual"));
+        }
+        Ok(())
+    }
+}
+
+fn slash() -> String {
+    "/".to_owned()
+}
+
+fn nobody() -> u32 {
+    65_534
 }
 
 /// Raft's times, in milliseconds.
@@ -136,6 +217,9 @@ pub struct HouseConfig {
     /// How long a *new* region keeps deleted files in its trash, in seconds; 0 for not at all. Afterwards `mooseng trash retention`
     /// shows and sets it. Chunkservers' `trash_s` is another thing: it keeps files of chunks that nothing uses any more.
     pub trash_retention_s: u64,
+    /// Of a *new* region: a file that loses its last name less than so many seconds after it was made isn't kept. Most of those are
+    /// scratch files.
+    pub trash_min_age_s: u64,
 }
 
 impl Default for HouseConfig {
@@ -153,6 +237,7 @@ impl Default for HouseConfig {
             rewrite_after_ms: 10_000,
             rewrite_gain_kib: 1_024,
             trash_retention_s: 86_400,
+            trash_min_age_s: 60,
         }
     }
 }
@@ -243,7 +328,13 @@ impl MasterConfig {
         if self.house.trash_retention_s > RETENTION_S_MAX {
             return Err(wrong("house.trash_retention_s", "ten years are the most; 86400, a day, is usual"));
         }
+        if self.house.trash_min_age_s > RETENTION_S_MAX {
+            return Err(wrong("house.trash_min_age_s", "ten years are the most; 60, a minute, is usual"));
+        }
         self.raft_is_well()?;
+        for rule in &self.mounts {
+            rule.is_well()?;
+        }
         Ok(())
     }
 

@@ -14,8 +14,10 @@ use mooseng_wire::admin::{
     ChunkReport, ChunkserverCommand, DeleteCommand, HeartbeatRequest, HouseStatus, SealCommand, TrashStatus,
     chunkserver_command,
 };
-use mooseng_wire::{ChunkId, SessionId};
+use mooseng_wire::founding::Founding;
+use mooseng_wire::{ChunkId, InodeId, SessionId};
 
+use crate::founding::{self, NotOurs, Strangers};
 use crate::ids::IdPool;
 
 /// Seals that wait to be told to one chunkserver at most. Beyond it they wait for its next inventory.
@@ -67,8 +69,30 @@ pub struct Seal {
     pub epoch: u64,
 }
 
+/// Why a heartbeat isn't taken in.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HeartbeatRefused {
+    /// By the registry.
+    #[error(transparent)]
+    Beat(#[from] BeatRefused),
+    /// Its chunks aren't this region's.
+    #[error(transparent)]
+    NotOurs(#[from] NotOurs),
+}
+
+/// What a chunkserver is called among strangers.
+fn stranger(chunkserver: &str) -> String {
+    format!("chunkserver {chunkserver}")
+}
+
 /// A master's memory.
 pub struct Desk {
+    /// The region's founding mark. It stays known once this master has led: it never changes.
+    founding: Option<Founding>,
+    /// The marks that chunkservers told while this master didn't know its own.
+    marks: BTreeMap<String, Founding>,
+    /// Who was refused as of another founding.
+    pub strangers: Strangers,
     /// The term in which this master leads and has read what it needs; none while it doesn't serve.
     pub serving: Option<u64>,
     /// The term, which is the custody epoch, that sessions and promises are of.
@@ -81,6 +105,8 @@ pub struct Desk {
     pub unanswered: BTreeSet<SessionId>,
     /// Who waits for locks.
     pub lock_waits: LockWaits,
+    /// The roots of the subtrees that sessions are confined to, as far as they were looked for.
+    pub roots: BTreeMap<SessionId, InodeId>,
     /// Sessions of whose ended lives locks may still be held.
     pub lock_debts: BTreeSet<SessionId>,
     /// Chunkservers. Every master's own.
@@ -117,6 +143,9 @@ impl Desk {
     /// An empty one.
     pub fn new(sessions: sessions::Limits) -> Self {
         Self {
+            founding: None,
+            marks: BTreeMap::new(),
+            strangers: Strangers::default(),
             serving: None,
             custody: None,
             sessions: SessionTable::new(sessions),
@@ -124,6 +153,7 @@ impl Desk {
             unanswered: BTreeSet::new(),
             lock_waits: LockWaits::new(mooseng_region::locks::Limits::default()),
             lock_debts: BTreeSet::new(),
+            roots: BTreeMap::new(),
             registry: Registry::new(registry::Limits::default()),
             ids: IdPool::default(),
             keys: Vec::new(),
@@ -139,6 +169,32 @@ impl Desk {
             left_out: BTreeSet::new(),
             compared: BTreeSet::new(),
         }
+    }
+
+    /// The region's founding mark, once this master has led.
+    pub fn founding(&self) -> Option<Founding> {
+        self.founding
+    }
+
+    /// Learns the region's founding mark, before it serves.
+    pub fn found(&mut self, founding: Founding) {
+        self.founding = Some(founding);
+        if std::mem::take(&mut self.marks).values().any(|mark| *mark != founding) {
+            // What came from chunkservers of another founding is told apart from the rest by their next heartbeats: within a second.
+            self.registry = Registry::new(registry::Limits::default());
+            self.unsealed.clear();
+            self.left_out.clear();
+            self.compared.clear();
+        }
+    }
+
+    /// Refuses a caller that tells another founding mark, and remembers it under that name.
+    pub fn let_in(&mut self, now: BootTime, who: &str, told: &[u8]) -> Result<Option<Founding>, NotOurs> {
+        founding::check(self.founding, told).inspect_err(|not_ours| {
+            if let NotOurs::Other { told, own } = not_ours {
+                self.strangers.refused(now, who.to_owned(), *told, *own);
+            }
+        })
     }
 
     /// Sets which chunkservers are being drained.
@@ -201,6 +257,7 @@ impl Desk {
             self.promises.clear();
             self.lock_waits.clear();
             self.lock_debts.clear();
+            self.roots.clear();
             self.unanswered.clear();
             for recorded in &held {
                 self.promises.add_session(recorded.session);
@@ -216,12 +273,15 @@ impl Desk {
     pub fn forget_session(&mut self, id: SessionId) {
         self.promises.drop_session(id);
         self.lock_waits.drop_session(id);
+        self.roots.remove(&id);
         self.unanswered.remove(&id);
     }
 
     /// Takes a heartbeat in. Answers whether an inventory is wanted.
-    pub fn beat(&mut self, now: BootTime, request: HeartbeatRequest) -> Result<bool, BeatRefused> {
+    pub fn beat(&mut self, now: BootTime, request: HeartbeatRequest) -> Result<bool, HeartbeatRefused> {
         let name = request.chunkserver.clone();
+        let mark = self.let_in(now, &stranger(&name), &request.founding)?;
+        self.strangers.let_in(&stranger(&name));
         let (page, more) = (request.inventory_page, request.more);
         let corrupt: BTreeSet<u64> = request.corrupt.iter().copied().collect();
         let facts = |r: &ChunkReport| {
@@ -232,6 +292,9 @@ impl Desk {
         let changed: Vec<(ChunkId, CopyFacts)> = request.changed.iter().map(facts).collect();
         let gone: Vec<ChunkId> = request.gone.iter().copied().map(ChunkId).collect();
         let beaten = self.registry.beat(now, beat_of(request))?;
+        if let (None, Some(mark)) = (self.founding, mark) {
+            self.marks.insert(name.clone(), mark);
+        }
         for (chunk, copy) in copies.iter().chain(&changed) {
             let entry = (name.clone(), *chunk);
             if copy.sealed || copy.corrupt || self.unsealed.contains(&entry) {
@@ -513,6 +576,33 @@ mod tests {
         assert!(desk.take_commands("a", at(20)).is_empty());
         assert_eq!(desk.take_gone(9), [(ChunkId(1), "a".to_owned())], "what nobody asked for isn't news");
         assert!(desk.take_gone(9).is_empty());
+    }
+
+    /// A follower doesn't know its region's mark before it leads, and hears of chunkservers all the same.
+    #[test]
+    fn what_chunkservers_of_another_founding_told_a_follower_is_forgotten_when_it_leads() {
+        let (own, other) = (Founding([1; 16]), Founding([2; 16]));
+        let now = BootTime::default();
+        let beat = |name: &str, mark| HeartbeatRequest {
+            chunkserver: name.into(),
+            founding: Founding::tell(mark),
+            inventory_page: true,
+            inventory: vec![ChunkReport { chunk: 1, length: 9, sealed: false, epoch: 1 }],
+            ..HeartbeatRequest::default()
+        };
+        for (mark, stay) in [(Some(own), true), (None, true), (Some(other), false)] {
+            let mut desk = Desk::new(sessions::Limits::default());
+            desk.beat(now, beat("a", mark)).unwrap();
+            desk.found(own);
+            assert_eq!(desk.registry.get("a").is_some(), stay);
+            assert_eq!(desk.take_unsealed(9).is_empty(), !stay);
+            desk.follow();
+            let refused = desk.beat(now, beat("a", Some(other))).unwrap_err();
+            assert_eq!(refused, HeartbeatRefused::NotOurs(NotOurs::Other { told: other, own }));
+            assert_eq!(desk.strangers.lately(now), [("chunkserver a".to_owned(), other)]);
+            desk.beat(now, beat("a", Some(own))).unwrap();
+            assert!(desk.strangers.lately(now).is_empty());
+        }
     }
 
     #[test]

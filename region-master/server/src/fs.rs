@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use mooseng_namespace::{Ids, OpContext, SessionCall, is_change, needs_chunk, needs_inode};
+use mooseng_namespace::{Ids, OpContext, SessionCall, is_change, needs_chunk, needs_inode, reads_from};
 use mooseng_region::placement::{self, TooFew, Unusable, Wish};
 use mooseng_region::sessions::{Refusal, Registered};
 use mooseng_schema::ids::IdKind;
@@ -11,15 +11,18 @@ use mooseng_transport::call_error;
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
-use mooseng_wire::fs::{AllocateChunk, FsReply, FsRequest};
+use mooseng_wire::fs::{AllocateChunk, FsReply, FsRequest, GetAttr};
 use mooseng_wire::session::{Request, Response};
-use mooseng_wire::{CHUNK_BYTES_MAX, ChunkId, Incarnation, InodeId, RequestNumber, SessionId, VolumeId};
+use mooseng_wire::{
+    CHUNK_BYTES_MAX, ChunkId, Incarnation, InodeId, ROOT_INODE, RequestNumber, SessionId, VolumeId,
+};
 use tokio::time::Instant;
 
+use crate::config::MountRule;
 use crate::errors::{denied, driver_failed, refused};
 use crate::master::{HOME_EPOCH, Master};
 use crate::promises::{self, Beside, ChangeGate};
-use crate::{locks, places, seals};
+use crate::{locks, places, rights, seals};
 
 /// Linux' ESTALE.
 const ESTALE: u32 = 116;
@@ -28,10 +31,11 @@ const ESTALE: u32 = 116;
 pub async fn read(
     master: &Master,
     identity: &str,
-    request: Request,
+    mut request: Request,
     deadline: Instant,
 ) -> Result<Response, CallError> {
     let (term, call) = admitted(master, identity, &request)?;
+    let (rule, denied_by_rule) = rights_on(master, identity, &mut request)?;
     let fs = request_of(&request)?;
     if is_change(fs) {
         let message = "a change was sent as a read; changes have a method, a lane and numbers of their own";
@@ -39,6 +43,29 @@ pub async fn read(
     }
     let (id, incarnation, order) = (call.session, call.incarnation, request.order);
     let now = master.clock.boot();
+    let mut context = context(master);
+    if rule.is_some() {
+        master
+            .desk(|desk| desk.sessions.check(now, id, incarnation, identity))
+            .map_err(|refusal| refused(&refusal))?;
+        if let Some(refusal) = denied_by_rule {
+            return answer(master, term, refusal, 0, Beside::default());
+        }
+        context.confined = confined(master, id, rule).await?;
+    }
+    if let (Some(_), Some(Op::Open(open))) = (context.confined, &fs.op) {
+        // Before it counts as open: what a session holds open isn't freed.
+        let look =
+            FsRequest { op: Some(Op::GetAttr(GetAttr { inode: open.inode })), caller: fs.caller.clone() };
+        let (reply, version) = master
+            .driver
+            .run(call, &context, &look, deadline)
+            .await
+            .map_err(|e| driver_failed(&e, || master.not_leader()))?;
+        if let Some(Reply::Errno(_)) = &reply.reply {
+            return answer(master, term, reply, version.0, Beside::default());
+        }
+    }
     let opened = match &fs.op {
         Some(Op::Open(open)) => {
             let inode = InodeId(open.inode);
@@ -61,7 +88,6 @@ pub async fn read(
     }
     // An open is taken back unless the answer that confirms it leaves: also where this future is dropped.
     let mut opened = opened.map(|registered| Opened { master, id, registered: Some(registered) });
-    let mut context = context(master);
     if matches!(fs.op, Some(Op::StatFs(_))) {
         context.capacity = master.capacity();
     }
@@ -109,10 +135,11 @@ impl Drop for Opened<'_> {
 pub async fn change(
     master: &Arc<Master>,
     identity: &str,
-    request: Request,
+    mut request: Request,
     deadline: Instant,
 ) -> Result<Response, CallError> {
     let (term, call) = admitted(master, identity, &request)?;
+    let (rule, denied_by_rule) = rights_on(master, identity, &mut request)?;
     let order = request.order;
     let fs = request_of(&request)?;
     if !is_change(fs) {
@@ -134,6 +161,12 @@ pub async fn change(
         release_closed(master, call.session, &request);
     }
     let mut context = context(master);
+    if rule.is_some() {
+        if let Some(refusal) = denied_by_rule {
+            return answer(master, term, refusal, 0, Beside::default());
+        }
+        context.confined = confined(master, call.session, rule).await?;
+    }
     context.ids = ids(master, fs)?;
     if let Some(Op::AllocateChunk(allocate)) = &fs.op
         && newest
@@ -147,6 +180,9 @@ pub async fn change(
         _ => None,
     };
     promises::custody_settled(master, deadline).await?;
+    if let Some(source) = reads_from(fs) {
+        promises::admit_source(master, term, call.session, source, deadline).await?;
+    }
     // A file that is made is open for its session before anybody else can remove it.
     let mut opened = match (&fs.op, context.ids.inode) {
         (Some(Op::Create(_)), Some(inode)) if newest => {
@@ -195,6 +231,30 @@ pub async fn change(
     }
     complete(master, &mut reply, call.session);
     answer(master, term, reply, version.0, beside)
+}
+
+/// The rule that a session's client is under, put on its request; and the refusal of what that forbids.
+fn rights_on<'a>(
+    master: &'a Master,
+    identity: &str,
+    request: &mut Request,
+) -> Result<(Option<&'a MountRule>, Option<FsReply>), CallError> {
+    let rule = rights::of(master, identity)?;
+    let refusal = match (rule, &mut request.op) {
+        (Some(rule), Some(op)) => rights::put_on(rule, op),
+        _ => None,
+    };
+    Ok((rule, refusal))
+}
+
+/// The root of the subtree that a session is confined to.
+async fn confined(
+    master: &Master,
+    session: SessionId,
+    rule: Option<&MountRule>,
+) -> Result<Option<InodeId>, CallError> {
+    let root = rights::root(master, session, rule).await?;
+    Ok((root != ROOT_INODE).then_some(root))
 }
 
 fn admitted(master: &Master, identity: &str, request: &Request) -> Result<(u64, SessionCall), CallError> {

@@ -1,7 +1,7 @@
 //! What a leader does besides answering: it reads its records before it serves, then keeps house until it leads no more.
 //!
 //! ```text
-//!  leadership(term) -> format, ticket keys, ids, sessions -> serving(term) -> every tick: lapse, expire, reap, forget; ids; house
+//!  leadership(term) -> format, founding mark, ticket keys, ids, sessions -> serving(term) -> every tick: lapse, expire, reap, forget; ids; house
 //!        \--> lost: forget everything that only a leader may know
 //! ```
 //!
@@ -13,12 +13,13 @@ use std::time::Duration;
 use futures::future::join_all;
 use mooseng_namespace::trash as namespace_trash;
 use mooseng_namespace::upkeep;
-use mooseng_namespace::{OpError, SessionCall, format, sessions as records};
+use mooseng_namespace::{OpError, SessionCall, format, found, sessions as records};
 use mooseng_region::sessions::Recorded;
 use mooseng_schema::dirent::HashKey;
 use mooseng_schema::session::SessionRecord;
 use mooseng_transport::CallFailure;
 use mooseng_wire::call::CallError;
+use mooseng_wire::founding::{FOUNDING_BYTES, Founding};
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::{FsRequest, Reap};
@@ -109,16 +110,21 @@ async fn lead(master: &Arc<Master>, term: u64) {
 async fn prepare(master: &Master, term: u64) -> Result<(), CallError> {
     let mut secret = [0; 16];
     rand::rng().fill_bytes(&mut secret);
+    let mut drawn = [0; FOUNDING_BYTES];
+    rand::rng().fill_bytes(&mut drawn);
     let now_ns = master.clock.unix_ns();
-    let retention_s = master.config.house.trash_retention_s;
-    let made = transact(&master.store, |tx| async move {
-        let made = format(&tx, ROOT_VOLUME, HOME_EPOCH, HashKey(secret), now_ns, retention_s).await?;
-        Ok((tx, made))
+    let house = &master.config.house;
+    let trash =
+        namespace_trash::Terms { retention_s: house.trash_retention_s, min_age_s: house.trash_min_age_s };
+    let (made, founding) = transact(&master.store, |tx| async move {
+        let made = format(&tx, ROOT_VOLUME, HOME_EPOCH, HashKey(secret), now_ns, trash).await?;
+        let founding = found(&tx, Founding(drawn)).await?;
+        Ok((tx, (made, founding)))
     })
     .await
     .map_err(|e| record_failed(&e))?;
     if made {
-        tracing::info!("made the root volume");
+        tracing::info!(%founding, "made the root volume");
     }
     let keys = tickets::load(&master.store).await.map_err(|e| record_failed(&e))?;
     let draining = house::drain::load(master).await?;
@@ -129,6 +135,7 @@ async fn prepare(master: &Master, term: u64) -> Result<(), CallError> {
     }
     master.desk(|desk| {
         desk.follow();
+        desk.found(founding);
         desk.keys = keys;
         desk.set_draining(draining);
         for (kind, range) in fresh {

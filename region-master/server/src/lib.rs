@@ -12,7 +12,7 @@
 //! - [`config`]: its configuration.
 //! - [`master`]: its parts, and whether an answer may leave.
 //! - [`credentials`]: who of the region has which certificate and revocation list.
-//! - [`desk`]: what it keeps in memory.
+//! - [`desk`]: what it keeps in memory. [`founding`]: who is of this region, and who of another one of its name.
 //! - [`lead`]: what a leader does besides answering. [`house`]: chunks and their copies.
 //! - [`service`], [`sessions`], [`fs`]: the framed stream. [`rpc`], [`status`]: gRPC.
 //! - [`promises`]: recalls, grants, and the gate before a commit.
@@ -26,6 +26,7 @@ pub mod config;
 pub mod credentials;
 pub mod desk;
 pub mod errors;
+pub mod founding;
 pub mod fs;
 pub mod fsck;
 pub mod house;
@@ -38,6 +39,7 @@ pub mod own;
 pub mod places;
 pub mod promises;
 pub mod records;
+pub mod rights;
 pub mod rpc;
 pub mod seals;
 pub mod server;
@@ -47,6 +49,6 @@ pub mod status;
 pub mod tickets;
 pub mod trash;
 
-pub use config::{ConfigError, HouseConfig, MasterConfig, MemberConfig, RaftConfig};
+pub use config::{ConfigError, HouseConfig, MasterConfig, MemberConfig, MountRule, RaftConfig, Squash};
 pub use errors::not_built;
 pub use server::{MasterServer, Ports, StartError};

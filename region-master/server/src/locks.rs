@@ -35,7 +35,7 @@ use crate::records::transact;
 
 /// Notices that aren't answered are sent again so often, and queues looked through again.
 const REPEAT_EVERY: Duration = Duration::from_millis(300);
-/// Waits of one inode that are looked at in one transaction.
+/// Waits of one inode that are looked at in one transaction. There may be more.
 const WAITS_AT_ONCE: usize = 256;
 /// Inodes whose queues are looked through again at a time: what became free unseen is found.
 const INODES_AT_ONCE: usize = 32;
@@ -170,9 +170,8 @@ impl Locking {
                 master.desk(|desk| desk.lock_waits.remove(id));
                 return Err(error);
             }
-            Ok(verdicts) if !stays => {
+            Ok(granted) if !stays => {
                 master.desk(|desk| desk.lock_waits.told(id));
-                let granted = verdicts.contains(&(id, Verdict::Granted));
                 let held = Locked { state: LockState::Held.into(), custody_epoch: term };
                 return Ok(if granted { Reply::Locked(held) } else { Reply::Errno(ENOLCK) });
             }
@@ -210,23 +209,40 @@ fn owner(owner: &LockOwner) -> Owner {
     (owner.kind, owner.session, owner.owner)
 }
 
-/// Grants what can be granted on an inode, and notes who is in the way of the others. The caller has passed its gate.
+/// Grants what can be granted on an inode, and notes who is in the way of the others: of all that wait, some at a time. The caller has passed
+/// its gate. Answers whether that wait was granted.
 async fn look_through(
     master: &Master,
     term: u64,
     inode: InodeId,
     also: Option<&Wait>,
-) -> Result<Vec<(WaitId, Verdict)>, CallError> {
-    let mut waits = master.desk(|desk| desk.lock_waits.of(inode, WAITS_AT_ONCE));
-    if let Some(also) = also
-        && !waits.iter().any(|wait| wait.id == also.id)
-    {
-        waits.push(also.clone());
+) -> Result<bool, CallError> {
+    let mut granted = false;
+    // Behind the gate none comes into the queue. A lock on one part of the file may be free for the last of them.
+    let ids = master.desk(|desk| desk.lock_waits.ids(inode));
+    let also_id = also.map(|also| also.id);
+    for ids in ids.chunks(WAITS_AT_ONCE) {
+        let waits = master.desk(|desk| desk.lock_waits.of_ids(ids));
+        granted |= judge(master, term, inode, &waits, also_id).await?;
     }
+    if let Some(missing) = also.filter(|also| !ids.contains(&also.id)) {
+        granted |= judge(master, term, inode, std::slice::from_ref(missing), also_id).await?;
+    }
+    Ok(granted)
+}
+
+/// [`look_through`] for these waits.
+async fn judge(
+    master: &Master,
+    term: u64,
+    inode: InodeId,
+    waits: &[Wait],
+    also: Option<WaitId>,
+) -> Result<bool, CallError> {
     let (ids, wants): (Vec<WaitId>, Vec<Want>) =
         waits.iter().filter_map(|wait| Some((wait.id, want(wait)?))).unzip();
     if ids.is_empty() {
-        return Ok(Vec::new());
+        return Ok(false);
     }
     let wants = &wants;
     let verdicts = transact(&master.store, move |tx| async move {
@@ -257,11 +273,10 @@ async fn look_through(
     });
     for (session, waits) in granted {
         // Who is answered at once needn't be told beside.
-        let waits: Vec<u64> =
-            waits.into_iter().filter(|wait| also.is_none_or(|also| also.id != (session, *wait))).collect();
+        let waits: Vec<u64> = waits.into_iter().filter(|wait| also != Some((session, *wait))).collect();
         tell(master, term, session, waits);
     }
-    Ok(judged)
+    Ok(judged.iter().any(|(id, verdict)| Some(*id) == also && *verdict == Verdict::Granted))
 }
 
 /// Whether a wait is kept by its own owner, over others. A chain is believed only if each of its links is there at one moment: what was

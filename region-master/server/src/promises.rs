@@ -294,6 +294,30 @@ pub async fn admit_read(
     }
 }
 
+/// Has others tell what they hold back of an inode that a change reads: data that was written before the change came is in what it reads. Others
+/// may begin to write while the change is under way; it sees of that what it happens to see, as any read does.
+pub async fn admit_source(
+    master: &Master,
+    term: u64,
+    id: SessionId,
+    inode: InodeId,
+    deadline: Instant,
+) -> Result<(), CallError> {
+    let facts = BTreeSet::from([Fact::Inode(inode)]);
+    loop {
+        let recalls = master.desk(|desk| {
+            (desk.custody == Some(term)).then(|| desk.promises.read_blockers(id, &facts, false))
+        });
+        let recalls = recalls.ok_or_else(|| master.not_leader())?;
+        if recalls.is_empty() {
+            return Ok(());
+        }
+        send(master, term, &recalls);
+        let what = "another session hasn't told yet what it has written to the file that is copied";
+        wait_until(master, deadline, what, |desk| desk.promises.answered(&recalls)).await?;
+    }
+}
+
 /// The gate of one change: recalls what it touches before it commits.
 pub struct ChangeGate {
     master: Arc<Master>,
@@ -518,6 +542,7 @@ fn facts_changed(request: &FsRequest, reply: &FsReply) -> BTreeSet<Fact> {
         (Op::Rename(r), Reply::Done(_)) if !r.exchange => drop(facts.insert(entry(r.parent, &r.name))),
         (Op::SetAttr(_), Reply::Entry(set)) => facts.extend(inode(&set.attr)),
         (Op::Write(_), Reply::Written(written)) => facts.extend(inode(&written.attr)),
+        (Op::Fallocate(_) | Op::CopyRange(_), Reply::Ranged(ranged)) => facts.extend(inode(&ranged.attr)),
         _ => {}
     }
     facts

@@ -15,8 +15,12 @@ use mooseng_wire::admin::{
     PurgeTrashReply, PurgeTrashRequest, RestoreTrashReply, RestoreTrashRequest, StatusReply, StatusRequest,
     TicketKey, TransferLeaderReply, TransferLeaderRequest, TrashRetentionReply, TrashRetentionRequest,
 };
-use tonic::{Request, Response, Status};
+use mooseng_wire::call::CallError;
+use mooseng_wire::founding::Founding;
+use prost::Message;
+use tonic::{Code, Request, Response, Status};
 
+use crate::desk::HeartbeatRefused;
 use crate::master::{HOME_EPOCH, Master};
 use crate::{fsck, house, status, trash};
 
@@ -51,6 +55,17 @@ fn raft_refused(error: RaftError) -> Status {
     }
 }
 
+fn beat_refused(refused: HeartbeatRefused) -> Status {
+    match refused {
+        HeartbeatRefused::Beat(refused) => Status::failed_precondition(refused.to_string()),
+        HeartbeatRefused::NotOurs(not_ours) => {
+            let error = CallError::from(not_ours);
+            let details = error.encode_to_vec().into();
+            Status::with_details(Code::FailedPrecondition, error.message, details)
+        }
+    }
+}
+
 #[tonic::async_trait]
 impl Registry for Rpc {
     async fn heartbeat(
@@ -67,8 +82,7 @@ impl Registry for Rpc {
         let now = master.clock.boot();
         let term = master.serving().ok().filter(|term| master.may_answer(*term).is_ok());
         let reply = master.desk(|desk| {
-            let want_inventory =
-                desk.beat(now, request).map_err(|e| Status::failed_precondition(e.to_string()))?;
+            let want_inventory = desk.beat(now, request).map_err(beat_refused)?;
             // A leader that was replaced meanwhile has nothing to command: its successor may have decided otherwise.
             let custody = term.filter(|term| desk.serving == Some(*term)).unwrap_or(0);
             let commands = if custody > 0 { desk.take_commands(&name, now) } else { Vec::new() };
@@ -83,6 +97,7 @@ impl Registry for Rpc {
                     .collect(),
                 epoch: HOME_EPOCH.0,
                 interval_ms: HEARTBEAT_INTERVAL_MS,
+                founding: Founding::tell(desk.founding().filter(|_| custody > 0)),
             })
         })?;
         Ok(Response::new(reply))

@@ -6,13 +6,18 @@ use mooseng_schema::ids::IdKind;
 use mooseng_schema::session::SessionRecord;
 use mooseng_transport::call_error;
 use mooseng_wire::call::{CallError, ErrorCode};
-use mooseng_wire::session::{CloseSession, OpenSession, Renew, Renewed, SessionClosed, SessionOpened};
+use mooseng_wire::founding::Founding;
+use mooseng_wire::session::{
+    CloseSession, OpenSession, Renew, Renewed, SessionClosed, SessionOpened, Squash as SquashWord,
+};
 use mooseng_wire::{Incarnation, InodeId, RequestNumber, SessionId};
 
+use crate::config::Squash;
 use crate::errors::{denied, record_failed, refused};
 use crate::locks;
 use crate::master::Master;
 use crate::records::transact;
+use crate::rights;
 
 /// Longest host name and mount path that are kept, in bytes.
 const WORDS_BYTES_MAX: usize = 4096;
@@ -30,6 +35,8 @@ pub async fn open(
     request: OpenSession,
 ) -> Result<SessionOpened, CallError> {
     let term = master.serving()?;
+    // Before anything else: what the request names may mean something else in another region.
+    let_in(master, &identity, &request.founding)?;
     master.custody_is_ours(term, request.custody_epoch)?;
     if request.host.len() > WORDS_BYTES_MAX || request.mount_path.len() > WORDS_BYTES_MAX {
         return Err(call_error(
@@ -37,6 +44,9 @@ pub async fn open(
             "the host or the mount path is longer than 4096 bytes",
         ));
     }
+    let rule = rights::of(master, &identity)?;
+    // Before there is a session: one that can't be served would stay on record.
+    rights::find_root(master, rule).await?;
     let opens: Vec<InodeId> = request.opens.iter().map(|o| InodeId(o.inode)).collect();
     let order = request.order;
     let id = SessionId(request.session);
@@ -69,7 +79,7 @@ pub async fn open(
                     }
                 }
             }
-            Ok(Decided::Admitted(recorded, lapsed))
+            Ok::<_, CallError>(Decided::Admitted(recorded, lapsed))
         })?
     };
     let (recorded, lapsed) = match decided {
@@ -101,6 +111,12 @@ pub async fn open(
         }
     };
     master.recalls_answered.notify_waiters();
+    let root = rights::root(master, recorded.session, rule).await?;
+    let squash = match rule.map_or(Squash::None, |rule| rule.squash) {
+        Squash::None => SquashWord::None,
+        Squash::Root => SquashWord::Root,
+        Squash::All => SquashWord::All,
+    };
     master.may_answer(term)?;
     Ok(SessionOpened {
         session: recorded.session.0,
@@ -108,8 +124,18 @@ pub async fn open(
         lease_ms: master.lease_ms(),
         custody_epoch: term,
         lapsed,
-        root: mooseng_wire::ROOT_INODE.0,
+        root: root.0,
+        read_only: rule.is_some_and(|rule| rule.read_only),
+        squash: squash.into(),
+        founding: Founding::tell(master.desk(|desk| desk.founding())),
     })
+}
+
+/// Refuses a session of another founding of the region. One that knows no mark yet holds nothing of any region.
+fn let_in(master: &Master, identity: &str, told: &[u8]) -> Result<(), CallError> {
+    let now = master.clock.boot();
+    let who = format!("the mount of {identity}");
+    master.desk(|desk| desk.let_in(now, &who, told)).map(drop).map_err(CallError::from)
 }
 
 async fn create(master: &Master, identity: String, request: &OpenSession) -> Result<Recorded, CallError> {
@@ -183,6 +209,7 @@ pub fn recorded(id: SessionId, incarnation: Incarnation, record: SessionRecord) 
 /// Renews a lease.
 pub fn renew(master: &Master, identity: &str, request: &Renew) -> Result<Renewed, CallError> {
     let term = master.serving()?;
+    let_in(master, identity, &request.founding)?;
     master.desk(|desk| {
         let now = master.clock.boot();
         let (id, incarnation) = (SessionId(request.session), Incarnation(request.incarnation));

@@ -165,6 +165,8 @@ fn facts(master: &Master, masters: &[MasterStatus]) -> Facts {
             credentials: of_masters.chain(of_servers).collect(),
             sessions: desk.sessions.len(),
             sessions_max: desk.sessions.limits().sessions_max,
+            founding: desk.founding(),
+            strangers: desk.strangers.lately(now),
         }
     })
 }

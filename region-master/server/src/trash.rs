@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mooseng_namespace::trash::{self, Listed, Place, Purged, RETENTION_S_MAX, Refused};
+use mooseng_namespace::trash::{self, Listed, Place, Purged, RETENTION_S_MAX, Refused, Terms};
 use mooseng_namespace::{OpError, upkeep};
 use mooseng_wire::admin::purge_trash_request::Which;
 use mooseng_wire::admin::{
@@ -42,14 +42,15 @@ fn refused(error: CallError) -> Status {
 
 /// What the trash holds, as of now.
 pub async fn status(master: &Master) -> Result<TrashStatus, CallError> {
-    let (held, retention_s) = transact(&master.store, |tx| async move {
+    let (held, terms) = transact(&master.store, |tx| async move {
         let held = upkeep::statistics(&tx, ROOT_VOLUME).await?;
-        let retention_s = trash::retention(&tx, ROOT_VOLUME).await?;
-        Ok((tx, (held, retention_s)))
+        let terms = trash::terms(&tx, ROOT_VOLUME).await?;
+        Ok((tx, (held, terms)))
     })
     .await
     .map_err(|e| record_failed(&e))?;
-    Ok(TrashStatus { files: held.trash_files, bytes: held.trash_bytes, retention_s })
+    let Terms { retention_s, min_age_s } = terms;
+    Ok(TrashStatus { files: held.trash_files, bytes: held.trash_bytes, retention_s, min_age_s })
 }
 
 fn of_wire(place: Option<TrashPlace>) -> Option<Place> {
@@ -216,18 +217,19 @@ pub async fn retention(
     request: TrashRetentionRequest,
 ) -> Result<TrashRetentionReply, Status> {
     let term = master.serving().map_err(refused)?;
-    if let Some(seconds) = request.set_s {
+    let TrashRetentionRequest { set_s, set_min_age_s } = request;
+    if let Some(seconds) = set_s.max(set_min_age_s) {
         if seconds > RETENTION_S_MAX {
             return Err(Status::invalid_argument("the trash keeps files for ten years at most"));
         }
         let set = change(master, term, Repeat::Harmless, |tx| {
-            Box::pin(trash::set_retention(tx, ROOT_VOLUME, seconds))
+            Box::pin(trash::set_terms(tx, ROOT_VOLUME, set_s, set_min_age_s))
         });
         set.await?;
     }
-    let TrashStatus { retention_s, .. } = publish(master).await.map_err(refused)?;
+    let TrashStatus { retention_s, min_age_s, .. } = publish(master).await.map_err(refused)?;
     master.may_answer(term).map_err(refused)?;
-    Ok(TrashRetentionReply { retention_s })
+    Ok(TrashRetentionReply { retention_s, min_age_s })
 }
 
 /// Notes what the trash holds where status and metrics find it.

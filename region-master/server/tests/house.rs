@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
 
 mod common;
+#[path = "house/founding.rs"]
+mod founding;
 #[path = "house/fsck.rs"]
 mod fsck;
 #[path = "house/rewrite.rs"]
@@ -12,6 +14,7 @@ mod trash;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use common::{Client, Cluster, WAIT, identity, until};
@@ -245,7 +248,7 @@ impl Region {
 }
 
 async fn close(client: &Client) {
-    let s = *client.session.lock().await;
+    let s = client.session.lock().await.clone();
     let close = CloseSession { session: s.session, incarnation: s.incarnation };
     client.call::<_, SessionClosed>(Method::CloseSession, &close).await.unwrap();
 }

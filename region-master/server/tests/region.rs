@@ -18,8 +18,8 @@ use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::write_piece::Data;
 use mooseng_wire::fs::{
-    AllocateChunk, ChunkRun, Create, GetAttr, Lookup, Mkdir, Open, Reap, Release, SealChunk, Unlink, Write,
-    WritePiece,
+    AllocateChunk, ChunkRun, CopyRange, Create, GetAttr, Lock, LockKind, LockSpec, LockState, Lookup, Mkdir,
+    Open, Reap, Release, SealChunk, TestLock, Unlink, Unlock, Write, WritePiece,
 };
 use mooseng_wire::method::Method;
 use mooseng_wire::session::{CloseSession, OpenSession, Request, Response, SessionClosed, SessionOpened};
@@ -145,7 +145,7 @@ async fn one_master_serves_sessions_files_and_chunks() {
     let metrics = cluster.running[0].as_ref().unwrap().metrics().encode();
     assert!(metrics.contains("mooseng_master_requests_total{method=\"FsChange\"}"), "{metrics}");
 
-    let s = *client.session.lock().await;
+    let s = client.session.lock().await.clone();
     let close = CloseSession { session: s.session, incarnation: s.incarnation };
     let _: SessionClosed = client.call(Method::CloseSession, &close).await.unwrap();
     assert_eq!(client.read(lookup("f")).await.unwrap_err().0, ErrorCode::SessionExpired);
@@ -240,6 +240,26 @@ async fn an_unlinked_file_lives_while_it_is_open() {
     until("the released one is freed", async || gone(open).await).await;
     let refused = client.change(Op::Reap(Reap { inodes: vec![1] })).await.unwrap_err();
     assert_eq!(refused.0, ErrorCode::PermissionDenied);
+}
+
+/// The namespace's part of a copy is tested there. Here: who may hold back data of the source is asked for it first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_waits_for_what_others_hold_back_of_its_source() {
+    let cluster = Cluster::start(1, Arc::new(OsClock)).await;
+    let (writer, copier) = (cluster.client("w").await, cluster.client("c").await);
+    writer.open(&[]).await.unwrap();
+    copier.open(&[]).await.unwrap();
+    // Who makes a file is promised it exclusively, and may buffer what it writes.
+    let source = created(writer.change(create("f")).await.unwrap());
+    let inode = created(copier.change_as(1, create("g")).await.unwrap());
+    let copy = Op::CopyRange(CopyRange { source, inode, length: 10, ..CopyRange::default() });
+    let waits = tokio::time::timeout(Duration::from_millis(700), copier.change_as(2, copy.clone())).await;
+    assert!(waits.is_err(), "{waits:?}");
+    let s = writer.session.lock().await.clone();
+    let close = CloseSession { session: s.session, incarnation: s.incarnation };
+    let _: SessionClosed = writer.call(Method::CloseSession, &close).await.unwrap();
+    let Reply::Ranged(ranged) = copier.change_as(2, copy).await.unwrap() else { panic!("not copied") };
+    assert_eq!((ranged.done, ranged.more), (0, false));
 }
 
 /// A close waits for the next request, whatever that is about; one that arrives late closes nothing that was opened since.
@@ -414,7 +434,7 @@ async fn everybody_does_only_what_their_certificate_allows() {
     cluster.leader().await;
     let client = cluster.client("c").await;
     client.open(&[]).await.unwrap();
-    let s = *client.session.lock().await;
+    let s = client.session.lock().await.clone();
 
     // Another client can't use the session.
     let thief = cluster.client("thief").await;
@@ -463,4 +483,52 @@ async fn everybody_does_only_what_their_certificate_allows() {
     let other = HeartbeatRequest { chunkserver: "b".into(), ..HeartbeatRequest::default() };
     let beat = RegistryClient::new(channel).heartbeat(other).await;
     assert_eq!(beat.unwrap_err().code(), tonic::Code::PermissionDenied);
+}
+
+/// Whoever waits behind hundreds that wait for another part of the file gets what becomes free.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lock_is_granted_to_the_last_of_many_who_wait() {
+    const MANY: u64 = 600;
+    let cluster = Cluster::start(1, Arc::new(OsClock)).await;
+    let client = cluster.client("c").await;
+    client.open(&[]).await.unwrap();
+    let inode = created(client.change_as(1, create("f")).await.unwrap());
+    let spec = |owner, at| LockSpec {
+        kind: LockKind::Range.into(),
+        owner,
+        start: at,
+        end: at,
+        exclusive: true,
+        ..LockSpec::default()
+    };
+    let lock = |owner, at, wait| Op::Lock(Lock { inode, lock: Some(spec(owner, at)), wait });
+    let mut number = 1;
+    let mut ask = async |op| {
+        number += 1;
+        match client.change_as(number, op).await.unwrap() {
+            Reply::Locked(locked) => Some(locked.state()),
+            _ => None,
+        }
+    };
+    assert_eq!(ask(lock(1, 0, 0)).await, Some(LockState::Held));
+    assert_eq!(ask(lock(2, 5, 0)).await, Some(LockState::Held));
+    for owner in 10..10 + MANY {
+        assert_eq!(ask(lock(owner, 0, owner)).await, Some(LockState::Queued));
+    }
+    assert_eq!(ask(lock(3, 5, 3)).await, Some(LockState::Queued));
+    ask(Op::Unlock(Unlock { inode, lock: Some(spec(2, 5)) })).await;
+    let holder = async || {
+        let asked = Op::TestLock(TestLock { inode, lock: Some(spec(4, 5)) });
+        match client.read(asked).await.unwrap() {
+            Reply::LockHolder(holder) => holder.lock.map(|lock| lock.owner),
+            other => panic!("no holder: {other:?}"),
+        }
+    };
+    let granted = async {
+        while holder().await != Some(3) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    // The wait isn't asked for anew here.
+    tokio::time::timeout(Duration::from_secs(10), granted).await.unwrap();
 }

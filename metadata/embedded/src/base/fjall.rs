@@ -27,6 +27,8 @@ const POSITION_KEY: &[u8] = b"p";
 const DATA_TAG: u8 = b'd';
 const CURRENT: &str = "CURRENT";
 const PREFIX: &str = "gen-";
+/// The directory in a database that fjall has keyspaces in.
+const KEYSPACES: &str = "keyspaces";
 const FORMAT: u8 = 1;
 
 /// A base on disk.
@@ -133,6 +135,11 @@ impl Generation {
         let failed = |error: fjall::Error| failed("open its database", &place, error);
         let database = Database::builder(&path).open().map_err(failed)?;
         let pairs = database.keyspace(KEYSPACE, KeyspaceCreateOptions::default).map_err(failed)?;
+        // fjall 3.1 makes a keyspace's directory and doesn't flush its name: where no other flush happens to do it, a power loss takes the
+        // whole store, behind which the Raft log is purged.
+        fs::File::open(path.join(KEYSPACES))
+            .and_then(|keyspaces| keyspaces.sync_all())
+            .map_err(|error| self::failed("flush the names of its keyspaces", &place, error))?;
         let position = match pairs.get(POSITION_KEY).map_err(failed)? {
             None => BasePosition::default(),
             Some(bytes) => decode_position(&bytes).ok_or_else(|| BaseError::Damaged {

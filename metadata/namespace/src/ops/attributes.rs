@@ -147,7 +147,7 @@ pub async fn resize<T: Transaction>(
 ) -> Result<(), OpError> {
     if size < record.size {
         window::shrink(view.tx, id, record, size).await?;
-        trash::emptied(view, id, record);
+        trash::emptied(view, id, record).await?;
     } else if size > record.size {
         window::need_trimmed(id, record)?;
         record.size = size;

@@ -29,7 +29,8 @@ const PIECES_MAX: usize = 256;
 /// Inline bytes of one write: its transaction must stay well under the store's limit.
 const WRITE_INLINE_BYTES_MAX: usize = 512 << 10;
 
-async fn regular<T: Transaction>(view: &View<'_, T>, id: InodeId) -> Result<InodeRecord, OpError> {
+/// A file's record: EISDIR of a directory, EINVAL of anything else.
+pub async fn regular<T: Transaction>(view: &View<'_, T>, id: InodeId) -> Result<InodeRecord, OpError> {
     let record = view.inode(id).await?;
     if is_directory(record.kind) {
         return Err(Errno::EISDIR.into());

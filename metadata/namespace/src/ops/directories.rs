@@ -27,8 +27,10 @@ pub async fn lookup<T: Transaction>(
         b"." => (view.directory(parent).await?, parent),
         b".." => {
             let directory = view.directory(parent).await?;
-            // The root is its own parent.
-            let id = directory.links.first().map_or(parent, |l| InodeId(l.parent));
+            // The root is its own parent, that of the subtree to which a session is confined, too.
+            let is_root = view.ctx.confined == Some(parent);
+            let up = directory.links.first().filter(|_| !is_root);
+            let id = up.map_or(parent, |link| InodeId(link.parent));
             (directory, id)
         }
         _ => {

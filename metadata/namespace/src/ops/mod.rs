@@ -2,10 +2,12 @@
 
 mod attributes;
 mod chunks;
+mod copy;
 mod data;
 mod describe;
 mod directories;
 mod extended;
+mod fallocate;
 mod handles;
 mod link;
 mod locks;
@@ -20,6 +22,7 @@ use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::{Caller, Done, FsReply, FsRequest};
 
+use crate::confine;
 use crate::context::OpContext;
 use crate::error::OpError;
 use crate::request::{is_change, is_internal};
@@ -57,7 +60,8 @@ pub async fn execute_noting<T: Transaction>(
     let op = request.op.as_ref().ok_or(OpError::Malformed("it has no operation"))?;
     let read = if is_change(request) { Read::Conflicting } else { Read::Snapshot };
     let view = View { tx, ctx, caller, read, touched };
-    let reply = match op {
+    confine::admit(&view, request).await?;
+    let mut reply = match op {
         Op::Lookup(r) => Reply::Entry(directories::lookup(&view, InodeId(r.parent), &r.name).await?),
         Op::GetAttr(r) => Reply::Entry(attributes::get(&view, InodeId(r.inode)).await?),
         Op::ReadLink(r) => Reply::Value(link::read(&view, InodeId(r.inode)).await?),
@@ -86,6 +90,8 @@ pub async fn execute_noting<T: Transaction>(
         Op::SetXattr(r) => done(extended::set(&view, r).await?),
         Op::RemoveXattr(r) => done(extended::remove(&view, InodeId(r.inode), &r.name).await?),
         Op::Write(r) => Reply::Written(data::write(&view, r).await?),
+        Op::Fallocate(r) => Reply::Ranged(fallocate::fallocate(&view, r).await?),
+        Op::CopyRange(r) => Reply::Ranged(copy::copy(&view, r).await?),
         Op::TouchAtime(r) => done(attributes::touch(&view, &r.touches).await?),
         Op::AllocateChunk(r) => Reply::Allocated(chunks::allocate(&view, InodeId(r.inode)).await?),
         Op::SealChunk(r) => done(chunks::seal(&view, r).await?),
@@ -94,6 +100,7 @@ pub async fn execute_noting<T: Transaction>(
         Op::CancelLock(r) => Reply::Locked(locks::cancel(&view, r).await?),
         Op::Reap(r) => Reply::Reaped(reap::reap(&view, &r.inodes).await?),
     };
+    confine::redact(&view, &mut reply).await?;
     Ok(FsReply { reply: Some(reply) })
 }
 

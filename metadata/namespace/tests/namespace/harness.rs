@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use mooseng_namespace::trash::Terms;
 use mooseng_namespace::{
     Driver, DriverError, Ids, OpContext, SessionCall, format, needs_chunk, needs_inode, sessions,
 };
@@ -61,9 +62,10 @@ impl Volume {
     /// A volume that keeps deleted files for that many seconds.
     pub async fn with_trash(seed: u64, share: f64, retention_s: u64) -> Self {
         let store = Faulty::new(seed, share);
+        let trash = Terms { retention_s, min_age_s: 0 };
         let driver = Driver::new(store.clone());
         let (made, _) = driver
-            .transact(deadline(), |tx| Box::pin(format(tx, VolumeId(0), Epoch(1), HASH_KEY, 1, retention_s)))
+            .transact(deadline(), |tx| Box::pin(format(tx, VolumeId(0), Epoch(1), HASH_KEY, 1, trash)))
             .await
             .unwrap();
         assert!(made || share > 0.0);
@@ -263,6 +265,7 @@ pub fn attr(reply: Reply) -> Attr {
         Reply::Entry(e) => e.attr.unwrap(),
         Reply::Created(c) => c.attr.unwrap(),
         Reply::Written(w) => w.attr.unwrap(),
+        Reply::Ranged(r) => r.attr.unwrap(),
         other => panic!("no attributes: {other:?}"),
     }
 }

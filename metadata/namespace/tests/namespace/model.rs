@@ -14,6 +14,8 @@ pub const ENXIO: u32 = 6;
 pub const EACCES: u32 = 13;
 pub const EBUSY: u32 = 16;
 pub const EEXIST: u32 = 17;
+pub const EXDEV: u32 = 18;
+pub const ENODEV: u32 = 19;
 pub const ENOTDIR: u32 = 20;
 pub const EISDIR: u32 = 21;
 pub const EINVAL: u32 = 22;
@@ -29,6 +31,8 @@ pub enum Expect {
     Attr(Attr),
     Created(Attr, bool),
     Written(Attr, u64),
+    /// With how many bytes are done, and whether more remains.
+    Ranged(Attr, u64, bool),
     Value(Bytes),
     Names(BTreeSet<Bytes>),
     Offset(u64),
@@ -115,6 +119,11 @@ impl Node {
             self.xattrs.remove(&b"security.capability"[..]);
         }
     }
+    fn strip_for(&mut self, who: &Caller, asked: bool) {
+        if asked || (who.uid != 0 && !who.kernel_checked) {
+            self.strip();
+        }
+    }
     fn resize(&mut self, size: u64, now: i64) {
         self.orphan |= self.trash_until.is_some() && size == 0 && !self.content.is_empty();
         self.content.resize(size as usize, None);
@@ -168,7 +177,7 @@ impl Model {
             mtime_ns: node.times[1],
             ctime_ns: node.times[2],
             generation: 0,
-            has_xattrs: !node.xattrs.is_empty(),
+            no_xattrs: node.xattrs.is_empty(),
         }
     }
 
@@ -248,6 +257,8 @@ impl Model {
             Op::SetXattr(r) => self.set_xattr(at, r),
             Op::RemoveXattr(r) => self.remove_xattr(at, r),
             Op::Write(r) => self.write(at, r),
+            Op::Fallocate(r) => self.fallocate(at, r),
+            Op::CopyRange(r) => self.copy_range(at, r),
             Op::TouchAtime(r) => {
                 for touch in &r.touches {
                     if let Some(node) = self.nodes.get_mut(&touch.inode) {
@@ -704,6 +715,49 @@ impl Model {
         node.xattrs.remove(&r.name).ok_or(ENODATA)?;
         node.times[2] = at.now;
         Ok(Expect::Done)
+    }
+
+    fn fallocate(&mut self, at: &At<'_>, r: &Fallocate) -> Answer {
+        if r.length == 0 {
+            return Err(EINVAL);
+        }
+        match self.node(r.inode)?.kind {
+            FILE => {}
+            DIR => return Err(EISDIR),
+            _ => return Err(ENODEV),
+        }
+        let node = self.node_mut(r.inode);
+        let (from, to) = (r.offset as usize, (r.offset + r.length) as usize);
+        if r.zero || !r.keep_size {
+            let size = node.content.len();
+            if r.zero && from < size {
+                node.content[from..to.min(size)].fill(None);
+            }
+            node.resize(if r.keep_size { size } else { size.max(to) } as u64, at.now);
+            node.strip_for(at.who, r.kill_suidgid);
+        }
+        Ok(Expect::Ranged(self.attr(r.inode), r.length, false))
+    }
+
+    /// Where the namespace doesn't refuse: which chunks are sealed the model doesn't know.
+    fn copy_range(&mut self, at: &At<'_>, r: &CopyRange) -> Answer {
+        let source = self.file(r.source)?;
+        let size = source.content.len() as u64;
+        self.file(r.inode)?;
+        let length = r.length.min(size.saturating_sub(r.source_offset));
+        if r.source == r.inode && r.offset.abs_diff(r.source_offset) < length {
+            return Err(EINVAL);
+        }
+        if length > 0 {
+            let from = r.source_offset as usize;
+            let bytes = source.content[from..from + length as usize].to_vec();
+            let (from, to) = (r.offset as usize, (r.offset + length) as usize);
+            let node = self.node_mut(r.inode);
+            node.resize(node.content.len().max(to) as u64, at.now);
+            node.content[from..to].copy_from_slice(&bytes);
+            node.strip_for(at.who, r.kill_suidgid);
+        }
+        Ok(Expect::Ranged(self.attr(r.inode), length, false))
     }
 
     fn write(&mut self, at: &At<'_>, r: &Write) -> Answer {

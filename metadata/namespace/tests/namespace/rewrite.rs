@@ -224,7 +224,7 @@ async fn what_a_truncation_left_dead_is_not_touched() {
     volume.check();
 }
 
-/// Random writes, truncations and rewrites, with swaps of pieces that were read long ago: a file shows what was written last, whatever chunk holds
+/// Random writes, copies, holes, truncations and rewrites, with swaps of pieces that were read long ago: a file shows what was written last, whatever chunk holds
 /// it, and everything stays counted.
 async fn run(seed: u64, faults: f64) {
     let volume = Volume::with_faults(seed, faults).await;
@@ -240,7 +240,7 @@ async fn run(seed: u64, faults: f64) {
     for step in 0..300 {
         let file = *files.choose(&mut rng).unwrap();
         match rng.random_range(0..100) {
-            0..50 => {
+            0..36 => {
                 let (offset, length) = (rng.random_range(0..400), rng.random_range(1..60));
                 client.ask(write(file, offset, open.0, open.1, length)).await;
                 let model = models.get_mut(&file).unwrap();
@@ -252,6 +252,39 @@ async fn run(seed: u64, faults: f64) {
                     model[(offset + i) as usize] = Some((open.0, open.1 + i));
                 }
                 open.1 += length;
+            }
+            36..44 => {
+                let (source, source_offset) = (*files.choose(&mut rng).unwrap(), rng.random_range(0..400));
+                let (offset, length) = (rng.random_range(0..400), rng.random_range(1..100));
+                let op =
+                    CopyRange { source, source_offset, inode: file, offset, length, ..Default::default() };
+                // Else they overlap, or begin where a chunk isn't sealed.
+                if let Reply::Ranged(ranged) = client.ask(Op::CopyRange(op)).await {
+                    let (from, done) = (source_offset as usize, ranged.done as usize);
+                    let bytes = models[&source].get(from..from + done).unwrap_or_default().to_vec();
+                    let (to, model) = (offset as usize, models.get_mut(&file).unwrap());
+                    if done > 0 {
+                        model.resize(model.len().max(to + done), None);
+                        model[to..to + done].copy_from_slice(&bytes);
+                    }
+                }
+            }
+            44..50 => {
+                let (offset, length) = (rng.random_range(0..400), rng.random_range(1..60));
+                let op = Fallocate {
+                    inode: file,
+                    offset,
+                    length,
+                    zero: true,
+                    keep_size: true,
+                    ..Default::default()
+                };
+                client.ask(Op::Fallocate(op)).await;
+                let model = models.get_mut(&file).unwrap();
+                let to = model.len().min((offset + length) as usize);
+                if (offset as usize) < to {
+                    model[offset as usize..to].fill(None);
+                }
             }
             50..58 => {
                 seal(&volume, open.0, open.1).await;

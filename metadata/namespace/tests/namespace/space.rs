@@ -325,3 +325,204 @@ async fn many_extents_come_in_several_answers() {
     let lies: Vec<_> = map.extents.iter().map(|e| (e.offset, e.length)).collect();
     assert_eq!((lies, map.covered), (vec![(25, 5), (40, 5)], 45));
 }
+
+/// Asks until a range is done; answers in how many steps, and the last attributes.
+async fn punch(client: &Client<'_>, inode: u64, offset: u64, length: u64, keep_size: bool) -> (u64, Attr) {
+    let (mut at, mut steps) = (offset, 0);
+    loop {
+        let left = offset + length - at;
+        let op = Fallocate { inode, offset: at, length: left, zero: true, keep_size, ..Default::default() };
+        let Reply::Ranged(ranged) = client.ask(Op::Fallocate(op)).await else { panic!("not done") };
+        (at, steps) = (at + ranged.done, steps + 1);
+        if !ranged.more {
+            assert_eq!(ranged.done, left);
+            return (steps, ranged.attr.unwrap());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_hole_through_many_extents_is_made_in_steps_and_frees_them() {
+    let volume = Volume::with_faults(3, 0.1).await;
+    let client = volume.client(1).await;
+    let (inode, chunk) = scattered(&client, "f", 2_000).await;
+    let mut expected = client.read(inode).await;
+    expected[35..39_005].fill(0);
+    let (steps, after) = punch(&client, inode, 35, 38_970, true).await;
+    assert_eq!((steps, after.size), (4, expected.len() as u64));
+    assert!(client.read(inode).await == expected);
+    // Extents from 0 and 20 on, and 50 behind the hole, the first of which begins within it.
+    assert_eq!(after.blocks, (20_u64 + 49 * 10 + 5).div_ceil(512));
+    volume.check();
+    let hole = client.ask(Op::Seek(Seek { inode, offset: 31, whence: SeekWhence::Data as i32 })).await;
+    assert_eq!(hole, Reply::Seek(SeekTo { offset: 39_005 }));
+    // The file grows with the last step only.
+    let (steps, after) = punch(&client, inode, 0, 50_000, false).await;
+    assert_eq!((steps, after.size, after.blocks), (1, 50_000, 0));
+    let users =
+        volume.driver.transact(deadline(), |tx| Box::pin(upkeep::chunk_users(tx, ChunkId(chunk), 10))).await;
+    assert_eq!(users.unwrap().0, []);
+    volume.check();
+}
+
+#[tokio::test]
+async fn ranges_have_limits_and_belong_to_files() {
+    let volume = Volume::new().await;
+    let client = volume.client(1).await;
+    let inode = client.create(ROOT, "f").await;
+    let op = |inode, offset, length| Op::Fallocate(Fallocate { inode, offset, length, ..Default::default() });
+    assert_eq!(client.errno(op(inode, 0, 0)).await, EINVAL);
+    assert_eq!(client.errno(op(inode, u64::MAX, 2)).await, EFBIG);
+    assert_eq!(client.errno(op(inode, FILE_SIZE_MAX, 1)).await, EFBIG);
+    assert_eq!(client.errno(op(ROOT, 0, 1)).await, EISDIR);
+    let fifo = Mknod { parent: ROOT, name: name("p"), kind: FileKind::Fifo as i32, ..Default::default() };
+    let fifo = attr(client.ask(Op::Mknod(fifo)).await).inode;
+    assert_eq!(client.errno(op(fifo, 0, 1)).await, ENODEV);
+    assert_eq!(client.errno(op(inode, FILE_SIZE_MAX - 1, 1)).await, 0);
+    assert_eq!(client.attr(inode).await.size, FILE_SIZE_MAX);
+}
+
+/// What a truncation left dead behind the end doesn't come back with a longer file.
+#[tokio::test]
+async fn allocating_behind_a_truncation_shows_zeros() {
+    let volume = Volume::new().await;
+    let client = volume.client(1).await;
+    let (inode, _) = scattered(&client, "f", 2_000).await;
+    client.ask(size(inode, 10)).await;
+    let (_, hole) = punch(&client, inode, 5, 30_000, true).await;
+    assert_eq!(hole.size, 10);
+    let grow = Fallocate { inode, offset: 20_000, length: 20_000, ..Default::default() };
+    assert_eq!(attr(client.ask(Op::Fallocate(grow)).await).size, 40_000);
+    let mut expected: Vec<u8> = (0..5).map(|i| chunk_byte(1, i)).collect();
+    expected.resize(40_000, 0);
+    assert!(client.read(inode).await == expected);
+    volume.check();
+}
+
+async fn seal(volume: &Volume, chunk: u64, length: u64) {
+    volume.own(Op::SealChunk(SealChunk { chunk, acknowledged: length, failed: vec![] })).await;
+}
+
+fn copy(source: u64, source_offset: u64, inode: u64, offset: u64, length: u64) -> CopyRange {
+    CopyRange { source, source_offset, inode, offset, length, kill_suidgid: false }
+}
+
+/// Asks until all is copied; answers in how many steps.
+async fn copy_all(client: &Client<'_>, mut r: CopyRange) -> u64 {
+    let mut steps = 0;
+    loop {
+        let Reply::Ranged(ranged) = client.ask(Op::CopyRange(r)).await else { panic!("not copied") };
+        steps += 1;
+        r.source_offset += ranged.done;
+        r.offset += ranged.done;
+        r.length -= ranged.done;
+        if !ranged.more {
+            return steps;
+        }
+    }
+}
+
+async fn users(volume: &Volume, chunk: u64) -> Vec<(u64, u64)> {
+    let users =
+        volume.driver.transact(deadline(), |tx| Box::pin(upkeep::chunk_users(tx, ChunkId(chunk), 10))).await;
+    users.unwrap().0.into_iter().map(|(inode, extents)| (inode.0, extents)).collect()
+}
+
+#[tokio::test]
+async fn a_copy_shares_the_chunk_and_outlives_its_source() {
+    let volume = Volume::with_faults(5, 0.1).await;
+    let (client, other) = (volume.client(1).await, volume.client(2).await);
+    let (source, chunk) = scattered(&client, "f", 2_000).await;
+    let target = client.create(ROOT, "g").await;
+    // Another session's chunk, and not even sealed.
+    assert_eq!(errno(&other.ask(Op::CopyRange(copy(source, 0, target, 0, 100))).await), EXDEV);
+    seal(&volume, chunk, 20_000).await;
+    let mut expected = client.read(source).await;
+    let all = expected.len() as u64;
+    assert_eq!(copy_all(&other, copy(source, 0, target, 0, u64::MAX)).await, 4);
+    assert!(client.read(target).await == expected);
+    assert_eq!(users(&volume, chunk).await, [(source, 2_000), (target, 2_000)]);
+    volume.check();
+    // Each goes its own way.
+    client.write(source, 0, &[1; 50]).await;
+    assert_eq!(client.errno(size(target, 100)).await, 0);
+    assert_eq!(client.errno(size(target, all)).await, 0);
+    expected[100..].fill(0);
+    assert!(client.read(target).await == expected);
+    client.ask(Op::Unlink(Unlink { parent: ROOT, name: name("f") })).await;
+    volume.own(Op::Reap(Reap { inodes: vec![source] })).await;
+    assert_eq!(users(&volume, chunk).await, [(target, 5)]);
+    assert!(client.read(target).await == expected);
+    let buried = async |now_ns| {
+        let buried = volume
+            .driver
+            .transact(deadline(), |tx| Box::pin(upkeep::bury_chunk(tx, ChunkId(chunk), now_ns, now_ns)))
+            .await;
+        buried.unwrap().0
+    };
+    assert!(!buried(i64::MAX).await);
+    client.ask(Op::Unlink(Unlink { parent: ROOT, name: name("g") })).await;
+    volume.own(Op::Reap(Reap { inodes: vec![target] })).await;
+    assert!(buried(i64::MAX).await);
+    volume.check();
+}
+
+#[tokio::test]
+async fn a_copy_takes_what_can_be_shared_and_says_how_far_it_came() {
+    let volume = Volume::new().await;
+    let client = volume.client(1).await;
+    let source = client.create(ROOT, "f").await;
+    let (done, open) = (allocate(&client, source).await, allocate(&client, source).await);
+    let pieces = vec![run(0, done, 0, 1_000), run(3_000, done, 1_000, 1_000), run(5_000, open, 0, 1_000)];
+    client.ask(write(source, pieces)).await;
+    client.write(source, 2_000, b"inline").await;
+    seal(&volume, done, 2_000).await;
+    let target = client.create(ROOT, "g").await;
+    client.write(target, 0, &[9; 20_000]).await;
+    // Up to the open chunk: the hole before it, too.
+    let r = copy(source, 500, target, 100, 5_000);
+    let Reply::Ranged(ranged) = client.ask(Op::CopyRange(r)).await else { panic!() };
+    assert_eq!((ranged.done, ranged.more), (4_500, true));
+    assert_eq!(client.errno(Op::CopyRange(copy(source, 5_000, target, 4_600, 500))).await, EXDEV);
+    let mut expected = vec![9; 20_000];
+    expected[100..4_600].copy_from_slice(&client.read(source).await[500..5_000]);
+    assert!(client.read(target).await == expected);
+    volume.check();
+    // Cut at the source's end, and nothing behind it.
+    seal(&volume, open, 1_000).await;
+    let Reply::Ranged(ranged) =
+        client.ask(Op::CopyRange(copy(source, 5_500, target, 30_000, u64::MAX))).await
+    else {
+        panic!()
+    };
+    assert_eq!((ranged.done, ranged.more, ranged.attr.unwrap().size), (500, false, 30_500));
+    for behind in [6_000, 7_000] {
+        let before = client.attr(target).await;
+        let r = copy(source, behind, target, 0, 10);
+        let Reply::Ranged(ranged) = client.ask(Op::CopyRange(r)).await else { panic!() };
+        assert_eq!((ranged.done, ranged.more, ranged.attr), (0, false, Some(before)));
+    }
+    volume.check();
+}
+
+#[tokio::test]
+async fn copies_have_limits() {
+    let volume = Volume::new().await;
+    let client = volume.client(1).await;
+    let inode = client.create(ROOT, "f").await;
+    let other = client.create(ROOT, "g").await;
+    client.write(inode, 0, &[1; 100]).await;
+    for (offset, length, expected) in
+        [(0, 50, EINVAL), (49, 50, EINVAL), (50, 50, 0), (50, u64::MAX, EINVAL), (200, u64::MAX, 0)]
+    {
+        let r = copy(inode, 0, inode, offset, length);
+        assert_eq!(client.errno(Op::CopyRange(r)).await, expected, "{offset} {length}");
+    }
+    assert_eq!(client.errno(Op::CopyRange(copy(inode, 0, other, FILE_SIZE_MAX - 9, 10))).await, EFBIG);
+    assert_eq!(client.errno(Op::CopyRange(copy(inode, 0, ROOT, 0, 10))).await, EISDIR);
+    assert_eq!(client.errno(Op::CopyRange(copy(ROOT, 0, inode, 0, 10))).await, EISDIR);
+    let fifo = Mknod { parent: ROOT, name: name("p"), kind: FileKind::Fifo as i32, ..Default::default() };
+    let fifo = attr(client.ask(Op::Mknod(fifo)).await).inode;
+    assert_eq!(client.errno(Op::CopyRange(copy(fifo, 0, inode, 0, 10))).await, EINVAL);
+    volume.check();
+}

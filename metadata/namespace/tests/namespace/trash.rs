@@ -1,5 +1,8 @@
 //! Deleted files: kept with all that they are, listed, restored, purged, and never freed too early.
 
+use std::sync::atomic::Ordering;
+
+use mooseng_namespace::OpContext;
 use mooseng_namespace::fsck::Kind;
 use mooseng_namespace::touched::Touched;
 use mooseng_namespace::trash::{self, Listed, Purged, Refused};
@@ -315,7 +318,7 @@ async fn the_retention_is_that_of_the_deletion() {
     };
     let set = async |seconds| {
         let tx = volume.store.inner.begin();
-        trash::set_retention(&tx, VOLUME, seconds).await.unwrap();
+        trash::set_terms(&tx, VOLUME, Some(seconds), None).await.unwrap();
         tx.commit().await.unwrap();
     };
     delete("before").await;
@@ -330,7 +333,80 @@ async fn the_retention_is_that_of_the_deletion() {
     assert_eq!(names, [&b"ten"[..], b"five"]);
     assert_eq!(volume.orphans().await.len(), 2);
     let tx = volume.store.inner.begin();
-    assert!(trash::set_retention(&tx, VOLUME, trash::RETENTION_S_MAX + 1).await.is_err());
+    assert!(trash::set_terms(&tx, VOLUME, Some(trash::RETENTION_S_MAX + 1), None).await.is_err());
+    volume.check();
+}
+
+#[tokio::test]
+async fn scratch_files_are_not_kept() {
+    let volume = volume().await;
+    let client = volume.client(1).await;
+    let tx = volume.store.inner.begin();
+    trash::set_terms(&tx, VOLUME, None, Some(60)).await.unwrap();
+    tx.commit().await.unwrap();
+    let make = async |text: &str| {
+        let file = client.create(ROOT, text).await;
+        client.write(file, 0, b"data").await;
+        file
+    };
+    let pass = |seconds: i64| volume.now.fetch_add(seconds * 1_000_000_000, Ordering::Relaxed);
+    let scratch = make("scratch").await;
+    client.ask(unlink(ROOT, "scratch")).await;
+    pass(59);
+    // What is written to it later, while it is open, doesn't matter.
+    client.write(scratch, 0, b"more").await;
+    assert_eq!((volume.orphans().await, listed(&volume).await.len()), (vec![scratch], 0));
+    let old = make("old").await;
+    pass(60);
+    // However it loses its name.
+    make("newer").await;
+    let rename = Rename {
+        parent: ROOT,
+        name: name("newer"),
+        new_parent: ROOT,
+        new_name: name("old"),
+        ..Default::default()
+    };
+    client.ask(Op::Rename(rename)).await;
+    assert_eq!(listed(&volume).await.iter().map(|l| l.inode.0).collect::<Vec<_>>(), [old]);
+    // A leader whose clock is behind doesn't know how old a file is.
+    pass(-3_600);
+    client.ask(unlink(ROOT, "old")).await;
+    assert_eq!(listed(&volume).await.len(), 2);
+    assert_eq!(reap(&volume, volume.orphans().await).await, 1);
+    volume.check();
+}
+
+/// A session that is confined to a subtree keeps what it has open of it, and nothing else, wherever that has gone.
+#[tokio::test]
+async fn who_sees_a_subtree_only_sees_its_deleted_files_only() {
+    let volume = volume().await;
+    let client = volume.client(1).await;
+    let (mine, others) = (client.mkdir(ROOT, "mine").await, client.mkdir(ROOT, "others").await);
+    let mut files = Vec::new();
+    for directory in [mine, others] {
+        let file = client.create(directory, "file").await;
+        client.write(file, 0, b"data").await;
+        client.ask(unlink(directory, "file")).await;
+        files.push(file);
+    }
+    let sees = async |file| {
+        let request = request(&root(), Op::GetAttr(GetAttr { inode: file }));
+        let ctx = OpContext { confined: Some(InodeId(mine)), ..volume.context(&request) };
+        let (reply, _) = volume.driver.run(client.call_of(0), &ctx, &request, deadline()).await.unwrap();
+        errno(&reply.reply.unwrap()) == 0
+    };
+    assert_eq!((sees(files[0]).await, sees(files[1]).await), (true, false));
+    // Also where it is to be freed, because it is empty, or was purged.
+    let empty = SetAttr { inode: files[0], size: Some(0), ..Default::default() };
+    client.ask(Op::SetAttr(empty)).await;
+    assert_eq!((sees(files[0]).await, sees(files[1]).await), (true, false));
+    let tx = volume.store.inner.begin();
+    for file in &files {
+        trash::purge(&tx, 9, InodeId(*file)).await.unwrap();
+    }
+    tx.commit().await.unwrap();
+    assert_eq!((sees(files[0]).await, sees(files[1]).await), (true, false));
     volume.check();
 }
 

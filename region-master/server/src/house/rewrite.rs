@@ -215,7 +215,7 @@ async fn try_make(master: &Arc<Master>, term: u64, plan: &Plan) -> Result<Swappe
         let what = "no file names these chunks any more; if it stays so, `mooseng fsck` tells what counts them as used";
         return if victims.is_empty() { Ok(Swapped::default()) } else { Err(failed(what)) };
     }
-    let length = moved.iter().map(|m| m.piece.length).sum();
+    let length = moved.iter().map(|m| m.to_offset + m.piece.length).max().unwrap_or(0);
     let order = Order { master, term, to: plan.to, length };
     let copies = order.make_copies(&victims, &moved).await?;
     order.put_on_record(plan.group.storage_class, &moved, copies).await?;
@@ -238,6 +238,8 @@ async fn pieces(master: &Master, victims: &[ChunkListing]) -> Result<Vec<Moved>,
     }
     let mut all: Vec<Moved> = Vec::new();
     let mut length = 0;
+    // What several files share they share in the new chunk, too.
+    let mut laid: BTreeMap<(ChunkId, u64, u64), u64> = BTreeMap::new();
     for inode in files {
         let mut from = Some(0);
         while let Some(at) = from {
@@ -252,17 +254,31 @@ async fn pieces(master: &Master, victims: &[ChunkListing]) -> Result<Vec<Moved>,
             .map_err(|e| record_failed(&e))?;
             for piece in found {
                 // What there is no room for stays where it is.
-                if all.len() as u64 >= limits.extents_max || length + piece.length > limits.bytes_max {
+                let bytes = (piece.chunk, piece.chunk_offset, piece.length);
+                let known = laid.get(&bytes).copied();
+                let more = if known.is_some() { 0 } else { piece.length };
+                if all.len() as u64 >= limits.extents_max || length + more > limits.bytes_max {
                     return Ok(all);
                 }
-                all.push(Moved { piece, to_offset: length });
-                length += piece.length;
+                let to_offset = *laid.entry(bytes).or_insert(length);
+                all.push(Moved { piece, to_offset });
+                length += more;
             }
             from = next;
             tokio::task::yield_now().await;
         }
     }
     Ok(all)
+}
+
+/// The pieces that are copied, in order; the others have the same bytes.
+fn copied(moved: &[Moved]) -> impl Iterator<Item = &Moved> {
+    let mut end = 0;
+    moved.iter().filter(move |m| {
+        let new = m.to_offset == end;
+        end += if new { m.piece.length } else { 0 };
+        new
+    })
 }
 
 /// A new chunk on its way.
@@ -298,7 +314,7 @@ impl Order<'_> {
             epoch: HOME_EPOCH.0,
             custody: self.term,
             sources,
-            pieces: moved.iter().map(piece).collect(),
+            pieces: copied(moved).map(piece).collect(),
             ticket: ticket.clone(),
             bytes_per_s: pace,
         };

@@ -82,6 +82,7 @@ impl Cluster {
                 session_lease_ms: 10_000,
                 // Tests of what is freed don't wait for the trash.
                 house: HouseConfig { trash_retention_s: 0, ..HouseConfig::default() },
+                mounts: Vec::new(),
                 raft: RaftConfig::default(),
                 log: LogConfig::default(),
             },
@@ -226,7 +227,7 @@ impl Client {
     }
 
     pub async fn open(&self, opens: &[u64]) -> Result<SessionOpened, (ErrorCode, String)> {
-        let known = *self.session.lock().await;
+        let known = self.session.lock().await.clone();
         let request = OpenSession {
             session: known.session,
             incarnation: known.incarnation,
@@ -235,28 +236,30 @@ impl Client {
             mount_path: "/mnt".into(),
             custody_epoch: known.custody_epoch,
             order: self.next_order(),
+            founding: known.founding,
             ..OpenSession::default()
         };
         let opened: SessionOpened = self.call(Method::OpenSession, &request).await?;
-        *self.session.lock().await = opened;
+        *self.session.lock().await = opened.clone();
         // It shows nothing that an earlier custodian promised.
         self.renew().await?;
         Ok(opened)
     }
 
     pub async fn renew(&self) -> Result<Renewed, (ErrorCode, String)> {
-        let s = *self.session.lock().await;
+        let s = self.session.lock().await.clone();
         let renew = Renew {
             session: s.session,
             incarnation: s.incarnation,
             custody_epoch: s.custody_epoch,
+            founding: s.founding,
             ..Renew::default()
         };
         self.call(Method::Renew, &renew).await
     }
 
     pub async fn request(&self, number: u64, op: Op) -> Request {
-        let s = *self.session.lock().await;
+        let s = self.session.lock().await.clone();
         Request {
             session: s.session,
             incarnation: s.incarnation,

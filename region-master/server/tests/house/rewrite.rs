@@ -1,7 +1,7 @@
 //! The rewriter at work: sparse chunks are made into a new one, behind the backs of those who read.
 
 use super::*;
-use mooseng_wire::fs::GetAttr;
+use mooseng_wire::fs::{CopyRange, GetAttr};
 
 fn eager(config: &mut MasterConfig) {
     config.house.rewrite_after_ms = 0;
@@ -93,6 +93,36 @@ async fn sparse_chunks_are_made_into_one_once_nobody_is_promised_otherwise() {
         house.bytes == house.bytes_live && house.bytes == 1_800_000
     })
     .await;
+    super::fsck::finds_nothing(&region).await;
+}
+
+/// A sparse chunk's last bytes, which two files name: they are copied once, and shared from then on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_files_share_they_share_after_a_rewrite() {
+    let mut region = Region::start(3, 2, eager).await;
+    let mut bytes = pattern(900_000, 1);
+    let (inode, old) = region.file("f", &bytes).await;
+    let twin = region.create("g").await;
+    let left = 700_000;
+    let copy =
+        CopyRange { source: inode, source_offset: left, inode: twin, length: 200_000, ..Default::default() };
+    let Reply::Ranged(ranged) = region.client.change(Op::CopyRange(copy)).await.unwrap() else { panic!() };
+    assert_eq!((ranged.done, ranged.more), (200_000, false));
+    let newer = pattern(left as usize, 11);
+    let place = region.append(inode, &newer).await;
+    seal(&region, &place, newer.len()).await;
+    bytes[..newer.len()].copy_from_slice(&newer);
+    close(&region.client).await;
+    let file = format!("{:016x}", old.chunk);
+    until("the old chunk is gone", async || (0..2).all(|i| !region.files(i).contains(&file))).await;
+    region.client = region.cluster.client("reader").await;
+    region.client.open(&[]).await.unwrap();
+    assert!(content(&region, inode).await == bytes);
+    assert!(content(&region, twin).await == bytes[left as usize..]);
+    let read = Op::ReadExtents(ReadExtents { inode, offset: left, length: 10 });
+    let Reply::Extents(map) = region.client.read(read).await.unwrap() else { panic!("no extents") };
+    let shared = region.place(twin).await;
+    assert_eq!((shared.chunk, shared.length), (map.chunks[0].chunk, 200_000));
     super::fsck::finds_nothing(&region).await;
 }
 

@@ -15,6 +15,7 @@ const KEPT_S: u64 = 3_600;
 
 fn kept(config: &mut MasterConfig) {
     config.house.trash_retention_s = KEPT_S;
+    config.house.trash_min_age_s = 0;
 }
 
 async fn admin(region: &Region, who: Role, at: usize) -> AdministrationClient<Channel> {
@@ -125,7 +126,11 @@ async fn a_deleted_file_is_listed_restored_and_purged_over_a_leaders_death() {
 /// One that is open is freed once it is closed, also after it has expired.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_expires_is_freed_and_nothing_before() {
-    let region = Region::start(1, 2, |config| config.house.trash_retention_s = 2).await;
+    let region = Region::start(1, 2, |config| {
+        config.house.trash_retention_s = 2;
+        config.house.trash_min_age_s = 0;
+    })
+    .await;
     let bytes = pattern(50_000, 2);
     let (open, _) = region.file("open", &bytes).await;
     region.file("closed", &bytes).await;
@@ -146,7 +151,8 @@ async fn what_expires_is_freed_and_nothing_before() {
 async fn the_retention_is_set_for_what_is_deleted_from_then_on() {
     let region = Region::start(1, 2, kept).await;
     let ask = async |set_s| {
-        let reply = leader(&region).await.trash_retention(TrashRetentionRequest { set_s }).await;
+        let reply =
+            leader(&region).await.trash_retention(TrashRetentionRequest { set_s, set_min_age_s: None }).await;
         reply.map(|reply| reply.into_inner().retention_s)
     };
     assert_eq!(ask(None).await.unwrap(), KEPT_S);

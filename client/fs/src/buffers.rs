@@ -1,0 +1,155 @@
+//! The buffers of a mount: one for an inode, as long as it holds something or somebody sends from it.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use mooseng_wire::fs::Attr;
+use tokio::sync::Notify;
+
+use crate::dirty::Dirty;
+
+/// One inode's buffer.
+#[derive(Debug, Default)]
+pub(crate) struct Buffer {
+    /// Held by whoever sends.
+    pub sender: tokio::sync::Mutex<()>,
+    dirty: Mutex<Dirty>,
+}
+
+impl Buffer {
+    pub fn dirty<T>(&self, f: impl FnOnce(&mut Dirty) -> T) -> T {
+        f(&mut self.dirty.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// All buffers of a mount.
+#[derive(Debug)]
+pub(crate) struct Buffers {
+    /// An inode's buffer is here as long as it holds bytes, is closed, or somebody sends from it: clones are made under this lock alone, so
+    /// that there is never a second one. Bytes are added under it, too.
+    by_inode: Mutex<BTreeMap<u64, Arc<Buffer>>>,
+    bytes: AtomicUsize,
+    pub bytes_max: usize,
+    pub room: Notify,
+}
+
+impl Buffers {
+    /// Buffers that hold that many bytes together at most; with none, nothing is buffered.
+    pub fn new(bytes_max: usize) -> Self {
+        Self { by_inode: Mutex::default(), bytes: AtomicUsize::new(0), bytes_max, room: Notify::new() }
+    }
+
+    pub fn map<T>(&self, f: impl FnOnce(&mut BTreeMap<u64, Arc<Buffer>>) -> T) -> T {
+        f(&mut self.by_inode.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub fn get(&self, inode: u64) -> Option<Arc<Buffer>> {
+        self.map(|map| map.get(&inode).cloned())
+    }
+
+    /// Whether an inode has one.
+    pub fn has(&self, inode: u64) -> bool {
+        self.map(|map| map.contains_key(&inode))
+    }
+
+    /// The inodes that have one.
+    pub fn inodes(&self) -> Vec<u64> {
+        self.map(|map| map.keys().copied().collect())
+    }
+
+    /// The inodes of which this life of the session holds bytes.
+    pub fn held_by(&self, life: (u64, u64)) -> Vec<u64> {
+        self.map(|map| {
+            let held = |buffer: &Buffer| buffer.dirty(|dirty| !dirty.is_clean() && dirty.life == life);
+            map.iter().filter(|(_, buffer)| held(buffer)).map(|(&inode, _)| inode).collect()
+        })
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    pub fn change<T>(&self, inode: u64, f: impl FnOnce(&mut Dirty) -> T) -> T {
+        self.map(|map| {
+            let buffer = map.entry(inode).or_default().clone();
+            let result = buffer.dirty(|dirty| {
+                let before = dirty.bytes();
+                let result = f(dirty);
+                self.bytes.fetch_add(dirty.bytes(), Ordering::Relaxed);
+                self.bytes.fetch_sub(before, Ordering::Relaxed);
+                result
+            });
+            drop(buffer);
+            Self::drop_idle(map, inode);
+            self.room.notify_waiters();
+            result
+        })
+    }
+
+    fn drop_idle(map: &mut BTreeMap<u64, Arc<Buffer>>, inode: u64) {
+        let idle = |buffer: &Arc<Buffer>| {
+            Arc::strong_count(buffer) == 1 && buffer.dirty(|dirty| dirty.is_clean() && dirty.closed == 0)
+        };
+        if map.get(&inode).is_some_and(idle) {
+            map.remove(&inode);
+        }
+    }
+
+    /// A sender is done with its clone.
+    pub fn give_back(&self, inode: u64, buffer: Arc<Buffer>) {
+        self.map(|map| {
+            drop(buffer);
+            Self::drop_idle(map, inode);
+        });
+    }
+
+    /// Shows attributes as they are with what is buffered.
+    pub fn show(&self, attr: &mut Attr) {
+        self.map(|map| {
+            if let Some(buffer) = map.get(&attr.inode) {
+                buffer.dirty(|dirty| dirty.show(attr));
+            }
+        });
+    }
+
+    /// What `known` says of an inode, as it is with what is buffered: in one section, so that bytes that reach the region meanwhile aren't
+    /// missed in both.
+    pub fn show_known(&self, inode: u64, known: impl FnOnce() -> Option<Attr>) -> Option<Attr> {
+        self.map(|map| {
+            let mut attr = known()?;
+            if let Some(buffer) = map.get(&inode) {
+                buffer.dirty(|dirty| dirty.show(&mut attr));
+            }
+            Some(attr)
+        })
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use bytes::Bytes;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    /// With a second buffer beside it, a sender would take bytes from one and call them sent in the other.
+    #[test]
+    fn an_inode_has_one_buffer_as_long_as_somebody_sends_from_it() {
+        let buffers = Buffers::new(100);
+        let put = |dirty: &mut Dirty| dirty.put(0, Bytes::from_static(b"x"), Instant::now(), 1);
+        buffers.change(1, put);
+        let (first, second) = (buffers.get(1).unwrap(), buffers.get(1).unwrap());
+        buffers.change(1, Dirty::discard);
+        buffers.change(1, put);
+        assert!(Arc::ptr_eq(&first, &buffers.get(1).unwrap()));
+        buffers.change(1, Dirty::discard);
+        buffers.give_back(1, first);
+        assert!(buffers.has(1));
+        buffers.give_back(1, second);
+        assert!(!buffers.has(1));
+        assert_eq!(buffers.bytes(), 0);
+    }
+}

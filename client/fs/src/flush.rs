@@ -1,0 +1,278 @@
+//! Flushing: what is buffered leaves in its order, batch by batch; what can't be stored is put back, or given up and told.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use futures::{StreamExt, stream};
+use mooseng_transport::trace;
+use mooseng_wire::INLINE_FILE_BYTES_MAX;
+use mooseng_wire::fs::Acquire;
+use mooseng_wire::fs::fs_reply::Reply;
+use mooseng_wire::fs::fs_request::Op;
+use tokio::time::Instant;
+
+use crate::buffers::Buffer;
+use crate::dirty::{Dirty, Segment};
+use crate::error::FsError;
+use crate::fs::daemon;
+use crate::read::unexpected;
+use crate::writeback::WriteBack;
+
+/// What is older than this is flushed: with a slow flush nothing stays dirty for 5 s.
+const AGE_MAX: Duration = Duration::from_secs(2);
+/// How often ages are looked at.
+const TICK: Duration = Duration::from_millis(250);
+/// Inodes flushed at once.
+pub(crate) const FLUSHES: usize = 64;
+/// How often a flush looks anew whether the file is still as it was, when the lease lapses beneath it.
+const LAPSES_MAX: u32 = 20;
+/// And the pause between.
+const LAPSE_PAUSE: Duration = Duration::from_millis(100);
+/// How often it is looked whether changes that were given up are over.
+const FENCE_LOOK: Duration = Duration::from_millis(20);
+/// After a failed write-back writes go through for so long, so that whoever writes hears of it.
+const THROUGH_FOR: Duration = Duration::from_secs(5);
+
+impl WriteBack {
+    /// Begins to flush an inode, unless somebody does already.
+    pub fn start(self: &Arc<Self>, inode: u64) {
+        let idle = self.buffers.map(|map| map.get(&inode).is_some_and(|b| b.sender.try_lock().is_ok()));
+        // Without a slot it is begun at the next look.
+        if idle && let Ok(slot) = self.slots.clone().try_acquire_owned() {
+            let writer = self.clone();
+            self.region.spawn(async move {
+                let _slot = slot;
+                if let Err(error) = writer.flush(inode).await {
+                    tracing::debug!(inode, %error, "buffered data couldn't be sent");
+                }
+            });
+        }
+    }
+
+    /// Sends what is buffered of an inode. What can never be stored is given up, and remembered for the handles' next fsync; what can't be
+    /// stored at present stays. Goes on when the caller stops waiting: a part that was sent must be known to be over before it is sent again.
+    pub async fn flush(self: &Arc<Self>, inode: u64) -> Result<(), FsError> {
+        self.flush_or(inode, false).await
+    }
+
+    /// [`Self::flush`] for those who come after the written data and not for its sake: data that was given up is the next fsync's to tell.
+    pub async fn flush_before(self: &Arc<Self>, inode: u64) -> Result<(), FsError> {
+        match self.flush(inode).await {
+            Err(error) if is_for_now(&error) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    async fn flush_or(self: &Arc<Self>, inode: u64, give_up: bool) -> Result<(), FsError> {
+        if !self.buffers.has(inode) {
+            return Ok(());
+        }
+        let writer = self.clone();
+        let flushed = tokio::spawn(trace::carried(async move { writer.flush_on(inode, give_up).await }));
+        flushed.await.unwrap_or_else(|e| Err(FsError::Internal(format!("flushing inode {inode}: {e}"))))
+    }
+
+    async fn flush_on(&self, inode: u64, give_up: bool) -> Result<(), FsError> {
+        let Some(buffer) = self.buffers.get(inode) else { return Ok(()) };
+        let sender = buffer.sender.lock().await;
+        let outcome = self.flush_as_sender(inode, &buffer, give_up).await;
+        drop(sender);
+        self.buffers.give_back(inode, buffer);
+        outcome
+    }
+
+    /// The caller is the sender, and stays it until what can't be sent is put back or given up: whoever comes next finds no half-sent bytes.
+    async fn flush_as_sender(&self, inode: u64, buffer: &Buffer, give_up: bool) -> Result<(), FsError> {
+        let mut lapses = 0;
+        // Why the data couldn't be stored over which the attributes were set that are sent now.
+        let mut lost = None;
+        // The fence stays where it is: moved with each try, it would run ahead of the numbers for ever. Each of them ends in its time.
+        while self.region.oldest_unanswered() <= buffer.dirty(|dirty| dirty.fence) {
+            tokio::time::sleep(FENCE_LOOK).await;
+        }
+        loop {
+            if !self.buffers.change(inode, Dirty::take) {
+                return lost.map_or(Ok(()), Err);
+            }
+            let Err(error) = self.send_taken(inode, buffer).await else {
+                return lost.map_or(Ok(()), Err);
+            };
+            if error == FsError::Lapsed && lapses < LAPSES_MAX {
+                self.buffers.change(inode, Dirty::put_back);
+                lapses += 1;
+                tokio::time::sleep(LAPSE_PAUSE).await;
+                continue;
+            }
+            if lost.is_none() && is_about_data(&error) && self.lose_bytes(inode, &error) {
+                lost = Some(error);
+                continue;
+            }
+            if !is_for_now(&error) || give_up {
+                self.lose(inode, &error);
+            } else {
+                // A request that was given up may be on its way still, until the region is told that all numbers below the next are over.
+                let last = self.region.last_number();
+                self.buffers.change(inode, |dirty| {
+                    dirty.put_back();
+                    dirty.fence = last;
+                });
+            }
+            return Err(error);
+        }
+    }
+
+    /// Sends what was taken, batch by batch; the next one's data travels while the one before is committed.
+    async fn send_taken(&self, inode: u64, buffer: &Buffer) -> Result<(), FsError> {
+        let end_of = |batch: &[Segment]| batch.last().map_or(0, |s| s.at + s.data.len() as u64);
+        let next = |from: u64| buffer.dirty(|dirty| dirty.batch(from));
+        let mut batch = next(0);
+        if batch.is_empty() {
+            // Attributes alone.
+            self.still_ours(inode, buffer).await?;
+            let attr = self.commit(inode, &batch, Vec::new(), buffer, true).await?;
+            self.buffers.change(inode, |dirty| dirty.sent(&batch, true, attr));
+            return Ok(());
+        }
+        let size = buffer.dirty(|dirty| dirty.base.map_or(0, |attr| attr.size));
+        if end_of(&batch).max(size) <= INLINE_FILE_BYTES_MAX && next(end_of(&batch)).is_empty() {
+            self.still_ours(inode, buffer).await?;
+            let attr = self.send_inline(inode, &batch, buffer).await?;
+            self.buffers.change(inode, |dirty| dirty.sent(&batch, true, attr));
+            return Ok(());
+        }
+        let mut pieces = self.append(inode, &batch).await?;
+        while !batch.is_empty() {
+            self.still_ours(inode, buffer).await?;
+            let following = next(end_of(&batch));
+            let last = following.is_empty();
+            let (committed, appended) = futures::join!(
+                self.commit(inode, &batch, pieces, buffer, last),
+                self.append(inode, &following)
+            );
+            let attr = committed?;
+            self.buffers.change(inode, |dirty| dirty.sent(&batch, last, attr));
+            (batch, pieces) = (following, appended?);
+        }
+        Ok(())
+    }
+
+    /// Gives up what data is buffered, if there are attributes set over it that may be stored without. Answers whether there are.
+    fn lose_bytes(&self, inode: u64, error: &FsError) -> bool {
+        // Noted first, as in `lose`.
+        let open = self.opens.get(inode);
+        let kept = self.buffers.change(inode, |dirty| {
+            let bytes = dirty.discard_bytes();
+            if bytes > 0
+                && let Some(open) = &open
+            {
+                open.failed(error.errno());
+                open.share_for(THROUGH_FOR);
+            }
+            bytes
+        });
+        if kept > 0 {
+            tracing::error!(inode, bytes = kept, %error, "written data couldn't be stored and is given up; its file keeps the owner, mode and times that were set");
+        }
+        kept > 0
+    }
+
+    /// Gives up what is buffered; each open handle's next fsync says so. Noted first: an fsync that finds nothing left must find the note.
+    fn lose(&self, inode: u64, error: &FsError) {
+        let open = self.opens.get(inode);
+        if let Some(open) = &open {
+            open.failed(error.errno());
+            open.share_for(THROUGH_FOR);
+        }
+        let bytes = self.buffers.change(inode, Dirty::discard);
+        // Nobody will read it any more.
+        if open.is_none() && matches!(error.errno(), libc::ENOENT | libc::ESTALE) {
+            return;
+        }
+        tracing::error!(inode, bytes, %error, "written data couldn't be stored and is given up; the next fsync of each open handle reports it");
+    }
+
+    /// Whether the buffered bytes may still be sent. After a lapse of the lease only if nobody has changed the file since.
+    async fn still_ours(&self, inode: u64, buffer: &Buffer) -> Result<(), FsError> {
+        let life = self.region.session.life();
+        let (written_under, base, locked) = buffer.dirty(|dirty| (dirty.life, dirty.base, dirty.locked));
+        if written_under == life {
+            return Ok(());
+        }
+        // Others may have the lock by now, and have read what these bytes would change.
+        if locked {
+            return Err(FsError::Overtaken(inode));
+        }
+        let now = match self.region.read(&daemon(), Op::Acquire(Acquire { inode })).await? {
+            Reply::Entry(entry) => entry.attr,
+            other => return Err(unexpected("acquire", &other).on_handle(inode)),
+        };
+        let same = matches!((base, now), (Some(base), Some(now)) if base.size == now.size && base.ctime_ns == now.ctime_ns);
+        if !same {
+            return Err(FsError::Overtaken(inode));
+        }
+        // Under a promise, of whatever level, a change by others waits for a recall, and that for whoever sends.
+        if self.region.session.life() != life || self.facts.inode(inode).is_none() {
+            return Err(FsError::Lapsed);
+        }
+        buffer.dirty(|dirty| dirty.life = life);
+        Ok(())
+    }
+
+    /// Flushes everything, also what is being sent already. The first failure, if there was one.
+    pub async fn flush_all(self: &Arc<Self>) -> Result<(), FsError> {
+        let flushes = self.buffers.inodes().into_iter().map(|inode| self.flush(inode));
+        let flushed: Vec<Result<(), FsError>> =
+            stream::iter(flushes).buffer_unordered(FLUSHES).collect().await;
+        flushed.into_iter().collect()
+    }
+
+    /// Begins to flush what is older than `age`. Waits for none of it: one that can't be sent mustn't keep the others.
+    fn start_older(self: &Arc<Self>, age: Duration) {
+        let now = Instant::now();
+        let due = self.buffers.map(|map| {
+            let is_due = |buffer: &Buffer| {
+                buffer.dirty(|d| d.since.is_some_and(|since| now.saturating_duration_since(since) >= age))
+            };
+            map.iter().filter(|(_, buffer)| is_due(buffer)).map(|(&inode, _)| inode).collect::<Vec<u64>>()
+        });
+        due.into_iter().for_each(|inode| self.start(inode));
+    }
+
+    /// Flushes what has waited long enough, as long as the mount lives.
+    pub async fn keep(writer: Weak<Self>) {
+        loop {
+            tokio::time::sleep(TICK).await;
+            let Some(writer) = writer.upgrade() else { return };
+            writer.start_older(AGE_MAX);
+        }
+    }
+
+    /// A recall of the inode: nothing is buffered any more until [`Self::reopen`], and what was is sent. What the region doesn't take is
+    /// given up, for whoever waits for the recall is about to see the file without it.
+    pub async fn close_for_recall(self: &Arc<Self>, inode: u64) {
+        self.buffers.change(inode, |dirty| dirty.closed += 1);
+        if let Err(error) = self.flush_or(inode, true).await {
+            tracing::debug!(inode, %error, "buffered data was given up for a recall");
+        }
+    }
+
+    /// The recall has been acted on.
+    pub fn reopen(&self, inode: u64) {
+        self.buffers.change(inode, |dirty| dirty.closed = dirty.closed.saturating_sub(1));
+    }
+
+    /// Everything promised was taken back: what is buffered leaves soon.
+    pub fn start_all(self: &Arc<Self>) {
+        self.start_older(Duration::ZERO);
+    }
+}
+
+/// Whether an error may be about the data alone, as of a full disk or a quota, and not about the file or its attributes.
+fn is_about_data(error: &FsError) -> bool {
+    matches!(error, FsError::Answered(libc::ENOSPC | libc::EDQUOT | libc::EFBIG | libc::EIO))
+}
+
+/// Whether what couldn't be sent may be sent later.
+fn is_for_now(error: &FsError) -> bool {
+    matches!(error, FsError::Unanswered { .. } | FsError::Data { .. } | FsError::Lapsed)
+}

@@ -1,0 +1,109 @@
+//! Which ranges of an inode an owner holds, as far as the region has said so.
+
+use std::collections::BTreeMap;
+
+/// A range that is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Level {
+    /// Whether nobody else may hold any of it.
+    pub exclusive: bool,
+    /// The process that took it.
+    pub pid: u32,
+}
+
+/// A part of a range, both bytes included, and how it is held, if it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Part {
+    pub start: u64,
+    pub end: u64,
+    pub level: Option<Level>,
+}
+
+/// Ranges that don't overlap, by their first byte, with their last. As many as the region lets an inode have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Held(BTreeMap<u64, (u64, Level)>);
+
+impl Held {
+    /// Whether nothing is held.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The range is held in that way from now on, whatever was held of it.
+    pub fn take(&mut self, (start, end): (u64, u64), level: Level) {
+        self.give_up((start, end));
+        self.0.insert(start, (end, level));
+    }
+
+    /// Nothing of the range is held any more.
+    pub fn give_up(&mut self, (start, end): (u64, u64)) {
+        for part in self.overlapping((start, end)) {
+            self.0.remove(&part.start);
+            let Some(level) = part.level else { continue };
+            if part.start < start {
+                self.0.insert(part.start, (start - 1, level));
+            }
+            if part.end > end {
+                self.0.insert(end + 1, (part.end, level));
+            }
+        }
+    }
+
+    /// The range, cut where it is held in different ways, or not.
+    pub fn parts(&self, (start, end): (u64, u64)) -> Vec<Part> {
+        let (mut parts, mut next) = (Vec::new(), Some(start));
+        for held in self.overlapping((start, end)) {
+            let Some(from) = next else { break };
+            if held.start > from {
+                parts.push(Part { start: from, end: held.start - 1, level: None });
+            }
+            parts.push(Part { start: held.start.max(start), end: held.end.min(end), level: held.level });
+            next = held.end.checked_add(1).filter(|next| *next <= end);
+        }
+        parts.extend(next.map(|from| Part { start: from, end, level: None }));
+        parts
+    }
+
+    /// Held ranges that have a byte in common with this one, whole and in order.
+    fn overlapping(&self, (start, end): (u64, u64)) -> Vec<Part> {
+        let of = |(from, (until, level)): (&u64, &(u64, Level))| Part {
+            start: *from,
+            end: *until,
+            level: Some(*level),
+        };
+        self.0.range(..=end).map(of).filter(|part| part.end >= start).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHARED: Level = Level { exclusive: false, pid: 1 };
+    const EXCLUSIVE: Level = Level { exclusive: true, pid: 2 };
+
+    fn parts(held: &Held, start: u64, end: u64) -> Vec<(u64, u64, Option<bool>)> {
+        let parts = held.parts((start, end));
+        parts.iter().map(|part| (part.start, part.end, part.level.map(|level| level.exclusive))).collect()
+    }
+
+    #[test]
+    fn ranges_replace_what_they_cover_and_leave_the_rest() {
+        let mut held = Held::default();
+        assert_eq!(parts(&held, 5, 9), [(5, 9, None)]);
+        held.take((0, 99), SHARED);
+        held.take((10, 19), EXCLUSIVE);
+        let all = [(0, 9, Some(false)), (10, 19, Some(true)), (20, 99, Some(false))];
+        assert_eq!(parts(&held, 0, 99), all);
+        assert_eq!(parts(&held, 15, 30), [(15, 19, Some(true)), (20, 30, Some(false))]);
+        held.give_up((5, 24));
+        assert_eq!(
+            parts(&held, 0, u64::MAX),
+            [(0, 4, Some(false)), (5, 24, None), (25, 99, Some(false)), (100, u64::MAX, None)]
+        );
+        held.give_up((0, u64::MAX));
+        assert!(held.is_empty());
+        held.take((0, u64::MAX), EXCLUSIVE);
+        assert_eq!(parts(&held, 0, u64::MAX), [(0, u64::MAX, Some(true))]);
+    }
+}

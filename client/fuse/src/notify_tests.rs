@@ -1,0 +1,357 @@
+//! What the kernel is told to forget, by a kernel that takes answers in late, and by the real one.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::os::unix::fs::MetadataExt;
+use std::sync::atomic::AtomicU64;
+use std::sync::mpsc::Receiver;
+
+use fuser::{
+    Config, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, OpenFlags, ReplyAttr,
+    ReplyCreate, ReplyEmpty, ReplyEntry, Request, Session, SessionACL,
+};
+use mooseng_client::Attr;
+
+use super::*;
+use crate::device::{mount_on, place};
+use crate::mount::MountOptions;
+use crate::{convert, unmount};
+
+const DIRECTORY: u64 = 2;
+const INODE: u64 = 7;
+const VALID: Duration = Duration::from_secs(10);
+
+/// A kernel whose threads run when the test lets them.
+#[derive(Default)]
+struct Slow {
+    has: Mutex<BTreeSet<u64>>,
+    /// How often attributes of [`INODE`] were forgotten while it had it.
+    forgotten: AtomicU64,
+    /// Of how often it was told to.
+    told: AtomicU64,
+    /// Whoever wants a directory's lock waits for a word here.
+    lock: Mutex<Option<Receiver<()>>>,
+}
+
+impl Slow {
+    fn meets(&self, inode: u64) {
+        self.has.lock().unwrap().insert(inode);
+    }
+    fn counts(&self) -> (u64, u64) {
+        (self.told.load(Ordering::SeqCst), self.forgotten.load(Ordering::SeqCst))
+    }
+}
+
+impl Kernel for Slow {
+    fn forget_entry(&self, _directory: u64, _name: &[u8]) -> io::Result<()> {
+        if let Some(lock) = &*self.lock.lock().unwrap() {
+            let _ = lock.recv();
+        }
+        Err(io::Error::from_raw_os_error(libc::ENOENT))
+    }
+    fn forget_inode(&self, inode: u64, pages: bool) -> io::Result<()> {
+        let has = self.has.lock().unwrap().contains(&inode);
+        if !pages {
+            self.told.fetch_add(1, Ordering::SeqCst);
+            self.forgotten.fetch_add(u64::from(has), Ordering::SeqCst);
+        }
+        if has { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ENOENT)) }
+    }
+    fn raise_epoch(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn rig() -> (Arc<Slow>, Arc<Notifier>) {
+    let kernel = Arc::new(Slow::default());
+    let notifier = Notifier::over(kernel.clone()).unwrap();
+    (kernel, notifier)
+}
+
+fn recall(notifier: &Arc<Notifier>) -> tokio::task::JoinHandle<()> {
+    let notifier = notifier.clone();
+    tokio::spawn(async move { notifier.inode(INODE).await })
+}
+
+/// Some of the ladder's pauses.
+async fn a_while() {
+    tokio::time::sleep(Duration::from_millis(50)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_recall_waits_until_the_kernel_has_met_an_inode_that_it_is_being_told_of() {
+    let (kernel, notifier) = rig();
+    assert_eq!(notifier.telling(INODE, VALID, How::Met), VALID);
+    let recall = recall(&notifier);
+    a_while().await;
+    assert!(!recall.is_finished() && kernel.counts().1 == 0, "{:?}", kernel.counts());
+    kernel.meets(INODE);
+    recall.await.unwrap();
+    assert_eq!(kernel.counts().1, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_recall_of_everything_waits_for_it_too() {
+    let (kernel, notifier) = rig();
+    notifier.telling(INODE, VALID, How::Met);
+    let own = notifier.clone();
+    let recall = tokio::spawn(async move { own.everything().await });
+    a_while().await;
+    assert!(!recall.is_finished());
+    kernel.meets(INODE);
+    recall.await.unwrap();
+    assert_eq!(kernel.counts().1, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_kernel_has_dropped_is_waited_for_only_for_a_while() {
+    let (kernel, notifier) = rig();
+    notifier.telling(INODE, VALID, How::Met);
+    let begun = Instant::now();
+    recall(&notifier).await.unwrap();
+    let took = begun.elapsed();
+    assert!(took >= TAKEN_IN_WITHIN && took < TAKEN_IN_WITHIN * 2, "{took:?}");
+    assert_eq!(kernel.counts().1, 0);
+}
+
+/// Two mounts that make and remove the same names would wait for each other a second each time.
+#[tokio::test(start_paused = true)]
+async fn what_the_kernel_has_given_back_is_not_waited_for() {
+    for how in [How::Met, How::Made(DIRECTORY)] {
+        let (_kernel, notifier) = rig();
+        notifier.telling(INODE, VALID, how);
+        notifier.telling(INODE, VALID, How::Met);
+        notifier.given_back(INODE, 2);
+        let begun = Instant::now();
+        recall(&notifier).await.unwrap();
+        assert_eq!(begun.elapsed(), Duration::ZERO);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_kernel_has_for_sure_costs_one_message_and_no_time() {
+    for how in [How::Known, How::Met] {
+        let (kernel, notifier) = rig();
+        kernel.meets(INODE);
+        notifier.telling(INODE, VALID, how);
+        let begun = Instant::now();
+        recall(&notifier).await.unwrap();
+        assert_eq!((kernel.counts(), begun.elapsed()), ((1, 1), Duration::ZERO));
+    }
+    // Long ago.
+    let (kernel, notifier) = rig();
+    notifier.telling(INODE, VALID, How::Made(DIRECTORY));
+    tokio::time::sleep(TAKEN_IN_WITHIN * 2).await;
+    let begun = Instant::now();
+    recall(&notifier).await.unwrap();
+    assert_eq!((kernel.counts(), begun.elapsed()), ((1, 0), Duration::ZERO));
+}
+
+/// An answer that made an entry is believed whatever was invalidated before it was taken in.
+#[tokio::test]
+async fn what_was_made_is_forgotten_again_once_its_directory_is_free() {
+    let (kernel, notifier) = rig();
+    let (free, lock) = mpsc::channel();
+    *kernel.lock.lock().unwrap() = Some(lock);
+    kernel.meets(INODE);
+    notifier.telling(INODE, VALID, How::Made(DIRECTORY));
+    let recall = recall(&notifier);
+    tokio::time::timeout(Duration::from_secs(10), async {
+        while kernel.counts().1 < 3 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await
+    .unwrap();
+    assert!(!recall.is_finished());
+    let before = kernel.counts().1;
+    free.send(()).unwrap();
+    recall.await.unwrap();
+    assert!(kernel.counts().1 > before);
+}
+
+/// Two hosts that take away what the other has just made would wait for each other's directory locks.
+#[tokio::test(start_paused = true)]
+async fn a_later_change_of_the_directory_proves_that_it_was_taken_in() {
+    let (kernel, notifier) = rig();
+    let (_never, lock) = mpsc::channel();
+    *kernel.lock.lock().unwrap() = Some(lock);
+    kernel.meets(INODE);
+    notifier.telling(INODE, VALID, How::Made(DIRECTORY));
+    tokio::time::advance(Duration::from_millis(1)).await;
+    notifier.changing(DIRECTORY);
+    let begun = Instant::now();
+    recall(&notifier).await.unwrap();
+    assert_eq!((kernel.counts(), begun.elapsed()), ((1, 1), Duration::ZERO));
+    // Also one that comes while it is waited.
+    notifier.telling(INODE, VALID, How::Made(DIRECTORY));
+    let waiting = recall(&notifier);
+    a_while().await;
+    assert!(!waiting.is_finished());
+    notifier.changing(DIRECTORY);
+    waiting.await.unwrap();
+    assert!(begun.elapsed() < TAKEN_IN_WITHIN / 2);
+}
+
+/// One file, whose size is what was set; everything else doesn't exist.
+struct OneFile {
+    size: Arc<AtomicU64>,
+    notifier: Arc<Notifier>,
+    /// How many answers with attributes of the file were written.
+    answered: Arc<AtomicU64>,
+}
+
+impl OneFile {
+    fn attr(&self) -> fuser::FileAttr {
+        let size = self.size.load(Ordering::SeqCst);
+        let kind = mooseng_client::FileKind::Regular.into();
+        convert::attr(&Attr { inode: INODE, kind, size, nlink: 1, mode: 0o644, ..Attr::default() })
+    }
+}
+
+impl Filesystem for OneFile {
+    fn lookup(&self, _req: &Request, _parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        if name != "looked-up" {
+            return reply.error(Errno::ENOENT);
+        }
+        let showing = self.notifier.showing();
+        let attr = self.attr();
+        let time = self.notifier.telling(INODE, VALID, How::Met);
+        reply.entry(&time, &attr, Generation(0));
+        drop(showing);
+        self.answered.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn create(
+        &self,
+        _req: &Request,
+        parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _flags: i32,
+        reply: ReplyCreate,
+    ) {
+        self.notifier.changing(parent.0);
+        let showing = self.notifier.showing();
+        let attr = self.attr();
+        let time = self.notifier.telling(INODE, VALID, How::Made(parent.0));
+        reply.created(&time, &attr, Generation(0), FileHandle(1), FopenFlags::empty());
+        drop(showing);
+        self.answered.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn open(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: fuser::ReplyOpen) {
+        reply.opened(FileHandle(1), FopenFlags::empty());
+    }
+
+    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: fuser::LockOwner, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        let root = Attr {
+            inode: 1,
+            kind: mooseng_client::FileKind::Directory.into(),
+            nlink: 2,
+            mode: 0o755,
+            ..Attr::default()
+        };
+        let attr = if ino.0 == 1 { convert::attr(&root) } else { self.attr() };
+        reply.attr(&Duration::ZERO, &attr);
+    }
+}
+
+/// Binds the calling thread to the second processor. False where there is none for us.
+fn bind() -> bool {
+    // SAFETY: a set of processors of our own, filled before it is read.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(1, &mut set);
+        libc::sched_setaffinity(0, std::mem::size_of::<libc::cpu_set_t>(), &set) == 0
+    }
+}
+
+/// Lets the calling thread run where nobody else wants to.
+fn step_back() {
+    let policy = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the parameters live over the call.
+    unsafe { assert_eq!(libc::sched_setscheduler(0, libc::SCHED_IDLE, &policy), 0) };
+}
+
+/// A thread asks, doesn't get to run when it is answered, and meanwhile what it was answered is recalled and changed: it must not be shown
+/// the old value any more. On a real mount.
+#[test]
+fn whoever_runs_late_isnt_shown_what_was_recalled_meanwhile() {
+    if !nix::unistd::geteuid().is_root() || !std::path::Path::new("/dev/fuse").exists() {
+        eprintln!("SKIPPED: a real mount needs root and /dev/fuse");
+        return;
+    }
+    if !std::thread::spawn(bind).join().unwrap() {
+        eprintln!("SKIPPED: it takes two processors");
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let (mut late, mut stale) = (0, Vec::new());
+    for round in 0..60 {
+        // A mount for each round, so that the kernel meets the file anew.
+        let (path, mode) = place(directory.path()).unwrap();
+        let descriptor = mount_on(&path, mode, &MountOptions::default()).unwrap();
+        let notifier = Notifier::new(descriptor.try_clone().unwrap(), 1).unwrap();
+        let (size, answered) = (Arc::new(AtomicU64::new(1)), Arc::new(AtomicU64::new(0)));
+        let file = OneFile { size: size.clone(), notifier: notifier.clone(), answered: answered.clone() };
+        let session = Session::from_fd(file, descriptor, SessionACL::All, Config::default()).unwrap();
+        let served = std::thread::spawn(move || session.run());
+        let stop = Arc::new(AtomicBool::new(false));
+        let hog = {
+            let stop = stop.clone();
+            std::thread::spawn(move || {
+                bind();
+                while !stop.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            })
+        };
+        let created = round % 2 == 1;
+        let asked = path.join(if created { "created" } else { "looked-up" });
+        let ran = Arc::new(AtomicBool::new(false));
+        let asks = {
+            let ran = ran.clone();
+            std::thread::spawn(move || {
+                bind();
+                step_back();
+                if created {
+                    let file = std::fs::File::create(&asked).unwrap();
+                    ran.store(true, Ordering::SeqCst);
+                    (file.metadata().unwrap().size(), file.metadata().unwrap().size())
+                } else {
+                    let first = std::fs::metadata(&asked).unwrap().size();
+                    ran.store(true, Ordering::SeqCst);
+                    (first, std::fs::metadata(&asked).unwrap().size())
+                }
+            })
+        };
+        while answered.load(Ordering::SeqCst) == 0 {
+            std::thread::yield_now();
+        }
+        late += u32::from(!ran.load(Ordering::SeqCst));
+        let begun = std::time::Instant::now();
+        runtime.block_on(notifier.inode(INODE));
+        let took = begun.elapsed();
+        size.store(2, Ordering::SeqCst);
+        // Whoever ran before the change may have been shown the old value.
+        let seen_before = ran.load(Ordering::SeqCst);
+        stop.store(true, Ordering::SeqCst);
+        let (first, second) = asks.join().unwrap();
+        if !seen_before && second != 2 && took < TAKEN_IN_WITHIN {
+            stale.push((round, first, second, took));
+        }
+        hog.join().unwrap();
+        unmount(&path, false).unwrap();
+        served.join().unwrap().unwrap();
+    }
+    eprintln!("{late} of 60 ran late");
+    assert_eq!(stale, []);
+}
