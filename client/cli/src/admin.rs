@@ -12,9 +12,10 @@ use mooseng_transport::{
 };
 use mooseng_wire::Role;
 use mooseng_wire::admin::{
-    ChangeMembersReply, ChangeMembersRequest, DrainReply, DrainRequest, Finding, ListTrashReply,
-    ListTrashRequest, PurgeTrashReply, PurgeTrashRequest, RestoreTrashReply, RestoreTrashRequest,
-    StatusReply, StatusRequest, TrashRetentionReply, TrashRetentionRequest,
+    ChangeMembersReply, ChangeMembersRequest, DrainReply, DrainRequest, Finding, ListQuotasReply,
+    ListQuotasRequest, ListTrashReply, ListTrashRequest, PurgeTrashReply, PurgeTrashRequest, Quota,
+    QuotaTarget, RestoreTrashReply, RestoreTrashRequest, SetQuotaRequest, StatusReply, StatusRequest,
+    TrashRetentionReply, TrashRetentionRequest,
 };
 use mooseng_wire::method::Method;
 use tonic::Code;
@@ -32,6 +33,9 @@ const DRAIN_WAIT: Duration = Duration::from_secs(10);
 
 /// How long a look at the trash or a change of it may take: a session that is gone delays a restoration by its lease.
 const TRASH_WAIT: Duration = Duration::from_secs(30);
+
+/// How long setting limits may take: as long as a change of the trash.
+const QUOTA_WAIT: Duration = TRASH_WAIT;
 
 /// The finding of a master about itself.
 const FAILED: &str = "MASTER_FAILED";
@@ -227,6 +231,33 @@ pub async fn trash_retention(
     at_leader(file, TRASH_WAIT, |mut client| {
         let request = grpc_request(request, TRASH_WAIT);
         async move { client.trash_retention(request).await }
+    })
+    .await
+}
+
+/// Sets limits.
+pub async fn set_quota(file: &ClientFile, request: SetQuotaRequest) -> Result<Quota, Failure> {
+    at_leader(file, QUOTA_WAIT, |mut client| {
+        let request = grpc_request(request.clone(), QUOTA_WAIT);
+        async move { client.set_quota(request).await }
+    })
+    .await
+}
+
+/// Gives limits up.
+pub async fn clear_quota(file: &ClientFile, target: QuotaTarget) -> Result<Quota, Failure> {
+    at_leader(file, QUOTA_WAIT, |mut client| {
+        let request = grpc_request(target.clone(), QUOTA_WAIT);
+        async move { client.clear_quota(request).await }
+    })
+    .await
+}
+
+/// A page of limits, or those of one.
+pub async fn list_quotas(file: &ClientFile, request: ListQuotasRequest) -> Result<ListQuotasReply, Failure> {
+    at_leader(file, QUOTA_WAIT, |mut client| {
+        let request = grpc_request(request.clone(), QUOTA_WAIT);
+        async move { client.list_quotas(request).await }
     })
     .await
 }

@@ -43,6 +43,8 @@ pub enum Command {
     Chunkservers(Chunkservers),
     /// Deleted files: list, restore and purge them, and how long they are kept.
     Trash(Trash),
+    /// Limits of directories and users, and what counts for them.
+    Quota(QuotaArgs),
     /// Print completions for a shell.
     Completions(Completions),
     /// Write the manual pages into a directory.
@@ -321,6 +323,78 @@ pub struct TrashRetention {
     pub output: Output,
 }
 
+/// `mooseng quota`.
+#[derive(ClapArgs, Debug)]
+pub struct QuotaArgs {
+    #[command(subcommand)]
+    pub command: QuotaCommand,
+}
+
+/// What to do with limits.
+#[derive(Subcommand, Debug)]
+pub enum QuotaCommand {
+    /// Set limits. What is in a directory already is counted first; until then nothing is refused.
+    Set(QuotaSet),
+    /// Show one: a directory's, or that of the tree it lies in, or a user's.
+    Get(QuotaOf),
+    /// Show all.
+    List(QuotaList),
+    /// Give limits up.
+    Clear(QuotaOf),
+}
+
+/// Whose quota.
+#[derive(ClapArgs, Debug)]
+#[group(required = true, multiple = false)]
+pub struct QuotaWhose {
+    /// A directory, from the root of the filesystem.
+    #[arg(value_name = "PATH")]
+    pub path: Option<PathBuf>,
+    /// A user, who counts as the owner.
+    #[arg(long, value_name = "UID")]
+    pub user: Option<u32>,
+}
+
+/// `mooseng quota set`.
+#[derive(ClapArgs, Debug)]
+pub struct QuotaSet {
+    #[command(flatten)]
+    pub whose: QuotaWhose,
+    /// Bytes at most, as `du` counts them: 500M, 20G, 2T.
+    #[arg(long, value_name = "SIZE", value_parser = crate::quota::parse_bytes)]
+    pub bytes: Option<u64>,
+    /// Files, directories and others at most, the directory itself included.
+    #[arg(long, value_name = "N")]
+    pub inodes: Option<u64>,
+    /// A configuration whose certificate has the role admin.
+    #[arg(long, env = "MOOSENG_CONFIG", value_name = "FILE")]
+    pub config: PathBuf,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// `mooseng quota get` and `clear`.
+#[derive(ClapArgs, Debug)]
+pub struct QuotaOf {
+    #[command(flatten)]
+    pub whose: QuotaWhose,
+    /// A configuration whose certificate has the role admin.
+    #[arg(long, env = "MOOSENG_CONFIG", value_name = "FILE")]
+    pub config: PathBuf,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// `mooseng quota list`.
+#[derive(ClapArgs, Debug)]
+pub struct QuotaList {
+    /// A configuration whose certificate has the role admin.
+    #[arg(long, env = "MOOSENG_CONFIG", value_name = "FILE")]
+    pub config: PathBuf,
+    #[command(flatten)]
+    pub output: Output,
+}
+
 /// `mooseng completions`.
 #[derive(ClapArgs, Debug)]
 pub struct Completions {
@@ -497,10 +571,20 @@ mod tests {
             "mooseng trash retention --config /c",
             "mooseng trash retention 7d --config /c",
             "mooseng trash retention --min-age 0 --config /c",
+            "mooseng quota set /d --bytes 20G --inodes 1000 --config /c",
+            "mooseng quota set --user 1000 --bytes 1T --config /c",
+            "mooseng quota get /d --config /c -o json",
+            "mooseng quota list --config /c",
+            "mooseng quota clear --user 1000 --config /c",
         ] {
             Args::try_parse_from(line.split(' ')).unwrap_or_else(|e| panic!("{line}: {e}"));
         }
-        for line in ["mooseng trash purge --config /c", "mooseng trash purge 7 --all --config /c"] {
+        for line in [
+            "mooseng trash purge --config /c",
+            "mooseng trash purge 7 --all --config /c",
+            "mooseng quota get --config /c",
+            "mooseng quota get /d --user 7 --config /c",
+        ] {
             assert!(Args::try_parse_from(line.split(' ')).is_err(), "{line}");
         }
     }

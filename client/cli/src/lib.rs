@@ -23,6 +23,7 @@ mod members;
 mod mount;
 mod output;
 mod process;
+mod quota;
 mod runtime;
 mod shell;
 mod status;
@@ -68,6 +69,7 @@ fn dispatch(command: args::Command) -> Result<(), Failure> {
         Members(a) => members::run(a),
         Chunkservers(a) => chunkservers::run(a),
         Trash(a) => trash::run(a),
+        Quota(a) => quota::run(a),
         Completions(a) => shell::completions(a.shell),
         Man(a) => shell::man(&a.dir),
         Dev(a) => dev::run(a),

@@ -52,6 +52,7 @@ fn run() -> Result<()> {
     });
     steps
         .run("a file that was deleted by mistake is restored, another one purged", || trash(&cluster, &data));
+    steps.run("a directory's and a user's quota reach the writer, and freeing mends it", || quota(&cluster));
     steps.run("a chunkserver is emptied", || drain(&cluster));
     steps.run("everything is still there", whole);
     steps.run("a revoked client loses its connections", || revoke(&cluster));
@@ -263,6 +264,108 @@ fn trash(cluster: &DevCluster, data: &[u8]) -> Result<()> {
     ensure!(asked(cluster, &["trash", "retention", "24h"])?.trim() == "1d", "the retention wasn't set");
     cluster.fsck()?;
     checked(cluster.mooseng(&["umount"]).arg(&second)).map(drop)
+}
+
+/// What `mooseng quota get` says.
+fn quota_of(cluster: &DevCluster, whose: &[&str]) -> Result<serde_json::Value> {
+    let told = asked(cluster, &[&["quota", "get"], whose, &["-o", "json"]].concat())?;
+    let told: serde_json::Value = serde_json::from_str(&told)?;
+    Ok(told["quota"].clone())
+}
+
+fn over<T: std::fmt::Debug>(outcome: std::io::Result<T>) -> Result<()> {
+    match outcome {
+        Err(error) if error.raw_os_error() == Some(libc::EDQUOT) => Ok(()),
+        other => bail!("it should be over its quota: {other:?}"),
+    }
+}
+
+fn quota(cluster: &DevCluster) -> Result<()> {
+    const MIB: usize = 1 << 20;
+    let dir = cluster.mount().join("limited");
+    std::fs::create_dir_all(dir.join("inner/most"))?;
+    // What is there already counts.
+    std::fs::write(dir.join("inner/first"), vec![1; MIB])?;
+    std::fs::OpenOptions::new().write(true).open(dir.join("inner/first"))?.sync_all()?;
+    asked(cluster, &["quota", "set", "/limited", "--bytes", "8M", "--inodes", "10"])?;
+    let enforced = || -> Result<serde_json::Value> {
+        let quota = quota_of(cluster, &["/limited/inner"])?;
+        ensure!(quota["state"] == "enforced", "{quota}");
+        Ok(quota)
+    };
+    wait_for("the directory to be counted", Duration::from_secs(30), || enforced().map(drop))?;
+    let counted = enforced()?;
+    ensure!(counted["bytes"] == MIB && counted["inodes"] == 4, "{counted}");
+    ensure!(counted["path"] == "/limited", "{counted}");
+    refused(cluster, &["quota", "set", "/limited/inner", "--bytes", "1M"], 1, "quotas aren't nested")?;
+    refused(cluster, &["quota", "set", "/none", "--bytes", "1M"], 3, "/none isn't a directory")?;
+
+    // The write itself says it, not a later fsync, and what fitted before is there.
+    let mut file = std::fs::File::create(dir.join("inner/most/file"))?;
+    let block = vec![7; MIB];
+    let mut written = 0;
+    let refusal = loop {
+        match file.write(&block[..MIB / 4]) {
+            Ok(n) => written += n,
+            Err(error) => break error,
+        }
+        ensure!(written <= 8 * MIB, "{written} bytes fitted");
+    };
+    over::<()>(Err(refusal))?;
+    file.sync_all().context("what was taken is stored")?;
+    ensure!(written >= 6 * MIB, "only {written} bytes fitted beside 1 MiB");
+    let full = quota_of(cluster, &["/limited"])?;
+    ensure!(full["bytes"].as_u64() <= Some(8 << 20), "{full}");
+    // In place it can be overwritten.
+    file.seek(std::io::SeekFrom::Start(0))?;
+    file.write_all(&block).context("overwriting in a full quota")?;
+    file.sync_all()?;
+    let df = std::process::Command::new("df").args(["-B1", "--output=size"]).arg(&dir).output()?;
+    let df = String::from_utf8_lossy(&df.stdout).into_owned();
+    ensure!(df.lines().nth(1).is_some_and(|size| size.trim() == (8 << 20).to_string()), "{df}");
+
+    // Freeing mends it, although the trash keeps what is freed.
+    drop(file);
+    std::fs::remove_file(dir.join("inner/most/file"))?;
+    let mut file = std::fs::File::create(dir.join("again"))?;
+    for _ in 0..4 {
+        file.write_all(&block).context("after freeing")?;
+    }
+    file.sync_all()?;
+    // Inodes, too.
+    let made: std::io::Result<Vec<_>> = (0..10).map(|n| std::fs::File::create(dir.join(n.to_string()))).collect();
+    over(made.map(|files| files.len()))?;
+    // Across the border nothing is renamed or linked.
+    let out = cluster.mount().join("out");
+    for outcome in [std::fs::rename(dir.join("again"), &out), std::fs::hard_link(dir.join("again"), &out)] {
+        ensure!(outcome.as_ref().is_err_and(|e| e.raw_os_error() == Some(libc::EXDEV)), "{outcome:?}");
+    }
+
+    asked(cluster, &["quota", "set", "--user", "4242", "--bytes", "2M"])?;
+    let theirs = cluster.mount().join("theirs");
+    std::fs::write(&theirs, vec![1; MIB])?;
+    std::os::unix::fs::chown(&theirs, Some(4242), None)?;
+    let mut file = std::fs::OpenOptions::new().append(true).open(&theirs)?;
+    over(file.write_all(&vec![2; 2 * MIB]))?;
+    let large = cluster.mount().join("large");
+    std::fs::write(&large, vec![1; 3 * MIB])?;
+    over(std::os::unix::fs::chown(&large, Some(4242), None))?;
+    for file in [&large, &theirs] {
+        std::fs::remove_file(file)?;
+    }
+    let user = quota_of(cluster, &["--user", "4242"])?;
+    ensure!(user["bytes_max"] == 2 * MIB, "{user}");
+    asked(cluster, &["quota", "clear", "--user", "4242"])?;
+    asked(cluster, &["quota", "clear", "/limited"])?;
+    wait_for("the quota to be gone", Duration::from_secs(30), || {
+        let list = asked(cluster, &["quota", "list"])?;
+        ensure!(list.trim() == "There are no quotas.", "{list}");
+        Ok(())
+    })?;
+    std::fs::rename(dir.join("again"), &out).context("there is no border any more")?;
+    cluster.fsck()?;
+    std::fs::remove_dir_all(&dir)?;
+    Ok(std::fs::remove_file(&out)?)
 }
 
 fn drain(cluster: &DevCluster) -> Result<()> {

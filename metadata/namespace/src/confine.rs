@@ -41,6 +41,8 @@ pub fn inodes_named(request: &FsRequest) -> Vec<InodeId> {
         Op::Release(_) => vec![],
         Op::Describe(r) => vec![r.inode],
         Op::Acquire(r) => vec![r.inode],
+        // Names accounts, not inodes.
+        Op::Reserve(_) => vec![],
         Op::TestLock(r) => vec![r.inode],
         Op::Lock(r) => vec![r.inode],
         Op::Unlock(r) => vec![r.inode],

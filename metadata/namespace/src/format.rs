@@ -13,6 +13,8 @@ use mooseng_wire::fs::FileKind;
 use mooseng_wire::{Epoch, InodeId, ROOT_INODE, VolumeId};
 
 use crate::error::OpError;
+use crate::quota::{self, Charge};
+use crate::touched::difference;
 use crate::trash::Terms;
 
 /// Makes a volume whose root directory is everybody's to read and root's to write, unless it exists. Answers whether
@@ -47,6 +49,7 @@ pub async fn format<T: Transaction>(
         ctime_ns: now_ns,
         ..Default::default()
     };
+    quota::add(tx, root, &difference(None, Some(Charge::of(&directory))));
     tx.set(&inode::key(root), &directory.to_value());
     tx.atomic(&statistics::key(root, Statistic::Inodes), &number::encode(1), Atomic::Add);
     tx.set(&ids::key(ids::IdKind::Inode, volume), &number::encode(ROOT_INODE.0 + 1));

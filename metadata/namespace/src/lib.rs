@@ -13,6 +13,7 @@
 //! - [`locks`] are the locks on one inode, as values; [`held`] is where they lie in the store.
 //! - [`mod@format`] makes an empty volume, and the region's founding mark.
 //! - [`rewrite`] moves files' bytes from old chunks to new ones.
+//! - [`quota`] says whom everything counts for, and how much may.
 //! - [`trash`] keeps deleted files for a while.
 //! - [`fsck`] counts everything of a whole store again.
 
@@ -29,6 +30,7 @@ pub mod held;
 pub mod locks;
 mod ops;
 mod permission;
+pub mod quota;
 pub mod request;
 pub mod rewrite;
 pub mod sessions;

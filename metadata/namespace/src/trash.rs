@@ -24,8 +24,9 @@ use mooseng_wire::{InodeId, VolumeId};
 use crate::context::OpContext;
 use crate::errno::Errno;
 use crate::error::OpError;
+use crate::quota::{self, Charge};
 use crate::together::InOrder;
-use crate::touched::Touched;
+use crate::touched::{Touched, difference};
 use crate::upkeep;
 use crate::view::{View, check_name, is_directory, is_dots, is_regular};
 
@@ -77,6 +78,7 @@ pub(crate) async fn enter<T: Transaction>(
     let now_ns = view.ctx.now_ns;
     let Some(until_ns) = view.ctx.trash.until_ns(now_ns, record) else { return Ok(false) };
     record.trash_until_ns = Some(until_ns);
+    record.let_off = Some(record.allocated);
     let entry = TrashRecord {
         parent: parent.0,
         name: Bytes::copy_from_slice(name),
@@ -126,7 +128,7 @@ fn put_orphan<T: Transaction>(tx: &T, id: InodeId, deletion: &TrashRecord, since
 
 /// A directory's path, as far as it is cheap to know: it begins with `/`, or with `...` where only its end is known. Read without conflicts, for a
 /// deletion mustn't fail because a directory above is renamed.
-async fn path_of<T: Transaction>(tx: &T, directory: InodeId) -> Result<Bytes, OpError> {
+pub(crate) async fn path_of<T: Transaction>(tx: &T, directory: InodeId) -> Result<Bytes, OpError> {
     let mut names: Vec<Bytes> = Vec::new();
     let (mut at, mut bytes) = (directory, 0);
     let whole = loop {
@@ -234,6 +236,11 @@ pub enum Refused {
         "{0} can't be made: its directory is full of names of the same hash; name another path with `--to PATH`"
     )]
     Full(String),
+    /// The file doesn't fit into a quota.
+    #[error(
+        "{0} doesn't fit into the quota of its owner or its directory: free something there, raise the limit (`mooseng quota set`), or name another path with `--to PATH`"
+    )]
+    Quota(String),
 }
 
 /// What a restoration came to.
@@ -255,6 +262,7 @@ pub async fn restore<T: Transaction>(
     let (ctx, nobody) = (OpContext { now_ns, ..OpContext::default() }, Caller::default());
     let view = View { tx, ctx: &ctx, caller: &nobody, read: Read::Conflicting, touched };
     let Some((mut record, deletion)) = load(tx, id).await? else { return Ok(Err(Refused::NotThere(id.0))) };
+    touched.counts(id, Charge::of(&record));
     let place = match to {
         Some(path) => target(&view, id.volume(), path).await?,
         None => former(&view, deletion).await?,
@@ -263,17 +271,25 @@ pub async fn restore<T: Transaction>(
         Ok(place) => place,
         Err(refused) => return Ok(Err(refused)),
     };
-    let (directory, slot) = futures::join!(path_of(tx, parent), view.slot(parent, &name)).in_order()?;
+    let (directory, slot, into) =
+        futures::join!(path_of(tx, parent), view.slot(parent, &name), view.inode(parent)).in_order()?;
     let path = joined(&directory, &name);
     if slot.found.is_some() {
         return Ok(Err(Refused::Exists(shown(&path))));
     }
     let Some(cookie) = slot.free else { return Ok(Err(Refused::Full(shown(&path)))) };
+    let let_off = Charge::of(&record);
     leave(tx, id, &mut record);
     // It may be there, too, if it was empty for a while.
     tx.clear(&orphan::key(id));
     record.orphan = false;
     record.nlink = 1;
+    // It counts again, where it is now.
+    record.let_off = None;
+    record.quota = into.quota;
+    if !quota::all_fit(tx, id.volume(), &difference(Some(let_off), Some(Charge::of(&record)))).await? {
+        return Ok(Err(Refused::Quota(shown(&path))));
+    }
     record.ctime_ns = now_ns;
     view.add_link(id, &mut record, parent, &name);
     view.put_inode(id, &record);
@@ -452,6 +468,7 @@ impl From<&Refused> for Errno {
             Refused::Exists(_) => Self::EEXIST,
             Refused::BadPath(_) => Self::EINVAL,
             Refused::Full(_) => Self::ENOSPC,
+            Refused::Quota(_) => Self::EDQUOT,
         }
     }
 }

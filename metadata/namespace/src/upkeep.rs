@@ -17,6 +17,7 @@ use mooseng_store::{RangeLimit, Read, Transaction};
 use mooseng_wire::{ChunkId, Epoch, InodeId, LOCAL_ID_BITS, SessionId, VolumeId};
 
 use crate::error::OpError;
+use crate::quota::{self, Charge};
 use crate::sessions::load_session;
 use crate::together::InOrder;
 use crate::window;
@@ -113,6 +114,7 @@ pub async fn drain<T: Transaction>(tx: &T, inode: InodeId, from: u64) -> Result<
     if from == u64::MAX {
         return Ok(true);
     }
+    let counted = Charge::of(&record);
     // An orphan's data goes for good once its reaping began: nobody has it open.
     let done = window::free_page(tx, inode, &mut record, from).await?;
     if free && record.size > from {
@@ -122,6 +124,7 @@ pub async fn drain<T: Transaction>(tx: &T, inode: InodeId, from: u64) -> Result<
         record.trim_from = None;
         tx.clear(&orphan::trim_key(inode));
     }
+    quota::recount(tx, inode, &counted, &record);
     tx.set(&key, &record.to_value());
     Ok(done)
 }

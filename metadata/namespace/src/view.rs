@@ -19,6 +19,7 @@ use crate::context::OpContext;
 use crate::errno::Errno;
 use crate::error::OpError;
 use crate::permission::{self, EXECUTE, WRITE};
+use crate::quota::{self, Charge};
 use crate::together::InOrder;
 use crate::touched::Touched;
 use crate::trash;
@@ -104,6 +105,7 @@ pub fn attr_of(id: InodeId, record: &InodeRecord, counters: &Counters) -> Attr {
         ctime_ns: record.ctime_ns,
         generation: 0,
         no_xattrs: record.xattr_name_bytes == 0,
+        quota: record.quota,
     };
     if is_directory(record.kind) {
         attr.nlink = if record.orphan {
@@ -131,10 +133,12 @@ impl<T: Transaction> View<'_, T> {
 
     /// An inode's record, if it lives.
     pub async fn inode_if(&self, id: InodeId) -> Result<Option<InodeRecord>, OpError> {
-        match self.tx.get(&inode::key(id), self.read).await? {
-            Some(value) => Ok(Some(InodeRecord::from_value(&value)?)),
-            None => Ok(None),
+        let Some(value) = self.tx.get(&inode::key(id), self.read).await? else { return Ok(None) };
+        let record = InodeRecord::from_value(&value)?;
+        if self.read == Read::Conflicting {
+            self.touched.counts(id, Charge::of(&record));
         }
+        Ok(Some(record))
     }
 
     /// An inode's record. Ids are never given twice: one that isn't there was freed.
@@ -223,7 +227,14 @@ impl<T: Transaction> View<'_, T> {
     /// Stores an inode.
     pub fn put_inode(&self, id: InodeId, record: &InodeRecord) {
         self.touched.note(Fact::Inode(id));
+        quota::add(self.tx, id, &self.touched.recount(id, Some(Charge::of(record))));
         self.tx.set(&inode::key(id), &record.to_value());
+    }
+
+    /// Takes an inode away.
+    pub fn clear_inode(&self, id: InodeId) {
+        quota::add(self.tx, id, &self.touched.recount(id, None));
+        self.tx.clear(&inode::key(id));
     }
 
     /// Stores an entry.

@@ -13,6 +13,7 @@ use crate::extent::ExtentRecord;
 use crate::inode::{InodeRecord, LinkName};
 use crate::location::LocationRecord;
 use crate::number;
+use crate::quota::{self, Account, QuotaRecord, Usage, WorkRecord};
 use crate::record::{Record, SchemaError};
 use crate::tag::{RegionTag, VolumeTag};
 use crate::trash::TrashRecord;
@@ -47,6 +48,10 @@ pub enum Any {
     Trash(InodeId, i64),
     /// A shard of a volume's statistic, by its number ([`crate::statistics::Statistic`]).
     Statistic(VolumeId, u64, u64),
+    /// What a shard counts for an account.
+    QuotaUsage(VolumeId, Account, Usage),
+    /// An account's limits.
+    Quota(VolumeId, Account, QuotaRecord),
     /// Where a chunk lies.
     Location(ChunkId, LocationRecord),
     /// A dead chunk.
@@ -128,6 +133,18 @@ impl Any {
             let (until_ns, inode, _): (i64, u64, u64) = tail(tag, rest)?;
             TrashRecord::from_value(value)?;
             Self::Trash(InodeId(inode), until_ns)
+        } else if is(VolumeTag::QuotaUsage) {
+            let (kind, id, what, _, _): (u16, u64, u16, u64, u64) = tail(tag, rest)?;
+            let usage = quota::usage_of((kind, id, what), value)?;
+            usage.map_or(Self::Other, |(account, usage)| Self::QuotaUsage(volume, account, usage))
+        } else if is(VolumeTag::Quota) {
+            let (kind, id, _): (u16, u64, u64) = tail(tag, rest)?;
+            let record = QuotaRecord::from_value(value)?;
+            Account::of_pair(kind, id).map_or(Self::Other, |account| Self::Quota(volume, account, record))
+        } else if is(VolumeTag::QuotaWork) {
+            pair()?;
+            WorkRecord::from_value(value)?;
+            Self::Other
         } else if is(VolumeTag::Statistic) {
             let (which, _) = pair()?;
             Self::Statistic(volume, which, number::decode(Some(value))?)

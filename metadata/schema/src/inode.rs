@@ -75,6 +75,9 @@ pub struct InodeRecord {
     /// When it was made; none of an inode that an earlier release made.
     #[prost(sfixed64, optional, tag = "20")]
     pub born_ns: Option<i64>,
+    /// It counts for no quota since it went to the trash, but for what was written to it since: so many bytes are let off.
+    #[prost(uint64, optional, tag = "21")]
+    pub let_off: Option<u64>,
 }
 
 impl Record for InodeRecord {
@@ -165,9 +168,9 @@ mod tests {
     proptest! {
         #[test]
         fn round_trips(mode in 0u32..0o10000, size: u64, ctime_ns: i64, orphan: bool, trim_from: Option<u64>,
-                       trash_until_ns: Option<i64>, born_ns: Option<i64>, names in prop::collection::vec((1u64.., prop::collection::vec(any::<u8>(), 1..255)), 0..4)) {
+                       trash_until_ns: Option<i64>, born_ns: Option<i64>, let_off: Option<u64>, names in prop::collection::vec((1u64.., prop::collection::vec(any::<u8>(), 1..255)), 0..4)) {
             let links = names.into_iter().map(|(parent, name)| LinkName { parent, name: name.into() }).collect();
-            round_trip(&InodeRecord { mode, size, ctime_ns, orphan, trim_from, trash_until_ns, born_ns, links, ..Default::default() });
+            round_trip(&InodeRecord { mode, size, ctime_ns, orphan, trim_from, trash_until_ns, born_ns, let_off, links, ..Default::default() });
         }
 
         #[test]

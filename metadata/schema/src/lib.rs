@@ -21,6 +21,7 @@ pub mod location;
 pub mod lock;
 pub mod number;
 pub mod orphan;
+pub mod quota;
 pub mod record;
 pub mod secret;
 pub mod session;

@@ -35,7 +35,7 @@ use crate::master::{HOME_EPOCH, Master};
 use crate::records::transact;
 use crate::sessions::recorded;
 use crate::tickets;
-use crate::{house, ids, locks, trash};
+use crate::{house, ids, locks, quotas, trash};
 
 /// How often sessions are looked at.
 const TICK: Duration = Duration::from_millis(200);
@@ -104,7 +104,13 @@ async fn lead(master: &Arc<Master>, term: u64) {
     master.metrics.leaderships.inc();
     master.metrics.leading.set(1);
     tracing::info!(term, sessions = master.desk(|desk| desk.sessions.len()), "this master leads and serves");
-    tokio::join!(keep_house(master), reserve_ids(master), house::run(master, term), locks::sweep(master));
+    tokio::join!(
+        keep_house(master),
+        reserve_ids(master),
+        house::run(master, term),
+        locks::sweep(master),
+        quotas::count(master, term)
+    );
 }
 
 async fn prepare(master: &Master, term: u64) -> Result<(), CallError> {
@@ -129,6 +135,7 @@ async fn prepare(master: &Master, term: u64) -> Result<(), CallError> {
     let keys = tickets::load(&master.store).await.map_err(|e| record_failed(&e))?;
     let draining = house::drain::load(master).await?;
     let sessions = all_sessions(master).await?;
+    let limits = quotas::limits(master).await?;
     let mut fresh = Vec::new();
     for kind in crate::ids::IdPool::default().low() {
         fresh.push((kind, ids::reserve(&master.store, kind).await.map_err(|e| record_failed(&e))?));
@@ -145,7 +152,7 @@ async fn prepare(master: &Master, term: u64) -> Result<(), CallError> {
         let held = sessions.into_iter().filter(|(_, record)| record.lapsed_ns.is_none());
         let held: Vec<Recorded> =
             held.map(|(id, record)| recorded(id, Incarnation(record.incarnation), record)).collect();
-        desk.serve(master.clock.boot(), term, held);
+        desk.serve(master.clock.boot(), term, held, limits);
     });
     // Who waits for recalls of an earlier term waits in vain.
     master.recalls_answered.notify_waiters();
@@ -438,5 +445,7 @@ fn figures(master: &Master) {
         m.trash_bytes.set(gauge(desk.trash.map_or(0, |trash| trash.bytes)));
         m.seals_waiting.set(gauge(desk.seals_waiting() as u64));
         m.lock_waits.set(gauge(desk.lock_waits.len() as u64));
+        m.quotas.set(gauge(desk.ledger.limited() as u64));
+        m.escrow_bytes.set(gauge(desk.ledger.escrow()));
     });
 }

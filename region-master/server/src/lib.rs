@@ -38,6 +38,7 @@ pub mod metrics;
 pub mod own;
 pub mod places;
 pub mod promises;
+pub mod quotas;
 pub mod records;
 pub mod rights;
 pub mod rpc;

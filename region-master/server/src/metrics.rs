@@ -49,6 +49,9 @@ pub const NAMES: &[Name] = &[
     LEADERSHIPS,
     RECALLS,
     LOCK_WAITS,
+    QUOTAS,
+    QUOTA_REFUSALS,
+    ESCROW_BYTES,
 ];
 
 const REQUESTS: Name = Name("mooseng_master_requests", "Requests on framed streams, by method");
@@ -117,6 +120,13 @@ const LEADERSHIPS: Name =
     Name("mooseng_master_leaderships", "Times that this master began to serve as the leader");
 
 const LOCK_WAITS: Name = Name("mooseng_master_lock_waits", "Locks that are waited for");
+const QUOTAS: Name = Name("mooseng_master_quotas", "Accounts whose limits are enforced");
+const QUOTA_REFUSALS: Name =
+    Name("mooseng_master_quota_refusals", "Changes that were refused for want of room in a quota");
+const ESCROW_BYTES: Name = Name(
+    "mooseng_master_escrow_bytes",
+    "Bytes of limited accounts that mounts are promised for what they buffer",
+);
 const RECALLS: Name =
     Name("mooseng_master_recalls", "Recalls of promises that were sent, repeated ones included");
 
@@ -153,6 +163,12 @@ pub struct Metrics {
     pub chunks_unavailable: Gauge,
     /// Locks that are waited for.
     pub lock_waits: Gauge,
+    /// Accounts with limits.
+    pub quotas: Gauge,
+    /// Changes that a quota refused.
+    pub quota_refusals: Counter,
+    /// Bytes promised to mounts.
+    pub escrow_bytes: Gauge,
     /// Seals waiting.
     pub seals_waiting: Gauge,
     /// Chunks that wait for a copy.
@@ -219,6 +235,9 @@ impl Metrics {
             chunks_unavailable: Gauge::default(),
             seals_waiting: Gauge::default(),
             lock_waits: Gauge::default(),
+            quotas: Gauge::default(),
+            quota_refusals: Counter::default(),
+            escrow_bytes: Gauge::default(),
             copies_waiting: Gauge::default(),
             copies_under_way: Gauge::default(),
             endangered_oldest_seconds: Gauge::default(),
@@ -256,6 +275,8 @@ impl Metrics {
             (CHUNKS_ENDANGERED, m.chunks_endangered),
             (CHUNKS_UNAVAILABLE, m.chunks_unavailable),
             (LOCK_WAITS, m.lock_waits),
+            (QUOTAS, m.quotas),
+            (ESCROW_BYTES, m.escrow_bytes),
             (SEALS_WAITING, m.seals_waiting),
             (COPIES_WAITING, m.copies_waiting),
             (COPIES_UNDER_WAY, m.copies_under_way),
@@ -290,6 +311,7 @@ impl Metrics {
             (LAPSED, m.lapsed),
             (LEADERSHIPS, m.leaderships),
             (RECALLS, m.recalls),
+            (QUOTA_REFUSALS, m.quota_refusals),
         ];
         for (name, counter) in counters {
             registry.register(name.0, name.1, counter);

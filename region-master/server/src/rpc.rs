@@ -11,9 +11,10 @@ use mooseng_transport::peer_of;
 use mooseng_wire::Role;
 use mooseng_wire::admin::{
     ChangeMembersReply, ChangeMembersRequest, CredentialReport, CredentialsRequest, DrainReply, DrainRequest,
-    FsckNews, FsckRequest, HeartbeatReply, HeartbeatRequest, ListTrashReply, ListTrashRequest,
-    PurgeTrashReply, PurgeTrashRequest, RestoreTrashReply, RestoreTrashRequest, StatusReply, StatusRequest,
-    TicketKey, TransferLeaderReply, TransferLeaderRequest, TrashRetentionReply, TrashRetentionRequest,
+    FsckNews, FsckRequest, HeartbeatReply, HeartbeatRequest, ListQuotasReply, ListQuotasRequest,
+    ListTrashReply, ListTrashRequest, PurgeTrashReply, PurgeTrashRequest, Quota, QuotaTarget,
+    RestoreTrashReply, RestoreTrashRequest, SetQuotaRequest, StatusReply, StatusRequest, TicketKey,
+    TransferLeaderReply, TransferLeaderRequest, TrashRetentionReply, TrashRetentionRequest,
 };
 use mooseng_wire::call::CallError;
 use mooseng_wire::founding::Founding;
@@ -22,7 +23,7 @@ use tonic::{Code, Request, Response, Status};
 
 use crate::desk::HeartbeatRefused;
 use crate::master::{HOME_EPOCH, Master};
-use crate::{fsck, house, status, trash};
+use crate::{fsck, house, quotas, status, trash};
 
 /// How often chunkservers report.
 const HEARTBEAT_INTERVAL_MS: u32 = 500;
@@ -184,6 +185,37 @@ impl Administration for Rpc {
             tracing::info!(who, seconds, "how long deleted files are kept is to change");
         }
         trash::retention(&self.0, request).await.map(Response::new)
+    }
+
+    async fn set_quota(&self, request: Request<SetQuotaRequest>) -> Result<Response<Quota>, Status> {
+        let who = self.allow(&request, &[Role::Admin])?;
+        let request = request.into_inner();
+        tracing::info!(who, ?request, "a quota is to be set");
+        // Goes on where the caller gives up, so that what is recalled for it isn't for nothing.
+        let master = self.0.clone();
+        match tokio::spawn(async move { quotas::set(&master, request).await }).await {
+            Ok(outcome) => outcome.map(Response::new),
+            Err(_) => Err(Status::internal("setting the quota ended without an outcome; list the quotas")),
+        }
+    }
+
+    async fn clear_quota(&self, request: Request<QuotaTarget>) -> Result<Response<Quota>, Status> {
+        let who = self.allow(&request, &[Role::Admin])?;
+        let request = request.into_inner();
+        tracing::info!(who, ?request, "a quota is to be given up");
+        let master = self.0.clone();
+        match tokio::spawn(async move { quotas::clear(&master, request).await }).await {
+            Ok(outcome) => outcome.map(Response::new),
+            Err(_) => Err(Status::internal("clearing the quota ended without an outcome; list the quotas")),
+        }
+    }
+
+    async fn list_quotas(
+        &self,
+        request: Request<ListQuotasRequest>,
+    ) -> Result<Response<ListQuotasReply>, Status> {
+        self.allow(&request, &[Role::Admin])?;
+        quotas::list(&self.0, request.into_inner()).await.map(Response::new)
     }
 
     async fn change_members(

@@ -143,6 +143,7 @@ fn told(why: &Refused) -> Status {
         Refused::NotADirectory(_) | Refused::BadPath(_) | Refused::Full(_) => {
             Status::invalid_argument(message)
         }
+        Refused::Quota(_) => Status::failed_precondition(message),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use mooseng_schema::directory::Counter;
+use mooseng_schema::quota::{Account, Usage};
 use mooseng_wire::{ChunkId, InodeId, VolumeId};
 
 /// Makes the kinds, with their names and what to do about each.
@@ -75,6 +76,8 @@ kinds! {
     IdUngiven = "ID_UNGIVEN", "the store is older than its records: stop writing, and recover from the newest master";
     /// The volume's totals are wrong.
     Statistics = "STATISTICS", "`mooseng fsck --repair` sets them to what there is";
+    /// What counts for a user or a directory's quota is recorded wrongly.
+    QuotaUsage = "QUOTA_USAGE", "`mooseng fsck --repair` sets it to what there is";
     /// A copy isn't there, is damaged or too short, on a chunkserver that says so.
     CopyBad = "COPY_BAD", "repair replaces it from a good one; `mooseng status` shows how far it is";
     /// A chunk has fewer good copies than it should, with those of silent chunkservers counted as good.
@@ -119,6 +122,8 @@ pub enum Fix {
     TrashFiles(VolumeId, i64),
     /// Their bytes.
     TrashBytes(VolumeId, i64),
+    /// What counts for an account.
+    Usage(VolumeId, Account, Usage),
 }
 
 /// Something that is wrong.

@@ -20,6 +20,7 @@ use mooseng_schema::dirent::{Cookie, HashKey, SAME_HASH_MAX};
 use mooseng_schema::ids::IdKind;
 use mooseng_schema::inode::{InodeRecord, LinkName};
 use mooseng_schema::location::LocationRecord;
+use mooseng_schema::quota::{Account, Usage};
 use mooseng_wire::{ChunkId, InodeId, LOCAL_ID_BITS, VolumeId};
 use siphasher::sip128::{Hasher128, SipHasher13};
 
@@ -129,7 +130,7 @@ pub struct Outcome {
 }
 
 /// A volume's totals: as recorded, and as counted in this pass.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
     /// Inodes on record.
     pub inodes_recorded: u64,
@@ -147,6 +148,10 @@ pub struct Totals {
     pub trash_files: u64,
     /// Their bytes.
     pub trash_bytes: u64,
+    /// What counts for each account on record.
+    pub usage_recorded: BTreeMap<Account, Usage>,
+    /// And in this part.
+    pub usage: BTreeMap<Account, Usage>,
 }
 
 /// Compares the totals of all parts.
@@ -162,6 +167,11 @@ pub fn compare_totals(parts: &[BTreeMap<VolumeId, Totals>]) -> Vec<Finding> {
         (sum.inodes_recorded, sum.bytes_recorded) = (totals.inodes_recorded, totals.bytes_recorded);
         sum.trash_files_recorded = totals.trash_files_recorded;
         sum.trash_bytes_recorded = totals.trash_bytes_recorded;
+        sum.usage_recorded.clone_from(&totals.usage_recorded);
+        for (account, usage) in &totals.usage {
+            let total = sum.usage.entry(*account).or_default();
+            *total = total.plus(*usage);
+        }
     }
     let mut findings = Vec::new();
     for (volume, sum) in sums {
@@ -176,6 +186,28 @@ pub fn compare_totals(parts: &[BTreeMap<VolumeId, Totals>]) -> Vec<Finding> {
         compare("bytes", sum.bytes_recorded, sum.bytes, Fix::Bytes);
         compare("files in the trash", sum.trash_files_recorded, sum.trash_files, Fix::TrashFiles);
         compare("bytes in the trash", sum.trash_bytes_recorded, sum.trash_bytes, Fix::TrashBytes);
+        findings.extend(compare_usage(volume, &sum));
+    }
+    findings
+}
+
+/// Compares what counts for each account.
+fn compare_usage(volume: VolumeId, totals: &Totals) -> Vec<Finding> {
+    let accounts: BTreeSet<Account> =
+        totals.usage.keys().chain(totals.usage_recorded.keys()).copied().collect();
+    let of =
+        |usage: &BTreeMap<Account, Usage>, account: &Account| usage.get(account).copied().unwrap_or_default();
+    let mut findings = Vec::new();
+    for account in accounts {
+        let (is, recorded) = (of(&totals.usage, &account), of(&totals.usage_recorded, &account));
+        if is != recorded {
+            let detail = format!(
+                "for {account} count {} bytes of {} inodes, on record are {} of {}",
+                is.bytes, is.inodes, recorded.bytes, recorded.inodes
+            );
+            let found = Finding::new(Kind::QuotaUsage, Subject::Volume(volume), detail);
+            findings.push(found.fixed_by(Fix::Usage(volume, account, is.minus(recorded))));
+        }
     }
     findings
 }
@@ -234,6 +266,9 @@ struct Kept {
     orphan: bool,
     trim_from: Option<u64>,
     trash_until_ns: Option<i64>,
+    quota: u64,
+    uid: u32,
+    let_off: Option<u64>,
 }
 
 impl Kept {
@@ -247,6 +282,9 @@ impl Kept {
             orphan: record.orphan,
             trim_from: record.trim_from,
             trash_until_ns: record.trash_until_ns,
+            quota: record.quota,
+            uid: record.uid,
+            let_off: record.let_off,
         }
     }
 }
@@ -389,6 +427,11 @@ impl Check {
                     3 => totals.trash_bytes_recorded = totals.trash_bytes_recorded.wrapping_add(n),
                     _ => {}
                 }
+            }
+            Any::QuotaUsage(volume, account, usage) => {
+                let totals = self.outcome.totals.entry(volume).or_default();
+                let sum = totals.usage_recorded.entry(account).or_default();
+                *sum = sum.plus(usage);
             }
             Any::Ids(volume, kind, next) => drop(self.ids.insert((volume, kind), next)),
             _ => {}

@@ -77,6 +77,8 @@ pub async fn execute_noting<T: Transaction>(
         Op::Describe(r) => Reply::Description(describe::describe(&view, InodeId(r.inode)).await?),
         // The level is the custodian's affair; the operation itself is a look at the attributes.
         Op::Acquire(r) => Reply::Entry(attributes::get(&view, InodeId(r.inode)).await?),
+        // What is granted of an account is the custodian's affair alone.
+        Op::Reserve(_) => return Err(OpError::Malformed("only a custodian grants escrow")),
         Op::TestLock(r) => Reply::LockHolder(locks::test(&view, r).await?),
         Op::SetAttr(r) => Reply::Entry(attributes::set(&view, r).await?),
         Op::Create(r) => Reply::Created(make::create(&view, r).await?),

@@ -1,5 +1,6 @@
 //! Freeing inodes that have no name and aren't open, and the dead ends of truncated files.
 
+use mooseng_schema::quota::{self, Account};
 use mooseng_schema::statistics::{self, Statistic};
 use mooseng_schema::{directory, inode, number, orphan, xattr};
 use mooseng_store::{Atomic, Transaction};
@@ -51,7 +52,11 @@ pub async fn reap<T: Transaction>(view: &View<'_, T>, inodes: &[u64]) -> Result<
             continue;
         }
         view.tx.clear(&orphan::key(id));
-        view.tx.clear(&inode::key(id));
+        view.clear_inode(id);
+        if record.quota == id.0 {
+            // Nothing is in it: all that there was has gone before.
+            view.tx.clear(&quota::key(id.volume(), Account::Directory(id.0)));
+        }
         view.tx.clear_range(xattr::range(id));
         view.tx.clear_range(inode::link_range(id));
         view.tx.clear_range(directory::range(id));

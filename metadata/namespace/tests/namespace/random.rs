@@ -4,8 +4,11 @@ use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
+use mooseng_namespace::quota::{self, Account, QuotaRecord, State};
 use mooseng_namespace::touched::Touched;
 use mooseng_namespace::{Errno, is_change, trash};
+use mooseng_schema::Record;
+use mooseng_schema::inode::{self, InodeRecord};
 use mooseng_store::{Store, Transaction};
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
@@ -449,13 +452,16 @@ async fn administer(run: &mut Run, volume: &Volume, at: &str) {
     tx.commit().await.unwrap();
 }
 
-async fn run(seed: u64, steps: usize, faults: f64) {
+async fn run(seed: u64, steps: usize, faults: f64, quotas: bool) {
     let volume = Volume::with_trash(seed, faults, RETENTION_S as u64).await;
     let clients = [volume.client(1).await, volume.client(2).await, volume.client(3).await];
     let mut run =
         Run { rng: SmallRng::seed_from_u64(seed), model: Model::new(), inodes: vec![ROOT], chunks: vec![] };
     run.model.retention_s = RETENTION_S;
     for step in 0..steps {
+        if quotas && run.rng.random_bool(0.05) {
+            limit(&mut run, &volume).await;
+        }
         if run.rng.random_bool(0.04) {
             administer(&mut run, &volume, &format!("seed {seed}, step {step}")).await;
         }
@@ -488,7 +494,7 @@ async fn run(seed: u64, steps: usize, faults: f64) {
             continue;
         }
         let (op_done, reply_done) = as_far(&op, &reply);
-        let expected = run.model.apply(&At { who: &who, now, id }, &op_done);
+        let expected = run.model.apply_within(&At { who: &who, now, id }, &op_done);
         if expected != Ok(Expect::Whatever) {
             assert_eq!(observed(&reply_done), expected, "{}", at());
         }
@@ -505,6 +511,7 @@ async fn run(seed: u64, steps: usize, faults: f64) {
             run.model.apply(&At { who: &root(), now, id: 0 }, &op).unwrap();
             compare_trees(client, &run.model).await;
             compare_trash(&volume, &run.model).await;
+            compare_usage(&volume, &run.model).await;
             volume.check();
         }
     }
@@ -512,16 +519,122 @@ async fn run(seed: u64, steps: usize, faults: f64) {
     volume.check();
 }
 
+/// Who has quotas in the model's volume at present, with what of it.
+async fn quotas(volume: &Volume) -> Vec<(Account, QuotaRecord)> {
+    quota::list(&volume.store.inner.begin(), VOLUME, None, 1_000).await.unwrap()
+}
+
+/// What an administrator does with quotas, and a step of counting. Which inodes are marked by then the model learns from the store.
+async fn limit(run: &mut Run, volume: &Volume) {
+    let tx = volume.store.inner.begin();
+    let touched = Touched::default();
+    let all = quotas(volume).await;
+    let account = match run.rng.random_range(0..4) {
+        0 => Account::User(*[0, 1000, 1001].choose(&mut run.rng).unwrap()),
+        _ => Account::Directory(run.directory()),
+    };
+    match run.rng.random_range(0..10) {
+        0 | 1 => {
+            let used = run.model.usage(account);
+            let bytes = (used.bytes + run.rng.random_range(-10_000..60_000)).max(0) as u64;
+            let inodes = (used.inodes + run.rng.random_range(-2..10)).max(0) as u64;
+            let (bytes, inodes) = (run.maybe(0.8, |_| bytes), run.maybe(0.8, |_| inodes));
+            drop(quota::set(&tx, &touched, 1, VOLUME, account, bytes, inodes).await.unwrap());
+        }
+        2 => {
+            if let Some((account, _)) = all.choose(&mut run.rng) {
+                quota::clear(&tx, &touched, VOLUME, *account).await.unwrap().unwrap();
+            }
+        }
+        _ => {
+            let directories = all.iter().filter_map(|(account, _)| match account {
+                Account::Directory(id) => Some(InodeId(*id)),
+                Account::User(_) => None,
+            });
+            if let Some(id) = directories.collect::<Vec<_>>().choose(&mut run.rng) {
+                let step = quota::step(&tx, &touched, *id, run.rng.random_range(1..4)).await.unwrap();
+                if step == quota::Step::Done {
+                    tx.commit().await.unwrap();
+                    all_counted(run, volume, *id).await;
+                    return learn(run, volume).await;
+                }
+            }
+        }
+    }
+    assert!(touched.charges().is_empty(), "what is there is there");
+    tx.commit().await.unwrap();
+    learn(run, volume).await;
+}
+
+async fn learn(run: &mut Run, volume: &Volume) {
+    let dump = volume.store.inner.dump();
+    for (id, node) in &mut run.model.nodes {
+        let record = InodeRecord::from_value(&dump[&inode::key(InodeId(*id))[..]]).unwrap();
+        node.quota = record.quota;
+    }
+    let most = |max: Option<u64>| max.map_or(i64::MAX, |max| max as i64);
+    let enforced = quotas(volume).await.into_iter().filter(|(_, record)| record.state() == State::Enforced);
+    run.model.limits =
+        enforced.map(|(account, r)| (account, (most(r.bytes_max), most(r.inodes_max)))).collect();
+}
+
+/// A directory's quota is enforced: everything below counts for it, and nothing else that is named. Or it is gone, and nothing does.
+async fn all_counted(run: &mut Run, volume: &Volume, directory: InodeId) {
+    learn(run, volume).await;
+    let all = quotas(volume).await;
+    let model = &run.model;
+    // The nearest directory above that has a quota; a quota's directory may get below another one while that is counted.
+    let nearest = |mut id: u64| loop {
+        let has = |state: State| state != State::Clearing || id != directory.0;
+        if all.iter().any(|(account, r)| *account == Account::Directory(id) && has(r.state())) {
+            return id;
+        }
+        if id == ROOT {
+            return 0;
+        }
+        id = model.nodes[&id].parent;
+    };
+    for (id, node) in model.nodes.iter().filter(|(_, node)| node.is_living_directory()) {
+        let below = nearest(*id) == directory.0;
+        assert_eq!(node.quota == directory.0, below, "directory {id} and the quota of {directory}");
+        for child in node.entries.values().map(|child| &model.nodes[child]) {
+            // What had names in two trees counts for one of them.
+            let counts = child.kind == FileKind::Directory as i32 || child.linked;
+            assert!(
+                counts || (child.quota == directory.0) == below,
+                "a file in {id} counts for {}, that one for {}, and {directory} is enforced or gone; {all:?}",
+                child.quota,
+                node.quota
+            );
+        }
+    }
+}
+
+async fn compare_usage(volume: &Volume, model: &Model) {
+    let directories = model.nodes.keys().map(|id| Account::Directory(*id));
+    for account in directories.chain([0, 1000, 1001].map(Account::User)) {
+        let tx = volume.store.inner.begin();
+        assert_eq!(quota::usage(&tx, VOLUME, account).await.unwrap(), model.usage(account), "{account}");
+    }
+}
+
+#[tokio::test]
+async fn random_operations_equal_the_model_within_quotas() {
+    for seed in 200..230 {
+        run(seed, 1_200, if seed % 3 == 0 { 0.1 } else { 0.0 }, true).await;
+    }
+}
+
 #[tokio::test]
 async fn random_operations_equal_the_model() {
     for seed in 0..20 {
-        run(seed, 2_000, 0.0).await;
+        run(seed, 2_000, 0.0, false).await;
     }
 }
 
 #[tokio::test]
 async fn random_operations_equal_the_model_with_conflicts_and_unknown_commits() {
     for seed in 100..115 {
-        run(seed, 1_200, 0.15).await;
+        run(seed, 1_200, 0.15, false).await;
     }
 }
