@@ -1,11 +1,12 @@
 //! docs/operations.md, by the letter and with the real binaries: a lost master is replaced, a deleted file restored, a
-//! chunkserver emptied, a certificate revoked.
+//! directory limited, a chunkserver emptied, a certificate revoked.
 
+use std::io::{Seek, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use mooseng_e2e::cluster::{DevCluster, binary, checked, wait_for};
 use mooseng_e2e::steps::Steps;
 
@@ -333,7 +334,8 @@ fn quota(cluster: &DevCluster) -> Result<()> {
     }
     file.sync_all()?;
     // Inodes, too.
-    let made: std::io::Result<Vec<_>> = (0..10).map(|n| std::fs::File::create(dir.join(n.to_string()))).collect();
+    let made: std::io::Result<Vec<_>> =
+        (0..10).map(|n| std::fs::File::create(dir.join(n.to_string()))).collect();
     over(made.map(|files| files.len()))?;
     // Across the border nothing is renamed or linked.
     let out = cluster.mount().join("out");

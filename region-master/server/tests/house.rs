@@ -6,6 +6,8 @@ mod common;
 mod founding;
 #[path = "house/fsck.rs"]
 mod fsck;
+#[path = "house/quota.rs"]
+mod quota;
 #[path = "house/rewrite.rs"]
 mod rewrite;
 #[path = "house/trash.rs"]

@@ -7,7 +7,8 @@ use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::chunk::{Append, Appended, ChainFailure, Read, ReadDone};
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::{
-    AccountRoom, FileKind, Reserve, Reserved, WritePiece, ChunkLocation, ChunkPlace, ChunkRun, Extent, ExtentMap, Ranged, Written, extent, write_piece,
+    AccountRoom, ChunkLocation, ChunkPlace, ChunkRun, Extent, ExtentMap, FileKind, Ranged, Reserve, Reserved,
+    WritePiece, Written, extent, write_piece,
 };
 use prost::Message;
 

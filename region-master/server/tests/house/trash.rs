@@ -23,7 +23,7 @@ async fn admin(region: &Region, who: Role, at: usize) -> AdministrationClient<Ch
     AdministrationClient::new(grpc_channel(network, &region.cluster.addresses()[at], Role::Master).await)
 }
 
-async fn leader(region: &Region) -> AdministrationClient<Channel> {
+pub async fn leader(region: &Region) -> AdministrationClient<Channel> {
     admin(region, Role::Admin, region.cluster.leader().await).await
 }
 
@@ -56,7 +56,7 @@ async fn lookup(region: &Region, file: &str) -> Option<Attr> {
 }
 
 /// A new session: the one before had been promised things, and answers no recalls.
-async fn anew(region: &mut Region) {
+pub async fn anew(region: &mut Region) {
     close(&region.client).await;
     region.client = region.cluster.client("writer").await;
     region.client.open(&[]).await.unwrap();
