@@ -180,7 +180,7 @@ fn refused(why: &Refused) -> Status {
     match why {
         Refused::NoDirectory | Refused::NotThere => Status::not_found(message),
         Refused::Inside(_) | Refused::Around(_) | Refused::Clearing | Refused::TooMany => {
-            Status::failed_precondition(message)
+            Status::invalid_argument(message)
         }
     }
 }

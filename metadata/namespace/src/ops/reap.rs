@@ -56,6 +56,7 @@ pub async fn reap<T: Transaction>(view: &View<'_, T>, inodes: &[u64]) -> Result<
         if record.quota == id.0 {
             // Nothing is in it: all that there was has gone before.
             view.tx.clear(&quota::key(id.volume(), Account::Directory(id.0)));
+            view.tx.clear_range(quota::work_range(id));
         }
         view.tx.clear_range(xattr::range(id));
         view.tx.clear_range(inode::link_range(id));

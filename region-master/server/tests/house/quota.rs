@@ -109,7 +109,7 @@ async fn a_directory_that_is_not_empty_is_counted_and_limited_over_a_leaders_dea
     let refusal = set(&region, path("/dir/inner"), 1, 1).await.unwrap_err();
     assert!(refusal.message().contains("aren't nested"), "{refusal}");
     assert_eq!(set(&region, path("/none"), 1, 1).await.unwrap_err().code(), Code::NotFound);
-    assert_eq!(set(&region, path("/"), 1, 1).await.unwrap_err().code(), Code::FailedPrecondition);
+    assert_eq!(set(&region, path("/"), 1, 1).await.unwrap_err().code(), Code::InvalidArgument);
 
     for limit in [0, 1] {
         made(&region, dir, &format!("g{limit}")).await;
