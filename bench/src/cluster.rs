@@ -37,7 +37,9 @@ impl Cluster {
     pub fn up(dir: &Path) -> Result<Self> {
         let cluster = Self { mooseng: beside("mooseng")?, dir: dir.to_owned() };
         let sizes = ["--masters", "3", "--chunkservers", "3", "--copies", "2"];
-        cluster.dev(&[&["up", "--no-mount", "--detach"][..], &sizes].concat())?;
+        // Deleted files go by way of the trash, as they do by default, and don't fill the disk for a day.
+        let trash = ["--trash-retention", "1m"];
+        cluster.dev(&[&["up", "--no-mount", "--detach"][..], &sizes, &trash].concat())?;
         Ok(cluster)
     }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use mooseng_namespace::fsck::{Check, Part, compare_totals};
+use mooseng_namespace::trash::Terms;
 use mooseng_namespace::{Ids, OpContext, OpError, execute, format, needs_chunk, needs_inode, sessions};
 use mooseng_schema::dirent::HashKey;
 use mooseng_schema::session::SessionRecord;
@@ -28,7 +29,7 @@ fn run<T>(work: impl Future<Output = T>) -> T {
 async fn volume() -> MemoryStore {
     let store = MemoryStore::new();
     let tx = store.begin();
-    let made = format(&tx, VolumeId(0), Epoch(1), HashKey([3; 16]), 1).await;
+    let made = format(&tx, VolumeId(0), Epoch(1), HashKey([3; 16]), 1, Terms::default()).await;
     assert!(matches!(made, Ok(true)));
     let record = SessionRecord { incarnation: 1, identity: "client".into(), ..SessionRecord::default() };
     assert!(sessions::create_session(&tx, SESSION, &record).await.is_ok());

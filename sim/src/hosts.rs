@@ -158,6 +158,8 @@ pub fn patient() -> HouseConfig {
         rewrites_at_once: 2,
         rewrite_after_ms: 0,
         rewrite_gain_kib: 0,
+        trash_retention_s: 5,
+        trash_min_age_s: 0,
         ..HouseConfig::default()
     }
 }

@@ -12,7 +12,10 @@ use mooseng_transport::{
 };
 use mooseng_wire::Role;
 use mooseng_wire::admin::{
-    ChangeMembersReply, ChangeMembersRequest, DrainReply, DrainRequest, Finding, StatusReply, StatusRequest,
+    ChangeMembersReply, ChangeMembersRequest, DrainReply, DrainRequest, Finding, ListQuotasReply,
+    ListQuotasRequest, ListTrashReply, ListTrashRequest, PurgeTrashReply, PurgeTrashRequest, Quota,
+    QuotaTarget, RestoreTrashReply, RestoreTrashRequest, SetQuotaRequest, StatusReply, StatusRequest,
+    TrashRetentionReply, TrashRetentionRequest,
 };
 use mooseng_wire::method::Method;
 use tonic::Code;
@@ -27,6 +30,12 @@ const STATUS_WAIT: Duration = Duration::from_secs(4);
 const CHANGE_WAIT: Duration = Duration::from_secs(120);
 /// How long it may take to note a draining: one commit.
 const DRAIN_WAIT: Duration = Duration::from_secs(10);
+
+/// How long a look at the trash or a change of it may take: a session that is gone delays a restoration by its lease.
+const TRASH_WAIT: Duration = Duration::from_secs(30);
+
+/// How long setting limits may take: as long as a change of the trash.
+const QUOTA_WAIT: Duration = TRASH_WAIT;
 
 /// The finding of a master about itself.
 const FAILED: &str = "MASTER_FAILED";
@@ -180,6 +189,75 @@ pub async fn drain_chunkserver(file: &ClientFile, request: DrainRequest) -> Resu
     at_leader(file, DRAIN_WAIT, |mut client| {
         let request = request.clone();
         async move { client.drain_chunkserver(request).await }
+    })
+    .await
+}
+
+/// A page of what the trash holds, from whichever master leads.
+pub async fn list_trash(file: &ClientFile, request: ListTrashRequest) -> Result<ListTrashReply, Failure> {
+    at_leader(file, TRASH_WAIT, |mut client| {
+        let request = grpc_request(request.clone(), TRASH_WAIT);
+        async move { client.list_trash(request).await }
+    })
+    .await
+}
+
+/// Restores a file from the trash.
+pub async fn restore_trash(
+    file: &ClientFile,
+    request: RestoreTrashRequest,
+) -> Result<RestoreTrashReply, Failure> {
+    at_leader(file, TRASH_WAIT, |mut client| {
+        let request = grpc_request(request.clone(), TRASH_WAIT);
+        async move { client.restore_trash(request).await }
+    })
+    .await
+}
+
+/// Purges a file, or a part of the trash.
+pub async fn purge_trash(file: &ClientFile, request: PurgeTrashRequest) -> Result<PurgeTrashReply, Failure> {
+    at_leader(file, TRASH_WAIT, |mut client| {
+        let request = grpc_request(request, TRASH_WAIT);
+        async move { client.purge_trash(request).await }
+    })
+    .await
+}
+
+/// How long deleted files are kept; sets it if the request says so.
+pub async fn trash_retention(
+    file: &ClientFile,
+    request: TrashRetentionRequest,
+) -> Result<TrashRetentionReply, Failure> {
+    at_leader(file, TRASH_WAIT, |mut client| {
+        let request = grpc_request(request, TRASH_WAIT);
+        async move { client.trash_retention(request).await }
+    })
+    .await
+}
+
+/// Sets limits.
+pub async fn set_quota(file: &ClientFile, request: SetQuotaRequest) -> Result<Quota, Failure> {
+    at_leader(file, QUOTA_WAIT, |mut client| {
+        let request = grpc_request(request.clone(), QUOTA_WAIT);
+        async move { client.set_quota(request).await }
+    })
+    .await
+}
+
+/// Gives limits up.
+pub async fn clear_quota(file: &ClientFile, target: QuotaTarget) -> Result<Quota, Failure> {
+    at_leader(file, QUOTA_WAIT, |mut client| {
+        let request = grpc_request(target.clone(), QUOTA_WAIT);
+        async move { client.clear_quota(request).await }
+    })
+    .await
+}
+
+/// A page of limits, or those of one.
+pub async fn list_quotas(file: &ClientFile, request: ListQuotasRequest) -> Result<ListQuotasReply, Failure> {
+    at_leader(file, QUOTA_WAIT, |mut client| {
+        let request = grpc_request(request.clone(), QUOTA_WAIT);
+        async move { client.list_quotas(request).await }
     })
     .await
 }

@@ -7,7 +7,7 @@ use crate::args::{Format, Reading};
 use crate::config::{self, ClientFile};
 use crate::exit::Failure;
 use crate::output::{self, Table, bytes};
-use crate::status;
+use crate::{status, trash};
 
 /// Asks and prints.
 pub fn run(args: &Reading) -> Result<(), Failure> {
@@ -23,6 +23,7 @@ pub fn run(args: &Reading) -> Result<(), Failure> {
         let servers: Vec<Value> = reply.chunkservers.iter().map(status::chunkserver).collect();
         return output::json(&json!({
             "version": output::VERSION, "region": reply.region, "copies": reply.copies,
+            "trash": reply.trash.as_ref().map(trash::status_shape),
             "bytes_usable": usable_total, "bytes_usable_free": usable_free, "chunkservers": servers,
         }));
     }
@@ -41,11 +42,14 @@ pub fn run(args: &Reading) -> Result<(), Failure> {
             table.row([c.name.clone(), d.path.clone(), size, used, free, chunks, state]);
         }
     }
+    // Of what is used, so much comes back by itself.
+    let trash = reply.trash.as_ref().filter(|t| t.files > 0).map(|t| format!(" {}", trash::summary(t)));
     output::text_line(&format!(
-        "{}\n\nUsable with {} copies: {} of {} free.",
+        "{}\n\nUsable with {} copies: {} of {} free.{}",
         table.render(),
         reply.copies,
         bytes(usable_free),
-        bytes(usable_total)
+        bytes(usable_total),
+        trash.unwrap_or_default()
     ))
 }

@@ -106,6 +106,7 @@ fn shape(findings: &[FsckFinding], done: &FsckDone) -> serde_json::Value {
         "version": output::VERSION, "found": done.found, "repaired": done.repaired, "findings": findings,
         "checked": {
             "inodes": done.inodes, "entries": done.entries, "extents": done.extents, "bytes": done.bytes,
+            "trash_files": done.trash_files, "trash_bytes": done.trash_bytes,
             "chunks": done.chunks, "uses": done.uses, "copies": done.copies, "copies_unknown": done.copies_unknown,
         },
         "commit_version": done.version, "master": done.master, "took_ms": done.took_ms,
@@ -152,6 +153,13 @@ fn text(findings: &[FsckFinding], done: &FsckDone) -> String {
         done.chunks,
         done.copies
     ));
+    if done.trash_files > 0 {
+        text.push_str(&format!(
+            "\nOf these, {} inodes with {} are in the trash.",
+            done.trash_files,
+            bytes(done.trash_bytes)
+        ));
+    }
     if done.copies_unknown > 0 {
         text.push_str(&format!(
             "\nOf {} copies nothing is known: their chunkservers are silent, or were just started.",
@@ -175,11 +183,18 @@ mod tests {
             advice: "mend it".into(),
             repaired: String::new(),
         };
-        let done = FsckDone { found: 3, master: "m1".into(), copies_unknown: 2, ..FsckDone::default() };
+        let done = FsckDone {
+            found: 3,
+            master: "m1".into(),
+            copies_unknown: 2,
+            trash_files: 4,
+            ..FsckDone::default()
+        };
         let text = text(&[finding("inode 7"), finding("inode 8")], &done);
         assert!(text.starts_with("3 things don't agree."), "{text}");
         assert_eq!(text.matches("mend it").count(), 1);
         assert!(text.contains("inode 7  /a/b") && text.contains("1 more aren't shown"), "{text}");
+        assert!(text.contains("4 inodes with 0 B are in the trash"), "{text}");
         assert!(text.contains("Of 2 copies nothing is known"));
         let shape = shape(&[finding("inode 7")], &done);
         assert_eq!(shape["findings"][0]["paths"][0], "/a/b");

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  args --> run --> mount (mounting, runtime)      a FUSE mount, as a daemon; as mount.mooseng for mount(8)
-//!             |---> status, df, fsck, members, chunkservers, metadata (admin)  what masters say, over gRPC
+//!             |---> status, df, fsck, members, chunkservers, trash, quota, metadata (admin)  what masters say, over gRPC
 //!             |---> top, profile                   what mounts on this machine are asked for, from their metrics
 //!             |---> info                           where a path's chunks lie, over a session
 //!             |---> explain, shell                 what needs no cluster
@@ -26,10 +26,12 @@ mod mount;
 mod output;
 mod process;
 mod profile;
+mod quota;
 mod runtime;
 mod shell;
 mod status;
 mod suggest;
+mod trash;
 mod verdict;
 
 use std::ffi::OsString;
@@ -76,6 +78,8 @@ fn dispatch(command: args::Command) -> Result<(), Failure> {
         Top(a) => profile::top(&a),
         Profile(a) => profile::profile(&a),
         Metadata(a) => metadata::run(a),
+        Trash(a) => trash::run(a),
+        Quota(a) => quota::run(a),
         Completions(a) => shell::completions(a.shell),
         Man(a) => shell::man(&a.dir),
         Dev(a) => dev::run(a),

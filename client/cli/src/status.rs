@@ -10,6 +10,7 @@ use crate::args::{Format, Reading};
 use crate::config::{self, ClientFile};
 use crate::exit::Failure;
 use crate::output::{self, Table};
+use crate::trash;
 use crate::verdict::{self, Verdict};
 
 /// Asks and prints. A region without a leader is exit code 5, after everything was printed.
@@ -61,6 +62,7 @@ fn page(answered: &Answered, verdict: &Verdict) -> String {
             output::bytes(house.bytes)
         ));
     }
+    parts.extend(reply.trash.as_ref().map(trash::summary));
     parts.push(masters(answered).render());
     parts.push(chunkservers(reply).render());
     let sessions = sessions(reply);
@@ -205,6 +207,7 @@ fn shape(answered: &Answered, verdict: &Verdict) -> Value {
         "copies": r.copies, "min_copies": r.min_copies,
         "chunks": r.chunks, "chunks_endangered": r.chunks_endangered, "chunks_unavailable": r.chunks_unavailable,
         "house": r.house.as_ref().map(house),
+        "trash": r.trash.as_ref().map(trash::status_shape),
         "findings": findings, "masters": masters, "silent_masters": silent,
         "chunkservers": r.chunkservers.iter().map(chunkserver).collect::<Vec<_>>(), "sessions": sessions,
     })

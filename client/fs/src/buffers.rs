@@ -8,6 +8,7 @@ use mooseng_wire::fs::Attr;
 use tokio::sync::Notify;
 
 use crate::dirty::Dirty;
+use crate::escrow::Escrow;
 
 /// One inode's buffer.
 #[derive(Debug, Default)]
@@ -32,12 +33,20 @@ pub(crate) struct Buffers {
     bytes: AtomicUsize,
     pub bytes_max: usize,
     pub room: Notify,
+    /// What covers the bytes where quotas limit them.
+    pub escrow: Escrow,
 }
 
 impl Buffers {
     /// Buffers that hold that many bytes together at most; with none, nothing is buffered.
     pub fn new(bytes_max: usize) -> Self {
-        Self { by_inode: Mutex::default(), bytes: AtomicUsize::new(0), bytes_max, room: Notify::new() }
+        Self {
+            by_inode: Mutex::default(),
+            bytes: AtomicUsize::new(0),
+            bytes_max,
+            room: Notify::new(),
+            escrow: Escrow::default(),
+        }
     }
 
     pub fn map<T>(&self, f: impl FnOnce(&mut BTreeMap<u64, Arc<Buffer>>) -> T) -> T {
@@ -79,6 +88,8 @@ impl Buffers {
                 let result = f(dirty);
                 self.bytes.fetch_add(dirty.bytes(), Ordering::Relaxed);
                 self.bytes.fetch_sub(before, Ordering::Relaxed);
+                let (accounts, spent, given_up) = dirty.settle();
+                self.escrow.settle(&accounts, spent, given_up);
                 result
             });
             drop(buffer);

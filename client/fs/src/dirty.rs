@@ -13,6 +13,7 @@ use bytes::{Bytes, BytesMut};
 use mooseng_wire::fs::Attr;
 use tokio::time::Instant;
 
+use crate::escrow::Accounts;
 use crate::settings::Settings;
 
 /// Bytes sent with one change at most.
@@ -147,6 +148,10 @@ pub(crate) struct Dirty {
     pub fence: u64,
     /// Recalls that are being answered: nothing is added meanwhile.
     pub closed: u32,
+    /// Whose escrow covers the bytes, and how many.
+    cover: (Accounts, u64),
+    /// Bytes that reached the region since the escrow was settled.
+    arrived: u64,
 }
 
 impl Dirty {
@@ -163,6 +168,27 @@ impl Dirty {
     /// Bytes that nobody sends yet.
     pub fn waiting_bytes(&self) -> usize {
         self.waiting.parts.bytes
+    }
+
+    /// Whether bytes of these accounts may be added: all that is covered here is so by the same ones.
+    pub fn may_cover(&self, accounts: &Accounts) -> bool {
+        self.cover.1 == 0 || self.cover.0 == *accounts
+    }
+
+    /// The next bytes are covered by these accounts.
+    pub fn cover(&mut self, accounts: Accounts, bytes: u64) {
+        if accounts.iter().any(Option::is_some) {
+            self.cover = (accounts, self.cover.1 + bytes);
+        }
+    }
+
+    /// Whose escrow covered bytes that count at the region since the last time, how many, and how many it needn't cover any more.
+    pub fn settle(&mut self) -> (Accounts, u64, u64) {
+        let arrived = std::mem::take(&mut self.arrived).min(self.cover.1);
+        let held = (self.waiting.parts.bytes + self.sending.parts.bytes) as u64;
+        let given_up = (self.cover.1 - arrived).saturating_sub(held);
+        self.cover.1 -= arrived + given_up;
+        (self.cover.0, arrived, given_up)
     }
 
     /// Adds written bytes.
@@ -227,6 +253,7 @@ impl Dirty {
             }
         }
         self.sending.parts.bytes -= gone;
+        self.arrived += gone as u64;
         if last {
             self.sending.set = Settings::default();
         }

@@ -81,6 +81,10 @@ pub struct State {
     pub locks: FakeLocks,
     /// Written data is refused with this error number.
     pub refuse_writes: Option<i32>,
+    /// All users together may have so many bytes.
+    pub quota: Option<u64>,
+    /// What was granted of that, and spent, as the client says.
+    pub escrow: (u64, u64),
     grants: u64,
     /// Sessions that are opened lapse again at once, so often.
     pub short_leases: u32,
@@ -178,7 +182,7 @@ impl FakeRegion {
                     let renew = Renew::decode(body).map_err(malformed)?;
                     s.let_in(&renew.founding)?;
                     s.session(renew.session, renew.incarnation)?;
-                    Renewed { lease_ms: 10_000, custody_epoch: 1 }.encode_to_vec()
+                    Renewed { lease_ms: 10_000, custody_epoch: 1, quotas: 0 }.encode_to_vec()
                 }
                 Method::CloseSession => {
                     s.sessions.remove(&CloseSession::decode(body).map_err(malformed)?.session);

@@ -25,6 +25,7 @@ mod chunkservers;
 mod config;
 mod dirty;
 mod error;
+mod escrow;
 mod facts;
 #[cfg(feature = "fake")]
 pub mod fake;

@@ -569,6 +569,7 @@ fn name(op: &Op) -> &'static str {
         Op::Release(_) => "release",
         Op::Describe(_) => "describe",
         Op::Acquire(_) => "acquire",
+        Op::Reserve(_) => "reserve",
         Op::TestLock(_) => "test_lock",
         Op::Lock(_) => "lock",
         Op::Unlock(_) => "unlock",

@@ -602,6 +602,7 @@ impl Session {
             custody_epoch: self.state(|s| s.answered.0),
             oldest_unanswered: self.settled.load(Ordering::Acquire),
             founding: Founding::tell(self.state(|s| s.founding)),
+            escrow: self.buffers.escrow.tell(tokio::time::Instant::now()),
         };
         let answer = self
             .peers
@@ -625,6 +626,7 @@ impl Session {
         if renewed.custody_epoch != seat.custody_epoch {
             return Err(format!("{}: it is custodian for another epoch now", seat.leader));
         }
+        self.buffers.escrow.renewed(renewed.quotas);
         self.state(|s| {
             let until = sent.after(Duration::from_millis(renewed.lease_ms.into()));
             s.lease_until = Some(until);
@@ -770,6 +772,7 @@ impl Session {
             mount_path: self.config.mount_path.clone(),
             custody_epoch,
             exclusive: self.buffers.held_by((session, incarnation)),
+            escrow: self.buffers.escrow.declare(),
             founding: Founding::tell(founding),
         };
         // The lease counts from before the request left, so that ours ends before the master's.
@@ -805,6 +808,7 @@ impl Session {
     fn take(&self, leader: String, opened: &SessionOpened, sent: BootTime) {
         self.state(|s| {
             if s.session != 0 && (opened.lapsed || opened.session != s.session) {
+                self.buffers.escrow.lose();
                 s.lapses += 1;
                 tracing::warn!(session = opened.session, incarnation = opened.incarnation, "the session's lease had lapsed; it goes on as a new incarnation");
             }

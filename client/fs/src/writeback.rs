@@ -23,7 +23,9 @@ use crate::append::Appenders;
 use crate::buffers::Buffers;
 use crate::dirty::{BATCH_BYTES, Dirty, SETTINGS_BYTES};
 use crate::error::FsError;
+use crate::escrow::{Account, Accounts, Taken, accounts_of};
 use crate::facts::{Facts, Level};
+use crate::fs::daemon;
 use crate::opens::Opens;
 use crate::read::unexpected;
 use crate::region::Region;
@@ -46,6 +48,19 @@ pub(crate) struct How {
     pub kill_suidgid: bool,
     /// The only life of the session in which it may be done.
     pub life: Option<(u64, u64)>,
+}
+
+/// Questions for escrow before one write goes through.
+const ASKS_MAX: u32 = 4;
+
+/// What became of a wish to buffer.
+enum Put {
+    /// Where it begins, and the attributes afterwards.
+    Buffered(u64, Attr),
+    /// It has to go through.
+    Not,
+    /// The region has to be asked for escrow of these accounts.
+    Ask(Accounts),
 }
 
 /// Writes files.
@@ -74,7 +89,7 @@ impl WriteBack {
             return Ok(None);
         }
         self.wait_for_room(inode, data.len()).await?;
-        if let Some(put) = self.put(inode, place, data, how)? {
+        if let Some(put) = self.put_covered(inode, place, data, how).await? {
             return Ok(Some(put));
         }
         if self.is_exclusive(inode) {
@@ -84,39 +99,73 @@ impl WriteBack {
             Reply::Entry(_) => {}
             other => return Err(unexpected("acquire", &other)),
         }
-        let put = self.put(inode, place, data, how)?;
-        if put.is_none() {
+        let put = self.put_covered(inode, place, data, how).await?;
+        if put.is_none() && !self.is_exclusive(inode) {
             open.share_for(SHARED_FOR);
         }
         Ok(put)
     }
 
-    fn is_exclusive(&self, inode: u64) -> bool {
-        self.facts.inode(inode).is_some_and(|(known, _)| known.level == Level::Exclusive)
-    }
-
-    fn put(
+    /// [`Self::put`], with what a quota asks for. Where there is no room, nothing is buffered: the region decides about the write.
+    async fn put_covered(
         self: &Arc<Self>,
         inode: u64,
         place: Place,
         data: &Bytes,
         how: How,
     ) -> Result<Option<(u64, Attr)>, FsError> {
+        for _ in 0..ASKS_MAX {
+            match self.put(inode, place, data, how)? {
+                Put::Buffered(at, attr) => return Ok(Some((at, attr))),
+                Put::Not => return Ok(None),
+                Put::Ask(accounts) => self.ask(accounts, data.len() as u64).await?,
+            }
+        }
+        Ok(None)
+    }
+
+    /// Asks the region for escrow.
+    async fn ask(&self, accounts: Accounts, bytes: u64) -> Result<(), FsError> {
+        let escrow = &self.buffers.escrow;
+        let before = escrow.asking.try_lock();
+        let _asking = match before {
+            Ok(asking) => asking,
+            Err(_) => {
+                // Somebody asks: perhaps there is enough for both.
+                drop(escrow.asking.lock().await);
+                return Ok(());
+            }
+        };
+        let question = escrow.question(accounts, bytes);
+        let reserved = match self.region.read(&daemon(), Op::Reserve(question.reserve.clone())).await {
+            Ok(Reply::Reserved(reserved)) => reserved,
+            Ok(other) => return Err(unexpected("reserve", &other)),
+            // A master of an earlier release, while the region is renewed: it knows of no limits.
+            Err(FsError::Invalid(_) | FsError::NotBuilt(_)) => question.unlimited(),
+            Err(error) => return Err(error),
+        };
+        escrow.answered(&question, &reserved, Instant::now());
+        Ok(())
+    }
+
+    fn is_exclusive(&self, inode: u64) -> bool {
+        self.facts.inode(inode).is_some_and(|(known, _)| known.level == Level::Exclusive)
+    }
+
+    fn put(self: &Arc<Self>, inode: u64, place: Place, data: &Bytes, how: How) -> Result<Put, FsError> {
         let (now, now_ns) = (Instant::now(), self.region.session.clock.unix_ns());
         let life = self.region.session.life();
         if how.life.is_some_and(|only| only != life) {
             return Err(FsError::Lapsed);
         }
+        let mut full = false;
         let put = self.buffers.change(inode, |dirty| {
-            let Some(mut attr) = self.ours(inode, dirty, life) else { return Ok(None) };
+            let Some(mut attr) = self.ours(inode, dirty, life) else { return Ok(Put::Not) };
             // File capabilities, an extended attribute, end with a write, too.
             if how.kill_suidgid && (!attr.no_xattrs || attr.mode & 0o6000 != 0) {
-                return Ok(None);
+                return Ok(Put::Not);
             }
-            if dirty.is_clean() {
-                (dirty.base, dirty.life, dirty.locked) = (Some(attr), life, false);
-            }
-            dirty.locked |= how.life.is_some();
+            let base = attr;
             dirty.show(&mut attr);
             let at = match place {
                 Place::At(at) => at,
@@ -126,16 +175,32 @@ impl WriteBack {
             if end.is_none_or(|end| end > FILE_SIZE_MAX) {
                 return Err(FsError::FileTooLarge);
             }
+            let accounts = accounts_of(&attr);
+            let length = data.len() as u64;
+            let covering = match self.buffers.escrow.take(accounts, length, now) {
+                Taken::Covered(covering) => covering,
+                Taken::Ask => return Ok(Put::Ask(accounts)),
+                Taken::Through => return Ok(Put::Not),
+            };
+            if !dirty.may_cover(&covering) {
+                // The file counts for others now than what is buffered of it: that leaves first.
+                self.buffers.escrow.settle(&covering, 0, length);
+                return Ok(Put::Not);
+            }
+            if dirty.is_clean() {
+                (dirty.base, dirty.life, dirty.locked) = (Some(base), life, false);
+            }
+            dirty.locked |= how.life.is_some();
+            dirty.cover(covering, length);
             dirty.put(at, data.clone(), now, now_ns);
             dirty.show(&mut attr);
-            Ok(Some((at, attr, dirty.waiting_bytes())))
+            full = dirty.waiting_bytes() >= BATCH_BYTES;
+            Ok(Put::Buffered(at, attr))
         })?;
-        Ok(put.map(|(at, attr, waiting)| {
-            if waiting >= BATCH_BYTES {
-                self.start(inode);
-            }
-            (at, attr)
-        }))
+        if full {
+            self.start(inode);
+        }
+        Ok(put)
     }
 
     /// Buffers attributes that are set on a file, if it is promised exclusively: they go with its data. Answers them as they are shown from now
@@ -146,6 +211,15 @@ impl WriteBack {
         let Some(open) = self.opens.get(inode).filter(|open| open.local() > 0) else { return Ok(None) };
         if open.is_shared() || self.buffers.bytes_max == 0 || !self.is_exclusive(inode) {
             return Ok(None);
+        }
+        if let Some(uid) = change.uid {
+            if self.buffers.escrow.is_unlimited(uid).is_none() {
+                self.ask([None, Some(Account::User(uid))], 0).await?;
+            }
+            // The file may be too much for its new owner's quota: that is the region's to say.
+            if self.buffers.escrow.is_unlimited(uid) != Some(true) {
+                return Ok(None);
+            }
         }
         self.wait_for_room(inode, SETTINGS_BYTES).await?;
         let (now, now_ns) = (Instant::now(), self.region.session.clock.unix_ns());

@@ -112,6 +112,34 @@ async fn a_failed_write_back_is_told_to_each_handle_once_and_then_to_whoever_wri
     assert_eq!(changes(&region), before);
 }
 
+/// What was buffered has its room: what hasn't is refused by write() itself, and nothing by fsync.
+#[tokio::test(start_paused = true)]
+async fn a_write_beyond_a_quota_says_so_and_room_mends_it() {
+    let (region, fs) = start().await;
+    region.with(|s| s.quota = Some(10_000));
+    let (_, file) = create(&fs, "f").await;
+    let before = changes(&region);
+    write(&fs, file, 0, &[1; 6_000]).await.unwrap();
+    write(&fs, file, 0, &[2; 4_000]).await.unwrap();
+    assert_eq!(changes(&region), before, "it is buffered");
+    assert_eq!(write(&fs, file, 6_000, &[3; 5_000]).await, Err(FsError::Answered(libc::EDQUOT)));
+    fs.fsync(file, false).await.unwrap();
+    // In its full quota a file can be overwritten.
+    write(&fs, file, 6_000, &[3; 4_000]).await.unwrap();
+    write(&fs, file, 0, &[4; 10_000]).await.unwrap();
+    assert_eq!(write(&fs, file, 10_000, &[5]).await, Err(FsError::Answered(libc::EDQUOT)));
+    fs.fsync(file, false).await.unwrap();
+    region.with(|s| s.quota = Some(20_000));
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let before = changes(&region);
+    write(&fs, file, 10_000, &[5; 6_000]).await.unwrap();
+    assert_eq!(changes(&region), before, "it is buffered again");
+    fs.fsync(file, false).await.unwrap();
+    // What isn't used goes back.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    region.with(|s| assert!(s.escrow.0 >= 16_000, "{:?}", s.escrow));
+}
+
 #[tokio::test(start_paused = true)]
 async fn data_waits_for_a_region_that_is_away() {
     let (region, fs) = start().await;

@@ -1,10 +1,12 @@
-//! docs/operations.md, by the letter and with the real binaries: a lost master is replaced, a chunkserver emptied, a certificate revoked.
+//! docs/operations.md, by the letter and with the real binaries: a lost master is replaced, a deleted file restored, a
+//! directory limited, a chunkserver emptied, a certificate revoked.
 
+use std::io::{Seek, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use mooseng_e2e::cluster::{DevCluster, binary, checked, wait_for};
 use mooseng_e2e::steps::Steps;
 
@@ -49,6 +51,9 @@ fn run() -> Result<()> {
         ensure!(config.lines().any(|l| l == "id = 4"), "{config}");
         Ok(())
     });
+    steps
+        .run("a file that was deleted by mistake is restored, another one purged", || trash(&cluster, &data));
+    steps.run("a directory's and a user's quota reach the writer, and freeing mends it", || quota(&cluster));
     steps.run("a chunkserver is emptied", || drain(&cluster));
     steps.run("everything is still there", whole);
     steps.run("rules say what may mount where", || super::rules::what_may_mount_where(&cluster));
@@ -175,6 +180,208 @@ fn replace(cluster: &DevCluster) -> Result<()> {
         ensure!(verdict["level"] == "ok", "{verdict}");
         Ok(())
     })
+}
+
+/// `mooseng trash list`, of what was at that path or below it.
+fn listed(cluster: &DevCluster, under: &str) -> Result<Vec<serde_json::Value>> {
+    let told = asked(cluster, &["trash", "list", "--under", under, "-o", "json"])?;
+    let told: serde_json::Value = serde_json::from_str(&told)?;
+    ensure!(told["version"] == 1 && told["more"] == false, "{told}");
+    told["entries"].as_array().cloned().with_context(|| told.to_string())
+}
+
+fn trash(cluster: &DevCluster, data: &[u8]) -> Result<()> {
+    let (dir, second) = (cluster.mount().join("precious"), cluster.scratch().join("second"));
+    std::fs::create_dir(&second)?;
+    checked(cluster.mooseng(&["mount", "--config"]).arg(cluster.client_config()?).arg(&second))?;
+    let seen_elsewhere = second.join("precious/thesis");
+    std::fs::create_dir(&dir)?;
+    std::fs::write(dir.join("thesis"), data)?;
+    std::fs::write(dir.join("empty"), "")?;
+    std::fs::set_permissions(dir.join("thesis"), std::os::unix::fs::PermissionsExt::from_mode(0o640))?;
+    let before = std::fs::metadata(dir.join("thesis"))?;
+    ensure!(std::fs::read(&seen_elsewhere)? == data, "other content");
+    let retention = asked(cluster, &["trash", "retention"])?;
+    ensure!(retention.trim() == "1d, unless they are younger than 1m", "{retention}");
+    // A scratch file isn't kept.
+    std::fs::write(dir.join("scratch"), data)?;
+    std::fs::remove_file(dir.join("scratch"))?;
+    ensure!(listed(cluster, "/precious")?.is_empty(), "a scratch file was kept");
+    let all = asked(cluster, &["trash", "retention", "--min-age", "0"])?;
+    ensure!(all.trim() == "1d", "{all}");
+
+    // A plain mount shows at once what administrators do.
+    std::fs::remove_file(dir.join("empty"))?;
+    std::fs::remove_file(dir.join("thesis"))?;
+    for path in [dir.join("thesis"), seen_elsewhere.clone()] {
+        ensure!(!path.exists(), "{} is still there", path.display());
+    }
+    let entries = listed(cluster, "/precious")?;
+    ensure!(entries.len() == 1, "{entries:?}");
+    let (entry, id) = (&entries[0], entries[0]["id"].to_string());
+    ensure!(entry["path"] == "/precious/thesis" && entry["size"] == data.len() as u64, "{entry}");
+    let day = entry["expires_ns"].as_i64().unwrap_or(0) - entry["deleted_ns"].as_i64().unwrap_or(0);
+    ensure!(day == 86_400_000_000_000, "{entry}");
+    refused(cluster, &["trash", "restore", "1"], 3, "no file with the id 1 is in the trash")?;
+    refused(cluster, &["trash", "restore", &id, "--to", "/file-0"], 1, "/file-0 exists")?;
+    refused(cluster, &["trash", "restore", &id, "--to", "/none/x"], 3, "/none isn't there")?;
+    refused(cluster, &["trash", "restore", &id, "--to", "x"], 2, "from the root of the filesystem")?;
+    let client = cluster.client_config()?;
+    let denied = cluster.mooseng(&["trash", "list", "--config"]).arg(&client).output()?;
+    ensure!(denied.status.code() == Some(4), "{denied:?}");
+
+    let told = asked(cluster, &["trash", "restore", &id])?;
+    ensure!(told.trim() == "Restored as /precious/thesis", "{told}");
+    for path in [dir.join("thesis"), seen_elsewhere] {
+        ensure!(std::fs::read(&path)? == data, "{} has other content", path.display());
+    }
+    let after = std::fs::metadata(dir.join("thesis"))?;
+    let same = |m: &std::fs::Metadata| {
+        use std::os::unix::fs::MetadataExt;
+        (m.ino(), m.mode(), m.uid(), m.gid(), m.nlink(), m.size(), m.mtime(), m.mtime_nsec())
+    };
+    ensure!(same(&before) == same(&after), "{:?} became {:?}", same(&before), same(&after));
+    ensure!(listed(cluster, "/precious")?.is_empty(), "it is still in the trash");
+
+    // Its directory goes, too.
+    std::fs::remove_dir_all(&dir)?;
+    refused(cluster, &["trash", "restore", &id], 3, "--to PATH")?;
+    asked(cluster, &["trash", "restore", &id, "--to", "/rescued"])?;
+    ensure!(std::fs::read(cluster.mount().join("rescued"))? == data, "other content");
+
+    // What is kept takes its space, until it is purged.
+    let live = || -> Result<u64> { Ok(cluster.status()?["house"]["chunk_bytes_live"].as_u64().unwrap_or(0)) };
+    let chunks = || -> Result<u64> { Ok(cluster.status()?["chunks"].as_u64().unwrap_or(0)) };
+    wait_for("the scan to count the files", Duration::from_secs(60), || {
+        ensure!(live()? >= 7 * data.len() as u64, "{} bytes live", live()?);
+        Ok(())
+    })?;
+    let full = chunks()?;
+    std::fs::remove_file(cluster.mount().join("rescued"))?;
+    let status = cluster.status()?["trash"].clone();
+    let listed_status = listed(cluster, "/")?;
+    ensure!(listed_status.len() == 1, "{listed_status:?}; {status}");
+    ensure!(asked(cluster, &["trash", "purge", "--older-than", "1h"])?.starts_with("0 files"), "too much");
+    let told = asked(cluster, &["trash", "purge", &id])?;
+    ensure!(told.starts_with("1 file of 2.9 MiB purged"), "{told}");
+    refused(cluster, &["trash", "purge", &id], 3, "is in the trash")?;
+    let began = Instant::now();
+    wait_for("the space to come back", Duration::from_secs(180), || {
+        let (left, is) = (cluster.status()?["trash"]["files"].clone(), chunks()?);
+        ensure!(left == 0 && is < full, "{left} files in the trash, {is} chunks of {full}");
+        Ok(())
+    })?;
+    println!("    the chunk of what was purged is gone after {:.1} s", began.elapsed().as_secs_f64());
+    asked(cluster, &["trash", "retention", "0"])?;
+    std::fs::write(cluster.mount().join("gone"), "for good")?;
+    std::fs::remove_file(cluster.mount().join("gone"))?;
+    ensure!(listed(cluster, "/")?.is_empty(), "it is kept");
+    ensure!(asked(cluster, &["trash", "retention", "24h"])?.trim() == "1d", "the retention wasn't set");
+    cluster.fsck()?;
+    checked(cluster.mooseng(&["umount"]).arg(&second)).map(drop)
+}
+
+/// What `mooseng quota get` says.
+fn quota_of(cluster: &DevCluster, whose: &[&str]) -> Result<serde_json::Value> {
+    let told = asked(cluster, &[&["quota", "get"], whose, &["-o", "json"]].concat())?;
+    let told: serde_json::Value = serde_json::from_str(&told)?;
+    Ok(told["quota"].clone())
+}
+
+fn over<T: std::fmt::Debug>(outcome: std::io::Result<T>) -> Result<()> {
+    match outcome {
+        Err(error) if error.raw_os_error() == Some(libc::EDQUOT) => Ok(()),
+        other => bail!("it should be over its quota: {other:?}"),
+    }
+}
+
+fn quota(cluster: &DevCluster) -> Result<()> {
+    const MIB: usize = 1 << 20;
+    let dir = cluster.mount().join("limited");
+    std::fs::create_dir_all(dir.join("inner/most"))?;
+    // What is there already counts.
+    std::fs::write(dir.join("inner/first"), vec![1; MIB])?;
+    std::fs::OpenOptions::new().write(true).open(dir.join("inner/first"))?.sync_all()?;
+    asked(cluster, &["quota", "set", "/limited", "--bytes", "8M", "--inodes", "10"])?;
+    let enforced = || -> Result<serde_json::Value> {
+        let quota = quota_of(cluster, &["/limited/inner"])?;
+        ensure!(quota["state"] == "enforced", "{quota}");
+        Ok(quota)
+    };
+    wait_for("the directory to be counted", Duration::from_secs(30), || enforced().map(drop))?;
+    let counted = enforced()?;
+    ensure!(counted["bytes"] == MIB && counted["inodes"] == 4, "{counted}");
+    ensure!(counted["path"] == "/limited", "{counted}");
+    refused(cluster, &["quota", "set", "/limited/inner", "--bytes", "1M"], 1, "quotas aren't nested")?;
+    refused(cluster, &["quota", "set", "/none", "--bytes", "1M"], 3, "/none isn't a directory")?;
+
+    // The write itself says it, not a later fsync, and what fitted before is there.
+    let mut file = std::fs::File::create(dir.join("inner/most/file"))?;
+    let block = vec![7; MIB];
+    let mut written = 0;
+    let refusal = loop {
+        match file.write(&block[..MIB / 4]) {
+            Ok(n) => written += n,
+            Err(error) => break error,
+        }
+        ensure!(written <= 8 * MIB, "{written} bytes fitted");
+    };
+    over::<()>(Err(refusal))?;
+    file.sync_all().context("what was taken is stored")?;
+    ensure!(written >= 6 * MIB, "only {written} bytes fitted beside 1 MiB");
+    let full = quota_of(cluster, &["/limited"])?;
+    ensure!(full["bytes"].as_u64() <= Some(8 << 20), "{full}");
+    // In place it can be overwritten.
+    file.seek(std::io::SeekFrom::Start(0))?;
+    file.write_all(&block).context("overwriting in a full quota")?;
+    file.sync_all()?;
+    let df = std::process::Command::new("df").args(["-B1", "--output=size"]).arg(&dir).output()?;
+    let df = String::from_utf8_lossy(&df.stdout).into_owned();
+    ensure!(df.lines().nth(1).is_some_and(|size| size.trim() == (8 << 20).to_string()), "{df}");
+
+    // Freeing mends it, although the trash keeps what is freed.
+    drop(file);
+    std::fs::remove_file(dir.join("inner/most/file"))?;
+    let mut file = std::fs::File::create(dir.join("again"))?;
+    for _ in 0..4 {
+        file.write_all(&block).context("after freeing")?;
+    }
+    file.sync_all()?;
+    // Inodes, too.
+    let made: std::io::Result<Vec<_>> =
+        (0..10).map(|n| std::fs::File::create(dir.join(n.to_string()))).collect();
+    over(made.map(|files| files.len()))?;
+    // Across the border nothing is renamed or linked.
+    let out = cluster.mount().join("out");
+    for outcome in [std::fs::rename(dir.join("again"), &out), std::fs::hard_link(dir.join("again"), &out)] {
+        ensure!(outcome.as_ref().is_err_and(|e| e.raw_os_error() == Some(libc::EXDEV)), "{outcome:?}");
+    }
+
+    asked(cluster, &["quota", "set", "--user", "4242", "--bytes", "2M"])?;
+    let theirs = cluster.mount().join("theirs");
+    std::fs::write(&theirs, vec![1; MIB])?;
+    std::os::unix::fs::chown(&theirs, Some(4242), None)?;
+    let mut file = std::fs::OpenOptions::new().append(true).open(&theirs)?;
+    over(file.write_all(&vec![2; 2 * MIB]))?;
+    let large = cluster.mount().join("large");
+    std::fs::write(&large, vec![1; 3 * MIB])?;
+    over(std::os::unix::fs::chown(&large, Some(4242), None))?;
+    for file in [&large, &theirs] {
+        std::fs::remove_file(file)?;
+    }
+    let user = quota_of(cluster, &["--user", "4242"])?;
+    ensure!(user["bytes_max"] == 2 * MIB, "{user}");
+    asked(cluster, &["quota", "clear", "--user", "4242"])?;
+    asked(cluster, &["quota", "clear", "/limited"])?;
+    wait_for("the quota to be gone", Duration::from_secs(30), || {
+        let list = asked(cluster, &["quota", "list"])?;
+        ensure!(list.trim() == "There are no quotas.", "{list}");
+        Ok(())
+    })?;
+    std::fs::rename(dir.join("again"), &out).context("there is no border any more")?;
+    cluster.fsck()?;
+    std::fs::remove_dir_all(&dir)?;
+    Ok(std::fs::remove_file(&out)?)
 }
 
 fn drain(cluster: &DevCluster) -> Result<()> {

@@ -14,6 +14,7 @@ use mooseng_wire::fs::fs_request::Op;
 
 use crate::errno::Errno;
 use crate::error::OpError;
+use crate::trash;
 use crate::view::View;
 
 /// Names of one inode that are looked at, beyond those in its record.
@@ -40,6 +41,8 @@ pub fn inodes_named(request: &FsRequest) -> Vec<InodeId> {
         Op::Release(_) => vec![],
         Op::Describe(r) => vec![r.inode],
         Op::Acquire(r) => vec![r.inode],
+        // Names accounts, not inodes.
+        Op::Reserve(_) => vec![],
         Op::TestLock(r) => vec![r.inode],
         Op::Lock(r) => vec![r.inode],
         Op::Unlock(r) => vec![r.inode],
@@ -121,11 +124,7 @@ async fn leads_up_to<T: Transaction>(
             return Ok(true);
         }
         let parent = match read(view, at).await? {
-            Some(record) if record.orphan => {
-                let value = view.tx.get(&orphan::key(at), Read::Snapshot).await?;
-                let orphan = value.map(|value| OrphanRecord::from_value(&value)).transpose()?;
-                orphan.map(|orphan| orphan.parent)
-            }
+            Some(record) if record.orphan => last_parent(view, at, &record).await?,
             Some(record) => record.links.first().map(|link| link.parent),
             None => None,
         };
@@ -135,6 +134,20 @@ async fn leads_up_to<T: Transaction>(
         }
     }
     Ok(false)
+}
+
+/// The directory in which an inode had its last name.
+async fn last_parent<T: Transaction>(
+    view: &View<'_, T>,
+    id: InodeId,
+    record: &InodeRecord,
+) -> Result<Option<u64>, OpError> {
+    if let Some(deletion) = trash::deletion(view.tx, id, record, Read::Snapshot).await? {
+        return Ok(Some(deletion.parent));
+    }
+    let value = view.tx.get(&orphan::key(id), Read::Snapshot).await?;
+    let orphan = value.map(|value| OrphanRecord::from_value(&value)).transpose()?;
+    Ok(orphan.map(|orphan| orphan.parent))
 }
 
 /// Without a conflict: a directory that is moved out at the same moment was inside a moment ago.

@@ -3,6 +3,8 @@
 use mooseng_schema::dirent::HashKey;
 use mooseng_wire::{ChunkId, Epoch, Incarnation, InodeId, SessionId};
 
+use crate::trash::Terms;
+
 /// Fresh ids for an operation to give. What it doesn't use is lost, which costs nothing but numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ids {
@@ -54,6 +56,8 @@ pub struct OpContext {
     pub storage_class: u32,
     /// The volume's secret for hashing names, if it is at hand; else it is read.
     pub hash_key: Option<HashKey>,
+    /// Which deleted files the volume keeps, and how long.
+    pub trash: Terms,
     /// For `statfs`.
     pub capacity: Capacity,
     /// The root of the subtree that the session may see, if it may not see everything.

@@ -27,7 +27,8 @@ use crate::error::OpError;
 use crate::ops::{execute, execute_noting};
 use crate::request::{is_change, needs_room, volume_of};
 use crate::together::InOrder;
-use crate::touched::Touched;
+use crate::touched::{Charges, Touched};
+use crate::trash::Terms;
 use crate::upkeep;
 
 /// Outcomes that a session's record keeps at most.
@@ -162,6 +163,8 @@ pub enum Admission {
     Commit,
     /// Others had to give something up, and have: it must run again.
     Again,
+    /// It mustn't, as it is.
+    Refused(Errno),
     /// Whoever let the request in isn't in office any more, nor in a later term of its own.
     Deposed,
 }
@@ -169,8 +172,8 @@ pub enum Admission {
 /// What stands between a change's run and its commit.
 #[async_trait]
 pub trait Gate: Send + Sync {
-    /// The change would touch these facts. Waits where others have to give them up.
-    async fn admit(&self, facts: BTreeSet<Fact>) -> Admission;
+    /// The change would touch these facts, and add that to accounts. Waits where others have to give them up.
+    async fn admit(&self, facts: BTreeSet<Fact>, charges: Charges) -> Admission;
 
     /// Whether the session has called the change over meanwhile: then it mustn't commit, for nobody waits for it any more.
     fn is_given_up(&self) -> bool {
@@ -184,7 +187,7 @@ pub struct Open;
 
 #[async_trait]
 impl Gate for Open {
-    async fn admit(&self, _facts: BTreeSet<Fact>) -> Admission {
+    async fn admit(&self, _facts: BTreeSet<Fact>, _charges: Charges) -> Admission {
         Admission::Commit
     }
 }
@@ -404,8 +407,10 @@ impl<S: Store> Driver<S> {
             tx.clear_range(session::outcome_range_below(call.session, call.oldest_unanswered));
             tx.atomic(&floor_key, &number::encode(call.oldest_unanswered.0), Atomic::Max);
         }
-        match gate.admit(touched.into_facts()).await {
+        let charges = touched.charges();
+        match gate.admit(touched.into_facts(), charges).await {
             Admission::Commit => {}
+            Admission::Refused(errno) => return Ok(Attempt::Refused(errno)),
             Admission::Again => return Ok(Attempt::Again),
             Admission::Deposed => return Err(StoreError::NotLeader.into()),
         }
@@ -431,6 +436,7 @@ impl<S: Store> Driver<S> {
         }
         let key = record.hash_key()?;
         ctx.hash_key = Some(key);
+        ctx.trash = Terms::of(&record);
         self.hash_keys.lock().unwrap_or_else(PoisonError::into_inner).insert(id, key);
         Ok(())
     }

@@ -51,6 +51,7 @@ errnos! {
     E2BIG = 7, "argument list too long";
     ENOTSUP = 95, "operation not supported";
     ESTALE = 116, "stale file handle";
+    EDQUOT = 122, "disk quota exceeded";
 }
 
 impl fmt::Debug for Errno {

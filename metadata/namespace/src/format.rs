@@ -13,15 +13,19 @@ use mooseng_wire::fs::FileKind;
 use mooseng_wire::{Epoch, InodeId, ROOT_INODE, VolumeId};
 
 use crate::error::OpError;
+use crate::quota::{self, Charge};
+use crate::touched::difference;
+use crate::trash::Terms;
 
 /// Makes a volume whose root directory is everybody's to read and root's to write, unless it exists. Answers whether
-/// it was made.
+/// it was made. `trash` says which deleted files it keeps and how long, until that is changed.
 pub async fn format<T: Transaction>(
     tx: &T,
     volume: VolumeId,
     epoch: Epoch,
     hash_key: HashKey,
     now_ns: i64,
+    trash: Terms,
 ) -> Result<bool, OpError> {
     let key = volume::key(volume);
     if tx.get(&key, Read::Conflicting).await?.is_some() {
@@ -33,6 +37,8 @@ pub async fn format<T: Transaction>(
         hash_key: Bytes::copy_from_slice(&hash_key.0),
         root: root.0,
         born_ns: now_ns,
+        trash_retention_s: trash.retention_s,
+        trash_min_age_s: trash.min_age_s,
     };
     tx.set(&key, &record.to_value());
     let directory = InodeRecord {
@@ -43,6 +49,7 @@ pub async fn format<T: Transaction>(
         ctime_ns: now_ns,
         ..Default::default()
     };
+    quota::add(tx, root, &difference(None, Some(Charge::of(&directory))));
     tx.set(&inode::key(root), &directory.to_value());
     tx.atomic(&statistics::key(root, Statistic::Inodes), &number::encode(1), Atomic::Add);
     tx.set(&ids::key(ids::IdKind::Inode, volume), &number::encode(ROOT_INODE.0 + 1));

@@ -13,6 +13,8 @@
 //! - [`locks`] are the locks on one inode, as values; [`held`] is where they lie in the store.
 //! - [`mod@format`] makes an empty volume, and the region's founding mark.
 //! - [`rewrite`] moves files' bytes from old chunks to new ones.
+//! - [`quota`] says whom everything counts for, and how much may.
+//! - [`trash`] keeps deleted files for a while.
 //! - [`fsck`] counts everything of a whole store again.
 
 pub mod abandon;
@@ -28,11 +30,13 @@ pub mod held;
 pub mod locks;
 mod ops;
 mod permission;
+pub mod quota;
 pub mod request;
 pub mod rewrite;
 pub mod sessions;
 mod together;
 pub mod touched;
+pub mod trash;
 pub mod upkeep;
 mod view;
 mod window;

@@ -26,6 +26,7 @@ pub fn is_change(request: &FsRequest) -> bool {
             | Op::Release(_)
             | Op::Describe(_)
             | Op::Acquire(_)
+            | Op::Reserve(_)
             | Op::TestLock(_) => false,
             Op::SetAttr(_)
             | Op::Create(_)
@@ -107,6 +108,7 @@ pub fn volume_of(request: &FsRequest) -> VolumeId {
         Op::Release(r) => r.inode,
         Op::Describe(r) => r.inode,
         Op::Acquire(r) => r.inode,
+        Op::Reserve(_) => 0,
         Op::TestLock(r) => r.inode,
         Op::Lock(r) => r.inode,
         Op::Unlock(r) => r.inode,

@@ -1,22 +1,92 @@
-//! The facts that an operation changes, noted where it writes the records: what the custodian recalls before the commit (DESIGN section 6).
+//! What an operation changes, noted where it writes the records: the facts that the custodian recalls before the commit (DESIGN section 6), and
+//! what counts more or less for whom, which it compares with limits.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 
+use mooseng_schema::quota::{Account, Charge, Usage};
+use mooseng_wire::InodeId;
 use mooseng_wire::fact::Fact;
 
-/// Facts that were touched by one run of an operation.
+/// What changes of accounts by one run of an operation.
+pub type Charges = BTreeMap<Account, Usage>;
+
+/// What was touched by one run of an operation.
 #[derive(Debug, Default)]
-pub struct Touched(Mutex<BTreeSet<Fact>>);
+pub struct Touched {
+    facts: Mutex<BTreeSet<Fact>>,
+    accounts: Mutex<Accounts>,
+}
+
+#[derive(Debug, Default)]
+struct Accounts {
+    /// What inodes count as the store has them in this transaction; those that aren't here count nothing.
+    counted: BTreeMap<InodeId, Charge>,
+    charges: Charges,
+}
 
 impl Touched {
     /// This fact changes when the transaction commits.
     pub fn note(&self, fact: Fact) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(fact);
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner).insert(fact);
     }
 
-    /// All of them.
-    pub fn into_facts(self) -> BTreeSet<Fact> {
-        self.0.into_inner().unwrap_or_else(PoisonError::into_inner)
+    /// An inode was read, which counts so much.
+    pub(crate) fn counts(&self, inode: InodeId, charge: Charge) {
+        self.accounts.lock().unwrap_or_else(PoisonError::into_inner).counted.insert(inode, charge);
     }
+
+    /// From now on an inode counts so much, or nothing. Answers what is to be added for whom.
+    pub(crate) fn recount(&self, inode: InodeId, charge: Option<Charge>) -> Charges {
+        let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = match charge {
+            Some(charge) => accounts.counted.insert(inode, charge),
+            None => accounts.counted.remove(&inode),
+        };
+        let charges = difference(before, charge);
+        for (account, usage) in &charges {
+            let sum = accounts.charges.entry(*account).or_default();
+            *sum = sum.plus(*usage);
+        }
+        charges
+    }
+
+    /// What has changed up to here counts, and isn't compared with limits.
+    pub(crate) fn forgive(&self) {
+        self.accounts.lock().unwrap_or_else(PoisonError::into_inner).charges.clear();
+    }
+
+    /// What is to be added, for whom. Without those for whom nothing changes.
+    pub fn charges(&self) -> Charges {
+        let accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
+        let changed = accounts.charges.iter().filter(|(_, usage)| !usage.is_zero());
+        changed.map(|(account, usage)| (*account, *usage)).collect()
+    }
+
+    /// All facts.
+    pub fn into_facts(self) -> BTreeSet<Fact> {
+        self.facts.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is to be added for whom where an inode counted `before` and counts `after`.
+pub(crate) fn difference(before: Option<Charge>, after: Option<Charge>) -> Charges {
+    let mut charges = Charges::new();
+    if before == after {
+        return charges;
+    }
+    for charge in after.iter() {
+        for account in charge.accounts() {
+            let sum = charges.entry(account).or_default();
+            *sum = sum.plus(charge.usage);
+        }
+    }
+    for charge in before.iter() {
+        for account in charge.accounts() {
+            let sum = charges.entry(account).or_default();
+            *sum = sum.minus(charge.usage);
+        }
+    }
+    charges.retain(|_, usage| !usage.is_zero());
+    charges
 }

@@ -18,6 +18,7 @@ use mooseng_store::{RangeLimit, Read, Transaction};
 use mooseng_wire::{ChunkId, Epoch, InodeId, LOCAL_ID_BITS, SessionId, VolumeId};
 
 use crate::error::OpError;
+use crate::quota::{self, Charge};
 use crate::sessions::load_session;
 use crate::together::InOrder;
 use crate::window;
@@ -91,7 +92,7 @@ pub async fn statistics<T: Transaction>(tx: &T, volume: VolumeId) -> Result<Stat
     Ok(Statistics::read(volume, &page.pairs)?)
 }
 
-/// Up to `max` orphans with ids above `after`, in order: inodes without a name, each since when. The master reaps
+/// Up to `max` orphans with ids above `after`, in order: inodes without a name that don't just lie in the trash, each since when. The master reaps
 /// those that no session holds open.
 pub async fn list_orphans<T: Transaction>(
     tx: &T,
@@ -121,24 +122,27 @@ pub async fn list_trims<T: Transaction>(
 }
 
 /// Frees one page of an inode's extents from `from` on, for [`OpError::Drain`]. Answers whether that was all. Of an
-/// inode that lives only extents that a truncation left dead are freed.
+/// inode that lives, or is in the trash, only extents that a truncation left dead are freed.
 pub async fn drain<T: Transaction>(tx: &T, inode: InodeId, from: u64) -> Result<bool, OpError> {
     let key = inode::key(inode);
     let Some(value) = tx.get(&key, Read::Conflicting).await? else { return Ok(true) };
     let mut record = InodeRecord::from_value(&value)?;
-    let from = if record.orphan { from } else { record.trim_from.unwrap_or(u64::MAX) };
+    let free = record.orphan && record.trash_until_ns.is_none();
+    let from = if free { from } else { record.trim_from.unwrap_or(u64::MAX) };
     if from == u64::MAX {
         return Ok(true);
     }
+    let counted = Charge::of(&record);
     // An orphan's data goes for good once its reaping began: nobody has it open.
     let done = window::free_page(tx, inode, &mut record, from).await?;
-    if record.orphan && record.size > from {
+    if free && record.size > from {
         record.size = from;
     }
     if done && record.trim_from.is_some_and(|t| t >= from) {
         record.trim_from = None;
         tx.clear(&orphan::trim_key(inode));
     }
+    quota::recount(tx, inode, &counted, &record);
     tx.set(&key, &record.to_value());
     Ok(done)
 }

@@ -19,8 +19,10 @@ use crate::context::OpContext;
 use crate::errno::Errno;
 use crate::error::OpError;
 use crate::permission::{self, EXECUTE, WRITE};
+use crate::quota::{self, Charge};
 use crate::together::InOrder;
 use crate::touched::Touched;
+use crate::trash;
 
 /// The extended attribute that gives a program capabilities. Writing the file takes it away.
 pub const CAPABILITY_XATTR: &[u8] = b"security.capability";
@@ -103,6 +105,7 @@ pub fn attr_of(id: InodeId, record: &InodeRecord, counters: &Counters) -> Attr {
         ctime_ns: record.ctime_ns,
         generation: 0,
         no_xattrs: record.xattr_name_bytes == 0,
+        quota: record.quota,
     };
     if is_directory(record.kind) {
         attr.nlink = if record.orphan {
@@ -130,10 +133,12 @@ impl<T: Transaction> View<'_, T> {
 
     /// An inode's record, if it lives.
     pub async fn inode_if(&self, id: InodeId) -> Result<Option<InodeRecord>, OpError> {
-        match self.tx.get(&inode::key(id), self.read).await? {
-            Some(value) => Ok(Some(InodeRecord::from_value(&value)?)),
-            None => Ok(None),
+        let Some(value) = self.tx.get(&inode::key(id), self.read).await? else { return Ok(None) };
+        let record = InodeRecord::from_value(&value)?;
+        if self.read == Read::Conflicting {
+            self.touched.counts(id, Charge::of(&record));
         }
+        Ok(Some(record))
     }
 
     /// An inode's record. Ids are never given twice: one that isn't there was freed.
@@ -222,7 +227,14 @@ impl<T: Transaction> View<'_, T> {
     /// Stores an inode.
     pub fn put_inode(&self, id: InodeId, record: &InodeRecord) {
         self.touched.note(Fact::Inode(id));
+        quota::add(self.tx, id, &self.touched.recount(id, Some(Charge::of(record))));
         self.tx.set(&inode::key(id), &record.to_value());
+    }
+
+    /// Takes an inode away.
+    pub fn clear_inode(&self, id: InodeId) {
+        quota::add(self.tx, id, &self.touched.recount(id, None));
+        self.tx.clear(&inode::key(id));
     }
 
     /// Stores an entry.
@@ -289,18 +301,27 @@ impl<T: Transaction> View<'_, T> {
         Ok(links)
     }
 
-    /// Stores an inode that lost a name, as an orphan if it was the last.
-    pub fn unname(&self, id: InodeId, record: &mut InodeRecord, parent: InodeId, name: &[u8]) {
+    /// Stores an inode that lost a name: in the trash or as an orphan if it was the last.
+    pub async fn unname(
+        &self,
+        id: InodeId,
+        record: &mut InodeRecord,
+        parent: InodeId,
+        name: &[u8],
+    ) -> Result<(), OpError> {
         self.remove_link(id, record, parent, name);
         record.nlink = record.nlink.saturating_sub(1);
         record.ctime_ns = self.ctx.now_ns;
         // A directory has one name only.
         if record.nlink == 0 || is_directory(record.kind) {
             record.orphan = true;
-            let orphan = OrphanRecord { since_ns: self.ctx.now_ns, parent: parent.0 };
-            self.tx.set(&orphan::key(id), &orphan.to_value());
+            if !trash::enter(self, id, record, parent, name).await? {
+                let orphan = OrphanRecord { since_ns: self.ctx.now_ns, parent: parent.0 };
+                self.tx.set(&orphan::key(id), &orphan.to_value());
+            }
         }
         self.put_inode(id, record);
+        Ok(())
     }
 
     /// Takes from a file what gives its users privileges, as a write by somebody without them does. The caller stores

@@ -145,6 +145,10 @@ async fn count<T: Transaction>(
     if changes.allocated != 0 {
         let key = statistics::key(inode, Statistic::Bytes);
         tx.atomic(&key, &number::encode_signed(changes.allocated), Atomic::Add);
+        if record.trash_until_ns.is_some() {
+            let key = statistics::key(inode, Statistic::TrashBytes);
+            tx.atomic(&key, &number::encode_signed(changes.allocated), Atomic::Add);
+        }
     }
     refer(tx, inode, &changes.references).await
 }

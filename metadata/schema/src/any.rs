@@ -13,8 +13,10 @@ use crate::extent::ExtentRecord;
 use crate::inode::{InodeRecord, LinkName};
 use crate::location::LocationRecord;
 use crate::number;
+use crate::quota::{self, Account, QuotaRecord, Usage, WorkRecord};
 use crate::record::{Record, SchemaError};
 use crate::tag::{RegionTag, VolumeTag};
+use crate::trash::TrashRecord;
 use crate::volume::VolumeRecord;
 
 /// A record with what its key says.
@@ -42,8 +44,14 @@ pub enum Any {
     Orphan(InodeId),
     /// The mark of a file with dead extents.
     Trim(InodeId),
+    /// An inode in the trash, with the time in its key until which it is there.
+    Trash(InodeId, i64),
     /// A shard of a volume's statistic, by its number ([`crate::statistics::Statistic`]).
     Statistic(VolumeId, u64, u64),
+    /// What a shard counts for an account.
+    QuotaUsage(VolumeId, Account, Usage),
+    /// An account's limits.
+    Quota(VolumeId, Account, QuotaRecord),
     /// Where a chunk lies.
     Location(ChunkId, LocationRecord),
     /// A dead chunk.
@@ -121,6 +129,22 @@ impl Any {
             Self::Orphan(inode()?)
         } else if is(VolumeTag::Trim) {
             Self::Trim(inode()?)
+        } else if is(VolumeTag::Trash) {
+            let (until_ns, inode, _): (i64, u64, u64) = tail(tag, rest)?;
+            TrashRecord::from_value(value)?;
+            Self::Trash(InodeId(inode), until_ns)
+        } else if is(VolumeTag::QuotaUsage) {
+            let (kind, id, what, _, _): (u16, u64, u16, u64, u64) = tail(tag, rest)?;
+            let usage = quota::usage_of((kind, id, what), value)?;
+            usage.map_or(Self::Other, |(account, usage)| Self::QuotaUsage(volume, account, usage))
+        } else if is(VolumeTag::Quota) {
+            let (kind, id, _): (u16, u64, u64) = tail(tag, rest)?;
+            let record = QuotaRecord::from_value(value)?;
+            Account::of_pair(kind, id).map_or(Self::Other, |account| Self::Quota(volume, account, record))
+        } else if is(VolumeTag::QuotaWork) {
+            pair()?;
+            WorkRecord::from_value(value)?;
+            Self::Other
         } else if is(VolumeTag::Statistic) {
             let (which, _) = pair()?;
             Self::Statistic(volume, which, number::decode(Some(value))?)
@@ -151,7 +175,7 @@ mod tests {
     use crate::directory::Counter;
     use crate::statistics::Statistic;
     use crate::{chunk, dead, directory, dirent, extent, ids, inode, location, orphan, session, statistics};
-    use crate::{volume, xattr};
+    use crate::{trash, volume, xattr};
     use mooseng_wire::SessionId;
     use proptest::prelude::*;
 
@@ -175,6 +199,7 @@ mod tests {
                 (chunk::reference_key(c, InodeId(other)), Bytes::copy_from_slice(&used.to_value()), Any::ChunkRef(c, InodeId(other), used)),
                 (orphan::key(i), Bytes::from_static(b"\x01"), Any::Orphan(i)),
                 (orphan::trim_key(i), Bytes::new(), Any::Trim(i)),
+                (trash::key(n as i64, i), TrashRecord::default().to_value().into(), Any::Trash(i, n as i64)),
                 (statistics::key(i, Statistic::Bytes), counted.clone(), Any::Statistic(i.volume(), 1, n)),
                 (location::key(c), LocationRecord { epoch: n, ..Default::default() }.to_value().into(), Any::Location(c, LocationRecord { epoch: n, ..Default::default() })),
                 (dead::key(c), DeadRecord { epoch: n, ..Default::default() }.to_value().into(), Any::Dead(c, DeadRecord { epoch: n, ..Default::default() })),

@@ -59,7 +59,7 @@ pub struct InodeRecord {
     /// Whose quota it counts for; 0 for none.
     #[prost(uint64, tag = "15")]
     pub quota: u64,
-    /// It has no name any more, and lives until its last session closes it.
+    /// It has no name any more, and lives until its last session closes it, or until it leaves the trash.
     #[prost(bool, tag = "16")]
     pub orphan: bool,
     /// Extents from here on are dead and wait to be freed.
@@ -68,6 +68,16 @@ pub struct InodeRecord {
     /// Bytes of the names of its extended attributes, each with a terminator.
     #[prost(uint32, tag = "18")]
     pub xattr_name_bytes: u32,
+    /// It is in the trash, until then at the latest: the time in the key of its entry there ([`crate::trash`]). Only
+    /// a file without a name is.
+    #[prost(sfixed64, optional, tag = "19")]
+    pub trash_until_ns: Option<i64>,
+    /// When it was made; none of an inode that an earlier release made.
+    #[prost(sfixed64, optional, tag = "20")]
+    pub born_ns: Option<i64>,
+    /// It counts for no quota since it went to the trash, but for what was written to it since: so many bytes are let off.
+    #[prost(uint64, optional, tag = "21")]
+    pub let_off: Option<u64>,
 }
 
 impl Record for InodeRecord {
@@ -158,9 +168,9 @@ mod tests {
     proptest! {
         #[test]
         fn round_trips(mode in 0u32..0o10000, size: u64, ctime_ns: i64, orphan: bool, trim_from: Option<u64>,
-                       names in prop::collection::vec((1u64.., prop::collection::vec(any::<u8>(), 1..255)), 0..4)) {
+                       trash_until_ns: Option<i64>, born_ns: Option<i64>, let_off: Option<u64>, names in prop::collection::vec((1u64.., prop::collection::vec(any::<u8>(), 1..255)), 0..4)) {
             let links = names.into_iter().map(|(parent, name)| LinkName { parent, name: name.into() }).collect();
-            round_trip(&InodeRecord { mode, size, ctime_ns, orphan, trim_from, links, ..Default::default() });
+            round_trip(&InodeRecord { mode, size, ctime_ns, orphan, trim_from, trash_until_ns, born_ns, let_off, links, ..Default::default() });
         }
 
         #[test]

@@ -21,11 +21,13 @@ pub mod location;
 pub mod lock;
 pub mod number;
 pub mod orphan;
+pub mod quota;
 pub mod record;
 pub mod secret;
 pub mod session;
 pub mod statistics;
 pub mod tag;
+pub mod trash;
 pub mod volume;
 pub mod xattr;
 

@@ -1,4 +1,4 @@
-//! Work for the reaper: inodes without a name, and files with dead extents behind their end.
+//! Work for the reaper: inodes without a name that don't wait in the trash alone ([`crate::trash`]), and files with dead extents behind their end.
 
 use mooseng_store::KeyRange;
 use mooseng_wire::{InodeId, VolumeId};

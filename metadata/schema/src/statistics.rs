@@ -20,6 +20,10 @@ pub enum Statistic {
     Inodes = 0,
     /// Bytes that extents cover.
     Bytes = 1,
+    /// Files in the trash. They are among the inodes.
+    TrashFiles = 2,
+    /// Bytes that the extents of files in the trash cover. They are among the bytes.
+    TrashBytes = 3,
 }
 
 /// A volume's statistics as read.
@@ -29,6 +33,10 @@ pub struct Statistics {
     pub inodes: u64,
     /// Bytes that extents cover.
     pub bytes: u64,
+    /// Files in the trash, which are among the inodes.
+    pub trash_files: u64,
+    /// Bytes that their extents cover, which are among the bytes.
+    pub trash_bytes: u64,
 }
 
 /// The key of the shard in which an inode is counted.
@@ -52,7 +60,10 @@ impl Statistics {
             match which {
                 0 => sum.inodes = sum.inodes.wrapping_add(value),
                 1 => sum.bytes = sum.bytes.wrapping_add(value),
-                _ => return Err(SchemaError::Key { tag: VolumeTag::Statistic as u8 }),
+                2 => sum.trash_files = sum.trash_files.wrapping_add(value),
+                3 => sum.trash_bytes = sum.trash_bytes.wrapping_add(value),
+                // A later release counts more.
+                _ => {}
             }
         }
         Ok(sum)
@@ -74,8 +85,16 @@ mod tests {
             pair(2, Statistic::Inodes, -2),
             pair(1, Statistic::Bytes, 100),
             pair(3, Statistic::Bytes, -30),
+            pair(3, Statistic::TrashFiles, 2),
+            pair(4, Statistic::TrashFiles, -1),
+            pair(4, Statistic::TrashBytes, 9),
+            (
+                volume_key(VolumeId(0), VolumeTag::Statistic, &(99_u16, 0_u64)).into(),
+                Bytes::from_static(&[1; 8]),
+            ),
         ];
-        assert_eq!(Statistics::read(VolumeId(0), &pairs), Ok(Statistics { inodes: 3, bytes: 70 }));
+        let sum = Statistics { inodes: 3, bytes: 70, trash_files: 1, trash_bytes: 9 };
+        assert_eq!(Statistics::read(VolumeId(0), &pairs), Ok(sum));
         assert_eq!(hex(&key(InodeId(18), Statistic::Bytes)), "02760014150f1501150214");
     }
 }

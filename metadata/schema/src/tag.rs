@@ -34,6 +34,14 @@ pub enum VolumeTag {
     Outcome = 14,
     /// A shard of a statistic ([`crate::statistics`]).
     Statistic = 15,
+    /// A deleted file that is kept for a while ([`crate::trash`]).
+    Trash = 16,
+    /// A limit ([`crate::quota`]).
+    Quota = 17,
+    /// A shard of what counts for an account ([`crate::quota`]).
+    QuotaUsage = 18,
+    /// A directory whose entries are still to be counted for its quota, or not any more ([`crate::quota`]).
+    QuotaWork = 19,
 }
 
 /// What kind of record of a region a key names.

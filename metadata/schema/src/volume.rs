@@ -23,6 +23,12 @@ pub struct VolumeRecord {
     /// When it was made.
     #[prost(sfixed64, tag = "4")]
     pub born_ns: i64,
+    /// How long deleted files are kept, in seconds; 0 for not at all. Each file keeps what was set when it was deleted.
+    #[prost(uint64, tag = "5")]
+    pub trash_retention_s: u64,
+    /// A file that loses its last name sooner after it was made, in seconds, isn't kept.
+    #[prost(uint64, tag = "6")]
+    pub trash_min_age_s: u64,
 }
 
 impl Record for VolumeRecord {
@@ -55,10 +61,23 @@ mod tests {
 
     #[test]
     fn bytes_stay_as_they_were() {
-        let volume = VolumeRecord { epoch: 1, hash_key: Bytes::from_static(&[7; 16]), root: 1, born_ns: 2 };
+        let volume = VolumeRecord {
+            epoch: 1,
+            hash_key: Bytes::from_static(&[7; 16]),
+            root: 1,
+            born_ns: 2,
+            trash_retention_s: 0,
+            trash_min_age_s: 0,
+        };
         golden(
             &volume,
             "010801121007070707070707070707070707070707180121020000000000 0000".replace(' ', "").as_str(),
+        );
+        golden(
+            &VolumeRecord { trash_retention_s: 86_400, trash_min_age_s: 60, ..volume.clone() },
+            "010801121007070707070707070707070707070707180121020000000000 000028 80a305303c"
+                .replace(' ', "")
+                .as_str(),
         );
         assert_eq!(hex(&key(VolumeId(0))), "0276001415011 4".replace(' ', ""));
         assert!(VolumeRecord { hash_key: Bytes::new(), ..volume }.hash_key().is_err());
@@ -66,8 +85,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn round_trips(epoch: u64, secret: [u8; 16], root: u64, born_ns: i64) {
-            let volume = VolumeRecord { epoch, hash_key: Bytes::copy_from_slice(&secret), root, born_ns };
+        fn round_trips(epoch: u64, secret: [u8; 16], root: u64, born_ns: i64, trash_retention_s: u64, trash_min_age_s: u64) {
+            let hash_key = Bytes::copy_from_slice(&secret);
+            let volume = VolumeRecord { epoch, hash_key, root, born_ns, trash_retention_s, trash_min_age_s };
             round_trip(&volume);
             prop_assert_eq!(volume.hash_key().unwrap(), HashKey(secret));
         }

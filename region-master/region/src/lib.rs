@@ -21,6 +21,7 @@ pub mod findings;
 pub mod locks;
 pub mod placement;
 pub mod promises;
+pub mod quotas;
 pub mod registry;
 pub mod repair;
 pub mod rewrite;

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use mooseng_namespace::trash::RETENTION_S_MAX;
 use mooseng_transport::TlsFiles;
 use mooseng_transport::observe::LogConfig;
 use mooseng_wire::is_identity_word;
@@ -217,6 +218,12 @@ pub struct HouseConfig {
     pub rewrite_after_ms: u64,
     /// KiB that a rewrite must set free, unless as many chunks wait as one rewrite takes.
     pub rewrite_gain_kib: u64,
+    /// How long a *new* region keeps deleted files in its trash, in seconds; 0 for not at all. Afterwards `mooseng trash retention`
+    /// shows and sets it. Chunkservers' `trash_s` is another thing: it keeps files of chunks that nothing uses any more.
+    pub trash_retention_s: u64,
+    /// Of a *new* region: a file that loses its last name less than so many seconds after it was made isn't kept. Most of those are
+    /// scratch files.
+    pub trash_min_age_s: u64,
 }
 
 impl Default for HouseConfig {
@@ -233,6 +240,8 @@ impl Default for HouseConfig {
             rewrite_mib_per_s: 32,
             rewrite_after_ms: 10_000,
             rewrite_gain_kib: 1_024,
+            trash_retention_s: 86_400,
+            trash_min_age_s: 60,
         }
     }
 }
@@ -323,6 +332,12 @@ impl MasterConfig {
         }
         if !(1..=99).contains(&self.house.spread_percent) {
             return Err(wrong("house.spread_percent", "it must lie between 1 and 99; 10 is usual"));
+        }
+        if self.house.trash_retention_s > RETENTION_S_MAX {
+            return Err(wrong("house.trash_retention_s", "ten years are the most; 86400, a day, is usual"));
+        }
+        if self.house.trash_min_age_s > RETENTION_S_MAX {
+            return Err(wrong("house.trash_min_age_s", "ten years are the most; 60, a minute, is usual"));
         }
         self.raft_is_well()?;
         for rule in &self.mounts {
@@ -472,6 +487,8 @@ address = "127.0.0.1:7001"
         }
         let text = format!("{GOOD}[house]\nspread_percent = 0\n");
         assert!(MasterConfig::parse(&text).unwrap_err().to_string().contains("house.spread_percent"));
+        let text = format!("{GOOD}[house]\ntrash_retention_s = 400000000\n");
+        assert!(MasterConfig::parse(&text).unwrap_err().to_string().contains("house.trash_retention_s"));
         let text = format!("{GOOD}[raft]\nheartbeat_ms = 500\n");
         assert!(MasterConfig::parse(&text).unwrap_err().to_string().contains("raft.election_min_ms"));
     }

@@ -8,10 +8,12 @@ use mooseng_chunk::ticket::Key;
 use mooseng_ports::clock::BootTime;
 use mooseng_region::locks::LockWaits;
 use mooseng_region::promises::PromiseTable;
+use mooseng_region::quotas::{Ledger, Limit};
 use mooseng_region::registry::{self, Beat, BeatRefused, CopyFacts, DiskFacts, Registry};
 use mooseng_region::sessions::{self, Recorded, SessionTable};
+use mooseng_schema::quota::Account;
 use mooseng_wire::admin::{
-    ChunkReport, ChunkserverCommand, DeleteCommand, HeartbeatRequest, HouseStatus, SealCommand,
+    ChunkReport, ChunkserverCommand, DeleteCommand, HeartbeatRequest, HouseStatus, SealCommand, TrashStatus,
     chunkserver_command,
 };
 use mooseng_wire::founding::Founding;
@@ -119,6 +121,10 @@ pub struct Desk {
     pub counts: ChunkCounts,
     /// What house-keeping tells.
     pub house: House,
+    /// Limits, what may commit and doesn't count yet, and what sessions were promised of it.
+    pub ledger: Ledger<Account>,
+    /// What the trash holds; none where nobody has looked in this leadership.
+    pub trash: Option<TrashStatus>,
     /// How often drainings were set: a scan that began before the last time doesn't count for them.
     drainings_set: u64,
     /// Chunkservers that are being drained, and whose chunks no scan has counted since that was set.
@@ -157,6 +163,8 @@ impl Desk {
             keys: Vec::new(),
             counts: ChunkCounts::default(),
             house: House::default(),
+            ledger: Ledger::default(),
+            trash: None,
             drainings_set: 0,
             uncounted: BTreeSet::new(),
             deletions: BTreeMap::new(),
@@ -235,13 +243,15 @@ impl Desk {
         self.compared.clear();
         self.counts = ChunkCounts::default();
         self.house = House::default();
+        self.trash = None;
         self.deletions.clear();
         self.gone.clear();
     }
 
     /// Begins to serve in a term with the sessions on record. Those of a term in which it served before it still knows.
-    pub fn serve(&mut self, now: BootTime, term: u64, held: Vec<Recorded>) {
+    pub fn serve(&mut self, now: BootTime, term: u64, held: Vec<Recorded>, limits: BTreeMap<Account, Limit>) {
         if self.custody == Some(term) {
+            self.ledger.set_limits(limits);
             for recorded in held {
                 if self.sessions.holds(recorded.session) {
                     continue;
@@ -250,6 +260,7 @@ impl Desk {
                 self.sessions.expect(now, recorded);
             }
         } else {
+            self.ledger.begin(term, limits);
             self.promises.clear();
             self.lock_waits.clear();
             self.lock_debts.clear();
@@ -269,6 +280,7 @@ impl Desk {
     pub fn forget_session(&mut self, id: SessionId) {
         self.promises.drop_session(id);
         self.lock_waits.drop_session(id);
+        self.ledger.forget(id);
         self.roots.remove(&id);
         self.unanswered.remove(&id);
     }
@@ -539,17 +551,17 @@ mod tests {
             host: String::new(),
             mount_path: String::new(),
         };
-        desk.serve(now, 7, vec![session(1)]);
+        desk.serve(now, 7, vec![session(1)], BTreeMap::new());
         assert!(desk.unanswered.remove(&SessionId(1)));
         let fact = mooseng_region::promises::Fact::Inode(mooseng_wire::InodeId(5));
         assert!(desk.promises.grant(SessionId(1), &fact, mooseng_region::promises::Level::Shared, 1));
         desk.follow();
         assert_eq!(desk.serving, None);
-        desk.serve(now, 7, vec![session(1), session(2)]);
+        desk.serve(now, 7, vec![session(1), session(2)], BTreeMap::new());
         assert!(desk.promises.level(SessionId(1), &fact).is_some() && desk.unanswered.is_empty());
         assert!(desk.sessions.holds(SessionId(2)), "one that lapsed without a note is waited for once more");
         desk.follow();
-        desk.serve(now, 8, vec![session(1)]);
+        desk.serve(now, 8, vec![session(1)], BTreeMap::new());
         assert!(
             desk.promises.level(SessionId(1), &fact).is_none() && desk.unanswered.contains(&SessionId(1))
         );

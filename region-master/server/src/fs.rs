@@ -22,7 +22,7 @@ use crate::config::MountRule;
 use crate::errors::{denied, driver_failed, refused};
 use crate::master::{HOME_EPOCH, Master};
 use crate::promises::{self, Beside, ChangeGate};
-use crate::{locks, places, rights, seals};
+use crate::{locks, places, quotas, rights, seals};
 
 /// Linux' ESTALE.
 const ESTALE: u32 = 116;
@@ -93,6 +93,11 @@ pub async fn read(
         context.capacity = master.capacity();
     }
     promises::custody_settled(master, deadline).await?;
+    if let Some(Op::Reserve(reserve)) = &fs.op {
+        let reserved = quotas::reserve(master, term, id, reserve).await?;
+        let reply = FsReply { reply: Some(Reply::Reserved(reserved)) };
+        return answer(master, term, reply, 0, Beside::default());
+    }
     let (mut reply, version, beside) = loop {
         let (mut reply, version) = master
             .driver
@@ -197,7 +202,8 @@ pub async fn change(
         _ => None,
     };
     let locking = locks::begin(master, term, &call, fs, deadline).await?;
-    let gate = ChangeGate::new(master.clone(), term, call.session, call.number);
+    let covered = matches!(&fs.op, Some(Op::Write(write)) if write.written_ns.is_some());
+    let gate = ChangeGate::for_buffered(master.clone(), term, (call.session, call.number), covered);
     // A failure leaves the gate to its end: whether the change committed may not be known.
     let (mut reply, version) = master
         .driver

@@ -1,7 +1,7 @@
 //! What a leader does besides answering: it reads its records before it serves, then keeps house until it leads no more.
 //!
 //! ```text
-//!  leadership(term) -> format, founding mark, ticket keys, ids, sessions -> serving(term) -> every tick: lapse, reap, forget; ids; house
+//!  leadership(term) -> format, founding mark, ticket keys, ids, sessions -> serving(term) -> every tick: lapse, expire, reap, forget; ids; house
 //!        \--> lost: forget everything that only a leader may know
 //! ```
 //!
@@ -11,6 +11,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use futures::future::join_all;
+use mooseng_namespace::trash as namespace_trash;
 use mooseng_namespace::upkeep;
 use mooseng_namespace::{OpError, SessionCall, format, found, sessions as records};
 use mooseng_region::sessions::Recorded;
@@ -19,6 +20,7 @@ use mooseng_schema::session::SessionRecord;
 use mooseng_transport::CallFailure;
 use mooseng_wire::call::CallError;
 use mooseng_wire::founding::{FOUNDING_BYTES, Founding};
+use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::{FsRequest, Reap};
 use mooseng_wire::method::Method;
@@ -33,7 +35,7 @@ use crate::master::{HOME_EPOCH, Master};
 use crate::records::transact;
 use crate::sessions::recorded;
 use crate::tickets;
-use crate::{house, ids, locks};
+use crate::{house, ids, locks, quotas, trash};
 
 /// How often sessions are looked at.
 const TICK: Duration = Duration::from_millis(200);
@@ -43,6 +45,8 @@ const REAP_EVERY: Duration = Duration::from_secs(1);
 const REAP_MAX: usize = 64;
 /// Orphans looked at for that.
 const ORPHANS_PAGE: usize = 256;
+/// Such pages worked off one after the other: what is deleted at once by thousands is freed soon, and other work gets its turn.
+const PAGES_MAX: usize = 8;
 /// How often records of long-lapsed sessions are looked for.
 const FORGET_EVERY: Duration = Duration::from_secs(600);
 /// How long a lapsed session's outcomes are kept: a day.
@@ -100,7 +104,13 @@ async fn lead(master: &Arc<Master>, term: u64) {
     master.metrics.leaderships.inc();
     master.metrics.leading.set(1);
     tracing::info!(term, sessions = master.desk(|desk| desk.sessions.len()), "this master leads and serves");
-    tokio::join!(keep_house(master), reserve_ids(master), house::run(master, term), locks::sweep(master));
+    tokio::join!(
+        keep_house(master),
+        reserve_ids(master),
+        house::run(master, term),
+        locks::sweep(master),
+        quotas::count(master, term)
+    );
 }
 
 async fn prepare(master: &Master, term: u64) -> Result<(), CallError> {
@@ -109,8 +119,11 @@ async fn prepare(master: &Master, term: u64) -> Result<(), CallError> {
     let mut drawn = [0; FOUNDING_BYTES];
     rand::rng().fill_bytes(&mut drawn);
     let now_ns = master.clock.unix_ns();
+    let house = &master.config.house;
+    let trash =
+        namespace_trash::Terms { retention_s: house.trash_retention_s, min_age_s: house.trash_min_age_s };
     let (made, founding) = transact(&master.store, |tx| async move {
-        let made = format(&tx, ROOT_VOLUME, HOME_EPOCH, HashKey(secret), now_ns).await?;
+        let made = format(&tx, ROOT_VOLUME, HOME_EPOCH, HashKey(secret), now_ns, trash).await?;
         let founding = found(&tx, Founding(drawn)).await?;
         Ok((tx, (made, founding)))
     })
@@ -122,6 +135,7 @@ async fn prepare(master: &Master, term: u64) -> Result<(), CallError> {
     let keys = tickets::load(&master.store).await.map_err(|e| record_failed(&e))?;
     let draining = house::drain::load(master).await?;
     let sessions = all_sessions(master).await?;
+    let limits = quotas::limits(master).await?;
     let mut fresh = Vec::new();
     for kind in crate::ids::IdPool::default().low() {
         fresh.push((
@@ -141,7 +155,7 @@ async fn prepare(master: &Master, term: u64) -> Result<(), CallError> {
         let held = sessions.into_iter().filter(|(_, record)| record.lapsed_ns.is_none());
         let held: Vec<Recorded> =
             held.map(|(id, record)| recorded(id, Incarnation(record.incarnation), record)).collect();
-        desk.serve(master.clock.boot(), term, held);
+        desk.serve(master.clock.boot(), term, held, limits);
     });
     // Who waits for recalls of an earlier term waits in vain.
     master.recalls_answered.notify_waiters();
@@ -216,8 +230,10 @@ impl House {
         let mut troubles = Vec::new();
         if Instant::now() >= self.next_reap {
             self.next_reap = Instant::now() + REAP_EVERY;
+            troubles.extend(expire(master).await.err());
             troubles.extend(self.reap(master).await.err());
             troubles.extend(self.trim(master).await.err());
+            troubles.extend(trash::publish(master).await.err());
         }
         if Instant::now() >= self.next_forget {
             self.next_forget = Instant::now() + FORGET_EVERY;
@@ -273,6 +289,16 @@ impl House {
     }
 
     async fn reap(&mut self, master: &Master) -> Result<(), CallError> {
+        for _ in 0..PAGES_MAX {
+            self.reap_page(master).await?;
+            if self.orphans_after.is_none() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    async fn reap_page(&mut self, master: &Master) -> Result<(), CallError> {
         if master.desk(|desk| desk.sessions.in_grace(master.clock.boot())) {
             return Ok(());
         }
@@ -294,8 +320,8 @@ impl House {
         // Also where this future is dropped in between.
         let reaping = Reaping { master, chosen };
         for batch in reaping.chosen.chunks(REAP_MAX) {
-            free(master, batch).await?;
-            master.metrics.reaped.inc_by(batch.len() as u64);
+            let freed = free(master, batch).await?;
+            master.metrics.reaped.inc_by(freed);
         }
         Ok(())
     }
@@ -336,16 +362,35 @@ impl Drop for Reaping<'_> {
     }
 }
 
-async fn free(master: &Master, inodes: &[InodeId]) -> Result<(), CallError> {
+/// What has been in the trash for its time goes to the orphans.
+async fn expire(master: &Master) -> Result<(), CallError> {
+    for _ in 0..PAGES_MAX {
+        let now_ns = master.clock.unix_ns();
+        let expired = transact(&master.store, |tx| async move {
+            let expired = namespace_trash::expire(&tx, ROOT_VOLUME, now_ns, ORPHANS_PAGE).await?;
+            Ok((tx, expired))
+        })
+        .await
+        .map_err(|e| record_failed(&e))?;
+        master.metrics.trash_expired.inc_by(expired as u64);
+        if expired < ORPHANS_PAGE {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Answers how many were freed: others stay in the trash.
+async fn free(master: &Master, inodes: &[InodeId]) -> Result<u64, CallError> {
     let reap = Reap { inodes: inodes.iter().map(|inode| inode.0).collect() };
     let request = FsRequest { caller: None, op: Some(Op::Reap(reap)) };
     let deadline = Instant::now() + HOUSEKEEPING_WITHIN;
-    master
-        .driver
-        .run(SessionCall::default(), &context(master), &request, deadline)
-        .await
-        .map(|_| ())
-        .map_err(|e| driver_failed(&e, || master.not_leader()))
+    let ran = master.driver.run(SessionCall::default(), &context(master), &request, deadline).await;
+    let (reply, _) = ran.map_err(|e| driver_failed(&e, || master.not_leader()))?;
+    Ok(match reply.reply {
+        Some(Reply::Reaped(reaped)) => reaped.freed,
+        _ => 0,
+    })
 }
 
 /// Forgets sessions that lapsed a day ago, with their outcomes.
@@ -399,7 +444,11 @@ fn figures(master: &Master) {
         m.chunks.set(gauge(desk.counts.chunks));
         m.chunks_endangered.set(gauge(desk.counts.endangered));
         m.chunks_unavailable.set(gauge(desk.counts.unavailable));
+        m.trash_files.set(gauge(desk.trash.map_or(0, |trash| trash.files)));
+        m.trash_bytes.set(gauge(desk.trash.map_or(0, |trash| trash.bytes)));
         m.seals_waiting.set(gauge(desk.seals_waiting() as u64));
         m.lock_waits.set(gauge(desk.lock_waits.len() as u64));
+        m.quotas.set(gauge(desk.ledger.limited() as u64));
+        m.escrow_bytes.set(gauge(desk.ledger.escrow()));
     });
 }

@@ -17,6 +17,7 @@
 //! - [`service`], [`sessions`], [`fs`]: the framed stream. [`rpc`], [`status`]: gRPC.
 //! - [`promises`]: recalls, grants, and the gate before a commit.
 //! - [`locks`]: one request at a time for an inode's locks, queues, grants.
+//! - [`trash`]: deleted files that can be restored, for administrators.
 //! - [`seals`], [`places`], [`tickets`], [`ids`], [`records`]: chunks' ends, their addresses and tickets, fresh ids, own transactions.
 //! - [`own`]: changes of the master's own that pass the gate. [`fsck`]: the check of the whole store.
 //! - [`dump`]: the whole store as a file, and a region that begins with one.
@@ -40,6 +41,7 @@ pub mod metrics;
 pub mod own;
 pub mod places;
 pub mod promises;
+pub mod quotas;
 pub mod records;
 pub mod recover;
 pub mod rights;
@@ -51,6 +53,7 @@ pub mod service;
 pub mod sessions;
 pub mod status;
 pub mod tickets;
+pub mod trash;
 
 pub use config::{ConfigError, HouseConfig, MasterConfig, MemberConfig, MountRule, RaftConfig, Squash};
 pub use errors::not_built;

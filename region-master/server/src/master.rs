@@ -56,6 +56,8 @@ pub struct Master {
     pub recalls_answered: Notify,
     /// Those who change an inode's locks go one after the other.
     pub lock_gates: Arc<crate::locks::Gates>,
+    /// Held by whoever reads limits to tell them to the ledger.
+    pub limits_gate: tokio::sync::Mutex<()>,
     /// What the other masters told of their certificates and revocation lists.
     pub told: crate::credentials::Told,
     /// Masters that answered the last probe, by id.
@@ -109,6 +111,7 @@ impl Master {
             connections: Connections::default(),
             recalls_answered: Notify::new(),
             lock_gates: Arc::default(),
+            limits_gate: tokio::sync::Mutex::default(),
             told: crate::credentials::Told::default(),
             reachable: Mutex::default(),
             checking: Semaphore::new(1),

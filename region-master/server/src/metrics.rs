@@ -41,11 +41,18 @@ pub const NAMES: &[Name] = &[
     REWRITES_FAILED,
     REWRITES_UNDER_WAY,
     REAPED,
+    TRASH_FILES,
+    TRASH_BYTES,
+    TRASH_EXPIRED,
+    TRASH_RESTORED,
     LAPSED,
     LEADERSHIPS,
     RECALLS,
     LOCK_WAITS,
     STATE_BYTES_FREE,
+    QUOTAS,
+    QUOTA_REFUSALS,
+    ESCROW_BYTES,
 ];
 
 const REQUESTS: Name = Name("mooseng_master_requests", "Requests on framed streams, by method");
@@ -104,6 +111,11 @@ const REWRITES_FAILED: Name =
 const REWRITES_UNDER_WAY: Name =
     Name("mooseng_master_rewrites_under_way", "Chunks that are being made of others");
 const REAPED: Name = Name("mooseng_master_inodes_reaped", "Inodes without name or open that were freed");
+const TRASH_FILES: Name = Name("mooseng_master_trash_files", "Deleted files that can still be restored");
+const TRASH_BYTES: Name = Name("mooseng_master_trash_bytes", "Bytes that their extents cover");
+const TRASH_EXPIRED: Name =
+    Name("mooseng_master_trash_expired", "Files that left the trash because their time there was over");
+const TRASH_RESTORED: Name = Name("mooseng_master_trash_restored", "Files that were restored from the trash");
 const LAPSED: Name = Name("mooseng_master_sessions_lapsed", "Sessions whose lease ran out");
 const LEADERSHIPS: Name =
     Name("mooseng_master_leaderships", "Times that this master began to serve as the leader");
@@ -111,6 +123,13 @@ const LEADERSHIPS: Name =
 const STATE_BYTES_FREE: Name =
     Name("mooseng_master_state_bytes_free", "Free bytes on the disk of `state_dir`");
 const LOCK_WAITS: Name = Name("mooseng_master_lock_waits", "Locks that are waited for");
+const QUOTAS: Name = Name("mooseng_master_quotas", "Accounts whose limits are enforced");
+const QUOTA_REFUSALS: Name =
+    Name("mooseng_master_quota_refusals", "Changes that were refused for want of room in a quota");
+const ESCROW_BYTES: Name = Name(
+    "mooseng_master_escrow_bytes",
+    "Bytes of limited accounts that mounts are promised for what they buffer",
+);
 const RECALLS: Name =
     Name("mooseng_master_recalls", "Recalls of promises that were sent, repeated ones included");
 
@@ -149,6 +168,12 @@ pub struct Metrics {
     pub lock_waits: Gauge,
     /// Free bytes on the disk of `state_dir`.
     pub state_bytes_free: Gauge,
+    /// Accounts with limits.
+    pub quotas: Gauge,
+    /// Changes that a quota refused.
+    pub quota_refusals: Counter,
+    /// Bytes promised to mounts.
+    pub escrow_bytes: Gauge,
     /// Seals waiting.
     pub seals_waiting: Gauge,
     /// Chunks that wait for a copy.
@@ -183,6 +208,14 @@ pub struct Metrics {
     pub rewrites_under_way: Gauge,
     /// Inodes reaped.
     pub reaped: Counter,
+    /// Files in the trash.
+    pub trash_files: Gauge,
+    /// Their bytes.
+    pub trash_bytes: Gauge,
+    /// Files that expired there.
+    pub trash_expired: Counter,
+    /// Files restored.
+    pub trash_restored: Counter,
     /// Sessions lapsed.
     pub lapsed: Counter,
     /// Leaderships begun.
@@ -208,6 +241,9 @@ impl Metrics {
             seals_waiting: Gauge::default(),
             lock_waits: Gauge::default(),
             state_bytes_free: Gauge::default(),
+            quotas: Gauge::default(),
+            quota_refusals: Counter::default(),
+            escrow_bytes: Gauge::default(),
             copies_waiting: Gauge::default(),
             copies_under_way: Gauge::default(),
             endangered_oldest_seconds: Gauge::default(),
@@ -224,6 +260,10 @@ impl Metrics {
             rewrites_failed: Counter::default(),
             rewrites_under_way: Gauge::default(),
             reaped: Counter::<u64, AtomicU64>::default(),
+            trash_files: Gauge::default(),
+            trash_bytes: Gauge::default(),
+            trash_expired: Counter::default(),
+            trash_restored: Counter::default(),
             lapsed: Counter::default(),
             leaderships: Counter::default(),
             recalls: Counter::default(),
@@ -242,6 +282,8 @@ impl Metrics {
             (CHUNKS_UNAVAILABLE, m.chunks_unavailable),
             (LOCK_WAITS, m.lock_waits),
             (STATE_BYTES_FREE, m.state_bytes_free),
+            (QUOTAS, m.quotas),
+            (ESCROW_BYTES, m.escrow_bytes),
             (SEALS_WAITING, m.seals_waiting),
             (COPIES_WAITING, m.copies_waiting),
             (COPIES_UNDER_WAY, m.copies_under_way),
@@ -250,6 +292,8 @@ impl Metrics {
             (CHUNK_BYTES, m.chunk_bytes),
             (CHUNK_BYTES_LIVE, m.chunk_bytes_live),
             (REWRITES_UNDER_WAY, m.rewrites_under_way),
+            (TRASH_FILES, m.trash_files),
+            (TRASH_BYTES, m.trash_bytes),
         ];
         let house = [
             (COPIES_MADE, m.copies_made),
@@ -267,8 +311,15 @@ impl Metrics {
         for (name, gauge) in gauges {
             registry.register(name.0, name.1, gauge);
         }
-        let counters =
-            [(REAPED, m.reaped), (LAPSED, m.lapsed), (LEADERSHIPS, m.leaderships), (RECALLS, m.recalls)];
+        let counters = [
+            (REAPED, m.reaped),
+            (TRASH_EXPIRED, m.trash_expired),
+            (TRASH_RESTORED, m.trash_restored),
+            (LAPSED, m.lapsed),
+            (LEADERSHIPS, m.leaderships),
+            (RECALLS, m.recalls),
+            (QUOTA_REFUSALS, m.quota_refusals),
+        ];
         for (name, counter) in counters {
             registry.register(name.0, name.1, counter);
         }

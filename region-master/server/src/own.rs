@@ -38,6 +38,10 @@ fn too_late() -> CallError {
     )
 }
 
+fn over_quota() -> CallError {
+    call_error(ErrorCode::NoSpace, "a quota leaves no room for it; raise the limit, or free something there")
+}
+
 /// Runs `work` in a transaction, has sessions give up what they were promised of the facts that it notes, and commits.
 pub async fn change<T, F>(
     master: &Arc<Master>,
@@ -98,10 +102,12 @@ impl<'a> Changes<'a> {
             let touched = Touched::default();
             let failed = match attempt(&tx, &touched, &work).await {
                 Ok(value) => {
-                    let admitted = timeout_at(deadline, self.gate.admit(touched.into_facts())).await;
+                    let charges = touched.charges();
+                    let admitted = timeout_at(deadline, self.gate.admit(touched.into_facts(), charges)).await;
                     match admitted.map_err(|_| too_late())? {
                         Admission::Commit => {}
                         Admission::Again => continue,
+                        Admission::Refused(_) => return Err(over_quota()),
                         Admission::Deposed => return Err(self.master.not_leader()),
                     }
                     match tx.commit().await {

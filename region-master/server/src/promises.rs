@@ -6,9 +6,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use mooseng_namespace::{Admission, Gate};
+use mooseng_namespace::touched::Charges;
+use mooseng_namespace::{Admission, Errno, Gate};
 use mooseng_ports::plant::{self, Plant};
 use mooseng_region::promises::{ChangeId, Recall};
+use mooseng_region::quotas::{Amount, FlightId, Verdict};
 use mooseng_schema::ids::IdKind;
 use mooseng_store::{Store, Transaction};
 use mooseng_transport::{ConnectionHandle, call_error};
@@ -24,8 +26,8 @@ use prost::Message;
 use tokio::time::Instant;
 
 use crate::errors::refused;
-use crate::ids;
 use crate::master::Master;
+use crate::{ids, quotas};
 
 /// Unanswered recalls are sent again so often: the connection on which they left may have broken.
 const REPEAT_EVERY: Duration = Duration::from_millis(300);
@@ -33,6 +35,10 @@ const REPEAT_EVERY: Duration = Duration::from_millis(300);
 const RECALLS_PER_NOTICE: usize = 256;
 /// Facts taken back at a time from a session that is promised nearly all it may be.
 const ROOM_MADE: usize = 256;
+/// A change that fits but for what others were promised of its quotas waits so long for them to give it back: twice as long as that takes.
+const ESCROW_WAIT: Duration = Duration::from_secs(5);
+/// And looks so often whether they have.
+const ESCROW_LOOK: Duration = Duration::from_millis(50);
 /// Linux' ENOENT.
 const ENOENT: u32 = 2;
 /// Linux' O_ACCMODE and O_RDONLY.
@@ -324,6 +330,8 @@ pub struct ChangeGate {
     term: u64,
     session: SessionId,
     number: RequestNumber,
+    /// It brings what its session had buffered: the session's escrow is there for that.
+    covered: bool,
     state: Mutex<GateState>,
 }
 
@@ -332,12 +340,58 @@ struct GateState {
     changes: Vec<ChangeId>,
     /// It was let through: it may have committed.
     through: bool,
+    /// What the last run would add to limited accounts.
+    flight: Option<FlightId>,
 }
 
 impl ChangeGate {
     /// A gate for a session's change.
     pub fn new(master: Arc<Master>, term: u64, session: SessionId, number: RequestNumber) -> Self {
-        Self { master, term, session, number, state: Mutex::default() }
+        Self { master, term, session, number, covered: false, state: Mutex::default() }
+    }
+
+    /// A gate for what a session had buffered, or for any other change.
+    pub fn for_buffered(
+        master: Arc<Master>,
+        term: u64,
+        (session, number): (SessionId, RequestNumber),
+        covered: bool,
+    ) -> Self {
+        Self { master, term, session, number, covered, state: Mutex::default() }
+    }
+
+    /// Compares what the change would add with limits. Where others may still use up the room, and may as well not, it waits a while for that.
+    async fn admit_charges(&self, charges: &Charges) -> Admission {
+        self.land(false);
+        let covered_by = self.covered.then_some(self.session);
+        let adds = charges
+            .iter()
+            .map(|(account, usage)| (*account, Amount { bytes: usage.bytes, inodes: usage.inodes }));
+        let Some(flight) = self.master.desk(|desk| desk.ledger.take_off(covered_by, adds)) else {
+            return Admission::Commit;
+        };
+        self.state(|state| state.flight = Some(flight));
+        let until = Instant::now() + ESCROW_WAIT;
+        loop {
+            let verdict = quotas::judge(&self.master, self.term, flight).await;
+            match verdict {
+                None => return Admission::Deposed,
+                Some(Verdict::Fits) => return Admission::Commit,
+                Some(Verdict::Later) if Instant::now() < until => {}
+                Some(Verdict::Later | Verdict::Over) => {
+                    self.land(false);
+                    self.master.metrics.quota_refusals.inc();
+                    return Admission::Refused(Errno::EDQUOT);
+                }
+            }
+            tokio::time::sleep(ESCROW_LOOK).await;
+        }
+    }
+
+    fn land(&self, committed: bool) {
+        if let Some(flight) = self.state(|state| state.flight.take()) {
+            self.master.desk(|desk| desk.ledger.land(flight, committed));
+        }
     }
 
     fn state<T>(&self, f: impl FnOnce(&mut GateState) -> T) -> T {
@@ -346,6 +400,7 @@ impl ChangeGate {
 
     /// The change was answered at `version`: grants its session what the answer tells.
     pub fn committed(&self, request: &FsRequest, reply: &FsReply, version: u64) -> Beside {
+        self.land(true);
         let changes = self.state(|state| std::mem::take(&mut state.changes));
         let replayed = changes.is_empty();
         let id = self.session;
@@ -400,6 +455,7 @@ impl ChangeGate {
 
     /// The change certainly didn't commit.
     pub fn refused(&self) {
+        self.land(false);
         let changes = self.state(|state| std::mem::take(&mut state.changes));
         self.end(changes);
     }
@@ -422,7 +478,16 @@ impl Gate for ChangeGate {
         self.master.desk(|desk| desk.sessions.settled(self.session)) > self.number
     }
 
-    async fn admit(&self, facts: BTreeSet<Fact>) -> Admission {
+    async fn admit(&self, facts: BTreeSet<Fact>, charges: Charges) -> Admission {
+        match self.admit_facts(facts).await {
+            Admission::Commit => self.admit_charges(&charges).await,
+            other => other,
+        }
+    }
+}
+
+impl ChangeGate {
+    async fn admit_facts(&self, facts: BTreeSet<Fact>) -> Admission {
         let Some((changes, recalls)) = self.master.desk(|desk| {
             if desk.custody != Some(self.term) {
                 return None;
@@ -472,11 +537,12 @@ impl Gate for ChangeGate {
 
 impl Drop for ChangeGate {
     fn drop(&mut self) {
-        let (changes, through) = self.state(|state| (std::mem::take(&mut state.changes), state.through));
-        if changes.is_empty() {
-            return;
-        }
-        if !through {
+        let (changes, through, flight) =
+            self.state(|state| (std::mem::take(&mut state.changes), state.through, state.flight.take()));
+        if !through || (changes.is_empty() && flight.is_none()) {
+            if let Some(flight) = flight {
+                self.master.desk(|desk| desk.ledger.land(flight, false));
+            }
             return self.end(changes);
         }
         // It may commit yet. Commits are decided in order: once a later one is, this one is, too. Until then nothing is promised on its facts.
@@ -487,6 +553,9 @@ impl Drop for ChangeGate {
             while master.desk(|desk| desk.custody == Some(term)) && !master.shutdown.is_cancelled() {
                 if let Some(version) = decided(&master).await {
                     master.desk(|desk| {
+                        if let Some(flight) = flight {
+                            desk.ledger.land(flight, false);
+                        }
                         if desk.custody == Some(term) {
                             for change in changes {
                                 desk.promises.end(change, Some(version));

@@ -11,8 +11,11 @@ use mooseng_transport::peer_of;
 use mooseng_wire::Role;
 use mooseng_wire::admin::{
     ChangeMembersReply, ChangeMembersRequest, CredentialReport, CredentialsRequest, DrainReply, DrainRequest,
-    DumpPiece, DumpRequest, FsckNews, FsckRequest, HeartbeatReply, HeartbeatRequest, StatusReply,
-    StatusRequest, TicketKey, TransferLeaderReply, TransferLeaderRequest,
+    DumpPiece, DumpRequest,
+    FsckNews, FsckRequest, HeartbeatReply, HeartbeatRequest, ListQuotasReply, ListQuotasRequest,
+    ListTrashReply, ListTrashRequest, PurgeTrashReply, PurgeTrashRequest, Quota, QuotaTarget,
+    RestoreTrashReply, RestoreTrashRequest, SetQuotaRequest, StatusReply, StatusRequest, TicketKey,
+    TransferLeaderReply, TransferLeaderRequest, TrashRetentionReply, TrashRetentionRequest,
 };
 use mooseng_wire::call::CallError;
 use mooseng_wire::founding::Founding;
@@ -21,7 +24,7 @@ use tonic::{Code, Request, Response, Status};
 
 use crate::desk::HeartbeatRefused;
 use crate::master::{HOME_EPOCH, Master};
-use crate::{dump, fsck, house, status};
+use crate::{dump, fsck, house, quotas, status, trash};
 
 /// How often chunkservers report.
 const HEARTBEAT_INTERVAL_MS: u32 = 500;
@@ -149,6 +152,82 @@ impl Administration for Rpc {
         let who = self.allow(&request, &[Role::Admin])?;
         tracing::info!(who, "the whole store is dumped");
         dump::stream(self.0.clone()).map(Response::new)
+    }
+
+    async fn list_trash(
+        &self,
+        request: Request<ListTrashRequest>,
+    ) -> Result<Response<ListTrashReply>, Status> {
+        self.allow(&request, &[Role::Admin])?;
+        trash::list(&self.0, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn restore_trash(
+        &self,
+        request: Request<RestoreTrashRequest>,
+    ) -> Result<Response<RestoreTrashReply>, Status> {
+        let who = self.allow(&request, &[Role::Admin])?;
+        let request = request.into_inner();
+        tracing::info!(who, ?request, "a file is to be restored from the trash");
+        // Goes on where the caller gives up, so that it is told to all whom it concerns.
+        let master = self.0.clone();
+        match tokio::spawn(async move { trash::restore(&master, request).await }).await {
+            Ok(outcome) => outcome.map(Response::new),
+            Err(_) => Err(Status::internal("the restoration ended without an outcome; list the trash again")),
+        }
+    }
+
+    async fn purge_trash(
+        &self,
+        request: Request<PurgeTrashRequest>,
+    ) -> Result<Response<PurgeTrashReply>, Status> {
+        let who = self.allow(&request, &[Role::Admin])?;
+        let request = request.into_inner();
+        tracing::info!(who, ?request, "files in the trash are to be freed");
+        trash::purge(&self.0, request).await.map(Response::new)
+    }
+
+    async fn trash_retention(
+        &self,
+        request: Request<TrashRetentionRequest>,
+    ) -> Result<Response<TrashRetentionReply>, Status> {
+        let who = self.allow(&request, &[Role::Admin])?;
+        let request = request.into_inner();
+        if let Some(seconds) = request.set_s {
+            tracing::info!(who, seconds, "how long deleted files are kept is to change");
+        }
+        trash::retention(&self.0, request).await.map(Response::new)
+    }
+
+    async fn set_quota(&self, request: Request<SetQuotaRequest>) -> Result<Response<Quota>, Status> {
+        let who = self.allow(&request, &[Role::Admin])?;
+        let request = request.into_inner();
+        tracing::info!(who, ?request, "a quota is to be set");
+        // Goes on where the caller gives up, so that what is recalled for it isn't for nothing.
+        let master = self.0.clone();
+        match tokio::spawn(async move { quotas::set(&master, request).await }).await {
+            Ok(outcome) => outcome.map(Response::new),
+            Err(_) => Err(Status::internal("setting the quota ended without an outcome; list the quotas")),
+        }
+    }
+
+    async fn clear_quota(&self, request: Request<QuotaTarget>) -> Result<Response<Quota>, Status> {
+        let who = self.allow(&request, &[Role::Admin])?;
+        let request = request.into_inner();
+        tracing::info!(who, ?request, "a quota is to be given up");
+        let master = self.0.clone();
+        match tokio::spawn(async move { quotas::clear(&master, request).await }).await {
+            Ok(outcome) => outcome.map(Response::new),
+            Err(_) => Err(Status::internal("clearing the quota ended without an outcome; list the quotas")),
+        }
+    }
+
+    async fn list_quotas(
+        &self,
+        request: Request<ListQuotasRequest>,
+    ) -> Result<Response<ListQuotasReply>, Status> {
+        self.allow(&request, &[Role::Admin])?;
+        quotas::list(&self.0, request.into_inner()).await.map(Response::new)
     }
 
     async fn change_members(

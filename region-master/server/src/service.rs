@@ -44,7 +44,7 @@ impl MasterService {
         // A master that asks whether this one is there (`lead::probe`).
         if incoming.method == Method::Renew && incoming.peer.identity.role == Role::Master {
             master.allow(&incoming.peer, &[Role::Master])?;
-            return Ok(Answer::of(&Renewed { lease_ms: 0, custody_epoch: master.raft.term() }));
+            return Ok(Answer::of(&Renewed { lease_ms: 0, custody_epoch: master.raft.term(), quotas: 0 }));
         }
         master.allow(&incoming.peer, &[Role::Client, Role::Admin])?;
         let peer = incoming.peer.clone();

@@ -17,7 +17,7 @@ use crate::errors::{denied, record_failed, refused};
 use crate::locks;
 use crate::master::Master;
 use crate::records::transact;
-use crate::rights;
+use crate::{quotas, rights};
 
 /// Longest host name and mount path that are kept, in bytes.
 const WORDS_BYTES_MAX: usize = 4096;
@@ -64,6 +64,13 @@ pub async fn open(master: &Master, peer: &Peer, request: OpenSession) -> Result<
                 .map_err(|r| refused(&r))?;
             desk.sessions.settle(id, RequestNumber(request.oldest_unanswered));
             desk.promises.add_session(id);
+            match lapsed {
+                true => desk.ledger.forget(id),
+                false => {
+                    let is_new = desk.unanswered.contains(&id);
+                    desk.ledger.declare(id, is_new, quotas::told(&request.escrow));
+                }
+            }
             // Only before a new custodian has answered anybody: nobody else can have been promised these.
             if desk.unanswered.contains(&id) && !lapsed {
                 for inode in &request.exclusive {
@@ -213,13 +220,17 @@ pub fn renew(master: &Master, identity: &str, request: &Renew) -> Result<Renewed
         desk.sessions.renew(now, id, incarnation, identity).map_err(|r| refused(&r))?;
         let settled = desk.sessions.settle(id, RequestNumber(request.oldest_unanswered));
         desk.promises.settle(id, settled);
+        for (account, _, spent) in quotas::told(&request.escrow) {
+            desk.ledger.spent(id, account, spent);
+        }
         if request.custody_epoch == term && desk.unanswered.remove(&id) {
             master.recalls_answered.notify_waiters();
         }
         Ok::<_, CallError>(())
     })?;
     master.may_answer(term)?;
-    Ok(Renewed { lease_ms: master.lease_ms(), custody_epoch: term })
+    let quotas = master.desk(|desk| desk.ledger.version());
+    Ok(Renewed { lease_ms: master.lease_ms(), custody_epoch: term, quotas })
 }
 
 /// Ends a session. One that is gone already is well: the request is repeated.

@@ -28,7 +28,7 @@ pub fn of(master: &Master) -> StatusReply {
         detail: f.detail,
     });
     let now = master.clock.boot();
-    let (sessions, counts, house, chunkservers) = master.desk(|desk| {
+    let (sessions, counts, house, trash, chunkservers) = master.desk(|desk| {
         let sessions: Vec<SessionStatus> = desk
             .sessions
             .views(now)
@@ -58,7 +58,7 @@ pub fn of(master: &Master) -> StatusReply {
             labels: server.beat.labels.clone().into_iter().collect(),
             credentials: server.beat.credentials.as_ref().map(credentials::report),
         });
-        (sessions, desk.counts, desk.house.status, servers.collect())
+        (sessions, desk.counts, desk.house.status, desk.trash, servers.collect())
     });
     StatusReply {
         cluster: master.config.cluster.clone(),
@@ -72,6 +72,7 @@ pub fn of(master: &Master) -> StatusReply {
         sessions,
         findings: found.collect(),
         house: Some(house),
+        trash,
         chunks: counts.chunks,
         chunks_endangered: counts.endangered,
         chunks_unavailable: counts.unavailable,

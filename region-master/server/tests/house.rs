@@ -6,8 +6,12 @@ mod common;
 mod founding;
 #[path = "house/fsck.rs"]
 mod fsck;
+#[path = "house/quota.rs"]
+mod quota;
 #[path = "house/rewrite.rs"]
 mod rewrite;
+#[path = "house/trash.rs"]
+mod trash;
 
 use std::collections::BTreeSet;
 use std::path::Path;

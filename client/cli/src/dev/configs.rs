@@ -26,7 +26,14 @@ struct Master<'a> {
     copies: u32,
     min_copies: u32,
     tls: TlsSection,
+    house: House,
     members: Vec<Member<'a>>,
+}
+
+#[derive(Serialize)]
+struct House {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trash_retention_s: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -109,6 +116,7 @@ fn master<'a>(plan: &'a Plan, daemon: &'a Daemon, state_dir: &'a Path, tls: TlsS
         copies: plan.copies,
         min_copies: plan.copies.min(2),
         tls,
+        house: House { trash_retention_s: plan.trash_retention_s },
         members: plan.masters().map(member).collect(),
     }
 }

@@ -26,6 +26,9 @@ pub struct Plan {
     pub mount: Option<PathBuf>,
     /// How long leaves live.
     pub leaf_lifetime_ms: u64,
+    /// How long deleted files are kept, as the region began; none for the masters' own default.
+    #[serde(default)]
+    pub trash_retention_s: Option<u64>,
     /// Whether the directory goes when the cluster ends.
     pub temporary: bool,
     /// Masters, then chunkservers.
@@ -90,6 +93,7 @@ impl Plan {
             copies,
             mount: mount_path(args, dir)?,
             leaf_lifetime_ms: lifetime_ms(args.leaf_lifetime.unwrap_or(Duration::from_secs(86_400)))?,
+            trash_retention_s: args.trash_retention.map(|retention| retention.as_secs()),
             temporary: args.dir.is_none(),
             daemons: daemons.map(|(role, n)| member(role, n)).collect(),
         })
@@ -110,6 +114,12 @@ impl Plan {
                     dir.display()
                 )));
             }
+        }
+        if args.trash_retention.is_some_and(|asked| Some(asked.as_secs()) != self.trash_retention_s) {
+            return Err(Failure::usage(format!(
+                "The cluster in {} exists: --trash-retention is for new ones. `mooseng trash retention` changes it.",
+                dir.display()
+            )));
         }
         if args.mount.is_some() || args.no_mount {
             self.mount = mount_path(args, dir)?;
@@ -209,6 +219,7 @@ mod tests {
             no_mount: false,
             detach: false,
             leaf_lifetime: None,
+            trash_retention: None,
             wait: Duration::from_secs(1),
         }
     }
@@ -237,6 +248,11 @@ mod tests {
         assert_eq!(plan.adapt(&other, Path::new("/d")).unwrap_err().exit_code(), 2);
         plan.adapt(&DevUp { masters: Some(3), no_mount: true, ..up() }, Path::new("/d")).unwrap();
         assert_eq!(plan.mount, None);
+        let kept = DevUp { trash_retention: Some(Duration::from_secs(60)), ..up() };
+        assert_eq!(plan.adapt(&kept, Path::new("/d")).unwrap_err().exit_code(), 2);
+        let mut plan = Plan::new(&kept, Path::new("/d")).unwrap();
+        plan.adapt(&kept, Path::new("/d")).unwrap();
+        assert_eq!(plan.trash_retention_s, Some(60));
     }
 
     #[test]

@@ -7,7 +7,8 @@ use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::chunk::{Append, Appended, ChainFailure, Read, ReadDone};
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::{
-    ChunkLocation, ChunkPlace, ChunkRun, Extent, ExtentMap, Ranged, Written, extent, write_piece,
+    AccountRoom, ChunkLocation, ChunkPlace, ChunkRun, Extent, ExtentMap, FileKind, Ranged, Reserve, Reserved,
+    WritePiece, Written, extent, write_piece,
 };
 use prost::Message;
 
@@ -76,7 +77,40 @@ impl State {
         Reply::Extents(ExtentMap { size: node.attr.size, extents, chunks, attr: Some(node.attr), covered })
     }
 
+    fn bytes(&self) -> u64 {
+        self.nodes.values().filter(|n| n.attr.kind() == FileKind::Regular).map(|n| n.attr.size).sum()
+    }
+
+    /// Grants what is asked for of the one account that there is, if it is there.
+    pub(super) fn reserve(&mut self, reserve: &Reserve) -> Reply {
+        if let Some(told) = reserve.held.first() {
+            self.escrow.1 = told.spent;
+        }
+        let mut rooms = Vec::new();
+        for account in &reserve.accounts {
+            let mut room = AccountRoom { account: Some(*account), limited: false, granted: 0, enough: true };
+            if let Some(max) = self.quota {
+                let left = max.saturating_sub(self.bytes() + self.escrow.0 - self.escrow.1);
+                room.enough = reserve.bytes <= left;
+                self.escrow.0 += if room.enough { reserve.bytes } else { 0 };
+                (room.limited, room.granted) = (true, self.escrow.0);
+            }
+            rooms.push(room);
+        }
+        Reply::Reserved(Reserved { accounts: rooms, quotas: 0 })
+    }
+
     pub(super) fn write(&mut self, write: mooseng_wire::fs::Write) -> Reply {
+        let size = self.nodes.get(&write.inode).map_or(0, |n| n.attr.size);
+        let end = |piece: &WritePiece| match &piece.data {
+            Some(write_piece::Data::Inline(bytes)) => piece.offset + bytes.len() as u64,
+            Some(write_piece::Data::Run(run)) => piece.offset + run.length,
+            None => 0,
+        };
+        let grown = write.pieces.iter().map(end).max().unwrap_or(0).saturating_sub(size);
+        if grown > 0 && self.quota.is_some_and(|max| self.bytes() + grown > max) {
+            return errno(libc::EDQUOT);
+        }
         if let Some(refusal) = self.refuse_writes.filter(|_| !write.pieces.is_empty()) {
             return errno(refusal);
         }

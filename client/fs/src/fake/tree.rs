@@ -75,6 +75,7 @@ impl State {
             }
             Op::GetAttr(o) => self.entry(o.inode),
             Op::Acquire(o) => self.entry(o.inode),
+            Op::Reserve(o) => self.reserve(&o),
             Op::TestLock(_) | Op::Lock(_) | Op::Unlock(_) | Op::CancelLock(_) => errno(libc::EINVAL),
             Op::Open(o) => self.entry(o.inode),
             Op::Release(_) | Op::Access(_) => Reply::Done(Done {}),

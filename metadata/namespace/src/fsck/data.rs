@@ -2,6 +2,8 @@
 
 use mooseng_schema::chunk::ChunkUse;
 use mooseng_schema::extent::ExtentRecord;
+use mooseng_schema::inode::InodeRecord;
+use mooseng_schema::quota::Charge;
 use mooseng_wire::{ChunkId, InodeId};
 
 use super::{Check, Finding, Fix, Kept, Kind, Placed, Subject, difference};
@@ -81,7 +83,25 @@ impl Check {
         let inodes = std::mem::take(&mut self.inodes);
         for (inode, facts) in &inodes {
             let Some(record) = &facts.record else { continue };
-            self.outcome.totals.entry(inode.volume()).or_default().bytes += facts.bytes;
+            let totals = self.outcome.totals.entry(inode.volume()).or_default();
+            totals.bytes += facts.bytes;
+            let counted = InodeRecord {
+                quota: record.quota,
+                uid: record.uid,
+                let_off: record.let_off,
+                ..InodeRecord::default()
+            };
+            let charge = Charge::with_bytes(&counted, facts.bytes);
+            for account in charge.accounts() {
+                let sum = totals.usage.entry(account).or_default();
+                *sum = sum.plus(charge.usage);
+            }
+            if record.trash_until_ns.is_some() {
+                totals.trash_files += 1;
+                totals.trash_bytes += facts.bytes;
+                self.outcome.checked.trash_files += 1;
+                self.outcome.checked.trash_bytes += facts.bytes;
+            }
             if record.allocated != facts.bytes {
                 let detail =
                     format!("it counts {} bytes, its extents cover {}", record.allocated, facts.bytes);

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use mooseng_schema::directory::Counter;
+use mooseng_schema::quota::{Account, Usage};
 use mooseng_wire::{ChunkId, InodeId, VolumeId};
 
 /// Makes the kinds, with their names and what to do about each.
@@ -53,6 +54,8 @@ kinds! {
     Allocated = "ALLOCATED", "`mooseng fsck --repair` sets it to the extents that there are";
     /// An inode without a name isn't marked as an orphan, or one that is has a name.
     Orphan = "ORPHAN", "it keeps its space, or will lose its data: give it a name (`ln` through an open file) or report it";
+    /// The trash and an inode don't agree whether, or until when, the inode is in it.
+    Trash = "TRASH", "it can't be listed, restored or purged, or not by its time: report it";
     /// A mark of dead extents is there without them being announced, or the other way round.
     Trim = "TRIM", "truncating the file once more mends it";
     /// Something is left of an inode that isn't there.
@@ -73,6 +76,8 @@ kinds! {
     IdUngiven = "ID_UNGIVEN", "the store is older than its records: stop writing, and recover from the newest master";
     /// The volume's totals are wrong.
     Statistics = "STATISTICS", "`mooseng fsck --repair` sets them to what there is";
+    /// What counts for a user or a directory's quota is recorded wrongly.
+    QuotaUsage = "QUOTA_USAGE", "`mooseng fsck --repair` sets it to what there is";
     /// A copy isn't there, is damaged or too short, on a chunkserver that says so.
     CopyBad = "COPY_BAD", "repair replaces it from a good one; `mooseng status` shows how far it is";
     /// A chunk has fewer good copies than it should, with those of silent chunkservers counted as good.
@@ -113,6 +118,12 @@ pub enum Fix {
     Inodes(VolumeId, i64),
     /// A volume's bytes.
     Bytes(VolumeId, i64),
+    /// The files in a volume's trash.
+    TrashFiles(VolumeId, i64),
+    /// Their bytes.
+    TrashBytes(VolumeId, i64),
+    /// What counts for an account.
+    Usage(VolumeId, Account, Usage),
 }
 
 /// Something that is wrong.

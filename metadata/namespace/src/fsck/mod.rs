@@ -20,6 +20,7 @@ use mooseng_schema::dirent::{Cookie, HashKey, SAME_HASH_MAX};
 use mooseng_schema::ids::IdKind;
 use mooseng_schema::inode::{InodeRecord, LinkName};
 use mooseng_schema::location::LocationRecord;
+use mooseng_schema::quota::{Account, Usage};
 use mooseng_wire::{ChunkId, InodeId, LOCAL_ID_BITS, VolumeId};
 use siphasher::sip128::{Hasher128, SipHasher13};
 
@@ -77,18 +78,24 @@ pub struct Checked {
     pub chunks: u64,
     /// What files use of chunks, each file and chunk once.
     pub uses: u64,
+    /// Files in the trash, which are among the inodes.
+    pub trash_files: u64,
+    /// Bytes that their extents cover, which are among the bytes.
+    pub trash_bytes: u64,
 }
 
 impl Checked {
     /// Adds another part.
     pub fn add(&mut self, other: &Self) {
-        let Self { inodes, entries, extents, bytes, chunks, uses } = other;
+        let Self { inodes, entries, extents, bytes, chunks, uses, trash_files, trash_bytes } = other;
         self.inodes += inodes;
         self.entries += entries;
         self.extents += extents;
         self.bytes += bytes;
         self.chunks += chunks;
         self.uses += uses;
+        self.trash_files += trash_files;
+        self.trash_bytes += trash_bytes;
     }
 }
 
@@ -114,7 +121,7 @@ pub struct Outcome {
     pub found: u64,
     /// What was looked at.
     pub checked: Checked,
-    /// Recorded inodes and bytes of each volume.
+    /// Recorded inodes and bytes of each volume, and those of its trash.
     pub totals: BTreeMap<VolumeId, Totals>,
     /// Inodes whose names want a second look.
     pub suspects: BTreeSet<InodeId>,
@@ -123,7 +130,7 @@ pub struct Outcome {
 }
 
 /// A volume's totals: as recorded, and as counted in this pass.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
     /// Inodes on record.
     pub inodes_recorded: u64,
@@ -133,6 +140,18 @@ pub struct Totals {
     pub inodes: u64,
     /// Bytes of this part.
     pub bytes: u64,
+    /// Files in the trash on record.
+    pub trash_files_recorded: u64,
+    /// Their bytes on record.
+    pub trash_bytes_recorded: u64,
+    /// Files in the trash of this part.
+    pub trash_files: u64,
+    /// Their bytes.
+    pub trash_bytes: u64,
+    /// What counts for each account on record.
+    pub usage_recorded: BTreeMap<Account, Usage>,
+    /// And in this part.
+    pub usage: BTreeMap<Account, Usage>,
 }
 
 /// Compares the totals of all parts.
@@ -142,8 +161,17 @@ pub fn compare_totals(parts: &[BTreeMap<VolumeId, Totals>]) -> Vec<Finding> {
         let sum = sums.entry(*volume).or_default();
         sum.inodes += totals.inodes;
         sum.bytes += totals.bytes;
+        sum.trash_files += totals.trash_files;
+        sum.trash_bytes += totals.trash_bytes;
         // The same in every part.
         (sum.inodes_recorded, sum.bytes_recorded) = (totals.inodes_recorded, totals.bytes_recorded);
+        sum.trash_files_recorded = totals.trash_files_recorded;
+        sum.trash_bytes_recorded = totals.trash_bytes_recorded;
+        sum.usage_recorded.clone_from(&totals.usage_recorded);
+        for (account, usage) in &totals.usage {
+            let total = sum.usage.entry(*account).or_default();
+            *total = total.plus(*usage);
+        }
     }
     let mut findings = Vec::new();
     for (volume, sum) in sums {
@@ -156,6 +184,30 @@ pub fn compare_totals(parts: &[BTreeMap<VolumeId, Totals>]) -> Vec<Finding> {
         };
         compare("inodes", sum.inodes_recorded, sum.inodes, Fix::Inodes);
         compare("bytes", sum.bytes_recorded, sum.bytes, Fix::Bytes);
+        compare("files in the trash", sum.trash_files_recorded, sum.trash_files, Fix::TrashFiles);
+        compare("bytes in the trash", sum.trash_bytes_recorded, sum.trash_bytes, Fix::TrashBytes);
+        findings.extend(compare_usage(volume, &sum));
+    }
+    findings
+}
+
+/// Compares what counts for each account.
+fn compare_usage(volume: VolumeId, totals: &Totals) -> Vec<Finding> {
+    let accounts: BTreeSet<Account> =
+        totals.usage.keys().chain(totals.usage_recorded.keys()).copied().collect();
+    let of =
+        |usage: &BTreeMap<Account, Usage>, account: &Account| usage.get(account).copied().unwrap_or_default();
+    let mut findings = Vec::new();
+    for account in accounts {
+        let (is, recorded) = (of(&totals.usage, &account), of(&totals.usage_recorded, &account));
+        if is != recorded {
+            let detail = format!(
+                "for {account} count {} bytes of {} inodes, on record are {} of {}",
+                is.bytes, is.inodes, recorded.bytes, recorded.inodes
+            );
+            let found = Finding::new(Kind::QuotaUsage, Subject::Volume(volume), detail);
+            findings.push(found.fixed_by(Fix::Usage(volume, account, is.minus(recorded))));
+        }
     }
     findings
 }
@@ -197,6 +249,8 @@ struct Inode {
     xattr_bytes: u64,
     orphan_mark: bool,
     trim_mark: bool,
+    /// Until when an entry of the trash says that it is there.
+    trash_mark: Option<i64>,
     /// The kind that entries say it has.
     said_kind: Option<u32>,
 }
@@ -211,6 +265,10 @@ struct Kept {
     xattr_name_bytes: u32,
     orphan: bool,
     trim_from: Option<u64>,
+    trash_until_ns: Option<i64>,
+    quota: u64,
+    uid: u32,
+    let_off: Option<u64>,
 }
 
 impl Kept {
@@ -223,6 +281,10 @@ impl Kept {
             xattr_name_bytes: record.xattr_name_bytes,
             orphan: record.orphan,
             trim_from: record.trim_from,
+            trash_until_ns: record.trash_until_ns,
+            quota: record.quota,
+            uid: record.uid,
+            let_off: record.let_off,
         }
     }
 }
@@ -336,6 +398,13 @@ impl Check {
             Any::Trim(inode) if self.part.has(inode.0) => {
                 self.inodes.entry(inode).or_default().trim_mark = true;
             }
+            Any::Trash(inode, until_ns) if self.part.has(inode.0) => {
+                let before = self.inodes.entry(inode).or_default().trash_mark.replace(until_ns);
+                if before.is_some() {
+                    let found = Finding::new(Kind::Trash, Subject::Inode(inode), "it is in the trash twice");
+                    self.found(found);
+                }
+            }
             Any::ChunkRef(chunk, inode, used) => self.take_use(chunk, inode, used),
             Any::Chunk(chunk, record) if !self.exactly() && self.part.has(chunk.0) => {
                 self.outcome.checked.chunks += 1;
@@ -354,8 +423,15 @@ impl Check {
                 match which {
                     0 => totals.inodes_recorded = totals.inodes_recorded.wrapping_add(n),
                     1 => totals.bytes_recorded = totals.bytes_recorded.wrapping_add(n),
+                    2 => totals.trash_files_recorded = totals.trash_files_recorded.wrapping_add(n),
+                    3 => totals.trash_bytes_recorded = totals.trash_bytes_recorded.wrapping_add(n),
                     _ => {}
                 }
+            }
+            Any::QuotaUsage(volume, account, usage) => {
+                let totals = self.outcome.totals.entry(volume).or_default();
+                let sum = totals.usage_recorded.entry(account).or_default();
+                *sum = sum.plus(usage);
             }
             Any::Ids(volume, kind, next) => drop(self.ids.insert((volume, kind), next)),
             _ => {}

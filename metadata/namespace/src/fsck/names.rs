@@ -136,6 +136,7 @@ impl Check {
         note(facts.xattr_bytes > 0, "attributes");
         note(facts.orphan_mark, "the mark of an orphan");
         note(facts.trim_mark, "the mark of dead extents");
+        note(facts.trash_mark.is_some(), "its place in the trash");
         if !left.is_empty() {
             let detail = format!("the inode isn't there, but of it are left: {}", left.join(", "));
             self.found(Finding::new(Kind::Leftover, Subject::Inode(inode), detail));
@@ -167,12 +168,25 @@ impl Check {
             };
             self.found(Finding::new(Kind::Orphan, subject(), detail));
         }
-        if record.orphan != facts.orphan_mark {
+        // What is in the trash goes once it expires: it needn't be on the list of orphans, and may be.
+        let listed = facts.orphan_mark || facts.trash_mark.is_some();
+        if record.orphan && !listed || facts.orphan_mark && !record.orphan {
             let detail = match record.orphan {
                 true => "it is an orphan that isn't on the list of orphans, so it is never freed",
                 false => "it is on the list of orphans and isn't one",
             };
             self.found(Finding::new(Kind::Orphan, subject(), detail));
+        }
+        if record.trash_until_ns != facts.trash_mark {
+            let detail = match (record.trash_until_ns, facts.trash_mark) {
+                (Some(_), None) => "it takes itself for being in the trash, which doesn't have it",
+                (None, _) => "it is in the trash, and doesn't know of it",
+                (Some(_), Some(_)) => "it and the trash say different times until which it is there",
+            };
+            self.found(Finding::new(Kind::Trash, subject(), detail));
+        }
+        if facts.trash_mark.is_some() && !record.orphan {
+            self.found(Finding::new(Kind::Trash, subject(), "it is in the trash and has a name"));
         }
         if record.trim_from.is_some() != facts.trim_mark {
             let detail = "its dead extents and the list of files that have some don't agree";

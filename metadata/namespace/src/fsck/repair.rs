@@ -4,6 +4,7 @@
 
 use mooseng_schema::chunk::{self, ChunkUse};
 use mooseng_schema::inode::{self, InodeRecord};
+use mooseng_schema::quota;
 use mooseng_schema::statistics::{self, Statistic};
 use mooseng_schema::{Record, SchemaError, directory, number};
 use mooseng_store::{Read, Transaction};
@@ -60,6 +61,20 @@ pub async fn repair<T: Transaction>(tx: &T, fix: &Fix, touched: &Touched) -> Res
         }
         Fix::Bytes(volume, by) => {
             add(tx, &statistics::key(first_of(volume), Statistic::Bytes), by).await?;
+            Ok(true)
+        }
+        Fix::TrashFiles(volume, by) => {
+            add(tx, &statistics::key(first_of(volume), Statistic::TrashFiles), by).await?;
+            Ok(true)
+        }
+        Fix::TrashBytes(volume, by) => {
+            add(tx, &statistics::key(first_of(volume), Statistic::TrashBytes), by).await?;
+            Ok(true)
+        }
+        Fix::Usage(volume, account, by) => {
+            let [bytes, inodes] = quota::usage_keys(account, first_of(volume));
+            add(tx, &bytes, by.bytes).await?;
+            add(tx, &inodes, by.inodes).await?;
             Ok(true)
         }
     }

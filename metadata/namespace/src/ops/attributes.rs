@@ -11,6 +11,7 @@ use mooseng_wire::{FILE_SIZE_MAX, InodeId};
 use crate::errno::Errno;
 use crate::error::OpError;
 use crate::permission::{self, MODE_BITS, WRITE};
+use crate::trash;
 use crate::view::{View, is_directory, is_regular};
 use crate::window;
 
@@ -146,6 +147,7 @@ pub async fn resize<T: Transaction>(
 ) -> Result<(), OpError> {
     if size < record.size {
         window::shrink(view.tx, id, record, size).await?;
+        trash::emptied(view, id, record).await?;
     } else if size > record.size {
         window::need_trimmed(id, record)?;
         record.size = size;

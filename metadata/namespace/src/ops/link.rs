@@ -45,6 +45,9 @@ pub async fn link<T: Transaction>(view: &View<'_, T>, r: &Link) -> Result<Entry,
     if record.nlink >= LINKS_MAX {
         return Err(Errno::EMLINK.into());
     }
+    if directory.quota != record.quota {
+        return Err(Errno::EXDEV.into());
+    }
     let cookie = slot.free.ok_or(Errno::ENOSPC)?;
     record.nlink += 1;
     record.ctime_ns = view.ctx.now_ns;

@@ -191,6 +191,7 @@ fn inode_of<T: Transaction>(view: &View<'_, T>, directory: &InodeRecord, kind: &
             directory.storage_class
         },
         quota: directory.quota,
+        born_ns: Some(now),
         ..Default::default()
     }
 }

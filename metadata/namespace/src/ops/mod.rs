@@ -77,6 +77,8 @@ pub async fn execute_noting<T: Transaction>(
         Op::Describe(r) => Reply::Description(describe::describe(&view, InodeId(r.inode)).await?),
         // The level is the custodian's affair; the operation itself is a look at the attributes.
         Op::Acquire(r) => Reply::Entry(attributes::get(&view, InodeId(r.inode)).await?),
+        // What is granted of an account is the custodian's affair alone.
+        Op::Reserve(_) => return Err(OpError::Malformed("only a custodian grants escrow")),
         Op::TestLock(r) => Reply::LockHolder(locks::test(&view, r).await?),
         Op::SetAttr(r) => Reply::Entry(attributes::set(&view, r).await?),
         Op::Create(r) => Reply::Created(make::create(&view, r).await?),
@@ -98,7 +100,7 @@ pub async fn execute_noting<T: Transaction>(
         Op::Lock(r) => Reply::Locked(locks::lock(&view, r).await?),
         Op::Unlock(r) => done(locks::unlock(&view, r).await?),
         Op::CancelLock(r) => Reply::Locked(locks::cancel(&view, r).await?),
-        Op::Reap(r) => done(reap::reap(&view, &r.inodes).await?),
+        Op::Reap(r) => Reply::Reaped(reap::reap(&view, &r.inodes).await?),
     };
     confine::redact(&view, &mut reply).await?;
     Ok(FsReply { reply: Some(reply) })

@@ -9,6 +9,7 @@ use mooseng_wire::fs::Rename;
 use crate::errno::Errno;
 use crate::error::OpError;
 use crate::permission::{self, WRITE};
+use crate::quota;
 use crate::together::InOrder;
 use crate::view::{Found, Slot, View, check_name, is_directory, is_dots};
 
@@ -44,6 +45,10 @@ pub async fn rename<T: Transaction>(view: &View<'_, T>, r: &Rename) -> Result<()
     )
     .in_order()?;
     let found = slot.found.ok_or(Errno::ENOENT)?;
+    if directory.quota != new_directory.quota {
+        return Err(Errno::EXDEV.into());
+    }
+    let quota = directory.quota;
     let record = view.named_inode(&found).await?;
     let source = Side { parent: from, directory, found, record };
     if r.no_replace && new_slot.found.is_some() {
@@ -58,7 +63,7 @@ pub async fn rename<T: Transaction>(view: &View<'_, T>, r: &Rename) -> Result<()
     let Slot { found: Some(found), .. } = new_slot else {
         let cookie = new_slot.free.ok_or(Errno::ENOSPC)?;
         may_leave(view, &source, from != to)?;
-        move_entry(view, r, source, cookie);
+        move_entry(view, r, source, cookie, quota);
         return Ok(());
     };
     // Both names are of one inode (or are one name): POSIX has it that nothing happens.
@@ -115,6 +120,7 @@ fn move_entry<T: Transaction>(
     r: &Rename,
     source: Side,
     cookie: mooseng_schema::dirent::Cookie,
+    quota: u64,
 ) {
     let Side { parent, found, mut record, .. } = source;
     let to = InodeId(r.new_parent);
@@ -127,7 +133,7 @@ fn move_entry<T: Transaction>(
         view.count_entries(parent, -1, -directory);
         view.count_entries(to, 1, directory);
     }
-    relink(view, &found, &mut record, (parent, &r.name), (to, &r.new_name));
+    relink(view, &found, &mut record, (parent, &r.name), (to, &r.new_name), quota);
 }
 
 /// Records an inode's new name.
@@ -137,7 +143,16 @@ fn relink<T: Transaction>(
     record: &mut InodeRecord,
     (from, name): (InodeId, &bytes::Bytes),
     (to, new_name): (InodeId, &bytes::Bytes),
+    quota: u64,
 ) {
+    // Not yet, or still, marked: what is looked at one by one mustn't be moved out of the way. A quota's directory keeps its own.
+    if record.quota != quota && record.quota != found.inode.0 {
+        let counted = if quota == 0 { record.quota } else { quota };
+        record.quota = quota;
+        if is_directory(record.kind) {
+            quota::queue(view.tx, InodeId(counted), found.inode);
+        }
+    }
     view.remove_link(found.inode, record, from, name);
     view.add_link(found.inode, record, to, new_name);
     record.ctime_ns = view.ctx.now_ns;
@@ -162,10 +177,11 @@ async fn replace<T: Transaction>(
         _ => {}
     }
     let Side { parent: to, found: victim, record: mut victim_record, .. } = target;
-    view.unname(victim.inode, &mut victim_record, to, &r.new_name);
+    view.unname(victim.inode, &mut victim_record, to, &r.new_name).await?;
     view.count_entries(to, -1, -subdirectories(victim_record.kind));
     // The name keeps its place, and a reader of the directory its position.
-    move_entry(view, r, source, victim.cookie);
+    let quota = source.directory.quota;
+    move_entry(view, r, source, victim.cookie, quota);
     Ok(())
 }
 
@@ -182,6 +198,7 @@ async fn exchange<T: Transaction>(
     if apart && is_directory(target.record.kind) {
         check_not_below(view, source.parent, target.found.inode, Errno::EINVAL).await?;
     }
+    let quota = source.directory.quota;
     let Side { parent: from, found, mut record, .. } = source;
     let Side { parent: to, found: other, record: mut other_record, .. } = target;
     view.put_entry(from, found.cookie, &r.name, other.inode, other_record.kind);
@@ -193,7 +210,7 @@ async fn exchange<T: Transaction>(
     } else {
         view.count_entries(from, 0, 0);
     }
-    relink(view, &found, &mut record, (from, &r.name), (to, &r.new_name));
-    relink(view, &other, &mut other_record, (to, &r.new_name), (from, &r.name));
+    relink(view, &found, &mut record, (from, &r.name), (to, &r.new_name), quota);
+    relink(view, &other, &mut other_record, (to, &r.new_name), (from, &r.name), quota);
     Ok(())
 }

@@ -22,7 +22,7 @@ pub async fn unlink<T: Transaction>(view: &View<'_, T>, parent: InodeId, name: &
     if is_directory(record.kind) {
         return Err(Errno::EISDIR.into());
     }
-    view.unname(found.inode, &mut record, parent, name);
+    view.unname(found.inode, &mut record, parent, name).await?;
     view.clear_entry(parent, found.cookie, name);
     view.count_entries(parent, -1, 0);
     Ok(())
@@ -45,7 +45,7 @@ pub async fn rmdir<T: Transaction>(view: &View<'_, T>, parent: InodeId, name: &[
     if !view.is_empty(found.inode).await? {
         return Err(Errno::ENOTEMPTY.into());
     }
-    view.unname(found.inode, &mut record, parent, name);
+    view.unname(found.inode, &mut record, parent, name).await?;
     view.clear_entry(parent, found.cookie, name);
     view.count_entries(parent, -1, -1);
     Ok(())

@@ -1,14 +1,20 @@
 //! A volume on a store, and clients of it.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use mooseng_namespace::touched::Charges;
+use mooseng_namespace::trash::Terms;
 use mooseng_namespace::{
-    Driver, DriverError, Ids, OpContext, SessionCall, format, needs_chunk, needs_inode, sessions,
+    Admission, Driver, DriverError, Errno, Gate, Ids, OpContext, SessionCall, format, needs_chunk,
+    needs_inode, quota, sessions,
 };
 use mooseng_schema::dirent::HashKey;
 use mooseng_schema::session::SessionRecord;
+use mooseng_store::Store;
+use mooseng_wire::fact::Fact;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::*;
@@ -55,10 +61,16 @@ impl Volume {
     }
 
     pub async fn with_faults(seed: u64, share: f64) -> Self {
+        Self::with_trash(seed, share, 0).await
+    }
+
+    /// A volume that keeps deleted files for that many seconds.
+    pub async fn with_trash(seed: u64, share: f64, retention_s: u64) -> Self {
         let store = Faulty::new(seed, share);
+        let trash = Terms { retention_s, min_age_s: 0 };
         let driver = Driver::new(store.clone());
         let (made, _) = driver
-            .transact(deadline(), |tx| Box::pin(format(tx, VolumeId(0), Epoch(1), HASH_KEY, 1)))
+            .transact(deadline(), |tx| Box::pin(format(tx, VolumeId(0), Epoch(1), HASH_KEY, 1, trash)))
             .await
             .unwrap();
         assert!(made || share > 0.0);
@@ -130,6 +142,20 @@ impl Volume {
     }
 }
 
+/// Lets through what fits into the limits, as the one custodian of a volume that nobody else changes at the same moment.
+struct Limits<'v>(&'v Volume);
+
+#[async_trait::async_trait]
+impl Gate for Limits<'_> {
+    async fn admit(&self, _facts: BTreeSet<Fact>, charges: Charges) -> Admission {
+        let tx = self.0.store.inner.begin();
+        match quota::all_fit(&tx, VolumeId(0), &charges).await.unwrap() {
+            true => Admission::Commit,
+            false => Admission::Refused(Errno::EDQUOT),
+        }
+    }
+}
+
 pub struct Client<'v> {
     pub volume: &'v Volume,
     pub id: u64,
@@ -150,7 +176,9 @@ impl Client<'_> {
 
     pub async fn send(&self, number: u64, request: &FsRequest) -> Result<Reply, DriverError> {
         let ctx = self.volume.context(request);
-        let answer = self.volume.driver.run(self.call_of(number), &ctx, request, deadline()).await;
+        let gate = Limits(self.volume);
+        let answer =
+            self.volume.driver.run_through(self.call_of(number), &ctx, request, &gate, deadline()).await;
         answer.map(|(reply, _)| reply.reply.unwrap())
     }
 

@@ -16,3 +16,4 @@ mod recount;
 mod rename;
 mod rewrite;
 mod space;
+mod trash;

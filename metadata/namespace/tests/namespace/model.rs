@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
+use mooseng_namespace::quota::{Account, Usage};
 use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::*;
 
@@ -25,6 +26,7 @@ pub const ELOOP: u32 = 40;
 pub const ENODATA: u32 = 61;
 pub const ENOTSUP: u32 = 95;
 pub const ESTALE: u32 = 116;
+pub const EDQUOT: u32 = 122;
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Expect {
@@ -60,10 +62,25 @@ pub struct Node {
     pub names: u32,
     pub parent: u64,
     pub removed: bool,
+    /// Until when it is in the trash.
+    pub trash_until: Option<i64>,
+    /// Where and as what it was removed, and when.
+    pub deletion: (u64, Vec<u8>, i64),
+    /// It waits for the reaper.
+    pub orphan: bool,
+    /// The directory quota that it counts for.
+    pub quota: u64,
+    /// Bytes that count for nobody since it went to the trash.
+    pub let_off: Option<i64>,
+    /// It had several names once.
+    pub linked: bool,
 }
 
 pub struct Model {
     pub nodes: BTreeMap<u64, Node>,
+    pub retention_s: i64,
+    /// Bytes and inodes that accounts may have at most.
+    pub limits: BTreeMap<Account, (i64, i64)>,
 }
 
 const DIR: i32 = FileKind::Directory as i32;
@@ -83,6 +100,12 @@ pub struct At<'a> {
 }
 
 impl Node {
+    fn bytes(&self) -> i64 {
+        self.content.iter().flatten().count() as i64
+    }
+    pub fn is_living_directory(&self) -> bool {
+        self.kind == DIR && !self.removed
+    }
     fn can(&self, who: &Caller, mask: u32) -> bool {
         if who.uid == 0 {
             return mask & 1 == 0 || self.kind == DIR || self.mode & 0o111 != 0;
@@ -115,6 +138,7 @@ impl Node {
         }
     }
     fn resize(&mut self, size: u64, now: i64) {
+        self.orphan |= self.trash_until.is_some() && size == 0 && !self.content.is_empty();
         self.content.resize(size as usize, None);
         self.times[1] = now;
         self.times[2] = now;
@@ -137,7 +161,7 @@ fn dots(name: &[u8]) -> bool {
 impl Model {
     pub fn new() -> Self {
         let root = Node { kind: DIR, mode: 0o755, times: [1; 3], parent: 1, ..Default::default() };
-        Self { nodes: BTreeMap::from([(1, root)]) }
+        Self { nodes: BTreeMap::from([(1, root)]), retention_s: 0, limits: BTreeMap::new() }
     }
 
     pub fn attr(&self, id: u64) -> Attr {
@@ -167,7 +191,49 @@ impl Model {
             ctime_ns: node.times[2],
             generation: 0,
             no_xattrs: node.xattrs.is_empty(),
+            quota: node.quota,
         }
+    }
+
+    /// What counts for an account.
+    pub fn usage(&self, account: Account) -> Usage {
+        let mut sum = Usage::default();
+        for node in self.nodes.values() {
+            let counts = match account {
+                Account::Directory(id) => node.quota == id,
+                Account::User(uid) => node.uid == uid,
+            };
+            if counts {
+                let bytes = node.bytes() - node.let_off.unwrap_or(0);
+                sum = sum.plus(Usage { bytes: bytes.max(0), inodes: i64::from(node.let_off.is_none()) });
+            }
+        }
+        sum
+    }
+
+    /// Whether something of an account that is over its limit became more.
+    fn grew_too_much(&self, before: &BTreeMap<Account, Usage>) -> bool {
+        before.iter().any(|(account, before)| {
+            let (after, (bytes, inodes)) = (self.usage(*account), self.limits[account]);
+            (after.bytes > before.bytes && after.bytes > bytes)
+                || (after.inodes > before.inodes && after.inodes > inodes)
+        })
+    }
+
+    /// [`Self::apply`], within the limits.
+    pub fn apply_within(&mut self, at: &At<'_>, op: &Op) -> Answer {
+        if self.limits.is_empty() {
+            return self.apply(at, op);
+        }
+        let before: BTreeMap<Account, Usage> =
+            self.limits.keys().map(|account| (*account, self.usage(*account))).collect();
+        let nodes = self.nodes.clone();
+        let answer = self.apply(at, op);
+        if answer.is_ok() && self.grew_too_much(&before) {
+            self.nodes = nodes;
+            return Err(EDQUOT);
+        }
+        answer
     }
 
     fn node(&self, id: u64) -> Result<&Node, u32> {
@@ -258,8 +324,12 @@ impl Model {
             }
             Op::Reap(r) => {
                 for inode in &r.inodes {
-                    if self.nodes.get(inode).is_some_and(|n| n.removed) {
-                        self.nodes.remove(inode);
+                    match self.nodes.get_mut(inode) {
+                        Some(node) if node.trash_until.is_some() && !node.content.is_empty() => {
+                            node.orphan = false;
+                        }
+                        Some(node) if node.removed => drop(self.nodes.remove(inode)),
+                        _ => {}
                     }
                 }
                 Ok(Expect::Done)
@@ -380,6 +450,7 @@ impl Model {
         }
         node.uid = at.who.uid;
         node.gid = at.who.gid;
+        node.quota = dir.quota;
         if dir.mode & 0o2000 != 0 {
             node.gid = dir.gid;
             if node.kind == DIR {
@@ -462,8 +533,12 @@ impl Model {
         if node.removed {
             return Err(ENOENT);
         }
+        if node.quota != dir.quota {
+            return Err(EXDEV);
+        }
         let node = self.node_mut(r.inode);
         node.names += 1;
+        node.linked = true;
         node.times[2] = at.now;
         self.node_mut(r.new_parent).entries.insert(r.new_name.to_vec(), r.inode);
         self.touch_dir(r.new_parent, at.now);
@@ -475,11 +550,71 @@ impl Model {
         if dir.mode & 0o1000 == 0 || mine { Ok(()) } else { Err(EPERM) }
     }
 
-    fn drop_name(&mut self, id: u64, now: i64) {
+    fn drop_name(&mut self, id: u64, (parent, name): (u64, &[u8]), now: i64) {
+        let retention_ns = self.retention_s * 1_000_000_000;
         let node = self.node_mut(id);
         node.names -= 1;
         node.times[2] = now;
         node.removed = node.names == 0;
+        if node.removed {
+            node.deletion = (parent, name.to_vec(), now);
+            node.let_off = (node.kind == FILE && retention_ns > 0).then(|| node.bytes());
+            node.trash_until = (node.kind == FILE && retention_ns > 0).then_some(now + retention_ns);
+            node.orphan = node.trash_until.is_none() || node.content.is_empty();
+        }
+    }
+
+    /// A living directory's path.
+    pub fn path(&self, mut id: u64) -> Vec<u8> {
+        let mut path = Vec::new();
+        while id != 1 {
+            let parent = self.nodes[&id].parent;
+            let entries = &self.nodes[&parent].entries;
+            let (name, _) = entries.iter().find(|(_, inode)| **inode == id).unwrap();
+            path = [b"/", name.as_slice(), &path].concat();
+            id = parent;
+        }
+        if path.is_empty() { b"/".to_vec() } else { path }
+    }
+
+    /// Puts a file from the trash back, to a directory and a name, or where it was.
+    pub fn restore(&mut self, id: u64, to: Option<(u64, &[u8])>, now: i64) -> Result<(), u32> {
+        let node = self.nodes.get(&id).filter(|n| n.trash_until.is_some()).ok_or(ESTALE)?;
+        let (was_in, was, _) = node.deletion.clone();
+        let (parent, name) = to.map_or((was_in, was), |(parent, name)| (parent, name.to_vec()));
+        let directory = self.nodes.get(&parent).filter(|n| !n.removed).ok_or(ENOENT)?;
+        if directory.entries.contains_key(&name) {
+            return Err(EEXIST);
+        }
+        let quota = directory.quota;
+        let before: BTreeMap<Account, Usage> =
+            self.limits.keys().map(|account| (*account, self.usage(*account))).collect();
+        let node = self.node_mut(id);
+        let was = (node.let_off, node.quota);
+        (node.let_off, node.quota) = (None, quota);
+        if self.grew_too_much(&before) {
+            let node = self.node_mut(id);
+            (node.let_off, node.quota) = was;
+            return Err(EDQUOT);
+        }
+        let node = self.node_mut(id);
+        (node.trash_until, node.orphan, node.removed) = (None, false, false);
+        (node.names, node.parent, node.times[2]) = (1, parent, now);
+        self.node_mut(parent).entries.insert(name, id);
+        self.touch_dir(parent, now);
+        Ok(())
+    }
+
+    /// Takes those out of the trash for good. Answers how many there were.
+    pub fn purge(&mut self, which: impl Fn(u64, &Node) -> bool) -> u64 {
+        let mut purged = 0;
+        for (id, node) in &mut self.nodes {
+            if node.trash_until.is_some() && which(*id, node) {
+                (node.trash_until, node.orphan) = (None, true);
+                purged += 1;
+            }
+        }
+        purged
     }
 
     fn unlink(&mut self, at: &At<'_>, parent: u64, name: &[u8]) -> Answer {
@@ -496,7 +631,7 @@ impl Model {
         }
         self.node_mut(parent).entries.remove(name);
         self.touch_dir(parent, at.now);
-        self.drop_name(id, at.now);
+        self.drop_name(id, (parent, name), at.now);
         Ok(Expect::Done)
     }
 
@@ -518,12 +653,12 @@ impl Model {
         }
         self.node_mut(parent).entries.remove(name);
         self.touch_dir(parent, at.now);
-        self.drop_name(id, at.now);
+        self.drop_name(id, (parent, name), at.now);
         Ok(Expect::Done)
     }
 
     /// Whether `id` is `ancestor` or lies below it.
-    fn below(&self, mut id: u64, ancestor: u64) -> bool {
+    pub fn below(&self, mut id: u64, ancestor: u64) -> bool {
         loop {
             if id == ancestor {
                 return true;
@@ -548,6 +683,10 @@ impl Model {
         let dir = self.writable_dir(from, who)?;
         let new_dir = self.writable_dir(to, who)?;
         let id = *dir.entries.get(&r.name[..]).ok_or(ENOENT)?;
+        if dir.quota != new_dir.quota {
+            return Err(EXDEV);
+        }
+        let quota = dir.quota;
         let target = new_dir.entries.get(&r.new_name[..]).copied();
         if r.no_replace && target.is_some() {
             return Err(EEXIST);
@@ -581,7 +720,7 @@ impl Model {
                     (true, false) => return Err(ENOTDIR),
                     (false, true) => return Err(EISDIR),
                     (true, true) if !other_node.entries.is_empty() => return Err(ENOTEMPTY),
-                    _ => self.drop_name(other, at.now),
+                    _ => self.drop_name(other, (to, &r.new_name), at.now),
                 }
             }
         }
@@ -590,9 +729,16 @@ impl Model {
         let node = self.node_mut(id);
         node.parent = to;
         node.times[2] = at.now;
+        if node.quota != id {
+            node.quota = quota;
+        }
         if let (Some(other), true) = (target, r.exchange) {
             self.node_mut(from).entries.insert(r.name.to_vec(), other);
+            let number = other;
             let other = self.node_mut(other);
+            if other.quota != number {
+                other.quota = quota;
+            }
             other.parent = from;
             other.times[2] = at.now;
         }

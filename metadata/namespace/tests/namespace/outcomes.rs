@@ -169,6 +169,6 @@ async fn only_the_master_reaps_and_everybody_says_who_asks() {
     let nobody = FsRequest { caller: None, ..mkdir("a") };
     assert!(matches!(client.send(9, &nobody).await, Err(DriverError::Op(_))));
     let reply = volume.own(Op::Reap(Reap { inodes: vec![ROOT, 77] })).await;
-    assert!(matches!(reply, Reply::Done(_)));
+    assert!(matches!(reply, Reply::Reaped(_)));
     volume.check();
 }

@@ -4,16 +4,22 @@ use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use mooseng_namespace::is_change;
+use mooseng_namespace::quota::{self, Account, QuotaRecord, State};
+use mooseng_namespace::touched::Touched;
+use mooseng_namespace::{Errno, is_change, trash};
+use mooseng_schema::Record;
+use mooseng_schema::inode::{self, InodeRecord};
+use mooseng_store::{Store, Transaction};
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::*;
+use mooseng_wire::{InodeId, VolumeId};
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 
 use crate::harness::*;
-use crate::model::{At, EXDEV, Expect, Model};
+use crate::model::{At, EXDEV, Expect, Model, Node};
 
 struct Chunk {
     id: u64,
@@ -45,6 +51,17 @@ impl Run {
             })
             .collect();
         if self.rng.random_bool(0.05) { self.inode() } else { *directories.choose(&mut self.rng).unwrap() }
+    }
+
+    /// Mostly a file in the trash.
+    fn trashed(&mut self) -> u64 {
+        let nodes = &self.model.nodes;
+        let trashed: Vec<u64> =
+            nodes.iter().filter(|(_, n)| n.trash_until.is_some()).map(|(id, _)| *id).collect();
+        if trashed.is_empty() || self.rng.random_bool(0.05) {
+            return self.inode();
+        }
+        *trashed.choose(&mut self.rng).unwrap()
     }
 
     fn file(&mut self) -> u64 {
@@ -340,12 +357,114 @@ async fn compare_trees(client: &Client<'_>, model: &Model) {
     }
 }
 
-async fn run(seed: u64, steps: usize, faults: f64) {
-    let volume = Volume::with_faults(seed, faults).await;
+/// The volume these tests are about.
+const VOLUME: VolumeId = VolumeId(0);
+const RETENTION_S: i64 = 1;
+const RETENTION_NS: i64 = RETENTION_S * 1_000_000_000;
+
+/// All of the trash, as an administrator lists it, in pages.
+async fn listed(volume: &Volume) -> Vec<trash::Listed> {
+    let (mut all, mut before) = (Vec::new(), None);
+    loop {
+        let (page, next) = trash::list(&volume.store.inner.begin(), VOLUME, before, 3).await.unwrap();
+        all.extend(page);
+        before = next;
+        if before.is_none() {
+            return all;
+        }
+    }
+}
+
+async fn compare_trash(volume: &Volume, model: &Model) {
+    let of_node = |(id, n): (&u64, &Node)| n.trash_until.map(|until| (until, *id, n.content.len() as u64));
+    let mut expected: Vec<_> =
+        model.nodes.iter().filter_map(of_node).filter(|(_, _, size)| *size > 0).collect();
+    expected.sort_unstable();
+    expected.reverse();
+    let listed = listed(volume).await;
+    let is: Vec<_> = listed.iter().map(|l| (l.until_ns, l.inode.0, l.size)).collect();
+    assert_eq!(is, expected);
+    for file in listed {
+        let (parent, name, deleted_ns) = &model.nodes[&file.inode.0].deletion;
+        let entry = &file.deletion;
+        assert_eq!((entry.parent, &entry.name[..], entry.deleted_ns), (*parent, &name[..], *deleted_ns));
+    }
+}
+
+/// What an administrator does with the trash. The store's faults are left out: these changes aren't retried.
+async fn administer(run: &mut Run, volume: &Volume, at: &str) {
+    let tx = volume.store.inner.begin();
+    let now = volume.now.fetch_add(1, Ordering::Relaxed);
+    let id = run.trashed();
+    match run.rng.random_range(0..10) {
+        0..5 => {
+            let to = if run.rng.random_bool(0.5) { Some((run.directory(), run.name())) } else { None };
+            // A path leads to a living directory only. With a slash in the name it would lead somewhere else.
+            let leads = |parent: &u64| run.model.nodes.get(parent).is_some_and(Node::is_living_directory);
+            let to = to.filter(|(parent, name)| {
+                leads(parent) && !name.contains(&b'/') && run.model.path(*parent).len() < 3_000
+            });
+            let path = to.as_ref().map(|(parent, name)| trash::joined(&run.model.path(*parent), name));
+            let touched = Touched::default();
+            let restored = trash::restore(&tx, &touched, now, InodeId(id), path.as_deref()).await.unwrap();
+            let sane = |name: &Bytes| !name.is_empty() && name.len() < 256 && !name.starts_with(b".");
+            if to.as_ref().is_some_and(|(_, name)| !sane(name)) {
+                assert!(restored.is_err(), "{at}: {restored:?}");
+                return;
+            }
+            let expected = run.model.restore(id, to.as_ref().map(|(parent, name)| (*parent, &name[..])), now);
+            let is = restored.as_ref().map(|_| ()).map_err(|refused| Errno::from(refused).0);
+            assert_eq!(is, expected, "{at}: inode {id} to {path:?}: {restored:?}");
+            if restored.is_err() {
+                return;
+            }
+            assert!(touched.into_facts().len() >= 3, "{at}: the file, the entry and the directory change");
+        }
+        5..7 => {
+            let purged = trash::purge(&tx, now, InodeId(id)).await.unwrap().unwrap_or_default();
+            assert_eq!(purged.files, run.model.purge(|other, _| other == id), "{at}");
+        }
+        7 => {
+            let deleted_ns = now - run.rng.random_range(0..200);
+            let mut purged = trash::Purged::default();
+            let (mut after, mut first) = (None, true);
+            while first || after.is_some() {
+                let tx = volume.store.inner.begin();
+                let (part, next) = trash::purge_page(&tx, VOLUME, now, deleted_ns, after, 3).await.unwrap();
+                tx.commit().await.unwrap();
+                purged.add(part);
+                (after, first) = (next, false);
+            }
+            assert_eq!(purged.files, run.model.purge(|_, n| n.deletion.2 <= deleted_ns), "{at}");
+            return;
+        }
+        8 => {
+            let then = now + RETENTION_NS - run.rng.random_range(0..300);
+            let expired = trash::expire(&tx, VOLUME, then, 1_000).await.unwrap();
+            assert_eq!(expired as u64, run.model.purge(|_, n| n.trash_until <= Some(then)), "{at}");
+        }
+        _ => {
+            run.model.retention_s = if run.rng.random_bool(0.8) { RETENTION_S } else { 0 };
+            trash::set_terms(&tx, VOLUME, Some(run.model.retention_s as u64), None).await.unwrap();
+            assert_eq!(trash::terms(&tx, VOLUME).await.unwrap().retention_s as i64, run.model.retention_s);
+        }
+    }
+    tx.commit().await.unwrap();
+}
+
+async fn run(seed: u64, steps: usize, faults: f64, quotas: bool) {
+    let volume = Volume::with_trash(seed, faults, RETENTION_S as u64).await;
     let clients = [volume.client(1).await, volume.client(2).await, volume.client(3).await];
     let mut run =
         Run { rng: SmallRng::seed_from_u64(seed), model: Model::new(), inodes: vec![ROOT], chunks: vec![] };
+    run.model.retention_s = RETENTION_S;
     for step in 0..steps {
+        if quotas && run.rng.random_bool(0.05) {
+            limit(&mut run, &volume).await;
+        }
+        if run.rng.random_bool(0.04) {
+            administer(&mut run, &volume, &format!("seed {seed}, step {step}")).await;
+        }
         let which = run.rng.random_range(0..clients.len());
         let client = &clients[which];
         let op = run.op(which);
@@ -375,7 +494,7 @@ async fn run(seed: u64, steps: usize, faults: f64) {
             continue;
         }
         let (op_done, reply_done) = as_far(&op, &reply);
-        let expected = run.model.apply(&At { who: &who, now, id }, &op_done);
+        let expected = run.model.apply_within(&At { who: &who, now, id }, &op_done);
         if expected != Ok(Expect::Whatever) {
             assert_eq!(observed(&reply_done), expected, "{}", at());
         }
@@ -385,12 +504,14 @@ async fn run(seed: u64, steps: usize, faults: f64) {
         if step % 150 == 149 {
             let orphans = volume.orphans().await;
             let expected: Vec<u64> =
-                run.model.nodes.iter().filter(|(_, n)| n.removed).map(|(id, _)| *id).collect();
+                run.model.nodes.iter().filter(|(_, n)| n.orphan).map(|(id, _)| *id).collect();
             assert_eq!(orphans, expected, "{}", at());
             let op = Op::Reap(Reap { inodes: orphans });
-            assert!(matches!(volume.own(op.clone()).await, Reply::Done(_)));
+            assert!(matches!(volume.own(op.clone()).await, Reply::Reaped(_)));
             run.model.apply(&At { who: &root(), now, id: 0 }, &op).unwrap();
             compare_trees(client, &run.model).await;
+            compare_trash(&volume, &run.model).await;
+            compare_usage(&volume, &run.model).await;
             volume.check();
         }
     }
@@ -398,16 +519,122 @@ async fn run(seed: u64, steps: usize, faults: f64) {
     volume.check();
 }
 
+/// Who has quotas in the model's volume at present, with what of it.
+async fn quotas(volume: &Volume) -> Vec<(Account, QuotaRecord)> {
+    quota::list(&volume.store.inner.begin(), VOLUME, None, 1_000).await.unwrap()
+}
+
+/// What an administrator does with quotas, and a step of counting. Which inodes are marked by then the model learns from the store.
+async fn limit(run: &mut Run, volume: &Volume) {
+    let tx = volume.store.inner.begin();
+    let touched = Touched::default();
+    let all = quotas(volume).await;
+    let account = match run.rng.random_range(0..4) {
+        0 => Account::User(*[0, 1000, 1001].choose(&mut run.rng).unwrap()),
+        _ => Account::Directory(run.directory()),
+    };
+    match run.rng.random_range(0..10) {
+        0 | 1 => {
+            let used = run.model.usage(account);
+            let bytes = (used.bytes + run.rng.random_range(-10_000..60_000)).max(0) as u64;
+            let inodes = (used.inodes + run.rng.random_range(-2..10)).max(0) as u64;
+            let (bytes, inodes) = (run.maybe(0.8, |_| bytes), run.maybe(0.8, |_| inodes));
+            drop(quota::set(&tx, &touched, 1, VOLUME, account, bytes, inodes).await.unwrap());
+        }
+        2 => {
+            if let Some((account, _)) = all.choose(&mut run.rng) {
+                quota::clear(&tx, &touched, VOLUME, *account).await.unwrap().unwrap();
+            }
+        }
+        _ => {
+            let directories = all.iter().filter_map(|(account, _)| match account {
+                Account::Directory(id) => Some(InodeId(*id)),
+                Account::User(_) => None,
+            });
+            if let Some(id) = directories.collect::<Vec<_>>().choose(&mut run.rng) {
+                let step = quota::step(&tx, &touched, *id, run.rng.random_range(1..4)).await.unwrap();
+                if step == quota::Step::Done {
+                    tx.commit().await.unwrap();
+                    all_counted(run, volume, *id).await;
+                    return learn(run, volume).await;
+                }
+            }
+        }
+    }
+    assert!(touched.charges().is_empty(), "what is there is there");
+    tx.commit().await.unwrap();
+    learn(run, volume).await;
+}
+
+async fn learn(run: &mut Run, volume: &Volume) {
+    let dump = volume.store.inner.dump();
+    for (id, node) in &mut run.model.nodes {
+        let record = InodeRecord::from_value(&dump[&inode::key(InodeId(*id))[..]]).unwrap();
+        node.quota = record.quota;
+    }
+    let most = |max: Option<u64>| max.map_or(i64::MAX, |max| max as i64);
+    let enforced = quotas(volume).await.into_iter().filter(|(_, record)| record.state() == State::Enforced);
+    run.model.limits =
+        enforced.map(|(account, r)| (account, (most(r.bytes_max), most(r.inodes_max)))).collect();
+}
+
+/// A directory's quota is enforced: everything below counts for it, and nothing else that is named. Or it is gone, and nothing does.
+async fn all_counted(run: &mut Run, volume: &Volume, directory: InodeId) {
+    learn(run, volume).await;
+    let all = quotas(volume).await;
+    let model = &run.model;
+    // The nearest directory above that has a quota; a quota's directory may get below another one while that is counted.
+    let nearest = |mut id: u64| loop {
+        let has = |state: State| state != State::Clearing || id != directory.0;
+        if all.iter().any(|(account, r)| *account == Account::Directory(id) && has(r.state())) {
+            return id;
+        }
+        if id == ROOT {
+            return 0;
+        }
+        id = model.nodes[&id].parent;
+    };
+    for (id, node) in model.nodes.iter().filter(|(_, node)| node.is_living_directory()) {
+        let below = nearest(*id) == directory.0;
+        assert_eq!(node.quota == directory.0, below, "directory {id} and the quota of {directory}");
+        for child in node.entries.values().map(|child| &model.nodes[child]) {
+            // What had names in two trees counts for one of them.
+            let counts = child.kind == FileKind::Directory as i32 || child.linked;
+            assert!(
+                counts || (child.quota == directory.0) == below,
+                "a file in {id} counts for {}, that one for {}, and {directory} is enforced or gone; {all:?}",
+                child.quota,
+                node.quota
+            );
+        }
+    }
+}
+
+async fn compare_usage(volume: &Volume, model: &Model) {
+    let directories = model.nodes.keys().map(|id| Account::Directory(*id));
+    for account in directories.chain([0, 1000, 1001].map(Account::User)) {
+        let tx = volume.store.inner.begin();
+        assert_eq!(quota::usage(&tx, VOLUME, account).await.unwrap(), model.usage(account), "{account}");
+    }
+}
+
+#[tokio::test]
+async fn random_operations_equal_the_model_within_quotas() {
+    for seed in 200..230 {
+        run(seed, 1_200, if seed % 3 == 0 { 0.1 } else { 0.0 }, true).await;
+    }
+}
+
 #[tokio::test]
 async fn random_operations_equal_the_model() {
     for seed in 0..20 {
-        run(seed, 2_000, 0.0).await;
+        run(seed, 2_000, 0.0, false).await;
     }
 }
 
 #[tokio::test]
 async fn random_operations_equal_the_model_with_conflicts_and_unknown_commits() {
     for seed in 100..115 {
-        run(seed, 1_200, 0.15).await;
+        run(seed, 1_200, 0.15, false).await;
     }
 }

@@ -42,6 +42,8 @@ struct Found {
     uses: BTreeMap<(u64, u64), ChunkUse>,
     orphans: BTreeSet<u64>,
     trims: BTreeSet<u64>,
+    /// Until when each inode is in the trash.
+    trash: BTreeMap<u64, i64>,
     statistics: BTreeMap<u64, u64>,
 }
 
@@ -85,6 +87,9 @@ fn collect(dump: &BTreeMap<Bytes, Bytes>) -> Found {
             }
             t if t == VolumeTag::Orphan as u8 => drop(found.orphans.insert(at(0))),
             t if t == VolumeTag::Trim as u8 => drop(found.trims.insert(at(0))),
+            t if t == VolumeTag::Trash as u8 => {
+                assert_eq!(found.trash.insert(at(1), at(0) as i64), None, "an inode is in the trash twice");
+            }
             t if t == VolumeTag::Statistic as u8 => {
                 let sum = found.statistics.entry(at(0)).or_default();
                 *sum = sum.wrapping_add(number::decode(Some(value)).unwrap());
@@ -104,6 +109,9 @@ pub fn check(dump: &BTreeMap<Bytes, Bytes>) {
     assert_eq!(inodes, found.inodes.len() as u64, "the statistics count inodes");
     let sizes: u64 = found.inodes.values().map(|i| i.allocated).sum();
     assert_eq!(found.statistics.get(&1).copied().unwrap_or(0), sizes, "the statistics count bytes");
+    let trashed: u64 = found.trash.keys().map(|i| found.inodes[i].allocated).sum();
+    let counted = [2, 3].map(|which| found.statistics.get(&which).copied().unwrap_or(0));
+    assert_eq!(counted, [found.trash.len() as u64, trashed], "the statistics count the trash");
 }
 
 fn check_names(found: &Found) {
@@ -138,7 +146,13 @@ fn check_names(found: &Found) {
             assert_eq!(record.nlink as usize, expected.len(), "inode {id} counts its names");
         }
         assert_eq!(record.orphan, expected.is_empty() && *id != 1, "inode {id} is an orphan or not");
-        assert_eq!(record.orphan, found.orphans.contains(id));
+        let trash_until = found.trash.get(id).copied();
+        assert_eq!(record.trash_until_ns, trash_until, "inode {id} knows until when it is in the trash");
+        // What has data waits there alone until its time is over; what is empty goes once it is closed.
+        assert!(trash_until.is_none() || record.orphan && record.kind == FileKind::Regular as u32);
+        let reaped_later = record.orphan && (trash_until.is_none() || record.size == 0);
+        assert!(!reaped_later || found.orphans.contains(id), "inode {id} would never be freed");
+        assert!(record.orphan || !found.orphans.contains(id));
         assert_eq!(record.trim_from.is_some(), found.trims.contains(id));
         assert_eq!(record.xattr_name_bytes, found.xattrs.get(id).copied().unwrap_or(0));
     }

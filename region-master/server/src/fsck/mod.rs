@@ -105,7 +105,7 @@ pub async fn run(master: &Arc<Master>, repair: bool, teller: &Teller) -> Result<
         }
         teller.tell(News::Finding(told)).await?;
     }
-    let Checked { inodes, entries, extents, bytes, chunks, uses } = found.checked;
+    let Checked { inodes, entries, extents, bytes, chunks, uses, trash_files, trash_bytes } = found.checked;
     let done = FsckDone {
         inodes,
         entries,
@@ -119,6 +119,8 @@ pub async fn run(master: &Arc<Master>, repair: bool, teller: &Teller) -> Result<
         repaired,
         version: found.version,
         master: master.config.name.clone(),
+        trash_files,
+        trash_bytes,
         took_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
     };
     tracing::info!(

@@ -3,6 +3,7 @@
 use mooseng_embedded::EmbeddedTransaction;
 use mooseng_namespace::OpError;
 use mooseng_namespace::fsck::Subject;
+use mooseng_namespace::trash as namespace_trash;
 use mooseng_namespace::upkeep;
 use mooseng_schema::Record;
 use mooseng_schema::inode::{self, InodeRecord};
@@ -78,8 +79,13 @@ async fn users(
     Ok(users)
 }
 
-/// An inode's path by its first name; none for one that has none.
+/// An inode's path by its first name, or the one that it had before it went to the trash; none for one that has none.
 async fn path(tx: &EmbeddedTransaction, inode: InodeId) -> Result<Option<Vec<u8>>, OpError> {
+    if let Some(listed) = namespace_trash::find(tx, inode).await? {
+        let mut path = namespace_trash::joined(&listed.directory, &listed.name);
+        path.extend_from_slice(b" (in the trash)");
+        return Ok(Some(path));
+    }
     let mut names: Vec<bytes::Bytes> = Vec::new();
     let mut at = inode;
     while at != ROOT_INODE {

@@ -18,7 +18,7 @@ use mooseng_wire::admin::{DiskReport, HeartbeatReply, HeartbeatRequest};
 use mooseng_wire::call::ErrorCode;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
-use mooseng_wire::fs::{Caller, FsRequest};
+use mooseng_wire::fs::{Caller, Escrow, FsRequest};
 use mooseng_wire::method::Method;
 use mooseng_wire::session::{OpenInode, OpenSession, Renew, Renewed, Request, Response, SessionOpened};
 use mooseng_wire::{Identity, Role};
@@ -85,7 +85,8 @@ impl Cluster {
                 copies: 2,
                 min_copies: 2,
                 session_lease_ms: 10_000,
-                house: HouseConfig::default(),
+                // Tests of what is freed don't wait for the trash.
+                house: HouseConfig { trash_retention_s: 0, ..HouseConfig::default() },
                 mounts: Vec::new(),
                 raft: RaftConfig::default(),
                 log: LogConfig::default(),
@@ -148,6 +149,7 @@ impl Cluster {
             order: AtomicU64::new(0),
             session: Mutex::default(),
             number: AtomicU64::new(0),
+            escrow: Vec::new(),
         }
     }
 
@@ -189,6 +191,8 @@ pub struct Client {
     order: AtomicU64,
     pub session: Mutex<SessionOpened>,
     pub number: AtomicU64,
+    /// What it declares of limited accounts.
+    pub escrow: Vec<Escrow>,
 }
 
 impl Client {
@@ -240,6 +244,7 @@ impl Client {
             custody_epoch: known.custody_epoch,
             order: self.next_order(),
             founding: known.founding,
+            escrow: self.escrow.clone(),
             ..OpenSession::default()
         };
         let opened: SessionOpened = self.call(Method::OpenSession, &request).await?;
@@ -247,6 +252,18 @@ impl Client {
         // It shows nothing that an earlier custodian promised.
         self.renew().await?;
         Ok(opened)
+    }
+
+    /// What a renewal says of it.
+    pub async fn session(&self) -> Renew {
+        let s = self.session.lock().await.clone();
+        Renew {
+            session: s.session,
+            incarnation: s.incarnation,
+            custody_epoch: s.custody_epoch,
+            founding: s.founding,
+            ..Renew::default()
+        }
     }
 
     pub async fn renew(&self) -> Result<Renewed, (ErrorCode, String)> {

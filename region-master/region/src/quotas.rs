@@ -1,0 +1,409 @@
+//! What the custodian keeps in mind of quotas: limits, what may commit and isn't counted yet (*flights*), what sessions were promised (*escrow*). A plain
+//! state machine; whoever drives it reads what counts from the store, after a flight has begun.
+//!
+//! Both a session and the custodian count what was ever granted and what was ever spent or given back: a message that comes twice or late changes
+//! nothing. What is left is the escrow.
+
+use std::collections::BTreeMap;
+
+use mooseng_wire::SessionId;
+
+/// Of what is granted beyond what is needed: a share of what is left, so that others get some, too.
+const SHARE: u64 = 4;
+
+/// What an account may have at most.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limit {
+    /// Bytes.
+    pub bytes: Option<u64>,
+    /// Inodes.
+    pub inodes: Option<u64>,
+}
+
+/// Bytes and inodes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Amount {
+    /// Bytes.
+    pub bytes: i64,
+    /// Inodes.
+    pub inodes: i64,
+}
+
+/// What an account's room comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It fits.
+    Fits,
+    /// It would fit but for what others were promised, or may be committing.
+    Later,
+    /// It doesn't.
+    Over,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Held {
+    granted: u64,
+    spent: u64,
+}
+
+impl Held {
+    fn left(self) -> u64 {
+        self.granted.saturating_sub(self.spent)
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Flight<A> {
+    /// The session, if the change is of what it buffered: its escrow is there for it.
+    covered_by: Option<SessionId>,
+    adds: BTreeMap<A, Amount>,
+}
+
+/// Names a flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FlightId(u64);
+
+/// The custodian's ledger, by accounts of some kind.
+#[derive(Clone, Debug)]
+pub struct Ledger<A> {
+    /// Changes with each change of a limit, and with each custodian: what sessions know of accounts without limits is true of one of these.
+    version: u64,
+    limits: BTreeMap<A, Limit>,
+    held: BTreeMap<(SessionId, A), Held>,
+    flights: BTreeMap<FlightId, Flight<A>>,
+    last: u64,
+}
+
+impl<A: Copy + Ord> Default for Ledger<A> {
+    fn default() -> Self {
+        Self { version: 0, limits: BTreeMap::new(), held: BTreeMap::new(), flights: BTreeMap::new(), last: 0 }
+    }
+}
+
+impl<A: Copy + Ord> Ledger<A> {
+    /// A new custodian's, with the limits on record.
+    pub fn begin(&mut self, term: u64, limits: BTreeMap<A, Limit>) {
+        *self = Self { version: term << 24, limits, last: self.last, ..Self::default() };
+    }
+
+    /// The limits anew, of an interrupted custodian that goes on or after they were changed.
+    pub fn set_limits(&mut self, limits: BTreeMap<A, Limit>) {
+        if limits != self.limits {
+            self.version += 1;
+            self.limits = limits;
+        }
+    }
+
+    /// What sessions know of accounts without limits is true of this version.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// Whether an account has a limit.
+    pub fn is_limited(&self, account: A) -> bool {
+        self.limits.contains_key(&account)
+    }
+
+    /// How many accounts have.
+    pub fn limited(&self) -> usize {
+        self.limits.len()
+    }
+
+    /// Bytes that sessions are promised.
+    pub fn escrow(&self) -> u64 {
+        self.held.values().map(|held| held.left()).sum()
+    }
+
+    /// A change may commit from now on that adds so much. None where no limit concerns it: then nothing has to be read.
+    pub fn take_off(
+        &mut self,
+        covered_by: Option<SessionId>,
+        adds: impl IntoIterator<Item = (A, Amount)>,
+    ) -> Option<FlightId> {
+        let grows = |amount: &Amount| amount.bytes > 0 || amount.inodes > 0;
+        let limited = |(account, amount): &(A, Amount)| grows(amount) && self.limits.contains_key(account);
+        let adds: BTreeMap<A, Amount> = adds.into_iter().filter(limited).collect();
+        if adds.is_empty() {
+            return None;
+        }
+        self.last += 1;
+        let id = FlightId(self.last);
+        self.flights.insert(id, Flight { covered_by, adds });
+        Some(id)
+    }
+
+    /// The accounts of a flight.
+    pub fn accounts(&self, id: FlightId) -> Vec<A> {
+        self.flights.get(&id).map(|flight| flight.adds.keys().copied().collect()).unwrap_or_default()
+    }
+
+    /// What others than a flight may still add to its accounts. To be asked before it is read what counts: what lands in between is in one of the two.
+    pub fn reserved_beside(&self, id: FlightId) -> BTreeMap<A, Amount> {
+        let accounts = self.accounts(id).into_iter();
+        accounts.map(|account| (account, self.reserved(account, Some(id)))).collect()
+    }
+
+    /// Whether a flight fits into what is left, with what others might add at a moment after it had taken off, and what counted after that.
+    pub fn fits(&self, id: FlightId, reserved: &BTreeMap<A, Amount>, used: &BTreeMap<A, Amount>) -> Verdict {
+        let Some(flight) = self.flights.get(&id) else { return Verdict::Over };
+        let mut verdict = Verdict::Fits;
+        for (account, add) in &flight.adds {
+            let Some(limit) = self.limits.get(account) else { continue };
+            let used = used.get(account).copied().unwrap_or_default();
+            let over = |others: Amount| {
+                let over = |max: Option<u64>, used: i64, others: i64, add: i64| {
+                    let sum = i128::from(used.max(0)) + i128::from(others) + i128::from(add);
+                    add > 0 && max.is_some_and(|max| sum > i128::from(max))
+                };
+                over(limit.bytes, used.bytes, others.bytes, add.bytes)
+                    || over(limit.inodes, used.inodes, others.inodes, add.inodes)
+            };
+            if over(Amount::default()) {
+                return Verdict::Over;
+            }
+            if over(reserved.get(account).copied().unwrap_or_default()) {
+                verdict = Verdict::Later;
+            }
+        }
+        verdict
+    }
+
+    /// What others than this flight may still add to an account. A session's covered flights are part of its escrow, as far as that reaches.
+    fn reserved(&self, account: A, but: Option<FlightId>) -> Amount {
+        let own = but.and_then(|id| self.flights.get(&id)).and_then(|flight| flight.covered_by);
+        let mut sum = Amount::default();
+        let mut covered: BTreeMap<SessionId, i64> = BTreeMap::new();
+        for (_, flight) in self.flights.iter().filter(|(id, _)| Some(**id) != but) {
+            let Some(add) = flight.adds.get(&account) else { continue };
+            sum.inodes += add.inodes.max(0);
+            match flight.covered_by {
+                // Those of the session itself don't hide behind its escrow, which isn't counted.
+                Some(session) if Some(session) != own => {
+                    *covered.entry(session).or_default() += add.bytes.max(0);
+                }
+                _ => sum.bytes += add.bytes.max(0),
+            }
+        }
+        for ((session, of), held) in &self.held {
+            if *of == account && Some(*session) != own {
+                let most = covered.entry(*session).or_default();
+                *most = (*most).max(i64::try_from(held.left()).unwrap_or(i64::MAX));
+            }
+        }
+        sum.bytes = covered.values().fold(sum.bytes, |sum, bytes| sum.saturating_add(*bytes));
+        sum
+    }
+
+    /// A flight is over: what it added counts by now if it `committed`; else it never will, or that isn't known. What was covered by escrow is spent, as
+    /// far as it is known here: the session will say that it has spent as much, or more.
+    pub fn land(&mut self, id: FlightId, committed: bool) {
+        let Some(Flight { covered_by: Some(session), adds }) = self.flights.remove(&id) else { return };
+        for (account, add) in adds.into_iter().filter(|_| committed) {
+            if let Some(held) = self.held.get_mut(&(session, account)) {
+                let spent = held.spent.saturating_add(u64::try_from(add.bytes).unwrap_or(0));
+                held.spent = spent.min(held.granted);
+            }
+        }
+    }
+
+    /// Promises a session at least `needed` bytes of an account, if there is room, and up to `wish`; `known` is what it knows to have been granted.
+    /// A flight of that much must be under way, with what others might add beside it and what counted after. Answers what was granted in all, and whether
+    /// what is new of it is enough.
+    pub fn grant(
+        &mut self,
+        session: SessionId,
+        account: A,
+        known: u64,
+        (needed, wish): (u64, u64),
+        (reserved, used): (Amount, Amount),
+    ) -> (u64, bool) {
+        let Some(limit) = self.limits.get(&account) else { return (known, true) };
+        let room = match limit.bytes {
+            None => u64::MAX,
+            Some(max) => {
+                let taken = used.bytes.max(0).saturating_add(reserved.bytes.max(0));
+                max.saturating_sub(u64::try_from(taken).unwrap_or(0))
+            }
+        };
+        let held = self.held.entry((session, account)).or_default();
+        held.granted = held.granted.max(known);
+        // An answer that was lost has granted it already.
+        let new = held.granted - known;
+        let missing = needed.saturating_sub(new);
+        if missing > 0 && missing <= room {
+            let more = missing.max(wish.saturating_sub(new).min(room / SHARE)).min(room);
+            held.granted = held.granted.saturating_add(more);
+        }
+        (held.granted, held.granted - known >= needed)
+    }
+
+    /// A session says what it has spent, or gives back, of what was ever granted.
+    pub fn spent(&mut self, session: SessionId, account: A, spent: u64) {
+        if let Some(held) = self.held.get_mut(&(session, account)) {
+            held.spent = held.spent.max(spent.min(held.granted));
+        }
+    }
+
+    /// A session says what it knows to have been granted and what it has spent, and knows of nothing else. A custodian that isn't new knows what it
+    /// has granted.
+    pub fn declare(
+        &mut self,
+        session: SessionId,
+        is_new: bool,
+        told: impl IntoIterator<Item = (A, u64, u64)>,
+    ) {
+        let before = std::mem::take(&mut self.held);
+        let known = |account: A| before.get(&(session, account)).copied().unwrap_or_default();
+        self.held = before.iter().filter(|((of, _), _)| *of != session).map(|(k, v)| (*k, *v)).collect();
+        for (account, granted, spent) in told {
+            let (granted, spent) = match is_new {
+                true => (granted, spent),
+                false => (granted.min(known(account).granted), spent.max(known(account).spent)),
+            };
+            self.held.insert((session, account), Held { granted, spent: spent.min(granted) });
+        }
+    }
+
+    /// A session is over, or has lost what it held.
+    pub fn forget(&mut self, session: SessionId) {
+        self.held.retain(|(of, _), _| *of != session);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const A: SessionId = SessionId(1);
+    const B: SessionId = SessionId(2);
+
+    fn ledger(bytes: u64) -> Ledger<u8> {
+        let mut ledger = Ledger::default();
+        ledger.begin(1, [(7, Limit { bytes: Some(bytes), inodes: Some(3) })].into());
+        ledger
+    }
+
+    fn bytes(bytes: i64) -> Amount {
+        Amount { bytes, inodes: 0 }
+    }
+
+    fn fits(l: &Ledger<u8>, id: FlightId, counted: i64) -> Verdict {
+        l.fits(id, &l.reserved_beside(id), &used(counted))
+    }
+
+    fn grant(l: &mut Ledger<u8>, who: SessionId, known: u64, wish: (u64, u64), counted: i64) -> (u64, bool) {
+        let most = wish.0.max(wish.1) as i64;
+        let Some(flight) = l.take_off(None, [(7, bytes(most))]) else { return (known, true) };
+        let reserved = l.reserved_beside(flight)[&7];
+        let granted = l.grant(who, 7, known, wish, (reserved, bytes(counted)));
+        l.land(flight, false);
+        granted
+    }
+
+    fn used(n: i64) -> BTreeMap<u8, Amount> {
+        [(7, bytes(n))].into()
+    }
+
+    #[test]
+    fn what_others_hold_is_not_there_for_one() {
+        let mut l = ledger(100);
+        assert_eq!(grant(&mut l, A, 0, (10, 80), 20), (20, true), "a quarter of what is left");
+        let flight = l.take_off(None, [(7, bytes(61))]).unwrap();
+        assert_eq!(fits(&l, flight, 20), Verdict::Later);
+        assert_eq!(fits(&l, flight, 40), Verdict::Over);
+        l.spent(A, 7, 1);
+        assert_eq!(fits(&l, flight, 20), Verdict::Fits);
+        // It is on its way: nobody else gets that.
+        assert_eq!(grant(&mut l, B, 0, (1, 1), 20), (0, false));
+        l.land(flight, false);
+        assert_eq!(grant(&mut l, B, 0, (1, 1), 20), (1, true));
+        l.forget(A);
+        assert_eq!(l.escrow(), 1);
+    }
+
+    #[test]
+    fn what_was_buffered_has_its_room() {
+        let mut l = ledger(100);
+        assert_eq!(grant(&mut l, A, 0, (100, 100), 0), (100, true));
+        let first = l.take_off(Some(A), [(7, bytes(60))]).unwrap();
+        let second = l.take_off(Some(A), [(7, bytes(40))]).unwrap();
+        for flight in [first, second] {
+            assert_eq!(fits(&l, flight, 0), Verdict::Fits);
+        }
+        // Through: its own escrow is for what it has buffered.
+        let through = l.take_off(None, [(7, bytes(1))]).unwrap();
+        assert_eq!(fits(&l, through, 0), Verdict::Later);
+        assert_eq!(l.take_off(None, [(7, bytes(-5)), (8, bytes(5))]), None, "nothing limited grows");
+    }
+
+    #[test]
+    fn messages_that_come_twice_or_late_change_nothing() {
+        let mut l = ledger(100);
+        assert_eq!(grant(&mut l, A, 0, (10, 0), 0), (10, true));
+        assert_eq!(grant(&mut l, A, 0, (10, 0), 0), (10, true), "the answer was lost");
+        l.spent(A, 7, 8);
+        l.spent(A, 7, 3);
+        l.spent(A, 7, 99);
+        assert_eq!(l.escrow(), 0, "no more than was granted");
+        l.declare(A, true, [(7, 30, 5)]);
+        assert_eq!(l.escrow(), 25);
+        assert_eq!(grant(&mut l, A, 30, (80, 0), 0), (30, false));
+        l.declare(A, false, [(7, 90, 1), (8, 5, 0)]);
+        assert_eq!(l.escrow(), 25, "the same custodian knows better");
+    }
+
+    proptest! {
+        /// Two sessions with buffers, changes that go through, and an account: what counts never exceeds the limit, and what was buffered under escrow
+        /// always fits.
+        #[test]
+        fn nothing_exceeds_the_limit(steps in prop::collection::vec((0..2u64, 0..5u8, 1..40u64), 0..200)) {
+            let mut l = ledger(100);
+            let mut counted = 0_i64;
+            let mut clients = [(0_u64, 0_u64, 0_u64); 2];
+            for (who, what, n) in steps {
+                let session = SessionId(who + 1);
+                let (granted, spent, buffered) = &mut clients[who as usize];
+                match what {
+                    0 => {
+                        let (all, enough) = grant(&mut l, session, *granted, (n, 2 * n), counted);
+                        prop_assert!(!enough || all >= *granted + n);
+                        *granted = all;
+                    }
+                    1 => *buffered += n.min(*granted - *spent - *buffered),
+                    2 if *buffered > 0 => {
+                        let n = n.min(*buffered);
+                        let flight = l.take_off(Some(session), [(7, bytes(n as i64))]).unwrap();
+                        prop_assert_eq!(fits(&l, flight, counted), Verdict::Fits);
+                        counted += n as i64;
+                        l.land(flight, true);
+                        (*buffered, *spent) = (*buffered - n, *spent + n);
+                    }
+                    3 => {
+                        let flight = l.take_off(None, [(7, bytes(n as i64))]).unwrap();
+                        if fits(&l, flight, counted) == Verdict::Fits {
+                            counted += n as i64;
+                        }
+                        l.land(flight, true);
+                    }
+                    _ => {
+                        if n % 3 == 0 {
+                            *spent = *granted - *buffered;
+                        }
+                        if n % 5 == 0 {
+                            l.begin(n, [(7, Limit { bytes: Some(100), inodes: None })].into());
+                            for (i, (granted, spent, _)) in clients.iter().enumerate() {
+                                l.declare(SessionId(i as u64 + 1), true, [(7, *granted, *spent)]);
+                            }
+                        } else {
+                            l.spent(session, 7, clients[who as usize].1);
+                        }
+                    }
+                }
+                let held: u64 = clients.iter().map(|(granted, spent, _)| granted - spent).sum();
+                prop_assert!(counted + held as i64 <= 100);
+                prop_assert!(l.escrow() >= held);
+            }
+        }
+    }
+}

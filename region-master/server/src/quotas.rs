@@ -1,0 +1,366 @@
+//! Quotas at the leader: limits that administrators set, the counting of directories that weren't empty, and escrow for mounts
+//! (docs/decisions/0012-quotas.md; the ledger is [`mooseng_region::quotas`]').
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mooseng_namespace::OpError;
+use mooseng_namespace::quota::{self as records, Account, QuotaRecord, Refused, State, Step};
+use mooseng_region::quotas::{Amount, FlightId, Limit, Verdict};
+use mooseng_store::{Read, Store};
+use mooseng_wire::admin::quota::Whose as QuotaWhose;
+use mooseng_wire::admin::quota_target::Whose as TargetWhose;
+use mooseng_wire::admin::{
+    ListQuotasReply, ListQuotasRequest, Quota, QuotaState, QuotaTarget, SetQuotaRequest,
+};
+use mooseng_wire::call::{CallError, ErrorCode};
+use mooseng_wire::fs::{self, AccountRoom, Escrow, Reserve, Reserved, account::Whose};
+use mooseng_wire::{InodeId, SessionId, VolumeId};
+use tokio::time::Instant;
+use tonic::Status;
+
+use crate::errors::record_failed;
+use crate::master::Master;
+use crate::own::{self, Repeat};
+use crate::records::transact;
+
+const ROOT_VOLUME: VolumeId = VolumeId(0);
+/// Quotas in one answer.
+const LIST_PAGE: usize = 500;
+/// Accounts in one request for escrow.
+const ACCOUNTS_MAX: usize = 16;
+/// Accounts of which one message tells what was spent.
+const TOLD_MAX: usize = 4_096;
+/// Entries that are marked in one transaction.
+const MARKED_AT_ONCE: usize = 64;
+/// And where that conflicts with whoever works there, or somebody doesn't answer a recall.
+const MARKED_WITH_TROUBLE: usize = 1;
+/// How often it is looked whether something is to be counted.
+const COUNT_EVERY: Duration = Duration::from_millis(500);
+/// A session that is gone delays a change by its lease.
+const BEYOND_LEASE: Duration = Duration::from_secs(5);
+
+fn account_of(account: Option<&fs::Account>) -> Option<Account> {
+    match account?.whose.as_ref()? {
+        Whose::Directory(id) => Some(Account::Directory(*id)),
+        Whose::User(uid) => Some(Account::User(*uid)),
+    }
+}
+
+/// What a session tells of its escrow: account, granted, spent.
+pub fn told(escrow: &[Escrow]) -> Vec<(Account, u64, u64)> {
+    let known = |e: &Escrow| account_of(e.account.as_ref()).map(|account| (account, e.granted, e.spent));
+    escrow.iter().take(TOLD_MAX).filter_map(known).collect()
+}
+
+/// The limits that are enforced.
+pub async fn limits(master: &Master) -> Result<BTreeMap<Account, Limit>, CallError> {
+    let mut limits = BTreeMap::new();
+    for (account, record) in all(master).await? {
+        if record.state() == State::Enforced {
+            limits.insert(account, Limit { bytes: record.bytes_max, inodes: record.inodes_max });
+        }
+    }
+    Ok(limits)
+}
+
+async fn all(master: &Master) -> Result<Vec<(Account, QuotaRecord)>, CallError> {
+    let mut all: Vec<(Account, QuotaRecord)> = Vec::new();
+    loop {
+        let after = all.last().map(|(account, _)| *account);
+        let page = transact(&master.store, |tx| async move {
+            let page = records::list(&tx, ROOT_VOLUME, after, LIST_PAGE).await?;
+            Ok((tx, page))
+        })
+        .await
+        .map_err(|e| record_failed(&e))?;
+        let full = page.len() == LIST_PAGE;
+        all.extend(page);
+        if !full {
+            return Ok(all);
+        }
+    }
+}
+
+/// Has the ledger know the limits as they are on record. Only one at a time reads and sets them.
+async fn publish(master: &Master, term: u64) -> Result<(), CallError> {
+    let _one = master.limits_gate.lock().await;
+    let limits = limits(master).await?;
+    master.desk(|desk| {
+        if desk.custody == Some(term) {
+            desk.ledger.set_limits(limits);
+        }
+    });
+    Ok(())
+}
+
+async fn used(master: &Master, accounts: &[Account]) -> Result<BTreeMap<Account, Amount>, OpError> {
+    let tx = master.store.begin();
+    let mut used = BTreeMap::new();
+    for account in accounts {
+        let usage = records::usage(&tx, ROOT_VOLUME, *account).await?;
+        used.insert(*account, Amount { bytes: usage.bytes, inodes: usage.inodes });
+    }
+    Ok(used)
+}
+
+/// Whether a flight fits. None in another term.
+pub async fn judge(master: &Master, term: u64, flight: FlightId) -> Option<Verdict> {
+    let reserved =
+        master.desk(|desk| (desk.custody == Some(term)).then(|| desk.ledger.reserved_beside(flight)))?;
+    let accounts: Vec<Account> = reserved.keys().copied().collect();
+    match used(master, &accounts).await {
+        Ok(used) => master
+            .desk(|desk| (desk.custody == Some(term)).then(|| desk.ledger.fits(flight, &reserved, &used))),
+        // The commit will say what is wrong with the store, or the next look.
+        Err(_) => Some(Verdict::Later),
+    }
+}
+
+/// Grants escrow.
+pub async fn reserve(
+    master: &Master,
+    term: u64,
+    session: SessionId,
+    request: &Reserve,
+) -> Result<Reserved, CallError> {
+    if request.accounts.len() > ACCOUNTS_MAX {
+        let message = format!("escrow is asked for {ACCOUNTS_MAX} accounts at a time at most");
+        return Err(mooseng_transport::call_error(ErrorCode::InvalidRequest, message));
+    }
+    let held = told(&request.held);
+    let wish = request.wish.max(request.bytes).min(i64::MAX as u64 / 4);
+    let needed = request.bytes.min(wish);
+    let mut rooms = Vec::new();
+    for asked in &request.accounts {
+        let Some(account) = account_of(Some(asked)) else { continue };
+        let known = held.iter().find(|(of, ..)| *of == account).map_or(0, |(_, granted, _)| *granted);
+        let flight = master.desk(|desk| {
+            for (account, _, spent) in &held {
+                desk.ledger.spent(session, *account, *spent);
+            }
+            let adds = Amount { bytes: wish.max(1) as i64, inodes: 0 };
+            desk.ledger.take_off(None, [(account, adds)])
+        });
+        let mut room = AccountRoom { account: Some(*asked), limited: false, granted: known, enough: true };
+        if let Some(flight) = flight {
+            let reserved = master.desk(|desk| desk.ledger.reserved_beside(flight));
+            let used = used(master, &[account]).await;
+            room.limited = true;
+            (room.granted, room.enough) = master.desk(|desk| {
+                let of = |amounts: &BTreeMap<_, Amount>| amounts.get(&account).copied().unwrap_or_default();
+                let granted = match (&used, desk.custody == Some(term), desk.sessions.holds(session)) {
+                    (Ok(used), true, true) => {
+                        let around = (of(&reserved), of(used));
+                        desk.ledger.grant(session, account, known, (needed, wish), around)
+                    }
+                    _ => (known, needed == 0),
+                };
+                desk.ledger.land(flight, false);
+                granted
+            });
+        }
+        rooms.push(room);
+    }
+    let quotas = master.desk(|desk| desk.ledger.version());
+    Ok(Reserved { accounts: rooms, quotas })
+}
+
+fn failed(error: CallError) -> Status {
+    match error.code() {
+        ErrorCode::DeadlineExceeded | ErrorCode::OutcomeUnknown => Status::deadline_exceeded(error.message),
+        ErrorCode::Internal => Status::internal(error.message),
+        _ => Status::unavailable(error.message),
+    }
+}
+
+fn refused(why: &Refused) -> Status {
+    let message = why.to_string();
+    match why {
+        Refused::NoDirectory | Refused::NotThere => Status::not_found(message),
+        Refused::Inside(_) | Refused::Around(_) | Refused::Clearing | Refused::TooMany => {
+            Status::invalid_argument(message)
+        }
+    }
+}
+
+/// The account that is meant: of a path, that of the directory there itself.
+async fn target(master: &Master, target: Option<QuotaTarget>) -> Result<Account, Status> {
+    match target.and_then(|target| target.whose) {
+        None => Err(Status::invalid_argument("the request doesn't say whose quota is meant")),
+        Some(TargetWhose::User(uid)) => Ok(Account::User(uid)),
+        Some(TargetWhose::Directory(id)) => Ok(Account::Directory(id)),
+        Some(TargetWhose::Path(path)) => {
+            let found = transact(&master.store, |tx| {
+                let path = path.clone();
+                async move {
+                    let found = records::directory_at(&tx, ROOT_VOLUME, &path).await?;
+                    Ok((tx, found))
+                }
+            })
+            .await
+            .map_err(|e| failed(record_failed(&e)))?;
+            let found = found.ok_or_else(|| {
+                let path = String::from_utf8_lossy(&path).into_owned();
+                Status::not_found(format!(
+                    "{path} isn't a directory; give its path from the root of the filesystem (symbolic links aren't followed)"
+                ))
+            });
+            Ok(Account::Directory(found?.0))
+        }
+    }
+}
+
+async fn shown(master: &Master, account: Account, record: Option<QuotaRecord>) -> Result<Quota, Status> {
+    let (usage, path) = transact(&master.store, |tx| async move {
+        let usage = records::usage(&tx, ROOT_VOLUME, account).await?;
+        let path = match account {
+            Account::Directory(id) => records::path(&tx, InodeId(id)).await?,
+            Account::User(_) => bytes::Bytes::new(),
+        };
+        Ok((tx, (usage, path)))
+    })
+    .await
+    .map_err(|e| failed(record_failed(&e)))?;
+    let whose = match account {
+        Account::Directory(id) => QuotaWhose::Directory(id),
+        Account::User(uid) => QuotaWhose::User(uid),
+    };
+    let state = match record.map(|record| record.state()) {
+        None => QuotaState::None,
+        Some(State::Counting) => QuotaState::Counting,
+        Some(State::Enforced) => QuotaState::Enforced,
+        Some(State::Clearing) => QuotaState::Clearing,
+    };
+    Ok(Quota {
+        whose: Some(whose),
+        path,
+        state: state.into(),
+        bytes_max: record.and_then(|record| record.bytes_max),
+        inodes_max: record.and_then(|record| record.inodes_max),
+        bytes: usage.bytes.max(0),
+        inodes: usage.inodes.max(0),
+    })
+}
+
+async fn record(master: &Master, account: Account) -> Result<Option<QuotaRecord>, Status> {
+    let found = transact(&master.store, |tx| async move {
+        let found = records::find(&tx, ROOT_VOLUME, account, Read::Snapshot).await?;
+        Ok((tx, found))
+    });
+    found.await.map_err(|e| failed(record_failed(&e)))
+}
+
+fn deadline(master: &Master) -> Instant {
+    Instant::now() + master.config.session_lease() + BEYOND_LEASE
+}
+
+/// Sets limits.
+pub async fn set(master: &Arc<Master>, request: SetQuotaRequest) -> Result<Quota, Status> {
+    let term = master.serving().map_err(failed)?;
+    let SetQuotaRequest { target: whose, bytes_max, inodes_max } = request;
+    if bytes_max.is_none() && inodes_max.is_none() {
+        return Err(Status::invalid_argument("say how many bytes or inodes there may be at most"));
+    }
+    let account = target(master, whose).await?;
+    let now_ns = master.clock.unix_ns();
+    own::change(master, term, Repeat::Harmless, deadline(master), |tx, touched| {
+        Box::pin(records::set(tx, touched, now_ns, ROOT_VOLUME, account, bytes_max, inodes_max))
+    })
+    .await
+    .map_err(failed)?
+    .map_err(|why| refused(&why))?;
+    publish(master, term).await.map_err(failed)?;
+    shown(master, account, record(master, account).await?).await
+}
+
+/// Gives limits up.
+pub async fn clear(master: &Arc<Master>, whose: QuotaTarget) -> Result<Quota, Status> {
+    let term = master.serving().map_err(failed)?;
+    let account = target(master, Some(whose)).await?;
+    let before = record(master, account).await?;
+    if before.is_none() {
+        return Err(refused(&Refused::NotThere));
+    }
+    // A second run may find that it is gone: that was ours.
+    let _ = own::change(master, term, Repeat::Harmless, deadline(master), |tx, touched| {
+        Box::pin(records::clear(tx, touched, ROOT_VOLUME, account))
+    })
+    .await
+    .map_err(failed)?;
+    publish(master, term).await.map_err(failed)?;
+    shown(master, account, record(master, account).await?).await
+}
+
+/// Tells of limits and of what counts.
+pub async fn list(master: &Master, request: ListQuotasRequest) -> Result<ListQuotasReply, Status> {
+    let term = master.serving().map_err(failed)?;
+    let mut reply = ListQuotasReply::default();
+    if request.only.is_some() {
+        let mut account = target(master, request.only).await?;
+        if let Account::Directory(id) = account
+            && record(master, account).await?.is_none()
+        {
+            // That of the tree in which it lies.
+            let of = transact(&master.store, |tx| async move {
+                let of = records::of_directory(&tx, InodeId(id)).await?;
+                Ok((tx, of))
+            });
+            let of = of.await.map_err(|e| failed(record_failed(&e)))?;
+            account = of.ok_or_else(|| refused(&Refused::NotThere))?;
+        }
+        reply.quotas.push(shown(master, account, record(master, account).await?).await?);
+    } else {
+        let after = match request.after {
+            None => None,
+            after => Some(target(master, after).await?),
+        };
+        let page = transact(&master.store, |tx| async move {
+            let page = records::list(&tx, ROOT_VOLUME, after, LIST_PAGE).await?;
+            Ok((tx, page))
+        });
+        let page = page.await.map_err(|e| failed(record_failed(&e)))?;
+        reply.more = page.len() == LIST_PAGE;
+        for (account, record) in page {
+            reply.quotas.push(shown(master, account, Some(record)).await?);
+        }
+    }
+    master.may_answer(term).map_err(failed)?;
+    Ok(reply)
+}
+
+/// Counts what is in directories that got a quota, and gives up the marks of those that lost it, as long as this master leads.
+pub async fn count(master: &Arc<Master>, term: u64) {
+    let mut trouble = false;
+    loop {
+        tokio::time::sleep(COUNT_EVERY).await;
+        match count_all(master, term, if trouble { MARKED_WITH_TROUBLE } else { MARKED_AT_ONCE }).await {
+            Ok(()) => trouble = false,
+            Err(error) => {
+                trouble = true;
+                tracing::info!(error = %error.message, "counting for quotas goes on later");
+            }
+        }
+    }
+}
+
+async fn count_all(master: &Arc<Master>, term: u64, at_once: usize) -> Result<(), CallError> {
+    for (account, record) in all(master).await? {
+        let Account::Directory(id) = account else { continue };
+        if record.state() == State::Enforced {
+            continue;
+        }
+        loop {
+            let step = own::change(master, term, Repeat::Harmless, deadline(master), |tx, touched| {
+                Box::pin(records::step(tx, touched, InodeId(id), at_once))
+            });
+            if step.await? == Step::Done {
+                break;
+            }
+        }
+        publish(master, term).await?;
+        tracing::info!(directory = id, state = ?record.state(), "a directory's quota has been counted");
+    }
+    Ok(())
+}
