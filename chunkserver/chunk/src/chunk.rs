@@ -389,10 +389,7 @@ impl Chunk {
         let record = self.record(&state, state.length, state.tail_crc, false);
         let (slot, named) = (state.slot, state.named);
         drop(state);
-        let mut done = self.commit(&*file, &record, slot, named);
-        if plant::is(Plant::FsyncErrorSwallowed) {
-            done = Ok(());
-        }
+        let done = self.commit(&*file, &record, slot, named);
         let mut state = lock(&self.state);
         if let Err(e) = done {
             return Err(self.poison(&mut state, "flushing", &e));
@@ -407,8 +404,12 @@ impl Chunk {
 
     fn commit(&self, file: &dyn DiskFile, record: &Record, slot: usize, named: bool) -> io::Result<()> {
         file.write_at(&record.encode(), RECORD_AT[slot])?;
-        file.sync_data()?;
-        if named { Ok(()) } else { self.directory.disk.sync_dir(&self.directory.shard_path(self.id)) }
+        let flush = || {
+            file.sync_data()?;
+            if named { Ok(()) } else { self.directory.disk.sync_dir(&self.directory.shard_path(self.id)) }
+        };
+        let flushed = flush();
+        if plant::is(Plant::FsyncErrorSwallowed) { Ok(()) } else { flushed }
     }
 
     fn committed(&self, state: &mut State, record: &Record) {

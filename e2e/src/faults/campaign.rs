@@ -101,9 +101,15 @@ impl Campaign {
         self.work.take_events();
         let started = Instant::now();
         let mut acts: Vec<(u64, Act)> = Vec::new();
+        let over = round.faults.iter().map(|f| f.after_ms + f.for_ms).max().unwrap_or_default();
         for (i, fault) in round.faults.iter().enumerate() {
             acts.push((fault.after_ms, Act::Strike(i)));
-            acts.push((fault.after_ms + fault.for_ms, Act::Heal(i)));
+            // A mount needs the region to be started, and is waited for: whatever else is struck must be healed before.
+            let heals = match (fault.who, fault.kind) {
+                (Who::Mount(_), Kind::Kill | Kind::PowerLoss) => over + 1,
+                _ => fault.after_ms + fault.for_ms,
+            };
+            acts.push((heals, Act::Heal(i)));
         }
         acts.sort_by_key(|(at, _)| *at);
         let first = acts.first().map_or(0, |(at, _)| *at);
