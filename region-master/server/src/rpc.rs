@@ -11,11 +11,10 @@ use mooseng_transport::peer_of;
 use mooseng_wire::Role;
 use mooseng_wire::admin::{
     ChangeMembersReply, ChangeMembersRequest, CredentialReport, CredentialsRequest, DrainReply, DrainRequest,
-    DumpPiece, DumpRequest,
-    FsckNews, FsckRequest, HeartbeatReply, HeartbeatRequest, ListQuotasReply, ListQuotasRequest,
-    ListTrashReply, ListTrashRequest, PurgeTrashReply, PurgeTrashRequest, Quota, QuotaTarget,
-    RestoreTrashReply, RestoreTrashRequest, SetQuotaRequest, StatusReply, StatusRequest, TicketKey,
-    TransferLeaderReply, TransferLeaderRequest, TrashRetentionReply, TrashRetentionRequest,
+    DumpPiece, DumpRequest, FsckNews, FsckRequest, HeartbeatReply, HeartbeatRequest, ListQuotasReply,
+    ListQuotasRequest, ListTrashReply, ListTrashRequest, PurgeTrashReply, PurgeTrashRequest, Quota,
+    QuotaTarget, RestoreTrashReply, RestoreTrashRequest, SetQuotaRequest, StatusReply, StatusRequest,
+    TicketKey, TransferLeaderReply, TransferLeaderRequest, TrashRetentionReply, TrashRetentionRequest,
 };
 use mooseng_wire::call::CallError;
 use mooseng_wire::founding::Founding;
