@@ -56,6 +56,8 @@ impl Account {
 #[derive(Debug)]
 struct Held {
     limited: bool,
+    /// Quotas have changed since: without a limit it counts as before, and is asked for beside.
+    stale: bool,
     granted: u64,
     spent: u64,
     /// Covers what is buffered.
@@ -175,7 +177,18 @@ impl Escrow {
 
     /// Whether it is known that a user has no limits.
     pub fn is_unlimited(&self, uid: u32) -> Option<bool> {
-        self.state(|state| state.accounts.get(&Account::User(uid)).map(|held| !held.limited))
+        let known = |held: &Held| (held.limited || !held.stale).then_some(!held.limited);
+        self.state(|state| state.accounts.get(&Account::User(uid)).and_then(known))
+    }
+
+    /// Whether these accounts had no limit when it was asked last, and quotas have changed since: a write needn't wait for the question.
+    pub fn is_stale(&self, accounts: Accounts) -> bool {
+        self.state(|state| {
+            let stale = |account: &Account| {
+                state.accounts.get(account).is_some_and(|held| held.stale && !held.limited)
+            };
+            accounts.iter().flatten().any(stale)
+        })
     }
 
     /// What to ask the region for. What is left is too little, and goes back with the question.
@@ -209,13 +222,14 @@ impl Escrow {
                 let Some(account) = Account::of_wire(room.account.as_ref()) else { continue };
                 let held = state.accounts.entry(account).or_insert(Held {
                     limited: room.limited,
+                    stale: false,
                     granted: 0,
                     spent: 0,
                     covers: 0,
                     used: now,
                     none_until: None,
                 });
-                held.limited = room.limited;
+                (held.limited, held.stale) = (room.limited, false);
                 held.granted = held.granted.max(room.granted);
                 held.used = now;
                 held.none_until = (!room.enough).then_some(now + NONE_FOR);
@@ -249,7 +263,8 @@ impl Escrow {
     pub fn declare(&self) -> Vec<fs::Escrow> {
         self.state(|state| {
             state.generation += 1;
-            let held = state.accounts.iter().filter(|(_, held)| held.granted > held.spent);
+            // Also what is spent: both sides count what was ever granted.
+            let held = state.accounts.iter().filter(|(_, held)| held.granted > 0);
             held.map(|(account, held)| told(*account, held)).collect()
         })
     }
@@ -267,8 +282,12 @@ impl Escrow {
 
 impl State {
     fn renewed(&mut self, quotas: u64) {
-        if std::mem::replace(&mut self.quotas, quotas) != quotas || self.accounts.len() > ACCOUNTS_MAX {
-            self.accounts.retain(|_, held| held.limited && (held.covers > 0 || held.granted > held.spent));
+        if std::mem::replace(&mut self.quotas, quotas) != quotas {
+            self.accounts.values_mut().for_each(|held| held.stale = true);
+        }
+        if self.accounts.len() > ACCOUNTS_MAX {
+            // What was ever granted is counted on both sides.
+            self.accounts.retain(|_, held| held.covers > 0 || held.granted > 0);
         }
     }
 }
@@ -301,7 +320,11 @@ mod tests {
         escrow.renewed(1);
         assert_eq!(escrow.is_unlimited(7), Some(true));
         escrow.renewed(2);
-        assert_eq!((escrow.is_unlimited(7), escrow.take(USER, 5, now)), (None, Taken::Ask));
+        // Nobody waits for the question: what is buffered until it is answered may have no room.
+        assert_eq!((escrow.is_unlimited(7), escrow.is_stale(USER)), (None, true));
+        assert_eq!(escrow.take(USER, 5, now), Taken::Covered([None; 2]));
+        answer(&escrow, &escrow.question(USER, 5), true, 20, true, now);
+        assert_eq!((escrow.is_stale(USER), escrow.is_unlimited(7)), (false, Some(false)));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use mooseng_transport::trace;
 use mooseng_wire::FILE_SIZE_MAX;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
@@ -116,9 +117,29 @@ impl WriteBack {
     ) -> Result<Option<(u64, Attr)>, FsError> {
         for _ in 0..ASKS_MAX {
             match self.put(inode, place, data, how)? {
-                Put::Buffered(at, attr) => return Ok(Some((at, attr))),
+                Put::Buffered(at, attr) => {
+                    let accounts = accounts_of(&attr);
+                    if self.buffers.escrow.is_stale(accounts) && self.buffers.escrow.asking.try_lock().is_ok()
+                    {
+                        let writer = self.clone();
+                        self.region.spawn(async move {
+                            if let Err(error) = writer.ask(accounts, 0).await {
+                                tracing::debug!(%error, "it isn't known yet whether there is a quota");
+                            }
+                        });
+                    }
+                    return Ok(Some((at, attr)));
+                }
                 Put::Not => return Ok(None),
-                Put::Ask(accounts) => self.ask(accounts, data.len() as u64).await?,
+                // Goes on when the caller stops waiting: what is granted must be heard of.
+                Put::Ask(accounts) => {
+                    let (writer, bytes) = (self.clone(), data.len() as u64);
+                    let asked =
+                        tokio::spawn(trace::carried(async move { writer.ask(accounts, bytes).await }));
+                    asked.await.unwrap_or_else(|e| {
+                        Err(FsError::Internal(format!("asking for room in a quota: {e}")))
+                    })?;
+                }
             }
         }
         Ok(None)

@@ -512,7 +512,9 @@ impl RaftNode {
         // One with room before one that is short of it.
         let able: Vec<u64> = membership.voter_ids().filter(has_all).collect();
         let roomy = able.iter().find(|id| self.room_of(**id) == Some(false));
-        let Some(successor) = roomy.or(able.first()).copied() else { return };
+        // Who makes way for one with room doesn't for another that is as short of it.
+        let anybody = !(self.0.room.is_short() && self.is_room_elsewhere());
+        let Some(successor) = roomy.or(able.first().filter(|_| anybody)).copied() else { return };
         let Some(node) = membership.get_node(&successor) else { return };
         let message = wire::VoteRequest {
             group: self.group_word(),
@@ -647,6 +649,8 @@ impl RaftNode {
         let _told_before = self.0.health.failed.set(SUPERSEDED.to_owned());
         // What it leads it leads no longer, before anything else.
         lock(&self.0.acknowledged).forget();
+        self.0.leadership.send_modify(|l| l.leading = None);
+        self.0.embedded.follow();
         if let Err(error) = self.0.raft.shutdown().await {
             tracing::warn!(%error, "the Raft task ended badly");
         }

@@ -19,6 +19,8 @@ use crate::types::Node;
 /// The next term is so far above the last one that is known here: a member that was cut off stood for election again and again, each time
 /// in a later term. At one election a second this takes 136 years.
 const TERMS_AHEAD: u64 = 1 << 32;
+/// And each second by which a line is later is so many terms: two groups that begin with the same disk, or the same dump, aren't in the same terms.
+const TERMS_PER_LINE: u64 = 1 << 30;
 /// Bytes of log that are read at a time.
 const READ_BYTES: usize = 4 << 20;
 
@@ -102,7 +104,7 @@ pub fn begin_with_store(
     let lineage = lineage(disk, dir)?;
     let line = lineage.line().after(unix_s);
     lineage.enter(disk, line).map_err(|source| RecoverError::Lineage { path: dir.to_owned(), source })?;
-    let term = earlier_term.saturating_add(TERMS_AHEAD);
+    let term = first_term(earlier_term, line);
     log.save_vote(wal::Vote { term, node: id, committed: false })?;
     // As if everything up to here had been in the log. Not 0: that is where an empty log stands.
     let place = wal::LogId { term, node: id, index: 1 };
@@ -112,6 +114,11 @@ pub fn begin_with_store(
     let meta = codec::stored_bytes(&StoredMembership::new(Some(log_id), alone));
     let position = Position { index: place.index + 1, term, node: id, meta };
     Ok((position, Recovered { term, line, index: place.index }))
+}
+
+/// The first term of a line, where this disk knows of that one. Later than any of an earlier line, also of one that it doesn't know of.
+fn first_term(earlier: u64, line: Line) -> u64 {
+    earlier.saturating_add(TERMS_AHEAD).max(u64::from(line.0) * TERMS_PER_LINE)
 }
 
 /// A new group of one.
@@ -178,7 +185,7 @@ pub fn alone(
     let lineage = lineage(disk, dir)?;
     let line = lineage.line().after(unix_s);
     lineage.enter(disk, line).map_err(|source| RecoverError::Lineage { path: dir.to_owned(), source })?;
-    let term = remains.term.saturating_add(TERMS_AHEAD);
+    let term = first_term(remains.term, line);
     log.save_vote(wal::Vote { term, node: id, committed: false })?;
     if !log.is_whole() {
         // Whoever asked for this was told what is lacking.

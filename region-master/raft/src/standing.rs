@@ -25,6 +25,9 @@ const HEARD_SHARE: f64 = 0.6;
 /// After an attempt, the next one comes so much later: each may cost as much as an election.
 const MAKES_WAY_EVERY: Duration = Duration::from_secs(5);
 
+/// A follower that lacks no more entries than that has them all in a moment.
+const ENTRIES_BEHIND: u64 = 1_000;
+
 /// What is known of it.
 #[derive(Default)]
 pub(crate) struct Room {
@@ -79,10 +82,15 @@ impl RaftNode {
         self.adjust_electing();
     }
 
-    /// As the leader: whether another voter that answers has room, so that it may lead instead.
+    /// As the leader: whether another voter that answers has room, and nearly all entries, so that it may lead instead.
     pub fn is_room_elsewhere(&self) -> bool {
-        let voters: Vec<u64> = self.metrics().membership_config.membership().voter_ids().collect();
-        voters.into_iter().any(|id| id != self.0.id && self.room_of(id) == Some(false))
+        let m = self.metrics();
+        let nearly = |id: u64| {
+            let matched = m.replication.as_ref().and_then(|r| r.get(&id).copied().flatten());
+            matched.is_some_and(|matched| Some(matched.index + ENTRIES_BEHIND) >= m.last_log_index)
+        };
+        let mut voters = m.membership_config.membership().voter_ids();
+        voters.any(|id| id != self.0.id && self.room_of(id) == Some(false) && nearly(id))
     }
 
     /// Whether a member is short of room, as far as this one knows.

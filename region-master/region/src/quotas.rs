@@ -56,6 +56,8 @@ impl Held {
 struct Flight<A> {
     /// The session, if the change is of what it buffered: its escrow is there for it.
     covered_by: Option<SessionId>,
+    /// It was found to fit: it may have committed.
+    admitted: bool,
     adds: BTreeMap<A, Amount>,
 }
 
@@ -111,7 +113,7 @@ impl<A: Copy + Ord> Ledger<A> {
 
     /// Bytes that sessions are promised.
     pub fn escrow(&self) -> u64 {
-        self.held.values().map(|held| held.left()).sum()
+        self.held.values().fold(0, |sum, held| sum.saturating_add(held.left()))
     }
 
     /// A change may commit from now on that adds so much. None where no limit concerns it: then nothing has to be read.
@@ -128,7 +130,7 @@ impl<A: Copy + Ord> Ledger<A> {
         }
         self.last += 1;
         let id = FlightId(self.last);
-        self.flights.insert(id, Flight { covered_by, adds });
+        self.flights.insert(id, Flight { covered_by, admitted: false, adds });
         Some(id)
     }
 
@@ -143,8 +145,22 @@ impl<A: Copy + Ord> Ledger<A> {
         accounts.map(|account| (account, self.reserved(account, Some(id)))).collect()
     }
 
-    /// Whether a flight fits into what is left, with what others might add at a moment after it had taken off, and what counted after that.
-    pub fn fits(&self, id: FlightId, reserved: &BTreeMap<A, Amount>, used: &BTreeMap<A, Amount>) -> Verdict {
+    /// Whether a flight fits into what is left, with what others might add at a moment after it had taken off, and what counted after that. One that fits
+    /// may commit from then on.
+    pub fn fits(
+        &mut self,
+        id: FlightId,
+        reserved: &BTreeMap<A, Amount>,
+        used: &BTreeMap<A, Amount>,
+    ) -> Verdict {
+        let verdict = self.verdict(id, reserved, used);
+        if let Some(flight) = self.flights.get_mut(&id).filter(|_| verdict == Verdict::Fits) {
+            flight.admitted = true;
+        }
+        verdict
+    }
+
+    fn verdict(&self, id: FlightId, reserved: &BTreeMap<A, Amount>, used: &BTreeMap<A, Amount>) -> Verdict {
         let Some(flight) = self.flights.get(&id) else { return Verdict::Over };
         let mut verdict = Verdict::Fits;
         for (account, add) in &flight.adds {
@@ -168,20 +184,27 @@ impl<A: Copy + Ord> Ledger<A> {
         verdict
     }
 
-    /// What others than this flight may still add to an account. A session's covered flights are part of its escrow, as far as that reaches.
+    /// What others than this flight may still add to an account. A session's covered flights are part of its escrow, as far as that reaches. Of those
+    /// that wait for room without cover only the earlier ones count, and none against what is covered: whoever came first, or was promised room, isn't
+    /// kept waiting by them; when they are judged, they count whoever was before them.
     fn reserved(&self, account: A, but: Option<FlightId>) -> Amount {
         let own = but.and_then(|id| self.flights.get(&id)).and_then(|flight| flight.covered_by);
         let mut sum = Amount::default();
         let mut covered: BTreeMap<SessionId, i64> = BTreeMap::new();
-        for (_, flight) in self.flights.iter().filter(|(id, _)| Some(**id) != but) {
+        for (id, flight) in self.flights.iter().filter(|(id, _)| Some(**id) != but) {
             let Some(add) = flight.adds.get(&account) else { continue };
-            sum.inodes += add.inodes.max(0);
+            let behind = but.is_some_and(|but| own.is_some() || *id > but);
+            if flight.covered_by.is_none() && !flight.admitted && behind {
+                continue;
+            }
+            sum.inodes = sum.inodes.saturating_add(add.inodes.max(0));
             match flight.covered_by {
                 // Those of the session itself don't hide behind its escrow, which isn't counted.
                 Some(session) if Some(session) != own => {
-                    *covered.entry(session).or_default() += add.bytes.max(0);
+                    let covered = covered.entry(session).or_default();
+                    *covered = covered.saturating_add(add.bytes.max(0));
                 }
-                _ => sum.bytes += add.bytes.max(0),
+                _ => sum.bytes = sum.bytes.saturating_add(add.bytes.max(0)),
             }
         }
         for ((session, of), held) in &self.held {
@@ -197,7 +220,7 @@ impl<A: Copy + Ord> Ledger<A> {
     /// A flight is over: what it added counts by now if it `committed`; else it never will, or that isn't known. What was covered by escrow is spent, as
     /// far as it is known here: the session will say that it has spent as much, or more.
     pub fn land(&mut self, id: FlightId, committed: bool) {
-        let Some(Flight { covered_by: Some(session), adds }) = self.flights.remove(&id) else { return };
+        let Some(Flight { covered_by: Some(session), adds, .. }) = self.flights.remove(&id) else { return };
         for (account, add) in adds.into_iter().filter(|_| committed) {
             if let Some(held) = self.held.get_mut(&(session, account)) {
                 let spent = held.spent.saturating_add(u64::try_from(add.bytes).unwrap_or(0));
@@ -226,7 +249,8 @@ impl<A: Copy + Ord> Ledger<A> {
             }
         };
         let held = self.held.entry((session, account)).or_default();
-        held.granted = held.granted.max(known);
+        // Nobody knows of more than was granted, or accepted when it was declared.
+        let known = known.min(held.granted);
         // An answer that was lost has granted it already.
         let new = held.granted - known;
         let missing = needed.saturating_sub(new);
@@ -288,8 +312,9 @@ mod tests {
         Amount { bytes, inodes: 0 }
     }
 
-    fn fits(l: &Ledger<u8>, id: FlightId, counted: i64) -> Verdict {
-        l.fits(id, &l.reserved_beside(id), &used(counted))
+    fn fits(l: &mut Ledger<u8>, id: FlightId, counted: i64) -> Verdict {
+        let reserved = l.reserved_beside(id);
+        l.fits(id, &reserved, &used(counted))
     }
 
     fn grant(l: &mut Ledger<u8>, who: SessionId, known: u64, wish: (u64, u64), counted: i64) -> (u64, bool) {
@@ -310,16 +335,44 @@ mod tests {
         let mut l = ledger(100);
         assert_eq!(grant(&mut l, A, 0, (10, 80), 20), (20, true), "a quarter of what is left");
         let flight = l.take_off(None, [(7, bytes(61))]).unwrap();
-        assert_eq!(fits(&l, flight, 20), Verdict::Later);
-        assert_eq!(fits(&l, flight, 40), Verdict::Over);
+        assert_eq!(fits(&mut l, flight, 20), Verdict::Later);
+        assert_eq!(fits(&mut l, flight, 40), Verdict::Over);
         l.spent(A, 7, 1);
-        assert_eq!(fits(&l, flight, 20), Verdict::Fits);
+        assert_eq!(fits(&mut l, flight, 20), Verdict::Fits);
         // It is on its way: nobody else gets that.
         assert_eq!(grant(&mut l, B, 0, (1, 1), 20), (0, false));
         l.land(flight, false);
         assert_eq!(grant(&mut l, B, 0, (1, 1), 20), (1, true));
         l.forget(A);
         assert_eq!(l.escrow(), 1);
+    }
+
+    /// What only waits for room kept away what had been promised it, and all who waited kept each other away.
+    #[test]
+    fn who_waits_without_cover_keeps_nobody_waiting_who_came_before_or_is_covered() {
+        let mut l = ledger(100);
+        assert_eq!(grant(&mut l, A, 0, (40, 40), 60), (40, true));
+        let waits = l.take_off(None, [(7, bytes(30))]).unwrap();
+        assert_eq!(fits(&mut l, waits, 60), Verdict::Later);
+        let covered = l.take_off(Some(A), [(7, bytes(40))]).unwrap();
+        assert_eq!(fits(&mut l, covered, 60), Verdict::Fits);
+        assert_eq!(fits(&mut l, waits, 60), Verdict::Later);
+        l.land(covered, false);
+        l.forget(A);
+        let behind = l.take_off(None, [(7, bytes(30))]).unwrap();
+        assert_eq!(fits(&mut l, behind, 60), Verdict::Later, "the one before it may need the room");
+        assert_eq!(fits(&mut l, waits, 60), Verdict::Fits);
+        let third = l.take_off(None, [(7, bytes(10))]).unwrap();
+        assert_eq!(fits(&mut l, third, 60), Verdict::Later);
+        l.land(behind, false);
+        assert_eq!(fits(&mut l, third, 60), Verdict::Fits);
+    }
+
+    #[test]
+    fn a_session_is_believed_no_more_than_it_was_granted() {
+        let mut l = ledger(100);
+        assert_eq!(grant(&mut l, A, u64::MAX, (10, 10), 0), (10, true));
+        assert_eq!(l.escrow(), 10);
     }
 
     #[test]
@@ -329,11 +382,11 @@ mod tests {
         let first = l.take_off(Some(A), [(7, bytes(60))]).unwrap();
         let second = l.take_off(Some(A), [(7, bytes(40))]).unwrap();
         for flight in [first, second] {
-            assert_eq!(fits(&l, flight, 0), Verdict::Fits);
+            assert_eq!(fits(&mut l, flight, 0), Verdict::Fits);
         }
         // Through: its own escrow is for what it has buffered.
         let through = l.take_off(None, [(7, bytes(1))]).unwrap();
-        assert_eq!(fits(&l, through, 0), Verdict::Later);
+        assert_eq!(fits(&mut l, through, 0), Verdict::Later);
         assert_eq!(l.take_off(None, [(7, bytes(-5)), (8, bytes(5))]), None, "nothing limited grows");
     }
 
@@ -374,14 +427,14 @@ mod tests {
                     2 if *buffered > 0 => {
                         let n = n.min(*buffered);
                         let flight = l.take_off(Some(session), [(7, bytes(n as i64))]).unwrap();
-                        prop_assert_eq!(fits(&l, flight, counted), Verdict::Fits);
+                        prop_assert_eq!(fits(&mut l, flight, counted), Verdict::Fits);
                         counted += n as i64;
                         l.land(flight, true);
                         (*buffered, *spent) = (*buffered - n, *spent + n);
                     }
                     3 => {
                         let flight = l.take_off(None, [(7, bytes(n as i64))]).unwrap();
-                        if fits(&l, flight, counted) == Verdict::Fits {
+                        if fits(&mut l, flight, counted) == Verdict::Fits {
                             counted += n as i64;
                         }
                         l.land(flight, true);

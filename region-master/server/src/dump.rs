@@ -128,6 +128,8 @@ pub enum LoadError {
         "{} isn't empty: a dump is loaded only where nothing is. Give the master an empty state_dir; move this one away if it isn't needed", .0.display()
     )]
     NotEmpty(PathBuf),
+    #[error(transparent)]
+    Clock(#[from] crate::recover::Refused),
     #[error("the dump changed while it was loaded; empty {} and load it again", .0.display())]
     Changed(PathBuf),
     #[error("{0}; empty the state_dir and load the dump again")]
@@ -170,6 +172,8 @@ pub fn load(
             own_region: config.region.clone(),
         });
     }
+    let taken = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(header.taken_unix_s));
+    crate::recover::clock_is_plausible(now, "the dump", taken)?;
     let (raft_dir, store_dir) = (config.state_dir.join("raft"), config.state_dir.join("store"));
     for dir in [&raft_dir, &store_dir] {
         if std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some()) {

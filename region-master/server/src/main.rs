@@ -1,6 +1,7 @@
 //! The daemon `mooseng-master`: parse, wire, run.
 
 use std::collections::BTreeMap;
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -75,6 +76,29 @@ fn main() -> ExitCode {
     }
 }
 
+/// The file in `state_dir` that a process locks as long as it works there.
+const LOCK: &str = "LOCK";
+
+/// Takes a directory for this process alone, before anything in it is opened: opening mends what a crash left, which must never happen to the files of a
+/// process that runs, or hangs.
+fn lock(state_dir: &Path) -> anyhow::Result<File> {
+    let path = state_dir.join(LOCK);
+    let file = std::fs::create_dir_all(state_dir)
+        .and_then(|()| File::options().create(true).truncate(false).write(true).open(&path))
+        .with_context(|| {
+            format!("the setting state_dir = {state_dir:?}: {} can't be opened", path.display())
+        })?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => bail!(
+            "another process works in state_dir = {state_dir:?}: a master that runs, or hangs, or one that is recovered or loaded; stop it first"
+        ),
+        Err(TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("{} can't be locked", path.display()))
+        }
+    }
+}
+
 fn start() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     let path = &arguments.config;
@@ -113,6 +137,7 @@ fn load(config: MasterConfig, file: &Path) -> anyhow::Result<()> {
         let network = Arc::new(TlsNetwork::load(tls).context("the setting `tls` is wrong")?);
         anyhow::Ok(recover::nobody_answers(network, config.id, &config.advertise, &members).await?)
     })?;
+    let _lock = lock(&config.state_dir)?;
     let loaded = dump::load(&config, Arc::new(OsDisk), file, SystemTime::now())?;
     println!(
         "Loaded {} records ({} bytes) as of {}, commit version {}. What was changed since then is missing; chunks that only later changes name stay where they are, in no file.\nMaster {} is the only member of its group, from term {} on (line {}). Start it; then `mooseng fsck`. Other masters are added with empty disks \
@@ -144,6 +169,7 @@ fn recover_region(config: MasterConfig, asked: &Recover) -> anyhow::Result<()> {
     };
     // First this one: a running master's files mustn't be opened.
     ask(BTreeMap::new())?;
+    let _lock = lock(&config.state_dir)?;
     let disks = recover::Disks::open(&config, Arc::new(OsDisk))?;
     let now = SystemTime::now();
     print!("{}", recover::Shown { disks: &disks, own: config.id, state_dir: &config.state_dir, now });
@@ -183,6 +209,7 @@ async fn run(config: MasterConfig) -> anyhow::Result<()> {
     let shutdown = CancellationToken::new();
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let http = config.http_listen.clone();
+    let _lock = lock(&config.state_dir)?;
     let directory = config.state_dir.join("store");
     let base = FjallBase::open(&directory).with_context(|| {
         format!("the metadata store below state_dir = {:?} can't be opened", config.state_dir)

@@ -30,6 +30,8 @@ const ROOT_VOLUME: VolumeId = VolumeId(0);
 const LIST_PAGE: usize = 500;
 /// Accounts in one request for escrow.
 const ACCOUNTS_MAX: usize = 16;
+/// Escrow that one request asks for at most: as much as a large buffer holds.
+const WISH_MAX: u64 = 1 << 30;
 /// Accounts of which one message tells what was spent.
 const TOLD_MAX: usize = 4_096;
 /// Entries that are marked in one transaction.
@@ -105,7 +107,7 @@ async fn used(master: &Master, accounts: &[Account]) -> Result<BTreeMap<Account,
     Ok(used)
 }
 
-/// Whether a flight fits. None in another term.
+/// Whether a flight fits. None in another term, and where the store can't be read: then the change is asked for anew.
 pub async fn judge(master: &Master, term: u64, flight: FlightId) -> Option<Verdict> {
     let reserved =
         master.desk(|desk| (desk.custody == Some(term)).then(|| desk.ledger.reserved_beside(flight)))?;
@@ -113,8 +115,22 @@ pub async fn judge(master: &Master, term: u64, flight: FlightId) -> Option<Verdi
     match used(master, &accounts).await {
         Ok(used) => master
             .desk(|desk| (desk.custody == Some(term)).then(|| desk.ledger.fits(flight, &reserved, &used))),
-        // The commit will say what is wrong with the store, or the next look.
-        Err(_) => Some(Verdict::Later),
+        Err(error) => {
+            tracing::debug!(%error, "what counts for a quota can't be read");
+            None
+        }
+    }
+}
+
+/// A flight that ends with its question.
+struct Landing<'a> {
+    master: &'a Master,
+    flight: FlightId,
+}
+
+impl Drop for Landing<'_> {
+    fn drop(&mut self) {
+        self.master.desk(|desk| desk.ledger.land(self.flight, false));
     }
 }
 
@@ -130,7 +146,7 @@ pub async fn reserve(
         return Err(mooseng_transport::call_error(ErrorCode::InvalidRequest, message));
     }
     let held = told(&request.held);
-    let wish = request.wish.max(request.bytes).min(i64::MAX as u64 / 4);
+    let wish = request.wish.max(request.bytes).min(WISH_MAX);
     let needed = request.bytes.min(wish);
     let mut rooms = Vec::new();
     for asked in &request.accounts {
@@ -143,6 +159,8 @@ pub async fn reserve(
             let adds = Amount { bytes: wish.max(1) as i64, inodes: 0 };
             desk.ledger.take_off(None, [(account, adds)])
         });
+        // It lands also where whoever asked gives up.
+        let _landing = flight.map(|flight| Landing { master, flight });
         let mut room = AccountRoom { account: Some(*asked), limited: false, granted: known, enough: true };
         if let Some(flight) = flight {
             let reserved = master.desk(|desk| desk.ledger.reserved_beside(flight));
@@ -157,7 +175,6 @@ pub async fn reserve(
                     }
                     _ => (known, needed == 0),
                 };
-                desk.ledger.land(flight, false);
                 granted
             });
         }

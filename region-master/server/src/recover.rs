@@ -55,6 +55,10 @@ pub enum Refused {
         "this master's log began empty and was still being filled: acknowledged entries are missing in it{0}. If there is no better one, say so: --although-it-is-incomplete"
     )]
     Incomplete(String),
+    #[error(
+        "this machine's clock says {now}, but {what} is of {then}: what the region gives from now on would be told from what was lost by wrong numbers. Set the clock right first"
+    )]
+    Clock { now: String, what: &'static str, then: String },
     #[error(transparent)]
     Recover(#[from] RecoverError),
     #[error(transparent)]
@@ -130,9 +134,29 @@ impl Disks {
 
     /// Makes the group of this master alone.
     pub fn recover(&self, own: u64, now: SystemTime) -> Result<Recovered, Refused> {
+        clock_is_plausible(now, "the newest entry of the log", self.written)?;
         let now_s = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
         Ok(recover::alone(&*self.disk, &self.dir, &self.log, &self.remains, own, now_s)?)
     }
+}
+
+/// How far clocks of a region may be apart.
+const CLOCKS_APART: Duration = Duration::from_secs(3600);
+/// No clock that is right says more: the year 2100.
+const CLOCK_MAX: Duration = Duration::from_secs(4_102_444_800);
+
+/// Refuses a clock that is behind what it was when something was written, or is wrong in any case: lines, terms and ids after a recovery count by it.
+pub fn clock_is_plausible(
+    now: SystemTime,
+    what: &'static str,
+    written: Option<SystemTime>,
+) -> Result<(), Refused> {
+    let then = written.unwrap_or(SystemTime::UNIX_EPOCH);
+    let behind = then.duration_since(now).is_ok_and(|behind| behind > CLOCKS_APART);
+    if behind || now > SystemTime::UNIX_EPOCH + CLOCK_MAX {
+        return Err(Refused::Clock { now: utc(now), what, then: utc(then) });
+    }
+    Ok(())
 }
 
 /// Refuses while any of these masters answers, this one included.

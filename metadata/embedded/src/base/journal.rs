@@ -11,8 +11,8 @@
 //!        | 4 | keyspace u64
 //! ```
 
-use std::fs::OpenOptions;
-use std::io::{self, Read};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use bytes::Buf;
@@ -54,9 +54,29 @@ pub(super) fn cut_torn_tail(database: &Path) -> io::Result<Option<u64>> {
         return Ok(None);
     }
     let left = end as u64;
+    keep_tail(database, &bytes[end..])?;
     file.set_len(left)?;
     file.sync_all()?;
     Ok(Some(left))
+}
+
+/// Tails that are kept beside a database.
+const TAILS_MAX: u32 = 4;
+
+/// Keeps what is cut beside the database: where it isn't torn but damaged, whole batches may follow, which the log may not have any more.
+fn keep_tail(database: &Path, tail: &[u8]) -> io::Result<()> {
+    let name = |n: u32| database.with_extension(format!("cut-{n}"));
+    // The oldest ones stay: what was cut first is what a damage took.
+    let Some(path) = (0..TAILS_MAX).map(name).find(|path| !path.exists()) else { return Ok(()) };
+    let kept = File::create(&path).and_then(|mut file| {
+        file.write_all(tail)?;
+        file.sync_all()
+    });
+    match kept {
+        // A master with a full disk must start all the same.
+        Err(error) if error.kind() == io::ErrorKind::StorageFull => std::fs::remove_file(&path),
+        kept => kept,
+    }
 }
 
 /// Where the whole batches at the front end.
@@ -104,6 +124,23 @@ fn item(bytes: &[u8]) -> Option<usize> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use std::os::unix::fs::FileExt;
+
+    #[test]
+    fn what_is_cut_is_kept_beside_the_database() {
+        let directory = tempfile::tempdir().unwrap();
+        let base = FjallBase::open(directory.path()).unwrap();
+        write(&base, 1);
+        base.flush().unwrap();
+        drop(base);
+        let database = directory.path().join("gen-00000001");
+        let journal = newest(&database).unwrap().unwrap();
+        let end = end_of_batches(&std::fs::read(&journal).unwrap());
+        let file = OpenOptions::new().write(true).open(&journal).unwrap();
+        file.write_all_at(b"torn", end as u64).unwrap();
+        assert_eq!(FjallBase::open(directory.path()).unwrap().position().position.index, 1);
+        let kept = std::fs::read(directory.path().join("gen-00000001.cut-0")).unwrap();
+        assert!(kept.starts_with(b"torn"));
+    }
 
     use bytes::Bytes;
     use mooseng_store::mvcc::Change;
