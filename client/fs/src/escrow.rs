@@ -350,7 +350,7 @@ mod tests {
         answer(&escrow, &escrow.question(USER, 5), true, 20, true, now);
         let late = escrow.question(USER, 5);
         let [declared] = escrow.declare().try_into().unwrap_or_else(|_| [fs::Escrow::default()]);
-        assert_eq!(declared, fs::Escrow::default(), "it was given back with the question");
+        assert_eq!((declared.granted, declared.spent), (20, 20), "it was given back with the question");
         answer(&escrow, &late, true, 50, true, now);
         assert_eq!(escrow.take(USER, 1, now), Taken::Ask);
         answer(&escrow, &escrow.question(USER, 5), true, 30, true, now);
