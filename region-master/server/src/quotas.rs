@@ -168,14 +168,13 @@ pub async fn reserve(
             room.limited = true;
             (room.granted, room.enough) = master.desk(|desk| {
                 let of = |amounts: &BTreeMap<_, Amount>| amounts.get(&account).copied().unwrap_or_default();
-                let granted = match (&used, desk.custody == Some(term), desk.sessions.holds(session)) {
+                match (&used, desk.custody == Some(term), desk.sessions.holds(session)) {
                     (Ok(used), true, true) => {
                         let around = (of(&reserved), of(used));
                         desk.ledger.grant(session, account, known, (needed, wish), around)
                     }
                     _ => (known, needed == 0),
-                };
-                granted
+                }
             });
         }
         rooms.push(room);
