@@ -73,8 +73,11 @@ fn keep_tail(database: &Path, tail: &[u8]) -> io::Result<()> {
         file.sync_all()
     });
     match kept {
-        // A master with a full disk must start all the same.
-        Err(error) if error.kind() == io::ErrorKind::StorageFull => std::fs::remove_file(&path),
+        // A master with a full disk must start all the same; there may not have been room for the name even.
+        Err(error) if error.kind() == io::ErrorKind::StorageFull => match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        },
         kept => kept,
     }
 }
