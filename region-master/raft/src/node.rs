@@ -169,6 +169,11 @@ impl RaftNode {
                 .await?
         };
         let (wal, lineage) = (Arc::new(opened.0), opened.1);
+        tracing::info!(
+            id = own.id,
+            term = wal.vote().map(|vote| vote.term),
+            "begins to take part in its group"
+        );
         let lineage = Arc::new(lineage.map_err(|source| RaftError::Lineage { path: dir, source })?);
         // What the store holds came by way of the log. openraft would take a store without a log for a log that was purged, and let this
         // member vote for whoever lacks what it had acknowledged behind the store's last flush.
