@@ -535,7 +535,13 @@ impl Chunk {
         let lent = self.directory.disk.lend(&self.path).and_then(|lent| {
             let Some(descriptor) = lent else { return Ok(None) };
             let file = FileIdentity::of(&descriptor)?;
-            let terms = Terms { chunk: self.id, format: FORMAT, length: state.length, tail_crc: state.tail_crc, file };
+            let terms = Terms {
+                chunk: self.id,
+                format: FORMAT,
+                length: state.length,
+                tail_crc: state.tail_crc,
+                file,
+            };
             Ok(Some(Loan { terms, descriptor }))
         });
         // Not counted against the disk: too many open files aren't its fault, and what is will be met by the next read.

@@ -14,8 +14,8 @@ use mooseng_ports::plant::{self, Plant};
 use mooseng_wire::{CHUNK_BYTES_MAX, ChunkId};
 
 use crate::layout::{
-    BLOCK, ENTRY_BYTES, FORMAT, GROUP_BLOCKS, Header, RECORD_BYTES, block_at, entry_at, entry_crc, file_bytes,
-    pieces,
+    BLOCK, ENTRY_BYTES, FORMAT, GROUP_BLOCKS, Header, RECORD_BYTES, block_at, entry_at, entry_crc,
+    file_bytes, pieces,
 };
 
 /// How long a descriptor is used after it was got: then it is closed, and asked for anew where it is still wanted.

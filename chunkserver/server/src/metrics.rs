@@ -45,8 +45,10 @@ const BYTES_SCRUBBED: Name =
 const SCRUB_PASSES: Name =
     Name("mooseng_chunkserver_scrub_passes", "Times that the scrub has been through all chunks");
 
-const LENT: Name =
-    Name("mooseng_chunkserver_lent", "Sealed chunks' files lent to clients on this host, which read them themselves");
+const LENT: Name = Name(
+    "mooseng_chunkserver_lent",
+    "Sealed chunks' files lent to clients on this host, which read them themselves",
+);
 const OTHER_FOUNDINGS: Name = Name(
     "mooseng_chunkserver_other_foundings",
     "Masters whose last answer told another founding mark than the chunks': the region was made anew",

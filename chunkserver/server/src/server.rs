@@ -97,7 +97,8 @@ impl ChunkserverServer {
         let keys = Arc::new(KeyRing::default());
         let foundings = Arc::new(Foundings::new(store.clone(), metrics.clone()));
         let health = Arc::new(Health::new(store.clone(), keys.clone(), foundings.clone()));
-        let lending = if config.same_host_reads && disk.lends() { Lender::start(&config.state_dir) } else { None };
+        let lending =
+            if config.same_host_reads && disk.lends() { Lender::start(&config.state_dir) } else { None };
         let service = Arc::new(ChunkService::new(Parts {
             ours,
             store: store.clone(),

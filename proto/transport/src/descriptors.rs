@@ -13,8 +13,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-    recvmsg, sendmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{UnixListener, UnixStream};
@@ -117,7 +117,10 @@ async fn hand_over(mut stream: UnixStream, take: Take, _place: OwnedSemaphorePer
     let served = async {
         let uid = stream.peer_cred()?.uid();
         if uid != 0 && uid != our_uid() {
-            return Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("user {uid} has no business here")));
+            return Err(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                format!("user {uid} has no business here"),
+            ));
         }
         let mut shown = [0; 32];
         stream.read_exact(&mut shown).await?;
@@ -194,7 +197,8 @@ mod tests {
 
     fn counter(path: &Path, token: Token, file: &Path) -> CancellationToken {
         let held = Mutex::new(Some(OwnedFd::from(File::open(file).unwrap())));
-        let take: Take = Arc::new(move |shown| if *shown == token { held.lock().unwrap().take() } else { None });
+        let take: Take =
+            Arc::new(move |shown| if *shown == token { held.lock().unwrap().take() } else { None });
         let shutdown = CancellationToken::new();
         tokio::spawn(Counter::bind(path).unwrap().serve(take, shutdown.clone()));
         shutdown
@@ -212,7 +216,11 @@ mod tests {
         let wrong = fetch(&path, &Token::random(), our_uid(), WITHIN).await.unwrap_err();
         assert_eq!(wrong.kind(), io::ErrorKind::NotFound);
         let other = fetch(&path, &token, our_uid() + 1, WITHIN).await.unwrap_err();
-        assert_eq!(other.kind(), io::ErrorKind::PermissionDenied, "served by somebody else, who isn't shown the token");
+        assert_eq!(
+            other.kind(),
+            io::ErrorKind::PermissionDenied,
+            "served by somebody else, who isn't shown the token"
+        );
         let mut text = String::new();
         File::from(fetch(&path, &token, our_uid(), WITHIN).await.unwrap()).read_to_string(&mut text).unwrap();
         assert_eq!(text, "bytes");
