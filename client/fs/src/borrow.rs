@@ -1,7 +1,7 @@
 //! Files of sealed chunks that chunkservers on this host lend, to be read and checked here.
 //!
-//! Which chunkservers do is found out by asking each once, on the authenticated stream. A read waits for a file only where its
-//! chunkserver is known to lend; everything else is asked for beside it. What is lent is used for a bounded time: see [`HELD_FOR`].
+//! Which chunkservers do is found out by asking each once, on the authenticated stream, which a read would have to make anyway. A read waits for
+//! the answer for a moment at most, then it goes over the network. What is lent is used for a bounded time: see [`HELD_FOR`].
 //!
 //! [`HELD_FOR`]: mooseng_chunk::lent::HELD_FOR
 
@@ -44,7 +44,7 @@ const SWEEP_EVERY: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 pub(crate) enum Lent {
     Here(Arc<LentChunk>),
-    /// It was asked for, and will most likely come.
+    /// It was asked for, and may come.
     Soon,
     Not,
 }
@@ -111,16 +111,16 @@ impl Borrower {
                 }
                 Lent::Here(chunk)
             }
-            Found::Ask(near) => {
+            Found::Ask => {
                 self.ask(location, place);
-                if near { Lent::Soon } else { Lent::Not }
+                Lent::Soon
             }
             Found::Soon => Lent::Soon,
             Found::Not => Lent::Not,
         }
     }
 
-    /// [`Self::find`], waiting a little for what will most likely come.
+    /// [`Self::find`], waiting a little for what may come.
     pub async fn wait_for(&self, location: &ChunkLocation, place: &ChunkPlace) -> Option<Arc<LentChunk>> {
         let deadline = Instant::now() + SOON;
         loop {

@@ -43,6 +43,7 @@ mod locks;
 mod lookahead;
 mod opens;
 mod owners;
+mod packets;
 pub mod peers;
 mod pieces;
 mod plan;

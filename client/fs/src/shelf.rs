@@ -37,9 +37,9 @@ enum Slot<C> {
 pub(crate) enum Found<C> {
     /// It is here. If told so, it is to be asked for again.
     Held(C, bool),
-    /// It isn't; the caller is to ask for it. If told so, the chunkserver is known to lend.
-    Ask(bool),
-    /// It was asked for, at a chunkserver that is known to lend.
+    /// It isn't; the caller is to ask for it.
+    Ask,
+    /// It, or whether the chunkserver lends at all, was asked for.
     Soon,
     /// It isn't, and nobody is to ask.
     Not,
@@ -87,7 +87,7 @@ impl<C: Clone> Shelf<C> {
     pub fn find(&mut self, chunk: u64, address: &str, now: Instant) -> Found<C> {
         let nearness = self.servers.get(address).copied();
         match nearness {
-            Some(Nearness::Asked) => return Found::Not,
+            Some(Nearness::Asked) => return Found::Soon,
             Some(Nearness::FarUntil(until)) if until > now => return Found::Not,
             _ => {}
         }
@@ -108,11 +108,10 @@ impl<C: Clone> Shelf<C> {
             return Found::Not;
         }
         self.chunks.insert(key, Slot::Asked);
-        let near = nearness == Some(Nearness::Near);
-        if !near {
+        if nearness != Some(Nearness::Near) {
             self.servers.insert(address.to_owned(), Nearness::Asked);
         }
-        Found::Ask(near)
+        Found::Ask
     }
 
     fn has_room(&mut self, key: &(u64, String), now: Instant) -> bool {
@@ -186,22 +185,22 @@ mod tests {
     const FAR: &str = "far:1";
 
     fn held(shelf: &mut Shelf<u64>, chunk: u64, now: Instant) {
-        assert!(matches!(shelf.find(chunk, NEAR, now), Found::Ask(_)));
+        assert!(matches!(shelf.find(chunk, NEAR, now), Found::Ask));
         shelf.answered(chunk, NEAR, now, Outcome::Lent(chunk));
     }
 
     #[test]
     fn a_chunkserver_is_asked_once_until_it_is_known() {
         let (mut shelf, now) = (Shelf::<u64>::new(4), Instant::now());
-        assert_eq!(shelf.find(1, FAR, now), Found::Ask(false));
-        assert_eq!((shelf.find(1, FAR, now), shelf.find(2, FAR, now)), (Found::Not, Found::Not));
+        assert_eq!(shelf.find(1, FAR, now), Found::Ask);
+        assert_eq!((shelf.find(1, FAR, now), shelf.find(2, FAR, now)), (Found::Soon, Found::Soon));
         shelf.answered(1, FAR, now, Outcome::Far);
         assert_eq!(shelf.find(2, FAR, now + FAR_FOR - Duration::from_secs(1)), Found::Not);
-        assert_eq!(shelf.find(2, FAR, now + FAR_FOR), Found::Ask(false));
+        assert_eq!(shelf.find(2, FAR, now + FAR_FOR), Found::Ask);
         assert!(!shelf.is_near(FAR));
         held(&mut shelf, 1, now);
         assert!(shelf.is_near(NEAR));
-        assert_eq!(shelf.find(2, NEAR, now), Found::Ask(true));
+        assert_eq!(shelf.find(2, NEAR, now), Found::Ask);
         shelf.answered(2, NEAR, now, Outcome::Failed);
         assert!(shelf.is_near(NEAR), "one question that failed makes nobody far");
     }
@@ -216,7 +215,7 @@ mod tests {
         assert_eq!(shelf.find(1, NEAR, later), Found::Held(1, false), "one question is enough");
         shelf.answered(1, NEAR, later, Outcome::Refused);
         assert_eq!(shelf.find(1, NEAR, later), Found::Held(1, false));
-        assert_eq!(shelf.find(1, NEAR, now + HELD_FOR), Found::Ask(true), "and not a moment longer");
+        assert_eq!(shelf.find(1, NEAR, now + HELD_FOR), Found::Ask, "and not a moment longer");
         shelf.answered(1, NEAR, now + HELD_FOR, Outcome::Lent(1));
         shelf.sweep(now + HELD_FOR * 2);
         assert_eq!(shelf.len(), 0);
@@ -225,33 +224,33 @@ mod tests {
     #[test]
     fn what_wasnt_lent_or_was_wrong_is_left_alone_for_a_while() {
         let (mut shelf, now) = (Shelf::new(4), Instant::now());
-        assert_eq!(shelf.find(1, NEAR, now), Found::Ask(false));
+        assert_eq!(shelf.find(1, NEAR, now), Found::Ask);
         shelf.answered(1, NEAR, now, Outcome::Refused);
         assert_eq!(shelf.find(1, NEAR, now), Found::Not);
-        assert_eq!(shelf.find(1, NEAR, now + REFUSED_FOR), Found::Ask(true));
+        assert_eq!(shelf.find(1, NEAR, now + REFUSED_FOR), Found::Ask);
         shelf.answered(1, NEAR, now, Outcome::Lent(1));
         shelf.is_bad(1, NEAR, now);
         assert_eq!(shelf.find(1, NEAR, now + BAD_FOR - Duration::from_secs(1)), Found::Not);
-        assert_eq!(shelf.find(1, NEAR, now + BAD_FOR), Found::Ask(true));
+        assert_eq!(shelf.find(1, NEAR, now + BAD_FOR), Found::Ask);
     }
 
     #[test]
     fn the_files_used_last_are_kept_and_no_more_is_remembered_than_that() {
         let (mut shelf, now) = (Shelf::new(2), Instant::now());
         held(&mut shelf, 1, now);
-        assert_eq!(shelf.find(2, NEAR, now), Found::Ask(true));
+        assert_eq!(shelf.find(2, NEAR, now), Found::Ask);
         assert_eq!(shelf.find(2, NEAR, now), Found::Soon);
         shelf.answered(2, NEAR, now, Outcome::Lent(2));
         assert_eq!(shelf.find(1, NEAR, now), Found::Held(1, false));
         held(&mut shelf, 3, now);
         assert_eq!(shelf.len(), 2);
-        assert_eq!(shelf.find(2, NEAR, now), Found::Ask(true), "2 was used longest ago");
+        assert_eq!(shelf.find(2, NEAR, now), Found::Ask, "2 was used longest ago");
         for chunk in 0..10_000 {
-            if let Found::Ask(_) = shelf.find(chunk, NEAR, now) {
+            if let Found::Ask = shelf.find(chunk, NEAR, now) {
                 shelf.answered(chunk, NEAR, now, Outcome::Refused);
             }
         }
         assert!(shelf.chunks.len() <= REMEMBERED_MAX);
-        assert!(matches!(shelf.find(20_000, NEAR, now + BAD_FOR), Found::Ask(true)));
+        assert!(matches!(shelf.find(20_000, NEAR, now + BAD_FOR), Found::Ask));
     }
 }
