@@ -118,15 +118,19 @@ async fn a_chunk_is_made_of_pieces_from_here_and_elsewhere() {
         epoch: 1,
         custody: 5,
         sources: vec![
-            BuildSource { chunk: CHUNK, holders: vec![nowhere, member("a", a.server.address())] },
-            BuildSource { chunk: CHUNK + 1, holders: vec![] },
+            BuildSource {
+                chunk: CHUNK,
+                holders: vec![nowhere, member("a", a.server.address())],
+                ..BuildSource::default()
+            },
+            BuildSource { chunk: CHUNK + 1, ..BuildSource::default() },
         ],
         pieces,
         ticket: ticket(),
         bytes_per_s: 0,
     };
     let missing = Build {
-        sources: vec![order.sources[0].clone(), BuildSource { chunk: 77, holders: vec![] }],
+        sources: vec![order.sources[0].clone(), BuildSource { chunk: 77, ..BuildSource::default() }],
         ..order.clone()
     };
     assert_eq!(build(&missing).await.unwrap_err().code(), ErrorCode::NotFound);
