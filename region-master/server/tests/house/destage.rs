@@ -14,7 +14,7 @@ async fn overwrite(region: &Region, inode: u64, offset: usize, bytes: &[u8]) -> 
     let data = Some(Data::Inline(Bytes::copy_from_slice(bytes)));
     let piece = WritePiece { offset: offset as u64, data };
     let write = Write { inode, pieces: vec![piece], ..Write::default() };
-    match region.client.change(Op::Write(write)).await.unwrap() {
+    match region.client.change_alone(Op::Write(write)).await.unwrap() {
         Reply::Written(_) => true,
         Reply::Errno(errno) => {
             assert_eq!(errno, 90, "EMSGSIZE: it is to go to a chunk");
