@@ -10,6 +10,7 @@
 
 mod blocking;
 mod frames;
+mod health;
 mod link;
 mod live;
 mod network;
