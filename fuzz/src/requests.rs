@@ -128,6 +128,13 @@ fn script() -> Vec<Op> {
         Op::Symlink(Symlink { parent: 1, name: name("s"), target: name("d/h") }),
         Op::SealChunk(SealChunk { chunk: 4, acknowledged: 60, failed: vec![] }),
         Op::Unlink(Unlink { parent: 4, name: name("g") }),
+        // Far out in a file inline data is staged.
+        Op::Write(Write {
+            inode: 2,
+            pieces: vec![inline(100_000, b"staged"), inline(100_003, b"over it"), inline(200_000, b"far")],
+            ..Write::default()
+        }),
+        Op::SetAttr(SetAttr { inode: 2, size: Some(100_002), ..SetAttr::default() }),
     ]
 }
 

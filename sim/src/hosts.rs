@@ -157,6 +157,7 @@ pub fn patient() -> HouseConfig {
         scan_every_ms: 1_000,
         rewrites_at_once: 2,
         rewrite_after_ms: 0,
+        destage_above_kib: 0,
         rewrite_gain_kib: 0,
         trash_retention_s: 5,
         trash_min_age_s: 0,

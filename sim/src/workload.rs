@@ -24,7 +24,9 @@ const NAMES: u8 = 5;
 /// Tasks of a client that work at the same time.
 const TASKS: u8 = 2;
 /// Where a record lies and how long it is. Far out in a file it is beyond what is stored inline, so that it goes through chunks.
-const PLACES: [(u64, usize); 4] = [(0, 512), (100_000, 8192), (100_000, 6000), (100_000, 20_008)];
+/// What is little goes inline all the same, and to a chunk later.
+const PLACES: [(u64, usize); 5] =
+    [(0, 512), (100_000, 20_008), (100_000, 6000), (100_000, 24_504), (100_000, 40_000)];
 /// Files that a task holds open at most.
 const HELD_MAX: usize = 3;
 
@@ -78,7 +80,7 @@ fn name(n: u8) -> Vec<u8> {
     vec![b'a' + n]
 }
 
-/// A quarter of the inodes hold their record inline, the others in a chunk.
+/// A fifth of the inodes hold their record inline, a fifth until it is moved, the others in a chunk.
 fn place(inode: u64) -> (u64, usize) {
     PLACES[inode as usize % PLACES.len()]
 }

@@ -1,5 +1,5 @@
 //! Making a new chunk of pieces of sealed ones, as a master orders it: the rewriter's work. Pieces are read here where a copy lies here, else from
-//! a chunkserver that has one, verified either way; they are written one behind the other, flushed, and only then taken up. Whatever stops it
+//! a chunkserver that has one, verified either way, or come with the order; they are written one behind the other, flushed, and only then taken up. Whatever stops it
 //! leaves nothing; a chunk that no master puts on record is deleted.
 
 use std::time::Duration;
@@ -86,6 +86,10 @@ impl Pulls {
         members: &Members,
     ) -> Result<Bytes, CallError> {
         let (chunk, offset, length) = (ChunkId(source.chunk), piece.offset, piece.length);
+        if !source.data.is_empty() {
+            // Checked: it lies within.
+            return Ok(source.data.slice(offset as usize..(offset + length) as usize));
+        }
         let mut failed = match self.work(move |store| store.read(chunk, offset, length)).await {
             Ok(bytes) => return Ok(bytes),
             Err(error) => error,
@@ -137,8 +141,11 @@ fn checked(build: &Build) -> Result<u64, CallError> {
         if piece.length == 0 || end.is_none_or(|end| end > CHUNK_BYTES_MAX) {
             return Err(wrong("names a piece that lies in no chunk"));
         }
-        if piece.source as usize >= build.sources.len() {
+        let Some(source) = build.sources.get(piece.source as usize) else {
             return Err(wrong("names a source that it doesn't have"));
+        };
+        if !source.data.is_empty() && end.is_none_or(|end| end > source.data.len() as u64) {
+            return Err(wrong("names bytes behind those that it brings"));
         }
         length = length.saturating_add(piece.length);
     }
@@ -172,7 +179,7 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
-        let source = |chunk| BuildSource { chunk, holders: vec![] };
+        let source = |chunk| BuildSource { chunk, ..BuildSource::default() };
         let build = |pieces: &[BuildPiece]| Build {
             chunk: 9,
             sources: vec![source(1), source(2)],
@@ -191,5 +198,11 @@ mod tests {
             assert!(checked(&build(&wrong)).is_err(), "{wrong:?}");
         }
         assert!(checked(&Build { chunk: 1, ..build(&[piece(0, 0, 1)]) }).is_err());
+        let brought = |piece| {
+            let data = Bytes::from_static(b"0123456789");
+            checked(&Build { sources: vec![BuildSource { data, ..source(0) }], ..build(&[piece]) })
+        };
+        assert_eq!(brought(piece(0, 3, 7)), Ok(7));
+        assert!(brought(piece(0, 3, 8)).is_err());
     }
 }

@@ -113,20 +113,34 @@ async fn a_chunk_is_made_of_pieces_from_here_and_elsewhere() {
     };
     (0..300).for_each(|n| piece((n % 2) as u32, n * 4_500, 4_096 - n % 3));
     piece(0, 0, 1_400_000);
+    // What comes with the order.
+    piece(2, 100, 9_900);
     let order = Build {
         chunk: CHUNK + 7,
         epoch: 1,
         custody: 5,
         sources: vec![
-            BuildSource { chunk: CHUNK, holders: vec![nowhere, member("a", a.server.address())] },
-            BuildSource { chunk: CHUNK + 1, holders: vec![] },
+            BuildSource {
+                chunk: CHUNK,
+                holders: vec![nowhere, member("a", a.server.address())],
+                ..BuildSource::default()
+            },
+            BuildSource { chunk: CHUNK + 1, ..BuildSource::default() },
+            BuildSource {
+                data: (0..10_000).map(|n| content(CHUNK + 2, n)).collect(),
+                ..BuildSource::default()
+            },
         ],
         pieces,
         ticket: ticket(),
         bytes_per_s: 0,
     };
     let missing = Build {
-        sources: vec![order.sources[0].clone(), BuildSource { chunk: 77, holders: vec![] }],
+        sources: vec![
+            order.sources[0].clone(),
+            BuildSource { chunk: 77, ..BuildSource::default() },
+            order.sources[2].clone(),
+        ],
         ..order.clone()
     };
     assert_eq!(build(&missing).await.unwrap_err().code(), ErrorCode::NotFound);

@@ -27,6 +27,8 @@ use mooseng_wire::session::Response;
 
 /// Entries of a directory that are kept as a complete list at most.
 const LISTING_MAX: usize = 50_000;
+/// Bytes that a known extent takes, about.
+const EXTENT_BYTES: usize = 200;
 /// Extents of one inode that are kept at most.
 const EXTENTS_MAX: usize = 4_096;
 /// Subtracted from what is left of the lease before somebody else counts it: he starts later than we did.
@@ -74,12 +76,21 @@ impl Extents {
         if end <= offset {
             return;
         }
-        self.count += map.extents.len();
+        let more = map.extents.iter().map(weight).sum();
+        self.count += more;
         if self.count > EXTENTS_MAX {
             self.parts.clear();
-            self.count = map.extents.len();
+            self.count = more;
         }
         self.parts.insert(offset, ExtentMap { attr: None, ..map.clone() });
+    }
+}
+
+/// As how many extents one counts: some hundred bytes each, and what it has inline.
+fn weight(known: &mooseng_wire::fs::Extent) -> usize {
+    match &known.data {
+        Some(mooseng_wire::fs::extent::Data::Inline(bytes)) => 1 + bytes.len() / EXTENT_BYTES,
+        _ => 1,
     }
 }
 
@@ -176,7 +187,7 @@ impl Facts {
             .max_capacity(share * 2)
             .weigher(|_, fact: &InodeFact| {
                 let extents = fact.extents.lock().unwrap_or_else(PoisonError::into_inner).count;
-                400 + u32::try_from(extents * 200).unwrap_or(u32::MAX)
+                400 + u32::try_from(extents * EXTENT_BYTES).unwrap_or(u32::MAX)
             })
             .build();
         let entries = Cache::builder()

@@ -81,6 +81,8 @@ pub struct State {
     pub locks: FakeLocks,
     /// Written data is refused with this error number.
     pub refuse_writes: Option<i32>,
+    /// Nothing more is taken inline behind the first 64 KiB of a file.
+    pub staging_closed: bool,
     /// All users together may have so many bytes.
     pub quota: Option<u64>,
     /// What was granted of that, and spent, as the client says.

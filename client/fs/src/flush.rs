@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use futures::{StreamExt, stream};
 use mooseng_transport::trace;
-use mooseng_wire::INLINE_FILE_BYTES_MAX;
 use mooseng_wire::fs::Acquire;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
@@ -134,7 +133,7 @@ impl WriteBack {
             return Ok(());
         }
         let size = buffer.dirty(|dirty| dirty.base.map_or(0, |attr| attr.size));
-        if end_of(&batch).max(size) <= INLINE_FILE_BYTES_MAX && next(end_of(&batch)).is_empty() {
+        if self.goes_inline(inode, &batch, size) && next(end_of(&batch)).is_empty() {
             self.still_ours(inode, buffer).await?;
             let attr = self.send_inline(inode, &batch, buffer).await?;
             self.buffers.change(inode, |dirty| dirty.sent(&batch, true, attr));

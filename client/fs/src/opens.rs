@@ -39,6 +39,8 @@ pub(crate) struct OpenInodeState {
 struct Writing {
     /// Until then writes go through without asking for the inode exclusively.
     shared_until: Option<Instant>,
+    /// Until then small data goes to chunks, too: the region has as much of it inline as it may.
+    chunks_until: Option<Instant>,
     /// Failed write-backs so far, and the last one's error number.
     failures: u64,
     errno: i32,
@@ -76,6 +78,13 @@ impl OpenInodeState {
     }
     pub fn share_for(&self, time: Duration) {
         self.writing(|w| w.shared_until = Some(Instant::now() + time));
+    }
+    /// Whether the region refused small data inline a moment ago.
+    pub fn goes_to_chunks(&self) -> bool {
+        self.writing(|w| w.chunks_until.is_some_and(|until| Instant::now() < until))
+    }
+    pub fn go_to_chunks_for(&self, time: Duration) {
+        self.writing(|w| w.chunks_until = Some(Instant::now() + time));
     }
     /// Buffered data was given up.
     pub fn failed(&self, errno: i32) {

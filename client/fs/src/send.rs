@@ -1,5 +1,7 @@
 //! Sending written data: to chunks, and then to the region, which names them in the file.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
@@ -16,7 +18,35 @@ use crate::pieces::{chunk_of, inline_pieces, lay_out};
 use crate::read::unexpected;
 use crate::writeback::{How, Place, WriteBack};
 
+/// Bytes that go inline in the change, wherever in a file: one durable round instead of two. Measured (docs/decisions/0017-small-writes.md).
+const SMALL_BYTES_MAX: usize = 16 << 10;
+/// Separate places of them.
+const SMALL_SEGMENTS_MAX: usize = 16;
+/// How long small data of a file goes to chunks after the region has taken no more of it inline.
+const CHUNKS_FOR: Duration = Duration::from_millis(500);
+
 impl WriteBack {
+    /// Whether these are all in the change itself: of small files, and what is small of large ones. The size is a hint.
+    pub fn goes_inline(&self, inode: u64, batch: &[Segment], size: u64) -> bool {
+        let end = batch.last().map_or(0, |segment| segment.at + segment.data.len() as u64);
+        let bytes: usize = batch.iter().map(|segment| segment.data.len()).sum();
+        let small = bytes <= SMALL_BYTES_MAX && batch.len() <= SMALL_SEGMENTS_MAX;
+        end.max(size) <= INLINE_FILE_BYTES_MAX
+            || (small && !self.opens.get(inode).is_some_and(|open| open.goes_to_chunks()))
+    }
+
+    /// The region doesn't take this inline: it has enough of the file, or somebody else has made the file larger.
+    fn not_inline(&self, inode: u64, outcome: &Result<(u64, Option<Attr>), FsError>) -> bool {
+        if !is_too_large_for_inline(outcome) {
+            return false;
+        }
+        tracing::debug!(inode, "the region takes no more of this file inline; for a while it goes to chunks");
+        if let Some(open) = self.opens.get(inode) {
+            open.go_to_chunks_for(CHUNKS_FOR);
+        }
+        true
+    }
+
     /// Appends a batch of what is buffered to chunks.
     pub async fn append(&self, inode: u64, batch: &[Segment]) -> Result<Vec<WritePiece>, FsError> {
         if batch.is_empty() {
@@ -60,7 +90,7 @@ impl WriteBack {
         let write = as_buffered(inode, buffer, true);
         let life = Some(buffer.dirty(|dirty| dirty.life));
         let mut outcome = self.send_once(&daemon(), batch, true, write.clone(), life).await;
-        if is_too_large_for_inline(&outcome) {
+        if self.not_inline(inode, &outcome) {
             outcome = self.send_once(&daemon(), batch, false, write, life).await;
         }
         outcome.map(|(_, attr)| attr).map_err(|e| e.on_handle(inode))
@@ -82,16 +112,12 @@ impl WriteBack {
             Place::At(at) => at,
             Place::End => size,
         };
-        let end = at
-            .checked_add(data.len() as u64)
-            .filter(|&end| end <= FILE_SIZE_MAX)
-            .ok_or(FsError::FileTooLarge)?;
-        let inline = end.max(size) <= INLINE_FILE_BYTES_MAX;
+        at.checked_add(data.len() as u64).filter(|&end| end <= FILE_SIZE_MAX).ok_or(FsError::FileTooLarge)?;
         let write = Write { inode, append, kill_suidgid, ..Write::default() };
         let batch = [Segment { at, data }];
+        let inline = self.goes_inline(inode, &batch, size);
         let mut outcome = self.send_once(caller, &batch, inline, write.clone(), life).await;
-        if inline && is_too_large_for_inline(&outcome) {
-            // The size was a hint, and somebody else has made the file larger than inline data may be.
+        if inline && self.not_inline(inode, &outcome) {
             outcome = self.send_once(caller, &batch, false, write, life).await;
         }
         outcome.map_err(|e| e.on_handle(inode))

@@ -255,3 +255,57 @@ async fn a_lapse_beneath_a_flush_doesnt_overwrite_what_others_wrote_since() {
         assert_eq!(&at_the_region(&region, inode).await[..], if changed { b"old" } else { b"new" });
     }
 }
+
+/// One round for a small fsync, wherever in a file of whatever size; larger data, and what the region refuses, goes to chunks.
+#[tokio::test(start_paused = true)]
+async fn small_data_of_a_large_file_goes_in_the_change_itself_while_the_region_takes_it() {
+    let (region, fs) = start().await;
+    let (_, file) = create(&fs, "f").await;
+    let mut bytes = vec![7; 1 << 20];
+    write(&fs, file, 0, &bytes).await.unwrap();
+    fs.fsync(file, false).await.unwrap();
+    let appends = || region.with(|s| s.calls.get("ChunkAppend").copied().unwrap_or(0));
+    let (at_first, before) = (appends(), changes(&region));
+    // Several pieces, over a chunk's bytes, over each other and behind the end.
+    for (at, length) in [(500_000, 4096), (502_048, 4096), (600_001, 1), (bytes.len() - 10, 100)] {
+        let new = vec![at as u8; length];
+        write(&fs, file, at as u64, &new).await.unwrap();
+        bytes.resize(bytes.len().max(at + length), 0);
+        bytes[at..at + length].copy_from_slice(&new);
+    }
+    fs.fsync(file, false).await.unwrap();
+    assert_eq!((appends(), changes(&region)), (at_first, before + 1));
+    assert!(read_all(&fs, file, bytes.len()).await == bytes);
+    // Too much for it.
+    write(&fs, file, 0, &[1; 100_000]).await.unwrap();
+    bytes[..100_000].fill(1);
+    fs.fsync(file, false).await.unwrap();
+    assert!(appends() > at_first);
+    // The region has enough: a round more once, and then it isn't asked for a while.
+    region.with(|s| s.staging_closed = true);
+    for n in 0..3_usize {
+        let (appends_before, before) = (appends(), changes(&region));
+        write(&fs, file, 200_000, &[n as u8; 4096]).await.unwrap();
+        bytes[200_000..204_096].fill(n as u8);
+        fs.fsync(file, false).await.unwrap();
+        assert!(appends() > appends_before, "overwrite {n}");
+        assert_eq!(changes(&region) - before, if n == 0 { 2 } else { 1 }, "overwrite {n}");
+    }
+    assert!(read_all(&fs, file, bytes.len()).await == bytes);
+    region.with(|s| s.staging_closed = false);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let appends_before = appends();
+    write(&fs, file, 200_000, &[9; 4096]).await.unwrap();
+    fs.fsync(file, false).await.unwrap();
+    assert_eq!(appends(), appends_before);
+}
+
+async fn read_all(fs: &FileSystem, file: HandleId, length: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while bytes.len() < length {
+        let part = fs.read(&me(), file, bytes.len() as u64, 200_000).await.unwrap();
+        assert!(!part.is_empty());
+        bytes.extend_from_slice(&part);
+    }
+    bytes
+}

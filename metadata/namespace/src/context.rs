@@ -64,4 +64,6 @@ pub struct OpContext {
     pub confined: Option<InodeId>,
     /// A session's change for which there is none is refused with ENOSPC.
     pub room: Room,
+    /// Nothing more is taken inline behind the first 64 KiB of a file: the region has as much of it as it carries.
+    pub staging_closed: bool,
 }

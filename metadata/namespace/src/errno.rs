@@ -48,6 +48,7 @@ errnos! {
     ENOTEMPTY = 39, "directory not empty";
     ELOOP = 40, "too many levels of symbolic links";
     ENODATA = 61, "no data available";
+    EMSGSIZE = 90, "message too long";
     E2BIG = 7, "argument list too long";
     ENOTSUP = 95, "operation not supported";
     ESTALE = 116, "stale file handle";

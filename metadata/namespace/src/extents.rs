@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use bytes::{Bytes, BytesMut};
 use mooseng_schema::SchemaError;
 use mooseng_schema::extent::ExtentRecord;
+use mooseng_schema::staged::{Staged, is_staged};
 use mooseng_wire::fs::{self, ChunkRun};
-use mooseng_wire::{CHUNK_BYTES_MAX, ChunkId, FILE_SIZE_MAX, INLINE_EXTENT_BYTES_MAX};
+use mooseng_wire::{BLOCK_BYTES, CHUNK_BYTES_MAX, ChunkId, FILE_SIZE_MAX, INLINE_EXTENT_BYTES_MAX};
 
 /// A piece's bytes, or where they are. Never empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,11 +45,18 @@ impl Data {
         }
     }
 
-    /// Both as one piece: runs that touch in their chunk, and inline bytes while they are few.
-    fn merge(&self, next: &Self) -> Option<Self> {
+    /// Whether it counts as staged where it ends there.
+    pub fn is_staged(&self, end: u64) -> bool {
+        matches!(self, Self::Inline(_)) && is_staged(end)
+    }
+
+    /// Both as one piece: runs that touch in their chunk, and inline bytes while they are few. Staged ones at most a block: whatever is written
+    /// beside them is a commit that writes them again, and they are soon moved anyway.
+    fn merge(&self, next: &Self, end: u64) -> Option<Self> {
         match (self, next) {
             (Self::Inline(a), Self::Inline(b)) => {
-                if (a.len() + b.len()) as u64 > INLINE_EXTENT_BYTES_MAX {
+                let most = if is_staged(end) { BLOCK_BYTES as u64 } else { INLINE_EXTENT_BYTES_MAX };
+                if (a.len() + b.len()) as u64 > most {
                     return None;
                 }
                 let mut both = BytesMut::with_capacity(a.len() + b.len());
@@ -119,6 +127,12 @@ pub struct Changes {
     pub allocated: i64,
     /// By how much the pieces in each chunk grow, where they do.
     pub references: BTreeMap<ChunkId, References>,
+    /// By how much what is staged grows.
+    pub staged: Staged,
+    /// Offsets where no staged piece begins any more.
+    pub unlisted: Vec<u64>,
+    /// Offsets where one begins now.
+    pub listed: Vec<u64>,
 }
 
 /// By how much the pieces in a chunk grow.
@@ -203,6 +217,13 @@ impl Pieces {
         cut
     }
 
+    /// Those that have something within [from, to).
+    pub fn overlapping(&self, from: u64, to: u64) -> impl Iterator<Item = (u64, &Data)> {
+        let first = self.0.range(..=from).next_back().map_or(from, |(offset, _)| *offset);
+        let reach = move |(offset, data): &(u64, &Data)| offset + data.length() > from;
+        self.0.range(first..to.max(first)).map(|(offset, data)| (*offset, data)).filter(reach)
+    }
+
     /// Overwrites what lies at `offset` with a piece, and merges it with its neighbours where they fit.
     pub fn put(&mut self, offset: u64, data: Data) {
         let (mut offset, mut data) = (offset, data);
@@ -213,13 +234,13 @@ impl Pieces {
         self.cut(offset, end);
         if let Some((&before, left)) = self.0.range(..offset).next_back()
             && before + left.length() == offset
-            && let Some(merged) = left.merge(&data)
+            && let Some(merged) = left.merge(&data, end)
         {
             self.0.remove(&before);
             (offset, data) = (before, merged);
         }
         if let Some(right) = self.0.get(&end)
-            && let Some(merged) = data.merge(right)
+            && let Some(merged) = data.merge(right, end + right.length())
         {
             self.0.remove(&end);
             data = merged;
@@ -233,6 +254,11 @@ impl Pieces {
         offsets.chunk_by(|a, b| self.0.get(a).is_some_and(|data| a + data.length() == *b))
     }
 
+    /// Whether a staged piece begins there.
+    fn lists(&self, offset: u64) -> bool {
+        self.0.get(&offset).is_some_and(|data| data.is_staged(offset + data.length()))
+    }
+
     /// What turns `self` into `after`.
     pub fn changes_to(&self, after: &Self) -> Changes {
         let mut changes = Changes::default();
@@ -243,12 +269,18 @@ impl Pieces {
             if !after.0.contains_key(offset) {
                 changes.cleared.push(*offset);
             }
-            changes.count(data, -1);
+            changes.count(*offset, data, -1);
+            if self.lists(*offset) && !after.lists(*offset) {
+                changes.unlisted.push(*offset);
+            }
         }
         for (offset, data) in &after.0 {
             if self.0.get(offset) != Some(data) {
                 changes.set.push((*offset, data.clone()));
-                changes.count(data, 1);
+                changes.count(*offset, data, 1);
+                if after.lists(*offset) && !self.lists(*offset) {
+                    changes.listed.push(*offset);
+                }
             }
         }
         changes.references.retain(|_, delta| !delta.is_zero());
@@ -258,8 +290,12 @@ impl Pieces {
 
 impl Changes {
     /// Counts a piece that comes (1) or goes (-1).
-    pub fn count(&mut self, data: &Data, sign: i64) {
+    pub fn count(&mut self, offset: u64, data: &Data, sign: i64) {
         self.allocated += sign * data.length() as i64;
+        if data.is_staged(offset + data.length()) {
+            self.staged.bytes += sign * data.length() as i64;
+            self.staged.pieces += sign;
+        }
         if let Data::Run { chunk, .. } = data {
             let delta = self.references.entry(*chunk).or_default();
             delta.extents += sign;

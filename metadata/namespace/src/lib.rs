@@ -51,3 +51,4 @@ pub use request::{is_change, needs_chunk, needs_inode, reads_from, volume_of};
 
 /// Most hard links of a file.
 pub const LINKS_MAX: u32 = 65_000;
+pub use window::{STAGED_BYTES_MAX, STAGED_PIECES_MAX};

@@ -4,19 +4,22 @@
 //!   pieces() of the old chunks --> bytes are copied into a new chunk, durably --> record() --> swap(), some extents at a time
 //! ```
 //! Between the three anything may happen. A swap changes only what still is as it was read: bytes of the same place of the same old chunk. The rest
-//! is left as it is. Sizes, times and what a file shows aren't touched; whoever knows its extents must be told all the same, for the old
-//! chunks go once nothing names them.
+//! is left as it is. Staged data ([`mooseng_schema::staged`]) goes the same way, only that its bytes are in the store: [`staged_pieces`], [`destage`].
+//! Sizes, times and what a file shows aren't touched; whoever knows its extents must be told all the same, for
+//! the old chunks go once nothing names them.
 
 use std::collections::BTreeSet;
 
 use mooseng_ports::plant::{self, Plant};
+use mooseng_schema::Record;
 use mooseng_schema::chunk::{self, ChunkRecord};
+use mooseng_schema::extent::{self, ExtentRecord};
 use mooseng_schema::inode::{self, InodeRecord};
 use mooseng_schema::location::{self, LocationRecord};
-use mooseng_schema::{Record, extent};
+use mooseng_schema::staged::{self, Staged};
 use mooseng_store::{RangeLimit, Read, Transaction};
 use mooseng_wire::fact::Fact;
-use mooseng_wire::{ChunkId, InodeId};
+use mooseng_wire::{ChunkId, InodeId, VolumeId};
 
 use crate::error::OpError;
 use crate::extents::{Data, Pieces};
@@ -101,8 +104,31 @@ pub async fn swap<T: Transaction>(
     to: ChunkId,
     moved: &[Moved],
 ) -> Result<Swapped, OpError> {
-    let all: u64 = moved.iter().map(|m| m.piece.length).sum();
-    let nothing = Swapped { bytes: 0, left: all };
+    let targets: Vec<Target> = moved
+        .iter()
+        .map(|m| Target { offset: m.piece.offset, length: m.piece.length, to_offset: m.to_offset })
+        .collect();
+    exchange(tx, inode, to, &targets, Some(touched), |now, i| unchanged(now, &moved[i].piece)).await
+}
+
+/// A part of a file and where in the new chunk its bytes lie.
+struct Target {
+    offset: u64,
+    length: u64,
+    to_offset: u64,
+}
+
+/// Names the new chunk where `unchanged` says that a target's bytes are what was copied. Whoever knows the extents is told, unless they go on saying
+/// the same without a chunk that may go.
+async fn exchange<T: Transaction>(
+    tx: &T,
+    inode: InodeId,
+    to: ChunkId,
+    targets: &[Target],
+    touched: Option<&Touched>,
+    unchanged: impl Fn(&Pieces, usize) -> Vec<(u64, u64)>,
+) -> Result<Swapped, OpError> {
+    let nothing = Swapped { bytes: 0, left: targets.iter().map(|t| t.length).sum() };
     let key = inode::key(inode);
     // Without a conflict: each write changes it, and a swap may go on beside writes of other bytes. Whoever frees the inode, or makes it shorter,
     // frees the extents that are read below.
@@ -114,26 +140,28 @@ pub async fn swap<T: Transaction>(
     }
     let Some(chunk) = tx.get(&chunk::key(to), Read::Conflicting).await? else { return Ok(nothing) };
     let chunk = ChunkRecord::from_value(&chunk)?;
-    let end = moved.iter().map(|m| m.to_offset.saturating_add(m.piece.length)).max().unwrap_or(0);
-    if !chunk.sealed || end > chunk.length || moved.len() > SWAP_EXTENTS_MAX {
+    let end = targets.iter().map(|t| t.to_offset.saturating_add(t.length)).max().unwrap_or(0);
+    if !chunk.sealed || end > chunk.length || targets.len() > SWAP_EXTENTS_MAX {
         return Err(OpError::Malformed("a swap names what its chunk doesn't have, or too much"));
     }
     let mut before = Pieces::default();
-    for Moved { piece, .. } in moved {
-        window::load(tx, inode, piece.offset, piece.offset + piece.length, &mut before).await?;
+    for target in targets {
+        window::load(tx, inode, target.offset, target.offset + target.length, &mut before).await?;
     }
     let mut after = before.clone();
     let mut swapped = nothing;
-    for moved in moved {
-        for (offset, length) in unchanged(&before, &moved.piece) {
-            let to_offset = moved.to_offset + (offset - moved.piece.offset);
+    for (i, target) in targets.iter().enumerate() {
+        for (offset, length) in unchanged(&before, i) {
+            let to_offset = target.to_offset + (offset - target.offset);
             after.put(offset, Data::Run { chunk: to, offset: to_offset, length });
             swapped.bytes += length;
             swapped.left -= length;
         }
     }
     if swapped.bytes > 0 {
-        touched.note(Fact::Inode(inode));
+        if let Some(touched) = touched {
+            touched.note(Fact::Inode(inode));
+        }
         window::store(tx, inode, &mut record, &before, &after).await?;
     }
     Ok(swapped)
@@ -146,15 +174,133 @@ fn unchanged(now: &Pieces, piece: &Piece) -> Vec<(u64, u64)> {
         return vec![(piece.offset, piece.length)];
     }
     let mut parts = Vec::new();
-    for (offset, data) in now.iter().skip_while(|(offset, data)| offset + data.length() <= piece.offset) {
-        if offset >= end {
-            break;
-        }
+    for (offset, data) in now.overlapping(piece.offset, end) {
         let Data::Run { chunk, offset: chunk_offset, length } = data else { continue };
         let (from, to) = (offset.max(piece.offset), (offset + length).min(end));
         let same = *chunk == piece.chunk
             && chunk_offset + (from - offset) == piece.chunk_offset + (from - piece.offset);
         if same {
+            parts.push((from, to - from));
+        }
+    }
+    parts
+}
+
+/// A file that has something staged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StagedFile {
+    /// Which.
+    pub inode: InodeId,
+    /// How much.
+    pub staged: Staged,
+}
+
+/// A page of a volume's files that have counted something as staged, in the order of their ids. Read without conflicts.
+pub async fn staged_files<T: Transaction>(
+    tx: &T,
+    volume: VolumeId,
+    after: Option<InodeId>,
+    max: usize,
+) -> Result<Vec<StagedFile>, OpError> {
+    let limit = RangeLimit { pairs_max: max, ..Default::default() };
+    let page = tx.get_range(staged::range_after(volume, after), limit, Read::Snapshot).await?;
+    let file = |(key, value): &(bytes::Bytes, bytes::Bytes)| {
+        let staged = Staged::decode(Some(value))?;
+        Ok(StagedFile { inode: staged::parse_key(volume, key)?, staged })
+    };
+    page.pairs.iter().map(file).collect::<Result<_, mooseng_schema::SchemaError>>().map_err(OpError::from)
+}
+
+/// Takes away a file's count that has come down to nothing. Running twice does no harm.
+pub async fn forget_staged<T: Transaction>(tx: &T, inode: InodeId) -> Result<(), OpError> {
+    let key = staged::key(inode);
+    let value = tx.get(&key, Read::Conflicting).await?;
+    if value.is_some() && Staged::decode(value.as_ref())?.is_zero() {
+        tx.clear(&key);
+    }
+    Ok(())
+}
+
+/// A staged piece of a file, as it was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StagedPiece {
+    /// The file.
+    pub inode: InodeId,
+    /// Where in it.
+    pub offset: u64,
+    /// Its bytes.
+    pub bytes: bytes::Bytes,
+}
+
+/// A file's staged pieces from an offset on, about so many pieces or bytes, and from where on there may be more; and the storage class of its data.
+/// Read without conflicts. None if the file is gone.
+pub async fn staged_pieces<T: Transaction>(
+    tx: &T,
+    inode: InodeId,
+    from: u64,
+    pieces_max: usize,
+    bytes_max: u64,
+) -> Result<Option<(Vec<StagedPiece>, Option<u64>, u32)>, OpError> {
+    let Some(record) = tx.get(&inode::key(inode), Read::Snapshot).await? else { return Ok(None) };
+    let class = InodeRecord::from_value(&record)?.storage_class;
+    let limit = RangeLimit { pairs_max: pieces_max, ..Default::default() };
+    let page = tx.get_range(staged::pieces_from(inode, from), limit, Read::Snapshot).await?;
+    let mut found = Vec::new();
+    let mut bytes_found = 0;
+    for (key, _) in &page.pairs {
+        let offset = staged::parse_piece_key(inode, key)?;
+        if bytes_found >= bytes_max {
+            return Ok(Some((found, Some(offset), class)));
+        }
+        let Some(value) = tx.get(&extent::key(inode, offset), Read::Snapshot).await? else { continue };
+        if let Data::Inline(bytes) = Data::from_record(ExtentRecord::from_value(&value)?)? {
+            bytes_found += bytes.len() as u64;
+            found.push(StagedPiece { inode, offset, bytes });
+        }
+    }
+    let last = page.pairs.last().filter(|_| page.more);
+    let next = last.map(|(key, _)| staged::parse_piece_key(inode, key)).transpose()?.map(|offset| offset + 1);
+    Ok(Some((found, next, class)))
+}
+
+/// A staged piece that is in a chunk by now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Destaged {
+    /// As it was read.
+    pub piece: StagedPiece,
+    /// Where in the new chunk its bytes lie.
+    pub to_offset: u64,
+}
+
+/// [`swap`] for staged pieces of one file: names the new chunk where the same bytes are still inline. Nobody has to be told: what is known of these
+/// extents stays as true as it was, and depends on no chunk.
+pub async fn destage<T: Transaction>(
+    tx: &T,
+    inode: InodeId,
+    to: ChunkId,
+    moved: &[Destaged],
+) -> Result<Swapped, OpError> {
+    let target = |m: &Destaged| Target {
+        offset: m.piece.offset,
+        length: m.piece.bytes.len() as u64,
+        to_offset: m.to_offset,
+    };
+    let targets: Vec<Target> = moved.iter().map(target).collect();
+    exchange(tx, inode, to, &targets, None, |now, i| still_inline(now, &moved[i].piece)).await
+}
+
+/// The parts of a staged piece that are inline with the same bytes. Whether they were written once more meanwhile doesn't matter.
+fn still_inline(now: &Pieces, piece: &StagedPiece) -> Vec<(u64, u64)> {
+    let end = piece.offset + piece.bytes.len() as u64;
+    if plant::is(Plant::SwapUnchecked) {
+        return vec![(piece.offset, piece.bytes.len() as u64)];
+    }
+    let mut parts = Vec::new();
+    for (offset, data) in now.overlapping(piece.offset, end) {
+        let Data::Inline(bytes) = data else { continue };
+        let (from, to) = (offset.max(piece.offset), (offset + data.length()).min(end));
+        let is = bytes.slice((from - offset) as usize..(to - offset) as usize);
+        if is == piece.bytes.slice((from - piece.offset) as usize..(to - piece.offset) as usize) {
             parts.push((from, to - from));
         }
     }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use mooseng_schema::chunk::ChunkUse;
 use mooseng_schema::extent::{self, ExtentRecord};
 use mooseng_schema::inode::InodeRecord;
+use mooseng_schema::staged::{self, Staged};
 use mooseng_schema::statistics::{self, Statistic};
 use mooseng_schema::{Record, SchemaError, chunk, number, orphan};
 use mooseng_store::{Atomic, KeyRange, RangeLimit, RangePage, Read, Transaction};
@@ -20,6 +21,12 @@ pub const FREE_PAGE_EXTENTS: usize = 512;
 
 /// Extents that one write may replace.
 const REPLACED_EXTENTS_MAX: usize = 16_384;
+
+/// Bytes that a file may have staged, and pieces. Beyond it whoever writes is told to write to chunks: they are moved there more slowly than
+/// they come, or not at all at present.
+pub const STAGED_BYTES_MAX: i64 = 4 << 20;
+/// See [`STAGED_BYTES_MAX`].
+pub const STAGED_PIECES_MAX: i64 = 1_024;
 
 /// More cleared extents that follow each other without a gap are cleared as a range.
 const CLEARED_ONE_BY_ONE_MAX: usize = 32;
@@ -128,7 +135,26 @@ pub async fn store<T: Transaction>(
     for (offset, data) in &changes.set {
         tx.set(&extent::key(inode, *offset), &data.to_record().to_value());
     }
+    changes.unlisted.iter().for_each(|offset| tx.clear(&staged::piece_key(inode, *offset)));
+    changes.listed.iter().for_each(|offset| tx.set(&staged::piece_key(inode, *offset), &[]));
     count(tx, inode, record, &changes).await
+}
+
+/// Whether a file may have staged what `after` has more than `before`. It is read without a conflict: two that come at once may pass the bound
+/// by what they bring.
+pub async fn may_stage<T: Transaction>(
+    tx: &T,
+    inode: InodeId,
+    before: &Pieces,
+    after: &Pieces,
+) -> Result<bool, OpError> {
+    let more = before.changes_to(after).staged;
+    if more.bytes <= 0 && more.pieces <= 0 {
+        return Ok(true);
+    }
+    let value = tx.get(&staged::key(inode), Read::Snapshot).await?;
+    let sum = Staged::decode(value.as_ref())?.plus(more);
+    Ok(sum.bytes <= STAGED_BYTES_MAX && sum.pieces <= STAGED_PIECES_MAX)
 }
 
 /// Counts changed pieces: the inode's and the volume's bytes, and the chunks' references.
@@ -149,6 +175,9 @@ async fn count<T: Transaction>(
             let key = statistics::key(inode, Statistic::TrashBytes);
             tx.atomic(&key, &number::encode_signed(changes.allocated), Atomic::Add);
         }
+    }
+    if !changes.staged.is_zero() {
+        tx.atomic(&staged::key(inode), &changes.staged.encode(), Atomic::Add);
     }
     refer(tx, inode, &changes.references).await
 }
@@ -218,10 +247,16 @@ pub async fn free_some<T: Transaction>(
         for (offset, data) in &changes.set {
             tx.set(&extent::key(inode, *offset), &data.to_record().to_value());
         }
+        changes.unlisted.iter().for_each(|offset| tx.clear(&staged::piece_key(inode, *offset)));
     }
     let mut pieces = Pieces::default();
     read_page(inode, &page, &mut pieces)?;
-    pieces.iter().for_each(|(_, data)| changes.count(data, -1));
+    for (offset, data) in pieces.iter() {
+        changes.count(offset, data, -1);
+        if data.is_staged(offset + data.length()) {
+            tx.clear(&staged::piece_key(inode, offset));
+        }
+    }
     if let (Some((first, _)), Some((last, _))) = (page.pairs.first(), page.pairs.last()) {
         tx.clear_range(KeyRange { begin: first.clone(), end: mooseng_store::key_range(last).end });
     }

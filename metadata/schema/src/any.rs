@@ -15,6 +15,7 @@ use crate::location::LocationRecord;
 use crate::number;
 use crate::quota::{self, Account, QuotaRecord, Usage, WorkRecord};
 use crate::record::{Record, SchemaError};
+use crate::staged::Staged;
 use crate::tag::{RegionTag, VolumeTag};
 use crate::trash::TrashRecord;
 use crate::volume::VolumeRecord;
@@ -46,6 +47,10 @@ pub enum Any {
     Trim(InodeId),
     /// An inode in the trash, with the time in its key until which it is there.
     Trash(InodeId, i64),
+    /// What a file counts as staged.
+    Staged(InodeId, Staged),
+    /// A staged piece that a file lists, by its offset.
+    StagedPiece(InodeId, u64),
     /// A shard of a volume's statistic, by its number ([`crate::statistics::Statistic`]).
     Statistic(VolumeId, u64, u64),
     /// What a shard counts for an account.
@@ -145,6 +150,11 @@ impl Any {
             pair()?;
             WorkRecord::from_value(value)?;
             Self::Other
+        } else if is(VolumeTag::Staged) {
+            Self::Staged(inode()?, Staged::decode(Some(value))?)
+        } else if is(VolumeTag::StagedPiece) {
+            let (inode, offset) = pair()?;
+            Self::StagedPiece(InodeId(inode), offset)
         } else if is(VolumeTag::Statistic) {
             let (which, _) = pair()?;
             Self::Statistic(volume, which, number::decode(Some(value))?)
@@ -174,7 +184,9 @@ mod tests {
     use super::*;
     use crate::directory::Counter;
     use crate::statistics::Statistic;
-    use crate::{chunk, dead, directory, dirent, extent, ids, inode, location, orphan, session, statistics};
+    use crate::{
+        chunk, dead, directory, dirent, extent, ids, inode, location, orphan, session, staged, statistics,
+    };
     use crate::{trash, volume, xattr};
     use mooseng_wire::SessionId;
     use proptest::prelude::*;
@@ -200,6 +212,8 @@ mod tests {
                 (orphan::key(i), Bytes::from_static(b"\x01"), Any::Orphan(i)),
                 (orphan::trim_key(i), Bytes::new(), Any::Trim(i)),
                 (trash::key(n as i64, i), TrashRecord::default().to_value().into(), Any::Trash(i, n as i64)),
+                (staged::key(i), Bytes::copy_from_slice(&Staged { bytes: 9, pieces: 2 }.encode()), Any::Staged(i, Staged { bytes: 9, pieces: 2 })),
+                (staged::piece_key(i, n), Bytes::new(), Any::StagedPiece(i, n)),
                 (statistics::key(i, Statistic::Bytes), counted.clone(), Any::Statistic(i.volume(), 1, n)),
                 (location::key(c), LocationRecord { epoch: n, ..Default::default() }.to_value().into(), Any::Location(c, LocationRecord { epoch: n, ..Default::default() })),
                 (dead::key(c), DeadRecord { epoch: n, ..Default::default() }.to_value().into(), Any::Dead(c, DeadRecord { epoch: n, ..Default::default() })),

@@ -25,6 +25,7 @@ pub mod quota;
 pub mod record;
 pub mod secret;
 pub mod session;
+pub mod staged;
 pub mod statistics;
 pub mod tag;
 pub mod trash;

@@ -42,6 +42,10 @@ pub enum VolumeTag {
     QuotaUsage = 18,
     /// A directory whose entries are still to be counted for its quota, or not any more ([`crate::quota`]).
     QuotaWork = 19,
+    /// What a file has staged ([`crate::staged`]).
+    Staged = 20,
+    /// That a staged piece of a file begins there ([`crate::staged`]).
+    StagedPiece = 21,
 }
 
 /// What kind of record of a region a key names.

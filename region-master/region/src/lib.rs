@@ -17,6 +17,7 @@
 //! ```
 
 pub mod codes;
+pub mod destage;
 pub mod findings;
 pub mod locks;
 pub mod placement;

@@ -218,6 +218,13 @@ pub struct HouseConfig {
     pub rewrite_after_ms: u64,
     /// KiB that a rewrite must set free, unless as many chunks wait as one rewrite takes.
     pub rewrite_gain_kib: u64,
+    /// Chunks that are made at a time of small writes to large files, which the metadata store has until then; 0 for none: then such writes go
+    /// to chunks at once.
+    pub destages_at_once: usize,
+    /// KiB of such writes to one file that are kept before they are moved. A file has at most 4 MiB.
+    pub destage_above_kib: u64,
+    /// How long they stay at most where no more come.
+    pub destage_after_ms: u64,
     /// How long a *new* region keeps deleted files in its trash, in seconds; 0 for not at all. Afterwards `mooseng trash retention`
     /// shows and sets it. Chunkservers' `trash_s` is another thing: it keeps files of chunks that nothing uses any more.
     pub trash_retention_s: u64,
@@ -240,6 +247,9 @@ impl Default for HouseConfig {
             rewrite_mib_per_s: 32,
             rewrite_after_ms: 10_000,
             rewrite_gain_kib: 1_024,
+            destages_at_once: 2,
+            destage_above_kib: 1_024,
+            destage_after_ms: 120_000,
             trash_retention_s: 86_400,
             trash_min_age_s: 60,
         }

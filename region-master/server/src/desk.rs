@@ -53,6 +53,8 @@ pub struct House {
     pub status: HouseStatus,
     /// By chunkserver, how many chunks' locations name it, as of the last complete scan.
     pub located: BTreeMap<String, u64>,
+    /// The region carries as much staged data as it may.
+    pub staging_closed: bool,
 }
 
 /// A copy that is to be deleted.

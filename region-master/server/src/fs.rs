@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use mooseng_namespace::{Ids, OpContext, SessionCall, is_change, needs_chunk, needs_inode, reads_from};
+use mooseng_namespace::{Ids, OpContext, Room, SessionCall, is_change, needs_chunk, needs_inode, reads_from};
 use mooseng_region::placement::{self, TooFew, Unusable, Wish};
 use mooseng_region::sessions::{Refusal, Registered};
 use mooseng_schema::ids::IdKind;
@@ -169,6 +169,9 @@ pub async fn change(
     }
     let mut context = context(master);
     context.room = master.room();
+    context.staging_closed = context.room != Room::Enough
+        || master.config.house.destages_at_once == 0
+        || master.desk(|desk| desk.house.staging_closed);
     if rule.is_some() {
         if let Some(refusal) = denied_by_rule {
             return answer(master, term, refusal, 0, Beside::default());

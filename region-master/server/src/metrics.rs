@@ -110,6 +110,15 @@ const REWRITES_FAILED: Name =
     Name("mooseng_master_rewrites_failed", "Rewrites that failed and are tried again");
 const REWRITES_UNDER_WAY: Name =
     Name("mooseng_master_rewrites_under_way", "Chunks that are being made of others");
+const STAGED_BYTES: Name = Name(
+    "mooseng_master_staged_bytes",
+    "Bytes of small writes to large files that wait to be moved into chunks",
+);
+const DESTAGED_BYTES: Name =
+    Name("mooseng_master_destaged_bytes", "Bytes of those that were moved into chunks");
+const DESTAGED_CHUNKS: Name = Name("mooseng_master_destaged_chunks", "Chunks that were made of them");
+const DESTAGES_FAILED: Name =
+    Name("mooseng_master_destages_failed", "Chunks that couldn't be made of them and are tried again");
 const REAPED: Name = Name("mooseng_master_inodes_reaped", "Inodes without name or open that were freed");
 const TRASH_FILES: Name = Name("mooseng_master_trash_files", "Deleted files that can still be restored");
 const TRASH_BYTES: Name = Name("mooseng_master_trash_bytes", "Bytes that their extents cover");
@@ -206,6 +215,14 @@ pub struct Metrics {
     pub rewrites_failed: Counter,
     /// Rewrites under way.
     pub rewrites_under_way: Gauge,
+    /// Bytes of small writes to large files that wait for a chunk.
+    pub staged_bytes: Gauge,
+    /// Bytes moved into chunks.
+    pub destaged_bytes: Counter,
+    /// Chunks made of them.
+    pub destaged_chunks: Counter,
+    /// Chunks that couldn't be made.
+    pub destages_failed: Counter,
     /// Inodes reaped.
     pub reaped: Counter,
     /// Files in the trash.
@@ -259,6 +276,10 @@ impl Metrics {
             rewritten_bytes: Counter::default(),
             rewrites_failed: Counter::default(),
             rewrites_under_way: Gauge::default(),
+            staged_bytes: Gauge::default(),
+            destaged_bytes: Counter::default(),
+            destaged_chunks: Counter::default(),
+            destages_failed: Counter::default(),
             reaped: Counter::<u64, AtomicU64>::default(),
             trash_files: Gauge::default(),
             trash_bytes: Gauge::default(),
@@ -292,6 +313,7 @@ impl Metrics {
             (CHUNK_BYTES, m.chunk_bytes),
             (CHUNK_BYTES_LIVE, m.chunk_bytes_live),
             (REWRITES_UNDER_WAY, m.rewrites_under_way),
+            (STAGED_BYTES, m.staged_bytes),
             (TRASH_FILES, m.trash_files),
             (TRASH_BYTES, m.trash_bytes),
         ];
@@ -304,6 +326,9 @@ impl Metrics {
             (CHUNKS_REWRITTEN, m.chunks_rewritten),
             (REWRITTEN_BYTES, m.rewritten_bytes),
             (REWRITES_FAILED, m.rewrites_failed),
+            (DESTAGED_BYTES, m.destaged_bytes),
+            (DESTAGED_CHUNKS, m.destaged_chunks),
+            (DESTAGES_FAILED, m.destages_failed),
         ];
         for (name, counter) in house {
             registry.register(name.0, name.1, counter);

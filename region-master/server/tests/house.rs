@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
 
 mod common;
+#[path = "house/destage.rs"]
+mod destage;
 #[path = "house/founding.rs"]
 mod founding;
 #[path = "house/fsck.rs"]

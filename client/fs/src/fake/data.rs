@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
+use mooseng_wire::INLINE_FILE_BYTES_MAX;
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::chunk::{Append, Appended, ChainFailure, Read, ReadDone};
 use mooseng_wire::fs::fs_reply::Reply;
@@ -113,6 +114,12 @@ impl State {
         }
         if let Some(refusal) = self.refuse_writes.filter(|_| !write.pieces.is_empty()) {
             return errno(refusal);
+        }
+        let staged = |piece: &WritePiece| {
+            matches!(piece.data, Some(write_piece::Data::Inline(_))) && end(piece) > INLINE_FILE_BYTES_MAX
+        };
+        if self.staging_closed && write.pieces.iter().any(staged) {
+            return errno(libc::EMSGSIZE);
         }
         let now = self.now();
         for piece in &write.pieces {

@@ -4,9 +4,10 @@ use mooseng_schema::chunk::ChunkUse;
 use mooseng_schema::extent::ExtentRecord;
 use mooseng_schema::inode::InodeRecord;
 use mooseng_schema::quota::Charge;
+use mooseng_schema::staged::Staged;
 use mooseng_wire::{ChunkId, InodeId};
 
-use super::{Check, Finding, Fix, Kept, Kind, Placed, Subject, difference};
+use super::{Check, Finding, Fix, Kept, Kind, Placed, Staging, Subject, difference};
 use crate::extents::Data;
 
 /// Extents less what is recorded of them.
@@ -31,6 +32,7 @@ impl Check {
         };
         let length = data.length();
         let end = offset.saturating_add(length);
+        let staged = data.is_staged(end);
         if let Data::Run { chunk, offset: from, .. } = data {
             if !self.exactly() && self.part.has(chunk.0) {
                 let reached = from + length;
@@ -53,6 +55,10 @@ impl Check {
         let facts = self.inodes.entry(inode).or_default();
         facts.extents += 1;
         facts.bytes += length;
+        if staged {
+            facts.staged.found = facts.staged.found.plus(Staged { bytes: length as i64, pieces: 1 });
+            facts.staged.places = facts.staged.places.wrapping_add(Staging::place(offset));
+        }
         let beyond = facts.record.as_ref().is_some_and(|record| lies_beyond(record, offset, end));
         if beyond {
             let detail = format!("its extent from {offset} to {end} reaches behind its end");
@@ -82,6 +88,7 @@ impl Check {
     pub(super) fn finish_data(&mut self) {
         let inodes = std::mem::take(&mut self.inodes);
         for (inode, facts) in &inodes {
+            self.compare_staging(*inode, &facts.staged);
             let Some(record) = &facts.record else { continue };
             let totals = self.outcome.totals.entry(inode.volume()).or_default();
             totals.bytes += facts.bytes;
@@ -124,6 +131,22 @@ impl Check {
             self.look_at_chunk(chunk, facts);
         }
         self.inodes = inodes;
+    }
+
+    fn compare_staging(&mut self, inode: InodeId, staging: &Staging) {
+        let Staging { recorded, found, places } = staging;
+        if recorded != found {
+            let detail = format!(
+                "it counts {} staged bytes in {} pieces, there are {} in {}",
+                recorded.bytes, recorded.pieces, found.bytes, found.pieces
+            );
+            let fix = Fix::Staged(inode, found.minus(*recorded));
+            self.found(Finding::new(Kind::Staged, Subject::Inode(inode), detail).fixed_by(fix));
+        }
+        if *places != 0 {
+            let detail = "its list of staged pieces isn't what there is";
+            self.found(Finding::new(Kind::StagedList, Subject::Inode(inode), detail));
+        }
     }
 
     fn look_at_chunk(&mut self, chunk: ChunkId, facts: super::Chunk) {

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use mooseng_schema::directory::Counter;
 use mooseng_schema::quota::{Account, Usage};
+use mooseng_schema::staged::Staged;
 use mooseng_wire::{ChunkId, InodeId, VolumeId};
 
 /// Makes the kinds, with their names and what to do about each.
@@ -52,6 +53,10 @@ kinds! {
     Xattrs = "XATTR_COUNT", "`mooseng fsck --repair` sets it to the attributes that there are";
     /// The bytes that extents cover are counted wrongly.
     Allocated = "ALLOCATED", "`mooseng fsck --repair` sets it to the extents that there are";
+    /// Small pieces of a large file that wait to be moved into a chunk are counted wrongly.
+    Staged = "STAGED_COUNT", "`mooseng fsck --repair` sets it to the pieces that there are";
+    /// They are listed wrongly.
+    StagedList = "STAGED_LIST", "some may stay in the metadata store, where they can be read: copy the file to a new name, and remove the old one";
     /// An inode without a name isn't marked as an orphan, or one that is has a name.
     Orphan = "ORPHAN", "it keeps its space, or will lose its data: give it a name (`ln` through an open file) or report it";
     /// The trash and an inode don't agree whether, or until when, the inode is in it.
@@ -112,6 +117,8 @@ pub enum Fix {
     Xattrs(InodeId, i64),
     /// Bytes that an inode's extents cover.
     Allocated(InodeId, i64),
+    /// What a file has staged.
+    Staged(InodeId, Staged),
     /// What an inode uses of a chunk: extents, bytes.
     Use(ChunkId, InodeId, i64, i64),
     /// A volume's inodes.

@@ -21,6 +21,7 @@ use mooseng_schema::ids::IdKind;
 use mooseng_schema::inode::{InodeRecord, LinkName};
 use mooseng_schema::location::LocationRecord;
 use mooseng_schema::quota::{Account, Usage};
+use mooseng_schema::staged::Staged;
 use mooseng_wire::{ChunkId, InodeId, LOCAL_ID_BITS, VolumeId};
 use siphasher::sip128::{Hasher128, SipHasher13};
 
@@ -246,6 +247,7 @@ struct Inode {
     counted: bool,
     extents: u64,
     bytes: u64,
+    staged: Staging,
     xattr_bytes: u64,
     orphan_mark: bool,
     trim_mark: bool,
@@ -253,6 +255,25 @@ struct Inode {
     trash_mark: Option<i64>,
     /// The kind that entries say it has.
     said_kind: Option<u32>,
+}
+
+/// What is gathered of a file's staged pieces.
+#[derive(Debug, Default)]
+struct Staging {
+    /// On record.
+    recorded: Staged,
+    /// As extents are.
+    found: Staged,
+    /// Where they begin, less where the list says so: a sum of hashes, for which the order doesn't matter.
+    places: u64,
+}
+
+impl Staging {
+    fn place(offset: u64) -> u64 {
+        let mut hasher = SipHasher13::new();
+        hasher.write_u64(offset);
+        hasher.finish()
+    }
 }
 
 /// What is kept of an inode's record.
@@ -404,6 +425,13 @@ impl Check {
                     let found = Finding::new(Kind::Trash, Subject::Inode(inode), "it is in the trash twice");
                     self.found(found);
                 }
+            }
+            Any::Staged(inode, staged) if self.part.has(inode.0) && !staged.is_zero() => {
+                self.inodes.entry(inode).or_default().staged.recorded = staged;
+            }
+            Any::StagedPiece(inode, offset) if self.part.has(inode.0) => {
+                let places = &mut self.inodes.entry(inode).or_default().staged.places;
+                *places = places.wrapping_sub(Staging::place(offset));
             }
             Any::ChunkRef(chunk, inode, used) => self.take_use(chunk, inode, used),
             Any::Chunk(chunk, record) if !self.exactly() && self.part.has(chunk.0) => {

@@ -6,8 +6,8 @@ use mooseng_schema::chunk::{self, ChunkUse};
 use mooseng_schema::inode::{self, InodeRecord};
 use mooseng_schema::quota;
 use mooseng_schema::statistics::{self, Statistic};
-use mooseng_schema::{Record, SchemaError, directory, number};
-use mooseng_store::{Read, Transaction};
+use mooseng_schema::{Record, SchemaError, directory, number, staged};
+use mooseng_store::{Atomic, Read, Transaction};
 use mooseng_wire::fact::Fact;
 use mooseng_wire::{InodeId, VolumeId};
 
@@ -39,6 +39,10 @@ pub async fn repair<T: Transaction>(tx: &T, fix: &Fix, touched: &Touched) -> Res
                 Some(())
             })
             .await
+        }
+        Fix::Staged(id, by) => {
+            tx.atomic(&staged::key(id), &by.encode(), Atomic::Add);
+            Ok(true)
         }
         Fix::Counter(id, counter, by) => {
             touched.note(Fact::Inode(id));

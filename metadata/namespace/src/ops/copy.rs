@@ -47,6 +47,9 @@ pub async fn copy<T: Transaction>(view: &View<'_, T>, r: &CopyRange) -> Result<R
     for (offset, data) in pieces.between(r.source_offset, r.source_offset + done).iter() {
         after.put(r.offset + (offset - r.source_offset), data.clone());
     }
+    if !window::may_stage(view.tx, id, &before, &after).await? {
+        return Err(Errno::EXDEV.into());
+    }
     window::store(view.tx, id, &mut record, &before, &after).await?;
     record.size = record.size.max(loaded);
     record.mtime_ns = view.ctx.now_ns;

@@ -196,6 +196,7 @@ async fn check_chunks<T: Transaction>(
     Ok(())
 }
 
+/// EMSGSIZE where the file has as much inline as it may: the same bytes in a chunk are welcome.
 async fn apply<T: Transaction>(
     view: &View<'_, T>,
     id: InodeId,
@@ -219,6 +220,10 @@ async fn apply<T: Transaction>(
     let mut after = before.clone();
     for (at, data) in pieces {
         after.put(*at, data.clone());
+    }
+    let inline = pieces.iter().any(|(at, data)| data.is_staged(at + data.length()));
+    if inline && (view.ctx.staging_closed || !window::may_stage(view.tx, id, &before, &after).await?) {
+        return Err(Errno::EMSGSIZE.into());
     }
     window::store(view.tx, id, record, &before, &after).await
 }

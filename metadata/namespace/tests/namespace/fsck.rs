@@ -13,6 +13,7 @@ use mooseng_schema::extent::{self, ExtentRecord};
 use mooseng_schema::ids::{self, IdKind};
 use mooseng_schema::inode::{self, InodeRecord};
 use mooseng_schema::location::{self, LocationRecord};
+use mooseng_schema::staged::{self, Staged};
 use mooseng_schema::statistics::{self, Statistic};
 use mooseng_schema::{Record, number, orphan, xattr};
 use mooseng_store::memory::MemoryStore;
@@ -220,6 +221,18 @@ fn damages() -> Vec<Damage> {
         ("bytes are counted wrongly", |p| p.inode(p.big, |r| r.allocated = 5), Kind::Allocated, big),
         ("an extent is lost", |p| p.remove(&extent::key(p.big, 0)), Kind::Allocated, big),
         ("its use is counted", |p| p.remove(&extent::key(p.big, 0)), Kind::ChunkUse, in_chunk),
+        (
+            "staged pieces are counted wrongly",
+            |p| p.put(staged::key(p.big), Staged { bytes: 9, pieces: 1 }.encode().to_vec()),
+            Kind::Staged,
+            big,
+        ),
+        (
+            "a staged piece is listed that isn't there",
+            |p| p.put(staged::piece_key(p.big, 70_000), vec![]),
+            Kind::StagedList,
+            big,
+        ),
         ("a living file is called an orphan", |p| p.inode(p.file, |r| r.orphan = true), Kind::Orphan, file),
         ("a mark without an orphan", |p| p.put(orphan::key(p.file), vec![1]), Kind::Orphan, file),
         ("a mark of dead extents", |p| p.put(orphan::trim_key(p.big), vec![]), Kind::Trim, big),

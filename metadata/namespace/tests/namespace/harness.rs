@@ -1,18 +1,23 @@
 //! A volume on a store, and clients of it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use mooseng_namespace::rewrite::{self, Destaged, Swapped};
 use mooseng_namespace::touched::Charges;
 use mooseng_namespace::trash::Terms;
 use mooseng_namespace::{
     Admission, Driver, DriverError, Errno, Gate, Ids, OpContext, SessionCall, format, needs_chunk,
     needs_inode, quota, sessions,
 };
+use mooseng_schema::chunk::ChunkRecord;
 use mooseng_schema::dirent::HashKey;
+use mooseng_schema::location::LocationRecord;
 use mooseng_schema::session::SessionRecord;
+use mooseng_schema::staged::Staged;
 use mooseng_store::Store;
 use mooseng_wire::fact::Fact;
 use mooseng_wire::fs::fs_reply::Reply;
@@ -33,6 +38,8 @@ pub struct Volume {
     inodes: AtomicU64,
     chunks: AtomicU64,
     pub now: AtomicI64,
+    /// Chunks that the rewriter made, with their bytes.
+    made: Mutex<BTreeMap<u64, Vec<u8>>>,
 }
 
 pub fn deadline() -> Instant {
@@ -80,6 +87,7 @@ impl Volume {
             inodes: AtomicU64::new(2),
             chunks: AtomicU64::new(1),
             now: AtomicI64::new(1_000),
+            made: Mutex::default(),
         }
     }
 
@@ -110,6 +118,70 @@ impl Volume {
             placement: vec!["cs-1".into(), "cs-2".into()],
             ..Default::default()
         }
+    }
+
+    /// Makes a chunk of these bytes, as the rewriter does before it swaps.
+    pub async fn make_chunk(&self, bytes: Vec<u8>) -> u64 {
+        let chunk = self.chunks.fetch_add(1, Ordering::Relaxed);
+        let record =
+            ChunkRecord { length: bytes.len() as u64, sealed: true, sealed_ns: 1, ..Default::default() };
+        let location = LocationRecord { layout: 1, copies: vec!["cs-1".into(), "cs-2".into()], epoch: 1 };
+        self.made.lock().unwrap().insert(chunk, bytes);
+        self.driver
+            .transact(deadline(), |tx| {
+                let (record, location) = (record.clone(), location.clone());
+                Box::pin(async move {
+                    rewrite::record(tx, ChunkId(chunk), &record, &location);
+                    Ok(())
+                })
+            })
+            .await
+            .unwrap();
+        chunk
+    }
+
+    /// A byte of a chunk: of one that the rewriter made, or as tests take chunks to hold.
+    fn byte(&self, chunk: u64, offset: u64) -> u8 {
+        let made = self.made.lock().unwrap();
+        made.get(&chunk).map_or_else(|| chunk_byte(chunk, offset), |bytes| bytes[offset as usize])
+    }
+
+    /// What a file has staged, put into a chunk of its own: what a swap may be tried with.
+    pub async fn copy_staged(&self, inode: u64, max: usize) -> Option<(u64, Vec<Destaged>)> {
+        let (pieces, ..) = rewrite::staged_pieces(&self.store.inner.begin(), InodeId(inode), 0, max, 1 << 20)
+            .await
+            .unwrap()?;
+        if pieces.is_empty() {
+            return None;
+        }
+        let mut bytes = Vec::new();
+        let mut moved = Vec::new();
+        for piece in pieces {
+            let to_offset = bytes.len() as u64;
+            bytes.extend_from_slice(&piece.bytes);
+            moved.push(Destaged { piece, to_offset });
+        }
+        Some((self.make_chunk(bytes).await, moved))
+    }
+
+    /// The swap.
+    pub async fn destage(&self, chunk: u64, moved: &[Destaged]) -> Swapped {
+        let inode = moved[0].piece.inode;
+        self.driver
+            .transact(deadline(), |tx| {
+                let moved = moved.to_vec();
+                Box::pin(async move { rewrite::destage(tx, inode, ChunkId(chunk), &moved).await })
+            })
+            .await
+            .unwrap()
+            .0
+    }
+
+    /// What a file counts as staged.
+    pub async fn staged(&self, inode: u64) -> Staged {
+        let files = rewrite::staged_files(&self.store.inner.begin(), VolumeId(0), None, 10_000).await;
+        let mine = files.unwrap().into_iter().find(|file| file.inode.0 == inode);
+        mine.map_or_else(Staged::default, |file| file.staged)
     }
 
     /// Runs a request as the master itself.
@@ -239,7 +311,7 @@ impl Client<'_> {
                     extent::Data::Run(run) => {
                         assert!(map.chunks.iter().any(|c| c.chunk == run.chunk && c.locations.len() == 2));
                         for i in 0..run.length {
-                            bytes[at + i as usize] = chunk_byte(run.chunk, run.chunk_offset + i);
+                            bytes[at + i as usize] = self.volume.byte(run.chunk, run.chunk_offset + i);
                         }
                     }
                 }

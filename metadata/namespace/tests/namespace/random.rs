@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use mooseng_namespace::quota::{self, Account, QuotaRecord, State};
+use mooseng_namespace::rewrite::Destaged;
 use mooseng_namespace::touched::Touched;
 use mooseng_namespace::{Errno, is_change, trash};
 use mooseng_schema::Record;
@@ -34,9 +35,19 @@ struct Run {
     /// Every inode that ever was, freed ones too.
     inodes: Vec<u64>,
     chunks: Vec<Chunk>,
+    /// Chunks made of what was staged, before the swap.
+    destaging: Vec<(u64, Vec<Destaged>)>,
+    /// Bytes that such swaps moved.
+    destaged: u64,
 }
 
 impl Run {
+    /// A place in a file: often behind what always stays inline.
+    fn place(&mut self) -> u64 {
+        let from = if self.rng.random_bool(0.4) { 60_000 } else { 0 };
+        self.rng.random_range(from..from + 60_000)
+    }
+
     fn inode(&mut self) -> u64 {
         *self.inodes.choose(&mut self.rng).unwrap()
     }
@@ -126,7 +137,7 @@ impl Run {
             mode: self.maybe(0.3, Self::mode),
             uid: self.maybe(0.15, |s| *[0, 1000, 1001].choose(&mut s.rng).unwrap()),
             gid: self.maybe(0.15, |s| *[0, 100, 200].choose(&mut s.rng).unwrap()),
-            size: if size_too { Some(self.rng.random_range(0..70_000)) } else { None },
+            size: if size_too { Some(self.rng.random_range(0..130_000)) } else { None },
             atime_ns: self.maybe(0.1, |s| s.rng.random_range(-1_000..1_000_000)),
             mtime_ns: self.maybe(0.1, |s| s.rng.random_range(-1_000..1_000_000)),
             atime_now: self.rng.random_bool(0.1),
@@ -139,7 +150,7 @@ impl Run {
 
     fn write(&mut self, client: usize) -> Write {
         let mut pieces = Vec::new();
-        let mut offset = self.rng.random_range(0..60_000);
+        let mut offset = self.place();
         for _ in 0..self.rng.random_range(1..4) {
             let length = *[1, 100, 4096, 10_000].choose(&mut self.rng).unwrap();
             let mine = self.chunks.iter_mut().rfind(|c| c.client == client);
@@ -175,7 +186,7 @@ impl Run {
     fn fallocate(&mut self) -> Fallocate {
         Fallocate {
             inode: self.file(),
-            offset: self.rng.random_range(0..60_000),
+            offset: self.place(),
             length: *[0, 1, 100, 4_096, 10_000, 40_000].choose(&mut self.rng).unwrap(),
             zero: self.rng.random_bool(0.8),
             keep_size: self.rng.random_bool(0.7),
@@ -186,9 +197,9 @@ impl Run {
     fn copy_range(&mut self) -> CopyRange {
         CopyRange {
             source: self.file(),
-            source_offset: self.rng.random_range(0..60_000),
+            source_offset: self.place(),
             inode: self.file(),
-            offset: self.rng.random_range(0..60_000),
+            offset: self.place(),
             length: *[0, 1, 100, 4_096, 10_000, 40_000].choose(&mut self.rng).unwrap(),
             kill_suidgid: self.rng.random_bool(0.2),
         }
@@ -452,11 +463,31 @@ async fn administer(run: &mut Run, volume: &Volume, at: &str) {
     tx.commit().await.unwrap();
 }
 
-async fn run(seed: u64, steps: usize, faults: f64, quotas: bool) {
+/// What the rewriter does with staged data: copies what is there, and swaps it some time later. Nobody sees a difference.
+async fn destage(run: &mut Run, volume: &Volume) {
+    if run.destaging.is_empty() || run.rng.random_bool(0.5) {
+        let inode = run.file();
+        let max = run.rng.random_range(1..6);
+        run.destaging.extend(volume.copy_staged(inode, max).await);
+        return;
+    }
+    let i = run.rng.random_range(0..run.destaging.len());
+    let (chunk, moved) = run.destaging.swap_remove(i);
+    run.destaged += volume.destage(chunk, &moved).await.bytes;
+}
+
+/// Answers how many staged bytes were moved into chunks on the way.
+async fn run(seed: u64, steps: usize, faults: f64, quotas: bool) -> u64 {
     let volume = Volume::with_trash(seed, faults, RETENTION_S as u64).await;
     let clients = [volume.client(1).await, volume.client(2).await, volume.client(3).await];
-    let mut run =
-        Run { rng: SmallRng::seed_from_u64(seed), model: Model::new(), inodes: vec![ROOT], chunks: vec![] };
+    let mut run = Run {
+        rng: SmallRng::seed_from_u64(seed),
+        model: Model::new(),
+        inodes: vec![ROOT],
+        chunks: vec![],
+        destaging: vec![],
+        destaged: 0,
+    };
     run.model.retention_s = RETENTION_S;
     for step in 0..steps {
         if quotas && run.rng.random_bool(0.05) {
@@ -464,6 +495,9 @@ async fn run(seed: u64, steps: usize, faults: f64, quotas: bool) {
         }
         if run.rng.random_bool(0.04) {
             administer(&mut run, &volume, &format!("seed {seed}, step {step}")).await;
+        }
+        if run.rng.random_bool(0.08) {
+            destage(&mut run, &volume).await;
         }
         let which = run.rng.random_range(0..clients.len());
         let client = &clients[which];
@@ -517,6 +551,7 @@ async fn run(seed: u64, steps: usize, faults: f64, quotas: bool) {
     }
     compare_trees(&clients[0], &run.model).await;
     volume.check();
+    run.destaged
 }
 
 /// Who has quotas in the model's volume at present, with what of it.
@@ -627,9 +662,11 @@ async fn random_operations_equal_the_model_within_quotas() {
 
 #[tokio::test]
 async fn random_operations_equal_the_model() {
+    let mut destaged = 0;
     for seed in 0..20 {
-        run(seed, 2_000, 0.0, false).await;
+        destaged += run(seed, 2_000, 0.0, false).await;
     }
+    assert!(destaged > 1 << 20, "{destaged} bytes only");
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ use mooseng_schema::dirent::{Cookie, DirentRecord};
 use mooseng_schema::extent::ExtentRecord;
 use mooseng_schema::inode::InodeRecord;
 use mooseng_schema::number;
+use mooseng_schema::staged::Staged;
 use mooseng_schema::tag::VolumeTag;
 use mooseng_wire::fs::FileKind;
 
@@ -42,6 +43,8 @@ struct Found {
     uses: BTreeMap<(u64, u64), ChunkUse>,
     orphans: BTreeSet<u64>,
     trims: BTreeSet<u64>,
+    staged: BTreeMap<u64, Staged>,
+    staged_pieces: BTreeSet<(u64, u64)>,
     /// Until when each inode is in the trash.
     trash: BTreeMap<u64, i64>,
     statistics: BTreeMap<u64, u64>,
@@ -87,6 +90,12 @@ fn collect(dump: &BTreeMap<Bytes, Bytes>) -> Found {
             }
             t if t == VolumeTag::Orphan as u8 => drop(found.orphans.insert(at(0))),
             t if t == VolumeTag::Trim as u8 => drop(found.trims.insert(at(0))),
+            t if t == VolumeTag::Staged as u8 => {
+                found.staged.insert(at(0), Staged::decode(Some(value)).unwrap());
+            }
+            t if t == VolumeTag::StagedPiece as u8 => {
+                assert!(value.is_empty() && found.staged_pieces.insert((at(0), at(1))));
+            }
             t if t == VolumeTag::Trash as u8 => {
                 assert_eq!(found.trash.insert(at(1), at(0) as i64), None, "an inode is in the trash twice");
             }
@@ -168,6 +177,8 @@ fn check_names(found: &Found) {
 fn check_data(found: &Found) {
     let mut uses: BTreeMap<(u64, u64), ChunkUse> = BTreeMap::new();
     let mut allocated: BTreeMap<u64, u64> = BTreeMap::new();
+    let mut staged: BTreeMap<u64, Staged> = BTreeMap::new();
+    let mut pieces = found.staged_pieces.clone();
     let mut reached = (0, 0);
     for ((inode, offset), extent) in &found.extents {
         let record = found.inodes.get(inode).expect("an extent is left of an inode that is gone");
@@ -183,6 +194,11 @@ fn check_data(found: &Found) {
             assert!(offset + length <= record.size || *offset >= from);
         }
         *allocated.entry(*inode).or_default() += length;
+        if extent.chunk == 0 && offset + length > 64 << 10 {
+            let staged = staged.entry(*inode).or_default();
+            *staged = staged.plus(Staged { bytes: length as i64, pieces: 1 });
+            assert!(pieces.remove(&(*inode, *offset)), "a staged piece of inode {inode} isn't listed");
+        }
         if extent.chunk != 0 {
             let chunk = found.chunks.get(&extent.chunk).expect("an extent names a chunk that isn't there");
             assert!(!chunk.sealed || extent.chunk_offset + extent.length <= chunk.length);
@@ -194,5 +210,12 @@ fn check_data(found: &Found) {
     for (id, record) in &found.inodes {
         assert_eq!(record.allocated, allocated.get(id).copied().unwrap_or(0), "inode {id} counts its bytes");
     }
+    assert_eq!(pieces, BTreeSet::new(), "what is listed as staged isn't there");
+    let counted = found.staged.iter().filter(|(_, staged)| !staged.is_zero());
+    assert_eq!(
+        staged,
+        counted.map(|(id, staged)| (*id, *staged)).collect(),
+        "files count what they have staged"
+    );
     assert_eq!(uses, found.uses, "chunks count what inodes use of them");
 }

@@ -6,6 +6,7 @@
 //!   strays (all inventories) --> copies that no location names: deleted, or taken up by repair
 //!   dead (buried chunks)     --> copies to be deleted, until each is gone or its chunkserver lost
 //!   sparse chunks --rewrite choice--> a new chunk of their live pieces, which files then name instead
+//!   staged data   --destage choice--> a new chunk of it, likewise
 //! ```
 //! All of it runs within the leader's term and ends with it; what a paused leader still says is refused by term: in the store by Raft, on
 //! chunkservers by the custody that comes with each order. Nothing is remembered that isn't found again by the next scan.
@@ -30,6 +31,7 @@ use crate::master::Master;
 
 mod copies;
 mod dead;
+mod destage;
 pub mod drain;
 mod rewrite;
 mod scan;
@@ -56,11 +58,20 @@ pub async fn run(master: &Arc<Master>, term: u64) {
     let mut keeper = Keeper::new(master, term);
     let mut copying = FuturesUnordered::new();
     let mut rewriting = FuturesUnordered::new();
+    let mut destaging = FuturesUnordered::new();
     let mut next = tokio::time::Instant::now() + TICK;
     loop {
         tokio::select! {
             Some(done) = copying.next() => keeper.done(done),
             Some(done) = rewriting.next() => keeper.rewritten(done),
+            Some(done) = destaging.next() => {
+                keeper.destaged(done);
+                // A file that is written all the while has more by now.
+                if let Err(error) = keeper.look_at_staged().await {
+                    tracing::info!(error = %error.message, "what is staged can't be looked at; trying on");
+                }
+                destaging.extend(keeper.destages().into_iter().map(|plan| destage::make(master, term, plan)));
+            }
             () = tokio::time::sleep_until(next) => {
                 for error in keeper.tick().await {
                     tracing::info!(error = %error.message, "a piece of house-keeping failed and is tried again");
@@ -70,6 +81,7 @@ pub async fn run(master: &Arc<Master>, term: u64) {
                     Err(error) => tracing::info!(error = %error.message, "chunks that need copies can't be looked at; trying on"),
                 }
                 rewriting.extend(keeper.rewrites().into_iter().map(|plan| rewrite::make(master, term, plan)));
+                destaging.extend(keeper.destages().into_iter().map(|plan| destage::make(master, term, plan)));
                 keeper.publish();
                 next = tokio::time::Instant::now() + TICK;
             }
@@ -96,6 +108,7 @@ struct Keeper<'a> {
     strays: strays::Strays,
     dead: dead::Dead,
     rewriter: rewrite::Rewriter,
+    stage: destage::Stage,
     figures: HouseStatus,
     located: BTreeMap<String, u64>,
 }
@@ -122,6 +135,7 @@ impl<'a> Keeper<'a> {
             strays: strays::Strays::default(),
             dead: dead::Dead::default(),
             rewriter: rewrite::Rewriter::default(),
+            stage: destage::Stage::default(),
             figures: HouseStatus::default(),
             located: BTreeMap::new(),
         }
@@ -141,6 +155,7 @@ impl<'a> Keeper<'a> {
         troubles.extend(self.match_seals().await.err());
         troubles.extend(self.look_at_strays().await.err());
         troubles.extend(self.clear_dead().await.err());
+        troubles.extend(self.look_at_staged().await.err());
         // A tick may have waited for the store: that isn't a pause of this process.
         self.ticked = self.master.clock.boot();
         troubles
@@ -331,7 +346,8 @@ impl<'a> Keeper<'a> {
         m.chunk_bytes.set(gauge(f.bytes));
         m.chunk_bytes_live.set(gauge(f.bytes_live));
         self.tell_under_way();
-        let house = House { status: self.figures, located: self.located.clone() };
+        let staging_closed = self.tell_staged();
+        let house = House { status: self.figures, located: self.located.clone(), staging_closed };
         self.master.desk(|desk| {
             if desk.serving == Some(self.term) {
                 desk.house = house;

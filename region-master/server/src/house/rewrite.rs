@@ -89,7 +89,7 @@ impl Keeper<'_> {
 
     /// Whether the rewriter is at work on a chunk: it is neither a stray nor unused.
     pub(super) fn is_rewriting(&self, chunk: ChunkId) -> bool {
-        self.rewriter.busy.contains(&chunk)
+        self.rewriter.busy.contains(&chunk) || self.is_destaging_to(chunk)
     }
 
     /// The scan comes across a sealed chunk that is in use.
@@ -200,7 +200,7 @@ pub(super) async fn make(master: &Arc<Master>, term: u64, plan: Plan) -> Done {
     Done { plan, result }
 }
 
-fn failed(message: impl Into<String>) -> CallError {
+pub(super) fn failed(message: impl Into<String>) -> CallError {
     call_error(ErrorCode::Unavailable, message)
 }
 
@@ -216,9 +216,19 @@ async fn try_make(master: &Arc<Master>, term: u64, plan: &Plan) -> Result<Swappe
         return if victims.is_empty() { Ok(Swapped::default()) } else { Err(failed(what)) };
     }
     let length = moved.iter().map(|m| m.to_offset + m.piece.length).max().unwrap_or(0);
-    let order = Order { master, term, to: plan.to, length };
-    let copies = order.make_copies(&victims, &moved).await?;
-    order.put_on_record(plan.group.storage_class, &moved, copies).await?;
+    let pace = master.config.house.rewrite_mib_per_s << 20;
+    let order = Order { master, term, to: plan.to, length, pace };
+    let sources =
+        master.desk(|desk| victims.iter().map(|v| source(master, desk, v)).collect::<Vec<BuildSource>>());
+    let numbers: BTreeMap<ChunkId, u32> = victims.iter().map(|v| v.chunk).zip(0..).collect();
+    let piece = |m: &Moved| {
+        let Piece { chunk, chunk_offset, length, .. } = m.piece;
+        let source = numbers.get(&chunk).copied().unwrap_or(u32::MAX);
+        BuildPiece { source, offset: chunk_offset, length }
+    };
+    let copies = order.make_copies(sources, copied(&moved).map(piece).collect()).await?;
+    let inode = moved.first().map_or(InodeId(0), |m| m.piece.inode);
+    order.put_on_record(plan.group.storage_class, inode, copies).await?;
     order.swap(&moved).await
 }
 
@@ -282,39 +292,33 @@ fn copied(moved: &[Moved]) -> impl Iterator<Item = &Moved> {
 }
 
 /// A new chunk on its way.
-struct Order<'a> {
-    master: &'a Arc<Master>,
-    term: u64,
-    to: ChunkId,
-    length: u64,
+pub(super) struct Order<'a> {
+    pub master: &'a Arc<Master>,
+    pub term: u64,
+    pub to: ChunkId,
+    pub length: u64,
+    /// Bytes in one second at most; 0 for as fast as it goes.
+    pub pace: u64,
 }
 
 impl Order<'_> {
     /// Makes the chunk on one chunkserver and has others copy it, so many as a new chunk gets. Answers who has it, durably.
-    async fn make_copies(&self, victims: &[ChunkListing], moved: &[Moved]) -> Result<Vec<String>, CallError> {
-        let (placed, sources) = self.master.desk(|desk| {
-            let placed = self.place(desk)?;
-            Ok::<_, CallError>((
-                placed,
-                victims.iter().map(|v| source(self.master, desk, v)).collect::<Vec<_>>(),
-            ))
-        })?;
+    pub(super) async fn make_copies(
+        &self,
+        sources: Vec<BuildSource>,
+        pieces: Vec<BuildPiece>,
+    ) -> Result<Vec<String>, CallError> {
+        let placed = self.master.desk(|desk| self.place(desk))?;
         let Some(((first, first_address), others)) = placed.split_first() else {
             return Err(failed("there is no place for a new chunk"));
         };
-        let numbers: BTreeMap<ChunkId, u32> = victims.iter().map(|v| v.chunk).zip(0..).collect();
-        let piece = |m: &Moved| {
-            let Piece { chunk, chunk_offset, length, .. } = m.piece;
-            let source = numbers.get(&chunk).copied().unwrap_or(u32::MAX);
-            BuildPiece { source, offset: chunk_offset, length }
-        };
-        let (ticket, pace) = (self.ticket(), self.pace());
+        let (ticket, pace) = (self.ticket(), self.pace);
         let build = Build {
             chunk: self.to.0,
             epoch: HOME_EPOCH.0,
             custody: self.term,
             sources,
-            pieces: copied(moved).map(piece).collect(),
+            pieces,
             ticket: ticket.clone(),
             bytes_per_s: pace,
         };
@@ -371,20 +375,16 @@ impl Order<'_> {
         self.master.desk(|desk| tickets::for_chunk(&desk.keys, 0, volume, 0, false, now_ns)).into()
     }
 
-    fn pace(&self) -> u64 {
-        self.master.config.house.rewrite_mib_per_s << 20
-    }
-
     fn within(&self) -> Duration {
-        let slowest = if self.pace() == 0 { PACE_MIN } else { self.pace().min(PACE_MIN) };
+        let slowest = if self.pace == 0 { PACE_MIN } else { self.pace.min(PACE_MIN) };
         BUILD_WITHIN + Duration::from_secs(self.length / slowest)
     }
 
     /// Puts the chunk on record. From then on it lives like any other.
-    async fn put_on_record(
+    pub(super) async fn put_on_record(
         &self,
         storage_class: u32,
-        moved: &[Moved],
+        inode: InodeId,
         copies: Vec<String>,
     ) -> Result<(), CallError> {
         let now_ns = self.master.clock.unix_ns();
@@ -395,7 +395,7 @@ impl Order<'_> {
             birth: HOME_EPOCH.0,
             born_ns: now_ns,
             sealed_ns: now_ns,
-            inode: moved.first().map_or(0, |m| m.piece.inode.0),
+            inode: inode.0,
             owner: 0,
         };
         let location = LocationRecord { layout: Layout::Copies as u32, copies, epoch: HOME_EPOCH.0 };
@@ -418,7 +418,7 @@ impl Order<'_> {
         Ok(())
     }
 
-    fn deadline(&self) -> Instant {
+    pub(super) fn deadline(&self) -> Instant {
         Instant::now() + self.master.config.session_lease() + BEYOND_LEASE
     }
 
@@ -486,5 +486,5 @@ fn source(master: &Master, desk: &Desk, listing: &ChunkListing) -> BuildSource {
         (alive && sound)
             .then(|| ChainMember { chunkserver: name.clone(), address: server.beat.address.clone() })
     });
-    BuildSource { chunk: listing.chunk.0, holders: here.collect() }
+    BuildSource { chunk: listing.chunk.0, holders: here.collect(), ..BuildSource::default() }
 }

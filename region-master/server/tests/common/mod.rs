@@ -306,6 +306,13 @@ impl Client {
         self.change_as(number, op).await
     }
 
+    /// A change of one that has no other under way, and so may make any number of them.
+    pub async fn change_alone(&self, op: Op) -> Result<Reply, (ErrorCode, String)> {
+        let number = self.number.fetch_add(1, Ordering::SeqCst) + 1;
+        let request = Request { oldest_unanswered: number, ..self.request(number, op).await };
+        self.send(&request).await
+    }
+
     pub async fn change_as(&self, number: u64, op: Op) -> Result<Reply, (ErrorCode, String)> {
         let request = self.request(number, op).await;
         self.send(&request).await

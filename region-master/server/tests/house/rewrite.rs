@@ -15,12 +15,29 @@ async fn seal(region: &Region, place: &ChunkPlace, length: usize) {
 }
 
 /// A file's bytes, as its extents say, each piece read from every chunkserver that is named for it.
-async fn content(region: &Region, inode: u64) -> Vec<u8> {
-    let read = Op::ReadExtents(ReadExtents { inode, offset: 0, length: u64::from(u32::MAX) });
-    let Reply::Extents(map) = region.client.read(read).await.unwrap() else { panic!("no extents") };
-    let mut bytes = vec![0; map.size as usize];
+pub async fn content(region: &Region, inode: u64) -> Vec<u8> {
+    let (mut bytes, mut offset) = (vec![], 0);
+    loop {
+        let read = Op::ReadExtents(ReadExtents { inode, offset, length: u64::from(u32::MAX) });
+        let Reply::Extents(map) = region.client.read(read).await.unwrap() else { panic!("no extents") };
+        bytes.resize(map.size as usize, 0);
+        put_extents(region, &map, &mut bytes).await;
+        offset = map.covered;
+        if offset >= map.size {
+            return bytes;
+        }
+    }
+}
+
+async fn put_extents(region: &Region, map: &mooseng_wire::fs::ExtentMap, bytes: &mut [u8]) {
     for extent in &map.extents {
-        let Some(mooseng_wire::fs::extent::Data::Run(run)) = &extent.data else { panic!("not in a chunk") };
+        let run = match extent.data.as_ref().unwrap() {
+            mooseng_wire::fs::extent::Data::Run(run) => run,
+            mooseng_wire::fs::extent::Data::Inline(inline) => {
+                bytes[extent.offset as usize..][..inline.len()].copy_from_slice(inline);
+                continue;
+            }
+        };
         let place = map.chunks.iter().find(|place| place.chunk == run.chunk).unwrap();
         assert_eq!(place.locations.len(), 2, "{place:?}");
         for location in &place.locations {
@@ -35,7 +52,6 @@ async fn content(region: &Region, inode: u64) -> Vec<u8> {
             }
         }
     }
-    bytes
 }
 
 async fn attr(region: &Region, inode: u64) -> mooseng_wire::fs::Attr {
