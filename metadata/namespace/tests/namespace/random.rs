@@ -124,7 +124,7 @@ impl Run {
     /// An access control list, mostly a good one.
     fn list(&mut self) -> Bytes {
         if self.rng.random_bool(0.1) {
-            return self.rng.random_bool(0.5).then(|| name("value")).unwrap_or_default();
+            return name(if self.rng.random_bool(0.5) { "value" } else { "" });
         }
         let mut bits = || *[7, 7, 6, 5, 4, 0].choose(&mut self.rng).unwrap();
         let (classes, of_user, of_group) = ([bits(), bits(), bits(), bits()], bits(), bits());
