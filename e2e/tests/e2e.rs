@@ -2,6 +2,8 @@
 //!
 //! They need root or fusermount3, and the binaries: `cargo build --workspace --bins`.
 
+#[path = "e2e/acls.rs"]
+mod acls;
 #[path = "e2e/bench.rs"]
 mod bench;
 #[path = "e2e/chaos.rs"]

@@ -23,7 +23,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 10] = [
     Target { name: "frames", run: frames, seeds: frame_seeds },
     Target { name: "batch", run: batch, seeds: batch_seeds },
     Target { name: "log", run: disks::log, seeds: disks::log_seeds },
@@ -33,6 +33,7 @@ pub const TARGETS: [Target; 9] = [
     Target { name: "ticket", run: texts::ticket, seeds: texts::ticket_seeds },
     Target { name: "texts", run: texts::texts, seeds: texts::text_seeds },
     Target { name: "requests", run: requests::requests, seeds: requests::seeds },
+    Target { name: "acls", run: requests::lists, seeds: requests::list_seeds },
 ];
 
 /// Frames of a connection, in whatever pieces they come.

@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use mooseng_namespace::acl;
 use mooseng_namespace::fsck::{Check, Part, compare_totals};
 use mooseng_namespace::trash::Terms;
 use mooseng_namespace::{Ids, OpContext, OpError, execute, format, needs_chunk, needs_inode, sessions};
+use mooseng_schema::acl::{AclEntry, AclRecord};
 use mooseng_schema::dirent::HashKey;
 use mooseng_schema::session::SessionRecord;
 use mooseng_store::memory::MemoryStore;
@@ -13,7 +15,7 @@ use mooseng_store::{Store, Transaction};
 use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::write_piece::Data;
 use mooseng_wire::fs::*;
-use mooseng_wire::{ChunkId, Epoch, Incarnation, InodeId, SessionId, VolumeId};
+use mooseng_wire::{ChunkId, DEFAULT_ACL, Epoch, Incarnation, InodeId, SessionId, VolumeId};
 use prost::Message;
 
 /// Requests that one input holds at most.
@@ -135,7 +137,40 @@ fn script() -> Vec<Op> {
             ..Write::default()
         }),
         Op::SetAttr(SetAttr { inode: 2, size: Some(100_002), ..SetAttr::default() }),
+        Op::SetXattr(SetXattr {
+            inode: 4,
+            name: DEFAULT_ACL.into(),
+            value: acl::encode(&list()),
+            ..SetXattr::default()
+        }),
+        Op::Create(Create { parent: 4, name: name("i"), mode: 0o644, ..Create::default() }),
+        Op::SetAttr(SetAttr { inode: 15, mode: Some(0o600), ..SetAttr::default() }),
     ]
+}
+
+fn list() -> AclRecord {
+    let entry = |id, permissions| AclEntry { id, permissions };
+    AclRecord {
+        owner: 7,
+        group: 5,
+        other: 0,
+        mask: Some(7),
+        users: vec![entry(1000, 6)],
+        groups: vec![entry(100, 4), entry(200, 1)],
+    }
+}
+
+/// An access control list as a client sets it: what is taken in is one that can be, and reads back as itself.
+pub fn lists(input: &[u8]) {
+    if let Ok(Some(list)) = acl::decode(input) {
+        assert_eq!(acl::find_fault(&list), None);
+        assert_eq!(acl::decode(&acl::encode(&list)), Ok(Some(list)));
+    }
+}
+
+pub fn list_seeds() -> Vec<Vec<u8>> {
+    let plain = AclRecord { owner: 6, group: 4, ..AclRecord::default() };
+    [list(), plain].iter().map(|list| acl::encode(list).to_vec()).collect()
 }
 
 fn encoded(ops: &[Op]) -> Vec<u8> {

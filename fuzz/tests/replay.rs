@@ -67,4 +67,4 @@ macro_rules! replayed {
     };
 }
 
-replayed! { frames batch log chunk dump records ticket texts requests }
+replayed! { frames batch log chunk dump records ticket texts requests acls }

@@ -92,6 +92,8 @@ pub struct State {
     pub short_leases: u32,
     /// Changes run, without repetitions.
     pub executed: u64,
+    /// Reads that were answered.
+    pub reads: u64,
     /// Changes whose recorded outcome was answered again.
     pub repeated: u64,
     /// Calls by method.
@@ -391,7 +393,9 @@ impl State {
         copies: usize,
     ) -> Result<FsReply, Failure> {
         let Request { session: id, incarnation, number, oldest_unanswered, order, releases, .. } = request;
+        let umask = request.op.as_ref().and_then(|op| op.caller.as_ref()).map_or(0, |caller| caller.umask);
         let op = request.op.and_then(|op| op.op).ok_or_else(|| refuse(ErrorCode::InvalidRequest, ""))?;
+        let op = tree::masked(op, umask);
         // The table of sessions comes before the outcomes, as at a real master.
         if self.sessions.get(&id).is_none_or(|session| session.lapsed) {
             return Err(refuse(ErrorCode::SessionExpired, ""));
@@ -431,6 +435,7 @@ impl State {
         }
         let locked = self.locks.answer(id, &op);
         let reply = FsReply { reply: Some(locked.unwrap_or_else(|| self.run(op, chunkservers, copies))) };
+        self.reads += u64::from(number == 0);
         if number > 0 {
             self.executed += 1;
             self.session(id, incarnation)?.outcomes.insert(number, reply.clone());

@@ -19,6 +19,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::acls::{self, Acls};
 use crate::append::Appenders;
 use crate::atime::Touches;
 use crate::borrow::Borrower;
@@ -64,6 +65,7 @@ pub(crate) struct Inner {
     pub writer: Arc<WriteBack>,
     pub touches: Arc<Touches>,
     pub lookahead: LookAhead,
+    pub acls: Acls,
     shutdown: CancellationToken,
 }
 
@@ -182,6 +184,7 @@ impl FileSystem {
             chunkservers,
             touches,
             lookahead: LookAhead::default(),
+            acls: Acls::default(),
             shutdown,
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -415,6 +418,17 @@ impl FileSystem {
         if change.atime_ns.is_some() || change.atime_now {
             self.inner.touches.drop_inode(change.inode);
         }
+        if change.mode.is_none() {
+            return self.set_attributes(caller, change).await;
+        }
+        // A mode is part of an access control list.
+        self.inner.acls.forget(change.inode);
+        let outcome = self.set_attributes(caller, change).await;
+        self.inner.acls.forget(change.inode);
+        outcome
+    }
+
+    async fn set_attributes(&self, caller: &Caller, change: SetAttr) -> Result<Attr, FsError> {
         // What is buffered goes in the daemon's name, whose word isn't taken where anybody's isn't.
         if caller.kernel_checked
             && self.inner.session.squash() == Squash::None
@@ -614,6 +628,9 @@ impl FileSystem {
 
     /// An extended attribute's value.
     pub async fn getxattr(&self, caller: &Caller, inode: u64, name: &[u8]) -> Result<Bytes, FsError> {
+        if acls::is_acl(name) {
+            return self.get_acl(caller, inode, name).await;
+        }
         if let Some(errno) = self.absent_xattr(caller, inode, name) {
             return Err(FsError::Answered(errno));
         }
@@ -628,8 +645,7 @@ impl FileSystem {
         }
     }
 
-    /// How the region would answer for an attribute of an inode that is promised to have none: `ls -l` asks every file for its access
-    /// control list.
+    /// How the region would answer for an attribute of an inode that is promised to have none.
     fn absent_xattr(&self, caller: &Caller, inode: u64, name: &[u8]) -> Option<i32> {
         if name.starts_with(b"system.") {
             return Some(libc::ENOTSUP);
@@ -646,7 +662,8 @@ impl FileSystem {
 
     /// The names of an inode's extended attributes.
     pub async fn listxattr(&self, caller: &Caller, inode: u64) -> Result<Vec<Bytes>, FsError> {
-        if caller.kernel_checked && self.known_attr(inode).is_some_and(|attr| attr.no_xattrs) {
+        let has_none = |attr: Attr| attr.no_xattrs && attr.no_acls;
+        if caller.kernel_checked && self.known_attr(inode).is_some_and(has_none) {
             return Ok(Vec::new());
         }
         match self.inner.region.read(caller, Op::ListXattr(ListXattr { inode })).await? {
@@ -672,17 +689,19 @@ impl FileSystem {
             create,
             replace,
         };
+        if acls::is_acl(name) {
+            return self.change_acl(caller, inode, Op::SetXattr(set)).await;
+        }
         self.done(caller, "setxattr", Op::SetXattr(set)).await
     }
 
     /// Removes an extended attribute.
     pub async fn removexattr(&self, caller: &Caller, inode: u64, name: &[u8]) -> Result<(), FsError> {
-        self.done(
-            caller,
-            "removexattr",
-            Op::RemoveXattr(RemoveXattr { inode, name: Bytes::copy_from_slice(name) }),
-        )
-        .await
+        let remove = Op::RemoveXattr(RemoveXattr { inode, name: Bytes::copy_from_slice(name) });
+        if acls::is_acl(name) {
+            return self.change_acl(caller, inode, remove).await;
+        }
+        self.done(caller, "removexattr", remove).await
     }
 
     /// Room and files of the filesystem.
@@ -727,7 +746,7 @@ impl FileSystem {
         Ok(attr)
     }
 
-    async fn done(&self, caller: &Caller, what: &str, op: Op) -> Result<(), FsError> {
+    pub(crate) async fn done(&self, caller: &Caller, what: &str, op: Op) -> Result<(), FsError> {
         match self.inner.region.change(caller, op).await? {
             Reply::Done(_) | Reply::Entry(_) => Ok(()),
             other => Err(unexpected(what, &other)),

@@ -18,6 +18,7 @@
 //! Every operation is a future that may be dropped: that stops the waiting. A change that was sent keeps its number until its
 //! outcome is known or its retry time is over.
 
+mod acls;
 mod append;
 mod atime;
 mod borrow;
@@ -60,6 +61,7 @@ mod status;
 mod window;
 mod writeback;
 
+pub use acls::is_acl;
 pub use config::ClientConfig;
 pub use error::FsError;
 pub use facts::{Invalidate, Validity};

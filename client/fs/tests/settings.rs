@@ -146,3 +146,37 @@ async fn a_write_shows_its_own_time_also_after_one_in_the_future_was_set() {
     let stored = another(&region).await.getattr(&me(), inode).await.unwrap().mtime_ns;
     assert_eq!(shown, stored);
 }
+
+const LIST: &[u8] = b"system.posix_acl_access";
+
+async fn list_of(fs: &FileSystem, inode: u64) -> Option<Bytes> {
+    match fs.getxattr(&me(), inode, LIST).await {
+        Ok(list) => Some(list),
+        Err(FsError::Answered(libc::ENODATA)) => None,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_is_asked_for_once_and_again_after_each_change_of_the_mode() {
+    let (region, fs, inode, file) = start().await;
+    let asked = || region.with(|s| s.reads);
+    fs.setxattr(&me(), inode, LIST, b"list", false, false).await.unwrap();
+    let before = asked();
+    for _ in 0..3 {
+        assert_eq!(list_of(&fs, inode).await.as_deref(), Some(&b"list"[..]));
+    }
+    assert_eq!(asked(), before + 1);
+    // A mode that waits goes before the list is read.
+    write(&fs, file, b"data").await;
+    fs.setattr(&me(), SetAttr { inode, mode: Some(0o600), ..SetAttr::default() }).await.unwrap();
+    let (before, changed) = (asked(), changes(&region));
+    assert!(list_of(&fs, inode).await.is_some());
+    assert_eq!((asked(), changes(&region)), (before + 1, changed + 1));
+    // And before one is set.
+    fs.setattr(&me(), SetAttr { inode, mode: Some(0o640), ..SetAttr::default() }).await.unwrap();
+    let changed = changes(&region);
+    fs.removexattr(&me(), inode, LIST).await.unwrap();
+    assert_eq!(changes(&region), changed + 2);
+    assert_eq!(list_of(&fs, inode).await, None);
+}

@@ -17,7 +17,7 @@ use fuser::{
 };
 use futures::FutureExt;
 use mooseng_client::{
-    Attr, Caller, FileSystem, FsError, RenameMode, SeekWhence, SetAttr, WriteMode, WriteOptions,
+    Attr, Caller, FileSystem, FsError, RenameMode, SeekWhence, SetAttr, WriteMode, WriteOptions, is_acl,
 };
 use mooseng_transport::trace;
 use tokio::sync::Semaphore;
@@ -30,7 +30,7 @@ use crate::locks::KernelLock;
 use crate::notify::Notifier;
 use crate::operations::{Operation, Operations};
 use crate::told::How;
-use crate::waiting::for_process;
+use crate::waiting::{for_process, groups_of};
 
 const MAX_WRITE: u32 = 1 << 20;
 const MAX_BACKGROUND: u16 = 128;
@@ -41,9 +41,10 @@ const MAX_BACKGROUND: u16 = 128;
 /// - No ATOMIC_O_TRUNC: with it the kernel cuts a running program's pages before it looks whether somebody runs it, and the program dies (an open
 ///   for reading with O_TRUNC).
 /// - POSIX_LOCKS, FLOCK_LOCKS: locks are the region's.
+/// - POSIX_ACL: the kernel reads access control lists and judges by them; DONT_MASK: a directory that hands one down overrules the umask.
 /// - No DO_READDIRPLUS: what it tells the kernel of inodes that it doesn't have yet can't be taken back before `ls` has run on.
 /// - Never WRITEBACK_CACHE: the kernel would own sizes and times.
-const CAPABILITIES: [InitFlags; 9] = [
+const CAPABILITIES: [InitFlags; 11] = [
     InitFlags::FUSE_ASYNC_READ,
     InitFlags::FUSE_BIG_WRITES,
     InitFlags::FUSE_PARALLEL_DIROPS,
@@ -53,6 +54,8 @@ const CAPABILITIES: [InitFlags; 9] = [
     InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
     InitFlags::FUSE_POSIX_LOCKS,
     InitFlags::FUSE_FLOCK_LOCKS,
+    InitFlags::FUSE_POSIX_ACL,
+    InitFlags::FUSE_DONT_MASK,
 ];
 
 /// How the kernel is to treat an open file. It keeps the pages that it has of it if all of them were read under the promise that stands now.
@@ -139,7 +142,7 @@ impl Adapter {
         if ino.0 == ROOT { self.fs.root() } else { ino.0 }
     }
 
-    /// Who asks. The kernel has applied the umask and, by default_permissions, checked the rights; of those whose word isn't taken they are
+    /// Who asks. The kernel has, by default_permissions, checked the rights; of those whose word isn't taken they are
     /// checked by the region, for the user that it makes of them.
     pub(crate) fn caller(&self, req: &Request) -> Caller {
         Caller {
@@ -151,6 +154,11 @@ impl Adapter {
             kernel_checked: self.fs.trusts(req.uid()),
             own_account: false,
         }
+    }
+
+    /// Who makes something. A kernel that has applied the umask itself does no harm.
+    fn maker(&self, req: &Request, umask: u32) -> Caller {
+        Caller { umask, ..self.caller(req) }
     }
 
     /// Answers an entry that was made under that name.
@@ -204,12 +212,34 @@ impl Adapter {
     where
         W: Future<Output = Result<Bytes, FsError>> + Send + 'static,
     {
-        self.run(operation, req.pid(), work, move |outcome| match outcome {
-            Ok(value) if size == 0 => reply.size(value.len() as u32),
-            Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
-            Ok(value) => reply.data(&value),
-            Err(errno) => reply.error(errno),
+        self.run(operation, req.pid(), work, move |outcome| show_value(outcome, size, reply));
+    }
+
+    /// An access control list, which the kernel keeps - that there is none, too - for no given time, but until it asks for the attributes anew.
+    fn acl(&self, req: &Request, inode: u64, name: Vec<u8>, size: u32, reply: ReplyXattr) {
+        let (fs, caller, notifier) = (self.fs.clone(), self.caller(req), self.notifier.clone());
+        let (whole, before) = (self.fs.clone(), self.fs.hold(inode));
+        let work = async move { fs.getxattr(&caller, inode, &name).await };
+        self.run(Operation::GetXattr, req.pid(), work, move |outcome| {
+            let showing = notifier.showing();
+            let holds = before.is_some() && whole.hold(inode) == before;
+            let kept = notifier.telling_list(inode, holds);
+            show_value(outcome, size, reply);
+            drop(showing);
+            if !kept {
+                notifier.forget_list(inode);
+            }
         });
+    }
+}
+
+/// Answers a value of which the caller may want the size first.
+fn show_value(outcome: Result<Bytes, Errno>, size: u32, reply: ReplyXattr) {
+    match outcome {
+        Ok(value) if size == 0 => reply.size(value.len() as u32),
+        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
+        Ok(value) => reply.data(&value),
+        Err(errno) => reply.error(errno),
     }
 }
 
@@ -386,13 +416,13 @@ impl Filesystem for Adapter {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         rdev: u32,
         reply: ReplyEntry,
     ) {
         let parent = self.inode(parent);
         let Some(kind) = convert::kind_of_mode(mode) else { return reply.error(Errno::EINVAL) };
-        let (fs, caller, name) = (self.fs.clone(), self.caller(req), owned(name));
+        let (fs, caller, name) = (self.fs.clone(), self.maker(req, umask), owned(name));
         let made = name.clone();
         self.entry(
             Operation::MakeNode,
@@ -404,9 +434,9 @@ impl Filesystem for Adapter {
         );
     }
 
-    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
+    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         let parent = self.inode(parent);
-        let (fs, caller, name) = (self.fs.clone(), self.caller(req), owned(name));
+        let (fs, caller, name) = (self.fs.clone(), self.maker(req, umask), owned(name));
         let made = name.clone();
         let work = async move { fs.mkdir(&caller, parent, &made, mode & 0o7777).await };
         self.entry(Operation::MakeDirectory, req, parent, name, work, reply);
@@ -506,12 +536,12 @@ impl Filesystem for Adapter {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         flags: i32,
         reply: ReplyCreate,
     ) {
         let parent = self.inode(parent);
-        let (fs, caller, name) = (self.fs.clone(), self.caller(req), owned(name));
+        let (fs, caller, name) = (self.fs.clone(), self.maker(req, umask), owned(name));
         let (whole, notifier, made) = (self.fs.clone(), self.notifier.clone(), name.clone());
         self.notifier.changing(parent);
         self.run(
@@ -721,11 +751,16 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let ino = self.inode(ino);
-        if is_system(name) {
+        if !is_answered(name) {
             return reply.error(Errno::EOPNOTSUPP);
         }
         let (create, replace) = (flags & libc::XATTR_CREATE != 0, flags & libc::XATTR_REPLACE != 0);
-        let (fs, caller, name, value) = (self.fs.clone(), self.caller(req), owned(name), value.to_vec());
+        let mut caller = self.caller(req);
+        if is_acl(name.as_bytes()) && caller.uid != 0 {
+            // Whether setgid stays is for us to say, and depends on them: fuser doesn't know FUSE_SETXATTR_ACL_KILL_SGID.
+            caller.groups = groups_of(req.pid());
+        }
+        let (fs, name, value) = (self.fs.clone(), owned(name), value.to_vec());
         self.empty(
             Operation::SetXattr,
             req,
@@ -736,8 +771,11 @@ impl Filesystem for Adapter {
 
     fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         let ino = self.inode(ino);
-        if is_system(name) {
+        if !is_answered(name) {
             return reply.error(Errno::EOPNOTSUPP);
+        }
+        if is_acl(name.as_bytes()) {
+            return self.acl(req, ino, owned(name), size, reply);
         }
         let (fs, caller, name) = (self.fs.clone(), self.caller(req), owned(name));
         self.xattr(
@@ -761,7 +799,7 @@ impl Filesystem for Adapter {
 
     fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let ino = self.inode(ino);
-        if is_system(name) {
+        if !is_answered(name) {
             return reply.error(Errno::EOPNOTSUPP);
         }
         let (fs, caller, name) = (self.fs.clone(), self.caller(req), owned(name));
@@ -875,7 +913,7 @@ impl Filesystem for Adapter {
     }
 }
 
-/// POSIX ACLs aren't built: said here, as `ls -l` asks for each entry.
-fn is_system(name: &OsStr) -> bool {
-    name.as_bytes().starts_with(b"system.")
+/// Of the system's attributes there are the access control lists.
+fn is_answered(name: &OsStr) -> bool {
+    !name.as_bytes().starts_with(b"system.") || is_acl(name.as_bytes())
 }

@@ -62,6 +62,8 @@ pub(crate) struct Notifier {
     pages_of: Mutex<Pages>,
     /// Directories of whose entries the kernel was told from their lists.
     listed: Mutex<BTreeSet<u64>>,
+    /// Inodes of whose access control lists the kernel was told.
+    lists: Mutex<BTreeSet<u64>>,
 }
 
 /// Something is being shown.
@@ -117,6 +119,7 @@ impl Notifier {
             showing: RwLock::default(),
             pages_of: Mutex::new(Pages::new(TOLD_MAX)),
             listed: Mutex::default(),
+            lists: Mutex::default(),
         }))
     }
 
@@ -189,9 +192,36 @@ impl Notifier {
         validity
     }
 
+    fn lists<T>(&self, f: impl FnOnce(&mut BTreeSet<u64>) -> T) -> T {
+        f(&mut self.lists.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The kernel is told an inode's access control list, or that it has none. It keeps that longer than attributes where these are told anew by
+    /// another name, so it is remembered without an end. Answers whether it may keep it: it `holds`, and can be remembered; else
+    /// [`Self::forget_list`] follows.
+    pub fn telling_list(&self, inode: u64, holds: bool) -> bool {
+        holds
+            && self.lists(|lists| {
+                let room = lists.len() < TOLD_MAX || lists.contains(&inode);
+                room.then(|| lists.insert(inode)).is_some()
+            })
+    }
+
+    /// Has the kernel forget an access control list that it was just told. What it hasn't taken in yet it doesn't keep then: it marks the place
+    /// before it asks.
+    pub fn forget_list(&self, inode: u64) {
+        note("an access control list", self.kernel.forget_inode(inode, false));
+    }
+
     /// The kernel has dropped an inode, which had been answered so often.
     pub fn given_back(&self, inode: u64, lookups: u64) {
-        self.told(|told| told.given_back(inode, lookups));
+        let known = self.told(|told| {
+            told.given_back(inode, lookups);
+            told.may_be_known(inode)
+        });
+        if !known {
+            self.lists(|lists| lists.remove(&inode));
+        }
     }
 
     /// A request came for which the kernel holds this directory's lock exclusively: whatever it had made there before, it knows.
@@ -281,7 +311,13 @@ impl Invalidate for Notifier {
     async fn inode(&self, inode: u64) {
         self.let_show();
         self.pages_of(|pages| pages.forget(inode));
-        let Some(fresh) = self.told(|told| told.take(inode, Instant::now())) else { return };
+        let list = self.lists(|lists| lists.remove(&inode));
+        let Some(fresh) = self.told(|told| told.take(inode, Instant::now())) else {
+            if list {
+                self.forget_list(inode);
+            }
+            return;
+        };
         let left = self.forget(inode, fresh, false);
         // A full queue is well: the pages are compared by the time of the last write before they are believed.
         let _ = self.pages.try_send(inode);
@@ -305,6 +341,7 @@ impl Invalidate for Notifier {
         self.listed.lock().unwrap_or_else(PoisonError::into_inner).clear();
         self.pages_of(Pages::forget_all);
         let told = self.told(|told| told.take_all(Instant::now()));
+        let lists = self.lists(std::mem::take);
         if self.keeps_entries() {
             note("the epoch", self.kernel.raise_epoch());
         }
@@ -316,7 +353,9 @@ impl Invalidate for Notifier {
                 let _ = own.pages.try_send(inode);
                 left.map(|fresh| (inode, fresh))
             };
-            told.into_iter().filter_map(forget).collect::<Vec<_>>()
+            let left = told.into_iter().filter_map(forget).collect::<Vec<_>>();
+            lists.into_iter().for_each(|inode| own.forget_list(inode));
+            left
         })
         .await;
         match forgotten {

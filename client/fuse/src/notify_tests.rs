@@ -82,6 +82,36 @@ async fn entries_that_a_list_told_of_go_with_its_promise() {
     assert_eq!(epochs(), 1);
 }
 
+/// An answer for another name of the inode makes the kernel's attributes good for longer, and with them the list that it has.
+#[tokio::test(start_paused = true)]
+async fn a_list_outlives_the_time_of_attributes_and_goes_with_a_recall_all_the_same() {
+    let (kernel, notifier) = rig();
+    kernel.meets(INODE);
+    notifier.telling(INODE, VALID, How::Known);
+    assert!(notifier.telling_list(INODE, true));
+    notifier.inode(INODE).await;
+    let (told, forgotten) = kernel.counts();
+    assert_eq!(told, forgotten);
+    notifier.inode(INODE).await;
+    assert_eq!(kernel.counts(), (told, forgotten), "it has nothing any more");
+    assert!(notifier.telling_list(INODE, true));
+    notifier.inode(INODE).await;
+    assert_eq!(kernel.counts(), (told + 1, forgotten + 1));
+    assert!(notifier.telling_list(INODE, true));
+    notifier.everything().await;
+    assert_eq!(kernel.counts(), (told + 2, forgotten + 2));
+    // Of what isn't promised nothing is remembered: it is taken back at once.
+    assert!(!notifier.telling_list(INODE, false));
+    notifier.inode(INODE).await;
+    assert_eq!(kernel.counts(), (told + 2, forgotten + 2));
+    // What the kernel has dropped it doesn't have.
+    notifier.telling(INODE, Duration::ZERO, How::Met);
+    assert!(notifier.telling_list(INODE, true));
+    notifier.given_back(INODE, 1);
+    notifier.inode(INODE).await;
+    assert_eq!(kernel.counts(), (told + 2, forgotten + 2));
+}
+
 fn rig() -> (Arc<Slow>, Arc<Notifier>) {
     let kernel = Arc::new(Slow::default());
     let notifier = Notifier::over(kernel.clone()).unwrap();

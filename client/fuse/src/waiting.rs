@@ -112,6 +112,13 @@ pub(crate) fn report(error: FsError) -> i32 {
     error.errno()
 }
 
+/// The further groups of a thread; none where it can't be looked at.
+pub(crate) fn groups_of(pid: u32) -> Vec<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("Groups:")).unwrap_or("");
+    line.split_whitespace().filter_map(|group| group.parse().ok()).collect()
+}
+
 fn is_killed(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|status| has_pending_kill(&status))
 }
@@ -162,6 +169,14 @@ mod tests {
             "SigPnd:\t0000000000004000\nShdPnd:\t0000000000000001\nSigBlk:\tffffffffffffffff\n"
         ));
         assert!(!is_killed(std::process::id()));
+    }
+
+    #[test]
+    fn groups_are_those_of_the_process() {
+        let own: Vec<u32> =
+            nix::unistd::getgroups().unwrap().into_iter().map(|group| group.as_raw()).collect();
+        assert_eq!(groups_of(std::process::id()), own);
+        assert_eq!(groups_of(u32::MAX), Vec::<u32>::new());
     }
 
     fn status(pid: u32, own: &str, shared: &str, blocked: &str, ignored: &str) -> String {

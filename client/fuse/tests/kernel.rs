@@ -337,3 +337,37 @@ fn mounting_on_what_isnt_fit_is_refused_in_a_sentence() {
         assert!(error.to_string().contains(word), "{error}");
     }
 }
+
+/// The kernel hands lists through, keeps them, and leaves the umask to whoever makes a file.
+#[test]
+fn lists_and_the_umask() {
+    let Some(rig) = Rig::new() else { return };
+    rig.sh("umask 027; touch f; mkdir d; test \"$(stat -c %a f d | tr '\\n' ' ')\" = '640 750 '");
+    let path = std::ffi::CString::new(rig.path().join("f").to_str().unwrap()).unwrap();
+    let set = |name: &std::ffi::CStr, value: &[u8]| {
+        // SAFETY: valid for the call.
+        let done =
+            unsafe { libc::setxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
+        if done == 0 { 0 } else { std::io::Error::last_os_error().raw_os_error().unwrap() }
+    };
+    let get = || {
+        let mut value = [0_u8; 128];
+        let (name, room) = (c"system.posix_acl_access".as_ptr(), value.len());
+        // SAFETY: valid for the call.
+        let length = unsafe { libc::getxattr(path.as_ptr(), name, value.as_mut_ptr().cast(), room) };
+        usize::try_from(length).ok().map(|length| value[..length].to_vec())
+    };
+    assert_eq!(get(), None);
+    let mut list = vec![2, 0, 0, 0];
+    for (tag, bits, id) in
+        [(1_u16, 6_u16, u32::MAX), (2, 7, 1000), (4, 4, u32::MAX), (16, 7, u32::MAX), (32, 0, u32::MAX)]
+    {
+        list.extend(tag.to_le_bytes().iter().chain(&bits.to_le_bytes()).chain(&id.to_le_bytes()));
+    }
+    assert_eq!(set(c"system.posix_acl_access", &list), 0);
+    assert_eq!(get(), Some(list.clone()));
+    assert_eq!(set(c"system.posix_acl_access", b"nonsense"), libc::EOPNOTSUPP);
+    assert_eq!(set(c"system.posix_acl_default", &list), libc::EACCES, "it is a file");
+    assert_eq!(set(c"system.sockprotoname", b"x"), libc::EOPNOTSUPP);
+    assert_eq!(get(), Some(list));
+}

@@ -13,11 +13,13 @@
 //! - [`locks`] are the locks on one inode, as values; [`held`] is where they lie in the store.
 //! - [`mod@format`] makes an empty volume, and the region's founding mark.
 //! - [`rewrite`] moves files' bytes from old chunks to new ones.
+//! - [`acl`] are access control lists, as values.
 //! - [`quota`] says whom everything counts for, and how much may.
 //! - [`trash`] keeps deleted files for a while.
 //! - [`fsck`] counts everything of a whole store again.
 
 pub mod abandon;
+pub mod acl;
 pub mod confine;
 pub mod context;
 pub mod driver;

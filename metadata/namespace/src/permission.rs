@@ -1,8 +1,9 @@
-//! Who may do what, by mode bits, ownership and groups.
+//! Who may do what, by mode bits, access control lists, ownership and groups.
 
 use mooseng_schema::inode::InodeRecord;
 use mooseng_wire::fs::{Caller, FileKind};
 
+use crate::acl;
 use crate::errno::Errno;
 
 pub const SETUID: u32 = 0o4000;
@@ -20,24 +21,23 @@ pub fn in_group(caller: &Caller, gid: u32) -> bool {
     caller.gid == gid || caller.groups.contains(&gid)
 }
 
-/// Whether the mode bits give the caller all rights in `mask`, whoever else has checked before.
+/// Whether mode bits and access control list give the caller all rights in `mask`, whoever else has checked before.
 pub fn allows(record: &InodeRecord, caller: &Caller, mask: u32) -> bool {
     if caller.uid == 0 {
         // root reads and writes everything, and executes what anybody may execute.
         let executable = record.kind == FileKind::Directory as u32 || record.mode & 0o111 != 0;
         return mask & EXECUTE == 0 || executable;
     }
-    let shift = if caller.uid == record.uid {
-        6
-    } else if in_group(caller, record.gid) {
-        3
-    } else {
-        0
+    let shift = match &record.access_acl {
+        _ if caller.uid == record.uid => 6,
+        Some(list) => return acl::allows(list, record.mode, record.gid, caller, mask),
+        None if in_group(caller, record.gid) => 3,
+        None => 0,
     };
     (record.mode >> shift) & mask == mask
 }
 
-/// Checks mode bits, unless the caller's kernel did.
+/// Checks mode bits and access control list, unless the caller's kernel did.
 pub fn check(record: &InodeRecord, caller: &Caller, mask: u32) -> Result<(), Errno> {
     if caller.kernel_checked || allows(record, caller, mask) { Ok(()) } else { Err(Errno::EACCES) }
 }

@@ -106,6 +106,7 @@ pub fn attr_of(id: InodeId, record: &InodeRecord, counters: &Counters) -> Attr {
         generation: 0,
         no_xattrs: record.xattr_name_bytes == 0,
         quota: record.quota,
+        no_acls: record.access_acl.is_none() && record.default_acl.is_none(),
     };
     if is_directory(record.kind) {
         attr.nlink = if record.orphan {

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use mooseng_store::KeyRange;
 use mooseng_wire::InodeId;
 
+use crate::acl::AclRecord;
 use crate::key::{parse_volume_key, volume_key, volume_range};
 use crate::record::{Record, SchemaError};
 use crate::tag::VolumeTag;
@@ -78,6 +79,12 @@ pub struct InodeRecord {
     /// It counts for no quota since it went to the trash, but for what was written to it since: so many bytes are let off.
     #[prost(uint64, optional, tag = "21")]
     pub let_off: Option<u64>,
+    /// Who else may access it than its mode says. The mode's group class is its mask.
+    #[prost(message, optional, boxed, tag = "22")]
+    pub access_acl: Option<Box<AclRecord>>,
+    /// What a directory hands down to what is made in it.
+    #[prost(message, optional, boxed, tag = "23")]
+    pub default_acl: Option<Box<AclRecord>>,
 }
 
 impl Record for InodeRecord {
@@ -134,6 +141,7 @@ pub fn parse_link_key(inode: InodeId, key: &[u8]) -> Result<LinkName, SchemaErro
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::acl::AclEntry;
     use crate::record::testing::{golden, hex, round_trip};
     use mooseng_wire::{ROOT_INODE, VolumeId};
     use proptest::prelude::*;
@@ -163,6 +171,33 @@ mod tests {
                 .as_str(),
         );
         assert_eq!(hex(&key(ROOT_INODE)), "02760014150215011 4".replace(' ', ""));
+    }
+
+    #[test]
+    fn access_control_lists_stay_as_they_were() {
+        let entry = |id, permissions| AclEntry { id, permissions };
+        let access = AclRecord { group: 5, users: vec![entry(1000, 6)], ..Default::default() };
+        let default = AclRecord {
+            owner: 7,
+            group: 5,
+            other: 1,
+            mask: Some(0),
+            users: vec![],
+            groups: vec![entry(100, 4), entry(200, 0)],
+        };
+        let inode = InodeRecord {
+            kind: 2,
+            mode: 0o770,
+            access_acl: Some(Box::new(access)),
+            default_acl: Some(Box::new(default)),
+            ..Default::default()
+        };
+        golden(
+            &inode,
+            "01080210f8034900000000000000005100000000000000005900000000000000 00b2010910052a0508e8071006ba01150807100518012000320408641004320308c801"
+                .replace(' ', "")
+                .as_str(),
+        );
     }
 
     proptest! {

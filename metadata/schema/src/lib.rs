@@ -6,6 +6,7 @@
 //! in one file. Values are a format byte and a protobuf message ([`record`]); counters that are changed atomically are
 //! eight bytes, little-endian ([`number`]).
 
+pub mod acl;
 pub mod any;
 pub mod chunk;
 pub mod chunkserver;

@@ -82,6 +82,10 @@ pub const FILE_SIZE_MAX: u64 = 1 << 60;
 pub const NAME_BYTES_MAX: usize = 255;
 /// Longest symlink target, in bytes (Linux' PATH_MAX less its terminator).
 pub const SYMLINK_BYTES_MAX: usize = 4095;
+/// The extended attribute that is the access control list of an inode, in the encoding of Linux.
+pub const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
+/// The extended attribute that is the list which a directory hands down.
+pub const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
 /// A chunk's largest length, in bytes.
 pub const CHUNK_BYTES_MAX: u64 = 64 << 20;
 /// Bytes of a chunk under one checksum.

@@ -8,14 +8,16 @@ use std::sync::Arc;
 use common::{Client, Cluster};
 use mooseng_master::{MasterConfig, MountRule, Squash};
 use mooseng_ports::clock::OsClock;
-use mooseng_wire::ROOT_INODE;
+use mooseng_schema::acl::{AclEntry, AclRecord};
 use mooseng_wire::call::ErrorCode;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::*;
 use mooseng_wire::method::Method;
 use mooseng_wire::session::{CloseSession, SessionClosed};
+use mooseng_wire::{ACCESS_ACL, ROOT_INODE};
 
+const EPERM: u32 = 1;
 const EACCES: u32 = 13;
 const EROFS: u32 = 30;
 const ESTALE: u32 = 116;
@@ -151,6 +153,31 @@ async fn a_mount_sees_its_subtree_and_does_what_its_rule_allows() {
     guest.open(&[]).await.unwrap();
     assert_eq!(errno(&create(&guest, web, "no").await), EACCES);
     assert_eq!(errno(&guest.read(Op::Open(Open { inode: both, flags: 0 })).await.unwrap()), EACCES);
+
+    // Unless a list says more of nobody.
+    let list = AclRecord {
+        owner: 6,
+        mask: Some(4),
+        users: vec![AclEntry { id: 65_534, permissions: 6 }],
+        ..Default::default()
+    };
+    let set = SetXattr {
+        inode: both,
+        name: ACCESS_ACL.into(),
+        value: mooseng_namespace::acl::encode(&list),
+        ..Default::default()
+    };
+    assert_eq!(errno(&guest.change(Op::SetXattr(set.clone())).await.unwrap()), EPERM);
+    close(&guest).await;
+    let admin = cluster.client("root-host").await;
+    admin.open(&[]).await.unwrap();
+    assert_eq!(errno(&admin.change(Op::SetXattr(set)).await.unwrap()), 0);
+    close(&admin).await;
+    let guest = cluster.client("guest").await;
+    guest.open(&[]).await.unwrap();
+    assert_eq!(errno(&guest.read(Op::Open(Open { inode: both, flags: 0 })).await.unwrap()), 0);
+    let write = Op::Open(Open { inode: both, flags: 1 });
+    assert_eq!(errno(&guest.read(write).await.unwrap()), EACCES, "the mask");
 
     // Who isn't let in.
     let (code, why) = cluster.client("stranger").await.open(&[]).await.unwrap_err();

@@ -278,6 +278,17 @@ impl State {
     }
 }
 
+/// The caller's umask is left to whoever makes the inode.
+pub(super) fn masked(mut op: Op, umask: u32) -> Op {
+    match &mut op {
+        Op::Create(o) => o.mode &= !umask,
+        Op::Mknod(o) => o.mode &= !umask,
+        Op::Mkdir(o) => o.mode &= !umask,
+        _ => {}
+    }
+    op
+}
+
 /// All but the size.
 pub(super) fn set_attributes(attr: &mut Attr, o: &SetAttr, now: i64) {
     attr.mode = o.mode.unwrap_or(attr.mode);

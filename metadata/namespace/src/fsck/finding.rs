@@ -51,6 +51,8 @@ kinds! {
     Entries = "DIRECTORY_COUNT", "`mooseng fsck --repair` sets it to the entries that there are";
     /// The names of extended attributes are counted wrongly.
     Xattrs = "XATTR_COUNT", "`mooseng fsck --repair` sets it to the attributes that there are";
+    /// An access control list that can't be set.
+    Acl = "ACL", "set it anew (`setfacl`), or take it away (`setfacl -b`, `setfacl -k`)";
     /// The bytes that extents cover are counted wrongly.
     Allocated = "ALLOCATED", "`mooseng fsck --repair` sets it to the extents that there are";
     /// Small pieces of a large file that wait to be moved into a chunk are counted wrongly.

@@ -25,6 +25,8 @@ use mooseng_schema::staged::Staged;
 use mooseng_wire::{ChunkId, InodeId, LOCAL_ID_BITS, VolumeId};
 use siphasher::sip128::{Hasher128, SipHasher13};
 
+use crate::acl;
+
 mod data;
 mod finding;
 mod names;
@@ -290,6 +292,8 @@ struct Kept {
     quota: u64,
     uid: u32,
     let_off: Option<u64>,
+    /// What is wrong with its access control lists.
+    acl_fault: Option<&'static str>,
 }
 
 impl Kept {
@@ -306,6 +310,7 @@ impl Kept {
             quota: record.quota,
             uid: record.uid,
             let_off: record.let_off,
+            acl_fault: acl::find_fault_of(record),
         }
     }
 }

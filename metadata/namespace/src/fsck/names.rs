@@ -198,6 +198,10 @@ impl Check {
             let fix = Fix::Xattrs(inode, difference(is, recorded));
             self.found(Finding::new(Kind::Xattrs, subject(), detail).fixed_by(fix));
         }
+        if let Some(fault) = record.acl_fault {
+            let detail = format!("an access control list of it can't be: {fault}");
+            self.found(Finding::new(Kind::Acl, subject(), detail));
+        }
         match directory && !record.orphan {
             true => self.look_at_counters(inode, facts),
             false if facts.entries > 0 => {

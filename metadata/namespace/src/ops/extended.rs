@@ -1,12 +1,15 @@
-//! Extended attributes.
+//! Extended attributes, and access control lists, which are asked for and set as such but lie in the inode.
 
+use bytes::Bytes;
 use mooseng_schema::Record;
+use mooseng_schema::acl::AclRecord;
 use mooseng_schema::inode::InodeRecord;
 use mooseng_schema::xattr::{self, XattrRecord};
 use mooseng_store::{RangeLimit, Read, Transaction};
-use mooseng_wire::InodeId;
-use mooseng_wire::fs::{Names, SetXattr, Value};
+use mooseng_wire::fs::{FileKind, Names, SetXattr, Value};
+use mooseng_wire::{ACCESS_ACL, DEFAULT_ACL, InodeId};
 
+use crate::acl;
 use crate::errno::Errno;
 use crate::error::OpError;
 use crate::permission::{self, READ, STICKY, WRITE};
@@ -30,15 +33,24 @@ enum Namespace {
     Trusted,
     /// Everybody reads; root writes.
     Security,
+    /// The list that governs access. Everybody reads; the owner writes.
+    AccessList,
+    /// The list that a directory hands down.
+    DefaultList,
 }
 
-/// A name's namespace. `system.` holds access control lists, which aren't supported.
+/// A name's namespace. Of `system.` there are the access control lists.
 fn namespace(name: &[u8]) -> Result<Namespace, Errno> {
     if name.is_empty() || name.len() > NAME_BYTES_MAX {
         return Err(Errno::ERANGE);
     }
     if name.contains(&0) {
         return Err(Errno::EINVAL);
+    }
+    match name {
+        ACCESS_ACL => return Ok(Namespace::AccessList),
+        DEFAULT_ACL => return Ok(Namespace::DefaultList),
+        _ => {}
     }
     let prefixes: [(&[u8], Namespace); 3] =
         [(b"user.", Namespace::User), (b"trusted.", Namespace::Trusted), (b"security.", Namespace::Security)];
@@ -57,7 +69,13 @@ fn may_read<T: Transaction>(view: &View<'_, T>, record: &InodeRecord, space: Nam
         Namespace::User => permission::check(record, view.caller, READ),
         Namespace::Trusted if view.caller.uid != 0 => Err(Errno::ENODATA),
         Namespace::Trusted | Namespace::Security => Ok(()),
+        Namespace::AccessList | Namespace::DefaultList => has_lists(record),
     }
+}
+
+/// A symlink's mode means nothing, and so would a list.
+fn has_lists(record: &InodeRecord) -> Result<(), Errno> {
+    if record.kind == FileKind::Symlink as u32 { Err(Errno::ENOTSUP) } else { Ok(()) }
 }
 
 fn may_write<T: Transaction>(
@@ -78,11 +96,24 @@ fn may_write<T: Transaction>(
             Err(Errno::EPERM)
         }
         Namespace::Trusted | Namespace::Security => Ok(()),
+        Namespace::AccessList | Namespace::DefaultList => {
+            has_lists(record)?;
+            permission::check_owner(record, view.caller)
+        }
     }
 }
 
 pub async fn get<T: Transaction>(view: &View<'_, T>, id: InodeId, name: &[u8]) -> Result<Value, OpError> {
     let space = namespace(name)?;
+    if matches!(space, Namespace::AccessList | Namespace::DefaultList) {
+        let record = view.inode(id).await?;
+        may_read(view, &record, space)?;
+        let list = match space {
+            Namespace::AccessList => acl::access(&record).map(|list| acl::encode(&list)),
+            _ => record.default_acl.as_deref().map(acl::encode),
+        };
+        return Ok(Value { value: list.ok_or(Errno::ENODATA)? });
+    }
     let key = xattr::key(id, name);
     let (record, value) =
         futures::join!(view.inode(id), async { Ok(view.tx.get(&key, view.read).await?) }).in_order()?;
@@ -93,7 +124,9 @@ pub async fn get<T: Transaction>(view: &View<'_, T>, id: InodeId, name: &[u8]) -
 
 pub async fn list<T: Transaction>(view: &View<'_, T>, id: InodeId) -> Result<Names, OpError> {
     let record = view.inode(id).await?;
-    let mut names = Vec::new();
+    let lists = [(record.access_acl.is_some(), ACCESS_ACL), (record.default_acl.is_some(), DEFAULT_ACL)];
+    let mut names: Vec<Bytes> =
+        lists.into_iter().filter(|(is, _)| *is).map(|(_, name)| Bytes::from_static(name)).collect();
     if record.xattr_name_bytes == 0 {
         return Ok(Names { names });
     }
@@ -120,6 +153,9 @@ pub async fn set<T: Transaction>(view: &View<'_, T>, r: &SetXattr) -> Result<(),
         return Err(Errno::E2BIG.into());
     }
     let id = InodeId(r.inode);
+    if matches!(space, Namespace::AccessList | Namespace::DefaultList) {
+        return set_list(view, id, space, acl::decode(&r.value)?).await;
+    }
     let key = xattr::key(id, &r.name);
     let (mut record, old) =
         futures::join!(view.inode(id), async { Ok(view.tx.get(&key, Read::Conflicting).await?) })
@@ -145,6 +181,9 @@ pub async fn set<T: Transaction>(view: &View<'_, T>, r: &SetXattr) -> Result<(),
 
 pub async fn remove<T: Transaction>(view: &View<'_, T>, id: InodeId, name: &[u8]) -> Result<(), OpError> {
     let space = namespace(name)?;
+    if matches!(space, Namespace::AccessList | Namespace::DefaultList) {
+        return set_list(view, id, space, None).await;
+    }
     let key = xattr::key(id, name);
     let (mut record, old) =
         futures::join!(view.inode(id), async { Ok(view.tx.get(&key, Read::Conflicting).await?) })
@@ -155,6 +194,27 @@ pub async fn remove<T: Transaction>(view: &View<'_, T>, id: InodeId, name: &[u8]
     }
     view.tx.clear(&key);
     record.xattr_name_bytes = record.xattr_name_bytes.saturating_sub(name.len() as u32 + 1);
+    record.ctime_ns = view.ctx.now_ns;
+    view.put_inode(id, &record);
+    Ok(())
+}
+
+/// Sets a list, or takes it away. As on Linux, taking away what isn't there is no error, and whether there was one before doesn't matter.
+async fn set_list<T: Transaction>(
+    view: &View<'_, T>,
+    id: InodeId,
+    space: Namespace,
+    list: Option<AclRecord>,
+) -> Result<(), OpError> {
+    let mut record = view.inode(id).await?;
+    may_write(view, &record, space)?;
+    if space == Namespace::AccessList {
+        acl::set_access(&mut record, list, view.caller);
+    } else if is_directory(record.kind) {
+        record.default_acl = list.map(Box::new);
+    } else if list.is_some() {
+        return Err(Errno::EACCES.into());
+    }
     record.ctime_ns = view.ctx.now_ns;
     view.put_inode(id, &record);
     Ok(())

@@ -11,6 +11,7 @@ use mooseng_wire::fs::{Attr, Create, Created, Entry, FileKind, Mkdir, Mknod, Sym
 use mooseng_wire::{InodeId, SYMLINK_BYTES_MAX};
 
 use super::attributes::resize;
+use crate::acl;
 use crate::errno::Errno;
 use crate::error::OpError;
 use crate::permission::{self, EXECUTE, GROUP_EXECUTE, MODE_BITS, SETGID, STICKY, WRITE};
@@ -162,20 +163,10 @@ fn inode_of<T: Transaction>(view: &View<'_, T>, directory: &InodeRecord, kind: &
     let caller = view.caller;
     let inherits = directory.mode & SETGID != 0;
     let gid = if inherits { directory.gid } else { caller.gid };
-    let masked = match kind.kind {
-        FileKind::Symlink => kind.mode,
-        _ => kind.mode & !(caller.umask & 0o777),
-    };
-    let mode = match kind.kind {
-        FileKind::Directory if inherits => masked | SETGID,
-        // A setgid program of a group that its maker isn't of would be a way into the group.
-        _ if masked & GROUP_EXECUTE != 0 => permission::settable_mode(masked, gid, caller),
-        _ => masked,
-    };
     let now = view.ctx.now_ns;
-    InodeRecord {
+    let mut record = InodeRecord {
         kind: kind.kind as u32,
-        mode,
+        mode: kind.mode,
         uid: caller.uid,
         gid,
         nlink: u32::from(kind.kind != FileKind::Directory),
@@ -193,5 +184,15 @@ fn inode_of<T: Transaction>(view: &View<'_, T>, directory: &InodeRecord, kind: &
         quota: directory.quota,
         born_ns: Some(now),
         ..Default::default()
+    };
+    acl::inherit(directory, &mut record, caller.umask);
+    match kind.kind {
+        FileKind::Directory if inherits => record.mode |= SETGID,
+        // A setgid program of a group that its maker isn't of would be a way into the group.
+        _ if record.mode & GROUP_EXECUTE != 0 => {
+            record.mode = permission::settable_mode(record.mode, gid, caller);
+        }
+        _ => {}
     }
+    record
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use mooseng_namespace::fsck::{Check, Finding, Kind, Part, Subject, compare_totals, repair};
 use mooseng_namespace::touched::Touched;
+use mooseng_schema::acl::{AclEntry, AclRecord};
 use mooseng_schema::chunk::{self, ChunkRecord, ChunkUse};
 use mooseng_schema::dead::{self, DeadRecord};
 use mooseng_schema::directory::{self, Counter};
@@ -218,6 +219,22 @@ fn damages() -> Vec<Damage> {
             dir,
         ),
         ("an attribute is lost", |p| p.remove(&xattr::key(p.file, b"user.x")), Kind::Xattrs, file),
+        (
+            "a list without a mask",
+            |p| {
+                let entry = AclEntry { id: 7, permissions: 7 };
+                let list = AclRecord { users: vec![entry], ..Default::default() };
+                p.inode(p.dir, |r| r.default_acl = Some(Box::new(list)));
+            },
+            Kind::Acl,
+            dir,
+        ),
+        (
+            "a file that hands a list down",
+            |p| p.inode(p.file, |r| r.default_acl = Some(Box::default())),
+            Kind::Acl,
+            file,
+        ),
         ("bytes are counted wrongly", |p| p.inode(p.big, |r| r.allocated = 5), Kind::Allocated, big),
         ("an extent is lost", |p| p.remove(&extent::key(p.big, 0)), Kind::Allocated, big),
         ("its use is counted", |p| p.remove(&extent::key(p.big, 0)), Kind::ChunkUse, in_chunk),

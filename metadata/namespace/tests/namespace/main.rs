@@ -10,6 +10,7 @@ mod fsck;
 mod harness;
 mod locks;
 mod model;
+mod model_acl;
 mod outcomes;
 mod random;
 mod recount;

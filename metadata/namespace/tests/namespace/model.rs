@@ -8,6 +8,7 @@ use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::*;
 
 use crate::harness::chunk_byte;
+use crate::model_acl::{self, ACCESS, DEFAULT};
 
 pub const EPERM: u32 = 1;
 pub const ENOENT: u32 = 2;
@@ -74,6 +75,9 @@ pub struct Node {
     pub let_off: Option<i64>,
     /// It had several names once.
     pub linked: bool,
+    /// Access control lists.
+    pub access: Option<Vec<model_acl::Entry>>,
+    pub default: Option<Vec<model_acl::Entry>>,
 }
 
 pub struct Model {
@@ -106,12 +110,18 @@ impl Node {
     pub fn is_living_directory(&self) -> bool {
         self.kind == DIR && !self.removed
     }
+    pub fn is_directory(&self) -> bool {
+        self.kind == DIR
+    }
     fn can(&self, who: &Caller, mask: u32) -> bool {
         if who.uid == 0 {
             return mask & 1 == 0 || self.kind == DIR || self.mode & 0o111 != 0;
         }
         let bits = match () {
             () if who.uid == self.uid => self.mode >> 6,
+            () if self.access.is_some() => {
+                return self.access.as_ref().is_some_and(|list| self.list_allows(list, who, mask));
+            }
             () if member(who, self.gid) => self.mode >> 3,
             () => self.mode,
         };
@@ -120,7 +130,7 @@ impl Node {
     fn need(&self, who: &Caller, mask: u32) -> Result<(), u32> {
         if who.kernel_checked || self.can(who, mask) { Ok(()) } else { Err(EACCES) }
     }
-    fn owned(&self, who: &Caller) -> bool {
+    pub fn owned(&self, who: &Caller) -> bool {
         who.kernel_checked || who.uid == 0 || who.uid == self.uid
     }
     fn strip(&mut self) {
@@ -191,6 +201,7 @@ impl Model {
             ctime_ns: node.times[2],
             generation: 0,
             no_xattrs: node.xattrs.is_empty(),
+            no_acls: node.access.is_none() && node.default.is_none(),
             quota: node.quota,
         }
     }
@@ -294,7 +305,10 @@ impl Model {
             Op::ListXattr(r) => {
                 let names = self.node(r.inode)?.xattrs.keys();
                 let seen = names.filter(|n| who.uid == 0 || !n.starts_with(b"trusted.")).cloned();
-                Ok(Expect::Names(seen.collect()))
+                let node = &self.nodes[&r.inode];
+                let lists = [(ACCESS, &node.access), (DEFAULT, &node.default)];
+                let lists = lists.into_iter().filter(|(_, list)| list.is_some());
+                Ok(Expect::Names(seen.chain(lists.map(|(name, _)| Bytes::from_static(name))).collect()))
             }
             Op::SetAttr(r) => self.set_attr(at, r),
             Op::Create(r) => self.create(at, r),
@@ -419,10 +433,8 @@ impl Model {
             node.gid = r.gid.unwrap_or(node.gid);
         }
         if let Some(mode) = r.mode {
-            node.mode = mode & 0o7777;
-            if who.uid != 0 && !member(who, node.gid) {
-                node.mode &= !0o2000;
-            }
+            let strips = who.uid != 0 && !who.kernel_checked && !member(who, node.gid);
+            node.set_mode(mode & if strips { 0o5777 } else { 0o7777 });
         }
         if let Some(time) = if r.atime_now { Some(at.now) } else { r.atime_ns } {
             node.times[0] = time;
@@ -446,7 +458,7 @@ impl Model {
         }
         let dir = self.writable_dir(parent, at.who)?;
         if node.kind != LINK {
-            node.mode &= !at.who.umask;
+            node.inherit(dir, at.who.umask);
         }
         node.uid = at.who.uid;
         node.gid = at.who.gid;
@@ -754,6 +766,9 @@ impl Model {
     }
 
     fn get_xattr(&self, r: &GetXattr, who: &Caller) -> Answer {
+        if [ACCESS, DEFAULT].contains(&&r.name[..]) {
+            return Ok(Expect::Value(self.node(r.inode)?.get_list(&r.name)?.into()));
+        }
         let space = Self::xattr_space(&r.name)?;
         let node = self.node(r.inode)?;
         match space {
@@ -777,7 +792,19 @@ impl Model {
         }
     }
 
+    fn set_list(&mut self, at: &At<'_>, inode: u64, name: &[u8], value: &[u8]) -> Answer {
+        let list = model_acl::parse(value)?;
+        self.node(inode)?;
+        let node = self.node_mut(inode);
+        node.set_list(name, list, at.who)?;
+        node.times[2] = at.now;
+        Ok(Expect::Done)
+    }
+
     fn set_xattr(&mut self, at: &At<'_>, r: &SetXattr) -> Answer {
+        if [ACCESS, DEFAULT].contains(&&r.name[..]) {
+            return self.set_list(at, r.inode, &r.name, &r.value);
+        }
         self.may_set_xattr(r.inode, &r.name, at.who)?;
         let node = self.node_mut(r.inode);
         let exists = node.xattrs.contains_key(&r.name);
@@ -793,6 +820,9 @@ impl Model {
     }
 
     fn remove_xattr(&mut self, at: &At<'_>, r: &RemoveXattr) -> Answer {
+        if [ACCESS, DEFAULT].contains(&&r.name[..]) {
+            return self.set_list(at, r.inode, &r.name, &[2, 0, 0, 0]);
+        }
         self.may_set_xattr(r.inode, &r.name, at.who)?;
         let node = self.node_mut(r.inode);
         node.xattrs.remove(&r.name).ok_or(ENODATA)?;

@@ -21,6 +21,7 @@ use rand::{Rng, SeedableRng};
 
 use crate::harness::*;
 use crate::model::{At, EXDEV, Expect, Model, Node};
+use crate::model_acl;
 
 struct Chunk {
     id: u64,
@@ -39,6 +40,8 @@ struct Run {
     destaging: Vec<(u64, Vec<Destaged>)>,
     /// Bytes that such swaps moved.
     destaged: u64,
+    /// Whether access control lists are set.
+    lists: bool,
 }
 
 impl Run {
@@ -123,10 +126,38 @@ impl Run {
 
     fn xattr_name(&mut self) -> Bytes {
         name(
-            ["user.a", "user.b", "trusted.t", "security.capability", "system.posix_acl_access", "weird"]
+            ["user.a", "user.b", "trusted.t", "security.capability", "system.sockprotoname", "weird"]
                 .choose(&mut self.rng)
                 .unwrap(),
         )
+    }
+
+    /// An access control list, mostly a good one.
+    fn list(&mut self) -> Bytes {
+        if self.rng.random_bool(0.1) {
+            return name(if self.rng.random_bool(0.5) { "value" } else { "" });
+        }
+        let mut bits = || *[7, 7, 6, 5, 4, 0].choose(&mut self.rng).unwrap();
+        let (classes, of_user, of_group) = ([bits(), bits(), bits(), bits()], bits(), bits());
+        let user = self.maybe(0.4, |s| (*[1000, 1001, 7].choose(&mut s.rng).unwrap(), of_user));
+        let group = self.maybe(0.4, |s| (*[100, 101, 200].choose(&mut s.rng).unwrap(), of_group));
+        model_acl::to_value(&model_acl::list(classes, self.rng.random_bool(0.2), user, group)).into()
+    }
+
+    fn list_name(&mut self) -> Bytes {
+        Bytes::from_static(if self.rng.random_bool(0.5) { model_acl::ACCESS } else { model_acl::DEFAULT })
+    }
+
+    fn list_op(&mut self) -> Op {
+        match self.rng.random_range(0..10) {
+            0 | 1 => Op::GetXattr(GetXattr { inode: self.inode(), name: self.list_name() }),
+            2 => Op::RemoveXattr(RemoveXattr { inode: self.inode(), name: self.list_name() }),
+            _ => {
+                let (name, value) = (self.list_name(), self.list());
+                let inode = if name == model_acl::DEFAULT { self.directory() } else { self.inode() };
+                Op::SetXattr(SetXattr { inode, name, value, ..Default::default() })
+            }
+        }
     }
 
     fn set_attr(&mut self) -> SetAttr {
@@ -213,7 +244,8 @@ impl Run {
     }
 
     fn op(&mut self, client: usize) -> Op {
-        match self.rng.random_range(0..110) {
+        match self.rng.random_range(0..if self.lists { 116 } else { 110 }) {
+            110..116 => self.list_op(),
             100..105 => Op::CopyRange(self.copy_range()),
             105..110 => match self.seal(client) {
                 Some(seal) => seal,
@@ -487,6 +519,7 @@ async fn run(seed: u64, steps: usize, faults: f64, quotas: bool) -> u64 {
         chunks: vec![],
         destaging: vec![],
         destaged: 0,
+        lists: !quotas,
     };
     run.model.retention_s = RETENTION_S;
     for step in 0..steps {
