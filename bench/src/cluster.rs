@@ -8,6 +8,9 @@ use serde::Deserialize;
 
 use crate::process::Process;
 
+/// What a dev cluster's client is configured with.
+const SAME_HOST: &str = "same_host_reads = true";
+
 /// Three masters, three chunkservers, two copies, mutual TLS; no mount. It ends with the value.
 pub struct Cluster {
     mooseng: PathBuf,
@@ -33,19 +36,29 @@ struct Client {
 }
 
 impl Cluster {
-    /// Starts one in `dir`.
-    pub fn up(dir: &Path) -> Result<Self> {
+    /// Starts one in `dir`. With `over_network` its client reads nothing from chunkservers' files on this host.
+    pub fn up(dir: &Path, over_network: bool) -> Result<Self> {
         let cluster = Self { mooseng: beside("mooseng")?, dir: dir.to_owned() };
         let sizes = ["--masters", "3", "--chunkservers", "3", "--copies", "2"];
         // Deleted files go by way of the trash, as they do by default, and don't fill the disk for a day.
         let trash = ["--trash-retention", "1m"];
         cluster.dev(&[&["up", "--no-mount", "--detach"][..], &sizes, &trash].concat())?;
+        if over_network {
+            let config = cluster.client_config()?;
+            let text = std::fs::read_to_string(&config)?;
+            ensure!(text.contains(SAME_HOST), "{} doesn't have {SAME_HOST:?}", config.display());
+            std::fs::write(&config, text.replace(SAME_HOST, "same_host_reads = false"))?;
+        }
         Ok(cluster)
+    }
+
+    fn client_config(&self) -> Result<PathBuf> {
+        Ok(self.file()?.clients.into_iter().next().context("cluster.json has no client")?.config)
     }
 
     /// `mooseng mount` in the foreground, not yet started.
     pub fn mount_command(&self, mount: &Path) -> Result<Command> {
-        let config = self.file()?.clients.into_iter().next().context("cluster.json has no client")?.config;
+        let config = self.client_config()?;
         let mut command = Command::new(&self.mooseng);
         command.args(["mount", "--foreground", "--unsupervised"]).arg("--config").arg(config).arg(mount);
         Ok(command)

@@ -28,6 +28,8 @@ pub struct Plan {
     pub strace: bool,
     /// Whether memory is measured.
     pub memory: bool,
+    /// Whether nothing is read from files of chunkservers on this host.
+    pub over_network: bool,
     /// Whether the directory stays.
     pub keep: bool,
 }
@@ -45,7 +47,7 @@ pub fn run(plan: &Plan) -> Result<Report> {
     let began = Instant::now();
     eprintln!("starting a cluster in {}", dir.path.display());
     let mut targets =
-        Kind::ALL.into_iter().map(|kind| Target::new(kind, &dir.path)).collect::<Result<Vec<_>>>()?;
+        Kind::ALL.into_iter().map(|kind| Target::new(kind, &dir.path, plan)).collect::<Result<Vec<_>>>()?;
     let values = scenarios(&mut targets, plan, &wanted, &scratch)?;
     let ours = targets.iter().find(|t| t.kind == Kind::MooseNG).context("no MooseNG target")?;
     let flushes = plan.strace.then(|| {

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cluster::{self, Cluster};
 use crate::process::{self, Process};
+use crate::run::Plan;
 use crate::{disk, mounts};
 
 const MOUNTED_WITHIN: Duration = Duration::from_secs(60);
@@ -61,7 +62,7 @@ struct Serving {
 
 impl Target {
     /// Makes it below `dir`, which is on a disk.
-    pub fn new(kind: Kind, dir: &Path) -> Result<Self> {
+    pub fn new(kind: Kind, dir: &Path, plan: &Plan) -> Result<Self> {
         let make = |name: &str| -> Result<PathBuf> {
             let path = dir.join(name);
             fs::create_dir(&path).with_context(|| format!("making {}", path.display()))?;
@@ -78,7 +79,7 @@ impl Target {
             }
             Kind::MooseNG => {
                 let source = dir.join("cluster");
-                let cluster = Cluster::up(&source)?;
+                let cluster = Cluster::up(&source, plan.over_network)?;
                 let serving =
                     Serving { cluster: Some(cluster), source, log: dir.join("mount.log"), child: None };
                 Self { kind, root: make("mooseng")?, serving: Some(serving) }

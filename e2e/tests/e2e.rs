@@ -14,6 +14,8 @@ mod coherence;
 mod faults;
 #[path = "e2e/forms.rs"]
 mod forms;
+#[path = "e2e/hostile.rs"]
+mod hostile;
 #[path = "e2e/hosts.rs"]
 mod hosts;
 #[path = "e2e/housekeeping.rs"]

@@ -249,6 +249,7 @@ pub async fn chunkserver(i: usize, host: Host, watch: Watch) -> turmoil::Result 
         chain_timeout_ms: 1000,
         trash_s: 5,
         scrub_period_s: 3_600,
+        same_host_reads: false,
         tls: None,
         log: LogConfig::default(),
         labels: BTreeMap::new(),

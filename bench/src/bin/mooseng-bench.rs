@@ -41,6 +41,9 @@ struct Args {
     /// Measure the daemons' memory for 100,000 files: takes minutes.
     #[arg(long)]
     memory: bool,
+    /// Have MooseNG's mount read over the network what it could read from chunkservers' files on this host.
+    #[arg(long)]
+    over_network: bool,
     /// Leave the directory, with the daemons' logs.
     #[arg(long)]
     keep: bool,
@@ -84,6 +87,7 @@ fn run_with(args: Args) -> Result<ExitCode> {
         only: args.only,
         strace: args.strace,
         memory: args.memory,
+        over_network: args.over_network,
         keep: args.keep,
     })?;
     let json = serde_json::to_string_pretty(&report)?;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
+use mooseng_ports::disk::lent::FileIdentity;
 use mooseng_ports::disk::{DiskFile, OpenMode};
 use mooseng_ports::plant::{self, Plant};
 use mooseng_wire::{CHUNK_BYTES_MAX, ChunkId, Epoch};
@@ -18,6 +19,7 @@ use crate::layout::{
     BLOCK, ENTRY_BYTES, FORMAT, GROUP_BLOCKS, Header, RECORD_AT, Record, entry, entry_at, entry_crc,
     file_bytes, pieces,
 };
+use crate::lent::{Loan, Terms};
 
 pub mod import;
 pub mod recovery;
@@ -517,6 +519,33 @@ impl Chunk {
                 Err(self.wrong(wrong))
             }
         }
+    }
+
+    /// A descriptor of the file, if the chunk is sealed and its copy can be trusted; none where it isn't sealed yet, or the disk has no descriptors.
+    pub(crate) fn lend(&self) -> Result<Option<Loan>, ChunkError> {
+        // Held over the opening: what has this name now is this chunk.
+        let state = lock(&self.state);
+        self.check_present(&state)?;
+        if state.corrupt || state.poisoned.is_some() || self.directory.dropped().is_some() {
+            return Err(self.disk_failed("this copy can't be trusted any more".into()));
+        }
+        if !state.sealed {
+            return Ok(None);
+        }
+        let lent = self.directory.disk.lend(&self.path).and_then(|lent| {
+            let Some(descriptor) = lent else { return Ok(None) };
+            let file = FileIdentity::of(&descriptor)?;
+            let terms = Terms {
+                chunk: self.id,
+                format: FORMAT,
+                length: state.length,
+                tail_crc: state.tail_crc,
+                file,
+            };
+            Ok(Some(Loan { terms, descriptor }))
+        });
+        // Not counted against the disk: too many open files aren't its fault, and what is will be met by the next read.
+        lent.map_err(|e| self.disk_failed(format!("opening its file failed: {e}")))
     }
 
     /// Removes the file, durably: into the trash, where a second is given.

@@ -7,6 +7,7 @@
 //! - [`chunk`]: one chunk's file: recovery, append, flush, read, seal.
 //! - [`directory`]: one data directory: identity, space, health.
 //! - [`state`]: what the chunkserver itself keeps durable: starts, epochs, which disk belongs where.
+//! - [`lent`]: a sealed chunk in the hands of somebody on this host.
 //! - [`digest`]: what two copies of a chunk must have in common.
 //! - [`chain`]: from our own result and the next member's to one answer.
 //! - [`ticket`]: signing (master) and checking (chunkserver) of tickets.
@@ -24,6 +25,7 @@ pub mod directory;
 pub mod error;
 pub mod files;
 pub mod layout;
+pub mod lent;
 pub mod state;
 pub mod store;
 pub mod ticket;

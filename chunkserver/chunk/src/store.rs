@@ -22,6 +22,7 @@ use crate::directory::{DIRECTORY_FORMAT, Directory, DirectoryError, DirectorySta
 use crate::error::ChunkError;
 use crate::files::{OpenFiles, lock};
 use crate::layout::file_bytes;
+use crate::lent::Loan;
 use crate::state::StateFile;
 
 /// Where and whose a store is.
@@ -474,6 +475,11 @@ impl ChunkStore {
             self.note(chunk);
         }
         read
+    }
+
+    /// A descriptor of a sealed chunk's file, for somebody on this host; none where it isn't sealed yet.
+    pub fn lend(&self, chunk: ChunkId) -> Result<Option<Loan>, ChunkError> {
+        self.find(chunk)?.lend()
     }
 
     /// The digest of a chunk's first `length` bytes.

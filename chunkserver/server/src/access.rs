@@ -74,7 +74,8 @@ pub fn check(
             | Method::ChunkClose,
         ) => return Ok(()),
         (Role::Client | Role::Chunkserver, Method::ChunkAppend) | (Role::Client, Method::ChunkSeal) => APPEND,
-        (Role::Client | Role::Chunkserver, Method::ChunkRead | Method::ChunkStat) => READ,
+        (Role::Client | Role::Chunkserver, Method::ChunkRead | Method::ChunkStat)
+        | (Role::Client, Method::ChunkLend) => READ,
         (role, method) => return Err(denied(format!("a {role} may not call {}", method.as_str()))),
     };
     keys.verify(ticket, now_ms, chunk, rights).map_err(|e| {
@@ -125,6 +126,11 @@ mod tests {
                 assert_eq!(may(other, method, &read), Err(ErrorCode::PermissionDenied));
             }
         }
+        for other in ["spiffe://c/eu/master/m", "spiffe://c/eu/chunkserver/y", "spiffe://c/us/client/x"] {
+            assert_eq!(may(other, Method::ChunkLend, &read), Err(ErrorCode::PermissionDenied));
+        }
+        assert_eq!(may("spiffe://c/eu/client/x", Method::ChunkLend, &read), Ok(()));
+        assert_eq!(may("spiffe://c/eu/client/x", Method::ChunkLend, &[]), Err(ErrorCode::PermissionDenied));
         assert_eq!(may("spiffe://c/eu/master/m", ChunkAppend, &[]), Err(ErrorCode::PermissionDenied));
         assert_eq!(may("spiffe://c/eu/client/x", ChunkRead, &read), Ok(()));
         assert_eq!(may("spiffe://c/eu/client/x", ChunkAppend, &read), Err(ErrorCode::PermissionDenied));

@@ -53,6 +53,9 @@ pub struct ChunkserverConfig {
     /// How long it takes to read all chunks again in the background.
     #[serde(default = "scrub_period_s")]
     pub scrub_period_s: u64,
+    /// Whether clients on this host are lent sealed chunks' files, which they then read without asking this process.
+    #[serde(default = "same_host_reads")]
+    pub same_host_reads: bool,
     /// Certificate files.
     #[serde(default)]
     pub tls: Option<TlsFiles>,
@@ -82,6 +85,10 @@ fn trash_s() -> u64 {
 
 fn scrub_period_s() -> u64 {
     7 * 24 * 3_600
+}
+
+fn same_host_reads() -> bool {
+    true
 }
 
 /// A setting that can't work.

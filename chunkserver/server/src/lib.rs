@@ -7,6 +7,7 @@
 //! - [`order`]: appends of one chunk in the order of their offsets, however they arrive.
 //! - [`members`]: connections to the next members of chains, and to the sources of copies.
 //! - `pull`: copies of other chunkservers' chunks, made as masters order; `build`: new chunks of pieces of others; `scrub`: reading everything again, and emptying the trash.
+//! - [`lend`]: sealed chunks' files for clients on this host.
 //! - [`heartbeat`]: reports to each master; what masters command. `founding`: whether they are of the region that the chunks are of.
 //! - [`health`]: the disks' probe, and whether this chunkserver is ready.
 //! - [`metrics`]: names, units, meanings.
@@ -23,6 +24,7 @@ pub mod config;
 mod founding;
 pub mod health;
 pub mod heartbeat;
+pub mod lend;
 pub mod members;
 pub mod metrics;
 pub mod order;

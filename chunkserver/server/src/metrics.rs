@@ -34,6 +34,7 @@ pub const NAMES: &[Name] = &[
     BYTES_PULLED,
     BYTES_SCRUBBED,
     SCRUB_PASSES,
+    LENT,
     OTHER_FOUNDINGS,
 ];
 
@@ -44,6 +45,10 @@ const BYTES_SCRUBBED: Name =
 const SCRUB_PASSES: Name =
     Name("mooseng_chunkserver_scrub_passes", "Times that the scrub has been through all chunks");
 
+const LENT: Name = Name(
+    "mooseng_chunkserver_lent",
+    "Sealed chunks' files lent to clients on this host, which read them themselves",
+);
 const OTHER_FOUNDINGS: Name = Name(
     "mooseng_chunkserver_other_foundings",
     "Masters whose last answer told another founding mark than the chunks': the region was made anew",
@@ -119,6 +124,8 @@ pub struct Metrics {
     pub bytes_scrubbed: Counter,
     /// Scrubs.
     pub scrub_passes: Counter,
+    /// Files lent.
+    pub lent: Counter,
     /// Masters of another founding.
     pub other_foundings: Gauge,
 }
@@ -145,6 +152,7 @@ impl Metrics {
             bytes_pulled: Counter::default(),
             bytes_scrubbed: Counter::default(),
             scrub_passes: Counter::default(),
+            lent: Counter::default(),
             other_foundings: Gauge::default(),
         };
         exposed.register(|registry| m.register(registry));
@@ -167,6 +175,7 @@ impl Metrics {
             (BYTES_PULLED, &m.bytes_pulled),
             (BYTES_SCRUBBED, &m.bytes_scrubbed),
             (SCRUB_PASSES, &m.scrub_passes),
+            (LENT, &m.lent),
         ];
         for (name, counter) in counters {
             registry.register(name.0, name.1, counter.clone());

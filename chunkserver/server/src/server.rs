@@ -17,6 +17,7 @@ use crate::config::ChunkserverConfig;
 use crate::founding::Foundings;
 use crate::health::Health;
 use crate::heartbeat::Heartbeats;
+use crate::lend::Lender;
 use crate::members::Members;
 use crate::metrics::Metrics;
 use crate::scrub::{self, Scrub};
@@ -96,6 +97,8 @@ impl ChunkserverServer {
         let keys = Arc::new(KeyRing::default());
         let foundings = Arc::new(Foundings::new(store.clone(), metrics.clone()));
         let health = Arc::new(Health::new(store.clone(), keys.clone(), foundings.clone()));
+        let lending =
+            if config.same_host_reads && disk.lends() { Lender::start(&config.state_dir) } else { None };
         let service = Arc::new(ChunkService::new(Parts {
             ours,
             store: store.clone(),
@@ -105,8 +108,12 @@ impl ChunkserverServer {
             members: Members::new(network.clone()),
             metrics: metrics.clone(),
             chain_timeout: Duration::from_millis(config.chain_timeout_ms),
+            lender: lending.as_ref().map(|(lender, _)| lender.clone()),
         }));
         let mut tasks = JoinSet::new();
+        if let Some((lender, counter)) = lending {
+            tasks.spawn(lender.serve(counter, shutdown.clone()));
+        }
         {
             let (service, shutdown) = (service.clone(), shutdown.clone());
             tasks.spawn(async move {

@@ -12,8 +12,8 @@ use mooseng_ports::plant::{self, Plant};
 use mooseng_transport::{Answer, Blocking, Incoming, Service, TRACE, call_error};
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::chunk::{
-    Append, Appended, AskDigest, Build, ChunkStat, Close, Digested, Pull, Read, ReadDone, Seal, Sealed,
-    StatChunk,
+    Append, Appended, AskDigest, Build, ChunkStat, Close, Digested, Lend, LendRefusal, Pull, Read, ReadDone,
+    Seal, Sealed, StatChunk,
 };
 use mooseng_wire::method::Method;
 use mooseng_wire::{BULK_BYTES_MAX, ChunkId, Epoch, Identity};
@@ -21,6 +21,7 @@ use tokio::sync::{MutexGuard, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
 use crate::access::{self, KeyRing};
+use crate::lend::{self, Lender};
 use crate::members::Members;
 use crate::metrics::Metrics;
 use crate::order::{Order, Turns};
@@ -48,6 +49,7 @@ pub struct ChunkService {
     members: Members,
     order: Order,
     pulls: Pulls,
+    lender: Option<Arc<Lender>>,
     metrics: Metrics,
     chain_timeout: Duration,
     at_work: Semaphore,
@@ -71,6 +73,8 @@ pub struct Parts {
     pub metrics: Metrics,
     /// How long a chain waits for its next member.
     pub chain_timeout: Duration,
+    /// Lends files to clients on this host.
+    pub lender: Option<Arc<Lender>>,
 }
 
 fn too_late() -> CallError {
@@ -83,7 +87,7 @@ fn too_late() -> CallError {
 impl ChunkService {
     /// A service.
     pub fn new(parts: Parts) -> Self {
-        let Parts { ours, store, blocking, clock, keys, members, metrics, chain_timeout } = parts;
+        let Parts { ours, store, blocking, clock, keys, members, metrics, chain_timeout, lender } = parts;
         let at_work = Semaphore::new(AT_WORK_MAX);
         let pulls = Pulls::new(store.clone(), blocking, metrics.clone());
         Self {
@@ -95,6 +99,7 @@ impl ChunkService {
             members,
             order: Order::default(),
             pulls,
+            lender,
             metrics,
             chain_timeout,
             at_work,
@@ -115,6 +120,7 @@ impl ChunkService {
         match incoming.method {
             Method::ChunkAppend => self.append(incoming).await,
             Method::ChunkRead => self.read(incoming).await,
+            Method::ChunkLend => self.lend(incoming).await,
             Method::ChunkSeal => self.seal(incoming).await,
             Method::ChunkStat => self.stat(incoming).await,
             Method::ChunkPull => self.pull(incoming).await,
@@ -307,6 +313,21 @@ impl ChunkService {
         let (crc, bytes) = self.work(work).await.map_err(|e| refusal(&e))?;
         self.metrics.bytes_read.inc_by(bytes.len() as u64);
         Ok(Answer::with_bulk(&ReadDone { crc }, bytes))
+    }
+
+    async fn lend(&self, incoming: Incoming) -> Result<Answer, CallError> {
+        let lend: Lend = incoming.decode()?;
+        let chunk = self.check(&incoming, lend.chunk, &lend.ticket)?;
+        let Some(lender) = self.lender.as_ref().filter(|lender| lender.is_here(&lend.boot_id)) else {
+            return Ok(Answer::of(&lend::refused(LendRefusal::NotHere)));
+        };
+        let loan = self.work(move |store| store.lend(chunk)).await.map_err(|e| refusal(&e))?;
+        let Some(loan) = loan else { return Ok(Answer::of(&lend::refused(LendRefusal::NotSealed))) };
+        let lent = lender.offer(&incoming.peer.uri, loan);
+        if lent.refused() == LendRefusal::Unspecified {
+            self.metrics.lent.inc();
+        }
+        Ok(Answer::of(&lent))
     }
 
     async fn seal(&self, incoming: Incoming) -> Result<Answer, CallError> {

@@ -217,9 +217,21 @@ fn gauges(told: &Told) -> BTreeMap<&'static str, u64> {
     names.into_iter().filter_map(|name| Some((name, *single(told, name)?))).collect()
 }
 
-/// What went wrong meanwhile.
+/// What was read from chunkservers' files on this host.
+const SAME_HOST_BYTES: &str = "same_host_bytes";
+
+/// What was counted meanwhile: failures, but for the bytes read on this host.
 fn counters(before: &Told, after: &Told) -> BTreeMap<&'static str, u64> {
-    let names = ["retries", "timeouts", "hedges", "chunks_replaced", "corrupt_replicas", "lapses"];
+    let names = [
+        "retries",
+        "timeouts",
+        "hedges",
+        "chunks_replaced",
+        "corrupt_replicas",
+        "lapses",
+        "same_host_failures",
+        SAME_HOST_BYTES,
+    ];
     let grown = |name: &str| {
         let name = format!("{name}_total");
         Some(single(after, &name)?.saturating_sub(single(before, &name).copied().unwrap_or(0)))
@@ -236,6 +248,10 @@ fn rest(before: &Told, after: &Told) -> String {
         is("open_inodes")
     );
     for (name, count) in counters(before, after).into_iter().filter(|(_, count)| *count > 0) {
+        if name == SAME_HOST_BYTES {
+            text.push_str(&format!(", {} read from files on this host", output::bytes(count)));
+            continue;
+        }
         text.push_str(&format!(", {count} {}", name.replace('_', " ")));
     }
     text

@@ -15,20 +15,23 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesOrdered;
+use mooseng_wire::CHUNK_BYTES_MAX;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::{AllocateChunk, Caller, ChunkLocation, ChunkRun, SealChunk};
-use mooseng_wire::{BULK_BYTES_MAX, CHUNK_BYTES_MAX};
 use tokio::time::Instant;
 
 use crate::chunkservers::{Chunkservers, Packet, ticket_expires_ms};
 use crate::error::FsError;
+use crate::packets::Packets;
 use crate::read::unexpected;
 use crate::region::Region;
 use crate::retry::Backoff;
 
 /// Packets of one write that may be unacknowledged.
-const PIPELINE: usize = 4;
+const PIPELINE: usize = 8;
+/// So many bytes ask for a flush while the ones behind them are on their way: with the last little is left to flush.
+const FLUSH_BYTES: usize = 4 << 20;
 /// Chunks open at once; beyond it the least recently used one is sealed.
 const OPEN_CHUNKS_MAX: usize = 1024;
 /// A chunk whose ticket ends sooner than this gets no more packets.
@@ -105,7 +108,7 @@ impl Appenders {
         &self,
         caller: &Caller,
         inode: u64,
-        mut data: Bytes,
+        mut data: Packets,
         deadline: Instant,
     ) -> Result<Vec<ChunkRun>, FsError> {
         let started = Instant::now();
@@ -131,7 +134,7 @@ impl Appenders {
             let done = chunk.length - before;
             if done > 0 {
                 push(&mut runs, ChunkRun { chunk: chunk.chunk, chunk_offset: before, length: done });
-                let _ = data.split_to(done as usize);
+                data.advance(done as usize);
                 backoff = Backoff::default();
             }
             match outcome {
@@ -165,28 +168,34 @@ impl Appenders {
             && chunk.ticket_expires_ms.is_none_or(|expires| expires > now_ms + TICKET_MARGIN_MS)
     }
 
-    /// Sends what fits into the chunk, several packets at a time, in order. `chunk.length` is what was acknowledged. Only the last packet asks for
-    /// a flush, which is for all before it: metadata names none of them earlier.
-    async fn send(&self, chunk: &mut OpenChunk, data: &Bytes) -> Result<(), (Vec<String>, String)> {
-        let room = usize::try_from(chunk.length_max - chunk.length).unwrap_or(usize::MAX);
-        let mut rest = data.slice(..data.len().min(room));
+    /// Sends what fits into the chunk, several packets at a time, in order. `chunk.length` is what was acknowledged. The last packet asks for a
+    /// flush, and one now and then before it, each for all up to there: metadata names none of them earlier.
+    async fn send(&self, chunk: &mut OpenChunk, data: &Packets) -> Result<(), (Vec<String>, String)> {
+        let mut room = usize::try_from(chunk.length_max - chunk.length).unwrap_or(usize::MAX);
+        let mut rest = data.clone();
+        let mut unflushed = 0;
         let locations = chunk.locations.clone();
         let timeout = self.region.session.config.append_timeout;
         let mut offset = chunk.length;
         let mut waiting: VecDeque<(u64, bool)> = VecDeque::new();
         let mut answers = FuturesOrdered::new();
         loop {
-            while answers.len() < PIPELINE && !rest.is_empty() {
-                let packet = rest.split_to(rest.len().min(BULK_BYTES_MAX));
+            while answers.len() < PIPELINE && !rest.is_empty() && room > 0 {
+                let packet = rest.next(room);
+                room -= packet.len();
+                unflushed += packet.len();
                 let length = packet.len() as u64;
-                let last = rest.is_empty();
-                waiting.push_back((offset + length, last));
+                let flush = rest.is_empty() || room == 0 || unflushed >= FLUSH_BYTES;
+                if flush {
+                    unflushed = 0;
+                }
+                waiting.push_back((offset + length, flush));
                 answers.push_back(self.chunkservers.append(
                     Packet {
                         chunk: chunk.chunk,
                         epoch: chunk.epoch,
                         offset,
-                        flush: last,
+                        flush,
                         ticket: chunk.ticket.clone(),
                         locations: &locations,
                         data: packet,
@@ -196,10 +205,10 @@ impl Appenders {
                 offset += length;
             }
             let Some(answer) = answers.next().await else { return Ok(()) };
-            let Some((expected, last)) = waiting.pop_front() else { return Ok(()) };
+            let Some((expected, flush)) = waiting.pop_front() else { return Ok(()) };
             match answer {
                 Ok(appended) if appended.flushed >= expected => chunk.length = expected,
-                Ok(_) if !last => {}
+                Ok(_) if !flush => {}
                 Ok(appended) => {
                     let first = locations.first().map(|l| l.chunkserver.clone());
                     return Err((

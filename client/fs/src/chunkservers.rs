@@ -7,6 +7,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use mooseng_chunk::lent::{LentChunk, ReadError};
+use mooseng_ports::disk::lent::Wait;
 use mooseng_wire::Role;
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::chunk::{
@@ -17,6 +19,7 @@ use mooseng_wire::method::Method;
 use prost::Message;
 use tokio::time::Instant;
 
+use crate::borrow::{Borrower, Lent};
 use crate::peers::{Failure, Peers};
 use crate::status::{ChunkserverStatus, Counters, Latency};
 
@@ -41,6 +44,7 @@ pub(crate) struct Chunkservers {
     peers: Arc<dyn Peers>,
     zone: String,
     hedge_after: Duration,
+    borrower: Option<Arc<Borrower>>,
     health: Mutex<BTreeMap<String, Health>>,
 }
 
@@ -55,8 +59,113 @@ pub(crate) struct AppendFailure {
 }
 
 impl Chunkservers {
-    pub fn new(peers: Arc<dyn Peers>, zone: String, hedge_after: Duration) -> Self {
-        Self { peers, zone, hedge_after, health: Mutex::default() }
+    pub fn new(
+        peers: Arc<dyn Peers>,
+        zone: String,
+        hedge_after: Duration,
+        borrower: Option<Arc<Borrower>>,
+    ) -> Self {
+        Self { peers, zone, hedge_after, borrower, health: Mutex::default() }
+    }
+
+    /// Files of chunks that chunkservers on this host have lent.
+    pub fn lent_files(&self) -> usize {
+        self.borrower.as_ref().map_or(0, |borrower| borrower.held())
+    }
+
+    /// The file of a chunk, if a chunkserver on this host has lent it. One that isn't here yet is asked for.
+    pub fn lent(&self, place: &ChunkPlace) -> Lent {
+        let Some(borrower) = &self.borrower else { return Lent::Not };
+        let mut best = Lent::Not;
+        for location in &place.locations {
+            match borrower.find(location, place) {
+                Lent::Here(chunk) => return Lent::Here(chunk),
+                Lent::Soon => best = Lent::Soon,
+                Lent::Not => {}
+            }
+        }
+        best
+    }
+
+    /// Has the kernel read ranges of files that were lent into memory.
+    pub fn will_need(&self, ranges: Vec<(Arc<LentChunk>, u64, u64)>) {
+        if let Some(borrower) = &self.borrower
+            && !ranges.is_empty()
+        {
+            borrower.will_need(ranges);
+        }
+    }
+
+    /// Reads what a chunkserver on this host has lent, if the kernel has it in memory.
+    pub fn read_at_once(
+        &self,
+        place: &ChunkPlace,
+        offset: u64,
+        length: u64,
+        counters: &Counters,
+    ) -> Option<Bytes> {
+        let borrower = self.borrower.as_ref()?;
+        for location in &place.locations {
+            if let Lent::Here(chunk) = borrower.find(location, place) {
+                match chunk.read(offset, length, Wait::Never) {
+                    Ok(bytes) => {
+                        counters.read_here(length);
+                        return Some(bytes);
+                    }
+                    Err(error) => self.not_read_here(borrower, location, place, &error, counters),
+                }
+            }
+        }
+        None
+    }
+
+    /// Reads what a chunkserver on this host has lent; none where that isn't possible, whyever.
+    async fn read_here(
+        &self,
+        location: &ChunkLocation,
+        place: &ChunkPlace,
+        offset: u64,
+        length: u64,
+        counters: &Counters,
+    ) -> Option<Bytes> {
+        let borrower = self.borrower.as_ref()?;
+        let chunk = borrower.wait_for(location, place).await?;
+        match borrower.read(chunk, offset, length).await? {
+            Ok(bytes) => {
+                counters.read_here(length);
+                Some(bytes)
+            }
+            Err(error) => {
+                self.not_read_here(borrower, location, place, &error, counters);
+                None
+            }
+        }
+    }
+
+    /// A file that was lent didn't give what was read of it. Its chunkserver is asked for the same over the network: so it finds out itself, and
+    /// tells the masters if its copy is bad.
+    fn not_read_here(
+        &self,
+        borrower: &Borrower,
+        location: &ChunkLocation,
+        place: &ChunkPlace,
+        error: &ReadError,
+        counters: &Counters,
+    ) {
+        let mut bad_block = None;
+        match error {
+            ReadError::NotInMemory | ReadError::TooShort(_) => return,
+            ReadError::Corrupt(block) => {
+                bad_block = Some(*block);
+                counters.update(|c| c.corrupt_replicas += 1);
+                tracing::warn!(chunkserver = %location.chunkserver, chunk = place.chunk, %error, "a replica on this host has bytes that don't match their checksum; another one is read");
+            }
+            ReadError::Io(_) => {
+                tracing::debug!(chunkserver = %location.chunkserver, chunk = place.chunk, %error, "a file that was lent can't be read");
+            }
+        }
+        counters.update(|c| c.same_host_failures += 1);
+        borrower.is_bad(location, place, bad_block);
     }
 
     fn health<T>(&self, f: impl FnOnce(&mut BTreeMap<String, Health>) -> T) -> T {
@@ -108,17 +217,19 @@ impl Chunkservers {
         })
     }
 
-    /// Replicas, best first: those not suspected, reachable ones, the same zone, then by latency.
+    /// Replicas, best first: those not suspected, reachable ones, the same host, the same zone, then by latency.
     pub fn order(&self, locations: &[ChunkLocation]) -> Vec<ChunkLocation> {
         let now = Instant::now();
         let mut ordered = locations.to_vec();
+        let near = |location: &ChunkLocation| self.borrower.as_ref().is_some_and(|b| b.is_near(location));
         self.health(|health| {
-            ordered.sort_by_key(|location| {
+            ordered.sort_by_cached_key(|location| {
                 let known = health.get(&location.chunkserver).copied().unwrap_or_default();
                 let suspect = known.suspect_until.is_some_and(|until| until > now);
                 (
                     suspect,
                     !location.reachable,
+                    !near(location),
                     self.zone.is_empty() || location.zone != self.zone,
                     known.latency.recent_us,
                 )
@@ -175,6 +286,9 @@ impl Chunkservers {
         length: u32,
         counters: &Counters,
     ) -> Result<Bytes, String> {
+        if let Some(bytes) = self.read_here(&location, place, offset, length.into(), counters).await {
+            return Ok(bytes);
+        }
         let started = Instant::now();
         let name = &location.chunkserver;
         let read = Read { chunk: place.chunk, offset, length, ticket: place.ticket.clone() };

@@ -33,6 +33,8 @@ pub struct ClientConfig {
     pub facts_bytes: usize,
     /// Most bytes read ahead on one handle.
     pub read_ahead_bytes: u64,
+    /// Whether sealed chunks of chunkservers on this host are read from their files, which they lend.
+    pub same_host_reads: bool,
     /// Whether reads update access times (as relatime does).
     pub atime: bool,
     /// How often access times are sent.
@@ -56,6 +58,8 @@ impl Default for ClientConfig {
             write_buffer_bytes: 64 << 20,
             facts_bytes: 64 << 20,
             read_ahead_bytes: 8 << 20,
+            // Sockets and files of the system's own: not for a simulation.
+            same_host_reads: false,
             atime: true,
             atime_interval: Duration::from_secs(3),
         }

@@ -14,12 +14,21 @@ use mooseng_wire::fs::Attr;
 use tokio::time::Instant;
 
 use crate::escrow::Accounts;
+use crate::packets::WHOLE_BYTES;
 use crate::settings::Settings;
 
-/// Bytes sent with one change at most.
-pub(crate) const BATCH_BYTES: usize = 4 << 20;
+/// Bytes sent with one change at most. The next change's bytes begin to be sent once these are flushed.
+pub(crate) const BATCH_BYTES: usize = 16 << 20;
+/// So many bytes that wait are sent before they are old.
+pub(crate) const BEGIN_BYTES: usize = 4 << 20;
 /// Separate places sent with one change at most; each may become two pieces where a chunk ends.
 pub(crate) const BATCH_SEGMENTS: usize = 100;
+
+/// A segment while it is made.
+enum Data {
+    Whole(Bytes),
+    Joined(BytesMut),
+}
 
 /// Bytes by offset; no two overlap.
 #[derive(Debug, Default)]
@@ -221,23 +230,32 @@ impl Dirty {
         self.sending.set
     }
 
-    /// The next part of what was taken, from an offset on.
+    /// The next part of what was taken, from an offset on. What adjoins is joined, but for large parts: they aren't copied.
     pub fn batch(&self, from: u64) -> Vec<Segment> {
-        let mut segments: Vec<(u64, BytesMut)> = Vec::new();
-        let mut bytes = 0;
+        let mut segments: Vec<(u64, Data)> = Vec::new();
+        let (mut bytes, mut places, mut end) = (0, 0, None);
         for (&at, part) in self.sending.parts.by_offset.range(from..) {
-            let adjoins = segments.last().is_some_and(|(start, data)| start + data.len() as u64 == at);
-            let full = bytes + part.len() > BATCH_BYTES || (!adjoins && segments.len() >= BATCH_SEGMENTS);
+            let adjoins = end == Some(at);
+            let full = bytes + part.len() > BATCH_BYTES || (!adjoins && places >= BATCH_SEGMENTS);
             if full && bytes > 0 {
                 break;
             }
             bytes += part.len();
+            places += usize::from(!adjoins);
+            end = Some(at + part.len() as u64);
             match segments.last_mut() {
-                Some((_, data)) if adjoins => data.extend_from_slice(part),
-                _ => segments.push((at, BytesMut::from(&part[..]))),
+                _ if part.len() >= WHOLE_BYTES => segments.push((at, Data::Whole(part.clone()))),
+                Some((_, Data::Joined(joined))) if adjoins && joined.len() < WHOLE_BYTES => {
+                    joined.extend_from_slice(part)
+                }
+                _ => segments.push((at, Data::Joined(BytesMut::from(&part[..])))),
             }
         }
-        segments.into_iter().map(|(at, data)| Segment { at, data: data.freeze() }).collect()
+        let segment = |(at, data)| match data {
+            Data::Whole(data) => Segment { at, data },
+            Data::Joined(data) => Segment { at, data: data.freeze() },
+        };
+        segments.into_iter().map(segment).collect()
     }
 
     /// A batch is at the region, with the attributes that were set over it if it was the `last`; the region's attributes are now these. Answers
@@ -469,11 +487,22 @@ mod tests {
             sent += dirty.sent(&batch, false, None);
         }
         assert_eq!(sent, 1500);
-        for n in 0..6_u64 {
-            dirty.put(n << 20, Bytes::from(vec![7; 1 << 20]), now, 1);
+        for n in 0..300_u64 {
+            dirty.put(n * 1000, Bytes::from(vec![7; 1000]), now, 1);
+        }
+        assert!(dirty.take());
+        assert_eq!(dirty.batch(0).iter().map(|segment| segment.data.len()).collect::<Vec<_>>(), [300_000]);
+        assert_eq!(dirty.discard(), 300_000);
+        let large = Bytes::from(vec![7; 1 << 20]);
+        for n in 0..18_u64 {
+            dirty.put(n << 20, large.clone(), now, 1);
         }
         assert!(dirty.take());
         let batch = dirty.batch(0);
-        assert_eq!((batch.len(), batch[0].data.len()), (1, BATCH_BYTES));
+        assert_eq!(batch.iter().map(|segment| segment.data.len()).sum::<usize>(), BATCH_BYTES);
+        assert!(
+            batch.iter().all(|segment| segment.data.as_ptr() == large.as_ptr()),
+            "large parts aren't copied"
+        );
     }
 }

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::acls::{self, Acls};
 use crate::append::Appenders;
 use crate::atime::Touches;
+use crate::borrow::Borrower;
 use crate::buffers::Buffers;
 use crate::chunkservers::Chunkservers;
 use crate::config::ClientConfig;
@@ -151,8 +152,9 @@ impl FileSystem {
         let recalls = Arc::new(Recalls::default());
         session.on_recall(recalls.clone());
         let region = Region::new(session.clone());
-        let chunkservers =
-            Arc::new(Chunkservers::new(peers, session.config.zone.clone(), session.config.hedge_after));
+        let borrower = if session.config.same_host_reads { Borrower::start(peers.clone()) } else { None };
+        let (zone, hedge_after) = (session.config.zone.clone(), session.config.hedge_after);
+        let chunkservers = Arc::new(Chunkservers::new(peers, zone, hedge_after, borrower));
         let touches = Arc::new(Touches::default());
         let appenders = Arc::new(Appenders::new(region.clone(), chunkservers.clone()));
         let writer = Arc::new(WriteBack {
@@ -230,6 +232,10 @@ impl FileSystem {
             chunks_replaced: counts.chunks_replaced,
             corrupt_replicas: counts.corrupt_replicas,
             hedges: counts.hedges,
+            same_host_reads: counts.same_host_reads,
+            same_host_bytes: counts.same_host_bytes,
+            same_host_failures: counts.same_host_failures,
+            lent_files: inner.chunkservers.lent_files(),
             latencies: counts
                 .latencies
                 .into_iter()

@@ -7,6 +7,7 @@
 //!    |-- WriteBack (writeback, buffers, dirty, flush, send, pieces) buffers under the exclusive promise, or through
 //!    |-- Appenders (append)           one open chunk for an inode, replaced when a chunkserver fails
 //!    |      \------ Chunkservers (chunkservers)  which replica, hedging, CRC
+//!    |                 \-- Borrower (borrow, shelf)  files that chunkservers on this host lent
 //!    |-- Ranges (ranges)               holes, sizes and copies that the region makes
 //!    |-- Locks (locks, owners, held, grants) who may hold what; waits, and what a lapse takes
 //!    |-- Opens (opens), Touches (atime)
@@ -20,6 +21,7 @@
 mod acls;
 mod append;
 mod atime;
+mod borrow;
 mod buffers;
 mod cache;
 mod chunkservers;
@@ -42,6 +44,7 @@ mod locks;
 mod lookahead;
 mod opens;
 mod owners;
+mod packets;
 pub mod peers;
 mod pieces;
 mod plan;
@@ -53,6 +56,7 @@ pub mod retry;
 mod send;
 mod session;
 mod settings;
+mod shelf;
 mod status;
 mod window;
 mod writeback;

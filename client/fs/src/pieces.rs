@@ -25,7 +25,7 @@ pub(crate) fn lay_out(batch: &[Segment], runs: &[ChunkRun]) -> Vec<WritePiece> {
             let Some(current) = &mut run else { return pieces };
             let length = left.min(current.length);
             let part = ChunkRun { chunk: current.chunk, chunk_offset: current.chunk_offset, length };
-            pieces.push(WritePiece { offset: at, data: Some(write_piece::Data::Run(part)) });
+            push(&mut pieces, at, part);
             current.chunk_offset += length;
             current.length -= length;
             if current.length == 0 {
@@ -36,6 +36,19 @@ pub(crate) fn lay_out(batch: &[Segment], runs: &[ChunkRun]) -> Vec<WritePiece> {
         }
     }
     pieces
+}
+
+/// Adds a run, joined with the one before it where it goes on in the file and in the chunk.
+fn push(pieces: &mut Vec<WritePiece>, at: u64, run: ChunkRun) {
+    if let Some(WritePiece { offset, data: Some(write_piece::Data::Run(last)) }) = pieces.last_mut()
+        && *offset + last.length == at
+        && last.chunk == run.chunk
+        && last.chunk_offset + last.length == run.chunk_offset
+    {
+        last.length += run.length;
+        return;
+    }
+    pieces.push(WritePiece { offset: at, data: Some(write_piece::Data::Run(run)) });
 }
 
 /// Cuts data at multiples of the largest inline extent, so that rewritten parts of a file meet the extents that they replace.
@@ -84,5 +97,9 @@ mod tests {
             })
             .collect();
         assert_eq!(laid, [(0, run(1, 50, 10)), (100, run(1, 60, 5)), (105, run(2, 0, 5))]);
+        // What adjoins in the file is one run, in however many parts it was buffered.
+        let pieces =
+            lay_out(&[segment(0, 10), segment(10, 5), segment(15, 5)], &[run(1, 0, 12), run(2, 0, 8)]);
+        assert_eq!(pieces.iter().map(|p| p.offset).collect::<Vec<_>>(), [0, 12]);
     }
 }

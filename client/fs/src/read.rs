@@ -16,6 +16,7 @@ use mooseng_wire::fs::{Attr, Caller, ChunkPlace, ExtentMap, ReadExtents};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use crate::borrow::Lent;
 use crate::cache::{BLOCK, BlockCache, Part};
 use crate::chunkservers::{Chunkservers, ticket_expires_ms};
 use crate::error::FsError;
@@ -38,6 +39,8 @@ pub(crate) struct Pattern {
     next: u64,
     in_order: u32,
     window: u64,
+    /// The kernel was told up to here what will be read of files that were lent.
+    told: u64,
 }
 
 impl Pattern {
@@ -60,6 +63,16 @@ impl Pattern {
             self.window = (self.window * 2).clamp(AHEAD_MIN, window_max.max(AHEAD_MIN));
         }
         self.window.min(window_max)
+    }
+
+    /// Where to go on telling the kernel what will be read up to `to`; none while it knows of enough.
+    fn tell(&mut self, from: u64, to: u64) -> Option<u64> {
+        let from = from.max(self.told);
+        if to.saturating_sub(from) < self.window / 2 {
+            return None;
+        }
+        self.told = to;
+        Some(from)
     }
 }
 
@@ -122,7 +135,7 @@ impl Reader {
                 Ok(bytes) => {
                     if ahead > 0 {
                         let from = offset.saturating_add(length);
-                        self.fetch_ahead(&map, from, ahead.min(covered.saturating_sub(from)))?;
+                        self.fetch_ahead(&map, from, ahead.min(covered.saturating_sub(from)), pattern)?;
                     }
                     self.region.counters.took("read", started.elapsed());
                     if before.is_empty() {
@@ -249,7 +262,12 @@ impl Reader {
         if let Some(bytes) = self.cache.get(place.chunk, offset, length) {
             return Ok(bytes);
         }
-        if in_order {
+        let counters = &self.region.counters;
+        if let Some(bytes) = self.chunkservers.read_at_once(place, offset, length, counters) {
+            return Ok(bytes);
+        }
+        // What was lent is in the kernel's memory soon: a second copy of it here would only take up room.
+        if in_order && matches!(self.chunkservers.lent(place), Lent::Not) {
             // It may be on its way already.
             let slot = self.cache.slot(place.chunk, offset, length);
             let part = slot
@@ -267,11 +285,31 @@ impl Reader {
     }
 
     /// Starts to fetch the blocks of [from, from + length) into the cache.
-    fn fetch_ahead(&self, map: &ExtentMap, from: u64, length: u64) -> Result<(), FsError> {
+    fn fetch_ahead(
+        &self,
+        map: &ExtentMap,
+        from: u64,
+        length: u64,
+        pattern: &Mutex<Pattern>,
+    ) -> Result<(), FsError> {
         let (_, found) = pieces(map, from, length)?;
+        let tell = |from| pattern.lock().unwrap_or_else(PoisonError::into_inner).tell(from, from + length);
+        let untold = tell(from).map_or(u64::MAX, |untold| untold.saturating_sub(from));
+        let mut lent = Vec::new();
         for piece in found {
             let Source::Chunk { chunk, offset } = piece.source else { continue };
             let Some(place) = map.chunks.iter().find(|place| place.chunk == chunk) else { continue };
+            match self.chunkservers.lent(place) {
+                Lent::Here(chunk) => {
+                    let skip = untold.saturating_sub(piece.at);
+                    if skip < piece.length {
+                        lent.push((chunk, offset + skip, piece.length - skip));
+                    }
+                    continue;
+                }
+                Lent::Soon => continue,
+                Lent::Not => {}
+            }
             for (start, len) in split(offset, piece.length) {
                 if self.cache.get(chunk, start, len).is_some() {
                     continue;
@@ -281,7 +319,7 @@ impl Reader {
                     continue;
                 }
                 // No permit: enough is on its way.
-                let Ok(permit) = self.ahead.clone().try_acquire_owned() else { return Ok(()) };
+                let Ok(permit) = self.ahead.clone().try_acquire_owned() else { break };
                 let (chunkservers, region, place) =
                     (self.chunkservers.clone(), self.region.clone(), place.clone());
                 tokio::spawn(trace::carried(async move {
@@ -299,6 +337,7 @@ impl Reader {
                 }));
             }
         }
+        self.chunkservers.will_need(lent);
         Ok(())
     }
 }

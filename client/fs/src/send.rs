@@ -11,6 +11,7 @@ use crate::buffers::Buffer;
 use crate::dirty::Segment;
 use crate::error::FsError;
 use crate::fs::daemon;
+use crate::packets::Packets;
 use crate::pieces::{chunk_of, inline_pieces, lay_out};
 use crate::read::unexpected;
 use crate::writeback::{How, Place, WriteBack};
@@ -154,10 +155,7 @@ impl WriteBack {
         if batch.is_empty() {
             return Ok(Vec::new());
         }
-        let data = match batch {
-            [one] => one.data.clone(),
-            many => many.iter().flat_map(|segment| segment.data.iter().copied()).collect(),
-        };
+        let data = Packets::of(batch.iter().map(|segment| segment.data.clone()));
         let runs = self.appenders.append(caller, inode, data, deadline).await?;
         Ok(lay_out(batch, &runs))
     }

@@ -43,6 +43,14 @@ pub struct FsStatus {
     pub corrupt_replicas: u64,
     /// Reads for which a second replica was asked because the first was slow or failed.
     pub hedges: u64,
+    /// Reads of files that chunkservers on this host lent.
+    pub same_host_reads: u64,
+    /// Bytes of those.
+    pub same_host_bytes: u64,
+    /// Those that failed, and were done over the network.
+    pub same_host_failures: u64,
+    /// Files that are lent now.
+    pub lent_files: usize,
     /// Latency by operation.
     pub latencies: BTreeMap<String, Latency>,
     /// Chunkservers that this client has used lately.
@@ -97,6 +105,9 @@ pub(crate) struct Counts {
     pub chunks_replaced: u64,
     pub corrupt_replicas: u64,
     pub hedges: u64,
+    pub same_host_reads: u64,
+    pub same_host_bytes: u64,
+    pub same_host_failures: u64,
     pub latencies: BTreeMap<&'static str, Latency>,
 }
 
@@ -106,6 +117,13 @@ impl Counters {
     }
     pub fn took(&self, operation: &'static str, took: Duration) {
         self.update(|c| c.latencies.entry(operation).or_default().record(took));
+    }
+    /// Something was read from a file that was lent.
+    pub fn read_here(&self, bytes: u64) {
+        self.update(|c| {
+            c.same_host_reads += 1;
+            c.same_host_bytes += bytes;
+        });
     }
     pub fn get(&self) -> Counts {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()

@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use crate::append::Appenders;
 use crate::buffers::Buffers;
-use crate::dirty::{BATCH_BYTES, Dirty, SETTINGS_BYTES};
+use crate::dirty::{BEGIN_BYTES, Dirty, SETTINGS_BYTES};
 use crate::error::FsError;
 use crate::escrow::{Account, Accounts, Taken, accounts_of};
 use crate::facts::{Facts, Level};
@@ -215,7 +215,7 @@ impl WriteBack {
             dirty.cover(covering, length);
             dirty.put(at, data.clone(), now, now_ns);
             dirty.show(&mut attr);
-            full = dirty.waiting_bytes() >= BATCH_BYTES;
+            full = dirty.waiting_bytes() >= BEGIN_BYTES;
             Ok(Put::Buffered(at, attr))
         })?;
         if full {

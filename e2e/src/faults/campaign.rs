@@ -141,6 +141,8 @@ impl Campaign {
             self.region.fsck()?;
         }
         self.look()?;
+        let led_twice = self.region.led_twice()?;
+        ensure!(led_twice.is_empty(), "{}", led_twice.join("\n"));
         self.work.resume();
         self.judge_stalls(n, round, stalls, calm)?;
         println!(

@@ -3,7 +3,7 @@
 //! `mooseng dev up` makes certificates and configurations; then its daemons end, and the same are started here as children of this process,
 //! which so learns how each of them ends.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -376,6 +376,31 @@ impl Region {
         Ok(found)
     }
 
+    /// Terms that were led by two masters, or by one in two of its lives: a vote, or what was seen of a term, was forgotten.
+    pub fn led_twice(&self) -> Result<Vec<String>> {
+        let (mut led, mut found) = (BTreeMap::new(), BTreeSet::new());
+        for name in self.names("master") {
+            let text = std::fs::read(self.log(&name))?;
+            let mut life = 0;
+            for line in String::from_utf8_lossy(&text).lines() {
+                life += usize::from(line.contains("\"begins to take part in its group\""));
+                let term =
+                    line.contains("\"message\":\"leads\"").then(|| number_in(line, "\"term\":")).flatten();
+                let Some(term) = term else { continue };
+                let leader = (name.clone(), life);
+                let first = led.entry(term).or_insert_with(|| leader.clone());
+                if *first != leader {
+                    found.insert(format!(
+                        "term {term} was led by {} in its life {} and by {name} in its life {life}",
+                        first.0, first.1
+                    ));
+                }
+            }
+        }
+        ensure!(!led.is_empty(), "no master's log says that it led: this check looks for the wrong words");
+        Ok(found.into_iter().collect())
+    }
+
     /// Nothing was found: the logs needn't be kept.
     pub fn forget_logs(&mut self) {
         self.cluster.forget_logs();
@@ -442,4 +467,10 @@ fn tail(path: &Path) -> String {
     let text = String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned();
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(4)..].join(" | ")
+}
+
+/// The number behind a key in a line of JSON.
+fn number_in(line: &str, key: &str) -> Option<u64> {
+    let digits: String = line.split(key).nth(1)?.chars().take_while(char::is_ascii_digit).collect();
+    digits.parse().ok()
 }

@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt, symlink};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use mooseng_e2e::cluster::{DevCluster, checked, shell};
@@ -27,6 +28,7 @@ fn run() -> Result<()> {
     steps.run("content: sparse, truncated, appended, as on a local disk", || content(&mnt, &local));
     steps.run("extended attributes", || xattrs(&mnt));
     steps.run("big files, read in pieces", || big(&mnt, &local));
+    steps.run("chunks on this host are read from their files", || same_host(&cluster));
     steps.run("mooseng info and df", || info(&cluster));
     steps.run("mooseng profile and top", || profile(&cluster));
     steps.run("another mount sees every finished write, and is gone after umount", || second_mount(&cluster));
@@ -294,6 +296,28 @@ fn big(mnt: &Path, local: &Path) -> Result<()> {
         b.read_exact_at(&mut y, offset)?;
         ensure!(x == y, "the bytes at {offset} differ");
     }
+    Ok(())
+}
+
+/// `big` is read by programs with nothing in the kernel's cache, while `mooseng profile` counts.
+fn same_host(cluster: &DevCluster) -> Result<()> {
+    let mut profile = cluster.mooseng(&["profile", "--for", "4s", "-o", "json"]);
+    profile.arg(cluster.mount());
+    let counts = std::thread::spawn(move || checked(&mut profile));
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_secs(3) {
+        // The first gives up what the kernel has cached of it.
+        shell(
+            &cluster.mount(),
+            "dd if=big iflag=nocache count=0 status=none; dd if=big of=/dev/null bs=1M status=none",
+        )?;
+    }
+    let counts = counts.join().map_err(|_| anyhow::anyhow!("profile panicked"))??;
+    let counts: serde_json::Value = serde_json::from_slice(&counts.stdout)?;
+    let counter = |name: &str| counts["counters"][name].as_u64().unwrap_or(0);
+    // The last chunk may not be sealed yet, and the first reads may come before what they wait for.
+    ensure!(counter("same_host_bytes") > 64 << 20, "too little was read from chunkservers' files: {counts}");
+    ensure!(counter("same_host_failures") == 0, "{counts}");
     Ok(())
 }
 

@@ -5,9 +5,11 @@
 //! the state of unflushed bytes unknown: callers must not retry and believe (FAILURES 5).
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
+pub mod lent;
 pub mod os;
 pub mod sim;
 
@@ -27,6 +29,14 @@ pub trait Disk: Send + Sync + 'static {
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
     /// Space of the filesystem that holds `path`.
     fn space(&self, path: &Path) -> io::Result<Space>;
+    /// A descriptor of a file, for reading only, that another process may be given; none where files have no descriptors.
+    fn lend(&self, _path: &Path) -> io::Result<Option<OwnedFd>> {
+        Ok(None)
+    }
+    /// Whether [`Disk::lend`] answers descriptors.
+    fn lends(&self) -> bool {
+        false
+    }
 }
 
 /// How a file is opened.

@@ -37,6 +37,10 @@ plants! {
     LostFlush = "lost-flush",
     /// The Raft log answers an append before it is flushed.
     AppendUnflushed = "append-unflushed",
+    /// A leader applies, and answers, what its own log hasn't flushed.
+    ApplyUnflushed = "apply-unflushed",
+    /// A leader tells followers that something is committed which its own log hasn't flushed.
+    CommitUnflushed = "commit-unflushed",
     /// A vote is answered while it is in memory only.
     VoteUnflushed = "vote-unflushed",
     /// Recovery of the Raft log takes a torn frame for a whole one.

@@ -57,6 +57,18 @@ impl Lane {
         Self(thread.is_ok().then_some(jobs))
     }
 
+    /// Runs `f` behind all jobs before it, and doesn't wait. Whoever calls bounds how many there are.
+    pub fn post(&self, f: impl FnOnce() + Send + 'static) {
+        let Some(jobs) = &self.0 else { return f() };
+        let job = move || {
+            if std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).is_err() {
+                tracing::error!("a job in the background panicked");
+            }
+        };
+        // The thread lives as long as its lane.
+        let _ = jobs.send(Box::new(job));
+    }
+
     /// Runs `f` behind all jobs before it and waits for it. As many jobs wait as there are callers.
     pub async fn run<T: Send + 'static>(&self, f: impl FnOnce() -> T + Send + 'static) -> T {
         let Some(jobs) = &self.0 else { return f() };

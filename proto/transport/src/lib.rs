@@ -9,7 +9,9 @@
 //! This crate knows no business logic: who may make which call is decided by services, by [`Incoming::peer`].
 
 mod blocking;
+pub mod descriptors;
 mod frames;
+mod health;
 mod link;
 mod live;
 mod network;

@@ -2,21 +2,18 @@
 
 use std::fs::OpenOptions;
 use std::io;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use axum::Router;
-use axum::http::{StatusCode, header};
-use axum::routing::get;
 use prometheus_client::registry::Registry;
 use serde::{Deserialize, Serialize};
-use tokio_util::sync::CancellationToken;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::layer::{Context, Layer};
 use tracing_subscriber::prelude::*;
 use tracing_subscriber::{EnvFilter, registry::LookupSpan};
+
+pub use crate::health::{Ready, serve_http};
 
 /// How logs are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -120,46 +117,6 @@ impl Metrics {
             Err(error) => format!("# the metrics can't be written: {error}\n# EOF\n"),
         }
     }
-}
-
-/// Tells whether the daemon is ready, with the reason if not.
-pub type Ready = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
-
-/// Serves /metrics, /healthz and /readyz on a loopback address, until `shutdown`. Returns the address once it listens.
-pub async fn serve_http(
-    address: &str,
-    metrics: Metrics,
-    ready: Ready,
-    shutdown: CancellationToken,
-) -> io::Result<SocketAddr> {
-    let listener = tokio::net::TcpListener::bind(address).await?;
-    let local = listener.local_addr()?;
-    if !local.ip().is_loopback() {
-        return Err(io::Error::other(format!(
-            "http_listen = {address:?} isn't a loopback address: metrics and health are spoken in clear and stay on this machine"
-        )));
-    }
-    let content_type = [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")];
-    let router = Router::new()
-        .route("/healthz", get(|| async { "ok\n" }))
-        .route("/metrics", get(move || async move { (content_type, metrics.encode()) }))
-        .route(
-            "/readyz",
-            get(move || async move {
-                match ready() {
-                    Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
-                    Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
-                }
-            }),
-        );
-    tokio::spawn(async move {
-        if let Err(error) =
-            axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await
-        {
-            tracing::error!(%error, "the metrics and health endpoint ended");
-        }
-    });
-    Ok(local)
 }
 
 #[cfg(test)]

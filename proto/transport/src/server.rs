@@ -1,5 +1,7 @@
 //! The serving side: who is let in, within which bounds, and what services see of it.
 
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -120,7 +122,7 @@ impl ConnectionHandle {
 pub struct Limits {
     /// Connections at once.
     pub connections_max: usize,
-    /// Connections whose peer isn't known yet, at once.
+    /// Connections whose peer isn't known yet, at once. One more ends the one that has waited longest.
     pub handshakes_max: usize,
     /// How long a handshake and the hello may take.
     pub handshake_timeout: Duration,
@@ -175,7 +177,7 @@ pub async fn serve(
         shutdown,
     });
     let connections = Arc::new(Semaphore::new(limits.connections_max));
-    let handshakes = Arc::new(Semaphore::new(limits.handshakes_max));
+    let unfinished = Arc::new(Unfinished::new(limits.handshakes_max));
     let mut turned_away = TurnedAway::default();
     loop {
         let accepted = tokio::select! {
@@ -191,13 +193,61 @@ pub async fn serve(
                 continue;
             }
         };
-        let (slot, unfinished) =
-            (connections.clone().try_acquire_owned(), handshakes.clone().try_acquire_owned());
-        let (Ok(slot), Ok(unfinished)) = (slot, unfinished) else {
+        let Ok(slot) = connections.clone().try_acquire_owned() else {
             turned_away.count(&handshake.remote_address());
             continue;
         };
-        tokio::spawn(port.clone().receive(handshake, slot, unfinished));
+        let begun = unfinished.begin();
+        if begun.made_room {
+            turned_away.count(&handshake.remote_address());
+        }
+        tokio::spawn(port.clone().receive(handshake, slot, begun));
+    }
+}
+
+/// Handshakes under way, as many as may be. One more ends the oldest: whoever means it is done within milliseconds, and whoever opens
+/// connections by the thousand and says nothing takes the room from himself.
+struct Unfinished {
+    most: usize,
+    handshakes: Mutex<VecDeque<(u64, CancellationToken)>>,
+    next: AtomicU64,
+}
+
+/// A handshake that has begun; it leaves the list with this.
+struct Begun {
+    list: Arc<Unfinished>,
+    id: u64,
+    /// Cancelled when it has to make room.
+    ended: CancellationToken,
+    /// Another one made room for it.
+    made_room: bool,
+}
+
+impl Unfinished {
+    fn new(most: usize) -> Self {
+        Self { most: most.max(1), handshakes: Mutex::default(), next: AtomicU64::new(0) }
+    }
+
+    fn begin(self: &Arc<Self>) -> Begun {
+        let (id, ended) = (self.next.fetch_add(1, Ordering::Relaxed), CancellationToken::new());
+        let mut handshakes = self.handshakes.lock().unwrap_or_else(PoisonError::into_inner);
+        let oldest = if handshakes.len() >= self.most { handshakes.pop_front() } else { None };
+        handshakes.push_back((id, ended.clone()));
+        drop(handshakes);
+        if let Some((_, oldest)) = &oldest {
+            oldest.cancel();
+        }
+        Begun { list: self.clone(), id, ended, made_room: oldest.is_some() }
+    }
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        let mut handshakes = self.list.handshakes.lock().unwrap_or_else(PoisonError::into_inner);
+        // They begin in the order of their ids.
+        if let Ok(at) = handshakes.binary_search_by_key(&self.id, |(id, _)| *id) {
+            handshakes.remove(at);
+        }
     }
 }
 
@@ -248,11 +298,12 @@ impl Port {
         self: Arc<Self>,
         handshake: Box<dyn Handshake>,
         _slot: OwnedSemaphorePermit,
-        unfinished: OwnedSemaphorePermit,
+        begun: Begun,
     ) {
         let address = handshake.remote_address();
         let finished = tokio::select! {
             () = self.shutdown.cancelled() => return,
+            () = begun.ended.cancelled() => return tracing::debug!(address, "a handshake made room for another"),
             finished = timeout(self.limits.handshake_timeout, handshake.finish()) => finished,
         };
         let connection = match finished {
@@ -262,7 +313,7 @@ impl Port {
             Ok(Err(error)) => return self.note_refusal(error.code(), &address, "", &error.reason),
             Err(_) => return tracing::debug!(address, "a handshake took too long"),
         };
-        drop(unfinished);
+        drop(begun);
         let refused = (self.allow)(&connection.peer, connection.protocol).err();
         if let Some(reason) = &refused {
             let peer = connection.peer.identity.to_string();

@@ -380,6 +380,24 @@ async fn strangers_that_say_nothing_are_dropped_and_connections_are_bounded() {
     }
 }
 
+#[tokio::test]
+async fn strangers_by_the_hundred_keep_nobody_out() {
+    let limits =
+        Limits { handshakes_max: 8, handshake_timeout: Duration::from_secs(600), ..Limits::default() };
+    let (address, _, _shutdown) = start_with(limits, |_, _| Ok(())).await;
+    let mut silent = Vec::new();
+    for _ in 0..200 {
+        silent.push(tokio::net::TcpStream::connect(&address).await.unwrap());
+    }
+    link(&address, Role::Master).call(Method::FsRead, Bytes::new(), Bytes::new(), WAIT).await.unwrap();
+    let mut open = 0;
+    for io in &mut silent {
+        let read = tokio::time::timeout(Duration::from_millis(20), io.read(&mut [0])).await;
+        open += usize::from(read.is_err());
+    }
+    assert!(open <= 8, "{open} that said nothing are still there");
+}
+
 /// Connections that are due for retirement after a while; making one takes a while, or fails.
 struct Aging {
     network: PlainNetwork,

@@ -78,6 +78,8 @@ methods! {
     ChunkClose = 26 on Flush,
     /// chunk.Build -> chunk.Built
     ChunkBuild = 27 on Change,
+    /// chunk.Lend -> chunk.Lent
+    ChunkLend = 28 on Read,
     /// raft.AppendEntries -> raft.AppendAnswer
     RaftAppend = 40 on Control,
     /// raft.VoteRequest -> raft.VoteAnswer

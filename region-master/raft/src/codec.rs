@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
+use mooseng_wal as wal;
 use mooseng_wire::raft as wire;
 use openraft::{CommittedLeaderId, EntryPayload, LeaderId, LogId, Membership, StoredMembership, Vote};
 use prost::Message;
@@ -111,4 +112,14 @@ pub fn from_entry(e: wire::LogEntry) -> Result<RaftEntry, Malformed> {
         Payload::Membership(m) => EntryPayload::Membership(from_membership(m)),
     };
     Ok(openraft::Entry { log_id, payload })
+}
+
+/// From the log's.
+pub(crate) fn from_wal(id: wal::LogId) -> RaftLogId {
+    from_log_id(&mooseng_wire::raft::LogId { term: id.term, node: id.node, index: id.index })
+}
+
+/// The log's.
+pub(crate) fn to_wal(id: &RaftLogId) -> wal::LogId {
+    wal::LogId { term: id.leader_id.term, node: id.leader_id.node_id, index: id.index }
 }

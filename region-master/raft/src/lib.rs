@@ -1,7 +1,7 @@
 //! openraft behind one adapter: a region's group of masters, over our log, our store and our streams.
 //!
 //! ```text
-//!  Embedded --CommitLog--> RaftNode --client_write--> openraft --append--> Wal (flushed, then acknowledged)
+//!  Embedded --CommitLog--> RaftNode --client_write--> openraft --append--> Wal (flushed, then acknowledged: `flushing`)
 //!     ^                       |                          |  \--RaftAppend, RaftVote, RaftSnapshot*--> peers' RaftNode::handle
 //!     +------- apply ---------+--------------------------+
 //! ```
@@ -14,6 +14,7 @@
 
 mod answers;
 pub mod codec;
+mod flushing;
 pub mod lease;
 pub mod lineage;
 mod log;

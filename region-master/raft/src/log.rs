@@ -11,12 +11,13 @@ use mooseng_ports::plant::{self, Plant};
 use mooseng_transport::{Blocking, Lane};
 use mooseng_wal as wal;
 use openraft::storage::{LogFlushed, RaftLogStorage};
-use openraft::{AnyError, LogState, OptionalSend, RaftLogReader, StorageError, StorageIOError};
+use openraft::{AnyError, EntryPayload, LogState, OptionalSend, RaftLogReader, StorageError, StorageIOError};
 use prost::Message;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::codec::{self, RaftEntry, RaftLogId, RaftVote};
+use crate::codec::{self, RaftEntry, RaftLogId, RaftVote, from_wal, to_wal};
+use crate::flushing::Flushing;
 use crate::lease::Acknowledged;
 use crate::snapshot::lock;
 use crate::types::TypeConfig;
@@ -50,6 +51,7 @@ pub(crate) struct Health {
 #[derive(Clone)]
 pub(crate) struct Log {
     pub wal: Arc<wal::Wal>,
+    pub flushing: Flushing,
     pub blocking: Blocking,
     /// Where it is written: one write after the other anyway.
     pub writes: Lane,
@@ -63,14 +65,6 @@ pub(crate) struct Log {
     pub flushed: Arc<dyn Fn() -> Option<u64> + Send + Sync>,
 }
 
-fn from_wal(id: wal::LogId) -> RaftLogId {
-    codec::from_log_id(&mooseng_wire::raft::LogId { term: id.term, node: id.node, index: id.index })
-}
-
-fn to_wal(id: &RaftLogId) -> wal::LogId {
-    wal::LogId { term: id.leader_id.term, node: id.leader_id.node_id, index: id.index }
-}
-
 fn decode(entry: wal::Entry) -> Result<RaftEntry, StorageError<u64>> {
     let malformed = |e: &dyn std::error::Error| StorageError::IO {
         source: StorageIOError::read_logs(AnyError::error(e.to_string())),
@@ -82,10 +76,10 @@ fn decode(entry: wal::Entry) -> Result<RaftEntry, StorageError<u64>> {
 impl Log {
     /// Writes, and waits for room where there is none. Waiting stops this member's heartbeats and answers, so that a leader with a full
     /// disk makes way for another one.
-    async fn write(
+    async fn write<T: Send + 'static>(
         &self,
-        f: impl Fn(&wal::Wal) -> Result<(), wal::WalError> + Send + Sync + 'static,
-    ) -> Result<(), wal::WalError> {
+        f: impl Fn(&wal::Wal) -> Result<T, wal::WalError> + Send + Sync + 'static,
+    ) -> Result<T, wal::WalError> {
         let f = Arc::new(f);
         loop {
             let (wal, f) = (self.wal.clone(), f.clone());
@@ -246,13 +240,30 @@ impl RaftLogStorage<TypeConfig> for Log {
         I: IntoIterator<Item = RaftEntry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
+        let mut changes_members = false;
         let entries: Vec<wal::Entry> = entries
             .into_iter()
-            .map(|e| wal::Entry { id: to_wal(&e.log_id), payload: codec::entry(&e).encode_to_vec().into() })
+            .map(|e| {
+                changes_members |= matches!(e.payload, EntryPayload::Membership(_));
+                wal::Entry { id: to_wal(&e.log_id), payload: codec::entry(&e).encode_to_vec().into() }
+            })
             .collect();
-        match self.write(move |wal| wal.append(entries.clone())).await {
+        let leads = self.wal.vote().is_some_and(|vote| vote.node == self.id && vote.committed);
+        let appended = if leads && !changes_members {
+            let flushing = self.flushing.clone();
+            let append = move |wal: &wal::Wal| {
+                if wal.append_early(entries.clone())? == wal::Appended::Written {
+                    flushing.begin();
+                }
+                Ok(())
+            };
+            self.write(append).await
+        } else {
+            self.write(move |wal| wal.append(entries.clone())).await
+        };
+        match appended {
             Ok(()) => {
-                // Only after the flush: openraft counts this member towards the quorum from then on.
+                // openraft counts this member towards the quorum from now on. Where that isn't flushed yet, see `flushing`.
                 callback.log_io_completed(Ok(()));
                 Ok(())
             }
@@ -299,6 +310,7 @@ mod tests {
         );
         let mut log = Log {
             wal: wal.clone(),
+            flushing: Flushing::new(wal.clone(), Blocking::Inline),
             blocking: Blocking::Inline,
             writes: Lane::new(Blocking::Inline, "log"),
             id: 1,

@@ -17,6 +17,7 @@ use openraft::{
 };
 
 use crate::codec::{self, RaftEntry, RaftLogId};
+use crate::flushing::Flushing;
 use crate::log::Health;
 use crate::snapshot::SnapshotSource;
 use crate::types::{Node, Outcome, TypeConfig};
@@ -25,6 +26,7 @@ use crate::types::{Node, Outcome, TypeConfig};
 #[derive(Clone)]
 pub(crate) struct Machine {
     pub embedded: Embedded,
+    pub flushing: Flushing,
     pub blocking: Blocking,
     pub health: Arc<Health>,
 }
@@ -105,6 +107,11 @@ impl RaftStateMachine<TypeConfig> for Machine {
                 LogEntry { index: id.index + 1, term: id.leader_id.term, node: id.leader_id.node_id, payload }
             })
             .collect();
+        if let Some(last) = entries.last().filter(|_| !plant::is(Plant::ApplyUnflushed)) {
+            let flushed = self.flushing.reach(last.index.saturating_sub(1)).await;
+            flushed
+                .map_err(|e| StorageError::IO { source: StorageIOError::write_logs(AnyError::error(e)) })?;
+        }
         let outcomes = self.embedded.apply(entries).map_err(|e| failed(ErrorVerb::Write, &e))?;
         let outcome = |(outcome, batch)| match (outcome, batch) {
             (_, false) => Outcome::Nothing,

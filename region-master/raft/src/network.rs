@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use mooseng_ports::clock::{BootTime, Clock};
+use mooseng_ports::plant::{self, Plant};
 use mooseng_transport::{Blocking, CallFailure, Link, LinkOptions, Network};
 use mooseng_wire::Role;
 use mooseng_wire::call::ErrorCode;
@@ -24,6 +25,7 @@ use prost::Message;
 use tokio::sync::watch;
 
 use crate::codec::{self, RaftLogId};
+use crate::flushing::Flushing;
 use crate::lease::Acknowledged;
 use crate::lineage::{Line, Lineage};
 use crate::log::Health;
@@ -91,6 +93,8 @@ pub(crate) struct Peers {
     pub metrics: Metrics,
     /// What peers say of the room that they have.
     pub room: Arc<Room>,
+    /// What this member has flushed itself.
+    pub flushing: Flushing,
     /// How soon after an acknowledged append one without entries is left out.
     pub quiet: Duration,
 }
@@ -115,6 +119,7 @@ impl RaftNetworkFactory<TypeConfig> for Peers {
             lease: self.lease,
             metrics: self.metrics.clone(),
             room: self.room.clone(),
+            flushing: self.flushing.clone(),
             quiet: self.quiet,
             acknowledged_last: None,
         }
@@ -136,6 +141,7 @@ pub(crate) struct PeerLink {
     lease: Duration,
     metrics: Metrics,
     room: Arc<Room>,
+    flushing: Flushing,
     quiet: Duration,
     /// When the last append was sent that the peer acknowledged, under which vote, and where its log ended then.
     acknowledged_last: Option<(BootTime, Vote<u64>, Option<RaftLogId>)>,
@@ -169,11 +175,12 @@ impl RaftNetwork<TypeConfig> for PeerLink {
         if self.says_nothing_new(&rpc) {
             return Ok(AppendEntriesResponse::Success);
         }
+        let commit = self.committed_for_good(rpc.leader_commit);
         let message = wire::AppendEntries {
             group: self.word(),
             vote: Some(codec::vote(&rpc.vote)),
             prev: rpc.prev_log_id.as_ref().map(codec::log_id),
-            commit: rpc.leader_commit.as_ref().map(codec::log_id),
+            commit: commit.as_ref().map(codec::log_id),
             entries: rpc.entries.iter().map(codec::entry).collect(),
             to: self.target,
             stored: self.has_stored(),
@@ -201,8 +208,8 @@ impl RaftNetwork<TypeConfig> for PeerLink {
         };
         let last = rpc.entries.last().map(|e| e.log_id).or(rpc.prev_log_id);
         let kept = match &response {
-            AppendEntriesResponse::Success => last.min(rpc.leader_commit),
-            AppendEntriesResponse::PartialSuccess(id) => (*id).min(rpc.leader_commit),
+            AppendEntriesResponse::Success => last.min(commit),
+            AppendEntriesResponse::PartialSuccess(id) => (*id).min(commit),
             _ => None,
         };
         // Only what is committed is never cut off again; entry 0, the first members, isn't told from a group that is being made.
@@ -276,6 +283,12 @@ impl PeerLink {
         rpc.entries.is_empty()
             && (*vote, *last) == (rpc.vote, rpc.prev_log_id)
             && self.clock.boot().since(*sent) < self.quiet
+    }
+
+    /// What is committed although openraft counts entries of this member that aren't flushed yet.
+    fn committed_for_good(&self, commit: Option<RaftLogId>) -> Option<RaftLogId> {
+        let flushed = self.flushing.last().map(codec::from_wal);
+        if plant::is(Plant::CommitUnflushed) { commit } else { commit.min(flushed) }
     }
 
     fn has_stored(&self) -> bool {

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::answers::{LOST, SUPERSEDED};
 use crate::codec;
+use crate::flushing::Flushing;
 use crate::lease::Acknowledged;
 use crate::lineage::{Line, Lineage};
 use crate::log::{Health, Log};
@@ -168,6 +169,11 @@ impl RaftNode {
                 .await?
         };
         let (wal, lineage) = (Arc::new(opened.0), opened.1);
+        tracing::info!(
+            id = own.id,
+            term = wal.vote().map(|vote| vote.term),
+            "begins to take part in its group"
+        );
         let lineage = Arc::new(lineage.map_err(|source| RaftError::Lineage { path: dir, source })?);
         // What the store holds came by way of the log. openraft would take a store without a log for a log that was purged, and let this
         // member vote for whoever lacks what it had acknowledged behind the store's last flush.
@@ -189,8 +195,10 @@ impl RaftNode {
             lock(&acknowledged).saw_vote(vote.term, vote.node);
         }
         let (health, shutdown) = (Arc::new(Health::default()), CancellationToken::new());
+        let flushing = Flushing::new(wal.clone(), blocking);
         let log = Log {
             wal: wal.clone(),
+            flushing: flushing.clone(),
             blocking,
             writes: Lane::new(blocking, "mooseng-log"),
             id: own.id,
@@ -199,7 +207,12 @@ impl RaftNode {
             stop: shutdown.clone(),
             flushed,
         };
-        let machine = Machine { embedded: embedded.clone(), blocking, health: health.clone() };
+        let machine = Machine {
+            embedded: embedded.clone(),
+            flushing: flushing.clone(),
+            blocking,
+            health: health.clone(),
+        };
         let identity = network.identity();
         let metrics = Metrics::default();
         let room = Arc::<Room>::default();
@@ -217,6 +230,7 @@ impl RaftNode {
             lease: own.timings.lease(),
             metrics: metrics.clone(),
             room: room.clone(),
+            flushing,
             quiet: own.timings.heartbeat / 2,
         };
         let raft = Raft::new(own.id, config(&own)?, peers, log, machine).await;

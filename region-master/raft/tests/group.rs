@@ -116,6 +116,39 @@ async fn random_histories_are_serializable_while_leaders_change_and_power_fails(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn followers_flush_while_the_leader_does_and_nobody_acts_before_it_has() {
+    let group = Group::with_threads(3).await;
+    group.put("a", "1").await;
+    group.converge().await;
+    let leader = group.leader().await;
+    let status = |id| group.master(id).raft.status();
+    let before = status(leader).applied;
+    let disk = group.slots.read().unwrap()[leader as usize - 1].disk.clone();
+    disk.set_fault(Fault::Hanging);
+    let putting = tokio::spawn({
+        let group = group.clone();
+        async move { group.put("b", "1").await }
+    });
+    tokio::time::timeout(common::WAIT_MAX, async {
+        while (1..=3).any(|id| status(id).last_log <= before) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .expect("the followers have it while the leader flushes");
+    // Several heartbeats.
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert!(!putting.is_finished(), "nobody is answered before the leader's flush");
+    for id in 1..=3 {
+        assert_eq!(status(id).applied, before, "master {id} applied what its leader hasn't flushed");
+    }
+    disk.set_fault(Fault::None);
+    putting.await.unwrap();
+    group.converge().await;
+    assert_eq!(group.begin().get(b"b", Read::Snapshot).await.unwrap().unwrap(), "1");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_change_of_leader_between_read_and_commit_commits_nothing() {
     let group = Group::new(3).await;
     group.put("a", "1").await;

@@ -26,7 +26,7 @@ pub struct Frame {
 }
 
 /// The bytes of a frame.
-pub fn encode(segment: u64, sequence: u64, records: &[Record]) -> BytesMut {
+pub fn encode<'a>(segment: u64, sequence: u64, records: impl IntoIterator<Item = &'a Record>) -> BytesMut {
     let mut out = BytesMut::zeroed(HEADER_BYTES);
     for record in records {
         record.encode(&mut out);
@@ -59,13 +59,24 @@ pub fn decode(bytes: &Bytes, segment: u64) -> Option<Frame> {
     Some(Frame { sequence, body: bytes.slice(HEADER_BYTES..end), length: end.next_multiple_of(8) })
 }
 
-/// Whether a whole frame with a sequence above `above` stands anywhere behind the front.
+/// Whether a whole frame stands anywhere behind the front that was written after the frame behind `above` had been flushed: then that one was
+/// there, and is damaged. A frame that was written while earlier ones were unflushed says up to where they weren't; any other one was
+/// written when all before it was.
 pub fn any_behind(bytes: &Bytes, segment: u64, above: u64) -> bool {
     let magic = MAGIC.to_le_bytes();
     (8..bytes.len())
         .step_by(8)
         .filter(|at| bytes[*at..].starts_with(&magic))
-        .any(|at| decode(&bytes.slice(at..), segment).is_some_and(|frame| frame.sequence > above))
+        .filter_map(|at| decode(&bytes.slice(at..), segment))
+        .any(|frame| vouched_for(&frame) > above)
+}
+
+/// The newest frame that must be on disk where this one is.
+fn vouched_for(frame: &Frame) -> u64 {
+    match Record::decode(&mut frame.body.clone()) {
+        Ok(Record::Flushed(sequence)) => sequence,
+        _ => frame.sequence,
+    }
 }
 
 /// The records of a body.

@@ -8,9 +8,10 @@
 //! - [`frame`](mod@frame): a group of records under one checksum, the unit of writing and of recovery.
 //! - [`Wal`]: the log.
 //!
-//! Invariants. A frame is written only after every earlier frame was flushed; so after a crash at most the last frame is torn, and a damaged
-//! frame with a valid one behind it is corruption, which is an error and never skipped. A failed flush poisons the log: what the disk has
-//! is unknown until the process starts again and reads it (FAILURES 5).
+//! Invariants. A frame is written only after every earlier frame was flushed, or says up to where they were: so a damaged frame with a valid
+//! one behind it that vouches for it is corruption, which is an error and never skipped; any other damaged frame, with all behind it, was never
+//! flushed, and is cut off. Entries that are appended early are for who looks at [`Wal::flushed`] before anything is made of them. A failed
+//! flush poisons the log: what the disk has is unknown until the process starts again and reads it (FAILURES 5).
 
 pub mod frame;
 pub mod record;
@@ -18,4 +19,4 @@ mod recovery;
 mod wal;
 
 pub use record::{Entry, LogId, Record, Vote};
-pub use wal::{Options, Wal, WalError};
+pub use wal::{Appended, Options, Wal, WalError};

@@ -49,6 +49,8 @@ pub enum Record {
     /// The log began empty in a group that had committed up to this index: it isn't whole before it reaches there. 0: the log began
     /// with the group, and lacks nothing even while it is empty.
     Lacking(u64),
+    /// The first record of a frame that was written while only frames up to this sequence were flushed. Without it all before were.
+    Flushed(u64),
 }
 
 /// Why bytes aren't records.
@@ -99,6 +101,10 @@ impl Record {
                 out.put_u8(6);
                 out.put_u64_le(*index);
             }
+            Record::Flushed(sequence) => {
+                out.put_u8(7);
+                out.put_u64_le(*sequence);
+            }
         }
     }
 
@@ -123,6 +129,7 @@ impl Record {
             4 => Record::Purge(get_id(bytes)?),
             5 => Record::Committed(get_id(bytes)?),
             6 => Record::Lacking(bytes.try_get_u64_le().map_err(bad)?),
+            7 => Record::Flushed(bytes.try_get_u64_le().map_err(bad)?),
             _ => return Err(Malformed),
         })
     }

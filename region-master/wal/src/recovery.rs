@@ -86,18 +86,32 @@ pub(crate) fn recover(disk: &dyn Disk, dir: &Path, cache_bytes: usize) -> Result
         if frame::any_behind(&rest, *number, found.sequence) {
             return Err(corrupt(offset));
         }
-        if last && rest.iter().any(|b| *b != 0) {
-            // The torn frame's bytes go, so that no later scan takes them for a frame.
-            let length = bytes.len() as u64;
-            file.set_len(offset).map_err(failed("cutting", &path))?;
-            file.allocate(length).map_err(failed("extending", &path))?;
-            file.sync_data().map_err(failed("flushing", &path))?;
+        if last {
+            if rest.iter().any(|b| *b != 0) {
+                // The torn frame's bytes go, so that no later scan takes them for a frame.
+                let length = bytes.len() as u64;
+                file.set_len(offset).map_err(failed("cutting", &path))?;
+                file.allocate(length).map_err(failed("extending", &path))?;
+            }
+            make_durable(&*file, &bytes[..offset as usize], &path)?;
         }
         found.end = offset;
         found.segments.push((*number, file));
     }
     // A segment whose successor exists but wasn't usable goes on where it ended.
+    found.view.all_flushed();
     Ok(found)
+}
+
+/// What was read may be in the kernel's memory only: the process before this one was killed before its flush, or was told that it failed, which
+/// leaves pages that no later flush writes. From now on this member acts as if it were there for good, so it is written again.
+fn make_durable(file: &dyn DiskFile, bytes: &[u8], path: &Path) -> Result<(), WalError> {
+    match file.write_at(bytes, 0).map_err(failed("writing", path)) {
+        // A disk that has no room even for what is there: a flush then does what can be done.
+        Err(error) if !error.is_full() => return Err(error),
+        _ => {}
+    }
+    file.sync_data().map_err(failed("flushing", path))
 }
 
 /// The state that a new segment starts from, so that older ones can go.

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use mooseng_ports::disk::{Disk, DiskFile, OpenMode};
 use mooseng_ports::plant::{self, Plant};
 
@@ -115,6 +115,23 @@ pub(crate) fn segment_path(dir: &Path, segment: u64) -> PathBuf {
     dir.join(format!("{segment:016x}.wal"))
 }
 
+/// What has become of entries that were appended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Appended {
+    /// They are written.
+    Written,
+    /// They are flushed, with all before them.
+    Flushed,
+}
+
+/// When a frame is flushed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Flush {
+    Now,
+    /// By the next [`Wal::flush`].
+    Later,
+}
+
 #[derive(Clone, Copy)]
 struct Place {
     segment: u64,
@@ -122,12 +139,14 @@ struct Place {
     id: LogId,
 }
 
-/// What the log holds, as readers see it: flushed things only.
+/// What the log holds, as readers see it. Votes and marks are flushed; of entries, those that [`Wal::append_early`] wrote may not be yet.
 pub(crate) struct View {
     pub vote: Option<Vote>,
     pub purged: Option<LogId>,
     pub committed: Option<LogId>,
     pub lacking: Option<u64>,
+    /// The last entry that is flushed, with all before it.
+    flushed: Option<LogId>,
     entries: BTreeMap<u64, Place>,
     cache: VecDeque<Entry>,
     cache_used: usize,
@@ -143,6 +162,7 @@ impl View {
             purged: None,
             committed: None,
             lacking,
+            flushed: None,
             entries,
             cache,
             cache_used: 0,
@@ -154,12 +174,17 @@ impl View {
         self.entries.last_key_value().map(|(_, place)| place.id).or(self.purged)
     }
 
+    /// All that was read is on disk.
+    pub fn all_flushed(&mut self) {
+        self.flushed = self.last();
+    }
+
     fn missing(&self, index: u64) -> WalError {
         let first = self.purged.map_or(0, |p| p.index + 1);
         WalError::Missing { index, first, last: self.last().map_or(0, |l| l.index) }
     }
 
-    /// Takes up the records of a flushed frame.
+    /// Takes up the records of a frame that was written.
     pub fn take_frame(&mut self, records: Vec<Record>, segment: u64, frame: u64) {
         for record in records {
             match record {
@@ -185,6 +210,7 @@ impl View {
                 }
                 Record::Committed(id) => self.committed = Some(id),
                 Record::Lacking(index) => self.lacking = Some(index),
+                Record::Flushed(_) => {}
             }
         }
     }
@@ -198,17 +224,25 @@ impl View {
 struct Writer {
     segments: Vec<(u64, Arc<dyn DiskFile>)>,
     end: u64,
+    /// The newest frame's.
     sequence: u64,
+    /// The newest flushed frame's.
+    flushed: u64,
     poisoned: bool,
     /// Rides along with the next frame: losing it costs only a slower start.
     committed: Option<LogId>,
 }
 
 /// The log. Calls block; appends exclude each other, reads wait for none of them.
+///
+/// Locks are taken in the order in which they stand here.
 pub struct Wal {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
     options: Options,
+    /// Held during each flush of a segment: the kernel tells of a failed write-back only once, to whoever flushes next, and nobody else may
+    /// then take what was written for flushed.
+    flushing: Mutex<()>,
     writer: Mutex<Writer>,
     view: Mutex<View>,
 }
@@ -226,6 +260,7 @@ impl Wal {
             segments: found.segments,
             end: found.end,
             sequence: found.sequence,
+            flushed: found.sequence,
             poisoned: false,
             committed: None,
         };
@@ -233,6 +268,7 @@ impl Wal {
             disk,
             dir: dir.to_owned(),
             options,
+            flushing: Mutex::default(),
             writer: Mutex::new(writer),
             view: Mutex::new(found.view),
         };
@@ -243,8 +279,8 @@ impl Wal {
             } else if writer.end == HEADER_BYTES {
                 // Its checkpoint was torn: without one, what only older segments say (the vote) would go with them.
                 let records = recovery::checkpoint(&lock(&wal.view));
-                let bytes = frame::encode(wal.newest(&writer).0, writer.sequence + 1, &records);
-                wal.put_frame(&mut writer, &bytes, records)?;
+                let bytes = wal.frame(&writer, &records);
+                wal.put_frame(&mut writer, &bytes, records, Flush::Now)?;
             }
         }
         Ok(wal)
@@ -273,6 +309,53 @@ impl Wal {
             assert_eq!(first.id.index, last.index + 1, "log entries are appended without holes");
         }
         self.write(entries.into_iter().map(Record::Entry).collect())
+    }
+    /// Appends entries that may be read at once, and that are flushed by the next [`flush`](Self::flush) only, unless it answers that they
+    /// are already. Whoever acknowledges them, or acts as if they were there for good, must have looked at [`flushed`](Self::flushed).
+    pub fn append_early(&self, entries: Vec<Entry>) -> Result<Appended, WalError> {
+        let first = entries.first().map(|entry| entry.id.index);
+        let records: Vec<Record> = entries.into_iter().map(Record::Entry).collect();
+        {
+            let mut writer = lock(&self.writer);
+            if let (Some(first), Some(last)) = (first, self.last()) {
+                assert_eq!(first, last.index + 1, "log entries are appended without holes");
+            }
+            // A new segment is flushed as it is made, together with the old one.
+            if let Some(bytes) = self.fitting(&writer, &records)? {
+                self.put_frame(&mut writer, &bytes, records, Flush::Later)?;
+                return Ok(Appended::Written);
+            }
+        }
+        self.write(records).map(|()| Appended::Flushed)
+    }
+    /// Flushes all entries that were appended before the call.
+    pub fn flush(&self) -> Result<(), WalError> {
+        let _flushing = lock(&self.flushing);
+        let (segment, file, sequence, last) = {
+            let writer = lock(&self.writer);
+            if writer.poisoned {
+                return Err(WalError::Poisoned { path: self.dir.clone() });
+            }
+            if writer.flushed == writer.sequence {
+                return Ok(());
+            }
+            let (segment, file) = self.newest(&writer).clone();
+            (segment, file, writer.sequence, self.last())
+        };
+        if !plant::is(Plant::AppendUnflushed)
+            && let Err(error) = file.sync_data()
+        {
+            lock(&self.writer).poisoned = true;
+            return Err(failed("flushing", &segment_path(&self.dir, segment))(error));
+        }
+        let mut writer = lock(&self.writer);
+        writer.flushed = writer.flushed.max(sequence);
+        lock(&self.view).flushed = last;
+        Ok(())
+    }
+    /// The last entry that is flushed, with all before it.
+    pub fn flushed(&self) -> Option<LogId> {
+        lock(&self.view).flushed
     }
     /// Saves the vote: when it returns, it is flushed.
     pub fn save_vote(&self, vote: Vote) -> Result<(), WalError> {
@@ -335,18 +418,37 @@ impl Wal {
             .map(|place| place.id.index)
     }
 
-    fn write(&self, mut records: Vec<Record>) -> Result<(), WalError> {
+    /// The frame of entries that are to be flushed later, if it fits into the newest segment.
+    fn fitting(&self, writer: &Writer, records: &[Record]) -> Result<Option<BytesMut>, WalError> {
+        if writer.poisoned {
+            return Err(WalError::Poisoned { path: self.dir.clone() });
+        }
+        let bytes = self.frame(writer, records);
+        let fits = bytes.len() <= frame::BODY_BYTES_MAX
+            && writer.end + bytes.len() as u64 + RESERVE_BYTES <= self.options.segment_bytes;
+        Ok(Some(bytes).filter(|_| fits && !records.is_empty()))
+    }
+
+    /// The next frame. A frame that is written while earlier ones aren't flushed says so: a power loss may take those and leave this one.
+    fn frame(&self, writer: &Writer, records: &[Record]) -> BytesMut {
+        let mark = (writer.flushed < writer.sequence).then_some(Record::Flushed(writer.flushed));
+        let committed = writer.committed.map(Record::Committed);
+        let records = mark.iter().chain(records).chain(&committed);
+        frame::encode(self.newest(writer).0, writer.sequence + 1, records)
+    }
+
+    /// Writes and flushes, together with all that was written before.
+    fn write(&self, records: Vec<Record>) -> Result<(), WalError> {
         if records.is_empty() {
             return Ok(());
         }
+        let _flushing = lock(&self.flushing);
         let mut writer = lock(&self.writer);
         if writer.poisoned {
             return Err(WalError::Poisoned { path: self.dir.clone() });
         }
-        records.extend(writer.committed.map(Record::Committed));
         let holds_entries = records.iter().any(|r| matches!(r, Record::Entry(_)));
-        let (segment, _) = *self.newest(&writer);
-        let mut bytes = frame::encode(segment, writer.sequence + 1, &records);
+        let mut bytes = self.frame(&writer, &records);
         if bytes.len() > frame::BODY_BYTES_MAX {
             // Recovery would take a larger frame for a torn one.
             return Err(WalError::TooLarge {
@@ -358,20 +460,28 @@ impl Wal {
         let reserve = if holds_entries { RESERVE_BYTES } else { 0 };
         if writer.end + bytes.len() as u64 + reserve > self.options.segment_bytes && writer.end > HEADER_BYTES
         {
-            match self.begin_segment(&mut writer, segment + 1) {
+            let next = self.newest(&writer).0 + 1;
+            match self.begin_segment(&mut writer, next) {
                 Ok(()) => {}
                 // Votes and markers may outgrow a segment on a full disk rather than stop.
                 Err(error) if holds_entries || writer.poisoned => return Err(error),
                 Err(_) => {}
             }
             // A frame names its segment and its sequence.
-            bytes = frame::encode(self.newest(&writer).0, writer.sequence + 1, &records);
+            bytes = self.frame(&writer, &records);
         }
-        self.put_frame(&mut writer, &bytes, records)
+        self.put_frame(&mut writer, &bytes, records, Flush::Now)?;
+        Ok(())
     }
 
-    /// Writes and flushes a frame at the end of the newest segment.
-    fn put_frame(&self, writer: &mut Writer, bytes: &[u8], records: Vec<Record>) -> Result<(), WalError> {
+    /// Writes a frame at the end of the newest segment. Readers see it once it is flushed, or at once where that is left for later.
+    fn put_frame(
+        &self,
+        writer: &mut Writer,
+        bytes: &[u8],
+        records: Vec<Record>,
+        flush: Flush,
+    ) -> Result<(), WalError> {
         let (segment, file) = self.newest(writer).clone();
         let path = segment_path(&self.dir, segment);
         if let Err(error) = file.write_at(bytes, writer.end).map_err(failed("writing", &path)) {
@@ -380,21 +490,24 @@ impl Wal {
             writer.poisoned = !error.is_full();
             return Err(error);
         }
-        let flush = || {
-            if plant::is(Plant::AppendUnflushed) && records.iter().any(|r| matches!(r, Record::Entry(_))) {
-                return Ok(());
+        if flush == Flush::Now {
+            let unflushed =
+                plant::is(Plant::AppendUnflushed) && records.iter().any(|r| matches!(r, Record::Entry(_)));
+            if !unflushed && let Err(error) = file.sync_data() {
+                writer.poisoned = true;
+                return Err(failed("flushing", &path)(error));
             }
-            file.sync_data().map_err(failed("flushing", &path))
-        };
-        if let Err(error) = flush() {
-            writer.poisoned = true;
-            return Err(error);
+            writer.flushed = writer.sequence + 1;
         }
         let offset = writer.end;
         writer.end += bytes.len() as u64;
         writer.sequence += 1;
         writer.committed = None;
-        lock(&self.view).take_frame(records, segment, offset);
+        let mut view = lock(&self.view);
+        view.take_frame(records, segment, offset);
+        if flush == Flush::Now {
+            view.all_flushed();
+        }
         Ok(())
     }
 
@@ -402,18 +515,27 @@ impl Wal {
         writer.segments.last().expect("open made the first segment")
     }
 
-    /// Makes the next segment, durable with its checkpoint before anything is appended to it. A failure leaves the old one in use.
+    /// Makes the next segment, durable with its checkpoint before anything is appended to it, behind all that the old one holds. A failure
+    /// leaves the old one in use. Whoever calls holds the lock of flushes.
     fn begin_segment(&self, writer: &mut Writer, number: u64) -> Result<(), WalError> {
+        if writer.flushed < writer.sequence {
+            let (segment, file) = self.newest(writer).clone();
+            if let Err(error) = file.sync_data() {
+                writer.poisoned = true;
+                return Err(failed("flushing", &segment_path(&self.dir, segment))(error));
+            }
+            writer.flushed = writer.sequence;
+        }
         let path = segment_path(&self.dir, number);
         let mut flushing = false;
         let made = (|| {
             let file = self.disk.open(&path, OpenMode::Create)?;
             file.set_len(0)?;
             file.allocate(self.options.segment_bytes)?;
-            file.write_at(&recovery::header(number), 0)?;
             let checkpoint =
                 frame::encode(number, writer.sequence + 1, &recovery::checkpoint(&lock(&self.view)));
-            file.write_at(&checkpoint, HEADER_BYTES)?;
+            // In one sector: never the one without the other.
+            file.write_at(&[&recovery::header(number)[..], &checkpoint].concat(), 0)?;
             flushing = true;
             file.sync_data()?;
             self.disk.sync_dir(&self.dir)?;
@@ -424,6 +546,7 @@ impl Wal {
                 writer.segments.push((number, file));
                 writer.end = end;
                 writer.sequence += 1;
+                writer.flushed = writer.sequence;
                 Ok(())
             }
             Err(source) => {

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 use mooseng_ports::disk::sim::{Fault, SimDisk};
 use mooseng_ports::disk::{Disk, DiskFile, OpenMode, Space};
-use mooseng_wal::{Entry, LogId, Options, Vote, Wal, WalError};
+use mooseng_wal::{Appended, Entry, LogId, Options, Vote, Wal, WalError};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -105,6 +105,110 @@ fn flushed_things_survive_power_cuts() {
         }
         assert_eq!(observe(&wal), model, "seed {seed}");
     }
+}
+
+/// Entries that are appended early are there as far as the log says that they are flushed, whatever order the disk writes in; of later ones any
+/// number may be, but none behind a gap.
+#[test]
+fn early_entries_survive_as_far_as_they_are_said_to_be_flushed() {
+    let mut holes = 0;
+    for seed in 0..200 {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let disk = SimDisk::default();
+        let mut wal = open(&disk);
+        let (mut model, mut term) = (Model::default(), 1);
+        for _ in 0..80 {
+            match rng.random_range(0..6) {
+                0 => wal.flush().unwrap(),
+                1 => step(&mut rng, &wal, &mut model, &mut term).unwrap(),
+                _ => {
+                    let index = model.last().map_or(0, |l| l + 1);
+                    let payload = Bytes::from(vec![rng.random(); rng.random_range(0..3000)]);
+                    model.entries.insert(index, (term, payload.clone()));
+                    let entry = Entry { id: LogId { term, node: 1, index }, payload };
+                    wal.append_early(vec![entry]).unwrap();
+                }
+            }
+            assert_eq!(observe(&wal), model, "seed {seed}");
+            if rng.random_ratio(1, 8) {
+                let flushed = wal.flushed().map(|id| id.index);
+                disk.crash(|n| rng.random_range(0..=n));
+                wal = open(&disk);
+                let seen = observe(&wal);
+                let last = seen.last();
+                assert!(last >= flushed, "seed {seed}: {last:?} of {flushed:?}");
+                holes += usize::from(last < model.last());
+                model.entries.retain(|index, _| Some(*index) <= last);
+                assert_eq!(seen, model, "seed {seed}");
+                assert_eq!(wal.flushed().map(|id| id.index), last, "seed {seed}");
+            }
+        }
+    }
+    assert!(holes > 100, "{holes}");
+}
+
+#[test]
+fn a_hole_in_what_was_flushed_is_still_damage() {
+    let entry = |index| Entry { id: LogId { term: 1, node: 1, index }, payload: vec![1; 500].into() };
+    // Frames of 552 bytes; the flush covers the first three.
+    for (flipped, damage) in [(700, true), (1_800, false), (2_400, false)] {
+        let disk = SimDisk::default();
+        let wal = open(&disk);
+        for index in 0..5 {
+            wal.append_early(vec![entry(index)]).unwrap();
+            if index == 2 {
+                wal.flush().unwrap();
+            }
+        }
+        disk.crash(|n| n);
+        disk.flip_bit(Path::new("/raft/0000000000000001.wal"), flipped);
+        match Wal::open(Arc::new(disk), Path::new(DIR), OPTIONS) {
+            Ok(wal) => {
+                assert!(!damage, "{flipped}");
+                assert_eq!(wal.last().unwrap().index, if flipped < 2_000 { 2 } else { 3 });
+            }
+            Err(error) => {
+                assert!(damage && matches!(error, WalError::Corrupt { .. }), "{flipped}: {error}");
+            }
+        }
+    }
+}
+
+/// A process that was killed leaves what it wrote in the kernel's memory, flushed or not, and the next one reads it.
+#[test]
+fn what_a_restarted_log_shows_survives_a_power_loss_behind_it() {
+    let entry = |index| Entry { id: LogId { term: 1, node: 1, index }, payload: vec![1; 500].into() };
+    for flush_fails in [false, true] {
+        let disk = SimDisk::default();
+        let wal = open(&disk);
+        wal.append(vec![entry(0)]).unwrap();
+        wal.append_early(vec![entry(1)]).unwrap();
+        if flush_fails {
+            disk.set_fault(Fault::FlushFailing);
+            assert!(wal.flush().is_err());
+            disk.set_fault(Fault::None);
+        }
+        drop(wal);
+        let wal = open(&disk);
+        assert_eq!((wal.last().unwrap().index, wal.flushed().unwrap().index), (1, 1));
+        drop(wal);
+        disk.crash(|_| 0);
+        assert_eq!(open(&disk).last().unwrap().index, 1, "the flush failed: {flush_fails}");
+    }
+}
+
+#[test]
+fn a_failed_flush_of_early_entries_poisons() {
+    let disk = SimDisk::default();
+    let wal = open(&disk);
+    let entry = Entry { id: LogId { term: 1, node: 1, index: 0 }, payload: vec![1; 500].into() };
+    assert_eq!(wal.append_early(vec![entry]).unwrap(), Appended::Written);
+    disk.set_fault(Fault::FlushFailing);
+    assert!(wal.flush().is_err());
+    disk.set_fault(Fault::None);
+    assert_eq!(wal.flushed(), None);
+    assert!(matches!(wal.flush(), Err(WalError::Poisoned { .. })));
+    assert!(matches!(wal.save_vote(Vote::default()), Err(WalError::Poisoned { .. })));
 }
 
 #[test]

@@ -52,6 +52,20 @@ const METRICS: &[Metric] = &[
         s.corrupt_replicas
     }),
     counter("mooseng_mount_hedges", "Reads for which a second replica was asked", |s| s.hedges),
+    counter(
+        "mooseng_mount_same_host_reads",
+        "Reads of chunks from files that chunkservers on this host lent",
+        |s| s.same_host_reads,
+    ),
+    counter("mooseng_mount_same_host_bytes", "Bytes read so", |s| s.same_host_bytes),
+    counter(
+        "mooseng_mount_same_host_failures",
+        "Reads of such files that failed, and were done over the network",
+        |s| s.same_host_failures,
+    ),
+    gauge("mooseng_mount_lent_files", "Files of chunks that are lent to this mount now", |s| {
+        s.lent_files as u64
+    }),
     counter("mooseng_mount_lapses", "Times that the lease lapsed", |s| s.lapses),
     counter("mooseng_mount_leader_changes", "Times that another master was taken as leader", |s| {
         s.leader_changes

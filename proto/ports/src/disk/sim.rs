@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::{Disk, DiskFile, OpenMode, Space};
 use crate::plant::{self, Plant};
@@ -23,6 +24,8 @@ pub enum Fault {
     FlushFailing,
     /// Writes answer ENOSPC.
     Full,
+    /// Flushes last until the fault ends, or ten seconds. Not for where everything runs in one thread.
+    Hanging,
     /// Flushes answer well and do nothing: a planted bug, to see whether tests bite.
     Lying,
 }
@@ -153,6 +156,12 @@ impl SimDisk {
             if let Some(Change::Write(offset, data)) = pending.get(kept) {
                 let torn = dice(data.len() as u64) as usize;
                 apply(&mut inode.durable, &Change::Write(*offset, data[..torn].to_vec()));
+            }
+            // Kernels and disks write back in any order.
+            for change in pending.get(kept + 1..).unwrap_or_default() {
+                if matches!(change, Change::Write(..)) && dice(3) == 3 {
+                    apply(&mut inode.durable, change);
+                }
             }
             inode.current = inode.durable.clone();
         }
@@ -285,7 +294,7 @@ impl State {
     fn check_write(&mut self) -> io::Result<()> {
         self.spend_power()?;
         match self.fault {
-            Fault::None | Fault::Lying | Fault::FlushFailing => Ok(()),
+            Fault::None | Fault::Lying | Fault::FlushFailing | Fault::Hanging => Ok(()),
             Fault::Failing => Err(failing()),
             Fault::Full => Err(full()),
         }
@@ -457,6 +466,12 @@ impl DiskFile for SimFile {
         if self.len()? < length { self.change(Change::SetLen(length)) } else { Ok(()) }
     }
     fn sync_data(&self) -> io::Result<()> {
+        for _ in 0..10_000 {
+            if self.disk.state().fault != Fault::Hanging {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
         self.with(|state| {
             state.flushes += 1;
             state.spend_power()?;
@@ -469,7 +484,7 @@ impl DiskFile for SimFile {
                     return Err(failing());
                 }
                 Fault::Lying => return Ok(()),
-                Fault::None | Fault::Full => {}
+                Fault::None | Fault::Full | Fault::Hanging => {}
             }
             if plant::is(Plant::LostFlush) {
                 return Ok(());

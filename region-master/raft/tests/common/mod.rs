@@ -129,6 +129,8 @@ pub struct Group {
     pub entries_between_snapshots: u64,
     pub cuts: Cuts,
     pub deaf: Deaf,
+    /// Where their work runs that blocks, from their next start on.
+    pub blocking: Blocking,
 }
 
 pub fn network(id: u64) -> PlainNetwork {
@@ -164,6 +166,18 @@ impl Group {
 
     /// Masters without a group as yet.
     pub async fn unmade(n: u64, entries_between_snapshots: u64, on_files: bool) -> Self {
+        Self::unmade_over(n, entries_between_snapshots, on_files, Blocking::Inline).await
+    }
+
+    /// With threads of its own for what blocks, as daemons run.
+    pub async fn with_threads(n: u64) -> Self {
+        let group = Self::unmade_over(n, 1_000_000, false, Blocking::Pool).await;
+        group.master(1).raft.initialize(group.members()).await.unwrap();
+        group.leader().await;
+        group
+    }
+
+    async fn unmade_over(n: u64, entries_between_snapshots: u64, on_files: bool, blocking: Blocking) -> Self {
         let mut slots = Vec::new();
         for id in 1..=n {
             // The port is taken once to learn a free one, and again by whoever starts there.
@@ -172,7 +186,8 @@ impl Group {
             slots.push(Slot { id, disk: SimDisk::default(), log_disk: None, files, address, running: None });
         }
         let slots = Arc::new(RwLock::new(slots));
-        let group = Self { slots, entries_between_snapshots, cuts: Cuts::default(), deaf: Deaf::default() };
+        let (cuts, deaf) = (Cuts::default(), Deaf::default());
+        let group = Self { slots, entries_between_snapshots, cuts, deaf, blocking };
         for id in 1..=n {
             group.start(id).await;
         }
@@ -255,7 +270,7 @@ impl Group {
         let raft = RaftNode::start(
             config,
             log_disk,
-            Blocking::Inline,
+            self.blocking,
             Arc::new(OsClock),
             Arc::new(network(id)),
             embedded.clone(),
