@@ -84,11 +84,11 @@ unit:
 # One after the other: each starts a cluster, and two cores are enough for one.
 e2e:
 	cargo build $(BINS) -p mooseng-e2e -p mooseng-bench --bins
-	ROUNDS=$(ROUNDS) cargo test -p mooseng-e2e --test e2e -- --test-threads=1 --nocapture
+	ROUNDS=$(ROUNDS) HOSTILE_PORTS=$(HOSTILE_PORTS) cargo test -p mooseng-e2e --test e2e -- --test-threads=1 --nocapture
 
 ## make test-all   make test, with ten minutes of certificate renewal, more kills and more seeds
 test-all:
-	$(MAKE) test ROUNDS=10 ROTATE_SECONDS=600
+	$(MAKE) test ROUNDS=10 ROTATE_SECONDS=600 HOSTILE_PORTS=all
 	$(MAKE) sim SEEDS=1000
 
 ## make sim        the simulation, SEEDS=N of them, and of each planted bug as many as it takes (docs/simulation.md)

@@ -61,7 +61,7 @@ fn run() -> Result<()> {
             })
         });
     }
-    for port in ports.iter().take(1).chain(ports.iter().rev().take(1)) {
+    for port in &ports {
         steps.run(&format!("{}: a frame without end, and garbage", port.name), || {
             under_attack(&cluster, port, || {
                 for announced in [u32::MAX, 1 << 31, 3, 0] {
