@@ -88,7 +88,7 @@ e2e:
 
 ## make test-all   make test, with ten minutes of certificate renewal, more kills and more seeds
 test-all:
-	$(MAKE) test ROUNDS=10 ROTATE_SECONDS=600 HOSTILE_PORTS=all
+	$(MAKE) test ROUNDS=10 ROTATE_SECONDS=600 HOSTILE_PORTS=all COHERENCE=10000
 	$(MAKE) sim SEEDS=1000
 
 ## make sim        the simulation, SEEDS=N of them, and of each planted bug as many as it takes (docs/simulation.md)

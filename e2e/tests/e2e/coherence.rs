@@ -3,17 +3,26 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use mooseng_e2e::cluster::{DevCluster, checked};
+use mooseng_e2e::cluster::{DevCluster, checked, wait_for};
 use mooseng_e2e::steps::Steps;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
-/// Unsynced writes that the other mount must see, each kind.
-const WRITES: u64 = 1000;
-/// Records that each mount appends.
-const RECORDS: u64 = 2000;
+/// How often everything is tried: unsynced writes that the other mount must see, and half of the records that each mount appends. `make test-all` asks
+/// for ten times as many.
+fn times() -> u64 {
+    std::env::var("COHERENCE").ok().and_then(|n| n.parse().ok()).unwrap_or(1000)
+}
+
+/// A session's lease.
+const LEASE: Duration = Duration::from_secs(10);
+/// What an operation may take beside what it waits for.
+const SLACK: Duration = Duration::from_secs(3);
 
 #[test]
 fn two_mounts_show_one_filesystem() {
@@ -44,6 +53,10 @@ fn run() -> Result<()> {
         cluster.dev("start", &leader)?;
         cluster.wait_whole()
     });
+    steps.run(
+        "a mount whose daemon is stopped for two leases shows nothing old, and delays others by one",
+        || stopped_for_two_leases(&cluster, &a),
+    );
     steps.run("data that was never synced is stored by itself", || stored_by_itself(&cluster, &a));
     checked(cluster.mooseng(&["umount"]).arg(&b))?;
     steps.finish()?;
@@ -54,7 +67,7 @@ fn open_on_both(a: &Path, b: &Path) -> Result<()> {
     let writer = File::create(a.join("both"))?;
     let reader = File::open(b.join("both"))?;
     let mut end = 0;
-    for i in 0..WRITES {
+    for i in 0..times() {
         let at = if i % 2 == 0 { 0 } else { i * 100 };
         writer.write_at(&i.to_be_bytes(), at)?;
         end = end.max(at + 8);
@@ -69,7 +82,7 @@ fn open_on_both(a: &Path, b: &Path) -> Result<()> {
 
 fn opened_later(a: &Path, b: &Path) -> Result<()> {
     let writer = File::create(a.join("later"))?;
-    for i in 0..WRITES {
+    for i in 0..times() {
         writer.write_at(&i.to_be_bytes(), (i % 7) * 8)?;
         if i % 3 == 0 {
             let (mine, other) = (fs::metadata(a.join("later"))?, fs::metadata(b.join("later"))?);
@@ -90,7 +103,7 @@ fn opened_later(a: &Path, b: &Path) -> Result<()> {
 
 fn append(directory: &Path, tag: char) -> Result<()> {
     let mut file = OpenOptions::new().append(true).open(directory.join("appended"))?;
-    for i in 0..RECORDS {
+    for i in 0..2 * times() {
         file.write_all(format!("{tag}{i:09}\n").as_bytes())?;
     }
     Ok(())
@@ -107,16 +120,16 @@ fn appends(a: &Path, b: &Path) -> Result<()> {
     ensure!(text == fs::read_to_string(b.join("appended"))?, "the mounts see different files");
     for tag in ['a', 'b'] {
         let mine: Vec<&str> = text.lines().filter(|line| line.starts_with(tag)).collect();
-        let whole = (0..RECORDS).map(|i| format!("{tag}{i:09}"));
+        let whole = (0..2 * times()).map(|i| format!("{tag}{i:09}"));
         ensure!(whole.eq(mine.iter().copied()), "records of {tag} are lost, torn or out of order");
     }
-    ensure!(text.lines().count() as u64 == 2 * RECORDS, "there are {} records", text.lines().count());
+    ensure!(text.lines().count() as u64 == 4 * times(), "there are {} records", text.lines().count());
     Ok(())
 }
 
 fn names(a: &Path, b: &Path) -> Result<()> {
     let absent = |path: &Path| matches!(fs::metadata(path), Err(e) if e.kind() == io::ErrorKind::NotFound);
-    for i in 0..200 {
+    for i in 0..times() / 5 {
         let (here, there) = if i % 2 == 0 { (a, b) } else { (b, a) };
         let (first, second) = (format!("first{}", i % 5), format!("second{}", i % 3));
         ensure!(absent(&there.join(&first)), "round {i}: there is a file before it is made");
@@ -142,7 +155,7 @@ fn names(a: &Path, b: &Path) -> Result<()> {
 
 fn one_directory(a: &Path, b: &Path) -> Result<()> {
     fs::create_dir(a.join("shared"))?;
-    let until = Instant::now() + Duration::from_secs(10);
+    let until = Instant::now() + Duration::from_secs(times() / 100).min(Duration::from_secs(60));
     let fill = |directory: &Path, tag: &str| -> Result<(u64, Duration)> {
         let (mut n, mut longest) = (0, Duration::ZERO);
         while Instant::now() < until {
@@ -178,6 +191,86 @@ fn one_directory(a: &Path, b: &Path) -> Result<()> {
     let (mine, other) = (list(a)?, list(b)?);
     ensure!(mine == other && mine.len() as u64 == here.0 / 2 + there.0 / 2, "the lists differ");
     ensure!(here.1.max(there.1) < Duration::from_secs(1), "an operation waited for a second");
+    Ok(())
+}
+
+/// A mount in a process of its own, which can be stopped; it ends with the value.
+struct Stoppable {
+    daemon: Child,
+    path: PathBuf,
+}
+
+impl Stoppable {
+    fn new(cluster: &DevCluster) -> Result<Self> {
+        let path = cluster.scratch().join("stoppable");
+        fs::create_dir(&path)?;
+        let mut command = cluster.mooseng(&["mount", "--foreground", "--unsupervised", "--config"]);
+        let log = File::create(cluster.scratch().join("stoppable.log"))?;
+        let daemon =
+            command.arg(cluster.client_config()?).arg(&path).stdin(Stdio::null()).stderr(log).spawn()?;
+        let mount = Self { daemon, path };
+        let device = fs::metadata(cluster.scratch())?.dev();
+        wait_for("the mount", Duration::from_secs(20), || {
+            ensure!(fs::metadata(&mount.path)?.dev() != device, "nothing is mounted yet");
+            Ok(())
+        })?;
+        Ok(mount)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill(Pid::from_raw(self.daemon.id() as i32), signal)?)
+    }
+}
+
+impl Drop for Stoppable {
+    fn drop(&mut self) {
+        let _ = self.signal(Signal::SIGCONT);
+        let _ = nix::mount::umount2(&self.path, nix::mount::MntFlags::MNT_DETACH);
+        let _ = self.daemon.kill();
+        let _ = self.daemon.wait();
+    }
+}
+
+fn stopped_for_two_leases(cluster: &DevCluster, a: &Path) -> Result<()> {
+    let mount = Stoppable::new(cluster)?;
+    fs::write(a.join("frozen"), "old")?;
+    fs::write(a.join("frozen-gone"), "old")?;
+    let seen = mount.path.join("frozen");
+    // The kernel keeps attributes, names, an absence and bytes.
+    ensure!(fs::read_to_string(&seen)? == "old" && fs::metadata(&seen)?.len() == 3, "other bytes");
+    ensure!(fs::metadata(mount.path.join("frozen-gone")).is_ok(), "there is no such file");
+    ensure!(fs::metadata(mount.path.join("frozen-new")).is_err(), "it is there already");
+    mount.signal(Signal::SIGSTOP)?;
+    let stopped = Instant::now();
+    let mut longest = Duration::ZERO;
+    let mut timed = |operation: &dyn Fn() -> io::Result<()>| -> Result<()> {
+        let began = Instant::now();
+        operation()?;
+        longest = longest.max(began.elapsed());
+        Ok(())
+    };
+    timed(&|| fs::write(a.join("frozen"), "newer"))?;
+    timed(&|| fs::remove_file(a.join("frozen-gone")))?;
+    timed(&|| fs::write(a.join("frozen-new"), "new"))?;
+    let others = stopped.elapsed();
+    println!("    the longest operation of others took {longest:.1?}, all of them {others:.1?}");
+    ensure!(others < LEASE + SLACK, "others were delayed by {others:.1?}");
+    // After its lease the kernel asks the daemon, and waits.
+    let left = (LEASE + Duration::from_secs(1)).saturating_sub(stopped.elapsed());
+    std::thread::sleep(left);
+    let (sender, looked) = std::sync::mpsc::channel();
+    let path = mount.path.clone();
+    std::thread::spawn(move || {
+        let length = fs::metadata(path.join("frozen")).map(|m| m.len());
+        let gone = fs::metadata(path.join("frozen-gone")).is_err();
+        let new = fs::metadata(path.join("frozen-new")).is_ok();
+        let _ = sender.send((length.map_err(|e| e.to_string()), gone, new));
+    });
+    std::thread::sleep((2 * LEASE + Duration::from_secs(1)).saturating_sub(stopped.elapsed()));
+    mount.signal(Signal::SIGCONT)?;
+    let seen_then = looked.recv_timeout(Duration::from_secs(30)).context("nobody answered")?;
+    ensure!(seen_then == (Ok(5), true, true), "it showed {seen_then:?}");
+    ensure!(fs::read_to_string(&seen)? == "newer", "old bytes after its lease");
     Ok(())
 }
 
