@@ -18,7 +18,8 @@ use crate::pieces::{chunk_of, inline_pieces, lay_out};
 use crate::read::unexpected;
 use crate::writeback::{How, Place, WriteBack};
 
-/// Bytes that go inline in the change, wherever in a file: one durable round instead of two. Measured (docs/decisions/0017-small-writes.md).
+/// Bytes that go inline in the change, wherever in a file: one durable round instead of two. Where it stops paying, up to 64 KiB,
+/// isn't measured yet (docs/decisions/0017-small-writes.md).
 const SMALL_BYTES_MAX: usize = 16 << 10;
 /// Separate places of them.
 const SMALL_SEGMENTS_MAX: usize = 16;
