@@ -16,4 +16,5 @@ mod recount;
 mod rename;
 mod rewrite;
 mod space;
+mod tell;
 mod trash;
