@@ -7,6 +7,7 @@
 //!    |-- WriteBack (writeback, buffers, dirty, flush, send, pieces) buffers under the exclusive promise, or through
 //!    |-- Appenders (append)           one open chunk for an inode, replaced when a chunkserver fails
 //!    |      \------ Chunkservers (chunkservers)  which replica, hedging, CRC
+//!    |-- Names made alone (alone, journal, telling) under directories that this session has to itself
 //!    |-- Ranges (ranges)               holes, sizes and copies that the region makes
 //!    |-- Locks (locks, owners, held, grants) who may hold what; waits, and what a lapse takes
 //!    |-- Opens (opens), Touches (atime)
@@ -17,6 +18,7 @@
 //! Every operation is a future that may be dropped: that stops the waiting. A change that was sent keeps its number until its
 //! outcome is known or its retry time is over.
 
+mod alone;
 mod append;
 mod atime;
 mod buffers;
@@ -36,6 +38,7 @@ mod flush;
 mod fs;
 mod grants;
 mod held;
+mod journal;
 mod links;
 mod locks;
 mod lookahead;
@@ -53,6 +56,7 @@ mod send;
 mod session;
 mod settings;
 mod status;
+mod telling;
 mod window;
 mod writeback;
 
