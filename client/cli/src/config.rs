@@ -33,6 +33,9 @@ pub struct ClientFile {
     /// Most megabytes that are written and not sent yet; 0 sends each write to the region before it returns.
     #[serde(default = "default_write_buffer_mb")]
     pub write_buffer_mb: u32,
+    /// Whether names in directories that only this mount works in are made here, and told to the region a few milliseconds later.
+    #[serde(default)]
+    pub delegate: bool,
     /// Where to serve /metrics, /healthz and /readyz; loopback only. Port 0 takes a free one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http_listen: Option<String>,
@@ -82,6 +85,7 @@ const KEYS: &[&str] = &[
     "masters",
     "retry_timeout_s",
     "write_buffer_mb",
+    "delegate",
     "http_listen",
     "log_dir",
     "log_json",
@@ -160,6 +164,7 @@ impl ClientFile {
             host: host_name(),
             mount_path: mount_path.display().to_string(),
             retry_timeout: Duration::from_secs(self.retry_timeout_s),
+            delegate: self.delegate,
             write_buffer_bytes: usize::try_from(self.write_buffer_mb).unwrap_or(0) << 20,
             ..ClientConfig::default()
         }

@@ -10,16 +10,16 @@
 //! certain goes the usual way.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::{
-    Attr, Caller, Create, Created, Done, Entry, FileKind, FsRequest, HoldAlone, Mkdir, Mknod, ReadDir, Rename,
-    ReserveInodes, SetAttr, Symlink,
+    Attr, Caller, Create, Created, Done, Entry, FileKind, FsRequest, HoldAlone, Mkdir, Mknod, ReadDir,
+    Rename, ReserveInodes, SetAttr, Symlink,
 };
 use mooseng_wire::session::Squash;
 use mooseng_wire::{NAME_BYTES_MAX, ROOT_INODE, SYMLINK_BYTES_MAX};
@@ -51,13 +51,20 @@ const COUNTED_MAX: usize = 1024;
 const NAMES_MAX: usize = 50_000;
 /// Entries asked for at a time.
 const PAGE: u32 = 1024;
+/// So much the region's clock may be ahead of ours.
+const CLOCKS_APART_NS: i64 = 2_000_000_000;
 /// Questions about quotas for one change.
 const ASKS_MAX: u32 = 3;
 
 /// What became of a try to change something alone.
 enum Tried {
     /// It is done, and answered so. It made that inode, or none, and is about these.
-    Made { reply: Reply, made: u64, about: Vec<u64> },
+    Made {
+        reply: Reply,
+        made: u64,
+        at: i64,
+        about: Vec<u64>,
+    },
     Done(Reply),
     Refused(i32),
     /// It goes the usual way.
@@ -87,6 +94,13 @@ impl Eager {
         (*count, *not_before) = (0, Some(now + NOT_AGAIN_FOR));
         true
     }
+}
+
+/// The time of a change in a directory: not before what the region's clock has set there. None where a time to come was set: what becomes of that only
+/// the region knows.
+fn after(now: i64, directory: &Attr) -> Option<i64> {
+    let newest = directory.mtime_ns.max(directory.ctime_ns);
+    (newest.saturating_sub(now) < CLOCKS_APART_NS).then_some(now.max(newest))
 }
 
 /// A directory after a change of its entries.
@@ -187,9 +201,9 @@ impl FileSystem {
             let (life, now) = (inner.session.life(), inner.session.clock.unix_ns());
             let tried = journal.make(life, about, || {
                 inner.facts.alone(|alone| match attempt(alone, now) {
-                    Tried::Made { reply, made, about } => {
+                    Tried::Made { reply, made, at, about } => {
                         let request = FsRequest { caller: Some(caller.clone()), op: Some(op.clone()) };
-                        Ok((Tried::Done(reply), Change::new(request, made, now, about)))
+                        Ok((Tried::Done(reply), Change::new(request, made, at, about)))
                     }
                     other => Err(other),
                 })
@@ -227,8 +241,8 @@ impl FileSystem {
         let Making { parent, name, kind, mode, target, op } = making;
         let attempt = |alone: &mut Alone<'_>, now: i64| {
             let Some(directory) = alone.directory(parent) else { return Tried::Usual };
-            // A time to come was set: what becomes of it only the region knows.
-            if directory.mtime_ns > now || directory.nlink == 0 || alone.names(parent) >= NAMES_MAX {
+            let Some(now) = after(now, &directory) else { return Tried::Usual };
+            if directory.nlink == 0 || alone.names(parent) >= NAMES_MAX {
                 return Tried::Usual;
             }
             if alone.named(parent, &name).is_some() {
@@ -250,7 +264,7 @@ impl FileSystem {
                 FileKind::Regular => Reply::Created(Created { attr: Some(attr), created: true }),
                 _ => Reply::Entry(Entry { attr: Some(attr) }),
             };
-            Tried::Made { reply, made: id, about: vec![parent, id] }
+            Tried::Made { reply, made: id, at: now, about: vec![parent, id] }
         };
         let reply = self.try_alone(caller, &[parent], &op, attempt).await?;
         Ok(reply.and_then(|reply| match reply {
@@ -325,8 +339,7 @@ impl FileSystem {
             return Ok(None);
         }
         let (name, op, target) = (r.name.clone(), Op::Mkdir(r.clone()), Bytes::new());
-        let making =
-            Making { parent: r.parent, name, kind: FileKind::Directory, mode: r.mode, target, op };
+        let making = Making { parent: r.parent, name, kind: FileKind::Directory, mode: r.mode, target, op };
         self.make_alone(caller, making, self.alone_id().await?).await
     }
 
@@ -346,7 +359,7 @@ impl FileSystem {
         {
             return Ok(None);
         }
-        let (name, op, target) = (r.name.clone(), Op::Mknod(*Box::new(r.clone())), Bytes::new());
+        let (name, op, target) = (r.name.clone(), Op::Mknod(r.clone()), Bytes::new());
         let making = Making { parent: r.parent, name, kind, mode: r.mode, target, op };
         self.make_alone(caller, making, self.alone_id().await?).await
     }
@@ -363,9 +376,8 @@ impl FileSystem {
         }
         let of_directory = matches!(op, Op::Rmdir(_));
         let attempt = |alone: &mut Alone<'_>, now: i64| {
-            let Some(directory) = alone.directory(parent).filter(|d| d.mtime_ns <= now) else {
-                return Tried::Usual;
-            };
+            let Some(directory) = alone.directory(parent) else { return Tried::Usual };
+            let Some(now) = after(now, &directory) else { return Tried::Usual };
             let Some(inode) = alone.named(parent, name) else { return Tried::Refused(libc::ENOENT) };
             let Some(attr) = alone.inode(inode) else { return Tried::Usual };
             let is_directory = attr.kind() == FileKind::Directory;
@@ -384,7 +396,7 @@ impl FileSystem {
             alone.name(parent, name, None);
             alone.set(changed(directory, now, -i32::from(is_directory)));
             alone.set(Attr { nlink: 0, ctime_ns: now, ..attr });
-            Tried::Made { reply: Reply::Done(Done {}), made: 0, about: vec![parent, inode] }
+            Tried::Made { reply: Reply::Done(Done {}), made: 0, at: now, about: vec![parent, inode] }
         };
         Ok(self.try_alone(caller, &[parent], &op, attempt).await?.is_some())
     }
@@ -400,9 +412,8 @@ impl FileSystem {
             let (Some(directory), Some(new_directory)) = (alone.directory(from), alone.directory(to)) else {
                 return Tried::Usual;
             };
-            if directory.mtime_ns > now || new_directory.mtime_ns > now {
-                return Tried::Usual;
-            }
+            let both = after(now, &directory).zip(after(now, &new_directory));
+            let Some(now) = both.map(|(one, other)| one.max(other)) else { return Tried::Usual };
             let Some(inode) = alone.named(from, &r.name) else { return Tried::Refused(libc::ENOENT) };
             let Some(attr) = alone.inode(inode) else { return Tried::Usual };
             let is_directory = attr.kind() == FileKind::Directory;
@@ -438,7 +449,7 @@ impl FileSystem {
                 alone.set(changed(new_directory, now, 0));
             }
             alone.set(Attr { ctime_ns: now, ..attr });
-            Tried::Made { reply: Reply::Done(Done {}), made: 0, about }
+            Tried::Made { reply: Reply::Done(Done {}), made: 0, at: now, about }
         };
         Ok(self.try_alone(caller, &[from, to], &Op::Rename(r.clone()), attempt).await?.is_some())
     }
@@ -457,6 +468,8 @@ impl FileSystem {
         let attempt = |alone: &mut Alone<'_>, now: i64| {
             let Some(mut attr) = alone.inode(inode).filter(|_| !buffered()) else { return Tried::Usual };
             let is_directory = attr.kind() == FileKind::Directory;
+            let now = if is_directory { after(now, &attr) } else { Some(now) };
+            let Some(now) = now else { return Tried::Usual };
             if r.uid.is_some() || r.gid.is_some() {
                 let owner = Attr { uid: r.uid.unwrap_or(attr.uid), ..attr };
                 let accounts = accounts_of(&owner);
@@ -484,7 +497,12 @@ impl FileSystem {
             // A directory's is that of its entries' last change, if that is later.
             attr.ctime_ns = if is_directory { attr.ctime_ns.max(now) } else { now };
             alone.set(attr);
-            Tried::Made { reply: Reply::Entry(Entry { attr: Some(attr) }), made: 0, about: vec![inode] }
+            Tried::Made {
+                reply: Reply::Entry(Entry { attr: Some(attr) }),
+                made: 0,
+                at: now,
+                about: vec![inode],
+            }
         };
         let reply = self.try_alone(caller, &[inode], &Op::SetAttr(*r), attempt).await?;
         Ok(reply.and_then(|reply| match reply {
@@ -550,21 +568,9 @@ impl FileSystem {
     }
 
     /// Makes a directory's changes durable. Those that were lost since `seen` are reported, once.
-    pub async fn fsync_open_directory(
-        &self,
-        inode: u64,
-        seen: &std::sync::atomic::AtomicU64,
-    ) -> Result<(), FsError> {
-        let journal = &self.inner.session.journal;
-        let patience = self.inner.region.patience();
-        if tokio::time::timeout(patience, journal.told()).await.is_err() {
-            return Err(FsError::Unanswered {
-                what: "fsync of a directory".into(),
-                after: patience,
-                last: self.inner.session.last_error(),
-            });
-        }
-        match journal.loss_in(inode) {
+    pub async fn fsync_open_directory(&self, inode: u64, seen: &AtomicU64) -> Result<(), FsError> {
+        self.told(self.inner.region.patience()).await?;
+        match self.inner.session.journal.loss_in(inode) {
             Some((when, errno)) if seen.fetch_max(when, Ordering::AcqRel) < when => {
                 Err(FsError::Answered(errno))
             }
@@ -574,9 +580,8 @@ impl FileSystem {
 
     /// Waits until everything that was made alone is told, or lost.
     pub(crate) async fn told(&self, patience: Duration) -> Result<(), FsError> {
-        let journal = self.inner.session.journal.clone();
-        let told: Arc<crate::journal::Journal> = journal;
-        tokio::time::timeout(patience, told.told()).await.map_err(|_| FsError::Unanswered {
+        let journal = &self.inner.session.journal;
+        tokio::time::timeout(patience, journal.told()).await.map_err(|_| FsError::Unanswered {
             what: "telling the region of changes".into(),
             after: patience,
             last: self.inner.session.last_error(),

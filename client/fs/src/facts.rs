@@ -18,11 +18,11 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use moka::sync::Cache;
 use mooseng_ports::clock::{BootTime, Clock};
+use mooseng_wire::InodeId;
 use mooseng_wire::fact::Fact;
 pub(crate) use mooseng_wire::fact::Level;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
-use mooseng_wire::InodeId;
 use mooseng_wire::fs::{Attr, DirEntry, ExtentMap, FileKind, FsRequest, Tell, Told};
 use mooseng_wire::session::Response;
 
@@ -356,18 +356,15 @@ impl Facts {
         self.alone(|alone| alone.directory(directory).is_some())
     }
 
-    /// The region has an inode so. With `later`, this session has changed it alone since: only what was written is taken from it. Answers whether
-    /// something was shown otherwise.
+    /// The region has an inode so. With `later`, this session has moved or removed it alone since. Answers whether something was shown otherwise.
     pub fn correct(&self, attr: &Attr, later: bool) -> bool {
         self.memo(|_| {
             let Some(known) = self.inodes.get(&attr.inode) else { return false };
             let right = match later {
                 true => Attr {
-                    size: attr.size,
-                    blocks: attr.blocks,
-                    mtime_ns: attr.mtime_ns,
+                    nlink: known.attr.nlink,
                     ctime_ns: known.attr.ctime_ns.max(attr.ctime_ns),
-                    ..known.attr
+                    ..*attr
                 },
                 false => *attr,
             };

@@ -219,6 +219,7 @@ impl FileSystem {
         let inner = &self.inner;
         let view = inner.session.view();
         let counts = inner.region.counters.get();
+        let alone = inner.session.journal.counts();
         FsStatus {
             session: view.session,
             incarnation: view.incarnation,
@@ -232,6 +233,11 @@ impl FileSystem {
             open_chunks: inner.appenders.open_chunks(),
             cache_bytes: inner.reader.cache.bytes(),
             dirty_bytes: inner.writer.buffers.bytes(),
+            untold: inner.session.journal.len(),
+            made_alone: alone.made,
+            tellings: alone.tellings,
+            untold_lost: alone.lost,
+            alone_corrected: alone.corrected,
             retries: counts.retries,
             timeouts: counts.timeouts,
             chunks_replaced: counts.chunks_replaced,

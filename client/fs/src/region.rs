@@ -23,8 +23,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::FsError;
-use crate::journal::SentOwned;
 use crate::fs::daemon;
+use crate::journal::SentOwned;
 use crate::opens::Opens;
 use crate::peers::Failure;
 use crate::retry::Backoff;
@@ -135,12 +135,7 @@ impl Region {
     }
 
     /// Tells of changes that were made alone, in that life of the session. Tries until there is an answer, or that life is over.
-    pub async fn tell(
-        self: &Arc<Self>,
-        caller: &Caller,
-        op: Op,
-        life: (u64, u64),
-    ) -> Result<Reply, FsError> {
+    pub async fn tell(self: &Arc<Self>, caller: &Caller, op: Op, life: (u64, u64)) -> Result<Reply, FsError> {
         self.change_of(caller, op, TELL_PATIENCE, Some(life)).await.map(|(reply, _)| reply)
     }
 

@@ -8,12 +8,12 @@ use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::{Attr, FsReply, Tell, Told};
 
 use crate::error::FsError;
+use crate::facts::Facts;
 use crate::fs::{FileSystem, Inner, daemon};
 use crate::journal::{Change, Journal};
 use crate::opens::Opens;
-use crate::region::Region;
-use crate::facts::Facts;
 use crate::recalls::Recalls;
+use crate::region::Region;
 
 /// What telling needs of a mount, without keeping it alive.
 struct Teller {
@@ -57,8 +57,7 @@ enum Outcome {
 
 impl Teller {
     async fn tell_next(&self) {
-        let (life, batch) =
-            self.journal.take(|change| change.made != 0 && self.opens.tell_open(change.made));
+        let (life, batch) = self.journal.take(|change| change.made != 0 && self.opens.tell_open(change.made));
         let mut parts = VecDeque::from([batch]);
         while let Some(mut part) = parts.pop_front() {
             if part.is_empty() {
@@ -170,7 +169,7 @@ impl Teller {
             if is_directory || (later && !written) {
                 continue;
             }
-            if self.facts.correct(&attr, later || written) && !written {
+            if self.facts.correct(&attr, later) && !written {
                 self.journal.corrected();
                 looks.push(attr.inode);
             }

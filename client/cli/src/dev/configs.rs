@@ -154,6 +154,7 @@ fn client(cluster: &Cluster, name: &str) -> ClientFile {
         masters: cluster.state.plan.master_addresses(),
         retry_timeout_s: 60,
         write_buffer_mb: 64,
+        delegate: false,
         http_listen: Some("127.0.0.1:0".into()),
         log_dir: Some(cluster.dir.join("log")),
         log_json: true,
