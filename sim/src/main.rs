@@ -81,9 +81,11 @@ fn one(seed: u64, trace: Option<PathBuf>, level: tracing::Level) -> Result<()> {
         Ok(s) => {
             let faults: Vec<String> = s.faults.0.iter().map(|(what, n)| format!("{n} {what}")).collect();
             println!(
-                "seed {seed}: {} operations ({} unknown), {} chunks ({} left, {} looks, {} rewritten), {}, {:.0} s simulated, trace {digest}",
+                "seed {seed}: {} operations ({} unknown), {} changes alone{}, {} chunks ({} left, {} looks, {} rewritten), {}, {:.0} s simulated, trace {digest}",
                 s.operations,
                 s.unknown,
+                s.made_alone,
+                if s.lost_names { " (some lost, not judged)" } else { "" },
                 s.chunks,
                 s.left,
                 s.looks,

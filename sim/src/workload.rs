@@ -21,6 +21,8 @@ use crate::watch::Watch;
 
 /// Names in the one directory that all clients work in.
 const NAMES: u8 = 5;
+/// Names in each client's own directory, behind those: the other clients look into it at times.
+const OWN_NAMES: u8 = 3;
 /// Tasks of a client that work at the same time.
 const TASKS: u8 = 2;
 /// Where a record lies and how long it is. Far out in a file it is beyond what is stored inline, so that it goes through chunks.
@@ -43,6 +45,10 @@ pub struct Notes {
     fresh: Option<u64>,
     /// A session's lease lapsed: what it had written and not synced may be gone, although it was seen.
     pub lapsed: bool,
+    /// Changes of names were lost with it, which their client had seen.
+    pub lost_names: bool,
+    /// Changes of names that were made alone.
+    pub made_alone: u64,
     /// Those who lock.
     pub locked: Locked,
     /// Faults are over: check what is there and end.
@@ -72,6 +78,8 @@ struct Worker {
     rng: StdRng,
     watch: Watch,
     next_value: u64,
+    /// The clients' own directories.
+    own: Vec<u64>,
     /// Files that stay open from one operation to the next: what is written to them goes to one chunk, behind what is there.
     held: BTreeMap<u64, HandleId>,
 }
@@ -141,7 +149,13 @@ impl Worker {
     }
 
     async fn perform(&mut self, call: &Call) -> Result<Reply, Outcome> {
-        let (fs, caller, root) = (self.fs.clone(), self.caller.clone(), self.fs.root());
+        let (fs, caller) = (self.fs.clone(), self.caller.clone());
+        let own = self.own.clone();
+        let root = fs.root();
+        let place_of = |n: u8| match n.checked_sub(NAMES) {
+            Some(behind) => own.get(usize::from(behind / OWN_NAMES)).copied().unwrap_or(root),
+            None => root,
+        };
         let shared = self.shared.clone();
         let known = |error: FsError| match outcome(&error) {
             Some(outcome) => outcome,
@@ -156,19 +170,23 @@ impl Worker {
         };
         match *call {
             Call::Create(n) => {
-                let made = fs.create(&caller, root, &name(n), 0o644, 0o2 | 0o300).await;
+                let made = fs.create(&caller, place_of(n), &name(n), 0o644, 0o2 | 0o300).await;
                 let made = made.map_err(known)?;
                 let _ = fs.release(made.handle).await;
                 Ok(Reply::Inode(made.attr.inode))
             }
             Call::Lookup(n) => fs
-                .lookup(&caller, root, &name(n))
+                .lookup(&caller, place_of(n), &name(n))
                 .await
                 .map(|attr| Reply::Inode(attr.inode))
                 .map_err(unchanged),
-            Call::Unlink(n) => fs.unlink(&caller, root, &name(n)).await.map(|()| Reply::Done).map_err(known),
+            Call::Unlink(n) => {
+                fs.unlink(&caller, place_of(n), &name(n)).await.map(|()| Reply::Done).map_err(known)
+            }
             Call::Rename(a, b) => {
-                let done = fs.rename(&caller, root, &name(a), root, &name(b), RenameMode::default()).await;
+                let done = fs
+                    .rename(&caller, place_of(a), &name(a), place_of(b), &name(b), RenameMode::default())
+                    .await;
                 done.map(|()| Reply::Done).map_err(known)
             }
             Call::Write(inode, value) => {
@@ -244,7 +262,17 @@ impl Worker {
 
     async fn step(&mut self) {
         // Names of two are fought for, the others live a little longer.
-        let n = if self.rng.random() { self.rng.random_range(0..2) } else { self.rng.random_range(0..NAMES) };
+        let n = match self.rng.random_range(0..6) {
+            0 | 1 => self.rng.random_range(0..2),
+            2 => self.rng.random_range(0..NAMES),
+            // Mostly in the directory of one's own, where nobody else is for a while.
+            other => {
+                let mine = self.number / TASKS;
+                let whose =
+                    if other == 3 && self.rng.random_range(0..4) == 0 { 1 - mine.min(1) } else { mine };
+                NAMES + whose * OWN_NAMES + self.rng.random_range(0..OWN_NAMES)
+            }
+        };
         if self.rng.random_range(0..5) == 0
             && let Some(inode) = with(&self.shared, |notes| notes.fresh)
         {
@@ -259,7 +287,15 @@ impl Worker {
                 self.run(Call::Unlink(n)).await;
             }
             3 => {
-                let to = (n + self.rng.random_range(1..NAMES)) % NAMES;
+                let to = match n.checked_sub(NAMES) {
+                    // Within the directory, or out of it.
+                    Some(behind) if self.rng.random_range(0..4) > 0 => {
+                        let first = NAMES + behind / OWN_NAMES * OWN_NAMES;
+                        first + (n - first + self.rng.random_range(1..OWN_NAMES)) % OWN_NAMES
+                    }
+                    Some(_) => self.rng.random_range(0..NAMES),
+                    None => (n + self.rng.random_range(1..NAMES)) % NAMES,
+                };
                 self.run(Call::Rename(n, to)).await;
             }
             _ => {
@@ -291,6 +327,21 @@ impl Worker {
     }
 }
 
+/// A client's own directory, whoever makes it.
+async fn own_directory(fs: &FileSystem, caller: &Caller, client: u8) -> Result<u64, FsError> {
+    let name = format!("own{client}");
+    loop {
+        match fs.lookup(caller, fs.root(), name.as_bytes()).await {
+            Ok(attr) => return Ok(attr.inode),
+            Err(error) if error.errno() == libc_errno::ENOENT => {}
+            Err(error) => tracing::info!(%error, "a directory isn't found yet"),
+        }
+        if let Err(error) = fs.mkdir(caller, fs.root(), name.as_bytes(), 0o755).await {
+            tracing::info!(%error, "a directory isn't made yet");
+        }
+    }
+}
+
 /// Runs one client until the faults are over, and then has it look at everything once more.
 pub async fn client(number: u8, seed: u64, host: Host, watch: Watch, shared: Shared) -> turmoil::Result {
     let config = ClientConfig {
@@ -298,23 +349,29 @@ pub async fn client(number: u8, seed: u64, host: Host, watch: Watch, shared: Sha
         zone: "z1".into(),
         host: format!("client{number}"),
         retry_timeout: RETRY,
+        delegate: true,
         connect_timeout: Duration::from_secs(120),
         ..ClientConfig::default()
     };
     let network = network(Role::Client, &format!("client{number}"), &host.gate);
     let fs = FileSystem::connect(config, network, Arc::new(host.clock)).await?;
     let caller = Caller { kernel_checked: true, ..Caller::default() };
+    let mut own = Vec::new();
+    for client in 0..2 {
+        own.push(own_directory(&fs, &caller, client).await?);
+    }
     let worker = |task: u8| {
         let number = number * TASKS + task;
         let rng = StdRng::seed_from_u64(seed ^ (u64::from(number) << 56));
         let (fs, caller, shared, watch) = (fs.clone(), caller.clone(), shared.clone(), watch.clone());
-        Worker { fs, caller, shared, number, rng, watch, next_value: 0, held: BTreeMap::new() }
+        let own = own.clone();
+        Worker { fs, caller, shared, number, rng, watch, next_value: 0, own, held: BTreeMap::new() }
     };
     let work = (0..TASKS).map(|task| worker(task).work());
     let locks = locking::work(fs.clone(), number, seed, shared.clone());
     let (workers, ()) = tokio::join!(futures::future::join_all(work), locks);
     let Some(mut worker) = workers.into_iter().next() else { return Ok(()) };
-    for n in 0..NAMES {
+    for n in 0..NAMES + 2 * OWN_NAMES {
         if let Some(Reply::Inode(inode)) = worker.run(Call::Lookup(n)).await
             && worker.run(Call::Read(inode)).await.is_none()
         {
@@ -323,7 +380,15 @@ pub async fn client(number: u8, seed: u64, host: Host, watch: Watch, shared: Sha
         }
     }
     drop((worker, watch));
-    with(&shared, |notes| notes.lapsed |= fs.status().lapses > 0);
+    let status = fs.status();
+    with(&shared, |notes| {
+        notes.lapsed |= status.lapses > 0;
+        notes.lost_names |= status.untold_lost > 0;
+        notes.made_alone += status.made_alone;
+        if status.lapses == 0 && status.untold_lost > 0 {
+            notes.violations.push(format!("client {number} lost names although its lease never lapsed"));
+        }
+    });
     fs.close().await;
     Ok(())
 }

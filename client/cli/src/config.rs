@@ -36,6 +36,9 @@ pub struct ClientFile {
     /// Whether chunks of chunkservers on this host are read from their files, which they lend.
     #[serde(default = "yes")]
     pub same_host_reads: bool,
+    /// Whether names in directories that only this mount works in are made here, and told to the region a few milliseconds later.
+    #[serde(default)]
+    pub delegate: bool,
     /// Where to serve /metrics, /healthz and /readyz; loopback only. Port 0 takes a free one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http_listen: Option<String>,
@@ -86,6 +89,7 @@ const KEYS: &[&str] = &[
     "retry_timeout_s",
     "write_buffer_mb",
     "same_host_reads",
+    "delegate",
     "http_listen",
     "log_dir",
     "log_json",
@@ -164,6 +168,7 @@ impl ClientFile {
             host: host_name(),
             mount_path: mount_path.display().to_string(),
             retry_timeout: Duration::from_secs(self.retry_timeout_s),
+            delegate: self.delegate,
             write_buffer_bytes: usize::try_from(self.write_buffer_mb).unwrap_or(0) << 20,
             same_host_reads: self.same_host_reads,
             ..ClientConfig::default()

@@ -29,6 +29,9 @@ pub struct ClientConfig {
     pub cache_bytes: usize,
     /// Most bytes that are written and not sent yet; 0 sends each write at once.
     pub write_buffer_bytes: usize,
+    /// Whether changes of names in directories that only this mount works in are made here, and told to the region a few milliseconds later. Until
+    /// fsync, of the file or the directory, a crash of this host may lose them, as on a local filesystem.
+    pub delegate: bool,
     /// Most bytes of attributes, entries and lists of directories kept in memory.
     pub facts_bytes: usize,
     /// Most bytes read ahead on one handle.
@@ -56,6 +59,7 @@ impl Default for ClientConfig {
             hedge_after: Duration::from_millis(500),
             cache_bytes: 64 << 20,
             write_buffer_bytes: 64 << 20,
+            delegate: false,
             facts_bytes: 64 << 20,
             read_ahead_bytes: 8 << 20,
             // Sockets and files of the system's own: not for a simulation.

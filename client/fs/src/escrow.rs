@@ -181,6 +181,21 @@ impl Escrow {
         self.state(|state| state.accounts.get(&Account::User(uid)).and_then(known))
     }
 
+    /// Whether it is known that none of these accounts has limits.
+    pub fn are_unlimited(&self, accounts: Accounts) -> Option<bool> {
+        self.state(|state| {
+            let mut unlimited = true;
+            for account in accounts.iter().flatten() {
+                let held = state.accounts.get(account)?;
+                if held.stale && !held.limited {
+                    return None;
+                }
+                unlimited &= !held.limited;
+            }
+            Some(unlimited)
+        })
+    }
+
     /// Whether these accounts had no limit when it was asked last, and quotas have changed since: a write needn't wait for the question.
     pub fn is_stale(&self, accounts: Accounts) -> bool {
         self.state(|state| {

@@ -18,11 +18,12 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use moka::sync::Cache;
 use mooseng_ports::clock::{BootTime, Clock};
+use mooseng_wire::InodeId;
 use mooseng_wire::fact::Fact;
 pub(crate) use mooseng_wire::fact::Level;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
-use mooseng_wire::fs::{Attr, DirEntry, ExtentMap, FsRequest};
+use mooseng_wire::fs::{Attr, DirEntry, ExtentMap, FileKind, FsRequest, Tell, Told};
 use mooseng_wire::session::Response;
 
 /// Entries of a directory that are kept as a complete list at most.
@@ -108,6 +109,8 @@ struct Listing {
     complete: bool,
     /// Names that were taken out of the promise.
     holes: BTreeSet<Bytes>,
+    /// This session has the directory alone.
+    alone: bool,
 }
 
 impl Listing {
@@ -138,6 +141,92 @@ struct Memo {
     recalled_kept: usize,
     /// The last hold.
     holds: u64,
+    /// When this session changed something of an inode or a directory alone: answers that were under way then know less than what is here.
+    changed_alone: BTreeMap<u64, u64>,
+    /// Inodes that were made alone and aren't this session's alone any more.
+    unconfirmed: Vec<u64>,
+}
+
+/// What is promised, for who changes it alone: nothing else changes while he looks and changes.
+pub(crate) struct Alone<'a> {
+    facts: &'a Facts,
+    memo: &'a mut Memo,
+}
+
+impl Alone<'_> {
+    /// The attributes of a directory that this session has alone, and knows entirely.
+    pub fn directory(&self, directory: u64) -> Option<Attr> {
+        let attr = self.inode(directory)?;
+        let listing = self.facts.listings.get(&directory)?;
+        let listing = listing.lock().unwrap_or_else(PoisonError::into_inner);
+        let whole = listing.alone && listing.complete && listing.holes.is_empty();
+        (whole && attr.kind() == FileKind::Directory).then_some(attr)
+    }
+
+    /// The attributes of an inode that nobody else knows.
+    pub fn inode(&self, inode: u64) -> Option<Attr> {
+        let known = self.facts.inodes.get(&inode)?;
+        (known.level == Level::Exclusive && !self.facts.left().is_zero()).then_some(known.attr)
+    }
+
+    /// What a name stands for in a directory that is had alone.
+    pub fn named(&self, directory: u64, name: &Bytes) -> Option<u64> {
+        let listing = self.facts.listings.get(&directory)?;
+        let listing = listing.lock().unwrap_or_else(PoisonError::into_inner);
+        listing.names.get(name).copied()
+    }
+
+    /// How many names a directory has that is had alone.
+    pub fn names(&self, directory: u64) -> usize {
+        let names =
+            |listing: Arc<Mutex<Listing>>| listing.lock().unwrap_or_else(PoisonError::into_inner).names.len();
+        self.facts.listings.get(&directory).map_or(0, names)
+    }
+
+    fn mark(&mut self, inode: u64) {
+        if !self.memo.flights.is_empty() {
+            self.memo.tick += 1;
+            self.memo.changed_alone.insert(inode, self.memo.tick);
+        }
+    }
+
+    /// An inode is as this says now.
+    pub fn set(&mut self, attr: Attr) {
+        self.mark(attr.inode);
+        if let Some(known) = self.facts.inodes.get(&attr.inode) {
+            self.facts.inodes.insert(attr.inode, InodeFact { attr, ..known });
+        }
+    }
+
+    /// A name stands for that inode from now on, or for nothing.
+    pub fn name(&mut self, directory: u64, name: &Bytes, inode: Option<u64>) {
+        self.mark(directory);
+        self.facts.entries.invalidate(&(directory, name.clone()));
+        let Some(listing) = self.facts.listings.get(&directory) else { return };
+        let mut listing = listing.lock().unwrap_or_else(PoisonError::into_inner);
+        match inode {
+            Some(inode) => drop(listing.names.insert(name.clone(), inode)),
+            None => drop(listing.names.remove(name)),
+        }
+        listing.in_order = false;
+    }
+
+    /// This session has made an inode, of which nobody else knows.
+    pub fn made(&mut self, attr: Attr, target: Option<Bytes>) {
+        self.memo.holds += 1;
+        let (level, extents, hold) = (Level::Exclusive, Arc::default(), self.memo.holds);
+        self.facts.inodes.insert(attr.inode, InodeFact { attr, level, target, extents, hold });
+        if attr.kind() == FileKind::Directory {
+            let listing = Listing { in_order: true, complete: true, alone: true, ..Listing::default() };
+            self.facts.listings.insert(attr.inode, Arc::new(Mutex::new(listing)));
+        }
+    }
+
+    /// A directory is gone.
+    pub fn gone(&mut self, directory: u64) {
+        self.mark(directory);
+        self.facts.listings.invalidate(&directory);
+    }
 }
 
 /// The promises of this client's session.
@@ -171,7 +260,10 @@ impl Drop for Flight<'_> {
             // looked through only when they have doubled.
             let oldest = memo.flights.first_key_value().map_or(u64::MAX, |(tick, _)| *tick);
             if oldest == u64::MAX {
+                memo.changed_alone.clear();
                 memo.recalled.clear();
+            } else if memo.changed_alone.len() > 4096 {
+                memo.changed_alone.retain(|_, came| *came >= oldest);
             } else if memo.recalled.len() > 2 * memo.recalled_kept.max(64) {
                 memo.recalled.retain(|_, (_, came)| *came >= oldest);
                 memo.recalled_kept = memo.recalled.len();
@@ -250,6 +342,11 @@ impl Facts {
             let newest = memo.recalled.entry(fact.clone()).or_insert((number, came));
             *newest = (newest.0.max(number), came);
             match (keep, fact) {
+                (Some(_), Fact::Directory(directory)) => {
+                    if let Some(listing) = self.listings.get(&directory.0) {
+                        listing.lock().unwrap_or_else(PoisonError::into_inner).alone = false;
+                    }
+                }
                 (Some(level), Fact::Inode(inode)) => {
                     if let Some(known) = self.inodes.get(&inode.0) {
                         self.inodes.insert(inode.0, InodeFact { level: known.level.min(level), ..known });
@@ -258,6 +355,73 @@ impl Facts {
                 _ => self.forget(fact),
             }
         });
+    }
+
+    /// For a change that this session makes alone.
+    pub fn alone<T>(&self, f: impl FnOnce(&mut Alone<'_>) -> T) -> T {
+        self.memo(|memo| f(&mut Alone { facts: self, memo }))
+    }
+
+    /// Whether a directory is had alone.
+    pub fn is_alone(&self, directory: u64) -> bool {
+        self.alone(|alone| alone.directory(directory).is_some())
+    }
+
+    /// The region has an inode so. With `later`, this session has moved or removed it alone since. Answers whether something was shown otherwise.
+    pub fn correct(&self, attr: &Attr, later: bool) -> bool {
+        self.memo(|_| {
+            let Some(known) = self.inodes.get(&attr.inode) else { return false };
+            let right = match later {
+                true => Attr {
+                    nlink: known.attr.nlink,
+                    ctime_ns: known.attr.ctime_ns.max(attr.ctime_ns),
+                    ..*attr
+                },
+                false => *attr,
+            };
+            let differs = right != known.attr;
+            if differs {
+                self.inodes.insert(attr.inode, InodeFact { attr: right, ..known });
+            }
+            differs
+        })
+    }
+
+    /// What goes beside the answer to what was told is known here already, and better. But what the region doesn't let this session keep to
+    /// itself isn't known any more. The caller holds the memo.
+    fn confirm(&self, memo: &mut Memo, tell: &Tell, told: &Told, response: &Response) {
+        let granted: BTreeSet<Fact> = response
+            .granted
+            .iter()
+            .filter(|granted| granted.exclusive)
+            .filter_map(|granted| Fact::from_message(granted.fact.as_ref()?))
+            .collect();
+        for (change, reply) in tell.changes.iter().zip(&told.replies) {
+            let is_made = change.inode != 0 && !matches!(reply.reply, Some(Reply::Errno(_)) | None);
+            if !is_made {
+                continue;
+            }
+            let (inode, list) = (Fact::Inode(InodeId(change.inode)), Fact::Directory(InodeId(change.inode)));
+            if !granted.contains(&inode) {
+                self.forget(&inode);
+                self.forget(&list);
+                memo.unconfirmed.push(change.inode);
+            }
+        }
+    }
+
+    /// The inodes of which nothing is known any more, since the region didn't let this session keep them.
+    pub fn take_unconfirmed(&self) -> Vec<u64> {
+        self.memo(|memo| std::mem::take(&mut memo.unconfirmed))
+    }
+
+    /// Whether the list of a directory is promised, entirely.
+    pub fn is_listed(&self, directory: u64) -> bool {
+        !self.left().is_zero()
+            && self.listings.get(&directory).is_some_and(|listing| {
+                let listing = listing.lock().unwrap_or_else(PoisonError::into_inner);
+                listing.complete && listing.holes.is_empty()
+            })
     }
 
     /// The caller holds the memo.
@@ -283,8 +447,25 @@ impl Facts {
             Some(Op::ReadDir(r)) if r.cookie != 0 => Some(r),
             _ => None,
         };
-        if response.granted.is_empty() && response.changed.is_empty() && further.is_none() {
+        let tells = matches!(request.op, Some(Op::Tell(_)));
+        if response.granted.is_empty() && response.changed.is_empty() && further.is_none() && !tells {
             return;
+        }
+        if let Some(Op::Tell(tell)) = &request.op {
+            return self.memo(|memo| {
+                if flight.life == memo.life {
+                    memo.tick += 1;
+                    let came = memo.tick;
+                    // What is under way of these was looked for before.
+                    for fact in response.changed.iter().filter_map(Fact::from_message) {
+                        let newest = memo.recalled.entry(fact).or_insert((response.grant, came));
+                        *newest = (newest.0.max(response.grant), came);
+                    }
+                    if let Some(Reply::Told(told)) = response.reply.as_ref().and_then(|r| r.reply.as_ref()) {
+                        self.confirm(memo, tell, told, response);
+                    }
+                }
+            });
         }
         self.memo(|memo| {
             if flight.life != memo.life {
@@ -311,6 +492,10 @@ impl Facts {
                 if memo.recalled.get(&fact).is_some_and(|(number, _)| *number > response.grant) {
                     continue;
                 }
+                let (Fact::Inode(about) | Fact::Entry(about, _) | Fact::Directory(about)) = &fact;
+                if memo.changed_alone.get(&about.0).is_some_and(|changed| *changed > flight.tick) {
+                    continue;
+                }
                 let level = if granted.exclusive { Level::Exclusive } else { Level::Shared };
                 match &fact {
                     Fact::Inode(inode) => {
@@ -335,11 +520,19 @@ impl Facts {
                             .filter(|(_, number)| *number > response.grant)
                             .map(|(name, _)| name.clone())
                             .collect();
-                        self.keep_listing(directory.0, request, reply, came, overtaken);
+                        if let Some(Op::HoldAlone(_)) = &request.op {
+                            if let Some(listing) = self.listings.get(&directory.0) {
+                                listing.lock().unwrap_or_else(PoisonError::into_inner).alone = true;
+                            }
+                            continue;
+                        }
+                        let alone = level == Level::Exclusive;
+                        self.keep_listing(directory.0, request, reply, (came, alone), overtaken);
                     }
                 }
             }
             if let (Some(r), Reply::DirPage(page)) = (further, reply)
+                && memo.changed_alone.get(&r.inode).is_none_or(|changed| *changed < flight.tick)
                 && let Some(listing) = self.listings.get(&r.inode)
             {
                 let mut known = listing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -370,16 +563,17 @@ impl Facts {
         }
     }
 
-    /// It `came` at this tick, without the `overtaken` names.
+    /// It `came` at this tick, without the `overtaken` names, and perhaps had alone.
     fn keep_listing(
         &self,
         directory: u64,
         request: &FsRequest,
         reply: &Reply,
-        came: u64,
+        (came, alone): (u64, bool),
         overtaken: BTreeSet<Bytes>,
     ) {
-        let mut listing = Listing { in_order: true, since: came, holes: overtaken, ..Listing::default() };
+        let mut listing =
+            Listing { in_order: true, since: came, holes: overtaken, alone, ..Listing::default() };
         match (&request.op, reply) {
             (Some(Op::ReadDir(_)), Reply::DirPage(page)) => listing.add(&page.entries, page.end),
             (Some(Op::Mkdir(_)), Reply::Entry(_)) => listing.complete = true,
@@ -544,7 +738,6 @@ pub trait Invalidate: Send + Sync + 'static {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use mooseng_ports::clock::ManualClock;
-    use mooseng_wire::InodeId;
     use mooseng_wire::fs::{DirPage, Entry, FsReply, GetAttr, Lookup, ReadDir, SetAttr};
     use mooseng_wire::session::Granted;
 

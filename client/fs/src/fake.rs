@@ -77,6 +77,10 @@ pub struct State {
     clock: i64,
     /// Whoever asks is promised the inode that the answer is about exclusively; there is nobody else.
     pub exclusive: bool,
+    /// And directories alone: it takes what is told of what was made there.
+    pub alone: bool,
+    /// The id of the next inode, where the client gives it.
+    given_id: Option<u64>,
     /// Locks.
     pub locks: FakeLocks,
     /// Written data is refused with this error number.
@@ -194,8 +198,9 @@ impl FakeRegion {
                 }
                 Method::FsRead | Method::FsChange => {
                     let request = Request::decode(body).map_err(malformed)?;
+                    let op = request.op.clone().and_then(|request| request.op);
                     let reply = s.request(request, &self.chunkservers, self.copies)?;
-                    s.response(reply).encode_to_vec()
+                    s.response(reply, op.as_ref()).encode_to_vec()
                 }
                 _ => return Err(refuse(ErrorCode::InvalidRequest, "")),
             }
@@ -313,6 +318,9 @@ impl State {
     }
 
     fn id(&mut self) -> u64 {
+        if let Some(given) = self.given_id.take() {
+            return given;
+        }
         self.last_id += 1;
         self.last_id
     }
@@ -321,7 +329,32 @@ impl State {
         self.clock
     }
 
-    fn response(&mut self, reply: FsReply) -> Response {
+    fn response(&mut self, reply: FsReply, op: Option<&Op>) -> Response {
+        let of = |kind: FactKind, inode: u64| Granted {
+            fact: Some(Fact { kind: kind.into(), inode, name: Bytes::new() }),
+            exclusive: true,
+        };
+        let mut granted = Vec::new();
+        match op {
+            Some(Op::ReadDir(r)) if self.alone && r.cookie == 0 => {
+                granted.push(Granted { exclusive: false, ..of(FactKind::Directory, r.inode) });
+            }
+            Some(Op::HoldAlone(r)) if self.alone => {
+                granted.push(of(FactKind::Inode, r.inode));
+                granted.push(of(FactKind::Directory, r.inode));
+            }
+            Some(Op::Tell(tell)) => {
+                for inode in tell.changes.iter().map(|change| change.inode).filter(|inode| *inode != 0) {
+                    granted.push(of(FactKind::Inode, inode));
+                    granted.push(of(FactKind::Directory, inode));
+                }
+            }
+            _ => {}
+        }
+        if !granted.is_empty() {
+            self.grants += 1;
+            return Response { reply: Some(reply), grant: self.grants, granted, ..Response::default() };
+        }
         let attr = match &reply.reply {
             Some(Reply::Entry(entry)) => entry.attr.as_ref(),
             Some(Reply::Created(created)) => created.attr.as_ref(),
@@ -382,6 +415,7 @@ impl State {
             lapsed,
             root: 1,
             founding: Founding::tell(self.founding),
+            alone: self.alone,
             ..SessionOpened::default()
         }
     }
@@ -433,6 +467,10 @@ impl State {
             }
             _ => {}
         }
+        let told_open: Vec<u64> = match &op {
+            Op::Tell(tell) => tell.changes.iter().filter(|c| c.open).map(|c| c.inode).collect(),
+            _ => Vec::new(),
+        };
         let locked = self.locks.answer(id, &op);
         let reply = FsReply { reply: Some(locked.unwrap_or_else(|| self.run(op, chunkservers, copies))) };
         self.reads += u64::from(number == 0);
@@ -440,6 +478,11 @@ impl State {
             self.executed += 1;
             self.session(id, incarnation)?.outcomes.insert(number, reply.clone());
             self.hold_created(id, &reply, order);
+        }
+        for inode in told_open {
+            if let Some(session) = self.sessions.get_mut(&id) {
+                session.opens.insert(inode, order);
+            }
         }
         Ok(reply)
     }
@@ -460,6 +503,10 @@ impl State {
         if self.open_count(inode) == 0 && self.nodes.get(&inode).is_some_and(|n| n.attr.nlink == 0) {
             self.nodes.remove(&inode);
         }
+    }
+    /// Whether a name is there, and for which inode.
+    pub fn named(&self, directory: u64, name: &[u8]) -> Option<u64> {
+        self.nodes.get(&directory)?.entries.get(name).copied()
     }
     /// How many of the inodes made still exist.
     pub fn inodes(&self) -> usize {

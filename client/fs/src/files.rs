@@ -141,6 +141,13 @@ impl FileSystem {
     ) -> Result<Created, FsError> {
         let name = crate::fs::checked(name)?;
         let exclusive = flags & libc::O_EXCL != 0;
+        let create = Create { parent, name: name.clone(), mode, exclusive, truncate: false };
+        if let Some(attr) = self.create_alone(caller, &create).await? {
+            let Some(state) = self.inner.opens.get(attr.inode) else { return Err(FsError::Closed) };
+            state.set_size(0);
+            let registration = Registration { fs: self.clone(), inode: attr.inode, state, kept: false };
+            return Ok(Created { handle: self.keep(registration, flags), attr, created: true });
+        }
         let wanted = flags & libc::O_TRUNC != 0 && flags & libc::O_ACCMODE != libc::O_RDONLY;
         // What is buffered here of a file that exists must not come after its truncation, and which file that is isn't known yet.
         let truncate = wanted && self.inner.writer.buffers.bytes() == 0;
@@ -159,6 +166,7 @@ impl FileSystem {
                 other => return Err(unexpected("create", &other)),
             };
             if created {
+                self.changed_in(caller, parent);
                 // The region has opened it, unless the session has declared its opens since then without this one.
                 let state = self.inner.opens.add(attr.inode);
                 let registration =
@@ -255,7 +263,7 @@ impl FileSystem {
         Ok(())
     }
 
-    async fn released(&self, inode: u64) {
+    pub(crate) async fn released(&self, inode: u64) {
         let inner = &self.inner;
         let Some(state) = inner.opens.get(inode) else { return };
         // Before the gate: opening the file again needn't wait for its data.
@@ -383,15 +391,17 @@ impl FileSystem {
     pub async fn fsync(&self, handle: HandleId, _data_only: bool) -> Result<(), FsError> {
         let open = self.inner.handles.get(handle)?;
         let flushed = self.inner.writer.flush(open.inode).await;
+        // Its name, too. Whatever was lost of it is noted by the time at which nothing is untold any more.
+        let told = self.told(self.inner.region.patience()).await;
         let (failures, errno) = open.state.failures();
         if open.failures_seen.swap(failures, Ordering::AcqRel) < failures {
             return Err(FsError::Answered(errno));
         }
-        flushed
+        flushed.and(told)
     }
 
-    /// Makes a directory's changes durable. They are already when they are answered.
+    /// Makes a directory's changes durable.
     pub async fn fsync_directory(&self, _inode: u64) -> Result<(), FsError> {
-        Ok(())
+        self.told(self.inner.region.patience()).await
     }
 }

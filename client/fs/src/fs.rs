@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::acls::{self, Acls};
+use crate::alone::Eager;
 use crate::append::Appenders;
 use crate::atime::Touches;
 use crate::borrow::Borrower;
@@ -40,6 +41,7 @@ use crate::recalls::Recalls;
 use crate::region::{Region, send_closes};
 use crate::session::Session;
 use crate::status::{FsStatus, Latency};
+use crate::telling;
 use crate::writeback::WriteBack;
 
 /// Entries of a directory that are read ahead with one request.
@@ -66,6 +68,10 @@ pub(crate) struct Inner {
     pub touches: Arc<Touches>,
     pub lookahead: LookAhead,
     pub acls: Acls,
+    /// Which directories are worth asking for alone.
+    pub eager: Eager,
+    /// Held by whoever asks for inode ids.
+    pub asking_ids: tokio::sync::Mutex<()>,
     shutdown: CancellationToken,
 }
 
@@ -185,9 +191,13 @@ impl FileSystem {
             touches,
             lookahead: LookAhead::default(),
             acls: Acls::default(),
+            eager: Eager::default(),
+            asking_ids: tokio::sync::Mutex::default(),
             shutdown,
         };
-        Ok(Self { inner: Arc::new(inner) })
+        let inner = Arc::new(inner);
+        tokio::spawn(telling::keep(Arc::downgrade(&inner)));
+        Ok(Self { inner })
     }
 
     /// The root directory's inode.
@@ -214,6 +224,7 @@ impl FileSystem {
         let inner = &self.inner;
         let view = inner.session.view();
         let counts = inner.region.counters.get();
+        let alone = inner.session.journal.counts();
         FsStatus {
             session: view.session,
             incarnation: view.incarnation,
@@ -227,6 +238,11 @@ impl FileSystem {
             open_chunks: inner.appenders.open_chunks(),
             cache_bytes: inner.reader.cache.bytes(),
             dirty_bytes: inner.writer.buffers.bytes(),
+            untold: inner.session.journal.len(),
+            made_alone: alone.made,
+            tellings: alone.tellings,
+            untold_lost: alone.lost,
+            alone_corrected: alone.corrected,
             retries: counts.retries,
             timeouts: counts.timeouts,
             chunks_replaced: counts.chunks_replaced,
@@ -275,6 +291,10 @@ impl FileSystem {
                 outcome = ?flushed,
                 "the filesystem is closed although written data couldn't be sent; what wasn't fsynced of it is lost"
             );
+        }
+        if let Err(error) = self.told(inner.session.config.retry_timeout).await {
+            let changes = inner.session.journal.len();
+            tracing::error!(changes, %error, "the filesystem is closed although changes of names couldn't be told; what wasn't fsynced of them is lost");
         }
         let patience = inner.session.config.retry_timeout.min(Duration::from_secs(5));
         let tidy = async {
@@ -436,6 +456,9 @@ impl FileSystem {
         {
             return Ok(attr);
         }
+        if let Some(attr) = self.set_alone(caller, &change).await? {
+            return Ok(attr);
+        }
         // What was written before comes before: a truncation cuts it, times that are set stay.
         self.inner.writer.flush_before(change.inode).await?;
         self.attr_change(caller, "setattr", Op::SetAttr(change)).await
@@ -466,15 +489,25 @@ impl FileSystem {
         mode: u32,
         rdev: u32,
     ) -> Result<Attr, FsError> {
-        let name = checked(name)?;
-        self.attr_change(caller, "mknod", Op::Mknod(Mknod { parent, name, kind: kind.into(), mode, rdev }))
-            .await
+        let mknod = Mknod { parent, name: checked(name)?, kind: kind.into(), mode, rdev };
+        if let Some(attr) = self.mknod_alone(caller, &mknod).await? {
+            return Ok(attr);
+        }
+        let attr = self.attr_change(caller, "mknod", Op::Mknod(mknod)).await?;
+        self.changed_in(caller, parent);
+        Ok(attr)
     }
 
     /// Makes a directory.
     pub async fn mkdir(&self, caller: &Caller, parent: u64, name: &[u8], mode: u32) -> Result<Attr, FsError> {
-        let name = checked(name)?;
-        self.attr_change(caller, "mkdir", Op::Mkdir(Mkdir { parent, name, mode })).await
+        let mkdir = Mkdir { parent, name: checked(name)?, mode };
+        if let Some(attr) = self.mkdir_alone(caller, &mkdir).await? {
+            return Ok(attr);
+        }
+        let attr = self.attr_change(caller, "mkdir", Op::Mkdir(mkdir)).await?;
+        self.made_directory(caller, attr.inode);
+        self.changed_in(caller, parent);
+        Ok(attr)
     }
 
     /// Makes a symbolic link.
@@ -489,12 +522,13 @@ impl FileSystem {
         if target.len() > SYMLINK_BYTES_MAX {
             return Err(FsError::NameTooLong(target.len()));
         }
-        self.attr_change(
-            caller,
-            "symlink",
-            Op::Symlink(Symlink { parent, name, target: Bytes::copy_from_slice(target) }),
-        )
-        .await
+        let symlink = Symlink { parent, name, target: Bytes::copy_from_slice(target) };
+        if let Some(attr) = self.symlink_alone(caller, &symlink).await? {
+            return Ok(attr);
+        }
+        let attr = self.attr_change(caller, "symlink", Op::Symlink(symlink)).await?;
+        self.changed_in(caller, parent);
+        Ok(attr)
     }
 
     /// A symbolic link's target.
@@ -525,13 +559,25 @@ impl FileSystem {
     /// Removes a name.
     pub async fn unlink(&self, caller: &Caller, parent: u64, name: &[u8]) -> Result<(), FsError> {
         let name = checked(name)?;
-        self.done(caller, "unlink", Op::Unlink(Unlink { parent, name })).await
+        let op = Op::Unlink(Unlink { parent, name: name.clone() });
+        if self.remove_alone(caller, (parent, &name), op.clone()).await? {
+            return Ok(());
+        }
+        self.done(caller, "unlink", op).await?;
+        self.changed_in(caller, parent);
+        Ok(())
     }
 
     /// Removes an empty directory.
     pub async fn rmdir(&self, caller: &Caller, parent: u64, name: &[u8]) -> Result<(), FsError> {
         let name = checked(name)?;
-        self.done(caller, "rmdir", Op::Rmdir(Rmdir { parent, name })).await
+        let op = Op::Rmdir(Rmdir { parent, name: name.clone() });
+        if self.remove_alone(caller, (parent, &name), op.clone()).await? {
+            return Ok(());
+        }
+        self.done(caller, "rmdir", op).await?;
+        self.changed_in(caller, parent);
+        Ok(())
     }
 
     /// Renames.
@@ -545,16 +591,20 @@ impl FileSystem {
         mode: RenameMode,
     ) -> Result<(), FsError> {
         let (name, new_name) = (checked(name)?, checked(new_name)?);
+        let (no_replace, exchange) = (mode == RenameMode::NoReplace, mode == RenameMode::Exchange);
+        let rename = Rename { parent, name: name.clone(), new_parent, new_name, no_replace, exchange };
+        if self.rename_alone(caller, &rename).await? {
+            return Ok(());
+        }
         if mode != RenameMode::NoReplace {
             self.flush_before_replace(parent, &name).await?;
         }
-        let (no_replace, exchange) = (mode == RenameMode::NoReplace, mode == RenameMode::Exchange);
-        self.done(
-            caller,
-            "rename",
-            Op::Rename(Rename { parent, name, new_parent, new_name, no_replace, exchange }),
-        )
-        .await
+        self.done(caller, "rename", Op::Rename(rename)).await?;
+        self.changed_in(caller, parent);
+        if new_parent != parent {
+            self.changed_in(caller, new_parent);
+        }
+        Ok(())
     }
 
     /// A rename that replaces a file never commits before its source's data.

@@ -8,6 +8,7 @@
 //!    |-- Appenders (append)           one open chunk for an inode, replaced when a chunkserver fails
 //!    |      \------ Chunkservers (chunkservers)  which replica, hedging, CRC
 //!    |                 \-- Borrower (borrow, shelf)  files that chunkservers on this host lent
+//!    |-- Names made alone (alone, journal, telling) under directories that this session has to itself
 //!    |-- Ranges (ranges)               holes, sizes and copies that the region makes
 //!    |-- Locks (locks, owners, held, grants) who may hold what; waits, and what a lapse takes
 //!    |-- Opens (opens), Touches (atime)
@@ -19,6 +20,7 @@
 //! outcome is known or its retry time is over.
 
 mod acls;
+mod alone;
 mod append;
 mod atime;
 mod borrow;
@@ -39,6 +41,7 @@ mod flush;
 mod fs;
 mod grants;
 mod held;
+mod journal;
 mod links;
 mod locks;
 mod lookahead;
@@ -58,6 +61,7 @@ mod session;
 mod settings;
 mod shelf;
 mod status;
+mod telling;
 mod window;
 mod writeback;
 

@@ -111,6 +111,10 @@ impl OpenInodeState {
     pub fn telling(&self) {
         self.counts(|c| c.told = true);
     }
+    /// It was made here, and the master will be told of it as open.
+    pub fn held_untold(&self) {
+        self.counts(|c| c.held = true);
+    }
     /// The master has answered that it holds it open.
     pub fn held(&self) {
         self.counts(|c| (c.told, c.held) = (true, true));
@@ -140,6 +144,20 @@ impl Opens {
             // Whoever opens it again before the master has heard of the close needn't tell it anything.
             state.counts(|c| (c.local, c.closed) = (c.local + 1, None));
             state
+        })
+    }
+    /// The master is about to be told of a file that was made here: true if it is open still, then it counts once more until that is answered. If it
+    /// isn't, who opens it again tells the master.
+    pub fn tell_open(&self, inode: u64) -> bool {
+        self.map(|map| {
+            map.get(&inode).is_some_and(|state| {
+                state.counts(|c| {
+                    let open = c.local > 0;
+                    c.local += u64::from(open);
+                    (c.told, c.held) = (c.told || open, c.held && open);
+                    open
+                })
+            })
         })
     }
     /// Takes an open back; true if it was the last one. The entry stays until [`Self::close`].

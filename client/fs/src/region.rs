@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::FsError;
 use crate::fs::daemon;
+use crate::journal::SentOwned;
 use crate::opens::Opens;
 use crate::peers::Failure;
 use crate::retry::Backoff;
@@ -37,6 +38,8 @@ const ATTEMPT_MAX: Duration = Duration::from_secs(10);
 const RELEASES_MAX: usize = 64;
 /// How long a close waits for a request that takes it along.
 const CLOSES_WAIT: Duration = Duration::from_millis(20);
+/// What was made alone is told however long that takes.
+const TELL_PATIENCE: Duration = Duration::from_secs(365 * 24 * 3600);
 /// An inner failure is retried this often.
 const INTERNAL_RETRIES: u32 = 4;
 
@@ -119,9 +122,21 @@ impl Region {
             urgent: false,
             life: None,
         };
-        let reply = self.fly(&mut flight).await;
+        let sent = match &flight.request.op {
+            Some(op) => tokio::time::timeout_at(flight.deadline, self.session.journal.enter(op)).await,
+            None => return Err(FsError::Closed),
+        };
+        let reply = match sent {
+            Ok(()) => self.fly(&mut flight).await,
+            Err(_) => Err(self.unanswered_error(what, patience, "changes that come first aren't told yet")),
+        };
         self.counters.took(what, started.elapsed());
         reply
+    }
+
+    /// Tells of changes that were made alone, in that life of the session. Tries until there is an answer, or that life is over.
+    pub async fn tell(self: &Arc<Self>, caller: &Caller, op: Op, life: (u64, u64)) -> Result<Reply, FsError> {
+        self.change_of(caller, op, TELL_PATIENCE, Some(life)).await.map(|(reply, _)| reply)
     }
 
     /// Runs a change.
@@ -176,9 +191,15 @@ impl Region {
         let what = name(&op);
         let deadline = started + patience;
         let urgent = life.is_some() || matches!(op, Op::AllocateChunk(_) | Op::SealChunk(_));
+        // Its place is taken before it waits for what was made alone before it.
+        let journal = self.session.journal.clone();
+        let sent = tokio::time::timeout_at(deadline, journal.enter_owned(&op)).await;
+        let sent = sent
+            .map_err(|_| self.unanswered_error(what, patience, "changes that come first aren't told yet"))?;
         let number = self.begin(what, deadline, patience, urgent).await?;
         let mut settling = Settling {
             region: self.clone(),
+            sent: Some(sent),
             flight: Some(Flight {
                 what,
                 method: Method::FsChange,
@@ -522,6 +543,7 @@ pub(crate) async fn send_closes(region: Weak<Region>, opens: Arc<Opens>, shutdow
 /// A change under way. Dropped before its answer, it is settled in the background.
 struct Settling {
     region: Arc<Region>,
+    sent: Option<SentOwned>,
     flight: Option<Flight>,
 }
 
@@ -529,6 +551,7 @@ impl Settling {
     fn answered(&mut self) {
         if let Some(flight) = self.flight.take() {
             self.region.finish(flight.number);
+            self.sent = None;
         }
     }
 }
@@ -541,8 +564,9 @@ impl Drop for Settling {
             return;
         }
         // At most a window's worth of these exist.
-        let region = self.region.clone();
+        let (region, sent) = (self.region.clone(), self.sent.take());
         self.region.spawn(async move {
+            let _sent = sent;
             let outcome = region.fly(&mut flight).await;
             region.finish(flight.number);
             if let Err(error) = outcome {
@@ -570,6 +594,9 @@ fn name(op: &Op) -> &'static str {
         Op::Describe(_) => "describe",
         Op::Acquire(_) => "acquire",
         Op::Reserve(_) => "reserve",
+        Op::ReserveInodes(_) => "reserve_inodes",
+        Op::HoldAlone(_) => "hold_alone",
+        Op::Tell(_) => "tell",
         Op::TestLock(_) => "test_lock",
         Op::Lock(_) => "lock",
         Op::Unlock(_) => "unlock",

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
-use mooseng_wire::fs::{Attr, Caller, Write, WritePiece};
+use mooseng_wire::fs::{Attr, Caller, FsRequest, Write, WritePiece};
 use mooseng_wire::{FILE_SIZE_MAX, INLINE_FILE_BYTES_MAX};
 use tokio::time::Instant;
 
@@ -13,6 +13,7 @@ use crate::buffers::Buffer;
 use crate::dirty::Segment;
 use crate::error::FsError;
 use crate::fs::daemon;
+use crate::journal::Change;
 use crate::packets::Packets;
 use crate::pieces::{chunk_of, inline_pieces, lay_out};
 use crate::read::unexpected;
@@ -144,6 +145,7 @@ impl WriteBack {
             let chunks: Vec<u64> = pieces.iter().filter_map(chunk_of).collect();
             let op = Op::Write(Write { pieces, ..write.clone() });
             let reply = match life {
+                Some(life) if inline && self.is_exclusive(inode) => self.along(caller, op, life).await?,
                 Some(life) => self.region.change_in_life(caller, op, life).await?,
                 None => self.region.change(caller, op).await?,
             };
@@ -168,6 +170,23 @@ impl WriteBack {
                 }
                 other => return Err(unexpected("write", &other)),
             }
+        }
+    }
+
+    /// Has a buffered write told with what was made alone, if something waits to be told; else it goes by itself.
+    async fn along(&self, caller: &Caller, op: Op, life: (u64, u64)) -> Result<Reply, FsError> {
+        let (request, now) =
+            (FsRequest { caller: Some(caller.clone()), op: Some(op) }, self.region.session.clock.unix_ns());
+        let inode = match &request.op {
+            Some(Op::Write(write)) => write.inode,
+            _ => 0,
+        };
+        match self.region.session.journal.join(life, Change::new(request, 0, now, vec![inode])) {
+            Ok(answer) => answer.await.unwrap_or(Err(FsError::Lapsed)),
+            Err(Change { request: FsRequest { op: Some(op), .. }, .. }) => {
+                self.region.change_in_life(caller, op, life).await
+            }
+            Err(_) => Err(FsError::Closed),
         }
     }
 

@@ -37,6 +37,7 @@ use crate::buffers::Buffers;
 use crate::config::ClientConfig;
 use crate::facts::{Facts, Recalled};
 use crate::grants::Grants;
+use crate::journal::Journal;
 use crate::opens::Opens;
 use crate::peers::{Failure, Peers};
 use crate::retry::{Backoff, Budget};
@@ -84,6 +85,8 @@ struct State {
     root: u64,
     read_only: bool,
     squash: Squash,
+    /// The custodian takes what is told of what was made alone.
+    alone: bool,
     confirmed: u64,
     doubt: Doubt,
     lease_until: Option<BootTime>,
@@ -118,6 +121,8 @@ pub(crate) struct Session {
     pub opens: Arc<Opens>,
     pub facts: Arc<Facts>,
     pub buffers: Arc<Buffers>,
+    /// What was made alone and isn't told.
+    pub journal: Arc<Journal>,
     /// Locks that are waited for.
     pub grants: Arc<Grants>,
     /// Every change numbered below this is answered, and its answer digested.
@@ -167,6 +172,7 @@ impl Session {
             root: 1,
             read_only: false,
             squash: Squash::None,
+            alone: false,
             confirmed: 0,
             doubt: Doubt::None,
             lease_until: None,
@@ -186,6 +192,7 @@ impl Session {
             opens,
             facts,
             buffers,
+            journal: Arc::default(),
             grants: Arc::default(),
             settled: AtomicU64::new(0),
             order: AtomicU64::new(0),
@@ -346,6 +353,11 @@ impl Session {
         self.state(|s| s.squash)
     }
 
+    /// Whether the custodian takes what is told of what was made alone.
+    pub fn tells_alone(&self) -> bool {
+        self.state(|s| s.alone && s.seat.is_some())
+    }
+
     pub fn last_error(&self) -> String {
         self.state(|s| s.last_error.clone())
     }
@@ -444,7 +456,8 @@ impl Session {
         }
         // Nothing is added to the buffers since the promises of the custodian before were renounced, so the list is complete. Nobody is
         // served before this session answers, so nobody else can have been promised these inodes.
-        if !self.buffers.held_by((life.1, life.2)).is_empty()
+        let untold = !self.journal.held_by((life.1, life.2)).is_empty();
+        if (untold || !self.buffers.held_by((life.1, life.2)).is_empty())
             && let Err(failure) = self.open_as(&seat.leader, life.1, life.2, life.0).await
         {
             tracing::debug!(%failure, "what is buffered couldn't be claimed yet");
@@ -521,6 +534,10 @@ impl Session {
             }
             if !plant::is(Plant::RecallSkipped) {
                 self.facts.recall(*number, fact, *keep);
+            }
+            // What was made alone before the fact was given up: whoever asked is to find it. It waits for the region alone, never for the kernel.
+            if !plant::is(Plant::RecallAnsweredUntold) {
+                self.journal.told_and_still().await;
             }
             if let Some(recalled) = self.recalls.get() {
                 recalled.after(fact, *keep).await;
@@ -772,6 +789,7 @@ impl Session {
             mount_path: self.config.mount_path.clone(),
             custody_epoch,
             exclusive: self.buffers.held_by((session, incarnation)),
+            alone: self.journal.held_by((session, incarnation)),
             escrow: self.buffers.escrow.declare(),
             founding: Founding::tell(founding),
         };
@@ -841,6 +859,7 @@ impl Session {
             s.custody_epoch = s.custody_epoch.max(opened.custody_epoch);
             s.root = if opened.root == 0 { 1 } else { opened.root };
             (s.read_only, s.squash) = (opened.read_only, opened.squash());
+            s.alone = opened.alone;
             let until = sent.after(Duration::from_millis(opened.lease_ms.into()));
             s.lease_until = Some(until);
             self.facts.lease(until);

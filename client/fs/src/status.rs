@@ -33,6 +33,16 @@ pub struct FsStatus {
     pub cache_bytes: usize,
     /// Written bytes that aren't at the region yet.
     pub dirty_bytes: usize,
+    /// Changes that were made alone and aren't told to the region yet.
+    pub untold: usize,
+    /// Changes made alone so far.
+    pub made_alone: u64,
+    /// Requests that told the region of them.
+    pub tellings: u64,
+    /// Of them, changes that were lost or refused after they had been answered.
+    pub untold_lost: u64,
+    /// Attributes that the region had otherwise than they were shown.
+    pub alone_corrected: u64,
     /// Attempts that had to be repeated.
     pub retries: u64,
     /// Operations that failed because nobody answered in time.

@@ -146,7 +146,7 @@ impl WriteBack {
     }
 
     /// Asks the region for escrow.
-    async fn ask(&self, accounts: Accounts, bytes: u64) -> Result<(), FsError> {
+    pub async fn ask(&self, accounts: Accounts, bytes: u64) -> Result<(), FsError> {
         let escrow = &self.buffers.escrow;
         let before = escrow.asking.try_lock();
         let _asking = match before {
@@ -169,7 +169,7 @@ impl WriteBack {
         Ok(())
     }
 
-    fn is_exclusive(&self, inode: u64) -> bool {
+    pub fn is_exclusive(&self, inode: u64) -> bool {
         self.facts.inode(inode).is_some_and(|(known, _)| known.level == Level::Exclusive)
     }
 

@@ -693,7 +693,7 @@ impl Filesystem for Adapter {
     }
 
     fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        reply.opened(FileHandle(self.directories.open()), FopenFlags::empty());
+        reply.opened(FileHandle(self.directories.open(self.fs.losses())), FopenFlags::empty());
     }
 
     fn readdir(&self, req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectory) {
@@ -709,14 +709,15 @@ impl Filesystem for Adapter {
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
-        self.directories.map(|left| left.remove(&fh.0));
+        self.directories.close(fh.0);
         reply.ok();
     }
 
-    fn fsyncdir(&self, req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+    fn fsyncdir(&self, req: &Request, ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
         let ino = self.inode(ino);
-        let fs = self.fs.clone();
-        self.empty(Operation::SyncDirectory, req, async move { fs.fsync_directory(ino).await }, reply);
+        let (fs, heard) = (self.fs.clone(), self.directories.heard(fh.0));
+        let synced = async move { fs.fsync_open_directory(ino, &heard).await };
+        self.empty(Operation::SyncDirectory, req, synced, reply);
     }
 
     fn statfs(&self, req: &Request, ino: INodeNo, reply: ReplyStatfs) {

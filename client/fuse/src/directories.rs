@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use fuser::{FileHandle, INodeNo, ReplyDirectory, Request};
 use mooseng_client::{Caller, DirEntry, FileSystem, FsError};
@@ -23,6 +23,8 @@ const COOKIES_FROM: u64 = 2;
 pub(crate) struct Directories {
     last: AtomicU64,
     left: Mutex<BTreeMap<u64, Left>>,
+    /// Of open handles, the newest loss of changes that it has heard of.
+    heard: Mutex<BTreeMap<u64, Arc<AtomicU64>>>,
 }
 
 #[derive(Debug, Default)]
@@ -34,8 +36,23 @@ pub(crate) struct Left {
 }
 
 impl Directories {
-    pub fn open(&self) -> u64 {
-        self.last.fetch_add(1, Ordering::Relaxed) + 1
+    /// A handle; what was lost before doesn't concern it.
+    pub fn open(&self, losses: u64) -> u64 {
+        let handle = self.last.fetch_add(1, Ordering::Relaxed) + 1;
+        self.handles(|heard| heard.insert(handle, Arc::new(AtomicU64::new(losses))));
+        handle
+    }
+    fn handles<T>(&self, f: impl FnOnce(&mut BTreeMap<u64, Arc<AtomicU64>>) -> T) -> T {
+        f(&mut self.heard.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+    /// The losses that a handle has heard of.
+    pub fn heard(&self, handle: u64) -> Arc<AtomicU64> {
+        self.handles(|heard| heard.get(&handle).cloned()).unwrap_or_default()
+    }
+    /// A handle is closed.
+    pub fn close(&self, handle: u64) {
+        self.map(|left| left.remove(&handle));
+        self.handles(|heard| heard.remove(&handle));
     }
     fn take(&self, handle: u64, offset: u64) -> Option<Left> {
         self.map(|left| left.remove(&handle)).filter(|left| left.offset == offset && offset > COOKIES_FROM)

@@ -1,8 +1,11 @@
 //! What an operation is handed in besides its transaction and its request.
 
+use std::collections::BTreeMap;
+
 use mooseng_schema::dirent::HashKey;
 use mooseng_wire::{ChunkId, Epoch, Incarnation, InodeId, SessionId};
 
+use crate::errno::Errno;
 use crate::trash::Terms;
 
 /// Fresh ids for an operation to give. What it doesn't use is lost, which costs nothing but numbers.
@@ -66,4 +69,6 @@ pub struct OpContext {
     pub room: Room,
     /// Nothing more is taken inline behind the first 64 KiB of a file: the region has as much of it as it carries.
     pub staging_closed: bool,
+    /// Of a [`mooseng_wire::fs::Tell`]: its changes, by their place in it, that an earlier run has found to be refused.
+    pub refused: BTreeMap<usize, Errno>,
 }

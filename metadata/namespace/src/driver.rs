@@ -15,6 +15,7 @@ use mooseng_schema::{Record, SchemaError, number};
 use mooseng_store::{Atomic, Read, ReadVersion, Store, StoreError, Transaction};
 use mooseng_wire::fact::Fact;
 use mooseng_wire::fs::fs_reply::Reply;
+use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::{FsReply, FsRequest};
 use mooseng_wire::{Epoch, Incarnation, InodeId, RequestNumber, SessionId, VolumeId};
 use prost::Message;
@@ -42,6 +43,8 @@ pub const NUMBERS_AHEAD_MAX: u64 = OUTCOMES_MAX - FORGET_EVERY;
 const ATTEMPTS_MAX: u32 = 256;
 /// Retries without a pause at first: most conflicts are with something that is done by then.
 const ATTEMPTS_AT_ONCE: u32 = 2;
+/// Changes of one [`mooseng_wire::fs::Tell`] that may be refused one by one.
+const REFUSED_MAX: usize = 16;
 /// Longest pause before a retry, before jitter.
 const PAUSE_MAX: Duration = Duration::from_millis(50);
 
@@ -154,6 +157,8 @@ enum Attempt {
     Refused(Errno),
     /// Others had to give up what they were promised, and have: the operation runs again, for they may have written meanwhile.
     Again,
+    /// One of several changes is refused: the others run again without it.
+    Without(usize, Errno),
 }
 
 /// What a gate says of a change that ran.
@@ -174,6 +179,15 @@ pub enum Admission {
 pub trait Gate: Send + Sync {
     /// The change would touch these facts, and add that to accounts. Waits where others have to give them up.
     async fn admit(&self, facts: BTreeSet<Fact>, charges: Charges) -> Admission;
+
+    /// A run begins: what it sees is as old as that.
+    fn run_begins(&self) {}
+
+    /// The change is refused, as it ran, after a look at these facts. Waits where others hold back what they changed of them.
+    async fn admit_refusal(&self, looked: BTreeSet<Fact>) -> Admission {
+        let _ = looked;
+        Admission::Commit
+    }
 
     /// Whether the session has called the change over meanwhile: then it mustn't commit, for nobody waits for it any more.
     fn is_given_up(&self) -> bool {
@@ -265,10 +279,37 @@ impl<S: Store> Driver<S> {
         tokio::time::timeout_at(deadline, work).await.unwrap_or(Err(DriverError::Deadline))
     }
 
+    /// Runs a read; answers, too, the facts on which its answer rests.
+    pub async fn look(
+        &self,
+        call: SessionCall,
+        ctx: &OpContext,
+        request: &FsRequest,
+        deadline: Instant,
+    ) -> Result<(FsReply, ReadVersion, BTreeSet<Fact>), DriverError> {
+        let mut ctx = OpContext { session: call.session, incarnation: call.incarnation, ..ctx.clone() };
+        if is_change(request) {
+            return Err(DriverError::NoNumber);
+        }
+        let touched = Touched::default();
+        let work = self.run_read_noting(&mut ctx, request, &touched);
+        let done = tokio::time::timeout_at(deadline, work).await.unwrap_or(Err(DriverError::Deadline));
+        done.map(|(reply, version)| (reply, version, touched.looked()))
+    }
+
     async fn run_read(
         &self,
         ctx: &mut OpContext,
         request: &FsRequest,
+    ) -> Result<(FsReply, ReadVersion), DriverError> {
+        self.run_read_noting(ctx, request, &Touched::default()).await
+    }
+
+    async fn run_read_noting(
+        &self,
+        ctx: &mut OpContext,
+        request: &FsRequest,
+        touched: &Touched,
     ) -> Result<(FsReply, ReadVersion), DriverError> {
         let volume = volume_of(request);
         let known = self.hash_keys.lock().unwrap_or_else(PoisonError::into_inner).get(&volume).copied();
@@ -276,7 +317,7 @@ impl<S: Store> Driver<S> {
         let mut attempts = Attempts::default();
         loop {
             let tx = self.store.begin();
-            let result = execute(&tx, ctx, request).await;
+            let result = execute_noting(&tx, ctx, request, touched).await;
             let result = match result {
                 Err(OpError::Errno(errno)) => Ok(refusal(errno)),
                 other => other,
@@ -346,6 +387,13 @@ impl<S: Store> Driver<S> {
                 // The refusal is recorded in a transaction of its own, which holds none of the operation's changes. It
                 // was true at a version after the request came.
                 Ok(Attempt::Refused(errno)) => refused = Some(errno),
+                // Each of them costs a run of all the others: told of fewer at a time, they cost less.
+                Ok(Attempt::Without(..)) if ctx.refused.len() >= REFUSED_MAX => refused = Some(Errno::E2BIG),
+                Ok(Attempt::Without(at, errno)) => drop(ctx.refused.insert(at, errno)),
+                // No limit of the store's is the session's to know: it tells of fewer at a time.
+                Err(DriverError::Store(StoreError::TransactionTooLarge { .. })) if is_tell(request) => {
+                    refused = Some(Errno::E2BIG);
+                }
                 Err(DriverError::Op(OpError::Drain { inode, from })) => self.drain(inode, from).await?,
                 // A commit that isn't known to have failed is looked for by the next attempt: its outcome record
                 // is either there, or makes this attempt's commit conflict when it comes.
@@ -364,6 +412,7 @@ impl<S: Store> Driver<S> {
         refused: Option<Errno>,
         gate: &dyn Gate,
     ) -> Result<Attempt, DriverError> {
+        gate.run_begins();
         let tx = self.store.begin();
         let outcome_key = session::outcome_key(call.session, call.number);
         let (session_key, floor_key) = (session::key(call.session), session::floor_key(call.session));
@@ -395,7 +444,12 @@ impl<S: Store> Driver<S> {
                     return Ok(Attempt::Refused(Errno::ENOSPC));
                 }
                 Ok(reply) => reply,
-                Err(OpError::Errno(errno)) => return Ok(Attempt::Refused(errno)),
+                Err(OpError::Errno(errno)) => {
+                    return judged(gate.admit_refusal(touched.looked()).await, Attempt::Refused(errno));
+                }
+                Err(OpError::Told { at, errno }) => {
+                    return judged(gate.admit_refusal(touched.looked()).await, Attempt::Without(at, errno));
+                }
                 Err(other) => return Err(other.into()),
             },
         };
@@ -458,6 +512,20 @@ impl<S: Store> Driver<S> {
             }
         }
     }
+}
+
+/// What becomes of a refusal that the gate has looked at.
+fn judged(admission: Admission, refusal: Attempt) -> Result<Attempt, DriverError> {
+    match admission {
+        Admission::Commit => Ok(refusal),
+        Admission::Again => Ok(Attempt::Again),
+        Admission::Refused(errno) => Ok(Attempt::Refused(errno)),
+        Admission::Deposed => Err(StoreError::NotLeader.into()),
+    }
+}
+
+fn is_tell(request: &FsRequest) -> bool {
+    matches!(request.op, Some(Op::Tell(_)))
 }
 
 fn refusal(errno: Errno) -> FsReply {

@@ -15,6 +15,14 @@ pub enum OpError {
     /// What the caller is told.
     #[error("{0}")]
     Errno(Errno),
+    /// What the caller is told of one of several changes: the others run again without it.
+    #[error("{errno}, of the change at place {at}")]
+    Told {
+        /// Its place.
+        at: usize,
+        /// What it is told.
+        errno: Errno,
+    },
     /// A record is damaged, or newer than this release.
     #[error(transparent)]
     Schema(#[from] SchemaError),

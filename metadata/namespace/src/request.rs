@@ -2,6 +2,7 @@
 
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
+use mooseng_wire::fs::write_piece::Data;
 use mooseng_wire::fs::{FsReply, FsRequest};
 use mooseng_wire::{InodeId, VolumeId};
 
@@ -27,6 +28,8 @@ pub fn is_change(request: &FsRequest) -> bool {
             | Op::Describe(_)
             | Op::Acquire(_)
             | Op::Reserve(_)
+            | Op::ReserveInodes(_)
+            | Op::HoldAlone(_)
             | Op::TestLock(_) => false,
             Op::SetAttr(_)
             | Op::Create(_)
@@ -48,8 +51,29 @@ pub fn is_change(request: &FsRequest) -> bool {
             | Op::Lock(_)
             | Op::Unlock(_)
             | Op::CancelLock(_)
+            | Op::Tell(_)
             | Op::Reap(_) => true,
         },
+    }
+}
+
+/// Whether a session may make such a change alone, and tell of it later. Sizes, links, locks and what lies in chunks go the usual way.
+pub fn is_told(request: &FsRequest) -> bool {
+    match &request.op {
+        Some(
+            Op::Create(_)
+            | Op::Mknod(_)
+            | Op::Mkdir(_)
+            | Op::Symlink(_)
+            | Op::Unlink(_)
+            | Op::Rmdir(_)
+            | Op::SetXattr(_)
+            | Op::RemoveXattr(_),
+        ) => true,
+        Some(Op::Rename(r)) => !r.exchange,
+        Some(Op::SetAttr(r)) => r.size.is_none(),
+        Some(Op::Write(r)) => r.pieces.iter().all(|piece| !matches!(piece.data, Some(Data::Run(_)))),
+        _ => false,
     }
 }
 
@@ -63,6 +87,14 @@ pub fn needs_room(request: &FsRequest, reply: &FsReply) -> Room {
         },
         Some(Op::Mknod(_) | Op::Mkdir(_) | Op::Symlink(_) | Op::Link(_) | Op::SetXattr(_)) => Room::Enough,
         Some(Op::Write(_) | Op::Fallocate(_) | Op::CopyRange(_) | Op::AllocateChunk(_)) => Room::Scarce,
+        Some(Op::Tell(tell)) => {
+            let replies = match &reply.reply {
+                Some(Reply::Told(told)) => &told.replies[..],
+                _ => &[],
+            };
+            let asked = tell.changes.iter().filter_map(|change| change.request.as_ref());
+            asked.zip(replies).map(|(request, reply)| needs_room(request, reply)).min().unwrap_or(Room::Out)
+        }
         _ => Room::Out,
     }
 }
@@ -108,7 +140,8 @@ pub fn volume_of(request: &FsRequest) -> VolumeId {
         Op::Release(r) => r.inode,
         Op::Describe(r) => r.inode,
         Op::Acquire(r) => r.inode,
-        Op::Reserve(_) => 0,
+        Op::Reserve(_) | Op::ReserveInodes(_) => 0,
+        Op::HoldAlone(r) => r.inode,
         Op::TestLock(r) => r.inode,
         Op::Lock(r) => r.inode,
         Op::Unlock(r) => r.inode,
@@ -131,6 +164,11 @@ pub fn volume_of(request: &FsRequest) -> VolumeId {
         Op::AllocateChunk(r) => r.inode,
         // Chunks carry their volume as inodes do.
         Op::SealChunk(r) => r.chunk,
+        Op::Tell(r) => {
+            let first = r.changes.first().and_then(|change| change.request.as_ref());
+            return first
+                .map_or(VolumeId(0), |first| if is_told(first) { volume_of(first) } else { VolumeId(0) });
+        }
         Op::Reap(r) => r.inodes.first().copied().unwrap_or(0),
     };
     InodeId(id).volume()

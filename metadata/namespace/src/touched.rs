@@ -1,5 +1,6 @@
 //! What an operation changes, noted where it writes the records: the facts that the custodian recalls before the commit (DESIGN section 6), and
-//! what counts more or less for whom, which it compares with limits.
+//! what counts more or less for whom, which it compares with limits. And what it looked at, noted where records are read: what a session holds back of
+//! that must be told before anybody hears the answer.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
@@ -15,6 +16,7 @@ pub type Charges = BTreeMap<Account, Usage>;
 #[derive(Debug, Default)]
 pub struct Touched {
     facts: Mutex<BTreeSet<Fact>>,
+    looked: Mutex<BTreeSet<Fact>>,
     accounts: Mutex<Accounts>,
 }
 
@@ -29,6 +31,16 @@ impl Touched {
     /// This fact changes when the transaction commits.
     pub fn note(&self, fact: Fact) {
         self.facts.lock().unwrap_or_else(PoisonError::into_inner).insert(fact);
+    }
+
+    /// What the operation answers rests on this fact.
+    pub(crate) fn look(&self, fact: Fact) {
+        self.looked.lock().unwrap_or_else(PoisonError::into_inner).insert(fact);
+    }
+
+    /// The facts that were looked at up to here: an answer rests on them, a refusal too.
+    pub fn looked(&self) -> BTreeSet<Fact> {
+        self.looked.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// An inode was read, which counts so much.

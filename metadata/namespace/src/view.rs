@@ -134,6 +134,7 @@ impl<T: Transaction> View<'_, T> {
 
     /// An inode's record, if it lives.
     pub async fn inode_if(&self, id: InodeId) -> Result<Option<InodeRecord>, OpError> {
+        self.touched.look(Fact::Inode(id));
         let Some(value) = self.tx.get(&inode::key(id), self.read).await? else { return Ok(None) };
         let record = InodeRecord::from_value(&value)?;
         if self.read == Read::Conflicting {
@@ -199,6 +200,7 @@ impl<T: Transaction> View<'_, T> {
 
     /// Finds a name's entry, and a place for it.
     pub async fn slot(&self, directory: InodeId, name: &[u8]) -> Result<Slot, OpError> {
+        self.touched.look(Fact::Entry(directory, Bytes::copy_from_slice(name)));
         let first = Cookie::first(&self.hash_key(directory).await?, name);
         let page =
             self.tx.get_range(dirent::slots(directory, first), RangeLimit::default(), self.read).await?;
@@ -220,6 +222,7 @@ impl<T: Transaction> View<'_, T> {
 
     /// Whether a directory has no entries, such that an insertion conflicts.
     pub async fn is_empty(&self, directory: InodeId) -> Result<bool, OpError> {
+        self.touched.look(Fact::Directory(directory));
         let limit = RangeLimit { pairs_max: 1, ..Default::default() };
         let page = self.tx.get_range(dirent::range(directory), limit, Read::Conflicting).await?;
         Ok(page.pairs.is_empty())

@@ -73,6 +73,8 @@ plants! {
     BlockUnverified = "block-unverified",
     /// A client answers recalls and goes on showing what was recalled.
     RecallSkipped = "recall-skipped",
+    /// A client answers recalls with changes untold that it made alone.
+    RecallAnsweredUntold = "recall-answered-untold",
     /// A custodian commits changes without recalling what others were promised.
     CommitUnrecalled = "commit-unrecalled",
     /// The rewriter swaps extents without a look at what they are by now.

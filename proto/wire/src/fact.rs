@@ -21,7 +21,8 @@ pub enum Fact {
 pub enum Level {
     /// The fact stays true.
     Shared,
-    /// And nobody else reads or writes it: the session may change it and tell later. Of inodes only.
+    /// And nobody else reads or writes it: the session may change it and tell later. Of inodes, and of directories, which the session then has
+    /// alone: nobody else is promised any of their entries either.
     Exclusive,
 }
 

@@ -12,6 +12,9 @@
 //!   are kept in a table of fixed size, by the fact's hash: a collision denies a grant that would have been well, never the other way round.
 //! - **A changer holds what it changes.** Between the commit and the moment at which its own session has digested the answer, that session may
 //!   still show the old value to its host. A read by another session recalls it first (`unsettled`), so that nobody sees the new value before.
+//! - **A directory that a session has alone** (exclusive) hides all of it: its attributes, its entries, their absence. Whoever's answer would rest
+//!   on any of that - a refusal, too - recalls the directory first. An answer that was found while a session gave something exclusive back is
+//!   found again: it may have been looked for before that session told what it had changed (`tick`, [`PromiseTable::given_back_since`]).
 //!
 //! No clock in here: a session that has gone is [`PromiseTable::drop_session`]'s, when its lease is over.
 
@@ -95,6 +98,14 @@ struct Change {
     waits: BTreeSet<(SessionId, u64)>,
 }
 
+/// The directory of which a fact is the list.
+fn list_of(fact: &Fact) -> Option<InodeId> {
+    match fact {
+        Fact::Directory(directory) => Some(*directory),
+        Fact::Inode(_) | Fact::Entry(..) => None,
+    }
+}
+
 /// The custodian's promises.
 #[derive(Debug)]
 pub struct PromiseTable {
@@ -104,6 +115,12 @@ pub struct PromiseTable {
     changes: BTreeMap<ChangeId, Change>,
     last_change: u64,
     versions: Vec<u64>,
+    /// How many entries of a directory a session is promised one by one, where there are any.
+    entries: BTreeMap<(InodeId, SessionId), u64>,
+    /// Counts what was exclusive and was given back.
+    tick: u64,
+    /// When something of such a hash was given back last.
+    given_back: Vec<u64>,
 }
 
 impl PromiseTable {
@@ -116,6 +133,9 @@ impl PromiseTable {
             changes: BTreeMap::new(),
             last_change: 0,
             versions: vec![0; VERSION_SLOTS],
+            entries: BTreeMap::new(),
+            tick: 0,
+            given_back: vec![0; VERSION_SLOTS],
         }
     }
 
@@ -153,8 +173,102 @@ impl PromiseTable {
         true
     }
 
+    /// The same of a directory in which a session has made changes alone that it hasn't told.
+    pub fn reclaim_alone(&mut self, session: SessionId, directory: InodeId) -> bool {
+        if !self.sessions.contains_key(&session) || self.is_known_elsewhere(session, directory) {
+            return false;
+        }
+        self.hold(&Fact::Directory(directory), session, Level::Exclusive);
+        self.hold(&Fact::Inode(directory), session, Level::Exclusive);
+        true
+    }
+
+    /// Gives a directory to a session alone, if that takes nothing from anybody: what is known of it was true at `version`.
+    pub fn grant_alone(&mut self, session: SessionId, directory: InodeId, version: u64) -> bool {
+        let (list, inode) = (Fact::Directory(directory), Fact::Inode(directory));
+        let busy = |fact: &Fact| {
+            self.facts.get(fact).is_some_and(|held| {
+                let recalled = |hold: &Hold| hold.session == session && hold.recall.is_some();
+                held.changing > 0 || held.holds.iter().any(recalled)
+            })
+        };
+        if busy(&list) || busy(&inode) || self.is_known_elsewhere(session, directory) {
+            return false;
+        }
+        // Both or none: with one of them alone others would be kept waiting for nothing.
+        let had = self.level(session, &inode);
+        if !self.grant(session, &inode, Level::Exclusive, version) {
+            return false;
+        }
+        if !self.grant(session, &list, Level::Exclusive, version) {
+            match had {
+                Some(level) => self.hold(&inode, session, level),
+                None => self.unhold(&inode, session),
+            }
+            return false;
+        }
+        true
+    }
+
+    /// Whether another session is promised anything of a directory: its attributes, its list, an entry.
+    fn is_known_elsewhere(&self, session: SessionId, directory: InodeId) -> bool {
+        let elsewhere = |fact: &Fact| {
+            self.facts.get(fact).is_some_and(|held| held.holds.iter().any(|h| h.session != session))
+        };
+        let all = (directory, SessionId(0))..=(directory, SessionId(u64::MAX));
+        elsewhere(&Fact::Inode(directory))
+            || elsewhere(&Fact::Directory(directory))
+            || self.entries.range(all).any(|((_, holder), _)| *holder != session)
+    }
+
+    /// Who else has a directory alone.
+    fn alone_elsewhere(&self, session: SessionId, directory: InodeId) -> Option<SessionId> {
+        let held = self.facts.get(&Fact::Directory(directory))?;
+        held.holds.iter().find(|h| h.session != session && h.level == Level::Exclusive).map(|h| h.session)
+    }
+
+    /// Which recalls must be answered before `session` hears an answer that rests on these facts, whatever it says: what others have alone, or
+    /// hold exclusively, may be otherwise by now.
+    pub fn hidden(&mut self, session: SessionId, looked: &BTreeSet<Fact>) -> Vec<Recall> {
+        let mut recalls = Vec::new();
+        let mut asked = BTreeSet::new();
+        for fact in looked {
+            let directory = match fact {
+                Fact::Inode(inode) | Fact::Entry(inode, _) | Fact::Directory(inode) => *inode,
+            };
+            if asked.insert(directory)
+                && let Some(from) = self.alone_elsewhere(session, directory)
+            {
+                let list = Fact::Directory(directory);
+                recalls.extend(self.recall(&list, from, &list, Some(Level::Shared)));
+            }
+            if matches!(fact, Fact::Inode(_)) {
+                let exclusive = |hold: &&Hold| hold.session != session && hold.level == Level::Exclusive;
+                let from = self.facts.get(fact).and_then(|held| held.holds.iter().find(exclusive));
+                if let Some(from) = from.map(|hold| hold.session) {
+                    recalls.extend(self.recall(fact, from, fact, Some(Level::Shared)));
+                }
+            }
+        }
+        recalls
+    }
+
+    /// Counts what was given back of what was exclusive: whoever begins to look for an answer takes note of it.
+    pub fn tick(&self) -> u64 {
+        self.tick
+    }
+
+    /// Whether any of these facts may have been given back, by a session that had it exclusively, since that tick.
+    pub fn given_back_since(&self, tick: u64, looked: &BTreeSet<Fact>) -> bool {
+        looked.iter().any(|fact| {
+            let of = |fact: &Fact| self.given_back[Self::slot(fact)] > tick;
+            of(fact) || fact.directory().is_some_and(|directory| of(&Fact::Directory(directory)))
+        })
+    }
+
     fn hold(&mut self, fact: &Fact, session: SessionId, level: Level) {
         let held = self.facts.entry(fact.clone()).or_default();
+        let new = !held.holds.iter().any(|h| h.session == session);
         match held.holds.iter_mut().find(|h| h.session == session) {
             Some(hold) => *hold = Hold { level, unsettled: hold.unsettled, recall: None, carved: 0, ..*hold },
             None => held.holds.push(Hold { session, level, unsettled: None, recall: None, carved: 0 }),
@@ -162,11 +276,24 @@ impl PromiseTable {
         if let Some(s) = self.sessions.get_mut(&session) {
             s.held.insert(fact.clone());
         }
+        if let (true, Fact::Entry(directory, _)) = (new, fact) {
+            *self.entries.entry((*directory, session)).or_default() += 1;
+        }
     }
 
     fn unhold(&mut self, fact: &Fact, session: SessionId) {
         if let Some(held) = self.facts.get_mut(fact) {
+            let before = held.holds.len();
             held.holds.retain(|h| h.session != session);
+            if let Fact::Entry(directory, _) = fact
+                && held.holds.len() < before
+                && let Some(count) = self.entries.get_mut(&(*directory, session))
+            {
+                *count -= 1;
+                if *count == 0 {
+                    self.entries.remove(&(*directory, session));
+                }
+            }
             if held.holds.is_empty() && held.changing == 0 {
                 self.facts.remove(fact);
             }
@@ -204,6 +331,11 @@ impl PromiseTable {
                 .map(|h| h.session)
                 .collect();
             recalls.extend(unsettled.into_iter().filter_map(|from| self.recall(fact, from, fact, None)));
+            if let Some(directory) = list_of(fact)
+                && let Some(from) = self.alone_elsewhere(session, directory)
+            {
+                recalls.extend(self.recall(fact, from, fact, Some(Level::Shared)));
+            }
         }
         // And a list that is read tells of its entries.
         let told: BTreeSet<(Fact, SessionId)> = self
@@ -273,7 +405,14 @@ impl PromiseTable {
         self.last_change += 1;
         let id = ChangeId(self.last_change);
         let mut recalls = Vec::new();
-        let mut own = Vec::new();
+        // A session tells of hundreds of changes at once.
+        let mut own = BTreeSet::new();
+        let mut by_directory: BTreeMap<Fact, Vec<&Fact>> = BTreeMap::new();
+        for fact in &facts {
+            if let Some(directory) = fact.directory() {
+                by_directory.entry(Fact::Directory(directory)).or_default().push(fact);
+            }
+        }
         let directories: BTreeSet<Fact> =
             facts.iter().filter_map(Fact::directory).map(Fact::Directory).collect();
         for fact in facts.iter().chain(directories.difference(&facts)) {
@@ -282,24 +421,23 @@ impl PromiseTable {
         for fact in &facts {
             recalls.extend(self.recall_from_others(session, fact));
             if self.mark_unsettled(session, number, fact) {
-                own.push(fact.clone());
+                own.insert(fact.clone());
             }
         }
         for directory in &directories {
             // Its own listing: the session's client keeps it up to date, but its host's kernel may show the old one until then.
             self.mark_unsettled(session, number, directory);
             let listed = self.level(session, directory).is_some();
-            for fact in
-                facts.iter().filter(|f| f.directory().map(Fact::Directory).as_ref() == Some(directory))
-            {
+            for fact in by_directory.get(directory).into_iter().flatten() {
                 let carved = self.carve(session, directory, fact);
                 recalls.extend(carved);
-                if listed && !own.contains(fact) {
-                    own.push(fact.clone());
+                if listed {
+                    own.insert((*fact).clone());
                 }
             }
         }
         let waits = recalls.iter().map(|r| (r.session, r.number)).collect();
+        let own = own.into_iter().collect();
         let facts = facts.into_iter().chain(directories).collect();
         self.changes.insert(id, Change { session, facts, own, waits });
         (id, recalls)
@@ -342,7 +480,9 @@ impl PromiseTable {
             .filter(|h| h.session != session)
             .map(|h| {
                 h.carved += 1;
-                (h.session, h.carved > CARVED_MAX || h.recall.is_some())
+                // What a session has alone, it has whole.
+                let whole = h.carved > CARVED_MAX || h.recall.is_some() || h.level == Level::Exclusive;
+                (h.session, whole)
             })
             .collect();
         others
@@ -440,6 +580,12 @@ impl PromiseTable {
         if self.versions[Self::slot(fact)] > version {
             return false;
         }
+        let directory = match fact {
+            Fact::Inode(inode) | Fact::Entry(inode, _) | Fact::Directory(inode) => *inode,
+        };
+        if self.alone_elsewhere(session, directory).is_some() {
+            return false;
+        }
         if let Some(held) = self.facts.get(fact) {
             if held.changing > 0 {
                 return false;
@@ -483,6 +629,10 @@ impl PromiseTable {
             && let Some((recalled, keep)) = hold.recall
             && recalled == number
         {
+            if hold.level == Level::Exclusive {
+                self.tick += 1;
+                self.given_back[Self::slot(&fact)] = self.tick;
+            }
             match keep {
                 Some(level) => {
                     // A change of its own that the session hasn't digested stays unsettled: this is no answer to that.

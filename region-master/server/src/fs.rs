@@ -11,7 +11,7 @@ use mooseng_transport::{Peer, call_error};
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
-use mooseng_wire::fs::{AllocateChunk, FsReply, FsRequest, GetAttr};
+use mooseng_wire::fs::{AllocateChunk, FsReply, FsRequest, GetAttr, ReserveInodes, ReservedInodes, Tell};
 use mooseng_wire::session::{Request, Response};
 use mooseng_wire::{
     CHUNK_BYTES_MAX, ChunkId, Identity, Incarnation, InodeId, ROOT_INODE, RequestNumber, SessionId, VolumeId,
@@ -26,6 +26,9 @@ use crate::{locks, places, quotas, rights, seals};
 
 /// Linux' ESTALE.
 const ESTALE: u32 = 116;
+
+/// Inode ids that a session is given at a time.
+const INODES_RESERVED_MAX: u64 = 1024;
 
 /// Answers a read.
 pub async fn read(
@@ -98,14 +101,20 @@ pub async fn read(
         let reply = FsReply { reply: Some(Reply::Reserved(reserved)) };
         return answer(master, term, reply, 0, Beside::default());
     }
+    if let Some(Op::ReserveInodes(reserve)) = &fs.op {
+        let reply = FsReply { reply: Some(Reply::ReservedInodes(reserve_inodes(master, reserve)?)) };
+        return answer(master, term, reply, 0, Beside::default());
+    }
     let (mut reply, version, beside) = loop {
-        let (mut reply, version) = master
+        let tick = master.desk(|desk| desk.promises.tick());
+        let (mut reply, version, looked) = master
             .driver
-            .run(call, &context, fs, deadline)
+            .look(call, &context, fs, deadline)
             .await
             .map_err(|e| driver_failed(&e, || master.not_leader()))?;
+        let rests_on = promises::RestsOn { tick, looked };
         if let Some(beside) =
-            promises::admit_read(master, term, id, fs, &mut reply, version.0, deadline).await?
+            promises::admit_read(master, term, id, fs, (&mut reply, version.0), rests_on, deadline).await?
         {
             break (reply, version, beside);
         }
@@ -179,6 +188,9 @@ pub async fn change(
         context.confined = confined(master, call.session, rule).await?;
     }
     context.ids = ids(master, fs)?;
+    if let Some(Op::Tell(tell)) = &fs.op {
+        check_told(master, tell)?;
+    }
     if let Some(Op::AllocateChunk(allocate)) = &fs.op
         && newest
     {
@@ -204,8 +216,12 @@ pub async fn change(
         }
         _ => None,
     };
+    let mut told_open = match &fs.op {
+        Some(Op::Tell(tell)) if newest => open_told(master, (&call, identity, order), tell)?,
+        _ => Vec::new(),
+    };
     let locking = locks::begin(master, term, &call, fs, deadline).await?;
-    let covered = matches!(&fs.op, Some(Op::Write(write)) if write.written_ns.is_some());
+    let covered = brings_buffered(fs);
     let gate = ChangeGate::for_buffered(master.clone(), term, (call.session, call.number), covered);
     // A failure leaves the gate to its end: whether the change committed may not be known.
     let (mut reply, version) = master
@@ -216,6 +232,14 @@ pub async fn change(
     let beside = gate.committed(fs, &reply, version.0);
     if let Some(locking) = locking {
         locking.end(&call, fs, &mut reply).await?;
+    }
+    if let Some(Reply::Told(told)) = &reply.reply {
+        let made: BTreeSet<u64> = told.replies.iter().filter_map(made_by).collect();
+        for open in &mut told_open {
+            if open.registered.is_some_and(|registered| made.contains(&registered.inode().0)) {
+                open.registered = None;
+            }
+        }
     }
     if let (Some(opened), Some(Reply::Created(created))) = (&mut opened, &reply.reply)
         && created.created
@@ -243,6 +267,59 @@ pub async fn change(
     }
     complete(master, &mut reply, call.session);
     answer(master, term, reply, version.0, beside)
+}
+
+/// Ids for what a session makes alone.
+fn reserve_inodes(master: &Master, reserve: &ReserveInodes) -> Result<ReservedInodes, CallError> {
+    let most = u64::from(reserve.count).clamp(1, INODES_RESERVED_MAX);
+    let (run, low) =
+        master.desk(|desk| (desk.ids.take_run(IdKind::Inode, most), desk.ids.is_low(IdKind::Inode)));
+    if low {
+        master.ids_low.notify_one();
+    }
+    let run = run.ok_or_else(|| master.ids_used_up())?;
+    let count = u32::try_from(run.end - run.start).unwrap_or(0);
+    Ok(ReservedInodes { first: InodeId::new(VolumeId(0), run.start).0, count })
+}
+
+/// Inodes are made only under ids that were given out.
+fn check_told(master: &Master, tell: &Tell) -> Result<(), CallError> {
+    let mut made = tell.changes.iter().map(|change| change.inode).filter(|inode| *inode != 0);
+    let given = master.desk(|desk| {
+        made.all(|inode| InodeId(inode).volume() == VolumeId(0) && desk.ids.was_given(IdKind::Inode, inode))
+    });
+    let refusal = || {
+        let message = "the session tells of an inode under an id that wasn't reserved for anybody";
+        call_error(ErrorCode::InvalidRequest, message)
+    };
+    if given { Ok(()) } else { Err(refusal()) }
+}
+
+/// What was made alone and is open still is so before anybody else can remove it.
+fn open_told<'a>(
+    master: &'a Master,
+    (call, identity, order): (&SessionCall, &str, u64),
+    tell: &Tell,
+) -> Result<Vec<Opened<'a>>, CallError> {
+    let now = master.clock.boot();
+    let mut opened = Vec::new();
+    for change in tell.changes.iter().filter(|change| change.open && change.inode != 0) {
+        let inode = InodeId(change.inode);
+        let registered = master
+            .desk(|desk| desk.sessions.open(now, call.session, call.incarnation, identity, inode, order))
+            .map_err(|refusal| refused(&refusal))?;
+        opened.push(Opened { master, id: call.session, registered: Some(registered) });
+    }
+    Ok(opened)
+}
+
+/// The inode that a change has made, as its answer says.
+fn made_by(reply: &FsReply) -> Option<u64> {
+    match reply.reply.as_ref()? {
+        Reply::Created(made) => made.attr.as_ref().map(|attr| attr.inode),
+        Reply::Entry(made) => made.attr.as_ref().map(|attr| attr.inode),
+        _ => None,
+    }
 }
 
 /// The rule that a session's client is under, put on its request; and the refusal of what that forbids.
@@ -293,6 +370,21 @@ fn admitted(master: &Master, identity: &str, request: &Request) -> Result<(u64, 
         oldest_unanswered: settled,
     };
     Ok((term, call))
+}
+
+/// Whether a change brings what its session had buffered.
+fn brings_buffered(request: &FsRequest) -> bool {
+    match &request.op {
+        Some(Op::Write(write)) => write.written_ns.is_some(),
+        Some(Op::Tell(tell)) => {
+            tell.changes.iter().filter_map(|change| change.request.as_ref()).any(brings_buffered_itself)
+        }
+        _ => false,
+    }
+}
+
+fn brings_buffered_itself(request: &FsRequest) -> bool {
+    matches!(&request.op, Some(Op::Write(write)) if write.written_ns.is_some())
 }
 
 /// Takes note of what a session that was checked has closed.

@@ -24,11 +24,15 @@ const KINDS: [IdKind; 3] = [IdKind::Inode, IdKind::Chunk, IdKind::Session];
 #[derive(Debug, Default)]
 pub struct IdPool {
     ranges: BTreeMap<u8, Vec<std::ops::Range<u64>>>,
+    /// Ids below this were reserved.
+    ends: BTreeMap<u8, u64>,
 }
 
 impl IdPool {
     /// Puts a range in.
     pub fn add(&mut self, kind: IdKind, range: std::ops::Range<u64>) {
+        let end = self.ends.entry(kind as u8).or_default();
+        *end = (*end).max(range.end);
         self.ranges.entry(kind as u8).or_default().push(range);
     }
 
@@ -50,6 +54,23 @@ impl IdPool {
             }
         }
         Some(taken)
+    }
+
+    /// Takes ids out that follow each other: at most so many, as many as the next range has.
+    pub fn take_run(&mut self, kind: IdKind, most: u64) -> Option<std::ops::Range<u64>> {
+        let ranges = self.ranges.get_mut(&(kind as u8))?;
+        ranges.retain(|range| !range.is_empty());
+        let range = ranges.first_mut()?;
+        let run = range.start..range.end.min(range.start.saturating_add(most));
+        range.start = run.end;
+        Some(run)
+    }
+
+    /// Whether somebody may have been given that id: it was reserved, and isn't left over.
+    pub fn was_given(&self, kind: IdKind, id: u64) -> bool {
+        let left =
+            self.ranges.get(&(kind as u8)).is_some_and(|ranges| ranges.iter().any(|r| r.contains(&id)));
+        !left && self.ends.get(&(kind as u8)).is_some_and(|end| id < *end)
     }
 
     /// Whether few of a kind are left.
@@ -100,5 +121,20 @@ mod tests {
         assert_eq!(pool.take(IdKind::Chunk, LOW as usize + 9), None);
         assert_eq!(pool.take(IdKind::Chunk, 1), Some(vec![101]), "a refused wish takes nothing");
         assert_eq!(pool.low().len(), 3);
+    }
+
+    #[test]
+    fn a_run_is_given_once_and_known_as_given() {
+        let mut pool = IdPool::default();
+        assert_eq!(pool.take_run(IdKind::Inode, 5), None);
+        assert!(!pool.was_given(IdKind::Inode, 3));
+        pool.add(IdKind::Inode, 10..14);
+        pool.add(IdKind::Inode, 20..30);
+        assert!(pool.was_given(IdKind::Inode, 3), "by a leader before");
+        assert_eq!(pool.take_run(IdKind::Inode, 3), Some(10..13));
+        assert_eq!(pool.take_run(IdKind::Inode, 3), Some(13..14));
+        assert_eq!(pool.take_run(IdKind::Inode, 3), Some(20..23));
+        assert!(pool.was_given(IdKind::Inode, 12) && pool.was_given(IdKind::Inode, 22));
+        assert!(!pool.was_given(IdKind::Inode, 23) && !pool.was_given(IdKind::Inode, 30));
     }
 }

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use mooseng_namespace::touched::Charges;
-use mooseng_namespace::{Admission, Errno, Gate};
+use mooseng_namespace::{Admission, Errno, Gate, Room};
 use mooseng_ports::plant::{self, Plant};
-use mooseng_region::promises::{ChangeId, Recall};
+use mooseng_region::promises::{ChangeId, PromiseTable, Recall};
 use mooseng_region::quotas::{Amount, FlightId, Verdict};
 use mooseng_schema::ids::IdKind;
 use mooseng_store::{Store, Transaction};
@@ -18,7 +18,7 @@ use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::fact::{Fact, Level};
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
-use mooseng_wire::fs::{Attr, FsReply, FsRequest};
+use mooseng_wire::fs::{Attr, FileKind, FsReply, FsRequest, Tell, Told};
 use mooseng_wire::method::Method;
 use mooseng_wire::session::{self, AnswerRecalls, Granted, Notice, RecallsAnswered};
 use mooseng_wire::{Incarnation, InodeId, RequestNumber, SessionId};
@@ -185,6 +185,7 @@ fn facts_read(request: &FsRequest, reply: &FsReply) -> BTreeSet<Fact> {
             facts.extend(page.entries.iter().filter_map(|entry| attr_of(&entry.attr)));
         }
         (Op::GetAttr(r), Reply::Entry(_)) => drop(facts.insert(inode(r.inode))),
+        (Op::HoldAlone(r), Reply::Entry(_)) => drop(facts.insert(inode(r.inode))),
         (Op::Acquire(r), Reply::Entry(_)) => drop(facts.insert(inode(r.inode))),
         (Op::Open(r), Reply::Entry(_)) => drop(facts.insert(inode(r.inode))),
         (Op::ReadExtents(r), Reply::Extents(_)) => drop(facts.insert(inode(r.inode))),
@@ -228,21 +229,47 @@ pub struct Beside {
     pub changed: Vec<session::Fact>,
 }
 
+/// What an answer rests on: the facts that were looked at, and when that began.
+#[derive(Debug)]
+pub struct RestsOn {
+    /// By the count of what was given back.
+    pub tick: u64,
+    /// The facts.
+    pub looked: BTreeSet<Fact>,
+}
+
+/// Of a list, what its answer rests on is the list: the attributes in it that somebody holds back are left out.
+fn rests_on(request: &FsRequest, looked: BTreeSet<Fact>) -> BTreeSet<Fact> {
+    match &request.op {
+        Some(Op::ReadDir(r)) => {
+            let directory = InodeId(r.inode);
+            looked
+                .into_iter()
+                .filter(|f| *f == Fact::Directory(directory) || *f == Fact::Inode(directory))
+                .collect()
+        }
+        _ => looked,
+    }
+}
+
 /// Looks whether a read's answer may leave as it is. None: others had to answer recalls first, and have; the read runs again.
 pub async fn admit_read(
     master: &Master,
     term: u64,
     id: SessionId,
     request: &FsRequest,
-    reply: &mut FsReply,
-    version: u64,
+    (reply, version): (&mut FsReply, u64),
+    RestsOn { tick, looked }: RestsOn,
     deadline: Instant,
 ) -> Result<Option<Beside>, CallError> {
+    let looked = rests_on(request, looked);
     let listing = matches!(request.op, Some(Op::ReadDir(_)));
     let acquire = match &request.op {
         Some(Op::Acquire(r)) => Some(InodeId(r.inode)),
         _ => None,
     };
+    // Where there is none for new names, whoever makes one is to hear so at once.
+    let spacious = master.room() == Room::Enough;
     let outcome = master.desk(|desk| {
         if desk.custody != Some(term) {
             return None;
@@ -261,8 +288,9 @@ pub async fn admit_read(
         let facts = facts_read(request, reply);
         // While two sessions have a file open, both write through.
         let alone = acquire.is_some_and(|inode| !desk.sessions.is_open_elsewhere(id, inode));
-        let recalls = desk.promises.read_blockers(id, &facts, alone);
-        if !recalls.is_empty() {
+        let mut recalls = desk.promises.read_blockers(id, &facts, alone);
+        recalls.extend(desk.promises.hidden(id, &looked));
+        if !recalls.is_empty() || desk.promises.given_back_since(tick, &looked) {
             return Some(Err(recalls));
         }
         // Who opens a file to write gets it exclusively if that takes nothing from anybody.
@@ -274,6 +302,13 @@ pub async fn admit_read(
             (false, false) => &[Level::Shared],
         };
         let mut beside = Beside::default();
+        if let (Some(Op::HoldAlone(r)), Some(Reply::Entry(_))) = (&request.op, &reply.reply) {
+            let directory = InodeId(r.inode);
+            if spacious && desk.promises.grant_alone(id, directory, version) {
+                let fact = Some(Fact::Directory(directory).to_message());
+                beside.granted.push(Granted { fact, exclusive: true });
+            }
+        }
         for fact in facts.iter().filter(|fact| grantable(request, fact)) {
             if levels.iter().any(|level| desk.promises.grant(id, fact, *level, version)) {
                 // An inode that is held at a higher level already stays so.
@@ -337,6 +372,8 @@ pub struct ChangeGate {
 
 #[derive(Debug, Default)]
 struct GateState {
+    /// When the run began that is to be admitted, by the count of what was given back.
+    tick: u64,
     changes: Vec<ChangeId>,
     /// It was let through: it may have committed.
     through: bool,
@@ -443,6 +480,11 @@ impl ChangeGate {
                     }
                 }
             }
+            if let (Some(Op::Tell(tell)), Some(Reply::Told(told))) = (&request.op, &reply.reply)
+                && !replayed
+            {
+                beside.granted.extend(grant_told(&mut desk.promises, id, (tell, told), version));
+            }
             if beside.number == 0 && !beside.granted.is_empty() {
                 beside.number = desk.promises.next_number(id).unwrap_or(0);
             }
@@ -474,6 +516,43 @@ impl ChangeGate {
 
 #[async_trait]
 impl Gate for ChangeGate {
+    fn run_begins(&self) {
+        let tick = self.master.desk(|desk| desk.promises.tick());
+        self.state(|state| state.tick = tick);
+    }
+
+    /// The request's own deadline ends this wait: the driver drops it.
+    async fn admit_refusal(&self, looked: BTreeSet<Fact>) -> Admission {
+        let tick = self.state(|state| state.tick);
+        let recalls = self.master.desk(|desk| {
+            if desk.custody != Some(self.term) {
+                return None;
+            }
+            let recalls = desk.promises.hidden(self.session, &looked);
+            let again = !recalls.is_empty() || desk.promises.given_back_since(tick, &looked);
+            Some(again.then_some(recalls))
+        });
+        let recalls = match recalls {
+            None => return Admission::Deposed,
+            Some(None) => return Admission::Commit,
+            Some(Some(recalls)) => recalls,
+        };
+        send(&self.master, self.term, &recalls);
+        loop {
+            let woken = self.master.recalls_answered.notified();
+            tokio::pin!(woken);
+            woken.as_mut().enable();
+            let answered = self
+                .master
+                .desk(|desk| (desk.custody == Some(self.term)).then(|| desk.promises.answered(&recalls)));
+            match answered {
+                None => return Admission::Deposed,
+                Some(true) => return Admission::Again,
+                Some(false) => woken.await,
+            }
+        }
+    }
+
     fn is_given_up(&self) -> bool {
         self.master.desk(|desk| desk.sessions.settled(self.session)) > self.number
     }
@@ -569,6 +648,39 @@ impl Drop for ChangeGate {
             }
         });
     }
+}
+
+/// What a session made alone it keeps alone: nobody else has heard of it yet.
+fn grant_told(
+    promises: &mut PromiseTable,
+    id: SessionId,
+    (tell, told): (&Tell, &Told),
+    version: u64,
+) -> Vec<Granted> {
+    let mut granted = Vec::new();
+    let mut grant = |fact: Fact| granted.push(Granted { fact: Some(fact.to_message()), exclusive: true });
+    for (change, reply) in tell.changes.iter().zip(&told.replies) {
+        let inode = InodeId(change.inode);
+        match &reply.reply {
+            _ if change.inode == 0 => {}
+            Some(Reply::Entry(made))
+                if made.attr.as_ref().is_some_and(|attr| attr.kind() == FileKind::Directory) =>
+            {
+                if promises.grant_alone(id, inode, version) {
+                    grant(Fact::Inode(inode));
+                    grant(Fact::Directory(inode));
+                }
+            }
+            Some(Reply::Entry(_) | Reply::Created(_)) => {
+                let fact = Fact::Inode(inode);
+                if promises.grant(id, &fact, Level::Exclusive, version) {
+                    grant(fact);
+                }
+            }
+            _ => {}
+        }
+    }
+    granted
 }
 
 /// A version at which every commit that was proposed before is decided.

@@ -93,12 +93,16 @@ pub fn put_on(rule: &MountRule, request: &mut FsRequest) -> Option<FsReply> {
     if let Some(caller) = &mut request.caller {
         squash(rule, caller);
     }
+    if let Some(Op::Tell(tell)) = &mut request.op {
+        let callers = tell.changes.iter_mut().filter_map(|change| change.request.as_mut()?.caller.as_mut());
+        callers.for_each(|caller| squash(rule, caller));
+    }
     let changes = match &request.op {
         // Locks are allowed where nothing can be written, as on a local filesystem.
         Some(Op::Lock(_) | Op::Unlock(_) | Op::CancelLock(_)) => false,
         Some(Op::Open(open)) => open.flags & ACCESS_MODE != READ_ONLY || open.flags & TRUNCATE != 0,
         Some(Op::Access(access)) => access.mask & WRITE != 0,
-        Some(Op::Acquire(_) | Op::Reserve(_)) => true,
+        Some(Op::Acquire(_) | Op::Reserve(_) | Op::HoldAlone(_) | Op::ReserveInodes(_)) => true,
         _ => mooseng_namespace::is_change(request),
     };
     let refused = rule.read_only && changes;

@@ -82,6 +82,15 @@ pub async fn open(master: &Master, peer: &Peer, request: OpenSession) -> Result<
                         );
                     }
                 }
+                for directory in &request.alone {
+                    if !desk.promises.reclaim_alone(id, InodeId(*directory)) {
+                        tracing::error!(
+                            session = id.0,
+                            directory,
+                            "a directory in which a session has changes to tell was promised to another one already"
+                        );
+                    }
+                }
             }
             Ok::<_, CallError>(Decided::Admitted(recorded, lapsed))
         })?
@@ -132,6 +141,7 @@ pub async fn open(master: &Master, peer: &Peer, request: OpenSession) -> Result<
         read_only: rule.is_some_and(|rule| rule.read_only),
         squash: squash.into(),
         founding: Founding::tell(master.desk(|desk| desk.founding())),
+        alone: true,
     })
 }
 

@@ -41,6 +41,23 @@ const METRICS: &[Metric] = &[
     gauge("mooseng_mount_dirty_bytes", "Written bytes that aren't at the region yet", |s| {
         s.dirty_bytes as u64
     }),
+    gauge(
+        "mooseng_mount_untold",
+        "Changes of names that were made alone and aren't told to the region yet",
+        |s| s.untold as u64,
+    ),
+    counter("mooseng_mount_made_alone", "Changes of names that were made alone", |s| s.made_alone),
+    counter("mooseng_mount_tellings", "Requests that told the region of them", |s| s.tellings),
+    counter(
+        "mooseng_mount_untold_lost",
+        "Changes of names that were lost or refused after they had been answered",
+        |s| s.untold_lost,
+    ),
+    counter(
+        "mooseng_mount_alone_corrected",
+        "Attributes of what was made alone that the region had otherwise than they were shown",
+        |s| s.alone_corrected,
+    ),
     counter("mooseng_mount_retries", "Attempts that had to be repeated", |s| s.retries),
     counter("mooseng_mount_timeouts", "Operations that failed because nobody answered in time", |s| {
         s.timeouts

@@ -4,8 +4,8 @@ use bytes::Bytes;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::{
-    Allocated, Attr, Created, Description, DirEntry, DirLink, DirPage, Done, Entry, FileKind, FsStat, Names,
-    SeekTo, SeekWhence, SetAttr, Value,
+    Allocated, Attr, Created, Description, DirEntry, DirLink, DirPage, Done, Entry, FileKind, FsReply,
+    FsStat, Names, ReservedInodes, SeekTo, SeekWhence, SetAttr, Told, Value,
 };
 
 use super::data::truncate;
@@ -76,6 +76,23 @@ impl State {
             Op::GetAttr(o) => self.entry(o.inode),
             Op::Acquire(o) => self.entry(o.inode),
             Op::Reserve(o) => self.reserve(&o),
+            Op::HoldAlone(o) => self.entry(o.inode),
+            Op::ReserveInodes(o) => {
+                let first = self.last_id + 1;
+                self.last_id += u64::from(o.count);
+                Reply::ReservedInodes(ReservedInodes { first, count: o.count })
+            }
+            Op::Tell(o) => {
+                let mut replies = Vec::new();
+                for change in o.changes {
+                    self.given_id = (change.inode != 0).then_some(change.inode);
+                    let op = change.request.and_then(|request| request.op);
+                    let reply = op.map(|op| self.run(op, chunkservers, copies));
+                    self.given_id = None;
+                    replies.push(FsReply { reply });
+                }
+                Reply::Told(Told { replies })
+            }
             Op::TestLock(_) | Op::Lock(_) | Op::Unlock(_) | Op::CancelLock(_) => errno(libc::EINVAL),
             Op::Open(o) => self.entry(o.inode),
             Op::Release(_) | Op::Access(_) => Reply::Done(Done {}),

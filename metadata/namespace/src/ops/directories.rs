@@ -4,6 +4,7 @@ use mooseng_schema::Record;
 use mooseng_schema::dirent::{self, Cookie, DirentRecord};
 use mooseng_store::{RangeLimit, Transaction};
 use mooseng_wire::InodeId;
+use mooseng_wire::fact::Fact;
 use mooseng_wire::fs::{DirEntry, DirPage, Entry, ReadDir};
 
 use crate::errno::Errno;
@@ -51,6 +52,7 @@ pub async fn lookup<T: Transaction>(
 /// opened it.
 pub async fn read<T: Transaction>(view: &View<'_, T>, r: &ReadDir) -> Result<DirPage, OpError> {
     let id = InodeId(r.inode);
+    view.touched.look(Fact::Directory(id));
     view.directory(id).await?;
     let most = if r.entries_max == 0 { ENTRIES_MAX } else { r.entries_max.min(ENTRIES_MAX) };
     let limit = RangeLimit { pairs_max: most as usize, bytes_max: PAGE_BYTES_MAX, reverse: false };

@@ -14,6 +14,7 @@ mod locks;
 mod make;
 mod reap;
 mod rename;
+mod tell;
 mod unlink;
 
 use mooseng_store::{Read, Transaction};
@@ -79,6 +80,9 @@ pub async fn execute_noting<T: Transaction>(
         Op::Acquire(r) => Reply::Entry(attributes::get(&view, InodeId(r.inode)).await?),
         // What is granted of an account is the custodian's affair alone.
         Op::Reserve(_) => return Err(OpError::Malformed("only a custodian grants escrow")),
+        // Both are the custodian's affair; the second looks at the attributes.
+        Op::ReserveInodes(_) => return Err(OpError::Malformed("only a custodian reserves ids")),
+        Op::HoldAlone(r) => Reply::Entry(attributes::get(&view, InodeId(r.inode)).await?),
         Op::TestLock(r) => Reply::LockHolder(locks::test(&view, r).await?),
         Op::SetAttr(r) => Reply::Entry(attributes::set(&view, r).await?),
         Op::Create(r) => Reply::Created(make::create(&view, r).await?),
@@ -100,6 +104,7 @@ pub async fn execute_noting<T: Transaction>(
         Op::Lock(r) => Reply::Locked(locks::lock(&view, r).await?),
         Op::Unlock(r) => done(locks::unlock(&view, r).await?),
         Op::CancelLock(r) => Reply::Locked(locks::cancel(&view, r).await?),
+        Op::Tell(r) => Reply::Told(tell::tell(&view, r).await?),
         Op::Reap(r) => Reply::Reaped(reap::reap(&view, &r.inodes).await?),
     };
     confine::redact(&view, &mut reply).await?;

@@ -18,4 +18,5 @@ mod rename;
 mod rewrite;
 mod space;
 mod staged;
+mod tell;
 mod trash;

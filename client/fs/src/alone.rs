@@ -1,0 +1,590 @@
+//! What is changed alone: under a directory that this session has to itself, names are made, moved and removed here, and told afterwards
+//! (docs/decisions/0015-alone.md).
+//!
+//! ```text
+//!   change -> directory alone, inode exclusive, no quota in the way -> shown and written down in one section -> answered
+//!               | no                                                        \-> told in order, many at once (telling)
+//!               +-> the usual way, behind what is untold
+//! ```
+//! Each fact that such a change touches is promised exclusively to this session. Nothing is judged here that the region would judge otherwise: what isn't
+//! certain goes the usual way.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use mooseng_wire::fs::fs_reply::Reply;
+use mooseng_wire::fs::fs_request::Op;
+use mooseng_wire::fs::{
+    Attr, Caller, Create, Created, Done, Entry, FileKind, FsRequest, HoldAlone, Mkdir, Mknod, ReadDir,
+    Rename, ReserveInodes, SetAttr, Symlink,
+};
+use mooseng_wire::session::Squash;
+use mooseng_wire::{NAME_BYTES_MAX, ROOT_INODE, SYMLINK_BYTES_MAX};
+use tokio::time::Instant;
+
+use crate::error::FsError;
+use crate::escrow::{Accounts, accounts_of};
+use crate::facts::Alone;
+use crate::fs::{FileSystem, daemon};
+use crate::journal::{self, Change};
+use crate::read::unexpected;
+
+/// Mode bits.
+const SETGID: u32 = 0o2000;
+const STICKY: u32 = 0o1000;
+const GROUP_EXECUTE: u32 = 0o010;
+const MODE_BITS: u32 = 0o7777;
+/// What a directory's size is shown as.
+const DIRECTORY_SIZE: u64 = 4096;
+/// Ids that are reserved at a time.
+const IDS: u32 = 1024;
+/// Changes that a session makes in a directory, one after the other, before it asks for it.
+const CHANGES_BEFORE: u32 = 3;
+/// A directory that wasn't given isn't asked for again for so long.
+const NOT_AGAIN_FOR: Duration = Duration::from_secs(5);
+/// Directories of which changes are counted.
+const COUNTED_MAX: usize = 1024;
+/// Names of a directory that is asked for at most, and of one that is filled alone.
+const NAMES_MAX: usize = 50_000;
+/// Entries asked for at a time.
+const PAGE: u32 = 1024;
+/// So much the region's clock may be ahead of ours.
+const CLOCKS_APART_NS: i64 = 2_000_000_000;
+/// Questions about quotas for one change.
+const ASKS_MAX: u32 = 3;
+
+/// What became of a try to change something alone.
+enum Tried {
+    /// It is done, and answered so. It made that inode, or none, and is about these.
+    Made {
+        reply: Reply,
+        made: u64,
+        at: i64,
+        about: Vec<u64>,
+    },
+    Done(Reply),
+    Refused(i32),
+    /// It goes the usual way.
+    Usual,
+    /// First it must be known whether these have limits.
+    Ask(Accounts),
+    /// This file's data comes first.
+    Flush(u64),
+}
+
+/// Counts a session's changes in directories.
+#[derive(Debug, Default)]
+pub(crate) struct Eager(Mutex<BTreeMap<u64, (u32, Option<Instant>)>>);
+
+impl Eager {
+    /// One more, made the usual way; true if it is time to ask for the directory.
+    fn count(&self, directory: u64, now: Instant) -> bool {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if counts.len() >= COUNTED_MAX && !counts.contains_key(&directory) {
+            counts.clear();
+        }
+        let (count, not_before) = counts.entry(directory).or_default();
+        *count += 1;
+        if *count < CHANGES_BEFORE || not_before.is_some_and(|until| now < until) {
+            return false;
+        }
+        (*count, *not_before) = (0, Some(now + NOT_AGAIN_FOR));
+        true
+    }
+}
+
+/// The time of a change in a directory: not before what the region's clock has set there. None where a time to come was set: what becomes of that only
+/// the region knows.
+fn after(now: i64, directory: &Attr) -> Option<i64> {
+    let newest = directory.mtime_ns.max(directory.ctime_ns);
+    (newest.saturating_sub(now) < CLOCKS_APART_NS).then_some(now.max(newest))
+}
+
+/// A directory after a change of its entries.
+fn changed(directory: Attr, now: i64, subdirectories: i32) -> Attr {
+    Attr {
+        mtime_ns: directory.mtime_ns.max(now),
+        ctime_ns: directory.ctime_ns.max(now),
+        nlink: directory.nlink.saturating_add_signed(subdirectories),
+        ..directory
+    }
+}
+
+fn is_of(caller: &Caller, gid: u32) -> bool {
+    caller.gid == gid || caller.groups.contains(&gid)
+}
+
+/// The mode that a caller may give.
+fn settable(mode: u32, gid: u32, caller: &Caller) -> u32 {
+    if caller.uid == 0 || is_of(caller, gid) { mode } else { mode & !SETGID }
+}
+
+/// The attributes of what is made, as the region will make it.
+fn made(
+    (inode, directory): (u64, &Attr),
+    caller: &Caller,
+    (kind, mode): (FileKind, u32),
+    now: i64,
+    target: &Bytes,
+) -> Attr {
+    let inherits = directory.mode & SETGID != 0;
+    let gid = if inherits { directory.gid } else { caller.gid };
+    let is_directory = kind == FileKind::Directory;
+    let allowed = if is_directory { mode & (0o777 | STICKY) } else { mode & MODE_BITS };
+    let masked = if kind == FileKind::Symlink { 0o777 } else { allowed & !(caller.umask & 0o777) };
+    let mode = match kind {
+        FileKind::Directory if inherits => masked | SETGID,
+        _ if masked & GROUP_EXECUTE != 0 => settable(masked, gid, caller),
+        _ => masked,
+    };
+    Attr {
+        inode,
+        kind: kind.into(),
+        mode,
+        nlink: if is_directory { 2 } else { 1 },
+        uid: caller.uid,
+        gid,
+        size: if is_directory { DIRECTORY_SIZE } else { target.len() as u64 },
+        blocks: if is_directory { DIRECTORY_SIZE / 512 } else { 0 },
+        atime_ns: now,
+        mtime_ns: now,
+        ctime_ns: now,
+        no_xattrs: true,
+        quota: directory.quota,
+        ..Attr::default()
+    }
+}
+
+/// What is to be made.
+struct Making {
+    parent: u64,
+    name: Bytes,
+    kind: FileKind,
+    mode: u32,
+    target: Bytes,
+    op: Op,
+}
+
+impl FileSystem {
+    /// Whether changes of this caller may be made alone at all: its kernel has checked them, and the region takes its word.
+    fn may_alone(&self, caller: &Caller) -> bool {
+        let session = &self.inner.session;
+        session.config.delegate
+            && caller.kernel_checked
+            && !caller.own_account
+            && session.tells_alone()
+            && session.squash() == Squash::None
+            && !session.is_read_only()
+            && session.root() == ROOT_INODE.0
+    }
+
+    fn has_alone(&self, directories: &[u64]) -> bool {
+        directories.iter().all(|directory| self.inner.facts.is_alone(*directory))
+    }
+
+    /// Tries until it is made alone, refused, or certain to go the usual way.
+    async fn try_alone(
+        &self,
+        caller: &Caller,
+        about: &[u64],
+        op: &Op,
+        attempt: impl Fn(&mut Alone<'_>, i64) -> Tried,
+    ) -> Result<Option<Reply>, FsError> {
+        let inner = &self.inner;
+        let journal = &inner.session.journal;
+        let deadline = Instant::now() + inner.region.patience();
+        let mut asks = 0;
+        loop {
+            let (life, now) = (inner.session.life(), inner.session.clock.unix_ns());
+            let tried = journal.make(life, about, || {
+                inner.facts.alone(|alone| match attempt(alone, now) {
+                    Tried::Made { reply, made, at, about } => {
+                        let request = FsRequest { caller: Some(caller.clone()), op: Some(op.clone()) };
+                        Ok((Tried::Done(reply), Change::new(request, made, at, about)))
+                    }
+                    other => Err(other),
+                })
+            });
+            match tried {
+                Err(journal::Entry::Foreign) => return Ok(None),
+                Err(journal::Entry::Wait | journal::Entry::Free) => {
+                    if !journal.moved(deadline, || journal.must_wait(life, about)).await {
+                        return Err(FsError::Unanswered {
+                            what: "telling the region of changes".into(),
+                            after: inner.region.patience(),
+                            last: inner.session.last_error(),
+                        });
+                    }
+                }
+                Ok(Ok(Tried::Done(reply)) | Err(Tried::Done(reply))) => return Ok(Some(reply)),
+                Ok(Err(Tried::Refused(errno)) | Ok(Tried::Refused(errno))) => {
+                    return Err(FsError::Answered(errno));
+                }
+                Ok(Err(Tried::Ask(accounts))) if asks < ASKS_MAX => {
+                    asks += 1;
+                    inner.writer.ask(accounts, 0).await?;
+                }
+                Ok(Err(Tried::Flush(inode))) if asks < ASKS_MAX => {
+                    asks += 1;
+                    inner.writer.flush(inode).await?;
+                }
+                Ok(_) => return Ok(None),
+            }
+        }
+    }
+
+    /// Makes an inode. With `id`, under that.
+    async fn make_alone(&self, caller: &Caller, making: Making, id: u64) -> Result<Option<Attr>, FsError> {
+        let Making { parent, name, kind, mode, target, op } = making;
+        let attempt = |alone: &mut Alone<'_>, now: i64| {
+            let Some(directory) = alone.directory(parent) else { return Tried::Usual };
+            let Some(now) = after(now, &directory) else { return Tried::Usual };
+            if directory.nlink == 0 || alone.names(parent) >= NAMES_MAX {
+                return Tried::Usual;
+            }
+            if alone.named(parent, &name).is_some() {
+                // Which file is opened the region says.
+                let opens = matches!(&op, Op::Create(create) if !create.exclusive);
+                return if opens { Tried::Usual } else { Tried::Refused(libc::EEXIST) };
+            }
+            let attr = made((id, &directory), caller, (kind, mode), now, &target);
+            let accounts = accounts_of(&attr);
+            match self.inner.writer.buffers.escrow.are_unlimited(accounts) {
+                None => return Tried::Ask(accounts),
+                Some(false) => return Tried::Usual,
+                Some(true) => {}
+            }
+            alone.made(attr, (kind == FileKind::Symlink).then(|| target.clone()));
+            alone.name(parent, &name, Some(id));
+            alone.set(changed(directory, now, i32::from(kind == FileKind::Directory)));
+            let reply = match kind {
+                FileKind::Regular => Reply::Created(Created { attr: Some(attr), created: true }),
+                _ => Reply::Entry(Entry { attr: Some(attr) }),
+            };
+            Tried::Made { reply, made: id, at: now, about: vec![parent, id] }
+        };
+        let reply = self.try_alone(caller, &[parent], &op, attempt).await?;
+        Ok(reply.and_then(|reply| match reply {
+            Reply::Created(made) => made.attr,
+            Reply::Entry(made) => made.attr,
+            _ => None,
+        }))
+    }
+
+    /// The next id for what is made alone.
+    async fn alone_id(&self) -> Result<u64, FsError> {
+        let journal = &self.inner.session.journal;
+        loop {
+            if let Some(id) = journal.take_id() {
+                return Ok(id);
+            }
+            let asking = self.inner.asking_ids.lock().await;
+            if let Some(id) = journal.take_id() {
+                return Ok(id);
+            }
+            let op = Op::ReserveInodes(ReserveInodes { count: IDS });
+            match self.inner.region.read(&daemon(), op).await? {
+                Reply::ReservedInodes(ids) => {
+                    journal.reserved(ids.first..ids.first + u64::from(ids.count));
+                }
+                other => return Err(unexpected("reserve_inodes", &other)),
+            }
+            drop(asking);
+        }
+    }
+
+    /// Whether something may be made in a directory alone, at this look.
+    fn makes_alone(&self, caller: &Caller, parent: u64, name: &Bytes) -> bool {
+        name.len() <= NAME_BYTES_MAX
+            && name.as_ref() != b"."
+            && name.as_ref() != b".."
+            && self.may_alone(caller)
+            && self.has_alone(&[parent])
+    }
+
+    /// Makes a file that is open from the start: its attributes, if it was made.
+    pub(crate) async fn create_alone(
+        &self,
+        caller: &Caller,
+        create: &Create,
+    ) -> Result<Option<Attr>, FsError> {
+        if !self.makes_alone(caller, create.parent, &create.name) {
+            return Ok(None);
+        }
+        let id = self.alone_id().await?;
+        // Open before it can be told.
+        let state = self.inner.opens.add(id);
+        state.held_untold();
+        let making = Making {
+            parent: create.parent,
+            name: create.name.clone(),
+            kind: FileKind::Regular,
+            mode: create.mode,
+            target: Bytes::new(),
+            op: Op::Create(create.clone()),
+        };
+        let made = self.make_alone(caller, making, id).await;
+        if !matches!(made, Ok(Some(_))) {
+            self.inner.opens.remove(id);
+            self.inner.opens.close(id, self.inner.session.order());
+        }
+        made
+    }
+
+    pub(crate) async fn mkdir_alone(&self, caller: &Caller, r: &Mkdir) -> Result<Option<Attr>, FsError> {
+        if !self.makes_alone(caller, r.parent, &r.name) {
+            return Ok(None);
+        }
+        let (name, op, target) = (r.name.clone(), Op::Mkdir(r.clone()), Bytes::new());
+        let making = Making { parent: r.parent, name, kind: FileKind::Directory, mode: r.mode, target, op };
+        self.make_alone(caller, making, self.alone_id().await?).await
+    }
+
+    pub(crate) async fn symlink_alone(&self, caller: &Caller, r: &Symlink) -> Result<Option<Attr>, FsError> {
+        let odd = r.target.is_empty() || r.target.len() > SYMLINK_BYTES_MAX || r.target.contains(&0);
+        if odd || !self.makes_alone(caller, r.parent, &r.name) {
+            return Ok(None);
+        }
+        let (name, op, target) = (r.name.clone(), Op::Symlink(r.clone()), r.target.clone());
+        let making = Making { parent: r.parent, name, kind: FileKind::Symlink, mode: 0o777, target, op };
+        self.make_alone(caller, making, self.alone_id().await?).await
+    }
+
+    pub(crate) async fn mknod_alone(&self, caller: &Caller, r: &Mknod) -> Result<Option<Attr>, FsError> {
+        let kind = r.kind();
+        if !matches!(kind, FileKind::Fifo | FileKind::Socket) || !self.makes_alone(caller, r.parent, &r.name)
+        {
+            return Ok(None);
+        }
+        let (name, op, target) = (r.name.clone(), Op::Mknod(r.clone()), Bytes::new());
+        let making = Making { parent: r.parent, name, kind, mode: r.mode, target, op };
+        self.make_alone(caller, making, self.alone_id().await?).await
+    }
+
+    /// Removes a name, of a directory or of anything else. True if that was done here.
+    pub(crate) async fn remove_alone(
+        &self,
+        caller: &Caller,
+        (parent, name): (u64, &Bytes),
+        op: Op,
+    ) -> Result<bool, FsError> {
+        if !self.makes_alone(caller, parent, name) {
+            return Ok(false);
+        }
+        let of_directory = matches!(op, Op::Rmdir(_));
+        let attempt = |alone: &mut Alone<'_>, now: i64| {
+            let Some(directory) = alone.directory(parent) else { return Tried::Usual };
+            let Some(now) = after(now, &directory) else { return Tried::Usual };
+            let Some(inode) = alone.named(parent, name) else { return Tried::Refused(libc::ENOENT) };
+            let Some(attr) = alone.inode(inode) else { return Tried::Usual };
+            let is_directory = attr.kind() == FileKind::Directory;
+            if is_directory != of_directory || (!is_directory && attr.nlink != 1) {
+                return Tried::Usual;
+            }
+            if is_directory {
+                if alone.directory(inode).is_none() {
+                    return Tried::Usual;
+                }
+                if alone.names(inode) > 0 {
+                    return Tried::Refused(libc::ENOTEMPTY);
+                }
+                alone.gone(inode);
+            }
+            alone.name(parent, name, None);
+            alone.set(changed(directory, now, -i32::from(is_directory)));
+            alone.set(Attr { nlink: 0, ctime_ns: now, ..attr });
+            Tried::Made { reply: Reply::Done(Done {}), made: 0, at: now, about: vec![parent, inode] }
+        };
+        Ok(self.try_alone(caller, &[parent], &op, attempt).await?.is_some())
+    }
+
+    /// Renames. True if that was done here.
+    pub(crate) async fn rename_alone(&self, caller: &Caller, r: &Rename) -> Result<bool, FsError> {
+        let (from, to) = (r.parent, r.new_parent);
+        let possible = !r.exchange && self.makes_alone(caller, from, &r.name);
+        if !possible || !self.makes_alone(caller, to, &r.new_name) {
+            return Ok(false);
+        }
+        let attempt = |alone: &mut Alone<'_>, now: i64| {
+            let (Some(directory), Some(new_directory)) = (alone.directory(from), alone.directory(to)) else {
+                return Tried::Usual;
+            };
+            let both = after(now, &directory).zip(after(now, &new_directory));
+            let Some(now) = both.map(|(one, other)| one.max(other)) else { return Tried::Usual };
+            let Some(inode) = alone.named(from, &r.name) else { return Tried::Refused(libc::ENOENT) };
+            let Some(attr) = alone.inode(inode) else { return Tried::Usual };
+            let is_directory = attr.kind() == FileKind::Directory;
+            if directory.quota != new_directory.quota
+                || attr.quota != directory.quota
+                || (is_directory && from != to)
+                || alone.names(to) >= NAMES_MAX
+            {
+                return Tried::Usual;
+            }
+            let mut about = vec![from, to, inode];
+            if let Some(replaced) = alone.named(to, &r.new_name) {
+                if r.no_replace {
+                    return Tried::Refused(libc::EEXIST);
+                }
+                let Some(other) = alone.inode(replaced) else { return Tried::Usual };
+                let plain = other.kind() != FileKind::Directory && other.nlink == 1 && replaced != inode;
+                if is_directory || !plain {
+                    return Tried::Usual;
+                }
+                // What replaces a file never comes before its own data.
+                if self.inner.writer.buffers.has(inode) {
+                    return Tried::Flush(inode);
+                }
+                alone.set(Attr { nlink: 0, ctime_ns: now, ..other });
+                about.push(replaced);
+            }
+            about.dedup();
+            alone.name(from, &r.name, None);
+            alone.name(to, &r.new_name, Some(inode));
+            alone.set(changed(directory, now, 0));
+            if from != to {
+                alone.set(changed(new_directory, now, 0));
+            }
+            alone.set(Attr { ctime_ns: now, ..attr });
+            Tried::Made { reply: Reply::Done(Done {}), made: 0, at: now, about }
+        };
+        Ok(self.try_alone(caller, &[from, to], &Op::Rename(r.clone()), attempt).await?.is_some())
+    }
+
+    /// Sets attributes, but for the size, of an inode that nobody else knows.
+    pub(crate) async fn set_alone(&self, caller: &Caller, r: &SetAttr) -> Result<Option<Attr>, FsError> {
+        let inode = r.inode;
+        let exclusive = || self.inner.facts.alone(|alone| alone.inode(inode).is_some());
+        let buffered = || self.inner.writer.buffers.has(inode);
+        let possible = r.size.is_none() && !r.kill_suidgid && r.changed_ns.is_none();
+        // What it sets outlives nobody: of a file in a directory that others know it goes at once, as ever.
+        let untold = self.inner.session.journal.has(inode) || self.inner.facts.is_alone(inode);
+        if !possible || !untold || !self.may_alone(caller) || buffered() || !exclusive() {
+            return Ok(None);
+        }
+        let attempt = |alone: &mut Alone<'_>, now: i64| {
+            let Some(mut attr) = alone.inode(inode).filter(|_| !buffered()) else { return Tried::Usual };
+            let is_directory = attr.kind() == FileKind::Directory;
+            let now = if is_directory { after(now, &attr) } else { Some(now) };
+            let Some(now) = now else { return Tried::Usual };
+            if r.uid.is_some() || r.gid.is_some() {
+                let owner = Attr { uid: r.uid.unwrap_or(attr.uid), ..attr };
+                let accounts = accounts_of(&owner);
+                match self.inner.writer.buffers.escrow.are_unlimited(accounts) {
+                    None => return Tried::Ask(accounts),
+                    Some(false) => return Tried::Usual,
+                    Some(true) => {}
+                }
+                // Privileges go with the owner; which of them there are in attributes only the region knows.
+                if !is_directory && !attr.no_xattrs {
+                    return Tried::Usual;
+                }
+                if !is_directory {
+                    let setgid = if attr.mode & GROUP_EXECUTE != 0 { SETGID } else { 0 };
+                    attr.mode &= !(0o4000 | setgid);
+                }
+                (attr.uid, attr.gid) = (owner.uid, r.gid.unwrap_or(attr.gid));
+            }
+            if let Some(mode) = r.mode {
+                attr.mode = settable(mode & MODE_BITS, attr.gid, caller);
+            }
+            let pick = |at_once: bool, given: Option<i64>| if at_once { Some(now) } else { given };
+            attr.atime_ns = pick(r.atime_now, r.atime_ns).unwrap_or(attr.atime_ns);
+            attr.mtime_ns = pick(r.mtime_now, r.mtime_ns).unwrap_or(attr.mtime_ns);
+            // A directory's is that of its entries' last change, if that is later.
+            attr.ctime_ns = if is_directory { attr.ctime_ns.max(now) } else { now };
+            alone.set(attr);
+            Tried::Made {
+                reply: Reply::Entry(Entry { attr: Some(attr) }),
+                made: 0,
+                at: now,
+                about: vec![inode],
+            }
+        };
+        let reply = self.try_alone(caller, &[inode], &Op::SetAttr(*r), attempt).await?;
+        Ok(reply.and_then(|reply| match reply {
+            Reply::Entry(entry) => entry.attr,
+            _ => None,
+        }))
+    }
+
+    // ---- getting directories ----
+
+    /// A change was made in a directory the usual way. After some in a row the directory is asked for.
+    pub(crate) fn changed_in(&self, caller: &Caller, directory: u64) {
+        if self.may_alone(caller)
+            && !self.inner.facts.is_alone(directory)
+            && self.inner.eager.count(directory, Instant::now())
+        {
+            self.ask_alone(directory);
+        }
+    }
+
+    /// A directory was made the usual way: it is empty, and nobody else knows it yet.
+    pub(crate) fn made_directory(&self, caller: &Caller, directory: u64) {
+        if self.may_alone(caller) {
+            self.ask_alone(directory);
+        }
+    }
+
+    fn ask_alone(&self, directory: u64) {
+        let fs = self.clone();
+        self.inner.region.spawn(async move {
+            if let Err(error) = fs.hold_alone(directory).await {
+                tracing::debug!(directory, %error, "a directory wasn't given to this session alone");
+            }
+        });
+    }
+
+    async fn hold_alone(&self, directory: u64) -> Result<(), FsError> {
+        let (mut cookie, mut names) = (0, 0);
+        while !self.inner.facts.is_listed(directory) {
+            let read = ReadDir { inode: directory, cookie, entries_max: PAGE, plus: false };
+            let page = match self.inner.region.read(&daemon(), Op::ReadDir(read)).await? {
+                Reply::DirPage(page) => page,
+                other => return Err(unexpected("readdir", &other)),
+            };
+            names += page.entries.len();
+            match page.entries.last() {
+                Some(last) if !page.end && names < NAMES_MAX => cookie = last.cookie,
+                _ if page.end => break,
+                _ => return Ok(()),
+            }
+        }
+        match self.inner.region.read(&daemon(), Op::HoldAlone(HoldAlone { inode: directory })).await? {
+            Reply::Entry(_) => Ok(()),
+            other => Err(unexpected("hold_alone", &other)),
+        }
+    }
+
+    // ---- losses ----
+
+    /// Where an open directory begins to hear of changes that are lost: for [`Self::fsync_open_directory`].
+    pub fn losses(&self) -> u64 {
+        self.inner.session.journal.losses()
+    }
+
+    /// Makes a directory's changes durable. Those that were lost since `seen` are reported, once.
+    pub async fn fsync_open_directory(&self, inode: u64, seen: &AtomicU64) -> Result<(), FsError> {
+        self.told(self.inner.region.patience()).await?;
+        match self.inner.session.journal.loss_in(inode) {
+            Some((when, errno)) if seen.fetch_max(when, Ordering::AcqRel) < when => {
+                Err(FsError::Answered(errno))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits until everything that was made alone is told, or lost.
+    pub(crate) async fn told(&self, patience: Duration) -> Result<(), FsError> {
+        let journal = &self.inner.session.journal;
+        tokio::time::timeout(patience, journal.told()).await.map_err(|_| FsError::Unanswered {
+            what: "telling the region of changes".into(),
+            after: patience,
+            last: self.inner.session.last_error(),
+        })
+    }
+}

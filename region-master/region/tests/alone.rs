@@ -1,0 +1,305 @@
+//! A directory that a session has alone: it changes entries without a word, and tells later. Whoever asks, over a network that reorders and repeats, hears
+//! what was true at some time while he asked.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use mooseng_region::promises::{ChangeId, Fact, Level, Limits, PromiseTable, Recall};
+use mooseng_wire::{InodeId, RequestNumber, SessionId};
+use proptest::prelude::*;
+
+const DIRECTORY: InodeId = InodeId(1);
+const SESSIONS: u64 = 3;
+const NAMES: u8 = 3;
+
+fn entry(n: u8) -> Fact {
+    Fact::Entry(DIRECTORY, Bytes::from(vec![b'a' + n % NAMES]))
+}
+
+/// What an operation on that entry looks at.
+fn looked(n: u8) -> BTreeSet<Fact> {
+    [entry(n), Fact::Inode(DIRECTORY)].into()
+}
+
+#[derive(Debug)]
+enum Message {
+    /// The directory is given, under that number.
+    Alone(u64),
+    Recall(Recall),
+}
+
+#[derive(Debug, Default)]
+struct Client {
+    inbox: Vec<Message>,
+    alone: bool,
+    /// The newest recall of the directory or its inode.
+    recalled: u64,
+    untold: Vec<(u8, u64)>,
+    /// Recalls that are answered once everything is told.
+    owed: Vec<u64>,
+    last: u64,
+}
+
+struct Asked {
+    session: SessionId,
+    name: u8,
+    tick: u64,
+    value: u64,
+    /// How long the history was when it was asked.
+    since: usize,
+}
+
+struct Running {
+    session: SessionId,
+    changes: Vec<(u8, u64)>,
+    id: ChangeId,
+    told: bool,
+}
+
+struct World {
+    table: PromiseTable,
+    version: u64,
+    store: BTreeMap<u8, u64>,
+    /// Values of names in the order in which they became true.
+    history: Vec<(u8, u64)>,
+    clients: BTreeMap<SessionId, Client>,
+    asked: Vec<Asked>,
+    running: Vec<Running>,
+    values: u64,
+}
+
+impl World {
+    fn new() -> Self {
+        let mut table = PromiseTable::new(Limits::default());
+        let clients: BTreeMap<SessionId, Client> =
+            (1..=SESSIONS).map(|id| (SessionId(id), Client::default())).collect();
+        clients.keys().for_each(|id| table.add_session(*id));
+        let history = (0..NAMES).map(|n| (n, 0)).collect();
+        Self {
+            table,
+            version: 1,
+            store: BTreeMap::new(),
+            history,
+            clients,
+            asked: vec![],
+            running: vec![],
+            values: 0,
+        }
+    }
+
+    fn send(&mut self, recalls: Vec<Recall>) {
+        for recall in recalls {
+            self.clients.get_mut(&recall.session).unwrap().inbox.push(Message::Recall(recall));
+        }
+    }
+
+    fn stored(&self, name: u8) -> u64 {
+        self.store.get(&name).copied().unwrap_or(0)
+    }
+
+    fn ask(&mut self, session: SessionId, name: u8) {
+        // A session tells before it asks.
+        if !self.clients[&session].untold.is_empty() || self.running.iter().any(|r| r.session == session) {
+            return;
+        }
+        let (tick, value, since) = (self.table.tick(), self.stored(name), self.history.len());
+        self.asked.push(Asked { session, name, tick, value, since });
+    }
+
+    /// An answer, or a refusal: both rest on what was looked at.
+    fn answer(&mut self, at: usize) {
+        if self.asked.is_empty() {
+            return;
+        }
+        let mut asked = self.asked.remove(at % self.asked.len());
+        let mut recalls = self.table.hidden(asked.session, &looked(asked.name));
+        recalls.extend(self.table.read_blockers(asked.session, &looked(asked.name), false));
+        if !recalls.is_empty() || self.table.given_back_since(asked.tick, &looked(asked.name)) {
+            self.send(recalls);
+            (asked.tick, asked.value) = (self.table.tick(), self.stored(asked.name));
+            self.asked.push(asked);
+            return;
+        }
+        let before = self.history[..asked.since].iter().rev().find(|(name, _)| *name == asked.name);
+        let since = self.history[asked.since..].iter().filter(|(name, _)| *name == asked.name);
+        let true_meanwhile: BTreeSet<u64> =
+            before.into_iter().chain(since).map(|(_, value)| *value).collect();
+        assert!(
+            true_meanwhile.contains(&asked.value),
+            "{} hears {} of {}, and true were {true_meanwhile:?}",
+            asked.session,
+            asked.value,
+            asked.name
+        );
+        for n in looked(asked.name) {
+            self.table.grant(asked.session, &n, Level::Shared, self.version);
+        }
+    }
+
+    fn change(&mut self, session: SessionId, name: u8) {
+        self.values += 1;
+        let value = self.values;
+        // One that was sent before the directory was given comes first.
+        let sent = self.running.iter().any(|r| r.session == session && !r.told);
+        let client = self.clients.get_mut(&session).unwrap();
+        if client.alone && sent {
+            return;
+        }
+        if client.alone {
+            client.untold.push((name, value));
+            self.history.push((name, value));
+        } else if client.untold.is_empty() && !self.running.iter().any(|r| r.session == session) {
+            self.begin(session, vec![(name, value)], false);
+        }
+    }
+
+    fn begin(&mut self, session: SessionId, changes: Vec<(u8, u64)>, told: bool) {
+        let client = self.clients.get_mut(&session).unwrap();
+        client.last += 1;
+        let number = RequestNumber(client.last);
+        let facts = changes.iter().flat_map(|(name, _)| looked(*name)).collect();
+        let (id, recalls) = self.table.begin(session, number, facts);
+        if told {
+            assert!(self.table.is_ready(id), "what is told of waits for nobody: {recalls:?}");
+        }
+        self.send(recalls);
+        self.running.push(Running { session, changes, id, told });
+    }
+
+    fn tell(&mut self, session: SessionId) {
+        let busy = self.running.iter().any(|r| r.session == session);
+        let client = self.clients.get_mut(&session).unwrap();
+        if !busy && !client.untold.is_empty() {
+            let changes = std::mem::take(&mut client.untold);
+            self.begin(session, changes, true);
+        }
+    }
+
+    fn commit(&mut self, at: usize) {
+        if self.running.is_empty() {
+            return;
+        }
+        let at = at % self.running.len();
+        if !self.table.is_ready(self.running[at].id) {
+            return;
+        }
+        let done = self.running.remove(at);
+        self.version += 1;
+        for (name, value) in &done.changes {
+            self.store.insert(*name, *value);
+            if !done.told {
+                self.history.push((*name, *value));
+            }
+        }
+        self.table.end(done.id, Some(self.version));
+        let last = self.clients[&done.session].last;
+        self.table.settle(done.session, RequestNumber(last + 1));
+    }
+
+    fn deliver(&mut self, session: SessionId, at: usize, repeat: bool) {
+        let client = self.clients.get_mut(&session).unwrap();
+        if client.inbox.is_empty() {
+            return;
+        }
+        let at = at % client.inbox.len();
+        match client.inbox.swap_remove(at) {
+            Message::Alone(number) => client.alone |= number > client.recalled,
+            Message::Recall(recall) => {
+                if !matches!(recall.fact, Fact::Entry(..)) {
+                    client.recalled = client.recalled.max(recall.number);
+                    client.alone = false;
+                }
+                client.owed.push(recall.number);
+                if repeat {
+                    client.inbox.push(Message::Recall(recall));
+                }
+            }
+        }
+    }
+
+    fn acknowledge(&mut self, session: SessionId) {
+        let told = !self.running.iter().any(|r| r.session == session && r.told);
+        let client = self.clients.get_mut(&session).unwrap();
+        if told && client.untold.is_empty() {
+            for number in std::mem::take(&mut client.owed) {
+                self.table.acknowledge(session, number);
+            }
+        }
+    }
+
+    fn step(&mut self, (what, who, which): (u8, u8, u8)) {
+        let session = SessionId(u64::from(who) % SESSIONS + 1);
+        let (at, name) = (usize::from(which), which % NAMES);
+        match what % 12 {
+            0 | 1 => self.ask(session, name),
+            2 => self.answer(at),
+            3 | 4 => self.change(session, name),
+            5 => {
+                let busy = self.running.iter().any(|r| r.session == session);
+                if !busy && self.table.grant_alone(session, DIRECTORY, self.version) {
+                    let number = self.table.next_number(session).unwrap();
+                    self.clients.get_mut(&session).unwrap().inbox.push(Message::Alone(number));
+                }
+            }
+            6 => self.tell(session),
+            7 | 8 => self.commit(at),
+            9 | 10 => self.deliver(session, at, which % 5 == 0),
+            _ => self.acknowledge(session),
+        }
+    }
+
+    fn settle(&mut self) {
+        for round in 0..200 {
+            let all: Vec<Recall> =
+                self.table.debtors().into_iter().flat_map(|id| self.table.unanswered(id)).collect();
+            self.send(all);
+            for session in (1..=SESSIONS).map(SessionId) {
+                while !self.clients[&session].inbox.is_empty() {
+                    self.deliver(session, 0, false);
+                }
+                self.tell(session);
+                self.commit(round);
+                self.acknowledge(session);
+                self.answer(round);
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(3000))]
+
+    #[test]
+    fn whoever_asks_hears_what_was_changed_alone(steps in prop::collection::vec(any::<(u8, u8, u8)>(), 0..300)) {
+        let mut world = World::new();
+        steps.into_iter().for_each(|step| world.step(step));
+        world.settle();
+        prop_assert!(world.asked.is_empty() && world.running.is_empty(), "somebody waits for ever");
+    }
+}
+
+#[test]
+fn a_directory_is_given_to_one_that_takes_it_from_nobody() {
+    let mut table = PromiseTable::new(Limits::default());
+    let (a, b) = (SessionId(1), SessionId(2));
+    table.add_session(a);
+    table.add_session(b);
+    assert!(table.grant(b, &entry(0), Level::Shared, 1));
+    assert!(!table.grant_alone(a, DIRECTORY, 1), "somebody is promised an entry");
+    let (change, recalls) = table.begin(a, RequestNumber(1), [entry(0)].into());
+    table.acknowledge(b, recalls[0].number);
+    table.end(change, Some(2));
+    assert!(table.grant_alone(a, DIRECTORY, 2));
+    for fact in [entry(1), Fact::Directory(DIRECTORY), Fact::Inode(DIRECTORY)] {
+        assert!(!table.grant(b, &fact, Level::Shared, 2), "{fact:?}");
+    }
+    assert!(!table.reclaim_alone(b, DIRECTORY));
+    // A change of one entry takes the whole.
+    let (_, recalls) = table.begin(b, RequestNumber(1), [entry(2)].into());
+    assert_eq!(
+        recalls.iter().map(|r| (&r.fact, r.keep)).collect::<Vec<_>>(),
+        [(&Fact::Directory(DIRECTORY), None)]
+    );
+}
