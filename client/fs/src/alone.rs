@@ -153,6 +153,7 @@ fn made(
         mtime_ns: now,
         ctime_ns: now,
         no_xattrs: true,
+        no_acls: true,
         quota: directory.quota,
         ..Attr::default()
     }
@@ -242,7 +243,8 @@ impl FileSystem {
         let attempt = |alone: &mut Alone<'_>, now: i64| {
             let Some(directory) = alone.directory(parent) else { return Tried::Usual };
             let Some(now) = after(now, &directory) else { return Tried::Usual };
-            if directory.nlink == 0 || alone.names(parent) >= NAMES_MAX {
+            // What a directory's access control list hands down the region knows.
+            if directory.nlink == 0 || !directory.no_acls || alone.names(parent) >= NAMES_MAX {
                 return Tried::Usual;
             }
             if alone.named(parent, &name).is_some() {

@@ -43,7 +43,8 @@ impl State {
             ctime_ns: now,
             ..Attr::default()
         };
-        let attr = Attr { no_xattrs: true, ..attr };
+        let no_acls = kind == FileKind::Directory;
+        let attr = Attr { no_xattrs: true, no_acls, ..attr };
         self.nodes.insert(inode, Node { attr, ..Node::default() });
         Ok(inode)
     }
