@@ -166,7 +166,8 @@ pub fn volume_of(request: &FsRequest) -> VolumeId {
         Op::SealChunk(r) => r.chunk,
         Op::Tell(r) => {
             let first = r.changes.first().and_then(|change| change.request.as_ref());
-            return first.map_or(VolumeId(0), |first| if is_told(first) { volume_of(first) } else { VolumeId(0) });
+            return first
+                .map_or(VolumeId(0), |first| if is_told(first) { volume_of(first) } else { VolumeId(0) });
         }
         Op::Reap(r) => r.inodes.first().copied().unwrap_or(0),
     };

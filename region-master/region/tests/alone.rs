@@ -124,7 +124,8 @@ impl World {
         }
         let before = self.history[..asked.since].iter().rev().find(|(name, _)| *name == asked.name);
         let since = self.history[asked.since..].iter().filter(|(name, _)| *name == asked.name);
-        let true_meanwhile: BTreeSet<u64> = before.into_iter().chain(since).map(|(_, value)| *value).collect();
+        let true_meanwhile: BTreeSet<u64> =
+            before.into_iter().chain(since).map(|(_, value)| *value).collect();
         assert!(
             true_meanwhile.contains(&asked.value),
             "{} hears {} of {}, and true were {true_meanwhile:?}",

@@ -11,9 +11,7 @@ use mooseng_transport::{Peer, call_error};
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
-use mooseng_wire::fs::{
-    AllocateChunk, FsReply, FsRequest, GetAttr, ReserveInodes, ReservedInodes, Tell,
-};
+use mooseng_wire::fs::{AllocateChunk, FsReply, FsRequest, GetAttr, ReserveInodes, ReservedInodes, Tell};
 use mooseng_wire::session::{Request, Response};
 use mooseng_wire::{
     CHUNK_BYTES_MAX, ChunkId, Identity, Incarnation, InodeId, ROOT_INODE, RequestNumber, SessionId, VolumeId,
@@ -285,9 +283,7 @@ fn reserve_inodes(master: &Master, reserve: &ReserveInodes) -> Result<ReservedIn
 fn check_told(master: &Master, tell: &Tell) -> Result<(), CallError> {
     let mut made = tell.changes.iter().map(|change| change.inode).filter(|inode| *inode != 0);
     let given = master.desk(|desk| {
-        made.all(|inode| {
-            InodeId(inode).volume() == VolumeId(0) && desk.ids.was_given(IdKind::Inode, inode)
-        })
+        made.all(|inode| InodeId(inode).volume() == VolumeId(0) && desk.ids.was_given(IdKind::Inode, inode))
     });
     let refusal = || {
         let message = "the session tells of an inode under an id that wasn't reserved for anybody";

@@ -68,7 +68,8 @@ impl IdPool {
 
     /// Whether somebody may have been given that id: it was reserved, and isn't left over.
     pub fn was_given(&self, kind: IdKind, id: u64) -> bool {
-        let left = self.ranges.get(&(kind as u8)).is_some_and(|ranges| ranges.iter().any(|r| r.contains(&id)));
+        let left =
+            self.ranges.get(&(kind as u8)).is_some_and(|ranges| ranges.iter().any(|r| r.contains(&id)));
         !left && self.ends.get(&(kind as u8)).is_some_and(|end| id < *end)
     }
 

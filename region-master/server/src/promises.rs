@@ -243,7 +243,10 @@ fn rests_on(request: &FsRequest, looked: BTreeSet<Fact>) -> BTreeSet<Fact> {
     match &request.op {
         Some(Op::ReadDir(r)) => {
             let directory = InodeId(r.inode);
-            looked.into_iter().filter(|f| *f == Fact::Directory(directory) || *f == Fact::Inode(directory)).collect()
+            looked
+                .into_iter()
+                .filter(|f| *f == Fact::Directory(directory) || *f == Fact::Inode(directory))
+                .collect()
         }
         _ => looked,
     }
@@ -539,9 +542,9 @@ impl Gate for ChangeGate {
             let woken = self.master.recalls_answered.notified();
             tokio::pin!(woken);
             woken.as_mut().enable();
-            let answered = self.master.desk(|desk| {
-                (desk.custody == Some(self.term)).then(|| desk.promises.answered(&recalls))
-            });
+            let answered = self
+                .master
+                .desk(|desk| (desk.custody == Some(self.term)).then(|| desk.promises.answered(&recalls)));
             match answered {
                 None => return Admission::Deposed,
                 Some(true) => return Admission::Again,

@@ -84,7 +84,8 @@ async fn a_tree_is_told_at_once_and_each_change_sees_those_before() {
     assert_eq!(replies[5], Reply::Done(Done {}));
     // Told again, under the same number: nothing is done twice.
     assert_eq!(tell(&volume, &client, 1, changes).await, replies);
-    let Reply::DirPage(page) = client.ask(Op::ReadDir(ReadDir { inode: 1000, ..ReadDir::default() })).await else {
+    let Reply::DirPage(page) = client.ask(Op::ReadDir(ReadDir { inode: 1000, ..ReadDir::default() })).await
+    else {
         panic!("the directory can't be listed")
     };
     let listed: Vec<(Bytes, u64)> = page.entries.into_iter().map(|entry| (entry.name, entry.inode)).collect();
