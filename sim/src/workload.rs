@@ -349,7 +349,8 @@ pub async fn client(number: u8, seed: u64, host: Host, watch: Watch, shared: Sha
         zone: "z1".into(),
         host: format!("client{number}"),
         retry_timeout: RETRY,
-        delegate: true,
+        // Off until an inode that was made alone can be asked for by its number (docs/not-built.md).
+        delegate: false,
         connect_timeout: Duration::from_secs(120),
         ..ClientConfig::default()
     };
