@@ -168,7 +168,9 @@ async fn a_mount_sees_its_subtree_and_does_what_its_rule_allows() {
         ..Default::default()
     };
     assert_eq!(errno(&guest.change(Op::SetXattr(set.clone())).await.unwrap()), EPERM);
-    close(&guest).await;
+    for client in [&guest, &web_1, &reader] {
+        close(client).await;
+    }
     let admin = cluster.client("root-host").await;
     admin.open(&[]).await.unwrap();
     assert_eq!(errno(&admin.change(Op::SetXattr(set)).await.unwrap()), 0);
