@@ -303,8 +303,14 @@ impl State {
             clock: 1_700_000_000_000_000_000,
             ..State::default()
         };
-        let attr =
-            Attr { inode: 1, kind: FileKind::Directory.into(), mode: 0o755, nlink: 2, ..Attr::default() };
+        let attr = Attr {
+            inode: 1,
+            kind: FileKind::Directory.into(),
+            mode: 0o755,
+            nlink: 2,
+            no_acls: true,
+            ..Attr::default()
+        };
         state.nodes.insert(1, Node { attr, ..Node::default() });
         state
     }

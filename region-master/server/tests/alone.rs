@@ -1,0 +1,110 @@
+//! Directories that a session has alone, and what it tells of them, as clients of a master meet them.
+#![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
+
+mod common;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::Cluster;
+use mooseng_ports::clock::OsClock;
+use mooseng_wire::fact::Fact;
+use mooseng_wire::fs::fs_reply::Reply;
+use mooseng_wire::fs::fs_request::Op;
+use mooseng_wire::fs::{
+    Caller, Create, FsRequest, HoldAlone, Lookup, Mkdir, ReserveInodes, Rmdir, Tell, Unlink, Untold,
+};
+use mooseng_wire::method::Method;
+use mooseng_wire::session::{AnswerRecalls, RecallsAnswered, Response};
+use mooseng_wire::{InodeId, ROOT_INODE};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+fn untold(op: Op, inode: u64) -> Untold {
+    let caller = Some(Caller { kernel_checked: true, ..Caller::default() });
+    Untold { request: Some(FsRequest { caller, op: Some(op) }), inode, at_ns: 5, open: false }
+}
+
+fn create(parent: u64, name: &str) -> Op {
+    let name = name.to_owned().into();
+    Op::Create(Create { parent, name, mode: 0o644, exclusive: true, truncate: false })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_session_has_alone_others_hear_of_once_it_is_told() {
+    let cluster = Cluster::start(1, Arc::new(OsClock)).await;
+    let (ours, other) = (cluster.client("ours").await, cluster.client("other").await);
+    let opened = ours.open(&[]).await.unwrap();
+    assert!(opened.alone, "the master says that it knows of this");
+    other.open(&[]).await.unwrap();
+    let mkdir = Op::Mkdir(Mkdir { parent: ROOT_INODE.0, name: "d".into(), mode: 0o755 });
+    let directory = match ours.change_as(1, mkdir).await.unwrap() {
+        Reply::Entry(made) => made.attr.unwrap().inode,
+        other => panic!("not made: {other:?}"),
+    };
+    let hold = ours.request(0, Op::HoldAlone(HoldAlone { inode: directory })).await;
+    let held: Response = ours.link().request(Method::FsRead, &hold, PATIENCE).await.unwrap();
+    let granted: Vec<Fact> = held
+        .granted
+        .iter()
+        .filter(|granted| granted.exclusive)
+        .filter_map(|granted| Fact::from_message(granted.fact.as_ref()?))
+        .collect();
+    for fact in [Fact::Inode(InodeId(directory)), Fact::Directory(InodeId(directory))] {
+        assert!(granted.contains(&fact), "{granted:?}");
+    }
+    let first = match ours.read(Op::ReserveInodes(ReserveInodes { count: 10 })).await.unwrap() {
+        Reply::ReservedInodes(ids) => ids.first,
+        other => panic!("not reserved: {other:?}"),
+    };
+    // An id that nobody was given.
+    let beyond = Tell { changes: vec![untold(create(directory, "x"), first + 1_000_000)] };
+    assert!(ours.change_as(2, Op::Tell(beyond)).await.is_err());
+
+    // Others' answers and refusals wait for the session.
+    let look = Op::Lookup(Lookup { parent: directory, name: "f".into() });
+    let unlink = Op::Unlink(Unlink { parent: directory, name: "f".into() });
+    let rmdir = Op::Rmdir(Rmdir { parent: ROOT_INODE.0, name: "d".into() });
+    let asks = async {
+        let (found, removed, again) = tokio::join!(
+            other.read(look.clone()),
+            other.change_as(1, rmdir.clone()),
+            other.read(look.clone())
+        );
+        (found, removed, again, other.change_as(2, unlink).await)
+    };
+    let tells = async {
+        let mut notices = ours.link().notices();
+        let changes = vec![untold(create(directory, "f"), first), untold(create(directory, "g"), first + 1)];
+        let mut told = false;
+        loop {
+            let (_, body) = notices.recv().await.unwrap();
+            let notice = <mooseng_wire::session::Notice as prost::Message>::decode(body).unwrap();
+            if !told {
+                let reply = ours.change_as(3, Op::Tell(Tell { changes: changes.clone() })).await.unwrap();
+                assert!(matches!(&reply, Reply::Told(told) if told.replies.len() == 2), "{reply:?}");
+                told = true;
+            }
+            let session = ours.session().await;
+            let answer = AnswerRecalls {
+                session: session.session,
+                incarnation: session.incarnation,
+                custody_epoch: notice.custody_epoch,
+                numbers: notice.recalls.iter().map(|recall| recall.number).collect(),
+                oldest_unanswered: 4,
+                ..AnswerRecalls::default()
+            };
+            let _: RecallsAnswered =
+                ours.link().request(Method::AnswerRecalls, &answer, PATIENCE).await.unwrap();
+        }
+    };
+    let (found, removed, again, unlinked) = tokio::select! {
+        asked = asks => asked,
+        () = tells => unreachable!("it answers for ever"),
+    };
+    for found in [found.unwrap(), again.unwrap()] {
+        assert!(matches!(&found, Reply::Entry(e) if e.attr.unwrap().inode == first), "{found:?}");
+    }
+    assert_eq!(removed.unwrap(), Reply::Errno(39), "it isn't empty");
+    assert_eq!(unlinked.unwrap(), Reply::Done(mooseng_wire::fs::Done {}));
+}
