@@ -19,6 +19,8 @@ use tokio::sync::watch;
 
 /// How long a flush takes in the simulation, in microseconds, at most: it has no thread where one could last.
 const SIMULATED_MAX_US: u64 = 3_000;
+/// One of so many flushes there takes up to so many times as long, as on disks with other work.
+const SIMULATED_STALLS: (u32, u64) = (16, 40);
 
 /// The flushes of a log; clones share them.
 #[derive(Clone)]
@@ -43,8 +45,9 @@ impl Flushing {
             Blocking::Pool => self.lane.post(move || own.flush()),
             Blocking::Inline => {
                 tokio::spawn(async move {
-                    let lasts = Duration::from_micros(rand::random_range(0..SIMULATED_MAX_US));
-                    tokio::time::sleep(lasts).await;
+                    let (one_of, longer) = SIMULATED_STALLS;
+                    let most = SIMULATED_MAX_US * if rand::random_ratio(1, one_of) { longer } else { 1 };
+                    tokio::time::sleep(Duration::from_micros(rand::random_range(0..most))).await;
                     own.flush();
                 });
             }

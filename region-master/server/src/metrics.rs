@@ -53,6 +53,10 @@ pub const NAMES: &[Name] = &[
     QUOTAS,
     QUOTA_REFUSALS,
     ESCROW_BYTES,
+    STAGED_BYTES,
+    DESTAGED_BYTES,
+    DESTAGED_CHUNKS,
+    DESTAGES_FAILED,
 ];
 
 const REQUESTS: Name = Name("mooseng_master_requests", "Requests on framed streams, by method");
