@@ -15,7 +15,7 @@ fn access_control_lists_are_as_on_a_local_disk() {
 /// Users and groups of the tests; nobody of them has an account.
 const PRELUDE: &str = "as() { who=$1; shift; setpriv --reuid ${who%%:*} --regid ${who#*:} ${GROUPS_OF:---clear-groups} \"$@\"; }
 may() { for how in r w x; do as $1 test -$how $2 2>/dev/null && printf $how || printf -- -; done; echo \" $1 $2\"; }
-lists() { getfacl -ncRp . | grep -v '^$'; find . | sort | xargs stat -c '%A %u %g %n'; }
+lists() { find . ! -type l | sort | xargs getfacl -np | grep -v '^$'; find . | sort | xargs stat -c '%A %u %g %n'; }
 ";
 
 fn run() -> Result<()> {
