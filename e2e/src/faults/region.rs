@@ -70,6 +70,8 @@ impl Region {
             moved.push((process.address.clone(), region.network.address(&process.name)?));
         }
         for process in file.processes {
+            // What it logs from now on is of one history.
+            std::fs::remove_file(region.log(&process.name)).or_else(absent)?;
             let root = region.cluster.scratch().join("disks").join(&process.name);
             let objects = region.cluster.scratch().join("objects").join(&process.name);
             let disk = LossyDisk::mount(&objects, &root)?;
@@ -473,4 +475,9 @@ fn tail(path: &Path) -> String {
 fn number_in(line: &str, key: &str) -> Option<u64> {
     let digits: String = line.split(key).nth(1)?.chars().take_while(char::is_ascii_digit).collect();
     digits.parse().ok()
+}
+
+/// A file that isn't there needn't be removed.
+fn absent(error: std::io::Error) -> std::io::Result<()> {
+    if error.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
 }
