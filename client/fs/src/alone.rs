@@ -9,6 +9,8 @@
 //! Each fact that such a change touches is promised exclusively to this session. Nothing is judged here that the region would judge otherwise: what isn't
 //! certain goes the usual way.
 
+#![allow(clippy::result_large_err, reason = "what it calls an error is the other outcome, and is moved once")]
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};

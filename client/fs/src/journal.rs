@@ -6,6 +6,8 @@
 //! One order for all of it: what is sent the usual way comes after everything that was pushed before, as far as it may matter to it
 //! ([`Journal::enter_owned`]), and what is made alone waits for what was sent the usual way about the same inodes.
 
+#![allow(clippy::result_large_err, reason = "what it calls an error is the other outcome, and is moved once")]
+
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};

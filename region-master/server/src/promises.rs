@@ -666,10 +666,9 @@ fn grant_told(
             Some(Reply::Entry(made))
                 if made.attr.as_ref().is_some_and(|attr| attr.kind() == FileKind::Directory) =>
             {
-                if promises.grant_alone(id, inode, version) {
-                    grant(Fact::Inode(inode));
-                    grant(Fact::Directory(inode));
-                }
+                let both = promises.grant_alone(id, inode, version);
+                let facts = both.then_some([Fact::Inode(inode), Fact::Directory(inode)]);
+                facts.into_iter().flatten().for_each(&mut grant);
             }
             Some(Reply::Entry(_) | Reply::Created(_)) => {
                 let fact = Fact::Inode(inode);
