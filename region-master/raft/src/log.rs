@@ -76,10 +76,10 @@ fn decode(entry: wal::Entry) -> Result<RaftEntry, StorageError<u64>> {
 impl Log {
     /// Writes, and waits for room where there is none. Waiting stops this member's heartbeats and answers, so that a leader with a full
     /// disk makes way for another one.
-    async fn write<T: Send + 'static>(
+    async fn write(
         &self,
-        f: impl Fn(&wal::Wal) -> Result<T, wal::WalError> + Send + Sync + 'static,
-    ) -> Result<T, wal::WalError> {
+        f: impl Fn(&wal::Wal) -> Result<(), wal::WalError> + Send + Sync + 'static,
+    ) -> Result<(), wal::WalError> {
         let f = Arc::new(f);
         loop {
             let (wal, f) = (self.wal.clone(), f.clone());

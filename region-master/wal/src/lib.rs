@@ -9,8 +9,8 @@
 //! - [`Wal`]: the log.
 //!
 //! Invariants. A frame is written only after every earlier frame was flushed, or says up to where they were: so a damaged frame with a valid
-//! one behind it that vouches for it is corruption, which is an error and never skipped; any other damaged frame, with all behind it, was never
-//! flushed, and is cut off. Entries that are appended early are for who looks at [`Wal::flushed`] before anything is made of them. A failed
+//! one behind it that vouches for it is corruption, which is an error and never skipped; any other damaged frame can't be told from one that was never
+//! flushed, and is cut off with all behind it. Entries that are appended early are for who looks at [`Wal::flushed`] before anything is made of them. A failed
 //! flush poisons the log: what the disk has is unknown until the process starts again and reads it (FAILURES 5).
 
 pub mod frame;
