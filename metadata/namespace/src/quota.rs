@@ -5,6 +5,14 @@
 //!                                                  queue empty --> enforced
 //!   clear --> clearing: the same way back          queue empty --> no quota
 //! ```
+//! Several of these walks may pass one directory: a quota is set below one that is being cleared, say. Whoever gives a directory another mark, a walk or
+//! a rename, queues it with both quotas (`queue_for_both`). So each list knows of all that its own quota waits for, whoever marked it:
+//! - *counting or enforced*: a directory with this mark is in the list while an entry of it may lack the mark. New entries have it.
+//! - *clearing*: a directory without this mark is in the list while an entry of it may have it.
+//!
+//! With an empty list there is nothing more of that, and a quota ends whatever other walks do: no walk waits for another. Each comes to an end, as
+//! a mark is given only to what hasn't got that of the directory above: each of these settings goes once down the tree.
+//!
 //! Whoever commits a change compares its charges ([`Touched::charges`]) with the limits first: operations themselves don't.
 
 use bytes::Bytes;
@@ -199,7 +207,7 @@ pub async fn set<T: Transaction>(
             return Ok(Err(Refused::Around(other)));
         }
     }
-    mark(tx, touched, directory, directory, &mut record, id);
+    mark(tx, touched, directory, &mut record, id);
     tx.set(&key, &QuotaRecord { state: State::Counting.into(), ..fresh }.to_value());
     Ok(Ok(()))
 }
@@ -219,13 +227,32 @@ pub async fn clear<T: Transaction>(
         && let Some(mut directory) = load(tx, InodeId(id)).await?
     {
         if record.state() != State::Clearing {
-            mark(tx, touched, InodeId(id), InodeId(id), &mut directory, 0);
+            let around = around(tx, &directory).await?;
+            mark(tx, touched, InodeId(id), &mut directory, around.map_or(0, |(quota, _)| quota));
+            if let Some((quota, record)) = around
+                && record.state() == State::Enforced
+            {
+                let record = QuotaRecord { state: State::Counting.into(), ..record };
+                tx.set(&quota::key(volume, Account::Directory(quota)), &record.to_value());
+            }
             tx.set(&key, &QuotaRecord { state: State::Clearing.into(), ..record }.to_value());
         }
     } else {
         tx.clear(&key);
     }
     Ok(Ok(()))
+}
+
+/// The quota of the tree in which a directory lies that had one itself: it got there while that one was being counted.
+async fn around<T: Transaction>(
+    tx: &T,
+    directory: &InodeRecord,
+) -> Result<Option<(u64, QuotaRecord)>, OpError> {
+    let Some(link) = directory.links.first().filter(|_| !directory.orphan) else { return Ok(None) };
+    let parent = InodeId(link.parent);
+    let Some(InodeRecord { quota, .. }) = load(tx, parent).await? else { return Ok(None) };
+    let found = find(tx, parent.volume(), Account::Directory(quota), Read::Conflicting).await?;
+    Ok(found.map(|record| (quota, record)))
 }
 
 async fn load<T: Transaction>(tx: &T, id: InodeId) -> Result<Option<InodeRecord>, OpError> {
@@ -247,28 +274,23 @@ async fn lies_below<T: Transaction>(tx: &T, below: InodeId, directory: InodeId) 
 }
 
 /// Has an inode count for another directory quota. The caller's transaction has read it.
-fn mark<T: Transaction>(
-    tx: &T,
-    touched: &Touched,
-    quota: InodeId,
-    id: InodeId,
-    record: &mut InodeRecord,
-    to: u64,
-) {
+fn mark<T: Transaction>(tx: &T, touched: &Touched, id: InodeId, record: &mut InodeRecord, to: u64) {
     touched.counts(id, Charge::of(record));
-    record.quota = to;
+    let from = std::mem::replace(&mut record.quota, to);
     add(tx, id, &touched.recount(id, Some(Charge::of(record))));
     touched.forgive();
     touched.note(Fact::Inode(id));
     tx.set(&inode::key(id), &record.to_value());
     if is_directory(record.kind) {
-        queue(tx, quota, id);
+        queue_for_both(tx, from, to, id);
     }
 }
 
-/// The entries of a directory are to be looked at from the first on.
-pub(crate) fn queue<T: Transaction>(tx: &T, quota: InodeId, directory: InodeId) {
-    tx.set(&quota::work_key(quota, directory), &WorkRecord::default().to_value());
+/// A directory got another mark, from one quota's to another's: its entries are to be looked at from the first on, for both. 0 is none.
+pub(crate) fn queue_for_both<T: Transaction>(tx: &T, from: u64, to: u64, directory: InodeId) {
+    for quota in [from, to].into_iter().filter(|quota| *quota != 0) {
+        tx.set(&quota::work_key(InodeId(quota), directory), &WorkRecord::default().to_value());
+    }
 }
 
 /// What a step of counting came to.
@@ -330,7 +352,7 @@ pub async fn step<T: Transaction>(
         let here = record.links.iter().any(|link| link.parent == directory.0)
             || (!is_directory(record.kind) && !record.orphan);
         if here && record.quota != to && record.quota != id.0 && !is_anothers(tx, id, &record).await? {
-            mark(tx, touched, directory_quota, id, &mut record, to);
+            mark(tx, touched, id, &mut record, to);
         }
     }
     match entries.more {
@@ -340,8 +362,12 @@ pub async fn step<T: Transaction>(
     Ok(Step::More)
 }
 
-/// Whether a file with several names counts for the quota of another one of them. It counts for one.
-async fn is_anothers<T: Transaction>(tx: &T, id: InodeId, record: &InodeRecord) -> Result<bool, OpError> {
+/// Whether a file with several names counts for the quota of another one of them. It counts for one, and stays there while it has several.
+pub(crate) async fn is_anothers<T: Transaction>(
+    tx: &T,
+    id: InodeId,
+    record: &InodeRecord,
+) -> Result<bool, OpError> {
     if record.nlink < 2 || record.quota == 0 || is_directory(record.kind) {
         return Ok(false);
     }

@@ -324,6 +324,19 @@ impl<T: Transaction> View<'_, T> {
                 self.tx.set(&orphan::key(id), &orphan.to_value());
             }
         }
+        // Of several names it counted for one quota, maybe not for that of the name that is left. What is there is there.
+        if record.nlink == 1 && !record.orphan {
+            let left = self.links(id, record, 1).await?;
+            if let Some(left) = left.first()
+                && let Some(InodeRecord { quota, .. }) = self.inode_if(InodeId(left.parent)).await?
+                && quota != record.quota
+            {
+                record.quota = quota;
+                self.put_inode(id, record);
+                self.touched.forgive();
+                return Ok(());
+            }
+        }
         self.put_inode(id, record);
         Ok(())
     }

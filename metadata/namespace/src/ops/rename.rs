@@ -63,8 +63,7 @@ pub async fn rename<T: Transaction>(view: &View<'_, T>, r: &Rename) -> Result<()
     let Slot { found: Some(found), .. } = new_slot else {
         let cookie = new_slot.free.ok_or(Errno::ENOSPC)?;
         may_leave(view, &source, from != to)?;
-        move_entry(view, r, source, cookie, quota);
-        return Ok(());
+        return move_entry(view, r, source, cookie, quota).await;
     };
     // Both names are of one inode (or are one name): POSIX has it that nothing happens.
     if found.inode == source.found.inode {
@@ -115,13 +114,13 @@ fn subdirectories(kind: u32) -> i64 {
 }
 
 /// Moves the source to a free place.
-fn move_entry<T: Transaction>(
+async fn move_entry<T: Transaction>(
     view: &View<'_, T>,
     r: &Rename,
     source: Side,
     cookie: mooseng_schema::dirent::Cookie,
     quota: u64,
-) {
+) -> Result<(), OpError> {
     let Side { parent, found, mut record, .. } = source;
     let to = InodeId(r.new_parent);
     view.clear_entry(parent, found.cookie, &r.name);
@@ -133,30 +132,34 @@ fn move_entry<T: Transaction>(
         view.count_entries(parent, -1, -directory);
         view.count_entries(to, 1, directory);
     }
-    relink(view, &found, &mut record, (parent, &r.name), (to, &r.new_name), quota);
+    relink(view, &found, &mut record, (parent, &r.name), (to, &r.new_name), quota).await
 }
 
 /// Records an inode's new name.
-fn relink<T: Transaction>(
+async fn relink<T: Transaction>(
     view: &View<'_, T>,
     found: &Found,
     record: &mut InodeRecord,
     (from, name): (InodeId, &bytes::Bytes),
     (to, new_name): (InodeId, &bytes::Bytes),
     quota: u64,
-) {
-    // Not yet, or still, marked: what is looked at one by one mustn't be moved out of the way. A quota's directory keeps its own.
-    if record.quota != quota && record.quota != found.inode.0 {
-        let counted = if quota == 0 { record.quota } else { quota };
-        record.quota = quota;
+) -> Result<(), OpError> {
+    // Not yet, or still, marked: what is looked at one by one mustn't be moved out of the way. A quota's directory keeps its own, and a file with
+    // a name in another quota's tree that of it.
+    if record.quota != quota
+        && record.quota != found.inode.0
+        && !quota::is_anothers(view.tx, found.inode, record).await?
+    {
+        let from = std::mem::replace(&mut record.quota, quota);
         if is_directory(record.kind) {
-            quota::queue(view.tx, InodeId(counted), found.inode);
+            quota::queue_for_both(view.tx, from, quota, found.inode);
         }
     }
     view.remove_link(found.inode, record, from, name);
     view.add_link(found.inode, record, to, new_name);
     record.ctime_ns = view.ctx.now_ns;
     view.put_inode(found.inode, record);
+    Ok(())
 }
 
 /// Moves the source over the target, which loses that name.
@@ -181,8 +184,7 @@ async fn replace<T: Transaction>(
     view.count_entries(to, -1, -subdirectories(victim_record.kind));
     // The name keeps its place, and a reader of the directory its position.
     let quota = source.directory.quota;
-    move_entry(view, r, source, victim.cookie, quota);
-    Ok(())
+    move_entry(view, r, source, victim.cookie, quota).await
 }
 
 /// Swaps two entries.
@@ -210,7 +212,6 @@ async fn exchange<T: Transaction>(
     } else {
         view.count_entries(from, 0, 0);
     }
-    relink(view, &found, &mut record, (from, &r.name), (to, &r.new_name), quota);
-    relink(view, &other, &mut other_record, (to, &r.new_name), (from, &r.name), quota);
-    Ok(())
+    relink(view, &found, &mut record, (from, &r.name), (to, &r.new_name), quota).await?;
+    relink(view, &other, &mut other_record, (to, &r.new_name), (from, &r.name), quota).await
 }

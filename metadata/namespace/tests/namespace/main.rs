@@ -12,6 +12,7 @@ mod locks;
 mod model;
 mod model_acl;
 mod outcomes;
+mod quotas;
 mod random;
 mod recount;
 mod rename;

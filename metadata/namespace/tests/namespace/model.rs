@@ -73,18 +73,21 @@ pub struct Node {
     pub quota: u64,
     /// Bytes that count for nobody since it went to the trash.
     pub let_off: Option<i64>,
-    /// It had several names once.
-    pub linked: bool,
     /// Access control lists.
     pub access: Option<Vec<model_acl::Entry>>,
     pub default: Option<Vec<model_acl::Entry>>,
 }
 
+#[derive(Default)]
 pub struct Model {
     pub nodes: BTreeMap<u64, Node>,
     pub retention_s: i64,
     /// Bytes and inodes that accounts may have at most.
     pub limits: BTreeMap<Account, (i64, i64)>,
+    /// Directories with quotas that aren't being cleared.
+    pub quotas: BTreeSet<u64>,
+    /// What counted before the operation, for whom there is a limit.
+    before: BTreeMap<Account, Usage>,
 }
 
 const DIR: i32 = FileKind::Directory as i32;
@@ -171,7 +174,7 @@ fn dots(name: &[u8]) -> bool {
 impl Model {
     pub fn new() -> Self {
         let root = Node { kind: DIR, mode: 0o755, times: [1; 3], parent: 1, ..Default::default() };
-        Self { nodes: BTreeMap::from([(1, root)]), retention_s: 0, limits: BTreeMap::new() }
+        Self { nodes: BTreeMap::from([(1, root)]), ..Self::default() }
     }
 
     pub fn attr(&self, id: u64) -> Attr {
@@ -231,16 +234,19 @@ impl Model {
         })
     }
 
+    fn usages(&self) -> BTreeMap<Account, Usage> {
+        self.limits.keys().map(|account| (*account, self.usage(*account))).collect()
+    }
+
     /// [`Self::apply`], within the limits.
     pub fn apply_within(&mut self, at: &At<'_>, op: &Op) -> Answer {
         if self.limits.is_empty() {
             return self.apply(at, op);
         }
-        let before: BTreeMap<Account, Usage> =
-            self.limits.keys().map(|account| (*account, self.usage(*account))).collect();
+        self.before = self.usages();
         let nodes = self.nodes.clone();
         let answer = self.apply(at, op);
-        if answer.is_ok() && self.grew_too_much(&before) {
+        if answer.is_ok() && self.grew_too_much(&self.before) {
             self.nodes = nodes;
             return Err(EDQUOT);
         }
@@ -550,7 +556,6 @@ impl Model {
         }
         let node = self.node_mut(r.inode);
         node.names += 1;
-        node.linked = true;
         node.times[2] = at.now;
         self.node_mut(r.new_parent).entries.insert(r.new_name.to_vec(), r.inode);
         self.touch_dir(r.new_parent, at.now);
@@ -573,6 +578,24 @@ impl Model {
             node.let_off = (node.kind == FILE && retention_ns > 0).then(|| node.bytes());
             node.trash_until = (node.kind == FILE && retention_ns > 0).then_some(now + retention_ns);
             node.orphan = node.trash_until.is_none() || node.content.is_empty();
+        } else if node.names == 1 {
+            let is_left = |(at, n): (&u64, &Node)| {
+                let names = || n.entries.iter().filter(|(_, inode)| **inode == id);
+                n.is_living_directory() && names().any(|(other, _)| (*at, &other[..]) != (parent, name))
+            };
+            let left = self.nodes.iter().find(|(at, n)| is_left((at, n))).map(|(_, n)| n.quota);
+            self.node_mut(id).quota = left.unwrap();
+            // What is there is there.
+            self.before = self.usages();
+        }
+    }
+
+    /// A name was moved in a tree that counts for a quota.
+    fn recount(&mut self, id: u64, quota: u64) {
+        let node = &self.nodes[&id];
+        let anothers = node.kind != DIR && node.names > 1 && self.quotas.contains(&node.quota);
+        if node.quota != id && !anothers {
+            self.node_mut(id).quota = quota;
         }
     }
 
@@ -741,16 +764,11 @@ impl Model {
         let node = self.node_mut(id);
         node.parent = to;
         node.times[2] = at.now;
-        if node.quota != id {
-            node.quota = quota;
-        }
+        self.recount(id, quota);
         if let (Some(other), true) = (target, r.exchange) {
             self.node_mut(from).entries.insert(r.name.to_vec(), other);
-            let number = other;
+            self.recount(other, quota);
             let other = self.node_mut(other);
-            if other.quota != number {
-                other.quota = quota;
-            }
             other.parent = from;
             other.times[2] = at.now;
         }
