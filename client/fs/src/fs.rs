@@ -553,7 +553,9 @@ impl FileSystem {
         new_name: &[u8],
     ) -> Result<Attr, FsError> {
         let new_name = checked(new_name)?;
-        self.attr_change(caller, "link", Op::Link(Link { inode, new_parent, new_name })).await
+        let linked = self.attr_change(caller, "link", Op::Link(Link { inode, new_parent, new_name })).await?;
+        // The region doesn't know what is buffered of the file.
+        Ok(self.newest(linked))
     }
 
     /// Removes a name.

@@ -70,7 +70,9 @@ impl Settings {
         attr.gid = self.gid.unwrap_or(attr.gid);
         attr.atime_ns = self.atime_ns.unwrap_or(attr.atime_ns);
         attr.mtime_ns = self.mtime_ns.unwrap_or(attr.mtime_ns);
-        attr.ctime_ns = attr.ctime_ns.max(self.changed_ns);
+        if !self.is_empty() {
+            attr.ctime_ns = attr.ctime_ns.saturating_add(1).max(self.changed_ns);
+        }
     }
 
     /// As the region is told of it.

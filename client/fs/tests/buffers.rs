@@ -309,3 +309,15 @@ async fn read_all(fs: &FileSystem, file: HandleId, length: usize) -> Vec<u8> {
     }
     bytes
 }
+
+/// The region's answer to who makes a further name knows nothing of the buffer.
+#[tokio::test(start_paused = true)]
+async fn a_link_shows_what_is_buffered() {
+    let (_region, fs) = start().await;
+    let (inode, file) = create(&fs, "f").await;
+    write(&fs, file, 0, b"0123456789").await.unwrap();
+    let linked = fs.link(&me(), inode, ROOT, b"g").await.unwrap();
+    assert_eq!((linked.size, linked.nlink), (10, 2));
+    assert_eq!(fs.status().dirty_bytes, 10, "nothing had to be sent for it");
+    assert_eq!(fs.getattr(&me(), inode).await.unwrap(), linked);
+}

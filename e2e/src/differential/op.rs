@@ -151,6 +151,10 @@ impl Op {
 pub struct Generator {
     /// The source of everything random.
     pub rng: SmallRng,
+    /// What there is at present, of which most operations take something.
+    pub known: Vec<PathBuf>,
+    /// Slots with open files.
+    pub open: Vec<usize>,
 }
 
 const DIRECTORIES: &[&str] = &["", "d0", "d1", "d0/d1", "d1/d0", "d0/d1/d0"];
@@ -160,14 +164,23 @@ const TARGETS: &[&str] = &["f0", "f1", "d0", "d1/f0", "nothing", "d0/d1"];
 impl Generator {
     /// One, for a seed.
     pub fn new(seed: u64) -> Self {
-        Self { rng: SmallRng::seed_from_u64(seed) }
+        Self { rng: SmallRng::seed_from_u64(seed), known: vec![], open: vec![] }
     }
 
     fn any<'a>(&mut self, of: &[&'a str]) -> &'a str {
         of.choose(&mut self.rng).copied().unwrap_or_default()
     }
 
+    /// A name that is there, mostly.
     fn path(&mut self) -> PathBuf {
+        match self.known.choose(&mut self.rng) {
+            Some(path) if self.rng.random_bool(0.7) => path.clone(),
+            _ => self.name(),
+        }
+    }
+
+    /// A name that isn't there, mostly.
+    fn name(&mut self) -> PathBuf {
         let directory = self.any(DIRECTORIES);
         PathBuf::from(directory).join(self.any(NAMES))
     }
@@ -227,9 +240,15 @@ impl Generator {
 
     /// The next operation.
     pub fn op(&mut self) -> Op {
-        let slot = self.rng.random_range(0..SLOTS);
+        let slot = match self.open.choose(&mut self.rng) {
+            Some(slot) if self.rng.random_bool(0.95) => *slot,
+            _ => self.rng.random_range(0..SLOTS),
+        };
         match self.rng.random_range(0..100) {
-            0..10 => Op::Open { slot, path: self.path(), how: self.how() },
+            0..10 => {
+                let slot = self.rng.random_range(0..SLOTS);
+                Op::Open { slot, path: self.path(), how: self.how() }
+            }
             10..13 => Op::Close { slot },
             13..18 => Op::Read { slot, offset: self.offset(), length: self.length() },
             18..30 => Op::Write { slot, offset: self.offset(), fill: self.fill() },
@@ -260,12 +279,12 @@ impl Generator {
                 };
                 let (from, to) = match self.rng.random_bool(0.25) {
                     true => (self.directory(), self.directory()),
-                    false => (self.path(), self.path()),
+                    false => (self.path(), if self.rng.random_bool(0.5) { self.path() } else { self.name() }),
                 };
                 Op::Rename { from, to, replace }
             }
-            80..83 => Op::Link { from: self.path(), to: self.path() },
-            83..85 => Op::Symlink { target: self.any(TARGETS).into(), path: self.path() },
+            80..83 => Op::Link { from: self.path(), to: self.name() },
+            83..85 => Op::Symlink { target: self.any(TARGETS).into(), path: self.name() },
             85..88 => Op::Chmod { path: self.path(), mode: self.mode() },
             88..90 => Op::SetTimes { path: self.path(), mtime_s: self.rng.random_range(0..2_000_000_000) },
             90..94 => Op::Copy {

@@ -74,13 +74,13 @@ impl std::fmt::Debug for Seen {
     }
 }
 
-/// What two mounts must show alike beside: inode, times of change in nanoseconds, blocks, and of a directory links and size.
+/// What two mounts must show alike beside: inode, times of change in nanoseconds, and of a directory links and size. Not blocks: what
+/// the writer has buffered counts once it is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Known {
     inode: u64,
     mtime: (i64, i64),
     ctime: (i64, i64),
-    blocks: u64,
     nlink: u64,
     size: u64,
 }
@@ -125,6 +125,30 @@ impl Place {
         self.root.join(path)
     }
 
+    /// Everything that there is, in order.
+    pub fn names(&self) -> io::Result<Vec<PathBuf>> {
+        let (mut names, mut at) = (Vec::new(), 0);
+        let mut directory = PathBuf::new();
+        loop {
+            for entry in fs::read_dir(self.at(&directory))? {
+                names.push(directory.join(entry?.file_name()));
+            }
+            names[at..].sort();
+            match names[at..].iter().position(|name| self.at(name).is_dir() && !self.at(name).is_symlink()) {
+                None => return Ok(names),
+                Some(next) => {
+                    directory = names[at + next].clone();
+                    at += next + 1;
+                }
+            }
+        }
+    }
+
+    /// Slots with open files.
+    pub fn open(&self) -> Vec<usize> {
+        (0..SLOTS).filter(|slot| self.files[*slot].is_some()).collect()
+    }
+
     /// Closes the file in a slot.
     pub fn close(&mut self, slot: usize) {
         self.files[slot] = None;
@@ -147,7 +171,8 @@ impl Place {
         match op {
             Op::Open { slot, path, how } => {
                 let file = options(*how).open(self.at(path))?;
-                self.files[*slot] = Some(file);
+                // A directory that is removed while it is open becomes stale (docs/posix.md): none is kept open.
+                self.files[*slot] = (!file.metadata()?.is_dir()).then_some(file);
                 Ok(Outcome::Done)
             }
             Op::WriteAll { path, fill } => fs::write(self.at(path), fill.bytes()).map(done),
@@ -228,7 +253,6 @@ impl Place {
             inode: meta.ino(),
             mtime: (meta.mtime(), meta.mtime_nsec()),
             ctime: (meta.ctime(), meta.ctime_nsec()),
-            blocks: meta.blocks(),
             nlink: meta.nlink(),
             size: meta.size(),
         };

@@ -12,6 +12,8 @@ use super::place::{Outcome, Place};
 
 /// How many operations are between two looks at everything.
 const LOOK_EVERY: usize = 100;
+/// How many operations are between two looks at what is there, to choose from.
+const KNOW_EVERY: usize = 10;
 /// Operations that a failure tells of.
 const SHOWN: usize = 40;
 
@@ -71,6 +73,10 @@ pub fn run(settings: &Settings) -> Result<usize> {
 impl Run {
     /// One operation. Answers whether it was done.
     fn step(&mut self, number: usize) -> Result<bool> {
+        if number.is_multiple_of(KNOW_EVERY) {
+            self.generator.known = self.local.names()?;
+        }
+        self.generator.open = self.local.open();
         let op = self.generator.op();
         let mut which = self.generator.rng.random_range(0..2);
         if let Some(slot) = op.slot() {

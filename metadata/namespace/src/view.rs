@@ -123,6 +123,12 @@ pub fn attr_of(id: InodeId, record: &InodeRecord, counters: &Counters) -> Attr {
     attr
 }
 
+/// When something changes at `at_ns` that last changed at `ctime_ns`. That never goes back, whatever the clocks of hosts say; what was buffered may also have been
+/// written before something was done to the file by its name. And it moves on: a session whose lease lapsed sees by it that somebody else has changed the file.
+pub fn later(ctime_ns: i64, at_ns: i64) -> i64 {
+    if at_ns < ctime_ns { ctime_ns.saturating_add(1) } else { at_ns }
+}
+
 /// How far a session's clock may be ahead of ours: an hour.
 const CLOCKS_APART_NS: i64 = 3600 * 1_000_000_000;
 
@@ -130,6 +136,11 @@ impl<T: Transaction> View<'_, T> {
     /// A time by a session's clock, or what ours allows it to be.
     pub fn not_far_ahead(&self, time_ns: i64) -> i64 {
         time_ns.min(self.ctx.now_ns.saturating_add(CLOCKS_APART_NS))
+    }
+
+    /// When something changes that last changed at `ctime_ns`.
+    pub fn later(&self, ctime_ns: i64) -> i64 {
+        later(ctime_ns, self.ctx.now_ns)
     }
 
     /// An inode's record, if it lives.
@@ -315,7 +326,7 @@ impl<T: Transaction> View<'_, T> {
     ) -> Result<(), OpError> {
         self.remove_link(id, record, parent, name);
         record.nlink = record.nlink.saturating_sub(1);
-        record.ctime_ns = self.ctx.now_ns;
+        record.ctime_ns = self.later(record.ctime_ns);
         // A directory has one name only.
         if record.nlink == 0 || is_directory(record.kind) {
             record.orphan = true;

@@ -84,7 +84,7 @@ async fn apply<T: Transaction>(
     // whose lease lapsed sees that somebody else has changed the file.
     record.ctime_ns = match r.changed_ns {
         Some(changed_ns) => record.ctime_ns.saturating_add(1).max(view.not_far_ahead(changed_ns)),
-        None => view.ctx.now_ns,
+        None => view.later(record.ctime_ns),
     };
     Ok(())
 }
@@ -157,7 +157,7 @@ pub async fn resize<T: Transaction>(
         record.size = size;
     }
     record.mtime_ns = view.ctx.now_ns;
-    record.ctime_ns = view.ctx.now_ns;
+    record.ctime_ns = view.later(record.ctime_ns);
     Ok(())
 }
 

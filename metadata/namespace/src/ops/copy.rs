@@ -53,7 +53,7 @@ pub async fn copy<T: Transaction>(view: &View<'_, T>, r: &CopyRange) -> Result<R
     window::store(view.tx, id, &mut record, &before, &after).await?;
     record.size = record.size.max(loaded);
     record.mtime_ns = view.ctx.now_ns;
-    record.ctime_ns = view.ctx.now_ns;
+    record.ctime_ns = view.later(record.ctime_ns);
     if view.kills_privileges(r.kill_suidgid) {
         view.kill_privileges(id, &mut record).await?;
     }

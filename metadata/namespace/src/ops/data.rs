@@ -17,7 +17,7 @@ use crate::error::OpError;
 use crate::extents::{Data, Pieces};
 use crate::ops::attributes;
 use crate::together::InOrder;
-use crate::view::{View, attr_of, is_directory, is_regular};
+use crate::view::{View, attr_of, is_directory, is_regular, later};
 use crate::window::{self, behind, piece_before, read_page};
 
 /// Extents in one answer.
@@ -151,7 +151,7 @@ pub async fn write<T: Transaction>(view: &View<'_, T>, r: &Write) -> Result<Writ
         // What was buffered under an exclusive promise keeps the time that its session has shown for it.
         let written_ns = view.not_far_ahead(r.written_ns.unwrap_or(view.ctx.now_ns));
         record.mtime_ns = written_ns;
-        record.ctime_ns = written_ns;
+        record.ctime_ns = later(record.ctime_ns, written_ns);
         if view.kills_privileges(r.kill_suidgid) {
             view.kill_privileges(id, &mut record).await?;
         }

@@ -174,7 +174,7 @@ pub async fn set<T: Transaction>(view: &View<'_, T>, r: &SetXattr) -> Result<(),
         }
     }
     view.tx.set(&key, &XattrRecord { value: r.value.clone() }.to_value());
-    record.ctime_ns = view.ctx.now_ns;
+    record.ctime_ns = view.later(record.ctime_ns);
     view.put_inode(id, &record);
     Ok(())
 }
@@ -194,7 +194,7 @@ pub async fn remove<T: Transaction>(view: &View<'_, T>, id: InodeId, name: &[u8]
     }
     view.tx.clear(&key);
     record.xattr_name_bytes = record.xattr_name_bytes.saturating_sub(name.len() as u32 + 1);
-    record.ctime_ns = view.ctx.now_ns;
+    record.ctime_ns = view.later(record.ctime_ns);
     view.put_inode(id, &record);
     Ok(())
 }
@@ -215,7 +215,7 @@ async fn set_list<T: Transaction>(
     } else if list.is_some() {
         return Err(Errno::EACCES.into());
     }
-    record.ctime_ns = view.ctx.now_ns;
+    record.ctime_ns = view.later(record.ctime_ns);
     view.put_inode(id, &record);
     Ok(())
 }

@@ -48,7 +48,7 @@ pub async fn fallocate<T: Transaction>(view: &View<'_, T>, r: &Fallocate) -> Res
         record.size = end;
     }
     record.mtime_ns = view.ctx.now_ns;
-    record.ctime_ns = view.ctx.now_ns;
+    record.ctime_ns = view.later(record.ctime_ns);
     if view.kills_privileges(r.kill_suidgid) {
         view.kill_privileges(id, &mut record).await?;
     }

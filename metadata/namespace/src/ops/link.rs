@@ -50,7 +50,7 @@ pub async fn link<T: Transaction>(view: &View<'_, T>, r: &Link) -> Result<Entry,
     }
     let cookie = slot.free.ok_or(Errno::ENOSPC)?;
     record.nlink += 1;
-    record.ctime_ns = view.ctx.now_ns;
+    record.ctime_ns = view.later(record.ctime_ns);
     view.add_link(id, &mut record, parent, &r.new_name);
     view.put_inode(id, &record);
     view.put_entry(parent, cookie, &r.new_name, id, record.kind);

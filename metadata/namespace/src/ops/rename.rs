@@ -157,7 +157,7 @@ async fn relink<T: Transaction>(
     }
     view.remove_link(found.inode, record, from, name);
     view.add_link(found.inode, record, to, new_name);
-    record.ctime_ns = view.ctx.now_ns;
+    record.ctime_ns = view.later(record.ctime_ns);
     view.put_inode(found.inode, record);
     Ok(())
 }

@@ -207,10 +207,10 @@ async fn attributes_come_with_the_data_that_they_were_set_over() {
         uid: Some(7),
         mode: Some(0o600),
         mtime_ns: Some(3),
-        changed_ns: Some(90),
+        changed_ns: Some(9_000),
         ..Default::default()
     };
-    let write = Write { inode, written_ns: Some(50), set: Some(set), ..Default::default() };
+    let write = Write { inode, written_ns: Some(5_000), set: Some(set), ..Default::default() };
     let Reply::Written(written) =
         client.ask(Op::Write(Write { pieces: vec![piece()], ..write.clone() })).await
     else {
@@ -218,13 +218,13 @@ async fn attributes_come_with_the_data_that_they_were_set_over() {
     };
     let shown = written.attr.unwrap();
     assert_eq!((shown.uid, shown.mode & 0o7777, shown.size), (7, 0o600, 1));
-    assert_eq!((shown.mtime_ns, shown.ctime_ns), (3, 90));
+    assert_eq!((shown.mtime_ns, shown.ctime_ns), (3, 9_000));
     assert_eq!(client.attr(inode).await, shown);
     // Alone; ctime doesn't go back, nor stay.
     let set = SetAttr { inode, gid: Some(8), changed_ns: Some(10), ..Default::default() };
     client.ask(Op::Write(Write { inode, set: Some(set), ..Default::default() })).await;
     let shown = client.attr(inode).await;
-    assert_eq!((shown.gid, shown.ctime_ns, shown.mtime_ns, shown.size), (8, 91, 3, 1));
+    assert_eq!((shown.gid, shown.ctime_ns, shown.mtime_ns, shown.size), (8, 9_001, 3, 1));
     // The same rights are asked for as by themselves, and the data isn't stored without them.
     let stranger = user(1000, 1000, &[]);
     let set = SetAttr { inode, uid: Some(1000), ..Default::default() };
@@ -246,5 +246,42 @@ async fn attributes_come_with_the_data_that_they_were_set_over() {
             EINVAL
         );
     }
+    volume.check();
+}
+
+/// What was done to a file between a write that was buffered and its arrival came later, and is seen so; and whatever its clock says, each write
+/// is seen by the time of change.
+#[tokio::test]
+async fn times_of_change_never_go_back() {
+    let volume = Volume::new().await;
+    let client = volume.client(1).await;
+    let inode = client.create(ROOT, "f").await;
+    let bytes = bytes::Bytes::from_static(b"x");
+    let pieces = vec![WritePiece { offset: 0, data: Some(write_piece::Data::Inline(bytes)) }];
+    let write =
+        |written_ns| Op::Write(Write { inode, written_ns, pieces: pieces.clone(), ..Default::default() });
+    client.ask(write(Some(100_000))).await;
+    assert_eq!(client.attr(inode).await.ctime_ns, 100_000);
+    // Another host's clock is behind.
+    let attribute = SetXattr { inode, name: name("user.a"), ..Default::default() };
+    client.ask(Op::SetXattr(attribute)).await;
+    assert_eq!(client.attr(inode).await.ctime_ns, 100_001);
+    client.ask(Op::Link(Link { inode, new_parent: ROOT, new_name: name("g") })).await;
+    client.ask(Op::SetAttr(SetAttr { inode, mode: Some(0o600), ..Default::default() })).await;
+    let rename =
+        Rename { parent: ROOT, name: name("g"), new_parent: ROOT, new_name: name("h"), ..Default::default() };
+    client.ask(Op::Rename(rename)).await;
+    assert_eq!(client.attr(inode).await.ctime_ns, 100_004);
+    client.ask(write(Some(500))).await;
+    let attr = client.attr(inode).await;
+    assert_eq!((attr.mtime_ns, attr.ctime_ns), (500, 100_005));
+    client.ask(write(Some(100_005))).await;
+    assert_eq!(
+        client.attr(inode).await.ctime_ns,
+        100_005,
+        "a buffer that is sent in several writes has one time"
+    );
+    client.ask(write(None)).await;
+    assert_eq!(client.attr(inode).await.ctime_ns, 100_006);
     volume.check();
 }
