@@ -4,18 +4,18 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use mooseng_e2e::cluster::{DevCluster, checked, wait_for};
+use mooseng_e2e::cluster::{DevCluster, binary, checked, wait_for};
 use mooseng_e2e::steps::Steps;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 /// How often everything is tried: unsynced writes that the other mount must see, and half of the records that each mount appends. `make test-all` asks
 /// for ten times as many.
-fn times() -> u64 {
+pub(super) fn times() -> u64 {
     std::env::var("COHERENCE").ok().and_then(|n| n.parse().ok()).unwrap_or(1000)
 }
 
@@ -57,10 +57,41 @@ fn run() -> Result<()> {
         "a mount whose daemon is stopped for two leases shows nothing old, and delays others by one",
         || stopped_for_two_leases(&cluster, &a),
     );
+    steps.run("random operations on both are as on a local disk", || random_operations(&cluster, &a, &b, 1));
+    steps.run("so they are where mounts make names alone", || random_operations_alone(&cluster));
     steps.run("data that was never synced is stored by itself", || stored_by_itself(&cluster, &a));
     checked(cluster.mooseng(&["umount"]).arg(&b))?;
+    steps.run("fsck finds nothing", || cluster.fsck());
     steps.finish()?;
     cluster.finish(super::PEERS_COME_AND_GO)
+}
+
+/// Four thousand of them; `make test-all` has ten times as many. By the program, so that a signal (SIGBUS) is a failure of this alone.
+fn random_operations(cluster: &DevCluster, a: &Path, b: &Path, seed: u64) -> Result<()> {
+    let operations = (4 * times()).to_string();
+    let mut program = Command::new(binary("mooseng-differential")?);
+    program.args(["--seed", &seed.to_string(), "--operations", &operations, "--local"]);
+    let output = checked(program.arg(cluster.scratch()).args([a, b]))?;
+    print!("    {}", String::from_utf8_lossy(&output.stdout));
+    Ok(())
+}
+
+fn random_operations_alone(cluster: &DevCluster) -> Result<()> {
+    let config = cluster.client_config()?;
+    let text = fs::read_to_string(&config)?;
+    ensure!(text.contains("delegate = false"), "{} doesn't say `delegate`", config.display());
+    let own = config.with_file_name("delegate.toml");
+    fs::write(&own, text.replace("delegate = false", "delegate = true"))?;
+    let mounts = ["alone-a", "alone-b"].map(|name| cluster.scratch().join(name));
+    for mount in &mounts {
+        fs::create_dir(mount)?;
+        checked(cluster.mooseng(&["mount", "--config"]).arg(&own).arg(mount))?;
+    }
+    let outcome = random_operations(cluster, &mounts[0], &mounts[1], 2);
+    for mount in &mounts {
+        checked(cluster.mooseng(&["umount"]).arg(mount))?;
+    }
+    outcome
 }
 
 fn open_on_both(a: &Path, b: &Path) -> Result<()> {

@@ -4,10 +4,11 @@
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use mooseng_e2e::cluster::{DevCluster, checked, shell};
+use mooseng_e2e::cluster::{DevCluster, checked, shell, workspace};
 use mooseng_e2e::steps::Steps;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
@@ -40,10 +41,25 @@ fn run() -> Result<()> {
     steps.run("cp of a large file moves no data, also of one that another mount has just written", || {
         cp_moves_no_data(&cluster, &other)
     });
+    steps.run("fsx", || fsx(&cluster));
     steps.run("fsck finds nothing", || cluster.fsck());
     checked(cluster.mooseng(&["umount"]).arg(&other))?;
     steps.finish()?;
     cluster.finish(super::PEERS_COME_AND_GO)
+}
+
+/// The crate fsx: random reads, writes, mappings, holes and sizes of one file, by one mount.
+fn fsx(cluster: &DevCluster) -> Result<()> {
+    let tool =
+        std::env::var_os("FSX").map_or_else(|| workspace().join("target/tools/bin/fsx"), PathBuf::from);
+    ensure!(tool.is_file(), "{} isn't there: scripts/install-deps installs it", tool.display());
+    let operations = (2 * super::coherence::times()).to_string();
+    for seed in ["1", "2"] {
+        let mut fsx = Command::new(&tool);
+        fsx.arg("-f").arg(workspace().join("e2e/fsx.toml")).arg("-P").arg(cluster.scratch());
+        checked(fsx.args(["-N", &operations, "-S", seed]).arg(cluster.mount().join(format!("fsx-{seed}"))))?;
+    }
+    Ok(())
 }
 
 /// The same file on the mount and on the local disk.
