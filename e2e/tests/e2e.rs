@@ -34,6 +34,8 @@ mod ready;
 mod recovery;
 #[path = "e2e/rolling.rs"]
 mod rolling;
+#[path = "e2e/room.rs"]
+mod room;
 #[path = "e2e/rotation.rs"]
 mod rotation;
 #[path = "e2e/rules.rs"]

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use mooseng_ports::disk::{Disk, OpenMode};
 use mooseng_ports::plant::{self, Plant};
 use mooseng_wire::founding::Founding;
-use mooseng_wire::{ChunkId, Epoch};
+use mooseng_wire::{CHUNK_BYTES_MAX, ChunkId, Epoch};
 
 use crate::changes::Changes;
 use crate::chunk::Chunk;
@@ -24,6 +24,10 @@ use crate::files::{OpenFiles, lock};
 use crate::layout::file_bytes;
 use crate::lent::Loan;
 use crate::state::StateFile;
+
+/// Where a disk has less above its reserve, what is in its trash gives way. Masters place no chunk where a whole one hasn't room, so a disk never
+/// comes down to the reserve itself.
+const ROOM_BYTES: u64 = 2 * CHUNK_BYTES_MAX;
 
 /// Where and whose a store is.
 #[derive(Clone, Debug)]
@@ -603,10 +607,15 @@ impl ChunkStore {
         Ok(())
     }
 
-    /// Unlinks what came into the trash `keep_s` or longer before `now_s`, and the oldest of it sooner where a disk is down to its reserve.
+    /// Unlinks what came into the trash `keep_s` or longer before `now_s`, and the oldest of it sooner where a disk has little room for new chunks.
     /// Answers how many files went.
     pub fn purge_trash(&self, now_s: u64, keep_s: u64) -> usize {
         self.used().map(|directory| self.purge_directory(directory, now_s, keep_s)).sum()
+    }
+
+    /// Whether some disk has so little room that its trash gives way.
+    pub fn is_short_of_room(&self) -> bool {
+        self.used().any(|directory| self.free(directory) < ROOM_BYTES)
     }
 
     fn purge_directory(&self, directory: &Directory, now_s: u64, keep_s: u64) -> usize {
@@ -620,7 +629,7 @@ impl ChunkStore {
         trashed.sort_by_key(|(_, since)| *since);
         let mut gone = 0;
         for (path, since) in trashed {
-            if now_s.saturating_sub(since) < keep_s && self.free(directory) > 0 {
+            if now_s.saturating_sub(since) < keep_s && self.free(directory) >= ROOM_BYTES {
                 break;
             }
             if let Err(e) = directory.disk.remove(&path) {

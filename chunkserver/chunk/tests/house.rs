@@ -11,7 +11,7 @@ use mooseng_chunk::layout::block_at;
 use mooseng_chunk::{Append, Change, ChunkError, ChunkStore, StoreOptions};
 use mooseng_ports::disk::Disk;
 use mooseng_ports::disk::sim::{Fault, SimDisk};
-use mooseng_wire::{ChunkId, Epoch};
+use mooseng_wire::{CHUNK_BYTES_MAX, ChunkId, Epoch};
 
 const ONE: ChunkId = ChunkId(0x101);
 const EPOCH: Epoch = Epoch(1);
@@ -186,8 +186,13 @@ fn deleted_files_wait_in_the_trash() {
     sealed(&store, ChunkId(3), &pattern(5_000));
     store.delete(ChunkId(3), EPOCH, 1, 300).unwrap();
     drop(store);
-    let full = StoreOptions { trash: true, reserve_bytes: u64::MAX, ..options(&["/data"]) };
-    assert_eq!(open_with(&disk, full).purge_trash(301, 60), 1);
+    let left = |bytes| {
+        let reserve_bytes = disk.space(Path::new("/data")).unwrap().bytes_free - bytes;
+        StoreOptions { trash: true, reserve_bytes, ..options(&["/data"]) }
+    };
+    assert_eq!(open_with(&disk, left(2 * CHUNK_BYTES_MAX)).purge_trash(301, 60), 0);
+    // No chunk is placed where a whole one hasn't room.
+    assert_eq!(open_with(&disk, left(CHUNK_BYTES_MAX - 1)).purge_trash(301, 60), 1);
 }
 
 /// An order that a leader gave before it was paused comes after its successor's: the chunkserver knows better, also after a restart.

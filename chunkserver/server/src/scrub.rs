@@ -131,6 +131,9 @@ fn keep(disk: &dyn Disk, path: &Path, cursor: Option<ChunkId>) {
     }
 }
 
+/// While there is little room somebody waits for what is being deleted.
+const EMPTIED_WHEN_SHORT_EVERY: Duration = Duration::from_secs(5);
+
 /// Unlinks what has been in the trash long enough, until told to stop.
 pub async fn empty_trash(
     store: Arc<ChunkStore>,
@@ -142,13 +145,14 @@ pub async fn empty_trash(
     let every = (keep / 4).clamp(Duration::from_millis(200), Duration::from_secs(30));
     loop {
         let (store, now_s) = (store.clone(), unix_s(&*clock));
-        let gone = blocking.run(move || store.purge_trash(now_s, keep.as_secs())).await;
+        let work = move || (store.purge_trash(now_s, keep.as_secs()), store.is_short_of_room());
+        let (gone, short) = blocking.run(work).await;
         if gone > 0 {
             tracing::info!(files = gone, "emptied the trash of deleted chunks");
         }
         tokio::select! {
             () = shutdown.cancelled() => return,
-            () = tokio::time::sleep(every) => {}
+            () = tokio::time::sleep(if short { every.min(EMPTIED_WHEN_SHORT_EVERY) } else { every }) => {}
         }
     }
 }

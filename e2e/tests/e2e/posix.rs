@@ -6,6 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use mooseng_e2e::cluster::{DevCluster, workspace};
+use mooseng_e2e::steps::Steps;
 
 #[test]
 fn pjdfstest_fails_no_more_than_what_is_listed() {
@@ -78,5 +79,8 @@ fn run() -> Result<()> {
     if passed > counter {
         println!("  docs/posix.md says {counter}: raise it to {passed}");
     }
-    cluster.finish(super::PEERS_COME_AND_GO)
+    let mut steps = Steps::default();
+    steps.run("a full region says ENOSPC, and deleting makes room", || super::room::full(&cluster));
+    steps.finish()?;
+    cluster.finish(&[super::PEERS_COME_AND_GO, super::room::SAID].concat())
 }
