@@ -5,6 +5,7 @@
 //! - [`network`]: a network for each of them, so that any two can be cut.
 //! - [`disk`]: a disk for each daemon that fails when asked to, and loses what wasn't flushed.
 //! - [`damage`]: what happens to files of stopped daemons.
+//! - [`synced`]: files that were fsynced at the last moment before a power loss.
 //! - [`work`]: a workload that knows each acknowledged byte and name.
 //! - [`campaign`]: the rounds. [`summary`]: what they cost.
 
@@ -15,4 +16,5 @@ pub mod network;
 pub mod plan;
 pub mod region;
 pub mod summary;
+pub mod synced;
 pub mod work;

@@ -12,6 +12,7 @@ use super::disk::Trouble;
 use super::plan::{self, CHUNKSERVERS, Damage, DiskFailure, Fault, Kind, MOUNTS, Round, Who};
 use super::region::Region;
 use super::summary::{Stalls, Summary, exceeded, limit};
+use super::synced::Synced;
 use super::work::Work;
 use crate::cluster::wait_for;
 
@@ -64,6 +65,7 @@ struct Campaign {
     region: Region,
     summary: Summary,
     wounds: Vec<Wound>,
+    synced: Synced,
     earlier: Vec<(String, Vec<u8>)>,
     operations: usize,
     slow: Vec<String>,
@@ -90,7 +92,8 @@ impl Campaign {
         let mounts: Vec<PathBuf> = (1..=MOUNTS).map(|n| region.mount_path(n)).collect();
         let work = Work::start(&mounts, settings.threads, settings.seed)?;
         let (summary, wounds, earlier) = (Summary::default(), Vec::new(), Vec::new());
-        Ok(Self { work, region, summary, wounds, earlier, operations: 0, slow: Vec::new() })
+        let synced = Synced::default();
+        Ok(Self { work, region, summary, wounds, synced, earlier, operations: 0, slow: Vec::new() })
     }
 
     fn round(&mut self, n: usize, round: &Round) -> Result<()> {
@@ -199,8 +202,12 @@ impl Campaign {
 
     /// Compares everything, as a mount shows it that has cached nothing. The workload rests.
     fn verify(&mut self) -> Result<usize> {
-        let work = &self.work;
-        let verified = self.region.with_fresh_mount(|path| work.verify(path))?;
+        let (work, synced) = (&self.work, &self.synced);
+        let verified = self.region.with_fresh_mount(|path| {
+            let mut verified = work.verify(path)?;
+            verified.problems.extend(synced.differences(path));
+            Ok(verified)
+        })?;
         ensure!(verified.problems.is_empty(), "lost, torn or unreadable: {:#?}", verified.problems);
         Ok(verified.files)
     }
@@ -250,7 +257,11 @@ impl Campaign {
             Kind::Kill => self.region.kill(names),
             Kind::PowerLoss | Kind::AllMasters | Kind::Everything => self.lose_power(names, fault.seed),
             Kind::StopShort | Kind::StopLong => self.region.signal(names, Signal::SIGSTOP),
-            Kind::LastCopy => self.leave_one(names, fault.seed),
+            Kind::LastCopy => {
+                let mount = self.region.mount_path(1 + fault.seed as usize % MOUNTS);
+                self.synced.write(&mount, fault.seed)?;
+                self.leave_one(names, fault.seed)
+            }
             Kind::LastCopyAfterBadFlushes => {
                 // Names are well: a chunkserver that doesn't see what is wrong goes on with the disk.
                 self.trouble(&names[0], Trouble { flushes: Some(libc::EIO), ..Trouble::default() })
@@ -337,7 +348,8 @@ impl Campaign {
         self.verify()
             .with_context(|| format!("while {} was gone, after {} had lost its power", names[1], names[0]))?;
         self.work.resume();
-        self.region.start_one(&names[1])
+        self.region.start_one(&names[1])?;
+        self.synced.remove()
     }
 
     fn trouble(&self, name: &str, trouble: Trouble) -> Result<()> {
