@@ -58,7 +58,7 @@ fn run() -> Result<()> {
         || stopped_for_two_leases(&cluster, &a),
     );
     steps.run("random operations on both are as on a local disk", || random_operations(&cluster, &a, &b, 1));
-    steps.run("so they are where mounts make names alone", || random_operations_alone(&cluster));
+    steps.run("so they are where no mount makes names alone", || random_operations_together(&cluster));
     steps.run("data that was never synced is stored by itself", || stored_by_itself(&cluster, &a));
     checked(cluster.mooseng(&["umount"]).arg(&b))?;
     steps.run("fsck finds nothing", || cluster.fsck());
@@ -76,13 +76,13 @@ fn random_operations(cluster: &DevCluster, a: &Path, b: &Path, seed: u64) -> Res
     Ok(())
 }
 
-fn random_operations_alone(cluster: &DevCluster) -> Result<()> {
+fn random_operations_together(cluster: &DevCluster) -> Result<()> {
     let config = cluster.client_config()?;
     let text = fs::read_to_string(&config)?;
-    ensure!(text.contains("delegate = false"), "{} doesn't say `delegate`", config.display());
-    let own = config.with_file_name("delegate.toml");
-    fs::write(&own, text.replace("delegate = false", "delegate = true"))?;
-    let mounts = ["alone-a", "alone-b"].map(|name| cluster.scratch().join(name));
+    ensure!(text.contains("delegate = true"), "{} doesn't say `delegate`", config.display());
+    let own = config.with_file_name("together.toml");
+    fs::write(&own, text.replace("delegate = true", "delegate = false"))?;
+    let mounts = ["together-a", "together-b"].map(|name| cluster.scratch().join(name));
     for mount in &mounts {
         fs::create_dir(mount)?;
         checked(cluster.mooseng(&["mount", "--config"]).arg(&own).arg(mount))?;
