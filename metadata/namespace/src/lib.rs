@@ -14,12 +14,14 @@
 //! - [`mod@format`] makes an empty volume, and the region's founding mark.
 //! - [`rewrite`] moves files' bytes from old chunks to new ones.
 //! - [`acl`] are access control lists, as values.
+//! - [`classes`] are storage classes: how many copies data gets, and where.
 //! - [`quota`] says whom everything counts for, and how much may.
 //! - [`trash`] keeps deleted files for a while.
 //! - [`fsck`] counts everything of a whole store again.
 
 pub mod abandon;
 pub mod acl;
+pub mod classes;
 pub mod confine;
 pub mod context;
 pub mod driver;

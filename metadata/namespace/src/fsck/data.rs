@@ -96,12 +96,13 @@ impl Check {
                 quota: record.quota,
                 uid: record.uid,
                 let_off: record.let_off,
+                storage_class: record.storage_class,
                 ..InodeRecord::default()
             };
             let charge = Charge::with_bytes(&counted, facts.bytes);
-            for account in charge.accounts() {
+            for (account, usage) in charge.shares() {
                 let sum = totals.usage.entry(account).or_default();
-                *sum = sum.plus(charge.usage);
+                *sum = sum.plus(usage);
             }
             if record.trash_until_ns.is_some() {
                 totals.trash_files += 1;

@@ -292,6 +292,7 @@ struct Kept {
     quota: u64,
     uid: u32,
     let_off: Option<u64>,
+    storage_class: u32,
     /// What is wrong with its access control lists.
     acl_fault: Option<&'static str>,
 }
@@ -310,6 +311,7 @@ impl Kept {
             quota: record.quota,
             uid: record.uid,
             let_off: record.let_off,
+            storage_class: record.storage_class,
             acl_fault: acl::find_fault_of(record),
         }
     }

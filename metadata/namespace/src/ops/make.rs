@@ -176,11 +176,7 @@ fn inode_of<T: Transaction>(view: &View<'_, T>, directory: &InodeRecord, kind: &
         mtime_ns: now,
         ctime_ns: now,
         target: kind.target.clone(),
-        storage_class: if directory.storage_class == 0 {
-            view.ctx.storage_class
-        } else {
-            directory.storage_class
-        },
+        storage_class: directory.storage_class,
         quota: directory.quota,
         born_ns: Some(now),
         ..Default::default()
