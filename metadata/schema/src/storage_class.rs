@@ -78,8 +78,13 @@ mod tests {
     #[test]
     fn bytes_stay_as_they_were() {
         let label = Label { key: "m".into(), value: "ssd".into() };
-        let class =
-            StorageClassRecord { name: "fast".into(), copies: 3, min_copies: 2, labels: vec![label], set_ns: 1 };
+        let class = StorageClassRecord {
+            name: "fast".into(),
+            copies: 3,
+            min_copies: 2,
+            labels: vec![label],
+            set_ns: 1,
+        };
         golden(&class, "010a04666173741003180222080a016d1203737364290100000000000000");
         assert_eq!(hex(&key(VolumeId(0), 7)), "02760014151615071 4".replace(' ', ""));
         assert_eq!(hex(&highest_key(VolumeId(0))), "0276001415171 4".replace(' ', ""));

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use mooseng_chunk::ticket::Key;
 use mooseng_ports::clock::BootTime;
+use mooseng_region::class::{Class, Classes};
 use mooseng_region::locks::LockWaits;
 use mooseng_region::promises::PromiseTable;
 use mooseng_region::quotas::{Ledger, Limit};
@@ -44,6 +45,8 @@ pub struct ChunkCounts {
     pub endangered: u64,
     /// None.
     pub unavailable: u64,
+    /// A copy of them is on a chunkserver without the labels of their storage class.
+    pub misplaced: u64,
 }
 
 /// What the leader's house-keeping tells of itself.
@@ -99,6 +102,10 @@ pub struct Desk {
     pub strangers: Strangers,
     /// The term in which this master leads and has read what it needs; none while it doesn't serve.
     pub serving: Option<u64>,
+    /// When it began to serve.
+    pub serving_since: BootTime,
+    /// The storage classes. Only a leader's are all of them.
+    pub classes: Classes,
     /// The term, which is the custody epoch, that sessions and promises are of.
     pub custody: Option<u64>,
     /// Sessions. Only a leader's are true.
@@ -153,6 +160,8 @@ impl Desk {
             marks: BTreeMap::new(),
             strangers: Strangers::default(),
             serving: None,
+            serving_since: BootTime::default(),
+            classes: Classes::new(Class::by_default(1, 1)),
             custody: None,
             sessions: SessionTable::new(sessions),
             promises: PromiseTable::new(mooseng_region::promises::Limits::default()),
@@ -276,6 +285,7 @@ impl Desk {
         }
         self.custody = Some(term);
         self.serving = Some(term);
+        self.serving_since = now;
     }
 
     /// A session is gone: nobody waits for it any more.

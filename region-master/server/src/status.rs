@@ -76,6 +76,7 @@ pub fn of(master: &Master) -> StatusReply {
         chunks: counts.chunks,
         chunks_endangered: counts.endangered,
         chunks_unavailable: counts.unavailable,
+        chunks_misplaced: counts.misplaced,
         copies: u32::try_from(master.config.copies).unwrap_or(u32::MAX),
         min_copies: u32::try_from(master.config.min_copies).unwrap_or(u32::MAX),
         commit_version: master.store.applied_version().0,
@@ -157,9 +158,12 @@ fn facts(master: &Master, masters: &[MasterStatus]) -> Facts {
             chunkservers: servers.map(of_server).collect(),
             copies: master.config.copies,
             min_copies: master.config.min_copies,
+            // The default one comes first.
+            classes: desk.classes.iter().skip(1).cloned().collect(),
             chunk_bytes: CHUNK_BYTES_MAX,
             chunks_endangered: desk.counts.endangered,
             chunks_unavailable: desk.counts.unavailable,
+            chunks_misplaced: desk.counts.misplaced,
             house: HouseFacts {
                 waiting: desk.house.status.waiting,
                 copying: desk.house.status.copying,

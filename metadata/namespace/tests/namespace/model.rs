@@ -211,6 +211,7 @@ impl Model {
         let mut sum = Usage::default();
         for node in self.nodes.values() {
             let counts = match account {
+                Account::Class(_) => false,
                 Account::Directory(id) => node.quota == id,
                 Account::User(uid) => node.uid == uid,
             };

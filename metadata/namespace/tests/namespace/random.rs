@@ -617,7 +617,7 @@ async fn limit(run: &mut Run, volume: &Volume) {
         _ => {
             let directories = all.iter().filter_map(|(account, _)| match account {
                 Account::Directory(id) => Some(InodeId(*id)),
-                Account::User(_) => None,
+                Account::User(_) | Account::Class(_) => None,
             });
             if let Some(id) = directories.collect::<Vec<_>>().choose(&mut run.rng) {
                 let step = quota::step(&tx, &touched, *id, run.rng.random_range(1..4)).await.unwrap();

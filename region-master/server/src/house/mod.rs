@@ -19,6 +19,7 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use mooseng_namespace::upkeep::ChunkListing;
 use mooseng_ports::clock::BootTime;
+use mooseng_region::class;
 use mooseng_region::repair::{
     self, ChunkFacts, Condition, CopyState, Decision, Flight, Flights, Limits, Need, Queue, Server, Servers,
 };
@@ -198,8 +199,13 @@ impl<'a> Keeper<'a> {
             (name.clone(), repair::copy_state(&desk.registry, name, condition, chunk, length, settled))
         };
         let copies: Vec<(String, CopyState)> = names.iter().map(state).collect();
-        let wanted = self.master.config.copies;
-        let good = copies.iter().filter(|(_, state)| *state == CopyState::Good).count();
+        let class = desk.classes.get(listing.record.storage_class).clone();
+        let is_in_place = |name: &String| {
+            let labels = || desk.registry.get(name).map(mooseng_region::registry::Chunkserver::labels);
+            class.labels.is_empty() || labels().is_some_and(|labels| class::has(&labels, &class.labels))
+        };
+        let in_place =
+            copies.iter().filter(|(name, state)| *state == CopyState::Good && is_in_place(name)).count();
         let deleting = desk.deleting(chunk);
         let stray = |server: &&mooseng_region::registry::Chunkserver| {
             let copy = server.copy(chunk);
@@ -207,11 +213,11 @@ impl<'a> Keeper<'a> {
                 && !names.contains(&server.beat.name)
         };
         // Looked for only where they may help.
-        let strays = match good < wanted {
+        let strays = match in_place < class.copies {
             true => desk.registry.iter().filter(stray).map(|s| s.beat.name.clone()).collect(),
             false => Vec::new(),
         };
-        ChunkFacts { chunk, length, wanted, copies, strays, deleting }
+        ChunkFacts { chunk, length, class, copies, strays, deleting }
     }
 
     /// Begins what is most urgent, as far as the bounds allow.
@@ -229,7 +235,7 @@ impl<'a> Keeper<'a> {
             let (decision, _) = self.decide(&listing);
             match decision {
                 Decision::Well => self.queue.remove(chunk),
-                Decision::Wait(Need::Apart | Need::Balance) => self.queue.remove(chunk),
+                Decision::Wait(Need::Apart | Need::Balance) | Decision::Stuck(_) => self.queue.remove(chunk),
                 Decision::Wait(_) => drop(self.waits.insert(chunk, now.after(AGAIN))),
                 Decision::Drop { server } => {
                     self.queue.remove(chunk);
