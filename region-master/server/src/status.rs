@@ -28,6 +28,8 @@ pub fn of(master: &Master) -> StatusReply {
         detail: f.detail,
     });
     let now = master.clock.boot();
+    let least = master.desk(|desk| desk.classes.iter().map(|class| class.min_copies).min());
+    let least = u32::try_from(least.unwrap_or(master.config.min_copies)).unwrap_or(u32::MAX);
     let (sessions, counts, house, trash, chunkservers) = master.desk(|desk| {
         let sessions: Vec<SessionStatus> = desk
             .sessions
@@ -79,6 +81,7 @@ pub fn of(master: &Master) -> StatusReply {
         chunks_misplaced: counts.misplaced,
         copies: u32::try_from(master.config.copies).unwrap_or(u32::MAX),
         min_copies: u32::try_from(master.config.min_copies).unwrap_or(u32::MAX),
+        min_copies_least: Some(least),
         commit_version: master.store.applied_version().0,
     }
 }
