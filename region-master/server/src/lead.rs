@@ -445,6 +445,7 @@ fn figures(master: &Master) {
         m.chunkservers_alive.set(gauge(desk.alive(now).len() as u64));
         m.chunks.set(gauge(desk.counts.chunks));
         m.chunks_endangered.set(gauge(desk.counts.endangered));
+        m.chunks_misplaced.set(gauge(desk.counts.misplaced));
         m.chunks_unavailable.set(gauge(desk.counts.unavailable));
         m.trash_files.set(gauge(desk.trash.map_or(0, |trash| trash.files)));
         m.trash_bytes.set(gauge(desk.trash.map_or(0, |trash| trash.bytes)));
