@@ -134,6 +134,8 @@ pub struct Desk {
     pub ledger: Ledger<Account>,
     /// What the trash holds; none where nobody has looked in this leadership.
     pub trash: Option<TrashStatus>,
+    /// A scan was completed in this leadership.
+    scanned: bool,
     /// How often drainings were set: a scan that began before the last time doesn't count for them.
     drainings_set: u64,
     /// Chunkservers that are being drained, and whose chunks no scan has counted since that was set.
@@ -176,6 +178,7 @@ impl Desk {
             house: House::default(),
             ledger: Ledger::default(),
             trash: None,
+            scanned: false,
             drainings_set: 0,
             uncounted: BTreeSet::new(),
             deletions: BTreeMap::new(),
@@ -228,9 +231,19 @@ impl Desk {
     /// Takes what a scan has counted that began when `drainings_set` was so.
     pub fn located_as_of(&mut self, drainings_set: u64, located: BTreeMap<String, u64>) {
         self.house.located = located;
+        self.scanned = true;
         if drainings_set == self.drainings_set {
             self.uncounted.clear();
         }
+    }
+
+    /// Whether every chunkserver that there may be has reported: this master has served for that long, and all those are known that chunks' locations
+    /// name. One that isn't known may have any labels.
+    pub fn knows_all(&self, now: BootTime, heard_after: Duration) -> bool {
+        let unknown = |name: &String| self.registry.get(name).is_none();
+        self.scanned
+            && now.since(self.serving_since) >= heard_after
+            && !self.house.located.keys().any(unknown)
     }
 
     /// How many chunks' locations name a chunkserver. One that was just set to be drained isn't empty before that was counted: somebody
@@ -254,6 +267,7 @@ impl Desk {
         self.compared.clear();
         self.counts = ChunkCounts::default();
         self.house = House::default();
+        self.scanned = false;
         self.trash = None;
         self.deletions.clear();
         self.gone.clear();
@@ -501,6 +515,23 @@ mod tests {
         assert_eq!(desk.located("a"), 3);
         desk.located_as_of(desk.drainings_set(), BTreeMap::new());
         assert_eq!(desk.located("a"), 0);
+    }
+
+    #[test]
+    fn that_nobody_has_a_label_is_known_once_everybody_can_have_reported() {
+        let at = |s| BootTime(Duration::from_secs(s));
+        let mut desk = Desk::new(sessions::Limits::default());
+        desk.serve(at(100), 1, vec![], BTreeMap::new());
+        let known = |desk: &Desk, now| desk.knows_all(at(now), Duration::from_secs(10));
+        assert!(!known(&desk, 200), "no scan has told yet who there should be");
+        desk.located_as_of(desk.drainings_set(), BTreeMap::from([("a".into(), 3)]));
+        assert!(!known(&desk, 200), "a may have any labels");
+        let request = HeartbeatRequest { chunkserver: "a".into(), ..HeartbeatRequest::default() };
+        desk.beat(at(104), request).unwrap();
+        assert!(!known(&desk, 109) && known(&desk, 110));
+        desk.follow();
+        desk.serve(at(300), 2, vec![], BTreeMap::new());
+        assert!(!known(&desk, 400));
     }
 
     #[test]

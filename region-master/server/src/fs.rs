@@ -449,7 +449,7 @@ fn ids(master: &Master, fs: &FsRequest) -> Result<Ids, CallError> {
     Ok(Ids { inode, chunk })
 }
 
-/// A master that serves for so long has heard of every chunkserver that lives.
+/// A master that serves for so long has heard of every chunkserver that lives and isn't cut off.
 const HEARD_AFTER: Duration = Duration::from_secs(10);
 
 /// Chooses chunkservers for a fresh chunk.
@@ -457,15 +457,15 @@ async fn place(master: &Master, allocate: &AllocateChunk) -> Result<Vec<String>,
     let exclude: BTreeSet<String> = allocate.exclude.iter().cloned().collect();
     let class = classes::of_inode(master, InodeId(allocate.inode)).await?;
     let now = master.clock.boot();
-    let (candidates, serving_for) =
-        master.desk(|desk| (desk.registry.candidates(now), now.since(desk.serving_since)));
+    let (candidates, all_known) =
+        master.desk(|desk| (desk.registry.candidates(now), desk.knows_all(now, HEARD_AFTER)));
     let wish = Wish { class: &class, bytes_wanted: CHUNK_BYTES_MAX, exclude: &exclude, seed: rand::random() };
-    placement::place(&candidates, wish).map_err(|too_few| no_place(&too_few, serving_for))
+    placement::place(&candidates, wish).map_err(|too_few| no_place(&too_few, all_known))
 }
 
-fn no_place(too_few: &TooFew, serving_for: Duration) -> CallError {
+fn no_place(too_few: &TooFew, all_known: bool) -> CallError {
     // Space doesn't come back by waiting; chunkservers do, and those with the labels may not have reported to this master yet.
-    let lasts = too_few.lasts() && (!too_few.is_for_labels() || serving_for >= HEARD_AFTER);
+    let lasts = too_few.lasts() && (!too_few.is_for_labels() || all_known);
     let code = if lasts { ErrorCode::NoSpace } else { ErrorCode::Unavailable };
     call_error(code, too_few.to_string())
 }

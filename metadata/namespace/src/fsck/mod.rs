@@ -341,6 +341,7 @@ pub struct Check {
     names: Names,
     hash_keys: BTreeMap<VolumeId, HashKey>,
     roots: BTreeSet<InodeId>,
+    classes: BTreeSet<(VolumeId, u32)>,
     /// Each directory's parent, of all parts.
     parents: BTreeMap<InodeId, InodeId>,
     ids: BTreeMap<(VolumeId, u64), u64>,
@@ -363,6 +364,7 @@ impl Check {
             names: Names::new(),
             hash_keys: BTreeMap::new(),
             roots: BTreeSet::new(),
+            classes: BTreeSet::new(),
             parents: BTreeMap::new(),
             ids: BTreeMap::new(),
             highest: BTreeMap::new(),
@@ -468,6 +470,7 @@ impl Check {
                 let sum = totals.usage_recorded.entry(account).or_default();
                 *sum = sum.plus(usage);
             }
+            Any::StorageClass(volume, class, _) => drop(self.classes.insert((volume, class))),
             Any::Ids(volume, kind, next) => drop(self.ids.insert((volume, kind), next)),
             _ => {}
         }

@@ -112,6 +112,8 @@ struct Keeper<'a> {
     stage: destage::Stage,
     figures: HouseStatus,
     located: BTreeMap<String, u64>,
+    /// Chunks that need a copy for which there is no place, as of the last complete scan.
+    stuck: u64,
 }
 
 impl<'a> Keeper<'a> {
@@ -139,6 +141,7 @@ impl<'a> Keeper<'a> {
             stage: destage::Stage::default(),
             figures: HouseStatus::default(),
             located: BTreeMap::new(),
+            stuck: 0,
         }
     }
 
@@ -339,7 +342,7 @@ impl<'a> Keeper<'a> {
 
     fn publish(&mut self) {
         let now = self.master.clock.boot();
-        self.figures.waiting = self.queue.len() as u64;
+        self.figures.waiting = self.queue.len() as u64 + self.stuck;
         self.figures.copying = self.flights.len() as u64;
         self.figures.rewriting = self.rewrites_under_way();
         self.figures.endangered_oldest_s = self.queue.oldest().map_or(0, |since| now.since(since).as_secs());

@@ -44,6 +44,8 @@ pub(super) struct Scan {
     /// What the desk said when this pass began.
     drainings_set: u64,
     endangered: BTreeSet<ChunkId>,
+    /// Chunks that need a copy for which there is no place.
+    stuck: u64,
     bytes: u64,
     bytes_live: u64,
 }
@@ -114,6 +116,7 @@ impl Keeper<'_> {
         self.queue.scanned(|chunk| scan.endangered.contains(&chunk));
         self.loads = scan.loads;
         self.located = scan.located;
+        self.stuck = scan.stuck;
         self.choose_rewrites();
         self.figures.bytes = scan.bytes;
         self.figures.bytes_live = scan.bytes_live;
@@ -225,10 +228,12 @@ impl Keeper<'_> {
         }
         self.note_used(listing);
         match repair::decide(&facts, servers, &self.flights) {
-            // What is stuck would keep others from their turn: the next scan looks at it again.
-            Decision::Well
-            | Decision::Stuck(_)
-            | Decision::Wait(Need::Endangered { good: 0 } | Need::Apart | Need::Balance) => {
+            // It would keep others from their turn: the next scan looks at it again.
+            Decision::Stuck(need) => {
+                self.queue.remove(listing.chunk);
+                self.scan.stuck += u64::from(need != Need::Endangered { good: 0 });
+            }
+            Decision::Well | Decision::Wait(Need::Endangered { good: 0 } | Need::Apart | Need::Balance) => {
                 self.queue.remove(listing.chunk);
             }
             Decision::Copy { need, .. } | Decision::Wait(need) => self.queue.put(listing.chunk, need),
