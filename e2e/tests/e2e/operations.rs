@@ -54,10 +54,10 @@ fn run() -> Result<()> {
     steps
         .run("a file that was deleted by mistake is restored, another one purged", || trash(&cluster, &data));
     steps.run("a directory's and a user's quota reach the writer, and freeing mends it", || quota(&cluster));
+    steps.run("a chunkserver is emptied", || drain(&cluster));
     steps.run("data lies where its storage class says, and moves when that changes", || {
         super::classes::data_lies_where_its_class_says(&cluster, &data)
     });
-    steps.run("a chunkserver is emptied", || drain(&cluster));
     steps.run("everything is still there", whole);
     steps.run("rules say what may mount where", || super::rules::what_may_mount_where(&cluster));
     steps.run("a revoked client loses its connections", || revoke(&cluster));
