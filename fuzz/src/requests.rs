@@ -20,6 +20,8 @@ use prost::Message;
 
 /// Requests that one input holds at most.
 const REQUESTS_MAX: usize = 24;
+/// Changes of one `Tell` that may be refused.
+const TOLD_MAX: usize = 16;
 const SESSION: SessionId = SessionId(1);
 
 /// Runs a future that waits for nothing but memory.
@@ -47,7 +49,7 @@ async fn apply(store: &MemoryStore, number: u64, request: &FsRequest) {
     if needs_chunk(request) {
         ids.chunk = Some(ChunkId(number));
     }
-    let context = OpContext {
+    let mut context = OpContext {
         now_ns: 1_000 + number as i64,
         ids,
         session: SESSION,
@@ -56,12 +58,16 @@ async fn apply(store: &MemoryStore, number: u64, request: &FsRequest) {
         placement: vec!["cs-1".into(), "cs-2".into()],
         ..OpContext::default()
     };
-    let tx = store.begin();
-    match execute(&tx, &context, request).await {
-        // Dropped, as it must be behind an error.
-        Err(OpError::Schema(damaged)) => panic!("a request finds the store damaged: {damaged}"),
-        Err(_) => {}
-        Ok(_) => drop(tx.commit().await),
+    // Each run leaves one more of what a session tells out, as the driver does.
+    for _ in 0..TOLD_MAX {
+        let tx = store.begin();
+        match execute(&tx, &context, request).await {
+            // Dropped, as it must be behind an error.
+            Err(OpError::Schema(damaged)) => panic!("a request finds the store damaged: {damaged}"),
+            Err(OpError::Told { at, errno }) => drop(context.refused.insert(at, errno)),
+            Err(_) => return,
+            Ok(_) => return drop(tx.commit().await),
+        }
     }
 }
 
@@ -95,6 +101,11 @@ fn check(dump: &BTreeMap<Bytes, Bytes>) {
     let mut findings = outcome.findings;
     findings.extend(compare_totals(&[outcome.totals]));
     assert!(findings.is_empty(), "requests left the store inconsistent: {:?}", findings.first());
+}
+
+fn untold(op: Op, inode: u64) -> Untold {
+    let request = FsRequest { op: Some(op), ..FsRequest::default() };
+    Untold { request: Some(request), inode, at_ns: 5, open: false }
 }
 
 fn script() -> Vec<Op> {
@@ -145,6 +156,26 @@ fn script() -> Vec<Op> {
         }),
         Op::Create(Create { parent: 4, name: name("i"), mode: 0o644, ..Create::default() }),
         Op::SetAttr(SetAttr { inode: 15, mode: Some(0o600), ..SetAttr::default() }),
+        // What a session made alone, one part of which is refused.
+        Op::Tell(Tell {
+            changes: vec![
+                untold(Op::Mkdir(Mkdir { parent: 4, name: name("alone"), mode: 0o755 }), 1000),
+                untold(
+                    Op::Create(Create { parent: 1000, name: name("f"), mode: 0o644, ..Create::default() }),
+                    1001,
+                ),
+                untold(
+                    Op::Write(Write {
+                        inode: 1001,
+                        pieces: vec![inline(0, b"along")],
+                        written_ns: Some(5),
+                        ..Write::default()
+                    }),
+                    0,
+                ),
+                untold(Op::Rmdir(Rmdir { parent: 4, name: name("alone") }), 0),
+            ],
+        }),
     ]
 }
 

@@ -1,6 +1,6 @@
 //! The simulation: the region's own code - Raft, log, store, namespace, chunkservers, client - over simulated disks, sockets and time.
 //!
-//! - [`hosts`]: the daemons. [`network`]: the sockets under them, and processes that stall. [`workload`]: the clients,
+//! - [`hosts`]: the daemons. [`network`]: the sockets under them, and processes that stall. `notices`: what masters tell clients, lost and late. [`workload`]: the clients,
 //!   of which some lock a file ([`locking`]).
 //! - [`run`]: one run. [`faults`]: what goes wrong in it. [`watch`]: what must hold at any instant, and in the end.
 //! - [`copies`]: what the disks under the copies of chunks must hold. [`whole`]: what masters' records must agree on. [`history`]: the check of what the clients saw.
@@ -11,6 +11,7 @@ pub mod history;
 pub mod hosts;
 pub mod locking;
 pub mod network;
+mod notices;
 pub mod run;
 pub mod watch;
 pub mod whole;

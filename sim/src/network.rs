@@ -20,6 +20,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 use turmoil::net::{TcpListener, TcpStream};
 
+use crate::notices::Noticing;
+
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Until when a host stalls, in simulated nanoseconds. Clones share it.
@@ -115,7 +117,12 @@ impl Network for SimNetwork {
                 tokio::time::sleep(left.min(Duration::from_millis(20))).await;
             }
             let io = TcpStream::connect(address).await.map_err(unreachable)?;
-            connect_over(Gated::new(io, self.gate.clone()), address, &self.identity, protocol, role).await
+            let io = Gated::new(io, self.gate.clone());
+            let made = connect_over(io, address, &self.identity, protocol, role).await?;
+            if self.identity.role != Role::Client || protocol != Protocol::Stream {
+                return Ok(made);
+            }
+            Ok(Connection { io: Box::new(Noticing::new(made.io)), ..made })
         };
         tokio::time::timeout(CONNECT_TIMEOUT, connecting).await.map_err(|_| late())?
     }

@@ -32,6 +32,8 @@ const TASKS: u8 = 2;
 /// What is little goes inline all the same, and to a chunk later.
 const PLACES: [(u64, usize); 5] =
     [(0, 512), (100_000, 20_008), (100_000, 6000), (100_000, 24_504), (100_000, 40_000)];
+/// One step of so many is a run of changes in the client's own directory.
+const BURST_EVERY: u32 = 15;
 /// Files that a task holds open at most.
 const HELD_MAX: usize = 3;
 
@@ -263,7 +265,32 @@ impl Worker {
         self
     }
 
+    /// A run of changes in the client's own directory, as whoever unpacks something makes them: most of them are made alone, and some look for them at once.
+    async fn burst(&mut self) {
+        let first = NAMES + self.number / TASKS * OWN_NAMES;
+        for _ in 0..self.rng.random_range(4..24) {
+            let n = first + self.rng.random_range(0..OWN_NAMES);
+            let to = first + (n - first + self.rng.random_range(1..OWN_NAMES)) % OWN_NAMES;
+            match self.rng.random_range(0..8) {
+                0..=3 => {
+                    if let Some(Reply::Inode(inode)) = self.run(Call::Create(n)).await
+                        && self.rng.random_range(0..3) == 0
+                    {
+                        self.write(inode).await;
+                    }
+                }
+                4 => drop(self.run(Call::Rename(n, to)).await),
+                5 => drop(self.run(Call::Lookup(n)).await),
+                _ => drop(self.run(Call::Unlink(n)).await),
+            }
+        }
+    }
+
     async fn step(&mut self) {
+        if self.rng.random_range(0..BURST_EVERY) == 0 {
+            self.burst().await;
+            return;
+        }
         // Names of two are fought for, the others live a little longer.
         let n = match self.rng.random_range(0..6) {
             0 | 1 => self.rng.random_range(0..2),
@@ -352,8 +379,7 @@ pub async fn client(number: u8, seed: u64, host: Host, watch: Watch, shared: Sha
         zone: "z1".into(),
         host: format!("client{number}"),
         retry_timeout: RETRY,
-        // Off until an inode that was made alone can be asked for by its number (docs/not-built.md).
-        delegate: false,
+        delegate: true,
         connect_timeout: Duration::from_secs(120),
         ..ClientConfig::default()
     };

@@ -37,7 +37,7 @@ pub struct ClientFile {
     #[serde(default = "yes")]
     pub same_host_reads: bool,
     /// Whether names in directories that only this mount works in are made here, and told to the region a few milliseconds later.
-    #[serde(default)]
+    #[serde(default = "yes")]
     pub delegate: bool,
     /// Where to serve /metrics, /healthz and /readyz; loopback only. Port 0 takes a free one.
     #[serde(default, skip_serializing_if = "Option::is_none")]

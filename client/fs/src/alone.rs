@@ -17,6 +17,10 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use mooseng_namespace::attr_of;
+use mooseng_namespace::rules::{self, Kind};
+use mooseng_schema::directory::Counters;
+use mooseng_schema::inode::InodeRecord;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::{
@@ -24,7 +28,7 @@ use mooseng_wire::fs::{
     Rename, ReserveInodes, SetAttr, Symlink,
 };
 use mooseng_wire::session::Squash;
-use mooseng_wire::{NAME_BYTES_MAX, ROOT_INODE, SYMLINK_BYTES_MAX};
+use mooseng_wire::{InodeId, NAME_BYTES_MAX, ROOT_INODE, SYMLINK_BYTES_MAX};
 use tokio::time::Instant;
 
 use crate::error::FsError;
@@ -34,13 +38,6 @@ use crate::fs::{FileSystem, daemon};
 use crate::journal::{self, Change};
 use crate::read::unexpected;
 
-/// Mode bits.
-const SETGID: u32 = 0o2000;
-const STICKY: u32 = 0o1000;
-const GROUP_EXECUTE: u32 = 0o010;
-const MODE_BITS: u32 = 0o7777;
-/// What a directory's size is shown as.
-const DIRECTORY_SIZE: u64 = 4096;
 /// Ids that are reserved at a time.
 const IDS: u32 = 1024;
 /// Changes that a session makes in a directory, one after the other, before it asks for it.
@@ -115,59 +112,11 @@ fn changed(directory: Attr, now: i64, subdirectories: i32) -> Attr {
     }
 }
 
-fn is_of(caller: &Caller, gid: u32) -> bool {
-    caller.gid == gid || caller.groups.contains(&gid)
-}
-
-/// The mode that a caller may give.
-fn settable(mode: u32, gid: u32, caller: &Caller) -> u32 {
-    if caller.uid == 0 || is_of(caller, gid) { mode } else { mode & !SETGID }
-}
-
-/// The attributes of what is made, as the region will make it.
-fn made(
-    (inode, directory): (u64, &Attr),
-    caller: &Caller,
-    (kind, mode): (FileKind, u32),
-    now: i64,
-    target: &Bytes,
-) -> Attr {
-    let inherits = directory.mode & SETGID != 0;
-    let gid = if inherits { directory.gid } else { caller.gid };
-    let is_directory = kind == FileKind::Directory;
-    let allowed = if is_directory { mode & (0o777 | STICKY) } else { mode & MODE_BITS };
-    let masked = if kind == FileKind::Symlink { 0o777 } else { allowed & !(caller.umask & 0o777) };
-    let mode = match kind {
-        FileKind::Directory if inherits => masked | SETGID,
-        _ if masked & GROUP_EXECUTE != 0 => settable(masked, gid, caller),
-        _ => masked,
-    };
-    Attr {
-        inode,
-        kind: kind.into(),
-        mode,
-        nlink: if is_directory { 2 } else { 1 },
-        uid: caller.uid,
-        gid,
-        size: if is_directory { DIRECTORY_SIZE } else { target.len() as u64 },
-        blocks: if is_directory { DIRECTORY_SIZE / 512 } else { 0 },
-        atime_ns: now,
-        mtime_ns: now,
-        ctime_ns: now,
-        no_xattrs: true,
-        no_acls: true,
-        quota: directory.quota,
-        ..Attr::default()
-    }
-}
-
 /// What is to be made.
 struct Making {
     parent: u64,
     name: Bytes,
-    kind: FileKind,
-    mode: u32,
-    target: Bytes,
+    kind: Kind,
     op: Op,
 }
 
@@ -241,7 +190,8 @@ impl FileSystem {
 
     /// Makes an inode. With `id`, under that.
     async fn make_alone(&self, caller: &Caller, making: Making, id: u64) -> Result<Option<Attr>, FsError> {
-        let Making { parent, name, kind, mode, target, op } = making;
+        let Making { parent, name, kind, op } = making;
+        let is_directory = kind.kind == FileKind::Directory;
         let attempt = |alone: &mut Alone<'_>, now: i64| {
             let Some(directory) = alone.directory(parent) else { return Tried::Usual };
             let Some(now) = after(now, &directory) else { return Tried::Usual };
@@ -254,17 +204,19 @@ impl FileSystem {
                 let opens = matches!(&op, Op::Create(create) if !create.exclusive);
                 return if opens { Tried::Usual } else { Tried::Refused(libc::EEXIST) };
             }
-            let attr = made((id, &directory), caller, (kind, mode), now, &target);
+            // Without a storage class: attributes don't tell of it.
+            let record = rules::made(&rules::known(&directory), caller, &kind, now);
+            let attr = attr_of(InodeId(id), &record, &Counters::default());
             let accounts = accounts_of(&attr);
             match self.inner.writer.buffers.escrow.are_unlimited(accounts) {
                 None => return Tried::Ask(accounts),
                 Some(false) => return Tried::Usual,
                 Some(true) => {}
             }
-            alone.made(attr, (kind == FileKind::Symlink).then(|| target.clone()));
+            alone.made(attr, (kind.kind == FileKind::Symlink).then(|| kind.target.clone()));
             alone.name(parent, &name, Some(id));
-            alone.set(changed(directory, now, i32::from(kind == FileKind::Directory)));
-            let reply = match kind {
+            alone.set(changed(directory, now, i32::from(is_directory)));
+            let reply = match kind.kind {
                 FileKind::Regular => Reply::Created(Created { attr: Some(attr), created: true }),
                 _ => Reply::Entry(Entry { attr: Some(attr) }),
             };
@@ -325,9 +277,7 @@ impl FileSystem {
         let making = Making {
             parent: create.parent,
             name: create.name.clone(),
-            kind: FileKind::Regular,
-            mode: create.mode,
-            target: Bytes::new(),
+            kind: Kind::new(FileKind::Regular, create.mode),
             op: Op::Create(create.clone()),
         };
         let made = self.make_alone(caller, making, id).await;
@@ -342,8 +292,8 @@ impl FileSystem {
         if !self.makes_alone(caller, r.parent, &r.name) {
             return Ok(None);
         }
-        let (name, op, target) = (r.name.clone(), Op::Mkdir(r.clone()), Bytes::new());
-        let making = Making { parent: r.parent, name, kind: FileKind::Directory, mode: r.mode, target, op };
+        let (name, op) = (r.name.clone(), Op::Mkdir(r.clone()));
+        let making = Making { parent: r.parent, name, kind: Kind::new(FileKind::Directory, r.mode), op };
         self.make_alone(caller, making, self.alone_id().await?).await
     }
 
@@ -352,8 +302,8 @@ impl FileSystem {
         if odd || !self.makes_alone(caller, r.parent, &r.name) {
             return Ok(None);
         }
-        let (name, op, target) = (r.name.clone(), Op::Symlink(r.clone()), r.target.clone());
-        let making = Making { parent: r.parent, name, kind: FileKind::Symlink, mode: 0o777, target, op };
+        let (name, op) = (r.name.clone(), Op::Symlink(r.clone()));
+        let making = Making { parent: r.parent, name, kind: Kind::symlink(r.target.clone()), op };
         self.make_alone(caller, making, self.alone_id().await?).await
     }
 
@@ -363,8 +313,8 @@ impl FileSystem {
         {
             return Ok(None);
         }
-        let (name, op, target) = (r.name.clone(), Op::Mknod(r.clone()), Bytes::new());
-        let making = Making { parent: r.parent, name, kind, mode: r.mode, target, op };
+        let (name, op) = (r.name.clone(), Op::Mknod(r.clone()));
+        let making = Making { parent: r.parent, name, kind: Kind::new(kind, r.mode), op };
         self.make_alone(caller, making, self.alone_id().await?).await
     }
 
@@ -486,20 +436,11 @@ impl FileSystem {
                 if !is_directory && !attr.no_xattrs {
                     return Tried::Usual;
                 }
-                if !is_directory {
-                    let setgid = if attr.mode & GROUP_EXECUTE != 0 { SETGID } else { 0 };
-                    attr.mode &= !(0o4000 | setgid);
-                }
-                (attr.uid, attr.gid) = (owner.uid, r.gid.unwrap_or(attr.gid));
             }
-            if let Some(mode) = r.mode {
-                attr.mode = settable(mode & MODE_BITS, attr.gid, caller);
-            }
-            let pick = |at_once: bool, given: Option<i64>| if at_once { Some(now) } else { given };
-            attr.atime_ns = pick(r.atime_now, r.atime_ns).unwrap_or(attr.atime_ns);
-            attr.mtime_ns = pick(r.mtime_now, r.mtime_ns).unwrap_or(attr.mtime_ns);
-            // A directory's is that of its entries' last change, if that is later.
-            attr.ctime_ns = if is_directory { attr.ctime_ns.max(now) } else { now };
+            let mut record = rules::known(&attr);
+            rules::set(&mut record, r, caller, now);
+            let InodeRecord { mode, uid, gid, atime_ns, mtime_ns, ctime_ns, .. } = record;
+            attr = Attr { mode, uid, gid, atime_ns, mtime_ns, ctime_ns, ..attr };
             alone.set(attr);
             Tried::Made {
                 reply: Reply::Entry(Entry { attr: Some(attr) }),

@@ -59,7 +59,7 @@ impl Default for ClientConfig {
             hedge_after: Duration::from_millis(500),
             cache_bytes: 64 << 20,
             write_buffer_bytes: 64 << 20,
-            delegate: false,
+            delegate: true,
             facts_bytes: 64 << 20,
             read_ahead_bytes: 8 << 20,
             // Sockets and files of the system's own: not for a simulation.

@@ -397,6 +397,12 @@ impl Facts {
             .filter_map(|granted| Fact::from_message(granted.fact.as_ref()?))
             .collect();
         for (change, reply) in tell.changes.iter().zip(&told.replies) {
+            // Data that went along lies elsewhere than what is known of the file says.
+            if let Some(Op::Write(write)) = change.request.as_ref().and_then(|request| request.op.as_ref())
+                && let Some(known) = self.inodes.get(&write.inode)
+            {
+                self.inodes.insert(write.inode, InodeFact { extents: Arc::default(), ..known });
+            }
             let is_made = change.inode != 0 && !matches!(reply.reply, Some(Reply::Errno(_)) | None);
             if !is_made {
                 continue;

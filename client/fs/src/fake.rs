@@ -349,6 +349,9 @@ impl State {
                 granted.push(of(FactKind::Inode, r.inode));
                 granted.push(of(FactKind::Directory, r.inode));
             }
+            Some(Op::ReadExtents(r)) if self.alone && self.exclusive => {
+                granted.push(of(FactKind::Inode, r.inode));
+            }
             Some(Op::Tell(tell)) => {
                 for inode in tell.changes.iter().map(|change| change.inode).filter(|inode| *inode != 0) {
                     granted.push(of(FactKind::Inode, inode));

@@ -106,6 +106,24 @@ async fn what_is_removed_and_renamed_alone_is_so_at_the_region_afterwards() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_was_written_along_with_names_is_read_afterwards() {
+    let (region, fs, directory) = start().await;
+    let inode = make(&fs, directory, b"f").await;
+    let opened = fs.open(&me(), inode, libc::O_RDWR).await.unwrap();
+    fs.fsync(opened.handle, false).await.unwrap();
+    // Where it lies is known from now on.
+    assert_eq!(fs.read(&me(), opened.handle, 0, 10).await.unwrap(), Bytes::from_static(b"data"));
+    let new = Bytes::from_static(b"newer data");
+    fs.write(&me(), opened.handle, 0, new.clone(), WriteOptions::default()).await.unwrap();
+    fs.mkdir(&me(), directory, b"below", 0o755).await.unwrap();
+    let before = changes(&region);
+    fs.fsync(opened.handle, false).await.unwrap();
+    assert_eq!(changes(&region), before + 1, "both went with one request");
+    assert_eq!(fs.read(&me(), opened.handle, 0, 10).await.unwrap(), new);
+    fs.release(opened.handle).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_lapse_loses_what_is_untold_and_says_so_once_to_each_handle() {
     let (region, fs, directory) = start().await;
     let heard = AtomicU64::new(fs.losses());

@@ -183,9 +183,9 @@ pub trait Gate: Send + Sync {
     /// A run begins: what it sees is as old as that.
     fn run_begins(&self) {}
 
-    /// The change is refused, as it ran, after a look at these facts. Waits where others hold back what they changed of them.
-    async fn admit_refusal(&self, looked: BTreeSet<Fact>) -> Admission {
-        let _ = looked;
+    /// The change is refused so, as it ran, after a look at these facts. Waits where others hold back what they changed of them.
+    async fn admit_refusal(&self, looked: BTreeSet<Fact>, errno: Errno) -> Admission {
+        let _ = (looked, errno);
         Admission::Commit
     }
 
@@ -445,10 +445,16 @@ impl<S: Store> Driver<S> {
                 }
                 Ok(reply) => reply,
                 Err(OpError::Errno(errno)) => {
-                    return judged(gate.admit_refusal(touched.looked()).await, Attempt::Refused(errno));
+                    return judged(
+                        gate.admit_refusal(touched.looked(), errno).await,
+                        Attempt::Refused(errno),
+                    );
                 }
                 Err(OpError::Told { at, errno }) => {
-                    return judged(gate.admit_refusal(touched.looked()).await, Attempt::Without(at, errno));
+                    return judged(
+                        gate.admit_refusal(touched.looked(), errno).await,
+                        Attempt::Without(at, errno),
+                    );
                 }
                 Err(other) => return Err(other.into()),
             },

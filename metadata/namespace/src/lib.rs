@@ -13,6 +13,7 @@
 //! - [`locks`] are the locks on one inode, as values; [`held`] is where they lie in the store.
 //! - [`mod@format`] makes an empty volume, and the region's founding mark.
 //! - [`rewrite`] moves files' bytes from old chunks to new ones.
+//! - [`rules`] say what becomes of an inode's record, as values: for operations, and for clients that have a directory alone.
 //! - [`acl`] are access control lists, as values.
 //! - [`classes`] are storage classes: how many copies data gets, and where.
 //! - [`quota`] says whom everything counts for, and how much may.
@@ -37,6 +38,7 @@ mod permission;
 pub mod quota;
 pub mod request;
 pub mod rewrite;
+pub mod rules;
 pub mod sessions;
 mod together;
 pub mod touched;
@@ -55,4 +57,5 @@ pub use request::{is_change, is_told, needs_chunk, needs_inode, reads_from, volu
 
 /// Most hard links of a file.
 pub const LINKS_MAX: u32 = 65_000;
+pub use view::attr_of;
 pub use window::{STAGED_BYTES_MAX, STAGED_PIECES_MAX};

@@ -15,11 +15,15 @@
 //! - **A directory that a session has alone** (exclusive) hides all of it: its attributes, its entries, their absence. Whoever's answer would rest
 //!   on any of that - a refusal, too - recalls the directory first. An answer that was found while a session gave something exclusive back is
 //!   found again: it may have been looked for before that session told what it had changed (`tick`, [`PromiseTable::given_back_since`]).
+//! - **What nobody has heard of** may yet be there: a session made it alone, and hasn't told. Before somebody hears that there is no such inode, everybody
+//!   else who has a directory alone gives one back, and so tells everything ([`PromiseTable::untold`]).
 //!
 //! No clock in here: a session that has gone is [`PromiseTable::drop_session`]'s, when its lease is over.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use mooseng_wire::fact::{Fact, Level};
 use mooseng_wire::{InodeId, RequestNumber, SessionId};
@@ -117,8 +121,10 @@ pub struct PromiseTable {
     versions: Vec<u64>,
     /// How many entries of a directory a session is promised one by one, where there are any.
     entries: BTreeMap<(InodeId, SessionId), u64>,
-    /// Counts what was exclusive and was given back.
-    tick: u64,
+    /// The directories that sessions have alone.
+    alone: BTreeMap<SessionId, BTreeSet<InodeId>>,
+    /// Counts what was exclusive and was given back. Raised in here alone; who reads it elsewhere reads at most the present count.
+    tick: Arc<AtomicU64>,
     /// When something of such a hash was given back last.
     given_back: Vec<u64>,
 }
@@ -134,14 +140,16 @@ impl PromiseTable {
             last_change: 0,
             versions: vec![0; VERSION_SLOTS],
             entries: BTreeMap::new(),
-            tick: 0,
+            alone: BTreeMap::new(),
+            tick: Arc::default(),
             given_back: vec![0; VERSION_SLOTS],
         }
     }
 
     /// Forgets everything: promises end with their custodian.
     pub fn clear(&mut self) {
-        *self = Self::new(self.limits);
+        // The count goes on: others have it in their hands.
+        *self = Self { tick: self.tick.clone(), ..Self::new(self.limits) };
     }
 
     /// A session may be promised something from now on. One that was known keeps what it has.
@@ -253,9 +261,45 @@ impl PromiseTable {
         recalls
     }
 
+    /// Which recalls must be answered before `session` hears that an inode isn't there that it asks for by its number: each other session that has
+    /// a directory alone may have made it, and not told. Who answers one of them has told everything.
+    pub fn untold(&mut self, session: SessionId) -> Vec<Recall> {
+        let others: Vec<(SessionId, InodeId)> = self
+            .alone
+            .iter()
+            .filter(|(holder, _)| **holder != session)
+            .filter_map(|(holder, directories)| Some((*holder, *directories.first()?)))
+            .collect();
+        others
+            .into_iter()
+            .filter_map(|(from, directory)| {
+                let list = Fact::Directory(directory);
+                self.recall(&list, from, &list, Some(Level::Shared))
+            })
+            .collect()
+    }
+
     /// Counts what was given back of what was exclusive: whoever begins to look for an answer takes note of it.
     pub fn tick(&self) -> u64 {
-        self.tick
+        self.tick.load(Ordering::Acquire)
+    }
+
+    /// The count itself, to be read without whatever guards this table.
+    pub fn ticks(&self) -> Arc<AtomicU64> {
+        self.tick.clone()
+    }
+
+    /// Keeps account of who has a directory alone.
+    fn note_alone(&mut self, fact: &Fact, session: SessionId) {
+        let Fact::Directory(directory) = fact else { return };
+        if self.level(session, fact) == Some(Level::Exclusive) {
+            self.alone.entry(session).or_default().insert(*directory);
+        } else if let Some(directories) = self.alone.get_mut(&session) {
+            directories.remove(directory);
+            if directories.is_empty() {
+                self.alone.remove(&session);
+            }
+        }
     }
 
     /// Whether any of these facts may have been given back, by a session that had it exclusively, since that tick.
@@ -279,6 +323,7 @@ impl PromiseTable {
         if let (true, Fact::Entry(directory, _)) = (new, fact) {
             *self.entries.entry((*directory, session)).or_default() += 1;
         }
+        self.note_alone(fact, session);
     }
 
     fn unhold(&mut self, fact: &Fact, session: SessionId) {
@@ -301,6 +346,7 @@ impl PromiseTable {
         if let Some(s) = self.sessions.get_mut(&session) {
             s.held.remove(fact);
         }
+        self.note_alone(fact, session);
     }
 
     fn slot(fact: &Fact) -> usize {
@@ -630,8 +676,8 @@ impl PromiseTable {
             && recalled == number
         {
             if hold.level == Level::Exclusive {
-                self.tick += 1;
-                self.given_back[Self::slot(&fact)] = self.tick;
+                let tick = self.tick.fetch_add(1, Ordering::AcqRel) + 1;
+                self.given_back[Self::slot(&fact)] = tick;
             }
             match keep {
                 Some(level) => {
@@ -641,6 +687,7 @@ impl PromiseTable {
                 }
                 None => self.unhold(&fact, session),
             }
+            self.note_alone(&fact, session);
         }
         for change in self.changes.values_mut() {
             change.waits.remove(&(session, number));

@@ -51,6 +51,17 @@ struct Asked {
     since: usize,
 }
 
+/// Somebody asks for what was made under a number, which he can't have from the directory.
+struct Unheard {
+    session: SessionId,
+    value: u64,
+    tick: u64,
+    found: bool,
+    /// It was made before he asked.
+    was_made: bool,
+    all_told: bool,
+}
+
 struct Running {
     session: SessionId,
     changes: Vec<(u8, u64)>,
@@ -66,6 +77,11 @@ struct World {
     history: Vec<(u8, u64)>,
     clients: BTreeMap<SessionId, Client>,
     asked: Vec<Asked>,
+    unheard: Vec<Unheard>,
+    /// Those who wait for others' answers first.
+    waiting: Vec<(Unheard, Vec<Recall>)>,
+    /// Everything that was ever stored.
+    made: BTreeSet<u64>,
     running: Vec<Running>,
     values: u64,
 }
@@ -84,6 +100,9 @@ impl World {
             history,
             clients,
             asked: vec![],
+            unheard: vec![],
+            waiting: vec![],
+            made: BTreeSet::new(),
             running: vec![],
             values: 0,
         }
@@ -138,6 +157,52 @@ impl World {
         }
     }
 
+    fn ask_for(&mut self, session: SessionId, which: usize) {
+        let own =
+            !self.clients[&session].untold.is_empty() || self.running.iter().any(|r| r.session == session);
+        if own || self.values == 0 {
+            return;
+        }
+        let value = which as u64 % self.values + 1;
+        let was_made = self.history.iter().any(|(_, made)| *made == value);
+        let (tick, found) = (self.table.tick(), self.made.contains(&value));
+        self.unheard.push(Unheard { session, value, tick, found, was_made, all_told: false });
+    }
+
+    fn answer_for(&mut self, at: usize) {
+        if self.unheard.is_empty() {
+            return;
+        }
+        let mut asked = self.unheard.remove(at % self.unheard.len());
+        if !asked.found && !asked.all_told {
+            let recalls = self.table.untold(asked.session);
+            if !recalls.is_empty() || self.table.tick() != asked.tick {
+                self.send(recalls.clone());
+                asked.all_told = true;
+                self.waiting.push((asked, recalls));
+                return;
+            }
+        }
+        assert!(
+            asked.found || !asked.was_made,
+            "{} hears that {} was never made",
+            asked.session,
+            asked.value
+        );
+    }
+
+    /// Whose recalls are answered looks again.
+    fn look_again(&mut self) {
+        for (asked, recalls) in std::mem::take(&mut self.waiting) {
+            if self.table.answered(&recalls) {
+                let (tick, found) = (self.table.tick(), self.made.contains(&asked.value));
+                self.unheard.push(Unheard { tick, found, ..asked });
+            } else {
+                self.waiting.push((asked, recalls));
+            }
+        }
+    }
+
     fn change(&mut self, session: SessionId, name: u8) {
         self.values += 1;
         let value = self.values;
@@ -189,6 +254,7 @@ impl World {
         self.version += 1;
         for (name, value) in &done.changes {
             self.store.insert(*name, *value);
+            self.made.insert(*value);
             if !done.told {
                 self.history.push((*name, *value));
             }
@@ -232,7 +298,12 @@ impl World {
     fn step(&mut self, (what, who, which): (u8, u8, u8)) {
         let session = SessionId(u64::from(who) % SESSIONS + 1);
         let (at, name) = (usize::from(which), which % NAMES);
-        match what % 12 {
+        match what % 14 {
+            12 => self.ask_for(session, at),
+            13 => {
+                self.look_again();
+                self.answer_for(at);
+            }
             0 | 1 => self.ask(session, name),
             2 => self.answer(at),
             3 | 4 => self.change(session, name),
@@ -263,6 +334,8 @@ impl World {
                 self.commit(round);
                 self.acknowledge(session);
                 self.answer(round);
+                self.look_again();
+                self.answer_for(round);
             }
         }
     }
@@ -276,7 +349,8 @@ proptest! {
         let mut world = World::new();
         steps.into_iter().for_each(|step| world.step(step));
         world.settle();
-        prop_assert!(world.asked.is_empty() && world.running.is_empty(), "somebody waits for ever");
+        let waits = [world.asked.len(), world.unheard.len(), world.waiting.len(), world.running.len()];
+        prop_assert_eq!(waits, [0; 4], "somebody waits for ever");
     }
 }
 

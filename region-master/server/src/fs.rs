@@ -106,16 +106,18 @@ pub async fn read(
         let reply = FsReply { reply: Some(Reply::ReservedInodes(reserve_inodes(master, reserve)?)) };
         return answer(master, term, reply, 0, Beside::default());
     }
+    let mut rests_on = promises::RestsOn::default();
     let (mut reply, version, beside) = loop {
-        let tick = master.desk(|desk| desk.promises.tick());
+        rests_on.tick = master.tick();
         let (mut reply, version, looked) = master
             .driver
             .look(call, &context, fs, deadline)
             .await
             .map_err(|e| driver_failed(&e, || master.not_leader()))?;
-        let rests_on = promises::RestsOn { tick, looked };
+        rests_on.looked = looked;
         if let Some(beside) =
-            promises::admit_read(master, term, id, fs, (&mut reply, version.0), rests_on, deadline).await?
+            promises::admit_read(master, term, id, fs, (&mut reply, version.0), &mut rests_on, deadline)
+                .await?
         {
             break (reply, version, beside);
         }
@@ -222,8 +224,7 @@ pub async fn change(
         _ => Vec::new(),
     };
     let locking = locks::begin(master, term, &call, fs, deadline).await?;
-    let covered = brings_buffered(fs);
-    let gate = ChangeGate::for_buffered(master.clone(), term, (call.session, call.number), covered);
+    let gate = ChangeGate::for_request(master.clone(), term, (call.session, call.number), fs);
     // A failure leaves the gate to its end: whether the change committed may not be known.
     let (mut reply, version) = master
         .driver
@@ -371,21 +372,6 @@ fn admitted(master: &Master, identity: &str, request: &Request) -> Result<(u64, 
         oldest_unanswered: settled,
     };
     Ok((term, call))
-}
-
-/// Whether a change brings what its session had buffered.
-fn brings_buffered(request: &FsRequest) -> bool {
-    match &request.op {
-        Some(Op::Write(write)) => write.written_ns.is_some(),
-        Some(Op::Tell(tell)) => {
-            tell.changes.iter().filter_map(|change| change.request.as_ref()).any(brings_buffered_itself)
-        }
-        _ => false,
-    }
-}
-
-fn brings_buffered_itself(request: &FsRequest) -> bool {
-    matches!(&request.op, Some(Op::Write(write)) if write.written_ns.is_some())
 }
 
 /// Takes note of what a session that was checked has closed.

@@ -1,6 +1,7 @@
 //! A master's parts, shared by its services and tasks, and the questions they all ask: do I serve, may this answer leave.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mooseng_embedded::Embedded;
@@ -71,6 +72,8 @@ pub struct Master {
     pub dumping: Arc<Semaphore>,
     measured: Mutex<Measured>,
     desk: Mutex<Desk>,
+    /// The desk's count of what was given back, to be read without its lock.
+    given_back: Arc<AtomicU64>,
     links: Mutex<BTreeMap<(Role, String), Link>>,
 }
 
@@ -123,6 +126,7 @@ impl Master {
             checking: Semaphore::new(1),
             dumping: Arc::new(Semaphore::new(1)),
             measured: Mutex::default(),
+            given_back: desk.promises.ticks(),
             desk: Mutex::new(desk),
             links: Mutex::default(),
         }
@@ -131,6 +135,11 @@ impl Master {
     /// Works on the memory. The section must be short and can't wait.
     pub fn desk<T>(&self, section: impl FnOnce(&mut Desk) -> T) -> T {
         section(&mut self.desk.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What sessions have given back so far, by count, of what they had exclusively: taken before a look into the store.
+    pub fn tick(&self) -> u64 {
+        self.given_back.load(Ordering::Acquire)
     }
 
     /// What the disk of the state directory had when it was looked at last.

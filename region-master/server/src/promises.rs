@@ -25,6 +25,7 @@ use mooseng_wire::{Incarnation, InodeId, RequestNumber, SessionId};
 use prost::Message;
 use tokio::time::Instant;
 
+use crate::desk::Desk;
 use crate::errors::refused;
 use crate::master::Master;
 use crate::{ids, quotas};
@@ -39,8 +40,9 @@ const ROOM_MADE: usize = 256;
 const ESCROW_WAIT: Duration = Duration::from_secs(5);
 /// And looks so often whether they have.
 const ESCROW_LOOK: Duration = Duration::from_millis(50);
-/// Linux' ENOENT.
+/// Linux' ENOENT and ESTALE.
 const ENOENT: u32 = 2;
+const ESTALE: u32 = 116;
 /// Linux' O_ACCMODE and O_RDONLY.
 const OPEN_ACCESS_MODE: u32 = 3;
 const OPEN_READ_ONLY: u32 = 0;
@@ -134,7 +136,7 @@ async fn wait_until(
     master: &Master,
     deadline: Instant,
     what: &str,
-    mut ready: impl FnMut(&mut crate::desk::Desk) -> bool,
+    mut ready: impl FnMut(&mut Desk) -> bool,
 ) -> Result<(), CallError> {
     loop {
         let woken = master.recalls_answered.notified();
@@ -230,12 +232,21 @@ pub struct Beside {
 }
 
 /// What an answer rests on: the facts that were looked at, and when that began.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct RestsOn {
     /// By the count of what was given back.
     pub tick: u64,
     /// The facts.
     pub looked: BTreeSet<Fact>,
+    /// Everybody has told what they made alone since the request came: what isn't there now, isn't there.
+    pub all_told: bool,
+}
+
+/// Before the first answer that an inode isn't there: who has to tell first what it made alone. None: the answer stands.
+fn untold(desk: &mut Desk, id: SessionId, tick: u64) -> Option<Vec<Recall>> {
+    let recalls = desk.promises.untold(id);
+    // What was given back since the run began may have been told since.
+    (!recalls.is_empty() || desk.promises.tick() != tick).then_some(recalls)
 }
 
 /// Of a list, what its answer rests on is the list: the attributes in it that somebody holds back are left out.
@@ -259,10 +270,12 @@ pub async fn admit_read(
     id: SessionId,
     request: &FsRequest,
     (reply, version): (&mut FsReply, u64),
-    RestsOn { tick, looked }: RestsOn,
+    rests: &mut RestsOn,
     deadline: Instant,
 ) -> Result<Option<Beside>, CallError> {
-    let looked = rests_on(request, looked);
+    let tick = rests.tick;
+    let looked = rests_on(request, std::mem::take(&mut rests.looked));
+    let unheard_of = !rests.all_told && matches!(reply.reply, Some(Reply::Errno(ESTALE)));
     let listing = matches!(request.op, Some(Op::ReadDir(_)));
     let acquire = match &request.op {
         Some(Op::Acquire(r)) => Some(InodeId(r.inode)),
@@ -291,6 +304,10 @@ pub async fn admit_read(
         let mut recalls = desk.promises.read_blockers(id, &facts, alone);
         recalls.extend(desk.promises.hidden(id, &looked));
         if !recalls.is_empty() || desk.promises.given_back_since(tick, &looked) {
+            return Some(Err(recalls));
+        }
+        if unheard_of && let Some(recalls) = untold(desk, id, tick) {
+            rests.all_told = true;
             return Some(Err(recalls));
         }
         // Who opens a file to write gets it exclusively if that takes nothing from anybody.
@@ -367,6 +384,8 @@ pub struct ChangeGate {
     number: RequestNumber,
     /// It brings what its session had buffered: the session's escrow is there for that.
     covered: bool,
+    /// It tells what its session made alone.
+    tells: bool,
     state: Mutex<GateState>,
 }
 
@@ -379,22 +398,25 @@ struct GateState {
     through: bool,
     /// What the last run would add to limited accounts.
     flight: Option<FlightId>,
+    /// Everybody has told what they made alone since the change came.
+    all_told: bool,
 }
 
 impl ChangeGate {
     /// A gate for a session's change.
     pub fn new(master: Arc<Master>, term: u64, session: SessionId, number: RequestNumber) -> Self {
-        Self { master, term, session, number, covered: false, state: Mutex::default() }
+        Self { master, term, session, number, covered: false, tells: false, state: Mutex::default() }
     }
 
-    /// A gate for what a session had buffered, or for any other change.
-    pub fn for_buffered(
+    /// A gate for that change: also one that brings what its session had buffered, or made alone.
+    pub fn for_request(
         master: Arc<Master>,
         term: u64,
         (session, number): (SessionId, RequestNumber),
-        covered: bool,
+        request: &FsRequest,
     ) -> Self {
-        Self { master, term, session, number, covered, state: Mutex::default() }
+        let (covered, tells) = (brings_buffered(request), matches!(request.op, Some(Op::Tell(_))));
+        Self { master, term, session, number, covered, tells, state: Mutex::default() }
     }
 
     /// Compares what the change would add with limits. Where others may still use up the room, and may as well not, it waits a while for that.
@@ -517,20 +539,29 @@ impl ChangeGate {
 #[async_trait]
 impl Gate for ChangeGate {
     fn run_begins(&self) {
-        let tick = self.master.desk(|desk| desk.promises.tick());
+        let tick = self.master.tick();
         self.state(|state| state.tick = tick);
     }
 
     /// The request's own deadline ends this wait: the driver drops it.
-    async fn admit_refusal(&self, looked: BTreeSet<Fact>) -> Admission {
-        let tick = self.state(|state| state.tick);
+    async fn admit_refusal(&self, looked: BTreeSet<Fact>, errno: Errno) -> Admission {
+        let (tick, all_told) = self.state(|state| (state.tick, state.all_told));
+        // What a session tells it must get rid of without waiting for what others tell: they may wait for it.
+        let unheard_of = errno == Errno::ESTALE && !all_told && !self.tells;
         let recalls = self.master.desk(|desk| {
             if desk.custody != Some(self.term) {
                 return None;
             }
             let recalls = desk.promises.hidden(self.session, &looked);
-            let again = !recalls.is_empty() || desk.promises.given_back_since(tick, &looked);
-            Some(again.then_some(recalls))
+            if !recalls.is_empty() || desk.promises.given_back_since(tick, &looked) {
+                return Some(Some(recalls));
+            }
+            if !unheard_of {
+                return Some(None);
+            }
+            let recalls = untold(desk, self.session, tick);
+            self.state(|state| state.all_told = recalls.is_some());
+            Some(recalls)
         });
         let recalls = match recalls {
             None => return Admission::Deposed,
@@ -680,6 +711,21 @@ fn grant_told(
         }
     }
     granted
+}
+
+/// Whether a change brings what its session had buffered.
+fn brings_buffered(request: &FsRequest) -> bool {
+    match &request.op {
+        Some(Op::Write(write)) => write.written_ns.is_some(),
+        Some(Op::Tell(tell)) => {
+            tell.changes.iter().filter_map(|change| change.request.as_ref()).any(brings_buffered_itself)
+        }
+        _ => false,
+    }
+}
+
+fn brings_buffered_itself(request: &FsRequest) -> bool {
+    matches!(&request.op, Some(Op::Write(write)) if write.written_ns.is_some())
 }
 
 /// A version at which every commit that was proposed before is decided.

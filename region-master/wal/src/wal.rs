@@ -18,6 +18,11 @@ pub(crate) const HEADER_BYTES: u64 = 64;
 /// Bytes at a segment's end that only votes and markers may use, so that a full disk doesn't stop an election.
 const RESERVE_BYTES: u64 = 64 << 10;
 
+/// Zeros that are written behind a frame where nothing was written before. A filesystem keeps account of which allocated bytes were written:
+/// to flush the first write of some takes it a commit of its own journal as well, and twice as long as to flush what overwrites them
+/// (docs/decisions/0022-zeros-ahead.md).
+const ZEROS_AHEAD: u64 = 256 << 10;
+
 /// Sizes.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
@@ -101,9 +106,12 @@ pub enum WalError {
 impl WalError {
     /// The disk is full: nothing was appended, and the same call may work later.
     pub fn is_full(&self) -> bool {
-        use io::ErrorKind::{QuotaExceeded, StorageFull};
-        matches!(self, Self::Disk { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded))
+        matches!(self, Self::Disk { source, .. } if is_full(source))
     }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 pub(crate) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> WalError {
@@ -224,6 +232,8 @@ impl View {
 struct Writer {
     segments: Vec<(u64, Arc<dyn DiskFile>)>,
     end: u64,
+    /// Up to here the newest segment was written, by frames and zeros.
+    zeroed: u64,
     /// The newest frame's.
     sequence: u64,
     /// The newest flushed frame's.
@@ -259,6 +269,7 @@ impl Wal {
         let writer = Writer {
             segments: found.segments,
             end: found.end,
+            zeroed: found.end,
             sequence: found.sequence,
             flushed: found.sequence,
             poisoned: false,
@@ -484,7 +495,8 @@ impl Wal {
     ) -> Result<(), WalError> {
         let (segment, file) = self.newest(writer).clone();
         let path = segment_path(&self.dir, segment);
-        if let Err(error) = file.write_at(bytes, writer.end).map_err(failed("writing", &path)) {
+        let written = self.write_ahead(writer, &*file, bytes);
+        if let Err(error) = written.map_err(failed("writing", &path)) {
             // Filesystems that write elsewhere than before may have no room for bytes that were allocated. Nothing was flushed: the next
             // frame is written over what there is of this one. Any other failure leaves open what the disk will hold.
             writer.poisoned = !error.is_full();
@@ -509,6 +521,27 @@ impl Wal {
             view.all_flushed();
         }
         Ok(())
+    }
+
+    /// Writes a frame's bytes, with zeros behind them where they are the first.
+    fn write_ahead(&self, writer: &mut Writer, file: &dyn DiskFile, bytes: &[u8]) -> io::Result<()> {
+        let end = writer.end + bytes.len() as u64;
+        let ahead = (end + ZEROS_AHEAD).min(self.options.segment_bytes);
+        if end > writer.zeroed && ahead > end {
+            let mut both = BytesMut::with_capacity((ahead - writer.end) as usize);
+            both.extend_from_slice(bytes);
+            both.resize((ahead - writer.end) as usize, 0);
+            match file.write_at(&both, writer.end) {
+                Ok(()) => {
+                    writer.zeroed = ahead;
+                    return Ok(());
+                }
+                // Where there is no room for zeros, there may be for the frame.
+                Err(error) if is_full(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        file.write_at(bytes, writer.end)
     }
 
     fn newest<'a>(&self, writer: &'a Writer) -> &'a (u64, Arc<dyn DiskFile>) {
@@ -544,7 +577,7 @@ impl Wal {
         match made {
             Ok((file, end)) => {
                 writer.segments.push((number, file));
-                writer.end = end;
+                (writer.end, writer.zeroed) = (end, end);
                 writer.sequence += 1;
                 writer.flushed = writer.sequence;
                 Ok(())

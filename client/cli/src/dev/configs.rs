@@ -155,7 +155,7 @@ fn client(cluster: &Cluster, name: &str) -> ClientFile {
         retry_timeout_s: 60,
         write_buffer_mb: 64,
         same_host_reads: true,
-        delegate: false,
+        delegate: true,
         http_listen: Some("127.0.0.1:0".into()),
         log_dir: Some(cluster.dir.join("log")),
         log_json: true,

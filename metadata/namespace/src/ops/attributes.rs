@@ -10,7 +10,8 @@ use mooseng_wire::{FILE_SIZE_MAX, InodeId};
 
 use crate::errno::Errno;
 use crate::error::OpError;
-use crate::permission::{self, MODE_BITS, WRITE};
+use crate::permission::{self, WRITE};
+use crate::rules;
 use crate::trash;
 use crate::view::{View, is_directory, is_regular};
 use crate::window;
@@ -66,26 +67,25 @@ async fn apply<T: Transaction>(
     id: InodeId,
     record: &mut InodeRecord,
 ) -> Result<(), OpError> {
+    let ctime_ns = record.ctime_ns;
     if r.uid.is_some() || r.gid.is_some() {
-        // Privileges belong to the old owner, so they go whoever changes it.
         view.kill_privileges(id, record).await?;
-        record.uid = r.uid.unwrap_or(record.uid);
-        record.gid = r.gid.unwrap_or(record.gid);
     }
-    if let Some(mode) = r.mode {
-        // A kernel has looked at setgid itself, and knows all groups of whom it asks for.
-        record.mode = match view.caller.kernel_checked {
-            true => mode & MODE_BITS,
-            false => permission::settable_mode(mode & MODE_BITS, record.gid, view.caller),
-        };
+    rules::set(record, r, view.caller, view.ctx.now_ns);
+    if is_directory(record.kind) {
+        // A directory's counter overtakes what its record says, until it is cleared.
+        if r.atime_now || r.atime_ns.is_some() {
+            view.tx.clear(&directory::key(id, Counter::Accessed));
+        }
+        if r.mtime_now || r.mtime_ns.is_some() {
+            view.tx.clear(&directory::key(id, Counter::Changed));
+        }
     }
-    set_times(view, r, id, record);
     // What was buffered under an exclusive promise keeps the time that its session has shown for it. It moves on in any case: by it a session
     // whose lease lapsed sees that somebody else has changed the file.
-    record.ctime_ns = match r.changed_ns {
-        Some(changed_ns) => record.ctime_ns.saturating_add(1).max(view.not_far_ahead(changed_ns)),
-        None => view.ctx.now_ns,
-    };
+    if let Some(changed_ns) = r.changed_ns {
+        record.ctime_ns = ctime_ns.saturating_add(1).max(view.not_far_ahead(changed_ns));
+    }
     Ok(())
 }
 
@@ -159,24 +159,6 @@ pub async fn resize<T: Transaction>(
     record.mtime_ns = view.ctx.now_ns;
     record.ctime_ns = view.ctx.now_ns;
     Ok(())
-}
-
-fn set_times<T: Transaction>(view: &View<'_, T>, r: &SetAttr, id: InodeId, record: &mut InodeRecord) {
-    let pick = |now: bool, given: Option<i64>| if now { Some(view.ctx.now_ns) } else { given };
-    let directory = is_directory(record.kind);
-    // A directory's counter overtakes what its record says, until it is cleared.
-    if let Some(time) = pick(r.atime_now, r.atime_ns) {
-        record.atime_ns = time;
-        if directory {
-            view.tx.clear(&directory::key(id, Counter::Accessed));
-        }
-    }
-    if let Some(time) = pick(r.mtime_now, r.mtime_ns) {
-        record.mtime_ns = time;
-        if directory {
-            view.tx.clear(&directory::key(id, Counter::Changed));
-        }
-    }
 }
 
 /// Moves access times forward. Inodes that are gone are left out: nobody waits for this.

@@ -11,26 +11,12 @@ use mooseng_wire::fs::{Attr, Create, Created, Entry, FileKind, Mkdir, Mknod, Sym
 use mooseng_wire::{InodeId, SYMLINK_BYTES_MAX};
 
 use super::attributes::resize;
-use crate::acl;
 use crate::errno::Errno;
 use crate::error::OpError;
-use crate::permission::{self, EXECUTE, GROUP_EXECUTE, MODE_BITS, SETGID, STICKY, WRITE};
+use crate::permission::{self, EXECUTE, WRITE};
+use crate::rules::{self, Kind};
 use crate::together::InOrder;
 use crate::view::{Found, Slot, View, attr_of, check_name, is_directory, is_dots, is_regular};
-
-/// What a new inode is.
-struct Kind {
-    kind: FileKind,
-    mode: u32,
-    rdev: u32,
-    target: Bytes,
-}
-
-impl Kind {
-    fn new(kind: FileKind, mode: u32) -> Self {
-        Self { kind, mode, rdev: 0, target: Bytes::new() }
-    }
-}
 
 pub async fn create<T: Transaction>(view: &View<'_, T>, r: &Create) -> Result<Created, OpError> {
     check_name(&r.name)?;
@@ -47,8 +33,7 @@ pub async fn create<T: Transaction>(view: &View<'_, T>, r: &Create) -> Result<Cr
         let attr = open_existing(view, found, r.truncate).await?;
         return Ok(Created { attr: Some(attr), created: false });
     }
-    let attr =
-        insert(view, parent, &directory, slot, &r.name, Kind::new(FileKind::Regular, r.mode & MODE_BITS))?;
+    let attr = insert(view, parent, &directory, slot, &r.name, Kind::new(FileKind::Regular, r.mode))?;
     Ok(Created { attr: Some(attr), created: true })
 }
 
@@ -80,7 +65,7 @@ async fn open_existing<T: Transaction>(
 
 pub async fn mknod<T: Transaction>(view: &View<'_, T>, r: &Mknod) -> Result<Entry, OpError> {
     let kind = FileKind::try_from(r.kind).unwrap_or(FileKind::Unspecified);
-    let mut made = Kind::new(kind, r.mode & MODE_BITS);
+    let mut made = Kind::new(kind, r.mode);
     match kind {
         FileKind::Regular | FileKind::Fifo | FileKind::Socket => {}
         FileKind::CharDevice | FileKind::BlockDevice => {
@@ -95,8 +80,7 @@ pub async fn mknod<T: Transaction>(view: &View<'_, T>, r: &Mknod) -> Result<Entr
 }
 
 pub async fn mkdir<T: Transaction>(view: &View<'_, T>, r: &Mkdir) -> Result<Entry, OpError> {
-    let mode = r.mode & (0o777 | STICKY);
-    make(view, InodeId(r.parent), &r.name, Kind::new(FileKind::Directory, mode)).await
+    make(view, InodeId(r.parent), &r.name, Kind::new(FileKind::Directory, r.mode)).await
 }
 
 pub async fn symlink<T: Transaction>(view: &View<'_, T>, r: &Symlink) -> Result<Entry, OpError> {
@@ -109,8 +93,7 @@ pub async fn symlink<T: Transaction>(view: &View<'_, T>, r: &Symlink) -> Result<
     if r.target.contains(&0) {
         return Err(Errno::EINVAL.into());
     }
-    let kind = Kind { kind: FileKind::Symlink, mode: 0o777, rdev: 0, target: r.target.clone() };
-    make(view, InodeId(r.parent), &r.name, kind).await
+    make(view, InodeId(r.parent), &r.name, Kind::symlink(r.target.clone())).await
 }
 
 async fn make<T: Transaction>(
@@ -150,45 +133,11 @@ fn insert<T: Transaction>(
     if id.volume() != parent.volume() {
         return Err(OpError::Missing("an inode id of the parent's volume"));
     }
-    let mut record = inode_of(view, directory, &kind);
+    let mut record = rules::made(directory, view.caller, &kind, view.ctx.now_ns);
     view.add_link(id, &mut record, parent, name);
     view.put_inode(id, &record);
     view.put_entry(parent, cookie, name, id, record.kind);
     view.count_entries(parent, 1, i64::from(is_directory(record.kind)));
     view.tx.atomic(&statistics::key(id, Statistic::Inodes), &number::encode(1), Atomic::Add);
     Ok(attr_of(id, &record, &Counters::default()))
-}
-
-fn inode_of<T: Transaction>(view: &View<'_, T>, directory: &InodeRecord, kind: &Kind) -> InodeRecord {
-    let caller = view.caller;
-    let inherits = directory.mode & SETGID != 0;
-    let gid = if inherits { directory.gid } else { caller.gid };
-    let now = view.ctx.now_ns;
-    let mut record = InodeRecord {
-        kind: kind.kind as u32,
-        mode: kind.mode,
-        uid: caller.uid,
-        gid,
-        nlink: u32::from(kind.kind != FileKind::Directory),
-        rdev: kind.rdev,
-        size: kind.target.len() as u64,
-        atime_ns: now,
-        mtime_ns: now,
-        ctime_ns: now,
-        target: kind.target.clone(),
-        storage_class: directory.storage_class,
-        quota: directory.quota,
-        born_ns: Some(now),
-        ..Default::default()
-    };
-    acl::inherit(directory, &mut record, caller.umask);
-    match kind.kind {
-        FileKind::Directory if inherits => record.mode |= SETGID,
-        // A setgid program of a group that its maker isn't of would be a way into the group.
-        _ if record.mode & GROUP_EXECUTE != 0 => {
-            record.mode = permission::settable_mode(record.mode, gid, caller);
-        }
-        _ => {}
-    }
-    record
 }
