@@ -8,6 +8,8 @@ mod acls;
 mod bench;
 #[path = "e2e/chaos.rs"]
 mod chaos;
+#[path = "e2e/classes.rs"]
+mod classes;
 #[path = "e2e/coherence.rs"]
 mod coherence;
 #[path = "e2e/faults.rs"]

@@ -92,6 +92,8 @@ fn may_be_ended(master: &Master, since: BootTime, listing: &ChunkListing) -> boo
     let house = &master.config.house;
     let now = master.clock.boot();
     let grace = Duration::from_millis(house.grace_ms).saturating_sub(MARGIN);
+    // Its storage class may change, or have changed.
+    let classified = master.desk(|desk| desk.classes.are_several());
     let names = listing.location.iter().flat_map(|l| &l.copies);
     let lost = master.desk(|desk| {
         names.map(|name| condition(&desk.registry, name, now, since, grace)).any(|is| is == Condition::Lost)
@@ -99,7 +101,7 @@ fn may_be_ended(master: &Master, since: BootTime, listing: &ChunkListing) -> boo
     let age_ns = master.clock.unix_ns().saturating_sub(listing.record.born_ns);
     let age = Duration::from_nanos(u64::try_from(age_ns).unwrap_or(0));
     let unused = listing.used.extents == 0 && age + MARGIN >= Duration::from_millis(house.collect_after_ms);
-    lost || unused
+    lost || unused || classified
 }
 
 /// What a copy would be after a power loss at this instant.

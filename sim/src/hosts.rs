@@ -230,6 +230,12 @@ pub async fn master(
     Ok(())
 }
 
+/// A chunkserver's labels: each of two fits two of three, the second one has both.
+fn labels(i: usize) -> BTreeMap<String, String> {
+    let has = [("a", i <= 2), ("b", i >= 2)];
+    has.into_iter().filter(|(_, has)| *has).map(|(key, _)| (key.to_owned(), "yes".to_owned())).collect()
+}
+
 /// Runs a chunkserver until its host crashes.
 pub async fn chunkserver(i: usize, host: Host, watch: Watch) -> turmoil::Result {
     let name = format!("c{i}");
@@ -253,7 +259,7 @@ pub async fn chunkserver(i: usize, host: Host, watch: Watch) -> turmoil::Result 
         same_host_reads: false,
         tls: None,
         log: LogConfig::default(),
-        labels: BTreeMap::new(),
+        labels: labels(i),
     };
     let server = supervised(&host, async || {
         ChunkserverServer::start(

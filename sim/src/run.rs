@@ -113,6 +113,9 @@ pub fn run(seed: u64) -> Result<Summary> {
     if let Some((at, lost)) = shape.lost {
         sim.client("admin", workload::replace_master(at, lost, shared.clone()));
     }
+    if seed % 5 == 4 {
+        sim.client("classes", workload::assign_classes(seed, shared.clone()));
+    }
     let disks = all.iter().filter(|(name, _)| name.starts_with('c') && !clients.contains(name));
     let disks = disks.filter(|(name, _)| shape.rotten.as_ref() != Some(name));
     let copies = Copies::new(disks.map(|(name, host)| (name.clone(), host.disk.clone())).collect());

@@ -12,9 +12,11 @@ use mooseng_transport::{
 };
 use mooseng_wire::Role;
 use mooseng_wire::admin::{
-    ChangeMembersReply, ChangeMembersRequest, DrainReply, DrainRequest, Finding, ListQuotasReply,
-    ListQuotasRequest, ListTrashReply, ListTrashRequest, PurgeTrashReply, PurgeTrashRequest, Quota,
-    QuotaTarget, RestoreTrashReply, RestoreTrashRequest, SetQuotaRequest, StatusReply, StatusRequest,
+    AssignClassReply, AssignClassRequest, ChangeMembersReply, ChangeMembersRequest, ClassOfReply,
+    ClassOfRequest, CreateClassRequest, DeleteClassReply, DeleteClassRequest, DrainReply, DrainRequest,
+    Finding, ListClassesReply, ListClassesRequest, ListQuotasReply, ListQuotasRequest, ListTrashReply,
+    ListTrashRequest, PurgeTrashReply, PurgeTrashRequest, Quota, QuotaTarget, RestoreTrashReply,
+    RestoreTrashRequest, SetClassRequest, SetQuotaRequest, StatusReply, StatusRequest, StorageClass,
     TrashRetentionReply, TrashRetentionRequest,
 };
 use mooseng_wire::method::Method;
@@ -36,6 +38,9 @@ const TRASH_WAIT: Duration = Duration::from_secs(30);
 
 /// How long setting limits may take: as long as a change of the trash.
 const QUOTA_WAIT: Duration = TRASH_WAIT;
+
+/// How long a change of storage classes may take: some commits.
+const CLASS_WAIT: Duration = Duration::from_secs(20);
 
 /// The finding of a master about itself.
 const FAILED: &str = "MASTER_FAILED";
@@ -258,6 +263,63 @@ pub async fn list_quotas(file: &ClientFile, request: ListQuotasRequest) -> Resul
     at_leader(file, QUOTA_WAIT, |mut client| {
         let request = grpc_request(request.clone(), QUOTA_WAIT);
         async move { client.list_quotas(request).await }
+    })
+    .await
+}
+
+/// Makes a storage class.
+pub async fn create_class(file: &ClientFile, request: CreateClassRequest) -> Result<StorageClass, Failure> {
+    at_leader(file, CLASS_WAIT, |mut client| {
+        let request = grpc_request(request.clone(), CLASS_WAIT);
+        async move { client.create_class(request).await }
+    })
+    .await
+}
+
+/// Changes one.
+pub async fn set_class(file: &ClientFile, request: SetClassRequest) -> Result<StorageClass, Failure> {
+    at_leader(file, CLASS_WAIT, |mut client| {
+        let request = grpc_request(request.clone(), CLASS_WAIT);
+        async move { client.set_class(request).await }
+    })
+    .await
+}
+
+/// Removes one.
+pub async fn delete_class(file: &ClientFile, name: String) -> Result<DeleteClassReply, Failure> {
+    at_leader(file, CLASS_WAIT, |mut client| {
+        let request = grpc_request(DeleteClassRequest { name: name.clone() }, CLASS_WAIT);
+        async move { client.delete_class(request).await }
+    })
+    .await
+}
+
+/// All of them.
+pub async fn list_classes(file: &ClientFile) -> Result<ListClassesReply, Failure> {
+    at_leader(file, CLASS_WAIT, |mut client| {
+        let request = grpc_request(ListClassesRequest {}, CLASS_WAIT);
+        async move { client.list_classes(request).await }
+    })
+    .await
+}
+
+/// Assigns one.
+pub async fn assign_class(
+    file: &ClientFile,
+    request: AssignClassRequest,
+) -> Result<AssignClassReply, Failure> {
+    at_leader(file, CLASS_WAIT, |mut client| {
+        let request = grpc_request(request.clone(), CLASS_WAIT);
+        async move { client.assign_class(request).await }
+    })
+    .await
+}
+
+/// That of a file or directory.
+pub async fn class_of(file: &ClientFile, path: Bytes) -> Result<ClassOfReply, Failure> {
+    at_leader(file, CLASS_WAIT, |mut client| {
+        let request = grpc_request(ClassOfRequest { path: path.clone() }, CLASS_WAIT);
+        async move { client.class_of(request).await }
     })
     .await
 }

@@ -5,6 +5,10 @@ use std::time::Duration;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
+mod class;
+
+pub use class::{ClassArgs, ClassAssign, ClassCommand, ClassCreate, ClassList, ClassName, ClassOf, ClassSet};
+
 /// MooseNG: a filesystem that spans regions.
 #[derive(Parser, Debug)]
 #[command(
@@ -51,6 +55,8 @@ pub enum Command {
     Trash(Trash),
     /// Limits of directories and users, and what counts for them.
     Quota(QuotaArgs),
+    /// Storage classes: how many copies data gets and on which chunkservers, and for which files and directories.
+    Class(ClassArgs),
     /// Print completions for a shell.
     Completions(Completions),
     /// Write the manual pages into a directory.
@@ -700,6 +706,13 @@ mod tests {
             "mooseng quota get /d --config /c -o json",
             "mooseng quota list --config /c",
             "mooseng quota clear --user 1000 --config /c",
+            "mooseng class create fast --copies 2 --min-copies 1 --labels media=ssd,zone=a --config /c",
+            "mooseng class set fast --copies 3 --config /c",
+            "mooseng class set fast --no-labels --config /c",
+            "mooseng class list --config /c -o json",
+            "mooseng class assign fast /d -r --config /c",
+            "mooseng class get /d --config /c -o json",
+            "mooseng class delete fast --config /c",
         ] {
             Args::try_parse_from(line.split(' ')).unwrap_or_else(|e| panic!("{line}: {e}"));
         }
@@ -708,6 +721,9 @@ mod tests {
             "mooseng trash purge 7 --all --config /c",
             "mooseng quota get --config /c",
             "mooseng quota get /d --user 7 --config /c",
+            "mooseng class create fast --config /c",
+            "mooseng class create fast --copies 2 --labels ssd --config /c",
+            "mooseng class set fast --labels a=b --no-labels --config /c",
         ] {
             assert!(Args::try_parse_from(line.split(' ')).is_err(), "{line}");
         }

@@ -108,6 +108,7 @@ fn shape(findings: &[FsckFinding], done: &FsckDone) -> serde_json::Value {
             "inodes": done.inodes, "entries": done.entries, "extents": done.extents, "bytes": done.bytes,
             "trash_files": done.trash_files, "trash_bytes": done.trash_bytes,
             "chunks": done.chunks, "uses": done.uses, "copies": done.copies, "copies_unknown": done.copies_unknown,
+            "chunks_misplaced": done.chunks_misplaced,
         },
         "commit_version": done.version, "master": done.master, "took_ms": done.took_ms,
     })
@@ -166,6 +167,12 @@ fn text(findings: &[FsckFinding], done: &FsckDone) -> String {
             done.copies_unknown
         ));
     }
+    if done.chunks_misplaced > 0 {
+        text.push_str(&format!(
+            "\n{} chunks have a copy on a chunkserver without the labels of their storage class; repair moves them.",
+            done.chunks_misplaced
+        ));
+    }
     text
 }
 
@@ -187,6 +194,7 @@ mod tests {
             found: 3,
             master: "m1".into(),
             copies_unknown: 2,
+            chunks_misplaced: 5,
             trash_files: 4,
             ..FsckDone::default()
         };
@@ -196,6 +204,7 @@ mod tests {
         assert!(text.contains("inode 7  /a/b") && text.contains("1 more aren't shown"), "{text}");
         assert!(text.contains("4 inodes with 0 B are in the trash"), "{text}");
         assert!(text.contains("Of 2 copies nothing is known"));
+        assert!(text.contains("5 chunks have a copy on a chunkserver without the labels"), "{text}");
         let shape = shape(&[finding("inode 7")], &done);
         assert_eq!(shape["findings"][0]["paths"][0], "/a/b");
         assert_eq!((shape["version"].as_u64(), shape["found"].as_u64()), (Some(1), Some(3)));

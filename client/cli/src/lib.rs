@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  args --> run --> mount (mounting, runtime)      a FUSE mount, as a daemon; as mount.mooseng for mount(8)
-//!             |---> status, df, fsck, members, chunkservers, trash, quota, metadata (admin)  what masters say, over gRPC
+//!             |---> status, df, fsck, members, chunkservers, trash, quota, class, metadata (admin)  what masters say, over gRPC
 //!             |---> top, profile                   what mounts on this machine are asked for, from their metrics
 //!             |---> info                           where a path's chunks lie, over a session
 //!             |---> explain, shell                 what needs no cluster
@@ -13,6 +13,7 @@
 mod admin;
 mod args;
 mod chunkservers;
+mod class;
 mod config;
 mod dev;
 mod df;
@@ -80,6 +81,7 @@ fn dispatch(command: args::Command) -> Result<(), Failure> {
         Metadata(a) => metadata::run(a),
         Trash(a) => trash::run(a),
         Quota(a) => quota::run(a),
+        Class(a) => class::run(a),
         Completions(a) => shell::completions(a.shell),
         Man(a) => shell::man(&a.dir),
         Dev(a) => dev::run(a),

@@ -33,7 +33,8 @@ fn target(whose: &QuotaWhose) -> Result<QuotaTarget, Failure> {
     Ok(QuotaTarget { whose: Some(whose) })
 }
 
-fn from_root(path: &Path) -> Result<Vec<u8>, Failure> {
+/// A path from the root of the filesystem.
+pub fn from_root(path: &Path) -> Result<Vec<u8>, Failure> {
     if !path.is_absolute() {
         return Err(Failure::usage(format!(
             "{}: give the path from the root of the filesystem, with a / at its beginning.",

@@ -39,13 +39,14 @@ fn page(answered: &Answered, verdict: &Verdict) -> String {
         parts.push(table.render());
     }
     parts.push(format!(
-        "Cluster {}, region {}: term {}, {} chunks ({} endangered, {} unavailable), {} copies (at least {}), version {}",
+        "Cluster {}, region {}: term {}, {} chunks ({} endangered, {} unavailable, {} misplaced), {} copies (at least {}), version {}",
         reply.cluster,
         reply.region,
         reply.term,
         reply.chunks,
         reply.chunks_endangered,
         reply.chunks_unavailable,
+        reply.chunks_misplaced,
         reply.copies,
         reply.min_copies,
         reply.version
@@ -205,7 +206,7 @@ fn shape(answered: &Answered, verdict: &Verdict) -> Value {
         "cluster": r.cluster, "region": r.region, "software": r.version,
         "leader": r.leader, "term": r.term, "custody_epoch": r.custody_epoch, "commit_version": r.commit_version,
         "copies": r.copies, "min_copies": r.min_copies,
-        "chunks": r.chunks, "chunks_endangered": r.chunks_endangered, "chunks_unavailable": r.chunks_unavailable,
+        "chunks": r.chunks, "chunks_endangered": r.chunks_endangered, "chunks_unavailable": r.chunks_unavailable, "chunks_misplaced": r.chunks_misplaced,
         "house": r.house.as_ref().map(house),
         "trash": r.trash.as_ref().map(trash::status_shape),
         "findings": findings, "masters": masters, "silent_masters": silent,
@@ -232,7 +233,7 @@ pub fn chunkserver(c: &ChunkserverStatus) -> Value {
         })
         .collect();
     json!({ "name": c.name, "address": c.address, "zone": c.zone, "rack": c.rack, "alive": c.alive, "last_seen_ms": c.last_seen_ms,
-            "chunks": c.chunks, "located": c.located, "draining": c.draining, "disks": disks,
+            "chunks": c.chunks, "located": c.located, "draining": c.draining, "labels": c.labels, "disks": disks,
             "certificate": certificate_shape(c.credentials.as_ref()), "revocations": revocations_shape(c.credentials.as_ref()) })
 }
 

@@ -79,8 +79,13 @@ fn survives(reply: &StatusReply) -> String {
     let master = reachable > voters / 2 + 1;
     // Its chunks lack a copy although the next scan is what counts them.
     let silent = reply.chunkservers.iter().find(|c| !c.alive && c.located > 0);
-    let chunkserver =
-        reply.copies >= 2 && reply.min_copies >= 2 && reply.chunks_endangered == 0 && silent.is_none();
+    // A class may ask for less than the default one. Masters of an earlier release know of none.
+    let least = reply.min_copies_least.unwrap_or(reply.min_copies);
+    let chunkserver = reply.copies >= 2
+        && reply.min_copies >= 2
+        && least >= 2
+        && reply.chunks_endangered == 0
+        && silent.is_none();
     match (master, chunkserver) {
         (true, true) => {
             "Every acknowledged write survives the loss of any one master and of any one chunkserver.".into()
@@ -96,6 +101,9 @@ fn survives(reply: &StatusReply) -> String {
             format!(
                 "Acknowledged writes survive the loss of any one master; chunks that lack a copy without {name} are being counted."
             )
+        }
+        (true, false) if reply.min_copies >= 2 => {
+            "Acknowledged writes survive the loss of any one master, and of any one chunkserver but for files of storage classes that ask for one copy only.".into()
         }
         (true, false) => {
             "Acknowledged writes survive the loss of any one master, but each chunk has one copy only.".into()
@@ -164,6 +172,16 @@ mod tests {
         // Everything was copied elsewhere.
         (reply.chunks_endangered, reply.chunkservers[0].located) = (0, 0);
         assert!(judge(&reply).sentence.starts_with("Every acknowledged write survives"));
+    }
+
+    #[test]
+    fn a_class_of_one_copy_is_told() {
+        let reply = StatusReply { min_copies_least: Some(1), ..healthy() };
+        assert!(judge(&reply).sentence.contains("but for files of storage classes that ask for one copy"));
+        let reply = StatusReply { min_copies_least: Some(2), ..healthy() };
+        assert!(judge(&reply).sentence.starts_with("Every acknowledged write survives"));
+        let reply = StatusReply { min_copies: 1, min_copies_least: Some(1), ..healthy() };
+        assert!(judge(&reply).sentence.contains("each chunk has one copy only"));
     }
 
     #[test]

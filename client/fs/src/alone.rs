@@ -205,7 +205,7 @@ impl FileSystem {
                 return if opens { Tried::Usual } else { Tried::Refused(libc::EEXIST) };
             }
             // Without a storage class: attributes don't tell of it.
-            let record = rules::made(&rules::known(&directory), caller, &kind, now, 0);
+            let record = rules::made(&rules::known(&directory), caller, &kind, now);
             let attr = attr_of(InodeId(id), &record, &Counters::default());
             let accounts = accounts_of(&attr);
             match self.inner.writer.buffers.escrow.are_unlimited(accounts) {
@@ -349,7 +349,7 @@ impl FileSystem {
             }
             alone.name(parent, name, None);
             alone.set(changed(directory, now, -i32::from(is_directory)));
-            alone.set(Attr { nlink: 0, ctime_ns: now, ..attr });
+            alone.set(Attr { nlink: 0, ctime_ns: rules::later(attr.ctime_ns, now), ..attr });
             Tried::Made { reply: Reply::Done(Done {}), made: 0, at: now, about: vec![parent, inode] }
         };
         Ok(self.try_alone(caller, &[parent], &op, attempt).await?.is_some())
@@ -392,7 +392,7 @@ impl FileSystem {
                 if self.inner.writer.buffers.has(inode) {
                     return Tried::Flush(inode);
                 }
-                alone.set(Attr { nlink: 0, ctime_ns: now, ..other });
+                alone.set(Attr { nlink: 0, ctime_ns: rules::later(other.ctime_ns, now), ..other });
                 about.push(replaced);
             }
             about.dedup();
@@ -402,7 +402,7 @@ impl FileSystem {
             if from != to {
                 alone.set(changed(new_directory, now, 0));
             }
-            alone.set(Attr { ctime_ns: now, ..attr });
+            alone.set(Attr { ctime_ns: rules::later(attr.ctime_ns, now), ..attr });
             Tried::Made { reply: Reply::Done(Done {}), made: 0, at: now, about }
         };
         Ok(self.try_alone(caller, &[from, to], &Op::Rename(r.clone()), attempt).await?.is_some())

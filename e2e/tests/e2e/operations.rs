@@ -1,5 +1,5 @@
 //! docs/operations.md, by the letter and with the real binaries: a lost master is replaced, a deleted file restored, a
-//! directory limited, a chunkserver emptied, a certificate revoked.
+//! directory limited, data placed by class, a chunkserver emptied, a certificate revoked.
 
 use std::io::{Seek, Write};
 use std::path::{Path, PathBuf};
@@ -55,6 +55,9 @@ fn run() -> Result<()> {
         .run("a file that was deleted by mistake is restored, another one purged", || trash(&cluster, &data));
     steps.run("a directory's and a user's quota reach the writer, and freeing mends it", || quota(&cluster));
     steps.run("a chunkserver is emptied", || drain(&cluster));
+    steps.run("data lies where its storage class says, and moves when that changes", || {
+        super::classes::data_lies_where_its_class_says(&cluster, &data)
+    });
     steps.run("everything is still there", whole);
     steps.run("rules say what may mount where", || super::rules::what_may_mount_where(&cluster));
     steps.run("a revoked client loses its connections", || revoke(&cluster));
@@ -108,7 +111,7 @@ pub fn asked(cluster: &DevCluster, args: &[&str]) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-fn refused(cluster: &DevCluster, args: &[&str], code: i32, words: &str) -> Result<()> {
+pub fn refused(cluster: &DevCluster, args: &[&str], code: i32, words: &str) -> Result<()> {
     let output = ask(cluster, args)?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure!(output.status.code() == Some(code) && said.contains(words), "{args:?}: {output:?}");

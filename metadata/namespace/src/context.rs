@@ -55,8 +55,6 @@ pub struct OpContext {
     pub epoch: Epoch,
     /// Where a chunk that is allocated goes: chunkservers' names, in the order of the chain.
     pub placement: Vec<String>,
-    /// The storage class of new files; 0 until classes exist.
-    pub storage_class: u32,
     /// The volume's secret for hashing names, if it is at hand; else it is read.
     pub hash_key: Option<HashKey>,
     /// Which deleted files the volume keeps, and how long.

@@ -15,12 +15,14 @@
 //! - [`rewrite`] moves files' bytes from old chunks to new ones.
 //! - [`rules`] say what becomes of an inode's record, as values: for operations, and for clients that have a directory alone.
 //! - [`acl`] are access control lists, as values.
+//! - [`classes`] are storage classes: how many copies data gets, and where.
 //! - [`quota`] says whom everything counts for, and how much may.
 //! - [`trash`] keeps deleted files for a while.
 //! - [`fsck`] counts everything of a whole store again.
 
 pub mod abandon;
 pub mod acl;
+pub mod classes;
 pub mod confine;
 pub mod context;
 pub mod driver;

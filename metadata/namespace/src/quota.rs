@@ -23,13 +23,11 @@ pub use mooseng_schema::quota::{Account, Charge, QuotaRecord, State, Usage};
 use mooseng_schema::{Record, number};
 use mooseng_store::{Atomic, KeyRange, RangeLimit, Read, Transaction};
 use mooseng_wire::fact::Fact;
-use mooseng_wire::fs::Caller;
 use mooseng_wire::{InodeId, VolumeId};
 
-use crate::context::OpContext;
 use crate::error::OpError;
 use crate::touched::{Charges, Touched, difference};
-use crate::view::{View, check_name, is_directory, is_dots};
+use crate::view::is_directory;
 use crate::{trash, upkeep};
 
 /// Quotas that a volume has at most.
@@ -78,21 +76,7 @@ pub async fn directory_at<T: Transaction>(
     volume: VolumeId,
     path: &[u8],
 ) -> Result<Option<InodeId>, OpError> {
-    let names = path.split(|b| *b == b'/').filter(|name| !name.is_empty());
-    let (ctx, nobody, touched) = (OpContext::default(), Caller::default(), Touched::default());
-    let view = View { tx, ctx: &ctx, caller: &nobody, read: Read::Snapshot, touched: &touched };
-    let Some(record) = upkeep::load_volume(tx, volume).await? else { return Ok(None) };
-    let mut at = InodeId(record.root);
-    if path.first() != Some(&b'/') {
-        return Ok(None);
-    }
-    for name in names {
-        if check_name(name).is_err() || is_dots(name) {
-            return Ok(None);
-        }
-        let Some(found) = view.slot(at, name).await?.found else { return Ok(None) };
-        at = found.inode;
-    }
+    let Some(at) = upkeep::inode_at(tx, &Touched::default(), volume, path).await? else { return Ok(None) };
     Ok(load(tx, at).await?.filter(|record| is_directory(record.kind)).map(|_| at))
 }
 

@@ -7,7 +7,7 @@ use mooseng_wire::fs::{Attr, Caller, FileKind, SetAttr};
 
 use crate::acl;
 use crate::permission::{self, GROUP_EXECUTE, MODE_BITS, SETGID, STICKY};
-use crate::view::later;
+pub use crate::view::later;
 
 /// What a new inode is to be.
 #[derive(Clone, Debug)]
@@ -40,13 +40,7 @@ impl Kind {
 }
 
 /// The record of what a caller makes in a directory.
-pub fn made(
-    directory: &InodeRecord,
-    caller: &Caller,
-    kind: &Kind,
-    now_ns: i64,
-    storage_class: u32,
-) -> InodeRecord {
+pub fn made(directory: &InodeRecord, caller: &Caller, kind: &Kind, now_ns: i64) -> InodeRecord {
     let inherits = directory.mode & SETGID != 0;
     let gid = if inherits { directory.gid } else { caller.gid };
     let mut record = InodeRecord {
@@ -61,7 +55,7 @@ pub fn made(
         mtime_ns: now_ns,
         ctime_ns: now_ns,
         target: kind.target.clone(),
-        storage_class: if directory.storage_class == 0 { storage_class } else { directory.storage_class },
+        storage_class: directory.storage_class,
         quota: directory.quota,
         born_ns: Some(now_ns),
         ..Default::default()

@@ -88,15 +88,15 @@ pub(crate) fn difference(before: Option<Charge>, after: Option<Charge>) -> Charg
         return charges;
     }
     for charge in after.iter() {
-        for account in charge.accounts() {
+        for (account, usage) in charge.shares() {
             let sum = charges.entry(account).or_default();
-            *sum = sum.plus(charge.usage);
+            *sum = sum.plus(usage);
         }
     }
     for charge in before.iter() {
-        for account in charge.accounts() {
+        for (account, usage) in charge.shares() {
             let sum = charges.entry(account).or_default();
-            *sum = sum.minus(charge.usage);
+            *sum = sum.minus(usage);
         }
     }
     charges.retain(|_, usage| !usage.is_zero());

@@ -16,6 +16,7 @@ use crate::number;
 use crate::quota::{self, Account, QuotaRecord, Usage, WorkRecord};
 use crate::record::{Record, SchemaError};
 use crate::staged::Staged;
+use crate::storage_class::StorageClassRecord;
 use crate::tag::{RegionTag, VolumeTag};
 use crate::trash::TrashRecord;
 use crate::volume::VolumeRecord;
@@ -57,6 +58,8 @@ pub enum Any {
     QuotaUsage(VolumeId, Account, Usage),
     /// An account's limits.
     Quota(VolumeId, Account, QuotaRecord),
+    /// A storage class, by its id.
+    StorageClass(VolumeId, u32, StorageClassRecord),
     /// Where a chunk lies.
     Location(ChunkId, LocationRecord),
     /// A dead chunk.
@@ -150,6 +153,9 @@ impl Any {
             pair()?;
             WorkRecord::from_value(value)?;
             Self::Other
+        } else if is(VolumeTag::StorageClass) {
+            let (class, _): (u32, u64) = tail(tag, rest)?;
+            Self::StorageClass(volume, class, StorageClassRecord::from_value(value)?)
         } else if is(VolumeTag::Staged) {
             Self::Staged(inode()?, Staged::decode(Some(value))?)
         } else if is(VolumeTag::StagedPiece) {
@@ -187,7 +193,7 @@ mod tests {
     use crate::{
         chunk, dead, directory, dirent, extent, ids, inode, location, orphan, session, staged, statistics,
     };
-    use crate::{trash, volume, xattr};
+    use crate::{storage_class, trash, volume, xattr};
     use mooseng_wire::SessionId;
     use proptest::prelude::*;
 
@@ -214,6 +220,7 @@ mod tests {
                 (trash::key(n as i64, i), TrashRecord::default().to_value().into(), Any::Trash(i, n as i64)),
                 (staged::key(i), Bytes::copy_from_slice(&Staged { bytes: 9, pieces: 2 }.encode()), Any::Staged(i, Staged { bytes: 9, pieces: 2 })),
                 (staged::piece_key(i, n), Bytes::new(), Any::StagedPiece(i, n)),
+                (storage_class::key(VolumeId(7), n as u32), StorageClassRecord { copies: 3, ..Default::default() }.to_value().into(), Any::StorageClass(VolumeId(7), n as u32, StorageClassRecord { copies: 3, ..Default::default() })),
                 (statistics::key(i, Statistic::Bytes), counted.clone(), Any::Statistic(i.volume(), 1, n)),
                 (location::key(c), LocationRecord { epoch: n, ..Default::default() }.to_value().into(), Any::Location(c, LocationRecord { epoch: n, ..Default::default() })),
                 (dead::key(c), DeadRecord { epoch: n, ..Default::default() }.to_value().into(), Any::Dead(c, DeadRecord { epoch: n, ..Default::default() })),

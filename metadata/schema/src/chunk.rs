@@ -20,7 +20,7 @@ pub struct ChunkRecord {
     /// The session that appends, or did.
     #[prost(uint64, tag = "3")]
     pub owner: u64,
-    /// How many copies it gets, and where.
+    /// How many copies it gets, and where ([`crate::storage_class`]). It follows the files that name the chunk.
     #[prost(uint32, tag = "4")]
     pub storage_class: u32,
     /// The home epoch that it was made in.

@@ -54,7 +54,7 @@ pub struct InodeRecord {
     /// A symlink's target.
     #[prost(bytes = "bytes", tag = "13")]
     pub target: Bytes,
-    /// Where new data goes.
+    /// How many copies its data gets, and where; of a directory, that of what is made in it ([`crate::storage_class`]).
     #[prost(uint32, tag = "14")]
     pub storage_class: u32,
     /// Whose quota it counts for; 0 for none.

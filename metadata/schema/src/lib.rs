@@ -28,6 +28,7 @@ pub mod secret;
 pub mod session;
 pub mod staged;
 pub mod statistics;
+pub mod storage_class;
 pub mod tag;
 pub mod trash;
 pub mod volume;

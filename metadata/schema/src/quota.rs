@@ -17,6 +17,7 @@ pub const SHARDS: u64 = 16;
 
 const DIRECTORY: u16 = 1;
 const USER: u16 = 2;
+const CLASS: u16 = 3;
 const BYTES: u16 = 0;
 const INODES: u16 = 1;
 
@@ -27,6 +28,8 @@ pub enum Account {
     Directory(u64),
     /// An owner.
     User(u32),
+    /// A storage class, other than the default: never limited, counted to know whether it is in use.
+    Class(u32),
 }
 
 impl Account {
@@ -34,6 +37,7 @@ impl Account {
         match self {
             Self::Directory(id) => (DIRECTORY, id),
             Self::User(uid) => (USER, uid.into()),
+            Self::Class(class) => (CLASS, class.into()),
         }
     }
 
@@ -41,6 +45,7 @@ impl Account {
         match kind {
             DIRECTORY => Some(Self::Directory(id)),
             USER => u32::try_from(id).ok().map(Self::User),
+            CLASS => u32::try_from(id).ok().map(Self::Class),
             // A later release counts for others, too.
             _ => None,
         }
@@ -52,6 +57,7 @@ impl std::fmt::Display for Account {
         match self {
             Self::Directory(id) => write!(f, "directory inode {id}"),
             Self::User(uid) => write!(f, "user {uid}"),
+            Self::Class(class) => write!(f, "storage class {class}"),
         }
     }
 }
@@ -134,17 +140,22 @@ pub struct Charge {
     pub quota: u64,
     /// The owner.
     pub uid: u32,
-    /// What.
+    /// The storage class, 0 for the default.
+    pub class: u32,
+    /// What counts for those two.
     pub usage: Usage,
+    /// What there is, which counts for the class: also while it is let off elsewhere.
+    pub whole: Usage,
 }
 
 impl Charge {
     /// That of an inode, whose extents cover so many bytes.
     pub fn with_bytes(record: &InodeRecord, allocated: u64) -> Self {
+        let signed = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
         let bytes = allocated.saturating_sub(record.let_off.unwrap_or(0));
-        let inodes = i64::from(record.let_off.is_none());
-        let usage = Usage { bytes: i64::try_from(bytes).unwrap_or(i64::MAX), inodes };
-        Self { quota: record.quota, uid: record.uid, usage }
+        let usage = Usage { bytes: signed(bytes), inodes: i64::from(record.let_off.is_none()) };
+        let whole = Usage { bytes: signed(allocated), inodes: 1 };
+        Self { quota: record.quota, uid: record.uid, class: record.storage_class, usage, whole }
     }
 
     /// That of an inode.
@@ -152,10 +163,11 @@ impl Charge {
         Self::with_bytes(record, record.allocated)
     }
 
-    /// For whom it counts.
-    pub fn accounts(&self) -> impl Iterator<Item = Account> {
-        let directory = (self.quota != 0).then_some(Account::Directory(self.quota));
-        directory.into_iter().chain([Account::User(self.uid)])
+    /// For whom it counts, and how much.
+    pub fn shares(&self) -> impl Iterator<Item = (Account, Usage)> {
+        let directory = (self.quota != 0).then_some((Account::Directory(self.quota), self.usage));
+        let class = (self.class != 0).then_some((Account::Class(self.class), self.whole));
+        directory.into_iter().chain([(Account::User(self.uid), self.usage)]).chain(class)
     }
 }
 
@@ -255,7 +267,7 @@ mod tests {
         fn round_trips(bytes_max: Option<u64>, inodes_max: Option<u64>, set_ns: i64, id: u64, uid: u32) {
             round_trip(&QuotaRecord { bytes_max, inodes_max, state: 2, set_ns });
             let volume = InodeId(id).volume();
-            for account in [Account::Directory(id), Account::User(uid)] {
+            for account in [Account::Directory(id), Account::User(uid), Account::Class(uid)] {
                 prop_assert_eq!(parse_key(volume, &key(volume, account)).unwrap(), Some(account));
                 let usage = Usage { bytes: 5, inodes: -1 };
                 let values = [usage.bytes, usage.inodes].map(number::encode_signed);
@@ -273,6 +285,9 @@ mod tests {
             let Usage { bytes, inodes } = Charge::of(&record).usage;
             prop_assert!(bytes >= 0 && bytes as u64 <= allocated);
             prop_assert_eq!(inodes, i64::from(let_off.is_none()));
+            let record = InodeRecord { storage_class: 5, ..record };
+            let of_class = Charge::of(&record).shares().find(|(account, _)| *account == Account::Class(5));
+            prop_assert_eq!(of_class.map(|(_, usage)| usage.inodes), Some(1));
         }
     }
 }

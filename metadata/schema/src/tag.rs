@@ -46,6 +46,10 @@ pub enum VolumeTag {
     Staged = 20,
     /// That a staged piece of a file begins there ([`crate::staged`]).
     StagedPiece = 21,
+    /// A storage class ([`crate::storage_class`]).
+    StorageClass = 22,
+    /// The highest id of a storage class ([`crate::storage_class`]).
+    StorageClassHighest = 23,
 }
 
 /// What kind of record of a region a key names.

@@ -65,6 +65,10 @@ codes! {
         "Chunks have fewer reachable copies than their storage class asks for. No data is unavailable yet.",
         "A chunkserver or a disk is down, or a write went on without a member that failed.",
         "Repair makes copies by itself, the most endangered first, once a chunkserver has been silent for a minute (`house.grace_ms`); `mooseng status` shows how far it is. Bring the named chunkservers back. `mooseng info PATH` shows where the chunks of a file lie.";
+    CHUNKS_MISPLACED, Info,
+        "Chunks have a copy on a chunkserver that lacks labels of their storage class.",
+        "A class' labels or a chunkserver's were changed, files were assigned another class, or the only good copy lay elsewhere.",
+        "They are moved by themselves, at the pace of repair. Where it doesn't go on, too few chunkservers with these labels have space (`CLASS_SHORT`): until they do, the copies stay where they are.";
     CHUNKS_UNAVAILABLE, Critical,
         "Chunks have no reachable copy: reads of the files that use them wait.",
         "All chunkservers that hold these chunks are down, or their disks failed.",
@@ -77,6 +81,10 @@ codes! {
         "A chunkserver is being emptied: it takes no new chunks, and those that it has are moved to others.",
         "An administrator asked for it with `mooseng chunkservers drain`.",
         "Wait until it is empty, then stop it. `mooseng chunkservers undrain` takes it back into use.";
+    CLASS_SHORT, Warning,
+        "Fewer chunkservers that fit a storage class can take a chunk than the class asks for copies.",
+        "Chunkservers with these labels are down, full or being drained; or no chunkserver has them: `labels` in a chunkserver's configuration and the class' labels don't agree.",
+        "Compare `mooseng class list` with the labels in `mooseng status -o json`. Label chunkservers, start or add some, free space, or change the class (`mooseng class set`). Below the class' least number of copies, writes of file data are refused with ENOSPC.";
     CLUSTER_FULL, Critical,
         "No chunkserver has space for a new chunk: writes of file data wait.",
         "All disks are down to their reserve.",

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use mooseng_wire::founding::Founding;
 
+use crate::class::{self, Class};
 use crate::codes::{self, HealthCode};
 use crate::placement::{Candidate, failure_domains};
 use crate::registry::{Chunkserver, DiskFacts, Liveness};
@@ -85,13 +86,17 @@ pub struct Facts {
     pub masters: Vec<MasterFacts>,
     /// The chunkservers.
     pub chunkservers: Vec<ChunkserverFacts>,
-    /// The storage class.
+    /// Copies of a chunk of the default storage class.
     pub copies: usize,
     /// Its least number.
     pub min_copies: usize,
+    /// The other storage classes.
+    pub classes: Vec<Class>,
     /// A new chunk's space.
     pub chunk_bytes: u64,
-    /// Chunks with fewer reachable copies than `copies`.
+    /// Chunks with a copy on a chunkserver without the labels of their storage class.
+    pub chunks_misplaced: u64,
+    /// Chunks with fewer reachable copies than their storage class asks for.
     pub chunks_endangered: u64,
     /// Chunks with none.
     pub chunks_unavailable: u64,
@@ -247,8 +252,12 @@ fn chunkservers(facts: &Facts, found: &mut Vec<Finding>) {
         .filter(|c| c.liveness == Liveness::Alive)
         .cloned()
         .collect();
-    let takers =
-        alive.iter().filter(|c| c.writable && !c.draining && c.bytes_free >= facts.chunk_bytes).count();
+    let takes = |c: &&Candidate| c.writable && !c.draining && c.bytes_free >= facts.chunk_bytes;
+    for of in &facts.classes {
+        let takers = alive.iter().filter(takes).filter(|c| class::fits(&of.labels, c)).count();
+        found.extend(class_short(of, takers));
+    }
+    let takers = alive.iter().filter(takes).count();
     if alive.len() < facts.min_copies {
         found.push(finding(
             &codes::NO_CHUNKSERVERS,
@@ -278,13 +287,33 @@ fn chunkservers(facts: &Facts, found: &mut Vec<Finding>) {
     }
 }
 
+fn class_short(of: &Class, takers: usize) -> Option<Finding> {
+    if takers >= of.copies {
+        return None;
+    }
+    let labelled = match of.labels.is_empty() {
+        true => String::new(),
+        false => format!(" labelled {}", of.labelled()),
+    };
+    let outcome = if takers < of.min_copies.max(1) {
+        "file data of this class is refused with ENOSPC"
+    } else {
+        "new chunks get fewer copies"
+    };
+    let detail = format!(
+        "{takers} living chunkservers{labelled} have space; class {:?} asks for {} copies, at least {}: {outcome}.",
+        of.name, of.copies, of.min_copies
+    );
+    Some(finding(&codes::CLASS_SHORT, format!("class {:?}", of.name), detail))
+}
+
 fn chunks(facts: &Facts, found: &mut Vec<Finding>) {
     let endangered = facts.chunks_endangered.saturating_sub(facts.chunks_unavailable);
     if endangered > 0 {
         let house = &facts.house;
         let detail = format!(
-            "{endangered} chunks have fewer than {} reachable copies, the first of them for {} s; {} copies are being made, {} chunks wait for one.",
-            facts.copies, house.endangered_oldest_s, house.copying, house.waiting
+            "{endangered} chunks have fewer reachable copies than their storage class asks for, the first of them for {} s; {} copies are being made, {} chunks wait for one.",
+            house.endangered_oldest_s, house.copying, house.waiting
         );
         // Nothing seems to happen for a minute: said why, before somebody mends it by hand.
         let silent = facts.chunkservers.iter().any(|s| s.candidate.liveness != Liveness::Alive);
@@ -301,6 +330,13 @@ fn chunks(facts: &Facts, found: &mut Vec<Finding>) {
     if facts.chunks_endangered > 0 && facts.house.endangered_oldest_s >= LATE_S {
         let detail = format!("A chunk has been endangered for {} s.", facts.house.endangered_oldest_s);
         found.push(finding(&codes::REPAIR_LATE, "chunks", detail));
+    }
+    if facts.chunks_misplaced > 0 {
+        let detail = format!(
+            "{} chunks have a copy on a chunkserver without the labels of their storage class; {} copies are being made, {} chunks wait for one.",
+            facts.chunks_misplaced, facts.house.copying, facts.house.waiting
+        );
+        found.push(finding(&codes::CHUNKS_MISPLACED, "chunks", detail));
     }
     if facts.chunks_unavailable > 0 {
         let detail = format!("{} chunks have no reachable copy.", facts.chunks_unavailable);
@@ -358,6 +394,7 @@ mod tests {
                 writable: true,
                 draining: false,
                 liveness: Liveness::Alive,
+                labels: class::Labels::new(),
             },
             silent_s: 0,
             disks: vec![disk],
@@ -392,6 +429,34 @@ mod tests {
             sessions_max: 100,
             ..Facts::default()
         }
+    }
+
+    #[test]
+    fn a_class_says_what_it_lacks() {
+        let of = |facts: &Facts| -> Vec<String> {
+            let found = findings(facts).into_iter();
+            found.filter(|f| f.code == &codes::CLASS_SHORT).map(|f| f.detail).collect()
+        };
+        let labels = class::Labels::from([("media".into(), "ssd".into())]);
+        let fast = Class { id: 1, name: "fast".into(), labels, ..Class::by_default(2, 1) };
+        let mut facts = Facts { classes: vec![fast], ..well() };
+        let none = &of(&facts)[0];
+        assert!(
+            none.contains("0 living chunkservers labelled media=ssd") && none.contains("ENOSPC"),
+            "{none}"
+        );
+        let label = |facts: &mut Facts, i: usize| {
+            facts.chunkservers[i].candidate.labels.insert("media".into(), "ssd".into());
+        };
+        label(&mut facts, 0);
+        assert!(of(&facts)[0].contains("new chunks get fewer copies"));
+        label(&mut facts, 1);
+        assert!(of(&facts).is_empty());
+        facts.chunkservers[1].candidate.draining = true;
+        assert_eq!(of(&facts).len(), 1);
+        facts.chunks_misplaced = 3;
+        let codes: Vec<&str> = findings(&facts).iter().map(|f| f.code.code).collect();
+        assert_eq!(codes, ["CLASS_SHORT", "CHUNKSERVER_DRAINING", "CHUNKS_MISPLACED"]);
     }
 
     fn found(change: impl FnOnce(&mut Facts)) -> Vec<&'static str> {

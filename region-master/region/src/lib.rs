@@ -4,6 +4,7 @@
 //! - [`registry`]: the chunkservers that report here: alive, suspect or lost; disks, failure domains, inventories.
 //! - [`promises`]: what sessions may cache, and what has to be recalled before a fact changes.
 //! - [`locks`]: who waits for locks, and who would wait for itself.
+//! - [`class`]: storage classes, and which chunkservers fit them.
 //! - [`placement`]: which chunkservers take the copies of a fresh chunk.
 //! - [`repair`]: which copies of a chunk are made and which are dropped: repair, draining, rebalancing.
 //! - [`rewrite`]: which chunks of which little is still used are made into a new one.
@@ -16,6 +17,7 @@
 //!  renewal -> sessions ----------> facts -> findings -> status, metrics, readiness
 //! ```
 
+pub mod class;
 pub mod codes;
 pub mod destage;
 pub mod findings;

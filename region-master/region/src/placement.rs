@@ -2,11 +2,12 @@
 //!
 //! A pure function: the same candidates, wish and seed give the same answer. Copies go to different zones as long as there are some left,
 //! then to different racks, then to different hosts; two chunkservers of one host share a chunk only where nothing else is left. Among equals
-//! the choice is by lot, weighted by free space, so that disks fill evenly.
+//! the choice is by lot, weighted by free space, so that disks fill evenly. Only chunkservers with all labels of the storage class are chosen.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
+use crate::class::{Class, Labels, fits};
 use crate::registry::Liveness;
 
 /// A chunkserver that may be chosen.
@@ -28,15 +29,15 @@ pub struct Candidate {
     pub draining: bool,
     /// How it stands.
     pub liveness: Liveness,
+    /// Its labels; `zone`, `rack` and `host` among them.
+    pub labels: Labels,
 }
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug)]
 pub struct Wish<'a> {
-    /// Copies wanted.
-    pub copies: usize,
-    /// Fewer than these won't do.
-    pub min_copies: usize,
+    /// How many copies, and on what chunkservers.
+    pub class: &'a Class,
     /// Bytes that a chosen chunkserver must have free.
     pub bytes_wanted: u64,
     /// Chunkservers that the writer found failing: taken only where `min_copies` can't be reached otherwise, for they may be well again.
@@ -47,10 +48,10 @@ pub struct Wish<'a> {
 
 /// Too few chunkservers can take a copy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a new chunk needs {min_copies} copies, but only {usable} of {known} chunkservers can take one{}. Start chunkservers or free space; writes wait until then", self.reasons())]
+#[error("{} needs {} copies{}, but only {usable} of {known} chunkservers can take one{}. Start chunkservers or free space; writes wait until then", class.new_chunk(), class.min_copies.max(1), self.where_to(), self.reasons())]
 pub struct TooFew {
-    /// The least number of copies.
-    pub min_copies: usize,
+    /// The storage class.
+    pub class: Class,
     /// Chunkservers that could take one.
     pub usable: usize,
     /// Chunkservers registered.
@@ -70,6 +71,8 @@ pub enum Unusable {
     Draining,
     /// Not enough space.
     Full,
+    /// It lacks labels of the storage class.
+    Unlike,
 }
 
 impl Unusable {
@@ -79,6 +82,7 @@ impl Unusable {
             Self::NotWritable => "has no writable disk",
             Self::Draining => "is being drained",
             Self::Full => "has no space left",
+            Self::Unlike => "hasn't these labels",
         }
     }
 }
@@ -87,9 +91,30 @@ impl Unusable {
 const NAMED_MAX: usize = 8;
 
 impl TooFew {
+    /// Whether waiting is in vain: of the chunkservers that are known, all that might take a copy once they are back can't.
+    pub fn lasts(&self) -> bool {
+        let lasting = |(_, why): &(String, Unusable)| matches!(why, Unusable::Full | Unusable::Unlike);
+        !self.unusable.is_empty() && self.unusable.iter().all(lasting)
+    }
+
+    /// Whether labels have a part in that.
+    pub fn is_for_labels(&self) -> bool {
+        self.unusable.iter().any(|(_, why)| *why == Unusable::Unlike)
+    }
+
+    fn where_to(&self) -> String {
+        match self.class.labels.is_empty() {
+            true => String::new(),
+            false => format!(" on chunkservers labelled {}", self.class.labelled()),
+        }
+    }
+
     fn reasons(&self) -> String {
         let mut text = String::new();
-        for (i, (name, why)) in self.unusable.iter().take(NAMED_MAX).enumerate() {
+        // Those first that could be helped.
+        let mut unusable: Vec<_> = self.unusable.iter().collect();
+        unusable.sort_by_key(|(_, why)| *why == Unusable::Unlike);
+        for (i, (name, why)) in unusable.into_iter().take(NAMED_MAX).enumerate() {
             let _ = write!(text, "{} {name} {}", if i == 0 { ":" } else { "," }, why.as_str());
         }
         if self.unusable.len() > NAMED_MAX {
@@ -106,7 +131,7 @@ pub fn place(candidates: &[Candidate], wish: Wish<'_>) -> Result<Vec<String>, To
     let mut tiers: [Vec<&Candidate>; 3] = Default::default();
     for candidate in candidates {
         let excluded = wish.exclude.contains(&candidate.name);
-        match verdict(candidate, wish.bytes_wanted) {
+        match verdict(candidate, wish) {
             Err(why) => unusable.push((candidate.name.clone(), why)),
             Ok(()) if candidate.liveness == Liveness::Suspect => tiers[2].push(candidate),
             Ok(()) if excluded => tiers[1].push(candidate),
@@ -114,14 +139,14 @@ pub fn place(candidates: &[Candidate], wish: Wish<'_>) -> Result<Vec<String>, To
         }
     }
     let usable: usize = tiers.iter().map(Vec::len).sum();
-    let min_copies = wish.min_copies.max(1);
+    let min_copies = wish.class.min_copies.max(1);
     if usable < min_copies {
-        return Err(TooFew { min_copies, usable, known: candidates.len(), unusable });
+        return Err(TooFew { class: wish.class.clone(), usable, known: candidates.len(), unusable });
     }
     let mut lots = Lots(wish.seed);
     let mut chosen: Vec<&Candidate> = Vec::new();
     for (i, tier) in tiers.iter_mut().enumerate() {
-        let target = if i == 0 { wish.copies.max(min_copies) } else { min_copies };
+        let target = if i == 0 { wish.class.copies.max(min_copies) } else { min_copies };
         while chosen.len() < target && !tier.is_empty() {
             let at = choose(tier, &chosen, &mut lots);
             chosen.push(tier.swap_remove(at));
@@ -130,7 +155,10 @@ pub fn place(candidates: &[Candidate], wish: Wish<'_>) -> Result<Vec<String>, To
     Ok(chosen.into_iter().map(|c| c.name.clone()).collect())
 }
 
-fn verdict(candidate: &Candidate, bytes_wanted: u64) -> Result<(), Unusable> {
+fn verdict(candidate: &Candidate, wish: Wish<'_>) -> Result<(), Unusable> {
+    if !fits(&wish.class.labels, candidate) {
+        return Err(Unusable::Unlike);
+    }
     if candidate.liveness == Liveness::Lost {
         return Err(Unusable::Lost);
     }
@@ -140,7 +168,7 @@ fn verdict(candidate: &Candidate, bytes_wanted: u64) -> Result<(), Unusable> {
     if candidate.draining {
         return Err(Unusable::Draining);
     }
-    if candidate.bytes_free < bytes_wanted {
+    if candidate.bytes_free < wish.bytes_wanted {
         return Err(Unusable::Full);
     }
     Ok(())
@@ -226,11 +254,18 @@ mod tests {
             writable: true,
             draining: false,
             liveness: Liveness::Alive,
+            labels: Labels::new(),
         }
     }
 
+    fn class(copies: usize, min_copies: usize) -> Class {
+        Class::by_default(copies, min_copies)
+    }
+
+    static TWO: std::sync::LazyLock<Class> = std::sync::LazyLock::new(|| class(2, 2));
+
     fn wish(exclude: &BTreeSet<String>) -> Wish<'_> {
-        Wish { copies: 2, min_copies: 2, bytes_wanted: 64 << 20, exclude, seed: 1 }
+        Wish { class: &TWO, bytes_wanted: 64 << 20, exclude, seed: 1 }
     }
 
     #[test]
@@ -274,7 +309,7 @@ mod tests {
         all.remove(1);
         assert_eq!(place(&all, wish(&exclude)).unwrap(), ["a", "c"]);
         let three = [candidate("a", "1", ""), candidate("b", "2", ""), candidate("c", "1", "")];
-        let got = place(&three, Wish { copies: 3, ..wish(&exclude) }).unwrap();
+        let got = place(&three, Wish { class: &class(3, 2), ..wish(&exclude) }).unwrap();
         assert!(
             got.len() == 2 && !got.contains(&"b".to_owned()),
             "a third copy isn't worth an excluded one: {got:?}"
@@ -311,13 +346,56 @@ mod tests {
     }
 
     #[test]
+    fn a_class_with_labels_takes_none_but_those_that_have_them() {
+        let none = BTreeSet::new();
+        let mut all = [
+            candidate("a", "1", ""),
+            candidate("b", "2", ""),
+            candidate("c", "3", ""),
+            candidate("d", "4", ""),
+        ];
+        for i in [0, 2, 3] {
+            all[i].labels.insert("media".into(), "ssd".into());
+        }
+        all[3].labels.insert("media".into(), "hdd".into());
+        let labels = Labels::from([("media".into(), "ssd".into())]);
+        let fast = Class { id: 1, name: "fast".into(), labels, ..class(3, 2) };
+        let wish = Wish { class: &fast, ..wish(&none) };
+        for seed in 0..50 {
+            let got: BTreeSet<String> = place(&all, Wish { seed, ..wish }).unwrap().into_iter().collect();
+            assert_eq!(
+                got,
+                BTreeSet::from(["a".into(), "c".into()]),
+                "two will do where three are asked for"
+            );
+        }
+        all[2].liveness = Liveness::Lost;
+        let error = place(&all, wish).unwrap_err();
+        let text = error.to_string();
+        for part in [
+            "a new chunk of class \"fast\" needs 2 copies on chunkservers labelled media=ssd",
+            "only 1 of 4",
+            "c sends no heartbeats, b hasn't these labels, d hasn't these labels",
+        ] {
+            assert!(text.contains(part), "{text}");
+        }
+        assert!(!error.lasts() && error.is_for_labels(), "c may come back");
+        all[2].liveness = Liveness::Alive;
+        all[2].bytes_free = 0;
+        assert!(place(&all, wish).unwrap_err().lasts());
+        all[2].labels.clear();
+        assert!(place(&all, wish).unwrap_err().lasts());
+        assert!(!place(&[], wish).unwrap_err().lasts(), "nobody is known yet");
+    }
+
+    #[test]
     fn free_space_weighs() {
         let none = BTreeSet::new();
         let mut all = [candidate("a", "1", ""), candidate("b", "1", "")];
         all[1].bytes_free = (1 << 40) * 9;
         let mut hits: BTreeMap<String, u32> = BTreeMap::new();
         for seed in 0..2_000 {
-            let got = place(&all, Wish { copies: 1, min_copies: 1, seed, ..wish(&none) }).unwrap();
+            let got = place(&all, Wish { class: &class(1, 1), seed, ..wish(&none) }).unwrap();
             *hits.entry(got[0].clone()).or_default() += 1;
         }
         assert!((100..400).contains(&hits["a"]), "a tenth of the space should get about a tenth: {hits:?}");
@@ -346,7 +424,8 @@ mod tests {
                 ..candidate(&format!("c{i}"), &z.to_string(), &r.to_string())
             }).collect();
             let none = BTreeSet::new();
-            let wish = Wish { copies, min_copies: 1, bytes_wanted: 1, exclude: &none, seed };
+            let class = class(copies, 1);
+            let wish = Wish { class: &class, bytes_wanted: 1, exclude: &none, seed };
             let got = place(&all, wish).unwrap();
             prop_assert_eq!(&got, &place(&all, wish).unwrap());
             prop_assert_eq!(got.len(), copies.min(all.len()));

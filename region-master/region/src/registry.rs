@@ -10,6 +10,7 @@ use std::time::Duration;
 use mooseng_ports::clock::BootTime;
 use mooseng_wire::ChunkId;
 
+use crate::class::Labels;
 use crate::placement::Candidate;
 
 /// Bounds and times of the registry.
@@ -179,6 +180,20 @@ impl Chunkserver {
         } else {
             Liveness::Lost
         }
+    }
+
+    /// Its machine: several chunkservers of one say so by a label.
+    fn host(&self) -> &str {
+        self.beat.labels.get("host").unwrap_or(&self.beat.name)
+    }
+
+    /// Its labels; its zone, rack and host are among them.
+    pub fn labels(&self) -> Labels {
+        let mut labels = self.beat.labels.clone();
+        for (key, value) in [("zone", &*self.beat.zone), ("rack", &*self.beat.rack), ("host", self.host())] {
+            labels.insert(key.to_owned(), value.to_owned());
+        }
+        labels
     }
 
     /// Bytes that new chunks may take, on writable disks.
@@ -359,10 +374,11 @@ impl Registry {
     /// The chunkservers as candidates for a placement.
     pub fn candidates(&self, now: BootTime) -> Vec<Candidate> {
         let candidate = |s: &Chunkserver| Candidate {
+            labels: s.labels(),
             name: s.beat.name.clone(),
             zone: s.beat.zone.clone(),
             rack: s.beat.rack.clone(),
-            host: s.beat.labels.get("host").cloned().unwrap_or_else(|| s.beat.name.clone()),
+            host: s.host().to_owned(),
             bytes_free: s.bytes_free(),
             writable: s.writable(),
             draining: self.draining.contains(&s.beat.name),
@@ -466,5 +482,10 @@ mod tests {
         r.beat(at(0), Beat { disks: vec![disk(true), disk(false)], ..beat("a", 1) }).unwrap();
         let a = &r.candidates(at(0))[0];
         assert_eq!((a.bytes_free, a.writable, a.host.as_str()), (7, true, "a"));
+        let labels = Labels::from([("media".into(), "ssd".into()), ("zone".into(), "lies".into())]);
+        r.beat(at(1), Beat { labels, zone: "1".into(), ..beat("a", 1) }).unwrap();
+        let labels = r.candidates(at(1))[0].labels.clone();
+        let pairs: Vec<_> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        assert_eq!(pairs, ["host=a", "media=ssd", "rack=", "zone=1"]);
     }
 }

@@ -5,6 +5,7 @@
 //! ```
 //! - Copies are made before copies are dropped: a chunk loses one only while as many good ones as it should have stay, on chunkservers that are
 //!   here and aren't being emptied. So a move is a copy, and a drop once the copy is confirmed; nothing has to be remembered between.
+//! - A chunkserver without the labels of a chunk's storage class is, for this chunk, like one that is being emptied.
 //! - A chunkserver that is silent for less than the grace causes nothing: its copies are hoped for, neither counted as good nor replaced.
 //! - A copy goes to where it shares least with those that stay: another zone, else another rack, else another host. Where all of these are busy it
 //!   waits for one of them.
@@ -16,6 +17,7 @@ use std::time::Duration;
 use mooseng_ports::clock::BootTime;
 use mooseng_wire::ChunkId;
 
+use crate::class::{self, Class};
 use crate::placement::{Candidate, closeness};
 use crate::registry::{Liveness, Registry};
 
@@ -129,8 +131,8 @@ pub struct ChunkFacts {
     pub chunk: ChunkId,
     /// Its bytes.
     pub length: u64,
-    /// Copies that it should have.
-    pub wanted: usize,
+    /// Its storage class: how many copies it should have, and where.
+    pub class: Class,
     /// The copies that its location names.
     pub copies: Vec<(String, CopyState)>,
     /// Chunkservers with a good copy that the location doesn't name.
@@ -149,6 +151,8 @@ pub enum Need {
     },
     /// One of its copies is on a chunkserver that is being emptied.
     Draining,
+    /// One of its copies is on a chunkserver that lacks labels of its storage class.
+    Misplaced,
     /// Two of its copies share more of a failure domain than they have to.
     Apart,
     /// One of its copies is on a chunkserver that is fuller than others.
@@ -160,8 +164,10 @@ pub enum Need {
 pub enum Decision {
     /// Nothing.
     Well,
-    /// Nothing now: chunkservers are awaited, busy, or there is none.
+    /// Nothing now: chunkservers are awaited or busy.
     Wait(Need),
+    /// Nothing, until another chunkserver comes or has room: none can take a copy.
+    Stuck(Need),
     /// Make a copy.
     Copy {
         /// Why.
@@ -193,8 +199,21 @@ impl<'a> View<'a> {
         self.servers.get(name)
     }
 
+    fn wanted(&self) -> usize {
+        self.facts.class.copies
+    }
+
+    fn fits(&self, server: &Server) -> bool {
+        class::fits(&self.facts.class.labels, &server.candidate)
+    }
+
     fn draining(&self, name: &str) -> bool {
         self.server(name).is_some_and(Server::draining)
+    }
+
+    /// Whether a copy there is to be replaced by one elsewhere. Nothing is known of the labels of one that isn't registered.
+    fn leaving(&self, name: &str) -> bool {
+        self.server(name).is_some_and(|server| server.draining() || !self.fits(server))
     }
 
     fn of(&self, states: &[CopyState]) -> Vec<&'a str> {
@@ -204,7 +223,7 @@ impl<'a> View<'a> {
 
     /// Copies that stay where they are.
     fn staying(&self, states: &[CopyState]) -> Vec<&'a str> {
-        self.of(states).into_iter().filter(|name| !self.draining(name)).collect()
+        self.of(states).into_iter().filter(|name| !self.leaving(name)).collect()
     }
 
     fn candidates(&self, names: &[&str]) -> Vec<&'a Candidate> {
@@ -241,6 +260,7 @@ impl<'a> View<'a> {
         server.condition == Condition::Here
             && server.candidate.writable
             && !server.draining()
+            && self.fits(server)
             && !server.shunned
             && server.candidate.bytes_free > self.facts.length
             && held.is_none_or(|state| state == CopyState::Bad)
@@ -271,16 +291,14 @@ impl<'a> View<'a> {
         let staying = self.staying(&[CopyState::Good]).len();
         let hoped = self.staying(&[CopyState::Unknown, CopyState::Silent]).len();
         let good = self.of(&[CopyState::Good]).len();
-        if staying + hoped >= self.facts.wanted {
+        if staying + hoped >= self.wanted() {
             return None;
         }
-        if good >= self.facts.wanted {
-            return Some(Need::Draining);
-        }
-        let draining = self.of(&[CopyState::Unknown, CopyState::Silent]).len() - hoped;
-        // What is hoped for on one that is being emptied would do, if it were here: it isn't endangered by the draining.
-        if good + hoped + draining >= self.facts.wanted && good > 0 {
-            return Some(Need::Draining);
+        let leaving = self.of(&[CopyState::Unknown, CopyState::Silent]).len() - hoped;
+        // What is hoped for on one that is left would do, if it were here: it isn't endangered by that.
+        if good >= self.wanted() || (good + hoped + leaving >= self.wanted() && good > 0) {
+            let draining = self.facts.copies.iter().any(|(name, _)| self.draining(name));
+            return Some(if draining { Need::Draining } else { Need::Misplaced });
         }
         Some(Need::Endangered { good })
     }
@@ -288,13 +306,13 @@ impl<'a> View<'a> {
     /// A copy to drop, once there are enough others.
     fn excess(&self) -> Option<&'a str> {
         let staying = self.staying(&[CopyState::Good]);
-        if staying.len() < self.facts.wanted || staying.is_empty() {
+        if staying.len() < self.wanted() || staying.is_empty() {
             return None;
         }
-        let leaving = self.of(&[CopyState::Good]).into_iter().find(|name| self.draining(name));
+        let leaving = self.of(&[CopyState::Good]).into_iter().find(|name| self.leaving(name));
         let bad = self.of(&[CopyState::Bad]).first().copied();
         let lost = self.of(&[CopyState::Lost]).first().copied();
-        let surplus = || if staying.len() > self.facts.wanted { self.surplus(&staying) } else { None };
+        let surplus = || if staying.len() > self.wanted() { self.surplus(&staying) } else { None };
         bad.or(lost).or(leaving).or_else(surplus)
     }
 
@@ -343,6 +361,9 @@ impl<'a> View<'a> {
 
     fn copy(&self, need: Need, targets: &[&str], flights: &Flights) -> Decision {
         let length = self.facts.length;
+        if targets.is_empty() {
+            return Decision::Stuck(need);
+        }
         let target = targets.iter().find(|name| flights.has_room(name, length));
         match (self.source(flights), target) {
             (Some(source), Some(target)) if flights.takes(need) => {
@@ -351,6 +372,16 @@ impl<'a> View<'a> {
             _ => Decision::Wait(need),
         }
     }
+}
+
+/// Whether a copy of the chunk is on a chunkserver that is known to lack labels of its class.
+pub fn is_misplaced<'n>(
+    class: &Class,
+    copies: impl IntoIterator<Item = &'n String>,
+    servers: &Servers,
+) -> bool {
+    let lacks = |name: &String| servers.get(name).is_some_and(|s| !class::fits(&class.labels, &s.candidate));
+    copies.into_iter().any(lacks)
 }
 
 /// Why the chunk needs a copy, if it does. Rebalancing is left to [`decide`].
@@ -367,8 +398,12 @@ pub fn decide(facts: &ChunkFacts, servers: &Servers, flights: &Flights) -> Decis
     if let Some(need) = view.need() {
         let adoptable = |name: &&String| {
             let server = view.server(name);
+            // The last one is taken up wherever it lies.
+            let may_stay =
+                !view.leaving(name) || (view.of(&[CopyState::Good]).is_empty() && !view.draining(name));
             !facts.deleting.contains(*name)
-                && server.is_some_and(|s| s.condition == Condition::Here && !s.draining())
+                && server.is_some_and(|s| s.condition == Condition::Here)
+                && may_stay
         };
         if let Some(server) = facts.strays.iter().find(adoptable) {
             return Decision::Adopt { server: server.clone() };
@@ -383,7 +418,7 @@ pub fn decide(facts: &ChunkFacts, servers: &Servers, flights: &Flights) -> Decis
     }
     let staying = view.staying(&[CopyState::Good]);
     // Only a chunk that is well is moved for the sake of order.
-    if staying.len() != facts.wanted || facts.copies.len() != facts.wanted {
+    if staying.len() != facts.class.copies || facts.copies.len() != facts.class.copies {
         return Decision::Well;
     }
     if let Some(target) = view.apart(&staying) {
@@ -398,8 +433,10 @@ pub fn decide(facts: &ChunkFacts, servers: &Servers, flights: &Flights) -> Decis
 /// A chunk that is still appended to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenFacts {
-    /// Its members, whether they are here, and whether they are being emptied.
+    /// Its members, whether they are here, and whether they are to be left: they are being emptied, or lack labels of its storage class.
     pub members: Vec<(String, Condition, bool)>,
+    /// Its file has another storage class than it.
+    pub reclassed: bool,
     /// Extents name some of it.
     pub used: bool,
     /// How long ago it was made.
@@ -413,14 +450,14 @@ pub struct OpenFacts {
 /// The member on which an open chunk is to be ended, so that it can be repaired, moved or collected: its length there is at least what was ever
 /// acknowledged, unless its copy has lost something, and no append is acknowledged any more once one member refuses it.
 pub fn end_open(facts: &OpenFacts) -> Option<&str> {
-    let leaves =
-        facts.members.iter().any(|(_, condition, draining)| *condition == Condition::Lost || *draining);
+    let leaves = facts.reclassed
+        || facts.members.iter().any(|(_, condition, leaving)| *condition == Condition::Lost || *leaving);
     let idle = facts.age >= facts.open_max || (!facts.used && facts.age >= facts.unused_max);
     if !leaves && !idle {
         return None;
     }
     let here = facts.members.iter().filter(|(_, condition, _)| *condition == Condition::Here);
-    here.min_by_key(|(_, _, draining)| *draining).map(|(name, ..)| name.as_str())
+    here.min_by_key(|(_, _, leaving)| *leaving).map(|(name, ..)| name.as_str())
 }
 
 #[cfg(test)]

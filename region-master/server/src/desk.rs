@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use mooseng_chunk::ticket::Key;
 use mooseng_ports::clock::BootTime;
+use mooseng_region::class::{Class, Classes};
 use mooseng_region::locks::LockWaits;
 use mooseng_region::promises::PromiseTable;
 use mooseng_region::quotas::{Ledger, Limit};
@@ -44,6 +45,8 @@ pub struct ChunkCounts {
     pub endangered: u64,
     /// None.
     pub unavailable: u64,
+    /// A copy of them is on a chunkserver without the labels of their storage class.
+    pub misplaced: u64,
 }
 
 /// What the leader's house-keeping tells of itself.
@@ -99,6 +102,10 @@ pub struct Desk {
     pub strangers: Strangers,
     /// The term in which this master leads and has read what it needs; none while it doesn't serve.
     pub serving: Option<u64>,
+    /// When it began to serve.
+    pub serving_since: BootTime,
+    /// The storage classes. Only a leader's are all of them.
+    pub classes: Classes,
     /// The term, which is the custody epoch, that sessions and promises are of.
     pub custody: Option<u64>,
     /// Sessions. Only a leader's are true.
@@ -127,6 +134,8 @@ pub struct Desk {
     pub ledger: Ledger<Account>,
     /// What the trash holds; none where nobody has looked in this leadership.
     pub trash: Option<TrashStatus>,
+    /// A scan was completed in this leadership.
+    scanned: bool,
     /// How often drainings were set: a scan that began before the last time doesn't count for them.
     drainings_set: u64,
     /// Chunkservers that are being drained, and whose chunks no scan has counted since that was set.
@@ -153,6 +162,8 @@ impl Desk {
             marks: BTreeMap::new(),
             strangers: Strangers::default(),
             serving: None,
+            serving_since: BootTime::default(),
+            classes: Classes::new(Class::by_default(1, 1)),
             custody: None,
             sessions: SessionTable::new(sessions),
             promises: PromiseTable::new(mooseng_region::promises::Limits::default()),
@@ -167,6 +178,7 @@ impl Desk {
             house: House::default(),
             ledger: Ledger::default(),
             trash: None,
+            scanned: false,
             drainings_set: 0,
             uncounted: BTreeSet::new(),
             deletions: BTreeMap::new(),
@@ -219,9 +231,19 @@ impl Desk {
     /// Takes what a scan has counted that began when `drainings_set` was so.
     pub fn located_as_of(&mut self, drainings_set: u64, located: BTreeMap<String, u64>) {
         self.house.located = located;
+        self.scanned = true;
         if drainings_set == self.drainings_set {
             self.uncounted.clear();
         }
+    }
+
+    /// Whether every chunkserver that there may be has reported: this master has served for that long, and all those are known that chunks' locations
+    /// name. One that isn't known may have any labels.
+    pub fn knows_all(&self, now: BootTime, heard_after: Duration) -> bool {
+        let unknown = |name: &String| self.registry.get(name).is_none();
+        self.scanned
+            && now.since(self.serving_since) >= heard_after
+            && !self.house.located.keys().any(unknown)
     }
 
     /// How many chunks' locations name a chunkserver. One that was just set to be drained isn't empty before that was counted: somebody
@@ -245,6 +267,7 @@ impl Desk {
         self.compared.clear();
         self.counts = ChunkCounts::default();
         self.house = House::default();
+        self.scanned = false;
         self.trash = None;
         self.deletions.clear();
         self.gone.clear();
@@ -276,6 +299,7 @@ impl Desk {
         }
         self.custody = Some(term);
         self.serving = Some(term);
+        self.serving_since = now;
     }
 
     /// A session is gone: nobody waits for it any more.
@@ -491,6 +515,23 @@ mod tests {
         assert_eq!(desk.located("a"), 3);
         desk.located_as_of(desk.drainings_set(), BTreeMap::new());
         assert_eq!(desk.located("a"), 0);
+    }
+
+    #[test]
+    fn that_nobody_has_a_label_is_known_once_everybody_can_have_reported() {
+        let at = |s| BootTime(Duration::from_secs(s));
+        let mut desk = Desk::new(sessions::Limits::default());
+        desk.serve(at(100), 1, vec![], BTreeMap::new());
+        let known = |desk: &Desk, now| desk.knows_all(at(now), Duration::from_secs(10));
+        assert!(!known(&desk, 200), "no scan has told yet who there should be");
+        desk.located_as_of(desk.drainings_set(), BTreeMap::from([("a".into(), 3)]));
+        assert!(!known(&desk, 200), "a may have any labels");
+        let request = HeartbeatRequest { chunkserver: "a".into(), ..HeartbeatRequest::default() };
+        desk.beat(at(104), request).unwrap();
+        assert!(!known(&desk, 109) && known(&desk, 110));
+        desk.follow();
+        desk.serve(at(300), 2, vec![], BTreeMap::new());
+        assert!(!known(&desk, 400));
     }
 
     #[test]

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use mooseng_namespace::{Ids, OpContext, Room, SessionCall, is_change, needs_chunk, needs_inode, reads_from};
-use mooseng_region::placement::{self, TooFew, Unusable, Wish};
+use mooseng_region::placement::{self, TooFew, Wish};
 use mooseng_region::sessions::{Refusal, Registered};
 use mooseng_schema::ids::IdKind;
 use mooseng_transport::{Peer, call_error};
@@ -22,7 +23,7 @@ use crate::config::MountRule;
 use crate::errors::{denied, driver_failed, refused};
 use crate::master::{HOME_EPOCH, Master};
 use crate::promises::{self, Beside, ChangeGate};
-use crate::{locks, places, quotas, rights, seals};
+use crate::{classes, locks, places, quotas, rights, seals};
 
 /// Linux' ESTALE.
 const ESTALE: u32 = 116;
@@ -196,7 +197,7 @@ pub async fn change(
     if let Some(Op::AllocateChunk(allocate)) = &fs.op
         && newest
     {
-        context.placement = place(master, allocate)?;
+        context.placement = place(master, allocate).await?;
     }
     let sealing = match &fs.op {
         Some(Op::SealChunk(seal)) if newest => {
@@ -434,23 +435,23 @@ fn ids(master: &Master, fs: &FsRequest) -> Result<Ids, CallError> {
     Ok(Ids { inode, chunk })
 }
 
+/// A master that serves for so long has heard of every chunkserver that lives and isn't cut off.
+const HEARD_AFTER: Duration = Duration::from_secs(10);
+
 /// Chooses chunkservers for a fresh chunk.
-fn place(master: &Master, allocate: &AllocateChunk) -> Result<Vec<String>, CallError> {
+async fn place(master: &Master, allocate: &AllocateChunk) -> Result<Vec<String>, CallError> {
     let exclude: BTreeSet<String> = allocate.exclude.iter().cloned().collect();
-    let candidates = master.desk(|desk| desk.registry.candidates(master.clock.boot()));
-    let wish = Wish {
-        copies: master.config.copies,
-        min_copies: master.config.min_copies,
-        bytes_wanted: CHUNK_BYTES_MAX,
-        exclude: &exclude,
-        seed: rand::random(),
-    };
-    placement::place(&candidates, wish).map_err(|too_few| no_place(&too_few))
+    let class = classes::of_inode(master, InodeId(allocate.inode)).await?;
+    let now = master.clock.boot();
+    let (candidates, all_known) =
+        master.desk(|desk| (desk.registry.candidates(now), desk.knows_all(now, HEARD_AFTER)));
+    let wish = Wish { class: &class, bytes_wanted: CHUNK_BYTES_MAX, exclude: &exclude, seed: rand::random() };
+    placement::place(&candidates, wish).map_err(|too_few| no_place(&too_few, all_known))
 }
 
-fn no_place(too_few: &TooFew) -> CallError {
-    // Space doesn't come back by waiting; chunkservers do.
-    let full = !too_few.unusable.is_empty() && too_few.unusable.iter().all(|(_, why)| *why == Unusable::Full);
-    let code = if full { ErrorCode::NoSpace } else { ErrorCode::Unavailable };
+fn no_place(too_few: &TooFew, all_known: bool) -> CallError {
+    // Space doesn't come back by waiting; chunkservers do, and those with the labels may not have reported to this master yet.
+    let lasts = too_few.lasts() && (!too_few.is_for_labels() || all_known);
+    let code = if lasts { ErrorCode::NoSpace } else { ErrorCode::Unavailable };
     call_error(code, too_few.to_string())
 }

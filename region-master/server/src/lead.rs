@@ -35,7 +35,7 @@ use crate::master::{HOME_EPOCH, Master};
 use crate::records::transact;
 use crate::sessions::recorded;
 use crate::tickets;
-use crate::{house, ids, locks, quotas, trash};
+use crate::{classes, house, ids, locks, quotas, trash};
 
 /// How often sessions are looked at.
 const TICK: Duration = Duration::from_millis(200);
@@ -136,6 +136,7 @@ async fn prepare(master: &Master, term: u64) -> Result<(), CallError> {
     let draining = house::drain::load(master).await?;
     let sessions = all_sessions(master).await?;
     let limits = quotas::limits(master).await?;
+    let classes = classes::load(master).await?;
     let mut fresh = Vec::new();
     for kind in crate::ids::IdPool::default().low() {
         fresh.push((
@@ -148,6 +149,7 @@ async fn prepare(master: &Master, term: u64) -> Result<(), CallError> {
         desk.found(founding);
         desk.keys = keys;
         desk.set_draining(draining);
+        desk.classes.set(classes);
         for (kind, range) in fresh {
             desk.ids.add(kind, range);
         }
@@ -443,6 +445,7 @@ fn figures(master: &Master) {
         m.chunkservers_alive.set(gauge(desk.alive(now).len() as u64));
         m.chunks.set(gauge(desk.counts.chunks));
         m.chunks_endangered.set(gauge(desk.counts.endangered));
+        m.chunks_misplaced.set(gauge(desk.counts.misplaced));
         m.chunks_unavailable.set(gauge(desk.counts.unavailable));
         m.trash_files.set(gauge(desk.trash.map_or(0, |trash| trash.files)));
         m.trash_bytes.set(gauge(desk.trash.map_or(0, |trash| trash.bytes)));

@@ -10,6 +10,7 @@
 //!
 //! - [`MasterServer`]: starts and stops it, over ports.
 //! - [`config`]: its configuration.
+//! - [`classes`]: storage classes, for placement, repair and administrators.
 //! - [`master`]: its parts, and whether an answer may leave.
 //! - [`credentials`]: who of the region has which certificate and revocation list.
 //! - [`desk`]: what it keeps in memory. [`founding`]: who is of this region, and who of another one of its name.
@@ -24,6 +25,7 @@
 //! - [`recover`]: a region goes on from the one master's disk that is left.
 //! - [`errors`]: what callers are told. [`metrics`]: figures.
 
+pub mod classes;
 pub mod config;
 pub mod credentials;
 pub mod desk;

@@ -8,6 +8,7 @@ use mooseng_embedded::Embedded;
 use mooseng_namespace::{Capacity, Driver, Room};
 use mooseng_ports::clock::Clock;
 use mooseng_raft::RaftNode;
+use mooseng_region::class::Classes;
 use mooseng_transport::{Link, LinkOptions, Network, Peer, call_error};
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::{Epoch, Identity, Role};
@@ -59,6 +60,8 @@ pub struct Master {
     pub lock_gates: Arc<crate::locks::Gates>,
     /// Held by whoever reads limits to tell them to the ledger.
     pub limits_gate: tokio::sync::Mutex<()>,
+    /// Storage classes are read and taken up by one at a time.
+    pub classes_gate: tokio::sync::Mutex<()>,
     /// What the other masters told of their certificates and revocation lists.
     pub told: crate::credentials::Told,
     /// Masters that answered the last probe, by id.
@@ -99,7 +102,8 @@ impl Master {
     pub fn new(parts: Parts) -> Self {
         let limits =
             mooseng_region::sessions::Limits { lease: parts.config.session_lease(), ..Default::default() };
-        let desk = Desk::new(limits);
+        let mut desk = Desk::new(limits);
+        desk.classes = Classes::new(crate::classes::by_default(&parts.config));
         Self {
             identity: parts.network.identity(),
             driver: Driver::new(parts.store.clone()),
@@ -116,6 +120,7 @@ impl Master {
             recalls_answered: Notify::new(),
             lock_gates: Arc::default(),
             limits_gate: tokio::sync::Mutex::default(),
+            classes_gate: tokio::sync::Mutex::default(),
             told: crate::credentials::Told::default(),
             reachable: Mutex::default(),
             checking: Semaphore::new(1),

@@ -23,6 +23,7 @@ pub const NAMES: &[Name] = &[
     CHUNKSERVERS_ALIVE,
     CHUNKS,
     CHUNKS_ENDANGERED,
+    CHUNKS_MISPLACED,
     CHUNKS_UNAVAILABLE,
     SEALS_WAITING,
     COPIES_WAITING,
@@ -72,6 +73,10 @@ const SESSIONS: Name = Name("mooseng_master_sessions", "Sessions in the leader's
 const CHUNKSERVERS_ALIVE: Name =
     Name("mooseng_master_chunkservers_alive", "Chunkservers whose heartbeats come");
 const CHUNKS: Name = Name("mooseng_master_chunks", "Chunks, as of the leader's last complete scan");
+const CHUNKS_MISPLACED: Name = Name(
+    "mooseng_master_chunks_misplaced",
+    "Chunks with a copy on a chunkserver without the labels of their storage class, as of the last complete scan",
+);
 const CHUNKS_ENDANGERED: Name = Name(
     "mooseng_master_chunks_endangered",
     "Chunks with fewer reachable copies than wanted, as of the last complete scan",
@@ -175,6 +180,8 @@ pub struct Metrics {
     pub chunks: Gauge,
     /// Endangered ones.
     pub chunks_endangered: Gauge,
+    /// Chunks with a copy on a chunkserver without the labels of their storage class.
+    pub chunks_misplaced: Gauge,
     /// Unavailable ones.
     pub chunks_unavailable: Gauge,
     /// Locks that are waited for.
@@ -258,6 +265,7 @@ impl Metrics {
             chunkservers_alive: Gauge::default(),
             chunks: Gauge::default(),
             chunks_endangered: Gauge::default(),
+            chunks_misplaced: Gauge::default(),
             chunks_unavailable: Gauge::default(),
             seals_waiting: Gauge::default(),
             lock_waits: Gauge::default(),
@@ -304,6 +312,7 @@ impl Metrics {
             (CHUNKSERVERS_ALIVE, m.chunkservers_alive),
             (CHUNKS, m.chunks),
             (CHUNKS_ENDANGERED, m.chunks_endangered),
+            (CHUNKS_MISPLACED, m.chunks_misplaced),
             (CHUNKS_UNAVAILABLE, m.chunks_unavailable),
             (LOCK_WAITS, m.lock_waits),
             (STATE_BYTES_FREE, m.state_bytes_free),

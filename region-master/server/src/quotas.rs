@@ -233,7 +233,7 @@ async fn shown(master: &Master, account: Account, record: Option<QuotaRecord>) -
         let usage = records::usage(&tx, ROOT_VOLUME, account).await?;
         let path = match account {
             Account::Directory(id) => records::path(&tx, InodeId(id)).await?,
-            Account::User(_) => bytes::Bytes::new(),
+            Account::User(_) | Account::Class(_) => bytes::Bytes::new(),
         };
         Ok((tx, (usage, path)))
     })
@@ -242,6 +242,8 @@ async fn shown(master: &Master, account: Account, record: Option<QuotaRecord>) -
     let whose = match account {
         Account::Directory(id) => QuotaWhose::Directory(id),
         Account::User(uid) => QuotaWhose::User(uid),
+        // Classes aren't limited, and have no record among these.
+        Account::Class(_) => return Err(Status::invalid_argument("storage classes have no quotas")),
     };
     let state = match record.map(|record| record.state()) {
         None => QuotaState::None,

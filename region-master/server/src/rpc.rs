@@ -10,11 +10,14 @@ use mooseng_transport::grpc::registry_server::Registry;
 use mooseng_transport::peer_of;
 use mooseng_wire::Role;
 use mooseng_wire::admin::{
-    ChangeMembersReply, ChangeMembersRequest, CredentialReport, CredentialsRequest, DrainReply, DrainRequest,
-    DumpPiece, DumpRequest, FsckNews, FsckRequest, HeartbeatReply, HeartbeatRequest, ListQuotasReply,
+    AssignClassReply, AssignClassRequest, ChangeMembersReply, ChangeMembersRequest, ClassOfReply,
+    ClassOfRequest, CreateClassRequest, CredentialReport, CredentialsRequest, DeleteClassReply,
+    DeleteClassRequest, DrainReply, DrainRequest, DumpPiece, DumpRequest, FsckNews, FsckRequest,
+    HeartbeatReply, HeartbeatRequest, ListClassesReply, ListClassesRequest, ListQuotasReply,
     ListQuotasRequest, ListTrashReply, ListTrashRequest, PurgeTrashReply, PurgeTrashRequest, Quota,
-    QuotaTarget, RestoreTrashReply, RestoreTrashRequest, SetQuotaRequest, StatusReply, StatusRequest,
-    TicketKey, TransferLeaderReply, TransferLeaderRequest, TrashRetentionReply, TrashRetentionRequest,
+    QuotaTarget, RestoreTrashReply, RestoreTrashRequest, SetClassRequest, SetQuotaRequest, StatusReply,
+    StatusRequest, StorageClass, TicketKey, TransferLeaderReply, TransferLeaderRequest, TrashRetentionReply,
+    TrashRetentionRequest,
 };
 use mooseng_wire::call::CallError;
 use mooseng_wire::founding::Founding;
@@ -23,7 +26,7 @@ use tonic::{Code, Request, Response, Status};
 
 use crate::desk::HeartbeatRefused;
 use crate::master::{HOME_EPOCH, Master};
-use crate::{dump, fsck, house, quotas, status, trash};
+use crate::{classes, dump, fsck, house, quotas, status, trash};
 
 /// How often chunkservers report.
 const HEARTBEAT_INTERVAL_MS: u32 = 500;
@@ -227,6 +230,62 @@ impl Administration for Rpc {
     ) -> Result<Response<ListQuotasReply>, Status> {
         self.allow(&request, &[Role::Admin])?;
         quotas::list(&self.0, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn create_class(
+        &self,
+        request: Request<CreateClassRequest>,
+    ) -> Result<Response<StorageClass>, Status> {
+        let who = self.allow(&request, &[Role::Admin])?;
+        let request = request.into_inner();
+        tracing::info!(who, ?request, "a storage class is to be made");
+        classes::create(&self.0, request).await.map(Response::new)
+    }
+
+    async fn set_class(&self, request: Request<SetClassRequest>) -> Result<Response<StorageClass>, Status> {
+        let who = self.allow(&request, &[Role::Admin])?;
+        let request = request.into_inner();
+        tracing::info!(who, ?request, "a storage class is to change");
+        classes::set(&self.0, request).await.map(Response::new)
+    }
+
+    async fn delete_class(
+        &self,
+        request: Request<DeleteClassRequest>,
+    ) -> Result<Response<DeleteClassReply>, Status> {
+        let who = self.allow(&request, &[Role::Admin])?;
+        let name = request.into_inner().name;
+        tracing::info!(who, name, "a storage class is to be removed");
+        classes::delete(&self.0, name).await.map(|()| Response::new(DeleteClassReply {}))
+    }
+
+    async fn list_classes(
+        &self,
+        request: Request<ListClassesRequest>,
+    ) -> Result<Response<ListClassesReply>, Status> {
+        self.allow(&request, &[Role::Admin])?;
+        classes::list(&self.0).await.map(Response::new)
+    }
+
+    async fn assign_class(
+        &self,
+        request: Request<AssignClassRequest>,
+    ) -> Result<Response<AssignClassReply>, Status> {
+        let who = self.allow(&request, &[Role::Admin])?;
+        let request = request.into_inner();
+        // A tree takes a request for each directory.
+        match request.entries {
+            false => tracing::info!(who, ?request, "a storage class is to be assigned"),
+            true => {
+                tracing::debug!(who, ?request, "a storage class is to be assigned to what is in a directory")
+            }
+        }
+        classes::assign(&self.0, request).await.map(Response::new)
+    }
+
+    async fn class_of(&self, request: Request<ClassOfRequest>) -> Result<Response<ClassOfReply>, Status> {
+        self.allow(&request, &[Role::Admin])?;
+        classes::of_path(&self.0, request.into_inner().path).await.map(Response::new)
     }
 
     async fn change_members(

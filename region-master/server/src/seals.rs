@@ -193,7 +193,7 @@ fn decided(
 ) -> Result<(SealChunk, Told), CallError> {
     let members = listing.location.as_ref().map(|l| l.copies.clone()).unwrap_or_default();
     let failed: BTreeSet<String> = failed.iter().cloned().collect();
-    let min_copies = master.config.min_copies;
+    let min_copies = master.desk(|desk| desk.classes.get(listing.record.storage_class).min_copies);
     let facts = SealFacts { committed, acknowledged, members: &members, failed: &failed, min_copies };
     let decision = decide(&facts)
         .map_err(|e| mooseng_transport::call_error(ErrorCode::InvalidRequest, e.to_string()))?;

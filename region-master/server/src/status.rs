@@ -28,6 +28,8 @@ pub fn of(master: &Master) -> StatusReply {
         detail: f.detail,
     });
     let now = master.clock.boot();
+    let least = master.desk(|desk| desk.classes.iter().map(|class| class.min_copies).min());
+    let least = u32::try_from(least.unwrap_or(master.config.min_copies)).unwrap_or(u32::MAX);
     let (sessions, counts, house, trash, chunkservers) = master.desk(|desk| {
         let sessions: Vec<SessionStatus> = desk
             .sessions
@@ -76,8 +78,10 @@ pub fn of(master: &Master) -> StatusReply {
         chunks: counts.chunks,
         chunks_endangered: counts.endangered,
         chunks_unavailable: counts.unavailable,
+        chunks_misplaced: counts.misplaced,
         copies: u32::try_from(master.config.copies).unwrap_or(u32::MAX),
         min_copies: u32::try_from(master.config.min_copies).unwrap_or(u32::MAX),
+        min_copies_least: Some(least),
         commit_version: master.store.applied_version().0,
     }
 }
@@ -157,9 +161,12 @@ fn facts(master: &Master, masters: &[MasterStatus]) -> Facts {
             chunkservers: servers.map(of_server).collect(),
             copies: master.config.copies,
             min_copies: master.config.min_copies,
+            // The default one comes first.
+            classes: desk.classes.iter().skip(1).cloned().collect(),
             chunk_bytes: CHUNK_BYTES_MAX,
             chunks_endangered: desk.counts.endangered,
             chunks_unavailable: desk.counts.unavailable,
+            chunks_misplaced: desk.counts.misplaced,
             house: HouseFacts {
                 waiting: desk.house.status.waiting,
                 copying: desk.house.status.copying,

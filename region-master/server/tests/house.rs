@@ -1,6 +1,8 @@
 //! A region keeps its own house: masters and chunkservers as they run, in one process, over simulated disks.
 #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
 
+#[path = "house/classes.rs"]
+mod classes;
 mod common;
 #[path = "house/destage.rs"]
 mod destage;
@@ -15,7 +17,7 @@ mod rewrite;
 #[path = "house/trash.rs"]
 mod trash;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,6 +55,8 @@ struct Region {
     cluster: Cluster,
     disks: Vec<SimDisk>,
     chunkservers: Vec<Option<Running>>,
+    /// Labels of some of them, as their configuration has them.
+    labels: BTreeMap<usize, String>,
     client: Client,
 }
 
@@ -82,7 +86,8 @@ impl Region {
         .await;
         let client = cluster.client("writer").await;
         client.open(&[]).await.unwrap();
-        let mut region = Self { cluster, disks: vec![], chunkservers: vec![], client };
+        let mut region =
+            Self { cluster, disks: vec![], chunkservers: vec![], labels: BTreeMap::new(), client };
         for _ in 0..chunkservers {
             region.add().await;
         }
@@ -101,6 +106,8 @@ impl Region {
             "name = \"{0}\"\nregion = \"eu\"\ncluster = \"test\"\nzone = \"zone-{0}\"\nlisten = \"127.0.0.1:0\"\ndata_dirs = [\"/data\"]\nstate_dir = \"/state\"\nmasters = {masters:?}\nreserve_bytes = 0\ntrash_s = 0\nscrub_period_s = 1\n",
             name(i)
         );
+        let labels = self.labels.get(&i).map(|labels| format!("[labels]\n{labels}\n")).unwrap_or_default();
+        let text = text + &labels;
         let stop = CancellationToken::new();
         let server = ChunkserverServer::start(
             ChunkserverConfig::parse(&text).unwrap(),

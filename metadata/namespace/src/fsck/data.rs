@@ -5,6 +5,7 @@ use mooseng_schema::extent::ExtentRecord;
 use mooseng_schema::inode::InodeRecord;
 use mooseng_schema::quota::Charge;
 use mooseng_schema::staged::Staged;
+use mooseng_schema::storage_class;
 use mooseng_wire::{ChunkId, InodeId};
 
 use super::{Check, Finding, Fix, Kept, Kind, Placed, Staging, Subject, difference};
@@ -96,13 +97,20 @@ impl Check {
                 quota: record.quota,
                 uid: record.uid,
                 let_off: record.let_off,
+                storage_class: record.storage_class,
                 ..InodeRecord::default()
             };
             let charge = Charge::with_bytes(&counted, facts.bytes);
-            for account in charge.accounts() {
+            for (account, usage) in charge.shares() {
                 let sum = totals.usage.entry(account).or_default();
-                *sum = sum.plus(charge.usage);
+                *sum = sum.plus(usage);
             }
+            let class = record.storage_class;
+            if class != storage_class::DEFAULT && !self.classes.contains(&(inode.volume(), class)) {
+                let detail = format!("it has the storage class {class}, which there isn't");
+                self.found(Finding::new(Kind::ClassUnknown, Subject::Inode(*inode), detail));
+            }
+            let totals = self.outcome.totals.entry(inode.volume()).or_default();
             if record.trash_until_ns.is_some() {
                 totals.trash_files += 1;
                 totals.trash_bytes += facts.bytes;

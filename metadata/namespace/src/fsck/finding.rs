@@ -85,6 +85,8 @@ kinds! {
     Statistics = "STATISTICS", "`mooseng fsck --repair` sets them to what there is";
     /// What counts for a user or a directory's quota is recorded wrongly.
     QuotaUsage = "QUOTA_USAGE", "`mooseng fsck --repair` sets it to what there is";
+    /// An inode has a storage class that there isn't.
+    ClassUnknown = "CLASS_UNKNOWN", "its data is kept as the default class says: `mooseng class assign` gives it one that there is";
     /// A copy isn't there, is damaged or too short, on a chunkserver that says so.
     CopyBad = "COPY_BAD", "repair replaces it from a good one; `mooseng status` shows how far it is";
     /// A chunk has fewer good copies than it should, with those of silent chunkservers counted as good.

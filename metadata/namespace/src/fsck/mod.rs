@@ -292,6 +292,7 @@ struct Kept {
     quota: u64,
     uid: u32,
     let_off: Option<u64>,
+    storage_class: u32,
     /// What is wrong with its access control lists.
     acl_fault: Option<&'static str>,
 }
@@ -310,6 +311,7 @@ impl Kept {
             quota: record.quota,
             uid: record.uid,
             let_off: record.let_off,
+            storage_class: record.storage_class,
             acl_fault: acl::find_fault_of(record),
         }
     }
@@ -339,6 +341,7 @@ pub struct Check {
     names: Names,
     hash_keys: BTreeMap<VolumeId, HashKey>,
     roots: BTreeSet<InodeId>,
+    classes: BTreeSet<(VolumeId, u32)>,
     /// Each directory's parent, of all parts.
     parents: BTreeMap<InodeId, InodeId>,
     ids: BTreeMap<(VolumeId, u64), u64>,
@@ -361,6 +364,7 @@ impl Check {
             names: Names::new(),
             hash_keys: BTreeMap::new(),
             roots: BTreeSet::new(),
+            classes: BTreeSet::new(),
             parents: BTreeMap::new(),
             ids: BTreeMap::new(),
             highest: BTreeMap::new(),
@@ -466,6 +470,7 @@ impl Check {
                 let sum = totals.usage_recorded.entry(account).or_default();
                 *sum = sum.plus(usage);
             }
+            Any::StorageClass(volume, class, _) => drop(self.classes.insert((volume, class))),
             Any::Ids(volume, kind, next) => drop(self.ids.insert((volume, kind), next)),
             _ => {}
         }

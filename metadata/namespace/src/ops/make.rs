@@ -133,8 +133,7 @@ fn insert<T: Transaction>(
     if id.volume() != parent.volume() {
         return Err(OpError::Missing("an inode id of the parent's volume"));
     }
-    let ctx = view.ctx;
-    let mut record = rules::made(directory, view.caller, &kind, ctx.now_ns, ctx.storage_class);
+    let mut record = rules::made(directory, view.caller, &kind, view.ctx.now_ns);
     view.add_link(id, &mut record, parent, name);
     view.put_inode(id, &record);
     view.put_entry(parent, cookie, name, id, record.kind);

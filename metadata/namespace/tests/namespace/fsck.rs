@@ -329,6 +329,15 @@ fn damages() -> Vec<Damage> {
             |p| Subject::Inode(p.below),
         ),
         (
+            "a storage class that there isn't",
+            |p| {
+                let dir = p.dir;
+                p.inode(dir, |r| r.storage_class = 7);
+            },
+            Kind::ClassUnknown,
+            dir,
+        ),
+        (
             "a circle of directories",
             |p| {
                 let below = p.below;

@@ -4,6 +4,7 @@
 
 mod abandon;
 mod by_hand;
+mod classes;
 mod concurrency;
 mod faulty;
 mod fsck;

@@ -71,6 +71,8 @@ pub struct Node {
     pub orphan: bool,
     /// The directory quota that it counts for.
     pub quota: u64,
+    /// The storage class.
+    pub class: u32,
     /// Bytes that count for nobody since it went to the trash.
     pub let_off: Option<i64>,
     /// Access control lists.
@@ -214,6 +216,12 @@ impl Model {
         let mut sum = Usage::default();
         for node in self.nodes.values() {
             let counts = match account {
+                Account::Class(class) => {
+                    // Also what is let off elsewhere.
+                    let whole = Usage { bytes: node.bytes(), inodes: 1 };
+                    sum = if node.class == class { sum.plus(whole) } else { sum };
+                    false
+                }
                 Account::Directory(id) => node.quota == id,
                 Account::User(uid) => node.uid == uid,
             };
@@ -468,7 +476,7 @@ impl Model {
         }
         node.uid = at.who.uid;
         node.gid = at.who.gid;
-        node.quota = dir.quota;
+        (node.quota, node.class) = (dir.quota, dir.class);
         if dir.mode & 0o2000 != 0 {
             node.gid = dir.gid;
             if node.kind == DIR {

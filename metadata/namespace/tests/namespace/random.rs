@@ -508,8 +508,17 @@ async fn destage(run: &mut Run, volume: &Volume) {
     run.destaged += volume.destage(chunk, &moved).await.bytes;
 }
 
+/// What else an administrator does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Besides {
+    Nothing,
+    Quotas,
+    Classes,
+}
+
 /// Answers how many staged bytes were moved into chunks on the way.
-async fn run(seed: u64, steps: usize, faults: f64, quotas: bool) -> u64 {
+async fn run(seed: u64, steps: usize, faults: f64, besides: Besides) -> u64 {
+    let (quotas, classes) = (besides == Besides::Quotas, besides == Besides::Classes);
     let volume = Volume::with_trash(seed, faults, RETENTION_S as u64).await;
     let clients = [volume.client(1).await, volume.client(2).await, volume.client(3).await];
     let mut run = Run {
@@ -522,9 +531,17 @@ async fn run(seed: u64, steps: usize, faults: f64, quotas: bool) -> u64 {
         lists: !quotas,
     };
     run.model.retention_s = RETENTION_S;
+    if classes {
+        for name in CLASSES {
+            crate::classes::made(&volume, name).await;
+        }
+    }
     for step in 0..steps {
         if quotas && run.rng.random_bool(0.05) {
             limit(&mut run, &volume).await;
+        }
+        if classes && run.rng.random_bool(0.1) {
+            classify(&mut run, &volume).await;
         }
         if run.rng.random_bool(0.04) {
             administer(&mut run, &volume, &format!("seed {seed}, step {step}")).await;
@@ -587,6 +604,28 @@ async fn run(seed: u64, steps: usize, faults: f64, quotas: bool) -> u64 {
     run.destaged
 }
 
+/// Storage classes, whose ids count from 1.
+const CLASSES: [&str; 2] = ["one", "two"];
+
+/// Assigns some inode a class, and has some chunk follow its files.
+async fn classify(run: &mut Run, volume: &Volume) {
+    let (inode, class) = (run.inode(), run.rng.random_range(0..=CLASSES.len()));
+    let name = if class == 0 { "default" } else { CLASSES[class - 1] };
+    let assigned = crate::classes::assign(volume, inode, name).await;
+    match run.model.nodes.get_mut(&inode) {
+        Some(node) => {
+            assert_eq!(assigned, Ok(node.class != class as u32), "inode {inode}, class {class}");
+            node.class = class as u32;
+        }
+        None => assert!(assigned.is_err(), "inode {inode} is gone"),
+    }
+    if let Some(chunk) = run.chunks.choose(&mut run.rng) {
+        let tx = volume.store.inner.begin();
+        mooseng_namespace::classes::follow(&tx, mooseng_wire::ChunkId(chunk.id)).await.unwrap();
+        tx.commit().await.unwrap();
+    }
+}
+
 /// Who has quotas in the model's volume at present, with what of it.
 async fn quotas(volume: &Volume) -> Vec<(Account, QuotaRecord)> {
     quota::list(&volume.store.inner.begin(), VOLUME, None, 1_000).await.unwrap()
@@ -617,7 +656,7 @@ async fn limit(run: &mut Run, volume: &Volume) {
         _ => {
             let directories = all.iter().filter_map(|(account, _)| match account {
                 Account::Directory(id) => Some(InodeId(*id)),
-                Account::User(_) => None,
+                Account::User(_) | Account::Class(_) => None,
             });
             if let Some(id) = directories.collect::<Vec<_>>().choose(&mut run.rng) {
                 let step = quota::step(&tx, &touched, *id, run.rng.random_range(1..4)).await.unwrap();
@@ -645,7 +684,7 @@ async fn learn(run: &mut Run, volume: &Volume) {
     let stay = all.iter().filter(|(_, record)| record.state() != State::Clearing);
     let of_directory = |account: Account| match account {
         Account::Directory(id) => Some(id),
-        Account::User(_) => None,
+        Account::User(_) | Account::Class(_) => None,
     };
     run.model.quotas = stay.filter_map(|(account, _)| of_directory(*account)).collect();
     let enforced = all.into_iter().filter(|(_, record)| record.state() == State::Enforced);
@@ -686,7 +725,8 @@ async fn all_counted(run: &mut Run, volume: &Volume, directory: InodeId) {
 
 async fn compare_usage(volume: &Volume, model: &Model) {
     let directories = model.nodes.keys().map(|id| Account::Directory(*id));
-    for account in directories.chain([0, 1000, 1001].map(Account::User)) {
+    let classes = (1..=CLASSES.len() as u32).map(Account::Class);
+    for account in directories.chain([0, 1000, 1001].map(Account::User)).chain(classes) {
         let tx = volume.store.inner.begin();
         assert_eq!(quota::usage(&tx, VOLUME, account).await.unwrap(), model.usage(account), "{account}");
     }
@@ -695,7 +735,14 @@ async fn compare_usage(volume: &Volume, model: &Model) {
 #[tokio::test]
 async fn random_operations_equal_the_model_within_quotas() {
     for seed in 200..330 {
-        run(seed, 1_200, if seed % 3 == 0 { 0.1 } else { 0.0 }, true).await;
+        run(seed, 1_200, if seed % 3 == 0 { 0.1 } else { 0.0 }, Besides::Quotas).await;
+    }
+}
+
+#[tokio::test]
+async fn random_operations_equal_the_model_with_classes() {
+    for seed in 400..415 {
+        run(seed, 1_200, if seed % 3 == 0 { 0.1 } else { 0.0 }, Besides::Classes).await;
     }
 }
 
@@ -703,7 +750,7 @@ async fn random_operations_equal_the_model_within_quotas() {
 async fn random_operations_equal_the_model() {
     let mut destaged = 0;
     for seed in 0..20 {
-        destaged += run(seed, 2_000, 0.0, false).await;
+        destaged += run(seed, 2_000, 0.0, Besides::Nothing).await;
     }
     assert!(destaged > 1 << 20, "{destaged} bytes only");
 }
@@ -711,6 +758,6 @@ async fn random_operations_equal_the_model() {
 #[tokio::test]
 async fn random_operations_equal_the_model_with_conflicts_and_unknown_commits() {
     for seed in 100..115 {
-        run(seed, 1_200, 0.15, false).await;
+        run(seed, 1_200, 0.15, Besides::Nothing).await;
     }
 }

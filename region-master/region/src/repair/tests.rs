@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
+use crate::class::Labels;
 
 const MIB: u64 = 1 << 20;
 
@@ -16,6 +17,7 @@ fn server(name: &str, zone: &str) -> Server {
         writable: true,
         draining: false,
         liveness: Liveness::Alive,
+        labels: Labels::new(),
     };
     Server { candidate, condition: Condition::Here, bytes_used: 0, shunned: false }
 }
@@ -28,7 +30,7 @@ fn chunk(copies: &[(&str, CopyState)]) -> ChunkFacts {
     ChunkFacts {
         chunk: ChunkId(1),
         length: 64 * MIB,
-        wanted: 2,
+        class: Class::by_default(2, 1),
         copies: copies.iter().map(|(name, state)| ((*name).to_owned(), *state)).collect(),
         strays: vec![],
         deleting: BTreeSet::new(),
@@ -91,6 +93,53 @@ fn a_drained_one_is_left_only_behind_a_copy() {
 }
 
 #[test]
+fn copies_go_where_their_class_wants_them() {
+    use CopyState::{Good, Lost, Silent, Unknown};
+    let mut all = servers(&[("a", "1"), ("b", "2"), ("c", "3"), ("d", "1")]);
+    for name in ["a", "b"] {
+        all.get_mut(name).unwrap().candidate.labels.insert("media".into(), "ssd".into());
+    }
+    let none = Flights::default();
+    let labels = Labels::from([("media".into(), "ssd".into())]);
+    let class = Class { id: 3, name: "fast".into(), labels, ..Class::by_default(2, 1) };
+    let fast = |copies: &[_]| ChunkFacts { class: class.clone(), ..chunk(copies) };
+    let table: &[(&[(&str, CopyState)], Decision)] = &[
+        (&[("a", Good), ("b", Good)], Decision::Well),
+        (&[("a", Good), ("c", Good)], copy(Need::Misplaced, "a", "b")),
+        (&[("d", Good), ("c", Good)], copy(Need::Misplaced, "d", "a")),
+        (&[("d", Good), ("c", Good), ("a", Good)], copy(Need::Misplaced, "d", "b")),
+        // Nothing is dropped before enough others are there.
+        (&[("c", Good), ("a", Good), ("b", Good)], drop_of("c")),
+        (&[("c", Good), ("a", Good), ("b", Silent)], Decision::Well),
+        (&[("c", Good), ("a", Good), ("b", Unknown)], Decision::Well),
+        // Fewer than there should be is the greater trouble, and a label no reason to leave a lost one unreplaced.
+        (&[("c", Good), ("x", Lost)], copy(Need::Endangered { good: 1 }, "c", "a")),
+        (&[("a", Good), ("b", Lost)], Decision::Stuck(Need::Endangered { good: 1 })),
+    ];
+    for (copies, expected) in table {
+        assert_eq!(decide(&fast(copies), &all, &none), *expected, "{copies:?}");
+    }
+    let stray = |at: &str, copies: &[_]| ChunkFacts { strays: vec![at.into()], ..fast(copies) };
+    let adopt = |server: &str| Decision::Adopt { server: server.into() };
+    assert_eq!(decide(&stray("b", &[("a", Good), ("c", Good)]), &all, &none), adopt("b"));
+    assert_eq!(
+        decide(&stray("d", &[("a", Good), ("c", Good)]), &all, &none),
+        copy(Need::Misplaced, "a", "b")
+    );
+    assert_eq!(decide(&stray("d", &[("x", Lost), ("y", Lost)]), &all, &none), adopt("d"), "the last one");
+    // Where too few have the labels the copies stay where they are, all of them.
+    all.get_mut("b").unwrap().candidate.labels.clear();
+    assert_eq!(decide(&fast(&[("a", Good), ("c", Good)]), &all, &none), Decision::Stuck(Need::Misplaced));
+    assert!(is_misplaced(&class, [&"a".to_owned(), &"c".to_owned()], &all));
+    assert!(!is_misplaced(&class, [&"a".to_owned(), &"unknown".to_owned()], &all));
+    // More copies are made, and too many dropped, as the class has it.
+    let three = ChunkFacts { class: Class::by_default(3, 1), ..chunk(&[("a", Good), ("b", Good)]) };
+    assert_eq!(decide(&three, &all, &none), copy(Need::Endangered { good: 2 }, "a", "c"));
+    let one = ChunkFacts { class: Class::by_default(1, 1), ..chunk(&[("a", Good), ("b", Good)]) };
+    assert!(matches!(decide(&one, &all, &none), Decision::Drop { .. }));
+}
+
+#[test]
 fn with_nowhere_else_a_bad_copy_is_replaced_in_its_place() {
     use CopyState::{Bad, Good};
     let two = servers(&[("a", "1"), ("b", "2")]);
@@ -98,7 +147,7 @@ fn with_nowhere_else_a_bad_copy_is_replaced_in_its_place() {
     assert_eq!(decide(&bad, &two, &Flights::default()), copy(Need::Endangered { good: 1 }, "a", "b"));
     // Nowhere is where it is being deleted, too.
     let deleting = ChunkFacts { deleting: BTreeSet::from(["b".to_owned()]), ..bad };
-    assert_eq!(decide(&deleting, &two, &Flights::default()), Decision::Wait(Need::Endangered { good: 1 }));
+    assert_eq!(decide(&deleting, &two, &Flights::default()), Decision::Stuck(Need::Endangered { good: 1 }));
 }
 
 #[test]
@@ -193,6 +242,7 @@ fn open_chunks_are_ended_where_they_stand_in_the_way() {
     let member = |name: &str, condition, draining| (name.to_owned(), condition, draining);
     let facts = OpenFacts {
         members: vec![member("a", Condition::Here, false), member("b", Condition::Here, false)],
+        reclassed: false,
         used: true,
         age: Duration::from_secs(100),
         unused_max: Duration::from_secs(90),
@@ -200,6 +250,7 @@ fn open_chunks_are_ended_where_they_stand_in_the_way() {
     };
     assert_eq!(end_open(&facts), None);
     assert_eq!(end_open(&OpenFacts { used: false, ..facts.clone() }), Some("a"));
+    assert_eq!(end_open(&OpenFacts { reclassed: true, ..facts.clone() }), Some("a"));
     assert_eq!(end_open(&OpenFacts { age: Duration::from_secs(4_000), ..facts.clone() }), Some("a"));
     let with = |a: (Condition, bool), b: (Condition, bool)| OpenFacts {
         members: vec![member("a", a.0, a.1), member("b", b.0, b.1)],
@@ -220,6 +271,7 @@ struct Model {
     under_way: Vec<(u64, String, String)>,
     flights: Flights,
     moves: usize,
+    class: Class,
 }
 
 const LENGTH: u64 = 64 * MIB;
@@ -237,6 +289,7 @@ impl Model {
             under_way: vec![],
             flights: Flights::default(),
             moves: 0,
+            class: Class::by_default(wanted, 1),
         };
         for chunk in 0..chunks {
             // As placement would have it while only the first ones were there.
@@ -259,7 +312,7 @@ impl Model {
         }
     }
 
-    fn facts(&self, chunk: u64, wanted: usize) -> ChunkFacts {
+    fn facts(&self, chunk: u64) -> ChunkFacts {
         let state = |name: &String| match self.servers[name].condition {
             Condition::Silent => CopyState::Silent,
             Condition::Lost => CopyState::Lost,
@@ -275,20 +328,25 @@ impl Model {
         ChunkFacts {
             chunk: ChunkId(chunk),
             length: LENGTH,
-            wanted,
+            class: self.class.clone(),
             copies: location.iter().map(|name| (name.clone(), state(name))).collect(),
             strays: self.servers.keys().filter(stray).cloned().collect(),
             deleting: BTreeSet::new(),
         }
     }
 
+    fn is_left(&self, name: &str) -> bool {
+        let server = &self.servers[name];
+        server.draining() || !class::fits(&self.class.labels, &server.candidate)
+    }
+
     fn good(&self, chunk: u64) -> usize {
-        let facts = self.facts(chunk, 1);
+        let facts = self.facts(chunk);
         facts.copies.iter().filter(|(_, state)| *state == CopyState::Good).count()
     }
 
     /// One round over all chunks. Answers whether anything is to be done still.
-    fn round(&mut self, wanted: usize) -> Result<bool, TestCaseError> {
+    fn round(&mut self) -> Result<bool, TestCaseError> {
         let mut busy = !self.under_way.is_empty();
         // Half of what is under way ends.
         let ending = self.under_way.split_off(self.under_way.len() / 2);
@@ -306,9 +364,9 @@ impl Model {
             self.load();
         }
         for chunk in self.locations.keys().copied().collect::<Vec<_>>() {
-            let facts = self.facts(chunk, wanted);
+            let facts = self.facts(chunk);
             match decide(&facts, &self.servers, &self.flights) {
-                Decision::Well => {}
+                Decision::Well | Decision::Stuck(_) => {}
                 Decision::Wait(_) => busy |= self.flights.has(ChunkId(chunk)),
                 Decision::Copy { need, source, target } => {
                     busy = true;
@@ -328,10 +386,11 @@ impl Model {
                 }
                 Decision::Drop { server } => {
                     busy = true;
-                    let staying = facts.copies.iter().filter(|(n, s)| {
-                        *s == CopyState::Good && *n != server && !self.servers[n].draining()
-                    });
-                    prop_assert!(staying.count() >= wanted, "{server} of {facts:?} was dropped");
+                    let staying = facts
+                        .copies
+                        .iter()
+                        .filter(|(n, s)| *s == CopyState::Good && *n != server && !self.is_left(n));
+                    prop_assert!(staying.count() >= self.class.copies, "{server} of {facts:?} was dropped");
                     self.locations.entry(chunk).or_default().retain(|name| *name != server);
                     self.disks.remove(&(server, chunk));
                 }
@@ -348,7 +407,8 @@ impl Model {
         let held: BTreeSet<String> = facts.copies.iter().map(|(name, _)| name.clone()).collect();
         let staying = view.staying(&[CopyState::Good, CopyState::Silent]);
         let used: BTreeSet<String> = staying.iter().map(|name| zone(name)).collect();
-        if staying.len() >= facts.wanted {
+        prop_assert!(!self.is_left(target), "{target} isn't for {facts:?}");
+        if staying.len() >= facts.class.copies {
             return Ok(());
         }
         let fresh = self
@@ -367,6 +427,9 @@ enum Event {
     Return(usize),
     Drain(usize),
     Undrain(usize),
+    Label(usize, bool),
+    /// The class asks for the label from now on, or doesn't, and for so many copies.
+    Class(bool, usize),
     Rot(usize, u64),
     Rounds(usize),
 }
@@ -378,6 +441,8 @@ fn event(servers: usize, chunks: u64) -> impl Strategy<Value = Event> {
         (0..servers).prop_map(Event::Return),
         (0..servers).prop_map(Event::Drain),
         (0..servers).prop_map(Event::Undrain),
+        (0..servers, any::<bool>()).prop_map(|(i, has)| Event::Label(i, has)),
+        (any::<bool>(), 1..4_usize).prop_map(|(asks, copies)| Event::Class(asks, copies)),
         (0..servers, 0..chunks).prop_map(|(s, c)| Event::Rot(s, c)),
         (1..6_usize).prop_map(Event::Rounds),
     ]
@@ -387,7 +452,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
     /// Whatever happens: no chunk loses a copy that it needs, and once everybody is back every chunk has its copies, in as many zones as there
-    /// are, none on a drained chunkserver, and house-keeping comes to rest.
+    /// are, none on a drained chunkserver or one without the labels of the class, and house-keeping comes to rest.
     #[test]
     fn a_region_heals(
         zones in prop::collection::vec(0..4_u8, 4..8),
@@ -406,6 +471,15 @@ proptest! {
                 Event::Return(i) => set(&mut model, i, Condition::Here),
                 Event::Drain(i) => model.servers.get_mut(&name(i)).unwrap().candidate.draining = true,
                 Event::Undrain(i) => model.servers.get_mut(&name(i)).unwrap().candidate.draining = false,
+                Event::Label(i, has) => {
+                    let labels = &mut model.servers.get_mut(&name(i)).unwrap().candidate.labels;
+                    labels.clear();
+                    labels.extend(has.then(|| ("media".to_owned(), "ssd".to_owned())));
+                }
+                Event::Class(asks, copies) => {
+                    model.class.copies = copies;
+                    model.class.labels = asks.then(|| ("media".to_owned(), "ssd".to_owned())).into_iter().collect();
+                }
                 // Never the last good one: that would be a loss.
                 Event::Rot(i, chunk) => if model.good(chunk) > 1
                     && let Some(sound) = model.disks.get_mut(&(name(i), chunk))
@@ -413,11 +487,17 @@ proptest! {
                     *sound = false;
                 },
                 Event::Rounds(n) => for _ in 0..n {
-                    model.round(wanted)?;
+                    model.round()?;
                 },
             }
         }
+        let wanted = model.class.copies;
         let mut drained = BTreeSet::new();
+        // As many have the labels as copies are wanted.
+        let labels = model.class.labels.clone();
+        for server in model.servers.values_mut().take(wanted) {
+            server.candidate.labels.extend(labels.clone());
+        }
         for (name, server) in &mut model.servers {
             server.condition = Condition::Here;
             if server.draining() {
@@ -426,22 +506,23 @@ proptest! {
         }
         // As many stay as copies are wanted.
         for name in drained.clone() {
-            if model.servers.len() - drained.len() < wanted {
+            let left = model.servers.keys().filter(|name| model.is_left(name)).count();
+            if model.servers.len() - left < wanted {
                 drained.remove(&name);
                 model.servers.get_mut(&name).unwrap().candidate.draining = false;
             }
         }
         let mut rounds = 0;
-        while model.round(wanted)? {
+        while model.round()? {
             rounds += 1;
             prop_assert!(rounds < 2_000, "it doesn't come to rest");
         }
         let open: BTreeSet<&String> =
-            model.servers.values().filter(|s| !s.draining()).map(|s| &s.candidate.zone).collect();
+            model.servers.values().filter(|s| !model.is_left(&s.candidate.name)).map(|s| &s.candidate.zone).collect();
         for (chunk, location) in &model.locations {
             prop_assert_eq!(location.len(), wanted, "chunk {} lies on {:?}", chunk, location);
             prop_assert!(model.good(*chunk) == wanted);
-            prop_assert!(location.iter().all(|name| !drained.contains(name)));
+            prop_assert!(location.iter().all(|name| !model.is_left(name)), "{:?}", location);
             let zones: BTreeSet<&String> = location.iter().map(|n| &model.servers[n].candidate.zone).collect();
             prop_assert_eq!(zones.len(), wanted.min(open.len()));
         }
@@ -453,7 +534,7 @@ proptest! {
         let mut model = Model::new(&(0..=servers as u8).collect::<Vec<_>>(), chunks, 1);
         // All on the first two.
         let mut rounds = 0;
-        while model.round(1)? {
+        while model.round()? {
             rounds += 1;
             prop_assert!(rounds < 2_000, "it doesn't come to rest");
         }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use mooseng_namespace::fsck::{Finding, Kind, Placed, Subject};
 use mooseng_namespace::upkeep;
 use mooseng_region::Liveness;
+use mooseng_region::class::{self, Classes};
 use mooseng_region::repair::{self, Condition, CopyState};
 use mooseng_wire::call::CallError;
 use mooseng_wire::{ChunkId, InodeId};
@@ -27,21 +28,28 @@ pub(super) struct Compared {
     pub(super) findings: Vec<Finding>,
     pub(super) copies: u64,
     pub(super) unknown: u64,
+    /// Chunks with a copy on a chunkserver without the labels of their storage class.
+    pub(super) misplaced: u64,
 }
 
-pub(super) async fn compare(master: &Master, placed: Vec<Placed>) -> Result<Compared, CallError> {
+pub(super) async fn compare(
+    master: &Master,
+    classes: &Classes,
+    placed: Vec<Placed>,
+) -> Result<Compared, CallError> {
     let mut compared = Compared::default();
     let mut doubts: Vec<(ChunkId, InodeId)> = Vec::new();
     for page in placed.chunks(AT_A_TIME) {
         master.desk(|desk| {
             for placed in page {
                 let states = states(master, desk, placed);
+                compared.misplaced += u64::from(is_misplaced(desk, classes, placed));
                 compared.copies += states.len() as u64;
                 let unknown =
                     |s: &&(String, CopyState)| matches!(s.1, CopyState::Unknown | CopyState::Silent);
                 compared.unknown += states.iter().filter(unknown).count() as u64;
                 if let Some(file) = placed.file
-                    && !judge(master, placed, &states).is_empty()
+                    && !judge(classes, placed, &states).is_empty()
                     && doubts.len() < DOUBTS_MAX
                 {
                     doubts.push((placed.chunk, file));
@@ -58,7 +66,7 @@ pub(super) async fn compare(master: &Master, placed: Vec<Placed>) -> Result<Comp
         let last = look + 1 == LOOKS;
         let mut left = Vec::new();
         for (chunk, file) in std::mem::take(&mut doubts) {
-            let findings = again(master, chunk, file).await?;
+            let findings = again(master, classes, chunk, file).await?;
             if findings.is_empty() {
                 continue;
             }
@@ -73,13 +81,18 @@ pub(super) async fn compare(master: &Master, placed: Vec<Placed>) -> Result<Comp
 }
 
 /// A second look, at the newest records.
-async fn again(master: &Master, chunk: ChunkId, file: InodeId) -> Result<Vec<Finding>, CallError> {
+async fn again(
+    master: &Master,
+    classes: &Classes,
+    chunk: ChunkId,
+    file: InodeId,
+) -> Result<Vec<Finding>, CallError> {
     let tx = paths::reading(master);
     let listing = upkeep::load_chunk(&tx, chunk).await.map_err(failed)?;
     let Some(listing) = listing.filter(|listing| listing.used.extents > 0) else { return Ok(Vec::new()) };
     let Some(location) = listing.location else { return Ok(Vec::new()) };
     let placed = Placed { chunk, record: listing.record, location, file: Some(file) };
-    Ok(master.desk(|desk| judge(master, &placed, &states(master, desk, &placed))))
+    Ok(master.desk(|desk| judge(classes, &placed, &states(master, desk, &placed))))
 }
 
 /// Of a sealed chunk; while one is appended to its copies differ.
@@ -105,7 +118,13 @@ fn states(master: &Master, desk: &Desk, placed: &Placed) -> Vec<(String, CopySta
     placed.location.copies.iter().map(state).collect()
 }
 
-fn judge(master: &Master, placed: &Placed, states: &[(String, CopyState)]) -> Vec<Finding> {
+fn is_misplaced(desk: &Desk, classes: &Classes, placed: &Placed) -> bool {
+    let labels = &classes.get(placed.record.storage_class).labels;
+    let lacks = |name: &String| desk.registry.get(name).is_some_and(|s| !class::has(&s.labels(), labels));
+    !labels.is_empty() && placed.location.copies.iter().any(lacks)
+}
+
+fn judge(classes: &Classes, placed: &Placed, states: &[(String, CopyState)]) -> Vec<Finding> {
     if states.is_empty() {
         return Vec::new();
     }
@@ -121,7 +140,7 @@ fn judge(master: &Master, placed: &Placed, states: &[(String, CopyState)]) -> Ve
         .collect();
     let there = is(&[CopyState::Good, CopyState::Unknown]);
     let hoped = is(&[CopyState::Silent]);
-    let wanted = master.config.copies;
+    let wanted = classes.get(placed.record.storage_class).copies;
     if there == 0 {
         let detail = format!("no copy is left on a chunkserver that is here; {hoped} are on silent ones");
         findings.push(finding(Kind::CopiesNone, detail));

@@ -25,6 +25,7 @@ use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
+use crate::classes;
 use crate::master::Master;
 
 mod copies;
@@ -121,6 +122,7 @@ pub async fn run(master: &Arc<Master>, repair: bool, teller: &Teller) -> Result<
         master: master.config.name.clone(),
         trash_files,
         trash_bytes,
+        chunks_misplaced: found.chunks_misplaced,
         took_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
     };
     tracing::info!(
@@ -147,6 +149,8 @@ pub struct Found {
     pub copies: u64,
     /// Copies of which nobody could say anything.
     pub copies_unknown: u64,
+    /// Chunks with a copy on a chunkserver without the labels of their storage class.
+    pub chunks_misplaced: u64,
     /// The version that was looked at.
     pub version: u64,
 }
@@ -170,6 +174,7 @@ pub async fn look(master: &Master, teller: &Teller) -> Result<Found, CallError> 
     let mut view = timeout(STEP_WITHIN, master.store.view()).await.map_err(failed)?.map_err(failed)?;
     let mut found = Found { version: view.version().0, ..Found::default() };
     let parts = passes(master).await?;
+    let classes = classes::read(master, &paths::reading(master)).await.map_err(failed)?;
     let mut totals = Vec::new();
     let mut suspects = BTreeSet::new();
     for part in 0..parts {
@@ -179,9 +184,10 @@ pub async fn look(master: &Master, teller: &Teller) -> Result<Found, CallError> 
         found.add(&mut outcome);
         totals.push(outcome.totals);
         suspects.extend(outcome.suspects);
-        let compared = copies::compare(master, outcome.placed).await?;
+        let compared = copies::compare(master, &classes, outcome.placed).await?;
         found.copies += compared.copies;
         found.copies_unknown += compared.unknown;
+        found.chunks_misplaced += compared.misplaced;
         found.more(compared.findings);
         view.rewind();
     }

@@ -201,9 +201,9 @@ async fn try_make(master: &Arc<Master>, term: u64, plan: &Plan) -> Result<Swappe
     moved.iter().for_each(|m| data.extend_from_slice(&m.piece.bytes));
     let length = data.len() as u64;
     let source = BuildSource { data: data.freeze(), ..BuildSource::default() };
-    let order = Order { master, term, to: plan.to, length, pace: 0 };
+    let order = Order { master, term, to: plan.to, class, length, pace: 0 };
     let copies = order.make_copies(vec![source], vec![BuildPiece { source: 0, offset: 0, length }]).await?;
-    order.put_on_record(class, inode, copies).await?;
+    order.put_on_record(inode, copies).await?;
     let mut sum = Swapped::default();
     for file in moved.chunk_by(|a, b| a.piece.inode == b.piece.inode) {
         let swapped = swap(&order, file).await?;

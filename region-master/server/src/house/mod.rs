@@ -19,6 +19,7 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use mooseng_namespace::upkeep::ChunkListing;
 use mooseng_ports::clock::BootTime;
+use mooseng_region::class;
 use mooseng_region::repair::{
     self, ChunkFacts, Condition, CopyState, Decision, Flight, Flights, Limits, Need, Queue, Server, Servers,
 };
@@ -111,6 +112,8 @@ struct Keeper<'a> {
     stage: destage::Stage,
     figures: HouseStatus,
     located: BTreeMap<String, u64>,
+    /// Chunks that need a copy for which there is no place, as of the last complete scan.
+    stuck: u64,
 }
 
 impl<'a> Keeper<'a> {
@@ -138,6 +141,7 @@ impl<'a> Keeper<'a> {
             stage: destage::Stage::default(),
             figures: HouseStatus::default(),
             located: BTreeMap::new(),
+            stuck: 0,
         }
     }
 
@@ -198,8 +202,13 @@ impl<'a> Keeper<'a> {
             (name.clone(), repair::copy_state(&desk.registry, name, condition, chunk, length, settled))
         };
         let copies: Vec<(String, CopyState)> = names.iter().map(state).collect();
-        let wanted = self.master.config.copies;
-        let good = copies.iter().filter(|(_, state)| *state == CopyState::Good).count();
+        let class = desk.classes.get(listing.record.storage_class).clone();
+        let is_in_place = |name: &String| {
+            let labels = || desk.registry.get(name).map(mooseng_region::registry::Chunkserver::labels);
+            class.labels.is_empty() || labels().is_some_and(|labels| class::has(&labels, &class.labels))
+        };
+        let in_place =
+            copies.iter().filter(|(name, state)| *state == CopyState::Good && is_in_place(name)).count();
         let deleting = desk.deleting(chunk);
         let stray = |server: &&mooseng_region::registry::Chunkserver| {
             let copy = server.copy(chunk);
@@ -207,11 +216,11 @@ impl<'a> Keeper<'a> {
                 && !names.contains(&server.beat.name)
         };
         // Looked for only where they may help.
-        let strays = match good < wanted {
+        let strays = match in_place < class.copies {
             true => desk.registry.iter().filter(stray).map(|s| s.beat.name.clone()).collect(),
             false => Vec::new(),
         };
-        ChunkFacts { chunk, length, wanted, copies, strays, deleting }
+        ChunkFacts { chunk, length, class, copies, strays, deleting }
     }
 
     /// Begins what is most urgent, as far as the bounds allow.
@@ -229,7 +238,7 @@ impl<'a> Keeper<'a> {
             let (decision, _) = self.decide(&listing);
             match decision {
                 Decision::Well => self.queue.remove(chunk),
-                Decision::Wait(Need::Apart | Need::Balance) => self.queue.remove(chunk),
+                Decision::Wait(Need::Apart | Need::Balance) | Decision::Stuck(_) => self.queue.remove(chunk),
                 Decision::Wait(_) => drop(self.waits.insert(chunk, now.after(AGAIN))),
                 Decision::Drop { server } => {
                     self.queue.remove(chunk);
@@ -333,7 +342,7 @@ impl<'a> Keeper<'a> {
 
     fn publish(&mut self) {
         let now = self.master.clock.boot();
-        self.figures.waiting = self.queue.len() as u64;
+        self.figures.waiting = self.queue.len() as u64 + self.stuck;
         self.figures.copying = self.flights.len() as u64;
         self.figures.rewriting = self.rewrites_under_way();
         self.figures.endangered_oldest_s = self.queue.oldest().map_or(0, |since| now.since(since).as_secs());

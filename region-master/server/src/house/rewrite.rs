@@ -14,6 +14,7 @@ use std::time::Duration;
 use mooseng_namespace::rewrite::{self as swapping, Moved, Piece, SWAP_EXTENTS_MAX, Swapped};
 use mooseng_namespace::upkeep::{self, ChunkListing};
 use mooseng_ports::clock::BootTime;
+use mooseng_region::class::Class;
 use mooseng_region::placement::{self, Wish};
 use mooseng_region::registry::CopyFacts;
 use mooseng_region::rewrite::{Choice, Gathering, Group, Limits, Suspects, Used};
@@ -208,7 +209,12 @@ async fn try_make(master: &Arc<Master>, term: u64, plan: &Plan) -> Result<Swappe
     let mut victims = Vec::new();
     for used in &plan.group.victims {
         let listing = seals::load(master, used.chunk).await?;
-        victims.extend(listing.filter(|listing| listing.record.sealed && listing.used.extents > 0));
+        // One whose files were assigned another storage class since goes with its like.
+        let of_the_group = |listing: &ChunkListing| {
+            let record = &listing.record;
+            record.sealed && listing.used.extents > 0 && record.storage_class == plan.group.storage_class
+        };
+        victims.extend(listing.filter(of_the_group));
     }
     let moved = pieces(master, &victims).await?;
     if moved.is_empty() {
@@ -217,7 +223,7 @@ async fn try_make(master: &Arc<Master>, term: u64, plan: &Plan) -> Result<Swappe
     }
     let length = moved.iter().map(|m| m.to_offset + m.piece.length).max().unwrap_or(0);
     let pace = master.config.house.rewrite_mib_per_s << 20;
-    let order = Order { master, term, to: plan.to, length, pace };
+    let order = Order { master, term, to: plan.to, class: plan.group.storage_class, length, pace };
     let sources =
         master.desk(|desk| victims.iter().map(|v| source(master, desk, v)).collect::<Vec<BuildSource>>());
     let numbers: BTreeMap<ChunkId, u32> = victims.iter().map(|v| v.chunk).zip(0..).collect();
@@ -228,7 +234,7 @@ async fn try_make(master: &Arc<Master>, term: u64, plan: &Plan) -> Result<Swappe
     };
     let copies = order.make_copies(sources, copied(&moved).map(piece).collect()).await?;
     let inode = moved.first().map_or(InodeId(0), |m| m.piece.inode);
-    order.put_on_record(plan.group.storage_class, inode, copies).await?;
+    order.put_on_record(inode, copies).await?;
     order.swap(&moved).await
 }
 
@@ -296,6 +302,8 @@ pub(super) struct Order<'a> {
     pub master: &'a Arc<Master>,
     pub term: u64,
     pub to: ChunkId,
+    /// Its storage class.
+    pub class: u32,
     pub length: u64,
     /// Bytes in one second at most; 0 for as fast as it goes.
     pub pace: u64,
@@ -308,7 +316,8 @@ impl Order<'_> {
         sources: Vec<BuildSource>,
         pieces: Vec<BuildPiece>,
     ) -> Result<Vec<String>, CallError> {
-        let placed = self.master.desk(|desk| self.place(desk))?;
+        let class = self.master.desk(|desk| desk.classes.get(self.class).clone());
+        let placed = self.master.desk(|desk| self.place(desk, &class))?;
         let Some(((first, first_address), others)) = placed.split_first() else {
             return Err(failed("there is no place for a new chunk"));
         };
@@ -348,22 +357,16 @@ impl Order<'_> {
                 }
             }
         }
-        if copies.len() < self.master.config.min_copies {
+        if copies.len() < class.min_copies {
             return Err(failed(format!("the new chunk has {} copies only", copies.len())));
         }
         Ok(copies)
     }
 
     /// Names and addresses of those that get the new chunk.
-    fn place(&self, desk: &Desk) -> Result<Vec<(String, String)>, CallError> {
+    fn place(&self, desk: &Desk, class: &Class) -> Result<Vec<(String, String)>, CallError> {
         let candidates = desk.registry.candidates(self.master.clock.boot());
-        let wish = Wish {
-            copies: self.master.config.copies,
-            min_copies: self.master.config.min_copies,
-            bytes_wanted: self.length,
-            exclude: &BTreeSet::new(),
-            seed: self.to.0,
-        };
+        let wish = Wish { class, bytes_wanted: self.length, exclude: &BTreeSet::new(), seed: self.to.0 };
         let names = placement::place(&candidates, wish).map_err(|e| failed(e.to_string()))?;
         let address = |name: String| desk.registry.get(&name).map(|s| (name, s.beat.address.clone()));
         Ok(names.into_iter().filter_map(address).collect())
@@ -381,17 +384,12 @@ impl Order<'_> {
     }
 
     /// Puts the chunk on record. From then on it lives like any other.
-    pub(super) async fn put_on_record(
-        &self,
-        storage_class: u32,
-        inode: InodeId,
-        copies: Vec<String>,
-    ) -> Result<(), CallError> {
+    pub(super) async fn put_on_record(&self, inode: InodeId, copies: Vec<String>) -> Result<(), CallError> {
         let now_ns = self.master.clock.unix_ns();
         let record = ChunkRecord {
             length: self.length,
             sealed: true,
-            storage_class,
+            storage_class: self.class,
             birth: HOME_EPOCH.0,
             born_ns: now_ns,
             sealed_ns: now_ns,

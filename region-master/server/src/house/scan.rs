@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use mooseng_namespace::OpError;
+use mooseng_namespace::classes;
 use mooseng_namespace::upkeep::{self, ChunkListing};
 use mooseng_ports::clock::BootTime;
 use mooseng_ports::plant::{self, Plant};
@@ -24,6 +26,8 @@ use crate::tickets::TICKET_LIFE_MS;
 const PAGE: usize = 256;
 /// Unsealed copies of inventories looked at in one tick.
 const UNSEALED_MAX: usize = 64;
+/// Chunks that get their files' storage class in one transaction.
+const FOLLOWING_MAX: usize = 64;
 /// Open chunks that are ended in one page: each is a call.
 const ENDED_MAX: usize = 8;
 const END_WITHIN: Duration = Duration::from_secs(2);
@@ -40,6 +44,8 @@ pub(super) struct Scan {
     /// What the desk said when this pass began.
     drainings_set: u64,
     endangered: BTreeSet<ChunkId>,
+    /// Chunks that need a copy for which there is no place.
+    stuck: u64,
     bytes: u64,
     bytes_live: u64,
 }
@@ -52,6 +58,8 @@ struct Page {
     /// Open chunks to be ended, each on a member.
     ended: Vec<(ChunkListing, String)>,
     unused: Vec<ChunkId>,
+    /// Chunks whose files have another storage class.
+    reclassed: Vec<ChunkId>,
     drops: Vec<(ChunkListing, String)>,
 }
 
@@ -66,9 +74,19 @@ impl Keeper<'_> {
         if after.is_none() {
             self.scan.drainings_set = self.master.desk(|desk| desk.drainings_set());
         }
+        let several = self.master.desk(|desk| desk.classes.are_several());
         let listings = transact(&self.master.store, |tx| async move {
             let page = upkeep::list_chunks(&tx, ROOT_VOLUME, after, PAGE).await?;
-            Ok((tx, page))
+            let wanted = page.iter().map(|listing| async {
+                let has = listing.record.storage_class;
+                // Where there are no classes no chunk's file has one.
+                if !several && has == classes::DEFAULT {
+                    return Ok(has);
+                }
+                Ok(classes::wanted(&tx, listing.chunk, &listing.record).await?.unwrap_or(has))
+            });
+            let wanted: Vec<u32> = futures::future::try_join_all(wanted).await.map_err(|e: OpError| e)?;
+            Ok((tx, page.into_iter().zip(wanted).collect::<Vec<_>>()))
         })
         .await
         .map_err(|e| record_failed(&e))?;
@@ -76,12 +94,12 @@ impl Keeper<'_> {
         let page = master.desk(|desk| {
             let mut page = Page::default();
             let servers = self.servers(desk);
-            for listing in &listings {
-                self.look_at(desk, &servers, listing, &mut page);
+            for (listing, class) in &listings {
+                self.look_at(desk, &servers, listing, *class, &mut page);
             }
             page
         });
-        self.scan.after = listings.last().map(|listing| listing.chunk);
+        self.scan.after = listings.last().map(|(listing, _)| listing.chunk);
         if listings.len() < PAGE {
             self.scanned(now);
         }
@@ -98,13 +116,28 @@ impl Keeper<'_> {
         self.queue.scanned(|chunk| scan.endangered.contains(&chunk));
         self.loads = scan.loads;
         self.located = scan.located;
+        self.stuck = scan.stuck;
         self.choose_rewrites();
         self.figures.bytes = scan.bytes;
         self.figures.bytes_live = scan.bytes_live;
     }
 
-    fn look_at(&mut self, desk: &Desk, servers: &Servers, listing: &ChunkListing, page: &mut Page) {
-        let record = &listing.record;
+    fn look_at(
+        &mut self,
+        desk: &Desk,
+        servers: &Servers,
+        listing: &ChunkListing,
+        wanted: u32,
+        page: &mut Page,
+    ) {
+        let reclassed = listing.record.storage_class != wanted;
+        if reclassed {
+            page.reclassed.push(listing.chunk);
+        }
+        // As it will be once this page is carried out.
+        let mut listing = listing.clone();
+        listing.record.storage_class = wanted;
+        let (listing, record) = (&listing, &listing.record);
         let names = listing.location.as_ref().map(|l| l.copies.as_slice()).unwrap_or_default();
         for name in names {
             *self.scan.located.entry(name.clone()).or_default() += 1;
@@ -118,7 +151,7 @@ impl Keeper<'_> {
             page.unused.push(listing.chunk);
         }
         if !record.sealed {
-            self.look_at_open(desk, listing, names, page);
+            self.look_at_open(desk, servers, listing, reclassed, page);
         } else if record.length > 0 {
             self.look_at_sealed(desk, servers, listing, page);
         }
@@ -129,8 +162,11 @@ impl Keeper<'_> {
         self.now_ns().saturating_sub(after_ms.saturating_mul(1_000_000))
     }
 
-    fn count(&mut self, chunk: ChunkId, reachable: usize) {
-        let endangered = reachable < self.master.config.copies;
+    fn count(&mut self, desk: &Desk, servers: &Servers, listing: &ChunkListing, reachable: usize) {
+        let (chunk, class) = (listing.chunk, desk.classes.get(listing.record.storage_class));
+        let endangered = reachable < class.copies;
+        let names = listing.location.iter().flat_map(|l| &l.copies);
+        self.scan.counts.misplaced += u64::from(repair::is_misplaced(class, names, servers));
         self.scan.counts.chunks += 1;
         self.scan.counts.endangered += u64::from(endangered);
         self.scan.counts.unavailable += u64::from(reachable == 0);
@@ -140,17 +176,29 @@ impl Keeper<'_> {
         }
     }
 
-    fn look_at_open(&mut self, desk: &Desk, listing: &ChunkListing, names: &[String], page: &mut Page) {
+    fn look_at_open(
+        &mut self,
+        desk: &Desk,
+        servers: &Servers,
+        listing: &ChunkListing,
+        reclassed: bool,
+        page: &mut Page,
+    ) {
+        let names = listing.location.as_ref().map(|l| l.copies.as_slice()).unwrap_or_default();
+        let class = desk.classes.get(listing.record.storage_class);
         let now = self.master.clock.boot();
         let owner = SessionId(listing.record.owner);
         if !desk.sessions.in_grace(now) && !desk.sessions.holds(owner) {
             page.abandoned.push(listing.clone());
         }
-        let member =
-            |name: &String| (name.clone(), self.condition(desk, name), desk.registry.is_draining(name));
+        let member = |name: &String| {
+            let leaving = desk.registry.is_draining(name) || repair::is_misplaced(class, [name], servers);
+            (name.clone(), self.condition(desk, name), leaving)
+        };
         let age_ns = self.now_ns().saturating_sub(listing.record.born_ns);
         let facts = OpenFacts {
             members: names.iter().map(member).collect(),
+            reclassed,
             used: listing.used.extents > 0,
             age: Duration::from_nanos(u64::try_from(age_ns).unwrap_or(0)),
             unused_max: Duration::from_millis(self.master.config.house.collect_after_ms),
@@ -158,7 +206,7 @@ impl Keeper<'_> {
             open_max: Duration::from_millis(TICKET_LIFE_MS) + Duration::from_secs(300),
         };
         let here = facts.members.iter().filter(|(_, condition, _)| *condition == Condition::Here).count();
-        self.count(listing.chunk, here);
+        self.count(desk, servers, listing, here);
         if let Some(member) = repair::end_open(&facts)
             && page.ended.len() < ENDED_MAX
         {
@@ -170,7 +218,7 @@ impl Keeper<'_> {
         let facts = self.facts(desk, listing);
         let there = |state: &CopyState| matches!(state, CopyState::Good | CopyState::Unknown);
         let reachable = facts.copies.iter().filter(|(_, state)| there(state)).count();
-        self.count(listing.chunk, reachable);
+        self.count(desk, servers, listing, reachable);
         self.scan.bytes += listing.record.length;
         self.scan.bytes_live += listing.used.bytes.min(listing.record.length);
         // What nothing uses isn't worth a copy.
@@ -180,6 +228,11 @@ impl Keeper<'_> {
         }
         self.note_used(listing);
         match repair::decide(&facts, servers, &self.flights) {
+            // It would keep others from their turn: the next scan looks at it again.
+            Decision::Stuck(need) => {
+                self.queue.remove(listing.chunk);
+                self.scan.stuck += u64::from(need != Need::Endangered { good: 0 });
+            }
             Decision::Well | Decision::Wait(Need::Endangered { good: 0 } | Need::Apart | Need::Balance) => {
                 self.queue.remove(listing.chunk);
             }
@@ -190,6 +243,17 @@ impl Keeper<'_> {
     }
 
     async fn carry_out(&mut self, page: Page) -> Result<(), CallError> {
+        // First, for what else is decided rests on it.
+        for some in page.reclassed.chunks(FOLLOWING_MAX) {
+            transact(&self.master.store, |tx| async move {
+                for chunk in some {
+                    classes::follow(&tx, *chunk).await?;
+                }
+                Ok((tx, ()))
+            })
+            .await
+            .map_err(|e| record_failed(&e))?;
+        }
         for listing in page.abandoned {
             seals::abandon(self.master, &listing).await?;
         }

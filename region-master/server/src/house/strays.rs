@@ -105,7 +105,7 @@ impl Keeper<'_> {
                     let facts = self.facts(desk, &listing);
                     let good = facts.copies.iter().filter(|(_, state)| *state == CopyState::Good).count();
                     // Where it may be needed, repair takes it up or leaves it as it is.
-                    repair::need(&facts, &self.servers(desk)).is_none() && good >= facts.wanted
+                    repair::need(&facts, &self.servers(desk)).is_none() && good >= facts.class.copies
                 });
                 if !spare {
                     return;

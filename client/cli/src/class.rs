@@ -1,0 +1,226 @@
+//! `mooseng class`: how many copies data gets, and on which chunkservers; which files and directories that holds for.
+
+use std::collections::BTreeMap;
+
+use mooseng_wire::admin::assign_class_request::Which;
+use mooseng_wire::admin::{
+    AssignClassReply, AssignClassRequest, ClassLabels, CreateClassRequest, SetClassRequest, StorageClass,
+};
+use serde_json::{Value, json};
+
+use crate::admin;
+use crate::args::{
+    ClassArgs, ClassAssign, ClassCommand, ClassCreate, ClassList, ClassName, ClassOf, ClassSet, Format,
+};
+use crate::config::ClientFile;
+use crate::exit::{Failure, Kind};
+use crate::output::{self, Table, bytes};
+use crate::quota::from_root;
+
+/// Asks for it, and prints what came of it.
+pub fn run(args: ClassArgs) -> Result<(), Failure> {
+    match args.command {
+        ClassCommand::Create(args) => create(args),
+        ClassCommand::Set(args) => set(args),
+        ClassCommand::List(args) => list(&args),
+        ClassCommand::Delete(args) => delete(args),
+        ClassCommand::Assign(args) => assign(&args),
+        ClassCommand::Get(args) => get(&args),
+    }
+}
+
+/// A label, as `media=ssd`.
+pub fn parse_label(text: &str) -> Result<(String, String), String> {
+    let parts = text.split_once('=').filter(|(key, value)| !key.is_empty() && !value.is_empty());
+    parts
+        .map(|(key, value)| (key.trim().to_owned(), value.trim().to_owned()))
+        .ok_or_else(|| format!("{text:?}: give a label as KEY=VALUE"))
+}
+
+fn labels(given: Vec<(String, String)>) -> Result<BTreeMap<String, String>, Failure> {
+    let mut labels = BTreeMap::new();
+    for (key, value) in given {
+        if let Some(other) = labels.insert(key.clone(), value) {
+            return Err(Failure::usage(format!("The label {key:?} is given twice, with {other:?} first.")));
+        }
+    }
+    Ok(labels)
+}
+
+fn create(args: ClassCreate) -> Result<(), Failure> {
+    let request = CreateClassRequest {
+        name: args.name,
+        copies: args.copies,
+        min_copies: args.min_copies.unwrap_or(0),
+        labels: labels(args.labels)?,
+    };
+    let file = ClientFile::load(&args.config)?;
+    print(&admin::block_on(admin::create_class(&file, request))?, args.output.format)
+}
+
+fn set(args: ClassSet) -> Result<(), Failure> {
+    let changes_labels = args.no_labels || !args.labels.is_empty();
+    if args.copies.is_none() && args.min_copies.is_none() && !changes_labels {
+        let what = "Say what is to change: --copies, --min-copies, --labels or --no-labels.";
+        return Err(Failure::usage(what));
+    }
+    let labels = labels(args.labels)?;
+    let request = SetClassRequest {
+        name: args.name,
+        copies: args.copies,
+        min_copies: args.min_copies,
+        labels: changes_labels.then_some(ClassLabels { labels }),
+    };
+    let file = ClientFile::load(&args.config)?;
+    print(&admin::block_on(admin::set_class(&file, request))?, args.output.format)
+}
+
+fn delete(args: ClassName) -> Result<(), Failure> {
+    let file = ClientFile::load(&args.config)?;
+    admin::block_on(admin::delete_class(&file, args.name.clone()))?;
+    output::text_line(&format!("Removed the class {:?}.", args.name))
+}
+
+fn list(args: &ClassList) -> Result<(), Failure> {
+    let file = ClientFile::load(&args.config)?;
+    let classes = admin::block_on(admin::list_classes(&file))?.classes;
+    match args.output.format {
+        Format::Json => {
+            let classes: Vec<Value> = classes.iter().map(shape).collect();
+            output::json(&json!({ "version": output::VERSION, "classes": classes }))
+        }
+        Format::Table => output::text_line(&table(&classes)),
+    }
+}
+
+fn get(args: &ClassOf) -> Result<(), Failure> {
+    let path = from_root(&args.path)?;
+    let file = ClientFile::load(&args.config)?;
+    let reply = admin::block_on(admin::class_of(&file, path.into()))?;
+    match reply.class {
+        Some(class) => print(&class, args.output.format),
+        None => Err(Failure::new(Kind::Failed, "The master didn't say which class it is.")),
+    }
+}
+
+fn print(class: &StorageClass, format: Format) -> Result<(), Failure> {
+    match format {
+        Format::Json => output::json(&json!({ "version": output::VERSION, "class": shape(class) })),
+        Format::Table => output::text_line(&table(std::slice::from_ref(class))),
+    }
+}
+
+/// What was assigned.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Sum {
+    changed: u64,
+    directories: u64,
+}
+
+fn assign(args: &ClassAssign) -> Result<(), Failure> {
+    let path = from_root(&args.path)?;
+    let file = ClientFile::load(&args.config)?;
+    let sum = admin::block_on(assign_all(&file, &args.name, path, args.recursive))?;
+    match args.output.format {
+        Format::Json => {
+            output::json(&json!({ "version": output::VERSION, "class": args.name, "changed": sum.changed }))
+        }
+        Format::Table if sum.changed == 1 => {
+            output::text_line(&format!("Assigned {:?} to one that had another class.", args.name))
+        }
+        Format::Table => {
+            output::text_line(&format!("Assigned {:?} to {} that had another class.", args.name, sum.changed))
+        }
+    }
+}
+
+/// The inode at the path first: what is made in a directory while this goes on inherits its class.
+async fn assign_all(file: &ClientFile, name: &str, path: Vec<u8>, recursive: bool) -> Result<Sum, Failure> {
+    let ask = |which, entries, after| {
+        let request = AssignClassRequest { name: name.to_owned(), which: Some(which), entries, after };
+        admin::assign_class(file, request)
+    };
+    let first = ask(Which::Path(path.into()), false, 0).await?;
+    let mut sum = Sum { changed: first.changed, directories: 0 };
+    // Directories to go through, and behind which cookie. The last one first: so many wait as one path has levels, a page of each.
+    let mut left = if recursive { vec![(first.inode, 0)] } else { Vec::new() };
+    while let Some((directory, after)) = left.pop() {
+        let AssignClassReply { changed, directories, next, .. } =
+            ask(Which::Inode(directory), true, after).await?;
+        sum.changed += changed;
+        sum.directories += u64::from(next.is_none());
+        left.extend(next.map(|next| (directory, next)));
+        left.extend(directories.into_iter().map(|directory| (directory, 0)));
+        if sum.directories.is_multiple_of(1_000) && next.is_none() {
+            eprintln!("{} directories done, {} assigned", sum.directories, sum.changed);
+        }
+    }
+    Ok(sum)
+}
+
+fn labelled(class: &StorageClass) -> String {
+    let labels: Vec<String> = class.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    if labels.is_empty() { "-".to_owned() } else { labels.join(",") }
+}
+
+fn table(classes: &[StorageClass]) -> String {
+    let mut table = Table::new(["CLASS", "COPIES", "AT LEAST", "LABELS", "CHUNKSERVERS", "INODES", "BYTES"]);
+    for class in classes {
+        // Nobody counts what has the default class.
+        let counted = |text: String| if class.id == 0 { "-".to_owned() } else { text };
+        table.row([
+            class.name.clone(),
+            class.copies.to_string(),
+            class.min_copies.to_string(),
+            labelled(class),
+            class.chunkservers.to_string(),
+            counted(class.inodes.to_string()),
+            counted(bytes(class.bytes.unsigned_abs())),
+        ]);
+    }
+    table.render()
+}
+
+fn shape(class: &StorageClass) -> Value {
+    let counted = |n: i64| (class.id != 0).then_some(n);
+    json!({
+        "id": class.id, "name": class.name, "copies": class.copies, "min_copies": class.min_copies, "labels": class.labels,
+        "chunkservers": class.chunkservers, "inodes": counted(class.inodes), "bytes": counted(class.bytes),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_pairs_each_once() {
+        assert_eq!(parse_label("media=ssd"), Ok(("media".into(), "ssd".into())));
+        for text in ["", "media", "=ssd", "media="] {
+            assert!(parse_label(text).is_err(), "{text}");
+        }
+        let pair = |value: &str| ("a".to_owned(), value.to_owned());
+        assert!(labels(vec![pair("1"), pair("2")]).is_err());
+    }
+
+    #[test]
+    fn a_class_is_shown_with_what_has_it() {
+        let fast = StorageClass {
+            id: 2,
+            name: "fast".into(),
+            copies: 3,
+            min_copies: 2,
+            labels: BTreeMap::from([("media".into(), "ssd".into()), ("zone".into(), "a".into())]),
+            inodes: 7,
+            bytes: 2048,
+            chunkservers: 4,
+        };
+        let default = StorageClass { name: "default".into(), copies: 2, min_copies: 2, ..<_>::default() };
+        let text = table(&[default.clone(), fast.clone()]);
+        let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(lines[1], ["default", "2", "2", "-", "0", "-", "-"]);
+        assert_eq!(lines[2][..6], ["fast", "3", "2", "media=ssd,zone=a", "4", "7"]);
+        assert_eq!((&shape(&fast)["inodes"], &shape(&default)["inodes"]), (&json!(7), &Value::Null));
+        assert_eq!(shape(&fast)["labels"]["media"], "ssd");
+    }
+}

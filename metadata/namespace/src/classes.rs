@@ -1,0 +1,382 @@
+//! Storage classes (docs/decisions/0019-storage-classes.md): which there are, which inodes have one, and that chunks follow their files.
+//!
+//! An inode gets the class of the directory that it is made in, and keeps it wherever it is moved. A chunk gets that of the inode that it is made
+//! for, and later that of the files that name it ([`follow`]). How many inodes have a class is counted where records are written, as for
+//! quotas ([`Account::Class`]), so that none is removed that is in use.
+
+use mooseng_schema::chunk::{self, ChunkRecord};
+use mooseng_schema::dirent::{self, Cookie, DirentRecord};
+use mooseng_schema::inode::{self, InodeRecord};
+pub use mooseng_schema::storage_class::{DEFAULT, DEFAULT_NAME, Label, StorageClassRecord};
+use mooseng_schema::{Record, number, storage_class};
+use mooseng_store::{KeyRange, RangeLimit, Read, Transaction};
+use mooseng_wire::{ChunkId, InodeId, VolumeId};
+
+use crate::error::OpError;
+use crate::quota::{self, Account, Charge, Usage};
+use crate::touched::Touched;
+use crate::view::is_directory;
+
+/// Classes that a volume has at most, the default one apart.
+pub const CLASSES_MAX: usize = 200;
+/// Copies that a class asks for at most.
+pub const COPIES_MAX: u32 = 16;
+/// Labels of one class at most.
+pub const LABELS_MAX: usize = 16;
+/// Bytes of a name, and of a label's key and value, at most.
+pub const NAME_BYTES_MAX: usize = 64;
+/// Files of a chunk whose classes are looked at.
+const USERS_MAX: usize = 64;
+
+/// Why a class isn't made, changed, removed or assigned.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum Refused {
+    /// There is none of that name.
+    #[error("there is no storage class {0:?}; `mooseng class list` shows which there are")]
+    NotThere(String),
+    /// There is one of that name.
+    #[error("there is a storage class {0:?} already; `mooseng class set` changes it")]
+    Exists(String),
+    /// The default class isn't a record.
+    #[error(
+        "the class {DEFAULT_NAME:?} is what the masters' configuration says (`copies`, `min_copies`): it is changed there, and can't be removed"
+    )]
+    Default,
+    /// Inodes have it.
+    #[error(
+        "the storage class {name:?} is in use: {inodes} files and directories have it, those in the trash included. Assign them another one first"
+    )]
+    InUse {
+        /// Its name.
+        name: String,
+        /// How many.
+        inodes: i64,
+    },
+    /// A name, or a part of a label, isn't one.
+    #[error(
+        "{0:?} can't be a class' name or part of a label: take 1 to {NAME_BYTES_MAX} letters, digits, dots, dashes and underscores"
+    )]
+    BadWord(String),
+    /// The numbers don't fit.
+    #[error(
+        "{copies} copies, at least {min_copies}: there must be 1 to {COPIES_MAX} copies, and between 1 and so many at least"
+    )]
+    BadCopies {
+        /// Copies.
+        copies: u32,
+        /// At least.
+        min_copies: u32,
+    },
+    /// A label's key comes twice, or there are too many labels.
+    #[error("a class has at most {LABELS_MAX} labels, each with a key of its own")]
+    BadLabels,
+    /// There are too many.
+    #[error("there are {CLASSES_MAX} storage classes, which is the most there may be; remove some")]
+    TooMany,
+    /// The inode isn't there.
+    #[error("there is no such file or directory")]
+    NoInode,
+}
+
+/// All classes of a volume but the default one, by their ids.
+pub async fn list<T: Transaction>(
+    tx: &T,
+    volume: VolumeId,
+    read: Read,
+) -> Result<Vec<(u32, StorageClassRecord)>, OpError> {
+    let limit = RangeLimit { pairs_max: CLASSES_MAX + 1, ..RangeLimit::default() };
+    let page = tx.get_range(storage_class::range(volume), limit, read).await?;
+    page.pairs
+        .iter()
+        .map(|(key, value)| {
+            Ok((storage_class::parse_key(volume, key)?, StorageClassRecord::from_value(value)?))
+        })
+        .collect()
+}
+
+/// The class of that name, read with conflicts: it is still there when the transaction commits.
+pub async fn find<T: Transaction>(
+    tx: &T,
+    volume: VolumeId,
+    name: &str,
+) -> Result<Result<u32, Refused>, OpError> {
+    if name == DEFAULT_NAME {
+        return Ok(Ok(DEFAULT));
+    }
+    let all = list(tx, volume, Read::Conflicting).await?;
+    let found = all.into_iter().find(|(_, record)| record.name == name);
+    Ok(found.map(|(id, _)| id).ok_or_else(|| Refused::NotThere(name.to_owned())))
+}
+
+fn is_word(text: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    (1..=NAME_BYTES_MAX).contains(&text.len()) && text.chars().all(allowed)
+}
+
+/// A class as it may be on record: its labels in the order of their keys.
+fn checked(mut record: StorageClassRecord) -> Result<StorageClassRecord, Refused> {
+    let labels = record.labels.iter().flat_map(|label| [&label.key, &label.value]);
+    if let Some(bad) = [&record.name].into_iter().chain(labels).find(|word| !is_word(word)) {
+        return Err(Refused::BadWord(bad.clone()));
+    }
+    let (copies, min_copies) = (record.copies, record.min_copies);
+    if !(1..=COPIES_MAX).contains(&copies) || !(1..=copies).contains(&min_copies) {
+        return Err(Refused::BadCopies { copies, min_copies });
+    }
+    record.labels.sort_by(|a, b| a.key.cmp(&b.key));
+    if record.labels.len() > LABELS_MAX || record.labels.windows(2).any(|pair| pair[0].key == pair[1].key) {
+        return Err(Refused::BadLabels);
+    }
+    Ok(record)
+}
+
+/// Makes a class. Answers its id.
+pub async fn create<T: Transaction>(
+    tx: &T,
+    volume: VolumeId,
+    class: &StorageClassRecord,
+) -> Result<Result<u32, Refused>, OpError> {
+    let record = match checked(class.clone()) {
+        Ok(_) if class.name == DEFAULT_NAME => return Ok(Err(Refused::Default)),
+        Ok(record) => record,
+        Err(refused) => return Ok(Err(refused)),
+    };
+    let all = list(tx, volume, Read::Conflicting).await?;
+    if all.iter().any(|(_, other)| other.name == record.name) {
+        return Ok(Err(Refused::Exists(record.name)));
+    }
+    if all.len() >= CLASSES_MAX {
+        return Ok(Err(Refused::TooMany));
+    }
+    let highest_key = storage_class::highest_key(volume);
+    let highest = number::decode(tx.get(&highest_key, Read::Conflicting).await?.as_ref())?;
+    let id = u32::try_from(highest + 1).map_err(|_| OpError::Malformed("all ids of classes were given"))?;
+    tx.set(&highest_key, &number::encode(id.into()));
+    tx.set(&storage_class::key(volume, id), &record.to_value());
+    Ok(Ok(id))
+}
+
+/// What is to change of a class.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Change {
+    /// Copies.
+    pub copies: Option<u32>,
+    /// At least.
+    pub min_copies: Option<u32>,
+    /// All labels.
+    pub labels: Option<Vec<Label>>,
+}
+
+/// Changes a class. Chunks are made to fit it by and by. Answers its id.
+pub async fn change<T: Transaction>(
+    tx: &T,
+    volume: VolumeId,
+    now_ns: i64,
+    name: &str,
+    change: &Change,
+) -> Result<Result<u32, Refused>, OpError> {
+    if name == DEFAULT_NAME {
+        return Ok(Err(Refused::Default));
+    }
+    let all = list(tx, volume, Read::Conflicting).await?;
+    let Some((id, mut record)) = all.into_iter().find(|(_, record)| record.name == name) else {
+        return Ok(Err(Refused::NotThere(name.to_owned())));
+    };
+    record.copies = change.copies.unwrap_or(record.copies);
+    record.min_copies = change.min_copies.unwrap_or(record.min_copies);
+    if let Some(labels) = &change.labels {
+        record.labels.clone_from(labels);
+    }
+    record.set_ns = now_ns;
+    match checked(record) {
+        Ok(record) => tx.set(&storage_class::key(volume, id), &record.to_value()),
+        Err(refused) => return Ok(Err(refused)),
+    }
+    Ok(Ok(id))
+}
+
+/// Removes a class that no inode has. Chunks that still have it follow their files, which have others.
+pub async fn remove<T: Transaction>(
+    tx: &T,
+    volume: VolumeId,
+    name: &str,
+) -> Result<Result<(), Refused>, OpError> {
+    let id = match find(tx, volume, name).await? {
+        Ok(DEFAULT) => return Ok(Err(Refused::Default)),
+        Ok(id) => id,
+        Err(refused) => return Ok(Err(refused)),
+    };
+    // With conflicts: whoever makes or assigns an inode of the class at the same moment, or this, has to begin anew.
+    let inodes = usage(tx, volume, id, Read::Conflicting).await?.inodes;
+    if inodes != 0 {
+        return Ok(Err(Refused::InUse { name: name.to_owned(), inodes }));
+    }
+    tx.clear(&storage_class::key(volume, id));
+    Ok(Ok(()))
+}
+
+/// The inodes that have a class other than the default one, and the bytes of their extents.
+pub async fn usage<T: Transaction>(
+    tx: &T,
+    volume: VolumeId,
+    class: u32,
+    read: Read,
+) -> Result<Usage, OpError> {
+    let range = mooseng_schema::quota::usage_range(volume, Account::Class(class));
+    let page = tx.get_range(range, RangeLimit::default(), read).await?;
+    Ok(mooseng_schema::quota::read_usage(volume, &page.pairs)?)
+}
+
+/// The class of an inode; none where it isn't there.
+pub async fn of_inode<T: Transaction>(tx: &T, id: InodeId, read: Read) -> Result<Option<u32>, OpError> {
+    Ok(load(tx, id, read).await?.map(|record| record.storage_class))
+}
+
+async fn load<T: Transaction>(tx: &T, id: InodeId, read: Read) -> Result<Option<InodeRecord>, OpError> {
+    let value = tx.get(&inode::key(id), read).await?;
+    Ok(value.map(|value| InodeRecord::from_value(&value)).transpose()?)
+}
+
+/// Gives an inode a class. Nobody has to be told: what clients know of an inode doesn't depend on it. Answers whether it had another one.
+fn put<T: Transaction>(tx: &T, touched: &Touched, id: InodeId, mut record: InodeRecord, class: u32) -> bool {
+    if record.storage_class == class {
+        return false;
+    }
+    touched.counts(id, Charge::of(&record));
+    record.storage_class = class;
+    quota::add(tx, id, &touched.recount(id, Some(Charge::of(&record))));
+    tx.set(&inode::key(id), &record.to_value());
+    true
+}
+
+/// Gives an inode the class of that name. Answers whether it had another one.
+pub async fn assign<T: Transaction>(
+    tx: &T,
+    touched: &Touched,
+    id: InodeId,
+    name: &str,
+) -> Result<Result<bool, Refused>, OpError> {
+    let class = match find(tx, id.volume(), name).await? {
+        Ok(class) => class,
+        Err(refused) => return Ok(Err(refused)),
+    };
+    let Some(record) = load(tx, id, Read::Conflicting).await? else { return Ok(Err(Refused::NoInode)) };
+    Ok(Ok(put(tx, touched, id, record, class)))
+}
+
+/// What became of a page of a directory's entries.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Assigned {
+    /// Inodes that had another class.
+    pub changed: u64,
+    /// The directories among the entries: what is in them is left to the caller.
+    pub directories: Vec<InodeId>,
+    /// Behind which cookie there is more.
+    pub next: Option<u64>,
+}
+
+/// Gives what up to `max` entries of a directory name, behind the cookie `after`, the class of that name. A directory that isn't there has no
+/// entries.
+pub async fn assign_entries<T: Transaction>(
+    tx: &T,
+    touched: &Touched,
+    directory: InodeId,
+    after: u64,
+    max: usize,
+    name: &str,
+) -> Result<Result<Assigned, Refused>, OpError> {
+    let class = match find(tx, directory.volume(), name).await? {
+        Ok(class) => class,
+        Err(refused) => return Ok(Err(refused)),
+    };
+    let all = dirent::range(directory);
+    let begin = match after {
+        0 => all.begin,
+        after => [&dirent::key(directory, Cookie(after))[..], &[0]].concat().into(),
+    };
+    let limit = RangeLimit { pairs_max: max.max(1), ..RangeLimit::default() };
+    // Without a conflict: what is made there meanwhile gets the directory's class as it is made.
+    let page = tx.get_range(KeyRange { begin, end: all.end }, limit, Read::Snapshot).await?;
+    let mut assigned = Assigned::default();
+    let mut reached = after;
+    for (key, value) in &page.pairs {
+        reached = dirent::parse_key(directory, key)?.0;
+        let id = InodeId(DirentRecord::from_value(value)?.inode);
+        let Some(record) = load(tx, id, Read::Conflicting).await? else { continue };
+        if is_directory(record.kind) {
+            assigned.directories.push(id);
+        }
+        assigned.changed += u64::from(put(tx, touched, id, record, class));
+    }
+    assigned.next = page.more.then_some(reached);
+    Ok(Ok(assigned))
+}
+
+/// The class that a chunk should have: that of the files that name it, or, while none does, of the inode that it was made for. Where they differ it
+/// keeps its own as long as one of them has it. None where nobody is left. Read without conflicts.
+pub async fn wanted<T: Transaction>(
+    tx: &T,
+    chunk: ChunkId,
+    record: &ChunkRecord,
+) -> Result<Option<u32>, OpError> {
+    let limit = RangeLimit { pairs_max: USERS_MAX, ..RangeLimit::default() };
+    let page = tx.get_range(chunk::reference_range(chunk), limit, Read::Snapshot).await?;
+    let users = page.pairs.iter().map(|(key, _)| chunk::parse_reference_key(chunk, key));
+    let mut users = users.collect::<Result<Vec<InodeId>, _>>()?;
+    if users.is_empty() {
+        users.push(InodeId(record.inode));
+    }
+    let mut first = None;
+    for user in users {
+        let Some(class) = of_inode(tx, user, Read::Snapshot).await? else { continue };
+        if class == record.storage_class {
+            return Ok(Some(class));
+        }
+        first.get_or_insert(class);
+    }
+    Ok(first)
+}
+
+/// Gives a chunk the class that it should have. Answers that one, if it had another.
+pub async fn follow<T: Transaction>(tx: &T, chunk: ChunkId) -> Result<Option<u32>, OpError> {
+    let key = chunk::key(chunk);
+    let Some(value) = tx.get(&key, Read::Conflicting).await? else { return Ok(None) };
+    let mut record = ChunkRecord::from_value(&value)?;
+    let class = wanted(tx, chunk, &record).await?.filter(|class| *class != record.storage_class);
+    if let Some(class) = class {
+        record.storage_class = class;
+        tx.set(&key, &record.to_value());
+    }
+    Ok(class)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_class_may_be() {
+        let label = |key: &str| Label { key: key.into(), value: "x".into() };
+        let class = StorageClassRecord {
+            name: "fast-1.0_a".into(),
+            copies: 3,
+            min_copies: 2,
+            labels: vec![label("m"), label("b")],
+            set_ns: 1,
+        };
+        let labels = checked(class.clone()).unwrap().labels;
+        assert_eq!(labels.iter().map(|l| l.key.as_str()).collect::<Vec<_>>(), ["b", "m"]);
+        for name in ["", "a b", "a=b", "ä", &"a".repeat(NAME_BYTES_MAX + 1)] {
+            let bad = StorageClassRecord { name: name.into(), ..class.clone() };
+            assert_eq!(checked(bad), Err(Refused::BadWord(name.into())));
+        }
+        for (copies, min_copies) in [(0, 0), (2, 0), (2, 3), (COPIES_MAX + 1, 1)] {
+            let bad = StorageClassRecord { copies, min_copies, ..class.clone() };
+            assert_eq!(checked(bad), Err(Refused::BadCopies { copies, min_copies }));
+        }
+        let twice = StorageClassRecord { labels: vec![label("b"), label("b")], ..class.clone() };
+        assert_eq!(checked(twice), Err(Refused::BadLabels));
+        let many = (0..=LABELS_MAX).map(|n| label(&format!("l{n}"))).collect();
+        assert_eq!(checked(StorageClassRecord { labels: many, ..class }), Err(Refused::BadLabels));
+    }
+}

@@ -1,0 +1,277 @@
+//! Storage classes at the leader (docs/decisions/0019-storage-classes.md): those on record, taken up into its memory whenever they change, and what
+//! administrators ask of them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mooseng_namespace::classes::{self as records, Change, DEFAULT, Label, Refused, StorageClassRecord};
+use mooseng_namespace::quota::Usage;
+use mooseng_namespace::{OpError, upkeep};
+use mooseng_region::Liveness;
+use mooseng_region::class::{self, Class, Classes};
+use mooseng_store::Read;
+use mooseng_wire::admin::assign_class_request::Which;
+use mooseng_wire::admin::{
+    AssignClassReply, AssignClassRequest, ClassOfReply, CreateClassRequest, ListClassesReply,
+    SetClassRequest, StorageClass,
+};
+use mooseng_wire::call::{CallError, ErrorCode};
+use mooseng_wire::{CHUNK_BYTES_MAX, InodeId, VolumeId};
+use tokio::time::Instant;
+use tonic::Status;
+
+use crate::config::MasterConfig;
+use crate::errors::record_failed;
+use crate::master::Master;
+use crate::own::{self, Repeat};
+use crate::records::transact;
+
+const ROOT_VOLUME: VolumeId = VolumeId(0);
+/// How long a change may take beyond the lease of a session that is gone.
+const BEYOND_LEASE: Duration = Duration::from_secs(5);
+/// Entries of a directory that are assigned a class in one request.
+const ENTRIES: usize = 256;
+
+/// The default class.
+pub fn by_default(config: &MasterConfig) -> Class {
+    Class::by_default(config.copies, config.min_copies)
+}
+
+fn class_of((id, record): (u32, StorageClassRecord)) -> Class {
+    Class {
+        id,
+        name: record.name,
+        copies: usize::try_from(record.copies).unwrap_or(usize::MAX),
+        min_copies: usize::try_from(record.min_copies).unwrap_or(usize::MAX),
+        labels: record.labels.into_iter().map(|label| (label.key, label.value)).collect(),
+    }
+}
+
+/// The classes on record.
+pub async fn load(master: &Master) -> Result<Vec<Class>, CallError> {
+    let all = transact(&master.store, |tx| async move {
+        let all = records::list(&tx, ROOT_VOLUME, Read::Snapshot).await?;
+        Ok((tx, all))
+    });
+    Ok(all.await.map_err(|e| record_failed(&e))?.into_iter().map(class_of).collect())
+}
+
+/// All classes as this master's store has them: also where it doesn't lead.
+pub async fn read<T: mooseng_store::Transaction>(master: &Master, tx: &T) -> Result<Classes, OpError> {
+    let mut classes = Classes::new(by_default(&master.config));
+    classes.set(records::list(tx, ROOT_VOLUME, Read::Snapshot).await?.into_iter().map(class_of));
+    Ok(classes)
+}
+
+/// Has placement and repair go by the classes as they are on record. Only one at a time reads and sets them.
+async fn publish(master: &Master, term: u64) -> Result<(), CallError> {
+    let _one = master.classes_gate.lock().await;
+    let classes = load(master).await?;
+    master.desk(|desk| {
+        if desk.custody == Some(term) {
+            desk.classes.set(classes);
+        }
+    });
+    Ok(())
+}
+
+/// The class of which a chunk of an inode is made.
+pub async fn of_inode(master: &Master, inode: InodeId) -> Result<Class, CallError> {
+    if !master.desk(|desk| desk.classes.are_several()) {
+        return Ok(by_default(&master.config));
+    }
+    let id = transact(&master.store, |tx| async move {
+        let id = records::of_inode(&tx, inode, Read::Snapshot).await?;
+        Ok((tx, id))
+    });
+    let id = id.await.map_err(|e| record_failed(&e))?.unwrap_or(DEFAULT);
+    Ok(master.desk(|desk| desk.classes.get(id).clone()))
+}
+
+fn failed(error: CallError) -> Status {
+    match error.code() {
+        ErrorCode::DeadlineExceeded | ErrorCode::OutcomeUnknown => Status::deadline_exceeded(error.message),
+        ErrorCode::Internal => Status::internal(error.message),
+        _ => Status::unavailable(error.message),
+    }
+}
+
+fn refused(why: Refused) -> Status {
+    let message = why.to_string();
+    match why {
+        Refused::NotThere(_) | Refused::NoInode => Status::not_found(message),
+        Refused::Exists(_)
+        | Refused::Default
+        | Refused::InUse { .. }
+        | Refused::BadWord(_)
+        | Refused::BadCopies { .. }
+        | Refused::BadLabels
+        | Refused::TooMany => Status::invalid_argument(message),
+    }
+}
+
+fn labels(labels: BTreeMap<String, String>) -> Vec<Label> {
+    labels.into_iter().map(|(key, value)| Label { key, value }).collect()
+}
+
+fn deadline(master: &Master) -> Instant {
+    Instant::now() + master.config.session_lease() + BEYOND_LEASE
+}
+
+/// A class as it is told.
+async fn shown(master: &Master, class: &Class) -> Result<StorageClass, Status> {
+    let usage = match class.id {
+        DEFAULT => Usage::default(),
+        id => transact(&master.store, |tx| async move {
+            let usage = records::usage(&tx, ROOT_VOLUME, id, Read::Snapshot).await?;
+            Ok((tx, usage))
+        })
+        .await
+        .map_err(|e| failed(record_failed(&e)))?,
+    };
+    let takers = master.desk(|desk| {
+        let candidates = desk.registry.candidates(master.clock.boot());
+        let takes = |c: &&mooseng_region::placement::Candidate| {
+            let here = c.liveness == Liveness::Alive && c.writable && !c.draining;
+            here && c.bytes_free >= CHUNK_BYTES_MAX && class::fits(&class.labels, c)
+        };
+        candidates.iter().filter(takes).count()
+    });
+    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    Ok(StorageClass {
+        id: class.id,
+        name: class.name.clone(),
+        copies: count(class.copies),
+        min_copies: count(class.min_copies),
+        labels: class.labels.clone(),
+        inodes: usage.inodes.max(0),
+        bytes: usage.bytes.max(0),
+        chunkservers: count(takers),
+    })
+}
+
+async fn shown_by_id(master: &Master, id: u32) -> Result<StorageClass, Status> {
+    let class = master.desk(|desk| desk.classes.get(id).clone());
+    shown(master, &class).await
+}
+
+/// Makes a class.
+pub async fn create(master: &Arc<Master>, request: CreateClassRequest) -> Result<StorageClass, Status> {
+    let term = master.serving().map_err(failed)?;
+    let CreateClassRequest { name, copies, min_copies, labels: labelled } = request;
+    let record = Arc::new(StorageClassRecord {
+        name,
+        copies,
+        min_copies: if min_copies == 0 { copies.min(2) } else { min_copies },
+        labels: labels(labelled),
+        set_ns: master.clock.unix_ns(),
+    });
+    let made = own::change(master, term, Repeat::Never, deadline(master), |tx, _| {
+        let record = record.clone();
+        Box::pin(async move { records::create(tx, ROOT_VOLUME, &record).await })
+    });
+    let id = made.await.map_err(failed)?.map_err(refused)?;
+    publish(master, term).await.map_err(failed)?;
+    shown_by_id(master, id).await
+}
+
+/// Changes a class.
+pub async fn set(master: &Arc<Master>, request: SetClassRequest) -> Result<StorageClass, Status> {
+    let term = master.serving().map_err(failed)?;
+    let SetClassRequest { name, copies, min_copies, labels: labelled } = request;
+    let change = Change { copies, min_copies, labels: labelled.map(|set| labels(set.labels)) };
+    let (asked, now_ns) = (Arc::new((name, change)), master.clock.unix_ns());
+    let changed = own::change(master, term, Repeat::Harmless, deadline(master), |tx, _| {
+        let asked = asked.clone();
+        Box::pin(async move { records::change(tx, ROOT_VOLUME, now_ns, &asked.0, &asked.1).await })
+    });
+    let id = changed.await.map_err(failed)?.map_err(refused)?;
+    publish(master, term).await.map_err(failed)?;
+    shown_by_id(master, id).await
+}
+
+/// Removes a class.
+pub async fn delete(master: &Arc<Master>, name: String) -> Result<(), Status> {
+    let term = master.serving().map_err(failed)?;
+    let name = Arc::new(name);
+    let removed = own::change(master, term, Repeat::Never, deadline(master), |tx, _| {
+        let name = name.clone();
+        Box::pin(async move { records::remove(tx, ROOT_VOLUME, &name).await })
+    });
+    removed.await.map_err(failed)?.map_err(refused)?;
+    publish(master, term).await.map_err(failed)
+}
+
+/// All classes, the default one first.
+pub async fn list(master: &Master) -> Result<ListClassesReply, Status> {
+    let term = master.serving().map_err(failed)?;
+    let all: Vec<Class> = master.desk(|desk| desk.classes.iter().cloned().collect());
+    let mut classes = Vec::new();
+    for class in &all {
+        classes.push(shown(master, class).await?);
+    }
+    master.may_answer(term).map_err(failed)?;
+    Ok(ListClassesReply { classes })
+}
+
+fn not_there(path: &[u8]) -> Status {
+    Status::not_found(format!(
+        "{} isn't there; give its path from the root of the filesystem (symbolic links aren't followed)",
+        String::from_utf8_lossy(path)
+    ))
+}
+
+/// What lies at a path, also where a mount has made it and not told of it yet: it is asked to.
+async fn inode_at(master: &Arc<Master>, term: u64, path: &bytes::Bytes) -> Result<InodeId, Status> {
+    let found = own::change(master, term, Repeat::Harmless, deadline(master), |tx, touched| {
+        let path = path.clone();
+        Box::pin(async move { upkeep::inode_at(tx, touched, ROOT_VOLUME, &path).await })
+    });
+    found.await.map_err(failed)?.ok_or_else(|| not_there(path))
+}
+
+/// Gives an inode, or entries of a directory, a class.
+pub async fn assign(master: &Arc<Master>, request: AssignClassRequest) -> Result<AssignClassReply, Status> {
+    let term = master.serving().map_err(failed)?;
+    let AssignClassRequest { name, which, entries, after } = request;
+    let inode = match which {
+        None => return Err(Status::invalid_argument("the request doesn't say what gets the class")),
+        Some(Which::Inode(inode)) => InodeId(inode),
+        Some(Which::Path(path)) => inode_at(master, term, &path).await?,
+    };
+    let name = Arc::new(name);
+    if !entries {
+        let assigned = own::change(master, term, Repeat::Harmless, deadline(master), |tx, touched| {
+            let name = name.clone();
+            Box::pin(async move { records::assign(tx, touched, inode, &name).await })
+        });
+        let changed = assigned.await.map_err(failed)?.map_err(refused)?;
+        return Ok(AssignClassReply { inode: inode.0, changed: changed.into(), ..<_>::default() });
+    }
+    let assigned = own::change(master, term, Repeat::Harmless, deadline(master), |tx, touched| {
+        let name = name.clone();
+        Box::pin(async move { records::assign_entries(tx, touched, inode, after, ENTRIES, &name).await })
+    });
+    let assigned = assigned.await.map_err(failed)?.map_err(refused)?;
+    Ok(AssignClassReply {
+        inode: inode.0,
+        changed: assigned.changed,
+        directories: assigned.directories.into_iter().map(|directory| directory.0).collect(),
+        next: assigned.next,
+    })
+}
+
+/// The class of what lies at a path.
+pub async fn of_path(master: &Arc<Master>, path: bytes::Bytes) -> Result<ClassOfReply, Status> {
+    let term = master.serving().map_err(failed)?;
+    let inode = inode_at(master, term, &path).await?;
+    let id = transact(&master.store, |tx| async move {
+        let id = records::of_inode(&tx, inode, Read::Snapshot).await?;
+        Ok((tx, id))
+    });
+    let id = id.await.map_err(|e| failed(record_failed(&e)))?;
+    let class = shown_by_id(master, id.ok_or_else(|| refused(Refused::NoInode))?).await?;
+    master.may_answer(term).map_err(failed)?;
+    Ok(ClassOfReply { inode: inode.0, class: Some(class) })
+}
