@@ -21,7 +21,7 @@ const FILES_MAX: usize = 200;
 /// A writer isn't kept waiting.
 const SAID_WITHIN: Duration = Duration::from_secs(30);
 /// Chunks that nothing names are collected, and give way on their disks: every 5 s it is looked whether they must.
-const ROOM_WITHIN: Duration = Duration::from_secs(90);
+const ROOM_WITHIN: Duration = Duration::from_secs(180);
 
 /// Small disks over the data of chunkservers; none stays behind.
 #[derive(Default)]
