@@ -76,7 +76,7 @@ pub async fn directory_at<T: Transaction>(
     volume: VolumeId,
     path: &[u8],
 ) -> Result<Option<InodeId>, OpError> {
-    let Some(at) = upkeep::inode_at(tx, &Touched::default(), volume, path).await? else { return Ok(None) };
+    let Some(at) = upkeep::inode_at(tx, volume, path).await? else { return Ok(None) };
     Ok(load(tx, at).await?.filter(|record| is_directory(record.kind)).map(|_| at))
 }
 

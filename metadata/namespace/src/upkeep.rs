@@ -15,7 +15,6 @@ use mooseng_schema::statistics::{self, Statistics};
 use mooseng_schema::volume::{self, VolumeRecord};
 use mooseng_schema::{Record, number, secret};
 use mooseng_store::{RangeLimit, Read, Transaction};
-use mooseng_wire::fact::Fact;
 use mooseng_wire::fs::Caller;
 use mooseng_wire::{ChunkId, Epoch, InodeId, LOCAL_ID_BITS, SessionId, VolumeId};
 
@@ -80,17 +79,15 @@ pub async fn load_volume<T: Transaction>(tx: &T, volume: VolumeId) -> Result<Opt
     }
 }
 
-/// What lies at a path from the root of its volume; none where nothing does. Symbolic links aren't followed. The names that it looks at are noted as
-/// what changes: whoever holds back changes of them has to tell before the transaction commits.
+/// What lies at a path from the root of its volume; none where nothing does. Symbolic links aren't followed.
 pub async fn inode_at<T: Transaction>(
     tx: &T,
-    touched: &Touched,
     volume: VolumeId,
     path: &[u8],
 ) -> Result<Option<InodeId>, OpError> {
     let names = path.split(|b| *b == b'/').filter(|name| !name.is_empty());
-    let (ctx, nobody) = (OpContext::default(), Caller::default());
-    let view = View { tx, ctx: &ctx, caller: &nobody, read: Read::Snapshot, touched };
+    let (ctx, nobody, touched) = (OpContext::default(), Caller::default(), Touched::default());
+    let view = View { tx, ctx: &ctx, caller: &nobody, read: Read::Snapshot, touched: &touched };
     let Some(record) = load_volume(tx, volume).await? else { return Ok(None) };
     let mut at = InodeId(record.root);
     if path.first() != Some(&b'/') {
@@ -100,7 +97,6 @@ pub async fn inode_at<T: Transaction>(
         if check_name(name).is_err() || is_dots(name) {
             return Ok(None);
         }
-        touched.note(Fact::Entry(at, Bytes::copy_from_slice(name)));
         let Some(found) = view.slot(at, name).await?.found else { return Ok(None) };
         at = found.inode;
     }

@@ -28,8 +28,8 @@ use crate::own::{self, Repeat};
 use crate::records::transact;
 
 const ROOT_VOLUME: VolumeId = VolumeId(0);
-/// How long a change may take beyond the lease of a session that is gone.
-const BEYOND_LEASE: Duration = Duration::from_secs(5);
+/// How long a change may take.
+const WITHIN: Duration = Duration::from_secs(15);
 /// Entries of a directory that are assigned a class in one request.
 const ENTRIES: usize = 256;
 
@@ -115,8 +115,8 @@ fn labels(labels: BTreeMap<String, String>) -> Vec<Label> {
     labels.into_iter().map(|(key, value)| Label { key, value }).collect()
 }
 
-fn deadline(master: &Master) -> Instant {
-    Instant::now() + master.config.session_lease() + BEYOND_LEASE
+fn deadline() -> Instant {
+    Instant::now() + WITHIN
 }
 
 /// A class as it is told.
@@ -167,7 +167,7 @@ pub async fn create(master: &Arc<Master>, request: CreateClassRequest) -> Result
         labels: labels(labelled),
         set_ns: master.clock.unix_ns(),
     });
-    let made = own::change(master, term, Repeat::Never, deadline(master), |tx, _| {
+    let made = own::change(master, term, Repeat::Never, deadline(), |tx, _| {
         let record = record.clone();
         Box::pin(async move { records::create(tx, ROOT_VOLUME, &record).await })
     });
@@ -182,7 +182,7 @@ pub async fn set(master: &Arc<Master>, request: SetClassRequest) -> Result<Stora
     let SetClassRequest { name, copies, min_copies, labels: labelled } = request;
     let change = Change { copies, min_copies, labels: labelled.map(|set| labels(set.labels)) };
     let (asked, now_ns) = (Arc::new((name, change)), master.clock.unix_ns());
-    let changed = own::change(master, term, Repeat::Harmless, deadline(master), |tx, _| {
+    let changed = own::change(master, term, Repeat::Harmless, deadline(), |tx, _| {
         let asked = asked.clone();
         Box::pin(async move { records::change(tx, ROOT_VOLUME, now_ns, &asked.0, &asked.1).await })
     });
@@ -195,7 +195,7 @@ pub async fn set(master: &Arc<Master>, request: SetClassRequest) -> Result<Stora
 pub async fn delete(master: &Arc<Master>, name: String) -> Result<(), Status> {
     let term = master.serving().map_err(failed)?;
     let name = Arc::new(name);
-    let removed = own::change(master, term, Repeat::Never, deadline(master), |tx, _| {
+    let removed = own::change(master, term, Repeat::Never, deadline(), |tx, _| {
         let name = name.clone();
         Box::pin(async move { records::remove(tx, ROOT_VOLUME, &name).await })
     });
@@ -215,20 +215,20 @@ pub async fn list(master: &Master) -> Result<ListClassesReply, Status> {
     Ok(ListClassesReply { classes })
 }
 
-fn not_there(path: &[u8]) -> Status {
-    Status::not_found(format!(
-        "{} isn't there; give its path from the root of the filesystem (symbolic links aren't followed)",
-        String::from_utf8_lossy(path)
-    ))
-}
-
-/// What lies at a path, also where a mount has made it and not told of it yet: it is asked to.
-async fn inode_at(master: &Arc<Master>, term: u64, path: &bytes::Bytes) -> Result<InodeId, Status> {
-    let found = own::change(master, term, Repeat::Harmless, deadline(master), |tx, touched| {
+async fn inode_at(master: &Master, path: &bytes::Bytes) -> Result<InodeId, Status> {
+    let found = transact(&master.store, |tx| {
         let path = path.clone();
-        Box::pin(async move { upkeep::inode_at(tx, touched, ROOT_VOLUME, &path).await })
+        async move {
+            let found = upkeep::inode_at(&tx, ROOT_VOLUME, &path).await?;
+            Ok((tx, found))
+        }
     });
-    found.await.map_err(failed)?.ok_or_else(|| not_there(path))
+    found.await.map_err(|e| failed(record_failed(&e)))?.ok_or_else(|| {
+        Status::not_found(format!(
+            "{} isn't there; give its path from the root of the filesystem (symbolic links aren't followed)",
+            String::from_utf8_lossy(path)
+        ))
+    })
 }
 
 /// Gives an inode, or entries of a directory, a class.
@@ -238,18 +238,18 @@ pub async fn assign(master: &Arc<Master>, request: AssignClassRequest) -> Result
     let inode = match which {
         None => return Err(Status::invalid_argument("the request doesn't say what gets the class")),
         Some(Which::Inode(inode)) => InodeId(inode),
-        Some(Which::Path(path)) => inode_at(master, term, &path).await?,
+        Some(Which::Path(path)) => inode_at(master, &path).await?,
     };
     let name = Arc::new(name);
     if !entries {
-        let assigned = own::change(master, term, Repeat::Harmless, deadline(master), |tx, touched| {
+        let assigned = own::change(master, term, Repeat::Harmless, deadline(), |tx, touched| {
             let name = name.clone();
             Box::pin(async move { records::assign(tx, touched, inode, &name).await })
         });
         let changed = assigned.await.map_err(failed)?.map_err(refused)?;
         return Ok(AssignClassReply { inode: inode.0, changed: changed.into(), ..<_>::default() });
     }
-    let assigned = own::change(master, term, Repeat::Harmless, deadline(master), |tx, touched| {
+    let assigned = own::change(master, term, Repeat::Harmless, deadline(), |tx, touched| {
         let name = name.clone();
         Box::pin(async move { records::assign_entries(tx, touched, inode, after, ENTRIES, &name).await })
     });
@@ -263,9 +263,9 @@ pub async fn assign(master: &Arc<Master>, request: AssignClassRequest) -> Result
 }
 
 /// The class of what lies at a path.
-pub async fn of_path(master: &Arc<Master>, path: bytes::Bytes) -> Result<ClassOfReply, Status> {
+pub async fn of_path(master: &Master, path: bytes::Bytes) -> Result<ClassOfReply, Status> {
     let term = master.serving().map_err(failed)?;
-    let inode = inode_at(master, term, &path).await?;
+    let inode = inode_at(master, &path).await?;
     let id = transact(&master.store, |tx| async move {
         let id = records::of_inode(&tx, inode, Read::Snapshot).await?;
         Ok((tx, id))

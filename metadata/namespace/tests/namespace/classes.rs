@@ -122,7 +122,7 @@ async fn what_is_made_inherits_and_what_is_moved_keeps() {
     }
     for (inode, path) in [(d, "/d"), (inner, "/d/inner"), (link, "/d/link")] {
         let tx = volume.store.inner.begin();
-        let at = upkeep::inode_at(&tx, &Touched::default(), VOLUME, path.as_bytes()).await.unwrap();
+        let at = upkeep::inode_at(&tx, VOLUME, path.as_bytes()).await.unwrap();
         assert_eq!(at, Some(InodeId(inode)));
         assert_eq!(assign(&volume, inode, "default").await, Ok(true));
     }
