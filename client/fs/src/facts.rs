@@ -454,6 +454,7 @@ impl Facts {
             _ => None,
         };
         let tells = matches!(request.op, Some(Op::Tell(_)));
+        self.doubt(flight, request, response);
         if response.granted.is_empty() && response.changed.is_empty() && further.is_none() && !tells {
             return;
         }
@@ -553,6 +554,21 @@ impl Facts {
                 }
             }
         });
+    }
+
+    /// An answer that says otherwise of a name than what is known comes of another change of this session, whose own answer isn't taken in yet: two
+    /// answers may overtake each other. Whoever heard the one mustn't be shown what was before it.
+    fn doubt(&self, flight: &Flight<'_>, request: &FsRequest, response: &Response) {
+        let reply = response.reply.as_ref().and_then(|r| r.reply.as_ref());
+        let Some((op, reply)) = request.op.as_ref().zip(reply) else { return };
+        let Some((directory, name, is_there)) = tells_of_name(op, reply) else { return };
+        if self.entry(directory, name).is_some_and(|(known, _)| known.is_some() != is_there) {
+            self.memo(|memo| {
+                if flight.life == memo.life {
+                    self.forget(&Fact::Entry(InodeId(directory), name.clone()));
+                }
+            });
+        }
     }
 
     fn keep_entry(&self, directory: u64, name: &Bytes, request: &FsRequest, reply: &Reply) {
@@ -714,6 +730,25 @@ fn entry_of(op: &Op, reply: &Reply) -> Option<Option<u64>> {
     }
 }
 
+/// What the answer to a change tells of a name that it didn't change: whether there is something of that name.
+fn tells_of_name<'a>(op: &'a Op, reply: &Reply) -> Option<(u64, &'a Bytes, bool)> {
+    const EXISTS: u32 = libc::EEXIST as u32;
+    const ABSENT: u32 = libc::ENOENT as u32;
+    match (op, reply) {
+        (Op::Create(r), Reply::Errno(EXISTS)) => Some((r.parent, &r.name, true)),
+        (Op::Create(r), Reply::Created(found)) if !found.created => Some((r.parent, &r.name, true)),
+        (Op::Mknod(r), Reply::Errno(EXISTS)) => Some((r.parent, &r.name, true)),
+        (Op::Mkdir(r), Reply::Errno(EXISTS)) => Some((r.parent, &r.name, true)),
+        (Op::Symlink(r), Reply::Errno(EXISTS)) => Some((r.parent, &r.name, true)),
+        (Op::Link(r), Reply::Errno(EXISTS)) => Some((r.new_parent, &r.new_name, true)),
+        (Op::Rename(r), Reply::Errno(EXISTS)) => Some((r.new_parent, &r.new_name, true)),
+        (Op::Rename(r), Reply::Errno(ABSENT)) => Some((r.parent, &r.name, false)),
+        (Op::Unlink(r), Reply::Errno(ABSENT)) => Some((r.parent, &r.name, false)),
+        (Op::Rmdir(r), Reply::Errno(ABSENT)) => Some((r.parent, &r.name, false)),
+        _ => None,
+    }
+}
+
 /// Who acts on recalls: buffers that must be sent first, and a kernel that was told something.
 #[async_trait]
 pub(crate) trait Recalled: Send + Sync + 'static {
@@ -744,7 +779,7 @@ pub trait Invalidate: Send + Sync + 'static {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use mooseng_ports::clock::ManualClock;
-    use mooseng_wire::fs::{DirPage, Entry, FsReply, GetAttr, Lookup, ReadDir, SetAttr};
+    use mooseng_wire::fs::{Create, DirPage, Entry, FsReply, GetAttr, Lookup, ReadDir, SetAttr, Unlink};
     use mooseng_wire::session::Granted;
 
     use super::*;
@@ -800,6 +835,36 @@ mod tests {
         answer(Op::Lookup(look), found, 2, Fact::Entry(InodeId(2), name.clone()));
         let validity = facts.validity(Some(&attr), Some((2, &name)));
         assert!(!validity.listed && !validity.entry.is_zero(), "{validity:?}");
+    }
+
+    /// Found by the simulation: one task made a file, another heard EEXIST before that answer was taken in, and then was shown that there is none.
+    #[test]
+    fn who_heard_that_a_name_exists_is_not_shown_that_it_does_not() {
+        let facts = Facts::new(Arc::new(ManualClock::default()), 1 << 20);
+        facts.lease(BootTime(Duration::from_secs(1000)));
+        let name = Bytes::from_static(b"a");
+        let digest = |op: Op, reply: Reply, granted: Vec<Granted>| {
+            let reply = Some(FsReply { reply: Some(reply) });
+            let response = Response { reply, grant: 1, granted, ..Response::default() };
+            let flight = facts.begin();
+            facts.digest(&flight, &FsRequest { caller: None, op: Some(op) }, &response);
+        };
+        let absent = || {
+            let fact = Some(Fact::Entry(InodeId(2), name.clone()).to_message());
+            let look = Op::Lookup(Lookup { parent: 2, name: name.clone() });
+            digest(look, Reply::Errno(libc::ENOENT as u32), vec![Granted { fact, exclusive: false }]);
+            assert!(facts.entry(2, &name).is_some_and(|(known, _)| known.is_none()));
+        };
+        absent();
+        let create = Create { parent: 2, name: name.clone(), exclusive: true, ..Create::default() };
+        digest(Op::Create(create.clone()), Reply::Errno(libc::EACCES as u32), vec![]);
+        assert!(facts.entry(2, &name).is_some(), "that says nothing of the name");
+        digest(Op::Create(create), Reply::Errno(libc::EEXIST as u32), vec![]);
+        assert!(facts.entry(2, &name).is_none());
+        absent();
+        let unlink = Op::Unlink(Unlink { parent: 2, name: name.clone() });
+        digest(unlink, Reply::Errno(libc::ENOENT as u32), vec![]);
+        assert!(facts.entry(2, &name).is_some(), "that is what is known");
     }
 
     fn hold(facts: &Facts) -> Option<u64> {
