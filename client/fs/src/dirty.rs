@@ -10,6 +10,7 @@
 use std::collections::BTreeMap;
 
 use bytes::{Bytes, BytesMut};
+use mooseng_namespace::rules;
 use mooseng_wire::fs::Attr;
 use tokio::time::Instant;
 
@@ -134,8 +135,7 @@ impl Layer {
             attr.size = attr.size.max(self.parts.end());
             // As the region will have it: also where a later time was set before.
             attr.mtime_ns = self.written_ns;
-            let later = attr.ctime_ns.saturating_add(1);
-            attr.ctime_ns = if self.written_ns < attr.ctime_ns { later } else { self.written_ns };
+            attr.ctime_ns = rules::later(attr.ctime_ns, self.written_ns);
         }
         self.set.show(attr);
     }

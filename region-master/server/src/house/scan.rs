@@ -75,7 +75,7 @@ impl Keeper<'_> {
             self.scan.drainings_set = self.master.desk(|desk| desk.drainings_set());
         }
         let several = self.master.desk(|desk| desk.classes.are_several());
-        let listings = transact(&self.master.store, |tx| async move {
+        let mut listings = transact(&self.master.store, |tx| async move {
             let page = upkeep::list_chunks(&tx, ROOT_VOLUME, after, PAGE).await?;
             let wanted = page.iter().map(|listing| async {
                 let has = listing.record.storage_class;
@@ -94,7 +94,7 @@ impl Keeper<'_> {
         let page = master.desk(|desk| {
             let mut page = Page::default();
             let servers = self.servers(desk);
-            for (listing, class) in &listings {
+            for (listing, class) in &mut listings {
                 self.look_at(desk, &servers, listing, *class, &mut page);
             }
             page
@@ -126,7 +126,7 @@ impl Keeper<'_> {
         &mut self,
         desk: &Desk,
         servers: &Servers,
-        listing: &ChunkListing,
+        listing: &mut ChunkListing,
         wanted: u32,
         page: &mut Page,
     ) {
@@ -135,9 +135,8 @@ impl Keeper<'_> {
             page.reclassed.push(listing.chunk);
         }
         // As it will be once this page is carried out.
-        let mut listing = listing.clone();
         listing.record.storage_class = wanted;
-        let (listing, record) = (&listing, &listing.record);
+        let (listing, record) = (&*listing, &listing.record);
         let names = listing.location.as_ref().map(|l| l.copies.as_slice()).unwrap_or_default();
         for name in names {
             *self.scan.located.entry(name.clone()).or_default() += 1;
