@@ -84,7 +84,10 @@ pub fn mount_8(cluster: &DevCluster) -> Result<()> {
 fn serving(cluster: &DevCluster, path: &Path, dead: Option<i32>) -> Result<i32> {
     let mut found = 0;
     wait_for("cluster.json to name the mount's process", Duration::from_secs(5), || {
-        let mount = cluster.file()?.mounts.into_iter().find(|m| m.path == path && Some(m.pid) != dead);
+        // Whoever keeps the cluster writes the file when it next looks: until then it names the mount that was there before.
+        let lives = |pid: i32| Path::new(&format!("/proc/{pid}")).exists();
+        let serves = |m: &Mount| m.path == path && Some(m.pid) != dead && lives(m.pid);
+        let mount = cluster.file()?.mounts.into_iter().find(serves);
         found = mount.with_context(|| format!("no mount on {}", path.display()))?.pid;
         Ok(())
     })?;
