@@ -69,19 +69,25 @@ impl Said {
     }
 
     pub fn failed(&mut self, endpoint: &str, reason: &str) {
+        if let Some(exports) = self.note() {
+            tracing::warn!(
+                endpoint,
+                reason,
+                exports,
+                what = self.what,
+                "the OTLP collector takes nothing; operations go on, and what it doesn't take is lost"
+            );
+        }
+    }
+
+    /// Counts a failure; if it is time to tell of it, says how many there were since the last time.
+    fn note(&mut self) -> Option<u64> {
         self.since += 1;
         if self.failing.is_some_and(|said| said.elapsed() < SAID_EVERY) {
-            return;
+            return None;
         }
         self.failing = Some(Instant::now());
-        tracing::warn!(
-            endpoint,
-            reason,
-            exports = self.since,
-            what = self.what,
-            "the OTLP collector takes nothing; operations go on, and what it doesn't take is lost"
-        );
-        self.since = 0;
+        Some(std::mem::take(&mut self.since))
     }
 
     pub fn taken(&mut self, endpoint: &str) {
@@ -89,5 +95,24 @@ impl Said {
             self.since = 0;
             tracing::info!(endpoint, what = self.what, "the OTLP collector takes it again");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_is_told_at_once_and_then_once_a_minute() {
+        let mut said = Said::new("spans");
+        assert_eq!(said.note(), Some(1));
+        for _ in 0..59 {
+            tokio::time::advance(Duration::from_secs(1)).await;
+            assert_eq!(said.note(), None);
+        }
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(said.note(), Some(60));
+        said.taken("http://collector");
+        assert_eq!(said.note(), Some(1), "after it worked, at once again");
     }
 }
