@@ -1,5 +1,7 @@
 //! Sampled transactions that share an entry of the log. One test: a process records its spans once.
 
+#![allow(clippy::unwrap_used)]
+
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 

@@ -1,5 +1,7 @@
 //! Spans and metrics of a process at a collector. One test: a process records once.
 
+#![allow(clippy::unwrap_used)]
+
 use std::time::Duration;
 
 use mooseng_otlp::collector::{Collector, texts};

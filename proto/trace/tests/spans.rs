@@ -1,5 +1,7 @@
 //! Spans as a process that records has them. One test: a process has one recorder.
 
+#![allow(clippy::unwrap_used)]
+
 use mooseng_trace::{Kind, Span, client, current, id, internal, operation, requested, server, start};
 
 #[tokio::test]
