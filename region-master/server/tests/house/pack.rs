@@ -113,7 +113,7 @@ async fn small_files_share_chunks_until_most_of_them_are_deleted() {
     assert!(chunks.len() < 15, "80 files are in {chunks:?}");
     super::fsck::finds_nothing(&region).await;
     let house = region.status().await.house.unwrap();
-    assert!(house.packed_bytes > 1 << 20 && house.packed_chunks > 1, "{house:?}");
+    assert!(house.packed_bytes > 1 << 20 && house.packed_chunks > 0, "{house:?}");
 
     // One in ten stays: what is nearly empty is rewritten, and the space comes back.
     let gone: Vec<u64> =
@@ -257,7 +257,7 @@ async fn extents_of_a_cold_file_are_joined() {
     let mut bytes = pattern(900_000, 1);
     let (inode, _) = region.file("f", &bytes).await;
     for n in 0..40 {
-        let at = 100_000 + n * 5 * BLOCK % 160 * 4_000;
+        let at = 100_000 + n * 5 * BLOCK % 640_000;
         write(&region, inode, at, &pattern(BLOCK, n as u8)).await;
         bytes[at..at + BLOCK].copy_from_slice(&pattern(BLOCK, n as u8));
     }
