@@ -38,7 +38,7 @@ const SWAP_PIECES: usize = 128;
 /// Tries of one swap before fewer pieces are swapped at once.
 const SWAP_TRIES: u32 = 3;
 /// Files that couldn't be packed are left alone for so long.
-const AGAIN_AFTER: Duration = Duration::from_secs(30);
+const AGAIN_AFTER: Duration = Duration::from_secs(10);
 
 /// What is remembered of it within a term.
 #[derive(Default)]
