@@ -16,17 +16,19 @@ use crate::directory::Directory;
 use crate::error::{ChunkError, is_full};
 use crate::files::{OpenFiles, lock};
 use crate::layout::{
-    BLOCK, ENTRY_BYTES, FORMAT, GROUP_BLOCKS, Header, RECORD_AT, Record, entry, entry_at, entry_crc,
-    file_bytes, pieces,
+    BLOCK, ENTRY_BYTES, FORMAT, GROUP_BLOCKS, Header, RECORD_AT, Record, entry_at, entry_crc, file_bytes,
 };
 use crate::lent::{Loan, Terms};
+use crate::sums::Sums;
 
 pub mod import;
 pub mod recovery;
 pub mod verify;
+mod write;
 
 use recovery::Recovered;
 use verify::{View, Wrong, read_blocks};
+use write::{entries, write_pieces};
 
 /// A chunk's length, and how much of it is flushed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -311,6 +313,7 @@ impl Chunk {
         epoch: Epoch,
         offset: u64,
         bytes: &Bytes,
+        sums: &Sums,
     ) -> Result<Written, ChunkError> {
         use crate::store::Admission;
         let state = &mut *lock(&self.state);
@@ -321,7 +324,7 @@ impl Chunk {
             Admission::Again => return self.again(state, files, offset, bytes),
         }
         let file = self.file(state, files, epoch)?;
-        let (entries, tail_crc) = checksums(state.tail_crc, offset, bytes);
+        let (entries, tail_crc) = entries(state.tail_crc, offset, bytes, sums);
         match write_pieces(&*file, offset, bytes, &entries) {
             Ok(()) => {}
             // What was written lies behind the length: nothing refers to it.
@@ -594,38 +597,4 @@ impl Chunk {
         let state = lock(&self.state);
         !state.created && state.damaged.is_none()
     }
-}
-
-/// The table entries that an append at `offset` completes, beginning with that of the block it begins in, and the checksum of the tail it leaves.
-fn checksums(tail_crc: u32, offset: u64, bytes: &[u8]) -> (Vec<u32>, u32) {
-    let room = (BLOCK - offset % BLOCK) as usize;
-    if bytes.len() < room {
-        return (Vec::new(), crc32c::crc32c_append(tail_crc, bytes));
-    }
-    let (first, rest) = bytes.split_at(room);
-    let mut entries = vec![crc32c::crc32c_append(tail_crc, first)];
-    let whole = rest.chunks_exact(BLOCK as usize);
-    let tail = crate::checksum(whole.remainder());
-    entries.extend(whole.map(crate::checksum));
-    (entries, tail)
-}
-
-fn write_pieces(file: &dyn DiskFile, offset: u64, bytes: &[u8], entries: &[u32]) -> io::Result<()> {
-    for piece in pieces(offset, bytes.len() as u64) {
-        let from = (piece.offset - offset) as usize;
-        file.write_at(&bytes[from..from + piece.bytes as usize], piece.at)?;
-    }
-    let mut block = offset / BLOCK;
-    let mut left = entries;
-    while !left.is_empty() {
-        let here = left.len().min((GROUP_BLOCKS - block % GROUP_BLOCKS) as usize);
-        let mut table = Vec::with_capacity(here * ENTRY_BYTES);
-        for crc in &left[..here] {
-            table.extend_from_slice(&entry(*crc));
-        }
-        file.write_at(&table, entry_at(block))?;
-        block += here as u64;
-        left = &left[here..];
-    }
-    Ok(())
 }

@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use bytes::Bytes;
-use mooseng_ports::disk::lent::{FileIdentity, LentFile, Wait};
+use mooseng_ports::disk::lent::{FileIdentity, Keep, LentFile, Wait};
 use mooseng_ports::plant::{self, Plant};
 use mooseng_wire::{CHUNK_BYTES_MAX, ChunkId};
 
@@ -113,7 +113,7 @@ impl LentChunk {
             return Err(LentError::OtherFile("it is shorter than the chunk"));
         }
         let mut header = Vec::new();
-        file.read_into(&mut header, RECORD_BYTES, 0, Wait::ForDisk)?;
+        file.read_into(&mut header, RECORD_BYTES, 0, Wait::ForDisk, Keep::Pages)?;
         match Header::decode(&header) {
             Some(header) if header.chunk == terms.chunk && header.format == terms.format => {}
             _ => return Err(LentError::OtherFile("its header names another chunk, or is damaged")),
@@ -128,7 +128,7 @@ impl LentChunk {
     }
 
     /// Reads bytes, every block that they touch verified.
-    pub fn read(&self, offset: u64, bytes: u64, wait: Wait) -> Result<Bytes, ReadError> {
+    pub fn read(&self, offset: u64, bytes: u64, wait: Wait, keep: Keep) -> Result<Bytes, ReadError> {
         let end = offset.checked_add(bytes).filter(|end| *end <= self.terms.length);
         let end = end.ok_or(ReadError::TooShort(self.terms.length))?;
         if bytes == 0 {
@@ -139,16 +139,16 @@ impl LentChunk {
         let mut buffer = Vec::with_capacity((to - from) as usize);
         for piece in pieces(from, to - from) {
             let read = buffer.len();
-            self.file.read_into(&mut buffer, piece.bytes as usize, piece.at, wait)?;
-            self.verify(piece.offset / BLOCK, &buffer[read..], wait)?;
+            self.file.read_into(&mut buffer, piece.bytes as usize, piece.at, wait, keep)?;
+            self.verify(piece.offset / BLOCK, &buffer[read..], wait, keep)?;
         }
         let start = (offset - from) as usize;
         Ok(Bytes::from(buffer).slice(start..start + bytes as usize))
     }
 
     /// Compares blocks of one group, from `first` on, with their checksums.
-    fn verify(&self, first: u64, bytes: &[u8], wait: Wait) -> Result<(), ReadError> {
-        let checksums = self.checksums(first / GROUP_BLOCKS, wait)?;
+    fn verify(&self, first: u64, bytes: &[u8], wait: Wait, keep: Keep) -> Result<(), ReadError> {
+        let checksums = self.checksums(first / GROUP_BLOCKS, wait, keep)?;
         for (block, bytes) in (first..).zip(bytes.chunks(BLOCK as usize)) {
             let expected = match bytes.len() as u64 {
                 BLOCK => checksums[(block % GROUP_BLOCKS) as usize],
@@ -161,7 +161,7 @@ impl LentChunk {
         Ok(())
     }
 
-    fn checksums(&self, group: u64, wait: Wait) -> Result<&Group, ReadError> {
+    fn checksums(&self, group: u64, wait: Wait, keep: Keep) -> Result<&Group, ReadError> {
         let slot = &self.groups[group as usize];
         if let Some(known) = slot.get() {
             return Ok(known);
@@ -174,12 +174,18 @@ impl LentChunk {
             blocks as usize * ENTRY_BYTES,
             entry_at(group * GROUP_BLOCKS),
             wait,
+            keep,
         )?;
         let mut checksums = Box::new([0; GROUP_BLOCKS as usize]);
         for (checksum, entry) in checksums.iter_mut().zip(table.chunks_exact(ENTRY_BYTES)) {
             *checksum = entry_crc(entry).unwrap_or_default();
         }
         Ok(slot.get_or_init(|| checksums))
+    }
+
+    /// Whether [`Keep::Nothing`] has an effect, as far as known.
+    pub fn reads_uncached(&self) -> bool {
+        self.file.reads_uncached()
     }
 
     /// Has the kernel begin to read a range into memory. May wait for the disk's queue.

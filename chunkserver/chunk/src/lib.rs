@@ -28,6 +28,7 @@ pub mod layout;
 pub mod lent;
 pub mod state;
 pub mod store;
+mod sums;
 pub mod ticket;
 
 pub use chunk::import::Import;
@@ -36,6 +37,7 @@ pub use error::ChunkError;
 pub use store::{
     Admission, Append, Change, ChunkInfo, ChunkStat, ChunkStore, OpenError, StoreOptions, Written,
 };
+pub use sums::Sums;
 
 /// CRC-32C (Castagnoli) of `bytes`: the checksum of chunk blocks, append packets and read answers.
 pub fn checksum(bytes: &[u8]) -> u32 {

@@ -24,6 +24,7 @@ use crate::files::{OpenFiles, lock};
 use crate::layout::file_bytes;
 use crate::lent::Loan;
 use crate::state::StateFile;
+use crate::sums::Sums;
 
 /// Where a disk has less above its reserve, what is in its trash gives way. Masters place no chunk where a whole one hasn't room, so a disk never
 /// comes down to the reserve itself.
@@ -412,6 +413,11 @@ impl ChunkStore {
 
     /// Writes an append behind its chunk's end; the one at offset 0 creates the chunk. Not durable until [`ChunkStore::flush`].
     pub fn write(&self, append: &Append) -> Result<Written, ChunkError> {
+        self.write_summed(append, &Sums::of(&append.bytes))
+    }
+
+    /// The same where the checksums of its bytes are known.
+    pub fn write_summed(&self, append: &Append, sums: &Sums) -> Result<Written, ChunkError> {
         self.see_epoch(append.chunk.volume().0, append.epoch)?;
         let bytes = append.bytes.len() as u64;
         let chunk = if append.offset == 0 {
@@ -424,7 +430,7 @@ impl ChunkStore {
             return Err(ChunkError::NoSpace { bytes });
         }
         chunk
-            .write(&self.files, append.epoch, append.offset, &append.bytes)
+            .write(&self.files, append.epoch, append.offset, &append.bytes, sums)
             .inspect_err(|_| self.drop_vacant(&chunk))
     }
 

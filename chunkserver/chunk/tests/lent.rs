@@ -11,7 +11,7 @@ use common::{open, open_with, options};
 use mooseng_chunk::layout::{block_at, entry_at};
 use mooseng_chunk::lent::{LentChunk, LentError, Loan, ReadError, Terms};
 use mooseng_chunk::{Append, ChunkError, ChunkStore, StoreOptions};
-use mooseng_ports::disk::lent::Wait;
+use mooseng_ports::disk::lent::{Keep, Wait};
 use mooseng_ports::disk::os::OsDisk;
 use mooseng_ports::disk::sim::SimDisk;
 use mooseng_wire::{ChunkId, Epoch};
@@ -78,19 +78,19 @@ fn any_range_is_read_as_the_chunkserver_reads_it() {
             [(0, 1), (4095, 2), (262_143, 2), (100_000, 700_001), (0, length), (length - 1, 1)]
         {
             let expected = all.get(offset..offset + bytes);
-            let read = lent.read(offset as u64, bytes as u64, Wait::ForDisk);
+            let read = lent.read(offset as u64, bytes as u64, Wait::ForDisk, Keep::Nothing);
             match expected {
                 Some(expected) => assert!(read.unwrap() == expected, "{offset} {bytes} of {length}"),
                 None => assert!(matches!(read, Err(ReadError::TooShort(_)))),
             }
         }
         // By now the kernel has all of it in memory, unless the filesystem can't tell.
-        match lent.read(0, length as u64, Wait::Never) {
+        match lent.read(0, length as u64, Wait::Never, Keep::Pages) {
             Ok(read) => assert!(read == all),
             Err(error) => assert!(matches!(error, ReadError::NotInMemory), "{error}"),
         }
         lent.will_need(0, u64::MAX);
-        assert!(lent.read(u64::MAX, 2, Wait::ForDisk).is_err());
+        assert!(lent.read(u64::MAX, 2, Wait::ForDisk, Keep::Nothing).is_err());
     }
 }
 
@@ -101,14 +101,16 @@ fn a_block_that_rots_is_noticed_and_no_other_is_held_against_it() {
     rig.sealed(ONE, &all);
     let lent = rig.lent(ONE);
     rig.flip(ONE, block_at(70) + 5);
-    assert!(matches!(lent.read(0, 600_000, Wait::ForDisk), Err(ReadError::Corrupt(70))));
-    assert!(lent.read(0, 4096 * 70, Wait::ForDisk).unwrap() == all[..4096 * 70]);
-    assert!(lent.read(4096 * 71, 10, Wait::ForDisk).unwrap() == all[4096 * 71..4096 * 71 + 10]);
+    assert!(matches!(lent.read(0, 600_000, Wait::ForDisk, Keep::Nothing), Err(ReadError::Corrupt(70))));
+    assert!(lent.read(0, 4096 * 70, Wait::ForDisk, Keep::Nothing).unwrap() == all[..4096 * 70]);
+    assert!(
+        lent.read(4096 * 71, 10, Wait::ForDisk, Keep::Nothing).unwrap() == all[4096 * 71..4096 * 71 + 10]
+    );
     // A checksum that rots, of a group that wasn't read yet, and the chunk's partial end.
     rig.flip(ONE, entry_at(130));
     rig.flip(ONE, block_at(146) + 1);
-    assert!(matches!(lent.read(4096 * 130, 1, Wait::ForDisk), Err(ReadError::Corrupt(130))));
-    assert!(matches!(lent.read(599_999, 1, Wait::ForDisk), Err(ReadError::Corrupt(146))));
+    assert!(matches!(lent.read(4096 * 130, 1, Wait::ForDisk, Keep::Nothing), Err(ReadError::Corrupt(130))));
+    assert!(matches!(lent.read(599_999, 1, Wait::ForDisk, Keep::Nothing), Err(ReadError::Corrupt(146))));
 }
 
 #[test]
@@ -119,7 +121,7 @@ fn what_is_lent_stays_right_when_the_chunk_is_deleted() {
     let lent = rig.lent(ONE);
     rig.store.delete(ONE, EPOCH, 1, 7).unwrap();
     assert!(!rig.path(ONE).exists());
-    assert!(lent.read(0, 10_000, Wait::ForDisk).unwrap() == all);
+    assert!(lent.read(0, 10_000, Wait::ForDisk, Keep::Nothing).unwrap() == all);
     assert!(matches!(rig.store.lend(ONE), Err(ChunkError::NotFound { .. })));
 }
 
@@ -159,6 +161,9 @@ fn a_descriptor_of_anything_else_isnt_used() {
     }
     assert!(matches!(adopt(ONE, &|terms| Terms { format: 2, ..terms }), Err(LentError::Format(2))));
     assert!(
-        adopt(ONE, &|terms| Terms { tail_crc: 1, ..terms }).unwrap().read(9_999, 1, Wait::ForDisk).is_err()
+        adopt(ONE, &|terms| Terms { tail_crc: 1, ..terms })
+            .unwrap()
+            .read(9_999, 1, Wait::ForDisk, Keep::Nothing)
+            .is_err()
     );
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use mooseng_chunk::chain::{Event, NextFailure, Round, refusal};
-use mooseng_chunk::{Admission, ChunkError, ChunkStore, Written, checksum};
+use mooseng_chunk::{Admission, ChunkError, ChunkStore, Sums, Written, checksum};
 use mooseng_ports::clock::Clock;
 use mooseng_ports::plant::{self, Plant};
 use mooseng_transport::{Answer, Blocking, Incoming, Service, TRACE, call_error};
@@ -173,7 +173,8 @@ impl ChunkService {
                 format!("an append has {BULK_BYTES_MAX} bytes at most"),
             ));
         }
-        if checksum(&incoming.bulk) != append.crc {
+        let sums = Sums::of(&incoming.bulk);
+        if sums.total() != append.crc {
             return Err(refusal(&ChunkError::PacketCorrupt { chunk }));
         }
         self.see_epoch(chunk, Epoch(append.epoch)).await?;
@@ -184,7 +185,7 @@ impl ChunkService {
             ));
         };
         let turn = self.admitted(&entered.turns, &append, incoming.bulk.len() as u64).await?;
-        let ours = self.write_ours(turn, &entered.turns, &append, incoming.bulk.clone());
+        let ours = self.write_ours(turn, &entered.turns, &append, incoming.bulk.clone(), sums);
         let next = self.forward(&append, incoming.bulk.clone(), incoming.deadline);
         let mut round = Round::new(append.chain.first().map(|m| m.chunkserver.clone()));
         tokio::pin!(ours, next);
@@ -252,12 +253,13 @@ impl ChunkService {
         turns: &Turns,
         append: &Append,
         bytes: Bytes,
+        sums: Sums,
     ) -> Result<Written, ChunkError> {
         let chunk = ChunkId(append.chunk);
         let end = append.offset + bytes.len() as u64;
         let (empty, count) = (bytes.is_empty(), bytes.len() as u64);
         let ours = mooseng_chunk::Append { chunk, epoch: Epoch(append.epoch), offset: append.offset, bytes };
-        let written = self.work(move |store| store.write(&ours)).await;
+        let written = self.work(move |store| store.write_summed(&ours, &sums)).await;
         drop(turn);
         turns.grown.notify_waiters();
         let written = written?;

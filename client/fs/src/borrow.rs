@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use mooseng_chunk::lent::{LentChunk, ReadError, Terms};
-use mooseng_ports::disk::lent::{FileIdentity, Wait};
+use mooseng_ports::disk::lent::{FileIdentity, Keep, Wait};
 use mooseng_transport::descriptors::{self, Token};
 use mooseng_wire::call::ErrorCode;
 use mooseng_wire::chunk::{Lend, LendRefusal, Lent as Answer, Read};
@@ -141,11 +141,12 @@ impl Borrower {
         chunk: Arc<LentChunk>,
         offset: u64,
         length: u64,
+        keep: Keep,
     ) -> Option<Result<Bytes, ReadError>> {
         let permit = self.reads.clone().try_acquire_owned().ok()?;
         let read = tokio::task::spawn_blocking(move || {
             let _permit = permit;
-            chunk.read(offset, length, Wait::ForDisk)
+            chunk.read(offset, length, Wait::ForDisk, keep)
         });
         read.await.ok()
     }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use mooseng_chunk::lent::{LentChunk, ReadError};
-use mooseng_ports::disk::lent::Wait;
+use mooseng_ports::disk::lent::{Keep, Wait};
 use mooseng_wire::Role;
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::chunk::{
@@ -102,12 +102,13 @@ impl Chunkservers {
         place: &ChunkPlace,
         offset: u64,
         length: u64,
+        keep: Keep,
         counters: &Counters,
     ) -> Option<Bytes> {
         let borrower = self.borrower.as_ref()?;
         for location in &place.locations {
             if let Lent::Here(chunk) = borrower.find(location, place) {
-                match chunk.read(offset, length, Wait::Never) {
+                match chunk.read(offset, length, Wait::Never, keep) {
                     Ok(bytes) => {
                         counters.read_here(length);
                         return Some(bytes);
@@ -126,11 +127,12 @@ impl Chunkservers {
         place: &ChunkPlace,
         offset: u64,
         length: u64,
+        keep: Keep,
         counters: &Counters,
     ) -> Option<Bytes> {
         let borrower = self.borrower.as_ref()?;
         let chunk = borrower.wait_for(location, place).await?;
-        match borrower.read(chunk, offset, length).await? {
+        match borrower.read(chunk, offset, length, keep).await? {
             Ok(bytes) => {
                 counters.read_here(length);
                 Some(bytes)
@@ -244,6 +246,7 @@ impl Chunkservers {
         place: &ChunkPlace,
         offset: u64,
         length: u32,
+        keep: Keep,
         counters: &Counters,
     ) -> Result<Bytes, String> {
         let mut waiting = self.order(&place.locations).into_iter();
@@ -251,7 +254,7 @@ impl Chunkservers {
             return Err(format!("chunk {} has no known copy", place.chunk));
         };
         let mut asked = FuturesUnordered::new();
-        asked.push(self.read_from(first, place, offset, length, counters));
+        asked.push(self.read_from(first, place, offset, length, keep, counters));
         let mut last = String::new();
         loop {
             let hedge = !waiting.as_slice().is_empty();
@@ -263,7 +266,7 @@ impl Chunkservers {
                         last = error;
                         if let Some(next) = waiting.next() {
                             counters.update(|c| c.hedges += 1);
-                            asked.push(self.read_from(next, place, offset, length, counters));
+                            asked.push(self.read_from(next, place, offset, length, keep, counters));
                         }
                     }
                     None => return Err(last),
@@ -271,7 +274,7 @@ impl Chunkservers {
                 () = tokio::time::sleep(self.hedge_after), if hedge => {
                     if let Some(next) = waiting.next() {
                         counters.update(|c| c.hedges += 1);
-                        asked.push(self.read_from(next, place, offset, length, counters));
+                        asked.push(self.read_from(next, place, offset, length, keep, counters));
                     }
                 }
             }
@@ -284,9 +287,10 @@ impl Chunkservers {
         place: &ChunkPlace,
         offset: u64,
         length: u32,
+        keep: Keep,
         counters: &Counters,
     ) -> Result<Bytes, String> {
-        if let Some(bytes) = self.read_here(&location, place, offset, length.into(), counters).await {
+        if let Some(bytes) = self.read_here(&location, place, offset, length.into(), keep, counters).await {
             return Ok(bytes);
         }
         let started = Instant::now();

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use futures::{StreamExt, stream};
+use futures::{FutureExt, StreamExt, stream};
 use mooseng_transport::trace;
 use mooseng_wire::fs::Acquire;
 use mooseng_wire::fs::fs_reply::Reply;
@@ -67,7 +67,12 @@ impl WriteBack {
             return Ok(());
         }
         let writer = self.clone();
-        let flushed = tokio::spawn(trace::carried(async move { writer.flush_on(inode, give_up).await }));
+        let mut flushing = Box::pin(trace::carried(async move { writer.flush_on(inode, give_up).await }));
+        // As far as it comes without waiting: its request is on its way before another thread wakes.
+        if let Some(flushed) = (&mut flushing).now_or_never() {
+            return flushed;
+        }
+        let flushed = tokio::spawn(flushing);
         flushed.await.unwrap_or_else(|e| Err(FsError::Internal(format!("flushing inode {inode}: {e}"))))
     }
 

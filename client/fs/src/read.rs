@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 use futures::{StreamExt, TryStreamExt, stream};
+use mooseng_ports::disk::lent::Keep;
 use mooseng_transport::trace;
 use mooseng_wire::BULK_BYTES_MAX;
 use mooseng_wire::fs::fs_reply::Reply;
@@ -30,6 +31,8 @@ const PARALLEL: usize = 8;
 const AHEAD_PARALLEL: usize = 16;
 /// A ticket that ends sooner than this isn't used for a further read.
 const TICKET_MARGIN_MS: u64 = 10_000;
+/// Reads of at least so many bytes, in order, leave no pages of chunk files behind.
+const UNCACHED_MIN: u64 = 256 << 10;
 /// The first window of read-ahead.
 const AHEAD_MIN: u64 = 512 << 10;
 
@@ -135,7 +138,14 @@ impl Reader {
                 Ok(bytes) => {
                     if ahead > 0 {
                         let from = offset.saturating_add(length);
-                        self.fetch_ahead(&map, from, ahead.min(covered.saturating_sub(from)), pattern)?;
+                        let uncached = length >= UNCACHED_MIN;
+                        self.fetch_ahead(
+                            &map,
+                            from,
+                            ahead.min(covered.saturating_sub(from)),
+                            uncached,
+                            pattern,
+                        )?;
                     }
                     self.region.counters.took("read", started.elapsed());
                     if before.is_empty() {
@@ -263,7 +273,9 @@ impl Reader {
             return Ok(bytes);
         }
         let counters = &self.region.counters;
-        if let Some(bytes) = self.chunkservers.read_at_once(place, offset, length, counters) {
+        // The kernel keeps what a mount's programs read: in order, and in large pieces, nobody comes back for the chunk file's pages below that.
+        let keep = if in_order && length >= UNCACHED_MIN { Keep::Nothing } else { Keep::Pages };
+        if let Some(bytes) = self.chunkservers.read_at_once(place, offset, length, keep, counters) {
             return Ok(bytes);
         }
         // What was lent is in the kernel's memory soon: a second copy of it here would only take up room.
@@ -272,8 +284,7 @@ impl Reader {
             let slot = self.cache.slot(place.chunk, offset, length);
             let part = slot
                 .get_or_try_init(|| async {
-                    let bytes =
-                        self.chunkservers.read(place, offset, length as u32, &self.region.counters).await?;
+                    let bytes = self.chunkservers.read(place, offset, length as u32, keep, counters).await?;
                     Ok::<_, String>(Part { start: offset, bytes })
                 })
                 .await?;
@@ -281,7 +292,7 @@ impl Reader {
                 return Ok(bytes);
             }
         }
-        self.chunkservers.read(place, offset, length as u32, &self.region.counters).await
+        self.chunkservers.read(place, offset, length as u32, keep, counters).await
     }
 
     /// Starts to fetch the blocks of [from, from + length) into the cache.
@@ -290,6 +301,7 @@ impl Reader {
         map: &ExtentMap,
         from: u64,
         length: u64,
+        uncached: bool,
         pattern: &Mutex<Pattern>,
     ) -> Result<(), FsError> {
         let (_, found) = pieces(map, from, length)?;
@@ -300,6 +312,8 @@ impl Reader {
             let Source::Chunk { chunk, offset } = piece.source else { continue };
             let Some(place) = map.chunks.iter().find(|place| place.chunk == chunk) else { continue };
             match self.chunkservers.lent(place) {
+                // The kernel reads ahead of uncached reads by itself; pages that it was told of would stay.
+                Lent::Here(chunk) if uncached && chunk.reads_uncached() => continue,
                 Lent::Here(chunk) => {
                     let skip = untold.saturating_sub(piece.at);
                     if skip < piece.length {
@@ -326,8 +340,9 @@ impl Reader {
                     let _permit = permit;
                     let fetched = slot
                         .get_or_try_init(|| async {
-                            let bytes =
-                                chunkservers.read(&place, start, len as u32, &region.counters).await?;
+                            let bytes = chunkservers
+                                .read(&place, start, len as u32, Keep::Pages, &region.counters)
+                                .await?;
                             Ok::<_, String>(Part { start, bytes })
                         })
                         .await;

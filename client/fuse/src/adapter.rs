@@ -19,7 +19,7 @@ use futures::FutureExt;
 use mooseng_client::{
     Attr, Caller, FileSystem, FsError, RenameMode, SeekWhence, SetAttr, WriteMode, WriteOptions, is_acl,
 };
-use mooseng_transport::trace;
+use mooseng_transport::{directly, trace};
 use tokio::sync::Semaphore;
 
 use crate::convert;
@@ -125,7 +125,7 @@ impl Adapter {
         // What needs nobody else is answered on this thread: a wake-up costs more than the answer.
         let context = self.runtime.enter();
         // A panic ends the request only: its reply, dropped, answers EIO.
-        let polled = catch_unwind(AssertUnwindSafe(|| (&mut task).now_or_never()));
+        let polled = catch_unwind(AssertUnwindSafe(|| directly(|| (&mut task).now_or_never())));
         drop(context);
         match polled {
             Ok(Some(())) => {}

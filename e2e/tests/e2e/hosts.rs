@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use mooseng_e2e::cluster::{DevCluster, checked, shell, wait_for, workspace};
+use mooseng_e2e::cluster::{DevCluster, Mount, checked, shell, wait_for, workspace};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 

@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
+mod direct;
 pub mod lent;
 pub mod os;
 pub mod sim;
@@ -67,6 +68,16 @@ pub trait DiskFile: Send + Sync {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
     /// Writes all bytes.
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+    /// Writes all parts, one behind the other: many bytes, which nobody is likely to read here soon, so that they needn't be kept in memory. Like
+    /// any others they are durable after the next flush only.
+    fn write_uncached_at(&self, parts: &[&[u8]], offset: u64) -> io::Result<()> {
+        let mut at = offset;
+        for part in parts {
+            self.write_at(part, at)?;
+            at += part.len() as u64;
+        }
+        Ok(())
+    }
     /// The length in bytes.
     fn len(&self) -> io::Result<u64>;
     /// Whether the file has no bytes.

@@ -34,6 +34,7 @@ pub use link::{CallFailure, Link, LinkOptions};
 pub use network::{
     ConnectError, Connection, Handshake, HandshakeError, Io, Listener, Network, Peer, Protocol,
 };
+pub use outbox::directly;
 pub use plain::PlainNetwork;
 pub use rpc::{grpc_channel, grpc_request, peer_of};
 pub use server::{Answer, ConnectionClosed, ConnectionHandle, Incoming, Limits, Service, Services, serve};

@@ -94,7 +94,7 @@ impl Live {
     async fn run<R: AsyncRead + Unpin>(
         self: Arc<Self>,
         mut frames: FrameReader<R>,
-        mut writer: impl AsyncWrite + Unpin,
+        writer: impl AsyncWrite + Send + Unpin + 'static,
         notices: broadcast::Sender<(Method, Bytes)>,
         options: LinkOptions,
     ) {
@@ -104,16 +104,17 @@ impl Live {
             }
             Ok("the peer closed it".to_owned())
         };
+        let mut writing = self.outbox.writing(writer);
         let why: Result<String, String> = tokio::select! {
             ended = reading => ended,
             ended = self.keep_alive(options) => Ok(ended.to_owned()),
-            written = self.outbox.write_all(&mut writer) => written.map(|()| "this side closed it".into()).map_err(|e| e.to_string()),
+            written = writing.run() => written.map(|()| "this side closed it".into()).map_err(|e| e.to_string()),
             () = self.outbox.closed() => Ok("this side closed it".into()),
         };
         let reason = why.unwrap_or_else(|e| e);
         tracing::debug!(reason, "a link's connection ended");
         self.end();
-        let _ = tokio::time::timeout(options.ping_interval, writer.shutdown()).await;
+        let _ = tokio::time::timeout(options.ping_interval, writing.shutdown()).await;
     }
 
     async fn keep_alive(&self, options: LinkOptions) -> &'static str {

@@ -3,15 +3,20 @@
 //! Each lane has room of its own, so that a full one never keeps another waiting. Control goes first; the other lanes take turns
 //! within a batch, so that none starves.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::io;
+use std::pin::Pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use mooseng_wire::frame::Frame;
 use mooseng_wire::method::{LANES, Lane};
-use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::io::AsyncWrite;
 use tokio::sync::{Notify, Semaphore};
+use tokio_util::io::poll_write_buf;
 use tokio_util::sync::CancellationToken;
 
 /// Bytes that wait in a lane at most; a sender waits for room.
@@ -39,9 +44,36 @@ struct Queues {
     closed: bool,
 }
 
+thread_local! {
+    static DIRECTLY: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Calls that `f` makes on this thread are written to their connection on it, as far as that needs no waiting, instead of by the connection's
+/// task: for threads that aren't the runtime's, to which a wake-up of it costs more than the write. Must be called within the runtime's context.
+pub fn directly<T>(f: impl FnOnce() -> T) -> T {
+    /// Put back however `f` ends.
+    struct Before(bool);
+    impl Drop for Before {
+        fn drop(&mut self) {
+            DIRECTLY.set(self.0);
+        }
+    }
+    let _before = Before(DIRECTLY.replace(true));
+    f()
+}
+
+/// Writes batches; whoever has it is the only one who does.
+struct Pump {
+    io: Box<dyn AsyncWrite + Send + Unpin>,
+    batch: Batch,
+    unflushed: bool,
+}
+
 /// The outgoing side of a connection.
 pub(crate) struct Outbox {
     queues: Mutex<Queues>,
+    /// There from when the connection's task writes until it ends.
+    pump: Mutex<Option<Pump>>,
     room: [Semaphore; LANES.len()],
     filled: Notify,
     closed: CancellationToken,
@@ -59,6 +91,7 @@ impl Outbox {
     pub(crate) fn new() -> Self {
         Self {
             queues: Mutex::default(),
+            pump: Mutex::default(),
             room: std::array::from_fn(|_| Semaphore::new(LANE_BYTES_MAX)),
             filled: Notify::new(),
             closed: CancellationToken::new(),
@@ -79,8 +112,17 @@ impl Outbox {
         }
         queues.lanes[lane_of(&frame)].push_back(Queued { frame, room });
         drop(queues);
-        self.filled.notify_one();
+        if !(DIRECTLY.get() && self.write_here()) {
+            self.filled.notify_one();
+        }
         Ok(())
+    }
+
+    /// Writes what is queued on this thread; true if all of it is written. Otherwise the connection's task goes on with it.
+    fn write_here(&self) -> bool {
+        let Ok(mut pump) = self.pump.try_lock() else { return false };
+        let Some(pump) = pump.as_mut() else { return false };
+        matches!(self.poll_write(pump, &mut Context::from_waker(Waker::noop())), Poll::Ready(Ok(())))
     }
 
     /// Queues a frame, waiting for room in its lane. When this fails or is dropped, the frame wasn't queued.
@@ -156,22 +198,76 @@ impl Outbox {
         bytes
     }
 
-    /// Writes frames until the connection closes or breaks.
-    pub(crate) async fn write_all(&self, io: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
-        let mut batch = Batch::default();
+    /// Writes until nothing is queued.
+    fn poll_write(&self, pump: &mut Pump, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.is_closed() {
-            let filled = self.filled.notified();
-            self.take(&mut batch);
-            if batch.bytes == 0 {
-                tokio::select! {
-                    () = filled => continue,
-                    () = self.closed.cancelled() => return Ok(()),
+            if pump.batch.bytes == 0 {
+                if pump.unflushed {
+                    ready!(Pin::new(&mut pump.io).poll_flush(cx))?;
+                    pump.unflushed = false;
+                }
+                self.take(&mut pump.batch);
+                if pump.batch.bytes == 0 {
+                    break;
                 }
             }
-            io.write_all_buf(&mut batch).await?;
-            io.flush().await?;
+            let written = ready!(poll_write_buf(Pin::new(&mut pump.io), cx, &mut pump.batch))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            pump.unflushed = true;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn pump(&self) -> MutexGuard<'_, Option<Pump>> {
+        self.pump.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on what is queued goes to `io`.
+    pub(crate) fn writing(&self, io: impl AsyncWrite + Send + Unpin + 'static) -> Writing<'_> {
+        *self.pump() = Some(Pump { io: Box::new(io), batch: Batch::default(), unflushed: false });
+        Writing(self)
+    }
+}
+
+/// An outbox that writes; the stream goes with this.
+pub(crate) struct Writing<'a>(&'a Outbox);
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        *self.0.pump() = None;
+    }
+}
+
+impl Writing<'_> {
+    /// Writes frames until the connection closes or breaks.
+    pub(crate) async fn run(&mut self) -> io::Result<()> {
+        let outbox = self.0;
+        while !outbox.is_closed() {
+            let (filled, closed) = (outbox.filled.notified(), outbox.closed.cancelled());
+            tokio::pin!(filled, closed);
+            poll_fn(|cx| {
+                let written = outbox.pump().as_mut().map(|pump| outbox.poll_write(pump, cx));
+                if let Some(Poll::Ready(Err(error))) = written {
+                    return Poll::Ready(Err(error));
+                }
+                // Also while it waits for the stream: another thread that wrote meanwhile has taken this task's place there, and says so.
+                let again = filled.as_mut().poll(cx).is_ready() | closed.as_mut().poll(cx).is_ready();
+                if again { Poll::Ready(Ok(())) } else { Poll::Pending }
+            })
+            .await?;
         }
         Ok(())
+    }
+
+    /// Tells the peer that nothing more comes.
+    pub(crate) async fn shutdown(&mut self) -> io::Result<()> {
+        poll_fn(|cx| match self.0.pump().as_mut() {
+            Some(pump) => Pin::new(&mut pump.io).poll_shutdown(cx),
+            None => Poll::Ready(Ok(())),
+        })
+        .await
     }
 }
 
@@ -251,7 +347,8 @@ mod tests {
     }
 
     async fn written(outbox: &Outbox, frames: usize) -> Vec<Frame> {
-        let (mut near, mut far) = tokio::io::duplex(64 << 10);
+        let (near, mut far) = tokio::io::duplex(64 << 10);
+        let mut writing = outbox.writing(near);
         let mut buffer = BytesMut::new();
         let mut found = Vec::new();
         let reading = async {
@@ -265,7 +362,7 @@ mod tests {
             }
         };
         tokio::select! {
-            _ = outbox.write_all(&mut near) => unreachable!("nobody closed it"),
+            _ = writing.run() => unreachable!("nobody closed it"),
             () = reading => {}
         }
         found
@@ -306,6 +403,54 @@ mod tests {
         }
     }
 
+    /// Threads that write themselves, the task, and a peer that takes a little at a time: each frame arrives once, whole, in its sender's order.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn frames_written_by_other_threads_arrive_like_any_others() {
+        for left_to_the_task in [false, true] {
+            written_by_threads(left_to_the_task).await;
+        }
+    }
+
+    async fn written_by_threads(left_to_the_task: bool) {
+        const FRAMES: u64 = 300;
+        let outbox = std::sync::Arc::new(Outbox::new());
+        let (near, mut far) = tokio::io::duplex(700);
+        let task = tokio::spawn({
+            let outbox = outbox.clone();
+            async move { outbox.writing(near).run().await }
+        });
+        let sending: Vec<_> = (0..3)
+            .map(|sender| {
+                let (outbox, runtime) = (outbox.clone(), tokio::runtime::Handle::current());
+                std::thread::spawn(move || {
+                    let _context = runtime.enter();
+                    for n in 0..FRAMES {
+                        let frame = frame(Lane::Read, sender * FRAMES + n, (n % 40) as usize * 100);
+                        let pushing = || futures::executor::block_on(outbox.push(frame));
+                        if left_to_the_task && sender == 0 { pushing() } else { directly(pushing) }.unwrap();
+                    }
+                })
+            })
+            .collect();
+        let (mut buffer, mut next) = (BytesMut::new(), [0, FRAMES, 2 * FRAMES]);
+        let reading = async {
+            while next.iter().sum::<u64>() < 6 * FRAMES {
+                match Frame::decode(&mut buffer, FRAME_BYTES_MAX).unwrap() {
+                    Some(frame) => {
+                        let sender = (frame.call / FRAMES) as usize;
+                        assert_eq!(frame.call, next[sender]);
+                        next[sender] += 1;
+                    }
+                    None => drop(far.read_buf(&mut buffer).await.unwrap()),
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), reading).await.expect("a frame is stuck");
+        sending.into_iter().for_each(|thread| thread.join().unwrap());
+        outbox.close();
+        task.await.unwrap().unwrap();
+    }
+
     #[tokio::test]
     async fn a_peer_that_takes_nothing_loses_the_connection() {
         let outbox = Outbox::new();
@@ -328,6 +473,6 @@ mod tests {
         tokio::time::sleep(Duration::from_millis(1)).await;
         outbox.close();
         assert!(waiting.await.unwrap().is_err());
-        outbox.write_all(&mut tokio::io::sink()).await.unwrap();
+        outbox.writing(tokio::io::sink()).run().await.unwrap();
     }
 }

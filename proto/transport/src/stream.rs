@@ -59,9 +59,10 @@ pub(crate) async fn serve(
     service.connected(&handle);
     let _ended = EndOnDrop { handle: &handle, service };
     let mut calls = Calls::new(&handle, service, limits, bytes.clone());
+    let mut writing = handle.outbox.writing(writer);
     let ended = tokio::select! {
         ended = calls.run(&mut frames) => ended,
-        written = handle.outbox.write_all(&mut writer) => written.map_err(|e| e.to_string()),
+        written = writing.run() => written.map_err(|e| e.to_string()),
         () = handle.outbox.closed() => Ok(()),
     };
     if let Err(reason) = ended {

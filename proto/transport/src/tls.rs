@@ -6,6 +6,7 @@
 
 mod credentials;
 mod guard;
+mod near;
 
 use std::io;
 use std::sync::{Arc, PoisonError, RwLock, Weak};
@@ -15,8 +16,8 @@ use async_trait::async_trait;
 use mooseng_wire::admin::CredentialReport;
 use mooseng_wire::{Identity, Role};
 use rustls_pki_types::{CertificateDer, ServerName};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::time::Instant;
+use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::time::{Instant, timeout};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::network::{
@@ -25,6 +26,7 @@ use crate::network::{
 use crate::refusal;
 use credentials::{Credentials, describe, unix_now};
 use guard::Guarded;
+use near::Near;
 
 pub use credentials::{TlsFiles, TlsSetupError};
 
@@ -44,6 +46,7 @@ const BAD_LOOKS_MAX: u32 = 3;
 #[derive(Clone)]
 pub struct TlsNetwork {
     current: Arc<RwLock<Arc<Credentials>>>,
+    near: Arc<Near>,
 }
 
 impl TlsNetwork {
@@ -66,7 +69,7 @@ impl TlsNetwork {
         if now < credentials.not_before || credentials.not_after < now {
             tracing::warn!(cert = %files.cert.display(), "our own certificate isn't valid now: peers will refuse us until it is renewed");
         }
-        let network = Self { current: Arc::new(RwLock::new(Arc::new(credentials))) };
+        let network = Self { current: Arc::new(RwLock::new(Arc::new(credentials))), near: Arc::default() };
         tokio::spawn(watch(files, seen, Arc::downgrade(&network.current)));
         Ok(network)
     }
@@ -77,6 +80,52 @@ impl TlsNetwork {
 
     fn guard(&self, io: impl Io, peer: Arc<Peer>) -> Guarded {
         Guarded::new(io, self.clone(), peer)
+    }
+
+    /// Shows certificates to the peer at the other end of `io`, and has it show its own.
+    async fn greet(
+        &self,
+        io: Box<dyn Io>,
+        address: &str,
+        protocol: Protocol,
+        role: Role,
+    ) -> Result<Connection, ConnectError> {
+        let refused = |reason: String| ConnectError::Refused { address: address.to_owned(), reason };
+        let credentials = self.current();
+        let mut config = (*credentials.client).clone();
+        config.alpn_protocols = vec![protocol.alpn().to_vec()];
+        // The name is never checked: the SPIFFE id is.
+        let name = ServerName::try_from("mooseng.invalid").map_err(|e| refused(e.to_string()))?;
+        let io = TlsConnector::from(Arc::new(config)).connect(name, io).await;
+        let io = io.map_err(|e| refused(refusal::of_io(&e).1))?;
+        let session = io.get_ref().1;
+        let peer = peer_in(session.peer_certificates()).map_err(refused)?;
+        protocol_of(session.alpn_protocol()).map_err(refused)?;
+        if peer.identity.role != role {
+            return Err(refused(format!(
+                "a {role} was expected there, but the certificate says {}",
+                peer.identity
+            )));
+        }
+        let retire_at = retirement(&peer, &credentials);
+        let peer = Arc::new(peer);
+        Ok(Connection { io: Box::new(self.guard(io, peer.clone())), peer, protocol, retire_at })
+    }
+
+    /// A connection past TCP, if its peer is on this host; none where that leads nowhere.
+    async fn greet_near(&self, address: &str, protocol: Protocol, role: Role) -> Option<Connection> {
+        let socket = tokio::net::lookup_host(address).await.ok()?.next()?;
+        let io = self.near.connect(socket).await?;
+        let greeted =
+            timeout(near::HANDSHAKE_WITHIN, self.greet(Box::new(io), address, protocol, role)).await;
+        match greeted {
+            Ok(Ok(connection)) => Some(connection),
+            // Over TCP it comes to the same, if it is the same process, and is told to whoever asked.
+            Ok(Err(_)) | Err(_) => {
+                self.near.avoid(socket);
+                None
+            }
+        }
     }
 }
 
@@ -143,41 +192,26 @@ impl Network for TlsNetwork {
         protocol: Protocol,
         role: Role,
     ) -> Result<Connection, ConnectError> {
-        let refused = |reason: String| ConnectError::Refused { address: address.to_owned(), reason };
-        let credentials = self.current();
         let connecting = async {
+            if let Some(connection) = self.greet_near(address, protocol, role).await {
+                return Ok(connection);
+            }
             let tcp = TcpStream::connect(address).await.map_err(|e| ConnectError::Unreachable {
                 address: address.to_owned(),
                 reason: e.to_string(),
             })?;
             let _ = tcp.set_nodelay(true);
-            let mut config = (*credentials.client).clone();
-            config.alpn_protocols = vec![protocol.alpn().to_vec()];
-            // The name is never checked: the SPIFFE id is.
-            let name = ServerName::try_from("mooseng.invalid").map_err(|e| refused(e.to_string()))?;
-            let io = TlsConnector::from(Arc::new(config)).connect(name, tcp).await;
-            let io = io.map_err(|e| refused(refusal::of_io(&e).1))?;
-            let session = io.get_ref().1;
-            let peer = peer_in(session.peer_certificates()).map_err(refused)?;
-            protocol_of(session.alpn_protocol()).map_err(refused)?;
-            if peer.identity.role != role {
-                return Err(refused(format!(
-                    "a {role} was expected there, but the certificate says {}",
-                    peer.identity
-                )));
-            }
-            let retire_at = retirement(&peer, &credentials);
-            let peer = Arc::new(peer);
-            Ok(Connection { io: Box::new(self.guard(io, peer.clone())), peer, protocol, retire_at })
+            self.greet(Box::new(tcp), address, protocol, role).await
         };
         let late =
             |_| ConnectError::Timeout { address: address.to_owned(), seconds: CONNECT_TIMEOUT.as_secs() };
-        tokio::time::timeout(CONNECT_TIMEOUT, connecting).await.map_err(late)?
+        timeout(CONNECT_TIMEOUT, connecting).await.map_err(late)?
     }
 
     async fn listen(&self, address: &str) -> io::Result<Box<dyn Listener>> {
         let listener = TcpListener::bind(address).await?;
-        Ok(Box::new(TlsListener { listener, network: self.clone() }))
+        let near = listener.local_addr().ok().and_then(near::listen);
+        Ok(Box::new(TlsListener { listener, near, network: self.clone() }))
     }
 
     fn identity(&self) -> Identity {
@@ -191,6 +225,8 @@ impl Network for TlsNetwork {
 
 struct TlsListener {
     listener: TcpListener,
+    /// For processes on this host.
+    near: Option<UnixListener>,
     network: TlsNetwork,
 }
 
@@ -200,14 +236,26 @@ impl Listener for TlsListener {
         self.listener.local_addr().map_or_else(|e| e.to_string(), |a| a.to_string())
     }
     async fn accept(&mut self) -> io::Result<Box<dyn Handshake>> {
-        let (tcp, from) = self.listener.accept().await?;
-        let _ = tcp.set_nodelay(true);
-        Ok(Box::new(TlsHandshake { tcp, from: from.to_string(), network: self.network.clone() }))
+        let near = async {
+            match &self.near {
+                Some(near) => near.accept().await,
+                None => std::future::pending().await,
+            }
+        };
+        let (io, from): (Box<dyn Io>, String) = tokio::select! {
+            accepted = self.listener.accept() => {
+                let (tcp, from) = accepted?;
+                let _ = tcp.set_nodelay(true);
+                (Box::new(tcp), from.to_string())
+            }
+            accepted = near => (Box::new(accepted?.0), "this host".to_owned()),
+        };
+        Ok(Box::new(TlsHandshake { io, from, network: self.network.clone() }))
     }
 }
 
 struct TlsHandshake {
-    tcp: TcpStream,
+    io: Box<dyn Io>,
     from: String,
     network: TlsNetwork,
 }
@@ -220,7 +268,7 @@ impl Handshake for TlsHandshake {
     async fn finish(self: Box<Self>) -> Result<Connection, HandshakeError> {
         let failed = |(code, sentence): (&str, String)| HandshakeError::new(&self.from, code, &sentence);
         let credentials = self.network.current();
-        let io = TlsAcceptor::from(credentials.server.clone()).accept(self.tcp).await;
+        let io = TlsAcceptor::from(credentials.server.clone()).accept(self.io).await;
         let io = io.map_err(|e| failed(refusal::of_io(&e)))?;
         let session = io.get_ref().1;
         let protocol = protocol_of(session.alpn_protocol()).map_err(|why| failed((refusal::VERSION, why)))?;

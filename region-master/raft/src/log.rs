@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use mooseng_ports::plant::{self, Plant};
 use mooseng_transport::{Blocking, Lane};
 use mooseng_wal as wal;
@@ -29,6 +31,8 @@ const READ_BYTES_MAX: usize = 2 << 20;
 const FULL_PAUSE: Duration = Duration::from_millis(200);
 /// How long the purge behind a snapshot waits for its installation.
 const INSTALL_MAX: Duration = Duration::from_secs(120);
+
+type Write = Box<dyn FnOnce() -> Result<(), wal::WalError> + Send>;
 
 /// What the log's owner knows of it.
 #[derive(Default)]
@@ -80,10 +84,27 @@ impl Log {
         &self,
         f: impl Fn(&wal::Wal) -> Result<(), wal::WalError> + Send + Sync + 'static,
     ) -> Result<(), wal::WalError> {
+        self.write_by(|writes, f| writes.run(f).boxed(), f).await
+    }
+
+    /// The same of what is appended: usually done by the time that another thread would have woken. A disk that hangs holds up this member's
+    /// worker, and with it all that it could say to others, as a disk that hangs has to.
+    async fn append_quickly(
+        &self,
+        f: impl Fn(&wal::Wal) -> Result<(), wal::WalError> + Send + Sync + 'static,
+    ) -> Result<(), wal::WalError> {
+        self.write_by(|writes, f| writes.run_quick(f).boxed(), f).await
+    }
+
+    async fn write_by(
+        &self,
+        run: impl for<'a> Fn(&'a Lane, Write) -> BoxFuture<'a, Result<(), wal::WalError>>,
+        f: impl Fn(&wal::Wal) -> Result<(), wal::WalError> + Send + Sync + 'static,
+    ) -> Result<(), wal::WalError> {
         let f = Arc::new(f);
         loop {
             let (wal, f) = (self.wal.clone(), f.clone());
-            match self.writes.run(move || f(&wal)).await {
+            match run(&self.writes, Box::new(move || f(&wal))).await {
                 Err(error) if error.is_full() && !self.stop.is_cancelled() => {
                     if !self.health.full.swap(true, Ordering::AcqRel) {
                         tracing::error!(%error, "the log's disk is full: this master takes part again once there is room");
@@ -257,9 +278,9 @@ impl RaftLogStorage<TypeConfig> for Log {
                 }
                 Ok(())
             };
-            self.write(append).await
+            self.append_quickly(append).await
         } else {
-            self.write(move |wal| wal.append(entries.clone())).await
+            self.append_quickly(move |wal| wal.append(entries.clone())).await
         };
         match appended {
             Ok(()) => {

@@ -7,11 +7,13 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use mooseng_ports::plant::{self, Plant};
 
-use crate::record::Record;
+use crate::record::{PADDING_BYTES_MIN, Record};
 
 const MAGIC: u32 = 0x4c57_474d;
 /// Bytes before a frame's body.
 pub const HEADER_BYTES: usize = 28;
+/// Bytes of the pages in which the kernel writes files.
+pub const PAGE_BYTES: usize = 4096;
 /// Most bytes of a frame's body.
 pub const BODY_BYTES_MAX: usize = 64 << 20;
 
@@ -25,11 +27,36 @@ pub struct Frame {
     pub length: usize,
 }
 
+/// Where a frame ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Behind its records.
+    Anywhere,
+    /// At the end of a page, if it begins at this place of its file. The page that a frame ends in would be written again with the next one, and
+    /// flushing what is being written takes half as long again (docs/decisions/0022-zeros-ahead.md).
+    PageOf(u64),
+}
+
 /// The bytes of a frame.
-pub fn encode<'a>(segment: u64, sequence: u64, records: impl IntoIterator<Item = &'a Record>) -> BytesMut {
+pub fn encode<'a>(
+    segment: u64,
+    sequence: u64,
+    records: impl IntoIterator<Item = &'a Record>,
+    end: End,
+) -> BytesMut {
     let mut out = BytesMut::zeroed(HEADER_BYTES);
     for record in records {
         record.encode(&mut out);
+    }
+    if let End::PageOf(at) = end {
+        let over = (at as usize + out.len()) % PAGE_BYTES;
+        if over != 0 {
+            let mut room = PAGE_BYTES - over;
+            if room < PADDING_BYTES_MIN {
+                room += PAGE_BYTES;
+            }
+            Record::Padding((room - PADDING_BYTES_MIN) as u32).encode(&mut out);
+        }
     }
     let body = (out.len() - HEADER_BYTES) as u32;
     let mut header = &mut out[..HEADER_BYTES];

@@ -51,7 +51,12 @@ pub enum Record {
     Lacking(u64),
     /// The first record of a frame that was written while only frames up to this sequence were flushed. Without it all before were.
     Flushed(u64),
+    /// So many bytes that mean nothing, so that the frame behind begins in a page of its own.
+    Padding(u32),
 }
+
+/// Bytes of a [`Record::Padding`] beside what it is said to have.
+pub(crate) const PADDING_BYTES_MIN: usize = 5;
 
 /// Why bytes aren't records.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -105,6 +110,11 @@ impl Record {
                 out.put_u8(7);
                 out.put_u64_le(*sequence);
             }
+            Record::Padding(bytes) => {
+                out.put_u8(8);
+                out.put_u32_le(*bytes);
+                out.put_bytes(0, *bytes as usize);
+            }
         }
     }
 
@@ -130,6 +140,14 @@ impl Record {
             5 => Record::Committed(get_id(bytes)?),
             6 => Record::Lacking(bytes.try_get_u64_le().map_err(bad)?),
             7 => Record::Flushed(bytes.try_get_u64_le().map_err(bad)?),
+            8 => {
+                let length = bytes.try_get_u32_le().map_err(bad)?;
+                if bytes.len() < length as usize {
+                    return Err(Malformed);
+                }
+                bytes.advance(length as usize);
+                Record::Padding(length)
+            }
             _ => return Err(Malformed),
         })
     }

@@ -10,7 +10,7 @@ use bytes::{Bytes, BytesMut};
 use mooseng_ports::disk::{Disk, DiskFile, OpenMode};
 use mooseng_ports::plant::{self, Plant};
 
-use crate::frame;
+use crate::frame::{self, End};
 use crate::record::{Entry, LogId, Record, Vote};
 use crate::recovery;
 
@@ -218,7 +218,7 @@ impl View {
                 }
                 Record::Committed(id) => self.committed = Some(id),
                 Record::Lacking(index) => self.lacking = Some(index),
-                Record::Flushed(_) => {}
+                Record::Flushed(_) | Record::Padding(_) => {}
             }
         }
     }
@@ -444,8 +444,11 @@ impl Wal {
     fn frame(&self, writer: &Writer, records: &[Record]) -> BytesMut {
         let mark = (writer.flushed < writer.sequence).then_some(Record::Flushed(writer.flushed));
         let committed = writer.committed.map(Record::Committed);
+        // Votes and markers may have to do with what is left of a segment.
+        let holds_entries = records.iter().any(|r| matches!(r, Record::Entry(_)));
+        let end = if holds_entries { End::PageOf(writer.end) } else { End::Anywhere };
         let records = mark.iter().chain(records).chain(&committed);
-        frame::encode(self.newest(writer).0, writer.sequence + 1, records)
+        frame::encode(self.newest(writer).0, writer.sequence + 1, records, end)
     }
 
     /// Writes and flushes, together with all that was written before.
@@ -565,8 +568,12 @@ impl Wal {
             let file = self.disk.open(&path, OpenMode::Create)?;
             file.set_len(0)?;
             file.allocate(self.options.segment_bytes)?;
-            let checkpoint =
-                frame::encode(number, writer.sequence + 1, &recovery::checkpoint(&lock(&self.view)));
+            let checkpoint = frame::encode(
+                number,
+                writer.sequence + 1,
+                &recovery::checkpoint(&lock(&self.view)),
+                End::Anywhere,
+            );
             // In one sector: never the one without the other.
             file.write_at(&[&recovery::header(number)[..], &checkpoint].concat(), 0)?;
             flushing = true;

@@ -148,10 +148,39 @@ fn early_entries_survive_as_far_as_they_are_said_to_be_flushed() {
 }
 
 #[test]
+fn entries_begin_in_pages_of_their_own_and_votes_take_little() {
+    let disk = SimDisk::default();
+    let options = Options { segment_bytes: 1 << 20, ..OPTIONS };
+    let open = |disk: &SimDisk| Wal::open(Arc::new(disk.clone()), Path::new(DIR), options).unwrap();
+    let wal = open(&disk);
+    let mut index = 0;
+    let mut append = |bytes: usize| {
+        let entry = Entry { id: LogId { term: 1, node: 1, index }, payload: vec![1; bytes].into() };
+        wal.append(vec![entry]).unwrap();
+        index += 1;
+        wal.bytes()
+    };
+    assert_eq!(append(10), 4096);
+    assert_eq!(append(4096), 3 * 4096);
+    // Whatever is left of the page: a padding has five bytes at least.
+    for left in 0..12 {
+        let before = append(10);
+        let after = append(4096 - 28 - 29 - left);
+        assert!(after.is_multiple_of(4096) && [1, 2].contains(&((after - before) / 4096)), "{left}: {after}");
+    }
+    let before = wal.bytes();
+    wal.save_vote(Vote { term: 2, node: 2, committed: false }).unwrap();
+    assert!(wal.bytes() - before < 100);
+    let seen = observe(&wal);
+    disk.crash(|_| 0);
+    assert_eq!(observe(&open(&disk)), seen);
+}
+
+#[test]
 fn a_hole_in_what_was_flushed_is_still_damage() {
     let entry = |index| Entry { id: LogId { term: 1, node: 1, index }, payload: vec![1; 500].into() };
-    // Frames of 552 bytes; the flush covers the first three.
-    for (flipped, damage) in [(700, true), (1_800, false), (2_400, false)] {
+    // Frames of a page each; the flush covers the first three.
+    for (flipped, damage) in [(4_300, true), (12_400, false), (16_500, false)] {
         let disk = SimDisk::default();
         let wal = open(&disk);
         for index in 0..5 {
@@ -165,7 +194,7 @@ fn a_hole_in_what_was_flushed_is_still_damage() {
         match Wal::open(Arc::new(disk), Path::new(DIR), OPTIONS) {
             Ok(wal) => {
                 assert!(!damage, "{flipped}");
-                assert_eq!(wal.last().unwrap().index, if flipped < 2_000 { 2 } else { 3 });
+                assert_eq!(wal.last().unwrap().index, if flipped < 16_000 { 2 } else { 3 });
             }
             Err(error) => {
                 assert!(damage && matches!(error, WalError::Corrupt { .. }), "{flipped}: {error}");
@@ -268,7 +297,7 @@ fn no_room_within_a_segment_is_waited_over_and_leaves_nothing_behind() {
     let mut bytes = vec![0; OPTIONS.segment_bytes as usize];
     segment.read_at(&mut bytes, 0).unwrap();
     let end = bytes.iter().rposition(|b| *b != 0).unwrap() as u64 + 1;
-    segment.write_at(&[9; 5_000], end.next_multiple_of(8)).unwrap();
+    segment.write_at(&[9; 5_000], end.next_multiple_of(4096)).unwrap();
     // A shorter frame takes its place.
     let vote = Vote { term: 2, node: 2, committed: false };
     wal.save_vote(vote).unwrap();

@@ -9,11 +9,12 @@ use bytes::Bytes;
 use mooseng_ports::disk::{DiskFile, OpenMode};
 use mooseng_wire::{ChunkId, Epoch};
 
-use super::{Chunk, Recovered, checksums, write_pieces};
+use super::{Chunk, Recovered, entries, write_pieces};
 use crate::digest::{Digest, Digester};
 use crate::directory::Directory;
 use crate::error::{ChunkError, is_full};
 use crate::layout::{BLOCK, FORMAT, Header, RECORD_AT, Record, file_bytes};
+use crate::sums::Sums;
 
 /// What the temporary names end in.
 pub(crate) const SUFFIX: &str = ".pull";
@@ -85,7 +86,7 @@ impl Import {
         if bytes.len() as u64 > self.left() {
             return Err(ChunkError::TooLong { chunk: self.chunk, end: self.written + bytes.len() as u64 });
         }
-        let (entries, tail_crc) = checksums(self.tail_crc, self.written, bytes);
+        let (entries, tail_crc) = entries(self.tail_crc, self.written, bytes, &Sums::of(bytes));
         write_pieces(&*self.file, self.written, bytes, &entries)
             .map_err(|e| failed(self.chunk, &self.directory, "writing a copy", &e))?;
         entries.iter().for_each(|crc| self.digester.block(*crc));

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{Advice, OFlags, fadvise, fcntl_getfl};
 
@@ -33,10 +34,21 @@ pub enum Wait {
     ForDisk,
 }
 
+/// What becomes of the pages that the kernel reads from the disk for a read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// They stay in the page cache.
+    Pages,
+    /// They are given back once they were read, if this kernel and filesystem can do that. Pages that were there before stay.
+    Nothing,
+}
+
 /// A file that another process lent.
 #[derive(Debug)]
 pub struct LentFile {
     file: File,
+    /// Whether its filesystem takes uncached reads, as far as known.
+    uncached: AtomicBool,
     identity: FileIdentity,
     bytes: u64,
 }
@@ -55,7 +67,7 @@ impl LentFile {
         if !metadata.is_file() {
             return refused("the descriptor isn't of a plain file");
         }
-        Ok(Self { file, identity, bytes: metadata.size() })
+        Ok(Self { file, uncached: AtomicBool::new(true), identity, bytes: metadata.size() })
     }
 
     /// Which file it is.
@@ -69,7 +81,14 @@ impl LentFile {
     }
 
     /// Appends `bytes` bytes of the file, from `offset` on, to `buffer`. Fewer are an error.
-    pub fn read_into(&self, buffer: &mut Vec<u8>, bytes: usize, offset: u64, wait: Wait) -> io::Result<()> {
+    pub fn read_into(
+        &self,
+        buffer: &mut Vec<u8>,
+        bytes: usize,
+        offset: u64,
+        wait: Wait,
+        keep: Keep,
+    ) -> io::Result<()> {
         let wanted = buffer.len() + bytes;
         buffer.reserve_exact(bytes);
         let mut at = i64::try_from(offset).map_err(io::Error::other)?;
@@ -77,7 +96,9 @@ impl LentFile {
             let left = wanted - buffer.len();
             let room = &mut buffer.spare_capacity_mut()[..left];
             let part = libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() };
-            let flags = if wait == Wait::Never { libc::RWF_NOWAIT } else { 0 };
+            let nowait = if wait == Wait::Never { libc::RWF_NOWAIT } else { 0 };
+            let uncached = keep == Keep::Nothing && self.reads_uncached();
+            let flags = nowait | if uncached { libc::RWF_DONTCACHE } else { 0 };
             // SAFETY: the one part is `room`, which is exclusively ours and outlives the call, and the descriptor is open.
             let read = unsafe { libc::preadv2(self.file.as_raw_fd(), &part, 1, at, flags) };
             match usize::try_from(read) {
@@ -91,6 +112,10 @@ impl LentFile {
                     let error = io::Error::last_os_error();
                     match error.raw_os_error() {
                         Some(libc::EINTR) => {}
+                        // Linux before 6.14, and filesystems that don't have it.
+                        Some(libc::EOPNOTSUPP | libc::EINVAL) if uncached => {
+                            self.uncached.store(false, Ordering::Relaxed);
+                        }
                         // A filesystem that can't tell may wait.
                         Some(libc::EOPNOTSUPP) if wait == Wait::Never => {
                             return Err(io::ErrorKind::WouldBlock.into());
@@ -101,6 +126,11 @@ impl LentFile {
             }
         }
         Ok(())
+    }
+
+    /// Whether [`Keep::Nothing`] has an effect, as far as known.
+    pub fn reads_uncached(&self) -> bool {
+        self.uncached.load(Ordering::Relaxed)
     }
 
     /// Has the kernel begin to read a range into memory. May wait for the disk's queue.
@@ -125,14 +155,17 @@ mod tests {
         let file = LentFile::adopt(lent).unwrap();
         assert_eq!((file.identity(), file.bytes()), (identity, 10));
         let mut buffer = b"x".to_vec();
-        file.read_into(&mut buffer, 4, 3, Wait::ForDisk).unwrap();
+        file.read_into(&mut buffer, 4, 3, Wait::ForDisk, Keep::Pages).unwrap();
         assert_eq!(buffer, b"x3456");
-        let short = file.read_into(&mut buffer, 9, 3, Wait::ForDisk).unwrap_err();
+        let short = file.read_into(&mut buffer, 9, 3, Wait::ForDisk, Keep::Pages).unwrap_err();
         assert_eq!(short.kind(), io::ErrorKind::UnexpectedEof);
-        match file.read_into(&mut Vec::new(), 4, 3, Wait::Never) {
+        match file.read_into(&mut Vec::new(), 4, 3, Wait::Never, Keep::Pages) {
             Ok(()) => {}
             Err(e) => assert_eq!(e.kind(), io::ErrorKind::WouldBlock, "{e}"),
         }
+        let mut uncached = Vec::new();
+        file.read_into(&mut uncached, 10, 0, Wait::ForDisk, Keep::Nothing).unwrap();
+        assert_eq!(uncached, b"0123456789");
         file.will_need(0, 10).unwrap();
         assert!(rustix::io::write(&file.file, b"y").is_err());
     }

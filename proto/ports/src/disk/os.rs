@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use rustix::fs::{FallocateFlags, fallocate, fdatasync, fsync, statvfs};
 
+use super::direct::Direct;
 use super::{Disk, DiskFile, OpenMode, Space};
 use crate::plant::{self, Plant};
 
@@ -26,7 +27,7 @@ impl Disk for OsDisk {
             OpenMode::Create => options.write(true).create(true),
             OpenMode::CreateNew => options.write(true).create_new(true),
         };
-        Ok(Arc::new(OsFile(options.open(path)?)))
+        Ok(Arc::new(OsFile { file: options.open(path)?, direct: Direct::default() }))
     }
 
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {
@@ -84,13 +85,16 @@ impl Disk for OsDisk {
     }
 }
 
-struct OsFile(fs::File);
+struct OsFile {
+    file: fs::File,
+    direct: Direct,
+}
 
 impl DiskFile for OsFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         let mut done = 0;
         while done < buffer.len() {
-            match self.0.read_at(&mut buffer[done..], offset + done as u64) {
+            match self.file.read_at(&mut buffer[done..], offset + done as u64) {
                 Ok(0) => break,
                 Ok(n) => done += n,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -100,24 +104,57 @@ impl DiskFile for OsFile {
         Ok(done)
     }
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        self.0.write_all_at(bytes, offset)
+        self.file.write_all_at(bytes, offset)
+    }
+    fn write_uncached_at(&self, parts: &[&[u8]], offset: u64) -> io::Result<()> {
+        if self.direct.write(&self.file, parts, offset)? {
+            return Ok(());
+        }
+        let mut at = offset;
+        for part in parts {
+            self.write_at(part, at)?;
+            at += part.len() as u64;
+        }
+        Ok(())
     }
     fn len(&self) -> io::Result<u64> {
-        Ok(self.0.metadata()?.len())
+        Ok(self.file.metadata()?.len())
     }
     fn set_len(&self, length: u64) -> io::Result<()> {
-        self.0.set_len(length)
+        self.file.set_len(length)
     }
     fn allocate(&self, length: u64) -> io::Result<()> {
-        Ok(fallocate(&self.0, FallocateFlags::empty(), 0, length)?)
+        Ok(fallocate(&self.file, FallocateFlags::empty(), 0, length)?)
     }
     fn sync_data(&self) -> io::Result<()> {
         if plant::is(Plant::LostFlush) {
             return Ok(());
         }
-        match fdatasync(&self.0) {
+        match fdatasync(&self.file) {
             Err(_) if plant::is(Plant::FsyncErrorSwallowed) => Ok(()),
             flushed => Ok(flushed?),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::read_all;
+
+    #[test]
+    fn what_is_written_uncached_is_read_wherever_it_begins() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = OsDisk.open(&dir.path().join("file"), OpenMode::CreateNew).unwrap();
+        let bytes: Vec<u8> = (0..600_000_u32).map(|n| (n % 251) as u8).collect();
+        file.write_uncached_at(&[&bytes[..4096 * 20], &bytes[4096 * 20..4096 * 64]], 0).unwrap();
+        file.write_at(&bytes[4096 * 64..4096 * 64 + 7], 4096 * 64).unwrap();
+        // In pages that are dirty in memory.
+        file.write_uncached_at(&[&bytes[4096 * 64..4096 * 100]], 4096 * 64).unwrap();
+        file.write_uncached_at(&[&bytes[4096 * 100..4096 * 100 + 1]], 4096 * 100).unwrap();
+        file.write_uncached_at(&[&bytes[4096 * 100 + 1..]], 4096 * 100 + 1).unwrap();
+        file.write_uncached_at(&[], 600_000).unwrap();
+        file.sync_data().unwrap();
+        assert!(read_all(&*file).unwrap() == bytes);
     }
 }
