@@ -43,6 +43,15 @@ pub(super) struct Elsewhere {
     making: BTreeSet<ChunkId>,
 }
 
+/// A chunk whose files' storage classes were compared with its own.
+pub(super) struct Compared {
+    pub chunk: ChunkId,
+    /// The files that have another one.
+    pub misfits: Vec<(InodeId, u32)>,
+    /// Behind which the others come.
+    pub next: Option<InodeId>,
+}
+
 /// What is done.
 enum Work {
     Leave(Leaving),
@@ -91,12 +100,12 @@ impl Keeper<'_> {
     }
 
     /// The scan comes across files of another class than their chunk's.
-    pub(super) fn note_misfits(&mut self, found: Vec<(ChunkId, Vec<(InodeId, u32)>, Option<InodeId>)>) {
+    pub(super) fn note_misfits(&mut self, found: Vec<Compared>) {
         if found.is_empty() {
             return;
         }
         let compared = Arc::make_mut(&mut self.elsewhere.compared);
-        for (chunk, misfits, next) in found {
+        for Compared { chunk, misfits, next } in found {
             for (inode, class) in misfits {
                 self.elsewhere.leavers.see(chunk, inode, class);
             }

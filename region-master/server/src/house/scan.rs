@@ -14,6 +14,7 @@ use mooseng_wire::chunk::{Close, Sealed};
 use mooseng_wire::method::Method;
 use mooseng_wire::{ChunkId, Role, SessionId};
 
+use super::elsewhere::Compared;
 use super::{Keeper, ROOT_VOLUME};
 use crate::desk::{ChunkCounts, Desk, Seal};
 use crate::errors::record_failed;
@@ -101,7 +102,7 @@ impl Keeper<'_> {
                     {
                         let from = compared.get(&chunk).copied();
                         let (found, next) = classes::misfits(&tx, chunk, *class, from, COMPARED_MAX).await?;
-                        misfits.push((chunk, found, next));
+                        misfits.push(Compared { chunk, misfits: found, next });
                     }
                 }
                 let listings: Vec<_> = page.into_iter().zip(wanted).collect();
