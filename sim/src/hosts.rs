@@ -163,7 +163,7 @@ pub fn patient() -> HouseConfig {
         merge_chunks: 3,
         merge_fill_kib: 0,
         merge_after_ms: 1_000,
-        join_above_extents: 1,
+        join_above_extents: 2,
         join_after_ms: 1_000,
         rewrite_gain_kib: 0,
         trash_retention_s: 5,
