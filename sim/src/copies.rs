@@ -52,10 +52,10 @@ async fn read(master: &Master) -> Result<Vec<Known>, String> {
     let mut all: Vec<ChunkListing> = Vec::new();
     loop {
         let after = all.last().map(|listing| listing.chunk);
-        let page = upkeep::list_chunks(&tx, VolumeId(0), after, PAGE).await.map_err(|e| e.to_string())?;
-        let full = page.len() == PAGE;
+        let (page, more) =
+            upkeep::list_chunks(&tx, VolumeId(0), after, PAGE).await.map_err(|e| e.to_string())?;
         all.extend(page);
-        if !full {
+        if !more {
             break;
         }
     }

@@ -81,7 +81,7 @@ fn one(seed: u64, trace: Option<PathBuf>, level: tracing::Level) -> Result<()> {
         Ok(s) => {
             let faults: Vec<String> = s.faults.0.iter().map(|(what, n)| format!("{n} {what}")).collect();
             println!(
-                "seed {seed}: {} operations ({} unknown), {} changes alone{}, {} chunks ({} left, {} looks, {} rewritten), {}, {:.0} s simulated, trace {digest}",
+                "seed {seed}: {} operations ({} unknown), {} changes alone{}, {} chunks ({} left, {} looks; {} sparse ones rewritten, {} merged, {} packs, {} extents joined), {}, {:.0} s simulated, trace {digest}",
                 s.operations,
                 s.unknown,
                 s.made_alone,
@@ -89,7 +89,10 @@ fn one(seed: u64, trace: Option<PathBuf>, level: tracing::Level) -> Result<()> {
                 s.chunks,
                 s.left,
                 s.looks,
-                s.rewritten,
+                s.rewritten.sparse,
+                s.rewritten.merged,
+                s.rewritten.packs,
+                s.rewritten.joined,
                 faults.join(", "),
                 s.simulated.as_secs_f64()
             );

@@ -43,8 +43,8 @@ pub struct Summary {
     pub chunks: usize,
     /// How often a copy of one had changed on a disk and was looked at.
     pub looks: usize,
-    /// Sparse chunks that were made into others.
-    pub rewritten: u64,
+    /// What the rewriter did.
+    pub rewritten: crate::watch::Rewritten,
     /// Chunks that were left in the end.
     pub left: usize,
     /// What went wrong, how often.

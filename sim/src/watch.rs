@@ -13,6 +13,40 @@ use crate::whole;
 /// States that are remembered, to compare masters that reach them later.
 const STATES_MAX: usize = 4096;
 
+/// What the rewriter did.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Rewritten {
+    /// Sparse chunks that were made into others.
+    pub sparse: u64,
+    /// Small ones.
+    pub merged: u64,
+    /// Chunks that were made of small files.
+    pub packs: u64,
+    /// Extents that were joined.
+    pub joined: u64,
+}
+
+impl Rewritten {
+    fn by(master: &Master) -> Self {
+        let m = &master.metrics;
+        Self {
+            sparse: m.chunks_rewritten.get(),
+            merged: m.chunks_merged.get(),
+            packs: m.packed_chunks.get(),
+            joined: m.joined_extents.get(),
+        }
+    }
+
+    fn plus(self, other: Self) -> Self {
+        Self {
+            sparse: self.sparse + other.sparse,
+            merged: self.merged + other.merged,
+            packs: self.packs + other.packs,
+            joined: self.joined + other.joined,
+        }
+    }
+}
+
 #[derive(Default)]
 struct Seen {
     masters: BTreeMap<String, Arc<Master>>,
@@ -21,8 +55,8 @@ struct Seen {
     lives: BTreeMap<String, u64>,
     /// Who led in a term, as which member: a vote counts once.
     led: BTreeMap<(u64, u64), (String, u64)>,
-    /// Chunks that masters rewrote in lives that are over.
-    rewritten: u64,
+    /// What masters rewrote in lives that are over.
+    rewritten: Rewritten,
     /// The state at a log index, and who had it first.
     states: BTreeMap<u64, (u64, String)>,
 }
@@ -54,19 +88,20 @@ impl Watch {
         let (master, store) = {
             let mut seen = self.seen();
             let (master, store) = (seen.masters.remove(name), seen.chunkservers.remove(name));
-            seen.rewritten += master.as_ref().map_or(0, |m| m.metrics.chunks_rewritten.get());
+            let more = master.as_deref().map(Rewritten::by).unwrap_or_default();
+            seen.rewritten = seen.rewritten.plus(more);
             (master, store)
         };
         drop((master, store));
     }
 
-    /// How many sparse chunks were made into others.
-    pub fn rewritten(&self) -> u64 {
+    /// What the rewriter did.
+    pub fn rewritten(&self) -> Rewritten {
         let seen = self.seen();
-        seen.rewritten + seen.masters.values().map(|m| m.metrics.chunks_rewritten.get()).sum::<u64>()
+        seen.masters.values().map(|master| Rewritten::by(master)).fold(seen.rewritten, Rewritten::plus)
     }
 
-    /// Whether sparse chunks are being made into others now.
+    /// Whether chunks are being made of others now.
     pub fn is_rewriting(&self) -> bool {
         self.seen().masters.values().any(|m| m.serving().is_ok() && m.metrics.rewrites_under_way.get() > 0)
     }

@@ -29,9 +29,9 @@ const OWN_NAMES: u8 = 3;
 /// Tasks of a client that work at the same time.
 const TASKS: u8 = 2;
 /// Where a record lies and how long it is. Far out in a file it is beyond what is stored inline, so that it goes through chunks.
-/// What is little goes inline all the same, and to a chunk later.
+/// What is little goes inline all the same, and to a chunk later; so does what lies at the beginning, to one that files share.
 const PLACES: [(u64, usize); 5] =
-    [(0, 512), (100_000, 20_008), (100_000, 6000), (100_000, 24_504), (100_000, 40_000)];
+    [(0, 4_504), (100_000, 20_008), (100_000, 6000), (100_000, 24_504), (100_000, 40_000)];
 /// One step of so many is a run of changes in the client's own directory.
 const BURST_EVERY: u32 = 15;
 /// Files that a task holds open at most.
@@ -93,7 +93,7 @@ fn name(n: u8) -> Vec<u8> {
     vec![b'a' + n]
 }
 
-/// A fifth of the inodes hold their record inline, a fifth until it is moved, the others in a chunk.
+/// A fifth of the inodes hold their record inline until it is packed, a fifth until it is moved, the others in a chunk.
 fn place(inode: u64) -> (u64, usize) {
     PLACES[inode as usize % PLACES.len()]
 }

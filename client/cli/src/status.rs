@@ -53,12 +53,16 @@ fn page(answered: &Answered, verdict: &Verdict) -> String {
     ));
     if let Some(house) = &reply.house {
         parts.push(format!(
-            "House-keeping: {} copies under way, {} chunks wait, {} copies made and {} dropped, {} sparse chunks rewritten by this leader; {} of {} in sealed chunks in use",
+            "House-keeping: {} copies under way, {} chunks wait, {} copies made and {} dropped, {} sparse chunks rewritten and {} small ones merged, {} of small files packed into {} chunks and {} extents joined by this leader; {} of {} in sealed chunks in use",
             house.copying,
             house.waiting,
             house.copied,
             house.dropped,
             house.rewritten,
+            house.merged,
+            output::bytes(house.packed_bytes),
+            house.packed_chunks,
+            house.joined_extents,
             output::bytes(house.bytes_live),
             output::bytes(house.bytes)
         ));
@@ -219,7 +223,8 @@ fn house(h: &HouseStatus) -> Value {
             "copies_made": h.copied, "copied_bytes": h.copied_bytes, "copies_dropped": h.dropped, "copies_failed": h.copies_failed,
             "chunks_dead": h.dead, "chunk_bytes": h.bytes, "chunk_bytes_live": h.bytes_live,
             "rewrites_under_way": h.rewriting, "chunks_rewritten": h.rewritten, "rewritten_bytes": h.rewritten_bytes,
-            "rewrites_failed": h.rewrites_failed })
+            "rewrites_failed": h.rewrites_failed, "chunks_merged": h.merged,
+            "packed_chunks": h.packed_chunks, "packed_bytes": h.packed_bytes, "joined_extents": h.joined_extents })
 }
 
 /// A chunkserver in JSON.

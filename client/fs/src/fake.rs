@@ -98,6 +98,8 @@ pub struct State {
     pub executed: u64,
     /// Reads that were answered.
     pub reads: u64,
+    /// Bytes that were read of chunks.
+    pub chunk_bytes: u64,
     /// Changes whose recorded outcome was answered again.
     pub repeated: u64,
     /// Calls by method.

@@ -21,6 +21,7 @@ use crate::borrow::Lent;
 use crate::cache::{BLOCK, BlockCache, Part};
 use crate::chunkservers::{Chunkservers, ticket_expires_ms};
 use crate::error::FsError;
+use crate::neighbours::Neighbours;
 use crate::plan::{Piece, Source, pieces};
 use crate::region::Region;
 use crate::retry::Backoff;
@@ -79,6 +80,17 @@ impl Pattern {
     }
 }
 
+/// What is fetched for a read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reach {
+    /// What was asked for.
+    Asked,
+    /// That, and what lies behind it will be, too.
+    InOrder,
+    /// A file as a whole: others may lie beside it.
+    Whole,
+}
+
 /// Reads files.
 pub(crate) struct Reader {
     pub region: Arc<Region>,
@@ -86,6 +98,7 @@ pub(crate) struct Reader {
     pub cache: Arc<BlockCache>,
     pub ahead: Arc<Semaphore>,
     pub ahead_bytes: u64,
+    pub neighbours: Mutex<Neighbours>,
 }
 
 impl Reader {
@@ -94,7 +107,14 @@ impl Reader {
         let cache = Arc::new(BlockCache::new(config.cache_bytes));
         // Read-ahead beyond half of the cache would push out its own blocks.
         let ahead_bytes = config.read_ahead_bytes.min(config.cache_bytes as u64 / 2);
-        Self { region, chunkservers, cache, ahead: Arc::new(Semaphore::new(AHEAD_PARALLEL)), ahead_bytes }
+        Self {
+            region,
+            chunkservers,
+            cache,
+            ahead: Arc::new(Semaphore::new(AHEAD_PARALLEL)),
+            ahead_bytes,
+            neighbours: Mutex::default(),
+        }
     }
 
     /// Reads up to `length` bytes; fewer at the end of the file. Answers the attributes, too, if they came along.
@@ -122,7 +142,12 @@ impl Reader {
             let (total, found) = pieces(&map, offset, known)?;
             let places: BTreeMap<u64, &ChunkPlace> =
                 map.chunks.iter().map(|place| (place.chunk, place)).collect();
-            let last = match self.fetch(&found, &places, total, ahead > 0).await {
+            let reach = match ahead {
+                0 if offset == 0 && total == map.size => Reach::Whole,
+                0 => Reach::Asked,
+                _ => Reach::InOrder,
+            };
+            let last = match self.fetch(&found, &places, total, reach).await {
                 Ok(bytes) if known < length && offset.saturating_add(total) < map.size => {
                     if total == 0 {
                         return Err(FsError::Malformed(format!(
@@ -216,7 +241,7 @@ impl Reader {
         found: &[Piece],
         places: &BTreeMap<u64, &ChunkPlace>,
         total: u64,
-        in_order: bool,
+        reach: Reach,
     ) -> Result<Bytes, String> {
         let total = usize::try_from(total).map_err(|_| "a read of more bytes than memory".to_owned())?;
         let runs: Vec<(u64, u64, u64, u64)> = found
@@ -238,14 +263,14 @@ impl Reader {
                 Source::Inline(bytes) => return Ok(bytes.clone()),
                 Source::Chunk { .. } if runs.len() == 1 => {
                     let (_, chunk, offset, length) = runs[0];
-                    return self.part(place_of(places, chunk)?, offset, length, in_order).await;
+                    return self.part(place_of(places, chunk)?, offset, length, reach).await;
                 }
                 Source::Chunk { .. } => {}
             }
         }
         let fetched: Vec<(u64, Bytes)> = stream::iter(runs)
             .map(|(at, chunk, offset, length)| async move {
-                let bytes = self.part(place_of(places, chunk)?, offset, length, in_order).await?;
+                let bytes = self.part(place_of(places, chunk)?, offset, length, reach).await?;
                 Ok::<_, String>((at, bytes))
             })
             .buffer_unordered(PARALLEL)
@@ -263,17 +288,38 @@ impl Reader {
         Ok(answer.freeze())
     }
 
+    /// What of a block is fetched into the cache for a part of it: that part, where more will be read behind it; the block, where its files are read one
+    /// by one.
+    fn worth_keeping(
+        &self,
+        place: &ChunkPlace,
+        offset: u64,
+        length: u64,
+        reach: Reach,
+    ) -> Option<(u64, u64)> {
+        match reach {
+            Reach::Asked => None,
+            Reach::InOrder => Some((offset, offset + length)),
+            Reach::Whole if place.sealed && offset + length <= place.length => {
+                let mut neighbours = self.neighbours.lock().unwrap_or_else(PoisonError::into_inner);
+                neighbours.read(place.chunk, offset, place.length)
+            }
+            Reach::Whole => None,
+        }
+    }
+
     /// A range that doesn't cross a block's border.
     async fn part(
         &self,
         place: &ChunkPlace,
         offset: u64,
         length: u64,
-        in_order: bool,
+        reach: Reach,
     ) -> Result<Bytes, String> {
         let lent = self.chunkservers.lent(place);
         // The kernel keeps what a mount's programs read: in order, and in large pieces, nobody comes back for the chunk file's pages below that.
-        let keep = if in_order && length >= UNCACHED_MIN { Keep::Nothing } else { Keep::Pages };
+        let keep =
+            if reach == Reach::InOrder && length >= UNCACHED_MIN { Keep::Nothing } else { Keep::Pages };
         let passing = keep == Keep::Nothing && reads_uncached(&lent);
         if let Some(bytes) = self.cache.get(place.chunk, offset, length) {
             if passing {
@@ -285,17 +331,23 @@ impl Reader {
         if let Some(bytes) = self.chunkservers.read_at_once(place, offset, length, keep, counters) {
             return Ok(bytes);
         }
-        // What was lent is in the kernel's memory soon: a second copy of it here would only take up room.
-        if in_order && matches!(self.chunkservers.lent(place), Lent::Not) {
+        // What was lent is in the kernel's memory soon, if that keeps it: a second copy of it here would only take up room.
+        if let Some((start, end)) = self.worth_keeping(place, offset, length, reach)
+            && (passing || matches!(lent, Lent::Not))
+        {
             // It may be on its way already.
             let slot = self.cache.slot(place.chunk, offset, length);
             let part = slot
                 .get_or_try_init(|| async {
-                    let bytes = self.chunkservers.read(place, offset, length as u32, keep, counters).await?;
-                    Ok::<_, String>(Part { start: offset, bytes })
+                    let wanted = (end - start) as u32;
+                    let bytes = self.chunkservers.read(place, start, wanted, keep, counters).await?;
+                    Ok::<_, String>(Part { start, bytes })
                 })
                 .await?;
             if let Some(bytes) = part.get(offset, length) {
+                if passing {
+                    self.cache.passed(place.chunk, offset + length);
+                }
                 return Ok(bytes);
             }
         }

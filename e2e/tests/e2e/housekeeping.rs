@@ -1,12 +1,14 @@
 //! A file that is overwritten again and again in small pieces keeps little more space than its bytes: sparse chunks are rewritten, unused ones
 //! collected, and nobody who reads sees anything of it.
 //!
+//! Thousands of small files share a few chunks, and give their space back as well.
+//!
 //! `REWRITE_MIB` sets the file's size: 64 here, 1024 for the issue's own figure.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -83,9 +85,117 @@ fn run() -> Result<()> {
         Ok(())
     });
     steps.run("fsck finds nothing", || cluster.fsck());
+    steps.run("house-keeping becomes hasty", || hurry(&cluster));
+    steps.run(&format!("{SMALL_FILES} small files share a few chunks, and have their bytes"), || {
+        pack(&cluster, &other)
+    });
+    steps.run("one in ten is left, and the space of the others comes back", || thin_out(&cluster, &other));
     checked(cluster.mooseng(&["umount"]).arg(&other))?;
     steps.finish()?;
     cluster.finish(super::PEERS_COME_AND_GO)
+}
+
+const SMALL_FILES: u64 = 3_000;
+
+fn small_path(dir: &Path, n: u64) -> PathBuf {
+    dir.join("small").join((n % 30).to_string()).join(n.to_string())
+}
+
+/// 4 to 20 KiB.
+fn small_bytes(n: u64) -> Vec<u8> {
+    let length = 4_096 + n * 7_919 % 16_384;
+    (0..length).map(|i| (n * 31 + i * 7 + i / 256) as u8).collect()
+}
+
+/// Masters that pack, merge and collect as soon as they see something; deleted files aren't kept.
+fn hurry(cluster: &DevCluster) -> Result<()> {
+    let admin = cluster.dir().join("etc/admin.toml");
+    checked(cluster.mooseng(&["trash", "retention", "0", "--config"]).arg(admin))?;
+    for name in &cluster.names("master")? {
+        super::room::configure(cluster, name, |config| {
+            let house = config.entry("house").or_insert(toml::Table::new().into());
+            if let Some(house) = house.as_table_mut() {
+                for (setting, value) in [
+                    ("scan_every_ms", 1_000),
+                    ("collect_after_ms", 3_000),
+                    ("rewrite_after_ms", 1_000),
+                    ("pack_after_ms", 2_000),
+                    ("merge_after_ms", 3_000),
+                    ("merge_chunks", 2),
+                ] {
+                    house.insert(setting.into(), value.into());
+                }
+            }
+        })?;
+        cluster.dev("kill", name)?;
+        cluster.dev("start", name)?;
+        cluster.wait_whole()?;
+    }
+    Ok(())
+}
+
+fn pack(cluster: &DevCluster, other: &Path) -> Result<()> {
+    let chunks = |cluster: &DevCluster| -> Result<u64> {
+        let status = cluster.status()?;
+        status["chunks"].as_u64().with_context(|| format!("no chunks in {status}"))
+    };
+    let before = chunks(cluster)?;
+    let mut bytes = 0;
+    for n in 0..SMALL_FILES {
+        let path = small_path(&cluster.mount(), n);
+        if n < 30 {
+            fs::create_dir_all(path.parent().context("a file in a directory")?)?;
+        }
+        fs::write(&path, small_bytes(n))?;
+        bytes += small_bytes(n).len() as u64;
+    }
+    let began = Instant::now();
+    wait_for("small files to be packed and packs to be merged", WITHIN, || {
+        let (is, house) = (chunks(cluster)?, cluster.status()?["house"].clone());
+        let packed = house["packed_bytes"].as_u64().unwrap_or(0);
+        // Less than a chunk's worth waits, at most.
+        ensure!(packed + (1 << 20) > bytes, "{packed} of {bytes} bytes are packed; {house}");
+        ensure!(is < before + 8, "{is} chunks, {before} before; {house}");
+        Ok(())
+    })?;
+    println!(
+        "    {} more chunks for {SMALL_FILES} files after {:.0} s",
+        chunks(cluster)?.saturating_sub(before),
+        began.elapsed().as_secs_f64()
+    );
+    have_their_bytes(cluster, other, 0..SMALL_FILES)?;
+    cluster.fsck()
+}
+
+/// Read by a mount that knows nothing of them.
+fn have_their_bytes(cluster: &DevCluster, other: &Path, files: impl Iterator<Item = u64>) -> Result<()> {
+    checked(cluster.mooseng(&["umount"]).arg(other))?;
+    checked(cluster.mooseng(&["mount", "--config"]).arg(cluster.client_config()?).arg(other))?;
+    for n in files {
+        let path = small_path(other, n);
+        ensure!(fs::read(&path)? == small_bytes(n), "{} has other bytes", path.display());
+    }
+    Ok(())
+}
+
+fn thin_out(cluster: &DevCluster, other: &Path) -> Result<()> {
+    let before = held(cluster)?;
+    let bytes = |all: bool| -> u64 {
+        (0..SMALL_FILES).filter(|n| all || n % 10 == 0).map(|n| small_bytes(n).len() as u64).sum()
+    };
+    for n in (0..SMALL_FILES).filter(|n| n % 10 != 0) {
+        fs::remove_file(small_path(&cluster.mount(), n))?;
+    }
+    // All that they had, but for twice what is left.
+    let most = (before + 2 * COPIES * bytes(false)).saturating_sub(COPIES * (bytes(true) - bytes(false)));
+    wait_for("nearly empty packs to be rewritten and collected", WITHIN, || {
+        let is = held(cluster)?;
+        ensure!(is < most, "{} MiB are held, {} would do", is >> 20, most >> 20);
+        Ok(())
+    })?;
+    println!("    {} MiB are held, {} were", held(cluster)? >> 20, before >> 20);
+    have_their_bytes(cluster, other, (0..SMALL_FILES).filter(|n| n % 10 == 0))?;
+    cluster.fsck()
 }
 
 /// What each block was last written as.

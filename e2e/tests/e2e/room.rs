@@ -63,7 +63,7 @@ impl Drop for Disks {
 }
 
 /// Changes a daemon's configuration. It must be started anew.
-fn configure(cluster: &DevCluster, name: &str, change: impl FnOnce(&mut toml::Table)) -> Result<()> {
+pub fn configure(cluster: &DevCluster, name: &str, change: impl FnOnce(&mut toml::Table)) -> Result<()> {
     let path = cluster.dir().join("etc").join(format!("{name}.toml"));
     let mut config: toml::Table = fs::read_to_string(&path)?.parse()?;
     change(&mut config);

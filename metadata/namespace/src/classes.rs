@@ -16,6 +16,7 @@ use crate::error::OpError;
 use crate::quota::{self, Account, Charge, Usage};
 use crate::touched::Touched;
 use crate::view::is_directory;
+use crate::window;
 
 /// Classes that a volume has at most, the default one apart.
 pub const CLASSES_MAX: usize = 200;
@@ -335,6 +336,31 @@ pub async fn wanted<T: Transaction>(
         first.get_or_insert(class);
     }
     Ok(first)
+}
+
+/// The files of a chunk that have another class than it, of up to `max` behind `after`, each with its class; and behind which the next ones come,
+/// none where there are none. Read without conflicts.
+pub async fn misfits<T: Transaction>(
+    tx: &T,
+    chunk: ChunkId,
+    class: u32,
+    after: Option<InodeId>,
+    max: usize,
+) -> Result<(Vec<(InodeId, u32)>, Option<InodeId>), OpError> {
+    let limit = RangeLimit { pairs_max: max, ..RangeLimit::default() };
+    let all = chunk::reference_range(chunk);
+    let range = match after {
+        None => all,
+        Some(after) => window::behind(&all, &chunk::reference_key(chunk, after)),
+    };
+    let page = tx.get_range(range, limit, Read::Snapshot).await?;
+    let users = page.pairs.iter().map(|(key, _)| chunk::parse_reference_key(chunk, key));
+    let users = users.collect::<Result<Vec<InodeId>, _>>()?;
+    let classes = users.iter().map(|user| of_inode(tx, *user, Read::Snapshot));
+    let classes = futures::future::try_join_all(classes).await?;
+    let next = users.last().copied().filter(|_| page.more);
+    let others = users.into_iter().zip(classes).filter_map(|(user, of)| Some((user, of?)));
+    Ok((others.filter(|(_, of)| *of != class).collect(), next))
 }
 
 /// Gives a chunk the class that it should have. Answers that one, if it had another.

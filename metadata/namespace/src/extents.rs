@@ -5,9 +5,29 @@ use std::collections::BTreeMap;
 use bytes::{Bytes, BytesMut};
 use mooseng_schema::SchemaError;
 use mooseng_schema::extent::ExtentRecord;
-use mooseng_schema::staged::{Staged, is_staged};
+use mooseng_schema::packable::{self, is_packable};
+use mooseng_schema::staged::{self, Staged, is_staged};
 use mooseng_wire::fs::{self, ChunkRun};
-use mooseng_wire::{BLOCK_BYTES, CHUNK_BYTES_MAX, ChunkId, FILE_SIZE_MAX, INLINE_EXTENT_BYTES_MAX};
+use mooseng_wire::{BLOCK_BYTES, CHUNK_BYTES_MAX, ChunkId, FILE_SIZE_MAX, INLINE_EXTENT_BYTES_MAX, InodeId};
+
+/// A list of inline pieces that the rewriter moves into chunks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum List {
+    /// Small writes of large files ([`staged`]).
+    Staged,
+    /// Data of small files ([`packable`]).
+    Packable,
+}
+
+impl List {
+    /// The key that lists a piece which begins there.
+    pub fn key(self, inode: InodeId, offset: u64) -> Vec<u8> {
+        match self {
+            Self::Staged => staged::piece_key(inode, offset),
+            Self::Packable => packable::key(inode, offset),
+        }
+    }
+}
 
 /// A piece's bytes, or where they are. Never empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +68,15 @@ impl Data {
     /// Whether it counts as staged where it ends there.
     pub fn is_staged(&self, end: u64) -> bool {
         matches!(self, Self::Inline(_)) && is_staged(end)
+    }
+
+    /// On which list it is where it ends there.
+    pub fn list(&self, end: u64) -> Option<List> {
+        match self {
+            Self::Inline(_) if is_staged(end) => Some(List::Staged),
+            Self::Inline(bytes) if is_packable(end, bytes.len() as u64) => Some(List::Packable),
+            _ => None,
+        }
     }
 
     /// Both as one piece: runs that touch in their chunk, and inline bytes while they are few. Staged ones at most a block: whatever is written
@@ -129,10 +158,10 @@ pub struct Changes {
     pub references: BTreeMap<ChunkId, References>,
     /// By how much what is staged grows.
     pub staged: Staged,
-    /// Offsets where no staged piece begins any more.
-    pub unlisted: Vec<u64>,
+    /// Offsets where no piece of that list begins any more.
+    pub unlisted: Vec<(List, u64)>,
     /// Offsets where one begins now.
-    pub listed: Vec<u64>,
+    pub listed: Vec<(List, u64)>,
 }
 
 /// By how much the pieces in a chunk grow.
@@ -254,9 +283,9 @@ impl Pieces {
         offsets.chunk_by(|a, b| self.0.get(a).is_some_and(|data| a + data.length() == *b))
     }
 
-    /// Whether a staged piece begins there.
-    fn lists(&self, offset: u64) -> bool {
-        self.0.get(&offset).is_some_and(|data| data.is_staged(offset + data.length()))
+    /// On which list the piece is that begins there.
+    fn list(&self, offset: u64) -> Option<List> {
+        self.0.get(&offset).and_then(|data| data.list(offset + data.length()))
     }
 
     /// What turns `self` into `after`.
@@ -270,16 +299,20 @@ impl Pieces {
                 changes.cleared.push(*offset);
             }
             changes.count(*offset, data, -1);
-            if self.lists(*offset) && !after.lists(*offset) {
-                changes.unlisted.push(*offset);
+            if let Some(list) = self.list(*offset)
+                && after.list(*offset) != Some(list)
+            {
+                changes.unlisted.push((list, *offset));
             }
         }
         for (offset, data) in &after.0 {
             if self.0.get(offset) != Some(data) {
                 changes.set.push((*offset, data.clone()));
                 changes.count(*offset, data, 1);
-                if after.lists(*offset) && !self.lists(*offset) {
-                    changes.listed.push(*offset);
+                if let Some(list) = after.list(*offset)
+                    && self.list(*offset) != Some(list)
+                {
+                    changes.listed.push((list, *offset));
                 }
             }
         }

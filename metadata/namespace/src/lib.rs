@@ -13,6 +13,7 @@
 //! - [`locks`] are the locks on one inode, as values; [`held`] is where they lie in the store.
 //! - [`mod@format`] makes an empty volume, and the region's founding mark.
 //! - [`rewrite`] moves files' bytes from old chunks to new ones.
+//! - [`pack`] moves small files' bytes to chunks that they share.
 //! - [`rules`] say what becomes of an inode's record, as values: for operations, and for clients that have a directory alone.
 //! - [`acl`] are access control lists, as values.
 //! - [`classes`] are storage classes: how many copies data gets, and where.
@@ -34,6 +35,7 @@ pub mod fsck;
 pub mod held;
 pub mod locks;
 mod ops;
+pub mod pack;
 mod permission;
 pub mod quota;
 pub mod request;

@@ -4,7 +4,8 @@
 //!   pieces() of the old chunks --> bytes are copied into a new chunk, durably --> record() --> swap(), some extents at a time
 //! ```
 //! Between the three anything may happen. A swap changes only what still is as it was read: bytes of the same place of the same old chunk. The rest
-//! is left as it is. Staged data ([`mooseng_schema::staged`]) goes the same way, only that its bytes are in the store: [`staged_pieces`], [`destage`].
+//! is left as it is. Staged data ([`mooseng_schema::staged`]) goes the same way, only that its bytes are in the store: [`staged_pieces`], [`destage`];
+//! so does that of small files ([`crate::pack`]).
 //! Sizes, times and what a file shows aren't touched; whoever knows its extents must be told all the same, for
 //! the old chunks go once nothing names them.
 
@@ -44,12 +45,34 @@ pub struct Piece {
     pub length: u64,
 }
 
-/// A page of a file's pieces in those chunks, from an offset on, and where the next page begins. Read without conflicts.
+/// What of a file's record the rewriter looks at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// The storage class of its data.
+    pub storage_class: u32,
+    /// When it was changed last, by the clock of whoever did.
+    pub changed_ns: i64,
+    /// It has no name, or lies in the trash, or waits for dead extents to be freed.
+    pub goes: bool,
+}
+
+/// A file as it is; none if it is gone. Read without conflicts.
+pub async fn standing<T: Transaction>(tx: &T, inode: InodeId) -> Result<Option<Standing>, OpError> {
+    let Some(value) = tx.get(&inode::key(inode), Read::Snapshot).await? else { return Ok(None) };
+    let record = InodeRecord::from_value(&value)?;
+    Ok(Some(Standing {
+        storage_class: record.storage_class,
+        changed_ns: record.ctime_ns.max(record.mtime_ns),
+        goes: record.orphan || record.trash_until_ns.is_some() || record.trim_from.is_some(),
+    }))
+}
+
+/// A page of a file's pieces in those chunks, or in any, from an offset on, and where the next page begins. Read without conflicts.
 pub async fn pieces<T: Transaction>(
     tx: &T,
     inode: InodeId,
     from: u64,
-    chunks: &BTreeSet<ChunkId>,
+    chunks: Option<&BTreeSet<ChunkId>>,
     max: usize,
 ) -> Result<(Vec<Piece>, Option<u64>), OpError> {
     let limit = RangeLimit { pairs_max: max, ..Default::default() };
@@ -62,7 +85,7 @@ pub async fn pieces<T: Transaction>(
     for (offset, data) in all.iter() {
         last = Some(offset);
         if let Data::Run { chunk, offset: chunk_offset, length } = data
-            && chunks.contains(chunk)
+            && chunks.is_none_or(|chunks| chunks.contains(chunk))
         {
             found.push(Piece { inode, offset, chunk: *chunk, chunk_offset: *chunk_offset, length: *length });
         }
@@ -108,31 +131,54 @@ pub async fn swap<T: Transaction>(
         .iter()
         .map(|m| Target { offset: m.piece.offset, length: m.piece.length, to_offset: m.to_offset })
         .collect();
-    exchange(tx, inode, to, &targets, Some(touched), |now, i| unchanged(now, &moved[i].piece)).await
+    let swap = Swap { touched: Some(touched), ..Swap::BESIDE_WRITES };
+    exchange(tx, inode, to, &targets, swap, |now, i| unchanged(now, &moved[i].piece)).await
 }
 
 /// A part of a file and where in the new chunk its bytes lie.
-struct Target {
+pub(crate) struct Target {
     offset: u64,
     length: u64,
     to_offset: u64,
 }
 
-/// Names the new chunk where `unchanged` says that a target's bytes are what was copied. Whoever knows the extents is told, unless they go on saying
-/// the same without a chunk that may go.
-async fn exchange<T: Transaction>(
+impl Target {
+    /// Of a piece whose bytes were inline.
+    pub(crate) fn of_inline(moved: &Destaged) -> Self {
+        let Destaged { piece, to_offset } = moved;
+        Self { offset: piece.offset, length: piece.bytes.len() as u64, to_offset: *to_offset }
+    }
+}
+
+/// How a swap goes.
+#[derive(Clone, Copy)]
+pub(crate) struct Swap<'a> {
+    /// Who is told: whoever knows the extents, unless they go on saying the same without a chunk that may go.
+    pub touched: Option<&'a Touched>,
+    /// How the inode's record is read.
+    pub read: Read,
+    /// Only a file is swapped that has the chunk's storage class.
+    pub same_class: bool,
+}
+
+impl Swap<'_> {
+    /// Beside whoever writes other bytes of the file. Each write changes the inode's record. Whoever frees the inode, or makes it shorter, frees
+    /// extents that the swap reads.
+    const BESIDE_WRITES: Self = Self { touched: None, read: Read::Snapshot, same_class: false };
+}
+
+/// Names the new chunk where `unchanged` says that a target's bytes are what was copied.
+pub(crate) async fn exchange<T: Transaction>(
     tx: &T,
     inode: InodeId,
     to: ChunkId,
     targets: &[Target],
-    touched: Option<&Touched>,
+    swap: Swap<'_>,
     unchanged: impl Fn(&Pieces, usize) -> Vec<(u64, u64)>,
 ) -> Result<Swapped, OpError> {
     let nothing = Swapped { bytes: 0, left: targets.iter().map(|t| t.length).sum() };
     let key = inode::key(inode);
-    // Without a conflict: each write changes it, and a swap may go on beside writes of other bytes. Whoever frees the inode, or makes it shorter,
-    // frees the extents that are read below.
-    let Some(value) = tx.get(&key, Read::Snapshot).await? else { return Ok(nothing) };
+    let Some(value) = tx.get(&key, swap.read).await? else { return Ok(nothing) };
     let mut record = InodeRecord::from_value(&value)?;
     // Dead extents wait to be freed, and mustn't merge with living ones.
     if record.trim_from.is_some() {
@@ -140,6 +186,9 @@ async fn exchange<T: Transaction>(
     }
     let Some(chunk) = tx.get(&chunk::key(to), Read::Conflicting).await? else { return Ok(nothing) };
     let chunk = ChunkRecord::from_value(&chunk)?;
+    if swap.same_class && chunk.storage_class != record.storage_class {
+        return Ok(nothing);
+    }
     let end = targets.iter().map(|t| t.to_offset.saturating_add(t.length)).max().unwrap_or(0);
     if !chunk.sealed || end > chunk.length || targets.len() > SWAP_EXTENTS_MAX {
         return Err(OpError::Malformed("a swap names what its chunk doesn't have, or too much"));
@@ -159,7 +208,7 @@ async fn exchange<T: Transaction>(
         }
     }
     if swapped.bytes > 0 {
-        if let Some(touched) = touched {
+        if let Some(touched) = swap.touched {
             touched.note(Fact::Inode(inode));
         }
         window::store(tx, inode, &mut record, &before, &after).await?;
@@ -280,17 +329,12 @@ pub async fn destage<T: Transaction>(
     to: ChunkId,
     moved: &[Destaged],
 ) -> Result<Swapped, OpError> {
-    let target = |m: &Destaged| Target {
-        offset: m.piece.offset,
-        length: m.piece.bytes.len() as u64,
-        to_offset: m.to_offset,
-    };
-    let targets: Vec<Target> = moved.iter().map(target).collect();
-    exchange(tx, inode, to, &targets, None, |now, i| still_inline(now, &moved[i].piece)).await
+    let targets: Vec<Target> = moved.iter().map(Target::of_inline).collect();
+    exchange(tx, inode, to, &targets, Swap::BESIDE_WRITES, |now, i| still_inline(now, &moved[i].piece)).await
 }
 
 /// The parts of a staged piece that are inline with the same bytes. Whether they were written once more meanwhile doesn't matter.
-fn still_inline(now: &Pieces, piece: &StagedPiece) -> Vec<(u64, u64)> {
+pub(crate) fn still_inline(now: &Pieces, piece: &StagedPiece) -> Vec<(u64, u64)> {
     let end = piece.offset + piece.bytes.len() as u64;
     if plant::is(Plant::SwapUnchecked) {
         return vec![(piece.offset, piece.bytes.len() as u64)];

@@ -175,8 +175,15 @@ pub async fn drain<T: Transaction>(tx: &T, inode: InodeId, from: u64) -> Result<
     Ok(done)
 }
 
-/// Inodes of one chunk whose uses are summed up. A chunk of more has more live bytes than the sum says.
-const USES_MAX: usize = 4096;
+/// Inodes of one chunk whose uses are summed up. A chunk of more has more live bytes than the sum says: who makes chunks for files to share keeps
+/// to it.
+pub const USES_MAX: usize = 4096;
+/// Uses that a page of chunks reads, about.
+const USES_OF_A_PAGE: usize = 4 * USES_MAX;
+/// Chunks of a page that are read at once.
+const READ_AT_ONCE: usize = 16;
+/// Users of a chunk that are told one by one.
+const USERS_TOLD: usize = 64;
 
 /// A chunk with where it lies and how much of it is used.
 #[derive(Clone, Debug, PartialEq)]
@@ -189,40 +196,77 @@ pub struct ChunkListing {
     pub location: Option<LocationRecord>,
     /// What extents name of it, read without a conflict.
     pub used: ChunkUse,
+    /// How many inodes' extents these are.
+    pub users: u64,
+    /// The first ones of them, each with its use.
+    pub first_users: Vec<(InodeId, ChunkUse)>,
 }
 
-async fn used<T: Transaction>(tx: &T, chunk: ChunkId) -> Result<ChunkUse, OpError> {
+/// All inodes' uses of a chunk, summed up.
+#[derive(Default)]
+struct Uses {
+    sum: ChunkUse,
+    users: u64,
+    first: Vec<(InodeId, ChunkUse)>,
+}
+
+async fn uses<T: Transaction>(tx: &T, chunk: ChunkId) -> Result<Uses, OpError> {
     let limit = RangeLimit { pairs_max: USES_MAX, ..Default::default() };
-    let page = tx.get_range(chunk::reference_range(chunk), limit, Read::Snapshot).await?;
-    let mut sum = ChunkUse::default();
-    for (_, value) in &page.pairs {
-        let one = ChunkUse::from_value(Some(value))?;
-        sum.extents = sum.extents.saturating_add(one.extents);
-        sum.bytes = sum.bytes.saturating_add(one.bytes);
+    let mut range = chunk::reference_range(chunk);
+    let mut uses = Uses::default();
+    loop {
+        let page = tx.get_range(range.clone(), limit, Read::Snapshot).await?;
+        for (key, value) in &page.pairs {
+            let one = ChunkUse::from_value(Some(value))?;
+            uses.sum.extents = uses.sum.extents.saturating_add(one.extents);
+            uses.sum.bytes = uses.sum.bytes.saturating_add(one.bytes);
+            uses.users += 1;
+            if uses.first.len() < USERS_TOLD {
+                uses.first.push((chunk::parse_reference_key(chunk, key)?, one));
+            }
+        }
+        let more = page.more && uses.users < USES_MAX as u64;
+        let Some((last, _)) = page.pairs.last().filter(|_| more) else { return Ok(uses) };
+        range = window::behind(&range, last);
     }
-    Ok(sum)
 }
 
-/// Up to `max` chunks with ids above `after`, in order.
+impl ChunkListing {
+    fn new(chunk: ChunkId, record: ChunkRecord, location: Option<LocationRecord>, uses: Uses) -> Self {
+        let Uses { sum, users, first } = uses;
+        Self { chunk, record, location, used: sum, users, first_users: first }
+    }
+}
+
+/// Up to `max` chunks with ids above `after`, in order, fewer where many inodes use them; and whether there may be more.
 pub async fn list_chunks<T: Transaction>(
     tx: &T,
     volume: VolumeId,
     after: Option<ChunkId>,
     max: usize,
-) -> Result<Vec<ChunkListing>, OpError> {
+) -> Result<(Vec<ChunkListing>, bool), OpError> {
     let range = after.map_or_else(|| chunk::range(volume), chunk::range_after);
     let limit = RangeLimit { pairs_max: max, ..Default::default() };
     let page = tx.get_range(range, limit, Read::Snapshot).await?;
-    let listings = page.pairs.iter().map(|(key, value)| async move {
-        let chunk = chunk::parse_key(volume, key)?;
-        let location_key = location::key(chunk);
-        let (location, used) =
-            futures::join!(async { Ok(tx.get(&location_key, Read::Snapshot).await?) }, used(tx, chunk))
-                .in_order()?;
-        let location = location.map(|v| LocationRecord::from_value(&v)).transpose()?;
-        Ok::<_, OpError>(ChunkListing { chunk, record: ChunkRecord::from_value(value)?, location, used })
-    });
-    futures::future::try_join_all(listings).await
+    let (mut all, mut read) = (Vec::new(), 0);
+    for some in page.pairs.chunks(READ_AT_ONCE) {
+        if read >= USES_OF_A_PAGE as u64 {
+            return Ok((all, true));
+        }
+        let listings = some.iter().map(|(key, value)| async move {
+            let chunk = chunk::parse_key(volume, key)?;
+            let location_key = location::key(chunk);
+            let (location, uses) =
+                futures::join!(async { Ok(tx.get(&location_key, Read::Snapshot).await?) }, uses(tx, chunk))
+                    .in_order()?;
+            let location = location.map(|v| LocationRecord::from_value(&v)).transpose()?;
+            Ok::<_, OpError>(ChunkListing::new(chunk, ChunkRecord::from_value(value)?, location, uses))
+        });
+        let listings = futures::future::try_join_all(listings).await?;
+        read += listings.iter().map(|listing| listing.users).sum::<u64>();
+        all.extend(listings);
+    }
+    Ok((all, page.more))
 }
 
 /// A chunk's record and location.
@@ -233,8 +277,8 @@ pub async fn load_chunk<T: Transaction>(tx: &T, chunk: ChunkId) -> Result<Option
             .in_order()?;
     let Some(record) = record else { return Ok(None) };
     let location = location.map(|v| LocationRecord::from_value(&v)).transpose()?;
-    let used = used(tx, chunk).await?;
-    Ok(Some(ChunkListing { chunk, record: ChunkRecord::from_value(&record)?, location, used }))
+    let uses = uses(tx, chunk).await?;
+    Ok(Some(ChunkListing::new(chunk, ChunkRecord::from_value(&record)?, location, uses)))
 }
 
 /// The inodes with extents in a chunk, and how many each has; at most `max`.

@@ -135,8 +135,8 @@ pub async fn store<T: Transaction>(
     for (offset, data) in &changes.set {
         tx.set(&extent::key(inode, *offset), &data.to_record().to_value());
     }
-    changes.unlisted.iter().for_each(|offset| tx.clear(&staged::piece_key(inode, *offset)));
-    changes.listed.iter().for_each(|offset| tx.set(&staged::piece_key(inode, *offset), &[]));
+    changes.unlisted.iter().for_each(|(list, offset)| tx.clear(&list.key(inode, *offset)));
+    changes.listed.iter().for_each(|(list, offset)| tx.set(&list.key(inode, *offset), &[]));
     count(tx, inode, record, &changes).await
 }
 
@@ -247,14 +247,16 @@ pub async fn free_some<T: Transaction>(
         for (offset, data) in &changes.set {
             tx.set(&extent::key(inode, *offset), &data.to_record().to_value());
         }
-        changes.unlisted.iter().for_each(|offset| tx.clear(&staged::piece_key(inode, *offset)));
+        changes.unlisted.iter().for_each(|(list, offset)| tx.clear(&list.key(inode, *offset)));
+        // What is left of a staged piece may be packable.
+        changes.listed.iter().for_each(|(list, offset)| tx.set(&list.key(inode, *offset), &[]));
     }
     let mut pieces = Pieces::default();
     read_page(inode, &page, &mut pieces)?;
     for (offset, data) in pieces.iter() {
         changes.count(offset, data, -1);
-        if data.is_staged(offset + data.length()) {
-            tx.clear(&staged::piece_key(inode, offset));
+        if let Some(list) = data.list(offset + data.length()) {
+            tx.clear(&list.key(inode, offset));
         }
     }
     if let (Some((first, _)), Some((last, _))) = (page.pairs.first(), page.pairs.last()) {

@@ -52,6 +52,8 @@ pub enum Any {
     Staged(InodeId, Staged),
     /// A staged piece that a file lists, by its offset.
     StagedPiece(InodeId, u64),
+    /// A packable piece that a file lists, by its offset.
+    Packable(InodeId, u64),
     /// A shard of a volume's statistic, by its number ([`crate::statistics::Statistic`]).
     Statistic(VolumeId, u64, u64),
     /// What a shard counts for an account.
@@ -161,6 +163,9 @@ impl Any {
         } else if is(VolumeTag::StagedPiece) {
             let (inode, offset) = pair()?;
             Self::StagedPiece(InodeId(inode), offset)
+        } else if is(VolumeTag::Packable) {
+            let (inode, offset) = pair()?;
+            Self::Packable(InodeId(inode), offset)
         } else if is(VolumeTag::Statistic) {
             let (which, _) = pair()?;
             Self::Statistic(volume, which, number::decode(Some(value))?)
@@ -191,7 +196,8 @@ mod tests {
     use crate::directory::Counter;
     use crate::statistics::Statistic;
     use crate::{
-        chunk, dead, directory, dirent, extent, ids, inode, location, orphan, session, staged, statistics,
+        chunk, dead, directory, dirent, extent, ids, inode, location, orphan, packable, session, staged,
+        statistics,
     };
     use crate::{storage_class, trash, volume, xattr};
     use mooseng_wire::SessionId;
@@ -220,6 +226,7 @@ mod tests {
                 (trash::key(n as i64, i), TrashRecord::default().to_value().into(), Any::Trash(i, n as i64)),
                 (staged::key(i), Bytes::copy_from_slice(&Staged { bytes: 9, pieces: 2 }.encode()), Any::Staged(i, Staged { bytes: 9, pieces: 2 })),
                 (staged::piece_key(i, n), Bytes::new(), Any::StagedPiece(i, n)),
+                (packable::key(i, n), Bytes::new(), Any::Packable(i, n)),
                 (storage_class::key(VolumeId(7), n as u32), StorageClassRecord { copies: 3, ..Default::default() }.to_value().into(), Any::StorageClass(VolumeId(7), n as u32, StorageClassRecord { copies: 3, ..Default::default() })),
                 (statistics::key(i, Statistic::Bytes), counted.clone(), Any::Statistic(i.volume(), 1, n)),
                 (location::key(c), LocationRecord { epoch: n, ..Default::default() }.to_value().into(), Any::Location(c, LocationRecord { epoch: n, ..Default::default() })),

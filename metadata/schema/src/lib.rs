@@ -22,6 +22,7 @@ pub mod location;
 pub mod lock;
 pub mod number;
 pub mod orphan;
+pub mod packable;
 pub mod quota;
 pub mod record;
 pub mod secret;

@@ -50,6 +50,8 @@ pub enum VolumeTag {
     StorageClass = 22,
     /// The highest id of a storage class ([`crate::storage_class`]).
     StorageClassHighest = 23,
+    /// That an inline piece of a file begins there which may go to a chunk that files share ([`crate::packable`]).
+    Packable = 24,
 }
 
 /// What kind of record of a region a key names.

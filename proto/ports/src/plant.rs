@@ -79,6 +79,8 @@ plants! {
     CommitUnrecalled = "commit-unrecalled",
     /// The rewriter swaps extents without a look at what they are by now.
     SwapUnchecked = "swap-unchecked",
+    /// Small files are packed without a look at what they are by now.
+    PackUnchecked = "pack-unchecked",
     /// Freeing the locks of ended sessions takes those of living ones, too.
     LivingLocksFreed = "living-locks-freed",
     /// Chunks are collected without a look at what files still name of them.

@@ -7,7 +7,8 @@
 //! - [`class`]: storage classes, and which chunkservers fit them.
 //! - [`placement`]: which chunkservers take the copies of a fresh chunk.
 //! - [`repair`]: which copies of a chunk are made and which are dropped: repair, draining, rebalancing.
-//! - [`rewrite`]: which chunks of which little is still used are made into a new one.
+//! - [`rewrite`]: which chunks of which little is still used, or that are small, are made into a new one.
+//! - [`destage`], [`pack`]: which files' inline data is moved into chunks; [`leave`], [`join`]: which files' extents go elsewhere.
 //! - [`seal`]: at which length a broken chunk is sealed, and which copies it keeps.
 //! - [`codes`]: the registry of health codes; [`findings`]: facts to findings by those codes.
 //!
@@ -21,7 +22,10 @@ pub mod class;
 pub mod codes;
 pub mod destage;
 pub mod findings;
+pub mod join;
+pub mod leave;
 pub mod locks;
+pub mod pack;
 pub mod placement;
 pub mod promises;
 pub mod quotas;

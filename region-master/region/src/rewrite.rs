@@ -10,6 +10,9 @@
 //!   moved. A chunk that was sealed a moment ago, or that lost live bytes since the last scan, is left alone: what is being overwritten will be
 //!   worth more soon, and whoever overwrites it would be disturbed for nothing. Only once hardly anything of it is left it is rewritten all the same.
 //! - A group prefers chunks of one file, whose extents are then read once, and never mixes storage classes.
+//! - Small chunks are merged, once they are old: those that files share, as the rewriter makes them of small files and small writes, and those of files that
+//!   are little larger than what goes inline. Each costs every scan, every inventory and every drain as much as a full one. It pays where many become one that
+//!   isn't small any more: so no byte is merged often. They go in the order of their ids, so that what was written together stays together.
 //! - What is under way is bounded, in rewrites; each moves at most one chunk's bytes.
 
 use std::cmp::Reverse;
@@ -42,8 +45,20 @@ pub struct Limits {
     pub bytes_max: u64,
     /// Its extents.
     pub extents_max: u64,
+    /// Files that use it.
+    pub users_max: u64,
     /// Chunks of one group.
     pub victims_max: usize,
+    /// A chunk of one file is merged with others while it has fewer bytes.
+    pub small_alone: u64,
+    /// One that files share.
+    pub small_shared: u64,
+    /// A chunk isn't merged before it has been sealed for so long.
+    pub merge_quiet: Duration,
+    /// So many chunks are merged at least.
+    pub merge_chunks_min: usize,
+    /// And so many bytes, unless their group is full.
+    pub merge_bytes_min: u64,
     /// Rewrites at a time.
     pub at_once: usize,
     /// Chunks that are remembered between two scans.
@@ -61,7 +76,13 @@ impl Default for Limits {
             gain_min: 1 << 20,
             bytes_max: CHUNK_BYTES_MAX,
             extents_max: 16_384,
+            users_max: 4_096,
             victims_max: 64,
+            small_alone: 1 << 20,
+            small_shared: 4 << 20,
+            merge_quiet: Duration::from_secs(600),
+            merge_chunks_min: 8,
+            merge_bytes_min: 8 << 20,
             at_once: 2,
             candidates_max: 4_096,
         }
@@ -83,6 +104,8 @@ pub struct Used {
     pub live: u64,
     /// The extents.
     pub extents: u64,
+    /// The files that these are of.
+    pub users: u64,
     /// How long ago it was sealed.
     pub sealed_for: Duration,
 }
@@ -94,6 +117,10 @@ impl Used {
 
     fn is_below(&self, percent: u64) -> bool {
         u128::from(self.live) * 100 < u128::from(self.length) * u128::from(percent)
+    }
+
+    fn is_small(&self, limits: &Limits) -> bool {
+        self.length < if self.users > 1 { limits.small_shared } else { limits.small_alone }
     }
 
     /// Benefit to cost.
@@ -114,6 +141,8 @@ pub struct Gathering {
     seen: Seen,
     /// The most worthwhile chunks, least first.
     best: BTreeMap<(u128, Reverse<ChunkId>), Used>,
+    /// Small chunks, by their ids.
+    small: BTreeMap<ChunkId, Used>,
     bytes: u64,
     live: u64,
 }
@@ -128,8 +157,15 @@ impl Gathering {
     pub fn see(&mut self, used: Used, limits: &Limits) {
         self.bytes = self.bytes.saturating_add(used.length);
         self.live = self.live.saturating_add(used.live.min(used.length));
-        let fits = used.live <= limits.bytes_max && used.extents <= limits.extents_max;
-        if !fits || !used.is_below(limits.pressed_percent) {
+        if used.live > limits.bytes_max || used.extents > limits.extents_max || used.users > limits.users_max
+        {
+            return;
+        }
+        let is_old = used.sealed_for >= limits.merge_quiet;
+        if is_old && used.is_small(limits) && self.small.len() < limits.candidates_max {
+            self.small.insert(used.chunk, used);
+        }
+        if !used.is_below(limits.pressed_percent) {
             return;
         }
         if self.seen.len() < limits.candidates_max {
@@ -151,14 +187,22 @@ impl Gathering {
             u128::from(self.bytes) * 100 > u128::from(self.live) * u128::from(limits.spread_percent);
         let percent = if pressed { limits.pressed_percent } else { limits.sparse_percent };
         let candidates = self.best.into_values().rev().filter(|used| used.is_below(percent));
-        (Choice { candidates: candidates.collect() }, self.seen)
+        let candidates: Vec<Used> = candidates.collect();
+        let mut small = self.small;
+        for used in &candidates {
+            small.remove(&used.chunk);
+        }
+        (Choice { candidates, small: small.into_values().collect() }, self.seen)
     }
 }
 
-/// Chunks worth rewriting, the most worthwhile first.
+/// Chunks worth rewriting.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Choice {
+    /// Sparse ones, the most worthwhile first.
     candidates: Vec<Used>,
+    /// Small ones, in the order of their ids.
+    small: Vec<Used>,
 }
 
 /// Chunks to be made into one.
@@ -168,6 +212,8 @@ pub struct Group {
     pub victims: Vec<Used>,
     /// Of that class.
     pub storage_class: u32,
+    /// They are merged because they are small, not because they are sparse.
+    pub merges: bool,
 }
 
 impl Group {
@@ -216,7 +262,7 @@ impl Suspects {
 }
 
 impl Choice {
-    /// How many chunks wait.
+    /// How many sparse chunks wait.
     pub fn len(&self) -> usize {
         self.candidates.len()
     }
@@ -249,10 +295,40 @@ impl Choice {
             .collect();
         let group = classes
             .into_iter()
-            .find_map(|(class, inode)| self.group(class, inode, left_alone, suspects, limits))?;
+            .find_map(|(class, inode)| self.group(class, inode, left_alone, suspects, limits))
+            .or_else(|| self.merge(left_alone, suspects, limits))?;
         let chosen: BTreeSet<ChunkId> = group.victims.iter().map(|used| used.chunk).collect();
         self.candidates.retain(|used| !chosen.contains(&used.chunk));
+        self.small.retain(|used| !chosen.contains(&used.chunk));
         Some(group)
+    }
+
+    /// Small chunks to be merged.
+    fn merge(&self, left_alone: &BTreeSet<ChunkId>, suspects: &Suspects, limits: &Limits) -> Option<Group> {
+        let classes: BTreeSet<u32> = self.small.iter().map(|used| used.storage_class).collect();
+        classes.into_iter().find_map(|class| {
+            let mut group = Group { victims: Vec::new(), storage_class: class, merges: true };
+            let mut sum = Sum::default();
+            let (mut victims_max, mut full) = (limits.victims_max, false);
+            let of_class = self.small.iter().filter(|used| used.storage_class == class);
+            for used in of_class.filter(|used| !left_alone.contains(&used.chunk)) {
+                let fewest = suspects.group_max(used.chunk).unwrap_or(victims_max).min(victims_max);
+                // Nothing depends on it: a suspect that others can't be merged with stays as it is.
+                if fewest < limits.merge_chunks_min || group.victims.len() >= fewest {
+                    continue;
+                }
+                if group.victims.len() >= victims_max || !sum.fits(used, limits) {
+                    full = true;
+                    break;
+                }
+                victims_max = fewest;
+                sum.add(used);
+                group.victims.push(*used);
+            }
+            full |= group.victims.len() >= victims_max;
+            let pays = group.victims.len() >= limits.merge_chunks_min;
+            (pays && (full || sum.bytes >= limits.merge_bytes_min)).then_some(group)
+        })
     }
 
     fn group(
@@ -267,8 +343,8 @@ impl Choice {
             |used: &&Used| used.storage_class == storage_class && !left_alone.contains(&used.chunk);
         let (own, others): (Vec<Used>, Vec<Used>) =
             self.candidates.iter().filter(of_class).partition(|used| used.inode == inode);
-        let mut group = Group { victims: Vec::new(), storage_class };
-        let (mut bytes, mut extents, mut full) = (0, 0, false);
+        let mut group = Group { victims: Vec::new(), storage_class, merges: false };
+        let (mut sum, mut full) = (Sum::default(), false);
         let mut victims_max = limits.victims_max;
         for used in own.into_iter().chain(others) {
             if group.victims.len() >= victims_max {
@@ -279,13 +355,12 @@ impl Choice {
             if group.victims.len() >= fewest {
                 continue;
             }
-            if bytes + used.live > limits.bytes_max || extents + used.extents > limits.extents_max {
+            if !sum.fits(&used, limits) {
                 // A smaller one may still fit.
                 full = true;
                 continue;
             }
-            bytes += used.live;
-            extents += used.extents;
+            sum.add(&used);
             victims_max = fewest;
             group.victims.push(used);
         }
@@ -295,180 +370,27 @@ impl Choice {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
+/// What a group has.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sum {
+    bytes: u64,
+    extents: u64,
+    users: u64,
+}
 
-    use super::*;
-
-    const MIB: u64 = 1 << 20;
-
-    fn used(chunk: u64, inode: u64, length: u64, live: u64, sealed_for_s: u64) -> Used {
-        Used {
-            chunk: ChunkId(chunk),
-            inode: InodeId(inode),
-            storage_class: 0,
-            length,
-            live,
-            extents: live.div_ceil(4096),
-            sealed_for: Duration::from_secs(sealed_for_s),
-        }
+impl Sum {
+    fn fits(&self, used: &Used, limits: &Limits) -> bool {
+        self.bytes + used.live <= limits.bytes_max
+            && self.extents + used.extents <= limits.extents_max
+            && self.users + used.users <= limits.users_max
     }
 
-    fn choice(all: &[Used], limits: &Limits) -> Choice {
-        let mut gathering = Gathering::after(all.iter().map(|used| (used.chunk, used.live)).collect());
-        all.iter().for_each(|used| gathering.see(*used, limits));
-        gathering.finish(limits).0
-    }
-
-    fn chosen(all: &[Used], limits: &Limits) -> Vec<u64> {
-        let group = choice(all, limits).next(0, &BTreeSet::new(), &Suspects::default(), limits);
-        group.map_or_else(Vec::new, |group| group.victims.iter().map(|used| used.chunk.0).collect())
-    }
-
-    #[test]
-    fn the_sparsest_and_oldest_come_first_and_fill_one_chunk() {
-        let limits = Limits::default();
-        let full = used(1, 1, 64 * MIB, 64 * MIB, 100);
-        let half = used(2, 1, 64 * MIB, 31 * MIB, 100);
-        let sparse = used(3, 1, 64 * MIB, 5 * MIB, 100);
-        let young = used(4, 1, 64 * MIB, 5 * MIB, 3);
-        assert_eq!(chosen(&[full, half, sparse, young], &limits), [3, 2]);
-        let older = used(5, 2, 64 * MIB, 5 * MIB, 1_000);
-        assert_eq!(chosen(&[half, sparse, older], &limits), [5, 3, 2]);
-        // A chunk of the same file before a better one of another.
-        let same = used(6, 2, 64 * MIB, 30 * MIB, 100);
-        assert_eq!(chosen(&[half, sparse, older, same], &limits), [5, 6, 3]);
-    }
-
-    #[test]
-    fn what_is_over_the_half_is_rewritten_only_under_pressure() {
-        let limits = Limits::default();
-        let most = used(1, 1, 64 * MIB, 40 * MIB, 100);
-        let full = |n| used(n, 1, 64 * MIB, 64 * MIB, 100);
-        assert_eq!(chosen(&[most], &limits), [1]);
-        assert!(chosen(&[most, full(2), full(3)], &limits).is_empty());
-    }
-
-    #[test]
-    fn little_gain_waits_unless_it_is_the_same_everywhere() {
-        let limits = Limits::default();
-        let tiny = |n| used(n, n, 8192, 100, 100);
-        assert!(chosen(&[tiny(1), tiny(2)], &limits).is_empty());
-        let many: Vec<Used> = (0..100).map(tiny).collect();
-        assert_eq!(chosen(&many, &limits).len(), limits.victims_max);
-    }
-
-    #[test]
-    fn what_is_under_way_is_bounded_and_left_alone() {
-        let limits = Limits { at_once: 1, ..Limits::default() };
-        let mut choice = choice(&[used(1, 1, 64 * MIB, MIB, 100), used(2, 1, 64 * MIB, MIB, 100)], &limits);
-        assert_eq!(choice.next(1, &BTreeSet::new(), &Suspects::default(), &limits), None);
-        let group = choice.next(0, &BTreeSet::from([ChunkId(1)]), &Suspects::default(), &limits).unwrap();
-        assert_eq!(group.victims.len(), 1);
-        assert_eq!((choice.len(), group.gain(), group.live()), (1, 63 * MIB, MIB));
-    }
-
-    #[test]
-    fn what_is_being_overwritten_is_left_alone_until_hardly_anything_is_left() {
-        let limits = Limits::default();
-        let scan = |before: Seen, live: u64| {
-            let mut gathering = Gathering::after(before);
-            gathering.see(used(1, 1, 64 * MIB, live, 100), &limits);
-            let (choice, seen) = gathering.finish(&limits);
-            (choice.len(), seen)
-        };
-        let (chosen, seen) = scan(Seen::new(), 30 * MIB);
-        assert_eq!(chosen, 0, "it isn't known yet");
-        let (chosen, seen) = scan(seen, 20 * MIB);
-        assert_eq!(chosen, 0, "it shrinks");
-        let (chosen, seen) = scan(seen, 20 * MIB);
-        assert_eq!((chosen, seen.len()), (1, 1), "it doesn't any more");
-        assert_eq!(scan(seen, 6 * MIB).0, 1, "it shrinks, and is nearly gone");
-    }
-
-    #[test]
-    fn one_that_fails_is_alone_in_the_end_and_the_others_are_done() {
-        let limits = Limits::default();
-        let mut left: Vec<Used> = (0..9).map(|n| used(n, n, 8 * MIB, 100_000, 100)).collect();
-        let mut suspects = Suspects::default();
-        let mut failures = vec![];
-        while failures.last() != Some(&1) {
-            // As one scan after the other.
-            let group = choice(&left, &limits).next(0, &BTreeSet::new(), &suspects, &limits).unwrap();
-            if group.victims.iter().any(|used| used.chunk == ChunkId(4)) {
-                failures.push(group.victims.len());
-                assert_eq!(suspects.failed(&group), group.victims.len() > 1);
-            } else {
-                suspects.done(&group);
-                left.retain(|used| group.victims.iter().all(|victim| victim.chunk != used.chunk));
-            }
-        }
-        assert_eq!(failures, [9, 4, 2, 1]);
-        let alone = choice(&left, &limits).next(0, &BTreeSet::from([ChunkId(4)]), &suspects, &limits);
-        assert!(alone.is_none_or(|group| group.victims.iter().all(|used| used.chunk != ChunkId(4))));
-        assert!(left.len() < 6, "{} are left", left.len());
-    }
-
-    #[test]
-    fn storage_classes_stay_apart() {
-        let limits = Limits::default();
-        let other = Used { storage_class: 1, ..used(2, 1, 64 * MIB, MIB, 100) };
-        assert_eq!(chosen(&[used(1, 1, 64 * MIB, 2 * MIB, 100), other], &limits), [2]);
-    }
-
-    fn any_used(n: u64) -> impl Strategy<Value = Used> {
-        (1..5_u64, 0..2_u32, 1..CHUNK_BYTES_MAX, 0..=100_u64, 0..1_000_u64).prop_map(
-            move |(inode, storage_class, length, percent, age)| Used {
-                storage_class,
-                ..used(n, inode, length, (length * percent / 100).max(1), age)
-            },
-        )
-    }
-
-    fn many() -> impl Strategy<Value = Vec<Used>> {
-        (1..60_u64).prop_flat_map(|n| (0..n).map(any_used).collect::<Vec<_>>())
-    }
-
-    proptest! {
-        #[test]
-        fn groups_keep_to_their_bounds(all in many(), busy in prop::collection::btree_set(0..60_u64, 0..10)) {
-            let limits = Limits { victims_max: 7, extents_max: 20_000, ..Limits::default() };
-            let busy: BTreeSet<ChunkId> = busy.into_iter().map(ChunkId).collect();
-            let mut choice = choice(&all, &limits);
-            let mut seen = BTreeSet::new();
-            while let Some(group) = choice.next(0, &busy, &Suspects::default(), &limits) {
-                prop_assert!(!group.victims.is_empty() && group.victims.len() <= 7);
-                prop_assert!(group.live() <= limits.bytes_max);
-                prop_assert!(group.victims.iter().map(|u| u.extents).sum::<u64>() <= limits.extents_max);
-                for victim in &group.victims {
-                    prop_assert!(seen.insert(victim.chunk), "a chunk was chosen twice");
-                    prop_assert!(!busy.contains(&victim.chunk));
-                    prop_assert_eq!(victim.storage_class, group.storage_class);
-                    prop_assert!(victim.is_below(limits.pressed_percent) && victim.sealed_for >= limits.quiet);
-                }
-            }
-        }
-
-        /// Carried out until nothing is left to do, it comes to an end, and the region holds little more than what is live.
-        #[test]
-        fn rewriting_comes_to_an_end_and_is_worth_it(all in many()) {
-            let limits = Limits::default();
-            let mut chunks: Vec<Used> = all.into_iter().map(|u| Used { sealed_for: limits.quiet, ..u }).collect();
-            let mut next = 1_000;
-            let mut rounds = 0;
-            while let Some(group) = choice(&chunks, &limits).next(0, &BTreeSet::new(), &Suspects::default(), &limits) {
-                let live = group.live();
-                chunks.retain(|u| !group.victims.iter().any(|v| v.chunk == u.chunk));
-                let made = used(next, group.victims[0].inode.0, live, live, 10);
-                chunks.push(Used { storage_class: group.storage_class, ..made });
-                next += 1;
-                rounds += 1;
-                prop_assert!(rounds < 200, "it goes on and on");
-            }
-            let (bytes, live): (u64, u64) =
-                chunks.iter().fold((0, 0), |(bytes, live), u| (bytes + u.length, live + u.live));
-            prop_assert!(bytes <= live / 3 * 4 + 2 * limits.gain_min + 4, "{bytes} for {live}");
-        }
+    fn add(&mut self, used: &Used) {
+        self.bytes += used.live;
+        self.extents += used.extents;
+        self.users += used.users;
     }
 }
+
+#[cfg(test)]
+mod tests;

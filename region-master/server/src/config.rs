@@ -222,6 +222,25 @@ pub struct HouseConfig {
     pub rewrite_after_ms: u64,
     /// KiB that a rewrite must set free, unless as many chunks wait as one rewrite takes.
     pub rewrite_gain_kib: u64,
+    /// Small chunks that are merged into one at least; 0 for never.
+    pub merge_chunks: usize,
+    /// KiB that these have at least, unless there are as many as one rewrite takes.
+    pub merge_fill_kib: u64,
+    /// How long after its seal a small chunk may be merged with others.
+    pub merge_after_ms: u64,
+    /// Places within 64 MiB of a file where its data doesn't go on in the same chunk, from which on that part of the file is written anew; 0 for
+    /// never.
+    pub join_above_extents: u64,
+    /// For how long such a file mustn't have changed.
+    pub join_after_ms: u64,
+    /// Chunks that are made at a time of small files' data, which the metadata store has until then; 0 for none: then it stays there.
+    pub packs_at_once: usize,
+    /// KiB that such a file has at least; 4 to 64.
+    pub pack_above_kib: u64,
+    /// For how long it mustn't have changed.
+    pub pack_after_ms: u64,
+    /// KiB that wait at least before a chunk is made of them.
+    pub pack_fill_kib: u64,
     /// Chunks that are made at a time of small writes to large files, which the metadata store has until then; 0 for none: then such writes go
     /// to chunks at once.
     pub destages_at_once: usize,
@@ -251,6 +270,15 @@ impl Default for HouseConfig {
             rewrite_mib_per_s: 32,
             rewrite_after_ms: 10_000,
             rewrite_gain_kib: 1_024,
+            merge_chunks: 8,
+            merge_fill_kib: 8_192,
+            merge_after_ms: 600_000,
+            join_above_extents: 24,
+            join_after_ms: 600_000,
+            packs_at_once: 1,
+            pack_above_kib: 4,
+            pack_after_ms: 60_000,
+            pack_fill_kib: 1_024,
             destages_at_once: 2,
             destage_above_kib: 1_024,
             destage_after_ms: 120_000,
@@ -347,6 +375,7 @@ impl MasterConfig {
         if !(1..=99).contains(&self.house.spread_percent) {
             return Err(wrong("house.spread_percent", "it must lie between 1 and 99; 10 is usual"));
         }
+        self.rewriting_is_well()?;
         if self.house.trash_retention_s > RETENTION_S_MAX {
             return Err(wrong("house.trash_retention_s", "ten years are the most; 86400, a day, is usual"));
         }
@@ -359,6 +388,35 @@ impl MasterConfig {
         }
         if let Some(otlp) = &self.otlp {
             otlp.check().map_err(|e| wrong(&e.setting, e.problem))?;
+        }
+        Ok(())
+    }
+
+    fn rewriting_is_well(&self) -> Result<(), ConfigError> {
+        let house = &self.house;
+        if !(4..=64).contains(&house.pack_above_kib) {
+            return Err(wrong(
+                "house.pack_above_kib",
+                "it must lie between 4 and 64; 4 is usual, and packs_at_once = 0 packs nothing",
+            ));
+        }
+        if house.pack_fill_kib > 65_536 {
+            return Err(wrong("house.pack_fill_kib", "65536 is the most a chunk has; 1024 is usual"));
+        }
+        if house.merge_chunks == 1 || house.merge_chunks > 64 {
+            return Err(wrong(
+                "house.merge_chunks",
+                "it must lie between 2 and 64; 8 is usual, and 0 merges nothing",
+            ));
+        }
+        if house.merge_fill_kib > 65_536 {
+            return Err(wrong("house.merge_fill_kib", "65536 is the most a chunk has; 8192 is usual"));
+        }
+        if house.join_above_extents == 1 {
+            return Err(wrong(
+                "house.join_above_extents",
+                "it would be too few; 24 is usual, and 0 joins nothing",
+            ));
         }
         Ok(())
     }

@@ -58,6 +58,15 @@ pub const NAMES: &[Name] = &[
     DESTAGED_BYTES,
     DESTAGED_CHUNKS,
     DESTAGES_FAILED,
+    CHUNKS_MERGED,
+    JOINED_EXTENTS,
+    JOINED_BYTES,
+    PARTED_BYTES,
+    PACKED_BYTES,
+    PACKED_CHUNKS,
+    PACKS_FAILED,
+    PACKABLE_FILES,
+    PACKABLE_BYTES,
 ];
 
 const REQUESTS: Name = Name("mooseng_master_requests", "Requests on framed streams, by method");
@@ -128,6 +137,25 @@ const DESTAGED_BYTES: Name =
 const DESTAGED_CHUNKS: Name = Name("mooseng_master_destaged_chunks", "Chunks that were made of them");
 const DESTAGES_FAILED: Name =
     Name("mooseng_master_destages_failed", "Chunks that couldn't be made of them and are tried again");
+const CHUNKS_MERGED: Name =
+    Name("mooseng_master_chunks_merged", "Small chunks that were made into larger ones");
+const JOINED_EXTENTS: Name =
+    Name("mooseng_master_joined_extents", "Extents of files that had too many and that were joined");
+const JOINED_BYTES: Name = Name("mooseng_master_joined_bytes", "Bytes of files that were moved for that");
+const PARTED_BYTES: Name = Name(
+    "mooseng_master_parted_bytes",
+    "Bytes of files that were moved because they shared a chunk of another storage class",
+);
+const PACKABLE_FILES: Name = Name(
+    "mooseng_master_packable_files",
+    "Files whose data is inline and may be packed into shared chunks, as of the last complete scan",
+);
+const PACKABLE_BYTES: Name = Name("mooseng_master_packable_bytes", "About how many bytes these have");
+const PACKED_BYTES: Name =
+    Name("mooseng_master_packed_bytes", "Bytes of small files that were packed into shared chunks");
+const PACKED_CHUNKS: Name = Name("mooseng_master_packed_chunks", "Chunks that were made of them");
+const PACKS_FAILED: Name =
+    Name("mooseng_master_packs_failed", "Chunks that couldn't be made of them and are tried again");
 const REAPED: Name = Name("mooseng_master_inodes_reaped", "Inodes without name or open that were freed");
 const TRASH_FILES: Name = Name("mooseng_master_trash_files", "Deleted files that can still be restored");
 const TRASH_BYTES: Name = Name("mooseng_master_trash_bytes", "Bytes that their extents cover");
@@ -234,6 +262,24 @@ pub struct Metrics {
     pub destaged_chunks: Counter,
     /// Chunks that couldn't be made.
     pub destages_failed: Counter,
+    /// Small chunks merged.
+    pub chunks_merged: Counter,
+    /// Extents joined.
+    pub joined_extents: Counter,
+    /// Bytes moved for that.
+    pub joined_bytes: Counter,
+    /// Bytes that left a chunk of another storage class.
+    pub parted_bytes: Counter,
+    /// Bytes of small files packed.
+    pub packed_bytes: Counter,
+    /// Chunks made of them.
+    pub packed_chunks: Counter,
+    /// Those that failed.
+    pub packs_failed: Counter,
+    /// Files that may be packed.
+    pub packable_files: Gauge,
+    /// Their bytes.
+    pub packable_bytes: Gauge,
     /// Inodes reaped.
     pub reaped: Counter,
     /// Files in the trash.
@@ -292,6 +338,15 @@ impl Metrics {
             destaged_bytes: Counter::default(),
             destaged_chunks: Counter::default(),
             destages_failed: Counter::default(),
+            chunks_merged: Counter::default(),
+            joined_extents: Counter::default(),
+            joined_bytes: Counter::default(),
+            parted_bytes: Counter::default(),
+            packed_bytes: Counter::default(),
+            packed_chunks: Counter::default(),
+            packs_failed: Counter::default(),
+            packable_files: Gauge::default(),
+            packable_bytes: Gauge::default(),
             reaped: Counter::<u64, AtomicU64>::default(),
             trash_files: Gauge::default(),
             trash_bytes: Gauge::default(),
@@ -327,6 +382,8 @@ impl Metrics {
             (CHUNK_BYTES_LIVE, m.chunk_bytes_live),
             (REWRITES_UNDER_WAY, m.rewrites_under_way),
             (STAGED_BYTES, m.staged_bytes),
+            (PACKABLE_FILES, m.packable_files),
+            (PACKABLE_BYTES, m.packable_bytes),
             (TRASH_FILES, m.trash_files),
             (TRASH_BYTES, m.trash_bytes),
         ];
@@ -342,6 +399,13 @@ impl Metrics {
             (DESTAGED_BYTES, m.destaged_bytes),
             (DESTAGED_CHUNKS, m.destaged_chunks),
             (DESTAGES_FAILED, m.destages_failed),
+            (CHUNKS_MERGED, m.chunks_merged),
+            (JOINED_EXTENTS, m.joined_extents),
+            (JOINED_BYTES, m.joined_bytes),
+            (PARTED_BYTES, m.parted_bytes),
+            (PACKED_BYTES, m.packed_bytes),
+            (PACKED_CHUNKS, m.packed_chunks),
+            (PACKS_FAILED, m.packs_failed),
         ];
         for (name, counter) in house {
             registry.register(name.0, name.1, counter);

@@ -10,6 +10,8 @@ mod destage;
 mod founding;
 #[path = "house/fsck.rs"]
 mod fsck;
+#[path = "house/pack.rs"]
+mod pack;
 #[path = "house/quota.rs"]
 mod quota;
 #[path = "house/rewrite.rs"]

@@ -9,7 +9,7 @@ use mooseng_schema::storage_class;
 use mooseng_wire::{ChunkId, InodeId};
 
 use super::{Check, Finding, Fix, Kept, Kind, Placed, Staging, Subject, difference};
-use crate::extents::Data;
+use crate::extents::{Data, List};
 
 /// Extents less what is recorded of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,7 +33,7 @@ impl Check {
         };
         let length = data.length();
         let end = offset.saturating_add(length);
-        let staged = data.is_staged(end);
+        let list = data.list(end);
         if let Data::Run { chunk, offset: from, .. } = data {
             if !self.exactly() && self.part.has(chunk.0) {
                 let reached = from + length;
@@ -56,9 +56,13 @@ impl Check {
         let facts = self.inodes.entry(inode).or_default();
         facts.extents += 1;
         facts.bytes += length;
-        if staged {
-            facts.staged.found = facts.staged.found.plus(Staged { bytes: length as i64, pieces: 1 });
-            facts.staged.places = facts.staged.places.wrapping_add(Staging::place(offset));
+        match list {
+            Some(List::Staged) => {
+                facts.staged.found = facts.staged.found.plus(Staged { bytes: length as i64, pieces: 1 });
+                facts.staged.places = facts.staged.places.wrapping_add(Staging::place(offset));
+            }
+            Some(List::Packable) => facts.packable = facts.packable.wrapping_add(Staging::place(offset)),
+            None => {}
         }
         let beyond = facts.record.as_ref().is_some_and(|record| lies_beyond(record, offset, end));
         if beyond {
@@ -90,6 +94,11 @@ impl Check {
         let inodes = std::mem::take(&mut self.inodes);
         for (inode, facts) in &inodes {
             self.compare_staging(*inode, &facts.staged);
+            if facts.packable != 0 {
+                let detail = "its list of pieces that may go to a shared chunk isn't what there is";
+                let found = Finding::new(Kind::PackableList, Subject::Inode(*inode), detail);
+                self.found(found.fixed_by(Fix::Packable(*inode)));
+            }
             let Some(record) = &facts.record else { continue };
             let totals = self.outcome.totals.entry(inode.volume()).or_default();
             totals.bytes += facts.bytes;

@@ -59,6 +59,8 @@ kinds! {
     Staged = "STAGED_COUNT", "`mooseng fsck --repair` sets it to the pieces that there are";
     /// They are listed wrongly.
     StagedList = "STAGED_LIST", "some may stay in the metadata store, where they can be read: copy the file to a new name, and remove the old one";
+    /// Pieces of a small file that may go to a shared chunk are listed wrongly.
+    PackableList = "PACKABLE_LIST", "`mooseng fsck --repair` lists them anew: they were written by a release that didn't, or report it";
     /// An inode without a name isn't marked as an orphan, or one that is has a name.
     Orphan = "ORPHAN", "it keeps its space, or will lose its data: give it a name (`ln` through an open file) or report it";
     /// The trash and an inode don't agree whether, or until when, the inode is in it.
@@ -123,6 +125,8 @@ pub enum Fix {
     Allocated(InodeId, i64),
     /// What a file has staged.
     Staged(InodeId, Staged),
+    /// The list of a file's packable pieces, which is made anew.
+    Packable(InodeId),
     /// What an inode uses of a chunk: extents, bytes.
     Use(ChunkId, InodeId, i64, i64),
     /// A volume's inodes.

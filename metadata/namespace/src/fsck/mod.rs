@@ -250,6 +250,8 @@ struct Inode {
     extents: u64,
     bytes: u64,
     staged: Staging,
+    /// As [`Staging::places`], of packable pieces.
+    packable: u64,
     xattr_bytes: u64,
     orphan_mark: bool,
     trim_mark: bool,
@@ -440,6 +442,10 @@ impl Check {
             }
             Any::StagedPiece(inode, offset) if self.part.has(inode.0) => {
                 let places = &mut self.inodes.entry(inode).or_default().staged.places;
+                *places = places.wrapping_sub(Staging::place(offset));
+            }
+            Any::Packable(inode, offset) if self.part.has(inode.0) => {
+                let places = &mut self.inodes.entry(inode).or_default().packable;
                 *places = places.wrapping_sub(Staging::place(offset));
             }
             Any::ChunkRef(chunk, inode, used) => self.take_use(chunk, inode, used),

@@ -13,6 +13,7 @@ use mooseng_wire::{InodeId, VolumeId};
 
 use super::Fix;
 use crate::error::OpError;
+use crate::pack;
 use crate::touched::Touched;
 
 /// Adds what is missing. Answers whether there still was something to add it to.
@@ -42,6 +43,10 @@ pub async fn repair<T: Transaction>(tx: &T, fix: &Fix, touched: &Touched) -> Res
         }
         Fix::Staged(id, by) => {
             tx.atomic(&staged::key(id), &by.encode(), Atomic::Add);
+            Ok(true)
+        }
+        Fix::Packable(id) => {
+            pack::list_anew(tx, id).await?;
             Ok(true)
         }
         Fix::Counter(id, counter, by) => {

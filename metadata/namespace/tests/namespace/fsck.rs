@@ -14,6 +14,7 @@ use mooseng_schema::extent::{self, ExtentRecord};
 use mooseng_schema::ids::{self, IdKind};
 use mooseng_schema::inode::{self, InodeRecord};
 use mooseng_schema::location::{self, LocationRecord};
+use mooseng_schema::packable;
 use mooseng_schema::staged::{self, Staged};
 use mooseng_schema::statistics::{self, Statistic};
 use mooseng_schema::{Record, number, orphan, xattr};
@@ -71,7 +72,7 @@ async fn tree() -> Planted {
     let dir = mkdir(ROOT, "dir").await;
     let below = mkdir(dir, "below").await;
     let file = client.create(dir, "file").await;
-    client.write(file, 0, b"inline bytes").await;
+    client.write(file, 0, &b"inline bytes".repeat(500)).await;
     for i in 0..20 {
         let op = Op::Link(Link { inode: file, new_parent: below, new_name: name(&format!("name {i}")) });
         client.ask(op).await;
@@ -250,6 +251,13 @@ fn damages() -> Vec<Damage> {
             Kind::StagedList,
             big,
         ),
+        (
+            "a packable piece is listed that isn't there",
+            |p| p.put(packable::key(p.big, 4096), vec![]),
+            Kind::PackableList,
+            big,
+        ),
+        ("a packable piece isn't listed", |p| p.remove(&packable::key(p.file, 0)), Kind::PackableList, file),
         ("a living file is called an orphan", |p| p.inode(p.file, |r| r.orphan = true), Kind::Orphan, file),
         ("a mark without an orphan", |p| p.put(orphan::key(p.file), vec![1]), Kind::Orphan, file),
         ("a mark of dead extents", |p| p.put(orphan::trim_key(p.big), vec![]), Kind::Trim, big),

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use mooseng_namespace::pack;
 use mooseng_namespace::rewrite::{self, Destaged, Swapped};
 use mooseng_namespace::touched::Charges;
 use mooseng_namespace::trash::Terms;
@@ -122,9 +123,13 @@ impl Volume {
 
     /// Makes a chunk of these bytes, as the rewriter does before it swaps.
     pub async fn make_chunk(&self, bytes: Vec<u8>) -> u64 {
+        self.make_chunk_of_class(bytes, 0).await
+    }
+
+    async fn make_chunk_of_class(&self, bytes: Vec<u8>, storage_class: u32) -> u64 {
         let chunk = self.chunks.fetch_add(1, Ordering::Relaxed);
-        let record =
-            ChunkRecord { length: bytes.len() as u64, sealed: true, sealed_ns: 1, ..Default::default() };
+        let length = bytes.len() as u64;
+        let record = ChunkRecord { length, sealed: true, sealed_ns: 1, storage_class, ..Default::default() };
         let location = LocationRecord { layout: 1, copies: vec!["cs-1".into(), "cs-2".into()], epoch: 1 };
         self.made.lock().unwrap().insert(chunk, bytes);
         self.driver
@@ -175,6 +180,48 @@ impl Volume {
             .await
             .unwrap()
             .0
+    }
+
+    /// What these files have packable, put into a chunk: what a swap may be tried with.
+    pub async fn copy_packable(&self, inodes: &[u64], class: u32) -> Option<(u64, Vec<Destaged>)> {
+        let (mut bytes, mut moved) = (Vec::new(), Vec::new());
+        for inode in inodes {
+            let found = pack::packable_pieces(&self.store.inner.begin(), InodeId(*inode)).await.unwrap();
+            let Some((pieces, of)) = found else { continue };
+            for piece in pieces.into_iter().filter(|_| of == class) {
+                let to_offset = bytes.len() as u64;
+                bytes.extend_from_slice(&piece.bytes);
+                moved.push(Destaged { piece, to_offset });
+            }
+        }
+        if moved.is_empty() {
+            return None;
+        }
+        Some((self.make_chunk_of_class(bytes, class).await, moved))
+    }
+
+    /// The swap.
+    pub async fn pack(&self, chunk: u64, moved: &[Destaged]) -> Swapped {
+        let packed = self.driver.transact(deadline(), |tx| {
+            let moved = moved.to_vec();
+            Box::pin(async move { pack::pack(tx, ChunkId(chunk), &moved).await })
+        });
+        packed.await.unwrap().0
+    }
+
+    /// The files that have something packable.
+    pub async fn packable(&self) -> Vec<u64> {
+        let mut all = Vec::new();
+        let mut after = None;
+        loop {
+            let page = pack::packable_files(&self.store.inner.begin(), VolumeId(0), after, 3).await;
+            let (files, next) = page.unwrap();
+            all.extend(files.into_iter().map(|file| file.inode.0));
+            if next.is_none() {
+                return all;
+            }
+            after = next;
+        }
     }
 
     /// What a file counts as staged.

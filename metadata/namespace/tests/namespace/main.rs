@@ -13,6 +13,7 @@ mod locks;
 mod model;
 mod model_acl;
 mod outcomes;
+mod pack;
 mod quotas;
 mod random;
 mod recount;

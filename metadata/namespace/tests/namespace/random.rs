@@ -40,6 +40,10 @@ struct Run {
     destaging: Vec<(u64, Vec<Destaged>)>,
     /// Bytes that such swaps moved.
     destaged: u64,
+    /// Chunks made of what several files had packable, before the swap.
+    packing: Vec<(u64, Vec<Destaged>)>,
+    /// Bytes that such swaps moved.
+    packed: u64,
     /// Whether access control lists are set.
     lists: bool,
 }
@@ -508,6 +512,20 @@ async fn destage(run: &mut Run, volume: &Volume) {
     run.destaged += volume.destage(chunk, &moved).await.bytes;
 }
 
+/// Likewise with what several files have packable.
+async fn pack(run: &mut Run, volume: &Volume) {
+    if run.packing.is_empty() || run.rng.random_bool(0.5) {
+        let inodes: BTreeSet<u64> = (0..run.rng.random_range(1..8)).map(|_| run.file()).collect();
+        let inodes: Vec<u64> = inodes.into_iter().collect();
+        let class = run.model.nodes.get(&inodes[0]).map_or(0, |node| node.class);
+        run.packing.extend(volume.copy_packable(&inodes, class).await);
+        return;
+    }
+    let i = run.rng.random_range(0..run.packing.len());
+    let (chunk, moved) = run.packing.swap_remove(i);
+    run.packed += volume.pack(chunk, &moved).await.bytes;
+}
+
 /// What else an administrator does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Besides {
@@ -516,8 +534,8 @@ enum Besides {
     Classes,
 }
 
-/// Answers how many staged bytes were moved into chunks on the way.
-async fn run(seed: u64, steps: usize, faults: f64, besides: Besides) -> u64 {
+/// Answers how many staged bytes, and how many packable ones, were moved into chunks on the way.
+async fn run(seed: u64, steps: usize, faults: f64, besides: Besides) -> (u64, u64) {
     let (quotas, classes) = (besides == Besides::Quotas, besides == Besides::Classes);
     let volume = Volume::with_trash(seed, faults, RETENTION_S as u64).await;
     let clients = [volume.client(1).await, volume.client(2).await, volume.client(3).await];
@@ -528,6 +546,8 @@ async fn run(seed: u64, steps: usize, faults: f64, besides: Besides) -> u64 {
         chunks: vec![],
         destaging: vec![],
         destaged: 0,
+        packing: vec![],
+        packed: 0,
         lists: !quotas,
     };
     run.model.retention_s = RETENTION_S;
@@ -548,6 +568,9 @@ async fn run(seed: u64, steps: usize, faults: f64, besides: Besides) -> u64 {
         }
         if run.rng.random_bool(0.08) {
             destage(&mut run, &volume).await;
+        }
+        if run.rng.random_bool(0.06) {
+            pack(&mut run, &volume).await;
         }
         let which = run.rng.random_range(0..clients.len());
         let client = &clients[which];
@@ -601,7 +624,7 @@ async fn run(seed: u64, steps: usize, faults: f64, besides: Besides) -> u64 {
     }
     compare_trees(&clients[0], &run.model).await;
     volume.check();
-    run.destaged
+    (run.destaged, run.packed)
 }
 
 /// Storage classes, whose ids count from 1.
@@ -748,11 +771,12 @@ async fn random_operations_equal_the_model_with_classes() {
 
 #[tokio::test]
 async fn random_operations_equal_the_model() {
-    let mut destaged = 0;
+    let mut moved = (0, 0);
     for seed in 0..20 {
-        destaged += run(seed, 2_000, 0.0, Besides::Nothing).await;
+        let (destaged, packed) = run(seed, 2_000, 0.0, Besides::Nothing).await;
+        moved = (moved.0 + destaged, moved.1 + packed);
     }
-    assert!(destaged > 1 << 20, "{destaged} bytes only");
+    assert!(moved.0 > 1 << 20 && moved.1 > 1 << 20, "{moved:?} bytes only");
 }
 
 #[tokio::test]

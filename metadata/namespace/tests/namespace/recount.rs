@@ -45,6 +45,7 @@ struct Found {
     trims: BTreeSet<u64>,
     staged: BTreeMap<u64, Staged>,
     staged_pieces: BTreeSet<(u64, u64)>,
+    packable: BTreeSet<(u64, u64)>,
     /// Until when each inode is in the trash.
     trash: BTreeMap<u64, i64>,
     statistics: BTreeMap<u64, u64>,
@@ -95,6 +96,9 @@ fn collect(dump: &BTreeMap<Bytes, Bytes>) -> Found {
             }
             t if t == VolumeTag::StagedPiece as u8 => {
                 assert!(value.is_empty() && found.staged_pieces.insert((at(0), at(1))));
+            }
+            t if t == VolumeTag::Packable as u8 => {
+                assert!(value.is_empty() && found.packable.insert((at(0), at(1))));
             }
             t if t == VolumeTag::Trash as u8 => {
                 assert_eq!(found.trash.insert(at(1), at(0) as i64), None, "an inode is in the trash twice");
@@ -179,6 +183,7 @@ fn check_data(found: &Found) {
     let mut allocated: BTreeMap<u64, u64> = BTreeMap::new();
     let mut staged: BTreeMap<u64, Staged> = BTreeMap::new();
     let mut pieces = found.staged_pieces.clone();
+    let mut packable = found.packable.clone();
     let mut reached = (0, 0);
     for ((inode, offset), extent) in &found.extents {
         let record = found.inodes.get(inode).expect("an extent is left of an inode that is gone");
@@ -199,6 +204,9 @@ fn check_data(found: &Found) {
             *staged = staged.plus(Staged { bytes: length as i64, pieces: 1 });
             assert!(pieces.remove(&(*inode, *offset)), "a staged piece of inode {inode} isn't listed");
         }
+        if extent.chunk == 0 && offset + length <= 64 << 10 && length >= 4096 {
+            assert!(packable.remove(&(*inode, *offset)), "a packable piece of inode {inode} isn't listed");
+        }
         if extent.chunk != 0 {
             let chunk = found.chunks.get(&extent.chunk).expect("an extent names a chunk that isn't there");
             assert!(!chunk.sealed || extent.chunk_offset + extent.length <= chunk.length);
@@ -211,6 +219,7 @@ fn check_data(found: &Found) {
         assert_eq!(record.allocated, allocated.get(id).copied().unwrap_or(0), "inode {id} counts its bytes");
     }
     assert_eq!(pieces, BTreeSet::new(), "what is listed as staged isn't there");
+    assert_eq!(packable, BTreeSet::new(), "what is listed as packable isn't there");
     let counted = found.staged.iter().filter(|(_, staged)| !staged.is_zero());
     assert_eq!(
         staged,

@@ -50,7 +50,7 @@ async fn gather(volume: &Volume, inode: u64, chunks: &[u64], page: usize) -> Vec
             .driver
             .transact(deadline(), |tx| {
                 let chunks = chunks.clone();
-                Box::pin(async move { rewrite::pieces(tx, InodeId(inode), at, &chunks, page).await })
+                Box::pin(async move { rewrite::pieces(tx, InodeId(inode), at, Some(&chunks), page).await })
             })
             .await
             .unwrap()

@@ -166,7 +166,7 @@ async fn bury(volume: &Volume, chunk: u64, sealed_before_ns: i64) -> bool {
 async fn listed(volume: &Volume) -> Vec<upkeep::ChunkListing> {
     let list =
         volume.driver.transact(deadline(), |tx| Box::pin(upkeep::list_chunks(tx, VolumeId(0), None, 10)));
-    list.await.unwrap().0
+    list.await.unwrap().0.0
 }
 
 async fn dead(volume: &Volume) -> Vec<(ChunkId, Vec<String>)> {

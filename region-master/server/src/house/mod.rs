@@ -7,6 +7,8 @@
 //!   dead (buried chunks)     --> copies to be deleted, until each is gone or its chunkserver lost
 //!   sparse chunks --rewrite choice--> a new chunk of their live pieces, which files then name instead
 //!   staged data   --destage choice--> a new chunk of it, likewise
+//!   small files   --pack choice--> a new chunk that they share, likewise
+//!   small chunks, files in too many extents, files of another storage class than their chunk --> new chunks, likewise
 //! ```
 //! All of it runs within the leader's term and ends with it; what a paused leader still says is refused by term: in the store by Raft, on
 //! chunkservers by the custody that comes with each order. Nothing is remembered that isn't found again by the next scan.
@@ -34,6 +36,8 @@ mod copies;
 mod dead;
 mod destage;
 pub mod drain;
+mod elsewhere;
+mod pack;
 mod rewrite;
 mod scan;
 mod strays;
@@ -60,6 +64,8 @@ pub async fn run(master: &Arc<Master>, term: u64) {
     let mut copying = FuturesUnordered::new();
     let mut rewriting = FuturesUnordered::new();
     let mut destaging = FuturesUnordered::new();
+    let mut packing = FuturesUnordered::new();
+    let mut moving = FuturesUnordered::new();
     let mut next = tokio::time::Instant::now() + TICK;
     loop {
         tokio::select! {
@@ -73,6 +79,11 @@ pub async fn run(master: &Arc<Master>, term: u64) {
                 }
                 destaging.extend(keeper.destages().into_iter().map(|plan| destage::make(master, term, plan)));
             }
+            Some(done) = moving.next() => keeper.moved(done),
+            Some(done) = packing.next() => {
+                keeper.packed(done);
+                packing.extend(keeper.packs().into_iter().map(|plan| pack::make(master, term, plan)));
+            }
             () = tokio::time::sleep_until(next) => {
                 for error in keeper.tick().await {
                     tracing::info!(error = %error.message, "a piece of house-keeping failed and is tried again");
@@ -83,6 +94,8 @@ pub async fn run(master: &Arc<Master>, term: u64) {
                 }
                 rewriting.extend(keeper.rewrites().into_iter().map(|plan| rewrite::make(master, term, plan)));
                 destaging.extend(keeper.destages().into_iter().map(|plan| destage::make(master, term, plan)));
+                packing.extend(keeper.packs().into_iter().map(|plan| pack::make(master, term, plan)));
+                moving.extend(keeper.moves().map(|plan| elsewhere::make(master, term, plan)));
                 keeper.publish();
                 next = tokio::time::Instant::now() + TICK;
             }
@@ -110,6 +123,8 @@ struct Keeper<'a> {
     dead: dead::Dead,
     rewriter: rewrite::Rewriter,
     stage: destage::Stage,
+    packs: pack::Packs,
+    elsewhere: elsewhere::Elsewhere,
     figures: HouseStatus,
     located: BTreeMap<String, u64>,
     /// Chunks that need a copy for which there is no place, as of the last complete scan.
@@ -139,6 +154,8 @@ impl<'a> Keeper<'a> {
             dead: dead::Dead::default(),
             rewriter: rewrite::Rewriter::default(),
             stage: destage::Stage::default(),
+            packs: pack::Packs::default(),
+            elsewhere: elsewhere::Elsewhere::default(),
             figures: HouseStatus::default(),
             located: BTreeMap::new(),
             stuck: 0,
@@ -160,6 +177,7 @@ impl<'a> Keeper<'a> {
         troubles.extend(self.look_at_strays().await.err());
         troubles.extend(self.clear_dead().await.err());
         troubles.extend(self.look_at_staged().await.err());
+        troubles.extend(self.look_at_packable().await.err());
         // A tick may have waited for the store: that isn't a pause of this process.
         self.ticked = self.master.clock.boot();
         troubles

@@ -1,4 +1,4 @@
-//! The rewriter: chunks of which little is still used are made into a new one, which files then name instead; the old ones are collected.
+//! The rewriter: chunks of which little is still used, and small ones, are made into a new one, which files then name instead; the old ones are collected.
 //!
 //! ```text
 //!   scan -> Choice -> group -> pieces of files -> build on one chunkserver -> pulls by the others -> record -> swaps through the gate
@@ -37,7 +37,7 @@ use crate::records::transact;
 use crate::{seals, tickets};
 
 /// Files of one chunk.
-const USERS_MAX: usize = 1_000;
+const USERS_MAX: usize = upkeep::USES_MAX;
 /// Extents read in one transaction.
 const PAGE: usize = 4_096;
 /// How long a chunk may take to be made, or copied, beyond what its pace allows.
@@ -84,13 +84,24 @@ impl Keeper<'_> {
             at_once: house.rewrites_at_once,
             quiet: Duration::from_millis(house.rewrite_after_ms),
             gain_min: house.rewrite_gain_kib << 10,
+            merge_quiet: Duration::from_millis(house.merge_after_ms),
+            merge_chunks_min: if house.merge_chunks == 0 { usize::MAX } else { house.merge_chunks },
+            merge_bytes_min: house.merge_fill_kib << 10,
             ..Limits::default()
         }
     }
 
     /// Whether the rewriter is at work on a chunk: it is neither a stray nor unused.
     pub(super) fn is_rewriting(&self, chunk: ChunkId) -> bool {
-        self.rewriter.busy.contains(&chunk) || self.is_destaging_to(chunk)
+        self.rewriter.busy.contains(&chunk)
+            || self.is_destaging_to(chunk)
+            || self.is_packing_to(chunk)
+            || self.elsewhere.is_making(chunk)
+    }
+
+    /// Chunks that rewrites are made of, or make.
+    pub(super) fn busy_chunks(&self) -> BTreeSet<ChunkId> {
+        self.rewriter.busy.clone()
     }
 
     /// The scan comes across a sealed chunk that is in use.
@@ -104,10 +115,12 @@ impl Keeper<'_> {
             length: record.length,
             live: listing.used.bytes,
             extents: listing.used.extents,
+            users: listing.users,
             sealed_for: Duration::from_nanos(u64::try_from(sealed_ns).unwrap_or(0)),
         };
         let limits = self.rewrite_limits();
         self.rewriter.gathering.see(used, &limits);
+        self.note_extents(listing);
     }
 
     /// The scan has seen all chunks.
@@ -125,8 +138,13 @@ impl Keeper<'_> {
         let mut plans = Vec::new();
         loop {
             let rewriter = &mut self.rewriter;
-            let left_alone: BTreeSet<ChunkId> =
-                rewriter.busy.iter().chain(rewriter.waits.keys()).copied().collect();
+            let left_alone: BTreeSet<ChunkId> = rewriter
+                .busy
+                .iter()
+                .chain(rewriter.waits.keys())
+                .chain(self.elsewhere.chunks())
+                .copied()
+                .collect();
             let Some(group) =
                 rewriter.choice.next(rewriter.under_way, &left_alone, &rewriter.suspects, &limits)
             else {
@@ -172,14 +190,20 @@ impl Keeper<'_> {
         let metrics = &self.master.metrics;
         match result {
             Ok(Swapped { bytes, left }) => {
-                tracing::info!(to = plan.to.0, chunks = victims, bytes, left, gain, "rewrote sparse chunks");
-                self.figures.rewritten += victims;
+                let merged = plan.group.merges;
+                tracing::info!(to = plan.to.0, chunks = victims, bytes, left, gain, merged, "rewrote chunks");
                 self.figures.rewritten_bytes += bytes;
-                metrics.chunks_rewritten.inc_by(victims);
                 metrics.rewritten_bytes.inc_by(bytes);
+                if merged {
+                    self.figures.merged += victims;
+                    metrics.chunks_merged.inc_by(victims);
+                } else {
+                    self.figures.rewritten += victims;
+                    metrics.chunks_rewritten.inc_by(victims);
+                }
             }
             Err(error) => {
-                tracing::info!(to = plan.to.0, chunks = victims, error = %error.message, "sparse chunks weren't rewritten; trying again later");
+                tracing::info!(to = plan.to.0, chunks = victims, error = %error.message, "chunks weren't rewritten; trying again later");
                 self.figures.rewrites_failed += 1;
                 metrics.rewrites_failed.inc();
             }
@@ -216,14 +240,25 @@ async fn try_make(master: &Arc<Master>, term: u64, plan: &Plan) -> Result<Swappe
         };
         victims.extend(listing.filter(of_the_group));
     }
-    let moved = pieces(master, &victims).await?;
+    let moved = pieces(master, &victims, None).await?;
     if moved.is_empty() {
         let what = "no file names these chunks any more; if it stays so, `mooseng fsck` tells what counts them as used";
         return if victims.is_empty() { Ok(Swapped::default()) } else { Err(failed(what)) };
     }
+    carry(master, term, (plan.to, plan.group.storage_class), &victims, &moved).await
+}
+
+/// Makes a chunk, of that storage class, of pieces of these ones, and has files name it.
+pub(super) async fn carry(
+    master: &Arc<Master>,
+    term: u64,
+    (to, class): (ChunkId, u32),
+    victims: &[ChunkListing],
+    moved: &[Moved],
+) -> Result<Swapped, CallError> {
     let length = moved.iter().map(|m| m.to_offset + m.piece.length).max().unwrap_or(0);
     let pace = master.config.house.rewrite_mib_per_s << 20;
-    let order = Order { master, term, to: plan.to, class: plan.group.storage_class, length, pace };
+    let order = Order { master, term, to, class, length, pace };
     let sources =
         master.desk(|desk| victims.iter().map(|v| source(master, desk, v)).collect::<Vec<BuildSource>>());
     let numbers: BTreeMap<ChunkId, u32> = victims.iter().map(|v| v.chunk).zip(0..).collect();
@@ -232,14 +267,19 @@ async fn try_make(master: &Arc<Master>, term: u64, plan: &Plan) -> Result<Swappe
         let source = numbers.get(&chunk).copied().unwrap_or(u32::MAX);
         BuildPiece { source, offset: chunk_offset, length }
     };
-    let copies = order.make_copies(sources, copied(&moved).map(piece).collect()).await?;
+    let copies = order.make_copies(sources, copied(moved).map(piece).collect()).await?;
     let inode = moved.first().map_or(InodeId(0), |m| m.piece.inode);
     order.put_on_record(inode, copies).await?;
-    order.swap(&moved).await
+    order.swap(moved).await
 }
 
-/// Where files' bytes lie in these chunks, in the order in which the new chunk is to have them: file by file, as they follow each other.
-async fn pieces(master: &Master, victims: &[ChunkListing]) -> Result<Vec<Moved>, CallError> {
+/// Where bytes of files, of all or of these, lie in these chunks, in the order in which the new chunk is to have them: file by file, as they follow each
+/// other.
+pub(super) async fn pieces(
+    master: &Master,
+    victims: &[ChunkListing],
+    only: Option<&BTreeSet<InodeId>>,
+) -> Result<Vec<Moved>, CallError> {
     let limits = Limits::default();
     let chunks: Arc<BTreeSet<ChunkId>> = Arc::new(victims.iter().map(|listing| listing.chunk).collect());
     let mut files = BTreeSet::new();
@@ -250,7 +290,8 @@ async fn pieces(master: &Master, victims: &[ChunkListing]) -> Result<Vec<Moved>,
         })
         .await
         .map_err(|e| record_failed(&e))?;
-        files.extend(users.into_iter().map(|(inode, _)| inode));
+        let wanted = |inode: &InodeId| only.is_none_or(|only| only.contains(inode));
+        files.extend(users.into_iter().map(|(inode, _)| inode).filter(wanted));
     }
     let mut all: Vec<Moved> = Vec::new();
     let mut length = 0;
@@ -262,7 +303,7 @@ async fn pieces(master: &Master, victims: &[ChunkListing]) -> Result<Vec<Moved>,
             let (found, next) = transact(&master.store, |tx| {
                 let chunks = chunks.clone();
                 async move {
-                    let page = swapping::pieces(&tx, inode, at, &chunks, PAGE).await?;
+                    let page = swapping::pieces(&tx, inode, at, Some(&chunks), PAGE).await?;
                     Ok((tx, page))
                 }
             })

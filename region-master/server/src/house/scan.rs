@@ -14,6 +14,7 @@ use mooseng_wire::chunk::{Close, Sealed};
 use mooseng_wire::method::Method;
 use mooseng_wire::{ChunkId, Role, SessionId};
 
+use super::elsewhere::Compared;
 use super::{Keeper, ROOT_VOLUME};
 use crate::desk::{ChunkCounts, Desk, Seal};
 use crate::errors::record_failed;
@@ -26,6 +27,8 @@ use crate::tickets::TICKET_LIFE_MS;
 const PAGE: usize = 256;
 /// Unsealed copies of inventories looked at in one tick.
 const UNSEALED_MAX: usize = 64;
+/// Files of one chunk whose storage classes are compared with its own in one scan; the others have their turn in later ones.
+const COMPARED_MAX: usize = 256;
 /// Chunks that get their files' storage class in one transaction.
 const FOLLOWING_MAX: usize = 64;
 /// Open chunks that are ended in one page: each is a call.
@@ -75,21 +78,40 @@ impl Keeper<'_> {
             self.scan.drainings_set = self.master.desk(|desk| desk.drainings_set());
         }
         let several = self.master.desk(|desk| desk.classes.are_several());
-        let mut listings = transact(&self.master.store, |tx| async move {
-            let page = upkeep::list_chunks(&tx, ROOT_VOLUME, after, PAGE).await?;
-            let wanted = page.iter().map(|listing| async {
-                let has = listing.record.storage_class;
-                // Where there are no classes no chunk's file has one.
-                if !several && has == classes::DEFAULT {
-                    return Ok(has);
+        let compared = self.elsewhere.compared.clone();
+        let (mut listings, misfits, more) = transact(&self.master.store, |tx| {
+            let compared = compared.clone();
+            async move {
+                let (page, more) = upkeep::list_chunks(&tx, ROOT_VOLUME, after, PAGE).await?;
+                let wanted = page.iter().map(|listing| async {
+                    let has = listing.record.storage_class;
+                    // Where there are no classes no chunk's file has one.
+                    if !several && has == classes::DEFAULT {
+                        return Ok(has);
+                    }
+                    Ok(classes::wanted(&tx, listing.chunk, &listing.record).await?.unwrap_or(has))
+                });
+                let wanted: Vec<u32> = futures::future::try_join_all(wanted).await.map_err(|e: OpError| e)?;
+                let mut misfits = Vec::new();
+                for (listing, class) in page.iter().zip(&wanted) {
+                    let chunk = listing.chunk;
+                    if several
+                        && listing.users > 1
+                        && listing.record.sealed
+                        && listing.record.storage_class == *class
+                    {
+                        let from = compared.get(&chunk).copied();
+                        let (found, next) = classes::misfits(&tx, chunk, *class, from, COMPARED_MAX).await?;
+                        misfits.push(Compared { chunk, misfits: found, next });
+                    }
                 }
-                Ok(classes::wanted(&tx, listing.chunk, &listing.record).await?.unwrap_or(has))
-            });
-            let wanted: Vec<u32> = futures::future::try_join_all(wanted).await.map_err(|e: OpError| e)?;
-            Ok((tx, page.into_iter().zip(wanted).collect::<Vec<_>>()))
+                let listings: Vec<_> = page.into_iter().zip(wanted).collect();
+                Ok((tx, (listings, misfits, more)))
+            }
         })
         .await
         .map_err(|e| record_failed(&e))?;
+        self.note_misfits(misfits);
         let master = self.master;
         let page = master.desk(|desk| {
             let mut page = Page::default();
@@ -100,7 +122,7 @@ impl Keeper<'_> {
             page
         });
         self.scan.after = listings.last().map(|(listing, _)| listing.chunk);
-        if listings.len() < PAGE {
+        if !more {
             self.scanned(now);
         }
         self.carry_out(page).await
@@ -118,6 +140,7 @@ impl Keeper<'_> {
         self.located = scan.located;
         self.stuck = scan.stuck;
         self.choose_rewrites();
+        self.choose_joins();
         self.figures.bytes = scan.bytes;
         self.figures.bytes_live = scan.bytes_live;
     }

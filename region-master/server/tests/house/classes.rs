@@ -23,7 +23,7 @@ fn names(these: &[usize]) -> BTreeSet<String> {
     these.iter().map(|i| name(*i)).collect()
 }
 
-async fn create(region: &Region, text: &str, copies: u32, on: &str) -> Result<StorageClass, Status> {
+pub async fn create(region: &Region, text: &str, copies: u32, on: &str) -> Result<StorageClass, Status> {
     let (name, labels) = (text.to_owned(), media(on));
     let request = CreateClassRequest { name, copies, min_copies: 0, labels };
     leader(region).await.create_class(request).await.map(tonic::Response::into_inner)
@@ -35,7 +35,7 @@ async fn set(region: &Region, text: &str, copies: u32, on: &str) {
     leader(region).await.set_class(request).await.unwrap();
 }
 
-async fn assign(region: &Region, name: &str, path: &str) -> Result<AssignClassReply, Status> {
+pub async fn assign(region: &Region, name: &str, path: &str) -> Result<AssignClassReply, Status> {
     let which = Some(Which::Path(Bytes::copy_from_slice(path.as_bytes())));
     let request = AssignClassRequest { name: name.to_owned(), which, entries: false, after: 0 };
     leader(region).await.assign_class(request).await.map(tonic::Response::into_inner)
