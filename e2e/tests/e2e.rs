@@ -26,6 +26,8 @@ mod housekeeping;
 mod locks;
 #[path = "e2e/operations.rs"]
 mod operations;
+#[path = "e2e/otlp.rs"]
+mod otlp;
 #[path = "e2e/posix.rs"]
 mod posix;
 #[path = "e2e/ranges.rs"]

@@ -218,6 +218,7 @@ pub async fn master(
         mounts: Vec::new(),
         raft,
         log: LogConfig::default(),
+        otlp: None,
     };
     let server = supervised(&host, async || {
         let disk: Arc<dyn Disk> = Arc::new(host.disk.clone());
@@ -267,6 +268,7 @@ pub async fn chunkserver(i: usize, host: Host, watch: Watch) -> turmoil::Result 
         tls: None,
         log: LogConfig::default(),
         labels: labels(i),
+        otlp: None,
     };
     let server = supervised(&host, async || {
         ChunkserverServer::start(

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use mooseng_otlp::OtlpConfig;
 use mooseng_transport::TlsFiles;
 use mooseng_transport::observe::LogConfig;
 use mooseng_wire::is_identity_word;
 use serde::{Deserialize, Serialize};
 
 /// Configuration of a mooseng-chunkserver.
-#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct ChunkserverConfig {
     /// This chunkserver's name: the last word of its SPIFFE id.
@@ -65,6 +66,9 @@ pub struct ChunkserverConfig {
     /// Words that storage classes choose chunkservers by; `host` names the machine where several share one.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// Where spans and metrics are sent; nowhere where it isn't given.
+    #[serde(default)]
+    pub otlp: Option<OtlpConfig>,
 }
 
 fn reserve_bytes() -> u64 {
@@ -158,6 +162,9 @@ impl ChunkserverConfig {
         }
         if !(100..=60_000).contains(&self.chain_timeout_ms) {
             return Err(wrong("chain_timeout_ms", "it must lie between 100 and 60000; 1500 is usual"));
+        }
+        if let Some(otlp) = &self.otlp {
+            otlp.check().map_err(|e| wrong(&e.setting, e.problem))?;
         }
         Ok(())
     }
@@ -253,6 +260,9 @@ host = "a"
             ("[\"127.0.0.1:7001\"]", "[]", "`masters`"),
             ("state_dir", "chain_timeout_ms = 1\nstate_dir", "`chain_timeout_ms`"),
             ("state_dir", "scrub_period_s = 0\nstate_dir", "`scrub_period_s`"),
+            ("[labels]", "[otlp]\nendpoint = \"collector\"\n[labels]", "`otlp.endpoint`"),
+            ("[labels]", "[otlp]\nendpoint = \"http://c\"\nsample = 2.0\n[labels]", "`otlp.sample`"),
+            ("[labels]", "[otlp]\nendpoint = \"http://c\"\nsampel = 1.0\n[labels]", "Did you mean `sample`?"),
         ];
         for (from, to, setting) in table {
             let text = GOOD.replacen(from, to, 1);

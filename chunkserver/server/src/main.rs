@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use clap::Parser;
 use mooseng_chunkserver::{ChunkserverConfig, ChunkserverServer};
+use mooseng_otlp::{Otlp, OtlpConfig, Who};
 use mooseng_ports::clock::OsClock;
 use mooseng_ports::disk::os::OsDisk;
 use mooseng_ports::{plant, service_manager};
@@ -57,6 +58,14 @@ async fn run(config: ChunkserverConfig) -> anyhow::Result<()> {
         bail!("the setting `tls` is missing: a chunkserver speaks mutual TLS only; give cert, key and ca");
     };
     let network = Arc::new(TlsNetwork::load(tls)?);
+    let otlp = config.otlp.clone();
+    otlp.as_ref().map_or(Ok(()), OtlpConfig::check_files)?;
+    let who = Who {
+        service: "mooseng-chunkserver",
+        instance: config.name.clone(),
+        cluster: config.cluster.clone(),
+        region: config.region.clone(),
+    };
     let shutdown = CancellationToken::new();
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let http = config.http_listen.clone();
@@ -74,6 +83,7 @@ async fn run(config: ChunkserverConfig) -> anyhow::Result<()> {
             .await
             .with_context(|| format!("metrics and health can't be served on http_listen = {http:?}"))?;
     }
+    let otlp = otlp.map(|otlp| Otlp::start(&otlp, &who, &server.metrics())).transpose()?;
     // It answers: whether it is ready, for which a master needs the others, /readyz says.
     if let Err(error) = service_manager::tell("READY=1") {
         tracing::warn!(%error, "the service manager couldn't be told that this daemon is up");
@@ -86,5 +96,8 @@ async fn run(config: ChunkserverConfig) -> anyhow::Result<()> {
     tracing::info!("stopping");
     shutdown.cancel();
     server.stopped().await;
+    if let Some(otlp) = otlp {
+        otlp.stop().await;
+    }
     Ok(())
 }

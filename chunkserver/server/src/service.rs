@@ -9,7 +9,7 @@ use mooseng_chunk::chain::{Event, NextFailure, Round, refusal};
 use mooseng_chunk::{Admission, ChunkError, ChunkStore, Sums, Written, checksum};
 use mooseng_ports::clock::Clock;
 use mooseng_ports::plant::{self, Plant};
-use mooseng_transport::{Answer, Blocking, Incoming, Service, TRACE, call_error};
+use mooseng_transport::{Answer, Blocking, Incoming, Service, call_error, trace};
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::chunk::{
     Append, Appended, AskDigest, Build, ChunkStat, Close, Digested, Lend, LendRefusal, Pull, Read, ReadDone,
@@ -112,9 +112,8 @@ impl ChunkService {
     }
 
     async fn dispatch(&self, incoming: Incoming) -> Result<Answer, CallError> {
-        let _permit = self
-            .at_work
-            .acquire()
+        let _permit = trace::internal("queue")
+            .watch(self.at_work.acquire())
             .await
             .map_err(|_| call_error(ErrorCode::Unavailable, "the chunkserver stops"))?;
         match incoming.method {
@@ -149,13 +148,14 @@ impl ChunkService {
         Ok(chunk)
     }
 
-    /// Runs work on the store where it may block.
+    /// Runs work on the store where it may block, in a span of its own.
     async fn work<T: Send + 'static>(
         &self,
+        name: &'static str,
         f: impl FnOnce(&ChunkStore) -> Result<T, ChunkError> + Send + 'static,
     ) -> Result<T, ChunkError> {
         let store = self.store.clone();
-        self.blocking.run(move || f(&store)).await
+        trace::internal(name).watch(self.blocking.run(move || f(&store))).await
     }
 
     async fn append(&self, incoming: Incoming) -> Result<Answer, CallError> {
@@ -210,7 +210,7 @@ impl ChunkService {
         if self.store.knows_epoch(volume, epoch) {
             return Ok(());
         }
-        self.work(move |store| store.see_epoch(volume, epoch)).await.map_err(|e| refusal(&e))
+        self.work("chunk.epoch", move |store| store.see_epoch(volume, epoch)).await.map_err(|e| refusal(&e))
     }
 
     /// Waits until the append is the next of its chunk, or one that came before, and takes its turn.
@@ -259,7 +259,7 @@ impl ChunkService {
         let end = append.offset + bytes.len() as u64;
         let (empty, count) = (bytes.is_empty(), bytes.len() as u64);
         let ours = mooseng_chunk::Append { chunk, epoch: Epoch(append.epoch), offset: append.offset, bytes };
-        let written = self.work(move |store| store.write_summed(&ours, &sums)).await;
+        let written = self.work("chunk.write", move |store| store.write_summed(&ours, &sums)).await;
         drop(turn);
         turns.grown.notify_waiters();
         let written = written?;
@@ -278,7 +278,7 @@ impl ChunkService {
             }
             _ => {
                 self.metrics.flushes.inc();
-                self.work(move |store| store.flush(chunk)).await
+                self.work("chunk.flush", move |store| store.flush(chunk)).await
             }
         }
     }
@@ -312,7 +312,7 @@ impl ChunkService {
             let bytes = store.read(chunk, read.offset, u64::from(read.length))?;
             Ok((checksum(&bytes), bytes))
         };
-        let (crc, bytes) = self.work(work).await.map_err(|e| refusal(&e))?;
+        let (crc, bytes) = self.work("chunk.read", work).await.map_err(|e| refusal(&e))?;
         self.metrics.bytes_read.inc_by(bytes.len() as u64);
         Ok(Answer::with_bulk(&ReadDone { crc }, bytes))
     }
@@ -323,7 +323,7 @@ impl ChunkService {
         let Some(lender) = self.lender.as_ref().filter(|lender| lender.is_here(&lend.boot_id)) else {
             return Ok(Answer::of(&lend::refused(LendRefusal::NotHere)));
         };
-        let loan = self.work(move |store| store.lend(chunk)).await.map_err(|e| refusal(&e))?;
+        let loan = self.work("chunk.lend", move |store| store.lend(chunk)).await.map_err(|e| refusal(&e))?;
         let Some(loan) = loan else { return Ok(Answer::of(&lend::refused(LendRefusal::NotSealed))) };
         let lent = lender.offer(&incoming.peer.uri, loan);
         if lent.refused() == LendRefusal::Unspecified {
@@ -335,7 +335,7 @@ impl ChunkService {
     async fn seal(&self, incoming: Incoming) -> Result<Answer, CallError> {
         let seal: Seal = incoming.decode()?;
         let chunk = self.check(&incoming, seal.chunk, &seal.ticket)?;
-        self.work(move |store| store.seal(chunk, Epoch(seal.epoch), seal.length))
+        self.work("chunk.seal", move |store| store.seal(chunk, Epoch(seal.epoch), seal.length))
             .await
             .map_err(|e| refusal(&e))?;
         Ok(Answer::of(&Sealed { length: seal.length }))
@@ -344,7 +344,7 @@ impl ChunkService {
     async fn stat(&self, incoming: Incoming) -> Result<Answer, CallError> {
         let stat: StatChunk = incoming.decode()?;
         let chunk = self.check(&incoming, stat.chunk, &stat.ticket)?;
-        let is = self.work(move |store| store.stat(chunk)).await.map_err(|e| refusal(&e))?;
+        let is = self.work("chunk.stat", move |store| store.stat(chunk)).await.map_err(|e| refusal(&e))?;
         let is = ChunkStat { length: is.length, flushed: is.flushed, sealed: is.sealed, epoch: is.epoch.0 };
         Ok(Answer::of(&is))
     }
@@ -366,8 +366,10 @@ impl ChunkService {
     async fn digest(&self, incoming: Incoming) -> Result<Answer, CallError> {
         let asked: AskDigest = incoming.decode()?;
         let chunk = self.check(&incoming, asked.chunk, &[])?;
-        let digest =
-            self.work(move |store| store.digest(chunk, asked.length)).await.map_err(|e| refusal(&e))?;
+        let digest = self
+            .work("chunk.digest", move |store| store.digest(chunk, asked.length))
+            .await
+            .map_err(|e| refusal(&e))?;
         Ok(Answer::of(&Digested { digest: Bytes::copy_from_slice(&digest) }))
     }
 
@@ -375,7 +377,7 @@ impl ChunkService {
         let close: Close = incoming.decode()?;
         let chunk = self.check(&incoming, close.chunk, &[])?;
         let length = self
-            .work(move |store| store.seal_here(chunk, Epoch(close.epoch)))
+            .work("chunk.close", move |store| store.seal_here(chunk, Epoch(close.epoch)))
             .await
             .map_err(|e| refusal(&e))?;
         Ok(Answer::of(&Sealed { length }))
@@ -387,9 +389,7 @@ impl Service for ChunkService {
     async fn call(&self, incoming: Incoming) -> Result<Answer, CallError> {
         let (method, started) = (incoming.method.as_str(), Instant::now());
         let deadline = incoming.deadline;
-        let result = timeout_at(deadline, TRACE.scope(incoming.trace.clone(), self.dispatch(incoming)))
-            .await
-            .unwrap_or_else(|_| Err(too_late()));
+        let result = timeout_at(deadline, self.dispatch(incoming)).await.unwrap_or_else(|_| Err(too_late()));
         self.metrics.answered(
             method,
             result.as_ref().err().map(CallError::code),

@@ -58,8 +58,8 @@ pub struct Answered {
 pub fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let tokio = tokio.map_err(|e| Failure::failed(format!("The runtime can't be started: {e}.")))?;
-    // One trace for the whole command: whatever it asks of whomever is found by it in their logs.
-    let outcome = tokio.block_on(TRACE.scope(trace::fresh(), future));
+    // One trace for the whole command: whatever it asks of whomever is found by it in their logs, and at the collector of those that have one.
+    let outcome = tokio.block_on(TRACE.scope(trace::requested(), future));
     tokio.shutdown_timeout(Duration::from_millis(200));
     outcome
 }

@@ -598,6 +598,10 @@ pub struct DevUp {
     /// How long a new cluster keeps deleted files in its trash, 0 for not at all [default: 24h].
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub trash_retention: Option<Duration>,
+    /// Send the spans of all operations and all metrics to the OpenTelemetry collector there, as in http://127.0.0.1:4317; off for nowhere any
+    /// more. Counts for processes that are started from now on [default: nowhere, or as in DIR].
+    #[arg(long, value_name = "ENDPOINT")]
+    pub otlp: Option<String>,
     /// How long to wait until everything serves.
     #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "90s")]
     pub wait: Duration,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mooseng_client::ClientConfig;
+use mooseng_otlp::OtlpConfig;
 use mooseng_transport::{Network, TlsFiles, TlsNetwork};
 use mooseng_wire::is_identity_word;
 use serde::{Deserialize, Serialize};
@@ -50,6 +51,9 @@ pub struct ClientFile {
     pub log_json: bool,
     /// The certificate files.
     pub tls: TlsSection,
+    /// Where a mount sends its spans and metrics; nowhere where it isn't given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub otlp: Option<OtlpConfig>,
 }
 
 /// The certificate files.
@@ -98,6 +102,12 @@ const KEYS: &[&str] = &[
     "key",
     "ca",
     "revocations",
+    "otlp",
+    "endpoint",
+    "sample",
+    "timeout_ms",
+    "metrics_every_s",
+    "headers",
 ];
 
 impl ClientFile {
@@ -119,6 +129,7 @@ impl ClientFile {
         }
         file.tls.revocations = file.tls.revocations.map(|p| dir.join(p));
         file.log_dir = file.log_dir.map(|p| dir.join(p));
+        file.otlp = file.otlp.map(|otlp| otlp.below(dir));
         Ok(file)
     }
 
@@ -148,6 +159,9 @@ impl ClientFile {
         }
         if file.retry_timeout_s == 0 {
             return Err("`retry_timeout_s` is 0: an operation needs at least a second.".into());
+        }
+        if let Some(otlp) = &file.otlp {
+            otlp.check().map_err(|e| format!("{e}."))?;
         }
         Ok(file)
     }
@@ -273,6 +287,9 @@ mod tests {
             ("127.0.0.1:7001", "127.0.0.1", "host:port"),
             ("\"eu-1\"", "\"eu/1\"", "region"),
             ("[\"127.0.0.1:7001\"]", "[]", "masters"),
+            ("[tls]", "[otlp]\nendpoint = \"c\"\n[tls]", "`otlp.endpoint`"),
+            ("[tls]", "[otlp]\nendpoint = \"http://c\"\nsample = -1.0\n[tls]", "`otlp.sample`"),
+            ("[tls]", "[otlp]\nendpoint = \"http://c\"\nsampel = 1.0\n[tls]", "Did you mean `sample`?"),
         ] {
             let error = ClientFile::parse(&GOOD.replace(from, to)).unwrap_err();
             assert!(error.contains(word), "{error}");

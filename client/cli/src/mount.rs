@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use mooseng_client::FileSystem;
 use mooseng_fuse::{Mount as FuseMount, MountHandle, MountOptions};
+use mooseng_otlp::{Otlp, OtlpConfig, Who};
 use mooseng_ports::clock::OsClock;
 use mooseng_transport::observe::{self, LogConfig, LogFormat, Metrics};
 use tokio::signal::unix::{SignalKind, signal};
@@ -103,6 +104,11 @@ impl Request {
         })?;
         let config_path = config::absolute(&found)?;
         let mut file = ClientFile::load(&config_path)?;
+        // Before anything is mounted.
+        file.otlp
+            .as_ref()
+            .map_or(Ok(()), OtlpConfig::check_files)
+            .map_err(|e| Failure::usage(format!("{e}.")))?;
         let unknown = if args.sloppy { Unknown::Ignore } else { Unknown::Refuse };
         let options = Options::parse(&args.options, unknown)?;
         if !args.masters.is_empty() {
@@ -272,7 +278,9 @@ async fn run(
     };
     let shutdown = CancellationToken::new();
     let metrics = Metrics::default();
+    metrics::register(&metrics, fs.clone());
     let http = serve_health(&request.file, &fs, &metrics, &shutdown).await?;
+    let otlp = start_otlp(&request, &metrics)?;
     if let Some((session, incarnation)) = request.again {
         // Its process is gone: what it was promised, and its locks, keep nobody waiting.
         fs.end_session_of_dead(session, incarnation).await;
@@ -309,6 +317,9 @@ async fn run(
         _ = interrupt.recv() => leave(&handle).await,
     };
     fs.close().await;
+    if let Some(otlp) = otlp {
+        otlp.stop().await;
+    }
     shutdown.cancel();
     runtime::remove(&record.path, process);
     tracing::info!(path = %record.path.display(), "unmounted");
@@ -337,6 +348,19 @@ async fn mount_fuse(
         .map_err(|e| Failure::failed(format!("{e}.")))
 }
 
+fn start_otlp(request: &Request, metrics: &Metrics) -> Result<Option<Otlp>, Failure> {
+    let file = &request.file;
+    let Some(config) = &file.otlp else { return Ok(None) };
+    let who = Who {
+        service: "mooseng-mount",
+        // A host may have several.
+        instance: format!("{}:{}", file.name, request.path.display()),
+        cluster: file.cluster.clone(),
+        region: file.region.clone(),
+    };
+    Otlp::start(config, &who, metrics).map(Some).map_err(|e| Failure::usage(format!("{e}.")))
+}
+
 async fn serve_health(
     file: &ClientFile,
     fs: &FileSystem,
@@ -344,7 +368,6 @@ async fn serve_health(
     shutdown: &CancellationToken,
 ) -> Result<Option<String>, Failure> {
     let Some(address) = &file.http_listen else { return Ok(None) };
-    metrics::register(metrics, fs.clone());
     let fs = fs.clone();
     let local =
         observe::serve_http(address, metrics.clone(), Arc::new(move || fs.ready()), shutdown.clone()).await;

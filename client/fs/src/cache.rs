@@ -86,6 +86,17 @@ impl BlockCache {
         })
     }
 
+    /// What a block holds up to `end` was given to a reader who comes in order, and whose kernel keeps it: once that is all, it goes.
+    pub fn passed(&self, chunk: u64, end: u64) {
+        let key = (chunk, end.saturating_sub(1) / BLOCK);
+        self.inner(|inner| {
+            let held = inner.slots.get(&key).and_then(|(_, slot)| slot.get());
+            if held.is_some_and(|part| part.start + part.bytes.len() as u64 <= end) {
+                inner.remove(key);
+            }
+        });
+    }
+
     /// Bytes held, about.
     pub fn bytes(&self) -> usize {
         self.inner(|inner| {
@@ -131,6 +142,19 @@ mod tests {
         assert!(cache.get(2, 0, 1).is_none(), "2 was older than 1");
         assert!(cache.get(1, 0, 100).is_some() && cache.get(3, 0, 100).is_some());
         assert_eq!(cache.bytes(), 200);
+    }
+
+    #[test]
+    fn a_block_that_was_passed_to_its_end_goes() {
+        let cache = BlockCache::new(4 * BLOCK as usize);
+        fill(&cache, 1, BLOCK, 100);
+        cache.passed(1, BLOCK + 60);
+        cache.passed(1, BLOCK);
+        cache.passed(2, BLOCK + 100);
+        assert!(cache.get(1, BLOCK + 60, 40).is_some());
+        cache.passed(1, BLOCK + 100);
+        assert!(cache.get(1, BLOCK + 60, 40).is_none());
+        assert_eq!(cache.bytes(), 0);
     }
 
     #[test]

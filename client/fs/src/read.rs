@@ -162,7 +162,9 @@ impl Reader {
                 }
                 Ok(bytes) => {
                     if ahead > 0 {
-                        let from = offset.saturating_add(length);
+                        // Reads of one window may come in any order: what the last of them covers isn't ahead of anybody.
+                        let read_to = pattern.lock().unwrap_or_else(PoisonError::into_inner).next;
+                        let from = offset.saturating_add(length).max(read_to);
                         let uncached = length >= UNCACHED_MIN;
                         self.fetch_ahead(
                             &map,
@@ -314,13 +316,18 @@ impl Reader {
         length: u64,
         reach: Reach,
     ) -> Result<Bytes, String> {
-        if let Some(bytes) = self.cache.get(place.chunk, offset, length) {
-            return Ok(bytes);
-        }
-        let counters = &self.region.counters;
+        let lent = self.chunkservers.lent(place);
         // The kernel keeps what a mount's programs read: in order, and in large pieces, nobody comes back for the chunk file's pages below that.
         let keep =
             if reach == Reach::InOrder && length >= UNCACHED_MIN { Keep::Nothing } else { Keep::Pages };
+        let passing = keep == Keep::Nothing && reads_uncached(&lent);
+        if let Some(bytes) = self.cache.get(place.chunk, offset, length) {
+            if passing {
+                self.cache.passed(place.chunk, offset + length);
+            }
+            return Ok(bytes);
+        }
+        let counters = &self.region.counters;
         if let Some(bytes) = self.chunkservers.read_at_once(place, offset, length, keep, counters) {
             return Ok(bytes);
         }
@@ -360,9 +367,12 @@ impl Reader {
         for piece in found {
             let Source::Chunk { chunk, offset } = piece.source else { continue };
             let Some(place) = map.chunks.iter().find(|place| place.chunk == chunk) else { continue };
-            match self.chunkservers.lent(place) {
-                // The kernel reads ahead of uncached reads by itself; pages that it was told of would stay.
-                Lent::Here(chunk) if uncached && chunk.reads_uncached() => continue,
+            let lent_chunk = self.chunkservers.lent(place);
+            let passing = uncached && reads_uncached(&lent_chunk);
+            let keep = if passing { Keep::Nothing } else { Keep::Pages };
+            match lent_chunk {
+                // Pages that the kernel is told of would stay.
+                Lent::Here(_) if passing => {}
                 Lent::Here(chunk) => {
                     let skip = untold.saturating_sub(piece.at);
                     if skip < piece.length {
@@ -389,9 +399,8 @@ impl Reader {
                     let _permit = permit;
                     let fetched = slot
                         .get_or_try_init(|| async {
-                            let bytes = chunkservers
-                                .read(&place, start, len as u32, Keep::Pages, &region.counters)
-                                .await?;
+                            let bytes =
+                                chunkservers.read(&place, start, len as u32, keep, &region.counters).await?;
                             Ok::<_, String>(Part { start, bytes })
                         })
                         .await;
@@ -404,6 +413,11 @@ impl Reader {
         self.chunkservers.will_need(lent);
         Ok(())
     }
+}
+
+/// Whether a file was lent of which the kernel keeps nothing when asked to.
+fn reads_uncached(lent: &Lent) -> bool {
+    matches!(lent, Lent::Here(chunk) if chunk.reads_uncached())
 }
 
 fn place_of<'a>(places: &BTreeMap<u64, &'a ChunkPlace>, chunk: u64) -> Result<&'a ChunkPlace, String> {

@@ -79,6 +79,13 @@ pub(crate) struct Adapter {
     pub(crate) operations: Arc<Operations>,
 }
 
+/// An operation that is answered with an error number says so in its span.
+pub(crate) fn failed<T>(outcome: &Result<T, i32>, span: &mut trace::Span) {
+    if let Err(errno) = outcome {
+        span.fail(|| std::io::Error::from_raw_os_error(*errno).to_string());
+    }
+}
+
 impl Adapter {
     pub fn new(
         fs: FileSystem,
@@ -117,7 +124,7 @@ impl Adapter {
         };
         let mut task = Box::pin(async move {
             // Each operation is a trace of its own: its id stands in the debug logs of whoever works on it.
-            let outcome = trace::begun(for_process(pid, work)).await;
+            let outcome = trace::operation(operation.name(), for_process(pid, work), failed).await;
             running.outcome(outcome.is_err());
             answer(outcome.map_err(Errno::from_i32));
             drop((running, permit));

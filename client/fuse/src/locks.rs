@@ -6,7 +6,7 @@ use fuser::{Errno, FileHandle, INodeNo, LockOwner, ReplyEmpty, ReplyLock, Reques
 use mooseng_client::{FsError, LockKind, LockRequest, LockWait};
 use mooseng_transport::trace;
 
-use crate::adapter::Adapter;
+use crate::adapter::{Adapter, failed};
 use crate::lock_kind::Said;
 use crate::operations::Operation;
 use crate::waiting::{Signal, has_signal, report, signalled};
@@ -85,7 +85,7 @@ impl Adapter {
                     }
                 }
             };
-            let outcome = trace::begun(work).await;
+            let outcome = trace::operation(Operation::SetLock.name(), work, failed).await;
             running.outcome(outcome.is_err());
             match outcome {
                 Ok(()) => reply.ok(),

@@ -1,4 +1,4 @@
-//! /readyz tells the truth, and a mount whose region is gone blocks, gives up in time, and comes back by itself.
+//! A collector has traces and metrics of all daemons, /readyz tells the truth, and a mount whose region is gone blocks, gives up in time, and comes back by itself.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use mooseng_e2e::cluster::{DevCluster, checked, wait_for};
 use mooseng_e2e::steps::Steps;
+
+use super::otlp::{self, Collecting};
 
 #[test]
 fn readiness_is_true_and_a_mount_outlives_its_region() {
@@ -40,7 +42,9 @@ fn becomes(cluster: &DevCluster, name: &str, ready: bool, within: Duration) -> R
 }
 
 fn run() -> Result<()> {
-    let cluster = DevCluster::up("ready", &[])?;
+    let collecting = Collecting::start()?;
+    let collector = &collecting.collector;
+    let cluster = DevCluster::up("ready", &["--otlp", &collector.endpoint()])?;
     let mut steps = Steps::default();
     let short = cluster.scratch().join("short");
     std::fs::create_dir(&short)?;
@@ -48,6 +52,12 @@ fn run() -> Result<()> {
     checked(cluster.mooseng(&limit).arg(cluster.client_config()?).arg(&short))?;
     std::fs::write(cluster.mount().join("kept"), "kept")?;
 
+    steps.run("an fsync is one trace through all daemons", || otlp::one_trace(&cluster, collector));
+    steps.run("metrics arrive as /metrics shows them", || otlp::same_metrics(&cluster, collector));
+    steps.run("a collector that hangs keeps nobody waiting", || {
+        otlp::a_collector_that_hangs(&cluster, collector)
+    });
+    steps.run("senseless settings of a collector are refused", || otlp::bad_settings(&cluster));
     steps.run("make install", || super::hosts::install(&cluster));
     steps.run("systemd's units", || super::hosts::units(&cluster));
     steps.run("mount(8), umount(8) and fstab", || super::hosts::mount_8(&cluster));
@@ -108,6 +118,8 @@ fn run() -> Result<()> {
         "the session's lease had lapsed",
         "this leader can't read its records yet",
         "ids can't be reserved",
+        // A collector hung.
+        otlp::TAKES_NOTHING,
         // A mount is killed, and mounted again.
         "the mount has lost its process",
         "the mount isn't made again",

@@ -11,10 +11,11 @@ use mooseng_store::mvcc::{
     Buffered, CommitRequest, Engine, Life, Page, ReadLease, Seen, WatchSender, Window, covered,
 };
 use mooseng_store::{Committed, KeyRange, RangeLimit, ReadVersion, Store, StoreError};
+use mooseng_trace as trace;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::base::Replacement;
-use crate::sequencer::{self, Queued};
+use crate::sequencer::{self, Queued, Traced};
 use crate::snapshot::VERSION_KEY;
 use crate::state::{Lead, Reach, State};
 use crate::{
@@ -491,11 +492,16 @@ impl Engine for Embedded {
             }
         }
         let (answer, outcome) = oneshot::channel();
-        if self.inner.queue.send(Queued { request, answer }).await.is_err() {
-            return Err(StoreError::NotLeader);
-        }
-        // The sequencer answers everything that it takes; if it was ended with its runtime, nobody knows.
-        outcome.await.unwrap_or(Err(StoreError::CommitUnknown))
+        let span = trace::internal("commit").noted("bytes", || request.bytes);
+        let traced = Traced::new(&span);
+        let committed = async {
+            if self.inner.queue.send(Queued { request, answer, traced }).await.is_err() {
+                return Err(StoreError::NotLeader);
+            }
+            // The sequencer answers everything that it takes; if it was ended with its runtime, nobody knows.
+            outcome.await.unwrap_or(Err(StoreError::CommitUnknown))
+        };
+        span.watch(committed).await
     }
 
     fn watch(&self, key: Bytes, version: u64, sender: WatchSender) {

@@ -16,6 +16,7 @@ use futures::stream::FuturesUnordered;
 use mooseng_ports::plant::{self, Plant};
 use mooseng_store::mvcc::{Change, CommitRequest, Conflicts, Seen, Window, stamp};
 use mooseng_store::{Committed, ReadVersion, StoreError, key_range};
+use mooseng_trace::{self as trace, Span, TRACE};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -29,6 +30,23 @@ type Answer = oneshot::Sender<Result<Committed, StoreError>>;
 pub(crate) struct Queued {
     pub request: CommitRequest,
     pub answer: Answer,
+    pub traced: Traced,
+}
+
+/// A commit's place in a sampled trace; empty outside one.
+#[derive(Default)]
+pub(crate) struct Traced {
+    /// Of the commit.
+    context: Bytes,
+    /// Its time in the queue, and in the checks.
+    _queued: Span,
+}
+
+impl Traced {
+    pub fn new(commit: &Span) -> Self {
+        let context = commit.context();
+        Self { _queued: trace::within("commit.queue", &context), context }
+    }
 }
 
 /// A batch in flight.
@@ -37,6 +55,8 @@ struct Flight {
     /// Its last version.
     last: u64,
     commits: Vec<(u64, Answer)>,
+    /// Those of its transactions that are traced and whose trace isn't the one that the batch is proposed in: that one is linked.
+    beside: Vec<Span>,
     /// Transactions that conflict with it. They hear of it when it is applied: before that, their next try would conflict again.
     losers: Vec<Answer>,
 }
@@ -229,9 +249,16 @@ impl Sequencer {
         };
         self.chain.conflicts.raise_floor(floor);
         let mut transactions = Vec::new();
-        let mut flight = Flight { serial: self.serial, last: 0, commits: Vec::new(), losers: Vec::new() };
+        let mut flight = Flight {
+            serial: self.serial,
+            last: 0,
+            commits: Vec::new(),
+            beside: Vec::new(),
+            losers: Vec::new(),
+        };
+        let mut contexts = Vec::new();
         let base_version = self.chain.tail;
-        for Queued { request, answer } in commits {
+        for Queued { request, answer, traced } in commits {
             match self.check(&request) {
                 Ok(()) => {}
                 Err((error, rival)) if rival > applied => {
@@ -254,20 +281,35 @@ impl Sequencer {
             transactions.push((version, self.resolve(version, &request, &stored)));
             flight.last = version;
             flight.commits.push((version, answer));
+            if !traced.context.is_empty() {
+                contexts.push(traced.context);
+            }
         }
         if transactions.is_empty() {
             return;
         }
         let batch = CommitBatch { term: lead.term, base_version, transactions }.encode();
+        // One entry for many transactions: it is a part of the first sampled one, to which the others point.
+        let mut contexts = contexts.into_iter();
+        let first = contexts.next().unwrap_or_default();
+        flight.beside = contexts.map(|context| shared(&context, &first)).collect();
         self.flights.push_back(flight);
-        self.propose(&inner, log, lead.term, batch).await;
+        self.propose(&inner, log, lead.term, batch, first).await;
     }
 
-    async fn propose(&mut self, inner: &Inner, log: Arc<dyn CommitLog>, term: u64, batch: Bytes) {
+    async fn propose(
+        &mut self,
+        inner: &Inner,
+        log: Arc<dyn CommitLog>,
+        term: u64,
+        batch: Bytes,
+        context: Bytes,
+    ) {
         let (serial, timeout) = (self.serial, inner.options.propose_timeout);
         self.serial += 1;
         let mut proposal: Proposal = Box::pin(async move {
-            let outcome = tokio::time::timeout(timeout, log.propose(term, batch)).await;
+            let proposed = TRACE.scope(context, log.propose(term, batch));
+            let outcome = tokio::time::timeout(timeout, proposed).await;
             (serial, outcome.unwrap_or(Err(ProposeError::Unknown)))
         });
         // Polled at once, so that batches enter the log in their order.
@@ -339,6 +381,13 @@ async fn stored_values(
     Ok(stored)
 }
 
+/// The span of a transaction that is committed in the entry of another trace's.
+fn shared(context: &[u8], first: &[u8]) -> Span {
+    let mut span = trace::within("commit.shared", context);
+    span.link(first);
+    span
+}
+
 fn refuse(commits: Vec<Queued>, error: &StoreError) {
     for commit in commits {
         let _ = commit.answer.send(Err(error.clone()));
@@ -347,6 +396,7 @@ fn refuse(commits: Vec<Queued>, error: &StoreError) {
 
 impl Flight {
     fn end(self, outcome: &Result<ApplyOutcome, ProposeError>) {
+        drop(self.beside);
         for (version, answer) in self.commits {
             let _ = answer.send(match outcome {
                 Ok(ApplyOutcome::Applied) => {

@@ -173,6 +173,19 @@ impl Link {
         bulk: Bytes,
         wait: Duration,
     ) -> Result<Answer, CallFailure> {
+        let span = crate::trace::client(method.as_str())
+            .noted("peer.address", || self.0.address.clone())
+            .noted("bytes", || body.len() + bulk.len());
+        span.watch(self.send(method, body, bulk, wait)).await
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        body: Bytes,
+        bulk: Bytes,
+        wait: Duration,
+    ) -> Result<Answer, CallFailure> {
         let inner = &self.0;
         let deadline = Instant::now() + wait;
         let lane = method.lane();

@@ -99,12 +99,29 @@ async fn answer(
     let trace = text(TRACE_HEADER).and_then(trace::from_header).unwrap_or_default();
     let span = tracing::debug_span!("request", trace = trace::id(&trace), path = request.uri().path());
     span.in_scope(|| tracing::debug!(peer = %peer.identity, "a request arrived"));
+    let who = peer.clone();
     request.extensions_mut().insert(peer);
-    let answered = timeout(wait, TRACE.scope(trace, routes.call(request)).instrument(span)).await;
-    let Ok(answer) = answered else {
-        return Ok(Status::deadline_exceeded("the request took longer than the caller waits").into_http());
+    let served = trace::server("request", &trace)
+        .noted("rpc.path", || request.uri().path().to_owned())
+        .noted("peer", || who.identity.to_string());
+    let context = if served.is_recorded() { served.context() } else { trace };
+    let call = async {
+        let late = "the request took longer than the caller waits";
+        let answered = timeout(wait, TRACE.scope(context, routes.call(request)).instrument(span)).await;
+        answered.unwrap_or_else(|_| Ok(Status::deadline_exceeded(late).into_http()))
     };
-    answer
+    served.run(call, failed).await
+}
+
+/// A request that is refused at once says so in its headers.
+fn failed(answer: &Result<http::Response<Body>, Infallible>, span: &mut trace::Span) {
+    let Ok(answer) = answer else { return };
+    if let Some(status) = Status::from_header_map(answer.headers())
+        && status.code() != tonic::Code::Ok
+    {
+        span.note("code", || status.code().description());
+        span.fail(|| status.message().to_owned());
+    }
 }
 
 /// A duration as the header `grpc-timeout` has it: at most 8 digits and a unit.

@@ -24,7 +24,7 @@ use crate::frames::{FrameReader, plain};
 use crate::network::Connection;
 use crate::outbox::{Closed, Outbox, lane_of};
 use crate::server::{Answer, ConnectionHandle, Incoming, Limits, Service};
-use crate::trace::TRACE;
+use crate::trace::{self, TRACE};
 
 /// The longest that a call may run, whatever its caller asks for.
 const CALL_MAX: Duration = Duration::from_secs(600);
@@ -271,12 +271,26 @@ async fn dispatch(
         trace: meta.trace,
         connection: handle.clone(),
     };
-    let span = tracing::debug_span!("call", trace = crate::trace::id(&trace), method = method.as_str());
+    let span = tracing::debug_span!("call", trace = trace::id(&trace), method = method.as_str());
     span.in_scope(|| tracing::debug!(peer = %handle.peer.identity, "a call arrived"));
     let late = || format!("{} took longer than the caller waits", method.as_str());
-    timeout_at(deadline, TRACE.scope(trace, service.call(incoming)).instrument(span))
-        .await
-        .unwrap_or_else(|_| Err(error(ErrorCode::DeadlineExceeded, late())))
+    let served = trace::server(method.as_str(), &trace).noted("peer", || handle.peer.identity.to_string());
+    // The part of what runs here wins over the whole that the caller named.
+    let context = if served.is_recorded() { served.context() } else { trace };
+    let call = async {
+        timeout_at(deadline, TRACE.scope(context, service.call(incoming)).instrument(span))
+            .await
+            .unwrap_or_else(|_| Err(error(ErrorCode::DeadlineExceeded, late())))
+    };
+    served.run(call, failed).await
+}
+
+/// A call's error is its span's.
+fn failed(outcome: &Result<Answer, CallError>, span: &mut trace::Span) {
+    if let Err(error) = outcome {
+        span.note("code", || error.code().as_str_name());
+        span.fail(|| error.message.clone());
+    }
 }
 
 fn reply(address: &Address, result: Result<Answer, CallError>) -> Frame {

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use mooseng_transport::{Answer, Incoming, call_error};
+use mooseng_transport::{Answer, Incoming, call_error, trace};
 use mooseng_wire::Role;
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::method::Method;
@@ -227,7 +227,8 @@ impl RaftNode {
             leader_commit: message.commit.as_ref().map(codec::from_log_id),
             entries,
         };
-        let response = self.0.raft.append_entries(request).await.map_err(fatal)?;
+        let span = trace::internal("raft.append_and_flush").noted("entries", || request.entries.len());
+        let response = span.watch(self.0.raft.append_entries(request)).await.map_err(fatal)?;
         use wire::append_answer::Outcome;
         let mut answer = wire::AppendAnswer { short_of_room: self.0.room.is_short(), ..Default::default() };
         answer.outcome = match response {

@@ -97,7 +97,7 @@ pub fn entry(e: &RaftEntry) -> wire::LogEntry {
     use wire::log_entry::Payload;
     let payload = match &e.payload {
         EntryPayload::Blank => Payload::Blank(wire::Blank {}),
-        EntryPayload::Normal(batch) => Payload::Batch(batch.0.clone()),
+        EntryPayload::Normal(batch) => Payload::Batch(batch.bytes.clone()),
         EntryPayload::Membership(m) => Payload::Membership(membership(m)),
     };
     wire::LogEntry { log_id: Some(log_id(&e.log_id)), payload: Some(payload) }
@@ -108,7 +108,7 @@ pub fn from_entry(e: wire::LogEntry) -> Result<RaftEntry, Malformed> {
     let log_id = from_log_id(&e.log_id.ok_or_else(|| missing("log id"))?);
     let payload = match e.payload.ok_or_else(|| missing("payload"))? {
         Payload::Blank(_) => EntryPayload::Blank,
-        Payload::Batch(bytes) => EntryPayload::Normal(Batch(bytes)),
+        Payload::Batch(bytes) => EntryPayload::Normal(Batch { bytes, context: Bytes::new() }),
         Payload::Membership(m) => EntryPayload::Membership(from_membership(m)),
     };
     Ok(openraft::Entry { log_id, payload })

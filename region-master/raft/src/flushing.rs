@@ -17,6 +17,8 @@ use mooseng_transport::{Blocking, Lane};
 use mooseng_wal::{LogId, Wal};
 use tokio::sync::watch;
 
+use crate::traced::Traced;
+
 /// How long a flush takes in the simulation, in microseconds, at most: it has no thread where one could last.
 const SIMULATED_MAX_US: u64 = 3_000;
 /// One of so many flushes there takes up to so many times as long, as on disks with other work.
@@ -30,12 +32,20 @@ pub(crate) struct Flushing {
     lane: Lane,
     told: Arc<watch::Sender<()>>,
     failed: Arc<OnceLock<String>>,
+    traced: Arc<Traced>,
 }
 
 impl Flushing {
     pub fn new(wal: Arc<Wal>, blocking: Blocking) -> Self {
         let lane = Lane::new(blocking, "mooseng-flush");
-        Self { wal, blocking, lane, told: Arc::new(watch::Sender::new(())), failed: Arc::default() }
+        Self {
+            wal,
+            blocking,
+            lane,
+            told: Arc::new(watch::Sender::new(())),
+            failed: Arc::default(),
+            traced: Arc::default(),
+        }
     }
 
     /// Flushes what is written, some time from now. Several calls may end in one flush.
@@ -58,7 +68,15 @@ impl Flushing {
         if let Err(error) = self.wal.flush() {
             let _told_before = self.failed.set(error.to_string());
         }
+        if let Some(last) = self.last() {
+            self.traced.flushed(last.index);
+        }
         self.told.send_replace(());
+    }
+
+    /// Entries of sampled traces that are on their way.
+    pub fn traced(&self) -> &Traced {
+        &self.traced
     }
 
     /// The last entry that is flushed.

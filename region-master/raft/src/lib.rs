@@ -25,6 +25,7 @@ pub mod recover;
 mod settings;
 mod snapshot;
 mod standing;
+mod traced;
 mod types;
 
 pub use node::RaftNode;

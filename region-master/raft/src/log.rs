@@ -266,6 +266,9 @@ impl RaftLogStorage<TypeConfig> for Log {
             .into_iter()
             .map(|e| {
                 changes_members |= matches!(e.payload, EntryPayload::Membership(_));
+                if let EntryPayload::Normal(batch) = &e.payload {
+                    self.flushing.traced().append(&e.log_id, &batch.context);
+                }
                 wal::Entry { id: to_wal(&e.log_id), payload: codec::entry(&e).encode_to_vec().into() }
             })
             .collect();

@@ -99,7 +99,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
                 holds_batch.push(matches!(entry.payload, EntryPayload::Normal(_)));
                 let payload = match entry.payload {
                     EntryPayload::Blank => Payload::Blank,
-                    EntryPayload::Normal(batch) => Payload::Batch(batch.0),
+                    EntryPayload::Normal(batch) => Payload::Batch(batch.bytes),
                     EntryPayload::Membership(m) => {
                         Payload::Meta(codec::stored_bytes(&StoredMembership::new(Some(id), m)))
                     }
@@ -111,6 +111,8 @@ impl RaftStateMachine<TypeConfig> for Machine {
             let flushed = self.flushing.reach(last.index.saturating_sub(1)).await;
             flushed
                 .map_err(|e| StorageError::IO { source: StorageIOError::write_logs(AnyError::error(e)) })?;
+            // Whom it is sent to from now on hasn't taken part in its commit.
+            self.flushing.traced().forget(last.index);
         }
         let outcomes = self.embedded.apply(entries).map_err(|e| failed(ErrorVerb::Write, &e))?;
         let outcome = |(outcome, batch)| match (outcome, batch) {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use mooseng_ports::clock::{BootTime, Clock};
 use mooseng_ports::plant::{self, Plant};
-use mooseng_transport::{Blocking, CallFailure, Link, LinkOptions, Network};
+use mooseng_transport::{Blocking, CallFailure, Link, LinkOptions, Network, TRACE};
 use mooseng_wire::Role;
 use mooseng_wire::call::ErrorCode;
 use mooseng_wire::method::Method;
@@ -187,11 +187,10 @@ impl RaftNetwork<TypeConfig> for PeerLink {
             held: self.holds_without_it(rpc.vote.leader_id.term),
         };
         let sent = self.clock.boot();
-        let answer: wire::AppendAnswer = self
-            .link
-            .request(Method::RaftAppend, &message, option.hard_ttl())
-            .await
-            .map_err(|f| self.refused(f))?;
+        // An append is a part of the trace of its first entry that has one; the call carries it.
+        let context = self.flushing.traced().context(rpc.entries.iter().map(|entry| entry.log_id));
+        let asked = self.link.request(Method::RaftAppend, &message, option.hard_ttl());
+        let answer: wire::AppendAnswer = TRACE.scope(context, asked).await.map_err(|f| self.refused(f))?;
         self.room.tell(self.target, answer.short_of_room, self.clock.boot());
         use wire::append_answer::Outcome;
         let response = match answer.outcome {

@@ -11,7 +11,7 @@ use mooseng_embedded::{ApplyOutcome, CommitLog, Embedded, ProposeError};
 use mooseng_ports::clock::{BootTime, Clock};
 use mooseng_ports::disk::Disk;
 use mooseng_ports::plant::{self, Plant};
-use mooseng_transport::{Blocking, Lane, Network};
+use mooseng_transport::{Blocking, Lane, Network, trace};
 use mooseng_wal::{Wal, WalError};
 use mooseng_wire::method::Method;
 use mooseng_wire::raft as wire;
@@ -76,7 +76,9 @@ impl CommitLog for Proposals {
         if inner.raft.metrics().borrow().current_term != term {
             return Err(ProposeError::NotLeader);
         }
-        match inner.raft.client_write(Batch(batch)).await {
+        let span = trace::internal("raft.commit").noted("bytes", || batch.len());
+        let batch = Batch { bytes: batch, context: span.context() };
+        match span.watch(inner.raft.client_write(batch)).await {
             Ok(response) => match response.data {
                 Outcome::Applied => Ok(ApplyOutcome::Applied),
                 Outcome::Mismatch | Outcome::Nothing => Ok(ApplyOutcome::Mismatch),

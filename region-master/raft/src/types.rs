@@ -12,11 +12,17 @@ use crate::snapshot::SnapshotSource;
 
 /// A proposal: an encoded `CommitBatch` of the embedded engine.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Batch(pub Bytes);
+pub struct Batch {
+    /// Its bytes.
+    pub bytes: Bytes,
+    /// Where it was proposed, as long as it is in memory: the trace that it is a part of, if that is sampled. Neither in the log nor on the wire.
+    #[serde(skip)]
+    pub context: Bytes,
+}
 
 impl fmt::Debug for Batch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Batch({} bytes)", self.0.len())
+        write!(f, "Batch({} bytes)", self.bytes.len())
     }
 }
 

@@ -5,13 +5,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use mooseng_namespace::trash::RETENTION_S_MAX;
+use mooseng_otlp::OtlpConfig;
 use mooseng_transport::TlsFiles;
 use mooseng_transport::observe::LogConfig;
 use mooseng_wire::is_identity_word;
 use serde::{Deserialize, Serialize};
 
 /// Configuration of a mooseng-master.
-#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct MasterConfig {
     /// This master's name: the last word of its SPIFFE id.
@@ -67,6 +68,9 @@ pub struct MasterConfig {
     /// Logging.
     #[serde(default)]
     pub log: LogConfig,
+    /// Where spans and metrics are sent; nowhere where it isn't given.
+    #[serde(default)]
+    pub otlp: Option<OtlpConfig>,
 }
 
 /// A member of the Raft group.
@@ -381,6 +385,9 @@ impl MasterConfig {
         self.raft_is_well()?;
         for rule in &self.mounts {
             rule.is_well()?;
+        }
+        if let Some(otlp) = &self.otlp {
+            otlp.check().map_err(|e| wrong(&e.setting, e.problem))?;
         }
         Ok(())
     }

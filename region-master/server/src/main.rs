@@ -11,6 +11,7 @@ use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
 use mooseng_embedded::FjallBase;
 use mooseng_master::{MasterConfig, MasterServer, Ports, dump, recover};
+use mooseng_otlp::{Otlp, OtlpConfig, Who};
 use mooseng_ports::clock::OsClock;
 use mooseng_ports::disk::os::OsDisk;
 use mooseng_ports::{plant, service_manager};
@@ -206,6 +207,14 @@ async fn run(config: MasterConfig) -> anyhow::Result<()> {
         bail!("the setting `tls` is missing: a master speaks mutual TLS only; give cert, key and ca");
     };
     let network = Arc::new(TlsNetwork::load(tls).context("the setting `tls` is wrong")?);
+    let otlp = config.otlp.clone();
+    otlp.as_ref().map_or(Ok(()), OtlpConfig::check_files)?;
+    let who = Who {
+        service: "mooseng-master",
+        instance: config.name.clone(),
+        cluster: config.cluster.clone(),
+        region: config.region.clone(),
+    };
     let shutdown = CancellationToken::new();
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let http = config.http_listen.clone();
@@ -228,6 +237,7 @@ async fn run(config: MasterConfig) -> anyhow::Result<()> {
             .await
             .with_context(|| format!("metrics and health can't be served on http_listen = {http:?}"))?;
     }
+    let otlp = otlp.map(|otlp| Otlp::start(&otlp, &who, &server.metrics())).transpose()?;
     // It answers: whether it is ready, for which a master needs the others, /readyz says.
     if let Err(error) = service_manager::tell("READY=1") {
         tracing::warn!(%error, "the service manager couldn't be told that this daemon is up");
@@ -240,6 +250,9 @@ async fn run(config: MasterConfig) -> anyhow::Result<()> {
     let _ = service_manager::tell("STOPPING=1");
     tracing::info!("stopping");
     server.stop().await;
+    if let Some(otlp) = otlp {
+        otlp.stop().await;
+    }
     // What acknowledged nothing since has nothing to lose by ending; whoever supervises the process sees that it is gone.
     match failure {
         None => Ok(()),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use mooseng_raft::{Member, RaftError};
 use mooseng_transport::grpc::administration_server::Administration;
 use mooseng_transport::grpc::registry_server::Registry;
-use mooseng_transport::peer_of;
+use mooseng_transport::{peer_of, trace};
 use mooseng_wire::Role;
 use mooseng_wire::admin::{
     AssignClassReply, AssignClassRequest, ChangeMembersReply, ChangeMembersRequest, ClassOfReply,
@@ -173,7 +173,7 @@ impl Administration for Rpc {
         tracing::info!(who, ?request, "a file is to be restored from the trash");
         // Goes on where the caller gives up, so that it is told to all whom it concerns.
         let master = self.0.clone();
-        match tokio::spawn(async move { trash::restore(&master, request).await }).await {
+        match tokio::spawn(trace::carried(async move { trash::restore(&master, request).await })).await {
             Ok(outcome) => outcome.map(Response::new),
             Err(_) => Err(Status::internal("the restoration ended without an outcome; list the trash again")),
         }
@@ -207,7 +207,7 @@ impl Administration for Rpc {
         tracing::info!(who, ?request, "a quota is to be set");
         // Goes on where the caller gives up, so that what is recalled for it isn't for nothing.
         let master = self.0.clone();
-        match tokio::spawn(async move { quotas::set(&master, request).await }).await {
+        match tokio::spawn(trace::carried(async move { quotas::set(&master, request).await })).await {
             Ok(outcome) => outcome.map(Response::new),
             Err(_) => Err(Status::internal("setting the quota ended without an outcome; list the quotas")),
         }
@@ -218,7 +218,7 @@ impl Administration for Rpc {
         let request = request.into_inner();
         tracing::info!(who, ?request, "a quota is to be given up");
         let master = self.0.clone();
-        match tokio::spawn(async move { quotas::clear(&master, request).await }).await {
+        match tokio::spawn(trace::carried(async move { quotas::clear(&master, request).await })).await {
             Ok(outcome) => outcome.map(Response::new),
             Err(_) => Err(Status::internal("clearing the quota ended without an outcome; list the quotas")),
         }
@@ -308,7 +308,7 @@ impl Administration for Rpc {
         tracing::info!(who, ?add, ?remove, "the members are to change");
         // The change goes on where the caller gives up: half a change of members helps nobody.
         let raft = self.0.raft.clone();
-        let change = tokio::spawn(async move { raft.change_members(add, remove).await });
+        let change = tokio::spawn(trace::carried(async move { raft.change_members(add, remove).await }));
         match tokio::time::timeout(CHANGE_WITHIN, change).await {
             Ok(Ok(changed)) => {
                 Ok(Response::new(ChangeMembersReply { voters: changed.map_err(raft_refused)? }))
@@ -334,7 +334,8 @@ impl Administration for Rpc {
         }
         tracing::info!(who, "leadership is to be handed over");
         let raft = self.0.raft.clone();
-        let handing = tokio::spawn(async move { raft.transfer_leader(HAND_OVER_WITHIN).await });
+        let handing =
+            tokio::spawn(trace::carried(async move { raft.transfer_leader(HAND_OVER_WITHIN).await }));
         match handing.await {
             Ok(outcome) => outcome.map(|_| Response::new(TransferLeaderReply {})).map_err(raft_refused),
             Err(_) => Err(Status::internal("the hand-over ended without an outcome; look at the status")),

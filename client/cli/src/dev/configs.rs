@@ -3,6 +3,7 @@
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
+use mooseng_otlp::OtlpConfig;
 use mooseng_wire::Role;
 use serde::Serialize;
 
@@ -28,6 +29,8 @@ struct Master<'a> {
     tls: TlsSection,
     house: House,
     members: Vec<Member<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    otlp: Option<OtlpConfig>,
 }
 
 #[derive(Serialize)]
@@ -59,10 +62,15 @@ struct Chunkserver<'a> {
     masters: Vec<String>,
     trash_s: u64,
     tls: TlsSection,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    otlp: Option<OtlpConfig>,
 }
 
 /// How long files of deleted chunks wait in a dev cluster: one machine's disk is small.
 const TRASH_S: u64 = 60;
+
+/// How often metrics of a dev cluster go to a collector.
+const OTLP_METRICS_EVERY_S: u64 = 5;
 
 /// Takes on the ids that somebody gave to masters in their configurations: who replaces a lost master gives the new one another id.
 pub fn adopt_ids(cluster: &mut Cluster) {
@@ -118,6 +126,7 @@ fn master<'a>(plan: &'a Plan, daemon: &'a Daemon, state_dir: &'a Path, tls: TlsS
         tls,
         house: House { trash_retention_s: plan.trash_retention_s },
         members: plan.masters().map(member).collect(),
+        otlp: otlp(plan),
     }
 }
 
@@ -142,6 +151,7 @@ fn chunkserver<'a>(
         masters: plan.master_addresses(),
         trash_s: TRASH_S,
         tls,
+        otlp: otlp(plan),
     }
 }
 
@@ -160,7 +170,14 @@ fn client(cluster: &Cluster, name: &str) -> ClientFile {
         log_dir: Some(cluster.dir.join("log")),
         log_json: true,
         tls: certs::files(&cluster.dir, name),
+        otlp: otlp(&cluster.state.plan),
     }
+}
+
+/// Everything is recorded: a developer looks at single operations.
+fn otlp(plan: &Plan) -> Option<OtlpConfig> {
+    let endpoint = plan.otlp.clone()?;
+    Some(OtlpConfig { sample: 1.0, metrics_every_s: OTLP_METRICS_EVERY_S, ..OtlpConfig::to(endpoint) })
 }
 
 fn encode(config: &impl Serialize) -> Result<String, Failure> {

@@ -4,6 +4,7 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use mooseng_otlp::OtlpConfig;
 use mooseng_wire::Role;
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +30,9 @@ pub struct Plan {
     /// How long deleted files are kept, as the region began; none for the masters' own default.
     #[serde(default)]
     pub trash_retention_s: Option<u64>,
+    /// The collector that spans and metrics go to, if they do.
+    #[serde(default)]
+    pub otlp: Option<String>,
     /// Whether the directory goes when the cluster ends.
     pub temporary: bool,
     /// Masters, then chunkservers.
@@ -94,6 +98,7 @@ impl Plan {
             mount: mount_path(args, dir)?,
             leaf_lifetime_ms: lifetime_ms(args.leaf_lifetime.unwrap_or(Duration::from_secs(86_400)))?,
             trash_retention_s: args.trash_retention.map(|retention| retention.as_secs()),
+            otlp: args.otlp.as_deref().map(otlp).transpose()?.flatten(),
             temporary: args.dir.is_none(),
             daemons: daemons.map(|(role, n)| member(role, n)).collect(),
         })
@@ -123,6 +128,9 @@ impl Plan {
         }
         if args.mount.is_some() || args.no_mount {
             self.mount = mount_path(args, dir)?;
+        }
+        if let Some(endpoint) = &args.otlp {
+            self.otlp = otlp(endpoint)?;
         }
         if let Some(lifetime) = args.leaf_lifetime {
             self.leaf_lifetime_ms = lifetime_ms(lifetime)?;
@@ -169,6 +177,19 @@ fn mount_path(args: &DevUp, dir: &Path) -> Result<Option<PathBuf>, Failure> {
         Some(path) => crate::config::absolute(path).map(Some),
         None => Ok(Some(dir.join("mnt"))),
     }
+}
+
+/// The endpoint of a collector; none where nothing is to be sent any more.
+fn otlp(endpoint: &str) -> Result<Option<String>, Failure> {
+    if endpoint == "off" {
+        return Ok(None);
+    }
+    OtlpConfig::to(endpoint).check().map_err(|e| {
+        Failure::usage(format!(
+            "--otlp {endpoint}: {e}. A dev cluster speaks in clear to a collector, as in http://127.0.0.1:4317."
+        ))
+    })?;
+    Ok(Some(endpoint.to_owned()))
 }
 
 fn lifetime_ms(lifetime: Duration) -> Result<u64, Failure> {
@@ -220,6 +241,7 @@ mod tests {
             detach: false,
             leaf_lifetime: None,
             trash_retention: None,
+            otlp: None,
             wait: Duration::from_secs(1),
         }
     }
@@ -256,13 +278,27 @@ mod tests {
     }
 
     #[test]
-    fn senseless_sizes_are_refused() {
+    fn a_collector_is_kept_until_it_is_switched_off() {
+        let to = |endpoint: &str| DevUp { otlp: Some(endpoint.into()), ..up() };
+        let mut plan = Plan::new(&up(), Path::new("/d")).unwrap();
+        assert_eq!(plan.otlp, None);
+        plan.adapt(&to("http://127.0.0.1:4317"), Path::new("/d")).unwrap();
+        plan.adapt(&up(), Path::new("/d")).unwrap();
+        assert_eq!(plan.otlp.as_deref(), Some("http://127.0.0.1:4317"));
+        plan.adapt(&to("off"), Path::new("/d")).unwrap();
+        assert_eq!(plan.otlp, None);
+    }
+
+    #[test]
+    fn senseless_settings_are_refused() {
         for args in [
             DevUp { masters: Some(0), ..up() },
             DevUp { chunkservers: Some(0), ..up() },
             DevUp { copies: Some(4), ..up() },
             DevUp { copies: Some(0), ..up() },
             DevUp { leaf_lifetime: Some(Duration::from_secs(1)), ..up() },
+            DevUp { otlp: Some("127.0.0.1:4317".into()), ..up() },
+            DevUp { otlp: Some("https://127.0.0.1:4317".into()), ..up() },
         ] {
             assert_eq!(Plan::new(&args, Path::new("/d")).unwrap_err().exit_code(), 2, "{args:?}");
         }

@@ -90,6 +90,7 @@ impl Cluster {
                 mounts: Vec::new(),
                 raft: RaftConfig::default(),
                 log: LogConfig::default(),
+                otlp: None,
             };
             Site { config, disk: SimDisk::default(), store, base }
         };
