@@ -343,12 +343,19 @@ impl Reader {
                     let bytes = self.chunkservers.read(place, start, wanted, keep, counters).await?;
                     Ok::<_, String>(Part { start, bytes })
                 })
-                .await?;
-            if let Some(bytes) = part.get(offset, length) {
-                if passing {
-                    self.cache.passed(place.chunk, offset + length);
+                .await;
+            match part {
+                Ok(part) => {
+                    if let Some(bytes) = part.get(offset, length) {
+                        if passing {
+                            self.cache.passed(place.chunk, offset + length);
+                        }
+                        return Ok(bytes);
+                    }
                 }
-                return Ok(bytes);
+                Err(error) if reach == Reach::InOrder => return Err(error),
+                // A neighbour that can't be read mustn't keep this file from being read.
+                Err(_) => {}
             }
         }
         self.chunkservers.read(place, offset, length as u32, keep, counters).await

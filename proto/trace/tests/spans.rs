@@ -37,7 +37,11 @@ async fn spans_of_sampled_traces_are_parts_of_each_other_and_the_queue_never_wai
     let fresh = mooseng_trace::fresh();
     let nothing = mooseng_trace::TRACE.scope(fresh.clone(), async {
         assert!(!internal("part").is_recorded());
-        operation("inner", async { Ok(assert_eq!(current(), fresh)) }, judge).await
+        let inner = async {
+            assert_eq!(current(), fresh);
+            Ok(())
+        };
+        operation("inner", inner, judge).await
     });
     nothing.await.unwrap();
     assert!(spans.try_recv().is_err());

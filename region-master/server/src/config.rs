@@ -440,6 +440,12 @@ impl MasterConfig {
         Ok(())
     }
 
+    /// Whether a rule confines some mounts to a part of the tree. Files then aren't brought together in chunks: a ticket opens all of one, and a program
+    /// on such a host could read what lies beside its own.
+    pub fn confines_mounts(&self) -> bool {
+        self.mounts.iter().any(|rule| rule.components().next().is_some())
+    }
+
     fn raft_is_well(&self) -> Result<(), ConfigError> {
         let raft = &self.raft;
         if raft.heartbeat_ms == 0 {

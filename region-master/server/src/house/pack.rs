@@ -69,7 +69,8 @@ impl Keeper<'_> {
     fn pack_limits(&self) -> Limits {
         let house = &self.master.config.house;
         Limits {
-            at_once: house.packs_at_once,
+            // A ticket opens a whole chunk.
+            at_once: if self.master.config.confines_mounts() { 0 } else { house.packs_at_once },
             quiet: Duration::from_millis(house.pack_after_ms),
             bytes_min: house.pack_above_kib << 10,
             fill_min: house.pack_fill_kib << 10,

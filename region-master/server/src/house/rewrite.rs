@@ -85,7 +85,11 @@ impl Keeper<'_> {
             quiet: Duration::from_millis(house.rewrite_after_ms),
             gain_min: house.rewrite_gain_kib << 10,
             merge_quiet: Duration::from_millis(house.merge_after_ms),
-            merge_chunks_min: if house.merge_chunks == 0 { usize::MAX } else { house.merge_chunks },
+            merge_chunks_min: match house.merge_chunks {
+                0 => usize::MAX,
+                _ if self.master.config.confines_mounts() => usize::MAX,
+                chunks => chunks,
+            },
             merge_bytes_min: house.merge_fill_kib << 10,
             ..Limits::default()
         }
