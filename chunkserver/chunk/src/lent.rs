@@ -9,19 +9,23 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use bytes::Bytes;
+use mooseng_ports::disk::direct::Aligned;
 use mooseng_ports::disk::lent::{FileIdentity, Keep, LentFile, Wait};
 use mooseng_ports::plant::{self, Plant};
 use mooseng_wire::{CHUNK_BYTES_MAX, ChunkId};
 
 use crate::layout::{
-    BLOCK, ENTRY_BYTES, FORMAT, GROUP_BLOCKS, Header, RECORD_BYTES, block_at, entry_at, entry_crc,
-    file_bytes, pieces,
+    BLOCK, ENTRY_BYTES, FORMAT, GROUP_BLOCKS, Header, Piece, RECORD_BYTES, TABLE_AT, block_at, entry_at,
+    entry_crc, file_bytes, pieces,
 };
 
 /// How long a descriptor is used after it was got: then it is closed, and asked for anew where it is still wanted.
 pub const HELD_FOR: Duration = Duration::from_secs(60);
 
 const GROUP_BYTES: u64 = GROUP_BLOCKS * BLOCK;
+
+/// Reads of at least so many bytes, of which the kernel is to keep nothing, go past its cache altogether.
+const DIRECT_BYTES_MIN: u64 = 128 << 10;
 
 /// What is told of a sealed chunk that is lent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,6 +138,14 @@ impl LentChunk {
         if bytes == 0 {
             return Ok(Bytes::new());
         }
+        let whole = offset.is_multiple_of(BLOCK) && bytes.is_multiple_of(BLOCK) && bytes >= DIRECT_BYTES_MIN;
+        if keep == Keep::Nothing
+            && wait == Wait::ForDisk
+            && whole
+            && let Some(read) = self.read_past_the_cache(offset, bytes)?
+        {
+            return Ok(read);
+        }
         let from = offset / BLOCK * BLOCK;
         let to = end.next_multiple_of(BLOCK).min(self.terms.length);
         let mut buffer = Vec::with_capacity((to - from) as usize);
@@ -144,6 +156,46 @@ impl LentChunk {
         }
         let start = (offset - from) as usize;
         Ok(Bytes::from(buffer).slice(start..start + bytes as usize))
+    }
+
+    /// Reads whole blocks with one read of the disk, the tables between them as well; none where the filesystem doesn't do that.
+    fn read_past_the_cache(&self, offset: u64, bytes: u64) -> Result<Option<Bytes>, ReadError> {
+        // A group's table lies before its blocks: those of all groups but the first are on the way.
+        let with_table = |piece: &Piece| piece.offset.is_multiple_of(GROUP_BYTES);
+        let found: Vec<(Piece, bool)> =
+            pieces(offset, bytes).map(|piece| (piece, with_table(&piece))).collect();
+        let tables = found.iter().filter(|(_, with_table)| *with_table).count();
+        let Some((first, from_table)) = found.first() else { return Ok(None) };
+        let at = first.at - if *from_table { BLOCK } else { 0 };
+        let (mut data, mut pages) = (Aligned::of(bytes as usize), Aligned::of(tables * BLOCK as usize));
+        let mut parts: Vec<&mut [u8]> = Vec::with_capacity(found.len() + tables);
+        let (mut left, mut free) = (data.as_mut(), pages.as_mut());
+        for (piece, with_table) in &found {
+            if *with_table {
+                let (page, rest) = std::mem::take(&mut free).split_at_mut(BLOCK as usize);
+                free = rest;
+                parts.push(page);
+            }
+            let (part, rest) = std::mem::take(&mut left).split_at_mut(piece.bytes as usize);
+            left = rest;
+            parts.push(part);
+        }
+        if !self.file.read_direct(&mut parts, at)? {
+            return Ok(None);
+        }
+        let mut page = pages.as_ref().chunks_exact(BLOCK as usize);
+        let mut from = 0;
+        for (piece, with_table) in &found {
+            if *with_table && let Some(page) = page.next() {
+                let group = piece.offset / GROUP_BYTES;
+                let _known_already =
+                    self.groups[group as usize].set(self.table(group, &page[TABLE_AT as usize..]));
+            }
+            let to = from + piece.bytes as usize;
+            self.verify(piece.offset / BLOCK, &data.as_ref()[from..to], Wait::ForDisk, Keep::Nothing)?;
+            from = to;
+        }
+        Ok(Some(Bytes::from_owner(data)))
     }
 
     /// Compares blocks of one group, from `first` on, with their checksums.
@@ -166,21 +218,30 @@ impl LentChunk {
         if let Some(known) = slot.get() {
             return Ok(known);
         }
-        // A table whose blocks don't all exist ends earlier, with the file.
-        let blocks = (self.terms.length / BLOCK).saturating_sub(group * GROUP_BLOCKS).min(GROUP_BLOCKS);
         let mut table = Vec::new();
         self.file.read_into(
             &mut table,
-            blocks as usize * ENTRY_BYTES,
+            self.blocks(group) * ENTRY_BYTES,
             entry_at(group * GROUP_BLOCKS),
             wait,
             keep,
         )?;
+        Ok(slot.get_or_init(|| self.table(group, &table)))
+    }
+
+    /// Whole blocks of a group. A table whose blocks don't all exist ends earlier, with the file.
+    fn blocks(&self, group: u64) -> usize {
+        (self.terms.length / BLOCK).saturating_sub(group * GROUP_BLOCKS).min(GROUP_BLOCKS) as usize
+    }
+
+    /// The checksums in a table's bytes.
+    fn table(&self, group: u64, bytes: &[u8]) -> Group {
         let mut checksums = Box::new([0; GROUP_BLOCKS as usize]);
-        for (checksum, entry) in checksums.iter_mut().zip(table.chunks_exact(ENTRY_BYTES)) {
+        let entries = bytes.chunks_exact(ENTRY_BYTES).take(self.blocks(group));
+        for (checksum, entry) in checksums.iter_mut().zip(entries) {
             *checksum = entry_crc(entry).unwrap_or_default();
         }
-        Ok(slot.get_or_init(|| checksums))
+        checksums
     }
 
     /// Whether [`Keep::Nothing`] has an effect, as far as known.

@@ -94,6 +94,37 @@ fn any_range_is_read_as_the_chunkserver_reads_it() {
     }
 }
 
+/// Whole blocks, from any block on, past the page cache where the filesystem has that.
+#[test]
+fn whole_blocks_are_read_with_one_read_of_the_disk() {
+    let rig = Rig::new();
+    let all = pattern(1_500_000);
+    rig.sealed(ONE, &all);
+    for first in [0, 1, 63, 64, 65, 128] {
+        for blocks in [32, 63, 64, 65, 128, 200] {
+            // Known and unknown checksums.
+            let lent = rig.lent(ONE);
+            for _ in 0..2 {
+                let read = lent.read(first * 4096, blocks * 4096, Wait::ForDisk, Keep::Nothing);
+                let expected = &all[first as usize * 4096..(first + blocks) as usize * 4096];
+                assert!(read.unwrap() == expected, "{blocks} from {first}");
+            }
+        }
+    }
+    rig.flip(ONE, block_at(70) + 5);
+    let lent = rig.lent(ONE);
+    let read = |first: u64, blocks: u64| lent.read(first * 4096, blocks * 4096, Wait::ForDisk, Keep::Nothing);
+    assert!(matches!(read(64, 64), Err(ReadError::Corrupt(70))));
+    assert!(read(71, 100).unwrap() == all[71 * 4096..171 * 4096]);
+    rig.flip(ONE, entry_at(130));
+    let lent = rig.lent(ONE);
+    assert!(matches!(lent.read(0, 200 * 4096, Wait::ForDisk, Keep::Nothing), Err(ReadError::Corrupt(70))));
+    assert!(matches!(
+        lent.read(128 * 4096, 64 * 4096, Wait::ForDisk, Keep::Nothing),
+        Err(ReadError::Corrupt(130))
+    ));
+}
+
 #[test]
 fn a_block_that_rots_is_noticed_and_no_other_is_held_against_it() {
     let rig = Rig::new();

@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
-mod direct;
+pub mod direct;
 pub mod lent;
 pub mod os;
 pub mod sim;

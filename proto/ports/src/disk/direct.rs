@@ -1,21 +1,63 @@
-//! Writes that go past the page cache (O_DIRECT), where the filesystem has them.
+//! Reads and writes that go past the page cache (O_DIRECT), where the filesystem has them.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// What disks want memory, places and lengths to be multiples of, at most.
-const ALIGNMENT: usize = 4096;
-/// Buffers kept for the next write, in all; each is as large as the largest write it served.
-const BUFFERS_MAX: usize = 8;
+pub const ALIGNMENT: usize = 4096;
+/// Buffers kept for what comes next, in all; each is as large as the largest it served for.
+const BUFFERS_MAX: usize = 16;
 /// A buffer that is larger isn't kept.
-const BUFFER_BYTES_MAX: usize = 4 << 20;
+const BUFFER_BYTES_MAX: usize = 2 << 20;
 
 static BUFFERS: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
 
-/// A file's second description, opened with its first direct write.
+/// Memory that direct I/O takes. What it holds at first is anything: memory that was used before costs less than what must be cleared.
+#[derive(Debug)]
+pub struct Aligned {
+    buffer: Vec<u8>,
+    start: usize,
+    bytes: usize,
+}
+
+impl Aligned {
+    /// Of so many bytes.
+    pub fn of(bytes: usize) -> Self {
+        let mut buffer = BUFFERS.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+        if buffer.len() < bytes + ALIGNMENT {
+            buffer.resize(bytes + ALIGNMENT, 0);
+        }
+        // Bytes have no alignment of their own, so this is always found.
+        let start = buffer.as_ptr().align_offset(ALIGNMENT);
+        Self { buffer, start, bytes }
+    }
+}
+
+impl AsRef<[u8]> for Aligned {
+    fn as_ref(&self) -> &[u8] {
+        &self.buffer[self.start..self.start + self.bytes]
+    }
+}
+
+impl AsMut<[u8]> for Aligned {
+    fn as_mut(&mut self) -> &mut [u8] {
+        &mut self.buffer[self.start..self.start + self.bytes]
+    }
+}
+
+impl Drop for Aligned {
+    fn drop(&mut self) {
+        let mut buffers = BUFFERS.lock().unwrap_or_else(PoisonError::into_inner);
+        if buffers.len() < BUFFERS_MAX && self.buffer.len() <= BUFFER_BYTES_MAX + ALIGNMENT {
+            buffers.push(std::mem::take(&mut self.buffer));
+        }
+    }
+}
+
+/// A file's second description, opened when it is first wanted.
 #[derive(Debug, Default)]
 pub(super) struct Direct(OnceLock<Option<File>>);
 
@@ -28,44 +70,51 @@ impl Direct {
         if !aligned || bytes == 0 {
             return Ok(false);
         }
-        let Some(direct) = self.0.get_or_init(|| open(file)) else { return Ok(false) };
-        let mut buffer = take(bytes);
-        let start = buffer.as_ptr().align_offset(ALIGNMENT);
-        let Some(room) = buffer.get_mut(start..start + bytes) else { return Ok(false) };
+        let opened = self.0.get_or_init(|| open(file, OpenOptions::new().write(true)));
+        let Some(direct) = opened else { return Ok(false) };
+        let mut buffer = Aligned::of(bytes);
         let mut at = 0;
         for part in parts {
-            room[at..at + part.len()].copy_from_slice(part);
+            buffer.as_mut()[at..at + part.len()].copy_from_slice(part);
             at += part.len();
         }
-        let written = direct.write_all_at(room, offset);
-        give_back(buffer);
-        match written {
+        match direct.write_all_at(buffer.as_ref(), offset) {
             Ok(()) => Ok(true),
-            // A filesystem that only says so when it is written to, or wants other multiples.
-            Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => Ok(false),
+            Err(e) if is_refused(&e) => Ok(false),
             Err(e) => Err(e),
         }
     }
+
+    /// Whether it can be read so, as far as known.
+    pub(super) fn reads(&self, file: &File) -> bool {
+        self.0.get_or_init(|| open(file, OpenOptions::new().read(true))).is_some()
+    }
+
+    /// Fills all parts, one behind the other; each must be aligned. False where that isn't possible, of which anything may be filled then.
+    pub(super) fn read(&self, file: &File, parts: &mut [&mut [u8]], offset: u64) -> io::Result<bool> {
+        let bytes: usize = parts.iter().map(|part| part.len()).sum();
+        let opened = self.0.get_or_init(|| open(file, OpenOptions::new().read(true)));
+        let Some(direct) = opened else { return Ok(false) };
+        let mut slices: Vec<IoSliceMut<'_>> = parts.iter_mut().map(|part| IoSliceMut::new(part)).collect();
+        loop {
+            match rustix::io::preadv(direct, &mut slices, offset) {
+                // The file ends within, or a signal came: whoever reads otherwise finds out.
+                Ok(read) => return Ok(read == bytes),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(e) if is_refused(&e.into()) => return Ok(false),
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+}
+
+/// A filesystem that only says so when it is asked for bytes, or wants other multiples.
+fn is_refused(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP))
 }
 
 /// The same file; none where it can't be opened so.
-fn open(file: &File) -> Option<File> {
+fn open(file: &File, options: &mut OpenOptions) -> Option<File> {
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-    OpenOptions::new().write(true).custom_flags(libc::O_DIRECT).open(path).ok()
-}
-
-/// A buffer with room for so many bytes from its first aligned one on.
-fn take(bytes: usize) -> Vec<u8> {
-    let mut buffer = BUFFERS.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
-    if buffer.len() < bytes + ALIGNMENT {
-        buffer.resize(bytes + ALIGNMENT, 0);
-    }
-    buffer
-}
-
-fn give_back(buffer: Vec<u8>) {
-    let mut buffers = BUFFERS.lock().unwrap_or_else(PoisonError::into_inner);
-    if buffers.len() < BUFFERS_MAX && buffer.len() <= BUFFER_BYTES_MAX + ALIGNMENT {
-        buffers.push(buffer);
-    }
+    options.custom_flags(libc::O_DIRECT).open(path).ok()
 }

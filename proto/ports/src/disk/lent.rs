@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{Advice, OFlags, fadvise, fcntl_getfl};
 
+use super::direct::Direct;
+
 /// Which file a descriptor is of, within one host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileIdentity {
@@ -47,6 +49,7 @@ pub enum Keep {
 #[derive(Debug)]
 pub struct LentFile {
     file: File,
+    direct: Direct,
     /// Whether its filesystem takes uncached reads, as far as known.
     uncached: AtomicBool,
     identity: FileIdentity,
@@ -67,7 +70,13 @@ impl LentFile {
         if !metadata.is_file() {
             return refused("the descriptor isn't of a plain file");
         }
-        Ok(Self { file, uncached: AtomicBool::new(true), identity, bytes: metadata.size() })
+        Ok(Self {
+            file,
+            direct: Direct::default(),
+            uncached: AtomicBool::new(true),
+            identity,
+            bytes: metadata.size(),
+        })
     }
 
     /// Which file it is.
@@ -97,7 +106,7 @@ impl LentFile {
             let room = &mut buffer.spare_capacity_mut()[..left];
             let part = libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() };
             let nowait = if wait == Wait::Never { libc::RWF_NOWAIT } else { 0 };
-            let uncached = keep == Keep::Nothing && self.reads_uncached();
+            let uncached = keep == Keep::Nothing && self.uncached.load(Ordering::Relaxed);
             let flags = nowait | if uncached { libc::RWF_DONTCACHE } else { 0 };
             // SAFETY: the one part is `room`, which is exclusively ours and outlives the call, and the descriptor is open.
             let read = unsafe { libc::preadv2(self.file.as_raw_fd(), &part, 1, at, flags) };
@@ -130,7 +139,13 @@ impl LentFile {
 
     /// Whether [`Keep::Nothing`] has an effect, as far as known.
     pub fn reads_uncached(&self) -> bool {
-        self.uncached.load(Ordering::Relaxed)
+        self.direct.reads(&self.file) || self.uncached.load(Ordering::Relaxed)
+    }
+
+    /// Fills all parts, one behind the other, past the page cache. Places, lengths and memory are multiples of
+    /// [`ALIGNMENT`](super::direct::ALIGNMENT). False where that isn't possible, of which anything may be filled then; waits for the disk.
+    pub fn read_direct(&self, parts: &mut [&mut [u8]], offset: u64) -> io::Result<bool> {
+        self.direct.read(&self.file, parts, offset)
     }
 
     /// Has the kernel begin to read a range into memory. May wait for the disk's queue.
