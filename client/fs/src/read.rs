@@ -316,11 +316,10 @@ impl Reader {
         length: u64,
         reach: Reach,
     ) -> Result<Bytes, String> {
-        let lent = self.chunkservers.lent(place);
         // The kernel keeps what a mount's programs read: in order, and in large pieces, nobody comes back for the chunk file's pages below that.
         let keep =
             if reach == Reach::InOrder && length >= UNCACHED_MIN { Keep::Nothing } else { Keep::Pages };
-        let passing = keep == Keep::Nothing && reads_uncached(&lent);
+        let passing = keep == Keep::Nothing && reads_uncached(&self.chunkservers.lent(place));
         if let Some(bytes) = self.cache.get(place.chunk, offset, length) {
             if passing {
                 self.cache.passed(place.chunk, offset + length);
@@ -328,12 +327,14 @@ impl Reader {
             return Ok(bytes);
         }
         let counters = &self.region.counters;
-        if let Some(bytes) = self.chunkservers.read_at_once(place, offset, length, keep, counters) {
+        // A look at what the kernel has in memory makes it read what it hasn't, beside the read that goes past it.
+        if !passing && let Some(bytes) = self.chunkservers.read_at_once(place, offset, length, keep, counters)
+        {
             return Ok(bytes);
         }
         // What was lent is in the kernel's memory soon, if that keeps it: a second copy of it here would only take up room.
         if let Some((start, end)) = self.worth_keeping(place, offset, length, reach)
-            && (passing || matches!(lent, Lent::Not))
+            && (passing || matches!(self.chunkservers.lent(place), Lent::Not))
         {
             // It may be on its way already.
             let slot = self.cache.slot(place.chunk, offset, length);
