@@ -1,0 +1,92 @@
+//! A master's copy of what the global group agreed on, at one version of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mooseng_wire::{Epoch, VolumeId};
+
+/// All that is agreed on, at one version.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct View {
+    /// The version of the global store; grows with each change.
+    pub version: u64,
+    /// Regions by name.
+    pub regions: BTreeMap<String, Region>,
+    /// Volumes by id.
+    pub volumes: BTreeMap<VolumeId, Volume>,
+}
+
+/// A region.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Region {
+    /// Its number, from 1; never given twice. Ids that it gives carry it.
+    pub number: u16,
+    /// It has a voice in the global group and holds no data.
+    pub witness: bool,
+    /// Its masters.
+    pub masters: Vec<MasterAt>,
+}
+
+/// Where a master is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MasterAt {
+    /// Its id in its region's group.
+    pub id: u64,
+    /// Its name.
+    pub name: String,
+    /// Where others reach it.
+    pub address: String,
+    /// Its zone.
+    pub zone: String,
+}
+
+/// Where what was fsynced is when fsync returns.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// In the home region.
+    #[default]
+    Region,
+    /// In each region of the sync set.
+    Geo,
+}
+
+impl Durability {
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Region => "region",
+            Self::Geo => "geo",
+        }
+    }
+}
+
+/// A volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Volume {
+    /// The one region that may change it.
+    pub home: String,
+    /// Under this epoch.
+    pub epoch: Epoch,
+    /// The epoch takes changes: it isn't closed for a failover or a move.
+    pub open: bool,
+    /// When fsync returns.
+    pub durability: Durability,
+    /// The regions that have it or are to have it; the home is one of them.
+    pub regions: BTreeSet<String>,
+    /// The regions that must hold what was fsynced, the home among them, where the durability is `geo`.
+    pub sync_set: BTreeSet<String>,
+    /// Another region may take over by itself once the home's lease has run out.
+    pub automatic: bool,
+}
+
+impl View {
+    /// The region that is the home of a volume.
+    pub fn home_of(&self, volume: VolumeId) -> Option<&Region> {
+        self.regions.get(&self.volumes.get(&volume)?.home)
+    }
+
+    /// The regions that a volume's home sends its log to.
+    pub fn replicas_of(&self, volume: VolumeId) -> impl Iterator<Item = &str> {
+        let volume = self.volumes.get(&volume);
+        volume.into_iter().flat_map(|v| v.regions.iter().filter(|r| **r != v.home)).map(String::as_str)
+    }
+}
