@@ -3,7 +3,8 @@
 use std::error::Error;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let files = ["fs.proto", "session.proto", "chunk.proto", "raft.proto", "admin.proto", "frame.proto"];
+    let files =
+        ["fs.proto", "session.proto", "chunk.proto", "raft.proto", "admin.proto", "frame.proto", "geo.proto"];
     for file in files {
         println!("cargo::rerun-if-changed=proto/{file}");
     }

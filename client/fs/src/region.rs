@@ -471,8 +471,8 @@ impl Region {
                     self.session.doubt(seat);
                 }
             }
-            // The search for a leader decides whether it is the whole region.
-            ErrorCode::OtherFounding => {
+            // The search for a leader decides whether it is the whole region, and goes on where the home is.
+            ErrorCode::OtherFounding | ErrorCode::NotHome => {
                 self.session.gone(seat);
                 *after = seat.confirmed;
             }

@@ -130,3 +130,15 @@ pub async fn entries<T: Transaction>(
     put(tx, volume, moved(record, at));
     Ok(at)
 }
+
+/// Lets go of the entries up to a place.
+pub async fn trim<T: Transaction>(tx: &T, volume: VolumeId, upto: LogPosition) -> Result<(), ReplicaError> {
+    let record = state(tx, volume, Read::Conflicting).await?.ok_or(ReplicaError::NotLogged)?;
+    if upto <= record.log_behind() || upto > record.position() {
+        return Ok(());
+    }
+    tx.clear_range(log::range_upto(volume, upto));
+    let record = ReplicaRecord { log_behind_epoch: upto.epoch.0, log_behind_version: upto.version, ..record };
+    put(tx, volume, record);
+    Ok(())
+}

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::MasterConfig;
 use crate::desk::Desk;
 use crate::errors::{denied, not_leader};
+use crate::geo::Geo;
 use crate::metrics::Metrics;
 use crate::promises::Connections;
 use crate::room::Measured;
@@ -68,6 +69,8 @@ pub struct Master {
     pub reachable: Mutex<BTreeMap<u64, bool>>,
     /// One check of the whole store at a time.
     pub checking: Semaphore,
+    /// Volumes that several regions have.
+    pub geo: Geo,
     /// One dump at a time.
     pub dumping: Arc<Semaphore>,
     measured: Mutex<Measured>,
@@ -93,6 +96,8 @@ pub struct Parts {
     pub metrics: Metrics,
     /// See [`Master::seals`].
     pub seals: mpsc::Sender<crate::seals::Told>,
+    /// See [`Master::geo`].
+    pub geo: Geo,
     /// See [`Master::shutdown`].
     pub shutdown: CancellationToken,
 }
@@ -123,6 +128,7 @@ impl Master {
             classes_gate: tokio::sync::Mutex::default(),
             told: crate::credentials::Told::default(),
             reachable: Mutex::default(),
+            geo: parts.geo,
             checking: Semaphore::new(1),
             dumping: Arc::new(Semaphore::new(1)),
             measured: Mutex::default(),
@@ -193,14 +199,23 @@ impl Master {
         if seen > term { Err(not_leader(None)) } else { Ok(()) }
     }
 
-    /// Refuses peers of other clusters and roles.
+    /// Refuses peers of other clusters, regions and roles.
     pub fn allow(&self, peer: &Peer, roles: &[Role]) -> Result<(), CallError> {
+        let identity = &peer.identity;
+        if identity.cluster == self.identity.cluster && identity.region != self.identity.region {
+            return Err(denied(format!("{identity} is of another region than {}", self.identity.region)));
+        }
+        self.allow_of_cluster(peer, roles)
+    }
+
+    /// Refuses peers of other clusters and roles, and of regions that the cluster doesn't have.
+    pub fn allow_of_cluster(&self, peer: &Peer, roles: &[Role]) -> Result<(), CallError> {
         let identity = &peer.identity;
         if identity.cluster != self.identity.cluster {
             return Err(denied(format!("{identity} is of another cluster than {}", self.identity.cluster)));
         }
-        // Regions can't speak to each other yet.
-        if identity.region != self.identity.region {
+        let known = |region: &str| self.geo.view().is_some_and(|view| view.regions.contains_key(region));
+        if identity.region != self.identity.region && !known(&identity.region) {
             return Err(denied(format!("{identity} is of another region than {}", self.identity.region)));
         }
         if !roles.contains(&identity.role) {

@@ -12,7 +12,7 @@ use mooseng_wire::{Role, SessionId};
 use tokio::time::Instant;
 
 use crate::master::Master;
-use crate::{fs, promises, sessions};
+use crate::{fs, geo, promises, sessions};
 
 /// Answers calls on framed streams.
 pub struct MasterService(pub Arc<Master>);
@@ -46,10 +46,33 @@ impl MasterService {
             master.allow(&incoming.peer, &[Role::Master])?;
             return Ok(Answer::of(&Renewed { lease_ms: 0, custody_epoch: master.raft.term(), quotas: 0 }));
         }
-        master.allow(&incoming.peer, &[Role::Client, Role::Admin])?;
         let peer = incoming.peer.clone();
-        let identity = &peer.uri;
         let deadline = incoming.deadline;
+        match incoming.method {
+            Method::LogPush => {
+                return geo::receive::push(master, &peer, incoming.decode()?, deadline)
+                    .await
+                    .map(|m| Answer::of(&m));
+            }
+            Method::VolumePage => {
+                return geo::serve::page(master, &peer, incoming.decode()?).await.map(|m| Answer::of(&m));
+            }
+            Method::LogAsk => {
+                return geo::serve::log(master, &peer, incoming.decode()?).await.map(|m| Answer::of(&m));
+            }
+            Method::VolumeDigest => {
+                return geo::serve::digest(master, &peer, incoming.decode()?).await.map(|m| Answer::of(&m));
+            }
+            Method::NearRead => {
+                return geo::near::read(master, &peer, incoming.decode()?, deadline)
+                    .await
+                    .map(|m| Answer::of(&m));
+            }
+            _ => {}
+        }
+        master.allow_of_cluster(&peer, &[Role::Client, Role::Admin])?;
+        geo::at_home(master)?;
+        let identity = &peer.uri;
         let connection = incoming.connection.clone();
         match incoming.method {
             Method::OpenSession => {
