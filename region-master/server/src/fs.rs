@@ -415,6 +415,7 @@ fn answer(
     beside: Beside,
 ) -> Result<Response, CallError> {
     master.may_answer(term)?;
+    master.holds_lease()?;
     let Beside { number, granted, changed } = beside;
     // Everything that the answer may show is in the log by now.
     let shown = master.geo.shown(geo::ROOT_VOLUME);

@@ -18,7 +18,8 @@ use tokio_util::sync::CancellationToken;
 use crate::config::MasterConfig;
 use crate::desk::Desk;
 use crate::errors::{denied, not_leader};
-use crate::geo::Geo;
+use crate::geo::{self, Geo};
+use crate::global::Global;
 use crate::metrics::Metrics;
 use crate::promises::Connections;
 use crate::room::Measured;
@@ -41,6 +42,8 @@ pub struct Master {
     pub network: Arc<dyn Network>,
     /// Consensus.
     pub raft: RaftNode,
+    /// What the regions agree on; none where there is one region.
+    pub global: Option<Arc<Global>>,
     /// The metadata store.
     pub store: Embedded,
     /// Runs filesystem requests over it.
@@ -90,6 +93,8 @@ pub struct Parts {
     pub network: Arc<dyn Network>,
     /// See [`Master::raft`].
     pub raft: RaftNode,
+    /// See [`Master::global`].
+    pub global: Option<Arc<Global>>,
     /// See [`Master::store`].
     pub store: Embedded,
     /// See [`Master::metrics`].
@@ -116,6 +121,7 @@ impl Master {
             clock: parts.clock,
             network: parts.network,
             raft: parts.raft,
+            global: parts.global,
             store: parts.store,
             metrics: parts.metrics,
             shutdown: parts.shutdown,
@@ -192,6 +198,17 @@ impl Master {
             return Ok(());
         }
         Err(self.not_leader())
+    }
+
+    /// Asked last, too, by the home of a volume that another region may take over: none can have done so.
+    pub fn holds_lease(&self) -> Result<(), CallError> {
+        let Some(global) = &self.global else { return Ok(()) };
+        let automatic = global.view().volumes.get(&geo::ROOT_VOLUME).is_none_or(|volume| volume.automatic);
+        if !automatic || global.lease_valid() {
+            return Ok(());
+        }
+        let message = "the lease of this region ran out: another one may take the volume over; try again";
+        Err(call_error(ErrorCode::Unavailable, message))
     }
 
     /// Refuses a session that has answered a newer leader already.

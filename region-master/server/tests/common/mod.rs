@@ -89,6 +89,7 @@ impl Cluster {
                 house: HouseConfig { trash_retention_s: 0, ..HouseConfig::default() },
                 mounts: Vec::new(),
                 raft: RaftConfig::default(),
+                global: None,
                 log: LogConfig::default(),
                 otlp: None,
             };
@@ -111,6 +112,7 @@ impl Cluster {
             blocking: Blocking::Pool,
             clock: self.clock.clone(),
             base: Arc::new(site.base.clone()),
+            global_base: None,
         };
         let server = MasterServer::start(site.config.clone(), ports, CancellationToken::new()).await.unwrap();
         self.running[i] = Some(server);
