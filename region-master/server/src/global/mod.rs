@@ -166,6 +166,17 @@ impl Global {
         *lock(&self.lease)
     }
 
+    /// How long ago each region renewed its lease, at least, by this master's clock; and whether that is so long that the lease has run out.
+    pub fn leases(&self) -> BTreeMap<String, (Duration, bool)> {
+        let (now, lease) = (self.clock.boot(), self.lease());
+        let receipts = lock(&self.receipts);
+        let of = |region: &String| {
+            let age = receipts.age(region, now)?;
+            Some((region.clone(), (age, receipts.ran_out(region, now, lease).is_some())))
+        };
+        self.view.borrow().regions.keys().filter_map(of).collect()
+    }
+
     /// Consensus, once this master takes part.
     pub fn raft(&self) -> Option<&RaftNode> {
         self.raft.get()

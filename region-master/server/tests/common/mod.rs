@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod regions;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
