@@ -6,6 +6,9 @@ use std::time::Duration;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 mod class;
+mod regions;
+
+pub use regions::{RegionsArgs, RegionsCommand, VolumeArgs, VolumeCommand, VolumeNamed};
 
 pub use class::{ClassArgs, ClassAssign, ClassCommand, ClassCreate, ClassList, ClassName, ClassOf, ClassSet};
 
@@ -63,15 +66,13 @@ pub enum Command {
     Man(Man),
     /// A cluster of real daemons on this machine.
     Dev(Dev),
-    /// Volumes (not built yet).
-    #[command(hide = true)]
-    Volume(Rest),
+    /// Volumes: where they have their home, and which regions have them.
+    Volume(VolumeArgs),
     /// Policies (not built yet).
     #[command(hide = true)]
     Policy(Rest),
-    /// Regions (not built yet).
-    #[command(hide = true)]
-    Regions(Rest),
+    /// The cluster's regions, and the group in which they agree.
+    Regions(RegionsArgs),
 }
 
 /// Arguments of a command that isn't built.

@@ -14,9 +14,10 @@ use mooseng_wire::admin::{
     ClassOfRequest, CreateClassRequest, CredentialReport, CredentialsRequest, DeleteClassReply,
     DeleteClassRequest, DrainReply, DrainRequest, DumpPiece, DumpRequest, FsckNews, FsckRequest,
     HeartbeatReply, HeartbeatRequest, ListClassesReply, ListClassesRequest, ListQuotasReply,
-    ListQuotasRequest, ListTrashReply, ListTrashRequest, PurgeTrashReply, PurgeTrashRequest, Quota,
-    QuotaTarget, RestoreTrashReply, RestoreTrashRequest, SetClassRequest, SetQuotaRequest, StatusReply,
-    StatusRequest, StorageClass, TicketKey, TransferLeaderReply, TransferLeaderRequest, TrashRetentionReply,
+    ListQuotasRequest, ListRegionsReply, ListRegionsRequest, ListTrashReply, ListTrashRequest,
+    ListVolumesReply, ListVolumesRequest, PurgeTrashReply, PurgeTrashRequest, Quota, QuotaTarget,
+    RestoreTrashReply, RestoreTrashRequest, SetClassRequest, SetQuotaRequest, StatusReply, StatusRequest,
+    StorageClass, TicketKey, TransferLeaderReply, TransferLeaderRequest, TrashRetentionReply,
     TrashRetentionRequest,
 };
 use mooseng_wire::call::CallError;
@@ -25,6 +26,7 @@ use prost::Message;
 use tonic::{Code, Request, Response, Status};
 
 use crate::desk::HeartbeatRefused;
+use crate::global::Global;
 use crate::master::{HOME_EPOCH, Master};
 use crate::{classes, dump, fsck, geo, house, quotas, status, trash};
 
@@ -52,6 +54,11 @@ impl Rpc {
             let details = error.encode_to_vec().into();
             Status::with_details(Code::FailedPrecondition, error.message, details)
         })
+    }
+
+    fn global(&self) -> Result<&Global, Status> {
+        let alone = "this cluster has one region: its masters' configuration has no [global]";
+        self.0.global.as_deref().ok_or_else(|| Status::failed_precondition(alone))
     }
 }
 
@@ -308,6 +315,22 @@ impl Administration for Rpc {
         self.allow(&request, &[Role::Admin])?;
         self.at_home()?;
         classes::of_path(&self.0, request.into_inner().path).await.map(Response::new)
+    }
+
+    async fn list_regions(
+        &self,
+        request: Request<ListRegionsRequest>,
+    ) -> Result<Response<ListRegionsReply>, Status> {
+        self.allow(&request, &[Role::Admin, Role::Master, Role::Client])?;
+        Ok(Response::new(self.global()?.list_regions()))
+    }
+
+    async fn list_volumes(
+        &self,
+        request: Request<ListVolumesRequest>,
+    ) -> Result<Response<ListVolumesReply>, Status> {
+        self.allow(&request, &[Role::Admin, Role::Master, Role::Client])?;
+        Ok(Response::new(self.global()?.list_volumes()))
     }
 
     async fn change_members(
