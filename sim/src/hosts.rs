@@ -219,6 +219,7 @@ pub async fn master(
         raft,
         log: LogConfig::default(),
         otlp: None,
+        dev: Default::default(),
     };
     let server = supervised(&host, async || {
         let disk: Arc<dyn Disk> = Arc::new(host.disk.clone());
@@ -269,6 +270,7 @@ pub async fn chunkserver(i: usize, host: Host, watch: Watch) -> turmoil::Result 
         log: LogConfig::default(),
         labels: labels(i),
         otlp: None,
+        dev: Default::default(),
     };
     let server = supervised(&host, async || {
         ChunkserverServer::start(

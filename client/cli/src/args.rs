@@ -552,13 +552,21 @@ pub enum DevCommand {
     /// Make a cluster, or start the one that is kept in DIR, and mount it. Ctrl-C stops it.
     Up(DevUp),
     /// kill -9 a process.
-    Kill(DevNamed),
+    Kill(DevTarget),
     /// Stop a process (SIGSTOP) as if its machine froze.
-    Pause(DevNamed),
+    Pause(DevTarget),
     /// Let a paused process go on.
-    Resume(DevNamed),
+    Resume(DevTarget),
     /// Start a process that was killed.
-    Start(DevNamed),
+    Start(DevTarget),
+    /// Cut a region off from the others.
+    Partition(DevPartition),
+    /// Mend whatever is cut between regions.
+    Heal(DevDir),
+    /// Work on a mount, and write down what was acknowledged.
+    Load(DevLoad),
+    /// Compare all that `load` was acknowledged with what a mount shows.
+    Verify(DevVerify),
     /// What runs where.
     Status(DevStatus),
     /// Unmount and stop everything.
@@ -574,16 +582,22 @@ pub struct DevUp {
     /// Where the cluster is kept; without it, a temporary one that is removed at the end.
     #[arg(long, value_name = "DIR")]
     pub dir: Option<PathBuf>,
-    /// How many masters [default: 3, or as in DIR].
+    /// How many regions with data, 1 to 4; from 2 on there is a witness, too, a region of one master without data [default: 1, or as in DIR].
+    #[arg(long)]
+    pub regions: Option<u32>,
+    /// Round trip between regions [default: 60ms, or as in DIR].
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub wan: Option<Duration>,
+    /// How many masters in each region [default: 3, or as in DIR].
     #[arg(long)]
     pub masters: Option<u32>,
-    /// How many chunkservers [default: 3, or as in DIR].
+    /// How many chunkservers in each region [default: 3, or as in DIR].
     #[arg(long)]
     pub chunkservers: Option<u32>,
-    /// Copies of each chunk [default: 2, or as in DIR].
+    /// Copies of each chunk in each region [default: 2, or as in DIR].
     #[arg(long)]
     pub copies: Option<u32>,
-    /// Where to mount [default: DIR/mnt].
+    /// Where to mount; with several regions each in a directory of its name below it [default: DIR/mnt].
     #[arg(long, value_name = "PATH", conflicts_with = "no_mount")]
     pub mount: Option<PathBuf>,
     /// Don't mount.
@@ -607,14 +621,64 @@ pub struct DevUp {
     pub wait: Duration,
 }
 
-/// A process of a dev cluster.
+/// A process of a dev cluster, or all of a region.
 #[derive(ClapArgs, Debug)]
-pub struct DevNamed {
-    /// Its name, as in cluster.json.
-    pub name: String,
+pub struct DevTarget {
+    /// Its name, as in cluster.json; or `region` and a region's name, for its masters and chunkservers.
+    #[arg(value_name = "NAME | region R", num_args = 1..=2, required = true)]
+    pub target: Vec<String>,
     /// Where the cluster is kept.
     #[arg(long, value_name = "DIR")]
     pub dir: PathBuf,
+}
+
+/// `mooseng dev partition`.
+#[derive(ClapArgs, Debug)]
+pub struct DevPartition {
+    /// The region.
+    pub region: String,
+    /// Only what it sends is lost; it still hears the others.
+    #[arg(long)]
+    pub one_way: bool,
+    /// Where the cluster is kept.
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+}
+
+/// `mooseng dev load`.
+#[derive(ClapArgs, Debug)]
+pub struct DevLoad {
+    /// Write down each operation and its acknowledgement below DIR/load, for `mooseng dev verify`.
+    #[arg(long, required = true)]
+    pub verify: bool,
+    /// On the mount of this region [default: the first one].
+    #[arg(long, value_name = "R")]
+    pub region: Option<String>,
+    /// For how long [default: until Ctrl-C].
+    #[arg(long, value_name = "N")]
+    pub seconds: Option<u64>,
+    /// How many operations at a time.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub threads: u32,
+    /// Where the cluster is kept.
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+}
+
+/// `mooseng dev verify`.
+#[derive(ClapArgs, Debug)]
+pub struct DevVerify {
+    /// Through the mount of this region [default: the first one].
+    #[arg(long, value_name = "R")]
+    pub region: Option<String>,
+    /// How long what is still on its way from another region may take to arrive.
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "10s")]
+    pub wait: Duration,
+    /// Where the cluster is kept.
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// Where a dev cluster is kept.
@@ -689,7 +753,17 @@ mod tests {
             "mooseng dev up --dir /d",
             "mooseng dev up --dir /d --masters 3 --chunkservers 3 --copies 2 --mount /m --detach",
             "mooseng dev up --no-mount",
+            "mooseng dev up --dir /d --regions 2 --wan 60ms",
             "mooseng dev kill master-1 --dir /d",
+            "mooseng dev kill region region-1 --dir /d",
+            "mooseng dev pause --dir /d region region-1",
+            "mooseng dev start region region-1 --dir /d",
+            "mooseng dev partition region-2 --one-way --dir /d",
+            "mooseng dev heal --dir /d",
+            "mooseng dev load --verify --region region-2 --seconds 5 --dir /d",
+            "mooseng dev load --verify --dir /d",
+            "mooseng dev verify --dir /d",
+            "mooseng dev verify --region region-2 --wait 1s -o json --dir /d",
             "mooseng dev pause master-1 --dir /d",
             "mooseng dev resume master-1 --dir /d",
             "mooseng dev start master-1 --dir /d",
@@ -728,6 +802,10 @@ mod tests {
             "mooseng class create fast --config /c",
             "mooseng class create fast --copies 2 --labels ssd --config /c",
             "mooseng class set fast --labels a=b --no-labels --config /c",
+            "mooseng dev kill --dir /d",
+            "mooseng dev kill region region-1 region-2 --dir /d",
+            "mooseng dev load --dir /d",
+            "mooseng dev load --verify --threads 0 --dir /d",
         ] {
             assert!(Args::try_parse_from(line.split(' ')).is_err(), "{line}");
         }

@@ -91,6 +91,7 @@ impl Cluster {
                 raft: RaftConfig::default(),
                 log: LogConfig::default(),
                 otlp: None,
+                dev: Default::default(),
             };
             Site { config, disk: SimDisk::default(), store, base }
         };
