@@ -3,7 +3,15 @@
 use std::error::Error;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let files = ["fs.proto", "session.proto", "chunk.proto", "raft.proto", "admin.proto", "frame.proto"];
+    let files = [
+        "fs.proto",
+        "session.proto",
+        "chunk.proto",
+        "raft.proto",
+        "global.proto",
+        "admin.proto",
+        "frame.proto",
+    ];
     for file in files {
         println!("cargo::rerun-if-changed=proto/{file}");
     }

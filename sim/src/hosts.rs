@@ -217,6 +217,7 @@ pub async fn master(
         house,
         mounts: Vec::new(),
         raft,
+        global: None,
         log: LogConfig::default(),
         otlp: None,
         dev: Default::default(),
@@ -230,6 +231,7 @@ pub async fn master(
             blocking: Blocking::Inline,
             clock: Arc::new(host.clock),
             base,
+            global_base: None,
         };
         MasterServer::start(config.clone(), ports, CancellationToken::new()).await
     })

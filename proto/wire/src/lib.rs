@@ -8,7 +8,7 @@
 //! - [`frame`]: the frame codec of the framed, multiplexed streams (sans I/O).
 //! - [`revocations`]: the list of certificates that are refused.
 //! - [`method`]: the numbers of the calls on those streams, and the lane of each.
-//! - [`fs`], [`session`], [`chunk`], [`raft`], [`admin`], [`call`]: generated messages.
+//! - [`fs`], [`session`], [`chunk`], [`raft`], [`global`], [`admin`], [`call`]: generated messages.
 //! - [`version`]: protocol versions and features, and how two peers agree.
 
 pub mod fact;
@@ -42,6 +42,11 @@ mod generated {
             include!(concat!(env!("OUT_DIR"), "/mooseng.raft.v1.rs"));
         }
     }
+    pub mod global {
+        pub mod v1 {
+            include!(concat!(env!("OUT_DIR"), "/mooseng.global.v1.rs"));
+        }
+    }
     pub mod admin {
         pub mod v1 {
             include!(concat!(env!("OUT_DIR"), "/mooseng.admin.v1.rs"));
@@ -61,6 +66,8 @@ pub use generated::chunk::v1 as chunk;
 pub use generated::frame::v1 as call;
 /// Filesystem requests and answers (`fs.proto`).
 pub use generated::fs::v1 as fs;
+/// Masters to the leader of the global group (`global.proto`).
+pub use generated::global::v1 as global;
 /// Master to master (`raft.proto`).
 pub use generated::raft::v1 as raft;
 /// Sessions (`session.proto`).

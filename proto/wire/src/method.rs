@@ -92,4 +92,20 @@ methods! {
     RaftSnapshotEnd = 44 on Change,
     /// raft.Found -> raft.FoundAnswer
     RaftFound = 45 on Control,
+    /// raft.AppendEntries -> raft.AppendAnswer, of the global group, as all that follow.
+    GlobalAppend = 50 on Control,
+    /// raft.VoteRequest -> raft.VoteAnswer
+    GlobalVote = 51 on Control,
+    /// raft.SnapshotBegin -> raft.SnapshotAnswer
+    GlobalSnapshotBegin = 52 on Change,
+    /// raft.SnapshotPage -> raft.SnapshotAnswer
+    GlobalSnapshotPage = 53 on Change,
+    /// raft.SnapshotEnd -> raft.SnapshotAnswer
+    GlobalSnapshotEnd = 54 on Change,
+    /// raft.Found -> raft.FoundAnswer
+    GlobalFound = 55 on Control,
+    /// global.Renew -> global.Renewed
+    GlobalRenew = 56 on Control,
+    /// global.Change -> global.Changed
+    GlobalChange = 57 on Change,
 }

@@ -4,7 +4,17 @@
 //! transaction or of a [`View`]: no I/O, no clock.
 //!
 //! - [`view`]: what a master knows of it, at one version.
+//! - [`key`], [`record`]: keys and values.
+//! - [`rules`]: what may be changed.
+//! - [`lease`]: regions' leases, of those that hold and of those that time them.
+//! - [`voters`]: which masters vote, and what that survives.
 
+pub mod key;
+pub mod lease;
+pub mod record;
+pub mod rules;
 pub mod view;
+pub mod voters;
 
+pub use rules::{Founding, RuleError};
 pub use view::{Durability, MasterAt, Region, View, Volume};

@@ -7,12 +7,12 @@ use bytes::Bytes;
 use mooseng_transport::{Answer, Incoming, call_error, trace};
 use mooseng_wire::Role;
 use mooseng_wire::call::{CallError, ErrorCode};
-use mooseng_wire::method::Method;
 use mooseng_wire::raft as wire;
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, VoteRequest};
 use openraft::{ServerState, Snapshot, SnapshotMeta};
 use tokio::sync::OwnedMutexGuard;
 
+use crate::calls::Asked;
 use crate::codec;
 use crate::lineage::Line;
 use crate::node::RaftNode;
@@ -42,21 +42,22 @@ impl RaftNode {
                 format!("{peer} may not take part in Raft: only masters of the region may"),
             ));
         }
-        match incoming.method {
-            Method::RaftAppend => self.on_append(incoming.decode()?).await,
-            Method::RaftVote => self.on_vote(incoming.decode()?).await,
-            Method::RaftSnapshotBegin => self.on_snapshot_begin(incoming.decode()?).await,
-            Method::RaftSnapshotPage => self.on_snapshot_page(incoming.decode()?).await,
-            Method::RaftSnapshotEnd => self.on_snapshot_end(incoming.decode()?).await,
-            Method::RaftFound => {
+        let Some(asked) = self.calls().asked(incoming.method) else {
+            let message = format!("{} isn't a call of this group's Raft", incoming.method.as_str());
+            return Err(call_error(ErrorCode::InvalidRequest, message));
+        };
+        match asked {
+            Asked::Append => self.on_append(incoming.decode()?).await,
+            Asked::Vote => self.on_vote(incoming.decode()?).await,
+            Asked::SnapshotBegin => self.on_snapshot_begin(incoming.decode()?).await,
+            Asked::SnapshotPage => self.on_snapshot_page(incoming.decode()?).await,
+            Asked::SnapshotEnd => self.on_snapshot_end(incoming.decode()?).await,
+            Asked::Found => {
                 let message: wire::Found = incoming.decode()?;
                 self.check_group(message.group)?;
                 self.check_member(message.to, false)?;
                 self.on_found(message.note).await?;
                 Ok(Answer::of(&wire::FoundAnswer {}))
-            }
-            other => {
-                Err(call_error(ErrorCode::InvalidRequest, format!("{} isn't a call of Raft", other.as_str())))
             }
         }
     }

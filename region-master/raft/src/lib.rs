@@ -1,4 +1,4 @@
-//! openraft behind one adapter: a region's group of masters, over our log, our store and our streams.
+//! openraft behind one adapter: a group of masters - a region's, or the global one -, over our log, our store and our streams.
 //!
 //! ```text
 //!  Embedded --CommitLog--> RaftNode --client_write--> openraft --append--> Wal (flushed, then acknowledged: `flushing`)
@@ -13,12 +13,14 @@
 #![allow(clippy::result_large_err, reason = "openraft's traits demand its StorageError")]
 
 mod answers;
+mod calls;
 pub mod codec;
 mod flushing;
 pub mod lease;
 pub mod lineage;
 mod log;
 mod machine;
+mod members;
 mod network;
 mod node;
 pub mod recover;
@@ -28,6 +30,7 @@ mod standing;
 mod traced;
 mod types;
 
+pub use calls::{GLOBAL_GROUP, is_of_global, is_of_region};
 pub use node::RaftNode;
 pub use settings::{Leadership, Member, MemberStatus, RaftConfig, RaftError, RaftStatus, Timings};
 pub use types::{Batch, Node, Outcome, TypeConfig};

@@ -24,6 +24,7 @@ use openraft::{AnyError, OptionalSend, RaftMetrics, Snapshot, Vote};
 use prost::Message;
 use tokio::sync::watch;
 
+use crate::calls::Calls;
 use crate::codec::{self, RaftLogId};
 use crate::flushing::Flushing;
 use crate::lease::Acknowledged;
@@ -189,7 +190,7 @@ impl RaftNetwork<TypeConfig> for PeerLink {
         let sent = self.clock.boot();
         // An append is a part of the trace of its first entry that has one; the call carries it.
         let context = self.flushing.traced().context(rpc.entries.iter().map(|entry| entry.log_id));
-        let asked = self.link.request(Method::RaftAppend, &message, option.hard_ttl());
+        let asked = self.link.request(Calls::of(self.group).append, &message, option.hard_ttl());
         let answer: wire::AppendAnswer = TRACE.scope(context, asked).await.map_err(|f| self.refused(f))?;
         self.room.tell(self.target, answer.short_of_room, self.clock.boot());
         use wire::append_answer::Outcome;
@@ -233,7 +234,7 @@ impl RaftNetwork<TypeConfig> for PeerLink {
         };
         let answer: wire::VoteAnswer = self
             .link
-            .request(Method::RaftVote, &message, option.hard_ttl())
+            .request(Calls::of(self.group).vote, &message, option.hard_ttl())
             .await
             .map_err(|f| self.refused(f))?;
         let vote = answer.vote.ok_or_else(|| malformed("an answer to a vote request has no vote"))?;
@@ -339,9 +340,9 @@ impl PeerLink {
             stored: self.has_stored(),
             held: self.holds_without_it(vote.leader_id.term),
         };
+        let calls = Calls::of(self.group);
         tracing::info!(target = self.target, id = begin.id, "sending a snapshot");
-        let (response, accepted) =
-            answered(self.call(Method::RaftSnapshotBegin, &begin, PAGE_TIMEOUT).await?);
+        let (response, accepted) = answered(self.call(calls.snapshot_begin, &begin, PAGE_TIMEOUT).await?);
         if !accepted {
             return Ok(response);
         }
@@ -366,7 +367,7 @@ impl PeerLink {
                 wire::SnapshotPage { group: self.word(), id: begin.id.clone(), sequence: pages, pairs };
             pages += 1;
             let (response, accepted) =
-                answered(self.call(Method::RaftSnapshotPage, &message, PAGE_TIMEOUT).await?);
+                answered(self.call(calls.snapshot_page, &message, PAGE_TIMEOUT).await?);
             if !accepted {
                 return Ok(response);
             }
@@ -378,7 +379,7 @@ impl PeerLink {
             digest: digest.value(),
             vote: Some(codec::vote(&vote)),
         };
-        let (response, accepted) = answered(self.call(Method::RaftSnapshotEnd, &end, INSTALL_TIMEOUT).await?);
+        let (response, accepted) = answered(self.call(calls.snapshot_end, &end, INSTALL_TIMEOUT).await?);
         tracing::info!(target = self.target, id = end.id, pages, accepted, "sent a snapshot");
         Ok(response)
     }

@@ -13,7 +13,6 @@ use mooseng_ports::disk::Disk;
 use mooseng_ports::plant::{self, Plant};
 use mooseng_transport::{Blocking, Lane, Network, trace};
 use mooseng_wal::{Wal, WalError};
-use mooseng_wire::method::Method;
 use mooseng_wire::raft as wire;
 use mooseng_wire::{Identity, NodeId};
 use openraft::error::{ClientWriteError, RaftError as OpenraftError};
@@ -23,6 +22,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::answers::{LOST, SUPERSEDED};
+use crate::calls::Calls;
 use crate::codec;
 use crate::flushing::Flushing;
 use crate::lease::Acknowledged;
@@ -280,13 +280,9 @@ impl RaftNode {
         self.0.group.wrapping_add(self.0.lineage.line().0)
     }
 
-    /// Whether a call is for [`handle`](Self::handle).
-    pub fn is_raft(method: Method) -> bool {
-        use Method::*;
-        matches!(
-            method,
-            RaftAppend | RaftVote | RaftSnapshotBegin | RaftSnapshotPage | RaftSnapshotEnd | RaftFound
-        )
+    /// The calls of its group.
+    pub(crate) fn calls(&self) -> &'static Calls {
+        Calls::of(self.0.group)
     }
 
     pub(crate) fn metrics(&self) -> RaftMetrics<u64, Node> {
@@ -419,7 +415,7 @@ impl RaftNode {
                 let message = wire::Found { group: self.group_word(), to: *id, note };
                 let link = self.0.links.to(*id, &member.address);
                 let answer: Result<wire::FoundAnswer, _> =
-                    link.request(Method::RaftFound, &message, GREETING_TIMEOUT).await;
+                    link.request(self.calls().found, &message, GREETING_TIMEOUT).await;
                 answer.map_err(|e| RaftError::NotFounded {
                     id: *id,
                     address: member.address.clone(),
@@ -431,7 +427,7 @@ impl RaftNode {
         Ok(())
     }
 
-    fn not_leader(&self) -> RaftError {
+    pub(crate) fn not_leader(&self) -> RaftError {
         RaftError::NotLeader { leader: self.leader().map(|(_, address)| address) }
     }
 
@@ -468,14 +464,14 @@ impl RaftNode {
     }
 
     /// Looks whether a member that is to be added is there and is who it is said to be: the group would wait for it otherwise.
-    async fn greet(&self, id: u64, node: &Node) -> Result<(), RaftError> {
+    pub(crate) async fn greet(&self, id: u64, node: &Node) -> Result<(), RaftError> {
         let vote = Some(codec::vote(&self.metrics().vote));
         // Whoever asks holds the lease, by the members that there are.
         let heartbeat =
             wire::AppendEntries { group: self.group_word(), vote, to: id, held: true, ..Default::default() };
         let link = self.0.links.to(id, &node.address);
         let answer: Result<wire::AppendAnswer, _> =
-            link.request(Method::RaftAppend, &heartbeat, GREETING_TIMEOUT).await;
+            link.request(self.calls().append, &heartbeat, GREETING_TIMEOUT).await;
         let failed = |e| RaftError::Senseless(format!("master {id} at {} can't be added: {e}", node.address));
         answer.map(drop).map_err(failed)
     }
@@ -540,7 +536,7 @@ impl RaftNode {
         };
         let link = self.0.links.to(successor, &node.address);
         let told =
-            link.request::<_, wire::VoteAnswer>(Method::RaftVote, &message, self.0.timings.heartbeat).await;
+            link.request::<_, wire::VoteAnswer>(self.calls().vote, &message, self.0.timings.heartbeat).await;
         if let Err(error) = told {
             tracing::info!(successor, %error, "a successor couldn't be told to stand for election");
         }

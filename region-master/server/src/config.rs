@@ -12,6 +12,8 @@ use mooseng_transport::wan::DevConfig;
 use mooseng_wire::is_identity_word;
 use serde::{Deserialize, Serialize};
 
+use crate::global::config::GlobalConfig;
+
 /// Configuration of a mooseng-master.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields)]
@@ -66,6 +68,9 @@ pub struct MasterConfig {
     /// Raft's times.
     #[serde(default)]
     pub raft: RaftConfig,
+    /// The cluster's regions; the same in each master of each. Without it there is one region.
+    #[serde(default)]
+    pub global: Option<GlobalConfig>,
     /// Logging.
     #[serde(default)]
     pub log: LogConfig,
@@ -320,7 +325,7 @@ pub enum ConfigError {
     },
 }
 
-fn wrong(setting: &str, problem: impl Into<String>) -> ConfigError {
+pub(crate) fn wrong(setting: &str, problem: impl Into<String>) -> ConfigError {
     ConfigError::Setting { setting: setting.to_owned(), problem: problem.into() }
 }
 
@@ -387,6 +392,9 @@ impl MasterConfig {
             return Err(wrong("house.trash_min_age_s", "ten years are the most; 60, a minute, is usual"));
         }
         self.raft_is_well()?;
+        if let Some(global) = &self.global {
+            global.check(self)?;
+        }
         for rule in &self.mounts {
             rule.is_well()?;
         }
@@ -481,7 +489,7 @@ impl MasterConfig {
     }
 }
 
-fn address_is_well(setting: &str, address: &str) -> Result<(), ConfigError> {
+pub(crate) fn address_is_well(setting: &str, address: &str) -> Result<(), ConfigError> {
     let port = address
         .rsplit_once(':')
         .and_then(|(host, port)| if host.is_empty() { None } else { port.parse::<u16>().ok() });

@@ -14,6 +14,7 @@
 //! - [`master`]: its parts, and whether an answer may leave.
 //! - [`credentials`]: who of the region has which certificate and revocation list.
 //! - [`desk`]: what it keeps in memory. [`founding`]: who is of this region, and who of another one of its name.
+//! - [`global`]: the group of the masters of all regions.
 //! - [`lead`]: what a leader does besides answering. [`house`]: chunks and their copies.
 //! - [`service`], [`sessions`], [`fs`]: the framed stream. [`rpc`], [`status`]: gRPC.
 //! - [`promises`]: recalls, grants, and the gate before a commit.
@@ -34,6 +35,7 @@ pub mod errors;
 pub mod founding;
 pub mod fs;
 pub mod fsck;
+pub mod global;
 pub mod house;
 pub mod ids;
 pub mod lead;
@@ -59,4 +61,5 @@ pub mod trash;
 
 pub use config::{ConfigError, HouseConfig, MasterConfig, MemberConfig, MountRule, RaftConfig, Squash};
 pub use errors::not_built;
+pub use global::config::{GlobalConfig, GlobalRaftConfig, RegionConfig, RegionMasterConfig};
 pub use server::{MasterServer, Ports, StartError};

@@ -9,8 +9,8 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
-use mooseng_embedded::FjallBase;
-use mooseng_master::{MasterConfig, MasterServer, Ports, dump, recover};
+use mooseng_embedded::{Base, FjallBase};
+use mooseng_master::{MasterConfig, MasterServer, Ports, dump, global, recover};
 use mooseng_otlp::{Otlp, OtlpConfig, Who};
 use mooseng_ports::clock::OsClock;
 use mooseng_ports::disk::os::OsDisk;
@@ -224,12 +224,22 @@ async fn run(config: MasterConfig) -> anyhow::Result<()> {
     let base = FjallBase::open(&directory).with_context(|| {
         format!("the metadata store below state_dir = {:?} can't be opened", config.state_dir)
     })?;
+    let global_base = match &config.global {
+        None => None,
+        Some(_) => {
+            let base = FjallBase::open(&global::store_dir(&config.state_dir)).with_context(|| {
+                format!("the global group's store below state_dir = {:?} can't be opened", config.state_dir)
+            })?;
+            Some(Arc::new(base) as Arc<dyn Base>)
+        }
+    };
     let ports = Ports {
         network,
         disk: Arc::new(OsDisk),
         blocking: Blocking::Pool,
         clock: Arc::new(OsClock),
         base: Arc::new(base),
+        global_base,
     };
     let state_dir = config.state_dir.clone();
     let server = MasterServer::start(config, ports, shutdown.clone()).await?;

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::MasterConfig;
 use crate::desk::Desk;
 use crate::errors::{denied, not_leader};
+use crate::global::Global;
 use crate::metrics::Metrics;
 use crate::promises::Connections;
 use crate::room::Measured;
@@ -40,6 +41,8 @@ pub struct Master {
     pub network: Arc<dyn Network>,
     /// Consensus.
     pub raft: RaftNode,
+    /// What the regions agree on; none where there is one region.
+    pub global: Option<Arc<Global>>,
     /// The metadata store.
     pub store: Embedded,
     /// Runs filesystem requests over it.
@@ -87,6 +90,8 @@ pub struct Parts {
     pub network: Arc<dyn Network>,
     /// See [`Master::raft`].
     pub raft: RaftNode,
+    /// See [`Master::global`].
+    pub global: Option<Arc<Global>>,
     /// See [`Master::store`].
     pub store: Embedded,
     /// See [`Master::metrics`].
@@ -111,6 +116,7 @@ impl Master {
             clock: parts.clock,
             network: parts.network,
             raft: parts.raft,
+            global: parts.global,
             store: parts.store,
             metrics: parts.metrics,
             shutdown: parts.shutdown,

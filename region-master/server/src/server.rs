@@ -21,6 +21,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{ConfigError, MasterConfig};
+use crate::global::{self, Global, GlobalPorts};
 use crate::master::{Master, Parts};
 use crate::metrics::Metrics;
 use crate::rpc::Rpc;
@@ -48,6 +49,8 @@ pub struct Ports {
     pub clock: Arc<dyn Clock>,
     /// What the metadata store lies on.
     pub base: Arc<dyn Base>,
+    /// What the global group's store lies on, where the configuration names regions.
+    pub global_base: Option<Arc<dyn Base>>,
 }
 
 /// Why a master doesn't start.
@@ -114,7 +117,7 @@ impl MasterServer {
         shutdown: CancellationToken,
     ) -> Result<Self, StartError> {
         config.check()?;
-        let Ports { network, disk, blocking, clock, base } = ports;
+        let Ports { network, disk, blocking, clock, base, global_base } = ports;
         identity(&config, &*network)?;
         let raft_dir = config.state_dir.join("raft");
         make_dir(&*disk, &raft_dir)?;
@@ -139,6 +142,15 @@ impl MasterServer {
             entries_between_snapshots: config.raft.entries_between_snapshots,
             ..NodeConfig::new(config.id, &config.name, &address, &config.zone, raft_dir)
         };
+        let global = match global_base.filter(|_| config.global.is_some()) {
+            None => None,
+            Some(base) => {
+                make_dir(&*disk, &global::raft_dir(&config.state_dir))?;
+                let (network, disk, clock) = (network.clone(), disk.clone(), clock.clone());
+                let ports = GlobalPorts { network, disk, blocking, clock, base };
+                Global::start(&config, ports, shutdown.clone()).await?
+            }
+        };
         let looker = room::Looker { disk: disk.clone(), blocking, state_dir: config.state_dir.clone() };
         let raft =
             RaftNode::start(node, disk, blocking, clock.clone(), network.clone(), store.clone()).await?;
@@ -152,6 +164,7 @@ impl MasterServer {
             clock,
             network,
             raft,
+            global,
             store,
             metrics,
             seals: told,
@@ -173,6 +186,9 @@ impl MasterServer {
         tasks.spawn(seals::run(master.clone(), waiting));
         tasks.spawn(room::keep(master.clone(), looker));
         tasks.spawn(make_the_group(master.clone()));
+        if let Some(global) = &master.global {
+            tasks.spawn(global::run(global.clone(), master.clone()));
+        }
         tracing::info!(address, id = master.config.id, "the master serves");
         Ok(Self { address, master, exposed, tasks })
     }
@@ -215,11 +231,23 @@ impl MasterServer {
 
     /// Waits until this master can't take part in its group any more, and says why. Pending while it can, and while it is told to end.
     pub async fn failed(&self) -> String {
-        self.master.raft.stopped().await
+        let global = async {
+            match &self.master.global {
+                Some(global) => global.failed().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            failure = self.master.raft.stopped() => failure,
+            failure = global => failure,
+        }
     }
 
     /// Hands leadership over if it leads, then ends.
     pub async fn stop(self) {
+        if let Some(global) = &self.master.global {
+            global.hand_over(HAND_OVER_WITHIN).await;
+        }
         if self.master.raft.is_leading() && self.master.raft.status().members.len() > 1 {
             match self.master.raft.transfer_leader(HAND_OVER_WITHIN).await {
                 Ok(leader) => tracing::info!(leader, "handed leadership over"),
@@ -240,6 +268,9 @@ impl MasterServer {
             }
         }
         self.master.raft.shutdown().await;
+        if let Some(global) = &self.master.global {
+            global.stop().await;
+        }
     }
 }
 
@@ -262,7 +293,7 @@ fn make_dir(disk: &dyn Disk, path: &Path) -> Result<(), StartError> {
     disk.create_dir_all(path).map_err(failed)
 }
 
-fn offload(blocking: Blocking) -> Offload {
+pub(crate) fn offload(blocking: Blocking) -> Offload {
     match blocking {
         Blocking::Inline => Offload::inline(),
         Blocking::Pool => Offload::new(|job| Box::pin(Blocking::Pool.run(job))),

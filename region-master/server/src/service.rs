@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use mooseng_raft::RaftNode;
+use mooseng_raft::{is_of_global, is_of_region};
 use mooseng_transport::{Answer, Incoming, Service, call_error};
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::method::Method;
@@ -11,6 +11,7 @@ use mooseng_wire::session::{Renew, Renewed};
 use mooseng_wire::{Role, SessionId};
 use tokio::time::Instant;
 
+use crate::global::Global;
 use crate::master::Master;
 use crate::{fs, promises, sessions};
 
@@ -22,7 +23,10 @@ impl Service for MasterService {
     async fn call(&self, incoming: Incoming) -> Result<Answer, CallError> {
         let master = &self.0;
         let method = incoming.method;
-        if RaftNode::is_raft(method) {
+        if is_of_global(method) {
+            return self.global()?.handle(incoming).await;
+        }
+        if is_of_region(method) {
             master.allow(&incoming.peer, &[Role::Master])?;
             return master.raft.handle(incoming).await;
         }
@@ -39,12 +43,20 @@ impl Service for MasterService {
 }
 
 impl MasterService {
+    fn global(&self) -> Result<&Global, CallError> {
+        let alone = "this master's cluster has one region (there is no [global] in its configuration)";
+        self.0.global.as_deref().ok_or_else(|| call_error(ErrorCode::InvalidRequest, alone))
+    }
+
     async fn answer(&self, incoming: Incoming) -> Result<Answer, CallError> {
         let master = &self.0;
         // A master that asks whether this one is there (`lead::probe`).
         if incoming.method == Method::Renew && incoming.peer.identity.role == Role::Master {
             master.allow(&incoming.peer, &[Role::Master])?;
             return Ok(Answer::of(&Renewed { lease_ms: 0, custody_epoch: master.raft.term(), quotas: 0 }));
+        }
+        if matches!(incoming.method, Method::GlobalRenew | Method::GlobalChange) {
+            return self.global()?.answer(incoming).await;
         }
         master.allow(&incoming.peer, &[Role::Client, Role::Admin])?;
         let peer = incoming.peer.clone();

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod regions;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -89,6 +91,7 @@ impl Cluster {
                 house: HouseConfig { trash_retention_s: 0, ..HouseConfig::default() },
                 mounts: Vec::new(),
                 raft: RaftConfig::default(),
+                global: None,
                 log: LogConfig::default(),
                 otlp: None,
                 dev: Default::default(),
@@ -112,6 +115,7 @@ impl Cluster {
             blocking: Blocking::Pool,
             clock: self.clock.clone(),
             base: Arc::new(site.base.clone()),
+            global_base: None,
         };
         let server = MasterServer::start(site.config.clone(), ports, CancellationToken::new()).await.unwrap();
         self.running[i] = Some(server);

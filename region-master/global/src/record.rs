@@ -1,0 +1,228 @@
+//! Values of the global store. Field numbers are append-only.
+
+use std::collections::BTreeSet;
+
+use mooseng_schema::{Record, SchemaError};
+use mooseng_wire::Epoch;
+
+use crate::view::{Durability, MasterAt, Region, Volume};
+
+/// What holds for the whole cluster.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ClusterRecord {
+    /// How long a region's lease lasts.
+    #[prost(uint64, tag = "1")]
+    pub lease_ms: u64,
+    /// The highest number that was ever given to a region.
+    #[prost(uint32, tag = "2")]
+    pub region_highest: u32,
+}
+
+impl Record for ClusterRecord {
+    const NAME: &'static str = "cluster";
+}
+
+/// A region. Its name is its key.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RegionRecord {
+    /// See [`Region::number`].
+    #[prost(uint32, tag = "1")]
+    pub number: u32,
+    /// See [`Region::witness`].
+    #[prost(bool, tag = "2")]
+    pub witness: bool,
+    /// See [`Region::masters`].
+    #[prost(message, repeated, tag = "3")]
+    pub masters: Vec<MasterRecord>,
+}
+
+/// A master of a region.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct MasterRecord {
+    /// See [`MasterAt::id`].
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    /// See [`MasterAt::name`].
+    #[prost(string, tag = "2")]
+    pub name: String,
+    /// See [`MasterAt::address`].
+    #[prost(string, tag = "3")]
+    pub address: String,
+    /// See [`MasterAt::zone`].
+    #[prost(string, tag = "4")]
+    pub zone: String,
+}
+
+impl Record for RegionRecord {
+    const NAME: &'static str = "region";
+}
+
+impl From<&Region> for RegionRecord {
+    fn from(region: &Region) -> Self {
+        let master = |m: &MasterAt| MasterRecord {
+            id: m.id,
+            name: m.name.clone(),
+            address: m.address.clone(),
+            zone: m.zone.clone(),
+        };
+        Self {
+            number: region.number.into(),
+            witness: region.witness,
+            masters: region.masters.iter().map(master).collect(),
+        }
+    }
+}
+
+impl RegionRecord {
+    /// The region.
+    pub fn region(self) -> Result<Region, SchemaError> {
+        let master = |m: MasterRecord| MasterAt { id: m.id, name: m.name, address: m.address, zone: m.zone };
+        let number = u16::try_from(self.number).ok().filter(|number| *number > 0);
+        Ok(Region {
+            number: number
+                .ok_or_else(|| SchemaError::damaged(Self::NAME, format!("its number is {}", self.number)))?,
+            witness: self.witness,
+            masters: self.masters.into_iter().map(master).collect(),
+        })
+    }
+}
+
+/// A volume. Its id is its key.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct VolumeRecord {
+    /// See [`Volume::home`].
+    #[prost(string, tag = "1")]
+    pub home: String,
+    /// See [`Volume::epoch`].
+    #[prost(uint64, tag = "2")]
+    pub epoch: u64,
+    /// The epoch takes no changes any more: the opposite of [`Volume::open`].
+    #[prost(bool, tag = "3")]
+    pub closed: bool,
+    /// [`Durability::Geo`].
+    #[prost(bool, tag = "4")]
+    pub geo: bool,
+    /// See [`Volume::regions`].
+    #[prost(string, repeated, tag = "5")]
+    pub regions: Vec<String>,
+    /// See [`Volume::sync_set`].
+    #[prost(string, repeated, tag = "6")]
+    pub sync_set: Vec<String>,
+    /// See [`Volume::automatic`].
+    #[prost(bool, tag = "7")]
+    pub automatic: bool,
+}
+
+impl Record for VolumeRecord {
+    const NAME: &'static str = "volume of the cluster";
+}
+
+impl From<&Volume> for VolumeRecord {
+    fn from(volume: &Volume) -> Self {
+        Self {
+            home: volume.home.clone(),
+            epoch: volume.epoch.0,
+            closed: !volume.open,
+            geo: volume.durability == Durability::Geo,
+            regions: volume.regions.iter().cloned().collect(),
+            sync_set: volume.sync_set.iter().cloned().collect(),
+            automatic: volume.automatic,
+        }
+    }
+}
+
+impl From<VolumeRecord> for Volume {
+    fn from(record: VolumeRecord) -> Self {
+        Self {
+            home: record.home,
+            epoch: Epoch(record.epoch),
+            open: !record.closed,
+            durability: if record.geo { Durability::Geo } else { Durability::Region },
+            regions: BTreeSet::from_iter(record.regions),
+            sync_set: BTreeSet::from_iter(record.sync_set),
+            automatic: record.automatic,
+        }
+    }
+}
+
+/// A region's lease.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct LeaseRecord {
+    /// Renewals so far.
+    #[prost(uint64, tag = "1")]
+    pub sequence: u64,
+}
+
+impl Record for LeaseRecord {
+    const NAME: &'static str = "region's lease";
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+
+    /// A record survives its encoding, and the bytes are those that were once written.
+    pub fn golden<R: Record + PartialEq + std::fmt::Debug>(record: &R, expected: &str) {
+        let value = record.to_value();
+        assert_eq!(hex(&value), expected, "{} changed its encoding", R::NAME);
+        assert_eq!(&R::from_value(&value.into()).unwrap(), record);
+    }
+
+    pub fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|b| format!("{b:02x}")).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::testing::golden;
+    use super::*;
+
+    #[test]
+    fn bytes_stay_as_they_were() {
+        golden(&ClusterRecord { lease_ms: 10_000, region_highest: 3 }, "0108904e1003");
+        let master = MasterAt { id: 1, name: "m".into(), address: "a:1".into(), zone: "z".into() };
+        let region = Region { number: 3, witness: true, masters: vec![master] };
+        golden(
+            &RegionRecord::from(&region),
+            "010803100 11a0d080112016d1a03613a3122017a".replace(' ', "").as_str(),
+        );
+        assert_eq!(RegionRecord::from(&region).region().unwrap(), region);
+        let volume = Volume {
+            home: "a".into(),
+            epoch: Epoch(2),
+            open: false,
+            durability: Durability::Geo,
+            regions: ["a".to_owned(), "b".to_owned()].into(),
+            sync_set: ["a".to_owned()].into(),
+            automatic: true,
+        };
+        golden(
+            &VolumeRecord::from(&volume),
+            "010a0161100218012001 2a01612a0162 320161 3801".replace(' ', "").as_str(),
+        );
+        golden(&LeaseRecord { sequence: 300 }, "0108ac02");
+    }
+
+    #[test]
+    fn a_region_without_a_number_is_damaged() {
+        for number in [0, 65_536] {
+            assert!(RegionRecord { number, ..Default::default() }.region().is_err());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn volumes_come_back(
+            home in "[a-z]{1,8}", epoch: u64, open: bool, geo: bool, automatic: bool,
+            regions in proptest::collection::btree_set("[a-z]{1,8}", 0..4),
+        ) {
+            let durability = if geo { Durability::Geo } else { Durability::Region };
+            let sync_set = regions.clone();
+            let volume = Volume { home, epoch: Epoch(epoch), open, durability, regions, sync_set, automatic };
+            prop_assert_eq!(Volume::from(VolumeRecord::from(&volume)), volume);
+        }
+    }
+}

@@ -1,0 +1,552 @@
+//! What may be changed, as functions of a transaction of the global store. Only the leader of the global group runs them.
+//!
+//! Each may run again where it isn't known whether it committed: done once, it answers the same and changes nothing more (only ids that were taken are
+//! taken again). Every change counts up the version ([`crate::key::GlobalTag::Version`]), which each reads, so that they follow one another.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+
+use bytes::Bytes;
+use mooseng_schema::ids::IdKind;
+use mooseng_schema::{Record, SchemaError, number};
+use mooseng_store::{KeyRange, RangeLimit, Read, StoreError, Transaction};
+use mooseng_wire::{Epoch, LOCAL_ID_BITS, VolumeId, is_identity_word};
+
+use crate::key;
+use crate::record::{ClusterRecord, LeaseRecord, RegionRecord, VolumeRecord};
+use crate::view::{Durability, MasterAt, Region, View, Volume};
+use crate::voters::{self, CouldntLose};
+
+/// Ids in one range at most.
+pub const IDS_MAX: u64 = 1 << 32;
+/// Masters of a region at most.
+pub const MASTERS_MAX: usize = 16;
+/// Regions at most.
+pub const REGIONS_MAX: usize = 32;
+
+/// The root volume.
+pub const ROOT: VolumeId = VolumeId(0);
+
+/// Why something isn't changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RuleError {
+    /// The store's own.
+    #[error("the global store: {0}")]
+    Store(#[from] StoreError),
+    /// A record can't be read.
+    #[error("the global store: {0}")]
+    Schema(#[from] SchemaError),
+    /// There is nothing yet.
+    #[error("the cluster isn't founded yet: the leader of the global group is about to; try again")]
+    NotFounded,
+    /// No such region.
+    #[error("there is no region {0:?}; `mooseng regions list` names those that there are")]
+    NoRegion(String),
+    /// No such volume.
+    #[error("there is no volume {0}; `mooseng volume list` names those that there are")]
+    NoVolume(VolumeId),
+    /// The epoch isn't the present one.
+    #[error(
+        "volume {volume} is in epoch {present}, not in epoch {asked}: somebody else has decided meanwhile"
+    )]
+    OtherEpoch {
+        /// The volume.
+        volume: VolumeId,
+        /// What was asked about.
+        asked: Epoch,
+        /// What there is.
+        present: Epoch,
+    },
+    /// The epoch was closed.
+    #[error("epoch {epoch} of volume {volume} is closed: another home is being found")]
+    Closed {
+        /// The volume.
+        volume: VolumeId,
+        /// Its epoch.
+        epoch: Epoch,
+    },
+    /// The epoch isn't closed.
+    #[error("epoch {epoch} of volume {volume} is open: it must be closed before the next one is opened")]
+    Open {
+        /// The volume.
+        volume: VolumeId,
+        /// Its epoch.
+        epoch: Epoch,
+    },
+    /// Only the home may.
+    #[error("the home of volume {volume} is {home}, not {asked}")]
+    NotHome {
+        /// The volume.
+        volume: VolumeId,
+        /// Its home.
+        home: String,
+        /// Who asked.
+        asked: String,
+    },
+    /// The lease was renewed since it was judged.
+    #[error("the region {0} has renewed its lease meanwhile")]
+    Renewed(String),
+    /// The region isn't one that may hold the volume.
+    #[error("the region {region} can't {what}: {why}")]
+    Unfit {
+        /// Which.
+        region: String,
+        /// What it was to do.
+        what: &'static str,
+        /// Why not.
+        why: String,
+    },
+    /// `geo` without anywhere to go.
+    #[error(
+        "volume {0} can't be `geo`: that takes two regions that have it, and a third region, if only a witness, that has a voice when one of them is lost. Add regions to the volume (`mooseng volume set {0} --regions A,B`) or to the cluster first"
+    )]
+    NoFailover(VolumeId),
+    /// The regions wouldn't do.
+    #[error(transparent)]
+    CouldntLose(#[from] CouldntLose),
+    /// The region isn't as a region must be.
+    #[error("the region {region:?} can't be added: {why}")]
+    Region {
+        /// Which.
+        region: String,
+        /// Why not.
+        why: String,
+    },
+    /// Something needs the region.
+    #[error(
+        "the region {region} can't be removed: volume {volume} has it. Take it out of the volume's regions first (`mooseng volume set {volume} --regions ...`)"
+    )]
+    InUse {
+        /// Which.
+        region: String,
+        /// By what.
+        volume: VolumeId,
+    },
+    /// There are none left, or too many were asked for.
+    #[error("{0}")]
+    Ids(String),
+}
+
+/// What a cluster begins with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Founding {
+    /// Its regions by name.
+    pub regions: BTreeMap<String, Region>,
+    /// The root volume's first home.
+    pub root_home: String,
+    /// How long a region's lease lasts.
+    pub lease_ms: u64,
+}
+
+/// A renewal of a region's lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Renewal {
+    /// How many there have been.
+    pub sequence: u64,
+    /// What the cluster had agreed on.
+    pub version: u64,
+    /// How long the lease lasts.
+    pub lease_ms: u64,
+}
+
+/// What is to be changed of a volume; what isn't said stays.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VolumeChange {
+    /// See [`Volume::regions`].
+    pub regions: Option<BTreeSet<String>>,
+    /// See [`Volume::sync_set`].
+    pub sync_set: Option<BTreeSet<String>>,
+    /// See [`Volume::durability`].
+    pub durability: Option<Durability>,
+    /// See [`Volume::automatic`].
+    pub automatic: Option<bool>,
+}
+
+type Ruled<T> = Result<T, RuleError>;
+
+async fn get<R: Record>(tx: &impl Transaction, key: &[u8], read: Read) -> Ruled<Option<R>> {
+    let value = tx.get(key, read).await?;
+    Ok(value.as_ref().map(R::from_value).transpose()?)
+}
+
+async fn pairs(tx: &impl Transaction, range: KeyRange, read: Read) -> Ruled<Vec<(Bytes, Bytes)>> {
+    let (mut all, mut range) = (Vec::new(), range);
+    loop {
+        let page = tx.get_range(range.clone(), RangeLimit::default(), read).await?;
+        let last = page.pairs.last().map(|(key, _)| key.clone());
+        all.extend(page.pairs);
+        match last.filter(|_| page.more) {
+            Some(last) => range.begin = mooseng_store::key_range(&last).end,
+            None => return Ok(all),
+        }
+    }
+}
+
+/// The number of changes so far.
+pub async fn version(tx: &impl Transaction, read: Read) -> Ruled<u64> {
+    Ok(number::decode(tx.get(&key::version(), read).await?.as_ref())?)
+}
+
+/// Counts a change; answers the version that it makes.
+async fn changed(tx: &impl Transaction) -> Ruled<u64> {
+    let next = version(tx, Read::Conflicting).await? + 1;
+    tx.set(&key::version(), &number::encode(next));
+    Ok(next)
+}
+
+/// All regions.
+async fn regions(tx: &impl Transaction, read: Read) -> Ruled<BTreeMap<String, Region>> {
+    let mut regions = BTreeMap::new();
+    for (key, value) in pairs(tx, key::regions(), read).await? {
+        regions.insert(key::parse_region(&key)?, RegionRecord::from_value(&value)?.region()?);
+    }
+    Ok(regions)
+}
+
+/// All volumes.
+async fn volumes(tx: &impl Transaction, read: Read) -> Ruled<BTreeMap<VolumeId, Volume>> {
+    let mut volumes = BTreeMap::new();
+    for (key, value) in pairs(tx, key::volumes(), read).await? {
+        volumes.insert(key::parse_volume(&key)?, VolumeRecord::from_value(&value)?.into());
+    }
+    Ok(volumes)
+}
+
+/// What a copy of the global store says; none before the cluster is founded.
+pub async fn view(tx: &impl Transaction) -> Ruled<Option<View>> {
+    let read = Read::Snapshot;
+    let version = version(tx, read).await?;
+    if version == 0 {
+        return Ok(None);
+    }
+    Ok(Some(View { version, regions: regions(tx, read).await?, volumes: volumes(tx, read).await? }))
+}
+
+/// How long a region's lease lasts; none before the cluster is founded.
+pub async fn lease_ms(tx: &impl Transaction) -> Ruled<Option<u64>> {
+    let cluster: Option<ClusterRecord> = get(tx, &key::cluster(), Read::Snapshot).await?;
+    Ok(cluster.map(|cluster| cluster.lease_ms))
+}
+
+/// How often each region has renewed its lease.
+pub async fn leases(tx: &impl Transaction) -> Ruled<BTreeMap<String, u64>> {
+    let mut leases = BTreeMap::new();
+    for (key, value) in pairs(tx, key::leases(), Read::Snapshot).await? {
+        leases.insert(key::parse_lease(&key)?, LeaseRecord::from_value(&value)?.sequence);
+    }
+    Ok(leases)
+}
+
+/// Founds the cluster, where it isn't: answers whether it wasn't. The root volume belongs to all regions with data, at `region` durability; another
+/// one takes over by itself where the group could lose its home.
+pub async fn found(tx: &impl Transaction, founding: &Founding) -> Ruled<bool> {
+    if get::<ClusterRecord>(tx, &key::cluster(), Read::Conflicting).await?.is_some() {
+        return Ok(false);
+    }
+    for (name, region) in &founding.regions {
+        fits(name, region, &BTreeMap::new())?;
+    }
+    let with_data = founding.regions.iter().filter(|(_, region)| !region.witness);
+    let with_data: BTreeSet<String> = with_data.map(|(name, _)| name.clone()).collect();
+    if !with_data.contains(&founding.root_home) {
+        return Err(unfit(
+            &founding.root_home,
+            "be the home of the root volume",
+            "it isn't a region with data",
+        ));
+    }
+    let highest = founding.regions.values().map(|region| region.number).max().unwrap_or(0);
+    let cluster = ClusterRecord { lease_ms: founding.lease_ms, region_highest: highest.into() };
+    tx.set(&key::cluster(), &cluster.to_value());
+    for (name, region) in &founding.regions {
+        tx.set(&key::region(name), &RegionRecord::from(region).to_value());
+        tx.set(&key::lease(name), &LeaseRecord::default().to_value());
+    }
+    let root = Volume {
+        home: founding.root_home.clone(),
+        epoch: Epoch(1),
+        open: true,
+        durability: Durability::Region,
+        automatic: with_data.len() > 1 && voters::check(&founding.regions).is_ok(),
+        regions: with_data,
+        sync_set: [founding.root_home.clone()].into(),
+    };
+    put(tx, ROOT, &root);
+    changed(tx).await?;
+    Ok(true)
+}
+
+fn unfit(region: &str, what: &'static str, why: impl Into<String>) -> RuleError {
+    RuleError::Unfit { region: region.to_owned(), what, why: why.into() }
+}
+
+fn put(tx: &impl Transaction, volume: VolumeId, now: &Volume) {
+    tx.set(&key::volume(volume), &VolumeRecord::from(now).to_value());
+}
+
+async fn cluster(tx: &impl Transaction) -> Ruled<ClusterRecord> {
+    get(tx, &key::cluster(), Read::Conflicting).await?.ok_or(RuleError::NotFounded)
+}
+
+async fn volume(tx: &impl Transaction, volume: VolumeId) -> Ruled<Volume> {
+    let record: Option<VolumeRecord> = get(tx, &key::volume(volume), Read::Conflicting).await?;
+    record.map(Volume::from).ok_or(RuleError::NoVolume(volume))
+}
+
+/// The volume, if it is in that epoch, open or closed.
+async fn in_epoch(tx: &impl Transaction, id: VolumeId, asked: Epoch) -> Ruled<Volume> {
+    let found = volume(tx, id).await?;
+    if found.epoch == asked {
+        Ok(found)
+    } else {
+        Err(RuleError::OtherEpoch { volume: id, asked, present: found.epoch })
+    }
+}
+
+/// A volume's home.
+pub async fn home(tx: &impl Transaction, id: VolumeId) -> Ruled<String> {
+    volume(tx, id).await.map(|volume| volume.home)
+}
+
+/// Renews a region's lease, and takes note of the masters that its group has now, unless that is empty.
+pub async fn renew(tx: &impl Transaction, name: &str, masters: &[MasterAt]) -> Ruled<Renewal> {
+    let cluster = cluster(tx).await?;
+    let record: Option<RegionRecord> = get(tx, &key::region(name), Read::Conflicting).await?;
+    let known = record.ok_or_else(|| RuleError::NoRegion(name.to_owned()))?.region()?;
+    let lease: LeaseRecord = get(tx, &key::lease(name), Read::Conflicting).await?.unwrap_or_default();
+    let sequence = lease.sequence + 1;
+    tx.set(&key::lease(name), &LeaseRecord { sequence }.to_value());
+    // Read for the conflict, too: a change that commits before this renewal is one that its holder must know of.
+    let mut version = version(tx, Read::Conflicting).await?;
+    if !masters.is_empty() && known.masters != masters {
+        let region = Region { masters: masters.to_vec(), ..known };
+        let mut others = regions(tx, Read::Conflicting).await?;
+        others.remove(name);
+        fits(name, &region, &others)?;
+        tx.set(&key::region(name), &RegionRecord::from(&region).to_value());
+        version = changed(tx).await?;
+    }
+    Ok(Renewal { sequence, version, lease_ms: cluster.lease_ms })
+}
+
+/// Gives ids of a kind to a volume's home, under its present epoch: to nobody else and never again.
+pub async fn take_ids(
+    tx: &impl Transaction,
+    kind: IdKind,
+    id: VolumeId,
+    region: &str,
+    epoch: Epoch,
+    wish: (u64, u64),
+) -> Ruled<Range<u64>> {
+    let (count, least) = wish;
+    if !(1..=IDS_MAX).contains(&count) {
+        return Err(RuleError::Ids(format!(
+            "{count} ids were asked for at a time; 1 to {IDS_MAX} can be given"
+        )));
+    }
+    let found = in_epoch(tx, id, epoch).await?;
+    if !found.open {
+        return Err(RuleError::Closed { volume: id, epoch });
+    }
+    if found.home != region {
+        return Err(RuleError::NotHome { volume: id, home: found.home, asked: region.to_owned() });
+    }
+    let key = key::ids(kind, id);
+    let next = number::decode(tx.get(&key, Read::Conflicting).await?.as_ref())?.max(least);
+    let end = next.checked_add(count).filter(|end| *end <= 1 << LOCAL_ID_BITS);
+    let end = end.ok_or_else(|| RuleError::Ids(format!("volume {id} has no ids left beyond {next}")))?;
+    tx.set(&key, &number::encode(end));
+    Ok(next..end)
+}
+
+/// Closes a volume's epoch: from then on nothing of it is taken that isn't known yet. With `judged`, only if the home's lease hasn't been renewed since
+/// that renewal, from which it ran out.
+pub async fn close_epoch(
+    tx: &impl Transaction,
+    id: VolumeId,
+    epoch: Epoch,
+    judged: Option<u64>,
+) -> Ruled<u64> {
+    let found = in_epoch(tx, id, epoch).await?;
+    if !found.open {
+        return version(tx, Read::Conflicting).await;
+    }
+    if let Some(judged) = judged {
+        let lease: LeaseRecord =
+            get(tx, &key::lease(&found.home), Read::Conflicting).await?.unwrap_or_default();
+        if lease.sequence != judged {
+            return Err(RuleError::Renewed(found.home));
+        }
+    }
+    put(tx, id, &Volume { open: false, ..found });
+    changed(tx).await
+}
+
+/// Opens the epoch behind a closed one, at a home that has the volume; in a `geo` volume, one of its sync set.
+pub async fn open_epoch(tx: &impl Transaction, id: VolumeId, closed: Epoch, home: &str) -> Ruled<u64> {
+    let found = volume(tx, id).await?;
+    let next = Epoch(closed.0 + 1);
+    if found.epoch == next && found.open && found.home == home {
+        return version(tx, Read::Conflicting).await;
+    }
+    if found.epoch != closed {
+        return Err(RuleError::OtherEpoch { volume: id, asked: closed, present: found.epoch });
+    }
+    if found.open {
+        return Err(RuleError::Open { volume: id, epoch: closed });
+    }
+    let what = "be the home of the volume";
+    if !found.regions.contains(home) {
+        return Err(unfit(home, what, "it isn't one of the volume's regions"));
+    }
+    if found.durability == Durability::Geo && !found.sync_set.contains(home) {
+        return Err(unfit(
+            home,
+            what,
+            "it isn't in the volume's sync set, and may lack what was acknowledged",
+        ));
+    }
+    let mut sync_set = found.sync_set.clone();
+    if found.durability == Durability::Region {
+        sync_set = BTreeSet::new();
+    }
+    sync_set.insert(home.to_owned());
+    put(tx, id, &Volume { home: home.to_owned(), epoch: next, open: true, sync_set, ..found });
+    changed(tx).await
+}
+
+/// Changes a volume's regions, sync set, durability, or whether it fails over by itself, as long as it is in that epoch.
+pub async fn set_volume(
+    tx: &impl Transaction,
+    id: VolumeId,
+    epoch: Epoch,
+    change: &VolumeChange,
+) -> Ruled<u64> {
+    let found = in_epoch(tx, id, epoch).await?;
+    let mut now = found.clone();
+    if let Some(regions) = &change.regions {
+        now.regions.clone_from(regions);
+        now.sync_set.retain(|region| regions.contains(region));
+    }
+    if let Some(sync_set) = &change.sync_set {
+        now.sync_set.clone_from(sync_set);
+    }
+    now.durability = change.durability.unwrap_or(now.durability);
+    now.automatic = change.automatic.unwrap_or(now.automatic);
+    if now == found {
+        return version(tx, Read::Conflicting).await;
+    }
+    let known = regions(tx, Read::Conflicting).await?;
+    for name in &now.regions {
+        let region = known.get(name).ok_or_else(|| RuleError::NoRegion(name.clone()))?;
+        if region.witness {
+            return Err(unfit(name, "have the volume", "it is a witness, which holds no data"));
+        }
+    }
+    if let Some(name) = now.sync_set.iter().find(|name| !now.regions.contains(*name)) {
+        return Err(unfit(name, "be in the volume's sync set", "it isn't one of the volume's regions"));
+    }
+    for (set, what) in [(&now.regions, "the volume's regions"), (&now.sync_set, "the volume's sync set")] {
+        if !set.contains(&now.home) {
+            let why = format!("it is the volume's home, which is always one of {what}; move the home first");
+            return Err(unfit(&now.home, "be left out", why));
+        }
+    }
+    if now.durability == Durability::Geo && (now.regions.len() < 2 || voters::check(&known).is_err()) {
+        return Err(RuleError::NoFailover(id));
+    }
+    put(tx, id, &now);
+    changed(tx).await
+}
+
+/// Whether a region may be beside others.
+fn fits(name: &str, region: &Region, others: &BTreeMap<String, Region>) -> Ruled<()> {
+    let no = |why: String| Err(RuleError::Region { region: name.to_owned(), why });
+    if !is_identity_word(name) {
+        return no("its name isn't a word of letters, digits, '-', '_' and '.'".into());
+    }
+    if region.number == 0 {
+        return no("0 isn't a region's number; count from 1".into());
+    }
+    if region.masters.is_empty() || region.masters.len() > MASTERS_MAX {
+        return no(format!("it has {} masters; 1 to {MASTERS_MAX} can be", region.masters.len()));
+    }
+    let mut ids = BTreeSet::new();
+    if let Some(m) =
+        region.masters.iter().find(|m| m.id == 0 || u32::try_from(m.id).is_err() || !ids.insert(m.id))
+    {
+        return no(format!("the id {} of a master is 0, given twice, or not below 2^32", m.id));
+    }
+    let mut taken: BTreeSet<&str> = BTreeSet::new();
+    for (other, of) in others {
+        if of.number == region.number {
+            return no(format!("its number {} is that of {other}", of.number));
+        }
+        taken.extend(of.masters.iter().map(|m| m.address.as_str()));
+    }
+    match region.masters.iter().find(|m| m.address.is_empty() || !taken.insert(&m.address)) {
+        Some(m) => no(format!("the address {:?} of {} is empty, or another master's", m.address, m.name)),
+        None => Ok(()),
+    }
+}
+
+/// Takes a region in. Number 0 asks for the next one.
+pub async fn add_region(tx: &impl Transaction, name: &str, region: &Region) -> Ruled<u64> {
+    let mut cluster = cluster(tx).await?;
+    let mut known = regions(tx, Read::Conflicting).await?;
+    let mut region = region.clone();
+    if let Some(there) = known.get(name) {
+        let same = region.number == 0 || region.number == there.number;
+        region.number = there.number;
+        if same && *there == region {
+            return version(tx, Read::Conflicting).await;
+        }
+        return Err(RuleError::Region {
+            region: name.to_owned(),
+            why: "there is one of that name, and it is another one".into(),
+        });
+    }
+    if known.len() >= REGIONS_MAX {
+        let why = format!("there are {REGIONS_MAX} already, which is the most");
+        return Err(RuleError::Region { region: name.to_owned(), why });
+    }
+    let next = cluster.region_highest + 1;
+    if region.number == 0 {
+        region.number = u16::try_from(next).unwrap_or(0);
+    }
+    if u32::from(region.number) < next {
+        let why = format!(
+            "numbers aren't given twice, and {} was given already; the next is {next}",
+            region.number
+        );
+        return Err(RuleError::Region { region: name.to_owned(), why });
+    }
+    fits(name, &region, &known)?;
+    let could = voters::check(&known).is_ok();
+    known.insert(name.to_owned(), region.clone());
+    if could {
+        voters::check(&known)?;
+    }
+    cluster.region_highest = region.number.into();
+    tx.set(&key::cluster(), &cluster.to_value());
+    tx.set(&key::region(name), &RegionRecord::from(&region).to_value());
+    tx.set(&key::lease(name), &LeaseRecord::default().to_value());
+    changed(tx).await
+}
+
+/// Lets go of a region that no volume has. Refused where the group could lose any region before, and couldn't then.
+pub async fn remove_region(tx: &impl Transaction, name: &str) -> Ruled<u64> {
+    let mut known = regions(tx, Read::Conflicting).await?;
+    let could = voters::check(&known).is_ok();
+    known.remove(name).ok_or_else(|| RuleError::NoRegion(name.to_owned()))?;
+    let volumes = volumes(tx, Read::Conflicting).await?;
+    if let Some((volume, _)) = volumes.iter().find(|(_, volume)| volume.regions.contains(name)) {
+        return Err(RuleError::InUse { region: name.to_owned(), volume: *volume });
+    }
+    if could {
+        voters::check(&known)?;
+    }
+    tx.clear(&key::region(name));
+    tx.clear(&key::lease(name));
+    changed(tx).await
+}

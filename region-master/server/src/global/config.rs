@@ -1,0 +1,260 @@
+//! The setting `[global]`: the regions of a cluster, as its masters know them before they have agreed on anything.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use mooseng_global::{Founding, MasterAt, Region, voters};
+use mooseng_wire::is_identity_word;
+use serde::{Deserialize, Serialize};
+
+use crate::config::{ConfigError, MasterConfig, address_is_well, wrong};
+
+/// The cluster's regions.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct GlobalConfig {
+    /// The root volume's first home: the region with data of the lowest number where it isn't given.
+    #[serde(default)]
+    pub root_home: Option<String>,
+    /// How long a region's lease lasts without a renewal. Counts when the cluster is founded.
+    #[serde(default = "lease_ms")]
+    pub lease_ms: u64,
+    /// Raft's times in the global group.
+    #[serde(default)]
+    pub raft: GlobalRaftConfig,
+    /// The regions. They found the cluster; afterwards `mooseng regions list` shows what there is.
+    pub regions: Vec<RegionConfig>,
+}
+
+/// Raft's times between regions, in milliseconds.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields, default)]
+pub struct GlobalRaftConfig {
+    /// Between heartbeats; several round trips between the regions.
+    pub heartbeat_ms: u64,
+    /// A follower waits at least so long for its leader.
+    pub election_min_ms: u64,
+    /// And at most so long.
+    pub election_max_ms: u64,
+}
+
+impl Default for GlobalRaftConfig {
+    fn default() -> Self {
+        Self { heartbeat_ms: 400, election_min_ms: 2_000, election_max_ms: 3_500 }
+    }
+}
+
+/// A region.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct RegionConfig {
+    /// Its name.
+    pub name: String,
+    /// Its number, from 1; never given twice.
+    pub number: u16,
+    /// It has a voice and no data.
+    #[serde(default)]
+    pub witness: bool,
+    /// Its masters.
+    pub masters: Vec<RegionMasterConfig>,
+}
+
+/// A master of a region.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct RegionMasterConfig {
+    /// Its number in its region's group.
+    pub id: u64,
+    /// Its name.
+    pub name: String,
+    /// How others reach it.
+    pub address: String,
+    /// Its zone.
+    #[serde(default)]
+    pub zone: String,
+}
+
+fn lease_ms() -> u64 {
+    10_000
+}
+
+impl GlobalConfig {
+    /// The regions by name.
+    pub fn regions(&self) -> BTreeMap<String, Region> {
+        let master = |m: &RegionMasterConfig| MasterAt {
+            id: m.id,
+            name: m.name.clone(),
+            address: m.address.clone(),
+            zone: m.zone.clone(),
+        };
+        let region = |r: &RegionConfig| {
+            let masters = r.masters.iter().map(master).collect();
+            (r.name.clone(), Region { number: r.number, witness: r.witness, masters })
+        };
+        self.regions.iter().map(region).collect()
+    }
+
+    /// What the cluster begins with.
+    pub fn founding(&self) -> Founding {
+        let first = self.regions.iter().filter(|r| !r.witness).min_by_key(|r| r.number);
+        let first = first.map(|r| r.name.clone()).unwrap_or_default();
+        Founding {
+            regions: self.regions(),
+            root_home: self.root_home.clone().unwrap_or(first),
+            lease_ms: self.lease_ms,
+        }
+    }
+
+    /// The lease before anything is known of the one that was agreed on.
+    pub fn lease(&self) -> Duration {
+        Duration::from_millis(self.lease_ms)
+    }
+
+    /// Whether that master makes the group when there is none: the lowest id of the region of the lowest number.
+    pub fn makes_the_group(&self, region: &str, id: u64) -> bool {
+        let first = self.regions.iter().min_by_key(|r| r.number);
+        first.is_some_and(|r| r.name == region && r.masters.iter().map(|m| m.id).min() == Some(id))
+    }
+
+    /// Refuses what can't work, naming the setting.
+    pub fn check(&self, own: &MasterConfig) -> Result<(), ConfigError> {
+        self.regions_are_well()?;
+        self.masters_are_well()?;
+        self.own_is_there(own)?;
+        let with_data = self.regions.iter().filter(|r| !r.witness).count();
+        if with_data == 0 {
+            return Err(wrong("global.regions", "there is no region with data: each is a witness"));
+        }
+        if self.regions.len() - with_data >= with_data && self.regions.len() > with_data {
+            let problem = "there are as many witnesses as regions with data: one witness beside two regions with data is what it takes";
+            return Err(wrong("global.regions", problem));
+        }
+        if let Some(home) = &self.root_home
+            && !self.regions.iter().any(|r| r.name == *home && !r.witness)
+        {
+            return Err(wrong("global.root_home", format!("{home:?} isn't a region with data")));
+        }
+        // A cluster may begin with one region; of several, any one must be one that can be lost.
+        if self.regions.len() > 1 {
+            voters::check(&self.regions()).map_err(|e| wrong("global.regions", e.to_string()))?;
+        }
+        self.times_are_well(own)
+    }
+
+    fn regions_are_well(&self) -> Result<(), ConfigError> {
+        if self.regions.is_empty() {
+            return Err(wrong(
+                "global.regions",
+                "there are none; name each region with its masters, this one included",
+            ));
+        }
+        let (mut names, mut numbers) = (BTreeSet::new(), BTreeSet::new());
+        for region in &self.regions {
+            if !is_identity_word(&region.name) {
+                let problem =
+                    format!("the name {:?} isn't a word of letters, digits, '-', '_' and '.'", region.name);
+                return Err(wrong("global.regions.name", problem));
+            }
+            if !names.insert(&region.name) {
+                return Err(wrong(
+                    "global.regions.name",
+                    format!("the name {:?} is given twice", region.name),
+                ));
+            }
+            if region.number == 0 || !numbers.insert(region.number) {
+                let problem = format!(
+                    "the number {} of {} is 0 or another region's; count from 1",
+                    region.number, region.name
+                );
+                return Err(wrong("global.regions.number", problem));
+            }
+            if region.masters.is_empty() {
+                return Err(wrong(
+                    "global.regions.masters",
+                    format!("the region {} has no master", region.name),
+                ));
+            }
+            if region.witness && region.masters.len() > 1 {
+                let problem =
+                    format!("the witness {} has {} masters; it takes one", region.name, region.masters.len());
+                return Err(wrong("global.regions.masters", problem));
+            }
+        }
+        Ok(())
+    }
+
+    fn masters_are_well(&self) -> Result<(), ConfigError> {
+        let mut addresses = BTreeSet::new();
+        for region in &self.regions {
+            let mut ids = BTreeSet::new();
+            for master in &region.masters {
+                if master.id == 0 || u32::try_from(master.id).is_err() || !ids.insert(master.id) {
+                    let problem = format!(
+                        "the id {} in {} is 0, given twice, or not below 2^32",
+                        master.id, region.name
+                    );
+                    return Err(wrong("global.regions.masters.id", problem));
+                }
+                address_is_well("global.regions.masters.address", &master.address)?;
+                if !addresses.insert(&master.address) {
+                    let problem = format!("the address {} is given twice", master.address);
+                    return Err(wrong("global.regions.masters.address", problem));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn own_is_there(&self, own: &MasterConfig) -> Result<(), ConfigError> {
+        let Some(region) = self.regions.iter().find(|r| r.name == own.region) else {
+            let problem = format!("this master's own region {:?} isn't among them", own.region);
+            return Err(wrong("global.regions", problem));
+        };
+        match region.masters.iter().find(|m| m.id == own.id) {
+            Some(master) if master.name == own.name => Ok(()),
+            Some(master) => {
+                let problem = format!(
+                    "id {} of {} is {:?} there and {:?} here",
+                    own.id, region.name, master.name, own.name
+                );
+                Err(wrong("global.regions.masters", problem))
+            }
+            None => {
+                let problem =
+                    format!("this master's id {} isn't among those of its region {}", own.id, region.name);
+                Err(wrong("global.regions.masters", problem))
+            }
+        }
+    }
+
+    fn times_are_well(&self, own: &MasterConfig) -> Result<(), ConfigError> {
+        let raft = &self.raft;
+        if raft.heartbeat_ms == 0 {
+            return Err(wrong("global.raft.heartbeat_ms", "it is zero; 400 is usual"));
+        }
+        if raft.election_min_ms < raft.heartbeat_ms * 2 {
+            return Err(wrong(
+                "global.raft.election_min_ms",
+                "it must be at least twice global.raft.heartbeat_ms",
+            ));
+        }
+        if raft.election_max_ms <= raft.election_min_ms {
+            return Err(wrong(
+                "global.raft.election_max_ms",
+                "it must be more than global.raft.election_min_ms",
+            ));
+        }
+        if self.lease_ms < raft.election_max_ms * 2 {
+            let problem = "it must be at least twice global.raft.election_max_ms: a region's lease must outlast an election; 10000 is usual";
+            return Err(wrong("global.lease_ms", problem));
+        }
+        if self.lease_ms < own.session_lease_ms {
+            let problem = format!(
+                "it must be at least session_lease_ms, which is {}: what a session was promised mustn't outlast its region's word",
+                own.session_lease_ms
+            );
+            return Err(wrong("global.lease_ms", problem));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,70 @@
+//! This master's copy of the global store, read after each entry that it applied.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mooseng_embedded::Embedded;
+use mooseng_global::rules::{self, RuleError};
+use mooseng_global::{View, rules::version};
+use mooseng_store::{Read, Store, Transaction};
+
+use super::{Global, lock};
+
+/// After a read that failed.
+const AGAIN_AFTER: Duration = Duration::from_millis(50);
+
+/// What was read.
+struct Copy {
+    /// None if it is as before.
+    view: Option<View>,
+    leases: BTreeMap<String, u64>,
+    lease_ms: Option<u64>,
+}
+
+/// Reads what this member has applied, be it the newest or not.
+async fn read(store: &Embedded, known: u64) -> Result<Copy, RuleError> {
+    let tx = store.begin();
+    tx.set_read_version(store.applied_version());
+    let view = if version(&tx, Read::Snapshot).await? == known { None } else { rules::view(&tx).await? };
+    Ok(Copy { view, leases: rules::leases(&tx).await?, lease_ms: rules::lease_ms(&tx).await? })
+}
+
+/// Keeps the view and the receipts of leases up to date.
+pub async fn keep(global: &Arc<Global>) {
+    let raft = global.taking_part().await;
+    let mut seen = None;
+    loop {
+        let index = raft.applied_beyond(seen).await;
+        match read(&global.store, global.view().version).await {
+            Ok(copy) => {
+                seen = Some(index);
+                take(global, copy);
+            }
+            Err(error) => {
+                // What was applied meanwhile may have made the version too old.
+                if !matches!(&error, RuleError::Store(e) if e.is_retryable()) {
+                    tracing::warn!(%error, "this master's copy of the global store can't be read; trying on");
+                }
+                tokio::time::sleep(AGAIN_AFTER).await;
+            }
+        }
+    }
+}
+
+fn take(global: &Global, copy: Copy) {
+    if let Some(ms) = copy.lease_ms {
+        *lock(&global.lease) = Duration::from_millis(ms);
+    }
+    // After the read: later than it was applied, never earlier.
+    lock(&global.receipts).applied(global.clock.boot(), &copy.leases);
+    if let Some(view) = copy.view {
+        tracing::info!(
+            version = view.version,
+            regions = view.regions.len(),
+            volumes = view.volumes.len(),
+            "the regions have agreed on something new"
+        );
+        global.view.send_replace(Arc::new(view));
+    }
+}

@@ -1,0 +1,66 @@
+//! The region's lease, renewed by the region's leader.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mooseng_wire::global::{Master as Seat, Renew};
+use tokio::time::Instant;
+
+use super::{Global, lock};
+use crate::master::Master;
+
+/// Renewals in one lease.
+const PER_LEASE: u32 = 5;
+/// After one that failed.
+const AGAIN_AFTER: Duration = Duration::from_millis(200);
+
+/// Renews the lease as long as this master leads its region.
+pub async fn run(global: &Arc<Global>, master: &Arc<Master>) {
+    let mut leadership = master.raft.leadership();
+    let mut told = false;
+    loop {
+        if !master.raft.is_leading() {
+            told = false;
+            lock(&global.holder).forget();
+            // An error says that the node ended.
+            if leadership.wait_for(|now| now.leading.is_some()).await.is_err() {
+                return;
+            }
+            if !master.raft.is_leading() {
+                tokio::time::sleep(AGAIN_AFTER).await;
+            }
+            continue;
+        }
+        let every = global.lease() / PER_LEASE;
+        let (sent, began) = (global.clock.boot(), Instant::now());
+        match global.renew(&renewal(global, master), began + every * 2).await {
+            Ok(renewed) => {
+                let lease = Duration::from_millis(renewed.lease_ms);
+                lock(&global.holder).renewed(sent, lease, renewed.version);
+                if !told {
+                    tracing::info!(sequence = renewed.sequence, "this region holds its lease");
+                    told = true;
+                }
+                tokio::time::sleep_until(began + every).await;
+            }
+            Err(error) => {
+                if told || !global.lease_valid() {
+                    tracing::info!(error = %error.message, "the region's lease can't be renewed; trying on");
+                }
+                told = false;
+                tokio::time::sleep(AGAIN_AFTER).await;
+            }
+        }
+    }
+}
+
+fn renewal(global: &Global, master: &Master) -> Renew {
+    let members = master.raft.status().members;
+    let seat = |m: mooseng_raft::MemberStatus| Seat {
+        id: m.id,
+        name: m.node.name,
+        address: m.node.address,
+        zone: m.node.zone,
+    };
+    Renew { region: global.region.clone(), masters: members.into_iter().map(seat).collect() }
+}

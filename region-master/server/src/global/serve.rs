@@ -1,0 +1,265 @@
+//! What the leader of the global group answers: changes of the global store, each a transaction under its rules.
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::time::Duration;
+
+use mooseng_embedded::{Embedded, EmbeddedTransaction};
+use mooseng_global::rules::{self, RuleError, VolumeChange};
+use mooseng_global::{Durability, MasterAt, Region};
+use mooseng_schema::ids::IdKind;
+use mooseng_store::{Store, StoreError, Transaction};
+use mooseng_transport::{Answer, Incoming, call_error};
+use mooseng_wire::call::{CallError, ErrorCode};
+use mooseng_wire::global::change::Change as Asked;
+use mooseng_wire::global::{
+    AddRegion, Change, Changed, CloseEpoch, IdRange, Master, OpenEpoch, Regions, RemoveRegion, Renew,
+    Renewed, SetVolume, TakeIds,
+};
+use mooseng_wire::method::Method;
+use mooseng_wire::{Epoch, VolumeId};
+use rand::Rng;
+
+use super::Global;
+use crate::errors::denied;
+
+/// Tries of one transaction.
+const TRIES: u32 = 10;
+
+/// Runs `body` until it commits. It may commit more than once, where the first outcome stays unknown.
+pub(super) async fn transact<T, F, Fut>(store: &Embedded, mut body: F) -> Result<T, RuleError>
+where
+    F: FnMut(EmbeddedTransaction) -> Fut,
+    Fut: Future<Output = Result<(EmbeddedTransaction, T), RuleError>>,
+{
+    let mut tries = 0;
+    loop {
+        let outcome = match body(store.begin()).await {
+            Ok((tx, value)) => tx.commit().await.map(|_| value).map_err(RuleError::Store),
+            Err(error) => Err(error),
+        };
+        let error = match outcome {
+            Ok(value) => return Ok(value),
+            Err(error) => error,
+        };
+        tries += 1;
+        let again = matches!(&error, RuleError::Store(e) if e.is_retryable() || e.is_maybe_committed());
+        if tries >= TRIES || !again {
+            return Err(error);
+        }
+        let pause = rand::rng().random_range(1..=2_u64 << tries.min(7));
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+    }
+}
+
+/// A rule's refusal, as callers are told.
+fn refused(global: &Global, error: RuleError) -> CallError {
+    let code = match &error {
+        RuleError::Store(StoreError::NotLeader | StoreError::Failed(_)) => return global.not_leader(),
+        RuleError::Store(StoreError::CommitUnknown) => ErrorCode::OutcomeUnknown,
+        RuleError::Store(_) | RuleError::NotFounded => ErrorCode::Unavailable,
+        RuleError::Schema(_) => ErrorCode::Internal,
+        RuleError::NoRegion(_) | RuleError::NoVolume(_) => ErrorCode::NotFound,
+        RuleError::OtherEpoch { .. }
+        | RuleError::Closed { .. }
+        | RuleError::Open { .. }
+        | RuleError::NotHome { .. }
+        | RuleError::Renewed(_) => ErrorCode::StaleEpoch,
+        RuleError::Unfit { .. }
+        | RuleError::NoFailover(_)
+        | RuleError::CouldntLose(_)
+        | RuleError::Region { .. }
+        | RuleError::InUse { .. }
+        | RuleError::Ids(_) => ErrorCode::InvalidRequest,
+    };
+    call_error(code, error.to_string())
+}
+
+fn volume_id(volume: u32) -> Result<VolumeId, CallError> {
+    let id = u16::try_from(volume).map(VolumeId);
+    id.map_err(|_| {
+        call_error(
+            ErrorCode::InvalidRequest,
+            format!("{volume} isn't a volume's number: 65535 is the highest"),
+        )
+    })
+}
+
+fn id_kind(kind: u32) -> Result<IdKind, CallError> {
+    let known = [IdKind::Inode, IdKind::Chunk, IdKind::Session];
+    let known = known.into_iter().find(|known| *known as u32 == kind);
+    known.ok_or_else(|| call_error(ErrorCode::InvalidRequest, format!("{kind} isn't a kind of ids")))
+}
+
+fn master_at(m: Master) -> MasterAt {
+    MasterAt { id: m.id, name: m.name, address: m.address, zone: m.zone }
+}
+
+fn names(regions: Regions) -> BTreeSet<String> {
+    regions.names.into_iter().collect()
+}
+
+impl Global {
+    /// The refusal that names the leader.
+    pub(super) fn not_leader(&self) -> CallError {
+        let leader = self.raft().and_then(|raft| raft.leader()).map(|(_, address)| address);
+        let message = match &leader {
+            Some(address) => format!("this master doesn't lead the global group; {address} does"),
+            None => "this master doesn't lead the global group, and it knows of no leader yet; try again"
+                .to_owned(),
+        };
+        CallError { leader: leader.unwrap_or_default(), ..call_error(ErrorCode::NotLeader, message) }
+    }
+
+    /// Answers a call of a master of any region, by the caller's region as its certificate says it.
+    pub async fn answer(&self, incoming: Incoming) -> Result<Answer, CallError> {
+        self.allow(&incoming.peer)?;
+        let region = &incoming.peer.identity.region;
+        match incoming.method {
+            Method::GlobalRenew => {
+                let renewed = self.renew_here(region, incoming.decode()?);
+                self.in_time(&incoming, renewed).await.map(|m| Answer::of(&m))
+            }
+            Method::GlobalChange => {
+                let changed = self.change_here(region, incoming.decode()?);
+                self.in_time(&incoming, changed).await.map(|m| Answer::of(&m))
+            }
+            other => Err(call_error(
+                ErrorCode::InvalidRequest,
+                format!("{} isn't a call to the global group", other.as_str()),
+            )),
+        }
+    }
+
+    async fn in_time<T>(
+        &self,
+        incoming: &Incoming,
+        answer: impl Future<Output = Result<T, CallError>>,
+    ) -> Result<T, CallError> {
+        let late =
+            || call_error(ErrorCode::OutcomeUnknown, "the global group took longer than the caller waits");
+        tokio::time::timeout_at(incoming.deadline, answer).await.unwrap_or_else(|_| Err(late()))
+    }
+
+    /// Renews a region's lease, as the leader.
+    pub(super) async fn renew_here(&self, caller: &str, renew: Renew) -> Result<Renewed, CallError> {
+        if renew.region != caller {
+            return Err(denied(format!("a master of {caller} can't renew the lease of {}", renew.region)));
+        }
+        if !self.is_leading() {
+            return Err(self.not_leader());
+        }
+        let masters: Vec<MasterAt> = renew.masters.into_iter().map(master_at).collect();
+        let (region, masters) = (&renew.region, &masters);
+        let renewal = transact(&self.store, |tx| async move {
+            let renewal = rules::renew(&tx, region, masters).await?;
+            Ok((tx, renewal))
+        });
+        let renewal = renewal.await.map_err(|e| refused(self, e))?;
+        Ok(Renewed { lease_ms: renewal.lease_ms, version: renewal.version, sequence: renewal.sequence })
+    }
+
+    /// Changes the global store, as the leader.
+    pub(super) async fn change_here(&self, caller: &str, change: Change) -> Result<Changed, CallError> {
+        if !self.is_leading() {
+            return Err(self.not_leader());
+        }
+        let nothing = || call_error(ErrorCode::InvalidRequest, "the change says nothing");
+        match change.change.ok_or_else(nothing)? {
+            Asked::TakeIds(asked) => self.take_ids(caller, asked).await,
+            Asked::CloseEpoch(asked) => self.close_epoch(caller, asked).await,
+            Asked::OpenEpoch(asked) => self.open_epoch(asked).await,
+            Asked::SetVolume(asked) => self.set_volume(asked).await,
+            Asked::AddRegion(asked) => self.add_region(asked).await,
+            Asked::RemoveRegion(asked) => self.remove_region(asked).await,
+        }
+    }
+
+    async fn version_of<F, Fut>(&self, body: F) -> Result<Changed, CallError>
+    where
+        F: FnMut(EmbeddedTransaction) -> Fut,
+        Fut: Future<Output = Result<(EmbeddedTransaction, u64), RuleError>>,
+    {
+        let version = transact(&self.store, body).await.map_err(|e| refused(self, e))?;
+        Ok(Changed { version, ids: None })
+    }
+
+    async fn take_ids(&self, caller: &str, asked: TakeIds) -> Result<Changed, CallError> {
+        if asked.region != caller {
+            return Err(denied(format!("a master of {caller} can't take ids for {}", asked.region)));
+        }
+        let (kind, volume) = (id_kind(asked.kind)?, volume_id(asked.volume)?);
+        let asked = &asked;
+        let taken = transact(&self.store, |tx| async move {
+            let wish = (asked.count, asked.least);
+            let ids = rules::take_ids(&tx, kind, volume, &asked.region, Epoch(asked.epoch), wish).await?;
+            Ok((tx, ids))
+        });
+        let ids = taken.await.map_err(|e| refused(self, e))?;
+        let version = self.view.borrow().version;
+        Ok(Changed { version, ids: Some(IdRange { first: ids.start, end: ids.end }) })
+    }
+
+    /// A home gives its volume up. A home that is gone isn't asked: [`super::lead`].
+    async fn close_epoch(&self, caller: &str, asked: CloseEpoch) -> Result<Changed, CallError> {
+        let (volume, epoch) = (volume_id(asked.volume)?, Epoch(asked.epoch));
+        self.version_of(|tx| async move {
+            let home = rules::home(&tx, volume).await?;
+            if home != caller {
+                return Err(RuleError::NotHome { volume, home, asked: caller.to_owned() });
+            }
+            let version = rules::close_epoch(&tx, volume, epoch, None).await?;
+            Ok((tx, version))
+        })
+        .await
+    }
+
+    async fn open_epoch(&self, asked: OpenEpoch) -> Result<Changed, CallError> {
+        let (volume, closed, home) = (volume_id(asked.volume)?, Epoch(asked.closed), &asked.home);
+        self.version_of(|tx| async move {
+            let version = rules::open_epoch(&tx, volume, closed, home).await?;
+            Ok((tx, version))
+        })
+        .await
+    }
+
+    async fn set_volume(&self, asked: SetVolume) -> Result<Changed, CallError> {
+        let (volume, epoch) = (volume_id(asked.volume)?, Epoch(asked.epoch));
+        let change = &VolumeChange {
+            regions: asked.regions.map(names),
+            sync_set: asked.sync_set.map(names),
+            durability: asked.geo.map(|geo| if geo { Durability::Geo } else { Durability::Region }),
+            automatic: asked.automatic,
+        };
+        self.version_of(|tx| async move {
+            let version = rules::set_volume(&tx, volume, epoch, change).await?;
+            Ok((tx, version))
+        })
+        .await
+    }
+
+    async fn add_region(&self, asked: AddRegion) -> Result<Changed, CallError> {
+        let number = u16::try_from(asked.number).map_err(|_| {
+            call_error(
+                ErrorCode::InvalidRequest,
+                format!("{} is too high a number for a region", asked.number),
+            )
+        })?;
+        let masters = asked.masters.into_iter().map(master_at).collect();
+        let (name, region) = (&asked.name, &Region { number, witness: asked.witness, masters });
+        self.version_of(|tx| async move {
+            let version = rules::add_region(&tx, name, region).await?;
+            Ok((tx, version))
+        })
+        .await
+    }
+
+    async fn remove_region(&self, asked: RemoveRegion) -> Result<Changed, CallError> {
+        let name = &asked.name;
+        self.version_of(|tx| async move {
+            let version = rules::remove_region(&tx, name).await?;
+            Ok((tx, version))
+        })
+        .await
+    }
+}

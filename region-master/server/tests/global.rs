@@ -1,0 +1,155 @@
+//! Masters of several regions: what they agree on, with regions lost and cut off.
+#![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
+
+mod common;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::regions::{Regions, identity_of};
+use common::until;
+use mooseng_global::{Durability, Volume, voters};
+use mooseng_schema::ids::IdKind;
+use mooseng_transport::{CallFailure, Link, LinkOptions, PlainNetwork};
+use mooseng_wire::call::ErrorCode;
+use mooseng_wire::global::change::Change;
+use mooseng_wire::global::{CloseEpoch, OpenEpoch, SetVolume};
+use mooseng_wire::method::Method;
+use mooseng_wire::raft::{AppendAnswer, AppendEntries};
+use mooseng_wire::{Epoch, Role, VolumeId};
+use tokio::time::Instant;
+
+const ROOT: VolumeId = VolumeId(0);
+const WITHIN: Duration = Duration::from_secs(20);
+
+fn automatic(automatic: bool) -> Change {
+    Change::SetVolume(SetVolume { volume: 0, epoch: 1, automatic: Some(automatic), ..SetVolume::default() })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_is_founded_and_every_master_knows_the_same() {
+    let regions = Regions::start(&[("a", 3), ("b", 1), ("w", 1)]).await;
+    let view = regions.agreed().await;
+    assert_eq!(view.regions.keys().collect::<Vec<_>>(), ["a", "b", "w"]);
+    let root = Volume {
+        home: "a".into(),
+        epoch: Epoch(1),
+        open: true,
+        durability: Durability::Region,
+        regions: ["a".to_owned(), "b".to_owned()].into(),
+        sync_set: ["a".to_owned()].into(),
+        automatic: true,
+    };
+    assert_eq!(view.volumes, [(ROOT, root)].into());
+    // All are members; one of each region votes, so that any region may be lost.
+    let leader = regions.leader().await;
+    let members = || regions.global(leader).raft().unwrap().status().members;
+    until("all masters are members", async || members().len() == 5).await;
+    let voting: Vec<u64> = members().iter().filter(|m| m.voter).map(|m| m.id).collect();
+    assert_eq!(voting, [voters::node_id(1, 1), voters::node_id(2, 1), voters::node_id(3, 1)]);
+    // Through any master, and each learns of it.
+    let changed = regions.global(2).change(automatic(false), Instant::now() + WITHIN).await.unwrap();
+    assert!(changed.version > view.version);
+    until("all know", async || regions.agreed().await.version >= changed.version).await;
+    assert!(!regions.agreed().await.volumes[&ROOT].automatic);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ids_are_given_to_the_home_alone_and_never_twice() {
+    let regions = Regions::start(&[("a", 1), ("b", 1), ("w", 1)]).await;
+    regions.agreed().await;
+    let take = async |i: usize, epoch, least| {
+        let deadline = Instant::now() + WITHIN;
+        regions.global(i).next_ids(IdKind::Inode, ROOT, Epoch(epoch), (100, least), deadline).await
+    };
+    let first = take(0, 1, 50).await.unwrap();
+    assert_eq!(first, 50..150);
+    assert_eq!(take(0, 1, 0).await.unwrap(), 150..250);
+    assert_eq!(take(1, 1, 0).await.unwrap_err().code(), ErrorCode::StaleEpoch);
+    // The home gives it up, another one has it: what the first one takes for free it doesn't get.
+    let change = async |i: usize, change| regions.global(i).change(change, Instant::now() + WITHIN).await;
+    let close = || Change::CloseEpoch(CloseEpoch { volume: 0, epoch: 1 });
+    let open = || Change::OpenEpoch(OpenEpoch { volume: 0, closed: 1, home: "b".into() });
+    assert_eq!(change(1, close()).await.unwrap_err().code(), ErrorCode::StaleEpoch, "it isn't the home");
+    assert_eq!(change(1, open()).await.unwrap_err().code(), ErrorCode::StaleEpoch, "it isn't closed");
+    change(0, close()).await.unwrap();
+    assert_eq!(take(0, 1, 0).await.unwrap_err().code(), ErrorCode::StaleEpoch);
+    let opened = change(1, open()).await.unwrap();
+    assert_eq!(change(1, open()).await.unwrap(), opened, "asked again it is done already");
+    assert_eq!(take(1, 2, 0).await.unwrap(), 250..350);
+    assert_eq!(take(0, 1, 0).await.unwrap_err().code(), ErrorCode::StaleEpoch);
+    let root = regions.agreed().await.volumes[&ROOT].clone();
+    assert_eq!((root.home.as_str(), root.epoch, root.open), ("b", Epoch(2), true));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_region_may_be_lost_and_two_may_not() {
+    let mut regions = Regions::start(&[("a", 1), ("b", 1), ("w", 1)]).await;
+    regions.agreed().await;
+    let lost = regions.leader().await;
+    regions.kill(lost).await;
+    let next = regions.leader().await;
+    assert_ne!(next, lost);
+    for i in regions.up() {
+        regions.global(i).change(automatic(i == next), Instant::now() + WITHIN).await.unwrap();
+    }
+    regions.kill(next).await;
+    let left = regions.up()[0];
+    let before = regions.global(left).view();
+    let refused =
+        regions.global(left).change(automatic(false), Instant::now() + Duration::from_secs(2)).await;
+    assert_eq!(refused.unwrap_err().code(), ErrorCode::Unavailable);
+    assert_eq!(regions.global(left).view(), before, "nothing is decided alone");
+    assert!(!regions.global(left).is_leading());
+    // They come back with what they had, and go on.
+    regions.run(lost).await;
+    regions.leader().await;
+    regions.global(left).change(automatic(false), Instant::now() + WITHIN).await.unwrap();
+    regions.run(next).await;
+    assert!(!regions.agreed().await.volumes[&ROOT].automatic);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_region_that_is_cut_off_stops_before_the_others_take_its_lease_for_run_out() {
+    let regions = Regions::start(&[("a", 1), ("b", 1), ("w", 1)]).await;
+    regions.agreed().await;
+    for region in ["a", "b", "w"] {
+        regions.holder(region).await;
+    }
+    regions.cut("a");
+    let ran_out = |i: usize| regions.global(i).leases()["a"].1;
+    // Looked at in this order the answer can't be made wrong by what happens in between.
+    let looked = async || {
+        let out = ran_out(1) || ran_out(2);
+        assert!(!(out && regions.global(0).lease_valid()), "both believe");
+        out
+    };
+    until("the others take its lease for run out", looked).await;
+    assert!(!regions.global(0).lease_valid());
+    assert!(regions.global(1).lease_valid() || regions.holder("b").await == 1, "the others go on");
+    regions.heal();
+    regions.holder("a").await;
+    until("the others know", async || !ran_out(1) && !ran_out(2)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn other_regions_speak_of_the_global_group_only_and_strangers_of_nothing() {
+    let regions = Regions::start(&[("a", 1), ("b", 1), ("w", 1)]).await;
+    regions.agreed().await;
+    let address = regions.sites[0].config.advertise.clone();
+    let say = async |region: &str, role, method| {
+        let network = Arc::new(PlainNetwork::new(identity_of(region, role, "x")));
+        let link = Link::new(network, address.clone(), Role::Master, LinkOptions::default());
+        let message = AppendEntries::default();
+        match link.request::<_, AppendAnswer>(method, &message, Duration::from_secs(5)).await {
+            Err(CallFailure::Remote(error)) => error.code(),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(say("b", Role::Master, Method::RaftAppend).await, ErrorCode::PermissionDenied);
+    assert_eq!(say("c", Role::Master, Method::GlobalAppend).await, ErrorCode::PermissionDenied);
+    assert_eq!(say("a", Role::Client, Method::GlobalAppend).await, ErrorCode::PermissionDenied);
+    assert_eq!(say("a", Role::Admin, Method::GlobalChange).await, ErrorCode::PermissionDenied);
+    // A word of the other group isn't this one's, whoever says it.
+    assert_eq!(say("b", Role::Master, Method::GlobalAppend).await, ErrorCode::OtherFounding);
+}
