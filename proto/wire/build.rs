@@ -11,6 +11,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         "global.proto",
         "admin.proto",
         "frame.proto",
+        "geo.proto",
     ];
     for file in files {
         println!("cargo::rerun-if-changed=proto/{file}");

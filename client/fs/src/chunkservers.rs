@@ -467,6 +467,7 @@ fn blame_refusal(first: &str, error: &CallError) -> Vec<String> {
         | ErrorCode::NotFound
         | ErrorCode::ChunkSealed
         | ErrorCode::OffsetMismatch
+        | ErrorCode::NotHome
         | ErrorCode::OtherFounding => Vec::new(),
     }
 }

@@ -796,6 +796,8 @@ mod tests {
         };
         let attr = Attr { inode: INODE, ctime_ns: number as i64, ..Attr::default() };
         let response = Response {
+            log_epoch: 0,
+            log_version: 0,
             reply: Some(FsReply { reply: Some(Reply::Entry(Entry { attr: Some(attr) })) }),
             grant: number,
             read_version: number,

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use mooseng_transport::trace;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
-use mooseng_wire::fs::{Attr, Caller, Create, Open, SetAttr};
+use mooseng_wire::fs::{Attr, Caller, Create, FsRequest, GetAttr, Open, SetAttr};
 use tokio::time::Instant;
 
 use crate::atime;
@@ -221,7 +221,25 @@ impl FileSystem {
             return Ok((registration, None));
         }
         state.telling();
-        let reply = inner.region.read(caller, Op::Open(Open { inode, flags: flags as u32 })).await?;
+        let op = Op::Open(Open { inode, flags: flags as u32 });
+        if caller.kernel_checked
+            && flags & libc::O_ACCMODE == libc::O_RDONLY
+            && let Some(attr) = self.look_near(caller, inode).await
+        {
+            // The home, far away, hears of it meanwhile: what loses its last name is kept from then on. This registration of its own
+            // lasts until then, so that a close can't overtake the open.
+            let held = Registration { fs: self.clone(), inode, state: inner.opens.add(inode), kept: false };
+            let (region, caller) = (inner.region.clone(), caller.clone());
+            inner.region.spawn(async move {
+                match region.read(&caller, op).await {
+                    Ok(Reply::Entry(_) | Reply::Done(_)) => held.state.held(),
+                    Ok(_) => {}
+                    Err(error) => tracing::debug!(inode, %error, "the home didn't hear of an open"),
+                }
+            });
+            return Ok((registration, Some(attr)));
+        }
+        let reply = inner.region.read(caller, op).await?;
         let attr = match reply {
             Reply::Entry(entry) => entry.attr,
             Reply::Done(_) => None,
@@ -233,6 +251,18 @@ impl FileSystem {
         }
         drop(_gate);
         Ok((registration, attr))
+    }
+
+    /// What the replica in this host's region says of a file.
+    async fn look_near(&self, caller: &Caller, inode: u64) -> Option<Attr> {
+        if !self.inner.session.near.is_away() {
+            return None;
+        }
+        let get = FsRequest { caller: Some(caller.clone()), op: Some(Op::GetAttr(GetAttr { inode })) };
+        match self.inner.region.near(&get).await? {
+            Reply::Entry(entry) => entry.attr,
+            _ => None,
+        }
     }
 
     fn keep(&self, mut registration: Registration, flags: i32) -> HandleId {

@@ -45,6 +45,7 @@ mod journal;
 mod links;
 mod locks;
 mod lookahead;
+mod near;
 mod neighbours;
 mod opens;
 mod owners;

@@ -127,11 +127,20 @@ impl Region {
             None => return Err(FsError::Closed),
         };
         let reply = match sent {
-            Ok(()) => self.fly(&mut flight).await,
+            Ok(()) => match self.near(&flight.request).await {
+                Some(reply) => Ok(reply),
+                None => self.fly(&mut flight).await,
+            },
             Err(_) => Err(self.unanswered_error(what, patience, "changes that come first aren't told yet")),
         };
         self.counters.took(what, started.elapsed());
         reply
+    }
+
+    /// What the replica in this host's region answers, where there is one and it may.
+    pub async fn near(&self, request: &FsRequest) -> Option<Reply> {
+        let session = &self.session;
+        session.near.read(&*session.peers, &session.config.masters, request).await
     }
 
     /// Tells of changes that were made alone, in that life of the session. Tries until there is an answer, or that life is over.
@@ -399,6 +408,7 @@ impl Region {
                 let response = Response::decode(answer.body).unwrap_or_default();
                 releasing.inodes.clear();
                 self.session.facts.digest(&digest, &flight.request, &response);
+                self.session.near.saw(response.log_epoch, response.log_version);
                 let reply = response.reply.and_then(|r| r.reply);
                 reply.ok_or_else(|| {
                     Failure::Refused(CallError {
@@ -471,8 +481,8 @@ impl Region {
                     self.session.doubt(seat);
                 }
             }
-            // The search for a leader decides whether it is the whole region.
-            ErrorCode::OtherFounding => {
+            // The search for a leader decides whether it is the whole region, and goes on where the home is.
+            ErrorCode::OtherFounding | ErrorCode::NotHome => {
                 self.session.gone(seat);
                 *after = seat.confirmed;
             }

@@ -22,6 +22,7 @@ use mooseng_wire::Role;
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::fact::{Fact, Level};
 use mooseng_wire::founding::Founding;
+use mooseng_wire::geo::Home;
 use mooseng_wire::method::Method;
 use mooseng_wire::session::{
     AnswerRecalls, CloseSession, Notice, OpenSession, Renew, Renewed, SessionClosed, SessionOpened, Squash,
@@ -38,6 +39,7 @@ use crate::config::ClientConfig;
 use crate::facts::{Facts, Recalled};
 use crate::grants::Grants;
 use crate::journal::Journal;
+use crate::near::Near;
 use crate::opens::Opens;
 use crate::peers::{Failure, Peers};
 use crate::retry::{Backoff, Budget};
@@ -123,6 +125,8 @@ pub(crate) struct Session {
     pub buffers: Arc<Buffers>,
     /// What was made alone and isn't told.
     pub journal: Arc<Journal>,
+    /// This host's region, where the volume's home is another one.
+    pub near: Near,
     /// Locks that are waited for.
     pub grants: Arc<Grants>,
     /// Every change numbered below this is answered, and its answer digested.
@@ -193,6 +197,7 @@ impl Session {
             facts,
             buffers,
             journal: Arc::default(),
+            near: Near::default(),
             grants: Arc::default(),
             settled: AtomicU64::new(0),
             order: AtomicU64::new(0),
@@ -693,6 +698,8 @@ impl Session {
         let mut asked = FuturesUnordered::new();
         let mut error = "no masters are configured".to_owned();
         let (mut other, mut denied) = (None, None);
+        // Where a master of this host's region says that the home is.
+        let mut home: Option<Home> = None;
         loop {
             if asked.is_empty() {
                 let Some(address) = waiting.pop_front() else {
@@ -703,8 +710,25 @@ impl Session {
             tokio::select! {
                 biased;
                 Some(outcome) = asked.next() => match outcome {
-                    Ok(()) => return Ok(()),
+                    Ok(address) => {
+                        let is_own = self.config.masters.contains(&address);
+                        self.near.set_home(home.filter(|_| !is_own).map(|home| home.region));
+                        return Ok(());
+                    }
                     Err((address, failure)) => {
+                        if let Some(told) = home_of(&failure)
+                            && home.as_ref().is_none_or(|known| told.epoch > known.epoch)
+                        {
+                            let fresh = |a: &&String| !hinted.contains(a);
+                            let masters: Vec<String> = told.masters.iter().filter(fresh).cloned().collect();
+                            waiting.retain(|a| !masters.contains(a));
+                            for master in masters.into_iter().rev().take(CANDIDATES_MAX) {
+                                hinted.push(master.clone());
+                                waiting.push_front(master);
+                            }
+                            known = 0;
+                            home = Some(told);
+                        }
                         if let Failure::Refused(refusal) = &failure
                             && refusal.code() == ErrorCode::NotLeader
                             && !refusal.leader.is_empty()
@@ -742,7 +766,8 @@ impl Session {
         }
     }
 
-    async fn open_at(&self, address: String) -> Result<(), (String, Failure)> {
+    /// Answers the address.
+    async fn open_at(&self, address: String) -> Result<String, (String, Failure)> {
         let (session, incarnation, custody_epoch) =
             self.state(|s| (s.session, s.incarnation, s.custody_epoch));
         let opened = match self.open_as(&address, session, incarnation, custody_epoch).await {
@@ -761,8 +786,8 @@ impl Session {
         };
         match opened {
             Ok((opened, sent)) => {
-                self.take(address, &opened, sent);
-                Ok(())
+                self.take(address.clone(), &opened, sent);
+                Ok(address)
             }
             Err(failure) => Err((address, failure)),
         }
@@ -908,6 +933,16 @@ impl Session {
             .await?
             .body;
         SessionClosed::decode(body).map(|_| ()).map_err(|_| Failure::Lost)
+    }
+}
+
+/// Where a refusal says that the volume's home is.
+fn home_of(failure: &Failure) -> Option<Home> {
+    match failure {
+        Failure::Refused(refusal) if refusal.code() == ErrorCode::NotHome => {
+            Home::decode(refusal.detail.clone()).ok()
+        }
+        _ => None,
     }
 }
 

@@ -4,13 +4,10 @@
 //! `format: u8 = 1 | term: u64 | base_version: u64 | transactions | { version: u64 | changes | { tag: u8 | length | bytes [| length | bytes] } }`.
 
 use bytes::{BufMut, Bytes, BytesMut};
-use mooseng_store::KeyRange;
 use mooseng_store::mvcc::Change;
+use mooseng_store::mvcc::codec::{self, put_changes, put_number, take, take_changes, take_number, take_u64};
 
 const FORMAT: u8 = 1;
-const TAG_SET: u8 = 1;
-const TAG_CLEAR: u8 = 2;
-const TAG_CLEAR_RANGE: u8 = 3;
 
 /// The changes of many transactions, resolved against a state.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,32 +33,24 @@ pub enum BatchError {
     Damaged(&'static str),
 }
 
+impl From<codec::Damaged> for BatchError {
+    fn from(codec::Damaged(what): codec::Damaged) -> Self {
+        Self::Damaged(what)
+    }
+}
+
 impl CommitBatch {
     /// To bytes.
     pub fn encode(&self) -> Bytes {
-        let changes = self.transactions.iter().flat_map(|(_, changes)| changes);
-        let room =
-            32 + self.transactions.len() * 13 + changes.map(|change| change.bytes() + 9).sum::<usize>();
-        let mut out = BytesMut::with_capacity(room);
+        let transactions = self.transactions.iter().map(|(_, changes)| 8 + codec::room_for(changes));
+        let mut out = BytesMut::with_capacity(32 + transactions.sum::<usize>());
         out.put_u8(FORMAT);
         out.put_u64(self.term);
         out.put_u64(self.base_version);
         put_number(&mut out, self.transactions.len());
         for (version, changes) in &self.transactions {
             out.put_u64(*version);
-            put_number(&mut out, changes.len());
-            for change in changes {
-                let (tag, first, second) = match change {
-                    Change::Set(key, value) => (TAG_SET, key, Some(value)),
-                    Change::Clear(key) => (TAG_CLEAR, key, None),
-                    Change::ClearRange(range) => (TAG_CLEAR_RANGE, &range.begin, Some(&range.end)),
-                };
-                out.put_u8(tag);
-                for part in [Some(first), second].into_iter().flatten() {
-                    put_number(&mut out, part.len());
-                    out.put_slice(part);
-                }
-            }
+            put_changes(&mut out, changes);
         }
         out.freeze()
     }
@@ -83,11 +72,7 @@ impl CommitBatch {
                 return Err(BatchError::Damaged("its versions don't ascend"));
             }
             newest = version;
-            let mut changes = Vec::new();
-            for _ in 0..take_number(&mut left)? {
-                changes.push(take_change(&mut left)?);
-            }
-            transactions.push((version, changes));
+            transactions.push((version, take_changes(&mut left)?));
         }
         if !left.is_empty() {
             return Err(BatchError::Damaged("bytes follow its end"));
@@ -96,59 +81,9 @@ impl CommitBatch {
     }
 }
 
-fn take_change(left: &mut Bytes) -> Result<Change, BatchError> {
-    let tag = take(left, 1)?[0];
-    let first = take_part(left)?;
-    match tag {
-        TAG_SET => Ok(Change::Set(first, take_part(left)?)),
-        TAG_CLEAR => Ok(Change::Clear(first)),
-        TAG_CLEAR_RANGE => Ok(Change::ClearRange(KeyRange { begin: first, end: take_part(left)? })),
-        _ => Err(BatchError::Damaged("a change has an unknown tag")),
-    }
-}
-
-fn put_number(out: &mut BytesMut, number: usize) {
-    let mut number = number as u64;
-    while number >= 0x80 {
-        out.put_u8(number as u8 | 0x80);
-        number >>= 7;
-    }
-    out.put_u8(number as u8);
-}
-
-fn take(left: &mut Bytes, length: usize) -> Result<Bytes, BatchError> {
-    if left.len() < length {
-        Err(BatchError::Damaged("it ends too early"))
-    } else {
-        Ok(left.split_to(length))
-    }
-}
-
-fn take_u64(left: &mut Bytes) -> Result<u64, BatchError> {
-    let mut number = [0; 8];
-    number.copy_from_slice(&take(left, 8)?);
-    Ok(u64::from_be_bytes(number))
-}
-
-fn take_number(left: &mut Bytes) -> Result<usize, BatchError> {
-    let mut number = 0u64;
-    for shift in (0..35).step_by(7) {
-        let byte = take(left, 1)?[0];
-        number |= u64::from(byte & 0x7f) << shift;
-        if byte < 0x80 {
-            return usize::try_from(number).map_err(|_| BatchError::Damaged("a length is too large"));
-        }
-    }
-    Err(BatchError::Damaged("a length is too large"))
-}
-
-fn take_part(left: &mut Bytes) -> Result<Bytes, BatchError> {
-    let length = take_number(left)?;
-    take(left, length)
-}
-
 #[cfg(test)]
 mod tests {
+    use mooseng_store::KeyRange;
     use proptest::prelude::*;
 
     use super::*;

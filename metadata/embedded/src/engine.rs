@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use mooseng_ports::plant::{self, Plant};
 use mooseng_store::mvcc::{
-    Buffered, CommitRequest, Engine, Life, Page, ReadLease, Seen, WatchSender, Window, covered,
+    Buffered, CommitRequest, Derive, Engine, Life, Page, ReadLease, Seen, WatchSender, Window, covered, rest,
 };
 use mooseng_store::{Committed, KeyRange, RangeLimit, ReadVersion, Store, StoreError};
 use mooseng_trace as trace;
@@ -110,6 +110,20 @@ impl Embedded {
                 install: Mutex::new(None),
             }),
         })
+    }
+
+    /// Has further changes follow from each transaction's, from the next one on that is applied: before the first, in a store that is to
+    /// be the same as others.
+    pub fn set_derive(&self, mut derive: Box<dyn Derive>) -> Result<(), BaseError> {
+        let mut state = self.inner.state();
+        if state.window.bytes() > 0 {
+            return Err(BaseError::Misuse(
+                "changes were applied before it was known what follows from them".into(),
+            ));
+        }
+        derive.reset(self.inner.governing(&*derive)?);
+        state.derive = Some(derive);
+        Ok(())
     }
 
     /// Gives it the log. The first call starts its tasks on the current tokio runtime: the sequencer, and the one that moves the window into
@@ -300,10 +314,21 @@ impl Embedded {
             return Err(self.inner.fail(error));
         }
         let mut state = self.inner.state();
+        let governing = state.derive.as_ref().map(|derive| self.inner.governing(&**derive)).transpose();
+        let governing = governing.map_err(|error| {
+            state.failed.get_or_insert_with(|| error.to_string());
+            error
+        })?;
+        let governing = governing.unwrap_or_default();
         let log = state.log.take();
+        let mut derive = state.derive.take();
         let leases = state.leases.clone();
         *state = State::new(target.clone(), Life::new(self.inner.options.held_max));
         state.log = log;
+        if let Some(derive) = &mut derive {
+            derive.reset(governing);
+        }
+        state.derive = derive;
         state.leases = leases;
         drop(state);
         self.inner.flushed.store(target.position.index, Ordering::SeqCst);
@@ -359,6 +384,18 @@ impl Inner {
             self.failure.send_replace(Some(error.to_string()));
         }
         error
+    }
+
+    /// What the base holds under the keys that say what is derived.
+    fn governing(&self, derive: &dyn Derive) -> Result<Vec<(Bytes, Bytes)>, BaseError> {
+        let mut pairs = Vec::new();
+        let mut left = Some(derive.governed_by());
+        while let Some(range) = left {
+            let page = self.base.range(&range, RangeLimit::default())?;
+            pairs.extend(page.pairs);
+            left = page.boundary.map(|boundary| rest(&range, &boundary, false));
+        }
+        Ok(pairs)
     }
 
     /// Moves the window into the base, piece by piece.

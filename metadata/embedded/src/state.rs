@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use mooseng_ports::plant::{self, Plant};
 use mooseng_store::StoreError;
-use mooseng_store::mvcc::{Change, Leases, Life, Watches, Window};
+use mooseng_store::mvcc::{Change, Derive, Leases, Life, Watches, Window};
 
 use crate::{ApplyOutcome, BasePosition, CommitBatch, CommitLog, Position};
 
@@ -48,6 +48,8 @@ pub(crate) struct State {
     pub watches: Watches,
     pub lead: Option<Lead>,
     pub log: Option<Arc<dyn CommitLog>>,
+    /// What follows from changes, where anything does.
+    pub derive: Option<Box<dyn Derive>>,
     /// Why nothing works any more.
     pub failed: Option<String>,
 }
@@ -66,6 +68,7 @@ impl State {
             watches: Watches::default(),
             lead: None,
             log: None,
+            derive: None,
             failed: None,
         }
     }
@@ -101,7 +104,11 @@ impl State {
         if !fits && !plant::is(Plant::MismatchApplied) {
             return ApplyOutcome::Mismatch;
         }
-        for (version, changes) in batch.transactions {
+        for (version, mut changes) in batch.transactions {
+            if let Some(derive) = &mut self.derive {
+                let derived = derive.derive(version, &changes);
+                changes.extend(derived);
+            }
             if !self.watches.is_empty() {
                 self.watches.changed(&changes);
             }

@@ -20,6 +20,7 @@ pub mod inode;
 pub mod key;
 pub mod location;
 pub mod lock;
+pub mod log;
 pub mod number;
 pub mod orphan;
 pub mod packable;

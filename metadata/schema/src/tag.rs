@@ -52,6 +52,8 @@ pub enum VolumeTag {
     StorageClassHighest = 23,
     /// That an inline piece of a file begins there which may go to a chunk that files share ([`crate::packable`]).
     Packable = 24,
+    /// A part of an entry of the volume's log ([`crate::log`]). The one kind that the log itself doesn't name.
+    Log = 25,
 }
 
 /// What kind of record of a region a key names.
@@ -74,6 +76,10 @@ pub enum RegionTag {
     LockHeld = 7,
     /// The region's founding mark ([`crate::founding`]).
     Founding = 8,
+    /// That a volume's transactions are logged ([`crate::log`]).
+    Logged = 9,
+    /// How far the region is with the log of a volume whose home is elsewhere ([`crate::log`]).
+    Replica = 10,
     /// Ids that may have been given by entries that were lost ([`crate::ids`]).
     IdGap = 16,
 }

@@ -202,6 +202,9 @@ pub trait Transaction: Send + Sync {
     fn add_write_conflict(&self, range: KeyRange);
     /// Completes when the key's value differs from what this transaction saw, once it committed. Spurious completions are allowed.
     fn watch(&self, key: &[u8]) -> impl Future<Output = Result<(), StoreError>> + Send + 'static;
+    /// Raises the transaction's limit to [`limits::LARGE_TRANSACTION_BYTES_MAX`]: for replaying what another store took as one transaction,
+    /// and what has to be kept of it besides.
+    fn allow_large(&self);
     /// Bytes that the commit would count.
     fn approximate_size(&self) -> usize;
     /// Commits. Errors in the arguments of earlier calls (sizes, ranges) come out here at the latest.

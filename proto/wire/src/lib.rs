@@ -8,7 +8,7 @@
 //! - [`frame`]: the frame codec of the framed, multiplexed streams (sans I/O).
 //! - [`revocations`]: the list of certificates that are refused.
 //! - [`method`]: the numbers of the calls on those streams, and the lane of each.
-//! - [`fs`], [`session`], [`chunk`], [`raft`], [`global`], [`admin`], [`call`]: generated messages.
+//! - [`fs`], [`session`], [`chunk`], [`raft`], [`global`], [`geo`], [`admin`], [`call`]: generated messages.
 //! - [`version`]: protocol versions and features, and how two peers agree.
 
 pub mod fact;
@@ -52,6 +52,11 @@ mod generated {
             include!(concat!(env!("OUT_DIR"), "/mooseng.admin.v1.rs"));
         }
     }
+    pub mod geo {
+        pub mod v1 {
+            include!(concat!(env!("OUT_DIR"), "/mooseng.geo.v1.rs"));
+        }
+    }
     pub mod frame {
         pub mod v1 {
             include!(concat!(env!("OUT_DIR"), "/mooseng.frame.v1.rs"));
@@ -66,6 +71,8 @@ pub use generated::chunk::v1 as chunk;
 pub use generated::frame::v1 as call;
 /// Filesystem requests and answers (`fs.proto`).
 pub use generated::fs::v1 as fs;
+/// Region to region (`geo.proto`).
+pub use generated::geo::v1 as geo;
 /// Masters to the leader of the global group (`global.proto`).
 pub use generated::global::v1 as global;
 /// Master to master (`raft.proto`).

@@ -92,6 +92,16 @@ methods! {
     RaftSnapshotEnd = 44 on Change,
     /// raft.Found -> raft.FoundAnswer
     RaftFound = 45 on Control,
+    /// geo.Push -> geo.Pushed
+    LogPush = 60 on Flush,
+    /// geo.AskLog -> geo.Log
+    LogAsk = 61 on Read,
+    /// geo.AskPage -> geo.Page
+    VolumePage = 62 on Read,
+    /// geo.AskDigest -> geo.Digest
+    VolumeDigest = 63 on Read,
+    /// geo.NearRead -> geo.NearReply
+    NearRead = 64 on Read,
     /// raft.AppendEntries -> raft.AppendAnswer, of the global group, as all that follow.
     GlobalAppend = 50 on Control,
     /// raft.VoteRequest -> raft.VoteAnswer

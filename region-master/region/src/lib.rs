@@ -10,6 +10,7 @@
 //! - [`rewrite`]: which chunks of which little is still used, or that are small, are made into a new one.
 //! - [`destage`], [`pack`]: which files' inline data is moved into chunks; [`leave`], [`join`]: which files' extents go elsewhere.
 //! - [`seal`]: at which length a broken chunk is sealed, and which copies it keeps.
+//! - [`shipping`]: what of a volume's log another region is sent next.
 //! - [`codes`]: the registry of health codes; [`findings`]: facts to findings by those codes.
 //!
 //! ```text
@@ -34,6 +35,7 @@ pub mod repair;
 pub mod rewrite;
 pub mod seal;
 pub mod sessions;
+pub mod shipping;
 
 pub use codes::{HealthCode, Severity};
 pub use registry::{Liveness, Registry};

@@ -23,7 +23,7 @@ use crate::config::MountRule;
 use crate::errors::{denied, driver_failed, refused};
 use crate::master::{HOME_EPOCH, Master};
 use crate::promises::{self, Beside, ChangeGate};
-use crate::{classes, locks, places, quotas, rights, seals};
+use crate::{classes, geo, locks, places, quotas, rights, seals};
 
 /// Linux' ESTALE.
 const ESTALE: u32 = 116;
@@ -415,8 +415,19 @@ fn answer(
     beside: Beside,
 ) -> Result<Response, CallError> {
     master.may_answer(term)?;
+    master.holds_lease()?;
     let Beside { number, granted, changed } = beside;
-    Ok(Response { reply: Some(reply), grant: number, read_version, granted, changed })
+    // Everything that the answer may show is in the log by now.
+    let shown = master.geo.shown(geo::ROOT_VOLUME);
+    Ok(Response {
+        reply: Some(reply),
+        grant: number,
+        read_version,
+        granted,
+        changed,
+        log_epoch: shown.epoch.0,
+        log_version: shown.version,
+    })
 }
 
 fn ids(master: &Master, fs: &FsRequest) -> Result<Ids, CallError> {

@@ -7,6 +7,7 @@
 //!
 //! Chunks and their copies are looked after by [`crate::house`].
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -25,12 +26,13 @@ use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::{FsRequest, Reap};
 use mooseng_wire::method::Method;
 use mooseng_wire::session::{Renew, Renewed};
-use mooseng_wire::{Incarnation, InodeId, Role, SessionId, VolumeId};
+use mooseng_wire::{Epoch, Incarnation, InodeId, Role, SessionId, VolumeId};
 use rand::{Rng, RngCore};
 use tokio::time::Instant;
 
 use crate::errors::{driver_failed, record_failed};
 use crate::fs::context;
+use crate::geo::{self, Whereabouts};
 use crate::master::{HOME_EPOCH, Master};
 use crate::records::transact;
 use crate::sessions::recorded;
@@ -92,8 +94,67 @@ async fn changed(leadership: &mut tokio::sync::watch::Receiver<mooseng_raft::Lea
     let _ = leadership.wait_for(|now| now.leading != Some(term)).await;
 }
 
-/// Returns only if the records can't be read.
+/// Serves as what the region is to the volume - its home, or one of its replicas - and goes on as another once that changes.
 async fn lead(master: &Arc<Master>, term: u64) {
+    let Some(mut cluster) = master.geo.cluster.clone() else {
+        return lead_home(master, term, HOME_EPOCH).await;
+    };
+    loop {
+        let is = geo::place_of(master, ROOT_VOLUME);
+        master.geo.forget();
+        let serving = async {
+            match is {
+                Whereabouts::Here(epoch) => lead_home(master, term, epoch).await,
+                Whereabouts::Elsewhere => lead_replica(master, term).await,
+                Whereabouts::Nowhere => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = serving => return,
+            changed = cluster.wait_for(|_| geo::place_of(master, ROOT_VOLUME) != is) => if changed.is_err() { return },
+        }
+        tracing::info!(term, "what this region is to the volume has changed");
+        master.desk(crate::desk::Desk::follow);
+    }
+}
+
+/// Keeps a replica of the volume, whose home is elsewhere. Nothing of it is changed here but by its log.
+async fn lead_replica(master: &Arc<Master>, term: u64) {
+    let mut pause = Duration::from_millis(50);
+    while let Err(error) = prepare_replica(master, term).await {
+        tracing::warn!(term, error = %error.message, "this leader can't read its records yet; trying on");
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(1));
+    }
+    master.metrics.leaderships.inc();
+    master.metrics.leading.set(1);
+    tracing::info!(term, "this master leads and keeps a replica of the volume");
+    geo::copy::run(master).await;
+}
+
+async fn prepare_replica(master: &Master, term: u64) -> Result<(), CallError> {
+    let mut drawn = [0; FOUNDING_BYTES];
+    rand::rng().fill_bytes(&mut drawn);
+    let founding = transact(&master.store, |tx| async move {
+        let founding = found(&tx, Founding(drawn)).await?;
+        Ok((tx, founding))
+    })
+    .await
+    .map_err(|e| record_failed(&e))?;
+    let keys = tickets::load(&master.store).await.map_err(|e| record_failed(&e))?;
+    let draining = house::drain::load(master).await?;
+    master.desk(|desk| {
+        desk.follow();
+        desk.found(founding);
+        desk.keys = keys;
+        desk.set_draining(draining);
+        desk.serve(master.clock.boot(), term, Vec::new(), BTreeMap::new());
+    });
+    Ok(())
+}
+
+/// Returns only if the records can't be read.
+async fn lead_home(master: &Arc<Master>, term: u64, epoch: Epoch) {
     let mut pause = Duration::from_millis(50);
     while let Err(error) = prepare(master, term).await {
         tracing::warn!(term, error = %error.message, "this leader can't read its records yet; trying on");
@@ -109,7 +170,8 @@ async fn lead(master: &Arc<Master>, term: u64) {
         reserve_ids(master),
         house::run(master, term),
         locks::sweep(master),
-        quotas::count(master, term)
+        quotas::count(master, term),
+        geo::ship::run(master, epoch)
     );
 }
 

@@ -20,6 +20,7 @@
 //! - [`promises`]: recalls, grants, and the gate before a commit.
 //! - [`locks`]: one request at a time for an inode's locks, queues, grants.
 //! - [`trash`]: deleted files that can be restored, for administrators.
+//! - [`geo`]: volumes that other regions have, too.
 //! - [`seals`], [`places`], [`tickets`], [`ids`], [`records`]: chunks' ends, their addresses and tickets, fresh ids, own transactions.
 //! - [`own`]: changes of the master's own that pass the gate. [`fsck`]: the check of the whole store.
 //! - [`dump`]: the whole store as a file, and a region that begins with one.
@@ -35,6 +36,7 @@ pub mod errors;
 pub mod founding;
 pub mod fs;
 pub mod fsck;
+pub mod geo;
 pub mod global;
 pub mod house;
 pub mod ids;

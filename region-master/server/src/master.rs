@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::MasterConfig;
 use crate::desk::Desk;
 use crate::errors::{denied, not_leader};
+use crate::geo::{self, Geo};
 use crate::global::Global;
 use crate::metrics::Metrics;
 use crate::promises::Connections;
@@ -71,6 +72,8 @@ pub struct Master {
     pub reachable: Mutex<BTreeMap<u64, bool>>,
     /// One check of the whole store at a time.
     pub checking: Semaphore,
+    /// Volumes that several regions have.
+    pub geo: Geo,
     /// One dump at a time.
     pub dumping: Arc<Semaphore>,
     measured: Mutex<Measured>,
@@ -98,6 +101,8 @@ pub struct Parts {
     pub metrics: Metrics,
     /// See [`Master::seals`].
     pub seals: mpsc::Sender<crate::seals::Told>,
+    /// See [`Master::geo`].
+    pub geo: Geo,
     /// See [`Master::shutdown`].
     pub shutdown: CancellationToken,
 }
@@ -129,6 +134,7 @@ impl Master {
             classes_gate: tokio::sync::Mutex::default(),
             told: crate::credentials::Told::default(),
             reachable: Mutex::default(),
+            geo: parts.geo,
             checking: Semaphore::new(1),
             dumping: Arc::new(Semaphore::new(1)),
             measured: Mutex::default(),
@@ -194,19 +200,39 @@ impl Master {
         Err(self.not_leader())
     }
 
+    /// Asked last, too, by the home of a volume that another region may take over: none can have done so.
+    pub fn holds_lease(&self) -> Result<(), CallError> {
+        let Some(global) = &self.global else { return Ok(()) };
+        let automatic = global.view().volumes.get(&geo::ROOT_VOLUME).is_none_or(|volume| volume.automatic);
+        if !automatic || global.lease_valid() {
+            return Ok(());
+        }
+        let message = "the lease of this region ran out: another one may take the volume over; try again";
+        Err(call_error(ErrorCode::Unavailable, message))
+    }
+
     /// Refuses a session that has answered a newer leader already.
     pub fn custody_is_ours(&self, term: u64, seen: u64) -> Result<(), CallError> {
         if seen > term { Err(not_leader(None)) } else { Ok(()) }
     }
 
-    /// Refuses peers of other clusters and roles.
+    /// Refuses peers of other clusters, regions and roles.
     pub fn allow(&self, peer: &Peer, roles: &[Role]) -> Result<(), CallError> {
+        let identity = &peer.identity;
+        if identity.cluster == self.identity.cluster && identity.region != self.identity.region {
+            return Err(denied(format!("{identity} is of another region than {}", self.identity.region)));
+        }
+        self.allow_of_cluster(peer, roles)
+    }
+
+    /// Refuses peers of other clusters and roles, and of regions that the cluster doesn't have.
+    pub fn allow_of_cluster(&self, peer: &Peer, roles: &[Role]) -> Result<(), CallError> {
         let identity = &peer.identity;
         if identity.cluster != self.identity.cluster {
             return Err(denied(format!("{identity} is of another cluster than {}", self.identity.cluster)));
         }
-        // Regions can't speak to each other yet.
-        if identity.region != self.identity.region {
+        let known = |region: &str| self.geo.view().is_some_and(|view| view.regions.contains_key(region));
+        if identity.region != self.identity.region && !known(&identity.region) {
             return Err(denied(format!("{identity} is of another region than {}", self.identity.region)));
         }
         if !roles.contains(&identity.role) {

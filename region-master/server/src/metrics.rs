@@ -163,6 +163,10 @@ const TRASH_EXPIRED: Name =
     Name("mooseng_master_trash_expired", "Files that left the trash because their time there was over");
 const TRASH_RESTORED: Name = Name("mooseng_master_trash_restored", "Files that were restored from the trash");
 const LAPSED: Name = Name("mooseng_master_sessions_lapsed", "Sessions whose lease ran out");
+const LOG_REPLAYED: Name = Name(
+    "mooseng_master_log_replayed",
+    "Entries of volumes' logs that came from their home and were replayed here",
+);
 const LEADERSHIPS: Name =
     Name("mooseng_master_leaderships", "Times that this master began to serve as the leader");
 
@@ -294,6 +298,8 @@ pub struct Metrics {
     pub lapsed: Counter,
     /// Leaderships begun.
     pub leaderships: Counter,
+    /// Entries of other regions' logs that were replayed here.
+    pub log_replayed: Counter,
     /// Recalls sent.
     pub recalls: Counter,
 }
@@ -354,6 +360,7 @@ impl Metrics {
             trash_restored: Counter::default(),
             lapsed: Counter::default(),
             leaderships: Counter::default(),
+            log_replayed: Counter::default(),
             recalls: Counter::default(),
         };
         let m = metrics.clone();
@@ -419,6 +426,7 @@ impl Metrics {
             (TRASH_RESTORED, m.trash_restored),
             (LAPSED, m.lapsed),
             (LEADERSHIPS, m.leaderships),
+            (LOG_REPLAYED, m.log_replayed),
             (RECALLS, m.recalls),
             (QUOTA_REFUSALS, m.quota_refusals),
         ];

@@ -10,6 +10,7 @@ use mooseng_embedded::{Base, BaseError, Embedded, Offload, Options};
 use mooseng_ports::clock::Clock;
 use mooseng_ports::disk::Disk;
 use mooseng_raft::{Member, RaftConfig as NodeConfig, RaftError, RaftNode, Timings};
+use mooseng_replica::{Tail, VolumeLogs};
 use mooseng_transport::grpc::administration_server::AdministrationServer;
 use mooseng_transport::grpc::registry_server::RegistryServer;
 use mooseng_transport::{Blocking, Limits, Network, Peer, Protocol, Services, observe, serve};
@@ -21,6 +22,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{ConfigError, MasterConfig};
+use crate::geo::{self, Geo};
 use crate::global::{self, Global, GlobalPorts};
 use crate::master::{Master, Parts};
 use crate::metrics::Metrics;
@@ -130,7 +132,14 @@ impl MasterServer {
         };
         let config = MasterConfig { advertise: address.clone(), ..config };
         let options = Options { offload: offload(blocking), ..Options::default() };
-        let store = blocking.run(move || Embedded::open(base, options)).await?;
+        let tail = Arc::new(Tail::new(geo::TAIL_BYTES_MAX));
+        let logs = Box::new(VolumeLogs::new(tail.clone()));
+        let opening = move || {
+            let store = Embedded::open(base, options)?;
+            store.set_derive(logs)?;
+            Ok::<_, BaseError>(store)
+        };
+        let store = blocking.run(opening).await?;
         let node = NodeConfig {
             timings: Timings {
                 heartbeat: Duration::from_millis(config.raft.heartbeat_ms),
@@ -159,6 +168,7 @@ impl MasterServer {
         exposed.register(|registry| metrics = Some(Metrics::new(registry)));
         let metrics = metrics.expect("register calls its closure");
         let (told, waiting) = mpsc::channel(seals::WAITING_MAX);
+        let geo = Geo::new(tail, global.as_ref().map(|global| global.watch()));
         let master = Arc::new(Master::new(Parts {
             config,
             clock,
@@ -168,6 +178,7 @@ impl MasterServer {
             store,
             metrics,
             seals: told,
+            geo,
             shutdown: shutdown.clone(),
         }));
         // Before it stands for election.

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::global::Global;
 use crate::master::Master;
-use crate::{fs, promises, sessions};
+use crate::{fs, geo, promises, sessions};
 
 /// Answers calls on framed streams.
 pub struct MasterService(pub Arc<Master>);
@@ -58,10 +58,33 @@ impl MasterService {
         if matches!(incoming.method, Method::GlobalRenew | Method::GlobalChange) {
             return self.global()?.answer(incoming).await;
         }
-        master.allow(&incoming.peer, &[Role::Client, Role::Admin])?;
         let peer = incoming.peer.clone();
-        let identity = &peer.uri;
         let deadline = incoming.deadline;
+        match incoming.method {
+            Method::LogPush => {
+                return geo::receive::push(master, &peer, incoming.decode()?, deadline)
+                    .await
+                    .map(|m| Answer::of(&m));
+            }
+            Method::VolumePage => {
+                return geo::serve::page(master, &peer, incoming.decode()?).await.map(|m| Answer::of(&m));
+            }
+            Method::LogAsk => {
+                return geo::serve::log(master, &peer, incoming.decode()?).await.map(|m| Answer::of(&m));
+            }
+            Method::VolumeDigest => {
+                return geo::serve::digest(master, &peer, incoming.decode()?).await.map(|m| Answer::of(&m));
+            }
+            Method::NearRead => {
+                return geo::near::read(master, &peer, incoming.decode()?, deadline)
+                    .await
+                    .map(|m| Answer::of(&m));
+            }
+            _ => {}
+        }
+        master.allow_of_cluster(&peer, &[Role::Client, Role::Admin])?;
+        geo::at_home(master)?;
+        let identity = &peer.uri;
         let connection = incoming.connection.clone();
         match incoming.method {
             Method::OpenSession => {

@@ -118,6 +118,10 @@ impl Transaction for FaultyTransaction {
     fn watch(&self, key: &[u8]) -> impl Future<Output = Result<(), StoreError>> + Send + 'static {
         self.inner.watch(key)
     }
+    fn allow_large(&self) {
+        self.inner.allow_large();
+    }
+
     fn approximate_size(&self) -> usize {
         self.inner.approximate_size()
     }

@@ -155,6 +155,19 @@ async fn sizes<S: Store>(store: &S) {
         }
     });
     assert!(matches!(full.await, StoreError::TransactionTooLarge { bytes } if bytes > TRANSACTION_BYTES_MAX));
+    let tx = store.begin();
+    tx.allow_large();
+    for n in 0..12 {
+        tx.set(format!("key{n}").as_bytes(), &vec![0; VALUE_BYTES_MAX]);
+    }
+    assert!(tx.commit().await.is_ok(), "a transaction that asked for it may be larger");
+    let larger = failing(store, |tx| {
+        tx.allow_large();
+        for n in 0..50 {
+            tx.set(format!("key{n}").as_bytes(), &vec![0; VALUE_BYTES_MAX]);
+        }
+    });
+    assert!(matches!(larger.await, StoreError::TransactionTooLarge { .. }), "but not without a bound");
     let ranges = failing(store, |tx| {
         for n in 0..120u32 {
             let mut key = format!("{n:04}").into_bytes();

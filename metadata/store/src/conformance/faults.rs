@@ -123,6 +123,10 @@ impl<S: Store> Transaction for FaultyTransaction<S> {
     fn watch(&self, key: &[u8]) -> impl Future<Output = Result<(), StoreError>> + Send + 'static {
         self.inner.watch(key)
     }
+    fn allow_large(&self) {
+        self.inner.allow_large();
+    }
+
     fn approximate_size(&self) -> usize {
         self.inner.approximate_size()
     }

@@ -10,7 +10,9 @@
 
 mod atomic;
 mod buffer;
+pub mod codec;
 mod conflicts;
+mod derive;
 mod life;
 mod ranges;
 mod transaction;
@@ -20,6 +22,7 @@ mod window;
 pub use atomic::apply as apply_atomic;
 pub use buffer::{Own, WriteBuffer, stamp};
 pub use conflicts::Conflicts;
+pub use derive::Derive;
 pub use life::{Leases, Life, ReadLease};
 pub use ranges::RangeSet;
 pub use transaction::{Buffered, CommitRequest, Engine, WatchSender};

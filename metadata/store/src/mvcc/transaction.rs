@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures::channel::oneshot;
 
 use super::{Own, Page, RangeSet, ReadLease, WriteBuffer, covered, rest};
-use crate::limits::{KEY_BYTES_MAX, TRANSACTION_BYTES_MAX, VALUE_BYTES_MAX};
+use crate::limits::{KEY_BYTES_MAX, LARGE_TRANSACTION_BYTES_MAX, TRANSACTION_BYTES_MAX, VALUE_BYTES_MAX};
 use crate::{
     Atomic, Committed, KeyRange, RangeLimit, RangePage, Read, ReadVersion, StoreError, Transaction, key_range,
 };
@@ -67,6 +67,8 @@ struct State {
     conflicts: RangeSet,
     /// Bytes of the calls that wrote.
     written: usize,
+    /// Its limit is the higher one.
+    large: bool,
     /// The first error in the arguments of a call.
     error: Option<StoreError>,
     watches: Vec<(Bytes, WatchSender)>,
@@ -77,11 +79,15 @@ impl State {
         self.written + self.reads.bytes() + self.conflicts.bytes()
     }
 
+    fn bytes_max(&self) -> usize {
+        if self.large { LARGE_TRANSACTION_BYTES_MAX } else { TRANSACTION_BYTES_MAX }
+    }
+
     /// Counts bytes; over the limit nothing is buffered any more, so that memory stays bounded.
     fn count(&mut self, bytes: usize) -> Result<(), StoreError> {
         self.written += bytes;
         match self.bytes() {
-            bytes if bytes > TRANSACTION_BYTES_MAX => Err(StoreError::TransactionTooLarge { bytes }),
+            bytes if bytes > self.bytes_max() => Err(StoreError::TransactionTooLarge { bytes }),
             _ => Ok(()),
         }
     }
@@ -337,6 +343,10 @@ impl<E: Engine> Transaction for Buffered<E> {
         }
     }
 
+    fn allow_large(&self) {
+        self.state().large = true;
+    }
+
     fn approximate_size(&self) -> usize {
         self.state().bytes()
     }
@@ -359,7 +369,7 @@ impl<E: Engine> Transaction for Buffered<E> {
         let Self { engine, state } = self;
         let mut state = state.into_inner().unwrap_or_else(PoisonError::into_inner);
         let bytes = state.bytes();
-        if bytes > TRANSACTION_BYTES_MAX {
+        if bytes > state.bytes_max() {
             return Err(StoreError::TransactionTooLarge { bytes });
         }
         let watches = std::mem::take(&mut state.watches);

@@ -1,0 +1,251 @@
+//! Reads from a replica: where this host's region isn't the volume's home, plain reads go to the region's own masters first.
+//!
+//! A replica is a past state of the volume, and which one is known: each of its answers, and each of the home's, says up to which place of the
+//! volume's log it may show. What this mount has seen it asks of every further answer, so that it sees its own changes, and never goes back. A
+//! replica that isn't there yet, or lacks a chunk, or isn't reached, sends the read to the home.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use mooseng_wire::Role;
+use mooseng_wire::call::ErrorCode;
+use mooseng_wire::fs::FsRequest;
+use mooseng_wire::fs::fs_reply::Reply;
+use mooseng_wire::fs::fs_request::Op;
+use mooseng_wire::geo::{NearRead, NearReply, Place};
+use mooseng_wire::method::Method;
+use prost::Message;
+use tokio::time::Instant;
+
+use crate::peers::{Failure, Peers};
+
+/// A master of this region gets so long to answer: the home is a few times as far.
+const ANSWER_WITHIN: Duration = Duration::from_millis(500);
+/// A region whose masters weren't reached is left alone so long.
+const REST: Duration = Duration::from_secs(1);
+
+/// A place in the volume's log: epoch and version.
+type At = (u64, u64);
+
+#[derive(Debug, Default)]
+struct State {
+    /// The region that is the home, while it isn't this host's.
+    home: Option<String>,
+    /// The newest place that was seen.
+    seen: At,
+    /// The master of this region that answered last.
+    leader: Option<String>,
+    /// Nobody is asked before.
+    resting_until: Option<Instant>,
+}
+
+/// This host's region as a replica.
+#[derive(Debug, Default)]
+pub(crate) struct Near {
+    state: Mutex<State>,
+}
+
+impl Near {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The volume's home is that region; none where it is this host's.
+    pub fn set_home(&self, home: Option<String>) {
+        let mut state = self.state();
+        if state.home != home {
+            if let Some(home) = &home {
+                tracing::info!(
+                    home,
+                    "the volume's home is another region: reads are asked of this one first"
+                );
+            }
+            state.home = home;
+            state.leader = None;
+        }
+    }
+
+    /// Whether the volume's home is another region.
+    pub fn is_away(&self) -> bool {
+        self.state().home.is_some()
+    }
+
+    /// The home's region, where it is another one.
+    pub fn home(&self) -> Option<String> {
+        self.state().home.clone()
+    }
+
+    /// An answer was taken that may show everything up to a place.
+    pub fn saw(&self, epoch: u64, version: u64) {
+        if epoch > 0 {
+            let mut state = self.state();
+            state.seen = state.seen.max((epoch, version));
+        }
+    }
+
+    /// Reads from the replica; none where the home has to be asked.
+    pub async fn read(&self, peers: &dyn Peers, masters: &[String], request: &FsRequest) -> Option<Reply> {
+        if !request.op.as_ref().is_some_and(may_be_near) {
+            return None;
+        }
+        let (seen, known) = {
+            let mut state = self.state();
+            state.home.as_ref()?;
+            if state.resting_until.is_some_and(|until| Instant::now() < until) {
+                return None;
+            }
+            state.resting_until = None;
+            (state.seen, state.leader.clone())
+        };
+        let at_least = Some(Place { epoch: seen.0, version: seen.1 });
+        let body: Bytes = NearRead { op: Some(request.clone()), at_least }.encode_to_vec().into();
+        let mut candidates: Vec<String> = known.into_iter().chain(masters.iter().cloned()).collect();
+        let mut tried: Vec<String> = Vec::new();
+        while tried.len() <= masters.len() && !candidates.is_empty() {
+            let address = candidates.remove(0);
+            if tried.contains(&address) {
+                continue;
+            }
+            let call = peers.call(
+                Role::Master,
+                &address,
+                Method::NearRead,
+                body.clone(),
+                Bytes::new(),
+                ANSWER_WITHIN,
+            );
+            match call.await {
+                Ok(answered) => {
+                    let reply = NearReply::decode(answered.body).ok()?;
+                    let at = reply.at.map_or((0, 0), |place| (place.epoch, place.version));
+                    let mut state = self.state();
+                    state.leader = Some(address);
+                    if at < seen {
+                        return None;
+                    }
+                    state.seen = state.seen.max(at);
+                    drop(state);
+                    return reply.reply?.reply;
+                }
+                Err(Failure::Refused(refusal)) => {
+                    match refusal.code() {
+                        ErrorCode::NotLeader if !refusal.leader.is_empty() => {
+                            candidates.insert(0, refusal.leader);
+                        }
+                        ErrorCode::NotLeader => {}
+                        // The leader has said that it is the home's to answer.
+                        _ => {
+                            self.state().leader = Some(address);
+                            return None;
+                        }
+                    }
+                }
+                Err(Failure::NotSent(_) | Failure::Lost | Failure::Timeout) => {}
+            }
+            tried.push(address);
+        }
+        let mut state = self.state();
+        state.leader = None;
+        state.resting_until = Some(Instant::now() + REST);
+        None
+    }
+}
+
+/// What needs no promise, session or custodian.
+fn may_be_near(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::Lookup(_)
+            | Op::GetAttr(_)
+            | Op::ReadLink(_)
+            | Op::ReadDir(_)
+            | Op::ReadExtents(_)
+            | Op::Seek(_)
+            | Op::GetXattr(_)
+            | Op::ListXattr(_)
+            | Op::Access(_)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use async_trait::async_trait;
+    use mooseng_wire::call::CallError;
+    use mooseng_wire::fs::{Done, FsReply, GetAttr, StatFs};
+
+    use super::*;
+    use crate::peers::Answered;
+
+    type Script = Mutex<VecDeque<(&'static str, Result<Answered, Failure>)>>;
+
+    /// Answers in order, and checks whom it is asked of.
+    struct Scripted(Script);
+
+    #[async_trait]
+    impl Peers for Scripted {
+        async fn call(
+            &self,
+            _: Role,
+            address: &str,
+            method: Method,
+            _: Bytes,
+            _: Bytes,
+            _: Duration,
+        ) -> Result<Answered, Failure> {
+            assert_eq!(method, Method::NearRead);
+            let (expected, answer) = self.0.lock().unwrap().pop_front().expect("asked too often");
+            assert_eq!(address, expected);
+            answer
+        }
+    }
+
+    fn refused(code: ErrorCode, leader: &str) -> Result<Answered, Failure> {
+        Err(Failure::Refused(CallError { code: code.into(), leader: leader.into(), ..CallError::default() }))
+    }
+
+    fn at(epoch: u64, version: u64) -> Result<Answered, Failure> {
+        let reply = NearReply {
+            reply: Some(FsReply { reply: Some(Reply::Done(Done {})) }),
+            at: Some(Place { epoch, version }),
+        };
+        Ok(Answered { body: reply.encode_to_vec().into(), bulk: Bytes::new() })
+    }
+
+    fn get() -> FsRequest {
+        FsRequest { op: Some(Op::GetAttr(GetAttr { inode: 1 })), caller: None }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_leader_is_found_and_what_was_seen_isnt_gone_behind() {
+        let masters = ["a".to_owned(), "b".to_owned()];
+        let near = Near::default();
+        let script =
+            |steps: Vec<(&'static str, Result<Answered, Failure>)>| Scripted(Mutex::new(steps.into()));
+        assert!(near.read(&script(vec![]), &masters, &get()).await.is_none(), "the home is here");
+        near.set_home(Some("elsewhere".into()));
+        let whole = FsRequest { op: Some(Op::StatFs(StatFs { inode: 1 })), caller: None };
+        assert!(near.read(&script(vec![]), &masters, &whole).await.is_none(), "only the home knows");
+        let found = script(vec![("a", refused(ErrorCode::NotLeader, "c")), ("c", at(1, 5))]);
+        assert!(near.read(&found, &masters, &get()).await.is_some());
+        assert!(near.read(&script(vec![("c", at(1, 6))]), &masters, &get()).await.is_some());
+        assert!(
+            near.read(&script(vec![("c", at(1, 4))]), &masters, &get()).await.is_none(),
+            "it would go back"
+        );
+        near.saw(1, 9);
+        let behind = script(vec![("c", refused(ErrorCode::Unavailable, ""))]);
+        assert!(near.read(&behind, &masters, &get()).await.is_none(), "the home is asked");
+        assert!(near.read(&script(vec![("c", at(1, 9))]), &masters, &get()).await.is_some());
+        let gone =
+            script(vec![("c", Err(Failure::Lost)), ("a", Err(Failure::Timeout)), ("b", Err(Failure::Lost))]);
+        assert!(near.read(&gone, &masters, &get()).await.is_none());
+        assert!(near.read(&script(vec![]), &masters, &get()).await.is_none(), "it is left alone for a while");
+        tokio::time::advance(REST).await;
+        assert!(near.read(&script(vec![("a", at(2, 1))]), &masters, &get()).await.is_some());
+        near.set_home(None);
+        assert!(near.read(&script(vec![]), &masters, &get()).await.is_none());
+    }
+}

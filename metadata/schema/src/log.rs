@@ -1,0 +1,233 @@
+//! A volume's log: its committed transactions in order, which other regions replay; and how far a region is with it.
+
+use bytes::Bytes;
+use mooseng_store::KeyRange;
+use mooseng_wire::{Epoch, VolumeId};
+
+use crate::key::{parse_region_key, parse_volume_key, region_key, volume_key, volume_range};
+use crate::record::{Record, SchemaError};
+use crate::tag::{RegionTag, VolumeTag};
+
+/// Bytes of an entry in one pair at most: a value of the store has a bound.
+pub const PART_BYTES_MAX: usize = 90_000;
+
+const FORMAT: u8 = 1;
+
+/// A place in a volume's log: the home epoch, and the version of a transaction in the store of that epoch's home.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LogPosition {
+    /// The epoch.
+    pub epoch: Epoch,
+    /// The version.
+    pub version: u64,
+}
+
+impl LogPosition {
+    /// The place of a version within an epoch.
+    pub fn new(epoch: Epoch, version: u64) -> Self {
+        Self { epoch, version }
+    }
+}
+
+impl std::fmt::Display for LogPosition {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.epoch.0, self.version)
+    }
+}
+
+/// The key of a part of an entry.
+pub fn key(volume: VolumeId, at: LogPosition, part: u32) -> Vec<u8> {
+    volume_key(volume, VolumeTag::Log, &(at.epoch.0, at.version, part))
+}
+
+/// All entries of a volume.
+pub fn range(volume: VolumeId) -> KeyRange {
+    volume_range(volume, VolumeTag::Log, &())
+}
+
+/// The entries behind `after`.
+pub fn range_after(volume: VolumeId, after: LogPosition) -> KeyRange {
+    let begin = volume_range(volume, VolumeTag::Log, &(after.epoch.0, after.version)).end;
+    KeyRange { begin, end: range(volume).end }
+}
+
+/// The entries up to `upto`, which is among them.
+pub fn range_upto(volume: VolumeId, upto: LogPosition) -> KeyRange {
+    KeyRange { begin: range(volume).begin, end: range_after(volume, upto).begin }
+}
+
+/// Place and part of a key of [`range`].
+pub fn parse_key(volume: VolumeId, key: &[u8]) -> Result<(LogPosition, u32), SchemaError> {
+    let (epoch, version, part, _): (u64, u64, u32, u64) = parse_volume_key(volume, VolumeTag::Log, key)?;
+    Ok((LogPosition::new(Epoch(epoch), version), part))
+}
+
+/// The pairs of an entry.
+pub fn parts(volume: VolumeId, at: LogPosition, entry: &Bytes) -> Vec<(Bytes, Bytes)> {
+    let pieces = entry.len().div_ceil(PART_BYTES_MAX).max(1);
+    (0..pieces)
+        .map(|piece| {
+            let begin = piece * PART_BYTES_MAX;
+            let bytes = entry.slice(begin..entry.len().min(begin + PART_BYTES_MAX));
+            let mut value = Vec::with_capacity(2 + bytes.len());
+            value.push(FORMAT);
+            value.push(u8::from(piece + 1 < pieces));
+            value.extend_from_slice(&bytes);
+            let part = u32::try_from(piece).unwrap_or(u32::MAX);
+            (key(volume, at, part).into(), value.into())
+        })
+        .collect()
+}
+
+/// A part's bytes, and whether more parts follow.
+pub fn part(value: &Bytes) -> Result<(Bytes, bool), SchemaError> {
+    match value[..] {
+        [FORMAT, more @ (0 | 1), ..] => Ok((value.slice(2..), more == 1)),
+        [format, ..] if format > FORMAT => {
+            Err(SchemaError::Newer { record: "log entry", format, known: FORMAT })
+        }
+        _ => Err(SchemaError::damaged("log entry", "it has no head")),
+    }
+}
+
+/// That a volume's transactions are written to its log here.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct LoggedRecord {
+    /// Under this epoch.
+    #[prost(uint64, tag = "1")]
+    pub epoch: u64,
+    /// Entries up to here aren't kept any more: their epoch.
+    #[prost(uint64, tag = "2")]
+    pub trimmed_epoch: u64,
+    /// And their version.
+    #[prost(uint64, tag = "3")]
+    pub trimmed_version: u64,
+}
+
+impl Record for LoggedRecord {
+    const NAME: &'static str = "logged volume";
+}
+
+impl LoggedRecord {
+    /// Entries up to here aren't kept any more.
+    pub fn trimmed(&self) -> LogPosition {
+        LogPosition::new(Epoch(self.trimmed_epoch), self.trimmed_version)
+    }
+}
+
+/// The key of [`LoggedRecord`].
+pub fn logged_key(volume: VolumeId) -> Vec<u8> {
+    region_key(RegionTag::Logged, &(volume.0,))
+}
+
+/// All [`LoggedRecord`]s.
+pub fn logged_range() -> KeyRange {
+    mooseng_store::prefix_range(&region_key(RegionTag::Logged, &()))
+}
+
+/// The volume in a key of [`logged_range`].
+pub fn parse_logged_key(key: &[u8]) -> Result<VolumeId, SchemaError> {
+    let (volume,): (u16,) = parse_region_key(RegionTag::Logged, key)?;
+    Ok(VolumeId(volume))
+}
+
+/// How far this region is with a volume whose home is elsewhere.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ReplicaRecord {
+    /// Everything that is here is as it was at this place of the log: its epoch.
+    #[prost(uint64, tag = "1")]
+    pub epoch: u64,
+    /// And its version.
+    #[prost(uint64, tag = "2")]
+    pub version: u64,
+    /// While the volume is copied: keys before this one are here. Without it, all are.
+    #[prost(bytes = "bytes", optional, tag = "3")]
+    pub copied_before: Option<Bytes>,
+    /// The log that is kept here begins behind this place, where the copy was begun: its epoch.
+    #[prost(uint64, tag = "4")]
+    pub log_behind_epoch: u64,
+    /// And its version.
+    #[prost(uint64, tag = "5")]
+    pub log_behind_version: u64,
+}
+
+impl Record for ReplicaRecord {
+    const NAME: &'static str = "replica";
+}
+
+impl ReplicaRecord {
+    /// The log that is kept here begins behind this place.
+    pub fn log_behind(&self) -> LogPosition {
+        LogPosition::new(Epoch(self.log_behind_epoch), self.log_behind_version)
+    }
+
+    /// The place of the log.
+    pub fn position(&self) -> LogPosition {
+        LogPosition::new(Epoch(self.epoch), self.version)
+    }
+}
+
+/// The key of [`ReplicaRecord`].
+pub fn replica_key(volume: VolumeId) -> Vec<u8> {
+    region_key(RegionTag::Replica, &(volume.0,))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::whole_volume;
+    use crate::record::testing::{golden, hex, round_trip};
+    use proptest::prelude::*;
+
+    #[test]
+    fn bytes_stay_as_they_were() {
+        let at = LogPosition::new(Epoch(2), 300);
+        assert_eq!(hex(&key(VolumeId(0), at, 1)), "02760014151915021601 2c150114".replace(' ', ""));
+        assert_eq!(hex(&logged_key(VolumeId(3))), "02720015091503");
+        assert_eq!(hex(&replica_key(VolumeId(3))), "027200150a1503");
+        assert_eq!(parse_logged_key(&logged_key(VolumeId(3))), Ok(VolumeId(3)));
+        golden(&LoggedRecord { epoch: 2, trimmed_epoch: 1, trimmed_version: 300 }, "010802100118ac02");
+        golden(
+            &ReplicaRecord {
+                epoch: 2,
+                version: 300,
+                copied_before: Some(Bytes::from_static(b"k")),
+                log_behind_epoch: 1,
+                log_behind_version: 2,
+            },
+            "01080210ac021a016b20012802",
+        );
+        let parts = parts(VolumeId(0), at, &Bytes::from_static(b"xy"));
+        assert_eq!(hex(&parts[0].1), "01007879");
+        assert!(part(&Bytes::from_static(&[1])).is_err() && part(&Bytes::from_static(&[2, 0])).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn parts_make_the_entry_and_keys_keep_the_logs_order(
+            bytes in 0usize..300_000, a: (u64, u64), b: (u64, u64), records: (u64, u64, Option<Vec<u8>>)
+        ) {
+            let volume = VolumeId(5);
+            let [a, b] = [a, b].map(|(epoch, version)| LogPosition::new(Epoch(epoch), version));
+            let entry = Bytes::from((0..bytes).map(|i| i as u8).collect::<Vec<_>>());
+            let pairs = parts(volume, a, &entry);
+            let mut whole = Vec::new();
+            for (i, (key, value)) in pairs.iter().enumerate() {
+                let (bytes, more) = part(value).unwrap();
+                whole.extend_from_slice(&bytes);
+                prop_assert!(value.len() <= mooseng_store::limits::VALUE_BYTES_MAX);
+                prop_assert_eq!(more, i + 1 < pairs.len());
+                prop_assert_eq!(parse_key(volume, key).unwrap(), (a, i as u32));
+                prop_assert_eq!(range_after(volume, b).begin <= *key, a > b);
+                prop_assert_eq!(range_upto(volume, b).end > *key, a <= b);
+                prop_assert!(range(volume).begin <= *key && *key < range(volume).end);
+                prop_assert!(whole_volume(volume).begin <= *key && *key < whole_volume(volume).end);
+            }
+            prop_assert_eq!(whole, entry);
+            prop_assert_eq!(a < b, key(volume, a, 7) < key(volume, b, 0));
+            let (epoch, version, copied_before) = records;
+            let copied_before = copied_before.map(Bytes::from);
+            round_trip(&ReplicaRecord { epoch, version, copied_before, ..Default::default() });
+        }
+    }
+}

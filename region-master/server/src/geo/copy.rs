@@ -1,0 +1,106 @@
+//! What a replica's leader does: it copies the volume, range by range, until its log is pushed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use mooseng_replica::{Entry, read};
+use mooseng_schema::log::{LogPosition, ReplicaRecord};
+use mooseng_wire::VolumeId;
+use mooseng_wire::geo::{AskLog, AskPage, Log, Page};
+use mooseng_wire::method::Method;
+
+use super::receive::Change;
+use super::{ROOT_VOLUME, ask, pause, place, position, receive};
+use crate::master::Master;
+
+/// Bytes of a range, and of entries, that are asked for at a time.
+const BYTES: u32 = 400_000;
+/// After a failure.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// Copies the volume where it isn't here, as long as this is its replica.
+pub async fn run(master: &Arc<Master>) {
+    let mut moved = master.geo.moved();
+    loop {
+        moved.borrow_and_update();
+        match step(master, ROOT_VOLUME).await {
+            Ok(true) => {}
+            Ok(false) => {
+                // Until it has to be copied anew.
+                let _ = moved.changed().await;
+            }
+            Err(trouble) => {
+                tracing::info!(trouble, "the volume can't be copied from its home yet; trying on");
+                tokio::time::sleep(pause(AGAIN)).await;
+            }
+        }
+    }
+}
+
+/// Copies one range. Answers whether there was anything to copy.
+async fn step(master: &Master, volume: VolumeId) -> Result<bool, String> {
+    let record = {
+        let _applying = master.geo.applying.lock().await;
+        receive::record(master, volume).await.map_err(|e| e.message)?
+    };
+    let Some(from) = receive::from_of(&record) else { return Ok(false) };
+    let home = home(master, volume)?;
+    let message = AskPage { volume: volume.0.into(), from: from.clone(), bytes_max: BYTES };
+    let page: Page = ask(master, &home, Method::VolumePage, &message).await?;
+    let page = read::Page {
+        at: position(page.at.as_ref()),
+        pairs: page.pairs.into_iter().map(|pair| (pair.key, pair.value)).collect(),
+        next: (!page.next.is_empty()).then_some(page.next),
+    };
+    let _applying = master.geo.applying.lock().await;
+    if !reach(master, volume, &home, &from, page.at).await? {
+        return Ok(true);
+    }
+    let record =
+        receive::change(master, volume, Change::Install(&from, &page)).await.map_err(|e| e.message)?;
+    if record.copied_before.is_none() {
+        tracing::info!(at = %record.position(), "the volume is copied; its log is replayed from here on");
+    }
+    Ok(true)
+}
+
+fn home(master: &Master, volume: VolumeId) -> Result<String, String> {
+    let view = master.geo.view().ok_or("there is no global group")?;
+    view.volumes
+        .get(&volume)
+        .map(|known| known.home.clone())
+        .ok_or_else(|| "the volume isn't known".to_owned())
+}
+
+/// Replays the log up to the place at which the next range was read. Answers whether that range can be taken in.
+async fn reach(
+    master: &Master,
+    volume: VolumeId,
+    home: &str,
+    from: &Bytes,
+    at: LogPosition,
+) -> Result<bool, String> {
+    loop {
+        let record: ReplicaRecord = receive::record(master, volume).await.map_err(|e| e.message)?;
+        if record.copied_before.as_ref() != Some(from) || record.position() > at {
+            return Ok(false);
+        }
+        if record.position() == at || record.position() == LogPosition::default() {
+            return Ok(true);
+        }
+        let message = AskLog { volume: volume.0.into(), after: place(record.position()), bytes_max: BYTES };
+        let log: Log = ask(master, home, Method::LogAsk, &message).await?;
+        if log.trimmed {
+            tracing::warn!(at = %record.position(), "the home's log doesn't reach back so far: the volume is copied anew");
+            receive::change(master, volume, Change::BeginAnew).await.map_err(|e| e.message)?;
+            return Ok(false);
+        }
+        let entries: Vec<Entry> =
+            log.entries.into_iter().map(receive::entry).take_while(|entry| entry.at <= at).collect();
+        if entries.is_empty() {
+            return Err(format!("the home's log doesn't lead from {} to {at}", record.position()));
+        }
+        receive::replay(master, volume, record, entries).await.map_err(|e| e.message)?;
+    }
+}

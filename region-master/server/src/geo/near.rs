@@ -1,0 +1,112 @@
+//! Reads of a replica: what was replayed of a volume whose home is elsewhere, for clients of this region.
+
+use std::time::Duration;
+
+use mooseng_namespace::{OpContext, SessionCall};
+use mooseng_schema::log::LogPosition;
+use mooseng_transport::{Peer, call_error};
+use mooseng_wire::Role;
+use mooseng_wire::call::{CallError, ErrorCode};
+use mooseng_wire::fs::FsReply;
+use mooseng_wire::fs::fs_reply::Reply;
+use mooseng_wire::fs::fs_request::Op;
+use mooseng_wire::geo::{NearRead, NearReply};
+use tokio::time::Instant;
+
+use super::{ROOT_VOLUME, Whereabouts, place, place_of, position};
+use crate::errors::driver_failed;
+use crate::fs::context;
+use crate::master::Master;
+use crate::{places, rights};
+
+/// What a client has seen is waited for so long: the home has it at once, a round trip away.
+const WAIT: Duration = Duration::from_millis(100);
+
+fn elsewhere(message: impl Into<String>) -> CallError {
+    call_error(ErrorCode::Unavailable, message)
+}
+
+/// What needs no promise, session or custodian.
+fn may_be_near(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::Lookup(_)
+            | Op::GetAttr(_)
+            | Op::ReadLink(_)
+            | Op::ReadDir(_)
+            | Op::ReadExtents(_)
+            | Op::Seek(_)
+            | Op::GetXattr(_)
+            | Op::ListXattr(_)
+            | Op::Access(_)
+    )
+}
+
+/// Answers a read from the replica here, at a place that isn't before what the client has seen. UNAVAILABLE sends the client to the home.
+pub async fn read(
+    master: &Master,
+    peer: &Peer,
+    request: NearRead,
+    deadline: Instant,
+) -> Result<NearReply, CallError> {
+    master.allow(peer, &[Role::Client, Role::Admin])?;
+    let term = master.serving()?;
+    if place_of(master, ROOT_VOLUME) != Whereabouts::Elsewhere {
+        return Err(elsewhere("this region has no replica of the volume: ask its home"));
+    }
+    // A subtree's root and a mapping of users hang on a session, which the home has.
+    if rights::of(master, &peer.identity)?.is_some() {
+        return Err(elsewhere("a client under a mount rule reads at the volume's home"));
+    }
+    let fs = request.op.as_ref().filter(|fs| fs.op.as_ref().is_some_and(may_be_near));
+    let Some(fs) = fs else {
+        return Err(call_error(ErrorCode::InvalidRequest, "only plain reads are answered by a replica"));
+    };
+    reached(master, position(request.at_least.as_ref()), deadline).await?;
+    let context: OpContext = context(master);
+    let (mut reply, _) = master
+        .driver
+        .run(SessionCall::default(), &context, fs, deadline)
+        .await
+        .map_err(|e| driver_failed(&e, || master.not_leader()))?;
+    if places::names_chunks(&reply) {
+        if !is_here(&reply) {
+            return Err(elsewhere("a chunk of the file isn't in this region yet: ask the volume's home"));
+        }
+        let (now, now_ns) = (master.clock.boot(), master.clock.unix_ns());
+        master.desk(|desk| places::complete(desk, &mut reply, 0, now, now_ns));
+    }
+    // Looked up after the read, which may have seen what was replayed meanwhile; and nobody began to copy anew under it.
+    let Some(at) = master.geo.replica(ROOT_VOLUME).readable() else {
+        return Err(elsewhere("the volume is being copied to this region: ask its home"));
+    };
+    master.may_answer(term)?;
+    Ok(NearReply { reply: Some(reply), at: place(at) })
+}
+
+/// Waits a little until the replica is at a place.
+async fn reached(master: &Master, wanted: LogPosition, deadline: Instant) -> Result<(), CallError> {
+    let mut moved = master.geo.moved();
+    let until = deadline.min(Instant::now() + WAIT);
+    loop {
+        moved.borrow_and_update();
+        match master.geo.replica(ROOT_VOLUME).readable() {
+            Some(at) if at >= wanted => return Ok(()),
+            Some(_) => {}
+            None => return Err(elsewhere("the volume is being copied to this region: ask its home")),
+        }
+        if !matches!(tokio::time::timeout_at(until, moved.changed()).await, Ok(Ok(()))) {
+            return Err(elsewhere(
+                "this region hasn't replayed yet what the client has seen: ask the volume's home",
+            ));
+        }
+    }
+}
+
+/// Whether all chunks that an answer names have copies in this region.
+fn is_here(reply: &FsReply) -> bool {
+    match &reply.reply {
+        Some(Reply::Extents(map)) => map.chunks.iter().all(|chunk| !chunk.locations.is_empty()),
+        _ => true,
+    }
+}

@@ -1,0 +1,228 @@
+//! How a replica's leader takes the log in: in order, exactly once, with its place in the same transaction.
+
+use bytes::Bytes;
+use mooseng_embedded::EmbeddedTransaction;
+use mooseng_replica::read::Page;
+use mooseng_replica::{Entry, ReplicaError, apply};
+use mooseng_schema::log::{LogPosition, ReplicaRecord};
+use mooseng_store::{Read, Store, StoreError, Transaction};
+use mooseng_transport::{Peer, call_error};
+use mooseng_wire::VolumeId;
+use mooseng_wire::call::{CallError, ErrorCode};
+use mooseng_wire::geo::{LogEntry, Push, Pushed};
+use std::time::Duration;
+use tokio::time::Instant;
+
+use super::{allow_master, failed, place, position};
+use crate::master::Master;
+
+/// Entries of one push are taken in by transactions of so many bytes, or of one entry.
+const TRANSACTION_BYTES: usize = 400_000;
+/// A push whose predecessor hasn't come waits so long for it.
+const PREDECESSOR_WITHIN: Duration = Duration::from_secs(1);
+/// Tries of one transaction.
+const TRIES: u32 = 20;
+
+/// Takes a push.
+pub async fn push(master: &Master, peer: &Peer, push: Push, deadline: Instant) -> Result<Pushed, CallError> {
+    let volume = VolumeId(u16::try_from(push.volume).unwrap_or(u16::MAX));
+    from_home(master, peer, volume, push.epoch)?;
+    let term = master.serving()?;
+    let (after, newest) = (position(push.after.as_ref()), position(push.newest.as_ref()));
+    let entries: Vec<Entry> = push.entries.into_iter().map(entry).collect();
+    if entries.iter().any(|entry| entry.at.epoch.0 > push.epoch) {
+        return Err(call_error(ErrorCode::InvalidRequest, "an entry is of a later epoch than its home"));
+    }
+    let now = master.clock.boot();
+    master.geo.note_replica(volume, |replica| {
+        replica.newest = replica.newest.max(newest);
+        replica.heard = Some(now);
+    });
+    let record = take(master, volume, after, entries, deadline).await?;
+    if record.position() >= newest {
+        master.geo.note_replica(volume, |replica| replica.whole_at = Some(now));
+    }
+    trim(master, volume, &record, position(push.trimmed.as_ref())).await?;
+    master.may_answer(term)?;
+    Ok(Pushed { at: place(record.position()), copying: record.copied_before.is_some() })
+}
+
+/// Only the home of the epoch that is known here is listened to.
+fn from_home(master: &Master, peer: &Peer, volume: VolumeId, epoch: u64) -> Result<(), CallError> {
+    let view = master.geo.view();
+    let known = view.as_ref().and_then(|view| view.volumes.get(&volume));
+    let Some(known) = known else {
+        return Err(call_error(ErrorCode::Unavailable, "this master doesn't know the volume yet; try again"));
+    };
+    allow_master(master, peer, None)?;
+    if epoch < known.epoch.0 {
+        let message = format!("the volume's epoch is {} and its home {}", known.epoch.0, known.home);
+        return Err(call_error(ErrorCode::StaleEpoch, message));
+    }
+    // A later epoch's home is known there before it is here.
+    if epoch > known.epoch.0 {
+        let message = "this master hasn't heard of the volume's new epoch yet; try again";
+        return Err(call_error(ErrorCode::Unavailable, message));
+    }
+    allow_master(master, peer, Some(&known.home))
+}
+
+/// An entry from the wire.
+pub(super) fn entry(entry: LogEntry) -> Entry {
+    Entry { at: position(entry.at.as_ref()), bytes: entry.changes }
+}
+
+/// Takes entries in that follow a place, once the replica is there. Answers where it is then.
+async fn take(
+    master: &Master,
+    volume: VolumeId,
+    after: LogPosition,
+    entries: Vec<Entry>,
+    deadline: Instant,
+) -> Result<ReplicaRecord, CallError> {
+    let mut moved = master.geo.moved();
+    let until = deadline.min(Instant::now() + PREDECESSOR_WITHIN);
+    loop {
+        {
+            let _applying = master.geo.applying.lock().await;
+            moved.borrow_and_update();
+            let record = record(master, volume).await?;
+            let at = record.position();
+            let settled = record.copied_before.is_some() || entries.is_empty() || after <= at;
+            if record.copied_before.is_some() || entries.is_empty() {
+                return Ok(record);
+            }
+            if settled {
+                let rest: Vec<Entry> = entries.into_iter().filter(|entry| entry.at > at).collect();
+                return replay(master, volume, record, rest).await;
+            }
+            if Instant::now() >= until {
+                return Ok(record);
+            }
+        }
+        // Its predecessor is on its way, or was lost: then the home asks where this region is.
+        if tokio::time::timeout_at(until, moved.changed()).await.is_err() {
+            return record(master, volume).await;
+        }
+    }
+}
+
+/// How far the replica is; it is begun where it wasn't.
+pub(super) async fn record(master: &Master, volume: VolumeId) -> Result<ReplicaRecord, CallError> {
+    if let Some(record) = master.geo.replica(volume).record {
+        return Ok(record);
+    }
+    change(master, volume, Change::Begin).await
+}
+
+/// Replays entries that follow the replica's place. Only while `applying` is held.
+pub(super) async fn replay(
+    master: &Master,
+    volume: VolumeId,
+    mut record: ReplicaRecord,
+    entries: Vec<Entry>,
+) -> Result<ReplicaRecord, CallError> {
+    let mut rest = &entries[..];
+    while !rest.is_empty() {
+        let mut bytes = 0;
+        let fitting = rest.iter().take_while(|entry| {
+            bytes += entry.bytes.len();
+            bytes <= TRANSACTION_BYTES
+        });
+        let (now, later) = rest.split_at(fitting.count().max(1));
+        let after = record.position();
+        record = change(master, volume, Change::Replay(after, now)).await?;
+        master.metrics.log_replayed.inc_by(now.len() as u64);
+        rest = later;
+    }
+    Ok(record)
+}
+
+/// A change of a replica. Each may run again after it was committed.
+pub(super) enum Change<'a> {
+    /// Begins it, where it wasn't.
+    Begin,
+    /// Begins it anew.
+    BeginAnew,
+    /// Takes in the range from that key on.
+    Install(&'a Bytes, &'a Page),
+    /// Replays the entries that follow that place.
+    Replay(LogPosition, &'a [Entry]),
+    /// Lets go of the log up to that place.
+    Trim(LogPosition),
+}
+
+impl Change<'_> {
+    async fn make(&self, tx: &EmbeddedTransaction, volume: VolumeId) -> Result<ReplicaRecord, ReplicaError> {
+        match self {
+            Self::Begin if apply::state(tx, volume, Read::Conflicting).await?.is_some() => {}
+            Self::Begin | Self::BeginAnew => apply::begin(tx, volume),
+            Self::Install(from, page) => match apply::install(tx, volume, from, page).await {
+                Err(error) => {
+                    // Unless the try before this one was committed after all.
+                    let record = apply::state(tx, volume, Read::Conflicting).await?.unwrap_or_default();
+                    if record.copied_before != page.next || record.position() != page.at {
+                        return Err(error);
+                    }
+                }
+                Ok(()) => {}
+            },
+            Self::Replay(after, entries) => match apply::entries(tx, volume, *after, entries).await {
+                Err(ReplicaError::Gap { at, .. }) if entries.last().is_some_and(|last| last.at == at) => {}
+                other => drop(other?),
+            },
+            Self::Trim(upto) => apply::trim(tx, volume, *upto).await?,
+        }
+        Ok(apply::state(tx, volume, Read::Snapshot).await?.unwrap_or_default())
+    }
+}
+
+/// Makes a change, and takes note of where the replica is behind it. Only while `applying` is held.
+pub(super) async fn change(
+    master: &Master,
+    volume: VolumeId,
+    work: Change<'_>,
+) -> Result<ReplicaRecord, CallError> {
+    let mut tries = 0;
+    loop {
+        let tx = master.store.begin();
+        let error = match work.make(&tx, volume).await {
+            Ok(record) => match tx.commit().await {
+                Ok(_) => {
+                    master.geo.note_replica(volume, |replica| replica.record = Some(record.clone()));
+                    return Ok(record);
+                }
+                Err(error) => ReplicaError::Store(error),
+            },
+            Err(error) => error,
+        };
+        tries += 1;
+        let again =
+            matches!(&error, ReplicaError::Store(e) if e.is_retryable() || *e == StoreError::CommitUnknown);
+        if !again || tries >= TRIES {
+            master.geo.note_replica(volume, |replica| replica.record = None);
+            return Err(failed(master, &error));
+        }
+        tokio::time::sleep(super::pause(Duration::from_millis(1 << tries.min(6)))).await;
+    }
+}
+
+/// Lets go of the part of the log that nobody needs.
+async fn trim(
+    master: &Master,
+    volume: VolumeId,
+    record: &ReplicaRecord,
+    trimmed: LogPosition,
+) -> Result<(), CallError> {
+    // What isn't here yet is needed.
+    if record.copied_before.is_some() || trimmed <= record.log_behind() || trimmed > record.position() {
+        return Ok(());
+    }
+    let _applying = master.geo.applying.lock().await;
+    change(master, volume, Change::Trim(trimmed)).await.map(drop)
+}
+
+/// The key behind all copied ones; none where everything is.
+pub(super) fn from_of(record: &ReplicaRecord) -> Option<Bytes> {
+    record.copied_before.clone()
+}

@@ -1,0 +1,260 @@
+//! What a home's leader does: it has the volume's log written, sends it to the regions that have the volume, and trims it.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::future::join_all;
+use futures::stream::FuturesUnordered;
+use mooseng_ports::clock::BootTime;
+use mooseng_region::shipping::{Heard, Next, Shipping};
+use mooseng_replica::{Entry, ReplicaError, read};
+use mooseng_schema::Record;
+use mooseng_schema::log::{self, LogPosition, LoggedRecord};
+use mooseng_store::{Read, Store, Transaction};
+use mooseng_wire::geo::{LogEntry, Push, Pushed};
+use mooseng_wire::method::Method;
+use mooseng_wire::{Epoch, VolumeId};
+
+use super::{ROOT_VOLUME, Shipped, Whereabouts, ask, pause, place, place_of, position};
+use crate::master::Master;
+
+/// Bytes of one push, or one entry.
+const PUSH_BYTES: usize = 512 << 10;
+/// A region that has everything hears so this often.
+const GREET_EVERY: Duration = Duration::from_millis(500);
+/// A region that copies the volume, or wasn't reached, is asked again after this.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
+/// How often the log is trimmed.
+const TRIM_EVERY: Duration = Duration::from_secs(10);
+
+type Answer = (u64, Result<Pushed, String>);
+type Answers<'a> = FuturesUnordered<Pin<Box<dyn Future<Output = Answer> + Send + 'a>>>;
+
+/// Sends the volume's log wherever it is wanted, as long as this region is its home under that epoch.
+pub async fn run(master: &Arc<Master>, epoch: Epoch) {
+    let Some(mut cluster) = master.geo.cluster.clone() else { return std::future::pending().await };
+    loop {
+        let view = cluster.borrow_and_update().clone();
+        let regions: Vec<String> = view.replicas_of(ROOT_VOLUME).map(str::to_owned).collect();
+        let same = |view: &Arc<mooseng_global::View>| {
+            view.replicas_of(ROOT_VOLUME).eq(regions.iter().map(String::as_str))
+        };
+        let work = async {
+            if regions.is_empty() {
+                return std::future::pending().await;
+            }
+            have_logged(master, epoch).await;
+            let shipping = join_all(regions.iter().map(|region| ship(master, ROOT_VOLUME, epoch, region)));
+            tokio::join!(shipping, keep_trimmed(master, ROOT_VOLUME, epoch, &regions));
+        };
+        tokio::select! {
+            () = work => {}
+            changed = cluster.wait_for(|view| !same(view)) => if changed.is_err() { return },
+        }
+    }
+}
+
+/// Has the log written, from now on.
+async fn have_logged(master: &Master, epoch: Epoch) {
+    loop {
+        let tried = async {
+            let tx = master.store.begin();
+            let key = log::logged_key(ROOT_VOLUME);
+            let known = tx.get(&key, Read::Conflicting).await?;
+            let known = known.map(|value| LoggedRecord::from_value(&value)).transpose()?;
+            if known.as_ref().is_none_or(|known| known.epoch != epoch.0) {
+                // Nothing up to the commit that says so, which comes later than this version, is in the log.
+                let begins = LogPosition::new(epoch, tx.read_version().await?.0 + 1);
+                let trimmed = known.map_or(begins, |known| known.trimmed());
+                let record = LoggedRecord {
+                    epoch: epoch.0,
+                    trimmed_epoch: trimmed.epoch.0,
+                    trimmed_version: trimmed.version,
+                };
+                tx.set(&key, &record.to_value());
+                tx.commit().await?;
+            }
+            Ok::<_, ReplicaError>(read::newest(&master.store.begin(), ROOT_VOLUME).await?)
+        };
+        match tried.await {
+            Ok(newest) => {
+                master.geo.note_newest(ROOT_VOLUME, newest);
+                return;
+            }
+            Err(error) => tracing::info!(%error, "the volume's log can't be begun yet; trying on"),
+        }
+        tokio::time::sleep(pause(Duration::from_millis(200))).await;
+    }
+}
+
+/// Sends the log to one region.
+async fn ship(master: &Arc<Master>, volume: VolumeId, epoch: Epoch, region: &str) {
+    let mut shipping = Shipping::<LogPosition>::default();
+    let mut answers = Answers::new();
+    let mut sent: VecDeque<(LogPosition, BootTime)> = VecDeque::new();
+    let mut pushed = master.geo.tail.pushed();
+    loop {
+        pushed.borrow_and_update();
+        match shipping.next() {
+            Next::Ask => {
+                let number = shipping.asked();
+                send(master, volume, epoch, region, number, LogPosition::default(), &[], &mut answers);
+            }
+            Next::Send(after) => match following(master, volume, after).await {
+                Ok(entries) => {
+                    if let Some(last) = entries.last() {
+                        let number = shipping.pushed(last.at);
+                        sent.push_back((last.at, master.clock.boot()));
+                        note(master, volume, region, &shipping, &sent);
+                        send(master, volume, epoch, region, number, after, &entries, &mut answers);
+                        continue;
+                    }
+                }
+                // The region copies the volume anew, once it asks for what follows.
+                Err(error) => {
+                    tell(master, volume, region, error.to_string());
+                    shipping.failed();
+                    answers.clear();
+                    tokio::time::sleep(pause(ASK_AGAIN)).await;
+                }
+            },
+            Next::Wait => {}
+        }
+        let greet = answers.is_empty();
+        tokio::select! {
+            Some((number, answer)) = answers.next(), if !answers.is_empty() => {
+                let again = match answer {
+                    Ok(Pushed { at, copying }) => {
+                        let at = position(at.as_ref());
+                        let heard = shipping.answered(number, at, copying);
+                        master.geo.note_shipped(volume, region, |known| {
+                            known.copying = copying;
+                            known.trouble.clear();
+                        });
+                        // A greeting shows whether the region still is where it was.
+                        let back = number == 0 && shipping.acknowledged().is_some_and(|known| at < known);
+                        heard == Heard::Copying || heard == Heard::Elsewhere || back
+                    }
+                    Err(error) => {
+                        tell(master, volume, region, error);
+                        true
+                    }
+                };
+                while sent.front().is_some_and(|(at, _)| shipping.acknowledged().is_some_and(|known| known >= *at)) {
+                    sent.pop_front();
+                }
+                note(master, volume, region, &shipping, &sent);
+                if again {
+                    shipping.failed();
+                    answers.clear();
+                    tokio::time::sleep(pause(ASK_AGAIN)).await;
+                }
+            }
+            changed = pushed.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(GREET_EVERY), if greet => {
+                send(master, volume, epoch, region, 0, LogPosition::default(), &[], &mut answers);
+            }
+        }
+    }
+}
+
+fn tell(master: &Master, volume: VolumeId, region: &str, trouble: String) {
+    let mut before = String::new();
+    master.geo.note_shipped(volume, region, |known| {
+        before = std::mem::replace(&mut known.trouble, trouble.clone())
+    });
+    if before != trouble {
+        tracing::info!(region, trouble, "the log can't be sent; trying on");
+    }
+}
+
+fn note(
+    master: &Master,
+    volume: VolumeId,
+    region: &str,
+    shipping: &Shipping<LogPosition>,
+    sent: &VecDeque<(LogPosition, BootTime)>,
+) {
+    let at = shipping.acknowledged();
+    let behind_since = sent.front().map(|(_, since)| *since);
+    master.geo.note_shipped(volume, region, |known| {
+        *known = Shipped { at: at.or(known.at), behind_since, ..std::mem::take(known) };
+    });
+}
+
+/// From memory, else from the store.
+async fn following(
+    master: &Master,
+    volume: VolumeId,
+    after: LogPosition,
+) -> Result<Vec<Entry>, ReplicaError> {
+    match master.geo.tail.after(volume, after, PUSH_BYTES) {
+        Some(entries) => Ok(entries),
+        None => read::entries(&master.store.begin(), volume, after, PUSH_BYTES).await,
+    }
+}
+
+#[allow(clippy::too_many_arguments, reason = "one message with its circumstances")]
+fn send<'a>(
+    master: &'a Arc<Master>,
+    volume: VolumeId,
+    epoch: Epoch,
+    region: &'a str,
+    number: u64,
+    after: LogPosition,
+    entries: &[Entry],
+    answers: &mut Answers<'a>,
+) {
+    let entry = |entry: &Entry| LogEntry { at: place(entry.at), changes: entry.bytes.clone() };
+    let message = Push {
+        volume: volume.0.into(),
+        after: place(after),
+        entries: entries.iter().map(entry).collect(),
+        newest: place(master.geo.newest(volume)),
+        trimmed: place(master.geo.trimmed(volume)),
+        epoch: epoch.0,
+    };
+    let mut asking: Pin<Box<dyn Future<Output = Answer> + Send + 'a>> =
+        Box::pin(async move { (number, ask(master, region, Method::LogPush, &message).await) });
+    // Polled at once, so that pushes leave in their order.
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    match asking.as_mut().poll(&mut context) {
+        Poll::Ready(answer) => answers.push(Box::pin(std::future::ready(answer))),
+        Poll::Pending => answers.push(asking),
+    }
+}
+
+/// Lets go of entries that every region has. One that wasn't heard of since this leader began may need all of them.
+async fn keep_trimmed(master: &Master, volume: VolumeId, epoch: Epoch, regions: &[String]) {
+    loop {
+        tokio::time::sleep(TRIM_EVERY).await;
+        let shipped = master.geo.shipped();
+        let at = |region: &String| shipped.get(&(volume, region.clone())).and_then(|known| known.at);
+        let Some(upto) = regions.iter().map(at).min().flatten() else { continue };
+        if place_of(master, volume) != Whereabouts::Here(epoch) {
+            return;
+        }
+        let trimmed = async {
+            let tx = master.store.begin();
+            let key = log::logged_key(volume);
+            let value = tx.get(&key, Read::Conflicting).await?.ok_or(ReplicaError::NotLogged)?;
+            let record = LoggedRecord::from_value(&value)?;
+            if upto > record.trimmed() {
+                tx.clear_range(log::range_upto(volume, upto));
+                let record =
+                    LoggedRecord { trimmed_epoch: upto.epoch.0, trimmed_version: upto.version, ..record };
+                tx.set(&key, &record.to_value());
+                tx.commit().await?;
+            }
+            Ok::<_, ReplicaError>(())
+        };
+        match trimmed.await {
+            Ok(()) => master.geo.note_trimmed(volume, upto),
+            Err(error) => tracing::info!(%error, "the volume's log can't be trimmed yet; trying on"),
+        }
+    }
+}

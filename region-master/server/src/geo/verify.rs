@@ -1,0 +1,75 @@
+//! Home and replica compared by hashes, range by range, each at one place of the log.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use mooseng_replica::{apply, read};
+use mooseng_store::{Read, Store};
+use mooseng_wire::VolumeId;
+use mooseng_wire::geo::{AskDigest, Digest};
+use mooseng_wire::method::Method;
+
+use super::{ask, pause, place, serve};
+use crate::master::Master;
+
+/// How often a range is tried whose place is too old at the home by the time it is asked.
+const TRIES: u32 = 20;
+
+/// What was compared.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Compared {
+    /// Ranges.
+    pub ranges: u64,
+    /// Records here.
+    pub pairs: u64,
+    /// The first keys of the ranges that differ.
+    pub different: Vec<Bytes>,
+}
+
+/// Compares the replica here with its home.
+pub async fn compare(master: &Master, volume: VolumeId) -> Result<Compared, String> {
+    let home = master.geo.view().and_then(|view| view.volumes.get(&volume).map(|known| known.home.clone()));
+    let home = home.ok_or("the volume isn't known")?;
+    let (mut compared, mut from) = (Compared::default(), None::<Bytes>);
+    loop {
+        let (here, pairs, next, there) = range(master, volume, &home, from.clone()).await?;
+        compared.ranges += 1;
+        compared.pairs += pairs;
+        let next_there = (!there.next.is_empty()).then_some(there.next);
+        let equal = here[..] == there.digest[..] && next == next_there;
+        if !equal {
+            compared.different.push(from.clone().unwrap_or_default());
+        }
+        // Where they part, both go on behind the nearer end.
+        match [next, next_there].into_iter().flatten().min() {
+            Some(next) if from.as_ref().is_none_or(|from| next > *from) => from = Some(next),
+            _ => return Ok(compared),
+        }
+    }
+}
+
+type Range = ([u8; 32], u64, Option<Bytes>, Digest);
+
+async fn range(master: &Master, volume: VolumeId, home: &str, from: Option<Bytes>) -> Result<Range, String> {
+    let mut last = String::new();
+    for _ in 0..TRIES {
+        let tx = master.store.begin();
+        let record = apply::state(&tx, volume, Read::Snapshot).await.map_err(|e| e.to_string())?;
+        let record = record.filter(|record| record.copied_before.is_none());
+        let record = record.ok_or("the volume is being copied to this region; compare later")?;
+        let read = read::records(&tx, volume, from.clone(), serve::DIGEST_BYTES_MAX as usize).await;
+        let (pairs, next) = read.map_err(|e| e.to_string())?;
+        let message = AskDigest {
+            volume: volume.0.into(),
+            at: place(record.position()),
+            from: from.clone().unwrap_or_default(),
+            bytes_max: serve::DIGEST_BYTES_MAX,
+        };
+        match ask(master, home, Method::VolumeDigest, &message).await {
+            Ok(there) => return Ok((read::digest(&pairs), pairs.len() as u64, next, there)),
+            Err(error) => last = error,
+        }
+        tokio::time::sleep(pause(Duration::from_millis(200))).await;
+    }
+    Err(format!("a range couldn't be compared with {home}: {last}"))
+}
