@@ -199,8 +199,14 @@ mod tests {
                 let name = method.as_str();
                 assert_eq!(with(1, READ, peer, method), reading.contains(&method), "{peer} {name}");
                 assert_eq!(with(1, APPEND, peer, method), appending.contains(&method), "{peer} {name}");
-                assert!(!with(2, READ | APPEND, peer, method), "{peer} {name} with a ticket of its own region");
-                assert!(check(&ours, &id(peer), method, ChunkId(5), &[], &ring(1), 0).is_err(), "{peer} {name}");
+                assert!(
+                    !with(2, READ | APPEND, peer, method),
+                    "{peer} {name} with a ticket of its own region"
+                );
+                assert!(
+                    check(&ours, &id(peer), method, ChunkId(5), &[], &ring(1), 0).is_err(),
+                    "{peer} {name}"
+                );
                 let elsewhere = peer.replace("://c/", "://d/");
                 assert!(!with(1, READ | APPEND, &elsewhere, method), "{elsewhere} {name}");
             }

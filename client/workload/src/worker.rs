@@ -60,10 +60,7 @@ pub fn run(settings: &Settings, stopped: impl Fn() -> bool) -> Result<Outcome> {
             })
             .collect();
         let deadline = Instant::now() + settings.time;
-        while Instant::now() < deadline
-            && !stopped()
-            && threads.iter().any(|t| !t.is_finished())
-        {
+        while Instant::now() < deadline && !stopped() && threads.iter().any(|t| !t.is_finished()) {
             std::thread::sleep(Duration::from_millis(20));
         }
         stop.store(true, Ordering::SeqCst);

@@ -46,7 +46,9 @@ pub struct DevConfig {
 
 /// The rules between regions are of no use.
 #[derive(Debug, thiserror::Error)]
-#[error("the setting `dev.wan` is wrong: {reason}; give a file of delays and cuts between regions, or leave it out")]
+#[error(
+    "the setting `dev.wan` is wrong: {reason}; give a file of delays and cuts between regions, or leave it out"
+)]
 pub struct WanSetupError {
     reason: String,
 }

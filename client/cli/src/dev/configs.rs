@@ -153,12 +153,7 @@ fn global(plan: &Plan) -> Option<Global<'_>> {
     plan.is_wide().then(|| Global { regions: regions.collect() })
 }
 
-fn master<'a>(
-    cluster: &'a Cluster,
-    daemon: &'a Daemon,
-    state_dir: &'a Path,
-    tls: TlsSection,
-) -> Master<'a> {
+fn master<'a>(cluster: &'a Cluster, daemon: &'a Daemon, state_dir: &'a Path, tls: TlsSection) -> Master<'a> {
     let plan = &cluster.state.plan;
     Master {
         name: daemon.own_name(),
@@ -267,4 +262,77 @@ pub fn make_private_dir(dir: &Path) -> Result<(), Failure> {
 pub fn make_dir(dir: &Path) -> Result<(), Failure> {
     std::fs::create_dir_all(dir)
         .map_err(|e| Failure::failed(format!("The directory {} can't be made: {e}.", dir.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::plan::tests::up;
+    use super::*;
+    use crate::args::DevUp;
+
+    fn table(cluster: &Cluster, name: &str) -> toml::Table {
+        std::fs::read_to_string(cluster.config_path(name)).unwrap().parse().unwrap()
+    }
+
+    fn written(args: &DevUp) -> (tempfile::TempDir, Cluster) {
+        let dir = tempfile::tempdir().unwrap();
+        let cluster = Cluster::open_or(dir.path(), || Plan::new(args, dir.path())).unwrap();
+        make_dir(&dir.path().join("etc")).unwrap();
+        write(&cluster).unwrap();
+        (dir, cluster)
+    }
+
+    #[test]
+    fn one_region_knows_nothing_of_others() {
+        let (_dir, cluster) = written(&up());
+        for name in ["master-1", "chunkserver-1", "client-1", "admin"] {
+            let table = table(&cluster, name);
+            assert!(!table.contains_key("global") && !table.contains_key("dev"), "{name}: {table}");
+            assert_eq!(table["name"].as_str(), Some(name));
+        }
+    }
+
+    #[test]
+    fn each_master_of_several_regions_is_told_of_all_of_them() {
+        let (_dir, cluster) = written(&DevUp { regions: Some(2), ..up() });
+        let plan = &cluster.state.plan;
+        let global = |name: &str| table(&cluster, name)["global"].clone();
+        let of_all = global("region-1.master-1");
+        for name in plan.regions.iter().flat_map(|r| plan.masters_of(&r.name)).map(|d| &d.name) {
+            assert_eq!(global(name), of_all, "{name}");
+        }
+        let regions = of_all["regions"].as_array().unwrap();
+        let shape: Vec<(&str, i64, bool, usize)> = regions
+            .iter()
+            .map(|r| {
+                let witness = r.get("witness").is_some_and(|w| w.as_bool().unwrap());
+                let masters = r["masters"].as_array().unwrap().len();
+                (r["name"].as_str().unwrap(), r["number"].as_integer().unwrap(), witness, masters)
+            })
+            .collect();
+        assert_eq!(shape, [("region-1", 1, false, 3), ("region-2", 2, false, 3), ("witness", 3, true, 1)]);
+        let second = &regions[1]["masters"][2];
+        let daemon = cluster.daemon("region-2.master-3").unwrap();
+        assert_eq!(second["name"].as_str(), Some("master-3"));
+        assert_eq!(second["address"].as_str(), Some(&*daemon.address()));
+        assert_eq!((second["id"].as_integer(), second["zone"].as_str()), (Some(3), Some("zone-3")));
+
+        let master = table(&cluster, "region-2.master-3");
+        assert_eq!(
+            (master["name"].as_str(), master["region"].as_str()),
+            (Some("master-3"), Some("region-2"))
+        );
+        assert_eq!(master["members"], regions[1]["masters"]);
+        let wan = cluster.dir.join("wan.toml");
+        for name in ["region-2.master-3", "region-1.chunkserver-2", "region-2.client-1", "witness.admin"] {
+            assert_eq!(table(&cluster, name)["dev"]["wan"].as_str(), wan.to_str(), "{name}");
+        }
+        let chunkserver = table(&cluster, "region-2.chunkserver-1");
+        let masters: Vec<&str> =
+            chunkserver["masters"].as_array().unwrap().iter().map(|m| m.as_str().unwrap()).collect();
+        assert_eq!(masters, plan.master_addresses("region-2"));
+        let client = ClientFile::load(&cluster.config_path("region-2.client-1")).unwrap();
+        assert_eq!((client.name.as_str(), client.region.as_str()), ("client-1", "region-2"));
+        assert_eq!(client.dev.wan, Some(wan));
+    }
 }

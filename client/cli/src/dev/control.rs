@@ -172,3 +172,33 @@ fn reach(name: &str, process: Started, wanted: State) -> Result<(), Failure> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::plan::Plan;
+    use super::super::plan::tests::up;
+    use super::*;
+    use crate::args::DevUp;
+
+    #[test]
+    fn a_process_or_the_daemons_of_a_region_are_meant() {
+        let dir = tempfile::tempdir().unwrap();
+        let args = DevUp { regions: Some(2), masters: Some(1), chunkservers: Some(2), ..up() };
+        let cluster = Cluster::open_or(dir.path(), || Plan::new(&args, dir.path())).unwrap();
+        let named = |words: &str| {
+            let target: Vec<String> = words.split(' ').map(str::to_owned).collect();
+            named(&cluster, &target).map_err(|failure| failure.exit_code())
+        };
+        let all = ["master-1", "chunkserver-1", "chunkserver-2"].map(|own| format!("region-2.{own}"));
+        assert_eq!(named("region region-2"), Ok(all.to_vec()));
+        assert_eq!(named("region witness"), Ok(vec!["witness.master-1".to_owned()]));
+        assert_eq!(named("region-1.client-1"), Ok(vec!["region-1.client-1".to_owned()]));
+        assert_eq!(named("region region-3"), Err(3));
+        assert_eq!(named("master-1"), Err(3));
+        assert_eq!(named("region"), Err(2));
+        assert_eq!(named("region-2.master-1 region-2.chunkserver-1"), Err(2));
+        let target = ["region".to_owned(), "region-2".to_owned()];
+        let failure = targets(&cluster, &target).unwrap_err().to_string();
+        assert!(failure.contains("mooseng dev start region region-2"), "{failure}");
+    }
+}

@@ -141,7 +141,8 @@ pub fn verify(args: &DevVerify) -> Result<(), Failure> {
         )));
     }
     let deadline = Instant::now() + args.wait;
-    let found = runs.into_iter().map(|run| verify_run(&place, run, deadline)).collect::<Result<Vec<_>, _>>()?;
+    let found =
+        runs.into_iter().map(|run| verify_run(&place, run, deadline)).collect::<Result<Vec<_>, _>>()?;
     let problems: Vec<String> =
         found.iter().flat_map(|f| f.problems.iter().map(|p| format!("load-{}/{p}", f.run))).collect();
     if args.output.format == Format::Json {

@@ -187,8 +187,11 @@ impl Plan {
             trash_retention_s: args.trash_retention.map(|retention| retention.as_secs()),
             otlp: args.otlp.as_deref().map(otlp).transpose()?.flatten(),
             temporary: args.dir.is_none(),
-            round_trip_ms: round_trip_ms(args.wan, regions.len())?
-                .unwrap_or(if regions.len() > 1 { ROUND_TRIP_MS } else { 0 }),
+            round_trip_ms: round_trip_ms(args.wan, regions.len())?.unwrap_or(if regions.len() > 1 {
+                ROUND_TRIP_MS
+            } else {
+                0
+            }),
             regions,
             daemons,
         })
@@ -196,9 +199,8 @@ impl Plan {
 
     /// The kept plan with what may change between two starts; what may not is refused.
     pub fn adapt(&mut self, args: &DevUp, dir: &Path) -> Result<(), Failure> {
-        let of = |role: Role| {
-            self.daemons.iter().filter(|d| d.region == REGION && d.role == role).count() as u32
-        };
+        let of =
+            |role: Role| self.daemons.iter().filter(|d| d.region == REGION && d.role == role).count() as u32;
         let (masters, chunkservers) = (of(Role::Master), of(Role::Chunkserver));
         let with_data = self.regions.iter().filter(|r| !r.witness).count() as u32;
         for (flag, asked, kept) in [
@@ -320,7 +322,9 @@ fn mount_path(args: &DevUp, dir: &Path) -> Result<Option<PathBuf>, Failure> {
 fn round_trip_ms(asked: Option<Duration>, regions: usize) -> Result<Option<u64>, Failure> {
     let Some(asked) = asked else { return Ok(None) };
     if regions == 1 {
-        return Err(Failure::usage("--wan is the round trip between regions, but there is one only: give --regions, too."));
+        return Err(Failure::usage(
+            "--wan is the round trip between regions, but there is one only: give --regions, too.",
+        ));
     }
     let ms = u64::try_from(asked.as_millis()).unwrap_or(u64::MAX);
     WanRules { default_round_trip_ms: ms, ..WanRules::default() }
@@ -377,10 +381,11 @@ fn free_ports(count: usize) -> Result<Vec<u16>, Failure> {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
 
-    fn up() -> DevUp {
+    /// `mooseng dev up` without settings.
+    pub fn up() -> DevUp {
         DevUp {
             dir: Some("/d".into()),
             masters: None,
@@ -408,8 +413,7 @@ mod tests {
         );
         assert_eq!(plan.daemons[4].zone, "zone-2");
         assert_eq!(plan.mount, Some("/d/mnt".into()));
-        let client =
-            Client { name: "client-1".into(), region: REGION.into(), mount: Some("/d/mnt".into()) };
+        let client = Client { name: "client-1".into(), region: REGION.into(), mount: Some("/d/mnt".into()) };
         assert_eq!((plan.clients(), plan.admin(REGION)), (vec![client], "admin".into()));
         assert_eq!((plan.daemons[0].own_name(), plan.round_trip_ms), ("master-1", 0));
         let mut ports: Vec<u16> = plan.daemons.iter().flat_map(|d| [d.port, d.http_port]).collect();

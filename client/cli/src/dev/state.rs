@@ -279,3 +279,23 @@ pub fn beside(name: &str) -> String {
     let me = me.to_string_lossy().trim_end_matches(" (deleted)").to_owned();
     Path::new(&me).with_file_name(name).display().to_string()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OLD: &str = r#"{"version": 1, "up": true, "client_http": "127.0.0.1:9000", "running": {"master-1": {"pid": 7, "start_ticks": 9}},
+        "plan": {"copies": 1, "mount": null, "leaf_lifetime_ms": 86400000, "temporary": false, "daemons": [
+            {"name": "master-1", "role": "master", "id": 1, "zone": "zone-1", "port": 7001, "http_port": 7002}]}}"#;
+
+    #[test]
+    fn a_state_of_one_region_and_one_client_is_read_and_a_later_one_is_not() {
+        let state = State::decode(OLD.as_bytes()).unwrap();
+        assert_eq!((state.version, state.up, state.running["master-1"].pid), (2, true, 7));
+        assert_eq!(state.clients_http["client-1"], "127.0.0.1:9000");
+        assert_eq!(state.plan.daemons[0].region, "region-1");
+        assert_eq!(State::decode(&serde_json::to_vec(&state).unwrap()).unwrap(), state);
+        let later = OLD.replace("\"version\": 1", "\"version\": 3");
+        assert!(State::decode(later.as_bytes()).unwrap_err().contains("version is 3"));
+    }
+}

@@ -35,7 +35,7 @@ pub fn write(cluster: &Cluster) -> Result<(), Failure> {
     put(cluster, &rules)
 }
 
-/// Cuts a region off from all others; one way: what it sends is lost, what it is sent arrives.
+/// Cuts a region off from all others, beside what is cut already; one way: what it sends is lost, what it is sent arrives.
 pub fn partition(dir: &Path, region: &str, one_way: bool) -> Result<(), Failure> {
     let cluster = Cluster::open(dir)?;
     cluster.region(region)?;
@@ -48,11 +48,12 @@ pub fn partition(dir: &Path, region: &str, one_way: bool) -> Result<(), Failure>
     let mut rules = read(&cluster)?;
     for other in cluster.state.plan.regions.iter().filter(|other| other.name != region) {
         let pair = rules.pair_mut(region, &other.name);
-        pair.cut = match (one_way, pair.a == region) {
+        let cut = match (one_way, pair.a == region) {
             (false, _) => Cut::Both,
             (true, true) => Cut::AToB,
             (true, false) => Cut::BToA,
         };
+        pair.cut = pair.cut.and(cut);
     }
     put(&cluster, &rules)?;
     let what = if one_way { "what it sends is lost" } else { "nothing gets in or out" };
@@ -89,5 +90,71 @@ pub fn describe(pair: &Pair) -> String {
         Cut::Both => format!("CUT: nothing passes between {a} and {b}."),
         Cut::AToB => format!("CUT: what {a} sends doesn't reach {b}."),
         Cut::BToA => format!("CUT: what {b} sends doesn't reach {a}."),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::plan::Plan;
+    use super::super::plan::tests::up;
+    use super::*;
+    use crate::args::DevUp;
+
+    #[test]
+    fn a_region_is_cut_off_and_healed_and_a_running_cluster_keeps_its_cuts() {
+        let dir = tempfile::tempdir().unwrap();
+        let args = DevUp { regions: Some(2), ..up() };
+        let mut cluster = Cluster::open_or(dir.path(), || Plan::new(&args, dir.path())).unwrap();
+        assert_eq!(cuts(&cluster).unwrap(), []);
+        write(&cluster).unwrap();
+        cluster.state.up = true;
+        cluster.save().unwrap();
+        drop(cluster);
+        let rules = || WanRules::read(&path(dir.path())).unwrap();
+        assert_eq!(rules(), WanRules { default_round_trip_ms: 60, ..WanRules::default() });
+
+        partition(dir.path(), "region-2", false).unwrap();
+        let both: Vec<String> = rules().pairs.iter().map(describe).collect();
+        assert_eq!(
+            both,
+            [
+                "CUT: nothing passes between region-2 and region-1.",
+                "CUT: nothing passes between region-2 and witness."
+            ]
+        );
+        // From the other end of a pair that is there already.
+        partition(dir.path(), "witness", true).unwrap();
+        let cluster = Cluster::open(dir.path()).unwrap();
+        write(&cluster).unwrap();
+        let now: Vec<String> = cuts(&cluster).unwrap().iter().map(describe).collect();
+        drop(cluster);
+        assert_eq!(
+            now,
+            [
+                "CUT: nothing passes between region-2 and region-1.",
+                "CUT: nothing passes between region-2 and witness.",
+                "CUT: what witness sends doesn't reach region-1."
+            ]
+        );
+        assert_eq!(partition(dir.path(), "region-7", false).unwrap_err().exit_code(), 3);
+        heal(dir.path()).unwrap();
+        assert_eq!(cuts(&Cluster::open(dir.path()).unwrap()).unwrap(), []);
+
+        partition(dir.path(), "region-1", true).unwrap();
+        let mut cluster = Cluster::open(dir.path()).unwrap();
+        cluster.state.up = false;
+        write(&cluster).unwrap();
+        assert_eq!(rules().pairs, []);
+    }
+
+    #[test]
+    fn one_region_can_not_be_cut_off() {
+        let dir = tempfile::tempdir().unwrap();
+        let cluster = Cluster::open_or(dir.path(), || Plan::new(&up(), dir.path())).unwrap();
+        write(&cluster).unwrap();
+        drop(cluster);
+        assert!(!path(dir.path()).exists());
+        assert_eq!(partition(dir.path(), "region-1", false).unwrap_err().exit_code(), 1);
+        heal(dir.path()).unwrap();
     }
 }

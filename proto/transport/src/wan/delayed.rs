@@ -20,7 +20,7 @@ use tokio_stream::wrappers::WatchStream;
 use tokio_util::io::poll_read_buf;
 use tokio_util::sync::CancellationToken;
 
-use super::rules::{Way, WanRules};
+use super::rules::{WanRules, Way};
 use crate::network::Io;
 
 /// Bytes on their way in one direction at most: more than bandwidth times delay of any link that is imitated here.
@@ -123,7 +123,9 @@ impl Inward {
             if self.space.capacity() < PIECE_BYTES / 16 {
                 self.space.reserve(PIECE_BYTES);
             }
-            let Poll::Ready(read) = poll_read_buf(Pin::new(&mut self.io), cx, &mut self.space) else { return };
+            let Poll::Ready(read) = poll_read_buf(Pin::new(&mut self.io), cx, &mut self.space) else {
+                return;
+            };
             let due = Instant::now() + self.way.delay;
             match read {
                 Ok(0) => self.ended = Some((due, Ok(()))),

@@ -58,6 +58,18 @@ pub enum Cut {
     BToA,
 }
 
+impl Cut {
+    /// What neither lets through.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::None, cut) | (cut, Self::None) => cut,
+            (cut, other) if cut == other => cut,
+            _ => Self::Both,
+        }
+    }
+}
+
 /// One direction between two regions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Way {
@@ -104,12 +116,7 @@ impl WanRules {
     /// The pair of two regions, made if there is none.
     pub fn pair_mut(&mut self, a: &str, b: &str) -> &mut Pair {
         let at = self.pairs.iter().position(|pair| pair.is_of(a, b)).unwrap_or_else(|| {
-            self.pairs.push(Pair {
-                a: a.to_owned(),
-                b: b.to_owned(),
-                round_trip_ms: None,
-                cut: Cut::None,
-            });
+            self.pairs.push(Pair { a: a.to_owned(), b: b.to_owned(), round_trip_ms: None, cut: Cut::None });
             self.pairs.len() - 1
         });
         &mut self.pairs[at]
@@ -176,7 +183,10 @@ pub(super) fn watch(path: PathBuf) -> Result<watch::Receiver<Arc<WanRules>>, Str
                     sender.send_replace(Arc::new(rules));
                 }
                 Err(reason) => {
-                    tracing::warn!(reason, "changed rules between regions are of no use; the old ones stay in force");
+                    tracing::warn!(
+                        reason,
+                        "changed rules between regions are of no use; the old ones stay in force"
+                    );
                 }
             }
         }
