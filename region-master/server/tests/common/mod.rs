@@ -94,6 +94,7 @@ impl Cluster {
                 global: None,
                 log: LogConfig::default(),
                 otlp: None,
+                dev: Default::default(),
             };
             Site { config, disk: SimDisk::default(), store, base }
         };
