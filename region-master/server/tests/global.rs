@@ -10,7 +10,9 @@ use common::regions::{Regions, identity_of};
 use common::until;
 use mooseng_global::{Durability, Volume, voters};
 use mooseng_schema::ids::IdKind;
-use mooseng_transport::{CallFailure, Link, LinkOptions, PlainNetwork};
+use mooseng_transport::grpc::administration_client::AdministrationClient;
+use mooseng_transport::{CallFailure, Link, LinkOptions, PlainNetwork, grpc_channel};
+use mooseng_wire::admin::{ListRegionsRequest, ListVolumesRequest};
 use mooseng_wire::call::ErrorCode;
 use mooseng_wire::global::change::Change;
 use mooseng_wire::global::{CloseEpoch, OpenEpoch, SetVolume};
@@ -21,6 +23,13 @@ use tokio::time::Instant;
 
 const ROOT: VolumeId = VolumeId(0);
 const WITHIN: Duration = Duration::from_secs(20);
+
+/// What a master's status finds of regions.
+fn found(regions: &Regions, i: usize) -> Vec<String> {
+    let codes = ["GLOBAL_", "REGION_DOWN", "LEASE_LOST", "NO_CHUNKSERVERS"];
+    let findings = regions.running[i].as_ref().unwrap().status().findings.into_iter().map(|f| f.code);
+    findings.filter(|code| codes.iter().any(|known| code.starts_with(known))).collect()
+}
 
 fn automatic(automatic: bool) -> Change {
     Change::SetVolume(SetVolume { volume: 0, epoch: 1, automatic: Some(automatic), ..SetVolume::default() })
@@ -50,8 +59,35 @@ async fn a_cluster_is_founded_and_every_master_knows_the_same() {
     // Through any master, and each learns of it.
     let changed = regions.global(2).change(automatic(false), Instant::now() + WITHIN).await.unwrap();
     assert!(changed.version > view.version);
+    shown(&regions, &view.regions["b"].masters[0].address).await;
     until("all know", async || regions.agreed().await.version >= changed.version).await;
     assert!(!regions.agreed().await.volumes[&ROOT].automatic);
+}
+
+/// What an administrator sees at a master of the region b.
+async fn shown(regions: &Regions, address: &str) {
+    let network = Arc::new(PlainNetwork::new(identity_of("b", Role::Admin, "x")));
+    let mut client = AdministrationClient::new(grpc_channel(network, address, Role::Master).await);
+    let leader = regions.leader().await;
+    let mut reply = Default::default();
+    let whole = async || {
+        reply = client.list_regions(ListRegionsRequest {}).await.unwrap().into_inner();
+        let masters: Vec<_> = reply.regions.iter().flat_map(|region| &region.masters).collect();
+        let leaders: Vec<_> = masters.iter().filter(|m| m.leader).map(|m| m.name.as_str()).collect();
+        leaders == [regions.sites[leader].config.name.as_str()]
+            && masters.iter().all(|m| m.reachable == Some(true))
+            && masters.iter().filter(|m| m.voter).count() == 3
+    };
+    until("a master of b knows who leads, and reaches all", whole).await;
+    assert_eq!((reply.asked.as_str(), reply.quorum, reply.fatal.len()), ("b", true, 0));
+    assert_eq!(
+        reply.regions.iter().map(|r| (r.name.as_str(), r.witness)).collect::<Vec<_>>(),
+        [("a", false), ("b", false), ("w", true)]
+    );
+    assert!(reply.regions.iter().all(|region| region.lease_age_ms.is_some()));
+    let reply = client.list_volumes(ListVolumesRequest {}).await.unwrap().into_inner();
+    let root = &reply.volumes[0];
+    assert_eq!((root.home.as_str(), root.epoch, root.open, root.geo), ("a", 1, true, false));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -87,9 +123,19 @@ async fn a_region_may_be_lost_and_two_may_not() {
     let mut regions = Regions::start(&[("a", 1), ("b", 1), ("w", 1)]).await;
     regions.agreed().await;
     let lost = regions.leader().await;
+    // All that can be said of three masters that are well.
+    for region in ["a", "b", "w"] {
+        regions.holder(region).await;
+    }
+    until("a witness that is well says so", async || found(&regions, 2) == ["GLOBAL_THIN"]).await;
     regions.kill(lost).await;
     let next = regions.leader().await;
     assert_ne!(next, lost);
+    let down = async || {
+        let found = found(&regions, next);
+        ["GLOBAL_REGION_LOSS", "REGION_DOWN"].iter().all(|code| found.iter().any(|f| f == code))
+    };
+    until("the loss is found", down).await;
     for i in regions.up() {
         regions.global(i).change(automatic(i == next), Instant::now() + WITHIN).await.unwrap();
     }
@@ -101,6 +147,7 @@ async fn a_region_may_be_lost_and_two_may_not() {
     assert_eq!(refused.unwrap_err().code(), ErrorCode::Unavailable);
     assert_eq!(regions.global(left).view(), before, "nothing is decided alone");
     assert!(!regions.global(left).is_leading());
+    until("it is found", async || found(&regions, left).contains(&"GLOBAL_NO_LEADER".to_owned())).await;
     // They come back with what they had, and go on.
     regions.run(lost).await;
     regions.leader().await;
