@@ -220,6 +220,7 @@ pub async fn master(
         global: None,
         log: LogConfig::default(),
         otlp: None,
+        dev: Default::default(),
     };
     let server = supervised(&host, async || {
         let disk: Arc<dyn Disk> = Arc::new(host.disk.clone());
@@ -271,6 +272,7 @@ pub async fn chunkserver(i: usize, host: Host, watch: Watch) -> turmoil::Result 
         log: LogConfig::default(),
         labels: labels(i),
         otlp: None,
+        dev: Default::default(),
     };
     let server = supervised(&host, async || {
         ChunkserverServer::start(

@@ -1,5 +1,8 @@
-//! Who may call what. Masters need no ticket; whoever else comes needs one, chunkservers of a chain included, which hand the
+//! Who may call what. The region's masters need no ticket; whoever else comes needs one, chunkservers of a chain included, which hand the
 //! writer's on: a stolen certificate alone opens no chunk.
+//!
+//! Peers of the cluster's other regions, masters too, may do what this region's masters gave them a ticket for: clients read and write a volume
+//! whose home is here, chunkservers make copies of what is here, and masters look whether those are the same. They give no orders and are lent no file.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -56,13 +59,23 @@ pub fn check(
     keys: &KeyRing,
     now_ms: u64,
 ) -> Result<(), CallError> {
-    if peer.cluster != ours.cluster || peer.region != ours.region {
-        return Err(denied(format!(
-            "{peer} isn't of this chunkserver's region {}/{}",
-            ours.cluster, ours.region
-        )));
+    if peer.cluster != ours.cluster {
+        return Err(denied(format!("{peer} isn't of this chunkserver's cluster {}", ours.cluster)));
     }
-    let rights = match (peer.role, method) {
+    let rights = if peer.region == ours.region {
+        let Some(rights) = needed_here(peer.role, method)? else { return Ok(()) };
+        rights
+    } else {
+        needed_from_afar(peer, method, &ours.region)?
+    };
+    keys.verify(ticket, now_ms, chunk, rights).map_err(|e| {
+        if e.is_passing() { call_error(ErrorCode::Unavailable, e.to_string()) } else { denied(e.to_string()) }
+    })
+}
+
+/// The rights that somebody of this region needs a ticket for; none for what is done without one.
+fn needed_here(role: Role, method: Method) -> Result<Option<u32>, CallError> {
+    match (role, method) {
         (
             Role::Master,
             Method::ChunkRead
@@ -72,15 +85,28 @@ pub fn check(
             | Method::ChunkBuild
             | Method::ChunkDigest
             | Method::ChunkClose,
-        ) => return Ok(()),
-        (Role::Client | Role::Chunkserver, Method::ChunkAppend) | (Role::Client, Method::ChunkSeal) => APPEND,
+        ) => Ok(None),
+        (Role::Client | Role::Chunkserver, Method::ChunkAppend) | (Role::Client, Method::ChunkSeal) => {
+            Ok(Some(APPEND))
+        }
         (Role::Client | Role::Chunkserver, Method::ChunkRead | Method::ChunkStat)
-        | (Role::Client, Method::ChunkLend) => READ,
-        (role, method) => return Err(denied(format!("a {role} may not call {}", method.as_str()))),
-    };
-    keys.verify(ticket, now_ms, chunk, rights).map_err(|e| {
-        if e.is_passing() { call_error(ErrorCode::Unavailable, e.to_string()) } else { denied(e.to_string()) }
-    })
+        | (Role::Client, Method::ChunkLend) => Ok(Some(READ)),
+        (role, method) => Err(denied(format!("a {role} may not call {}", method.as_str()))),
+    }
+}
+
+/// The rights that somebody of another region needs a ticket of this one for.
+fn needed_from_afar(peer: &Identity, method: Method, here: &str) -> Result<u32, CallError> {
+    match (peer.role, method) {
+        // Chains don't cross regions: the writer is the one who comes.
+        (Role::Client, Method::ChunkAppend | Method::ChunkSeal) => Ok(APPEND),
+        (Role::Client | Role::Chunkserver | Role::Master, Method::ChunkRead | Method::ChunkStat)
+        | (Role::Chunkserver | Role::Master, Method::ChunkDigest) => Ok(READ),
+        (role, method) => {
+            let (method, theirs) = (method.as_str(), &peer.region);
+            Err(denied(format!("a {role} of region {theirs} may not call {method} in region {here}")))
+        }
+    }
 }
 
 fn denied(message: String) -> CallError {
@@ -117,12 +143,12 @@ mod tests {
         for method in [ChunkRead, ChunkSeal, ChunkStat] {
             assert_eq!(may("spiffe://c/eu/master/m", method, &[]), Ok(()));
             assert_eq!(may("spiffe://c/eu/client/x", method, &[]), Err(ErrorCode::PermissionDenied));
-            assert_eq!(may("spiffe://c/us/master/m", method, &[]), Err(ErrorCode::PermissionDenied));
+            assert_eq!(may("spiffe://d/eu/master/m", method, &read), Err(ErrorCode::PermissionDenied));
             assert_eq!(may("spiffe://c/eu/admin/a", method, &read), Err(ErrorCode::PermissionDenied));
         }
         for method in [Method::ChunkPull, Method::ChunkBuild, Method::ChunkDigest, Method::ChunkClose] {
             assert_eq!(may("spiffe://c/eu/master/m", method, &[]), Ok(()));
-            for other in ["spiffe://c/eu/client/x", "spiffe://c/eu/chunkserver/y", "spiffe://c/us/master/m"] {
+            for other in ["spiffe://c/eu/client/x", "spiffe://c/eu/chunkserver/y", "spiffe://d/eu/master/m"] {
                 assert_eq!(may(other, method, &read), Err(ErrorCode::PermissionDenied));
             }
         }
@@ -136,6 +162,55 @@ mod tests {
         assert_eq!(may("spiffe://c/eu/client/x", ChunkAppend, &read), Err(ErrorCode::PermissionDenied));
         assert_eq!(may("spiffe://c/eu/chunkserver/y", ChunkSeal, &read), Err(ErrorCode::PermissionDenied));
         assert_eq!(may("spiffe://c/eu/client/x", Method::Renew, &read), Err(ErrorCode::PermissionDenied));
+    }
+
+    /// Everything there is to call, by everybody: what isn't listed is denied.
+    #[test]
+    fn another_region_may_do_what_it_has_a_ticket_for() {
+        use Method::{
+            ChunkAppend, ChunkBuild, ChunkClose, ChunkDigest, ChunkLend, ChunkPull, ChunkRead, ChunkSeal,
+            ChunkStat,
+        };
+        let ours = id("spiffe://c/eu/chunkserver/cs1");
+        let all = [
+            ChunkAppend,
+            ChunkBuild,
+            ChunkClose,
+            ChunkDigest,
+            ChunkLend,
+            ChunkPull,
+            ChunkRead,
+            ChunkSeal,
+            ChunkStat,
+        ];
+        let with = |secret: u8, rights: u32, peer: &str, method: Method| {
+            let claims = Claims { session: 1, volume: 0, chunk: 5, rights, expires_ms: 1000 };
+            let ticket = ticket::sign(&Key { id: 1, secret: vec![secret; 32] }, &claims);
+            check(&ours, &id(peer), method, ChunkId(5), &ticket, &ring(1), 0).is_ok()
+        };
+        let reads = [ChunkDigest, ChunkRead, ChunkStat];
+        for (peer, reading, appending) in [
+            ("spiffe://c/us/client/x", &[ChunkRead, ChunkStat][..], &[ChunkAppend, ChunkSeal][..]),
+            ("spiffe://c/us/chunkserver/cs1", &reads[..], &[][..]),
+            ("spiffe://c/us/master/m", &reads[..], &[][..]),
+            ("spiffe://c/us/admin/a", &[][..], &[][..]),
+        ] {
+            for method in all {
+                let name = method.as_str();
+                assert_eq!(with(1, READ, peer, method), reading.contains(&method), "{peer} {name}");
+                assert_eq!(with(1, APPEND, peer, method), appending.contains(&method), "{peer} {name}");
+                assert!(
+                    !with(2, READ | APPEND, peer, method),
+                    "{peer} {name} with a ticket of its own region"
+                );
+                assert!(
+                    check(&ours, &id(peer), method, ChunkId(5), &[], &ring(1), 0).is_err(),
+                    "{peer} {name}"
+                );
+                let elsewhere = peer.replace("://c/", "://d/");
+                assert!(!with(1, READ | APPEND, &elsewhere, method), "{elsewhere} {name}");
+            }
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use mooseng_otlp::OtlpConfig;
 use mooseng_transport::TlsFiles;
 use mooseng_transport::observe::LogConfig;
+use mooseng_transport::wan::DevConfig;
 use mooseng_wire::is_identity_word;
 use serde::{Deserialize, Serialize};
 
@@ -69,6 +70,9 @@ pub struct ChunkserverConfig {
     /// Where spans and metrics are sent; nowhere where it isn't given.
     #[serde(default)]
     pub otlp: Option<OtlpConfig>,
+    /// For `mooseng dev` and tests.
+    #[serde(default)]
+    pub dev: DevConfig,
 }
 
 fn reserve_bytes() -> u64 {

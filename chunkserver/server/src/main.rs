@@ -57,7 +57,7 @@ async fn run(config: ChunkserverConfig) -> anyhow::Result<()> {
     let Some(tls) = config.tls.clone() else {
         bail!("the setting `tls` is missing: a chunkserver speaks mutual TLS only; give cert, key and ca");
     };
-    let network = Arc::new(TlsNetwork::load(tls)?);
+    let network = config.dev.beyond(Arc::new(TlsNetwork::load(tls)?))?;
     let otlp = config.otlp.clone();
     otlp.as_ref().map_or(Ok(()), OtlpConfig::check_files)?;
     let who = Who {

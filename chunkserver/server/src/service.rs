@@ -319,6 +319,10 @@ impl ChunkService {
 
     async fn lend(&self, incoming: Incoming) -> Result<Answer, CallError> {
         let lend: Lend = incoming.decode()?;
+        // On the same host or not: who is of another region is far.
+        if incoming.peer.identity.region != self.ours.region {
+            return Ok(Answer::of(&lend::refused(LendRefusal::NotHere)));
+        }
         let chunk = self.check(&incoming, lend.chunk, &lend.ticket)?;
         let Some(lender) = self.lender.as_ref().filter(|lender| lender.is_here(&lend.boot_id)) else {
             return Ok(Answer::of(&lend::refused(LendRefusal::NotHere)));
@@ -365,7 +369,7 @@ impl ChunkService {
 
     async fn digest(&self, incoming: Incoming) -> Result<Answer, CallError> {
         let asked: AskDigest = incoming.decode()?;
-        let chunk = self.check(&incoming, asked.chunk, &[])?;
+        let chunk = self.check(&incoming, asked.chunk, &asked.ticket)?;
         let digest = self
             .work("chunk.digest", move |store| store.digest(chunk, asked.length))
             .await

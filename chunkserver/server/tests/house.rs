@@ -22,7 +22,7 @@ use prost::Message;
 const CHUNK: u64 = 0x1234;
 
 async fn digest(master: &Caller, length: u64) -> Bytes {
-    let asked = AskDigest { chunk: CHUNK, length };
+    let asked = AskDigest { chunk: CHUNK, length, ..AskDigest::default() };
     let answer = master.call(Method::ChunkDigest, &asked, Bytes::new()).await.unwrap();
     Digested::decode(answer.body).unwrap().digest
 }
@@ -80,6 +80,18 @@ async fn a_master_has_chunks_ended_and_copied() {
     assert_eq!(pull(&Caller::client(&b), &order).await.unwrap_err().code(), ErrorCode::PermissionDenied);
     let read = Caller::client(&b).read(CHUNK, 1_999_000, 10_000, ticket()).await.unwrap();
     assert_eq!(read, bytes[1_999_000..2_009_000]);
+
+    // Masters and chunkservers of another region see with a ticket whether their copy is the same, and order nothing.
+    for role in ["master", "chunkserver"] {
+        let afar = Caller::new(abroad(role, "x"), a.server.address());
+        let asked = AskDigest { chunk: CHUNK, length: 3_000_000, ticket: ticket() };
+        let answer = afar.call(Method::ChunkDigest, &asked, Bytes::new()).await.unwrap();
+        assert_eq!(Digested::decode(answer.body).unwrap().digest, order.digest);
+        let ticketless = AskDigest { ticket: Bytes::new(), ..asked };
+        let refused = afar.call(Method::ChunkDigest, &ticketless, Bytes::new()).await.unwrap_err();
+        assert_eq!(refused.code(), ErrorCode::PermissionDenied);
+        assert_eq!(pull(&afar, &order).await.unwrap_err().code(), ErrorCode::PermissionDenied);
+    }
 
     // A source that has rotten gives no copy, and knows of itself from then on.
     b.server.store().delete(ChunkId(CHUNK), mooseng_wire::Epoch(1), 5, 0).unwrap();

@@ -108,6 +108,9 @@ async fn without_the_right_to_read_nothing_is_lent() {
         let refused = lend(&Caller::new(stranger, on.server.address()), ask(1)).await.unwrap_err();
         assert_eq!(refused.code(), ErrorCode::PermissionDenied);
     }
+    // Whoever is of another region reads over the network, wherever his host is.
+    let afar = Caller::new(abroad("client", "c1"), on.server.address());
+    assert_eq!(lend(&afar, ask(1)).await.unwrap().refused(), LendRefusal::NotHere);
     assert_eq!(lend(&client, ask(2)).await.unwrap_err().code(), ErrorCode::NotFound);
 }
 

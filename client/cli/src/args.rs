@@ -6,11 +6,12 @@ use std::time::Duration;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 mod class;
+mod dev;
 mod regions;
 
-pub use regions::{RegionsArgs, RegionsCommand, VolumeArgs, VolumeCommand, VolumeNamed};
-
 pub use class::{ClassArgs, ClassAssign, ClassCommand, ClassCreate, ClassList, ClassName, ClassOf, ClassSet};
+pub use dev::*;
+pub use regions::{RegionsArgs, RegionsCommand, VolumeArgs, VolumeCommand, VolumeNamed};
 
 /// MooseNG: a filesystem that spans regions.
 #[derive(Parser, Debug)]
@@ -540,113 +541,6 @@ pub struct Man {
     pub dir: PathBuf,
 }
 
-/// `mooseng dev`.
-#[derive(ClapArgs, Debug)]
-pub struct Dev {
-    #[command(subcommand)]
-    pub command: DevCommand,
-}
-
-/// The commands of `mooseng dev`.
-#[derive(Subcommand, Debug)]
-pub enum DevCommand {
-    /// Make a cluster, or start the one that is kept in DIR, and mount it. Ctrl-C stops it.
-    Up(DevUp),
-    /// kill -9 a process.
-    Kill(DevNamed),
-    /// Stop a process (SIGSTOP) as if its machine froze.
-    Pause(DevNamed),
-    /// Let a paused process go on.
-    Resume(DevNamed),
-    /// Start a process that was killed.
-    Start(DevNamed),
-    /// What runs where.
-    Status(DevStatus),
-    /// Unmount and stop everything.
-    Down(DevDown),
-    /// Renews certificates and keeps cluster.json true: the background half of `up --detach`.
-    #[command(hide = true)]
-    Supervise(DevDir),
-}
-
-/// `mooseng dev up`.
-#[derive(ClapArgs, Debug, Clone)]
-pub struct DevUp {
-    /// Where the cluster is kept; without it, a temporary one that is removed at the end.
-    #[arg(long, value_name = "DIR")]
-    pub dir: Option<PathBuf>,
-    /// How many masters [default: 3, or as in DIR].
-    #[arg(long)]
-    pub masters: Option<u32>,
-    /// How many chunkservers [default: 3, or as in DIR].
-    #[arg(long)]
-    pub chunkservers: Option<u32>,
-    /// Copies of each chunk [default: 2, or as in DIR].
-    #[arg(long)]
-    pub copies: Option<u32>,
-    /// Where to mount [default: DIR/mnt].
-    #[arg(long, value_name = "PATH", conflicts_with = "no_mount")]
-    pub mount: Option<PathBuf>,
-    /// Don't mount.
-    #[arg(long)]
-    pub no_mount: bool,
-    /// Return once everything serves; `mooseng dev down` ends it.
-    #[arg(long)]
-    pub detach: bool,
-    /// How long the daemons' certificates live; they are renewed at half of it [default: 24h, or as in DIR].
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
-    pub leaf_lifetime: Option<Duration>,
-    /// How long a new cluster keeps deleted files in its trash, 0 for not at all [default: 24h].
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
-    pub trash_retention: Option<Duration>,
-    /// Send the spans of all operations and all metrics to the OpenTelemetry collector there, as in http://127.0.0.1:4317; off for nowhere any
-    /// more. Counts for processes that are started from now on [default: nowhere, or as in DIR].
-    #[arg(long, value_name = "ENDPOINT")]
-    pub otlp: Option<String>,
-    /// How long to wait until everything serves.
-    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "90s")]
-    pub wait: Duration,
-}
-
-/// A process of a dev cluster.
-#[derive(ClapArgs, Debug)]
-pub struct DevNamed {
-    /// Its name, as in cluster.json.
-    pub name: String,
-    /// Where the cluster is kept.
-    #[arg(long, value_name = "DIR")]
-    pub dir: PathBuf,
-}
-
-/// Where a dev cluster is kept.
-#[derive(ClapArgs, Debug)]
-pub struct DevDir {
-    /// Where the cluster is kept.
-    #[arg(long, value_name = "DIR")]
-    pub dir: PathBuf,
-}
-
-/// `mooseng dev status`.
-#[derive(ClapArgs, Debug)]
-pub struct DevStatus {
-    /// Where the cluster is kept.
-    #[arg(long, value_name = "DIR")]
-    pub dir: PathBuf,
-    #[command(flatten)]
-    pub output: Output,
-}
-
-/// `mooseng dev down`.
-#[derive(ClapArgs, Debug)]
-pub struct DevDown {
-    /// Where the cluster is kept.
-    #[arg(long, value_name = "DIR")]
-    pub dir: PathBuf,
-    /// Remove DIR and everything in it.
-    #[arg(long)]
-    pub purge: bool,
-}
-
 /// A time as `90s`, `10m`, `24h`, `500ms` or plain seconds.
 fn parse_duration(text: &str) -> Result<Duration, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
@@ -690,7 +584,17 @@ mod tests {
             "mooseng dev up --dir /d",
             "mooseng dev up --dir /d --masters 3 --chunkservers 3 --copies 2 --mount /m --detach",
             "mooseng dev up --no-mount",
+            "mooseng dev up --dir /d --regions 2 --wan 60ms",
             "mooseng dev kill master-1 --dir /d",
+            "mooseng dev kill region region-1 --dir /d",
+            "mooseng dev pause --dir /d region region-1",
+            "mooseng dev start region region-1 --dir /d",
+            "mooseng dev partition region-2 --one-way --dir /d",
+            "mooseng dev heal --dir /d",
+            "mooseng dev load --verify --region region-2 --seconds 5 --dir /d",
+            "mooseng dev load --verify --dir /d",
+            "mooseng dev verify --dir /d",
+            "mooseng dev verify --region region-2 --wait 1s -o json --dir /d",
             "mooseng dev pause master-1 --dir /d",
             "mooseng dev resume master-1 --dir /d",
             "mooseng dev start master-1 --dir /d",
@@ -729,6 +633,10 @@ mod tests {
             "mooseng class create fast --config /c",
             "mooseng class create fast --copies 2 --labels ssd --config /c",
             "mooseng class set fast --labels a=b --no-labels --config /c",
+            "mooseng dev kill --dir /d",
+            "mooseng dev kill region region-1 region-2 --dir /d",
+            "mooseng dev load --dir /d",
+            "mooseng dev load --verify --threads 0 --dir /d",
         ] {
             assert!(Args::try_parse_from(line.split(' ')).is_err(), "{line}");
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use mooseng_client::ClientConfig;
 use mooseng_otlp::OtlpConfig;
+use mooseng_transport::wan::DevConfig;
 use mooseng_transport::{Network, TlsFiles, TlsNetwork};
 use mooseng_wire::is_identity_word;
 use serde::{Deserialize, Serialize};
@@ -54,6 +55,9 @@ pub struct ClientFile {
     /// Where a mount sends its spans and metrics; nowhere where it isn't given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub otlp: Option<OtlpConfig>,
+    /// For `mooseng dev` and tests.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub dev: DevConfig,
 }
 
 /// The certificate files.
@@ -77,6 +81,10 @@ fn default_retry_timeout_s() -> u64 {
 
 fn default_write_buffer_mb() -> u32 {
     64
+}
+
+fn is_default(dev: &DevConfig) -> bool {
+    *dev == DevConfig::default()
 }
 
 fn yes() -> bool {
@@ -108,6 +116,8 @@ const KEYS: &[&str] = &[
     "timeout_ms",
     "metrics_every_s",
     "headers",
+    "dev",
+    "wan",
 ];
 
 impl ClientFile {
@@ -130,6 +140,7 @@ impl ClientFile {
         file.tls.revocations = file.tls.revocations.map(|p| dir.join(p));
         file.log_dir = file.log_dir.map(|p| dir.join(p));
         file.otlp = file.otlp.map(|otlp| otlp.below(dir));
+        file.dev.wan = file.dev.wan.map(|p| dir.join(p));
         Ok(file)
     }
 
@@ -171,7 +182,7 @@ impl ClientFile {
         let tls = self.tls.clone();
         let files = TlsFiles { cert: tls.cert, key: tls.key, ca: tls.ca, revocations: tls.revocations };
         let network = TlsNetwork::load(files).map_err(|e| Failure::usage(format!("{e}.")))?;
-        Ok(Arc::new(network))
+        self.dev.beyond(Arc::new(network)).map_err(|e| Failure::usage(format!("{e}.")))
     }
 
     /// What the filesystem library is told.

@@ -6,9 +6,14 @@
 //!  DIR/pki, certs/   the authority and everybody's leaf                                          (certs)
 //!  DIR/etc/          configurations of daemons and clients                                       (configs)
 //!  DIR/NAME/         a process's state;  DIR/log/ its log;  DIR/mnt the mount
+//!  DIR/wan.toml      delays and cuts between regions, where there are several                   (wan)
+//!  DIR/load/         what `load` did and was acknowledged                                        (load)
 //! ```
-//! `up` starts, `control` kills, pauses and starts single processes, `down` ends; `supervise` renews leaves and keeps cluster.json
+//! `up` starts, `control` kills, pauses and starts processes, `down` ends; `supervise` renews leaves and keeps cluster.json
 //! true while nobody types anything. Every change holds the lock of `DIR/dev.lock`.
+//!
+//! With one region processes have the names that they have in it (master-1, DIR/mnt); with several the region's name comes first
+//! (region-2.master-1, DIR/mnt/region-2). Certificates name the region on their own.
 
 mod certs;
 mod cluster;
@@ -16,6 +21,7 @@ mod configs;
 mod control;
 mod down;
 mod launch;
+mod load;
 mod plan;
 pub mod ready;
 mod root;
@@ -23,6 +29,7 @@ mod state;
 mod status;
 mod supervise;
 mod up;
+mod wan;
 
 use std::io::Write;
 use std::path::Path;
@@ -34,10 +41,14 @@ use crate::exit::Failure;
 pub fn run(args: Dev) -> Result<(), Failure> {
     match args.command {
         DevCommand::Up(a) => up::run(&a),
-        DevCommand::Kill(a) => control::kill(&a.dir, &a.name),
-        DevCommand::Pause(a) => control::pause(&a.dir, &a.name),
-        DevCommand::Resume(a) => control::resume(&a.dir, &a.name),
-        DevCommand::Start(a) => control::start(&a.dir, &a.name),
+        DevCommand::Kill(a) => control::kill(&a.dir, &a.target),
+        DevCommand::Pause(a) => control::pause(&a.dir, &a.target),
+        DevCommand::Resume(a) => control::resume(&a.dir, &a.target),
+        DevCommand::Start(a) => control::start(&a.dir, &a.target),
+        DevCommand::Partition(a) => wan::partition(&a.dir, &a.region, a.one_way),
+        DevCommand::Heal(a) => wan::heal(&a.dir),
+        DevCommand::Load(a) => load::run(&a),
+        DevCommand::Verify(a) => load::verify(&a),
         DevCommand::Status(a) => status::run(&a.dir, a.output.format),
         DevCommand::Down(a) => down::run(&a.dir, a.purge),
         DevCommand::Supervise(a) => supervise::run(&a.dir),

@@ -71,11 +71,6 @@ impl Near {
         self.state().home.is_some()
     }
 
-    /// The home's region, where it is another one.
-    pub fn home(&self) -> Option<String> {
-        self.state().home.clone()
-    }
-
     /// An answer was taken that may show everything up to a place.
     pub fn saw(&self, epoch: u64, version: u64) {
         if epoch > 0 {

@@ -47,7 +47,8 @@ fn main() -> Result<ExitCode> {
     let problems = match Args::parse() {
         Args::Run { dir, journals, threads, seconds, stop_file, seed } => {
             let time = Duration::from_secs(seconds);
-            let outcome = load::run(&Settings { dir, journals, threads, time, stop_file, seed })?;
+            let stopped = || stop_file.as_ref().is_some_and(|file| file.exists());
+            let outcome = load::run(&Settings { dir, journals, threads, time, seed }, stopped)?;
             println!("{} operations acknowledged, {} errors", outcome.operations, outcome.errors.len());
             outcome.errors
         }

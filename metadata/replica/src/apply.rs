@@ -4,12 +4,14 @@
 //! range that was read at a later place is taken in only once the log was replayed up to that place for what was copied before.
 
 use bytes::Bytes;
-use mooseng_schema::Record;
+use mooseng_schema::dead::{self, DeadRecord};
 use mooseng_schema::key::whole_volume;
+use mooseng_schema::location::{self, LocationRecord};
 use mooseng_schema::log::{self, LogPosition, ReplicaRecord};
+use mooseng_schema::{Record, chunk};
 use mooseng_store::mvcc::Change;
 use mooseng_store::{KeyRange, Read, Transaction};
-use mooseng_wire::VolumeId;
+use mooseng_wire::{ChunkId, VolumeId};
 
 use crate::entry::{logged_ranges, within};
 use crate::read::Page;
@@ -88,12 +90,14 @@ pub async fn install<T: Transaction>(
     Ok(())
 }
 
-/// Replays entries that follow `after`, as far as what they change was copied, and keeps them in the log here. Answers the place behind.
+/// Replays entries that follow `after`, as far as what they change was copied, and keeps them in the log here. Copies of chunks that die by it are
+/// to be deleted, from `now_ns` on. Answers the place behind.
 pub async fn entries<T: Transaction>(
     tx: &T,
     volume: VolumeId,
     after: LogPosition,
     entries: &[Entry],
+    now_ns: i64,
 ) -> Result<LogPosition, ReplicaError> {
     let record = state(tx, volume, Read::Conflicting).await?.ok_or(ReplicaError::NotLogged)?;
     if is_empty(&record, volume) || record.position() != after {
@@ -118,7 +122,12 @@ pub async fn entries<T: Transaction>(
             }
             match within(&change, &copied) {
                 Some(Change::Set(key, value)) => tx.set(&key, &value),
-                Some(Change::Clear(key)) => tx.clear(&key),
+                Some(Change::Clear(key)) => {
+                    tx.clear(&key);
+                    if let Ok(chunk) = chunk::parse_key(volume, &key) {
+                        bury(tx, chunk, now_ns).await?;
+                    }
+                }
                 Some(Change::ClearRange(range)) => tx.clear_range(range),
                 None => {}
             }
@@ -129,6 +138,18 @@ pub async fn entries<T: Transaction>(
     }
     put(tx, volume, moved(record, at));
     Ok(at)
+}
+
+/// A chunk is no more: its copies in this region are remembered until they are deleted.
+async fn bury<T: Transaction>(tx: &T, chunk: ChunkId, now_ns: i64) -> Result<(), ReplicaError> {
+    let key = location::key(chunk);
+    let Some(value) = tx.get(&key, Read::Conflicting).await? else { return Ok(()) };
+    let LocationRecord { copies, epoch, .. } = LocationRecord::from_value(&value)?;
+    tx.clear(&key);
+    if !copies.is_empty() {
+        tx.set(&dead::key(chunk), &DeadRecord { copies, epoch, since_ns: now_ns }.to_value());
+    }
+    Ok(())
 }
 
 /// Lets go of the entries up to a place.

@@ -134,11 +134,11 @@ impl Replica {
         };
         let entries = &entries[..entries.len().min(most)];
         let tx = self.store.begin();
-        let behind = apply::entries(&tx, VOLUME, at, entries).await.unwrap();
+        let behind = apply::entries(&tx, VOLUME, at, entries, 7).await.unwrap();
         assert_eq!(behind, entries.last().map_or(at, |e| e.at));
         commit(tx).await;
         // What was replayed isn't taken again.
-        let again = apply::entries(&self.store.begin(), VOLUME, at, entries).await;
+        let again = apply::entries(&self.store.begin(), VOLUME, at, entries, 7).await;
         assert!(entries.is_empty() || matches!(again, Err(ReplicaError::Gap { .. })));
         !entries.is_empty()
     }
@@ -284,11 +284,46 @@ async fn what_isnt_of_the_volume_is_refused() {
         Change::Clear(whole_volume(VolumeId(1)).begin),
     ] {
         let entry = Entry::new(at, &[change]);
-        let refused = apply::entries(&store.begin(), VOLUME, page.at, &[entry]).await;
+        let refused = apply::entries(&store.begin(), VOLUME, page.at, &[entry], 7).await;
         assert!(matches!(refused, Err(ReplicaError::Senseless(_))), "{refused:?}");
     }
     let garbage = Entry { at, bytes: Bytes::from_static(&[1, 1, 200]) };
-    assert!(apply::entries(&store.begin(), VOLUME, page.at, &[garbage]).await.is_err());
+    assert!(apply::entries(&store.begin(), VOLUME, page.at, &[garbage], 7).await.is_err());
     let early = Entry::new(LogPosition::new(Epoch(1), 5), &[]);
-    assert!(apply::entries(&store.begin(), VOLUME, page.at, &[early]).await.is_err());
+    assert!(apply::entries(&store.begin(), VOLUME, page.at, &[early], 7).await.is_err());
+}
+
+#[tokio::test]
+async fn a_chunk_that_dies_leaves_its_copies_to_be_deleted() {
+    use mooseng_schema::chunk;
+    use mooseng_schema::dead::{self, DeadRecord};
+    use mooseng_schema::location::{self, LocationRecord};
+    use mooseng_store::mvcc::Change;
+    use mooseng_wire::ChunkId;
+    let (store, _) = store();
+    let (here, elsewhere) = (ChunkId(5), ChunkId(6));
+    let tx = store.begin();
+    apply::begin(&tx, VOLUME);
+    let pairs = vec![
+        (Bytes::from(chunk::key(here)), Bytes::from_static(b"\x01")),
+        (chunk::key(elsewhere).into(), Bytes::from_static(b"\x01")),
+    ];
+    let page = read::Page { at: LogPosition::new(Epoch(1), 5), pairs, next: None };
+    apply::install(&tx, VOLUME, &whole_volume(VOLUME).begin, &page).await.unwrap();
+    let location = LocationRecord { layout: 1, copies: vec!["a".into(), "b".into()], epoch: 1 };
+    tx.set(&location::key(here), &location.to_value());
+    commit(tx).await;
+    let changes = [here, elsewhere].map(|chunk| Change::Clear(chunk::key(chunk).into()));
+    let entry = Entry::new(LogPosition::new(Epoch(1), 6), &changes);
+    let tx = store.begin();
+    apply::entries(&tx, VOLUME, page.at, &[entry], 7).await.unwrap();
+    commit(tx).await;
+    let tx = store.begin();
+    assert_eq!(tx.get(&location::key(here), Read::Snapshot).await.unwrap(), None);
+    let dead = tx.get(&dead::key(here), Read::Snapshot).await.unwrap().unwrap();
+    assert_eq!(
+        DeadRecord::from_value(&dead).unwrap(),
+        DeadRecord { copies: location.copies, epoch: 1, since_ns: 7 }
+    );
+    assert_eq!(tx.get(&dead::key(elsewhere), Read::Snapshot).await.unwrap(), None);
 }

@@ -4,7 +4,7 @@
 //!  Link (calls) --frames--> Connection <--frames-- serve (Service)       one port per daemon,
 //!  grpc_channel --HTTP/2--> Connection <--HTTP/2-- serve (tonic routes)  told apart by ALPN
 //!                               |
-//!                      Network: TlsNetwork | PlainNetwork (tests) | the simulation's
+//!                      Network: [wan] -> TlsNetwork | PlainNetwork (tests) | the simulation's
 //! ```
 //! This crate knows no business logic: who may make which call is decided by services, by [`Incoming::peer`].
 
@@ -25,6 +25,7 @@ mod server;
 mod stream;
 mod tls;
 pub mod trace;
+pub mod wan;
 
 use bytes::Bytes;
 use mooseng_wire::call::{CallError, ErrorCode};

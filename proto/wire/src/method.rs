@@ -102,6 +102,8 @@ methods! {
     VolumeDigest = 63 on Read,
     /// geo.NearRead -> geo.NearReply
     NearRead = 64 on Read,
+    /// geo.AskSource -> geo.Source
+    ChunkSource = 65 on Read,
     /// raft.AppendEntries -> raft.AppendAnswer, of the global group, as all that follow.
     GlobalAppend = 50 on Control,
     /// raft.VoteRequest -> raft.VoteAnswer

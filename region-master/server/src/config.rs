@@ -8,6 +8,7 @@ use mooseng_namespace::trash::RETENTION_S_MAX;
 use mooseng_otlp::OtlpConfig;
 use mooseng_transport::TlsFiles;
 use mooseng_transport::observe::LogConfig;
+use mooseng_transport::wan::DevConfig;
 use mooseng_wire::is_identity_word;
 use serde::{Deserialize, Serialize};
 
@@ -76,6 +77,9 @@ pub struct MasterConfig {
     /// Where spans and metrics are sent; nowhere where it isn't given.
     #[serde(default)]
     pub otlp: Option<OtlpConfig>,
+    /// For `mooseng dev` and tests.
+    #[serde(default)]
+    pub dev: DevConfig,
 }
 
 /// A member of the Raft group.

@@ -129,7 +129,7 @@ async fn lead_replica(master: &Arc<Master>, term: u64) {
     master.metrics.leaderships.inc();
     master.metrics.leading.set(1);
     tracing::info!(term, "this master leads and keeps a replica of the volume");
-    geo::copy::run(master).await;
+    tokio::join!(geo::copy::run(master), geo::chunks::run(master, term), house::run_replica(master, term));
 }
 
 async fn prepare_replica(master: &Master, term: u64) -> Result<(), CallError> {

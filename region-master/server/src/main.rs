@@ -207,6 +207,7 @@ async fn run(config: MasterConfig) -> anyhow::Result<()> {
         bail!("the setting `tls` is missing: a master speaks mutual TLS only; give cert, key and ca");
     };
     let network = Arc::new(TlsNetwork::load(tls).context("the setting `tls` is wrong")?);
+    let network = config.dev.beyond(network)?;
     let otlp = config.otlp.clone();
     otlp.as_ref().map_or(Ok(()), OtlpConfig::check_files)?;
     let who = Who {

@@ -167,6 +167,9 @@ const LOG_REPLAYED: Name = Name(
     "mooseng_master_log_replayed",
     "Entries of volumes' logs that came from their home and were replayed here",
 );
+const CHUNKS_FETCHED: Name =
+    Name("mooseng_master_chunks_fetched", "Chunks that were copied here from their volume's home");
+const BYTES_FETCHED: Name = Name("mooseng_master_bytes_fetched", "Bytes of those chunks");
 const LEADERSHIPS: Name =
     Name("mooseng_master_leaderships", "Times that this master began to serve as the leader");
 
@@ -300,6 +303,10 @@ pub struct Metrics {
     pub leaderships: Counter,
     /// Entries of other regions' logs that were replayed here.
     pub log_replayed: Counter,
+    /// Chunks that were copied here from their volume's home.
+    pub chunks_fetched: Counter,
+    /// Their bytes.
+    pub bytes_fetched: Counter,
     /// Recalls sent.
     pub recalls: Counter,
 }
@@ -361,6 +368,8 @@ impl Metrics {
             lapsed: Counter::default(),
             leaderships: Counter::default(),
             log_replayed: Counter::default(),
+            chunks_fetched: Counter::default(),
+            bytes_fetched: Counter::default(),
             recalls: Counter::default(),
         };
         let m = metrics.clone();
@@ -427,6 +436,8 @@ impl Metrics {
             (LAPSED, m.lapsed),
             (LEADERSHIPS, m.leaderships),
             (LOG_REPLAYED, m.log_replayed),
+            (CHUNKS_FETCHED, m.chunks_fetched),
+            (BYTES_FETCHED, m.bytes_fetched),
             (RECALLS, m.recalls),
             (QUOTA_REFUSALS, m.quota_refusals),
         ];

@@ -75,6 +75,9 @@ impl MasterService {
             Method::VolumeDigest => {
                 return geo::serve::digest(master, &peer, incoming.decode()?).await.map(|m| Answer::of(&m));
             }
+            Method::ChunkSource => {
+                return geo::chunks::source(master, &peer, incoming.decode()?).await.map(|m| Answer::of(&m));
+            }
             Method::NearRead => {
                 return geo::near::read(master, &peer, incoming.decode()?, deadline)
                     .await

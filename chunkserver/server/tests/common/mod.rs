@@ -26,6 +26,11 @@ pub fn id(role: &str, name: &str) -> Identity {
     Identity::parse(&format!("spiffe://test/eu/{role}/{name}")).unwrap()
 }
 
+/// Somebody of another region.
+pub fn abroad(role: &str, name: &str) -> Identity {
+    Identity::parse(&format!("spiffe://test/us/{role}/{name}")).unwrap()
+}
+
 pub fn key() -> Key {
     Key { id: 1, secret: vec![7; 32] }
 }

@@ -7,7 +7,7 @@ use mooseng_certs::{Authority, Renewal};
 use mooseng_wire::{Identity, Role};
 
 use super::configs;
-use super::plan::{CLIENT, CLUSTER, REGION};
+use super::plan::{ADMIN, CLIENT, CLUSTER, Plan};
 use super::state::{self, Cluster};
 use crate::config::TlsSection;
 use crate::exit::Failure;
@@ -51,14 +51,29 @@ pub fn issue_all(cluster: &Cluster) -> Result<(), Failure> {
         Authority::create(&pki, CLUSTER)
     };
     let authority = authority.map_err(failed)?;
-    authority.region(REGION).map_err(failed)?;
-    let daemons = cluster.state.plan.daemons.iter().map(|d| (d.name.as_str(), d.role));
-    for (name, role) in daemons.chain([(CLIENT, Role::Client), ("admin", Role::Admin)]) {
-        let identity = Identity { cluster: CLUSTER.into(), region: REGION.into(), role, name: name.into() };
-        let leaf = leaf_dir(dir, name);
-        authority.issue(&identity, cluster.state.plan.leaf_lifetime(), &leaf, true).map_err(failed)?;
+    let plan = &cluster.state.plan;
+    for region in &plan.regions {
+        authority.region(&region.name).map_err(failed)?;
+    }
+    for (name, identity) in identities(plan) {
+        let leaf = leaf_dir(dir, &name);
+        authority.issue(&identity, plan.leaf_lifetime(), &leaf, true).map_err(failed)?;
     }
     authority.distribute_revocations().map_err(failed)
+}
+
+/// Who has a certificate, each with its name within the cluster.
+fn identities(plan: &Plan) -> Vec<(String, Identity)> {
+    let identity = |region: &str, role: Role, own: &str| Identity {
+        cluster: CLUSTER.into(),
+        region: region.into(),
+        role,
+        name: own.into(),
+    };
+    let daemons = plan.daemons.iter().map(|d| (d.name.clone(), identity(&d.region, d.role, d.own_name())));
+    let clients = plan.clients().into_iter().map(|c| (c.name, identity(&c.region, Role::Client, CLIENT)));
+    let admins = plan.regions.iter().map(|r| (plan.admin(&r.name), identity(&r.name, Role::Admin, ADMIN)));
+    daemons.chain(clients).chain(admins).collect()
 }
 
 /// Renews the leaves that are past half of their life and hands out the list of revocations. Answers when to look again.

@@ -3,7 +3,6 @@
 use mooseng_wire::Role;
 use serde::Serialize;
 
-use super::plan::{CLIENT, REGION};
 use super::state::Cluster;
 
 /// The whole file.
@@ -62,14 +61,15 @@ pub struct Client {
 pub fn describe(cluster: &Cluster) -> File {
     let process = |name: String| {
         let daemon = cluster.daemon(&name);
+        let client = cluster.state.plan.client(&name);
         Process {
             role: daemon.map_or(Role::Client, |d| d.role),
-            region: REGION.into(),
+            region: daemon.map(|d| d.region.clone()).or(client.map(|c| c.region)).unwrap_or_default(),
             zone: daemon.map_or_else(|| "zone-1".into(), |d| d.zone.clone()),
             pid: cluster.state.running.get(&name).map(|p| p.pid),
             address: daemon
                 .map(|d| d.address())
-                .or_else(|| cluster.state.client_http.clone())
+                .or_else(|| cluster.state.clients_http.get(&name).cloned())
                 .unwrap_or_default(),
             state_dir: cluster.state_dir(&name).display().to_string(),
             argv: cluster.argv(&name).unwrap_or_default(),
@@ -81,12 +81,13 @@ pub fn describe(cluster: &Cluster) -> File {
         path: m.path.display().to_string(),
         pid: m.process.pid,
     };
+    let client = |c: super::plan::Client| Client {
+        region: c.region,
+        config: cluster.config_path(&c.name).display().to_string(),
+    };
     File {
         processes: cluster.names().into_iter().map(process).collect(),
         mounts: cluster.mounts().into_iter().map(mount).collect(),
-        clients: vec![Client {
-            region: REGION.into(),
-            config: cluster.config_path(CLIENT).display().to_string(),
-        }],
+        clients: cluster.state.plan.clients().into_iter().map(client).collect(),
     }
 }

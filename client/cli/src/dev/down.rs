@@ -23,7 +23,7 @@ pub fn run(dir: &Path, purge: bool) -> Result<(), Failure> {
     let names = cluster.names();
     stop(&mut cluster, &names);
     cluster.reconcile();
-    cluster.state.client_http = None;
+    cluster.state.clients_http.clear();
     cluster.save()?;
     let left: Vec<&String> = cluster.state.running.keys().collect();
     if !left.is_empty() {
@@ -38,9 +38,8 @@ pub fn run(dir: &Path, purge: bool) -> Result<(), Failure> {
 fn remove(cluster: &Cluster) -> Result<(), Failure> {
     let dir = &cluster.dir;
     // Whatever lies on a mounted filesystem isn't ours to remove.
-    if let Some(path) = &cluster.state.plan.mount
-        && runtime::is_mounted(path)
-    {
+    let mounted = cluster.state.plan.clients().into_iter().filter_map(|c| c.mount);
+    if let Some(path) = mounted.into_iter().find(|path| runtime::is_mounted(path)) {
         return Err(Failure::failed(format!(
             "{} is still mounted: {} stays.",
             path.display(),
@@ -87,11 +86,10 @@ pub fn stop(cluster: &mut Cluster, names: &[String]) {
             cluster.state.running.remove(&name);
         }
     }
-    if let Some(path) = cluster.state.plan.mount.clone()
-        && names.iter().any(|n| n == super::plan::CLIENT)
-        && runtime::is_mounted(&path)
-    {
-        let _ = mount::detach(&path);
+    for path in names.iter().filter_map(|name| cluster.mount_of(name)) {
+        if runtime::is_mounted(&path) {
+            let _ = mount::detach(&path);
+        }
     }
 }
 

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use mooseng_ports::interrupt;
 
-use super::plan::CLIENT;
 use super::ready::{self, Health};
 use super::state::Cluster;
 use crate::exit::Failure;
@@ -43,9 +42,7 @@ pub fn start(cluster: &mut Cluster, name: &str) -> Result<(), Failure> {
     let started = Started::now(child.id())
         .ok_or_else(|| Failure::failed(format!("{name} ended at once.{}", tail(&log_path))))?;
     cluster.state.running.insert(name.to_owned(), started);
-    if name == CLIENT {
-        cluster.state.client_http = None;
-    }
+    cluster.state.clients_http.remove(name);
     Ok(())
 }
 
@@ -101,9 +98,11 @@ fn health(cluster: &mut Cluster, name: &str, started: Started, until: Until) -> 
     let Some(record) = runtime::live().into_iter().find(|r| r.process == started) else {
         return Health::Silent("the mount isn't there yet".into());
     };
-    cluster.state.client_http = record.http.clone();
     match record.http {
-        Some(http) => ready::ask(&http, path),
+        Some(http) => {
+            cluster.state.clients_http.insert(name.to_owned(), http.clone());
+            ready::ask(&http, path)
+        }
         None => Health::Ok,
     }
 }

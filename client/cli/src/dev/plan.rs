@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use mooseng_otlp::OtlpConfig;
+use mooseng_transport::wan::WanRules;
 use mooseng_wire::Role;
 use serde::{Deserialize, Serialize};
 
@@ -13,17 +14,25 @@ use crate::exit::Failure;
 
 /// The cluster's name in certificates.
 pub const CLUSTER: &str = "dev";
-/// The only region's name.
+/// The first region's name, and that of the only one.
 pub const REGION: &str = "region-1";
-/// The name of the process that serves the mount.
+/// The name of a region without data.
+pub const WITNESS: &str = "witness";
+/// The name of the process that serves a region's mount, in that region.
 pub const CLIENT: &str = "client-1";
+/// The name of a region's administrator.
+pub const ADMIN: &str = "admin";
+/// Most regions with data.
+const REGIONS_MAX: u32 = 4;
+/// Round trip between regions where none was asked for.
+const ROUND_TRIP_MS: u64 = 60;
 
 /// Settings of a cluster and its members.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
-    /// Copies of each chunk.
+    /// Copies of each chunk in each region.
     pub copies: u32,
-    /// Where it is mounted, if it is.
+    /// Where it is mounted, if it is: with several regions the directory of their mounts.
     pub mount: Option<PathBuf>,
     /// How long leaves live.
     pub leaf_lifetime_ms: u64,
@@ -35,15 +44,35 @@ pub struct Plan {
     pub otlp: Option<String>,
     /// Whether the directory goes when the cluster ends.
     pub temporary: bool,
+    /// In the order of their numbers, the witness last.
+    #[serde(default = "only_region")]
+    pub regions: Vec<Region>,
+    /// Round trip between regions, in milliseconds; 0 with one region.
+    #[serde(default)]
+    pub round_trip_ms: u64,
     /// Masters, then chunkservers.
     pub daemons: Vec<Daemon>,
+}
+
+/// A region.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Region {
+    /// Its name.
+    pub name: String,
+    /// Its number, from 1.
+    pub number: u16,
+    /// It has a master and no data.
+    pub witness: bool,
 }
 
 /// A master or a chunkserver.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Daemon {
-    /// Its name.
+    /// Its name, which no other process of the cluster has.
     pub name: String,
+    /// Its region.
+    #[serde(default = "first_region")]
+    pub region: String,
     /// What it is.
     pub role: Role,
     /// Its Raft id; 0 for chunkservers.
@@ -56,6 +85,42 @@ pub struct Daemon {
     pub http_port: u16,
 }
 
+/// A process that serves a region's mount.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Client {
+    /// Its name, which no other process of the cluster has.
+    pub name: String,
+    /// Its region.
+    pub region: String,
+    /// Where it mounts, if it does.
+    pub mount: Option<PathBuf>,
+}
+
+fn first_region() -> String {
+    REGION.to_owned()
+}
+
+fn only_region() -> Vec<Region> {
+    vec![Region { name: REGION.to_owned(), number: 1, witness: false }]
+}
+
+/// Regions with data, and with several of them a witness, so that a majority of the global group survives the loss of any region.
+fn regions(count: u32) -> Vec<Region> {
+    if count == 1 {
+        return only_region();
+    }
+    let mut regions: Vec<Region> = (1..=count as u16)
+        .map(|number| Region { name: format!("region-{number}"), number, witness: false })
+        .collect();
+    regions.push(Region { name: WITNESS.to_owned(), number: count as u16 + 1, witness: true });
+    regions
+}
+
+/// A process's name within the cluster: with one region that within the region.
+fn unique(regions: &[Region], region: &str, own: &str) -> String {
+    if regions.len() == 1 { own.to_owned() } else { format!("{region}.{own}") }
+}
+
 impl Daemon {
     /// host:port for peers and clients.
     pub fn address(&self) -> String {
@@ -64,6 +129,10 @@ impl Daemon {
     /// host:port for health and metrics.
     pub fn http(&self) -> String {
         format!("127.0.0.1:{}", self.http_port)
+    }
+    /// Its name within its region, as in its certificate.
+    pub fn own_name(&self) -> &str {
+        self.name.strip_prefix(&self.region).and_then(|rest| rest.strip_prefix('.')).unwrap_or(&self.name)
     }
     /// The binary that it runs.
     pub fn binary(&self) -> &'static str {
@@ -80,19 +149,37 @@ impl Plan {
         let (masters, chunkservers, copies) =
             (args.masters.unwrap_or(3), args.chunkservers.unwrap_or(3), args.copies.unwrap_or(2));
         check_sizes(masters, chunkservers, copies)?;
-        let mut ports = free_ports(2 * (masters + chunkservers) as usize)?.into_iter();
+        let count = args.regions.unwrap_or(1);
+        if !(1..=REGIONS_MAX).contains(&count) {
+            return Err(Failure::usage(format!(
+                "--regions {count}: a dev cluster has 1 to {REGIONS_MAX} regions with data."
+            )));
+        }
+        let regions = regions(count);
+        let members = |role: Role, n: u32| {
+            regions.iter().flat_map(move |region| {
+                let here = match (region.witness, role) {
+                    (false, _) => n,
+                    (true, Role::Master) => 1,
+                    (true, _) => 0,
+                };
+                (1..=here).map(move |n| (region, role, n))
+            })
+        };
+        let members: Vec<(&Region, Role, u32)> =
+            members(Role::Master, masters).chain(members(Role::Chunkserver, chunkservers)).collect();
+        let mut ports = free_ports(2 * members.len())?.into_iter();
         let mut port = || ports.next().unwrap_or_default();
-        let mut member = |role: Role, n: u32| Daemon {
-            name: format!("{role}-{n}"),
+        let daemons = members.into_iter().map(|(region, role, n)| Daemon {
+            name: unique(&regions, &region.name, &format!("{role}-{n}")),
+            region: region.name.clone(),
             role,
             id: if role == Role::Master { u64::from(n) } else { 0 },
             zone: format!("zone-{n}"),
             port: port(),
             http_port: port(),
-        };
-        let daemons = (1..=masters)
-            .map(|n| (Role::Master, n))
-            .chain((1..=chunkservers).map(|n| (Role::Chunkserver, n)));
+        });
+        let daemons = daemons.collect();
         Ok(Self {
             copies,
             mount: mount_path(args, dir)?,
@@ -100,15 +187,24 @@ impl Plan {
             trash_retention_s: args.trash_retention.map(|retention| retention.as_secs()),
             otlp: args.otlp.as_deref().map(otlp).transpose()?.flatten(),
             temporary: args.dir.is_none(),
-            daemons: daemons.map(|(role, n)| member(role, n)).collect(),
+            round_trip_ms: round_trip_ms(args.wan, regions.len())?.unwrap_or(if regions.len() > 1 {
+                ROUND_TRIP_MS
+            } else {
+                0
+            }),
+            regions,
+            daemons,
         })
     }
 
     /// The kept plan with what may change between two starts; what may not is refused.
     pub fn adapt(&mut self, args: &DevUp, dir: &Path) -> Result<(), Failure> {
-        let masters = self.masters().count() as u32;
-        let chunkservers = self.daemons.len() as u32 - masters;
+        let of =
+            |role: Role| self.daemons.iter().filter(|d| d.region == REGION && d.role == role).count() as u32;
+        let (masters, chunkservers) = (of(Role::Master), of(Role::Chunkserver));
+        let with_data = self.regions.iter().filter(|r| !r.witness).count() as u32;
         for (flag, asked, kept) in [
+            ("--regions", args.regions, with_data),
             ("--masters", args.masters, masters),
             ("--chunkservers", args.chunkservers, chunkservers),
             ("--copies", args.copies, self.copies),
@@ -132,20 +228,63 @@ impl Plan {
         if let Some(endpoint) = &args.otlp {
             self.otlp = otlp(endpoint)?;
         }
+        if let Some(round_trip_ms) = round_trip_ms(args.wan, self.regions.len())? {
+            self.round_trip_ms = round_trip_ms;
+        }
         if let Some(lifetime) = args.leaf_lifetime {
             self.leaf_lifetime_ms = lifetime_ms(lifetime)?;
         }
         Ok(())
     }
 
-    /// The masters.
-    pub fn masters(&self) -> impl Iterator<Item = &Daemon> {
-        self.daemons.iter().filter(|d| d.role == Role::Master)
+    /// Whether there are several regions, which delays and cuts lie between.
+    pub fn is_wide(&self) -> bool {
+        self.regions.len() > 1
     }
 
-    /// Addresses of the masters.
-    pub fn master_addresses(&self) -> Vec<String> {
-        self.masters().map(Daemon::address).collect()
+    /// The region of that name.
+    pub fn region(&self, name: &str) -> Option<&Region> {
+        self.regions.iter().find(|r| r.name == name)
+    }
+
+    /// The masters of a region.
+    pub fn masters_of(&self, region: &str) -> impl Iterator<Item = &Daemon> {
+        self.daemons.iter().filter(move |d| d.role == Role::Master && d.region == region)
+    }
+
+    /// Their addresses.
+    pub fn master_addresses(&self, region: &str) -> Vec<String> {
+        self.masters_of(region).map(Daemon::address).collect()
+    }
+
+    /// Whether there is something to mount in a region. The first one is the root volume's home.
+    ///
+    /// A region that isn't has nothing to mount until it has a replica of the volume.
+    pub fn has_tree(&self, region: &Region) -> bool {
+        !region.witness && region.number == 1
+    }
+
+    /// The clients of the regions with data, each with where it mounts, if there is something to mount.
+    pub fn clients(&self) -> Vec<Client> {
+        let client = |region: &Region| {
+            let base = self.mount.as_ref().filter(|_| self.has_tree(region));
+            Client {
+                name: unique(&self.regions, &region.name, CLIENT),
+                region: region.name.clone(),
+                mount: base.map(|base| if self.is_wide() { base.join(&region.name) } else { base.clone() }),
+            }
+        };
+        self.regions.iter().filter(|r| !r.witness).map(client).collect()
+    }
+
+    /// The client of that name.
+    pub fn client(&self, name: &str) -> Option<Client> {
+        self.clients().into_iter().find(|c| c.name == name)
+    }
+
+    /// The name of a region's administrator within the cluster.
+    pub fn admin(&self, region: &str) -> String {
+        unique(&self.regions, region, ADMIN)
     }
 
     /// How long leaves live.
@@ -177,6 +316,21 @@ fn mount_path(args: &DevUp, dir: &Path) -> Result<Option<PathBuf>, Failure> {
         Some(path) => crate::config::absolute(path).map(Some),
         None => Ok(Some(dir.join("mnt"))),
     }
+}
+
+/// A round trip between regions that was asked for.
+fn round_trip_ms(asked: Option<Duration>, regions: usize) -> Result<Option<u64>, Failure> {
+    let Some(asked) = asked else { return Ok(None) };
+    if regions == 1 {
+        return Err(Failure::usage(
+            "--wan is the round trip between regions, but there is one only: give --regions, too.",
+        ));
+    }
+    let ms = u64::try_from(asked.as_millis()).unwrap_or(u64::MAX);
+    WanRules { default_round_trip_ms: ms, ..WanRules::default() }
+        .check()
+        .map_err(|reason| Failure::usage(format!("--wan: {reason}.")))?;
+    Ok(Some(ms))
 }
 
 /// The endpoint of a collector; none where nothing is to be sent any more.
@@ -227,10 +381,11 @@ fn free_ports(count: usize) -> Result<Vec<u16>, Failure> {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
 
-    fn up() -> DevUp {
+    /// `mooseng dev up` without settings.
+    pub fn up() -> DevUp {
         DevUp {
             dir: Some("/d".into()),
             masters: None,
@@ -242,6 +397,8 @@ mod tests {
             leaf_lifetime: None,
             trash_retention: None,
             otlp: None,
+            regions: None,
+            wan: None,
             wait: Duration::from_secs(1),
         }
     }
@@ -256,11 +413,63 @@ mod tests {
         );
         assert_eq!(plan.daemons[4].zone, "zone-2");
         assert_eq!(plan.mount, Some("/d/mnt".into()));
+        let client = Client { name: "client-1".into(), region: REGION.into(), mount: Some("/d/mnt".into()) };
+        assert_eq!((plan.clients(), plan.admin(REGION)), (vec![client], "admin".into()));
+        assert_eq!((plan.daemons[0].own_name(), plan.round_trip_ms), ("master-1", 0));
         let mut ports: Vec<u16> = plan.daemons.iter().flat_map(|d| [d.port, d.http_port]).collect();
         ports.sort_unstable();
         ports.dedup();
         assert_eq!(ports.len(), 12);
         assert!(ports[0] > 1024);
+    }
+
+    #[test]
+    fn several_regions_have_daemons_of_their_own_and_a_witness() {
+        let two = DevUp { regions: Some(2), chunkservers: Some(2), ..up() };
+        let mut plan = Plan::new(&two, Path::new("/d")).unwrap();
+        let names: Vec<&str> = plan.daemons.iter().map(|d| d.name.as_str()).collect();
+        assert_eq!(
+            names,
+            [
+                "region-1.master-1",
+                "region-1.master-2",
+                "region-1.master-3",
+                "region-2.master-1",
+                "region-2.master-2",
+                "region-2.master-3",
+                "witness.master-1",
+                "region-1.chunkserver-1",
+                "region-1.chunkserver-2",
+                "region-2.chunkserver-1",
+                "region-2.chunkserver-2",
+            ]
+        );
+        assert_eq!((plan.daemons[3].own_name(), plan.daemons[3].id), ("master-1", 1));
+        assert_eq!((plan.masters_of("region-2").count(), plan.masters_of(WITNESS).count()), (3, 1));
+        let numbers: Vec<(u16, bool)> = plan.regions.iter().map(|r| (r.number, r.witness)).collect();
+        assert_eq!(numbers, [(1, false), (2, false), (3, true)]);
+        let clients = plan.clients();
+        assert_eq!(clients[0].mount, Some("/d/mnt/region-1".into()));
+        let names: Vec<&str> = clients.iter().map(|c| c.name.as_str()).collect();
+        assert_eq!(names, ["region-1.client-1", "region-2.client-1"]);
+        assert_eq!((plan.round_trip_ms, plan.admin("region-2")), (60, "region-2.admin".into()));
+        plan.adapt(&DevUp { wan: Some(Duration::from_millis(5)), ..up() }, Path::new("/d")).unwrap();
+        assert_eq!(plan.round_trip_ms, 5);
+        let other = DevUp { regions: Some(3), ..up() };
+        assert_eq!(plan.adapt(&other, Path::new("/d")).unwrap_err().exit_code(), 2);
+    }
+
+    #[test]
+    fn a_plan_of_before_there_were_regions_is_of_one() {
+        let old = r#"{"copies": 2, "mount": "/d/mnt", "leaf_lifetime_ms": 86400000, "temporary": false, "daemons": [
+            {"name": "master-1", "role": "master", "id": 1, "zone": "zone-1", "port": 7001, "http_port": 7002},
+            {"name": "chunkserver-1", "role": "chunkserver", "id": 0, "zone": "zone-1", "port": 7003, "http_port": 7004}]}"#;
+        let mut plan: Plan = serde_json::from_str(old).unwrap();
+        assert_eq!((plan.regions.clone(), plan.is_wide()), (only_region(), false));
+        assert_eq!(plan.clients()[0].mount, Some("/d/mnt".into()));
+        assert_eq!(plan.master_addresses(REGION), ["127.0.0.1:7001"]);
+        plan.adapt(&DevUp { masters: Some(1), regions: Some(1), ..up() }, Path::new("/d")).unwrap();
+        assert_eq!(serde_json::from_str::<Plan>(&serde_json::to_string(&plan).unwrap()).unwrap(), plan);
     }
 
     #[test]
@@ -297,6 +506,10 @@ mod tests {
             DevUp { copies: Some(4), ..up() },
             DevUp { copies: Some(0), ..up() },
             DevUp { leaf_lifetime: Some(Duration::from_secs(1)), ..up() },
+            DevUp { regions: Some(0), ..up() },
+            DevUp { regions: Some(5), ..up() },
+            DevUp { wan: Some(Duration::from_millis(60)), ..up() },
+            DevUp { regions: Some(2), wan: Some(Duration::from_secs(60)), ..up() },
             DevUp { otlp: Some("127.0.0.1:4317".into()), ..up() },
             DevUp { otlp: Some("https://127.0.0.1:4317".into()), ..up() },
         ] {

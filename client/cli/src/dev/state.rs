@@ -10,10 +10,13 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use super::cluster;
-use super::plan::{CLIENT, Daemon, Plan};
+use super::plan::{CLIENT, Daemon, Plan, Region};
 use crate::exit::Failure;
 use crate::process::{self, Started};
 use crate::runtime;
+
+/// The shape of `dev.json`. 1 had one region and one client.
+const VERSION: u32 = 2;
 
 /// What `dev.json` holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,8 +29,30 @@ pub struct State {
     pub up: bool,
     /// The living process of each name.
     pub running: BTreeMap<String, Started>,
-    /// Where a mount's process serves its health, once it does.
-    pub client_http: Option<String>,
+    /// Where the processes of mounts serve their health, once they do, by name.
+    #[serde(default)]
+    pub clients_http: BTreeMap<String, String>,
+    /// The same of the one client, in shape 1.
+    #[serde(default, skip_serializing)]
+    client_http: Option<String>,
+}
+
+impl State {
+    fn new(plan: Plan) -> Self {
+        let (running, clients_http) = Default::default();
+        Self { version: VERSION, plan, up: false, running, clients_http, client_http: None }
+    }
+
+    /// The file's content, of whatever shape.
+    fn decode(bytes: &[u8]) -> Result<Self, String> {
+        let mut state: Self = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+        if state.version > VERSION {
+            return Err(format!("its version is {}", state.version));
+        }
+        state.version = VERSION;
+        state.clients_http.extend(state.client_http.take().map(|http| (CLIENT.to_owned(), http)));
+        Ok(state)
+    }
 }
 
 /// A cluster's directory, locked.
@@ -92,9 +117,7 @@ impl Cluster {
         let guard = lock(dir, "dev.lock", Duration::from_secs(60))?;
         let state = match read(dir)? {
             Some(state) => state,
-            None => {
-                State { version: 1, plan: make()?, up: false, running: BTreeMap::new(), client_http: None }
-            }
+            None => State::new(make()?),
         };
         let mut cluster = Self { dir: dir.to_owned(), state, _lock: guard };
         cluster.reconcile();
@@ -153,10 +176,15 @@ impl Cluster {
         write("cluster.json", serde_json::to_vec_pretty(&cluster::describe(self)).map_err(encode)?)
     }
 
-    /// The names of all processes: daemons, then the mount's.
+    /// The names of all processes: daemons, then those of mounts.
     pub fn names(&self) -> Vec<String> {
-        let client = self.state.plan.mount.is_some().then(|| CLIENT.to_owned());
-        self.state.plan.daemons.iter().map(|d| d.name.clone()).chain(client).collect()
+        let clients = self.state.plan.clients().into_iter().filter(|c| c.mount.is_some()).map(|c| c.name);
+        self.state.plan.daemons.iter().map(|d| d.name.clone()).chain(clients).collect()
+    }
+
+    /// Where the process of that name mounts, if it is a mount's.
+    pub fn mount_of(&self, name: &str) -> Option<PathBuf> {
+        self.state.plan.client(name)?.mount
     }
 
     /// The daemon of that name.
@@ -170,7 +198,7 @@ impl Cluster {
         if let Some(daemon) = self.daemon(name) {
             return Some(vec![beside(daemon.binary()), "--config".into(), config]);
         }
-        let mount = self.state.plan.mount.as_ref().filter(|_| name == CLIENT)?;
+        let mount = self.mount_of(name)?;
         Some(vec![
             beside("mooseng"),
             "mount".into(),
@@ -204,6 +232,19 @@ impl Cluster {
         runtime::live().into_iter().filter(|m| m.config.starts_with(&etc)).collect()
     }
 
+    /// The region of that name, or the error that there is none.
+    pub fn region(&self, name: &str) -> Result<&Region, Failure> {
+        let regions = || self.state.plan.regions.iter().map(|r| r.name.as_str());
+        self.state.plan.region(name).ok_or_else(|| {
+            let hint = crate::suggest::nearest(name, regions());
+            let hint = hint.map(|n| format!(" Did you mean {n}?")).unwrap_or_default();
+            Failure::not_found(format!(
+                "There is no region {name:?} in this cluster; there are {}.{hint}",
+                regions().collect::<Vec<_>>().join(", ")
+            ))
+        })
+    }
+
     /// The error for a name that isn't there.
     pub fn unknown(&self, name: &str) -> Failure {
         let names = self.names();
@@ -223,7 +264,7 @@ fn read(dir: &Path) -> Result<Option<State>, Failure> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(Failure::failed(format!("{} can't be read: {e}.", path.display()))),
     };
-    serde_json::from_slice(&bytes).map(Some).map_err(|e| {
+    State::decode(&bytes).map(Some).map_err(|e| {
         Failure::failed(format!(
             "{} is damaged or of another version of mooseng ({e}); make a new cluster in another --dir.",
             path.display()
@@ -237,4 +278,24 @@ pub fn beside(name: &str) -> String {
     // A binary that was rebuilt while it runs shows as deleted.
     let me = me.to_string_lossy().trim_end_matches(" (deleted)").to_owned();
     Path::new(&me).with_file_name(name).display().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OLD: &str = r#"{"version": 1, "up": true, "client_http": "127.0.0.1:9000", "running": {"master-1": {"pid": 7, "start_ticks": 9}},
+        "plan": {"copies": 1, "mount": null, "leaf_lifetime_ms": 86400000, "temporary": false, "daemons": [
+            {"name": "master-1", "role": "master", "id": 1, "zone": "zone-1", "port": 7001, "http_port": 7002}]}}"#;
+
+    #[test]
+    fn a_state_of_one_region_and_one_client_is_read_and_a_later_one_is_not() {
+        let state = State::decode(OLD.as_bytes()).unwrap();
+        assert_eq!((state.version, state.up, state.running["master-1"].pid), (2, true, 7));
+        assert_eq!(state.clients_http["client-1"], "127.0.0.1:9000");
+        assert_eq!(state.plan.daemons[0].region, "region-1");
+        assert_eq!(State::decode(&serde_json::to_vec(&state).unwrap()).unwrap(), state);
+        let later = OLD.replace("\"version\": 1", "\"version\": 3");
+        assert!(State::decode(later.as_bytes()).unwrap_err().contains("version is 3"));
+    }
 }

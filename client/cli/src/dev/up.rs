@@ -9,9 +9,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use mooseng_ports::interrupt;
 use mooseng_wire::Role;
 
-use super::plan::{CLIENT, Plan};
+use super::plan::{Daemon, Plan, REGION};
 use super::state::{self, Cluster};
-use super::{certs, configs, down, launch, root, supervise};
+use super::{certs, configs, down, launch, root, supervise, wan};
 use crate::args::DevUp;
 use crate::exit::Failure;
 use crate::output::{self, Table};
@@ -55,6 +55,7 @@ fn directory(args: &DevUp) -> Result<PathBuf, Failure> {
 
 fn bring_up(cluster: &mut Cluster, wait: Duration) -> Result<(), Failure> {
     let progress = Progress::new(cluster.names().len() as u64 + 1);
+    wan::write(cluster)?;
     cluster.state.up = true;
     for name in ["etc", "log"] {
         configs::make_dir(&cluster.dir.join(name))?;
@@ -66,7 +67,7 @@ fn bring_up(cluster: &mut Cluster, wait: Duration) -> Result<(), Failure> {
     cluster.save()?;
     progress.step();
     let deadline = Instant::now() + wait;
-    let daemons: Vec<String> = cluster.state.plan.daemons.iter().map(|d| d.name.clone()).collect();
+    let daemons = cluster.state.plan.daemons.clone();
     let mut found: BTreeSet<String> = cluster.state.running.keys().cloned().collect();
     // Masters first, so that chunkservers find somebody to report to.
     for role in [Role::Master, Role::Chunkserver] {
@@ -83,24 +84,35 @@ fn bring_up(cluster: &mut Cluster, wait: Duration) -> Result<(), Failure> {
             wait_for(cluster, &name, launch::Until::Answers, deadline, &mut found)?;
         }
     }
-    for name in &daemons {
-        progress.say(&format!("waiting for {name}"));
-        wait_for(cluster, name, launch::Until::Ready, deadline, &mut found)?;
+    for daemon in &daemons {
+        progress.say(&format!("waiting for {}", daemon.name));
+        wait_for(cluster, &daemon.name, serves(daemon), deadline, &mut found)?;
         progress.step();
     }
-    root::give(&cluster.config_path(CLIENT))?;
-    if let Some(path) = cluster.state.plan.mount.clone() {
+    let clients = cluster.state.plan.clients();
+    for client in clients.iter().filter(|c| c.region == REGION) {
+        root::give(&cluster.config_path(&client.name))?;
+    }
+    for client in clients {
+        let Some(path) = client.mount else { continue };
         progress.say(&format!("mounting on {}", path.display()));
-        if !cluster.state.running.contains_key(CLIENT) {
+        if !cluster.state.running.contains_key(&client.name) {
             prepare_mount_point(&path)?;
-            launch::start(cluster, CLIENT)?;
+            launch::start(cluster, &client.name)?;
             cluster.save()?;
         }
-        wait_for(cluster, CLIENT, launch::Until::Ready, deadline, &mut found)?;
+        wait_for(cluster, &client.name, launch::Until::Ready, deadline, &mut found)?;
         progress.step();
     }
     progress.done();
     cluster.save()
+}
+
+/// What `up` waits for: that a daemon does its work.
+///
+/// A region that isn't the root volume's home does once it has a replica of it. Until regions have those, theirs need only answer.
+fn serves(daemon: &Daemon) -> launch::Until {
+    if daemon.region == REGION { launch::Until::Ready } else { launch::Until::Answers }
 }
 
 /// Waits for a process. One of those that were found running may have been dying, after a `kill -9` a moment ago: it is started anew.
@@ -115,9 +127,7 @@ fn wait_for(
     if outcome.is_ok() || cluster.state.running.contains_key(name) || !found.remove(name) {
         return outcome;
     }
-    if name == CLIENT
-        && let Some(path) = cluster.state.plan.mount.clone()
-    {
+    if let Some(path) = cluster.mount_of(name) {
         prepare_mount_point(&path)?;
     }
     launch::start(cluster, name)?;
@@ -170,21 +180,27 @@ fn announce(cluster: &Cluster, detached: bool) -> Result<(), Failure> {
             daemon.map_or_else(|| "-".into(), |d| d.address()),
             daemon
                 .map(|d| d.http())
-                .or_else(|| cluster.state.client_http.clone())
+                .or_else(|| cluster.state.clients_http.get(&name).cloned())
                 .map_or_else(|| "-".into(), |h| format!("http://{h}/readyz")),
         ]);
     }
     let me = state::beside("mooseng");
     let dir = cluster.dir.display();
-    let config = cluster.config_path(CLIENT);
-    let tries = match &cluster.state.plan.mount {
-        Some(path) => format!(
-            "  {me} status --config {c}\n  cp -r /etc/skel {p}/hello && {me} info {p}",
-            c = config.display(),
-            p = path.display()
-        ),
-        None => format!("  {me} status --config {c}\n  {me} mount --config {c} PATH", c = config.display()),
-    };
+    let clients = cluster.state.plan.clients();
+    let tries = clients.iter().filter(|c| c.region == REGION).map(|client| {
+        let config = cluster.config_path(&client.name);
+        match &client.mount {
+            Some(path) => format!(
+                "  {me} status --config {c}\n  cp -r /etc/skel {p}/hello && {me} info {p}",
+                c = config.display(),
+                p = path.display()
+            ),
+            None => {
+                format!("  {me} status --config {c}\n  {me} mount --config {c} PATH", c = config.display())
+            }
+        }
+    });
+    let tries = tries.collect::<Vec<_>>().join("\n");
     let end = if detached {
         format!("Stop it with:\n  {me} dev down --dir {dir}")
     } else {

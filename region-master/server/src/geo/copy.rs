@@ -11,7 +11,7 @@ use mooseng_wire::geo::{AskLog, AskPage, Log, Page};
 use mooseng_wire::method::Method;
 
 use super::receive::Change;
-use super::{ROOT_VOLUME, ask, pause, place, position, receive};
+use super::{ROOT_VOLUME, ask, home_of, pause, place, position, receive};
 use crate::master::Master;
 
 /// Bytes of a range, and of entries, that are asked for at a time.
@@ -45,7 +45,7 @@ async fn step(master: &Master, volume: VolumeId) -> Result<bool, String> {
         receive::record(master, volume).await.map_err(|e| e.message)?
     };
     let Some(from) = receive::from_of(&record) else { return Ok(false) };
-    let home = home(master, volume)?;
+    let home = home_of(master, volume)?;
     let message = AskPage { volume: volume.0.into(), from: from.clone(), bytes_max: BYTES };
     let page: Page = ask(master, &home, Method::VolumePage, &message).await?;
     let page = read::Page {
@@ -63,14 +63,6 @@ async fn step(master: &Master, volume: VolumeId) -> Result<bool, String> {
         tracing::info!(at = %record.position(), "the volume is copied; its log is replayed from here on");
     }
     Ok(true)
-}
-
-fn home(master: &Master, volume: VolumeId) -> Result<String, String> {
-    let view = master.geo.view().ok_or("there is no global group")?;
-    view.volumes
-        .get(&volume)
-        .map(|known| known.home.clone())
-        .ok_or_else(|| "the volume isn't known".to_owned())
 }
 
 /// Replays the log up to the place at which the next range was read. Answers whether that range can be taken in.

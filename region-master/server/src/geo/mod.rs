@@ -7,10 +7,11 @@
 //! ```
 //! - [`ship`]: what a home's leader does. [`serve`]: what it answers to those who copy.
 //! - [`copy`]: what a replica's leader does besides. [`receive`]: how it takes the log in.
+//! - [`chunks`]: how the bytes come that the log names.
 //! - [`near`]: reads of a replica.
 //! - [`verify`]: home and replica compared by hashes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -23,13 +24,14 @@ use mooseng_transport::{CallFailure, Peer, call_error};
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::geo::{Home, Place};
 use mooseng_wire::method::Method;
-use mooseng_wire::{Epoch, Role, VolumeId};
+use mooseng_wire::{ChunkId, Epoch, Role, VolumeId};
 use prost::Message;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::errors::denied;
 use crate::master::{HOME_EPOCH, Master};
 
+pub mod chunks;
 pub mod copy;
 pub mod near;
 pub mod receive;
@@ -43,7 +45,10 @@ pub const ROOT_VOLUME: VolumeId = VolumeId(0);
 /// Bytes of the newest entries that are kept in memory.
 pub const TAIL_BYTES_MAX: usize = 16 << 20;
 
-/// Where a master of another region gets this long to answer what takes a look into its memory.
+/// Chunks that wait to be fetched at most.
+const WANTED_MAX: usize = 100_000;
+
+/// A master of another region gets this long to answer what takes a look into its memory.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 /// What a home's leader knows of a region that has a volume.
@@ -93,6 +98,9 @@ pub struct Geo {
     moved: watch::Sender<u64>,
     /// Who changes a replica: one at a time, in the order of asking.
     applying: tokio::sync::Mutex<()>,
+    /// Chunks whose bytes aren't in this region.
+    wanted: Mutex<BTreeSet<ChunkId>>,
+    wanting: Notify,
     /// The leaders of other regions, as far as they were found.
     leaders: Mutex<BTreeMap<String, String>>,
 }
@@ -112,6 +120,8 @@ impl Geo {
             logs: Mutex::default(),
             moved: watch::channel(0).0,
             applying: tokio::sync::Mutex::default(),
+            wanted: Mutex::default(),
+            wanting: Notify::new(),
             leaders: Mutex::default(),
         }
     }
@@ -136,7 +146,26 @@ impl Geo {
         lock(&self.shipped).clear();
         lock(&self.replicas).clear();
         lock(&self.logs).clear();
+        lock(&self.wanted).clear();
         self.moved.send_modify(|count| *count += 1);
+    }
+
+    /// A sealed chunk's bytes aren't in this region. Beyond the bound the scan finds it again.
+    pub fn want(&self, chunk: ChunkId) {
+        let mut wanted = lock(&self.wanted);
+        if wanted.len() < WANTED_MAX && wanted.insert(chunk) {
+            self.wanting.notify_one();
+        }
+    }
+
+    /// The newest of them, by its number.
+    fn take_wanted(&self) -> Option<ChunkId> {
+        lock(&self.wanted).pop_last()
+    }
+
+    /// How many there are.
+    pub fn wanted(&self) -> usize {
+        lock(&self.wanted).len()
     }
 
     /// The newest place of a log that this leader writes.
@@ -223,6 +252,15 @@ fn not_home(master: &Master) -> CallError {
     let message =
         format!("the home of the volume is the region {}, not {}", home.region, master.config.region);
     CallError { detail: home.encode_to_vec().into(), ..call_error(ErrorCode::NotHome, message) }
+}
+
+/// The region that is a volume's home.
+fn home_of(master: &Master, volume: VolumeId) -> Result<String, String> {
+    let view = master.geo.view().ok_or("there is no global group")?;
+    view.volumes
+        .get(&volume)
+        .map(|known| known.home.clone())
+        .ok_or_else(|| "the volume isn't known".to_owned())
 }
 
 /// Refuses a peer that isn't a master of a region of this cluster; with a region, of that one.

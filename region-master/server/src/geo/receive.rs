@@ -4,6 +4,8 @@ use bytes::Bytes;
 use mooseng_embedded::EmbeddedTransaction;
 use mooseng_replica::read::Page;
 use mooseng_replica::{Entry, ReplicaError, apply};
+use mooseng_schema::Record;
+use mooseng_schema::chunk::{self, ChunkRecord};
 use mooseng_schema::log::{LogPosition, ReplicaRecord};
 use mooseng_store::{Read, Store, StoreError, Transaction};
 use mooseng_transport::{Peer, call_error};
@@ -133,9 +135,23 @@ pub(super) async fn replay(
         let after = record.position();
         record = change(master, volume, Change::Replay(after, now)).await?;
         master.metrics.log_replayed.inc_by(now.len() as u64);
+        want_chunks(master, volume, now);
         rest = later;
     }
     Ok(record)
+}
+
+/// Sealed chunks that entries tell of are fetched: what was written last is read first.
+fn want_chunks(master: &Master, volume: VolumeId, entries: &[Entry]) {
+    let changes = entries.iter().filter_map(|entry| entry.changes().ok()).flatten();
+    for change in changes {
+        if let mooseng_store::mvcc::Change::Set(key, value) = change
+            && let Ok(chunk) = chunk::parse_key(volume, &key)
+            && ChunkRecord::from_value(&value).is_ok_and(|record| record.sealed && record.length > 0)
+        {
+            master.geo.want(chunk);
+        }
+    }
 }
 
 /// A change of a replica. Each may run again after it was committed.
@@ -153,7 +169,12 @@ pub(super) enum Change<'a> {
 }
 
 impl Change<'_> {
-    async fn make(&self, tx: &EmbeddedTransaction, volume: VolumeId) -> Result<ReplicaRecord, ReplicaError> {
+    async fn make(
+        &self,
+        tx: &EmbeddedTransaction,
+        volume: VolumeId,
+        now_ns: i64,
+    ) -> Result<ReplicaRecord, ReplicaError> {
         match self {
             Self::Begin if apply::state(tx, volume, Read::Conflicting).await?.is_some() => {}
             Self::Begin | Self::BeginAnew => apply::begin(tx, volume),
@@ -167,7 +188,7 @@ impl Change<'_> {
                 }
                 Ok(()) => {}
             },
-            Self::Replay(after, entries) => match apply::entries(tx, volume, *after, entries).await {
+            Self::Replay(after, entries) => match apply::entries(tx, volume, *after, entries, now_ns).await {
                 Err(ReplicaError::Gap { at, .. }) if entries.last().is_some_and(|last| last.at == at) => {}
                 other => drop(other?),
             },
@@ -186,7 +207,7 @@ pub(super) async fn change(
     let mut tries = 0;
     loop {
         let tx = master.store.begin();
-        let error = match work.make(&tx, volume).await {
+        let error = match work.make(&tx, volume, master.clock.unix_ns()).await {
             Ok(record) => match tx.commit().await {
                 Ok(_) => {
                     master.geo.note_replica(volume, |replica| replica.record = Some(record.clone()));

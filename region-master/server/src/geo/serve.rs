@@ -16,7 +16,7 @@ const BYTES_MAX: u32 = 1 << 20;
 /// What a range is compared in at most.
 pub(super) const DIGEST_BYTES_MAX: u32 = 8 << 20;
 
-fn of_ours(master: &Master, peer: &Peer, volume: u32) -> Result<(u64, VolumeId), CallError> {
+pub(super) fn of_ours(master: &Master, peer: &Peer, volume: u32) -> Result<(u64, VolumeId), CallError> {
     allow_master(master, peer, None)?;
     let volume = VolumeId(u16::try_from(volume).unwrap_or(u16::MAX));
     let Whereabouts::Here(_) = place_of(master, volume) else { return Err(not_home(master)) };

@@ -9,7 +9,7 @@ use mooseng_wire::VolumeId;
 use mooseng_wire::geo::{AskDigest, Digest};
 use mooseng_wire::method::Method;
 
-use super::{ask, pause, place, serve};
+use super::{ask, home_of, pause, place, serve};
 use crate::master::Master;
 
 /// How often a range is tried whose place is too old at the home by the time it is asked.
@@ -28,8 +28,7 @@ pub struct Compared {
 
 /// Compares the replica here with its home.
 pub async fn compare(master: &Master, volume: VolumeId) -> Result<Compared, String> {
-    let home = master.geo.view().and_then(|view| view.volumes.get(&volume).map(|known| known.home.clone()));
-    let home = home.ok_or("the volume isn't known")?;
+    let home = home_of(master, volume)?;
     let (mut compared, mut from) = (Compared::default(), None::<Bytes>);
     loop {
         let (here, pairs, next, there) = range(master, volume, &home, from.clone()).await?;

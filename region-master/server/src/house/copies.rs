@@ -95,7 +95,11 @@ async fn try_make(master: &Master, term: u64, order: &Order) -> Result<u64, Fail
 }
 
 async fn digest(master: &Master, order: &Order, name: &str, address: &str) -> Result<bytes::Bytes, Failure> {
-    let asked = AskDigest { chunk: order.listing.chunk.0, length: order.listing.record.length };
+    let asked = AskDigest {
+        chunk: order.listing.chunk.0,
+        length: order.listing.record.length,
+        ..AskDigest::default()
+    };
     let link = master.link(Role::Chunkserver, address);
     let answer = link.request::<_, Digested>(Method::ChunkDigest, &asked, DIGEST_WITHIN).await;
     answer.map(|digested| digested.digest).map_err(|e| Failure {

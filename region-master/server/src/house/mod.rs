@@ -25,6 +25,7 @@ use mooseng_region::class;
 use mooseng_region::repair::{
     self, ChunkFacts, Condition, CopyState, Decision, Flight, Flights, Limits, Need, Queue, Server, Servers,
 };
+use mooseng_schema::location::LocationRecord;
 use mooseng_wire::admin::HouseStatus;
 use mooseng_wire::call::CallError;
 use mooseng_wire::{ChunkId, VolumeId};
@@ -103,10 +104,48 @@ pub async fn run(master: &Arc<Master>, term: u64) {
     }
 }
 
+/// Keeps house in a region that has a replica of the volume: the copies of its chunks, and no record of the volume's.
+pub async fn run_replica(master: &Arc<Master>, term: u64) {
+    let mut keeper = Keeper { replica: true, ..Keeper::new(master, term) };
+    let mut copying = FuturesUnordered::new();
+    let mut next = tokio::time::Instant::now() + TICK;
+    loop {
+        tokio::select! {
+            Some(done) = copying.next() => keeper.done(done),
+            () = tokio::time::sleep_until(next) => {
+                next = tokio::time::Instant::now() + TICK;
+                // Records that aren't copied yet look like such that are gone.
+                if master.geo.replica(ROOT_VOLUME).readable().is_none() {
+                    continue;
+                }
+                for error in keeper.tick().await {
+                    tracing::info!(error = %error.message, "a piece of house-keeping failed and is tried again");
+                }
+                match keeper.orders().await {
+                    Ok(orders) => copying.extend(orders.into_iter().map(|order| copies::make(master, term, order))),
+                    Err(error) => tracing::info!(error = %error.message, "chunks that need copies can't be looked at; trying on"),
+                }
+                keeper.publish();
+            }
+        }
+    }
+}
+
+/// Changes where a chunk's copies lie, unless it isn't as it was planned any more. Answers whether it did.
+pub async fn relocate(
+    master: &Master,
+    planned: &ChunkListing,
+    location: LocationRecord,
+) -> Result<bool, CallError> {
+    copies::relocate(master, planned, location).await
+}
+
 /// What house-keeping knows within a term.
 struct Keeper<'a> {
     master: &'a Arc<Master>,
     term: u64,
+    /// The volume's home is elsewhere: nothing of its records is changed.
+    replica: bool,
     /// Before it this master saw no heartbeats.
     watching_since: BootTime,
     ticked: BootTime,
@@ -142,6 +181,7 @@ impl<'a> Keeper<'a> {
         Self {
             master,
             term,
+            replica: false,
             watching_since: now,
             ticked: now,
             queue: Queue::default(),
@@ -176,8 +216,12 @@ impl<'a> Keeper<'a> {
         troubles.extend(self.match_seals().await.err());
         troubles.extend(self.look_at_strays().await.err());
         troubles.extend(self.clear_dead().await.err());
-        troubles.extend(self.look_at_staged().await.err());
-        troubles.extend(self.look_at_packable().await.err());
+        if self.replica {
+            troubles.extend(self.load_classes().await.err());
+        } else {
+            troubles.extend(self.look_at_staged().await.err());
+            troubles.extend(self.look_at_packable().await.err());
+        }
         // A tick may have waited for the store: that isn't a pause of this process.
         self.ticked = self.master.clock.boot();
         troubles

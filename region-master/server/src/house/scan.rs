@@ -77,7 +77,9 @@ impl Keeper<'_> {
         if after.is_none() {
             self.scan.drainings_set = self.master.desk(|desk| desk.drainings_set());
         }
-        let several = self.master.desk(|desk| desk.classes.are_several());
+        // A replica's chunks have the class that the home gives them.
+        let several = !self.replica && self.master.desk(|desk| desk.classes.are_several());
+        let replica = self.replica;
         let compared = self.elsewhere.compared.clone();
         let (mut listings, misfits, more) = transact(&self.master.store, |tx| {
             let compared = compared.clone();
@@ -86,7 +88,7 @@ impl Keeper<'_> {
                 let wanted = page.iter().map(|listing| async {
                     let has = listing.record.storage_class;
                     // Where there are no classes no chunk's file has one.
-                    if !several && has == classes::DEFAULT {
+                    if replica || (!several && has == classes::DEFAULT) {
                         return Ok(has);
                     }
                     Ok(classes::wanted(&tx, listing.chunk, &listing.record).await?.unwrap_or(has))
@@ -139,8 +141,10 @@ impl Keeper<'_> {
         self.loads = scan.loads;
         self.located = scan.located;
         self.stuck = scan.stuck;
-        self.choose_rewrites();
-        self.choose_joins();
+        if !self.replica {
+            self.choose_rewrites();
+            self.choose_joins();
+        }
         self.figures.bytes = scan.bytes;
         self.figures.bytes_live = scan.bytes_live;
     }
@@ -165,6 +169,15 @@ impl Keeper<'_> {
             *self.scan.located.entry(name.clone()).or_default() += 1;
             *self.scan.loads.entry(name.clone()).or_default() += record.length;
         }
+        if self.replica {
+            if record.sealed && record.length > 0 && listing.used.extents > 0 {
+                match names.is_empty() {
+                    true => self.master.geo.want(listing.chunk),
+                    false => self.look_at_sealed(desk, servers, listing, page),
+                }
+            }
+            return;
+        }
         // A first look, without the store: burying decides.
         let held = desk.sessions.holds(SessionId(record.owner)) || record.owner == 0;
         let due = !held || record.sealed_ns <= self.sealed_before_ns();
@@ -177,6 +190,15 @@ impl Keeper<'_> {
         } else if record.length > 0 {
             self.look_at_sealed(desk, servers, listing, page);
         }
+    }
+
+    /// The volume's storage classes, as they were replayed.
+    pub(super) async fn load_classes(&mut self) -> Result<(), CallError> {
+        if self.scan.after.is_none() && self.scan.next.is_none_or(|next| self.master.clock.boot() >= next) {
+            let classes = crate::classes::load(self.master).await?;
+            self.master.desk(|desk| desk.classes.set(classes));
+        }
+        Ok(())
     }
 
     fn sealed_before_ns(&self) -> i64 {
@@ -248,7 +270,9 @@ impl Keeper<'_> {
             self.queue.remove(listing.chunk);
             return;
         }
-        self.note_used(listing);
+        if !self.replica {
+            self.note_used(listing);
+        }
         match repair::decide(&facts, servers, &self.flights) {
             // It would keep others from their turn: the next scan looks at it again.
             Decision::Stuck(need) => {

@@ -92,6 +92,8 @@ impl Keeper<'_> {
         }
         let epoch = match standing {
             Standing::Placed => return,
+            // What this region has of a chunk it fetched once the chunk was on record here.
+            Standing::Unknown if self.replica => HOME_EPOCH.0,
             Standing::Unknown => {
                 self.strays.unknown += 1;
                 return;

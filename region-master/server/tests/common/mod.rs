@@ -94,6 +94,7 @@ impl Cluster {
                 global: None,
                 log: LogConfig::default(),
                 otlp: None,
+                dev: Default::default(),
             };
             Site { config, disk: SimDisk::default(), store, base }
         };
@@ -186,6 +187,21 @@ impl Cluster {
             }
         }
         replies
+    }
+}
+
+impl Client {
+    /// One that finds its leader itself.
+    pub fn over(network: Arc<dyn mooseng_transport::Network>, addresses: &[String]) -> Self {
+        let link = |a: &String| Link::new(network.clone(), a.clone(), Role::Master, LinkOptions::default());
+        Self {
+            links: addresses.iter().map(link).collect(),
+            seat: AtomicU64::new(0),
+            order: AtomicU64::new(0),
+            session: Mutex::default(),
+            number: AtomicU64::new(0),
+            escrow: Vec::new(),
+        }
     }
 }
 

@@ -283,6 +283,7 @@ fn site(global: &GlobalConfig, region: &RegionConfig, master: &RegionMasterConfi
         global: Some(global.clone()),
         log: LogConfig::default(),
         otlp: None,
+        dev: Default::default(),
     };
     RegionSite { config, disk: SimDisk::default(), store: SimDisk::default() }
 }

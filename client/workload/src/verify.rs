@@ -5,9 +5,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use super::journal::{self, Line};
-use super::model::{self, Model, Op, Partial};
-use super::worker::{compare, is_partly_written};
+use crate::journal::{self, Line};
+use crate::model::{self, Model, Op, Partial};
+use crate::worker::{compare, is_partly_written};
 
 /// What was found.
 #[derive(Clone, Debug, Default)]
@@ -71,9 +71,15 @@ fn replay(path: &Path, report: &mut Report) -> Result<(Model, Option<Op>)> {
 }
 
 /// What a directory has that it must not have, and lacks that it must have. `half` may be half written.
-pub(crate) fn differences(dir: &Path, model: &Model, half: Option<&Partial>) -> Result<Vec<String>> {
+pub fn differences(dir: &Path, model: &Model, half: Option<&Partial>) -> Result<Vec<String>> {
     let mut problems = Vec::new();
-    let entries = std::fs::read_dir(dir).with_context(|| format!("listing {}", dir.display()))?;
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            return Ok(vec!["the directory is LOST".to_owned()]);
+        }
+        Err(e) => return Err(e).with_context(|| format!("listing {}", dir.display())),
+    };
     let mut found = BTreeSet::new();
     for entry in entries {
         found.insert(entry?.file_name().to_string_lossy().into_owned());
@@ -103,9 +109,9 @@ pub(crate) fn differences(dir: &Path, model: &Model, half: Option<&Partial>) -> 
 mod tests {
     use std::time::Duration;
 
-    use super::super::record::{SIZES, record};
-    use super::super::worker::{Settings, run};
     use super::*;
+    use crate::record::{SIZES, record};
+    use crate::worker::{Settings, run};
 
     fn worked(dir: &Path) -> (std::path::PathBuf, std::path::PathBuf) {
         let (data, journals) = (dir.join("data"), dir.join("journals"));
@@ -114,10 +120,9 @@ mod tests {
             journals: journals.clone(),
             threads: 3,
             time: Duration::from_millis(600),
-            stop_file: None,
             seed: 7,
         };
-        let outcome = run(&settings).unwrap();
+        let outcome = run(&settings, || false).unwrap();
         assert_eq!(outcome.errors, Vec::<String>::new());
         assert!(outcome.operations > 50, "{}", outcome.operations);
         (data, journals)
@@ -149,5 +154,8 @@ mod tests {
         for word in ["LOST", "TORN", "never made"] {
             assert!(problems.iter().any(|p| p.contains(word)), "{word}: {problems:?}");
         }
+        std::fs::remove_dir_all(data.join("t0")).unwrap();
+        let problems = verify(&data, &journals).unwrap().problems;
+        assert!(problems.iter().any(|p| p.contains("the directory is LOST")), "{problems:?}");
     }
 }

@@ -11,9 +11,9 @@ use anyhow::{Context, Result};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
-use super::journal::Journal;
-use super::model::{self, Model, Op};
-use super::record::{SIZES, describe, record};
+use crate::journal::Journal;
+use crate::model::{self, Model, Op};
+use crate::record::{SIZES, describe, record};
 
 /// Most files in a thread's directory.
 const FILES_MAX: usize = 40;
@@ -31,8 +31,6 @@ pub struct Settings {
     pub threads: usize,
     /// How long at most.
     pub time: Duration,
-    /// The work ends when this file exists.
-    pub stop_file: Option<PathBuf>,
     /// Where the random choices start.
     pub seed: u64,
 }
@@ -46,8 +44,8 @@ pub struct Outcome {
     pub errors: Vec<String>,
 }
 
-/// Works until the time is over or the stop file appears.
-pub fn run(settings: &Settings) -> Result<Outcome> {
+/// Works until the time is over, `stopped` says so, or an operation of each thread has failed.
+pub fn run(settings: &Settings, stopped: impl Fn() -> bool) -> Result<Outcome> {
     std::fs::create_dir_all(&settings.journals)?;
     std::fs::create_dir_all(&settings.dir).with_context(|| format!("creating {}", settings.dir.display()))?;
     sync_dir(&settings.dir)?;
@@ -62,10 +60,7 @@ pub fn run(settings: &Settings) -> Result<Outcome> {
             })
             .collect();
         let deadline = Instant::now() + settings.time;
-        while Instant::now() < deadline
-            && !settings.stop_file.as_ref().is_some_and(|f| f.exists())
-            && threads.iter().any(|t| !t.is_finished())
-        {
+        while Instant::now() < deadline && !stopped() && threads.iter().any(|t| !t.is_finished()) {
             std::thread::sleep(Duration::from_millis(20));
         }
         stop.store(true, Ordering::SeqCst);
@@ -164,7 +159,7 @@ impl Worker {
 }
 
 /// Flushes a directory.
-pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
+pub fn sync_dir(dir: &Path) -> Result<()> {
     File::open(dir).and_then(|d| d.sync_all()).with_context(|| format!("fsync of {}", dir.display()))
 }
 
@@ -174,7 +169,7 @@ fn write_record(file: &mut File, bytes: &[u8]) -> Result<()> {
 }
 
 /// Does it, and flushes what it changed.
-pub(crate) fn perform(dir: &Path, model: &Model, op: &Op) -> Result<()> {
+pub fn perform(dir: &Path, model: &Model, op: &Op) -> Result<()> {
     match op {
         Op::Create { name, file, class, generation } => {
             let mut f = OpenOptions::new()
