@@ -124,7 +124,10 @@ impl Facts<'_> {
         let of = |region: &&String| {
             let standing = refuses(region)?;
             let stays = **region == self.volume.home;
-            Some(((standing.complete, standing.newest, stays, std::cmp::Reverse((*region).clone())), (*region).clone()))
+            Some((
+                (standing.complete, standing.newest, stays, std::cmp::Reverse((*region).clone())),
+                (*region).clone(),
+            ))
         };
         let best = up.iter().filter_map(|region| of(region)).max_by(|a, b| a.0.cmp(&b.0));
         match best {

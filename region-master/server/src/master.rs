@@ -203,11 +203,10 @@ impl Master {
     /// Asked last, too, by the home of a volume that another region may take over: none can have done so.
     pub fn holds_lease(&self) -> Result<(), CallError> {
         let Some(global) = &self.global else { return Ok(()) };
-        let automatic = global.view().volumes.get(&geo::ROOT_VOLUME).is_none_or(|volume| volume.automatic);
-        if !automatic || global.lease_valid() {
+        if global.may_change(geo::ROOT_VOLUME).is_some() {
             return Ok(());
         }
-        let message = "the lease of this region ran out: another one may take the volume over; try again";
+        let message = "this region's lease ran out, or the volume's epoch ended: another region may take it over; try again";
         Err(call_error(ErrorCode::Unavailable, message))
     }
 

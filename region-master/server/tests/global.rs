@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use common::regions::{Regions, identity_of};
 use common::until;
+use mooseng_global::failover::Standing;
 use mooseng_global::{Durability, Volume, voters};
 use mooseng_schema::ids::IdKind;
+use mooseng_schema::log::LogPosition;
 use mooseng_transport::grpc::administration_client::AdministrationClient;
 use mooseng_transport::{CallFailure, Link, LinkOptions, PlainNetwork, grpc_channel};
 use mooseng_wire::admin::{ListRegionsRequest, ListVolumesRequest};
@@ -44,6 +46,8 @@ async fn a_cluster_is_founded_and_every_master_knows_the_same() {
         home: "a".into(),
         epoch: Epoch(1),
         open: true,
+        abandoned: false,
+        cut: None,
         durability: Durability::Region,
         regions: ["a".to_owned(), "b".to_owned()].into(),
         sync_set: ["a".to_owned()].into(),
@@ -105,7 +109,7 @@ async fn ids_are_given_to_the_home_alone_and_never_twice() {
     // The home gives it up, another one has it: what the first one takes for free it doesn't get.
     let change = async |i: usize, change| regions.global(i).change(change, Instant::now() + WITHIN).await;
     let close = || Change::CloseEpoch(CloseEpoch { volume: 0, epoch: 1 });
-    let open = || Change::OpenEpoch(OpenEpoch { volume: 0, closed: 1, home: "b".into() });
+    let open = || Change::OpenEpoch(OpenEpoch { volume: 0, closed: 1, home: "b".into(), cut: None });
     assert_eq!(change(1, close()).await.unwrap_err().code(), ErrorCode::StaleEpoch, "it isn't the home");
     assert_eq!(change(1, open()).await.unwrap_err().code(), ErrorCode::StaleEpoch, "it isn't closed");
     change(0, close()).await.unwrap();
@@ -173,10 +177,44 @@ async fn a_region_that_is_cut_off_stops_before_the_others_take_its_lease_for_run
     };
     until("the others take its lease for run out", looked).await;
     assert!(!regions.global(0).lease_valid());
+    assert_eq!(regions.global(0).may_change(ROOT), None);
     assert!(regions.global(1).lease_valid() || regions.holder("b").await == 1, "the others go on");
     regions.heal();
     regions.holder("a").await;
+    assert_eq!(regions.global(0).may_change(ROOT), Some(Epoch(1)), "nobody took over");
     until("the others know", async || !ran_out(1) && !ran_out(2)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_home_is_followed_by_a_region_that_says_what_it_has() {
+    let mut regions = Regions::start(&[("a", 1), ("b", 1), ("w", 1)]).await;
+    regions.agreed().await;
+    regions.holder("a").await;
+    regions.holder("b").await;
+    assert_eq!(regions.global(0).may_change(ROOT), Some(Epoch(1)));
+    assert_eq!(regions.global(1).may_change(ROOT), None, "it isn't the home");
+    regions.kill_region("a").await;
+    let root = || regions.global(1).view().volumes[&ROOT].clone();
+    let stands = |refuses| {
+        let at = |version| LogPosition::new(Epoch(1), version);
+        let standing = Standing { refuses: Epoch(refuses), complete: at(7), newest: at(9) };
+        regions.global(1).stands_here(ROOT, standing);
+    };
+    until("the loss is known", async || regions.global(1).leases()["a"].1).await;
+    stands(0);
+    until("the epoch is closed", async || !root().open).await;
+    assert_eq!((root().abandoned, root().epoch, root().home.as_str()), (true, Epoch(1), "a"));
+    stands(1);
+    until("the next one is opened", async || root().open).await;
+    assert_eq!((root().epoch, root().home.as_str()), (Epoch(2), "b"));
+    assert_eq!((root().cut, root().abandoned), (Some(LogPosition::new(Epoch(1), 7)), false));
+    until("it may change the volume", async || regions.global(1).may_change(ROOT) == Some(Epoch(2))).await;
+    // The old home comes back, holds a lease again, and is no home.
+    let a = regions.of("a")[0];
+    regions.run(a).await;
+    regions.holder("a").await;
+    assert_eq!(regions.global(a).may_change(ROOT), None);
+    assert_eq!(regions.agreed().await.volumes[&ROOT].home, "b");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
