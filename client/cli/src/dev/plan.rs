@@ -257,11 +257,9 @@ impl Plan {
         self.masters_of(region).map(Daemon::address).collect()
     }
 
-    /// Whether there is something to mount in a region. The first one is the root volume's home.
-    ///
-    /// A region that isn't has nothing to mount until it has a replica of the volume.
+    /// Whether there is something to mount in a region.
     pub fn has_tree(&self, region: &Region) -> bool {
-        !region.witness && region.number == 1
+        !region.witness
     }
 
     /// The clients of the regions with data, each with where it mounts, if there is something to mount.

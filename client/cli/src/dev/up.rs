@@ -86,7 +86,8 @@ fn bring_up(cluster: &mut Cluster, wait: Duration) -> Result<(), Failure> {
     }
     for daemon in &daemons {
         progress.say(&format!("waiting for {}", daemon.name));
-        wait_for(cluster, &daemon.name, serves(daemon), deadline, &mut found)?;
+        let until = serves(cluster, daemon);
+        wait_for(cluster, &daemon.name, until, deadline, &mut found)?;
         progress.step();
     }
     let clients = cluster.state.plan.clients();
@@ -108,11 +109,10 @@ fn bring_up(cluster: &mut Cluster, wait: Duration) -> Result<(), Failure> {
     cluster.save()
 }
 
-/// What `up` waits for: that a daemon does its work.
-///
-/// A region that isn't the root volume's home does once it has a replica of it. Until regions have those, theirs need only answer.
-fn serves(daemon: &Daemon) -> launch::Until {
-    if daemon.region == REGION { launch::Until::Ready } else { launch::Until::Answers }
+/// What `up` waits for: that a daemon does its work. A witness has a voice in the global group, and nothing to serve.
+fn serves(cluster: &Cluster, daemon: &Daemon) -> launch::Until {
+    let witness = cluster.state.plan.region(&daemon.region).is_some_and(|region| region.witness);
+    if witness { launch::Until::Answers } else { launch::Until::Ready }
 }
 
 /// Waits for a process. One of those that were found running may have been dying, after a `kill -9` a moment ago: it is started anew.
