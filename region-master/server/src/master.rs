@@ -222,7 +222,7 @@ impl Master {
         if global.may_change(geo::ROOT_VOLUME).is_some() {
             return Ok(());
         }
-        let message = "this region can't be sure to be the volume's home: its lease ran out, or the epoch is over; try again";
+        let message = "this region's lease ran out, or the volume's epoch ended: another region may take it over; try again";
         Err(call_error(ErrorCode::Unavailable, message))
     }
 

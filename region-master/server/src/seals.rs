@@ -23,7 +23,7 @@ use mooseng_wire::chunk::{Seal as SealMessage, Sealed};
 use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::{FsRequest, SealChunk};
 use mooseng_wire::method::Method;
-use mooseng_wire::{ChunkId, InodeId, Role, SessionId};
+use mooseng_wire::{ChunkId, Epoch, InodeId, Role, SessionId};
 use rand::Rng;
 use tokio::sync::mpsc;
 use tokio::time::Instant;

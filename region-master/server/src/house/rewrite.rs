@@ -31,7 +31,7 @@ use tokio::time::Instant;
 use super::Keeper;
 use crate::desk::Desk;
 use crate::errors::record_failed;
-use crate::master::{HOME_EPOCH, Master};
+use crate::master::Master;
 use crate::own::{self, Changes, Repeat};
 use crate::records::transact;
 use crate::{seals, tickets};

@@ -92,6 +92,7 @@ impl Keeper<'_> {
         let epoch = match standing {
             Standing::Placed => return,
             // What this region has of a chunk it fetched once the chunk was on record here.
+            Standing::Unknown | Standing::Gone if self.master.geo.has_salvage() => return,
             Standing::Unknown if self.replica => self.master.epoch().0,
             Standing::Unknown => {
                 self.strays.unknown += 1;
