@@ -57,7 +57,7 @@ pub async fn source(master: &Master, peer: &Peer, asked: AskSource) -> Result<So
     let mut last = "no chunkserver that has it is known here".to_owned();
     for place in 0..members.len() {
         let link = master.link(Role::Chunkserver, &members[place].address);
-        let ask = AskDigest { chunk: chunk.0, length: asked.length };
+        let ask = AskDigest { chunk: chunk.0, length: asked.length, ..AskDigest::default() };
         match link.request::<_, Digested>(Method::ChunkDigest, &ask, DIGEST_WITHIN).await {
             Ok(digested) => {
                 // The one that is well first.
