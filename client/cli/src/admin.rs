@@ -14,10 +14,11 @@ use mooseng_wire::Role;
 use mooseng_wire::admin::{
     AssignClassReply, AssignClassRequest, ChangeMembersReply, ChangeMembersRequest, ClassOfReply,
     ClassOfRequest, CreateClassRequest, DeleteClassReply, DeleteClassRequest, DrainReply, DrainRequest,
-    Finding, ListClassesReply, ListClassesRequest, ListQuotasReply, ListQuotasRequest, ListTrashReply,
-    ListTrashRequest, PurgeTrashReply, PurgeTrashRequest, Quota, QuotaTarget, RestoreTrashReply,
-    RestoreTrashRequest, SetClassRequest, SetQuotaRequest, StatusReply, StatusRequest, StorageClass,
-    TrashRetentionReply, TrashRetentionRequest,
+    Finding, ListClassesReply, ListClassesRequest, ListQuotasReply, ListQuotasRequest, ListRegionsReply,
+    ListRegionsRequest, ListTrashReply, ListTrashRequest, ListVolumesReply, ListVolumesRequest,
+    PurgeTrashReply, PurgeTrashRequest, Quota, QuotaTarget, RestoreTrashReply, RestoreTrashRequest,
+    SetClassRequest, SetQuotaRequest, StatusReply, StatusRequest, StorageClass, TrashRetentionReply,
+    TrashRetentionRequest,
 };
 use mooseng_wire::method::Method;
 use tonic::Code;
@@ -322,6 +323,52 @@ pub async fn class_of(file: &ClientFile, path: Bytes) -> Result<ClassOfReply, Fa
         async move { client.class_of(request).await }
     })
     .await
+}
+
+/// The cluster's regions, as the first master that answers knows them.
+pub async fn list_regions(file: &ClientFile) -> Result<ListRegionsReply, Failure> {
+    at_any(file, |mut client| async move {
+        client.list_regions(grpc_request(ListRegionsRequest {}, STATUS_WAIT)).await
+    })
+    .await
+}
+
+/// The cluster's volumes.
+pub async fn list_volumes(file: &ClientFile) -> Result<ListVolumesReply, Failure> {
+    at_any(file, |mut client| async move {
+        client.list_volumes(grpc_request(ListVolumesRequest {}, STATUS_WAIT)).await
+    })
+    .await
+}
+
+/// Asks master after master until one answers. What a master can't answer by its configuration, none can.
+async fn at_any<T, F>(
+    file: &ClientFile,
+    call: impl Fn(AdministrationClient<Channel>) -> F,
+) -> Result<T, Failure>
+where
+    F: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+{
+    let network = file.network()?;
+    let mut silent = Vec::new();
+    for address in &file.masters {
+        let client = client(network.clone(), address).await;
+        let status = match tokio::time::timeout(STATUS_WAIT, call(client)).await {
+            Ok(Ok(reply)) => return Ok(reply.into_inner()),
+            Ok(Err(status)) => with_refusal(network.clone(), address, status).await,
+            Err(_) => tonic::Status::deadline_exceeded("no answer in time"),
+        };
+        match status.code() {
+            Code::PermissionDenied | Code::Unauthenticated => {
+                return Err(Failure::new(Kind::Denied, format!("{address} refuses: {}", reason(&status))));
+            }
+            Code::FailedPrecondition => {
+                return Err(Failure::failed(format!("{address} refuses: {}", reason(&status))));
+            }
+            _ => silent.push(format!("\n  {address}: {}", reason(&status))),
+        }
+    }
+    Err(Failure::unavailable(format!("No master answers:{}", silent.concat())))
 }
 
 /// Asks master after master until one takes the change.

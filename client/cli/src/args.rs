@@ -7,9 +7,11 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 mod class;
 mod dev;
+mod regions;
 
 pub use class::{ClassArgs, ClassAssign, ClassCommand, ClassCreate, ClassList, ClassName, ClassOf, ClassSet};
 pub use dev::*;
+pub use regions::{RegionsArgs, RegionsCommand, VolumeArgs, VolumeCommand, VolumeNamed};
 
 /// MooseNG: a filesystem that spans regions.
 #[derive(Parser, Debug)]
@@ -65,15 +67,13 @@ pub enum Command {
     Man(Man),
     /// A cluster of real daemons on this machine.
     Dev(Dev),
-    /// Volumes (not built yet).
-    #[command(hide = true)]
-    Volume(Rest),
+    /// Volumes: where they have their home, and which regions have them.
+    Volume(VolumeArgs),
     /// Policies (not built yet).
     #[command(hide = true)]
     Policy(Rest),
-    /// Regions (not built yet).
-    #[command(hide = true)]
-    Regions(Rest),
+    /// The cluster's regions, and the group in which they agree.
+    Regions(RegionsArgs),
 }
 
 /// Arguments of a command that isn't built.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  args --> run --> mount (mounting, runtime)      a FUSE mount, as a daemon; as mount.mooseng for mount(8)
-//!             |---> status, df, fsck, members, chunkservers, trash, quota, class, metadata (admin)  what masters say, over gRPC
+//!             |---> status, df, fsck, members, chunkservers, trash, quota, class, metadata, regions, volume (admin)  what masters say, over gRPC
 //!             |---> top, profile                   what mounts on this machine are asked for, from their metrics
 //!             |---> info                           where a path's chunks lie, over a session
 //!             |---> explain, shell                 what needs no cluster
@@ -28,12 +28,14 @@ mod output;
 mod process;
 mod profile;
 mod quota;
+mod regions;
 mod runtime;
 mod shell;
 mod status;
 mod suggest;
 mod trash;
 mod verdict;
+mod volume;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -85,8 +87,8 @@ fn dispatch(command: args::Command) -> Result<(), Failure> {
         Completions(a) => shell::completions(a.shell),
         Man(a) => shell::man(&a.dir),
         Dev(a) => dev::run(a),
-        Volume(_) => Err(Failure::not_built("volumes (`mooseng volume`)")),
+        Volume(a) => volume::run(a),
         Policy(_) => Err(Failure::not_built("policies (`mooseng policy`)")),
-        Regions(_) => Err(Failure::not_built("other regions (`mooseng regions`)")),
+        Regions(a) => regions::run(a),
     }
 }

@@ -550,3 +550,6 @@ pub async fn remove_region(tx: &impl Transaction, name: &str) -> Ruled<u64> {
     tx.clear(&key::lease(name));
     changed(tx).await
 }
+
+#[cfg(test)]
+mod tests;

@@ -97,6 +97,22 @@ codes! {
         "A data directory of a chunkserver is full: it takes no new chunks.",
         "The disk is down to the configured reserve (`reserve_bytes`).",
         "Free space or add a disk. Other disks and chunkservers go on taking chunks.";
+    GLOBAL_NO_LEADER, Critical,
+        "The global group has no leader with a majority: regions can't renew their leases, and nothing is decided between them.",
+        "A majority of the masters that vote in it is down, or the regions can't reach each other.",
+        "Look at `mooseng regions list` for masters that don't answer; start them, and check the network and the certificates between the regions. Volumes that fail over by themselves take changes again once their home can renew its lease.";
+    GLOBAL_REGION_LOSS, Warning,
+        "The loss of one more region would stop the global group: no volume could fail over, and homes that need a lease would stop.",
+        "Masters that vote in it are down, a region among them, or there are fewer than three regions.",
+        "Start the masters that `mooseng regions list` shows as down. With two regions, add a third one: a witness with one master and no data is enough.";
+    GLOBAL_THIN, Info,
+        "The global group survives the loss of any region, but not of one more master with it.",
+        "There are too few masters that could vote: three regions with three masters each have enough, a witness with one master hasn't.",
+        "Nothing has to be done. For more, give each of three regions three masters, or have five regions.";
+    LEASE_LOST, Critical,
+        "This region doesn't hold its lease: volumes that fail over by themselves and have their home here take no changes.",
+        "The region's leader can't reach the leader of the global group, or that group has none.",
+        "Look for `GLOBAL_NO_LEADER`, and at the network between the regions. The region goes on by itself once it renews its lease, unless another one has become the home meanwhile.";
     MASTER_DISK_LOW, Warning,
         "The disk of a master's `state_dir` is nearly full: it leads only while no other master has room.",
         "Something else fills the disk, or the metadata has outgrown it: less than `reserve_bytes` is free.",
@@ -177,6 +193,10 @@ codes! {
         "A daemon was refused by its peer.",
         "Its own certificate has ended, is revoked or of another cluster; the reason says which, and the peer's log more.",
         "Do what the peer's code asks (`PEER_EXPIRED`, `PEER_REVOKED`, ...).";
+    REGION_DOWN, Warning,
+        "A region hasn't renewed its lease for longer than the lease lasts.",
+        "Its masters are down or have no leader with a majority, or the region is cut off from the others.",
+        "Look at that region: its machines, and the network to it. Volumes that fail over by themselves get another home; others wait for theirs.";
     REGION_SMALL, Warning,
         "The chunkservers span fewer failure domains than a chunk has copies: two copies share one.",
         "There are fewer zones (or racks, or hosts) with living chunkservers than `copies`.",

@@ -9,6 +9,10 @@ use crate::codes::{self, HealthCode};
 use crate::placement::{Candidate, failure_domains};
 use crate::registry::{Chunkserver, DiskFacts, Liveness};
 
+mod global;
+
+pub use global::GlobalFacts;
+
 /// A master.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MasterFacts {
@@ -112,6 +116,15 @@ pub struct Facts {
     pub founding: Option<Founding>,
     /// Who was refused lately as of another founding, with its mark.
     pub strangers: Vec<(String, Founding)>,
+    /// Of the global group, where there is one that the asked master takes part in.
+    pub global: Option<GlobalFacts>,
+}
+
+impl Facts {
+    /// The region has a voice and no data: one master, and no chunkservers.
+    fn is_witness(&self) -> bool {
+        self.global.as_ref().is_some_and(|global| global.witness)
+    }
 }
 
 /// A finding.
@@ -145,6 +158,9 @@ pub fn findings(facts: &Facts) -> Vec<Finding> {
         ));
     }
     strangers(facts, &mut found);
+    if let Some(facts) = &facts.global {
+        global::look(facts, &mut found);
+    }
     found.sort_by(|a, b| {
         let key = |f: &Finding| (std::cmp::Reverse(f.code.severity), f.code.code, f.subject.clone());
         key(a).cmp(&key(b))
@@ -193,7 +209,7 @@ fn masters(facts: &Facts, found: &mut Vec<Finding>) {
         ));
     }
     let voters: Vec<&MasterFacts> = facts.masters.iter().filter(|m| m.voter).collect();
-    if voters.is_empty() {
+    if voters.is_empty() || facts.is_witness() {
         return;
     }
     if voters.len() < 3 {
@@ -256,6 +272,9 @@ fn chunkservers(facts: &Facts, found: &mut Vec<Finding>) {
     for of in &facts.classes {
         let takers = alive.iter().filter(takes).filter(|c| class::fits(&of.labels, c)).count();
         found.extend(class_short(of, takers));
+    }
+    if facts.is_witness() {
+        return;
     }
     let takers = alive.iter().filter(takes).count();
     if alive.len() < facts.min_copies {

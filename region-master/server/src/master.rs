@@ -231,9 +231,15 @@ impl Master {
         if identity.cluster != self.identity.cluster {
             return Err(denied(format!("{identity} is of another cluster than {}", self.identity.cluster)));
         }
-        let known = |region: &str| self.geo.view().is_some_and(|view| view.regions.contains_key(region));
-        if identity.region != self.identity.region && !known(&identity.region) {
-            return Err(denied(format!("{identity} is of another region than {}", self.identity.region)));
+        if identity.region != self.identity.region {
+            let view = self.geo.view();
+            if view.as_ref().is_some_and(|view| view.version == 0) {
+                let message = "this master doesn't know yet which regions there are; try again";
+                return Err(call_error(ErrorCode::Unavailable, message));
+            }
+            if !view.is_some_and(|view| view.regions.contains_key(&identity.region)) {
+                return Err(denied(format!("{identity} is of another region than {}", self.identity.region)));
+            }
         }
         if !roles.contains(&identity.role) {
             let allowed: Vec<&str> = roles.iter().map(|r| r.as_str()).collect();

@@ -14,9 +14,10 @@ use mooseng_wire::admin::{
     ClassOfRequest, CreateClassRequest, CredentialReport, CredentialsRequest, DeleteClassReply,
     DeleteClassRequest, DrainReply, DrainRequest, DumpPiece, DumpRequest, FsckNews, FsckRequest,
     HeartbeatReply, HeartbeatRequest, ListClassesReply, ListClassesRequest, ListQuotasReply,
-    ListQuotasRequest, ListTrashReply, ListTrashRequest, PurgeTrashReply, PurgeTrashRequest, Quota,
-    QuotaTarget, RestoreTrashReply, RestoreTrashRequest, SetClassRequest, SetQuotaRequest, StatusReply,
-    StatusRequest, StorageClass, TicketKey, TransferLeaderReply, TransferLeaderRequest, TrashRetentionReply,
+    ListQuotasRequest, ListRegionsReply, ListRegionsRequest, ListTrashReply, ListTrashRequest,
+    ListVolumesReply, ListVolumesRequest, PurgeTrashReply, PurgeTrashRequest, Quota, QuotaTarget,
+    RestoreTrashReply, RestoreTrashRequest, SetClassRequest, SetQuotaRequest, StatusReply, StatusRequest,
+    StorageClass, TicketKey, TransferLeaderReply, TransferLeaderRequest, TrashRetentionReply,
     TrashRetentionRequest,
 };
 use mooseng_wire::call::CallError;
@@ -25,8 +26,9 @@ use prost::Message;
 use tonic::{Code, Request, Response, Status};
 
 use crate::desk::HeartbeatRefused;
+use crate::global::Global;
 use crate::master::{HOME_EPOCH, Master};
-use crate::{classes, dump, fsck, house, quotas, status, trash};
+use crate::{classes, dump, fsck, geo, house, quotas, status, trash};
 
 /// How often chunkservers report.
 const HEARTBEAT_INTERVAL_MS: u32 = 500;
@@ -44,6 +46,19 @@ impl Rpc {
         let peer = peer_of(request)?;
         self.0.allow(&peer, roles).map_err(|e| Status::permission_denied(e.message))?;
         Ok(peer.identity.name.clone())
+    }
+
+    /// Refuses what is about a volume's records, and is asked of one of its replicas: they change by its log alone.
+    fn at_home(&self) -> Result<(), Status> {
+        geo::at_home(&self.0).map_err(|error| {
+            let details = error.encode_to_vec().into();
+            Status::with_details(Code::FailedPrecondition, error.message, details)
+        })
+    }
+
+    fn global(&self) -> Result<&Global, Status> {
+        let alone = "this cluster has one region: its masters' configuration has no [global]";
+        self.0.global.as_deref().ok_or_else(|| Status::failed_precondition(alone))
     }
 }
 
@@ -140,6 +155,7 @@ impl Administration for Rpc {
 
     async fn fsck(&self, request: Request<FsckRequest>) -> Result<Response<Self::FsckStream>, Status> {
         let who = self.allow(&request, &[Role::Admin])?;
+        self.at_home()?;
         let FsckRequest { repair } = request.into_inner();
         tracing::info!(who, repair, "the whole store is to be checked");
         Ok(Response::new(fsck::stream(self.0.clone(), repair)))
@@ -161,6 +177,7 @@ impl Administration for Rpc {
         request: Request<ListTrashRequest>,
     ) -> Result<Response<ListTrashReply>, Status> {
         self.allow(&request, &[Role::Admin])?;
+        self.at_home()?;
         trash::list(&self.0, request.into_inner()).await.map(Response::new)
     }
 
@@ -169,6 +186,7 @@ impl Administration for Rpc {
         request: Request<RestoreTrashRequest>,
     ) -> Result<Response<RestoreTrashReply>, Status> {
         let who = self.allow(&request, &[Role::Admin])?;
+        self.at_home()?;
         let request = request.into_inner();
         tracing::info!(who, ?request, "a file is to be restored from the trash");
         // Goes on where the caller gives up, so that it is told to all whom it concerns.
@@ -184,6 +202,7 @@ impl Administration for Rpc {
         request: Request<PurgeTrashRequest>,
     ) -> Result<Response<PurgeTrashReply>, Status> {
         let who = self.allow(&request, &[Role::Admin])?;
+        self.at_home()?;
         let request = request.into_inner();
         tracing::info!(who, ?request, "files in the trash are to be freed");
         trash::purge(&self.0, request).await.map(Response::new)
@@ -194,6 +213,7 @@ impl Administration for Rpc {
         request: Request<TrashRetentionRequest>,
     ) -> Result<Response<TrashRetentionReply>, Status> {
         let who = self.allow(&request, &[Role::Admin])?;
+        self.at_home()?;
         let request = request.into_inner();
         if let Some(seconds) = request.set_s {
             tracing::info!(who, seconds, "how long deleted files are kept is to change");
@@ -203,6 +223,7 @@ impl Administration for Rpc {
 
     async fn set_quota(&self, request: Request<SetQuotaRequest>) -> Result<Response<Quota>, Status> {
         let who = self.allow(&request, &[Role::Admin])?;
+        self.at_home()?;
         let request = request.into_inner();
         tracing::info!(who, ?request, "a quota is to be set");
         // Goes on where the caller gives up, so that what is recalled for it isn't for nothing.
@@ -215,6 +236,7 @@ impl Administration for Rpc {
 
     async fn clear_quota(&self, request: Request<QuotaTarget>) -> Result<Response<Quota>, Status> {
         let who = self.allow(&request, &[Role::Admin])?;
+        self.at_home()?;
         let request = request.into_inner();
         tracing::info!(who, ?request, "a quota is to be given up");
         let master = self.0.clone();
@@ -229,6 +251,7 @@ impl Administration for Rpc {
         request: Request<ListQuotasRequest>,
     ) -> Result<Response<ListQuotasReply>, Status> {
         self.allow(&request, &[Role::Admin])?;
+        self.at_home()?;
         quotas::list(&self.0, request.into_inner()).await.map(Response::new)
     }
 
@@ -237,6 +260,7 @@ impl Administration for Rpc {
         request: Request<CreateClassRequest>,
     ) -> Result<Response<StorageClass>, Status> {
         let who = self.allow(&request, &[Role::Admin])?;
+        self.at_home()?;
         let request = request.into_inner();
         tracing::info!(who, ?request, "a storage class is to be made");
         classes::create(&self.0, request).await.map(Response::new)
@@ -244,6 +268,7 @@ impl Administration for Rpc {
 
     async fn set_class(&self, request: Request<SetClassRequest>) -> Result<Response<StorageClass>, Status> {
         let who = self.allow(&request, &[Role::Admin])?;
+        self.at_home()?;
         let request = request.into_inner();
         tracing::info!(who, ?request, "a storage class is to change");
         classes::set(&self.0, request).await.map(Response::new)
@@ -254,6 +279,7 @@ impl Administration for Rpc {
         request: Request<DeleteClassRequest>,
     ) -> Result<Response<DeleteClassReply>, Status> {
         let who = self.allow(&request, &[Role::Admin])?;
+        self.at_home()?;
         let name = request.into_inner().name;
         tracing::info!(who, name, "a storage class is to be removed");
         classes::delete(&self.0, name).await.map(|()| Response::new(DeleteClassReply {}))
@@ -264,6 +290,7 @@ impl Administration for Rpc {
         request: Request<ListClassesRequest>,
     ) -> Result<Response<ListClassesReply>, Status> {
         self.allow(&request, &[Role::Admin])?;
+        self.at_home()?;
         classes::list(&self.0).await.map(Response::new)
     }
 
@@ -272,6 +299,7 @@ impl Administration for Rpc {
         request: Request<AssignClassRequest>,
     ) -> Result<Response<AssignClassReply>, Status> {
         let who = self.allow(&request, &[Role::Admin])?;
+        self.at_home()?;
         let request = request.into_inner();
         // A tree takes a request for each directory.
         match request.entries {
@@ -285,7 +313,24 @@ impl Administration for Rpc {
 
     async fn class_of(&self, request: Request<ClassOfRequest>) -> Result<Response<ClassOfReply>, Status> {
         self.allow(&request, &[Role::Admin])?;
+        self.at_home()?;
         classes::of_path(&self.0, request.into_inner().path).await.map(Response::new)
+    }
+
+    async fn list_regions(
+        &self,
+        request: Request<ListRegionsRequest>,
+    ) -> Result<Response<ListRegionsReply>, Status> {
+        self.allow(&request, &[Role::Admin, Role::Master, Role::Client])?;
+        Ok(Response::new(self.global()?.list_regions()))
+    }
+
+    async fn list_volumes(
+        &self,
+        request: Request<ListVolumesRequest>,
+    ) -> Result<Response<ListVolumesReply>, Status> {
+        self.allow(&request, &[Role::Admin, Role::Master, Role::Client])?;
+        Ok(Response::new(self.global()?.list_volumes()))
     }
 
     async fn change_members(

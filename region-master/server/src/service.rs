@@ -50,9 +50,9 @@ impl MasterService {
 
     async fn answer(&self, incoming: Incoming) -> Result<Answer, CallError> {
         let master = &self.0;
-        // A master that asks whether this one is there (`lead::probe`).
+        // A master of any region that asks whether this one is there (`lead::probe`, `global::status`).
         if incoming.method == Method::Renew && incoming.peer.identity.role == Role::Master {
-            master.allow(&incoming.peer, &[Role::Master])?;
+            master.allow_of_cluster(&incoming.peer, &[Role::Master])?;
             return Ok(Answer::of(&Renewed { lease_ms: 0, custody_epoch: master.raft.term(), quotas: 0 }));
         }
         if matches!(incoming.method, Method::GlobalRenew | Method::GlobalChange) {

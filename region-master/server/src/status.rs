@@ -183,6 +183,7 @@ fn facts(master: &Master, masters: &[MasterStatus]) -> Facts {
             sessions_max: desk.sessions.limits().sessions_max,
             founding: desk.founding(),
             strangers: desk.strangers.lately(now),
+            global: master.global.as_ref().and_then(|global| global.facts(master)),
         }
     })
 }

@@ -8,6 +8,7 @@
 //! - [`Global`]: what the rest of the master asks. [`config`]: the setting `[global]`.
 //! - [`ask`]: to the leader, wherever it is, with a deadline. [`serve`]: what the leader answers.
 //! - [`copy`]: this master's copy, read after each applied entry. [`renew`]: the region's lease.
+//! - [`status`]: what administrators see.
 //! - [`lead`]: what the leader does by itself: founds the cluster, gives votes to the right masters.
 
 pub mod ask;
@@ -16,6 +17,7 @@ mod copy;
 mod lead;
 mod renew;
 mod serve;
+pub mod status;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -82,6 +84,8 @@ pub struct Global {
     receipts: Mutex<Receipts>,
     holder: Mutex<Holder>,
     links: Mutex<BTreeMap<String, Link>>,
+    /// What the last probe of each other member came to: how long its answer took, if it answered.
+    probed: Mutex<BTreeMap<u64, Option<Duration>>>,
     shutdown: CancellationToken,
 }
 
@@ -117,6 +121,7 @@ impl Global {
             receipts: Mutex::default(),
             holder: Mutex::default(),
             links: Mutex::default(),
+            probed: Mutex::default(),
             shutdown,
         });
         let starting = global.clone();
@@ -327,7 +332,8 @@ pub async fn run(global: Arc<Global>, master: Arc<crate::master::Master>) {
             copy::keep(&global),
             lead::make_the_group(&global),
             lead::run(&global),
-            renew::run(&global, &master)
+            renew::run(&global, &master),
+            status::probe(&global)
         )
     };
     tokio::select! {

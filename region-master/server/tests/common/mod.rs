@@ -190,6 +190,21 @@ impl Cluster {
     }
 }
 
+impl Client {
+    /// One that finds its leader itself.
+    pub fn over(network: Arc<dyn mooseng_transport::Network>, addresses: &[String]) -> Self {
+        let link = |a: &String| Link::new(network.clone(), a.clone(), Role::Master, LinkOptions::default());
+        Self {
+            links: addresses.iter().map(link).collect(),
+            seat: AtomicU64::new(0),
+            order: AtomicU64::new(0),
+            session: Mutex::default(),
+            number: AtomicU64::new(0),
+            escrow: Vec::new(),
+        }
+    }
+}
+
 /// A small client: follows the leader, repeats what isn't known.
 pub struct Client {
     links: Vec<Link>,

@@ -1,0 +1,187 @@
+//! `mooseng regions`: the cluster's regions and the group in which they agree.
+
+use mooseng_wire::admin::{ListRegionsReply, Region, RegionMaster};
+use serde_json::{Value, json};
+
+use crate::admin;
+use crate::args::{Format, Reading, RegionsArgs, RegionsCommand};
+use crate::config::{self, ClientFile};
+use crate::exit::Failure;
+use crate::output::{self, Table};
+
+/// Asks and prints.
+pub fn run(args: RegionsArgs) -> Result<(), Failure> {
+    match args.command {
+        RegionsCommand::List(args) => list(&args),
+        RegionsCommand::Add(_) | RegionsCommand::Remove(_) => {
+            Err(Failure::not_built("changing regions (`mooseng regions add`, `remove`)"))
+        }
+    }
+}
+
+fn list(args: &Reading) -> Result<(), Failure> {
+    let file = ClientFile::load(&config::find(args.config.as_deref())?)?;
+    let reply = admin::block_on(admin::list_regions(&file))?;
+    match args.output.format {
+        Format::Json => output::json(&shape(&reply)),
+        Format::Table => output::text_line(&page(&reply)),
+    }
+}
+
+/// What the global group survives now, in a sentence.
+fn survives(reply: &ListRegionsReply) -> String {
+    if reply.version == 0 {
+        return "The cluster isn't founded yet: the masters that vote at first must all be up for that."
+            .into();
+    }
+    if !reply.quorum {
+        return "The global group has no leader with a majority: nothing is decided between regions.".into();
+    }
+    match (reply.fatal.is_empty(), reply.survives_a_region_and_a_master) {
+        (true, true) => "The global group survives the loss of any one region and one more master.".into(),
+        (true, false) => "The global group survives the loss of any one region.".into(),
+        (false, _) => format!("The global group wouldn't survive the loss of {}.", reply.fatal.join(" or ")),
+    }
+}
+
+fn page(reply: &ListRegionsReply) -> String {
+    let mut table =
+        Table::new(["REGION", "NUMBER", "KIND", "LEASE", "MASTER", "ZONE", "ADDRESS", "STATE", "ROUND TRIP"]);
+    for region in &reply.regions {
+        for (i, master) in region.masters.iter().enumerate() {
+            // Once for each region.
+            let first = |text: String| if i == 0 { text } else { String::new() };
+            table.row([
+                first(region.name.clone()),
+                first(region.number.to_string()),
+                first(kind(region).to_owned()),
+                first(lease(region)),
+                master.name.clone(),
+                master.zone.clone(),
+                master.address.clone(),
+                state(master).to_owned(),
+                master
+                    .round_trip_us
+                    .map_or_else(|| "-".to_owned(), |us| format!("{:.1} ms", us as f64 / 1_000.0)),
+            ]);
+        }
+    }
+    let lasts =
+        format!("A lease lasts {:.1} s; as seen from {}.", reply.lease_ms as f64 / 1_000.0, reply.asked);
+    format!("{}\n\n{}\n\n{lasts}", survives(reply), table.render())
+}
+
+fn kind(region: &Region) -> &'static str {
+    if region.witness { "witness" } else { "data" }
+}
+
+fn lease(region: &Region) -> String {
+    match (region.lease_age_ms, region.lease_ran_out) {
+        (None, _) => "-".to_owned(),
+        (Some(age), true) => format!("ran out, renewed {:.1} s ago", age as f64 / 1_000.0),
+        (Some(age), false) => format!("renewed {:.1} s ago", age as f64 / 1_000.0),
+    }
+}
+
+fn state(master: &RegionMaster) -> &'static str {
+    match (master.reachable, master.leader, master.voter) {
+        (Some(false), ..) => "down",
+        (_, true, _) => "leader",
+        (_, _, true) => "voter",
+        _ => "learner",
+    }
+}
+
+fn shape(reply: &ListRegionsReply) -> Value {
+    let master = |m: &RegionMaster| {
+        json!({ "id": m.id, "name": m.name, "address": m.address, "zone": m.zone, "voter": m.voter, "leader": m.leader,
+                "reachable": m.reachable, "round_trip_us": m.round_trip_us })
+    };
+    let region = |r: &Region| {
+        json!({ "name": r.name, "number": r.number, "witness": r.witness, "lease_age_ms": r.lease_age_ms, "lease_ran_out": r.lease_ran_out,
+                "masters": r.masters.iter().map(master).collect::<Vec<_>>() })
+    };
+    json!({
+        "version": output::VERSION,
+        "agreed_version": reply.version, "asked": reply.asked, "lease_ms": reply.lease_ms,
+        "global_group": {
+            "quorum": reply.quorum, "fatal_regions": reply.fatal,
+            "survives_a_region": reply.quorum && reply.fatal.is_empty(),
+            "survives_a_region_and_a_master": reply.survives_a_region_and_a_master,
+        },
+        "regions": reply.regions.iter().map(region).collect::<Vec<_>>(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reply() -> ListRegionsReply {
+        let master = |name: &str, voter, leader, reachable| RegionMaster {
+            name: name.into(),
+            zone: "z".into(),
+            address: "h:1".into(),
+            voter,
+            leader,
+            reachable,
+            round_trip_us: reachable.filter(|there| *there).map(|_| 61_250),
+            ..Default::default()
+        };
+        let a = Region {
+            name: "a".into(),
+            number: 1,
+            masters: vec![master("a1", true, true, Some(true)), master("a2", false, false, None)],
+            lease_age_ms: Some(1_500),
+            ..Default::default()
+        };
+        let w = Region {
+            name: "w".into(),
+            number: 3,
+            witness: true,
+            masters: vec![master("w1", true, false, Some(false))],
+            lease_age_ms: Some(12_000),
+            lease_ran_out: true,
+        };
+        ListRegionsReply {
+            version: 1,
+            regions: vec![a, w],
+            asked: "a".into(),
+            lease_ms: 10_000,
+            quorum: true,
+            fatal: vec!["a".into()],
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn a_region_is_shown_with_its_masters_and_its_lease() {
+        let text = page(&reply());
+        assert!(text.starts_with("The global group wouldn't survive the loss of a."), "{text}");
+        let rows: Vec<&str> = text.lines().filter(|line| line.contains("h:1")).collect();
+        assert!(
+            rows[0].contains("leader")
+                && rows[0].contains("61.3 ms")
+                && rows[0].contains("renewed 1.5 s ago")
+        );
+        assert!(rows[1].contains("learner") && !rows[1].contains("data"));
+        assert!(rows[2].contains("witness") && rows[2].contains("ran out") && rows[2].contains("down"));
+        let shape = shape(&reply());
+        assert_eq!(shape["global_group"]["fatal_regions"], json!(["a"]));
+        assert_eq!(shape["regions"][1]["masters"][0]["round_trip_us"], Value::Null);
+    }
+
+    #[test]
+    fn what_is_survived_is_said() {
+        let with = |change: &dyn Fn(&mut ListRegionsReply)| {
+            let mut reply = reply();
+            reply.fatal.clear();
+            change(&mut reply);
+            survives(&reply)
+        };
+        assert!(with(&|_| ()).contains("any one region."));
+        assert!(with(&|r| r.survives_a_region_and_a_master = true).contains("one more master"));
+        assert!(with(&|r| r.quorum = false).contains("no leader"));
+        assert!(with(&|r| r.version = 0).contains("isn't founded"));
+    }
+}

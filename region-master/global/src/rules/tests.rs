@@ -1,0 +1,293 @@
+//! The rules over a store in memory.
+
+use mooseng_store::Store;
+use mooseng_store::memory::{MemoryStore, MemoryTransaction};
+use proptest::prelude::*;
+
+use super::*;
+
+fn region(number: u16, masters: u64, witness: bool) -> Region {
+    let master = |id| MasterAt {
+        id,
+        name: format!("m{id}"),
+        address: format!("r{number}m{id}:1"),
+        zone: format!("z{id}"),
+    };
+    Region { number, witness, masters: (1..=masters).map(master).collect() }
+}
+
+fn founding() -> Founding {
+    let regions = [("a", region(1, 3, false)), ("b", region(2, 3, false)), ("w", region(3, 1, true))];
+    Founding {
+        regions: regions.map(|(name, region)| (name.to_owned(), region)).into(),
+        root_home: "a".into(),
+        lease_ms: 10_000,
+    }
+}
+
+/// Runs one transaction and commits it, unless its rule refuses.
+async fn run<T, Fut>(store: &MemoryStore, body: impl FnOnce(MemoryTransaction) -> Fut) -> Ruled<T>
+where
+    Fut: Future<Output = Result<(MemoryTransaction, T), RuleError>>,
+{
+    let (tx, value) = body(store.begin()).await?;
+    tx.commit().await?;
+    Ok(value)
+}
+
+/// One rule as a transaction.
+macro_rules! ruled {
+    ($store:expr, $tx:ident, $rule:expr) => {
+        run($store, |$tx| async move {
+            let value = $rule.await?;
+            Ok(($tx, value))
+        })
+        .await
+    };
+}
+
+async fn founded() -> MemoryStore {
+    let store = MemoryStore::new();
+    assert!(ruled!(&store, tx, found(&tx, &founding())).unwrap());
+    store
+}
+
+async fn seen(store: &MemoryStore) -> View {
+    view(&store.begin()).await.unwrap().unwrap()
+}
+
+fn names(names: &[&str]) -> BTreeSet<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+#[tokio::test]
+async fn a_cluster_is_founded_once() {
+    let store = founded().await;
+    let first = seen(&store).await;
+    assert_eq!((first.version, first.regions.len()), (1, 3));
+    let root = &first.volumes[&ROOT];
+    assert_eq!((root.home.as_str(), root.epoch, root.open, root.automatic), ("a", Epoch(1), true, true));
+    assert_eq!(root.regions, names(&["a", "b"]), "the witness has no data");
+    let other = Founding { root_home: "b".into(), ..founding() };
+    assert!(!ruled!(&store, tx, found(&tx, &other)).unwrap());
+    assert_eq!(seen(&store).await, first);
+    assert_eq!(view(&MemoryStore::new().begin()).await.unwrap(), None);
+    let witness = Founding { root_home: "w".into(), ..founding() };
+    assert!(matches!(ruled!(&MemoryStore::new(), tx, found(&tx, &witness)), Err(RuleError::Unfit { .. })));
+    // A single region needs no lease.
+    let mut alone = founding();
+    alone.regions.retain(|name, _| name == "a");
+    let store = MemoryStore::new();
+    ruled!(&store, tx, found(&tx, &alone)).unwrap();
+    assert!(!seen(&store).await.volumes[&ROOT].automatic);
+}
+
+#[tokio::test]
+async fn a_renewal_counts_and_takes_note_of_masters_that_changed() {
+    let store = founded().await;
+    let masters = &region(1, 3, false).masters;
+    let first = ruled!(&store, tx, renew(&tx, "a", masters)).unwrap();
+    assert_eq!(first, Renewal { sequence: 1, version: 1, lease_ms: 10_000 });
+    let replaced: &Vec<MasterAt> = &masters
+        .iter()
+        .cloned()
+        .map(|m| if m.id == 3 { MasterAt { id: 4, address: "new:1".into(), ..m } } else { m })
+        .collect();
+    let second = ruled!(&store, tx, renew(&tx, "a", replaced)).unwrap();
+    assert_eq!((second.sequence, second.version), (2, 2));
+    assert_eq!(seen(&store).await.regions["a"].masters, *replaced);
+    assert_eq!(leases(&store.begin()).await.unwrap()["a"], 2);
+    // Somebody else's address isn't taken.
+    let stolen = region(2, 3, false).masters;
+    assert!(matches!(ruled!(&store, tx, renew(&tx, "a", &stolen)), Err(RuleError::Region { .. })));
+    assert_eq!(ruled!(&store, tx, renew(&tx, "x", &[])), Err(RuleError::NoRegion("x".into())));
+    let unfounded = MemoryStore::new();
+    assert_eq!(ruled!(&unfounded, tx, renew(&tx, "a", &[])), Err(RuleError::NotFounded));
+}
+
+#[tokio::test]
+async fn a_renewal_and_a_change_that_it_doesnt_know_of_dont_both_commit() {
+    let store = founded().await;
+    let renewing = store.begin();
+    let renewal = renew(&renewing, "a", &[]).await.unwrap();
+    ruled!(&store, tx, close_epoch(&tx, ROOT, Epoch(1), Some(0))).unwrap();
+    assert_eq!(renewing.commit().await, Err(StoreError::Conflict));
+    assert_eq!(renewal.version, 1);
+    // And the other way round.
+    let store = founded().await;
+    let closing = store.begin();
+    close_epoch(&closing, ROOT, Epoch(1), Some(0)).await.unwrap();
+    ruled!(&store, tx, renew(&tx, "a", &[])).unwrap();
+    assert_eq!(closing.commit().await, Err(StoreError::Conflict));
+    assert_eq!(
+        ruled!(&store, tx, close_epoch(&tx, ROOT, Epoch(1), Some(0))),
+        Err(RuleError::Renewed("a".into()))
+    );
+}
+
+#[tokio::test]
+async fn epochs_are_closed_and_opened_in_turn() {
+    let store = founded().await;
+    let one = Epoch(1);
+    assert!(matches!(ruled!(&store, tx, open_epoch(&tx, ROOT, one, "b")), Err(RuleError::Open { .. })));
+    let closed = ruled!(&store, tx, close_epoch(&tx, ROOT, one, None)).unwrap();
+    assert_eq!(ruled!(&store, tx, close_epoch(&tx, ROOT, one, None)).unwrap(), closed, "done already");
+    for unfit in ["w", "x"] {
+        let opened = ruled!(&store, tx, open_epoch(&tx, ROOT, one, unfit));
+        assert!(matches!(opened, Err(RuleError::Unfit { .. })), "{unfit}");
+    }
+    let opened = ruled!(&store, tx, open_epoch(&tx, ROOT, one, "b")).unwrap();
+    assert_eq!(ruled!(&store, tx, open_epoch(&tx, ROOT, one, "b")).unwrap(), opened, "done already");
+    let lost = ruled!(&store, tx, open_epoch(&tx, ROOT, one, "a"));
+    assert!(matches!(lost, Err(RuleError::OtherEpoch { present: Epoch(2), .. })), "{lost:?}");
+    let late = ruled!(&store, tx, close_epoch(&tx, ROOT, one, None));
+    assert!(matches!(late, Err(RuleError::OtherEpoch { present: Epoch(2), .. })), "{late:?}");
+    let root = seen(&store).await.volumes[&ROOT].clone();
+    assert_eq!((root.home.as_str(), root.epoch, root.sync_set), ("b", Epoch(2), names(&["b"])));
+    let nobody = ruled!(&store, tx, close_epoch(&tx, VolumeId(9), one, None));
+    assert_eq!(nobody, Err(RuleError::NoVolume(VolumeId(9))));
+}
+
+#[tokio::test]
+async fn a_geo_volume_goes_to_a_member_of_its_sync_set_only() {
+    let store = founded().await;
+    let one = Epoch(1);
+    let geo = VolumeChange { durability: Some(Durability::Geo), ..VolumeChange::default() };
+    ruled!(&store, tx, set_volume(&tx, ROOT, one, &geo)).unwrap();
+    ruled!(&store, tx, close_epoch(&tx, ROOT, one, None)).unwrap();
+    let early = ruled!(&store, tx, open_epoch(&tx, ROOT, one, "b"));
+    assert!(early.unwrap_err().to_string().contains("sync set"));
+    ruled!(&store, tx, open_epoch(&tx, ROOT, one, "a")).unwrap();
+    let both = VolumeChange { sync_set: Some(names(&["a", "b"])), ..VolumeChange::default() };
+    ruled!(&store, tx, set_volume(&tx, ROOT, Epoch(2), &both)).unwrap();
+    ruled!(&store, tx, close_epoch(&tx, ROOT, Epoch(2), None)).unwrap();
+    ruled!(&store, tx, open_epoch(&tx, ROOT, Epoch(2), "b")).unwrap();
+    assert_eq!(seen(&store).await.volumes[&ROOT].sync_set, names(&["a", "b"]));
+}
+
+#[tokio::test]
+async fn what_a_volume_cant_be_is_refused() {
+    let store = founded().await;
+    let set = async |epoch: u64, change: VolumeChange| {
+        let change = &change;
+        ruled!(&store, tx, set_volume(&tx, ROOT, Epoch(epoch), change))
+    };
+    let regions = |of: &[&str]| VolumeChange { regions: Some(names(of)), ..VolumeChange::default() };
+    let sync_set = |of: &[&str]| VolumeChange { sync_set: Some(names(of)), ..VolumeChange::default() };
+    assert!(matches!(set(2, regions(&["a"])).await, Err(RuleError::OtherEpoch { .. })));
+    assert_eq!(set(1, regions(&["a", "x"])).await, Err(RuleError::NoRegion("x".into())));
+    for (change, says) in [
+        (regions(&["a", "w"]), "witness"),
+        (regions(&["b"]), "home"),
+        (sync_set(&["b"]), "home"),
+        (sync_set(&["a", "w"]), "isn't one of"),
+    ] {
+        let error = set(1, change).await.unwrap_err();
+        assert!(matches!(error, RuleError::Unfit { .. }) && error.to_string().contains(says), "{error}");
+    }
+    let before = seen(&store).await.version;
+    assert_eq!(set(1, VolumeChange::default()).await, Ok(before), "nothing changes");
+    set(1, regions(&["a"])).await.unwrap();
+    let geo = VolumeChange { durability: Some(Durability::Geo), ..VolumeChange::default() };
+    let refused = set(1, geo).await.unwrap_err();
+    assert_eq!(refused, RuleError::NoFailover(ROOT));
+    assert!(refused.to_string().contains("mooseng volume set"));
+}
+
+#[tokio::test]
+async fn regions_join_and_leave() {
+    let store = founded().await;
+    let c = &Region { number: 0, ..region(9, 3, false) };
+    ruled!(&store, tx, add_region(&tx, "c", c)).unwrap();
+    let added = seen(&store).await;
+    assert_eq!(added.regions["c"].number, 4);
+    ruled!(&store, tx, add_region(&tx, "c", c)).unwrap();
+    assert_eq!(seen(&store).await, added, "done already");
+    let table = [
+        ("c", region(9, 3, false), "another one"),
+        ("d", Region { number: 3, ..region(8, 1, false) }, "aren't given twice"),
+        ("d", Region { number: 5, ..region(1, 1, false) }, "another master's"),
+        ("d d", region(5, 1, false), "its name"),
+        ("d", region(5, 0, false), "0 masters"),
+    ];
+    for (name, region, says) in table {
+        let error = ruled!(&store, tx, add_region(&tx, name, &region)).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    }
+    let used = ruled!(&store, tx, remove_region(&tx, "b"));
+    assert!(matches!(used, Err(RuleError::InUse { .. })), "{used:?}");
+    ruled!(&store, tx, remove_region(&tx, "c")).unwrap();
+    // A number isn't given again, whoever had it.
+    ruled!(&store, tx, add_region(&tx, "c", c)).unwrap();
+    assert_eq!(seen(&store).await.regions["c"].number, 5);
+    ruled!(&store, tx, remove_region(&tx, "c")).unwrap();
+    let error = ruled!(&store, tx, remove_region(&tx, "w")).unwrap_err();
+    assert!(matches!(error, RuleError::CouldntLose(_)), "{error}");
+    assert_eq!(leases(&store.begin()).await.unwrap().len(), 3);
+}
+
+#[tokio::test]
+async fn ids_run_out_and_senseless_wishes_are_refused() {
+    let store = founded().await;
+    let take = async |count, least| {
+        ruled!(&store, tx, take_ids(&tx, IdKind::Chunk, ROOT, "a", Epoch(1), (count, least)))
+    };
+    for count in [0, IDS_MAX + 1] {
+        assert!(matches!(take(count, 0).await, Err(RuleError::Ids(_))));
+    }
+    assert_eq!(
+        take(3, (1 << LOCAL_ID_BITS) - 4).await,
+        Ok((1 << LOCAL_ID_BITS) - 4..(1 << LOCAL_ID_BITS) - 1)
+    );
+    assert!(matches!(take(2, 0).await, Err(RuleError::Ids(_))));
+    assert!(matches!(take(2, u64::MAX).await, Err(RuleError::Ids(_))));
+}
+
+#[derive(Clone, Debug)]
+enum Act {
+    Take { region: &'static str, epoch: u64, count: u64, least: u64, kind: bool },
+    Close { epoch: u64 },
+    Open { closed: u64, home: &'static str },
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    let home = prop_oneof![Just("a"), Just("b")];
+    prop_oneof![
+        4 => (home.clone(), 1_u64..5, 1_u64..50, 0_u64..500, any::<bool>())
+            .prop_map(|(region, epoch, count, least, kind)| Act::Take { region, epoch, count, least, kind }),
+        1 => (1_u64..5).prop_map(|epoch| Act::Close { epoch }),
+        1 => (1_u64..5, home).prop_map(|(closed, home)| Act::Open { closed, home }),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn no_id_is_given_twice_and_none_but_to_the_home_of_an_open_epoch(acts in proptest::collection::vec(act(), 1..60)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let store = founded().await;
+            let mut given: [Vec<Range<u64>>; 2] = Default::default();
+            for act in acts {
+                let before = seen(&store).await.volumes[&ROOT].clone();
+                match act {
+                    Act::Take { region, epoch, count, least, kind } => {
+                        let of = if kind { IdKind::Inode } else { IdKind::Chunk };
+                        let taken = ruled!(&store, tx, take_ids(&tx, of, ROOT, region, Epoch(epoch), (count, least)));
+                        let may = before.open && before.home == region && before.epoch == Epoch(epoch);
+                        assert_eq!(taken.is_ok(), may, "{taken:?}");
+                        let Ok(range) = taken else { continue };
+                        assert!(range.end - range.start == count && range.start >= least);
+                        let given = &mut given[usize::from(kind)];
+                        assert!(given.iter().all(|other| other.end <= range.start), "{range:?} {given:?}");
+                        given.push(range);
+                    }
+                    Act::Close { epoch } => drop(ruled!(&store, tx, close_epoch(&tx, ROOT, Epoch(epoch), None))),
+                    Act::Open { closed, home } => drop(ruled!(&store, tx, open_epoch(&tx, ROOT, Epoch(closed), home))),
+                }
+                let after = seen(&store).await.volumes[&ROOT].clone();
+                assert!(after.epoch == before.epoch || (!before.open && after.epoch.0 == before.epoch.0 + 1));
+                assert!(after.home == before.home || after.epoch > before.epoch, "one home per epoch");
+            }
+        });
+    }
+}

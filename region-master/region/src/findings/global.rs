@@ -1,0 +1,69 @@
+//! What is wrong with the global group, and with the region's place in it.
+
+use super::{Finding, finding};
+use crate::codes;
+
+/// The global group as the asked master knows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GlobalFacts {
+    /// The asked master's region has a voice and no data.
+    pub witness: bool,
+    /// A leader with a majority is known.
+    pub quorum: bool,
+    /// Regions whose loss would leave no majority now.
+    pub fatal: Vec<String>,
+    /// Any region may be lost, and one more master.
+    pub survives_a_region_and_a_master: bool,
+    /// Other regions whose lease has run out, and for how many seconds they haven't renewed it.
+    pub down: Vec<(String, u64)>,
+    /// The asked master leads a region that is the home of volumes for which it needs a lease, and doesn't hold it.
+    pub lease_lost: bool,
+}
+
+/// Looks for what is wrong.
+pub(super) fn look(facts: &GlobalFacts, found: &mut Vec<Finding>) {
+    let group = "global group";
+    if !facts.quorum {
+        let detail = "The asked master knows of no leader of the global group with a majority.";
+        found.push(finding(&codes::GLOBAL_NO_LEADER, group, detail));
+    } else if !facts.fatal.is_empty() {
+        let detail = format!(
+            "Were {} lost now, the global group would have no majority of its voters.",
+            facts.fatal.join(" or ")
+        );
+        found.push(finding(&codes::GLOBAL_REGION_LOSS, group, detail));
+    } else if !facts.survives_a_region_and_a_master {
+        let detail = "The loss of a region and one more master could leave it without a majority.";
+        found.push(finding(&codes::GLOBAL_THIN, group, detail));
+    }
+    for (region, age_s) in &facts.down {
+        let detail = format!("The asked master has heard of no renewal of its lease for {age_s} s.");
+        found.push(finding(&codes::REGION_DOWN, format!("region {region}"), detail));
+    }
+    if facts.lease_lost {
+        let detail = "The region's leader can't renew the region's lease.";
+        found.push(finding(&codes::LEASE_LOST, "region", detail));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_fact_one_finding() {
+        let well = GlobalFacts { quorum: true, survives_a_region_and_a_master: true, ..Default::default() };
+        let codes_of = |change: &dyn Fn(&mut GlobalFacts)| {
+            let (mut facts, mut found) = (well.clone(), Vec::new());
+            change(&mut facts);
+            look(&facts, &mut found);
+            found.into_iter().map(|f| f.code.code).collect::<Vec<_>>()
+        };
+        assert_eq!(codes_of(&|_| ()), Vec::<&str>::new());
+        assert_eq!(codes_of(&|f| f.quorum = false), ["GLOBAL_NO_LEADER"]);
+        assert_eq!(codes_of(&|f| f.fatal = vec!["a".into()]), ["GLOBAL_REGION_LOSS"]);
+        assert_eq!(codes_of(&|f| f.survives_a_region_and_a_master = false), ["GLOBAL_THIN"]);
+        assert_eq!(codes_of(&|f| f.down = vec![("b".into(), 12)]), ["REGION_DOWN"]);
+        assert_eq!(codes_of(&|f| f.lease_lost = true), ["LEASE_LOST"]);
+    }
+}
