@@ -19,6 +19,7 @@ use mooseng_wire::admin::{
     ListTrashRequest, ListVolumesReply, ListVolumesRequest, PurgeTrashReply, PurgeTrashRequest, Quota,
     QuotaTarget, RemoveRegionRequest, RestoreTrashReply, RestoreTrashRequest, SetClassRequest,
     SetQuotaRequest, StatusReply, StatusRequest, StorageClass, TrashRetentionReply, TrashRetentionRequest,
+    VerifyVolumeReply, VerifyVolumeRequest,
 };
 use mooseng_wire::method::Method;
 use tonic::Code;
@@ -45,6 +46,8 @@ const CLASS_WAIT: Duration = Duration::from_secs(20);
 
 /// How long the regions may take to agree on something.
 const AGREE_WAIT: Duration = Duration::from_secs(20);
+/// How long a comparison of a volume may take.
+const VERIFY_WAIT: Duration = Duration::from_secs(600);
 
 /// The finding of a master about itself.
 const FAILED: &str = "MASTER_FAILED";
@@ -340,6 +343,24 @@ pub async fn list_regions(file: &ClientFile) -> Result<ListRegionsReply, Failure
 pub async fn list_volumes(file: &ClientFile) -> Result<ListVolumesReply, Failure> {
     at_any(file, |mut client| async move {
         client.list_volumes(grpc_request(ListVolumesRequest {}, STATUS_WAIT)).await
+    })
+    .await
+}
+
+/// The same as the region's leader knows them: with how far regions are.
+pub async fn volumes_of_leader(file: &ClientFile) -> Result<ListVolumesReply, Failure> {
+    let asked = at_leader(file, AGREE_WAIT, |mut client| {
+        let request = grpc_request(ListVolumesRequest {}, STATUS_WAIT);
+        async move { client.list_volumes(request).await }
+    });
+    asked.await
+}
+
+/// Compares a volume in this region with its home.
+pub async fn verify_volume(file: &ClientFile, volume: u32) -> Result<VerifyVolumeReply, Failure> {
+    at_leader(file, VERIFY_WAIT, |mut client| {
+        let request = grpc_request(VerifyVolumeRequest { volume }, VERIFY_WAIT);
+        async move { client.verify_volume(request).await }
     })
     .await
 }

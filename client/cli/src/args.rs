@@ -13,6 +13,7 @@ pub use class::{ClassArgs, ClassAssign, ClassCommand, ClassCreate, ClassList, Cl
 pub use dev::*;
 pub use regions::{
     RegionAdd, RegionRemove, RegionsArgs, RegionsCommand, VolumeArgs, VolumeCommand, VolumeNamed,
+    VolumeVerify,
 };
 
 /// MooseNG: a filesystem that spans regions.

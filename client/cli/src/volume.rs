@@ -1,10 +1,10 @@
 //! `mooseng volume`: where volumes have their home, and which regions have them.
 
-use mooseng_wire::admin::Volume;
+use mooseng_wire::admin::{Replica, VerifyVolumeReply, Volume};
 use serde_json::{Value, json};
 
 use crate::admin;
-use crate::args::{Format, Reading, VolumeArgs, VolumeCommand, VolumeNamed};
+use crate::args::{Format, Reading, VolumeArgs, VolumeCommand, VolumeNamed, VolumeVerify};
 use crate::config::{self, ClientFile};
 use crate::exit::Failure;
 use crate::output::{self, Table};
@@ -14,6 +14,7 @@ pub fn run(args: VolumeArgs) -> Result<(), Failure> {
     match args.command {
         VolumeCommand::List(args) => list(&args),
         VolumeCommand::Info(args) => info(&args),
+        VolumeCommand::Verify(args) => verify(&args),
         VolumeCommand::Create(_)
         | VolumeCommand::Set(_)
         | VolumeCommand::MoveHome(_)
@@ -51,7 +52,9 @@ fn parse(text: &str) -> Result<u32, Failure> {
 
 fn info(args: &VolumeNamed) -> Result<(), Failure> {
     let id = parse(&args.volume)?;
-    let found = volumes(&args.reading)?.into_iter().find(|volume| volume.id == id);
+    let file = ClientFile::load(&config::find(args.reading.config.as_deref())?)?;
+    let all = admin::block_on(admin::volumes_of_leader(&file))?.volumes;
+    let found = all.into_iter().find(|volume| volume.id == id);
     let found = found.ok_or_else(|| {
         Failure::not_found(format!(
             "There is no volume {id}; `mooseng volume list` shows those that there are."
@@ -59,7 +62,69 @@ fn info(args: &VolumeNamed) -> Result<(), Failure> {
     })?;
     match args.reading.output.format {
         Format::Json => output::json(&json!({ "version": output::VERSION, "volume": shape(&found) })),
-        Format::Table => output::text_line(&table(std::slice::from_ref(&found))),
+        Format::Table => {
+            let (volume, replicas) = (table(std::slice::from_ref(&found)), replicas(&found));
+            output::text_line(&format!("{volume}\n\n{replicas}"))
+        }
+    }
+}
+
+fn verify(args: &VolumeVerify) -> Result<(), Failure> {
+    let id = parse(&args.volume)?;
+    let file = ClientFile::load(&args.config)?;
+    let reply = admin::block_on(admin::verify_volume(&file, id))?;
+    let equal = reply.different.is_empty();
+    match args.output.format {
+        Format::Json => output::json(&json!({
+            "version": output::VERSION, "home": reply.home, "region": reply.region, "equal": equal, "ranges": reply.ranges,
+            "records": reply.records, "different_ranges": reply.different.len(),
+        }))?,
+        Format::Table => output::text_line(&compared(&reply))?,
+    }
+    if equal {
+        return Ok(());
+    }
+    Err(Failure::failed(format!("{} ranges differ.", reply.different.len())))
+}
+
+fn compared(reply: &VerifyVolumeReply) -> String {
+    let VerifyVolumeReply { home, region, ranges, records, different } = reply;
+    let outcome = match different.len() {
+        0 => format!("{region} has what {home} has."),
+        n => format!("{region} doesn't have what {home} has: {n} ranges differ."),
+    };
+    format!(
+        "{outcome}\nCompared {records} records in {ranges} ranges, each at one place of the volume's log."
+    )
+}
+
+/// How far the regions are that aren't the home.
+fn replicas(volume: &Volume) -> String {
+    if volume.replicas.is_empty() {
+        return "The asked region's leader knows of no other region's copy.".to_owned();
+    }
+    let mut table = Table::new(["REPLICA", "AT", "BEHIND", "STATE"]);
+    for replica in &volume.replicas {
+        table.row([
+            replica.region.clone(),
+            if replica.epoch == 0 {
+                "-".to_owned()
+            } else {
+                format!("{}/{}", replica.epoch, replica.version)
+            },
+            replica.behind_ms.map_or_else(|| "-".to_owned(), |ms| format!("{:.3} s", ms as f64 / 1_000.0)),
+            condition(replica),
+        ]);
+    }
+    table.render()
+}
+
+fn condition(replica: &Replica) -> String {
+    match (replica.trouble.as_str(), replica.copying, replica.chunks_awaited) {
+        ("", true, _) => "is being copied".to_owned(),
+        ("", false, 0) => "follows".to_owned(),
+        ("", false, n) => format!("follows; {n} chunks are still to be fetched"),
+        (trouble, ..) => format!("isn't reached: {trouble}"),
     }
 }
 
@@ -98,6 +163,10 @@ fn shape(volume: &Volume) -> Value {
     json!({
         "id": volume.id, "home": volume.home, "epoch": volume.epoch, "state": state(volume), "durability": durability(volume),
         "failover": failover(volume), "regions": volume.regions, "sync_set": volume.sync_set,
+        "replicas": volume.replicas.iter().map(|r| json!({
+            "region": r.region, "log_epoch": r.epoch, "log_version": r.version, "copying": r.copying, "behind_ms": r.behind_ms,
+            "chunks_awaited": r.chunks_awaited, "trouble": r.trouble,
+        })).collect::<Vec<_>>(),
     })
 }
 
@@ -116,6 +185,7 @@ mod tests {
             regions: vec!["a".into(), "b".into()],
             sync_set: vec!["a".into()],
             automatic: true,
+            replicas: Vec::new(),
         };
         let other = Volume { id: 7, open: false, geo: true, automatic: false, ..root.clone() };
         let text = table(&[root, other.clone()]);
@@ -123,6 +193,26 @@ mod tests {
         assert_eq!(lines[1], ["/", "a", "3", "open", "region", "automatic", "a,b", "-"]);
         assert_eq!(lines[2], ["7", "a", "3", "closed", "geo", "manual", "a,b", "a"]);
         assert_eq!(shape(&other)["failover"], "manual");
+    }
+
+    #[test]
+    fn replicas_are_shown_with_what_is_amiss() {
+        let replica = Replica {
+            region: "b".into(),
+            epoch: 2,
+            version: 7,
+            behind_ms: Some(1_250),
+            ..Replica::default()
+        };
+        let lost = Replica { region: "c".into(), trouble: "no route".into(), ..Replica::default() };
+        let text = replicas(&Volume { replicas: vec![replica, lost], ..Volume::default() });
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[1].split_whitespace().collect::<Vec<_>>(), ["b", "2/7", "1.250", "s", "follows"]);
+        assert!(lines[2].contains("isn't reached: no route"));
+        assert!(
+            compared(&VerifyVolumeReply { different: vec![vec![1].into()], ..Default::default() })
+                .contains("1 ranges differ")
+        );
     }
 
     #[test]

@@ -315,9 +315,8 @@ impl Embedded {
         }
         let mut state = self.inner.state();
         let governing = state.derive.as_ref().map(|derive| self.inner.governing(&**derive)).transpose();
-        let governing = governing.map_err(|error| {
+        let governing = governing.inspect_err(|error| {
             state.failed.get_or_insert_with(|| error.to_string());
-            error
         })?;
         let governing = governing.unwrap_or_default();
         let log = state.log.take();

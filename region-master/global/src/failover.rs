@@ -128,7 +128,7 @@ impl Facts<'_> {
                 (*region).clone(),
             ))
         };
-        let best = up.iter().filter_map(|region| of(region)).max_by(|a, b| a.0.cmp(&b.0));
+        let best = up.iter().filter_map(of).max_by(|a, b| a.0.cmp(&b.0));
         match best {
             Some(((cut, ..), home)) if silent.is_empty() || self.closed_for >= PATIENCE => {
                 Decision::Open { closed: self.volume.epoch, home, cut }

@@ -19,6 +19,7 @@ use mooseng_wire::admin::{
     PurgeTrashRequest, Quota, QuotaTarget, RemoveRegionRequest, RestoreTrashReply, RestoreTrashRequest,
     SetClassRequest, SetQuotaRequest, StatusReply, StatusRequest, StorageClass, TicketKey,
     TransferLeaderReply, TransferLeaderRequest, TrashRetentionReply, TrashRetentionRequest,
+    VerifyVolumeReply, VerifyVolumeRequest,
 };
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::founding::Founding;
@@ -347,7 +348,17 @@ impl Administration for Rpc {
         request: Request<ListVolumesRequest>,
     ) -> Result<Response<ListVolumesReply>, Status> {
         self.allow(&request, &[Role::Admin, Role::Master, Role::Client])?;
-        Ok(Response::new(self.global()?.list_volumes()))
+        Ok(Response::new(self.global()?.list_volumes(&self.0)))
+    }
+
+    async fn verify_volume(
+        &self,
+        request: Request<VerifyVolumeRequest>,
+    ) -> Result<Response<VerifyVolumeReply>, Status> {
+        let who = self.allow(&request, &[Role::Admin])?;
+        let volume = request.into_inner().volume;
+        tracing::info!(who, volume, "the volume is to be compared with its home");
+        geo::verify::answer(&self.0, volume).await.map(Response::new)
     }
 
     async fn add_region(

@@ -76,8 +76,10 @@ pub struct VolumeArgs {
 pub enum VolumeCommand {
     /// Show all volumes: their homes, epochs, durability and regions.
     List(Reading),
-    /// Show one volume.
+    /// Show one volume, and how far the regions are that have it.
     Info(VolumeNamed),
+    /// Compare a region's replica of a volume with its home, range by range: run with the configuration of that region. Exit code 1 if they differ.
+    Verify(VolumeVerify),
     /// Make a volume (not built yet).
     #[command(hide = true)]
     Create(Rest),
@@ -90,6 +92,18 @@ pub enum VolumeCommand {
     /// Remove a volume (not built yet).
     #[command(hide = true)]
     Delete(Rest),
+}
+
+/// `mooseng volume verify`.
+#[derive(ClapArgs, Debug)]
+pub struct VolumeVerify {
+    /// The volume: its number, or / for the root volume.
+    pub volume: String,
+    /// A configuration whose certificate has the role admin, in the region whose replica it is.
+    #[arg(long, env = "MOOSENG_CONFIG", value_name = "FILE")]
+    pub config: PathBuf,
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// `mooseng volume info`.

@@ -23,6 +23,7 @@ use mooseng_replica::{ReplicaError, Tail};
 use mooseng_schema::log::{LogPosition, ReplicaRecord};
 use mooseng_store::StoreError;
 use mooseng_transport::{CallFailure, Peer, call_error};
+use mooseng_wire::admin;
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::geo::{Home, Place};
 use mooseng_wire::method::Method;
@@ -243,6 +244,45 @@ pub fn place_of(master: &Master, volume: VolumeId) -> Whereabouts {
         Whereabouts::Elsewhere
     } else {
         Whereabouts::Nowhere
+    }
+}
+
+/// How far the regions are that have the volume and aren't its home, as far as this master knows.
+pub fn replicas(master: &Master, volume: VolumeId) -> Vec<admin::Replica> {
+    let now = master.clock.boot();
+    let millis = |since: BootTime| u64::try_from(now.since(since).as_millis()).unwrap_or(u64::MAX);
+    if master.serving().is_err() {
+        return Vec::new();
+    }
+    match place_of(master, volume) {
+        Whereabouts::Here(_) => {
+            let shipped = master.geo.shipped();
+            let of_volume = shipped.into_iter().filter(|((of, _), _)| *of == volume);
+            let replica = |((_, region), known): ((VolumeId, String), Shipped)| admin::Replica {
+                region,
+                epoch: known.at.map_or(0, |at| at.epoch.0),
+                version: known.at.map_or(0, |at| at.version),
+                copying: known.copying,
+                behind_ms: known.behind_since.map(millis),
+                trouble: known.trouble,
+                ..admin::Replica::default()
+            };
+            of_volume.map(replica).collect()
+        }
+        Whereabouts::Elsewhere => {
+            let replica = master.geo.replica(volume);
+            let at = replica.record.as_ref().map(ReplicaRecord::position).unwrap_or_default();
+            vec![admin::Replica {
+                region: master.config.region.clone(),
+                epoch: at.epoch.0,
+                version: at.version,
+                copying: replica.readable().is_none(),
+                behind_ms: replica.whole_at.filter(|_| at < replica.newest).map(millis),
+                chunks_awaited: master.geo.wanted() as u64,
+                trouble: String::new(),
+            }]
+        }
+        Whereabouts::Closed(_) | Whereabouts::Nowhere => Vec::new(),
     }
 }
 

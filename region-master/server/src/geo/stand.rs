@@ -12,7 +12,6 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use mooseng_global::failover::Standing;
-use mooseng_ports::clock::BootTime;
 use mooseng_replica::{ReplicaError, turn};
 use mooseng_schema::ids::{self as id_records, IdKind, IdsUptoRecord};
 use mooseng_schema::log::{self, LogPosition, ReplicaRecord};
@@ -226,9 +225,4 @@ async fn commit(master: &Master, turn: Turn) -> Result<Turned, ReplicaError> {
         }
         tokio::time::sleep(pause(Duration::from_millis(1 << tries.min(6)))).await;
     }
-}
-
-/// How old the oldest change is that a region lacks; none where it lacks nothing, as far as the home knows.
-pub fn age(shipped: &super::Shipped, now: BootTime) -> Option<Duration> {
-    shipped.behind_since.map(|since| now.since(since))
 }

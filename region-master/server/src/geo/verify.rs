@@ -6,11 +6,14 @@ use bytes::Bytes;
 use mooseng_replica::{apply, read};
 use mooseng_store::{Read, Store};
 use mooseng_wire::VolumeId;
+use mooseng_wire::admin::VerifyVolumeReply;
 use mooseng_wire::geo::{AskDigest, Digest};
 use mooseng_wire::method::Method;
 
-use super::{ask, home_of, pause, place, serve};
+use super::{ROOT_VOLUME, Whereabouts, ask, home_of, pause, place, place_of, serve};
 use crate::master::Master;
+
+use tonic::Status;
 
 /// How often a range is tried whose place is too old at the home by the time it is asked.
 const TRIES: u32 = 20;
@@ -45,6 +48,30 @@ pub async fn compare(master: &Master, volume: VolumeId) -> Result<Compared, Stri
             _ => return Ok(compared),
         }
     }
+}
+
+/// Answers an administrator.
+pub async fn answer(master: &Master, volume: u32) -> Result<VerifyVolumeReply, Status> {
+    if volume != u32::from(ROOT_VOLUME.0) {
+        return Err(Status::not_found(format!("there is no volume {volume}")));
+    }
+    if place_of(master, ROOT_VOLUME) != Whereabouts::Elsewhere {
+        let message = format!(
+            "{} isn't a region with a replica of the volume: ask the masters of one that is (`mooseng volume info` names them)",
+            master.config.region
+        );
+        return Err(Status::failed_precondition(message));
+    }
+    master.serving().map_err(|error| Status::unavailable(error.message))?;
+    let home = home_of(master, ROOT_VOLUME).map_err(Status::unavailable)?;
+    let compared = compare(master, ROOT_VOLUME).await.map_err(Status::unavailable)?;
+    Ok(VerifyVolumeReply {
+        home,
+        region: master.config.region.clone(),
+        ranges: compared.ranges,
+        records: compared.pairs,
+        different: compared.different,
+    })
 }
 
 type Range = ([u8; 32], u64, Option<Bytes>, Digest);

@@ -213,7 +213,7 @@ impl Global {
     }
 
     /// The volumes as this master knows them.
-    pub fn list_volumes(&self) -> ListVolumesReply {
+    pub fn list_volumes(&self, master: &Master) -> ListVolumesReply {
         let view = self.view();
         let volume = |(id, known): (&mooseng_wire::VolumeId, &mooseng_global::Volume)| Volume {
             id: id.0.into(),
@@ -224,6 +224,7 @@ impl Global {
             regions: known.regions.iter().cloned().collect(),
             sync_set: known.sync_set.iter().cloned().collect(),
             automatic: known.automatic,
+            replicas: crate::geo::replicas(master, *id),
         };
         ListVolumesReply { version: view.version, volumes: view.volumes.iter().map(volume).collect() }
     }
