@@ -98,9 +98,15 @@ impl DevCluster {
         self.scratch.path()
     }
 
-    /// The mount.
+    /// The mount, of a cluster of one region.
     pub fn mount(&self) -> PathBuf {
         self.dir().join("mnt")
+    }
+
+    /// A region's mount, of a cluster of several.
+    pub fn mount_of(&self, region: &str) -> Result<PathBuf> {
+        let found = self.file()?.mounts.into_iter().find(|m| m.region == region);
+        found.map(|m| m.path).with_context(|| format!("cluster.json has no mount of {region}"))
     }
 
     /// What `cluster.json` says.
@@ -121,6 +127,28 @@ impl DevCluster {
         Ok(self.file()?.processes.into_iter().filter(|p| p.role == role).map(|p| p.name).collect())
     }
 
+    /// Names of a region's masters and chunkservers.
+    pub fn daemons_of(&self, region: &str) -> Result<Vec<String>> {
+        let of = |p: &Process| p.region == region && p.role != "client";
+        Ok(self.file()?.processes.into_iter().filter(of).map(|p| p.name).collect())
+    }
+
+    /// The configuration of a region's client.
+    pub fn client_config_of(&self, region: &str) -> Result<PathBuf> {
+        let found = self.file()?.clients.into_iter().find(|c| c.region == region);
+        found.map(|c| c.config).with_context(|| format!("cluster.json has no client of {region}"))
+    }
+
+    /// The configuration of a region's administrator: beside that of its client, or of its only master.
+    pub fn admin_config_of(&self, region: &str) -> Result<PathBuf> {
+        let of = |p: &Process| p.region == region && p.role == "master";
+        let master = self.file()?.processes.into_iter().find(of);
+        let master = master.with_context(|| format!("cluster.json has no master of {region}"))?.name;
+        let before =
+            master.strip_suffix("master-1").with_context(|| format!("{master} is no first master"))?;
+        Ok(self.dir().join(format!("etc/{before}admin.toml")))
+    }
+
     /// The configuration for `mooseng mount` and `mooseng status`.
     pub fn client_config(&self) -> Result<PathBuf> {
         self.file()?.clients.first().map(|c| c.config.clone()).context("cluster.json has no client")
@@ -135,8 +163,32 @@ impl DevCluster {
 
     /// `mooseng dev VERB NAME --dir DIR`, which must succeed.
     pub fn dev(&self, verb: &str, name: &str) -> Result<()> {
-        let mut command = self.mooseng(&["dev", verb, name, "--dir"]);
-        checked(command.arg(self.dir())).map(drop)
+        self.dev_words(&[verb, name]).map(drop)
+    }
+
+    /// `mooseng dev WORDS --dir DIR`, which must succeed.
+    pub fn dev_words(&self, words: &[&str]) -> Result<Output> {
+        let mut command = self.mooseng(&["dev"]);
+        checked(command.args(words).arg("--dir").arg(self.dir()))
+    }
+
+    /// Changes what is cut between regions, and waits until every process goes by it.
+    pub fn cut(&self, words: &[&str]) -> Result<()> {
+        const TAKEN_UP: &str = "took up changed rules between regions";
+        let log_of = |name: &str| self.dir().join("log").join(format!("{name}.log"));
+        let seen = |name: &str| -> Result<usize> {
+            let log = std::fs::read_to_string(log_of(name)).with_context(|| format!("the log of {name}"))?;
+            Ok(log.matches(TAKEN_UP).count())
+        };
+        let running = self.file()?.processes.into_iter().filter(|p| p.pid.is_some()).map(|p| p.name);
+        let before = running.map(|name| Ok((seen(&name)?, name))).collect::<Result<Vec<_>>>()?;
+        self.dev_words(words)?;
+        wait_for("all processes to take up what is cut", Duration::from_secs(20), || {
+            for (count, name) in &before {
+                ensure!(seen(name)? > *count, "{name} hasn't looked yet");
+            }
+            Ok(())
+        })
     }
 
     /// kill -9 of these, one right after the other, without asking anybody.

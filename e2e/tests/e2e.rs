@@ -36,6 +36,8 @@ mod ranges;
 mod ready;
 #[path = "e2e/recovery.rs"]
 mod recovery;
+#[path = "e2e/regions.rs"]
+mod regions;
 #[path = "e2e/rolling.rs"]
 mod rolling;
 #[path = "e2e/room.rs"]

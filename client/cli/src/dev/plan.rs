@@ -257,7 +257,7 @@ impl Plan {
         self.masters_of(region).map(Daemon::address).collect()
     }
 
-    /// Whether there is something to mount in a region.
+    /// Whether there is something to mount in a region: the root volume, at home in the first one, or its replica.
     pub fn has_tree(&self, region: &Region) -> bool {
         !region.witness
     }
@@ -447,9 +447,15 @@ pub mod tests {
         let numbers: Vec<(u16, bool)> = plan.regions.iter().map(|r| (r.number, r.witness)).collect();
         assert_eq!(numbers, [(1, false), (2, false), (3, true)]);
         let clients = plan.clients();
-        assert_eq!(clients[0].mount, Some("/d/mnt/region-1".into()));
-        let names: Vec<&str> = clients.iter().map(|c| c.name.as_str()).collect();
-        assert_eq!(names, ["region-1.client-1", "region-2.client-1"]);
+        let mounts: Vec<(&str, Option<&Path>)> =
+            clients.iter().map(|c| (c.name.as_str(), c.mount.as_deref())).collect();
+        assert_eq!(
+            mounts,
+            [
+                ("region-1.client-1", Some(Path::new("/d/mnt/region-1"))),
+                ("region-2.client-1", Some(Path::new("/d/mnt/region-2")))
+            ]
+        );
         assert_eq!((plan.round_trip_ms, plan.admin("region-2")), (60, "region-2.admin".into()));
         plan.adapt(&DevUp { wan: Some(Duration::from_millis(5)), ..up() }, Path::new("/d")).unwrap();
         assert_eq!(plan.round_trip_ms, 5);

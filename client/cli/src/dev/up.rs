@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use mooseng_ports::interrupt;
 use mooseng_wire::Role;
 
-use super::plan::{Daemon, Plan, REGION};
+use super::plan::{Plan, REGION};
 use super::state::{self, Cluster};
 use super::{certs, configs, down, launch, root, supervise, wan};
 use crate::args::DevUp;
@@ -86,8 +86,7 @@ fn bring_up(cluster: &mut Cluster, wait: Duration) -> Result<(), Failure> {
     }
     for daemon in &daemons {
         progress.say(&format!("waiting for {}", daemon.name));
-        let until = serves(cluster, daemon);
-        wait_for(cluster, &daemon.name, until, deadline, &mut found)?;
+        wait_for(cluster, &daemon.name, launch::Until::Ready, deadline, &mut found)?;
         progress.step();
     }
     let clients = cluster.state.plan.clients();
@@ -107,12 +106,6 @@ fn bring_up(cluster: &mut Cluster, wait: Duration) -> Result<(), Failure> {
     }
     progress.done();
     cluster.save()
-}
-
-/// What `up` waits for: that a daemon does its work. A witness has a voice in the global group, and nothing to serve.
-fn serves(cluster: &Cluster, daemon: &Daemon) -> launch::Until {
-    let witness = cluster.state.plan.region(&daemon.region).is_some_and(|region| region.witness);
-    if witness { launch::Until::Answers } else { launch::Until::Ready }
 }
 
 /// Waits for a process. One of those that were found running may have been dying, after a `kill -9` a moment ago: it is started anew.
@@ -186,27 +179,26 @@ fn announce(cluster: &Cluster, detached: bool) -> Result<(), Failure> {
     }
     let me = state::beside("mooseng");
     let dir = cluster.dir.display();
-    let clients = cluster.state.plan.clients();
-    let tries = clients.iter().filter(|c| c.region == REGION).map(|client| {
-        let config = cluster.config_path(&client.name);
-        match &client.mount {
-            Some(path) => format!(
-                "  {me} status --config {c}\n  cp -r /etc/skel {p}/hello && {me} info {p}",
-                c = config.display(),
-                p = path.display()
-            ),
-            None => {
-                format!("  {me} status --config {c}\n  {me} mount --config {c} PATH", c = config.display())
-            }
-        }
-    });
-    let tries = tries.collect::<Vec<_>>().join("\n");
+    let tries = tries(&me, cluster);
     let end = if detached {
         format!("Stop it with:\n  {me} dev down --dir {dir}")
     } else {
         "Ctrl-C stops it.".to_owned()
     };
     output::text_line(&format!("{}\n\nState and logs: {dir}\nTry:\n{tries}\n{end}", table.render()))
+}
+
+fn tries(me: &str, cluster: &Cluster) -> String {
+    let clients = cluster.state.plan.clients();
+    let Some(first) = clients.first() else { return String::new() };
+    let status = format!("  {me} status --config {}", cluster.config_path(&first.name).display());
+    let mounts: Vec<_> = clients.iter().filter_map(|c| c.mount.as_deref()).map(Path::display).collect();
+    let next = match mounts.as_slice() {
+        [] => format!("  {me} mount --config {} PATH", cluster.config_path(&first.name).display()),
+        [mount] => format!("  cp -r /etc/skel {mount}/hello && {me} info {mount}"),
+        [here, there, ..] => format!("  cp -r /etc/skel {here}/hello && ls -A {there}/hello"),
+    };
+    format!("{status}\n{next}")
 }
 
 /// Progress on stderr, where somebody looks at it.
