@@ -171,7 +171,7 @@ mod tests {
             voter,
             leader,
             reachable,
-            round_trip_us: reachable.filter(|there| *there).map(|_| 61_250),
+            round_trip_us: reachable.filter(|there| *there).map(|_| 61_270),
             ..Default::default()
         };
         let a = Region {

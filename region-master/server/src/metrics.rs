@@ -71,6 +71,9 @@ pub const NAMES: &[Name] = &[
     PACKS_FAILED,
     PACKABLE_FILES,
     PACKABLE_BYTES,
+    LOG_REPLAYED,
+    CHUNKS_FETCHED,
+    BYTES_FETCHED,
 ];
 
 const REQUESTS: Name = Name("mooseng_master_requests", "Requests on framed streams, by method");

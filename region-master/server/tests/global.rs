@@ -12,7 +12,9 @@ use mooseng_global::{Durability, Volume, voters};
 use mooseng_schema::ids::IdKind;
 use mooseng_transport::grpc::administration_client::AdministrationClient;
 use mooseng_transport::{CallFailure, Link, LinkOptions, PlainNetwork, grpc_channel};
-use mooseng_wire::admin::{ListRegionsRequest, ListVolumesRequest};
+use mooseng_wire::admin::{
+    AddRegionRequest, ListRegionsRequest, ListVolumesRequest, MemberToAdd, RemoveRegionRequest,
+};
 use mooseng_wire::call::ErrorCode;
 use mooseng_wire::global::change::Change;
 use mooseng_wire::global::{CloseEpoch, OpenEpoch, SetVolume};
@@ -26,7 +28,7 @@ const WITHIN: Duration = Duration::from_secs(20);
 
 /// What a master's status finds of regions.
 fn found(regions: &Regions, i: usize) -> Vec<String> {
-    let codes = ["GLOBAL_", "REGION_DOWN", "LEASE_LOST", "NO_CHUNKSERVERS"];
+    let codes = ["GLOBAL_", "REGION_DOWN", "LEASE_LOST", "VOLUME_WAITS", "NO_CHUNKSERVERS"];
     let findings = regions.running[i].as_ref().unwrap().status().findings.into_iter().map(|f| f.code);
     findings.filter(|code| codes.iter().any(|known| code.starts_with(known))).collect()
 }
@@ -64,6 +66,45 @@ async fn a_cluster_is_founded_and_every_master_knows_the_same() {
     shown(&regions, &view.regions["b"].masters[0].address).await;
     until("all know", async || regions.agreed().await.version >= changed.version).await;
     assert!(!regions.agreed().await.volumes[&ROOT].automatic);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_region_joins_and_leaves_while_the_cluster_runs() {
+    let mut regions = Regions::start(&[("a", 1), ("b", 1), ("w", 1)]).await;
+    regions.agreed().await;
+    let master = regions.prepare("c", 4);
+    let network = Arc::new(PlainNetwork::new(identity_of("b", Role::Admin, "x")));
+    let address = &regions.sites[1].config.advertise;
+    let mut client = AdministrationClient::new(grpc_channel(network, address, Role::Master).await);
+    let seat = MemberToAdd { id: 1, name: master.name, address: master.address, zone: master.zone };
+    let add = AddRegionRequest { name: "c".into(), number: 0, witness: false, masters: vec![seat] };
+    let added = client.add_region(add.clone()).await.unwrap().into_inner();
+    assert_eq!(client.add_region(add.clone()).await.unwrap().into_inner(), added, "done already");
+    let stolen = AddRegionRequest { name: "d".into(), ..add };
+    assert_eq!(client.add_region(stolen).await.unwrap_err().code(), tonic::Code::InvalidArgument);
+    regions.run(3).await;
+    let members = async |regions: &Regions| {
+        let leader = regions.leader().await;
+        regions.global(leader).raft().map(|raft| raft.status().members).unwrap_or_default()
+    };
+    until("it votes", async || {
+        let members = members(&regions).await;
+        members.len() == 4 && members.iter().all(|m| m.voter)
+    })
+    .await;
+    assert_eq!(regions.agreed().await.regions["c"].number, 4);
+    regions.holder("c").await;
+    regions.kill(3).await;
+    let remove = |name: &str| RemoveRegionRequest { name: name.into() };
+    client.remove_region(remove("c")).await.unwrap();
+    until("it is no member", async || members(&regions).await.len() == 3).await;
+    assert_eq!(regions.agreed().await.regions.len(), 3);
+    assert_eq!(client.remove_region(remove("c")).await.unwrap_err().code(), tonic::Code::NotFound);
+    assert_eq!(
+        client.remove_region(remove("b")).await.unwrap_err().code(),
+        tonic::Code::InvalidArgument,
+        "it has the root volume"
+    );
 }
 
 /// What an administrator sees at a master of the region b.
@@ -170,8 +211,9 @@ async fn a_region_that_is_cut_off_stops_before_the_others_take_its_lease_for_run
     let ran_out = |i: usize| regions.global(i).leases()["a"].1;
     // Looked at in this order the answer can't be made wrong by what happens in between.
     let looked = async || {
-        let out = ran_out(1) || ran_out(2);
+        let (out, followed) = (ran_out(1) || ran_out(2), regions.global(1).may_change(ROOT).is_some());
         assert!(!(out && regions.global(0).lease_valid()), "both believe");
+        assert!(!(followed && regions.global(0).may_change(ROOT).is_some()), "both are the home");
         out
     };
     until("the others take its lease for run out", looked).await;
@@ -180,8 +222,35 @@ async fn a_region_that_is_cut_off_stops_before_the_others_take_its_lease_for_run
     assert!(regions.global(1).lease_valid() || regions.holder("b").await == 1, "the others go on");
     regions.heal();
     regions.holder("a").await;
-    assert_eq!(regions.global(0).may_change(ROOT), Some(Epoch(1)), "nobody took over");
+    // Whoever is the home by now: b, unless it had no replica yet.
+    let followed = regions.global(1).may_change(ROOT).is_some();
+    assert!(!(followed && regions.global(0).may_change(ROOT).is_some()), "both are the home");
     until("the others know", async || !ran_out(1) && !ran_out(2)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_home_is_followed_by_a_region_that_has_the_volume() {
+    let mut regions = Regions::start(&[("a", 1), ("b", 1), ("w", 1)]).await;
+    regions.agreed().await;
+    regions.holder("a").await;
+    regions.holder("b").await;
+    assert_eq!(regions.global(0).may_change(ROOT), Some(Epoch(1)));
+    assert_eq!(regions.global(1).may_change(ROOT), None, "it isn't the home");
+    until("b has a replica", async || regions.global(1).has_said(ROOT)).await;
+    regions.kill_region("a").await;
+    let root = || regions.global(1).view().volumes[&ROOT].clone();
+    until("the loss is known", async || regions.global(1).leases()["a"].1).await;
+    // Its replica says what it has, and refuses the epoch once that is closed.
+    until("the next epoch is opened", async || root().open && root().epoch > Epoch(1)).await;
+    assert_eq!((root().epoch, root().home.as_str()), (Epoch(2), "b"));
+    assert_eq!((root().cut.map(|cut| cut.epoch), root().abandoned), (Some(Epoch(1)), false));
+    until("it may change the volume", async || regions.global(1).may_change(ROOT) == Some(Epoch(2))).await;
+    // The old home comes back, holds a lease again, and is no home.
+    let a = regions.of("a")[0];
+    regions.run(a).await;
+    regions.holder("a").await;
+    assert_eq!(regions.global(a).may_change(ROOT), None);
+    assert_eq!(regions.agreed().await.volumes[&ROOT].home, "b");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

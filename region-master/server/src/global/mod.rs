@@ -197,6 +197,11 @@ impl Global {
         }
     }
 
+    /// Whether this master has said how the region stands with its copy of a volume.
+    pub fn has_said(&self, volume: VolumeId) -> bool {
+        lock(&self.standings).contains_key(&volume)
+    }
+
     /// How long a region's lease lasts.
     pub fn lease(&self) -> Duration {
         *lock(&self.lease)

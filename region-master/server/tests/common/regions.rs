@@ -193,6 +193,23 @@ impl Regions {
         self.running[i] = Some(server);
     }
 
+    /// A region more, of one master that isn't started yet.
+    pub fn prepare(&mut self, name: &str, number: u16) -> RegionMasterConfig {
+        let master = RegionMasterConfig {
+            id: 1,
+            name: format!("{name}1"),
+            address: free_address(),
+            zone: "z1".into(),
+        };
+        let region =
+            RegionConfig { name: name.to_owned(), number, witness: false, masters: vec![master.clone()] };
+        let mut global = self.sites[0].config.global.clone().unwrap();
+        global.regions.push(region.clone());
+        self.sites.push(site(&global, &region, &master));
+        self.running.push(None);
+        master
+    }
+
     /// The masters of a region.
     pub fn of(&self, region: &str) -> Vec<usize> {
         (0..self.sites.len()).filter(|i| self.sites[*i].config.region == region).collect()
