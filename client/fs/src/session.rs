@@ -96,6 +96,8 @@ struct State {
     last_error: String,
     lapses: u64,
     leader_changes: u64,
+    /// Masters of other regions, for when none of this one answers.
+    elsewhere: Vec<String>,
     /// The founding mark of the region that was mounted.
     founding: Option<Founding>,
     /// Why the last search found nobody who lets this host in, where that was said.
@@ -184,6 +186,7 @@ impl Session {
             last_error: String::new(),
             lapses: 0,
             leader_changes: 0,
+            elsewhere: Vec::new(),
             founding: None,
             denied: None,
             other_since: None,
@@ -677,7 +680,7 @@ impl Session {
     /// One round over all masters: at most one leads, and opening a session there twice does no harm.
     async fn search(&self) -> Result<(), NoLeader> {
         let mut waiting: VecDeque<String> = VecDeque::new();
-        let last = self.state(|s| s.last_leader.clone());
+        let (last, elsewhere) = self.state(|s| (s.last_leader.clone(), s.elsewhere.clone()));
         for address in self.config.masters.iter().chain(&last) {
             if !waiting.contains(address) {
                 waiting.push_back(address.clone());
@@ -693,6 +696,11 @@ impl Session {
                 .random_range(0..waiting.len().max(1)),
         };
         waiting.rotate_left(start.min(waiting.len().saturating_sub(1)));
+        for address in elsewhere {
+            if !waiting.contains(&address) {
+                waiting.push_back(address);
+            }
+        }
         let mut known = waiting.len();
         let mut hinted: Vec<String> = Vec::new();
         let mut asked = FuturesUnordered::new();
@@ -885,6 +893,7 @@ impl Session {
             s.root = if opened.root == 0 { 1 } else { opened.root };
             (s.read_only, s.squash) = (opened.read_only, opened.squash());
             s.alone = opened.alone;
+            s.elsewhere.clone_from(&opened.elsewhere);
             let until = sent.after(Duration::from_millis(opened.lease_ms.into()));
             s.lease_until = Some(until);
             self.facts.lease(until);

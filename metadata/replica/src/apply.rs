@@ -11,7 +11,7 @@ use mooseng_schema::log::{self, LogPosition, ReplicaRecord};
 use mooseng_schema::{Record, chunk};
 use mooseng_store::mvcc::Change;
 use mooseng_store::{KeyRange, Read, Transaction};
-use mooseng_wire::{ChunkId, VolumeId};
+use mooseng_wire::{ChunkId, Epoch, VolumeId};
 
 use crate::entry::{logged_ranges, within};
 use crate::read::Page;
@@ -27,13 +27,29 @@ pub async fn state<T: Transaction>(
     Ok(value.map(|value| ReplicaRecord::from_value(&value)).transpose()?)
 }
 
-/// Begins it, or begins it anew: nothing counts as copied, and what was kept of the log, to which a gap follows, is gone.
-pub fn begin<T: Transaction>(tx: &T, volume: VolumeId) {
+/// Begins it, or begins it anew: nothing counts as copied, and what was kept of the log, to which a gap follows, is gone. What it refuses it goes on
+/// to refuse.
+pub async fn begin<T: Transaction>(tx: &T, volume: VolumeId) -> Result<(), ReplicaError> {
+    let refuses = state(tx, volume, Read::Conflicting).await?.map_or(0, |record| record.refuses);
     tx.clear_range(log::range(volume));
-    put(tx, volume, ReplicaRecord { copied_before: Some(whole_volume(volume).begin), ..Default::default() });
+    let copied_before = Some(whole_volume(volume).begin);
+    put(tx, volume, ReplicaRecord { copied_before, refuses, ..Default::default() });
+    Ok(())
 }
 
-fn put<T: Transaction>(tx: &T, volume: VolumeId, record: ReplicaRecord) {
+/// From now on nothing is taken of the homes of epochs up to this one. Answers where the replica is.
+pub async fn refuse<T: Transaction>(
+    tx: &T,
+    volume: VolumeId,
+    epoch: Epoch,
+) -> Result<ReplicaRecord, ReplicaError> {
+    let record = state(tx, volume, Read::Conflicting).await?.ok_or(ReplicaError::NotLogged)?;
+    let record = ReplicaRecord { refuses: record.refuses.max(epoch.0), ..record };
+    put(tx, volume, record.clone());
+    Ok(record)
+}
+
+pub(crate) fn put<T: Transaction>(tx: &T, volume: VolumeId, record: ReplicaRecord) {
     tx.set(&log::replica_key(volume), &record.to_value());
 }
 
@@ -90,16 +106,20 @@ pub async fn install<T: Transaction>(
     Ok(())
 }
 
-/// Replays entries that follow `after`, as far as what they change was copied, and keeps them in the log here. Copies of chunks that die by it are
+/// Replays entries of the home of epoch `from` that follow `after`, as far as what they change was copied, and keeps them in the log here. Copies of chunks that die by it are
 /// to be deleted, from `now_ns` on. Answers the place behind.
 pub async fn entries<T: Transaction>(
     tx: &T,
     volume: VolumeId,
     after: LogPosition,
     entries: &[Entry],
+    from: Epoch,
     now_ns: i64,
 ) -> Result<LogPosition, ReplicaError> {
     let record = state(tx, volume, Read::Conflicting).await?.ok_or(ReplicaError::NotLogged)?;
+    if from.0 <= record.refuses {
+        return Err(ReplicaError::Refused(record.refuses));
+    }
     if is_empty(&record, volume) || record.position() != after {
         return Err(ReplicaError::Gap { at: record.position(), after });
     }

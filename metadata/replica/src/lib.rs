@@ -10,12 +10,14 @@
 //! - [`Tail`]: the newest entries in memory.
 //! - [`read`]: entries and ranges, for those who ask a home.
 //! - [`apply`]: what a replica does with them.
+//! - [`turn`]: how a replica becomes the home, and a home a replica.
 
 pub mod apply;
 mod derive;
 mod entry;
 pub mod read;
 mod tail;
+pub mod turn;
 
 pub use derive::VolumeLogs;
 pub use entry::{Entry, within};
@@ -53,6 +55,9 @@ pub enum ReplicaError {
         /// Up to where it was trimmed.
         trimmed: LogPosition,
     },
+    /// They come from a home whose epoch is over.
+    #[error("this region takes nothing any more of epoch {0}, nor of earlier ones")]
+    Refused(u64),
     /// Entries or pairs name keys outside of the volume, or out of order.
     #[error("what came for the volume's replica can't be of its log: {0}")]
     Senseless(&'static str),

@@ -75,6 +75,21 @@ pub async fn newest<T: Transaction>(tx: &T, volume: VolumeId) -> Result<LogPosit
     }
 }
 
+/// The last place of the log that isn't behind `at`; `at` itself where the log here begins behind it.
+pub async fn at_or_before<T: Transaction>(
+    tx: &T,
+    volume: VolumeId,
+    at: LogPosition,
+) -> Result<LogPosition, ReplicaError> {
+    let logged = logged(tx, volume).await?.ok_or(ReplicaError::NotLogged)?;
+    let last = RangeLimit { pairs_max: 1, reverse: true, ..RangeLimit::default() };
+    let page = tx.get_range(log::range_upto(volume, at), last, Read::Snapshot).await?;
+    match page.pairs.first() {
+        Some((key, _)) => Ok(log::parse_key(volume, key)?.0),
+        None => Ok(logged.trimmed().min(at)),
+    }
+}
+
 /// A range of a volume's records, as they are at one place of its log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Page {

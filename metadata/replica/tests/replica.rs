@@ -126,7 +126,7 @@ impl Replica {
         let entries = match self.following(at, upto).await {
             Err(ReplicaError::Trimmed { .. }) => {
                 let tx = self.store.begin();
-                apply::begin(&tx, VOLUME);
+                apply::begin(&tx, VOLUME).await.unwrap();
                 commit(tx).await;
                 return true;
             }
@@ -134,11 +134,11 @@ impl Replica {
         };
         let entries = &entries[..entries.len().min(most)];
         let tx = self.store.begin();
-        let behind = apply::entries(&tx, VOLUME, at, entries, 7).await.unwrap();
+        let behind = apply::entries(&tx, VOLUME, at, entries, Epoch(1), 7).await.unwrap();
         assert_eq!(behind, entries.last().map_or(at, |e| e.at));
         commit(tx).await;
         // What was replayed isn't taken again.
-        let again = apply::entries(&self.store.begin(), VOLUME, at, entries, 7).await;
+        let again = apply::entries(&self.store.begin(), VOLUME, at, entries, Epoch(1), 7).await;
         assert!(entries.is_empty() || matches!(again, Err(ReplicaError::Gap { .. })));
         !entries.is_empty()
     }
@@ -177,8 +177,12 @@ async fn run(steps: Vec<Step>) {
     let (elsewhere, _) = store();
     let mut trimmed = LogPosition::new(Epoch(1), 0);
     let logged = |trimmed: LogPosition| {
-        let record =
-            LoggedRecord { epoch: 1, trimmed_epoch: trimmed.epoch.0, trimmed_version: trimmed.version };
+        let record = LoggedRecord {
+            epoch: 1,
+            trimmed_epoch: trimmed.epoch.0,
+            trimmed_version: trimmed.version,
+            closed: 0,
+        };
         record.to_value()
     };
     let tx = home.begin();
@@ -190,7 +194,7 @@ async fn run(steps: Vec<Step>) {
     let replica = Replica { store: elsewhere, home: home.clone(), tail };
     let begin = async || {
         let tx = replica.store.begin();
-        apply::begin(&tx, VOLUME);
+        apply::begin(&tx, VOLUME).await.unwrap();
         commit(tx).await;
     };
     begin().await;
@@ -271,7 +275,7 @@ proptest! {
 async fn what_isnt_of_the_volume_is_refused() {
     let (store, _) = store();
     let tx = store.begin();
-    apply::begin(&tx, VOLUME);
+    apply::begin(&tx, VOLUME).await.unwrap();
     let page = read::Page { at: LogPosition::new(Epoch(1), 5), pairs: Vec::new(), next: None };
     apply::install(&tx, VOLUME, &whole_volume(VOLUME).begin, &page).await.unwrap();
     commit(tx).await;
@@ -284,13 +288,13 @@ async fn what_isnt_of_the_volume_is_refused() {
         Change::Clear(whole_volume(VolumeId(1)).begin),
     ] {
         let entry = Entry::new(at, &[change]);
-        let refused = apply::entries(&store.begin(), VOLUME, page.at, &[entry], 7).await;
+        let refused = apply::entries(&store.begin(), VOLUME, page.at, &[entry], Epoch(1), 7).await;
         assert!(matches!(refused, Err(ReplicaError::Senseless(_))), "{refused:?}");
     }
     let garbage = Entry { at, bytes: Bytes::from_static(&[1, 1, 200]) };
-    assert!(apply::entries(&store.begin(), VOLUME, page.at, &[garbage], 7).await.is_err());
+    assert!(apply::entries(&store.begin(), VOLUME, page.at, &[garbage], Epoch(1), 7).await.is_err());
     let early = Entry::new(LogPosition::new(Epoch(1), 5), &[]);
-    assert!(apply::entries(&store.begin(), VOLUME, page.at, &[early], 7).await.is_err());
+    assert!(apply::entries(&store.begin(), VOLUME, page.at, &[early], Epoch(1), 7).await.is_err());
 }
 
 #[tokio::test]
@@ -303,7 +307,7 @@ async fn a_chunk_that_dies_leaves_its_copies_to_be_deleted() {
     let (store, _) = store();
     let (here, elsewhere) = (ChunkId(5), ChunkId(6));
     let tx = store.begin();
-    apply::begin(&tx, VOLUME);
+    apply::begin(&tx, VOLUME).await.unwrap();
     let pairs = vec![
         (Bytes::from(chunk::key(here)), Bytes::from_static(b"\x01")),
         (chunk::key(elsewhere).into(), Bytes::from_static(b"\x01")),
@@ -316,7 +320,7 @@ async fn a_chunk_that_dies_leaves_its_copies_to_be_deleted() {
     let changes = [here, elsewhere].map(|chunk| Change::Clear(chunk::key(chunk).into()));
     let entry = Entry::new(LogPosition::new(Epoch(1), 6), &changes);
     let tx = store.begin();
-    apply::entries(&tx, VOLUME, page.at, &[entry], 7).await.unwrap();
+    apply::entries(&tx, VOLUME, page.at, &[entry], Epoch(1), 7).await.unwrap();
     commit(tx).await;
     let tx = store.begin();
     assert_eq!(tx.get(&location::key(here), Read::Snapshot).await.unwrap(), None);

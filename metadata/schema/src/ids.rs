@@ -4,7 +4,7 @@ use mooseng_store::{KeyRange, prefix_range};
 use mooseng_wire::VolumeId;
 
 use crate::key::{parse_region_key, region_key};
-use crate::record::SchemaError;
+use crate::record::{Record, SchemaError};
 use crate::tag::RegionTag;
 
 /// What is counted.
@@ -22,6 +22,26 @@ pub enum IdKind {
 /// The key of the next number of a kind ([`crate::number`]); absent while none was given.
 pub fn key(kind: IdKind, volume: VolumeId) -> Vec<u8> {
     region_key(RegionTag::Ids, &(kind as u16, volume.0))
+}
+
+/// The numbers that the global group gave to this region for one epoch of a volume.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct IdsUptoRecord {
+    /// The epoch.
+    #[prost(uint64, tag = "1")]
+    pub epoch: u64,
+    /// Numbers below this one.
+    #[prost(uint64, tag = "2")]
+    pub end: u64,
+}
+
+impl Record for IdsUptoRecord {
+    const NAME: &'static str = "range of ids";
+}
+
+/// The key of [`IdsUptoRecord`].
+pub fn upto_key(kind: IdKind, volume: VolumeId) -> Vec<u8> {
+    region_key(RegionTag::IdsUpto, &(kind as u16, volume.0))
 }
 
 /// The key of a gap: numbers from `first` on that this store hasn't given, up to its value ([`crate::number`]), and that may have been given all the
@@ -44,11 +64,13 @@ pub fn parse_gap_key(key: &[u8]) -> Result<u64, SchemaError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::testing::hex;
+    use crate::record::testing::{golden, hex};
 
     #[test]
     fn bytes_stay_as_they_were() {
         assert_eq!(hex(&key(IdKind::Chunk, VolumeId(3))), "0272001502 15021503".replace(' ', ""));
+        assert_eq!(hex(&upto_key(IdKind::Chunk, VolumeId(3))), "027200150c15021503");
+        golden(&IdsUptoRecord { epoch: 2, end: 300 }, "01080210ac02");
         let gap = gap_key(IdKind::Chunk, VolumeId(3), 500);
         assert_eq!(hex(&gap), "0272001510 15021503 1601f4".replace(' ', ""));
         assert_eq!(parse_gap_key(&gap), Ok(500));

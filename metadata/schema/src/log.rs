@@ -102,6 +102,9 @@ pub struct LoggedRecord {
     /// And their version.
     #[prost(uint64, tag = "3")]
     pub trimmed_version: u64,
+    /// This region serves no epoch up to this one any more.
+    #[prost(uint64, tag = "4")]
+    pub closed: u64,
 }
 
 impl Record for LoggedRecord {
@@ -149,6 +152,9 @@ pub struct ReplicaRecord {
     /// And its version.
     #[prost(uint64, tag = "5")]
     pub log_behind_version: u64,
+    /// Nothing is taken any more from homes of epochs up to this one.
+    #[prost(uint64, tag = "6")]
+    pub refuses: u64,
 }
 
 impl Record for ReplicaRecord {
@@ -165,6 +171,22 @@ impl ReplicaRecord {
     pub fn position(&self) -> LogPosition {
         LogPosition::new(Epoch(self.epoch), self.version)
     }
+}
+
+/// The key of a part of an entry that this region had as a home and that was cut off: it is kept for whoever wants it back.
+pub fn salvage_key(volume: VolumeId, at: LogPosition, part: u32) -> Vec<u8> {
+    region_key(RegionTag::Salvage, &(volume.0, at.epoch.0, at.version, part))
+}
+
+/// All parts of such entries.
+pub fn salvage_range(volume: VolumeId) -> KeyRange {
+    mooseng_store::prefix_range(&region_key(RegionTag::Salvage, &(volume.0,)))
+}
+
+/// Place and part of a key of [`salvage_range`].
+pub fn parse_salvage_key(key: &[u8]) -> Result<(LogPosition, u32), SchemaError> {
+    let (_, epoch, version, part): (u16, u64, u64, u32) = parse_region_key(RegionTag::Salvage, key)?;
+    Ok((LogPosition::new(Epoch(epoch), version), part))
 }
 
 /// The key of [`ReplicaRecord`].
@@ -185,8 +207,15 @@ mod tests {
         assert_eq!(hex(&key(VolumeId(0), at, 1)), "02760014151915021601 2c150114".replace(' ', ""));
         assert_eq!(hex(&logged_key(VolumeId(3))), "02720015091503");
         assert_eq!(hex(&replica_key(VolumeId(3))), "027200150a1503");
+        let salvage = salvage_key(VolumeId(3), at, 1);
+        assert_eq!(hex(&salvage), "0272 0015 0b 1503 1502 16012c 1501".replace(' ', ""));
+        assert_eq!(parse_salvage_key(&salvage), Ok((at, 1)));
+        assert!(salvage_range(VolumeId(3)).begin <= salvage && salvage < salvage_range(VolumeId(3)).end);
         assert_eq!(parse_logged_key(&logged_key(VolumeId(3))), Ok(VolumeId(3)));
-        golden(&LoggedRecord { epoch: 2, trimmed_epoch: 1, trimmed_version: 300 }, "010802100118ac02");
+        golden(
+            &LoggedRecord { epoch: 2, trimmed_epoch: 1, trimmed_version: 300, closed: 2 },
+            "010802100118ac022002",
+        );
         golden(
             &ReplicaRecord {
                 epoch: 2,
@@ -194,8 +223,9 @@ mod tests {
                 copied_before: Some(Bytes::from_static(b"k")),
                 log_behind_epoch: 1,
                 log_behind_version: 2,
+                refuses: 1,
             },
-            "01080210ac021a016b20012802",
+            "01080210ac021a016b200128023001",
         );
         let parts = parts(VolumeId(0), at, &Bytes::from_static(b"xy"));
         assert_eq!(hex(&parts[0].1), "01007879");

@@ -80,6 +80,10 @@ pub enum RegionTag {
     Logged = 9,
     /// How far the region is with the log of a volume whose home is elsewhere ([`crate::log`]).
     Replica = 10,
+    /// A part of an entry that was cut off ([`crate::log`]).
+    Salvage = 11,
+    /// Up to where ids of a kind may be given here, and in which epoch ([`crate::ids`]).
+    IdsUpto = 12,
     /// Ids that may have been given by entries that were lost ([`crate::ids`]).
     IdGap = 16,
 }

@@ -7,8 +7,10 @@
 //! - [`key`], [`record`]: keys and values.
 //! - [`rules`]: what may be changed.
 //! - [`lease`]: regions' leases, of those that hold and of those that time them.
+//! - [`failover`]: when a volume gets another home by itself, and which.
 //! - [`voters`]: which masters vote, and what that survives.
 
+pub mod failover;
 pub mod key;
 pub mod lease;
 pub mod record;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use mooseng_schema::log::LogPosition;
 use mooseng_schema::{Record, SchemaError};
 use mooseng_wire::Epoch;
 
@@ -111,6 +112,15 @@ pub struct VolumeRecord {
     /// See [`Volume::automatic`].
     #[prost(bool, tag = "7")]
     pub automatic: bool,
+    /// See [`Volume::abandoned`].
+    #[prost(bool, tag = "8")]
+    pub abandoned: bool,
+    /// The epoch of [`Volume::cut`], which are from 1; 0 for none.
+    #[prost(uint64, tag = "9")]
+    pub cut_epoch: u64,
+    /// Its version.
+    #[prost(uint64, tag = "10")]
+    pub cut_version: u64,
 }
 
 impl Record for VolumeRecord {
@@ -127,16 +137,22 @@ impl From<&Volume> for VolumeRecord {
             regions: volume.regions.iter().cloned().collect(),
             sync_set: volume.sync_set.iter().cloned().collect(),
             automatic: volume.automatic,
+            abandoned: volume.abandoned,
+            cut_epoch: volume.cut.map_or(0, |cut| cut.epoch.0),
+            cut_version: volume.cut.map_or(0, |cut| cut.version),
         }
     }
 }
 
 impl From<VolumeRecord> for Volume {
     fn from(record: VolumeRecord) -> Self {
+        let cut = LogPosition::new(Epoch(record.cut_epoch), record.cut_version);
         Self {
             home: record.home,
             epoch: Epoch(record.epoch),
             open: !record.closed,
+            abandoned: record.abandoned,
+            cut: (record.cut_epoch > 0).then_some(cut),
             durability: if record.geo { Durability::Geo } else { Durability::Region },
             regions: BTreeSet::from_iter(record.regions),
             sync_set: BTreeSet::from_iter(record.sync_set),
@@ -194,6 +210,8 @@ mod tests {
             home: "a".into(),
             epoch: Epoch(2),
             open: false,
+            abandoned: true,
+            cut: Some(LogPosition::new(Epoch(1), 300)),
             durability: Durability::Geo,
             regions: ["a".to_owned(), "b".to_owned()].into(),
             sync_set: ["a".to_owned()].into(),
@@ -201,7 +219,7 @@ mod tests {
         };
         golden(
             &VolumeRecord::from(&volume),
-            "010a0161100218012001 2a01612a0162 320161 3801".replace(' ', "").as_str(),
+            "010a0161100218012001 2a01612a0162 320161 3801 4001 4801 50ac02".replace(' ', "").as_str(),
         );
         golden(&LeaseRecord { sequence: 300 }, "0108ac02");
     }
@@ -216,12 +234,14 @@ mod tests {
     proptest! {
         #[test]
         fn volumes_come_back(
-            home in "[a-z]{1,8}", epoch: u64, open: bool, geo: bool, automatic: bool,
+            home in "[a-z]{1,8}", epoch: u64, open: bool, geo: bool, automatic: bool, abandoned: bool,
+            cut in proptest::option::of((1_u64.., any::<u64>())),
             regions in proptest::collection::btree_set("[a-z]{1,8}", 0..4),
         ) {
             let durability = if geo { Durability::Geo } else { Durability::Region };
             let sync_set = regions.clone();
-            let volume = Volume { home, epoch: Epoch(epoch), open, durability, regions, sync_set, automatic };
+            let cut = cut.map(|(epoch, version)| LogPosition::new(Epoch(epoch), version));
+            let volume = Volume { home, epoch: Epoch(epoch), open, abandoned, cut, durability, regions, sync_set, automatic };
             prop_assert_eq!(Volume::from(VolumeRecord::from(&volume)), volume);
         }
     }

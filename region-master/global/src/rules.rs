@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use mooseng_schema::ids::IdKind;
+use mooseng_schema::log::LogPosition;
 use mooseng_schema::{Record, SchemaError, number};
 use mooseng_store::{KeyRange, RangeLimit, Read, StoreError, Transaction};
 use mooseng_wire::{Epoch, LOCAL_ID_BITS, VolumeId, is_identity_word};
@@ -266,6 +267,8 @@ pub async fn found(tx: &impl Transaction, founding: &Founding) -> Ruled<bool> {
         home: founding.root_home.clone(),
         epoch: Epoch(1),
         open: true,
+        abandoned: false,
+        cut: None,
         durability: Durability::Region,
         automatic: with_data.len() > 1 && voters::check(&founding.regions).is_ok(),
         regions: with_data,
@@ -378,12 +381,19 @@ pub async fn close_epoch(
             return Err(RuleError::Renewed(found.home));
         }
     }
-    put(tx, id, &Volume { open: false, ..found });
+    put(tx, id, &Volume { open: false, abandoned: judged.is_some(), ..found });
     changed(tx).await
 }
 
-/// Opens the epoch behind a closed one, at a home that has the volume; in a `geo` volume, one of its sync set.
-pub async fn open_epoch(tx: &impl Transaction, id: VolumeId, closed: Epoch, home: &str) -> Ruled<u64> {
+/// Opens the epoch behind a closed one, at a home that has the volume; in a `geo` volume, one of its sync set. It begins behind `cut`; none where nothing is
+/// cut off.
+pub async fn open_epoch(
+    tx: &impl Transaction,
+    id: VolumeId,
+    closed: Epoch,
+    home: &str,
+    cut: Option<LogPosition>,
+) -> Ruled<u64> {
     let found = volume(tx, id).await?;
     let next = Epoch(closed.0 + 1);
     if found.epoch == next && found.open && found.home == home {
@@ -411,7 +421,11 @@ pub async fn open_epoch(tx: &impl Transaction, id: VolumeId, closed: Epoch, home
         sync_set = BTreeSet::new();
     }
     sync_set.insert(home.to_owned());
-    put(tx, id, &Volume { home: home.to_owned(), epoch: next, open: true, sync_set, ..found });
+    put(
+        tx,
+        id,
+        &Volume { home: home.to_owned(), epoch: next, open: true, abandoned: false, cut, sync_set, ..found },
+    );
     changed(tx).await
 }
 

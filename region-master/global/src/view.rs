@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use mooseng_schema::log::LogPosition;
 use mooseng_wire::{Epoch, VolumeId};
 
 /// All that is agreed on, at one version.
@@ -68,6 +69,10 @@ pub struct Volume {
     pub epoch: Epoch,
     /// The epoch takes changes: it isn't closed for a failover or a move.
     pub open: bool,
+    /// It was closed because the lease of its home had run out. Only while it isn't open.
+    pub abandoned: bool,
+    /// Where the epoch began: behind this place of the log of before, from which nothing beyond it counts. None where nothing was cut off.
+    pub cut: Option<LogPosition>,
     /// When fsync returns.
     pub durability: Durability,
     /// The regions that have it or are to have it; the home is one of them.

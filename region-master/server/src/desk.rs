@@ -96,6 +96,8 @@ fn stranger(chunkserver: &str) -> String {
 pub struct Desk {
     /// The region's founding mark. It stays known once this master has led: it never changes.
     founding: Option<Founding>,
+    /// The mark by which mounts know the volume, where several regions have it: the same in each.
+    volume_founding: Option<Founding>,
     /// The marks that chunkservers told while this master didn't know its own.
     marks: BTreeMap<String, Founding>,
     /// Who was refused as of another founding.
@@ -159,6 +161,7 @@ impl Desk {
     pub fn new(sessions: sessions::Limits) -> Self {
         Self {
             founding: None,
+            volume_founding: None,
             marks: BTreeMap::new(),
             strangers: Strangers::default(),
             serving: None,
@@ -193,6 +196,30 @@ impl Desk {
     /// The region's founding mark, once this master has led.
     pub fn founding(&self) -> Option<Founding> {
         self.founding
+    }
+
+    /// The mark by which mounts know what they have mounted.
+    pub fn volume_founding(&self) -> Option<Founding> {
+        self.volume_founding.or(self.founding)
+    }
+
+    /// Learns the volume's mark, where several regions have it.
+    pub fn found_volume(&mut self, founding: Founding) {
+        self.volume_founding = Some(founding);
+    }
+
+    /// Refuses a mount that tells another mark than the volume's, and remembers it under that name.
+    pub fn let_in_to_volume(
+        &mut self,
+        now: BootTime,
+        who: &str,
+        told: &[u8],
+    ) -> Result<Option<Founding>, NotOurs> {
+        founding::check(self.volume_founding(), told).inspect_err(|not_ours| {
+            if let NotOurs::Other { told, own } = not_ours {
+                self.strangers.refused(now, who.to_owned(), *told, *own);
+            }
+        })
     }
 
     /// Learns the region's founding mark, before it serves.

@@ -21,7 +21,7 @@ use tokio::time::Instant;
 
 use crate::config::MountRule;
 use crate::errors::{denied, driver_failed, refused};
-use crate::master::{HOME_EPOCH, Master};
+use crate::master::Master;
 use crate::promises::{self, Beside, ChangeGate};
 use crate::{classes, geo, locks, places, quotas, rights, seals};
 
@@ -393,7 +393,7 @@ fn request_of(request: &Request) -> Result<&FsRequest, CallError> {
 
 /// The surroundings of a request.
 pub fn context(master: &Master) -> OpContext {
-    OpContext { now_ns: master.clock.unix_ns(), epoch: HOME_EPOCH, ..OpContext::default() }
+    OpContext { now_ns: master.clock.unix_ns(), epoch: master.epoch(), ..OpContext::default() }
 }
 
 fn errno(number: u32) -> FsReply {
@@ -415,7 +415,7 @@ fn answer(
     beside: Beside,
 ) -> Result<Response, CallError> {
     master.may_answer(term)?;
-    master.holds_lease()?;
+    master.is_home()?;
     let Beside { number, granted, changed } = beside;
     // Everything that the answer may show is in the log by now.
     let shown = master.geo.shown(geo::ROOT_VOLUME);

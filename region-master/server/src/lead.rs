@@ -33,7 +33,7 @@ use tokio::time::Instant;
 use crate::errors::{driver_failed, record_failed};
 use crate::fs::context;
 use crate::geo::{self, Whereabouts};
-use crate::master::{HOME_EPOCH, Master};
+use crate::master::{HOME_EPOCH, Master, custody_of};
 use crate::records::transact;
 use crate::sessions::recorded;
 use crate::tickets;
@@ -97,15 +97,16 @@ async fn changed(leadership: &mut tokio::sync::watch::Receiver<mooseng_raft::Lea
 /// Serves as what the region is to the volume - its home, or one of its replicas - and goes on as another once that changes.
 async fn lead(master: &Arc<Master>, term: u64) {
     let Some(mut cluster) = master.geo.cluster.clone() else {
-        return lead_home(master, term, HOME_EPOCH).await;
+        return lead_home(master, custody_of(HOME_EPOCH, term), HOME_EPOCH).await;
     };
     loop {
         let is = geo::place_of(master, ROOT_VOLUME);
         master.geo.forget();
         let serving = async {
             match is {
-                Whereabouts::Here(epoch) => lead_home(master, term, epoch).await,
-                Whereabouts::Elsewhere => lead_replica(master, term).await,
+                Whereabouts::Here(epoch) => lead_home(master, custody_of(epoch, term), epoch).await,
+                Whereabouts::Elsewhere => lead_replica(master, custody_of(master.epoch(), term)).await,
+                Whereabouts::Closed(epoch) => geo::stand::close(master, epoch).await,
                 Whereabouts::Nowhere => std::future::pending().await,
             }
         };
@@ -129,10 +130,16 @@ async fn lead_replica(master: &Arc<Master>, term: u64) {
     master.metrics.leaderships.inc();
     master.metrics.leading.set(1);
     tracing::info!(term, "this master leads and keeps a replica of the volume");
-    tokio::join!(geo::copy::run(master), geo::chunks::run(master, term), house::run_replica(master, term));
+    tokio::join!(
+        geo::stand::refuse_when_closed(master),
+        geo::copy::run(master),
+        geo::chunks::run(master, term),
+        house::run_replica(master, term)
+    );
 }
 
 async fn prepare_replica(master: &Master, term: u64) -> Result<(), CallError> {
+    geo::stand::rejoin(master, master.epoch()).await?;
     let mut drawn = [0; FOUNDING_BYTES];
     rand::rng().fill_bytes(&mut drawn);
     let founding = transact(&master.store, |tx| async move {
@@ -156,7 +163,7 @@ async fn prepare_replica(master: &Master, term: u64) -> Result<(), CallError> {
 /// Returns only if the records can't be read.
 async fn lead_home(master: &Arc<Master>, term: u64, epoch: Epoch) {
     let mut pause = Duration::from_millis(50);
-    while let Err(error) = prepare(master, term).await {
+    while let Err(error) = prepare(master, term, epoch).await {
         tracing::warn!(term, error = %error.message, "this leader can't read its records yet; trying on");
         let share = rand::rng().random_range(0.5..1.0);
         tokio::time::sleep(pause.mul_f64(share)).await;
@@ -175,7 +182,10 @@ async fn lead_home(master: &Arc<Master>, term: u64, epoch: Epoch) {
     );
 }
 
-async fn prepare(master: &Master, term: u64) -> Result<(), CallError> {
+async fn prepare(master: &Master, term: u64, epoch: Epoch) -> Result<(), CallError> {
+    if master.global.is_some() {
+        geo::stand::take_over(master, epoch).await?;
+    }
     let mut secret = [0; 16];
     rand::rng().fill_bytes(&mut secret);
     let mut drawn = [0; FOUNDING_BYTES];
@@ -184,13 +194,21 @@ async fn prepare(master: &Master, term: u64) -> Result<(), CallError> {
     let house = &master.config.house;
     let trash =
         namespace_trash::Terms { retention_s: house.trash_retention_s, min_age_s: house.trash_min_age_s };
-    let (made, founding) = transact(&master.store, |tx| async move {
-        let made = format(&tx, ROOT_VOLUME, HOME_EPOCH, HashKey(secret), now_ns, trash).await?;
+    let (made, founding, volume) = transact(&master.store, |tx| async move {
+        let made = format(&tx, ROOT_VOLUME, epoch, HashKey(secret), now_ns, trash).await?;
         let founding = found(&tx, Founding(drawn)).await?;
-        Ok((tx, (made, founding)))
+        let volume = upkeep::load_volume(&tx, ROOT_VOLUME).await?.ok_or(OpError::NoVolume(0))?;
+        Ok((tx, (made, founding, volume)))
     })
     .await
     .map_err(|e| record_failed(&e))?;
+    if master.global.is_some() {
+        // The secret is the volume's alone, wherever its home is; a hash of it tells nothing of it.
+        let mark = blake3::derive_key("mooseng 2026-11 the mark of a volume", &volume.hash_key);
+        let mut founding = [0; FOUNDING_BYTES];
+        founding.copy_from_slice(&mark[..FOUNDING_BYTES]);
+        master.desk(|desk| desk.found_volume(Founding(founding)));
+    }
     if made {
         tracing::info!(%founding, "made the root volume");
     }

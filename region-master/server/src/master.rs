@@ -24,8 +24,17 @@ use crate::metrics::Metrics;
 use crate::promises::Connections;
 use crate::room::Measured;
 
-/// The home epoch of every volume until regions can take over from each other.
+/// The home epoch of a volume in a cluster of one region.
 pub const HOME_EPOCH: Epoch = Epoch(1);
+
+/// A custody epoch is a term of the region's group within a home epoch: these bits of it are the term.
+const TERM_BITS: u32 = 40;
+const TERM_MASK: u64 = (1 << TERM_BITS) - 1;
+
+/// The custody epoch of a leader in that term, while the volume is in that home epoch: later homes' are higher, whatever their groups' terms are.
+pub fn custody_of(epoch: Epoch, term: u64) -> u64 {
+    (epoch.0.saturating_sub(1) << TERM_BITS) | (term & TERM_MASK)
+}
 
 /// Connections to chunkservers and masters that are kept at most.
 const LINKS_MAX: usize = 2_000;
@@ -179,35 +188,41 @@ impl Master {
         not_leader(leader.filter(|address| *address != self.config.advertise))
     }
 
-    /// The term in which this master serves now.
+    /// The custody epoch in which this master serves now.
     pub fn serving(&self) -> Result<u64, CallError> {
         if !self.raft.is_leading() {
             return Err(self.not_leader());
         }
         let term = self.raft.term();
-        if self.desk(|desk| desk.serving) == Some(term) {
-            return Ok(term);
+        if let Some(custody) = self.desk(|desk| desk.serving).filter(|custody| custody & TERM_MASK == term) {
+            return Ok(custody);
         }
         let message = "this master has just become the leader and still reads its records; try again";
         Err(call_error(ErrorCode::Unavailable, message))
     }
 
-    /// Asked last before an answer leaves: this master still leads in that term, and nobody else can.
-    pub fn may_answer(&self, term: u64) -> Result<(), CallError> {
-        if self.raft.lease_valid() && self.raft.term() == term {
+    /// Asked last before an answer leaves: this master still leads in that custody epoch's term, and nobody else can.
+    pub fn may_answer(&self, custody: u64) -> Result<(), CallError> {
+        if self.raft.lease_valid() && self.raft.term() == custody & TERM_MASK {
             return Ok(());
         }
         Err(self.not_leader())
     }
 
-    /// Asked last, too, by the home of a volume that another region may take over: none can have done so.
-    pub fn holds_lease(&self) -> Result<(), CallError> {
+    /// The home epoch that the volume is in, as far as this master knows.
+    pub fn epoch(&self) -> Epoch {
+        let view = self.geo.view();
+        view.and_then(|view| view.volumes.get(&geo::ROOT_VOLUME).map(|volume| volume.epoch))
+            .unwrap_or(HOME_EPOCH)
+    }
+
+    /// Asked last, too, before an answer of a volume's home leaves: no other region can have become its home.
+    pub fn is_home(&self) -> Result<(), CallError> {
         let Some(global) = &self.global else { return Ok(()) };
-        let automatic = global.view().volumes.get(&geo::ROOT_VOLUME).is_none_or(|volume| volume.automatic);
-        if !automatic || global.lease_valid() {
+        if global.may_change(geo::ROOT_VOLUME).is_some() {
             return Ok(());
         }
-        let message = "the lease of this region ran out: another one may take the volume over; try again";
+        let message = "this region's lease ran out, or the volume's epoch ended: another region may take it over; try again";
         Err(call_error(ErrorCode::Unavailable, message))
     }
 

@@ -8,14 +8,14 @@ use mooseng_store::{Store, StoreError, Transaction};
 use mooseng_transport::call_error;
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::fs::{FsReply, FsRequest};
-use mooseng_wire::{RequestNumber, SessionId, VolumeId};
+use mooseng_wire::{Epoch, RequestNumber, SessionId, VolumeId};
 use rand::Rng;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 use crate::errors::record_failed;
-use crate::master::{HOME_EPOCH, Master};
+use crate::master::Master;
 use crate::promises::{self, ChangeGate};
 use crate::records::RecordFailure;
 
@@ -100,7 +100,7 @@ impl<'a> Changes<'a> {
         loop {
             let tx = self.master.store.begin();
             let touched = Touched::default();
-            let failed = match attempt(&tx, &touched, &work).await {
+            let failed = match attempt(&tx, self.master.epoch(), &touched, &work).await {
                 Ok(value) => {
                     let charges = touched.charges();
                     let admitted = timeout_at(deadline, self.gate.admit(touched.into_facts(), charges)).await;
@@ -142,13 +142,18 @@ impl<'a> Changes<'a> {
     }
 }
 
-async fn attempt<T, F>(tx: &EmbeddedTransaction, touched: &Touched, work: &F) -> Result<T, OpError>
+async fn attempt<T, F>(
+    tx: &EmbeddedTransaction,
+    epoch: Epoch,
+    touched: &Touched,
+    work: &F,
+) -> Result<T, OpError>
 where
     F: for<'t> Fn(&'t EmbeddedTransaction, &'t Touched) -> BoxFuture<'t, Result<T, OpError>>,
 {
     // A change of the volume's home epoch makes this transaction fail.
     let volume = upkeep::load_volume(tx, VolumeId(0)).await?.ok_or(OpError::NoVolume(0))?;
-    if volume.epoch != HOME_EPOCH.0 {
+    if volume.epoch != epoch.0 {
         return Err(OpError::Malformed("the volume has another home epoch"));
     }
     work(tx, touched).await

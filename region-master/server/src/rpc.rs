@@ -27,7 +27,7 @@ use tonic::{Code, Request, Response, Status};
 
 use crate::desk::HeartbeatRefused;
 use crate::global::Global;
-use crate::master::{HOME_EPOCH, Master};
+use crate::master::Master;
 use crate::{classes, dump, fsck, geo, house, quotas, status, trash};
 
 /// How often chunkservers report.
@@ -114,7 +114,7 @@ impl Registry for Rpc {
                     .iter()
                     .map(|key| TicketKey { id: key.id, key: key.secret.clone().into() })
                     .collect(),
-                epoch: HOME_EPOCH.0,
+                epoch: master.epoch().0,
                 interval_ms: HEARTBEAT_INTERVAL_MS,
                 founding: Founding::tell(desk.founding().filter(|_| custody > 0)),
             })

@@ -23,7 +23,7 @@ use mooseng_wire::chunk::{Seal as SealMessage, Sealed};
 use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::{FsRequest, SealChunk};
 use mooseng_wire::method::Method;
-use mooseng_wire::{ChunkId, InodeId, Role, SessionId};
+use mooseng_wire::{ChunkId, Epoch, InodeId, Role, SessionId};
 use rand::Rng;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -31,7 +31,7 @@ use tokio::time::Instant;
 use crate::desk::Seal;
 use crate::errors::{driver_failed, record_failed};
 use crate::fs::context;
-use crate::master::{HOME_EPOCH, Master};
+use crate::master::Master;
 use crate::records::transact;
 
 /// Seals that wait to be told at once. Beyond it heartbeats carry them.
@@ -53,11 +53,11 @@ pub struct Told {
 }
 
 impl Told {
-    fn of(listing: &ChunkListing, length: u64) -> Self {
+    fn of(listing: &ChunkListing, length: u64, epoch: Epoch) -> Self {
         let location = listing.location.as_ref();
         Self {
             chunk: listing.chunk,
-            seal: Seal { length, epoch: location.map_or(HOME_EPOCH.0, |l| l.epoch) },
+            seal: Seal { length, epoch: epoch.0 },
             members: location.map(|l| l.copies.clone()).unwrap_or_default(),
         }
     }
@@ -171,7 +171,7 @@ pub async fn tell_recorded(master: &Master, chunk: ChunkId) {
     match load(master, chunk).await {
         Ok(Some(listing)) if listing.record.sealed => {
             let length = listing.record.length;
-            tell(master, Told::of(&listing, length));
+            tell(master, Told::of(&listing, length, master.epoch()));
         }
         Ok(_) => {}
         // This master leads no more; who does tells the members when they report the chunk open.
@@ -199,7 +199,7 @@ fn decided(
         .map_err(|e| mooseng_transport::call_error(ErrorCode::InvalidRequest, e.to_string()))?;
     let dropped = members.iter().filter(|m| !decision.members.contains(m)).cloned().collect();
     let own = SealChunk { chunk: listing.chunk.0, acknowledged: decision.length, failed: dropped };
-    Ok((own, Told::of(listing, decision.length)))
+    Ok((own, Told::of(listing, decision.length, master.epoch())))
 }
 
 async fn seal(

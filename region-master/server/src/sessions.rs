@@ -14,9 +14,9 @@ use mooseng_wire::{Incarnation, InodeId, RequestNumber, SessionId};
 
 use crate::config::Squash;
 use crate::errors::{denied, record_failed, refused};
-use crate::locks;
 use crate::master::Master;
 use crate::records::transact;
+use crate::{geo, locks};
 use crate::{quotas, rights};
 
 /// Longest host name and mount path that are kept, in bytes.
@@ -140,8 +140,9 @@ pub async fn open(master: &Master, peer: &Peer, request: OpenSession) -> Result<
         root: root.0,
         read_only: rule.is_some_and(|rule| rule.read_only),
         squash: squash.into(),
-        founding: Founding::tell(master.desk(|desk| desk.founding())),
+        founding: Founding::tell(master.desk(|desk| desk.volume_founding())),
         alone: true,
+        elsewhere: geo::elsewhere(master),
     })
 }
 
@@ -149,7 +150,7 @@ pub async fn open(master: &Master, peer: &Peer, request: OpenSession) -> Result<
 fn let_in(master: &Master, identity: &str, told: &[u8]) -> Result<(), CallError> {
     let now = master.clock.boot();
     let who = format!("the mount of {identity}");
-    master.desk(|desk| desk.let_in(now, &who, told)).map(drop).map_err(CallError::from)
+    master.desk(|desk| desk.let_in_to_volume(now, &who, told)).map(drop).map_err(CallError::from)
 }
 
 async fn create(master: &Master, identity: String, request: &OpenSession) -> Result<Recorded, CallError> {

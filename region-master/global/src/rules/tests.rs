@@ -129,16 +129,16 @@ async fn a_renewal_and_a_change_that_it_doesnt_know_of_dont_both_commit() {
 async fn epochs_are_closed_and_opened_in_turn() {
     let store = founded().await;
     let one = Epoch(1);
-    assert!(matches!(ruled!(&store, tx, open_epoch(&tx, ROOT, one, "b")), Err(RuleError::Open { .. })));
+    assert!(matches!(ruled!(&store, tx, open_epoch(&tx, ROOT, one, "b", None)), Err(RuleError::Open { .. })));
     let closed = ruled!(&store, tx, close_epoch(&tx, ROOT, one, None)).unwrap();
     assert_eq!(ruled!(&store, tx, close_epoch(&tx, ROOT, one, None)).unwrap(), closed, "done already");
     for unfit in ["w", "x"] {
-        let opened = ruled!(&store, tx, open_epoch(&tx, ROOT, one, unfit));
+        let opened = ruled!(&store, tx, open_epoch(&tx, ROOT, one, unfit, None));
         assert!(matches!(opened, Err(RuleError::Unfit { .. })), "{unfit}");
     }
-    let opened = ruled!(&store, tx, open_epoch(&tx, ROOT, one, "b")).unwrap();
-    assert_eq!(ruled!(&store, tx, open_epoch(&tx, ROOT, one, "b")).unwrap(), opened, "done already");
-    let lost = ruled!(&store, tx, open_epoch(&tx, ROOT, one, "a"));
+    let opened = ruled!(&store, tx, open_epoch(&tx, ROOT, one, "b", None)).unwrap();
+    assert_eq!(ruled!(&store, tx, open_epoch(&tx, ROOT, one, "b", None)).unwrap(), opened, "done already");
+    let lost = ruled!(&store, tx, open_epoch(&tx, ROOT, one, "a", None));
     assert!(matches!(lost, Err(RuleError::OtherEpoch { present: Epoch(2), .. })), "{lost:?}");
     let late = ruled!(&store, tx, close_epoch(&tx, ROOT, one, None));
     assert!(matches!(late, Err(RuleError::OtherEpoch { present: Epoch(2), .. })), "{late:?}");
@@ -155,13 +155,13 @@ async fn a_geo_volume_goes_to_a_member_of_its_sync_set_only() {
     let geo = VolumeChange { durability: Some(Durability::Geo), ..VolumeChange::default() };
     ruled!(&store, tx, set_volume(&tx, ROOT, one, &geo)).unwrap();
     ruled!(&store, tx, close_epoch(&tx, ROOT, one, None)).unwrap();
-    let early = ruled!(&store, tx, open_epoch(&tx, ROOT, one, "b"));
+    let early = ruled!(&store, tx, open_epoch(&tx, ROOT, one, "b", None));
     assert!(early.unwrap_err().to_string().contains("sync set"));
-    ruled!(&store, tx, open_epoch(&tx, ROOT, one, "a")).unwrap();
+    ruled!(&store, tx, open_epoch(&tx, ROOT, one, "a", None)).unwrap();
     let both = VolumeChange { sync_set: Some(names(&["a", "b"])), ..VolumeChange::default() };
     ruled!(&store, tx, set_volume(&tx, ROOT, Epoch(2), &both)).unwrap();
     ruled!(&store, tx, close_epoch(&tx, ROOT, Epoch(2), None)).unwrap();
-    ruled!(&store, tx, open_epoch(&tx, ROOT, Epoch(2), "b")).unwrap();
+    ruled!(&store, tx, open_epoch(&tx, ROOT, Epoch(2), "b", None)).unwrap();
     assert_eq!(seen(&store).await.volumes[&ROOT].sync_set, names(&["a", "b"]));
 }
 
@@ -282,7 +282,7 @@ proptest! {
                         given.push(range);
                     }
                     Act::Close { epoch } => drop(ruled!(&store, tx, close_epoch(&tx, ROOT, Epoch(epoch), None))),
-                    Act::Open { closed, home } => drop(ruled!(&store, tx, open_epoch(&tx, ROOT, Epoch(closed), home))),
+                    Act::Open { closed, home } => drop(ruled!(&store, tx, open_epoch(&tx, ROOT, Epoch(closed), home, None))),
                 }
                 let after = seen(&store).await.volumes[&ROOT].clone();
                 assert!(after.epoch == before.epoch || (!before.open && after.epoch.0 == before.epoch.0 + 1));

@@ -93,6 +93,6 @@ async fn reach(
         if entries.is_empty() {
             return Err(format!("the home's log doesn't lead from {} to {at}", record.position()));
         }
-        receive::replay(master, volume, record, entries).await.map_err(|e| e.message)?;
+        receive::replay(master, volume, record, entries, master.epoch()).await.map_err(|e| e.message)?;
     }
 }

@@ -9,9 +9,11 @@
 //! - [`copy`]: what a replica's leader does besides. [`receive`]: how it takes the log in.
 //! - [`chunks`]: how the bytes come that the log names.
 //! - [`near`]: reads of a replica.
+//! - [`stand`]: how the region stands when the volume's home is lost; a home that begins, one that ends, one that comes back.
 //! - [`verify`]: home and replica compared by hashes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -37,6 +39,7 @@ pub mod near;
 pub mod receive;
 pub mod serve;
 pub mod ship;
+pub mod stand;
 pub mod verify;
 
 /// The one volume so far.
@@ -44,6 +47,9 @@ pub const ROOT_VOLUME: VolumeId = VolumeId(0);
 
 /// Bytes of the newest entries that are kept in memory.
 pub const TAIL_BYTES_MAX: usize = 16 << 20;
+
+/// Addresses of other regions' masters that a client is told at most.
+const ELSEWHERE_MAX: usize = 32;
 
 /// Chunks that wait to be fetched at most.
 const WANTED_MAX: usize = 100_000;
@@ -98,6 +104,8 @@ pub struct Geo {
     moved: watch::Sender<u64>,
     /// Who changes a replica: one at a time, in the order of asking.
     applying: tokio::sync::Mutex<()>,
+    /// Something that was cut off is kept here, and with it whatever chunkservers have that no record names.
+    salvaged: AtomicBool,
     /// Chunks whose bytes aren't in this region.
     wanted: Mutex<BTreeSet<ChunkId>>,
     wanting: Notify,
@@ -120,6 +128,7 @@ impl Geo {
             logs: Mutex::default(),
             moved: watch::channel(0).0,
             applying: tokio::sync::Mutex::default(),
+            salvaged: false.into(),
             wanted: Mutex::default(),
             wanting: Notify::new(),
             leaders: Mutex::default(),
@@ -148,6 +157,11 @@ impl Geo {
         lock(&self.logs).clear();
         lock(&self.wanted).clear();
         self.moved.send_modify(|count| *count += 1);
+    }
+
+    /// Whether something that was cut off is kept here.
+    pub fn has_salvage(&self) -> bool {
+        self.salvaged.load(Ordering::Acquire)
     }
 
     /// A sealed chunk's bytes aren't in this region. Beyond the bound the scan finds it again.
@@ -213,6 +227,8 @@ pub enum Whereabouts {
     Here(Epoch),
     /// In another one, and this region has a replica.
     Elsewhere,
+    /// In this region, but the epoch is closed: another home is being found.
+    Closed(Epoch),
     /// This region doesn't have the volume, or it isn't known yet who has.
     Nowhere,
 }
@@ -222,7 +238,7 @@ pub fn place_of(master: &Master, volume: VolumeId) -> Whereabouts {
     let Some(view) = master.geo.view() else { return Whereabouts::Here(HOME_EPOCH) };
     let Some(known) = view.volumes.get(&volume) else { return Whereabouts::Nowhere };
     if known.home == master.config.region {
-        Whereabouts::Here(known.epoch)
+        if known.open { Whereabouts::Here(known.epoch) } else { Whereabouts::Closed(known.epoch) }
     } else if known.regions.contains(&master.config.region) {
         Whereabouts::Elsewhere
     } else {
@@ -230,10 +246,28 @@ pub fn place_of(master: &Master, volume: VolumeId) -> Whereabouts {
     }
 }
 
+/// Where masters of other regions with data are, for clients whose own region doesn't answer.
+pub fn elsewhere(master: &Master) -> Vec<String> {
+    let Some(view) = master.geo.view() else { return Vec::new() };
+    let others =
+        view.regions.iter().filter(|(name, region)| **name != master.config.region && !region.witness);
+    others
+        .flat_map(|(_, region)| region.masters.iter().map(|m| m.address.clone()))
+        .take(ELSEWHERE_MAX)
+        .collect()
+}
+
 /// Refuses what only the home of the root volume may do.
 pub fn at_home(master: &Master) -> Result<(), CallError> {
     match place_of(master, ROOT_VOLUME) {
         Whereabouts::Here(_) => Ok(()),
+        Whereabouts::Closed(epoch) => {
+            let message = format!(
+                "epoch {} of the volume is over, and its next home is being found; try again",
+                epoch.0
+            );
+            Err(call_error(ErrorCode::Unavailable, message))
+        }
         Whereabouts::Elsewhere | Whereabouts::Nowhere => Err(not_home(master)),
     }
 }
@@ -334,6 +368,7 @@ fn failed(master: &Master, error: &ReplicaError) -> CallError {
         ReplicaError::Store(StoreError::CommitUnknown) => ErrorCode::OutcomeUnknown,
         ReplicaError::Store(_) | ReplicaError::Gap { .. } | ReplicaError::NotLogged => ErrorCode::Unavailable,
         ReplicaError::Trimmed { .. } => ErrorCode::NotFound,
+        ReplicaError::Refused(_) => ErrorCode::StaleEpoch,
         ReplicaError::Schema(_) => ErrorCode::Internal,
         ReplicaError::Senseless(_) => ErrorCode::InvalidRequest,
     };

@@ -9,13 +9,13 @@ use mooseng_schema::chunk::{self, ChunkRecord};
 use mooseng_schema::log::{LogPosition, ReplicaRecord};
 use mooseng_store::{Read, Store, StoreError, Transaction};
 use mooseng_transport::{Peer, call_error};
-use mooseng_wire::VolumeId;
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::geo::{LogEntry, Push, Pushed};
+use mooseng_wire::{Epoch, VolumeId};
 use std::time::Duration;
 use tokio::time::Instant;
 
-use super::{allow_master, failed, place, position};
+use super::{allow_master, failed, place, position, stand};
 use crate::master::Master;
 
 /// Entries of one push are taken in by transactions of so many bytes, or of one entry.
@@ -40,7 +40,10 @@ pub async fn push(master: &Master, peer: &Peer, push: Push, deadline: Instant) -
         replica.newest = replica.newest.max(newest);
         replica.heard = Some(now);
     });
-    let record = take(master, volume, after, entries, deadline).await?;
+    if push.begin_anew {
+        stand::begin_anew(master, volume, after).await?;
+    }
+    let record = take(master, volume, after, entries, Epoch(push.epoch), deadline).await?;
     if record.position() >= newest {
         master.geo.note_replica(volume, |replica| replica.whole_at = Some(now));
     }
@@ -80,6 +83,7 @@ async fn take(
     volume: VolumeId,
     after: LogPosition,
     entries: Vec<Entry>,
+    from: Epoch,
     deadline: Instant,
 ) -> Result<ReplicaRecord, CallError> {
     let mut moved = master.geo.moved();
@@ -96,7 +100,7 @@ async fn take(
             }
             if settled {
                 let rest: Vec<Entry> = entries.into_iter().filter(|entry| entry.at > at).collect();
-                return replay(master, volume, record, rest).await;
+                return replay(master, volume, record, rest, from).await;
             }
             if Instant::now() >= until {
                 return Ok(record);
@@ -123,6 +127,7 @@ pub(super) async fn replay(
     volume: VolumeId,
     mut record: ReplicaRecord,
     entries: Vec<Entry>,
+    from: Epoch,
 ) -> Result<ReplicaRecord, CallError> {
     let mut rest = &entries[..];
     while !rest.is_empty() {
@@ -133,7 +138,7 @@ pub(super) async fn replay(
         });
         let (now, later) = rest.split_at(fitting.count().max(1));
         let after = record.position();
-        record = change(master, volume, Change::Replay(after, now)).await?;
+        record = change(master, volume, Change::Replay(after, now, from)).await?;
         master.metrics.log_replayed.inc_by(now.len() as u64);
         want_chunks(master, volume, now);
         rest = later;
@@ -162,8 +167,10 @@ pub(super) enum Change<'a> {
     BeginAnew,
     /// Takes in the range from that key on.
     Install(&'a Bytes, &'a Page),
-    /// Replays the entries that follow that place.
-    Replay(LogPosition, &'a [Entry]),
+    /// Replays the entries that follow that place, from the home of that epoch.
+    Replay(LogPosition, &'a [Entry], Epoch),
+    /// Refuses epochs up to this one.
+    Refuse(Epoch),
     /// Lets go of the log up to that place.
     Trim(LogPosition),
 }
@@ -177,7 +184,8 @@ impl Change<'_> {
     ) -> Result<ReplicaRecord, ReplicaError> {
         match self {
             Self::Begin if apply::state(tx, volume, Read::Conflicting).await?.is_some() => {}
-            Self::Begin | Self::BeginAnew => apply::begin(tx, volume),
+            Self::Begin | Self::BeginAnew => apply::begin(tx, volume).await?,
+            Self::Refuse(epoch) => drop(apply::refuse(tx, volume, *epoch).await?),
             Self::Install(from, page) => match apply::install(tx, volume, from, page).await {
                 Err(error) => {
                     // Unless the try before this one was committed after all.
@@ -188,10 +196,13 @@ impl Change<'_> {
                 }
                 Ok(()) => {}
             },
-            Self::Replay(after, entries) => match apply::entries(tx, volume, *after, entries, now_ns).await {
-                Err(ReplicaError::Gap { at, .. }) if entries.last().is_some_and(|last| last.at == at) => {}
-                other => drop(other?),
-            },
+            Self::Replay(after, entries, from) => {
+                match apply::entries(tx, volume, *after, entries, *from, now_ns).await {
+                    Err(ReplicaError::Gap { at, .. }) if entries.last().is_some_and(|last| last.at == at) => {
+                    }
+                    other => drop(other?),
+                }
+            }
             Self::Trim(upto) => apply::trim(tx, volume, *upto).await?,
         }
         Ok(apply::state(tx, volume, Read::Snapshot).await?.unwrap_or_default())

@@ -11,7 +11,7 @@ use futures::future::join_all;
 use futures::stream::FuturesUnordered;
 use mooseng_ports::clock::BootTime;
 use mooseng_region::shipping::{Heard, Next, Shipping};
-use mooseng_replica::{Entry, ReplicaError, read};
+use mooseng_replica::{Entry, ReplicaError, read, turn};
 use mooseng_schema::Record;
 use mooseng_schema::log::{self, LogPosition, LoggedRecord};
 use mooseng_store::{Read, Store, Transaction};
@@ -66,14 +66,16 @@ async fn have_logged(master: &Master, epoch: Epoch) {
             let key = log::logged_key(ROOT_VOLUME);
             let known = tx.get(&key, Read::Conflicting).await?;
             let known = known.map(|value| LoggedRecord::from_value(&value)).transpose()?;
-            if known.as_ref().is_none_or(|known| known.epoch != epoch.0) {
+            // A later epoch's is written by whoever takes over.
+            if known.is_none() {
                 // Nothing up to the commit that says so, which comes later than this version, is in the log.
                 let begins = LogPosition::new(epoch, tx.read_version().await?.0 + 1);
-                let trimmed = known.map_or(begins, |known| known.trimmed());
+                let trimmed = begins;
                 let record = LoggedRecord {
                     epoch: epoch.0,
                     trimmed_epoch: trimmed.epoch.0,
                     trimmed_version: trimmed.version,
+                    closed: 0,
                 };
                 tx.set(&key, &record.to_value());
                 tx.commit().await?;
@@ -97,11 +99,13 @@ async fn ship(master: &Arc<Master>, volume: VolumeId, epoch: Epoch, region: &str
     let mut answers = Answers::new();
     let mut sent: VecDeque<(LogPosition, BootTime)> = VecDeque::new();
     let mut pushed = master.geo.tail.pushed();
+    let mut question = 0;
     loop {
         pushed.borrow_and_update();
         match shipping.next() {
             Next::Ask => {
                 let number = shipping.asked();
+                question = number;
                 send(master, volume, epoch, region, number, LogPosition::default(), &[], &mut answers);
             }
             Next::Send(after) => match following(master, volume, after).await {
@@ -135,9 +139,16 @@ async fn ship(master: &Arc<Master>, volume: VolumeId, epoch: Epoch, region: &str
                             known.copying = copying;
                             known.trouble.clear();
                         });
+                        if number == question && heard == Heard::Taken {
+                            agree(master, volume, epoch, region, at).await.unwrap_or_else(|trouble| {
+                                tell(master, volume, region, trouble);
+                                true
+                            })
+                        } else {
                         // A greeting shows whether the region still is where it was.
                         let back = number == 0 && shipping.acknowledged().is_some_and(|known| at < known);
                         heard == Heard::Copying || heard == Heard::Elsewhere || back
+                        }
                     }
                     Err(error) => {
                         tell(master, volume, region, error);
@@ -160,6 +171,30 @@ async fn ship(master: &Arc<Master>, volume: VolumeId, epoch: Epoch, region: &str
             }
         }
     }
+}
+
+/// A region whose place isn't one of this log has something of its own, or is too far behind: it is told to begin anew. Answers whether it was.
+async fn agree(
+    master: &Master,
+    volume: VolumeId,
+    epoch: Epoch,
+    region: &str,
+    at: LogPosition,
+) -> Result<bool, String> {
+    let tx = master.store.begin();
+    if turn::has(&tx, volume, at).await.map_err(|e| e.to_string())? {
+        return Ok(false);
+    }
+    let common = read::at_or_before(&tx, volume, at).await.map_err(|e| e.to_string())?;
+    tracing::warn!(region, %at, %common, "a region isn't at a place of the volume's log: it copies the volume anew");
+    let message = Push {
+        volume: volume.0.into(),
+        after: place(common),
+        epoch: epoch.0,
+        begin_anew: true,
+        ..Push::default()
+    };
+    ask::<_, Pushed>(master, region, Method::LogPush, &message).await.map(|_| true)
 }
 
 fn tell(master: &Master, volume: VolumeId, region: &str, trouble: String) {
@@ -217,6 +252,7 @@ fn send<'a>(
         newest: place(master.geo.newest(volume)),
         trimmed: place(master.geo.trimmed(volume)),
         epoch: epoch.0,
+        begin_anew: false,
     };
     let mut asking: Pin<Box<dyn Future<Output = Answer> + Send + 'a>> =
         Box::pin(async move { (number, ask(master, region, Method::LogPush, &message).await) });

@@ -258,3 +258,89 @@ impl GlobalConfig {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(global: &str) -> String {
+        format!(
+            "name = \"m1\"\nid = 1\nregion = \"a\"\ncluster = \"c\"\nlisten = \"127.0.0.1:7001\"\nstate_dir = \"/s\"\n{global}"
+        )
+    }
+
+    fn region(name: &str, number: u16, witness: bool, port: u16) -> String {
+        format!(
+            "[[global.regions]]\nname = {name:?}\nnumber = {number}\nwitness = {witness}\n[[global.regions.masters]]\nid = 1\nname = \"m1\"\naddress = \"h:{port}\"\n"
+        )
+    }
+
+    fn good() -> String {
+        let regions = [region("a", 1, false, 1), region("b", 2, false, 2), region("w", 3, true, 3)];
+        text(&format!("[global]\n{}", regions.concat()))
+    }
+
+    #[test]
+    fn a_good_one_has_defaults_and_comes_back_as_it_was_printed() {
+        let config = MasterConfig::parse(&good()).unwrap();
+        let global = config.global.clone().unwrap();
+        assert_eq!(
+            (global.lease_ms, global.raft.heartbeat_ms, global.raft.election_max_ms),
+            (10_000, 400, 3_500)
+        );
+        assert_eq!(global.founding().root_home, "a");
+        assert!(global.makes_the_group("a", 1) && !global.makes_the_group("b", 1));
+        assert_eq!(MasterConfig::parse(&toml::to_string(&config).unwrap()).unwrap(), config);
+        let text =
+            good().replace("[global]", "[global]\nroot_home = \"b\"\n[global.raft]\nheartbeat_ms = 300\n");
+        let global = MasterConfig::parse(&text).unwrap().global.unwrap();
+        assert_eq!((global.founding().root_home.as_str(), global.raft.heartbeat_ms), ("b", 300));
+        assert_eq!(global.raft.election_min_ms, 2_000, "what isn't given keeps the default of this group");
+        // A cluster may begin with one region.
+        MasterConfig::parse(&text_of(&[region("a", 1, false, 1)])).unwrap();
+    }
+
+    fn text_of(regions: &[String]) -> String {
+        text(&format!("[global]\n{}", regions.concat()))
+    }
+
+    #[test]
+    fn errors_name_the_setting_and_say_why() {
+        let refused = |text: &str| MasterConfig::parse(text).unwrap_err().to_string();
+        let table = [
+            ("name = \"b\"", "name = \"a\"", "given twice"),
+            ("name = \"b\"", "name = \"b b\"", "global.regions.name"),
+            ("number = 2", "number = 1", "another region's"),
+            ("number = 2", "number = 0", "count from 1"),
+            ("address = \"h:2\"", "address = \"h:1\"", "given twice"),
+            ("address = \"h:2\"", "address = \"h\"", "global.regions.masters.address"),
+            ("region = \"a\"", "region = \"x\"", "own region"),
+            ("id = 1\nregion", "id = 2\nregion", "isn't among those"),
+            (
+                "name = \"m1\"\nid = 1\nregion",
+                "name = \"mx\"\nid = 1\nregion",
+                "\"m1\" there and \"mx\" here",
+            ),
+            ("number = 2\nwitness = false", "number = 2\nwitness = true", "witnesses"),
+            ("[global]", "[global]\nroot_home = \"w\"", "global.root_home"),
+            ("[global]", "[global]\nlease_ms = 6000", "global.lease_ms"),
+            ("[global]", "[global]\nlease_ms = 8000", "session_lease_ms"),
+            ("[global]", "[global]\n[global.raft]\nheartbeat_ms = 0", "global.raft.heartbeat_ms"),
+            ("[global]", "[global]\n[global.raft]\nelection_min_ms = 500", "global.raft.election_min_ms"),
+            ("[global]", "[global]\n[global.raft]\nelection_max_ms = 2000", "global.raft.election_max_ms"),
+            ("[global]", "[global]\nroot_hom = \"a\"", "Did you mean `root_home`?"),
+        ];
+        for (from, to, says) in table {
+            let text = good().replacen(from, to, 1);
+            assert_ne!(text, good(), "{from}");
+            let error = refused(&text);
+            assert!(error.contains(says), "{to}: {error}");
+        }
+        let two = refused(&text_of(&[region("a", 1, false, 1), region("b", 2, false, 2)]));
+        assert!(two.contains("couldn't lose a") && two.contains("a witness"), "{two}");
+        let more = "[[global.regions.masters]]\nid = 2\nname = \"m2\"\naddress = \"h:9\"\n";
+        assert!(refused(&format!("{}{more}", good())).contains("it takes one"));
+        let none = refused(&text("[global]\nregions = []\n"));
+        assert!(none.contains("there are none"), "{none}");
+    }
+}

@@ -9,11 +9,13 @@
 //! - [`ask`]: to the leader, wherever it is, with a deadline. [`serve`]: what the leader answers.
 //! - [`copy`]: this master's copy, read after each applied entry. [`renew`]: the region's lease.
 //! - [`status`]: what administrators see.
+//! - [`failover`]: what the leader decides where a volume's home is lost.
 //! - [`lead`]: what the leader does by itself: founds the cluster, gives votes to the right masters.
 
 pub mod ask;
 pub mod config;
 mod copy;
+mod failover;
 mod lead;
 mod renew;
 mod serve;
@@ -25,6 +27,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use mooseng_embedded::{Base, BaseError, Embedded, Options};
+use mooseng_global::failover::Standing;
 use mooseng_global::lease::{Holder, Receipts};
 use mooseng_global::{View, voters};
 use mooseng_ports::clock::Clock;
@@ -32,9 +35,9 @@ use mooseng_ports::disk::Disk;
 use mooseng_raft::{GLOBAL_GROUP, RaftConfig as NodeConfig, RaftError, RaftNode, Timings};
 use mooseng_transport::{Answer, Blocking, Incoming, Link, LinkOptions, Network, Peer, call_error};
 use mooseng_wal::Options as WalOptions;
-use mooseng_wire::Role;
 use mooseng_wire::call::{CallError, ErrorCode};
-use tokio::sync::watch;
+use mooseng_wire::{Epoch, Role, VolumeId};
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::MasterConfig;
@@ -84,6 +87,12 @@ pub struct Global {
     receipts: Mutex<Receipts>,
     holder: Mutex<Holder>,
     links: Mutex<BTreeMap<String, Link>>,
+    /// How this region stands with its copies of volumes, as long as this master leads it.
+    standings: Mutex<BTreeMap<VolumeId, Standing>>,
+    /// Rung when that is to be told at once.
+    stood: Notify,
+    /// As the leader: how all regions stand.
+    told: Mutex<BTreeMap<VolumeId, BTreeMap<String, Standing>>>,
     /// What the last probe of each other member came to: how long its answer took, if it answered.
     probed: Mutex<BTreeMap<u64, Option<Duration>>>,
     shutdown: CancellationToken,
@@ -121,6 +130,9 @@ impl Global {
             receipts: Mutex::default(),
             holder: Mutex::default(),
             links: Mutex::default(),
+            standings: Mutex::default(),
+            stood: Notify::new(),
+            told: Mutex::default(),
             probed: Mutex::default(),
             shutdown,
         });
@@ -164,6 +176,25 @@ impl Global {
     pub fn lease_valid(&self) -> bool {
         let version = self.view.borrow().version;
         lock(&self.holder).is_valid(self.clock.boot(), version)
+    }
+
+    /// The epoch in which this region may change a volume now: it is its home, and no other region can take over, or only by somebody's command. Checked
+    /// last before anything leaves that no other region may contradict.
+    pub fn may_change(&self, volume: VolumeId) -> Option<Epoch> {
+        let view = self.view.borrow();
+        let known = view.volumes.get(&volume).filter(|known| known.open && known.home == self.region)?;
+        // Of the same view: one that is older than the lease's says nothing.
+        let held = || lock(&self.holder).is_valid(self.clock.boot(), view.version);
+        (!known.automatic || held()).then_some(known.epoch)
+    }
+
+    /// How this region stands with its copy of a volume, said by its leader: goes to the leader of the global group with each renewal, and at once
+    /// where it newly refuses an epoch. Only who has a whole copy says it.
+    pub fn stands_here(&self, volume: VolumeId, standing: Standing) {
+        let before = lock(&self.standings).insert(volume, standing);
+        if before.is_none_or(|before| before.refuses != standing.refuses) {
+            self.stood.notify_one();
+        }
     }
 
     /// How long a region's lease lasts.
@@ -333,7 +364,8 @@ pub async fn run(global: Arc<Global>, master: Arc<crate::master::Master>) {
             lead::make_the_group(&global),
             lead::run(&global),
             renew::run(&global, &master),
-            status::probe(&global)
+            status::probe(&global),
+            failover::run(&global)
         )
     };
     tokio::select! {

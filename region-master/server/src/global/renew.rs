@@ -3,7 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mooseng_wire::global::{Master as Seat, Renew};
+use mooseng_global::failover::Standing;
+use mooseng_schema::log::LogPosition;
+use mooseng_wire::VolumeId;
+use mooseng_wire::global::{Master as Seat, Position, Renew, Standing as Told};
 use tokio::time::Instant;
 
 use super::{Global, lock};
@@ -22,6 +25,7 @@ pub async fn run(global: &Arc<Global>, master: &Arc<Master>) {
         if !master.raft.is_leading() {
             told = false;
             lock(&global.holder).forget();
+            lock(&global.standings).clear();
             // An error says that the node ended.
             if leadership.wait_for(|now| now.leading.is_some()).await.is_err() {
                 return;
@@ -41,7 +45,11 @@ pub async fn run(global: &Arc<Global>, master: &Arc<Master>) {
                     tracing::info!(sequence = renewed.sequence, "this region holds its lease");
                     told = true;
                 }
-                tokio::time::sleep_until(began + every).await;
+                tokio::select! {
+                    () = tokio::time::sleep_until(began + every) => {}
+                    // Somebody waits for its word.
+                    () = global.stood.notified() => {}
+                }
             }
             Err(error) => {
                 if told || !global.lease_valid() {
@@ -54,6 +62,16 @@ pub async fn run(global: &Arc<Global>, master: &Arc<Master>) {
     }
 }
 
+fn told(volume: VolumeId, standing: &Standing) -> Told {
+    let place = |at: LogPosition| Some(Position { epoch: at.epoch.0, version: at.version });
+    Told {
+        volume: volume.0.into(),
+        refuses: standing.refuses.0,
+        complete: place(standing.complete),
+        newest: place(standing.newest),
+    }
+}
+
 fn renewal(global: &Global, master: &Master) -> Renew {
     let members = master.raft.status().members;
     let seat = |m: mooseng_raft::MemberStatus| Seat {
@@ -62,5 +80,9 @@ fn renewal(global: &Global, master: &Master) -> Renew {
         address: m.node.address,
         zone: m.node.zone,
     };
-    Renew { region: global.region.clone(), masters: members.into_iter().map(seat).collect() }
+    Renew {
+        region: global.region.clone(),
+        masters: members.into_iter().map(seat).collect(),
+        standings: lock(&global.standings).iter().map(|(volume, standing)| told(*volume, standing)).collect(),
+    }
 }

@@ -8,13 +8,14 @@ use mooseng_embedded::{Embedded, EmbeddedTransaction};
 use mooseng_global::rules::{self, RuleError, VolumeChange};
 use mooseng_global::{Durability, MasterAt, Region};
 use mooseng_schema::ids::IdKind;
+use mooseng_schema::log::LogPosition;
 use mooseng_store::{Store, StoreError, Transaction};
 use mooseng_transport::{Answer, Incoming, call_error};
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::global::change::Change as Asked;
 use mooseng_wire::global::{
-    AddRegion, Change, Changed, CloseEpoch, IdRange, Master, OpenEpoch, Regions, RemoveRegion, Renew,
-    Renewed, SetVolume, TakeIds,
+    AddRegion, Change, Changed, CloseEpoch, IdRange, Master, OpenEpoch, Position, Regions, RemoveRegion,
+    Renew, Renewed, SetVolume, TakeIds,
 };
 use mooseng_wire::method::Method;
 use mooseng_wire::{Epoch, VolumeId};
@@ -95,6 +96,10 @@ fn master_at(m: Master) -> MasterAt {
     MasterAt { id: m.id, name: m.name, address: m.address, zone: m.zone }
 }
 
+pub(super) fn position(position: &Position) -> LogPosition {
+    LogPosition::new(Epoch(position.epoch), position.version)
+}
+
 fn names(regions: Regions) -> BTreeSet<String> {
     regions.names.into_iter().collect()
 }
@@ -148,6 +153,9 @@ impl Global {
         }
         if !self.is_leading() {
             return Err(self.not_leader());
+        }
+        for standing in &renew.standings {
+            self.stands(volume_id(standing.volume)?, caller, standing);
         }
         let masters: Vec<MasterAt> = renew.masters.into_iter().map(master_at).collect();
         let (region, masters) = (&renew.region, &masters);
@@ -216,8 +224,9 @@ impl Global {
 
     async fn open_epoch(&self, asked: OpenEpoch) -> Result<Changed, CallError> {
         let (volume, closed, home) = (volume_id(asked.volume)?, Epoch(asked.closed), &asked.home);
+        let cut = asked.cut.as_ref().map(position);
         self.version_of(|tx| async move {
-            let version = rules::open_epoch(&tx, volume, closed, home).await?;
+            let version = rules::open_epoch(&tx, volume, closed, home, cut).await?;
             Ok((tx, version))
         })
         .await

@@ -51,6 +51,7 @@ impl Keeper<'_> {
             self.dead.after = None;
             self.dead.next = Some(now.after(EVERY));
         }
+        let epoch = self.master.epoch().0;
         let lost = self.master.desk(|desk| {
             let mut lost = Vec::new();
             let mut lost_servers = BTreeSet::new();
@@ -60,7 +61,7 @@ impl Keeper<'_> {
                         lost_servers.insert(name.clone());
                         lost.push((chunk, name));
                     } else {
-                        desk.want_deletion(&name, chunk, record.epoch);
+                        desk.want_deletion(&name, chunk, record.epoch.max(epoch));
                     }
                 }
             }

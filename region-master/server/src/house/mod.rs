@@ -392,7 +392,7 @@ impl<'a> Keeper<'a> {
         if let Some(load) = self.loads.get_mut(server) {
             *load = load.saturating_sub(listing.record.length);
         }
-        let epoch = listing.location.as_ref().map_or(crate::master::HOME_EPOCH.0, |l| l.epoch);
+        let epoch = self.master.epoch().0;
         self.master.desk(|desk| {
             // One that is lost is looked at when it comes back.
             if self.condition(desk, server) != Condition::Lost {

@@ -31,7 +31,7 @@ use tokio::time::Instant;
 use super::Keeper;
 use crate::desk::Desk;
 use crate::errors::record_failed;
-use crate::master::{HOME_EPOCH, Master};
+use crate::master::Master;
 use crate::own::{self, Changes, Repeat};
 use crate::records::transact;
 use crate::{seals, tickets};
@@ -369,7 +369,7 @@ impl Order<'_> {
         let (ticket, pace) = (self.ticket(), self.pace);
         let build = Build {
             chunk: self.to.0,
-            epoch: HOME_EPOCH.0,
+            epoch: self.master.epoch().0,
             custody: self.term,
             sources,
             pieces,
@@ -386,7 +386,7 @@ impl Order<'_> {
         for (name, address) in others {
             let pull = Pull {
                 chunk: self.to.0,
-                epoch: HOME_EPOCH.0,
+                epoch: self.master.epoch().0,
                 length: self.length,
                 digest: built.digest.clone(),
                 custody: self.term,
@@ -435,13 +435,13 @@ impl Order<'_> {
             length: self.length,
             sealed: true,
             storage_class: self.class,
-            birth: HOME_EPOCH.0,
+            birth: self.master.epoch().0,
             born_ns: now_ns,
             sealed_ns: now_ns,
             inode: inode.0,
             owner: 0,
         };
-        let location = LocationRecord { layout: Layout::Copies as u32, copies, epoch: HOME_EPOCH.0 };
+        let location = LocationRecord { layout: Layout::Copies as u32, copies, epoch: self.master.epoch().0 };
         let (to, deadline) = (self.to, self.deadline());
         let (record, location) = (Arc::new(record), Arc::new(location));
         own::change(self.master, self.term, Repeat::Never, deadline, |tx, _| {
@@ -452,7 +452,8 @@ impl Order<'_> {
             })
         })
         .await?;
-        let copy = CopyFacts { length: self.length, sealed: true, epoch: HOME_EPOCH.0, corrupt: false };
+        let copy =
+            CopyFacts { length: self.length, sealed: true, epoch: self.master.epoch().0, corrupt: false };
         self.master.desk(|desk| {
             for name in &location.copies {
                 desk.registry.changed(name, &[(self.to, copy)], &[]);

@@ -18,7 +18,6 @@ use super::elsewhere::Compared;
 use super::{Keeper, ROOT_VOLUME};
 use crate::desk::{ChunkCounts, Desk, Seal};
 use crate::errors::record_failed;
-use crate::master::HOME_EPOCH;
 use crate::records::transact;
 use crate::seals;
 use crate::tickets::TICKET_LIFE_MS;
@@ -328,7 +327,7 @@ impl Keeper<'_> {
 
     /// Ends an open chunk whose session lives: on one member first, so that nothing more is acknowledged, then in the store.
     async fn end(&mut self, listing: &ChunkListing, member: &str) -> Result<(), CallError> {
-        let epoch = listing.location.as_ref().map_or(HOME_EPOCH.0, |l| l.epoch);
+        let epoch = self.master.epoch().0;
         let address = self.master.desk(|desk| desk.registry.get(member).map(|s| s.beat.address.clone()));
         let Some(address) = address else { return Ok(()) };
         let close = Close { chunk: listing.chunk.0, epoch };
@@ -362,7 +361,7 @@ impl Keeper<'_> {
                 desk.registry.get(&chunkserver).and_then(|s| s.copy(chunk)).is_none_or(|c| c.length >= length)
             };
             if listing.record.sealed && self.master.desk(|desk| long_enough(desk)) {
-                let epoch = listing.location.map_or(HOME_EPOCH.0, |l| l.epoch);
+                let epoch = self.master.epoch().0;
                 self.master.desk(|desk| desk.want_seal(&chunkserver, chunk, Seal { length, epoch }));
             }
         }

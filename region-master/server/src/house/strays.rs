@@ -14,7 +14,6 @@ use mooseng_wire::call::CallError;
 
 use super::Keeper;
 use crate::errors::record_failed;
-use crate::master::HOME_EPOCH;
 use crate::records::transact;
 
 /// Copies looked at in one tick.
@@ -93,12 +92,13 @@ impl Keeper<'_> {
         let epoch = match standing {
             Standing::Placed => return,
             // What this region has of a chunk it fetched once the chunk was on record here.
-            Standing::Unknown if self.replica => HOME_EPOCH.0,
+            Standing::Unknown | Standing::Gone if self.master.geo.has_salvage() => return,
+            Standing::Unknown if self.replica => self.master.epoch().0,
             Standing::Unknown => {
                 self.strays.unknown += 1;
                 return;
             }
-            Standing::Gone => HOME_EPOCH.0,
+            Standing::Gone => self.master.epoch().0,
             Standing::Misplaced(listing) => {
                 if !listing.record.sealed {
                     return;
@@ -112,7 +112,7 @@ impl Keeper<'_> {
                 if !spare {
                     return;
                 }
-                listing.location.map_or(HOME_EPOCH.0, |l| l.epoch)
+                self.master.epoch().0
             }
         };
         self.master.desk(|desk| {

@@ -1,0 +1,234 @@
+//! How this region stands with the volume when its home is lost, and how homes follow each other.
+//!
+//! ```text
+//!  epoch closed:  replica's leader: refuses that epoch, durably, and says how far it is   (refuse_when_closed)
+//!                 home's leader, if it is there: closes its own log, and says likewise    (close)
+//!  next opened:   here -> take_over, then it serves      elsewhere -> a home of before becomes a replica (rejoin)
+//! ```
+//! The leader of the global group decides ([`crate::global`]).
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use mooseng_global::failover::Standing;
+use mooseng_ports::clock::BootTime;
+use mooseng_replica::{ReplicaError, turn};
+use mooseng_schema::ids::{self as id_records, IdKind, IdsUptoRecord};
+use mooseng_schema::log::{self, LogPosition, ReplicaRecord};
+use mooseng_schema::{Record, number};
+use mooseng_store::{RangeLimit, Read, Store, StoreError, Transaction};
+use mooseng_wire::call::CallError;
+use mooseng_wire::{Epoch, VolumeId};
+use tokio::time::Instant;
+
+use super::receive::{Change, change};
+use super::{ROOT_VOLUME, failed, pause, receive};
+use crate::master::Master;
+
+/// After a failure.
+const AGAIN: Duration = Duration::from_millis(200);
+/// Tries of one transaction.
+const TRIES: u32 = 20;
+/// Ids that a home is given for an epoch: 65,536 homes use them up.
+const IDS: u64 = 1 << 32;
+/// How long the global group may take to give them.
+const IDS_WITHIN: Duration = Duration::from_secs(10);
+/// How often a replica says how far it is.
+const SAY_EVERY: Duration = Duration::from_millis(500);
+
+/// Says how far a replica is, and refuses epochs that are closed, as long as this is one.
+pub async fn refuse_when_closed(master: &Arc<Master>) {
+    let (Some(global), Some(mut cluster)) = (&master.global, master.geo.cluster.clone()) else { return };
+    loop {
+        let closed =
+            cluster.borrow_and_update().volumes.get(&ROOT_VOLUME).filter(|v| !v.open).map(|v| v.epoch);
+        let record = master.geo.replica(ROOT_VOLUME).record.filter(|record| record.copied_before.is_none());
+        if let Some(record) = record {
+            let refused = match closed.filter(|epoch| record.refuses < epoch.0) {
+                None => Ok(record),
+                Some(epoch) => {
+                    let _applying = master.geo.applying.lock().await;
+                    change(master, ROOT_VOLUME, Change::Refuse(epoch)).await
+                }
+            };
+            match refused {
+                Ok(record) => global.stands_here(ROOT_VOLUME, standing(&record)),
+                Err(error) => {
+                    tracing::info!(error = %error.message, "a closed epoch can't be refused yet; trying on");
+                    tokio::time::sleep(pause(AGAIN)).await;
+                    continue;
+                }
+            }
+        }
+        tokio::select! {
+            changed = cluster.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(SAY_EVERY) => {}
+        }
+    }
+}
+
+/// All of the metadata counts: data that it names and that isn't here yet is fetched where it is, or missed and said so.
+fn standing(record: &ReplicaRecord) -> Standing {
+    let at = record.position();
+    Standing { refuses: Epoch(record.refuses), complete: at, newest: at }
+}
+
+/// The home's epoch is closed: it says how far its log is, from which it takes nothing back and to which nothing is added that is acknowledged.
+pub async fn close(master: &Master, epoch: Epoch) {
+    let Some(global) = &master.global else { return std::future::pending().await };
+    loop {
+        match commit(master, Turn::Close(epoch)).await {
+            Ok(Turned::At(at)) => {
+                global.stands_here(ROOT_VOLUME, Standing { refuses: epoch, complete: at, newest: at });
+                return std::future::pending().await;
+            }
+            Ok(Turned::Done(_)) => {}
+            // No other region ever had it.
+            Err(ReplicaError::NotLogged) => return std::future::pending().await,
+            Err(error) => tracing::info!(%error, "the closed epoch can't be ended here yet; trying on"),
+        }
+        tokio::time::sleep(pause(AGAIN)).await;
+    }
+}
+
+/// This region is the home from now on, under that epoch: before it serves.
+pub async fn take_over(master: &Master, epoch: Epoch) -> Result<(), CallError> {
+    let view = master.geo.view();
+    let cut = view.and_then(|view| view.volumes.get(&ROOT_VOLUME).filter(|v| v.epoch == epoch)?.cut);
+    match commit(master, Turn::TakeOver(epoch, cut)).await {
+        Ok(Turned::Done(true)) => {
+            tracing::info!(epoch = epoch.0, ?cut, "this region is the volume's home from now on")
+        }
+        Ok(_) => {}
+        Err(error) => return Err(failed(master, &error)),
+    }
+    for kind in [IdKind::Inode, IdKind::Chunk, IdKind::Session] {
+        take_ids(master, kind, epoch).await?;
+    }
+    Ok(())
+}
+
+/// Where this region was the home of an epoch before, it is a replica from now on.
+pub async fn rejoin(master: &Master, epoch: Epoch) -> Result<(), CallError> {
+    match commit(master, Turn::Rejoin(epoch)).await {
+        Ok(Turned::Done(true)) => {
+            tracing::info!("this region was the volume's home before: it is a replica now")
+        }
+        Ok(_) => {}
+        Err(error) => return Err(failed(master, &error)),
+    }
+    note_salvage(master).await
+}
+
+/// Looks whether anything that was cut off is kept here.
+async fn note_salvage(master: &Master) -> Result<(), CallError> {
+    let one = RangeLimit { pairs_max: 1, ..RangeLimit::default() };
+    let found = master.store.begin().get_range(log::salvage_range(ROOT_VOLUME), one, Read::Snapshot).await;
+    let found = found.map_err(|e| failed(master, &ReplicaError::Store(e)))?;
+    master.geo.salvaged.store(!found.pairs.is_empty(), Ordering::Release);
+    Ok(())
+}
+
+/// What this replica has of the log beyond a place is of no other region's: it is put aside, and the volume copied anew.
+pub(super) async fn begin_anew(
+    master: &Master,
+    volume: VolumeId,
+    common: LogPosition,
+) -> Result<(), CallError> {
+    let _applying = master.geo.applying.lock().await;
+    let record = receive::record(master, volume).await?;
+    tracing::warn!(
+        at = %record.position(),
+        %common,
+        "what this region has of the volume's log isn't what its home has: it is put aside, and the volume copied anew"
+    );
+    loop {
+        match commit(master, Turn::Salvage(common)).await {
+            Ok(Turned::Done(true)) => {}
+            Ok(_) => break,
+            Err(error) => return Err(failed(master, &error)),
+        }
+    }
+    note_salvage(master).await?;
+    change(master, volume, Change::BeginAnew).await.map(drop)
+}
+
+/// Ids of a kind under a new epoch are beyond all that any home before can have given.
+async fn take_ids(master: &Master, kind: IdKind, epoch: Epoch) -> Result<(), CallError> {
+    let Some(global) = &master.global else { return Ok(()) };
+    let (upto, next) = ids_of(master, kind).await.map_err(|e| failed(master, &e))?;
+    if upto.is_some_and(|upto| upto.epoch == epoch.0) {
+        return Ok(());
+    }
+    let deadline = Instant::now() + IDS_WITHIN;
+    let range = global.next_ids(kind, ROOT_VOLUME, epoch, (IDS, next), deadline).await?;
+    commit(master, Turn::Ids(kind, epoch, range.start, range.end)).await.map_err(|e| failed(master, &e))?;
+    Ok(())
+}
+
+async fn ids_of(master: &Master, kind: IdKind) -> Result<(Option<IdsUptoRecord>, u64), ReplicaError> {
+    let tx = master.store.begin();
+    let upto = tx.get(&id_records::upto_key(kind, ROOT_VOLUME), Read::Snapshot).await?;
+    let next = tx.get(&id_records::key(kind, ROOT_VOLUME), Read::Snapshot).await?;
+    let upto = upto.map(|value| IdsUptoRecord::from_value(&value)).transpose()?;
+    Ok((upto, number::decode(next.as_ref())?.max(1)))
+}
+
+/// A transaction of this file. Each may run again after it was committed.
+#[derive(Clone, Copy)]
+enum Turn {
+    Close(Epoch),
+    TakeOver(Epoch, Option<LogPosition>),
+    Rejoin(Epoch),
+    Salvage(LogPosition),
+    Ids(IdKind, Epoch, u64, u64),
+}
+
+enum Turned {
+    Done(bool),
+    At(LogPosition),
+}
+
+impl Turn {
+    async fn make(self, tx: &mooseng_embedded::EmbeddedTransaction) -> Result<Turned, ReplicaError> {
+        Ok(match self {
+            Self::Close(epoch) => Turned::At(turn::close(tx, ROOT_VOLUME, epoch).await?),
+            Self::TakeOver(epoch, cut) => Turned::Done(turn::take_over(tx, ROOT_VOLUME, epoch, cut).await?),
+            Self::Rejoin(epoch) => Turned::Done(turn::rejoin(tx, ROOT_VOLUME, epoch).await?),
+            Self::Salvage(common) => Turned::Done(turn::salvage(tx, ROOT_VOLUME, common).await?),
+            Self::Ids(kind, epoch, first, end) => {
+                tx.set(&id_records::key(kind, ROOT_VOLUME), &number::encode(first));
+                let upto = IdsUptoRecord { epoch: epoch.0, end };
+                tx.set(&id_records::upto_key(kind, ROOT_VOLUME), &upto.to_value());
+                Turned::Done(true)
+            }
+        })
+    }
+}
+
+async fn commit(master: &Master, turn: Turn) -> Result<Turned, ReplicaError> {
+    let mut tries = 0;
+    loop {
+        let tx = master.store.begin();
+        let error = match turn.make(&tx).await {
+            Ok(turned) => match tx.commit().await {
+                Ok(_) => return Ok(turned),
+                Err(error) => ReplicaError::Store(error),
+            },
+            Err(error) => error,
+        };
+        tries += 1;
+        let again =
+            matches!(&error, ReplicaError::Store(e) if e.is_retryable() || *e == StoreError::CommitUnknown);
+        if !again || tries >= TRIES {
+            return Err(error);
+        }
+        tokio::time::sleep(pause(Duration::from_millis(1 << tries.min(6)))).await;
+    }
+}
+
+/// How old the oldest change is that a region lacks; none where it lacks nothing, as far as the home knows.
+pub fn age(shipped: &super::Shipped, now: BootTime) -> Option<Duration> {
+    shipped.behind_since.map(|since| now.since(since))
+}
