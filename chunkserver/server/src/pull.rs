@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::{StreamExt, stream};
 use mooseng_chunk::chain::refusal;
 use mooseng_chunk::{ChunkError, ChunkStore, Digest, Import};
 use mooseng_transport::{Blocking, call_error};
@@ -18,6 +19,9 @@ use crate::metrics::Metrics;
 
 /// Copies made at a time. A master orders fewer; this bounds what several of them can ask for.
 const AT_ONCE: usize = 8;
+/// Pieces that are asked for before those before them were written.
+const AHEAD: usize = 8;
+const AHEAD_PACED: usize = 2;
 /// How long one piece may take.
 pub(crate) const PIECE_WITHIN: Duration = Duration::from_secs(10);
 
@@ -56,10 +60,18 @@ impl Pulls {
         };
         let Some(mut import) = self.work(begin).await? else { return Ok(Pulled { was_here: true }) };
         let begun = Instant::now();
-        while import.left() > 0 {
-            let (offset, bytes) = (import.written(), import.left().min(BULK_BYTES_MAX as u64));
-            let read = Read { chunk: chunk.0, offset, length: bytes as u32, ticket: pull.ticket.clone() };
-            let bytes = members.read(&source, &read, PIECE_WITHIN).await?;
+        // A source in another region is a round trip away for each piece.
+        let ahead = if pull.bytes_per_s == 0 { AHEAD } else { AHEAD_PACED };
+        let pieces =
+            (import.written()..import.written() + import.left()).step_by(BULK_BYTES_MAX).map(|offset| {
+                let bytes = (pull.length - offset).min(BULK_BYTES_MAX as u64);
+                let read = Read { chunk: chunk.0, offset, length: bytes as u32, ticket: pull.ticket.clone() };
+                let source = &source;
+                async move { members.read(source, &read, PIECE_WITHIN).await }
+            });
+        let mut pieces = std::pin::pin!(stream::iter(pieces).buffered(ahead));
+        while let Some(bytes) = pieces.next().await {
+            let bytes = bytes?;
             self.metrics.bytes_pulled.inc_by(bytes.len() as u64);
             import = self
                 .work(move |_| -> Result<Import, ChunkError> {

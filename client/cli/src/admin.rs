@@ -12,13 +12,13 @@ use mooseng_transport::{
 };
 use mooseng_wire::Role;
 use mooseng_wire::admin::{
-    AssignClassReply, AssignClassRequest, ChangeMembersReply, ChangeMembersRequest, ClassOfReply,
-    ClassOfRequest, CreateClassRequest, DeleteClassReply, DeleteClassRequest, DrainReply, DrainRequest,
-    Finding, ListClassesReply, ListClassesRequest, ListQuotasReply, ListQuotasRequest, ListRegionsReply,
-    ListRegionsRequest, ListTrashReply, ListTrashRequest, ListVolumesReply, ListVolumesRequest,
-    PurgeTrashReply, PurgeTrashRequest, Quota, QuotaTarget, RestoreTrashReply, RestoreTrashRequest,
-    SetClassRequest, SetQuotaRequest, StatusReply, StatusRequest, StorageClass, TrashRetentionReply,
-    TrashRetentionRequest,
+    AddRegionRequest, AssignClassReply, AssignClassRequest, ChangeMembersReply, ChangeMembersRequest,
+    ChangeRegionsReply, ClassOfReply, ClassOfRequest, CreateClassRequest, DeleteClassReply,
+    DeleteClassRequest, DrainReply, DrainRequest, Finding, ListClassesReply, ListClassesRequest,
+    ListQuotasReply, ListQuotasRequest, ListRegionsReply, ListRegionsRequest, ListTrashReply,
+    ListTrashRequest, ListVolumesReply, ListVolumesRequest, PurgeTrashReply, PurgeTrashRequest, Quota,
+    QuotaTarget, RemoveRegionRequest, RestoreTrashReply, RestoreTrashRequest, SetClassRequest,
+    SetQuotaRequest, StatusReply, StatusRequest, StorageClass, TrashRetentionReply, TrashRetentionRequest,
 };
 use mooseng_wire::method::Method;
 use tonic::Code;
@@ -42,6 +42,9 @@ const QUOTA_WAIT: Duration = TRASH_WAIT;
 
 /// How long a change of storage classes may take: some commits.
 const CLASS_WAIT: Duration = Duration::from_secs(20);
+
+/// How long the regions may take to agree on something.
+const AGREE_WAIT: Duration = Duration::from_secs(20);
 
 /// The finding of a master about itself.
 const FAILED: &str = "MASTER_FAILED";
@@ -337,6 +340,24 @@ pub async fn list_regions(file: &ClientFile) -> Result<ListRegionsReply, Failure
 pub async fn list_volumes(file: &ClientFile) -> Result<ListVolumesReply, Failure> {
     at_any(file, |mut client| async move {
         client.list_volumes(grpc_request(ListVolumesRequest {}, STATUS_WAIT)).await
+    })
+    .await
+}
+
+/// Takes a region in.
+pub async fn add_region(file: &ClientFile, request: AddRegionRequest) -> Result<ChangeRegionsReply, Failure> {
+    at_leader(file, AGREE_WAIT, |mut client| {
+        let request = grpc_request(request.clone(), AGREE_WAIT);
+        async move { client.add_region(request).await }
+    })
+    .await
+}
+
+/// Lets go of a region.
+pub async fn remove_region(file: &ClientFile, name: String) -> Result<ChangeRegionsReply, Failure> {
+    at_leader(file, AGREE_WAIT, |mut client| {
+        let request = grpc_request(RemoveRegionRequest { name: name.clone() }, AGREE_WAIT);
+        async move { client.remove_region(request).await }
     })
     .await
 }

@@ -11,7 +11,9 @@ mod regions;
 
 pub use class::{ClassArgs, ClassAssign, ClassCommand, ClassCreate, ClassList, ClassName, ClassOf, ClassSet};
 pub use dev::*;
-pub use regions::{RegionsArgs, RegionsCommand, VolumeArgs, VolumeCommand, VolumeNamed};
+pub use regions::{
+    RegionAdd, RegionRemove, RegionsArgs, RegionsCommand, VolumeArgs, VolumeCommand, VolumeNamed,
+};
 
 /// MooseNG: a filesystem that spans regions.
 #[derive(Parser, Debug)]

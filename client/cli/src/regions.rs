@@ -1,10 +1,10 @@
 //! `mooseng regions`: the cluster's regions and the group in which they agree.
 
-use mooseng_wire::admin::{ListRegionsReply, Region, RegionMaster};
+use mooseng_wire::admin::{AddRegionRequest, ListRegionsReply, MemberToAdd, Region, RegionMaster};
 use serde_json::{Value, json};
 
 use crate::admin;
-use crate::args::{Format, Reading, RegionsArgs, RegionsCommand};
+use crate::args::{Format, Reading, RegionAdd, RegionRemove, RegionsArgs, RegionsCommand};
 use crate::config::{self, ClientFile};
 use crate::exit::Failure;
 use crate::output::{self, Table};
@@ -13,9 +13,55 @@ use crate::output::{self, Table};
 pub fn run(args: RegionsArgs) -> Result<(), Failure> {
     match args.command {
         RegionsCommand::List(args) => list(&args),
-        RegionsCommand::Add(_) | RegionsCommand::Remove(_) => {
-            Err(Failure::not_built("changing regions (`mooseng regions add`, `remove`)"))
+        RegionsCommand::Add(args) => add(args),
+        RegionsCommand::Remove(args) => remove(args),
+    }
+}
+
+/// A master, as `id=1,name=m1,address=HOST:PORT,zone=Z`.
+pub fn parse_master(text: &str) -> Result<MemberToAdd, String> {
+    let mut master = MemberToAdd::default();
+    for part in text.split(',') {
+        let (key, value) =
+            part.split_once('=').ok_or_else(|| format!("{part:?} isn't of the form KEY=VALUE"))?;
+        match key {
+            "id" => master.id = value.parse().map_err(|_| format!("{value:?} isn't a master's id"))?,
+            "name" => master.name = value.to_owned(),
+            "address" => master.address = value.to_owned(),
+            "zone" => master.zone = value.to_owned(),
+            other => return Err(format!("{other:?} isn't one of id, name, address, zone")),
         }
+    }
+    match master.id == 0 || master.name.is_empty() || master.address.is_empty() {
+        true => Err("a master needs an id from 1, a name and an address".to_owned()),
+        false => Ok(master),
+    }
+}
+
+fn add(args: RegionAdd) -> Result<(), Failure> {
+    let RegionAdd { name, masters, number, witness, config, output } = args;
+    let file = ClientFile::load(&config)?;
+    let request = AddRegionRequest { name: name.clone(), number: number.into(), witness, masters };
+    let reply = admin::block_on(admin::add_region(&file, request))?;
+    let done =
+        format!("Took the region {name} in. Start its masters with all regions in their configuration.");
+    said(reply.version, &done, output.format)
+}
+
+fn remove(args: RegionRemove) -> Result<(), Failure> {
+    let file = ClientFile::load(&args.config)?;
+    let reply = admin::block_on(admin::remove_region(&file, args.name.clone()))?;
+    said(
+        reply.version,
+        &format!("Let go of the region {}. Its masters can be stopped.", args.name),
+        args.output.format,
+    )
+}
+
+fn said(version: u64, done: &str, format: Format) -> Result<(), Failure> {
+    match format {
+        Format::Json => output::json(&json!({ "version": output::VERSION, "agreed_version": version })),
+        Format::Table => output::text_line(done),
     }
 }
 
@@ -169,6 +215,17 @@ mod tests {
         let shape = shape(&reply());
         assert_eq!(shape["global_group"]["fatal_regions"], json!(["a"]));
         assert_eq!(shape["regions"][1]["masters"][0]["round_trip_us"], Value::Null);
+    }
+
+    #[test]
+    fn a_master_is_told_by_what_it_needs() {
+        let master = parse_master("id=1,name=m1,address=h:1,zone=z").unwrap();
+        assert_eq!((master.id, master.address.as_str(), master.zone.as_str()), (1, "h:1", "z"));
+        for text in
+            ["", "m1", "id=1,name=m1", "id=0,name=m1,address=h:1", "id=x,name=m1,address=h:1", "port=3"]
+        {
+            assert!(parse_master(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -61,6 +61,8 @@ pub fn judge(reply: &StatusReply) -> Verdict {
             "{} chunks have no reachable copy: reads of the files that use them wait.",
             reply.chunks_unavailable
         )
+    } else if reply.witness {
+        "This region is a witness: it has a voice among the regions, and holds no data.".to_owned()
     } else {
         survives(reply)
     };
@@ -140,6 +142,15 @@ mod tests {
         assert_eq!(verdict.level, Level::Ok);
         assert!(verdict.sentence.starts_with("Every acknowledged write survives"), "{}", verdict.sentence);
         assert_eq!(verdict.next, None);
+    }
+
+    #[test]
+    fn a_witness_has_no_data_to_lose() {
+        let mut reply = StatusReply { witness: true, ..healthy() };
+        reply.masters.truncate(1);
+        let verdict = judge(&reply);
+        assert_eq!((verdict.level, verdict.next), (Level::Ok, None));
+        assert!(verdict.sentence.contains("holds no data"));
     }
 
     #[test]

@@ -103,8 +103,7 @@ impl Facts<'_> {
 
     fn open(&self) -> Decision {
         let Some(judged) = self.ran_out.get(&self.volume.home) else { return Decision::Leave };
-        let others: BTreeSet<String> =
-            self.fit().iter().filter(|region| **region != self.volume.home).cloned().collect();
+        let others: BTreeSet<String> = self.volume.heirs().map(str::to_owned).collect();
         // Whoever says nothing has no whole copy, or a release that can't take over: closing for it would help nobody.
         if others.iter().any(|region| self.is_up(region) && self.standings.contains_key(region)) {
             return Decision::Close { epoch: self.volume.epoch, judged: *judged };

@@ -83,6 +83,17 @@ pub struct Volume {
     pub automatic: bool,
 }
 
+impl Volume {
+    /// The regions that may follow the home: of a `geo` volume, those that have everything that was acknowledged.
+    pub fn heirs(&self) -> impl Iterator<Item = &str> {
+        let fit = match self.durability {
+            Durability::Geo => &self.sync_set,
+            Durability::Region => &self.regions,
+        };
+        fit.iter().map(String::as_str).filter(|region| *region != self.home)
+    }
+}
+
 impl View {
     /// The region that is the home of a volume.
     pub fn home_of(&self, volume: VolumeId) -> Option<&Region> {

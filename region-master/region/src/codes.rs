@@ -213,6 +213,10 @@ codes! {
         "The limit of sessions is nearly reached: new mounts are refused beyond it.",
         "Many hosts mount the region, or mounts come and go without being unmounted.",
         "Unmount what isn't used; sessions of dead mounts end by themselves after a lease.";
+    VOLUME_WAITS, Critical,
+        "A volume takes no changes: its home region is lost, and no other region has taken it over yet.",
+        "The home is down or cut off for longer than its lease. A volume of `region` durability goes to the region that has most of it, a `geo` volume only to a member of its sync set; one with manual failover to none.",
+        "Wait if the finding names regions that are there: a failover takes some seconds. Otherwise start the home, or a region that could take over. What was acknowledged is on its disks.";
 }
 
 /// The code of that name.

@@ -19,6 +19,10 @@ pub const NAMES: &[Name] = &[
     SECONDS,
     LEADING,
     TERM,
+    GLOBAL_LEADING,
+    GLOBAL_TERM,
+    AGREED_VERSION,
+    LEASE_HELD,
     SESSIONS,
     CHUNKSERVERS_ALIVE,
     CHUNKS,
@@ -78,6 +82,17 @@ const SECONDS: Name =
     Name("mooseng_master_request_seconds", "Seconds from a request's receipt to its answer, by method");
 const LEADING: Name = Name("mooseng_master_leading", "1 while this master leads and serves, else 0");
 const TERM: Name = Name("mooseng_master_term", "Raft's term");
+const GLOBAL_LEADING: Name =
+    Name("mooseng_master_global_leading", "1 while this master leads the global group, else 0");
+const GLOBAL_TERM: Name = Name("mooseng_master_global_term", "Raft's term in the global group");
+const AGREED_VERSION: Name = Name(
+    "mooseng_master_agreed_version",
+    "Changes of what the regions have agreed on, as far as this master knows",
+);
+const LEASE_HELD: Name = Name(
+    "mooseng_master_lease_held",
+    "1 while this master leads its region and the region holds its lease, else 0; looked at every two seconds",
+);
 const SESSIONS: Name = Name("mooseng_master_sessions", "Sessions in the leader's table");
 const CHUNKSERVERS_ALIVE: Name =
     Name("mooseng_master_chunkservers_alive", "Chunkservers whose heartbeats come");
@@ -207,6 +222,14 @@ pub struct Metrics {
     pub leading: Gauge,
     /// Raft's term.
     pub term: Gauge,
+    /// Whether this master leads the global group.
+    pub global_leading: Gauge,
+    /// The global group's term.
+    pub global_term: Gauge,
+    /// The version of what is agreed on.
+    pub agreed_version: Gauge,
+    /// Whether the region holds its lease.
+    pub lease_held: Gauge,
     /// Sessions.
     pub sessions: Gauge,
     /// Chunkservers alive.
@@ -320,6 +343,10 @@ impl Metrics {
             seconds: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.000_05, 2.0, 18))),
             leading: Gauge::<i64, AtomicI64>::default(),
             term: Gauge::default(),
+            global_leading: Gauge::default(),
+            global_term: Gauge::default(),
+            agreed_version: Gauge::default(),
+            lease_held: Gauge::default(),
             sessions: Gauge::default(),
             chunkservers_alive: Gauge::default(),
             chunks: Gauge::default(),
@@ -379,6 +406,10 @@ impl Metrics {
         let gauges = [
             (LEADING, m.leading),
             (TERM, m.term),
+            (GLOBAL_LEADING, m.global_leading),
+            (GLOBAL_TERM, m.global_term),
+            (AGREED_VERSION, m.agreed_version),
+            (LEASE_HELD, m.lease_held),
             (SESSIONS, m.sessions),
             (CHUNKSERVERS_ALIVE, m.chunkservers_alive),
             (CHUNKS, m.chunks),

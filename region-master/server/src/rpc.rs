@@ -10,19 +10,22 @@ use mooseng_transport::grpc::registry_server::Registry;
 use mooseng_transport::{peer_of, trace};
 use mooseng_wire::Role;
 use mooseng_wire::admin::{
-    AssignClassReply, AssignClassRequest, ChangeMembersReply, ChangeMembersRequest, ClassOfReply,
-    ClassOfRequest, CreateClassRequest, CredentialReport, CredentialsRequest, DeleteClassReply,
-    DeleteClassRequest, DrainReply, DrainRequest, DumpPiece, DumpRequest, FsckNews, FsckRequest,
-    HeartbeatReply, HeartbeatRequest, ListClassesReply, ListClassesRequest, ListQuotasReply,
-    ListQuotasRequest, ListRegionsReply, ListRegionsRequest, ListTrashReply, ListTrashRequest,
-    ListVolumesReply, ListVolumesRequest, PurgeTrashReply, PurgeTrashRequest, Quota, QuotaTarget,
-    RestoreTrashReply, RestoreTrashRequest, SetClassRequest, SetQuotaRequest, StatusReply, StatusRequest,
-    StorageClass, TicketKey, TransferLeaderReply, TransferLeaderRequest, TrashRetentionReply,
-    TrashRetentionRequest,
+    AddRegionRequest, AssignClassReply, AssignClassRequest, ChangeMembersReply, ChangeMembersRequest,
+    ChangeRegionsReply, ClassOfReply, ClassOfRequest, CreateClassRequest, CredentialReport,
+    CredentialsRequest, DeleteClassReply, DeleteClassRequest, DrainReply, DrainRequest, DumpPiece,
+    DumpRequest, FsckNews, FsckRequest, HeartbeatReply, HeartbeatRequest, ListClassesReply,
+    ListClassesRequest, ListQuotasReply, ListQuotasRequest, ListRegionsReply, ListRegionsRequest,
+    ListTrashReply, ListTrashRequest, ListVolumesReply, ListVolumesRequest, MemberToAdd, PurgeTrashReply,
+    PurgeTrashRequest, Quota, QuotaTarget, RemoveRegionRequest, RestoreTrashReply, RestoreTrashRequest,
+    SetClassRequest, SetQuotaRequest, StatusReply, StatusRequest, StorageClass, TicketKey,
+    TransferLeaderReply, TransferLeaderRequest, TrashRetentionReply, TrashRetentionRequest,
 };
-use mooseng_wire::call::CallError;
+use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::founding::Founding;
+use mooseng_wire::global::change::Change;
+use mooseng_wire::global::{AddRegion, Master as Seat, RemoveRegion};
 use prost::Message;
+use tokio::time::Instant;
 use tonic::{Code, Request, Response, Status};
 
 use crate::desk::HeartbeatRefused;
@@ -34,6 +37,8 @@ use crate::{classes, dump, fsck, geo, house, quotas, status, trash};
 const HEARTBEAT_INTERVAL_MS: u32 = 500;
 /// How long a hand-over of leadership may take.
 const HAND_OVER_WITHIN: Duration = Duration::from_secs(5);
+/// How long the regions may take to agree on something: an election among them is over by then.
+const AGREE_WITHIN: Duration = Duration::from_secs(15);
 /// How long a change of members may take: a new one has to catch up first.
 const CHANGE_WITHIN: Duration = Duration::from_secs(50);
 
@@ -59,6 +64,18 @@ impl Rpc {
     fn global(&self) -> Result<&Global, Status> {
         let alone = "this cluster has one region: its masters' configuration has no [global]";
         self.0.global.as_deref().ok_or_else(|| Status::failed_precondition(alone))
+    }
+
+    async fn change_regions(&self, change: Change) -> Result<Response<ChangeRegionsReply>, Status> {
+        let changed = self.global()?.change(change, Instant::now() + AGREE_WITHIN).await;
+        let refused = |error: CallError| match error.code() {
+            ErrorCode::InvalidRequest => Status::invalid_argument(error.message),
+            ErrorCode::NotFound => Status::not_found(error.message),
+            ErrorCode::PermissionDenied => Status::permission_denied(error.message),
+            ErrorCode::StaleEpoch => Status::failed_precondition(error.message),
+            _ => Status::unavailable(error.message),
+        };
+        changed.map(|changed| Response::new(ChangeRegionsReply { version: changed.version })).map_err(refused)
     }
 }
 
@@ -331,6 +348,28 @@ impl Administration for Rpc {
     ) -> Result<Response<ListVolumesReply>, Status> {
         self.allow(&request, &[Role::Admin, Role::Master, Role::Client])?;
         Ok(Response::new(self.global()?.list_volumes()))
+    }
+
+    async fn add_region(
+        &self,
+        request: Request<AddRegionRequest>,
+    ) -> Result<Response<ChangeRegionsReply>, Status> {
+        let who = self.allow(&request, &[Role::Admin])?;
+        let AddRegionRequest { name, number, witness, masters } = request.into_inner();
+        tracing::info!(who, name, number, witness, ?masters, "a region is to be taken in");
+        let seat = |m: MemberToAdd| Seat { id: m.id, name: m.name, address: m.address, zone: m.zone };
+        let masters = masters.into_iter().map(seat).collect();
+        self.change_regions(Change::AddRegion(AddRegion { name, number, witness, masters })).await
+    }
+
+    async fn remove_region(
+        &self,
+        request: Request<RemoveRegionRequest>,
+    ) -> Result<Response<ChangeRegionsReply>, Status> {
+        let who = self.allow(&request, &[Role::Admin])?;
+        let name = request.into_inner().name;
+        tracing::info!(who, name, "a region is to be let go of");
+        self.change_regions(Change::RemoveRegion(RemoveRegion { name })).await
     }
 
     async fn change_members(

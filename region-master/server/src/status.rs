@@ -83,6 +83,7 @@ pub fn of(master: &Master) -> StatusReply {
         min_copies: u32::try_from(master.config.min_copies).unwrap_or(u32::MAX),
         min_copies_least: Some(least),
         commit_version: master.store.applied_version().0,
+        witness: master.global.as_ref().is_some_and(|global| global.is_witness()),
     }
 }
 
@@ -140,6 +141,8 @@ fn facts(master: &Master, masters: &[MasterStatus]) -> Facts {
         reachable: if m.id == master.config.id { Some(true) } else { probed.get(&m.id).copied() },
         short_of_room: short.contains(&m.id),
     };
+    // Not inside of the desk, which it looks at itself.
+    let global = master.global.as_ref().and_then(|global| global.facts(master));
     master.desk(|desk| {
         let servers = desk.registry.iter().zip(desk.registry.candidates(now));
         let of_server = |(server, candidate): (&registry::Chunkserver, _)| {
@@ -183,7 +186,7 @@ fn facts(master: &Master, masters: &[MasterStatus]) -> Facts {
             sessions_max: desk.sessions.limits().sessions_max,
             founding: desk.founding(),
             strangers: desk.strangers.lately(now),
-            global: master.global.as_ref().and_then(|global| global.facts(master)),
+            global,
         }
     })
 }

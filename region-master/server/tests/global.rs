@@ -8,10 +8,8 @@ use std::time::Duration;
 
 use common::regions::{Regions, identity_of};
 use common::until;
-use mooseng_global::failover::Standing;
 use mooseng_global::{Durability, Volume, voters};
 use mooseng_schema::ids::IdKind;
-use mooseng_schema::log::LogPosition;
 use mooseng_transport::grpc::administration_client::AdministrationClient;
 use mooseng_transport::{CallFailure, Link, LinkOptions, PlainNetwork, grpc_channel};
 use mooseng_wire::admin::{ListRegionsRequest, ListVolumesRequest};

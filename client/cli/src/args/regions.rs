@@ -1,8 +1,12 @@
 //! `mooseng regions` and `mooseng volume`.
 
+use std::path::PathBuf;
+
 use clap::{Args as ClapArgs, Subcommand};
 
-use super::{Reading, Rest};
+use mooseng_wire::admin::MemberToAdd;
+
+use super::{Output, Reading, Rest};
 
 /// `mooseng regions`.
 #[derive(ClapArgs, Debug)]
@@ -16,12 +20,48 @@ pub struct RegionsArgs {
 pub enum RegionsCommand {
     /// Show the cluster's regions with their masters: which vote in the global group, and how old each region's lease is.
     List(Reading),
-    /// Take a region in (not built yet).
-    #[command(hide = true)]
-    Add(Rest),
-    /// Let go of a region (not built yet).
-    #[command(hide = true)]
-    Remove(Rest),
+    /// Take a region in. Its masters take part once they are started.
+    Add(RegionAdd),
+    /// Let go of a region that no volume has.
+    Remove(RegionRemove),
+}
+
+/// `mooseng regions add`.
+#[derive(ClapArgs, Debug)]
+pub struct RegionAdd {
+    /// Its name, as in its masters' certificates.
+    pub name: String,
+    /// A master of it, with zone=Z if it is to be known; given once for each.
+    #[arg(
+        long = "master",
+        required = true,
+        value_name = "id=N,name=NAME,address=HOST:PORT",
+        value_parser = crate::regions::parse_master
+    )]
+    pub masters: Vec<MemberToAdd>,
+    /// Its number; the next one that was never given, if it isn't said.
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub number: u16,
+    /// It has a voice, one master, and no data.
+    #[arg(long)]
+    pub witness: bool,
+    /// A configuration whose certificate has the role admin.
+    #[arg(long, env = "MOOSENG_CONFIG", value_name = "FILE")]
+    pub config: PathBuf,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// `mooseng regions remove`.
+#[derive(ClapArgs, Debug)]
+pub struct RegionRemove {
+    /// Its name.
+    pub name: String,
+    /// A configuration whose certificate has the role admin.
+    #[arg(long, env = "MOOSENG_CONFIG", value_name = "FILE")]
+    pub config: PathBuf,
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// `mooseng volume`.

@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use mooseng_ports::interrupt;
 use mooseng_wire::Role;
 
-use super::plan::{Daemon, Plan, REGION};
+use super::plan::{Plan, REGION};
 use super::state::{self, Cluster};
 use super::{certs, configs, down, launch, root, supervise, wan};
 use crate::args::DevUp;
@@ -86,8 +86,7 @@ fn bring_up(cluster: &mut Cluster, wait: Duration) -> Result<(), Failure> {
     }
     for daemon in &daemons {
         progress.say(&format!("waiting for {}", daemon.name));
-        let until = serves(cluster, daemon);
-        wait_for(cluster, &daemon.name, until, deadline, &mut found)?;
+        wait_for(cluster, &daemon.name, launch::Until::Ready, deadline, &mut found)?;
         progress.step();
     }
     let clients = cluster.state.plan.clients();
@@ -107,12 +106,6 @@ fn bring_up(cluster: &mut Cluster, wait: Duration) -> Result<(), Failure> {
     }
     progress.done();
     cluster.save()
-}
-
-/// What `up` waits for: that a daemon does its work. A witness has a voice in the global group, and nothing to serve.
-fn serves(cluster: &Cluster, daemon: &Daemon) -> launch::Until {
-    let witness = cluster.state.plan.region(&daemon.region).is_some_and(|region| region.witness);
-    if witness { launch::Until::Answers } else { launch::Until::Ready }
 }
 
 /// Waits for a process. One of those that were found running may have been dying, after a `kill -9` a moment ago: it is started anew.

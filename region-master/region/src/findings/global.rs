@@ -16,6 +16,8 @@ pub struct GlobalFacts {
     pub survives_a_region_and_a_master: bool,
     /// Other regions whose lease has run out, and for how many seconds they haven't renewed it.
     pub down: Vec<(String, u64)>,
+    /// Volumes that take no changes for their home is lost, and what they wait for.
+    pub waiting: Vec<(String, String)>,
     /// The asked master leads a region that is the home of volumes for which it needs a lease, and doesn't hold it.
     pub lease_lost: bool,
 }
@@ -39,6 +41,9 @@ pub(super) fn look(facts: &GlobalFacts, found: &mut Vec<Finding>) {
     for (region, age_s) in &facts.down {
         let detail = format!("The asked master has heard of no renewal of its lease for {age_s} s.");
         found.push(finding(&codes::REGION_DOWN, format!("region {region}"), detail));
+    }
+    for (volume, detail) in &facts.waiting {
+        found.push(finding(&codes::VOLUME_WAITS, volume, detail));
     }
     if facts.lease_lost {
         let detail = "The region's leader can't renew the region's lease.";
@@ -64,6 +69,10 @@ mod tests {
         assert_eq!(codes_of(&|f| f.fatal = vec!["a".into()]), ["GLOBAL_REGION_LOSS"]);
         assert_eq!(codes_of(&|f| f.survives_a_region_and_a_master = false), ["GLOBAL_THIN"]);
         assert_eq!(codes_of(&|f| f.down = vec![("b".into(), 12)]), ["REGION_DOWN"]);
+        assert_eq!(
+            codes_of(&|f| f.waiting = vec![("volume 0".into(), "It waits.".into())]),
+            ["VOLUME_WAITS"]
+        );
         assert_eq!(codes_of(&|f| f.lease_lost = true), ["LEASE_LOST"]);
     }
 }

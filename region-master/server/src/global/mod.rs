@@ -93,8 +93,8 @@ pub struct Global {
     stood: Notify,
     /// As the leader: how all regions stand.
     told: Mutex<BTreeMap<VolumeId, BTreeMap<String, Standing>>>,
-    /// What the last probe of each other member came to: how long its answer took, if it answered.
-    probed: Mutex<BTreeMap<u64, Option<Duration>>>,
+    /// What probes of the other members came to.
+    probed: Mutex<BTreeMap<u64, status::Probed>>,
     shutdown: CancellationToken,
 }
 
@@ -364,7 +364,7 @@ pub async fn run(global: Arc<Global>, master: Arc<crate::master::Master>) {
             lead::make_the_group(&global),
             lead::run(&global),
             renew::run(&global, &master),
-            status::probe(&global),
+            status::probe(&global, &master),
             failover::run(&global)
         )
     };

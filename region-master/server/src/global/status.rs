@@ -23,12 +23,35 @@ const PROBE_EVERY: Duration = Duration::from_secs(2);
 /// How long one may take to answer.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Probes without an answer after which a member counts as down: one may be lost where a connection broke.
+const FAILED_MAX: u32 = 2;
+
+/// What is known of a member.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Probed {
+    /// Probes in a row that weren't answered.
+    failed: u32,
+    /// How long the last answer took.
+    took: Option<Duration>,
+}
+
+impl Probed {
+    fn is_up(self) -> bool {
+        self.failed < FAILED_MAX
+    }
+
+    /// Whether it is up; none before that is known.
+    fn reachable(self) -> Option<bool> {
+        (self.took.is_some() || !self.is_up()).then_some(self.is_up())
+    }
+}
+
 /// Asks the other members now and then whether they are there.
-pub async fn probe(global: &Arc<Global>) {
+pub async fn probe(global: &Arc<Global>, master: &Master) {
     loop {
         let others = global.members().into_iter().filter(|(_, m)| m.address != global.address);
-        let asked = others.map(|(node, master)| {
-            let link = global.link(&master.address);
+        let asked = others.map(|(node, member)| {
+            let link = global.link(&member.address);
             async move {
                 let began = Instant::now();
                 let answer =
@@ -38,10 +61,30 @@ pub async fn probe(global: &Arc<Global>) {
                 (node, there.then(|| began.elapsed()))
             }
         });
-        let probed = join_all(asked).await.into_iter().collect();
-        *lock(&global.probed) = probed;
+        let answers = join_all(asked).await;
+        {
+            let mut probed = lock(&global.probed);
+            let before = std::mem::take(&mut *probed);
+            probed.extend(answers.into_iter().map(|(node, took)| {
+                let known = before.get(&node).copied().unwrap_or_default();
+                let now = match took {
+                    Some(_) => Probed { failed: 0, took },
+                    None => Probed { failed: known.failed.saturating_add(1), ..known },
+                };
+                (node, now)
+            }));
+        }
+        figures(global, master);
         tokio::time::sleep(PROBE_EVERY).await;
     }
+}
+
+fn figures(global: &Global, master: &Master) {
+    let m = &master.metrics;
+    m.global_leading.set(i64::from(global.is_leading()));
+    m.global_term.set(global.raft().map_or(0, |raft| i64::try_from(raft.term()).unwrap_or(i64::MAX)));
+    m.agreed_version.set(i64::try_from(global.view().version).unwrap_or(i64::MAX));
+    m.lease_held.set(i64::from(global.lease_valid()));
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -49,10 +92,10 @@ fn millis(duration: Duration) -> u64 {
 }
 
 /// How many vote, where, and which of them are up.
-fn standing(raft: &RaftStatus, probed: &BTreeMap<u64, Option<Duration>>) -> Voters {
+fn standing(raft: &RaftStatus, probed: &BTreeMap<u64, Probed>) -> Voters {
     let voters = raft.members.iter().filter(|m| m.voter).map(|m| m.id);
     // Who wasn't asked yet isn't taken for lost.
-    Voters::with(voters, |node| node == raft.id || probed.get(&node).is_none_or(Option::is_some))
+    Voters::with(voters, |node| node == raft.id || probed.get(&node).is_none_or(|probed| probed.is_up()))
 }
 
 fn fatal(view: &View, standing: &Voters) -> Vec<String> {
@@ -68,23 +111,50 @@ impl Global {
         raft.leader().is_some() && raft.silence() <= silence_max
     }
 
+    /// Whether this master's region has a voice and no data.
+    pub fn is_witness(&self) -> bool {
+        let view = self.view();
+        match view.regions.get(&self.region) {
+            Some(own) => own.witness,
+            None => self.config.regions.iter().any(|region| region.name == self.region && region.witness),
+        }
+    }
+
     /// What findings are made of; none before this master takes part.
     pub fn facts(&self, master: &Master) -> Option<GlobalFacts> {
         let raft = self.raft()?;
         let view = self.view();
-        let own = view.regions.get(&self.region);
         let standing = standing(&raft.status(), &lock(&self.probed));
         let down =
             self.leases().into_iter().filter(|(region, (_, ran_out))| *ran_out && *region != self.region);
         let needs_it = view.volumes.values().any(|v| v.automatic && v.open && v.home == self.region);
         Some(GlobalFacts {
-            witness: own.is_some_and(|region| region.witness),
+            witness: self.is_witness(),
             quorum: self.has_quorum(raft),
             fatal: fatal(&view, &standing),
             survives_a_region_and_a_master: standing.survives_a_region_and_a_master(),
             down: down.map(|(region, (age, _))| (region, age.as_secs())).collect(),
+            waiting: self.waiting(&view),
             lease_lost: needs_it && master.serving().is_ok() && !self.lease_valid(),
         })
+    }
+
+    /// Volumes that take no changes for their home is lost, and what they wait for.
+    fn waiting(&self, view: &View) -> Vec<(String, String)> {
+        let leases = self.leases();
+        let gone = |region: &str| leases.get(region).is_some_and(|(_, ran_out)| *ran_out);
+        let lost =
+            view.volumes.iter().filter(|(_, volume)| (volume.open && gone(&volume.home)) || volume.abandoned);
+        let told = lost.map(|(id, volume)| {
+            let others = volume.heirs().filter(|region| !gone(region)).collect::<Vec<_>>().join(", ");
+            let what = match (volume.automatic, others.as_str()) {
+                (false, _) => "It fails over by command only: it waits for its home.".to_owned(),
+                (true, "") => "None of the regions that could take it over is there: it waits for one of them, or its home.".to_owned(),
+                (true, others) => format!("It goes to one of those that have it and are there ({others})."),
+            };
+            (format!("volume {id}"), format!("Its home {} is lost. {what}", volume.home))
+        });
+        told.collect()
     }
 
     /// The regions as this master knows them.
@@ -122,11 +192,11 @@ impl Global {
         node: u64,
         master: &MasterAt,
         raft: Option<&RaftStatus>,
-        probed: &BTreeMap<u64, Option<Duration>>,
+        probed: &BTreeMap<u64, Probed>,
     ) -> RegionMaster {
         let member = raft.and_then(|raft| raft.members.iter().find(|m| m.id == node));
         let own = master.address == self.address;
-        let answered = probed.get(&node);
+        let probed = probed.get(&node).copied().unwrap_or_default();
         RegionMaster {
             id: master.id,
             name: master.name.clone(),
@@ -134,10 +204,10 @@ impl Global {
             zone: master.zone.clone(),
             voter: member.is_some_and(|m| m.voter),
             leader: raft.is_some_and(|raft| raft.leader == Some(node)),
-            reachable: if own { Some(true) } else { answered.map(Option::is_some) },
-            round_trip_us: answered
-                .copied()
-                .flatten()
+            reachable: if own { Some(true) } else { probed.reachable() },
+            round_trip_us: probed
+                .took
+                .filter(|_| probed.is_up())
                 .map(|took| u64::try_from(took.as_micros()).unwrap_or(u64::MAX)),
         }
     }
