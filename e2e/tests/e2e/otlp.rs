@@ -126,7 +126,8 @@ pub fn one_trace(cluster: &DevCluster, collector: &Collector) -> Result<()> {
     })
 }
 
-fn shown_at(address: &str) -> Result<String> {
+/// What a daemon shows at /metrics.
+pub fn shown_at(address: &str) -> Result<String> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
     stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;

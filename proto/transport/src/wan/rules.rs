@@ -12,6 +12,9 @@ use tokio::sync::watch;
 
 /// How often the file is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// Changed rules count from so long after the file was changed: by then every process of the host has seen them, and all go over at one moment, as
+/// when a link is cut.
+const COUNTS_AFTER: Duration = Duration::from_millis(300);
 /// The longest round trip: past it nothing would work.
 const ROUND_TRIP_MS_MAX: u64 = 10_000;
 
@@ -164,6 +167,12 @@ fn stamp(path: &Path) -> Stamp {
     Some((found.modified().ok()?, found.len(), found.ino()))
 }
 
+/// How long it is until the file that has this stamp counts.
+fn until_it_counts(stamp: Stamp) -> Duration {
+    let age = stamp.and_then(|(changed, ..)| SystemTime::now().duration_since(changed).ok());
+    COUNTS_AFTER.saturating_sub(age.unwrap_or_default())
+}
+
 /// Reads the file, and again whenever it changes, until nobody asks any more. Rules of no use are logged, and those before stay in force.
 pub(super) fn watch(path: PathBuf) -> Result<watch::Receiver<Arc<WanRules>>, String> {
     // Looked at before it is read: a change in between is seen as one.
@@ -179,6 +188,7 @@ pub(super) fn watch(path: PathBuf) -> Result<watch::Receiver<Arc<WanRules>>, Str
             seen = now;
             match WanRules::read(&path) {
                 Ok(rules) => {
+                    tokio::time::sleep(until_it_counts(seen)).await;
                     tracing::info!(path = %path.display(), ?rules, "took up changed rules between regions");
                     sender.send_replace(Arc::new(rules));
                 }
