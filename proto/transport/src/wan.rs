@@ -204,7 +204,8 @@ mod tests {
         let began = Instant::now();
         let mut near = connect(&network, "near").await.unwrap();
         near.io.write_all(b"x").await.unwrap();
-        pipes.0.lock().unwrap().remove(0).read_exact(&mut [0]).await.unwrap();
+        let mut pipe = pipes.0.lock().unwrap().remove(0);
+        pipe.read_exact(&mut [0]).await.unwrap();
         assert_eq!(began.elapsed(), Duration::ZERO);
         let mut far = connect(&network, "far").await.unwrap();
         assert_eq!(began.elapsed(), 60 * MS);

@@ -186,16 +186,15 @@ impl Change<'_> {
             Self::Begin if apply::state(tx, volume, Read::Conflicting).await?.is_some() => {}
             Self::Begin | Self::BeginAnew => apply::begin(tx, volume).await?,
             Self::Refuse(epoch) => drop(apply::refuse(tx, volume, *epoch).await?),
-            Self::Install(from, page) => match apply::install(tx, volume, from, page).await {
-                Err(error) => {
+            Self::Install(from, page) => {
+                if let Err(error) = apply::install(tx, volume, from, page).await {
                     // Unless the try before this one was committed after all.
                     let record = apply::state(tx, volume, Read::Conflicting).await?.unwrap_or_default();
                     if record.copied_before != page.next || record.position() != page.at {
                         return Err(error);
                     }
                 }
-                Ok(()) => {}
-            },
+            }
             Self::Replay(after, entries, from) => {
                 match apply::entries(tx, volume, *after, entries, *from, now_ns).await {
                     Err(ReplicaError::Gap { at, .. }) if entries.last().is_some_and(|last| last.at == at) => {

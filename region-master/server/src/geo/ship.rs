@@ -80,7 +80,7 @@ async fn have_logged(master: &Master, epoch: Epoch) {
                 tx.set(&key, &record.to_value());
                 tx.commit().await?;
             }
-            Ok::<_, ReplicaError>(read::newest(&master.store.begin(), ROOT_VOLUME).await?)
+            read::newest(&master.store.begin(), ROOT_VOLUME).await
         };
         match tried.await {
             Ok(newest) => {
