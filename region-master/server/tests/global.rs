@@ -141,6 +141,8 @@ async fn ids_are_given_to_the_home_alone_and_never_twice() {
         let deadline = Instant::now() + WITHIN;
         regions.global(i).next_ids(IdKind::Inode, ROOT, Epoch(epoch), (100, least), deadline).await
     };
+    // Epochs are ended by hand here.
+    regions.global(0).change(automatic(false), Instant::now() + WITHIN).await.unwrap();
     // Each home takes some for itself, too.
     let first = take(0, 1, 50).await.unwrap();
     let second = take(0, 1, 0).await.unwrap();
@@ -181,7 +183,24 @@ async fn a_region_may_be_lost_and_two_may_not() {
     };
     until("the loss is found", down).await;
     for i in regions.up() {
-        regions.global(i).change(automatic(i == next), Instant::now() + WITHIN).await.unwrap();
+        // The one that was lost may have been the home: another one takes over meanwhile.
+        until("a change is agreed on", async || {
+            let epoch = regions.global(i).view().volumes[&ROOT].epoch.0;
+            let change = Change::SetVolume(SetVolume {
+                volume: 0,
+                epoch,
+                automatic: Some(i == next),
+                ..SetVolume::default()
+            });
+            match regions.global(i).change(change, Instant::now() + WITHIN).await {
+                Ok(_) => true,
+                Err(error) => {
+                    assert_eq!(error.code(), ErrorCode::StaleEpoch, "{}", error.message);
+                    false
+                }
+            }
+        })
+        .await;
     }
     regions.kill(next).await;
     let left = regions.up()[0];

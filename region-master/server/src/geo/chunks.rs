@@ -34,10 +34,10 @@ const DIGEST_WITHIN: Duration = Duration::from_secs(5);
 const PULL_WITHIN: Duration = Duration::from_secs(60);
 const PACE_MIN: u64 = 1 << 20;
 
-/// Where a sealed chunk can be read, and what it must be: asked of the home's leader.
+/// Where a sealed chunk can be read, and what it must be: asked of the home's leader, and by a home that lacks it of any other's.
 pub async fn source(master: &Master, peer: &Peer, asked: AskSource) -> Result<Source, CallError> {
     let chunk = ChunkId(asked.chunk);
-    let term = serve::of_ours(master, peer, u32::from(chunk.volume().0))?.0;
+    let term = serve::of_all(master, peer, u32::from(chunk.volume().0))?.0;
     let listing = load(master, chunk).await?;
     let Some((listing, location)) = listing.and_then(|l| l.location.clone().map(|location| (l, location)))
     else {
@@ -79,7 +79,7 @@ pub async fn source(master: &Master, peer: &Peer, asked: AskSource) -> Result<So
     Err(call_error(ErrorCode::Unavailable, format!("the chunk can't be read now: {last}")))
 }
 
-/// Fetches what is wanted, as long as this is a replica.
+/// Fetches what is wanted: in a replica's region what its log names, at home what was at the home of before alone.
 pub async fn run(master: &Master, term: u64) {
     let mut fetching = FuturesUnordered::new();
     loop {
@@ -129,9 +129,8 @@ async fn fetch(master: &Master, term: u64, chunk: ChunkId) -> Result<(), String>
     let target = placed.into_iter().next().ok_or("no chunkserver of this region has room")?;
     let address = master.desk(|desk| desk.registry.get(&target).map(|server| server.beat.address.clone()));
     let address = address.ok_or("the chunkserver isn't known any more")?;
-    let home = super::home_of(master, ROOT_VOLUME)?;
     let asked = AskSource { chunk: chunk.0, length: record.length };
-    let source: Source = ask(master, &home, Method::ChunkSource, &asked).await?;
+    let source = source_of(master, &asked).await?;
     pull(master, term, chunk, record.length, &source, &address).await?;
     let location =
         LocationRecord { layout: Layout::Copies as u32, copies: vec![target.clone()], epoch: source.epoch };
@@ -144,6 +143,25 @@ async fn fetch(master: &Master, term: u64, chunk: ChunkId) -> Result<(), String>
     master.metrics.bytes_fetched.inc_by(record.length);
     tracing::debug!(chunk = chunk.0, target, "a chunk was fetched from the home");
     Ok(())
+}
+
+/// From the home; the home itself asks the others, one after the other.
+async fn source_of(master: &Master, asked: &AskSource) -> Result<Source, String> {
+    let home = super::home_of(master, ROOT_VOLUME)?;
+    if home != master.config.region {
+        return ask(master, &home, Method::ChunkSource, asked).await;
+    }
+    let view = master.geo.view();
+    let others: Vec<String> =
+        view.iter().flat_map(|view| view.replicas_of(ROOT_VOLUME)).map(str::to_owned).collect();
+    let mut last = "no other region has the volume".to_owned();
+    for region in others {
+        match ask(master, &region, Method::ChunkSource, asked).await {
+            Ok(source) => return Ok(source),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
 }
 
 async fn pull(

@@ -16,10 +16,16 @@ const BYTES_MAX: u32 = 1 << 20;
 /// What a range is compared in at most.
 pub(super) const DIGEST_BYTES_MAX: u32 = 8 << 20;
 
-pub(super) fn of_ours(master: &Master, peer: &Peer, volume: u32) -> Result<(u64, VolumeId), CallError> {
+fn of_ours(master: &Master, peer: &Peer, volume: u32) -> Result<(u64, VolumeId), CallError> {
+    let (term, volume) = of_all(master, peer, volume)?;
+    let Whereabouts::Here(_) = place_of(master, volume) else { return Err(not_home(master)) };
+    Ok((term, volume))
+}
+
+/// For masters of regions that have the volume, whatever this one is to it. Answers the custody epoch in which this master serves.
+pub(super) fn of_all(master: &Master, peer: &Peer, volume: u32) -> Result<(u64, VolumeId), CallError> {
     allow_master(master, peer, None)?;
     let volume = VolumeId(u16::try_from(volume).unwrap_or(u16::MAX));
-    let Whereabouts::Here(_) = place_of(master, volume) else { return Err(not_home(master)) };
     let view = master.geo.view();
     let has = view.as_ref().and_then(|view| view.volumes.get(&volume));
     if !has.is_some_and(|volume| volume.regions.contains(&peer.identity.region)) {

@@ -264,6 +264,10 @@ impl Keeper<'_> {
         self.count(desk, servers, listing, reachable);
         self.scan.bytes += listing.record.length;
         self.scan.bytes_live += listing.used.bytes.min(listing.record.length);
+        // Another region may have it: the home of before, from which it hadn't come.
+        if listing.used.extents > 0 && facts.copies.is_empty() && self.master.global.is_some() {
+            self.master.geo.want(listing.chunk);
+        }
         // What nothing uses isn't worth a copy.
         if listing.used.extents == 0 {
             self.queue.remove(listing.chunk);
