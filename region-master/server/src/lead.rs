@@ -97,15 +97,26 @@ async fn changed(leadership: &mut tokio::sync::watch::Receiver<mooseng_raft::Lea
 /// Serves as what the region is to the volume - its home, or one of its replicas - and goes on as another once that changes.
 async fn lead(master: &Arc<Master>, term: u64) {
     let Some(mut cluster) = master.geo.cluster.clone() else {
-        return lead_home(master, custody_of(HOME_EPOCH, term), HOME_EPOCH).await;
+        return lead_home(master, term, HOME_EPOCH).await;
     };
     loop {
         let is = geo::place_of(master, ROOT_VOLUME);
         master.geo.forget();
+        let epoch = match is {
+            Whereabouts::Here(epoch) | Whereabouts::Closed(epoch) => epoch,
+            Whereabouts::Elsewhere | Whereabouts::Nowhere => master.epoch(),
+        };
+        let Some(custody) = custody_of(epoch, term) else {
+            tracing::error!(
+                term,
+                "this region's group was recovered from one master's disk: such a group can't take part in a cluster of several regions yet (docs/not-built.md)"
+            );
+            return std::future::pending().await;
+        };
         let serving = async {
             match is {
-                Whereabouts::Here(epoch) => lead_home(master, custody_of(epoch, term), epoch).await,
-                Whereabouts::Elsewhere => lead_replica(master, custody_of(master.epoch(), term)).await,
+                Whereabouts::Here(epoch) => lead_home(master, custody, epoch).await,
+                Whereabouts::Elsewhere => lead_replica(master, custody).await,
                 Whereabouts::Closed(epoch) => geo::stand::close(master, epoch).await,
                 Whereabouts::Nowhere => std::future::pending().await,
             }

@@ -27,13 +27,15 @@ use crate::room::Measured;
 /// The home epoch of a volume in a cluster of one region.
 pub const HOME_EPOCH: Epoch = Epoch(1);
 
-/// A custody epoch is a term of the region's group within a home epoch: these bits of it are the term.
+/// In a cluster of several regions a custody epoch is a home epoch and a term within it: these bits of it are the term.
 const TERM_BITS: u32 = 40;
 const TERM_MASK: u64 = (1 << TERM_BITS) - 1;
 
-/// The custody epoch of a leader in that term, while the volume is in that home epoch: later homes' are higher, whatever their groups' terms are.
-pub fn custody_of(epoch: Epoch, term: u64) -> u64 {
-    (epoch.0.saturating_sub(1) << TERM_BITS) | (term & TERM_MASK)
+/// The custody epoch of a leader in that term, while a volume that several regions have is in that home epoch: later homes' are higher, whatever their
+/// groups' terms are. None for terms of a group that was recovered, which leave no room.
+pub fn custody_of(epoch: Epoch, term: u64) -> Option<u64> {
+    let epoch = epoch.0.saturating_sub(1);
+    (term <= TERM_MASK && epoch <= u64::MAX >> TERM_BITS).then_some((epoch << TERM_BITS) | term)
 }
 
 /// Connections to chunkservers and masters that are kept at most.
@@ -188,13 +190,19 @@ impl Master {
         not_leader(leader.filter(|address| *address != self.config.advertise))
     }
 
+    /// The term in a custody epoch: in a cluster of one region they are the same.
+    fn term_of(&self, custody: u64) -> u64 {
+        if self.global.is_some() { custody & TERM_MASK } else { custody }
+    }
+
     /// The custody epoch in which this master serves now.
     pub fn serving(&self) -> Result<u64, CallError> {
         if !self.raft.is_leading() {
             return Err(self.not_leader());
         }
         let term = self.raft.term();
-        if let Some(custody) = self.desk(|desk| desk.serving).filter(|custody| custody & TERM_MASK == term) {
+        if let Some(custody) = self.desk(|desk| desk.serving).filter(|custody| self.term_of(*custody) == term)
+        {
             return Ok(custody);
         }
         let message = "this master has just become the leader and still reads its records; try again";
@@ -203,7 +211,7 @@ impl Master {
 
     /// Asked last before an answer leaves: this master still leads in that custody epoch's term, and nobody else can.
     pub fn may_answer(&self, custody: u64) -> Result<(), CallError> {
-        if self.raft.lease_valid() && self.raft.term() == custody & TERM_MASK {
+        if self.raft.lease_valid() && self.raft.term() == self.term_of(custody) {
             return Ok(());
         }
         Err(self.not_leader())
@@ -301,5 +309,19 @@ impl Master {
                 Link::new(self.network.clone(), address.to_owned(), role, LinkOptions::default())
             })
             .clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn custody_epochs_of_later_homes_are_higher_and_a_recovered_groups_terms_leave_no_room() {
+        assert_eq!(custody_of(Epoch(1), 7), Some(7), "as in a cluster of one region");
+        assert!(custody_of(Epoch(2), 1) > custody_of(Epoch(1), TERM_MASK));
+        assert_eq!(custody_of(Epoch(3), 5).map(|custody| custody & TERM_MASK), Some(5));
+        assert_eq!(custody_of(Epoch(1), 1_800_000_000 << 30), None);
+        assert_eq!(custody_of(Epoch(u64::MAX), 1), None);
     }
 }
