@@ -176,7 +176,8 @@ async fn pull(
     for holder in &source.holders {
         let pull = Pull {
             chunk: chunk.0,
-            epoch: source.epoch,
+            // Of the order: chunkservers obey none of an epoch that is over. The chunk may be older.
+            epoch: master.epoch().0,
             length,
             digest: source.digest.clone(),
             custody: term,
