@@ -8,11 +8,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use mooseng_namespace::may_be_near;
 use mooseng_wire::Role;
 use mooseng_wire::call::ErrorCode;
 use mooseng_wire::fs::FsRequest;
 use mooseng_wire::fs::fs_reply::Reply;
-use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::geo::{NearRead, NearReply, Place};
 use mooseng_wire::method::Method;
 use prost::Message;
@@ -81,7 +81,7 @@ impl Near {
 
     /// Reads from the replica; none where the home has to be asked.
     pub async fn read(&self, peers: &dyn Peers, masters: &[String], request: &FsRequest) -> Option<Reply> {
-        if !request.op.as_ref().is_some_and(may_be_near) {
+        if !may_be_near(request) {
             return None;
         }
         let (seen, known) = {
@@ -147,28 +147,13 @@ impl Near {
     }
 }
 
-/// What needs no promise, session or custodian.
-fn may_be_near(op: &Op) -> bool {
-    matches!(
-        op,
-        Op::Lookup(_)
-            | Op::GetAttr(_)
-            | Op::ReadLink(_)
-            | Op::ReadDir(_)
-            | Op::ReadExtents(_)
-            | Op::Seek(_)
-            | Op::GetXattr(_)
-            | Op::ListXattr(_)
-            | Op::Access(_)
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::VecDeque;
 
     use async_trait::async_trait;
     use mooseng_wire::call::CallError;
+    use mooseng_wire::fs::fs_request::Op;
     use mooseng_wire::fs::{Done, FsReply, GetAttr, StatFs};
 
     use super::*;

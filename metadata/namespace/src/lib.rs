@@ -55,7 +55,7 @@ pub use errno::Errno;
 pub use error::OpError;
 pub use format::{format, found};
 pub use ops::{execute, execute_noting};
-pub use request::{is_change, is_told, needs_chunk, needs_inode, reads_from, volume_of};
+pub use request::{is_change, is_told, may_be_near, needs_chunk, needs_inode, reads_from, volume_of};
 
 /// Most hard links of a file.
 pub const LINKS_MAX: u32 = 65_000;

@@ -8,6 +8,24 @@ use mooseng_wire::{InodeId, VolumeId};
 
 use crate::context::Room;
 
+/// Whether a replica of the volume may answer the request: a plain read, which needs no promise, session or custodian.
+pub fn may_be_near(request: &FsRequest) -> bool {
+    matches!(
+        request.op,
+        Some(
+            Op::Lookup(_)
+                | Op::GetAttr(_)
+                | Op::ReadLink(_)
+                | Op::ReadDir(_)
+                | Op::ReadExtents(_)
+                | Op::Seek(_)
+                | Op::GetXattr(_)
+                | Op::ListXattr(_)
+                | Op::Access(_)
+        )
+    )
+}
+
 /// Whether the request changes something, so that it carries a number and ends in a commit.
 pub fn is_change(request: &FsRequest) -> bool {
     match &request.op {

@@ -11,7 +11,8 @@ use common::regions::{Regions, identity_of};
 use common::{Client, until};
 use mooseng_master::geo::{ROOT_VOLUME, verify};
 use mooseng_master::master::Master;
-use mooseng_schema::log::LogPosition;
+use mooseng_schema::Record;
+use mooseng_schema::log::{self, LogPosition, ReplicaRecord};
 use mooseng_store::{Store, Transaction};
 use mooseng_transport::{CallFailure, PlainNetwork};
 use mooseng_wire::call::ErrorCode;
@@ -192,8 +193,18 @@ async fn only_the_home_is_listened_to_and_only_regions_of_the_cluster_are_let_in
     assert_eq!(pushed("else", Role::Master, &push).await, Some(ErrorCode::PermissionDenied));
     let later = Push { epoch: 2, ..push.clone() };
     assert_eq!(pushed("a", Role::Master, &later).await, Some(ErrorCode::Unavailable));
-    let earlier = Push { epoch: 0, ..push };
+    let earlier = Push { epoch: 0, ..push.clone() };
     assert_eq!(pushed("a", Role::Master, &earlier).await, Some(ErrorCode::StaleEpoch));
+    // A home whose epoch is over has a replica that refuses it begin nothing anew.
+    let replica = serving(&regions, "b").unwrap();
+    let tx = replica.store.begin();
+    let record = replica.geo.replica(ROOT_VOLUME).record.unwrap();
+    let refusing = ReplicaRecord { refuses: 1, ..record };
+    tx.set(&log::replica_key(ROOT_VOLUME), &refusing.to_value());
+    tx.commit().await.unwrap();
+    replica.geo.forget();
+    let anew = Push { begin_anew: true, ..push };
+    assert_eq!(pushed("a", Role::Master, &anew).await, Some(ErrorCode::StaleEpoch));
     // A witness isn't to have the volume.
     let ask = AskPage { bytes_max: 1000, ..AskPage::default() };
     let paged = async |region: &str, to: &str| match from(region, Role::Master, to)

@@ -2,14 +2,13 @@
 
 use std::time::Duration;
 
-use mooseng_namespace::{OpContext, SessionCall};
+use mooseng_namespace::{OpContext, SessionCall, may_be_near};
 use mooseng_schema::log::LogPosition;
 use mooseng_transport::{Peer, call_error};
 use mooseng_wire::Role;
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::fs::FsReply;
 use mooseng_wire::fs::fs_reply::Reply;
-use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::geo::{NearRead, NearReply};
 use tokio::time::Instant;
 
@@ -24,22 +23,6 @@ const WAIT: Duration = Duration::from_millis(100);
 
 fn elsewhere(message: impl Into<String>) -> CallError {
     call_error(ErrorCode::Unavailable, message)
-}
-
-/// What needs no promise, session or custodian.
-fn may_be_near(op: &Op) -> bool {
-    matches!(
-        op,
-        Op::Lookup(_)
-            | Op::GetAttr(_)
-            | Op::ReadLink(_)
-            | Op::ReadDir(_)
-            | Op::ReadExtents(_)
-            | Op::Seek(_)
-            | Op::GetXattr(_)
-            | Op::ListXattr(_)
-            | Op::Access(_)
-    )
 }
 
 /// Answers a read from the replica here, at a place that isn't before what the client has seen. UNAVAILABLE sends the client to the home.
@@ -58,7 +41,7 @@ pub async fn read(
     if rights::of(master, &peer.identity)?.is_some() {
         return Err(elsewhere("a client under a mount rule reads at the volume's home"));
     }
-    let fs = request.op.as_ref().filter(|fs| fs.op.as_ref().is_some_and(may_be_near));
+    let fs = request.op.as_ref().filter(|fs| may_be_near(fs));
     let Some(fs) = fs else {
         return Err(call_error(ErrorCode::InvalidRequest, "only plain reads are answered by a replica"));
     };

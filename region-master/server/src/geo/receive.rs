@@ -41,7 +41,7 @@ pub async fn push(master: &Master, peer: &Peer, push: Push, deadline: Instant) -
         replica.heard = Some(now);
     });
     if push.begin_anew {
-        stand::begin_anew(master, volume, after).await?;
+        stand::begin_anew(master, volume, after, Epoch(push.epoch)).await?;
     }
     let record = take(master, volume, after, entries, Epoch(push.epoch), deadline).await?;
     if record.position() >= newest {

@@ -112,7 +112,10 @@ async fn ship(master: &Arc<Master>, volume: VolumeId, epoch: Epoch, region: &str
                 Ok(entries) => {
                     if let Some(last) = entries.last() {
                         let number = shipping.pushed(last.at);
-                        sent.push_back((last.at, master.clock.boot()));
+                        // What is sent again is as old as it was.
+                        if sent.back().is_none_or(|(at, _)| *at < last.at) {
+                            sent.push_back((last.at, master.clock.boot()));
+                        }
                         note(master, volume, region, &shipping, &sent);
                         send(master, volume, epoch, region, number, after, &entries, &mut answers);
                         continue;
@@ -145,9 +148,9 @@ async fn ship(master: &Arc<Master>, volume: VolumeId, epoch: Epoch, region: &str
                                 true
                             })
                         } else {
-                        // A greeting shows whether the region still is where it was.
-                        let back = number == 0 && shipping.acknowledged().is_some_and(|known| at < known);
-                        heard == Heard::Copying || heard == Heard::Elsewhere || back
+                            // A greeting shows whether the region still is where it was.
+                            let back = number == 0 && shipping.acknowledged().is_some_and(|known| at < known);
+                            heard == Heard::Copying || heard == Heard::Elsewhere || back
                         }
                     }
                     Err(error) => {
@@ -214,10 +217,13 @@ fn note(
     shipping: &Shipping<LogPosition>,
     sent: &VecDeque<(LogPosition, BootTime)>,
 ) {
-    let at = shipping.acknowledged();
-    let behind_since = sent.front().map(|(_, since)| *since);
+    let (now, newest) = (master.clock.boot(), master.geo.newest(volume));
     master.geo.note_shipped(volume, region, |known| {
-        *known = Shipped { at: at.or(known.at), behind_since, ..std::mem::take(known) };
+        let at = shipping.acknowledged().or(known.at);
+        // Also while it isn't reached, and nothing is sent.
+        let since = sent.front().map(|(_, since)| *since).or(known.behind_since).unwrap_or(now);
+        let behind_since = at.is_none_or(|at| at < newest).then_some(since);
+        *known = Shipped { at, behind_since, ..std::mem::take(known) };
     });
 }
 

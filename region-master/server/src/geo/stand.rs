@@ -134,9 +134,14 @@ pub(super) async fn begin_anew(
     master: &Master,
     volume: VolumeId,
     common: LogPosition,
+    from: Epoch,
 ) -> Result<(), CallError> {
     let _applying = master.geo.applying.lock().await;
     let record = receive::record(master, volume).await?;
+    // This region may be about to follow that home: what it has is what it said that it has.
+    if from.0 <= record.refuses {
+        return Err(failed(master, &ReplicaError::Refused(record.refuses)));
+    }
     tracing::warn!(
         at = %record.position(),
         %common,
