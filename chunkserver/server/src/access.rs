@@ -82,6 +82,7 @@ fn needed_here(role: Role, method: Method) -> Result<Option<u32>, CallError> {
             | Method::ChunkSeal
             | Method::ChunkStat
             | Method::ChunkPull
+            | Method::ChunkFollow
             | Method::ChunkBuild
             | Method::ChunkDigest
             | Method::ChunkClose,
@@ -146,7 +147,13 @@ mod tests {
             assert_eq!(may("spiffe://d/eu/master/m", method, &read), Err(ErrorCode::PermissionDenied));
             assert_eq!(may("spiffe://c/eu/admin/a", method, &read), Err(ErrorCode::PermissionDenied));
         }
-        for method in [Method::ChunkPull, Method::ChunkBuild, Method::ChunkDigest, Method::ChunkClose] {
+        for method in [
+            Method::ChunkPull,
+            Method::ChunkFollow,
+            Method::ChunkBuild,
+            Method::ChunkDigest,
+            Method::ChunkClose,
+        ] {
             assert_eq!(may("spiffe://c/eu/master/m", method, &[]), Ok(()));
             for other in ["spiffe://c/eu/client/x", "spiffe://c/eu/chunkserver/y", "spiffe://d/eu/master/m"] {
                 assert_eq!(may(other, method, &read), Err(ErrorCode::PermissionDenied));

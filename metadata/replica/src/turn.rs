@@ -91,6 +91,9 @@ pub async fn rejoin<T: Transaction>(tx: &T, volume: VolumeId, epoch: Epoch) -> R
         log_behind_epoch: behind.epoch.0,
         log_behind_version: behind.version,
         refuses: epoch.0.saturating_sub(1),
+        // Its own log's data is its own.
+        complete_epoch: at.epoch.0,
+        complete_version: at.version,
     };
     apply::put(tx, volume, record);
     tx.clear(&log::logged_key(volume));

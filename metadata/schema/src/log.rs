@@ -155,6 +155,12 @@ pub struct ReplicaRecord {
     /// Nothing is taken any more from homes of epochs up to this one.
     #[prost(uint64, tag = "6")]
     pub refuses: u64,
+    /// The data that entries up to this place name is in this region, too: its epoch. It may be further by now.
+    #[prost(uint64, tag = "7")]
+    pub complete_epoch: u64,
+    /// And its version.
+    #[prost(uint64, tag = "8")]
+    pub complete_version: u64,
 }
 
 impl Record for ReplicaRecord {
@@ -170,6 +176,11 @@ impl ReplicaRecord {
     /// The place of the log.
     pub fn position(&self) -> LogPosition {
         LogPosition::new(Epoch(self.epoch), self.version)
+    }
+
+    /// The data that entries up to this place name is here, too.
+    pub fn complete(&self) -> LogPosition {
+        LogPosition::new(Epoch(self.complete_epoch), self.complete_version)
     }
 }
 
@@ -224,8 +235,10 @@ mod tests {
                 log_behind_epoch: 1,
                 log_behind_version: 2,
                 refuses: 1,
+                complete_epoch: 2,
+                complete_version: 299,
             },
-            "01080210ac021a016b200128023001",
+            "01080210ac021a016b200128023001380240ab02",
         );
         let parts = parts(VolumeId(0), at, &Bytes::from_static(b"xy"));
         assert_eq!(hex(&parts[0].1), "01007879");

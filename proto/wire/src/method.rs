@@ -80,6 +80,8 @@ methods! {
     ChunkBuild = 27 on Change,
     /// chunk.Lend -> chunk.Lent
     ChunkLend = 28 on Read,
+    /// chunk.Follow -> chunk.Followed
+    ChunkFollow = 29 on Change,
     /// raft.AppendEntries -> raft.AppendAnswer
     RaftAppend = 40 on Control,
     /// raft.VoteRequest -> raft.VoteAnswer
@@ -104,6 +106,8 @@ methods! {
     NearRead = 64 on Read,
     /// geo.AskSource -> geo.Source
     ChunkSource = 65 on Read,
+    /// geo.Complete -> geo.CompleteHeard
+    LogComplete = 66 on Control,
     /// raft.AppendEntries -> raft.AppendAnswer, of the global group, as all that follow.
     GlobalAppend = 50 on Control,
     /// raft.VoteRequest -> raft.VoteAnswer

@@ -121,6 +121,9 @@ pub struct VolumeRecord {
     /// Its version.
     #[prost(uint64, tag = "10")]
     pub cut_version: u64,
+    /// See [`Volume::blocks_alone`].
+    #[prost(bool, tag = "11")]
+    pub blocks_alone: bool,
 }
 
 impl Record for VolumeRecord {
@@ -140,6 +143,7 @@ impl From<&Volume> for VolumeRecord {
             abandoned: volume.abandoned,
             cut_epoch: volume.cut.map_or(0, |cut| cut.epoch.0),
             cut_version: volume.cut.map_or(0, |cut| cut.version),
+            blocks_alone: volume.blocks_alone,
         }
     }
 }
@@ -157,6 +161,7 @@ impl From<VolumeRecord> for Volume {
             regions: BTreeSet::from_iter(record.regions),
             sync_set: BTreeSet::from_iter(record.sync_set),
             automatic: record.automatic,
+            blocks_alone: record.blocks_alone,
         }
     }
 }
@@ -216,10 +221,11 @@ mod tests {
             regions: ["a".to_owned(), "b".to_owned()].into(),
             sync_set: ["a".to_owned()].into(),
             automatic: true,
+            blocks_alone: true,
         };
         golden(
             &VolumeRecord::from(&volume),
-            "010a0161100218012001 2a01612a0162 320161 3801 4001 4801 50ac02".replace(' ', "").as_str(),
+            "010a0161100218012001 2a01612a0162 320161 3801 4001 4801 50ac02 5801".replace(' ', "").as_str(),
         );
         golden(&LeaseRecord { sequence: 300 }, "0108ac02");
     }
@@ -236,12 +242,12 @@ mod tests {
         fn volumes_come_back(
             home in "[a-z]{1,8}", epoch: u64, open: bool, geo: bool, automatic: bool, abandoned: bool,
             cut in proptest::option::of((1_u64.., any::<u64>())),
-            regions in proptest::collection::btree_set("[a-z]{1,8}", 0..4),
+            regions in proptest::collection::btree_set("[a-z]{1,8}", 0..4), blocks_alone: bool,
         ) {
             let durability = if geo { Durability::Geo } else { Durability::Region };
             let sync_set = regions.clone();
             let cut = cut.map(|(epoch, version)| LogPosition::new(Epoch(epoch), version));
-            let volume = Volume { home, epoch: Epoch(epoch), open, abandoned, cut, durability, regions, sync_set, automatic };
+            let volume = Volume { home, epoch: Epoch(epoch), open, abandoned, cut, durability, regions, sync_set, automatic, blocks_alone };
             prop_assert_eq!(Volume::from(VolumeRecord::from(&volume)), volume);
         }
     }

@@ -161,6 +161,8 @@ pub struct VolumeChange {
     pub durability: Option<Durability>,
     /// See [`Volume::automatic`].
     pub automatic: Option<bool>,
+    /// See [`Volume::blocks_alone`].
+    pub blocks_alone: Option<bool>,
 }
 
 type Ruled<T> = Result<T, RuleError>;
@@ -273,6 +275,7 @@ pub async fn found(tx: &impl Transaction, founding: &Founding) -> Ruled<bool> {
         automatic: with_data.len() > 1 && voters::check(&founding.regions).is_ok(),
         regions: with_data,
         sync_set: [founding.root_home.clone()].into(),
+        blocks_alone: false,
     };
     put(tx, ROOT, &root);
     changed(tx).await?;
@@ -420,6 +423,10 @@ pub async fn open_epoch(
     if found.durability == Durability::Region {
         sync_set = BTreeSet::new();
     }
+    // What a home that was lost had acknowledged is in all others of the set; it comes back into it once it has caught up.
+    if found.abandoned {
+        sync_set.remove(&found.home);
+    }
     sync_set.insert(home.to_owned());
     put(
         tx,
@@ -447,6 +454,7 @@ pub async fn set_volume(
     }
     now.durability = change.durability.unwrap_or(now.durability);
     now.automatic = change.automatic.unwrap_or(now.automatic);
+    now.blocks_alone = change.blocks_alone.unwrap_or(now.blocks_alone);
     if now == found {
         return version(tx, Read::Conflicting).await;
     }
@@ -468,6 +476,14 @@ pub async fn set_volume(
     }
     if now.durability == Durability::Geo && (now.regions.len() < 2 || voters::check(&known).is_err()) {
         return Err(RuleError::NoFailover(id));
+    }
+    if now.durability == Durability::Geo
+        && now.blocks_alone
+        && now.sync_set.len() == 1
+        && found.sync_set.len() > 1
+    {
+        let why = "fsync would be answered by the home alone, and the volume is set to wait instead";
+        return Err(unfit(&now.home, "be alone in the volume's sync set", why));
     }
     put(tx, id, &now);
     changed(tx).await

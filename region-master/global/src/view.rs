@@ -81,6 +81,8 @@ pub struct Volume {
     pub sync_set: BTreeSet<String>,
     /// Another region may take over by itself once the home's lease has run out.
     pub automatic: bool,
+    /// Of a `geo` volume: while no other region is there to be in the sync set, fsync waits rather than that it is answered by the home alone.
+    pub blocks_alone: bool,
 }
 
 impl Volume {

@@ -49,7 +49,11 @@ pub async fn push(master: &Master, peer: &Peer, push: Push, deadline: Instant) -
     }
     trim(master, volume, &record, position(push.trimmed.as_ref())).await?;
     master.may_answer(term)?;
-    Ok(Pushed { at: place(record.position()), copying: record.copied_before.is_some() })
+    Ok(Pushed {
+        at: place(record.position()),
+        copying: record.copied_before.is_some(),
+        complete: place(record.complete()),
+    })
 }
 
 /// Only the home of the epoch that is known here is listened to.

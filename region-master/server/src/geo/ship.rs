@@ -135,7 +135,7 @@ async fn ship(master: &Arc<Master>, volume: VolumeId, epoch: Epoch, region: &str
         tokio::select! {
             Some((number, answer)) = answers.next(), if !answers.is_empty() => {
                 let again = match answer {
-                    Ok(Pushed { at, copying }) => {
+                    Ok(Pushed { at, copying, .. }) => {
                         let at = position(at.as_ref());
                         let heard = shipping.answered(number, at, copying);
                         master.geo.note_shipped(volume, region, |known| {
@@ -259,6 +259,7 @@ fn send<'a>(
         trimmed: place(master.geo.trimmed(volume)),
         epoch: epoch.0,
         begin_anew: false,
+        synced: None,
     };
     let mut asking: Pin<Box<dyn Future<Output = Answer> + Send + 'a>> =
         Box::pin(async move { (number, ask(master, region, Method::LogPush, &message).await) });

@@ -239,6 +239,7 @@ impl Global {
             sync_set: asked.sync_set.map(names),
             durability: asked.geo.map(|geo| if geo { Durability::Geo } else { Durability::Region }),
             automatic: asked.automatic,
+            blocks_alone: asked.blocks_alone,
         };
         self.version_of(|tx| async move {
             let version = rules::set_volume(&tx, volume, epoch, change).await?;
