@@ -52,6 +52,7 @@ async fn a_cluster_is_founded_and_every_master_knows_the_same() {
         regions: ["a".to_owned(), "b".to_owned()].into(),
         sync_set: ["a".to_owned()].into(),
         automatic: true,
+        blocks_alone: false,
     };
     assert_eq!(view.volumes, [(ROOT, root)].into());
     // All are members; one of each region votes, so that any region may be lost.
