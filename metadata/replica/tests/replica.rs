@@ -318,7 +318,7 @@ async fn a_chunk_that_dies_leaves_its_copies_to_be_deleted() {
     ];
     let page = read::Page { at: LogPosition::new(Epoch(1), 5), pairs, next: None };
     apply::install(&tx, VOLUME, &whole_volume(VOLUME).begin, &page).await.unwrap();
-    let location = LocationRecord { layout: 1, copies: vec!["a".into(), "b".into()], epoch: 1 };
+    let location = LocationRecord { layout: 1, copies: vec!["a".into(), "b".into()], epoch: 1, partial: None };
     tx.set(&location::key(here), &location.to_value());
     commit(tx).await;
     let changes = [here, elsewhere].map(|chunk| Change::Clear(chunk::key(chunk).into()));

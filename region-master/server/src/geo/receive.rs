@@ -15,7 +15,7 @@ use mooseng_wire::{Epoch, VolumeId};
 use std::time::Duration;
 use tokio::time::Instant;
 
-use super::{allow_master, failed, place, position, stand};
+use super::{allow_master, complete, failed, place, position, stand, sync};
 use crate::master::Master;
 
 /// Entries of one push are taken in by transactions of so many bytes, or of one entry.
@@ -40,6 +40,7 @@ pub async fn push(master: &Master, peer: &Peer, push: Push, deadline: Instant) -
         replica.newest = replica.newest.max(newest);
         replica.heard = Some(now);
     });
+    sync::told(master, position(push.synced.as_ref()));
     if push.begin_anew {
         stand::begin_anew(master, volume, after, Epoch(push.epoch)).await?;
     }
@@ -142,7 +143,11 @@ pub(super) async fn replay(
         });
         let (now, later) = rest.split_at(fitting.count().max(1));
         let after = record.position();
-        record = change(master, volume, Change::Replay(after, now, from)).await?;
+        let coming = complete::coming(master, volume, now).await.map_err(|e| failed(master, &e))?;
+        let whole = complete::whole(master, after, &coming);
+        sync::note(master, volume, now);
+        record = change(master, volume, Change::Replay(after, now, from, whole)).await?;
+        complete::note(master, after, coming);
         master.metrics.log_replayed.inc_by(now.len() as u64);
         want_chunks(master, volume, now);
         rest = later;
@@ -171,8 +176,10 @@ pub(super) enum Change<'a> {
     BeginAnew,
     /// Takes in the range from that key on.
     Install(&'a Bytes, &'a Page),
-    /// Replays the entries that follow that place, from the home of that epoch.
-    Replay(LogPosition, &'a [Entry], Epoch),
+    /// Replays the entries that follow that place, from the home of that epoch; up to the other place they are complete as they come.
+    Replay(LogPosition, &'a [Entry], Epoch, LogPosition),
+    /// It is complete up to that place.
+    Completed(LogPosition),
     /// Refuses epochs up to this one.
     Refuse(Epoch),
     /// Lets go of the log up to that place.
@@ -199,8 +206,10 @@ impl Change<'_> {
                     }
                 }
             }
-            Self::Replay(after, entries, from) => {
-                match apply::entries(tx, volume, *after, entries, *from, now_ns).await {
+            // What is left to do of it is done by the next such change.
+            Self::Completed(upto) => drop(apply::completed(tx, volume, *upto).await?),
+            Self::Replay(after, entries, from, whole) => {
+                match apply::entries(tx, volume, *after, entries, *from, now_ns, *whole).await {
                     Err(ReplicaError::Gap { at, .. }) if entries.last().is_some_and(|last| last.at == at) => {
                     }
                     other => drop(other?),
