@@ -11,15 +11,19 @@
 //! - [`Tail`]: the newest entries in memory.
 //! - [`read`]: entries and ranges, for those who ask a home.
 //! - [`apply`]: what a replica does with them.
+//! - [`needs`]: what of the data that entries name isn't there yet.
+//! - [`unsynced`]: what the sync set doesn't have yet, and others aren't told of.
 //! - [`turn`]: how a replica becomes the home, and a home a replica.
 
 pub mod apply;
 mod before;
 mod derive;
 mod entry;
+pub mod needs;
 pub mod read;
 mod tail;
 pub mod turn;
+pub mod unsynced;
 
 pub use derive::VolumeLogs;
 pub use entry::{Entry, within};
