@@ -3,6 +3,7 @@
 //! ```text
 //!  home:     transaction -> VolumeLogs::derive -> log entry (same version) -> Tail, read::entries -> other regions
 //!  elsewhere:  read::page -> apply::install ... -> apply::entries -> the same records, the same log, at a place that is kept with them
+//!              data not here yet: before-images -> apply::completed, once it is; turn::undo, where the next home begins at an earlier place
 //! ```
 //! Everything here is a function of a transaction, or memory without a clock.
 //!
@@ -15,6 +16,7 @@
 //! - [`turn`]: how a replica becomes the home, and a home a replica.
 
 pub mod apply;
+mod before;
 mod derive;
 mod entry;
 pub mod needs;
@@ -58,6 +60,16 @@ pub enum ReplicaError {
         after: LogPosition,
         /// Up to where it was trimmed.
         trimmed: LogPosition,
+    },
+    /// What would have to be undone is complete, or was copied.
+    #[error(
+        "this region can't go back to {to} of the volume's log: what it has up to {down_to} can't be undone"
+    )]
+    NotUndoable {
+        /// Where it was to go.
+        to: LogPosition,
+        /// How far it can.
+        down_to: LogPosition,
     },
     /// They come from a home whose epoch is over.
     #[error("this region takes nothing any more of epoch {0}, nor of earlier ones")]

@@ -84,7 +84,11 @@ impl Needs {
 
     /// A volume that was looked through from `begun` to `ended`, two places of its log: these bytes aren't here. What chunks that died meanwhile
     /// had isn't known, so no place before `ended` counts as complete.
-    pub fn of_scan(begun: LogPosition, missing: impl IntoIterator<Item = (ChunkId, u64)>, ended: LogPosition) -> Self {
+    pub fn of_scan(
+        begun: LogPosition,
+        missing: impl IntoIterator<Item = (ChunkId, u64)>,
+        ended: LogPosition,
+    ) -> Self {
         let mut needs = Self::from(begun);
         let before = LogPosition::default();
         for (chunk, upto) in missing {
@@ -117,7 +121,12 @@ impl Needs {
     }
 
     /// The entry at `at`, which is the next one, names these bytes, of which those that are here aren't told; and these chunks are no more.
-    pub fn note(&mut self, at: LogPosition, missing: impl IntoIterator<Item = (ChunkId, u64)>, gone: impl IntoIterator<Item = ChunkId>) {
+    pub fn note(
+        &mut self,
+        at: LogPosition,
+        missing: impl IntoIterator<Item = (ChunkId, u64)>,
+        gone: impl IntoIterator<Item = ChunkId>,
+    ) {
         debug_assert!(at > self.noted, "entries are looked at in their order");
         let before = std::mem::replace(&mut self.noted, at);
         for (chunk, upto) in missing {

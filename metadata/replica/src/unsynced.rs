@@ -82,8 +82,11 @@ impl Unsynced {
             match fact_of(volume, key) {
                 Some(Fact::Inode(inode)) => changed.push(What::Inode(inode)),
                 Some(Fact::Directory(directory)) => {
-                    let name = value.and_then(|value| DirentRecord::from_value(value).ok()).map(|record| record.name);
-                    changed.push(name.map_or(What::SomeEntry(directory), |name| What::Entry(directory, name)));
+                    let name = value
+                        .and_then(|value| DirentRecord::from_value(value).ok())
+                        .map(|record| record.name);
+                    changed
+                        .push(name.map_or(What::SomeEntry(directory), |name| What::Entry(directory, name)));
                     changed.push(What::List(directory));
                 }
                 Some(Fact::Entry(..)) | None => {}
@@ -124,7 +127,11 @@ impl Unsynced {
     }
 
     /// What the sync set must have before `session` may be told of these facts; none where they may be told.
-    pub fn hold<'f>(&self, facts: impl IntoIterator<Item = &'f Fact>, session: Option<SessionId>) -> Option<LogPosition> {
+    pub fn hold<'f>(
+        &self,
+        facts: impl IntoIterator<Item = &'f Fact>,
+        session: Option<SessionId>,
+    ) -> Option<LogPosition> {
         if !self.on {
             return None;
         }
@@ -163,7 +170,10 @@ mod tests {
         let mut changes: Vec<Change> =
             inodes.iter().map(|n| Change::Set(inode::key(InodeId(*n)).into(), Bytes::new())).collect();
         if by > 0 {
-            changes.push(Change::Set(session::outcome_key(SessionId(by), RequestNumber(1)).into(), Bytes::new()));
+            changes.push(Change::Set(
+                session::outcome_key(SessionId(by), RequestNumber(1)).into(),
+                Bytes::new(),
+            ));
         }
         changes
     }

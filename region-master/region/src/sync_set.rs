@@ -82,7 +82,10 @@ impl<P: Copy + Ord> SyncSet<P> {
         if complete.is_some_and(|complete| complete >= newest) {
             return None;
         }
-        self.samples.iter().find(|(_, place)| complete.is_none_or(|complete| *place > complete)).map(|(at, _)| *at)
+        self.samples
+            .iter()
+            .find(|(_, place)| complete.is_none_or(|complete| *place > complete))
+            .map(|(at, _)| *at)
     }
 
     /// Looks at how things are. Answers a set to propose; who is `joining` afterwards is waited for before anything is answered.
@@ -90,7 +93,8 @@ impl<P: Copy + Ord> SyncSet<P> {
         if self.samples.back().is_none_or(|(at, _)| now.since(*at) >= SAMPLE) {
             self.samples.push_back((now, facts.newest));
             // Longer ago than anybody may be behind.
-            while self.samples.len() > 2 && self.samples.get(1).is_some_and(|(at, _)| now.since(*at) > BEHIND) {
+            while self.samples.len() > 2 && self.samples.get(1).is_some_and(|(at, _)| now.since(*at) > BEHIND)
+            {
                 self.samples.pop_front();
             }
         }
@@ -99,9 +103,8 @@ impl<P: Copy + Ord> SyncSet<P> {
         let stalls = |region: &String| {
             let Some(seen) = facts.regions.get(region) else { return true };
             let silent = seen.heard.is_none_or(|heard| now.since(heard) >= SILENT);
-            behind(seen).is_some_and(|since| {
-                (silent && now.since(since) >= SILENT) || now.since(since) >= BEHIND
-            })
+            behind(seen)
+                .is_some_and(|since| (silent && now.since(since) >= SILENT) || now.since(since) >= BEHIND)
         };
         let others = facts.agreed.iter().filter(|region| *region != facts.home);
         let stalled: BTreeSet<String> = others.filter(|region| stalls(region)).cloned().collect();
@@ -112,15 +115,20 @@ impl<P: Copy + Ord> SyncSet<P> {
                 return Some(left);
             }
         }
-        let given_up: Vec<String> =
-            self.joining.iter().filter(|(region, j)| !j.proposed && stalls(region)).map(|(region, _)| region.clone()).collect();
+        let given_up: Vec<String> = self
+            .joining
+            .iter()
+            .filter(|(region, j)| !j.proposed && stalls(region))
+            .map(|(region, _)| region.clone())
+            .collect();
         let close: Vec<String> = facts
             .regions
             .iter()
             .filter(|(region, seen)| {
                 let rests = self.left.get(*region).is_some_and(|left| now.since(*left) < REST);
                 let lives = seen.heard.is_some_and(|heard| now.since(heard) < CLOSE);
-                let near = seen.complete.is_some() && behind(seen).is_none_or(|since| now.since(since) < CLOSE);
+                let near =
+                    seen.complete.is_some() && behind(seen).is_none_or(|since| now.since(since) < CLOSE);
                 let outside = !facts.agreed.contains(*region) && !self.joining.contains_key(*region);
                 outside && lives && near && !rests
             })
@@ -240,8 +248,14 @@ mod tests {
         let mut agreed = set(&["a"]);
         let start = BootTime(Duration::from_millis(1_000));
         let at = |ms: u64| start.after(Duration::from_millis(ms));
-        let look = |decider: &mut SyncSet<u64>, agreed: &BTreeSet<String>, ms: u64, newest: u64, complete: u64, heard: u64| {
-            let regions = [("b".to_owned(), Seen { complete: Some(complete), heard: Some(at(heard)) })].into();
+        let look = |decider: &mut SyncSet<u64>,
+                    agreed: &BTreeSet<String>,
+                    ms: u64,
+                    newest: u64,
+                    complete: u64,
+                    heard: u64| {
+            let regions =
+                [("b".to_owned(), Seen { complete: Some(complete), heard: Some(at(heard)) })].into();
             decider.step(at(ms), &Facts { home: "a", agreed, regions: &regions, newest, blocks_alone: false })
         };
         // It is close, is waited for, and joins once it has what there was then.

@@ -65,7 +65,12 @@ pub async fn source(master: &Master, peer: &Peer, asked: AskSource) -> Result<So
         let (volume, now_ns) = (u64::from(chunk.volume().0), master.clock.unix_ns());
         let ticket = master.desk(|desk| tickets::for_chunk(&desk.keys, 0, volume, chunk.0, false, now_ns));
         master.may_answer(term)?;
-        return Ok(Source { holders: members, ticket: ticket.into(), digest: Bytes::new(), epoch: location.epoch });
+        return Ok(Source {
+            holders: members,
+            ticket: ticket.into(),
+            digest: Bytes::new(),
+            epoch: location.epoch,
+        });
     }
     let mut last = "no chunkserver that has it is known here".to_owned();
     for place in 0..members.len() {
@@ -101,7 +106,8 @@ pub async fn run(master: &Master, term: u64) {
         while fetching.len() < AT_ONCE {
             let needed = master.geo.needs(|needs| needs.next(|chunk| busy.contains(&chunk))).flatten();
             let next = needed.map(|(chunk, upto)| (chunk, Some(upto)));
-            let Some((chunk, upto)) = next.or_else(|| master.geo.take_wanted().map(|chunk| (chunk, None))) else {
+            let Some((chunk, upto)) = next.or_else(|| master.geo.take_wanted().map(|chunk| (chunk, None)))
+            else {
                 break;
             };
             if !busy.insert(chunk) {
@@ -160,8 +166,12 @@ async fn fetch(master: &Master, term: u64, chunk: ChunkId, upto: Option<u64>) ->
         None if sealed => fetch_whole(master, term, &listing).await,
         None => {
             let target = target(master, &listing)?;
-            let location =
-                LocationRecord { layout: Layout::Copies as u32, copies: vec![target], epoch: record.birth, partial: Some(0) };
+            let location = LocationRecord {
+                layout: Layout::Copies as u32,
+                copies: vec![target],
+                epoch: record.birth,
+                partial: Some(0),
+            };
             // On record before there is anything, so that nothing is taken for a stray.
             if !relocate(master, &listing, &location).await? {
                 return Err("the chunk isn't as it was any more".into());
@@ -177,7 +187,11 @@ async fn fetch(master: &Master, term: u64, chunk: ChunkId, upto: Option<u64>) ->
     }
 }
 
-async fn relocate(master: &Master, listing: &ChunkListing, location: &LocationRecord) -> Result<bool, String> {
+async fn relocate(
+    master: &Master,
+    listing: &ChunkListing,
+    location: &LocationRecord,
+) -> Result<bool, String> {
     house::relocate(master, listing, location.clone()).await.map_err(|e| e.message)
 }
 
@@ -211,8 +225,12 @@ async fn fetch_whole(master: &Master, term: u64, listing: &ChunkListing) -> Resu
     let address = address_of(master, &target).ok_or("the chunkserver isn't known any more")?;
     let source = source_of(master, &AskSource { chunk: chunk.0, length, grows: false }).await?;
     pull(master, term, chunk, length, &source, &address).await?;
-    let location =
-        LocationRecord { layout: Layout::Copies as u32, copies: vec![target.clone()], epoch: source.epoch, partial: None };
+    let location = LocationRecord {
+        layout: Layout::Copies as u32,
+        copies: vec![target.clone()],
+        epoch: source.epoch,
+        partial: None,
+    };
     if !relocate(master, listing, &location).await? {
         return Err("the chunk isn't as it was any more".into());
     }
@@ -243,10 +261,16 @@ async fn follow(
     let target = location.copies.first().cloned().unwrap_or_default();
     let Some(address) = address_of(master, &target) else {
         // It is gone for good: whoever left the region. One that is only down is waited for, for a while.
-        return begin_elsewhere(master, listing, location, "the chunkserver that has a part of it isn't known any more").await;
+        return begin_elsewhere(
+            master,
+            listing,
+            location,
+            "the chunkserver that has a part of it isn't known any more",
+        )
+        .await;
     };
     let source = source_of(master, &AskSource { chunk: chunk.0, length: upto, grows: !sealed }).await?;
-    let mut last = "the home names nobody who has it".to_owned();
+    let (mut last, mut useless) = ("the home names nobody who has it".to_owned(), false);
     for holder in &source.holders {
         let order = Follow {
             chunk: chunk.0,
@@ -268,20 +292,20 @@ async fn follow(
                 }
                 match sealed {
                     true => fetched(master, chunk, &target, (upto, had), source.epoch),
-                    false => master.metrics.bytes_fetched.inc_by(followed.length.saturating_sub(had)),
+                    false => drop(master.metrics.bytes_fetched.inc_by(followed.length.saturating_sub(had))),
                 }
                 met(master, chunk, if sealed { u64::MAX } else { followed.length });
                 return Ok(());
             }
-            Err(CallFailure::Remote(e))
-                if matches!(e.code(), ErrorCode::ChunkSealed | ErrorCode::Corrupt | ErrorCode::DiskFailed) =>
-            {
-                return begin_elsewhere(master, listing, location, &e.message).await;
+            Err(error) => {
+                use ErrorCode::{ChunkSealed, Corrupt, DiskFailed};
+                useless |= matches!(&error, CallFailure::Remote(e) if matches!(e.code(), ChunkSealed | Corrupt | DiskFailed));
+                last = format!("{target} from {}: {error}", holder.chunkserver);
             }
-            Err(error) => last = format!("{target} from {}: {error}", holder.chunkserver),
         }
     }
-    Err(last)
+    // Another source would have done if it were the source's fault.
+    if useless { begin_elsewhere(master, listing, location, &last).await } else { Err(last) }
 }
 
 /// What is here of a chunk is of no use: it is begun anew on another chunkserver, if there is one.
@@ -292,7 +316,12 @@ async fn begin_elsewhere(
     why: &str,
 ) -> Result<(), String> {
     let target = target(master, listing)?;
-    tracing::warn!(chunk = listing.chunk.0, target, why, "what is here of a chunk is of no use, and it is fetched anew");
+    tracing::warn!(
+        chunk = listing.chunk.0,
+        target,
+        why,
+        "what is here of a chunk is of no use, and it is fetched anew"
+    );
     let anew = LocationRecord { copies: vec![target], partial: Some(0), ..location };
     relocate(master, listing, &anew).await?;
     Err(format!("what was here of the chunk was of no use: {why}"))

@@ -86,6 +86,9 @@ pub(super) fn whole(master: &Master, after: LogPosition, coming: &[Coming]) -> L
 
 /// The entries that follow `after` are replayed.
 pub(super) fn note(master: &Master, after: LogPosition, coming: Vec<Coming>) {
+    if coming.is_empty() {
+        return;
+    }
     let noted = master.geo.needs(|needs| {
         if needs.noted() != after || needs.is_full() {
             return false;
@@ -120,7 +123,9 @@ async fn catch_up(master: &Master, volume: VolumeId) {
         };
         match wait {
             Some(wait) => tokio::time::sleep(wait).await,
-            None if master.geo.needs(|needs| needs.is_full()) == Some(true) => tokio::time::sleep(pause(FULL)).await,
+            None if master.geo.needs(|needs| needs.is_full()) == Some(true) => {
+                tokio::time::sleep(pause(FULL)).await
+            }
             None => drop(moved.changed().await),
         }
     }

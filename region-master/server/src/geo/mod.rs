@@ -96,7 +96,8 @@ pub struct Replica {
 impl Replica {
     /// Where it can be read at; none while it is copied.
     pub fn readable(&self) -> Option<LogPosition> {
-        self.record.as_ref().filter(|record| record.copied_before.is_none()).map(ReplicaRecord::position)
+        let whole = |record: &&ReplicaRecord| record.copied_before.is_none() && !record.undoing;
+        self.record.as_ref().filter(whole).map(ReplicaRecord::position)
     }
 }
 
@@ -453,7 +454,7 @@ fn failed(master: &Master, error: &ReplicaError) -> CallError {
         ReplicaError::Store(_) | ReplicaError::Gap { .. } | ReplicaError::NotLogged => ErrorCode::Unavailable,
         ReplicaError::Trimmed { .. } => ErrorCode::NotFound,
         ReplicaError::Refused(_) => ErrorCode::StaleEpoch,
-        ReplicaError::Schema(_) => ErrorCode::Internal,
+        ReplicaError::Schema(_) | ReplicaError::NotUndoable { .. } => ErrorCode::Internal,
         ReplicaError::Senseless(_) => ErrorCode::InvalidRequest,
     };
     call_error(code, error.to_string())

@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use mooseng_global::{Durability, View, Volume};
 use mooseng_region::sync_set::{Facts, Seen, SyncSet};
-use mooseng_replica::Entry;
+use mooseng_replica::{Entry, turn};
 use mooseng_schema::log::LogPosition;
+use mooseng_store::Store;
 use mooseng_transport::call_error;
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::fact::Fact;
@@ -79,7 +80,8 @@ pub(super) fn told(master: &Master, synced: LogPosition) {
 pub(super) fn is_news(master: &Master, volume: VolumeId, region: &str, told: Option<LogPosition>) -> bool {
     let view = master.geo.view();
     let Some(known) = geo_volume(view.as_deref(), volume) else { return false };
-    let knows = known.sync_set.iter().all(|of| of == region || *of == known.home) && known.sync_set.contains(region);
+    let knows =
+        known.sync_set.iter().all(|of| of == region || *of == known.home) && known.sync_set.contains(region);
     !knows && synced(master, volume) > told
 }
 
@@ -145,11 +147,27 @@ async fn newest(master: &Master, volume: VolumeId, deadline: Instant) -> Result<
             return Ok(known);
         }
         if Instant::now() + BEGINNING >= deadline {
-            let message = "this leader has just begun and doesn't know yet how far the volume's log is; try again";
+            let message =
+                "this leader has just begun and doesn't know yet how far the volume's log is; try again";
             return Err(call_error(ErrorCode::Unavailable, message));
         }
         tokio::time::sleep(BEGINNING).await;
     }
+}
+
+/// Whether what a session had changed up to a place was taken back when the home was lost.
+pub async fn is_lost(master: &Master, volume: VolumeId, changed: LogPosition) -> Result<bool, CallError> {
+    let view = master.geo.view();
+    let Some(known) = view.as_ref().and_then(|view| view.volumes.get(&volume)) else { return Ok(false) };
+    if changed == LogPosition::default() || changed.epoch >= known.epoch {
+        return Ok(false);
+    }
+    if changed.epoch.0 + 1 == known.epoch.0 {
+        return Ok(known.cut.is_some_and(|cut| changed > cut));
+    }
+    // Of an epoch longer ago only the log knows.
+    let kept = turn::has(&master.store.begin(), volume, changed).await;
+    kept.map(|kept| !kept).map_err(|error| super::failed(master, &error))
 }
 
 /// Waits until everything that was committed up to now is in the sync set.
@@ -210,8 +228,11 @@ fn late(master: &Master, volume: VolumeId, at: LogPosition) -> CallError {
         .map(String::as_str)
         .collect();
     let message = match missing.as_slice() {
-        [] => "the volume's home is alone in its sync set, and the volume is set to wait for another region".to_owned(),
-        missing => format!("what was written isn't in {} yet, which the volume's sync set has", missing.join(", ")),
+        [] => "the volume's home is alone in its sync set, and the volume is set to wait for another region"
+            .to_owned(),
+        missing => {
+            format!("what was written isn't in {} yet, which the volume's sync set has", missing.join(", "))
+        }
     };
     call_error(ErrorCode::Unavailable, format!("{message}; try again"))
 }
