@@ -170,6 +170,7 @@ mod tests {
             regions: names(&["a", "b", "c"]),
             sync_set: names(&["a", "b"]),
             automatic: true,
+            blocks_alone: false,
         }
     }
 

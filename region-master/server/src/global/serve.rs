@@ -177,7 +177,8 @@ impl Global {
             Asked::TakeIds(asked) => self.take_ids(caller, asked).await,
             Asked::CloseEpoch(asked) => self.close_epoch(caller, asked).await,
             Asked::OpenEpoch(asked) => self.open_epoch(asked).await,
-            Asked::SetVolume(asked) => self.set_volume(asked).await,
+            Asked::SetVolume(asked) => self.set_volume(asked, true).await,
+            Asked::CheckVolume(asked) => self.set_volume(asked, false).await,
             Asked::AddRegion(asked) => self.add_region(asked).await,
             Asked::RemoveRegion(asked) => self.remove_region(asked).await,
         }
@@ -232,7 +233,7 @@ impl Global {
         .await
     }
 
-    async fn set_volume(&self, asked: SetVolume) -> Result<Changed, CallError> {
+    async fn set_volume(&self, asked: SetVolume, commit: bool) -> Result<Changed, CallError> {
         let (volume, epoch) = (volume_id(asked.volume)?, Epoch(asked.epoch));
         let change = &VolumeChange {
             regions: asked.regions.map(names),
@@ -241,6 +242,12 @@ impl Global {
             automatic: asked.automatic,
             blocks_alone: asked.blocks_alone,
         };
+        if !commit {
+            // A transaction that isn't committed changes nothing.
+            let tx = self.store.begin();
+            rules::set_volume(&tx, volume, epoch, change).await.map_err(|e| refused(self, e))?;
+            return Ok(Changed { version: self.view.borrow().version, ids: None });
+        }
         self.version_of(|tx| async move {
             let version = rules::set_volume(&tx, volume, epoch, change).await?;
             Ok((tx, version))
