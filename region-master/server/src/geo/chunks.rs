@@ -10,11 +10,13 @@ use futures::stream::FuturesUnordered;
 use mooseng_namespace::upkeep::{self, ChunkListing};
 use mooseng_region::placement::{self, Wish};
 use mooseng_region::registry::CopyFacts;
+use mooseng_replica::Entry;
+use mooseng_replica::needs::Named;
 use mooseng_schema::location::{Layout, LocationRecord};
 use mooseng_transport::{CallFailure, Peer, call_error};
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::chunk::{AskDigest, ChainMember, Digested, Follow, Followed, Pull, Pulled};
-use mooseng_wire::geo::{AskSource, Source};
+use mooseng_wire::geo::{AskSource, Hint, Source};
 use mooseng_wire::method::Method;
 use mooseng_wire::{CHUNK_BYTES_MAX, ChunkId, Role};
 
@@ -24,6 +26,8 @@ use crate::master::Master;
 use crate::records::transact;
 use crate::{house, tickets};
 
+/// Chunks that a region was told of at most, before it is told again.
+const HINTED_MAX: usize = 4_096;
 /// Chunks fetched at a time.
 const AT_ONCE: usize = 8;
 /// After a failure; the scan finds the chunk again.
@@ -55,11 +59,7 @@ pub async fn source(master: &Master, peer: &Peer, asked: AskSource) -> Result<So
             "the chunk is another one by now, or isn't whole here; look at the log first",
         ));
     }
-    let member = |name: &String| {
-        let address = master.desk(|desk| desk.registry.get(name).map(|server| server.beat.address.clone()));
-        address.map(|address| ChainMember { chunkserver: name.clone(), address })
-    };
-    let mut members: Vec<ChainMember> = location.copies.iter().filter_map(member).collect();
+    let mut members = members(master, &location);
     if asked.grows && !members.is_empty() {
         // Whoever reads it there compares each block.
         let (volume, now_ns) = (u64::from(chunk.volume().0), master.clock.unix_ns());
@@ -95,6 +95,45 @@ pub async fn source(master: &Master, peer: &Peer, asked: AskSource) -> Result<So
         }
     }
     Err(call_error(ErrorCode::Unavailable, format!("the chunk can't be read now: {last}")))
+}
+
+/// Where chunks are read that entries name, for the region that they are sent to; of those that aren't `known` there yet.
+pub(super) async fn hints(master: &Master, entries: &[Entry], known: &mut BTreeSet<ChunkId>) -> Vec<Hint> {
+    let mut hints = Vec::new();
+    let named = entries
+        .iter()
+        .filter_map(|entry| entry.changes().ok())
+        .map(|changes| Named::by(ROOT_VOLUME, &changes));
+    for chunk in named.flat_map(|named| named.upto.into_keys()) {
+        if known.len() >= HINTED_MAX {
+            known.clear();
+        }
+        if !known.insert(chunk) {
+            continue;
+        }
+        // Without one the region asks.
+        let Ok(Some(listing)) = load(master, chunk).await else { continue };
+        let Some(location) = listing.location.filter(|location| location.partial.is_none()) else { continue };
+        let members = members(master, &location);
+        if listing.record.sealed || members.is_empty() {
+            continue;
+        }
+        let (volume, now_ns) = (u64::from(chunk.volume().0), master.clock.unix_ns());
+        let ticket = master.desk(|desk| tickets::for_chunk(&desk.keys, 0, volume, chunk.0, false, now_ns));
+        let source =
+            Source { holders: members, ticket: ticket.into(), digest: Bytes::new(), epoch: location.epoch };
+        hints.push(Hint { chunk: chunk.0, source: Some(source) });
+    }
+    hints
+}
+
+/// The chunkservers of a chunk that are known here.
+fn members(master: &Master, location: &LocationRecord) -> Vec<ChainMember> {
+    let member = |name: &String| {
+        let address = master.desk(|desk| desk.registry.get(name).map(|server| server.beat.address.clone()));
+        address.map(|address| ChainMember { chunkserver: name.clone(), address })
+    };
+    location.copies.iter().filter_map(member).collect()
 }
 
 /// Fetches what is wanted: in a replica's region what its log names, at home what was at the home of before alone. First what holds back the place
@@ -269,7 +308,12 @@ async fn follow(
         )
         .await;
     };
-    let source = source_of(master, &AskSource { chunk: chunk.0, length: upto, grows: !sealed }).await?;
+    let hint = super::lock(&master.geo.hints).remove(&chunk).filter(|_| !sealed);
+    let hinted = hint.is_some();
+    let source = match hint {
+        Some(source) => source,
+        None => source_of(master, &AskSource { chunk: chunk.0, length: upto, grows: !sealed }).await?,
+    };
     let (mut last, mut useless) = ("the home names nobody who has it".to_owned(), false);
     for holder in &source.holders {
         let order = Follow {
@@ -295,6 +339,10 @@ async fn follow(
                     false => drop(master.metrics.bytes_fetched.inc_by(followed.length.saturating_sub(had))),
                 }
                 met(master, chunk, if sealed { u64::MAX } else { followed.length });
+                if !sealed {
+                    // It grows on: as long as it can be read there, nobody is asked.
+                    master.geo.note_hints(vec![Hint { chunk: chunk.0, source: Some(source.clone()) }]);
+                }
                 return Ok(());
             }
             Err(error) => {
@@ -303,6 +351,10 @@ async fn follow(
                 last = format!("{target} from {}: {error}", holder.chunkserver);
             }
         }
+    }
+    if hinted {
+        // What the home has said then may not be so any more: the next try asks.
+        return Err(last);
     }
     // Another source would have done if it were the source's fault.
     if useless { begin_elsewhere(master, listing, location, &last).await } else { Err(last) }

@@ -28,7 +28,7 @@ use mooseng_store::StoreError;
 use mooseng_transport::{CallFailure, Peer, call_error};
 use mooseng_wire::admin;
 use mooseng_wire::call::{CallError, ErrorCode};
-use mooseng_wire::geo::{Home, Place};
+use mooseng_wire::geo::{Hint, Home, Place, Source};
 use mooseng_wire::method::Method;
 use mooseng_wire::{ChunkId, Epoch, Role, VolumeId};
 use prost::Message;
@@ -59,6 +59,9 @@ const ELSEWHERE_MAX: usize = 32;
 
 /// Chunks that wait to be fetched at most.
 const WANTED_MAX: usize = 100_000;
+
+/// Chunks whose whereabouts at home are remembered at most.
+const HINTS_MAX: usize = 4_096;
 
 /// A master of another region gets this long to answer what takes a look into its memory.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -122,6 +125,8 @@ pub struct Geo {
     wanting: Notify,
     /// Of a replica: what its log names and isn't here; none until that was looked at.
     needs: Mutex<Option<Needs>>,
+    /// Where the home has said that chunks can be read which grow still.
+    hints: Mutex<BTreeMap<ChunkId, Source>>,
     /// Changes with each of them.
     needed: watch::Sender<u64>,
     /// Changes with what regions acknowledge.
@@ -153,6 +158,7 @@ impl Geo {
             wanted: Mutex::default(),
             wanting: Notify::new(),
             needs: Mutex::default(),
+            hints: Mutex::default(),
             needed: watch::channel(0).0,
             acknowledged: watch::channel(0).0,
             joining: Mutex::default(),
@@ -183,6 +189,7 @@ impl Geo {
         lock(&self.logs).clear();
         lock(&self.wanted).clear();
         lock(&self.joining).clear();
+        lock(&self.hints).clear();
         *lock(&self.needs) = None;
         *lock(&self.told_synced) = LogPosition::default();
         self.tail.unsynced(ROOT_VOLUME, Unsynced::reset);
@@ -248,6 +255,19 @@ impl Geo {
     /// What a replica lacks; none while that isn't known.
     fn needs<T>(&self, section: impl FnOnce(&mut Needs) -> T) -> Option<T> {
         lock(&self.needs).as_mut().map(section)
+    }
+
+    /// The home has said where chunks can be read. The oldest are forgotten first: new ones are written now.
+    fn note_hints(&self, hints: Vec<Hint>) {
+        let mut known = lock(&self.hints);
+        for hint in hints {
+            if let Some(source) = hint.source {
+                known.insert(ChunkId(hint.chunk), source);
+            }
+        }
+        while known.len() > HINTS_MAX {
+            known.pop_first();
+        }
     }
 
     fn needs_changed(&self) {

@@ -41,6 +41,7 @@ pub async fn push(master: &Master, peer: &Peer, push: Push, deadline: Instant) -
         replica.heard = Some(now);
     });
     sync::told(master, position(push.synced.as_ref()));
+    master.geo.note_hints(push.hints);
     if push.begin_anew {
         stand::begin_anew(master, volume, after, Epoch(push.epoch)).await?;
     }

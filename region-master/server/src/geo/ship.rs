@@ -1,6 +1,6 @@
 //! What a home's leader does: it has the volume's log written, sends it to the regions that have the volume, and trims it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -15,11 +15,11 @@ use mooseng_replica::{Entry, ReplicaError, read, turn};
 use mooseng_schema::Record;
 use mooseng_schema::log::{self, LogPosition, LoggedRecord};
 use mooseng_store::{Read, Store, Transaction};
-use mooseng_wire::geo::{LogEntry, Push, Pushed};
+use mooseng_wire::geo::{Hint, LogEntry, Push, Pushed};
 use mooseng_wire::method::Method;
 use mooseng_wire::{Epoch, VolumeId};
 
-use super::{ROOT_VOLUME, Shipped, Whereabouts, ask, pause, place, place_of, position, sync};
+use super::{ROOT_VOLUME, Shipped, Whereabouts, ask, chunks, pause, place, place_of, position, sync};
 use crate::master::Master;
 
 /// Bytes of one push, or one entry.
@@ -105,6 +105,7 @@ async fn ship(master: &Arc<Master>, volume: VolumeId, epoch: Epoch, region: &str
     let mut pushed = master.geo.tail.pushed();
     let mut acknowledged = master.geo.acknowledged.subscribe();
     let (mut question, mut told) = (0, None);
+    let mut hinted = BTreeSet::new();
     loop {
         pushed.borrow_and_update();
         acknowledged.borrow_and_update();
@@ -112,7 +113,15 @@ async fn ship(master: &Arc<Master>, volume: VolumeId, epoch: Epoch, region: &str
             Next::Ask => {
                 let number = shipping.asked();
                 question = number;
-                send(master, volume, epoch, region, number, LogPosition::default(), &[], &mut answers);
+                send(
+                    master,
+                    volume,
+                    epoch,
+                    region,
+                    (number, LogPosition::default()),
+                    (&[], Vec::new()),
+                    &mut answers,
+                );
             }
             Next::Send(after) => match following(master, volume, after).await {
                 Ok(entries) => {
@@ -123,7 +132,8 @@ async fn ship(master: &Arc<Master>, volume: VolumeId, epoch: Epoch, region: &str
                             sent.push_back((last.at, master.clock.boot()));
                         }
                         note(master, volume, region, &shipping, &sent);
-                        send(master, volume, epoch, region, number, after, &entries, &mut answers);
+                        let hints = chunks::hints(master, &entries, &mut hinted).await;
+                        send(master, volume, epoch, region, (number, after), (&entries, hints), &mut answers);
                         continue;
                     }
                 }
@@ -140,7 +150,7 @@ async fn ship(master: &Arc<Master>, volume: VolumeId, epoch: Epoch, region: &str
         let greet = answers.is_empty();
         if greet && sync::is_news(master, volume, region, told) {
             told = sync::synced(master, volume);
-            send(master, volume, epoch, region, 0, LogPosition::default(), &[], &mut answers);
+            send(master, volume, epoch, region, (0, LogPosition::default()), (&[], Vec::new()), &mut answers);
             continue;
         }
         tokio::select! {
@@ -188,7 +198,7 @@ async fn ship(master: &Arc<Master>, volume: VolumeId, epoch: Epoch, region: &str
             // Others of the set than this region have come further: what may be told there is more by now.
             _ = acknowledged.changed(), if greet => {}
             () = tokio::time::sleep(GREET_EVERY), if greet => {
-                send(master, volume, epoch, region, 0, LogPosition::default(), &[], &mut answers);
+                send(master, volume, epoch, region, (0, LogPosition::default()), (&[], Vec::new()), &mut answers);
             }
         }
     }
@@ -258,15 +268,13 @@ async fn following(
     }
 }
 
-#[allow(clippy::too_many_arguments, reason = "one message with its circumstances")]
 fn send<'a>(
     master: &'a Arc<Master>,
     volume: VolumeId,
     epoch: Epoch,
     region: &'a str,
-    number: u64,
-    after: LogPosition,
-    entries: &[Entry],
+    (number, after): (u64, LogPosition),
+    (entries, hints): (&[Entry], Vec<Hint>),
     answers: &mut Answers<'a>,
 ) {
     let entry = |entry: &Entry| LogEntry { at: place(entry.at), changes: entry.bytes.clone() };
@@ -278,6 +286,7 @@ fn send<'a>(
         trimmed: place(master.geo.trimmed(volume)),
         epoch: epoch.0,
         begin_anew: false,
+        hints,
         synced: sync::synced(master, volume).and_then(place),
     };
     let mut asking: Pin<Box<dyn Future<Output = Answer> + Send + 'a>> =

@@ -176,10 +176,7 @@ pub async fn everything(master: &Master, volume: VolumeId, deadline: Instant) ->
         return Ok(());
     }
     let newest = newest(master, volume, deadline).await?;
-    tracing::info!(%newest, synced = ?synced(master, volume), "DBG sync begins");
-    let r = reached(master, volume, newest, deadline).await;
-    tracing::info!(%newest, synced = ?synced(master, volume), "DBG sync ends");
-    r
+    reached(master, volume, newest, deadline).await
 }
 
 /// Waits until the sync set has everything up to a place.

@@ -234,12 +234,7 @@ impl Global {
         .await
     }
 
-    async fn set_volume(
-        &self,
-        caller: &str,
-        asked: SetVolume,
-        commit: bool,
-    ) -> Result<Changed, CallError> {
+    async fn set_volume(&self, caller: &str, asked: SetVolume, commit: bool) -> Result<Changed, CallError> {
         let (volume, epoch) = (volume_id(asked.volume)?, Epoch(asked.epoch));
         let of_home = asked.sync_set.is_some();
         let change = &VolumeChange {
