@@ -103,7 +103,12 @@ impl Needs {
     }
 
     /// The entry at `at`, which is the next one, names these bytes, of which those that are here aren't told; and these chunks are no more.
-    pub fn note(&mut self, at: LogPosition, missing: impl IntoIterator<Item = (ChunkId, u64)>, gone: impl IntoIterator<Item = ChunkId>) {
+    pub fn note(
+        &mut self,
+        at: LogPosition,
+        missing: impl IntoIterator<Item = (ChunkId, u64)>,
+        gone: impl IntoIterator<Item = ChunkId>,
+    ) {
         debug_assert!(at > self.noted, "entries are looked at in their order");
         let before = std::mem::replace(&mut self.noted, at);
         for (chunk, upto) in missing {

@@ -52,7 +52,13 @@ impl Unsynced {
     /// Changes are taken note of, or nothing is held back. What had changed before may be anything.
     pub fn turn(&mut self, on: bool) {
         if self.on != on {
-            *self = Self { on, newest: self.newest, anything: self.newest, synced: self.synced, ..Self::default() };
+            *self = Self {
+                on,
+                newest: self.newest,
+                anything: self.newest,
+                synced: self.synced,
+                ..Self::default()
+            };
         }
     }
 
@@ -81,8 +87,11 @@ impl Unsynced {
             match fact_of(volume, key) {
                 Some(Fact::Inode(inode)) => changed.push(What::Inode(inode)),
                 Some(Fact::Directory(directory)) => {
-                    let name = value.and_then(|value| DirentRecord::from_value(value).ok()).map(|record| record.name);
-                    changed.push(name.map_or(What::SomeEntry(directory), |name| What::Entry(directory, name)));
+                    let name = value
+                        .and_then(|value| DirentRecord::from_value(value).ok())
+                        .map(|record| record.name);
+                    changed
+                        .push(name.map_or(What::SomeEntry(directory), |name| What::Entry(directory, name)));
                     changed.push(What::List(directory));
                 }
                 Some(Fact::Entry(..)) | None => {}
@@ -123,7 +132,11 @@ impl Unsynced {
     }
 
     /// What the sync set must have before `session` may be told of these facts; none where they may be told.
-    pub fn hold<'f>(&self, facts: impl IntoIterator<Item = &'f Fact>, session: Option<SessionId>) -> Option<LogPosition> {
+    pub fn hold<'f>(
+        &self,
+        facts: impl IntoIterator<Item = &'f Fact>,
+        session: Option<SessionId>,
+    ) -> Option<LogPosition> {
         if !self.on {
             return None;
         }
@@ -162,7 +175,10 @@ mod tests {
         let mut changes: Vec<Change> =
             inodes.iter().map(|n| Change::Set(inode::key(InodeId(*n)).into(), Bytes::new())).collect();
         if by > 0 {
-            changes.push(Change::Set(session::outcome_key(SessionId(by), RequestNumber(1)).into(), Bytes::new()));
+            changes.push(Change::Set(
+                session::outcome_key(SessionId(by), RequestNumber(1)).into(),
+                Bytes::new(),
+            ));
         }
         changes
     }
