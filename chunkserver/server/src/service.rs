@@ -12,8 +12,8 @@ use mooseng_ports::plant::{self, Plant};
 use mooseng_transport::{Answer, Blocking, Incoming, Service, call_error, trace};
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::chunk::{
-    Append, Appended, AskDigest, Build, ChunkStat, Close, Digested, Follow, Lend, LendRefusal, Pull, Read, ReadDone,
-    Seal, Sealed, StatChunk,
+    Append, Appended, AskDigest, Build, ChunkStat, Close, Digested, Follow, Lend, LendRefusal, Pull, Read,
+    ReadDone, Seal, Sealed, StatChunk,
 };
 use mooseng_wire::method::Method;
 use mooseng_wire::{BULK_BYTES_MAX, ChunkId, Epoch, Identity};

@@ -246,8 +246,6 @@ async fn bury<T: Transaction>(
 /// The data that entries up to `upto` name is here by now: what was kept to undo them is let go of, as much as one transaction takes. Answers whether
 /// there is more.
 ///
-/// While the epoch is closed that its newest entry is of, nothing moves.
-///
 /// It is as far as entries that can be undone go: of a volume that was just copied it takes everything up to the end of the copy at once.
 pub async fn completed<T: Transaction>(
     tx: &T,
@@ -256,10 +254,6 @@ pub async fn completed<T: Transaction>(
 ) -> Result<bool, ReplicaError> {
     let record = state(tx, volume, Read::Conflicting).await?.ok_or(ReplicaError::NotLogged)?;
     if record.copied_before.is_some() || record.undoing {
-        return Ok(false);
-    }
-    // A home that follows may begin where this region said that it is complete: that stays, until it is past the epochs that it refuses.
-    if record.refuses >= record.position().epoch.0 {
         return Ok(false);
     }
     let upto = upto.min(record.position());

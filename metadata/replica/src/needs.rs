@@ -82,6 +82,24 @@ impl Needs {
         Self { noted: complete, ..Self::default() }
     }
 
+    /// A volume that was looked through from `begun` to `ended`, two places of its log: these bytes aren't here. What chunks that died meanwhile
+    /// had isn't known, so no place before `ended` counts as complete.
+    pub fn of_scan(
+        begun: LogPosition,
+        missing: impl IntoIterator<Item = (ChunkId, u64)>,
+        ended: LogPosition,
+    ) -> Self {
+        let mut needs = Self::from(begun);
+        let before = LogPosition::default();
+        for (chunk, upto) in missing {
+            needs.chunks.insert(chunk, VecDeque::from([Step { at: begun, before, upto }]));
+            needs.first.insert((begun, chunk));
+            needs.count += 1;
+        }
+        needs.never.insert(begun, (before, ended));
+        needs
+    }
+
     /// Entries up to here were looked at.
     pub fn noted(&self) -> LogPosition {
         self.noted
@@ -274,6 +292,18 @@ mod tests {
                 prop_assert_eq!(needs.count, needs.chunks.values().map(VecDeque::len).sum::<usize>());
             }
         }
+    }
+
+    #[test]
+    fn what_was_looked_through_is_complete_once_the_log_leads_there() {
+        let mut needs = Needs::of_scan(place(5), [(ChunkId(1), 7), (ChunkId(2), 3)], place(7));
+        needs.met(ChunkId(1), 7);
+        needs.met(ChunkId(2), 3);
+        assert_eq!((needs.complete(), needs.noted()), (LogPosition::default(), place(5)));
+        needs.note(place(6), [], []);
+        assert_eq!(needs.complete(), LogPosition::default());
+        needs.note(place(7), [], []);
+        assert_eq!(needs.complete(), place(7));
     }
 
     #[test]

@@ -49,22 +49,17 @@ pub struct Unsynced {
 }
 
 impl Unsynced {
-    /// Changes are taken note of, or nothing is held back. What had changed before may be anything.
-    pub fn turn(&mut self, on: bool) {
+    /// Changes are taken note of, or nothing is held back. What had changed up to `newest`, before they were taken note of, may be anything.
+    pub fn turn(&mut self, on: bool, newest: LogPosition) {
         if self.on != on {
-            *self = Self {
-                on,
-                newest: self.newest,
-                anything: self.newest,
-                synced: self.synced,
-                ..Self::default()
-            };
+            let newest = self.newest.max(newest);
+            *self = Self { on, newest, anything: newest, synced: self.synced, ..Self::default() };
         }
     }
 
-    /// The log is another one.
+    /// The log is another one, or read by another leader: nothing is held back until it is turned on.
     pub fn reset(&mut self) {
-        *self = Self { on: self.on, ..Self::default() };
+        *self = Self::default();
     }
 
     /// An entry that is about to be seen.
@@ -197,7 +192,7 @@ mod tests {
             1 => (0_u64..4).prop_map(Event::Synced),
         ], 0..40)) {
             let mut unsynced = Unsynced::default();
-            unsynced.turn(true);
+            unsynced.turn(true, LogPosition::default());
             let (mut all, mut synced) = (Vec::new(), 0_u64);
             for event in events {
                 match event {
@@ -228,7 +223,7 @@ mod tests {
     fn entries_are_told_apart_where_their_names_are_known() {
         use mooseng_schema::dirent::{self, Cookie};
         let mut unsynced = Unsynced::default();
-        unsynced.turn(true);
+        unsynced.turn(true, LogPosition::default());
         let directory = InodeId(7);
         let entry = |n: u8| Fact::Entry(directory, Bytes::from(vec![n]));
         let record = DirentRecord { name: Bytes::from_static(&[1]), ..DirentRecord::default() };
@@ -249,7 +244,7 @@ mod tests {
         let mut unsynced = Unsynced::default();
         unsynced.note(VOLUME, at(3), &change(&[1], 1));
         assert_eq!(unsynced.hold(&[Fact::Inode(InodeId(1))], None), None, "nothing is held back");
-        unsynced.turn(true);
+        unsynced.turn(true, LogPosition::default());
         assert_eq!(unsynced.hold(&[Fact::Inode(InodeId(2))], Some(SessionId(1))), Some(at(3)));
         let many: Vec<u64> = (0..=FACTS_MAX as u64).collect();
         unsynced.note(VOLUME, at(4), &change(&many, 1));

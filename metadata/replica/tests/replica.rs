@@ -445,7 +445,8 @@ async fn a_chunk_that_dies_leaves_its_copies_to_be_deleted() {
     ];
     let page = read::Page { at: LogPosition::new(Epoch(1), 5), pairs, next: None };
     apply::install(&tx, VOLUME, &whole_volume(VOLUME).begin, &page).await.unwrap();
-    let location = LocationRecord { layout: 1, copies: vec!["a".into(), "b".into()], epoch: 1 };
+    let location =
+        LocationRecord { layout: 1, copies: vec!["a".into(), "b".into()], epoch: 1, partial: None };
     tx.set(&location::key(here), &location.to_value());
     commit(tx).await;
     let changes = [here, elsewhere].map(|chunk| Change::Clear(chunk::key(chunk).into()));
@@ -580,7 +581,7 @@ async fn the_death_of_a_chunk_is_undone_and_its_copies_stay_until_it_cant_be() {
     let (old, born) = (ChunkId(5), ChunkId(9));
     let record = Bytes::from_static(b"\x01");
     let (store, at) = whole_replica(vec![(chunk::key(old).into(), record.clone())]).await;
-    let location = LocationRecord { layout: 1, copies: vec!["a".into()], epoch: 1 };
+    let location = LocationRecord { layout: 1, copies: vec!["a".into()], epoch: 1, partial: None };
     let tx = store.begin();
     tx.set(&location::key(old), &location.to_value());
     commit(tx).await;

@@ -60,7 +60,6 @@ async fn step(master: &Master, volume: VolumeId) -> Result<bool, String> {
     let record =
         receive::change(master, volume, Change::Install(&from, &page)).await.map_err(|e| e.message)?;
     if record.copied_before.is_none() {
-        receive::change(master, volume, Change::Completed(record.position())).await.map_err(|e| e.message)?;
         tracing::info!(at = %record.position(), "the volume is copied; its log is replayed from here on");
     }
     Ok(true)

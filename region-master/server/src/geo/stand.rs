@@ -140,8 +140,9 @@ async fn undo(master: &Master, volume: VolumeId, cut: LogPosition) -> Result<(),
             Turned::At(_) => false,
         };
         undone |= more;
-        // What is known of it in memory is of before.
+        // What is known of it in memory is of before, and what was lacking is looked for anew.
         let record = apply::state(&master.store.begin(), volume, Read::Snapshot).await?;
+        *super::lock(&master.geo.needs) = None;
         master.geo.note_replica(volume, |replica| replica.record = record);
         if !more {
             if undone {
