@@ -15,11 +15,12 @@ use mooseng_wire::admin::{
     AddRegionRequest, AssignClassReply, AssignClassRequest, ChangeMembersReply, ChangeMembersRequest,
     ChangeRegionsReply, ClassOfReply, ClassOfRequest, CreateClassRequest, DeleteClassReply,
     DeleteClassRequest, DrainReply, DrainRequest, Finding, ListClassesReply, ListClassesRequest,
-    ListQuotasReply, ListQuotasRequest, ListRegionsReply, ListRegionsRequest, ListTrashReply,
-    ListTrashRequest, ListVolumesReply, ListVolumesRequest, PurgeTrashReply, PurgeTrashRequest, Quota,
-    QuotaTarget, RemoveRegionRequest, RestoreTrashReply, RestoreTrashRequest, SetClassRequest,
-    SetQuotaRequest, StatusReply, StatusRequest, StorageClass, TrashRetentionReply, TrashRetentionRequest,
-    VerifyVolumeReply, VerifyVolumeRequest,
+    ListLossesReply, ListLossesRequest, ListQuotasReply, ListQuotasRequest, ListRegionsReply,
+    ListRegionsRequest, ListSalvageReply, ListSalvageRequest, ListTrashReply, ListTrashRequest,
+    ListVolumesReply, ListVolumesRequest, PurgeTrashReply, PurgeTrashRequest, Quota, QuotaTarget,
+    RemoveRegionRequest, RestoreTrashReply, RestoreTrashRequest, SetClassRequest, SetQuotaRequest,
+    ShowSalvageReply, ShowSalvageRequest, StatusReply, StatusRequest, StorageClass, TrashRetentionReply,
+    TrashRetentionRequest, VerifyVolumeReply, VerifyVolumeRequest,
 };
 use mooseng_wire::method::Method;
 use tonic::Code;
@@ -354,6 +355,33 @@ pub async fn volumes_of_leader(file: &ClientFile) -> Result<ListVolumesReply, Fa
         async move { client.list_volumes(request).await }
     });
     asked.await
+}
+
+/// What failovers of a volume lost, as the region's leader knows it.
+pub async fn list_losses(file: &ClientFile, volume: u32) -> Result<ListLossesReply, Failure> {
+    at_leader(file, AGREE_WAIT, |mut client| {
+        let request = grpc_request(ListLossesRequest { volume }, STATUS_WAIT);
+        async move { client.list_losses(request).await }
+    })
+    .await
+}
+
+/// What was put aside in the region.
+pub async fn list_salvage(file: &ClientFile) -> Result<ListSalvageReply, Failure> {
+    at_leader(file, AGREE_WAIT, |mut client| {
+        let request = grpc_request(ListSalvageRequest { volume: 0 }, STATUS_WAIT);
+        async move { client.list_salvage(request).await }
+    })
+    .await
+}
+
+/// A page of an archive.
+pub async fn show_salvage(file: &ClientFile, asked: ShowSalvageRequest) -> Result<ShowSalvageReply, Failure> {
+    at_leader(file, AGREE_WAIT, |mut client| {
+        let request = grpc_request(asked, AGREE_WAIT);
+        async move { client.show_salvage(request).await }
+    })
+    .await
 }
 
 /// Compares a volume in this region with its home.

@@ -8,6 +8,7 @@ use crate::args::{Format, Reading, VolumeArgs, VolumeCommand, VolumeNamed, Volum
 use crate::config::{self, ClientFile};
 use crate::exit::Failure;
 use crate::output::{self, Table};
+use crate::salvage;
 
 /// Asks and prints.
 pub fn run(args: VolumeArgs) -> Result<(), Failure> {
@@ -15,6 +16,7 @@ pub fn run(args: VolumeArgs) -> Result<(), Failure> {
         VolumeCommand::List(args) => list(&args),
         VolumeCommand::Info(args) => info(&args),
         VolumeCommand::Verify(args) => verify(&args),
+        VolumeCommand::Losses(args) => salvage::losses(&args, parse(&args.volume)?),
         VolumeCommand::Create(_)
         | VolumeCommand::Set(_)
         | VolumeCommand::MoveHome(_)

@@ -15,6 +15,7 @@ use mooseng_global::failover::Standing;
 use mooseng_replica::{ReplicaError, apply, turn};
 use mooseng_schema::ids::{self as id_records, IdKind, IdsUptoRecord};
 use mooseng_schema::log::{self, LogPosition, ReplicaRecord};
+use mooseng_schema::loss::LossRecord;
 use mooseng_schema::{Record, number};
 use mooseng_store::{RangeLimit, Read, Store, StoreError, Transaction};
 use mooseng_wire::call::CallError;
@@ -22,7 +23,7 @@ use mooseng_wire::{Epoch, VolumeId};
 use tokio::time::Instant;
 
 use super::receive::{Change, change};
-use super::{ROOT_VOLUME, failed, pause, receive};
+use super::{ROOT_VOLUME, failed, losses, pause, receive};
 use crate::master::Master;
 
 /// After a failure.
@@ -96,17 +97,25 @@ pub async fn close(master: &Master, epoch: Epoch) {
 /// This region is the home from now on, under that epoch: before it serves.
 pub async fn take_over(master: &Master, epoch: Epoch) -> Result<(), CallError> {
     let view = master.geo.view();
-    let cut = view.and_then(|view| view.volumes.get(&ROOT_VOLUME).filter(|v| v.epoch == epoch)?.cut);
+    let known = view.as_ref().and_then(|view| view.volumes.get(&ROOT_VOLUME)).filter(|v| v.epoch == epoch);
+    let (cut, lost_home) = known.map(|v| (v.cut, v.lost_home.clone())).unwrap_or_default();
+    let mut loss = None;
     if let Some(cut) = cut {
         let _applying = master.geo.applying.lock().await;
         match undo(master, ROOT_VOLUME, cut).await {
+            Ok(()) => {
+                if let Some(lost_home) = lost_home {
+                    let of_it = losses::of_failover(master, ROOT_VOLUME, epoch, cut, lost_home).await;
+                    loss = Some(of_it.map_err(|e| failed(master, &e))?);
+                }
+            }
             // It is the home already.
-            Ok(()) | Err(ReplicaError::NotLogged) => {}
+            Err(ReplicaError::NotLogged) => {}
             Err(error) => return Err(failed(master, &error)),
         }
         note_salvage(master).await?;
     }
-    match commit(master, Turn::TakeOver(epoch, cut)).await {
+    match commit(master, Turn::TakeOver(epoch, cut, loss.as_ref())).await {
         Ok(Turned::Done(true)) => {
             tracing::info!(epoch = epoch.0, ?cut, "this region is the volume's home from now on")
         }
@@ -133,6 +142,10 @@ pub async fn rejoin(master: &Master, epoch: Epoch) -> Result<(), CallError> {
 
 /// Undoes what the replica has of the log beyond a place. Only while `applying` is held.
 async fn undo(master: &Master, volume: VolumeId, cut: LogPosition) -> Result<(), ReplicaError> {
+    let record = apply::state(&master.store.begin(), volume, Read::Snapshot).await?;
+    if record.is_some_and(|record| record.position() > cut && !record.undoing) {
+        losses::archive(master, volume, cut, false).await?;
+    }
     let mut undone = false;
     loop {
         let more = match commit(master, Turn::Undo(volume, cut)).await? {
@@ -159,6 +172,9 @@ async fn note_salvage(master: &Master) -> Result<(), CallError> {
     let found = master.store.begin().get_range(log::salvage_range(ROOT_VOLUME), one, Read::Snapshot).await;
     let found = found.map_err(|e| failed(master, &ReplicaError::Store(e)))?;
     master.geo.salvaged.store(!found.pairs.is_empty(), Ordering::Release);
+    let archives =
+        losses::archives(&master.store.begin(), ROOT_VOLUME).await.map_err(|e| failed(master, &e))?;
+    *super::lock(&master.geo.put_aside) = losses::told(&archives);
     Ok(())
 }
 
@@ -190,6 +206,7 @@ pub(super) async fn begin_anew(
         %common,
         "what this region has of the volume's log isn't what its home has: it is put aside, and the volume copied anew"
     );
+    losses::archive(master, volume, common, true).await.map_err(|e| failed(master, &e))?;
     loop {
         match commit(master, Turn::Salvage(common)).await {
             Ok(Turned::Done(true)) => {}
@@ -224,9 +241,9 @@ async fn ids_of(master: &Master, kind: IdKind) -> Result<(Option<IdsUptoRecord>,
 
 /// A transaction of this file. Each may run again after it was committed.
 #[derive(Clone, Copy)]
-enum Turn {
+enum Turn<'a> {
     Close(Epoch),
-    TakeOver(Epoch, Option<LogPosition>),
+    TakeOver(Epoch, Option<LogPosition>, Option<&'a LossRecord>),
     Rejoin(Epoch),
     Undo(VolumeId, LogPosition),
     Salvage(LogPosition),
@@ -238,11 +255,13 @@ enum Turned {
     At(LogPosition),
 }
 
-impl Turn {
+impl Turn<'_> {
     async fn make(self, tx: &mooseng_embedded::EmbeddedTransaction) -> Result<Turned, ReplicaError> {
         Ok(match self {
             Self::Close(epoch) => Turned::At(turn::close(tx, ROOT_VOLUME, epoch).await?),
-            Self::TakeOver(epoch, cut) => Turned::Done(turn::take_over(tx, ROOT_VOLUME, epoch, cut).await?),
+            Self::TakeOver(epoch, cut, loss) => {
+                Turned::Done(turn::take_over(tx, ROOT_VOLUME, epoch, cut, loss).await?)
+            }
             Self::Rejoin(epoch) => Turned::Done(turn::rejoin(tx, ROOT_VOLUME, epoch).await?),
             Self::Undo(volume, cut) => Turned::Done(turn::undo(tx, volume, cut).await?),
             Self::Salvage(common) => Turned::Done(turn::salvage(tx, ROOT_VOLUME, common).await?),
@@ -256,7 +275,7 @@ impl Turn {
     }
 }
 
-async fn commit(master: &Master, turn: Turn) -> Result<Turned, ReplicaError> {
+async fn commit(master: &Master, turn: Turn<'_>) -> Result<Turned, ReplicaError> {
     let mut tries = 0;
     loop {
         let tx = master.store.begin();
