@@ -19,8 +19,8 @@ use mooseng_wire::admin::{
     ListRegionsRequest, ListSalvageReply, ListSalvageRequest, ListTrashReply, ListTrashRequest,
     ListVolumesReply, ListVolumesRequest, PurgeTrashReply, PurgeTrashRequest, Quota, QuotaTarget,
     RemoveRegionRequest, RestoreTrashReply, RestoreTrashRequest, SetClassRequest, SetQuotaRequest,
-    ShowSalvageReply, ShowSalvageRequest, StatusReply, StatusRequest, StorageClass, TrashRetentionReply,
-    TrashRetentionRequest, VerifyVolumeReply, VerifyVolumeRequest,
+    SetVolumeReply, SetVolumeRequest, ShowSalvageReply, ShowSalvageRequest, StatusReply, StatusRequest,
+    StorageClass, TrashRetentionReply, TrashRetentionRequest, VerifyVolumeReply, VerifyVolumeRequest, Volume,
 };
 use mooseng_wire::method::Method;
 use tonic::Code;
@@ -28,6 +28,7 @@ use tonic::transport::Channel;
 
 use crate::config::ClientFile;
 use crate::exit::{Failure, Kind};
+use crate::outlook;
 
 /// How long a master may take to answer about its status.
 const STATUS_WAIT: Duration = Duration::from_secs(4);
@@ -45,6 +46,8 @@ const QUOTA_WAIT: Duration = TRASH_WAIT;
 /// How long a change of storage classes may take: some commits.
 const CLASS_WAIT: Duration = Duration::from_secs(20);
 
+/// How long a master of any region may take to answer where others answer, too.
+const FAR_WAIT: Duration = Duration::from_secs(2);
 /// How long the regions may take to agree on something.
 const AGREE_WAIT: Duration = Duration::from_secs(20);
 /// How long a comparison of a volume may take.
@@ -348,13 +351,39 @@ pub async fn list_volumes(file: &ClientFile) -> Result<ListVolumesReply, Failure
     .await
 }
 
-/// The same as the region's leader knows them: with how far regions are.
-pub async fn volumes_of_leader(file: &ClientFile) -> Result<ListVolumesReply, Failure> {
-    let asked = at_leader(file, AGREE_WAIT, |mut client| {
-        let request = grpc_request(ListVolumesRequest {}, STATUS_WAIT);
-        async move { client.list_volumes(request).await }
-    });
-    asked.await
+/// The cluster's regions and volumes as all of its masters that answer know them, wherever they are: how far replicas are is put together from the home's
+/// word and their own. Masters that don't answer are left out; one must.
+pub async fn cluster(file: &ClientFile) -> Result<(ListRegionsReply, Vec<Volume>), Failure> {
+    let regions = list_regions(file).await?;
+    let network = file.network()?;
+    let addresses = regions.regions.iter().flat_map(|r| r.masters.iter().map(|m| (r.name.clone(), m)));
+    let asked: Vec<_> = addresses
+        .filter(|(_, m)| m.reachable != Some(false))
+        .map(|(region, m)| {
+            let (network, address) = (network.clone(), m.address.clone());
+            let asking = async move {
+                let mut client = client(network, &address).await;
+                let call = client.list_volumes(grpc_request(ListVolumesRequest {}, FAR_WAIT));
+                let answer = tokio::time::timeout(FAR_WAIT, call).await.ok()?.ok()?;
+                Some((region, answer.into_inner()))
+            };
+            tokio::spawn(TRACE.scope(trace::current(), asking))
+        })
+        .collect();
+    let mut told = Vec::new();
+    for task in asked {
+        told.extend(task.await.ok().flatten());
+    }
+    Ok((regions, outlook::merged(told)))
+}
+
+/// Changes a volume's settings.
+pub async fn set_volume(file: &ClientFile, request: SetVolumeRequest) -> Result<SetVolumeReply, Failure> {
+    at_leader(file, AGREE_WAIT, |mut client| {
+        let request = grpc_request(request.clone(), AGREE_WAIT);
+        async move { client.set_volume(request).await }
+    })
+    .await
 }
 
 /// What failovers of a volume lost, as the region's leader knows it.

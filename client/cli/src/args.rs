@@ -12,8 +12,9 @@ mod regions;
 pub use class::{ClassArgs, ClassAssign, ClassCommand, ClassCreate, ClassList, ClassName, ClassOf, ClassSet};
 pub use dev::*;
 pub use regions::{
-    RegionAdd, RegionRemove, RegionsArgs, RegionsCommand, SalvageArgs, SalvageCommand, SalvageList,
-    SalvageShow, VolumeArgs, VolumeCommand, VolumeLosses, VolumeNamed, VolumeVerify,
+    Durability, Failover, OnSyncLoss, RegionAdd, RegionRemove, RegionsArgs, RegionsCommand, SalvageArgs,
+    SalvageCommand, SalvageList, SalvageShow, VolumeArgs, VolumeCommand, VolumeLosses, VolumeNamed,
+    VolumeSet, VolumeVerify,
 };
 
 /// MooseNG: a filesystem that spans regions.
@@ -626,6 +627,8 @@ mod tests {
             "mooseng class list --config /c -o json",
             "mooseng class assign fast /d -r --config /c",
             "mooseng class get /d --config /c -o json",
+            "mooseng volume set / --durability geo --on-sync-loss block --plan --config /c",
+            "mooseng volume set / --regions a,b --failover manual --config /c -o json",
             "mooseng class delete fast --config /c",
         ] {
             Args::try_parse_from(line.split(' ')).unwrap_or_else(|e| panic!("{line}: {e}"));
@@ -638,6 +641,8 @@ mod tests {
             "mooseng class create fast --config /c",
             "mooseng class create fast --copies 2 --labels ssd --config /c",
             "mooseng class set fast --labels a=b --no-labels --config /c",
+            "mooseng volume set / --config /c",
+            "mooseng volume set / --durability none --config /c",
             "mooseng dev kill --dir /d",
             "mooseng dev kill region region-1 region-2 --dir /d",
             "mooseng dev load --dir /d",

@@ -24,6 +24,7 @@ mod info;
 mod members;
 mod metadata;
 mod mount;
+mod outlook;
 mod output;
 mod process;
 mod profile;

@@ -7,8 +7,11 @@ use crate::admin;
 use crate::args::{Format, Reading, VolumeArgs, VolumeCommand, VolumeNamed, VolumeVerify};
 use crate::config::{self, ClientFile};
 use crate::exit::Failure;
+use crate::outlook;
 use crate::output::{self, Table};
 use crate::salvage;
+
+mod set;
 
 /// Asks and prints.
 pub fn run(args: VolumeArgs) -> Result<(), Failure> {
@@ -17,12 +20,12 @@ pub fn run(args: VolumeArgs) -> Result<(), Failure> {
         VolumeCommand::Info(args) => info(&args),
         VolumeCommand::Verify(args) => verify(&args),
         VolumeCommand::Losses(args) => salvage::losses(&args, parse(&args.volume)?),
-        VolumeCommand::Create(_)
-        | VolumeCommand::Set(_)
-        | VolumeCommand::MoveHome(_)
-        | VolumeCommand::Delete(_) => Err(Failure::not_built(
-            "changing volumes (`mooseng volume create`, `set`, `move-home`, `delete`)",
-        )),
+        VolumeCommand::Set(args) => set::run(&args),
+        VolumeCommand::Create(_) | VolumeCommand::MoveHome(_) | VolumeCommand::Delete(_) => {
+            Err(Failure::not_built(
+                "making, moving and removing volumes (`mooseng volume create`, `move-home`, `delete`)",
+            ))
+        }
     }
 }
 
@@ -47,6 +50,11 @@ fn parse(text: &str) -> Result<u32, Failure> {
     if text == "/" {
         return Ok(0);
     }
+    if text.starts_with('/') {
+        return Err(Failure::usage(format!(
+            "{text} isn't the root directory of a volume: the root volume, /, is the only one."
+        )));
+    }
     text.parse().map_err(|_| {
         Failure::usage(format!("{text:?} isn't a volume: give its number, or / for the root volume."))
     })
@@ -55,18 +63,27 @@ fn parse(text: &str) -> Result<u32, Failure> {
 fn info(args: &VolumeNamed) -> Result<(), Failure> {
     let id = parse(&args.volume)?;
     let file = ClientFile::load(&config::find(args.reading.config.as_deref())?)?;
-    let all = admin::block_on(admin::volumes_of_leader(&file))?.volumes;
+    let (regions, all) = admin::block_on(admin::cluster(&file))?;
     let found = all.into_iter().find(|volume| volume.id == id);
     let found = found.ok_or_else(|| {
         Failure::not_found(format!(
             "There is no volume {id}; `mooseng volume list` shows those that there are."
         ))
     })?;
+    let names: Vec<String> = regions.regions.iter().map(|region| region.name.clone()).collect();
+    let losses = outlook::of(&found, &names, &regions.fatal);
     match args.reading.output.format {
-        Format::Json => output::json(&json!({ "version": output::VERSION, "volume": shape(&found) })),
+        Format::Json => output::json(&json!({
+            "version": output::VERSION, "volume": shape(&found), "failover_now": outlook::failover_loses(&found),
+            "losses": losses.iter().map(outlook::Outlook::shape).collect::<Vec<_>>(),
+        })),
         Format::Table => {
             let (volume, replicas) = (table(std::slice::from_ref(&found)), replicas(&found));
-            output::text_line(&format!("{volume}\n\n{replicas}"))
+            let losses: Vec<String> = losses
+                .iter()
+                .map(|loss| format!("If {} were lost: {}", loss.region, loss.sentence))
+                .collect();
+            output::text_line(&format!("{volume}\n\n{replicas}\n\n{}", losses.join("\n")))
         }
     }
 }
@@ -103,7 +120,7 @@ fn compared(reply: &VerifyVolumeReply) -> String {
 /// How far the regions are that aren't the home.
 fn replicas(volume: &Volume) -> String {
     if volume.replicas.is_empty() {
-        return "The asked region's leader knows of no other region's copy.".to_owned();
+        return "No other region has it.".to_owned();
     }
     let mut table = Table::new(["REPLICA", "AT", "BEHIND", "STATE"]);
     for replica in &volume.replicas {
@@ -114,11 +131,19 @@ fn replicas(volume: &Volume) -> String {
             } else {
                 format!("{}/{}", replica.epoch, replica.version)
             },
-            replica.behind_ms.map_or_else(|| "-".to_owned(), |ms| format!("{:.3} s", ms as f64 / 1_000.0)),
+            age(replica),
             condition(replica),
         ]);
     }
     table.render()
+}
+
+/// For how long it has lacked what it lacks: 0 where it lacks nothing.
+fn age(replica: &Replica) -> String {
+    match replica.behind_ms {
+        None if replica.epoch == 0 || !replica.trouble.is_empty() => "-".to_owned(),
+        behind => outlook::seconds(behind.unwrap_or(0)),
+    }
 }
 
 fn condition(replica: &Replica) -> String {
@@ -138,16 +163,35 @@ fn failover(volume: &Volume) -> &'static str {
     if volume.automatic { "automatic" } else { "manual" }
 }
 
+/// What fsync does while the home is alone in the sync set.
+fn on_sync_loss(volume: &Volume) -> &'static str {
+    if volume.blocks_alone { "block" } else { "degrade" }
+}
+
+/// As it is typed.
+fn name(volume: &Volume) -> String {
+    if volume.id == 0 { "/".to_owned() } else { volume.id.to_string() }
+}
+
 fn state(volume: &Volume) -> &'static str {
     if volume.open { "open" } else { "closed" }
 }
 
 fn table(volumes: &[Volume]) -> String {
-    let mut table =
-        Table::new(["VOLUME", "HOME", "EPOCH", "STATE", "DURABILITY", "FAILOVER", "REGIONS", "SYNC SET"]);
+    let mut table = Table::new([
+        "VOLUME",
+        "HOME",
+        "EPOCH",
+        "STATE",
+        "DURABILITY",
+        "FAILOVER",
+        "REGIONS",
+        "SYNC SET",
+        "ON SYNC LOSS",
+    ]);
     for volume in volumes {
         table.row([
-            if volume.id == 0 { "/".to_owned() } else { volume.id.to_string() },
+            name(volume),
             volume.home.clone(),
             volume.epoch.to_string(),
             state(volume).to_owned(),
@@ -156,6 +200,7 @@ fn table(volumes: &[Volume]) -> String {
             volume.regions.join(","),
             // Without `geo` nothing waits for it.
             if volume.geo { volume.sync_set.join(",") } else { "-".to_owned() },
+            if volume.geo { on_sync_loss(volume).to_owned() } else { "-".to_owned() },
         ]);
     }
     table.render()
@@ -164,7 +209,7 @@ fn table(volumes: &[Volume]) -> String {
 fn shape(volume: &Volume) -> Value {
     json!({
         "id": volume.id, "home": volume.home, "epoch": volume.epoch, "state": state(volume), "durability": durability(volume),
-        "failover": failover(volume), "regions": volume.regions, "sync_set": volume.sync_set,
+        "failover": failover(volume), "regions": volume.regions, "sync_set": volume.sync_set, "on_sync_loss": on_sync_loss(volume),
         "replicas": volume.replicas.iter().map(|r| json!({
             "region": r.region, "log_epoch": r.epoch, "log_version": r.version, "copying": r.copying, "behind_ms": r.behind_ms,
             "chunks_awaited": r.chunks_awaited, "trouble": r.trouble,
@@ -188,12 +233,13 @@ mod tests {
             sync_set: vec!["a".into()],
             automatic: true,
             replicas: Vec::new(),
+            blocks_alone: false,
         };
         let other = Volume { id: 7, open: false, geo: true, automatic: false, ..root.clone() };
         let text = table(&[root, other.clone()]);
         let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
-        assert_eq!(lines[1], ["/", "a", "3", "open", "region", "automatic", "a,b", "-"]);
-        assert_eq!(lines[2], ["7", "a", "3", "closed", "geo", "manual", "a,b", "a"]);
+        assert_eq!(lines[1], ["/", "a", "3", "open", "region", "automatic", "a,b", "-", "-"]);
+        assert_eq!(lines[2], ["7", "a", "3", "closed", "geo", "manual", "a,b", "a", "degrade"]);
         assert_eq!(shape(&other)["failover"], "manual");
     }
 

@@ -107,7 +107,7 @@ pub enum RuleError {
     },
     /// `geo` without anywhere to go.
     #[error(
-        "volume {0} can't be `geo`: that takes two regions that have it, and a third region, if only a witness, that has a voice when one of them is lost. Add regions to the volume (`mooseng volume set {0} --regions A,B`) or to the cluster first"
+        "volume {0} can't be `geo`: that takes two regions that have it, and a third region, if only a witness, that has a voice when one of them is lost. Add regions to the volume (`mooseng volume set {0} --regions A,B`) or to the cluster (`mooseng regions add NAME --witness --master ...`) first"
     )]
     NoFailover(VolumeId),
     /// The regions wouldn't do.

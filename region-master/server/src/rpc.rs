@@ -18,9 +18,9 @@ use mooseng_wire::admin::{
     ListRegionsReply, ListRegionsRequest, ListSalvageReply, ListSalvageRequest, ListTrashReply,
     ListTrashRequest, ListVolumesReply, ListVolumesRequest, MemberToAdd, PurgeTrashReply, PurgeTrashRequest,
     Quota, QuotaTarget, RemoveRegionRequest, RestoreTrashReply, RestoreTrashRequest, SetClassRequest,
-    SetQuotaRequest, ShowSalvageReply, ShowSalvageRequest, StatusReply, StatusRequest, StorageClass,
-    TicketKey, TransferLeaderReply, TransferLeaderRequest, TrashRetentionReply, TrashRetentionRequest,
-    VerifyVolumeReply, VerifyVolumeRequest,
+    SetQuotaRequest, SetVolumeReply, SetVolumeRequest, ShowSalvageReply, ShowSalvageRequest, StatusReply,
+    StatusRequest, StorageClass, TicketKey, TransferLeaderReply, TransferLeaderRequest, TrashRetentionReply,
+    TrashRetentionRequest, VerifyVolumeReply, VerifyVolumeRequest,
 };
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::founding::Founding;
@@ -55,6 +55,16 @@ impl Rpc {
         Ok(peer.identity.name.clone())
     }
 
+    /// For what concerns the whole cluster: peers of all its regions.
+    fn allow_of_cluster<T>(&self, request: &Request<T>, roles: &[Role]) -> Result<String, Status> {
+        let peer = peer_of(request)?;
+        self.0.allow_of_cluster(&peer, roles).map_err(|e| match e.code() {
+            ErrorCode::Unavailable => Status::unavailable(e.message),
+            _ => Status::permission_denied(e.message),
+        })?;
+        Ok(peer.identity.name.clone())
+    }
+
     /// Refuses what is about a volume's records, and is asked of one of its replicas: they change by its log alone.
     fn at_home(&self) -> Result<(), Status> {
         geo::at_home(&self.0).map_err(|error| {
@@ -70,14 +80,20 @@ impl Rpc {
 
     async fn change_regions(&self, change: Change) -> Result<Response<ChangeRegionsReply>, Status> {
         let changed = self.global()?.change(change, Instant::now() + AGREE_WITHIN).await;
-        let refused = |error: CallError| match error.code() {
-            ErrorCode::InvalidRequest => Status::invalid_argument(error.message),
-            ErrorCode::NotFound => Status::not_found(error.message),
-            ErrorCode::PermissionDenied => Status::permission_denied(error.message),
-            ErrorCode::StaleEpoch => Status::failed_precondition(error.message),
-            _ => Status::unavailable(error.message),
-        };
-        changed.map(|changed| Response::new(ChangeRegionsReply { version: changed.version })).map_err(refused)
+        changed
+            .map(|changed| Response::new(ChangeRegionsReply { version: changed.version }))
+            .map_err(not_agreed)
+    }
+}
+
+/// What the regions refuse to agree on.
+fn not_agreed(error: CallError) -> Status {
+    match error.code() {
+        ErrorCode::InvalidRequest => Status::invalid_argument(error.message),
+        ErrorCode::NotFound => Status::not_found(error.message),
+        ErrorCode::PermissionDenied => Status::permission_denied(error.message),
+        ErrorCode::StaleEpoch => Status::failed_precondition(error.message),
+        _ => Status::unavailable(error.message),
     }
 }
 
@@ -340,7 +356,7 @@ impl Administration for Rpc {
         &self,
         request: Request<ListRegionsRequest>,
     ) -> Result<Response<ListRegionsReply>, Status> {
-        self.allow(&request, &[Role::Admin, Role::Master, Role::Client])?;
+        self.allow_of_cluster(&request, &[Role::Admin, Role::Master, Role::Client])?;
         Ok(Response::new(self.global()?.list_regions()))
     }
 
@@ -348,7 +364,7 @@ impl Administration for Rpc {
         &self,
         request: Request<ListVolumesRequest>,
     ) -> Result<Response<ListVolumesReply>, Status> {
-        self.allow(&request, &[Role::Admin, Role::Master, Role::Client])?;
+        self.allow_of_cluster(&request, &[Role::Admin, Role::Master, Role::Client])?;
         Ok(Response::new(self.global()?.list_volumes(&self.0)))
     }
 
@@ -406,6 +422,19 @@ impl Administration for Rpc {
         let name = request.into_inner().name;
         tracing::info!(who, name, "a region is to be let go of");
         self.change_regions(Change::RemoveRegion(RemoveRegion { name })).await
+    }
+
+    async fn set_volume(
+        &self,
+        request: Request<SetVolumeRequest>,
+    ) -> Result<Response<SetVolumeReply>, Status> {
+        let who = self.allow(&request, &[Role::Admin])?;
+        let request = request.into_inner();
+        if !request.plan {
+            tracing::info!(who, ?request, "a volume's settings are to change");
+        }
+        let set = self.global()?.set_settings(&request, Instant::now() + AGREE_WITHIN).await;
+        set.map(Response::new).map_err(not_agreed)
     }
 
     async fn change_members(

@@ -14,6 +14,7 @@ use mooseng_transport::grpc::administration_client::AdministrationClient;
 use mooseng_transport::{CallFailure, Link, LinkOptions, PlainNetwork, grpc_channel};
 use mooseng_wire::admin::{
     AddRegionRequest, ListRegionsRequest, ListVolumesRequest, MemberToAdd, RemoveRegionRequest,
+    SetVolumeRequest,
 };
 use mooseng_wire::call::ErrorCode;
 use mooseng_wire::global::change::Change;
@@ -107,6 +108,49 @@ async fn a_region_joins_and_leaves_while_the_cluster_runs() {
         tonic::Code::InvalidArgument,
         "it has the root volume"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_volumes_settings_are_planned_and_changed_through_any_master() {
+    let regions = Regions::start(&[("a", 1), ("b", 1), ("w", 1)]).await;
+    let before = regions.agreed().await;
+    let network = Arc::new(PlainNetwork::new(identity_of("b", Role::Admin, "x")));
+    let address = &before.regions["b"].masters[0].address;
+    let mut client = AdministrationClient::new(grpc_channel(network.clone(), address, Role::Master).await);
+    let geo = SetVolumeRequest { geo: Some(true), blocks_alone: Some(true), ..SetVolumeRequest::default() };
+    let planned =
+        client.set_volume(SetVolumeRequest { plan: true, ..geo.clone() }).await.unwrap().into_inner();
+    assert_eq!(planned.after.map(|v| (v.geo, v.blocks_alone)), Some((true, true)));
+    assert_eq!(regions.agreed().await.volumes, before.volumes, "a plan changes nothing");
+    let set = client.set_volume(geo.clone()).await.unwrap().into_inner();
+    until("all know", async || regions.agreed().await.version >= set.version).await;
+    let root = regions.agreed().await.volumes[&ROOT].clone();
+    assert_eq!((root.durability, root.blocks_alone), (Durability::Geo, true));
+    let again = client.set_volume(geo).await.unwrap().into_inner();
+    assert_eq!(again.before, again.after, "done already");
+    // Refused, planned or not, and said why.
+    let of = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+    for plan in [true, false] {
+        for (names, code, says) in [
+            (of(&["a", "x"]), tonic::Code::NotFound, "mooseng regions list"),
+            (of(&["a", "w"]), tonic::Code::InvalidArgument, "witness"),
+            (of(&["b"]), tonic::Code::InvalidArgument, "home"),
+            (of(&["a"]), tonic::Code::InvalidArgument, "mooseng volume set"),
+        ] {
+            let asked = SetVolumeRequest { regions: names.clone(), plan, ..SetVolumeRequest::default() };
+            let refused = client.set_volume(asked).await.unwrap_err();
+            assert!(refused.code() == code && refused.message().contains(says), "{names:?}: {refused}");
+        }
+    }
+    let none = SetVolumeRequest { volume: 7, geo: Some(true), ..SetVolumeRequest::default() };
+    assert_eq!(client.set_volume(none).await.unwrap_err().code(), tonic::Code::NotFound);
+    // Only an administrator of the asked region changes something; what there is, those of other regions may know, too.
+    let address = &before.regions["a"].masters[0].address;
+    let mut other = AdministrationClient::new(grpc_channel(network, address, Role::Master).await);
+    let refused =
+        other.set_volume(SetVolumeRequest { geo: Some(false), ..SetVolumeRequest::default() }).await;
+    assert_eq!(refused.unwrap_err().code(), tonic::Code::PermissionDenied);
+    assert_eq!(other.list_volumes(ListVolumesRequest {}).await.unwrap().into_inner().volumes.len(), 1);
 }
 
 /// What an administrator sees at a master of the region b.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args as ClapArgs, Subcommand};
+use clap::{Args as ClapArgs, Subcommand, ValueEnum};
 
 use mooseng_wire::admin::MemberToAdd;
 
@@ -85,15 +85,72 @@ pub enum VolumeCommand {
     /// Make a volume (not built yet).
     #[command(hide = true)]
     Create(Rest),
-    /// Change a volume (not built yet).
-    #[command(hide = true)]
-    Set(Rest),
+    /// Change a volume's settings: when fsync returns, which regions have it, whether another one takes over by itself.
+    Set(VolumeSet),
     /// Move a volume's home (not built yet).
     #[command(hide = true)]
     MoveHome(Rest),
     /// Remove a volume (not built yet).
     #[command(hide = true)]
     Delete(Rest),
+}
+
+/// When fsync returns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Durability {
+    /// Once what it flushed is safe in the home region.
+    Region,
+    /// Once it is in every region of the sync set, too.
+    Geo,
+}
+
+/// Who decides that another region takes over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Failover {
+    /// The regions themselves, once the home's lease has run out.
+    Auto,
+    /// A person, by a command.
+    Manual,
+}
+
+/// What fsync does where only the home is left of the sync set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnSyncLoss {
+    /// It waits.
+    Block,
+    /// It returns with what the home has.
+    Degrade,
+}
+
+/// `mooseng volume set`.
+#[derive(ClapArgs, Debug)]
+#[command(group(
+    clap::ArgGroup::new("what").required(true).multiple(true).args(["durability", "regions", "failover", "on_sync_loss"])
+))]
+pub struct VolumeSet {
+    /// The volume: / for the root volume, or its number.
+    #[arg(value_name = "PATH")]
+    pub volume: String,
+    /// When fsync returns: with what is safe in the home region, or in each region of the sync set.
+    #[arg(long, value_enum)]
+    pub durability: Option<Durability>,
+    /// All regions that have the volume, the home among them.
+    #[arg(long, value_name = "A,B", value_delimiter = ',')]
+    pub regions: Vec<String>,
+    /// Whether another region takes over by itself once the home is lost.
+    #[arg(long, value_enum)]
+    pub failover: Option<Failover>,
+    /// What fsync of a `geo` volume does while only the home is left of its sync set.
+    #[arg(long, value_enum)]
+    pub on_sync_loss: Option<OnSyncLoss>,
+    /// Only say what would change.
+    #[arg(long)]
+    pub plan: bool,
+    /// A configuration whose certificate has the role admin.
+    #[arg(long, env = "MOOSENG_CONFIG", value_name = "FILE")]
+    pub config: PathBuf,
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// `mooseng volume verify`.

@@ -8,7 +8,7 @@
 //! - [`Global`]: what the rest of the master asks. [`config`]: the setting `[global]`.
 //! - [`ask`]: to the leader, wherever it is, with a deadline. [`serve`]: what the leader answers.
 //! - [`copy`]: this master's copy, read after each applied entry. [`renew`]: the region's lease.
-//! - [`status`]: what administrators see.
+//! - [`status`]: what administrators see. [`settings`]: how they change a volume.
 //! - [`failover`]: what the leader decides where a volume's home is lost.
 //! - [`lead`]: what the leader does by itself: founds the cluster, gives votes to the right masters.
 
@@ -19,6 +19,7 @@ mod failover;
 mod lead;
 mod renew;
 mod serve;
+mod settings;
 pub mod status;
 
 use std::collections::BTreeMap;

@@ -178,7 +178,8 @@ impl Global {
             Asked::TakeIds(asked) => self.take_ids(caller, asked).await,
             Asked::CloseEpoch(asked) => self.close_epoch(caller, asked).await,
             Asked::OpenEpoch(asked) => self.open_epoch(asked).await,
-            Asked::SetVolume(asked) => self.set_volume(caller, asked).await,
+            Asked::SetVolume(asked) => self.set_volume(caller, asked, true).await,
+            Asked::CheckVolume(asked) => self.set_volume(caller, asked, false).await,
             Asked::AddRegion(asked) => self.add_region(asked).await,
             Asked::RemoveRegion(asked) => self.remove_region(asked).await,
         }
@@ -233,7 +234,7 @@ impl Global {
         .await
     }
 
-    async fn set_volume(&self, caller: &str, asked: SetVolume) -> Result<Changed, CallError> {
+    async fn set_volume(&self, caller: &str, asked: SetVolume, commit: bool) -> Result<Changed, CallError> {
         let (volume, epoch) = (volume_id(asked.volume)?, Epoch(asked.epoch));
         let of_home = asked.sync_set.is_some();
         let change = &VolumeChange {
@@ -244,6 +245,12 @@ impl Global {
             blocks_alone: asked.blocks_alone,
             at_version: asked.at_version,
         };
+        if !commit {
+            // A transaction that isn't committed changes nothing.
+            let tx = self.store.begin();
+            rules::set_volume(&tx, volume, epoch, change).await.map_err(|e| refused(self, e))?;
+            return Ok(Changed { version: self.view.borrow().version, ids: None });
+        }
         self.version_of(|tx| async move {
             // Who is waited for is its own to know.
             let home = rules::home(&tx, volume).await?;

@@ -10,6 +10,7 @@ use mooseng_global::{Durability, MasterAt, View};
 use mooseng_raft::{RaftNode, RaftStatus};
 use mooseng_region::findings::GlobalFacts;
 use mooseng_transport::CallFailure;
+use mooseng_wire::VolumeId;
 use mooseng_wire::admin::{ListRegionsReply, ListVolumesReply, Region, RegionMaster, Volume};
 use mooseng_wire::method::Method;
 use mooseng_wire::session::{Renew, Renewed};
@@ -215,17 +216,26 @@ impl Global {
     /// The volumes as this master knows them.
     pub fn list_volumes(&self, master: &Master) -> ListVolumesReply {
         let view = self.view();
-        let volume = |(id, known): (&mooseng_wire::VolumeId, &mooseng_global::Volume)| Volume {
-            id: id.0.into(),
-            home: known.home.clone(),
-            epoch: known.epoch.0,
-            open: known.open,
-            geo: known.durability == Durability::Geo,
-            regions: known.regions.iter().cloned().collect(),
-            sync_set: known.sync_set.iter().cloned().collect(),
-            automatic: known.automatic,
+        let volume = |(id, known): (&VolumeId, &mooseng_global::Volume)| Volume {
             replicas: crate::geo::replicas(master, *id),
+            ..told(*id, known)
         };
         ListVolumesReply { version: view.version, volumes: view.volumes.iter().map(volume).collect() }
+    }
+}
+
+/// A volume as it is agreed on.
+pub(super) fn told(id: VolumeId, known: &mooseng_global::Volume) -> Volume {
+    Volume {
+        id: id.0.into(),
+        home: known.home.clone(),
+        epoch: known.epoch.0,
+        open: known.open,
+        geo: known.durability == Durability::Geo,
+        regions: known.regions.iter().cloned().collect(),
+        sync_set: known.sync_set.iter().cloned().collect(),
+        automatic: known.automatic,
+        replicas: Vec::new(),
+        blocks_alone: known.blocks_alone,
     }
 }

@@ -1,0 +1,236 @@
+//! `mooseng volume set`.
+
+use mooseng_wire::admin::{ListRegionsReply, SetVolumeReply, SetVolumeRequest, StatusReply, Volume};
+use serde_json::{Value, json};
+
+use super::{durability, failover, name, on_sync_loss, parse};
+use crate::args::{Durability, Failover, Format, OnSyncLoss, VolumeSet};
+use crate::config::ClientFile;
+use crate::exit::Failure;
+use crate::outlook::{self, Outlook};
+use crate::{admin, output};
+
+/// Changes it, or says what would change.
+pub fn run(args: &VolumeSet) -> Result<(), Failure> {
+    let request = request(args)?;
+    let file = ClientFile::load(&args.config)?;
+    let changed = admin::block_on(async {
+        let reply = admin::set_volume(&file, request).await?;
+        let (regions, volumes) = admin::cluster(&file).await?;
+        // Only for how much would be copied; a plan without it is one, too.
+        let status = admin::status(&file).await.ok().map(|answered| answered.reply);
+        Change::of(reply, &regions, volumes, status.as_ref())
+    })?;
+    match args.output.format {
+        Format::Json => output::json(&changed.shape(args.plan)),
+        Format::Table => output::text_line(&changed.text(args.plan)),
+    }
+}
+
+fn request(args: &VolumeSet) -> Result<SetVolumeRequest, Failure> {
+    if args.regions.iter().any(String::is_empty) {
+        return Err(Failure::usage(
+            "--regions has an empty name: say A,B, all regions that are to have the volume.",
+        ));
+    }
+    Ok(SetVolumeRequest {
+        volume: parse(&args.volume)?,
+        geo: args.durability.map(|durability| durability == Durability::Geo),
+        automatic: args.failover.map(|failover| failover == Failover::Auto),
+        blocks_alone: args.on_sync_loss.map(|loss| loss == OnSyncLoss::Block),
+        regions: args.regions.clone(),
+        plan: args.plan,
+    })
+}
+
+/// A change, made or planned.
+struct Change {
+    before: Volume,
+    after: Volume,
+    version: u64,
+    /// Regions that get a copy, with how long a message takes to them and back, in microseconds, as the asked region sees it.
+    copied_to: Vec<(String, Option<u64>)>,
+    /// Bytes of the files that are to be copied to each.
+    bytes: Option<u64>,
+    /// What each loss means before, and once the change is in effect.
+    losses: Vec<(Outlook, Outlook)>,
+}
+
+impl Change {
+    fn of(
+        reply: SetVolumeReply,
+        regions: &ListRegionsReply,
+        volumes: Vec<Volume>,
+        status: Option<&StatusReply>,
+    ) -> Result<Self, Failure> {
+        let (Some(mut before), Some(mut after)) = (reply.before, reply.after) else {
+            return Err(Failure::failed("The master's answer doesn't say what the volume is like."));
+        };
+        let replicas = volumes.into_iter().find(|v| v.id == after.id).map(|v| v.replicas).unwrap_or_default();
+        for volume in [&mut before, &mut after] {
+            let of = replicas.iter().filter(|replica| volume.regions.contains(&replica.region));
+            volume.replicas = of.cloned().collect();
+        }
+        let in_effect = Volume {
+            // Each region that has the volume is taken in once it has caught up.
+            sync_set: if after.geo { after.regions.clone() } else { after.sync_set.clone() },
+            ..after.clone()
+        };
+        let new = after.regions.iter().filter(|region| !before.regions.contains(region));
+        let round_trip = |name: &String| {
+            let region = regions.regions.iter().find(|region| region.name == *name)?;
+            region.masters.iter().filter_map(|m| m.round_trip_us).min()
+        };
+        let losses = regions.regions.iter().map(|region| {
+            let fatal = regions.fatal.contains(&region.name);
+            (outlook::lost(&before, &region.name, fatal), outlook::lost(&in_effect, &region.name, fatal))
+        });
+        Ok(Self {
+            copied_to: new.map(|region| (region.clone(), round_trip(region))).collect(),
+            bytes: status.and_then(|status| status.house.as_ref()).map(|house| house.bytes_live),
+            losses: losses.collect(),
+            version: reply.version,
+            before,
+            after,
+        })
+    }
+
+    fn text(&self, plan: bool) -> String {
+        let mut lines = vec![self.settings(plan)];
+        let would = if plan { "would be" } else { "is" };
+        for (region, round_trip) in &self.copied_to {
+            let bytes =
+                self.bytes.map_or(String::new(), |bytes| format!(", {} of chunks", output::bytes(bytes)));
+            let way =
+                round_trip.map_or(String::new(), |us| format!(" (round trip {:.1} ms)", us as f64 / 1_000.0));
+            lines.push(format!(
+                "The whole volume {would} copied from {} to {region}{way}: its metadata{bytes}. Until that is done {region} counts for nothing.",
+                self.after.home
+            ));
+        }
+        for region in self.before.regions.iter().filter(|region| !self.after.regions.contains(region)) {
+            lines.push(format!(
+                "{region} {} changes of it any more; what it has isn't kept up to date.",
+                if plan { "wouldn't be sent" } else { "isn't sent" }
+            ));
+        }
+        if self.after.geo && self.after.sync_set.len() < self.after.regions.len() {
+            let missing = self.after.regions.iter().filter(|region| !self.after.sync_set.contains(region));
+            let missing: Vec<&str> = missing.map(String::as_str).collect();
+            lines.push(format!(
+                "In the sync set {would} {}; {} is taken in once it has caught up, and until then fsync doesn't wait for it.",
+                self.after.sync_set.join(", "),
+                missing.join(", ")
+            ));
+        }
+        for (before, after) in &self.losses {
+            if before == after {
+                lines.push(format!("If {} were lost, before and after: {}", before.region, before.sentence));
+            } else {
+                lines.push(format!("If {} were lost, before: {}", before.region, before.sentence));
+                lines.push(format!(
+                    "If {} were lost, once this is in effect: {}",
+                    after.region, after.sentence
+                ));
+            }
+        }
+        lines.push(format!(
+            "A failover right now: {}",
+            outlook::failover_loses(if plan { &self.before } else { &self.after })
+        ));
+        if plan {
+            lines.push("Nothing was changed. The same command without --plan does it.".to_owned());
+        }
+        lines.join("\n")
+    }
+
+    fn settings(&self, plan: bool) -> String {
+        let (before, after) = (&self.before, &self.after);
+        let rows = [
+            ("durability", durability(before).to_owned(), durability(after).to_owned()),
+            ("failover", failover(before).to_owned(), failover(after).to_owned()),
+            ("on sync loss", on_sync_loss(before).to_owned(), on_sync_loss(after).to_owned()),
+            ("regions", before.regions.join(","), after.regions.join(",")),
+        ];
+        let changes: Vec<String> = rows
+            .iter()
+            .filter(|(_, before, after)| before != after)
+            .map(|(what, before, after)| format!("{what} {before} -> {after}"))
+            .collect();
+        match (changes.is_empty(), plan) {
+            (true, _) => format!("Volume {} is like that already: nothing changes.", name(after)),
+            (false, true) => format!("Volume {} would change: {}.", name(after), changes.join("; ")),
+            (false, false) => format!("Changed volume {}: {}.", name(after), changes.join("; ")),
+        }
+    }
+
+    fn shape(&self, plan: bool) -> Value {
+        let copied = |(region, us): &(String, Option<u64>)| json!({ "region": region, "round_trip_us": us });
+        let losses = |(before, after): &(Outlook, Outlook)| json!({ "before": before.shape(), "after": after.shape() });
+        json!({
+            "version": output::VERSION, "agreed_version": self.version, "plan": plan,
+            "before": super::shape(&self.before), "after": super::shape(&self.after),
+            "copied_to": self.copied_to.iter().map(copied).collect::<Vec<_>>(), "chunk_bytes": self.bytes,
+            "losses": self.losses.iter().map(losses).collect::<Vec<_>>(),
+            "failover_now": outlook::failover_loses(if plan { &self.before } else { &self.after }),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mooseng_wire::admin::{Region, RegionMaster};
+
+    use super::*;
+
+    fn change() -> Change {
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let before = Volume {
+            home: "a".into(),
+            epoch: 1,
+            open: true,
+            automatic: true,
+            regions: names(&["a"]),
+            sync_set: names(&["a"]),
+            ..Volume::default()
+        };
+        let after = Volume { geo: true, regions: names(&["a", "b"]), ..before.clone() };
+        let reply = SetVolumeReply { version: 7, before: Some(before), after: Some(after) };
+        let master = RegionMaster { round_trip_us: Some(60_200), ..RegionMaster::default() };
+        let region =
+            |name: &str| Region { name: name.into(), masters: vec![master.clone()], ..Region::default() };
+        let regions = ListRegionsReply {
+            regions: ["a", "b", "w"].map(region).into(),
+            fatal: vec![],
+            quorum: true,
+            ..ListRegionsReply::default()
+        };
+        Change::of(reply, &regions, vec![], None).unwrap()
+    }
+
+    #[test]
+    fn a_plan_says_what_is_copied_and_what_survives_which_loss() {
+        let text = change().text(true);
+        for part in [
+            "Volume / would change: durability region -> geo; regions a -> a,b.",
+            "would be copied from a to b (round trip 60.2 ms)",
+            "If a were lost, before: Everything would be lost",
+            "If a were lost, once this is in effect: Nothing acknowledged would be lost: b has it. b would take over by itself.",
+            "A failover right now: Everything would be lost",
+            "Nothing was changed.",
+        ] {
+            assert!(text.contains(part), "{part}\n\n{text}");
+        }
+        let shape = change().shape(true);
+        assert_eq!(shape["copied_to"][0]["region"], "b");
+        assert_eq!(shape["losses"][0]["after"]["survives"], "all");
+    }
+
+    #[test]
+    fn what_is_done_is_said_and_nothing_is_said_to_be_done_twice() {
+        assert!(change().text(false).starts_with("Changed volume /: durability region -> geo"));
+        let mut same = change();
+        same.before = same.after.clone();
+        assert!(same.text(false).starts_with("Volume / is like that already"));
+    }
+}
