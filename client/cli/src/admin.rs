@@ -15,11 +15,12 @@ use mooseng_wire::admin::{
     AddRegionRequest, AssignClassReply, AssignClassRequest, ChangeMembersReply, ChangeMembersRequest,
     ChangeRegionsReply, ClassOfReply, ClassOfRequest, CreateClassRequest, DeleteClassReply,
     DeleteClassRequest, DrainReply, DrainRequest, Finding, ListClassesReply, ListClassesRequest,
-    ListQuotasReply, ListQuotasRequest, ListRegionsReply, ListRegionsRequest, ListTrashReply,
-    ListTrashRequest, ListVolumesReply, ListVolumesRequest, PurgeTrashReply, PurgeTrashRequest, Quota,
-    QuotaTarget, RemoveRegionRequest, RestoreTrashReply, RestoreTrashRequest, SetClassRequest,
-    SetQuotaRequest, SetVolumeReply, SetVolumeRequest, StatusReply, StatusRequest, StorageClass,
-    TrashRetentionReply, TrashRetentionRequest, VerifyVolumeReply, VerifyVolumeRequest, Volume,
+    ListLossesReply, ListLossesRequest, ListQuotasReply, ListQuotasRequest, ListRegionsReply,
+    ListRegionsRequest, ListSalvageReply, ListSalvageRequest, ListTrashReply, ListTrashRequest,
+    ListVolumesReply, ListVolumesRequest, PurgeTrashReply, PurgeTrashRequest, Quota, QuotaTarget,
+    RemoveRegionRequest, RestoreTrashReply, RestoreTrashRequest, SetClassRequest, SetQuotaRequest,
+    SetVolumeReply, SetVolumeRequest, ShowSalvageReply, ShowSalvageRequest, StatusReply, StatusRequest,
+    StorageClass, TrashRetentionReply, TrashRetentionRequest, VerifyVolumeReply, VerifyVolumeRequest, Volume,
 };
 use mooseng_wire::method::Method;
 use tonic::Code;
@@ -381,6 +382,33 @@ pub async fn set_volume(file: &ClientFile, request: SetVolumeRequest) -> Result<
     at_leader(file, AGREE_WAIT, |mut client| {
         let request = grpc_request(request.clone(), AGREE_WAIT);
         async move { client.set_volume(request).await }
+    })
+    .await
+}
+
+/// What failovers of a volume lost, as the region's leader knows it.
+pub async fn list_losses(file: &ClientFile, volume: u32) -> Result<ListLossesReply, Failure> {
+    at_leader(file, AGREE_WAIT, |mut client| {
+        let request = grpc_request(ListLossesRequest { volume }, STATUS_WAIT);
+        async move { client.list_losses(request).await }
+    })
+    .await
+}
+
+/// What was put aside in the region.
+pub async fn list_salvage(file: &ClientFile) -> Result<ListSalvageReply, Failure> {
+    at_leader(file, AGREE_WAIT, |mut client| {
+        let request = grpc_request(ListSalvageRequest { volume: 0 }, STATUS_WAIT);
+        async move { client.list_salvage(request).await }
+    })
+    .await
+}
+
+/// A page of an archive.
+pub async fn show_salvage(file: &ClientFile, asked: ShowSalvageRequest) -> Result<ShowSalvageReply, Failure> {
+    at_leader(file, AGREE_WAIT, |mut client| {
+        let request = grpc_request(asked, AGREE_WAIT);
+        async move { client.show_salvage(request).await }
     })
     .await
 }

@@ -12,8 +12,9 @@ mod regions;
 pub use class::{ClassArgs, ClassAssign, ClassCommand, ClassCreate, ClassList, ClassName, ClassOf, ClassSet};
 pub use dev::*;
 pub use regions::{
-    Durability, Failover, OnSyncLoss, RegionAdd, RegionRemove, RegionsArgs, RegionsCommand, VolumeArgs,
-    VolumeCommand, VolumeNamed, VolumeSet, VolumeVerify,
+    Durability, Failover, OnSyncLoss, RegionAdd, RegionRemove, RegionsArgs, RegionsCommand, SalvageArgs,
+    SalvageCommand, SalvageList, SalvageShow, VolumeArgs, VolumeCommand, VolumeLosses, VolumeNamed,
+    VolumeSet, VolumeVerify,
 };
 
 /// MooseNG: a filesystem that spans regions.
@@ -72,6 +73,8 @@ pub enum Command {
     Dev(Dev),
     /// Volumes: where they have their home, and which regions have them.
     Volume(VolumeArgs),
+    /// What failovers lost is kept: show what was put aside in a region.
+    Salvage(SalvageArgs),
     /// Policies (not built yet).
     #[command(hide = true)]
     Policy(Rest),

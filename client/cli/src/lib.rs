@@ -31,6 +31,7 @@ mod profile;
 mod quota;
 mod regions;
 mod runtime;
+mod salvage;
 mod shell;
 mod status;
 mod suggest;
@@ -89,6 +90,7 @@ fn dispatch(command: args::Command) -> Result<(), Failure> {
         Man(a) => shell::man(&a.dir),
         Dev(a) => dev::run(a),
         Volume(a) => volume::run(a),
+        Salvage(a) => salvage::run(a),
         Policy(_) => Err(Failure::not_built("policies (`mooseng policy`)")),
         Regions(a) => regions::run(a),
     }

@@ -89,12 +89,12 @@ fn cells(entry: &TrashEntry) -> [String; 6] {
     ]
 }
 
-fn shown(c: char) -> Vec<char> {
+pub(crate) fn shown(c: char) -> Vec<char> {
     if c.is_control() { c.escape_default().collect() } else { vec![c] }
 }
 
 /// A time as people write it, in UTC.
-fn time(ns: i64) -> String {
+pub(crate) fn time(ns: i64) -> String {
     let seconds = ns.div_euclid(1_000_000_000);
     let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
     // Days since 0000-03-01, in cycles of 400 years (Howard Hinnant, "chrono-compatible low-level date algorithms").

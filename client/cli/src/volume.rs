@@ -9,6 +9,7 @@ use crate::config::{self, ClientFile};
 use crate::exit::Failure;
 use crate::outlook;
 use crate::output::{self, Table};
+use crate::salvage;
 
 mod set;
 
@@ -18,6 +19,7 @@ pub fn run(args: VolumeArgs) -> Result<(), Failure> {
         VolumeCommand::List(args) => list(&args),
         VolumeCommand::Info(args) => info(&args),
         VolumeCommand::Verify(args) => verify(&args),
+        VolumeCommand::Losses(args) => salvage::losses(&args, parse(&args.volume)?),
         VolumeCommand::Set(args) => set::run(&args),
         VolumeCommand::Create(_) | VolumeCommand::MoveHome(_) | VolumeCommand::Delete(_) => {
             Err(Failure::not_built(

@@ -11,10 +11,12 @@
 //! - [`Tail`]: the newest entries in memory.
 //! - [`read`]: entries and ranges, for those who ask a home.
 //! - [`apply`]: what a replica does with them.
+//! - [`about()`]: what an entry is about, for people.
 //! - [`needs`]: what of the data that entries name isn't there yet.
 //! - [`unsynced`]: what the sync set doesn't have yet, and others aren't told of.
 //! - [`turn`]: how a replica becomes the home, and a home a replica.
 
+mod about;
 pub mod apply;
 mod before;
 mod derive;
@@ -25,6 +27,7 @@ mod tail;
 pub mod turn;
 pub mod unsynced;
 
+pub use about::{About, Content, about};
 pub use derive::VolumeLogs;
 pub use entry::{Entry, within};
 pub use tail::Tail;

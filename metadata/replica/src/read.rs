@@ -7,7 +7,7 @@ use mooseng_store::{KeyRange, RangeLimit, Read, Transaction};
 use mooseng_wire::VolumeId;
 
 use crate::entry::logged_ranges;
-use crate::{Entry, ReplicaError};
+use crate::{Entry, ReplicaError, apply};
 
 /// Pairs of a page at most.
 const PAIRS_MAX: usize = 10_000;
@@ -23,7 +23,40 @@ pub async fn entries<T: Transaction>(
     if after < logged.trimmed() {
         return Err(ReplicaError::Trimmed { after, trimmed: logged.trimmed() });
     }
-    let mut range = log::range_after(volume, after);
+    assemble(tx, log::range_after(volume, after), bytes_max, |key| log::parse_key(volume, key)).await
+}
+
+/// The same of the log that a replica keeps.
+pub async fn kept<T: Transaction>(
+    tx: &T,
+    volume: VolumeId,
+    after: LogPosition,
+    bytes_max: usize,
+) -> Result<Vec<Entry>, ReplicaError> {
+    let record = apply::state(tx, volume, Read::Snapshot).await?.ok_or(ReplicaError::NotLogged)?;
+    if after < record.log_behind() {
+        return Err(ReplicaError::Trimmed { after, trimmed: record.log_behind() });
+    }
+    assemble(tx, log::range_after(volume, after), bytes_max, |key| log::parse_key(volume, key)).await
+}
+
+/// Entries that were put aside, behind `after` and up to `upto`; up to so many bytes and one entry at least.
+pub async fn put_aside<T: Transaction>(
+    tx: &T,
+    volume: VolumeId,
+    after: LogPosition,
+    upto: LogPosition,
+    bytes_max: usize,
+) -> Result<Vec<Entry>, ReplicaError> {
+    assemble(tx, log::salvage_between(volume, after, upto), bytes_max, log::parse_salvage_key).await
+}
+
+async fn assemble<T: Transaction>(
+    tx: &T,
+    mut range: KeyRange,
+    bytes_max: usize,
+    place: impl Fn(&[u8]) -> Result<(LogPosition, u32), SchemaError>,
+) -> Result<Vec<Entry>, ReplicaError> {
     let mut found: Vec<Entry> = Vec::new();
     let mut begun: Option<(LogPosition, BytesMut)> = None;
     let mut bytes = 0;
@@ -31,7 +64,7 @@ pub async fn entries<T: Transaction>(
         let limit = RangeLimit { bytes_max: bytes_max.saturating_sub(bytes).max(1), ..RangeLimit::default() };
         let page = tx.get_range(range.clone(), limit, Read::Snapshot).await?;
         for (key, value) in &page.pairs {
-            let (at, number) = log::parse_key(volume, key)?;
+            let (at, number) = place(key)?;
             let (part, more) = log::part(value)?;
             bytes += part.len();
             let mut entry = match begun.take() {

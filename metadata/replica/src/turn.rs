@@ -4,6 +4,7 @@ use bytes::BytesMut;
 use mooseng_schema::Record;
 use mooseng_schema::before as images;
 use mooseng_schema::log::{self, LogPosition, LoggedRecord, ReplicaRecord};
+use mooseng_schema::loss::{self, LossRecord};
 use mooseng_schema::volume::{self, VolumeRecord};
 use mooseng_store::mvcc::Change;
 use mooseng_store::{KeyRange, RangeLimit, Read, Transaction, limits};
@@ -23,12 +24,13 @@ async fn logged<T: Transaction>(tx: &T, volume: VolumeId) -> Result<Option<Logge
 
 /// This region becomes the volume's home under that epoch, from where it is on, or goes on as it: what it has beyond the cut was undone before
 /// ([`undo`]). Each of the volume's changes reads the record that
-/// is changed here, so that none of an earlier epoch commits behind it. Answers whether anything had to be done.
+/// is changed here, so that none of an earlier epoch commits behind it. What is known of a loss goes into the ledger with it. Answers whether anything had to be done.
 pub async fn take_over<T: Transaction>(
     tx: &T,
     volume: VolumeId,
     epoch: Epoch,
     cut: Option<LogPosition>,
+    loss: Option<&LossRecord>,
 ) -> Result<bool, ReplicaError> {
     let key = volume::key(volume);
     let replica = apply::state(tx, volume, Read::Conflicting).await?;
@@ -72,6 +74,9 @@ pub async fn take_over<T: Transaction>(
             closed: 0,
         };
         tx.set(&log::logged_key(volume), &record.to_value());
+    }
+    if let Some(loss) = loss {
+        tx.set(&loss::key(volume, Epoch(epoch.0.saturating_sub(1))), &loss.to_value());
     }
     Ok(true)
 }

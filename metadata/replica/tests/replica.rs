@@ -534,7 +534,7 @@ async fn an_entry_that_clears_more_than_a_transaction_holds_is_undone_all_the_sa
             // It can't become the home, nor follow one, as it is.
             let tx = store.begin();
             assert!(
-                turn::take_over(&tx, VOLUME, Epoch(2), None).await.is_ok_and(|done| !done),
+                turn::take_over(&tx, VOLUME, Epoch(2), None, None).await.is_ok_and(|done| !done),
                 "there is no volume record"
             );
             let refused = apply::entries(&tx, VOLUME, first, &entries[1..], Epoch(1), 7, at).await;

@@ -67,6 +67,12 @@ fn leading_number(encoded: &[u8]) -> Option<(u64, &[u8])> {
     Some((number.iter().fold(0, |number, byte| number << 8 | u64::from(*byte)), rest))
 }
 
+/// The tag of a volume's key, which may be one of a newer release; none for other keys.
+pub fn tag_of(volume: VolumeId, key: &[u8]) -> Option<u64> {
+    let prefix = pack(&("v", volume.0));
+    Some(leading_number(key.strip_prefix(prefix.as_slice())?)?.0)
+}
+
 /// What clients are told that a volume's key is about: an inode, or a directory's entries; none for other keys, and for those of other volumes.
 pub fn fact_of(volume: VolumeId, key: &[u8]) -> Option<Fact> {
     let prefix = pack(&("v", volume.0));

@@ -22,6 +22,7 @@ pub mod key;
 pub mod location;
 pub mod lock;
 pub mod log;
+pub mod loss;
 pub mod number;
 pub mod orphan;
 pub mod packable;

@@ -205,6 +205,14 @@ pub fn salvage_range(volume: VolumeId) -> KeyRange {
     mooseng_store::prefix_range(&region_key(RegionTag::Salvage, &(volume.0,)))
 }
 
+/// Those of entries behind `after`, up to `upto`, which is among them.
+pub fn salvage_between(volume: VolumeId, after: LogPosition, upto: LogPosition) -> KeyRange {
+    let behind = |at: LogPosition| {
+        mooseng_store::prefix_range(&region_key(RegionTag::Salvage, &(volume.0, at.epoch.0, at.version))).end
+    };
+    KeyRange { begin: behind(after), end: behind(upto.max(after)) }
+}
+
 /// Place and part of a key of [`salvage_range`].
 pub fn parse_salvage_key(key: &[u8]) -> Result<(LogPosition, u32), SchemaError> {
     let (_, epoch, version, part): (u16, u64, u64, u32) = parse_region_key(RegionTag::Salvage, key)?;

@@ -54,6 +54,43 @@ pub enum VolumeTag {
     Packable = 24,
     /// A part of an entry of the volume's log ([`crate::log`]). The one kind that the log itself doesn't name.
     Log = 25,
+    /// What a failover lost ([`crate::loss`]).
+    Loss = 26,
+}
+
+impl VolumeTag {
+    /// What records of a tag are called for people; those of a newer release are "other".
+    pub fn name_of(tag: u64) -> &'static str {
+        match tag {
+            tag if tag == Self::Volume as u64 => "volume",
+            tag if tag == Self::Inode as u64 => "inode",
+            tag if tag == Self::Link as u64 => "link",
+            tag if tag == Self::Dirent as u64 => "entry",
+            tag if tag == Self::Directory as u64 => "directory",
+            tag if tag == Self::Extent as u64 => "extent",
+            tag if tag == Self::Xattr as u64 => "xattr",
+            tag if tag == Self::Chunk as u64 => "chunk",
+            tag if tag == Self::ChunkRef as u64 => "chunk use",
+            tag if tag == Self::Orphan as u64 => "orphan",
+            tag if tag == Self::Trim as u64 => "trim",
+            tag if tag == Self::Session as u64 => "session",
+            tag if tag == Self::SessionFloor as u64 => "session floor",
+            tag if tag == Self::Outcome as u64 => "outcome",
+            tag if tag == Self::Statistic as u64 => "statistic",
+            tag if tag == Self::Trash as u64 => "trash",
+            tag if tag == Self::Quota as u64 => "quota",
+            tag if tag == Self::QuotaUsage as u64 => "quota usage",
+            tag if tag == Self::QuotaWork as u64 => "quota work",
+            tag if tag == Self::Staged as u64 => "staged",
+            tag if tag == Self::StagedPiece as u64 => "staged piece",
+            tag if tag == Self::StorageClass as u64 => "storage class",
+            tag if tag == Self::StorageClassHighest as u64 => "storage class",
+            tag if tag == Self::Packable as u64 => "packable",
+            tag if tag == Self::Log as u64 => "log",
+            tag if tag == Self::Loss as u64 => "loss",
+            _ => "other",
+        }
+    }
 }
 
 /// What kind of record of a region a key names.
@@ -90,4 +127,8 @@ pub enum RegionTag {
     Before = 17,
     /// Where copies lie of a chunk of entries that were undone here ([`crate::log`]).
     SalvagedChunk = 18,
+    /// A path that entries concern which were put aside ([`crate::loss`]).
+    SalvagedPath = 19,
+    /// Entries that were put aside at once ([`crate::loss`]).
+    Archive = 20,
 }

@@ -171,6 +171,7 @@ mod tests {
             sync_set: names(&["a", "b"]),
             automatic: true,
             blocks_alone: false,
+            lost_home: None,
         }
     }
 

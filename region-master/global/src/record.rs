@@ -124,6 +124,9 @@ pub struct VolumeRecord {
     /// See [`Volume::blocks_alone`].
     #[prost(bool, tag = "11")]
     pub blocks_alone: bool,
+    /// See [`Volume::lost_home`].
+    #[prost(string, optional, tag = "12")]
+    pub lost_home: Option<String>,
 }
 
 impl Record for VolumeRecord {
@@ -144,6 +147,7 @@ impl From<&Volume> for VolumeRecord {
             cut_epoch: volume.cut.map_or(0, |cut| cut.epoch.0),
             cut_version: volume.cut.map_or(0, |cut| cut.version),
             blocks_alone: volume.blocks_alone,
+            lost_home: volume.lost_home.clone(),
         }
     }
 }
@@ -162,6 +166,7 @@ impl From<VolumeRecord> for Volume {
             sync_set: BTreeSet::from_iter(record.sync_set),
             automatic: record.automatic,
             blocks_alone: record.blocks_alone,
+            lost_home: record.lost_home,
         }
     }
 }
@@ -222,10 +227,13 @@ mod tests {
             sync_set: ["a".to_owned()].into(),
             automatic: true,
             blocks_alone: true,
+            lost_home: Some("c".into()),
         };
         golden(
             &VolumeRecord::from(&volume),
-            "010a0161100218012001 2a01612a0162 320161 3801 4001 4801 50ac02 5801".replace(' ', "").as_str(),
+            "010a0161100218012001 2a01612a0162 320161 3801 4001 4801 50ac02 5801 620163"
+                .replace(' ', "")
+                .as_str(),
         );
         golden(&LeaseRecord { sequence: 300 }, "0108ac02");
     }
@@ -243,11 +251,12 @@ mod tests {
             home in "[a-z]{1,8}", epoch: u64, open: bool, geo: bool, automatic: bool, abandoned: bool,
             cut in proptest::option::of((1_u64.., any::<u64>())),
             regions in proptest::collection::btree_set("[a-z]{1,8}", 0..4), blocks_alone: bool,
+            lost_home in proptest::option::of("[a-z]{1,8}"),
         ) {
             let durability = if geo { Durability::Geo } else { Durability::Region };
             let sync_set = regions.clone();
             let cut = cut.map(|(epoch, version)| LogPosition::new(Epoch(epoch), version));
-            let volume = Volume { home, epoch: Epoch(epoch), open, abandoned, cut, durability, regions, sync_set, automatic, blocks_alone };
+            let volume = Volume { home, epoch: Epoch(epoch), open, abandoned, cut, durability, regions, sync_set, automatic, blocks_alone, lost_home };
             prop_assert_eq!(Volume::from(VolumeRecord::from(&volume)), volume);
         }
     }

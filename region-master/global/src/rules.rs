@@ -286,6 +286,7 @@ pub async fn found(tx: &impl Transaction, founding: &Founding) -> Ruled<bool> {
         regions: with_data,
         sync_set: [founding.root_home.clone()].into(),
         blocks_alone: false,
+        lost_home: None,
     };
     put(tx, ROOT, &root);
     changed(tx).await?;
@@ -438,10 +439,20 @@ pub async fn open_epoch(
         sync_set.remove(&found.home);
     }
     sync_set.insert(home.to_owned());
+    let lost_home = (cut.is_some() && found.home != home).then(|| found.home.clone());
     put(
         tx,
         id,
-        &Volume { home: home.to_owned(), epoch: next, open: true, abandoned: false, cut, sync_set, ..found },
+        &Volume {
+            home: home.to_owned(),
+            epoch: next,
+            open: true,
+            abandoned: false,
+            cut,
+            lost_home,
+            sync_set,
+            ..found
+        },
     );
     changed(tx).await
 }

@@ -73,6 +73,8 @@ pub struct Volume {
     pub abandoned: bool,
     /// Where the epoch began: behind this place of the log of before, from which nothing beyond it counts. None where nothing was cut off.
     pub cut: Option<LogPosition>,
+    /// The home of the epoch before, where it was lost and another one took over.
+    pub lost_home: Option<String>,
     /// When fsync returns.
     pub durability: Durability,
     /// The regions that have it or are to have it; the home is one of them.

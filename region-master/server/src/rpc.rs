@@ -14,11 +14,12 @@ use mooseng_wire::admin::{
     ChangeRegionsReply, ClassOfReply, ClassOfRequest, CreateClassRequest, CredentialReport,
     CredentialsRequest, DeleteClassReply, DeleteClassRequest, DrainReply, DrainRequest, DumpPiece,
     DumpRequest, FsckNews, FsckRequest, HeartbeatReply, HeartbeatRequest, ListClassesReply,
-    ListClassesRequest, ListQuotasReply, ListQuotasRequest, ListRegionsReply, ListRegionsRequest,
-    ListTrashReply, ListTrashRequest, ListVolumesReply, ListVolumesRequest, MemberToAdd, PurgeTrashReply,
-    PurgeTrashRequest, Quota, QuotaTarget, RemoveRegionRequest, RestoreTrashReply, RestoreTrashRequest,
-    SetClassRequest, SetQuotaRequest, SetVolumeReply, SetVolumeRequest, StatusReply, StatusRequest,
-    StorageClass, TicketKey, TransferLeaderReply, TransferLeaderRequest, TrashRetentionReply,
+    ListClassesRequest, ListLossesReply, ListLossesRequest, ListQuotasReply, ListQuotasRequest,
+    ListRegionsReply, ListRegionsRequest, ListSalvageReply, ListSalvageRequest, ListTrashReply,
+    ListTrashRequest, ListVolumesReply, ListVolumesRequest, MemberToAdd, PurgeTrashReply, PurgeTrashRequest,
+    Quota, QuotaTarget, RemoveRegionRequest, RestoreTrashReply, RestoreTrashRequest, SetClassRequest,
+    SetQuotaRequest, SetVolumeReply, SetVolumeRequest, ShowSalvageReply, ShowSalvageRequest, StatusReply,
+    StatusRequest, StorageClass, TicketKey, TransferLeaderReply, TransferLeaderRequest, TrashRetentionReply,
     TrashRetentionRequest, VerifyVolumeReply, VerifyVolumeRequest,
 };
 use mooseng_wire::call::{CallError, ErrorCode};
@@ -375,6 +376,30 @@ impl Administration for Rpc {
         let volume = request.into_inner().volume;
         tracing::info!(who, volume, "the volume is to be compared with its home");
         geo::verify::answer(&self.0, volume).await.map(Response::new)
+    }
+
+    async fn list_losses(
+        &self,
+        request: Request<ListLossesRequest>,
+    ) -> Result<Response<ListLossesReply>, Status> {
+        self.allow(&request, &[Role::Admin])?;
+        geo::losses::list_losses(&self.0, request.into_inner().volume).await.map(Response::new)
+    }
+
+    async fn list_salvage(
+        &self,
+        request: Request<ListSalvageRequest>,
+    ) -> Result<Response<ListSalvageReply>, Status> {
+        self.allow(&request, &[Role::Admin])?;
+        geo::losses::list_salvage(&self.0, request.into_inner().volume).await.map(Response::new)
+    }
+
+    async fn show_salvage(
+        &self,
+        request: Request<ShowSalvageRequest>,
+    ) -> Result<Response<ShowSalvageReply>, Status> {
+        self.allow(&request, &[Role::Admin])?;
+        geo::losses::show_salvage(&self.0, request.into_inner()).await.map(Response::new)
     }
 
     async fn add_region(

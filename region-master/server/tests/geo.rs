@@ -9,12 +9,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use common::regions::{Regions, identity_of};
 use common::{Client, until};
-use mooseng_master::geo::{ROOT_VOLUME, verify};
+use mooseng_master::geo::{ROOT_VOLUME, losses, verify};
 use mooseng_master::master::Master;
 use mooseng_schema::Record;
+use mooseng_schema::chunk::{self, ChunkRecord};
+use mooseng_schema::extent::{self, ExtentRecord};
 use mooseng_schema::log::{self, LogPosition, ReplicaRecord};
+use mooseng_schema::loss::LossRecord;
 use mooseng_store::{Store, Transaction};
 use mooseng_transport::{CallFailure, PlainNetwork};
+use mooseng_wire::admin::{LogPlace, ShowSalvageRequest};
 use mooseng_wire::call::ErrorCode;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
@@ -22,7 +26,7 @@ use mooseng_wire::fs::{Caller, FsRequest, Lookup, Mkdir, Rename, Rmdir};
 use mooseng_wire::geo::{Home, NearRead, NearReply, Place};
 use mooseng_wire::method::Method;
 use mooseng_wire::session::{OpenSession, Request, Response, SessionOpened};
-use mooseng_wire::{Epoch, Role};
+use mooseng_wire::{ChunkId, Epoch, InodeId, Role};
 use prost::Message;
 
 const WITHIN: Duration = Duration::from_secs(5);
@@ -287,4 +291,103 @@ async fn a_lost_home_is_followed_and_a_home_that_comes_back_follows() {
     assert_eq!(replica.geo.has_salvage(), tried.is_ok());
     let compared = verify::compare(&replica, ROOT_VOLUME).await.unwrap();
     assert!(compared.different.is_empty(), "{compared:?}");
+}
+
+/// The ledger, as a region has it.
+async fn ledger(master: &Master) -> Vec<(Epoch, LossRecord)> {
+    losses::ledger(&master.store.begin(), ROOT_VOLUME).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_home_begins_where_its_data_is_and_says_what_was_lost() {
+    let mut regions = Regions::start(&[("a", 3), ("b", 3), ("w", 1)]).await;
+    let old = client(&regions, "b", "a");
+    for n in 0..5 {
+        change(&old, mkdir(&format!("d{n}"))).await;
+    }
+    caught_up(&regions, "b").await;
+    let complete = async |regions: &Regions| {
+        let record = serving(regions, "b")?.geo.replica(ROOT_VOLUME).record?;
+        Some((record.complete(), record.position()))
+    };
+    until("the replica is complete", async || complete(&regions).await.is_some_and(|(c, at)| c == at)).await;
+    let (cut, _) = complete(&regions).await.unwrap();
+    // Bytes that no chunkserver has: whatever follows isn't complete.
+    let home = serving(&regions, "a").unwrap().clone();
+    let (file, lacking) = (InodeId(900_000), ChunkId(900_000));
+    let tx = home.store.begin();
+    let record = ChunkRecord { length: 10, sealed: true, ..ChunkRecord::default() };
+    tx.set(&chunk::key(lacking), &record.to_value());
+    let extent = ExtentRecord { chunk: lacking.0, length: 10, ..ExtentRecord::default() };
+    tx.set(&extent::key(file, 0), &extent.to_value());
+    tx.commit().await.unwrap();
+    drop(home);
+    let mut at = Place::default();
+    for n in 0..3 {
+        at = change(&old, mkdir(&format!("e{n}"))).await;
+    }
+    let session = old.session.lock().await.session;
+    let there = client(&regions, "b", "b");
+    assert!(near(&there, "e2", &at).await.is_some(), "it is read there, all the same");
+    caught_up(&regions, "b").await;
+    let (still, applied) = complete(&regions).await.unwrap();
+    assert!(still == cut && applied > cut, "{still} of {applied}");
+
+    regions.kill_region("a").await;
+    serves_as_home(&regions, "b", 2).await;
+    let new = client(&regions, "b", "b");
+    let after = change(&new, mkdir("f0")).await;
+    assert_eq!(after.epoch, 2);
+    let master = serving(&regions, "b").unwrap().clone();
+    let found = async |name: &str| {
+        let directory = format!("/{name}");
+        let tx = master.store.begin();
+        mooseng_namespace::upkeep::inode_at(&tx, ROOT_VOLUME, directory.as_bytes()).await.unwrap().is_some()
+    };
+    assert!(found("d4").await && found("f0").await);
+    assert!(!found("e0").await && !found("e2").await, "it is as it was at the cut");
+    let [(closed, loss)] = &ledger(&master).await[..] else { panic!("one failover") };
+    assert_eq!((*closed, loss.opened), (Epoch(1), 2));
+    assert_eq!((loss.old_home.as_str(), loss.new_home.as_str()), ("a", "b"));
+    assert_eq!((loss.cut(), loss.undone_upto(), loss.known() >= applied), (cut, applied, true));
+    assert!(loss.undone >= 4 && loss.named.is_none(), "{loss:?}");
+    assert!(loss.sessions.iter().any(|of| of.session == session && of.entries >= 3), "{loss:?}");
+    // What was undone is kept, with the paths as they were.
+    let [(of, archive)] = &losses::archives(&master.store.begin(), ROOT_VOLUME).await.unwrap()[..] else {
+        panic!("one archive")
+    };
+    assert_eq!((*of, archive.upto(), archive.entries, archive.was_home), (cut, applied, loss.undone, false));
+    let shown = losses::show_salvage(&master, salvage_of(cut)).await.unwrap();
+    assert!(shown.files.iter().any(|file| file.path == "/e1"), "{:?}", shown.files);
+    assert_eq!(shown.entries.len() as u64, loss.undone);
+    let content = shown.entries.iter().flat_map(|entry| &entry.contents).find(|c| c.chunk == lacking.0);
+    assert!(content.is_some_and(|content| content.inode == file.0 && !content.here));
+
+    // The old home comes back: it puts aside what it had, names it, and follows.
+    for i in regions.of("a") {
+        regions.run(i).await;
+    }
+    let back = client(&regions, "a", "a");
+    assert!(near(&back, "f0", &after).await.is_some());
+    assert_eq!(near(&back, "e0", &after).await, None);
+    until("the loss is named", async || ledger(&master).await[0].1.named.is_some()).await;
+    let named = ledger(&master).await[0].1.named.clone().unwrap();
+    assert!(named.entries >= loss.undone && named.paths >= 3 && !named.more_paths, "{named:?}");
+    let replica = serving(&regions, "a").unwrap().clone();
+    let shown = losses::show_salvage(&replica, salvage_of(cut)).await.unwrap();
+    assert!(shown.archive.unwrap().was_home && shown.files.iter().any(|file| file.path == "/e2"));
+    // The ledger follows the volume.
+    until("the ledger is there, too", async || ledger(&replica).await == ledger(&master).await).await;
+    let compared = verify::compare(&replica, ROOT_VOLUME).await.unwrap();
+    assert!(compared.different.is_empty(), "{compared:?}");
+    let told = losses::list_losses(&replica, 0).await.unwrap();
+    assert_eq!((told.home.as_str(), told.region.as_str(), told.losses.len()), ("b", "a", 1));
+    assert_eq!(losses::list_losses(&replica, 7).await.unwrap_err().code(), tonic::Code::NotFound);
+    let nothing = ShowSalvageRequest { cut: Some(LogPlace { epoch: 9, version: 9 }), ..Default::default() };
+    assert_eq!(losses::show_salvage(&replica, nothing).await.unwrap_err().code(), tonic::Code::NotFound);
+}
+
+fn salvage_of(cut: LogPosition) -> ShowSalvageRequest {
+    let cut = Some(LogPlace { epoch: cut.epoch.0, version: cut.version });
+    ShowSalvageRequest { cut, ..ShowSalvageRequest::default() }
 }

@@ -54,6 +54,7 @@ async fn a_cluster_is_founded_and_every_master_knows_the_same() {
         sync_set: ["a".to_owned()].into(),
         automatic: true,
         blocks_alone: false,
+        lost_home: None,
     };
     assert_eq!(view.volumes, [(ROOT, root)].into());
     // All are members; one of each region votes, so that any region may be lost.

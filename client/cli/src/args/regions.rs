@@ -80,6 +80,8 @@ pub enum VolumeCommand {
     Info(VolumeNamed),
     /// Compare a region's replica of a volume with its home, range by range: run with the configuration of that region. Exit code 1 if they differ.
     Verify(VolumeVerify),
+    /// Show what failovers lost: the loss ledger.
+    Losses(VolumeLosses),
     /// Make a volume (not built yet).
     #[command(hide = true)]
     Create(Rest),
@@ -157,6 +159,60 @@ pub struct VolumeVerify {
     /// The volume: its number, or / for the root volume.
     pub volume: String,
     /// A configuration whose certificate has the role admin, in the region whose replica it is.
+    #[arg(long, env = "MOOSENG_CONFIG", value_name = "FILE")]
+    pub config: PathBuf,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// `mooseng volume losses`.
+#[derive(ClapArgs, Debug)]
+pub struct VolumeLosses {
+    /// The volume: its number, or / for the root volume.
+    #[arg(default_value = "/")]
+    pub volume: String,
+    /// A configuration whose certificate has the role admin, in a region that has the volume: best in its home.
+    #[arg(long, env = "MOOSENG_CONFIG", value_name = "FILE")]
+    pub config: PathBuf,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// `mooseng salvage`.
+#[derive(ClapArgs, Debug)]
+pub struct SalvageArgs {
+    #[command(subcommand)]
+    pub command: SalvageCommand,
+}
+
+/// What is asked about what was put aside.
+#[derive(Subcommand, Debug)]
+pub enum SalvageCommand {
+    /// Show the archives of a region.
+    List(SalvageList),
+    /// Show an archive: the files that it concerns, and its entries.
+    Show(SalvageShow),
+    /// Bring something back (not built yet).
+    #[command(hide = true)]
+    Restore(Rest),
+}
+
+/// `mooseng salvage list`.
+#[derive(ClapArgs, Debug)]
+pub struct SalvageList {
+    /// A configuration whose certificate has the role admin, in the region.
+    #[arg(long, env = "MOOSENG_CONFIG", value_name = "FILE")]
+    pub config: PathBuf,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// `mooseng salvage show`.
+#[derive(ClapArgs, Debug)]
+pub struct SalvageShow {
+    /// The archive: the place that its entries follow, as `mooseng salvage list` shows it.
+    pub id: String,
+    /// A configuration whose certificate has the role admin, in the region.
     #[arg(long, env = "MOOSENG_CONFIG", value_name = "FILE")]
     pub config: PathBuf,
     #[command(flatten)]

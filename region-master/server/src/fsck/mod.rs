@@ -30,7 +30,7 @@ use crate::master::Master;
 
 mod copies;
 mod mend;
-mod paths;
+pub(crate) mod paths;
 
 /// Bytes of one page.
 const PAGE_BYTES: usize = 256 << 10;

@@ -80,7 +80,7 @@ async fn users(
 }
 
 /// An inode's path by its first name, or the one that it had before it went to the trash; none for one that has none.
-async fn path(tx: &EmbeddedTransaction, inode: InodeId) -> Result<Option<Vec<u8>>, OpError> {
+pub(crate) async fn path(tx: &EmbeddedTransaction, inode: InodeId) -> Result<Option<Vec<u8>>, OpError> {
     if let Some(listed) = namespace_trash::find(tx, inode).await? {
         let mut path = namespace_trash::joined(&listed.directory, &listed.name);
         path.extend_from_slice(b" (in the trash)");

@@ -152,7 +152,7 @@ async fn look_on(master: &Master, volume: VolumeId) -> Result<bool, String> {
     if full || noted >= record.position() {
         return Ok(false);
     }
-    let entries = match read::entries(&master.store.begin(), volume, noted, READ_BYTES).await {
+    let entries = match read::kept(&master.store.begin(), volume, noted, READ_BYTES).await {
         Ok(entries) => entries,
         // It was trimmed by a leader before, up to where it was complete by its own account.
         Err(ReplicaError::Trimmed { .. }) => {

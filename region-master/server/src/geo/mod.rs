@@ -11,6 +11,7 @@
 //! - [`chunks`]: how the bytes come that the log names.
 //! - [`near`]: reads of a replica.
 //! - [`stand`]: how the region stands when the volume's home is lost; a home that begins, one that ends, one that comes back.
+//! - [`losses`]: account of what failovers lost, and of what is put aside here.
 //! - [`verify`]: home and replica compared by hashes.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,7 +29,7 @@ use mooseng_store::StoreError;
 use mooseng_transport::{CallFailure, Peer, call_error};
 use mooseng_wire::admin;
 use mooseng_wire::call::{CallError, ErrorCode};
-use mooseng_wire::geo::{Hint, Home, Place, Source};
+use mooseng_wire::geo::{Hint, Home, Place, PutAside, Source};
 use mooseng_wire::method::Method;
 use mooseng_wire::{ChunkId, Epoch, Role, VolumeId};
 use prost::Message;
@@ -40,6 +41,7 @@ use crate::master::{HOME_EPOCH, Master};
 pub mod chunks;
 pub mod complete;
 pub mod copy;
+pub mod losses;
 pub mod near;
 pub mod receive;
 pub mod serve;
@@ -120,6 +122,8 @@ pub struct Geo {
     applying: tokio::sync::Mutex<()>,
     /// Something that was cut off is kept here, and with it whatever chunkservers have that no record names.
     salvaged: AtomicBool,
+    /// What the home is told of it.
+    put_aside: Mutex<Vec<PutAside>>,
     /// Chunks whose bytes aren't in this region.
     wanted: Mutex<BTreeSet<ChunkId>>,
     wanting: Notify,
@@ -155,6 +159,7 @@ impl Geo {
             moved: watch::channel(0).0,
             applying: tokio::sync::Mutex::default(),
             salvaged: false.into(),
+            put_aside: Mutex::default(),
             wanted: Mutex::default(),
             wanting: Notify::new(),
             needs: Mutex::default(),

@@ -55,6 +55,7 @@ pub async fn push(master: &Master, peer: &Peer, push: Push, deadline: Instant) -
         at: place(record.position()),
         copying: record.copied_before.is_some(),
         complete: place(record.complete()),
+        put_aside: super::lock(&master.geo.put_aside).clone(),
     })
 }
 

@@ -15,11 +15,11 @@ use mooseng_replica::{Entry, ReplicaError, read, turn};
 use mooseng_schema::Record;
 use mooseng_schema::log::{self, LogPosition, LoggedRecord};
 use mooseng_store::{Read, Store, Transaction};
-use mooseng_wire::geo::{Hint, LogEntry, Push, Pushed};
+use mooseng_wire::geo::{Hint, LogEntry, Push, Pushed, PutAside};
 use mooseng_wire::method::Method;
 use mooseng_wire::{Epoch, VolumeId};
 
-use super::{ROOT_VOLUME, Shipped, Whereabouts, ask, chunks, pause, place, place_of, position, sync};
+use super::{ROOT_VOLUME, Shipped, Whereabouts, ask, chunks, losses, pause, place, place_of, position, sync};
 use crate::master::Master;
 
 /// Bytes of one push, or one entry.
@@ -103,6 +103,7 @@ async fn ship(master: &Arc<Master>, volume: VolumeId, epoch: Epoch, region: &str
     let mut answers = Answers::new();
     let mut sent: VecDeque<(LogPosition, BootTime)> = VecDeque::new();
     let mut pushed = master.geo.tail.pushed();
+    let mut named: Vec<PutAside> = Vec::new();
     let mut acknowledged = master.geo.acknowledged.subscribe();
     let (mut question, mut told) = (0, None);
     let mut hinted = BTreeSet::new();
@@ -156,7 +157,7 @@ async fn ship(master: &Arc<Master>, volume: VolumeId, epoch: Epoch, region: &str
         tokio::select! {
             Some((number, answer)) = answers.next(), if !answers.is_empty() => {
                 let again = match answer {
-                    Ok(Pushed { at, copying, complete }) => {
+                    Ok(Pushed { at, copying, complete, put_aside }) => {
                         let (at, complete) = (position(at.as_ref()), position(complete.as_ref()));
                         let heard = shipping.answered(number, at, copying);
                         let now = master.clock.boot();
@@ -168,8 +169,16 @@ async fn ship(master: &Arc<Master>, volume: VolumeId, epoch: Epoch, region: &str
                             // A region that has begun anew may have less than it had.
                             known.complete = if lost { None } else { known.complete.max(Some(complete)) };
                         });
-                        if number == question && heard == Heard::Taken {
-                            agree(master, volume, epoch, region, at).await.unwrap_or_else(|trouble| {
+                        let agreeing = number == question && heard == Heard::Taken;
+                        if !agreeing && named != put_aside {
+                            // It goes on without it, and is asked again.
+                            match losses::name(master, volume, epoch, region, &put_aside, false).await {
+                                Ok(()) => named = put_aside.clone(),
+                                Err(trouble) => tracing::info!(region, trouble, "what a region put aside can't be put on record yet"),
+                            }
+                        }
+                        if agreeing {
+                            agree(master, volume, epoch, region, at, &put_aside).await.unwrap_or_else(|trouble| {
                                 tell(master, volume, region, trouble);
                                 true
                             })
@@ -211,9 +220,11 @@ async fn agree(
     epoch: Epoch,
     region: &str,
     at: LogPosition,
+    put_aside: &[PutAside],
 ) -> Result<bool, String> {
     let tx = master.store.begin();
     if turn::has(&tx, volume, at).await.map_err(|e| e.to_string())? {
+        losses::name(master, volume, epoch, region, put_aside, true).await?;
         return Ok(false);
     }
     let common = read::at_or_before(&tx, volume, at).await.map_err(|e| e.to_string())?;

@@ -3,7 +3,7 @@
 //! ```text
 //!  epoch closed:  replica's leader: refuses that epoch, durably, and says how far it is   (refuse_when_closed)
 //!                 home's leader, if it is there: closes its own log, and says likewise    (close)
-//!  next opened:   here -> take_over, then it serves      elsewhere -> a home of before becomes a replica (rejoin)
+//!  next opened:   here -> undo beyond the cut, take_over, then it serves      elsewhere -> a home of before becomes a replica (rejoin)
 //! ```
 //! The leader of the global group decides ([`crate::global`]).
 
@@ -12,9 +12,10 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use mooseng_global::failover::Standing;
-use mooseng_replica::{ReplicaError, turn};
+use mooseng_replica::{ReplicaError, apply, turn};
 use mooseng_schema::ids::{self as id_records, IdKind, IdsUptoRecord};
 use mooseng_schema::log::{self, LogPosition, ReplicaRecord};
+use mooseng_schema::loss::LossRecord;
 use mooseng_schema::{Record, number};
 use mooseng_store::{RangeLimit, Read, Store, StoreError, Transaction};
 use mooseng_wire::call::CallError;
@@ -22,7 +23,7 @@ use mooseng_wire::{Epoch, VolumeId};
 use tokio::time::Instant;
 
 use super::receive::{Change, change};
-use super::{ROOT_VOLUME, failed, pause, receive};
+use super::{ROOT_VOLUME, failed, losses, pause, receive};
 use crate::master::Master;
 
 /// After a failure.
@@ -44,6 +45,8 @@ pub async fn refuse_when_closed(master: &Arc<Master>) {
             cluster.borrow_and_update().volumes.get(&ROOT_VOLUME).filter(|v| !v.open).map(|v| v.epoch);
         let record = master.geo.replica(ROOT_VOLUME).record.filter(|record| record.copied_before.is_none());
         if let Some(record) = record {
+            // What was just copied, and lacks data, is no state that a home could begin with.
+            let stands = record.complete() > LogPosition::default();
             let refused = match closed.filter(|epoch| record.refuses < epoch.0) {
                 None => Ok(record),
                 Some(epoch) => {
@@ -52,7 +55,8 @@ pub async fn refuse_when_closed(master: &Arc<Master>) {
                 }
             };
             match refused {
-                Ok(record) => global.stands_here(ROOT_VOLUME, standing(&record)),
+                Ok(record) if stands => global.stands_here(ROOT_VOLUME, standing(&record)),
+                Ok(_) => {}
                 Err(error) => {
                     tracing::info!(error = %error.message, "a closed epoch can't be refused yet; trying on");
                     tokio::time::sleep(pause(AGAIN)).await;
@@ -67,10 +71,9 @@ pub async fn refuse_when_closed(master: &Arc<Master>) {
     }
 }
 
-/// All of the metadata counts: data that it names and that isn't here yet is fetched where it is, or missed and said so.
+/// What the region has beyond where it is complete it can undo.
 fn standing(record: &ReplicaRecord) -> Standing {
-    let at = record.position();
-    Standing { refuses: Epoch(record.refuses), complete: at, newest: at }
+    Standing { refuses: Epoch(record.refuses), complete: record.complete(), newest: record.position() }
 }
 
 /// The home's epoch is closed: it says how far its log is, from which it takes nothing back and to which nothing is added that is acknowledged.
@@ -94,8 +97,25 @@ pub async fn close(master: &Master, epoch: Epoch) {
 /// This region is the home from now on, under that epoch: before it serves.
 pub async fn take_over(master: &Master, epoch: Epoch) -> Result<(), CallError> {
     let view = master.geo.view();
-    let cut = view.and_then(|view| view.volumes.get(&ROOT_VOLUME).filter(|v| v.epoch == epoch)?.cut);
-    match commit(master, Turn::TakeOver(epoch, cut)).await {
+    let known = view.as_ref().and_then(|view| view.volumes.get(&ROOT_VOLUME)).filter(|v| v.epoch == epoch);
+    let (cut, lost_home) = known.map(|v| (v.cut, v.lost_home.clone())).unwrap_or_default();
+    let mut loss = None;
+    if let Some(cut) = cut {
+        let _applying = master.geo.applying.lock().await;
+        match undo(master, ROOT_VOLUME, cut).await {
+            Ok(()) => {
+                if let Some(lost_home) = lost_home {
+                    let of_it = losses::of_failover(master, ROOT_VOLUME, epoch, cut, lost_home).await;
+                    loss = Some(of_it.map_err(|e| failed(master, &e))?);
+                }
+            }
+            // It is the home already.
+            Err(ReplicaError::NotLogged) => {}
+            Err(error) => return Err(failed(master, &error)),
+        }
+        note_salvage(master).await?;
+    }
+    match commit(master, Turn::TakeOver(epoch, cut, loss.as_ref())).await {
         Ok(Turned::Done(true)) => {
             tracing::info!(epoch = epoch.0, ?cut, "this region is the volume's home from now on")
         }
@@ -120,16 +140,46 @@ pub async fn rejoin(master: &Master, epoch: Epoch) -> Result<(), CallError> {
     note_salvage(master).await
 }
 
+/// Undoes what the replica has of the log beyond a place. Only while `applying` is held.
+async fn undo(master: &Master, volume: VolumeId, cut: LogPosition) -> Result<(), ReplicaError> {
+    let record = apply::state(&master.store.begin(), volume, Read::Snapshot).await?;
+    if record.is_some_and(|record| record.position() > cut && !record.undoing) {
+        losses::archive(master, volume, cut, false).await?;
+    }
+    let mut undone = false;
+    loop {
+        let more = match commit(master, Turn::Undo(volume, cut)).await? {
+            Turned::Done(more) => more,
+            Turned::At(_) => false,
+        };
+        undone |= more;
+        // What is known of it in memory is of before, and what was lacking is looked for anew.
+        let record = apply::state(&master.store.begin(), volume, Read::Snapshot).await?;
+        *super::lock(&master.geo.needs) = None;
+        master.geo.note_replica(volume, |replica| replica.record = record);
+        if !more {
+            if undone {
+                tracing::warn!(%cut, "what this region had of the volume's log beyond the cut is undone, and put aside");
+            }
+            return Ok(());
+        }
+    }
+}
+
 /// Looks whether anything that was cut off is kept here.
 async fn note_salvage(master: &Master) -> Result<(), CallError> {
     let one = RangeLimit { pairs_max: 1, ..RangeLimit::default() };
     let found = master.store.begin().get_range(log::salvage_range(ROOT_VOLUME), one, Read::Snapshot).await;
     let found = found.map_err(|e| failed(master, &ReplicaError::Store(e)))?;
     master.geo.salvaged.store(!found.pairs.is_empty(), Ordering::Release);
+    let archives =
+        losses::archives(&master.store.begin(), ROOT_VOLUME).await.map_err(|e| failed(master, &e))?;
+    *super::lock(&master.geo.put_aside) = losses::told(&archives);
     Ok(())
 }
 
-/// What this replica has of the log beyond a place is of no other region's: it is put aside, and the volume copied anew.
+/// What this replica has of the log beyond a place is of no other region's: it is put aside. The replica goes back to that place where it can, else the
+/// volume is copied anew.
 pub(super) async fn begin_anew(
     master: &Master,
     volume: VolumeId,
@@ -142,11 +192,21 @@ pub(super) async fn begin_anew(
     if from.0 <= record.refuses {
         return Err(failed(master, &ReplicaError::Refused(record.refuses)));
     }
+    let can_undo = record.copied_before.is_none() && record.complete() > LogPosition::default();
+    if can_undo && record.complete() <= common && common < record.position() {
+        match undo(master, volume, common).await {
+            Ok(()) => return note_salvage(master).await,
+            // The place is none of the log here.
+            Err(ReplicaError::Gap { .. } | ReplicaError::NotUndoable { .. }) => {}
+            Err(error) => return Err(failed(master, &error)),
+        }
+    }
     tracing::warn!(
         at = %record.position(),
         %common,
         "what this region has of the volume's log isn't what its home has: it is put aside, and the volume copied anew"
     );
+    losses::archive(master, volume, common, true).await.map_err(|e| failed(master, &e))?;
     loop {
         match commit(master, Turn::Salvage(common)).await {
             Ok(Turned::Done(true)) => {}
@@ -181,10 +241,11 @@ async fn ids_of(master: &Master, kind: IdKind) -> Result<(Option<IdsUptoRecord>,
 
 /// A transaction of this file. Each may run again after it was committed.
 #[derive(Clone, Copy)]
-enum Turn {
+enum Turn<'a> {
     Close(Epoch),
-    TakeOver(Epoch, Option<LogPosition>),
+    TakeOver(Epoch, Option<LogPosition>, Option<&'a LossRecord>),
     Rejoin(Epoch),
+    Undo(VolumeId, LogPosition),
     Salvage(LogPosition),
     Ids(IdKind, Epoch, u64, u64),
 }
@@ -194,12 +255,15 @@ enum Turned {
     At(LogPosition),
 }
 
-impl Turn {
+impl Turn<'_> {
     async fn make(self, tx: &mooseng_embedded::EmbeddedTransaction) -> Result<Turned, ReplicaError> {
         Ok(match self {
             Self::Close(epoch) => Turned::At(turn::close(tx, ROOT_VOLUME, epoch).await?),
-            Self::TakeOver(epoch, cut) => Turned::Done(turn::take_over(tx, ROOT_VOLUME, epoch, cut).await?),
+            Self::TakeOver(epoch, cut, loss) => {
+                Turned::Done(turn::take_over(tx, ROOT_VOLUME, epoch, cut, loss).await?)
+            }
             Self::Rejoin(epoch) => Turned::Done(turn::rejoin(tx, ROOT_VOLUME, epoch).await?),
+            Self::Undo(volume, cut) => Turned::Done(turn::undo(tx, volume, cut).await?),
             Self::Salvage(common) => Turned::Done(turn::salvage(tx, ROOT_VOLUME, common).await?),
             Self::Ids(kind, epoch, first, end) => {
                 tx.set(&id_records::key(kind, ROOT_VOLUME), &number::encode(first));
@@ -211,7 +275,7 @@ impl Turn {
     }
 }
 
-async fn commit(master: &Master, turn: Turn) -> Result<Turned, ReplicaError> {
+async fn commit(master: &Master, turn: Turn<'_>) -> Result<Turned, ReplicaError> {
     let mut tries = 0;
     loop {
         let tx = master.store.begin();

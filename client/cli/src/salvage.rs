@@ -1,0 +1,383 @@
+//! `mooseng volume losses` and `mooseng salvage`: what failovers lost, and what of it is kept.
+
+use mooseng_wire::admin::{
+    Archive, LogPlace, Loss, SalvagedContent, SalvagedEntry, SalvagedFile, ShowSalvageReply,
+    ShowSalvageRequest,
+};
+use serde_json::{Value, json};
+
+use crate::admin;
+use crate::args::{Format, SalvageArgs, SalvageCommand, SalvageList, SalvageShow, VolumeLosses};
+use crate::config::ClientFile;
+use crate::exit::Failure;
+use crate::output::{self, Table};
+use crate::trash::{self, time};
+
+/// Contents that a line shows at most.
+const CONTENTS_SHOWN: usize = 3;
+
+/// Asks and prints.
+pub fn run(args: SalvageArgs) -> Result<(), Failure> {
+    match args.command {
+        SalvageCommand::List(args) => list(&args),
+        SalvageCommand::Show(args) => show(&args),
+        SalvageCommand::Restore(_) => {
+            Err(Failure::not_built("restoring what was put aside (`mooseng salvage restore`)"))
+        }
+    }
+}
+
+fn shown(place: Option<&LogPlace>) -> String {
+    place
+        .filter(|place| place.epoch > 0)
+        .map_or_else(|| "-".to_owned(), |at| format!("{}/{}", at.epoch, at.version))
+}
+
+/// A place as it is shown.
+fn parse(text: &str) -> Result<LogPlace, Failure> {
+    let parts =
+        text.split_once('/').and_then(|(epoch, version)| Some((epoch.parse().ok()?, version.parse().ok()?)));
+    let (epoch, version) = parts.ok_or_else(|| {
+        Failure::usage(format!(
+            "{text:?} isn't an archive: `mooseng salvage list` shows their ids, such as 1/300."
+        ))
+    })?;
+    Ok(LogPlace { epoch, version })
+}
+
+/// `mooseng volume losses`.
+pub fn losses(args: &VolumeLosses, volume: u32) -> Result<(), Failure> {
+    let file = ClientFile::load(&args.config)?;
+    let reply = admin::block_on(admin::list_losses(&file, volume))?;
+    match args.output.format {
+        Format::Json => output::json(&json!({
+            "version": output::VERSION, "home": reply.home, "region": reply.region,
+            "losses": reply.losses.iter().map(loss_shape).collect::<Vec<_>>(),
+        })),
+        Format::Table if reply.losses.is_empty() => {
+            output::text_line("No failover of this volume is on record.")
+        }
+        Format::Table => {
+            let mut text = loss_table(&reply.losses);
+            for loss in &reply.losses {
+                text.push_str(&format!("\n\n{}", told(loss)));
+            }
+            if reply.home != reply.region {
+                text.push_str(&format!(
+                    "\n\nThis is what {} has replayed; the volume's home is {}.",
+                    reply.region, reply.home
+                ));
+            }
+            output::text_line(&text)
+        }
+    }
+}
+
+fn state(loss: &Loss) -> &'static str {
+    if loss.named.is_some() { "named" } else { "open" }
+}
+
+fn loss_table(losses: &[Loss]) -> String {
+    let mut table = Table::new([
+        "CLOSED",
+        "OPENED",
+        "OLD HOME",
+        "NEW HOME",
+        "WHEN",
+        "CUT",
+        "KNOWN",
+        "UNDONE",
+        "PUT ASIDE",
+        "STATE",
+    ]);
+    for loss in losses {
+        table.row([
+            loss.closed.to_string(),
+            loss.opened.to_string(),
+            loss.old_home.clone(),
+            loss.new_home.clone(),
+            time(loss.at_ns),
+            shown(loss.cut.as_ref()),
+            shown(loss.known.as_ref()),
+            loss.undone.to_string(),
+            loss.named.as_ref().map_or_else(|| "-".to_owned(), |named| named.entries.to_string()),
+            state(loss).to_owned(),
+        ]);
+    }
+    table.render()
+}
+
+/// What can be said of it, and where to look further.
+fn told(loss: &Loss) -> String {
+    let (old, new, cut) = (&loss.old_home, &loss.new_home, shown(loss.cut.as_ref()));
+    let mut text = match loss.undone {
+        0 => format!("Epoch {}: {new} had nothing beyond the cut.", loss.closed),
+        n => format!("Epoch {}: {new} had {n} entries beyond the cut, and undid them.", loss.closed),
+    };
+    if !loss.sessions.is_empty() {
+        let more = if loss.more_sessions { ", and more" } else { "" };
+        let sessions: Vec<String> =
+            loss.sessions.iter().map(|of| format!("{} ({} entries)", of.session, of.entries)).collect();
+        text.push_str(&format!(" They came from the sessions {}{more}.", sessions.join(", ")));
+    }
+    match &loss.named {
+        None => text.push_str(&format!(" What {old} had beyond it isn't known before it comes back.")),
+        Some(named) if named.entries == 0 => text.push_str(&format!(" {old} had nothing beyond it.")),
+        Some(named) => {
+            let paths = format!("{}{}", named.paths, if named.more_paths { " and more" } else { "" });
+            text.push_str(&format!(
+                " {old} put {} entries aside, which concern {paths} paths: `mooseng salvage show {cut}` there.",
+                named.entries
+            ));
+        }
+    }
+    text
+}
+
+fn place_shape(place: Option<&LogPlace>) -> Value {
+    place.map_or(Value::Null, |place| json!({ "epoch": place.epoch, "version": place.version }))
+}
+
+fn loss_shape(loss: &Loss) -> Value {
+    json!({
+        "closed": loss.closed, "opened": loss.opened, "old_home": loss.old_home, "new_home": loss.new_home, "at_ns": loss.at_ns,
+        "cut": place_shape(loss.cut.as_ref()), "known": place_shape(loss.known.as_ref()), "undone": loss.undone,
+        "undone_upto": place_shape(loss.undone_upto.as_ref()),
+        "sessions": loss.sessions.iter().map(|of| json!({ "session": of.session, "entries": of.entries })).collect::<Vec<_>>(),
+        "more_sessions": loss.more_sessions, "state": state(loss),
+        "named": loss.named.as_ref().map(|named| json!({
+            "at_ns": named.at_ns, "entries": named.entries, "paths": named.paths, "more_paths": named.more_paths,
+        })),
+    })
+}
+
+fn list(args: &SalvageList) -> Result<(), Failure> {
+    let file = ClientFile::load(&args.config)?;
+    let reply = admin::block_on(admin::list_salvage(&file))?;
+    match args.output.format {
+        Format::Json => output::json(&json!({
+            "version": output::VERSION, "region": reply.region,
+            "archives": reply.archives.iter().map(archive_shape).collect::<Vec<_>>(),
+        })),
+        Format::Table if reply.archives.is_empty() => {
+            output::text_line(&format!("Nothing was put aside in {}.", reply.region))
+        }
+        Format::Table => output::text_line(&archive_table(&reply.archives)),
+    }
+}
+
+fn archive_table(archives: &[Archive]) -> String {
+    let mut table = Table::new(["ID", "UP TO", "WHEN", "ENTRIES", "BYTES", "PATHS", "FROM"]);
+    for archive in archives {
+        table.row([
+            shown(archive.cut.as_ref()),
+            shown(archive.upto.as_ref()),
+            time(archive.at_ns),
+            archive.entries.to_string(),
+            archive.bytes.to_string(),
+            format!("{}{}", archive.paths, if archive.more_paths { "+" } else { "" }),
+            origin(archive).to_owned(),
+        ]);
+    }
+    table.render()
+}
+
+fn origin(archive: &Archive) -> &'static str {
+    if archive.was_home { "home" } else { "replica" }
+}
+
+fn archive_shape(archive: &Archive) -> Value {
+    json!({
+        "id": shown(archive.cut.as_ref()), "cut": place_shape(archive.cut.as_ref()), "upto": place_shape(archive.upto.as_ref()),
+        "at_ns": archive.at_ns, "entries": archive.entries, "bytes": archive.bytes, "paths": archive.paths,
+        "more_paths": archive.more_paths, "from": origin(archive),
+    })
+}
+
+fn show(args: &SalvageShow) -> Result<(), Failure> {
+    let cut = parse(&args.id)?;
+    let file = ClientFile::load(&args.config)?;
+    let reply = admin::block_on(async {
+        let mut whole: Option<ShowSalvageReply> = None;
+        loop {
+            let after = whole.as_ref().and_then(|whole| whole.entries.last()).and_then(|entry| entry.at);
+            let request = ShowSalvageRequest { volume: 0, cut: Some(cut), after };
+            let page = admin::show_salvage(&file, request).await?;
+            let more = page.more && !page.entries.is_empty();
+            match &mut whole {
+                Some(whole) => whole.entries.extend(page.entries),
+                None => whole = Some(page),
+            }
+            if !more {
+                return Ok(whole.unwrap_or_default());
+            }
+        }
+    })?;
+    match args.output.format {
+        Format::Json => output::json(&json!({
+            "version": output::VERSION, "archive": reply.archive.as_ref().map(archive_shape),
+            "files": reply.files.iter().map(file_shape).collect::<Vec<_>>(),
+            "entries": reply.entries.iter().map(entry_shape).collect::<Vec<_>>(),
+        })),
+        Format::Table => {
+            let mut text = format!("{}\n\n{}", file_table(&reply.files), entry_table(&reply.entries));
+            if reply.archive.is_some_and(|archive| archive.more_paths) {
+                text.push_str("\n\nMore paths are concerned than are named here; the inodes of all are among the entries.");
+            }
+            output::text_line(&text)
+        }
+    }
+}
+
+fn name_of(file: &SalvagedFile) -> String {
+    match (file.path.is_empty(), file.gone) {
+        (false, _) => file.path.chars().flat_map(trash::shown).collect(),
+        (true, true) => "(gone)".to_owned(),
+        (true, false) => "(no name)".to_owned(),
+    }
+}
+
+fn file_table(files: &[SalvagedFile]) -> String {
+    let mut table = Table::new(["INODE", "PATH", "SIZE", "CHANGED", "FIRST ENTRY"]);
+    for file in files {
+        table.row([
+            file.inode.to_string(),
+            name_of(file),
+            file.size.to_string(),
+            if file.gone { "-".to_owned() } else { time(file.mtime_ns) },
+            shown(file.first.as_ref()),
+        ]);
+    }
+    table.render()
+}
+
+fn entry_table(entries: &[SalvagedEntry]) -> String {
+    let mut table = Table::new(["ENTRY", "TIME", "SESSION", "CHANGED", "INODES", "CONTENTS"]);
+    for entry in entries {
+        let kinds: Vec<String> = entry.kinds.iter().map(|of| format!("{} {}", of.records, of.kind)).collect();
+        let inodes: Vec<String> = entry.inodes.iter().map(u64::to_string).collect();
+        table.row([
+            shown(entry.at.as_ref()),
+            entry.time_ns.map_or_else(|| "-".to_owned(), time),
+            if entry.session == 0 { "-".to_owned() } else { entry.session.to_string() },
+            kinds.join(", "),
+            inodes.join(" "),
+            contents(&entry.contents, entry.more_contents),
+        ]);
+    }
+    table.render()
+}
+
+fn contents(all: &[SalvagedContent], more: bool) -> String {
+    let mut shown: Vec<String> = all.iter().take(CONTENTS_SHOWN).map(content).collect();
+    match all.len().saturating_sub(CONTENTS_SHOWN) {
+        0 if !more => {}
+        n => shown.push(format!("and {n}{} more", if more { "+" } else { "" })),
+    }
+    if shown.is_empty() { "-".to_owned() } else { shown.join("; ") }
+}
+
+fn content(of: &SalvagedContent) -> String {
+    let bytes = format!("{}: {}+{}", of.inode, of.offset, of.length);
+    match (of.chunk, of.here) {
+        (0, _) => format!("{bytes} inline"),
+        (chunk, true) => format!("{bytes} in chunk {chunk}"),
+        (chunk, false) => format!("{bytes} in chunk {chunk}, not here"),
+    }
+}
+
+fn file_shape(file: &SalvagedFile) -> Value {
+    json!({
+        "inode": file.inode, "path": file.path, "size": file.size, "mtime_ns": file.mtime_ns, "ctime_ns": file.ctime_ns,
+        "gone": file.gone, "first": place_shape(file.first.as_ref()),
+    })
+}
+
+fn entry_shape(entry: &SalvagedEntry) -> Value {
+    json!({
+        "at": place_shape(entry.at.as_ref()), "time_ns": entry.time_ns, "session": (entry.session != 0).then_some(entry.session),
+        "changed": entry.kinds.iter().map(|of| (of.kind.clone(), json!(of.records))).collect::<serde_json::Map<_, _>>(),
+        "inodes": entry.inodes, "more_contents": entry.more_contents,
+        "contents": entry.contents.iter().map(|of| json!({
+            "inode": of.inode, "offset": of.offset, "length": of.length, "chunk": (of.chunk != 0).then_some(of.chunk),
+            "chunk_offset": of.chunk_offset, "here": of.here,
+        })).collect::<Vec<_>>(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use mooseng_wire::admin::{LossSession, NamedLoss, SalvagedKind};
+
+    use super::*;
+
+    fn at(epoch: u64, version: u64) -> Option<LogPlace> {
+        Some(LogPlace { epoch, version })
+    }
+
+    #[test]
+    fn an_archive_is_named_by_the_place_that_it_follows() {
+        assert_eq!(parse("1/300").unwrap(), LogPlace { epoch: 1, version: 300 });
+        for text in ["", "1", "1/", "/", "a/b", "1/2/3", "-1/2"] {
+            assert_eq!(parse(text).unwrap_err().exit_code(), 2, "{text}");
+        }
+        assert_eq!((shown(at(1, 300).as_ref()), shown(None)), ("1/300".to_owned(), "-".to_owned()));
+    }
+
+    #[test]
+    fn a_loss_says_what_is_known_of_it() {
+        let open = Loss {
+            closed: 1,
+            opened: 2,
+            old_home: "a".into(),
+            new_home: "b".into(),
+            cut: at(1, 300),
+            ..Loss::default()
+        };
+        assert_eq!(
+            told(&open),
+            "Epoch 1: b had nothing beyond the cut. What a had beyond it isn't known before it comes back."
+        );
+        let named = Loss {
+            undone: 2,
+            sessions: vec![LossSession { session: 7, entries: 2 }],
+            named: Some(NamedLoss { entries: 5, paths: 3, more_paths: true, at_ns: 1 }),
+            ..open.clone()
+        };
+        assert_eq!(
+            told(&named),
+            "Epoch 1: b had 2 entries beyond the cut, and undid them. They came from the sessions 7 (2 entries). \
+             a put 5 entries aside, which concern 3 and more paths: `mooseng salvage show 1/300` there."
+        );
+        let nothing = Loss { named: Some(NamedLoss::default()), ..open.clone() };
+        assert!(told(&nothing).ends_with("a had nothing beyond it."));
+        assert!(loss_table(&[open, named.clone()]).contains("named"));
+        assert_eq!(loss_shape(&named)["state"], "named");
+    }
+
+    #[test]
+    fn an_entry_says_which_bytes_there_are() {
+        let of = |chunk, here| SalvagedContent {
+            inode: 7,
+            offset: 0,
+            length: 10,
+            chunk,
+            here,
+            ..Default::default()
+        };
+        assert_eq!(contents(&[], false), "-");
+        assert_eq!(contents(&[of(0, true), of(3, true)], false), "7: 0+10 inline; 7: 0+10 in chunk 3");
+        let many = vec![of(3, false); 5];
+        assert!(contents(&many, true).ends_with("7: 0+10 in chunk 3, not here; and 2+ more"));
+        let entry = SalvagedEntry {
+            at: at(1, 301),
+            kinds: vec![SalvagedKind { kind: "inode".into(), records: 2 }],
+            inodes: vec![7],
+            ..SalvagedEntry::default()
+        };
+        assert!(entry_table(std::slice::from_ref(&entry)).contains("2 inode"));
+        assert_eq!(entry_shape(&entry)["changed"]["inode"], 2);
+        let gone = SalvagedFile { gone: true, ..SalvagedFile::default() };
+        assert!(file_table(&[gone]).contains("(gone)"));
+    }
+}
