@@ -14,12 +14,13 @@ use mooseng_wire::admin::{
     ChangeRegionsReply, ClassOfReply, ClassOfRequest, CreateClassRequest, CredentialReport,
     CredentialsRequest, DeleteClassReply, DeleteClassRequest, DrainReply, DrainRequest, DumpPiece,
     DumpRequest, FsckNews, FsckRequest, HeartbeatReply, HeartbeatRequest, ListClassesReply,
-    ListClassesRequest, ListQuotasReply, ListQuotasRequest, ListRegionsReply, ListRegionsRequest,
-    ListTrashReply, ListTrashRequest, ListVolumesReply, ListVolumesRequest, MemberToAdd, PurgeTrashReply,
-    PurgeTrashRequest, Quota, QuotaTarget, RemoveRegionRequest, RestoreTrashReply, RestoreTrashRequest,
-    SetClassRequest, SetQuotaRequest, SetVolumeReply, SetVolumeRequest, StatusReply, StatusRequest,
-    StorageClass, TicketKey, TransferLeaderReply, TransferLeaderRequest, TrashRetentionReply,
-    TrashRetentionRequest, VerifyVolumeReply, VerifyVolumeRequest,
+    ListClassesRequest, ListEventsReply, ListEventsRequest, ListQuotasReply, ListQuotasRequest,
+    ListRegionsReply, ListRegionsRequest, ListTrashReply, ListTrashRequest, ListVolumesReply,
+    ListVolumesRequest, MemberToAdd, PurgeTrashReply, PurgeTrashRequest, Quota, QuotaTarget,
+    RemoveRegionRequest, RestoreTrashReply, RestoreTrashRequest, SetClassRequest, SetQuotaRequest,
+    SetVolumeReply, SetVolumeRequest, StatusReply, StatusRequest, StorageClass, TicketKey,
+    TransferLeaderReply, TransferLeaderRequest, TrashRetentionReply, TrashRetentionRequest,
+    VerifyVolumeReply, VerifyVolumeRequest,
 };
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::founding::Founding;
@@ -397,6 +398,14 @@ impl Administration for Rpc {
         let name = request.into_inner().name;
         tracing::info!(who, name, "a region is to be let go of");
         self.change_regions(Change::RemoveRegion(RemoveRegion { name })).await
+    }
+
+    async fn list_events(
+        &self,
+        request: Request<ListEventsRequest>,
+    ) -> Result<Response<ListEventsReply>, Status> {
+        self.allow_of_cluster(&request, &[Role::Admin, Role::Client])?;
+        Ok(Response::new(self.0.events.page(&self.0, &request.into_inner())))
     }
 
     async fn set_volume(
