@@ -161,7 +161,7 @@ impl Registry for Rpc {
 #[tonic::async_trait]
 impl Administration for Rpc {
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
-        self.allow(&request, &[Role::Admin, Role::Master, Role::Client])?;
+        self.allow_of_cluster(&request, &[Role::Admin, Role::Master, Role::Client])?;
         Ok(Response::new(status::of(&self.0)))
     }
 
