@@ -154,7 +154,7 @@ async fn write(master: &Arc<Master>, blocking: Blocking, told: Vec<Told>, failed
 }
 
 fn found(master: &Master) -> BTreeMap<(String, String), String> {
-    if master.serving().is_err() {
+    if !master.raft.is_leading() {
         return BTreeMap::new();
     }
     let found = findings::findings(&status::facts_of(master)).into_iter();
@@ -167,7 +167,8 @@ fn seen(master: &Master, findings: BTreeMap<(String, String), String>) -> Seen {
     let elsewhere = geo::place_of(master, geo::ROOT_VOLUME) == Whereabouts::Elsewhere;
     let now = master.clock.boot();
     Seen {
-        leads: master.serving().ok(),
+        // A witness leads its region, too, and serves nobody.
+        leads: master.raft.is_leading().then(|| master.raft.term()),
         leads_global: global
             .and_then(|global| global.raft())
             .filter(|raft| raft.is_leading())

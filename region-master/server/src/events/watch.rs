@@ -18,7 +18,7 @@ const FINDINGS_MAX: usize = 200;
 /// What a master sees.
 #[derive(Clone, Debug, Default)]
 pub struct Seen {
-    /// The term in which it leads its region and serves, if it does.
+    /// The term in which it leads its region, if it does.
     pub leads: Option<u64>,
     /// The term in which it leads the global group, if it does.
     pub leads_global: Option<u64>,
