@@ -21,6 +21,7 @@
 pub mod access;
 mod build;
 pub mod config;
+mod follow;
 mod founding;
 pub mod health;
 pub mod heartbeat;

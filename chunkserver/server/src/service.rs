@@ -12,8 +12,8 @@ use mooseng_ports::plant::{self, Plant};
 use mooseng_transport::{Answer, Blocking, Incoming, Service, call_error, trace};
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::chunk::{
-    Append, Appended, AskDigest, Build, ChunkStat, Close, Digested, Lend, LendRefusal, Pull, Read, ReadDone,
-    Seal, Sealed, StatChunk,
+    Append, Appended, AskDigest, Build, ChunkStat, Close, Digested, Follow, Lend, LendRefusal, Pull, Read,
+    ReadDone, Seal, Sealed, StatChunk,
 };
 use mooseng_wire::method::Method;
 use mooseng_wire::{BULK_BYTES_MAX, ChunkId, Epoch, Identity};
@@ -123,6 +123,7 @@ impl ChunkService {
             Method::ChunkSeal => self.seal(incoming).await,
             Method::ChunkStat => self.stat(incoming).await,
             Method::ChunkPull => self.pull(incoming).await,
+            Method::ChunkFollow => self.follow(incoming).await,
             Method::ChunkBuild => self.build(incoming).await,
             Method::ChunkDigest => self.digest(incoming).await,
             Method::ChunkClose => self.end(incoming).await,
@@ -358,6 +359,14 @@ impl ChunkService {
         self.check(&incoming, pull.chunk, &[])?;
         let pulled = self.pulls.pull(pull, &self.members, unix_s(&*self.clock)).await?;
         Ok(Answer::of(&pulled))
+    }
+
+    async fn follow(&self, incoming: Incoming) -> Result<Answer, CallError> {
+        let follow: Follow = incoming.decode()?;
+        self.check(&incoming, follow.chunk, &[])?;
+        // An order of its leader and one of the leader before may cross: appends have their turns.
+        let followed = self.pulls.follow(follow, &self.members).await?;
+        Ok(Answer::of(&followed))
     }
 
     async fn build(&self, incoming: Incoming) -> Result<Answer, CallError> {

@@ -14,7 +14,7 @@ use mooseng_wire::ChunkId;
 use mooseng_wire::admin::TicketKey;
 use mooseng_wire::call::ErrorCode;
 use mooseng_wire::chunk::{
-    AskDigest, Build, BuildPiece, BuildSource, Built, Close, Digested, Pull, Pulled, Sealed,
+    AskDigest, Build, BuildPiece, BuildSource, Built, Close, Digested, Follow, Followed, Pull, Pulled, Sealed,
 };
 use mooseng_wire::method::Method;
 use prost::Message;
@@ -98,6 +98,54 @@ async fn a_master_has_chunks_ended_and_copied() {
     rot(&a.disk);
     assert_eq!(pull(&at_b, &order).await.unwrap_err().code(), ErrorCode::Corrupt);
     assert!(!a.server.store().inventory(None, 9).0[0].sound);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_chunk_that_grows_elsewhere_grows_here() {
+    let (a, b) = (start("a").await, start("b").await);
+    let client = Caller::client(&a);
+    let bytes: Vec<u8> = (0..3_000_000_u32).map(|n| (n * 7 + n / 4096) as u8).collect();
+    let master = |of: &Running| Caller::new(id("master", "m1"), of.server.address());
+    let (at_a, at_b) = (master(&a), master(&b));
+    let follow = async |order: &Follow| {
+        let answer = at_b.call(Method::ChunkFollow, order, Bytes::new()).await?;
+        Ok::<_, mooseng_wire::call::CallError>(Followed::decode(answer.body).unwrap())
+    };
+    let order = |upto: u64| Follow {
+        chunk: CHUNK,
+        epoch: 1,
+        upto,
+        custody: 5,
+        source: Some(member("a", a.server.address())),
+        ticket: ticket(),
+        digest: Bytes::new(),
+    };
+    client.append(append(CHUNK, 0, vec![]), &bytes[..1_000_001]).await.unwrap();
+    let refused = follow(&order(1_000_002)).await.unwrap_err();
+    assert_ne!(refused.code(), ErrorCode::Internal, "{refused:?}");
+    assert_eq!(follow(&order(700_000)).await.unwrap(), Followed { length: 700_000, sealed: false });
+    assert_eq!(follow(&order(1_000_001)).await.unwrap().length, 1_000_001);
+    client.append(append(CHUNK, 1_000_001, vec![]), &bytes[1_000_001..2_000_000]).await.unwrap();
+    client.append(append(CHUNK, 2_000_000, vec![]), &bytes[2_000_000..]).await.unwrap();
+    assert_eq!(follow(&order(2_500_000)).await.unwrap().length, 2_500_000);
+    assert_eq!(follow(&order(5)).await.unwrap().length, 5, "it has that");
+    // What is flushed stays.
+    let stat = b.server.store().stat(mooseng_wire::ChunkId(CHUNK)).unwrap();
+    assert_eq!((stat.length, stat.flushed, stat.sealed), (2_500_000, 2_500_000, false));
+    let stale = Follow { custody: 4, ..order(2_600_000) };
+    assert_eq!(follow(&stale).await.unwrap_err().code(), ErrorCode::StaleEpoch);
+
+    // It ended before what is here already.
+    client.seal(CHUNK, 1, 2_400_000, ticket()).await.unwrap();
+    let digest = digest(&at_a, 2_400_000).await;
+    let forged = Follow { digest: Bytes::from_static(&[0; 32]), ..order(2_400_000) };
+    assert_eq!(follow(&forged).await.unwrap_err().code(), ErrorCode::Corrupt);
+    let sealed = Follow { digest, ..order(2_400_000) };
+    assert_eq!(follow(&sealed).await.unwrap(), Followed { length: 2_400_000, sealed: true });
+    assert_eq!(follow(&sealed).await.unwrap(), Followed { length: 2_400_000, sealed: true });
+    assert_eq!(follow(&order(2_400_001)).await.unwrap_err().code(), ErrorCode::ChunkSealed);
+    let read = Caller::client(&b).read(CHUNK, 999_000, 10_000, ticket()).await.unwrap();
+    assert_eq!(read, bytes[999_000..1_009_000]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use mooseng_transport::trace;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
-use mooseng_wire::fs::{Attr, Caller, Create, FsRequest, GetAttr, Open, SetAttr};
+use mooseng_wire::fs::{Attr, Caller, Create, FsRequest, GetAttr, Open, SetAttr, Sync};
 use tokio::time::Instant;
 
 use crate::atime;
@@ -389,9 +389,6 @@ impl FileSystem {
         let written = match buffered {
             Some((at, attr)) => {
                 open.state.set_size(attr.size);
-                if open.flags & (libc::O_SYNC | libc::O_DSYNC) != 0 {
-                    self.fsync(handle, false).await?;
-                }
                 (at, Some(attr))
             }
             None => {
@@ -406,6 +403,9 @@ impl FileSystem {
                 (at, attr)
             }
         };
+        if open.flags & (libc::O_SYNC | libc::O_DSYNC) != 0 {
+            self.fsync(handle, false).await?;
+        }
         self.still_guarded(handle, guarded)?;
         inner.region.counters.took("write", started.elapsed());
         Ok(written)
@@ -423,15 +423,50 @@ impl FileSystem {
         let flushed = self.inner.writer.flush(open.inode).await;
         // Its name, too. Whatever was lost of it is noted by the time at which nothing is untold any more.
         let told = self.told(self.inner.region.patience()).await;
+        let synced = match &told {
+            Ok(()) => self.synced().await,
+            Err(_) => Ok(()),
+        };
         let (failures, errno) = open.state.failures();
         if open.failures_seen.swap(failures, Ordering::AcqRel) < failures {
             return Err(FsError::Answered(errno));
         }
-        flushed.and(told)
+        flushed.and(told).and(synced)
     }
 
     /// Makes a directory's changes durable.
     pub async fn fsync_directory(&self, _inode: u64) -> Result<(), FsError> {
-        self.told(self.inner.region.patience()).await
+        self.told(self.inner.region.patience()).await?;
+        self.synced().await
+    }
+
+    /// Waits until what this mount changed is where fsync has it: in a `geo` volume, in each region of the sync set. What a failover has taken back
+    /// since it was answered is reported here, and once by the next fsync of each file that is open.
+    pub(crate) async fn synced(&self) -> Result<(), FsError> {
+        let session = &self.inner.session;
+        if !session.has_elsewhere() {
+            return Ok(());
+        }
+        // Also without changes of its own: what it was told of may be on its way there.
+        let upto = session.near.unsynced();
+        let op = Op::Sync(Sync { epoch: upto.0, version: upto.1 });
+        match self.inner.region.read(&daemon(), op).await? {
+            Reply::Done(_) => {
+                session.near.settled(upto);
+                Ok(())
+            }
+            Reply::Errno(errno) => {
+                let errno = i32::try_from(errno).unwrap_or(libc::EIO);
+                tracing::error!(
+                    epoch = upto.0,
+                    version = upto.1,
+                    "changes of this host that weren't in another region yet were lost with the volume's home; the next fsync of each open file reports it"
+                );
+                self.inner.opens.each(|state| state.failed(errno));
+                session.near.settled(upto);
+                Err(FsError::Answered(errno))
+            }
+            other => Err(unexpected("sync", &other)),
+        }
     }
 }

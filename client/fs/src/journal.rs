@@ -185,6 +185,7 @@ pub(crate) fn about(op: &Op) -> (Vec<u64>, bool) {
         Op::StatFs(_)
         | Op::Release(_)
         | Op::Reserve(_)
+        | Op::Sync(_)
         | Op::ReserveInodes(_)
         | Op::SealChunk(_)
         | Op::Tell(_)

@@ -34,6 +34,8 @@ struct State {
     home: Option<String>,
     /// The newest place that was seen.
     seen: At,
+    /// Where this mount's own changes are; nothing once they are in the sync set.
+    changed: At,
     /// The master of this region that answered last.
     leader: Option<String>,
     /// Nobody is asked before.
@@ -76,6 +78,25 @@ impl Near {
         if epoch > 0 {
             let mut state = self.state();
             state.seen = state.seen.max((epoch, version));
+        }
+    }
+
+    /// A change of this mount was answered, and is in the log up to a place.
+    pub fn changed(&self, epoch: u64, version: u64) {
+        let mut state = self.state();
+        state.changed = state.changed.max((epoch, version));
+    }
+
+    /// Where this mount's own changes are that may not be in the sync set yet.
+    pub fn unsynced(&self) -> (u64, u64) {
+        self.state().changed
+    }
+
+    /// Up to there they are, or are lost and told so.
+    pub fn settled(&self, upto: (u64, u64)) {
+        let mut state = self.state();
+        if state.changed <= upto {
+            state.changed = At::default();
         }
     }
 

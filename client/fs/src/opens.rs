@@ -236,6 +236,10 @@ impl Opens {
     pub fn get(&self, inode: u64) -> Option<Arc<OpenInodeState>> {
         self.map(|map| map.get(&inode).cloned())
     }
+    /// Each open inode.
+    pub fn each(&self, section: impl Fn(&OpenInodeState)) {
+        self.map(|map| map.values().for_each(|state| section(state)));
+    }
     /// A size learnt from any answer.
     pub fn saw_size(&self, inode: u64, size: u64) {
         if let Some(state) = self.get(inode) {

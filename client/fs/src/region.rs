@@ -409,6 +409,9 @@ impl Region {
                 releasing.inodes.clear();
                 self.session.facts.digest(&digest, &flight.request, &response);
                 self.session.near.saw(response.log_epoch, response.log_version);
+                if flight.number > 0 {
+                    self.session.near.changed(response.log_epoch, response.log_version);
+                }
                 let reply = response.reply.and_then(|r| r.reply);
                 reply.ok_or_else(|| {
                     Failure::Refused(CallError {
@@ -606,6 +609,7 @@ fn name(op: &Op) -> &'static str {
         Op::Reserve(_) => "reserve",
         Op::ReserveInodes(_) => "reserve_inodes",
         Op::HoldAlone(_) => "hold_alone",
+        Op::Sync(_) => "sync",
         Op::Tell(_) => "tell",
         Op::TestLock(_) => "test_lock",
         Op::Lock(_) => "lock",

@@ -390,6 +390,10 @@ impl Session {
         self.declared.load(Ordering::SeqCst) < order
     }
 
+    /// Whether the cluster has several regions.
+    pub fn has_elsewhere(&self) -> bool {
+        self.state(|s| !s.elsewhere.is_empty())
+    }
     pub fn is_shut_down(&self) -> bool {
         self.shutdown.is_cancelled()
     }

@@ -48,6 +48,7 @@ pub fn is_change(request: &FsRequest) -> bool {
             | Op::Reserve(_)
             | Op::ReserveInodes(_)
             | Op::HoldAlone(_)
+            | Op::Sync(_)
             | Op::TestLock(_) => false,
             Op::SetAttr(_)
             | Op::Create(_)
@@ -158,7 +159,7 @@ pub fn volume_of(request: &FsRequest) -> VolumeId {
         Op::Release(r) => r.inode,
         Op::Describe(r) => r.inode,
         Op::Acquire(r) => r.inode,
-        Op::Reserve(_) | Op::ReserveInodes(_) => 0,
+        Op::Reserve(_) | Op::ReserveInodes(_) | Op::Sync(_) => 0,
         Op::HoldAlone(r) => r.inode,
         Op::TestLock(r) => r.inode,
         Op::Lock(r) => r.inode,

@@ -341,7 +341,8 @@ pub async fn bury_chunk<T: Transaction>(
     tx.clear(&chunk::key(chunk));
     tx.clear(&location::key(chunk));
     if let Some(location) = listing.location.filter(|l| !l.copies.is_empty()) {
-        let dead = DeadRecord { copies: location.copies, epoch: location.epoch, since_ns: now_ns };
+        let (copies, epoch) = (location.copies, location.epoch);
+        let dead = DeadRecord { copies, epoch, since_ns: now_ns, ..DeadRecord::default() };
         tx.set(&dead::key(chunk), &dead.to_value());
     }
     Ok(true)
@@ -379,7 +380,7 @@ pub async fn forget_copies<T: Transaction>(tx: &T, gone: &[(ChunkId, String)]) -
 /// What a copy is to the region.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Standing {
-    /// The chunk's location names its chunkserver.
+    /// The chunk's location names its chunkserver, or the record of its death does.
     Placed,
     /// The chunk lives, and its location names others.
     Misplaced(Box<ChunkListing>),
@@ -398,6 +399,13 @@ pub async fn standing<T: Transaction>(
     if let Some(listing) = load_chunk(tx, chunk).await? {
         let placed = listing.location.as_ref().is_some_and(|l| l.copies.iter().any(|c| c == chunkserver));
         return Ok(if placed { Standing::Placed } else { Standing::Misplaced(Box::new(listing)) });
+    }
+    // When it goes is for whoever looks after dead chunks to say.
+    let dead = tx.get(&dead::key(chunk), Read::Conflicting).await?;
+    if let Some(dead) = dead.map(|value| DeadRecord::from_value(&value)).transpose()?
+        && dead.copies.iter().any(|copy| copy == chunkserver)
+    {
+        return Ok(Standing::Placed);
     }
     let next = tx.get(&ids::key(IdKind::Chunk, chunk.volume()), Read::Conflicting).await?;
     let given = number::decode(next.as_ref())?;

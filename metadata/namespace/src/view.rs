@@ -405,7 +405,8 @@ pub fn place_of(chunk: ChunkId, record: &ChunkRecord, location: &LocationRecord)
     ChunkPlace {
         chunk: chunk.0,
         locations,
-        sealed: record.sealed,
+        // What is here in part ends where extents name it, wherever that is.
+        sealed: record.sealed && location.partial.is_none(),
         length: record.length,
         epoch: location.epoch,
         ..Default::default()

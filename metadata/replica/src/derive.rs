@@ -76,6 +76,7 @@ impl Derive for VolumeLogs {
             let entry = Entry::new(LogPosition::new(*epoch, version), &own);
             let parts = log::parts(*volume, entry.at, &entry.bytes);
             derived.extend(parts.into_iter().map(|(key, value)| Change::Set(key, value)));
+            self.tail.unsynced(*volume, |unsynced| unsynced.note(*volume, entry.at, &own));
             self.tail.push(*volume, entry);
         }
         derived

@@ -3,6 +3,7 @@
 //! ```text
 //!  home:     transaction -> VolumeLogs::derive -> log entry (same version) -> Tail, read::entries -> other regions
 //!  elsewhere:  read::page -> apply::install ... -> apply::entries -> the same records, the same log, at a place that is kept with them
+//!              data not here yet: before-images -> apply::completed, once it is; turn::undo, where the next home begins at an earlier place
 //! ```
 //! Everything here is a function of a transaction, or memory without a clock.
 //!
@@ -10,14 +11,19 @@
 //! - [`Tail`]: the newest entries in memory.
 //! - [`read`]: entries and ranges, for those who ask a home.
 //! - [`apply`]: what a replica does with them.
+//! - [`needs`]: what of the data that entries name isn't there yet.
+//! - [`unsynced`]: what the sync set doesn't have yet, and others aren't told of.
 //! - [`turn`]: how a replica becomes the home, and a home a replica.
 
 pub mod apply;
+mod before;
 mod derive;
 mod entry;
+pub mod needs;
 pub mod read;
 mod tail;
 pub mod turn;
+pub mod unsynced;
 
 pub use derive::VolumeLogs;
 pub use entry::{Entry, within};
@@ -54,6 +60,16 @@ pub enum ReplicaError {
         after: LogPosition,
         /// Up to where it was trimmed.
         trimmed: LogPosition,
+    },
+    /// What would have to be undone is complete, or was copied.
+    #[error(
+        "this region can't go back to {to} of the volume's log: what it has up to {down_to} can't be undone"
+    )]
+    NotUndoable {
+        /// Where it was to go.
+        to: LogPosition,
+        /// How far it can.
+        down_to: LogPosition,
     },
     /// They come from a home whose epoch is over.
     #[error("this region takes nothing any more of epoch {0}, nor of earlier ones")]

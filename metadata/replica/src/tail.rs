@@ -8,10 +8,12 @@ use mooseng_wire::VolumeId;
 use tokio::sync::watch;
 
 use crate::Entry;
+use crate::unsynced::Unsynced;
 
 /// The newest entries, within a bound of bytes.
 pub struct Tail {
     inner: Mutex<Inner>,
+    unsynced: Mutex<BTreeMap<VolumeId, Unsynced>>,
     bytes_max: usize,
     pushed: watch::Sender<u64>,
 }
@@ -28,7 +30,12 @@ struct Inner {
 impl Tail {
     /// Keeps so many bytes of entries at most, and the newest one in any case.
     pub fn new(bytes_max: usize) -> Self {
-        Self { inner: Mutex::default(), bytes_max, pushed: watch::channel(0).0 }
+        Self { inner: Mutex::default(), unsynced: Mutex::default(), bytes_max, pushed: watch::channel(0).0 }
+    }
+
+    /// What of a volume isn't in its sync set yet.
+    pub fn unsynced<T>(&self, volume: VolumeId, section: impl FnOnce(&mut Unsynced) -> T) -> T {
+        section(self.unsynced.lock().unwrap_or_else(PoisonError::into_inner).entry(volume).or_default())
     }
 
     /// Counts what was put here; changes with each entry.

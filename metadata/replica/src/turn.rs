@@ -1,22 +1,28 @@
 //! How a replica becomes the home of the next epoch, and how what was a home becomes a replica.
 
+use bytes::BytesMut;
 use mooseng_schema::Record;
+use mooseng_schema::before as images;
 use mooseng_schema::log::{self, LogPosition, LoggedRecord, ReplicaRecord};
 use mooseng_schema::volume::{self, VolumeRecord};
-use mooseng_store::{RangeLimit, Read, Transaction};
+use mooseng_store::mvcc::Change;
+use mooseng_store::{KeyRange, RangeLimit, Read, Transaction, limits};
 use mooseng_wire::{Epoch, VolumeId};
 
-use crate::{ReplicaError, apply, read};
+use crate::{Entry, ReplicaError, apply, before, read};
 
 /// Entries that are put aside in one transaction: of so many bytes.
 const SALVAGE_BYTES: usize = 400_000;
+/// An entry is no larger than a transaction.
+const ENTRY_BYTES_MAX: usize = limits::LARGE_TRANSACTION_BYTES_MAX;
 
 async fn logged<T: Transaction>(tx: &T, volume: VolumeId) -> Result<Option<LoggedRecord>, ReplicaError> {
     let value = tx.get(&log::logged_key(volume), Read::Conflicting).await?;
     Ok(value.map(|value| LoggedRecord::from_value(&value)).transpose()?)
 }
 
-/// This region becomes the volume's home under that epoch, from where it is on, or goes on as it. Each of the volume's changes reads the record that
+/// This region becomes the volume's home under that epoch, from where it is on, or goes on as it: what it has beyond the cut was undone before
+/// ([`undo`]). Each of the volume's changes reads the record that
 /// is changed here, so that none of an earlier epoch commits behind it. Answers whether anything had to be done.
 pub async fn take_over<T: Transaction>(
     tx: &T,
@@ -46,12 +52,18 @@ pub async fn take_over<T: Transaction>(
             if let Some(cut) = cut.filter(|cut| *cut != replica.position()) {
                 return Err(ReplicaError::Gap { at: replica.position(), after: cut });
             }
+            if replica.undoing {
+                return Err(ReplicaError::Senseless(
+                    "an entry was being undone when this region became the volume's home",
+                ));
+            }
             Some(replica.log_behind())
         }
         (None, known) => known.map(|known| known.trimmed()),
     };
     tx.set(&key, &VolumeRecord { epoch: epoch.0, ..record }.to_value());
     tx.clear(&log::replica_key(volume));
+    tx.clear_range(images::range(volume));
     if let Some(behind) = behind {
         let record = LoggedRecord {
             epoch: epoch.0,
@@ -62,6 +74,78 @@ pub async fn take_over<T: Transaction>(
         tx.set(&log::logged_key(volume), &record.to_value());
     }
     Ok(true)
+}
+
+/// Takes back what the replica has of the log beyond `cut`, the newest entry first, as much as one transaction takes; what is undone is put aside.
+/// Answers whether there is more. Each transaction leaves the replica at a place of the log where it is as its home was; only an entry that changed more
+/// than one transaction can takes several, which the record says.
+///
+/// Nothing is undone below where the region is complete, or where its copy ended.
+pub async fn undo<T: Transaction>(tx: &T, volume: VolumeId, cut: LogPosition) -> Result<bool, ReplicaError> {
+    let mut record = apply::state(tx, volume, Read::Conflicting).await?.ok_or(ReplicaError::NotLogged)?;
+    if record.position() == cut && !record.undoing {
+        return Ok(false);
+    }
+    if record.copied_before.is_some() || record.position() <= cut {
+        return Err(ReplicaError::Gap { at: record.position(), after: cut });
+    }
+    let down_to = apply::undoable_down_to(tx, volume, &record).await?.max(record.complete());
+    if cut < down_to {
+        return Err(ReplicaError::NotUndoable { to: cut, down_to });
+    }
+    let is_place =
+        cut == record.log_behind() || tx.get(&log::key(volume, cut, 0), Read::Snapshot).await?.is_some();
+    if !is_place {
+        return Err(ReplicaError::Gap { at: record.position(), after: cut });
+    }
+    tx.allow_large();
+    // Of an entry that was about to be replayed.
+    tx.clear_range(images::range_after(volume, record.position()));
+    record.imaged_before = None;
+    while record.position() > cut && tx.approximate_size() <= before::ENOUGH_BYTES {
+        let at = record.position();
+        record.undoing = before::take_in(tx, volume, at).await?;
+        if record.undoing {
+            break;
+        }
+        let changes = put_entry_aside(tx, volume, at).await?;
+        before::put_aside_chunks(tx, volume, &changes).await?;
+        let to = apply::before_place(tx, volume, &record, at).await?;
+        (record.epoch, record.version) = (to.epoch.0, to.version);
+    }
+    let more = record.undoing || record.position() > cut;
+    apply::put(tx, volume, record);
+    Ok(more)
+}
+
+/// Goes on with what [`undo`] has begun with one entry, until the replica can follow a home again. Answers whether there was anything to do.
+pub async fn end_undo<T: Transaction>(tx: &T, volume: VolumeId) -> Result<bool, ReplicaError> {
+    let record = apply::state(tx, volume, Read::Conflicting).await?.ok_or(ReplicaError::NotLogged)?;
+    if !record.undoing {
+        return Ok(false);
+    }
+    let before = apply::before_place(tx, volume, &record, record.position()).await?;
+    undo(tx, volume, before).await?;
+    Ok(true)
+}
+
+/// One entry of the log here is put aside. Answers its changes.
+async fn put_entry_aside<T: Transaction>(
+    tx: &T,
+    volume: VolumeId,
+    at: LogPosition,
+) -> Result<Vec<Change>, ReplicaError> {
+    let range = KeyRange { begin: log::key(volume, at, 0).into(), end: log::range_after(volume, at).begin };
+    let limit = RangeLimit { bytes_max: ENTRY_BYTES_MAX, ..RangeLimit::default() };
+    let page = tx.get_range(range, limit, Read::Snapshot).await?;
+    let mut bytes = BytesMut::new();
+    for (key, value) in &page.pairs {
+        let (at, part) = log::parse_key(volume, key)?;
+        bytes.extend_from_slice(&log::part(value)?.0);
+        tx.set(&log::salvage_key(volume, at, part), value);
+        tx.clear(key);
+    }
+    Ok(Entry { at, bytes: bytes.freeze() }.changes()?)
 }
 
 /// The home serves no epoch up to this one any more. Answers where its log is: nothing that is acknowledged comes behind.
@@ -94,6 +178,7 @@ pub async fn rejoin<T: Transaction>(tx: &T, volume: VolumeId, epoch: Epoch) -> R
         // Its own log's data is its own.
         complete_epoch: at.epoch.0,
         complete_version: at.version,
+        ..ReplicaRecord::default()
     };
     apply::put(tx, volume, record);
     tx.clear(&log::logged_key(volume));

@@ -1,6 +1,7 @@
 //! A home and a replica, over random transactions: whatever the order of copying and replaying, the replica is what the home was.
 #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
@@ -8,10 +9,10 @@ use bytes::Bytes;
 use mooseng_embedded::{
     ApplyOutcome, CommitLog, Embedded, LogEntry, MemoryBase, Options, Payload, ProposeError,
 };
-use mooseng_replica::{Entry, ReplicaError, Tail, VolumeLogs, apply, read};
+use mooseng_replica::{Entry, ReplicaError, Tail, VolumeLogs, apply, read, turn};
 use mooseng_schema::Record;
 use mooseng_schema::key::whole_volume;
-use mooseng_schema::log::{self, LogPosition, LoggedRecord};
+use mooseng_schema::log::{self, LogPosition, LoggedRecord, ReplicaRecord};
 use mooseng_store::{Atomic, KeyRange, Read, Store, Transaction};
 use mooseng_wire::{Epoch, VolumeId};
 use proptest::prelude::*;
@@ -67,8 +68,14 @@ enum Step {
     Region(u16),
     Commit,
     CopyPage,
-    Replay(usize),
+    /// So many entries, of which so many are whole.
+    Replay(usize, usize),
+    /// Up to that share of the places that the replica isn't complete at.
+    Completed(u8),
+    /// To that one of the places that can be undone to.
+    Undo(u8),
     Trim,
+    TrimHere(u8),
     Restart,
 }
 
@@ -83,8 +90,11 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             1 => key.prop_map(Step::Region),
             4 => Just(Step::Commit),
             2 => Just(Step::CopyPage),
-            3 => (1usize..4).prop_map(Step::Replay),
+            3 => (1usize..4, 0usize..4).prop_map(|(most, whole)| Step::Replay(most, whole)),
+            2 => any::<u8>().prop_map(Step::Completed),
+            2 => any::<u8>().prop_map(Step::Undo),
             1 => Just(Step::Trim),
+            1 => any::<u8>().prop_map(Step::TrimHere),
             1 => Just(Step::Restart),
         ],
         0..120,
@@ -99,9 +109,101 @@ struct Replica {
     store: Embedded,
     home: Embedded,
     tail: Arc<Tail>,
+    /// What the home was at each place.
+    history: Mutex<BTreeMap<LogPosition, Vec<(Bytes, Bytes)>>>,
+}
+
+async fn records(store: &Embedded) -> Vec<(Bytes, Bytes)> {
+    read::records(&store.begin(), VOLUME, None, 1 << 20).await.unwrap().0
 }
 
 impl Replica {
+    async fn record(&self) -> ReplicaRecord {
+        apply::state(&self.store.begin(), VOLUME, Read::Snapshot).await.unwrap().unwrap()
+    }
+
+    async fn committed(&self) {
+        let newest = read::newest(&self.home.begin(), VOLUME).await.unwrap();
+        self.history.lock().unwrap().insert(newest, records(&self.home).await);
+    }
+
+    /// The places of the home's log from one to another.
+    fn places(&self, from: LogPosition, to: LogPosition) -> Vec<LogPosition> {
+        let history = self.history.lock().unwrap();
+        let mut places: Vec<LogPosition> = history.range(from..=to).map(|(at, _)| *at).collect();
+        if from < to && places.first() != Some(&from) {
+            places.insert(0, from);
+        }
+        places
+    }
+
+    async fn completed(&self, share: u8) {
+        let record = self.record().await;
+        let places = self.places(record.complete(), record.position());
+        let Some(upto) = places.get(usize::from(share) * places.len() / 256).copied() else { return };
+        let mut more = true;
+        while more {
+            let tx = self.store.begin();
+            more = apply::completed(&tx, VOLUME, upto).await.unwrap();
+            commit(tx).await;
+        }
+        let now = self.record().await;
+        assert!(now.complete() >= record.complete() && now.complete() <= record.complete().max(upto));
+        assert_eq!((now.position(), now.copied_before), (record.position(), record.copied_before));
+    }
+
+    async fn undo(&self, share: u8) {
+        let record = self.record().await;
+        let tx = self.store.begin();
+        let below = self.places(LogPosition::default(), record.complete());
+        if let [.., cut, _] = below[..] {
+            let refused = turn::undo(&tx, VOLUME, cut).await;
+            assert!(refused.is_err(), "{refused:?}");
+        }
+        if record.copied_before.is_some() {
+            assert!(record.complete() == LogPosition::default());
+            return;
+        }
+        let places = self.places(record.complete(), record.position());
+        let Some(cut) = places.get(usize::from(share) * places.len() / 256).copied() else { return };
+        loop {
+            let tx = self.store.begin();
+            let more = match turn::undo(&tx, VOLUME, cut).await {
+                // It was replayed while the volume was copied, or before this region was complete for the first time.
+                Err(ReplicaError::NotUndoable { down_to, .. }) => {
+                    assert!(down_to > cut && record.complete() < down_to);
+                    return;
+                }
+                // The home had nothing to say at that version when it was copied.
+                Err(ReplicaError::Gap { .. }) => return,
+                more => more.unwrap(),
+            };
+            commit(tx).await;
+            if !more {
+                break;
+            }
+        }
+        let now = self.record().await;
+        assert_eq!((now.position(), now.complete()), (cut, record.complete()));
+        // Nothing of the log was thrown away.
+        let tx = self.store.begin();
+        let put_aside = tx.get_range(log::salvage_range(VOLUME), Default::default(), Read::Snapshot).await;
+        let put_aside: Vec<LogPosition> =
+            put_aside.unwrap().pairs.iter().map(|(key, _)| log::parse_salvage_key(key).unwrap().0).collect();
+        assert!(places.iter().filter(|at| **at > cut).all(|at| put_aside.contains(at)));
+    }
+
+    async fn trim_here(&self, share: u8) {
+        let record = self.record().await;
+        let places = self.places(record.log_behind(), record.position());
+        let Some(upto) = places.get(usize::from(share) * places.len() / 256).copied() else { return };
+        let tx = self.store.begin();
+        apply::trim(&tx, VOLUME, upto).await.unwrap();
+        commit(tx).await;
+        let now = self.record().await;
+        assert!(now.log_behind() <= record.complete().max(record.log_behind()));
+    }
+
     async fn position(&self) -> (LogPosition, Option<Bytes>) {
         let record = apply::state(&self.store.begin(), VOLUME, Read::Snapshot).await.unwrap().unwrap();
         (record.position(), record.copied_before)
@@ -122,7 +224,7 @@ impl Replica {
     }
 
     /// Answers whether there was anything to replay.
-    async fn replay(&self, most: usize, upto: Option<LogPosition>) -> bool {
+    async fn replay(&self, most: usize, upto: Option<LogPosition>, whole: usize) -> bool {
         let (at, _) = self.position().await;
         if at == LogPosition::default() {
             return false;
@@ -137,12 +239,16 @@ impl Replica {
             entries => entries.unwrap(),
         };
         let entries = &entries[..entries.len().min(most)];
+        let whole = entries.iter().take(whole).last().map_or(at, |entry| entry.at);
+        let before = self.record().await;
         let tx = self.store.begin();
-        let behind = apply::entries(&tx, VOLUME, at, entries, Epoch(1), 7).await.unwrap();
+        let behind = apply::entries(&tx, VOLUME, at, entries, Epoch(1), 7, whole).await.unwrap();
         assert_eq!(behind, entries.last().map_or(at, |e| e.at));
         commit(tx).await;
+        let goes_on = before.copied_before.is_none() && before.complete() == at;
+        assert_eq!(self.record().await.complete(), if goes_on { whole } else { before.complete() });
         // What was replayed isn't taken again.
-        let again = apply::entries(&self.store.begin(), VOLUME, at, entries, Epoch(1), 7).await;
+        let again = apply::entries(&self.store.begin(), VOLUME, at, entries, Epoch(1), 7, whole).await;
         assert!(entries.is_empty() || matches!(again, Err(ReplicaError::Gap { .. })));
         !entries.is_empty()
     }
@@ -152,7 +258,7 @@ impl Replica {
         let page = read::page(&self.home.begin(), VOLUME, Some(from.clone()), 700).await.unwrap();
         if from > whole_volume(VOLUME).begin {
             while self.position().await.0 < page.at {
-                self.replay(2, Some(page.at)).await;
+                self.replay(2, Some(page.at), 1).await;
                 if self.position().await.1 != Some(from.clone()) {
                     return true;
                 }
@@ -166,8 +272,11 @@ impl Replica {
 
     async fn check(&self) {
         let (at, copied) = self.position().await;
-        let records =
-            async |store: &Embedded| read::records(&store.begin(), VOLUME, None, 1 << 20).await.unwrap().0;
+        if copied.is_none()
+            && let Some(then) = self.history.lock().unwrap().get(&at).cloned()
+        {
+            assert_eq!(records(&self.store).await, then);
+        }
         let (here, there) = (records(&self.store).await, records(&self.home).await);
         if copied.is_none() && at == read::newest(&self.home.begin(), VOLUME).await.unwrap() {
             assert_eq!(here, there);
@@ -195,7 +304,8 @@ async fn run(steps: Vec<Step>) {
     let tx = home.begin();
     tx.set(&log::logged_key(VOLUME), &logged(trimmed));
     commit(tx).await;
-    let replica = Replica { store: elsewhere, home: home.clone(), tail };
+    let replica = Replica { store: elsewhere, home: home.clone(), tail, history: Mutex::default() };
+    replica.committed().await;
     let begin = async || {
         let tx = replica.store.begin();
         apply::begin(&tx, VOLUME).await.unwrap();
@@ -223,13 +333,19 @@ async fn run(steps: Vec<Step>) {
             }
             Step::Add(key) => tx.atomic(&volume_key(key), &7u64.to_le_bytes(), Atomic::Add),
             Step::Region(key) => tx.set(format!("r{key}").as_bytes(), b"own"),
-            Step::Commit => commit(std::mem::replace(&mut tx, home.begin())).await,
+            Step::Commit => {
+                commit(std::mem::replace(&mut tx, home.begin())).await;
+                replica.committed().await;
+            }
             Step::CopyPage => {
                 replica.copy_page().await;
             }
-            Step::Replay(most) => {
-                replica.replay(most, None).await;
+            Step::Replay(most, whole) => {
+                replica.replay(most, None, whole).await;
             }
+            Step::Completed(share) => replica.completed(share).await,
+            Step::Undo(share) => replica.undo(share).await,
+            Step::TrimHere(share) => replica.trim_here(share).await,
             Step::Trim => {
                 let newest = read::newest(&home.begin(), VOLUME).await.unwrap();
                 trimmed =
@@ -244,9 +360,10 @@ async fn run(steps: Vec<Step>) {
         replica.check().await;
     }
     commit(tx).await;
+    replica.committed().await;
     for _ in 0..2_000 {
         let copied = replica.copy_page().await;
-        if !replica.replay(usize::MAX, None).await && !copied {
+        if !replica.replay(usize::MAX, None, 0).await && !copied {
             break;
         }
     }
@@ -267,7 +384,7 @@ async fn run(steps: Vec<Step>) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(ProptestConfig::with_cases(300))]
     #[test]
     fn a_replica_becomes_what_its_home_is(steps in steps()) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
@@ -292,13 +409,23 @@ async fn what_isnt_of_the_volume_is_refused() {
         Change::Clear(whole_volume(VolumeId(1)).begin),
     ] {
         let entry = Entry::new(at, &[change]);
-        let refused = apply::entries(&store.begin(), VOLUME, page.at, &[entry], Epoch(1), 7).await;
+        let refused =
+            apply::entries(&store.begin(), VOLUME, page.at, &[entry], Epoch(1), 7, LogPosition::default())
+                .await;
         assert!(matches!(refused, Err(ReplicaError::Senseless(_))), "{refused:?}");
     }
     let garbage = Entry { at, bytes: Bytes::from_static(&[1, 1, 200]) };
-    assert!(apply::entries(&store.begin(), VOLUME, page.at, &[garbage], Epoch(1), 7).await.is_err());
+    assert!(
+        apply::entries(&store.begin(), VOLUME, page.at, &[garbage], Epoch(1), 7, LogPosition::default())
+            .await
+            .is_err()
+    );
     let early = Entry::new(LogPosition::new(Epoch(1), 5), &[]);
-    assert!(apply::entries(&store.begin(), VOLUME, page.at, &[early], Epoch(1), 7).await.is_err());
+    assert!(
+        apply::entries(&store.begin(), VOLUME, page.at, &[early], Epoch(1), 7, LogPosition::default())
+            .await
+            .is_err()
+    );
 }
 
 #[tokio::test]
@@ -318,20 +445,173 @@ async fn a_chunk_that_dies_leaves_its_copies_to_be_deleted() {
     ];
     let page = read::Page { at: LogPosition::new(Epoch(1), 5), pairs, next: None };
     apply::install(&tx, VOLUME, &whole_volume(VOLUME).begin, &page).await.unwrap();
-    let location = LocationRecord { layout: 1, copies: vec!["a".into(), "b".into()], epoch: 1 };
+    let location =
+        LocationRecord { layout: 1, copies: vec!["a".into(), "b".into()], epoch: 1, partial: None };
     tx.set(&location::key(here), &location.to_value());
     commit(tx).await;
     let changes = [here, elsewhere].map(|chunk| Change::Clear(chunk::key(chunk).into()));
     let entry = Entry::new(LogPosition::new(Epoch(1), 6), &changes);
     let tx = store.begin();
-    apply::entries(&tx, VOLUME, page.at, &[entry], Epoch(1), 7).await.unwrap();
+    apply::completed(&tx, VOLUME, page.at).await.unwrap();
+    apply::entries(&tx, VOLUME, page.at, &[entry], Epoch(1), 7, LogPosition::new(Epoch(1), 6)).await.unwrap();
     commit(tx).await;
     let tx = store.begin();
     assert_eq!(tx.get(&location::key(here), Read::Snapshot).await.unwrap(), None);
     let dead = tx.get(&dead::key(here), Read::Snapshot).await.unwrap().unwrap();
     assert_eq!(
         DeadRecord::from_value(&dead).unwrap(),
-        DeadRecord { copies: location.copies, epoch: 1, since_ns: 7 }
+        DeadRecord { copies: location.copies, epoch: 1, since_ns: 7, ..DeadRecord::default() }
     );
     assert_eq!(tx.get(&dead::key(elsewhere), Read::Snapshot).await.unwrap(), None);
+}
+
+/// A replica at 1/5 with those records, complete up to there.
+async fn whole_replica(pairs: Vec<(Bytes, Bytes)>) -> (Embedded, LogPosition) {
+    let (store, _) = store();
+    let at = LogPosition::new(Epoch(1), 5);
+    let tx = store.begin();
+    apply::begin(&tx, VOLUME).await.unwrap();
+    commit(tx).await;
+    let (mut from, mut pairs) = (whole_volume(VOLUME).begin, pairs);
+    while !pairs.is_empty() {
+        let rest = pairs.split_off(pairs.len().min(8));
+        let next = rest.first().map(|(key, _)| key.clone());
+        let tx = store.begin();
+        apply::install(&tx, VOLUME, &from, &read::Page { at, pairs, next: next.clone() }).await.unwrap();
+        commit(tx).await;
+        (from, pairs) = (next.unwrap_or_default(), rest);
+    }
+    let tx = store.begin();
+    assert!(!apply::completed(&tx, VOLUME, at).await.unwrap());
+    commit(tx).await;
+    (store, at)
+}
+
+/// Replays until the last of them is taken in. Answers how many transactions it took.
+async fn replay_all(store: &Embedded, entries: &[Entry], whole: LogPosition) -> usize {
+    for count in 0..1_000 {
+        let tx = store.begin();
+        let record = apply::state(&tx, VOLUME, Read::Snapshot).await.unwrap().unwrap();
+        let rest: Vec<Entry> = entries.iter().filter(|entry| entry.at > record.position()).cloned().collect();
+        if rest.is_empty() {
+            return count;
+        }
+        apply::entries(&tx, VOLUME, record.position(), &rest, Epoch(1), 7, whole).await.unwrap();
+        commit(tx).await;
+    }
+    panic!("they are never taken in");
+}
+
+#[tokio::test]
+async fn an_entry_that_clears_more_than_a_transaction_holds_is_undone_all_the_same() {
+    use mooseng_store::mvcc::Change;
+    let value = |n: u16| Bytes::from(vec![n as u8; 90_000]);
+    let pairs: Vec<_> = (0..60).map(|n| (Bytes::from(volume_key(2 * n)), value(n))).collect();
+    let (store, at) = whole_replica(pairs.clone()).await;
+    let clear = Change::ClearRange(KeyRange { begin: volume_key(4).into(), end: volume_key(118).into() });
+    let [first, second] = [6, 7].map(|version| LogPosition::new(Epoch(1), version));
+    let entries = [
+        Entry::new(first, &[clear, Change::Set(volume_key(6).into(), Bytes::from_static(b"new"))]),
+        Entry::new(second, &[Change::Clear(volume_key(0).into())]),
+    ];
+    let took = replay_all(&store, &entries, at).await;
+    assert!(took > 3, "{took}");
+    assert_eq!(records(&store).await.len(), 3);
+    // It is undone in several transactions, between which anything may die.
+    let mut more = true;
+    let mut between = 0;
+    while more {
+        let tx = store.begin();
+        turn::undo(&tx, VOLUME, at).await.unwrap();
+        drop(tx);
+        let tx = store.begin();
+        more = turn::undo(&tx, VOLUME, at).await.unwrap();
+        commit(tx).await;
+        let record = apply::state(&store.begin(), VOLUME, Read::Snapshot).await.unwrap().unwrap();
+        if record.undoing {
+            between += 1;
+            assert_eq!(record.position(), first);
+            // It can't become the home, nor follow one, as it is.
+            let tx = store.begin();
+            assert!(
+                turn::take_over(&tx, VOLUME, Epoch(2), None).await.is_ok_and(|done| !done),
+                "there is no volume record"
+            );
+            let refused = apply::entries(&tx, VOLUME, first, &entries[1..], Epoch(1), 7, at).await;
+            assert!(matches!(refused, Err(ReplicaError::Senseless(_))), "{refused:?}");
+        }
+    }
+    assert!(between > 1, "{between}");
+    assert_eq!(read::records(&store.begin(), VOLUME, None, 10 << 20).await.unwrap().0, pairs);
+    // What was begun with is ended before another home is followed.
+    replay_all(&store, &entries[..1], at).await;
+    let tx = store.begin();
+    assert!(turn::undo(&tx, VOLUME, at).await.unwrap());
+    commit(tx).await;
+    let mut steps = 0;
+    loop {
+        let tx = store.begin();
+        if !turn::end_undo(&tx, VOLUME).await.unwrap() {
+            break;
+        }
+        commit(tx).await;
+        steps += 1;
+    }
+    assert!(steps > 0);
+    assert_eq!(read::records(&store.begin(), VOLUME, None, 10 << 20).await.unwrap().0, pairs);
+    // What was kept for an entry that another home never had isn't taken for another one's.
+    let tx = store.begin();
+    assert_eq!(apply::entries(&tx, VOLUME, at, &entries[..1], Epoch(1), 7, at).await.unwrap(), at);
+    commit(tx).await;
+    let other = Entry::new(LogPosition::new(Epoch(1), 9), &[Change::Clear(volume_key(0).into())]);
+    replay_all(&store, &[other], at).await;
+    let tx = store.begin();
+    assert!(!turn::undo(&tx, VOLUME, at).await.unwrap());
+    commit(tx).await;
+    assert_eq!(read::records(&store.begin(), VOLUME, None, 10 << 20).await.unwrap().0, pairs);
+}
+
+#[tokio::test]
+async fn the_death_of_a_chunk_is_undone_and_its_copies_stay_until_it_cant_be() {
+    use mooseng_schema::dead::{self, DeadRecord};
+    use mooseng_schema::location::{self, LocationRecord};
+    use mooseng_schema::{chunk, log::salvaged_chunk_key};
+    use mooseng_store::mvcc::Change;
+    use mooseng_wire::ChunkId;
+    let (old, born) = (ChunkId(5), ChunkId(9));
+    let record = Bytes::from_static(b"\x01");
+    let (store, at) = whole_replica(vec![(chunk::key(old).into(), record.clone())]).await;
+    let location = LocationRecord { layout: 1, copies: vec!["a".into()], epoch: 1, partial: None };
+    let tx = store.begin();
+    tx.set(&location::key(old), &location.to_value());
+    commit(tx).await;
+    let next = LogPosition::new(Epoch(1), 6);
+    let entry = Entry::new(
+        next,
+        &[Change::Clear(chunk::key(old).into()), Change::Set(chunk::key(born).into(), record)],
+    );
+    let get = async |key: Vec<u8>| store.begin().get(&key, Read::Snapshot).await.unwrap();
+    replay_all(&store, std::slice::from_ref(&entry), at).await;
+    let tx = store.begin();
+    tx.set(&location::key(born), &location.to_value());
+    commit(tx).await;
+    let dead = DeadRecord::from_value(&get(dead::key(old)).await.unwrap()).unwrap();
+    assert_eq!((dead.died(), &dead.copies), (next, &location.copies));
+    assert_eq!(get(location::key(old)).await, None);
+    let tx = store.begin();
+    assert!(!turn::undo(&tx, VOLUME, at).await.unwrap());
+    commit(tx).await;
+    // It lives where it did, and what was born is put aside.
+    assert_eq!(get(dead::key(old)).await, None);
+    assert_eq!(get(location::key(old)).await, Some(location.to_value().into()));
+    assert!(get(chunk::key(old)).await.is_some() && get(chunk::key(born)).await.is_none());
+    assert_eq!(get(location::key(born)).await, None);
+    assert_eq!(get(salvaged_chunk_key(born)).await, Some(location.to_value().into()));
+    // Once the region is complete, nothing brings it back.
+    replay_all(&store, &[entry], at).await;
+    let tx = store.begin();
+    assert!(!apply::completed(&tx, VOLUME, next).await.unwrap());
+    commit(tx).await;
+    let refused = turn::undo(&store.begin(), VOLUME, at).await;
+    assert_eq!(refused, Err(ReplicaError::NotUndoable { to: at, down_to: next }));
 }

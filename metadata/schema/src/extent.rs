@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use mooseng_store::KeyRange;
-use mooseng_wire::InodeId;
+use mooseng_wire::{InodeId, VolumeId};
 
 use crate::key::{parse_volume_key, volume_key, volume_range};
 use crate::record::{Record, SchemaError};
@@ -34,7 +34,12 @@ pub fn key(inode: InodeId, offset: u64) -> Vec<u8> {
     volume_key(inode.volume(), VolumeTag::Extent, &(inode.0, offset))
 }
 
-/// All extents.
+/// All extents of a volume.
+pub fn whole_range(volume: VolumeId) -> KeyRange {
+    volume_range(volume, VolumeTag::Extent, &())
+}
+
+/// All extents of an inode.
 pub fn range(inode: InodeId) -> KeyRange {
     volume_range(inode.volume(), VolumeTag::Extent, &(inode.0,))
 }

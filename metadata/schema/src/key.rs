@@ -2,7 +2,8 @@
 
 use foundationdb_tuple::{TuplePack, TupleUnpack, pack, pack_into, unpack};
 use mooseng_store::{KeyRange, prefix_range};
-use mooseng_wire::VolumeId;
+use mooseng_wire::fact::Fact;
+use mooseng_wire::{InodeId, VolumeId};
 
 use crate::record::SchemaError;
 use crate::tag::{RegionTag, VolumeTag};
@@ -57,6 +58,29 @@ pub(crate) fn parse_region_key<'k, T: TupleUnpack<'k>>(
     unpack(rest).map_err(|_| SchemaError::Key { tag: tag as u8 })
 }
 
+/// The number that an encoded tuple begins with, and what follows: the library takes whole tuples apart only. A code of 0x14 is 0, and those behind it have so
+/// many bytes, the highest first (FoundationDB, design/tuple.md).
+fn leading_number(encoded: &[u8]) -> Option<(u64, &[u8])> {
+    let (code, rest) = encoded.split_first()?;
+    let bytes = usize::from(code.checked_sub(0x14)?);
+    let (number, rest) = rest.split_at_checked(bytes).filter(|_| bytes <= 8)?;
+    Some((number.iter().fold(0, |number, byte| number << 8 | u64::from(*byte)), rest))
+}
+
+/// What clients are told that a volume's key is about: an inode, or a directory's entries; none for other keys, and for those of other volumes.
+pub fn fact_of(volume: VolumeId, key: &[u8]) -> Option<Fact> {
+    let prefix = pack(&("v", volume.0));
+    let (tag, rest) = leading_number(key.strip_prefix(prefix.as_slice())?)?;
+    let of_inode =
+        [VolumeTag::Inode, VolumeTag::Link, VolumeTag::Directory, VolumeTag::Extent, VolumeTag::Xattr];
+    let is_entry = tag == VolumeTag::Dirent as u64;
+    if !is_entry && !of_inode.iter().any(|of| *of as u64 == tag) {
+        return None;
+    }
+    let (inode, _) = leading_number(rest)?;
+    Some(if is_entry { Fact::Directory(InodeId(inode)) } else { Fact::Inode(InodeId(inode)) })
+}
+
 /// The range of everything that belongs to a volume.
 pub fn whole_volume(volume: VolumeId) -> KeyRange {
     prefix_range(&pack(&("v", volume.0)))
@@ -65,4 +89,26 @@ pub fn whole_volume(volume: VolumeId) -> KeyRange {
 /// The range of everything that belongs to the region itself.
 pub fn whole_region() -> KeyRange {
     prefix_range(&pack(&("r",)))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn keys_say_what_they_are_about(volume: u16, inode: u64, name: Vec<u8>, offset: u64) {
+            let (volume, other) = (VolumeId(volume), VolumeId(volume ^ 1));
+            let about = |tag, inode| fact_of(volume, &volume_key(volume, tag, &(inode, offset)));
+            prop_assert_eq!(about(VolumeTag::Extent, inode), Some(Fact::Inode(InodeId(inode))));
+            prop_assert_eq!(about(VolumeTag::Dirent, inode), Some(Fact::Directory(InodeId(inode))));
+            prop_assert_eq!(about(VolumeTag::Chunk, inode), None);
+            let xattr = volume_key(volume, VolumeTag::Xattr, &(inode, name.as_slice()));
+            prop_assert_eq!(fact_of(volume, &xattr), Some(Fact::Inode(InodeId(inode))));
+            prop_assert_eq!(fact_of(other, &xattr), None);
+            prop_assert_eq!(fact_of(volume, &name), None);
+        }
+    }
 }

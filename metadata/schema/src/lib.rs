@@ -8,6 +8,7 @@
 
 pub mod acl;
 pub mod any;
+pub mod before;
 pub mod chunk;
 pub mod chunkserver;
 pub mod dead;

@@ -26,6 +26,9 @@ pub struct LocationRecord {
     /// The home epoch that appends carry.
     #[prost(uint64, tag = "3")]
     pub epoch: u64,
+    /// Of a chunk that came from another region in part: so many bytes are here for certain. None where the copies are whole.
+    #[prost(uint64, optional, tag = "4")]
+    pub partial: Option<u64>,
 }
 
 impl Record for LocationRecord {
@@ -49,15 +52,18 @@ mod tests {
             layout: Layout::Copies as u32,
             copies: vec!["cs-1".into(), "cs-2".into()],
             epoch: 1,
+            partial: None,
         };
         golden(&location, "010801120463732d31120463732d321801");
+        let partial = LocationRecord { partial: Some(0), ..location };
+        golden(&partial, "010801120463732d31120463732d3218012000");
         assert_eq!(hex(&key(ChunkId(5))), "02720015011505");
     }
 
     proptest! {
         #[test]
         fn round_trips(copies in prop::collection::vec("[a-z]{1,9}", 0..4), epoch: u64) {
-            round_trip(&LocationRecord { layout: 1, copies, epoch });
+            round_trip(&LocationRecord { layout: 1, copies, epoch, partial: epoch.checked_sub(1) });
         }
     }
 }

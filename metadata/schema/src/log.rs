@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use mooseng_store::KeyRange;
-use mooseng_wire::{Epoch, VolumeId};
+use mooseng_wire::{ChunkId, Epoch, VolumeId};
 
 use crate::key::{parse_region_key, parse_volume_key, region_key, volume_key, volume_range};
 use crate::record::{Record, SchemaError};
@@ -64,17 +64,22 @@ pub fn parse_key(volume: VolumeId, key: &[u8]) -> Result<(LogPosition, u32), Sch
 
 /// The pairs of an entry.
 pub fn parts(volume: VolumeId, at: LogPosition, entry: &Bytes) -> Vec<(Bytes, Bytes)> {
-    let pieces = entry.len().div_ceil(PART_BYTES_MAX).max(1);
+    let pieces = pieces(entry).into_iter().zip(0..);
+    pieces.map(|(value, part)| (key(volume, at, part).into(), value)).collect()
+}
+
+/// Bytes as values: each says whether more follow.
+pub(crate) fn pieces(bytes: &Bytes) -> Vec<Bytes> {
+    let pieces = bytes.len().div_ceil(PART_BYTES_MAX).max(1);
     (0..pieces)
         .map(|piece| {
             let begin = piece * PART_BYTES_MAX;
-            let bytes = entry.slice(begin..entry.len().min(begin + PART_BYTES_MAX));
+            let bytes = bytes.slice(begin..bytes.len().min(begin + PART_BYTES_MAX));
             let mut value = Vec::with_capacity(2 + bytes.len());
             value.push(FORMAT);
             value.push(u8::from(piece + 1 < pieces));
             value.extend_from_slice(&bytes);
-            let part = u32::try_from(piece).unwrap_or(u32::MAX);
-            (key(volume, at, part).into(), value.into())
+            value.into()
         })
         .collect()
 }
@@ -161,6 +166,12 @@ pub struct ReplicaRecord {
     /// And its version.
     #[prost(uint64, tag = "8")]
     pub complete_version: u64,
+    /// The before-image of the entry that follows has been written for keys before this one ([`crate::before`]): it is too large for one transaction.
+    #[prost(bytes = "bytes", optional, tag = "9")]
+    pub imaged_before: Option<Bytes>,
+    /// The newest entry is being undone, and some of its keys are as they were before it.
+    #[prost(bool, tag = "10")]
+    pub undoing: bool,
 }
 
 impl Record for ReplicaRecord {
@@ -200,6 +211,11 @@ pub fn parse_salvage_key(key: &[u8]) -> Result<(LogPosition, u32), SchemaError> 
     Ok((LogPosition::new(Epoch(epoch), version), part))
 }
 
+/// The key of where copies lie of a chunk that entries name which were undone here ([`crate::location::LocationRecord`]): they are kept, too.
+pub fn salvaged_chunk_key(chunk: ChunkId) -> Vec<u8> {
+    region_key(RegionTag::SalvagedChunk, &(chunk.0,))
+}
+
 /// The key of [`ReplicaRecord`].
 pub fn replica_key(volume: VolumeId) -> Vec<u8> {
     region_key(RegionTag::Replica, &(volume.0,))
@@ -221,6 +237,7 @@ mod tests {
         let salvage = salvage_key(VolumeId(3), at, 1);
         assert_eq!(hex(&salvage), "0272 0015 0b 1503 1502 16012c 1501".replace(' ', ""));
         assert_eq!(parse_salvage_key(&salvage), Ok((at, 1)));
+        assert_eq!(hex(&salvaged_chunk_key(ChunkId(5))), "02720015121505");
         assert!(salvage_range(VolumeId(3)).begin <= salvage && salvage < salvage_range(VolumeId(3)).end);
         assert_eq!(parse_logged_key(&logged_key(VolumeId(3))), Ok(VolumeId(3)));
         golden(
@@ -237,8 +254,10 @@ mod tests {
                 refuses: 1,
                 complete_epoch: 2,
                 complete_version: 299,
+                imaged_before: Some(Bytes::from_static(b"l")),
+                undoing: true,
             },
-            "01080210ac021a016b200128023001380240ab02",
+            "01080210ac021a016b200128023001380240ab024a016c5001",
         );
         let parts = parts(VolumeId(0), at, &Bytes::from_static(b"xy"));
         assert_eq!(hex(&parts[0].1), "01007879");

@@ -84,6 +84,12 @@ pub fn outcome_key(session: SessionId, number: RequestNumber) -> Vec<u8> {
     volume_key(SESSION_VOLUME, VolumeTag::Outcome, &(session.0, number.0))
 }
 
+/// Session and number of an outcome's key.
+pub fn parse_outcome_key(key: &[u8]) -> Result<(SessionId, RequestNumber), SchemaError> {
+    let (session, number, _): (u64, u64, u64) = parse_volume_key(SESSION_VOLUME, VolumeTag::Outcome, key)?;
+    Ok((SessionId(session), RequestNumber(number)))
+}
+
 /// All outcomes of a session.
 pub fn outcome_range(session: SessionId) -> KeyRange {
     volume_range(SESSION_VOLUME, VolumeTag::Outcome, &(session.0,))

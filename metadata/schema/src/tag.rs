@@ -86,4 +86,8 @@ pub enum RegionTag {
     IdsUpto = 12,
     /// Ids that may have been given by entries that were lost ([`crate::ids`]).
     IdGap = 16,
+    /// A part of what an entry's keys held before it ([`crate::before`]).
+    Before = 17,
+    /// Where copies lie of a chunk of entries that were undone here ([`crate::log`]).
+    SalvagedChunk = 18,
 }

@@ -87,6 +87,14 @@ pub enum RuleError {
     /// The lease was renewed since it was judged.
     #[error("the region {0} has renewed its lease meanwhile")]
     Renewed(String),
+    /// What the change was made of may have changed.
+    #[error("the global store is at version {present}, and the change was made of version {asked}")]
+    Overtaken {
+        /// It was made of this one.
+        asked: u64,
+        /// And the store is at that one.
+        present: u64,
+    },
     /// The region isn't one that may hold the volume.
     #[error("the region {region} can't {what}: {why}")]
     Unfit {
@@ -163,6 +171,8 @@ pub struct VolumeChange {
     pub automatic: Option<bool>,
     /// See [`Volume::blocks_alone`].
     pub blocks_alone: Option<bool>,
+    /// Only if this is the version of the global store.
+    pub at_version: Option<u64>,
 }
 
 type Ruled<T> = Result<T, RuleError>;
@@ -444,6 +454,12 @@ pub async fn set_volume(
     change: &VolumeChange,
 ) -> Ruled<u64> {
     let found = in_epoch(tx, id, epoch).await?;
+    if let Some(asked) = change.at_version {
+        let present = version(tx, Read::Conflicting).await?;
+        if asked != present {
+            return Err(RuleError::Overtaken { asked, present });
+        }
+    }
     let mut now = found.clone();
     if let Some(regions) = &change.regions {
         now.regions.clone_from(regions);

@@ -11,6 +11,7 @@
 //! - [`destage`], [`pack`]: which files' inline data is moved into chunks; [`leave`], [`join`]: which files' extents go elsewhere.
 //! - [`seal`]: at which length a broken chunk is sealed, and which copies it keeps.
 //! - [`shipping`]: what of a volume's log another region is sent next.
+//! - [`sync_set`]: who is in a `geo` volume's sync set.
 //! - [`codes`]: the registry of health codes; [`findings`]: facts to findings by those codes.
 //!
 //! ```text
@@ -37,6 +38,7 @@ pub mod rewrite;
 pub mod seal;
 pub mod sessions;
 pub mod shipping;
+pub mod sync_set;
 
 pub use codes::{HealthCode, Severity};
 pub use registry::{Liveness, Registry};

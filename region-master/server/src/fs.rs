@@ -8,14 +8,18 @@ use mooseng_namespace::{Ids, OpContext, Room, SessionCall, is_change, needs_chun
 use mooseng_region::placement::{self, TooFew, Wish};
 use mooseng_region::sessions::{Refusal, Registered};
 use mooseng_schema::ids::IdKind;
+use mooseng_schema::log::LogPosition;
 use mooseng_transport::{Peer, call_error};
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
-use mooseng_wire::fs::{AllocateChunk, FsReply, FsRequest, GetAttr, ReserveInodes, ReservedInodes, Tell};
+use mooseng_wire::fs::{
+    AllocateChunk, Done, FsReply, FsRequest, GetAttr, ReserveInodes, ReservedInodes, Tell,
+};
 use mooseng_wire::session::{Request, Response};
 use mooseng_wire::{
-    CHUNK_BYTES_MAX, ChunkId, Identity, Incarnation, InodeId, ROOT_INODE, RequestNumber, SessionId, VolumeId,
+    CHUNK_BYTES_MAX, ChunkId, Epoch, Identity, Incarnation, InodeId, ROOT_INODE, RequestNumber, SessionId,
+    VolumeId,
 };
 use tokio::time::Instant;
 
@@ -25,6 +29,8 @@ use crate::master::Master;
 use crate::promises::{self, Beside, ChangeGate};
 use crate::{classes, geo, locks, places, quotas, rights, seals};
 
+/// Linux' EIO.
+const EIO: u32 = 5;
 /// Linux' ESTALE.
 const ESTALE: u32 = 116;
 
@@ -102,26 +108,39 @@ pub async fn read(
         let reply = FsReply { reply: Some(Reply::Reserved(reserved)) };
         return answer(master, term, reply, 0, Beside::default());
     }
+    if let Some(Op::Sync(sync)) = &fs.op {
+        let changed = LogPosition::new(Epoch(sync.epoch), sync.version);
+        let reply = match geo::sync::is_lost(master, geo::ROOT_VOLUME, changed).await? {
+            true => errno(EIO),
+            false => {
+                geo::sync::everything(master, geo::ROOT_VOLUME, deadline).await?;
+                FsReply { reply: Some(Reply::Done(Done {})) }
+            }
+        };
+        return answer(master, term, reply, 0, Beside::default());
+    }
     if let Some(Op::ReserveInodes(reserve)) = &fs.op {
         let reply = FsReply { reply: Some(Reply::ReservedInodes(reserve_inodes(master, reserve)?)) };
         return answer(master, term, reply, 0, Beside::default());
     }
     let mut rests_on = promises::RestsOn::default();
-    let (mut reply, version, beside) = loop {
+    let (mut reply, version, beside, tells) = loop {
         rests_on.tick = master.tick();
         let (mut reply, version, looked) = master
             .driver
             .look(call, &context, fs, deadline)
             .await
             .map_err(|e| driver_failed(&e, || master.not_leader()))?;
+        let tells = promises::told_by_read(fs, &reply, &looked);
         rests_on.looked = looked;
         if let Some(beside) =
             promises::admit_read(master, term, id, fs, (&mut reply, version.0), &mut rests_on, deadline)
                 .await?
         {
-            break (reply, version, beside);
+            break (reply, version, beside, tells);
         }
     };
+    geo::sync::admit(master, geo::ROOT_VOLUME, &tells, Some(id), deadline).await?;
     complete(master, &mut reply, id);
     locks::hide_pid(master, id, &mut reply);
     let answer = answer(master, term, reply, version.0, beside)?;
@@ -232,6 +251,8 @@ pub async fn change(
         .await
         .map_err(|e| driver_failed(&e, || master.not_leader()))?;
     let beside = gate.committed(fs, &reply, version.0);
+    let tells = gate.told(fs, &reply);
+    geo::sync::admit(master, geo::ROOT_VOLUME, &tells, Some(call.session), deadline).await?;
     if let Some(locking) = locking {
         locking.end(&call, fs, &mut reply).await?;
     }

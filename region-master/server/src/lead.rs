@@ -145,6 +145,7 @@ async fn lead_replica(master: &Arc<Master>, term: u64) {
         geo::stand::refuse_when_closed(master),
         geo::copy::run(master),
         geo::chunks::run(master, term),
+        geo::complete::run(master),
         house::run_replica(master, term)
     );
 }

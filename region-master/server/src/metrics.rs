@@ -72,6 +72,7 @@ pub const NAMES: &[Name] = &[
     PACKABLE_FILES,
     PACKABLE_BYTES,
     LOG_REPLAYED,
+    HELD_BACK,
     CHUNKS_FETCHED,
     BYTES_FETCHED,
 ];
@@ -184,6 +185,10 @@ const LAPSED: Name = Name("mooseng_master_sessions_lapsed", "Sessions whose leas
 const LOG_REPLAYED: Name = Name(
     "mooseng_master_log_replayed",
     "Entries of volumes' logs that came from their home and were replayed here",
+);
+const HELD_BACK: Name = Name(
+    "mooseng_master_held_back",
+    "Answers that waited until what others had changed was in the volume's sync set",
 );
 const CHUNKS_FETCHED: Name =
     Name("mooseng_master_chunks_fetched", "Chunks that were copied here from their volume's home");
@@ -329,6 +334,8 @@ pub struct Metrics {
     pub leaderships: Counter,
     /// Entries of other regions' logs that were replayed here.
     pub log_replayed: Counter,
+    /// Answers that waited for the sync set, for others' sake.
+    pub held_back: Counter,
     /// Chunks that were copied here from their volume's home.
     pub chunks_fetched: Counter,
     /// Their bytes.
@@ -398,6 +405,7 @@ impl Metrics {
             lapsed: Counter::default(),
             leaderships: Counter::default(),
             log_replayed: Counter::default(),
+            held_back: Counter::default(),
             chunks_fetched: Counter::default(),
             bytes_fetched: Counter::default(),
             recalls: Counter::default(),
@@ -470,6 +478,7 @@ impl Metrics {
             (LAPSED, m.lapsed),
             (LEADERSHIPS, m.leaderships),
             (LOG_REPLAYED, m.log_replayed),
+            (HELD_BACK, m.held_back),
             (CHUNKS_FETCHED, m.chunks_fetched),
             (BYTES_FETCHED, m.bytes_fetched),
             (RECALLS, m.recalls),

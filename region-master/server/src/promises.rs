@@ -202,6 +202,12 @@ fn facts_read(request: &FsRequest, reply: &FsReply) -> BTreeSet<Fact> {
     facts
 }
 
+/// The facts that a read's answer tells something of: a refusal tells of all that was looked at.
+pub fn told_by_read(request: &FsRequest, reply: &FsReply, looked: &BTreeSet<Fact>) -> BTreeSet<Fact> {
+    let facts = facts_read(request, reply);
+    if facts.is_empty() || matches!(reply.reply, Some(Reply::Errno(_))) { looked.clone() } else { facts }
+}
+
 /// Which of a read's facts its answer holds entirely, so that a client can keep them.
 fn grantable(request: &FsRequest, fact: &Fact) -> bool {
     match &request.op {
@@ -400,6 +406,8 @@ struct GateState {
     flight: Option<FlightId>,
     /// Everybody has told what they made alone since the change came.
     all_told: bool,
+    /// What its refusal rests on.
+    looked: BTreeSet<Fact>,
 }
 
 impl ChangeGate {
@@ -517,6 +525,12 @@ impl ChangeGate {
         beside
     }
 
+    /// The facts that the change's answer tells something of: a refusal tells of all that was looked at.
+    pub fn told(&self, request: &FsRequest, reply: &FsReply) -> BTreeSet<Fact> {
+        let refused = matches!(reply.reply, Some(Reply::Errno(_)));
+        if refused { self.state(|state| state.looked.clone()) } else { facts_changed(request, reply) }
+    }
+
     /// The change certainly didn't commit.
     pub fn refused(&self) {
         self.land(false);
@@ -545,6 +559,7 @@ impl Gate for ChangeGate {
 
     /// The request's own deadline ends this wait: the driver drops it.
     async fn admit_refusal(&self, looked: BTreeSet<Fact>, errno: Errno) -> Admission {
+        self.state(|state| state.looked.clone_from(&looked));
         let (tick, all_told) = self.state(|state| (state.tick, state.all_told));
         // What a session tells it must get rid of without waiting for what others tell: they may wait for it.
         let unheard_of = errno == Errno::ESTALE && !all_told && !self.tells;

@@ -77,6 +77,10 @@ pub async fn before_change(
     if listing.record.sealed {
         return Ok(Some(ChunkId(request.chunk)));
     }
+    // House-keeping ends it: what was acknowledged under an earlier home may be there alone.
+    if listing.record.birth < master.epoch().0 {
+        return Ok(None);
+    }
     // The owner counts what it committed as acknowledged; the namespace lets nobody else write into the chunk.
     seal(master, &listing, request.acknowledged, &request.failed, deadline).await?;
     Ok(Some(listing.chunk))
@@ -231,7 +235,7 @@ pub async fn load(master: &Master, chunk: ChunkId) -> Result<Option<ChunkListing
 
 /// The end of the furthest run that an extent has in the chunk. Only for a chunk whose owner can't write any more: its session lapsed or was
 /// closed in the store before.
-async fn committed(master: &Master, chunk: ChunkId) -> Result<u64, CallError> {
+pub async fn committed(master: &Master, chunk: ChunkId) -> Result<u64, CallError> {
     let users = transact(&master.store, |tx| async move {
         let users = upkeep::chunk_users(&tx, chunk, USERS_MAX).await?;
         Ok((tx, users))

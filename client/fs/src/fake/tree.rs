@@ -77,6 +77,7 @@ impl State {
             Op::GetAttr(o) => self.entry(o.inode),
             Op::Acquire(o) => self.entry(o.inode),
             Op::Reserve(o) => self.reserve(&o),
+            Op::Sync(_) => Reply::Done(Done {}),
             Op::HoldAlone(o) => self.entry(o.inode),
             Op::ReserveInodes(o) => {
                 let first = self.last_id + 1;

@@ -9,6 +9,7 @@ use mooseng_wire::{CHUNK_BYTES_MAX, ChunkId, InodeId};
 
 use crate::errno::Errno;
 use crate::error::OpError;
+use crate::ops::data::is_of_earlier_home;
 use crate::view::{View, is_regular, place_of};
 
 pub async fn allocate<T: Transaction>(view: &View<'_, T>, inode: InodeId) -> Result<Allocated, OpError> {
@@ -37,6 +38,7 @@ pub async fn allocate<T: Transaction>(view: &View<'_, T>, inode: InodeId) -> Res
         layout: Layout::Copies as u32,
         copies: view.ctx.placement.clone(),
         epoch: view.ctx.epoch.0,
+        partial: None,
     };
     view.tx.set(&chunk::key(chunk), &record.to_value());
     view.tx.set(&location::key(chunk), &location.to_value());
@@ -57,10 +59,22 @@ pub async fn seal<T: Transaction>(view: &View<'_, T>, r: &SealChunk) -> Result<(
         // Sealed before, by a retry or by the master: fine if nothing acknowledged lies behind that.
         return if r.acknowledged <= record.length { Ok(()) } else { Err(Errno::EIO.into()) };
     }
+    let earlier = is_of_earlier_home(view, &record);
+    if earlier && view.ctx.session.0 != 0 {
+        // What was acknowledged to its owner may be in the home of before alone: the master ends it where it is named.
+        return Err(Errno::ESTALE.into());
+    }
     record.sealed = true;
     record.sealed_ns = view.ctx.now_ns;
     record.length = r.acknowledged;
     view.tx.set(&chunk::key(chunk), &record.to_value());
+    if earlier
+        && let Some(value) = view.tx.get(&location::key(chunk), Read::Conflicting).await?
+        && let location = LocationRecord::from_value(&value)?
+        && location.partial.is_some_and(|partial| partial >= record.length)
+    {
+        view.tx.set(&location::key(chunk), &LocationRecord { partial: None, ..location }.to_value());
+    }
     if r.failed.is_empty() {
         return Ok(());
     }

@@ -190,10 +190,19 @@ async fn check_chunks<T: Transaction>(
         if record.sealed && *end > record.length {
             return Err(Errno::ESTALE.into());
         }
+        // What was appended under an earlier home may be in that region alone.
+        if !record.sealed && is_of_earlier_home(view, &record) {
+            return Err(Errno::ESTALE.into());
+        }
         Ok(())
     });
     futures::future::try_join_all(reads).await?;
     Ok(())
+}
+
+/// Whether a chunk was made under a home before the present one.
+pub(super) fn is_of_earlier_home<T: Transaction>(view: &View<'_, T>, record: &ChunkRecord) -> bool {
+    record.birth < view.ctx.epoch.0
 }
 
 /// EMSGSIZE where the file has as much inline as it may: the same bytes in a chunk are welcome.

@@ -82,6 +82,7 @@ pub async fn execute_noting<T: Transaction>(
         Op::Reserve(_) => return Err(OpError::Malformed("only a custodian grants escrow")),
         // Both are the custodian's affair; the second looks at the attributes.
         Op::ReserveInodes(_) => return Err(OpError::Malformed("only a custodian reserves ids")),
+        Op::Sync(_) => return Err(OpError::Malformed("only a custodian waits for other regions")),
         Op::HoldAlone(r) => Reply::Entry(attributes::get(&view, InodeId(r.inode)).await?),
         Op::TestLock(r) => Reply::LockHolder(locks::test(&view, r).await?),
         Op::SetAttr(r) => Reply::Entry(attributes::set(&view, r).await?),

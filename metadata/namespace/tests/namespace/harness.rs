@@ -130,7 +130,8 @@ impl Volume {
         let chunk = self.chunks.fetch_add(1, Ordering::Relaxed);
         let length = bytes.len() as u64;
         let record = ChunkRecord { length, sealed: true, sealed_ns: 1, storage_class, ..Default::default() };
-        let location = LocationRecord { layout: 1, copies: vec!["cs-1".into(), "cs-2".into()], epoch: 1 };
+        let location =
+            LocationRecord { layout: 1, copies: vec!["cs-1".into(), "cs-2".into()], epoch: 1, partial: None };
         self.made.lock().unwrap().insert(chunk, bytes);
         self.driver
             .transact(deadline(), |tx| {

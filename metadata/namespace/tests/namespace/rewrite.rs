@@ -81,7 +81,8 @@ fn copy(pieces: &[Piece], to: u64, copied: &mut Copied) -> Vec<Moved> {
 
 async fn record(volume: &Volume, chunk: u64, length: u64) {
     let record = ChunkRecord { length, sealed: true, sealed_ns: 1, ..Default::default() };
-    let location = LocationRecord { layout: 1, copies: vec!["cs-1".into(), "cs-2".into()], epoch: 1 };
+    let location =
+        LocationRecord { layout: 1, copies: vec!["cs-1".into(), "cs-2".into()], epoch: 1, partial: None };
     volume
         .driver
         .transact(deadline(), |tx| {

@@ -7,6 +7,7 @@
 //! ```
 //! - [`ship`]: what a home's leader does. [`serve`]: what it answers to those who copy.
 //! - [`copy`]: what a replica's leader does besides. [`receive`]: how it takes the log in.
+//! - [`complete`]: where a replica is complete. [`sync`]: what waits for the sync set of a `geo` volume, and who is in it.
 //! - [`chunks`]: how the bytes come that the log names.
 //! - [`near`]: reads of a replica.
 //! - [`stand`]: how the region stands when the volume's home is lost; a home that begins, one that ends, one that comes back.
@@ -19,6 +20,8 @@ use std::time::Duration;
 
 use mooseng_global::View;
 use mooseng_ports::clock::BootTime;
+use mooseng_replica::needs::Needs;
+use mooseng_replica::unsynced::Unsynced;
 use mooseng_replica::{ReplicaError, Tail};
 use mooseng_schema::log::{LogPosition, ReplicaRecord};
 use mooseng_store::StoreError;
@@ -35,12 +38,14 @@ use crate::errors::denied;
 use crate::master::{HOME_EPOCH, Master};
 
 pub mod chunks;
+pub mod complete;
 pub mod copy;
 pub mod near;
 pub mod receive;
 pub mod serve;
 pub mod ship;
 pub mod stand;
+pub mod sync;
 pub mod verify;
 
 /// The one volume so far.
@@ -63,6 +68,10 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 pub struct Shipped {
     /// It is here at least, durably.
     pub at: Option<LogPosition>,
+    /// And the data that entries up to this place name is there, too.
+    pub complete: Option<LogPosition>,
+    /// When it was heard of last.
+    pub heard: Option<BootTime>,
     /// It copies the volume still.
     pub copying: bool,
     /// Since when something waits for its acknowledgement; none while it has everything.
@@ -87,7 +96,8 @@ pub struct Replica {
 impl Replica {
     /// Where it can be read at; none while it is copied.
     pub fn readable(&self) -> Option<LogPosition> {
-        self.record.as_ref().filter(|record| record.copied_before.is_none()).map(ReplicaRecord::position)
+        let whole = |record: &&ReplicaRecord| record.copied_before.is_none() && !record.undoing;
+        self.record.as_ref().filter(whole).map(ReplicaRecord::position)
     }
 }
 
@@ -110,6 +120,16 @@ pub struct Geo {
     /// Chunks whose bytes aren't in this region.
     wanted: Mutex<BTreeSet<ChunkId>>,
     wanting: Notify,
+    /// Of a replica: what its log names and isn't here; none until that was looked at.
+    needs: Mutex<Option<Needs>>,
+    /// Changes with each of them.
+    needed: watch::Sender<u64>,
+    /// Changes with what regions acknowledge.
+    acknowledged: watch::Sender<u64>,
+    /// Of a home: regions that are to be in the sync set. They are waited for like its members.
+    joining: Mutex<BTreeSet<String>>,
+    /// Of a replica: up to where the sync set has everything, as its home has told.
+    told_synced: Mutex<LogPosition>,
     /// The leaders of other regions, as far as they were found.
     leaders: Mutex<BTreeMap<String, String>>,
 }
@@ -132,6 +152,11 @@ impl Geo {
             salvaged: false.into(),
             wanted: Mutex::default(),
             wanting: Notify::new(),
+            needs: Mutex::default(),
+            needed: watch::channel(0).0,
+            acknowledged: watch::channel(0).0,
+            joining: Mutex::default(),
+            told_synced: Mutex::default(),
             leaders: Mutex::default(),
         }
     }
@@ -157,6 +182,10 @@ impl Geo {
         lock(&self.replicas).clear();
         lock(&self.logs).clear();
         lock(&self.wanted).clear();
+        lock(&self.joining).clear();
+        *lock(&self.needs) = None;
+        *lock(&self.told_synced) = LogPosition::default();
+        self.tail.unsynced(ROOT_VOLUME, Unsynced::reset);
         self.moved.send_modify(|count| *count += 1);
     }
 
@@ -194,6 +223,11 @@ impl Geo {
         if self.cluster.is_some() { self.newest(volume) } else { LogPosition::default() }
     }
 
+    /// Whether this leader knows where the log that it writes was when it began.
+    fn begun(&self, volume: VolumeId) -> bool {
+        lock(&self.logs).contains_key(&volume)
+    }
+
     fn trimmed(&self, volume: VolumeId) -> LogPosition {
         lock(&self.logs).get(&volume).map(|(_, trimmed)| *trimmed).unwrap_or_default()
     }
@@ -208,6 +242,17 @@ impl Geo {
 
     fn note_shipped(&self, volume: VolumeId, region: &str, section: impl FnOnce(&mut Shipped)) {
         section(lock(&self.shipped).entry((volume, region.to_owned())).or_default());
+        self.acknowledged.send_modify(|count| *count += 1);
+    }
+
+    /// What a replica lacks; none while that isn't known.
+    fn needs<T>(&self, section: impl FnOnce(&mut Needs) -> T) -> Option<T> {
+        lock(&self.needs).as_mut().map(section)
+    }
+
+    fn needs_changed(&self) {
+        self.needed.send_modify(|count| *count += 1);
+        self.wanting.notify_one();
     }
 
     fn note_replica(&self, volume: VolumeId, section: impl FnOnce(&mut Replica)) {
@@ -409,7 +454,7 @@ fn failed(master: &Master, error: &ReplicaError) -> CallError {
         ReplicaError::Store(_) | ReplicaError::Gap { .. } | ReplicaError::NotLogged => ErrorCode::Unavailable,
         ReplicaError::Trimmed { .. } => ErrorCode::NotFound,
         ReplicaError::Refused(_) => ErrorCode::StaleEpoch,
-        ReplicaError::Schema(_) => ErrorCode::Internal,
+        ReplicaError::Schema(_) | ReplicaError::NotUndoable { .. } => ErrorCode::Internal,
         ReplicaError::Senseless(_) => ErrorCode::InvalidRequest,
     };
     call_error(code, error.to_string())

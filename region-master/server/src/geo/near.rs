@@ -5,21 +5,24 @@ use std::time::Duration;
 use mooseng_namespace::{OpContext, SessionCall, may_be_near};
 use mooseng_schema::log::LogPosition;
 use mooseng_transport::{Peer, call_error};
-use mooseng_wire::Role;
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::fs::FsReply;
+use mooseng_wire::fs::extent::Data;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::geo::{NearRead, NearReply};
+use mooseng_wire::{ChunkId, Role};
 use tokio::time::Instant;
 
-use super::{ROOT_VOLUME, Whereabouts, place, place_of, position};
+use super::{ROOT_VOLUME, Whereabouts, place, place_of, position, sync};
 use crate::errors::driver_failed;
 use crate::fs::context;
 use crate::master::Master;
-use crate::{places, rights};
+use crate::{places, promises, rights};
 
 /// What a client has seen is waited for so long: the home has it at once, a round trip away.
 const WAIT: Duration = Duration::from_millis(100);
+/// What others changed of a `geo` volume is told once its sync set has it: a round trip after it came, or two.
+const SYNC_WAIT: Duration = Duration::from_millis(300);
 
 fn elsewhere(message: impl Into<String>) -> CallError {
     call_error(ErrorCode::Unavailable, message)
@@ -47,13 +50,16 @@ pub async fn read(
     };
     reached(master, position(request.at_least.as_ref()), deadline).await?;
     let context: OpContext = context(master);
-    let (mut reply, _) = master
+    let (mut reply, _, looked) = master
         .driver
-        .run(SessionCall::default(), &context, fs, deadline)
+        .look(SessionCall::default(), &context, fs, deadline)
         .await
         .map_err(|e| driver_failed(&e, || master.not_leader()))?;
+    // Whose change it is isn't known here: the home tells its own session at once.
+    let tells = promises::told_by_read(fs, &reply, &looked);
+    sync::admit(master, ROOT_VOLUME, &tells, None, deadline.min(Instant::now() + SYNC_WAIT)).await?;
     if places::names_chunks(&reply) {
-        if !is_here(&reply) {
+        if !is_here(master, &reply) {
             return Err(elsewhere("a chunk of the file isn't in this region yet: ask the volume's home"));
         }
         let (now, now_ns) = (master.clock.boot(), master.clock.unix_ns());
@@ -86,10 +92,17 @@ async fn reached(master: &Master, wanted: LogPosition, deadline: Instant) -> Res
     }
 }
 
-/// Whether all chunks that an answer names have copies in this region.
-fn is_here(reply: &FsReply) -> bool {
-    match &reply.reply {
-        Some(Reply::Extents(map)) => map.chunks.iter().all(|chunk| !chunk.locations.is_empty()),
-        _ => true,
-    }
+/// Whether all that an answer names of chunks is in this region.
+fn is_here(master: &Master, reply: &FsReply) -> bool {
+    let Some(Reply::Extents(map)) = &reply.reply else { return true };
+    let runs = map.extents.iter().filter_map(|extent| match &extent.data {
+        Some(Data::Run(run)) => Some((ChunkId(run.chunk), run.chunk_offset + run.length)),
+        _ => None,
+    });
+    let located = map.chunks.iter().all(|chunk| !chunk.locations.is_empty());
+    let looked = master.geo.needs(|needs| {
+        let known = master.geo.replica(ROOT_VOLUME).readable().is_some_and(|at| needs.noted() >= at);
+        known && !runs.into_iter().any(|(chunk, end)| needs.lacks(chunk, end))
+    });
+    located && looked == Some(true)
 }

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use mooseng_embedded::EmbeddedTransaction;
 use mooseng_replica::read::Page;
-use mooseng_replica::{Entry, ReplicaError, apply};
+use mooseng_replica::{Entry, ReplicaError, apply, turn};
 use mooseng_schema::Record;
 use mooseng_schema::chunk::{self, ChunkRecord};
 use mooseng_schema::log::{LogPosition, ReplicaRecord};
@@ -15,7 +15,7 @@ use mooseng_wire::{Epoch, VolumeId};
 use std::time::Duration;
 use tokio::time::Instant;
 
-use super::{allow_master, failed, place, position, stand};
+use super::{allow_master, complete, failed, place, position, stand, sync};
 use crate::master::Master;
 
 /// Entries of one push are taken in by transactions of so many bytes, or of one entry.
@@ -40,10 +40,15 @@ pub async fn push(master: &Master, peer: &Peer, push: Push, deadline: Instant) -
         replica.newest = replica.newest.max(newest);
         replica.heard = Some(now);
     });
+    sync::told(master, position(push.synced.as_ref()));
     if push.begin_anew {
         stand::begin_anew(master, volume, after, Epoch(push.epoch)).await?;
     }
-    let record = take(master, volume, after, entries, Epoch(push.epoch), deadline).await?;
+    let mut record = take(master, volume, after, entries, Epoch(push.epoch), deadline).await?;
+    if record.complete() < record.position() {
+        let _applying = master.geo.applying.lock().await;
+        record = change(master, volume, Change::Completed(record.position())).await?;
+    }
     if record.position() >= newest {
         master.geo.note_replica(volume, |replica| replica.whole_at = Some(now));
     }
@@ -140,12 +145,22 @@ pub(super) async fn replay(
             bytes += entry.bytes.len();
             bytes <= TRANSACTION_BYTES
         });
-        let (now, later) = rest.split_at(fitting.count().max(1));
+        let now = &rest[..fitting.count().max(1)];
         let after = record.position();
-        record = change(master, volume, Change::Replay(after, now, from)).await?;
-        master.metrics.log_replayed.inc_by(now.len() as u64);
-        want_chunks(master, volume, now);
-        rest = later;
+        let mut coming = complete::coming(master, volume, now).await.map_err(|e| failed(master, &e))?;
+        let whole = complete::whole(master, after, &coming);
+        sync::note(master, volume, now);
+        record = change(master, volume, Change::Replay(after, now, from, whole)).await?;
+        if record.position() < after {
+            return Ok(record);
+        }
+        // What must be kept to undo them may have left no room for all of them, or for any.
+        let taken = now.partition_point(|entry| entry.at <= record.position());
+        coming.truncate(taken);
+        complete::note(master, after, coming);
+        master.metrics.log_replayed.inc_by(taken as u64);
+        want_chunks(master, volume, &now[..taken]);
+        rest = &rest[taken..];
     }
     Ok(record)
 }
@@ -171,8 +186,10 @@ pub(super) enum Change<'a> {
     BeginAnew,
     /// Takes in the range from that key on.
     Install(&'a Bytes, &'a Page),
-    /// Replays the entries that follow that place, from the home of that epoch.
-    Replay(LogPosition, &'a [Entry], Epoch),
+    /// Replays the entries that follow that place, from the home of that epoch; up to the other place they are complete as they come.
+    Replay(LogPosition, &'a [Entry], Epoch, LogPosition),
+    /// The data of entries up to that place is here, too.
+    Completed(LogPosition),
     /// Refuses epochs up to this one.
     Refuse(Epoch),
     /// Lets go of the log up to that place.
@@ -199,10 +216,13 @@ impl Change<'_> {
                     }
                 }
             }
-            Self::Replay(after, entries, from) => {
-                match apply::entries(tx, volume, *after, entries, *from, now_ns).await {
-                    Err(ReplicaError::Gap { at, .. }) if entries.last().is_some_and(|last| last.at == at) => {
-                    }
+            // What is left to do of it is done by the next such change.
+            Self::Completed(upto) => drop(apply::completed(tx, volume, *upto).await?),
+            // Left by a turn that this region was to take and didn't.
+            Self::Replay(..) if turn::end_undo(tx, volume).await? => {}
+            Self::Replay(after, entries, from, whole) => {
+                match apply::entries(tx, volume, *after, entries, *from, now_ns, *whole).await {
+                    Err(ReplicaError::Gap { at, .. }) if entries.iter().any(|entry| entry.at == at) => {}
                     other => drop(other?),
                 }
             }

@@ -19,7 +19,7 @@ use mooseng_wire::geo::{LogEntry, Push, Pushed};
 use mooseng_wire::method::Method;
 use mooseng_wire::{Epoch, VolumeId};
 
-use super::{ROOT_VOLUME, Shipped, Whereabouts, ask, pause, place, place_of, position};
+use super::{ROOT_VOLUME, Shipped, Whereabouts, ask, pause, place, place_of, position, sync};
 use crate::master::Master;
 
 /// Bytes of one push, or one entry.
@@ -49,7 +49,11 @@ pub async fn run(master: &Arc<Master>, epoch: Epoch) {
             }
             have_logged(master, epoch).await;
             let shipping = join_all(regions.iter().map(|region| ship(master, ROOT_VOLUME, epoch, region)));
-            tokio::join!(shipping, keep_trimmed(master, ROOT_VOLUME, epoch, &regions));
+            tokio::join!(
+                shipping,
+                keep_trimmed(master, ROOT_VOLUME, epoch, &regions),
+                sync::keep(master, ROOT_VOLUME, epoch)
+            );
         };
         tokio::select! {
             () = work => {}
@@ -99,9 +103,11 @@ async fn ship(master: &Arc<Master>, volume: VolumeId, epoch: Epoch, region: &str
     let mut answers = Answers::new();
     let mut sent: VecDeque<(LogPosition, BootTime)> = VecDeque::new();
     let mut pushed = master.geo.tail.pushed();
-    let mut question = 0;
+    let mut acknowledged = master.geo.acknowledged.subscribe();
+    let (mut question, mut told) = (0, None);
     loop {
         pushed.borrow_and_update();
+        acknowledged.borrow_and_update();
         match shipping.next() {
             Next::Ask => {
                 let number = shipping.asked();
@@ -132,15 +138,25 @@ async fn ship(master: &Arc<Master>, volume: VolumeId, epoch: Epoch, region: &str
             Next::Wait => {}
         }
         let greet = answers.is_empty();
+        if greet && sync::is_news(master, volume, region, told) {
+            told = sync::synced(master, volume);
+            send(master, volume, epoch, region, 0, LogPosition::default(), &[], &mut answers);
+            continue;
+        }
         tokio::select! {
             Some((number, answer)) = answers.next(), if !answers.is_empty() => {
                 let again = match answer {
-                    Ok(Pushed { at, copying, .. }) => {
-                        let at = position(at.as_ref());
+                    Ok(Pushed { at, copying, complete }) => {
+                        let (at, complete) = (position(at.as_ref()), position(complete.as_ref()));
                         let heard = shipping.answered(number, at, copying);
+                        let now = master.clock.boot();
+                        let lost = copying || heard == Heard::Elsewhere;
                         master.geo.note_shipped(volume, region, |known| {
                             known.copying = copying;
                             known.trouble.clear();
+                            known.heard = Some(now);
+                            // A region that has begun anew may have less than it had.
+                            known.complete = if lost { None } else { known.complete.max(Some(complete)) };
                         });
                         if number == question && heard == Heard::Taken {
                             agree(master, volume, epoch, region, at).await.unwrap_or_else(|trouble| {
@@ -169,6 +185,8 @@ async fn ship(master: &Arc<Master>, volume: VolumeId, epoch: Epoch, region: &str
                 }
             }
             changed = pushed.changed() => if changed.is_err() { return },
+            // Others of the set than this region have come further: what may be told there is more by now.
+            _ = acknowledged.changed(), if greet => {}
             () = tokio::time::sleep(GREET_EVERY), if greet => {
                 send(master, volume, epoch, region, 0, LogPosition::default(), &[], &mut answers);
             }
@@ -190,6 +208,7 @@ async fn agree(
     }
     let common = read::at_or_before(&tx, volume, at).await.map_err(|e| e.to_string())?;
     tracing::warn!(region, %at, %common, "a region isn't at a place of the volume's log: it copies the volume anew");
+    master.geo.note_shipped(volume, region, |known| known.complete = None);
     let message = Push {
         volume: volume.0.into(),
         after: place(common),
@@ -259,7 +278,7 @@ fn send<'a>(
         trimmed: place(master.geo.trimmed(volume)),
         epoch: epoch.0,
         begin_anew: false,
-        synced: None,
+        synced: sync::synced(master, volume).and_then(place),
     };
     let mut asking: Pin<Box<dyn Future<Output = Answer> + Send + 'a>> =
         Box::pin(async move { (number, ask(master, region, Method::LogPush, &message).await) });

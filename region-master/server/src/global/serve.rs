@@ -65,6 +65,7 @@ fn refused(global: &Global, error: RuleError) -> CallError {
         | RuleError::Closed { .. }
         | RuleError::Open { .. }
         | RuleError::NotHome { .. }
+        | RuleError::Overtaken { .. }
         | RuleError::Renewed(_) => ErrorCode::StaleEpoch,
         RuleError::Unfit { .. }
         | RuleError::NoFailover(_)
@@ -177,8 +178,8 @@ impl Global {
             Asked::TakeIds(asked) => self.take_ids(caller, asked).await,
             Asked::CloseEpoch(asked) => self.close_epoch(caller, asked).await,
             Asked::OpenEpoch(asked) => self.open_epoch(asked).await,
-            Asked::SetVolume(asked) => self.set_volume(asked, true).await,
-            Asked::CheckVolume(asked) => self.set_volume(asked, false).await,
+            Asked::SetVolume(asked) => self.set_volume(caller, asked, true).await,
+            Asked::CheckVolume(asked) => self.set_volume(caller, asked, false).await,
             Asked::AddRegion(asked) => self.add_region(asked).await,
             Asked::RemoveRegion(asked) => self.remove_region(asked).await,
         }
@@ -233,14 +234,16 @@ impl Global {
         .await
     }
 
-    async fn set_volume(&self, asked: SetVolume, commit: bool) -> Result<Changed, CallError> {
+    async fn set_volume(&self, caller: &str, asked: SetVolume, commit: bool) -> Result<Changed, CallError> {
         let (volume, epoch) = (volume_id(asked.volume)?, Epoch(asked.epoch));
+        let of_home = asked.sync_set.is_some();
         let change = &VolumeChange {
             regions: asked.regions.map(names),
             sync_set: asked.sync_set.map(names),
             durability: asked.geo.map(|geo| if geo { Durability::Geo } else { Durability::Region }),
             automatic: asked.automatic,
             blocks_alone: asked.blocks_alone,
+            at_version: asked.at_version,
         };
         if !commit {
             // A transaction that isn't committed changes nothing.
@@ -249,6 +252,11 @@ impl Global {
             return Ok(Changed { version: self.view.borrow().version, ids: None });
         }
         self.version_of(|tx| async move {
+            // Who is waited for is its own to know.
+            let home = rules::home(&tx, volume).await?;
+            if of_home && home != caller {
+                return Err(RuleError::NotHome { volume, home, asked: caller.to_owned() });
+            }
             let version = rules::set_volume(&tx, volume, epoch, change).await?;
             Ok((tx, version))
         })

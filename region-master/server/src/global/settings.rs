@@ -36,6 +36,7 @@ impl Global {
                 geo: asked.geo,
                 automatic: asked.automatic,
                 blocks_alone: asked.blocks_alone,
+                at_version: None,
             };
             let change = if asked.plan { Change::CheckVolume(change) } else { Change::SetVolume(change) };
             match self.change(change, deadline).await {

@@ -11,6 +11,7 @@ use mooseng_wire::call::CallError;
 
 use super::Keeper;
 use crate::errors::record_failed;
+use crate::geo::ROOT_VOLUME;
 use crate::records::transact;
 
 /// Dead chunks looked at in one tick.
@@ -52,10 +53,16 @@ impl Keeper<'_> {
             self.dead.next = Some(now.after(EVERY));
         }
         let epoch = self.master.epoch().0;
+        // A replica may have to undo what it isn't complete up to.
+        let record = self.replica.then(|| self.master.geo.replica(ROOT_VOLUME).record.unwrap_or_default());
+        let final_upto = record.map(|record| record.complete());
         let lost = self.master.desk(|desk| {
             let mut lost = Vec::new();
             let mut lost_servers = BTreeSet::new();
             for (chunk, record) in page {
+                if final_upto.is_some_and(|upto| record.died() > upto) {
+                    continue;
+                }
                 for name in record.copies {
                     if self.condition(desk, &name) == Condition::Lost {
                         lost_servers.insert(name.clone());

@@ -441,7 +441,12 @@ impl Order<'_> {
             inode: inode.0,
             owner: 0,
         };
-        let location = LocationRecord { layout: Layout::Copies as u32, copies, epoch: self.master.epoch().0 };
+        let location = LocationRecord {
+            layout: Layout::Copies as u32,
+            copies,
+            epoch: self.master.epoch().0,
+            partial: None,
+        };
         let (to, deadline) = (self.to, self.deadline());
         let (record, location) = (Arc::new(record), Arc::new(location));
         own::change(self.master, self.term, Repeat::Never, deadline, |tx, _| {

@@ -168,6 +168,13 @@ impl Keeper<'_> {
             *self.scan.located.entry(name.clone()).or_default() += 1;
             *self.scan.loads.entry(name.clone()).or_default() += record.length;
         }
+        let partial = listing.location.as_ref().is_some_and(|l| l.partial.is_some());
+        if record.sealed && partial {
+            if listing.used.extents > 0 {
+                self.master.geo.want(listing.chunk);
+            }
+            return;
+        }
         if self.replica {
             if record.sealed && record.length > 0 && listing.used.extents > 0 {
                 match names.is_empty() {
@@ -250,7 +257,10 @@ impl Keeper<'_> {
         };
         let here = facts.members.iter().filter(|(_, condition, _)| *condition == Condition::Here).count();
         self.count(desk, servers, listing, here);
-        if let Some(member) = repair::end_open(&facts)
+        // Of an earlier home: whoever has it open appends to another one.
+        let earlier = listing.record.birth < self.master.epoch().0;
+        let any = names.first().filter(|_| earlier).map(String::as_str);
+        if let Some(member) = repair::end_open(&facts).or(any)
             && page.ended.len() < ENDED_MAX
         {
             page.ended.push((listing.clone(), member.to_owned()));

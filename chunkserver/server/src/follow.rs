@@ -1,0 +1,86 @@
+//! Having a chunk here that grows in another region: as a master orders it, what is missing up to a length is read there, appended and flushed. Once
+//! the chunk is sealed there it is sealed here, if its bytes are the same.
+
+use futures::{StreamExt, stream};
+use mooseng_chunk::{Append, ChunkError, Digest};
+use mooseng_transport::call_error;
+use mooseng_wire::call::{CallError, ErrorCode};
+use mooseng_wire::chunk::{Follow, Followed, Read};
+use mooseng_wire::{BULK_BYTES_MAX, CHUNK_BYTES_MAX, ChunkId, Epoch};
+
+use crate::members::Members;
+use crate::pull::{PIECE_WITHIN, Pulls};
+
+/// Pieces that are asked for before those before them were written: a source in another region is a round trip away.
+const AHEAD: usize = 8;
+
+impl Pulls {
+    /// Appends what is missing. Given up in between, it leaves what was appended, from where the next order goes on.
+    pub async fn follow(&self, follow: Follow, members: &Members) -> Result<Followed, CallError> {
+        let _permit = self.permit()?;
+        let (chunk, epoch) = (ChunkId(follow.chunk), Epoch(follow.epoch));
+        let (digest, source) = checked(&follow)?;
+        let (custody, upto) = (follow.custody, follow.upto);
+        let begin = move |store: &mooseng_chunk::ChunkStore| {
+            store.see_epoch(chunk.volume().0, epoch)?;
+            store.see_custody(custody)?;
+            match store.stat(chunk) {
+                Ok(stat) => Ok(stat),
+                Err(ChunkError::NotFound { .. }) => {
+                    Ok(mooseng_chunk::ChunkStat { length: 0, flushed: 0, sealed: false, epoch })
+                }
+                Err(error) => Err(error),
+            }
+        };
+        let stat = self.work(begin).await?;
+        if stat.sealed {
+            return if stat.length >= upto && (digest.is_none() || stat.length == upto) {
+                Ok(Followed { length: stat.length, sealed: true })
+            } else {
+                let message =
+                    format!("chunk {chunk} ends here at {}, and {upto} bytes of it are wanted", stat.length);
+                Err(call_error(ErrorCode::ChunkSealed, message))
+            };
+        }
+        let pieces = (stat.length..upto).step_by(BULK_BYTES_MAX).map(|offset| {
+            let length = (upto - offset).min(BULK_BYTES_MAX as u64) as u32;
+            let read = Read { chunk: chunk.0, offset, length, ticket: follow.ticket.clone() };
+            let source = &source;
+            async move { members.read(source, &read, PIECE_WITHIN).await.map(|bytes| (offset, bytes)) }
+        });
+        let mut pieces = std::pin::pin!(stream::iter(pieces).buffered(AHEAD));
+        while let Some(piece) = pieces.next().await {
+            let (offset, bytes) = piece?;
+            self.metrics.bytes_pulled.inc_by(bytes.len() as u64);
+            self.work(move |store| store.write(&Append { chunk, epoch, offset, bytes })).await?;
+        }
+        if stat.flushed < upto {
+            self.work(move |store| store.flush(chunk)).await?;
+        }
+        let Some(digest) = digest else { return Ok(Followed { length: upto, sealed: false }) };
+        let seal = move |store: &mooseng_chunk::ChunkStore| {
+            if store.digest(chunk, upto)? != digest {
+                return Err(ChunkError::Different { chunk });
+            }
+            store.see_custody(custody)?;
+            store.seal(chunk, epoch, upto)
+        };
+        self.work(seal).await?;
+        Ok(Followed { length: upto, sealed: true })
+    }
+}
+
+fn checked(follow: &Follow) -> Result<(Option<Digest>, String), CallError> {
+    let wrong = |what: &str| {
+        call_error(ErrorCode::InvalidRequest, format!("the order to follow chunk {} {what}", follow.chunk))
+    };
+    if follow.upto == 0 || follow.upto > CHUNK_BYTES_MAX {
+        return Err(wrong("names no bytes, or more than a chunk may have"));
+    }
+    let digest = match &follow.digest[..] {
+        [] => None,
+        bytes => Some(Digest::try_from(bytes).map_err(|_| wrong("has a digest that isn't one of 32 bytes"))?),
+    };
+    let source = follow.source.as_ref().ok_or_else(|| wrong("names no source"))?;
+    Ok((digest, source.address.clone()))
+}

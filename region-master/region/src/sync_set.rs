@@ -1,0 +1,284 @@
+//! Who is in a `geo` volume's sync set: a home's decisions, which the global group makes true (DESIGN section 8).
+//!
+//! ```text
+//!  outside --has caught up--> joining: waited for like a member --has what there was then--> proposed --agreed--> member
+//!     ^--------------------- stalls ------/                                                                       |
+//!     \------------------------------ agreed <-- proposed without it <-- stalls, while it is waited for still -----/
+//! ```
+//! Whoever is answered was waited for by all members that there were and those that were to be: so whatever set is agreed on, each of its members has
+//! everything that was acknowledged. Places are anything ordered.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use mooseng_ports::clock::BootTime;
+
+/// A member that isn't heard of for so long, while something waits for it, stalls.
+pub const SILENT: Duration = Duration::from_secs(3);
+/// And one that has been behind for so long, heard of or not.
+pub const BEHIND: Duration = Duration::from_secs(30);
+/// A region that is behind by less than this may join.
+pub const CLOSE: Duration = Duration::from_secs(1);
+/// One that was removed stays outside for so long, lest a bad link cost every writer its pauses again and again.
+pub const REST: Duration = Duration::from_secs(10);
+/// How often the newest place is taken note of.
+const SAMPLE: Duration = Duration::from_millis(100);
+
+/// What is known of a region besides the home.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen<P> {
+    /// It has everything up to here; none while that isn't known, or it copies the volume.
+    pub complete: Option<P>,
+    /// When it was heard of last.
+    pub heard: Option<BootTime>,
+}
+
+/// What a decision is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts<'a, P> {
+    /// The volume's home, this region.
+    pub home: &'a str,
+    /// The set that is agreed on.
+    pub agreed: &'a BTreeSet<String>,
+    /// What is known of the other regions that have the volume.
+    pub regions: &'a BTreeMap<String, Seen<P>>,
+    /// The newest place of the log.
+    pub newest: P,
+    /// The home isn't to be alone in the set.
+    pub blocks_alone: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Joining<P> {
+    /// What there was when it began to be waited for.
+    mark: P,
+    /// A set with it was proposed: it may be agreed on at any time.
+    proposed: bool,
+}
+
+/// A home's account of it, from when it became the home.
+#[derive(Clone, Debug)]
+pub struct SyncSet<P> {
+    joining: BTreeMap<String, Joining<P>>,
+    left: BTreeMap<String, BootTime>,
+    /// The newest place at times gone by.
+    samples: VecDeque<(BootTime, P)>,
+}
+
+impl<P> Default for SyncSet<P> {
+    fn default() -> Self {
+        Self { joining: BTreeMap::new(), left: BTreeMap::new(), samples: VecDeque::new() }
+    }
+}
+
+impl<P: Copy + Ord> SyncSet<P> {
+    /// The regions that aren't agreed on yet and are waited for.
+    pub fn joining(&self) -> impl Iterator<Item = &str> {
+        self.joining.keys().map(String::as_str)
+    }
+
+    /// Since when something is missing in a region, roughly; none where nothing is.
+    fn behind_since(&self, complete: Option<P>, newest: P) -> Option<BootTime> {
+        if complete.is_some_and(|complete| complete >= newest) {
+            return None;
+        }
+        self.samples
+            .iter()
+            .find(|(_, place)| complete.is_none_or(|complete| *place > complete))
+            .map(|(at, _)| *at)
+    }
+
+    /// Looks at how things are. Answers a set to propose; who is `joining` afterwards is waited for before anything is answered.
+    pub fn step(&mut self, now: BootTime, facts: &Facts<'_, P>) -> Option<BTreeSet<String>> {
+        if self.samples.back().is_none_or(|(at, _)| now.since(*at) >= SAMPLE) {
+            self.samples.push_back((now, facts.newest));
+            // Longer ago than anybody may be behind.
+            while self.samples.len() > 2 && self.samples.get(1).is_some_and(|(at, _)| now.since(*at) > BEHIND)
+            {
+                self.samples.pop_front();
+            }
+        }
+        self.joining.retain(|region, _| !facts.agreed.contains(region) && facts.regions.contains_key(region));
+        let behind = |seen: &Seen<P>| self.behind_since(seen.complete, facts.newest);
+        let stalls = |region: &String| {
+            let Some(seen) = facts.regions.get(region) else { return true };
+            let silent = seen.heard.is_none_or(|heard| now.since(heard) >= SILENT);
+            behind(seen)
+                .is_some_and(|since| (silent && now.since(since) >= SILENT) || now.since(since) >= BEHIND)
+        };
+        let others = facts.agreed.iter().filter(|region| *region != facts.home);
+        let stalled: BTreeSet<String> = others.filter(|region| stalls(region)).cloned().collect();
+        if !stalled.is_empty() {
+            let left: BTreeSet<String> = facts.agreed.difference(&stalled).cloned().collect();
+            if left.len() > 1 || !facts.blocks_alone {
+                self.left.extend(stalled.into_iter().map(|region| (region, now)));
+                return Some(left);
+            }
+        }
+        let given_up: Vec<String> = self
+            .joining
+            .iter()
+            .filter(|(region, j)| !j.proposed && stalls(region))
+            .map(|(region, _)| region.clone())
+            .collect();
+        let close: Vec<String> = facts
+            .regions
+            .iter()
+            .filter(|(region, seen)| {
+                let rests = self.left.get(*region).is_some_and(|left| now.since(*left) < REST);
+                let lives = seen.heard.is_some_and(|heard| now.since(heard) < CLOSE);
+                let near =
+                    seen.complete.is_some() && behind(seen).is_none_or(|since| now.since(since) < CLOSE);
+                let outside = !facts.agreed.contains(*region) && !self.joining.contains_key(*region);
+                outside && lives && near && !rests
+            })
+            .map(|(region, _)| region.clone())
+            .collect();
+        for region in given_up {
+            self.joining.remove(&region);
+            self.left.insert(region, now);
+        }
+        for region in close {
+            self.joining.insert(region, Joining { mark: facts.newest, proposed: false });
+        }
+        let mut proposed = facts.agreed.clone();
+        for (region, joining) in &mut self.joining {
+            let seen = facts.regions.get(region);
+            if seen.and_then(|seen| seen.complete).is_some_and(|complete| complete >= joining.mark) {
+                joining.proposed = true;
+            }
+            if joining.proposed {
+                proposed.insert(region.clone());
+            }
+        }
+        (proposed != *facts.agreed).then_some(proposed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Clone, Debug)]
+    enum Event {
+        /// The home commits.
+        Change,
+        /// A region has what there is, and says so.
+        Hear(usize),
+        /// Time passes.
+        Wait(u64),
+        /// The home looks, and its proposal is agreed on, lost, or agreed on later.
+        Look(u8),
+        /// What was proposed and seemed lost is agreed on after all.
+        Late,
+    }
+
+    fn events() -> impl Strategy<Value = Vec<Event>> {
+        prop::collection::vec(
+            prop_oneof![
+                4 => Just(Event::Change),
+                4 => (0_usize..2).prop_map(Event::Hear),
+                3 => prop_oneof![Just(50_u64), Just(900), Just(3_100), Just(11_000)].prop_map(Event::Wait),
+                6 => (0_u8..4).prop_map(Event::Look),
+                1 => Just(Event::Late),
+            ],
+            0..120,
+        )
+    }
+
+    fn set(of: &[&str]) -> BTreeSet<String> {
+        of.iter().map(|region| (*region).to_owned()).collect()
+    }
+
+    proptest! {
+        /// Each member of whatever set is agreed on has everything that was acknowledged, as long as it keeps what it has.
+        #[test]
+        fn members_have_what_was_acknowledged(events in events(), blocks_alone: bool) {
+            let names = ["b", "c"];
+            let mut decider = SyncSet::<u64>::default();
+            let (mut now, mut newest, mut acknowledged) = (BootTime(Duration::from_millis(1_000)), 1_u64, 0_u64);
+            let mut has = [0_u64; 2];
+            let mut regions: BTreeMap<String, Seen<u64>> =
+                names.iter().map(|n| ((*n).to_owned(), Seen { complete: None, heard: None })).collect();
+            let mut agreed = set(&["a"]);
+            let mut late: Option<(BTreeSet<String>, BTreeSet<String>)> = None;
+            for event in events {
+                match event {
+                    Event::Change => newest += 1,
+                    Event::Hear(n) => {
+                        has[n] = newest;
+                        regions.insert(names[n].to_owned(), Seen { complete: Some(newest), heard: Some(now) });
+                    }
+                    Event::Wait(ms) => now = now.after(Duration::from_millis(ms)),
+                    Event::Look(fate) => {
+                        let facts = Facts { home: "a", agreed: &agreed, regions: &regions, newest, blocks_alone };
+                        if let Some(proposed) = decider.step(now, &facts) {
+                            prop_assert!(proposed.contains("a"));
+                            prop_assert!(proposed.len() > 1 || agreed.len() == 1 || !blocks_alone);
+                            match fate {
+                                0 => {}
+                                // Compared with the set that it was made of.
+                                1 => late = Some((agreed.clone(), proposed)),
+                                _ => agreed = proposed,
+                            }
+                        }
+                    }
+                    Event::Late => {
+                        if let Some((before, proposed)) = late.take() && before == agreed {
+                            agreed = proposed;
+                        }
+                    }
+                }
+                for (n, name) in names.iter().enumerate() {
+                    prop_assert!(!agreed.contains(*name) || has[n] >= acknowledged, "{name} has {}, {acknowledged} were acknowledged", has[n]);
+                }
+                // As `sync::synced` has it: by the set that is agreed on as far as the home knows, and those that join.
+                let members: BTreeSet<&str> = agreed.iter().map(String::as_str).filter(|r| *r != "a").chain(decider.joining()).collect();
+                let synced = members.iter().map(|r| regions[*r].complete.unwrap_or(0)).min();
+                acknowledged = acknowledged.max(synced.unwrap_or(if blocks_alone { 0 } else { newest }).min(newest));
+            }
+        }
+    }
+
+    #[test]
+    fn a_silent_member_leaves_and_comes_back_after_a_rest() {
+        let mut decider = SyncSet::<u64>::default();
+        let mut agreed = set(&["a"]);
+        let start = BootTime(Duration::from_millis(1_000));
+        let at = |ms: u64| start.after(Duration::from_millis(ms));
+        let look = |decider: &mut SyncSet<u64>,
+                    agreed: &BTreeSet<String>,
+                    ms: u64,
+                    newest: u64,
+                    complete: u64,
+                    heard: u64| {
+            let regions =
+                [("b".to_owned(), Seen { complete: Some(complete), heard: Some(at(heard)) })].into();
+            decider.step(at(ms), &Facts { home: "a", agreed, regions: &regions, newest, blocks_alone: false })
+        };
+        // It is close, is waited for, and joins once it has what there was then.
+        assert_eq!(look(&mut decider, &agreed, 0, 5, 4, 0), None);
+        assert_eq!(decider.joining().collect::<Vec<_>>(), ["b"]);
+        agreed = look(&mut decider, &agreed, 100, 6, 5, 100).unwrap();
+        assert_eq!(agreed, set(&["a", "b"]));
+        // Silent, but nothing waits for it.
+        assert_eq!(look(&mut decider, &agreed, 9_000, 6, 6, 100), None);
+        // Something does, for less than it may take.
+        assert_eq!(look(&mut decider, &agreed, 9_100, 7, 6, 100), None);
+        assert_eq!(look(&mut decider, &agreed, 12_000, 7, 6, 100), None);
+        agreed = look(&mut decider, &agreed, 12_200, 7, 6, 100).unwrap();
+        assert_eq!(agreed, set(&["a"]));
+        // Back at once, and only after a rest in the set.
+        assert_eq!(look(&mut decider, &agreed, 12_300, 7, 7, 12_300), None);
+        assert_eq!(decider.joining().count(), 0);
+        assert_eq!(look(&mut decider, &agreed, 22_300, 8, 8, 22_300), Some(set(&["a", "b"])));
+        // One that is heard of and falls behind for long leaves, too.
+        agreed = set(&["a", "b"]);
+        for ms in (22_400..52_000).step_by(100) {
+            assert_eq!(look(&mut decider, &agreed, ms, ms, 8, ms), None, "{ms}");
+        }
+        assert_eq!(look(&mut decider, &agreed, 52_500, 52_500, 8, 52_500), Some(set(&["a"])));
+    }
+}

@@ -1,0 +1,289 @@
+//! Where a replica is *complete*: each entry of the log is looked at for the data that it names, and the home is told once that is here.
+//!
+//! ```text
+//!  receive: entries -> named, missing -> whole? -> replayed -> noted        catch_up: entries from the store, for a new leader
+//!  chunks: data comes -> met -> complete -> on record, before-images go -> LogComplete -> home
+//! ```
+//! The home hears of no place that isn't on record: whoever leads here next begins from the record.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use mooseng_namespace::upkeep;
+use mooseng_replica::needs::{Named, Needs};
+use mooseng_replica::{Entry, ReplicaError, read};
+use mooseng_schema::Record;
+use mooseng_schema::location::{self, LocationRecord};
+use mooseng_schema::log::{LogPosition, ReplicaRecord};
+use mooseng_store::{Read, Store, Transaction};
+use mooseng_transport::{Peer, call_error};
+use mooseng_wire::call::{CallError, ErrorCode};
+use mooseng_wire::geo::{Complete, CompleteHeard};
+use mooseng_wire::method::Method;
+use mooseng_wire::{ChunkId, Epoch, VolumeId};
+
+use super::receive::{self, Change};
+use super::{ROOT_VOLUME, Whereabouts, ask, home_of, pause, place, place_of, position};
+use crate::errors::record_failed;
+use crate::master::Master;
+use crate::records::transact;
+use crate::seals;
+
+/// Bytes of the log that are looked at in one go.
+const READ_BYTES: usize = 1 << 20;
+/// Chunks that are looked at in one go.
+const PAGE: usize = 256;
+/// After a failure.
+const AGAIN: Duration = Duration::from_millis(200);
+/// While there is no room for more that is lacking.
+const FULL: Duration = Duration::from_secs(1);
+/// Messages to the home under way at most. The next one tells what they didn't.
+const TELLING_MAX: usize = 8;
+
+/// What an entry that comes means for completeness.
+pub(super) struct Coming {
+    at: LogPosition,
+    missing: Vec<(ChunkId, u64)>,
+    gone: Vec<ChunkId>,
+}
+
+/// What entries name that isn't here.
+pub(super) async fn coming(
+    master: &Master,
+    volume: VolumeId,
+    entries: &[Entry],
+) -> Result<Vec<Coming>, ReplicaError> {
+    let tx = master.store.begin();
+    let mut all = Vec::with_capacity(entries.len());
+    for entry in entries {
+        let named = Named::by(volume, &entry.changes()?);
+        let mut missing = Vec::new();
+        for (chunk, upto) in named.upto {
+            if !is_here(&tx, chunk, upto).await? {
+                missing.push((chunk, upto));
+            }
+        }
+        all.push(Coming { at: entry.at, missing, gone: named.gone.into_iter().collect() });
+    }
+    Ok(all)
+}
+
+async fn is_here<T: Transaction>(tx: &T, chunk: ChunkId, upto: u64) -> Result<bool, ReplicaError> {
+    let Some(value) = tx.get(&location::key(chunk), Read::Snapshot).await? else { return Ok(false) };
+    let location = LocationRecord::from_value(&value)?;
+    Ok(location.partial.is_none_or(|partial| partial >= upto))
+}
+
+/// Up to where entries that follow `after` are complete as they come.
+pub(super) fn whole(master: &Master, after: LogPosition, coming: &[Coming]) -> LogPosition {
+    let complete = master.geo.needs(|needs| (needs.noted() == after).then(|| needs.complete())).flatten();
+    if complete != Some(after) {
+        return LogPosition::default();
+    }
+    coming.iter().take_while(|entry| entry.missing.is_empty()).last().map_or(after, |entry| entry.at)
+}
+
+/// The entries that follow `after` are replayed.
+pub(super) fn note(master: &Master, after: LogPosition, coming: Vec<Coming>) {
+    if coming.is_empty() {
+        return;
+    }
+    let noted = master.geo.needs(|needs| {
+        if needs.noted() != after || needs.is_full() {
+            return false;
+        }
+        for entry in coming {
+            needs.note(entry.at, entry.missing, entry.gone);
+        }
+        true
+    });
+    if noted == Some(true) {
+        master.geo.needs_changed();
+    }
+}
+
+/// Keeps account of it, as long as this region has a replica.
+pub async fn run(master: &Master) {
+    tokio::join!(catch_up(master, ROOT_VOLUME), move_on(master, ROOT_VOLUME));
+}
+
+/// Looks at what was replayed before this leader, and at what comes while there is no room for more.
+async fn catch_up(master: &Master, volume: VolumeId) {
+    let mut moved = master.geo.moved();
+    loop {
+        moved.borrow_and_update();
+        let wait = match look_on(master, volume).await {
+            Ok(true) => continue,
+            Ok(false) => None,
+            Err(trouble) => {
+                tracing::info!(trouble, "what the replica lacks can't be looked for yet; trying on");
+                Some(pause(AGAIN))
+            }
+        };
+        match wait {
+            Some(wait) => tokio::time::sleep(wait).await,
+            None if master.geo.needs(|needs| needs.is_full()) == Some(true) => {
+                tokio::time::sleep(pause(FULL)).await
+            }
+            None => drop(moved.changed().await),
+        }
+    }
+}
+
+/// Looks at what follows. Answers whether there may be more.
+async fn look_on(master: &Master, volume: VolumeId) -> Result<bool, String> {
+    let record = master.geo.replica(volume).record.filter(|record| record.copied_before.is_none());
+    let Some(record) = record else {
+        // What was known is of another copy.
+        *super::lock(&master.geo.needs) = None;
+        return Ok(false);
+    };
+    let Some((noted, full)) = master.geo.needs(|needs| (needs.noted(), needs.is_full())) else {
+        let needs = if record.complete() == LogPosition::default() {
+            scan(master, volume).await?
+        } else {
+            Needs::from(record.complete())
+        };
+        *super::lock(&master.geo.needs) = Some(needs);
+        master.geo.needs_changed();
+        return Ok(true);
+    };
+    if full || noted >= record.position() {
+        return Ok(false);
+    }
+    let entries = match read::entries(&master.store.begin(), volume, noted, READ_BYTES).await {
+        Ok(entries) => entries,
+        // It was trimmed by a leader before, up to where it was complete by its own account.
+        Err(ReplicaError::Trimmed { .. }) => {
+            let needs = scan(master, volume).await?;
+            *super::lock(&master.geo.needs) = Some(needs);
+            return Ok(true);
+        }
+        Err(error) => return Err(error.to_string()),
+    };
+    if entries.is_empty() {
+        return Ok(false);
+    }
+    let coming = coming(master, volume, &entries).await.map_err(|e| e.to_string())?;
+    note(master, noted, coming);
+    Ok(true)
+}
+
+/// Looks through the whole volume.
+async fn scan(master: &Master, volume: VolumeId) -> Result<Needs, String> {
+    let at = || master.geo.replica(volume).readable().ok_or("the volume is being copied");
+    let begun = at()?;
+    let (mut missing, mut after) = (Vec::new(), None);
+    loop {
+        let (page, more) = transact(&master.store, |tx| async move {
+            let found = upkeep::list_chunks(&tx, volume, after, PAGE).await?;
+            Ok((tx, found))
+        })
+        .await
+        .map_err(|e| record_failed(&e).message)?;
+        after = page.last().map(|listing| listing.chunk);
+        for listing in page.iter().filter(|listing| listing.used.extents > 0) {
+            let whole = listing.location.as_ref().is_some_and(|l| l.partial.is_none());
+            if whole {
+                continue;
+            }
+            let upto = match listing.record.sealed {
+                true => listing.record.length,
+                false => seals::committed(master, listing.chunk).await.map_err(|e| e.message)?,
+            };
+            let has = listing.location.as_ref().and_then(|l| l.partial).unwrap_or(0);
+            if has < upto {
+                missing.push((listing.chunk, upto));
+            }
+        }
+        if !more {
+            break;
+        }
+    }
+    let ended = at()?;
+    tracing::info!(%begun, %ended, chunks = missing.len(), "the replica was looked through for what isn't here yet");
+    Ok(Needs::of_scan(begun, missing, ended))
+}
+
+/// Puts on record where the replica is complete, and tells the home.
+async fn move_on(master: &Master, volume: VolumeId) {
+    let (mut needed, mut moved) = (master.geo.needed.subscribe(), master.geo.moved());
+    let mut telling = FuturesUnordered::new();
+    let mut told = LogPosition::default();
+    loop {
+        needed.borrow_and_update();
+        moved.borrow_and_update();
+        if let Err(error) = record(master, volume).await {
+            tracing::info!(error = %error.message, "where the replica is complete can't be put on record yet; trying on");
+            tokio::time::sleep(pause(AGAIN)).await;
+            continue;
+        }
+        let complete = master.geo.replica(volume).record.map(|record| record.complete()).unwrap_or_default();
+        // What moves with the entries themselves the answers to their pushes tell.
+        if complete > told && telling.len() < TELLING_MAX {
+            told = complete;
+            telling.push(tell(master, volume));
+        }
+        tokio::select! {
+            Some(told) = telling.next(), if !telling.is_empty() => {
+                if let Err(trouble) = told {
+                    tracing::debug!(trouble, "the home couldn't be told how far this replica is complete");
+                }
+            }
+            _ = needed.changed() => {}
+            _ = moved.changed() => {}
+        }
+    }
+}
+
+async fn record(master: &Master, volume: VolumeId) -> Result<(), CallError> {
+    loop {
+        let Some(complete) = master.geo.needs(|needs| needs.complete()) else { return Ok(()) };
+        let behind = |record: &ReplicaRecord| record.copied_before.is_none() && record.complete() < complete;
+        if !master.geo.replica(volume).record.as_ref().is_some_and(behind) {
+            return Ok(());
+        }
+        let _applying = master.geo.applying.lock().await;
+        let record = receive::record(master, volume).await?;
+        if !behind(&record) || complete > record.position() || is_frozen(master, volume, &record) {
+            return Ok(());
+        }
+        receive::change(master, volume, Change::Completed(complete)).await?;
+    }
+}
+
+/// A region that has said how far it is, of an epoch that is over, stays there until the next one: it may be cut there.
+fn is_frozen(master: &Master, volume: VolumeId, record: &ReplicaRecord) -> bool {
+    let view = master.geo.view();
+    let known = view.as_ref().and_then(|view| view.volumes.get(&volume));
+    known.is_none_or(|known| !known.open || record.refuses >= known.epoch.0)
+}
+
+async fn tell(master: &Master, volume: VolumeId) -> Result<CompleteHeard, String> {
+    let home = home_of(master, volume)?;
+    let epoch = master.epoch().0;
+    let record = master.geo.replica(volume).record.unwrap_or_default();
+    let (at, complete) = (place(record.position()), place(record.complete()));
+    let message = Complete { volume: volume.0.into(), epoch, at, complete };
+    ask(master, &home, Method::LogComplete, &message).await
+}
+
+/// A region tells how far it is complete.
+pub fn heard(master: &Master, peer: &Peer, told: Complete) -> Result<CompleteHeard, CallError> {
+    let (_, volume) = super::serve::of_all(master, peer, told.volume)?;
+    let Whereabouts::Here(epoch) = place_of(master, volume) else { return Err(super::not_home(master)) };
+    if Epoch(told.epoch) != epoch {
+        return Err(call_error(ErrorCode::StaleEpoch, format!("the volume's epoch is {}", epoch.0)));
+    }
+    let complete = position(told.complete.as_ref());
+    let now = master.clock.boot();
+    master.geo.note_shipped(volume, &peer.identity.region, |known| {
+        known.heard = Some(now);
+        // What it said in this home's time only: one that began anew is asked how far it is first.
+        if known.at.is_some_and(|at| at >= complete) {
+            known.complete = known.complete.max(Some(complete));
+        }
+    });
+    Ok(CompleteHeard {})
+}

@@ -1,0 +1,322 @@
+//! What waits for the sync set of a `geo` volume, and who is in the set (the decisions are [`mooseng_region::sync_set`]'s).
+//!
+//! fsync waits for all that its session had changed; any other answer waits for what others had changed of what it tells. So nobody but who changed it
+//! hears of anything that a failover might take back.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use mooseng_global::{Durability, View, Volume};
+use mooseng_region::sync_set::{Facts, Seen, SyncSet};
+use mooseng_replica::{Entry, turn};
+use mooseng_schema::log::LogPosition;
+use mooseng_store::Store;
+use mooseng_transport::call_error;
+use mooseng_wire::call::{CallError, ErrorCode};
+use mooseng_wire::fact::Fact;
+use mooseng_wire::global::change::Change as Asked;
+use mooseng_wire::global::{Regions, SetVolume};
+use mooseng_wire::{Epoch, SessionId, VolumeId};
+use tokio::time::Instant;
+
+use super::{Whereabouts, lock, pause, place_of};
+use crate::master::Master;
+
+/// How often the set is looked at, where nothing happens.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How long the global group may take for a change of the set.
+const CHANGE_WITHIN: Duration = Duration::from_secs(5);
+/// A leader that begins looks up where the log is.
+const BEGINNING: Duration = Duration::from_millis(10);
+/// After a failure.
+const AGAIN: Duration = Duration::from_millis(300);
+
+/// The volume, if it is a `geo` one.
+fn geo_volume(view: Option<&View>, volume: VolumeId) -> Option<&Volume> {
+    view?.volumes.get(&volume).filter(|known| known.durability == Durability::Geo)
+}
+
+/// Up to where the sync set has everything; none where nothing is to be waited for.
+pub fn synced(master: &Master, volume: VolumeId) -> Option<LogPosition> {
+    let view = master.geo.view();
+    let known = geo_volume(view.as_deref(), volume)?;
+    let ours = &master.config.region;
+    if known.home != *ours {
+        return Some(synced_here(master, volume, known));
+    }
+    let joining = lock(&master.geo.joining);
+    let members: BTreeSet<&String> =
+        known.sync_set.iter().chain(joining.iter()).filter(|region| *region != ours).collect();
+    if members.is_empty() {
+        return known.blocks_alone.then(LogPosition::default);
+    }
+    let shipped = lock(&master.geo.shipped);
+    let complete = |region: &String| shipped.get(&(volume, region.clone())).and_then(|known| known.complete);
+    members.into_iter().map(|region| complete(region).unwrap_or_default()).min()
+}
+
+/// In a replica's region: what the home has told, or, if the set is the home and this region, what is here.
+fn synced_here(master: &Master, volume: VolumeId, known: &Volume) -> LogPosition {
+    let told = *lock(&master.geo.told_synced);
+    let ours = &master.config.region;
+    let alone = known.sync_set.iter().all(|region| region == ours || *region == known.home);
+    let here = master.geo.replica(volume).record.map(|record| record.complete());
+    match here.filter(|_| alone && known.sync_set.contains(ours)) {
+        Some(here) => told.max(here),
+        None => told,
+    }
+}
+
+/// The home has told up to where the sync set has everything.
+pub(super) fn told(master: &Master, synced: LogPosition) {
+    let mut told = lock(&master.geo.told_synced);
+    *told = (*told).max(synced);
+    drop(told);
+    master.geo.acknowledged.send_modify(|count| *count += 1);
+}
+
+/// Whether a region that has heard of `told` is to hear how far the set is: where it can't know it by itself.
+pub(super) fn is_news(master: &Master, volume: VolumeId, region: &str, told: Option<LogPosition>) -> bool {
+    let view = master.geo.view();
+    let Some(known) = geo_volume(view.as_deref(), volume) else { return false };
+    let knows =
+        known.sync_set.iter().all(|of| of == region || *of == known.home) && known.sync_set.contains(region);
+    !knows && synced(master, volume) > told
+}
+
+/// Entries that are about to be replayed: what they change is held back, of a `geo` volume.
+pub(super) fn note(master: &Master, volume: VolumeId, entries: &[Entry]) {
+    master.geo.tail.unsynced(volume, |unsynced| {
+        for entry in entries {
+            match entry.changes() {
+                Ok(changes) => unsynced.note(volume, entry.at, &changes),
+                // It won't be replayed either.
+                Err(error) => tracing::debug!(%error, "an entry can't be read"),
+            }
+        }
+    });
+}
+
+/// Whether this is a `geo` volume may have changed, and how far its set is. What had changed up to `newest` may be anything, where it wasn't noted.
+fn look(master: &Master, volume: VolumeId, newest: LogPosition) -> Option<LogPosition> {
+    let (synced, on) = match synced(master, volume) {
+        Some(synced) => (synced, true),
+        None => (LogPosition::default(), false),
+    };
+    master.geo.tail.unsynced(volume, |unsynced| {
+        unsynced.turn(on, newest);
+        unsynced.synced(synced);
+    });
+    on.then_some(synced)
+}
+
+/// Waits until `session` may be told of these facts, which it hasn't changed alone.
+pub async fn admit(
+    master: &Master,
+    volume: VolumeId,
+    facts: &BTreeSet<Fact>,
+    session: Option<SessionId>,
+    deadline: Instant,
+) -> Result<(), CallError> {
+    if synced(master, volume).is_none() {
+        look(master, volume, LogPosition::default());
+        return Ok(());
+    }
+    let newest = newest(master, volume, deadline).await?;
+    look(master, volume, newest);
+    let held = master.geo.tail.unsynced(volume, |unsynced| unsynced.hold(facts, session));
+    match held {
+        Some(at) => {
+            master.metrics.held_back.inc();
+            reached(master, volume, at, deadline).await
+        }
+        None => Ok(()),
+    }
+}
+
+/// Where the log is that this region writes, or replays, once that is known.
+async fn newest(master: &Master, volume: VolumeId, deadline: Instant) -> Result<LogPosition, CallError> {
+    loop {
+        let known = match place_of(master, volume) {
+            Whereabouts::Here(_) => master.geo.begun(volume).then(|| master.geo.newest(volume)),
+            Whereabouts::Elsewhere => master.geo.replica(volume).record.map(|record| record.position()),
+            Whereabouts::Closed(_) | Whereabouts::Nowhere => return Err(super::not_home(master)),
+        };
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        if Instant::now() + BEGINNING >= deadline {
+            let message =
+                "this leader has just begun and doesn't know yet how far the volume's log is; try again";
+            return Err(call_error(ErrorCode::Unavailable, message));
+        }
+        tokio::time::sleep(BEGINNING).await;
+    }
+}
+
+/// Whether what a session had changed up to a place was taken back when the home was lost.
+pub async fn is_lost(master: &Master, volume: VolumeId, changed: LogPosition) -> Result<bool, CallError> {
+    let view = master.geo.view();
+    let Some(known) = view.as_ref().and_then(|view| view.volumes.get(&volume)) else { return Ok(false) };
+    if changed == LogPosition::default() || changed.epoch >= known.epoch {
+        return Ok(false);
+    }
+    if changed.epoch.0 + 1 == known.epoch.0 {
+        return Ok(known.cut.is_some_and(|cut| changed > cut));
+    }
+    // Of an epoch longer ago only the log knows.
+    let kept = turn::has(&master.store.begin(), volume, changed).await;
+    kept.map(|kept| !kept).map_err(|error| super::failed(master, &error))
+}
+
+/// Waits until everything that was committed up to now is in the sync set.
+pub async fn everything(master: &Master, volume: VolumeId, deadline: Instant) -> Result<(), CallError> {
+    if synced(master, volume).is_none() {
+        return Ok(());
+    }
+    let newest = newest(master, volume, deadline).await?;
+    reached(master, volume, newest, deadline).await
+}
+
+/// Waits until the sync set has everything up to a place.
+async fn reached(
+    master: &Master,
+    volume: VolumeId,
+    at: LogPosition,
+    deadline: Instant,
+) -> Result<(), CallError> {
+    let mut acknowledged = master.geo.acknowledged.subscribe();
+    let mut moved = master.geo.moved();
+    let mut cluster = master.geo.cluster.clone();
+    let is = place_of(master, volume);
+    loop {
+        acknowledged.borrow_and_update();
+        moved.borrow_and_update();
+        if synced(master, volume).is_none_or(|synced| synced >= at) {
+            return Ok(());
+        }
+        if place_of(master, volume) != is {
+            return Err(super::not_home(master));
+        }
+        let cluster_changed = async {
+            match &mut cluster {
+                Some(cluster) => drop(cluster.changed().await),
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = acknowledged.changed() => {}
+            _ = moved.changed() => {}
+            () = cluster_changed => {}
+            () = tokio::time::sleep_until(deadline) => return Err(late(master, volume, at)),
+            () = master.shutdown.cancelled() => return Err(master.not_leader()),
+        }
+    }
+}
+
+fn late(master: &Master, volume: VolumeId, at: LogPosition) -> CallError {
+    let view = master.geo.view();
+    let members = geo_volume(view.as_deref(), volume).map(|known| known.sync_set.clone()).unwrap_or_default();
+    let shipped = lock(&master.geo.shipped);
+    let missing: Vec<&str> = members
+        .iter()
+        .filter(|region| **region != master.config.region)
+        .filter(|region| {
+            shipped.get(&(volume, (*region).clone())).is_none_or(|known| known.complete < Some(at))
+        })
+        .map(String::as_str)
+        .collect();
+    let message = match missing.as_slice() {
+        [] => "the volume's home is alone in its sync set, and the volume is set to wait for another region"
+            .to_owned(),
+        missing => {
+            format!("what was written isn't in {} yet, which the volume's sync set has", missing.join(", "))
+        }
+    };
+    call_error(ErrorCode::Unavailable, format!("{message}; try again"))
+}
+
+/// Keeps a home's sync set: who stalls leaves it, and who has caught up comes into it.
+pub(super) async fn keep(master: &Arc<Master>, volume: VolumeId, epoch: Epoch) {
+    let mut decider = SyncSet::<LogPosition>::default();
+    let mut acknowledged = master.geo.acknowledged.subscribe();
+    let mut refused = String::new();
+    loop {
+        acknowledged.borrow_and_update();
+        let view = master.geo.view();
+        let known = geo_volume(view.as_deref(), volume).filter(|known| known.epoch == epoch && known.open);
+        if let (Some(view), Some(known)) = (&view, known) {
+            look(master, volume, master.geo.newest(volume));
+            let regions = seen(master, volume, known);
+            let facts = Facts {
+                home: &known.home,
+                agreed: &known.sync_set,
+                regions: &regions,
+                newest: master.geo.newest(volume),
+                blocks_alone: known.blocks_alone,
+            };
+            let proposed = decider.step(master.clock.boot(), &facts);
+            // Waited for from now on, before anything else is answered.
+            *lock(&master.geo.joining) = decider.joining().map(str::to_owned).collect();
+            if let Some(proposed) = proposed {
+                let (from, to) = (known.sync_set.clone(), proposed.clone());
+                match propose(master, volume, epoch, view.version, proposed).await {
+                    Ok(()) => {
+                        refused.clear();
+                        tracing::info!(?from, ?to, "the volume's sync set has changed");
+                    }
+                    Err(error) => {
+                        if refused != error.message {
+                            tracing::info!(?from, ?to, error = %error.message, "the volume's sync set couldn't be changed; trying on");
+                        }
+                        refused = error.message;
+                        tokio::time::sleep(pause(AGAIN)).await;
+                    }
+                }
+                continue;
+            }
+        } else {
+            decider = SyncSet::default();
+            lock(&master.geo.joining).clear();
+            look(master, volume, master.geo.newest(volume));
+        }
+        let _ = tokio::time::timeout(LOOK_EVERY, acknowledged.changed()).await;
+    }
+}
+
+fn seen(master: &Master, volume: VolumeId, known: &Volume) -> BTreeMap<String, Seen<LogPosition>> {
+    let shipped = lock(&master.geo.shipped);
+    let others = known.regions.iter().filter(|region| **region != known.home);
+    let of = |region: &String| {
+        let of = shipped.get(&(volume, region.clone()));
+        let complete = of.and_then(|of| of.complete).filter(|complete| *complete > LogPosition::default());
+        (region.clone(), Seen { complete, heard: of.and_then(|of| of.heard) })
+    };
+    others.map(of).collect()
+}
+
+async fn propose(
+    master: &Master,
+    volume: VolumeId,
+    epoch: Epoch,
+    at_version: u64,
+    set: BTreeSet<String>,
+) -> Result<(), CallError> {
+    let Some(global) = &master.global else { return Ok(()) };
+    let change = SetVolume {
+        volume: volume.0.into(),
+        epoch: epoch.0,
+        sync_set: Some(Regions { names: set.into_iter().collect() }),
+        at_version: Some(at_version),
+        ..SetVolume::default()
+    };
+    let deadline = Instant::now() + CHANGE_WITHIN;
+    let changed = global.change(Asked::SetVolume(change), deadline).await?;
+    // What was agreed on is known here before anything is decided by it.
+    if let Some(mut cluster) = master.geo.cluster.clone() {
+        let known = cluster.wait_for(|view| view.version >= changed.version);
+        let _ = tokio::time::timeout_at(deadline, known).await;
+    }
+    Ok(())
+}
