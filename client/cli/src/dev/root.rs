@@ -34,6 +34,7 @@ pub fn set_durability(config: &Path, geo: bool, deadline: Instant) -> Result<(),
     let request = SetVolumeRequest { geo: Some(geo), ..SetVolumeRequest::default() };
     loop {
         match admin::block_on(admin::set_volume(&file, request.clone())) {
+            Ok(_) if geo => return admin::block_on(in_sync(&file, deadline)),
             Ok(_) => return Ok(()),
             // They may be about to found the cluster.
             Err(failure) if failure.kind() == Kind::Unavailable && Instant::now() < deadline => {
@@ -42,6 +43,19 @@ pub fn set_durability(config: &Path, geo: bool, deadline: Instant) -> Result<(),
             Err(failure) => return Err(failure.context("The root volume can't be given its durability")),
         }
     }
+}
+
+/// Waits until every region that has the volume is in its sync set. One that takes longer is no failure: `mooseng status` tells of it.
+async fn in_sync(file: &ClientFile, deadline: Instant) -> Result<(), Failure> {
+    while Instant::now() < deadline {
+        let volumes = admin::list_volumes(file).await.map(|reply| reply.volumes).unwrap_or_default();
+        if volumes.first().is_some_and(|root| root.sync_set.len() == root.regions.len()) {
+            return Ok(());
+        }
+        tokio::time::sleep(AGAIN_AFTER).await;
+    }
+    eprintln!("Not every region is in the sync set of the root volume yet.");
+    Ok(())
 }
 
 async fn change(file: &ClientFile, uid: u32, gid: u32) -> Result<(), Failure> {

@@ -51,12 +51,16 @@ pub struct Journal {
     file: Option<(Arc<dyn DiskFile>, u64)>,
 }
 
+/// A higher number than any journal gets to: a line that says so is damaged, and numbers behind it couldn't be counted.
+const SEQUENCE_MAX: u64 = 1 << 62;
+
 /// The lines of a file that can be read.
 pub fn parse(bytes: &[u8]) -> impl Iterator<Item = Entry> {
     bytes
         .split(|byte| *byte == b'\n')
         .filter(|line| line.len() <= LINE_BYTES_MAX)
-        .filter_map(|line| serde_json::from_slice(line).ok())
+        .filter_map(|line| serde_json::from_slice::<Entry>(line).ok())
+        .filter(|entry| entry.sequence < SEQUENCE_MAX)
 }
 
 impl Journal {
@@ -156,7 +160,7 @@ mod tests {
         Entry {
             journal: 7,
             sequence,
-            unix_ms: 1_000 + sequence as i64,
+            unix_ms: 1_000_i64.wrapping_add_unsigned(sequence),
             event: "LEASE_LOST".into(),
             subject: "a".into(),
             detail: detail.into(),
@@ -176,7 +180,8 @@ mod tests {
         journal.append(vec![entry(1, "x"), entry(2, "y")]).unwrap();
         let file = disk.open(Path::new("/events/events-1.jsonl"), OpenMode::Existing).unwrap();
         let end = file.len().unwrap();
-        file.write_at(b"\xff{\"half\": ", end).unwrap();
+        let far = serde_json::to_vec(&entry(u64::MAX, "damaged")).unwrap();
+        file.write_at(&[&far[..], b"\n\xff{\"half\": "].concat(), end).unwrap();
         let mut journal = open(&disk);
         assert_eq!((journal.id, journal.next()), (7, 3));
         journal.append(vec![entry(3, "z")]).unwrap();
