@@ -202,7 +202,7 @@ impl Known {
 
     /// In the order of time, each fact once.
     fn news(&mut self, mut events: Vec<Heard>) -> Vec<Heard> {
-        events.sort_by(|a, b| (a.event.unix_ms, a.event.sequence).cmp(&(b.event.unix_ms, b.event.sequence)));
+        events.sort_by_key(|heard| (heard.event.unix_ms, heard.event.sequence));
         events.retain(|heard| self.is_news(heard));
         events
     }
