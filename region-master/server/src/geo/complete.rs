@@ -94,6 +94,7 @@ pub(super) fn note(master: &Master, after: LogPosition, coming: Vec<Coming>) {
             return false;
         }
         for entry in coming {
+            tracing::info!(at = %entry.at, missing = ?entry.missing, "DBG noted");
             needs.note(entry.at, entry.missing, entry.gone);
         }
         true
@@ -249,6 +250,7 @@ async fn record(master: &Master, volume: VolumeId) -> Result<(), CallError> {
         if !behind(&record) || complete > record.position() || is_frozen(master, volume, &record) {
             return Ok(());
         }
+        tracing::info!(%complete, was = %record.complete(), "DBG completed");
         receive::change(master, volume, Change::Completed(complete)).await?;
     }
 }
@@ -277,6 +279,7 @@ pub fn heard(master: &Master, peer: &Peer, told: Complete) -> Result<CompleteHea
         return Err(call_error(ErrorCode::StaleEpoch, format!("the volume's epoch is {}", epoch.0)));
     }
     let complete = position(told.complete.as_ref());
+    tracing::info!(%complete, "DBG heard");
     let now = master.clock.boot();
     master.geo.note_shipped(volume, &peer.identity.region, |known| {
         known.heard = Some(now);

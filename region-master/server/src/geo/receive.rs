@@ -44,11 +44,7 @@ pub async fn push(master: &Master, peer: &Peer, push: Push, deadline: Instant) -
     if push.begin_anew {
         stand::begin_anew(master, volume, after, Epoch(push.epoch)).await?;
     }
-    let mut record = take(master, volume, after, entries, Epoch(push.epoch), deadline).await?;
-    if record.complete() < record.position() {
-        let _applying = master.geo.applying.lock().await;
-        record = change(master, volume, Change::Completed(record.position())).await?;
-    }
+    let record = take(master, volume, after, entries, Epoch(push.epoch), deadline).await?;
     if record.position() >= newest {
         master.geo.note_replica(volume, |replica| replica.whole_at = Some(now));
     }

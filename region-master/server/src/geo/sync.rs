@@ -176,7 +176,10 @@ pub async fn everything(master: &Master, volume: VolumeId, deadline: Instant) ->
         return Ok(());
     }
     let newest = newest(master, volume, deadline).await?;
-    reached(master, volume, newest, deadline).await
+    tracing::info!(%newest, synced = ?synced(master, volume), "DBG sync begins");
+    let r = reached(master, volume, newest, deadline).await;
+    tracing::info!(%newest, synced = ?synced(master, volume), "DBG sync ends");
+    r
 }
 
 /// Waits until the sync set has everything up to a place.
