@@ -20,7 +20,7 @@ export RUST_BACKTRACE ?= 0
 help:
 	@sed -n 's/^## //p' Makefile
 
-## make dev        build, start a cluster in .mooseng-dev and mount it; make dev-down ends it
+## make dev        build, start two regions and a witness in .mooseng-dev and mount them; make dev-down ends them
 dev:
 	cargo build $(BINS)
 	target/debug/mooseng dev up --dir $(DEV_DIR) --detach

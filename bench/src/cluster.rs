@@ -42,7 +42,7 @@ impl Cluster {
         let sizes = ["--masters", "3", "--chunkservers", "3", "--copies", "2"];
         // Deleted files go by way of the trash, as they do by default, and don't fill the disk for a day.
         let trash = ["--trash-retention", "1m"];
-        cluster.dev(&[&["up", "--no-mount", "--detach"][..], &sizes, &trash].concat())?;
+        cluster.dev(&[&["up", "--regions", "1", "--no-mount", "--detach"][..], &sizes, &trash].concat())?;
         if over_network {
             let config = cluster.client_config()?;
             let text = std::fs::read_to_string(&config)?;

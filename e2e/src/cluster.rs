@@ -67,24 +67,32 @@ pub struct DevCluster {
 }
 
 impl DevCluster {
-    /// Starts one; `args` go behind `mooseng dev up --dir DIR --detach`.
+    /// Starts one, of one region where `args` name no number; they go behind `mooseng dev up --dir DIR --detach`.
     pub fn up(name: &str, args: &[&str]) -> Result<Self> {
-        // Short: a socket's path has 108 bytes at most.
-        let scratch = tempfile::Builder::new().prefix(&format!("mse-{name}-")).tempdir()?;
-        // Other users must reach the mount, as pjdfstest's do.
-        std::fs::set_permissions(scratch.path(), std::fs::Permissions::from_mode(0o755))?;
-        let cluster = Self { name: name.to_owned(), scratch, mooseng: binary("mooseng")?, finished: false };
+        let cluster = Self::prepared(name)?;
         let began = Instant::now();
         cluster.up_again(args)?;
         println!("  cluster {name} is up after {:.1} s", began.elapsed().as_secs_f64());
         Ok(cluster)
     }
 
-    /// Starts what doesn't run.
+    /// A directory for one that somebody else starts, by the name `cluster` in [`Self::scratch`].
+    pub fn prepared(name: &str) -> Result<Self> {
+        // Short: a socket's path has 108 bytes at most.
+        let scratch = tempfile::Builder::new().prefix(&format!("mse-{name}-")).tempdir()?;
+        // Other users must reach the mount, as pjdfstest's do.
+        std::fs::set_permissions(scratch.path(), std::fs::Permissions::from_mode(0o755))?;
+        Ok(Self { name: name.to_owned(), scratch, mooseng: binary("mooseng")?, finished: false })
+    }
+
+    /// Starts what doesn't run. `args` as in [`Self::up`].
     pub fn up_again(&self, args: &[&str]) -> Result<()> {
         let dir = self.dir();
         let mut command = Command::new(&self.mooseng);
         command.args(["dev", "up", "--detach", "--dir"]).arg(&dir).args(args);
+        if !args.contains(&"--regions") {
+            command.args(["--regions", "1"]);
+        }
         checked(&mut command).map(drop)
     }
 

@@ -1,5 +1,6 @@
 //! Asks masters over gRPC.
 
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::future::Future;
 use std::sync::Arc;
@@ -29,6 +30,7 @@ use tonic::transport::Channel;
 use crate::config::ClientFile;
 use crate::exit::{Failure, Kind};
 use crate::outlook;
+use crate::status::Wide;
 
 /// How long a master may take to answer about its status.
 const STATUS_WAIT: Duration = Duration::from_secs(4);
@@ -355,17 +357,52 @@ pub async fn list_volumes(file: &ClientFile) -> Result<ListVolumesReply, Failure
 /// word and their own. Masters that don't answer are left out; one must.
 pub async fn cluster(file: &ClientFile) -> Result<(ListRegionsReply, Vec<Volume>), Failure> {
     let regions = list_regions(file).await?;
+    let told = everywhere(file, &regions, |mut client| async move {
+        client.list_volumes(grpc_request(ListVolumesRequest {}, FAR_WAIT)).await
+    });
+    let told = told.await?.into_iter().map(|(region, _, reply)| (region, reply)).collect();
+    Ok((regions, outlook::merged(told)))
+}
+
+/// What masters of all regions say of the cluster; none where it has one region, or nobody tells.
+pub async fn wide(file: &ClientFile) -> Option<Wide> {
+    let (regions, volumes) = cluster(file).await.ok()?;
+    let told = everywhere(file, &regions, |mut client| async move {
+        client.status(grpc_request(StatusRequest {}, FAR_WAIT)).await
+    });
+    let mut leaders = BTreeMap::new();
+    for (region, address, reply) in told.await.ok()? {
+        let leads = reply.masters.iter().any(|m| m.leader && m.address == address);
+        // Of two that believe in themselves the newer one is right.
+        let newer = leaders.get(&region).is_none_or(|known: &StatusReply| known.term < reply.term);
+        if leads && newer {
+            leaders.insert(region, reply);
+        }
+    }
+    Some(Wide { regions, volumes, leaders: leaders.into_iter().collect() })
+}
+
+/// Asks the masters of all regions that may be there, at once; answers what came in time, with region and address.
+async fn everywhere<T, F>(
+    file: &ClientFile,
+    regions: &ListRegionsReply,
+    call: impl Fn(AdministrationClient<Channel>) -> F + Clone + Send + Sync + 'static,
+) -> Result<Vec<(String, String, T)>, Failure>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<tonic::Response<T>, tonic::Status>> + Send,
+{
     let network = file.network()?;
-    let addresses = regions.regions.iter().flat_map(|r| r.masters.iter().map(|m| (r.name.clone(), m)));
-    let asked: Vec<_> = addresses
+    let masters = regions.regions.iter().flat_map(|region| region.masters.iter().map(|m| (&region.name, m)));
+    let asked: Vec<_> = masters
         .filter(|(_, m)| m.reachable != Some(false))
         .map(|(region, m)| {
-            let (network, address) = (network.clone(), m.address.clone());
+            let (network, call) = (network.clone(), call.clone());
+            let (region, address) = (region.clone(), m.address.clone());
             let asking = async move {
-                let mut client = client(network, &address).await;
-                let call = client.list_volumes(grpc_request(ListVolumesRequest {}, FAR_WAIT));
-                let answer = tokio::time::timeout(FAR_WAIT, call).await.ok()?.ok()?;
-                Some((region, answer.into_inner()))
+                let client = client(network, &address).await;
+                let answer = tokio::time::timeout(FAR_WAIT, call(client)).await.ok()?.ok()?;
+                Some((region, address, answer.into_inner()))
             };
             tokio::spawn(TRACE.scope(trace::current(), asking))
         })
@@ -374,7 +411,7 @@ pub async fn cluster(file: &ClientFile) -> Result<(ListRegionsReply, Vec<Volume>
     for task in asked {
         told.extend(task.await.ok().flatten());
     }
-    Ok((regions, outlook::merged(told)))
+    Ok(told)
 }
 
 /// Changes a volume's settings.

@@ -78,6 +78,8 @@ pub enum Command {
     /// Policies (not built yet).
     #[command(hide = true)]
     Policy(Rest),
+    /// What happened in the cluster, in the order of time.
+    Events(EventsArgs),
     /// The cluster's regions, and the group in which they agree.
     Regions(RegionsArgs),
 }
@@ -115,6 +117,19 @@ pub struct Reading {
     pub config: Option<PathBuf>,
     #[command(flatten)]
     pub output: Output,
+}
+
+/// `mooseng events`.
+#[derive(ClapArgs, Debug)]
+pub struct EventsArgs {
+    /// Go on until Ctrl-C, also while regions die and come back.
+    #[arg(long)]
+    pub follow: bool,
+    /// Begin so long ago, as 10m, 2h or 7d.
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, default_value = "1d")]
+    pub since: Duration,
+    #[command(flatten)]
+    pub reading: Reading,
 }
 
 /// `mooseng mount`.
@@ -628,6 +643,8 @@ mod tests {
             "mooseng class assign fast /d -r --config /c",
             "mooseng class get /d --config /c -o json",
             "mooseng volume set / --durability geo --on-sync-loss block --plan --config /c",
+            "mooseng events --follow --since 10m --config /c",
+            "mooseng events -o json",
             "mooseng volume set / --regions a,b --failover manual --config /c -o json",
             "mooseng class delete fast --config /c",
         ] {

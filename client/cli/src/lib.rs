@@ -17,6 +17,7 @@ mod class;
 mod config;
 mod dev;
 mod df;
+mod events;
 mod exit;
 mod explain;
 mod fsck;
@@ -89,6 +90,7 @@ fn dispatch(command: args::Command) -> Result<(), Failure> {
         Completions(a) => shell::completions(a.shell),
         Man(a) => shell::man(&a.dir),
         Dev(a) => dev::run(a),
+        Events(a) => events::run(&a),
         Volume(a) => volume::run(a),
         Salvage(a) => salvage::run(a),
         Policy(_) => Err(Failure::not_built("policies (`mooseng policy`)")),

@@ -75,7 +75,7 @@ fn list(args: &Reading) -> Result<(), Failure> {
 }
 
 /// What the global group survives now, in a sentence.
-fn survives(reply: &ListRegionsReply) -> String {
+pub fn survives(reply: &ListRegionsReply) -> String {
     if reply.version == 0 {
         return "The cluster isn't founded yet: the masters that vote at first must all be up for that."
             .into();
@@ -117,11 +117,13 @@ fn page(reply: &ListRegionsReply) -> String {
     format!("{}\n\n{}\n\n{lasts}", survives(reply), table.render())
 }
 
-fn kind(region: &Region) -> &'static str {
+/// What it is for.
+pub fn kind(region: &Region) -> &'static str {
     if region.witness { "witness" } else { "data" }
 }
 
-fn lease(region: &Region) -> String {
+/// How old its lease is.
+pub fn lease(region: &Region) -> String {
     match (region.lease_age_ms, region.lease_ran_out) {
         (None, _) => "-".to_owned(),
         (Some(age), true) => format!("ran out, renewed {:.1} s ago", age as f64 / 1_000.0),

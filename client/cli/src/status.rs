@@ -13,14 +13,22 @@ use crate::output::{self, Table};
 use crate::trash;
 use crate::verdict::{self, Verdict};
 
+mod wide;
+
+pub use wide::Wide;
+
 /// Asks and prints. A region without a leader is exit code 5, after everything was printed.
 pub fn run(args: &Reading) -> Result<(), Failure> {
     let file = ClientFile::load(&config::find(args.config.as_deref())?)?;
-    let answered = admin::block_on(admin::status(&file))?;
-    let verdict = verdict::judge(&answered.reply);
+    let (answered, wide) = admin::block_on(async {
+        let answered = admin::status(&file).await?;
+        Ok((answered, admin::wide(&file).await))
+    })?;
+    let own = verdict::judge(&answered.reply);
+    let verdict = wide.as_ref().map_or_else(|| own.clone(), |wide| wide.judge(&own));
     match args.output.format {
-        Format::Json => output::json(&shape(&answered, &verdict))?,
-        Format::Table => output::text_line(&page(&answered, &verdict))?,
+        Format::Json => output::json(&shape(&answered, &verdict, &own, wide.as_ref()))?,
+        Format::Table => output::text_line(&page(&answered, &verdict, &own, wide.as_ref()))?,
     }
     if !verdict::has_leader(&answered.reply) {
         return Err(Failure::unavailable("The region has no leader with a majority."));
@@ -28,9 +36,13 @@ pub fn run(args: &Reading) -> Result<(), Failure> {
     Ok(())
 }
 
-fn page(answered: &Answered, verdict: &Verdict) -> String {
+fn page(answered: &Answered, verdict: &Verdict, own: &Verdict, wide: Option<&Wide>) -> String {
     let reply = &answered.reply;
     let mut parts = vec![format!("{}: {}", verdict.level.as_str().to_uppercase(), verdict.sentence)];
+    if let Some(wide) = wide {
+        parts.extend(wide.page());
+        parts.push(format!("In {}: {}", reply.region, own.sentence));
+    }
     if !reply.findings.is_empty() {
         let mut table = Table::new(["FINDING", "SUBJECT", "DETAIL"]);
         for f in &reply.findings {
@@ -177,7 +189,7 @@ fn sessions(reply: &StatusReply) -> Table {
     table
 }
 
-fn shape(answered: &Answered, verdict: &Verdict) -> Value {
+fn shape(answered: &Answered, verdict: &Verdict, own: &Verdict, wide: Option<&Wide>) -> Value {
     let r = &answered.reply;
     let masters: Vec<Value> = r
         .masters
@@ -207,6 +219,8 @@ fn shape(answered: &Answered, verdict: &Verdict) -> Value {
         "version": output::VERSION,
         "verdict": { "level": verdict.level.as_str(), "sentence": verdict.sentence },
         "next": verdict.next,
+        "region_verdict": { "level": own.level.as_str(), "sentence": own.sentence },
+        "regions": wide.map(|wide| wide.shape().0), "volumes": wide.map(|wide| wide.shape().1),
         "cluster": r.cluster, "region": r.region, "software": r.version,
         "leader": r.leader, "term": r.term, "custody_epoch": r.custody_epoch, "commit_version": r.commit_version,
         "copies": r.copies, "min_copies": r.min_copies,
@@ -276,7 +290,9 @@ mod tests {
             ..Default::default()
         };
         let answered = Answered { reply, silent: vec![] };
-        let shape = shape(&answered, &verdict::judge(&answered.reply));
+        let verdict = verdict::judge(&answered.reply);
+        let shape = shape(&answered, &verdict, &verdict, None);
+        assert_eq!(shape["regions"], Value::Null, "of a cluster of one region");
         for list in ["masters", "chunkservers"] {
             assert_eq!(shape[list][0]["certificate"]["not_after_unix"], 86_400);
             assert_eq!(

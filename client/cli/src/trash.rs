@@ -93,6 +93,12 @@ pub(crate) fn shown(c: char) -> Vec<char> {
     if c.is_control() { c.escape_default().collect() } else { vec![c] }
 }
 
+/// The same with milliseconds.
+pub fn time_ms(unix_ms: i64) -> String {
+    let to_second = time(unix_ms.saturating_mul(1_000_000));
+    format!("{}.{:03}Z", to_second.trim_end_matches('Z'), unix_ms.rem_euclid(1_000))
+}
+
 /// A time as people write it, in UTC.
 pub(crate) fn time(ns: i64) -> String {
     let seconds = ns.div_euclid(1_000_000_000);

@@ -5,7 +5,7 @@ use mooseng_region::codes::ALL;
 use mooseng_wire::admin::StatusReply;
 
 /// The verdict.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
     /// ok, info, warning or critical.
     pub level: Level,

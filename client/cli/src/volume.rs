@@ -118,7 +118,7 @@ fn compared(reply: &VerifyVolumeReply) -> String {
 }
 
 /// How far the regions are that aren't the home.
-fn replicas(volume: &Volume) -> String {
+pub fn replicas(volume: &Volume) -> String {
     if volume.replicas.is_empty() {
         return "No other region has it.".to_owned();
     }
@@ -169,7 +169,7 @@ fn on_sync_loss(volume: &Volume) -> &'static str {
 }
 
 /// As it is typed.
-fn name(volume: &Volume) -> String {
+pub fn name(volume: &Volume) -> String {
     if volume.id == 0 { "/".to_owned() } else { volume.id.to_string() }
 }
 
@@ -177,7 +177,8 @@ fn state(volume: &Volume) -> &'static str {
     if volume.open { "open" } else { "closed" }
 }
 
-fn table(volumes: &[Volume]) -> String {
+/// Volumes, one a row.
+pub fn table(volumes: &[Volume]) -> String {
     let mut table = Table::new([
         "VOLUME",
         "HOME",
@@ -206,7 +207,8 @@ fn table(volumes: &[Volume]) -> String {
     table.render()
 }
 
-fn shape(volume: &Volume) -> Value {
+/// A volume in JSON.
+pub fn shape(volume: &Volume) -> Value {
     json!({
         "id": volume.id, "home": volume.home, "epoch": volume.epoch, "state": state(volume), "durability": durability(volume),
         "failover": failover(volume), "regions": volume.regions, "sync_set": volume.sync_set, "on_sync_loss": on_sync_loss(volume),

@@ -99,7 +99,10 @@ fn run() -> Result<()> {
     steps.run("what isn't built says so by name, and fails", || {
         let output = cluster.mooseng(&["volume", "create", "x"]).output()?;
         ensure!(output.status.code() == Some(1), "{output:?}");
-        ensure!(String::from_utf8_lossy(&output.stderr).contains("NotBuilt: changing volumes"), "{output:?}");
+        ensure!(
+            String::from_utf8_lossy(&output.stderr).contains("NotBuilt: making, moving and removing volumes"),
+            "{output:?}"
+        );
         Ok(())
     });
     steps.run("reading commands have a versioned shape", || {

@@ -1,14 +1,19 @@
-//! A cluster of two regions and a witness, as `mooseng dev` makes it: its processes, what is cut between regions, and a verified load.
+//! A cluster of two regions and a witness, as the README's first screen makes it and loses its home: then its processes, what is cut between regions, and a
+//! verified load.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use mooseng_e2e::cluster::{DevCluster, wait_for};
+use mooseng_e2e::cluster::{DevCluster, binary, wait_for, workspace};
 use mooseng_e2e::steps::Steps;
+use mooseng_e2e::transcript::{self, Shell, Step};
 
 const SOON: Duration = Duration::from_secs(30);
 const UNHEARD: &str = "unheard";
+/// Where the root volume is at home once the README's transcript has lost its first home, and where it isn't.
+const HOME: &str = "region-2";
+const AWAY: &str = "region-1";
 
 #[test]
 fn two_regions_and_a_witness_are_one_cluster() {
@@ -29,13 +34,24 @@ fn shows(path: &Path, text: &str) -> Result<()> {
     })
 }
 
-/// How many entries of the log region-2's masters have replayed.
+/// The steps of the README's first screen, which calls its directory `two`.
+fn first_screen() -> Result<Vec<Step>> {
+    let page = std::fs::read_to_string(workspace().join("README.md"))?;
+    let steps = transcript::parse(&page).into_iter().map(|step| Step {
+        command: step.command.replace("two/", "cluster/").replace("--dir two", "--dir cluster"),
+        ..step
+    });
+    Ok(steps.collect())
+}
+
+/// How many entries of the log the masters of a region have replayed that isn't the home.
 fn replayed(cluster: &DevCluster) -> Result<f64> {
     let output = cluster.dev_words(&["status", "-o", "json"])?;
     let status: serde_json::Value = serde_json::from_slice(&output.stdout)?;
     let processes = status["processes"].as_array().context("no processes")?;
-    let masters =
-        processes.iter().filter(|p| p["name"].as_str().is_some_and(|n| n.starts_with("region-2.master")));
+    let masters = processes
+        .iter()
+        .filter(|p| p["region"] == AWAY && p["name"].as_str().is_some_and(|n| n.contains(".master-")));
     let mut sum = 0.0;
     for http in masters.filter_map(|p| p["http"].as_str()) {
         let text = super::otlp::shown_at(http)?;
@@ -46,7 +62,7 @@ fn replayed(cluster: &DevCluster) -> Result<f64> {
     Ok(sum)
 }
 
-/// Writes a file at home while region-2 is cut off: nothing of it gets there.
+/// Writes a file at home while the other region is cut off: nothing of it gets there.
 ///
 /// Masters are asked, and not the mount there: what it saw just before may be more than its region has, and then it waits.
 fn hears_nothing(cluster: &DevCluster, file: &Path) -> Result<()> {
@@ -55,14 +71,23 @@ fn hears_nothing(cluster: &DevCluster, file: &Path) -> Result<()> {
     // It doesn't come however long one waits: this is several times as long as it would take.
     std::thread::sleep(Duration::from_millis(500));
     let after = replayed(cluster)?;
-    ensure!(before == after, "region-2 replayed {} entries while it was cut off", after - before);
+    ensure!(before == after, "{AWAY} replayed {} entries while it was cut off", after - before);
     Ok(())
 }
 
 fn run() -> Result<()> {
-    let cluster = DevCluster::up("regions", &["--regions", "2", "--wan", "40ms"])?;
-    let (here, there) = (cluster.mount_of("region-1")?, cluster.mount_of("region-2")?);
+    let cluster = DevCluster::prepared("regions")?;
     let mut steps = Steps::default();
+    let mooseng = binary("mooseng")?;
+    let mut shell = Shell::start(cluster.scratch(), mooseng.parent().context("no directory")?)?;
+    let typed = first_screen()?;
+    ensure!(typed.len() > 5, "the README has no transcript");
+    for step in &typed {
+        // What comes later needs what came before.
+        println!("  $ {}", step.command);
+        shell.step(step).context("the first screen of the README")?;
+    }
+    let (here, there) = (cluster.mount_of(HOME)?, cluster.mount_of(AWAY)?);
     steps.run("each region has daemons and a mount of its own, and all are ready", || {
         for (region, count) in [("region-1", 6), ("region-2", 6), ("witness", 1)] {
             ensure!(
@@ -80,18 +105,18 @@ fn run() -> Result<()> {
         Ok(())
     });
     steps.run("write in one region, read in the other, and the way takes its time", || {
-        write(&here.join("a"), "from region-1")?;
-        shows(&there.join("a"), "from region-1")?;
+        write(&here.join("a"), HOME)?;
+        shows(&there.join("a"), HOME)?;
         let began = Instant::now();
-        write(&there.join("b"), "from region-2")?;
+        write(&there.join("b"), AWAY)?;
         let took = began.elapsed();
-        ensure!(took >= Duration::from_millis(40), "a change went to the home and back within {took:?}");
-        shows(&here.join("b"), "from region-2")?;
-        // A directory of region-1's own: nobody elsewhere must be asked to give it up before there is a new name in it.
+        ensure!(took >= Duration::from_millis(60), "a change went to the home and back within {took:?}");
+        shows(&here.join("b"), AWAY)?;
+        // A directory of the home's own: nobody elsewhere must be asked to give it up before there is a new name in it.
         std::fs::create_dir(here.join("home")).context("mkdir")
     });
     steps.run("a region that is cut off hears nothing until it is healed", || {
-        cluster.cut(&["partition", "region-2"])?;
+        cluster.cut(&["partition", AWAY])?;
         hears_nothing(&cluster, &here.join("home/c"))?;
         let output = cluster.dev_words(&["status", "-o", "json"])?;
         let status: serde_json::Value = serde_json::from_slice(&output.stdout)?;
@@ -100,13 +125,13 @@ fn run() -> Result<()> {
         shows(&there.join("home/c"), UNHEARD)
     });
     steps.run("one way: the home's words are lost, and nothing of them is lost for good", || {
-        cluster.cut(&["partition", "region-1", "--one-way"])?;
+        cluster.cut(&["partition", HOME, "--one-way"])?;
         hears_nothing(&cluster, &here.join("home/d"))?;
         cluster.cut(&["heal"])?;
         shows(&there.join("home/d"), UNHEARD)
     });
     steps.run("a region without data is killed and started, and so is one with data", || {
-        for region in ["witness", "region-2"] {
+        for region in ["witness", AWAY] {
             cluster.dev_words(&["kill", "region", region])?;
             let file = cluster.file()?;
             let alive = |p: &mooseng_e2e::cluster::Process| {
@@ -128,15 +153,16 @@ fn run() -> Result<()> {
             let found: serde_json::Value = serde_json::from_slice(&output.stdout)?;
             let runs = found["runs"].as_array().context("no runs")?;
             let worked = |r: &serde_json::Value| r["acknowledged"].as_u64() > Some(0);
-            ensure!(runs.len() == 2 && runs.iter().all(worked), "{found:#}");
+            ensure!(runs.len() == 3 && runs.iter().all(worked), "{found:#}");
         }
         Ok(())
     });
     steps.run("verify finds what is lost", || {
-        let work = here.join("load-1/t0");
+        // The last one's: the transcript's is of a load that ended within a failover.
+        let work = here.join("load-3/t0");
         let entry = std::fs::read_dir(&work)?.next().context("the load left no file")??;
         std::fs::remove_file(entry.path())?;
-        let mut command = cluster.mooseng(&["dev", "verify", "--region", "region-1", "--wait", "0", "--dir"]);
+        let mut command = cluster.mooseng(&["dev", "verify", "--region", HOME, "--wait", "0", "--dir"]);
         let output = command.arg(cluster.dir()).output()?;
         let talk = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.code() == Some(1) && talk.contains("LOST"), "{output:?}");

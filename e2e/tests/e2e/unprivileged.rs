@@ -130,7 +130,8 @@ fn run() -> Result<()> {
     let place = Place::new(scratch.path())?;
     let mut steps = Steps::default();
     steps.run("a cluster of one's own, mounted, which is well from the start", || {
-        let status = place.works("$BIN/mooseng dev up --dir $HOME/c --detach >&2; $BIN/mooseng status")?;
+        let status =
+            place.works("$BIN/mooseng dev up --dir $HOME/c --regions 1 --detach >&2; $BIN/mooseng status")?;
         ensure!(status.starts_with("OK: Every acknowledged write survives"), "{status}");
         Ok(())
     });

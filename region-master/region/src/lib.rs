@@ -23,6 +23,7 @@
 pub mod class;
 pub mod codes;
 pub mod destage;
+pub mod events;
 pub mod findings;
 pub mod join;
 pub mod leave;

@@ -25,7 +25,7 @@
 //! - [`own`]: changes of the master's own that pass the gate. [`fsck`]: the check of the whole store.
 //! - [`dump`]: the whole store as a file, and a region that begins with one.
 //! - [`recover`]: a region goes on from the one master's disk that is left.
-//! - [`errors`]: what callers are told. [`metrics`]: figures.
+//! - [`errors`]: what callers are told. [`metrics`]: figures. [`events`]: what happened, in a journal.
 
 pub mod classes;
 pub mod config;
@@ -33,6 +33,7 @@ pub mod credentials;
 pub mod desk;
 pub mod dump;
 pub mod errors;
+pub mod events;
 pub mod founding;
 pub mod fs;
 pub mod fsck;

@@ -85,6 +85,8 @@ pub struct Master {
     pub checking: Semaphore,
     /// Volumes that several regions have.
     pub geo: Geo,
+    /// What happened.
+    pub events: crate::events::Events,
     /// One dump at a time.
     pub dumping: Arc<Semaphore>,
     measured: Mutex<Measured>,
@@ -146,6 +148,7 @@ impl Master {
             told: crate::credentials::Told::default(),
             reachable: Mutex::default(),
             geo: parts.geo,
+            events: crate::events::Events::default(),
             checking: Semaphore::new(1),
             dumping: Arc::new(Semaphore::new(1)),
             measured: Mutex::default(),

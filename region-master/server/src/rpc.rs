@@ -14,13 +14,14 @@ use mooseng_wire::admin::{
     ChangeRegionsReply, ClassOfReply, ClassOfRequest, CreateClassRequest, CredentialReport,
     CredentialsRequest, DeleteClassReply, DeleteClassRequest, DrainReply, DrainRequest, DumpPiece,
     DumpRequest, FsckNews, FsckRequest, HeartbeatReply, HeartbeatRequest, ListClassesReply,
-    ListClassesRequest, ListLossesReply, ListLossesRequest, ListQuotasReply, ListQuotasRequest,
-    ListRegionsReply, ListRegionsRequest, ListSalvageReply, ListSalvageRequest, ListTrashReply,
-    ListTrashRequest, ListVolumesReply, ListVolumesRequest, MemberToAdd, PurgeTrashReply, PurgeTrashRequest,
-    Quota, QuotaTarget, RemoveRegionRequest, RestoreTrashReply, RestoreTrashRequest, SetClassRequest,
-    SetQuotaRequest, SetVolumeReply, SetVolumeRequest, ShowSalvageReply, ShowSalvageRequest, StatusReply,
-    StatusRequest, StorageClass, TicketKey, TransferLeaderReply, TransferLeaderRequest, TrashRetentionReply,
-    TrashRetentionRequest, VerifyVolumeReply, VerifyVolumeRequest,
+    ListClassesRequest, ListEventsReply, ListEventsRequest, ListLossesReply, ListLossesRequest,
+    ListQuotasReply, ListQuotasRequest, ListRegionsReply, ListRegionsRequest, ListSalvageReply,
+    ListSalvageRequest, ListTrashReply, ListTrashRequest, ListVolumesReply, ListVolumesRequest, MemberToAdd,
+    PurgeTrashReply, PurgeTrashRequest, Quota, QuotaTarget, RemoveRegionRequest, RestoreTrashReply,
+    RestoreTrashRequest, SetClassRequest, SetQuotaRequest, SetVolumeReply, SetVolumeRequest,
+    ShowSalvageReply, ShowSalvageRequest, StatusReply, StatusRequest, StorageClass, TicketKey,
+    TransferLeaderReply, TransferLeaderRequest, TrashRetentionReply, TrashRetentionRequest,
+    VerifyVolumeReply, VerifyVolumeRequest,
 };
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::founding::Founding;
@@ -161,7 +162,7 @@ impl Registry for Rpc {
 #[tonic::async_trait]
 impl Administration for Rpc {
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
-        self.allow(&request, &[Role::Admin, Role::Master, Role::Client])?;
+        self.allow_of_cluster(&request, &[Role::Admin, Role::Master, Role::Client])?;
         Ok(Response::new(status::of(&self.0)))
     }
 
@@ -422,6 +423,14 @@ impl Administration for Rpc {
         let name = request.into_inner().name;
         tracing::info!(who, name, "a region is to be let go of");
         self.change_regions(Change::RemoveRegion(RemoveRegion { name })).await
+    }
+
+    async fn list_events(
+        &self,
+        request: Request<ListEventsRequest>,
+    ) -> Result<Response<ListEventsReply>, Status> {
+        self.allow_of_cluster(&request, &[Role::Admin, Role::Client])?;
+        Ok(Response::new(self.0.events.page(&self.0, &request.into_inner())))
     }
 
     async fn set_volume(

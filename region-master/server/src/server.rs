@@ -28,7 +28,7 @@ use crate::master::{Master, Parts};
 use crate::metrics::Metrics;
 use crate::rpc::Rpc;
 use crate::service::MasterService;
-use crate::{credentials, lead, locks, promises, room, seals, status};
+use crate::{credentials, events, lead, locks, promises, room, seals, status};
 
 /// How long a leader that is asked to stop waits for another one to take over.
 const HAND_OVER_WITHIN: Duration = Duration::from_secs(3);
@@ -161,6 +161,7 @@ impl MasterServer {
             }
         };
         let looker = room::Looker { disk: disk.clone(), blocking, state_dir: config.state_dir.clone() };
+        let place = events::Place { disk: disk.clone(), blocking, state_dir: config.state_dir.clone() };
         let raft =
             RaftNode::start(node, disk, blocking, clock.clone(), network.clone(), store.clone()).await?;
         let exposed = observe::Metrics::default();
@@ -196,6 +197,7 @@ impl MasterServer {
         tasks.spawn(locks::keep(master.clone()));
         tasks.spawn(seals::run(master.clone(), waiting));
         tasks.spawn(room::keep(master.clone(), looker));
+        tasks.spawn(events::keep(master.clone(), place));
         tasks.spawn(make_the_group(master.clone()));
         if let Some(global) = &master.global {
             tasks.spawn(global::run(global.clone(), master.clone()));

@@ -126,6 +126,11 @@ fn masters(master: &Master, raft: &mooseng_raft::RaftStatus) -> Vec<MasterStatus
     raft.members.iter().map(member).collect()
 }
 
+/// What findings are made of.
+pub(crate) fn facts_of(master: &Master) -> Facts {
+    facts(master, &masters(master, &master.raft.status()))
+}
+
 fn facts(master: &Master, masters: &[MasterStatus]) -> Facts {
     let now = master.clock.boot();
     let probed = master.reachable.lock().unwrap_or_else(PoisonError::into_inner).clone();

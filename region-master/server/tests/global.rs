@@ -13,8 +13,8 @@ use mooseng_schema::ids::IdKind;
 use mooseng_transport::grpc::administration_client::AdministrationClient;
 use mooseng_transport::{CallFailure, Link, LinkOptions, PlainNetwork, grpc_channel};
 use mooseng_wire::admin::{
-    AddRegionRequest, ListRegionsRequest, ListVolumesRequest, MemberToAdd, RemoveRegionRequest,
-    SetVolumeRequest,
+    AddRegionRequest, Event, ListEventsRequest, ListRegionsRequest, ListVolumesRequest, MemberToAdd,
+    RemoveRegionRequest, SetVolumeRequest,
 };
 use mooseng_wire::call::ErrorCode;
 use mooseng_wire::global::change::Change;
@@ -151,6 +151,23 @@ async fn a_volumes_settings_are_planned_and_changed_through_any_master() {
         other.set_volume(SetVolumeRequest { geo: Some(false), ..SetVolumeRequest::default() }).await;
     assert_eq!(refused.unwrap_err().code(), tonic::Code::PermissionDenied);
     assert_eq!(other.list_volumes(ListVolumesRequest {}).await.unwrap().into_inner().volumes.len(), 1);
+}
+
+/// What a master tells to an administrator of the region b.
+async fn events(address: &str) -> Vec<Event> {
+    let network = Arc::new(PlainNetwork::new(identity_of("b", Role::Admin, "x")));
+    let mut client = AdministrationClient::new(grpc_channel(network, address, Role::Master).await);
+    let page =
+        client.list_events(ListEventsRequest { limit: 3, ..Default::default() }).await.unwrap().into_inner();
+    let mut events = page.events;
+    let (mut more, mut after) = (page.more, page.next);
+    while more {
+        let request = ListEventsRequest { journal: page.journal, after, ..Default::default() };
+        let next = client.list_events(request).await.unwrap().into_inner();
+        events.extend(next.events);
+        (more, after) = (next.more, next.next);
+    }
+    events
 }
 
 /// What an administrator sees at a master of the region b.
@@ -310,6 +327,23 @@ async fn a_lost_home_is_followed_by_a_region_that_has_the_volume() {
     assert_eq!((root().epoch, root().home.as_str()), (Epoch(2), "b"));
     assert_eq!((root().cut.map(|cut| cut.epoch), root().abandoned), (Some(Epoch(1)), false));
     until("it may change the volume", async || regions.global(1).may_change(ROOT) == Some(Epoch(2))).await;
+    // Who is left tells of it, each fact by one key.
+    let told = async |region: &str| {
+        let address = regions.global(1).view().regions[region].masters[0].address.clone();
+        events(&address).await
+    };
+    until("all of it is told", async || {
+        let told = told("b").await;
+        ["LEASE_LOST", "EPOCH_CLOSED", "EPOCH_OPENED", "LEADER_ELECTED"]
+            .iter()
+            .all(|word| told.iter().any(|e| e.event == *word))
+    })
+    .await;
+    let keys = |told: Vec<Event>| {
+        told.into_iter().filter(|e| e.event == "EPOCH_OPENED").map(|e| e.key).collect::<Vec<_>>()
+    };
+    until("the witness tells the same", async || keys(told("w").await) == keys(told("b").await)).await;
+    assert_eq!(keys(told("b").await), ["opened/0/2"]);
     // The old home comes back, holds a lease again, and is no home.
     let a = regions.of("a")[0];
     regions.run(a).await;

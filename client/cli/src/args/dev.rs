@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args as ClapArgs, Subcommand};
 
-use super::{Output, parse_duration};
+use super::{Durability, Output, parse_duration};
 
 /// `mooseng dev`.
 #[derive(ClapArgs, Debug)]
@@ -50,12 +50,16 @@ pub struct DevUp {
     /// Where the cluster is kept; without it, a temporary one that is removed at the end.
     #[arg(long, value_name = "DIR")]
     pub dir: Option<PathBuf>,
-    /// How many regions with data, 1 to 4; from 2 on there is a witness, too, a region of one master without data [default: 1, or as in DIR].
+    /// How many regions with data, 1 to 4; from 2 on there is a witness, too, a region of one master without data [default: 2, or as in DIR].
     #[arg(long)]
     pub regions: Option<u32>,
     /// Round trip between regions [default: 60ms, or as in DIR].
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub wan: Option<Duration>,
+    /// When fsync returns: with what is safe in the home region, or in others, too. Set once the cluster is up; later `mooseng volume set` changes it
+    /// [default: geo with several regions, or as it is].
+    #[arg(long, value_enum)]
+    pub durability: Option<Durability>,
     /// How many masters in each region [default: 3, or as in DIR].
     #[arg(long)]
     pub masters: Option<u32>,

@@ -9,7 +9,7 @@ use mooseng_transport::wan::WanRules;
 use mooseng_wire::Role;
 use serde::{Deserialize, Serialize};
 
-use crate::args::DevUp;
+use crate::args::{DevUp, Durability};
 use crate::exit::Failure;
 
 /// The cluster's name in certificates.
@@ -50,6 +50,9 @@ pub struct Plan {
     /// Round trip between regions, in milliseconds; 0 with one region.
     #[serde(default)]
     pub round_trip_ms: u64,
+    /// The root volume is still to be made `geo`, or not, once all regions are there.
+    #[serde(default)]
+    pub geo_due: Option<bool>,
     /// Masters, then chunkservers.
     pub daemons: Vec<Daemon>,
 }
@@ -149,7 +152,7 @@ impl Plan {
         let (masters, chunkservers, copies) =
             (args.masters.unwrap_or(3), args.chunkservers.unwrap_or(3), args.copies.unwrap_or(2));
         check_sizes(masters, chunkservers, copies)?;
-        let count = args.regions.unwrap_or(1);
+        let count = args.regions.unwrap_or(2);
         if !(1..=REGIONS_MAX).contains(&count) {
             return Err(Failure::usage(format!(
                 "--regions {count}: a dev cluster has 1 to {REGIONS_MAX} regions with data."
@@ -192,6 +195,7 @@ impl Plan {
             } else {
                 0
             }),
+            geo_due: geo(args.durability, regions.len())?.or((regions.len() > 1).then_some(true)),
             regions,
             daemons,
         })
@@ -231,6 +235,7 @@ impl Plan {
         if let Some(round_trip_ms) = round_trip_ms(args.wan, self.regions.len())? {
             self.round_trip_ms = round_trip_ms;
         }
+        self.geo_due = geo(args.durability, self.regions.len())?.or(self.geo_due);
         if let Some(lifetime) = args.leaf_lifetime {
             self.leaf_lifetime_ms = lifetime_ms(lifetime)?;
         }
@@ -321,7 +326,7 @@ fn round_trip_ms(asked: Option<Duration>, regions: usize) -> Result<Option<u64>,
     let Some(asked) = asked else { return Ok(None) };
     if regions == 1 {
         return Err(Failure::usage(
-            "--wan is the round trip between regions, but there is one only: give --regions, too.",
+            "--wan is the round trip between regions, but there is one only: leave --regions 1 out.",
         ));
     }
     let ms = u64::try_from(asked.as_millis()).unwrap_or(u64::MAX);
@@ -329,6 +334,20 @@ fn round_trip_ms(asked: Option<Duration>, regions: usize) -> Result<Option<u64>,
         .check()
         .map_err(|reason| Failure::usage(format!("--wan: {reason}.")))?;
     Ok(Some(ms))
+}
+
+/// Whether the root volume is to be `geo`, where it was asked for.
+fn geo(asked: Option<Durability>, regions: usize) -> Result<Option<bool>, Failure> {
+    match asked {
+        Some(Durability::Geo) if regions == 1 => {
+            let why =
+                "--durability geo waits for another region, but there is one only: leave --regions 1 out.";
+            Err(Failure::usage(why))
+        }
+        // One region has nothing to agree on.
+        _ if regions == 1 => Ok(None),
+        asked => Ok(asked.map(|asked| asked == Durability::Geo)),
+    }
 }
 
 /// The endpoint of a collector; none where nothing is to be sent any more.
@@ -382,7 +401,7 @@ fn free_ports(count: usize) -> Result<Vec<u16>, Failure> {
 pub mod tests {
     use super::*;
 
-    /// `mooseng dev up` without settings.
+    /// `mooseng dev up --regions 1`.
     pub fn up() -> DevUp {
         DevUp {
             dir: Some("/d".into()),
@@ -395,14 +414,15 @@ pub mod tests {
             leaf_lifetime: None,
             trash_retention: None,
             otlp: None,
-            regions: None,
+            regions: Some(1),
             wan: None,
+            durability: None,
             wait: Duration::from_secs(1),
         }
     }
 
     #[test]
-    fn the_default_is_three_and_three_in_zones_of_their_own() {
+    fn a_region_is_three_and_three_in_zones_of_their_own() {
         let plan = Plan::new(&up(), Path::new("/d")).unwrap();
         let names: Vec<&str> = plan.daemons.iter().map(|d| d.name.as_str()).collect();
         assert_eq!(
@@ -457,8 +477,19 @@ pub mod tests {
             ]
         );
         assert_eq!((plan.round_trip_ms, plan.admin("region-2")), (60, "region-2.admin".into()));
-        plan.adapt(&DevUp { wan: Some(Duration::from_millis(5)), ..up() }, Path::new("/d")).unwrap();
-        assert_eq!(plan.round_trip_ms, 5);
+        let unsaid = DevUp { regions: None, ..up() };
+        plan.adapt(&DevUp { wan: Some(Duration::from_millis(5)), ..unsaid.clone() }, Path::new("/d"))
+            .unwrap();
+        assert_eq!((plan.round_trip_ms, plan.geo_due), (5, Some(true)));
+        plan.adapt(&DevUp { durability: Some(Durability::Region), ..unsaid.clone() }, Path::new("/d"))
+            .unwrap();
+        assert_eq!(plan.geo_due, Some(false));
+        let made = Plan::new(&unsaid, Path::new("/d")).unwrap();
+        assert_eq!(
+            (made.regions.len(), made.round_trip_ms, made.geo_due),
+            (3, 60, Some(true)),
+            "the default"
+        );
         let other = DevUp { regions: Some(3), ..up() };
         assert_eq!(plan.adapt(&other, Path::new("/d")).unwrap_err().exit_code(), 2);
     }
@@ -513,6 +544,7 @@ pub mod tests {
             DevUp { regions: Some(0), ..up() },
             DevUp { regions: Some(5), ..up() },
             DevUp { wan: Some(Duration::from_millis(60)), ..up() },
+            DevUp { durability: Some(Durability::Geo), ..up() },
             DevUp { regions: Some(2), wan: Some(Duration::from_secs(60)), ..up() },
             DevUp { otlp: Some("127.0.0.1:4317".into()), ..up() },
             DevUp { otlp: Some("https://127.0.0.1:4317".into()), ..up() },

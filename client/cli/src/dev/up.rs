@@ -104,6 +104,11 @@ fn bring_up(cluster: &mut Cluster, wait: Duration) -> Result<(), Failure> {
         wait_for(cluster, &client.name, launch::Until::Ready, deadline, &mut found)?;
         progress.step();
     }
+    if let Some(geo) = cluster.state.plan.geo_due {
+        progress.say("settings of the root volume");
+        root::set_durability(&cluster.config_path(&cluster.state.plan.admin(REGION)), geo, deadline)?;
+        cluster.state.plan.geo_due = None;
+    }
     progress.done();
     cluster.save()
 }

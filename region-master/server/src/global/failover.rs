@@ -27,7 +27,7 @@ impl Global {
     }
 
     /// Regions whose lease has run out, with the renewal that it ran out from.
-    fn ran_out(&self) -> BTreeMap<String, u64> {
+    pub fn ran_out(&self) -> BTreeMap<String, u64> {
         let (now, lease) = (self.clock.boot(), self.lease());
         let receipts = lock(&self.receipts);
         let of = |region: &String| Some((region.clone(), receipts.ran_out(region, now, lease)?));

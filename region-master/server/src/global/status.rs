@@ -140,6 +140,20 @@ impl Global {
         })
     }
 
+    /// Other regions, and whether any of their masters answered lately; those that weren't asked yet are missing.
+    pub fn reached(&self) -> BTreeMap<String, bool> {
+        let (view, probed) = (self.view(), lock(&self.probed));
+        let others = view.regions.iter().filter(|(name, _)| **name != self.region);
+        let reached = others.filter_map(|(name, region)| {
+            let known = |m: &MasterAt| probed.get(&voters::node_id(region.number, m.id))?.reachable();
+            let known: Vec<bool> = region.masters.iter().filter_map(known).collect();
+            // One that wasn't asked yet may answer.
+            let all = known.len() == region.masters.len();
+            (all || known.contains(&true)).then(|| (name.clone(), known.contains(&true)))
+        });
+        reached.collect()
+    }
+
     /// Volumes that take no changes for their home is lost, and what they wait for.
     fn waiting(&self, view: &View) -> Vec<(String, String)> {
         let leases = self.leases();
