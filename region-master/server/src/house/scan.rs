@@ -256,9 +256,12 @@ impl Keeper<'_> {
             open_max: Duration::from_millis(TICKET_LIFE_MS) + Duration::from_secs(300),
         };
         let here = facts.members.iter().filter(|(_, condition, _)| *condition == Condition::Here).count();
-        self.count(desk, servers, listing, here);
         // Of an earlier home: whoever has it open appends to another one.
         let earlier = listing.record.birth < self.master.epoch().0;
+        // There is nothing to read of it then, nor to keep, if no file came to use it.
+        if !earlier || facts.used {
+            self.count(desk, servers, listing, here);
+        }
         let any = names.first().filter(|_| earlier).map(String::as_str);
         if let Some(member) = repair::end_open(&facts).or(any)
             && page.ended.len() < ENDED_MAX
