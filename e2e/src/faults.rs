@@ -1,8 +1,7 @@
 //! A seeded campaign of faults against real daemons (`mooseng-faults`, `make test-faults SEED=S ROUNDS=N`; docs/faults.md).
 //!
 //! - [`plan`]: what goes wrong when; follows from the seed alone.
-//! - [`region`]: the daemons and mounts, as children of this process.
-//! - [`network`]: a network for each of them, so that any two can be cut.
+//! - [`region`]: the daemons and mounts, as children of this process, each in a [network](crate::network) of its own.
 //! - [`disk`]: a disk for each daemon that fails when asked to, and loses what wasn't flushed.
 //! - [`damage`]: what happens to files of stopped daemons.
 //! - [`synced`]: files that were fsynced at the last moment before a power loss.
@@ -12,7 +11,6 @@
 pub mod campaign;
 pub mod damage;
 pub mod disk;
-pub mod network;
 pub mod plan;
 pub mod region;
 pub mod summary;

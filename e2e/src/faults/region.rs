@@ -4,19 +4,19 @@
 //! which so learns how each of them ends.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::disk::LossyDisk;
-use super::network::Network;
 use super::plan::{MOUNTS, Who};
+use crate::child::{absent, detach, is_mounted, tail, wait, word};
 use crate::cluster::{DevCluster, checked, wait_for};
+use crate::network::Network;
 
 /// Who runs the commands that ask about the region.
 const OBSERVER: &str = "observer";
@@ -430,54 +430,8 @@ impl Drop for Region {
 /// The name of the mount that is made for a check.
 const CHECK: &str = "mount-check";
 
-/// Whether the kernel's table of mounts has it. The mount itself isn't asked: it may hang.
-fn is_mounted(path: &Path) -> bool {
-    let table = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    table.lines().any(|l| l.split(' ').nth(1).is_some_and(|p| Path::new(p) == path))
-}
-
-/// Takes a mount away, whoever uses it.
-fn detach(path: &Path) {
-    while is_mounted(path) {
-        if nix::mount::umount2(path, nix::mount::MntFlags::MNT_DETACH).is_err() {
-            return;
-        }
-    }
-}
-
-fn wait(child: &mut Child, time: Duration) -> Result<ExitStatus> {
-    let deadline = Instant::now() + time;
-    loop {
-        if let Some(status) = child.try_wait()? {
-            return Ok(status);
-        }
-        ensure!(Instant::now() < deadline, "it still runs after {} s", time.as_secs());
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-fn word(status: ExitStatus) -> String {
-    match (status.code(), status.signal()) {
-        (Some(code), _) => format!("exit code {code}"),
-        (_, Some(signal)) => format!("signal {signal}"),
-        _ => "no status".into(),
-    }
-}
-
-/// The last lines of a log.
-fn tail(path: &Path) -> String {
-    let text = String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned();
-    let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(4)..].join(" | ")
-}
-
 /// The number behind a key in a line of JSON.
 fn number_in(line: &str, key: &str) -> Option<u64> {
     let digits: String = line.split(key).nth(1)?.chars().take_while(char::is_ascii_digit).collect();
     digits.parse().ok()
-}
-
-/// A file that isn't there needn't be removed.
-fn absent(error: std::io::Error) -> std::io::Result<()> {
-    if error.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
 }

@@ -1,0 +1,254 @@
+//! The campaign: round by round the home is lost, another region takes over, the lost one comes back by itself, and everything is compared.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, ensure};
+
+use super::cluster::{GeoCluster, REGIONS};
+use super::plan::{self, Kind, Round};
+use super::probe::Probe;
+use super::seen::{Must, Seen};
+use crate::cluster::wait_for;
+use crate::load;
+
+/// How soon another region must take changes.
+const TAKEN_OVER_WITHIN: Duration = Duration::from_secs(15);
+/// How long that is waited for: how much too late it was is worth knowing.
+const PATIENCE: Duration = Duration::from_secs(90);
+/// How soon the mount beside the lost home must take changes once everything is whole again.
+const FOLLOWED_WITHIN: Duration = Duration::from_secs(60);
+/// How long a call may take to return once everything is healed: a mount tries for a minute.
+const REST: Duration = Duration::from_secs(120);
+/// How long a mount may take to show what was acknowledged elsewhere.
+const SHOWN_WITHIN: Duration = Duration::from_secs(30);
+/// Threads of the workload on each mount.
+const THREADS: usize = 2;
+
+/// What to do.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where every choice starts.
+    pub seed: u64,
+    /// How many rounds of each kind.
+    pub rounds: usize,
+    /// Which kinds.
+    pub kinds: Vec<Kind>,
+    /// Removes a file behind the workload's back, which the first round must find.
+    pub plant_loss: bool,
+}
+
+/// Runs a campaign: an error tells what was found, and how to see it again.
+pub fn run(settings: &Settings) -> Result<()> {
+    let plan = plan::plan(settings.seed, settings.rounds, &settings.kinds);
+    println!("{} rounds with seed {}:", plan.len(), settings.seed);
+    for (n, round) in (1..).zip(&plan) {
+        println!("  {n:3}  {round}");
+    }
+    let began = Instant::now();
+    let cluster = GeoCluster::start()?;
+    println!("the regions are up after {:.1} s", began.elapsed().as_secs_f64());
+    let mut campaign = Campaign { cluster, plant_loss: settings.plant_loss, takeovers: Vec::new() };
+    let mut kept = Vec::new();
+    for (n, round) in (1..).zip(&plan) {
+        let done = campaign.round(n, round).with_context(|| {
+            format!(
+                "round {n} failed ({round}); to see it again: make test-geo SEED={} ROUNDS={}",
+                settings.seed, settings.rounds
+            )
+        });
+        kept.push(done.inspect_err(|_| campaign.print_takeovers())?);
+    }
+    campaign.finish(&kept)
+}
+
+struct Campaign {
+    cluster: GeoCluster,
+    plant_loss: bool,
+    takeovers: Vec<(Kind, Duration)>,
+}
+
+/// A workload on a mount.
+struct Working {
+    dir: PathBuf,
+    journals: PathBuf,
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Result<load::Outcome>>,
+}
+
+/// What a round left on the mounts, by names below them.
+struct Kept {
+    loads: Vec<(PathBuf, PathBuf)>,
+    seen: Vec<(PathBuf, Vec<Must>)>,
+    probes: Vec<PathBuf>,
+}
+
+impl Campaign {
+    fn round(&mut self, n: usize, round: &Round) -> Result<Kept> {
+        let began = Instant::now();
+        let before = self.cluster.wait_whole().context("before the loss")?;
+        let (lost, other) = match before.home == REGIONS[0] {
+            true => (REGIONS[0], REGIONS[1]),
+            false => (REGIONS[1], REGIONS[0]),
+        };
+        let working = REGIONS.map(|region| self.work(n, region, round.seed));
+        let [here, there] = [lost, other].map(|region| self.cluster.mount(region));
+        let pair = |from: &Path, to: &Path, name: &str| {
+            let dir = PathBuf::from(format!("r{n}-seen-{name}"));
+            Seen::start(from, to, &dir, SHOWN_WITHIN)
+        };
+        let seen = [pair(&here, &there, "home")?, pair(&there, &here, "away")?];
+        std::thread::sleep(round.before);
+        let struck = Instant::now();
+        self.cluster.strike(lost, round.kind)?;
+        let taken = Probe::start(&there, &format!("r{n}-probe-takeover")).wait(PATIENCE);
+        let taken_over = taken.as_ref().ok().and_then(|p| p.first).map(|first| first - struck);
+        println!("  {n:3}  {lost} is {}; {other} took changes after {taken_over:?}", round.kind);
+        if taken.is_ok() {
+            std::thread::sleep(round.after);
+        }
+        let known = self.cluster.volume(other);
+        self.cluster.heal(lost, round.kind)?;
+        let mut probes = taken.with_context(|| format!("{other} took no changes"))?.made;
+        let taken_over = taken_over.context("the probe made nothing")?;
+        self.takeovers.push((round.kind, taken_over));
+        let healed = Instant::now();
+        let whole = self.cluster.wait_whole().context("after it came back")?;
+        let rejoined = healed.elapsed();
+        let followed = Probe::start(&here, &format!("r{n}-probe-back")).wait(FOLLOWED_WITHIN);
+        probes.extend(followed.with_context(|| format!("the mount in {lost} doesn't follow"))?.made);
+        let mut errors = Vec::new();
+        let loads = working.into_iter().map(|w| w.finish(&mut errors)).collect::<Result<Vec<_>>>()?;
+        let seen =
+            seen.into_iter().map(|s| Ok((s.dir.clone(), s.finish(REST)?))).collect::<Result<Vec<_>>>()?;
+        let kept = Kept { loads, seen, probes };
+        errors.extend(kept.seen.iter().flat_map(|(_, musts)| musts.iter().flat_map(|m| m.errors.clone())));
+        let problems: Vec<&String> =
+            kept.seen.iter().flat_map(|(_, m)| m).flat_map(|m| &m.problems).collect();
+        ensure!(problems.is_empty(), "what was seen: {problems:#?}");
+        let wrong: Vec<&String> = errors.iter().filter(|e| e.contains("WRONG CONTENT")).collect();
+        ensure!(wrong.is_empty(), "{wrong:#?}");
+        if self.plant_loss {
+            plant_loss(&there, &kept)?;
+        }
+        for region in [other, lost] {
+            kept.verify(&self.cluster.mount(region))
+                .with_context(|| format!("as the mount in {region} shows it"))?;
+        }
+        self.cluster.verify(lost)?;
+        ensure!(self.cluster.panics().is_empty(), "{:#?}", self.cluster.panics());
+        let known = known.with_context(|| format!("{other} can't be asked"))?;
+        ensure!(known.home == other && known.epoch > before.epoch, "{before:?} was followed by {known:?}");
+        ensure!(taken_over <= TAKEN_OVER_WITHIN, "{other} took changes only after {taken_over:?}");
+        println!(
+            "       whole {:.1} s after it came back, home {}, {} errors seen, {} files seen or fsynced; {:.0} s in all",
+            rejoined.as_secs_f64(),
+            whole.home,
+            errors.len(),
+            kept.seen.iter().flat_map(|(_, m)| m).map(|m| m.files.len()).sum::<usize>(),
+            began.elapsed().as_secs_f64()
+        );
+        for error in errors.iter().take(3) {
+            println!("         {error}");
+        }
+        Ok(kept)
+    }
+
+    fn work(&self, n: usize, region: &str, seed: u64) -> Working {
+        let name = PathBuf::from(format!("r{n}-load-{region}"));
+        let journals = self.cluster.scratch().join("journals").join(&name);
+        let settings = load::Settings {
+            dir: self.cluster.mount(region).join(&name),
+            journals: journals.clone(),
+            threads: THREADS,
+            time: Duration::from_secs(3_600),
+            seed,
+        };
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let thread = std::thread::spawn(move || load::run(&settings, || stopped.load(Ordering::SeqCst)));
+        Working { dir: name, journals, stop, thread }
+    }
+
+    fn print_takeovers(&self) {
+        for kind in plan::KINDS {
+            let mut times: Vec<f64> =
+                self.takeovers.iter().filter(|(k, _)| *k == kind).map(|(_, t)| t.as_secs_f64()).collect();
+            times.sort_by(f64::total_cmp);
+            if let (Some(least), Some(most)) = (times.first(), times.last()) {
+                println!("home {kind}: {} takeovers in {least:.1} to {most:.1} s", times.len());
+            }
+        }
+    }
+
+    /// Everything once more, over mounts that have cached nothing.
+    fn finish(mut self, kept: &[Kept]) -> Result<()> {
+        self.print_takeovers();
+        for region in REGIONS {
+            self.cluster
+                .with_fresh_mount(region, |mount| kept.iter().try_for_each(|kept| kept.verify(mount)))
+                .with_context(|| format!("at the end, as a fresh mount in {region} shows it"))?;
+        }
+        let ended = self.cluster.ended();
+        ensure!(ended.is_empty(), "{}", ended.join("; "));
+        self.cluster.forget_logs();
+        Ok(())
+    }
+}
+
+impl Working {
+    /// The directory and its journals, once all threads have ended.
+    fn finish(self, errors: &mut Vec<String>) -> Result<(PathBuf, PathBuf)> {
+        self.stop.store(true, Ordering::SeqCst);
+        let deadline = Instant::now() + REST;
+        while !self.thread.is_finished() {
+            ensure!(Instant::now() < deadline, "a call of the workload in {} hangs", self.dir.display());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let outcome = self.thread.join().map_err(|_| anyhow!("the workload panicked"))??;
+        ensure!(outcome.operations > 0, "the workload in {} did nothing", self.dir.display());
+        errors.extend(outcome.errors);
+        Ok((self.dir, self.journals))
+    }
+}
+
+impl Kept {
+    /// All of it is there, on a mount that may need a moment to show it.
+    fn verify(&self, mount: &Path) -> Result<()> {
+        wait_for("what was acknowledged or seen to be there", SHOWN_WITHIN, || {
+            let mut problems = Vec::new();
+            for (dir, journals) in &self.loads {
+                let report = load::verify::verify(&mount.join(dir), journals)?;
+                ensure!(report.threads == THREADS, "{} journals in {}", report.threads, journals.display());
+                problems.extend(report.problems.iter().map(|p| format!("{}/{p}", dir.display())));
+            }
+            for (dir, musts) in &self.seen {
+                let lacking = musts.iter().flat_map(|must| must.lacking(&mount.join(dir)));
+                problems.extend(lacking.map(|p| format!("{}/{p}", dir.display())));
+            }
+            let gone = self.probes.iter().filter(|name| !mount.join(name).exists());
+            problems.extend(gone.map(|name| format!("{} is LOST", name.display())));
+            ensure!(
+                problems.is_empty(),
+                "{} problems, among them {:#?}",
+                problems.len(),
+                &problems[..problems.len().min(10)]
+            );
+            Ok(())
+        })
+    }
+}
+
+/// Removes a file that must be there.
+fn plant_loss(mount: &Path, kept: &Kept) -> Result<()> {
+    let of = |(dir, musts): &(PathBuf, Vec<Must>)| {
+        let number = musts.iter().find_map(|must| must.files.keys().next().copied())?;
+        Some(mount.join(dir).join(format!("n{number:06}")))
+    };
+    let path = kept.seen.iter().find_map(of).context("there is nothing to lose")?;
+    println!("       planted: {} is removed", path.display());
+    std::fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))
+}
