@@ -15,7 +15,7 @@ UNITDIR ?= $(PREFIX)/lib/systemd/system
 FROM ?= target/release
 export RUST_BACKTRACE ?= 0
 
-.PHONY: help build install uninstall dev dev-down test test-all test-faults faults-plants check fix lint unit e2e sim bench deps
+.PHONY: help build install uninstall dev dev-down test test-all test-faults test-geo faults-plants check fix lint unit e2e sim bench deps
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -84,11 +84,11 @@ unit:
 # One after the other: each starts a cluster, and two cores are enough for one.
 e2e:
 	cargo build $(BINS) -p mooseng-e2e -p mooseng-bench --bins
-	ROUNDS=$(ROUNDS) HOSTILE_PORTS=$(HOSTILE_PORTS) cargo test -p mooseng-e2e --test e2e -- --test-threads=1 --nocapture
+	ROUNDS=$(ROUNDS) HOSTILE_PORTS=$(HOSTILE_PORTS) GEO_ROUNDS=$(GEO_ROUNDS) cargo test -p mooseng-e2e --test e2e -- --test-threads=1 --nocapture
 
-## make test-all   make test, with ten minutes of certificate renewal, more kills and more seeds
+## make test-all   make test, with ten minutes of certificate renewal, more kills and more seeds, and each loss of a home region once
 test-all:
-	$(MAKE) test ROUNDS=10 ROTATE_SECONDS=600 HOSTILE_PORTS=all COHERENCE=10000
+	$(MAKE) test ROUNDS=10 ROTATE_SECONDS=600 HOSTILE_PORTS=all COHERENCE=10000 GEO_ROUNDS=1
 	$(MAKE) sim SEEDS=1000
 
 ## make sim        the simulation, SEEDS=N of them, and of each planted bug as many as it takes (docs/simulation.md)
@@ -103,6 +103,12 @@ test-faults: ROUNDS = 100
 test-faults: deps
 	cargo build $(BINS) -p mooseng-e2e --bins
 	target/debug/mooseng-faults --seed $(SEED) --rounds $(ROUNDS)
+
+## make test-geo   the home region of a geo volume is cut off, killed or paused, ROUNDS=N times in each way, SEED=S (docs/faults.md); needs root
+test-geo: ROUNDS = 10
+test-geo: deps
+	cargo build $(BINS) -p mooseng-e2e --bins
+	target/debug/mooseng-geo --seed $(SEED) --rounds $(ROUNDS)
 
 ## make faults-plants  shows that such a campaign finds planted bugs, 100 rounds for each at most (docs/faults.md)
 faults-plants: ROUNDS = 100

@@ -16,6 +16,8 @@ mod coherence;
 mod faults;
 #[path = "e2e/forms.rs"]
 mod forms;
+#[path = "e2e/geo.rs"]
+mod geo;
 #[path = "e2e/hostile.rs"]
 mod hostile;
 #[path = "e2e/hosts.rs"]

@@ -75,6 +75,9 @@ pub struct DevUp {
     /// Don't mount.
     #[arg(long)]
     pub no_mount: bool,
+    /// Each region in a network namespace of its own. Not built yet: `mooseng dev partition` cuts regions off without.
+    #[arg(long)]
+    pub isolate: bool,
     /// Return once everything serves; `mooseng dev down` ends it.
     #[arg(long)]
     pub detach: bool,

@@ -410,6 +410,7 @@ pub mod tests {
             copies: None,
             mount: None,
             no_mount: false,
+            isolate: false,
             detach: false,
             leaf_lifetime: None,
             trash_retention: None,

@@ -19,6 +19,10 @@ use crate::runtime;
 
 /// Makes or starts a cluster, waits until it serves, and says what runs where.
 pub fn run(args: &DevUp) -> Result<(), Failure> {
+    if args.isolate {
+        let isolate = Failure::not_built("a network namespace for each region (`mooseng dev up --isolate`)");
+        return Err(isolate);
+    }
     interrupt::catch();
     let dir = directory(args)?;
     let mut cluster = Cluster::open_or(&dir, || Plan::new(args, &dir))?;
