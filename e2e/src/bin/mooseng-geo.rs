@@ -19,6 +19,9 @@ struct Args {
     /// Only these kinds.
     #[arg(long, value_parser = kind, value_name = "cut|cut-out|cut-in|kill|pause", value_delimiter = ',')]
     kinds: Vec<Kind>,
+    /// Goes on with the next round after one that failed, as long as the cluster becomes whole again.
+    #[arg(long)]
+    keep_going: bool,
     /// Removes a file behind the workload's back: then the campaign must fail.
     #[arg(long)]
     plant_loss: bool,
@@ -39,13 +42,13 @@ fn kind(word: &str) -> Result<Kind, String> {
 }
 
 fn main() -> ExitCode {
-    let Args { seed, rounds, kinds, plant_loss, plan } = Args::parse();
+    let Args { seed, rounds, kinds, keep_going, plant_loss, plan } = Args::parse();
     let kinds = if kinds.is_empty() { KINDS.to_vec() } else { kinds };
     if plan {
         plan::plan(seed, rounds, &kinds).iter().for_each(|round| println!("{round}"));
         return ExitCode::SUCCESS;
     }
-    match (campaign::run(&Settings { seed, rounds, kinds, plant_loss }), plant_loss) {
+    match (campaign::run(&Settings { seed, rounds, kinds, keep_going, plant_loss }), plant_loss) {
         (Ok(()), false) => ExitCode::SUCCESS,
         (Err(error), false) => {
             println!("FAILED: {error:#}");

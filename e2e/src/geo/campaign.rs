@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::cluster::{GeoCluster, REGIONS};
 use super::plan::{self, Kind, Round};
@@ -37,6 +37,8 @@ pub struct Settings {
     pub rounds: usize,
     /// Which kinds.
     pub kinds: Vec<Kind>,
+    /// Goes on with the next round after one that failed.
+    pub keep_going: bool,
     /// Removes a file behind the workload's back, which the first round must find.
     pub plant_loss: bool,
 }
@@ -52,7 +54,7 @@ pub fn run(settings: &Settings) -> Result<()> {
     let cluster = GeoCluster::start()?;
     println!("the regions are up after {:.1} s", began.elapsed().as_secs_f64());
     let mut campaign = Campaign { cluster, plant_loss: settings.plant_loss, takeovers: Vec::new() };
-    let mut kept = Vec::new();
+    let (mut kept, mut failed) = (Vec::new(), Vec::new());
     for (n, round) in (1..).zip(&plan) {
         let done = campaign.round(n, round).with_context(|| {
             format!(
@@ -60,7 +62,21 @@ pub fn run(settings: &Settings) -> Result<()> {
                 settings.seed, settings.rounds
             )
         });
-        kept.push(done.inspect_err(|_| campaign.print_takeovers())?);
+        match done {
+            Ok(round) => kept.push(round),
+            Err(error) if settings.keep_going => {
+                println!("  {n:3}  FAILED: {error:#}");
+                failed.push(n.to_string());
+            }
+            Err(error) => {
+                campaign.print_takeovers();
+                return Err(error);
+            }
+        }
+    }
+    if !failed.is_empty() {
+        campaign.print_takeovers();
+        bail!("{} of {} rounds failed: {}", failed.len(), plan.len(), failed.join(", "));
     }
     campaign.finish(&kept)
 }
@@ -151,9 +167,6 @@ impl Campaign {
             kept.seen.iter().flat_map(|(_, m)| m).map(|m| m.files.len()).sum::<usize>(),
             began.elapsed().as_secs_f64()
         );
-        for error in errors.iter().take(3) {
-            println!("         {error}");
-        }
         Ok(kept)
     }
 

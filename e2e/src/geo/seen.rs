@@ -42,6 +42,8 @@ fn number(name: &str) -> Option<u64> {
 /// What must be there afterwards.
 #[derive(Clone, Debug, Default)]
 pub struct Must {
+    /// Why it must.
+    pub because: &'static str,
     /// Files, with how many bytes of them at least.
     pub files: BTreeMap<u64, usize>,
     /// What was seen that can't be.
@@ -51,6 +53,14 @@ pub struct Must {
 }
 
 impl Must {
+    fn failed(&mut self, began: Instant, what: &str) {
+        let at = began.elapsed().as_secs_f64();
+        self.errors.push(format!(
+            "{} after {at:.2} s: {what}",
+            if self.because == "seen" { "looking" } else { "writing" }
+        ));
+    }
+
     fn has(&mut self, number: u64, bytes: usize) {
         let least = self.files.entry(number).or_default();
         *least = bytes.max(*least);
@@ -94,9 +104,11 @@ impl Must {
                 Ok(bytes) if !content(*number).starts_with(&bytes) => {
                     Some(format!("{name} has WRONG CONTENT: {} bytes", bytes.len()))
                 }
-                Ok(bytes) if bytes.len() < *least => {
-                    Some(format!("{name} has LOST bytes: {} of {least} are left", bytes.len()))
-                }
+                Ok(bytes) if bytes.len() < *least => Some(format!(
+                    "{name} has LOST bytes: {} of {least} that were {} are left",
+                    bytes.len(),
+                    self.because
+                )),
                 Ok(_) => None,
             }
         };
@@ -145,7 +157,8 @@ impl Seen {
 
 /// Makes files; what was fsynced is promised.
 fn write(dir: &Path, stop: &AtomicBool) -> Must {
-    let mut must = Must::default();
+    let began = Instant::now();
+    let mut must = Must { because: "fsynced", ..Must::default() };
     let mut unsynced = Vec::new();
     for number in 1.. {
         if stop.load(Ordering::SeqCst) {
@@ -154,7 +167,7 @@ fn write(dir: &Path, stop: &AtomicBool) -> Must {
         match write_one(dir, number) {
             Ok(true) => must.has(number, content(number).len()),
             Ok(false) => unsynced.push(number),
-            Err(error) => must.errors.push(format!("{}: {error:#}", name(number))),
+            Err(error) => must.failed(began, &format!("{}: {error:#}", name(number))),
         }
         if number.is_multiple_of(FSYNC_DIR_EVERY) {
             match sync_dir(dir) {
@@ -163,7 +176,7 @@ fn write(dir: &Path, stop: &AtomicBool) -> Must {
                 // Told once: what was made since the last one may be gone.
                 Err(error) => {
                     unsynced.clear();
-                    must.errors.push(format!("{error:#}"));
+                    must.failed(began, &format!("{error:#}"));
                 }
             }
         }
@@ -191,10 +204,11 @@ fn close(file: File) -> Result<()> {
 }
 
 fn watch(dir: &Path, stop: &AtomicBool) -> Must {
-    let mut must = Must::default();
+    let began = Instant::now();
+    let mut must = Must { because: "seen", ..Must::default() };
     while !stop.load(Ordering::SeqCst) && must.problems.len() < 20 {
         if let Err(error) = must.look(dir) {
-            must.errors.push(format!("{error:#}"));
+            must.failed(began, &format!("{error:#}"));
         }
         std::thread::sleep(LOOK_EVERY);
     }

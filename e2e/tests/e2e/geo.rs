@@ -7,7 +7,9 @@ use mooseng_e2e::geo::plan::KINDS;
 fn the_loss_of_the_home_region_breaks_no_promise() {
     let number = |name: &str| std::env::var(name).ok().and_then(|n| n.parse::<u64>().ok());
     let Some(rounds) = number("GEO_ROUNDS").filter(|rounds| *rounds > 0) else {
-        println!("skipped: it takes minutes; GEO_ROUNDS=N says how many rounds of each kind (make test-all: 1)");
+        println!(
+            "skipped: it takes minutes; GEO_ROUNDS=N says how many rounds of each kind (make test-all: 1)"
+        );
         return;
     };
     if !nix::unistd::geteuid().is_root() {
@@ -18,6 +20,7 @@ fn the_loss_of_the_home_region_breaks_no_promise() {
         seed: number("SEED").unwrap_or(1),
         rounds: rounds as usize,
         kinds: KINDS.to_vec(),
+        keep_going: false,
         plant_loss: false,
     };
     campaign::run(&settings).unwrap();
