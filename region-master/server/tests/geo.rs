@@ -299,7 +299,6 @@ async fn ledger(master: &Master) -> Vec<(Epoch, LossRecord)> {
     losses::ledger(&master.store.begin(), ROOT_VOLUME).await.unwrap()
 }
 
-#[ignore = "doesn't pass yet: the replica counts the chunk that nobody has as complete"]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_home_begins_where_its_data_is_and_says_what_was_lost() {
     let mut regions = Regions::start(&[("a", 3), ("b", 3), ("w", 1)]).await;
