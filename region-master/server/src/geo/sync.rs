@@ -56,6 +56,11 @@ pub fn synced(master: &Master, volume: VolumeId) -> Option<LogPosition> {
     members.into_iter().map(|region| complete(region).unwrap_or_default()).min()
 }
 
+/// Whether answers may have to wait for other regions at all: then what they tell is to be looked at ([`admit`]).
+pub fn holds_back(master: &Master, volume: VolumeId) -> bool {
+    master.geo.cluster.is_some() && synced(master, volume).is_some()
+}
+
 /// In a replica's region: what the home has told, or, if the set is the home and this region, what is here.
 fn synced_here(master: &Master, volume: VolumeId, known: &Volume) -> LogPosition {
     let told = *lock(&master.geo.told_synced);
