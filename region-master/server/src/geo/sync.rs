@@ -238,7 +238,7 @@ fn late(master: &Master, volume: VolumeId, at: LogPosition) -> CallError {
 }
 
 /// Keeps a home's sync set: who stalls leaves it, and who has caught up comes into it.
-pub(super) async fn keep(master: &Arc<Master>, volume: VolumeId, epoch: Epoch) {
+pub(super) async fn keep(master: &Arc<Master>, volume: VolumeId, custody: u64, epoch: Epoch) {
     let mut decider = SyncSet::<LogPosition>::default();
     let mut acknowledged = master.geo.acknowledged.subscribe();
     let mut refused = String::new();
@@ -261,7 +261,7 @@ pub(super) async fn keep(master: &Arc<Master>, volume: VolumeId, epoch: Epoch) {
             *lock(&master.geo.joining) = decider.joining().map(str::to_owned).collect();
             if let Some(proposed) = proposed {
                 let (from, to) = (known.sync_set.clone(), proposed.clone());
-                match propose(master, volume, epoch, view.version, proposed).await {
+                match propose(master, volume, (custody, epoch), view.version, proposed).await {
                     Ok(()) => {
                         refused.clear();
                         tracing::info!(?from, ?to, "the volume's sync set has changed");
@@ -299,7 +299,7 @@ fn seen(master: &Master, volume: VolumeId, known: &Volume) -> BTreeMap<String, S
 async fn propose(
     master: &Master,
     volume: VolumeId,
-    epoch: Epoch,
+    (custody, epoch): (u64, Epoch),
     at_version: u64,
     set: BTreeSet<String>,
 ) -> Result<(), CallError> {
@@ -309,6 +309,8 @@ async fn propose(
         epoch: epoch.0,
         sync_set: Some(Regions { names: set.into_iter().collect() }),
         at_version: Some(at_version),
+        // A later leader doesn't wait for those that this one proposes.
+        custody: Some(custody),
         ..SetVolume::default()
     };
     let deadline = Instant::now() + CHANGE_WITHIN;
