@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
 
 mod common;
+#[path = "geo/sync.rs"]
+mod sync;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -319,7 +321,8 @@ async fn a_home_begins_where_its_data_is_and_says_what_was_lost() {
     let tx = home.store.begin();
     let record = ChunkRecord { length: 10, sealed: true, ..ChunkRecord::default() };
     tx.set(&chunk::key(lacking), &record.to_value());
-    let held = LocationRecord { layout: 1, copies: vec!["gone".into()], epoch: 1, ..LocationRecord::default() };
+    let held =
+        LocationRecord { layout: 1, copies: vec!["gone".into()], epoch: 1, ..LocationRecord::default() };
     tx.set(&location::key(lacking), &held.to_value());
     let used = ChunkUse { extents: 1, bytes: 10 };
     tx.set(&chunk::reference_key(lacking, file), &used.to_value());
