@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use mooseng_global::{Durability, View, Volume};
 use mooseng_region::sync_set::{Facts, Seen, SyncSet};
-use mooseng_replica::{Entry, turn};
+use mooseng_replica::Entry;
 use mooseng_schema::log::LogPosition;
 use mooseng_store::Store;
 use mooseng_transport::call_error;
@@ -20,7 +20,7 @@ use mooseng_wire::global::{Regions, SetVolume};
 use mooseng_wire::{Epoch, SessionId, VolumeId};
 use tokio::time::Instant;
 
-use super::{Whereabouts, lock, pause, place_of};
+use super::{Whereabouts, lock, losses, pause, place_of};
 use crate::master::Master;
 
 /// How often the set is looked at, where nothing happens.
@@ -165,9 +165,10 @@ pub async fn is_lost(master: &Master, volume: VolumeId, changed: LogPosition) ->
     if changed.epoch.0 + 1 == known.epoch.0 {
         return Ok(known.cut.is_some_and(|cut| changed > cut));
     }
-    // Of an epoch longer ago only the log knows.
-    let kept = turn::has(&master.store.begin(), volume, changed).await;
-    kept.map(|kept| !kept).map_err(|error| super::failed(master, &error))
+    // Of an epoch longer ago the ledger knows: the log may have been trimmed since.
+    let ledger =
+        losses::ledger(&master.store.begin(), volume).await.map_err(|error| super::failed(master, &error))?;
+    Ok(ledger.iter().any(|(closed, loss)| *closed >= changed.epoch && changed > loss.cut()))
 }
 
 /// Waits until everything that was committed up to now is in the sync set.
