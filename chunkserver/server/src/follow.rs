@@ -46,7 +46,16 @@ impl Pulls {
             let length = (upto - offset).min(BULK_BYTES_MAX as u64) as u32;
             let read = Read { chunk: chunk.0, offset, length, ticket: follow.ticket.clone() };
             let source = &source;
-            async move { members.read(source, &read, PIECE_WITHIN).await.map(|bytes| (offset, bytes)) }
+            async move {
+                let read = members.read(source, &read, PIECE_WITHIN).await;
+                // What is wrong with the copy there says nothing of the one here.
+                read.map(|bytes| (offset, bytes)).map_err(|error| {
+                    call_error(
+                        ErrorCode::Unavailable,
+                        format!("it can't be read at {source}: {}", error.message),
+                    )
+                })
+            }
         });
         let mut pieces = std::pin::pin!(stream::iter(pieces).buffered(AHEAD));
         while let Some(piece) = pieces.next().await {

@@ -444,11 +444,25 @@ impl FileSystem {
     /// since it was answered is reported here, and once by the next fsync of each file that is open.
     pub(crate) async fn synced(&self) -> Result<(), FsError> {
         let session = &self.inner.session;
-        if !session.has_elsewhere() {
+        // Regions that came after the session was opened show by the log.
+        if !session.has_elsewhere() && !session.near.has_log() {
             return Ok(());
         }
-        // Also without changes of its own: what it was told of may be on its way there.
-        let upto = session.near.unsynced();
+        let mut places = session.near.unsynced();
+        if places.is_empty() {
+            // Also without changes of its own: what it was told of may be on its way there.
+            places.push((0, 0));
+        }
+        let mut synced = Ok(());
+        // Under each home by itself: a failover may have taken back what the one before answered, whatever the present one has.
+        for upto in places {
+            synced = synced.and(self.synced_up_to(upto).await);
+        }
+        synced
+    }
+
+    async fn synced_up_to(&self, upto: (u64, u64)) -> Result<(), FsError> {
+        let session = &self.inner.session;
         let op = Op::Sync(Sync { epoch: upto.0, version: upto.1 });
         match self.inner.region.read(&daemon(), op).await? {
             Reply::Done(_) => {

@@ -4,6 +4,7 @@
 //! volume's log it may show. What this mount has seen it asks of every further answer, so that it sees its own changes, and never goes back. A
 //! replica that isn't there yet, or lacks a chunk, or isn't reached, sends the read to the home.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -34,8 +35,9 @@ struct State {
     home: Option<String>,
     /// The newest place that was seen.
     seen: At,
-    /// Where this mount's own changes are; nothing once they are in the sync set.
-    changed: At,
+    /// Where this mount's own changes are, the newest of each home epoch; nothing once they are in the sync set. What a later home answered says nothing of
+    /// what a failover took back of an earlier one.
+    changed: BTreeMap<u64, u64>,
     /// The master of this region that answered last.
     leader: Option<String>,
     /// Nobody is asked before.
@@ -81,22 +83,30 @@ impl Near {
         }
     }
 
+    /// Whether the volume has a log: where it has one, several regions have the volume.
+    pub fn has_log(&self) -> bool {
+        self.state().seen > At::default()
+    }
+
     /// A change of this mount was answered, and is in the log up to a place.
     pub fn changed(&self, epoch: u64, version: u64) {
-        let mut state = self.state();
-        state.changed = state.changed.max((epoch, version));
+        if epoch > 0 {
+            let mut state = self.state();
+            let newest = state.changed.entry(epoch).or_default();
+            *newest = version.max(*newest);
+        }
     }
 
-    /// Where this mount's own changes are that may not be in the sync set yet.
-    pub fn unsynced(&self) -> (u64, u64) {
-        self.state().changed
+    /// Where this mount's own changes are that may not be in the sync set yet: the newest of each home epoch, in order.
+    pub fn unsynced(&self) -> Vec<(u64, u64)> {
+        self.state().changed.iter().map(|(epoch, version)| (*epoch, *version)).collect()
     }
 
-    /// Up to there they are, or are lost and told so.
-    pub fn settled(&self, upto: (u64, u64)) {
+    /// Those of that epoch are in the sync set up to there, or are lost and told so.
+    pub fn settled(&self, (epoch, upto): (u64, u64)) {
         let mut state = self.state();
-        if state.changed <= upto {
-            state.changed = At::default();
+        if state.changed.get(&epoch).is_some_and(|newest| *newest <= upto) {
+            state.changed.remove(&epoch);
         }
     }
 
@@ -248,5 +258,22 @@ mod tests {
         assert!(near.read(&script(vec![("a", at(2, 1))]), &masters, &get()).await.is_some());
         near.set_home(None);
         assert!(near.read(&script(vec![]), &masters, &get()).await.is_none());
+    }
+
+    #[test]
+    fn what_an_earlier_home_answered_isnt_settled_by_a_later_one() {
+        let near = Near::default();
+        near.changed(0, 0);
+        assert_eq!(near.unsynced(), []);
+        near.changed(1, 9);
+        near.changed(2, 3);
+        near.changed(1, 8);
+        assert_eq!(near.unsynced(), [(1, 9), (2, 3)]);
+        near.changed(2, 4);
+        near.settled((2, 3));
+        near.settled((1, 9));
+        assert_eq!(near.unsynced(), [(2, 4)]);
+        near.settled((2, 4));
+        assert_eq!(near.unsynced(), []);
     }
 }

@@ -121,6 +121,7 @@ mod tests {
             threads: 3,
             time: Duration::from_millis(600),
             seed: 7,
+            go_on: false,
         };
         let outcome = run(&settings, || false).unwrap();
         assert_eq!(outcome.errors, Vec::<String>::new());

@@ -33,6 +33,8 @@ pub struct Settings {
     pub time: Duration,
     /// Where the random choices start.
     pub seed: u64,
+    /// A thread whose operation failed goes on in a fresh directory: nobody knows how far it was done.
+    pub go_on: bool,
 }
 
 /// What came of it.
@@ -40,8 +42,47 @@ pub struct Settings {
 pub struct Outcome {
     /// Acknowledged operations.
     pub operations: u64,
-    /// Errors that operations returned, and wrong content that reads found. A thread ends with its first.
+    /// Errors that operations returned, and wrong content that reads found. A thread ends with its first, unless it is to go on.
     pub errors: Vec<String>,
+}
+
+impl Outcome {
+    fn add(&mut self, other: Self) {
+        self.operations += other.operations;
+        self.errors.extend(other.errors);
+    }
+}
+
+/// Fresh directories of one thread at most.
+const BEGINNINGS_MAX: usize = 1_000;
+/// Before one.
+const BEGIN_AGAIN: Duration = Duration::from_millis(200);
+
+/// One thread's work, in one directory after the other if it goes on.
+fn work(settings: &Settings, n: usize, stop: &AtomicBool) -> Result<Outcome> {
+    let mut all = Outcome::default();
+    for beginning in 0..BEGINNINGS_MAX {
+        let name = if beginning == 0 { format!("t{n}") } else { format!("t{n}-{beginning}") };
+        let done = Worker::new(settings, &name, n + beginning * settings.threads)
+            .and_then(|worker| worker.work(stop));
+        let failed = match done {
+            Ok(outcome) => {
+                let failed = !outcome.errors.is_empty();
+                all.add(outcome);
+                failed
+            }
+            Err(error) if settings.go_on => {
+                all.errors.push(format!("beginning {name}: {error:#}"));
+                true
+            }
+            Err(error) => return Err(error),
+        };
+        if !failed || !settings.go_on || stop.load(Ordering::SeqCst) {
+            break;
+        }
+        std::thread::sleep(BEGIN_AGAIN);
+    }
+    Ok(all)
 }
 
 /// Works until the time is over, `stopped` says so, or an operation of each thread has failed.
@@ -57,7 +98,7 @@ pub fn run(settings: &Settings, stopped: impl Fn() -> bool) -> Result<Outcome> {
             .map(|n| {
                 scope.spawn({
                     let stop = &stop;
-                    move || Worker::new(settings, n)?.work(stop)
+                    move || work(settings, n, stop)
                 })
             })
             .collect();
@@ -73,9 +114,7 @@ pub fn run(settings: &Settings, stopped: impl Fn() -> bool) -> Result<Outcome> {
     });
     let mut total = Outcome::default();
     for outcome in outcomes {
-        let outcome = outcome?;
-        total.operations += outcome.operations;
-        total.errors.extend(outcome.errors);
+        total.add(outcome?);
     }
     Ok(total)
 }
@@ -89,14 +128,14 @@ struct Worker {
 }
 
 impl Worker {
-    fn new(settings: &Settings, n: usize) -> Result<Self> {
-        let dir = settings.dir.join(format!("t{n}"));
+    fn new(settings: &Settings, name: &str, seed: usize) -> Result<Self> {
+        let dir = settings.dir.join(name);
         std::fs::create_dir(&dir).with_context(|| format!("creating {}", dir.display()))?;
         sync_dir(&settings.dir)?;
         Ok(Self {
             dir,
-            journal: Journal::create(&settings.journals.join(format!("t{n}.journal")))?,
-            rng: SmallRng::seed_from_u64(settings.seed.wrapping_add(n as u64)),
+            journal: Journal::create(&settings.journals.join(format!("{name}.journal")))?,
+            rng: SmallRng::seed_from_u64(settings.seed.wrapping_add(seed as u64)),
             model: Model::new(),
             next: 0,
         })

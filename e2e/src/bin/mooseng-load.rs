@@ -48,7 +48,7 @@ fn main() -> Result<ExitCode> {
         Args::Run { dir, journals, threads, seconds, stop_file, seed } => {
             let time = Duration::from_secs(seconds);
             let stopped = || stop_file.as_ref().is_some_and(|file| file.exists());
-            let outcome = load::run(&Settings { dir, journals, threads, time, seed }, stopped)?;
+            let outcome = load::run(&Settings { dir, journals, threads, time, seed, go_on: false }, stopped)?;
             println!("{} operations acknowledged, {} errors", outcome.operations, outcome.errors.len());
             outcome.errors
         }

@@ -69,6 +69,8 @@ pub struct Needs {
     noted: LogPosition,
     /// What is waited for of each chunk: with each entry more bytes.
     chunks: BTreeMap<ChunkId, VecDeque<Step>>,
+    /// Of those, what is here for certain.
+    here: BTreeMap<ChunkId, u64>,
     /// The first entry that each of them holds back.
     first: BTreeSet<(LogPosition, ChunkId)>,
     /// Places that never are complete: from an entry on, whose chunk died before its bytes were here, and before the entry by which it died. By the first.
@@ -152,6 +154,8 @@ impl Needs {
     /// Bytes of a chunk are here, durably.
     pub fn met(&mut self, chunk: ChunkId, upto: u64) {
         let Some(steps) = self.chunks.get_mut(&chunk) else { return };
+        let here = self.here.entry(chunk).or_default();
+        *here = upto.max(*here);
         let Some(first) = steps.front().copied() else { return };
         while steps.front().is_some_and(|step| step.upto <= upto) {
             steps.pop_front();
@@ -163,7 +167,10 @@ impl Needs {
         }
         match left {
             Some(at) => drop(self.first.insert((at, chunk))),
-            None => drop(self.chunks.remove(&chunk)),
+            None => {
+                self.chunks.remove(&chunk);
+                self.here.remove(&chunk);
+            }
         }
         let complete = self.complete();
         self.never.retain(|_, (_, end)| *end > complete);
@@ -171,6 +178,7 @@ impl Needs {
 
     fn forget(&mut self, chunk: ChunkId) -> Option<Step> {
         let steps = self.chunks.remove(&chunk)?;
+        self.here.remove(&chunk);
         self.count -= steps.len();
         let first = steps.front().copied()?;
         self.first.remove(&(first.at, chunk));
@@ -194,9 +202,9 @@ impl Needs {
         complete
     }
 
-    /// Whether bytes of a chunk up to there are waited for still.
+    /// Whether bytes of a chunk up to there may be waited for still: an entry that names more of it names them, too.
     pub fn lacks(&self, chunk: ChunkId, upto: u64) -> bool {
-        self.chunks.get(&chunk).and_then(VecDeque::front).is_some_and(|first| first.upto <= upto)
+        self.chunks.contains_key(&chunk) && self.here.get(&chunk).is_none_or(|here| *here < upto)
     }
 
     /// What to fetch next: what holds the completeness back first. Not those that are `busy`.
@@ -314,7 +322,10 @@ mod tests {
         needs.note(place(4), [(ChunkId(9), 8), (ChunkId(1), 4)], []);
         assert_eq!(needs.next(|_| false), Some((ChunkId(9), 8)));
         assert_eq!(needs.next(|chunk| chunk == ChunkId(9)), Some((ChunkId(1), 5)));
+        needs.met(ChunkId(9), 4);
+        // What is named up to 5 at once may be two runs of a file.
         assert!(needs.lacks(ChunkId(9), 5) && !needs.lacks(ChunkId(9), 4) && !needs.lacks(ChunkId(2), 4));
+        assert!(needs.lacks(ChunkId(1), 1), "nothing is known of it");
         needs.met(ChunkId(9), 5);
         assert_eq!((needs.complete(), needs.noted()), (place(2), place(4)));
         assert_eq!(needs.next(|_| false), Some((ChunkId(1), 5)));

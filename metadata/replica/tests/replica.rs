@@ -122,9 +122,15 @@ impl Replica {
         apply::state(&self.store.begin(), VOLUME, Read::Snapshot).await.unwrap().unwrap()
     }
 
+    /// What the home was at a place.
+    fn then(&self, at: LogPosition) -> Option<Vec<(Bytes, Bytes)>> {
+        self.history.lock().unwrap().get(&at).cloned()
+    }
+
     async fn committed(&self) {
         let newest = read::newest(&self.home.begin(), VOLUME).await.unwrap();
-        self.history.lock().unwrap().insert(newest, records(&self.home).await);
+        let is = records(&self.home).await;
+        self.history.lock().unwrap().insert(newest, is);
     }
 
     /// The places of the home's log from one to another.
@@ -273,7 +279,7 @@ impl Replica {
     async fn check(&self) {
         let (at, copied) = self.position().await;
         if copied.is_none()
-            && let Some(then) = self.history.lock().unwrap().get(&at).cloned()
+            && let Some(then) = self.then(at)
         {
             assert_eq!(records(&self.store).await, then);
         }

@@ -177,6 +177,9 @@ pub struct LeaseRecord {
     /// Renewals so far.
     #[prost(uint64, tag = "1")]
     pub sequence: u64,
+    /// The greatest custody epoch of a leader that renewed it.
+    #[prost(uint64, tag = "2")]
+    pub custody: u64,
 }
 
 impl Record for LeaseRecord {
@@ -235,7 +238,8 @@ mod tests {
                 .replace(' ', "")
                 .as_str(),
         );
-        golden(&LeaseRecord { sequence: 300 }, "0108ac02");
+        golden(&LeaseRecord { sequence: 300, custody: 0 }, "0108ac02");
+        golden(&LeaseRecord { sequence: 300, custody: 5 }, "0108ac021005");
     }
 
     #[test]

@@ -95,6 +95,16 @@ pub enum RuleError {
         /// And the store is at that one.
         present: u64,
     },
+    /// A leader that leads no more wanted to change who is waited for.
+    #[error("the leader of {region} that asks has the custody epoch {asked}, and a later one {present}")]
+    Deposed {
+        /// The volume's home.
+        region: String,
+        /// The custody epoch of who asked.
+        asked: u64,
+        /// Of who renewed the region's lease.
+        present: u64,
+    },
     /// The region isn't one that may hold the volume.
     #[error("the region {region} can't {what}: {why}")]
     Unfit {
@@ -173,6 +183,8 @@ pub struct VolumeChange {
     pub blocks_alone: Option<bool>,
     /// Only if this is the version of the global store.
     pub at_version: Option<u64>,
+    /// Only if no leader of the home of a greater custody epoch has renewed its lease.
+    pub custody: Option<u64>,
 }
 
 type Ruled<T> = Result<T, RuleError>;
@@ -325,14 +337,14 @@ pub async fn home(tx: &impl Transaction, id: VolumeId) -> Ruled<String> {
     volume(tx, id).await.map(|volume| volume.home)
 }
 
-/// Renews a region's lease, and takes note of the masters that its group has now, unless that is empty.
-pub async fn renew(tx: &impl Transaction, name: &str, masters: &[MasterAt]) -> Ruled<Renewal> {
+/// Renews a region's lease, as its leader of that custody epoch, and takes note of the masters that its group has now, unless that is empty.
+pub async fn renew(tx: &impl Transaction, name: &str, masters: &[MasterAt], custody: u64) -> Ruled<Renewal> {
     let cluster = cluster(tx).await?;
     let record: Option<RegionRecord> = get(tx, &key::region(name), Read::Conflicting).await?;
     let known = record.ok_or_else(|| RuleError::NoRegion(name.to_owned()))?.region()?;
     let lease: LeaseRecord = get(tx, &key::lease(name), Read::Conflicting).await?.unwrap_or_default();
     let sequence = lease.sequence + 1;
-    tx.set(&key::lease(name), &LeaseRecord { sequence }.to_value());
+    tx.set(&key::lease(name), &LeaseRecord { sequence, custody: custody.max(lease.custody) }.to_value());
     // Read for the conflict, too: a change that commits before this renewal is one that its holder must know of.
     let mut version = version(tx, Read::Conflicting).await?;
     if !masters.is_empty() && known.masters != masters {
@@ -471,15 +483,26 @@ pub async fn set_volume(
             return Err(RuleError::Overtaken { asked, present });
         }
     }
+    if let Some(asked) = change.custody {
+        let lease: Option<LeaseRecord> = get(tx, &key::lease(&found.home), Read::Conflicting).await?;
+        let present = lease.map_or(0, |lease| lease.custody);
+        if asked < present {
+            return Err(RuleError::Deposed { region: found.home, asked, present });
+        }
+    }
     let mut now = found.clone();
     if let Some(regions) = &change.regions {
         now.regions.clone_from(regions);
         now.sync_set.retain(|region| regions.contains(region));
     }
+    now.durability = change.durability.unwrap_or(now.durability);
+    // Until now nobody was waited for, whoever was in the set before.
+    if (found.durability, now.durability) == (Durability::Region, Durability::Geo) {
+        now.sync_set = BTreeSet::from([now.home.clone()]);
+    }
     if let Some(sync_set) = &change.sync_set {
         now.sync_set.clone_from(sync_set);
     }
-    now.durability = change.durability.unwrap_or(now.durability);
     now.automatic = change.automatic.unwrap_or(now.automatic);
     now.blocks_alone = change.blocks_alone.unwrap_or(now.blocks_alone);
     if now == found {
@@ -505,6 +528,7 @@ pub async fn set_volume(
         return Err(RuleError::NoFailover(id));
     }
     if now.durability == Durability::Geo
+        && found.durability == Durability::Geo
         && now.blocks_alone
         && now.sync_set.len() == 1
         && found.sync_set.len() > 1

@@ -50,8 +50,8 @@ pub struct Facts<'a, P> {
 
 #[derive(Clone, Copy, Debug)]
 struct Joining<P> {
-    /// What there was when it began to be waited for.
-    mark: P,
+    /// What there was once it was waited for; none until the next look: what was answered during the one before may not have waited.
+    mark: Option<P>,
     /// A set with it was proposed: it may be agreed on at any time.
     proposed: bool,
 }
@@ -134,19 +134,20 @@ impl<P: Copy + Ord> SyncSet<P> {
             })
             .map(|(region, _)| region.clone())
             .collect();
+        for joining in self.joining.values_mut() {
+            joining.mark.get_or_insert(facts.newest);
+        }
         for region in given_up {
             self.joining.remove(&region);
             self.left.insert(region, now);
         }
         for region in close {
-            self.joining.insert(region, Joining { mark: facts.newest, proposed: false });
+            self.joining.insert(region, Joining { mark: None, proposed: false });
         }
         let mut proposed = facts.agreed.clone();
         for (region, joining) in &mut self.joining {
-            let seen = facts.regions.get(region);
-            if seen.and_then(|seen| seen.complete).is_some_and(|complete| complete >= joining.mark) {
-                joining.proposed = true;
-            }
+            let complete = facts.regions.get(region).and_then(|seen| seen.complete);
+            joining.proposed |= joining.mark.is_some() && complete >= joining.mark;
             if joining.proposed {
                 proposed.insert(region.clone());
             }
@@ -173,6 +174,8 @@ mod tests {
         Look(u8),
         /// What was proposed and seemed lost is agreed on after all.
         Late,
+        /// The home commits and answers while it looks.
+        LookBeside,
     }
 
     fn events() -> impl Strategy<Value = Vec<Event>> {
@@ -183,6 +186,7 @@ mod tests {
                 3 => prop_oneof![Just(50_u64), Just(900), Just(3_100), Just(11_000)].prop_map(Event::Wait),
                 6 => (0_u8..4).prop_map(Event::Look),
                 1 => Just(Event::Late),
+                3 => Just(Event::LookBeside),
             ],
             0..120,
         )
@@ -203,7 +207,13 @@ mod tests {
             let mut regions: BTreeMap<String, Seen<u64>> =
                 names.iter().map(|n| ((*n).to_owned(), Seen { complete: None, heard: None })).collect();
             let mut agreed = set(&["a"]);
-            let mut late: Option<(BTreeSet<String>, BTreeSet<String>)> = None;
+            // Each set that is agreed on makes another version of the global store.
+            let (mut late, mut version): (Option<(u64, BTreeSet<String>)>, u64) = (None, 0);
+            // As `sync::synced` has it: by the set that is agreed on as far as the home knows, and those that join.
+            let synced = |members: &BTreeSet<String>, regions: &BTreeMap<String, Seen<u64>>, newest: u64| {
+                let synced = members.iter().filter(|r| *r != "a").map(|r| regions[r].complete.unwrap_or(0)).min();
+                synced.unwrap_or(if blocks_alone { 0 } else { newest }).min(newest)
+            };
             for event in events {
                 match event {
                     Event::Change => newest += 1,
@@ -212,32 +222,35 @@ mod tests {
                         regions.insert(names[n].to_owned(), Seen { complete: Some(newest), heard: Some(now) });
                     }
                     Event::Wait(ms) => now = now.after(Duration::from_millis(ms)),
-                    Event::Look(fate) => {
+                    Event::Look(_) | Event::LookBeside => {
+                        let fate = if let Event::Look(fate) = event { fate } else { 2 };
+                        let waited_for: BTreeSet<String> = agreed.iter().cloned().chain(decider.joining().map(str::to_owned)).collect();
                         let facts = Facts { home: "a", agreed: &agreed, regions: &regions, newest, blocks_alone };
                         if let Some(proposed) = decider.step(now, &facts) {
                             prop_assert!(proposed.contains("a"));
                             prop_assert!(proposed.len() > 1 || agreed.len() == 1 || !blocks_alone);
                             match fate {
                                 0 => {}
-                                // Compared with the set that it was made of.
-                                1 => late = Some((agreed.clone(), proposed)),
-                                _ => agreed = proposed,
+                                1 => late = Some((version, proposed)),
+                                _ => (agreed, version) = (proposed, version + 1),
                             }
+                        }
+                        if let Event::LookBeside = event {
+                            newest += 1;
+                            acknowledged = acknowledged.max(synced(&waited_for, &regions, newest));
                         }
                     }
                     Event::Late => {
-                        if let Some((before, proposed)) = late.take() && before == agreed {
-                            agreed = proposed;
+                        if let Some((at, proposed)) = late.take() && at == version {
+                            (agreed, version) = (proposed, version + 1);
                         }
                     }
                 }
                 for (n, name) in names.iter().enumerate() {
                     prop_assert!(!agreed.contains(*name) || has[n] >= acknowledged, "{name} has {}, {acknowledged} were acknowledged", has[n]);
                 }
-                // As `sync::synced` has it: by the set that is agreed on as far as the home knows, and those that join.
-                let members: BTreeSet<&str> = agreed.iter().map(String::as_str).filter(|r| *r != "a").chain(decider.joining()).collect();
-                let synced = members.iter().map(|r| regions[*r].complete.unwrap_or(0)).min();
-                acknowledged = acknowledged.max(synced.unwrap_or(if blocks_alone { 0 } else { newest }).min(newest));
+                let members: BTreeSet<String> = agreed.iter().cloned().chain(decider.joining().map(str::to_owned)).collect();
+                acknowledged = acknowledged.max(synced(&members, &regions, newest));
             }
         }
     }
@@ -261,19 +274,25 @@ mod tests {
         // It is close, is waited for, and joins once it has what there was then.
         assert_eq!(look(&mut decider, &agreed, 0, 5, 4, 0), None);
         assert_eq!(decider.joining().collect::<Vec<_>>(), ["b"]);
-        agreed = look(&mut decider, &agreed, 100, 6, 5, 100).unwrap();
+        assert_eq!(
+            look(&mut decider, &agreed, 50, 6, 5, 50),
+            None,
+            "what was answered before it was waited for is at 6"
+        );
+        agreed = look(&mut decider, &agreed, 100, 7, 6, 100).unwrap();
         assert_eq!(agreed, set(&["a", "b"]));
         // Silent, but nothing waits for it.
-        assert_eq!(look(&mut decider, &agreed, 9_000, 6, 6, 100), None);
+        assert_eq!(look(&mut decider, &agreed, 9_000, 7, 7, 100), None);
         // Something does, for less than it may take.
-        assert_eq!(look(&mut decider, &agreed, 9_100, 7, 6, 100), None);
-        assert_eq!(look(&mut decider, &agreed, 12_000, 7, 6, 100), None);
-        agreed = look(&mut decider, &agreed, 12_200, 7, 6, 100).unwrap();
+        assert_eq!(look(&mut decider, &agreed, 9_100, 8, 7, 100), None);
+        assert_eq!(look(&mut decider, &agreed, 12_000, 8, 7, 100), None);
+        agreed = look(&mut decider, &agreed, 12_200, 8, 7, 100).unwrap();
         assert_eq!(agreed, set(&["a"]));
         // Back at once, and only after a rest in the set.
-        assert_eq!(look(&mut decider, &agreed, 12_300, 7, 7, 12_300), None);
+        assert_eq!(look(&mut decider, &agreed, 12_300, 8, 8, 12_300), None);
         assert_eq!(decider.joining().count(), 0);
-        assert_eq!(look(&mut decider, &agreed, 22_300, 8, 8, 22_300), Some(set(&["a", "b"])));
+        assert_eq!(look(&mut decider, &agreed, 22_300, 8, 8, 22_300), None);
+        assert_eq!(look(&mut decider, &agreed, 22_350, 8, 8, 22_350), Some(set(&["a", "b"])));
         // One that is heard of and falls behind for long leaves, too.
         agreed = set(&["a", "b"]);
         for ms in (22_400..52_000).step_by(100) {

@@ -131,7 +131,8 @@ pub async fn read(
             .look(call, &context, fs, deadline)
             .await
             .map_err(|e| driver_failed(&e, || master.not_leader()))?;
-        let tells = promises::told_by_read(fs, &reply, &looked);
+        let holds_back = geo::sync::holds_back(master, geo::ROOT_VOLUME);
+        let tells = holds_back.then(|| promises::told_by_read(fs, &reply, &looked));
         rests_on.looked = looked;
         if let Some(beside) =
             promises::admit_read(master, term, id, fs, (&mut reply, version.0), &mut rests_on, deadline)
@@ -140,7 +141,9 @@ pub async fn read(
             break (reply, version, beside, tells);
         }
     };
-    geo::sync::admit(master, geo::ROOT_VOLUME, &tells, Some(id), deadline).await?;
+    if let Some(tells) = tells {
+        geo::sync::admit(master, geo::ROOT_VOLUME, &tells, Some(id), deadline).await?;
+    }
     complete(master, &mut reply, id);
     locks::hide_pid(master, id, &mut reply);
     let answer = answer(master, term, reply, version.0, beside)?;
@@ -251,8 +254,10 @@ pub async fn change(
         .await
         .map_err(|e| driver_failed(&e, || master.not_leader()))?;
     let beside = gate.committed(fs, &reply, version.0);
-    let tells = gate.told(fs, &reply);
-    geo::sync::admit(master, geo::ROOT_VOLUME, &tells, Some(call.session), deadline).await?;
+    if geo::sync::holds_back(master, geo::ROOT_VOLUME) {
+        let tells = gate.told(fs, &reply);
+        geo::sync::admit(master, geo::ROOT_VOLUME, &tells, Some(call.session), deadline).await?;
+    }
     if let Some(locking) = locking {
         locking.end(&call, fs, &mut reply).await?;
     }

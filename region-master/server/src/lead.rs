@@ -190,7 +190,7 @@ async fn lead_home(master: &Arc<Master>, term: u64, epoch: Epoch) {
         house::run(master, term),
         locks::sweep(master),
         quotas::count(master, term),
-        geo::ship::run(master, epoch),
+        geo::ship::run(master, term, epoch),
         geo::chunks::run(master, term)
     );
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use mooseng_namespace::touched::Charges;
-use mooseng_namespace::{Admission, Errno, Gate, Room};
+use mooseng_namespace::{Admission, Errno, Gate, Room, reads_from};
 use mooseng_ports::plant::{self, Plant};
 use mooseng_region::promises::{ChangeId, PromiseTable, Recall};
 use mooseng_region::quotas::{Amount, FlightId, Verdict};
@@ -527,8 +527,17 @@ impl ChangeGate {
 
     /// The facts that the change's answer tells something of: a refusal tells of all that was looked at.
     pub fn told(&self, request: &FsRequest, reply: &FsReply) -> BTreeSet<Fact> {
-        let refused = matches!(reply.reply, Some(Reply::Errno(_)));
-        if refused { self.state(|state| state.looked.clone()) } else { facts_changed(request, reply) }
+        if matches!(reply.reply, Some(Reply::Errno(_))) {
+            return self.state(|state| state.looked.clone());
+        }
+        let mut told = facts_changed(request, reply);
+        // What it took of another file is this session's own from now on.
+        told.extend(reads_from(request).map(Fact::Inode));
+        if let Some(Op::Rename(r)) = &request.op {
+            told.insert(Fact::Entry(InodeId(r.parent), r.name.clone()));
+            told.insert(Fact::Entry(InodeId(r.new_parent), r.new_name.clone()));
+        }
+        told
     }
 
     /// The change certainly didn't commit.

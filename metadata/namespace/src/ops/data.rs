@@ -3,11 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use mooseng_schema::Record;
 use mooseng_schema::chunk::ChunkRecord;
 use mooseng_schema::directory::Counters;
 use mooseng_schema::extent;
 use mooseng_schema::inode::InodeRecord;
-use mooseng_store::{RangeLimit, Transaction};
+use mooseng_schema::location::{self, LocationRecord};
+use mooseng_store::{RangeLimit, Read, Transaction};
 use mooseng_wire::fs::write_piece::Data as WireData;
 use mooseng_wire::fs::{ExtentMap, ReadExtents, Seek, SeekTo, SeekWhence, Write, WritePiece, Written};
 use mooseng_wire::{CHUNK_BYTES_MAX, ChunkId, FILE_SIZE_MAX, INLINE_EXTENT_BYTES_MAX, InodeId};
@@ -190,9 +192,14 @@ async fn check_chunks<T: Transaction>(
         if record.sealed && *end > record.length {
             return Err(Errno::ESTALE.into());
         }
-        // What was appended under an earlier home may be in that region alone.
-        if !record.sealed && is_of_earlier_home(view, &record) {
-            return Err(Errno::ESTALE.into());
+        // What was appended under an earlier home may be in that region alone: also of a chunk that is sealed, as long as its log named no more of it.
+        if is_of_earlier_home(view, &record) {
+            let location = view.tx.get(&location::key(*chunk), Read::Conflicting).await?;
+            let location = location.map(|value| LocationRecord::from_value(&value)).transpose()?;
+            let here = location.is_some_and(|l| l.partial.is_none_or(|partial| partial >= *end));
+            if !record.sealed || !here {
+                return Err(Errno::ESTALE.into());
+            }
         }
         Ok(())
     });

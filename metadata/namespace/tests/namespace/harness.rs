@@ -39,6 +39,8 @@ pub struct Volume {
     inodes: AtomicU64,
     chunks: AtomicU64,
     pub now: AtomicI64,
+    /// The home epoch.
+    pub epoch: AtomicU64,
     /// Chunks that the rewriter made, with their bytes.
     made: Mutex<BTreeMap<u64, Vec<u8>>>,
 }
@@ -88,6 +90,7 @@ impl Volume {
             inodes: AtomicU64::new(2),
             chunks: AtomicU64::new(1),
             now: AtomicI64::new(1_000),
+            epoch: AtomicU64::new(1),
             made: Mutex::default(),
         }
     }
@@ -115,7 +118,7 @@ impl Volume {
         OpContext {
             now_ns: self.now.fetch_add(1, Ordering::Relaxed),
             ids,
-            epoch: Epoch(1),
+            epoch: Epoch(self.epoch.load(Ordering::Relaxed)),
             placement: vec!["cs-1".into(), "cs-2".into()],
             ..Default::default()
         }

@@ -86,30 +86,30 @@ async fn a_cluster_is_founded_once() {
 async fn a_renewal_counts_and_takes_note_of_masters_that_changed() {
     let store = founded().await;
     let masters = &region(1, 3, false).masters;
-    let first = ruled!(&store, tx, renew(&tx, "a", masters)).unwrap();
+    let first = ruled!(&store, tx, renew(&tx, "a", masters, 0)).unwrap();
     assert_eq!(first, Renewal { sequence: 1, version: 1, lease_ms: 10_000 });
     let replaced: &Vec<MasterAt> = &masters
         .iter()
         .cloned()
         .map(|m| if m.id == 3 { MasterAt { id: 4, address: "new:1".into(), ..m } } else { m })
         .collect();
-    let second = ruled!(&store, tx, renew(&tx, "a", replaced)).unwrap();
+    let second = ruled!(&store, tx, renew(&tx, "a", replaced, 0)).unwrap();
     assert_eq!((second.sequence, second.version), (2, 2));
     assert_eq!(seen(&store).await.regions["a"].masters, *replaced);
     assert_eq!(leases(&store.begin()).await.unwrap()["a"], 2);
     // Somebody else's address isn't taken.
     let stolen = region(2, 3, false).masters;
-    assert!(matches!(ruled!(&store, tx, renew(&tx, "a", &stolen)), Err(RuleError::Region { .. })));
-    assert_eq!(ruled!(&store, tx, renew(&tx, "x", &[])), Err(RuleError::NoRegion("x".into())));
+    assert!(matches!(ruled!(&store, tx, renew(&tx, "a", &stolen, 0)), Err(RuleError::Region { .. })));
+    assert_eq!(ruled!(&store, tx, renew(&tx, "x", &[], 0)), Err(RuleError::NoRegion("x".into())));
     let unfounded = MemoryStore::new();
-    assert_eq!(ruled!(&unfounded, tx, renew(&tx, "a", &[])), Err(RuleError::NotFounded));
+    assert_eq!(ruled!(&unfounded, tx, renew(&tx, "a", &[], 0)), Err(RuleError::NotFounded));
 }
 
 #[tokio::test]
 async fn a_renewal_and_a_change_that_it_doesnt_know_of_dont_both_commit() {
     let store = founded().await;
     let renewing = store.begin();
-    let renewal = renew(&renewing, "a", &[]).await.unwrap();
+    let renewal = renew(&renewing, "a", &[], 0).await.unwrap();
     ruled!(&store, tx, close_epoch(&tx, ROOT, Epoch(1), Some(0))).unwrap();
     assert_eq!(renewing.commit().await, Err(StoreError::Conflict));
     assert_eq!(renewal.version, 1);
@@ -117,7 +117,7 @@ async fn a_renewal_and_a_change_that_it_doesnt_know_of_dont_both_commit() {
     let store = founded().await;
     let closing = store.begin();
     close_epoch(&closing, ROOT, Epoch(1), Some(0)).await.unwrap();
-    ruled!(&store, tx, renew(&tx, "a", &[])).unwrap();
+    ruled!(&store, tx, renew(&tx, "a", &[], 0)).unwrap();
     assert_eq!(closing.commit().await, Err(StoreError::Conflict));
     assert_eq!(
         ruled!(&store, tx, close_epoch(&tx, ROOT, Epoch(1), Some(0))),
@@ -163,6 +163,47 @@ async fn a_geo_volume_goes_to_a_member_of_its_sync_set_only() {
     ruled!(&store, tx, close_epoch(&tx, ROOT, Epoch(2), None)).unwrap();
     ruled!(&store, tx, open_epoch(&tx, ROOT, Epoch(2), "b", None)).unwrap();
     assert_eq!(seen(&store).await.volumes[&ROOT].sync_set, names(&["a", "b"]));
+}
+
+/// What it proposes late would bring in a region that the later leader doesn't wait for.
+#[tokio::test]
+async fn a_leader_that_leads_no_more_changes_no_sync_set() {
+    let store = founded().await;
+    let geo = VolumeChange { durability: Some(Durability::Geo), ..VolumeChange::default() };
+    ruled!(&store, tx, set_volume(&tx, ROOT, Epoch(1), &geo)).unwrap();
+    let both = |custody| VolumeChange {
+        sync_set: Some(names(&["a", "b"])),
+        custody: Some(custody),
+        ..VolumeChange::default()
+    };
+    ruled!(&store, tx, renew(&tx, "a", &[], 5)).unwrap();
+    ruled!(&store, tx, renew(&tx, "a", &[], 6)).unwrap();
+    ruled!(&store, tx, renew(&tx, "a", &[], 5)).unwrap();
+    let late = ruled!(&store, tx, set_volume(&tx, ROOT, Epoch(1), &both(5)));
+    assert_eq!(late, Err(RuleError::Deposed { region: "a".into(), asked: 5, present: 6 }));
+    ruled!(&store, tx, set_volume(&tx, ROOT, Epoch(1), &both(6))).unwrap();
+    assert_eq!(seen(&store).await.volumes[&ROOT].sync_set, names(&["a", "b"]));
+}
+
+/// Who was in the set before the volume was answered for by its home alone may lack what was acknowledged since.
+#[tokio::test]
+async fn a_volume_that_is_made_geo_again_begins_with_its_home_alone() {
+    let store = founded().await;
+    let one = Epoch(1);
+    let made = async |durability: Durability| {
+        let change = &VolumeChange {
+            durability: Some(durability),
+            blocks_alone: Some(true),
+            ..VolumeChange::default()
+        };
+        ruled!(&store, tx, set_volume(&tx, ROOT, one, change)).unwrap();
+    };
+    made(Durability::Geo).await;
+    let both = VolumeChange { sync_set: Some(names(&["a", "b"])), ..VolumeChange::default() };
+    ruled!(&store, tx, set_volume(&tx, ROOT, one, &both)).unwrap();
+    made(Durability::Region).await;
+    made(Durability::Geo).await;
+    assert_eq!(seen(&store).await.volumes[&ROOT].sync_set, names(&["a"]));
 }
 
 #[tokio::test]

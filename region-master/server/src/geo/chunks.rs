@@ -10,6 +10,7 @@ use futures::stream::FuturesUnordered;
 use mooseng_namespace::upkeep::{self, ChunkListing};
 use mooseng_region::placement::{self, Wish};
 use mooseng_region::registry::CopyFacts;
+use mooseng_region::repair::{self, Condition};
 use mooseng_replica::Entry;
 use mooseng_replica::needs::Named;
 use mooseng_schema::location::{Layout, LocationRecord};
@@ -258,6 +259,15 @@ fn address_of(master: &Master, chunkserver: &str) -> Option<String> {
     master.desk(|desk| desk.registry.get(chunkserver).map(|server| server.beat.address.clone()))
 }
 
+/// Whether a chunkserver is given up, as house-keeping sees it. A leader that has just begun may not have heard of it yet.
+fn is_lost(master: &Master, chunkserver: &str) -> bool {
+    let (now, grace) = (master.clock.boot(), Duration::from_millis(master.config.house.grace_ms));
+    master.desk(|desk| {
+        let condition = repair::condition(&desk.registry, chunkserver, now, desk.serving_since, grace);
+        condition == Condition::Lost
+    })
+}
+
 async fn fetch_whole(master: &Master, term: u64, listing: &ChunkListing) -> Result<(), String> {
     let (chunk, length) = (listing.chunk, listing.record.length);
     let target = target(master, listing)?;
@@ -298,15 +308,13 @@ async fn follow(
     let (chunk, sealed) = (listing.chunk, listing.record.sealed);
     let had = location.partial.unwrap_or(0);
     let target = location.copies.first().cloned().unwrap_or_default();
+    // One that is only down is waited for: what it has this region has said that it has.
+    if is_lost(master, &target) {
+        let why = "the chunkserver that has a part of it is lost";
+        return begin_elsewhere(master, listing, location, why).await;
+    }
     let Some(address) = address_of(master, &target) else {
-        // It is gone for good: whoever left the region. One that is only down is waited for, for a while.
-        return begin_elsewhere(
-            master,
-            listing,
-            location,
-            "the chunkserver that has a part of it isn't known any more",
-        )
-        .await;
+        return Err(format!("{target}, which has a part of it, hasn't reported to this leader yet"));
     };
     let hint = super::lock(&master.geo.hints).remove(&chunk).filter(|_| !sealed);
     let hinted = hint.is_some();

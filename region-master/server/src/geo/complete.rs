@@ -45,6 +45,8 @@ const TELLING_MAX: usize = 8;
 pub(super) struct Coming {
     at: LogPosition,
     missing: Vec<(ChunkId, u64)>,
+    /// What is here of those.
+    here: Vec<(ChunkId, u64)>,
     gone: Vec<ChunkId>,
 }
 
@@ -58,21 +60,23 @@ pub(super) async fn coming(
     let mut all = Vec::with_capacity(entries.len());
     for entry in entries {
         let named = Named::by(volume, &entry.changes()?);
-        let mut missing = Vec::new();
+        let (mut missing, mut here) = (Vec::new(), Vec::new());
         for (chunk, upto) in named.upto {
-            if !is_here(&tx, chunk, upto).await? {
+            let has = here_of(&tx, chunk).await?;
+            if has < upto {
                 missing.push((chunk, upto));
+                here.push((chunk, has));
             }
         }
-        all.push(Coming { at: entry.at, missing, gone: named.gone.into_iter().collect() });
+        all.push(Coming { at: entry.at, missing, here, gone: named.gone.into_iter().collect() });
     }
     Ok(all)
 }
 
-async fn is_here<T: Transaction>(tx: &T, chunk: ChunkId, upto: u64) -> Result<bool, ReplicaError> {
-    let Some(value) = tx.get(&location::key(chunk), Read::Snapshot).await? else { return Ok(false) };
-    let location = LocationRecord::from_value(&value)?;
-    Ok(location.partial.is_none_or(|partial| partial >= upto))
+/// So many bytes of a chunk are here; of one that is whole, as many as there are.
+async fn here_of<T: Transaction>(tx: &T, chunk: ChunkId) -> Result<u64, ReplicaError> {
+    let Some(value) = tx.get(&location::key(chunk), Read::Snapshot).await? else { return Ok(0) };
+    Ok(LocationRecord::from_value(&value)?.partial.unwrap_or(u64::MAX))
 }
 
 /// Up to where entries that follow `after` are complete as they come.
@@ -95,6 +99,9 @@ pub(super) fn note(master: &Master, after: LogPosition, coming: Vec<Coming>) {
         }
         for entry in coming {
             needs.note(entry.at, entry.missing, entry.gone);
+            for (chunk, upto) in entry.here {
+                needs.met(chunk, upto);
+            }
         }
         true
     });
@@ -253,11 +260,14 @@ async fn record(master: &Master, volume: VolumeId) -> Result<(), CallError> {
     }
 }
 
-/// A region that has said how far it is, of an epoch that is over, stays there until the next one: it may be cut there.
+/// A region that has said how far it is, of an epoch that is over, stays there until the next one: it may be cut there. One that is the next home is cut
+/// there now.
 fn is_frozen(master: &Master, volume: VolumeId, record: &ReplicaRecord) -> bool {
     let view = master.geo.view();
     let known = view.as_ref().and_then(|view| view.volumes.get(&volume));
-    known.is_none_or(|known| !known.open || record.refuses >= known.epoch.0)
+    known.is_none_or(|known| {
+        !known.open || record.refuses >= known.epoch.0 || known.home == master.config.region
+    })
 }
 
 async fn tell(master: &Master, volume: VolumeId) -> Result<CompleteHeard, String> {

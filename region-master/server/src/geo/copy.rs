@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use mooseng_replica::unsynced::Unsynced;
 use mooseng_replica::{Entry, read};
 use mooseng_schema::log::{LogPosition, ReplicaRecord};
 use mooseng_wire::VolumeId;
@@ -57,6 +58,8 @@ async fn step(master: &Master, volume: VolumeId) -> Result<bool, String> {
     if !reach(master, volume, &home, &from, page.at).await? {
         return Ok(true);
     }
+    // What a range tells was changed in entries that aren't looked at here: all of it counts as changed lately.
+    master.geo.tail.unsynced(volume, Unsynced::reset);
     let record =
         receive::change(master, volume, Change::Install(&from, &page)).await.map_err(|e| e.message)?;
     if record.copied_before.is_none() {

@@ -34,8 +34,8 @@ const TRIM_EVERY: Duration = Duration::from_secs(10);
 type Answer = (u64, Result<Pushed, String>);
 type Answers<'a> = FuturesUnordered<Pin<Box<dyn Future<Output = Answer> + Send + 'a>>>;
 
-/// Sends the volume's log wherever it is wanted, as long as this region is its home under that epoch.
-pub async fn run(master: &Arc<Master>, epoch: Epoch) {
+/// Sends the volume's log wherever it is wanted, as long as this region is its home under that epoch, and this master its leader of that custody epoch.
+pub async fn run(master: &Arc<Master>, custody: u64, epoch: Epoch) {
     let Some(mut cluster) = master.geo.cluster.clone() else { return std::future::pending().await };
     loop {
         let view = cluster.borrow_and_update().clone();
@@ -52,7 +52,7 @@ pub async fn run(master: &Arc<Master>, epoch: Epoch) {
             tokio::join!(
                 shipping,
                 keep_trimmed(master, ROOT_VOLUME, epoch, &regions),
-                sync::keep(master, ROOT_VOLUME, epoch)
+                sync::keep(master, ROOT_VOLUME, custody, epoch)
             );
         };
         tokio::select! {

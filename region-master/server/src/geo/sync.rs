@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use mooseng_global::{Durability, View, Volume};
 use mooseng_region::sync_set::{Facts, Seen, SyncSet};
-use mooseng_replica::{Entry, turn};
+use mooseng_replica::Entry;
 use mooseng_schema::log::LogPosition;
 use mooseng_store::Store;
 use mooseng_transport::call_error;
@@ -20,7 +20,7 @@ use mooseng_wire::global::{Regions, SetVolume};
 use mooseng_wire::{Epoch, SessionId, VolumeId};
 use tokio::time::Instant;
 
-use super::{Whereabouts, lock, pause, place_of};
+use super::{Whereabouts, lock, losses, pause, place_of};
 use crate::master::Master;
 
 /// How often the set is looked at, where nothing happens.
@@ -54,6 +54,11 @@ pub fn synced(master: &Master, volume: VolumeId) -> Option<LogPosition> {
     let shipped = lock(&master.geo.shipped);
     let complete = |region: &String| shipped.get(&(volume, region.clone())).and_then(|known| known.complete);
     members.into_iter().map(|region| complete(region).unwrap_or_default()).min()
+}
+
+/// Whether answers may have to wait for other regions at all: then what they tell is to be looked at ([`admit`]).
+pub fn holds_back(master: &Master, volume: VolumeId) -> bool {
+    master.geo.cluster.is_some() && synced(master, volume).is_some()
 }
 
 /// In a replica's region: what the home has told, or, if the set is the home and this region, what is here.
@@ -165,9 +170,10 @@ pub async fn is_lost(master: &Master, volume: VolumeId, changed: LogPosition) ->
     if changed.epoch.0 + 1 == known.epoch.0 {
         return Ok(known.cut.is_some_and(|cut| changed > cut));
     }
-    // Of an epoch longer ago only the log knows.
-    let kept = turn::has(&master.store.begin(), volume, changed).await;
-    kept.map(|kept| !kept).map_err(|error| super::failed(master, &error))
+    // Of an epoch longer ago the ledger knows: the log may have been trimmed since.
+    let ledger =
+        losses::ledger(&master.store.begin(), volume).await.map_err(|error| super::failed(master, &error))?;
+    Ok(ledger.iter().any(|(closed, loss)| *closed >= changed.epoch && changed > loss.cut()))
 }
 
 /// Waits until everything that was committed up to now is in the sync set.
@@ -238,7 +244,7 @@ fn late(master: &Master, volume: VolumeId, at: LogPosition) -> CallError {
 }
 
 /// Keeps a home's sync set: who stalls leaves it, and who has caught up comes into it.
-pub(super) async fn keep(master: &Arc<Master>, volume: VolumeId, epoch: Epoch) {
+pub(super) async fn keep(master: &Arc<Master>, volume: VolumeId, custody: u64, epoch: Epoch) {
     let mut decider = SyncSet::<LogPosition>::default();
     let mut acknowledged = master.geo.acknowledged.subscribe();
     let mut refused = String::new();
@@ -261,7 +267,7 @@ pub(super) async fn keep(master: &Arc<Master>, volume: VolumeId, epoch: Epoch) {
             *lock(&master.geo.joining) = decider.joining().map(str::to_owned).collect();
             if let Some(proposed) = proposed {
                 let (from, to) = (known.sync_set.clone(), proposed.clone());
-                match propose(master, volume, epoch, view.version, proposed).await {
+                match propose(master, volume, (custody, epoch), view.version, proposed).await {
                     Ok(()) => {
                         refused.clear();
                         tracing::info!(?from, ?to, "the volume's sync set has changed");
@@ -299,7 +305,7 @@ fn seen(master: &Master, volume: VolumeId, known: &Volume) -> BTreeMap<String, S
 async fn propose(
     master: &Master,
     volume: VolumeId,
-    epoch: Epoch,
+    (custody, epoch): (u64, Epoch),
     at_version: u64,
     set: BTreeSet<String>,
 ) -> Result<(), CallError> {
@@ -309,6 +315,8 @@ async fn propose(
         epoch: epoch.0,
         sync_set: Some(Regions { names: set.into_iter().collect() }),
         at_version: Some(at_version),
+        // A later leader doesn't wait for those that this one proposes.
+        custody: Some(custody),
         ..SetVolume::default()
     };
     let deadline = Instant::now() + CHANGE_WITHIN;

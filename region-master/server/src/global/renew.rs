@@ -10,7 +10,7 @@ use mooseng_wire::global::{Master as Seat, Position, Renew, Standing as Told};
 use tokio::time::Instant;
 
 use super::{Global, lock};
-use crate::master::Master;
+use crate::master::{Master, custody_of};
 
 /// Renewals in one lease.
 const PER_LEASE: u32 = 5;
@@ -83,6 +83,7 @@ fn renewal(global: &Global, master: &Master) -> Renew {
     Renew {
         region: global.region.clone(),
         masters: members.into_iter().map(seat).collect(),
+        custody: custody_of(master.epoch(), master.raft.term()).unwrap_or(0),
         standings: lock(&global.standings).iter().map(|(volume, standing)| told(*volume, standing)).collect(),
     }
 }

@@ -66,6 +66,7 @@ fn refused(global: &Global, error: RuleError) -> CallError {
         | RuleError::Open { .. }
         | RuleError::NotHome { .. }
         | RuleError::Overtaken { .. }
+        | RuleError::Deposed { .. }
         | RuleError::Renewed(_) => ErrorCode::StaleEpoch,
         RuleError::Unfit { .. }
         | RuleError::NoFailover(_)
@@ -159,9 +160,9 @@ impl Global {
             self.stands(volume_id(standing.volume)?, caller, standing);
         }
         let masters: Vec<MasterAt> = renew.masters.into_iter().map(master_at).collect();
-        let (region, masters) = (&renew.region, &masters);
+        let (region, masters, custody) = (&renew.region, &masters, renew.custody);
         let renewal = transact(&self.store, |tx| async move {
-            let renewal = rules::renew(&tx, region, masters).await?;
+            let renewal = rules::renew(&tx, region, masters, custody).await?;
             Ok((tx, renewal))
         });
         let renewal = renewal.await.map_err(|e| refused(self, e))?;
@@ -244,6 +245,7 @@ impl Global {
             automatic: asked.automatic,
             blocks_alone: asked.blocks_alone,
             at_version: asked.at_version,
+            custody: asked.custody,
         };
         if !commit {
             // A transaction that isn't committed changes nothing.

@@ -37,6 +37,7 @@ impl Global {
                 automatic: asked.automatic,
                 blocks_alone: asked.blocks_alone,
                 at_version: None,
+                custody: None,
             };
             let change = if asked.plan { Change::CheckVolume(change) } else { Change::SetVolume(change) };
             match self.change(change, deadline).await {

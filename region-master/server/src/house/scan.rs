@@ -169,7 +169,8 @@ impl Keeper<'_> {
             *self.scan.loads.entry(name.clone()).or_default() += record.length;
         }
         let partial = listing.location.as_ref().is_some_and(|l| l.partial.is_some());
-        if record.sealed && partial {
+        // One that no file uses goes at home as any other.
+        if record.sealed && partial && (self.replica || listing.used.extents > 0) {
             if listing.used.extents > 0 {
                 self.master.geo.want(listing.chunk);
             }

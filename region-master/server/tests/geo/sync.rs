@@ -1,0 +1,116 @@
+//! A `geo` volume: what waits for its sync set, who is in it, and what a failover takes back.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mooseng_master::geo::ROOT_VOLUME;
+use mooseng_transport::PlainNetwork;
+use mooseng_wire::fs::Sync;
+use mooseng_wire::fs::fs_reply::Reply;
+use mooseng_wire::fs::fs_request::Op;
+use mooseng_wire::geo::Place;
+use mooseng_wire::global::SetVolume;
+use mooseng_wire::global::change::Change;
+use mooseng_wire::{Epoch, Role};
+use tokio::time::Instant;
+
+use super::common::regions::{Regions, identity_of};
+use super::common::{Client, until};
+use super::{addresses, change, lookup, mkdir, near, serves_as_home, serving};
+
+/// For so long it is looked whether something is answered that is to wait.
+const WHILE: Duration = Duration::from_millis(400);
+const ENOENT: u32 = 2;
+const EIO: u32 = 5;
+
+fn client(regions: &Regions, name: &str, at: &str) -> Arc<Client> {
+    let network = Arc::new(PlainNetwork::new(identity_of("a", Role::Client, name)));
+    Arc::new(Client::over(network, &addresses(regions, at)))
+}
+
+fn sync_set(regions: &Regions, region: &str) -> Vec<String> {
+    let view = serving(regions, region).and_then(|master| master.geo.view());
+    view.map(|view| view.volumes[&ROOT_VOLUME].sync_set.iter().cloned().collect()).unwrap_or_default()
+}
+
+/// Regions a and b with a `geo` volume, both in its sync set, and a witness.
+async fn synced() -> Regions {
+    let regions = Regions::start(&[("a", 1), ("b", 1), ("w", 1)]).await;
+    serves_as_home(&regions, "a", 1).await;
+    let geo = SetVolume { volume: 0, epoch: 1, geo: Some(true), ..SetVolume::default() };
+    let leader = regions.leader().await;
+    let deadline = Instant::now() + Duration::from_secs(10);
+    regions.global(leader).change(Change::SetVolume(geo), deadline).await.unwrap();
+    until("both regions are in the sync set", async || sync_set(&regions, "a") == ["a", "b"]).await;
+    regions
+}
+
+fn sync(place: Place) -> Op {
+    Op::Sync(Sync { epoch: place.epoch, version: place.version })
+}
+
+async fn found(client: &Client, name: &str) -> bool {
+    match client.read(lookup(name).op.unwrap()).await.unwrap() {
+        Reply::Entry(_) => true,
+        Reply::Errno(ENOENT) => false,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_fsync_waits_for_the_sync_set_and_others_are_told_what_it_has() {
+    let regions = synced().await;
+    let (one, other) = (client(&regions, "one", "a"), client(&regions, "other", "a"));
+    let place = change(&one, mkdir("x")).await;
+    assert!(matches!(one.read(sync(place)).await.unwrap(), Reply::Done(_)));
+    let complete = serving(&regions, "b").unwrap().geo.replica(ROOT_VOLUME).record.unwrap().complete();
+    assert!((complete.epoch.0, complete.version) >= (place.epoch, place.version), "{complete} of {place:?}");
+    other.open(&[]).await.unwrap();
+
+    regions.cut("b");
+    // A change is answered, and seen by whoever made it; fsync and others wait.
+    let place = change(&one, mkdir("y")).await;
+    assert!(found(&one, "y").await);
+    assert!(found(&other, "x").await, "what was there before doesn't wait");
+    let (asking, asked) = (one.clone(), other.clone());
+    let fsync = tokio::spawn(async move { asking.read(sync(place)).await.unwrap() });
+    let seen = tokio::spawn(async move { found(&asked, "y").await });
+    tokio::time::sleep(WHILE).await;
+    assert!(!fsync.is_finished() && !seen.is_finished(), "the sync set doesn't have it");
+    assert_eq!(sync_set(&regions, "a"), ["a", "b"]);
+    // Nobody is answered before the set is another one.
+    assert!(matches!(fsync.await.unwrap(), Reply::Done(_)));
+    assert_eq!(sync_set(&regions, "a"), ["a"]);
+    assert!(seen.await.unwrap());
+
+    regions.heal();
+    until("the region is in the set again", async || sync_set(&regions, "a") == ["a", "b"]).await;
+    let there = super::client(&regions, "b", "b");
+    assert!(near(&there, "y", &place).await.is_some());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_failover_took_back_is_told_by_fsync() {
+    let mut regions = synced().await;
+    let one = client(&regions, "one", "a");
+    let kept = change(&one, mkdir("kept")).await;
+    assert!(matches!(one.read(sync(kept)).await.unwrap(), Reply::Done(_)));
+    regions.cut("b");
+    let lost = change(&one, mkdir("lost")).await;
+    regions.kill_region("a").await;
+    regions.heal();
+    serves_as_home(&regions, "b", 2).await;
+    let new = client(&regions, "one", "b");
+    *new.session.lock().await = one.session.lock().await.clone();
+    new.open(&[]).await.unwrap();
+    assert!(found(&new, "kept").await && !found(&new, "lost").await);
+    assert!(matches!(new.read(sync(kept)).await.unwrap(), Reply::Done(_)));
+    let told = new.read(sync(lost)).await.unwrap();
+    assert!(matches!(told, Reply::Errno(EIO)), "{told:?}");
+    assert_eq!(sync_set(&regions, "b"), ["b"]);
+    assert_eq!(serving(&regions, "b").unwrap().geo.view().unwrap().volumes[&ROOT_VOLUME].epoch, Epoch(2));
+    // What comes after is kept.
+    new.number.store(10, std::sync::atomic::Ordering::SeqCst);
+    let after = change(&new, mkdir("after")).await;
+    assert!(matches!(new.read(sync(after)).await.unwrap(), Reply::Done(_)));
+}
