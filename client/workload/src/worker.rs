@@ -46,7 +46,15 @@ pub struct Outcome {
     pub errors: Vec<String>,
 }
 
+/// What an error begins with that tells of a read which returned something else than was acknowledged.
+pub const WRONG: &str = "WRONG CONTENT";
+
 impl Outcome {
+    /// The errors that no loss of a home excuses: reads that returned something else than was acknowledged.
+    pub fn wrong(&self) -> impl Iterator<Item = &String> {
+        self.errors.iter().filter(|error| error.contains(WRONG))
+    }
+
     fn add(&mut self, other: Self) {
         self.operations += other.operations;
         self.errors.extend(other.errors);
@@ -263,7 +271,7 @@ pub fn perform(dir: &Path, model: &Model, op: &Op) -> Result<()> {
         }
         Op::Check { name } => match compare(&dir.join(name), &model[name])? {
             None => Ok(()),
-            Some(problem) => anyhow::bail!("WRONG CONTENT: {problem}"),
+            Some(problem) => anyhow::bail!("{WRONG}: {problem}"),
         },
     }
 }

@@ -142,7 +142,7 @@ impl Seen {
     }
 
     /// Ends both: what each of them knows must be there.
-    pub fn finish(self, time: Duration) -> Result<Vec<Must>> {
+    pub fn finish(mut self, time: Duration) -> Result<Vec<Must>> {
         self.stop.store(true, Ordering::SeqCst);
         let deadline = Instant::now() + time;
         while self.threads.iter().any(|t| !t.is_finished()) {
@@ -151,7 +151,17 @@ impl Seen {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        self.threads.into_iter().map(|t| t.join().map_err(|_| anyhow!("a thread panicked"))).collect()
+        std::mem::take(&mut self.threads)
+            .into_iter()
+            .map(|t| t.join().map_err(|_| anyhow!("a thread panicked")))
+            .collect()
+    }
+}
+
+/// A round that failed doesn't work on.
+impl Drop for Seen {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
     }
 }
 

@@ -119,7 +119,8 @@ pub fn run(args: &DevLoad) -> Result<(), Failure> {
     ))?;
     // What failed isn't acknowledged: when a home is lost, operations that were under way may end so.
     let told = told(&outcome.errors, "operations failed");
-    if outcome.operations == 0 { told } else { Ok(()) }
+    // Wrong content is no failure that anything excuses.
+    if outcome.operations == 0 || outcome.wrong().next().is_some() { told } else { Ok(()) }
 }
 
 #[derive(Serialize)]
