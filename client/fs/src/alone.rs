@@ -515,7 +515,7 @@ impl FileSystem {
     /// Makes a directory's changes durable. Those that were lost since `seen` are reported, once.
     pub async fn fsync_open_directory(&self, inode: u64, seen: &AtomicU64) -> Result<(), FsError> {
         self.told(self.inner.region.patience()).await?;
-        self.synced().await?;
+        self.synced(inode).await?;
         match self.inner.session.journal.loss_in(inode) {
             Some((when, errno)) if seen.fetch_max(when, Ordering::AcqRel) < when => {
                 Err(FsError::Answered(errno))

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use crate::atime;
 use crate::error::FsError;
 use crate::fs::{FileSystem, daemon};
+use crate::near;
 use crate::opens::OpenInodeState;
 use crate::read::{Pattern, unexpected};
 use crate::writeback::{How, Place};
@@ -424,7 +425,7 @@ impl FileSystem {
         // Its name, too. Whatever was lost of it is noted by the time at which nothing is untold any more.
         let told = self.told(self.inner.region.patience()).await;
         let synced = match &told {
-            Ok(()) => self.synced().await,
+            Ok(()) => self.synced(open.inode).await,
             Err(_) => Ok(()),
         };
         let (failures, errno) = open.state.failures();
@@ -435,49 +436,54 @@ impl FileSystem {
     }
 
     /// Makes a directory's changes durable.
-    pub async fn fsync_directory(&self, _inode: u64) -> Result<(), FsError> {
+    pub async fn fsync_directory(&self, inode: u64) -> Result<(), FsError> {
         self.told(self.inner.region.patience()).await?;
-        self.synced().await
+        self.synced(inode).await
     }
 
-    /// Waits until what this mount changed is where fsync has it: in a `geo` volume, in each region of the sync set. What a failover has taken back
-    /// since it was answered is reported here, and once by the next fsync of each file that is open.
-    pub(crate) async fn synced(&self) -> Result<(), FsError> {
+    /// Waits until what this mount changed is where fsync has it: in a `geo` volume, in each region of the sync set. What a failover has taken back of
+    /// the inode since it was answered is reported here, and of a file once by each other descriptor's next fsync.
+    pub(crate) async fn synced(&self, inode: u64) -> Result<(), FsError> {
         let session = &self.inner.session;
         // Regions that came after the session was opened show by the log.
         if !session.has_elsewhere() && !session.near.has_log() {
             return Ok(());
         }
-        let mut places = session.near.unsynced();
+        let mut places = session.near.unsynced(inode);
         if places.is_empty() {
             // Also without changes of its own: what it was told of may be on its way there.
-            places.push((0, 0));
+            places.push((inode, (0, 0)));
         }
         let mut synced = Ok(());
         // Under each home by itself: a failover may have taken back what the one before answered, whatever the present one has.
-        for upto in places {
-            synced = synced.and(self.synced_up_to(upto).await);
+        for (of, upto) in places {
+            synced = synced.and(self.synced_up_to(of, upto).await);
         }
         synced
     }
 
-    async fn synced_up_to(&self, upto: (u64, u64)) -> Result<(), FsError> {
+    async fn synced_up_to(&self, inode: u64, upto: (u64, u64)) -> Result<(), FsError> {
         let session = &self.inner.session;
         let op = Op::Sync(Sync { epoch: upto.0, version: upto.1 });
         match self.inner.region.read(&daemon(), op).await? {
             Reply::Done(_) => {
-                session.near.settled(upto);
+                session.near.synced(upto);
                 Ok(())
             }
             Reply::Errno(errno) => {
                 let errno = i32::try_from(errno).unwrap_or(libc::EIO);
                 tracing::error!(
+                    inode,
                     epoch = upto.0,
                     version = upto.1,
-                    "changes of this host that weren't in another region yet were lost with the volume's home; the next fsync of each open file reports it"
+                    "what this host changed wasn't in another region yet and was lost with the volume's home; fsync of what it concerns reports it"
                 );
-                self.inner.opens.each(|state| state.failed(errno));
-                session.near.settled(upto);
+                if inode == near::SOME {
+                    self.inner.opens.each(|state| state.failed(errno));
+                } else if let Some(state) = self.inner.opens.get(inode) {
+                    state.failed(errno);
+                }
+                session.near.told(inode, upto);
                 Err(FsError::Answered(errno))
             }
             other => Err(unexpected("sync", &other)),

@@ -193,6 +193,27 @@ pub(crate) fn about(op: &Op) -> (Vec<u64>, bool) {
     }
 }
 
+/// The inodes whose fsync stands for a change: those that it is about, and the one that it has made.
+pub(crate) fn changed_by(request: &FsRequest, reply: Option<&Reply>) -> Vec<u64> {
+    let of = |request: &FsRequest| request.op.as_ref().map(|op| about(op).0).unwrap_or_default();
+    let mut inodes = of(request);
+    if let Some(Op::Tell(tell)) = &request.op {
+        for change in &tell.changes {
+            inodes.extend(change.request.as_ref().map(of).unwrap_or_default());
+            inodes.extend((change.inode != 0).then_some(change.inode));
+        }
+    }
+    let made = match reply {
+        Some(Reply::Created(made)) => made.attr.as_ref(),
+        Some(Reply::Entry(made)) => made.attr.as_ref(),
+        _ => None,
+    };
+    inodes.extend(made.map(|attr| attr.inode));
+    inodes.sort_unstable();
+    inodes.dedup();
+    inodes
+}
+
 impl Journal {
     fn state<T>(&self, f: impl FnOnce(&mut State) -> T) -> T {
         f(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))

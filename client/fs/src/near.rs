@@ -4,7 +4,7 @@
 //! volume's log it may show. What this mount has seen it asks of every further answer, so that it sees its own changes, and never goes back. A
 //! replica that isn't there yet, or lacks a chunk, or isn't reached, sends the read to the home.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -35,13 +35,68 @@ struct State {
     home: Option<String>,
     /// The newest place that was seen.
     seen: At,
-    /// Where this mount's own changes are, the newest of each home epoch; nothing once they are in the sync set. What a later home answered says nothing of
-    /// what a failover took back of an earlier one.
-    changed: BTreeMap<u64, u64>,
+    /// This mount's own changes that may not be in the sync set yet.
+    changed: Changed,
     /// The master of this region that answered last.
     leader: Option<String>,
     /// Nobody is asked before.
     resting_until: Option<Instant>,
+}
+
+/// Inodes whose changes are remembered apart.
+const CHANGED_MAX: usize = 50_000;
+/// Stands for inodes beyond that.
+pub(crate) const SOME: u64 = 0;
+
+/// Changes that aren't known to be in the sync set: of each inode the newest place of each home epoch, for what a later home answered says nothing of
+/// what a failover took back of an earlier one.
+#[derive(Debug, Default)]
+struct Changed {
+    /// By inode and epoch.
+    of: BTreeMap<(u64, u64), u64>,
+    /// By epoch, version and inode.
+    order: BTreeSet<(u64, u64, u64)>,
+}
+
+impl Changed {
+    fn note(&mut self, inode: u64, epoch: u64, version: u64) {
+        self.put(inode, epoch, version);
+        while self.of.len() > CHANGED_MAX {
+            let Some((epoch, version, inode)) = self.order.iter().copied().find(|(.., inode)| *inode != SOME)
+            else {
+                return;
+            };
+            self.remove(inode, epoch);
+            self.put(SOME, epoch, version);
+        }
+    }
+
+    fn put(&mut self, inode: u64, epoch: u64, version: u64) {
+        let before = self.remove(inode, epoch).unwrap_or(0);
+        let version = version.max(before);
+        self.of.insert((inode, epoch), version);
+        self.order.insert((epoch, version, inode));
+    }
+
+    fn remove(&mut self, inode: u64, epoch: u64) -> Option<u64> {
+        let version = self.of.remove(&(inode, epoch))?;
+        self.order.remove(&(epoch, version, inode));
+        Some(version)
+    }
+
+    fn synced(&mut self, (epoch, upto): At) {
+        while let Some((epoch, _, inode)) =
+            self.order.range((epoch, 0, 0)..=(epoch, upto, u64::MAX)).next().copied()
+        {
+            self.remove(inode, epoch);
+        }
+    }
+
+    fn told(&mut self, inode: u64, (epoch, upto): At) {
+        if self.of.get(&(inode, epoch)).is_some_and(|newest| *newest <= upto) {
+            self.remove(inode, epoch);
+        }
+    }
 }
 
 /// This host's region as a replica.
@@ -88,26 +143,33 @@ impl Near {
         self.state().seen > At::default()
     }
 
-    /// A change of this mount was answered, and is in the log up to a place.
-    pub fn changed(&self, epoch: u64, version: u64) {
+    /// A change of this mount was answered, which concerns these inodes and is in the log up to a place.
+    pub fn changed(&self, inodes: &[u64], (epoch, version): At) {
         if epoch > 0 {
             let mut state = self.state();
-            let newest = state.changed.entry(epoch).or_default();
-            *newest = version.max(*newest);
+            inodes.iter().for_each(|inode| state.changed.note(*inode, epoch, version));
         }
     }
 
-    /// Where this mount's own changes are that may not be in the sync set yet: the newest of each home epoch, in order.
-    pub fn unsynced(&self) -> Vec<(u64, u64)> {
-        self.state().changed.iter().map(|(epoch, version)| (*epoch, *version)).collect()
+    /// Where changes of an inode are that may not be in the sync set yet, the newest of each home epoch; and of which inode, [`SOME`] where that isn't
+    /// known any more.
+    pub fn unsynced(&self, inode: u64) -> Vec<(u64, At)> {
+        let state = self.state();
+        let of = |inode: u64| {
+            let range = state.changed.of.range((inode, 0)..=(inode, u64::MAX));
+            range.map(move |((_, epoch), version)| (inode, (*epoch, *version)))
+        };
+        of(SOME).chain(of(inode).filter(|(inode, _)| *inode != SOME)).collect()
     }
 
-    /// Those of that epoch are in the sync set up to there, or are lost and told so.
-    pub fn settled(&self, (epoch, upto): (u64, u64)) {
-        let mut state = self.state();
-        if state.changed.get(&epoch).is_some_and(|newest| *newest <= upto) {
-            state.changed.remove(&epoch);
-        }
+    /// What was changed in that epoch is in the sync set up to there.
+    pub fn synced(&self, upto: At) {
+        self.state().changed.synced(upto);
+    }
+
+    /// What was changed of an inode in that epoch up to there is lost, and told so.
+    pub fn told(&self, inode: u64, upto: At) {
+        self.state().changed.told(inode, upto);
     }
 
     /// Reads from the replica; none where the home has to be asked.
@@ -261,19 +323,30 @@ mod tests {
     }
 
     #[test]
-    fn what_an_earlier_home_answered_isnt_settled_by_a_later_one() {
+    fn what_an_earlier_home_answered_isnt_settled_by_a_later_one_nor_by_another_inodes_loss() {
         let near = Near::default();
-        near.changed(0, 0);
-        assert_eq!(near.unsynced(), []);
-        near.changed(1, 9);
-        near.changed(2, 3);
-        near.changed(1, 8);
-        assert_eq!(near.unsynced(), [(1, 9), (2, 3)]);
-        near.changed(2, 4);
-        near.settled((2, 3));
-        near.settled((1, 9));
-        assert_eq!(near.unsynced(), [(2, 4)]);
-        near.settled((2, 4));
-        assert_eq!(near.unsynced(), []);
+        near.changed(&[7], (0, 0));
+        assert_eq!(near.unsynced(7), []);
+        near.changed(&[7, 8], (1, 9));
+        near.changed(&[7], (2, 3));
+        near.changed(&[7], (1, 8));
+        assert_eq!(near.unsynced(7), [(7, (1, 9)), (7, (2, 3))]);
+        near.changed(&[7], (2, 4));
+        near.synced((2, 3));
+        // Who asks first is told of its own.
+        near.told(7, (1, 9));
+        assert_eq!((near.unsynced(7), near.unsynced(8)), (vec![(7, (2, 4))], vec![(8, (1, 9))]));
+        near.synced((2, 4));
+        assert_eq!(near.unsynced(7), []);
+        // Beyond the bound it isn't known whose it was.
+        for inode in 0..CHANGED_MAX as u64 {
+            near.changed(&[100 + inode], (3, inode));
+        }
+        assert_eq!(near.unsynced(8).first(), Some(&(SOME, (1, 9))));
+        assert_eq!(near.unsynced(8), near.unsynced(9));
+        assert!(near.state().changed.of.len() <= CHANGED_MAX);
+        near.synced((3, u64::MAX));
+        near.told(SOME, (1, 9));
+        assert!(near.state().changed.of.is_empty() && near.state().changed.order.is_empty());
     }
 }

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::FsError;
 use crate::fs::daemon;
-use crate::journal::SentOwned;
+use crate::journal::{self, SentOwned};
 use crate::opens::Opens;
 use crate::peers::Failure;
 use crate::retry::Backoff;
@@ -410,7 +410,9 @@ impl Region {
                 self.session.facts.digest(&digest, &flight.request, &response);
                 self.session.near.saw(response.log_epoch, response.log_version);
                 if flight.number > 0 {
-                    self.session.near.changed(response.log_epoch, response.log_version);
+                    let made = response.reply.as_ref().and_then(|reply| reply.reply.as_ref());
+                    let changed = journal::changed_by(&flight.request, made);
+                    self.session.near.changed(&changed, (response.log_epoch, response.log_version));
                 }
                 let reply = response.reply.and_then(|r| r.reply);
                 reply.ok_or_else(|| {
