@@ -189,6 +189,15 @@ impl Global {
         (!known.automatic || held()).then_some(known.epoch)
     }
 
+    /// How long this region may go on to answer for a volume that another region could take over then; none where nobody does so by itself.
+    pub fn lease_left(&self, volume: VolumeId) -> Option<Duration> {
+        let view = self.view.borrow();
+        view.volumes.get(&volume).filter(|known| known.automatic)?;
+        let until = lock(&self.holder).until(view.version);
+        let now = self.clock.boot();
+        Some(until.filter(|until| now < *until).map(|until| until.since(now)).unwrap_or_default())
+    }
+
     /// How this region stands with its copy of a volume, said by its leader: goes to the leader of the global group with each renewal, and at once
     /// where it newly refuses an epoch. Only who has a whole copy says it.
     pub fn stands_here(&self, volume: VolumeId, standing: Standing) {
