@@ -165,6 +165,56 @@ pub async fn close<T: Transaction>(
     read::newest(tx, volume).await
 }
 
+/// The home makes no change under its epoch any more, for it is to move. The transaction is the last entry of the epoch's log, if nothing comes in between;
+/// it passes a seal on the volume ([`log::logged_key`]).
+pub async fn end_for_move<T: Transaction>(
+    tx: &T,
+    volume: VolumeId,
+    epoch: Epoch,
+) -> Result<(), ReplicaError> {
+    let (record, known) = home_of(tx, volume, epoch).await?;
+    tx.set(&volume::key(volume), &VolumeRecord { moving_from: epoch.0, ..record }.to_value());
+    tx.set(&log::logged_key(volume), &known.to_value());
+    Ok(())
+}
+
+/// The home goes on under its epoch. Answers whether it had ended it.
+pub async fn go_on<T: Transaction>(tx: &T, volume: VolumeId, epoch: Epoch) -> Result<bool, ReplicaError> {
+    if !is_ended_for_move(tx, volume, epoch).await? {
+        return Ok(false);
+    }
+    let (record, known) = home_of(tx, volume, epoch).await?;
+    tx.set(&volume::key(volume), &VolumeRecord { moving_from: 0, ..record }.to_value());
+    tx.set(&log::logged_key(volume), &known.to_value());
+    Ok(true)
+}
+
+/// Whether the home has ended that epoch for a move.
+pub async fn is_ended_for_move<T: Transaction>(
+    tx: &T,
+    volume: VolumeId,
+    epoch: Epoch,
+) -> Result<bool, ReplicaError> {
+    let value = tx.get(&volume::key(volume), Read::Conflicting).await?;
+    let record = value.map(|value| VolumeRecord::from_value(&value)).transpose()?;
+    Ok(record.is_some_and(|record| record.moving_from == epoch.0))
+}
+
+/// The records of a volume that is at home here under that epoch.
+async fn home_of<T: Transaction>(
+    tx: &T,
+    volume: VolumeId,
+    epoch: Epoch,
+) -> Result<(VolumeRecord, LoggedRecord), ReplicaError> {
+    let known = logged(tx, volume).await?.ok_or(ReplicaError::NotLogged)?;
+    let value = tx.get(&volume::key(volume), Read::Conflicting).await?.ok_or(ReplicaError::NotLogged)?;
+    let record = VolumeRecord::from_value(&value)?;
+    if known.closed >= epoch.0 || record.epoch != epoch.0 {
+        return Err(ReplicaError::Refused(record.epoch.max(known.closed)));
+    }
+    Ok((record, known))
+}
+
 /// What was the home of an epoch before is a replica from now on, at the end of its own log: whether that is a place of the log that there is now the
 /// present home says. Answers whether anything had to be done.
 pub async fn rejoin<T: Transaction>(tx: &T, volume: VolumeId, epoch: Epoch) -> Result<bool, ReplicaError> {

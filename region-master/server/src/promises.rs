@@ -89,7 +89,7 @@ pub fn send(master: &Master, custody_epoch: u64, recalls: &[Recall]) {
         let Some(connection) = master.connections.get(id) else { continue };
         master.metrics.recalls.inc_by(recalls.len() as u64);
         for page in recalls.chunks(RECALLS_PER_NOTICE) {
-            let notice = Notice { session: id.0, custody_epoch, recalls: page.to_vec(), locks: Vec::new() };
+            let notice = Notice { session: id.0, custody_epoch, recalls: page.to_vec(), ..Notice::default() };
             if connection.notify(Method::Notice, notice.encode_to_vec().into()).is_err() {
                 break;
             }
