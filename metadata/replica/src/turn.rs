@@ -178,23 +178,24 @@ pub async fn end_for_move<T: Transaction>(
     Ok(())
 }
 
-/// The home goes on under its epoch. Answers whether it had ended it.
-pub async fn go_on<T: Transaction>(tx: &T, volume: VolumeId, epoch: Epoch) -> Result<bool, ReplicaError> {
-    if !is_ended_for_move(tx, volume, epoch).await? {
-        return Ok(false);
-    }
+/// The home goes on under its epoch, whatever it ended it for. Its commit decides about any end that was on its way, too.
+pub async fn go_on<T: Transaction>(tx: &T, volume: VolumeId, epoch: Epoch) -> Result<(), ReplicaError> {
     let (record, known) = home_of(tx, volume, epoch).await?;
-    tx.set(&volume::key(volume), &VolumeRecord { moving_from: 0, ..record }.to_value());
+    if record.moving_from != 0 {
+        tx.set(&volume::key(volume), &VolumeRecord { moving_from: 0, ..record }.to_value());
+    }
     tx.set(&log::logged_key(volume), &known.to_value());
-    Ok(true)
+    Ok(())
 }
 
-/// Whether the home has ended that epoch for a move.
+/// Whether the home has ended that epoch for a move. Once its commit is known, and it hasn't, no end that was on its way before comes any more.
 pub async fn is_ended_for_move<T: Transaction>(
     tx: &T,
     volume: VolumeId,
     epoch: Epoch,
 ) -> Result<bool, ReplicaError> {
+    let Some(known) = logged(tx, volume).await? else { return Ok(false) };
+    tx.set(&log::logged_key(volume), &known.to_value());
     let value = tx.get(&volume::key(volume), Read::Conflicting).await?;
     let record = value.map(|value| VolumeRecord::from_value(&value)).transpose()?;
     Ok(record.is_some_and(|record| record.moving_from == epoch.0))

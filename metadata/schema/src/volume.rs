@@ -86,7 +86,9 @@ mod tests {
         );
         golden(
             &VolumeRecord { moving_from: 3, ..volume.clone() },
-            "010801121007070707070707070707070707070707180121020000000000 0000 3803".replace(' ', "").as_str(),
+            "010801121007070707070707070707070707070707180121020000000000 0000 3803"
+                .replace(' ', "")
+                .as_str(),
         );
         assert_eq!(hex(&key(VolumeId(0))), "0276001415011 4".replace(' ', ""));
         assert!(VolumeRecord { hash_key: Bytes::new(), ..volume }.hash_key().is_err());

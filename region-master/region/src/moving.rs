@@ -139,7 +139,9 @@ impl<P: Copy + Ord> Move<P> {
     pub fn step(&mut self, now: BootTime, facts: &Facts<P>) -> Step<P> {
         if self.samples.back().is_none_or(|(at, _)| now.since(*at) >= SAMPLE) {
             self.samples.push_back((now, facts.newest));
-            while self.samples.len() > 2 && self.samples.get(1).is_some_and(|(at, _)| now.since(*at) > NEAR_WITHIN) {
+            while self.samples.len() > 2
+                && self.samples.get(1).is_some_and(|(at, _)| now.since(*at) > NEAR_WITHIN)
+            {
                 self.samples.pop_front();
             }
         }

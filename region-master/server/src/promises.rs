@@ -69,6 +69,11 @@ impl Connections {
         self.map(|map| map.retain(|_, known| known.id != connection));
     }
 
+    /// All of them.
+    pub fn all(&self) -> Vec<(SessionId, ConnectionHandle)> {
+        self.map(|map| map.iter().map(|(session, connection)| (*session, connection.clone())).collect())
+    }
+
     /// The connection of a session.
     pub fn get(&self, session: SessionId) -> Option<ConnectionHandle> {
         self.map(|map| map.get(&session).cloned())

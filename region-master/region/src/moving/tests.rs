@@ -41,7 +41,10 @@ fn a_target_is_near_under_load_and_a_lagging_or_silent_one_stops_nothing() {
     };
     assert_eq!(run(100, false), (1_100, Step::End), "what was written before is there");
     let (ms, step) = run(2_000, false);
-    assert!(ms == 6_000 && matches!(step, Step::Over(Verdict::Behind(Some(behind))) if behind >= Duration::from_secs(1)));
+    assert!(
+        ms == 6_000
+            && matches!(step, Step::Over(Verdict::Behind(Some(behind))) if behind >= Duration::from_secs(1))
+    );
     assert_eq!(run(0, true).1, Step::Over(Verdict::Silent(Some(Duration::from_millis(5_500)))));
     let mut unknown = Move::new(at(0));
     let nothing = Facts { newest: 5, complete: None, heard: Some(at(5_000)) };

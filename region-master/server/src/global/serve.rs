@@ -243,8 +243,7 @@ impl Global {
         let missing = || call_error(ErrorCode::InvalidRequest, "a move of a home names no last place");
         let cut = position(asked.cut.as_ref().ok_or_else(missing)?);
         self.version_of(|tx| async move {
-            let version =
-                rules::move_home(&tx, volume, epoch, (caller, to), cut, asked.at_version).await?;
+            let version = rules::move_home(&tx, volume, epoch, (caller, to), cut, asked.at_version).await?;
             Ok((tx, version))
         })
         .await
