@@ -123,7 +123,8 @@ impl<P: Copy + Ord> Move<P> {
     fn nearing(&self, now: BootTime, facts: &Facts<P>) -> Step<P> {
         let silent = facts.heard.map(|heard| now.since(heard));
         let behind = self.behind(now, facts);
-        let heard = silent.is_some_and(|silent| silent < HEARD);
+        // Since it was asked for, too: what was heard before says nothing of a link that broke since.
+        let heard = silent.is_some_and(|silent| silent < HEARD) && facts.heard >= Some(self.since);
         // What was there before the first look may be of any age.
         let known = self.samples.front().is_some_and(|(_, first)| facts.complete >= Some(*first));
         if heard && known && behind.is_none_or(|behind| behind < NEAR) && facts.complete.is_some() {

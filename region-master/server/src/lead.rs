@@ -136,6 +136,9 @@ async fn lead(master: &Arc<Master>, term: u64) {
         master.desk(crate::desk::Desk::follow);
         if !matches!(geo::place_of(master, ROOT_VOLUME), Whereabouts::Here(_)) {
             master.geo.unseal();
+            if matches!(is, Whereabouts::Here(_)) {
+                geo::moving::say_so(master, custody);
+            }
         }
     }
 }
@@ -207,7 +210,7 @@ async fn lead_home(master: &Arc<Master>, term: u64, epoch: Epoch) {
     };
     tokio::select! {
         _ = work => {}
-        () = geo::moving::run(master, term, epoch) => {}
+        () = geo::moving::run(master, epoch) => {}
     }
 }
 

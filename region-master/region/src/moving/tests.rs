@@ -15,10 +15,11 @@ fn facts(newest: u64, complete: u64, heard_ms: u64) -> Facts<u64> {
 #[test]
 fn a_target_that_has_everything_is_moved_to_at_once() {
     let mut moving = Move::new(at(1_000));
-    assert_eq!(moving.step(at(1_000), &facts(7, 7, 900)), Step::End);
-    assert_eq!(moving.step(at(1_001), &facts(8, 7, 900)), Step::Wait, "the last entry is being written");
+    assert_eq!(moving.step(at(1_000), &facts(7, 7, 900)), Step::Wait, "is it still there?");
+    assert_eq!(moving.step(at(1_000), &facts(7, 7, 1_000)), Step::End);
+    assert_eq!(moving.step(at(1_001), &facts(8, 7, 1_000)), Step::Wait, "the last entry is being written");
     moving.ended(at(1_002), Some(8));
-    assert_eq!(moving.step(at(1_003), &facts(8, 7, 900)), Step::Wait);
+    assert_eq!(moving.step(at(1_003), &facts(8, 7, 1_000)), Step::Wait);
     assert_eq!(moving.step(at(1_060), &facts(8, 8, 1_059)), Step::Propose(8));
     moving.answered(at(1_100), Answer::Overtaken);
     assert_eq!(moving.step(at(1_100), &facts(8, 8, 1_059)), Step::Propose(8), "again");

@@ -147,6 +147,8 @@ pub struct Geo {
     told_synced: Mutex<LogPosition>,
     /// The home answers nothing, for it is about to be moved: it isn't known here who is the home.
     sealed: watch::Sender<bool>,
+    /// Since when, the last time.
+    stopped: Mutex<Option<tokio::time::Instant>>,
     /// Where moves are asked for, while this master leads the home.
     moves: Mutex<Option<tokio::sync::mpsc::Sender<moving::Ordered>>>,
     /// The leaders of other regions, as far as they were found.
@@ -180,6 +182,7 @@ impl Geo {
             joining: Mutex::default(),
             told_synced: Mutex::default(),
             sealed: watch::channel(false).0,
+            stopped: Mutex::default(),
             moves: Mutex::default(),
             leaders: Mutex::default(),
         }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mooseng_embedded::{EmbeddedTransaction, Seal};
-use mooseng_global::{Durability, Volume};
+use mooseng_global::{Durability, View, Volume};
 use mooseng_region::moving::{AGREE_WITHIN, Answer, Facts, Move, Step, Verdict};
 use mooseng_replica::{ReplicaError, logged_ranges, turn};
 use mooseng_schema::log::{self, LogPosition};
@@ -42,6 +42,8 @@ const AGAIN: Duration = Duration::from_millis(50);
 const SEALED_MAX: Duration = Duration::from_secs(8);
 /// How long the regions may take to agree that the home goes on.
 const STAY_WITHIN: Duration = Duration::from_secs(5);
+/// Whoever asked for a move waits so long to hear that it was made, where its leader has ended.
+const KNOWN_WITHIN: Duration = Duration::from_secs(2);
 /// How long the old home waits to hear of what was agreed on.
 const HEAR_WITHIN: Duration = Duration::from_secs(10);
 /// Tries of the last entry.
@@ -143,13 +145,14 @@ pub async fn order(
         call_error(ErrorCode::Unavailable, "the home is being moved already, or has just begun; try again")
     };
     lock(&master.geo.moves).as_ref().ok_or_else(busy)?.try_send(ordered).map_err(|_| busy())?;
-    let unknown = || {
-        let message =
-            "the home's leader ended before the move did: `mooseng volume info /` shows where the home is";
-        call_error(ErrorCode::OutcomeUnknown, message)
+    let done = match tokio::time::timeout_at(deadline, answered).await {
+        Ok(Ok(done)) => done,
+        // Where this region heard of the move before it was answered, the leader is none of a home any more.
+        _ => moved(master, volume, (before.epoch, &request.to)).await.ok_or_else(|| {
+            let message = "the home's leader ended before the move did: `mooseng volume info /` shows where the home is";
+            call_error(ErrorCode::OutcomeUnknown, message)
+        })?,
     };
-    let done =
-        tokio::time::timeout_at(deadline, answered).await.map_err(|_| unknown())?.map_err(|_| unknown())?;
     match refusal(&request.to, done.verdict) {
         Some(error) => Err(error),
         None => Ok(MoveHomeReply {
@@ -159,6 +162,19 @@ pub async fn order(
             ..reply
         }),
     }
+}
+
+/// The move, if it is known here that it was made.
+async fn moved(master: &Master, volume: VolumeId, (from, to): (Epoch, &str)) -> Option<Done> {
+    let mut cluster = master.geo.cluster.clone()?;
+    let is_over = |view: &Arc<View>| view.volumes.get(&volume).is_some_and(|known| known.epoch > from);
+    let view = tokio::time::timeout(KNOWN_WITHIN, cluster.wait_for(is_over)).await.ok()?.ok()?.clone();
+    let known = view.volumes.get(&volume)?;
+    if known.epoch.0 != from.0 + 1 || known.home != to || known.lost_home.is_some() {
+        return None;
+    }
+    let stopped = lock(&master.geo.stopped).map(|since| since.elapsed()).unwrap_or_default();
+    Some(Done { verdict: Verdict::Moved, cut: known.cut?, stopped, version: view.version })
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -198,7 +214,7 @@ fn refusal(to: &str, verdict: Verdict) -> Option<CallError> {
 
 /// Carries moves out that are asked for, as long as this region is the volume's home under that epoch. Returns where a move came to nothing after the home
 /// was sealed: then it is to be taken up anew.
-pub async fn run(master: &Arc<Master>, custody: u64, epoch: Epoch) {
+pub async fn run(master: &Arc<Master>, epoch: Epoch) {
     if master.global.is_none() {
         return std::future::pending().await;
     }
@@ -208,11 +224,10 @@ pub async fn run(master: &Arc<Master>, custody: u64, epoch: Epoch) {
     while let Some(ordered) = orders.recv().await {
         tracing::info!(to = ordered.to, "the volume's home is to be moved");
         let mut end = None;
-        let done = carry_out(master, custody, epoch, &ordered.to, &mut end).await;
+        let done = carry_out(master, epoch, &ordered.to, &mut end).await;
         let (verdict, moved) = (done.verdict, done.verdict == Verdict::Moved);
         if moved {
             tracing::info!(to = ordered.to, cut = %done.cut, stopped = ?done.stopped, "the volume's home is moved");
-            say_so(master, custody);
         } else {
             tracing::info!(to = ordered.to, ?verdict, "the volume's home isn't moved");
         }
@@ -260,7 +275,6 @@ impl Drop for Sealed<'_> {
 
 async fn carry_out<'a>(
     master: &'a Arc<Master>,
-    custody: u64,
     epoch: Epoch,
     to: &str,
     sealed: &mut Option<Sealed<'a>>,
@@ -283,6 +297,7 @@ async fn carry_out<'a>(
             Step::Wait => drop(tokio::time::timeout(LOOK_EVERY, acknowledged.changed()).await),
             Step::End => {
                 stopped = Some(Instant::now());
+                *lock(&master.geo.stopped) = stopped;
                 *sealed = Some(Sealed::put_on(master, volume));
                 let last = end(master, volume, epoch).await;
                 moving.ended(master.clock.boot(), last);
@@ -296,11 +311,7 @@ async fn carry_out<'a>(
                 }
             }
             Step::Over(verdict) => {
-                if verdict == Verdict::Moved {
-                    hear(master, done.version).await;
-                }
                 done.stopped = stopped.map(|since| since.elapsed()).unwrap_or_default();
-                tracing::debug!(custody, ?verdict, "a move is over");
                 return Done { verdict, ..done };
             }
         }
@@ -370,8 +381,8 @@ async fn hear(master: &Master, version: u64) {
     }
 }
 
-/// Sessions hear at once that they go on elsewhere.
-fn say_so(master: &Master, custody: u64) {
+/// Sessions hear at once that they go on elsewhere, from who was the home in that custody epoch.
+pub fn say_so(master: &Master, custody: u64) {
     for (session, connection) in master.connections.all() {
         let notice = Notice { session: session.0, custody_epoch: custody, moved: true, ..Notice::default() };
         // Who doesn't hear it is told with the next renewal.
