@@ -3,6 +3,7 @@
 use bytes::BytesMut;
 use mooseng_schema::Record;
 use mooseng_schema::before as images;
+use mooseng_schema::lock;
 use mooseng_schema::log::{self, LogPosition, LoggedRecord, ReplicaRecord};
 use mooseng_schema::loss::{self, LossRecord};
 use mooseng_schema::volume::{self, VolumeRecord};
@@ -66,6 +67,10 @@ pub async fn take_over<T: Transaction>(
     tx.set(&key, &VolumeRecord { epoch: epoch.0, ..record }.to_value());
     tx.clear(&log::replica_key(volume));
     tx.clear_range(images::range(volume));
+    if replica.is_some() {
+        // Those of an earlier time as the home: sessions have given them up since, or lost them, and may have others.
+        tx.clear_range(lock::range_of_volume(volume));
+    }
     if let Some(behind) = behind {
         let record = LoggedRecord {
             epoch: epoch.0,

@@ -12,6 +12,7 @@ use mooseng_wire::admin::{MoveHomeReply, MoveHomeRequest};
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
+use mooseng_wire::fs::{Lock, LockKind, LockSpec, LockState, Unlock};
 use mooseng_wire::global::SetVolume;
 use mooseng_wire::global::change::Change;
 use mooseng_wire::method::Method;
@@ -258,6 +259,56 @@ async fn a_region_volumes_home_moves_under_load_and_nothing_is_lost() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_geo_volumes_home_moves_under_load_and_nothing_is_lost() {
     moves_there_and_back(true).await;
+}
+
+/// A home that becomes it again would go on with locks that their owners have given up elsewhere.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn locks_of_an_earlier_time_as_the_home_are_nobodys() {
+    let regions = Regions::start(&[("a", 1), ("b", 1), ("w", 1)]).await;
+    serves_as_home(&regions, "a", 1).await;
+    let mut one = Mount::new(&regions, "one", &["a", "b"]);
+    let mut two = Mount::new(&regions, "two", &["a", "b"]);
+    let (inode, _) = one.make("d").await;
+    two.make("e").await;
+    let spec = LockSpec {
+        kind: LockKind::File.into(),
+        owner: 7,
+        end: u64::MAX,
+        exclusive: true,
+        ..LockSpec::default()
+    };
+    let lock = Op::Lock(Lock { inode, lock: Some(spec), wait: 0 });
+    let mut take = async |mount: &mut Mount| {
+        mount.number += 1;
+        match mount.call(Method::FsChange, mount.number, lock.clone()).await.reply.unwrap().reply.unwrap() {
+            Reply::Locked(locked) => locked.state() == LockState::Held,
+            _ => false,
+        }
+    };
+    assert!(take(&mut one).await && !take(&mut two).await);
+    caught_up_once(&regions).await;
+    order(&serving(&regions, "a").unwrap().clone(), "b", false).await.unwrap();
+    serves_as_home(&regions, "b", 2).await;
+    one.number += 1;
+    let unlock = Op::Unlock(Unlock { inode, lock: Some(spec_of(&lock)) });
+    one.call(Method::FsChange, one.number, unlock).await;
+    two.find("d").await;
+    until("the old home is near", async || {
+        let shipped = serving(&regions, "b").map(|home| home.geo.shipped()).unwrap_or_default();
+        shipped.get(&(ROOT_VOLUME, "a".to_owned())).is_some_and(|a| !a.copying && a.complete.is_some())
+    })
+    .await;
+    order(&serving(&regions, "b").unwrap().clone(), "a", false).await.unwrap();
+    serves_as_home(&regions, "a", 3).await;
+    one.find("d").await;
+    assert!(take(&mut two).await, "nobody has it");
+}
+
+fn spec_of(op: &Op) -> LockSpec {
+    match op {
+        Op::Lock(Lock { lock: Some(spec), .. }) => spec.clone(),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
