@@ -278,7 +278,7 @@ async fn locks_of_an_earlier_time_as_the_home_are_nobodys() {
         ..LockSpec::default()
     };
     let lock = Op::Lock(Lock { inode, lock: Some(spec), wait: 0 });
-    let mut take = async |mount: &mut Mount| {
+    let take = async |mount: &mut Mount| {
         mount.number += 1;
         match mount.call(Method::FsChange, mount.number, lock.clone()).await.reply.unwrap().reply.unwrap() {
             Reply::Locked(locked) => locked.state() == LockState::Held,
@@ -306,7 +306,7 @@ async fn locks_of_an_earlier_time_as_the_home_are_nobodys() {
 
 fn spec_of(op: &Op) -> LockSpec {
     match op {
-        Op::Lock(Lock { lock: Some(spec), .. }) => spec.clone(),
+        Op::Lock(Lock { lock: Some(spec), .. }) => *spec,
         other => panic!("{other:?}"),
     }
 }
