@@ -18,10 +18,11 @@ use mooseng_wire::admin::{
     DeleteClassRequest, DrainReply, DrainRequest, Finding, ListClassesReply, ListClassesRequest,
     ListLossesReply, ListLossesRequest, ListQuotasReply, ListQuotasRequest, ListRegionsReply,
     ListRegionsRequest, ListSalvageReply, ListSalvageRequest, ListTrashReply, ListTrashRequest,
-    ListVolumesReply, ListVolumesRequest, PurgeTrashReply, PurgeTrashRequest, Quota, QuotaTarget,
-    RemoveRegionRequest, RestoreTrashReply, RestoreTrashRequest, SetClassRequest, SetQuotaRequest,
-    SetVolumeReply, SetVolumeRequest, ShowSalvageReply, ShowSalvageRequest, StatusReply, StatusRequest,
-    StorageClass, TrashRetentionReply, TrashRetentionRequest, VerifyVolumeReply, VerifyVolumeRequest, Volume,
+    ListVolumesReply, ListVolumesRequest, MoveHomeReply, MoveHomeRequest, PurgeTrashReply, PurgeTrashRequest,
+    Quota, QuotaTarget, RemoveRegionRequest, RestoreTrashReply, RestoreTrashRequest, SetClassRequest,
+    SetQuotaRequest, SetVolumeReply, SetVolumeRequest, ShowSalvageReply, ShowSalvageRequest, StatusReply,
+    StatusRequest, StorageClass, TrashRetentionReply, TrashRetentionRequest, VerifyVolumeReply,
+    VerifyVolumeRequest, Volume,
 };
 use mooseng_wire::method::Method;
 use tonic::Code;
@@ -52,6 +53,8 @@ const CLASS_WAIT: Duration = Duration::from_secs(20);
 const FAR_WAIT: Duration = Duration::from_secs(2);
 /// How long the regions may take to agree on something.
 const AGREE_WAIT: Duration = Duration::from_secs(20);
+/// How long a move of a home may take.
+const MOVE_WAIT: Duration = Duration::from_secs(30);
 /// How long a comparison of a volume may take.
 const VERIFY_WAIT: Duration = Duration::from_secs(600);
 
@@ -423,6 +426,19 @@ pub async fn set_volume(file: &ClientFile, request: SetVolumeRequest) -> Result<
     .await
 }
 
+/// Moves a volume's home, or asks whether it could be: the masters of the home, of which one leads.
+pub async fn move_home(
+    file: &ClientFile,
+    home: &[String],
+    request: MoveHomeRequest,
+) -> Result<MoveHomeReply, Failure> {
+    at_leader_of(file, home, MOVE_WAIT, |mut client| {
+        let request = grpc_request(request.clone(), MOVE_WAIT);
+        async move { client.move_home(request).await }
+    })
+    .await
+}
+
 /// What failovers of a volume lost, as the region's leader knows it.
 pub async fn list_losses(file: &ClientFile, volume: u32) -> Result<ListLossesReply, Failure> {
     at_leader(file, AGREE_WAIT, |mut client| {
@@ -516,9 +532,22 @@ async fn at_leader<T, F>(
 where
     F: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
 {
+    at_leader_of(file, &file.masters, wait, call).await
+}
+
+/// The same of those masters.
+async fn at_leader_of<T, F>(
+    file: &ClientFile,
+    masters: &[String],
+    wait: Duration,
+    call: impl Fn(AdministrationClient<Channel>) -> F,
+) -> Result<T, Failure>
+where
+    F: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+{
     let network = file.network()?;
     let mut refusals = Vec::new();
-    for address in &file.masters {
+    for address in masters {
         let client = client(network.clone(), address).await;
         let status = match tokio::time::timeout(wait, call(client)).await {
             Ok(Ok(reply)) => return Ok(reply.into_inner()),

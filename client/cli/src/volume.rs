@@ -11,6 +11,7 @@ use crate::outlook;
 use crate::output::{self, Table};
 use crate::salvage;
 
+mod move_home;
 mod set;
 
 /// Asks and prints.
@@ -21,10 +22,9 @@ pub fn run(args: VolumeArgs) -> Result<(), Failure> {
         VolumeCommand::Verify(args) => verify(&args),
         VolumeCommand::Losses(args) => salvage::losses(&args, parse(&args.volume)?),
         VolumeCommand::Set(args) => set::run(&args),
-        VolumeCommand::Create(_) | VolumeCommand::MoveHome(_) | VolumeCommand::Delete(_) => {
-            Err(Failure::not_built(
-                "making, moving and removing volumes (`mooseng volume create`, `move-home`, `delete`)",
-            ))
+        VolumeCommand::MoveHome(args) => move_home::run(&args),
+        VolumeCommand::Create(_) | VolumeCommand::Delete(_) => {
+            Err(Failure::not_built("making and removing volumes (`mooseng volume create`, `delete`)"))
         }
     }
 }

@@ -511,6 +511,9 @@ impl Session {
         if notice.session != seat.session || notice.custody_epoch != seat.custody_epoch {
             return;
         }
+        if notice.moved {
+            return self.gone(&seat);
+        }
         if !notice.locks.is_empty() {
             self.grants.granted(&notice.locks);
             let (session, seat) = (self.clone(), seat.clone());

@@ -2,10 +2,11 @@
 //! verified load.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use mooseng_e2e::cluster::{DevCluster, binary, wait_for, workspace};
+use mooseng_e2e::cluster::{DevCluster, binary, checked, wait_for, workspace};
 use mooseng_e2e::steps::Steps;
 use mooseng_e2e::transcript::{self, Shell, Step};
 
@@ -81,6 +82,82 @@ fn hears_nothing(cluster: &DevCluster, file: &Path) -> Result<()> {
     let after = replayed(cluster)?;
     ensure!(before == after, "{AWAY} replayed {} entries while it was cut off", after - before);
     Ok(())
+}
+
+/// Writes and flushes small files until it is told to end. Answers how many, and the longest that one took.
+fn write_on(directory: &Path, ends: &AtomicBool) -> Result<(u32, Duration)> {
+    let (mut n, mut longest) = (0, Duration::ZERO);
+    while !ends.load(Ordering::SeqCst) {
+        let began = Instant::now();
+        write(&directory.join(n.to_string()), &format!("{n} of {}", directory.display()))?;
+        longest = longest.max(began.elapsed());
+        n += 1;
+    }
+    Ok((n, longest))
+}
+
+fn move_home(cluster: &DevCluster, to: &str, plan: bool) -> Result<serde_json::Value> {
+    let mut command = cluster.mooseng(&["volume", "move-home", "/", "--to", to, "-o", "json", "--config"]);
+    command.arg(cluster.admin_config_of(AWAY)?);
+    if plan {
+        command.arg("--plan");
+    }
+    let moved: serde_json::Value = serde_json::from_slice(&checked(&mut command)?.stdout)?;
+    ensure!(moved["after"]["home"] == to && moved["plan"] == plan, "{moved:#}");
+    Ok(moved)
+}
+
+/// Moves the home there and back while a mount in each region writes.
+fn moves(cluster: &DevCluster, mounts: &[&Path]) -> Result<()> {
+    let ends = AtomicBool::new(false);
+    let directories: Vec<PathBuf> = (0..mounts.len()).map(|n| PathBuf::from(format!("moves-{n}"))).collect();
+    for (mount, directory) in mounts.iter().zip(&directories) {
+        std::fs::create_dir(mount.join(directory)).context("mkdir")?;
+    }
+    let (written, moved) = std::thread::scope(|scope| {
+        let writers: Vec<_> = mounts
+            .iter()
+            .zip(&directories)
+            .map(|(mount, directory)| (mount.join(directory), &ends))
+            .map(|(directory, ends)| scope.spawn(move || write_on(&directory, ends)))
+            .collect();
+        let moved = (|| {
+            std::thread::sleep(Duration::from_secs(1));
+            move_home(cluster, AWAY, true)?;
+            let there = move_home(cluster, AWAY, false)?;
+            std::thread::sleep(Duration::from_secs(2));
+            let back = move_home(cluster, HOME, false)?;
+            std::thread::sleep(Duration::from_secs(2));
+            Ok::<_, anyhow::Error>((there, back))
+        })();
+        ends.store(true, Ordering::SeqCst);
+        let written: Vec<_> =
+            writers.into_iter().map(|writer| writer.join().expect("a writer panicked")).collect();
+        (written, moved)
+    });
+    let (there, back) = moved?;
+    println!("    stopped for {} and {} ms", there["stopped_ms"], back["stopped_ms"]);
+    for ((mount, directory), written) in mounts.iter().zip(&directories).zip(written) {
+        let (n, longest) = written?;
+        println!("    {}: {n} files, the longest took {longest:?}", directory.display());
+        ensure!(n > 5, "{n} files in {directory:?}");
+        let path = mount.join(directory);
+        for seen in mounts {
+            for file in 0..n {
+                shows(
+                    &seen.join(directory).join(file.to_string()),
+                    &format!("{file} of {}", path.display()),
+                )?;
+            }
+        }
+    }
+    wait_for("the replica to be equal", SOON, || {
+        let mut command = cluster.mooseng(&["volume", "verify", "/", "-o", "json", "--config"]);
+        let output = checked(command.arg(cluster.admin_config_of(AWAY)?))?;
+        let compared: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+        ensure!(compared["equal"] == true, "{compared:#}");
+        Ok(())
+    })
 }
 
 /// The files below a directory that contain a marker.
@@ -169,6 +246,9 @@ fn run() -> Result<()> {
         shows(&here.join("b"), AWAY)?;
         // A directory of the home's own: nobody elsewhere must be asked to give it up before there is a new name in it.
         std::fs::create_dir(here.join("home")).context("mkdir")
+    });
+    steps.run("the home moves there and back under writers in both regions, and nothing is lost", || {
+        moves(&cluster, &[&here, &there])
     });
     steps.run("a region that is cut off hears nothing until it is healed", || {
         cluster.cut(&["partition", AWAY])?;

@@ -60,6 +60,24 @@ pub(crate) struct Inner {
     /// How many short reads are yet to be handed to another thread.
     slow: AtomicU32,
     install: Mutex<Option<Install>>,
+    seal: Mutex<Option<Seal>>,
+}
+
+/// What isn't changed for now, but by who changes a certain key, too.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seal {
+    /// Transactions that change anything in here are refused with [`StoreError::NotLeader`],
+    pub ranges: Vec<KeyRange>,
+    /// unless they change this key.
+    pub pass: Bytes,
+}
+
+impl Seal {
+    /// Whether it keeps a transaction from being committed.
+    pub(crate) fn refuses(&self, request: &CommitRequest) -> bool {
+        self.ranges.iter().any(|range| request.writes.touches(range))
+            && !request.writes.touches(&mooseng_store::key_range(&self.pass))
+    }
 }
 
 struct Install {
@@ -108,6 +126,7 @@ impl Embedded {
                 flushed,
                 slow: AtomicU32::new(0),
                 install: Mutex::new(None),
+                seal: Mutex::new(None),
             }),
         })
     }
@@ -203,6 +222,12 @@ impl Embedded {
     /// This master doesn't lead. What is in flight ends with `CommitUnknown`, what wasn't proposed yet and watches with `NotLeader`.
     pub fn follow(&self) {
         self.inner.follow();
+    }
+
+    /// From now on, until another call, nothing that a seal keeps is committed behind what is committed already: of two transactions of which one passes it
+    /// and the other one doesn't, none that comes in the order of commits behind the one that passes is let through. It holds on this master, while it leads.
+    pub fn seal(&self, seal: Option<Seal>) {
+        *lock(&self.inner.seal) = seal;
     }
 
     /// Waits until the store has failed, and answers why: from then on it leads no more and answers nothing, until the process starts again.
@@ -463,6 +488,13 @@ impl Inner {
     ) -> Result<T, StoreError> {
         let ran = self.options.offload.run(job).await.unwrap_or_else(|| Err(lost()));
         ran.map_err(|error| StoreError::Failed(self.fail(error).to_string()))
+    }
+}
+
+impl Inner {
+    /// The seal that is on it.
+    pub fn sealed(&self) -> Option<Seal> {
+        lock(&self.seal).clone()
     }
 }
 

@@ -28,7 +28,7 @@ mod view;
 
 pub use base::{Base, BaseError, BasePosition, FjallBase, MemoryBase};
 pub use batch::{BatchError, CommitBatch};
-pub use engine::{Embedded, EmbeddedTransaction, Statistics};
+pub use engine::{Embedded, EmbeddedTransaction, Seal, Statistics};
 pub use options::{Offload, OffloadFn, Options};
 pub use ports::{ApplyOutcome, CommitLog, ProposeError};
 pub use position::{LogEntry, Payload, Position};

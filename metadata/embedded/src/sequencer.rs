@@ -258,7 +258,12 @@ impl Sequencer {
         };
         let mut contexts = Vec::new();
         let base_version = self.chain.tail;
+        let seal = inner.sealed();
         for Queued { request, answer, traced } in commits {
+            if seal.as_ref().is_some_and(|seal| seal.refuses(&request)) {
+                let _ = answer.send(Err(StoreError::NotLeader));
+                continue;
+            }
             match self.check(&request) {
                 Ok(()) => {}
                 Err((error, rival)) if rival > applied => {

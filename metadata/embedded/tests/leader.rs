@@ -354,3 +354,46 @@ async fn a_failed_base_ends_leadership_and_leaves_what_is_in_flight_unknown() {
     assert!(matches!(bench.add("n", 1).await.unwrap(), Err(StoreError::Failed(_))), "it stays so");
     assert!(matches!(bench.engine.begin().read_version().await, Err(StoreError::Failed(_))));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_seal_keeps_what_it_is_about_behind_who_passes_it() {
+    let bench = Bench::new(Options::default());
+    let range = mooseng_store::KeyRange { begin: "v".into(), end: "w".into() };
+    let put = |keys: &'static [&'static str]| {
+        let engine = bench.engine.clone();
+        tokio::spawn(async move {
+            let tx = engine.begin();
+            keys.iter().for_each(|key| tx.set(key.as_bytes(), b"1"));
+            tx.commit().await
+        })
+    };
+    let before = put(&["v1"]);
+    settle().await;
+    bench.engine.seal(Some(Seal { ranges: vec![range.clone()], pass: "pass".into() }));
+    let passes = put(&["v2", "pass"]);
+    settle().await;
+    let (kept, other) = (put(&["v3", "x"]), put(&["x"]));
+    let cleared = {
+        let engine = bench.engine.clone();
+        tokio::spawn(async move {
+            let tx = engine.begin();
+            tx.clear_range(mooseng_store::KeyRange { begin: "a".into(), end: "z".into() });
+            tx.commit().await
+        })
+    };
+    settle().await;
+    while !bench.log.proposals.lock().unwrap().is_empty() {
+        bench.accept().await;
+        settle().await;
+    }
+    assert_eq!(kept.await.unwrap().unwrap_err(), StoreError::NotLeader);
+    assert!(cleared.await.unwrap().is_ok(), "it changes the key that lets it pass, too");
+    let first = before.await.unwrap().unwrap().version;
+    assert!(passes.await.unwrap().unwrap().version > first, "what came before is before");
+    other.await.unwrap().unwrap();
+    bench.engine.seal(None);
+    let after = put(&["v4"]);
+    settle().await;
+    bench.accept().await;
+    after.await.unwrap().unwrap();
+}

@@ -116,6 +116,9 @@ pub enum DriverError {
         /// The volume's.
         current: Epoch,
     },
+    /// The volume's home is about to be another region, or goes on in a moment. Nothing was changed.
+    #[error("the volume's home epoch {0} is being ended for a planned move of the home")]
+    Moving(Epoch),
     /// A record is damaged or newer than this release, or something wasn't handed in.
     #[error(transparent)]
     Op(OpError),
@@ -493,6 +496,9 @@ impl<S: Store> Driver<S> {
         let record = VolumeRecord::from_value(&value.ok_or(OpError::NoVolume(id.0))?)?;
         if record.epoch != ctx.epoch.0 {
             return Err(DriverError::StaleEpoch { asked: ctx.epoch, current: Epoch(record.epoch) });
+        }
+        if record.moving_from == ctx.epoch.0 {
+            return Err(DriverError::Moving(ctx.epoch));
         }
         let key = record.hash_key()?;
         ctx.hash_key = Some(key);

@@ -39,6 +39,7 @@ pub async fn format<T: Transaction>(
         born_ns: now_ns,
         trash_retention_s: trash.retention_s,
         trash_min_age_s: trash.min_age_s,
+        moving_from: 0,
     };
     tx.set(&key, &record.to_value());
     let directory = InodeRecord {

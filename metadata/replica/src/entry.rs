@@ -39,7 +39,7 @@ impl Entry {
 }
 
 /// What is a volume's own: all of its records but the log itself, which has two parts, before and behind the log.
-pub(crate) fn logged_ranges(volume: VolumeId) -> [KeyRange; 2] {
+pub fn logged_ranges(volume: VolumeId) -> [KeyRange; 2] {
     let (whole, log) = (whole_volume(volume), log::range(volume));
     [KeyRange { begin: whole.begin, end: log.begin }, KeyRange { begin: log.end, end: whole.end }]
 }

@@ -29,7 +29,7 @@ pub mod unsynced;
 
 pub use about::{About, Content, about};
 pub use derive::VolumeLogs;
-pub use entry::{Entry, within};
+pub use entry::{Entry, logged_ranges, within};
 pub use tail::Tail;
 
 use mooseng_schema::SchemaError;

@@ -3,6 +3,7 @@
 use bytes::BytesMut;
 use mooseng_schema::Record;
 use mooseng_schema::before as images;
+use mooseng_schema::lock;
 use mooseng_schema::log::{self, LogPosition, LoggedRecord, ReplicaRecord};
 use mooseng_schema::loss::{self, LossRecord};
 use mooseng_schema::volume::{self, VolumeRecord};
@@ -66,6 +67,10 @@ pub async fn take_over<T: Transaction>(
     tx.set(&key, &VolumeRecord { epoch: epoch.0, ..record }.to_value());
     tx.clear(&log::replica_key(volume));
     tx.clear_range(images::range(volume));
+    if replica.is_some() {
+        // Those of an earlier time as the home: sessions have given them up since, or lost them, and may have others.
+        tx.clear_range(lock::range_of_volume(volume));
+    }
     if let Some(behind) = behind {
         let record = LoggedRecord {
             epoch: epoch.0,
@@ -163,6 +168,57 @@ pub async fn close<T: Transaction>(
     let known = LoggedRecord { closed: known.closed.max(epoch.0), ..known };
     tx.set(&log::logged_key(volume), &known.to_value());
     read::newest(tx, volume).await
+}
+
+/// The home makes no change under its epoch any more, for it is to move. The transaction is the last entry of the epoch's log, if nothing comes in between;
+/// it passes a seal on the volume ([`log::logged_key`]).
+pub async fn end_for_move<T: Transaction>(
+    tx: &T,
+    volume: VolumeId,
+    epoch: Epoch,
+) -> Result<(), ReplicaError> {
+    let (record, known) = home_of(tx, volume, epoch).await?;
+    tx.set(&volume::key(volume), &VolumeRecord { moving_from: epoch.0, ..record }.to_value());
+    tx.set(&log::logged_key(volume), &known.to_value());
+    Ok(())
+}
+
+/// The home goes on under its epoch, whatever it ended it for. Its commit decides about any end that was on its way, too.
+pub async fn go_on<T: Transaction>(tx: &T, volume: VolumeId, epoch: Epoch) -> Result<(), ReplicaError> {
+    let (record, known) = home_of(tx, volume, epoch).await?;
+    if record.moving_from != 0 {
+        tx.set(&volume::key(volume), &VolumeRecord { moving_from: 0, ..record }.to_value());
+    }
+    tx.set(&log::logged_key(volume), &known.to_value());
+    Ok(())
+}
+
+/// Whether the home has ended that epoch for a move. Once its commit is known, and it hasn't, no end that was on its way before comes any more.
+pub async fn is_ended_for_move<T: Transaction>(
+    tx: &T,
+    volume: VolumeId,
+    epoch: Epoch,
+) -> Result<bool, ReplicaError> {
+    let Some(known) = logged(tx, volume).await? else { return Ok(false) };
+    tx.set(&log::logged_key(volume), &known.to_value());
+    let value = tx.get(&volume::key(volume), Read::Conflicting).await?;
+    let record = value.map(|value| VolumeRecord::from_value(&value)).transpose()?;
+    Ok(record.is_some_and(|record| record.moving_from == epoch.0))
+}
+
+/// The records of a volume that is at home here under that epoch.
+async fn home_of<T: Transaction>(
+    tx: &T,
+    volume: VolumeId,
+    epoch: Epoch,
+) -> Result<(VolumeRecord, LoggedRecord), ReplicaError> {
+    let known = logged(tx, volume).await?.ok_or(ReplicaError::NotLogged)?;
+    let value = tx.get(&volume::key(volume), Read::Conflicting).await?.ok_or(ReplicaError::NotLogged)?;
+    let record = VolumeRecord::from_value(&value)?;
+    if known.closed >= epoch.0 || record.epoch != epoch.0 {
+        return Err(ReplicaError::Refused(record.epoch.max(known.closed)));
+    }
+    Ok((record, known))
 }
 
 /// What was the home of an epoch before is a replica from now on, at the end of its own log: whether that is a place of the log that there is now the

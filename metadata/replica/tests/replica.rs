@@ -621,3 +621,32 @@ async fn the_death_of_a_chunk_is_undone_and_its_copies_stay_until_it_cant_be() {
     let refused = turn::undo(&store.begin(), VOLUME, at).await;
     assert_eq!(refused, Err(ReplicaError::NotUndoable { to: at, down_to: next }));
 }
+
+/// A home that becomes it again would go on with locks that their owners gave up, or lost, while another region was it.
+#[tokio::test]
+async fn a_home_that_begins_anew_has_no_locks_of_its_time_before() {
+    use mooseng_schema::lock::{self, LockOwner, LockRecord};
+    use mooseng_schema::volume::{self, VolumeRecord};
+    use mooseng_wire::{InodeId, SessionId};
+    let (store, _) = store();
+    let owner = LockOwner { kind: mooseng_wire::fs::LockKind::File, session: SessionId(3), owner: 7 };
+    let key = lock::key(InodeId(9), owner, 0);
+    let home = VolumeRecord { epoch: 1, ..VolumeRecord::default() };
+    let logged = LoggedRecord { epoch: 1, ..LoggedRecord::default() };
+    let tx = store.begin();
+    tx.set(&volume::key(VOLUME), &home.to_value());
+    tx.set(&log::logged_key(VOLUME), &logged.to_value());
+    tx.set(&key, &LockRecord { end: 9, ..LockRecord::default() }.to_value());
+    commit(tx).await;
+    let turned = async |epoch: u64| {
+        let tx = store.begin();
+        turn::take_over(&tx, VOLUME, Epoch(epoch), None, None).await.unwrap();
+        commit(tx).await;
+        store.begin().get(&key, Read::Snapshot).await.unwrap().is_some()
+    };
+    assert!(turned(1).await, "a leader of the same home goes on with them");
+    let tx = store.begin();
+    assert!(turn::rejoin(&tx, VOLUME, Epoch(2)).await.unwrap());
+    commit(tx).await;
+    assert!(!turned(3).await);
+}

@@ -1,9 +1,10 @@
 //! Locks that sessions hold on inodes (records of the region). A record holds one range of one owner; ranges of one owner and level that
 //! touch are one record. Beside them, so that an ended session's locks are found, the inodes on which each session holds any.
 
+use bytes::Bytes;
 use mooseng_store::{KeyRange, prefix_range};
 use mooseng_wire::fs::LockKind;
-use mooseng_wire::{InodeId, SessionId};
+use mooseng_wire::{InodeId, LOCAL_ID_BITS, SessionId, VolumeId};
 
 use crate::key::{parse_region_key, region_key};
 use crate::record::{Record, SchemaError};
@@ -56,6 +57,14 @@ pub fn range(inode: InodeId) -> KeyRange {
     prefix_range(&region_key(RegionTag::Lock, &(inode.0,)))
 }
 
+/// All locks on inodes of a volume.
+pub fn range_of_volume(volume: VolumeId) -> KeyRange {
+    let all = prefix_range(&region_key(RegionTag::Lock, &()));
+    let from = |volume: u64| Bytes::from(region_key(RegionTag::Lock, &(volume << LOCAL_ID_BITS,)));
+    let end = if volume.0 == u16::MAX { all.end } else { from(u64::from(volume.0) + 1) };
+    KeyRange { begin: from(volume.0.into()), end }
+}
+
 /// Owner and start of a key in [`range`].
 pub fn parse_key(key: &[u8]) -> Result<(InodeId, LockOwner, u64), SchemaError> {
     let (inode, kind, session, owner, start): (u64, u16, u64, u64, u64) =
@@ -101,6 +110,21 @@ mod tests {
 
     fn owner(session: u64, owner: u64) -> LockOwner {
         LockOwner { kind: LockKind::File, session: SessionId(session), owner }
+    }
+
+    #[test]
+    fn a_volumes_locks_are_those_on_its_inodes() {
+        for volume in [0, 7, u16::MAX] {
+            let range = range_of_volume(VolumeId(volume));
+            let is_in = |volume: u16, local: u64| {
+                let key = key(InodeId::new(VolumeId(volume), local), owner(3, 4), 5);
+                range.begin.as_ref() <= key.as_slice() && key.as_slice() < range.end.as_ref()
+            };
+            assert!(is_in(volume, 0) && is_in(volume, (1 << LOCAL_ID_BITS) - 1));
+            assert!(
+                !is_in(volume.wrapping_add(1), 0) && !is_in(volume.wrapping_sub(1), (1 << LOCAL_ID_BITS) - 1)
+            );
+        }
     }
 
     #[test]

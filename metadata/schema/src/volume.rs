@@ -29,6 +29,10 @@ pub struct VolumeRecord {
     /// A file that loses its last name sooner after it was made, in seconds, isn't kept.
     #[prost(uint64, tag = "6")]
     pub trash_min_age_s: u64,
+    /// The home epoch that a planned move of the home ends: nothing is changed under it any more; 0 for none. What sets it is the last entry of that
+    /// epoch's log, unless the move comes to nothing.
+    #[prost(uint64, tag = "7")]
+    pub moving_from: u64,
 }
 
 impl Record for VolumeRecord {
@@ -68,6 +72,7 @@ mod tests {
             born_ns: 2,
             trash_retention_s: 0,
             trash_min_age_s: 0,
+            moving_from: 0,
         };
         golden(
             &volume,
@@ -79,15 +84,21 @@ mod tests {
                 .replace(' ', "")
                 .as_str(),
         );
+        golden(
+            &VolumeRecord { moving_from: 3, ..volume.clone() },
+            "010801121007070707070707070707070707070707180121020000000000 0000 3803"
+                .replace(' ', "")
+                .as_str(),
+        );
         assert_eq!(hex(&key(VolumeId(0))), "0276001415011 4".replace(' ', ""));
         assert!(VolumeRecord { hash_key: Bytes::new(), ..volume }.hash_key().is_err());
     }
 
     proptest! {
         #[test]
-        fn round_trips(epoch: u64, secret: [u8; 16], root: u64, born_ns: i64, trash_retention_s: u64, trash_min_age_s: u64) {
+        fn round_trips(epoch: u64, secret: [u8; 16], root: u64, born_ns: i64, trash_retention_s: u64, trash_min_age_s: u64, moving_from: u64) {
             let hash_key = Bytes::copy_from_slice(&secret);
-            let volume = VolumeRecord { epoch, hash_key, root, born_ns, trash_retention_s, trash_min_age_s };
+            let volume = VolumeRecord { epoch, hash_key, root, born_ns, trash_retention_s, trash_min_age_s, moving_from };
             round_trip(&volume);
             prop_assert_eq!(volume.hash_key().unwrap(), HashKey(secret));
         }

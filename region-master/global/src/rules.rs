@@ -325,7 +325,8 @@ async fn cluster(tx: &impl Transaction) -> Ruled<ClusterRecord> {
     get(tx, &key::cluster(), Read::Conflicting).await?.ok_or(RuleError::NotFounded)
 }
 
-async fn volume(tx: &impl Transaction, volume: VolumeId) -> Ruled<Volume> {
+/// A volume, as it is in that transaction.
+pub async fn volume(tx: &impl Transaction, volume: VolumeId) -> Ruled<Volume> {
     let record: Option<VolumeRecord> = get(tx, &key::volume(volume), Read::Conflicting).await?;
     record.map(Volume::from).ok_or(RuleError::NoVolume(volume))
 }
@@ -475,6 +476,81 @@ pub async fn open_epoch(
         },
     );
     changed(tx).await
+}
+
+/// A home hands its volume over to another region, which has everything up to `cut`, behind which the home has changed nothing: it is the home from then on,
+/// and no epoch is closed in between. Only if the global store is at `at_version`: whoever isn't answered makes sure by [`stay_home`] that this comes no more.
+pub async fn move_home(
+    tx: &impl Transaction,
+    id: VolumeId,
+    epoch: Epoch,
+    (from, to): (&str, &str),
+    cut: LogPosition,
+    at_version: u64,
+) -> Ruled<u64> {
+    let found = volume(tx, id).await?;
+    let next = Epoch(epoch.0 + 1);
+    if found.epoch == next && found.open && found.home == to && found.cut == Some(cut) {
+        return version(tx, Read::Conflicting).await;
+    }
+    let found = own_open(tx, id, epoch, from).await?;
+    let present = version(tx, Read::Conflicting).await?;
+    if at_version != present {
+        return Err(RuleError::Overtaken { asked: at_version, present });
+    }
+    may_move(tx, id, &found, to).await?;
+    let mut sync_set = found.sync_set.clone();
+    if found.durability == Durability::Region {
+        sync_set = BTreeSet::from([to.to_owned()]);
+    }
+    let (home, cut) = (to.to_owned(), Some(cut));
+    put(tx, id, &Volume { home, epoch: next, cut, lost_home: None, sync_set, ..found });
+    changed(tx).await
+}
+
+/// Whether a volume's home may be moved to a region, as far as the regions have agreed on anything.
+pub async fn may_move(tx: &impl Transaction, id: VolumeId, found: &Volume, to: &str) -> Ruled<()> {
+    let what = "be the home of the volume";
+    let region: Option<RegionRecord> = get(tx, &key::region(to), Read::Conflicting).await?;
+    let region = region.ok_or_else(|| RuleError::NoRegion(to.to_owned()))?.region()?;
+    if region.witness {
+        return Err(unfit(to, what, "it is a witness, which holds no data"));
+    }
+    if found.home == to {
+        return Err(unfit(to, "become the home of the volume", "it is its home already"));
+    }
+    if !found.regions.contains(to) {
+        let all: Vec<&str> = found.regions.iter().map(String::as_str).chain([to]).collect();
+        let why = format!(
+            "it doesn't have it; `mooseng volume set {} --regions {}` has it copied there",
+            if id.0 == 0 { "/".to_owned() } else { id.0.to_string() },
+            all.join(",")
+        );
+        return Err(unfit(to, what, why));
+    }
+    if found.durability == Durability::Geo && !found.sync_set.contains(to) {
+        let why = "it isn't in the volume's sync set, and may lack what was acknowledged: it is taken in by itself once it has caught up";
+        return Err(unfit(to, what, why));
+    }
+    Ok(())
+}
+
+/// A home goes on with its volume: whatever was asked before of the global store at an earlier version, and wasn't done, is refused from now on.
+pub async fn stay_home(tx: &impl Transaction, id: VolumeId, epoch: Epoch, home: &str) -> Ruled<u64> {
+    own_open(tx, id, epoch, home).await?;
+    changed(tx).await
+}
+
+/// The volume, if it is in that epoch, which is open, and at that home.
+async fn own_open(tx: &impl Transaction, id: VolumeId, epoch: Epoch, home: &str) -> Ruled<Volume> {
+    let found = in_epoch(tx, id, epoch).await?;
+    if !found.open {
+        return Err(RuleError::Closed { volume: id, epoch });
+    }
+    if found.home != home {
+        return Err(RuleError::NotHome { volume: id, home: found.home, asked: home.to_owned() });
+    }
+    Ok(found)
 }
 
 /// Changes a volume's regions, sync set, durability, or whether it fails over by itself, as long as it is in that epoch.

@@ -72,7 +72,10 @@ pub struct RaftConfig {
 /// Hears of each batch just before it is written to the log; and of none (`None`) before entries are cut off, or replaced by a snapshot: of what it
 /// heard before, that may be applied which it heard, or something else. It is to be quick.
 #[derive(Clone)]
-pub struct OnAppend(pub Arc<dyn Fn(Option<&Bytes>) + Send + Sync>);
+pub struct OnAppend(pub Arc<Hear>);
+
+/// What is called.
+type Hear = dyn Fn(Option<&Bytes>) + Send + Sync;
 
 impl std::fmt::Debug for OnAppend {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

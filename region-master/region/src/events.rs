@@ -34,6 +34,7 @@ events! {
     GLOBAL_LEADER, "a master", "It leads the global group now.";
     HEALTH_CLEARED, "a health code", "A finding is gone.";
     HEALTH_RAISED, "a health code", "A finding is there, and was for some seconds.";
+    HOME_MOVED, "a volume", "Its home was moved to another region, as somebody asked for: nothing was lost.";
     LEADER_ELECTED, "a region", "A master leads the region's group now.";
     LEASE_LOST, "a region", "Its lease ran out: it must have stopped to change what another region may take over.";
     LEASE_RENEWED, "a region", "Its lease, which had run out, was renewed.";

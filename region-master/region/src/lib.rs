@@ -28,6 +28,7 @@ pub mod findings;
 pub mod join;
 pub mod leave;
 pub mod locks;
+pub mod moving;
 pub mod pack;
 pub mod placement;
 pub mod promises;

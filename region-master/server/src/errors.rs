@@ -62,7 +62,7 @@ pub fn driver_failed(error: &DriverError, not_leader: impl FnOnce() -> CallError
         // Too large in some way: the same request will be so again.
         DriverError::Store(_) => ErrorCode::InvalidRequest,
         DriverError::Deadline => ErrorCode::DeadlineExceeded,
-        DriverError::Contended(_) => ErrorCode::Unavailable,
+        DriverError::Contended(_) | DriverError::Moving(_) => ErrorCode::Unavailable,
         DriverError::SessionExpired(_) | DriverError::SessionLapsed(_) => ErrorCode::SessionExpired,
         // Clients take this for the word that the change wasn't done and never will be, and send it anew under their next life.
         DriverError::StaleIncarnation { .. } => ErrorCode::StaleEpoch,

@@ -80,6 +80,7 @@ pub async fn run(master: Arc<Master>) {
                 () = master.shutdown.cancelled() => {}
             }
             master.desk(crate::desk::Desk::follow);
+            master.geo.unseal();
             master.metrics.leading.set(0);
             tracing::info!(term, "this master leads no more");
         } else {
@@ -127,11 +128,18 @@ async fn lead(master: &Arc<Master>, term: u64) {
             }
         };
         tokio::select! {
-            () = serving => return,
+            // A move of the home that came to nothing: it is taken up anew.
+            () = serving => {}
             changed = cluster.wait_for(|_| geo::place_of(master, ROOT_VOLUME) != is) => if changed.is_err() { return },
         }
         tracing::info!(term, "what this region is to the volume has changed");
         master.desk(crate::desk::Desk::follow);
+        if !matches!(geo::place_of(master, ROOT_VOLUME), Whereabouts::Here(_)) {
+            master.geo.unseal();
+            if matches!(is, Whereabouts::Here(_)) {
+                geo::moving::say_so(master, custody);
+            }
+        }
     }
 }
 
@@ -177,7 +185,7 @@ async fn prepare_replica(master: &Master, term: u64) -> Result<(), CallError> {
     Ok(())
 }
 
-/// Returns only if the records can't be read.
+/// Returns where a move of the home came to nothing, and it is to be taken up anew.
 async fn lead_home(master: &Arc<Master>, term: u64, epoch: Epoch) {
     let mut pause = Duration::from_millis(50);
     while let Err(error) = prepare(master, term, epoch).await {
@@ -189,20 +197,30 @@ async fn lead_home(master: &Arc<Master>, term: u64, epoch: Epoch) {
     master.metrics.leaderships.inc();
     master.metrics.leading.set(1);
     tracing::info!(term, sessions = master.desk(|desk| desk.sessions.len()), "this master leads and serves");
-    tokio::join!(
-        keep_house(master),
-        reserve_ids(master),
-        house::run(master, term),
-        locks::sweep(master),
-        quotas::count(master, term),
-        geo::ship::run(master, term, epoch),
-        geo::chunks::run(master, term)
-    );
+    let work = async {
+        tokio::join!(
+            keep_house(master),
+            reserve_ids(master),
+            house::run(master, term),
+            locks::sweep(master),
+            quotas::count(master, term),
+            geo::ship::run(master, term, epoch),
+            geo::chunks::run(master, term)
+        )
+    };
+    tokio::select! {
+        _ = work => {}
+        () = geo::moving::run(master, epoch) => {}
+    }
 }
 
 async fn prepare(master: &Master, term: u64, epoch: Epoch) -> Result<(), CallError> {
     let hurries = match master.global {
-        Some(_) => geo::stand::take_over(master, epoch).await?,
+        Some(_) => {
+            let hurries = geo::stand::take_over(master, epoch).await?;
+            geo::moving::go_on(master, epoch).await?;
+            hurries
+        }
         None => false,
     };
     let mut secret = [0; 16];

@@ -315,7 +315,7 @@ fn tell(master: &Master, custody_epoch: u64, session: SessionId, locks: Vec<u64>
         return;
     }
     if let Some(connection) = master.connections.get(session) {
-        let notice = Notice { session: session.0, custody_epoch, recalls: Vec::new(), locks };
+        let notice = Notice { session: session.0, custody_epoch, locks, ..Notice::default() };
         // One that can't be sent is repeated later.
         if connection.notify(Method::Notice, notice.encode_to_vec().into()).is_err() {
             tracing::debug!(session = session.0, "a grant couldn't be told yet");

@@ -230,6 +230,9 @@ impl Master {
     /// Asked last, too, before an answer of a volume's home leaves: no other region can have become its home.
     pub fn is_home(&self) -> Result<(), CallError> {
         let Some(global) = &self.global else { return Ok(()) };
+        if self.geo.is_sealed() {
+            return Err(geo::moving::is_moving());
+        }
         if global.may_change(geo::ROOT_VOLUME).is_some() {
             return Ok(());
         }

@@ -69,6 +69,11 @@ impl Connections {
         self.map(|map| map.retain(|_, known| known.id != connection));
     }
 
+    /// All of them.
+    pub fn all(&self) -> Vec<(SessionId, ConnectionHandle)> {
+        self.map(|map| map.iter().map(|(session, connection)| (*session, connection.clone())).collect())
+    }
+
     /// The connection of a session.
     pub fn get(&self, session: SessionId) -> Option<ConnectionHandle> {
         self.map(|map| map.get(&session).cloned())
@@ -89,7 +94,7 @@ pub fn send(master: &Master, custody_epoch: u64, recalls: &[Recall]) {
         let Some(connection) = master.connections.get(id) else { continue };
         master.metrics.recalls.inc_by(recalls.len() as u64);
         for page in recalls.chunks(RECALLS_PER_NOTICE) {
-            let notice = Notice { session: id.0, custody_epoch, recalls: page.to_vec(), locks: Vec::new() };
+            let notice = Notice { session: id.0, custody_epoch, recalls: page.to_vec(), ..Notice::default() };
             if connection.notify(Method::Notice, notice.encode_to_vec().into()).is_err() {
                 break;
             }

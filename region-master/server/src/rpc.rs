@@ -17,11 +17,11 @@ use mooseng_wire::admin::{
     ListClassesRequest, ListEventsReply, ListEventsRequest, ListLossesReply, ListLossesRequest,
     ListQuotasReply, ListQuotasRequest, ListRegionsReply, ListRegionsRequest, ListSalvageReply,
     ListSalvageRequest, ListTrashReply, ListTrashRequest, ListVolumesReply, ListVolumesRequest, MemberToAdd,
-    PurgeTrashReply, PurgeTrashRequest, Quota, QuotaTarget, RemoveRegionRequest, RestoreTrashReply,
-    RestoreTrashRequest, SetClassRequest, SetQuotaRequest, SetVolumeReply, SetVolumeRequest,
-    ShowSalvageReply, ShowSalvageRequest, StatusReply, StatusRequest, StorageClass, TicketKey,
-    TransferLeaderReply, TransferLeaderRequest, TrashRetentionReply, TrashRetentionRequest,
-    VerifyVolumeReply, VerifyVolumeRequest,
+    MoveHomeReply, MoveHomeRequest, PurgeTrashReply, PurgeTrashRequest, Quota, QuotaTarget,
+    RemoveRegionRequest, RestoreTrashReply, RestoreTrashRequest, SetClassRequest, SetQuotaRequest,
+    SetVolumeReply, SetVolumeRequest, ShowSalvageReply, ShowSalvageRequest, StatusReply, StatusRequest,
+    StorageClass, TicketKey, TransferLeaderReply, TransferLeaderRequest, TrashRetentionReply,
+    TrashRetentionRequest, VerifyVolumeReply, VerifyVolumeRequest,
 };
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::founding::Founding;
@@ -42,6 +42,8 @@ const HEARTBEAT_INTERVAL_MS: u32 = 500;
 const HAND_OVER_WITHIN: Duration = Duration::from_secs(5);
 /// How long the regions may take to agree on something: an election among them is over by then.
 const AGREE_WITHIN: Duration = Duration::from_secs(15);
+/// How long a move of a home may take: until the target is near, has the last change, and the regions have agreed.
+const MOVE_WITHIN: Duration = Duration::from_secs(25);
 /// How long a change of members may take: a new one has to catch up first.
 const CHANGE_WITHIN: Duration = Duration::from_secs(50);
 
@@ -444,6 +446,20 @@ impl Administration for Rpc {
         }
         let set = self.global()?.set_settings(&request, Instant::now() + AGREE_WITHIN).await;
         set.map(Response::new).map_err(not_agreed)
+    }
+
+    async fn move_home(&self, request: Request<MoveHomeRequest>) -> Result<Response<MoveHomeReply>, Status> {
+        // Of any region: the home may be where the administrator isn't.
+        let who = self.allow_of_cluster(&request, &[Role::Admin])?;
+        let request = request.into_inner();
+        if !request.plan {
+            tracing::info!(who, ?request, "a volume's home is to be moved");
+        }
+        let moved = geo::moving::order(&self.0, request, Instant::now() + MOVE_WITHIN).await;
+        moved.map(Response::new).map_err(|error| match error.code() {
+            ErrorCode::OutcomeUnknown => Status::deadline_exceeded(error.message),
+            _ => not_agreed(error),
+        })
     }
 
     async fn change_members(

@@ -92,6 +92,7 @@ impl MasterService {
             _ => {}
         }
         master.allow_of_cluster(&peer, &[Role::Client, Role::Admin])?;
+        geo::moving::unsealed(master, deadline).await?;
         geo::at_home(master)?;
         let identity = &peer.uri;
         let connection = incoming.connection.clone();

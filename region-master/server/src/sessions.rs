@@ -135,6 +135,7 @@ pub async fn open(master: &Master, peer: &Peer, request: OpenSession) -> Result<
         Squash::All => SquashWord::All,
     };
     master.may_answer(term)?;
+    master.is_home()?;
     Ok(SessionOpened {
         session: recorded.session.0,
         incarnation: recorded.incarnation.0,
@@ -244,6 +245,7 @@ pub fn renew(master: &Master, identity: &str, request: &Renew) -> Result<Renewed
         Ok::<_, CallError>(())
     })?;
     master.may_answer(term)?;
+    master.is_home()?;
     let quotas = master.desk(|desk| desk.ledger.version());
     Ok(Renewed { lease_ms: master.lease_ms(), custody_epoch: term, quotas })
 }
@@ -285,5 +287,6 @@ pub async fn close(
         tracing::info!(session = id.0, error = %error.message, "a closed session's locks are freed later");
     }
     master.may_answer(term)?;
+    master.is_home()?;
     Ok(SessionClosed {})
 }

@@ -87,9 +87,8 @@ pub enum VolumeCommand {
     Create(Rest),
     /// Change a volume's settings: when fsync returns, which regions have it, whether another one takes over by itself.
     Set(VolumeSet),
-    /// Move a volume's home (not built yet).
-    #[command(hide = true)]
-    MoveHome(Rest),
+    /// Move a volume's home to another region that has it, without losing anything.
+    MoveHome(VolumeMove),
     /// Remove a volume (not built yet).
     #[command(hide = true)]
     Delete(Rest),
@@ -146,6 +145,28 @@ pub struct VolumeSet {
     /// Only say what would change.
     #[arg(long)]
     pub plan: bool,
+    /// A configuration whose certificate has the role admin.
+    #[arg(long, env = "MOOSENG_CONFIG", value_name = "FILE")]
+    pub config: PathBuf,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// `mooseng volume move-home`.
+#[derive(ClapArgs, Debug)]
+pub struct VolumeMove {
+    /// The volume: / for the root volume, or its number.
+    #[arg(value_name = "PATH")]
+    pub volume: String,
+    /// The region that is to be the home.
+    #[arg(long, value_name = "REGION")]
+    pub to: String,
+    /// Only say what would happen.
+    #[arg(long)]
+    pub plan: bool,
+    /// Move to a region that lacks something, and lose that (not built yet).
+    #[arg(long, hide = true)]
+    pub force: bool,
     /// A configuration whose certificate has the role admin.
     #[arg(long, env = "MOOSENG_CONFIG", value_name = "FILE")]
     pub config: PathBuf,

@@ -126,6 +126,15 @@ impl WriteBuffer {
         (self.clears.within(range), keys.map(|(key, own)| (key.clone(), own.clone())).collect())
     }
 
+    /// Whether it changes, or may change, anything in a range. Of keys with a stamp, the ten bytes of it count as they were handed in.
+    pub fn touches(&self, range: &KeyRange) -> bool {
+        let within = |key: &Bytes| range.begin <= *key && *key < range.end;
+        range.begin < range.end
+            && (self.keys.range::<[u8], _>(bounds::between(&range.begin, &range.end)).next().is_some()
+                || self.stamped.iter().any(|stamped| within(&stamped.key))
+                || !self.clears.within(range).is_empty())
+    }
+
     /// Whether it changes nothing.
     pub fn is_empty(&self) -> bool {
         self.clears.is_empty() && self.keys.is_empty() && self.stamped.is_empty()

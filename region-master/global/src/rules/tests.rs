@@ -126,6 +126,61 @@ async fn a_renewal_and_a_change_that_it_doesnt_know_of_dont_both_commit() {
 }
 
 #[tokio::test]
+async fn a_home_hands_its_volume_over_once_and_only_where_nothing_came_in_between() {
+    let store = founded().await;
+    let (one, cut) = (Epoch(1), LogPosition::new(Epoch(1), 70));
+    let moving = async |from: &str, to: &str, epoch: Epoch, version: u64| {
+        ruled!(&store, tx, move_home(&tx, ROOT, epoch, (from, to), cut, version))
+    };
+    for unfit in ["w", "a"] {
+        assert!(matches!(moving("a", unfit, one, 1).await, Err(RuleError::Unfit { .. })), "{unfit}");
+    }
+    assert_eq!(moving("a", "x", one, 1).await, Err(RuleError::NoRegion("x".into())));
+    assert!(
+        matches!(moving("b", "b", one, 1).await, Err(RuleError::NotHome { .. })),
+        "the home itself does it"
+    );
+    assert!(matches!(moving("a", "b", Epoch(2), 1).await, Err(RuleError::OtherEpoch { .. })));
+    // A home that goes on makes sure that what it asked for before comes no more.
+    let stays = ruled!(&store, tx, stay_home(&tx, ROOT, one, "a")).unwrap();
+    assert_eq!(moving("a", "b", one, 1).await, Err(RuleError::Overtaken { asked: 1, present: stays }));
+    assert!(matches!(ruled!(&store, tx, stay_home(&tx, ROOT, one, "b")), Err(RuleError::NotHome { .. })));
+    let moved = moving("a", "b", one, stays).await.unwrap();
+    assert_eq!(moving("a", "b", one, stays).await.unwrap(), moved, "done already");
+    let root = seen(&store).await.volumes[&ROOT].clone();
+    assert_eq!((root.home.as_str(), root.epoch, root.open, root.cut), ("b", Epoch(2), true, Some(cut)));
+    assert_eq!((root.lost_home, root.sync_set), (None, names(&["b"])));
+    assert!(matches!(ruled!(&store, tx, stay_home(&tx, ROOT, one, "a")), Err(RuleError::OtherEpoch { .. })));
+    // Where it was closed meanwhile, it is another's to decide.
+    ruled!(&store, tx, close_epoch(&tx, ROOT, Epoch(2), Some(0))).unwrap();
+    let version = seen(&store).await.version;
+    assert!(matches!(moving("b", "a", Epoch(2), version).await, Err(RuleError::Closed { .. })));
+}
+
+#[tokio::test]
+async fn a_geo_volume_moves_within_its_sync_set_and_keeps_it() {
+    let store = founded().await;
+    let geo = VolumeChange { durability: Some(Durability::Geo), ..VolumeChange::default() };
+    let version = ruled!(&store, tx, set_volume(&tx, ROOT, Epoch(1), &geo)).unwrap();
+    let cut = LogPosition::new(Epoch(1), 70);
+    let refused = ruled!(&store, tx, move_home(&tx, ROOT, Epoch(1), ("a", "b"), cut, version));
+    assert!(matches!(refused, Err(RuleError::Unfit { .. })), "it may lack what was acknowledged");
+    let joined = VolumeChange { sync_set: Some(names(&["a", "b"])), ..VolumeChange::default() };
+    let version = ruled!(&store, tx, set_volume(&tx, ROOT, Epoch(1), &joined)).unwrap();
+    ruled!(&store, tx, move_home(&tx, ROOT, Epoch(1), ("a", "b"), cut, version)).unwrap();
+    assert_eq!(seen(&store).await.volumes[&ROOT].sync_set, names(&["a", "b"]));
+    // One that doesn't have the volume is told how it gets it.
+    let only = VolumeChange {
+        regions: Some(names(&["b"])),
+        durability: Some(Durability::Region),
+        ..VolumeChange::default()
+    };
+    let version = ruled!(&store, tx, set_volume(&tx, ROOT, Epoch(2), &only)).unwrap();
+    let refused = ruled!(&store, tx, move_home(&tx, ROOT, Epoch(2), ("b", "a"), cut, version)).unwrap_err();
+    assert!(refused.to_string().contains("mooseng volume set / --regions b,a"), "{refused}");
+}
+
+#[tokio::test]
 async fn epochs_are_closed_and_opened_in_turn() {
     let store = founded().await;
     let one = Epoch(1);

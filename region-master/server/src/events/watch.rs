@@ -272,7 +272,17 @@ fn leases(before: &Seen, now: &Seen, told: &mut Vec<Told>) {
 fn changed(id: VolumeId, (was, is): (&Volume, &Volume), version: u64, told: &mut Vec<Told>) {
     let name = if id.0 == 0 { "/".to_owned() } else { id.0.to_string() };
     let key = |what: &str, at: u64| format!("{what}/{}/{at}", id.0);
-    let closed = was.open && (!is.open || is.epoch > was.epoch);
+    // No other change makes another region the home behind a place of the log, and names no home that was lost.
+    let moved = was.open
+        && is.epoch.0 == was.epoch.0 + 1
+        && is.cut.is_some()
+        && is.lost_home.is_none()
+        && is.home != was.home;
+    if moved {
+        let detail = format!("{} -> {}, in epoch {}.", was.home, is.home, is.epoch.0);
+        tell(told, &events::HOME_MOVED, &name, detail, key("moved", is.epoch.0));
+    }
+    let closed = was.open && (!is.open || is.epoch > was.epoch) && !moved;
     if closed {
         // Where the next epoch was opened between two looks, why is known no more.
         let why = match (is.open, is.abandoned) {
@@ -416,6 +426,16 @@ mod tests {
             words(&watch.look(Seen { view: view(6, opened), ..leading() })),
             ["EPOCH_CLOSED", "EPOCH_OPENED"]
         );
+    }
+
+    #[test]
+    fn a_move_of_the_home_is_told_as_one() {
+        let mut watch = watching();
+        let cut = Some(LogPosition::new(Epoch(1), 300));
+        let moved = Volume { home: "b".into(), epoch: Epoch(2), cut, ..volume() };
+        let told = watch.look(Seen { view: view(5, moved), ..leading() });
+        assert_eq!(words(&told), ["HOME_MOVED", "EPOCH_OPENED"]);
+        assert!(told[0].detail.contains("a -> b"), "{}", told[0].detail);
     }
 
     #[test]

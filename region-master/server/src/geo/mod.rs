@@ -11,6 +11,7 @@
 //! - [`chunks`]: how the bytes come that the log names.
 //! - [`near`]: reads of a replica.
 //! - [`stand`]: how the region stands when the volume's home is lost; a home that begins, one that ends, one that comes back.
+//! - [`moving`]: planned moves of the home.
 //! - [`losses`]: account of what failovers lost, and of what is put aside here.
 //! - [`verify`]: home and replica compared by hashes.
 
@@ -43,6 +44,7 @@ pub mod complete;
 pub mod copy;
 mod fetch;
 pub mod losses;
+pub mod moving;
 pub mod near;
 pub mod push;
 pub mod receive;
@@ -143,6 +145,12 @@ pub struct Geo {
     joining: Mutex<BTreeSet<String>>,
     /// Of a replica: up to where the sync set has everything, as its home has told.
     told_synced: Mutex<LogPosition>,
+    /// The home answers nothing, for it is about to be moved: it isn't known here who is the home.
+    sealed: watch::Sender<bool>,
+    /// Since when, the last time.
+    stopped: Mutex<Option<tokio::time::Instant>>,
+    /// Where moves are asked for, while this master leads the home.
+    moves: Mutex<Option<tokio::sync::mpsc::Sender<moving::Ordered>>>,
     /// The leaders of other regions, as far as they were found.
     leaders: Mutex<BTreeMap<String, String>>,
 }
@@ -173,6 +181,9 @@ impl Geo {
             acknowledged: watch::channel(0).0,
             joining: Mutex::default(),
             told_synced: Mutex::default(),
+            sealed: watch::channel(false).0,
+            stopped: Mutex::default(),
+            moves: Mutex::default(),
             leaders: Mutex::default(),
         }
     }
@@ -205,6 +216,16 @@ impl Geo {
         *lock(&self.told_synced) = LogPosition::default();
         self.tail.unsynced(ROOT_VOLUME, Unsynced::reset);
         self.moved.send_modify(|count| *count += 1);
+    }
+
+    /// Whether nothing of a home may be answered, for it is about to be moved.
+    pub fn is_sealed(&self) -> bool {
+        *self.sealed.borrow()
+    }
+
+    /// This master isn't the leader of a home: others answer, or nobody.
+    pub fn unseal(&self) {
+        self.sealed.send_replace(false);
     }
 
     /// Whether something that was cut off is kept here.
@@ -376,6 +397,7 @@ pub fn elsewhere(master: &Master) -> Vec<String> {
 /// Refuses what only the home of the root volume may do.
 pub fn at_home(master: &Master) -> Result<(), CallError> {
     match place_of(master, ROOT_VOLUME) {
+        Whereabouts::Here(_) if master.geo.is_sealed() => Err(moving::is_moving()),
         Whereabouts::Here(_) => Ok(()),
         Whereabouts::Closed(epoch) => {
             let message = format!(
@@ -392,7 +414,11 @@ fn not_home(master: &Master) -> CallError {
     let view = master.geo.view();
     let home = view.as_ref().and_then(|view| {
         let volume = view.volumes.get(&ROOT_VOLUME)?;
-        let masters = view.regions.get(&volume.home)?.masters.iter().map(|m| m.address.clone()).collect();
+        let mut masters: Vec<String> =
+            view.regions.get(&volume.home)?.masters.iter().map(|m| m.address.clone()).collect();
+        // Whoever led there last is asked first.
+        let leader = lock(&master.geo.leaders).get(&volume.home).cloned();
+        masters.sort_by_key(|address| Some(address) != leader.as_ref());
         Some(Home { region: volume.home.clone(), masters, epoch: volume.epoch.0 })
     });
     let Some(home) = home else {

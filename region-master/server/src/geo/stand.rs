@@ -125,9 +125,12 @@ pub async fn take_over(master: &Master, epoch: Epoch) -> Result<bool, CallError>
     if begins {
         tracing::info!(epoch = epoch.0, ?cut, "this region is the volume's home from now on");
     }
-    for kind in [IdKind::Inode, IdKind::Chunk, IdKind::Session] {
-        take_ids(master, kind, epoch).await?;
-    }
+    // Each may take a round trip to another region, or two.
+    tokio::try_join!(
+        take_ids(master, IdKind::Inode, epoch),
+        take_ids(master, IdKind::Chunk, epoch),
+        take_ids(master, IdKind::Session, epoch)
+    )?;
     Ok(begins && ran_out)
 }
 

@@ -14,8 +14,8 @@ use mooseng_transport::{Answer, Incoming, call_error};
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::global::change::Change as Asked;
 use mooseng_wire::global::{
-    AddRegion, Change, Changed, CloseEpoch, IdRange, Master, OpenEpoch, Position, Regions, RemoveRegion,
-    Renew, Renewed, SetVolume, TakeIds,
+    AddRegion, Change, Changed, CloseEpoch, IdRange, Master, MoveHome, OpenEpoch, Position, Regions,
+    RemoveRegion, Renew, Renewed, SetVolume, StayHome, TakeIds,
 };
 use mooseng_wire::method::Method;
 use mooseng_wire::{Epoch, VolumeId};
@@ -183,6 +183,9 @@ impl Global {
             Asked::CheckVolume(asked) => self.set_volume(caller, asked, false).await,
             Asked::AddRegion(asked) => self.add_region(asked).await,
             Asked::RemoveRegion(asked) => self.remove_region(asked).await,
+            Asked::MoveHome(asked) => self.move_home(caller, asked).await,
+            Asked::CheckMove(asked) => self.check_move(asked).await,
+            Asked::StayHome(asked) => self.stay_home(caller, asked).await,
         }
     }
 
@@ -230,6 +233,38 @@ impl Global {
         let cut = asked.cut.as_ref().map(position);
         self.version_of(|tx| async move {
             let version = rules::open_epoch(&tx, volume, closed, home, cut).await?;
+            Ok((tx, version))
+        })
+        .await
+    }
+
+    async fn move_home(&self, caller: &str, asked: MoveHome) -> Result<Changed, CallError> {
+        let (volume, epoch, to) = (volume_id(asked.volume)?, Epoch(asked.epoch), &asked.to);
+        let missing = || call_error(ErrorCode::InvalidRequest, "a move of a home names no last place");
+        let cut = position(asked.cut.as_ref().ok_or_else(missing)?);
+        self.version_of(|tx| async move {
+            let version = rules::move_home(&tx, volume, epoch, (caller, to), cut, asked.at_version).await?;
+            Ok((tx, version))
+        })
+        .await
+    }
+
+    async fn check_move(&self, asked: MoveHome) -> Result<Changed, CallError> {
+        let volume = volume_id(asked.volume)?;
+        // A transaction that isn't committed changes nothing.
+        let tx = self.store.begin();
+        let checked = async {
+            let found = rules::volume(&tx, volume).await?;
+            rules::may_move(&tx, volume, &found, &asked.to).await
+        };
+        checked.await.map_err(|e| refused(self, e))?;
+        Ok(Changed { version: self.view.borrow().version, ids: None })
+    }
+
+    async fn stay_home(&self, caller: &str, asked: StayHome) -> Result<Changed, CallError> {
+        let (volume, epoch) = (volume_id(asked.volume)?, Epoch(asked.epoch));
+        self.version_of(|tx| async move {
+            let version = rules::stay_home(&tx, volume, epoch, caller).await?;
             Ok((tx, version))
         })
         .await

@@ -239,7 +239,7 @@ impl Global {
 }
 
 /// A volume as it is agreed on.
-pub(super) fn told(id: VolumeId, known: &mooseng_global::Volume) -> Volume {
+pub(crate) fn told(id: VolumeId, known: &mooseng_global::Volume) -> Volume {
     Volume {
         id: id.0.into(),
         home: known.home.clone(),

@@ -1,0 +1,259 @@
+//! `mooseng volume move-home`.
+
+use std::time::{Duration, Instant};
+
+use mooseng_wire::admin::{ListRegionsReply, MoveHomeReply, MoveHomeRequest, Volume};
+use serde_json::{Value, json};
+
+use super::{name, parse};
+use crate::args::{Format, VolumeMove};
+use crate::config::ClientFile;
+use crate::exit::Failure;
+use crate::outlook::{self, Outlook};
+use crate::{admin, output};
+
+/// How long it is looked whether the new home takes changes.
+const SERVES_WITHIN: Duration = Duration::from_secs(15);
+/// And how often.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// Moves it, or says what would happen.
+pub fn run(args: &VolumeMove) -> Result<(), Failure> {
+    let volume = parse(&args.volume)?;
+    if args.force {
+        return Err(Failure::not_built(
+            "moving a home to a region that lacks something (`mooseng volume move-home --force`)",
+        ));
+    }
+    let file = ClientFile::load(&args.config)?;
+    let moved = admin::block_on(async {
+        let (regions, volumes) = admin::cluster(&file).await?;
+        let found = volumes.into_iter().find(|known| known.id == volume);
+        let found = found.ok_or_else(|| {
+            Failure::not_found(format!(
+                "There is no volume {volume}; `mooseng volume list` shows those that there are."
+            ))
+        })?;
+        let home = masters_of(&regions, &found.home);
+        let request = MoveHomeRequest { volume, to: args.to.clone(), plan: args.plan };
+        let reply = admin::move_home(&file, &home, request).await?;
+        if !args.plan {
+            serves(&file, volume, &args.to).await?;
+        }
+        Move::of(reply, &regions, found)
+    })?;
+    match args.output.format {
+        Format::Json => output::json(&moved.shape(args.plan)),
+        Format::Table => output::text_line(&moved.text(args.plan)),
+    }
+}
+
+fn masters_of(regions: &ListRegionsReply, name: &str) -> Vec<String> {
+    let of = regions.regions.iter().find(|region| region.name == name);
+    of.into_iter().flat_map(|region| region.masters.iter().map(|m| m.address.clone())).collect()
+}
+
+/// Waits until the masters of the new home know that they are.
+async fn serves(file: &ClientFile, volume: u32, to: &str) -> Result<(), Failure> {
+    let until = Instant::now() + SERVES_WITHIN;
+    loop {
+        let (_, volumes) = admin::cluster(file).await?;
+        let known = volumes.into_iter().find(|known| known.id == volume);
+        // Its leader tells of replicas once it is the home.
+        if known.is_some_and(|known| known.home == to && known.open) || Instant::now() >= until {
+            return Ok(());
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// A move, made or planned.
+struct Move {
+    before: Volume,
+    after: Volume,
+    reply: MoveHomeReply,
+    /// How long a message takes to the new home and back, in microseconds, as the asked region sees it.
+    round_trip_us: Option<u64>,
+    /// Chunks that the new home has yet to fetch: what it lacks of them is what its place in the log doesn't name.
+    chunks_awaited: u64,
+    /// What each loss means before and after.
+    losses: Vec<(Outlook, Outlook)>,
+}
+
+impl Move {
+    fn of(reply: MoveHomeReply, regions: &ListRegionsReply, known: Volume) -> Result<Self, Failure> {
+        let (Some(mut before), Some(mut after)) = (reply.before.clone(), reply.after.clone()) else {
+            return Err(Failure::failed("The master's answer doesn't say what the volume is like."));
+        };
+        let target = known.replicas.iter().find(|replica| replica.region == after.home).cloned();
+        before.replicas.clone_from(&known.replicas);
+        // The old home has everything that the new one begins with, and the others go on from where they are.
+        after.replicas =
+            known.replicas.iter().filter(|replica| replica.region != after.home).cloned().collect();
+        after.replicas.push(mooseng_wire::admin::Replica {
+            region: before.home.clone(),
+            epoch: before.epoch,
+            ..Default::default()
+        });
+        let region = regions.regions.iter().find(|region| region.name == after.home);
+        let round_trip_us =
+            region.and_then(|region| region.masters.iter().filter_map(|m| m.round_trip_us).min());
+        let losses = regions.regions.iter().map(|region| {
+            let fatal = regions.fatal.contains(&region.name);
+            (outlook::lost(&before, &region.name, fatal), outlook::lost(&after, &region.name, fatal))
+        });
+        Ok(Self {
+            losses: losses.collect(),
+            round_trip_us,
+            chunks_awaited: target.map_or(0, |replica| replica.chunks_awaited),
+            before,
+            after,
+            reply,
+        })
+    }
+
+    fn text(&self, plan: bool) -> String {
+        let (from, to) = (&self.before.home, &self.after.home);
+        let mut lines = Vec::new();
+        let way = self
+            .round_trip_us
+            .map_or(String::new(), |us| format!(" (round trip {:.1} ms)", us as f64 / 1_000.0));
+        if plan {
+            lines.push(format!(
+                "The home of volume {} would move from {from} to {to}{way}.",
+                name(&self.after)
+            ));
+            let lacks = match self.reply.behind_ms {
+                None => format!("Right now {to} lacks nothing of its log"),
+                Some(ms) => format!("Right now {to} lacks the last {} of its log", outlook::seconds(ms)),
+            };
+            let chunks = match self.chunks_awaited {
+                0 => String::new(),
+                n => format!(", and has {n} chunks to fetch that nobody needs for that"),
+            };
+            lines.push(format!(
+                "{lacks}{chunks}. It gets what it lacks as ever, while {from} still takes changes; then {from} stops, {to} gets the last of them with their data, and changes go on there: for some round trips they wait, and none fails or is lost. Nothing else is copied."
+            ));
+        } else {
+            let stopped = outlook::seconds(self.reply.stopped_ms);
+            lines.push(format!(
+                "The home of volume {} is {to}, in epoch {}. {from} had stopped for {stopped} when that was agreed on; nothing was lost.",
+                name(&self.after),
+                self.after.epoch
+            ));
+        }
+        lines.push(format!(
+            "{} copies before, during and after, in {}: {from} keeps its copy and follows {to}.",
+            self.after.regions.len(),
+            self.after.regions.join(", ")
+        ));
+        if self.after.geo {
+            let during = "During it every fsync that returned is in the sync set, as ever";
+            lines.push(format!("{during}: {}.", self.after.sync_set.join(", ")));
+        } else {
+            lines.push(format!(
+                "During it, from when {from} has stopped until {to} has the last change, a loss of {from} is what it is before; then both have everything."
+            ));
+        }
+        for (before, after) in &self.losses {
+            if before == after {
+                lines.push(format!("If {} were lost, before and after: {}", before.region, before.sentence));
+            } else {
+                lines.push(format!("If {} were lost, before: {}", before.region, before.sentence));
+                lines.push(format!("If {} were lost, after: {}", after.region, after.sentence));
+            }
+        }
+        if plan {
+            lines.push("Nothing was changed. The same command without --plan does it.".to_owned());
+        }
+        lines.join("\n")
+    }
+
+    fn shape(&self, plan: bool) -> Value {
+        let losses = |(before, after): &(Outlook, Outlook)| json!({ "before": before.shape(), "after": after.shape() });
+        let cut =
+            self.reply.cut.as_ref().map(|cut| json!({ "log_epoch": cut.epoch, "log_version": cut.version }));
+        json!({
+            "version": output::VERSION, "agreed_version": self.reply.version, "plan": plan,
+            "before": super::shape(&self.before), "after": super::shape(&self.after),
+            "behind_ms": self.reply.behind_ms, "round_trip_us": self.round_trip_us, "chunks_awaited": self.chunks_awaited,
+            "stopped_ms": (!plan).then_some(self.reply.stopped_ms), "cut": cut,
+            "losses": self.losses.iter().map(losses).collect::<Vec<_>>(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mooseng_wire::admin::{LogPlace, Region, RegionMaster, Replica};
+
+    use super::*;
+
+    fn moved(geo: bool) -> Move {
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let before = Volume {
+            home: "a".into(),
+            epoch: 1,
+            open: true,
+            automatic: true,
+            geo,
+            regions: names(&["a", "b"]),
+            sync_set: names(if geo { &["a", "b"] } else { &["a"] }),
+            ..Volume::default()
+        };
+        let after = Volume {
+            home: "b".into(),
+            epoch: 2,
+            sync_set: names(if geo { &["a", "b"] } else { &["b"] }),
+            ..before.clone()
+        };
+        let replica =
+            Replica { region: "b".into(), epoch: 1, version: 9, behind_ms: Some(40), ..Replica::default() };
+        let known = Volume { replicas: vec![replica], ..before.clone() };
+        let master = RegionMaster { round_trip_us: Some(60_200), ..RegionMaster::default() };
+        let region =
+            |name: &str| Region { name: name.into(), masters: vec![master.clone()], ..Region::default() };
+        let regions = ListRegionsReply {
+            regions: ["a", "b", "w"].map(region).into(),
+            quorum: true,
+            ..ListRegionsReply::default()
+        };
+        let reply = MoveHomeReply {
+            version: 7,
+            before: Some(before),
+            after: Some(after),
+            behind_ms: Some(40),
+            stopped_ms: 180,
+            cut: Some(LogPlace { epoch: 1, version: 12 }),
+        };
+        Move::of(reply, &regions, known).unwrap()
+    }
+
+    #[test]
+    fn a_plan_says_what_would_be_sent_and_what_survives_which_loss() {
+        let text = moved(false).text(true);
+        for part in [
+            "The home of volume / would move from a to b (round trip 60.2 ms).",
+            "Right now b lacks the last 0.040 s of its log",
+            "2 copies before, during and after, in a, b",
+            "If a were lost, before: Writes of the last 0.040 s would be lost, which b lacks.",
+            "If a were lost, after: Nothing acknowledged would be lost. b would go on.",
+            "If b were lost, after: Right now nothing would be lost: a lacks nothing.",
+            "Nothing was changed.",
+        ] {
+            assert!(text.contains(part), "{part}\n\n{text}");
+        }
+        assert!(moved(true).text(true).contains("is in the sync set, as ever: a, b."));
+    }
+
+    #[test]
+    fn a_move_says_how_long_it_stopped_and_where_it_cut() {
+        let text = moved(true).text(false);
+        assert!(
+            text.starts_with("The home of volume / is b, in epoch 2. a had stopped for 0.180 s"),
+            "{text}"
+        );
+        let shape = moved(true).shape(false);
+        assert_eq!((&shape["after"]["home"], &shape["cut"]["log_version"]), (&json!("b"), &json!(12)));
+    }
+}
