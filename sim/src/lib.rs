@@ -10,6 +10,7 @@ pub mod faults;
 pub mod history;
 pub mod hosts;
 pub mod locking;
+pub mod machines;
 pub mod network;
 mod notices;
 pub mod run;

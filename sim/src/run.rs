@@ -10,9 +10,10 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use crate::copies::Copies;
-use crate::faults::{Counts, Nemesis, Shape};
+use crate::faults::{Nemesis, Shape};
 use crate::history::{self, Call};
 use crate::hosts::{self, Host, SERVERS, SUBSTITUTE, SimClock};
+use crate::machines::Counts;
 use crate::watch::Watch;
 use crate::workload::{self, Shared};
 
@@ -78,9 +79,9 @@ pub fn run(seed: u64) -> Result<Summary> {
     let shape = Shape::of(&mut rng);
     tracing::info!(?shape, "shape");
     let watch = Watch::default();
-    let mut clock = || SimClock {
-        drift_ppm: rng.random_range(-shape.drift_ppm..=shape.drift_ppm),
-        off_ms: rng.random_range(-200..=200),
+    let mut clock = || {
+        let drift_ppm = rng.random_range(-shape.drift_ppm..=shape.drift_ppm);
+        SimClock::new(drift_ppm, rng.random_range(-200..=200))
     };
     let mut all = BTreeMap::new();
     let raft = RaftConfig {
@@ -174,7 +175,7 @@ impl Run<'_> {
             looks,
             rewritten,
             left,
-            faults: nemesis.counts,
+            faults: nemesis.counts(),
             simulated,
         })
     }
