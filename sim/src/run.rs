@@ -1,6 +1,7 @@
 //! One run: a region, its clients, and what goes wrong, all from one seed.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -52,6 +53,29 @@ pub struct Summary {
     pub faults: Counts,
     /// Simulated time.
     pub simulated: Duration,
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let faults: Vec<String> = self.faults.0.iter().map(|(what, n)| format!("{n} {what}")).collect();
+        write!(
+            f,
+            "{} operations ({} unknown), {} changes alone{}, {} chunks ({} left, {} looks; {} sparse ones rewritten, {} merged, {} packs, {} extents joined), {}, {:.0} s simulated",
+            self.operations,
+            self.unknown,
+            self.made_alone,
+            if self.lost_names { " (some lost, not judged)" } else { "" },
+            self.chunks,
+            self.left,
+            self.looks,
+            self.rewritten.sparse,
+            self.rewritten.merged,
+            self.rewritten.packs,
+            self.rewritten.joined,
+            faults.join(", "),
+            self.simulated.as_secs_f64()
+        )
+    }
 }
 
 struct Run<'a> {
