@@ -46,6 +46,11 @@ pub fn set_now(now: Duration) {
     NOW.set(now);
 }
 
+/// Simulated time, on a host or outside of all.
+pub fn now() -> Duration {
+    turmoil::sim_elapsed().unwrap_or_else(|| NOW.get())
+}
+
 /// A host's clocks: simulated time at a rate of its own, and wall time that is off by a little, and may be stepped.
 #[derive(Clone, Debug)]
 pub struct SimClock {
@@ -67,8 +72,7 @@ impl SimClock {
     }
 
     fn elapsed(&self) -> Duration {
-        let elapsed = turmoil::sim_elapsed().unwrap_or_else(|| NOW.get());
-        elapsed.mul_f64(1.0 + f64::from(self.drift_ppm) / 1e6)
+        now().mul_f64(1.0 + f64::from(self.drift_ppm) / 1e6)
     }
 }
 

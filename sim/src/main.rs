@@ -9,7 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Context, Result};
 use clap::Parser;
 use mooseng_ports::plant::{self, Plant};
-use mooseng_sim::{regions, run};
+use mooseng_sim::{hosts, regions, run};
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::FormatTime;
 
 #[derive(Parser)]
 #[command(about = "Simulates a region, or three of them, under faults")]
@@ -65,12 +67,21 @@ impl Write for TraceWriter {
     }
 }
 
+/// Simulated time, in front of each line.
+struct SimTime;
+
+impl FormatTime for SimTime {
+    fn format_time(&self, w: &mut Writer<'_>) -> std::fmt::Result {
+        write!(w, "{:9.3}", hosts::now().as_secs_f64())
+    }
+}
+
 fn one(seed: u64, regions: bool, trace: Option<PathBuf>, level: tracing::Level) -> Result<()> {
     let file = trace.map(File::create).transpose().context("the trace can't be written")?;
     let trace = TraceWriter(Arc::new(Mutex::new(Trace { hash: crc32fast::Hasher::new(), bytes: 0, file })));
     let writer = trace.clone();
     tracing_subscriber::fmt()
-        .without_time()
+        .with_timer(SimTime)
         .with_ansi(false)
         .with_max_level(level)
         .with_writer(move || writer.clone())

@@ -101,7 +101,8 @@ pub fn run(seed: u64) -> Result<Summary> {
     for region in &shape.regions {
         let watch = Watch::default();
         watches.insert(region.name.clone(), watch.clone());
-        let members: Vec<_> = region.masters.iter().zip(1..).map(|(name, id)| hosts::member(name, id)).collect();
+        let members: Vec<_> =
+            region.masters.iter().zip(1..).map(|(name, id)| hosts::member(name, id)).collect();
         for (name, id) in region.masters.iter().zip(1..) {
             let (host, watch) = (Host::new(clock()), watch.clone());
             all.insert(name.clone(), host.clone());
@@ -117,9 +118,10 @@ pub fn run(seed: u64) -> Result<Summary> {
         for (name, i) in region.chunkservers.iter().zip(1..) {
             let (host, watch) = (Host::new(clock()), watch.clone());
             all.insert(name.clone(), host.clone());
-            let config: ChunkserverConfig =
-                hosts::chunkserver_config(&region.name, name, i, masters.clone());
-            sim.host(name.as_str(), move || hosts::run_chunkserver(config.clone(), host.clone(), watch.clone()));
+            let config: ChunkserverConfig = hosts::chunkserver_config(&region.name, name, i, masters.clone());
+            sim.host(name.as_str(), move || {
+                hosts::run_chunkserver(config.clone(), host.clone(), watch.clone())
+            });
         }
         for name in &region.clients {
             let host = Host::new(clock());
@@ -135,8 +137,7 @@ pub fn run(seed: u64) -> Result<Summary> {
     }
     sim.client("admin", audit::set_up(shape.clone(), shared.clone()));
     sim.client("auditor", audit::compare(shape.clone(), shared.clone(), homes.clone(), mounts));
-    let nemesis =
-        Nemesis::new(seed, shape.clone(), all, watches.values().cloned().collect(), homes.clone());
+    let nemesis = Nemesis::new(seed, shape.clone(), all, watches.values().cloned().collect(), homes.clone());
     nemesis.set_ways(&sim);
     let run = Run { sim, shape, nemesis, watches, homes, shared, compared: Duration::ZERO };
     run.finish().with_context(|| format!("seed {seed}"))
@@ -162,6 +163,9 @@ impl Run<'_> {
             if self.step()? {
                 break;
             }
+        }
+        if let Some(violation) = clients::with(&self.shared, |notes| notes.judge()) {
+            bail!("{violation}");
         }
         let simulated = self.sim.elapsed();
         let faults = self.nemesis.counts();

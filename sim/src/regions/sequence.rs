@@ -23,6 +23,8 @@ pub struct Counter {
     pub acked: u64,
     /// Up to which fsync has answered well, and the newest epoch in which one did.
     pub synced: (u64, u64),
+    /// An fsync has said that something was lost: later ones say nothing of what came before.
+    pub told_lost: bool,
     /// The most that others than the writer's mount have seen.
     pub shown: u64,
     /// What each mount saw last, and in which newest epoch.
@@ -56,6 +58,21 @@ pub struct Look {
     pub epoch: u64,
 }
 
+/// What is wrong with a look.
+#[derive(Clone, Debug)]
+pub struct Wrong {
+    /// What.
+    pub what: String,
+    /// A record that its mount had in memory only is lost with the mount's lease: then nothing is wrong.
+    pub unless_lapsed: bool,
+}
+
+impl Wrong {
+    fn in_any_case(what: String) -> Self {
+        Self { what, unless_lapsed: false }
+    }
+}
+
 impl Counter {
     /// What is known of it now, for a look by that mount.
     pub fn before(&self, mount: u8) -> Before {
@@ -69,16 +86,17 @@ impl Counter {
     }
 
     /// Takes note of a look. An error says what is wrong with it.
-    pub fn look(&mut self, before: Before, look: Look, of_epoch: u64, geo: bool) -> Result<(), String> {
+    pub fn look(&mut self, before: Before, look: Look, of_epoch: u64, geo: bool) -> Result<(), Wrong> {
         let Look { mount, own, value, epoch, .. } = look;
         if value > self.issued {
-            return Err(format!("shows {value}, though {} were begun", self.issued));
+            return Err(Wrong::in_any_case(format!("shows {value}, though {} were begun", self.issued)));
         }
         let (seen, seen_in) = before.seen;
         if value < seen && (seen_in == epoch || (geo && !own)) {
-            return Err(format!(
+            let what = format!(
                 "goes back in time: it showed {seen} in epoch {seen_in}, and {value} in epoch {epoch}"
-            ));
+            );
+            return Err(Wrong { what, unless_lapsed: own });
         }
         self.seen.insert(mount, (value, epoch));
         if !own {
@@ -86,19 +104,26 @@ impl Counter {
         }
         let Some(home) = look.at_home else { return Ok(()) };
         if home == of_epoch && value < before.acked {
-            return Err(format!("shows {value} at home, though {} were acknowledged before", before.acked));
+            let what = format!("shows {value} at home, though {} were acknowledged before", before.acked);
+            return Err(Wrong { what, unless_lapsed: true });
         }
         let (synced, synced_in) = before.synced;
         if value < synced && (geo || synced_in == home) {
-            return Err(format!(
+            return Err(Wrong::in_any_case(format!(
                 "shows {value} at home in epoch {home}, though fsync was answered for {synced}, last in epoch {synced_in}"
-            ));
+            )));
         }
-        if geo && value < before.shown {
-            return Err(format!("shows {value} at home in epoch {home}, though others saw {} before", before.shown));
+        // The changer's own host may show the old value until its answer is there; at home, that is, not elsewhere, nobody else sees the new one before.
+        if geo && value < before.shown && !(own && home == of_epoch) {
+            return Err(Wrong::in_any_case(format!(
+                "shows {value} at home in epoch {home}, though others saw {} before",
+                before.shown
+            )));
         }
         if before.at_home.1 == home && value < before.at_home.0 {
-            return Err(format!("shows {value} at home, where {} were seen in the same epoch", before.at_home.0));
+            let what =
+                format!("shows {value} at home, where {} were seen in the same epoch", before.at_home.0);
+            return Err(Wrong { what, unless_lapsed: true });
         }
         self.at_home = (value, home);
         Ok(())
@@ -106,6 +131,9 @@ impl Counter {
 
     /// Fsync has answered well for that many.
     pub fn sync(&mut self, upto: u64, epoch: u64) {
+        if self.told_lost {
+            return;
+        }
         self.synced = (self.synced.0.max(upto), self.synced.1.max(epoch));
     }
 }
@@ -121,6 +149,8 @@ pub struct Sequence {
     pub directory: u64,
     /// Its file.
     pub file: u64,
+    /// How often the mount's lease had lapsed before.
+    pub lapses: u64,
     /// Steps of the names.
     pub names: Counter,
     /// Records.

@@ -310,6 +310,8 @@ async fn follow(
     let target = location.copies.first().cloned().unwrap_or_default();
     // One that is only down is waited for: what it has this region has said that it has.
     if is_lost(master, &target) {
+        // And given up only for one that can be had: it may come back with the only bytes that there are.
+        source_of(master, &AskSource { chunk: chunk.0, length: upto, grows: !sealed }).await?;
         let why = "the chunkserver that has a part of it is lost";
         return begin_elsewhere(master, listing, location, why).await;
     }
