@@ -1,8 +1,13 @@
 //! What must hold once everything was healed: replicas are equal to their home, and every byte that metadata names can be read.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use mooseng_master::geo::ROOT_VOLUME;
+use mooseng_replica::read;
+use mooseng_store::{Store, Transaction};
 use mooseng_transport::grpc::administration_client::AdministrationClient;
 use mooseng_transport::grpc_channel;
 use mooseng_wire::Role;
@@ -13,7 +18,10 @@ use super::homes::Homes;
 use super::shape::{Region, Shape};
 use crate::hosts;
 use crate::network::{Gate, network};
+use crate::watch::Watch;
 
+/// How it is said that a replica does.
+pub const DIFFERS: &str = "differs from its home";
 /// An answer takes so long at most.
 const WITHIN: Duration = Duration::from_secs(20);
 const AGAIN: Duration = Duration::from_millis(500);
@@ -49,6 +57,45 @@ pub async fn set_up(shape: Arc<Shape>, shared: Shared) -> turmoil::Result {
     Ok(())
 }
 
+/// The volume's records, as a region's leader has them.
+fn records(watch: &Watch) -> BTreeMap<Bytes, Bytes> {
+    let mut found = BTreeMap::new();
+    watch.each_master(|_, master| {
+        if master.serving().is_err() {
+            return;
+        }
+        let tx = master.store.begin();
+        tx.set_read_version(master.store.applied_version());
+        let mut from = None;
+        while let Ok((pairs, next)) =
+            futures::executor::block_on(read::records(&tx, ROOT_VOLUME, from, 64 << 20))
+        {
+            found.extend(pairs);
+            from = next;
+            if from.is_none() {
+                break;
+            }
+        }
+    });
+    found
+}
+
+/// Logs each record that one region has otherwise than the first one.
+pub fn tell_differences(regions: &BTreeMap<String, Watch>) {
+    let all: Vec<(&String, BTreeMap<Bytes, Bytes>)> = regions
+        .iter()
+        .map(|(region, watch)| (region, records(watch)))
+        .filter(|(_, all)| !all.is_empty())
+        .collect();
+    let Some(((first, here), others)) = all.split_first() else { return };
+    for (region, there) in others {
+        let keys: BTreeSet<&Bytes> = here.keys().chain(there.keys()).collect();
+        for key in keys.into_iter().filter(|key| here.get(*key) != there.get(*key)) {
+            tracing::info!(?key, first, is = ?here.get(key), region, has = ?there.get(key), "a record differs");
+        }
+    }
+}
+
 async fn verify(region: &Region) -> Result<VerifyVolumeReply, String> {
     let mut last = String::new();
     for master in &region.masters {
@@ -81,7 +128,7 @@ pub async fn compare(shape: Arc<Shape>, shared: Shared, homes: Homes, mounts: us
                 }
                 Ok(reply) => {
                     let what = format!(
-                        "the replica in {} differs from its home {} in the ranges from {:?}",
+                        "the replica in {} {DIFFERS} {} in the ranges from {:?}",
                         region.name, reply.home, reply.different
                     );
                     with(&shared, |notes| notes.violations.push(what));
