@@ -121,10 +121,10 @@ impl Mount {
         with(&self.shared, |notes| notes.lapses.get(&self.number).copied().unwrap_or_default())
     }
 
-    /// Counts that, until faults are over.
+    /// Counts that, as long as it is run.
     async fn count_lapses(self) {
         let (mut had, mut ended) = (true, 0);
-        while !with(&self.shared, |notes| notes.healed) {
+        loop {
             let status = self.fs.status();
             let (has, more) = (status.lease_left_ms.is_some(), status.lapses - ended);
             let lapsed = more + u64::from(had && !has);
@@ -509,9 +509,15 @@ pub async fn client(
         shared: shared.clone(),
         homes,
     };
-    tokio::join!(mount.clone().write_on(seed), mount.clone().look_on(seed), mount.clone().count_lapses());
-    for at in 0..with(&shared, |notes| notes.sequences.len()) {
-        mount.look(at).await;
+    let working = async {
+        tokio::join!(mount.clone().write_on(seed), mount.clone().look_on(seed));
+        for at in 0..with(&shared, |notes| notes.sequences.len()) {
+            mount.look(at).await;
+        }
+    };
+    tokio::select! {
+        () = working => {}
+        () = mount.clone().count_lapses() => {}
     }
     drop(mount);
     fs.close().await;
