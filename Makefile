@@ -15,7 +15,7 @@ UNITDIR ?= $(PREFIX)/lib/systemd/system
 FROM ?= target/release
 export RUST_BACKTRACE ?= 0
 
-.PHONY: help build install uninstall dev dev-down test test-all test-faults test-geo faults-plants check fix lint unit e2e sim bench deps
+.PHONY: help build install uninstall dev dev-down test test-all test-faults test-geo faults-plants check fix lint unit e2e sim bench bench-geo deps
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -116,6 +116,11 @@ test-geo: deps
 faults-plants: ROUNDS = 100
 faults-plants: deps
 	scripts/faults-plants docs/faults.md $(ROUNDS)
+
+## make bench-geo  figures of several regions: reads elsewhere, fsync, replication age, bytes sent, failover (docs/bench.md); needs root
+bench-geo: deps
+	cargo build --release $(BINS) -p mooseng-e2e --bins
+	target/release/mooseng-bench-geo --json target/bench-geo.json $(BENCH)
 
 ## make bench      MooseNG beside a FUSE passthrough and the bare disk, release build (docs/bench.md); BENCH="--quick --strace"
 bench: deps

@@ -6,7 +6,9 @@
 //! - [`seen`]: files that another session has seen must stay, fsynced or not.
 //! - [`probe`]: when a mount takes changes again.
 //! - [`campaign`]: the rounds.
+//! - [`bench`]: figures of such a cluster (`make bench-geo`).
 
+pub mod bench;
 pub mod campaign;
 pub mod cluster;
 pub mod plan;

@@ -138,6 +138,14 @@ impl Network {
         self.nft(name, &rules).with_context(|| format!("cutting off {name}"))
     }
 
+    /// Bytes that have left its interface so far.
+    pub fn bytes_sent(&self, name: &str) -> Result<u64> {
+        let own = self.namespace(self.member(name)?.number);
+        let told = checked(Command::new("ip").args(["-n", &own, "-s", "-j", "link", "show", "dev", DEVICE]))?;
+        let told: serde_json::Value = serde_json::from_slice(&told.stdout)?;
+        told[0]["stats64"]["tx"]["bytes"].as_u64().with_context(|| format!("no counter in {told}"))
+    }
+
     /// Undoes [`Self::isolate`].
     pub fn restore(&self, name: &str) -> Result<()> {
         // Added first, for a table that isn't there can't be deleted.

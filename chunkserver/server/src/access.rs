@@ -83,6 +83,7 @@ fn needed_here(role: Role, method: Method) -> Result<Option<u32>, CallError> {
             | Method::ChunkStat
             | Method::ChunkPull
             | Method::ChunkFollow
+            | Method::ChunkPush
             | Method::ChunkBuild
             | Method::ChunkDigest
             | Method::ChunkClose,
@@ -99,8 +100,9 @@ fn needed_here(role: Role, method: Method) -> Result<Option<u32>, CallError> {
 /// The rights that somebody of another region needs a ticket of this one for.
 fn needed_from_afar(peer: &Identity, method: Method, here: &str) -> Result<u32, CallError> {
     match (peer.role, method) {
-        // Chains don't cross regions: the writer is the one who comes.
-        (Role::Client, Method::ChunkAppend | Method::ChunkSeal) => Ok(APPEND),
+        // A home's chunkserver sends on what is appended there. Chains don't cross regions otherwise: the writer is the one who comes.
+        (Role::Client, Method::ChunkAppend | Method::ChunkSeal)
+        | (Role::Chunkserver, Method::ChunkAppend) => Ok(APPEND),
         (Role::Client | Role::Chunkserver | Role::Master, Method::ChunkRead | Method::ChunkStat)
         | (Role::Chunkserver | Role::Master, Method::ChunkDigest) => Ok(READ),
         (role, method) => {
@@ -150,6 +152,7 @@ mod tests {
         for method in [
             Method::ChunkPull,
             Method::ChunkFollow,
+            Method::ChunkPush,
             Method::ChunkBuild,
             Method::ChunkDigest,
             Method::ChunkClose,
@@ -175,8 +178,8 @@ mod tests {
     #[test]
     fn another_region_may_do_what_it_has_a_ticket_for() {
         use Method::{
-            ChunkAppend, ChunkBuild, ChunkClose, ChunkDigest, ChunkLend, ChunkPull, ChunkRead, ChunkSeal,
-            ChunkStat,
+            ChunkAppend, ChunkBuild, ChunkClose, ChunkDigest, ChunkFollow, ChunkLend, ChunkPull, ChunkPush,
+            ChunkRead, ChunkSeal, ChunkStat,
         };
         let ours = id("spiffe://c/eu/chunkserver/cs1");
         let all = [
@@ -184,8 +187,10 @@ mod tests {
             ChunkBuild,
             ChunkClose,
             ChunkDigest,
+            ChunkFollow,
             ChunkLend,
             ChunkPull,
+            ChunkPush,
             ChunkRead,
             ChunkSeal,
             ChunkStat,
@@ -198,7 +203,7 @@ mod tests {
         let reads = [ChunkDigest, ChunkRead, ChunkStat];
         for (peer, reading, appending) in [
             ("spiffe://c/us/client/x", &[ChunkRead, ChunkStat][..], &[ChunkAppend, ChunkSeal][..]),
-            ("spiffe://c/us/chunkserver/cs1", &reads[..], &[][..]),
+            ("spiffe://c/us/chunkserver/cs1", &reads[..], &[ChunkAppend][..]),
             ("spiffe://c/us/master/m", &reads[..], &[][..]),
             ("spiffe://c/us/admin/a", &[][..], &[][..]),
         ] {

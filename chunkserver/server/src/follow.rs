@@ -1,6 +1,8 @@
 //! Having a chunk here that grows in another region: as a master orders it, what is missing up to a length is read there, appended and flushed. Once
 //! the chunk is sealed there it is sealed here, if its bytes are the same.
 
+use std::time::Duration;
+
 use futures::{StreamExt, stream};
 use mooseng_chunk::{Append, ChunkError, Digest};
 use mooseng_transport::call_error;
@@ -8,11 +10,17 @@ use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::chunk::{Follow, Followed, Read};
 use mooseng_wire::{BULK_BYTES_MAX, CHUNK_BYTES_MAX, ChunkId, Epoch};
 
+use tokio::time::Instant;
+
 use crate::members::Members;
 use crate::pull::{PIECE_WITHIN, Pulls};
 
 /// Pieces that are asked for before those before them were written: a source in another region is a round trip away.
 const AHEAD: usize = 8;
+/// How often is looked whether bytes come.
+const ARRIVING_LOOK: Duration = Duration::from_millis(10);
+/// How long at most, as long as some do.
+const ARRIVING_MAX: Duration = Duration::from_secs(2);
 
 impl Pulls {
     /// Appends what is missing. Given up in between, it leaves what was appended, from where the next order goes on.
@@ -20,6 +28,7 @@ impl Pulls {
         let _permit = self.permit()?;
         let (chunk, epoch) = (ChunkId(follow.chunk), Epoch(follow.epoch));
         let (digest, source) = checked(&follow)?;
+        self.arriving(chunk, epoch, follow.upto).await;
         let (custody, upto) = (follow.custody, follow.upto);
         let begin = move |store: &mooseng_chunk::ChunkStore| {
             store.see_epoch(chunk.volume().0, epoch)?;
@@ -42,6 +51,15 @@ impl Pulls {
                 Err(call_error(ErrorCode::ChunkSealed, message))
             };
         }
+        let source = match source {
+            Some(source) => source,
+            None if stat.length >= upto => String::new(),
+            None => {
+                let message =
+                    format!("{} bytes of chunk {chunk} are here, and {upto} are wanted", stat.length);
+                return Err(call_error(ErrorCode::NotFound, message));
+            }
+        };
         let pieces = (stat.length..upto).step_by(BULK_BYTES_MAX).map(|offset| {
             let length = (upto - offset).min(BULK_BYTES_MAX as u64) as u32;
             let read = Read { chunk: chunk.0, offset, length, ticket: follow.ticket.clone() };
@@ -79,7 +97,25 @@ impl Pulls {
     }
 }
 
-fn checked(follow: &Follow) -> Result<(Option<Digest>, String), CallError> {
+impl Pulls {
+    /// Bytes may be on their way here ([`crate::push`]): as long as some come, those are waited for rather than fetched, too.
+    async fn arriving(&self, chunk: ChunkId, epoch: Epoch, upto: u64) {
+        let begun = Instant::now();
+        let mut before = None;
+        while begun.elapsed() < ARRIVING_MAX {
+            let is = match self.store.stat(chunk) {
+                Ok(stat) if stat.length < upto && !stat.sealed && stat.epoch <= epoch => stat.length,
+                _ => return,
+            };
+            if before.replace(is) == Some(is) {
+                return;
+            }
+            tokio::time::sleep(ARRIVING_LOOK).await;
+        }
+    }
+}
+
+fn checked(follow: &Follow) -> Result<(Option<Digest>, Option<String>), CallError> {
     let wrong = |what: &str| {
         call_error(ErrorCode::InvalidRequest, format!("the order to follow chunk {} {what}", follow.chunk))
     };
@@ -90,6 +126,5 @@ fn checked(follow: &Follow) -> Result<(Option<Digest>, String), CallError> {
         [] => None,
         bytes => Some(Digest::try_from(bytes).map_err(|_| wrong("has a digest that isn't one of 32 bytes"))?),
     };
-    let source = follow.source.as_ref().ok_or_else(|| wrong("names no source"))?;
-    Ok((digest, source.address.clone()))
+    Ok((digest, follow.source.as_ref().map(|source| source.address.clone())))
 }

@@ -30,6 +30,7 @@ pub mod members;
 pub mod metrics;
 pub mod order;
 mod pull;
+mod push;
 mod scrub;
 pub mod server;
 pub mod service;

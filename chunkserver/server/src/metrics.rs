@@ -32,6 +32,7 @@ pub const NAMES: &[Name] = &[
     HEARTBEATS,
     HEARTBEAT_FAILURES,
     BYTES_PULLED,
+    BYTES_PUSHED,
     BYTES_SCRUBBED,
     SCRUB_PASSES,
     LENT,
@@ -40,6 +41,10 @@ pub const NAMES: &[Name] = &[
 
 const BYTES_PULLED: Name =
     Name("mooseng_chunkserver_pulled_bytes", "Bytes of chunks copied from other chunkservers");
+const BYTES_PUSHED: Name = Name(
+    "mooseng_chunkserver_pushed_bytes",
+    "Bytes of growing chunks sent on to other regions as they were appended",
+);
 const BYTES_SCRUBBED: Name =
     Name("mooseng_chunkserver_scrubbed_bytes", "Bytes of chunks read and verified by the scrub");
 const SCRUB_PASSES: Name =
@@ -120,6 +125,8 @@ pub struct Metrics {
     pub heartbeat_failures: Counter,
     /// Bytes copied from others.
     pub bytes_pulled: Counter,
+    /// Bytes sent on to other regions.
+    pub bytes_pushed: Counter,
     /// Bytes scrubbed.
     pub bytes_scrubbed: Counter,
     /// Scrubs.
@@ -150,6 +157,7 @@ impl Metrics {
             heartbeats: Counter::default(),
             heartbeat_failures: Counter::default(),
             bytes_pulled: Counter::default(),
+            bytes_pushed: Counter::default(),
             bytes_scrubbed: Counter::default(),
             scrub_passes: Counter::default(),
             lent: Counter::default(),
@@ -173,6 +181,7 @@ impl Metrics {
             (HEARTBEATS, &m.heartbeats),
             (HEARTBEAT_FAILURES, &m.heartbeat_failures),
             (BYTES_PULLED, &m.bytes_pulled),
+            (BYTES_PUSHED, &m.bytes_pushed),
             (BYTES_SCRUBBED, &m.bytes_scrubbed),
             (SCRUB_PASSES, &m.scrub_passes),
             (LENT, &m.lent),

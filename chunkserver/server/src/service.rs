@@ -12,8 +12,8 @@ use mooseng_ports::plant::{self, Plant};
 use mooseng_transport::{Answer, Blocking, Incoming, Service, call_error, trace};
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::chunk::{
-    Append, Appended, AskDigest, Build, ChunkStat, Close, Digested, Follow, Lend, LendRefusal, Pull, Read,
-    ReadDone, Seal, Sealed, StatChunk,
+    Append, Appended, AskDigest, Build, ChunkStat, Close, Digested, Follow, Lend, LendRefusal, Pull, Push,
+    Read, ReadDone, Seal, Sealed, StatChunk,
 };
 use mooseng_wire::method::Method;
 use mooseng_wire::{BULK_BYTES_MAX, ChunkId, Epoch, Identity};
@@ -26,6 +26,7 @@ use crate::members::Members;
 use crate::metrics::Metrics;
 use crate::order::{Order, Turns};
 use crate::pull::Pulls;
+use crate::push::Pushes;
 use crate::scrub::unix_s;
 
 /// Longest chain behind us.
@@ -46,9 +47,10 @@ pub struct ChunkService {
     blocking: Blocking,
     clock: Arc<dyn Clock>,
     keys: Arc<KeyRing>,
-    members: Members,
+    members: Arc<Members>,
     order: Order,
     pulls: Pulls,
+    pushes: Pushes,
     lender: Option<Arc<Lender>>,
     metrics: Metrics,
     chain_timeout: Duration,
@@ -90,6 +92,8 @@ impl ChunkService {
         let Parts { ours, store, blocking, clock, keys, members, metrics, chain_timeout, lender } = parts;
         let at_work = Semaphore::new(AT_WORK_MAX);
         let pulls = Pulls::new(store.clone(), blocking, metrics.clone());
+        let members = Arc::new(members);
+        let pushes = Pushes::new(store.clone(), blocking, members.clone(), metrics.clone());
         Self {
             ours,
             store,
@@ -99,6 +103,7 @@ impl ChunkService {
             members,
             order: Order::default(),
             pulls,
+            pushes,
             lender,
             metrics,
             chain_timeout,
@@ -124,6 +129,7 @@ impl ChunkService {
             Method::ChunkStat => self.stat(incoming).await,
             Method::ChunkPull => self.pull(incoming).await,
             Method::ChunkFollow => self.follow(incoming).await,
+            Method::ChunkPush => self.push(incoming).await,
             Method::ChunkBuild => self.build(incoming).await,
             Method::ChunkDigest => self.digest(incoming).await,
             Method::ChunkClose => self.end(incoming).await,
@@ -259,8 +265,13 @@ impl ChunkService {
         let chunk = ChunkId(append.chunk);
         let end = append.offset + bytes.len() as u64;
         let (empty, count) = (bytes.is_empty(), bytes.len() as u64);
+        let sent_on = bytes.clone();
         let ours = mooseng_chunk::Append { chunk, epoch: Epoch(append.epoch), offset: append.offset, bytes };
         let written = self.work("chunk.write", move |store| store.write_summed(&ours, &sums)).await;
+        if written.is_ok() {
+            // In its turn, so that pieces come in their order.
+            self.pushes.appended(chunk, append.offset, &sent_on);
+        }
         drop(turn);
         turns.grown.notify_waiters();
         let written = written?;
@@ -343,6 +354,7 @@ impl ChunkService {
         self.work("chunk.seal", move |store| store.seal(chunk, Epoch(seal.epoch), seal.length))
             .await
             .map_err(|e| refusal(&e))?;
+        self.pushes.ended(chunk);
         Ok(Answer::of(&Sealed { length: seal.length }))
     }
 
@@ -369,6 +381,12 @@ impl ChunkService {
         Ok(Answer::of(&followed))
     }
 
+    async fn push(&self, incoming: Incoming) -> Result<Answer, CallError> {
+        let push: Push = incoming.decode()?;
+        self.check(&incoming, push.chunk, &[])?;
+        Ok(Answer::of(&self.pushes.begin(push).await?))
+    }
+
     async fn build(&self, incoming: Incoming) -> Result<Answer, CallError> {
         let build: Build = incoming.decode()?;
         self.check(&incoming, build.chunk, &[])?;
@@ -393,6 +411,7 @@ impl ChunkService {
             .work("chunk.close", move |store| store.seal_here(chunk, Epoch(close.epoch)))
             .await
             .map_err(|e| refusal(&e))?;
+        self.pushes.ended(chunk);
         Ok(Answer::of(&Sealed { length }))
     }
 }

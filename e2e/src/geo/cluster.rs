@@ -111,6 +111,22 @@ impl GeoCluster {
         Ok(geo)
     }
 
+    /// Changes what fsync waits for; once it is `geo` both regions are in the sync set.
+    pub fn set_durability(&mut self, durability: &str) -> Result<()> {
+        let admin = self.config(REGIONS[0], "admin");
+        let output = self.ask(OBSERVER, &["volume", "set", "/", "--durability", durability], &admin)?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        if durability == "geo" {
+            self.wait_whole()?;
+        }
+        Ok(())
+    }
+
+    /// Bytes that have left a region's network so far.
+    pub fn bytes_sent(&self, region: &str) -> Result<u64> {
+        self.network.bytes_sent(region)
+    }
+
     fn add_mount(&mut self, name: &str, region: &str) -> Result<()> {
         let path = self.cluster.scratch().join(name);
         std::fs::create_dir_all(&path)?;

@@ -315,6 +315,8 @@ pub async fn move_chunk<T: Transaction>(
         return Ok(false);
     }
     tx.set(&location::key(planned.chunk), &location.to_value());
+    // One that died in a tail that was cut off lives again: its copies aren't to be deleted any more.
+    tx.clear(&dead::key(planned.chunk));
     Ok(true)
 }
 

@@ -82,6 +82,8 @@ methods! {
     ChunkLend = 28 on Read,
     /// chunk.Follow -> chunk.Followed
     ChunkFollow = 29 on Change,
+    /// chunk.Push -> chunk.PushBegun
+    ChunkPush = 30 on Change,
     /// raft.AppendEntries -> raft.AppendAnswer
     RaftAppend = 40 on Control,
     /// raft.VoteRequest -> raft.VoteAnswer
@@ -108,6 +110,8 @@ methods! {
     ChunkSource = 65 on Read,
     /// geo.Complete -> geo.CompleteHeard
     LogComplete = 66 on Control,
+    /// geo.AskReceivers -> geo.Receivers
+    ChunkReceivers = 67 on Control,
     /// raft.AppendEntries -> raft.AppendAnswer, of the global group, as all that follow.
     GlobalAppend = 50 on Control,
     /// raft.VoteRequest -> raft.VoteAnswer

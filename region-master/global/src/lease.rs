@@ -5,9 +5,9 @@
 //!                 \          / answered
 //!  leader          committed
 //!                      \
-//!  member               applied ------------ patience(lease) -----------| ran out
+//!  member        appended, applied later ---- patience(lease) ----| ran out
 //! ```
-//! A renewal is an entry of the global log. Its holder counts from before it sent it, each member from when it applied it, which is later. Clocks
+//! A renewal is an entry of the global log. Its holder counts from before it sent it, each member from when that came into its own log, which is later. Clocks
 //! run on through suspension and may differ in rate, by [`DRIFT`] from the true one at most; nobody's time of day counts.
 //!
 //! Three things make that enough:
@@ -28,6 +28,8 @@ pub const DRIFT: f64 = 0.01;
 
 /// Renewals that wait at most until the holder's copy has caught up.
 const WAITING_MAX: usize = 8;
+/// Renewals of one region whose coming is remembered.
+const APPENDED_MAX: usize = 64;
 
 /// For how long a member waits for the next renewal of a lease: by the slowest holder's clock the lease is over when it has passed on the fastest
 /// member's.
@@ -85,21 +87,61 @@ pub struct Receipts {
     seen: BTreeMap<String, Receipt>,
 }
 
+/// When renewals came into a member's log, applied or not: one that the leader of the global group made just before it was lost is applied only under the
+/// next leader, seconds later.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Appended {
+    at: BTreeMap<String, VecDeque<Receipt>>,
+}
+
+impl Appended {
+    /// An entry that renews a region's lease comes into the log. Another leader may write the same renewal again: the later time counts, for either may be
+    /// the one that is applied.
+    pub fn append(&mut self, now: BootTime, region: &str, sequence: u64) {
+        let of = self.at.entry(region.to_owned()).or_default();
+        of.retain(|receipt| receipt.sequence != sequence);
+        if of.len() == APPENDED_MAX {
+            of.pop_front();
+        }
+        of.push_back(Receipt { sequence, at: now });
+    }
+
+    /// What came may have been cut off again, or replaced by something else: nothing of it is known.
+    pub fn forget(&mut self) {
+        self.at.clear();
+    }
+
+    /// When that renewal came, if it is known: not of what came before this member started, or in a snapshot.
+    pub fn of(&self, region: &str, sequence: u64) -> Option<BootTime> {
+        self.at.get(region)?.iter().find(|receipt| receipt.sequence == sequence).map(|receipt| receipt.at)
+    }
+
+    /// Regions that are no more.
+    fn retain(&mut self, leases: &BTreeMap<String, u64>) {
+        // One that has just joined isn't applied yet.
+        if self.at.len() > leases.len() + APPENDED_MAX {
+            self.at.retain(|region, _| leases.contains_key(region));
+        }
+    }
+}
+
 /// The latest renewal of a region that a member applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Receipt {
     /// Which.
     pub sequence: u64,
-    /// When.
+    /// When it came into the member's log, or later.
     pub at: BootTime,
 }
 
 impl Receipts {
     /// The leases as they are in the member's copy, which was read before `now`. Of a member that starts it is the first call.
-    pub fn applied(&mut self, now: BootTime, leases: &BTreeMap<String, u64>) {
+    pub fn applied(&mut self, now: BootTime, leases: &BTreeMap<String, u64>, appended: &mut Appended) {
         self.seen.retain(|region, _| leases.contains_key(region));
+        appended.retain(leases);
         for (region, sequence) in leases {
-            let receipt = Receipt { sequence: *sequence, at: now };
+            let at = appended.of(region, *sequence).unwrap_or(now);
+            let receipt = Receipt { sequence: *sequence, at };
             let known = self.seen.entry(region.clone()).or_insert(receipt);
             if known.sequence != *sequence {
                 *known = receipt;
@@ -158,14 +200,22 @@ mod tests {
     fn a_member_times_from_its_own_receipt_of_each_renewal() {
         let leases = |a| BTreeMap::from([("a".to_owned(), a)]);
         let mut receipts = Receipts::default();
-        receipts.applied(at(1_000), &leases(7));
-        receipts.applied(at(9_000), &leases(7));
+        receipts.applied(at(1_000), &leases(7), &mut Appended::default());
+        receipts.applied(at(9_000), &leases(7), &mut Appended::default());
         assert_eq!(receipts.age("a", at(9_000)), Some(Duration::from_secs(8)));
         assert_eq!(receipts.ran_out("a", at(11_100), LEASE), None, "it has patience");
         assert_eq!(receipts.ran_out("a", at(11_300), LEASE), Some(7));
-        receipts.applied(at(11_300), &leases(8));
+        let mut appended = Appended::default();
+        appended.append(at(2_000), "a", 8);
+        appended.append(at(2_500), "a", 8);
+        receipts.applied(at(11_300), &leases(8), &mut appended);
+        assert_eq!(receipts.age("a", at(11_300)), Some(Duration::from_millis(8_800)), "since it came, last");
         assert_eq!(receipts.ran_out("a", at(11_300), LEASE), None);
-        receipts.applied(at(11_300), &BTreeMap::new());
+        appended.append(at(2_600), "a", 9);
+        appended.forget();
+        receipts.applied(at(11_400), &leases(9), &mut appended);
+        assert_eq!(receipts.age("a", at(11_400)), Some(Duration::ZERO), "nobody knows when it came");
+        receipts.applied(at(11_300), &BTreeMap::new(), &mut appended);
         assert_eq!(receipts.of("a"), None);
     }
 
@@ -189,7 +239,9 @@ mod tests {
         Deliver(u8),
         /// The holder's copy gets an entry, or several.
         HolderApplies(u8),
-        /// A member's copy does.
+        /// An entry comes into a member's log, or several; it may be that they aren't the ones that are applied.
+        MemberAppends(u8, u8, bool),
+        /// A member's copy gets an entry, or several.
         MemberApplies(u8, u8),
         /// A member judges the lease, and proposes to close the epoch where it ran out.
         Close(u8),
@@ -205,6 +257,7 @@ mod tests {
             3 => Just(Event::Send),
             5 => any::<u8>().prop_map(Event::Deliver),
             4 => (1_u8..5).prop_map(Event::HolderApplies),
+            4 => (0_u8..3, 1_u8..5, any::<bool>()).prop_map(|(m, n, cut)| Event::MemberAppends(m, n, cut)),
             5 => (0_u8..3, 1_u8..5).prop_map(|(m, n)| Event::MemberApplies(m, n)),
             2 => (0_u8..3).prop_map(Event::Close),
             1 => (0_u8..3).prop_map(Event::CloseLate),
@@ -225,7 +278,9 @@ mod tests {
 
     struct Member {
         rate: Rate,
+        came: usize,
         applied: usize,
+        appended: Appended,
         receipts: Receipts,
         judged: Option<u64>,
     }
@@ -243,8 +298,14 @@ mod tests {
 
     impl Model {
         fn new(holder: f64, members: [f64; 3]) -> Self {
-            let member =
-                |rate| Member { rate: Rate(rate), applied: 0, receipts: Receipts::default(), judged: None };
+            let member = |rate| Member {
+                rate: Rate(rate),
+                came: 0,
+                applied: 0,
+                appended: Appended::default(),
+                receipts: Receipts::default(),
+                judged: None,
+            };
             let mut model = Self {
                 real_ms: 0.0,
                 log: Vec::new(),
@@ -266,7 +327,19 @@ mod tests {
         fn look(&mut self, m: usize) {
             let member = &mut self.members[m];
             let (sequence, _) = Self::count(&self.log[..member.applied]);
-            member.receipts.applied(member.rate.at(self.real_ms), &BTreeMap::from([("r".into(), sequence)]));
+            let (now, leases) = (member.rate.at(self.real_ms), BTreeMap::from([("r".into(), sequence)]));
+            member.receipts.applied(now, &leases, &mut member.appended);
+        }
+
+        fn append(&mut self, m: usize, upto: usize) {
+            let member = &mut self.members[m];
+            for end in member.came + 1..=upto {
+                if let Entry::Renewed = self.log[end - 1] {
+                    let (sequence, _) = Self::count(&self.log[..end]);
+                    member.appended.append(member.rate.at(self.real_ms), "r", sequence);
+                }
+            }
+            member.came = member.came.max(upto);
         }
 
         /// A close commits only if no other renewal came first.
@@ -294,7 +367,20 @@ mod tests {
                 Event::HolderApplies(n) => {
                     self.holder_applied = (self.holder_applied + usize::from(n)).min(self.log.len());
                 }
+                Event::MemberAppends(m, n, cut) => {
+                    let (came, (renewed, _)) = (self.members[usize::from(m)].came, Self::count(&self.log));
+                    let upto = (came + usize::from(n)).min(self.log.len());
+                    self.append(m.into(), upto);
+                    let member = &mut self.members[usize::from(m)];
+                    if cut && upto == self.log.len() {
+                        // Of a leader that nobody follows: something that is never applied, then it is cut off.
+                        member.appended.append(member.rate.at(self.real_ms), "r", renewed + 1);
+                        member.appended.forget();
+                    }
+                }
                 Event::MemberApplies(m, n) => {
+                    let upto = (self.members[usize::from(m)].applied + usize::from(n)).min(self.log.len());
+                    self.append(m.into(), upto);
                     let member = &mut self.members[usize::from(m)];
                     member.applied = (member.applied + usize::from(n)).min(self.log.len());
                     self.look(m.into());
@@ -312,6 +398,7 @@ mod tests {
                 }
                 Event::Restart(m) => {
                     self.members[usize::from(m)].receipts = Receipts::default();
+                    self.members[usize::from(m)].appended = Appended::default();
                     self.members[usize::from(m)].judged = None;
                     self.look(m.into());
                 }
@@ -348,7 +435,7 @@ mod tests {
         let mut holder = Holder::default();
         holder.renewed(slow.at(0.0), LEASE, 0);
         let mut receipts = Receipts::default();
-        receipts.applied(fast.at(0.0), &BTreeMap::from([("r".into(), 1)]));
+        receipts.applied(fast.at(0.0), &BTreeMap::from([("r".into(), 1)]), &mut Appended::default());
         let mut bare = 0;
         for real_ms in 0..12_000 {
             let real_ms = f64::from(real_ms);

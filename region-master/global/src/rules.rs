@@ -11,6 +11,7 @@ use mooseng_ports::plant::{self, Plant};
 use mooseng_schema::ids::IdKind;
 use mooseng_schema::log::LogPosition;
 use mooseng_schema::{Record, SchemaError, number};
+use mooseng_store::mvcc::Change;
 use mooseng_store::{KeyRange, RangeLimit, Read, StoreError, Transaction};
 use mooseng_wire::{Epoch, LOCAL_ID_BITS, VolumeId, is_identity_word};
 
@@ -261,6 +262,13 @@ pub async fn leases(tx: &impl Transaction) -> Ruled<BTreeMap<String, u64>> {
         leases.insert(key::parse_lease(&key)?, LeaseRecord::from_value(&value)?.sequence);
     }
     Ok(leases)
+}
+
+/// The region whose lease a change renews, and the number of that renewal.
+pub fn renewed_by(change: &Change) -> Option<(String, u64)> {
+    let Change::Set(key, value) = change else { return None };
+    let region = key::parse_lease(key).ok()?;
+    Some((region, LeaseRecord::from_value(value).ok()?.sequence))
 }
 
 /// Founds the cluster, where it isn't: answers whether it wasn't. The root volume belongs to all regions with data, at `region` durability; another

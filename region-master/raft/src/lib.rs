@@ -32,5 +32,5 @@ mod types;
 
 pub use calls::{GLOBAL_GROUP, is_of_global, is_of_region};
 pub use node::RaftNode;
-pub use settings::{Leadership, Member, MemberStatus, RaftConfig, RaftError, RaftStatus, Timings};
+pub use settings::{Leadership, Member, MemberStatus, OnAppend, RaftConfig, RaftError, RaftStatus, Timings};
 pub use types::{Batch, Node, Outcome, TypeConfig};

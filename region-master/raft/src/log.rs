@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::codec::{self, RaftEntry, RaftLogId, RaftVote, from_wal, to_wal};
 use crate::flushing::Flushing;
 use crate::lease::Acknowledged;
+use crate::settings::OnAppend;
 use crate::snapshot::lock;
 use crate::types::TypeConfig;
 
@@ -67,6 +68,8 @@ pub(crate) struct Log {
     pub stop: CancellationToken,
     /// The highest index that the store has flushed: the log is purged no further, whatever is asked.
     pub flushed: Arc<dyn Fn() -> Option<u64> + Send + Sync>,
+    /// Hears of each batch before it is written.
+    pub on_append: Option<OnAppend>,
 }
 
 fn decode(entry: wal::Entry) -> Result<RaftEntry, StorageError<u64>> {
@@ -268,6 +271,9 @@ impl RaftLogStorage<TypeConfig> for Log {
                 changes_members |= matches!(e.payload, EntryPayload::Membership(_));
                 if let EntryPayload::Normal(batch) = &e.payload {
                     self.flushing.traced().append(&e.log_id, &batch.context);
+                    if let Some(OnAppend(hear)) = &self.on_append {
+                        hear(Some(&batch.bytes));
+                    }
                 }
                 wal::Entry { id: to_wal(&e.log_id), payload: codec::entry(&e).encode_to_vec().into() }
             })
@@ -299,6 +305,9 @@ impl RaftLogStorage<TypeConfig> for Log {
     }
 
     async fn truncate(&mut self, id: RaftLogId) -> Result<(), StorageError<u64>> {
+        if let Some(OnAppend(hear)) = &self.on_append {
+            hear(None);
+        }
         self.write(move |wal| wal.truncate(id.index)).await.map_err(|e| failed(&e))
     }
 
@@ -342,6 +351,7 @@ mod tests {
             health: Arc::default(),
             stop: CancellationToken::new(),
             flushed: Arc::new(|| Some(u64::MAX)),
+            on_append: None,
         };
         let id = |index| wal::LogId { term: 1, node: 1, index };
         let entry = |index| {

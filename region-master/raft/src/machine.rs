@@ -19,6 +19,7 @@ use openraft::{
 use crate::codec::{self, RaftEntry, RaftLogId};
 use crate::flushing::Flushing;
 use crate::log::Health;
+use crate::settings::OnAppend;
 use crate::snapshot::SnapshotSource;
 use crate::types::{Node, Outcome, TypeConfig};
 
@@ -29,6 +30,7 @@ pub(crate) struct Machine {
     pub flushing: Flushing,
     pub blocking: Blocking,
     pub health: Arc<Health>,
+    pub on_append: Option<OnAppend>,
 }
 
 fn failed(verb: ErrorVerb, error: &BaseError) -> StorageError<u64> {
@@ -139,6 +141,9 @@ impl RaftStateMachine<TypeConfig> for Machine {
         if !matches!(*snapshot, SnapshotSource::Received) {
             let misuse = BaseError::Misuse("only a received snapshot can be installed".into());
             return Err(failed(ErrorVerb::Write, &misuse));
+        }
+        if let Some(OnAppend(hear)) = &self.on_append {
+            hear(None);
         }
         let id = meta.last_log_id.map(|id| codec::log_id(&id)).unwrap_or_default();
         let position = Position {

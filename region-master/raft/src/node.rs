@@ -208,12 +208,14 @@ impl RaftNode {
             health: health.clone(),
             stop: shutdown.clone(),
             flushed,
+            on_append: own.on_append.clone(),
         };
         let machine = Machine {
             embedded: embedded.clone(),
             flushing: flushing.clone(),
             blocking,
             health: health.clone(),
+            on_append: own.on_append.clone(),
         };
         let identity = network.identity();
         let metrics = Metrics::default();

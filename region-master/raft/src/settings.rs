@@ -1,8 +1,10 @@
 //! What a member is told, and what it tells.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use mooseng_wal::{Options as WalOptions, WalError};
 
 use crate::answers::LOST;
@@ -63,6 +65,19 @@ pub struct RaftConfig {
     pub log_bytes_max: u64,
     /// Bytes of log that stay then.
     pub log_bytes_kept: u64,
+    /// Hears of what comes into this member's log.
+    pub on_append: Option<OnAppend>,
+}
+
+/// Hears of each batch just before it is written to the log; and of none (`None`) before entries are cut off, or replaced by a snapshot: of what it
+/// heard before, that may be applied which it heard, or something else. It is to be quick.
+#[derive(Clone)]
+pub struct OnAppend(pub Arc<dyn Fn(Option<&Bytes>) + Send + Sync>);
+
+impl std::fmt::Debug for OnAppend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OnAppend")
+    }
 }
 
 impl RaftConfig {
@@ -81,6 +96,7 @@ impl RaftConfig {
             entries_between_snapshots: 10_000,
             log_bytes_max: 256 << 20,
             log_bytes_kept: 64 << 20,
+            on_append: None,
         }
     }
 }

@@ -205,6 +205,17 @@ impl SessionTable {
         });
     }
 
+    /// A session that this leader still waits for has a new incarnation on record: if it comes, it is as that.
+    pub fn begin_anew(&mut self, id: SessionId, incarnation: Incarnation) {
+        if let Some(session) = self.sessions.get_mut(&id) {
+            debug_assert!(
+                matches!(session.state, State::Awaited(_)),
+                "only one that hasn't come is given up"
+            );
+            session.recorded.incarnation = session.recorded.incarnation.max(incarnation);
+        }
+    }
+
     /// Ends a leadership: the table forgets everything.
     pub fn follow(&mut self) {
         *self = Self::new(self.limits);

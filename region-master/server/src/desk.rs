@@ -18,7 +18,7 @@ use mooseng_wire::admin::{
     chunkserver_command,
 };
 use mooseng_wire::founding::Founding;
-use mooseng_wire::{ChunkId, InodeId, SessionId};
+use mooseng_wire::{ChunkId, Incarnation, InodeId, SessionId};
 
 use crate::founding::{self, NotOurs, Strangers};
 use crate::ids::IdPool;
@@ -116,6 +116,10 @@ pub struct Desk {
     pub promises: PromiseTable,
     /// Sessions of which an earlier custodian knew and that haven't answered this one yet.
     pub unanswered: BTreeSet<SessionId>,
+    /// Those of them that are given up at this moment ([`Desk::give_up_waiting`]).
+    overdue: BTreeSet<SessionId>,
+    /// Until when they are waited for, if that isn't as long as their leases may last.
+    answer_by: Option<BootTime>,
     /// Who waits for locks.
     pub lock_waits: LockWaits,
     /// The roots of the subtrees that sessions are confined to, as far as they were looked for.
@@ -171,6 +175,8 @@ impl Desk {
             sessions: SessionTable::new(sessions),
             promises: PromiseTable::new(mooseng_region::promises::Limits::default()),
             unanswered: BTreeSet::new(),
+            overdue: BTreeSet::new(),
+            answer_by: None,
             lock_waits: LockWaits::new(mooseng_region::locks::Limits::default()),
             lock_debts: BTreeSet::new(),
             roots: BTreeMap::new(),
@@ -318,6 +324,8 @@ impl Desk {
             self.lock_debts.clear();
             self.roots.clear();
             self.unanswered.clear();
+            self.overdue.clear();
+            self.answer_by = None;
             for recorded in &held {
                 self.promises.add_session(recorded.session);
                 self.unanswered.insert(recorded.session);
@@ -329,6 +337,36 @@ impl Desk {
         self.serving_since = now;
     }
 
+    /// All leases that sessions had of earlier custodians are over for certain ([`crate::master::Master::lease_ms`]): who still lives gets until then to
+    /// claim what it buffers, and isn't waited for longer.
+    pub fn hurry(&mut self, until: BootTime) {
+        self.answer_by = Some(until);
+    }
+
+    /// The sessions that had to answer before now. They are to get a new incarnation, on record, before anybody is answered without them
+    /// ([`Desk::given_up`]): if they come, it is as another life that claims nothing. Until then they are told to try again.
+    pub fn give_up_waiting(&mut self, now: BootTime) -> Vec<SessionId> {
+        if self.answer_by.is_some_and(|until| now >= until) {
+            self.answer_by = None;
+            self.overdue.clone_from(&self.unanswered);
+        }
+        self.overdue.iter().copied().collect()
+    }
+
+    /// A session that was waited for in vain has a new incarnation on record.
+    pub fn given_up(&mut self, id: SessionId, incarnation: Incarnation) {
+        if self.overdue.remove(&id) {
+            self.sessions.begin_anew(id, incarnation);
+            self.lock_debts.insert(id);
+            self.unanswered.remove(&id);
+        }
+    }
+
+    /// Whether this session is being given up: until that is on record nothing is known of it.
+    pub fn is_overdue(&self, id: SessionId) -> bool {
+        self.overdue.contains(&id)
+    }
+
     /// A session is gone: nobody waits for it any more.
     pub fn forget_session(&mut self, id: SessionId) {
         self.promises.drop_session(id);
@@ -336,6 +374,7 @@ impl Desk {
         self.ledger.forget(id);
         self.roots.remove(&id);
         self.unanswered.remove(&id);
+        self.overdue.remove(&id);
     }
 
     /// Takes a heartbeat in. Answers whether an inventory is wanted.
@@ -527,6 +566,33 @@ fn beat_of(request: HeartbeatRequest) -> Beat {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Takes 20 s instead of 12 where a mount was lost with its region, if nobody hurries (seen in a campaign that cuts regions off).
+    #[test]
+    fn sessions_of_a_lost_home_are_given_up_soon_and_claim_nothing_after() {
+        let mut desk = Desk::new(sessions::Limits::default());
+        let at = |ms: u64| BootTime(std::time::Duration::from_millis(ms));
+        let held = |n: u64| Recorded {
+            session: SessionId(n),
+            incarnation: Incarnation(3),
+            identity: "c".into(),
+            host: String::new(),
+            mount_path: String::new(),
+        };
+        desk.serve(at(0), 7, vec![held(1), held(2)], BTreeMap::new());
+        assert!(desk.give_up_waiting(at(9_000)).is_empty(), "by itself each lease is waited for");
+        desk.hurry(at(2_000));
+        assert!(desk.give_up_waiting(at(1_999)).is_empty());
+        assert!(desk.unanswered.remove(&SessionId(1)), "one that comes in time");
+        assert_eq!(desk.give_up_waiting(at(2_000)), [SessionId(2)]);
+        assert!(desk.is_overdue(SessionId(2)) && !desk.unanswered.is_empty(), "until it is on record");
+        assert_eq!(desk.give_up_waiting(at(2_200)), [SessionId(2)], "what failed is done again");
+        desk.given_up(SessionId(2), Incarnation(4));
+        assert!(desk.unanswered.is_empty() && !desk.is_overdue(SessionId(2)));
+        let comeback = desk.sessions.comeback(at(3_000), SessionId(2), Incarnation(3), "c");
+        assert_eq!(comeback, Ok(sessions::Comeback::Repeat(Incarnation(4))));
+        assert!(desk.give_up_waiting(at(4_000)).is_empty());
+    }
 
     #[test]
     fn a_drained_chunkserver_is_not_empty_before_a_scan_has_counted_since() {

@@ -216,10 +216,11 @@ pub async fn change(
     if let Some(Op::Tell(tell)) = &fs.op {
         check_told(master, tell)?;
     }
+    let mut placed_class = 0;
     if let Some(Op::AllocateChunk(allocate)) = &fs.op
         && newest
     {
-        context.placement = place(master, allocate).await?;
+        (context.placement, placed_class) = place(master, allocate).await?;
     }
     let sealing = match &fs.op {
         Some(Op::SealChunk(seal)) if newest => {
@@ -254,6 +255,13 @@ pub async fn change(
         .await
         .map_err(|e| driver_failed(&e, || master.not_leader()))?;
     let beside = gate.committed(fs, &reply, version.0);
+    if let Some(Reply::Allocated(allocated)) = &reply.reply
+        && let Some(place) = &allocated.place
+        && newest
+    {
+        let first = place.locations.first().map(|location| location.chunkserver.as_str());
+        geo::push::begin(master, term, ChunkId(place.chunk), placed_class, first);
+    }
     if geo::sync::holds_back(master, geo::ROOT_VOLUME) {
         let tells = gate.told(fs, &reply);
         geo::sync::admit(master, geo::ROOT_VOLUME, &tells, Some(call.session), deadline).await?;
@@ -476,14 +484,15 @@ fn ids(master: &Master, fs: &FsRequest) -> Result<Ids, CallError> {
 const HEARD_AFTER: Duration = Duration::from_secs(10);
 
 /// Chooses chunkservers for a fresh chunk.
-async fn place(master: &Master, allocate: &AllocateChunk) -> Result<Vec<String>, CallError> {
+async fn place(master: &Master, allocate: &AllocateChunk) -> Result<(Vec<String>, u32), CallError> {
     let exclude: BTreeSet<String> = allocate.exclude.iter().cloned().collect();
     let class = classes::of_inode(master, InodeId(allocate.inode)).await?;
     let now = master.clock.boot();
     let (candidates, all_known) =
         master.desk(|desk| (desk.registry.candidates(now), desk.knows_all(now, HEARD_AFTER)));
     let wish = Wish { class: &class, bytes_wanted: CHUNK_BYTES_MAX, exclude: &exclude, seed: rand::random() };
-    placement::place(&candidates, wish).map_err(|too_few| no_place(&too_few, all_known))
+    let placed = placement::place(&candidates, wish).map_err(|too_few| no_place(&too_few, all_known))?;
+    Ok((placed, class.id))
 }
 
 fn no_place(too_few: &TooFew, all_known: bool) -> CallError {

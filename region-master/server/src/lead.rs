@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use futures::StreamExt;
 use futures::future::join_all;
 use mooseng_namespace::trash as namespace_trash;
 use mooseng_namespace::upkeep;
@@ -41,6 +42,10 @@ use crate::{classes, house, ids, locks, quotas, trash};
 
 /// How often sessions are looked at.
 const TICK: Duration = Duration::from_millis(200);
+/// How long sessions that outlived a lost home are waited for: their clients ask each master of the region every second.
+const FOLLOW_WITHIN: Duration = Duration::from_secs(2);
+/// Sessions given up at a time: their records are committed together.
+const GIVEN_UP_AT_ONCE: usize = 64;
 /// How often inodes are freed.
 const REAP_EVERY: Duration = Duration::from_secs(1);
 /// Inodes freed at a time.
@@ -196,9 +201,10 @@ async fn lead_home(master: &Arc<Master>, term: u64, epoch: Epoch) {
 }
 
 async fn prepare(master: &Master, term: u64, epoch: Epoch) -> Result<(), CallError> {
-    if master.global.is_some() {
-        geo::stand::take_over(master, epoch).await?;
-    }
+    let hurries = match master.global {
+        Some(_) => geo::stand::take_over(master, epoch).await?,
+        None => false,
+    };
     let mut secret = [0; 16];
     rand::rng().fill_bytes(&mut secret);
     let mut drawn = [0; FOUNDING_BYTES];
@@ -250,7 +256,11 @@ async fn prepare(master: &Master, term: u64, epoch: Epoch) -> Result<(), CallErr
         let held = sessions.into_iter().filter(|(_, record)| record.lapsed_ns.is_none());
         let held: Vec<Recorded> =
             held.map(|(id, record)| recorded(id, Incarnation(record.incarnation), record)).collect();
-        desk.serve(master.clock.boot(), term, held, limits);
+        let now = master.clock.boot();
+        desk.serve(now, term, held, limits);
+        if hurries {
+            desk.hurry(now.after(FOLLOW_WITHIN));
+        }
     });
     // Who waits for recalls of an earlier term waits in vain.
     master.recalls_answered.notify_waiters();
@@ -274,6 +284,31 @@ async fn all_sessions(master: &Master) -> Result<Vec<(SessionId, SessionRecord)>
             return Ok(all);
         }
     }
+}
+
+/// Sessions that followed no home that was lost aren't waited for any more: what they may still buffer they don't have alone any more.
+async fn give_up(master: &Master, late: Vec<SessionId>) {
+    tracing::info!(
+        sessions = late.len(),
+        "sessions of a home that was lost haven't come yet; they aren't waited for any more"
+    );
+    futures::stream::iter(late)
+        .for_each_concurrent(GIVEN_UP_AT_ONCE, |id| async move {
+            let bumped = transact(&master.store, |tx| async move {
+                let incarnation = records::bump_incarnation(&tx, id).await?;
+                Ok((tx, incarnation))
+            })
+            .await;
+            match bumped {
+                Ok(Some(incarnation)) => master.desk(|desk| desk.given_up(id, incarnation)),
+                Ok(None) => master.desk(|desk| desk.forget_session(id)),
+                Err(error) => {
+                    tracing::info!(session = id.0, %error, "a session can't be given up yet; trying on")
+                }
+            }
+        })
+        .await;
+    master.recalls_answered.notify_waiters();
 }
 
 async fn reserve_ids(master: &Master) {
@@ -341,13 +376,16 @@ impl House {
 
     /// Notes lapsed sessions in the store, so that nothing of theirs that is still under way commits.
     async fn lapse(&mut self, master: &Master) {
-        let lapsed = master.desk(|desk| {
+        let (lapsed, late) = master.desk(|desk| {
             let lapsed = desk.sessions.lapse(master.clock.boot());
             for recorded in &lapsed {
                 desk.forget_session(recorded.session);
             }
-            lapsed
+            (lapsed, desk.give_up_waiting(master.clock.boot()))
         });
+        if !late.is_empty() {
+            give_up(master, late).await;
+        }
         if !lapsed.is_empty() {
             master.recalls_answered.notify_waiters();
         }

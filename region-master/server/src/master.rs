@@ -277,9 +277,12 @@ impl Master {
         Ok(())
     }
 
-    /// The session lease in milliseconds.
+    /// The lease that a session is told, in milliseconds. **Invariant**: where another region may take over once this region's lease has run out, no
+    /// session's lease outlasts that. So a home that follows a lost one needn't wait for the promises of that one to run out.
     pub fn lease_ms(&self) -> u32 {
-        u32::try_from(self.config.session_lease_ms).unwrap_or(u32::MAX)
+        let lease = self.config.session_lease();
+        let left = self.global.as_ref().and_then(|global| global.lease_left(geo::ROOT_VOLUME));
+        u32::try_from(left.unwrap_or(lease).min(lease).as_millis()).unwrap_or(u32::MAX)
     }
 
     /// Fresh ids are used up faster than they are reserved.

@@ -78,6 +78,9 @@ impl MasterService {
             Method::ChunkSource => {
                 return geo::chunks::source(master, &peer, incoming.decode()?).await.map(|m| Answer::of(&m));
             }
+            Method::ChunkReceivers => {
+                return geo::push::receivers(master, &peer, incoming.decode()?).await.map(|m| Answer::of(&m));
+            }
             Method::LogComplete => {
                 return geo::complete::heard(master, &peer, incoming.decode()?).map(|m| Answer::of(&m));
             }

@@ -51,6 +51,10 @@ pub async fn open(master: &Master, peer: &Peer, request: OpenSession) -> Result<
         Decided::FromRecord
     } else {
         master.desk(|desk| {
+            if desk.is_overdue(id) {
+                let message = "the session was waited for in vain and gets a new incarnation; try again";
+                return Err(call_error(ErrorCode::Unavailable, message));
+            }
             let now = master.clock.boot();
             let comeback = desk.sessions.comeback(now, id, Incarnation(request.incarnation), identity);
             let lapsed = match comeback.map_err(|r| refused(&r))? {

@@ -397,6 +397,49 @@ async fn a_home_begins_where_its_data_is_and_says_what_was_lost() {
     assert_eq!(losses::show_salvage(&replica, nothing).await.unwrap_err().code(), tonic::Code::NotFound);
 }
 
+/// What the sync set has is to survive the loss of the home and of one more chunkserver: a single copy doesn't count.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_counts_a_chunk_that_lies_on_as_many_chunkservers_as_a_written_one_needs() {
+    let regions = Regions::start(&[("a", 1), ("b", 1), ("w", 1)]).await;
+    let old = client(&regions, "b", "a");
+    change(&old, mkdir("d")).await;
+    caught_up(&regions, "b").await;
+    let complete = async || {
+        let record = serving(&regions, "b")?.geo.replica(ROOT_VOLUME).record?;
+        Some((record.complete(), record.position()))
+    };
+    until("the replica is complete", async || complete().await.is_some_and(|(c, at)| c == at)).await;
+    let (before, _) = complete().await.unwrap();
+    let there = serving(&regions, "b").unwrap().clone();
+    let (file, named) = (InodeId(900_000), ChunkId(900_000));
+    let held = |copies: &[&str]| LocationRecord {
+        layout: 1,
+        copies: copies.iter().map(|&copy| copy.to_owned()).collect(),
+        epoch: 1,
+        ..LocationRecord::default()
+    };
+    let place = async |copies: &[&str]| {
+        let tx = there.store.begin();
+        tx.set(&location::key(named), &held(copies).to_value());
+        tx.commit().await.unwrap();
+    };
+    place(&["one"]).await;
+    let tx = serving(&regions, "a").unwrap().store.begin();
+    let record = ChunkRecord { length: 10, sealed: true, ..ChunkRecord::default() };
+    tx.set(&chunk::key(named), &record.to_value());
+    let used = ChunkUse { extents: 1, bytes: 10 };
+    tx.set(&chunk::reference_key(named, file), &used.to_value());
+    let extent = ExtentRecord { chunk: named.0, length: 10, ..ExtentRecord::default() };
+    tx.set(&extent::key(file, 0), &extent.to_value());
+    tx.commit().await.unwrap();
+    change(&old, mkdir("e")).await;
+    caught_up(&regions, "b").await;
+    let (still, applied) = complete().await.unwrap();
+    assert!(still == before && applied > before, "{still} of {applied}");
+    place(&["one", "two"]).await;
+    until("it counts", async || complete().await.is_some_and(|(c, at)| c == at)).await;
+}
+
 fn salvage_of(cut: LogPosition) -> ShowSalvageRequest {
     let cut = Some(LogPlace { epoch: cut.epoch.0, version: cut.version });
     ShowSalvageRequest { cut, ..ShowSalvageRequest::default() }

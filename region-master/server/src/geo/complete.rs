@@ -14,6 +14,7 @@ use mooseng_namespace::upkeep;
 use mooseng_replica::needs::{Named, Needs};
 use mooseng_replica::{Entry, ReplicaError, read};
 use mooseng_schema::Record;
+use mooseng_schema::chunk::{self as chunk_records, ChunkRecord};
 use mooseng_schema::location::{self, LocationRecord};
 use mooseng_schema::log::{LogPosition, ReplicaRecord};
 use mooseng_store::{Read, Store, Transaction};
@@ -24,7 +25,7 @@ use mooseng_wire::method::Method;
 use mooseng_wire::{ChunkId, Epoch, VolumeId};
 
 use super::receive::{self, Change};
-use super::{ROOT_VOLUME, Whereabouts, ask, home_of, pause, place, place_of, position};
+use super::{ROOT_VOLUME, Whereabouts, ask, fetch, home_of, pause, place, place_of, position};
 use crate::errors::record_failed;
 use crate::master::Master;
 use crate::records::transact;
@@ -62,7 +63,7 @@ pub(super) async fn coming(
         let named = Named::by(volume, &entry.changes()?);
         let (mut missing, mut here) = (Vec::new(), Vec::new());
         for (chunk, upto) in named.upto {
-            let has = here_of(&tx, chunk).await?;
+            let has = here_of(master, &tx, chunk).await?;
             if has < upto {
                 missing.push((chunk, upto));
                 here.push((chunk, has));
@@ -73,10 +74,13 @@ pub(super) async fn coming(
     Ok(all)
 }
 
-/// So many bytes of a chunk are here; of one that is whole, as many as there are.
-async fn here_of<T: Transaction>(tx: &T, chunk: ChunkId) -> Result<u64, ReplicaError> {
+/// So many bytes of a chunk are here, on as many chunkservers as are needed; of one that is whole, as many as there are.
+async fn here_of<T: Transaction>(master: &Master, tx: &T, chunk: ChunkId) -> Result<u64, ReplicaError> {
     let Some(value) = tx.get(&location::key(chunk), Read::Snapshot).await? else { return Ok(0) };
-    Ok(LocationRecord::from_value(&value)?.partial.unwrap_or(u64::MAX))
+    let location = LocationRecord::from_value(&value)?;
+    let Some(value) = tx.get(&chunk_records::key(chunk), Read::Snapshot).await? else { return Ok(0) };
+    let class = ChunkRecord::from_value(&value)?.storage_class;
+    Ok(if fetch::suffices(master, class, &location) { location.partial.unwrap_or(u64::MAX) } else { 0 })
 }
 
 /// Up to where entries that follow `after` are complete as they come.
@@ -191,15 +195,16 @@ async fn scan(master: &Master, volume: VolumeId) -> Result<Needs, String> {
         .map_err(|e| record_failed(&e).message)?;
         after = page.last().map(|listing| listing.chunk);
         for listing in page.iter().filter(|listing| listing.used.extents > 0) {
-            let whole = listing.location.as_ref().is_some_and(|l| l.partial.is_none());
-            if whole {
+            let class = listing.record.storage_class;
+            let location = listing.location.as_ref().filter(|l| fetch::suffices(master, class, l));
+            if location.is_some_and(|l| l.partial.is_none()) {
                 continue;
             }
             let upto = match listing.record.sealed {
                 true => listing.record.length,
                 false => seals::committed(master, listing.chunk).await.map_err(|e| e.message)?,
             };
-            let has = listing.location.as_ref().and_then(|l| l.partial).unwrap_or(0);
+            let has = location.and_then(|l| l.partial).unwrap_or(0);
             if has < upto {
                 missing.push((listing.chunk, upto));
             }

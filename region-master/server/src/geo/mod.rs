@@ -29,7 +29,7 @@ use mooseng_store::StoreError;
 use mooseng_transport::{CallFailure, Peer, call_error};
 use mooseng_wire::admin;
 use mooseng_wire::call::{CallError, ErrorCode};
-use mooseng_wire::geo::{Hint, Home, Place, PutAside, Source};
+use mooseng_wire::geo::{Hint, Home, Place, PutAside};
 use mooseng_wire::method::Method;
 use mooseng_wire::{ChunkId, Epoch, Role, VolumeId};
 use prost::Message;
@@ -41,8 +41,10 @@ use crate::master::{HOME_EPOCH, Master};
 pub mod chunks;
 pub mod complete;
 pub mod copy;
+mod fetch;
 pub mod losses;
 pub mod near;
+pub mod push;
 pub mod receive;
 pub mod serve;
 pub mod ship;
@@ -130,7 +132,9 @@ pub struct Geo {
     /// Of a replica: what its log names and isn't here; none until that was looked at.
     needs: Mutex<Option<Needs>>,
     /// Where the home has said that chunks can be read which grow still.
-    hints: Mutex<BTreeMap<ChunkId, Source>>,
+    hints: Mutex<BTreeMap<ChunkId, Hint>>,
+    /// Of a home: where bytes are sent as they are appended.
+    pushing: Mutex<push::Pushing>,
     /// Changes with each of them.
     needed: watch::Sender<u64>,
     /// Changes with what regions acknowledge.
@@ -164,6 +168,7 @@ impl Geo {
             wanting: Notify::new(),
             needs: Mutex::default(),
             hints: Mutex::default(),
+            pushing: Mutex::default(),
             needed: watch::channel(0).0,
             acknowledged: watch::channel(0).0,
             joining: Mutex::default(),
@@ -195,6 +200,7 @@ impl Geo {
         lock(&self.wanted).clear();
         lock(&self.joining).clear();
         lock(&self.hints).clear();
+        *lock(&self.pushing) = push::Pushing::default();
         *lock(&self.needs) = None;
         *lock(&self.told_synced) = LogPosition::default();
         self.tail.unsynced(ROOT_VOLUME, Unsynced::reset);
@@ -266,8 +272,8 @@ impl Geo {
     fn note_hints(&self, hints: Vec<Hint>) {
         let mut known = lock(&self.hints);
         for hint in hints {
-            if let Some(source) = hint.source {
-                known.insert(ChunkId(hint.chunk), source);
+            if hint.source.is_some() {
+                known.insert(ChunkId(hint.chunk), hint);
             }
         }
         while known.len() > HINTS_MAX {

@@ -19,7 +19,9 @@ use mooseng_wire::geo::{Hint, LogEntry, Push, Pushed, PutAside};
 use mooseng_wire::method::Method;
 use mooseng_wire::{Epoch, VolumeId};
 
-use super::{ROOT_VOLUME, Shipped, Whereabouts, ask, chunks, losses, pause, place, place_of, position, sync};
+use super::{
+    ROOT_VOLUME, Shipped, Whereabouts, ask, chunks, losses, pause, place, place_of, position, push, sync,
+};
 use crate::master::Master;
 
 /// Bytes of one push, or one entry.
@@ -49,8 +51,12 @@ pub async fn run(master: &Arc<Master>, custody: u64, epoch: Epoch) {
             }
             have_logged(master, epoch).await;
             let shipping = join_all(regions.iter().map(|region| ship(master, ROOT_VOLUME, epoch, region)));
+            let receiving = join_all(
+                regions.iter().map(|region| push::ask_receivers(master, ROOT_VOLUME, epoch, region)),
+            );
             tokio::join!(
                 shipping,
+                receiving,
                 keep_trimmed(master, ROOT_VOLUME, epoch, &regions),
                 sync::keep(master, ROOT_VOLUME, custody, epoch)
             );
@@ -133,7 +139,7 @@ async fn ship(master: &Arc<Master>, volume: VolumeId, epoch: Epoch, region: &str
                             sent.push_back((last.at, master.clock.boot()));
                         }
                         note(master, volume, region, &shipping, &sent);
-                        let hints = chunks::hints(master, &entries, &mut hinted).await;
+                        let hints = chunks::hints(master, region, &entries, &mut hinted).await;
                         send(master, volume, epoch, region, (number, after), (&entries, hints), &mut answers);
                         continue;
                     }

@@ -94,8 +94,9 @@ pub async fn close(master: &Master, epoch: Epoch) {
     }
 }
 
-/// This region is the home from now on, under that epoch: before it serves.
-pub async fn take_over(master: &Master, epoch: Epoch) -> Result<(), CallError> {
+/// This region is the home from now on, under that epoch: before it serves. Answers whether it has just become so because the lease of the home before
+/// ran out, and with it those of all its sessions.
+pub async fn take_over(master: &Master, epoch: Epoch) -> Result<bool, CallError> {
     let view = master.geo.view();
     let known = view.as_ref().and_then(|view| view.volumes.get(&ROOT_VOLUME)).filter(|v| v.epoch == epoch);
     let (cut, lost_home) = known.map(|v| (v.cut, v.lost_home.clone())).unwrap_or_default();
@@ -115,17 +116,19 @@ pub async fn take_over(master: &Master, epoch: Epoch) -> Result<(), CallError> {
         }
         note_salvage(master).await?;
     }
-    match commit(master, Turn::TakeOver(epoch, cut, loss.as_ref())).await {
-        Ok(Turned::Done(true)) => {
-            tracing::info!(epoch = epoch.0, ?cut, "this region is the volume's home from now on")
-        }
-        Ok(_) => {}
+    let ran_out = known.is_some_and(|known| known.automatic && known.lost_home.is_some());
+    let begins = match commit(master, Turn::TakeOver(epoch, cut, loss.as_ref())).await {
+        Ok(Turned::Done(begins)) => begins,
+        Ok(Turned::At(_)) => false,
         Err(error) => return Err(failed(master, &error)),
+    };
+    if begins {
+        tracing::info!(epoch = epoch.0, ?cut, "this region is the volume's home from now on");
     }
     for kind in [IdKind::Inode, IdKind::Chunk, IdKind::Session] {
         take_ids(master, kind, epoch).await?;
     }
-    Ok(())
+    Ok(begins && ran_out)
 }
 
 /// Where this region was the home of an epoch before, it is a replica from now on.

@@ -38,6 +38,19 @@ fn geo_volume(view: Option<&View>, volume: VolumeId) -> Option<&Volume> {
     view?.volumes.get(&volume).filter(|known| known.durability == Durability::Geo)
 }
 
+/// The other regions of a `geo` volume's sync set.
+pub(super) fn others(master: &Master, volume: VolumeId) -> Vec<String> {
+    let view = master.geo.view();
+    let known = geo_volume(view.as_deref(), volume);
+    let ours = &master.config.region;
+    known.into_iter().flat_map(|known| &known.sync_set).filter(|region| *region != ours).cloned().collect()
+}
+
+/// Whether a region is in the sync set of a `geo` volume.
+pub(super) fn is_member(master: &Master, volume: VolumeId, region: &str) -> bool {
+    geo_volume(master.geo.view().as_deref(), volume).is_some_and(|known| known.sync_set.contains(region))
+}
+
 /// Up to where the sync set has everything; none where nothing is to be waited for.
 pub fn synced(master: &Master, volume: VolumeId) -> Option<LogPosition> {
     let view = master.geo.view();

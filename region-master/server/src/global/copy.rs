@@ -56,8 +56,8 @@ fn take(global: &Global, copy: Copy) {
     if let Some(ms) = copy.lease_ms {
         *lock(&global.lease) = Duration::from_millis(ms);
     }
-    // After the read: later than it was applied, never earlier.
-    lock(&global.receipts).applied(global.clock.boot(), &copy.leases);
+    // After the read: later than it was applied, never earlier. Of those of which it isn't known when they came.
+    lock(&global.receipts).applied(global.clock.boot(), &copy.leases, &mut lock(&global.appended));
     if let Some(view) = copy.view {
         tracing::info!(
             version = view.version,

@@ -27,14 +27,14 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use mooseng_embedded::{Base, BaseError, Embedded, Options};
+use mooseng_embedded::{Base, BaseError, CommitBatch, Embedded, Options};
 use mooseng_global::failover::Standing;
-use mooseng_global::lease::{Holder, Receipts};
-use mooseng_global::{View, voters};
+use mooseng_global::lease::{Appended, Holder, Receipts};
+use mooseng_global::{View, rules, voters};
 use mooseng_ports::clock::Clock;
 use mooseng_ports::disk::Disk;
 use mooseng_ports::plant::{self, Plant};
-use mooseng_raft::{GLOBAL_GROUP, RaftConfig as NodeConfig, RaftError, RaftNode, Timings};
+use mooseng_raft::{GLOBAL_GROUP, OnAppend, RaftConfig as NodeConfig, RaftError, RaftNode, Timings};
 use mooseng_transport::{Answer, Blocking, Incoming, Link, LinkOptions, Network, Peer, call_error};
 use mooseng_wal::Options as WalOptions;
 use mooseng_wire::call::{CallError, ErrorCode};
@@ -87,6 +87,8 @@ pub struct Global {
     view: watch::Sender<Arc<View>>,
     lease: Mutex<Duration>,
     receipts: Mutex<Receipts>,
+    /// When renewals came into this member's log.
+    appended: Arc<Mutex<Appended>>,
     holder: Mutex<Holder>,
     links: Mutex<BTreeMap<String, Link>>,
     /// How this region stands with its copies of volumes, as long as this master leads it.
@@ -115,7 +117,11 @@ impl Global {
         let GlobalPorts { network, disk, blocking, clock, base } = ports;
         let options = Options { offload: offload(blocking), ..Options::default() };
         let store = blocking.run(move || Embedded::open(base, options)).await?;
-        let node = node_config(own, &config);
+        let appended = Arc::<Mutex<Appended>>::default();
+        let node = NodeConfig {
+            on_append: Some(note_renewals(appended.clone(), clock.clone())),
+            ..node_config(own, &config)
+        };
         let global = Arc::new(Self {
             lease: Mutex::new(config.lease()),
             config,
@@ -130,6 +136,7 @@ impl Global {
             failure: watch::channel(None).0,
             view: watch::channel(Arc::default()).0,
             receipts: Mutex::default(),
+            appended: appended.clone(),
             holder: Mutex::default(),
             links: Mutex::default(),
             standings: Mutex::default(),
@@ -188,6 +195,15 @@ impl Global {
         // Of the same view: one that is older than the lease's says nothing.
         let held = || lock(&self.holder).is_valid(self.clock.boot(), view.version);
         (!known.automatic || held() || plant::is(Plant::RegionLeaseUnchecked)).then_some(known.epoch)
+    }
+
+    /// How long this region may go on to answer for a volume that another region could take over then; none where nobody does so by itself.
+    pub fn lease_left(&self, volume: VolumeId) -> Option<Duration> {
+        let view = self.view.borrow();
+        view.volumes.get(&volume).filter(|known| known.automatic)?;
+        let until = lock(&self.holder).until(view.version);
+        let now = self.clock.boot();
+        Some(until.filter(|until| now < *until).map(|until| until.since(now)).unwrap_or_default())
     }
 
     /// How this region stands with its copy of a volume, said by its leader: goes to the leader of the global group with each renewal, and at once
@@ -326,6 +342,21 @@ impl Global {
             voters::members(&self.config.regions())
         }
     }
+}
+
+/// Notes when renewals of leases come into the log.
+fn note_renewals(appended: Arc<Mutex<Appended>>, clock: Arc<dyn Clock>) -> OnAppend {
+    OnAppend(Arc::new(move |batch| {
+        let Some(batch) = batch else { return lock(&appended).forget() };
+        // What can't be read isn't applied either.
+        let Ok(batch) = CommitBatch::decode(batch) else { return };
+        let renewed =
+            batch.transactions.iter().flat_map(|(_, changes)| changes).filter_map(rules::renewed_by);
+        let now = clock.boot();
+        for (region, sequence) in renewed {
+            lock(&appended).append(now, &region, sequence);
+        }
+    }))
 }
 
 fn node_config(own: &MasterConfig, config: &GlobalConfig) -> NodeConfig {

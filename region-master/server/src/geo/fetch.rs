@@ -1,0 +1,467 @@
+//! One chunk that is wanted here: chunkservers of this region get it, as many as a chunk that is written needs at least (`min_copies`). One of them reads
+//! it in the other region, the others from that one. Only then it counts: what the sync set has is to survive the loss of the home and of one more
+//! chunkserver.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use bytes::Bytes;
+use mooseng_namespace::upkeep::ChunkListing;
+use mooseng_region::class::Class;
+use mooseng_region::placement::{self, Wish};
+use mooseng_region::registry::CopyFacts;
+use mooseng_region::repair::{self, Condition};
+use mooseng_schema::location::{Layout, LocationRecord};
+use mooseng_transport::CallFailure;
+use mooseng_wire::call::ErrorCode;
+use mooseng_wire::chunk::{ChainMember, Follow, Followed, Pull, Pulled};
+use mooseng_wire::geo::{AskSource, Hint, Source};
+use mooseng_wire::method::Method;
+use mooseng_wire::{CHUNK_BYTES_MAX, ChunkId, Role};
+
+use super::chunks::load;
+use super::{ROOT_VOLUME, ask};
+use crate::master::Master;
+use crate::{house, tickets};
+
+/// How long a chunk may take beyond what 1 MiB a second allows.
+const PULL_WITHIN: Duration = Duration::from_secs(60);
+const PACE_MIN: u64 = 1 << 20;
+/// How often it is begun again at once where the chunk changed meanwhile.
+const TRIES: usize = 5;
+/// Chunkservers that are tried in place of those that fail, at a time.
+const REPLACED_MAX: usize = 2;
+
+/// Why it isn't here yet.
+enum Failed {
+    /// The chunk has grown, or was sealed: it is looked at again.
+    Changed,
+    /// For that reason.
+    For(String),
+}
+
+impl From<String> for Failed {
+    fn from(reason: String) -> Self {
+        Self::For(reason)
+    }
+}
+
+/// Fetches a chunk: all of one that is sealed; of one that grows still what is needed of it.
+pub(super) async fn fetch(
+    master: &Master,
+    term: u64,
+    chunk: ChunkId,
+    upto: Option<u64>,
+) -> Result<(), String> {
+    for _ in 0..TRIES {
+        match try_fetch(master, term, chunk, upto).await {
+            Ok(()) => return Ok(()),
+            Err(Failed::Changed) => {}
+            Err(Failed::For(reason)) => return Err(reason),
+        }
+    }
+    Err("the chunk changes all the time".into())
+}
+
+async fn try_fetch(master: &Master, term: u64, chunk: ChunkId, upto: Option<u64>) -> Result<(), Failed> {
+    let Some(listing) = load(master, chunk).await.map_err(|e| e.message)? else { return Ok(()) };
+    let record = &listing.record;
+    let sealed = record.sealed && record.length > 0;
+    let wanted = if sealed { record.length } else { upto.unwrap_or(0) };
+    match listing.location.clone() {
+        // By another leader, or under a home before.
+        Some(location) if location.partial.is_none() => {
+            if suffices(master, record.storage_class, &location) {
+                met(master, chunk, u64::MAX);
+                return Ok(());
+            }
+            Err(format!("house-keeping makes more copies of it than the {} here", location.copies.len())
+                .into())
+        }
+        _ if wanted == 0 => Ok(()),
+        None if sealed => fetch_whole(master, term, &listing).await,
+        None => {
+            let mut location = LocationRecord {
+                layout: Layout::Copies as u32,
+                copies: Vec::new(),
+                epoch: record.birth,
+                partial: Some(0),
+            };
+            // What was sent here as it was appended lies there already.
+            location.copies = pushed(master, chunk);
+            if suffices(master, record.storage_class, &location) {
+                match follow(master, term, &listing, location.clone(), wanted).await {
+                    Err(Failed::For(reason)) => {
+                        tracing::debug!(chunk = chunk.0, reason, "what was sent isn't there")
+                    }
+                    done => return done,
+                }
+            }
+            // Somewhere else is as well, but for what is there already.
+            location.copies = targets(master, &listing, &location.copies.iter().cloned().collect())?;
+            // On record before there is anything, so that nothing is taken for a stray.
+            relocate(master, &listing, &location).await?;
+            let listing = ChunkListing { location: Some(location.clone()), ..listing };
+            follow(master, term, &listing, location, wanted).await
+        }
+        Some(location) => match location.partial {
+            Some(partial)
+                if !sealed && partial >= wanted && suffices(master, record.storage_class, &location) =>
+            {
+                met(master, chunk, partial);
+                Ok(())
+            }
+            _ => follow(master, term, &listing, location, wanted).await,
+        },
+    }
+}
+
+/// The chunkservers of this region that the home has a chunk's bytes sent to, as far as they are known here.
+fn pushed(master: &Master, chunk: ChunkId) -> Vec<String> {
+    let hint = super::lock(&master.geo.hints).get(&chunk).map(|hint| hint.pushed.clone());
+    let mut names = hint.unwrap_or_default();
+    master.desk(|desk| names.retain(|name| desk.registry.get(name).is_some()));
+    names.sort();
+    names.dedup();
+    names
+}
+
+fn class(master: &Master, id: u32) -> Class {
+    master.desk(|desk| desk.classes.get(id).clone())
+}
+
+/// Whether there are as many copies as a chunk of this class that is written needs at least.
+pub(super) fn suffices(master: &Master, storage_class: u32, location: &LocationRecord) -> bool {
+    location.copies.len() >= class(master, storage_class).min_copies.max(1)
+}
+
+async fn relocate(master: &Master, listing: &ChunkListing, location: &LocationRecord) -> Result<(), Failed> {
+    match house::relocate(master, listing, location.clone()).await {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Failed::Changed),
+        Err(error) => Err(Failed::For(error.message)),
+    }
+}
+
+fn met(master: &Master, chunk: ChunkId, upto: u64) {
+    if master.geo.needs(|needs| needs.met(chunk, upto)).is_some() {
+        master.geo.needs_changed();
+    }
+}
+
+/// The chunkservers of this region that take a chunk, as many as are needed at least.
+fn targets(
+    master: &Master,
+    listing: &ChunkListing,
+    exclude: &BTreeSet<String>,
+) -> Result<Vec<String>, String> {
+    let record = &listing.record;
+    let class = class(master, record.storage_class);
+    let candidates = master.desk(|desk| desk.registry.candidates(master.clock.boot()));
+    let bytes_wanted = if record.sealed { record.length } else { CHUNK_BYTES_MAX };
+    let wish = Wish { class: &class, bytes_wanted, exclude, seed: rand::random() };
+    let mut placed = placement::place(&candidates, wish).map_err(|too_few| too_few.to_string())?;
+    placed.truncate(class.min_copies.max(1));
+    Ok(placed)
+}
+
+fn address_of(master: &Master, chunkserver: &str) -> Option<String> {
+    master.desk(|desk| desk.registry.get(chunkserver).map(|server| server.beat.address.clone()))
+}
+
+/// Whether a chunkserver is given up, as house-keeping sees it. A leader that has just begun may not have heard of it yet.
+fn is_lost(master: &Master, chunkserver: &str) -> bool {
+    let (now, grace) = (master.clock.boot(), Duration::from_millis(master.config.house.grace_ms));
+    master.desk(|desk| {
+        let condition = repair::condition(&desk.registry, chunkserver, now, desk.serving_since, grace);
+        condition == Condition::Lost
+    })
+}
+
+/// Where one of this region reads what another one of it has.
+fn source_here(master: &Master, chunk: ChunkId, of: &Source, chunkserver: &str) -> Option<Source> {
+    let address = address_of(master, chunkserver)?;
+    let (volume, now_ns) = (u64::from(chunk.volume().0), master.clock.unix_ns());
+    let ticket = master.desk(|desk| tickets::for_chunk(&desk.keys, 0, volume, chunk.0, false, now_ns));
+    Some(Source {
+        holders: vec![ChainMember { chunkserver: chunkserver.to_owned(), address }],
+        ticket: ticket.into(),
+        ..of.clone()
+    })
+}
+
+async fn fetch_whole(master: &Master, term: u64, listing: &ChunkListing) -> Result<(), Failed> {
+    let (chunk, length) = (listing.chunk, listing.record.length);
+    let targets = targets(master, listing, &BTreeSet::new())?;
+    let afar = source_of(master, &AskSource { chunk: chunk.0, length, grows: false }).await?;
+    let mut source = afar.clone();
+    for target in &targets {
+        let address = address_of(master, target).ok_or_else(|| format!("{target} isn't known any more"))?;
+        pull(master, term, chunk, length, &source, &address).await?;
+        source = source_here(master, chunk, &afar, target).unwrap_or(source);
+    }
+    let location = LocationRecord {
+        layout: Layout::Copies as u32,
+        copies: targets.clone(),
+        epoch: afar.epoch,
+        partial: None,
+    };
+    relocate(master, listing, &location).await?;
+    fetched(master, chunk, &targets, (length, 0), afar.epoch);
+    met(master, chunk, u64::MAX);
+    Ok(())
+}
+
+/// A chunk of which `had` bytes were here is here, whole.
+fn fetched(master: &Master, chunk: ChunkId, targets: &[String], (length, had): (u64, u64), epoch: u64) {
+    let copy = CopyFacts { length, sealed: true, epoch, corrupt: false };
+    master.desk(|desk| {
+        for target in targets {
+            desk.registry.changed(target, &[(chunk, copy)], &[]);
+        }
+    });
+    master.metrics.chunks_fetched.inc();
+    master.metrics.bytes_fetched.inc_by(length.saturating_sub(had));
+    tracing::debug!(chunk = chunk.0, ?targets, "a chunk was fetched from the home");
+}
+
+/// Has the copies here grow: up to what is needed, or, of a sealed chunk, to its end.
+async fn follow(
+    master: &Master,
+    term: u64,
+    listing: &ChunkListing,
+    location: LocationRecord,
+    upto: u64,
+) -> Result<(), Failed> {
+    let (chunk, sealed) = (listing.chunk, listing.record.sealed);
+    let had = location.partial.unwrap_or(0);
+    let need = class(master, listing.record.storage_class).min_copies.max(1);
+    let hint = super::lock(&master.geo.hints).remove(&chunk).filter(|_| !sealed);
+    let hinted = hint.is_some();
+    let afar = match hint {
+        Some(hint) => hint.source.unwrap_or_default(),
+        None => source_of(master, &AskSource { chunk: chunk.0, length: upto, grows: !sealed }).await?,
+    };
+    let order =
+        Growing { term, chunk, upto, digest: if sealed { afar.digest.clone() } else { Bytes::new() } };
+    let (mut have, mut least) = (Vec::new(), u64::MAX);
+    let (mut reasons, mut useless) = (Vec::new(), 0);
+    // One that is only down is waited for: what it has this region has said that it has.
+    let (gone, copies): (Vec<&String>, Vec<&String>) =
+        location.copies.iter().partition(|copy| is_lost(master, copy));
+    useless += gone.len();
+    reasons.extend(gone.iter().map(|copy| format!("{copy}, which has a part of it, is lost")));
+    // The first one reads it there. The others have it, too, where it was sent as it was appended; else they read it from the first.
+    let mut behind = Vec::new();
+    let few = futures::future::join_all(copies.iter().enumerate().map(|(place, copy)| {
+        let (order, source) = (&order, (place == 0).then_some(&afar));
+        async move { (*copy, order.follow(master, copy, source).await) }
+    }));
+    for (copy, followed) in few.await {
+        match followed {
+            Ok(length) => {
+                have.push(copy.clone());
+                least = least.min(length);
+            }
+            Err(failed) if failed.behind => behind.push(copy),
+            Err(failed) => {
+                useless += usize::from(failed.useless);
+                reasons.push(failed.reason);
+            }
+        }
+    }
+    for copy in behind {
+        let near = have.first().and_then(|first: &String| source_here(master, chunk, &afar, first));
+        match order.follow(master, copy, Some(near.as_ref().unwrap_or(&afar))).await {
+            Ok(length) => {
+                have.push(copy.clone());
+                least = least.min(length);
+            }
+            Err(failed) => {
+                useless += usize::from(failed.useless);
+                reasons.push(failed.reason);
+            }
+        }
+    }
+    // Others take the place of those that fail: of some if one has it, so that it isn't the source's fault, and of all if they are of no use.
+    let mut excluded: BTreeSet<String> = location.copies.iter().cloned().collect();
+    let anew = useless == location.copies.len();
+    let mut tried = 0;
+    while have.len() < need && (anew || !have.is_empty()) && tried < REPLACED_MAX {
+        tried += 1;
+        let place = targets(master, listing, &excluded)
+            .map(|placed| placed.into_iter().find(|p| !excluded.contains(p)));
+        let Ok(Some(target)) = place else { break };
+        excluded.insert(target.clone());
+        let near = have.first().and_then(|first| source_here(master, chunk, &afar, first));
+        match order.follow(master, &target, Some(near.as_ref().unwrap_or(&afar))).await {
+            Ok(length) => {
+                have.push(target);
+                least = least.min(length);
+            }
+            Err(failed) => reasons.push(failed.reason),
+        }
+    }
+    let why = reasons.join("; ");
+    if have.len() < need {
+        // What the home has said some time ago may not be so any more: the next try asks. Nor is anything of use there given up by what was said then.
+        if anew && !hinted && have.is_empty() {
+            return begin_anew(master, listing, location, &why).await;
+        }
+        return Err(Failed::For(why));
+    }
+    if !why.is_empty() {
+        tracing::warn!(chunk = chunk.0, why, now = ?have, "copies of a chunk that is being fetched are replaced");
+    }
+    let partial = if sealed { None } else { Some(least) };
+    let grown = LocationRecord { partial, copies: have.clone(), ..location };
+    relocate(master, listing, &grown).await?;
+    match sealed {
+        true => fetched(master, chunk, &have, (upto, had), afar.epoch),
+        false => drop(master.metrics.bytes_fetched.inc_by(least.saturating_sub(had))),
+    }
+    met(master, chunk, if sealed { u64::MAX } else { least });
+    if !sealed {
+        // It grows on: as long as it can be read there, nobody is asked.
+        master.geo.note_hints(vec![Hint { chunk: chunk.0, source: Some(afar), pushed: Vec::new() }]);
+    }
+    Ok(())
+}
+
+/// What copies are ordered to have.
+struct Growing {
+    term: u64,
+    chunk: ChunkId,
+    upto: u64,
+    digest: Bytes,
+}
+
+/// Why a copy hasn't it.
+struct NotFollowed {
+    reason: String,
+    /// What it has of the chunk can't become what is wanted.
+    useless: bool,
+    /// It has less, and was told of no source.
+    behind: bool,
+}
+
+impl Growing {
+    /// Has a chunkserver have it; without a source, if it has it already. Answers how much it has.
+    async fn follow(
+        &self,
+        master: &Master,
+        target: &str,
+        source: Option<&Source>,
+    ) -> Result<u64, NotFollowed> {
+        let Some(address) = address_of(master, target) else {
+            let reason = format!("{target}, which has a part of it, hasn't reported to this leader yet");
+            return Err(NotFollowed { reason, useless: false, behind: false });
+        };
+        let mut failed = NotFollowed {
+            reason: "the home names nobody who has it".to_owned(),
+            useless: false,
+            behind: source.is_none(),
+        };
+        let holders = match source {
+            Some(source) => source.holders.iter().map(Some).collect(),
+            None => vec![None],
+        };
+        for holder in holders {
+            let order = Follow {
+                chunk: self.chunk.0,
+                epoch: master.epoch().0,
+                upto: self.upto,
+                custody: self.term,
+                source: holder.cloned(),
+                ticket: source.map(|source| Bytes::clone(&source.ticket)).unwrap_or_default(),
+                digest: self.digest.clone(),
+            };
+            let within = PULL_WITHIN + Duration::from_secs(self.upto / PACE_MIN);
+            let link = master.link(Role::Chunkserver, &address);
+            match link.request::<_, Followed>(Method::ChunkFollow, &order, within).await {
+                Ok(followed) => return Ok(followed.length),
+                // Another source would do if it were the source's fault.
+                Err(error) => {
+                    use ErrorCode::{ChunkSealed, Corrupt, DiskFailed};
+                    failed.useless |= matches!(&error, CallFailure::Remote(e) if matches!(e.code(), ChunkSealed | Corrupt | DiskFailed));
+                    failed.behind &=
+                        matches!(&error, CallFailure::Remote(e) if e.code() == ErrorCode::NotFound);
+                    let from =
+                        holder.map_or_else(String::new, |holder| format!(" from {}", holder.chunkserver));
+                    failed.reason = format!("{target}{from}: {error}");
+                }
+            }
+        }
+        Err(failed)
+    }
+}
+
+/// What is here of a chunk is of no use: it is begun anew on other chunkservers, if there are some.
+async fn begin_anew(
+    master: &Master,
+    listing: &ChunkListing,
+    location: LocationRecord,
+    why: &str,
+) -> Result<(), Failed> {
+    let exclude = location.copies.iter().cloned().collect();
+    let copies = targets(master, listing, &exclude)?;
+    tracing::warn!(
+        chunk = listing.chunk.0,
+        ?copies,
+        why,
+        "what is here of a chunk is of no use, and it is fetched anew"
+    );
+    let anew = LocationRecord { copies, partial: Some(0), ..location };
+    relocate(master, listing, &anew).await?;
+    Err(Failed::For(format!("what was here of the chunk was of no use: {why}")))
+}
+
+/// From the home; the home itself asks the others, one after the other.
+async fn source_of(master: &Master, asked: &AskSource) -> Result<Source, String> {
+    let home = super::home_of(master, ROOT_VOLUME)?;
+    if home != master.config.region {
+        return ask(master, &home, Method::ChunkSource, asked).await;
+    }
+    let view = master.geo.view();
+    let others: Vec<String> =
+        view.iter().flat_map(|view| view.replicas_of(ROOT_VOLUME)).map(str::to_owned).collect();
+    let mut last = "no other region has the volume".to_owned();
+    for region in others {
+        match ask(master, &region, Method::ChunkSource, asked).await {
+            Ok(source) => return Ok(source),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+async fn pull(
+    master: &Master,
+    term: u64,
+    chunk: ChunkId,
+    length: u64,
+    source: &Source,
+    target: &str,
+) -> Result<(), String> {
+    let mut last = "the home names nobody who has it".to_owned();
+    for holder in &source.holders {
+        let pull = Pull {
+            chunk: chunk.0,
+            // Of the order: chunkservers obey none of an epoch that is over. The chunk may be older.
+            epoch: master.epoch().0,
+            length,
+            digest: source.digest.clone(),
+            custody: term,
+            source: Some(holder.clone()),
+            ticket: Bytes::clone(&source.ticket),
+            bytes_per_s: 0,
+        };
+        let within = PULL_WITHIN + Duration::from_secs(length / PACE_MIN);
+        let link = master.link(Role::Chunkserver, target);
+        match link.request::<_, Pulled>(Method::ChunkPull, &pull, within).await {
+            Ok(_) => return Ok(()),
+            Err(error) => last = format!("{} from {}: {error}", target, holder.chunkserver),
+        }
+    }
+    Err(last)
+}
