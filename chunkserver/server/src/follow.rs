@@ -25,10 +25,11 @@ const ARRIVING_MAX: Duration = Duration::from_secs(2);
 impl Pulls {
     /// Appends what is missing. Given up in between, it leaves what was appended, from where the next order goes on.
     pub async fn follow(&self, follow: Follow, members: &Members) -> Result<Followed, CallError> {
-        let _permit = self.permit()?;
+        let _permit = self.permit_to_follow()?;
         let (chunk, epoch) = (ChunkId(follow.chunk), Epoch(follow.epoch));
         let (digest, source) = checked(&follow)?;
-        self.arriving(chunk, epoch, follow.upto).await;
+        self.arriving(chunk, epoch, follow.upto, if source.is_some() { ARRIVING_MAX } else { ARRIVING_LOOK })
+            .await;
         let (custody, upto) = (follow.custody, follow.upto);
         let begin = move |store: &mooseng_chunk::ChunkStore| {
             store.see_epoch(chunk.volume().0, epoch)?;
@@ -99,10 +100,10 @@ impl Pulls {
 
 impl Pulls {
     /// Bytes may be on their way here ([`crate::push`]): as long as some come, those are waited for rather than fetched, too.
-    async fn arriving(&self, chunk: ChunkId, epoch: Epoch, upto: u64) {
+    async fn arriving(&self, chunk: ChunkId, epoch: Epoch, upto: u64, within: Duration) {
         let begun = Instant::now();
         let mut before = None;
-        while begun.elapsed() < ARRIVING_MAX {
+        while begun.elapsed() < within {
             let is = match self.store.stat(chunk) {
                 Ok(stat) if stat.length < upto && !stat.sealed && stat.epoch <= epoch => stat.length,
                 _ => return,

@@ -19,6 +19,8 @@ use crate::metrics::Metrics;
 
 /// Copies made at a time. A master orders fewer; this bounds what several of them can ask for.
 const AT_ONCE: usize = 8;
+/// Chunks followed at a time: of each file that is written and fsynced in a `geo` volume one.
+const FOLLOWS_MAX: usize = 64;
 /// Pieces that are asked for before those before them were written.
 const AHEAD: usize = 8;
 const AHEAD_PACED: usize = 2;
@@ -31,18 +33,32 @@ pub struct Pulls {
     pub(crate) blocking: Blocking,
     pub(crate) metrics: Metrics,
     at_once: Semaphore,
+    follows: Semaphore,
 }
 
 impl Pulls {
     /// Into that store.
     pub fn new(store: Arc<ChunkStore>, blocking: Blocking, metrics: Metrics) -> Self {
-        Self { store, blocking, metrics, at_once: Semaphore::new(AT_ONCE) }
+        Self {
+            store,
+            blocking,
+            metrics,
+            at_once: Semaphore::new(AT_ONCE),
+            follows: Semaphore::new(FOLLOWS_MAX),
+        }
     }
 
     /// One of the copies that may be made at a time.
     pub(crate) fn permit(&self) -> Result<SemaphorePermit<'_>, CallError> {
         self.at_once.try_acquire().map_err(|_| {
             call_error(ErrorCode::Busy, format!("{AT_ONCE} copies are being made; order this one later"))
+        })
+    }
+
+    /// One of the chunks that may be followed at a time.
+    pub(crate) fn permit_to_follow(&self) -> Result<SemaphorePermit<'_>, CallError> {
+        self.follows.try_acquire().map_err(|_| {
+            call_error(ErrorCode::Busy, format!("{FOLLOWS_MAX} chunks are followed; order this one later"))
         })
     }
 

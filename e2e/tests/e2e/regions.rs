@@ -1,7 +1,7 @@
 //! A cluster of two regions and a witness, as the README's first screen makes it and loses its home: then its processes, what is cut between regions, and a
 //! verified load.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -83,6 +83,61 @@ fn hears_nothing(cluster: &DevCluster, file: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Where a marker lies in files below a directory.
+fn marked(dir: &Path, marker: &[u8]) -> Result<Vec<(PathBuf, usize)>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            found.extend(marked(&path, marker)?);
+        } else if path.is_file() {
+            // One that is collected at this moment isn't there any more.
+            let bytes = std::fs::read(&path).unwrap_or_default();
+            let at = bytes.windows(marker.len()).position(|window| window == marker);
+            found.extend(at.map(|at| (path, at)));
+        }
+    }
+    Ok(found)
+}
+
+/// Damages all copies that a region has of a file's chunk: it has the home to fetch it from.
+fn damage_all_copies(cluster: &DevCluster, here: &Path, there: &Path) -> Result<()> {
+    const MARKER: &[u8] = b"all copies of this are damaged in one region";
+    let mut content = vec![7; 1 << 20];
+    content[500_000..500_000 + MARKER.len()].copy_from_slice(MARKER);
+    std::fs::write(here.join("damaged"), &content)?;
+    std::fs::File::open(here.join("damaged"))?.sync_all()?;
+    let dirs: Vec<PathBuf> = ["chunkserver-1", "chunkserver-2"]
+        .iter()
+        .map(|name| Ok(cluster.process(&format!("{AWAY}.{name}"))?.state_dir))
+        .collect::<Result<_>>()?;
+    let copies = || -> Result<Vec<(PathBuf, usize)>> {
+        Ok(dirs.iter().map(|dir| marked(dir, MARKER)).collect::<Result<Vec<_>>>()?.concat())
+    };
+    // Sealed, so that the other region has it whole.
+    let mut found = Vec::new();
+    wait_for("both chunkservers to have it", SOON, || {
+        found = copies()?;
+        ensure!(found.len() == 2, "{found:?}");
+        Ok(())
+    })?;
+    std::thread::sleep(Duration::from_secs(8));
+    for (path, at) in copies()? {
+        let file = std::fs::File::options().write(true).open(path)?;
+        std::os::unix::fs::FileExt::write_all_at(&file, b"X", at as u64)?;
+        file.sync_all()?;
+    }
+    ensure!(copies()?.is_empty(), "a copy wasn't damaged");
+    wait_for("the region to have sound copies again", Duration::from_secs(120), || {
+        // Whoever reads it is told nothing of it, and the chunkservers notice.
+        std::fs::write("/proc/sys/vm/drop_caches", "3")?;
+        ensure!(std::fs::read(there.join("damaged"))? == content, "it has other bytes");
+        let found = copies()?;
+        ensure!(found.len() == 2, "{found:?}");
+        Ok(())
+    })
+}
+
 fn run() -> Result<()> {
     let cluster = DevCluster::prepared("regions")?;
     let mut steps = Steps::default();
@@ -151,6 +206,9 @@ fn run() -> Result<()> {
             shows(&there.join(region), "meanwhile")?;
         }
         Ok(())
+    });
+    steps.run("a region whose copies of a chunk are all damaged fetches it from the home again", || {
+        damage_all_copies(&cluster, &here, &there)
     });
     steps.run("what a load was acknowledged is there in both regions", || {
         for region in ["region-1", "region-2"] {

@@ -6,6 +6,7 @@
 //! ```
 //! The home hears of no place that isn't on record: whoever leads here next begins from the record.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -35,6 +36,8 @@ use crate::seals;
 const READ_BYTES: usize = 1 << 20;
 /// Chunks that are looked at in one go.
 const PAGE: usize = 256;
+/// Chunks of one transaction of which is looked whether their bytes are here already.
+const ARRIVED_MAX: usize = 16;
 /// After a failure.
 const AGAIN: Duration = Duration::from_millis(200);
 /// While there is no room for more that is lacking.
@@ -72,6 +75,30 @@ pub(super) async fn coming(
         all.push(Coming { at: entry.at, missing, here, gone: named.gone.into_iter().collect() });
     }
     Ok(all)
+}
+
+/// What entries name may be here already, for it was sent as it was appended: then they are complete as they come. Nobody is waited for.
+pub(super) async fn arrived(
+    master: &Master,
+    volume: VolumeId,
+    entries: &[Entry],
+    coming: &mut Vec<Coming>,
+) -> Result<(), ReplicaError> {
+    let mut missing = BTreeMap::new();
+    for (chunk, upto) in coming.iter().flat_map(|entry| &entry.missing) {
+        let most = missing.entry(*chunk).or_insert(*upto);
+        *most = (*most).max(*upto);
+    }
+    // More is a backlog, which is fetched as ever.
+    if missing.is_empty() || missing.len() > ARRIVED_MAX {
+        return Ok(());
+    }
+    let Ok(term) = master.serving() else { return Ok(()) };
+    let looked = missing.into_iter().map(|(chunk, upto)| fetch::arrived(master, term, chunk, upto));
+    if futures::future::join_all(looked).await.contains(&true) {
+        *coming = self::coming(master, volume, entries).await?;
+    }
+    Ok(())
 }
 
 /// So many bytes of a chunk are here, on as many chunkservers as are needed; of one that is whole, as many as there are.

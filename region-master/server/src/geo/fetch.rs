@@ -27,6 +27,8 @@ use crate::{house, tickets};
 /// How long a chunk may take beyond what 1 MiB a second allows.
 const PULL_WITHIN: Duration = Duration::from_secs(60);
 const PACE_MIN: u64 = 1 << 20;
+/// How long chunkservers may take to say whether they have what was sent.
+const ARRIVED_WITHIN: Duration = Duration::from_millis(50);
 /// How often it is begun again at once where the chunk changed meanwhile.
 const TRIES: usize = 5;
 /// Chunkservers that are tried in place of those that fail, at a time.
@@ -79,6 +81,7 @@ async fn try_fetch(master: &Master, term: u64, chunk: ChunkId, upto: Option<u64>
                 .into())
         }
         _ if wanted == 0 => Ok(()),
+        Some(location) if sealed && location.copies.is_empty() => fetch_whole(master, term, &listing).await,
         None if sealed => fetch_whole(master, term, &listing).await,
         None => {
             let mut location = LocationRecord {
@@ -114,6 +117,34 @@ async fn try_fetch(master: &Master, term: u64, chunk: ChunkId, upto: Option<u64>
             _ => follow(master, term, &listing, location, wanted).await,
         },
     }
+}
+
+/// Whether bytes of a chunk are here that were sent as they were appended: then that is put on record. Asks this region's chunkservers only, and these
+/// not for long.
+pub(super) async fn arrived(master: &Master, term: u64, chunk: ChunkId, upto: u64) -> bool {
+    let Ok(Some(listing)) = load(master, chunk).await else { return false };
+    let record = &listing.record;
+    let location = listing.location.clone().unwrap_or_else(|| LocationRecord {
+        layout: Layout::Copies as u32,
+        copies: pushed(master, chunk),
+        epoch: record.birth,
+        partial: Some(0),
+    });
+    let grows = location.partial.is_some_and(|partial| partial < upto);
+    if record.sealed || !grows || !suffices(master, record.storage_class, &location) {
+        return false;
+    }
+    let order = Growing { term, chunk, upto, digest: Bytes::new() };
+    let follow = location.copies.iter().map(|copy| order.follow(master, copy, None));
+    let followed = tokio::time::timeout(ARRIVED_WITHIN, futures::future::join_all(follow)).await;
+    let lengths: Option<Vec<u64>> = followed.ok().and_then(|all| all.into_iter().map(Result::ok).collect());
+    let Some(least) = lengths.and_then(|lengths| lengths.into_iter().min()) else { return false };
+    let (had, grown) = (location.partial.unwrap_or(0), LocationRecord { partial: Some(least), ..location });
+    let recorded = relocate(master, &listing, &grown).await.is_ok();
+    if recorded {
+        master.metrics.bytes_fetched.inc_by(least.saturating_sub(had));
+    }
+    recorded
 }
 
 /// The chunkservers of this region that the home has a chunk's bytes sent to, as far as they are known here.

@@ -146,6 +146,7 @@ pub(super) async fn replay(
         let now = &rest[..fitting.count().max(1)];
         let after = record.position();
         let mut coming = complete::coming(master, volume, now).await.map_err(|e| failed(master, &e))?;
+        complete::arrived(master, volume, now, &mut coming).await.map_err(|e| failed(master, &e))?;
         let whole = complete::whole(master, after, &coming);
         sync::note(master, volume, now);
         record = change(master, volume, Change::Replay(after, now, from, whole)).await?;

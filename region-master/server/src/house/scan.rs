@@ -9,6 +9,7 @@ use mooseng_namespace::upkeep::{self, ChunkListing};
 use mooseng_ports::clock::BootTime;
 use mooseng_ports::plant::{self, Plant};
 use mooseng_region::repair::{self, Condition, CopyState, Decision, Need, OpenFacts, Servers};
+use mooseng_schema::location::LocationRecord;
 use mooseng_wire::call::CallError;
 use mooseng_wire::chunk::{Close, Sealed};
 use mooseng_wire::method::Method;
@@ -63,6 +64,8 @@ struct Page {
     /// Chunks whose files have another storage class.
     reclassed: Vec<ChunkId>,
     drops: Vec<(ChunkListing, String)>,
+    /// Of a replica: sealed chunks of which no copy here is of any use.
+    useless: Vec<ChunkListing>,
 }
 
 impl Keeper<'_> {
@@ -273,6 +276,11 @@ impl Keeper<'_> {
 
     fn look_at_sealed(&mut self, desk: &Desk, servers: &Servers, listing: &ChunkListing, page: &mut Page) {
         let facts = self.facts(desk, listing);
+        // The home has it: what is lost may come back, but what is there and of no use doesn't become so.
+        let useless = facts.copies.iter().all(|(_, state)| *state == CopyState::Bad);
+        if self.replica && useless && !facts.copies.is_empty() && listing.used.extents > 0 {
+            page.useless.push(listing.clone());
+        }
         let there = |state: &CopyState| matches!(state, CopyState::Good | CopyState::Unknown);
         let reachable = facts.copies.iter().filter(|(_, state)| there(state)).count();
         self.count(desk, servers, listing, reachable);
@@ -322,6 +330,18 @@ impl Keeper<'_> {
         }
         for (listing, member) in page.ended {
             self.end(&listing, &member).await?;
+        }
+        for listing in page.useless {
+            let Some(location) = listing.location.clone() else { continue };
+            tracing::warn!(
+                chunk = listing.chunk.0,
+                copies = ?location.copies,
+                "no copy of a chunk is of any use here: it is fetched from the home again"
+            );
+            let nowhere = LocationRecord { copies: Vec::new(), partial: Some(0), ..location };
+            if super::relocate(self.master, &listing, nowhere).await? {
+                self.master.geo.want(listing.chunk);
+            }
         }
         for (listing, server) in page.drops {
             self.drop_copy(&listing, &server).await?;
