@@ -83,8 +83,8 @@ fn hears_nothing(cluster: &DevCluster, file: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Where a marker lies in files below a directory.
-fn marked(dir: &Path, marker: &[u8]) -> Result<Vec<(PathBuf, usize)>> {
+/// The files below a directory that contain a marker.
+fn marked(dir: &Path, marker: &[u8]) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir)? {
         let path = entry?.path();
@@ -93,49 +93,41 @@ fn marked(dir: &Path, marker: &[u8]) -> Result<Vec<(PathBuf, usize)>> {
         } else if path.is_file() {
             // One that is collected at this moment isn't there any more.
             let bytes = std::fs::read(&path).unwrap_or_default();
-            let at = bytes.windows(marker.len()).position(|window| window == marker);
-            found.extend(at.map(|at| (path, at)));
+            if bytes.windows(marker.len()).any(|window| window == marker) {
+                found.push(path);
+            }
         }
     }
     Ok(found)
 }
 
-/// Damages all copies that a region has of a file's chunk: it has the home to fetch it from.
-fn damage_all_copies(cluster: &DevCluster, here: &Path, there: &Path) -> Result<()> {
-    const MARKER: &[u8] = b"all copies of this are damaged in one region";
+/// Takes all copies that a region has of a file's chunk from its disks, while its chunkservers are down: it has the home to fetch it from.
+fn remove_all_copies(cluster: &DevCluster, here: &Path, there: &Path) -> Result<()> {
+    const MARKER: &[u8] = b"all copies of this are gone in one region";
     let mut content = vec![7; 1 << 20];
     content[500_000..500_000 + MARKER.len()].copy_from_slice(MARKER);
-    std::fs::write(here.join("damaged"), &content)?;
-    std::fs::File::open(here.join("damaged"))?.sync_all()?;
-    let dirs: Vec<PathBuf> = ["chunkserver-1", "chunkserver-2"]
-        .iter()
-        .map(|name| Ok(cluster.process(&format!("{AWAY}.{name}"))?.state_dir))
-        .collect::<Result<_>>()?;
-    let copies = || -> Result<Vec<(PathBuf, usize)>> {
+    std::fs::write(here.join("gone"), &content)?;
+    std::fs::File::open(here.join("gone"))?.sync_all()?;
+    let of_the_region = |p: &mooseng_e2e::cluster::Process| p.region == AWAY && p.role == "chunkserver";
+    let dirs: Vec<PathBuf> =
+        cluster.file()?.processes.into_iter().filter(of_the_region).map(|p| p.state_dir).collect();
+    let copies = || -> Result<Vec<PathBuf>> {
         Ok(dirs.iter().map(|dir| marked(dir, MARKER)).collect::<Result<Vec<_>>>()?.concat())
     };
-    // Sealed, so that the other region has it whole.
-    let mut found = Vec::new();
-    wait_for("both chunkservers to have it", SOON, || {
-        found = copies()?;
-        ensure!(found.len() == 2, "{found:?}");
-        Ok(())
-    })?;
-    std::thread::sleep(Duration::from_secs(8));
-    for (path, at) in copies()? {
-        let file = std::fs::File::options().write(true).open(path)?;
-        std::os::unix::fs::FileExt::write_all_at(&file, b"X", at as u64)?;
-        file.sync_all()?;
-    }
-    ensure!(copies()?.is_empty(), "a copy wasn't damaged");
-    wait_for("the region to have sound copies again", Duration::from_secs(120), || {
-        // Whoever reads it is told nothing of it, and the chunkservers notice.
-        std::fs::write("/proc/sys/vm/drop_caches", "3")?;
-        ensure!(std::fs::read(there.join("damaged"))? == content, "it has other bytes");
+    let two = || {
         let found = copies()?;
         ensure!(found.len() == 2, "{found:?}");
         Ok(())
-    })
+    };
+    wait_for("two chunkservers to have it", SOON, two)?;
+    // Sealed, and on record as whole.
+    std::thread::sleep(Duration::from_secs(8));
+    cluster.dev_words(&["kill", "region", AWAY])?;
+    copies()?.iter().try_for_each(std::fs::remove_file)?;
+    cluster.dev_words(&["start", "region", AWAY])?;
+    wait_for("two chunkservers to have it again", Duration::from_secs(120), two)?;
+    ensure!(std::fs::read(there.join("gone"))? == content, "it has other bytes");
+    Ok(())
 }
 
 fn run() -> Result<()> {
@@ -207,8 +199,8 @@ fn run() -> Result<()> {
         }
         Ok(())
     });
-    steps.run("a region whose copies of a chunk are all damaged fetches it from the home again", || {
-        damage_all_copies(&cluster, &here, &there)
+    steps.run("a region whose copies of a chunk are all gone fetches it from the home again", || {
+        remove_all_copies(&cluster, &here, &there)
     });
     steps.run("what a load was acknowledged is there in both regions", || {
         for region in ["region-1", "region-2"] {
