@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use mooseng_chunkserver::{ChunkserverConfig, ChunkserverServer};
@@ -27,6 +27,8 @@ pub const SERVERS: usize = 3;
 /// The master that takes the place of a lost one.
 pub const SUBSTITUTE: usize = SERVERS + 1;
 const PORT: u16 = 7000;
+/// The region's name, where there is one.
+pub const REGION: &str = "here";
 /// The cluster's name.
 pub const CLUSTER: &str = "sim";
 /// Where a daemon keeps what it must remember.
@@ -44,22 +46,33 @@ pub fn set_now(now: Duration) {
     NOW.set(now);
 }
 
-/// A host's clocks: simulated time at a rate of its own, and wall time that is off by a little.
-#[derive(Clone, Copy, Debug)]
+/// Simulated time, on a host or outside of all.
+pub fn now() -> Duration {
+    turmoil::sim_elapsed().unwrap_or_else(|| NOW.get())
+}
+
+/// A host's clocks: simulated time at a rate of its own, and wall time that is off by a little, and may be stepped.
+#[derive(Clone, Debug)]
 pub struct SimClock {
     /// Parts per million by which its clock is fast.
-    pub drift_ppm: i32,
-    /// How far its wall clock is off.
-    pub off_ms: i32,
+    drift_ppm: i32,
+    /// How far its wall clock is off. Clones share it.
+    off_ms: Arc<AtomicI64>,
 }
 
 impl SimClock {
-    /// One that is right.
-    pub const RIGHT: Self = Self { drift_ppm: 0, off_ms: 0 };
+    /// A clock that is fast by parts per million, and a wall clock that is off by so much.
+    pub fn new(drift_ppm: i32, off_ms: i32) -> Self {
+        Self { drift_ppm, off_ms: Arc::new(i64::from(off_ms).into()) }
+    }
+
+    /// Sets the wall clock ahead, or back.
+    pub fn step(&self, by_ms: i64) {
+        self.off_ms.fetch_add(by_ms, Ordering::Relaxed);
+    }
 
     fn elapsed(&self) -> Duration {
-        let elapsed = turmoil::sim_elapsed().unwrap_or_else(|| NOW.get());
-        elapsed.mul_f64(1.0 + f64::from(self.drift_ppm) / 1e6)
+        now().mul_f64(1.0 + f64::from(self.drift_ppm) / 1e6)
     }
 }
 
@@ -68,7 +81,9 @@ impl Clock for SimClock {
         BootTime(self.elapsed())
     }
     fn unix_ns(&self) -> i64 {
-        1_700_000_000_000_000_000 + self.elapsed().as_nanos() as i64 + i64::from(self.off_ms) * 1_000_000
+        1_700_000_000_000_000_000
+            + self.elapsed().as_nanos() as i64
+            + self.off_ms.load(Ordering::Relaxed) * 1_000_000
     }
 }
 
@@ -183,7 +198,46 @@ pub fn hasty() -> HouseConfig {
     }
 }
 
-/// Runs a master until its host crashes.
+/// What all masters are set to, whatever else they are.
+pub fn master_config(
+    region: &str,
+    name: &str,
+    id: u64,
+    raft: RaftConfig,
+    members: Vec<MemberConfig>,
+) -> MasterConfig {
+    MasterConfig {
+        name: name.to_owned(),
+        id,
+        region: region.to_owned(),
+        cluster: CLUSTER.into(),
+        zone: format!("z{id}"),
+        listen: address(name),
+        advertise: address(name),
+        state_dir: PathBuf::from(STATE_DIR),
+        reserve_bytes: 0,
+        http_listen: None,
+        tls: None,
+        members,
+        copies: 2,
+        min_copies: 2,
+        session_lease_ms: 10_000,
+        house: HouseConfig::default(),
+        mounts: Vec::new(),
+        raft,
+        global: None,
+        log: LogConfig::default(),
+        otlp: None,
+        dev: Default::default(),
+    }
+}
+
+/// A member of a region's group that listens where its name says.
+pub fn member(name: &str, id: u64) -> MemberConfig {
+    MemberConfig { id, name: name.to_owned(), address: address(name), zone: format!("z{id}") }
+}
+
+/// Runs a master of the one region until its host crashes.
 pub async fn master(
     i: usize,
     host: Host,
@@ -191,47 +245,25 @@ pub async fn master(
     house: HouseConfig,
     watch: Watch,
 ) -> turmoil::Result {
-    let name = format!("m{i}");
-    let member = |i: usize| MemberConfig {
-        id: i as u64,
-        name: format!("m{i}"),
-        address: address(&format!("m{i}")),
-        zone: format!("z{i}"),
-    };
-    let config = MasterConfig {
-        name: name.clone(),
-        id: i as u64,
-        region: "here".into(),
-        cluster: CLUSTER.into(),
-        zone: format!("z{i}"),
-        listen: address(&name),
-        advertise: address(&name),
-        state_dir: PathBuf::from(STATE_DIR),
-        reserve_bytes: 0,
-        http_listen: None,
-        tls: None,
-        members: (1..=SERVERS).map(member).collect(),
-        copies: 2,
-        min_copies: 2,
-        session_lease_ms: 10_000,
-        house,
-        mounts: Vec::new(),
-        raft,
-        global: None,
-        log: LogConfig::default(),
-        otlp: None,
-        dev: Default::default(),
-    };
+    let members = (1..=SERVERS).map(|i| member(&format!("m{i}"), i as u64)).collect();
+    let config = MasterConfig { house, ..master_config(REGION, &format!("m{i}"), i as u64, raft, members) };
+    run_master(config, host, watch).await
+}
+
+/// Runs a master until its host crashes.
+pub async fn run_master(config: MasterConfig, host: Host, watch: Watch) -> turmoil::Result {
+    let (region, name) = (config.region.clone(), config.name.clone());
     let server = supervised(&host, async || {
         let disk: Arc<dyn Disk> = Arc::new(host.disk.clone());
-        let base = Arc::new(MemoryBase::on_disk(disk.clone(), Path::new("/state/store"))?);
+        let base = |at: &str| MemoryBase::on_disk(disk.clone(), Path::new(at)).map(Arc::new);
+        let global_base = config.global.as_ref().map(|_| base("/state/global/store")).transpose()?;
         let ports = Ports {
-            network: network(Role::Master, &name, &host.gate),
-            disk,
+            network: network(&region, Role::Master, &name, &host.gate),
+            base: base("/state/store")?,
+            disk: disk.clone(),
             blocking: Blocking::Inline,
-            clock: Arc::new(host.clock),
-            base,
-            global_base: None,
+            clock: Arc::new(host.clock.clone()),
+            global_base: global_base.map(|base| base as _),
         };
         MasterServer::start(config.clone(), ports, CancellationToken::new()).await
     })
@@ -247,21 +279,26 @@ fn labels(i: usize) -> BTreeMap<String, String> {
     has.into_iter().filter(|(_, has)| *has).map(|(key, _)| (key.to_owned(), "yes".to_owned())).collect()
 }
 
-/// Runs a chunkserver until its host crashes.
+/// Runs a chunkserver of the one region until its host crashes.
 pub async fn chunkserver(i: usize, host: Host, watch: Watch) -> turmoil::Result {
-    let name = format!("c{i}");
-    let config = ChunkserverConfig {
-        name: name.clone(),
-        region: "here".into(),
+    let config = chunkserver_config(REGION, &format!("c{i}"), i, master_addresses());
+    run_chunkserver(ChunkserverConfig { labels: labels(i), ..config }, host, watch).await
+}
+
+/// What all chunkservers are set to.
+pub fn chunkserver_config(region: &str, name: &str, i: usize, masters: Vec<String>) -> ChunkserverConfig {
+    ChunkserverConfig {
+        name: name.to_owned(),
+        region: region.to_owned(),
         cluster: CLUSTER.into(),
         zone: format!("z{i}"),
         rack: String::new(),
-        listen: address(&name),
-        advertise: address(&name),
+        listen: address(name),
+        advertise: address(name),
         data_dirs: vec![PathBuf::from(DATA_DIR)],
         state_dir: PathBuf::from(STATE_DIR),
         http_listen: None,
-        masters: master_addresses(),
+        masters,
         reserve_bytes: 1 << 20,
         open_files_max: 64,
         chain_timeout_ms: 1000,
@@ -270,17 +307,22 @@ pub async fn chunkserver(i: usize, host: Host, watch: Watch) -> turmoil::Result 
         same_host_reads: false,
         tls: None,
         log: LogConfig::default(),
-        labels: labels(i),
+        labels: BTreeMap::new(),
         otlp: None,
         dev: Default::default(),
-    };
+    }
+}
+
+/// Runs a chunkserver until its host crashes.
+pub async fn run_chunkserver(config: ChunkserverConfig, host: Host, watch: Watch) -> turmoil::Result {
+    let (region, name) = (config.region.clone(), config.name.clone());
     let server = supervised(&host, async || {
         ChunkserverServer::start(
             config.clone(),
-            network(Role::Chunkserver, &name, &host.gate),
+            network(&region, Role::Chunkserver, &name, &host.gate),
             Arc::new(host.disk.clone()),
             Blocking::Inline,
-            Arc::new(host.clock),
+            Arc::new(host.clock.clone()),
             CancellationToken::new(),
         )
         .await

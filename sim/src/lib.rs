@@ -3,6 +3,7 @@
 //! - [`hosts`]: the daemons. [`network`]: the sockets under them, and processes that stall. `notices`: what masters tell clients, lost and late. [`workload`]: the clients,
 //!   of which some lock a file ([`locking`]).
 //! - [`run`]: one run. [`faults`]: what goes wrong in it. [`watch`]: what must hold at any instant, and in the end.
+//! - [`regions`]: three regions. [`machines`]: hosts as a nemesis handles them.
 //! - [`copies`]: what the disks under the copies of chunks must hold. [`whole`]: what masters' records must agree on. [`history`]: the check of what the clients saw.
 
 pub mod copies;
@@ -10,8 +11,10 @@ pub mod faults;
 pub mod history;
 pub mod hosts;
 pub mod locking;
+pub mod machines;
 pub mod network;
 mod notices;
+pub mod regions;
 pub mod run;
 pub mod watch;
 pub mod whole;

@@ -9,10 +9,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Context, Result};
 use clap::Parser;
 use mooseng_ports::plant::{self, Plant};
-use mooseng_sim::run;
+use mooseng_sim::{hosts, regions, run};
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::FormatTime;
 
 #[derive(Parser)]
-#[command(about = "Simulates three masters, three chunkservers and two clients under faults")]
+#[command(about = "Simulates a region, or three of them, under faults")]
 struct Args {
     /// How many seeds.
     #[arg(long, default_value_t = 10)]
@@ -26,6 +28,9 @@ struct Args {
     /// Write the run's log there (with --seed).
     #[arg(long)]
     trace: Option<PathBuf>,
+    /// Three regions instead of one.
+    #[arg(long)]
+    regions: bool,
     /// Plant a bug: then some seed must fail, and the first that does ends it. Needs the cargo feature `plants`.
     #[arg(long)]
     plant: Option<Plant>,
@@ -62,41 +67,36 @@ impl Write for TraceWriter {
     }
 }
 
-fn one(seed: u64, trace: Option<PathBuf>, level: tracing::Level) -> Result<()> {
+/// Simulated time, in front of each line.
+struct SimTime;
+
+impl FormatTime for SimTime {
+    fn format_time(&self, w: &mut Writer<'_>) -> std::fmt::Result {
+        write!(w, "{:9.3}", hosts::now().as_secs_f64())
+    }
+}
+
+fn one(seed: u64, regions: bool, trace: Option<PathBuf>, level: tracing::Level) -> Result<()> {
     let file = trace.map(File::create).transpose().context("the trace can't be written")?;
     let trace = TraceWriter(Arc::new(Mutex::new(Trace { hash: crc32fast::Hasher::new(), bytes: 0, file })));
     let writer = trace.clone();
     tracing_subscriber::fmt()
-        .without_time()
+        .with_timer(SimTime)
         .with_ansi(false)
         .with_max_level(level)
         .with_writer(move || writer.clone())
         .init();
     mad_turmoil::rand::set_rng(rand_sim::SeedableRng::seed_from_u64(seed));
     let _clocks = mad_turmoil::time::SimClocksGuard::init();
-    let result = run::run(seed);
+    let result = if regions {
+        regions::run::run(seed).map(|summary| summary.to_string())
+    } else {
+        run::run(seed).map(|summary| summary.to_string())
+    };
     let trace = trace.0.lock().unwrap_or_else(PoisonError::into_inner);
     let digest = format!("{:08x}-{}", trace.hash.clone().finalize(), trace.bytes);
     match &result {
-        Ok(s) => {
-            let faults: Vec<String> = s.faults.0.iter().map(|(what, n)| format!("{n} {what}")).collect();
-            println!(
-                "seed {seed}: {} operations ({} unknown), {} changes alone{}, {} chunks ({} left, {} looks; {} sparse ones rewritten, {} merged, {} packs, {} extents joined), {}, {:.0} s simulated, trace {digest}",
-                s.operations,
-                s.unknown,
-                s.made_alone,
-                if s.lost_names { " (some lost, not judged)" } else { "" },
-                s.chunks,
-                s.left,
-                s.looks,
-                s.rewritten.sparse,
-                s.rewritten.merged,
-                s.rewritten.packs,
-                s.rewritten.joined,
-                faults.join(", "),
-                s.simulated.as_secs_f64()
-            );
-        }
+        Ok(summary) => println!("seed {seed}: {summary}, trace {digest}"),
         Err(_) => println!("seed {seed}: FAILED, trace {digest}"),
     }
     result.map(|_| ())
@@ -106,6 +106,9 @@ fn child(seed: u64, args: &Args) -> Result<(bool, String)> {
     let mut command = Command::new(std::env::current_exe()?);
     let level = if args.twice { tracing::Level::DEBUG } else { args.level };
     command.args(["--seed", &seed.to_string(), "--level", level.as_str()]);
+    if args.regions {
+        command.arg("--regions");
+    }
     if let Some(plant) = args.plant {
         command.args(["--plant", plant.name()]);
     }
@@ -147,7 +150,10 @@ fn many(args: &Args) -> ExitCode {
                 println!("{plant} was found with seed {number}");
                 return ExitCode::SUCCESS;
             }
-            None => println!("to see it again: mooseng-sim --seed {number} --trace FILE"),
+            None => {
+                let regions = if args.regions { "--regions " } else { "" };
+                println!("to see it again: mooseng-sim {regions}--seed {number} --trace FILE");
+            }
         }
     }
     println!("{passed} passed, {failed} failed");
@@ -170,7 +176,7 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     }
     let Some(seed) = args.seed else { return many(&args) };
-    match one(seed, args.trace, args.level) {
+    match one(seed, args.regions, args.trace, args.level) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error:#}");

@@ -177,8 +177,8 @@ impl Handshake for SimHandshake {
 }
 
 /// The network of a host.
-pub fn network(role: Role, name: &str, gate: &Gate) -> Arc<dyn Network> {
+pub fn network(region: &str, role: Role, name: &str, gate: &Gate) -> Arc<dyn Network> {
     let identity =
-        Identity { cluster: crate::hosts::CLUSTER.into(), region: "here".into(), role, name: name.into() };
+        Identity { cluster: crate::hosts::CLUSTER.into(), region: region.into(), role, name: name.into() };
     Arc::new(SimNetwork { identity, gate: gate.clone() })
 }

@@ -1,6 +1,7 @@
 //! One run: a region, its clients, and what goes wrong, all from one seed.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,9 +11,10 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use crate::copies::Copies;
-use crate::faults::{Counts, Nemesis, Shape};
+use crate::faults::{Nemesis, Shape};
 use crate::history::{self, Call};
 use crate::hosts::{self, Host, SERVERS, SUBSTITUTE, SimClock};
+use crate::machines::Counts;
 use crate::watch::Watch;
 use crate::workload::{self, Shared};
 
@@ -53,6 +55,29 @@ pub struct Summary {
     pub simulated: Duration,
 }
 
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let faults: Vec<String> = self.faults.0.iter().map(|(what, n)| format!("{n} {what}")).collect();
+        write!(
+            f,
+            "{} operations ({} unknown), {} changes alone{}, {} chunks ({} left, {} looks; {} sparse ones rewritten, {} merged, {} packs, {} extents joined), {}, {:.0} s simulated",
+            self.operations,
+            self.unknown,
+            self.made_alone,
+            if self.lost_names { " (some lost, not judged)" } else { "" },
+            self.chunks,
+            self.left,
+            self.looks,
+            self.rewritten.sparse,
+            self.rewritten.merged,
+            self.rewritten.packs,
+            self.rewritten.joined,
+            faults.join(", "),
+            self.simulated.as_secs_f64()
+        )
+    }
+}
+
 struct Run<'a> {
     sim: turmoil::Sim<'a>,
     nemesis: Nemesis,
@@ -78,9 +103,9 @@ pub fn run(seed: u64) -> Result<Summary> {
     let shape = Shape::of(&mut rng);
     tracing::info!(?shape, "shape");
     let watch = Watch::default();
-    let mut clock = || SimClock {
-        drift_ppm: rng.random_range(-shape.drift_ppm..=shape.drift_ppm),
-        off_ms: rng.random_range(-200..=200),
+    let mut clock = || {
+        let drift_ppm = rng.random_range(-shape.drift_ppm..=shape.drift_ppm);
+        SimClock::new(drift_ppm, rng.random_range(-200..=200))
     };
     let mut all = BTreeMap::new();
     let raft = RaftConfig {
@@ -174,7 +199,7 @@ impl Run<'_> {
             looks,
             rewritten,
             left,
-            faults: nemesis.counts,
+            faults: nemesis.counts(),
             simulated,
         })
     }

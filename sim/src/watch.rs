@@ -106,6 +106,11 @@ impl Watch {
         self.seen().masters.values().any(|m| m.serving().is_ok() && m.metrics.rewrites_under_way.get() > 0)
     }
 
+    /// Looks at each master that runs.
+    pub fn each_master(&self, mut look: impl FnMut(&str, &Arc<Master>)) {
+        self.seen().masters.iter().for_each(|(name, master)| look(name, master));
+    }
+
     /// The master that serves, if one does.
     pub fn leader(&self) -> Option<String> {
         self.seen().masters.iter().find(|(_, master)| master.serving().is_ok()).map(|(name, _)| name.clone())

@@ -17,7 +17,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use crate::history::{Call, Operation, Reply};
-use crate::hosts::{Host, RETRY, SERVERS, SUBSTITUTE, address, master_addresses, masters};
+use crate::hosts::{Host, REGION, RETRY, SERVERS, SUBSTITUTE, address, master_addresses, masters};
 use crate::locking::{self, Locked};
 use crate::network::{Gate, network};
 use crate::watch::Watch;
@@ -389,8 +389,8 @@ pub async fn client(number: u8, seed: u64, host: Host, watch: Watch, shared: Sha
         connect_timeout: Duration::from_secs(120),
         ..ClientConfig::default()
     };
-    let network = network(Role::Client, &format!("client{number}"), &host.gate);
-    let fs = FileSystem::connect(config, network, Arc::new(host.clock)).await?;
+    let network = network(REGION, Role::Client, &format!("client{number}"), &host.gate);
+    let fs = FileSystem::connect(config, network, Arc::new(host.clock.clone())).await?;
     let caller = Caller { kernel_checked: true, ..Caller::default() };
     let mut own = Vec::new();
     for client in 0..2 {
@@ -432,7 +432,7 @@ pub async fn client(number: u8, seed: u64, host: Host, watch: Watch, shared: Sha
 /// Puts the substitute in a lost master's place, by the call that `mooseng members` makes.
 pub async fn replace_master(at: Duration, lost: usize, shared: Shared) -> turmoil::Result {
     tokio::time::sleep(at).await;
-    let network = network(Role::Admin, "admin", &Gate::default());
+    let network = network(REGION, Role::Admin, "admin", &Gate::default());
     let name = format!("m{SUBSTITUTE}");
     let substitute =
         MemberToAdd { id: SUBSTITUTE as u64, address: address(&name), zone: format!("z{lost}"), name };
@@ -503,7 +503,7 @@ async fn make_class(name: &str) {
     let request = CreateClassRequest { name: name.to_owned(), copies: 2, min_copies: 2, labels };
     for master in masters() {
         let made = async {
-            let network = network(Role::Admin, "admin", &Gate::default());
+            let network = network(REGION, Role::Admin, "admin", &Gate::default());
             let channel = grpc_channel(network, &address(&master), Role::Master).await;
             AdministrationClient::new(channel).create_class(request.clone()).await
         };
@@ -516,7 +516,7 @@ async fn make_class(name: &str) {
 async fn assign_class(request: &AssignClassRequest) -> Option<AssignClassReply> {
     for master in masters() {
         let assigned = async {
-            let network = network(Role::Admin, "admin", &Gate::default());
+            let network = network(REGION, Role::Admin, "admin", &Gate::default());
             let channel = grpc_channel(network, &address(&master), Role::Master).await;
             AdministrationClient::new(channel).assign_class(request.clone()).await
         };

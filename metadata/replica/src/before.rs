@@ -4,6 +4,7 @@
 //! it, which change nothing else; and undone by several, during which the replica says that its newest entry is being undone.
 
 use bytes::{Bytes, BytesMut};
+use mooseng_ports::plant::{self, Plant};
 use mooseng_schema::before;
 use mooseng_schema::log::{self, LogPosition};
 use mooseng_schema::{SchemaError, chunk, dead, location};
@@ -177,7 +178,8 @@ pub(crate) async fn take_in<T: Transaction>(
         if found && tx.approximate_size() > ENOUGH_BYTES {
             return Ok(true);
         }
-        for change in read_block(tx, volume, at, block).await? {
+        let changes = read_block(tx, volume, at, block).await?;
+        for change in changes.into_iter().filter(|_| !plant::is(Plant::UndoSkipped)) {
             match change {
                 Change::Set(key, value) => tx.set(&key, &value),
                 Change::Clear(key) => tx.clear(&key),

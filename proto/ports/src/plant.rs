@@ -85,6 +85,20 @@ plants! {
     LivingLocksFreed = "living-locks-freed",
     /// Chunks are collected without a look at what files still name of them.
     CollectionUnchecked = "collection-unchecked",
+    /// A region goes on as a home without a look at its lease.
+    RegionLeaseUnchecked = "region-lease-unchecked",
+    /// Changes commit whatever home epoch the volume has by now.
+    CommitEpochUnchecked = "commit-epoch-unchecked",
+    /// fsync of a `geo` volume doesn't wait for the sync set.
+    GeoWaitSkipped = "geo-wait-skipped",
+    /// Answers tell at once what other sessions changed of a `geo` volume.
+    HoldBackSkipped = "hold-back-skipped",
+    /// A `geo` volume is taken over by a region that isn't in its sync set.
+    SyncSetUnchecked = "sync-set-unchecked",
+    /// A home begins with ids that the one before may have given.
+    IdRangesReused = "id-ranges-reused",
+    /// What a replica has beyond the cut is taken out of its log, and its records stay as they are.
+    UndoSkipped = "undo-skipped",
 }
 
 impl fmt::Display for Plant {

@@ -11,6 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use mooseng_ports::plant::{self, Plant};
 use mooseng_schema::log::LogPosition;
 use mooseng_wire::Epoch;
 
@@ -87,8 +88,8 @@ impl Facts<'_> {
     /// The regions that may be the home: of a `geo` volume, those that have everything that was acknowledged.
     fn fit(&self) -> &BTreeSet<String> {
         match self.volume.durability {
-            Durability::Geo => &self.volume.sync_set,
-            Durability::Region => &self.volume.regions,
+            Durability::Geo if !plant::is(Plant::SyncSetUnchecked) => &self.volume.sync_set,
+            Durability::Geo | Durability::Region => &self.volume.regions,
         }
     }
 

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use bytes::Bytes;
+use mooseng_ports::plant::{self, Plant};
 use mooseng_schema::ids::IdKind;
 use mooseng_schema::log::LogPosition;
 use mooseng_schema::{Record, SchemaError, number};
@@ -390,7 +391,8 @@ pub async fn take_ids(
         return Err(RuleError::NotHome { volume: id, home: found.home, asked: region.to_owned() });
     }
     let key = key::ids(kind, id);
-    let next = number::decode(tx.get(&key, Read::Conflicting).await?.as_ref())?.max(least);
+    let given = number::decode(tx.get(&key, Read::Conflicting).await?.as_ref())?;
+    let next = if plant::is(Plant::IdRangesReused) { least } else { given.max(least) };
     let end = next.checked_add(count).filter(|end| *end <= 1 << LOCAL_ID_BITS);
     let end = end.ok_or_else(|| RuleError::Ids(format!("volume {id} has no ids left beyond {next}")))?;
     tx.set(&key, &number::encode(end));
@@ -444,7 +446,8 @@ pub async fn open_epoch(
     if !found.regions.contains(home) {
         return Err(unfit(home, what, "it isn't one of the volume's regions"));
     }
-    if found.durability == Durability::Geo && !found.sync_set.contains(home) {
+    let takes_any = found.durability == Durability::Region || plant::is(Plant::SyncSetUnchecked);
+    if !takes_any && !found.sync_set.contains(home) {
         return Err(unfit(
             home,
             what,

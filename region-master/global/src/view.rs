@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use mooseng_ports::plant::{self, Plant};
 use mooseng_schema::log::LogPosition;
 use mooseng_wire::{Epoch, VolumeId};
 
@@ -91,8 +92,8 @@ impl Volume {
     /// The regions that may follow the home: of a `geo` volume, those that have everything that was acknowledged.
     pub fn heirs(&self) -> impl Iterator<Item = &str> {
         let fit = match self.durability {
-            Durability::Geo => &self.sync_set,
-            Durability::Region => &self.regions,
+            Durability::Geo if !plant::is(Plant::SyncSetUnchecked) => &self.sync_set,
+            Durability::Geo | Durability::Region => &self.regions,
         };
         fit.iter().map(String::as_str).filter(|region| *region != self.home)
     }

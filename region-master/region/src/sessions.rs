@@ -205,6 +205,11 @@ impl SessionTable {
         });
     }
 
+    /// Whether this leader still waits for a session to come.
+    pub fn is_awaited(&self, id: SessionId) -> bool {
+        self.sessions.get(&id).is_some_and(|session| matches!(session.state, State::Awaited(_)))
+    }
+
     /// A session that this leader still waits for has a new incarnation on record: if it comes, it is as that.
     pub fn begin_anew(&mut self, id: SessionId, incarnation: Incarnation) {
         if let Some(session) = self.sessions.get_mut(&id) {

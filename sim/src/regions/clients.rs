@@ -1,0 +1,526 @@
+//! What mounts do: each makes sequences of changes of its own, and looks at everybody's.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use mooseng_client::{Caller, ClientConfig, FileSystem, FsError, HandleId, WriteOptions};
+use mooseng_wire::Role;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use super::homes::Homes;
+use super::sequence::{self, Before, Look, Sequence, Step, Wrong};
+use super::shape::Shape;
+use crate::hosts::{self, Host, now};
+use crate::network::network;
+
+/// How long an operation is tried: longer than faults last.
+const RETRY: Duration = Duration::from_secs(60);
+/// The bits of a custody epoch that are the term within a home epoch.
+const TERM_BITS: u32 = 40;
+/// Where records lie and how long they are: inline, little in a chunk, and more.
+const PLACES: [(u64, usize); 3] = [(0, 4_000), (100_000, 6_000), (100_000, 40_000)];
+/// Steps of a sequence at most.
+const STEPS_MAX: u64 = 60;
+/// Entries of a directory that are listed at a time: more than there are.
+const LISTED_MAX: u32 = 1_000;
+
+/// How often it is looked whether a mount has its lease.
+const LEASE_LOOK: Duration = Duration::from_millis(50);
+/// What is told of.
+const RECORD: &str = "the record";
+
+const ENOENT: i32 = 2;
+const EIO: i32 = 5;
+const EEXIST: i32 = 17;
+const ESTALE: i32 = 116;
+const ETIMEDOUT: i32 = 110;
+
+/// What all mounts share.
+#[derive(Default)]
+pub struct Notes {
+    /// All sequences.
+    pub sequences: Vec<Sequence>,
+    /// What can't be excused.
+    pub violations: Vec<String>,
+    /// What is a violation unless the lease of a sequence's mount lapsed.
+    pub suspicions: Vec<(usize, String)>,
+    /// How often the leases of mounts lapsed.
+    pub lapses: BTreeMap<u8, u64>,
+    /// Faults are over: look at everything and end.
+    pub healed: bool,
+    /// Mounts that have ended their work.
+    pub done: usize,
+    /// Changes that were answered.
+    pub changes: usize,
+    /// Looks.
+    pub looks: usize,
+    /// Of them, at home.
+    pub at_home: usize,
+    /// fsyncs that said that something was lost.
+    pub told_lost: usize,
+}
+
+/// Notes behind a lock. Clones share them.
+pub type Shared = Arc<Mutex<Notes>>;
+
+/// Works on the notes.
+pub fn with<T>(shared: &Shared, f: impl FnOnce(&mut Notes) -> T) -> T {
+    f(&mut shared.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+impl Notes {
+    /// What can't be excused, once all mounts are done.
+    pub fn judge(&self) -> Option<String> {
+        let lapsed = |at: usize| {
+            let sequence = &self.sequences[at];
+            self.lapses.get(&sequence.writer).is_none_or(|lapses| *lapses > sequence.lapses)
+        };
+        let suspicion = self.suspicions.iter().find(|(at, _)| !lapsed(*at)).map(|(_, what)| what);
+        self.violations.first().or(suspicion).cloned()
+    }
+}
+
+/// What a mount's tasks have in common.
+#[derive(Clone)]
+pub struct Mount {
+    fs: FileSystem,
+    caller: Caller,
+    number: u8,
+    region: String,
+    geo: bool,
+    shared: Shared,
+    homes: Homes,
+}
+
+fn record(value: u64, bytes: usize) -> Bytes {
+    value.to_le_bytes().repeat(bytes / 8).into()
+}
+
+fn place(inode: u64) -> (u64, usize) {
+    PLACES[inode as usize % PLACES.len()]
+}
+
+/// What a step came to.
+enum Done {
+    Well,
+    /// It may have happened.
+    InDoubt,
+}
+
+impl Mount {
+    /// The home epoch that the mount's session is in.
+    fn epoch(&self) -> u64 {
+        (self.fs.status().custody_epoch >> TERM_BITS) + 1
+    }
+
+    /// How often the mount's lease ran out, be it that its session ended or that it went on under another home.
+    fn lapses(&self) -> u64 {
+        with(&self.shared, |notes| notes.lapses.get(&self.number).copied().unwrap_or_default())
+    }
+
+    /// Counts that, as long as it is run.
+    async fn count_lapses(self) {
+        let (mut had, mut ended) = (true, 0);
+        loop {
+            let status = self.fs.status();
+            let (has, more) = (status.lease_left_ms.is_some(), status.lapses - ended);
+            let lapsed = more + u64::from(had && !has);
+            (had, ended) = (has, status.lapses);
+            with(&self.shared, |notes| *notes.lapses.entry(self.number).or_default() += lapsed);
+            tokio::time::sleep(LEASE_LOOK).await;
+        }
+    }
+
+    fn violation(&self, what: String) {
+        tracing::info!(what, "violation");
+        with(&self.shared, |notes| notes.violations.push(format!("at {:?}: {what}", now())));
+    }
+
+    /// An error that faults excuse.
+    fn excuse(&self, what: &str, error: &FsError) {
+        if !matches!(error.errno(), ENOENT | EIO | ESTALE | ETIMEDOUT) {
+            self.violation(format!("{what} answered {error}"));
+        }
+        tracing::info!(mount = self.number, what, %error, "failed");
+    }
+
+    /// Begins a sequence, its file open; none where that failed.
+    async fn begin(&self, nth: u64) -> Option<(usize, HandleId)> {
+        let name = format!("s{}-{nth}", self.number);
+        let (fs, caller) = (&self.fs, &self.caller);
+        let made = async {
+            let directory = fs.mkdir(caller, fs.root(), name.as_bytes(), 0o755).await?.inode;
+            let made = fs.create(caller, directory, b"f", 0o644, 0o2 | 0o300).await?;
+            Ok::<_, FsError>((directory, made.attr.inode, made.handle))
+        };
+        match made.await {
+            Ok((directory, file, handle)) => {
+                let epoch = self.epoch();
+                let lapses = self.lapses();
+                let sequence =
+                    Sequence { writer: self.number, epoch, directory, file, lapses, ..Sequence::default() };
+                tracing::info!(mount = self.number, nth, epoch, directory, file, "a sequence begins");
+                let at = with(&self.shared, |notes| {
+                    notes.sequences.push(sequence);
+                    notes.sequences.len() - 1
+                });
+                Some((at, handle))
+            }
+            Err(error) => {
+                self.excuse("making a directory", &error);
+                None
+            }
+        }
+    }
+
+    async fn step(&self, at: usize) -> Done {
+        let (directory, n) = with(&self.shared, |notes| {
+            let sequence = &mut notes.sequences[at];
+            sequence.names.issued += 1;
+            (sequence.directory, sequence.names.issued)
+        });
+        let (fs, caller) = (&self.fs, &self.caller);
+        let done = match sequence::step(n) {
+            Step::Make(name) => {
+                let name = sequence::name(name);
+                match fs.create(caller, directory, name.as_bytes(), 0o644, 0o2 | 0o300).await {
+                    Ok(made) => {
+                        let _ = fs.release(made.handle).await;
+                        Ok(())
+                    }
+                    Err(error) => Err(error),
+                }
+            }
+            Step::Remove(name) => fs.unlink(caller, directory, sequence::name(name).as_bytes()).await,
+        };
+        match done {
+            Ok(()) => self.acknowledged(at, n, |sequence| &mut sequence.names),
+            Err(error) => {
+                // Nobody else works there: a name that is there already, or isn't, is one that this step made or removed twice.
+                let epoch = with(&self.shared, |notes| notes.sequences[at].epoch);
+                if matches!(error.errno(), EEXIST | ENOENT) && self.epoch() == epoch {
+                    self.violation(format!(
+                        "step {n} of sequence {at}, {:?}, answered {error}",
+                        sequence::step(n)
+                    ));
+                } else if error.errno() != EEXIST {
+                    self.excuse("a step", &error);
+                }
+                Done::InDoubt
+            }
+        }
+    }
+
+    fn acknowledged(
+        &self,
+        at: usize,
+        n: u64,
+        counter: impl Fn(&mut Sequence) -> &mut sequence::Counter,
+    ) -> Done {
+        let epoch = self.epoch();
+        with(&self.shared, |notes| {
+            notes.changes += 1;
+            let sequence = &mut notes.sequences[at];
+            // Done under another home, by what it knows of: what came before may be gone.
+            if sequence.epoch != epoch {
+                return Done::InDoubt;
+            }
+            counter(sequence).acked = n;
+            Done::Well
+        })
+    }
+
+    async fn write(&self, at: usize, handle: HandleId) -> Done {
+        let (file, value) = with(&self.shared, |notes| {
+            let sequence = &mut notes.sequences[at];
+            sequence.records.issued += 1;
+            (sequence.file, sequence.records.issued)
+        });
+        let (offset, bytes) = place(file);
+        let options = WriteOptions::default();
+        let written = self.fs.write(&self.caller, handle, offset, record(value, bytes), options).await;
+        match written {
+            Ok(_) => self.acknowledged(at, value, |sequence| &mut sequence.records),
+            Err(error) => {
+                self.excuse("a write", &error);
+                Done::InDoubt
+            }
+        }
+    }
+
+    /// fsync of the directory: all steps that were acknowledged survive from then on. Answers whether it was answered well.
+    async fn sync_names(&self, at: usize) -> bool {
+        let (directory, acked) =
+            with(&self.shared, |notes| (notes.sequences[at].directory, notes.sequences[at].names.acked));
+        let synced = self.fs.fsync_directory(directory).await;
+        self.synced(at, synced, acked, |sequence| &mut sequence.names)
+    }
+
+    async fn sync_records(&self, at: usize, handle: HandleId) -> bool {
+        let acked = with(&self.shared, |notes| notes.sequences[at].records.acked);
+        let synced = self.fs.fsync(handle, false).await;
+        self.synced(at, synced, acked, |sequence| &mut sequence.records)
+    }
+
+    fn synced(
+        &self,
+        at: usize,
+        synced: Result<(), FsError>,
+        upto: u64,
+        counter: impl Fn(&mut Sequence) -> &mut sequence::Counter,
+    ) -> bool {
+        let epoch = self.epoch();
+        match synced {
+            Ok(()) => {
+                tracing::info!(mount = self.number, at, upto, epoch, "synced");
+                with(&self.shared, |notes| {
+                    let sequence = &mut notes.sequences[at];
+                    // What of a `region` volume was lost an earlier fsync may have taken for safe.
+                    if self.geo || sequence.epoch == epoch {
+                        counter(sequence).sync(upto, epoch);
+                    }
+                });
+                true
+            }
+            Err(error) => {
+                if matches!(error.errno(), EIO | ESTALE) {
+                    with(&self.shared, |notes| {
+                        notes.told_lost += 1;
+                        counter(&mut notes.sequences[at]).told_lost = true;
+                    });
+                }
+                self.excuse("fsync", &error);
+                false
+            }
+        }
+    }
+
+    /// Makes one sequence after the other until faults are over.
+    pub async fn write_on(self, seed: u64) {
+        let mut rng = StdRng::seed_from_u64(seed ^ 0x5e9e ^ (u64::from(self.number) << 48));
+        let mut nth = 0;
+        while !with(&self.shared, |notes| notes.healed) {
+            nth += 1;
+            let Some((at, handle)) = self.begin(nth).await else {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                continue;
+            };
+            for _ in 0..rng.random_range(10..STEPS_MAX) {
+                let done = match rng.random_range(0..10) {
+                    0..4 => self.step(at).await,
+                    4..7 => self.write(at, handle).await,
+                    7 => {
+                        self.sync_names(at).await;
+                        Done::Well
+                    }
+                    8 => {
+                        self.sync_records(at, handle).await;
+                        Done::Well
+                    }
+                    _ => {
+                        self.look(at).await;
+                        Done::Well
+                    }
+                };
+                let epoch = with(&self.shared, |notes| notes.sequences[at].epoch);
+                let over = matches!(done, Done::InDoubt) || self.epoch() != epoch;
+                if over || with(&self.shared, |notes| notes.healed) {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(rng.random_range(0..80))).await;
+            }
+            with(&self.shared, |notes| notes.sequences[at].over = true);
+            // Whatever has become of it: fsync knows.
+            self.sync_names(at).await;
+            self.sync_records(at, handle).await;
+            let _ = self.fs.release(handle).await;
+        }
+    }
+
+    /// Looks at sequences until faults are over.
+    pub async fn look_on(self, seed: u64) {
+        let mut rng = StdRng::seed_from_u64(seed ^ 0x1007 ^ (u64::from(self.number) << 48));
+        while !with(&self.shared, |notes| notes.healed) {
+            let count = with(&self.shared, |notes| notes.sequences.len());
+            if count > 0 {
+                // Those of late, more often than not.
+                let among = if rng.random_range(0..4) > 0 { 4 } else { count };
+                let back = rng.random_range(0..among);
+                self.look(count.saturating_sub(1 + back)).await;
+            }
+            tokio::time::sleep(Duration::from_millis(rng.random_range(0..60))).await;
+        }
+    }
+
+    /// Looks at a sequence's names and record.
+    pub async fn look(&self, at: usize) {
+        let sequence = with(&self.shared, |notes| notes.sequences[at].clone());
+        let called = now();
+        match self.listed(sequence.directory).await {
+            Ok(listed) => match self.steps_of(at, listed.clone()) {
+                Some(steps) => {
+                    let before = sequence.names.before(self.number);
+                    self.saw(at, called, steps, before, |sequence| (&mut sequence.names, "the names"));
+                }
+                None => self.violation(format!(
+                    "mount {} sees the names {listed:?} in sequence {at}, which it never had",
+                    self.number
+                )),
+            },
+            Err(error) => self.missing(at, called, &error),
+        }
+        let sequence = with(&self.shared, |notes| notes.sequences[at].clone());
+        let called = now();
+        match self.record_of(at, sequence.file).await {
+            Ok(value) => {
+                let before = sequence.records.before(self.number);
+                self.saw(at, called, value, before, |sequence| (&mut sequence.records, RECORD));
+            }
+            Err(error) => self.missing(at, called, &error),
+        }
+    }
+
+    /// How many steps a listing shows. The step that was under way at a failover may have been made by the next home although steps before it were
+    /// taken back, which its mount hasn't been told of yet.
+    fn steps_of(&self, at: usize, mut listed: BTreeSet<u64>) -> Option<u64> {
+        let shown = sequence::steps_shown(&listed);
+        let (epoch, issued, acked) = with(&self.shared, |notes| {
+            let sequence = &notes.sequences[at];
+            (sequence.epoch, sequence.names.issued, sequence.names.acked)
+        });
+        if shown.is_some() || issued == acked || self.homes.newest() == epoch {
+            return shown;
+        }
+        match sequence::step(issued) {
+            Step::Make(name) => listed.remove(&name),
+            Step::Remove(name) => listed.insert(name),
+        };
+        sequence::steps_shown(&listed)
+    }
+
+    /// What was synced, or what is at home, can't be missing.
+    fn missing(&self, at: usize, called: Duration, error: &FsError) {
+        if matches!(error.errno(), ENOENT | ESTALE) {
+            let home = self.homes.around(&self.region, called, now());
+            let (of, synced) = with(&self.shared, |notes| {
+                let sequence = &notes.sequences[at];
+                (sequence.epoch, sequence.names.synced.0 > 0 && self.geo)
+            });
+            if let Some(home) = home
+                && (home == of || synced)
+            {
+                self.violation(format!("sequence {at} is missing at home in epoch {home}: {error}"));
+            }
+        }
+        self.excuse("a look", error);
+    }
+
+    fn saw(
+        &self,
+        at: usize,
+        called: Duration,
+        value: u64,
+        before: Before,
+        counter: impl Fn(&mut Sequence) -> (&mut sequence::Counter, &'static str),
+    ) {
+        let at_home = self.homes.around(&self.region, called, now());
+        let epoch = self.homes.newest();
+        let looked = with(&self.shared, |notes| {
+            notes.looks += 1;
+            notes.at_home += usize::from(at_home.is_some());
+            let sequence = &mut notes.sequences[at];
+            let of_epoch = sequence.epoch;
+            let own = sequence.writer == self.number;
+            let (counter, what) = counter(sequence);
+            let look = Look { mount: self.number, own, value, at_home, epoch };
+            counter.look(before, look, of_epoch, self.geo).map_err(|why| (what, why))
+        });
+        tracing::info!(mount = self.number, at, value, ?at_home, "saw");
+        if let Err((counted, Wrong { what, unless_lapsed })) = looked {
+            let what = format!(
+                "to mount {} in {}, {counted} of sequence {at} {what} (since {called:?})",
+                self.number, self.region
+            );
+            if unless_lapsed && counted == RECORD {
+                tracing::info!(what, "a suspicion");
+                with(&self.shared, |notes| notes.suspicions.push((at, what)));
+            } else {
+                self.violation(what);
+            }
+        }
+    }
+
+    async fn listed(&self, directory: u64) -> Result<BTreeSet<u64>, FsError> {
+        let page = self.fs.readdir(&self.caller, directory, 0, LISTED_MAX).await?;
+        let number = |entry: &mooseng_wire::fs::DirEntry| std::str::from_utf8(&entry.name).ok()?.parse().ok();
+        Ok(page.entries.iter().filter_map(number).collect())
+    }
+
+    async fn record_of(&self, at: usize, file: u64) -> Result<u64, FsError> {
+        let (offset, bytes) = place(file);
+        let handle = self.fs.open(&self.caller, file, 0).await?.handle;
+        let read = self.fs.read(&self.caller, handle, offset, bytes as u32).await;
+        let _ = self.fs.release(handle).await;
+        let read = read?;
+        let first = read.get(..8).map_or(0, |b| u64::from_le_bytes(b.try_into().unwrap_or_default()));
+        if !read.is_empty() && read != record(first, bytes) {
+            self.violation(format!(
+                "the record of sequence {at} reads torn: {} bytes beginning with {first}",
+                read.len()
+            ));
+        }
+        Ok(first)
+    }
+}
+
+/// Runs one mount until faults are over, and then has it look at everything once more.
+#[allow(clippy::too_many_arguments, reason = "what one mount is made of")]
+pub async fn client(
+    number: u8,
+    name: String,
+    seed: u64,
+    shape: Arc<Shape>,
+    host: Host,
+    shared: Shared,
+    homes: Homes,
+) -> turmoil::Result {
+    let region = shape.region_of(&name);
+    let config = ClientConfig {
+        masters: region.masters.iter().map(|master| hosts::address(master)).collect(),
+        zone: "z1".into(),
+        host: name.clone(),
+        retry_timeout: RETRY,
+        delegate: false,
+        renew_interval: Duration::from_millis(600),
+        connect_timeout: Duration::from_secs(120),
+        ..ClientConfig::default()
+    };
+    let network = network(&region.name, Role::Client, &name, &host.gate);
+    let fs = FileSystem::connect(config, network, Arc::new(host.clock.clone())).await?;
+    let mount = Mount {
+        fs: fs.clone(),
+        caller: Caller { kernel_checked: true, ..Caller::default() },
+        number,
+        region: region.name.clone(),
+        geo: shape.geo,
+        shared: shared.clone(),
+        homes,
+    };
+    let working = async {
+        tokio::join!(mount.clone().write_on(seed), mount.clone().look_on(seed));
+        for at in 0..with(&shared, |notes| notes.sequences.len()) {
+            mount.look(at).await;
+        }
+    };
+    tokio::select! {
+        () = working => {}
+        () = mount.clone().count_lapses() => {}
+    }
+    drop(mount);
+    fs.close().await;
+    with(&shared, |notes| notes.done += 1);
+    Ok(())
+}

@@ -1,0 +1,219 @@
+//! One run of several regions.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use mooseng_chunkserver::ChunkserverConfig;
+use mooseng_master::{HouseConfig, MasterConfig, RaftConfig};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use super::audit;
+use super::clients::{self, Shared};
+use super::faults::Nemesis;
+use super::homes::Homes;
+use super::shape::{LEASE_MS, Shape};
+use crate::hosts::{self, Host, SimClock};
+use crate::machines::Counts;
+use crate::watch::Watch;
+
+/// How long faults go on.
+const FAULTS: Duration = Duration::from_secs(40);
+/// How long everything may take to be served again afterwards, replicas equal to their home.
+const HEALING: Duration = Duration::from_secs(120);
+/// How often states are compared.
+const COMPARE_EVERY: Duration = Duration::from_millis(500);
+
+/// What a run came to.
+#[derive(Debug)]
+pub struct Summary {
+    shape: Arc<Shape>,
+    changes: usize,
+    looks: usize,
+    at_home: usize,
+    told_lost: usize,
+    sequences: usize,
+    epochs: u64,
+    faults: Counts,
+    simulated: Duration,
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let faults: Vec<String> = self.faults.0.iter().map(|(what, n)| format!("{n} {what}")).collect();
+        write!(
+            f,
+            "{}, {} masters, {} epochs, {} changes in {} sequences, {} looks ({} at home), {} fsyncs told of losses, {}, {:.0} s simulated",
+            if self.shape.geo { "geo" } else { "region" },
+            self.shape.regions.iter().map(|region| region.masters.len()).sum::<usize>(),
+            self.epochs,
+            self.changes,
+            self.sequences,
+            self.looks,
+            self.at_home,
+            self.told_lost,
+            faults.join(", "),
+            self.simulated.as_secs_f64()
+        )
+    }
+}
+
+struct Run<'a> {
+    sim: turmoil::Sim<'a>,
+    shape: Arc<Shape>,
+    nemesis: Nemesis,
+    watches: BTreeMap<String, Watch>,
+    homes: Homes,
+    shared: Shared,
+    compared: Duration,
+}
+
+/// Runs a seed. The caller has seeded randomness and clocks for the whole process.
+pub fn run(seed: u64) -> Result<Summary> {
+    let mut rng = StdRng::seed_from_u64(seed ^ 0x3e6_10e5);
+    let mut sim = turmoil::Builder::new()
+        .rng_seed(rng.random())
+        .simulation_duration(FAULTS + HEALING + Duration::from_secs(100))
+        .tick_duration(Duration::from_millis(1))
+        .min_message_latency(Duration::from_millis(1))
+        .max_message_latency(Duration::from_millis(3))
+        .tcp_capacity(4096)
+        .enable_random_order()
+        .build();
+    let shape = Arc::new(Shape::of(&mut rng));
+    tracing::info!(?shape, "shape");
+    let mut clock = || {
+        let drift_ppm = rng.random_range(-shape.drift_ppm..=shape.drift_ppm);
+        SimClock::new(drift_ppm, rng.random_range(-200..=200))
+    };
+    let (shared, homes) = (Shared::default(), Homes::default());
+    let (mut all, mut watches, mut mounts) = (BTreeMap::new(), BTreeMap::new(), 0);
+    // A home that was cut off mustn't have collected what the next one lacks (docs/not-built.md).
+    let hasty = || HouseConfig { collect_after_ms: hosts::patient().collect_after_ms, ..hosts::hasty() };
+    let house = if shape.hasty { hasty() } else { hosts::patient() };
+    let raft = RaftConfig {
+        entries_between_snapshots: shape.snapshots.0,
+        entries_kept: shape.snapshots.1,
+        segment_bytes: 256 << 10,
+        ..RaftConfig::default()
+    };
+    for region in &shape.regions {
+        let watch = Watch::default();
+        watches.insert(region.name.clone(), watch.clone());
+        let members: Vec<_> =
+            region.masters.iter().zip(1..).map(|(name, id)| hosts::member(name, id)).collect();
+        for (name, id) in region.masters.iter().zip(1..) {
+            let (host, watch) = (Host::new(clock()), watch.clone());
+            all.insert(name.clone(), host.clone());
+            let config = MasterConfig {
+                session_lease_ms: LEASE_MS,
+                house: house.clone(),
+                global: Some(shape.global()),
+                ..hosts::master_config(&region.name, name, id, raft.clone(), members.clone())
+            };
+            sim.host(name.as_str(), move || hosts::run_master(config.clone(), host.clone(), watch.clone()));
+        }
+        let masters: Vec<String> = region.masters.iter().map(|name| hosts::address(name)).collect();
+        for (name, i) in region.chunkservers.iter().zip(1..) {
+            let (host, watch) = (Host::new(clock()), watch.clone());
+            all.insert(name.clone(), host.clone());
+            let config: ChunkserverConfig = hosts::chunkserver_config(&region.name, name, i, masters.clone());
+            sim.host(name.as_str(), move || {
+                hosts::run_chunkserver(config.clone(), host.clone(), watch.clone())
+            });
+        }
+        for name in &region.clients {
+            let host = Host::new(clock());
+            all.insert(name.clone(), host.clone());
+            let (shape, shared, homes) = (shape.clone(), shared.clone(), homes.clone());
+            let number = mounts as u8;
+            sim.client(
+                name.as_str(),
+                clients::client(number, name.clone(), seed, shape, host, shared, homes),
+            );
+            mounts += 1;
+        }
+    }
+    sim.client("admin", audit::set_up(shape.clone(), shared.clone()));
+    sim.client("auditor", audit::compare(shape.clone(), shared.clone(), homes.clone(), mounts));
+    let nemesis = Nemesis::new(seed, shape.clone(), all, watches.values().cloned().collect(), homes.clone());
+    nemesis.set_ways(&sim);
+    let run = Run { sim, shape, nemesis, watches, homes, shared, compared: Duration::ZERO };
+    run.finish().with_context(|| format!("seed {seed}"))
+}
+
+impl Run<'_> {
+    fn finish(mut self) -> Result<Summary> {
+        let mut healed = false;
+        loop {
+            let now = self.sim.elapsed();
+            if now < FAULTS {
+                self.nemesis.heal(&mut self.sim, now);
+                self.nemesis.act(&mut self.sim, now);
+            } else if !healed {
+                tracing::info!("healed");
+                self.nemesis.heal_all(&mut self.sim, now);
+                clients::with(&self.shared, |notes| notes.healed = true);
+                healed = true;
+            }
+            if now > FAULTS + HEALING {
+                bail!("not everything was served again within {HEALING:?} after everything was healed");
+            }
+            if self.step()? {
+                break;
+            }
+        }
+        if let Some(violation) = clients::with(&self.shared, |notes| notes.judge()) {
+            bail!("{violation}");
+        }
+        let simulated = self.sim.elapsed();
+        let faults = self.nemesis.counts();
+        let (shape, epochs) = (self.shape.clone(), self.homes.newest());
+        let shared = self.shared.clone();
+        drop(self);
+        Ok(clients::with(&shared, |notes| Summary {
+            shape,
+            changes: notes.changes,
+            looks: notes.looks,
+            at_home: notes.at_home,
+            told_lost: notes.told_lost,
+            sequences: notes.sequences.len(),
+            epochs,
+            faults,
+            simulated,
+        }))
+    }
+
+    /// One tick, and what must hold behind it. Answers whether the clients are done.
+    fn step(&mut self) -> Result<bool> {
+        let done = self.sim.step().map_err(|e| anyhow::anyhow!("a host failed: {e}"))?;
+        let now = self.sim.elapsed();
+        hosts::set_now(now);
+        let at = |what: String| anyhow::anyhow!("at {now:?}: {what}");
+        self.homes.check(&self.watches, now).map_err(at)?;
+        if let Some(violation) = clients::with(&self.shared, |notes| notes.violations.first().cloned()) {
+            if violation.contains(audit::DIFFERS) {
+                audit::tell_differences(&self.watches);
+            }
+            bail!("{violation}");
+        }
+        for watch in self.watches.values() {
+            watch.check_leaders().map_err(at)?;
+        }
+        if now >= self.compared + COMPARE_EVERY {
+            self.compared = now;
+            for watch in self.watches.values() {
+                watch.check_states().map_err(at)?;
+                for (name, why) in watch.failed() {
+                    if !self.nemesis.is_excused(&name) {
+                        bail!("at {now:?}: {name} takes no part any more: {why}");
+                    }
+                }
+            }
+        }
+        Ok(done)
+    }
+}
