@@ -29,6 +29,9 @@ const HOME_LOST: &[&str] = &[
     "the session's lease had lapsed",
 ];
 
+/// What is said where all copies of a chunk are gone.
+const COPIES_GONE: &[&str] = &["no copy of a chunk is of any use here"];
+
 fn write(path: &Path, text: &str) -> Result<()> {
     let mut file = std::fs::File::create(path)?;
     std::io::Write::write_all(&mut file, text.as_bytes())?;
@@ -307,5 +310,5 @@ fn run() -> Result<()> {
         Ok(())
     });
     steps.finish()?;
-    cluster.finish(&[super::PEERS_COME_AND_GO, HOME_LOST].concat())
+    cluster.finish(&[super::PEERS_COME_AND_GO, HOME_LOST, COPIES_GONE].concat())
 }
