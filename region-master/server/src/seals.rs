@@ -15,7 +15,9 @@ use mooseng_namespace::upkeep::{self, ChunkListing};
 use mooseng_namespace::{OpError, SessionCall, abandon, execute};
 use mooseng_region::seal::{SealFacts, decide};
 use mooseng_schema::Record;
+use mooseng_schema::chunk::{self, ChunkRecord};
 use mooseng_schema::extent::{self, ExtentRecord};
+use mooseng_schema::location::{self, LocationRecord};
 use mooseng_store::{RangeLimit, Read, Transaction};
 use mooseng_transport::CallFailure;
 use mooseng_wire::call::{CallError, ErrorCode};
@@ -137,6 +139,33 @@ pub async fn end(master: &Master, chunk: ChunkId, length: u64) -> Result<Option<
     })
     .await
     .map_err(|e| record_failed(&e))
+}
+
+/// Ends a sealed chunk of an earlier home, of which only a part is here, where that part ends. Extents name no more of it, for this home began where all
+/// that its log names was here; what the earlier home had beyond may be gone with it, and other regions would wait for it in vain. Answers whether it did.
+pub async fn end_at_part(master: &Master, planned: &ChunkListing) -> Result<bool, CallError> {
+    let chunk = planned.chunk;
+    let Some(location) = planned.location.clone() else { return Ok(false) };
+    let Some(partial) = location.partial.filter(|partial| *partial > 0) else { return Ok(false) };
+    let (whole, length) = (&LocationRecord { partial: None, ..location }, partial);
+    let ended = transact(&master.store, move |tx| async move {
+        let as_planned = upkeep::load_chunk(&tx, chunk)
+            .await?
+            .filter(|is| is.record == planned.record && is.location == planned.location);
+        let Some(listing) = as_planned else { return Ok((tx, false)) };
+        if named(&tx, chunk).await? > length {
+            return Ok((tx, false));
+        }
+        tx.set(&chunk::key(chunk), &ChunkRecord { length, ..listing.record }.to_value());
+        tx.set(&location::key(chunk), &whole.to_value());
+        Ok((tx, true))
+    });
+    let ended = ended.await.map_err(|e| record_failed(&e))?;
+    if ended {
+        let seal = Seal { length, epoch: master.epoch().0 };
+        master.desk(|desk| whole.copies.iter().for_each(|name| desk.want_seal(name, chunk, seal)));
+    }
+    Ok(ended)
 }
 
 /// The end of the furthest run that an extent has in the chunk, read with conflicts: nobody names more until this transaction commits.

@@ -442,6 +442,42 @@ async fn a_replica_counts_a_chunk_that_lies_on_as_many_chunkservers_as_a_written
     until("it counts", async || complete().await.is_some_and(|(c, at)| c == at)).await;
 }
 
+/// Found by the simulation of three regions: the rest of such a chunk was collected by the home of before, and other regions waited for it for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sealed_chunk_of_which_a_part_is_here_ends_there_under_the_next_home() {
+    let mut regions = Regions::start(&[("a", 1), ("b", 1), ("w", 1)]).await;
+    let old = client(&regions, "b", "a");
+    change(&old, mkdir("d")).await;
+    caught_up(&regions, "b").await;
+    let (file, named) = (InodeId(900_000), ChunkId(900_000));
+    let there = serving(&regions, "b").unwrap().clone();
+    let tx = there.store.begin();
+    let part =
+        LocationRecord { layout: 1, copies: vec!["one".into(), "two".into()], epoch: 1, partial: Some(6) };
+    tx.set(&location::key(named), &part.to_value());
+    tx.commit().await.unwrap();
+    drop(there);
+    let tx = serving(&regions, "a").unwrap().store.begin();
+    let record = ChunkRecord { length: 10, sealed: true, birth: 1, ..ChunkRecord::default() };
+    tx.set(&chunk::key(named), &record.to_value());
+    let used = ChunkUse { extents: 1, bytes: 6 };
+    tx.set(&chunk::reference_key(named, file), &used.to_value());
+    let extent = ExtentRecord { chunk: named.0, length: 6, ..ExtentRecord::default() };
+    tx.set(&extent::key(file, 0), &extent.to_value());
+    tx.commit().await.unwrap();
+    change(&old, mkdir("e")).await;
+    caught_up(&regions, "b").await;
+    regions.kill_region("a").await;
+    serves_as_home(&regions, "b", 2).await;
+    let master = serving(&regions, "b").unwrap().clone();
+    until("it ends where its part ends", async || {
+        let tx = master.store.begin();
+        let listing = mooseng_namespace::upkeep::load_chunk(&tx, named).await.unwrap();
+        listing.is_some_and(|is| is.record.length == 6 && is.location.is_some_and(|l| l.partial.is_none()))
+    })
+    .await;
+}
+
 fn salvage_of(cut: LogPosition) -> ShowSalvageRequest {
     let cut = Some(LogPlace { epoch: cut.epoch.0, version: cut.version });
     ShowSalvageRequest { cut, ..ShowSalvageRequest::default() }

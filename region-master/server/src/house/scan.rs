@@ -66,6 +66,8 @@ struct Page {
     drops: Vec<(ChunkListing, String)>,
     /// Of a replica: sealed chunks of which no copy here is of any use.
     useless: Vec<ChunkListing>,
+    /// Sealed chunks of an earlier home of which a part is here.
+    parts: Vec<ChunkListing>,
 }
 
 impl Keeper<'_> {
@@ -174,8 +176,10 @@ impl Keeper<'_> {
         let partial = listing.location.as_ref().is_some_and(|l| l.partial.is_some());
         // One that no file uses goes at home as any other.
         if record.sealed && partial && (self.replica || listing.used.extents > 0) {
-            if listing.used.extents > 0 {
-                self.master.geo.want(listing.chunk);
+            match self.replica || record.birth >= self.master.epoch().0 {
+                true if listing.used.extents > 0 => self.master.geo.want(listing.chunk),
+                true => {}
+                false => page.parts.push(listing.clone()),
             }
             return;
         }
@@ -330,6 +334,15 @@ impl Keeper<'_> {
         }
         for (listing, member) in page.ended {
             self.end(&listing, &member).await?;
+        }
+        for listing in page.parts {
+            if seals::end_at_part(self.master, &listing).await? {
+                tracing::info!(
+                    chunk = listing.chunk.0,
+                    length = listing.record.length,
+                    "a chunk of an earlier home ends with what is here of it: nothing names more"
+                );
+            }
         }
         for listing in page.useless {
             let Some(location) = listing.location.clone() else { continue };
