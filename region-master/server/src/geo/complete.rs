@@ -227,7 +227,8 @@ async fn scan(master: &Master, volume: VolumeId) -> Result<Needs, String> {
             if location.is_some_and(|l| l.partial.is_none()) {
                 continue;
             }
-            let upto = match listing.record.sealed {
+            // Of one of which a part is here no more may be named than that, and the rest may come never.
+            let upto = match listing.record.sealed && location.is_none() {
                 true => listing.record.length,
                 false => seals::committed(master, listing.chunk).await.map_err(|e| e.message)?,
             };

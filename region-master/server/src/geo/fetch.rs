@@ -107,15 +107,16 @@ async fn try_fetch(master: &Master, term: u64, chunk: ChunkId, upto: Option<u64>
             let listing = ChunkListing { location: Some(location.clone()), ..listing };
             follow(master, term, &listing, location, wanted).await
         }
-        Some(location) => match location.partial {
-            Some(partial)
-                if !sealed && partial >= wanted && suffices(master, record.storage_class, &location) =>
-            {
-                met(master, chunk, partial);
-                Ok(())
+        Some(location) if suffices(master, record.storage_class, &location) => {
+            let partial = location.partial.unwrap_or(0);
+            // What is named may be here, although the chunk has more by now.
+            met(master, chunk, partial);
+            if !sealed && partial >= wanted {
+                return Ok(());
             }
-            _ => follow(master, term, &listing, location, wanted).await,
-        },
+            follow(master, term, &listing, location, wanted).await
+        }
+        Some(location) => follow(master, term, &listing, location, wanted).await,
     }
 }
 
