@@ -97,8 +97,7 @@ sim:
 	target/debug/mooseng-sim --seeds 2 --twice
 	target/debug/mooseng-sim --regions --seeds 2 --twice
 	scripts/sim-plants target/debug/mooseng-sim docs/simulation.md
-	target/debug/mooseng-sim --seeds $(SEEDS)
-	target/debug/mooseng-sim --regions --seeds $(SEEDS)
+	target/debug/mooseng-sim --seeds $(SEEDS) & one=$$!; target/debug/mooseng-sim --regions --seeds $(SEEDS) && wait $$one
 
 ## make test-faults  faults against real processes, SEED=S and ROUNDS=N of them (docs/faults.md); needs root
 test-faults: ROUNDS = 100
