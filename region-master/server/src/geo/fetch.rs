@@ -99,9 +99,10 @@ async fn try_fetch(master: &Master, term: u64, chunk: ChunkId, upto: Option<u64>
                     }
                     done => return done,
                 }
+                // It comes there all the same, as does whatever is appended later: elsewhere each byte of the chunk would have to be read.
+            } else {
+                location.copies = targets(master, &listing, &BTreeSet::new())?;
             }
-            // Somewhere else is as well, but for what is there already.
-            location.copies = targets(master, &listing, &location.copies.iter().cloned().collect())?;
             // On record before there is anything, so that nothing is taken for a stray.
             relocate(master, &listing, &location).await?;
             let listing = ChunkListing { location: Some(location.clone()), ..listing };
