@@ -339,9 +339,12 @@ impl Keeper<'_> {
             if seals::end_at_part(self.master, &listing).await? {
                 tracing::info!(
                     chunk = listing.chunk.0,
-                    length = listing.record.length,
+                    length = listing.location.as_ref().and_then(|location| location.partial),
                     "a chunk of an earlier home ends with what is here of it: nothing names more"
                 );
+            } else if listing.used.extents > 0 {
+                // Files have more of it, or nothing is here: another region may have it.
+                self.master.geo.want(listing.chunk);
             }
         }
         for listing in page.useless {
