@@ -5,7 +5,10 @@ SEED ?= 1
 ROUNDS ?= 1
 PROGRAMS = mooseng mooseng-master mooseng-chunkserver mooseng-certs
 UNITS = mooseng-master@.service mooseng-chunkserver@.service mooseng-mount@.service
-BINS = -p mooseng-master -p mooseng-chunkserver -p mooseng-cli -p mooseng-certs
+# Always the whole workspace, of which cargo then builds what is asked for: features of crates are the same in each step, so that none is built twice.
+BINS = --workspace $(addprefix --bin ,$(PROGRAMS))
+E2E_BINS = $(addprefix --bin ,mooseng-load mooseng-lock mooseng-faults mooseng-geo mooseng-bench-geo mooseng-differential)
+BENCH_BINS = $(addprefix --bin ,mooseng-bench mooseng-passthrough)
 DEV_DIR ?= .mooseng-dev
 PREFIX ?= /usr/local
 # mount(8) looks for mount.mooseng in /sbin alone, whatever the prefix.
@@ -78,13 +81,12 @@ lint:
 	cargo clippy --workspace --all-targets -- -D warnings
 
 unit:
-	cargo test --workspace --exclude mooseng-e2e
-	cargo test -p mooseng-e2e --lib
+	cargo test --workspace
 
 # One after the other: each starts a cluster, and two cores are enough for one.
 e2e:
-	cargo build $(BINS) -p mooseng-e2e -p mooseng-bench --bins
-	ROUNDS=$(ROUNDS) HOSTILE_PORTS=$(HOSTILE_PORTS) GEO_ROUNDS=$(GEO_ROUNDS) cargo test -p mooseng-e2e --test e2e -- --test-threads=1 --nocapture
+	cargo build $(BINS) $(BENCH_BINS) --test e2e
+	ROUNDS=$(ROUNDS) HOSTILE_PORTS=$(HOSTILE_PORTS) GEO_ROUNDS=$(GEO_ROUNDS) cargo test --workspace --test e2e -- --test-threads=1 --nocapture
 
 ## make test-all   make test, with ten minutes of certificate renewal, more kills and more seeds, and each loss of a home region once
 test-all:
@@ -93,7 +95,7 @@ test-all:
 
 ## make sim        the simulation, SEEDS=N of them, and of each planted bug as many as it takes (docs/simulation.md)
 sim:
-	cargo build -p mooseng-sim --features plants
+	cargo build --workspace --bin mooseng-sim --features mooseng-sim/plants
 	target/debug/mooseng-sim --seeds 2 --twice
 	target/debug/mooseng-sim --regions --seeds 2 --twice
 	scripts/sim-plants target/debug/mooseng-sim docs/simulation.md
@@ -102,13 +104,13 @@ sim:
 ## make test-faults  faults against real processes, SEED=S and ROUNDS=N of them (docs/faults.md); needs root
 test-faults: ROUNDS = 100
 test-faults: deps
-	cargo build $(BINS) -p mooseng-e2e --bins
+	cargo build $(BINS) $(E2E_BINS)
 	target/debug/mooseng-faults --seed $(SEED) --rounds $(ROUNDS)
 
 ## make test-geo   the home region of a geo volume is cut off, killed or paused, ROUNDS=N times in each way, SEED=S (docs/faults.md); needs root
 test-geo: ROUNDS = 10
 test-geo: deps
-	cargo build $(BINS) -p mooseng-e2e --bins
+	cargo build $(BINS) $(E2E_BINS)
 	target/debug/mooseng-geo --seed $(SEED) --rounds $(ROUNDS)
 
 ## make faults-plants  shows that such a campaign finds planted bugs, 100 rounds for each at most (docs/faults.md)
@@ -118,10 +120,10 @@ faults-plants: deps
 
 ## make bench-geo  figures of several regions: reads elsewhere, fsync, replication age, bytes sent, failover (docs/bench.md); needs root
 bench-geo: deps
-	cargo build --release $(BINS) -p mooseng-e2e --bins
+	cargo build --release $(BINS) $(E2E_BINS)
 	target/release/mooseng-bench-geo --json target/bench-geo.json $(BENCH)
 
 ## make bench      MooseNG beside a FUSE passthrough and the bare disk, release build (docs/bench.md); BENCH="--quick --strace"
 bench: deps
-	cargo build --release $(BINS) -p mooseng-bench
+	cargo build --release $(BINS) $(BENCH_BINS)
 	target/release/mooseng-bench --json target/bench.json $(BENCH)
