@@ -9,7 +9,7 @@ use mooseng_chunk::chain::NextFailure;
 use mooseng_transport::{CallFailure, Link, LinkOptions, Network, call_error};
 use mooseng_wire::Role;
 use mooseng_wire::call::{CallError, ErrorCode};
-use mooseng_wire::chunk::{Append, Appended, Read, ReadDone};
+use mooseng_wire::chunk::{Append, Appended, ChunkStat, Read, ReadDone, StatChunk};
 use mooseng_wire::method::Method;
 use prost::Message;
 
@@ -92,6 +92,19 @@ impl Members {
             return Err(call_error(ErrorCode::Corrupt, message));
         }
         Ok(bytes)
+    }
+
+    /// Asks the chunkserver at `address` what it has of a chunk.
+    pub async fn stat(
+        &self,
+        address: &str,
+        stat: &StatChunk,
+        timeout: Duration,
+    ) -> Result<ChunkStat, CallError> {
+        self.link(address).request(Method::ChunkStat, stat, timeout).await.map_err(|failure| match failure {
+            CallFailure::Remote(e) => call_error(e.code(), format!("{address} answers: {}", e.message)),
+            other => call_error(ErrorCode::Unavailable, format!("{address} isn't reached: {other}")),
+        })
     }
 
     /// Closes all links.

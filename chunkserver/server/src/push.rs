@@ -1,24 +1,26 @@
 //! Sending on what is appended to a growing chunk to chunkservers of another region, as a master orders it: as soon as it is appended, and not only once
 //! the log names it (DESIGN section 8). Nobody waits for it here and nothing rests on it. What doesn't arrive the other region reads
-//! ([`crate::follow`]), which compares the whole chunk once it is sealed.
+//! ([`crate::follow`]), which compares the whole chunk once it is sealed. After a failure it goes on where the chunkservers there are by then.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
-use futures::stream::FuturesUnordered;
-use mooseng_chunk::chain::refusal;
+use futures::stream::FuturesOrdered;
+use mooseng_chunk::chain::{NextFailure, refusal};
 use mooseng_chunk::{ChunkError, ChunkStore, checksum};
 use mooseng_transport::{Blocking, call_error};
 use mooseng_wire::call::{CallError, ErrorCode};
-use mooseng_wire::chunk::{Append, ChainMember, Push, PushBegun};
+use mooseng_wire::chunk::{Append, ChainMember, Push, PushBegun, StatChunk};
 use mooseng_wire::{BULK_BYTES_MAX, ChunkId, Epoch};
 use tokio::sync::Notify;
 
 use crate::members::Members;
 use crate::metrics::Metrics;
+use crate::service::CHAIN_MAX;
 
 /// Chunks that are sent on at a time, each to each region: more aren't begun.
 const PUSHES_MAX: usize = 1_024;
@@ -32,6 +34,10 @@ const PIECE_WITHIN: Duration = Duration::from_secs(5);
 const IDLE_MAX: Duration = Duration::from_secs(60);
 /// Regions that one chunk is sent to.
 const REGIONS_MAX: usize = 8;
+/// How long after a first failure is gone on; twice as long after each that follows at once, and up to twice that by chance.
+const AGAIN_MIN: Duration = Duration::from_millis(100);
+/// So often is tried anew without a piece that arrives.
+const TRIES_MAX: u32 = 6;
 
 /// What is to be sent.
 #[derive(Default)]
@@ -65,21 +71,21 @@ impl Queue {
         }
     }
 
-    /// What follows `at`: bytes, or how many of them are to be read.
-    fn next(&mut self, at: u64) -> Option<Result<Bytes, u64>> {
+    /// What follows `at`, up to `edge` at most: bytes, or how many of them are to be read.
+    fn next(&mut self, at: u64, edge: u64) -> Option<Result<Bytes, u64>> {
         while self.pieces.front().is_some_and(|(offset, _)| *offset < at) {
             self.forget_first();
         }
-        match self.pieces.front() {
-            Some((offset, bytes)) if *offset == at => {
+        let to = match self.pieces.front() {
+            Some((offset, bytes)) if *offset == at && at + bytes.len() as u64 <= edge => {
                 let bytes = bytes.clone();
                 self.forget_first();
-                Some(Ok(bytes))
+                return Some(Ok(bytes));
             }
-            Some((offset, _)) => Some(Err((offset - at).min(BULK_BYTES_MAX as u64))),
-            None if at < self.upto => Some(Err((self.upto - at).min(BULK_BYTES_MAX as u64))),
-            None => None,
-        }
+            Some((offset, _)) if *offset > at => *offset,
+            _ => self.upto,
+        };
+        (at < to).then(|| Err((to.min(edge) - at).min(BULK_BYTES_MAX as u64)))
     }
 }
 
@@ -93,6 +99,29 @@ struct Target {
     grown: Notify,
 }
 
+/// Why sending stops.
+enum Stop {
+    /// It may do better later.
+    Passing(String),
+    /// It isn't wanted, or can't be had.
+    Final(String),
+}
+
+impl Stop {
+    fn of(error: &CallError, what: &str) -> Self {
+        let reason = format!("{what}: {}", error.message);
+        match error.code() {
+            ErrorCode::StaleEpoch
+            | ErrorCode::ChunkSealed
+            | ErrorCode::PermissionDenied
+            | ErrorCode::InvalidRequest
+            | ErrorCode::NoSpace
+            | ErrorCode::DiskFailed => Self::Final(reason),
+            _ => Self::Passing(reason),
+        }
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -104,7 +133,23 @@ pub struct Pushes {
     blocking: Blocking,
     members: Arc<Members>,
     metrics: Metrics,
-    targets: Arc<Mutex<BTreeMap<ChunkId, Vec<Arc<Target>>>>>,
+    targets: Arc<Targets>,
+}
+
+#[derive(Default)]
+struct Targets {
+    of: Mutex<BTreeMap<ChunkId, Vec<Arc<Target>>>>,
+    /// Chunks that are sent on, so that appends where none is needn't take the lock.
+    chunks: AtomicUsize,
+}
+
+impl Targets {
+    fn change<T>(&self, change: impl FnOnce(&mut BTreeMap<ChunkId, Vec<Arc<Target>>>) -> T) -> T {
+        let of = &mut *lock(&self.of);
+        let changed = change(of);
+        self.chunks.store(of.len(), Ordering::SeqCst);
+        changed
+    }
 }
 
 impl Pushes {
@@ -116,7 +161,8 @@ impl Pushes {
     /// Begins to send a chunk on, from its first byte, whether there is one yet or not.
     pub async fn begin(&self, push: Push) -> Result<PushBegun, CallError> {
         let chunk = ChunkId(push.chunk);
-        if push.chain.is_empty() || push.chain.len() > REGIONS_MAX {
+        // The first is who it is sent to, and sends it to the others.
+        if push.chain.is_empty() || push.chain.len() > CHAIN_MAX + 1 {
             let message = format!("the order to send chunk {chunk} on names no chunkserver, or too many");
             return Err(call_error(ErrorCode::InvalidRequest, message));
         }
@@ -138,8 +184,7 @@ impl Pushes {
             queue: Mutex::default(),
             grown: Notify::new(),
         });
-        {
-            let mut targets = lock(&self.targets);
+        self.targets.change(|targets| {
             if targets.len() >= PUSHES_MAX && !targets.contains_key(&chunk) {
                 let message = format!("{PUSHES_MAX} chunks are sent on already");
                 return Err(call_error(ErrorCode::Busy, message));
@@ -152,7 +197,8 @@ impl Pushes {
                 return Err(call_error(ErrorCode::Busy, message));
             }
             of.push(target.clone());
-        }
+            Ok(())
+        })?;
         // Known before the length is looked at: what is appended between the two is told.
         let length = {
             let store = self.store.clone();
@@ -170,7 +216,7 @@ impl Pushes {
         }
         let pushes = self.clone();
         tokio::spawn(async move {
-            if let Err(reason) = pushes.send(&target).await {
+            if let Err(reason) = pushes.send_on(&target).await {
                 tracing::debug!(chunk = target.chunk.0, reason, "a chunk isn't sent on any more");
             }
             pushes.forget(&target);
@@ -179,18 +225,22 @@ impl Pushes {
     }
 
     fn forget(&self, target: &Arc<Target>) {
-        let mut targets = lock(&self.targets);
-        if let Some(of) = targets.get_mut(&target.chunk) {
-            of.retain(|known| !Arc::ptr_eq(known, target));
-            if of.is_empty() {
-                targets.remove(&target.chunk);
+        self.targets.change(|targets| {
+            if let Some(of) = targets.get_mut(&target.chunk) {
+                of.retain(|known| !Arc::ptr_eq(known, target));
+                if of.is_empty() {
+                    targets.remove(&target.chunk);
+                }
             }
-        }
+        });
     }
 
     fn tell(&self, chunk: ChunkId, tell: impl Fn(&mut Queue)) {
-        let targets = lock(&self.targets);
-        for target in targets.get(&chunk).into_iter().flatten() {
+        // Whoever begins to send is counted before it looks at the chunk's length: what was written before that look it sees there.
+        if self.targets.chunks.load(Ordering::SeqCst) == 0 {
+            return;
+        }
+        for target in lock(&self.targets.of).get(&chunk).into_iter().flatten() {
             tell(&mut lock(&target.queue));
             target.grown.notify_one();
         }
@@ -206,22 +256,74 @@ impl Pushes {
         self.tell(chunk, |queue| queue.ended = true);
     }
 
-    async fn send(&self, target: &Target) -> Result<(), String> {
-        let (first, rest) = target.chain.split_first().ok_or("there is nobody to send it to")?;
-        let mut flights = FuturesUnordered::new();
-        let mut at = 0;
+    /// Sends until nothing comes any more, and goes on after failures where the others are by then.
+    async fn send_on(&self, target: &Target) -> Result<(), String> {
+        let (mut at, mut edges, mut tries) = (0, Vec::new(), 0);
+        loop {
+            let before = at;
+            let reason = match self.send(target, &mut at, &edges).await {
+                Ok(()) => return Ok(()),
+                Err(Stop::Final(reason)) => return Err(reason),
+                Err(Stop::Passing(reason)) => reason,
+            };
+            tries = if at > before { 1 } else { tries + 1 };
+            loop {
+                if tries > TRIES_MAX {
+                    return Err(reason);
+                }
+                let wait = AGAIN_MIN * (1 << (tries - 1));
+                tokio::time::sleep(wait + wait.mul_f64(rand::random())).await;
+                match self.lengths(target).await {
+                    Ok(lengths) => {
+                        edges = lengths;
+                        break;
+                    }
+                    Err(Stop::Final(reason)) => return Err(reason),
+                    Err(Stop::Passing(_)) => tries += 1,
+                }
+            }
+            at = edges.iter().copied().min().unwrap_or(0);
+        }
+    }
+
+    /// So much of the chunk has each of those that it is sent to.
+    async fn lengths(&self, target: &Target) -> Result<Vec<u64>, Stop> {
+        let mut lengths = Vec::new();
+        for member in &target.chain {
+            let stat = StatChunk { chunk: target.chunk.0, ticket: target.ticket.clone() };
+            match self.members.stat(&member.address, &stat, PIECE_WITHIN).await {
+                Ok(is) if is.sealed => {
+                    return Err(Stop::Final(format!("chunkserver {} has it sealed", member.chunkserver)));
+                }
+                Ok(is) => lengths.push(is.length),
+                Err(error) if error.code() == ErrorCode::NotFound => lengths.push(0),
+                Err(error) => {
+                    return Err(Stop::of(&error, &format!("looking how much {} has", member.chunkserver)));
+                }
+            }
+        }
+        Ok(lengths)
+    }
+
+    /// Sends from `at`, which then says up to where all of it arrived. No piece goes over one of the edges: what a member of the chain has in part it refuses.
+    async fn send(&self, target: &Target, at: &mut u64, edges: &[u64]) -> Result<(), Stop> {
+        let (first, rest) =
+            target.chain.split_first().ok_or_else(|| Stop::Final("there is nobody to send it to".into()))?;
+        let mut flights = FuturesOrdered::new();
+        let mut next_at = *at;
         loop {
             while flights.len() < AHEAD {
-                let Some(next) = lock(&target.queue).next(at) else { break };
+                let edge = edges.iter().copied().filter(|edge| *edge > next_at).min().unwrap_or(u64::MAX);
+                let Some(next) = lock(&target.queue).next(next_at, edge) else { break };
                 let bytes = match next {
                     Ok(bytes) => bytes,
-                    Err(length) => self.read(target.chunk, at, length).await?,
+                    Err(length) => self.read(target.chunk, next_at, length).await.map_err(Stop::Final)?,
                 };
-                let end = at + bytes.len() as u64;
+                let end = next_at + bytes.len() as u64;
                 let append = Append {
                     chunk: target.chunk.0,
                     epoch: target.epoch,
-                    offset: at,
+                    offset: next_at,
                     // All there is: somebody may wait for it.
                     flush: end >= lock(&target.queue).upto,
                     ticket: target.ticket.clone(),
@@ -230,16 +332,20 @@ impl Pushes {
                 };
                 self.metrics.bytes_pushed.inc_by(bytes.len() as u64);
                 let (members, address) = (&self.members, &first.address);
-                flights.push(async move { members.append(address, &append, bytes, PIECE_WITHIN).await });
-                at = end;
+                flights.push_back(async move {
+                    members.append(address, &append, bytes, PIECE_WITHIN).await.map(|_| end)
+                });
+                next_at = end;
             }
             if flights.is_empty() && lock(&target.queue).ended {
                 return Ok(());
             }
             tokio::select! {
-                Some(sent) = flights.next(), if !flights.is_empty() => {
-                    sent.map_err(|failure| format!("{failure:?}"))?;
-                }
+                Some(sent) = flights.next(), if !flights.is_empty() => match sent {
+                    Ok(end) => *at = end,
+                    Err(NextFailure::Answered(error)) => return Err(Stop::of(&error, "sending it")),
+                    Err(NextFailure::Silent(reason)) => return Err(Stop::Passing(reason)),
+                },
                 () = target.grown.notified() => {}
                 () = tokio::time::sleep(IDLE_MAX), if flights.is_empty() => return Ok(()),
             }
@@ -263,19 +369,19 @@ mod tests {
     #[test]
     fn what_is_appended_is_sent_in_order_and_what_isnt_kept_is_read() {
         let mut queue = Queue { upto: 10, ..Queue::default() };
-        assert_eq!(queue.next(0), Some(Err(10)), "what was there before the order came");
+        assert_eq!(queue.next(0, u64::MAX), Some(Err(10)), "what was there before the order came");
         queue.append(10, piece(5));
-        assert_eq!(queue.next(4), Some(Err(6)));
-        assert_eq!(queue.next(10), Some(Ok(piece(5))));
-        assert_eq!((queue.next(15), queue.bytes), (None, 0));
+        assert_eq!(queue.next(4, u64::MAX), Some(Err(6)));
+        assert_eq!(queue.next(10, u64::MAX), Some(Ok(piece(5))));
+        assert_eq!((queue.next(15, u64::MAX), queue.bytes), (None, 0));
         queue.append(10, piece(5));
-        assert_eq!(queue.next(15), None, "an append that was repeated");
+        assert_eq!(queue.next(15, u64::MAX), None, "an append that was repeated");
         for n in 0..20 {
             queue.append(15 + (n << 20), piece(1 << 20));
         }
         assert!(queue.bytes <= KEPT_MAX);
-        assert_eq!(queue.next(15), Some(Err(BULK_BYTES_MAX as u64)));
-        assert_eq!(queue.next(15 + (19 << 20)), Some(Ok(piece(1 << 20))));
-        assert_eq!((queue.next(15 + (20 << 20)), queue.bytes), (None, 0));
+        assert_eq!(queue.next(15, u64::MAX), Some(Err(BULK_BYTES_MAX as u64)));
+        assert_eq!(queue.next(15 + (19 << 20), u64::MAX), Some(Ok(piece(1 << 20))));
+        assert_eq!((queue.next(15 + (20 << 20), u64::MAX), queue.bytes), (None, 0));
     }
 }

@@ -30,7 +30,7 @@ use crate::push::Pushes;
 use crate::scrub::unix_s;
 
 /// Longest chain behind us.
-const CHAIN_MAX: usize = 8;
+pub(crate) const CHAIN_MAX: usize = 8;
 /// How long an append that overtook its forerunner waits for it.
 const EARLY_WAIT: Duration = Duration::from_secs(1);
 /// How often it looks again without having been told: whoever should tell it may have been cut off.
