@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use mooseng_schema::log::LogPosition;
 use mooseng_schema::{Record, SchemaError};
-use mooseng_wire::Epoch;
+use mooseng_wire::{Epoch, InodeId};
 
-use crate::view::{Durability, MasterAt, Region, Volume};
+use crate::view::{Durability, Join, MasterAt, Place, Region, Stage, Volume};
 
 /// What holds for the whole cluster.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -17,6 +17,9 @@ pub struct ClusterRecord {
     /// The highest number that was ever given to a region.
     #[prost(uint32, tag = "2")]
     pub region_highest: u32,
+    /// The highest number that was ever given to a volume.
+    #[prost(uint32, tag = "3")]
+    pub volume_highest: u32,
 }
 
 impl Record for ClusterRecord {
@@ -127,6 +130,48 @@ pub struct VolumeRecord {
     /// See [`Volume::lost_home`].
     #[prost(string, optional, tag = "12")]
     pub lost_home: Option<String>,
+    /// See [`Volume::join`].
+    #[prost(message, optional, tag = "13")]
+    pub join: Option<JoinRecord>,
+}
+
+/// Where a volume is joined.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct JoinRecord {
+    /// See [`Place::directory`].
+    #[prost(uint64, tag = "1")]
+    pub directory: u64,
+    /// See [`Place::path`].
+    #[prost(string, tag = "2")]
+    pub path: String,
+    /// [`Stage::Joined`].
+    #[prost(bool, tag = "3")]
+    pub joined: bool,
+    /// [`Stage::Leaving`], whatever `joined` says.
+    #[prost(bool, tag = "4")]
+    pub leaving: bool,
+}
+
+impl From<&Join> for JoinRecord {
+    fn from(join: &Join) -> Self {
+        Self {
+            directory: join.place.directory.0,
+            path: join.place.path.clone(),
+            joined: join.stage == Stage::Joined,
+            leaving: join.stage == Stage::Leaving,
+        }
+    }
+}
+
+impl From<JoinRecord> for Join {
+    fn from(record: JoinRecord) -> Self {
+        let stage = match (record.leaving, record.joined) {
+            (true, _) => Stage::Leaving,
+            (false, true) => Stage::Joined,
+            (false, false) => Stage::Made,
+        };
+        Self { place: Place { directory: InodeId(record.directory), path: record.path }, stage }
+    }
 }
 
 impl Record for VolumeRecord {
@@ -148,6 +193,7 @@ impl From<&Volume> for VolumeRecord {
             cut_version: volume.cut.map_or(0, |cut| cut.version),
             blocks_alone: volume.blocks_alone,
             lost_home: volume.lost_home.clone(),
+            join: volume.join.as_ref().map(JoinRecord::from),
         }
     }
 }
@@ -167,6 +213,7 @@ impl From<VolumeRecord> for Volume {
             automatic: record.automatic,
             blocks_alone: record.blocks_alone,
             lost_home: record.lost_home,
+            join: record.join.map(Join::from),
         }
     }
 }
@@ -205,13 +252,15 @@ pub(crate) mod testing {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use prost::Message as _;
 
     use super::testing::golden;
     use super::*;
 
     #[test]
     fn bytes_stay_as_they_were() {
-        golden(&ClusterRecord { lease_ms: 10_000, region_highest: 3 }, "0108904e1003");
+        golden(&ClusterRecord { lease_ms: 10_000, region_highest: 3, volume_highest: 0 }, "0108904e1003");
+        golden(&ClusterRecord { lease_ms: 10_000, region_highest: 3, volume_highest: 7 }, "0108904e10031807");
         let master = MasterAt { id: 1, name: "m".into(), address: "a:1".into(), zone: "z".into() };
         let region = Region { number: 3, witness: true, masters: vec![master] };
         golden(
@@ -231,6 +280,7 @@ mod tests {
             automatic: true,
             blocks_alone: true,
             lost_home: Some("c".into()),
+            join: None,
         };
         golden(
             &VolumeRecord::from(&volume),
@@ -238,6 +288,17 @@ mod tests {
                 .replace(' ', "")
                 .as_str(),
         );
+        let place = Place { directory: InodeId(300), path: "/a".into() };
+        let joined =
+            Volume { join: Some(Join { place: place.clone(), stage: Stage::Joined }), ..volume.clone() };
+        golden(
+            &VolumeRecord::from(&joined),
+            "010a0161100218012001 2a01612a0162 320161 3801 4001 4801 50ac02 5801 620163 6a09 08ac02 12022f61 1801"
+                .replace(' ', "")
+                .as_str(),
+        );
+        let leaving = Join { place, stage: Stage::Leaving };
+        assert_eq!(JoinRecord::from(&leaving).encode_to_vec(), [8, 0xac, 2, 0x12, 2, 0x2f, 0x61, 0x20, 1]);
         golden(&LeaseRecord { sequence: 300, custody: 0 }, "0108ac02");
         golden(&LeaseRecord { sequence: 300, custody: 5 }, "0108ac021005");
     }
@@ -256,11 +317,13 @@ mod tests {
             cut in proptest::option::of((1_u64.., any::<u64>())),
             regions in proptest::collection::btree_set("[a-z]{1,8}", 0..4), blocks_alone: bool,
             lost_home in proptest::option::of("[a-z]{1,8}"),
+            join in proptest::option::of((any::<u64>(), "/[a-z]{0,8}", proptest::sample::select(&[Stage::Made, Stage::Joined, Stage::Leaving]))),
         ) {
             let durability = if geo { Durability::Geo } else { Durability::Region };
             let sync_set = regions.clone();
             let cut = cut.map(|(epoch, version)| LogPosition::new(Epoch(epoch), version));
-            let volume = Volume { home, epoch: Epoch(epoch), open, abandoned, cut, durability, regions, sync_set, automatic, blocks_alone, lost_home };
+            let join = join.map(|(directory, path, stage)| Join { place: Place { directory: InodeId(directory), path }, stage });
+            let volume = Volume { home, epoch: Epoch(epoch), open, abandoned, cut, durability, regions, sync_set, automatic, blocks_alone, lost_home, join };
             prop_assert_eq!(Volume::from(VolumeRecord::from(&volume)), volume);
         }
     }

@@ -134,15 +134,55 @@ pub enum RuleError {
         why: String,
     },
     /// Something needs the region.
-    #[error(
-        "the region {region} can't be removed: volume {volume} has it. Take it out of the volume's regions first (`mooseng volume set {volume} --regions ...`)"
-    )]
+    #[error("the region {region} can't be removed: volume {volume} has it. {mend}")]
     InUse {
         /// Which.
         region: String,
         /// By what.
         volume: VolumeId,
+        /// What is to be done first, a sentence.
+        mend: String,
     },
+    /// Nothing is above it.
+    #[error("the root volume can't be deleted: all others are below it")]
+    Root,
+    /// No volume can be joined there.
+    #[error("no volume can be made at {path:?}: {why}")]
+    Place {
+        /// Where.
+        path: String,
+        /// Why not.
+        why: String,
+    },
+    /// `geo` without anywhere to go, of a volume that there isn't yet.
+    #[error("the volume at {path:?} can't be `geo`: {mend}")]
+    NowhereToGo {
+        /// Where it is to be.
+        path: String,
+        /// What it lacks, and how it gets it.
+        mend: String,
+    },
+    /// Another volume is joined in it.
+    #[error(
+        "volume {volume} can't be deleted: volume {below} is joined in it, at {path:?}. Delete that one first (`mooseng volume delete {path}`)"
+    )]
+    Below {
+        /// What was to be deleted.
+        volume: VolumeId,
+        /// What is in it.
+        below: VolumeId,
+        /// Where that is.
+        path: String,
+    },
+    /// It is being deleted.
+    #[error("volume {0} is being deleted: `mooseng volume delete` goes on with it")]
+    Leaving(VolumeId),
+    /// Its directory still names it.
+    #[error("volume {0} is still joined at its directory, which is let go of first")]
+    StillJoined(VolumeId),
+    /// There are too many.
+    #[error("{0}")]
+    Volumes(String),
     /// There are none left, or too many were asked for.
     #[error("{0}")]
     Ids(String),
@@ -290,7 +330,8 @@ pub async fn found(tx: &impl Transaction, founding: &Founding) -> Ruled<bool> {
         ));
     }
     let highest = founding.regions.values().map(|region| region.number).max().unwrap_or(0);
-    let cluster = ClusterRecord { lease_ms: founding.lease_ms, region_highest: highest.into() };
+    let cluster =
+        ClusterRecord { lease_ms: founding.lease_ms, region_highest: highest.into(), volume_highest: 0 };
     tx.set(&key::cluster(), &cluster.to_value());
     for (name, region) in &founding.regions {
         tx.set(&key::region(name), &RegionRecord::from(region).to_value());
@@ -308,6 +349,7 @@ pub async fn found(tx: &impl Transaction, founding: &Founding) -> Ruled<bool> {
         sync_set: [founding.root_home.clone()].into(),
         blocks_alone: false,
         lost_home: None,
+        join: None,
     };
     put(tx, ROOT, &root);
     changed(tx).await?;
@@ -526,7 +568,7 @@ pub async fn may_move(tx: &impl Transaction, id: VolumeId, found: &Volume, to: &
         let all: Vec<&str> = found.regions.iter().map(String::as_str).chain([to]).collect();
         let why = format!(
             "it doesn't have it; `mooseng volume set {} --regions {}` has it copied there",
-            if id.0 == 0 { "/".to_owned() } else { id.0.to_string() },
+            typed(id),
             all.join(",")
         );
         return Err(unfit(to, what, why));
@@ -702,14 +744,44 @@ pub async fn add_region(tx: &impl Transaction, name: &str, region: &Region) -> R
     changed(tx).await
 }
 
+/// How a region is to be freed of a volume.
+fn freed(id: VolumeId, volume: &Volume, region: &str) -> String {
+    let others: Vec<&str> =
+        volume.regions.iter().map(String::as_str).filter(|other| *other != region).collect();
+    let set = |regions: &str| format!("`mooseng volume set {} --regions {regions}`", typed(id));
+    let moved = |to: &str| format!("`mooseng volume move-home {} --to {to}`", typed(id));
+    match others.first() {
+        None => format!(
+            "No other region does, and it would be gone: have it copied to another one first ({}), then move its home there ({}), then take {region} out of the volume's regions",
+            set(&format!("{region},OTHER")),
+            moved("OTHER")
+        ),
+        Some(other) if volume.home == region => format!(
+            "It is the volume's home: move that first ({}), then take {region} out of the volume's regions ({})",
+            moved(other),
+            set(&others.join(","))
+        ),
+        Some(_) => format!("Take it out of the volume's regions first ({})", set(&others.join(","))),
+    }
+}
+
+/// A volume as it is typed.
+fn typed(id: VolumeId) -> String {
+    if id == ROOT { "/".to_owned() } else { id.to_string() }
+}
+
 /// Lets go of a region that no volume has. Refused where the group could lose any region before, and couldn't then.
 pub async fn remove_region(tx: &impl Transaction, name: &str) -> Ruled<u64> {
     let mut known = regions(tx, Read::Conflicting).await?;
     let could = voters::check(&known).is_ok();
     known.remove(name).ok_or_else(|| RuleError::NoRegion(name.to_owned()))?;
     let volumes = volumes(tx, Read::Conflicting).await?;
-    if let Some((volume, _)) = volumes.iter().find(|(_, volume)| volume.regions.contains(name)) {
-        return Err(RuleError::InUse { region: name.to_owned(), volume: *volume });
+    if let Some((id, volume)) = volumes.iter().find(|(_, volume)| volume.regions.contains(name)) {
+        return Err(RuleError::InUse {
+            region: name.to_owned(),
+            volume: *id,
+            mend: freed(*id, volume, name),
+        });
     }
     if could {
         voters::check(&known)?;
@@ -719,5 +791,10 @@ pub async fn remove_region(tx: &impl Transaction, name: &str) -> Ruled<u64> {
     changed(tx).await
 }
 
+mod joins;
+#[cfg(test)]
+mod joins_tests;
 #[cfg(test)]
 mod tests;
+
+pub use joins::{Making, VOLUMES_MAX, create_volume, delete_volume, join_volume, leave_volume};

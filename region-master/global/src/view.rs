@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use mooseng_ports::plant::{self, Plant};
 use mooseng_schema::log::LogPosition;
-use mooseng_wire::{Epoch, VolumeId};
+use mooseng_wire::{Epoch, InodeId, VolumeId};
 
 /// All that is agreed on, at one version.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -86,6 +86,45 @@ pub struct Volume {
     pub automatic: bool,
     /// Of a `geo` volume: while no other region is there to be in the sync set, fsync waits rather than that it is answered by the home alone.
     pub blocks_alone: bool,
+    /// Where it is joined; none of the root, which is nowhere below anything.
+    pub join: Option<Join>,
+}
+
+/// Where a volume is joined, and how far that is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Join {
+    /// Where.
+    pub place: Place,
+    /// How far.
+    pub stage: Stage,
+}
+
+/// A directory of a volume at which another one is joined.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The directory. Its volume is the parent of the joined one.
+    pub directory: InodeId,
+    /// Its path when the volume was made; a rename above it doesn't change that.
+    pub path: String,
+}
+
+impl Place {
+    /// The volume in which the joined one is.
+    pub fn parent(&self) -> VolumeId {
+        self.directory.volume()
+    }
+}
+
+/// Volumes are made and removed in steps: see docs/decisions/0032-volumes.md.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Stage {
+    /// It is made, and nobody sees it yet: its directory in the parent doesn't name it.
+    #[default]
+    Made,
+    /// The directory names it.
+    Joined,
+    /// It is being removed: nothing is joined in it any more, and its directory is let go of first.
+    Leaving,
 }
 
 impl Volume {

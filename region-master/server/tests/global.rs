@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use common::regions::{Regions, identity_of};
 use common::until;
-use mooseng_global::{Durability, Volume, voters};
+use mooseng_global::{Durability, Join, Place, Stage, Volume, voters};
 use mooseng_schema::ids::IdKind;
 use mooseng_transport::grpc::administration_client::AdministrationClient;
 use mooseng_transport::{CallFailure, Link, LinkOptions, PlainNetwork, grpc_channel};
@@ -18,10 +18,12 @@ use mooseng_wire::admin::{
 };
 use mooseng_wire::call::ErrorCode;
 use mooseng_wire::global::change::Change;
-use mooseng_wire::global::{CloseEpoch, OpenEpoch, SetVolume};
+use mooseng_wire::global::{
+    CloseEpoch, CreateVolume, DeleteVolume, JoinVolume, LeaveVolume, OpenEpoch, SetVolume,
+};
 use mooseng_wire::method::Method;
 use mooseng_wire::raft::{AppendAnswer, AppendEntries};
-use mooseng_wire::{Epoch, Role, VolumeId};
+use mooseng_wire::{Epoch, InodeId, Role, VolumeId};
 use tokio::time::Instant;
 
 const ROOT: VolumeId = VolumeId(0);
@@ -55,6 +57,7 @@ async fn a_cluster_is_founded_and_every_master_knows_the_same() {
         automatic: true,
         blocks_alone: false,
         lost_home: None,
+        join: None,
     };
     assert_eq!(view.volumes, [(ROOT, root)].into());
     // All are members; one of each region votes, so that any region may be lost.
@@ -225,6 +228,54 @@ async fn ids_are_given_to_the_home_alone_and_never_twice() {
     assert_eq!(take(0, 1, 0).await.unwrap_err().code(), ErrorCode::StaleEpoch);
     let root = regions.agreed().await.volumes[&ROOT].clone();
     assert_eq!((root.home.as_str(), root.epoch, root.open), ("b", Epoch(2), true));
+}
+
+/// What no command asks for yet: the group's part of making and deleting a volume.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_volume_is_agreed_on_and_let_go_of_through_any_master() {
+    let regions = Regions::start(&[("a", 1), ("b", 1), ("w", 1)]).await;
+    let founded = regions.agreed().await;
+    let change = async |i: usize, change| regions.global(i).change(change, Instant::now() + WITHIN).await;
+    let directory = InodeId::new(ROOT, 9);
+    let asked = |home: &str, of: &[&str]| CreateVolume {
+        directory: directory.0,
+        path: "/d".into(),
+        home: home.into(),
+        geo: true,
+        regions: of.iter().map(|region| (*region).to_owned()).collect(),
+    };
+    for (wrong, code) in
+        [(asked("x", &[]), ErrorCode::NotFound), (asked("b", &["b"]), ErrorCode::InvalidRequest)]
+    {
+        assert_eq!(change(1, Change::CheckCreate(wrong.clone())).await.unwrap_err().code(), code);
+        assert_eq!(change(1, Change::CreateVolume(wrong)).await.unwrap_err().code(), code);
+    }
+    change(1, Change::CheckCreate(asked("b", &[]))).await.unwrap();
+    assert_eq!(regions.agreed().await, founded, "only asked");
+    let made = change(2, Change::CreateVolume(asked("b", &[]))).await.unwrap();
+    assert_eq!(made.volume, Some(1));
+    assert_eq!(change(0, Change::CreateVolume(asked("b", &[]))).await.unwrap(), made, "done already");
+    let volume = VolumeId(1);
+    until("all know", async || regions.agreed().await.version >= made.version).await;
+    let join = regions.agreed().await.volumes[&volume].join.clone();
+    assert_eq!(join, Some(Join { place: Place { directory, path: "/d".into() }, stage: Stage::Made }));
+    // Only the home of its parent says what a directory of that names.
+    let joined = Change::JoinVolume(JoinVolume { volume: 1 });
+    assert_eq!(change(1, joined.clone()).await.unwrap_err().code(), ErrorCode::StaleEpoch);
+    change(0, joined).await.unwrap();
+    let root = LeaveVolume { volume: 0 };
+    assert_eq!(change(0, Change::CheckLeave(root)).await.unwrap_err().code(), ErrorCode::InvalidRequest);
+    change(2, Change::CheckLeave(LeaveVolume { volume: 1 })).await.unwrap();
+    let deleted = Change::DeleteVolume(DeleteVolume { volume: 1 });
+    assert_eq!(
+        change(0, deleted.clone()).await.unwrap_err().code(),
+        ErrorCode::InvalidRequest,
+        "it is joined"
+    );
+    change(2, Change::LeaveVolume(LeaveVolume { volume: 1 })).await.unwrap();
+    let gone = change(0, deleted).await.unwrap();
+    until("all know", async || regions.agreed().await.version >= gone.version).await;
+    assert_eq!(regions.agreed().await.volumes, founded.volumes);
 }
 
 /// In whichever epoch the volume is: a region that was lost may have been its home, and another one takes over meanwhile.

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn region(number: u16, masters: u64, witness: bool) -> Region {
+pub(super) fn region(number: u16, masters: u64, witness: bool) -> Region {
     let master = |id| MasterAt {
         id,
         name: format!("m{id}"),
@@ -16,7 +16,7 @@ fn region(number: u16, masters: u64, witness: bool) -> Region {
     Region { number, witness, masters: (1..=masters).map(master).collect() }
 }
 
-fn founding() -> Founding {
+pub(super) fn founding() -> Founding {
     let regions = [("a", region(1, 3, false)), ("b", region(2, 3, false)), ("w", region(3, 1, true))];
     Founding {
         regions: regions.map(|(name, region)| (name.to_owned(), region)).into(),
@@ -26,7 +26,7 @@ fn founding() -> Founding {
 }
 
 /// Runs one transaction and commits it, unless its rule refuses.
-async fn run<T, Fut>(store: &MemoryStore, body: impl FnOnce(MemoryTransaction) -> Fut) -> Ruled<T>
+pub(super) async fn run<T, Fut>(store: &MemoryStore, body: impl FnOnce(MemoryTransaction) -> Fut) -> Ruled<T>
 where
     Fut: Future<Output = Result<(MemoryTransaction, T), RuleError>>,
 {
@@ -45,18 +45,19 @@ macro_rules! ruled {
         .await
     };
 }
+pub(super) use ruled;
 
-async fn founded() -> MemoryStore {
+pub(super) async fn founded() -> MemoryStore {
     let store = MemoryStore::new();
     assert!(ruled!(&store, tx, found(&tx, &founding())).unwrap());
     store
 }
 
-async fn seen(store: &MemoryStore) -> View {
+pub(super) async fn seen(store: &MemoryStore) -> View {
     view(&store.begin()).await.unwrap().unwrap()
 }
 
-fn names(names: &[&str]) -> BTreeSet<String> {
+pub(super) fn names(names: &[&str]) -> BTreeSet<String> {
     names.iter().map(|name| (*name).to_owned()).collect()
 }
 

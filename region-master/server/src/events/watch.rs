@@ -377,6 +377,7 @@ mod tests {
             automatic: true,
             blocks_alone: false,
             lost_home: None,
+            join: None,
         }
     }
 

@@ -8,7 +8,7 @@
 //! - [`Global`]: what the rest of the master asks. [`config`]: the setting `[global]`.
 //! - [`ask`]: to the leader, wherever it is, with a deadline. [`serve`]: what the leader answers.
 //! - [`copy`]: this master's copy, read after each applied entry. [`renew`]: the region's lease.
-//! - [`status`]: what administrators see. [`settings`]: how they change a volume.
+//! - [`status`]: what administrators see. [`settings`]: how they change a volume. `volumes`: how volumes are made and deleted.
 //! - [`failover`]: what the leader decides where a volume's home is lost.
 //! - [`lead`]: what the leader does by itself: founds the cluster, gives votes to the right masters.
 
@@ -21,6 +21,7 @@ mod renew;
 mod serve;
 mod settings;
 pub mod status;
+mod volumes;
 
 use std::collections::BTreeMap;
 use std::path::Path;

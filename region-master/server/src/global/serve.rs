@@ -54,7 +54,7 @@ where
 }
 
 /// A rule's refusal, as callers are told.
-fn refused(global: &Global, error: RuleError) -> CallError {
+pub(super) fn refused(global: &Global, error: RuleError) -> CallError {
     let code = match &error {
         RuleError::Store(StoreError::NotLeader | StoreError::Failed(_)) => return global.not_leader(),
         RuleError::Store(StoreError::CommitUnknown) => ErrorCode::OutcomeUnknown,
@@ -73,12 +73,19 @@ fn refused(global: &Global, error: RuleError) -> CallError {
         | RuleError::CouldntLose(_)
         | RuleError::Region { .. }
         | RuleError::InUse { .. }
+        | RuleError::Root
+        | RuleError::Place { .. }
+        | RuleError::NowhereToGo { .. }
+        | RuleError::Below { .. }
+        | RuleError::Leaving(_)
+        | RuleError::StillJoined(_)
+        | RuleError::Volumes(_)
         | RuleError::Ids(_) => ErrorCode::InvalidRequest,
     };
     call_error(code, error.to_string())
 }
 
-fn volume_id(volume: u32) -> Result<VolumeId, CallError> {
+pub(super) fn volume_id(volume: u32) -> Result<VolumeId, CallError> {
     let id = u16::try_from(volume).map(VolumeId);
     id.map_err(|_| {
         call_error(
@@ -186,16 +193,22 @@ impl Global {
             Asked::MoveHome(asked) => self.move_home(caller, asked).await,
             Asked::CheckMove(asked) => self.check_move(asked).await,
             Asked::StayHome(asked) => self.stay_home(caller, asked).await,
+            Asked::CreateVolume(asked) => self.create_volume(asked, true).await,
+            Asked::CheckCreate(asked) => self.create_volume(asked, false).await,
+            Asked::JoinVolume(asked) => self.join_volume(caller, asked.volume).await,
+            Asked::LeaveVolume(asked) => self.leave_volume(asked.volume, true).await,
+            Asked::CheckLeave(asked) => self.leave_volume(asked.volume, false).await,
+            Asked::DeleteVolume(asked) => self.delete_volume(caller, asked.volume).await,
         }
     }
 
-    async fn version_of<F, Fut>(&self, body: F) -> Result<Changed, CallError>
+    pub(super) async fn version_of<F, Fut>(&self, body: F) -> Result<Changed, CallError>
     where
         F: FnMut(EmbeddedTransaction) -> Fut,
         Fut: Future<Output = Result<(EmbeddedTransaction, u64), RuleError>>,
     {
         let version = transact(&self.store, body).await.map_err(|e| refused(self, e))?;
-        Ok(Changed { version, ids: None })
+        Ok(Changed { version, ..Changed::default() })
     }
 
     async fn take_ids(&self, caller: &str, asked: TakeIds) -> Result<Changed, CallError> {
@@ -211,7 +224,7 @@ impl Global {
         });
         let ids = taken.await.map_err(|e| refused(self, e))?;
         let version = self.view.borrow().version;
-        Ok(Changed { version, ids: Some(IdRange { first: ids.start, end: ids.end }) })
+        Ok(Changed { version, ids: Some(IdRange { first: ids.start, end: ids.end }), volume: None })
     }
 
     /// A home gives its volume up. A home that is gone isn't asked: [`super::lead`].
@@ -258,7 +271,7 @@ impl Global {
             rules::may_move(&tx, volume, &found, &asked.to).await
         };
         checked.await.map_err(|e| refused(self, e))?;
-        Ok(Changed { version: self.view.borrow().version, ids: None })
+        Ok(Changed { version: self.view.borrow().version, ..Changed::default() })
     }
 
     async fn stay_home(&self, caller: &str, asked: StayHome) -> Result<Changed, CallError> {
@@ -286,7 +299,7 @@ impl Global {
             // A transaction that isn't committed changes nothing.
             let tx = self.store.begin();
             rules::set_volume(&tx, volume, epoch, change).await.map_err(|e| refused(self, e))?;
-            return Ok(Changed { version: self.view.borrow().version, ids: None });
+            return Ok(Changed { version: self.view.borrow().version, ..Changed::default() });
         }
         self.version_of(|tx| async move {
             // Who is waited for is its own to know.
