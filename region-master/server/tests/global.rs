@@ -251,10 +251,11 @@ async fn a_volume_is_agreed_on_and_let_go_of_through_any_master() {
         assert_eq!(change(1, Change::CreateVolume(wrong)).await.unwrap_err().code(), code);
     }
     change(1, Change::CheckCreate(asked("b", &[]))).await.unwrap();
-    assert_eq!(regions.agreed().await, founded, "only asked");
+    assert_eq!(regions.agreed().await.volumes, founded.volumes, "only asked");
     let made = change(2, Change::CreateVolume(asked("b", &[]))).await.unwrap();
     assert_eq!(made.volume, Some(1));
-    assert_eq!(change(0, Change::CreateVolume(asked("b", &[]))).await.unwrap(), made, "done already");
+    let again = change(0, Change::CreateVolume(asked("b", &[]))).await.unwrap();
+    assert_eq!(again.volume, made.volume, "done already");
     let volume = VolumeId(1);
     until("all know", async || regions.agreed().await.version >= made.version).await;
     let join = regions.agreed().await.volumes[&volume].join.clone();
