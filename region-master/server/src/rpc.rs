@@ -21,7 +21,7 @@ use mooseng_wire::admin::{
     RemoveRegionRequest, RestoreTrashReply, RestoreTrashRequest, SetClassRequest, SetQuotaRequest,
     SetVolumeReply, SetVolumeRequest, ShowSalvageReply, ShowSalvageRequest, StatusReply, StatusRequest,
     StorageClass, TicketKey, TransferLeaderReply, TransferLeaderRequest, TrashRetentionReply,
-    TrashRetentionRequest, VerifyVolumeReply, VerifyVolumeRequest,
+    TrashRetentionRequest, VerifyDataReply, VerifyDataRequest, VerifyVolumeReply, VerifyVolumeRequest,
 };
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::founding::Founding;
@@ -379,6 +379,22 @@ impl Administration for Rpc {
         let volume = request.into_inner().volume;
         tracing::info!(who, volume, "the volume is to be compared with its home");
         geo::verify::answer(&self.0, volume).await.map(Response::new)
+    }
+
+    async fn verify_data(
+        &self,
+        request: Request<VerifyDataRequest>,
+    ) -> Result<Response<VerifyDataReply>, Status> {
+        let who = self.allow(&request, &[Role::Admin])?;
+        let asked = request.into_inner();
+        tracing::info!(
+            who,
+            asked.volume,
+            asked.after,
+            asked.read,
+            "chunks are to be compared with the home's"
+        );
+        geo::verify_data::answer(&self.0, asked).await.map(Response::new)
     }
 
     async fn list_losses(
