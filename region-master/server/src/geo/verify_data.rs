@@ -38,7 +38,7 @@ const READ_PACE_MIN: u64 = 4 << 20;
 
 /// What is found of a chunk.
 enum Found {
-    /// It died meanwhile.
+    /// It died meanwhile, or is about to.
     Gone,
     /// The region doesn't have all of it yet.
     Lacking,
@@ -113,6 +113,10 @@ async fn once(master: &Master, home: &str, chunk: ChunkId, read: bool) -> Result
     let Some(listing) = chunks::load(master, chunk).await.map_err(|e| e.message)? else {
         return Ok(Found::Gone);
     };
+    if listing.users == 0 {
+        // No file has a byte of it: nobody fetches it, and it is collected soon.
+        return Ok(Found::Gone);
+    }
     let Some(location) = listing.location.filter(|location| location.partial.is_none()) else {
         return Ok(Found::Lacking);
     };
