@@ -426,11 +426,11 @@ impl Administration for Rpc {
         request: Request<AddRegionRequest>,
     ) -> Result<Response<ChangeRegionsReply>, Status> {
         let who = self.allow(&request, &[Role::Admin])?;
-        let AddRegionRequest { name, number, witness, masters } = request.into_inner();
+        let AddRegionRequest { name, number, witness, masters, join } = request.into_inner();
         tracing::info!(who, name, number, witness, ?masters, "a region is to be taken in");
         let seat = |m: MemberToAdd| Seat { id: m.id, name: m.name, address: m.address, zone: m.zone };
         let masters = masters.into_iter().map(seat).collect();
-        self.change_regions(Change::AddRegion(AddRegion { name, number, witness, masters })).await
+        self.change_regions(Change::AddRegion(AddRegion { name, number, witness, masters, join })).await
     }
 
     async fn remove_region(
