@@ -356,7 +356,7 @@ pub async fn home(tx: &impl Transaction, id: VolumeId) -> Ruled<String> {
 }
 
 /// A region's leader shows the secret of its join token: the first time it must be the one that it was taken in with, if there is one.
-pub async fn join(tx: &impl Transaction, name: &str, secret: &[u8]) -> Ruled<()> {
+pub async fn admit(tx: &impl Transaction, name: &str, secret: &[u8]) -> Ruled<()> {
     let lease: LeaseRecord = get(tx, &key::lease(name), Read::Conflicting).await?.unwrap_or_default();
     if lease.join.is_empty() {
         return Ok(());

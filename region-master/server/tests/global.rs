@@ -92,7 +92,12 @@ async fn a_region_joins_and_leaves_while_the_cluster_runs() {
     let stolen = AddRegionRequest { name: "d".into(), ..add };
     assert_eq!(client.add_region(stolen).await.unwrap_err().code(), tonic::Code::InvalidArgument);
     let global = regions.sites[3].config.global.as_mut().unwrap();
-    global.join = Some(join::to_text(&JoinToken { secret: vec![9; 16].into(), ..JoinToken::default() }));
+    global.join = Some(join::to_text(&JoinToken {
+        cluster: "test".into(),
+        region: "c".into(),
+        secret: vec![9; 16].into(),
+        ..JoinToken::default()
+    }));
     regions.run(3).await;
     let members = async |regions: &Regions| {
         let leader = regions.leader().await;

@@ -164,7 +164,7 @@ impl Global {
         let masters: Vec<MasterAt> = renew.masters.into_iter().map(master_at).collect();
         let (region, masters, custody, secret) = (&renew.region, &masters, renew.custody, &renew.secret);
         let renewal = transact(&self.store, |tx| async move {
-            rules::join(&tx, region, secret).await?;
+            rules::admit(&tx, region, secret).await?;
             let renewal = rules::renew(&tx, region, masters, custody).await?;
             Ok((tx, renewal))
         });
