@@ -30,7 +30,11 @@ const HOME_LOST: &[&str] = &[
 ];
 
 /// What is said where all copies of a chunk are gone.
-const COPIES_GONE: &[&str] = &["no copy of a chunk is of any use here"];
+const COPIES_GONE: &[&str] = &[
+    "no copy of a chunk is of any use here",
+    "a block doesn't match its checksum",
+    "this copy of a chunk is corrupt",
+];
 
 fn write(path: &Path, text: &str) -> Result<()> {
     let mut file = std::fs::File::create(path)?;
