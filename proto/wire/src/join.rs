@@ -48,7 +48,7 @@ pub fn parse(text: &str) -> Result<JoinToken, JoinTokenError> {
 
 /// What the cluster keeps of a token's secret.
 pub fn hash(secret: &[u8]) -> [u8; 32] {
-    blake3::derive_key("MooseNG 2026-11 secret of a join token", secret).into()
+    blake3::derive_key("MooseNG 2026-11 secret of a join token", secret)
 }
 
 #[cfg(test)]
