@@ -111,6 +111,11 @@ impl Watch {
         self.seen().masters.iter().for_each(|(name, master)| look(name, master));
     }
 
+    /// Looks at each chunkserver that runs.
+    pub fn each_chunkserver(&self, mut look: impl FnMut(&str, &Arc<ChunkStore>)) {
+        self.seen().chunkservers.iter().for_each(|(name, store)| look(name, store));
+    }
+
     /// The master that serves, if one does.
     pub fn leader(&self) -> Option<String> {
         self.seen().masters.iter().find(|(_, master)| master.serving().is_ok()).map(|(name, _)| name.clone())

@@ -21,7 +21,7 @@ use mooseng_schema::extent::{self, ExtentRecord};
 use mooseng_schema::location::{self, LocationRecord};
 use mooseng_schema::log::{self, LogPosition, ReplicaRecord};
 use mooseng_schema::loss::LossRecord;
-use mooseng_store::{Store, Transaction};
+use mooseng_store::{Store, StoreError, Transaction};
 use mooseng_transport::{CallFailure, PlainNetwork};
 use mooseng_wire::admin::{LogPlace, ShowSalvageRequest};
 use mooseng_wire::call::ErrorCode;
@@ -204,8 +204,12 @@ async fn only_the_home_is_listened_to_and_only_regions_of_the_cluster_are_let_in
     assert_eq!(pushed("a", Role::Master, &later).await, Some(ErrorCode::Unavailable));
     let earlier = Push { epoch: 0, ..push.clone() };
     assert_eq!(pushed("a", Role::Master, &earlier).await, Some(ErrorCode::StaleEpoch));
-    // A home whose epoch is over has a replica that refuses it begin nothing anew.
     let replica = serving(&regions, "b").unwrap();
+    // What was under way while it was the home, and commits only now, is in no log: it is refused, whoever it is of.
+    let late = replica.store.begin();
+    late.set(&mooseng_schema::session::key(mooseng_wire::SessionId(7)), b"late");
+    assert_eq!(late.commit().await.unwrap_err(), StoreError::NotLeader);
+    // A home whose epoch is over has a replica that refuses it begin nothing anew.
     let tx = replica.store.begin();
     let record = replica.geo.replica(ROOT_VOLUME).record.unwrap();
     let refusing = ReplicaRecord { refuses: 1, ..record };

@@ -3,10 +3,12 @@
 //! - [`shape`]: what a run is like, drawn from its seed. [`run`]: one run. [`faults`]: what goes wrong in it.
 //! - [`homes`]: who may change the volume, looked at each millisecond. [`clients`]: what mounts do. [`sequence`]: what they may see of it, and
 //!   what must survive.
+//! - [`epochs`]: what chunkservers take.
 //! - [`audit`]: what must hold once everything was healed.
 
 pub mod audit;
 pub mod clients;
+pub mod epochs;
 pub mod faults;
 pub mod homes;
 pub mod run;

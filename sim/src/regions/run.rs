@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use mooseng_chunkserver::ChunkserverConfig;
-use mooseng_master::{HouseConfig, MasterConfig, RaftConfig};
+use mooseng_master::{MasterConfig, RaftConfig};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::audit;
 use super::clients::{self, Shared};
+use super::epochs::Epochs;
 use super::faults::Nemesis;
 use super::homes::Homes;
 use super::shape::{LEASE_MS, Shape};
@@ -67,6 +68,7 @@ struct Run<'a> {
     nemesis: Nemesis,
     watches: BTreeMap<String, Watch>,
     homes: Homes,
+    epochs: Epochs,
     shared: Shared,
     compared: Duration,
 }
@@ -91,9 +93,7 @@ pub fn run(seed: u64) -> Result<Summary> {
     };
     let (shared, homes) = (Shared::default(), Homes::default());
     let (mut all, mut watches, mut mounts) = (BTreeMap::new(), BTreeMap::new(), 0);
-    // A home that was cut off mustn't have collected what the next one lacks (docs/not-built.md).
-    let hasty = || HouseConfig { collect_after_ms: hosts::patient().collect_after_ms, ..hosts::hasty() };
-    let house = if shape.hasty { hasty() } else { hosts::patient() };
+    let house = if shape.hasty { hosts::hasty() } else { hosts::patient() };
     let raft = RaftConfig {
         entries_between_snapshots: shape.snapshots.0,
         entries_kept: shape.snapshots.1,
@@ -139,9 +139,13 @@ pub fn run(seed: u64) -> Result<Summary> {
     }
     sim.client("admin", audit::set_up(shape.clone(), shared.clone()));
     sim.client("auditor", audit::compare(shape.clone(), shared.clone(), homes.clone(), mounts));
+    let is_chunkserver =
+        |name: &String| shape.regions.iter().any(|region| region.chunkservers.contains(name));
+    let disks = all.iter().filter(|(name, _)| is_chunkserver(name));
+    let epochs = Epochs::new(disks.map(|(name, host)| (name.clone(), host.disk.clone())).collect());
     let nemesis = Nemesis::new(seed, shape.clone(), all, watches.values().cloned().collect(), homes.clone());
     nemesis.set_ways(&sim);
-    let run = Run { sim, shape, nemesis, watches, homes, shared, compared: Duration::ZERO };
+    let run = Run { sim, shape, nemesis, watches, homes, epochs, shared, compared: Duration::ZERO };
     run.finish().with_context(|| format!("seed {seed}"))
 }
 
@@ -202,6 +206,7 @@ impl Run<'_> {
         }
         for watch in self.watches.values() {
             watch.check_leaders().map_err(at)?;
+            self.epochs.check(watch).map_err(at)?;
         }
         if now >= self.compared + COMPARE_EVERY {
             self.compared = now;
