@@ -19,12 +19,16 @@ use super::homes::Homes;
 use super::shape::{LEASE_MS, Shape};
 use crate::hosts::{self, Host, SimClock};
 use crate::machines::Counts;
-use crate::watch::Watch;
+use crate::watch::{self, Watch};
 
 /// How long faults go on.
 const FAULTS: Duration = Duration::from_secs(40);
 /// How long everything may take to be served again afterwards, replicas equal to their home.
 const HEALING: Duration = Duration::from_secs(120);
+/// How long chunks may take to be whole everywhere once mounts are done.
+const SETTLING: Duration = Duration::from_secs(90);
+/// Copies that a chunk has in each region.
+const COPIES: usize = 2;
 /// How often states are compared.
 const COMPARE_EVERY: Duration = Duration::from_millis(500);
 
@@ -33,6 +37,7 @@ const COMPARE_EVERY: Duration = Duration::from_millis(500);
 pub struct Summary {
     shape: Arc<Shape>,
     changes: usize,
+    operations: usize,
     looks: usize,
     at_home: usize,
     told_lost: usize,
@@ -47,12 +52,13 @@ impl fmt::Display for Summary {
         let faults: Vec<String> = self.faults.0.iter().map(|(what, n)| format!("{n} {what}")).collect();
         write!(
             f,
-            "{}, {} masters, {} epochs, {} changes in {} sequences, {} looks ({} at home), {} fsyncs told of losses, {}, {:.0} s simulated",
+            "{}, {} masters, {} epochs, {} changes in {} sequences, {} operations on the same files, {} looks ({} at home), {} fsyncs told of losses, {}, {:.0} s simulated",
             if self.shape.geo { "geo" } else { "region" },
             self.shape.regions.iter().map(|region| region.masters.len()).sum::<usize>(),
             self.epochs,
             self.changes,
             self.sequences,
+            self.operations,
             self.looks,
             self.at_home,
             self.told_lost,
@@ -78,7 +84,7 @@ pub fn run(seed: u64) -> Result<Summary> {
     let mut rng = StdRng::seed_from_u64(seed ^ 0x3e6_10e5);
     let mut sim = turmoil::Builder::new()
         .rng_seed(rng.random())
-        .simulation_duration(FAULTS + HEALING + Duration::from_secs(100))
+        .simulation_duration(FAULTS + HEALING + SETTLING + Duration::from_secs(100))
         .tick_duration(Duration::from_millis(1))
         .min_message_latency(Duration::from_millis(1))
         .max_message_latency(Duration::from_millis(3))
@@ -173,6 +179,8 @@ impl Run<'_> {
         if let Some(violation) = clients::with(&self.shared, |notes| notes.judge()) {
             bail!("{violation}");
         }
+        self.settle()?;
+        clients::with(&self.shared, |notes| notes.histories.judge()).map_err(|why| anyhow::anyhow!(why))?;
         let simulated = self.sim.elapsed();
         let faults = self.nemesis.counts();
         let (shape, epochs) = (self.shape.clone(), self.homes.newest());
@@ -181,6 +189,7 @@ impl Run<'_> {
         Ok(clients::with(&shared, |notes| Summary {
             shape,
             changes: notes.changes,
+            operations: notes.histories.operations(),
             looks: notes.looks,
             at_home: notes.at_home,
             told_lost: notes.told_lost,
@@ -189,6 +198,34 @@ impl Run<'_> {
             faults,
             simulated,
         }))
+    }
+
+    /// Waits until every chunk that files use is sealed and whole on two chunkservers of each region, and counts every record again.
+    fn settle(&mut self) -> Result<()> {
+        let deadline = self.sim.elapsed() + SETTLING;
+        let regions: Vec<String> = self.shape.with_data().map(|region| region.name.clone()).collect();
+        for region in &regions {
+            loop {
+                match watch::audit_region(&self.watches[region], COPIES) {
+                    Ok(chunks) => {
+                        tracing::info!(region, chunks, "in the end every copy is whole");
+                        break;
+                    }
+                    Err(what) if self.sim.elapsed() >= deadline => {
+                        bail!("in the end, in region {region}, {what}")
+                    }
+                    Err(what) => tracing::debug!(region, what, "the chunks aren't settled yet"),
+                }
+                let until = self.sim.elapsed() + Duration::from_millis(500);
+                while self.sim.elapsed() < until {
+                    self.step()?;
+                }
+            }
+            let counted = self.watches[region].check_records(true);
+            let inodes = counted.map_err(|what| anyhow::anyhow!("in the end, in region {region}, {what}"))?;
+            tracing::info!(region, inodes, "in the end every record agrees");
+        }
+        Ok(())
     }
 
     /// One tick, and what must hold behind it. Answers whether the clients are done.
