@@ -48,6 +48,9 @@ pub struct Operation {
     pub call: Call,
     /// What it answered, if it did.
     pub reply: Option<Reply>,
+    /// It may show any state that isn't older than what its own client has seen or done before: a look at a replica. Others show what was done before they
+    /// were called, by whomever.
+    pub elsewhere: bool,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -156,12 +159,22 @@ pub fn check(history: &[Operation]) -> Result<(), NotLinearizable> {
     while let Some((done, model, count)) = stack.pop() {
         let is_done = |i: usize| done[i / 64] & (1 << (i % 64)) != 0;
         let pending = || (0..total).filter(|i| !is_done(*i));
-        // Nothing may come before an operation that returned before it was called.
-        let horizon = pending().filter_map(|i| history[i].returned).min().unwrap_or(u64::MAX);
         if pending().all(|i| history[i].returned.is_none()) {
             return Ok(());
         }
-        let candidates: Vec<usize> = pending().filter(|i| history[*i].called <= horizon).collect();
+        // Nothing may come before an operation that returned before it was called; a look elsewhere, before one of its own client.
+        let mut own: BTreeMap<u8, u64> = BTreeMap::new();
+        let mut horizon = u64::MAX;
+        for operation in pending().map(|i| &history[i]) {
+            let Some(returned) = operation.returned else { continue };
+            horizon = horizon.min(returned);
+            own.entry(operation.client).and_modify(|first| *first = returned.min(*first)).or_insert(returned);
+        }
+        let comes_next = |i: &usize| {
+            let Operation { client, called, elsewhere, .. } = &history[*i];
+            *called <= if *elsewhere { own.get(client).copied().unwrap_or(u64::MAX) } else { horizon }
+        };
+        let candidates: Vec<usize> = pending().filter(comes_next).collect();
         if count >= best {
             best = count;
             stuck = candidates.iter().map(|i| history[*i].clone()).collect();
@@ -186,7 +199,7 @@ mod tests {
     use super::*;
 
     fn op(called: u64, returned: u64, call: Call, reply: Reply) -> Operation {
-        Operation { client: 0, called, returned: Some(returned), call, reply: Some(reply) }
+        Operation { client: 0, called, returned: Some(returned), call, reply: Some(reply), elsewhere: false }
     }
 
     #[test]
@@ -223,7 +236,14 @@ mod tests {
     fn an_unanswered_write_may_come_late_or_never() {
         let mut history = vec![
             op(0, 1, Call::Create(1), Reply::Inode(7)),
-            Operation { client: 1, called: 2, returned: None, call: Call::Write(7, 5), reply: None },
+            Operation {
+                client: 1,
+                called: 2,
+                returned: None,
+                call: Call::Write(7, 5),
+                reply: None,
+                elsewhere: false,
+            },
             op(3, 4, Call::Read(7), Reply::Value(0)),
         ];
         check(&history).unwrap();
@@ -236,10 +256,44 @@ mod tests {
     #[test]
     fn an_unanswered_create_is_adopted_by_who_sees_it() {
         let history = [
-            Operation { client: 1, called: 0, returned: None, call: Call::Create(1), reply: None },
+            Operation {
+                client: 1,
+                called: 0,
+                returned: None,
+                call: Call::Create(1),
+                reply: None,
+                elsewhere: false,
+            },
             op(3, 4, Call::Lookup(1), Reply::Inode(9)),
             op(5, 6, Call::Create(1), Reply::Exists),
         ];
         check(&history).unwrap();
+    }
+
+    #[test]
+    fn a_look_elsewhere_may_be_late_but_never_goes_back() {
+        let look = |client, called, reply| Operation {
+            client,
+            elsewhere: true,
+            ..op(called, called + 1, Call::Read(7), Reply::Value(reply))
+        };
+        let mut history = vec![
+            op(0, 1, Call::Create(1), Reply::Inode(7)),
+            op(2, 3, Call::Write(7, 5), Reply::Done),
+            op(4, 5, Call::Write(7, 6), Reply::Done),
+            look(1, 6, 5),
+            look(2, 7, 0),
+            look(1, 9, 6),
+        ];
+        check(&history).unwrap();
+        history.push(look(2, 11, 6));
+        history.push(look(1, 12, 5));
+        assert!(check(&history).is_err(), "it has seen more");
+        history.pop();
+        history.push(look(0, 13, 5));
+        assert!(check(&history).is_err(), "it has written more itself");
+        history.pop();
+        history.push(look(3, 13, 9));
+        assert!(check(&history).is_err(), "nobody wrote that");
     }
 }

@@ -111,6 +111,11 @@ impl Watch {
         self.seen().masters.iter().for_each(|(name, master)| look(name, master));
     }
 
+    /// Looks at each chunkserver that runs.
+    pub fn each_chunkserver(&self, mut look: impl FnMut(&str, &Arc<ChunkStore>)) {
+        self.seen().chunkservers.iter().for_each(|(name, store)| look(name, store));
+    }
+
     /// The master that serves, if one does.
     pub fn leader(&self) -> Option<String> {
         self.seen().masters.iter().find(|(_, master)| master.serving().is_ok()).map(|(name, _)| name.clone())
@@ -219,6 +224,30 @@ impl Watch {
         }
         Ok(chunks.len())
     }
+}
+
+/// Every chunk that files use has ended and lies on so many chunkservers of a region, each of which has all of it.
+pub fn audit_region(watch: &Watch, copies: usize) -> Result<usize, String> {
+    let seen = watch.seen();
+    let leader = seen.masters.values().find(|master| master.serving().is_ok());
+    let leader = leader.ok_or("no master serves")?;
+    let chunks = known(leader)?;
+    for known in chunks.iter().filter(|known| known.named > 0) {
+        let (chunk, record) = (known.listing.chunk, &known.listing.record);
+        if !record.sealed {
+            return Err(format!("chunk {chunk} of inode {} isn't sealed", record.inode));
+        }
+        let location = known.listing.location.clone().unwrap_or_default();
+        if location.copies.len() < copies || location.partial.is_some() {
+            return Err(format!("chunk {chunk} has the copies {location:?}, and is to have {copies}"));
+        }
+        for name in &location.copies {
+            let store = seen.chunkservers.get(name).ok_or_else(|| format!("{name} doesn't run"))?;
+            check_copy(store, chunk, record.length, true)
+                .map_err(|what| format!("the copy of chunk {chunk} on {name} {what}"))?;
+        }
+    }
+    Ok(chunks.len())
 }
 
 /// One that house-keeping ended may be longer than its record, if its owner was quicker.

@@ -234,7 +234,8 @@ impl Worker {
             Err(Outcome::Nothing) => return None,
         };
         tracing::info!(client = self.number, ?call, ?reply, "operation");
-        let operation = Operation { client: self.number, called, returned, call, reply: reply.clone() };
+        let operation =
+            Operation { client: self.number, called, returned, call, reply: reply.clone(), elsewhere: false };
         with(&self.shared, |notes| {
             match (&operation.call, &reply) {
                 (Call::Write(inode, _), Some(Reply::Done)) => notes.fresh = Some(*inode),

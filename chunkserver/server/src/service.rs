@@ -397,6 +397,13 @@ impl ChunkService {
     async fn digest(&self, incoming: Incoming) -> Result<Answer, CallError> {
         let asked: AskDigest = incoming.decode()?;
         let chunk = self.check(&incoming, asked.chunk, &asked.ticket)?;
+        if asked.read {
+            for offset in (0..asked.length).step_by(BULK_BYTES_MAX) {
+                let length = (asked.length - offset).min(BULK_BYTES_MAX as u64);
+                let read = move |store: &ChunkStore| store.read(chunk, offset, length).map(drop);
+                self.work("chunk.read", read).await.map_err(|e| refusal(&e))?;
+            }
+        }
         let digest = self
             .work("chunk.digest", move |store| store.digest(chunk, asked.length))
             .await

@@ -84,7 +84,7 @@ async fn a_master_has_chunks_ended_and_copied() {
     // Masters and chunkservers of another region see with a ticket whether their copy is the same, and order nothing.
     for role in ["master", "chunkserver"] {
         let afar = Caller::new(abroad(role, "x"), a.server.address());
-        let asked = AskDigest { chunk: CHUNK, length: 3_000_000, ticket: ticket() };
+        let asked = AskDigest { chunk: CHUNK, length: 3_000_000, ticket: ticket(), read: false };
         let answer = afar.call(Method::ChunkDigest, &asked, Bytes::new()).await.unwrap();
         assert_eq!(Digested::decode(answer.body).unwrap().digest, order.digest);
         let ticketless = AskDigest { ticket: Bytes::new(), ..asked };
@@ -96,6 +96,13 @@ async fn a_master_has_chunks_ended_and_copied() {
     // A source that has rotten gives no copy, and knows of itself from then on.
     b.server.store().delete(ChunkId(CHUNK), mooseng_wire::Epoch(1), 5, 0).unwrap();
     rot(&a.disk);
+    // Its checksums are what they were; it notices where its bytes are read.
+    let afar = Caller::new(abroad("master", "x"), a.server.address());
+    let mut asked = AskDigest { chunk: CHUNK, length: 3_000_000, ticket: ticket(), read: false };
+    assert!(afar.call(Method::ChunkDigest, &asked, Bytes::new()).await.is_ok());
+    asked.read = true;
+    let refused = afar.call(Method::ChunkDigest, &asked, Bytes::new()).await.unwrap_err();
+    assert_eq!(refused.code(), ErrorCode::Corrupt);
     assert_eq!(pull(&at_b, &order).await.unwrap_err().code(), ErrorCode::Corrupt);
     assert!(!a.server.store().inventory(None, 9).0[0].sound);
 }

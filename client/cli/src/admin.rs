@@ -21,8 +21,8 @@ use mooseng_wire::admin::{
     ListVolumesReply, ListVolumesRequest, MoveHomeReply, MoveHomeRequest, PurgeTrashReply, PurgeTrashRequest,
     Quota, QuotaTarget, RemoveRegionRequest, RestoreTrashReply, RestoreTrashRequest, SetClassRequest,
     SetQuotaRequest, SetVolumeReply, SetVolumeRequest, ShowSalvageReply, ShowSalvageRequest, StatusReply,
-    StatusRequest, StorageClass, TrashRetentionReply, TrashRetentionRequest, VerifyVolumeReply,
-    VerifyVolumeRequest, Volume,
+    StatusRequest, StorageClass, TrashRetentionReply, TrashRetentionRequest, VerifyDataReply,
+    VerifyDataRequest, VerifyVolumeReply, VerifyVolumeRequest, Volume,
 };
 use mooseng_wire::method::Method;
 use tonic::Code;
@@ -471,6 +471,15 @@ pub async fn verify_volume(file: &ClientFile, volume: u32) -> Result<VerifyVolum
     at_leader(file, VERIFY_WAIT, |mut client| {
         let request = grpc_request(VerifyVolumeRequest { volume }, VERIFY_WAIT);
         async move { client.verify_volume(request).await }
+    })
+    .await
+}
+
+/// Compares a page of a volume's chunks in this region with the home's.
+pub async fn verify_data(file: &ClientFile, asked: VerifyDataRequest) -> Result<VerifyDataReply, Failure> {
+    at_leader(file, VERIFY_WAIT, |mut client| {
+        let request = grpc_request(asked, VERIFY_WAIT);
+        async move { client.verify_data(request).await }
     })
     .await
 }

@@ -1,6 +1,11 @@
 //! `mooseng regions`: the cluster's regions and the group in which they agree.
 
 use mooseng_wire::admin::{AddRegionRequest, ListRegionsReply, MemberToAdd, Region, RegionMaster};
+use std::time::Duration;
+
+use mooseng_transport::root_sha256;
+use mooseng_wire::global::{JoinRegion, JoinToken, Master};
+use mooseng_wire::join;
 use serde_json::{Value, json};
 
 use crate::admin;
@@ -8,6 +13,10 @@ use crate::args::{Format, Reading, RegionAdd, RegionRemove, RegionsArgs, Regions
 use crate::config::{self, ClientFile};
 use crate::exit::Failure;
 use crate::output::{self, Table};
+
+/// How often is looked whether a master knows of a change.
+const VERSION_TRIES: u32 = 50;
+const VERSION_AGAIN: Duration = Duration::from_millis(200);
 
 /// Asks and prints.
 pub fn run(args: RegionsArgs) -> Result<(), Failure> {
@@ -41,11 +50,49 @@ pub fn parse_master(text: &str) -> Result<MemberToAdd, String> {
 fn add(args: RegionAdd) -> Result<(), Failure> {
     let RegionAdd { name, masters, number, witness, config, output } = args;
     let file = ClientFile::load(&config)?;
-    let request = AddRegionRequest { name: name.clone(), number: number.into(), witness, masters };
+    let secret: [u8; join::SECRET_BYTES] = rand::random();
+    let hash = join::hash(&secret).to_vec().into();
+    let request =
+        AddRegionRequest { name: name.clone(), number: number.into(), witness, masters, join: hash };
     let reply = admin::block_on(admin::add_region(&file, request))?;
-    let done =
-        format!("Took the region {name} in. Start its masters with all regions in their configuration.");
-    said(reply.version, &done, output.format)
+    let known = admin::block_on(regions_at(&file, reply.version))?;
+    let root_sha256 = root_sha256(&file.tls.ca).map_err(|e| Failure::usage(format!("{e}.")))?;
+    let token = join::to_text(&JoinToken {
+        cluster: file.cluster.clone(),
+        root_sha256: root_sha256.to_vec().into(),
+        region: name.clone(),
+        lease_ms: known.lease_ms,
+        regions: known.regions.into_iter().map(joined).collect(),
+        secret: secret.to_vec().into(),
+    });
+    match output.format {
+        Format::Json => output::json(
+            &json!({ "version": output::VERSION, "agreed_version": reply.version, "join": token }),
+        ),
+        Format::Table => output::text_line(&format!(
+            "Took the region {name} in. Give its masters this in their configuration, and start them:\n\n[global]\njoin = {token:?}\n\n\
+             It is of use once, and until the region is added again or removed. Keep it to yourself."
+        )),
+    }
+}
+
+/// What is agreed on at that version: the master that answers may hear of it a moment later than the one that was told.
+async fn regions_at(file: &ClientFile, version: u64) -> Result<ListRegionsReply, Failure> {
+    for _ in 0..VERSION_TRIES {
+        let known = admin::list_regions(file).await?;
+        if known.version >= version {
+            return Ok(known);
+        }
+        tokio::time::sleep(VERSION_AGAIN).await;
+    }
+    let again = "the region was taken in, and the masters that answer don't know of it yet: run the command again for a token.";
+    Err(Failure::failed(again.to_owned()))
+}
+
+fn joined(region: Region) -> JoinRegion {
+    let master = |m: RegionMaster| Master { id: m.id, name: m.name, address: m.address, zone: m.zone };
+    let masters = region.masters.into_iter().map(master).collect();
+    JoinRegion { name: region.name, number: region.number, witness: region.witness, masters }
 }
 
 fn remove(args: RegionRemove) -> Result<(), Failure> {

@@ -1,10 +1,10 @@
 //! `mooseng volume`: where volumes have their home, and which regions have them.
 
-use mooseng_wire::admin::{Replica, VerifyVolumeReply, Volume};
+use mooseng_wire::admin::{Replica, Volume};
 use serde_json::{Value, json};
 
 use crate::admin;
-use crate::args::{Format, Reading, VolumeArgs, VolumeCommand, VolumeNamed, VolumeVerify};
+use crate::args::{Format, Reading, VolumeArgs, VolumeCommand, VolumeNamed};
 use crate::config::{self, ClientFile};
 use crate::exit::Failure;
 use crate::outlook;
@@ -13,13 +13,14 @@ use crate::salvage;
 
 mod move_home;
 mod set;
+mod verify;
 
 /// Asks and prints.
 pub fn run(args: VolumeArgs) -> Result<(), Failure> {
     match args.command {
         VolumeCommand::List(args) => list(&args),
         VolumeCommand::Info(args) => info(&args),
-        VolumeCommand::Verify(args) => verify(&args),
+        VolumeCommand::Verify(args) => verify::run(&args),
         VolumeCommand::Losses(args) => salvage::losses(&args, parse(&args.volume)?),
         VolumeCommand::Set(args) => set::run(&args),
         VolumeCommand::MoveHome(args) => move_home::run(&args),
@@ -86,35 +87,6 @@ fn info(args: &VolumeNamed) -> Result<(), Failure> {
             output::text_line(&format!("{volume}\n\n{replicas}\n\n{}", losses.join("\n")))
         }
     }
-}
-
-fn verify(args: &VolumeVerify) -> Result<(), Failure> {
-    let id = parse(&args.volume)?;
-    let file = ClientFile::load(&args.config)?;
-    let reply = admin::block_on(admin::verify_volume(&file, id))?;
-    let equal = reply.different.is_empty();
-    match args.output.format {
-        Format::Json => output::json(&json!({
-            "version": output::VERSION, "home": reply.home, "region": reply.region, "equal": equal, "ranges": reply.ranges,
-            "records": reply.records, "different_ranges": reply.different.len(),
-        }))?,
-        Format::Table => output::text_line(&compared(&reply))?,
-    }
-    if equal {
-        return Ok(());
-    }
-    Err(Failure::failed(format!("{} ranges differ.", reply.different.len())))
-}
-
-fn compared(reply: &VerifyVolumeReply) -> String {
-    let VerifyVolumeReply { home, region, ranges, records, different } = reply;
-    let outcome = match different.len() {
-        0 => format!("{region} has what {home} has."),
-        n => format!("{region} doesn't have what {home} has: {n} ranges differ."),
-    };
-    format!(
-        "{outcome}\nCompared {records} records in {ranges} ranges, each at one place of the volume's log."
-    )
 }
 
 /// How far the regions are that aren't the home.
@@ -259,10 +231,6 @@ mod tests {
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[1].split_whitespace().collect::<Vec<_>>(), ["b", "2/7", "1.250", "s", "follows"]);
         assert!(lines[2].contains("isn't reached: no route"));
-        assert!(
-            compared(&VerifyVolumeReply { different: vec![vec![1].into()], ..Default::default() })
-                .contains("1 ranges differ")
-        );
     }
 
     #[test]

@@ -152,8 +152,8 @@ pub(crate) struct Dirty {
     pub base: Option<Attr>,
     /// The session, and the life of it, that was promised the inode when these bytes were written.
     pub life: (u64, u64),
-    /// Some of them were written under a lock, which ends with that life.
-    pub locked: bool,
+    /// Some of them were written under a lock, which ends with that life, and with this home epoch.
+    pub locked: Option<u64>,
     /// Changes up to this number may still be on their way: the bytes may be sent again once they are over.
     pub fence: u64,
     /// Recalls that are being answered: nothing is added meanwhile.

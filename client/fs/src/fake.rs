@@ -102,6 +102,8 @@ pub struct State {
     pub chunk_bytes: u64,
     /// Changes whose recorded outcome was answered again.
     pub repeated: u64,
+    /// The volume's home epoch.
+    pub home: u64,
     /// Calls by method.
     pub calls: BTreeMap<&'static str, u64>,
     /// What the client did that it must not.
@@ -170,6 +172,15 @@ impl FakeRegion {
                 let committed = s.committed(chunk);
                 s.seal(chunk, committed);
             }
+        });
+    }
+
+    /// Another region is the volume's home now, under another leader: sessions live on, and locks don't.
+    pub fn move_home(&self, leader: &str) {
+        self.with(|s| {
+            s.home += 1;
+            s.leader = leader.to_owned();
+            s.locks.clear();
         });
     }
 
@@ -300,6 +311,7 @@ impl State {
     fn founded(founding: Founding) -> Self {
         let mut state = State {
             leader: "m1".into(),
+            home: 1,
             founding: Some(founding),
             last_id: 100,
             clock: 1_700_000_000_000_000_000,
@@ -427,6 +439,7 @@ impl State {
             root: 1,
             founding: Founding::tell(self.founding),
             alone: self.alone,
+            home_epoch: self.home,
             ..SessionOpened::default()
         }
     }

@@ -384,7 +384,7 @@ impl FileSystem {
         let caller = Caller { kernel_checked: true, ..caller.clone() };
         let (inode, writer) = (open.inode, &inner.writer);
         let place = if append { Place::End } else { Place::At(offset) };
-        let how = How { kill_suidgid: options.kill_suidgid, life: guarded };
+        let how = How { kill_suidgid: options.kill_suidgid, tenure: guarded };
         let buffered =
             writer.buffer(&caller, inode, place, &data, how).await.map_err(|e| e.on_handle(inode))?;
         let written = match buffered {

@@ -199,12 +199,13 @@ impl WriteBack {
     async fn still_ours(&self, inode: u64, buffer: &Buffer) -> Result<(), FsError> {
         let life = self.region.session.life();
         let (written_under, base, locked) = buffer.dirty(|dirty| (dirty.life, dirty.base, dirty.locked));
+        let tenure = self.region.session.tenure();
+        // Others may have the lock by now, and have read what these bytes would change.
+        if locked.is_some_and(|home| written_under != tenure.life || home != tenure.home) {
+            return Err(FsError::Overtaken(inode));
+        }
         if written_under == life {
             return Ok(());
-        }
-        // Others may have the lock by now, and have read what these bytes would change.
-        if locked {
-            return Err(FsError::Overtaken(inode));
         }
         let now = match self.region.read(&daemon(), Op::Acquire(Acquire { inode })).await? {
             Reply::Entry(entry) => entry.attr,

@@ -229,6 +229,7 @@ impl FileSystem {
             session: view.session,
             incarnation: view.incarnation,
             custody_epoch: view.custody_epoch,
+            log_seen: inner.session.near.seen(),
             lease_left_ms: view.lease_left.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX)),
             leader: view.leader,
             lapses: view.lapses,

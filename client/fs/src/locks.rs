@@ -1,12 +1,12 @@
 //! Locks of this host's processes. The region decides and remembers; here is known which owners may hold something, through which handles, and
-//! in which life of the session they got it.
+//! in which tenure of the session they got it.
 //!
 //! ```text
 //!   lock -> held | EAGAIN            lock_waiting -> queued -> granted (a notice) | asked anew at another custodian
 //!                                                       \-> interrupted -> cancelled | had been granted
 //! ```
 //! An owner's requests go one after the other, in tasks that outlive their callers: none overtakes what came before it, and what isn't wanted
-//! any more is undone before the owner's next request. A life that is over has lost its locks: operations on handles through which they
+//! any more is undone before the owner's next request. A tenure that is over has lost its locks: operations on handles through which they
 //! were taken fail until their owner gives the locks up or closes.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -22,7 +22,7 @@ use crate::error::FsError;
 use crate::files::HandleId;
 use crate::fs::{FileSystem, daemon};
 use crate::held::{Held, Level, Part};
-use crate::owners::{Key, Leaving, Life, Owner, is_lost};
+use crate::owners::{Key, Leaving, Owner, Tenure, is_lost};
 use crate::read::unexpected;
 
 /// Waits of one mount at once.
@@ -141,7 +141,7 @@ impl FileSystem {
         let (answer, answered) = oneshot::channel();
         self.inner.region.spawn(async move {
             let order = owner.quiet_order().await;
-            let once = || async { fs.attempt(key, &owner, &request, 0, fs.inner.session.life()).await };
+            let once = || async { fs.attempt(key, &owner, &request, 0, fs.inner.session.tenure()).await };
             let mut came = once().await;
             let mut waited = false;
             loop {
@@ -251,15 +251,15 @@ impl FileSystem {
             let order = tokio::select! {
                 biased;
                 () = interrupted.cancelled() => return match asked_in {
-                    Some(life) => self.cancel(key, owner, request, waiting.number, life).await,
+                    Some(tenure) => self.cancel(key, owner, request, waiting.number, tenure).await,
                     None => Err(FsError::Answered(libc::EINTR)),
                 },
                 order = owner.quiet_order() => order,
             };
-            let life = session.life();
-            asked_in = Some(life);
+            let tenure = session.tenure();
+            asked_in = Some(tenure);
             waiting.granted.forget();
-            let queued_at = match self.attempt(key, owner, request, waiting.number, life).await {
+            let queued_at = match self.attempt(key, owner, request, waiting.number, tenure).await {
                 Came::Held => return Ok(order),
                 Came::Refused(FsError::Lapsed) => continue,
                 Came::Refused(error) => return Err(error),
@@ -275,31 +275,38 @@ impl FileSystem {
                     () = waiting.granted.wait() => {
                         // Not beside a request of the same owner, which would take what isn't noted yet for not held.
                         let order = owner.order().await;
-                        if session.life() == life {
-                            self.inner.locks.note(key, owner, request.handle, life);
+                        if session.tenure() == tenure {
+                            self.inner.locks.note(key, owner, request.handle, tenure);
                             return Ok(order);
                         }
                         continue;
                     }
                     () = interrupted.cancelled() => {}
-                    () = session.moved_on(custody_epoch, life) => continue,
+                    () = session.moved_on(custody_epoch, tenure.life) => continue,
                     () = tokio::time::sleep(ASK_AGAIN) => continue,
                 }
             } else if !interrupted.is_cancelled() {
                 continue;
             }
-            return self.cancel(key, owner, request, waiting.number, life).await;
+            return self.cancel(key, owner, request, waiting.number, tenure).await;
         }
     }
 
-    /// Asks for the lock once, in that life or not at all. The caller has the owner's order.
-    async fn attempt(&self, key: Key, owner: &Owner, request: &LockRequest, wait: u64, life: Life) -> Came {
+    /// Asks for the lock once, in that tenure or not at all. The caller has the owner's order.
+    async fn attempt(
+        &self,
+        key: Key,
+        owner: &Owner,
+        request: &LockRequest,
+        wait: u64,
+        tenure: Tenure,
+    ) -> Came {
         let inner = &self.inner;
-        if is_lost(owner, life) {
+        if is_lost(owner, tenure) {
             return Came::Refused(FsError::LockLost(key.0));
         }
         let held_before = owner.state(|state| state.held_in.is_some());
-        inner.locks.note(key, owner, request.handle, life);
+        inner.locks.note(key, owner, request.handle, tenure);
         let op = Op::Lock(Lock { inode: key.0, lock: Some(request.spec()), wait });
         let refused = |error| {
             if !held_before {
@@ -307,7 +314,7 @@ impl FileSystem {
             }
             Came::Refused(error)
         };
-        match inner.region.change_in_life(&daemon(), op, life).await {
+        match inner.region.change_in_life(&daemon(), op, tenure).await {
             Ok(Reply::Locked(locked)) => match locked.state() {
                 LockState::Held => Came::Held,
                 LockState::Queued => {
@@ -340,20 +347,20 @@ impl FileSystem {
         owner: &Owner,
         request: &LockRequest,
         wait: u64,
-        life: Life,
+        tenure: Tenure,
     ) -> Result<OwnedMutexGuard<()>, FsError> {
         let inner = &self.inner;
         let interrupted = Err(FsError::Answered(libc::EINTR));
         let order = owner.order().await;
         loop {
             let op = Op::CancelLock(CancelLock { inode: key.0, lock: Some(request.spec()), wait });
-            match inner.region.change_in_life(&daemon(), op, life).await {
+            match inner.region.change_in_life(&daemon(), op, tenure).await {
                 Ok(Reply::Locked(locked)) if locked.state() == LockState::Held => {
-                    inner.locks.note(key, owner, request.handle, life);
+                    inner.locks.note(key, owner, request.handle, tenure);
                     return Ok(order);
                 }
                 Ok(_) => return interrupted,
-                // Another life: nobody waits for the old one.
+                // Another tenure: nobody waits for the old one.
                 Err(FsError::Lapsed | FsError::SessionLost | FsError::Closed) => return interrupted,
                 Err(error) => {
                     tracing::debug!(inode = key.0, %error, "a wait for a lock isn't cancelled yet");
@@ -366,7 +373,7 @@ impl FileSystem {
     /// Brings a range back to what the owner was last told that it holds of it: that nobody knows whether more was done, or that nobody wants
     /// it, takes nothing away from what was held before. Until that is answered, or can't be had any more. The caller has the owner's order.
     async fn undo(&self, key: Key, owner: &Owner, request: &LockRequest) {
-        let Some(life) = owner.state(|state| state.held_in) else { return };
+        let Some(tenure) = owner.state(|state| state.held_in) else { return };
         let parts = owner.state(|state| state.held.parts(request.range()));
         // Others may be reading by now what it believes to be its own.
         let lowered = |part: &Part| !request.exclusive && part.level.is_some_and(|level| level.exclusive);
@@ -375,7 +382,7 @@ impl FileSystem {
         }
         let mut kept = true;
         for part in parts {
-            kept &= self.bring_back(key, request, part, life).await;
+            kept &= self.bring_back(key, request, part, tenure).await;
         }
         // Whatever can't be brought back is lost, as after a lapse.
         owner.state(|state| state.lost = !kept);
@@ -385,19 +392,19 @@ impl FileSystem {
     }
 
     /// False if the owner can't have it any more, or nobody is there to ask.
-    async fn bring_back(&self, key: Key, request: &LockRequest, part: Part, life: Life) -> bool {
+    async fn bring_back(&self, key: Key, request: &LockRequest, part: Part, tenure: Tenure) -> bool {
         let Part { start, end, level } = part;
         let wanted = LockRequest { start, end, ..*request };
         loop {
             let error = match level {
-                None => match self.give_up(key, &wanted, life).await {
+                None => match self.give_up(key, &wanted, tenure).await {
                     Ok(_) => return true,
                     Err(error) => error,
                 },
                 Some(Level { exclusive, pid }) => {
                     let lock = Some(LockRequest { exclusive, pid, ..wanted }.spec());
                     let op = Op::Lock(Lock { inode: key.0, lock, wait: 0 });
-                    match self.inner.region.change_in_life(&daemon(), op, life).await {
+                    match self.inner.region.change_in_life(&daemon(), op, tenure).await {
                         Ok(Reply::Locked(locked)) if locked.state() == LockState::Held => return true,
                         Ok(_) | Err(FsError::Answered(_) | FsError::Lapsed | FsError::SessionLost) => {
                             return false;
@@ -424,10 +431,10 @@ impl FileSystem {
         self.inner.locks.clear(key, owner);
     }
 
-    /// True if the life that had the lock was over.
-    async fn give_up(&self, key: Key, request: &LockRequest, life: Life) -> Result<bool, FsError> {
+    /// True if the tenure that had the lock was over.
+    async fn give_up(&self, key: Key, request: &LockRequest, tenure: Tenure) -> Result<bool, FsError> {
         let op = Op::Unlock(Unlock { inode: key.0, lock: Some(request.spec()) });
-        match self.inner.region.change_in_life(&daemon(), op, life).await {
+        match self.inner.region.change_in_life(&daemon(), op, tenure).await {
             Ok(Reply::Done(_)) => Ok(false),
             Ok(other) => Err(unexpected("unlock", &other)),
             Err(FsError::Lapsed | FsError::SessionLost) => Ok(true),
@@ -455,13 +462,13 @@ impl FileSystem {
 
     async fn unlock_in_order(&self, key: Key, owner: &Owner, request: &LockRequest) -> Result<(), FsError> {
         let inner = &self.inner;
-        let Some(life) = owner.state(|state| state.held_in) else { return Ok(()) };
-        if is_lost(owner, inner.session.life()) {
+        let Some(tenure) = owner.state(|state| state.held_in) else { return Ok(()) };
+        if is_lost(owner, inner.session.tenure()) {
             // What may be left of it is given up behind this answer.
             owner.state(|state| state.lost = true);
             return Err(FsError::LockLost(key.0));
         }
-        match self.give_up(key, request, life).await {
+        match self.give_up(key, request, tenure).await {
             Ok(false) => {
                 owner.state(|state| state.held.give_up(request.range()));
                 if request.is_everything() {
@@ -492,17 +499,17 @@ impl FileSystem {
         }
     }
 
-    /// The life in which the locks were taken that belong to a handle, to be asked again once the operation is done; an error if it is over.
-    pub(crate) fn guard(&self, handle: HandleId) -> Result<Option<Life>, FsError> {
+    /// The tenure in which the locks were taken that belong to a handle, to be asked again once the operation is done; an error if it is over.
+    pub(crate) fn guard(&self, handle: HandleId) -> Result<Option<Tenure>, FsError> {
         let locks = &self.inner.locks;
         if locks.is_unused() {
             return Ok(None);
         }
-        locks.guard(handle, self.inode_of(handle)?, self.inner.session.life())
+        locks.guard(handle, self.inode_of(handle)?, self.inner.session.tenure())
     }
 
     /// An operation under a lock is well only if it was there to the end.
-    pub(crate) fn still_guarded(&self, handle: HandleId, guarded: Option<Life>) -> Result<(), FsError> {
+    pub(crate) fn still_guarded(&self, handle: HandleId, guarded: Option<Tenure>) -> Result<(), FsError> {
         if guarded.is_some() { self.guard(handle).map(|_| ()) } else { Ok(()) }
     }
 

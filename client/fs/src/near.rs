@@ -138,6 +138,11 @@ impl Near {
         }
     }
 
+    /// The newest place of the log, by epoch and version, that an answer may have shown.
+    pub fn seen(&self) -> At {
+        self.state().seen
+    }
+
     /// Whether the volume has a log: where it has one, several regions have the volume.
     pub fn has_log(&self) -> bool {
         self.state().seen > At::default()

@@ -1,4 +1,4 @@
-//! Which owners on this host may hold locks, through which handles, and in which life of the session they got them.
+//! Which owners on this host may hold locks, through which handles, and in which tenure they got them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,8 +16,37 @@ use crate::held::Held;
 /// How long a lock that is in the way of a process waits for the release of a descriptor that was closed before.
 const LEAVING_WAITS: Duration = Duration::from_secs(2);
 
-/// A session and its incarnation.
-pub(crate) type Life = (u64, u64);
+/// What locks are held under. In any other life of the session, and under any other home of the volume, somebody else may have them: locks are records
+/// of the home's region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Tenure {
+    /// The session and its incarnation.
+    pub life: (u64, u64),
+    /// The volume's home epoch.
+    pub home: u64,
+}
+
+/// When a change may be done: in one life of the session, and perhaps under one home of the volume only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Within {
+    /// The session and its incarnation.
+    pub life: (u64, u64),
+    /// The home epoch, where what it rests on doesn't outlive that.
+    pub home: Option<u64>,
+}
+
+impl From<(u64, u64)> for Within {
+    fn from(life: (u64, u64)) -> Self {
+        Self { life, home: None }
+    }
+}
+
+impl From<Tenure> for Within {
+    fn from(tenure: Tenure) -> Self {
+        Self { life: tenure.life, home: Some(tenure.home) }
+    }
+}
+
 /// An owner on an inode.
 pub(crate) type Key = (u64, LockKind, u64);
 
@@ -34,8 +63,8 @@ pub(crate) struct Owner {
 /// What is known of an owner.
 #[derive(Debug, Default)]
 pub(crate) struct OwnerState {
-    /// The life in which the owner may hold something.
-    pub held_in: Option<Life>,
+    /// The tenure in which the owner may hold something.
+    pub held_in: Option<Tenure>,
     /// What it holds isn't known.
     pub lost: bool,
     /// What it was told that it holds. It may hold more: what is being granted, or undone.
@@ -163,11 +192,11 @@ impl Locks {
     }
 
     /// The owner may hold something, through that handle.
-    pub fn note(&self, key: Key, owner: &Owner, handle: HandleId, life: Life) {
+    pub fn note(&self, key: Key, owner: &Owner, handle: HandleId, tenure: Tenure) {
         self.map(|maps| {
             maps.by_handle.entry(handle).or_default().insert(key);
             owner.state(|state| {
-                state.held_in = Some(life);
+                state.held_in = Some(tenure);
                 state.handles.insert(handle);
             });
         });
@@ -223,17 +252,17 @@ impl Locks {
         self.handles.load(Ordering::Acquire) == 0
     }
 
-    /// In which life the locks were taken that belong to a handle; none without any. An error if that life is over.
-    pub fn guard(&self, handle: HandleId, inode: u64, life: Life) -> Result<Option<Life>, FsError> {
+    /// In which tenure the locks were taken that belong to a handle; none without any. An error if that is over.
+    pub fn guard(&self, handle: HandleId, inode: u64, tenure: Tenure) -> Result<Option<Tenure>, FsError> {
         self.map(|maps| {
             let Some(keys) = maps.by_handle.get(&handle) else { return Ok(None) };
-            let lost = keys.iter().filter_map(|key| maps.owners.get(key)).any(|owner| is_lost(owner, life));
-            if lost { Err(FsError::LockLost(inode)) } else { Ok(Some(life)) }
+            let lost = keys.iter().filter_map(|key| maps.owners.get(key)).any(|owner| is_lost(owner, tenure));
+            if lost { Err(FsError::LockLost(inode)) } else { Ok(Some(tenure)) }
         })
     }
 }
 
-/// Whether what the owner may hold is lost to it in that life of the session.
-pub(crate) fn is_lost(owner: &Owner, life: Life) -> bool {
-    owner.state(|state| state.lost || state.held_in.is_some_and(|held_in| held_in != life))
+/// Whether what the owner may hold is lost to it in that tenure.
+pub(crate) fn is_lost(owner: &Owner, tenure: Tenure) -> bool {
+    owner.state(|state| state.lost || state.held_in.is_some_and(|held_in| held_in != tenure))
 }

@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use crate::error::FsError;
 use crate::files::HandleId;
 use crate::fs::{FileSystem, daemon};
-use crate::owners::Life;
+use crate::owners::Tenure;
 use crate::read::unexpected;
 
 /// Steps of one copy; then the caller is told how far it came, and asks for the rest.
@@ -156,17 +156,17 @@ impl FileSystem {
         Ok(copied)
     }
 
-    /// One step, under locks only in the life of the session in which they were taken: in the next one somebody else may have them.
+    /// One step, under locks only in the tenure in which they were taken: in the next one somebody else may have them.
     async fn ranged(
         &self,
         caller: &Caller,
         what: &str,
         op: Op,
-        guarded: Option<Life>,
+        guarded: Option<Tenure>,
     ) -> Result<Ranged, FsError> {
         let region = &self.inner.region;
         let reply = match guarded {
-            Some(life) => region.change_in_life(caller, op, life).await?,
+            Some(tenure) => region.change_in_life(caller, op, tenure).await?,
             None => region.change(caller, op).await?,
         };
         match reply {

@@ -26,6 +26,7 @@ use crate::error::FsError;
 use crate::fs::daemon;
 use crate::journal::{self, SentOwned};
 use crate::opens::Opens;
+use crate::owners::Within;
 use crate::peers::Failure;
 use crate::retry::Backoff;
 use crate::session::{Seat, Session};
@@ -67,8 +68,8 @@ struct Flight {
     order: u64,
     /// Others may wait for it.
     urgent: bool,
-    /// The only life of the session in which it may be done.
-    life: Option<(u64, u64)>,
+    /// The only life of the session in which it may be done, or only home under which.
+    within: Option<Within>,
 }
 
 /// What to do with a failed attempt.
@@ -120,7 +121,7 @@ impl Region {
             patience,
             order: 0,
             urgent: false,
-            life: None,
+            within: None,
         };
         let sent = match &flight.request.op {
             Some(op) => tokio::time::timeout_at(flight.deadline, self.session.journal.enter(op)).await,
@@ -145,7 +146,7 @@ impl Region {
 
     /// Tells of changes that were made alone, in that life of the session. Tries until there is an answer, or that life is over.
     pub async fn tell(self: &Arc<Self>, caller: &Caller, op: Op, life: (u64, u64)) -> Result<Reply, FsError> {
-        self.change_of(caller, op, TELL_PATIENCE, Some(life)).await.map(|(reply, _)| reply)
+        self.change_of(caller, op, TELL_PATIENCE, Some(life.into())).await.map(|(reply, _)| reply)
     }
 
     /// Runs a change.
@@ -164,14 +165,14 @@ impl Region {
     }
 
     /// Runs a change that others may wait for, and that waits for nobody: it passes those that do. It is done in that life of the session (its id
-    /// and incarnation) or not at all ([`FsError::Lapsed`]).
+    /// and incarnation), and under that home if one is said, or not at all ([`FsError::Lapsed`]).
     pub async fn change_in_life(
         self: &Arc<Self>,
         caller: &Caller,
         op: Op,
-        life: (u64, u64),
+        within: impl Into<Within>,
     ) -> Result<Reply, FsError> {
-        self.change_of(caller, op, self.patience(), Some(life)).await.map(|(reply, _)| reply)
+        self.change_of(caller, op, self.patience(), Some(within.into())).await.map(|(reply, _)| reply)
     }
 
     /// The last number that was given to a change.
@@ -194,12 +195,12 @@ impl Region {
         caller: &Caller,
         op: Op,
         patience: Duration,
-        life: Option<(u64, u64)>,
+        within: Option<Within>,
     ) -> Result<(Reply, u64), FsError> {
         let started = Instant::now();
         let what = name(&op);
         let deadline = started + patience;
-        let urgent = life.is_some() || matches!(op, Op::AllocateChunk(_) | Op::SealChunk(_));
+        let urgent = within.is_some() || matches!(op, Op::AllocateChunk(_) | Op::SealChunk(_));
         // Its place is taken before it waits for what was made alone before it.
         let journal = self.session.journal.clone();
         let sent = tokio::time::timeout_at(deadline, journal.enter_owned(&op)).await;
@@ -219,7 +220,7 @@ impl Region {
                 patience,
                 order: 0,
                 urgent,
-                life,
+                within,
             }),
         };
         let reply = match &mut settling.flight {
@@ -303,10 +304,17 @@ impl Region {
                 self.given_up(flight);
                 return Err(FsError::SessionLost);
             }
-            if flight.sent_as.is_none()
-                && flight.life.is_some_and(|life| life != (seat.session, seat.incarnation))
-            {
-                return Err(FsError::Lapsed);
+            if let Some(within) = flight.within {
+                if flight.sent_as.is_none() && within.life != (seat.session, seat.incarnation) {
+                    return Err(FsError::Lapsed);
+                }
+                if within.home.is_some_and(|home| home != seat.home) {
+                    // The home before may have done it; the one now mustn't.
+                    if flight.sent_as.is_some() {
+                        self.given_up(flight);
+                    }
+                    return Err(FsError::Lapsed);
+                }
             }
             let failure = match self.attempt(flight, &seat).await {
                 Ok(reply) => {
@@ -470,7 +478,7 @@ impl Region {
                 if flight.number != 0
                     && flight.sent_as.is_some_and(|(_, incarnation)| incarnation < seat.incarnation)
                 {
-                    if flight.life.is_some() {
+                    if flight.within.is_some() {
                         return Next::Fail(FsError::Lapsed);
                     }
                     return Next::Renumber;

@@ -14,6 +14,7 @@ use crate::dirty::Segment;
 use crate::error::FsError;
 use crate::fs::daemon;
 use crate::journal::Change;
+use crate::owners::Within;
 use crate::packets::Packets;
 use crate::pieces::{chunk_of, inline_pieces, lay_out};
 use crate::read::unexpected;
@@ -70,7 +71,7 @@ impl WriteBack {
         let write = as_buffered(inode, buffer, last);
         let chunks: Vec<u64> = pieces.iter().filter_map(chunk_of).collect();
         let op = Op::Write(Write { pieces, ..write.clone() });
-        let life = buffer.dirty(|dirty| dirty.life);
+        let life = within(buffer);
         let outcome = match self.region.change_in_life(&daemon(), op, life).await? {
             Reply::Written(written) => Ok((0, written.attr)),
             Reply::Errno(errno) if errno == libc::ESTALE as u32 => {
@@ -90,7 +91,7 @@ impl WriteBack {
         buffer: &Buffer,
     ) -> Result<Option<Attr>, FsError> {
         let write = as_buffered(inode, buffer, true);
-        let life = Some(buffer.dirty(|dirty| dirty.life));
+        let life = Some(within(buffer));
         let mut outcome = self.send_once(&daemon(), batch, true, write.clone(), life).await;
         if self.not_inline(inode, &outcome) {
             outcome = self.send_once(&daemon(), batch, false, write, life).await;
@@ -108,7 +109,8 @@ impl WriteBack {
         data: Bytes,
         how: How,
     ) -> Result<(u64, Option<Attr>), FsError> {
-        let How { kill_suidgid, life } = how;
+        let How { kill_suidgid, tenure } = how;
+        let life = tenure.map(Within::from);
         let append = place == Place::End;
         let at = match place {
             Place::At(at) => at,
@@ -132,7 +134,7 @@ impl WriteBack {
         batch: &[Segment],
         inline: bool,
         write: Write,
-        life: Option<(u64, u64)>,
+        life: Option<Within>,
     ) -> Result<(u64, Option<Attr>), FsError> {
         let deadline = Instant::now() + self.region.patience();
         let inode = write.inode;
@@ -145,7 +147,10 @@ impl WriteBack {
             let chunks: Vec<u64> = pieces.iter().filter_map(chunk_of).collect();
             let op = Op::Write(Write { pieces, ..write.clone() });
             let reply = match life {
-                Some(life) if inline && self.is_exclusive(inode) => self.along(caller, op, life).await?,
+                // What a lock guards goes by itself: what was made alone outlives a home.
+                Some(life) if inline && life.home.is_none() && self.is_exclusive(inode) => {
+                    self.along(caller, op, life).await?
+                }
                 Some(life) => self.region.change_in_life(caller, op, life).await?,
                 None => self.region.change(caller, op).await?,
             };
@@ -174,17 +179,17 @@ impl WriteBack {
     }
 
     /// Has a buffered write told with what was made alone, if something waits to be told; else it goes by itself.
-    async fn along(&self, caller: &Caller, op: Op, life: (u64, u64)) -> Result<Reply, FsError> {
+    async fn along(&self, caller: &Caller, op: Op, within: Within) -> Result<Reply, FsError> {
         let (request, now) =
             (FsRequest { caller: Some(caller.clone()), op: Some(op) }, self.region.session.clock.unix_ns());
         let inode = match &request.op {
             Some(Op::Write(write)) => write.inode,
             _ => 0,
         };
-        match self.region.session.journal.join(life, Change::new(request, 0, now, vec![inode])) {
+        match self.region.session.journal.join(within.life, Change::new(request, 0, now, vec![inode])) {
             Ok(answer) => answer.await.unwrap_or(Err(FsError::Lapsed)),
             Err(Change { request: FsRequest { op: Some(op), .. }, .. }) => {
-                self.region.change_in_life(caller, op, life).await
+                self.region.change_in_life(caller, op, within).await
             }
             Err(_) => Err(FsError::Closed),
         }
@@ -208,6 +213,11 @@ impl WriteBack {
 }
 
 /// A write of what was taken from the buffer, without its pieces yet. With the `last` of them go the attributes that were set over them.
+/// When buffered bytes may be sent.
+fn within(buffer: &Buffer) -> Within {
+    buffer.dirty(|dirty| Within { life: dirty.life, home: dirty.locked })
+}
+
 fn as_buffered(inode: u64, buffer: &Buffer, last: bool) -> Write {
     buffer.dirty(|dirty| Write {
         inode,

@@ -41,6 +41,7 @@ use crate::grants::Grants;
 use crate::journal::Journal;
 use crate::near::Near;
 use crate::opens::Opens;
+use crate::owners::Tenure;
 use crate::peers::{Failure, Peers};
 use crate::retry::{Backoff, Budget};
 
@@ -63,6 +64,8 @@ pub(crate) struct Seat {
     pub session: u64,
     pub incarnation: u64,
     pub custody_epoch: u64,
+    /// The volume's home epoch; 0 where an older master doesn't tell.
+    pub home: u64,
     /// Grows each time that the keeper has heard from a leader.
     pub confirmed: u64,
 }
@@ -81,6 +84,8 @@ struct State {
     seat: Option<Seat>,
     session: u64,
     incarnation: u64,
+    /// The volume's home epoch.
+    home: u64,
     custody_epoch: u64,
     /// The custody epoch, session and incarnation that were answered: nothing is shown any more that was promised before.
     answered: (u64, u64, u64),
@@ -174,6 +179,7 @@ impl Session {
             session: 0,
             incarnation: 0,
             custody_epoch: 0,
+            home: 0,
             answered: (0, 0, 0),
             root: 1,
             read_only: false,
@@ -373,6 +379,11 @@ impl Session {
     /// The session and its incarnation.
     pub fn life(&self) -> (u64, u64) {
         self.state(|s| (s.session, s.incarnation))
+    }
+
+    /// What locks are held under now.
+    pub fn tenure(&self) -> Tenure {
+        self.state(|s| Tenure { life: (s.session, s.incarnation), home: s.home })
     }
 
     /// A place for the next attempt in the session's order.
@@ -897,6 +908,8 @@ impl Session {
             s.session = opened.session;
             s.incarnation = opened.incarnation;
             s.custody_epoch = s.custody_epoch.max(opened.custody_epoch);
+            // An answer of a home that isn't any more comes late.
+            s.home = s.home.max(opened.home_epoch);
             s.root = if opened.root == 0 { 1 } else { opened.root };
             (s.read_only, s.squash) = (opened.read_only, opened.squash());
             s.alone = opened.alone;
@@ -913,6 +926,7 @@ impl Session {
                 session: s.session,
                 incarnation: s.incarnation,
                 custody_epoch: s.custody_epoch,
+                home: s.home,
                 confirmed: s.confirmed,
             });
         });

@@ -15,6 +15,8 @@ pub struct FsStatus {
     pub incarnation: u64,
     /// The newest custody epoch that a master told us.
     pub custody_epoch: u64,
+    /// The newest place of the volume's log, by home epoch and version, that answers may have shown; 0 and 0 where one region alone has the volume.
+    pub log_seen: (u64, u64),
     /// What remains of the lease, in milliseconds; none when it has run out.
     pub lease_left_ms: Option<u64>,
     /// The leader's address while we are connected to it.

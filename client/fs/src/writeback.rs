@@ -28,6 +28,7 @@ use crate::escrow::{Account, Accounts, Taken, accounts_of};
 use crate::facts::{Facts, Level};
 use crate::fs::daemon;
 use crate::opens::Opens;
+use crate::owners::Tenure;
 use crate::read::unexpected;
 use crate::region::Region;
 use crate::settings::Settings;
@@ -47,8 +48,8 @@ pub(crate) enum Place {
 pub(crate) struct How {
     /// Clears setuid and setgid.
     pub kill_suidgid: bool,
-    /// The only life of the session in which it may be done.
-    pub life: Option<(u64, u64)>,
+    /// The only tenure of locks in which it may be done.
+    pub tenure: Option<Tenure>,
 }
 
 /// Questions for escrow before one write goes through.
@@ -175,8 +176,9 @@ impl WriteBack {
 
     fn put(self: &Arc<Self>, inode: u64, place: Place, data: &Bytes, how: How) -> Result<Put, FsError> {
         let (now, now_ns) = (Instant::now(), self.region.session.clock.unix_ns());
-        let life = self.region.session.life();
-        if how.life.is_some_and(|only| only != life) {
+        let tenure = self.region.session.tenure();
+        let life = tenure.life;
+        if how.tenure.is_some_and(|only| only != tenure) {
             return Err(FsError::Lapsed);
         }
         let mut full = false;
@@ -209,9 +211,10 @@ impl WriteBack {
                 return Ok(Put::Not);
             }
             if dirty.is_clean() {
-                (dirty.base, dirty.life, dirty.locked) = (Some(base), life, false);
+                (dirty.base, dirty.life, dirty.locked) = (Some(base), life, None);
             }
-            dirty.locked |= how.life.is_some();
+            // The oldest counts: what was written under it mustn't go to a later home.
+            dirty.locked = dirty.locked.or(how.tenure.map(|tenure| tenure.home));
             dirty.cover(covering, length);
             dirty.put(at, data.clone(), now, now_ns);
             dirty.show(&mut attr);
@@ -251,7 +254,7 @@ impl WriteBack {
             dirty.show(&mut attr);
             let settings = Settings::of(change, &attr, now_ns)?;
             if dirty.is_clean() {
-                (dirty.base, dirty.life, dirty.locked) = (Some(base), life, false);
+                (dirty.base, dirty.life, dirty.locked) = (Some(base), life, None);
             }
             dirty.set(settings, now);
             attr = base;

@@ -93,6 +93,53 @@ async fn a_write_under_a_lock_isnt_done_in_another_life() {
     assert_eq!(region.with(|s| s.executed), before, "it was done without the lock");
 }
 
+/// The session lives on under the next home of the volume, and what it held of locks doesn't.
+#[tokio::test(start_paused = true)]
+async fn locks_end_with_the_home_and_that_is_told_like_a_lapse() {
+    let region = Arc::new(FakeRegion::new());
+    let fs = connect(&region).await;
+    let (one, two, free) = (open(&fs).await, open(&fs).await, open(&fs).await);
+    fs.lock(range(one, 1, 0, 9)).await.unwrap();
+    fs.lock(range(two, 2, 10, 19)).await.unwrap();
+    region.move_home("m2");
+    let before = region.with(|s| s.executed);
+    let inode = fs.inode_of(one).unwrap();
+    let lost = || FsError::LockLost(inode);
+    // It hears of the next home by this request, which isn't done there.
+    assert_eq!(write(&fs, one).await.unwrap_err().errno(), libc::EIO);
+    assert_eq!(region.with(|s| s.executed), before, "it was done without the lock");
+    assert_eq!(fs.status().lapses, 0);
+    assert_eq!(fs.read(&me(), two, 0, 1).await, Err(lost()));
+    assert_eq!(fs.lock(range(one, 1, 50, 59)).await, Err(lost()));
+    write(&fs, free).await.unwrap();
+    assert_eq!(fs.unlock(range(one, 1, 0, 9)).await, Err(lost()), "once");
+    fs.lock(range(one, 1, 0, 9)).await.unwrap();
+    write(&fs, one).await.unwrap();
+    assert_eq!(held(&region), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_buffered_under_a_lock_isnt_sent_to_the_next_home() {
+    let region = Arc::new(FakeRegion::new());
+    region.with(|s| s.exclusive = true);
+    let fs = connect(&region).await;
+    let (locked, free) = (open(&fs).await, open(&fs).await);
+    fs.lock(all(locked, 1)).await.unwrap();
+    write(&fs, locked).await.unwrap();
+    assert!(fs.status().dirty_bytes > 0);
+    region.move_home("m2");
+    fs.getattr(&me(), ROOT).await.unwrap();
+    assert_eq!(fs.fsync(locked, false).await.unwrap_err().errno(), libc::EIO);
+    assert_eq!(fs.status().dirty_bytes, 0);
+    assert_eq!(fs.fsync(free, false).await.unwrap_err().errno(), libc::EIO, "each handle hears of it, once");
+    assert!(fs.unlock(all(locked, 1)).await.is_err());
+    // What was buffered without one outlives the home.
+    write(&fs, free).await.unwrap();
+    region.move_home("m1");
+    fs.fsync(free, false).await.unwrap();
+    assert_eq!(fs.status().dirty_bytes, 0);
+}
+
 /// Bytes that were buffered under a lock, and a truncation under it.
 #[tokio::test(start_paused = true)]
 async fn what_was_begun_under_a_lock_isnt_finished_in_another_life() {

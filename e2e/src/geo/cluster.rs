@@ -331,11 +331,11 @@ impl GeoCluster {
         agreed.context("no region was asked")
     }
 
-    /// Compares what a region has with what the home has, by hashes; a replica may be on its way for a while.
+    /// Compares what a region has with what the home has, records and each copy of each chunk; a replica may be on its way for a while.
     pub fn verify(&self, region: &str) -> Result<()> {
         let admin = self.config(region, "admin");
         wait_for(&format!("the replica in {region} to be equal"), Duration::from_secs(60), || {
-            let output = self.ask(OBSERVER, &["volume", "verify", "/"], &admin)?;
+            let output = self.ask(OBSERVER, &["volume", "verify", "/", "--read"], &admin)?;
             let (told, talk) =
                 (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
             ensure!(output.status.success(), "mooseng volume verify: {told}{talk}");

@@ -30,7 +30,11 @@ const HOME_LOST: &[&str] = &[
 ];
 
 /// What is said where all copies of a chunk are gone.
-const COPIES_GONE: &[&str] = &["no copy of a chunk is of any use here"];
+const COPIES_GONE: &[&str] = &[
+    "no copy of a chunk is of any use here",
+    "a block doesn't match its checksum",
+    "this copy of a chunk is corrupt",
+];
 
 fn write(path: &Path, text: &str) -> Result<()> {
     let mut file = std::fs::File::create(path)?;
@@ -154,13 +158,7 @@ fn moves(cluster: &DevCluster, mounts: &[&Path]) -> Result<()> {
             }
         }
     }
-    wait_for("the replica to be equal", SOON, || {
-        let mut command = cluster.mooseng(&["volume", "verify", "/", "-o", "json", "--config"]);
-        let output = checked(command.arg(cluster.admin_config_of(AWAY)?))?;
-        let compared: serde_json::Value = serde_json::from_slice(&output.stdout)?;
-        ensure!(compared["equal"] == true, "{compared:#}");
-        Ok(())
-    })
+    compared(cluster, AWAY, |all| all["equal"] == true)
 }
 
 /// The files below a directory that contain a marker.
@@ -207,7 +205,32 @@ fn remove_all_copies(cluster: &DevCluster, here: &Path, there: &Path) -> Result<
     cluster.dev_words(&["start", "region", AWAY])?;
     wait_for("two chunkservers to have it again", Duration::from_secs(120), two)?;
     ensure!(std::fs::read(there.join("gone"))? == content, "it has other bytes");
-    Ok(())
+
+    // A bit of one copy: `volume verify --read` finds it, and what finds it has it repaired.
+    compared(cluster, AWAY, |all| all["equal"] == true)?;
+    let rotten = copies()?.into_iter().next().context("no copy")?;
+    let mut bytes = std::fs::read(&rotten)?;
+    let at = bytes.windows(MARKER.len()).position(|window| window == MARKER).context("no marker")?;
+    bytes[at] ^= 4;
+    std::fs::write(&rotten, bytes)?;
+    compared(cluster, AWAY, |all| {
+        let different = all["different_copies"].as_array().map_or(0, Vec::len);
+        all["equal"] == false && different == 1 && all["different_copies"][0]["region"] == AWAY
+    })?;
+    compared(cluster, AWAY, |all| all["equal"] == true)
+}
+
+/// Waits until `mooseng volume verify --read` in a region says something.
+fn compared(cluster: &DevCluster, region: &str, says: impl Fn(&serde_json::Value) -> bool) -> Result<()> {
+    wait_for("what volume verify says", Duration::from_secs(60), || {
+        let mut command = cluster.mooseng(&["volume", "verify", "/", "--read", "-o", "json", "--config"]);
+        let output = command.arg(cluster.admin_config_of(region)?).output()?;
+        let all: serde_json::Value = serde_json::from_slice(&output.stdout)
+            .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
+        ensure!(says(&all), "{all:#}");
+        ensure!(output.status.success() == (all["equal"] == true), "{:?}: {all:#}", output.status);
+        Ok(())
+    })
 }
 
 fn run() -> Result<()> {

@@ -222,11 +222,15 @@ async fn home_of<T: Transaction>(
 }
 
 /// What was the home of an epoch before is a replica from now on, at the end of its own log: whether that is a place of the log that there is now the
-/// present home says. Answers whether anything had to be done.
+/// present home says. Answers whether anything had to be done. Refused where this region has been the home of that epoch, or of a later one: whoever asks has
+/// started, and doesn't know yet what the regions have agreed on since.
 pub async fn rejoin<T: Transaction>(tx: &T, volume: VolumeId, epoch: Epoch) -> Result<bool, ReplicaError> {
     let Some(known) = logged(tx, volume).await? else { return Ok(false) };
     if apply::state(tx, volume, Read::Conflicting).await?.is_some() {
         return Ok(false);
+    }
+    if known.epoch >= epoch.0 {
+        return Err(ReplicaError::Refused(known.epoch));
     }
     let (at, behind) = (read::newest(tx, volume).await?, known.trimmed());
     let record = ReplicaRecord {

@@ -650,3 +650,19 @@ async fn a_home_that_begins_anew_has_no_locks_of_its_time_before() {
     commit(tx).await;
     assert!(!turned(3).await);
 }
+
+/// A master that starts again knows at first what the regions had agreed on some time ago: by that, the home may be elsewhere. As a replica, complete
+/// up to its newest entry, it couldn't go back to where its own epoch began, and would never serve again (regions seed 123).
+#[tokio::test]
+async fn a_home_that_starts_with_an_old_view_stays_one() {
+    let (store, _) = store();
+    let tx = store.begin();
+    tx.set(&log::logged_key(VOLUME), &LoggedRecord { epoch: 2, ..LoggedRecord::default() }.to_value());
+    commit(tx).await;
+    for before in 1..=2 {
+        let refused = turn::rejoin(&store.begin(), VOLUME, Epoch(before)).await;
+        assert!(matches!(refused, Err(ReplicaError::Refused(2))), "{refused:?}");
+    }
+    let tx = store.begin();
+    assert!(turn::rejoin(&tx, VOLUME, Epoch(3)).await.unwrap());
+}

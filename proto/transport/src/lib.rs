@@ -39,7 +39,7 @@ pub use outbox::directly;
 pub use plain::PlainNetwork;
 pub use rpc::{grpc_channel, grpc_request, peer_of};
 pub use server::{Answer, ConnectionClosed, ConnectionHandle, Incoming, Limits, Service, Services, serve};
-pub use tls::{TlsFiles, TlsNetwork, TlsSetupError};
+pub use tls::{TlsFiles, TlsNetwork, TlsSetupError, root_sha256};
 pub use trace::TRACE;
 
 /// Generated gRPC services over `mooseng_wire::admin`.

@@ -28,7 +28,7 @@ use credentials::{Credentials, describe, unix_now};
 use guard::Guarded;
 use near::Near;
 
-pub use credentials::{TlsFiles, TlsSetupError};
+pub use credentials::{TlsFiles, TlsSetupError, root_sha256};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often files are looked at, and connections' peers checked again.

@@ -6,6 +6,7 @@
 //! - [`fact`]: what sessions may be promised.
 //! - [`founding`]: which of the regions of one name a piece of state belongs to.
 //! - [`frame`]: the frame codec of the framed, multiplexed streams (sans I/O).
+//! - [`join`]: join tokens as text.
 //! - [`revocations`]: the list of certificates that are refused.
 //! - [`method`]: the numbers of the calls on those streams, and the lane of each.
 //! - [`fs`], [`session`], [`chunk`], [`raft`], [`global`], [`geo`], [`admin`], [`call`]: generated messages.
@@ -14,6 +15,7 @@
 pub mod fact;
 pub mod founding;
 pub mod frame;
+pub mod join;
 pub mod method;
 pub mod revocations;
 pub mod version;

@@ -227,6 +227,9 @@ pub struct LeaseRecord {
     /// The greatest custody epoch of a leader that renewed it.
     #[prost(uint64, tag = "2")]
     pub custody: u64,
+    /// The region was taken in and hasn't come yet: its first renewal shows a secret of this hash ([`mooseng_wire::join`]). Empty: none.
+    #[prost(bytes = "vec", tag = "3")]
+    pub join: Vec<u8>,
 }
 
 impl Record for LeaseRecord {
@@ -299,8 +302,9 @@ mod tests {
         );
         let leaving = Join { place, stage: Stage::Leaving };
         assert_eq!(JoinRecord::from(&leaving).encode_to_vec(), [8, 0xac, 2, 0x12, 2, 0x2f, 0x61, 0x20, 1]);
-        golden(&LeaseRecord { sequence: 300, custody: 0 }, "0108ac02");
-        golden(&LeaseRecord { sequence: 300, custody: 5 }, "0108ac021005");
+        golden(&LeaseRecord { sequence: 300, ..LeaseRecord::default() }, "0108ac02");
+        golden(&LeaseRecord { sequence: 300, custody: 5, join: vec![] }, "0108ac021005");
+        golden(&LeaseRecord { join: vec![7, 8], ..LeaseRecord::default() }, "011a020708");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use mooseng_schema::log::LogPosition;
 use mooseng_schema::{Record, SchemaError, number};
 use mooseng_store::mvcc::Change;
 use mooseng_store::{KeyRange, RangeLimit, Read, StoreError, Transaction};
-use mooseng_wire::{Epoch, LOCAL_ID_BITS, VolumeId, is_identity_word};
+use mooseng_wire::{Epoch, LOCAL_ID_BITS, VolumeId, is_identity_word, join};
 
 use crate::key;
 use crate::record::{ClusterRecord, LeaseRecord, RegionRecord, VolumeRecord};
@@ -133,6 +133,14 @@ pub enum RuleError {
         /// Why not.
         why: String,
     },
+    /// It has come.
+    #[error("the region {0} has joined already: a join token is of no use any more")]
+    Joined(String),
+    /// It was taken in with another token.
+    #[error(
+        "the region {0} has to join first: give its masters the token that `mooseng regions add` printed last for it, as the setting global.join"
+    )]
+    Join(String),
     /// Something needs the region.
     #[error("the region {region} can't be removed: volume {volume} has it. {mend}")]
     InUse {
@@ -389,14 +397,31 @@ pub async fn home(tx: &impl Transaction, id: VolumeId) -> Ruled<String> {
     volume(tx, id).await.map(|volume| volume.home)
 }
 
+/// A region's leader shows the secret of its join token: the first time it must be the one that it was taken in with, if there is one.
+pub async fn admit(tx: &impl Transaction, name: &str, secret: &[u8]) -> Ruled<()> {
+    let lease: LeaseRecord = get(tx, &key::lease(name), Read::Conflicting).await?.unwrap_or_default();
+    if lease.join.is_empty() {
+        return Ok(());
+    }
+    if lease.join[..] != join::hash(secret) {
+        return Err(RuleError::Join(name.to_owned()));
+    }
+    tx.set(&key::lease(name), &LeaseRecord { join: Vec::new(), ..lease }.to_value());
+    Ok(())
+}
+
 /// Renews a region's lease, as its leader of that custody epoch, and takes note of the masters that its group has now, unless that is empty.
 pub async fn renew(tx: &impl Transaction, name: &str, masters: &[MasterAt], custody: u64) -> Ruled<Renewal> {
     let cluster = cluster(tx).await?;
     let record: Option<RegionRecord> = get(tx, &key::region(name), Read::Conflicting).await?;
     let known = record.ok_or_else(|| RuleError::NoRegion(name.to_owned()))?.region()?;
     let lease: LeaseRecord = get(tx, &key::lease(name), Read::Conflicting).await?.unwrap_or_default();
+    if !lease.join.is_empty() {
+        return Err(RuleError::Join(name.to_owned()));
+    }
     let sequence = lease.sequence + 1;
-    tx.set(&key::lease(name), &LeaseRecord { sequence, custody: custody.max(lease.custody) }.to_value());
+    let renewed = LeaseRecord { sequence, custody: custody.max(lease.custody), join: Vec::new() };
+    tx.set(&key::lease(name), &renewed.to_value());
     // Read for the conflict, too: a change that commits before this renewal is one that its holder must know of.
     let mut version = version(tx, Read::Conflicting).await?;
     if !masters.is_empty() && known.masters != masters {
@@ -700,8 +725,8 @@ fn fits(name: &str, region: &Region, others: &BTreeMap<String, Region>) -> Ruled
     }
 }
 
-/// Takes a region in. Number 0 asks for the next one.
-pub async fn add_region(tx: &impl Transaction, name: &str, region: &Region) -> Ruled<u64> {
+/// Takes a region in. Number 0 asks for the next one. `join` is the hash of the secret that its first renewal must show, or empty.
+pub async fn add_region(tx: &impl Transaction, name: &str, region: &Region, join: &[u8]) -> Ruled<u64> {
     let mut cluster = cluster(tx).await?;
     let mut known = regions(tx, Read::Conflicting).await?;
     let mut region = region.clone();
@@ -709,6 +734,7 @@ pub async fn add_region(tx: &impl Transaction, name: &str, region: &Region) -> R
         let same = region.number == 0 || region.number == there.number;
         region.number = there.number;
         if same && *there == region {
+            renew_token(tx, name, join).await?;
             return version(tx, Read::Conflicting).await;
         }
         return Err(RuleError::Region {
@@ -740,7 +766,7 @@ pub async fn add_region(tx: &impl Transaction, name: &str, region: &Region) -> R
     cluster.region_highest = region.number.into();
     tx.set(&key::cluster(), &cluster.to_value());
     tx.set(&key::region(name), &RegionRecord::from(&region).to_value());
-    tx.set(&key::lease(name), &LeaseRecord::default().to_value());
+    tx.set(&key::lease(name), &LeaseRecord { join: join.to_vec(), ..LeaseRecord::default() }.to_value());
     changed(tx).await
 }
 
@@ -768,6 +794,19 @@ fn freed(id: VolumeId, volume: &Volume, region: &str) -> String {
 /// A volume as it is typed.
 fn typed(id: VolumeId) -> String {
     if id == ROOT { "/".to_owned() } else { id.to_string() }
+}
+
+/// Of a region that was taken in and hasn't come: the token before counts no more.
+async fn renew_token(tx: &impl Transaction, name: &str, join: &[u8]) -> Ruled<()> {
+    if join.is_empty() {
+        return Ok(());
+    }
+    let lease: LeaseRecord = get(tx, &key::lease(name), Read::Conflicting).await?.unwrap_or_default();
+    if lease.sequence > 0 {
+        return Err(RuleError::Joined(name.to_owned()));
+    }
+    tx.set(&key::lease(name), &LeaseRecord { join: join.to_vec(), ..lease }.to_value());
+    Ok(())
 }
 
 /// Lets go of a region that no volume has. Refused where the group could lose any region before, and couldn't then.

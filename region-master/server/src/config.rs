@@ -337,6 +337,9 @@ impl MasterConfig {
         if config.advertise.is_empty() {
             config.advertise.clone_from(&config.listen);
         }
+        if let Some(global) = &mut config.global {
+            global.take_token()?;
+        }
         config.check()?;
         Ok(config)
     }

@@ -145,6 +145,7 @@ async fn lead(master: &Arc<Master>, term: u64) {
 
 /// Keeps a replica of the volume, whose home is elsewhere. Nothing of it is changed here but by its log.
 async fn lead_replica(master: &Arc<Master>, term: u64) {
+    let _kept = geo::stand::KeptToTheLog::put_on(master, ROOT_VOLUME);
     let mut pause = Duration::from_millis(50);
     while let Err(error) = prepare_replica(master, term).await {
         tracing::warn!(term, error = %error.message, "this leader can't read its records yet; trying on");

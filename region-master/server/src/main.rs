@@ -206,6 +206,9 @@ async fn run(config: MasterConfig) -> anyhow::Result<()> {
     let Some(tls) = config.tls.clone() else {
         bail!("the setting `tls` is missing: a master speaks mutual TLS only; give cert, key and ca");
     };
+    if let Some(global) = &config.global {
+        global.check_root(&tls.ca)?;
+    }
     let network = Arc::new(TlsNetwork::load(tls).context("the setting `tls` is wrong")?);
     let network = config.dev.beyond(network)?;
     let otlp = config.otlp.clone();

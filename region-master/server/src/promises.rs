@@ -628,7 +628,7 @@ impl Gate for ChangeGate {
 impl ChangeGate {
     async fn admit_facts(&self, facts: BTreeSet<Fact>) -> Admission {
         let Some((changes, recalls)) = self.master.desk(|desk| {
-            if desk.custody != Some(self.term) {
+            if desk.custody != Some(self.term) && !plant::is(Plant::CommitEpochUnchecked) {
                 return None;
             }
             Some(self.state(|state| {
@@ -661,7 +661,7 @@ impl ChangeGate {
             tokio::pin!(woken);
             woken.as_mut().enable();
             let ready = self.master.desk(|desk| {
-                (desk.custody == Some(self.term))
+                (desk.custody == Some(self.term) || plant::is(Plant::CommitEpochUnchecked))
                     .then(|| changes.iter().all(|change| desk.promises.is_ready(*change)))
             });
             match ready {

@@ -21,7 +21,7 @@ use mooseng_wire::admin::{
     RemoveRegionRequest, RestoreTrashReply, RestoreTrashRequest, SetClassRequest, SetQuotaRequest,
     SetVolumeReply, SetVolumeRequest, ShowSalvageReply, ShowSalvageRequest, StatusReply, StatusRequest,
     StorageClass, TicketKey, TransferLeaderReply, TransferLeaderRequest, TrashRetentionReply,
-    TrashRetentionRequest, VerifyVolumeReply, VerifyVolumeRequest,
+    TrashRetentionRequest, VerifyDataReply, VerifyDataRequest, VerifyVolumeReply, VerifyVolumeRequest,
 };
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::founding::Founding;
@@ -381,6 +381,22 @@ impl Administration for Rpc {
         geo::verify::answer(&self.0, volume).await.map(Response::new)
     }
 
+    async fn verify_data(
+        &self,
+        request: Request<VerifyDataRequest>,
+    ) -> Result<Response<VerifyDataReply>, Status> {
+        let who = self.allow(&request, &[Role::Admin])?;
+        let asked = request.into_inner();
+        tracing::info!(
+            who,
+            asked.volume,
+            asked.after,
+            asked.read,
+            "chunks are to be compared with the home's"
+        );
+        geo::verify_data::answer(&self.0, asked).await.map(Response::new)
+    }
+
     async fn list_losses(
         &self,
         request: Request<ListLossesRequest>,
@@ -410,11 +426,11 @@ impl Administration for Rpc {
         request: Request<AddRegionRequest>,
     ) -> Result<Response<ChangeRegionsReply>, Status> {
         let who = self.allow(&request, &[Role::Admin])?;
-        let AddRegionRequest { name, number, witness, masters } = request.into_inner();
+        let AddRegionRequest { name, number, witness, masters, join } = request.into_inner();
         tracing::info!(who, name, number, witness, ?masters, "a region is to be taken in");
         let seat = |m: MemberToAdd| Seat { id: m.id, name: m.name, address: m.address, zone: m.zone };
         let masters = masters.into_iter().map(seat).collect();
-        self.change_regions(Change::AddRegion(AddRegion { name, number, witness, masters })).await
+        self.change_regions(Change::AddRegion(AddRegion { name, number, witness, masters, join })).await
     }
 
     async fn remove_region(

@@ -148,6 +148,7 @@ pub async fn open(master: &Master, peer: &Peer, request: OpenSession) -> Result<
         founding: Founding::tell(master.desk(|desk| desk.volume_founding())),
         alone: true,
         elsewhere: geo::elsewhere(master),
+        home_epoch: master.epoch().0,
     })
 }
 

@@ -21,7 +21,7 @@ use mooseng_schema::extent::{self, ExtentRecord};
 use mooseng_schema::location::{self, LocationRecord};
 use mooseng_schema::log::{self, LogPosition, ReplicaRecord};
 use mooseng_schema::loss::LossRecord;
-use mooseng_store::{Store, Transaction};
+use mooseng_store::{Store, StoreError, Transaction};
 use mooseng_transport::{CallFailure, PlainNetwork};
 use mooseng_wire::admin::{LogPlace, ShowSalvageRequest};
 use mooseng_wire::call::ErrorCode;
@@ -168,6 +168,8 @@ async fn what_is_written_at_home_is_read_elsewhere_in_its_order() {
     let replica = serving(&regions, "b").unwrap().clone();
     let compared = verify::compare(&replica, ROOT_VOLUME).await.unwrap();
     assert!(compared.pairs > 80 && compared.different.is_empty(), "{compared:?}");
+    // What keeps a replica to its log keeps this from it, too.
+    replica.store.seal(None);
     let tx = replica.store.begin();
     tx.set(&mooseng_schema::xattr::key(mooseng_wire::ROOT_INODE, b"user.planted"), b"\x01");
     tx.commit().await.unwrap();
@@ -204,8 +206,12 @@ async fn only_the_home_is_listened_to_and_only_regions_of_the_cluster_are_let_in
     assert_eq!(pushed("a", Role::Master, &later).await, Some(ErrorCode::Unavailable));
     let earlier = Push { epoch: 0, ..push.clone() };
     assert_eq!(pushed("a", Role::Master, &earlier).await, Some(ErrorCode::StaleEpoch));
-    // A home whose epoch is over has a replica that refuses it begin nothing anew.
     let replica = serving(&regions, "b").unwrap();
+    // What was under way while it was the home, and commits only now, is in no log: it is refused, whoever it is of.
+    let late = replica.store.begin();
+    late.set(&mooseng_schema::session::key(mooseng_wire::SessionId(7)), b"late");
+    assert_eq!(late.commit().await.unwrap_err(), StoreError::NotLeader);
+    // A home whose epoch is over has a replica that refuses it begin nothing anew.
     let tx = replica.store.begin();
     let record = replica.geo.replica(ROOT_VOLUME).record.unwrap();
     let refusing = ReplicaRecord { refuses: 1, ..record };

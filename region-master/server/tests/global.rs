@@ -19,11 +19,11 @@ use mooseng_wire::admin::{
 use mooseng_wire::call::ErrorCode;
 use mooseng_wire::global::change::Change;
 use mooseng_wire::global::{
-    CloseEpoch, CreateVolume, DeleteVolume, JoinVolume, LeaveVolume, OpenEpoch, SetVolume,
+    CloseEpoch, CreateVolume, DeleteVolume, JoinToken, JoinVolume, LeaveVolume, OpenEpoch, SetVolume,
 };
 use mooseng_wire::method::Method;
 use mooseng_wire::raft::{AppendAnswer, AppendEntries};
-use mooseng_wire::{Epoch, InodeId, Role, VolumeId};
+use mooseng_wire::{Epoch, InodeId, Role, VolumeId, join};
 use tokio::time::Instant;
 
 const ROOT: VolumeId = VolumeId(0);
@@ -83,11 +83,24 @@ async fn a_region_joins_and_leaves_while_the_cluster_runs() {
     let address = &regions.sites[1].config.advertise;
     let mut client = AdministrationClient::new(grpc_channel(network, address, Role::Master).await);
     let seat = MemberToAdd { id: 1, name: master.name, address: master.address, zone: master.zone };
-    let add = AddRegionRequest { name: "c".into(), number: 0, witness: false, masters: vec![seat] };
+    let add = AddRegionRequest {
+        name: "c".into(),
+        number: 0,
+        witness: false,
+        masters: vec![seat],
+        join: join::hash(&[9; 16]).to_vec().into(),
+    };
     let added = client.add_region(add.clone()).await.unwrap().into_inner();
     assert_eq!(client.add_region(add.clone()).await.unwrap().into_inner(), added, "done already");
     let stolen = AddRegionRequest { name: "d".into(), ..add };
     assert_eq!(client.add_region(stolen).await.unwrap_err().code(), tonic::Code::InvalidArgument);
+    let global = regions.sites[3].config.global.as_mut().unwrap();
+    global.join = Some(join::to_text(&JoinToken {
+        cluster: "test".into(),
+        region: "c".into(),
+        secret: vec![9; 16].into(),
+        ..JoinToken::default()
+    }));
     regions.run(3).await;
     let members = async |regions: &Regions| {
         let leader = regions.leader().await;

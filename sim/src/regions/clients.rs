@@ -13,6 +13,7 @@ use rand::{Rng, SeedableRng};
 use super::homes::Homes;
 use super::sequence::{self, Before, Look, Sequence, Step, Wrong};
 use super::shape::Shape;
+use super::shared::{self, Histories};
 use crate::hosts::{self, Host, now};
 use crate::network::network;
 
@@ -32,17 +33,24 @@ const LEASE_LOOK: Duration = Duration::from_millis(50);
 /// What is told of.
 const RECORD: &str = "the record";
 
-const ENOENT: i32 = 2;
-const EIO: i32 = 5;
-const EEXIST: i32 = 17;
-const ESTALE: i32 = 116;
-const ETIMEDOUT: i32 = 110;
+/// An error's number.
+pub const ENOENT: i32 = 2;
+/// An error's number.
+pub const EIO: i32 = 5;
+/// An error's number.
+pub const EEXIST: i32 = 17;
+/// An error's number.
+pub const ESTALE: i32 = 116;
+/// An error's number.
+pub const ETIMEDOUT: i32 = 110;
 
 /// What all mounts share.
 #[derive(Default)]
 pub struct Notes {
     /// All sequences.
     pub sequences: Vec<Sequence>,
+    /// What mounts did to the same names and files.
+    pub histories: Histories,
     /// What can't be excused.
     pub violations: Vec<String>,
     /// What is a violation unless the lease of a sequence's mount lapsed.
@@ -86,20 +94,28 @@ impl Notes {
 /// What a mount's tasks have in common.
 #[derive(Clone)]
 pub struct Mount {
-    fs: FileSystem,
-    caller: Caller,
-    number: u8,
-    region: String,
+    /// It.
+    pub fs: FileSystem,
+    /// Who calls.
+    pub caller: Caller,
+    /// Which mount it is.
+    pub number: u8,
+    /// Its region.
+    pub region: String,
     geo: bool,
-    shared: Shared,
-    homes: Homes,
+    /// What all mounts share.
+    pub shared: Shared,
+    /// Who was the home when.
+    pub homes: Homes,
 }
 
-fn record(value: u64, bytes: usize) -> Bytes {
+/// What a file holds: a value, over and over.
+pub fn record(value: u64, bytes: usize) -> Bytes {
     value.to_le_bytes().repeat(bytes / 8).into()
 }
 
-fn place(inode: u64) -> (u64, usize) {
+/// Where a file's record lies, and how long it is.
+pub fn place(inode: u64) -> (u64, usize) {
     PLACES[inode as usize % PLACES.len()]
 }
 
@@ -112,7 +128,7 @@ enum Done {
 
 impl Mount {
     /// The home epoch that the mount's session is in.
-    fn epoch(&self) -> u64 {
+    pub fn epoch(&self) -> u64 {
         (self.fs.status().custody_epoch >> TERM_BITS) + 1
     }
 
@@ -134,7 +150,8 @@ impl Mount {
         }
     }
 
-    fn violation(&self, what: String) {
+    /// Nothing excuses that.
+    pub fn violation(&self, what: String) {
         tracing::info!(what, "violation");
         with(&self.shared, |notes| notes.violations.push(format!("at {:?}: {what}", now())));
     }
@@ -160,8 +177,15 @@ impl Mount {
             Ok((directory, file, handle)) => {
                 let epoch = self.epoch();
                 let lapses = self.lapses();
-                let sequence =
-                    Sequence { writer: self.number, epoch, directory, file, lapses, ..Sequence::default() };
+                let sequence = Sequence {
+                    path: format!("/{name}"),
+                    writer: self.number,
+                    epoch,
+                    directory,
+                    file,
+                    lapses,
+                    ..Sequence::default()
+                };
                 tracing::info!(mount = self.number, nth, epoch, directory, file, "a sequence begins");
                 let at = with(&self.shared, |notes| {
                     notes.sequences.push(sequence);
@@ -197,7 +221,7 @@ impl Mount {
             Step::Remove(name) => fs.unlink(caller, directory, sequence::name(name).as_bytes()).await,
         };
         match done {
-            Ok(()) => self.acknowledged(at, n, |sequence| &mut sequence.names),
+            Ok(()) => self.acknowledged(at, n, true, |sequence| &mut sequence.names),
             Err(error) => {
                 // Nobody else works there: a name that is there already, or isn't, is one that this step made or removed twice.
                 let epoch = with(&self.shared, |notes| notes.sequences[at].epoch);
@@ -218,9 +242,10 @@ impl Mount {
         &self,
         at: usize,
         n: u64,
+        is_durable: bool,
         counter: impl Fn(&mut Sequence) -> &mut sequence::Counter,
     ) -> Done {
-        let epoch = self.epoch();
+        let (epoch, place) = (self.epoch(), self.fs.status().log_seen);
         with(&self.shared, |notes| {
             notes.changes += 1;
             let sequence = &mut notes.sequences[at];
@@ -228,7 +253,11 @@ impl Mount {
             if sequence.epoch != epoch {
                 return Done::InDoubt;
             }
-            counter(sequence).acked = n;
+            let counter = counter(sequence);
+            counter.acked = n;
+            if is_durable {
+                counter.places.push((n, place));
+            }
             Done::Well
         })
     }
@@ -243,7 +272,8 @@ impl Mount {
         let options = WriteOptions::default();
         let written = self.fs.write(&self.caller, handle, offset, record(value, bytes), options).await;
         match written {
-            Ok(_) => self.acknowledged(at, value, |sequence| &mut sequence.records),
+            // It is in this mount's memory only.
+            Ok(_) => self.acknowledged(at, value, false, |sequence| &mut sequence.records),
             Err(error) => {
                 self.excuse("a write", &error);
                 Done::InDoubt
@@ -272,15 +302,20 @@ impl Mount {
         upto: u64,
         counter: impl Fn(&mut Sequence) -> &mut sequence::Counter,
     ) -> bool {
-        let epoch = self.epoch();
+        let (epoch, place) = (self.epoch(), self.fs.status().log_seen);
         match synced {
             Ok(()) => {
                 tracing::info!(mount = self.number, at, upto, epoch, "synced");
                 with(&self.shared, |notes| {
                     let sequence = &mut notes.sequences[at];
+                    let sequence_epoch = sequence.epoch;
                     // What of a `region` volume was lost an earlier fsync may have taken for safe.
                     if self.geo || sequence.epoch == epoch {
-                        counter(sequence).sync(upto, epoch);
+                        let counter = counter(sequence);
+                        counter.sync(upto, epoch);
+                        if sequence_epoch == epoch && !counter.told_lost {
+                            counter.places.push((upto, place));
+                        }
                     }
                 });
                 true
@@ -391,14 +426,15 @@ impl Mount {
             let sequence = &notes.sequences[at];
             (sequence.epoch, sequence.names.issued, sequence.names.acked)
         });
-        if shown.is_some() || issued == acked || self.homes.newest() == epoch {
+        if issued == acked || self.homes.newest() == epoch {
             return shown;
         }
+        // With the last of a few names gone it looks as if there were fewer steps: the more it may be, the more it is.
         match sequence::step(issued) {
             Step::Make(name) => listed.remove(&name),
             Step::Remove(name) => listed.insert(name),
         };
-        sequence::steps_shown(&listed)
+        shown.max(sequence::steps_shown(&listed))
     }
 
     /// What was synced, or what is at home, can't be missing.
@@ -510,7 +546,11 @@ pub async fn client(
         homes,
     };
     let working = async {
-        tokio::join!(mount.clone().write_on(seed), mount.clone().look_on(seed));
+        tokio::join!(
+            mount.clone().write_on(seed),
+            mount.clone().look_on(seed),
+            shared::work(mount.clone(), seed)
+        );
         for at in 0..with(&shared, |notes| notes.sequences.len()) {
             mount.look(at).await;
         }

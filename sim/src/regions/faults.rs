@@ -23,6 +23,8 @@ enum Undo {
     Release(usize, usize),
     /// The way between two regions is as long as usual.
     Speed(usize, usize),
+    /// Not an end, but a beginning: a host stalls until then.
+    Stall(String, Duration),
 }
 
 /// Makes things go wrong.
@@ -85,6 +87,7 @@ impl Nemesis {
     fn end(&mut self, sim: &turmoil::Sim<'_>, undo: &Undo) {
         tracing::info!(?undo, "between regions");
         match *undo {
+            Undo::Stall(ref host, until) => self.machines.stop(host, until),
             Undo::Join(a, b) => {
                 self.pairs(a, b).iter().for_each(|(a, b)| sim.repair(a.as_str(), b.as_str()));
             }
@@ -107,7 +110,8 @@ impl Nemesis {
         let servers: Vec<String> = self.shape.regions.iter().flat_map(|region| region.servers()).collect();
         self.machines.heal_all(sim, &servers, now);
         let all = std::mem::take(&mut self.undo);
-        all.iter().for_each(|(_, undo)| self.end(sim, undo));
+        let ends = all.iter().filter(|(_, undo)| !matches!(undo, Undo::Stall(..)));
+        ends.for_each(|(_, undo)| self.end(sim, undo));
     }
 
     /// The home more often than not, else any region.
@@ -122,7 +126,7 @@ impl Nemesis {
     fn is_busy(&self, a: usize, b: usize) -> bool {
         self.undo.iter().any(|(_, undo)| match undo {
             Undo::Join(x, y) | Undo::Release(x, y) => (*x == a && *y == b) || (*x == b && *y == a),
-            Undo::Speed(..) => false,
+            Undo::Speed(..) | Undo::Stall(..) => false,
         })
     }
 
@@ -145,7 +149,10 @@ impl Nemesis {
 
     /// A region and all others.
     fn isolate(&mut self, sim: &turmoil::Sim<'_>, region: usize, until: Duration) {
-        let way = self.machines.rng.random_range(0..4);
+        let way = self.machines.rng.random_range(0..5);
+        if way == 4 {
+            return self.hold(sim, region, until);
+        }
         for other in 0..self.shape.regions.len() {
             match way {
                 0 => self.cut(sim, region, other, until, false),
@@ -185,6 +192,23 @@ impl Nemesis {
         self.machines.counts.one("stalled regions");
     }
 
+    /// A home is deposed while it has changes under way: it isn't heard of any more, but hears, and one of its mounts, which others' changes have to wait
+    /// for, stalls for as long as its promises last, or longer, with what it has written on its way.
+    fn depose(&mut self, sim: &turmoil::Sim<'_>, region: usize, now: Duration) {
+        let mounts = self.shape.regions[region].clients.clone();
+        if !mounts.is_empty() {
+            let mount = self.machines.one_of(&mounts).to_owned();
+            let from = self.between(500, 3_500);
+            let until = now + from + self.between(1_500, 6_000);
+            self.undo.push((now + from, Undo::Stall(mount, until)));
+        }
+        let until = now + self.between(4_000, 9_000);
+        for other in 0..self.shape.regions.len() {
+            self.cut(sim, region, other, until, false);
+        }
+        self.machines.counts.one("deposed homes");
+    }
+
     fn step_clock(&mut self) {
         let hosts: Vec<String> = self.shape.regions.iter().flat_map(|region| region.hosts()).collect();
         let host = self.machines.one_of(&hosts).to_owned();
@@ -206,8 +230,9 @@ impl Nemesis {
         let until = now + self.between(300, 12_000);
         let servers = self.shape.regions[region].servers();
         match self.machines.rng.random_range(0..100) {
-            0..16 => self.isolate(sim, region, until),
-            16..26 => {
+            0..14 => self.isolate(sim, region, until),
+            14..20 => self.depose(sim, region, now),
+            20..26 => {
                 let both_ways = self.machines.rng.random();
                 self.cut(sim, region, other, until, both_ways);
             }
@@ -240,7 +265,8 @@ impl Nemesis {
                 self.machines.cut(sim, &a, &b, until, true);
             }
             _ => {
-                let host = self.machines.one_of(&servers).to_owned();
+                let hosts = self.shape.regions[region].hosts();
+                let host = self.machines.one_of(&hosts).to_owned();
                 self.machines.stop(&host, until);
             }
         }

@@ -79,6 +79,11 @@ impl Homes {
         (last.region == region && last.from <= called && returned <= last.until + WAY).then_some(last.epoch)
     }
 
+    /// All of them, in the order of their epochs.
+    pub fn tenures(&self) -> Vec<Tenure> {
+        self.all().clone()
+    }
+
     /// The newest epoch that answered.
     pub fn newest(&self) -> u64 {
         self.all().last().map_or(0, |tenure| tenure.epoch)

@@ -2,13 +2,18 @@
 //!
 //! - [`shape`]: what a run is like, drawn from its seed. [`run`]: one run. [`faults`]: what goes wrong in it.
 //! - [`homes`]: who may change the volume, looked at each millisecond. [`clients`]: what mounts do. [`sequence`]: what they may see of it, and
-//!   what must survive.
-//! - [`audit`]: what must hold once everything was healed.
+//!   what must survive. [`shared`]: what they do to the same names and files.
+//! - [`epochs`]: what chunkservers take.
+//! - [`audit`]: what must hold once everything was healed. [`contents`]: what regions show. [`ledger`]: what was lost, and what is said of it.
 
 pub mod audit;
 pub mod clients;
+pub mod contents;
+pub mod epochs;
 pub mod faults;
 pub mod homes;
+pub mod ledger;
 pub mod run;
 pub mod sequence;
 pub mod shape;
+pub mod shared;

@@ -7,23 +7,28 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use mooseng_chunkserver::ChunkserverConfig;
-use mooseng_master::{HouseConfig, MasterConfig, RaftConfig};
+use mooseng_master::{MasterConfig, RaftConfig};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::audit;
 use super::clients::{self, Shared};
+use super::epochs::Epochs;
 use super::faults::Nemesis;
 use super::homes::Homes;
 use super::shape::{LEASE_MS, Shape};
 use crate::hosts::{self, Host, SimClock};
 use crate::machines::Counts;
-use crate::watch::Watch;
+use crate::watch::{self, Watch};
 
 /// How long faults go on.
 const FAULTS: Duration = Duration::from_secs(40);
 /// How long everything may take to be served again afterwards, replicas equal to their home.
 const HEALING: Duration = Duration::from_secs(120);
+/// How long chunks may take to be whole everywhere once mounts are done.
+const SETTLING: Duration = Duration::from_secs(90);
+/// Copies that a chunk has in each region.
+const COPIES: usize = 2;
 /// How often states are compared.
 const COMPARE_EVERY: Duration = Duration::from_millis(500);
 
@@ -32,6 +37,7 @@ const COMPARE_EVERY: Duration = Duration::from_millis(500);
 pub struct Summary {
     shape: Arc<Shape>,
     changes: usize,
+    operations: usize,
     looks: usize,
     at_home: usize,
     told_lost: usize,
@@ -46,12 +52,13 @@ impl fmt::Display for Summary {
         let faults: Vec<String> = self.faults.0.iter().map(|(what, n)| format!("{n} {what}")).collect();
         write!(
             f,
-            "{}, {} masters, {} epochs, {} changes in {} sequences, {} looks ({} at home), {} fsyncs told of losses, {}, {:.0} s simulated",
+            "{}, {} masters, {} epochs, {} changes in {} sequences, {} operations on the same files, {} looks ({} at home), {} fsyncs told of losses, {}, {:.0} s simulated",
             if self.shape.geo { "geo" } else { "region" },
             self.shape.regions.iter().map(|region| region.masters.len()).sum::<usize>(),
             self.epochs,
             self.changes,
             self.sequences,
+            self.operations,
             self.looks,
             self.at_home,
             self.told_lost,
@@ -67,6 +74,7 @@ struct Run<'a> {
     nemesis: Nemesis,
     watches: BTreeMap<String, Watch>,
     homes: Homes,
+    epochs: Epochs,
     shared: Shared,
     compared: Duration,
 }
@@ -76,7 +84,7 @@ pub fn run(seed: u64) -> Result<Summary> {
     let mut rng = StdRng::seed_from_u64(seed ^ 0x3e6_10e5);
     let mut sim = turmoil::Builder::new()
         .rng_seed(rng.random())
-        .simulation_duration(FAULTS + HEALING + Duration::from_secs(100))
+        .simulation_duration(FAULTS + HEALING + SETTLING + Duration::from_secs(100))
         .tick_duration(Duration::from_millis(1))
         .min_message_latency(Duration::from_millis(1))
         .max_message_latency(Duration::from_millis(3))
@@ -91,9 +99,7 @@ pub fn run(seed: u64) -> Result<Summary> {
     };
     let (shared, homes) = (Shared::default(), Homes::default());
     let (mut all, mut watches, mut mounts) = (BTreeMap::new(), BTreeMap::new(), 0);
-    // A home that was cut off mustn't have collected what the next one lacks (docs/not-built.md).
-    let hasty = || HouseConfig { collect_after_ms: hosts::patient().collect_after_ms, ..hosts::hasty() };
-    let house = if shape.hasty { hasty() } else { hosts::patient() };
+    let house = if shape.hasty { hosts::hasty() } else { hosts::patient() };
     let raft = RaftConfig {
         entries_between_snapshots: shape.snapshots.0,
         entries_kept: shape.snapshots.1,
@@ -139,9 +145,13 @@ pub fn run(seed: u64) -> Result<Summary> {
     }
     sim.client("admin", audit::set_up(shape.clone(), shared.clone()));
     sim.client("auditor", audit::compare(shape.clone(), shared.clone(), homes.clone(), mounts));
+    let is_chunkserver =
+        |name: &String| shape.regions.iter().any(|region| region.chunkservers.contains(name));
+    let disks = all.iter().filter(|(name, _)| is_chunkserver(name));
+    let epochs = Epochs::new(disks.map(|(name, host)| (name.clone(), host.disk.clone())).collect());
     let nemesis = Nemesis::new(seed, shape.clone(), all, watches.values().cloned().collect(), homes.clone());
     nemesis.set_ways(&sim);
-    let run = Run { sim, shape, nemesis, watches, homes, shared, compared: Duration::ZERO };
+    let run = Run { sim, shape, nemesis, watches, homes, epochs, shared, compared: Duration::ZERO };
     run.finish().with_context(|| format!("seed {seed}"))
 }
 
@@ -169,6 +179,8 @@ impl Run<'_> {
         if let Some(violation) = clients::with(&self.shared, |notes| notes.judge()) {
             bail!("{violation}");
         }
+        self.settle()?;
+        clients::with(&self.shared, |notes| notes.histories.judge()).map_err(|why| anyhow::anyhow!(why))?;
         let simulated = self.sim.elapsed();
         let faults = self.nemesis.counts();
         let (shape, epochs) = (self.shape.clone(), self.homes.newest());
@@ -177,6 +189,7 @@ impl Run<'_> {
         Ok(clients::with(&shared, |notes| Summary {
             shape,
             changes: notes.changes,
+            operations: notes.histories.operations(),
             looks: notes.looks,
             at_home: notes.at_home,
             told_lost: notes.told_lost,
@@ -185,6 +198,34 @@ impl Run<'_> {
             faults,
             simulated,
         }))
+    }
+
+    /// Waits until every chunk that files use is sealed and whole on two chunkservers of each region, and counts every record again.
+    fn settle(&mut self) -> Result<()> {
+        let deadline = self.sim.elapsed() + SETTLING;
+        let regions: Vec<String> = self.shape.with_data().map(|region| region.name.clone()).collect();
+        for region in &regions {
+            loop {
+                match watch::audit_region(&self.watches[region], COPIES) {
+                    Ok(chunks) => {
+                        tracing::info!(region, chunks, "in the end every copy is whole");
+                        break;
+                    }
+                    Err(what) if self.sim.elapsed() >= deadline => {
+                        bail!("in the end, in region {region}, {what}")
+                    }
+                    Err(what) => tracing::debug!(region, what, "the chunks aren't settled yet"),
+                }
+                let until = self.sim.elapsed() + Duration::from_millis(500);
+                while self.sim.elapsed() < until {
+                    self.step()?;
+                }
+            }
+            let counted = self.watches[region].check_records(true);
+            let inodes = counted.map_err(|what| anyhow::anyhow!("in the end, in region {region}, {what}"))?;
+            tracing::info!(region, inodes, "in the end every record agrees");
+        }
+        Ok(())
     }
 
     /// One tick, and what must hold behind it. Answers whether the clients are done.
@@ -202,6 +243,7 @@ impl Run<'_> {
         }
         for watch in self.watches.values() {
             watch.check_leaders().map_err(at)?;
+            self.epochs.check(watch).map_err(at)?;
         }
         if now >= self.compared + COMPARE_EVERY {
             self.compared = now;

@@ -27,6 +27,8 @@ pub struct Counter {
     pub told_lost: bool,
     /// The most that others than the writer's mount have seen.
     pub shown: u64,
+    /// Up to where of the log what was answered for may lie: numbers, and places by epoch and version.
+    pub places: Vec<(u64, (u64, u64))>,
     /// What each mount saw last, and in which newest epoch.
     seen: BTreeMap<u8, (u64, u64)>,
     /// What was seen at home last, and in which epoch.
@@ -145,6 +147,8 @@ pub struct Sequence {
     pub writer: u8,
     /// The home epoch in which it is made.
     pub epoch: u64,
+    /// Its directory's path.
+    pub path: String,
     /// Its directory.
     pub directory: u64,
     /// Its file.

@@ -119,6 +119,7 @@ impl Shape {
             masters: region.masters.iter().enumerate().map(master).collect(),
         };
         GlobalConfig {
+            join: None,
             root_home: None,
             lease_ms: LEASE_MS,
             raft: GlobalRaftConfig { heartbeat_ms: 150, election_min_ms: 700, election_max_ms: 1_200 },

@@ -179,6 +179,9 @@ pub struct VolumeMove {
 pub struct VolumeVerify {
     /// The volume: its number, or / for the root volume.
     pub volume: String,
+    /// Read each byte of each copy, in both regions; otherwise the checksums are compared that chunkservers keep beside the bytes.
+    #[arg(long)]
+    pub read: bool,
     /// A configuration whose certificate has the role admin, in the region whose replica it is.
     #[arg(long, env = "MOOSENG_CONFIG", value_name = "FILE")]
     pub config: PathBuf,

@@ -103,6 +103,16 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsSetupErr
     if found.is_empty() { Err(content("it holds no certificate".into())) } else { Ok(found) }
 }
 
+/// SHA-256 of the certificate in a root's file: what `openssl x509 -fingerprint -sha256` calls its fingerprint.
+pub fn root_sha256(path: &Path) -> Result<[u8; 32], TlsSetupError> {
+    let root = certificates(path)?.into_iter().next().unwrap_or_else(|| Vec::new().into());
+    let content = |reason: &str| TlsSetupError::Content { path: path.to_owned(), reason: reason.into() };
+    let suite = cipher_suite::TLS13_AES_128_GCM_SHA256.tls13();
+    let suite = suite.ok_or_else(|| content("SHA-256 isn't there"))?;
+    let hash = suite.common.hash_provider.hash(&root);
+    hash.as_ref().try_into().map_err(|_| content("SHA-256 has another length"))
+}
+
 /// What a leaf says of its owner.
 pub(super) fn describe(leaf: &CertificateDer<'_>) -> Result<(Peer, i64), String> {
     let (_, parsed) =

@@ -214,7 +214,7 @@ async fn there_are_so_many_volumes_at_most() {
 async fn a_region_is_freed_of_volumes_before_it_leaves() {
     let store = founded().await;
     let c = &Region { number: 0, ..region(9, 3, false) };
-    ruled!(&store, tx, add_region(&tx, "c", c)).unwrap();
+    ruled!(&store, tx, add_region(&tx, "c", c, &[])).unwrap();
     let alone = &Making { home: "c".into(), regions: names(&["c"]), ..making(0, 9) };
     ruled!(&store, tx, create_volume(&tx, alone)).unwrap();
     let id = VolumeId(1);

@@ -295,10 +295,10 @@ async fn what_a_volume_cant_be_is_refused() {
 async fn regions_join_and_leave() {
     let store = founded().await;
     let c = &Region { number: 0, ..region(9, 3, false) };
-    ruled!(&store, tx, add_region(&tx, "c", c)).unwrap();
+    ruled!(&store, tx, add_region(&tx, "c", c, &[])).unwrap();
     let added = seen(&store).await;
     assert_eq!(added.regions["c"].number, 4);
-    ruled!(&store, tx, add_region(&tx, "c", c)).unwrap();
+    ruled!(&store, tx, add_region(&tx, "c", c, &[])).unwrap();
     assert_eq!(seen(&store).await, added, "done already");
     let table = [
         ("c", region(9, 3, false), "another one"),
@@ -308,19 +308,47 @@ async fn regions_join_and_leave() {
         ("d", region(5, 0, false), "0 masters"),
     ];
     for (name, region, says) in table {
-        let error = ruled!(&store, tx, add_region(&tx, name, &region)).unwrap_err().to_string();
+        let error = ruled!(&store, tx, add_region(&tx, name, &region, &[])).unwrap_err().to_string();
         assert!(error.contains(says), "{error}");
     }
     let used = ruled!(&store, tx, remove_region(&tx, "b"));
     assert!(matches!(used, Err(RuleError::InUse { .. })), "{used:?}");
     ruled!(&store, tx, remove_region(&tx, "c")).unwrap();
     // A number isn't given again, whoever had it.
-    ruled!(&store, tx, add_region(&tx, "c", c)).unwrap();
+    ruled!(&store, tx, add_region(&tx, "c", c, &[])).unwrap();
     assert_eq!(seen(&store).await.regions["c"].number, 5);
     ruled!(&store, tx, remove_region(&tx, "c")).unwrap();
     let error = ruled!(&store, tx, remove_region(&tx, "w")).unwrap_err();
     assert!(matches!(error, RuleError::CouldntLose(_)), "{error}");
     assert_eq!(leases(&store.begin()).await.unwrap().len(), 3);
+}
+
+#[tokio::test]
+async fn a_region_that_was_given_a_token_shows_its_secret_once() {
+    let store = founded().await;
+    let c = &Region { number: 0, ..region(9, 1, false) };
+    let token = |n: u8| mooseng_wire::join::hash(&[n; 16]);
+    ruled!(&store, tx, add_region(&tx, "c", c, &token(1))).unwrap();
+    // Another token before it has come: the first counts no more.
+    let before = seen(&store).await;
+    ruled!(&store, tx, add_region(&tx, "c", c, &token(2))).unwrap();
+    assert_eq!(seen(&store).await, before);
+    assert_eq!(ruled!(&store, tx, renew(&tx, "c", &[], 1)), Err(RuleError::Join("c".into())));
+    for secret in [&[][..], &[1; 16]] {
+        assert_eq!(ruled!(&store, tx, admit(&tx, "c", secret)), Err(RuleError::Join("c".into())));
+    }
+    ruled!(&store, tx, async {
+        admit(&tx, "c", &[2; 16]).await?;
+        renew(&tx, "c", &[], 1).await
+    })
+    .unwrap();
+    // It has come: others of its masters needn't have it.
+    ruled!(&store, tx, admit(&tx, "c", &[])).unwrap();
+    ruled!(&store, tx, renew(&tx, "c", &[], 2)).unwrap();
+    assert_eq!(ruled!(&store, tx, add_region(&tx, "c", c, &token(3))), Err(RuleError::Joined("c".into())));
+    ruled!(&store, tx, add_region(&tx, "c", c, &[])).unwrap();
+    // One without a token needs none.
+    ruled!(&store, tx, admit(&tx, "a", &[5])).unwrap();
 }
 
 #[tokio::test]

@@ -129,7 +129,7 @@ pub(super) async fn hints(
 }
 
 /// The chunkservers of a chunk that are known here.
-fn members(master: &Master, location: &LocationRecord) -> Vec<ChainMember> {
+pub(super) fn members(master: &Master, location: &LocationRecord) -> Vec<ChainMember> {
     let member = |name: &String| {
         let address = master.desk(|desk| desk.registry.get(name).map(|server| server.beat.address.clone()));
         address.map(|address| ChainMember { chunkserver: name.clone(), address })

@@ -13,7 +13,7 @@
 //! - [`stand`]: how the region stands when the volume's home is lost; a home that begins, one that ends, one that comes back.
 //! - [`moving`]: planned moves of the home.
 //! - [`losses`]: account of what failovers lost, and of what is put aside here.
-//! - [`verify`]: home and replica compared by hashes.
+//! - [`verify`]: home and replica compared by hashes, and [`verify_data`] the bytes of their chunks.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -53,6 +53,7 @@ pub mod ship;
 pub mod stand;
 pub mod sync;
 pub mod verify;
+pub mod verify_data;
 
 /// The one volume so far.
 pub const ROOT_VOLUME: VolumeId = VolumeId(0);

@@ -11,8 +11,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use mooseng_embedded::Seal;
 use mooseng_global::failover::Standing;
-use mooseng_replica::{ReplicaError, apply, turn};
+use mooseng_ports::plant::{self, Plant};
+use mooseng_replica::{ReplicaError, apply, logged_ranges, turn};
 use mooseng_schema::ids::{self as id_records, IdKind, IdsUptoRecord};
 use mooseng_schema::log::{self, LogPosition, ReplicaRecord};
 use mooseng_schema::loss::LossRecord;
@@ -36,6 +38,28 @@ const IDS: u64 = 1 << 32;
 const IDS_WITHIN: Duration = Duration::from_secs(10);
 /// How often a replica says how far it is.
 const SAY_EVERY: Duration = Duration::from_millis(500);
+
+/// As long as it lives, nothing but the volume's log changes the volume's records here: what was under way while this region was the home, be it a session's,
+/// house-keeping's or an administrator's, and comes to its commit only now, is refused. Behind the transaction by which the region rejoins it would be in
+/// no log, and the replica would differ from its home. Each transaction that replays, copies or undoes moves the replica's place, and passes.
+pub struct KeptToTheLog<'a>(&'a Master);
+
+impl<'a> KeptToTheLog<'a> {
+    /// From now on.
+    pub fn put_on(master: &'a Master, volume: VolumeId) -> Self {
+        if !plant::is(Plant::CommitEpochUnchecked) {
+            let pass = log::replica_key(volume).into();
+            master.store.seal(Some(Seal { ranges: logged_ranges(volume).into(), pass }));
+        }
+        Self(master)
+    }
+}
+
+impl Drop for KeptToTheLog<'_> {
+    fn drop(&mut self) {
+        self.0.store.seal(None);
+    }
+}
 
 /// Says how far a replica is, and refuses epochs that are closed, as long as this is one.
 pub async fn refuse_when_closed(master: &Arc<Master>) {

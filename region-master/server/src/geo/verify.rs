@@ -52,6 +52,19 @@ pub async fn compare(master: &Master, volume: VolumeId) -> Result<Compared, Stri
 
 /// Answers an administrator.
 pub async fn answer(master: &Master, volume: u32) -> Result<VerifyVolumeReply, Status> {
+    let home = home_of_replica(master, volume)?;
+    let compared = compare(master, ROOT_VOLUME).await.map_err(Status::unavailable)?;
+    Ok(VerifyVolumeReply {
+        home,
+        region: master.config.region.clone(),
+        ranges: compared.ranges,
+        records: compared.pairs,
+        different: compared.different,
+    })
+}
+
+/// The home of a volume of which this region has a replica, and serves.
+pub(super) fn home_of_replica(master: &Master, volume: u32) -> Result<String, Status> {
     if volume != u32::from(ROOT_VOLUME.0) {
         return Err(Status::not_found(format!("there is no volume {volume}")));
     }
@@ -63,15 +76,7 @@ pub async fn answer(master: &Master, volume: u32) -> Result<VerifyVolumeReply, S
         return Err(Status::failed_precondition(message));
     }
     master.serving().map_err(|error| Status::unavailable(error.message))?;
-    let home = home_of(master, ROOT_VOLUME).map_err(Status::unavailable)?;
-    let compared = compare(master, ROOT_VOLUME).await.map_err(Status::unavailable)?;
-    Ok(VerifyVolumeReply {
-        home,
-        region: master.config.region.clone(),
-        ranges: compared.ranges,
-        records: compared.pairs,
-        different: compared.different,
-    })
+    home_of(master, ROOT_VOLUME).map_err(Status::unavailable)
 }
 
 type Range = ([u8; 32], u64, Option<Bytes>, Digest);

@@ -1,10 +1,14 @@
 //! The setting `[global]`: the regions of a cluster, as its masters know them before they have agreed on anything.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::time::Duration;
 
+use bytes::Bytes;
 use mooseng_global::{Founding, MasterAt, Region, voters};
-use mooseng_wire::is_identity_word;
+use mooseng_transport::root_sha256;
+use mooseng_wire::global::{JoinToken, Master};
+use mooseng_wire::{is_identity_word, join};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{ConfigError, MasterConfig, address_is_well, wrong};
@@ -22,7 +26,11 @@ pub struct GlobalConfig {
     /// Raft's times in the global group.
     #[serde(default)]
     pub raft: GlobalRaftConfig,
+    /// Of a region that is taken in by a cluster that there is: the token that `mooseng regions add` printed. It names the regions, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub join: Option<String>,
     /// The regions. They found the cluster; afterwards `mooseng regions list` shows what there is.
+    #[serde(default)]
     pub regions: Vec<RegionConfig>,
 }
 
@@ -94,6 +102,71 @@ impl GlobalConfig {
         self.regions.iter().map(region).collect()
     }
 
+    /// Takes regions and lease from the join token, where there is one and no region is named.
+    pub fn take_token(&mut self) -> Result<(), ConfigError> {
+        let Some(token) = self.token()?.filter(|_| self.regions.is_empty()) else { return Ok(()) };
+        let master =
+            |m: Master| RegionMasterConfig { id: m.id, name: m.name, address: m.address, zone: m.zone };
+        for region in token.regions {
+            let number = u16::try_from(region.number).map_err(|_| {
+                wrong("global.join", "it numbers a region beyond 65535: it is of another version")
+            })?;
+            self.regions.push(RegionConfig {
+                name: region.name,
+                number,
+                witness: region.witness,
+                masters: region.masters.into_iter().map(master).collect(),
+            });
+        }
+        self.lease_ms = token.lease_ms;
+        Ok(())
+    }
+
+    fn token(&self) -> Result<Option<JoinToken>, ConfigError> {
+        let token = self.join.as_deref().map(join::parse).transpose();
+        token.map_err(|e| wrong("global.join", e.to_string()))
+    }
+
+    /// What the region's first renewal shows; empty without a token.
+    pub fn secret(&self) -> Bytes {
+        // The token was looked at when the configuration was read.
+        self.token().ok().flatten().map(|token| token.secret).unwrap_or_default()
+    }
+
+    /// Refuses a token of another cluster than that of the root certificate which this master trusts.
+    pub fn check_root(&self, root: &Path) -> Result<(), ConfigError> {
+        let Some(token) = self.token()? else { return Ok(()) };
+        let own = root_sha256(root).map_err(|e| wrong("tls.ca", e.to_string()))?;
+        if token.root_sha256[..] == own {
+            return Ok(());
+        }
+        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let problem = format!(
+            "the token is of a cluster whose root certificate has the SHA-256 fingerprint {}, and that in {} has {}: this master's certificates are of another cluster, or its root was made anew",
+            hex(&token.root_sha256),
+            root.display(),
+            hex(&own)
+        );
+        Err(wrong("global.join", problem))
+    }
+
+    fn token_is_ours(&self, own: &MasterConfig) -> Result<(), ConfigError> {
+        let Some(token) = self.token()? else { return Ok(()) };
+        let other = |what: &str, theirs: &str, ours: &str| {
+            Err(wrong(
+                "global.join",
+                format!("the token is for the {what} {theirs:?}, and this master is of {ours:?}"),
+            ))
+        };
+        if token.cluster != own.cluster {
+            return other("cluster", &token.cluster, &own.cluster);
+        }
+        if token.region != own.region {
+            return other("region", &token.region, &own.region);
+        }
+        Ok(())
+    }
+
     /// What the cluster begins with.
     pub fn founding(&self) -> Founding {
         let first = self.regions.iter().filter(|r| !r.witness).min_by_key(|r| r.number);
@@ -118,6 +191,7 @@ impl GlobalConfig {
 
     /// Refuses what can't work, naming the setting.
     pub fn check(&self, own: &MasterConfig) -> Result<(), ConfigError> {
+        self.token_is_ours(own)?;
         self.regions_are_well()?;
         self.masters_are_well()?;
         self.own_is_there(own)?;
@@ -134,8 +208,8 @@ impl GlobalConfig {
         {
             return Err(wrong("global.root_home", format!("{home:?} isn't a region with data")));
         }
-        // A cluster may begin with one region; of several, any one must be one that can be lost.
-        if self.regions.len() > 1 {
+        // A cluster may begin with one region; of several, any one must be one that can be lost. What a token names was agreed on.
+        if self.regions.len() > 1 && self.join.is_none() {
             voters::check(&self.regions()).map_err(|e| wrong("global.regions", e.to_string()))?;
         }
         self.times_are_well(own)
@@ -145,7 +219,7 @@ impl GlobalConfig {
         if self.regions.is_empty() {
             return Err(wrong(
                 "global.regions",
-                "there are none; name each region with its masters, this one included",
+                "there are none; name each region with its masters, this one included, or give the token of `mooseng regions add` as global.join",
             ));
         }
         let (mut names, mut numbers) = (BTreeSet::new(), BTreeSet::new());
@@ -302,6 +376,51 @@ mod tests {
 
     fn text_of(regions: &[String]) -> String {
         text(&format!("[global]\n{}", regions.concat()))
+    }
+
+    fn token(region: &str, cluster: &str) -> String {
+        let regions =
+            [("a", 4, 4), ("b", 2, 2)].map(|(name, number, port)| mooseng_wire::global::JoinRegion {
+                name: name.into(),
+                number,
+                witness: false,
+                masters: vec![Master {
+                    id: 1,
+                    name: "m1".into(),
+                    address: format!("h:{port}"),
+                    zone: String::new(),
+                }],
+            });
+        join::to_text(&JoinToken {
+            cluster: cluster.into(),
+            root_sha256: vec![7; 32].into(),
+            region: region.into(),
+            regions: regions.into(),
+            secret: vec![9; 16].into(),
+            lease_ms: 12_000,
+        })
+    }
+
+    #[test]
+    fn a_join_token_stands_for_the_regions_and_is_of_this_cluster_and_region() {
+        let with = |token: &str| MasterConfig::parse(&text(&format!("[global]\njoin = {token:?}\n")));
+        // Two regions only: what a token names was agreed on, whether it could lose a region or not.
+        let config = with(&token("a", "c")).unwrap();
+        let global = config.global.clone().unwrap();
+        assert_eq!((global.regions.len(), global.lease_ms, &global.secret()[..]), (2, 12_000, &[9; 16][..]));
+        assert!(!global.makes_the_group("a", 1), "it is the newest");
+        assert_eq!(MasterConfig::parse(&toml::to_string(&config).unwrap()).unwrap(), config);
+        for (token, says) in [
+            (token("b", "c"), "for the region \"b\""),
+            (token("a", "x"), "for the cluster \"x\""),
+            (token("a", "c").replace("1.", "2."), "doesn't begin with"),
+            (token("a", "c")[..60].to_owned(), "cut off"),
+        ] {
+            let error = with(&token).unwrap_err().to_string();
+            assert!(error.contains("global.join") && error.contains(says), "{error}");
+        }
+        let none = global.check_root(Path::new("/nowhere/ca.pem")).unwrap_err().to_string();
+        assert!(none.contains("tls.ca"), "{none}");
     }
 
     #[test]

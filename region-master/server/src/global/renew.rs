@@ -84,6 +84,7 @@ fn renewal(global: &Global, master: &Master) -> Renew {
         region: global.region.clone(),
         masters: members.into_iter().map(seat).collect(),
         custody: custody_of(master.epoch(), master.raft.term()).unwrap_or(0),
+        secret: global.config.secret(),
         standings: lock(&global.standings).iter().map(|(volume, standing)| told(*volume, standing)).collect(),
     }
 }

@@ -68,7 +68,9 @@ pub(super) fn refused(global: &Global, error: RuleError) -> CallError {
         | RuleError::Overtaken { .. }
         | RuleError::Deposed { .. }
         | RuleError::Renewed(_) => ErrorCode::StaleEpoch,
-        RuleError::Unfit { .. }
+        RuleError::Join(_) => ErrorCode::PermissionDenied,
+        RuleError::Joined(_)
+        | RuleError::Unfit { .. }
         | RuleError::NoFailover(_)
         | RuleError::CouldntLose(_)
         | RuleError::Region { .. }
@@ -167,8 +169,9 @@ impl Global {
             self.stands(volume_id(standing.volume)?, caller, standing);
         }
         let masters: Vec<MasterAt> = renew.masters.into_iter().map(master_at).collect();
-        let (region, masters, custody) = (&renew.region, &masters, renew.custody);
+        let (region, masters, custody, secret) = (&renew.region, &masters, renew.custody, &renew.secret);
         let renewal = transact(&self.store, |tx| async move {
+            rules::admit(&tx, region, secret).await?;
             let renewal = rules::renew(&tx, region, masters, custody).await?;
             Ok((tx, renewal))
         });
@@ -320,10 +323,17 @@ impl Global {
                 format!("{} is too high a number for a region", asked.number),
             )
         })?;
+        if !asked.join.is_empty() && asked.join.len() != 32 {
+            return Err(call_error(
+                ErrorCode::InvalidRequest,
+                "the hash of a join token's secret has 32 bytes",
+            ));
+        }
         let masters = asked.masters.into_iter().map(master_at).collect();
+        let join = &asked.join[..];
         let (name, region) = (&asked.name, &Region { number, witness: asked.witness, masters });
         self.version_of(|tx| async move {
-            let version = rules::add_region(&tx, name, region).await?;
+            let version = rules::add_region(&tx, name, region, join).await?;
             Ok((tx, version))
         })
         .await

@@ -147,6 +147,7 @@ impl Regions {
         let global = GlobalConfig {
             root_home: None,
             lease_ms: LEASE_MS,
+            join: None,
             raft: GlobalRaftConfig { heartbeat_ms: 60, election_min_ms: 350, election_max_ms: 600 },
             regions: masters.iter().enumerate().map(region).collect(),
         };

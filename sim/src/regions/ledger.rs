@@ -1,0 +1,111 @@
+//! What was lost, against what is said of it: nothing up to where a failover cut is missing, and of what is missing the ledger has the place and the
+//! archive of the region that had it the entry and the path.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mooseng_wire::admin::{Archive, ListLossesReply, LogPlace, Loss};
+
+use super::contents::Contents;
+use super::homes::Tenure;
+use super::sequence::{self, Counter, Sequence};
+
+/// By epoch and version.
+type Place = (u64, u64);
+
+/// What a region put aside at once.
+pub struct PutAside {
+    /// What it says of it.
+    pub archive: Archive,
+    /// The inodes that it names.
+    pub files: BTreeSet<u64>,
+    /// Which inodes each entry concerns, by its place.
+    pub entries: BTreeMap<Place, Vec<u64>>,
+}
+
+fn place(at: Option<&LogPlace>) -> Place {
+    at.map_or((0, 0), |at| (at.epoch, at.version))
+}
+
+/// The names in a directory that are numbers.
+fn listed(contents: &Contents, directory: &str) -> Option<BTreeSet<u64>> {
+    contents.get(directory)?;
+    let prefix = format!("{directory}/");
+    let name = |path: &String| path.strip_prefix(&prefix)?.parse().ok();
+    Some(contents.keys().filter_map(name).collect())
+}
+
+/// A loss that may have taken something of that epoch: of that failover, or of a later one that cut further back.
+fn covers(loss: &Loss, epoch: u64) -> bool {
+    loss.closed >= epoch && place(loss.cut.as_ref()).0 <= epoch
+}
+
+/// Each failover is in the ledger.
+pub fn check_tenures(tenures: &[Tenure], ledger: &ListLossesReply) -> Result<(), String> {
+    for pair in tenures.windows(2) {
+        let [before, after] = pair else { continue };
+        if before.region != after.region && !ledger.losses.iter().any(|loss| covers(loss, before.epoch)) {
+            return Err(format!(
+                "the ledger doesn't say what was lost between {before:?} and {after:?}: {ledger:?}"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// What a sequence lacks in the end is what the ledger says that is lost, and was put aside.
+pub fn check_sequence(
+    (at, sequence): (usize, &Sequence),
+    contents: &Contents,
+    losses: &[Loss],
+    put_aside: &[PutAside],
+) -> Result<(), String> {
+    let names = match listed(contents, &sequence.path) {
+        Some(listed) => sequence::steps_shown(&listed),
+        None => Some(0),
+    };
+    if let Some(names) = names {
+        check_counter(sequence, &sequence.names, names, (sequence.directory, losses, put_aside))
+            .map_err(|what| format!("of sequence {at}, names {what}"))?;
+    }
+    let file = contents.get(&format!("{}/f", sequence.path)).cloned().flatten();
+    let record = file.filter(|file| file.inode == sequence.file).map_or(0, |file| file.record);
+    check_counter(sequence, &sequence.records, record, (sequence.file, losses, put_aside))
+        .map_err(|what| format!("of sequence {at}, records {what}"))
+}
+
+fn check_counter(
+    sequence: &Sequence,
+    counter: &Counter,
+    value: u64,
+    (inode, losses, put_aside): (u64, &[Loss], &[PutAside]),
+) -> Result<(), String> {
+    let missing: Vec<&(u64, Place)> = counter.places.iter().filter(|(n, _)| *n > value).collect();
+    let Some((first, at)) = missing.iter().min() else { return Ok(()) };
+    let epoch = sequence.epoch;
+    let cuts: BTreeSet<Place> =
+        losses.iter().filter(|loss| covers(loss, epoch)).map(|loss| place(loss.cut.as_ref())).collect();
+    let Some(cut) = cuts.first() else {
+        return Err(format!(
+            "end with {value} though {first} at {at:?} was answered for, and no loss is in the ledger"
+        ));
+    };
+    if at <= cut {
+        return Err(format!(
+            "end with {value} though {first} at {at:?} was answered for, and the cut is {cut:?}"
+        ));
+    }
+    let of_cut = || put_aside.iter().filter(|of| cuts.contains(&place(of.archive.cut.as_ref())));
+    let is_named = of_cut().any(|of| of.archive.more_paths || of.files.contains(&inode));
+    let entries: BTreeSet<Place> = of_cut()
+        .flat_map(|of| of.entries.iter())
+        .filter(|(_, inodes)| inodes.contains(&inode))
+        .map(|(at, _)| *at)
+        .collect();
+    if !is_named || entries.is_empty() {
+        return Err(format!(
+            "end with {value} though {first} at {at:?} was answered for, the cut is {cut:?}, and no archive has inode {inode} ({} entries do)",
+            entries.len()
+        ));
+    }
+    Ok(())
+}
