@@ -831,9 +831,9 @@ pub async fn remove_region(tx: &impl Transaction, name: &str) -> Ruled<u64> {
 }
 
 mod joins;
+pub use joins::{Making, VOLUMES_MAX, create_volume, delete_volume, join_volume, leave_volume};
+
 #[cfg(test)]
 mod joins_tests;
 #[cfg(test)]
 mod tests;
-
-pub use joins::{Making, VOLUMES_MAX, create_volume, delete_volume, join_volume, leave_volume};
