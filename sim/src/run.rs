@@ -218,7 +218,7 @@ impl Run<'_> {
         if now >= self.compared + COMPARE_EVERY {
             self.compared = now;
             self.watch.check_states().map_err(at)?;
-            self.watch.check_records(false).map_err(at)?;
+            self.watch.check_records(false, true).map_err(at)?;
             for (name, why) in self.watch.failed() {
                 if !self.nemesis.is_excused(&name) {
                     bail!("at {now:?}: {name} takes no part any more: {why}");
@@ -240,7 +240,7 @@ impl Run<'_> {
                 Ok(chunks) => {
                     let inodes = self
                         .watch
-                        .check_records(true)
+                        .check_records(true, true)
                         .map_err(|what| anyhow::anyhow!("in the end {what}"))?;
                     tracing::info!(chunks, inodes, "in the end every record agrees");
                     return Ok(chunks);

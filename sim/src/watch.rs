@@ -181,12 +181,13 @@ impl Watch {
         Ok(())
     }
 
-    /// Nothing in a master's records contradicts itself: in the serving one's, or in `all` of them. Answers how many inodes were looked at.
-    pub fn check_records(&self, all: bool) -> Result<u64, String> {
+    /// Nothing in a master's records contradicts itself: in the serving one's, or in `all` of them; `with_places`: locations of chunks that there aren't
+    /// count. Answers how many inodes were looked at.
+    pub fn check_records(&self, all: bool, with_places: bool) -> Result<u64, String> {
         let seen = self.seen();
         let mut inodes = 0;
         for master in seen.masters.values().filter(|master| all || master.serving().is_ok()) {
-            inodes += whole::check(master)?.map_or(0, |checked| checked.inodes);
+            inodes += whole::check(master, with_places)?.map_or(0, |checked| checked.inodes);
         }
         Ok(inodes)
     }
