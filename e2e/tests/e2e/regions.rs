@@ -32,6 +32,7 @@ const HOME_LOST: &[&str] = &[
 /// What is said where all copies of a chunk are gone.
 const COPIES_GONE: &[&str] = &[
     "no copy of a chunk is of any use here",
+    "copies of a chunk that is being fetched are replaced",
     "a block doesn't match its checksum",
     "this copy of a chunk is corrupt",
 ];

@@ -169,6 +169,13 @@ impl Found {
     }
 }
 
+/// Ids of a volume that several regions have are given by the global group, in ranges; the counter of this region's store counts for nothing then.
+fn ids_are_the_regions(outcome: &mut Outcome) {
+    let before = outcome.findings.len();
+    outcome.findings.retain(|finding| finding.kind != Kind::IdUngiven);
+    outcome.found = outcome.found.saturating_sub((before - outcome.findings.len()) as u64);
+}
+
 /// Looks at everything, without telling findings yet.
 pub async fn look(master: &Master, teller: &Teller) -> Result<Found, CallError> {
     let mut view = timeout(STEP_WITHIN, master.store.view()).await.map_err(failed)?.map_err(failed)?;
@@ -180,6 +187,9 @@ pub async fn look(master: &Master, teller: &Teller) -> Result<Found, CallError> 
     for part in 0..parts {
         let at = (part + 1, parts);
         let mut outcome = pass(&mut view, Part::Of { part, parts }, at, teller).await?;
+        if master.global.is_some() {
+            ids_are_the_regions(&mut outcome);
+        }
         found.checked.add(&outcome.checked);
         found.add(&mut outcome);
         totals.push(outcome.totals);
