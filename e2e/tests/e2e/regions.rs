@@ -35,6 +35,7 @@ const COPIES_GONE: &[&str] = &[
     "copies of a chunk that is being fetched are replaced",
     "a block doesn't match its checksum",
     "this copy of a chunk is corrupt",
+    "a master's command wasn't carried out",
 ];
 
 fn write(path: &Path, text: &str) -> Result<()> {
