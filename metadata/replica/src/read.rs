@@ -2,6 +2,7 @@
 
 use bytes::{Bytes, BytesMut};
 use mooseng_schema::log::{self, LogPosition, LoggedRecord};
+use mooseng_schema::loss::{self, LossRecord};
 use mooseng_schema::{Record, SchemaError};
 use mooseng_store::{KeyRange, RangeLimit, Read, Transaction};
 use mooseng_wire::VolumeId;
@@ -108,7 +109,7 @@ pub async fn newest<T: Transaction>(tx: &T, volume: VolumeId) -> Result<LogPosit
     }
 }
 
-/// The last place of the log that isn't behind `at`; `at` itself where the log here begins behind it.
+/// The last place of the log that isn't behind `at`; where the log here begins behind it, `at` itself, unless a failover cut the log off before: then the cut.
 pub async fn at_or_before<T: Transaction>(
     tx: &T,
     volume: VolumeId,
@@ -119,7 +120,12 @@ pub async fn at_or_before<T: Transaction>(
     let page = tx.get_range(log::range_upto(volume, at), last, Read::Snapshot).await?;
     match page.pairs.first() {
         Some((key, _)) => Ok(log::parse_key(volume, key)?.0),
-        None => Ok(logged.trimmed().min(at)),
+        None => {
+            // The entries are gone from here, and with them the gap that a cut left.
+            let lost = tx.get(&loss::key(volume, at.epoch), Read::Snapshot).await?;
+            let cut = lost.map(|value| LossRecord::from_value(&value)).transpose()?.map(|lost| lost.cut());
+            Ok(cut.into_iter().chain([logged.trimmed()]).fold(at, LogPosition::min))
+        }
     }
 }
 

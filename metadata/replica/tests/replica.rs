@@ -666,3 +666,27 @@ async fn a_home_that_starts_with_an_old_view_stays_one() {
     let tx = store.begin();
     assert!(turn::rejoin(&tx, VOLUME, Epoch(3)).await.unwrap());
 }
+
+/// A region that was the home comes back when the log of that time is trimmed away: what it had behind the cut is its own, and is put aside (regions
+/// seed 22).
+#[tokio::test]
+async fn what_is_behind_a_cut_isnt_common_where_the_log_of_that_time_is_gone() {
+    use mooseng_schema::loss::{self, LossRecord};
+    let (store, _) = store();
+    let tx = store.begin();
+    let logged = LoggedRecord { epoch: 4, trimmed_epoch: 3, trimmed_version: 754, ..LoggedRecord::default() };
+    tx.set(&log::logged_key(VOLUME), &logged.to_value());
+    let lost = LossRecord { opened: 3, cut_epoch: 2, cut_version: 804, ..LossRecord::default() };
+    tx.set(&loss::key(VOLUME, Epoch(2)), &lost.to_value());
+    commit(tx).await;
+    let place = |epoch, version| LogPosition::new(Epoch(epoch), version);
+    for (at, common) in [
+        (place(2, 851), place(2, 804)),
+        (place(2, 804), place(2, 804)),
+        (place(2, 700), place(2, 700)),
+        (place(1, 900), place(1, 900)),
+        (place(3, 760), place(3, 754)),
+    ] {
+        assert_eq!(read::at_or_before(&store.begin(), VOLUME, at).await.unwrap(), common, "{at}");
+    }
+}
