@@ -197,11 +197,11 @@ impl WriteBack {
 
     /// Whether the buffered bytes may still be sent. After a lapse of the lease only if nobody has changed the file since.
     async fn still_ours(&self, inode: u64, buffer: &Buffer) -> Result<(), FsError> {
-        let life = self.region.session.life();
-        let (written_under, base, locked) = buffer.dirty(|dirty| (dirty.life, dirty.base, dirty.locked));
         let tenure = self.region.session.tenure();
+        let life = tenure.life;
+        let (written_under, base, locked) = buffer.dirty(|dirty| (dirty.life, dirty.base, dirty.locked));
         // Others may have the lock by now, and have read what these bytes would change.
-        if locked.is_some_and(|home| written_under != tenure.life || home != tenure.home) {
+        if locked.is_some_and(|home| written_under != life || home != tenure.home) {
             return Err(FsError::Overtaken(inode));
         }
         if written_under == life {

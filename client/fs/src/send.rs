@@ -147,8 +147,12 @@ impl WriteBack {
             let chunks: Vec<u64> = pieces.iter().filter_map(chunk_of).collect();
             let op = Op::Write(Write { pieces, ..write.clone() });
             let reply = match life {
-                // What a lock guards goes by itself: what was made alone outlives a home.
-                Some(life) if inline && life.home.is_none() && self.is_exclusive(inode) => {
+                // What a lock guards goes by itself where there may be another home: what was made alone outlives one.
+                Some(life)
+                    if inline
+                        && (life.home.is_none() || !self.region.session.has_elsewhere())
+                        && self.is_exclusive(inode) =>
+                {
                     self.along(caller, op, life).await?
                 }
                 Some(life) => self.region.change_in_life(caller, op, life).await?,
@@ -212,12 +216,12 @@ impl WriteBack {
     }
 }
 
-/// A write of what was taken from the buffer, without its pieces yet. With the `last` of them go the attributes that were set over them.
 /// When buffered bytes may be sent.
 fn within(buffer: &Buffer) -> Within {
     buffer.dirty(|dirty| Within { life: dirty.life, home: dirty.locked })
 }
 
+/// A write of what was taken from the buffer, without its pieces yet. With the `last` of them go the attributes that were set over them.
 fn as_buffered(inode: u64, buffer: &Buffer, last: bool) -> Write {
     buffer.dirty(|dirty| Write {
         inode,

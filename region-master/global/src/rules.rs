@@ -135,12 +135,12 @@ pub enum RuleError {
     },
     /// It has come.
     #[error("the region {0} has joined already: a join token is of no use any more")]
-    Joined(String),
+    TokenSpent(String),
     /// It was taken in with another token.
     #[error(
         "the region {0} has to join first: give its masters the token that `mooseng regions add` printed last for it, as the setting global.join"
     )]
-    Join(String),
+    NoToken(String),
     /// Something needs the region.
     #[error("the region {region} can't be removed: volume {volume} has it. {mend}")]
     InUse {
@@ -404,7 +404,7 @@ pub async fn admit(tx: &impl Transaction, name: &str, secret: &[u8]) -> Ruled<()
         return Ok(());
     }
     if lease.join[..] != join::hash(secret) {
-        return Err(RuleError::Join(name.to_owned()));
+        return Err(RuleError::NoToken(name.to_owned()));
     }
     tx.set(&key::lease(name), &LeaseRecord { join: Vec::new(), ..lease }.to_value());
     Ok(())
@@ -417,7 +417,7 @@ pub async fn renew(tx: &impl Transaction, name: &str, masters: &[MasterAt], cust
     let known = record.ok_or_else(|| RuleError::NoRegion(name.to_owned()))?.region()?;
     let lease: LeaseRecord = get(tx, &key::lease(name), Read::Conflicting).await?.unwrap_or_default();
     if !lease.join.is_empty() {
-        return Err(RuleError::Join(name.to_owned()));
+        return Err(RuleError::NoToken(name.to_owned()));
     }
     let sequence = lease.sequence + 1;
     let renewed = LeaseRecord { sequence, custody: custody.max(lease.custody), join: Vec::new() };
@@ -803,7 +803,7 @@ async fn renew_token(tx: &impl Transaction, name: &str, join: &[u8]) -> Ruled<()
     }
     let lease: LeaseRecord = get(tx, &key::lease(name), Read::Conflicting).await?.unwrap_or_default();
     if lease.sequence > 0 {
-        return Err(RuleError::Joined(name.to_owned()));
+        return Err(RuleError::TokenSpent(name.to_owned()));
     }
     tx.set(&key::lease(name), &LeaseRecord { join: join.to_vec(), ..lease }.to_value());
     Ok(())

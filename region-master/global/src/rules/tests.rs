@@ -333,9 +333,9 @@ async fn a_region_that_was_given_a_token_shows_its_secret_once() {
     let before = seen(&store).await;
     ruled!(&store, tx, add_region(&tx, "c", c, &token(2))).unwrap();
     assert_eq!(seen(&store).await, before);
-    assert_eq!(ruled!(&store, tx, renew(&tx, "c", &[], 1)), Err(RuleError::Join("c".into())));
+    assert_eq!(ruled!(&store, tx, renew(&tx, "c", &[], 1)), Err(RuleError::NoToken("c".into())));
     for secret in [&[][..], &[1; 16]] {
-        assert_eq!(ruled!(&store, tx, admit(&tx, "c", secret)), Err(RuleError::Join("c".into())));
+        assert_eq!(ruled!(&store, tx, admit(&tx, "c", secret)), Err(RuleError::NoToken("c".into())));
     }
     ruled!(&store, tx, async {
         admit(&tx, "c", &[2; 16]).await?;
@@ -345,7 +345,10 @@ async fn a_region_that_was_given_a_token_shows_its_secret_once() {
     // It has come: others of its masters needn't have it.
     ruled!(&store, tx, admit(&tx, "c", &[])).unwrap();
     ruled!(&store, tx, renew(&tx, "c", &[], 2)).unwrap();
-    assert_eq!(ruled!(&store, tx, add_region(&tx, "c", c, &token(3))), Err(RuleError::Joined("c".into())));
+    assert_eq!(
+        ruled!(&store, tx, add_region(&tx, "c", c, &token(3))),
+        Err(RuleError::TokenSpent("c".into()))
+    );
     ruled!(&store, tx, add_region(&tx, "c", c, &[])).unwrap();
     // One without a token needs none.
     ruled!(&store, tx, admit(&tx, "a", &[5])).unwrap();

@@ -296,15 +296,22 @@ async fn follow(
                 have.push(copy.clone());
                 least = least.min(length);
             }
-            Err(failed) if failed.behind => behind.push(copy),
+            Err(failed) if failed.behind => behind.push((copy, failed)),
             Err(failed) => {
                 useless += usize::from(failed.useless);
                 reasons.push(failed.reason);
             }
         }
     }
-    for copy in behind {
+    // The one that couldn't read it there comes last: there may be a copy near by then.
+    let asked_afar = copies.first().copied();
+    behind.sort_by_key(|(copy, _)| asked_afar == Some(*copy));
+    for (copy, failed) in behind {
         let near = have.first().and_then(|first: &String| source_here(master, chunk, &afar, first));
+        if near.is_none() && asked_afar == Some(copy) {
+            reasons.push(failed.reason);
+            continue;
+        }
         match order.follow(master, copy, Some(near.as_ref().unwrap_or(&afar))).await {
             Ok(length) => {
                 have.push(copy.clone());
@@ -374,7 +381,7 @@ struct NotFollowed {
     reason: String,
     /// What it has of the chunk can't become what is wanted.
     useless: bool,
-    /// It has less, and was told of no source.
+    /// It has less, and was told of no source, or couldn't read any of those: another one may do.
     behind: bool,
 }
 
@@ -393,7 +400,7 @@ impl Growing {
         let mut failed = NotFollowed {
             reason: "the home names nobody who has it".to_owned(),
             useless: false,
-            behind: source.is_none(),
+            behind: true,
         };
         let holders = match source {
             Some(source) => source.holders.iter().map(Some).collect(),
@@ -417,8 +424,9 @@ impl Growing {
                 Err(error) => {
                     use ErrorCode::{ChunkSealed, Corrupt, DiskFailed};
                     failed.useless |= matches!(&error, CallFailure::Remote(e) if matches!(e.code(), ChunkSealed | Corrupt | DiskFailed));
-                    failed.behind &=
-                        matches!(&error, CallFailure::Remote(e) if e.code() == ErrorCode::NotFound);
+                    let no_source =
+                        if holder.is_some() { ErrorCode::Unavailable } else { ErrorCode::NotFound };
+                    failed.behind &= matches!(&error, CallFailure::Remote(e) if e.code() == no_source);
                     let from =
                         holder.map_or_else(String::new, |holder| format!(" from {}", holder.chunkserver));
                     failed.reason = format!("{target}{from}: {error}");

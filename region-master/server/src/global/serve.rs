@@ -68,8 +68,8 @@ pub(super) fn refused(global: &Global, error: RuleError) -> CallError {
         | RuleError::Overtaken { .. }
         | RuleError::Deposed { .. }
         | RuleError::Renewed(_) => ErrorCode::StaleEpoch,
-        RuleError::Join(_) => ErrorCode::PermissionDenied,
-        RuleError::Joined(_)
+        RuleError::NoToken(_) => ErrorCode::PermissionDenied,
+        RuleError::TokenSpent(_)
         | RuleError::Unfit { .. }
         | RuleError::NoFailover(_)
         | RuleError::CouldntLose(_)
