@@ -8,13 +8,25 @@ use mooseng_client::{Caller, FileSystem, FsError, HandleId, LockKind, LockReques
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use crate::workload::{Shared, with};
-
 const NAME: &[u8] = b"locked";
 /// How long a lock may take once everything was healed.
 const SERVED: Duration = Duration::from_secs(120);
-/// Errors that faults excuse: EINTR, EIO, EAGAIN, ETIMEDOUT.
-const EXCUSED: [i32; 4] = [4, 5, 11, 110];
+/// Errors that faults excuse wherever there are locks: EINTR, EIO, EAGAIN, ETIMEDOUT.
+pub const EXCUSED: [i32; 4] = [4, 5, 11, 110];
+
+/// Where those who lock tell what they do, and what is wrong.
+pub trait Board: Clone {
+    /// What they share.
+    fn locked<T>(&self, f: impl FnOnce(&mut Locked) -> T) -> T;
+    /// Nothing excuses that.
+    fn violation(&self, what: String);
+    /// Faults are over.
+    fn is_healed(&self) -> bool;
+    /// Changes whenever what was written inside, and fsynced, may be lost.
+    fn era(&self) -> u64;
+    /// Whether that error is excused by faults.
+    fn excuses(&self, errno: i32) -> bool;
+}
 
 /// Somebody who has a lock.
 pub struct Inside {
@@ -25,10 +37,11 @@ pub struct Inside {
 }
 
 impl Inside {
-    /// Whether its lease stands: then nobody may have taken its lock.
+    /// Whether its lease stands, and it wasn't told that the lock is lost: then nobody may have taken it.
     fn is_sure(&self) -> bool {
         let status = self.fs.status();
-        status.lease_left_ms.is_some() && (status.session, status.incarnation) == self.life
+        let lives = status.lease_left_ms.is_some() && (status.session, status.incarnation) == self.life;
+        lives && !self.fs.has_lost_locks(self.request.handle)
     }
 
     fn conflicts(&self, other: &LockRequest) -> bool {
@@ -43,18 +56,18 @@ impl Inside {
 #[derive(Default)]
 pub struct Locked {
     inside: Vec<Inside>,
-    /// What was written inside last, if that is known.
-    number: Option<u64>,
+    /// What was written inside last, if that is known, and in which era.
+    number: Option<(u64, u64)>,
     /// How often somebody was inside.
     pub times: usize,
 }
 
 /// Works with locks until the faults are over, and takes one last then: nothing may be left behind.
-pub async fn work(fs: FileSystem, number: u8, seed: u64, shared: Shared) {
+pub async fn work(fs: FileSystem, number: u8, seed: u64, board: impl Board) {
     let rng = StdRng::seed_from_u64(seed ^ 0x10c5 ^ (u64::from(number) << 48));
     let caller = Caller { kernel_checked: true, ..Caller::default() };
-    let mut locker = Locker { fs, caller, number, rng, shared };
-    while !with(&locker.shared, |notes| notes.healed) {
+    let mut locker = Locker { fs, caller, number, rng, board };
+    while !locker.board.is_healed() {
         match locker.open().await {
             Ok(handle) => {
                 for _ in 0..locker.rng.random_range(1..6) {
@@ -74,15 +87,15 @@ pub async fn work(fs: FileSystem, number: u8, seed: u64, shared: Shared) {
     }
 }
 
-struct Locker {
+struct Locker<B> {
     fs: FileSystem,
     caller: Caller,
     number: u8,
     rng: StdRng,
-    shared: Shared,
+    board: B,
 }
 
-impl Locker {
+impl<B: Board> Locker<B> {
     async fn open(&self) -> Result<HandleId, FsError> {
         // O_RDWR | O_CREAT
         let made = self.fs.create(&self.caller, self.fs.root(), NAME, 0o644, 0o2 | 0o100).await?;
@@ -90,11 +103,11 @@ impl Locker {
     }
 
     fn violation(&self, what: String) {
-        with(&self.shared, |notes| notes.violations.push(format!("locker {}: {what}", self.number)));
+        self.board.violation(format!("locker {}: {what}", self.number));
     }
 
     fn excuse(&self, what: &str, error: &FsError) {
-        if !EXCUSED.contains(&error.errno()) {
+        if !self.board.excuses(error.errno()) {
             self.violation(format!("{what} answered {error}"));
         }
     }
@@ -145,16 +158,16 @@ impl Locker {
     async fn inside(&mut self, request: LockRequest) {
         let status = self.fs.status();
         let life = (status.session, status.incarnation);
-        let entered = with(&self.shared, |notes| {
-            let broken =
-                notes.locked.inside.iter().find(|other| {
-                    other.number != self.number && other.conflicts(&request) && other.is_sure()
-                });
+        let entered = self.board.locked(|locked| {
+            let broken = locked
+                .inside
+                .iter()
+                .find(|other| other.number != self.number && other.conflicts(&request) && other.is_sure());
             let broken =
                 broken.map(|other| format!("{request:?} beside {:?} of {}", other.request, other.number));
             let inside = Inside { number: self.number, request, life, fs: self.fs.clone() };
-            notes.locked.inside.push(inside);
-            notes.locked.times += 1;
+            locked.inside.push(inside);
+            locked.times += 1;
             broken
         });
         if let Some(broken) = entered {
@@ -165,15 +178,17 @@ impl Locker {
         }
         let stay = self.rng.random_range(0..800);
         tokio::time::sleep(Duration::from_millis(stay)).await;
-        with(&self.shared, |notes| notes.locked.inside.retain(|other| other.number != self.number));
+        self.board.locked(|locked| locked.inside.retain(|other| other.number != self.number));
     }
 
     /// What was written inside before is seen, and a number written for the next.
     async fn count(&mut self, handle: HandleId) {
-        let expected = with(&self.shared, |notes| notes.locked.number.take());
+        let era = self.board.era();
+        let expected = self.board.locked(|locked| locked.number.take());
+        let expected = expected.and_then(|(of, number)| (of == era).then_some(number));
         let Ok(bytes) = self.fs.read(&self.caller, handle, 0, 8).await else { return };
         let seen = bytes.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
-        if expected.is_some_and(|expected| expected != seen) {
+        if expected.is_some_and(|expected| expected != seen) && self.board.era() == era {
             self.violation(format!("{seen} is read inside where {expected:?} was written before"));
         }
         let next = Bytes::copy_from_slice(&(seen + 1).to_le_bytes());
@@ -181,10 +196,11 @@ impl Locker {
         // Unsynced it would be lost with a lease.
         let synced = self.fs.fsync(handle, false).await;
         if written.is_ok() && synced.is_ok() {
-            with(&self.shared, |notes| {
+            let is_same = self.board.era() == era;
+            self.board.locked(|locked| {
                 // Without a lease others may have been inside meanwhile.
-                let sure = notes.locked.inside.iter().any(|i| i.number == self.number && i.is_sure());
-                notes.locked.number = sure.then_some(seen + 1);
+                let sure = locked.inside.iter().any(|i| i.number == self.number && i.is_sure());
+                locked.number = (sure && is_same).then_some((era, seen + 1));
             });
         }
     }

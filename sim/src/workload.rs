@@ -18,7 +18,7 @@ use rand::{Rng, SeedableRng};
 
 use crate::history::{Call, Operation, Reply};
 use crate::hosts::{Host, REGION, RETRY, SERVERS, SUBSTITUTE, address, master_addresses, masters};
-use crate::locking::{self, Locked};
+use crate::locking::{self, Board, Locked};
 use crate::network::{Gate, network};
 use crate::watch::Watch;
 
@@ -62,6 +62,28 @@ pub struct Notes {
 
 /// Notes behind a lock. Clones share them.
 pub type Shared = Arc<Mutex<Notes>>;
+
+impl Board for Shared {
+    fn locked<T>(&self, f: impl FnOnce(&mut Locked) -> T) -> T {
+        with(self, |notes| f(&mut notes.locked))
+    }
+
+    fn violation(&self, what: String) {
+        with(self, |notes| notes.violations.push(what));
+    }
+
+    fn is_healed(&self) -> bool {
+        with(self, |notes| notes.healed)
+    }
+
+    fn era(&self) -> u64 {
+        0
+    }
+
+    fn excuses(&self, errno: i32) -> bool {
+        locking::EXCUSED.contains(&errno)
+    }
+}
 
 /// Works on the notes.
 pub fn with<T>(shared: &Shared, f: impl FnOnce(&mut Notes) -> T) -> T {

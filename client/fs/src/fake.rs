@@ -104,6 +104,8 @@ pub struct State {
     pub repeated: u64,
     /// The volume's home epoch.
     pub home: u64,
+    /// There are other regions, and a new home lets sessions reclaim their locks.
+    pub reclaims: bool,
     /// Calls by method.
     pub calls: BTreeMap<&'static str, u64>,
     /// What the client did that it must not.
@@ -175,7 +177,7 @@ impl FakeRegion {
         });
     }
 
-    /// Another region is the volume's home now, under another leader: sessions live on, and locks don't.
+    /// Another region is the volume's home now, under another leader: sessions live on, and locks only where they are reclaimed.
     pub fn move_home(&self, leader: &str) {
         self.with(|s| {
             s.home += 1;
@@ -430,9 +432,14 @@ impl State {
             self.short_leases -= 1;
             session.lapsed = true;
         }
+        let incarnation = session.incarnation;
+        let reclaims = self.reclaims && !lapsed && (1..self.home).contains(&open.locks_home);
         SessionOpened {
+            locks_reclaimed: reclaims,
+            locks_lost: if reclaims { self.locks.reclaim(id, &open.locks) } else { Vec::new() },
+            elsewhere: if self.reclaims { vec!["elsewhere".to_owned()] } else { Vec::new() },
             session: id,
-            incarnation: session.incarnation,
+            incarnation,
             lease_ms: 10_000,
             custody_epoch: 1,
             lapsed,

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
-use mooseng_wire::fs::{Done, LockHolder, LockSpec, LockState, Locked};
+use mooseng_wire::fs::{Done, Lock, LockHolder, LockSpec, LockState, Locked};
 
 /// What is held, and who waits. Nobody is told of a grant: who waits has to ask again.
 #[derive(Debug, Default)]
@@ -42,6 +42,18 @@ impl FakeLocks {
     /// How many ranges are held.
     pub fn held(&self) -> usize {
         self.held.len()
+    }
+
+    /// What a session had at the home before. Answers the places of what it can't have.
+    pub fn reclaim(&mut self, session: u64, locks: &[Lock]) -> Vec<u32> {
+        let mut lost = Vec::new();
+        for (place, lock) in locks.iter().enumerate() {
+            let answer = self.answer(session, &Op::Lock(Lock { wait: 0, ..*lock }));
+            if !matches!(answer, Some(Reply::Locked(_))) {
+                lost.extend(u32::try_from(place));
+            }
+        }
+        lost
     }
 
     /// Answers a request about locks; none for others.

@@ -14,6 +14,7 @@ use crate::buffers::Buffer;
 use crate::dirty::{Dirty, Segment};
 use crate::error::FsError;
 use crate::fs::daemon;
+use crate::owners::Tenure;
 use crate::read::unexpected;
 use crate::writeback::WriteBack;
 
@@ -197,11 +198,11 @@ impl WriteBack {
 
     /// Whether the buffered bytes may still be sent. After a lapse of the lease only if nobody has changed the file since.
     async fn still_ours(&self, inode: u64, buffer: &Buffer) -> Result<(), FsError> {
-        let tenure = self.region.session.tenure();
-        let life = tenure.life;
+        let life = self.region.session.life();
         let (written_under, base, locked) = buffer.dirty(|dirty| (dirty.life, dirty.base, dirty.locked));
+        let is_kept = |home| self.region.session.keeps(Tenure { life: written_under, home });
         // Others may have the lock by now, and have read what these bytes would change.
-        if locked.is_some_and(|home| written_under != life || home != tenure.home) {
+        if locked.is_some_and(|home| !is_kept(home)) {
             return Err(FsError::Overtaken(inode));
         }
         if written_under == life {

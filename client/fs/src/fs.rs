@@ -60,7 +60,7 @@ pub(crate) struct Inner {
     pub region: Arc<Region>,
     pub opens: Arc<Opens>,
     pub handles: Handles,
-    pub locks: Locks,
+    pub locks: Arc<Locks>,
     pub chunkservers: Arc<Chunkservers>,
     pub reader: Reader,
     pub appenders: Arc<Appenders>,
@@ -181,7 +181,7 @@ impl FileSystem {
             appenders,
             writer,
             handles: Handles::default(),
-            locks: Locks::default(),
+            locks: session.locks.clone(),
             session,
             facts,
             recalls,
@@ -197,6 +197,7 @@ impl FileSystem {
         };
         let inner = Arc::new(inner);
         tokio::spawn(telling::keep(Arc::downgrade(&inner)));
+        tokio::spawn(crate::locks::keep(Arc::downgrade(&inner), inner.shutdown.clone()));
         Ok(Self { inner })
     }
 
@@ -472,11 +473,12 @@ impl FileSystem {
         handle: HandleId,
         change: SetAttr,
     ) -> Result<Attr, FsError> {
-        let Some(life) = self.guard(handle)? else { return self.setattr(caller, change).await };
+        let Some(tenure) = self.guard(handle)? else { return self.setattr(caller, change).await };
         self.inner.writer.flush_before(change.inode).await?;
         // Not in the session's next life, in which somebody else may have the lock.
-        let done = self.inner.region.change_in_life(caller, Op::SetAttr(change), life).await;
-        self.still_guarded(handle, Some(life))?;
+        let within = tenure.under_locks();
+        let done = self.inner.region.change_in_life(caller, Op::SetAttr(change), within).await;
+        self.still_guarded(handle, Some(tenure))?;
         self.attr_of("setattr", done?)
     }
 

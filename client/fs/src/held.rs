@@ -29,6 +29,11 @@ impl Held {
         self.0.is_empty()
     }
 
+    /// All that is held: first bytes, last bytes, and how.
+    pub fn all(&self) -> impl Iterator<Item = (u64, u64, Level)> {
+        self.0.iter().map(|(start, (end, level))| (*start, *end, *level))
+    }
+
     /// The range is held in that way from now on, whatever was held of it.
     pub fn take(&mut self, (start, end): (u64, u64), level: Level) {
         self.give_up((start, end));

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::FsError;
 use crate::files::HandleId;
-use crate::fs::{FileSystem, daemon};
+use crate::fs::{FileSystem, Inner, daemon};
 use crate::held::{Held, Level, Part};
 use crate::owners::{Key, Leaving, Owner, Tenure, is_lost};
 use crate::read::unexpected;
@@ -117,6 +117,22 @@ impl LockWait {
 impl Drop for LockWait {
     fn drop(&mut self) {
         self.leave();
+    }
+}
+
+/// Looks after owners who may have more at the home than they know of, until the session ends.
+pub(crate) async fn keep(inner: Weak<Inner>, shutdown: CancellationToken) {
+    loop {
+        let Some(fs) = inner.upgrade().map(|inner| FileSystem { inner }) else { return };
+        let locks = fs.inner.locks.clone();
+        for key in locks.take_strays() {
+            fs.settle(key);
+        }
+        drop(fs);
+        tokio::select! {
+            () = locks.strayed.notified() => {}
+            () = shutdown.cancelled() => return,
+        }
     }
 }
 
@@ -308,13 +324,14 @@ impl FileSystem {
         let held_before = owner.state(|state| state.held_in.is_some());
         inner.locks.note(key, owner, request.handle, tenure);
         let op = Op::Lock(Lock { inode: key.0, lock: Some(request.spec()), wait });
+        let within = tenure.for_locks();
         let refused = |error| {
             if !held_before {
                 inner.locks.clear(key, owner);
             }
             Came::Refused(error)
         };
-        match inner.region.change_in_life(&daemon(), op, tenure).await {
+        match inner.region.change_in_life(&daemon(), op, within).await {
             Ok(Reply::Locked(locked)) => match locked.state() {
                 LockState::Held => Came::Held,
                 LockState::Queued => {
@@ -331,6 +348,10 @@ impl FileSystem {
                 LockState::Unspecified => Came::Unknown(FsError::Malformed("a lock in no state".into())),
             },
             Ok(other) => refused(unexpected("lock", &other)),
+            // The next home has what was held before, and nothing of this.
+            Err(FsError::Lapsed) if held_before && !is_lost(owner, inner.session.tenure()) => {
+                Came::Refused(FsError::Lapsed)
+            }
             Err(FsError::Lapsed) if held_before => {
                 owner.state(|state| state.lost = true);
                 Came::Refused(FsError::LockLost(key.0))
@@ -354,7 +375,7 @@ impl FileSystem {
         let order = owner.order().await;
         loop {
             let op = Op::CancelLock(CancelLock { inode: key.0, lock: Some(request.spec()), wait });
-            match inner.region.change_in_life(&daemon(), op, tenure).await {
+            match inner.region.change_in_life(&daemon(), op, tenure.for_locks()).await {
                 Ok(Reply::Locked(locked)) if locked.state() == LockState::Held => {
                     inner.locks.note(key, owner, request.handle, tenure);
                     return Ok(order);
@@ -373,17 +394,23 @@ impl FileSystem {
     /// Brings a range back to what the owner was last told that it holds of it: that nobody knows whether more was done, or that nobody wants
     /// it, takes nothing away from what was held before. Until that is answered, or can't be had any more. The caller has the owner's order.
     async fn undo(&self, key: Key, owner: &Owner, request: &LockRequest) {
-        let Some(tenure) = owner.state(|state| state.held_in) else { return };
-        let parts = owner.state(|state| state.held.parts(request.range()));
-        // Others may be reading by now what it believes to be its own.
-        let lowered = |part: &Part| !request.exclusive && part.level.is_some_and(|level| level.exclusive);
-        if parts.iter().any(lowered) {
-            owner.state(|state| state.lost = true);
-        }
-        let mut kept = true;
-        for part in parts {
-            kept &= self.bring_back(key, request, part, tenure).await;
-        }
+        let kept = loop {
+            let Some(tenure) = owner.state(|state| state.held_in) else { return };
+            let parts = owner.state(|state| state.held.parts(request.range()));
+            // Others may be reading by now what it believes to be its own.
+            let lowered = |part: &Part| !request.exclusive && part.level.is_some_and(|level| level.exclusive);
+            if parts.iter().any(lowered) {
+                owner.state(|state| state.lost = true);
+            }
+            let mut kept = true;
+            for part in parts {
+                kept &= self.bring_back(key, request, part, tenure).await;
+            }
+            // The next home may have been asked for more than is held by now.
+            if kept || owner.state(|state| state.held_in == Some(tenure)) {
+                break kept;
+            }
+        };
         // Whatever can't be brought back is lost, as after a lapse.
         owner.state(|state| state.lost = !kept);
         if kept && owner.state(|state| state.held.is_empty()) {
@@ -404,7 +431,7 @@ impl FileSystem {
                 Some(Level { exclusive, pid }) => {
                     let lock = Some(LockRequest { exclusive, pid, ..wanted }.spec());
                     let op = Op::Lock(Lock { inode: key.0, lock, wait: 0 });
-                    match self.inner.region.change_in_life(&daemon(), op, tenure).await {
+                    match self.inner.region.change_in_life(&daemon(), op, tenure.for_locks()).await {
                         Ok(Reply::Locked(locked)) if locked.state() == LockState::Held => return true,
                         Ok(_) | Err(FsError::Answered(_) | FsError::Lapsed | FsError::SessionLost) => {
                             return false;
@@ -434,7 +461,7 @@ impl FileSystem {
     /// True if the tenure that had the lock was over.
     async fn give_up(&self, key: Key, request: &LockRequest, tenure: Tenure) -> Result<bool, FsError> {
         let op = Op::Unlock(Unlock { inode: key.0, lock: Some(request.spec()) });
-        match self.inner.region.change_in_life(&daemon(), op, tenure).await {
+        match self.inner.region.change_in_life(&daemon(), op, tenure.for_locks()).await {
             Ok(Reply::Done(_)) => Ok(false),
             Ok(other) => Err(unexpected("unlock", &other)),
             Err(FsError::Lapsed | FsError::SessionLost) => Ok(true),
@@ -462,13 +489,21 @@ impl FileSystem {
 
     async fn unlock_in_order(&self, key: Key, owner: &Owner, request: &LockRequest) -> Result<(), FsError> {
         let inner = &self.inner;
-        let Some(tenure) = owner.state(|state| state.held_in) else { return Ok(()) };
-        if is_lost(owner, inner.session.tenure()) {
-            // What may be left of it is given up behind this answer.
-            owner.state(|state| state.lost = true);
-            return Err(FsError::LockLost(key.0));
-        }
-        match self.give_up(key, request, tenure).await {
+        let given_up = loop {
+            let Some(tenure) = owner.state(|state| state.held_in) else { return Ok(()) };
+            if is_lost(owner, inner.session.tenure()) {
+                // What may be left of it is given up behind this answer.
+                owner.state(|state| state.lost = true);
+                return Err(FsError::LockLost(key.0));
+            }
+            self.tell_what_was_guarded(key.0).await;
+            let given_up = self.give_up(key, request, tenure).await;
+            // Under another home by now, which has what was held before.
+            if given_up != Ok(true) || owner.state(|state| state.held_in == Some(tenure)) {
+                break given_up;
+            }
+        };
+        match given_up {
             Ok(false) => {
                 owner.state(|state| state.held.give_up(request.range()));
                 if request.is_everything() {
@@ -487,6 +522,48 @@ impl FileSystem {
                 Err(error)
             }
         }
+    }
+
+    /// In a cluster of several regions who gets the lock next may read at a replica, which doesn't recall what is buffered here: it goes to the home first.
+    async fn tell_what_was_guarded(&self, inode: u64) {
+        let inner = &self.inner;
+        if !inner.session.has_elsewhere() {
+            return;
+        }
+        inner.session.journal.told_and_still().await;
+        if let Err(error) = inner.writer.flush(inode).await {
+            tracing::debug!(inode, %error, "what was buffered under a lock isn't sent; fsync tells");
+        }
+    }
+
+    /// Has the home keep for an owner what the owner knows of, and no more. A task that ends.
+    fn settle(&self, key: Key) {
+        let fs = self.clone();
+        self.inner.region.spawn(async move {
+            let (_, kind, number) = key;
+            let all = LockRequest {
+                handle: 0,
+                kind,
+                owner: number,
+                start: 0,
+                end: u64::MAX,
+                exclusive: true,
+                pid: 0,
+            };
+            let owner = fs.inner.locks.owner(key);
+            let order = owner.order().await;
+            match owner.state(|state| (state.held_in, state.lost)) {
+                (Some(_), false) => fs.undo(key, &owner, &all).await,
+                // Whoever has lost something holds nothing, and is told when it asks.
+                (held_in, _) => {
+                    let nothing = Part { start: 0, end: u64::MAX, level: None };
+                    let tenure = held_in.unwrap_or_else(|| fs.inner.session.tenure());
+                    fs.bring_back(key, &all, nothing, tenure).await;
+                }
+            }
+            drop(order);
+            fs.inner.locks.forget(key, owner);
+        });
     }
 
     /// Who is in the way of a lock, if anybody.
@@ -511,6 +588,11 @@ impl FileSystem {
     /// An operation under a lock is well only if it was there to the end.
     pub(crate) fn still_guarded(&self, handle: HandleId, guarded: Option<Tenure>) -> Result<(), FsError> {
         if guarded.is_some() { self.guard(handle).map(|_| ()) } else { Ok(()) }
+    }
+
+    /// Whether something was lost of the locks that were taken through a handle: operations through it fail until their owners give them up.
+    pub fn has_lost_locks(&self, handle: HandleId) -> bool {
+        self.guard(handle).is_err()
     }
 
     /// Whether an owner may hold anything of a handle's inode.
@@ -543,6 +625,7 @@ impl FileSystem {
             Some(tokio::spawn(async move {
                 owner.quiet().await;
                 let order = owner.order().await;
+                fs.tell_what_was_guarded(key.0).await;
                 fs.give_up_all(key, &owner).await;
                 drop((order, leaving));
                 fs.inner.locks.forget(key, owner);

@@ -1,23 +1,24 @@
 //! Which owners on this host may hold locks, through which handles, and in which tenure they got them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use mooseng_wire::fs::LockKind;
+use mooseng_wire::fs::{Lock, LockKind, LockSpec};
 use tokio::sync::{Notify, OwnedMutexGuard};
 
 use crate::error::FsError;
 use crate::files::HandleId;
 use crate::fs::FileSystem;
-use crate::held::Held;
+use crate::held::{Held, Level};
 
 /// How long a lock that is in the way of a process waits for the release of a descriptor that was closed before.
 const LEAVING_WAITS: Duration = Duration::from_secs(2);
 
-/// What locks are held under. In any other life of the session, and under any other home of the volume, somebody else may have them: locks are records
-/// of the home's region.
+/// What locks are held under. In any other life of the session somebody else may have them; and under any other home of the volume, unless they were
+/// reclaimed there: locks are records of the home's region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Tenure {
     /// The session and its incarnation.
@@ -26,13 +27,32 @@ pub(crate) struct Tenure {
     pub home: u64,
 }
 
-/// When a change may be done: in one life of the session, and perhaps under one home of the volume only.
+/// When a change may be done: in one life of the session, and perhaps not under any home of the volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Within {
     /// The session and its incarnation.
     pub life: (u64, u64),
-    /// The home epoch, where what it rests on doesn't outlive that.
-    pub home: Option<u64>,
+    /// Under which homes, where what it rests on may not outlive one.
+    pub home: Option<Homes>,
+}
+
+/// Homes of the volume under which a change may be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Homes {
+    /// Of that epoch alone. A change of locks: what it did at one home, its outcome included, the next one has only as far as it was reclaimed.
+    Only(u64),
+    /// Of that epoch and later ones, as long as all locks were reclaimed at each. What is done under a lock.
+    From(u64),
+}
+
+impl Homes {
+    /// Whether a home of epoch `home` is one of them, where locks were kept since `locks_from`.
+    pub fn contain(self, home: u64, locks_from: u64) -> bool {
+        match self {
+            Self::Only(only) => only == home,
+            Self::From(from) => (locks_from..=home).contains(&from),
+        }
+    }
 }
 
 impl From<(u64, u64)> for Within {
@@ -41,9 +61,15 @@ impl From<(u64, u64)> for Within {
     }
 }
 
-impl From<Tenure> for Within {
-    fn from(tenure: Tenure) -> Self {
-        Self { life: tenure.life, home: Some(tenure.home) }
+impl Tenure {
+    /// For a change of locks.
+    pub fn for_locks(self) -> Within {
+        Within { life: self.life, home: Some(Homes::Only(self.home)) }
+    }
+
+    /// For what is done under locks.
+    pub fn under_locks(self) -> Within {
+        Within { life: self.life, home: Some(Homes::From(self.home)) }
     }
 }
 
@@ -115,10 +141,31 @@ struct Maps {
     by_handle: BTreeMap<HandleId, BTreeSet<Key>>,
 }
 
+/// Locks that are asked of a new home, as its session had them under the one before.
+#[derive(Debug, Default)]
+pub(crate) struct Reclaim {
+    /// As they are asked for.
+    pub locks: Vec<Lock>,
+    tenure: Option<Tenure>,
+    /// Whose they are, with all that each held then, and the places of it in `locks`.
+    owners: Vec<(Key, Held, Range<usize>)>,
+}
+
+impl Reclaim {
+    /// Whether it asks for what was held in that tenure.
+    pub fn is_of(&self, tenure: Tenure) -> bool {
+        self.tenure == Some(tenure)
+    }
+}
+
 /// What may be held on this host.
 #[derive(Debug, Default)]
 pub(crate) struct Locks {
     maps: Mutex<Maps>,
+    /// Owners who may have more at the home than they know of.
+    strays: Mutex<BTreeSet<Key>>,
+    /// Rung when there are any.
+    pub strayed: Notify,
     /// Handles with locks: reads and writes of others needn't look.
     handles: AtomicUsize,
     /// Inodes of which closed descriptors' locks are being given up, with how many.
@@ -196,7 +243,9 @@ impl Locks {
         self.map(|maps| {
             maps.by_handle.entry(handle).or_default().insert(key);
             owner.state(|state| {
-                state.held_in = Some(tenure);
+                // What was reclaimed meanwhile stays so.
+                let later = state.held_in.filter(|held| held.life == tenure.life && held.home > tenure.home);
+                state.held_in = Some(later.unwrap_or(tenure));
                 state.handles.insert(handle);
             });
         });
@@ -219,6 +268,73 @@ impl Locks {
                 }
             }
         });
+    }
+
+    /// What is held in that tenure, to be reclaimed at the next home.
+    pub fn reclaim(&self, tenure: Tenure) -> Reclaim {
+        let mut reclaim = Reclaim { tenure: Some(tenure), ..Reclaim::default() };
+        self.map(|maps| {
+            for (key, owner) in &maps.owners {
+                let held = owner.state(|state| {
+                    let holds = state.held_in == Some(tenure) && !state.lost && !state.held.is_empty();
+                    holds.then(|| state.held.clone())
+                });
+                let Some(held) = held else { continue };
+                let (inode, kind, number) = *key;
+                let first = reclaim.locks.len();
+                reclaim.locks.extend(held.all().map(|(start, end, Level { exclusive, pid })| {
+                    let lock = LockSpec { kind: kind.into(), owner: number, start, end, exclusive, pid };
+                    Lock { inode, lock: Some(lock), wait: 0 }
+                }));
+                reclaim.owners.push((*key, held, first..reclaim.locks.len()));
+            }
+        });
+        reclaim
+    }
+
+    /// The next home has given the session what was asked for, but for what is at the places `lost`. Who has just what it was asked for holds it in the next tenure,
+    /// without a gap; all others have lost what they had. Answers whether nobody has.
+    pub fn reclaimed(&self, asked: &Reclaim, lost: &[u32], next: Tenure) -> bool {
+        let mut strays = BTreeSet::new();
+        let all = self.map(|maps| {
+            let lost: BTreeSet<usize> =
+                lost.iter().filter_map(|place| usize::try_from(*place).ok()).collect();
+            for (key, held, places) in &asked.owners {
+                let has_all = lost.range(places.clone()).next().is_none();
+                let same = maps.owners.get(key).is_some_and(|owner| {
+                    owner.state(|state| {
+                        if state.held_in != asked.tenure {
+                            return false;
+                        }
+                        state.held_in = Some(next);
+                        // What was given up or taken meanwhile, at a home that isn't any more, the next one doesn't know.
+                        state.lost |= !has_all || state.held != *held;
+                        !state.lost
+                    })
+                });
+                if !same {
+                    strays.insert(*key);
+                }
+            }
+            let left = |owner: &Arc<Owner>| {
+                owner.state(|state| state.held_in == asked.tenure && (state.lost || !state.held.is_empty()))
+            };
+            strays.is_empty() && !maps.owners.values().any(left)
+        });
+        if !strays.is_empty() {
+            self.strays(|all| all.append(&mut strays));
+            self.strayed.notify_one();
+        }
+        all
+    }
+
+    fn strays<T>(&self, f: impl FnOnce(&mut BTreeSet<Key>) -> T) -> T {
+        f(&mut self.strays.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Owners who may have more at the home than they know of, each once.
+    pub fn take_strays(&self) -> BTreeSet<Key> {
+        self.strays(std::mem::take)
     }
 
     /// Forgets an owner of whom nothing is known and whom nobody works for.
@@ -262,7 +378,8 @@ impl Locks {
     }
 }
 
-/// Whether what the owner may hold is lost to it in that tenure.
+/// Whether what the owner may hold is lost to it in that tenure. It may hold it in a later one by now.
 pub(crate) fn is_lost(owner: &Owner, tenure: Tenure) -> bool {
-    owner.state(|state| state.lost || state.held_in.is_some_and(|held_in| held_in != tenure))
+    let over = |held: Tenure| held.life != tenure.life || held.home < tenure.home;
+    owner.state(|state| state.lost || state.held_in.is_some_and(over))
 }

@@ -166,7 +166,7 @@ impl FileSystem {
     ) -> Result<Ranged, FsError> {
         let region = &self.inner.region;
         let reply = match guarded {
-            Some(tenure) => region.change_in_life(caller, op, tenure).await?,
+            Some(tenure) => region.change_in_life(caller, op, tenure.under_locks()).await?,
             None => region.change(caller, op).await?,
         };
         match reply {

@@ -308,7 +308,7 @@ impl Region {
                 if flight.sent_as.is_none() && within.life != (seat.session, seat.incarnation) {
                     return Err(FsError::Lapsed);
                 }
-                if within.home.is_some_and(|home| home != seat.home) {
+                if within.home.is_some_and(|homes| !homes.contain(seat.home, seat.locks_from)) {
                     // The home before may have done it; the one now mustn't.
                     if flight.sent_as.is_some() {
                         self.given_up(flight);

@@ -14,7 +14,7 @@ use crate::dirty::Segment;
 use crate::error::FsError;
 use crate::fs::daemon;
 use crate::journal::Change;
-use crate::owners::Within;
+use crate::owners::{Homes, Tenure, Within};
 use crate::packets::Packets;
 use crate::pieces::{chunk_of, inline_pieces, lay_out};
 use crate::read::unexpected;
@@ -110,7 +110,7 @@ impl WriteBack {
         how: How,
     ) -> Result<(u64, Option<Attr>), FsError> {
         let How { kill_suidgid, tenure } = how;
-        let life = tenure.map(Within::from);
+        let life = tenure.map(Tenure::under_locks);
         let append = place == Place::End;
         let at = match place {
             Place::At(at) => at,
@@ -218,7 +218,7 @@ impl WriteBack {
 
 /// When buffered bytes may be sent.
 fn within(buffer: &Buffer) -> Within {
-    buffer.dirty(|dirty| Within { life: dirty.life, home: dirty.locked })
+    buffer.dirty(|dirty| Within { life: dirty.life, home: dirty.locked.map(Homes::From) })
 }
 
 /// A write of what was taken from the buffer, without its pieces yet. With the `last` of them go the attributes that were set over them.

@@ -41,7 +41,7 @@ use crate::grants::Grants;
 use crate::journal::Journal;
 use crate::near::Near;
 use crate::opens::Opens;
-use crate::owners::Tenure;
+use crate::owners::{Homes, Locks, Reclaim, Tenure};
 use crate::peers::{Failure, Peers};
 use crate::retry::{Backoff, Budget};
 
@@ -66,6 +66,8 @@ pub(crate) struct Seat {
     pub custody_epoch: u64,
     /// The volume's home epoch; 0 where an older master doesn't tell.
     pub home: u64,
+    /// Since which home epoch all locks were reclaimed at each home.
+    pub locks_from: u64,
     /// Grows each time that the keeper has heard from a leader.
     pub confirmed: u64,
 }
@@ -86,6 +88,8 @@ struct State {
     incarnation: u64,
     /// The volume's home epoch.
     home: u64,
+    /// Since which one all locks were reclaimed at each home.
+    locks_from: u64,
     custody_epoch: u64,
     /// The custody epoch, session and incarnation that were answered: nothing is shown any more that was promised before.
     answered: (u64, u64, u64),
@@ -136,6 +140,8 @@ pub(crate) struct Session {
     pub near: Near,
     /// Locks that are waited for.
     pub grants: Arc<Grants>,
+    /// Locks that are held.
+    pub locks: Arc<Locks>,
     /// Every change numbered below this is answered, and its answer digested.
     pub settled: AtomicU64,
     /// The last place that was given in the order of attempts.
@@ -180,6 +186,7 @@ impl Session {
             incarnation: 0,
             custody_epoch: 0,
             home: 0,
+            locks_from: 0,
             answered: (0, 0, 0),
             root: 1,
             read_only: false,
@@ -208,6 +215,7 @@ impl Session {
             journal: Arc::default(),
             near: Near::default(),
             grants: Arc::default(),
+            locks: Arc::default(),
             settled: AtomicU64::new(0),
             order: AtomicU64::new(0),
             declared: AtomicU64::new(0),
@@ -386,6 +394,12 @@ impl Session {
         self.state(|s| Tenure { life: (s.session, s.incarnation), home: s.home })
     }
 
+    /// Whether locks of that tenure are held still, as far as that is for the session to say.
+    pub fn keeps(&self, tenure: Tenure) -> bool {
+        let is_kept = |s: &State| Homes::From(tenure.home).contain(s.home, s.locks_from);
+        self.state(|s| tenure.life == (s.session, s.incarnation) && is_kept(s))
+    }
+
     /// A place for the next attempt in the session's order.
     pub fn next_order(&self) -> u64 {
         self.order.fetch_add(1, Ordering::SeqCst) + 1
@@ -526,6 +540,7 @@ impl Session {
             return self.gone(&seat);
         }
         if !notice.locks.is_empty() {
+            self.near.saw(notice.log_epoch, notice.log_version);
             self.grants.granted(&notice.locks);
             let (session, seat) = (self.clone(), seat.clone());
             tokio::spawn(async move { session.heard(seat, notice.locks).await });
@@ -804,15 +819,15 @@ impl Session {
                 self.open_as(&address, 0, 0, custody_epoch).await
             }
             // A new incarnation has lost its opens: declare them to it.
-            Ok((opened, _)) if opened.lapsed => self
+            Ok((opened, _, _)) if opened.lapsed => self
                 .open_as(&address, opened.session, opened.incarnation, opened.custody_epoch)
                 .await
-                .map(|(again, sent)| (SessionOpened { lapsed: true, ..again }, sent)),
+                .map(|(again, sent, reclaim)| (SessionOpened { lapsed: true, ..again }, sent, reclaim)),
             other => other,
         };
         match opened {
-            Ok((opened, sent)) => {
-                self.take(address.clone(), &opened, sent);
+            Ok((opened, sent, reclaim)) => {
+                self.take(address.clone(), &opened, sent, &reclaim);
                 Ok(address)
             }
             Err(failure) => Err((address, failure)),
@@ -825,12 +840,18 @@ impl Session {
         session: u64,
         incarnation: u64,
         custody_epoch: u64,
-    ) -> Result<(SessionOpened, BootTime), Failure> {
+    ) -> Result<(SessionOpened, BootTime, Reclaim), Failure> {
         let founding = self.state(|s| s.founding);
         let order = self.next_order();
         // Before the opens are looked at: whoever adds one afterwards sees this.
         self.declared.fetch_max(order, Ordering::SeqCst);
+        let tenure = self.tenure();
+        // In a cluster of one region there is one home.
+        let reclaims = tenure.life == (session, incarnation) && self.has_elsewhere();
+        let reclaim = if reclaims { self.locks.reclaim(tenure) } else { Reclaim::default() };
         let open = OpenSession {
+            locks_home: if reclaims { tenure.home } else { 0 },
+            locks: reclaim.locks.clone(),
             order,
             oldest_unanswered: self.settled.load(Ordering::Acquire),
             session,
@@ -870,11 +891,11 @@ impl Session {
                 detail: opened.founding,
                 ..CallError::default()
             })),
-            _ => Ok((opened, sent)),
+            _ => Ok((opened, sent, reclaim)),
         }
     }
 
-    fn take(&self, leader: String, opened: &SessionOpened, sent: BootTime) {
+    fn take(&self, leader: String, opened: &SessionOpened, sent: BootTime, reclaim: &Reclaim) {
         self.state(|s| {
             if s.session != 0 && (opened.lapsed || opened.session != s.session) {
                 self.buffers.escrow.lose();
@@ -905,6 +926,17 @@ impl Session {
                 // The first: nothing was promised before.
                 s.answered = life;
             }
+            if opened.home_epoch > s.home {
+                let next =
+                    Tenure { life: (opened.session, opened.incarnation), home: opened.home_epoch };
+                let is_reclaimed = opened.locks_reclaimed
+                    && (s.session, s.incarnation) == next.life
+                    && reclaim.is_of(Tenure { life: next.life, home: s.home });
+                // Before the next seat can be seen: whoever finds its change refused there finds, too, what is held there.
+                if !(is_reclaimed && self.locks.reclaimed(reclaim, &opened.locks_lost, next)) {
+                    s.locks_from = opened.home_epoch;
+                }
+            }
             s.session = opened.session;
             s.incarnation = opened.incarnation;
             s.custody_epoch = s.custody_epoch.max(opened.custody_epoch);
@@ -927,6 +959,7 @@ impl Session {
                 incarnation: s.incarnation,
                 custody_epoch: s.custody_epoch,
                 home: s.home,
+                locks_from: s.locks_from,
                 confirmed: s.confirmed,
             });
         });

@@ -178,7 +178,7 @@ impl WriteBack {
         let (now, now_ns) = (Instant::now(), self.region.session.clock.unix_ns());
         let tenure = self.region.session.tenure();
         let life = tenure.life;
-        if how.tenure.is_some_and(|only| only != tenure) {
+        if how.tenure.is_some_and(|of| !self.region.session.keeps(of)) {
             return Err(FsError::Lapsed);
         }
         let mut full = false;
@@ -213,7 +213,7 @@ impl WriteBack {
             if dirty.is_clean() {
                 (dirty.base, dirty.life, dirty.locked) = (Some(base), life, None);
             }
-            // The oldest counts: what was written under it mustn't go to a later home.
+            // The oldest counts: what was written under it mustn't go to a later home that doesn't have the lock.
             dirty.locked = dirty.locked.or(how.tenure.map(|tenure| tenure.home));
             dirty.cover(covering, length);
             dirty.put(at, data.clone(), now, now_ns);

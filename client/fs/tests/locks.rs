@@ -140,6 +140,90 @@ async fn what_was_buffered_under_a_lock_isnt_sent_to_the_next_home() {
     assert_eq!(fs.status().dirty_bytes, 0);
 }
 
+/// What a session holds it has under the next home, too: nobody notices.
+#[tokio::test(start_paused = true)]
+async fn locks_are_reclaimed_at_the_next_home() {
+    let region = Arc::new(FakeRegion::new());
+    region.with(|s| (s.reclaims, s.exclusive) = (true, true));
+    let fs = connect(&region).await;
+    let (one, two) = (open(&fs).await, open(&fs).await);
+    fs.lock(range(one, 1, 0, 9)).await.unwrap();
+    fs.lock(LockRequest { exclusive: false, ..range(one, 1, 20, 29) }).await.unwrap();
+    fs.lock(range(two, 2, 10, 19)).await.unwrap();
+    write(&fs, one).await.unwrap();
+    assert!(fs.status().dirty_bytes > 0);
+    region.move_home("m2");
+    assert_eq!(held(&region), 0);
+    fs.fsync(one, false).await.unwrap();
+    assert_eq!(held(&region), 3);
+    write(&fs, two).await.unwrap();
+    assert_eq!(fs.lock(range(two, 2, 0, 0)).await, Err(EAGAIN));
+    fs.unlock(range(one, 1, 0, 9)).await.unwrap();
+    // This is heard of by a change of locks.
+    region.move_home("m1");
+    fs.lock(range(two, 2, 0, 4)).await.unwrap();
+    fs.unlock(range(one, 1, 0, 100)).await.unwrap();
+    assert_eq!(held(&region), 2);
+    region.move_home("m2");
+    fs.unlock(range(two, 2, 0, 100)).await.unwrap();
+    fs.release(one).await.unwrap();
+    fs.release(two).await.unwrap();
+    settle().await;
+    assert_eq!(held(&region), 0);
+}
+
+/// Somebody else has a part of it at the next home.
+#[tokio::test(start_paused = true)]
+async fn what_cant_be_reclaimed_is_lost_and_told() {
+    let region = Arc::new(FakeRegion::new());
+    region.with(|s| s.reclaims = true);
+    let (fs, other) = (connect(&region).await, connect(&region).await);
+    let (one, two) = (open(&fs).await, open(&fs).await);
+    let inode = fs.inode_of(one).unwrap();
+    let lost = || FsError::LockLost(inode);
+    fs.lock(range(one, 1, 0, 9)).await.unwrap();
+    fs.lock(range(one, 1, 20, 29)).await.unwrap();
+    fs.lock(range(two, 2, 10, 19)).await.unwrap();
+    region.move_home("m2");
+    let theirs = open(&other).await;
+    other.lock(range(theirs, 7, 5, 5)).await.unwrap();
+    assert_eq!(write(&fs, one).await.unwrap_err().errno(), libc::EIO);
+    settle().await;
+    assert_eq!(held(&region), 2, "what it got of a lock that is lost it gives up");
+    assert_eq!(fs.read(&me(), one, 0, 1).await, Err(lost()));
+    fs.lock(range(two, 2, 30, 39)).await.unwrap();
+    write(&fs, two).await.unwrap();
+    assert_eq!(fs.unlock(range(one, 1, 0, 9)).await, Err(lost()), "once");
+    other.unlock(range(theirs, 7, 0, 9)).await.unwrap();
+    fs.lock(range(one, 1, 0, 9)).await.unwrap();
+    write(&fs, one).await.unwrap();
+    assert_eq!(held(&region), 3);
+}
+
+/// A change of locks whose answer was lost with the home: the next one has done nothing of it, whatever is recorded of the session's changes.
+#[tokio::test(start_paused = true)]
+async fn a_lock_that_the_home_before_gave_unheard_is_asked_for_anew() {
+    let region = Arc::new(FakeRegion::new());
+    region.with(|s| s.reclaims = true);
+    let fs = connect(&region).await;
+    let one = open(&fs).await;
+    fs.lock(range(one, 1, 0, 9)).await.unwrap();
+    region.fault("m1", Some(Fault::Deaf));
+    let taken = tokio::spawn({
+        let fs = fs.clone();
+        async move { fs.lock(range(one, 1, 20, 29)).await }
+    });
+    while held(&region) < 2 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    region.move_home("m2");
+    taken.await.unwrap().unwrap();
+    assert_eq!(held(&region), 2);
+    write(&fs, one).await.unwrap();
+    fs.unlock(range(one, 1, 0, 100)).await.unwrap();
+    assert_eq!(held(&region), 0);
+}
+
 /// Bytes that were buffered under a lock, and a truncation under it.
 #[tokio::test(start_paused = true)]
 async fn what_was_begun_under_a_lock_isnt_finished_in_another_life() {

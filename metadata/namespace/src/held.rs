@@ -156,7 +156,13 @@ pub async fn free_dead<T: Transaction>(
         if held.table.len() < before {
             freed.push(inode);
             held.store(tx);
+        } else if !held.table.has_session(session) {
+            // Of a time when this region was the volume's home before: the locks themselves are gone.
+            tx.clear(&lock::held_key(session, inode));
         }
+    }
+    if lives.is_none() && !page.more {
+        tx.clear(&lock::reclaim_key(session));
     }
     Ok((freed, if page.more { last } else { None }))
 }

@@ -11,6 +11,7 @@
 //! - [`extents`] is the arithmetic of a file's pieces, on values.
 //! - [`abandon`], [`sessions`], [`upkeep`] are the master's own business over a transaction: sessions, id ranges, orphans, chunks.
 //! - [`locks`] are the locks on one inode, as values; [`held`] is where they lie in the store.
+//! - [`reclaim`] gives sessions the locks that they had under the home before.
 //! - [`mod@format`] makes an empty volume, and the region's founding mark.
 //! - [`rewrite`] moves files' bytes from old chunks to new ones.
 //! - [`pack`] moves small files' bytes to chunks that they share.
@@ -38,6 +39,7 @@ mod ops;
 pub mod pack;
 mod permission;
 pub mod quota;
+pub mod reclaim;
 pub mod request;
 pub mod rewrite;
 pub mod rules;

@@ -46,6 +46,26 @@ impl Record for LockRecord {
     const NAME: &'static str = "lock";
 }
 
+/// That a session which lived under an earlier home has its locks here, too.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct ReclaimRecord {
+    /// The home epoch under which it reclaimed them.
+    #[prost(uint64, tag = "1")]
+    pub epoch: u64,
+    /// It has taken or given up locks since: what it says that it had before is old.
+    #[prost(bool, tag = "2")]
+    pub closed: bool,
+}
+
+impl Record for ReclaimRecord {
+    const NAME: &'static str = "reclaim of locks";
+}
+
+/// The key of a session's [`ReclaimRecord`].
+pub fn reclaim_key(session: SessionId) -> Vec<u8> {
+    region_key(RegionTag::LockReclaim, &(session.0,))
+}
+
 /// The key of the range that begins at `start`.
 pub fn key(inode: InodeId, owner: LockOwner, start: u64) -> Vec<u8> {
     let LockOwner { kind, session, owner } = owner;
@@ -133,6 +153,8 @@ mod tests {
         golden(&record, "01090900000000000000100118072002");
         assert_eq!(hex(&key(InodeId(2), owner(3, 4), 5)), "02720015061502150215031504 1505".replace(' ', ""));
         assert_eq!(hex(&held_key(SessionId(3), InodeId(2))), "027200150715031502");
+        golden(&ReclaimRecord { epoch: 4, closed: true }, "0108041001");
+        assert_eq!(hex(&reclaim_key(SessionId(3))), "0272001515 1503".replace(' ', ""));
     }
 
     proptest! {

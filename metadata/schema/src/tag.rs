@@ -131,4 +131,6 @@ pub enum RegionTag {
     SalvagedPath = 19,
     /// Entries that were put aside at once ([`crate::loss`]).
     Archive = 20,
+    /// That a session has reclaimed its locks after a change of the home ([`crate::lock`]).
+    LockReclaim = 21,
 }

@@ -97,6 +97,8 @@ plants! {
     SyncSetUnchecked = "sync-set-unchecked",
     /// A home begins with ids that the one before may have given.
     IdRangesReused = "id-ranges-reused",
+    /// A new home says that it has given sessions their locks back, and hasn't.
+    ReclaimSkipped = "reclaim-skipped",
     /// What a replica has beyond the cut is taken out of its log, and its records stay as they are.
     UndoSkipped = "undo-skipped",
 }

@@ -12,10 +12,12 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use mooseng_namespace::SessionCall;
 use mooseng_namespace::held::{self, Verdict};
 use mooseng_namespace::locks::Want;
+use mooseng_namespace::{OpContext, SessionCall, reclaim};
+use mooseng_ports::plant::{self, Plant};
 use mooseng_region::locks::{Owner, Wait, WaitId};
+use mooseng_region::sessions::Recorded;
 use mooseng_schema::lock::LockOwner;
 use mooseng_transport::call_error;
 use mooseng_wire::call::{CallError, ErrorCode};
@@ -24,12 +26,14 @@ use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::{FsReply, FsRequest, Lock, LockState, Locked};
 use mooseng_wire::method::Method;
 use mooseng_wire::session::Notice;
-use mooseng_wire::{InodeId, SessionId};
+use mooseng_wire::{InodeId, ROOT_INODE, SessionId};
 use prost::Message;
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
 
 use crate::errors::record_failed;
+use crate::fs::context;
+use crate::geo::ROOT_VOLUME;
 use crate::master::Master;
 use crate::records::transact;
 
@@ -315,12 +319,51 @@ fn tell(master: &Master, custody_epoch: u64, session: SessionId, locks: Vec<u64>
         return;
     }
     if let Some(connection) = master.connections.get(session) {
-        let notice = Notice { session: session.0, custody_epoch, locks, ..Notice::default() };
+        // Whoever has the lock is to see what was done under it before, also at a replica.
+        let shown = master.geo.shown(ROOT_VOLUME);
+        let (log_epoch, log_version) = (shown.epoch.0, shown.version);
+        let notice =
+            Notice { session: session.0, custody_epoch, locks, log_epoch, log_version, ..Notice::default() };
         // One that can't be sent is repeated later.
         if connection.notify(Method::Notice, notice.encode_to_vec().into()).is_err() {
             tracing::debug!(session = session.0, "a grant couldn't be told yet");
         }
     }
+}
+
+/// Gives a session the locks that it had under the home before ([`mooseng_namespace::reclaim`]). Only while this custodian waits for it: nobody is
+/// given any before.
+pub async fn reclaim(
+    master: &Master,
+    session: &Recorded,
+    root: InodeId,
+    locks: &[Lock],
+) -> Result<Option<Vec<u32>>, CallError> {
+    if locks.is_empty() || plant::is(Plant::ReclaimSkipped) {
+        return Ok(Some(Vec::new()));
+    }
+    let context = OpContext {
+        session: session.session,
+        incarnation: session.incarnation,
+        confined: (root != ROOT_INODE).then_some(root),
+        ..context(master)
+    };
+    let context = &context;
+    let lost = transact(&master.store, move |tx| async move {
+        let lost = reclaim::reclaim(&tx, ROOT_VOLUME, context, locks).await?;
+        Ok((tx, lost))
+    })
+    .await
+    .map_err(|e| record_failed(&e))?;
+    if let Some(lost) = &lost {
+        tracing::info!(
+            session = session.session.0,
+            locks = locks.len(),
+            lost = lost.len(),
+            "a session has its locks again that it had under the home before"
+        );
+    }
+    Ok(lost)
 }
 
 /// Frees the locks of a session's lives that are over, and grants what waited for them.

@@ -24,7 +24,8 @@ const WORDS_BYTES_MAX: usize = 4096;
 
 /// What the table decided, in one section.
 enum Decided {
-    Admitted(Recorded, bool),
+    /// Whether it had lapsed, and whether this custodian waited for it still.
+    Admitted(Recorded, bool, bool),
     FromRecord,
 }
 
@@ -76,7 +77,8 @@ pub async fn open(master: &Master, peer: &Peer, request: OpenSession) -> Result<
                 }
             }
             // Only before a new custodian has answered anybody: nobody else can have been promised these.
-            if desk.unanswered.contains(&id) && !lapsed {
+            let reclaims = desk.unanswered.contains(&id) && !lapsed;
+            if reclaims {
                 for inode in &request.exclusive {
                     if !desk.promises.reclaim(id, InodeId(*inode)) {
                         tracing::error!(
@@ -96,11 +98,11 @@ pub async fn open(master: &Master, peer: &Peer, request: OpenSession) -> Result<
                     }
                 }
             }
-            Ok::<_, CallError>(Decided::Admitted(recorded, lapsed))
+            Ok::<_, CallError>(Decided::Admitted(recorded, lapsed, reclaims))
         })?
     };
-    let (recorded, lapsed) = match decided {
-        Decided::Admitted(recorded, lapsed) => (recorded, lapsed),
+    let (recorded, lapsed, reclaims) = match decided {
+        Decided::Admitted(recorded, lapsed, reclaims) => (recorded, lapsed, reclaims),
         Decided::FromRecord => {
             let lapsed = request.session != 0;
             let recorded = if lapsed {
@@ -124,11 +126,16 @@ pub async fn open(master: &Master, peer: &Peer, request: OpenSession) -> Result<
                 }
                 Ok(())
             })?;
-            (recorded, lapsed)
+            (recorded, lapsed, false)
         }
     };
-    master.recalls_answered.notify_waiters();
     let root = rights::root(master, recorded.session, rule).await?;
+    let reclaimed = if reclaims && (1..master.epoch().0).contains(&request.locks_home) {
+        locks::reclaim(master, &recorded, root, &request.locks).await?
+    } else {
+        None
+    };
+    master.recalls_answered.notify_waiters();
     let squash = match rule.map_or(Squash::None, |rule| rule.squash) {
         Squash::None => SquashWord::None,
         Squash::Root => SquashWord::Root,
@@ -149,6 +156,8 @@ pub async fn open(master: &Master, peer: &Peer, request: OpenSession) -> Result<
         alone: true,
         elsewhere: geo::elsewhere(master),
         home_epoch: master.epoch().0,
+        locks_reclaimed: reclaimed.is_some(),
+        locks_lost: reclaimed.unwrap_or_default(),
     })
 }
 

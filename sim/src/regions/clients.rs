@@ -15,6 +15,7 @@ use super::sequence::{self, Before, Look, Sequence, Step, Wrong};
 use super::shape::Shape;
 use super::shared::{self, Histories};
 use crate::hosts::{self, Host, now};
+use crate::locking::{self, Board, Locked};
 use crate::network::network;
 
 /// How long an operation is tried: longer than faults last.
@@ -51,6 +52,8 @@ pub struct Notes {
     pub sequences: Vec<Sequence>,
     /// What mounts did to the same names and files.
     pub histories: Histories,
+    /// Those who lock.
+    pub locked: Locked,
     /// What can't be excused.
     pub violations: Vec<String>,
     /// What is a violation unless the lease of a sequence's mount lapsed.
@@ -107,6 +110,30 @@ pub struct Mount {
     pub shared: Shared,
     /// Who was the home when.
     pub homes: Homes,
+}
+
+impl Board for Mount {
+    fn locked<T>(&self, f: impl FnOnce(&mut Locked) -> T) -> T {
+        with(&self.shared, |notes| f(&mut notes.locked))
+    }
+
+    fn violation(&self, what: String) {
+        Self::violation(self, what);
+    }
+
+    fn is_healed(&self) -> bool {
+        with(&self.shared, |notes| notes.healed)
+    }
+
+    /// What fsync was answered for in a `region` volume is safe as long as the epoch lasts.
+    fn era(&self) -> u64 {
+        if self.geo { 0 } else { self.homes.newest() }
+    }
+
+    /// A failover takes the file back, with its name.
+    fn excuses(&self, errno: i32) -> bool {
+        locking::EXCUSED.contains(&errno) || matches!(errno, ENOENT | ESTALE)
+    }
 }
 
 /// What a file holds: a value, over and over.
@@ -549,7 +576,8 @@ pub async fn client(
         tokio::join!(
             mount.clone().write_on(seed),
             mount.clone().look_on(seed),
-            shared::work(mount.clone(), seed)
+            shared::work(mount.clone(), seed),
+            locking::work(fs.clone(), number, seed, mount.clone())
         );
         for at in 0..with(&shared, |notes| notes.sequences.len()) {
             mount.look(at).await;

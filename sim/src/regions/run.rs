@@ -41,6 +41,7 @@ pub struct Summary {
     looks: usize,
     at_home: usize,
     told_lost: usize,
+    locked: usize,
     sequences: usize,
     epochs: u64,
     faults: Counts,
@@ -52,7 +53,7 @@ impl fmt::Display for Summary {
         let faults: Vec<String> = self.faults.0.iter().map(|(what, n)| format!("{n} {what}")).collect();
         write!(
             f,
-            "{}, {} masters, {} epochs, {} changes in {} sequences, {} operations on the same files, {} looks ({} at home), {} fsyncs told of losses, {}, {:.0} s simulated",
+            "{}, {} masters, {} epochs, {} changes in {} sequences, {} operations on the same files, {} looks ({} at home), {} fsyncs told of losses, {} times locked, {}, {:.0} s simulated",
             if self.shape.geo { "geo" } else { "region" },
             self.shape.regions.iter().map(|region| region.masters.len()).sum::<usize>(),
             self.epochs,
@@ -62,6 +63,7 @@ impl fmt::Display for Summary {
             self.looks,
             self.at_home,
             self.told_lost,
+            self.locked,
             faults.join(", "),
             self.simulated.as_secs_f64()
         )
@@ -193,6 +195,7 @@ impl Run<'_> {
             looks: notes.looks,
             at_home: notes.at_home,
             told_lost: notes.told_lost,
+            locked: notes.locked.times,
             sequences: notes.sequences.len(),
             epochs,
             faults,

@@ -37,8 +37,8 @@ pub struct Histories {
     /// Orders calls and returns.
     next: u64,
     all: BTreeMap<(u64, u64), History>,
-    /// The inode that was written or made last: whoever reads it now should see it so.
-    fresh: Option<u64>,
+    /// The inode that was written or made last, and in which history: whoever reads it now should see it so.
+    fresh: Option<((u64, u64), u64)>,
 }
 
 impl Histories {
@@ -201,8 +201,9 @@ impl Worker {
             let elsewhere = (looks || absent) && !at_home;
             tracing::info!(mount = self.mount.number, epoch, ?call, ?reply, elsewhere, "operation");
             match (&call, &reply) {
-                (Call::Write(inode, _), Some(Reply::Done)) => notes.histories.fresh = Some(*inode),
-                (Call::Create(_), Some(Reply::Inode(inode))) => notes.histories.fresh = Some(*inode),
+                (Call::Write(inode, _), Some(Reply::Done)) | (Call::Create(_), Some(Reply::Inode(inode))) => {
+                    notes.histories.fresh = Some(((epoch, directory), *inode));
+                }
                 _ => {}
             }
             let client = self.mount.number;
@@ -244,6 +245,8 @@ impl Worker {
     async fn step(&mut self) {
         let n = self.rng.random_range(0..NAMES);
         let fresh = with(&self.mount.shared, |notes| notes.histories.fresh);
+        // Not what was made under another home: of that this history knows nothing.
+        let fresh = fresh.filter(|(place, _)| self.place == Some(*place)).map(|(_, inode)| inode);
         match (self.rng.random_range(0..12), fresh) {
             (0..3, _) => {
                 self.run(Call::Create(n)).await;

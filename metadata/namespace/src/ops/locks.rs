@@ -9,6 +9,7 @@ use crate::errno::Errno;
 use crate::error::OpError;
 use crate::held::Held;
 use crate::locks::{LOCKS_PER_INODE_MAX, Want};
+use crate::reclaim;
 use crate::view::View;
 
 pub async fn test<T: Transaction>(view: &View<'_, T>, r: &TestLock) -> Result<LockHolder, OpError> {
@@ -33,6 +34,7 @@ pub async fn lock<T: Transaction>(view: &View<'_, T>, r: &Lock) -> Result<Locked
     if view.tx.get(&inode::key(id), Read::Snapshot).await?.is_none() {
         return Err(Errno::ESTALE.into());
     }
+    reclaim::close(view.tx, view.ctx.session).await?;
     let mut held = load(view, r.inode).await?;
     if held.table.is_held(&want) {
         return Ok(state(LockState::Held));
@@ -57,6 +59,7 @@ pub async fn lock<T: Transaction>(view: &View<'_, T>, r: &Lock) -> Result<Locked
 
 pub async fn unlock<T: Transaction>(view: &View<'_, T>, r: &Unlock) -> Result<(), OpError> {
     let want = want(view, r.lock.as_ref(), 0)?;
+    reclaim::close(view.tx, view.ctx.session).await?;
     let mut held = load(view, r.inode).await?;
     held.table.unlock(want.owner, want.start, want.end);
     // One that is cut in two makes one more.

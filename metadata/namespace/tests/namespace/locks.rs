@@ -4,12 +4,12 @@ use std::sync::atomic::Ordering;
 
 use mooseng_namespace::held::{self, Verdict};
 use mooseng_namespace::locks::Want;
-use mooseng_namespace::sessions;
+use mooseng_namespace::{OpContext, reclaim, sessions};
 use mooseng_schema::lock::LockOwner;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::*;
-use mooseng_wire::{Incarnation, InodeId, SessionId};
+use mooseng_wire::{Epoch, Incarnation, InodeId, SessionId, VolumeId};
 
 use crate::harness::*;
 
@@ -97,6 +97,49 @@ async fn locks_are_taken_told_and_given_up() {
     one.ask(Op::Unlink(Unlink { parent: ROOT, name: name("gone") })).await;
     volume.own(Op::Reap(Reap { inodes: vec![gone] })).await;
     assert_eq!(lock(&one, gone, spec(5, 0, 0, true), 0).await, Err(116));
+    volume.check();
+}
+
+async fn reclaim(volume: &Volume, client: &Client<'_>, epoch: u64, locks: &[Lock]) -> Option<Vec<u32>> {
+    let context = OpContext {
+        session: SessionId(client.id),
+        incarnation: Incarnation(client.incarnation.load(Ordering::Relaxed)),
+        epoch: Epoch(epoch),
+        ..OpContext::default()
+    };
+    let locks = locks.to_vec();
+    let lost = volume.driver.transact(deadline(), |tx| {
+        let (context, locks) = (context.clone(), locks.clone());
+        Box::pin(async move { reclaim::reclaim(tx, VolumeId(0), &context, &locks).await })
+    });
+    lost.await.unwrap().0
+}
+
+#[tokio::test]
+async fn a_new_home_takes_locks_from_their_holders_until_they_change_them() {
+    let volume = Volume::new().await;
+    let (one, two) = (volume.client(1).await, volume.client(2).await);
+    let inode = one.create(ROOT, "f").await;
+    let named = |spec| Lock { inode, lock: Some(spec), wait: 0 };
+    let had = [named(spec(5, 0, 9, true)), named(spec(6, 20, 29, false)), named(flock(5, true))];
+    let epoch = volume.epoch.load(Ordering::Relaxed);
+    assert_eq!(reclaim(&volume, &one, epoch + 1, &had).await, None, "it isn't the home's");
+    assert_eq!(reclaim(&volume, &one, epoch, &had).await, Some(vec![]));
+    assert_eq!(reclaim(&volume, &one, epoch, &had).await, Some(vec![]), "the answer was lost");
+    // Another one has less than it says.
+    let others = [named(spec(5, 9, 9, false)), named(spec(5, 20, 21, false)), Lock { inode: 999, ..had[0] }];
+    assert_eq!(reclaim(&volume, &two, epoch, &others).await, Some(vec![0, 2]));
+    assert_eq!(lock(&two, inode, spec(5, 25, 26, true), 0).await, Err(EAGAIN));
+    assert_eq!(lock(&two, inode, spec(5, 20, 21, false), 0).await, Ok(LockState::Held));
+    // What it gave up it doesn't get by an old request.
+    unlock(&one, inode, spec(5, 0, 4, true)).await;
+    assert_eq!(reclaim(&volume, &one, epoch, &had).await, None);
+    assert_eq!(lock(&two, inode, spec(5, 0, 4, true), 0).await, Ok(LockState::Held));
+    // Another life has nothing of the one before, and the locks go with it.
+    come_back(&volume, SessionId(1)).await;
+    assert_eq!(reclaim(&volume, &one, epoch, &had).await, None);
+    assert_eq!(free(&volume, 1).await, vec![InodeId(inode)]);
+    assert_eq!(lock(&two, inode, spec(5, 5, 50, true), 0).await, Ok(LockState::Held));
     volume.check();
 }
 

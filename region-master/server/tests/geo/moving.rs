@@ -33,6 +33,8 @@ struct Mount {
     session: SessionOpened,
     number: u64,
     order: u64,
+    /// What it says that it has.
+    locks: Vec<Lock>,
 }
 
 impl Mount {
@@ -41,7 +43,7 @@ impl Mount {
         let all = of.iter().flat_map(|region| addresses(regions, region));
         let links =
             all.map(|a| Link::new(network.clone(), a, Role::Master, LinkOptions::default())).collect();
-        Self { links, at: 0, session: SessionOpened::default(), number: 0, order: 0 }
+        Self { links, at: 0, session: SessionOpened::default(), number: 0, order: 0, locks: Vec::new() }
     }
 
     async fn open(&mut self) -> Result<(), CallFailure> {
@@ -55,6 +57,8 @@ impl Mount {
             order: self.order,
             host: "host".into(),
             mount_path: "/mnt".into(),
+            locks_home: known.home_epoch,
+            locks: self.locks.clone(),
             ..OpenSession::default()
         };
         let link = &self.links[self.at];
@@ -309,6 +313,76 @@ fn spec_of(op: &Op) -> LockSpec {
         Op::Lock(Lock { lock: Some(spec), .. }) => *spec,
         other => panic!("{other:?}"),
     }
+}
+
+fn ranged(inode: u64, owner: u64, start: u64, end: u64) -> Lock {
+    let spec = LockSpec { kind: LockKind::Range.into(), owner, start, end, exclusive: true, pid: 1 };
+    Lock { inode, lock: Some(spec), wait: 0 }
+}
+
+/// A new home gives nobody a lock before all have said what they have.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn locks_go_along_with_the_home() {
+    let regions = Regions::start(&[("a", 1), ("b", 1), ("w", 1)]).await;
+    serves_as_home(&regions, "a", 1).await;
+    let mut one = Mount::new(&regions, "one", &["a", "b"]);
+    let mut two = Mount::new(&regions, "two", &["a", "b"]);
+    let (inode, _) = one.make("d").await;
+    two.make("e").await;
+    let take = async |mount: &mut Mount, lock: Lock| {
+        mount.number += 1;
+        let reply = mount.call(Method::FsChange, mount.number, Op::Lock(lock)).await.reply.unwrap();
+        match reply.reply.unwrap() {
+            Reply::Locked(locked) => locked.state() == LockState::Held,
+            _ => false,
+        }
+    };
+    one.locks = vec![ranged(inode, 1, 0, 9), ranged(inode, 1, 20, 29)];
+    two.locks = vec![ranged(inode, 1, 10, 19)];
+    for mount in [&mut one, &mut two] {
+        for lock in mount.locks.clone() {
+            assert!(take(mount, lock).await);
+        }
+    }
+    caught_up_once(&regions).await;
+    order(&serving(&regions, "a").unwrap().clone(), "b", false).await.unwrap();
+    serves_as_home(&regions, "b", 2).await;
+    // The first asks for what it has not while the other one hasn't come.
+    let (asked, there) = (ranged(inode, 2, 15, 25), ranged(inode, 1, 40, 49));
+    let first = async {
+        assert!(!take(&mut one, asked).await, "both have a part of it");
+        assert!(take(&mut one, there).await);
+    };
+    let second = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert_eq!(two.find("d").await, Some(inode));
+    };
+    tokio::join!(first, second);
+    for mount in [&one, &two] {
+        assert!(mount.session.locks_reclaimed && mount.session.locks_lost.is_empty());
+    }
+    // What a session says that it had before it has changed anything here is old.
+    one.number += 1;
+    let unlock = Op::Unlock(Unlock { inode, lock: ranged(inode, 1, 0, 9).lock });
+    one.call(Method::FsChange, one.number, unlock).await;
+    assert!(take(&mut two, ranged(inode, 1, 0, 5)).await);
+    assert!(!take(&mut two, ranged(inode, 1, 20, 20)).await);
+    // Nor does anybody get what others have who say so first.
+    two.locks = vec![ranged(inode, 1, 0, 5), ranged(inode, 1, 10, 19), ranged(u64::from(u32::MAX), 1, 0, 0)];
+    one.locks = vec![ranged(inode, 1, 20, 29), ranged(inode, 1, 40, 49)];
+    until("the old home is near", async || {
+        let shipped = serving(&regions, "b").map(|home| home.geo.shipped()).unwrap_or_default();
+        shipped.get(&(ROOT_VOLUME, "a".to_owned())).is_some_and(|a| !a.copying && a.complete.is_some())
+    })
+    .await;
+    one.find("d").await;
+    two.find("d").await;
+    order(&serving(&regions, "b").unwrap().clone(), "a", false).await.unwrap();
+    serves_as_home(&regions, "a", 3).await;
+    tokio::join!(one.find("d"), two.find("d"));
+    assert_eq!((&two.session.locks_lost, &one.session.locks_lost), (&vec![2], &vec![]), "no such inode");
+    assert!(!take(&mut two, ranged(inode, 1, 40, 40)).await);
+    assert!(take(&mut one, ranged(inode, 1, 6, 9)).await, "that was given up");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
