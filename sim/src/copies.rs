@@ -93,7 +93,7 @@ fn may_be_ended(master: &Master, since: BootTime, listing: &ChunkListing) -> boo
     let now = master.clock.boot();
     let grace = Duration::from_millis(house.grace_ms).saturating_sub(MARGIN);
     // Its storage class may change, or have changed.
-    let classified = master.desk(|desk| desk.classes.are_several());
+    let classified = master.desk(|desk| desk.root.classes.are_several());
     let names = listing.location.iter().flat_map(|l| &l.copies);
     let lost = master.desk(|desk| {
         names.map(|name| condition(&desk.registry, name, now, since, grace)).any(|is| is == Condition::Lost)
@@ -192,7 +192,7 @@ impl Copies {
 
     /// Notes what a master's house-keeping may do, if it keeps house: also one whose lease has run out, for it may not know.
     pub fn note_keeper(&mut self, name: &str, master: &Master) {
-        let Some(term) = master.desk(|desk| desk.serving) else { return };
+        let Some(term) = master.desk(|desk| desk.root.serving) else { return };
         let since = *self.keeping.entry((name.to_owned(), term)).or_insert_with(|| master.clock.boot());
         let chunks = self.list(name, master).unwrap_or_default();
         let open = chunks.iter().map(|known| &known.listing).filter(|l| !l.record.sealed);

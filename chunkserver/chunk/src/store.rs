@@ -308,6 +308,11 @@ impl ChunkStore {
         lock(&self.state).facts.epochs.get(&volume) == Some(&epoch)
     }
 
+    /// The newest epoch seen of a volume.
+    pub fn epoch_of(&self, volume: u16) -> Epoch {
+        lock(&self.state).facts.epochs.get(&volume).copied().unwrap_or_default()
+    }
+
     /// Refuses an epoch that is over, and makes a newer one durable.
     pub fn see_epoch(&self, volume: u16, epoch: Epoch) -> Result<(), ChunkError> {
         let mut state = lock(&self.state);

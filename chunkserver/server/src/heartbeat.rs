@@ -281,20 +281,25 @@ impl Heartbeats {
             reply.commands.clear();
         }
         self.keys.learn(&reply.ticket_keys);
-        if reply.commands.is_empty() && self.store.knows_epoch(ROOT_VOLUME, Epoch(reply.epoch)) {
+        // An older one than we know is no error here: that master is behind.
+        let epochs: Vec<(u16, Epoch)> =
+            epochs_of(&reply).filter(|(volume, epoch)| *epoch > self.store.epoch_of(*volume)).collect();
+        if reply.commands.is_empty() && epochs.is_empty() {
             return;
         }
-        let (store, epoch, commands) = (self.store.clone(), Epoch(reply.epoch), reply.commands);
+        let (store, commands) = (self.store.clone(), reply.commands);
         let order = Order { custody: reply.custody, now_s: unix_s(&*self.clock) };
         let failed = self
             .blocking
             .run(move || {
                 let mut failed = Vec::new();
-                // An older one than we know is no error here: that master is behind.
-                if epoch > store.highest_epoch()
-                    && let Err(e) = store.see_epoch(ROOT_VOLUME, epoch)
-                {
-                    failed.push(e.to_string());
+                for (volume, epoch) in epochs {
+                    // Another master may have told a later one meanwhile.
+                    if epoch > store.epoch_of(volume)
+                        && let Err(e) = store.see_epoch(volume, epoch)
+                    {
+                        failed.push(e.to_string());
+                    }
                 }
                 failed.extend(
                     commands
@@ -310,6 +315,13 @@ impl Heartbeats {
             tracing::warn!(master, reason, "a master's command wasn't carried out");
         }
     }
+}
+
+/// The home epochs that a master tells, by volume.
+fn epochs_of(reply: &HeartbeatReply) -> impl Iterator<Item = (u16, Epoch)> + '_ {
+    let others = reply.others.iter();
+    let others = others.filter_map(|told| Some((u16::try_from(told.volume).ok()?, Epoch(told.epoch))));
+    std::iter::once((ROOT_VOLUME, Epoch(reply.epoch))).chain(others)
 }
 
 fn report(info: &ChunkInfo) -> ChunkReport {

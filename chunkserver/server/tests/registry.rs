@@ -69,6 +69,7 @@ impl Registry for FakeMaster {
             interval_ms: 100,
             custody: 1,
             founding: Founding::tell(seen.founding),
+            others: Vec::new(),
         }))
     }
 }

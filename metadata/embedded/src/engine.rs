@@ -60,7 +60,7 @@ pub(crate) struct Inner {
     /// How many short reads are yet to be handed to another thread.
     slow: AtomicU32,
     install: Mutex<Option<Install>>,
-    seal: Mutex<Option<Seal>>,
+    seals: Mutex<Arc<Vec<Seal>>>,
 }
 
 /// What isn't changed for now, but by who changes a certain key, too.
@@ -126,7 +126,7 @@ impl Embedded {
                 flushed,
                 slow: AtomicU32::new(0),
                 install: Mutex::new(None),
-                seal: Mutex::new(None),
+                seals: Mutex::default(),
             }),
         })
     }
@@ -224,10 +224,19 @@ impl Embedded {
         self.inner.follow();
     }
 
-    /// From now on, until another call, nothing that a seal keeps is committed behind what is committed already: of two transactions of which one passes it
-    /// and the other one doesn't, none that comes in the order of commits behind the one that passes is let through. It holds on this master, while it leads.
-    pub fn seal(&self, seal: Option<Seal>) {
-        *lock(&self.inner.seal) = seal;
+    /// From now on, until [`Self::unseal`], nothing that a seal keeps is committed behind what is committed already: of two transactions of which one passes
+    /// it and the other one doesn't, none that comes in the order of commits behind the one that passes is let through. It holds on this master, while it
+    /// leads. There is one seal for each key that passes.
+    pub fn seal(&self, seal: Seal) {
+        let mut seals = lock(&self.inner.seals);
+        let others = seals.iter().filter(|other| other.pass != seal.pass);
+        *seals = Arc::new(others.cloned().chain([seal.clone()]).collect());
+    }
+
+    /// Takes the seal off that this key passes.
+    pub fn unseal(&self, pass: &[u8]) {
+        let mut seals = lock(&self.inner.seals);
+        *seals = Arc::new(seals.iter().filter(|seal| seal.pass != pass).cloned().collect());
     }
 
     /// Waits until the store has failed, and answers why: from then on it leads no more and answers nothing, until the process starts again.
@@ -492,9 +501,9 @@ impl Inner {
 }
 
 impl Inner {
-    /// The seal that is on it.
-    pub fn sealed(&self) -> Option<Seal> {
-        lock(&self.seal).clone()
+    /// The seals that are on it.
+    pub fn seals(&self) -> Arc<Vec<Seal>> {
+        lock(&self.seals).clone()
     }
 }
 

@@ -258,9 +258,9 @@ impl Sequencer {
         };
         let mut contexts = Vec::new();
         let base_version = self.chain.tail;
-        let seal = inner.sealed();
+        let seals = inner.seals();
         for Queued { request, answer, traced } in commits {
-            if seal.as_ref().is_some_and(|seal| seal.refuses(&request)) {
+            if seals.iter().any(|seal| seal.refuses(&request)) {
                 let _ = answer.send(Err(StoreError::NotLeader));
                 continue;
             }

@@ -369,7 +369,7 @@ async fn a_seal_keeps_what_it_is_about_behind_who_passes_it() {
     };
     let before = put(&["v1"]);
     settle().await;
-    bench.engine.seal(Some(Seal { ranges: vec![range.clone()], pass: "pass".into() }));
+    bench.engine.seal(Seal { ranges: vec![range.clone()], pass: "pass".into() });
     let passes = put(&["v2", "pass"]);
     settle().await;
     let (kept, other) = (put(&["v3", "x"]), put(&["x"]));
@@ -391,7 +391,7 @@ async fn a_seal_keeps_what_it_is_about_behind_who_passes_it() {
     let first = before.await.unwrap().unwrap().version;
     assert!(passes.await.unwrap().unwrap().version > first, "what came before is before");
     other.await.unwrap().unwrap();
-    bench.engine.seal(None);
+    bench.engine.unseal(b"pass");
     let after = put(&["v4"]);
     settle().await;
     bench.accept().await;

@@ -353,11 +353,12 @@ pub async fn bury_chunk<T: Transaction>(
 /// Up to `max` dead chunks with ids above `after`, in order.
 pub async fn list_dead<T: Transaction>(
     tx: &T,
+    volume: VolumeId,
     after: Option<ChunkId>,
     max: usize,
 ) -> Result<Vec<(ChunkId, DeadRecord)>, OpError> {
     let limit = RangeLimit { pairs_max: max, ..Default::default() };
-    let page = tx.get_range(dead::range_after(after), limit, Read::Snapshot).await?;
+    let page = tx.get_range(dead::range_after(volume, after), limit, Read::Snapshot).await?;
     page.pairs
         .iter()
         .map(|(key, value)| Ok((dead::parse_key(key)?, DeadRecord::from_value(value)?)))

@@ -2,7 +2,7 @@
 //! one transaction; it goes once every copy is known to be gone. Chunk ids are never given twice, so what is dead stays dead.
 
 use mooseng_store::{KeyRange, prefix_range};
-use mooseng_wire::{ChunkId, Epoch};
+use mooseng_wire::{ChunkId, Epoch, VolumeId};
 
 use crate::key::{parse_region_key, region_key};
 use crate::log::LogPosition;
@@ -46,9 +46,13 @@ pub fn key(chunk: ChunkId) -> Vec<u8> {
     region_key(RegionTag::Dead, &(chunk.0,))
 }
 
-/// All dead chunks with ids above `after`.
-pub fn range_after(after: Option<ChunkId>) -> KeyRange {
+/// All dead chunks of a volume with ids above `after`.
+pub fn range_after(volume: VolumeId, after: Option<ChunkId>) -> KeyRange {
     let mut range = prefix_range(&region_key(RegionTag::Dead, &()));
+    range.begin = key(ChunkId::new(volume, 0)).into();
+    if let Some(next) = volume.0.checked_add(1) {
+        range.end = key(ChunkId::new(VolumeId(next), 0)).into();
+    }
     if let Some(after) = after {
         let mut begin = key(after);
         begin.push(0);
@@ -82,7 +86,7 @@ mod tests {
         fn round_trips(copies in prop::collection::vec("[a-z]{1,9}", 0..4), epoch: u64, since_ns: i64, chunk: u64) {
             round_trip(&DeadRecord { copies, epoch, since_ns, died_epoch: epoch, died_version: chunk });
             prop_assert_eq!(parse_key(&key(ChunkId(chunk))).unwrap(), ChunkId(chunk));
-            let range = range_after(Some(ChunkId(chunk)));
+            let range = range_after(ChunkId(chunk).volume(), Some(ChunkId(chunk)));
             prop_assert!(key(ChunkId(chunk)).as_slice() < &range.begin[..]);
         }
     }

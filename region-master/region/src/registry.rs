@@ -8,7 +8,7 @@ use std::ops::Bound;
 use std::time::Duration;
 
 use mooseng_ports::clock::BootTime;
-use mooseng_wire::ChunkId;
+use mooseng_wire::{ChunkId, VolumeId};
 
 use crate::class::Labels;
 use crate::placement::Candidate;
@@ -221,10 +221,15 @@ impl Chunkserver {
         self.chunks.get(&chunk).copied()
     }
 
-    /// The copies that it reported, behind `after`.
-    pub fn copies_after(&self, after: Option<ChunkId>) -> impl Iterator<Item = (ChunkId, CopyFacts)> + '_ {
-        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        self.chunks.range((from, Bound::Unbounded)).map(|(chunk, copy)| (*chunk, *copy))
+    /// The copies of a volume's chunks that it reported, behind `after`.
+    pub fn copies_of(
+        &self,
+        volume: VolumeId,
+        after: Option<ChunkId>,
+    ) -> impl Iterator<Item = (ChunkId, CopyFacts)> + '_ {
+        let from = after.map_or(Bound::Included(ChunkId::new(volume, 0)), Bound::Excluded);
+        let copies = self.chunks.range((from, Bound::Unbounded)).map(|(chunk, copy)| (*chunk, *copy));
+        copies.take_while(move |(chunk, _)| chunk.volume() == volume)
     }
 
     /// When its newest complete inventory was begun.
@@ -443,15 +448,16 @@ mod tests {
         let copy = |length| CopyFacts { length, sealed: true, epoch: 1, corrupt: false };
         r.inventory(at(1), "a", [(ChunkId(1), copy(5)), (ChunkId(2), copy(5))], false);
         r.changed("a", &[(ChunkId(3), copy(7))], &[ChunkId(1)]);
-        let known =
-            |r: &Registry| r.get("a").unwrap().copies_after(None).map(|(c, _)| c.0).collect::<Vec<_>>();
+        let known = |r: &Registry| {
+            r.get("a").unwrap().copies_of(VolumeId(0), None).map(|(c, _)| c.0).collect::<Vec<_>>()
+        };
         assert_eq!(known(&r), [2, 3]);
         // What changes while an inventory comes in pages is newer than the pages before, and older than none behind.
         r.inventory(at(2), "a", [(ChunkId(2), copy(5)), (ChunkId(3), copy(7))], true);
         r.changed("a", &[(ChunkId(4), copy(1))], &[ChunkId(2)]);
         r.inventory(at(3), "a", [(ChunkId(5), copy(1))], false);
         assert_eq!(known(&r), [3, 4, 5]);
-        assert_eq!(r.get("a").unwrap().copies_after(Some(ChunkId(3))).count(), 2);
+        assert_eq!(r.get("a").unwrap().copies_of(VolumeId(0), Some(ChunkId(3))).count(), 2);
         r.changed("nobody", &[], &[]);
     }
 

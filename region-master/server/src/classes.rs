@@ -48,10 +48,10 @@ fn class_of((id, record): (u32, StorageClassRecord)) -> Class {
     }
 }
 
-/// The classes on record.
-pub async fn load(master: &Master) -> Result<Vec<Class>, CallError> {
+/// A volume's classes on record.
+pub async fn load(master: &Master, volume: VolumeId) -> Result<Vec<Class>, CallError> {
     let all = transact(&master.store, |tx| async move {
-        let all = records::list(&tx, ROOT_VOLUME, Read::Snapshot).await?;
+        let all = records::list(&tx, volume, Read::Snapshot).await?;
         Ok((tx, all))
     });
     Ok(all.await.map_err(|e| record_failed(&e))?.into_iter().map(class_of).collect())
@@ -67,10 +67,10 @@ pub async fn read<T: mooseng_store::Transaction>(master: &Master, tx: &T) -> Res
 /// Has placement and repair go by the classes as they are on record. Only one at a time reads and sets them.
 async fn publish(master: &Master, term: u64) -> Result<(), CallError> {
     let _one = master.classes_gate.lock().await;
-    let classes = load(master).await?;
+    let classes = load(master, ROOT_VOLUME).await?;
     master.desk(|desk| {
         if desk.custody == Some(term) {
-            desk.classes.set(classes);
+            desk.root.classes.set(classes);
         }
     });
     Ok(())
@@ -78,7 +78,7 @@ async fn publish(master: &Master, term: u64) -> Result<(), CallError> {
 
 /// The class of which a chunk of an inode is made.
 pub async fn of_inode(master: &Master, inode: InodeId) -> Result<Class, CallError> {
-    if !master.desk(|desk| desk.classes.are_several()) {
+    if !master.desk(|desk| desk.root.classes.are_several()) {
         return Ok(by_default(&master.config));
     }
     let id = transact(&master.store, |tx| async move {
@@ -86,7 +86,7 @@ pub async fn of_inode(master: &Master, inode: InodeId) -> Result<Class, CallErro
         Ok((tx, id))
     });
     let id = id.await.map_err(|e| record_failed(&e))?.unwrap_or(DEFAULT);
-    Ok(master.desk(|desk| desk.classes.get(id).clone()))
+    Ok(master.desk(|desk| desk.root.classes.get(id).clone()))
 }
 
 fn failed(error: CallError) -> Status {
@@ -152,7 +152,7 @@ async fn shown(master: &Master, class: &Class) -> Result<StorageClass, Status> {
 }
 
 async fn shown_by_id(master: &Master, id: u32) -> Result<StorageClass, Status> {
-    let class = master.desk(|desk| desk.classes.get(id).clone());
+    let class = master.desk(|desk| desk.root.classes.get(id).clone());
     shown(master, &class).await
 }
 
@@ -167,7 +167,7 @@ pub async fn create(master: &Arc<Master>, request: CreateClassRequest) -> Result
         labels: labels(labelled),
         set_ns: master.clock.unix_ns(),
     });
-    let made = own::change(master, term, Repeat::Never, deadline(), |tx, _| {
+    let made = own::change(master, ROOT_VOLUME, term, Repeat::Never, deadline(), |tx, _| {
         let record = record.clone();
         Box::pin(async move { records::create(tx, ROOT_VOLUME, &record).await })
     });
@@ -182,7 +182,7 @@ pub async fn set(master: &Arc<Master>, request: SetClassRequest) -> Result<Stora
     let SetClassRequest { name, copies, min_copies, labels: labelled } = request;
     let change = Change { copies, min_copies, labels: labelled.map(|set| labels(set.labels)) };
     let (asked, now_ns) = (Arc::new((name, change)), master.clock.unix_ns());
-    let changed = own::change(master, term, Repeat::Harmless, deadline(), |tx, _| {
+    let changed = own::change(master, ROOT_VOLUME, term, Repeat::Harmless, deadline(), |tx, _| {
         let asked = asked.clone();
         Box::pin(async move { records::change(tx, ROOT_VOLUME, now_ns, &asked.0, &asked.1).await })
     });
@@ -195,7 +195,7 @@ pub async fn set(master: &Arc<Master>, request: SetClassRequest) -> Result<Stora
 pub async fn delete(master: &Arc<Master>, name: String) -> Result<(), Status> {
     let term = master.serving().map_err(failed)?;
     let name = Arc::new(name);
-    let removed = own::change(master, term, Repeat::Never, deadline(), |tx, _| {
+    let removed = own::change(master, ROOT_VOLUME, term, Repeat::Never, deadline(), |tx, _| {
         let name = name.clone();
         Box::pin(async move { records::remove(tx, ROOT_VOLUME, &name).await })
     });
@@ -206,7 +206,7 @@ pub async fn delete(master: &Arc<Master>, name: String) -> Result<(), Status> {
 /// All classes, the default one first.
 pub async fn list(master: &Master) -> Result<ListClassesReply, Status> {
     let term = master.serving().map_err(failed)?;
-    let all: Vec<Class> = master.desk(|desk| desk.classes.iter().cloned().collect());
+    let all: Vec<Class> = master.desk(|desk| desk.root.classes.iter().cloned().collect());
     let mut classes = Vec::new();
     for class in &all {
         classes.push(shown(master, class).await?);
@@ -242,14 +242,14 @@ pub async fn assign(master: &Arc<Master>, request: AssignClassRequest) -> Result
     };
     let name = Arc::new(name);
     if !entries {
-        let assigned = own::change(master, term, Repeat::Harmless, deadline(), |tx, touched| {
+        let assigned = own::change(master, ROOT_VOLUME, term, Repeat::Harmless, deadline(), |tx, touched| {
             let name = name.clone();
             Box::pin(async move { records::assign(tx, touched, inode, &name).await })
         });
         let changed = assigned.await.map_err(failed)?.map_err(refused)?;
         return Ok(AssignClassReply { inode: inode.0, changed: changed.into(), ..<_>::default() });
     }
-    let assigned = own::change(master, term, Repeat::Harmless, deadline(), |tx, touched| {
+    let assigned = own::change(master, ROOT_VOLUME, term, Repeat::Harmless, deadline(), |tx, touched| {
         let name = name.clone();
         Box::pin(async move { records::assign_entries(tx, touched, inode, after, ENTRIES, &name).await })
     });

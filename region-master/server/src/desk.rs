@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use mooseng_chunk::ticket::Key;
 use mooseng_ports::clock::BootTime;
-use mooseng_region::class::{Class, Classes};
+use mooseng_region::class::Class;
 use mooseng_region::locks::LockWaits;
 use mooseng_region::promises::PromiseTable;
 use mooseng_region::quotas::{Ledger, Limit};
@@ -18,10 +18,12 @@ use mooseng_wire::admin::{
     chunkserver_command,
 };
 use mooseng_wire::founding::Founding;
-use mooseng_wire::{ChunkId, Incarnation, InodeId, SessionId};
+use mooseng_wire::{ChunkId, Incarnation, InodeId, SessionId, VolumeId};
 
 use crate::founding::{self, NotOurs, Strangers};
-use crate::ids::IdPool;
+use crate::geo::ROOT_VOLUME;
+use crate::seat::together;
+pub use crate::seat::{ChunkCounts, House, VolumeSeat};
 
 /// Seals that wait to be told to one chunkserver at most. Beyond it they wait for its next inventory.
 const SEALS_PER_SERVER_MAX: usize = 10_000;
@@ -35,30 +37,6 @@ const GONE_MAX: usize = 100_000;
 const DELETE_AGAIN: Duration = Duration::from_secs(5);
 /// Unsealed copies from inventories that wait for a look at their records. Beyond it they wait for the next inventory.
 const UNSEALED_MAX: usize = 100_000;
-
-/// Chunks by how many of their copies can be reached.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ChunkCounts {
-    /// All.
-    pub chunks: u64,
-    /// Fewer than `copies`, those without any included.
-    pub endangered: u64,
-    /// None.
-    pub unavailable: u64,
-    /// A copy of them is on a chunkserver without the labels of their storage class.
-    pub misplaced: u64,
-}
-
-/// What the leader's house-keeping tells of itself.
-#[derive(Clone, Debug, Default)]
-pub struct House {
-    /// Figures.
-    pub status: HouseStatus,
-    /// By chunkserver, how many chunks' locations name it, as of the last complete scan.
-    pub located: BTreeMap<String, u64>,
-    /// The region carries as much staged data as it may.
-    pub staging_closed: bool,
-}
 
 /// A copy that is to be deleted.
 #[derive(Clone, Copy, Debug)]
@@ -102,12 +80,18 @@ pub struct Desk {
     marks: BTreeMap<String, Founding>,
     /// Who was refused as of another founding.
     pub strangers: Strangers,
-    /// The term in which this master leads and has read what it needs; none while it doesn't serve.
-    pub serving: Option<u64>,
-    /// When it began to serve.
+    /// The root volume's seat.
+    pub root: VolumeSeat,
+    /// Those of other volumes that are served.
+    others: BTreeMap<VolumeId, VolumeSeat>,
+    /// Of a volume that isn't served.
+    nobody: VolumeSeat,
+    /// The default storage class.
+    by_default: Class,
+    /// The root volume isn't in this region.
+    pub rootless: bool,
+    /// When this master began to serve.
     pub serving_since: BootTime,
-    /// The storage classes. Only a leader's are all of them.
-    pub classes: Classes,
     /// The term, which is the custody epoch, that sessions and promises are of.
     pub custody: Option<u64>,
     /// Sessions. Only a leader's are true.
@@ -128,23 +112,13 @@ pub struct Desk {
     pub lock_debts: BTreeSet<SessionId>,
     /// Chunkservers. Every master's own.
     pub registry: Registry,
-    /// Fresh ids.
-    pub ids: IdPool,
     /// Ticket keys, newest first.
     pub keys: Vec<Key>,
-    /// The result of the last complete scan.
-    pub counts: ChunkCounts,
-    /// What house-keeping tells.
-    pub house: House,
     /// Limits, what may commit and doesn't count yet, and what sessions were promised of it.
     pub ledger: Ledger<Account>,
-    /// What the trash holds; none where nobody has looked in this leadership.
-    pub trash: Option<TrashStatus>,
-    /// A scan was completed in this leadership.
-    scanned: bool,
     /// How often drainings were set: a scan that began before the last time doesn't count for them.
     drainings_set: u64,
-    /// Chunkservers that are being drained, and whose chunks no scan has counted since that was set.
+    /// Chunkservers that are being drained, until the scans of all volumes have counted their chunks since that was set.
     uncounted: BTreeSet<String>,
     /// Copies to be deleted, by chunkserver.
     deletions: BTreeMap<String, BTreeMap<ChunkId, Deletion>>,
@@ -161,16 +135,19 @@ pub struct Desk {
 }
 
 impl Desk {
-    /// An empty one.
-    pub fn new(sessions: sessions::Limits) -> Self {
+    /// An empty one, of a cluster with this default storage class.
+    pub fn new(sessions: sessions::Limits, by_default: Class) -> Self {
         Self {
             founding: None,
             volume_founding: None,
             marks: BTreeMap::new(),
             strangers: Strangers::default(),
-            serving: None,
+            root: VolumeSeat::new(by_default.clone()),
+            others: BTreeMap::new(),
+            nobody: VolumeSeat::new(by_default.clone()),
+            by_default,
+            rootless: false,
             serving_since: BootTime::default(),
-            classes: Classes::new(Class::by_default(1, 1)),
             custody: None,
             sessions: SessionTable::new(sessions),
             promises: PromiseTable::new(mooseng_region::promises::Limits::default()),
@@ -181,13 +158,8 @@ impl Desk {
             lock_debts: BTreeSet::new(),
             roots: BTreeMap::new(),
             registry: Registry::new(registry::Limits::default()),
-            ids: IdPool::default(),
             keys: Vec::new(),
-            counts: ChunkCounts::default(),
-            house: House::default(),
             ledger: Ledger::default(),
-            trash: None,
-            scanned: false,
             drainings_set: 0,
             uncounted: BTreeSet::new(),
             deletions: BTreeMap::new(),
@@ -197,6 +169,64 @@ impl Desk {
             left_out: BTreeSet::new(),
             compared: BTreeSet::new(),
         }
+    }
+
+    /// What is known of a volume.
+    pub fn seat(&self, volume: VolumeId) -> &VolumeSeat {
+        match volume {
+            ROOT_VOLUME => &self.root,
+            other => self.others.get(&other).unwrap_or(&self.nobody),
+        }
+    }
+
+    /// What is known of a volume that is served: of another one nothing is kept.
+    pub fn seat_mut(&mut self, volume: VolumeId) -> &mut VolumeSeat {
+        match volume {
+            ROOT_VOLUME => &mut self.root,
+            other => self.others.get_mut(&other).unwrap_or(&mut self.nobody),
+        }
+    }
+
+    /// Begins to serve a volume other than the root in that custody epoch.
+    pub fn sit_down(&mut self, volume: VolumeId, custody: u64) -> &mut VolumeSeat {
+        let seat = self.others.entry(volume).or_insert_with(|| VolumeSeat::new(self.by_default.clone()));
+        seat.serving = Some(custody);
+        seat
+    }
+
+    /// The custody epoch in which a volume is served.
+    pub fn serving_of(&self, volume: VolumeId) -> Option<u64> {
+        self.seat(volume).serving
+    }
+
+    /// The custody epochs in which volumes are served.
+    pub fn served(&self) -> impl Iterator<Item = u64> {
+        std::iter::once(&self.root).chain(self.others.values()).filter_map(|seat| seat.serving)
+    }
+
+    /// The seats of all volumes of which this region has chunks.
+    fn seats(&self) -> impl Iterator<Item = &VolumeSeat> {
+        std::iter::once(&self.root).filter(|_| !self.rootless).chain(self.others.values())
+    }
+
+    /// The region's chunks.
+    pub fn counts(&self) -> ChunkCounts {
+        self.seats().map(|seat| seat.counts).fold(ChunkCounts::default(), ChunkCounts::plus)
+    }
+
+    /// What the trashes of all volumes hold.
+    pub fn trash(&self) -> TrashStatus {
+        let held = self.seats().filter_map(|seat| seat.trash);
+        held.fold(TrashStatus::default(), |sum, held| TrashStatus {
+            files: sum.files + held.files,
+            bytes: sum.bytes + held.bytes,
+            ..sum
+        })
+    }
+
+    /// Figures of the region's house-keeping.
+    pub fn house_status(&self) -> HouseStatus {
+        self.seats().map(|seat| seat.house.status).fold(HouseStatus::default(), together)
     }
 
     /// The region's founding mark, once this master has led.
@@ -261,11 +291,13 @@ impl Desk {
         self.drainings_set
     }
 
-    /// Takes what a scan has counted that began when `drainings_set` was so.
-    pub fn located_as_of(&mut self, drainings_set: u64, located: BTreeMap<String, u64>) {
-        self.house.located = located;
-        self.scanned = true;
-        if drainings_set == self.drainings_set {
+    /// Takes what a scan of a volume has counted that began when `drainings_set` was so.
+    pub fn located_as_of(&mut self, volume: VolumeId, drainings_set: u64, located: BTreeMap<String, u64>) {
+        let seat = self.seat_mut(volume);
+        seat.house.located = located;
+        seat.scanned = true;
+        seat.counted = drainings_set;
+        if self.seats().all(|seat| seat.counted == self.drainings_set) {
             self.uncounted.clear();
         }
     }
@@ -274,15 +306,14 @@ impl Desk {
     /// name. One that isn't known may have any labels.
     pub fn knows_all(&self, now: BootTime, heard_after: Duration) -> bool {
         let unknown = |name: &String| self.registry.get(name).is_none();
-        self.scanned
-            && now.since(self.serving_since) >= heard_after
-            && !self.house.located.keys().any(unknown)
+        let knows = |seat: &VolumeSeat| seat.scanned && !seat.house.located.keys().any(unknown);
+        now.since(self.serving_since) >= heard_after && self.seats().all(knows)
     }
 
     /// How many chunks' locations name a chunkserver. One that was just set to be drained isn't empty before that was counted: somebody
     /// waits for the zero to stop it.
     pub fn located(&self, name: &str) -> u64 {
-        let counted = self.house.located.get(name).copied().unwrap_or(0);
+        let counted = self.seats().map(|seat| seat.house.located.get(name).copied().unwrap_or(0)).sum();
         if !self.uncounted.contains(name) {
             return counted;
         }
@@ -294,16 +325,28 @@ impl Desk {
     pub fn follow(&mut self) {
         // Sessions and promises stay: if this master leads again in the same term, nobody else was custodian in between, and what
         // it promised under that custody epoch still stands.
-        self.serving = None;
-        self.ids = IdPool::default();
+        self.root.leave();
+        self.others.clear();
         self.seals.clear();
         self.compared.clear();
-        self.counts = ChunkCounts::default();
-        self.house = House::default();
-        self.scanned = false;
-        self.trash = None;
         self.deletions.clear();
         self.gone.clear();
+    }
+
+    /// Forgets what only who serves a volume may know: this region isn't to it any more what it was.
+    pub fn unseat(&mut self, volume: VolumeId) {
+        match volume {
+            ROOT_VOLUME => self.root.leave(),
+            other => drop(self.others.remove(&other)),
+        }
+        let is_other = |chunk: &ChunkId| chunk.volume() != volume;
+        self.seals.values_mut().for_each(|waiting| waiting.retain(|chunk, _| is_other(chunk)));
+        self.seals.retain(|_, waiting| !waiting.is_empty());
+        self.deletions.values_mut().for_each(|waiting| waiting.retain(|chunk, _| is_other(chunk)));
+        self.deletions.retain(|_, waiting| !waiting.is_empty());
+        self.gone.retain(|(chunk, _)| is_other(chunk));
+        // Whole inventories are compared with what the next part says of this volume's chunks.
+        self.compared.clear();
     }
 
     /// Begins to serve in a term with the sessions on record. Those of a term in which it served before it still knows.
@@ -333,7 +376,7 @@ impl Desk {
             self.sessions.lead(now, held);
         }
         self.custody = Some(term);
-        self.serving = Some(term);
+        self.root.serving = Some(term);
         self.serving_since = now;
     }
 
@@ -362,6 +405,11 @@ impl Desk {
             self.lock_debts.insert(id);
             self.unanswered.remove(&id);
         }
+    }
+
+    /// Whether this master serves any volume.
+    fn is_serving(&self) -> bool {
+        self.served().next().is_some()
     }
 
     /// Whether this session is being given up: until that is on record nothing is known of it.
@@ -410,13 +458,13 @@ impl Desk {
             }
         }
         let want_inventory = if page {
-            if !more && !self.left_out.remove(&name) && self.serving.is_some() {
+            if !more && !self.left_out.remove(&name) && self.is_serving() {
                 self.compared.insert(name.clone());
             }
             !self.registry.inventory(now, &name, copies, more)
         } else {
             // Seals that an earlier leader decided and didn't get through are known from the store alone: a new leader compares anew.
-            beaten.want_inventory || (self.serving.is_some() && !self.compared.contains(&name))
+            beaten.want_inventory || (self.is_serving() && !self.compared.contains(&name))
         };
         self.registry.changed(&name, &changed, &gone);
         for chunk in gone {
@@ -459,10 +507,17 @@ impl Desk {
         }
     }
 
-    /// Copies that were to be deleted and are gone, each once.
-    pub fn take_gone(&mut self, most: usize) -> Vec<(ChunkId, String)> {
-        let n = self.gone.len().min(most);
-        self.gone.drain(..n).collect()
+    /// Copies of a volume's chunks that were to be deleted and are gone, each once.
+    pub fn take_gone(&mut self, volume: VolumeId, most: usize) -> Vec<(ChunkId, String)> {
+        let mut taken = Vec::new();
+        self.gone.retain(|gone| {
+            let take = taken.len() < most && gone.0.volume() == volume;
+            if take {
+                taken.push(gone.clone());
+            }
+            !take
+        });
+        taken
     }
 
     /// The commands that go with a heartbeat's answer. Only for a leader that is in office.
@@ -483,9 +538,14 @@ impl Desk {
         commands.into_iter().map(|command| ChunkserverCommand { command: Some(command) }).collect()
     }
 
-    /// Copies that an inventory called unsealed, to be compared with their records.
-    pub fn take_unsealed(&mut self, most: usize) -> Vec<(String, ChunkId)> {
-        std::iter::from_fn(|| self.unsealed.pop_first()).take(most).collect()
+    /// Copies of a volume's chunks that an inventory called unsealed, to be compared with their records.
+    pub fn take_unsealed(&mut self, volume: VolumeId, most: usize) -> Vec<(String, ChunkId)> {
+        let of_it = self.unsealed.iter().filter(|(_, chunk)| chunk.volume() == volume);
+        let taken: Vec<(String, ChunkId)> = of_it.take(most).cloned().collect();
+        for copy in &taken {
+            self.unsealed.remove(copy);
+        }
+        taken
     }
 
     /// A chunkserver has to hear of a seal.
@@ -569,10 +629,14 @@ fn beat_of(request: HeartbeatRequest) -> Beat {
 mod tests {
     use super::*;
 
+    fn desk() -> Desk {
+        Desk::new(sessions::Limits::default(), Class::by_default(1, 1))
+    }
+
     /// Takes 20 s instead of 12 where a mount was lost with its region, if nobody hurries (seen in a campaign that cuts regions off).
     #[test]
     fn sessions_of_a_lost_home_are_given_up_soon_and_claim_nothing_after() {
-        let mut desk = Desk::new(sessions::Limits::default());
+        let mut desk = desk();
         let at = |ms: u64| BootTime(std::time::Duration::from_millis(ms));
         let held = |n: u64| Recorded {
             session: SessionId(n),
@@ -601,28 +665,28 @@ mod tests {
 
     #[test]
     fn a_drained_chunkserver_is_not_empty_before_a_scan_has_counted_since() {
-        let mut desk = Desk::new(sessions::Limits::default());
-        desk.located_as_of(desk.drainings_set(), BTreeMap::new());
+        let mut desk = desk();
+        desk.located_as_of(ROOT_VOLUME, desk.drainings_set(), BTreeMap::new());
         let before = desk.drainings_set();
         desk.set_draining(BTreeSet::from(["a".into()]));
         assert!(desk.located("a") > 0);
         assert_eq!(desk.located("b"), 0);
-        desk.located_as_of(before, BTreeMap::new());
+        desk.located_as_of(ROOT_VOLUME, before, BTreeMap::new());
         assert!(desk.located("a") > 0, "a scan that had begun before missed what was placed meanwhile");
-        desk.located_as_of(desk.drainings_set(), BTreeMap::from([("a".into(), 3)]));
+        desk.located_as_of(ROOT_VOLUME, desk.drainings_set(), BTreeMap::from([("a".into(), 3)]));
         assert_eq!(desk.located("a"), 3);
-        desk.located_as_of(desk.drainings_set(), BTreeMap::new());
+        desk.located_as_of(ROOT_VOLUME, desk.drainings_set(), BTreeMap::new());
         assert_eq!(desk.located("a"), 0);
     }
 
     #[test]
     fn that_nobody_has_a_label_is_known_once_everybody_can_have_reported() {
         let at = |s| BootTime(Duration::from_secs(s));
-        let mut desk = Desk::new(sessions::Limits::default());
+        let mut desk = desk();
         desk.serve(at(100), 1, vec![], BTreeMap::new());
         let known = |desk: &Desk, now| desk.knows_all(at(now), Duration::from_secs(10));
         assert!(!known(&desk, 200), "no scan has told yet who there should be");
-        desk.located_as_of(desk.drainings_set(), BTreeMap::from([("a".into(), 3)]));
+        desk.located_as_of(ROOT_VOLUME, desk.drainings_set(), BTreeMap::from([("a".into(), 3)]));
         assert!(!known(&desk, 200), "a may have any labels");
         let request = HeartbeatRequest { chunkserver: "a".into(), ..HeartbeatRequest::default() };
         desk.beat(at(104), request).unwrap();
@@ -634,7 +698,7 @@ mod tests {
 
     #[test]
     fn seals_wait_for_their_chunkserver() {
-        let mut desk = Desk::new(sessions::Limits::default());
+        let mut desk = desk();
         let seal = Seal { length: 5, epoch: 1 };
         desk.want_seal("a", ChunkId(1), seal);
         desk.want_seal("a", ChunkId(2), seal);
@@ -652,7 +716,7 @@ mod tests {
     /// too many copies were unsealed at once.
     #[test]
     fn a_new_leader_compares_every_inventory_and_one_that_found_no_room_again() {
-        let mut desk = Desk::new(sessions::Limits::default());
+        let mut desk = desk();
         let report = |chunk| ChunkReport { chunk, length: 9, sealed: false, epoch: 1 };
         let request = |page, inventory| HeartbeatRequest {
             chunkserver: "a".into(),
@@ -664,18 +728,18 @@ mod tests {
         let many: Vec<ChunkReport> = (0..=UNSEALED_MAX as u64).map(report).collect();
         desk.beat(now, request(true, many.clone())).unwrap();
         assert!(!desk.beat(now, request(false, vec![])).unwrap(), "a follower compares nothing");
-        desk.serving = Some(1);
+        desk.root.serving = Some(1);
         assert!(desk.beat(now, request(false, vec![])).unwrap());
         desk.beat(now, request(true, many.clone())).unwrap();
         assert!(desk.beat(now, request(false, vec![])).unwrap(), "one found no room");
-        assert_eq!(desk.take_unsealed(UNSEALED_MAX).len(), UNSEALED_MAX);
+        assert_eq!(desk.take_unsealed(ROOT_VOLUME, UNSEALED_MAX).len(), UNSEALED_MAX);
         desk.beat(now, request(true, many)).unwrap();
-        assert_eq!(desk.take_unsealed(1).len(), 1);
-        desk.take_unsealed(UNSEALED_MAX);
+        assert_eq!(desk.take_unsealed(ROOT_VOLUME, 1).len(), 1);
+        desk.take_unsealed(ROOT_VOLUME, UNSEALED_MAX);
         desk.beat(now, request(true, vec![report(7)])).unwrap();
         assert!(!desk.beat(now, request(false, vec![])).unwrap());
         desk.follow();
-        desk.serving = Some(2);
+        desk.root.serving = Some(2);
         assert!(desk.beat(now, request(false, vec![])).unwrap());
     }
 
@@ -683,7 +747,7 @@ mod tests {
     /// sessions took themselves for having answered that custody epoch.
     #[test]
     fn promises_outlive_an_interruption_within_a_term() {
-        let mut desk = Desk::new(sessions::Limits::default());
+        let mut desk = desk();
         let now = BootTime::default();
         let session = |n: u64| Recorded {
             session: SessionId(n),
@@ -697,7 +761,7 @@ mod tests {
         let fact = mooseng_region::promises::Fact::Inode(mooseng_wire::InodeId(5));
         assert!(desk.promises.grant(SessionId(1), &fact, mooseng_region::promises::Level::Shared, 1));
         desk.follow();
-        assert_eq!(desk.serving, None);
+        assert_eq!(desk.root.serving, None);
         desk.serve(now, 7, vec![session(1), session(2)], BTreeMap::new());
         assert!(desk.promises.level(SessionId(1), &fact).is_some() && desk.unanswered.is_empty());
         assert!(desk.sessions.holds(SessionId(2)), "one that lapsed without a note is waited for once more");
@@ -710,7 +774,7 @@ mod tests {
 
     #[test]
     fn deletions_are_told_until_they_are_confirmed() {
-        let mut desk = Desk::new(sessions::Limits::default());
+        let mut desk = desk();
         let at = |s| BootTime(Duration::from_secs(s));
         let beat = |gone| HeartbeatRequest { chunkserver: "a".into(), gone, ..HeartbeatRequest::default() };
         desk.beat(at(0), beat(vec![])).unwrap();
@@ -723,8 +787,12 @@ mod tests {
         assert_eq!(desk.take_commands("a", at(6)).len(), 1, "it got lost");
         desk.beat(at(7), beat(vec![1, 2])).unwrap();
         assert!(desk.take_commands("a", at(20)).is_empty());
-        assert_eq!(desk.take_gone(9), [(ChunkId(1), "a".to_owned())], "what nobody asked for isn't news");
-        assert!(desk.take_gone(9).is_empty());
+        assert_eq!(
+            desk.take_gone(ROOT_VOLUME, 9),
+            [(ChunkId(1), "a".to_owned())],
+            "what nobody asked for isn't news"
+        );
+        assert!(desk.take_gone(ROOT_VOLUME, 9).is_empty());
     }
 
     /// A follower doesn't know its region's mark before it leads, and hears of chunkservers all the same.
@@ -740,11 +808,11 @@ mod tests {
             ..HeartbeatRequest::default()
         };
         for (mark, stay) in [(Some(own), true), (None, true), (Some(other), false)] {
-            let mut desk = Desk::new(sessions::Limits::default());
+            let mut desk = desk();
             desk.beat(now, beat("a", mark)).unwrap();
             desk.found(own);
             assert_eq!(desk.registry.get("a").is_some(), stay);
-            assert_eq!(desk.take_unsealed(9).is_empty(), !stay);
+            assert_eq!(desk.take_unsealed(ROOT_VOLUME, 9).is_empty(), !stay);
             desk.follow();
             let refused = desk.beat(now, beat("a", Some(other))).unwrap_err();
             assert_eq!(refused, HeartbeatRefused::NotOurs(NotOurs::Other { told: other, own }));
@@ -756,7 +824,7 @@ mod tests {
 
     #[test]
     fn an_inventorys_unsealed_copies_are_looked_at() {
-        let mut desk = Desk::new(sessions::Limits::default());
+        let mut desk = desk();
         let report = |chunk, sealed| ChunkReport { chunk, length: 9, sealed, epoch: 1 };
         let request = |page, inventory, more| HeartbeatRequest {
             chunkserver: "a".into(),
@@ -770,7 +838,7 @@ mod tests {
         assert!(desk.beat(now, request(true, vec![report(1, true), report(2, false)], true)).unwrap());
         assert!(!desk.beat(now, request(true, vec![report(3, false)], false)).unwrap());
         assert!(!desk.beat(now, request(false, vec![], false)).unwrap());
-        assert_eq!(desk.take_unsealed(1), vec![("a".to_owned(), ChunkId(2))]);
-        assert_eq!(desk.take_unsealed(9), vec![("a".to_owned(), ChunkId(3))]);
+        assert_eq!(desk.take_unsealed(ROOT_VOLUME, 1), vec![("a".to_owned(), ChunkId(2))]);
+        assert_eq!(desk.take_unsealed(ROOT_VOLUME, 9), vec![("a".to_owned(), ChunkId(3))]);
     }
 }

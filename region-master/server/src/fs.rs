@@ -54,7 +54,7 @@ pub async fn read(
     }
     let (id, incarnation, order) = (call.session, call.incarnation, request.order);
     let now = master.clock.boot();
-    let mut context = context(master);
+    let mut context = context(master, geo::ROOT_VOLUME);
     if rule.is_some() {
         master
             .desk(|desk| desk.sessions.check(now, id, incarnation, identity))
@@ -201,11 +201,11 @@ pub async fn change(
     if newest {
         release_closed(master, call.session, &request);
     }
-    let mut context = context(master);
+    let mut context = context(master, geo::ROOT_VOLUME);
     context.room = master.room();
     context.staging_closed = context.room != Room::Enough
         || master.config.house.destages_at_once == 0
-        || master.desk(|desk| desk.house.staging_closed);
+        || master.desk(|desk| desk.root.house.staging_closed);
     if rule.is_some() {
         if let Some(refusal) = denied_by_rule {
             return answer(master, term, refusal, 0, Beside::default());
@@ -308,8 +308,8 @@ pub async fn change(
 /// Ids for what a session makes alone.
 fn reserve_inodes(master: &Master, reserve: &ReserveInodes) -> Result<ReservedInodes, CallError> {
     let most = u64::from(reserve.count).clamp(1, INODES_RESERVED_MAX);
-    let (run, low) =
-        master.desk(|desk| (desk.ids.take_run(IdKind::Inode, most), desk.ids.is_low(IdKind::Inode)));
+    let (run, low) = master
+        .desk(|desk| (desk.root.ids.take_run(IdKind::Inode, most), desk.root.ids.is_low(IdKind::Inode)));
     if low {
         master.ids_low.notify_one();
     }
@@ -322,7 +322,9 @@ fn reserve_inodes(master: &Master, reserve: &ReserveInodes) -> Result<ReservedIn
 fn check_told(master: &Master, tell: &Tell) -> Result<(), CallError> {
     let mut made = tell.changes.iter().map(|change| change.inode).filter(|inode| *inode != 0);
     let given = master.desk(|desk| {
-        made.all(|inode| InodeId(inode).volume() == VolumeId(0) && desk.ids.was_given(IdKind::Inode, inode))
+        made.all(|inode| {
+            InodeId(inode).volume() == VolumeId(0) && desk.root.ids.was_given(IdKind::Inode, inode)
+        })
     });
     let refusal = || {
         let message = "the session tells of an inode under an id that wasn't reserved for anybody";
@@ -425,9 +427,9 @@ fn request_of(request: &Request) -> Result<&FsRequest, CallError> {
     request.op.as_ref().filter(|fs| fs.op.is_some()).ok_or_else(missing)
 }
 
-/// The surroundings of a request.
-pub fn context(master: &Master) -> OpContext {
-    OpContext { now_ns: master.clock.unix_ns(), epoch: master.epoch(), ..OpContext::default() }
+/// The surroundings of a request that is about a volume.
+pub fn context(master: &Master, volume: VolumeId) -> OpContext {
+    OpContext { now_ns: master.clock.unix_ns(), epoch: master.epoch(volume), ..OpContext::default() }
 }
 
 fn errno(number: u32) -> FsReply {
@@ -449,7 +451,7 @@ fn answer(
     beside: Beside,
 ) -> Result<Response, CallError> {
     master.may_answer(term)?;
-    master.is_home()?;
+    master.is_home(geo::ROOT_VOLUME)?;
     let Beside { number, granted, changed } = beside;
     // Everything that the answer may show is in the log by now.
     let shown = master.geo.shown(geo::ROOT_VOLUME);
@@ -467,8 +469,8 @@ fn answer(
 fn ids(master: &Master, fs: &FsRequest) -> Result<Ids, CallError> {
     let take = |kind| {
         let (id, low) = master.desk(|desk| {
-            let id = desk.ids.take(kind, 1).and_then(|ids| ids.first().copied());
-            (id, desk.ids.is_low(kind))
+            let id = desk.root.ids.take(kind, 1).and_then(|ids| ids.first().copied());
+            (id, desk.root.ids.is_low(kind))
         });
         if low {
             master.ids_low.notify_one();

@@ -92,14 +92,15 @@ pub fn least(line: Line) -> u64 {
     u64::from(line.0) << 16
 }
 
-/// Reserves a range of the root volume, for a group of that line.
+/// Reserves a range of a volume's ids, for a group of that line.
 pub async fn reserve<S: Store>(
     store: &S,
+    volume: VolumeId,
     kind: IdKind,
     line: Line,
 ) -> Result<std::ops::Range<u64>, RecordFailure> {
     transact(store, move |tx| async move {
-        let range = upkeep::reserve_ids_from(&tx, kind, VolumeId(0), RANGE, least(line)).await?;
+        let range = upkeep::reserve_ids_from(&tx, kind, volume, RANGE, least(line)).await?;
         Ok((tx, range))
     })
     .await

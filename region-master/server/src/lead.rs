@@ -7,17 +7,20 @@
 //!
 //! Chunks and their copies are looked after by [`crate::house`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
 use futures::future::join_all;
+use futures::stream::FuturesUnordered;
+use mooseng_global::View;
 use mooseng_namespace::trash as namespace_trash;
 use mooseng_namespace::upkeep;
 use mooseng_namespace::{OpError, SessionCall, format, found, sessions as records};
 use mooseng_region::sessions::Recorded;
 use mooseng_schema::dirent::HashKey;
+use mooseng_schema::ids::IdKind;
 use mooseng_schema::session::SessionRecord;
 use mooseng_transport::CallFailure;
 use mooseng_wire::call::CallError;
@@ -33,7 +36,7 @@ use tokio::time::Instant;
 
 use crate::errors::{driver_failed, record_failed};
 use crate::fs::context;
-use crate::geo::{self, Whereabouts};
+use crate::geo::{self, ROOT_VOLUME, Whereabouts};
 use crate::master::{HOME_EPOCH, Master, custody_of};
 use crate::records::transact;
 use crate::sessions::recorded;
@@ -66,8 +69,6 @@ const HOUSEKEEPING_WITHIN: Duration = Duration::from_secs(10);
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 const PROBE_TIMEOUT: Duration = Duration::from_millis(800);
 
-const ROOT_VOLUME: VolumeId = VolumeId(0);
-
 /// Follows leadership until shutdown.
 pub async fn run(master: Arc<Master>) {
     let mut leadership = master.raft.leadership();
@@ -80,7 +81,7 @@ pub async fn run(master: Arc<Master>) {
                 () = master.shutdown.cancelled() => {}
             }
             master.desk(crate::desk::Desk::follow);
-            master.geo.unseal();
+            master.geo.unseal_all();
             master.metrics.leading.set(0);
             tracing::info!(term, "this master leads no more");
         } else {
@@ -100,17 +101,61 @@ async fn changed(leadership: &mut tokio::sync::watch::Receiver<mooseng_raft::Lea
     let _ = leadership.wait_for(|now| now.leading != Some(term)).await;
 }
 
-/// Serves as what the region is to the volume - its home, or one of its replicas - and goes on as another once that changes.
+/// Serves all volumes of the region.
 async fn lead(master: &Arc<Master>, term: u64) {
-    let Some(mut cluster) = master.geo.cluster.clone() else {
-        return lead_home(master, term, HOME_EPOCH).await;
+    let Some(cluster) = master.geo.cluster.clone() else {
+        let work = lead_home(master, ROOT_VOLUME, term, HOME_EPOCH);
+        tokio::join!(work, geo::chunks::run(master, term));
+        return;
     };
+    master.desk(|desk| desk.serving_since = master.clock.boot());
+    tokio::join!(
+        lead_volume(master, cluster.clone(), ROOT_VOLUME, term),
+        lead_others(master, cluster, term),
+        geo::chunks::run(master, term)
+    );
+}
+
+/// Serves the volumes besides the root, each for itself, from when the regions have agreed on it until it is deleted.
+async fn lead_others(master: &Arc<Master>, mut cluster: Cluster, term: u64) {
+    let mut led = BTreeSet::new();
+    let mut leading = FuturesUnordered::new();
     loop {
-        let is = geo::place_of(master, ROOT_VOLUME);
-        master.geo.forget();
+        let view = cluster.borrow_and_update().clone();
+        for volume in view.volumes.keys().filter(|volume| **volume != ROOT_VOLUME) {
+            if led.insert(*volume) {
+                let cluster = cluster.clone();
+                let volume = *volume;
+                leading.push(Box::pin(async move {
+                    lead_volume(master, cluster, volume, term).await;
+                    volume
+                }));
+            }
+        }
+        tokio::select! {
+            Some(volume) = leading.next(), if !leading.is_empty() => drop(led.remove(&volume)),
+            changed = cluster.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// What the regions have agreed on, as it changes.
+type Cluster = tokio::sync::watch::Receiver<Arc<View>>;
+
+/// Serves a volume as what the region is to it - its home, or one of its replicas - and goes on as another once that changes. Returns once there is no such
+/// volume any more.
+async fn lead_volume(master: &Arc<Master>, mut cluster: Cluster, volume: VolumeId, term: u64) {
+    loop {
+        let is = geo::place_of(master, volume);
+        master.geo.forget(volume);
+        if volume == ROOT_VOLUME {
+            master.desk(|desk| desk.rootless = is == Whereabouts::Nowhere);
+        } else if !master.geo.view().is_some_and(|view| view.volumes.contains_key(&volume)) {
+            return master.geo.drop_seat(volume);
+        }
         let epoch = match is {
             Whereabouts::Here(epoch) | Whereabouts::Closed(epoch) => epoch,
-            Whereabouts::Elsewhere | Whereabouts::Nowhere => master.epoch(),
+            Whereabouts::Elsewhere | Whereabouts::Nowhere => master.epoch(volume),
         };
         let Some(custody) = custody_of(epoch, term) else {
             tracing::error!(
@@ -121,22 +166,25 @@ async fn lead(master: &Arc<Master>, term: u64) {
         };
         let serving = async {
             match is {
-                Whereabouts::Here(epoch) => lead_home(master, custody, epoch).await,
-                Whereabouts::Elsewhere => lead_replica(master, custody).await,
-                Whereabouts::Closed(epoch) => geo::stand::close(master, epoch).await,
+                Whereabouts::Here(epoch) => lead_home(master, volume, custody, epoch).await,
+                Whereabouts::Elsewhere => lead_replica(master, volume, custody).await,
+                Whereabouts::Closed(epoch) => geo::stand::close(master, volume, epoch).await,
                 Whereabouts::Nowhere => std::future::pending().await,
             }
         };
         tokio::select! {
             // A move of the home that came to nothing: it is taken up anew.
             () = serving => {}
-            changed = cluster.wait_for(|_| geo::place_of(master, ROOT_VOLUME) != is) => if changed.is_err() { return },
+            changed = cluster.wait_for(|view| {
+                geo::place_of(master, volume) != is || (volume != ROOT_VOLUME && !view.volumes.contains_key(&volume))
+            }) => if changed.is_err() { return },
         }
-        tracing::info!(term, "what this region is to the volume has changed");
-        master.desk(crate::desk::Desk::follow);
-        if !matches!(geo::place_of(master, ROOT_VOLUME), Whereabouts::Here(_)) {
-            master.geo.unseal();
-            if matches!(is, Whereabouts::Here(_)) {
+        tracing::info!(volume = volume.0, term, "what this region is to the volume has changed");
+        master.desk(|desk| desk.unseat(volume));
+        if !matches!(geo::place_of(master, volume), Whereabouts::Here(_)) {
+            master.geo.unseal(volume);
+            // Only the root has sessions that could hear it.
+            if volume == ROOT_VOLUME && matches!(is, Whereabouts::Here(_)) {
                 geo::moving::say_so(master, custody);
             }
         }
@@ -144,28 +192,27 @@ async fn lead(master: &Arc<Master>, term: u64) {
 }
 
 /// Keeps a replica of the volume, whose home is elsewhere. Nothing of it is changed here but by its log.
-async fn lead_replica(master: &Arc<Master>, term: u64) {
-    let _kept = geo::stand::KeptToTheLog::put_on(master, ROOT_VOLUME);
+async fn lead_replica(master: &Arc<Master>, volume: VolumeId, term: u64) {
+    let _kept = geo::stand::KeptToTheLog::put_on(master, volume);
     let mut pause = Duration::from_millis(50);
-    while let Err(error) = prepare_replica(master, term).await {
-        tracing::warn!(term, error = %error.message, "this leader can't read its records yet; trying on");
+    while let Err(error) = prepare_replica(master, volume, term).await {
+        tracing::warn!(volume = volume.0, term, error = %error.message, "this leader can't read its records yet; trying on");
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(1));
     }
     master.metrics.leaderships.inc();
     master.metrics.leading.set(1);
-    tracing::info!(term, "this master leads and keeps a replica of the volume");
+    tracing::info!(volume = volume.0, term, "this master leads and keeps a replica of the volume");
     tokio::join!(
-        geo::stand::refuse_when_closed(master),
-        geo::copy::run(master),
-        geo::chunks::run(master, term),
-        geo::complete::run(master),
-        house::run_replica(master, term)
+        geo::stand::refuse_when_closed(master, volume),
+        geo::copy::run(master, volume),
+        geo::complete::run(master, volume),
+        house::run_replica(master, volume, term)
     );
 }
 
-async fn prepare_replica(master: &Master, term: u64) -> Result<(), CallError> {
-    geo::stand::rejoin(master, master.epoch()).await?;
+async fn prepare_replica(master: &Master, volume: VolumeId, term: u64) -> Result<(), CallError> {
+    geo::stand::rejoin(master, volume, master.epoch(volume)).await?;
     let mut drawn = [0; FOUNDING_BYTES];
     rand::rng().fill_bytes(&mut drawn);
     let founding = transact(&master.store, |tx| async move {
@@ -177,61 +224,130 @@ async fn prepare_replica(master: &Master, term: u64) -> Result<(), CallError> {
     let keys = tickets::load(&master.store).await.map_err(|e| record_failed(&e))?;
     let draining = house::drain::load(master).await?;
     master.desk(|desk| {
-        desk.follow();
+        desk.unseat(volume);
         desk.found(founding);
         desk.keys = keys;
         desk.set_draining(draining);
-        desk.serve(master.clock.boot(), term, Vec::new(), BTreeMap::new());
+        match volume {
+            ROOT_VOLUME => desk.serve(master.clock.boot(), term, Vec::new(), BTreeMap::new()),
+            other => drop(desk.sit_down(other, term)),
+        }
     });
     Ok(())
 }
 
 /// Returns where a move of the home came to nothing, and it is to be taken up anew.
-async fn lead_home(master: &Arc<Master>, term: u64, epoch: Epoch) {
+async fn lead_home(master: &Arc<Master>, volume: VolumeId, term: u64, epoch: Epoch) {
     let mut pause = Duration::from_millis(50);
-    while let Err(error) = prepare(master, term, epoch).await {
-        tracing::warn!(term, error = %error.message, "this leader can't read its records yet; trying on");
+    while let Err(error) = prepare(master, volume, term, epoch).await {
+        tracing::warn!(volume = volume.0, term, error = %error.message, "this leader can't read its records yet; trying on");
         let share = rand::rng().random_range(0.5..1.0);
         tokio::time::sleep(pause.mul_f64(share)).await;
         pause = (pause * 2).min(Duration::from_secs(1));
     }
     master.metrics.leaderships.inc();
     master.metrics.leading.set(1);
-    tracing::info!(term, sessions = master.desk(|desk| desk.sessions.len()), "this master leads and serves");
+    let sessions = if volume == ROOT_VOLUME { master.desk(|desk| desk.sessions.len()) } else { 0 };
+    tracing::info!(volume = volume.0, term, sessions, "this master leads and serves");
+    // What sessions are promised, and what counts against them, is the root's: other volumes have none yet.
+    let of_sessions = async {
+        if volume == ROOT_VOLUME {
+            tokio::join!(locks::sweep(master), quotas::count(master, term));
+        }
+    };
     let work = async {
         tokio::join!(
-            keep_house(master),
-            reserve_ids(master),
-            house::run(master, term),
-            locks::sweep(master),
-            quotas::count(master, term),
-            geo::ship::run(master, term, epoch),
-            geo::chunks::run(master, term)
+            keep_house(master, volume),
+            reserve_ids(master, volume),
+            house::run(master, volume, term),
+            of_sessions,
+            geo::ship::run(master, volume, term, epoch)
         )
     };
     tokio::select! {
         _ = work => {}
-        () = geo::moving::run(master, epoch) => {}
+        () = geo::moving::run(master, volume, epoch) => {}
     }
 }
 
-async fn prepare(master: &Master, term: u64, epoch: Epoch) -> Result<(), CallError> {
+async fn prepare(master: &Master, volume: VolumeId, term: u64, epoch: Epoch) -> Result<(), CallError> {
     let hurries = match master.global {
         Some(_) => {
-            let hurries = geo::stand::take_over(master, epoch).await?;
-            geo::moving::go_on(master, epoch).await?;
+            let hurries = geo::stand::take_over(master, volume, epoch).await?;
+            geo::moving::go_on(master, volume, epoch).await?;
             hurries
         }
         None => false,
     };
+    match volume {
+        ROOT_VOLUME => prepare_root(master, term, epoch, hurries).await,
+        other => prepare_other(master, other, term, epoch).await,
+    }
+}
+
+/// A volume besides the root is formatted by its first home. It has no sessions yet that would be told of it.
+async fn prepare_other(master: &Master, volume: VolumeId, term: u64, epoch: Epoch) -> Result<(), CallError> {
     let mut secret = [0; 16];
     rand::rng().fill_bytes(&mut secret);
     let mut drawn = [0; FOUNDING_BYTES];
     rand::rng().fill_bytes(&mut drawn);
     let now_ns = master.clock.unix_ns();
+    let trash = trash_terms(master);
+    // One that is joined had records: where they aren't here they are lost, and an empty volume in their place would be taken for it.
+    let is_new = geo::is_new(master, volume);
+    let (made, founding) = transact(&master.store, |tx| async move {
+        let made = is_new && format(&tx, volume, epoch, HashKey(secret), now_ns, trash).await?;
+        let founding = found(&tx, Founding(drawn)).await?;
+        upkeep::load_volume(&tx, volume).await?.ok_or(OpError::NoVolume(volume.0))?;
+        Ok((tx, (made, founding)))
+    })
+    .await
+    .map_err(|e| record_failed(&e))?;
+    if made {
+        tracing::info!(volume = volume.0, "made a volume");
+    }
+    let keys = tickets::load(&master.store).await.map_err(|e| record_failed(&e))?;
+    let draining = house::drain::load(master).await?;
+    let classes = classes::load(master, volume).await?;
+    let fresh = fresh_ids(master, volume).await?;
+    master.desk(|desk| {
+        desk.unseat(volume);
+        desk.found(founding);
+        desk.keys = keys;
+        desk.set_draining(draining);
+        let seat = desk.sit_down(volume, term);
+        seat.classes.set(classes);
+        for (kind, range) in fresh {
+            seat.ids.add(kind, range);
+        }
+    });
+    Ok(())
+}
+
+fn trash_terms(master: &Master) -> namespace_trash::Terms {
     let house = &master.config.house;
-    let trash =
-        namespace_trash::Terms { retention_s: house.trash_retention_s, min_age_s: house.trash_min_age_s };
+    namespace_trash::Terms { retention_s: house.trash_retention_s, min_age_s: house.trash_min_age_s }
+}
+
+async fn fresh_ids(
+    master: &Master,
+    volume: VolumeId,
+) -> Result<Vec<(IdKind, std::ops::Range<u64>)>, CallError> {
+    let mut fresh = Vec::new();
+    for kind in crate::ids::IdPool::default().low() {
+        let range = ids::reserve(&master.store, volume, kind, master.raft.line()).await;
+        fresh.push((kind, range.map_err(|e| record_failed(&e))?));
+    }
+    Ok(fresh)
+}
+
+async fn prepare_root(master: &Master, term: u64, epoch: Epoch, hurries: bool) -> Result<(), CallError> {
+    let mut secret = [0; 16];
+    rand::rng().fill_bytes(&mut secret);
+    let mut drawn = [0; FOUNDING_BYTES];
+    rand::rng().fill_bytes(&mut drawn);
+    let now_ns = master.clock.unix_ns();
+    let trash = trash_terms(master);
     let (made, founding, volume) = transact(&master.store, |tx| async move {
         let made = format(&tx, ROOT_VOLUME, epoch, HashKey(secret), now_ns, trash).await?;
         let founding = found(&tx, Founding(drawn)).await?;
@@ -254,22 +370,16 @@ async fn prepare(master: &Master, term: u64, epoch: Epoch) -> Result<(), CallErr
     let draining = house::drain::load(master).await?;
     let sessions = all_sessions(master).await?;
     let limits = quotas::limits(master).await?;
-    let classes = classes::load(master).await?;
-    let mut fresh = Vec::new();
-    for kind in crate::ids::IdPool::default().low() {
-        fresh.push((
-            kind,
-            ids::reserve(&master.store, kind, master.raft.line()).await.map_err(|e| record_failed(&e))?,
-        ));
-    }
+    let classes = classes::load(master, ROOT_VOLUME).await?;
+    let fresh = fresh_ids(master, ROOT_VOLUME).await?;
     master.desk(|desk| {
-        desk.follow();
+        desk.unseat(ROOT_VOLUME);
         desk.found(founding);
         desk.keys = keys;
         desk.set_draining(draining);
-        desk.classes.set(classes);
+        desk.root.classes.set(classes);
         for (kind, range) in fresh {
-            desk.ids.add(kind, range);
+            desk.root.ids.add(kind, range);
         }
         // Lapsed ones are brought back by their next OpenSession.
         let held = sessions.into_iter().filter(|(_, record)| record.lapsed_ns.is_none());
@@ -330,11 +440,11 @@ async fn give_up(master: &Master, late: Vec<SessionId>) {
     master.recalls_answered.notify_waiters();
 }
 
-async fn reserve_ids(master: &Master) {
+async fn reserve_ids(master: &Master, volume: VolumeId) {
     loop {
-        for kind in master.desk(|desk| desk.ids.low()) {
-            match ids::reserve(&master.store, kind, master.raft.line()).await {
-                Ok(range) => master.desk(|desk| desk.ids.add(kind, range)),
+        for kind in master.desk(|desk| desk.seat(volume).ids.low()) {
+            match ids::reserve(&master.store, volume, kind, master.raft.line()).await {
+                Ok(range) => master.desk(|desk| desk.seat_mut(volume).ids.add(kind, range)),
                 Err(error) => tracing::warn!(%error, "ids can't be reserved; trying on"),
             }
         }
@@ -345,8 +455,8 @@ async fn reserve_ids(master: &Master) {
     }
 }
 
-async fn keep_house(master: &Master) {
-    let mut house = House::new();
+async fn keep_house(master: &Master, volume: VolumeId) {
+    let mut house = House::new(volume);
     loop {
         tokio::time::sleep(TICK).await;
         house.tick(master).await;
@@ -355,6 +465,7 @@ async fn keep_house(master: &Master) {
 
 /// What housekeeping remembers between ticks.
 struct House {
+    volume: VolumeId,
     next_reap: Instant,
     orphans_after: Option<InodeId>,
     trims_after: Option<InodeId>,
@@ -363,9 +474,10 @@ struct House {
 }
 
 impl House {
-    fn new() -> Self {
+    fn new(volume: VolumeId) -> Self {
         let now = Instant::now();
         Self {
+            volume,
             next_reap: now + REAP_EVERY,
             orphans_after: None,
             trims_after: None,
@@ -375,16 +487,19 @@ impl House {
     }
 
     async fn tick(&mut self, master: &Master) {
-        self.lapse(master).await;
+        let with_sessions = self.volume == ROOT_VOLUME;
+        if with_sessions {
+            self.lapse(master).await;
+        }
         let mut troubles = Vec::new();
         if Instant::now() >= self.next_reap {
             self.next_reap = Instant::now() + REAP_EVERY;
-            troubles.extend(expire(master).await.err());
+            troubles.extend(expire(master, self.volume).await.err());
             troubles.extend(self.reap(master).await.err());
             troubles.extend(self.trim(master).await.err());
-            troubles.extend(trash::publish(master).await.err());
+            troubles.extend(trash::publish(master, self.volume).await.err());
         }
-        if Instant::now() >= self.next_forget {
+        if with_sessions && Instant::now() >= self.next_forget {
             self.next_forget = Instant::now() + FORGET_EVERY;
             troubles.extend(forget_sessions(master).await.err());
         }
@@ -451,12 +566,14 @@ impl House {
     }
 
     async fn reap_page(&mut self, master: &Master) -> Result<(), CallError> {
-        if master.desk(|desk| desk.sessions.in_grace(master.clock.boot())) {
+        // Nobody can have opened anything of a volume without sessions.
+        let with_sessions = self.volume == ROOT_VOLUME;
+        if with_sessions && master.desk(|desk| desk.sessions.in_grace(master.clock.boot())) {
             return Ok(());
         }
-        let after = self.orphans_after;
+        let (volume, after) = (self.volume, self.orphans_after);
         let orphans = transact(&master.store, |tx| async move {
-            let orphans = upkeep::list_orphans(&tx, ROOT_VOLUME, after, ORPHANS_PAGE).await?;
+            let orphans = upkeep::list_orphans(&tx, volume, after, ORPHANS_PAGE).await?;
             Ok((tx, orphans))
         })
         .await
@@ -472,7 +589,7 @@ impl House {
         // Also where this future is dropped in between.
         let reaping = Reaping { master, chosen };
         for batch in reaping.chosen.chunks(REAP_MAX) {
-            let freed = free(master, batch).await?;
+            let freed = free(master, volume, batch).await?;
             master.metrics.reaped.inc_by(freed);
         }
         Ok(())
@@ -480,9 +597,9 @@ impl House {
 
     /// Dead extents behind the ends of truncated files: freed whether they are open or not.
     async fn trim(&mut self, master: &Master) -> Result<(), CallError> {
-        let after = self.trims_after;
+        let (volume, after) = (self.volume, self.trims_after);
         let files = transact(&master.store, |tx| async move {
-            let files = upkeep::list_trims(&tx, ROOT_VOLUME, after, REAP_MAX).await?;
+            let files = upkeep::list_trims(&tx, volume, after, REAP_MAX).await?;
             Ok((tx, files))
         })
         .await
@@ -515,11 +632,11 @@ impl Drop for Reaping<'_> {
 }
 
 /// What has been in the trash for its time goes to the orphans.
-async fn expire(master: &Master) -> Result<(), CallError> {
+async fn expire(master: &Master, volume: VolumeId) -> Result<(), CallError> {
     for _ in 0..PAGES_MAX {
         let now_ns = master.clock.unix_ns();
         let expired = transact(&master.store, |tx| async move {
-            let expired = namespace_trash::expire(&tx, ROOT_VOLUME, now_ns, ORPHANS_PAGE).await?;
+            let expired = namespace_trash::expire(&tx, volume, now_ns, ORPHANS_PAGE).await?;
             Ok((tx, expired))
         })
         .await
@@ -533,11 +650,11 @@ async fn expire(master: &Master) -> Result<(), CallError> {
 }
 
 /// Answers how many were freed: others stay in the trash.
-async fn free(master: &Master, inodes: &[InodeId]) -> Result<u64, CallError> {
+async fn free(master: &Master, volume: VolumeId, inodes: &[InodeId]) -> Result<u64, CallError> {
     let reap = Reap { inodes: inodes.iter().map(|inode| inode.0).collect() };
     let request = FsRequest { caller: None, op: Some(Op::Reap(reap)) };
     let deadline = Instant::now() + HOUSEKEEPING_WITHIN;
-    let ran = master.driver.run(SessionCall::default(), &context(master), &request, deadline).await;
+    let ran = master.driver.run(SessionCall::default(), &context(master, volume), &request, deadline).await;
     let (reply, _) = ran.map_err(|e| driver_failed(&e, || master.not_leader()))?;
     Ok(match reply.reply {
         Some(Reply::Reaped(reaped)) => reaped.freed,
@@ -593,12 +710,14 @@ fn figures(master: &Master) {
     master.desk(|desk| {
         m.sessions.set(gauge(desk.sessions.len() as u64));
         m.chunkservers_alive.set(gauge(desk.alive(now).len() as u64));
-        m.chunks.set(gauge(desk.counts.chunks));
-        m.chunks_endangered.set(gauge(desk.counts.endangered));
-        m.chunks_misplaced.set(gauge(desk.counts.misplaced));
-        m.chunks_unavailable.set(gauge(desk.counts.unavailable));
-        m.trash_files.set(gauge(desk.trash.map_or(0, |trash| trash.files)));
-        m.trash_bytes.set(gauge(desk.trash.map_or(0, |trash| trash.bytes)));
+        let counts = desk.counts();
+        m.chunks.set(gauge(counts.chunks));
+        m.chunks_endangered.set(gauge(counts.endangered));
+        m.chunks_misplaced.set(gauge(counts.misplaced));
+        m.chunks_unavailable.set(gauge(counts.unavailable));
+        let trash = desk.trash();
+        m.trash_files.set(gauge(trash.files));
+        m.trash_bytes.set(gauge(trash.bytes));
         m.seals_waiting.set(gauge(desk.seals_waiting() as u64));
         m.lock_waits.set(gauge(desk.lock_waits.len() as u64));
         m.quotas.set(gauge(desk.ledger.limited() as u64));

@@ -55,6 +55,7 @@ pub mod rights;
 mod room;
 pub mod rpc;
 pub mod seals;
+pub mod seat;
 pub mod server;
 pub mod service;
 pub mod sessions;

@@ -346,7 +346,7 @@ pub async fn reclaim(
         session: session.session,
         incarnation: session.incarnation,
         confined: (root != ROOT_INODE).then_some(root),
-        ..context(master)
+        ..context(master, ROOT_VOLUME)
     };
     let context = &context;
     let lost = transact(&master.store, move |tx| async move {
@@ -436,7 +436,7 @@ pub async fn keep(master: Arc<Master>) {
             () = master.shutdown.cancelled() => return,
         }
         let Some((term, untold, debts, inodes)) = master.desk(|desk| {
-            let term = desk.serving?;
+            let term = desk.root.serving?;
             let debts: Vec<SessionId> = desk.lock_debts.iter().copied().collect();
             let inodes = desk.lock_waits.inodes_behind(after, INODES_AT_ONCE);
             Some((term, desk.lock_waits.untold(), debts, inodes))

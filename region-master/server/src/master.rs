@@ -8,10 +8,9 @@ use mooseng_embedded::Embedded;
 use mooseng_namespace::{Capacity, Driver, Room};
 use mooseng_ports::clock::Clock;
 use mooseng_raft::RaftNode;
-use mooseng_region::class::Classes;
 use mooseng_transport::{Link, LinkOptions, Network, Peer, call_error};
 use mooseng_wire::call::{CallError, ErrorCode};
-use mooseng_wire::{Epoch, Identity, Role};
+use mooseng_wire::{Epoch, Identity, Role, VolumeId};
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
@@ -125,8 +124,7 @@ impl Master {
     pub fn new(parts: Parts) -> Self {
         let limits =
             mooseng_region::sessions::Limits { lease: parts.config.session_lease(), ..Default::default() };
-        let mut desk = Desk::new(limits);
-        desk.classes = Classes::new(crate::classes::by_default(&parts.config));
+        let desk = Desk::new(limits, crate::classes::by_default(&parts.config));
         Self {
             identity: parts.network.identity(),
             driver: Driver::new(parts.store.clone()),
@@ -198,14 +196,19 @@ impl Master {
         if self.global.is_some() { custody & TERM_MASK } else { custody }
     }
 
-    /// The custody epoch in which this master serves now.
+    /// The custody epoch in which this master serves the root volume now.
     pub fn serving(&self) -> Result<u64, CallError> {
+        self.serving_of(geo::ROOT_VOLUME)
+    }
+
+    /// The custody epoch in which this master serves a volume now, as its home or with a replica of it.
+    pub fn serving_of(&self, volume: VolumeId) -> Result<u64, CallError> {
         if !self.raft.is_leading() {
             return Err(self.not_leader());
         }
         let term = self.raft.term();
-        if let Some(custody) = self.desk(|desk| desk.serving).filter(|custody| self.term_of(*custody) == term)
-        {
+        let serving = self.desk(|desk| desk.serving_of(volume));
+        if let Some(custody) = serving.filter(|custody| self.term_of(*custody) == term) {
             return Ok(custody);
         }
         let message = "this master has just become the leader and still reads its records; try again";
@@ -220,20 +223,38 @@ impl Master {
         Err(self.not_leader())
     }
 
-    /// The home epoch that the volume is in, as far as this master knows.
-    pub fn epoch(&self) -> Epoch {
+    /// The custody epoch that orders to chunkservers carry, from who serves some volume in this one: chunkservers know one for all of the region's
+    /// volumes, and obey none that is earlier.
+    pub fn orders(&self, custody: u64) -> u64 {
+        if self.global.is_none() {
+            return custody;
+        }
+        custody_of(self.epoch(geo::ROOT_VOLUME), self.term_of(custody)).unwrap_or(custody)
+    }
+
+    /// The custody epoch in which this master gives chunkservers orders now; none while it serves nothing.
+    pub fn ordering(&self) -> Option<u64> {
+        if !self.raft.is_leading() {
+            return None;
+        }
+        let term = self.raft.term();
+        let served = self.desk(|desk| desk.served().find(|custody| self.term_of(*custody) == term))?;
+        self.may_answer(served).is_ok().then(|| self.orders(served))
+    }
+
+    /// The home epoch that a volume is in, as far as this master knows.
+    pub fn epoch(&self, volume: VolumeId) -> Epoch {
         let view = self.geo.view();
-        view.and_then(|view| view.volumes.get(&geo::ROOT_VOLUME).map(|volume| volume.epoch))
-            .unwrap_or(HOME_EPOCH)
+        view.and_then(|view| view.volumes.get(&volume).map(|volume| volume.epoch)).unwrap_or(HOME_EPOCH)
     }
 
     /// Asked last, too, before an answer of a volume's home leaves: no other region can have become its home.
-    pub fn is_home(&self) -> Result<(), CallError> {
+    pub fn is_home(&self, volume: VolumeId) -> Result<(), CallError> {
         let Some(global) = &self.global else { return Ok(()) };
-        if self.geo.is_sealed() {
+        if self.geo.is_sealed(volume) {
             return Err(geo::moving::is_moving());
         }
-        if global.may_change(geo::ROOT_VOLUME).is_some() {
+        if global.may_change(volume).is_some() {
             return Ok(());
         }
         let message = "this region's lease ran out, or the volume's epoch ended: another region may take it over; try again";
@@ -282,9 +303,9 @@ impl Master {
 
     /// The lease that a session is told, in milliseconds. **Invariant**: where another region may take over once this region's lease has run out, no
     /// session's lease outlasts that. So a home that follows a lost one needn't wait for the promises of that one to run out.
-    pub fn lease_ms(&self) -> u32 {
+    pub fn lease_ms(&self, volume: VolumeId) -> u32 {
         let lease = self.config.session_lease();
-        let left = self.global.as_ref().and_then(|global| global.lease_left(geo::ROOT_VOLUME));
+        let left = self.global.as_ref().and_then(|global| global.lease_left(volume));
         u32::try_from(left.unwrap_or(lease).min(lease).as_millis()).unwrap_or(u32::MAX)
     }
 

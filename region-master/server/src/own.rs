@@ -15,6 +15,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 use crate::errors::record_failed;
+use crate::geo::ROOT_VOLUME;
 use crate::master::Master;
 use crate::promises::{self, ChangeGate};
 use crate::records::RecordFailure;
@@ -45,6 +46,7 @@ fn over_quota() -> CallError {
 /// Runs `work` in a transaction, has sessions give up what they were promised of the facts that it notes, and commits.
 pub async fn change<T, F>(
     master: &Arc<Master>,
+    volume: VolumeId,
     term: u64,
     repeat: Repeat,
     deadline: Instant,
@@ -53,7 +55,7 @@ pub async fn change<T, F>(
 where
     F: for<'t> Fn(&'t EmbeddedTransaction, &'t Touched) -> BoxFuture<'t, Result<T, OpError>>,
 {
-    let mut changes = Changes::begin(master, term, deadline).await?;
+    let mut changes = Changes::begin(master, volume, term, deadline).await?;
     let changed = changes.change(repeat, TRIES, deadline, work).await?;
     changes.end();
     changed.ok_or_else(|| record_failed(&RecordFailure(StoreError::Conflict.into())))
@@ -62,26 +64,37 @@ where
 /// Several changes, one after the other. What sessions gave up for one of them nobody is promised again before [`Self::end`].
 pub struct Changes<'a> {
     master: &'a Arc<Master>,
-    gate: ChangeGate,
+    volume: VolumeId,
+    /// None for a volume other than the root: nobody has a session of one yet, and was promised anything of it.
+    gate: Option<ChangeGate>,
     /// Of the last commit.
     version: Option<u64>,
 }
 
 impl<'a> Changes<'a> {
-    /// Begins, once this custodian may change anything.
-    pub async fn begin(master: &'a Arc<Master>, term: u64, deadline: Instant) -> Result<Self, CallError> {
-        promises::custody_settled(master, deadline).await?;
-        let gate = ChangeGate::new(master.clone(), term, SessionId(0), RequestNumber(0));
-        Ok(Self { master, gate, version: None })
+    /// Begins, once this custodian may change anything of the volume.
+    pub async fn begin(
+        master: &'a Arc<Master>,
+        volume: VolumeId,
+        term: u64,
+        deadline: Instant,
+    ) -> Result<Self, CallError> {
+        let mut gate = None;
+        if volume == ROOT_VOLUME {
+            promises::custody_settled(master, deadline).await?;
+            gate = Some(ChangeGate::new(master.clone(), term, SessionId(0), RequestNumber(0)));
+        }
+        Ok(Self { master, volume, gate, version: None })
     }
 
     /// They are all done.
     pub fn end(self) {
-        match self.version {
-            Some(version) => {
-                self.gate.committed(&FsRequest::default(), &FsReply::default(), version);
+        match (self.gate, self.version) {
+            (Some(gate), Some(version)) => {
+                gate.committed(&FsRequest::default(), &FsReply::default(), version);
             }
-            None => self.gate.refused(),
+            (Some(gate), None) => gate.refused(),
+            (None, _) => {}
         }
     }
 
@@ -100,11 +113,19 @@ impl<'a> Changes<'a> {
         loop {
             let tx = self.master.store.begin();
             let touched = Touched::default();
-            let failed = match attempt(&tx, self.master.epoch(), &touched, &work).await {
+            let failed = match attempt(&tx, (self.volume, self.master.epoch(self.volume)), &touched, &work)
+                .await
+            {
                 Ok(value) => {
-                    let charges = touched.charges();
-                    let admitted = timeout_at(deadline, self.gate.admit(touched.into_facts(), charges)).await;
-                    match admitted.map_err(|_| too_late())? {
+                    let admission = match &self.gate {
+                        Some(gate) => {
+                            let charges = touched.charges();
+                            let admitted = timeout_at(deadline, gate.admit(touched.into_facts(), charges));
+                            admitted.await.map_err(|_| too_late())?
+                        }
+                        None => Admission::Commit,
+                    };
+                    match admission {
                         Admission::Commit => {}
                         Admission::Again => continue,
                         Admission::Refused(_) => return Err(over_quota()),
@@ -144,7 +165,7 @@ impl<'a> Changes<'a> {
 
 async fn attempt<T, F>(
     tx: &EmbeddedTransaction,
-    epoch: Epoch,
+    (volume, epoch): (VolumeId, Epoch),
     touched: &Touched,
     work: &F,
 ) -> Result<T, OpError>
@@ -152,8 +173,8 @@ where
     F: for<'t> Fn(&'t EmbeddedTransaction, &'t Touched) -> BoxFuture<'t, Result<T, OpError>>,
 {
     // A change of the volume's home epoch makes this transaction fail.
-    let volume = upkeep::load_volume(tx, VolumeId(0)).await?.ok_or(OpError::NoVolume(0))?;
-    if volume.epoch != epoch.0 {
+    let record = upkeep::load_volume(tx, volume).await?.ok_or(OpError::NoVolume(volume.0))?;
+    if record.epoch != epoch.0 {
         return Err(OpError::Malformed("the volume has another home epoch"));
     }
     work(tx, touched).await

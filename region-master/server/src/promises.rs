@@ -28,7 +28,7 @@ use tokio::time::Instant;
 use crate::desk::Desk;
 use crate::errors::refused;
 use crate::master::Master;
-use crate::{ids, quotas};
+use crate::{geo, ids, quotas};
 
 /// Unanswered recalls are sent again so often: the connection on which they left may have broken.
 const REPEAT_EVERY: Duration = Duration::from_millis(300);
@@ -759,7 +759,7 @@ fn brings_buffered_itself(request: &FsRequest) -> bool {
 
 /// A version at which every commit that was proposed before is decided.
 async fn decided(master: &Master) -> Option<u64> {
-    ids::reserve(&master.store, IdKind::Session, master.raft.line()).await.ok()?;
+    ids::reserve(&master.store, geo::ROOT_VOLUME, IdKind::Session, master.raft.line()).await.ok()?;
     master.store.begin().read_version().await.ok().map(|version| version.0)
 }
 
@@ -811,7 +811,7 @@ pub async fn keep(master: Arc<Master>) {
             () = master.shutdown.cancelled() => return,
         }
         let Some((term, recalls)) = master.desk(|desk| {
-            let term = desk.serving?;
+            let term = desk.root.serving?;
             let mut recalls = desk.promises.make_room(ROOM_MADE);
             for id in desk.promises.debtors() {
                 recalls.extend(desk.promises.unanswered(id));

@@ -283,7 +283,7 @@ pub async fn set(master: &Arc<Master>, request: SetQuotaRequest) -> Result<Quota
     }
     let account = target(master, whose).await?;
     let now_ns = master.clock.unix_ns();
-    own::change(master, term, Repeat::Harmless, deadline(master), |tx, touched| {
+    own::change(master, ROOT_VOLUME, term, Repeat::Harmless, deadline(master), |tx, touched| {
         Box::pin(records::set(tx, touched, now_ns, ROOT_VOLUME, account, bytes_max, inodes_max))
     })
     .await
@@ -302,7 +302,7 @@ pub async fn clear(master: &Arc<Master>, whose: QuotaTarget) -> Result<Quota, St
         return Err(refused(&Refused::NotThere));
     }
     // A second run may find that it is gone: that was ours.
-    let _ = own::change(master, term, Repeat::Harmless, deadline(master), |tx, touched| {
+    let _ = own::change(master, ROOT_VOLUME, term, Repeat::Harmless, deadline(master), |tx, touched| {
         Box::pin(records::clear(tx, touched, ROOT_VOLUME, account))
     })
     .await
@@ -370,9 +370,10 @@ async fn count_all(master: &Arc<Master>, term: u64, at_once: usize) -> Result<()
             continue;
         }
         loop {
-            let step = own::change(master, term, Repeat::Harmless, deadline(master), |tx, touched| {
-                Box::pin(records::step(tx, touched, InodeId(id), at_once))
-            });
+            let step =
+                own::change(master, ROOT_VOLUME, term, Repeat::Harmless, deadline(master), |tx, touched| {
+                    Box::pin(records::step(tx, touched, InodeId(id), at_once))
+                });
             if step.await? == Step::Done {
                 break;
             }

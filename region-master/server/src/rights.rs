@@ -12,6 +12,7 @@ use mooseng_wire::{Identity, InodeId, ROOT_INODE, Role, SessionId};
 use crate::config::{MountRule, Squash};
 use crate::errors::{denied, record_failed};
 use crate::fs::context;
+use crate::geo;
 use crate::master::Master;
 use crate::records::transact;
 
@@ -58,7 +59,7 @@ pub async fn root(
 /// The directory that a rule's subtree is now.
 pub async fn find_root(master: &Master, rule: Option<&MountRule>) -> Result<InodeId, CallError> {
     let Some(rule) = rule else { return Ok(ROOT_INODE) };
-    let context = context(master);
+    let context = context(master, geo::ROOT_VOLUME);
     let context = &context;
     let found = transact(&master.store, move |tx| async move {
         let mut at = ROOT_INODE;

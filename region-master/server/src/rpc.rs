@@ -22,6 +22,7 @@ use mooseng_wire::admin::{
     SetVolumeReply, SetVolumeRequest, ShowSalvageReply, ShowSalvageRequest, StatusReply, StatusRequest,
     StorageClass, TicketKey, TransferLeaderReply, TransferLeaderRequest, TrashRetentionReply,
     TrashRetentionRequest, VerifyDataReply, VerifyDataRequest, VerifyVolumeReply, VerifyVolumeRequest,
+    VolumeEpoch,
 };
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::founding::Founding;
@@ -70,7 +71,7 @@ impl Rpc {
 
     /// Refuses what is about a volume's records, and is asked of one of its replicas: they change by its log alone.
     fn at_home(&self) -> Result<(), Status> {
-        geo::at_home(&self.0).map_err(|error| {
+        geo::at_home(&self.0, geo::ROOT_VOLUME).map_err(|error| {
             let details = error.encode_to_vec().into();
             Status::with_details(Code::FailedPrecondition, error.message, details)
         })
@@ -87,6 +88,13 @@ impl Rpc {
             .map(|changed| Response::new(ChangeRegionsReply { version: changed.version }))
             .map_err(not_agreed)
     }
+}
+
+/// The home epochs of the volumes besides the root.
+fn epochs_of_others(master: &Master) -> Vec<VolumeEpoch> {
+    let Some(view) = master.geo.view() else { return Vec::new() };
+    let others = view.volumes.iter().filter(|(volume, _)| **volume != geo::ROOT_VOLUME);
+    others.map(|(volume, known)| VolumeEpoch { volume: volume.0.into(), epoch: known.epoch.0 }).collect()
 }
 
 /// What the regions refuse to agree on.
@@ -137,11 +145,12 @@ impl Registry for Rpc {
         }
         let master = &self.0;
         let now = master.clock.boot();
-        let term = master.serving().ok().filter(|term| master.may_answer(*term).is_ok());
+        let ordering = master.ordering();
+        let others = epochs_of_others(master);
         let reply = master.desk(|desk| {
             let want_inventory = desk.beat(now, request).map_err(beat_refused)?;
             // A leader that was replaced meanwhile has nothing to command: its successor may have decided otherwise.
-            let custody = term.filter(|term| desk.serving == Some(*term)).unwrap_or(0);
+            let custody = ordering.filter(|_| desk.served().next().is_some()).unwrap_or(0);
             let commands = if custody > 0 { desk.take_commands(&name, now) } else { Vec::new() };
             Ok::<_, Status>(HeartbeatReply {
                 want_inventory,
@@ -152,7 +161,8 @@ impl Registry for Rpc {
                     .iter()
                     .map(|key| TicketKey { id: key.id, key: key.secret.clone().into() })
                     .collect(),
-                epoch: master.epoch().0,
+                epoch: master.epoch(geo::ROOT_VOLUME).0,
+                others,
                 interval_ms: HEARTBEAT_INTERVAL_MS,
                 founding: Founding::tell(desk.founding().filter(|_| custody > 0)),
             })

@@ -80,7 +80,7 @@ pub async fn before_change(
         return Ok(Some(ChunkId(request.chunk)));
     }
     // House-keeping ends it: what was acknowledged under an earlier home may be there alone.
-    if listing.record.birth < master.epoch().0 {
+    if listing.record.birth < master.epoch(listing.chunk.volume()).0 {
         return Ok(None);
     }
     // The owner counts what it committed as acknowledged; the namespace lets nobody else write into the chunk.
@@ -100,7 +100,7 @@ pub async fn abandon(master: &Master, listing: &ChunkListing) -> Result<(), Call
     let Some(over) = over else { return Ok(()) };
     let committed = committed(master, listing.chunk).await?;
     let (own, told) = decided(master, listing, None, committed, &[])?;
-    let (own, context) = (&own, &context(master));
+    let (own, context) = (&own, &context(master, listing.chunk.volume()));
     let sealed = transact(&master.store, move |tx| async move {
         let sealed = abandon::seal(&tx, context, owner, over, own.clone()).await?;
         Ok((tx, sealed))
@@ -125,7 +125,7 @@ pub async fn abandon(master: &Master, listing: &ChunkListing) -> Result<(), Call
 /// It never ends before what extents name. That member may be shorter: a block that went bad before the chunk was sealed looks like a torn
 /// tail after a restart, and is cut. The other members have it, and cutting them, too, would destroy it.
 pub async fn end(master: &Master, chunk: ChunkId, length: u64) -> Result<Option<ChunkListing>, CallError> {
-    let context = &context(master);
+    let context = &context(master, chunk.volume());
     transact(&master.store, move |tx| async move {
         let Some(mut listing) = upkeep::load_chunk(&tx, chunk).await? else { return Ok((tx, None)) };
         // Its owner may have been quicker, at another length.
@@ -162,7 +162,7 @@ pub async fn end_at_part(master: &Master, planned: &ChunkListing) -> Result<bool
     });
     let ended = ended.await.map_err(|e| record_failed(&e))?;
     if ended {
-        let seal = Seal { length, epoch: master.epoch().0 };
+        let seal = Seal { length, epoch: master.epoch(chunk.volume()).0 };
         master.desk(|desk| whole.copies.iter().for_each(|name| desk.want_seal(name, chunk, seal)));
     }
     Ok(ended)
@@ -204,7 +204,7 @@ pub async fn tell_recorded(master: &Master, chunk: ChunkId) {
     match load(master, chunk).await {
         Ok(Some(listing)) if listing.record.sealed => {
             let length = listing.record.length;
-            tell(master, Told::of(&listing, length, master.epoch()));
+            tell(master, Told::of(&listing, length, master.epoch(chunk.volume())));
         }
         Ok(_) => {}
         // This master leads no more; who does tells the members when they report the chunk open.
@@ -226,13 +226,14 @@ fn decided(
 ) -> Result<(SealChunk, Told), CallError> {
     let members = listing.location.as_ref().map(|l| l.copies.clone()).unwrap_or_default();
     let failed: BTreeSet<String> = failed.iter().cloned().collect();
-    let min_copies = master.desk(|desk| desk.classes.get(listing.record.storage_class).min_copies);
+    let classed = (listing.chunk.volume(), listing.record.storage_class);
+    let min_copies = master.desk(|desk| desk.seat(classed.0).classes.get(classed.1).min_copies);
     let facts = SealFacts { committed, acknowledged, members: &members, failed: &failed, min_copies };
     let decision = decide(&facts)
         .map_err(|e| mooseng_transport::call_error(ErrorCode::InvalidRequest, e.to_string()))?;
     let dropped = members.iter().filter(|m| !decision.members.contains(m)).cloned().collect();
     let own = SealChunk { chunk: listing.chunk.0, acknowledged: decision.length, failed: dropped };
-    Ok((own, Told::of(listing, decision.length, master.epoch())))
+    Ok((own, Told::of(listing, decision.length, master.epoch(listing.chunk.volume()))))
 }
 
 async fn seal(
@@ -246,7 +247,7 @@ async fn seal(
     let request = FsRequest { caller: None, op: Some(Op::SealChunk(own)) };
     master
         .driver
-        .run(SessionCall::default(), &context(master), &request, deadline)
+        .run(SessionCall::default(), &context(master, listing.chunk.volume()), &request, deadline)
         .await
         .map_err(|e| driver_failed(&e, || master.not_leader()))?;
     Ok(())

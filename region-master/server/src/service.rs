@@ -92,8 +92,8 @@ impl MasterService {
             _ => {}
         }
         master.allow_of_cluster(&peer, &[Role::Client, Role::Admin])?;
-        geo::moving::unsealed(master, deadline).await?;
-        geo::at_home(master)?;
+        geo::moving::unsealed(master, geo::ROOT_VOLUME, deadline).await?;
+        geo::at_home(master, geo::ROOT_VOLUME)?;
         let identity = &peer.uri;
         let connection = incoming.connection.clone();
         match incoming.method {

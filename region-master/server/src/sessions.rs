@@ -14,6 +14,7 @@ use mooseng_wire::{Incarnation, InodeId, RequestNumber, SessionId};
 
 use crate::config::Squash;
 use crate::errors::{denied, record_failed, refused};
+use crate::geo::ROOT_VOLUME;
 use crate::master::Master;
 use crate::records::transact;
 use crate::{geo, locks};
@@ -111,7 +112,7 @@ pub async fn open(master: &Master, peer: &Peer, request: OpenSession) -> Result<
                 create(master, identity.to_owned(), &request).await?
             };
             master.desk(|desk| {
-                if desk.serving != Some(term) {
+                if desk.root.serving != Some(term) {
                     return Err(master.not_leader());
                 }
                 let now = master.clock.boot();
@@ -130,7 +131,7 @@ pub async fn open(master: &Master, peer: &Peer, request: OpenSession) -> Result<
         }
     };
     let root = rights::root(master, recorded.session, rule).await?;
-    let reclaimed = if reclaims && (1..master.epoch().0).contains(&request.locks_home) {
+    let reclaimed = if reclaims && (1..master.epoch(ROOT_VOLUME).0).contains(&request.locks_home) {
         locks::reclaim(master, &recorded, root, &request.locks).await?
     } else {
         None
@@ -142,11 +143,11 @@ pub async fn open(master: &Master, peer: &Peer, request: OpenSession) -> Result<
         Squash::All => SquashWord::All,
     };
     master.may_answer(term)?;
-    master.is_home()?;
+    master.is_home(ROOT_VOLUME)?;
     Ok(SessionOpened {
         session: recorded.session.0,
         incarnation: recorded.incarnation.0,
-        lease_ms: master.lease_ms(),
+        lease_ms: master.lease_ms(ROOT_VOLUME),
         custody_epoch: term,
         lapsed,
         root: root.0,
@@ -155,7 +156,7 @@ pub async fn open(master: &Master, peer: &Peer, request: OpenSession) -> Result<
         founding: Founding::tell(master.desk(|desk| desk.volume_founding())),
         alone: true,
         elsewhere: geo::elsewhere(master),
-        home_epoch: master.epoch().0,
+        home_epoch: master.epoch(ROOT_VOLUME).0,
         locks_reclaimed: reclaimed.is_some(),
         locks_lost: reclaimed.unwrap_or_default(),
     })
@@ -171,7 +172,7 @@ fn let_in(master: &Master, identity: &str, told: &[u8]) -> Result<(), CallError>
 async fn create(master: &Master, identity: String, request: &OpenSession) -> Result<Recorded, CallError> {
     let ids = master.desk(|desk| {
         desk.sessions.has_room().map_err(|r| refused(&r))?;
-        Ok::<_, CallError>(desk.ids.take(IdKind::Session, 1))
+        Ok::<_, CallError>(desk.root.ids.take(IdKind::Session, 1))
     })?;
     let id = match ids.as_deref() {
         Some([id]) => SessionId(*id),
@@ -255,9 +256,9 @@ pub fn renew(master: &Master, identity: &str, request: &Renew) -> Result<Renewed
         Ok::<_, CallError>(())
     })?;
     master.may_answer(term)?;
-    master.is_home()?;
+    master.is_home(ROOT_VOLUME)?;
     let quotas = master.desk(|desk| desk.ledger.version());
-    Ok(Renewed { lease_ms: master.lease_ms(), custody_epoch: term, quotas })
+    Ok(Renewed { lease_ms: master.lease_ms(ROOT_VOLUME), custody_epoch: term, quotas })
 }
 
 /// Ends a session. One that is gone already is well: the request is repeated.
@@ -297,6 +298,6 @@ pub async fn close(
         tracing::info!(session = id.0, error = %error.message, "a closed session's locks are freed later");
     }
     master.may_answer(term)?;
-    master.is_home()?;
+    master.is_home(ROOT_VOLUME)?;
     Ok(SessionClosed {})
 }

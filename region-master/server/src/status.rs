@@ -28,7 +28,7 @@ pub fn of(master: &Master) -> StatusReply {
         detail: f.detail,
     });
     let now = master.clock.boot();
-    let least = master.desk(|desk| desk.classes.iter().map(|class| class.min_copies).min());
+    let least = master.desk(|desk| desk.root.classes.iter().map(|class| class.min_copies).min());
     let least = u32::try_from(least.unwrap_or(master.config.min_copies)).unwrap_or(u32::MAX);
     let (sessions, counts, house, trash, chunkservers) = master.desk(|desk| {
         let sessions: Vec<SessionStatus> = desk
@@ -60,7 +60,7 @@ pub fn of(master: &Master) -> StatusReply {
             labels: server.beat.labels.clone().into_iter().collect(),
             credentials: server.beat.credentials.as_ref().map(credentials::report),
         });
-        (sessions, desk.counts, desk.house.status, desk.trash, servers.collect())
+        (sessions, desk.counts(), desk.house_status(), desk.root.trash, servers.collect())
     });
     StatusReply {
         cluster: master.config.cluster.clone(),
@@ -149,6 +149,7 @@ fn facts(master: &Master, masters: &[MasterStatus]) -> Facts {
     // Not inside of the desk, which it looks at itself.
     let global = master.global.as_ref().and_then(|global| global.facts(master));
     master.desk(|desk| {
+        let (counts, house) = (desk.counts(), desk.house_status());
         let servers = desk.registry.iter().zip(desk.registry.candidates(now));
         let of_server = |(server, candidate): (&registry::Chunkserver, _)| {
             ChunkserverFacts::new(server, candidate, now.since(server.last_beat).as_secs())
@@ -170,15 +171,15 @@ fn facts(master: &Master, masters: &[MasterStatus]) -> Facts {
             copies: master.config.copies,
             min_copies: master.config.min_copies,
             // The default one comes first.
-            classes: desk.classes.iter().skip(1).cloned().collect(),
+            classes: desk.root.classes.iter().skip(1).cloned().collect(),
             chunk_bytes: CHUNK_BYTES_MAX,
-            chunks_endangered: desk.counts.endangered,
-            chunks_unavailable: desk.counts.unavailable,
-            chunks_misplaced: desk.counts.misplaced,
+            chunks_endangered: counts.endangered,
+            chunks_unavailable: counts.unavailable,
+            chunks_misplaced: counts.misplaced,
             house: HouseFacts {
-                waiting: desk.house.status.waiting,
-                copying: desk.house.status.copying,
-                endangered_oldest_s: desk.house.status.endangered_oldest_s,
+                waiting: house.waiting,
+                copying: house.copying,
+                endangered_oldest_s: house.endangered_oldest_s,
                 located: desk
                     .registry
                     .iter()

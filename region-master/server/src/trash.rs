@@ -40,11 +40,11 @@ fn refused(error: CallError) -> Status {
     }
 }
 
-/// What the trash holds, as of now.
-pub async fn status(master: &Master) -> Result<TrashStatus, CallError> {
+/// What a volume's trash holds, as of now.
+pub async fn status(master: &Master, volume: VolumeId) -> Result<TrashStatus, CallError> {
     let (held, terms) = transact(&master.store, |tx| async move {
-        let held = upkeep::statistics(&tx, ROOT_VOLUME).await?;
-        let terms = trash::terms(&tx, ROOT_VOLUME).await?;
+        let held = upkeep::statistics(&tx, volume).await?;
+        let terms = trash::terms(&tx, volume).await?;
         Ok((tx, (held, terms)))
     })
     .await
@@ -98,7 +98,7 @@ pub async fn list(master: &Master, request: ListTrashRequest) -> Result<ListTras
     })
     .await
     .map_err(|e| refused(record_failed(&e)))?;
-    let status = status(master).await.map_err(refused)?;
+    let status = status(master, ROOT_VOLUME).await.map_err(refused)?;
     let entries = files.into_iter().map(entry).filter(|entry| is_under(&entry.path, &request.under));
     let reply = ListTrashReply { entries: entries.collect(), next: next.map(to_wire), status: Some(status) };
     master.may_answer(term).map_err(refused)?;
@@ -118,7 +118,7 @@ pub async fn restore(
     }
     let now_ns = master.clock.unix_ns();
     let deadline = Instant::now() + master.config.session_lease() + BEYOND_LEASE;
-    let outcome = own::change(master, term, Repeat::Never, deadline, |tx, touched| {
+    let outcome = own::change(master, ROOT_VOLUME, term, Repeat::Never, deadline, |tx, touched| {
         let to = to.clone();
         Box::pin(async move { trash::restore(tx, touched, now_ns, inode, to.as_deref()).await })
     })
@@ -208,7 +208,7 @@ where
     ) -> futures::future::BoxFuture<'t, Result<T, OpError>>,
 {
     let deadline = Instant::now() + master.config.session_lease() + BEYOND_LEASE;
-    own::change(master, term, repeat, deadline, |tx, _touched| work(tx)).await.map_err(refused)
+    own::change(master, ROOT_VOLUME, term, repeat, deadline, |tx, _touched| work(tx)).await.map_err(refused)
 }
 
 /// Answers how long deleted files are kept, and sets it before if asked to.
@@ -227,17 +227,18 @@ pub async fn retention(
         });
         set.await?;
     }
-    let TrashStatus { retention_s, min_age_s, .. } = publish(master).await.map_err(refused)?;
+    let TrashStatus { retention_s, min_age_s, .. } = publish(master, ROOT_VOLUME).await.map_err(refused)?;
     master.may_answer(term).map_err(refused)?;
     Ok(TrashRetentionReply { retention_s, min_age_s })
 }
 
 /// Notes what the trash holds where status and metrics find it.
-pub async fn publish(master: &Master) -> Result<TrashStatus, CallError> {
-    let status = status(master).await?;
+pub async fn publish(master: &Master, volume: VolumeId) -> Result<TrashStatus, CallError> {
+    let status = status(master, volume).await?;
     master.desk(|desk| {
-        if desk.serving.is_some() {
-            desk.trash = Some(status);
+        let seat = desk.seat_mut(volume);
+        if seat.serving.is_some() {
+            seat.trash = Some(status);
         }
     });
     Ok(status)

@@ -6,6 +6,8 @@ mod common;
 mod moving;
 #[path = "geo/sync.rs"]
 mod sync;
+#[path = "geo/volumes.rs"]
+mod volumes;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -169,7 +171,7 @@ async fn what_is_written_at_home_is_read_elsewhere_in_its_order() {
     let compared = verify::compare(&replica, ROOT_VOLUME).await.unwrap();
     assert!(compared.pairs > 80 && compared.different.is_empty(), "{compared:?}");
     // What keeps a replica to its log keeps this from it, too.
-    replica.store.seal(None);
+    replica.store.unseal(&log::replica_key(ROOT_VOLUME));
     let tx = replica.store.begin();
     tx.set(&mooseng_schema::xattr::key(mooseng_wire::ROOT_INODE, b"user.planted"), b"\x01");
     tx.commit().await.unwrap();
@@ -217,7 +219,7 @@ async fn only_the_home_is_listened_to_and_only_regions_of_the_cluster_are_let_in
     let refusing = ReplicaRecord { refuses: 1, ..record };
     tx.set(&log::replica_key(ROOT_VOLUME), &refusing.to_value());
     tx.commit().await.unwrap();
-    replica.geo.forget();
+    replica.geo.forget(ROOT_VOLUME);
     let anew = Push { begin_anew: true, ..push };
     assert_eq!(pushed("a", Role::Master, &anew).await, Some(ErrorCode::StaleEpoch));
     // A witness isn't to have the volume.
@@ -280,7 +282,7 @@ async fn a_lost_home_is_followed_and_a_home_that_comes_back_follows() {
     let back = client(&regions, "a", "a");
     assert!(near(&back, "e0", &newest).await.is_some());
     let replica = serving(&regions, "a").unwrap().clone();
-    assert!(!replica.geo.has_salvage());
+    assert!(!replica.geo.has_salvage(ROOT_VOLUME));
     let compared = verify::compare(&replica, ROOT_VOLUME).await.unwrap();
     assert!(compared.pairs > 20 && compared.different.is_empty(), "{compared:?}");
 
@@ -299,7 +301,7 @@ async fn a_lost_home_is_followed_and_a_home_that_comes_back_follows() {
     assert_eq!(near(&there, "late", &at).await, None);
     assert_eq!(near(&there, "alone", &at).await, None);
     let replica = serving(&regions, "b").unwrap().clone();
-    assert_eq!(replica.geo.has_salvage(), tried.is_ok());
+    assert_eq!(replica.geo.has_salvage(ROOT_VOLUME), tried.is_ok());
     let compared = verify::compare(&replica, ROOT_VOLUME).await.unwrap();
     assert!(compared.different.is_empty(), "{compared:?}");
 }

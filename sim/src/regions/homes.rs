@@ -33,7 +33,7 @@ pub struct Homes(Arc<Mutex<Vec<Tenure>>>);
 fn answers(master: &Master) -> Option<u64> {
     let custody = master.serving().ok()?;
     master.may_answer(custody).ok()?;
-    master.is_home().ok()?;
+    master.is_home(ROOT_VOLUME).ok()?;
     master.global.as_ref()?.may_change(ROOT_VOLUME).map(|epoch| epoch.0)
 }
 

@@ -170,7 +170,8 @@ async fn listed(volume: &Volume) -> Vec<upkeep::ChunkListing> {
 }
 
 async fn dead(volume: &Volume) -> Vec<(ChunkId, Vec<String>)> {
-    let list = volume.driver.transact(deadline(), |tx| Box::pin(upkeep::list_dead(tx, None, 10)));
+    let list =
+        volume.driver.transact(deadline(), |tx| Box::pin(upkeep::list_dead(tx, VolumeId(0), None, 10)));
     list.await.unwrap().0.into_iter().map(|(chunk, record)| (chunk, record.copies)).collect()
 }
 

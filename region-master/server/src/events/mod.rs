@@ -184,6 +184,6 @@ fn seen(master: &Master, findings: BTreeMap<(String, String), String>) -> Seen {
         }),
         findings,
         copying: replica.record.as_ref().filter(|_| elsewhere).map(|record| record.copied_before.is_some()),
-        salvage: master.geo.has_salvage(),
+        salvage: master.geo.has_salvage(geo::ROOT_VOLUME),
     }
 }

@@ -7,6 +7,7 @@ use mooseng_namespace::fsck::{self, Finding};
 use mooseng_wire::call::{CallError, ErrorCode};
 use tokio::time::Instant;
 
+use crate::geo::ROOT_VOLUME;
 use crate::master::Master;
 use crate::own::{self, Repeat};
 
@@ -19,7 +20,7 @@ const BEYOND_LEASE: Duration = Duration::from_secs(5);
 pub(super) async fn repair(master: &Arc<Master>, term: u64, finding: &Finding) -> Result<String, CallError> {
     let Some(fix) = finding.fix else { return Ok("not repaired: what is right isn't known".into()) };
     let deadline = Instant::now() + master.config.session_lease() + BEYOND_LEASE;
-    let done = own::change(master, term, Repeat::Never, deadline, |tx, touched| {
+    let done = own::change(master, ROOT_VOLUME, term, Repeat::Never, deadline, |tx, touched| {
         Box::pin(async move { fsck::repair(tx, &fix, touched).await })
     })
     .await;

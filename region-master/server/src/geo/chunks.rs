@@ -16,7 +16,7 @@ use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::chunk::{AskDigest, ChainMember, Digested};
 use mooseng_wire::geo::{AskSource, Hint, Source};
 use mooseng_wire::method::Method;
-use mooseng_wire::{ChunkId, Role};
+use mooseng_wire::{ChunkId, Role, VolumeId};
 
 use super::{ROOT_VOLUME, fetch, pause, push, serve};
 use crate::errors::record_failed;
@@ -95,15 +95,14 @@ pub async fn source(master: &Master, peer: &Peer, asked: AskSource) -> Result<So
 /// Where chunks are read that entries name, for the region that they are sent to; of those that aren't `known` there yet.
 pub(super) async fn hints(
     master: &Master,
+    volume: VolumeId,
     region: &str,
     entries: &[Entry],
     known: &mut BTreeSet<ChunkId>,
 ) -> Vec<Hint> {
     let mut hints = Vec::new();
-    let named = entries
-        .iter()
-        .filter_map(|entry| entry.changes().ok())
-        .map(|changes| Named::by(ROOT_VOLUME, &changes));
+    let named =
+        entries.iter().filter_map(|entry| entry.changes().ok()).map(|changes| Named::by(volume, &changes));
     for chunk in named.flat_map(|named| named.upto.into_keys()) {
         if known.len() >= HINTED_MAX {
             known.clear();
@@ -142,9 +141,11 @@ pub(super) fn members(master: &Master, location: &LocationRecord) -> Vec<ChainMe
 pub async fn run(master: &Master, term: u64) {
     let mut fetching = FuturesUnordered::new();
     let mut busy = BTreeSet::new();
+    // Whose turn it was last.
+    let mut served = ROOT_VOLUME;
     loop {
         while fetching.len() < AT_ONCE {
-            let needed = master.geo.needs(|needs| needs.next(|chunk| busy.contains(&chunk))).flatten();
+            let needed = master.geo.next_need(served, |chunk| busy.contains(&chunk));
             let next = needed.map(|(chunk, upto)| (chunk, Some(upto)));
             let Some((chunk, upto)) = next.or_else(|| master.geo.take_wanted().map(|chunk| (chunk, None)))
             else {
@@ -154,6 +155,7 @@ pub async fn run(master: &Master, term: u64) {
                 // It is under way, and what is lacking behind is asked for again.
                 continue;
             }
+            served = chunk.volume();
             fetching.push(async move {
                 if let Err(reason) = fetch::fetch(master, term, chunk, upto).await {
                     tracing::info!(

@@ -26,7 +26,7 @@ use mooseng_wire::method::Method;
 use mooseng_wire::{ChunkId, Epoch, VolumeId};
 
 use super::receive::{self, Change};
-use super::{ROOT_VOLUME, Whereabouts, ask, fetch, home_of, pause, place, place_of, position};
+use super::{Whereabouts, ask, fetch, home_of, pause, place, place_of, position};
 use crate::errors::record_failed;
 use crate::master::Master;
 use crate::records::transact;
@@ -93,7 +93,7 @@ pub(super) async fn arrived(
     if missing.is_empty() || missing.len() > ARRIVED_MAX {
         return Ok(());
     }
-    let Ok(term) = master.serving() else { return Ok(()) };
+    let Ok(term) = master.serving_of(volume) else { return Ok(()) };
     let looked = missing.into_iter().map(|(chunk, upto)| fetch::arrived(master, term, chunk, upto));
     if futures::future::join_all(looked).await.contains(&true) {
         *coming = self::coming(master, volume, entries).await?;
@@ -107,12 +107,17 @@ async fn here_of<T: Transaction>(master: &Master, tx: &T, chunk: ChunkId) -> Res
     let location = LocationRecord::from_value(&value)?;
     let Some(value) = tx.get(&chunk_records::key(chunk), Read::Snapshot).await? else { return Ok(0) };
     let class = ChunkRecord::from_value(&value)?.storage_class;
-    Ok(if fetch::suffices(master, class, &location) { location.partial.unwrap_or(u64::MAX) } else { 0 })
+    Ok(if fetch::suffices(master, chunk.volume(), class, &location) {
+        location.partial.unwrap_or(u64::MAX)
+    } else {
+        0
+    })
 }
 
 /// Up to where entries that follow `after` are complete as they come.
-pub(super) fn whole(master: &Master, after: LogPosition, coming: &[Coming]) -> LogPosition {
-    let complete = master.geo.needs(|needs| (needs.noted() == after).then(|| needs.complete())).flatten();
+pub(super) fn whole(master: &Master, volume: VolumeId, after: LogPosition, coming: &[Coming]) -> LogPosition {
+    let complete =
+        master.geo.needs(volume, |needs| (needs.noted() == after).then(|| needs.complete())).flatten();
     if complete != Some(after) {
         return LogPosition::default();
     }
@@ -120,11 +125,11 @@ pub(super) fn whole(master: &Master, after: LogPosition, coming: &[Coming]) -> L
 }
 
 /// The entries that follow `after` are replayed.
-pub(super) fn note(master: &Master, after: LogPosition, coming: Vec<Coming>) {
+pub(super) fn note(master: &Master, volume: VolumeId, after: LogPosition, coming: Vec<Coming>) {
     if coming.is_empty() {
         return;
     }
-    let noted = master.geo.needs(|needs| {
+    let noted = master.geo.needs(volume, |needs| {
         if needs.noted() != after || needs.is_full() {
             return false;
         }
@@ -137,18 +142,18 @@ pub(super) fn note(master: &Master, after: LogPosition, coming: Vec<Coming>) {
         true
     });
     if noted == Some(true) {
-        master.geo.needs_changed();
+        master.geo.needs_changed(volume);
     }
 }
 
 /// Keeps account of it, as long as this region has a replica.
-pub async fn run(master: &Master) {
-    tokio::join!(catch_up(master, ROOT_VOLUME), move_on(master, ROOT_VOLUME));
+pub async fn run(master: &Master, volume: VolumeId) {
+    tokio::join!(catch_up(master, volume), move_on(master, volume));
 }
 
 /// Looks at what was replayed before this leader, and at what comes while there is no room for more.
 async fn catch_up(master: &Master, volume: VolumeId) {
-    let mut moved = master.geo.moved();
+    let mut moved = master.geo.moved(volume);
     loop {
         moved.borrow_and_update();
         let wait = match look_on(master, volume).await {
@@ -161,7 +166,7 @@ async fn catch_up(master: &Master, volume: VolumeId) {
         };
         match wait {
             Some(wait) => tokio::time::sleep(wait).await,
-            None if master.geo.needs(|needs| needs.is_full()) == Some(true) => {
+            None if master.geo.needs(volume, |needs| needs.is_full()) == Some(true) => {
                 tokio::time::sleep(pause(FULL)).await
             }
             None => drop(moved.changed().await),
@@ -174,17 +179,17 @@ async fn look_on(master: &Master, volume: VolumeId) -> Result<bool, String> {
     let record = master.geo.replica(volume).record.filter(|record| record.copied_before.is_none());
     let Some(record) = record else {
         // What was known is of another copy.
-        *super::lock(&master.geo.needs) = None;
+        *super::lock(&master.geo.seat(volume).needs) = None;
         return Ok(false);
     };
-    let Some((noted, full)) = master.geo.needs(|needs| (needs.noted(), needs.is_full())) else {
+    let Some((noted, full)) = master.geo.needs(volume, |needs| (needs.noted(), needs.is_full())) else {
         let needs = if record.complete() == LogPosition::default() {
             scan(master, volume).await?
         } else {
             Needs::from(record.complete())
         };
-        *super::lock(&master.geo.needs) = Some(needs);
-        master.geo.needs_changed();
+        *super::lock(&master.geo.seat(volume).needs) = Some(needs);
+        master.geo.needs_changed(volume);
         return Ok(true);
     };
     if full || noted >= record.position() {
@@ -195,7 +200,7 @@ async fn look_on(master: &Master, volume: VolumeId) -> Result<bool, String> {
         // It was trimmed by a leader before, up to where it was complete by its own account.
         Err(ReplicaError::Trimmed { .. }) => {
             let needs = scan(master, volume).await?;
-            *super::lock(&master.geo.needs) = Some(needs);
+            *super::lock(&master.geo.seat(volume).needs) = Some(needs);
             return Ok(true);
         }
         Err(error) => return Err(error.to_string()),
@@ -204,7 +209,7 @@ async fn look_on(master: &Master, volume: VolumeId) -> Result<bool, String> {
         return Ok(false);
     }
     let coming = coming(master, volume, &entries).await.map_err(|e| e.to_string())?;
-    note(master, noted, coming);
+    note(master, volume, noted, coming);
     Ok(true)
 }
 
@@ -223,7 +228,7 @@ async fn scan(master: &Master, volume: VolumeId) -> Result<Needs, String> {
         after = page.last().map(|listing| listing.chunk);
         for listing in page.iter().filter(|listing| listing.used.extents > 0) {
             let class = listing.record.storage_class;
-            let location = listing.location.as_ref().filter(|l| fetch::suffices(master, class, l));
+            let location = listing.location.as_ref().filter(|l| fetch::suffices(master, volume, class, l));
             if location.is_some_and(|l| l.partial.is_none()) {
                 continue;
             }
@@ -248,7 +253,7 @@ async fn scan(master: &Master, volume: VolumeId) -> Result<Needs, String> {
 
 /// Puts on record where the replica is complete, and tells the home.
 async fn move_on(master: &Master, volume: VolumeId) {
-    let (mut needed, mut moved) = (master.geo.needed.subscribe(), master.geo.moved());
+    let (mut needed, mut moved) = (master.geo.seat(volume).needed.subscribe(), master.geo.moved(volume));
     let mut telling = FuturesUnordered::new();
     let mut told = LogPosition::default();
     loop {
@@ -279,12 +284,13 @@ async fn move_on(master: &Master, volume: VolumeId) {
 
 async fn record(master: &Master, volume: VolumeId) -> Result<(), CallError> {
     loop {
-        let Some(complete) = master.geo.needs(|needs| needs.complete()) else { return Ok(()) };
+        let Some(complete) = master.geo.needs(volume, |needs| needs.complete()) else { return Ok(()) };
         let behind = |record: &ReplicaRecord| record.copied_before.is_none() && record.complete() < complete;
         if !master.geo.replica(volume).record.as_ref().is_some_and(behind) {
             return Ok(());
         }
-        let _applying = master.geo.applying.lock().await;
+        let seat = master.geo.seat(volume);
+        let _applying = seat.applying.lock().await;
         let record = receive::record(master, volume).await?;
         if !behind(&record) || complete > record.position() || is_frozen(master, volume, &record) {
             return Ok(());
@@ -305,7 +311,7 @@ fn is_frozen(master: &Master, volume: VolumeId, record: &ReplicaRecord) -> bool 
 
 async fn tell(master: &Master, volume: VolumeId) -> Result<CompleteHeard, String> {
     let home = home_of(master, volume)?;
-    let epoch = master.epoch().0;
+    let epoch = master.epoch(volume).0;
     let record = master.geo.replica(volume).record.unwrap_or_default();
     let (at, complete) = (place(record.position()), place(record.complete()));
     let message = Complete { volume: volume.0.into(), epoch, at, complete };
@@ -315,7 +321,9 @@ async fn tell(master: &Master, volume: VolumeId) -> Result<CompleteHeard, String
 /// A region tells how far it is complete.
 pub fn heard(master: &Master, peer: &Peer, told: Complete) -> Result<CompleteHeard, CallError> {
     let (_, volume) = super::serve::of_all(master, peer, told.volume)?;
-    let Whereabouts::Here(epoch) = place_of(master, volume) else { return Err(super::not_home(master)) };
+    let Whereabouts::Here(epoch) = place_of(master, volume) else {
+        return Err(super::not_home(master, volume));
+    };
     if Epoch(told.epoch) != epoch {
         return Err(call_error(ErrorCode::StaleEpoch, format!("the volume's epoch is {}", epoch.0)));
     }

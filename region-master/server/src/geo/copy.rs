@@ -12,7 +12,7 @@ use mooseng_wire::geo::{AskLog, AskPage, Log, Page};
 use mooseng_wire::method::Method;
 
 use super::receive::Change;
-use super::{ROOT_VOLUME, ask, home_of, pause, place, position, receive};
+use super::{ask, home_of, pause, place, position, receive};
 use crate::master::Master;
 
 /// Bytes of a range, and of entries, that are asked for at a time.
@@ -21,11 +21,11 @@ const BYTES: u32 = 400_000;
 const AGAIN: Duration = Duration::from_millis(500);
 
 /// Copies the volume where it isn't here, as long as this is its replica.
-pub async fn run(master: &Arc<Master>) {
-    let mut moved = master.geo.moved();
+pub async fn run(master: &Arc<Master>, volume: VolumeId) {
+    let mut moved = master.geo.moved(volume);
     loop {
         moved.borrow_and_update();
-        match step(master, ROOT_VOLUME).await {
+        match step(master, volume).await {
             Ok(true) => {}
             Ok(false) => {
                 // Until it has to be copied anew.
@@ -41,8 +41,9 @@ pub async fn run(master: &Arc<Master>) {
 
 /// Copies one range. Answers whether there was anything to copy.
 async fn step(master: &Master, volume: VolumeId) -> Result<bool, String> {
+    let seat = master.geo.seat(volume);
     let record = {
-        let _applying = master.geo.applying.lock().await;
+        let _applying = seat.applying.lock().await;
         receive::record(master, volume).await.map_err(|e| e.message)?
     };
     let Some(from) = receive::from_of(&record) else { return Ok(false) };
@@ -54,7 +55,7 @@ async fn step(master: &Master, volume: VolumeId) -> Result<bool, String> {
         pairs: page.pairs.into_iter().map(|pair| (pair.key, pair.value)).collect(),
         next: (!page.next.is_empty()).then_some(page.next),
     };
-    let _applying = master.geo.applying.lock().await;
+    let _applying = seat.applying.lock().await;
     if !reach(master, volume, &home, &from, page.at).await? {
         return Ok(true);
     }
@@ -96,6 +97,8 @@ async fn reach(
         if entries.is_empty() {
             return Err(format!("the home's log doesn't lead from {} to {at}", record.position()));
         }
-        receive::replay(master, volume, record, entries, master.epoch()).await.map_err(|e| e.message)?;
+        receive::replay(master, volume, record, entries, master.epoch(volume))
+            .await
+            .map_err(|e| e.message)?;
     }
 }

@@ -17,10 +17,10 @@ use mooseng_wire::call::ErrorCode;
 use mooseng_wire::chunk::{ChainMember, Follow, Followed, Pull, Pulled};
 use mooseng_wire::geo::{AskSource, Hint, Source};
 use mooseng_wire::method::Method;
-use mooseng_wire::{CHUNK_BYTES_MAX, ChunkId, Role};
+use mooseng_wire::{CHUNK_BYTES_MAX, ChunkId, Role, VolumeId};
 
+use super::ask;
 use super::chunks::load;
-use super::{ROOT_VOLUME, ask};
 use crate::master::Master;
 use crate::{house, tickets};
 
@@ -73,7 +73,7 @@ async fn try_fetch(master: &Master, term: u64, chunk: ChunkId, upto: Option<u64>
     match listing.location.clone() {
         // By another leader, or under a home before.
         Some(location) if location.partial.is_none() => {
-            if suffices(master, record.storage_class, &location) {
+            if suffices(master, chunk.volume(), record.storage_class, &location) {
                 met(master, chunk, u64::MAX);
                 return Ok(());
             }
@@ -92,7 +92,7 @@ async fn try_fetch(master: &Master, term: u64, chunk: ChunkId, upto: Option<u64>
             };
             // What was sent here as it was appended lies there already.
             location.copies = pushed(master, chunk);
-            if suffices(master, record.storage_class, &location) {
+            if suffices(master, chunk.volume(), record.storage_class, &location) {
                 match follow(master, term, &listing, location.clone(), wanted).await {
                     Err(Failed::For(reason)) => {
                         tracing::debug!(chunk = chunk.0, reason, "what was sent isn't there")
@@ -108,7 +108,7 @@ async fn try_fetch(master: &Master, term: u64, chunk: ChunkId, upto: Option<u64>
             let listing = ChunkListing { location: Some(location.clone()), ..listing };
             follow(master, term, &listing, location, wanted).await
         }
-        Some(location) if suffices(master, record.storage_class, &location) => {
+        Some(location) if suffices(master, chunk.volume(), record.storage_class, &location) => {
             let partial = location.partial.unwrap_or(0);
             // What is named may be here, although the chunk has more by now.
             met(master, chunk, partial);
@@ -133,7 +133,7 @@ pub(super) async fn arrived(master: &Master, term: u64, chunk: ChunkId, upto: u6
         partial: Some(0),
     });
     let grows = location.partial.is_some_and(|partial| partial < upto);
-    if record.sealed || !grows || !suffices(master, record.storage_class, &location) {
+    if record.sealed || !grows || !suffices(master, chunk.volume(), record.storage_class, &location) {
         return false;
     }
     let order = Growing { term, chunk, upto, digest: Bytes::new() };
@@ -159,13 +159,18 @@ fn pushed(master: &Master, chunk: ChunkId) -> Vec<String> {
     names
 }
 
-fn class(master: &Master, id: u32) -> Class {
-    master.desk(|desk| desk.classes.get(id).clone())
+fn class(master: &Master, volume: VolumeId, id: u32) -> Class {
+    master.desk(|desk| desk.seat(volume).classes.get(id).clone())
 }
 
 /// Whether there are as many copies as a chunk of this class that is written needs at least.
-pub(super) fn suffices(master: &Master, storage_class: u32, location: &LocationRecord) -> bool {
-    location.copies.len() >= class(master, storage_class).min_copies.max(1)
+pub(super) fn suffices(
+    master: &Master,
+    volume: VolumeId,
+    storage_class: u32,
+    location: &LocationRecord,
+) -> bool {
+    location.copies.len() >= class(master, volume, storage_class).min_copies.max(1)
 }
 
 async fn relocate(master: &Master, listing: &ChunkListing, location: &LocationRecord) -> Result<(), Failed> {
@@ -177,8 +182,8 @@ async fn relocate(master: &Master, listing: &ChunkListing, location: &LocationRe
 }
 
 fn met(master: &Master, chunk: ChunkId, upto: u64) {
-    if master.geo.needs(|needs| needs.met(chunk, upto)).is_some() {
-        master.geo.needs_changed();
+    if master.geo.needs(chunk.volume(), |needs| needs.met(chunk, upto)).is_some() {
+        master.geo.needs_changed(chunk.volume());
     }
 }
 
@@ -189,7 +194,7 @@ fn targets(
     exclude: &BTreeSet<String>,
 ) -> Result<Vec<String>, String> {
     let record = &listing.record;
-    let class = class(master, record.storage_class);
+    let class = class(master, listing.chunk.volume(), record.storage_class);
     let candidates = master.desk(|desk| desk.registry.candidates(master.clock.boot()));
     let bytes_wanted = if record.sealed { record.length } else { CHUNK_BYTES_MAX };
     let wish = Wish { class: &class, bytes_wanted, exclude, seed: rand::random() };
@@ -268,7 +273,7 @@ async fn follow(
 ) -> Result<(), Failed> {
     let (chunk, sealed) = (listing.chunk, listing.record.sealed);
     let had = location.partial.unwrap_or(0);
-    let need = class(master, listing.record.storage_class).min_copies.max(1);
+    let need = class(master, chunk.volume(), listing.record.storage_class).min_copies.max(1);
     let hint = super::lock(&master.geo.hints).remove(&chunk).filter(|_| !sealed);
     let hinted = hint.is_some();
     let afar = match hint {
@@ -409,9 +414,9 @@ impl Growing {
         for holder in holders {
             let order = Follow {
                 chunk: self.chunk.0,
-                epoch: master.epoch().0,
+                epoch: master.epoch(self.chunk.volume()).0,
                 upto: self.upto,
-                custody: self.term,
+                custody: master.orders(self.term),
                 source: holder.cloned(),
                 ticket: source.map(|source| Bytes::clone(&source.ticket)).unwrap_or_default(),
                 digest: self.digest.clone(),
@@ -459,13 +464,14 @@ async fn begin_anew(
 
 /// From the home; the home itself asks the others, one after the other.
 async fn source_of(master: &Master, asked: &AskSource) -> Result<Source, String> {
-    let home = super::home_of(master, ROOT_VOLUME)?;
+    let volume = ChunkId(asked.chunk).volume();
+    let home = super::home_of(master, volume)?;
     if home != master.config.region {
         return ask(master, &home, Method::ChunkSource, asked).await;
     }
     let view = master.geo.view();
     let others: Vec<String> =
-        view.iter().flat_map(|view| view.replicas_of(ROOT_VOLUME)).map(str::to_owned).collect();
+        view.iter().flat_map(|view| view.replicas_of(volume)).map(str::to_owned).collect();
     let mut last = "no other region has the volume".to_owned();
     for region in others {
         match ask(master, &region, Method::ChunkSource, asked).await {
@@ -489,10 +495,10 @@ async fn pull(
         let pull = Pull {
             chunk: chunk.0,
             // Of the order: chunkservers obey none of an epoch that is over. The chunk may be older.
-            epoch: master.epoch().0,
+            epoch: master.epoch(chunk.volume()).0,
             length,
             digest: source.digest.clone(),
-            custody: term,
+            custody: master.orders(term),
             source: Some(holder.clone()),
             ticket: Bytes::clone(&source.ticket),
             bytes_per_s: 0,

@@ -24,7 +24,7 @@ use mooseng_wire::{Epoch, InodeId, VolumeId};
 
 use tonic::Status;
 
-use super::{ROOT_VOLUME, place, position};
+use super::{place, position};
 use crate::errors::record_failed;
 use crate::fsck;
 use crate::master::Master;
@@ -281,11 +281,9 @@ fn asked(at: Option<admin::LogPlace>) -> LogPosition {
 }
 
 fn of_volume(master: &Master, volume: u32) -> Result<VolumeId, Status> {
-    if volume != u32::from(ROOT_VOLUME.0) {
-        return Err(Status::not_found(format!("there is no volume {volume}")));
-    }
-    master.serving().map_err(|error| Status::unavailable(error.message))?;
-    Ok(ROOT_VOLUME)
+    let volume = super::known(master, volume)?;
+    master.serving_of(volume).map_err(|error| Status::unavailable(error.message))?;
+    Ok(volume)
 }
 
 fn unreadable(error: ReplicaError) -> Status {

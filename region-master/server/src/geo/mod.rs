@@ -12,15 +12,15 @@
 //! - [`near`]: reads of a replica.
 //! - [`stand`]: how the region stands when the volume's home is lost; a home that begins, one that ends, one that comes back.
 //! - [`moving`]: planned moves of the home.
+//! - [`seat`]: what is kept in memory of one volume.
 //! - [`losses`]: account of what failovers lost, and of what is put aside here.
 //! - [`verify`]: home and replica compared by hashes, and [`verify_data`] the bytes of their chunks.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use mooseng_global::View;
+use mooseng_global::{Stage, View};
 use mooseng_ports::clock::BootTime;
 use mooseng_replica::needs::Needs;
 use mooseng_replica::unsynced::Unsynced;
@@ -30,11 +30,12 @@ use mooseng_store::StoreError;
 use mooseng_transport::{CallFailure, Peer, call_error};
 use mooseng_wire::admin;
 use mooseng_wire::call::{CallError, ErrorCode};
-use mooseng_wire::geo::{Hint, Home, Place, PutAside};
+use mooseng_wire::geo::{Hint, Home, Place};
 use mooseng_wire::method::Method;
 use mooseng_wire::{ChunkId, Epoch, Role, VolumeId};
 use prost::Message;
 use tokio::sync::{Notify, watch};
+use tonic::Status;
 
 use crate::errors::denied;
 use crate::master::{HOME_EPOCH, Master};
@@ -48,6 +49,7 @@ pub mod moving;
 pub mod near;
 pub mod push;
 pub mod receive;
+mod seat;
 pub mod serve;
 pub mod ship;
 pub mod stand;
@@ -55,7 +57,10 @@ pub mod sync;
 pub mod verify;
 pub mod verify_data;
 
-/// The one volume so far.
+use seat::Seat;
+pub use seat::{Replica, Shipped};
+
+/// The volume that all others are joined in.
 pub const ROOT_VOLUME: VolumeId = VolumeId(0);
 
 /// Bytes of the newest entries that are kept in memory.
@@ -73,85 +78,21 @@ const HINTS_MAX: usize = 4_096;
 /// A master of another region gets this long to answer what takes a look into its memory.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
-/// What a home's leader knows of a region that has a volume.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Shipped {
-    /// It is here at least, durably.
-    pub at: Option<LogPosition>,
-    /// And the data that entries up to this place name is there, too.
-    pub complete: Option<LogPosition>,
-    /// When it was heard of last.
-    pub heard: Option<BootTime>,
-    /// It copies the volume still.
-    pub copying: bool,
-    /// Since when something waits for its acknowledgement; none while it has everything.
-    pub behind_since: Option<BootTime>,
-    /// Why it wasn't reached at last; empty where it was.
-    pub trouble: String,
-}
-
-/// What a replica's leader knows of its volume.
-#[derive(Clone, Debug, Default)]
-pub struct Replica {
-    /// As it is on record; none before that was read.
-    pub record: Option<ReplicaRecord>,
-    /// The home's newest place, as far as it was told.
-    pub newest: LogPosition,
-    /// When the home was heard last.
-    pub heard: Option<BootTime>,
-    /// When everything that the home had told of was here last.
-    pub whole_at: Option<BootTime>,
-}
-
-impl Replica {
-    /// Where it can be read at; none while it is copied.
-    pub fn readable(&self) -> Option<LogPosition> {
-        let whole = |record: &&ReplicaRecord| record.copied_before.is_none() && !record.undoing;
-        self.record.as_ref().filter(whole).map(ReplicaRecord::position)
-    }
-}
-
 /// What a master keeps in memory about volumes that several regions have.
 pub struct Geo {
     /// The newest entries of the logs that this region writes.
     pub tail: Arc<Tail>,
     /// What is agreed on about regions and volumes, where there is a global group.
     pub cluster: Option<watch::Receiver<Arc<View>>>,
-    shipped: Mutex<BTreeMap<(VolumeId, String), Shipped>>,
-    replicas: Mutex<BTreeMap<VolumeId, Replica>>,
-    /// Of volumes at home here: the newest place before this leader, and up to where their logs were trimmed.
-    logs: Mutex<BTreeMap<VolumeId, (LogPosition, LogPosition)>>,
-    /// Changes with each replica's place.
-    moved: watch::Sender<u64>,
-    /// Who changes a replica: one at a time, in the order of asking.
-    applying: tokio::sync::Mutex<()>,
-    /// Something that was cut off is kept here, and with it whatever chunkservers have that no record names.
-    salvaged: AtomicBool,
-    /// What the home is told of it.
-    put_aside: Mutex<Vec<PutAside>>,
+    /// The root volume's seat, which each request looks at: none of them waits for a lock to find it.
+    root: Arc<Seat>,
+    /// Those of other volumes.
+    others: Mutex<BTreeMap<VolumeId, Arc<Seat>>>,
     /// Chunks whose bytes aren't in this region.
     wanted: Mutex<BTreeSet<ChunkId>>,
     wanting: Notify,
-    /// Of a replica: what its log names and isn't here; none until that was looked at.
-    needs: Mutex<Option<Needs>>,
     /// Where the home has said that chunks can be read which grow still.
     hints: Mutex<BTreeMap<ChunkId, Hint>>,
-    /// Of a home: where bytes are sent as they are appended.
-    pushing: Mutex<push::Pushing>,
-    /// Changes with each of them.
-    needed: watch::Sender<u64>,
-    /// Changes with what regions acknowledge.
-    acknowledged: watch::Sender<u64>,
-    /// Of a home: regions that are to be in the sync set. They are waited for like its members.
-    joining: Mutex<BTreeSet<String>>,
-    /// Of a replica: up to where the sync set has everything, as its home has told.
-    told_synced: Mutex<LogPosition>,
-    /// The home answers nothing, for it is about to be moved: it isn't known here who is the home.
-    sealed: watch::Sender<bool>,
-    /// Since when, the last time.
-    stopped: Mutex<Option<tokio::time::Instant>>,
-    /// Where moves are asked for, while this master leads the home.
-    moves: Mutex<Option<tokio::sync::mpsc::Sender<moving::Ordered>>>,
     /// The leaders of other regions, as far as they were found.
     leaders: Mutex<BTreeMap<String, String>>,
 }
@@ -166,26 +107,20 @@ impl Geo {
         Self {
             tail,
             cluster,
-            shipped: Mutex::default(),
-            replicas: Mutex::default(),
-            logs: Mutex::default(),
-            moved: watch::channel(0).0,
-            applying: tokio::sync::Mutex::default(),
-            salvaged: false.into(),
-            put_aside: Mutex::default(),
+            root: Arc::default(),
+            others: Mutex::default(),
             wanted: Mutex::default(),
             wanting: Notify::new(),
-            needs: Mutex::default(),
             hints: Mutex::default(),
-            pushing: Mutex::default(),
-            needed: watch::channel(0).0,
-            acknowledged: watch::channel(0).0,
-            joining: Mutex::default(),
-            told_synced: Mutex::default(),
-            sealed: watch::channel(false).0,
-            stopped: Mutex::default(),
-            moves: Mutex::default(),
             leaders: Mutex::default(),
+        }
+    }
+
+    /// What is kept of a volume. For volumes that there are: whoever is asked by others looks first.
+    fn seat(&self, volume: VolumeId) -> Arc<Seat> {
+        match volume {
+            ROOT_VOLUME => self.root.clone(),
+            other => lock(&self.others).entry(other).or_default().clone(),
         }
     }
 
@@ -195,43 +130,51 @@ impl Geo {
     }
 
     /// What is known of the regions that have a volume of ours.
-    pub fn shipped(&self) -> BTreeMap<(VolumeId, String), Shipped> {
-        lock(&self.shipped).clone()
+    pub fn shipped(&self, volume: VolumeId) -> BTreeMap<String, Shipped> {
+        lock(&self.seat(volume).shipped).clone()
     }
 
     /// What is known of a replica here.
     pub fn replica(&self, volume: VolumeId) -> Replica {
-        lock(&self.replicas).get(&volume).cloned().unwrap_or_default()
+        lock(&self.seat(volume).replica).clone()
     }
 
-    /// A new leadership: what another one knew may be wrong.
-    pub fn forget(&self) {
-        lock(&self.shipped).clear();
-        lock(&self.replicas).clear();
-        lock(&self.logs).clear();
-        lock(&self.wanted).clear();
-        lock(&self.joining).clear();
-        lock(&self.hints).clear();
-        *lock(&self.pushing) = push::Pushing::default();
-        *lock(&self.needs) = None;
-        *lock(&self.told_synced) = LogPosition::default();
-        self.tail.unsynced(ROOT_VOLUME, Unsynced::reset);
-        self.moved.send_modify(|count| *count += 1);
+    /// A new leadership, or another part of this region in the volume: what another one knew may be wrong.
+    pub fn forget(&self, volume: VolumeId) {
+        let seat = self.seat(volume);
+        seat.forget();
+        lock(&self.wanted).retain(|chunk| chunk.volume() != volume);
+        lock(&self.hints).retain(|chunk, _| chunk.volume() != volume);
+        self.tail.unsynced(volume, Unsynced::reset);
+        seat.moved.send_modify(|count| *count += 1);
     }
 
     /// Whether nothing of a home may be answered, for it is about to be moved.
-    pub fn is_sealed(&self) -> bool {
-        *self.sealed.borrow()
+    pub fn is_sealed(&self, volume: VolumeId) -> bool {
+        *self.seat(volume).sealed.borrow()
     }
 
     /// This master isn't the leader of a home: others answer, or nobody.
-    pub fn unseal(&self) {
-        self.sealed.send_replace(false);
+    pub fn unseal(&self, volume: VolumeId) {
+        self.seat(volume).sealed.send_replace(false);
     }
 
-    /// Whether something that was cut off is kept here.
-    pub fn has_salvage(&self) -> bool {
-        self.salvaged.load(Ordering::Acquire)
+    /// This master isn't the leader of any home.
+    pub fn unseal_all(&self) {
+        self.root.sealed.send_replace(false);
+        for seat in lock(&self.others).values() {
+            seat.sealed.send_replace(false);
+        }
+    }
+
+    /// There is no such volume any more.
+    pub fn drop_seat(&self, volume: VolumeId) {
+        lock(&self.others).remove(&volume);
+    }
+
+    /// Whether something of a volume that was cut off is kept here.
+    pub fn has_salvage(&self, volume: VolumeId) -> bool {
+        self.seat(volume).has_salvage()
     }
 
     /// A sealed chunk's bytes aren't in this region. Beyond the bound the scan finds it again.
@@ -247,14 +190,14 @@ impl Geo {
         lock(&self.wanted).pop_last()
     }
 
-    /// How many there are.
-    pub fn wanted(&self) -> usize {
-        lock(&self.wanted).len()
+    /// How many of a volume there are.
+    pub fn wanted(&self, volume: VolumeId) -> usize {
+        lock(&self.wanted).iter().filter(|chunk| chunk.volume() == volume).count()
     }
 
     /// The newest place of a log that this leader writes.
     pub fn newest(&self, volume: VolumeId) -> LogPosition {
-        let before = lock(&self.logs).get(&volume).map(|(newest, _)| *newest).unwrap_or_default();
+        let before = lock(&self.seat(volume).log).map(|(newest, _)| newest).unwrap_or_default();
         self.tail.newest(volume).unwrap_or_default().max(before)
     }
 
@@ -265,29 +208,37 @@ impl Geo {
 
     /// Whether this leader knows where the log that it writes was when it began.
     fn begun(&self, volume: VolumeId) -> bool {
-        lock(&self.logs).contains_key(&volume)
+        lock(&self.seat(volume).log).is_some()
     }
 
     fn trimmed(&self, volume: VolumeId) -> LogPosition {
-        lock(&self.logs).get(&volume).map(|(_, trimmed)| *trimmed).unwrap_or_default()
+        lock(&self.seat(volume).log).map(|(_, trimmed)| trimmed).unwrap_or_default()
     }
 
     fn note_newest(&self, volume: VolumeId, newest: LogPosition) {
-        lock(&self.logs).entry(volume).or_default().0 = newest;
+        lock(&self.seat(volume).log).get_or_insert_default().0 = newest;
     }
 
     fn note_trimmed(&self, volume: VolumeId, trimmed: LogPosition) {
-        lock(&self.logs).entry(volume).or_default().1 = trimmed;
+        lock(&self.seat(volume).log).get_or_insert_default().1 = trimmed;
     }
 
     fn note_shipped(&self, volume: VolumeId, region: &str, section: impl FnOnce(&mut Shipped)) {
-        section(lock(&self.shipped).entry((volume, region.to_owned())).or_default());
-        self.acknowledged.send_modify(|count| *count += 1);
+        self.seat(volume).note_shipped(region, section);
     }
 
     /// What a replica lacks; none while that isn't known.
-    fn needs<T>(&self, section: impl FnOnce(&mut Needs) -> T) -> Option<T> {
-        lock(&self.needs).as_mut().map(section)
+    fn needs<T>(&self, volume: VolumeId, section: impl FnOnce(&mut Needs) -> T) -> Option<T> {
+        lock(&self.seat(volume).needs).as_mut().map(section)
+    }
+
+    /// What some replica lacks that this picks, of each volume in its turn from the one behind `after` on.
+    fn next_need(&self, after: VolumeId, is_busy: impl Fn(ChunkId) -> bool) -> Option<(ChunkId, u64)> {
+        let others: Vec<VolumeId> = lock(&self.others).keys().copied().collect();
+        let all = std::iter::once(ROOT_VOLUME).chain(others);
+        let (before, behind): (Vec<_>, Vec<_>) = all.partition(|volume| *volume <= after);
+        let mut in_turn = behind.into_iter().chain(before);
+        in_turn.find_map(|volume| self.needs(volume, |needs| needs.next(&is_busy)).flatten())
     }
 
     /// The home has said where chunks can be read. The oldest are forgotten first: new ones are written now.
@@ -303,19 +254,18 @@ impl Geo {
         }
     }
 
-    fn needs_changed(&self) {
-        self.needed.send_modify(|count| *count += 1);
+    fn needs_changed(&self, volume: VolumeId) {
+        self.seat(volume).needed.send_modify(|count| *count += 1);
         self.wanting.notify_one();
     }
 
     fn note_replica(&self, volume: VolumeId, section: impl FnOnce(&mut Replica)) {
-        section(lock(&self.replicas).entry(volume).or_default());
-        self.moved.send_modify(|count| *count += 1);
+        self.seat(volume).note_replica(section);
     }
 
-    /// Changes with each replica's place.
-    pub fn moved(&self) -> watch::Receiver<u64> {
-        self.moved.subscribe()
+    /// Changes with a replica's place.
+    pub fn moved(&self, volume: VolumeId) -> watch::Receiver<u64> {
+        self.seat(volume).moved.subscribe()
     }
 }
 
@@ -345,18 +295,22 @@ pub fn place_of(master: &Master, volume: VolumeId) -> Whereabouts {
     }
 }
 
+/// Whether a volume was agreed on and not joined yet: nobody can have put anything there.
+pub fn is_new(master: &Master, volume: VolumeId) -> bool {
+    let stage = |view: Arc<View>| Some(view.volumes.get(&volume)?.join.as_ref()?.stage);
+    master.geo.view().and_then(stage) == Some(Stage::Made)
+}
+
 /// How far the regions are that have the volume and aren't its home, as far as this master knows.
 pub fn replicas(master: &Master, volume: VolumeId) -> Vec<admin::Replica> {
     let now = master.clock.boot();
     let millis = |since: BootTime| u64::try_from(now.since(since).as_millis()).unwrap_or(u64::MAX);
-    if master.serving().is_err() {
+    if master.serving_of(volume).is_err() {
         return Vec::new();
     }
     match place_of(master, volume) {
         Whereabouts::Here(_) => {
-            let shipped = master.geo.shipped();
-            let of_volume = shipped.into_iter().filter(|((of, _), _)| *of == volume);
-            let replica = |((_, region), known): ((VolumeId, String), Shipped)| admin::Replica {
+            let replica = |(region, known): (String, Shipped)| admin::Replica {
                 region,
                 epoch: known.at.map_or(0, |at| at.epoch.0),
                 version: known.at.map_or(0, |at| at.version),
@@ -365,7 +319,7 @@ pub fn replicas(master: &Master, volume: VolumeId) -> Vec<admin::Replica> {
                 trouble: known.trouble,
                 ..admin::Replica::default()
             };
-            of_volume.map(replica).collect()
+            master.geo.shipped(volume).into_iter().map(replica).collect()
         }
         Whereabouts::Elsewhere => {
             let replica = master.geo.replica(volume);
@@ -376,7 +330,7 @@ pub fn replicas(master: &Master, volume: VolumeId) -> Vec<admin::Replica> {
                 version: at.version,
                 copying: replica.readable().is_none(),
                 behind_ms: replica.whole_at.filter(|_| at < replica.newest).map(millis),
-                chunks_awaited: master.geo.wanted() as u64,
+                chunks_awaited: master.geo.wanted(volume) as u64,
                 trouble: String::new(),
             }]
         }
@@ -395,10 +349,10 @@ pub fn elsewhere(master: &Master) -> Vec<String> {
         .collect()
 }
 
-/// Refuses what only the home of the root volume may do.
-pub fn at_home(master: &Master) -> Result<(), CallError> {
-    match place_of(master, ROOT_VOLUME) {
-        Whereabouts::Here(_) if master.geo.is_sealed() => Err(moving::is_moving()),
+/// Refuses what only a volume's home may do.
+pub fn at_home(master: &Master, volume: VolumeId) -> Result<(), CallError> {
+    match place_of(master, volume) {
+        Whereabouts::Here(_) if master.geo.is_sealed(volume) => Err(moving::is_moving()),
         Whereabouts::Here(_) => Ok(()),
         Whereabouts::Closed(epoch) => {
             let message = format!(
@@ -407,14 +361,14 @@ pub fn at_home(master: &Master) -> Result<(), CallError> {
             );
             Err(call_error(ErrorCode::Unavailable, message))
         }
-        Whereabouts::Elsewhere | Whereabouts::Nowhere => Err(not_home(master)),
+        Whereabouts::Elsewhere | Whereabouts::Nowhere => Err(not_home(master, volume)),
     }
 }
 
-fn not_home(master: &Master) -> CallError {
+fn not_home(master: &Master, volume: VolumeId) -> CallError {
     let view = master.geo.view();
     let home = view.as_ref().and_then(|view| {
-        let volume = view.volumes.get(&ROOT_VOLUME)?;
+        let volume = view.volumes.get(&volume)?;
         let mut masters: Vec<String> =
             view.regions.get(&volume.home)?.masters.iter().map(|m| m.address.clone()).collect();
         // Whoever led there last is asked first.
@@ -429,6 +383,16 @@ fn not_home(master: &Master) -> CallError {
     let message =
         format!("the home of the volume is the region {}, not {}", home.region, master.config.region);
     CallError { detail: home.encode_to_vec().into(), ..call_error(ErrorCode::NotHome, message) }
+}
+
+/// The volume of which an administrator asks.
+fn known(master: &Master, asked: u32) -> Result<VolumeId, Status> {
+    let volume = u16::try_from(asked).ok().map(VolumeId);
+    let is_known = |volume: &VolumeId| match master.geo.view() {
+        Some(view) => view.volumes.contains_key(volume),
+        None => *volume == ROOT_VOLUME,
+    };
+    volume.filter(is_known).ok_or_else(|| Status::not_found(format!("there is no volume {asked}")))
 }
 
 /// The region that is a volume's home.

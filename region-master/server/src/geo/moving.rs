@@ -30,7 +30,7 @@ use prost::Message;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::{ROOT_VOLUME, Whereabouts, lock, not_home, pause, place_of};
+use super::{Whereabouts, lock, not_home, pause, place_of};
 use crate::global::status::told;
 use crate::master::Master;
 
@@ -64,8 +64,8 @@ struct Done {
 }
 
 /// Waits while the home is sealed.
-pub async fn unsealed(master: &Master, deadline: Instant) -> Result<(), CallError> {
-    let mut sealed = master.geo.sealed.subscribe();
+pub async fn unsealed(master: &Master, volume: VolumeId, deadline: Instant) -> Result<(), CallError> {
+    let mut sealed = master.geo.seat(volume).sealed.subscribe();
     if !*sealed.borrow_and_update() {
         return Ok(());
     }
@@ -89,7 +89,7 @@ pub async fn order(
     deadline: Instant,
 ) -> Result<MoveHomeReply, CallError> {
     let volume = u16::try_from(request.volume).map(VolumeId).unwrap_or(VolumeId(u16::MAX));
-    let term = master.serving()?;
+    let term = master.serving_of(volume)?;
     let (Some(global), Some(view)) = (&master.global, master.geo.view()) else {
         let message = "this cluster has one region: there is no other one that could be the home";
         return Err(call_error(ErrorCode::InvalidRequest, message));
@@ -101,7 +101,7 @@ pub async fn order(
         );
         return Err(call_error(ErrorCode::NotFound, message));
     };
-    super::at_home(master)?;
+    super::at_home(master, volume)?;
     let check = MoveHome {
         volume: request.volume,
         epoch: before.epoch.0,
@@ -110,7 +110,7 @@ pub async fn order(
     };
     let checked = global.change(Asked::CheckMove(check), deadline).await?;
     let now = master.clock.boot();
-    let shipped = master.geo.shipped().remove(&(volume, request.to.clone())).unwrap_or_default();
+    let shipped = master.geo.shipped(volume).remove(&request.to).unwrap_or_default();
     let behind = shipped.behind_since.map(|since| now.since(since));
     if shipped.copying || !shipped.trouble.is_empty() || shipped.at.is_none() {
         let why = match (shipped.copying, shipped.trouble.as_str()) {
@@ -144,7 +144,7 @@ pub async fn order(
     let busy = || {
         call_error(ErrorCode::Unavailable, "the home is being moved already, or has just begun; try again")
     };
-    lock(&master.geo.moves).as_ref().ok_or_else(busy)?.try_send(ordered).map_err(|_| busy())?;
+    lock(&master.geo.seat(volume).moves).as_ref().ok_or_else(busy)?.try_send(ordered).map_err(|_| busy())?;
     let done = match tokio::time::timeout_at(deadline, answered).await {
         Ok(Ok(done)) => done,
         // Where this region heard of the move before it was answered, the leader is none of a home any more.
@@ -173,7 +173,7 @@ async fn moved(master: &Master, volume: VolumeId, (from, to): (Epoch, &str)) -> 
     if known.epoch.0 != from.0 + 1 || known.home != to || known.lost_home.is_some() {
         return None;
     }
-    let stopped = lock(&master.geo.stopped).map(|since| since.elapsed()).unwrap_or_default();
+    let stopped = lock(&master.geo.seat(volume).stopped).map(|since| since.elapsed()).unwrap_or_default();
     Some(Done { verdict: Verdict::Moved, cut: known.cut?, stopped, version: view.version })
 }
 
@@ -214,17 +214,17 @@ fn refusal(to: &str, verdict: Verdict) -> Option<CallError> {
 
 /// Carries moves out that are asked for, as long as this region is the volume's home under that epoch. Returns where a move came to nothing after the home
 /// was sealed: then it is to be taken up anew.
-pub async fn run(master: &Arc<Master>, epoch: Epoch) {
+pub async fn run(master: &Arc<Master>, volume: VolumeId, epoch: Epoch) {
     if master.global.is_none() {
         return std::future::pending().await;
     }
     let (sender, mut orders) = mpsc::channel(1);
-    *lock(&master.geo.moves) = Some(sender);
-    let _open = Open(master);
+    *lock(&master.geo.seat(volume).moves) = Some(sender);
+    let _open = Open(master, volume);
     while let Some(ordered) = orders.recv().await {
         tracing::info!(to = ordered.to, "the volume's home is to be moved");
         let mut end = None;
-        let done = carry_out(master, epoch, &ordered.to, &mut end).await;
+        let done = carry_out(master, volume, epoch, &ordered.to, &mut end).await;
         let (verdict, moved) = (done.verdict, done.verdict == Verdict::Moved);
         if moved {
             tracing::info!(to = ordered.to, cut = %done.cut, stopped = ?done.stopped, "the volume's home is moved");
@@ -244,50 +244,51 @@ pub async fn run(master: &Arc<Master>, epoch: Epoch) {
 }
 
 /// Moves can be asked for as long as it lives.
-struct Open<'a>(&'a Master);
+struct Open<'a>(&'a Master, VolumeId);
 
 impl Drop for Open<'_> {
     fn drop(&mut self) {
-        *lock(&self.0.geo.moves) = None;
+        *lock(&self.0.geo.seat(self.1).moves) = None;
     }
 }
 
 /// Keeps everything from the volume's records behind the last entry of an epoch. What may be answered isn't its matter: [`super::Geo::sealed`] stays until
 /// it is known who the home is.
-struct Sealed<'a>(&'a Master);
+struct Sealed<'a>(&'a Master, VolumeId);
 
 impl<'a> Sealed<'a> {
     fn put_on(master: &'a Master, volume: VolumeId) -> Self {
-        master.geo.sealed.send_replace(true);
+        master.geo.seat(volume).sealed.send_replace(true);
         let pass = log::logged_key(volume).into();
-        master.store.seal(Some(Seal { ranges: logged_ranges(volume).into(), pass }));
-        Self(master)
+        master.store.seal(Seal { ranges: logged_ranges(volume).into(), pass });
+        Self(master, volume)
     }
 }
 
 impl Drop for Sealed<'_> {
     fn drop(&mut self) {
         // Nobody is served before it is known who the home is.
-        self.0.desk(crate::desk::Desk::follow);
-        self.0.store.seal(None);
+        self.0.desk(|desk| desk.unseat(self.1));
+        self.0.store.unseal(&log::logged_key(self.1));
     }
 }
 
 async fn carry_out<'a>(
     master: &'a Arc<Master>,
+    volume: VolumeId,
     epoch: Epoch,
     to: &str,
     sealed: &mut Option<Sealed<'a>>,
 ) -> Done {
-    let volume = ROOT_VOLUME;
-    let mut acknowledged = master.geo.acknowledged.subscribe();
+    let seat = master.geo.seat(volume);
+    let mut acknowledged = seat.acknowledged.subscribe();
     let mut moving = Move::<LogPosition>::new(master.clock.boot());
     let mut done =
         Done { verdict: Verdict::Unknown, cut: LogPosition::default(), stopped: Duration::ZERO, version: 0 };
     let mut stopped = None;
     loop {
         acknowledged.borrow_and_update();
-        let known = master.geo.shipped().remove(&(volume, to.to_owned())).unwrap_or_default();
+        let known = master.geo.shipped(volume).remove(to).unwrap_or_default();
         let facts = Facts {
             newest: master.geo.newest(volume),
             complete: known.complete.filter(|_| !known.copying),
@@ -297,7 +298,7 @@ async fn carry_out<'a>(
             Step::Wait => drop(tokio::time::timeout(LOOK_EVERY, acknowledged.changed()).await),
             Step::End => {
                 stopped = Some(Instant::now());
-                *lock(&master.geo.stopped) = stopped;
+                *lock(&seat.stopped) = stopped;
                 *sealed = Some(Sealed::put_on(master, volume));
                 let last = end(master, volume, epoch).await;
                 moving.ended(master.clock.boot(), last);
@@ -391,9 +392,8 @@ pub fn say_so(master: &Master, custody: u64) {
 }
 
 /// A home that is taken up goes on from a move that came to nothing, before it serves.
-pub async fn go_on(master: &Master, epoch: Epoch) -> Result<(), CallError> {
+pub async fn go_on(master: &Master, volume: VolumeId, epoch: Epoch) -> Result<(), CallError> {
     let Some(global) = &master.global else { return Ok(()) };
-    let volume = ROOT_VOLUME;
     let failed = |error: ReplicaError| super::failed(master, &error);
     let ended = retried(master, |tx| async move {
         let ended = turn::is_ended_for_move(&tx, volume, epoch).await?;
@@ -404,7 +404,7 @@ pub async fn go_on(master: &Master, epoch: Epoch) -> Result<(), CallError> {
         let stays = global.change(Asked::StayHome(stay), Instant::now() + STAY_WITHIN).await?;
         hear(master, stays.version).await;
         if place_of(master, volume) != Whereabouts::Here(epoch) {
-            return Err(not_home(master));
+            return Err(not_home(master, volume));
         }
         let goes_on = retried(master, |tx| async move {
             turn::go_on(&tx, volume, epoch).await?;
@@ -413,7 +413,7 @@ pub async fn go_on(master: &Master, epoch: Epoch) -> Result<(), CallError> {
         goes_on.await.map_err(failed)?;
         tracing::info!(epoch = epoch.0, "a move of the home came to nothing: this region goes on as it");
     }
-    master.geo.sealed.send_replace(false);
+    master.geo.unseal(volume);
     Ok(())
 }
 

@@ -49,7 +49,7 @@ pub async fn read(
         return Err(call_error(ErrorCode::InvalidRequest, "only plain reads are answered by a replica"));
     };
     reached(master, position(request.at_least.as_ref()), deadline).await?;
-    let context: OpContext = context(master);
+    let context: OpContext = context(master, ROOT_VOLUME);
     let (mut reply, _, looked) = master
         .driver
         .look(SessionCall::default(), &context, fs, deadline)
@@ -75,7 +75,7 @@ pub async fn read(
 
 /// Waits a little until the replica is at a place.
 async fn reached(master: &Master, wanted: LogPosition, deadline: Instant) -> Result<(), CallError> {
-    let mut moved = master.geo.moved();
+    let mut moved = master.geo.moved(ROOT_VOLUME);
     let until = deadline.min(Instant::now() + WAIT);
     loop {
         moved.borrow_and_update();
@@ -100,7 +100,7 @@ fn is_here(master: &Master, reply: &FsReply) -> bool {
         _ => None,
     });
     let located = map.chunks.iter().all(|chunk| !chunk.locations.is_empty());
-    let looked = master.geo.needs(|needs| {
+    let looked = master.geo.needs(ROOT_VOLUME, |needs| {
         let known = master.geo.replica(ROOT_VOLUME).readable().is_some_and(|at| needs.noted() >= at);
         known && !runs.into_iter().any(|(chunk, end)| needs.lacks(chunk, end))
     });

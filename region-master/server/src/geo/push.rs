@@ -64,6 +64,7 @@ impl Pushing {
 
 /// Asks a region who takes bytes there, as long as this is the home.
 pub(super) async fn ask_receivers(master: &Master, volume: VolumeId, epoch: Epoch, region: &str) {
+    let seat = master.geo.seat(volume);
     loop {
         let mut wait = ASK_EVERY;
         if sync::is_member(master, volume, region) {
@@ -71,16 +72,16 @@ pub(super) async fn ask_receivers(master: &Master, volume: VolumeId, epoch: Epoc
             match ask::<_, Receivers>(master, region, Method::ChunkReceivers, &asked).await {
                 Ok(receivers) => {
                     let turn = rand::random::<u8>().into();
-                    lock(&master.geo.pushing).receivers.insert(region.to_owned(), (receivers, turn));
+                    lock(&seat.pushing).receivers.insert(region.to_owned(), (receivers, turn));
                 }
                 Err(trouble) => {
                     tracing::debug!(region, trouble, "a region doesn't say yet who takes bytes there");
-                    lock(&master.geo.pushing).receivers.remove(region);
+                    lock(&seat.pushing).receivers.remove(region);
                     wait = AGAIN;
                 }
             }
         } else {
-            lock(&master.geo.pushing).receivers.remove(region);
+            lock(&seat.pushing).receivers.remove(region);
             wait = AGAIN;
         }
         tokio::time::sleep(pause(wait)).await;
@@ -93,14 +94,14 @@ pub async fn receivers(master: &Master, peer: &Peer, asked: AskReceivers) -> Res
     let home = super::home_of(master, volume);
     if place_of(master, volume) != Whereabouts::Elsewhere
         || home.as_deref() != Ok(peer.identity.region.as_str())
-        || Epoch(asked.epoch) != master.epoch()
+        || Epoch(asked.epoch) != master.epoch(volume)
     {
         return Err(call_error(ErrorCode::StaleEpoch, "the region that asks isn't the volume's home here"));
     }
     let now_ns = master.clock.unix_ns();
     let (candidates, class, addresses, ticket) = master.desk(|desk| {
         let candidates = desk.registry.candidates(master.clock.boot());
-        let class = desk.classes.get(class::DEFAULT).clone();
+        let class = desk.seat(volume).classes.get(class::DEFAULT).clone();
         let addresses: BTreeMap<String, String> = candidates
             .iter()
             .filter_map(|of| Some((of.name.clone(), desk.registry.get(&of.name)?.beat.address.clone())))
@@ -138,15 +139,16 @@ pub fn begin(master: &Arc<Master>, term: u64, chunk: ChunkId, storage_class: u32
     }) else {
         return;
     };
-    let epoch = master.epoch().0;
+    let epoch = master.epoch(volume).0;
+    let seat = master.geo.seat(volume);
     for region in regions {
         let (chain, ticket) = {
-            let mut pushing = lock(&master.geo.pushing);
+            let mut pushing = lock(&seat.pushing);
             let Some(next) = pushing.next(&region) else { continue };
             pushing.note(chunk, &region, &next.0);
             next
         };
-        let order = Push { chunk: chunk.0, epoch, custody: term, chain, ticket };
+        let order = Push { chunk: chunk.0, epoch, custody: master.orders(term), chain, ticket };
         let link = master.link(Role::Chunkserver, &address);
         tokio::spawn(async move {
             let begun = link.request::<_, PushBegun>(Method::ChunkPush, &order, BEGIN_WITHIN).await;
@@ -159,6 +161,7 @@ pub fn begin(master: &Arc<Master>, term: u64, chunk: ChunkId, storage_class: u32
 
 /// Where a chunk's bytes are sent in a region.
 pub(super) fn pushed_to(master: &Master, chunk: ChunkId, region: &str) -> Vec<String> {
-    let pushing = lock(&master.geo.pushing);
+    let seat = master.geo.seat(chunk.volume());
+    let pushing = lock(&seat.pushing);
     pushing.pushed.get(&chunk).and_then(|of| of.get(region)).cloned().unwrap_or_default()
 }

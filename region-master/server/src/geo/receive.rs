@@ -29,7 +29,7 @@ const TRIES: u32 = 20;
 pub async fn push(master: &Master, peer: &Peer, push: Push, deadline: Instant) -> Result<Pushed, CallError> {
     let volume = VolumeId(u16::try_from(push.volume).unwrap_or(u16::MAX));
     from_home(master, peer, volume, push.epoch)?;
-    let term = master.serving()?;
+    let term = master.serving_of(volume)?;
     let (after, newest) = (position(push.after.as_ref()), position(push.newest.as_ref()));
     let entries: Vec<Entry> = push.entries.into_iter().map(entry).collect();
     if entries.iter().any(|entry| entry.at.epoch.0 > push.epoch) {
@@ -40,7 +40,7 @@ pub async fn push(master: &Master, peer: &Peer, push: Push, deadline: Instant) -
         replica.newest = replica.newest.max(newest);
         replica.heard = Some(now);
     });
-    sync::told(master, position(push.synced.as_ref()));
+    sync::told(master, volume, position(push.synced.as_ref()));
     master.geo.note_hints(push.hints);
     if push.begin_anew {
         stand::begin_anew(master, volume, after, Epoch(push.epoch)).await?;
@@ -55,7 +55,7 @@ pub async fn push(master: &Master, peer: &Peer, push: Push, deadline: Instant) -
         at: place(record.position()),
         copying: record.copied_before.is_some(),
         complete: place(record.complete()),
-        put_aside: super::lock(&master.geo.put_aside).clone(),
+        put_aside: super::lock(&master.geo.seat(volume).put_aside).clone(),
     })
 }
 
@@ -93,11 +93,12 @@ async fn take(
     from: Epoch,
     deadline: Instant,
 ) -> Result<ReplicaRecord, CallError> {
-    let mut moved = master.geo.moved();
+    let seat = master.geo.seat(volume);
+    let mut moved = seat.moved.subscribe();
     let until = deadline.min(Instant::now() + PREDECESSOR_WITHIN);
     loop {
         {
-            let _applying = master.geo.applying.lock().await;
+            let _applying = seat.applying.lock().await;
             moved.borrow_and_update();
             let record = record(master, volume).await?;
             let at = record.position();
@@ -147,7 +148,7 @@ pub(super) async fn replay(
         let after = record.position();
         let mut coming = complete::coming(master, volume, now).await.map_err(|e| failed(master, &e))?;
         complete::arrived(master, volume, now, &mut coming).await.map_err(|e| failed(master, &e))?;
-        let whole = complete::whole(master, after, &coming);
+        let whole = complete::whole(master, volume, after, &coming);
         sync::note(master, volume, now);
         record = change(master, volume, Change::Replay(after, now, from, whole)).await?;
         if record.position() < after {
@@ -156,7 +157,7 @@ pub(super) async fn replay(
         // What must be kept to undo them may have left no room for all of them, or for any.
         let taken = now.partition_point(|entry| entry.at <= record.position());
         coming.truncate(taken);
-        complete::note(master, after, coming);
+        complete::note(master, volume, after, coming);
         master.metrics.log_replayed.inc_by(taken as u64);
         want_chunks(master, volume, &now[..taken]);
         rest = &rest[taken..];
@@ -272,7 +273,8 @@ async fn trim(
     if record.copied_before.is_some() || trimmed <= record.log_behind() || trimmed > record.position() {
         return Ok(());
     }
-    let _applying = master.geo.applying.lock().await;
+    let seat = master.geo.seat(volume);
+    let _applying = seat.applying.lock().await;
     change(master, volume, Change::Trim(trimmed)).await.map(drop)
 }
 

@@ -18,7 +18,7 @@ pub(super) const DIGEST_BYTES_MAX: u32 = 8 << 20;
 
 fn of_ours(master: &Master, peer: &Peer, volume: u32) -> Result<(u64, VolumeId), CallError> {
     let (term, volume) = of_all(master, peer, volume)?;
-    let Whereabouts::Here(_) = place_of(master, volume) else { return Err(not_home(master)) };
+    let Whereabouts::Here(_) = place_of(master, volume) else { return Err(not_home(master, volume)) };
     Ok((term, volume))
 }
 
@@ -32,7 +32,7 @@ pub(super) fn of_all(master: &Master, peer: &Peer, volume: u32) -> Result<(u64, 
         let message = format!("the region {} isn't to have this volume", peer.identity.region);
         return Err(call_error(ErrorCode::PermissionDenied, message));
     }
-    Ok((master.serving()?, volume))
+    Ok((master.serving_of(volume)?, volume))
 }
 
 /// A range of a volume's records.
@@ -67,7 +67,7 @@ pub async fn log(master: &Master, peer: &Peer, ask: AskLog) -> Result<Log, CallE
 /// A hash of a range as it was at a place of the log. In the home's store that is a version, which lives for some seconds.
 pub async fn digest(master: &Master, peer: &Peer, ask: AskDigest) -> Result<Digest, CallError> {
     let (_, volume) = of_ours(master, peer, ask.volume)?;
-    let Whereabouts::Here(epoch) = place_of(master, volume) else { return Err(not_home(master)) };
+    let Whereabouts::Here(epoch) = place_of(master, volume) else { return Err(not_home(master, volume)) };
     let at = position(ask.at.as_ref());
     if at.epoch != epoch {
         return Err(call_error(ErrorCode::Unavailable, "the place is of another epoch; compare again later"));

@@ -19,9 +19,7 @@ use mooseng_wire::geo::{Hint, LogEntry, Push, Pushed, PutAside};
 use mooseng_wire::method::Method;
 use mooseng_wire::{Epoch, VolumeId};
 
-use super::{
-    ROOT_VOLUME, Shipped, Whereabouts, ask, chunks, losses, pause, place, place_of, position, push, sync,
-};
+use super::{Shipped, Whereabouts, ask, chunks, losses, pause, place, place_of, position, push, sync};
 use crate::master::Master;
 
 /// Bytes of one push, or one entry.
@@ -37,28 +35,27 @@ type Answer = (u64, Result<Pushed, String>);
 type Answers<'a> = FuturesUnordered<Pin<Box<dyn Future<Output = Answer> + Send + 'a>>>;
 
 /// Sends the volume's log wherever it is wanted, as long as this region is its home under that epoch, and this master its leader of that custody epoch.
-pub async fn run(master: &Arc<Master>, custody: u64, epoch: Epoch) {
+pub async fn run(master: &Arc<Master>, volume: VolumeId, custody: u64, epoch: Epoch) {
     let Some(mut cluster) = master.geo.cluster.clone() else { return std::future::pending().await };
     loop {
         let view = cluster.borrow_and_update().clone();
-        let regions: Vec<String> = view.replicas_of(ROOT_VOLUME).map(str::to_owned).collect();
+        let regions: Vec<String> = view.replicas_of(volume).map(str::to_owned).collect();
         let same = |view: &Arc<mooseng_global::View>| {
-            view.replicas_of(ROOT_VOLUME).eq(regions.iter().map(String::as_str))
+            view.replicas_of(volume).eq(regions.iter().map(String::as_str))
         };
         let work = async {
             if regions.is_empty() {
                 return std::future::pending().await;
             }
-            have_logged(master, epoch).await;
-            let shipping = join_all(regions.iter().map(|region| ship(master, ROOT_VOLUME, epoch, region)));
-            let receiving = join_all(
-                regions.iter().map(|region| push::ask_receivers(master, ROOT_VOLUME, epoch, region)),
-            );
+            have_logged(master, volume, epoch).await;
+            let shipping = join_all(regions.iter().map(|region| ship(master, volume, epoch, region)));
+            let receiving =
+                join_all(regions.iter().map(|region| push::ask_receivers(master, volume, epoch, region)));
             tokio::join!(
                 shipping,
                 receiving,
-                keep_trimmed(master, ROOT_VOLUME, epoch, &regions),
-                sync::keep(master, ROOT_VOLUME, custody, epoch)
+                keep_trimmed(master, volume, epoch, &regions),
+                sync::keep(master, volume, custody, epoch)
             );
         };
         tokio::select! {
@@ -69,11 +66,11 @@ pub async fn run(master: &Arc<Master>, custody: u64, epoch: Epoch) {
 }
 
 /// Has the log written, from now on.
-async fn have_logged(master: &Master, epoch: Epoch) {
+async fn have_logged(master: &Master, volume: VolumeId, epoch: Epoch) {
     loop {
         let tried = async {
             let tx = master.store.begin();
-            let key = log::logged_key(ROOT_VOLUME);
+            let key = log::logged_key(volume);
             let known = tx.get(&key, Read::Conflicting).await?;
             let known = known.map(|value| LoggedRecord::from_value(&value)).transpose()?;
             // A later epoch's is written by whoever takes over.
@@ -90,11 +87,11 @@ async fn have_logged(master: &Master, epoch: Epoch) {
                 tx.set(&key, &record.to_value());
                 tx.commit().await?;
             }
-            read::newest(&master.store.begin(), ROOT_VOLUME).await
+            read::newest(&master.store.begin(), volume).await
         };
         match tried.await {
             Ok(newest) => {
-                master.geo.note_newest(ROOT_VOLUME, newest);
+                master.geo.note_newest(volume, newest);
                 return;
             }
             Err(error) => tracing::info!(%error, "the volume's log can't be begun yet; trying on"),
@@ -110,7 +107,7 @@ async fn ship(master: &Arc<Master>, volume: VolumeId, epoch: Epoch, region: &str
     let mut sent: VecDeque<(LogPosition, BootTime)> = VecDeque::new();
     let mut pushed = master.geo.tail.pushed();
     let mut named: Vec<PutAside> = Vec::new();
-    let mut acknowledged = master.geo.acknowledged.subscribe();
+    let mut acknowledged = master.geo.seat(volume).acknowledged.subscribe();
     let (mut question, mut told) = (0, None);
     let mut hinted = BTreeSet::new();
     loop {
@@ -139,7 +136,7 @@ async fn ship(master: &Arc<Master>, volume: VolumeId, epoch: Epoch, region: &str
                             sent.push_back((last.at, master.clock.boot()));
                         }
                         note(master, volume, region, &shipping, &sent);
-                        let hints = chunks::hints(master, region, &entries, &mut hinted).await;
+                        let hints = chunks::hints(master, volume, region, &entries, &mut hinted).await;
                         send(master, volume, epoch, region, (number, after), (&entries, hints), &mut answers);
                         continue;
                     }
@@ -320,8 +317,8 @@ fn send<'a>(
 async fn keep_trimmed(master: &Master, volume: VolumeId, epoch: Epoch, regions: &[String]) {
     loop {
         tokio::time::sleep(TRIM_EVERY).await;
-        let shipped = master.geo.shipped();
-        let at = |region: &String| shipped.get(&(volume, region.clone())).and_then(|known| known.at);
+        let shipped = master.geo.shipped(volume);
+        let at = |region: &String| shipped.get(region).and_then(|known| known.at);
         let Some(upto) = regions.iter().map(at).min().flatten() else { continue };
         if place_of(master, volume) != Whereabouts::Here(epoch) {
             return;

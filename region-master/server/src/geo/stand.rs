@@ -7,6 +7,7 @@
 //! ```
 //! The leader of the global group decides ([`crate::global`]).
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -25,7 +26,7 @@ use mooseng_wire::{Epoch, VolumeId};
 use tokio::time::Instant;
 
 use super::receive::{Change, change};
-use super::{ROOT_VOLUME, failed, losses, pause, receive};
+use super::{failed, losses, pause, receive};
 use crate::master::Master;
 
 /// After a failure.
@@ -42,44 +43,44 @@ const SAY_EVERY: Duration = Duration::from_millis(500);
 /// As long as it lives, nothing but the volume's log changes the volume's records here: what was under way while this region was the home, be it a session's,
 /// house-keeping's or an administrator's, and comes to its commit only now, is refused. Behind the transaction by which the region rejoins it would be in
 /// no log, and the replica would differ from its home. Each transaction that replays, copies or undoes moves the replica's place, and passes.
-pub struct KeptToTheLog<'a>(&'a Master);
+pub struct KeptToTheLog<'a>(&'a Master, VolumeId);
 
 impl<'a> KeptToTheLog<'a> {
     /// From now on.
     pub fn put_on(master: &'a Master, volume: VolumeId) -> Self {
         if !plant::is(Plant::CommitEpochUnchecked) {
             let pass = log::replica_key(volume).into();
-            master.store.seal(Some(Seal { ranges: logged_ranges(volume).into(), pass }));
+            master.store.seal(Seal { ranges: logged_ranges(volume).into(), pass });
         }
-        Self(master)
+        Self(master, volume)
     }
 }
 
 impl Drop for KeptToTheLog<'_> {
     fn drop(&mut self) {
-        self.0.store.seal(None);
+        self.0.store.unseal(&log::replica_key(self.1));
     }
 }
 
 /// Says how far a replica is, and refuses epochs that are closed, as long as this is one.
-pub async fn refuse_when_closed(master: &Arc<Master>) {
+pub async fn refuse_when_closed(master: &Arc<Master>, volume: VolumeId) {
     let (Some(global), Some(mut cluster)) = (&master.global, master.geo.cluster.clone()) else { return };
     loop {
-        let closed =
-            cluster.borrow_and_update().volumes.get(&ROOT_VOLUME).filter(|v| !v.open).map(|v| v.epoch);
-        let record = master.geo.replica(ROOT_VOLUME).record.filter(|record| record.copied_before.is_none());
+        let closed = cluster.borrow_and_update().volumes.get(&volume).filter(|v| !v.open).map(|v| v.epoch);
+        let record = master.geo.replica(volume).record.filter(|record| record.copied_before.is_none());
         if let Some(record) = record {
             // What was just copied, and lacks data, is no state that a home could begin with.
             let stands = record.complete() > LogPosition::default();
             let refused = match closed.filter(|epoch| record.refuses < epoch.0) {
                 None => Ok(record),
                 Some(epoch) => {
-                    let _applying = master.geo.applying.lock().await;
-                    change(master, ROOT_VOLUME, Change::Refuse(epoch)).await
+                    let seat = master.geo.seat(volume);
+                    let _applying = seat.applying.lock().await;
+                    change(master, volume, Change::Refuse(epoch)).await
                 }
             };
             match refused {
-                Ok(record) if stands => global.stands_here(ROOT_VOLUME, standing(&record)),
+                Ok(record) if stands => global.stands_here(volume, standing(&record)),
                 Ok(_) => {}
                 Err(error) => {
                     tracing::info!(error = %error.message, "a closed epoch can't be refused yet; trying on");
@@ -101,12 +102,12 @@ fn standing(record: &ReplicaRecord) -> Standing {
 }
 
 /// The home's epoch is closed: it says how far its log is, from which it takes nothing back and to which nothing is added that is acknowledged.
-pub async fn close(master: &Master, epoch: Epoch) {
+pub async fn close(master: &Master, volume: VolumeId, epoch: Epoch) {
     let Some(global) = &master.global else { return std::future::pending().await };
     loop {
-        match commit(master, Turn::Close(epoch)).await {
+        match commit(master, Turn::Close(volume, epoch)).await {
             Ok(Turned::At(at)) => {
-                global.stands_here(ROOT_VOLUME, Standing { refuses: epoch, complete: at, newest: at });
+                global.stands_here(volume, Standing { refuses: epoch, complete: at, newest: at });
                 return std::future::pending().await;
             }
             Ok(Turned::Done(_)) => {}
@@ -120,17 +121,18 @@ pub async fn close(master: &Master, epoch: Epoch) {
 
 /// This region is the home from now on, under that epoch: before it serves. Answers whether it has just become so because the lease of the home before
 /// ran out, and with it those of all its sessions.
-pub async fn take_over(master: &Master, epoch: Epoch) -> Result<bool, CallError> {
+pub async fn take_over(master: &Master, volume: VolumeId, epoch: Epoch) -> Result<bool, CallError> {
     let view = master.geo.view();
-    let known = view.as_ref().and_then(|view| view.volumes.get(&ROOT_VOLUME)).filter(|v| v.epoch == epoch);
+    let known = view.as_ref().and_then(|view| view.volumes.get(&volume)).filter(|v| v.epoch == epoch);
     let (cut, lost_home) = known.map(|v| (v.cut, v.lost_home.clone())).unwrap_or_default();
     let mut loss = None;
     if let Some(cut) = cut {
-        let _applying = master.geo.applying.lock().await;
-        match undo(master, ROOT_VOLUME, cut).await {
+        let seat = master.geo.seat(volume);
+        let _applying = seat.applying.lock().await;
+        match undo(master, volume, cut).await {
             Ok(()) => {
                 if let Some(lost_home) = lost_home {
-                    let of_it = losses::of_failover(master, ROOT_VOLUME, epoch, cut, lost_home).await;
+                    let of_it = losses::of_failover(master, volume, epoch, cut, lost_home).await;
                     loss = Some(of_it.map_err(|e| failed(master, &e))?);
                 }
             }
@@ -138,10 +140,10 @@ pub async fn take_over(master: &Master, epoch: Epoch) -> Result<bool, CallError>
             Err(ReplicaError::NotLogged) => {}
             Err(error) => return Err(failed(master, &error)),
         }
-        note_salvage(master).await?;
+        note_salvage(master, volume).await?;
     }
     let ran_out = known.is_some_and(|known| known.automatic && known.lost_home.is_some());
-    let begins = match commit(master, Turn::TakeOver(epoch, cut, loss.as_ref())).await {
+    let begins = match commit(master, Turn::TakeOver(volume, epoch, cut, loss.as_ref())).await {
         Ok(Turned::Done(begins)) => begins,
         Ok(Turned::At(_)) => false,
         Err(error) => return Err(failed(master, &error)),
@@ -151,23 +153,23 @@ pub async fn take_over(master: &Master, epoch: Epoch) -> Result<bool, CallError>
     }
     // Each may take a round trip to another region, or two.
     tokio::try_join!(
-        take_ids(master, IdKind::Inode, epoch),
-        take_ids(master, IdKind::Chunk, epoch),
-        take_ids(master, IdKind::Session, epoch)
+        take_ids(master, volume, IdKind::Inode, epoch),
+        take_ids(master, volume, IdKind::Chunk, epoch),
+        take_ids(master, volume, IdKind::Session, epoch)
     )?;
     Ok(begins && ran_out)
 }
 
 /// Where this region was the home of an epoch before, it is a replica from now on.
-pub async fn rejoin(master: &Master, epoch: Epoch) -> Result<(), CallError> {
-    match commit(master, Turn::Rejoin(epoch)).await {
+pub async fn rejoin(master: &Master, volume: VolumeId, epoch: Epoch) -> Result<(), CallError> {
+    match commit(master, Turn::Rejoin(volume, epoch)).await {
         Ok(Turned::Done(true)) => {
             tracing::info!("this region was the volume's home before: it is a replica now")
         }
         Ok(_) => {}
         Err(error) => return Err(failed(master, &error)),
     }
-    note_salvage(master).await
+    note_salvage(master, volume).await
 }
 
 /// Undoes what the replica has of the log beyond a place. Only while `applying` is held.
@@ -185,7 +187,7 @@ async fn undo(master: &Master, volume: VolumeId, cut: LogPosition) -> Result<(),
         undone |= more;
         // What is known of it in memory is of before, and what was lacking is looked for anew.
         let record = apply::state(&master.store.begin(), volume, Read::Snapshot).await?;
-        *super::lock(&master.geo.needs) = None;
+        *super::lock(&master.geo.seat(volume).needs) = None;
         master.geo.note_replica(volume, |replica| replica.record = record);
         if !more {
             if undone {
@@ -197,14 +199,14 @@ async fn undo(master: &Master, volume: VolumeId, cut: LogPosition) -> Result<(),
 }
 
 /// Looks whether anything that was cut off is kept here.
-async fn note_salvage(master: &Master) -> Result<(), CallError> {
+async fn note_salvage(master: &Master, volume: VolumeId) -> Result<(), CallError> {
     let one = RangeLimit { pairs_max: 1, ..RangeLimit::default() };
-    let found = master.store.begin().get_range(log::salvage_range(ROOT_VOLUME), one, Read::Snapshot).await;
+    let found = master.store.begin().get_range(log::salvage_range(volume), one, Read::Snapshot).await;
     let found = found.map_err(|e| failed(master, &ReplicaError::Store(e)))?;
-    master.geo.salvaged.store(!found.pairs.is_empty(), Ordering::Release);
-    let archives =
-        losses::archives(&master.store.begin(), ROOT_VOLUME).await.map_err(|e| failed(master, &e))?;
-    *super::lock(&master.geo.put_aside) = losses::told(&archives);
+    let seat = master.geo.seat(volume);
+    seat.salvaged.store(!found.pairs.is_empty(), Ordering::Release);
+    let archives = losses::archives(&master.store.begin(), volume).await.map_err(|e| failed(master, &e))?;
+    *super::lock(&seat.put_aside) = losses::told(&archives);
     Ok(())
 }
 
@@ -216,7 +218,8 @@ pub(super) async fn begin_anew(
     common: LogPosition,
     from: Epoch,
 ) -> Result<(), CallError> {
-    let _applying = master.geo.applying.lock().await;
+    let seat = master.geo.seat(volume);
+    let _applying = seat.applying.lock().await;
     let record = receive::record(master, volume).await?;
     // This region may be about to follow that home: what it has is what it said that it has.
     if from.0 <= record.refuses {
@@ -225,7 +228,7 @@ pub(super) async fn begin_anew(
     let can_undo = record.copied_before.is_none() && record.complete() > LogPosition::default();
     if can_undo && record.complete() <= common && common < record.position() {
         match undo(master, volume, common).await {
-            Ok(()) => return note_salvage(master).await,
+            Ok(()) => return note_salvage(master, volume).await,
             // The place is none of the log here.
             Err(ReplicaError::Gap { .. } | ReplicaError::NotUndoable { .. }) => {}
             Err(error) => return Err(failed(master, &error)),
@@ -238,46 +241,50 @@ pub(super) async fn begin_anew(
     );
     losses::archive(master, volume, common, true).await.map_err(|e| failed(master, &e))?;
     loop {
-        match commit(master, Turn::Salvage(common)).await {
+        match commit(master, Turn::Salvage(volume, common)).await {
             Ok(Turned::Done(true)) => {}
             Ok(_) => break,
             Err(error) => return Err(failed(master, &error)),
         }
     }
-    note_salvage(master).await?;
+    note_salvage(master, volume).await?;
     change(master, volume, Change::BeginAnew).await.map(drop)
 }
 
 /// Ids of a kind under a new epoch are beyond all that any home before can have given.
-async fn take_ids(master: &Master, kind: IdKind, epoch: Epoch) -> Result<(), CallError> {
+async fn take_ids(master: &Master, volume: VolumeId, kind: IdKind, epoch: Epoch) -> Result<(), CallError> {
     let Some(global) = &master.global else { return Ok(()) };
-    let (upto, next) = ids_of(master, kind).await.map_err(|e| failed(master, &e))?;
+    let (upto, next) = ids_of(master, volume, kind).await.map_err(|e| failed(master, &e))?;
     if upto.is_some_and(|upto| upto.epoch == epoch.0) {
         return Ok(());
     }
     let deadline = Instant::now() + IDS_WITHIN;
-    let range = global.next_ids(kind, ROOT_VOLUME, epoch, (IDS, next), deadline).await?;
-    commit(master, Turn::Ids(kind, epoch, range.start, range.end)).await.map_err(|e| failed(master, &e))?;
+    let range = global.next_ids(kind, volume, epoch, (IDS, next), deadline).await?;
+    commit(master, Turn::Ids(volume, kind, epoch, range)).await.map_err(|e| failed(master, &e))?;
     Ok(())
 }
 
-async fn ids_of(master: &Master, kind: IdKind) -> Result<(Option<IdsUptoRecord>, u64), ReplicaError> {
+async fn ids_of(
+    master: &Master,
+    volume: VolumeId,
+    kind: IdKind,
+) -> Result<(Option<IdsUptoRecord>, u64), ReplicaError> {
     let tx = master.store.begin();
-    let upto = tx.get(&id_records::upto_key(kind, ROOT_VOLUME), Read::Snapshot).await?;
-    let next = tx.get(&id_records::key(kind, ROOT_VOLUME), Read::Snapshot).await?;
+    let upto = tx.get(&id_records::upto_key(kind, volume), Read::Snapshot).await?;
+    let next = tx.get(&id_records::key(kind, volume), Read::Snapshot).await?;
     let upto = upto.map(|value| IdsUptoRecord::from_value(&value)).transpose()?;
     Ok((upto, number::decode(next.as_ref())?.max(1)))
 }
 
 /// A transaction of this file. Each may run again after it was committed.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 enum Turn<'a> {
-    Close(Epoch),
-    TakeOver(Epoch, Option<LogPosition>, Option<&'a LossRecord>),
-    Rejoin(Epoch),
+    Close(VolumeId, Epoch),
+    TakeOver(VolumeId, Epoch, Option<LogPosition>, Option<&'a LossRecord>),
+    Rejoin(VolumeId, Epoch),
     Undo(VolumeId, LogPosition),
-    Salvage(LogPosition),
-    Ids(IdKind, Epoch, u64, u64),
+    Salvage(VolumeId, LogPosition),
+    Ids(VolumeId, IdKind, Epoch, Range<u64>),
 }
 
 enum Turned {
@@ -286,19 +293,19 @@ enum Turned {
 }
 
 impl Turn<'_> {
-    async fn make(self, tx: &mooseng_embedded::EmbeddedTransaction) -> Result<Turned, ReplicaError> {
+    async fn make(&self, tx: &mooseng_embedded::EmbeddedTransaction) -> Result<Turned, ReplicaError> {
         Ok(match self {
-            Self::Close(epoch) => Turned::At(turn::close(tx, ROOT_VOLUME, epoch).await?),
-            Self::TakeOver(epoch, cut, loss) => {
-                Turned::Done(turn::take_over(tx, ROOT_VOLUME, epoch, cut, loss).await?)
+            Self::Close(volume, epoch) => Turned::At(turn::close(tx, *volume, *epoch).await?),
+            Self::TakeOver(volume, epoch, cut, loss) => {
+                Turned::Done(turn::take_over(tx, *volume, *epoch, *cut, *loss).await?)
             }
-            Self::Rejoin(epoch) => Turned::Done(turn::rejoin(tx, ROOT_VOLUME, epoch).await?),
-            Self::Undo(volume, cut) => Turned::Done(turn::undo(tx, volume, cut).await?),
-            Self::Salvage(common) => Turned::Done(turn::salvage(tx, ROOT_VOLUME, common).await?),
-            Self::Ids(kind, epoch, first, end) => {
-                tx.set(&id_records::key(kind, ROOT_VOLUME), &number::encode(first));
-                let upto = IdsUptoRecord { epoch: epoch.0, end };
-                tx.set(&id_records::upto_key(kind, ROOT_VOLUME), &upto.to_value());
+            Self::Rejoin(volume, epoch) => Turned::Done(turn::rejoin(tx, *volume, *epoch).await?),
+            Self::Undo(volume, cut) => Turned::Done(turn::undo(tx, *volume, *cut).await?),
+            Self::Salvage(volume, common) => Turned::Done(turn::salvage(tx, *volume, *common).await?),
+            Self::Ids(volume, kind, epoch, range) => {
+                tx.set(&id_records::key(*kind, *volume), &number::encode(range.start));
+                let upto = IdsUptoRecord { epoch: epoch.0, end: range.end };
+                tx.set(&id_records::upto_key(*kind, *volume), &upto.to_value());
                 Turned::Done(true)
             }
         })

@@ -59,14 +59,15 @@ pub fn synced(master: &Master, volume: VolumeId) -> Option<LogPosition> {
     if known.home != *ours {
         return Some(synced_here(master, volume, known));
     }
-    let joining = lock(&master.geo.joining);
+    let seat = master.geo.seat(volume);
+    let joining = lock(&seat.joining);
     let members: BTreeSet<&String> =
         known.sync_set.iter().chain(joining.iter()).filter(|region| *region != ours).collect();
     if members.is_empty() {
         return known.blocks_alone.then(LogPosition::default);
     }
-    let shipped = lock(&master.geo.shipped);
-    let complete = |region: &String| shipped.get(&(volume, region.clone())).and_then(|known| known.complete);
+    let shipped = lock(&seat.shipped);
+    let complete = |region: &String| shipped.get(region).and_then(|known| known.complete);
     members.into_iter().map(|region| complete(region).unwrap_or_default()).min()
 }
 
@@ -77,7 +78,7 @@ pub fn holds_back(master: &Master, volume: VolumeId) -> bool {
 
 /// In a replica's region: what the home has told, or, if the set is the home and this region, what is here.
 fn synced_here(master: &Master, volume: VolumeId, known: &Volume) -> LogPosition {
-    let told = *lock(&master.geo.told_synced);
+    let told = *lock(&master.geo.seat(volume).told_synced);
     let ours = &master.config.region;
     let alone = known.sync_set.iter().all(|region| region == ours || *region == known.home);
     let here = master.geo.replica(volume).record.map(|record| record.complete());
@@ -88,11 +89,12 @@ fn synced_here(master: &Master, volume: VolumeId, known: &Volume) -> LogPosition
 }
 
 /// The home has told up to where the sync set has everything.
-pub(super) fn told(master: &Master, synced: LogPosition) {
-    let mut told = lock(&master.geo.told_synced);
+pub(super) fn told(master: &Master, volume: VolumeId, synced: LogPosition) {
+    let seat = master.geo.seat(volume);
+    let mut told = lock(&seat.told_synced);
     *told = (*told).max(synced);
     drop(told);
-    master.geo.acknowledged.send_modify(|count| *count += 1);
+    seat.acknowledged.send_modify(|count| *count += 1);
 }
 
 /// Whether a region that has heard of `told` is to hear how far the set is: where it can't know it by itself.
@@ -160,7 +162,7 @@ async fn newest(master: &Master, volume: VolumeId, deadline: Instant) -> Result<
         let known = match place_of(master, volume) {
             Whereabouts::Here(_) => master.geo.begun(volume).then(|| master.geo.newest(volume)),
             Whereabouts::Elsewhere => master.geo.replica(volume).record.map(|record| record.position()),
-            Whereabouts::Closed(_) | Whereabouts::Nowhere => return Err(super::not_home(master)),
+            Whereabouts::Closed(_) | Whereabouts::Nowhere => return Err(super::not_home(master, volume)),
         };
         if let Some(known) = known {
             return Ok(known);
@@ -206,8 +208,8 @@ async fn reached(
     at: LogPosition,
     deadline: Instant,
 ) -> Result<(), CallError> {
-    let mut acknowledged = master.geo.acknowledged.subscribe();
-    let mut moved = master.geo.moved();
+    let mut acknowledged = master.geo.seat(volume).acknowledged.subscribe();
+    let mut moved = master.geo.moved(volume);
     let mut cluster = master.geo.cluster.clone();
     let is = place_of(master, volume);
     loop {
@@ -217,7 +219,7 @@ async fn reached(
             return Ok(());
         }
         if place_of(master, volume) != is {
-            return Err(super::not_home(master));
+            return Err(super::not_home(master, volume));
         }
         let cluster_changed = async {
             match &mut cluster {
@@ -238,13 +240,11 @@ async fn reached(
 fn late(master: &Master, volume: VolumeId, at: LogPosition) -> CallError {
     let view = master.geo.view();
     let members = geo_volume(view.as_deref(), volume).map(|known| known.sync_set.clone()).unwrap_or_default();
-    let shipped = lock(&master.geo.shipped);
+    let shipped = master.geo.shipped(volume);
     let missing: Vec<&str> = members
         .iter()
         .filter(|region| **region != master.config.region)
-        .filter(|region| {
-            shipped.get(&(volume, (*region).clone())).is_none_or(|known| known.complete < Some(at))
-        })
+        .filter(|region| shipped.get(*region).is_none_or(|known| known.complete < Some(at)))
         .map(String::as_str)
         .collect();
     let message = match missing.as_slice() {
@@ -260,7 +260,7 @@ fn late(master: &Master, volume: VolumeId, at: LogPosition) -> CallError {
 /// Keeps a home's sync set: who stalls leaves it, and who has caught up comes into it.
 pub(super) async fn keep(master: &Arc<Master>, volume: VolumeId, custody: u64, epoch: Epoch) {
     let mut decider = SyncSet::<LogPosition>::default();
-    let mut acknowledged = master.geo.acknowledged.subscribe();
+    let mut acknowledged = master.geo.seat(volume).acknowledged.subscribe();
     let mut refused = String::new();
     loop {
         acknowledged.borrow_and_update();
@@ -278,7 +278,7 @@ pub(super) async fn keep(master: &Arc<Master>, volume: VolumeId, custody: u64, e
             };
             let proposed = decider.step(master.clock.boot(), &facts);
             // Waited for from now on, before anything else is answered.
-            *lock(&master.geo.joining) = decider.joining().map(str::to_owned).collect();
+            *lock(&master.geo.seat(volume).joining) = decider.joining().map(str::to_owned).collect();
             if let Some(proposed) = proposed {
                 let (from, to) = (known.sync_set.clone(), proposed.clone());
                 match propose(master, volume, (custody, epoch), view.version, proposed).await {
@@ -298,7 +298,7 @@ pub(super) async fn keep(master: &Arc<Master>, volume: VolumeId, custody: u64, e
             }
         } else {
             decider = SyncSet::default();
-            lock(&master.geo.joining).clear();
+            lock(&master.geo.seat(volume).joining).clear();
             look(master, volume, master.geo.newest(volume));
         }
         let _ = tokio::time::timeout(LOOK_EVERY, acknowledged.changed()).await;
@@ -306,10 +306,10 @@ pub(super) async fn keep(master: &Arc<Master>, volume: VolumeId, custody: u64, e
 }
 
 fn seen(master: &Master, volume: VolumeId, known: &Volume) -> BTreeMap<String, Seen<LogPosition>> {
-    let shipped = lock(&master.geo.shipped);
+    let shipped = master.geo.shipped(volume);
     let others = known.regions.iter().filter(|region| **region != known.home);
     let of = |region: &String| {
-        let of = shipped.get(&(volume, region.clone()));
+        let of = shipped.get(region);
         let complete = of.and_then(|of| of.complete).filter(|complete| *complete > LogPosition::default());
         (region.clone(), Seen { complete, heard: of.and_then(|of| of.heard) })
     };

@@ -10,7 +10,7 @@ use mooseng_wire::admin::VerifyVolumeReply;
 use mooseng_wire::geo::{AskDigest, Digest};
 use mooseng_wire::method::Method;
 
-use super::{ROOT_VOLUME, Whereabouts, ask, home_of, pause, place, place_of, serve};
+use super::{Whereabouts, ask, home_of, pause, place, place_of, serve};
 use crate::master::Master;
 
 use tonic::Status;
@@ -52,8 +52,8 @@ pub async fn compare(master: &Master, volume: VolumeId) -> Result<Compared, Stri
 
 /// Answers an administrator.
 pub async fn answer(master: &Master, volume: u32) -> Result<VerifyVolumeReply, Status> {
-    let home = home_of_replica(master, volume)?;
-    let compared = compare(master, ROOT_VOLUME).await.map_err(Status::unavailable)?;
+    let (volume, home) = home_of_replica(master, volume)?;
+    let compared = compare(master, volume).await.map_err(Status::unavailable)?;
     Ok(VerifyVolumeReply {
         home,
         region: master.config.region.clone(),
@@ -64,19 +64,18 @@ pub async fn answer(master: &Master, volume: u32) -> Result<VerifyVolumeReply, S
 }
 
 /// The home of a volume of which this region has a replica, and serves.
-pub(super) fn home_of_replica(master: &Master, volume: u32) -> Result<String, Status> {
-    if volume != u32::from(ROOT_VOLUME.0) {
-        return Err(Status::not_found(format!("there is no volume {volume}")));
-    }
-    if place_of(master, ROOT_VOLUME) != Whereabouts::Elsewhere {
+pub(super) fn home_of_replica(master: &Master, volume: u32) -> Result<(VolumeId, String), Status> {
+    let volume = super::known(master, volume)?;
+    if place_of(master, volume) != Whereabouts::Elsewhere {
         let message = format!(
             "{} isn't a region with a replica of the volume: ask the masters of one that is (`mooseng volume info` names them)",
             master.config.region
         );
         return Err(Status::failed_precondition(message));
     }
-    master.serving().map_err(|error| Status::unavailable(error.message))?;
-    home_of(master, ROOT_VOLUME).map_err(Status::unavailable)
+    master.serving_of(volume).map_err(|error| Status::unavailable(error.message))?;
+    let home = home_of(master, volume).map_err(Status::unavailable)?;
+    Ok((volume, home))
 }
 
 type Range = ([u8; 32], u64, Option<Bytes>, Digest);

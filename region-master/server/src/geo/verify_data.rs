@@ -17,7 +17,7 @@ use mooseng_wire::{ChunkId, Role};
 use tokio::time::Instant;
 use tonic::Status;
 
-use super::{ROOT_VOLUME, ask, chunks, pause, verify};
+use super::{ask, chunks, pause, verify};
 use crate::master::Master;
 
 /// Chunks of one answer at most.
@@ -50,10 +50,10 @@ enum Found {
 
 /// Compares a page of chunks.
 pub async fn answer(master: &Master, asked: VerifyDataRequest) -> Result<VerifyDataReply, Status> {
-    let home = verify::home_of_replica(master, asked.volume)?;
+    let (volume, home) = verify::home_of_replica(master, asked.volume)?;
     let after = (asked.after != 0).then_some(ChunkId(asked.after));
     let tx = master.store.begin();
-    let listed = upkeep::list_chunks(&tx, ROOT_VOLUME, after, PAGE).await;
+    let listed = upkeep::list_chunks(&tx, volume, after, PAGE).await;
     let (listings, more) = listed.map_err(|e| Status::unavailable(e.to_string()))?;
     let ids: Vec<ChunkId> = listings.into_iter().map(|listing| listing.chunk).collect();
     let mut reply = VerifyDataReply { region: master.config.region.clone(), ..VerifyDataReply::default() };

@@ -10,6 +10,7 @@ use mooseng_wire::global::{Master as Seat, Position, Renew, Standing as Told};
 use tokio::time::Instant;
 
 use super::{Global, lock};
+use crate::geo::ROOT_VOLUME;
 use crate::master::{Master, custody_of};
 
 /// Renewals in one lease.
@@ -83,7 +84,7 @@ fn renewal(global: &Global, master: &Master) -> Renew {
     Renew {
         region: global.region.clone(),
         masters: members.into_iter().map(seat).collect(),
-        custody: custody_of(master.epoch(), master.raft.term()).unwrap_or(0),
+        custody: custody_of(master.epoch(ROOT_VOLUME), master.raft.term()).unwrap_or(0),
         secret: global.config.secret(),
         standings: lock(&global.standings).iter().map(|(volume, standing)| told(*volume, standing)).collect(),
     }

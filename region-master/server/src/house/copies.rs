@@ -70,7 +70,7 @@ async fn try_make(master: &Master, term: u64, order: &Order) -> Result<u64, Fail
             return Err(Failure { reason, blamed: vec![order.target.clone()] });
         }
     } else {
-        pull(master, term, order, master.epoch().0, digest).await?;
+        pull(master, term, order, master.epoch(listing.chunk.volume()).0, digest).await?;
     }
     let mut to = location;
     if !to.copies.contains(&order.target) {
@@ -125,7 +125,7 @@ async fn pull(
         epoch,
         length,
         digest,
-        custody: term,
+        custody: master.orders(term),
         source: Some(ChainMember {
             chunkserver: order.source.clone(),
             address: order.source_address.clone(),

@@ -11,7 +11,6 @@ use mooseng_wire::call::CallError;
 
 use super::Keeper;
 use crate::errors::record_failed;
-use crate::geo::ROOT_VOLUME;
 use crate::records::transact;
 
 /// Dead chunks looked at in one tick.
@@ -31,15 +30,15 @@ pub(super) struct Dead {
 
 impl Keeper<'_> {
     pub(super) async fn clear_dead(&mut self) -> Result<(), CallError> {
-        let gone = self.master.desk(|desk| desk.take_gone(FORGOTTEN_MAX));
+        let gone = self.master.desk(|desk| desk.take_gone(self.volume, FORGOTTEN_MAX));
         self.forget(gone).await?;
         let now = self.master.clock.boot();
         if self.dead.next.is_some_and(|next| now < next) {
             return Ok(());
         }
-        let after = self.dead.after;
+        let (volume, after) = (self.volume, self.dead.after);
         let page = transact(&self.master.store, |tx| async move {
-            let page = upkeep::list_dead(&tx, after, PAGE).await?;
+            let page = upkeep::list_dead(&tx, volume, after, PAGE).await?;
             Ok((tx, page))
         })
         .await
@@ -52,9 +51,9 @@ impl Keeper<'_> {
             self.dead.after = None;
             self.dead.next = Some(now.after(EVERY));
         }
-        let epoch = self.master.epoch().0;
+        let epoch = self.master.epoch(self.volume).0;
         // A replica may have to undo what it isn't complete up to.
-        let record = self.replica.then(|| self.master.geo.replica(ROOT_VOLUME).record.unwrap_or_default());
+        let record = self.replica.then(|| self.master.geo.replica(self.volume).record.unwrap_or_default());
         let final_upto = record.map(|record| record.complete());
         let lost = self.master.desk(|desk| {
             let mut lost = Vec::new();

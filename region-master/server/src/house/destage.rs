@@ -20,8 +20,8 @@ use mooseng_wire::call::CallError;
 use mooseng_wire::chunk::{BuildPiece, BuildSource};
 use mooseng_wire::{ChunkId, InodeId};
 
+use super::Keeper;
 use super::rewrite::{Order, failed};
-use super::{Keeper, ROOT_VOLUME};
 use crate::errors::record_failed;
 use crate::master::Master;
 use crate::own::{Changes, Repeat};
@@ -88,9 +88,9 @@ impl Keeper<'_> {
     pub(super) async fn look_at_staged(&mut self) -> Result<(), CallError> {
         let limits = self.destage_limits();
         for _ in 0..PAGES {
-            let after = self.stage.after;
+            let (volume, after) = (self.volume, self.stage.after);
             let page = transact(&self.master.store, |tx| async move {
-                let page = swapping::staged_files(&tx, ROOT_VOLUME, after, PAGE).await?;
+                let page = swapping::staged_files(&tx, volume, after, PAGE).await?;
                 Ok((tx, page))
             })
             .await
@@ -135,12 +135,12 @@ impl Keeper<'_> {
             let Some(files) = stage.destager.next(stage.making.len(), &left_alone, &limits) else {
                 return plans;
             };
-            let id = self.master.desk(|desk| desk.ids.take(IdKind::Chunk, 1));
+            let id = self.master.desk(|desk| desk.seat_mut(self.volume).ids.take(IdKind::Chunk, 1));
             let Some(number) = id.and_then(|ids| ids.first().copied()) else {
                 self.master.ids_low.notify_one();
                 return plans;
             };
-            let to = ChunkId::new(ROOT_VOLUME, number);
+            let to = ChunkId::new(self.volume, number);
             stage.making.insert(to);
             stage.busy.extend(files.iter().map(|file| file.inode));
             plans.push(Plan { files, to });
@@ -251,7 +251,7 @@ async fn swap(order: &Order<'_>, mut file: &[Destaged]) -> Result<Swapped, CallE
     let mut sum = Swapped::default();
     let Some(Destaged { piece: StagedPiece { inode, .. }, .. }) = file.first() else { return Ok(sum) };
     let (inode, to) = (*inode, order.to);
-    let mut changes = Changes::begin(order.master, order.term, order.deadline()).await?;
+    let mut changes = Changes::begin(order.master, order.to.volume(), order.term, order.deadline()).await?;
     let mut at_once = SWAP_PIECES;
     while !file.is_empty() {
         let (now, later) = file.split_at(at_once.min(file.len()));

@@ -16,8 +16,8 @@ use mooseng_schema::ids::IdKind;
 use mooseng_wire::call::CallError;
 use mooseng_wire::{ChunkId, InodeId};
 
+use super::Keeper;
 use super::rewrite::{carry, pieces};
-use super::{Keeper, ROOT_VOLUME};
 use crate::errors::record_failed;
 use crate::master::Master;
 use crate::records::transact;
@@ -144,13 +144,13 @@ impl Keeper<'_> {
             let next = goes_on.or_else(|| Some((elsewhere.joiner.next(now, &limits)?, 0)));
             next.map(|(inode, from)| Work::Join(inode, from))
         })?;
-        let id = self.master.desk(|desk| desk.ids.take(IdKind::Chunk, 1));
+        let id = self.master.desk(|desk| desk.seat_mut(self.volume).ids.take(IdKind::Chunk, 1));
         let Some(number) = id.and_then(|ids| ids.first().copied()) else {
             self.master.ids_low.notify_one();
             // The next scan finds it again.
             return None;
         };
-        let to = ChunkId::new(ROOT_VOLUME, number);
+        let to = ChunkId::new(self.volume, number);
         self.elsewhere.making.insert(to);
         if let Work::Leave(leaving) = &work {
             self.elsewhere.making.extend(&leaving.chunks);

@@ -57,11 +57,9 @@ const AGAIN_FAILED: Duration = Duration::from_secs(5);
 /// A chunkserver to which an order failed gets none for this long.
 const SHUN: Duration = Duration::from_secs(10);
 
-const ROOT_VOLUME: VolumeId = VolumeId(0);
-
-/// Keeps house until this is dropped, with the leadership.
-pub async fn run(master: &Arc<Master>, term: u64) {
-    let mut keeper = Keeper::new(master, term);
+/// Keeps a volume's house until this is dropped, with the leadership.
+pub async fn run(master: &Arc<Master>, volume: VolumeId, term: u64) {
+    let mut keeper = Keeper::new(master, volume, term);
     let mut copying = FuturesUnordered::new();
     let mut rewriting = FuturesUnordered::new();
     let mut destaging = FuturesUnordered::new();
@@ -105,8 +103,8 @@ pub async fn run(master: &Arc<Master>, term: u64) {
 }
 
 /// Keeps house in a region that has a replica of the volume: the copies of its chunks, and no record of the volume's.
-pub async fn run_replica(master: &Arc<Master>, term: u64) {
-    let mut keeper = Keeper { replica: true, ..Keeper::new(master, term) };
+pub async fn run_replica(master: &Arc<Master>, volume: VolumeId, term: u64) {
+    let mut keeper = Keeper { replica: true, ..Keeper::new(master, volume, term) };
     let mut copying = FuturesUnordered::new();
     let mut next = tokio::time::Instant::now() + TICK;
     loop {
@@ -115,7 +113,7 @@ pub async fn run_replica(master: &Arc<Master>, term: u64) {
             () = tokio::time::sleep_until(next) => {
                 next = tokio::time::Instant::now() + TICK;
                 // Records that aren't copied yet look like such that are gone.
-                if master.geo.replica(ROOT_VOLUME).readable().is_none() {
+                if master.geo.replica(volume).readable().is_none() {
                     continue;
                 }
                 for error in keeper.tick().await {
@@ -143,6 +141,7 @@ pub async fn relocate(
 /// What house-keeping knows within a term.
 struct Keeper<'a> {
     master: &'a Arc<Master>,
+    volume: VolumeId,
     term: u64,
     /// The volume's home is elsewhere: nothing of its records is changed.
     replica: bool,
@@ -171,7 +170,7 @@ struct Keeper<'a> {
 }
 
 impl<'a> Keeper<'a> {
-    fn new(master: &'a Arc<Master>, term: u64) -> Self {
+    fn new(master: &'a Arc<Master>, volume: VolumeId, term: u64) -> Self {
         let (config, now) = (&master.config.house, master.clock.boot());
         let limits = Limits {
             copies_per_server: config.copies_per_chunkserver,
@@ -180,6 +179,7 @@ impl<'a> Keeper<'a> {
         };
         Self {
             master,
+            volume,
             term,
             replica: false,
             watching_since: now,
@@ -264,7 +264,7 @@ impl<'a> Keeper<'a> {
             (name.clone(), repair::copy_state(&desk.registry, name, condition, chunk, length, settled))
         };
         let copies: Vec<(String, CopyState)> = names.iter().map(state).collect();
-        let class = desk.classes.get(listing.record.storage_class).clone();
+        let class = desk.seat(self.volume).classes.get(listing.record.storage_class).clone();
         let is_in_place = |name: &String| {
             let labels = || desk.registry.get(name).map(mooseng_region::registry::Chunkserver::labels);
             class.labels.is_empty() || labels().is_some_and(|labels| class::has(&labels, &class.labels))
@@ -392,7 +392,7 @@ impl<'a> Keeper<'a> {
         if let Some(load) = self.loads.get_mut(server) {
             *load = load.saturating_sub(listing.record.length);
         }
-        let epoch = self.master.epoch().0;
+        let epoch = self.master.epoch(self.volume).0;
         self.master.desk(|desk| {
             // One that is lost is looked at when it comes back.
             if self.condition(desk, server) != Condition::Lost {
@@ -408,21 +408,23 @@ impl<'a> Keeper<'a> {
         self.figures.copying = self.flights.len() as u64;
         self.figures.rewriting = self.rewrites_under_way();
         self.figures.endangered_oldest_s = self.queue.oldest().map_or(0, |since| now.since(since).as_secs());
+        self.tell_under_way();
+        let staging_closed = self.tell_staged();
+        let house = House { status: self.figures, located: self.located.clone(), staging_closed };
+        let f = self.master.desk(|desk| {
+            let seat = desk.seat_mut(self.volume);
+            if seat.serving == Some(self.term) {
+                seat.house = house;
+            }
+            desk.house_status()
+        });
         let gauge = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-        let (m, f) = (&self.master.metrics, &self.figures);
+        let m = &self.master.metrics;
         m.copies_waiting.set(gauge(f.waiting));
         m.copies_under_way.set(gauge(f.copying));
         m.endangered_oldest_seconds.set(gauge(f.endangered_oldest_s));
         m.chunks_dead.set(gauge(f.dead));
         m.chunk_bytes.set(gauge(f.bytes));
         m.chunk_bytes_live.set(gauge(f.bytes_live));
-        self.tell_under_way();
-        let staging_closed = self.tell_staged();
-        let house = House { status: self.figures, located: self.located.clone(), staging_closed };
-        self.master.desk(|desk| {
-            if desk.serving == Some(self.term) {
-                desk.house = house;
-            }
-        });
     }
 }

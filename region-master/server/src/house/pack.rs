@@ -20,8 +20,8 @@ use mooseng_wire::call::CallError;
 use mooseng_wire::chunk::{BuildPiece, BuildSource};
 use mooseng_wire::{ChunkId, InodeId};
 
+use super::Keeper;
 use super::rewrite::{Order, failed};
-use super::{Keeper, ROOT_VOLUME};
 use crate::errors::record_failed;
 use crate::master::Master;
 use crate::own::{Changes, Repeat};
@@ -89,9 +89,9 @@ impl Keeper<'_> {
         if self.packs.next.is_some_and(|next| now < next) {
             return Ok(());
         }
-        let after = self.packs.after;
+        let (volume, after) = (self.volume, self.packs.after);
         let page = transact(&self.master.store, |tx| async move {
-            let page = packing::packable_files(&tx, ROOT_VOLUME, after, PAGE).await?;
+            let page = packing::packable_files(&tx, volume, after, PAGE).await?;
             Ok((tx, page))
         });
         let (files, next) = page.await.map_err(|e| record_failed(&e))?;
@@ -126,12 +126,12 @@ impl Keeper<'_> {
             let Some(files) = packs.packer.next(packs.making.len(), &left_alone, &limits) else {
                 return plans;
             };
-            let id = self.master.desk(|desk| desk.ids.take(IdKind::Chunk, 1));
+            let id = self.master.desk(|desk| desk.seat_mut(self.volume).ids.take(IdKind::Chunk, 1));
             let Some(number) = id.and_then(|ids| ids.first().copied()) else {
                 self.master.ids_low.notify_one();
                 return plans;
             };
-            let to = ChunkId::new(ROOT_VOLUME, number);
+            let to = ChunkId::new(self.volume, number);
             packs.making.insert(to);
             packs.busy.extend(files.iter().copied());
             plans.push(Plan { files, to });
@@ -223,7 +223,7 @@ async fn gather(master: &Master, files: &[InodeId]) -> Result<(Vec<Destaged>, u3
 async fn swap(order: &Order<'_>, mut moved: &[Destaged]) -> Result<Swapped, CallError> {
     let mut sum = Swapped::default();
     let to = order.to;
-    let mut changes = Changes::begin(order.master, order.term, order.deadline()).await?;
+    let mut changes = Changes::begin(order.master, order.to.volume(), order.term, order.deadline()).await?;
     let mut at_once = SWAP_PIECES;
     while !moved.is_empty() {
         let (now, later) = moved.split_at(at_once.min(moved.len()));

@@ -25,7 +25,7 @@ use mooseng_transport::call_error;
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::chunk::{Build, BuildPiece, BuildSource, Built, ChainMember, Pull, Pulled};
 use mooseng_wire::method::Method;
-use mooseng_wire::{ChunkId, InodeId, Role, VolumeId};
+use mooseng_wire::{ChunkId, InodeId, Role};
 use tokio::time::Instant;
 
 use super::Keeper;
@@ -154,12 +154,12 @@ impl Keeper<'_> {
             else {
                 return plans;
             };
-            let id = self.master.desk(|desk| desk.ids.take(IdKind::Chunk, 1));
+            let id = self.master.desk(|desk| desk.seat_mut(self.volume).ids.take(IdKind::Chunk, 1));
             let Some(number) = id.and_then(|ids| ids.first().copied()) else {
                 self.master.ids_low.notify_one();
                 return plans;
             };
-            let to = ChunkId::new(VolumeId(0), number);
+            let to = ChunkId::new(self.volume, number);
             rewriter.busy.insert(to);
             rewriter.busy.extend(group.victims.iter().map(|used| used.chunk));
             rewriter.under_way += 1;
@@ -361,7 +361,7 @@ impl Order<'_> {
         sources: Vec<BuildSource>,
         pieces: Vec<BuildPiece>,
     ) -> Result<Vec<String>, CallError> {
-        let class = self.master.desk(|desk| desk.classes.get(self.class).clone());
+        let class = self.master.desk(|desk| desk.seat(self.to.volume()).classes.get(self.class).clone());
         let placed = self.master.desk(|desk| self.place(desk, &class))?;
         let Some(((first, first_address), others)) = placed.split_first() else {
             return Err(failed("there is no place for a new chunk"));
@@ -369,8 +369,8 @@ impl Order<'_> {
         let (ticket, pace) = (self.ticket(), self.pace);
         let build = Build {
             chunk: self.to.0,
-            epoch: self.master.epoch().0,
-            custody: self.term,
+            epoch: self.master.epoch(self.to.volume()).0,
+            custody: self.master.orders(self.term),
             sources,
             pieces,
             ticket: ticket.clone(),
@@ -386,10 +386,10 @@ impl Order<'_> {
         for (name, address) in others {
             let pull = Pull {
                 chunk: self.to.0,
-                epoch: self.master.epoch().0,
+                epoch: self.master.epoch(self.to.volume()).0,
                 length: self.length,
                 digest: built.digest.clone(),
-                custody: self.term,
+                custody: self.master.orders(self.term),
                 source: Some(ChainMember { chunkserver: first.clone(), address: first_address.clone() }),
                 ticket: ticket.clone(),
                 bytes_per_s: pace,
@@ -435,7 +435,7 @@ impl Order<'_> {
             length: self.length,
             sealed: true,
             storage_class: self.class,
-            birth: self.master.epoch().0,
+            birth: self.master.epoch(self.to.volume()).0,
             born_ns: now_ns,
             sealed_ns: now_ns,
             inode: inode.0,
@@ -444,12 +444,12 @@ impl Order<'_> {
         let location = LocationRecord {
             layout: Layout::Copies as u32,
             copies,
-            epoch: self.master.epoch().0,
+            epoch: self.master.epoch(self.to.volume()).0,
             partial: None,
         };
         let (to, deadline) = (self.to, self.deadline());
         let (record, location) = (Arc::new(record), Arc::new(location));
-        own::change(self.master, self.term, Repeat::Never, deadline, |tx, _| {
+        own::change(self.master, to.volume(), self.term, Repeat::Never, deadline, |tx, _| {
             let (record, location) = (record.clone(), location.clone());
             Box::pin(async move {
                 swapping::record(tx, to, &record, &location);
@@ -457,8 +457,12 @@ impl Order<'_> {
             })
         })
         .await?;
-        let copy =
-            CopyFacts { length: self.length, sealed: true, epoch: self.master.epoch().0, corrupt: false };
+        let copy = CopyFacts {
+            length: self.length,
+            sealed: true,
+            epoch: self.master.epoch(self.to.volume()).0,
+            corrupt: false,
+        };
         self.master.desk(|desk| {
             for name in &location.copies {
                 desk.registry.changed(name, &[(self.to, copy)], &[]);
@@ -499,7 +503,7 @@ impl Order<'_> {
     async fn swap_file(&self, mut file: &[Moved]) -> Result<Swapped, CallError> {
         let mut sum = Swapped::default();
         let Some(inode) = file.first().map(|m| m.piece.inode) else { return Ok(sum) };
-        let mut changes = Changes::begin(self.master, self.term, self.deadline()).await?;
+        let mut changes = Changes::begin(self.master, self.to.volume(), self.term, self.deadline()).await?;
         let mut at_once = SWAP_EXTENTS_MAX;
         while !file.is_empty() {
             let (now, later) = file.split_at(at_once.min(file.len()));

@@ -15,8 +15,8 @@ use mooseng_wire::chunk::{Close, Sealed};
 use mooseng_wire::method::Method;
 use mooseng_wire::{ChunkId, Role, SessionId};
 
+use super::Keeper;
 use super::elsewhere::Compared;
-use super::{Keeper, ROOT_VOLUME};
 use crate::desk::{ChunkCounts, Desk, Seal};
 use crate::errors::record_failed;
 use crate::records::transact;
@@ -77,18 +77,18 @@ impl Keeper<'_> {
         if self.scan.next.is_some_and(|next| now < next) {
             return Ok(());
         }
-        let after = self.scan.after;
+        let (volume, after) = (self.volume, self.scan.after);
         if after.is_none() {
             self.scan.drainings_set = self.master.desk(|desk| desk.drainings_set());
         }
         // A replica's chunks have the class that the home gives them.
-        let several = !self.replica && self.master.desk(|desk| desk.classes.are_several());
+        let several = !self.replica && self.master.desk(|desk| desk.seat(volume).classes.are_several());
         let replica = self.replica;
         let compared = self.elsewhere.compared.clone();
         let (mut listings, misfits, more) = transact(&self.master.store, |tx| {
             let compared = compared.clone();
             async move {
-                let (page, more) = upkeep::list_chunks(&tx, ROOT_VOLUME, after, PAGE).await?;
+                let (page, more) = upkeep::list_chunks(&tx, volume, after, PAGE).await?;
                 let wanted = page.iter().map(|listing| async {
                     let has = listing.record.storage_class;
                     // Where there are no classes no chunk's file has one.
@@ -138,8 +138,8 @@ impl Keeper<'_> {
         let scan = std::mem::take(&mut self.scan);
         self.scan.next = Some(now.after(Duration::from_millis(self.master.config.house.scan_every_ms)));
         self.master.desk(|desk| {
-            desk.counts = scan.counts;
-            desk.located_as_of(scan.drainings_set, scan.located.clone());
+            desk.seat_mut(self.volume).counts = scan.counts;
+            desk.located_as_of(self.volume, scan.drainings_set, scan.located.clone());
         });
         self.queue.scanned(|chunk| scan.endangered.contains(&chunk));
         self.loads = scan.loads;
@@ -176,7 +176,7 @@ impl Keeper<'_> {
         let partial = listing.location.as_ref().is_some_and(|l| l.partial.is_some());
         // One that no file uses goes at home as any other.
         if record.sealed && partial && (self.replica || listing.used.extents > 0) {
-            match self.replica || record.birth >= self.master.epoch().0 {
+            match self.replica || record.birth >= self.master.epoch(self.volume).0 {
                 true if listing.used.extents > 0 => self.master.geo.want(listing.chunk),
                 true => {}
                 false => page.parts.push(listing.clone()),
@@ -209,8 +209,8 @@ impl Keeper<'_> {
     /// The volume's storage classes, as they were replayed.
     pub(super) async fn load_classes(&mut self) -> Result<(), CallError> {
         if self.scan.after.is_none() && self.scan.next.is_none_or(|next| self.master.clock.boot() >= next) {
-            let classes = crate::classes::load(self.master).await?;
-            self.master.desk(|desk| desk.classes.set(classes));
+            let classes = crate::classes::load(self.master, self.volume).await?;
+            self.master.desk(|desk| desk.seat_mut(self.volume).classes.set(classes));
         }
         Ok(())
     }
@@ -221,7 +221,8 @@ impl Keeper<'_> {
     }
 
     fn count(&mut self, desk: &Desk, servers: &Servers, listing: &ChunkListing, reachable: usize) {
-        let (chunk, class) = (listing.chunk, desk.classes.get(listing.record.storage_class));
+        let (chunk, class) =
+            (listing.chunk, desk.seat(self.volume).classes.get(listing.record.storage_class));
         let endangered = reachable < class.copies;
         let names = listing.location.iter().flat_map(|l| &l.copies);
         self.scan.counts.misplaced += u64::from(repair::is_misplaced(class, names, servers));
@@ -243,7 +244,7 @@ impl Keeper<'_> {
         page: &mut Page,
     ) {
         let names = listing.location.as_ref().map(|l| l.copies.as_slice()).unwrap_or_default();
-        let class = desk.classes.get(listing.record.storage_class);
+        let class = desk.seat(self.volume).classes.get(listing.record.storage_class);
         let now = self.master.clock.boot();
         let owner = SessionId(listing.record.owner);
         if !desk.sessions.in_grace(now) && !desk.sessions.holds(owner) {
@@ -265,7 +266,7 @@ impl Keeper<'_> {
         };
         let here = facts.members.iter().filter(|(_, condition, _)| *condition == Condition::Here).count();
         // Of an earlier home: whoever has it open appends to another one.
-        let earlier = listing.record.birth < self.master.epoch().0;
+        let earlier = listing.record.birth < self.master.epoch(self.volume).0;
         // There is nothing to read of it then, nor to keep, if no file came to use it.
         if !earlier || facts.used {
             self.count(desk, servers, listing, here);
@@ -381,7 +382,7 @@ impl Keeper<'_> {
 
     /// Ends an open chunk whose session lives: on one member first, so that nothing more is acknowledged, then in the store.
     async fn end(&mut self, listing: &ChunkListing, member: &str) -> Result<(), CallError> {
-        let epoch = self.master.epoch().0;
+        let epoch = self.master.epoch(self.volume).0;
         let address = self.master.desk(|desk| desk.registry.get(member).map(|s| s.beat.address.clone()));
         let Some(address) = address else { return Ok(()) };
         let close = Close { chunk: listing.chunk.0, epoch };
@@ -407,7 +408,7 @@ impl Keeper<'_> {
 
     /// Tells chunkservers of seals that they missed: they report a sealed chunk as unsealed.
     pub(super) async fn match_seals(&mut self) -> Result<(), CallError> {
-        for (chunkserver, chunk) in self.master.desk(|desk| desk.take_unsealed(UNSEALED_MAX)) {
+        for (chunkserver, chunk) in self.master.desk(|desk| desk.take_unsealed(self.volume, UNSEALED_MAX)) {
             let Some(listing) = seals::load(self.master, chunk).await? else { continue };
             let length = listing.record.length;
             // One that is too short can't be sealed so: it is replaced.
@@ -415,7 +416,7 @@ impl Keeper<'_> {
                 desk.registry.get(&chunkserver).and_then(|s| s.copy(chunk)).is_none_or(|c| c.length >= length)
             };
             if listing.record.sealed && self.master.desk(|desk| long_enough(desk)) {
-                let epoch = self.master.epoch().0;
+                let epoch = self.master.epoch(self.volume).0;
                 self.master.desk(|desk| desk.want_seal(&chunkserver, chunk, Seal { length, epoch }));
             }
         }

@@ -76,7 +76,7 @@ impl Keeper<'_> {
                 }
                 let after = after.filter(|_| server.beat.name == name);
                 let page: Vec<ChunkId> =
-                    server.copies_after(after).take(PAGE).map(|(chunk, _)| chunk).collect();
+                    server.copies_of(self.volume, after).take(PAGE).map(|(chunk, _)| chunk).collect();
                 if !page.is_empty() {
                     return Some((server.beat.name.clone(), page));
                 }
@@ -92,13 +92,13 @@ impl Keeper<'_> {
         let epoch = match standing {
             Standing::Placed => return,
             // What this region has of a chunk it fetched once the chunk was on record here.
-            Standing::Unknown | Standing::Gone if self.master.geo.has_salvage() => return,
-            Standing::Unknown if self.replica => self.master.epoch().0,
+            Standing::Unknown | Standing::Gone if self.master.geo.has_salvage(self.volume) => return,
+            Standing::Unknown if self.replica => self.master.epoch(self.volume).0,
             Standing::Unknown => {
                 self.strays.unknown += 1;
                 return;
             }
-            Standing::Gone => self.master.epoch().0,
+            Standing::Gone => self.master.epoch(self.volume).0,
             Standing::Misplaced(listing) => {
                 if !listing.record.sealed {
                     return;
@@ -112,7 +112,7 @@ impl Keeper<'_> {
                 if !spare {
                     return;
                 }
-                self.master.epoch().0
+                self.master.epoch(self.volume).0
             }
         };
         self.master.desk(|desk| {

@@ -215,7 +215,7 @@ async fn moves_there_and_back(geo: bool) {
             .is_some_and(|m| m.geo.replica(ROOT_VOLUME).readable().is_some_and(|at| at.epoch == Epoch(2)))
     })
     .await;
-    assert!(!serving(&regions, "a").unwrap().geo.has_salvage());
+    assert!(!serving(&regions, "a").unwrap().geo.has_salvage(ROOT_VOLUME));
     let back = order(&serving(&regions, "b").unwrap().clone(), "a", false).await.unwrap();
     serves_as_home(&regions, "a", 3).await;
     tokio::time::sleep(Duration::from_millis(500)).await;
@@ -236,7 +236,7 @@ async fn moves_there_and_back(geo: bool) {
         all.extend(made.into_values().map(|inode| (inode, ())));
     }
     assert!(all.len() > 20, "each has an inode of its own");
-    assert!(!serving(&regions, "b").unwrap().geo.has_salvage());
+    assert!(!serving(&regions, "b").unwrap().geo.has_salvage(ROOT_VOLUME));
     equal(&regions, "b").await;
     let known = serving(&regions, "a").unwrap().geo.view().unwrap().volumes[&ROOT_VOLUME].clone();
     assert_eq!((known.lost_home, known.sync_set.len()), (None, if geo { 2 } else { 1 }));
@@ -246,10 +246,8 @@ async fn moves_there_and_back(geo: bool) {
 async fn caught_up_once(regions: &Regions) {
     until("the replica is near", async || {
         serving(regions, "a").is_some_and(|home| {
-            home.geo
-                .shipped()
-                .get(&(ROOT_VOLUME, "b".to_owned()))
-                .is_some_and(|b| !b.copying && b.complete.is_some())
+            let shipped = home.geo.shipped(ROOT_VOLUME);
+            shipped.get("b").is_some_and(|b| !b.copying && b.complete.is_some())
         })
     })
     .await;
@@ -298,8 +296,8 @@ async fn locks_of_an_earlier_time_as_the_home_are_nobodys() {
     one.call(Method::FsChange, one.number, unlock).await;
     two.find("d").await;
     until("the old home is near", async || {
-        let shipped = serving(&regions, "b").map(|home| home.geo.shipped()).unwrap_or_default();
-        shipped.get(&(ROOT_VOLUME, "a".to_owned())).is_some_and(|a| !a.copying && a.complete.is_some())
+        let shipped = serving(&regions, "b").map(|home| home.geo.shipped(ROOT_VOLUME)).unwrap_or_default();
+        shipped.get("a").is_some_and(|a| !a.copying && a.complete.is_some())
     })
     .await;
     order(&serving(&regions, "b").unwrap().clone(), "a", false).await.unwrap();
@@ -409,7 +407,7 @@ async fn a_home_doesnt_move_where_it_would_lose_something() {
     let began = Instant::now();
     let (refused, why) = code(order(&home, "b", false).await);
     assert!(refused == ErrorCode::InvalidRequest && why.contains("would lose"), "{why}");
-    assert!(began.elapsed() < Duration::from_secs(20) && !home.geo.is_sealed());
+    assert!(began.elapsed() < Duration::from_secs(20) && !home.geo.is_sealed(ROOT_VOLUME));
     mount.make("after").await;
     regions.heal();
     assert_eq!(home.geo.view().unwrap().volumes[&ROOT_VOLUME].epoch, Epoch(1));
@@ -446,7 +444,7 @@ async fn breaks(trouble: Trouble, after: Duration) {
     let asked = home.clone();
     let moving = tokio::spawn(async move { order(&asked, "b", false).await });
     let sealed = async {
-        while !home.geo.is_sealed() && !moving.is_finished() {
+        while !home.geo.is_sealed(ROOT_VOLUME) && !moving.is_finished() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
@@ -459,7 +457,7 @@ async fn breaks(trouble: Trouble, after: Duration) {
             let leads = |i: &usize| {
                 regions.running[*i]
                     .as_ref()
-                    .is_some_and(|server| server.is_serving() || server.master().geo.is_sealed())
+                    .is_some_and(|server| server.is_serving() || server.master().geo.is_sealed(ROOT_VOLUME))
             };
             if let Some(leader) = regions.of("a").into_iter().find(leads) {
                 regions.kill(leader).await;

@@ -1,0 +1,136 @@
+//! What a master keeps in memory about one volume that several regions have.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use mooseng_ports::clock::BootTime;
+use mooseng_replica::needs::Needs;
+use mooseng_schema::log::{LogPosition, ReplicaRecord};
+use mooseng_wire::geo::PutAside;
+use tokio::sync::watch;
+
+use super::{lock, moving, push};
+
+/// What a home's leader knows of a region that has a volume.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Shipped {
+    /// It is here at least, durably.
+    pub at: Option<LogPosition>,
+    /// And the data that entries up to this place name is there, too.
+    pub complete: Option<LogPosition>,
+    /// When it was heard of last.
+    pub heard: Option<BootTime>,
+    /// It copies the volume still.
+    pub copying: bool,
+    /// Since when something waits for its acknowledgement; none while it has everything.
+    pub behind_since: Option<BootTime>,
+    /// Why it wasn't reached at last; empty where it was.
+    pub trouble: String,
+}
+
+/// What a replica's leader knows of its volume.
+#[derive(Clone, Debug, Default)]
+pub struct Replica {
+    /// As it is on record; none before that was read.
+    pub record: Option<ReplicaRecord>,
+    /// The home's newest place, as far as it was told.
+    pub newest: LogPosition,
+    /// When the home was heard last.
+    pub heard: Option<BootTime>,
+    /// When everything that the home had told of was here last.
+    pub whole_at: Option<BootTime>,
+}
+
+impl Replica {
+    /// Where it can be read at; none while it is copied.
+    pub fn readable(&self) -> Option<LogPosition> {
+        let whole = |record: &&ReplicaRecord| record.copied_before.is_none() && !record.undoing;
+        self.record.as_ref().filter(whole).map(ReplicaRecord::position)
+    }
+}
+
+/// One volume's part of [`super::Geo`], whatever this region is to the volume.
+pub(super) struct Seat {
+    /// Of a home: what is known of the regions that have the volume.
+    pub shipped: Mutex<BTreeMap<String, Shipped>>,
+    pub replica: Mutex<Replica>,
+    /// Of a home: the newest place before this leader, and up to where the log was trimmed; none before that was looked up.
+    pub log: Mutex<Option<(LogPosition, LogPosition)>>,
+    /// Changes with the replica's place.
+    pub moved: watch::Sender<u64>,
+    /// Who changes the replica: one at a time, in the order of asking.
+    pub applying: tokio::sync::Mutex<()>,
+    /// Something that was cut off is kept here, and with it whatever chunkservers have that no record names.
+    pub salvaged: AtomicBool,
+    /// What the home is told of it.
+    pub put_aside: Mutex<Vec<PutAside>>,
+    /// Of a replica: what its log names and isn't here; none until that was looked at.
+    pub needs: Mutex<Option<Needs>>,
+    /// Changes with it.
+    pub needed: watch::Sender<u64>,
+    /// Of a home: where bytes are sent as they are appended.
+    pub pushing: Mutex<push::Pushing>,
+    /// Changes with what regions acknowledge.
+    pub acknowledged: watch::Sender<u64>,
+    /// Of a home: regions that are to be in the sync set. They are waited for like its members.
+    pub joining: Mutex<BTreeSet<String>>,
+    /// Of a replica: up to where the sync set has everything, as its home has told.
+    pub told_synced: Mutex<LogPosition>,
+    /// The home answers nothing, for it is about to be moved: it isn't known here who is the home.
+    pub sealed: watch::Sender<bool>,
+    /// Since when, the last time.
+    pub stopped: Mutex<Option<tokio::time::Instant>>,
+    /// Where moves are asked for, while this master leads the home.
+    pub moves: Mutex<Option<tokio::sync::mpsc::Sender<moving::Ordered>>>,
+}
+
+impl Default for Seat {
+    fn default() -> Self {
+        Self {
+            shipped: Mutex::default(),
+            replica: Mutex::default(),
+            log: Mutex::default(),
+            moved: watch::channel(0).0,
+            applying: tokio::sync::Mutex::default(),
+            salvaged: false.into(),
+            put_aside: Mutex::default(),
+            needs: Mutex::default(),
+            needed: watch::channel(0).0,
+            pushing: Mutex::default(),
+            acknowledged: watch::channel(0).0,
+            joining: Mutex::default(),
+            told_synced: Mutex::default(),
+            sealed: watch::channel(false).0,
+            stopped: Mutex::default(),
+            moves: Mutex::default(),
+        }
+    }
+}
+
+impl Seat {
+    /// A new leadership, or another part in the volume: what was known may be wrong.
+    pub fn forget(&self) {
+        lock(&self.shipped).clear();
+        *lock(&self.replica) = Replica::default();
+        *lock(&self.log) = None;
+        lock(&self.joining).clear();
+        *lock(&self.pushing) = push::Pushing::default();
+        *lock(&self.needs) = None;
+        *lock(&self.told_synced) = LogPosition::default();
+    }
+
+    pub fn has_salvage(&self) -> bool {
+        self.salvaged.load(Ordering::Acquire)
+    }
+
+    pub fn note_shipped(&self, region: &str, section: impl FnOnce(&mut Shipped)) {
+        section(lock(&self.shipped).entry(region.to_owned()).or_default());
+        self.acknowledged.send_modify(|count| *count += 1);
+    }
+
+    pub fn note_replica(&self, section: impl FnOnce(&mut Replica)) {
+        section(&mut lock(&self.replica));
+        self.moved.send_modify(|count| *count += 1);
+    }
+}
