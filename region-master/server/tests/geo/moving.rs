@@ -369,8 +369,8 @@ async fn locks_go_along_with_the_home() {
     two.locks = vec![ranged(inode, 1, 0, 5), ranged(inode, 1, 10, 19), ranged(u64::from(u32::MAX), 1, 0, 0)];
     one.locks = vec![ranged(inode, 1, 20, 29), ranged(inode, 1, 40, 49)];
     until("the old home is near", async || {
-        let shipped = serving(&regions, "b").map(|home| home.geo.shipped()).unwrap_or_default();
-        shipped.get(&(ROOT_VOLUME, "a".to_owned())).is_some_and(|a| !a.copying && a.complete.is_some())
+        let shipped = serving(&regions, "b").map(|home| home.geo.shipped(ROOT_VOLUME)).unwrap_or_default();
+        shipped.get("a").is_some_and(|a| !a.copying && a.complete.is_some())
     })
     .await;
     one.find("d").await;
