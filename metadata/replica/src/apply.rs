@@ -183,8 +183,25 @@ pub async fn entries<T: Transaction>(
         record = ReplicaRecord { imaged_before: None, ..moved(record, entry.at) };
     }
     let at = record.position();
+    // They follow the place: it is one of that home's log.
+    record.confirmed = record.confirmed.max(from.0);
     put(tx, volume, record);
     Ok(at)
+}
+
+/// The home of an epoch has said that a place is one of its log: taken note of where the replica is there.
+pub async fn confirm<T: Transaction>(
+    tx: &T,
+    volume: VolumeId,
+    at: LogPosition,
+    from: Epoch,
+) -> Result<(), ReplicaError> {
+    let record = state(tx, volume, Read::Conflicting).await?.ok_or(ReplicaError::NotLogged)?;
+    let is_there = record.copied_before.is_none() && !record.undoing && record.position() == at;
+    if is_there && from.0 > record.refuses && from > record.of_log() {
+        put(tx, volume, ReplicaRecord { confirmed: from.0, ..record });
+    }
+    Ok(())
 }
 
 /// Makes an entry's changes, as far as what they change was copied.

@@ -240,6 +240,7 @@ pub async fn rejoin<T: Transaction>(tx: &T, volume: VolumeId, epoch: Epoch) -> R
         log_behind_epoch: behind.epoch.0,
         log_behind_version: behind.version,
         refuses: epoch.0.saturating_sub(1),
+        confirmed: known.epoch,
         // Its own log's data is its own.
         complete_epoch: at.epoch.0,
         complete_version: at.version,

@@ -172,6 +172,9 @@ pub struct ReplicaRecord {
     /// The newest entry is being undone, and some of its keys are as they were before it.
     #[prost(bool, tag = "10")]
     pub undoing: bool,
+    /// The newest home that has said that this place is one of its log: its epoch. At least that of the place is ([`ReplicaRecord::of_log`]).
+    #[prost(uint64, tag = "11")]
+    pub confirmed: u64,
 }
 
 impl Record for ReplicaRecord {
@@ -187,6 +190,11 @@ impl ReplicaRecord {
     /// The place of the log.
     pub fn position(&self) -> LogPosition {
         LogPosition::new(Epoch(self.epoch), self.version)
+    }
+
+    /// The newest epoch of whose log this place is known to be one.
+    pub fn of_log(&self) -> Epoch {
+        Epoch(self.confirmed.max(self.epoch))
     }
 
     /// The data that entries up to this place name is here, too.

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use mooseng_ports::plant::{self, Plant};
-use mooseng_schema::log::LogPosition;
+use mooseng_schema::log::{LogPosition, ReplicaRecord};
 use mooseng_wire::Epoch;
 
 use crate::view::{Durability, Volume};
@@ -29,6 +29,29 @@ pub struct Standing {
     pub complete: LogPosition,
     /// It has every entry up to here.
     pub newest: LogPosition,
+}
+
+impl Standing {
+    /// What a replica stands for in a volume's present epoch, and in its end; none where it could begin no home: it lacks data, or has taken in what the cut at
+    /// which the epoch began has taken back, or it isn't known whether it has.
+    ///
+    /// A place is one of the epoch's log if a home of the epoch has said so; or if it is one of the log before, up to the cut. To which log a place of
+    /// longer ago belongs only a home can tell. What the replica has beyond where it is complete it can undo.
+    pub fn of_replica(record: &ReplicaRecord, volume: &Volume) -> Option<Self> {
+        let (complete, position) = (record.complete(), record.position());
+        // What was just copied, and lacks data, is no state that a home could begin with.
+        if record.copied_before.is_some() || complete == LogPosition::default() {
+            return None;
+        }
+        let newest = match volume.cut {
+            _ if record.of_log() >= volume.epoch => position,
+            _ if record.of_log().0 + 1 < volume.epoch.0 => return None,
+            Some(cut) => position.min(cut),
+            // Nothing was cut off.
+            None => position,
+        };
+        (complete <= newest).then_some(Self { refuses: Epoch(record.refuses), complete, newest })
+    }
 }
 
 /// What a decision about a volume is made of.
@@ -183,6 +206,38 @@ mod tests {
 
     fn standing(refuses: u64, complete: u64) -> Standing {
         Standing { refuses: Epoch(refuses), complete: at(complete), newest: at(complete + 5) }
+    }
+
+    #[test]
+    fn a_replica_stands_for_what_is_of_the_epochs_log() {
+        let record = |confirmed: u64, (epoch, version): (u64, u64), complete: u64| ReplicaRecord {
+            epoch,
+            version,
+            complete_epoch: epoch,
+            complete_version: complete,
+            confirmed,
+            refuses: 3,
+            ..ReplicaRecord::default()
+        };
+        let stands = |record: &ReplicaRecord, cut: Option<(u64, u64)>| {
+            let cut = cut.map(|(epoch, version)| LogPosition::new(Epoch(epoch), version));
+            let standing = Standing::of_replica(record, &Volume { cut, ..volume(Durability::Region) })?;
+            assert_eq!((standing.refuses, standing.complete), (Epoch(3), record.complete()));
+            Some((standing.newest.epoch.0, standing.newest.version))
+        };
+        // The volume's epoch is 4.
+        assert_eq!(stands(&record(0, (4, 20), 10), Some((3, 5))), Some((4, 20)));
+        assert_eq!(stands(&record(4, (3, 20), 10), Some((3, 30))), Some((3, 20)), "nothing came since");
+        assert_eq!(stands(&record(0, (3, 20), 10), Some((3, 15))), Some((3, 15)), "it undoes the rest");
+        assert_eq!(stands(&record(0, (3, 20), 15), Some((3, 15))), Some((3, 15)));
+        assert_eq!(stands(&record(0, (3, 20), 20), Some((3, 15))), None, "found by simulation, seed 27 then");
+        assert_eq!(stands(&record(0, (3, 20), 20), None), Some((3, 20)));
+        assert_eq!(stands(&record(3, (2, 20), 20), Some((2, 20))), Some((2, 20)));
+        assert_eq!(stands(&record(0, (2, 20), 20), Some((3, 30))), None, "of which log?");
+        let copying = ReplicaRecord { copied_before: Some(Default::default()), ..record(4, (4, 20), 10) };
+        assert_eq!(stands(&copying, None), None);
+        assert_eq!(stands(&record(4, (4, 20), 0), None).map(|_| ()), Some(()));
+        assert_eq!(Standing::of_replica(&ReplicaRecord::default(), &volume(Durability::Region)), None);
     }
 
     struct Case {

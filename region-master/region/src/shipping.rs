@@ -69,6 +69,11 @@ impl<P: Copy + Ord> Shipping<P> {
         self.acknowledged
     }
 
+    /// The region is here, and that is a place of the log: what follows it is being sent.
+    pub fn agreed(&self) -> Option<P> {
+        self.sent.and(self.acknowledged)
+    }
+
     /// The region was asked. Answers the number of the question.
     pub fn asked(&mut self) -> u64 {
         self.asking = true;

@@ -41,7 +41,7 @@ const PATH_BYTES_MAX: usize = 4_000;
 /// Bytes of entries that are looked at in one transaction.
 const PAGE_BYTES: usize = 1 << 20;
 /// Archives that a home is told of: the newest ones.
-const TOLD_MAX: usize = 4;
+pub(super) const TOLD_MAX: usize = 4;
 
 /// Before the entries of the log here behind `cut` are undone or put aside: takes down how many they are, and which paths they concern, as those are
 /// called now. Doing it again changes nothing.
@@ -143,9 +143,9 @@ pub async fn archives(
     page.pairs.iter().map(read).collect()
 }
 
-/// What the home is told of them: of what this region had as a home.
-pub(super) fn told(archives: &[(LogPosition, ArchiveRecord)]) -> Vec<PutAside> {
-    let of_homes = archives.iter().rev().filter(|(_, archive)| archive.was_home).take(TOLD_MAX);
+/// What the home is told of them: of what this region had as a home, the newest ones.
+pub(super) fn told(archives: &[(LogPosition, ArchiveRecord)], max: usize) -> Vec<PutAside> {
+    let of_homes = archives.iter().rev().filter(|(_, archive)| archive.was_home).take(max);
     let tell = |(cut, archive): &(LogPosition, ArchiveRecord)| PutAside {
         cut: place(*cut),
         entries: archive.entries,

@@ -45,7 +45,13 @@ pub async fn push(master: &Master, peer: &Peer, push: Push, deadline: Instant) -
     if push.begin_anew {
         stand::begin_anew(master, volume, after, Epoch(push.epoch)).await?;
     }
-    let record = take(master, volume, after, entries, Epoch(push.epoch), deadline).await?;
+    let mut record = take(master, volume, after, entries, Epoch(push.epoch), deadline).await?;
+    let agreed = push.agreed.as_ref().map(|at| position(Some(at)));
+    if let Some(at) = agreed.filter(|at| *at == record.position() && record.of_log().0 < push.epoch) {
+        let seat = master.geo.seat(volume);
+        let _applying = seat.applying.lock().await;
+        record = change(master, volume, Change::Confirm(at, Epoch(push.epoch))).await?;
+    }
     if record.position() >= newest {
         master.geo.note_replica(volume, |replica| replica.whole_at = Some(now));
     }
@@ -190,6 +196,8 @@ pub(super) enum Change<'a> {
     Replay(LogPosition, &'a [Entry], Epoch, LogPosition),
     /// The data of entries up to that place is here, too.
     Completed(LogPosition),
+    /// The home of that epoch has said that this place is one of its log.
+    Confirm(LogPosition, Epoch),
     /// Refuses epochs up to this one.
     Refuse(Epoch),
     /// Lets go of the log up to that place.
@@ -206,6 +214,7 @@ impl Change<'_> {
         match self {
             Self::Begin if apply::state(tx, volume, Read::Conflicting).await?.is_some() => {}
             Self::Begin | Self::BeginAnew => apply::begin(tx, volume).await?,
+            Self::Confirm(at, from) => apply::confirm(tx, volume, *at, *from).await?,
             Self::Refuse(epoch) => drop(apply::refuse(tx, volume, *epoch).await?),
             Self::Install(from, page) => {
                 if let Err(error) = apply::install(tx, volume, from, page).await {

@@ -123,6 +123,7 @@ async fn ship(master: &Arc<Master>, volume: VolumeId, epoch: Epoch, region: &str
                     epoch,
                     region,
                     (number, LogPosition::default()),
+                    None,
                     (&[], Vec::new()),
                     &mut answers,
                 );
@@ -137,7 +138,17 @@ async fn ship(master: &Arc<Master>, volume: VolumeId, epoch: Epoch, region: &str
                         }
                         note(master, volume, region, &shipping, &sent);
                         let hints = chunks::hints(master, volume, region, &entries, &mut hinted).await;
-                        send(master, volume, epoch, region, (number, after), (&entries, hints), &mut answers);
+                        let agreed = shipping.agreed();
+                        send(
+                            master,
+                            volume,
+                            epoch,
+                            region,
+                            (number, after),
+                            agreed,
+                            (&entries, hints),
+                            &mut answers,
+                        );
                         continue;
                     }
                 }
@@ -154,7 +165,8 @@ async fn ship(master: &Arc<Master>, volume: VolumeId, epoch: Epoch, region: &str
         let greet = answers.is_empty();
         if greet && sync::is_news(master, volume, region, told) {
             told = sync::synced(master, volume);
-            send(master, volume, epoch, region, (0, LogPosition::default()), (&[], Vec::new()), &mut answers);
+            let (greeting, agreed) = ((0, LogPosition::default()), shipping.agreed());
+            send(master, volume, epoch, region, greeting, agreed, (&[], Vec::new()), &mut answers);
             continue;
         }
         tokio::select! {
@@ -210,7 +222,8 @@ async fn ship(master: &Arc<Master>, volume: VolumeId, epoch: Epoch, region: &str
             // Others of the set than this region have come further: what may be told there is more by now.
             _ = acknowledged.changed(), if greet => {}
             () = tokio::time::sleep(GREET_EVERY), if greet => {
-                send(master, volume, epoch, region, (0, LogPosition::default()), (&[], Vec::new()), &mut answers);
+                let (greeting, agreed) = ((0, LogPosition::default()), shipping.agreed());
+            send(master, volume, epoch, region, greeting, agreed, (&[], Vec::new()), &mut answers);
             }
         }
     }
@@ -282,12 +295,14 @@ async fn following(
     }
 }
 
+#[allow(clippy::too_many_arguments, reason = "what a push is made of")]
 fn send<'a>(
     master: &'a Arc<Master>,
     volume: VolumeId,
     epoch: Epoch,
     region: &'a str,
     (number, after): (u64, LogPosition),
+    agreed: Option<LogPosition>,
     (entries, hints): (&[Entry], Vec<Hint>),
     answers: &mut Answers<'a>,
 ) {
@@ -302,6 +317,7 @@ fn send<'a>(
         begin_anew: false,
         hints,
         synced: sync::synced(master, volume).and_then(place),
+        agreed: agreed.and_then(place),
     };
     let mut asking: Pin<Box<dyn Future<Output = Answer> + Send + 'a>> =
         Box::pin(async move { (number, ask(master, region, Method::LogPush, &message).await) });

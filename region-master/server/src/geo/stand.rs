@@ -21,7 +21,8 @@ use mooseng_schema::log::{self, LogPosition, ReplicaRecord};
 use mooseng_schema::loss::LossRecord;
 use mooseng_schema::{Record, number};
 use mooseng_store::{RangeLimit, Read, Store, StoreError, Transaction};
-use mooseng_wire::call::CallError;
+use mooseng_transport::call_error;
+use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::{Epoch, VolumeId};
 use tokio::time::Instant;
 
@@ -69,8 +70,6 @@ pub async fn refuse_when_closed(master: &Arc<Master>, volume: VolumeId) {
         let closed = cluster.borrow_and_update().volumes.get(&volume).filter(|v| !v.open).map(|v| v.epoch);
         let record = master.geo.replica(volume).record.filter(|record| record.copied_before.is_none());
         if let Some(record) = record {
-            // What was just copied, and lacks data, is no state that a home could begin with.
-            let stands = record.complete() > LogPosition::default();
             let refused = match closed.filter(|epoch| record.refuses < epoch.0) {
                 None => Ok(record),
                 Some(epoch) => {
@@ -80,8 +79,13 @@ pub async fn refuse_when_closed(master: &Arc<Master>, volume: VolumeId) {
                 }
             };
             match refused {
-                Ok(record) if stands => global.stands_here(volume, standing(&record)),
-                Ok(_) => {}
+                Ok(record) => {
+                    let known = cluster.borrow().volumes.get(&volume).cloned();
+                    match known.and_then(|known| Standing::of_replica(&record, &known)) {
+                        Some(standing) => global.stands_here(volume, standing),
+                        None => global.stands_no_more(volume),
+                    }
+                }
                 Err(error) => {
                     tracing::info!(error = %error.message, "a closed epoch can't be refused yet; trying on");
                     tokio::time::sleep(pause(AGAIN)).await;
@@ -94,11 +98,6 @@ pub async fn refuse_when_closed(master: &Arc<Master>, volume: VolumeId) {
             () = tokio::time::sleep(SAY_EVERY) => {}
         }
     }
-}
-
-/// What the region has beyond where it is complete it can undo.
-fn standing(record: &ReplicaRecord) -> Standing {
-    Standing { refuses: Epoch(record.refuses), complete: record.complete(), newest: record.position() }
 }
 
 /// The home's epoch is closed: it says how far its log is, from which it takes nothing back and to which nothing is added that is acknowledged.
@@ -151,6 +150,12 @@ pub async fn take_over(master: &Master, volume: VolumeId, epoch: Epoch) -> Resul
     if begins {
         tracing::info!(epoch = epoch.0, ?cut, "this region is the volume's home from now on");
     }
+    // What this region put aside as an earlier home: the home in between may have had that in the ledger behind the cut alone.
+    let archives = losses::archives(&master.store.begin(), volume).await.map_err(|e| failed(master, &e))?;
+    let own = losses::told(&archives, usize::MAX);
+    losses::name(master, volume, epoch, &master.config.region, &own, true)
+        .await
+        .map_err(|trouble| call_error(ErrorCode::Unavailable, trouble))?;
     // Each may take a round trip to another region, or two.
     tokio::try_join!(
         take_ids(master, volume, IdKind::Inode, epoch),
@@ -206,7 +211,7 @@ async fn note_salvage(master: &Master, volume: VolumeId) -> Result<(), CallError
     let seat = master.geo.seat(volume);
     seat.salvaged.store(!found.pairs.is_empty(), Ordering::Release);
     let archives = losses::archives(&master.store.begin(), volume).await.map_err(|e| failed(master, &e))?;
-    *super::lock(&seat.put_aside) = losses::told(&archives);
+    *super::lock(&seat.put_aside) = losses::told(&archives, losses::TOLD_MAX);
     Ok(())
 }
 

@@ -26,6 +26,13 @@ impl Global {
         lock(&self.told).entry(volume).or_default().insert(region.to_owned(), standing);
     }
 
+    /// A region can't take a volume over any more.
+    pub(super) fn forget_standing(&self, volume: VolumeId, region: &str) {
+        if let Some(told) = lock(&self.told).get_mut(&volume) {
+            told.remove(region);
+        }
+    }
+
     /// Regions whose lease has run out, with the renewal that it ran out from.
     pub fn ran_out(&self) -> BTreeMap<String, u64> {
         let (now, lease) = (self.clock.boot(), self.lease());

@@ -92,8 +92,8 @@ pub struct Global {
     appended: Arc<Mutex<Appended>>,
     holder: Mutex<Holder>,
     links: Mutex<BTreeMap<String, Link>>,
-    /// How this region stands with its copies of volumes, as long as this master leads it.
-    standings: Mutex<BTreeMap<VolumeId, Standing>>,
+    /// How this region stands with its copies of volumes, as long as this master leads it; none where it can't take a volume over any more.
+    standings: Mutex<BTreeMap<VolumeId, Option<Standing>>>,
     /// Rung when that is to be told at once.
     stood: Notify,
     /// As the leader: how all regions stand.
@@ -210,15 +210,22 @@ impl Global {
     /// How this region stands with its copy of a volume, said by its leader: goes to the leader of the global group with each renewal, and at once
     /// where it newly refuses an epoch. Only who has a whole copy says it.
     pub fn stands_here(&self, volume: VolumeId, standing: Standing) {
-        let before = lock(&self.standings).insert(volume, standing);
-        if before.is_none_or(|before| before.refuses != standing.refuses) {
+        let before = lock(&self.standings).insert(volume, Some(standing));
+        if before.flatten().is_none_or(|before| before.refuses != standing.refuses) {
+            self.stood.notify_one();
+        }
+    }
+
+    /// This region can't take a volume over, whatever it said before.
+    pub fn stands_no_more(&self, volume: VolumeId) {
+        if lock(&self.standings).insert(volume, None).flatten().is_some() {
             self.stood.notify_one();
         }
     }
 
     /// Whether this master has said how the region stands with its copy of a volume.
     pub fn has_said(&self, volume: VolumeId) -> bool {
-        lock(&self.standings).contains_key(&volume)
+        lock(&self.standings).get(&volume).is_some_and(Option::is_some)
     }
 
     /// How long a region's lease lasts.

@@ -81,11 +81,13 @@ fn renewal(global: &Global, master: &Master) -> Renew {
         address: m.node.address,
         zone: m.node.zone,
     };
+    let standings = lock(&global.standings).clone();
     Renew {
         region: global.region.clone(),
         masters: members.into_iter().map(seat).collect(),
         custody: custody_of(master.epoch(ROOT_VOLUME), master.raft.term()).unwrap_or(0),
         secret: global.config.secret(),
-        standings: lock(&global.standings).iter().map(|(volume, standing)| told(*volume, standing)).collect(),
+        stands_no_more: standings.iter().filter(|(_, s)| s.is_none()).map(|(v, _)| v.0.into()).collect(),
+        standings: standings.iter().filter_map(|(v, s)| Some(told(*v, s.as_ref()?))).collect(),
     }
 }

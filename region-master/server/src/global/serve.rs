@@ -165,6 +165,9 @@ impl Global {
         if !self.is_leading() {
             return Err(self.not_leader());
         }
+        for volume in &renew.stands_no_more {
+            self.forget_standing(volume_id(*volume)?, caller);
+        }
         for standing in &renew.standings {
             self.stands(volume_id(standing.volume)?, caller, standing);
         }
