@@ -160,6 +160,7 @@ async fn lead_replica(master: &Arc<Master>, term: u64) {
         geo::copy::run(master),
         geo::chunks::run(master, term),
         geo::complete::run(master),
+        geo::near_promises::run(master),
         house::run_replica(master, term)
     );
 }

@@ -9,7 +9,7 @@
 //! - [`copy`]: what a replica's leader does besides. [`receive`]: how it takes the log in.
 //! - [`complete`]: where a replica is complete. [`sync`]: what waits for the sync set of a `geo` volume, and who is in it.
 //! - [`chunks`]: how the bytes come that the log names.
-//! - [`near`]: reads of a replica.
+//! - [`near`]: reads of a replica; [`near_promises`]: what is promised of it.
 //! - [`stand`]: how the region stands when the volume's home is lost; a home that begins, one that ends, one that comes back.
 //! - [`moving`]: planned moves of the home.
 //! - [`losses`]: account of what failovers lost, and of what is put aside here.
@@ -46,6 +46,7 @@ mod fetch;
 pub mod losses;
 pub mod moving;
 pub mod near;
+pub mod near_promises;
 pub mod push;
 pub mod receive;
 pub mod serve;
@@ -152,6 +153,8 @@ pub struct Geo {
     stopped: Mutex<Option<tokio::time::Instant>>,
     /// Where moves are asked for, while this master leads the home.
     moves: Mutex<Option<tokio::sync::mpsc::Sender<moving::Ordered>>>,
+    /// Of a replica: what readers of this region are promised.
+    pub near: near_promises::NearPromises,
     /// The leaders of other regions, as far as they were found.
     leaders: Mutex<BTreeMap<String, String>>,
 }
@@ -185,6 +188,7 @@ impl Geo {
             sealed: watch::channel(false).0,
             stopped: Mutex::default(),
             moves: Mutex::default(),
+            near: near_promises::NearPromises::default(),
             leaders: Mutex::default(),
         }
     }
@@ -206,6 +210,7 @@ impl Geo {
 
     /// A new leadership: what another one knew may be wrong.
     pub fn forget(&self) {
+        self.near.end();
         lock(&self.shipped).clear();
         lock(&self.replicas).clear();
         lock(&self.logs).clear();
