@@ -32,7 +32,9 @@ pub struct ClientConfig {
     /// Whether changes of names in directories that only this mount works in are made here, and told to the region a few milliseconds later. Until
     /// fsync, of the file or the directory, a crash of this host may lose them, as on a local filesystem.
     pub delegate: bool,
-    /// Most bytes of attributes, entries and lists of directories kept in memory.
+    /// Whether everything is read at the volume's home, wherever that is, and nothing from this host's region's replica of it.
+    pub strong: bool,
+    /// Most bytes of attributes, entries and lists of directories kept in memory; of what a replica tells as many again.
     pub facts_bytes: usize,
     /// Most bytes read ahead on one handle.
     pub read_ahead_bytes: u64,
@@ -60,6 +62,7 @@ impl Default for ClientConfig {
             cache_bytes: 64 << 20,
             write_buffer_bytes: 64 << 20,
             delegate: true,
+            strong: false,
             facts_bytes: 64 << 20,
             read_ahead_bytes: 8 << 20,
             // Sockets and files of the system's own: not for a simulation.

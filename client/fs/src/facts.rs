@@ -35,6 +35,9 @@ const EXTENTS_MAX: usize = 4_096;
 /// Subtracted from what is left of the lease before somebody else counts it: he starts later than we did.
 const MARGIN: Duration = Duration::from_millis(100);
 
+/// Where the holds of a replica's facts begin.
+const HOLDS_OF_REPLICA: u64 = 1 << 62;
+
 /// How long an answer may be kept by who asked (a kernel, say), if at all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Validity {
@@ -294,6 +297,18 @@ impl Facts {
             })
             .build();
         Self { clock, memo: Mutex::default(), lease_until_ns: AtomicU64::new(0), inodes, entries, listings }
+    }
+
+    /// Those of a replica: their holds are told apart from the home's.
+    pub fn of_replica(clock: Arc<dyn Clock>, bytes_max: usize) -> Self {
+        let facts = Self::new(clock, bytes_max);
+        facts.memo(|memo| memo.holds = HOLDS_OF_REPLICA);
+        facts
+    }
+
+    /// Whether the lease is over.
+    pub fn is_over(&self) -> bool {
+        self.left().is_zero()
     }
 
     fn memo<T>(&self, f: impl FnOnce(&mut Memo) -> T) -> T {
@@ -773,6 +788,10 @@ pub trait Invalidate: Send + Sync + 'static {
     async fn directory(&self, directory: u64);
     /// Returns once nothing is shown any more that was promised before.
     async fn everything(&self);
+    /// Returns once no entry is shown any more that was promised before.
+    async fn entries(&self) {
+        self.everything().await;
+    }
 }
 
 #[cfg(test)]

@@ -232,7 +232,7 @@ impl FileSystem {
             let held = Registration { fs: self.clone(), inode, state: inner.opens.add(inode), kept: false };
             let (region, caller) = (inner.region.clone(), caller.clone());
             inner.region.spawn(async move {
-                match region.read(&caller, op).await {
+                match region.tell_home(&caller, op).await {
                     Ok(Reply::Entry(_) | Reply::Done(_)) => held.state.held(),
                     Ok(_) => {}
                     Err(error) => tracing::debug!(inode, %error, "the home didn't hear of an open"),
@@ -258,6 +258,9 @@ impl FileSystem {
     async fn look_near(&self, caller: &Caller, inode: u64) -> Option<Attr> {
         if !self.inner.session.near.is_away() {
             return None;
+        }
+        if let Some(known) = self.inner.session.known_inode(inode) {
+            return Some(known.attr);
         }
         let get = FsRequest { caller: Some(caller.clone()), op: Some(Op::GetAttr(GetAttr { inode })) };
         match self.inner.region.near(&get).await? {

@@ -157,6 +157,7 @@ impl FileSystem {
         );
         let recalls = Arc::new(Recalls::default());
         session.on_recall(recalls.clone());
+        session.near.forget_through(recalls.clone());
         let region = Region::new(session.clone());
         let borrower = if session.config.same_host_reads { Borrower::start(peers.clone()) } else { None };
         let (zone, hedge_after) = (session.config.zone.clone(), session.config.hedge_after);
@@ -174,6 +175,7 @@ impl FileSystem {
         recalls.write_back(&writer);
         tokio::spawn(WriteBack::keep(Arc::downgrade(&writer)));
         tokio::spawn(session.clone().keep());
+        tokio::spawn(session.clone().keep_near());
         tokio::spawn(send_closes(Arc::downgrade(&region), opens.clone(), shutdown.clone()));
         tokio::spawn(send_touches(region.clone(), touches.clone(), shutdown.clone()));
         let inner = Inner {
@@ -231,6 +233,7 @@ impl FileSystem {
             incarnation: view.incarnation,
             custody_epoch: view.custody_epoch,
             log_seen: inner.session.near.seen(),
+            near_promises: inner.session.near.is_open(),
             lease_left_ms: view.lease_left.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX)),
             leader: view.leader,
             lapses: view.lapses,
@@ -389,7 +392,7 @@ impl FileSystem {
     pub fn known_entry(&self, parent: u64, name: &[u8]) -> Option<Option<Attr>> {
         // A name that can't exist isn't merely absent: whoever asks is told why.
         let name = checked(name).ok()?;
-        match self.inner.facts.entry(parent, &name)?.0 {
+        match self.inner.session.known_entry(parent, &name)? {
             Some(inode) => Some(Some(self.known_attr(inode)?)),
             None => Some(None),
         }
@@ -397,20 +400,20 @@ impl FileSystem {
 
     /// What is promised of an inode, without asking anybody.
     pub fn known_attr(&self, inode: u64) -> Option<Attr> {
-        let known = || self.inner.facts.inode(inode).map(|(known, _)| known.attr);
+        let known = || self.inner.session.known_inode(inode).map(|known| known.attr);
         self.inner.writer.buffers.show_known(inode, known)
     }
 
     /// Names the time since which an inode has been promised without a break; none if it isn't. Whatever was read of it in that time is true
     /// still.
     pub fn hold(&self, inode: u64) -> Option<u64> {
-        self.inner.facts.inode(inode).map(|(known, _)| known.hold)
+        self.inner.session.known_hold(inode)
     }
 
     /// How long attributes that were just answered may be kept, and the entry that led to them.
     pub fn validity(&self, attr: Option<&Attr>, entry: Option<(u64, &[u8])>) -> Validity {
         let entry = entry.map(|(directory, name)| (directory, Bytes::copy_from_slice(name)));
-        self.inner.facts.validity(attr, entry.as_ref().map(|(directory, name)| (*directory, name)))
+        self.inner.session.validity(attr, entry.as_ref().map(|(directory, name)| (*directory, name)))
     }
 
     /// An inode's attributes.
@@ -536,7 +539,7 @@ impl FileSystem {
 
     /// A symbolic link's target.
     pub async fn readlink(&self, caller: &Caller, inode: u64) -> Result<Bytes, FsError> {
-        if let Some((known, _)) = self.inner.facts.inode(inode)
+        if let Some(known) = self.inner.session.known_inode(inode)
             && let Some(target) = known.target
         {
             return Ok(target);
@@ -642,7 +645,8 @@ impl FileSystem {
         entries_max: u32,
     ) -> Result<DirPage, FsError> {
         if caller.kernel_checked
-            && let Some((entries, end)) = self.inner.facts.listing(inode, cookie, entries_max as usize)
+            && let Some((entries, end)) =
+                self.inner.session.known_listing(inode, cookie, entries_max as usize)
         {
             return Ok(DirPage { entries, end });
         }

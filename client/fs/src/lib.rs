@@ -3,6 +3,7 @@
 //! ```text
 //!  FileSystem (fs, files)
 //!    |-- Region (region)  numbers, retries, exactly-once --> Session (session)  leader, lease, failover
+//!    |      \-- Near (near, near_promises, near_stream)  the replica in this host's region, read under its promises
 //!    |-- Reader (read, plan, cache)   extents -> inline data, chunk runs
 //!    |-- WriteBack (writeback, buffers, dirty, flush, send, pieces) buffers under the exclusive promise, or through
 //!    |-- Appenders (append)           one open chunk for an inode, replaced when a chunkserver fails
@@ -42,10 +43,13 @@ mod fs;
 mod grants;
 mod held;
 mod journal;
+mod known;
 mod links;
 mod locks;
 mod lookahead;
 mod near;
+mod near_promises;
+mod near_stream;
 mod neighbours;
 mod opens;
 mod owners;

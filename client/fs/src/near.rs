@@ -5,36 +5,42 @@
 //! replica that isn't there yet, or lacks a chunk, or isn't reached, sends the read to the home.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use mooseng_namespace::may_be_near;
+use mooseng_ports::clock::Clock;
 use mooseng_wire::Role;
 use mooseng_wire::call::ErrorCode;
 use mooseng_wire::fs::FsRequest;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::geo::{NearRead, NearReply, Place};
 use mooseng_wire::method::Method;
+use mooseng_wire::session::{Granted, Response};
 use prost::Message;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::facts::{Facts, Flight};
+use crate::near_stream::{At, Stream};
 use crate::peers::{Failure, Peers};
+use crate::recalls::Recalls;
 
 /// A master of this region gets so long to answer: the home is a few times as far.
 const ANSWER_WITHIN: Duration = Duration::from_millis(500);
 /// A region whose masters weren't reached is left alone so long.
 const REST: Duration = Duration::from_secs(1);
 
-/// A place in the volume's log: epoch and version.
-type At = (u64, u64);
-
 #[derive(Debug, Default)]
-struct State {
+pub(crate) struct State {
     /// The region that is the home, while it isn't this host's.
     home: Option<String>,
     /// The newest place that was seen.
-    seen: At,
+    pub seen: At,
+    /// What the replica promises.
+    pub stream: Stream,
     /// This mount's own changes that may not be in the sync set yet.
     changed: Changed,
     /// The master of this region that answered last.
@@ -99,19 +105,58 @@ impl Changed {
     }
 }
 
+impl State {
+    /// With whom a session is wanted under which the replica promises something.
+    pub fn wanted(&self) -> Option<String> {
+        self.home.as_ref().and(self.leader.clone())
+    }
+}
+
 /// This host's region as a replica.
-#[derive(Debug, Default)]
 pub(crate) struct Near {
     state: Mutex<State>,
+    /// Everything is read at the home.
+    strong: bool,
+    /// What the replica has promised; shown only where [`Stream::shows`] says so.
+    pub facts: Facts,
+    /// A session is open under which it does.
+    pub is_open: AtomicBool,
+    /// Who takes in what comes of it, one after the other.
+    pub taking: tokio::sync::Mutex<()>,
+    /// Who takes back what others were told.
+    pub settling: tokio::sync::Mutex<()>,
+    pub recalls: OnceLock<Arc<Recalls>>,
+    /// Rung where a session is wanted, has ended, or is to be renewed.
+    pub kick: Notify,
 }
 
 impl Near {
-    fn state(&self) -> MutexGuard<'_, State> {
+    /// Nothing is known yet.
+    pub fn new(clock: Arc<dyn Clock>, facts_bytes: usize, strong: bool) -> Self {
+        Self {
+            state: Mutex::default(),
+            strong,
+            facts: Facts::of_replica(clock, facts_bytes),
+            is_open: false.into(),
+            taking: tokio::sync::Mutex::default(),
+            settling: tokio::sync::Mutex::default(),
+            recalls: OnceLock::new(),
+            kick: Notify::new(),
+        }
+    }
+
+    /// With whom a session is wanted under which the replica promises something.
+    pub fn wanted(&self) -> Option<String> {
+        self.state().wanted()
+    }
+
+    pub fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The volume's home is that region; none where it is this host's.
     pub fn set_home(&self, home: Option<String>) {
+        let home = home.filter(|_| !self.strong);
         let mut state = self.state();
         if state.home != home {
             if let Some(home) = &home {
@@ -122,6 +167,8 @@ impl Near {
             }
             state.home = home;
             state.leader = None;
+            self.end(&mut state);
+            self.kick.notify_one();
         }
     }
 
@@ -192,7 +239,6 @@ impl Near {
             (state.seen, state.leader.clone())
         };
         let at_least = Some(Place { epoch: seen.0, version: seen.1 });
-        let body: Bytes = NearRead { op: Some(request.clone()), at_least }.encode_to_vec().into();
         let mut candidates: Vec<String> = known.into_iter().chain(masters.iter().cloned()).collect();
         let mut tried: Vec<String> = Vec::new();
         while tried.len() <= masters.len() && !candidates.is_empty() {
@@ -200,26 +246,18 @@ impl Near {
             if tried.contains(&address) {
                 continue;
             }
-            let call = peers.call(
-                Role::Master,
-                &address,
-                Method::NearRead,
-                body.clone(),
-                Bytes::new(),
-                ANSWER_WITHIN,
-            );
+            let seat = self.state().stream.seat(&address);
+            let session = seat.map(|seat| seat.session);
+            let near_read = NearRead { op: Some(request.clone()), at_least, seat };
+            let flight = self.facts.begin();
+            let body = near_read.encode_to_vec().into();
+            let call =
+                peers.call(Role::Master, &address, Method::NearRead, body, Bytes::new(), ANSWER_WITHIN);
             match call.await {
                 Ok(answered) => {
                     let reply = NearReply::decode(answered.body).ok()?;
-                    let at = reply.at.map_or((0, 0), |place| (place.epoch, place.version));
-                    let mut state = self.state();
-                    state.leader = Some(address);
-                    if at < seen {
-                        return None;
-                    }
-                    state.seen = state.seen.max(at);
-                    drop(state);
-                    return reply.reply?.reply;
+                    self.answered(address, session);
+                    return self.take(peers, request, reply, (&flight, session), seen).await;
                 }
                 Err(Failure::Refused(refusal)) => {
                     match refusal.code() {
@@ -229,7 +267,7 @@ impl Near {
                         ErrorCode::NotLeader => {}
                         // The leader has said that it is the home's to answer.
                         _ => {
-                            self.state().leader = Some(address);
+                            self.answered(address, session);
                             return None;
                         }
                     }
@@ -243,6 +281,57 @@ impl Near {
         state.resting_until = Some(Instant::now() + REST);
         None
     }
+
+    /// This master leads. One that another session is of isn't the leader any more.
+    fn answered(&self, address: String, session: Option<u64>) {
+        let mut state = self.state();
+        if state.leader.as_ref() == Some(&address) {
+            return;
+        }
+        if session.is_none() && state.stream.session().is_some() && state.stream.leader() != address {
+            self.end(&mut state);
+        }
+        state.leader = Some(address);
+        drop(state);
+        self.kick.notify_one();
+    }
+
+    /// Takes an answer in, which is shown then; none where it shows less than what was seen. What comes before it is forgotten first, and what it promises
+    /// is kept.
+    async fn take(
+        &self,
+        peers: &dyn Peers,
+        request: &FsRequest,
+        reply: NearReply,
+        (flight, session): (&Flight<'_>, Option<u64>),
+        seen: At,
+    ) -> Option<Reply> {
+        let at = reply.at.map_or((0, 0), |place| (place.epoch, place.version));
+        match (&reply.news, session) {
+            (Some(news), Some(_)) => {
+                if !self.take_news(news).await {
+                    self.end_of(news.session);
+                }
+                let granted = reply
+                    .granted
+                    .into_iter()
+                    .map(|fact| Granted { fact: Some(fact), exclusive: false })
+                    .collect();
+                let beside =
+                    Response { grant: news.upto, granted, reply: reply.reply.clone(), ..Response::default() };
+                self.facts.digest(flight, request, &beside);
+            }
+            // It isn't known there any more.
+            (None, Some(session)) => self.end_of(session),
+            (_, None) => {}
+        }
+        if at < seen {
+            return None;
+        }
+        self.saw(at.0, at.1);
+        self.settle(peers, at).await;
+        reply.reply?.reply
+    }
 }
 
 #[cfg(test)]
@@ -250,6 +339,7 @@ mod tests {
     use std::collections::VecDeque;
 
     use async_trait::async_trait;
+    use mooseng_ports::clock::ManualClock;
     use mooseng_wire::call::CallError;
     use mooseng_wire::fs::fs_request::Op;
     use mooseng_wire::fs::{Done, FsReply, GetAttr, StatFs};
@@ -288,6 +378,7 @@ mod tests {
         let reply = NearReply {
             reply: Some(FsReply { reply: Some(Reply::Done(Done {})) }),
             at: Some(Place { epoch, version }),
+            ..NearReply::default()
         };
         Ok(Answered { body: reply.encode_to_vec().into(), bulk: Bytes::new() })
     }
@@ -299,7 +390,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_leader_is_found_and_what_was_seen_isnt_gone_behind() {
         let masters = ["a".to_owned(), "b".to_owned()];
-        let near = Near::default();
+        let near = Near::new(Arc::new(ManualClock::default()), 1 << 20, false);
         let script =
             |steps: Vec<(&'static str, Result<Answered, Failure>)>| Scripted(Mutex::new(steps.into()));
         assert!(near.read(&script(vec![]), &masters, &get()).await.is_none(), "the home is here");
@@ -329,7 +420,7 @@ mod tests {
 
     #[test]
     fn what_an_earlier_home_answered_isnt_settled_by_a_later_one_nor_by_another_inodes_loss() {
-        let near = Near::default();
+        let near = Near::new(Arc::new(ManualClock::default()), 1 << 20, false);
         near.changed(&[7], (0, 0));
         assert_eq!(near.unsynced(7), []);
         near.changed(&[7, 8], (1, 9));

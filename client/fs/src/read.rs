@@ -215,7 +215,7 @@ impl Reader {
     /// The extents from `offset` on, if they are promised and the tickets to their chunks are good for a while.
     fn known_extents(&self, inode: u64, offset: u64) -> Option<ExtentMap> {
         let session = &self.region.session;
-        let (known, _) = session.facts.inode(inode)?;
+        let known = session.known_inode(inode)?;
         if offset >= known.attr.size {
             return Some(ExtentMap {
                 size: known.attr.size,

@@ -35,6 +35,32 @@ impl Recalls {
         }
     }
 
+    /// Returns once nobody is shown a fact any more. What is buffered isn't concerned.
+    pub async fn forget_fact(&self, fact: &Fact) {
+        let Some(kernel) = self.kernel.get() else { return };
+        match fact {
+            Fact::Inode(inode) => kernel.inode(inode.0).await,
+            Fact::Directory(directory) => kernel.directory(directory.0).await,
+            Fact::Entry(directory, name) => kernel.entry(directory.0, name).await,
+        }
+    }
+
+    /// The same of all entries, and of these inodes.
+    pub async fn forget_few(&self, inodes: &[u64]) {
+        let Some(kernel) = self.kernel.get() else { return };
+        kernel.entries().await;
+        for inode in inodes {
+            kernel.inode(*inode).await;
+        }
+    }
+
+    /// The same of everything.
+    pub async fn forget_all(&self) {
+        if let Some(kernel) = self.kernel.get() {
+            kernel.everything().await;
+        }
+    }
+
     /// Has whoever shows an inode look at it anew, without a recall.
     pub async fn forget(&self, inode: u64) {
         if let Some(kernel) = self.kernel.get() {
@@ -66,12 +92,7 @@ impl Recalled for Recalls {
         if keep.is_some() {
             return;
         }
-        let Some(kernel) = self.kernel.get() else { return };
-        match fact {
-            Fact::Inode(inode) => kernel.inode(inode.0).await,
-            Fact::Directory(directory) => kernel.directory(directory.0).await,
-            Fact::Entry(directory, name) => kernel.entry(directory.0, name).await,
-        }
+        self.forget_fact(fact).await;
     }
 
     async fn everything(&self) {

@@ -23,6 +23,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::FsError;
+use crate::facts;
 use crate::fs::daemon;
 use crate::journal::{self, SentOwned};
 use crate::opens::Opens;
@@ -70,6 +71,8 @@ struct Flight {
     urgent: bool,
     /// The only life of the session in which it may be done, or only home under which.
     within: Option<Within>,
+    /// Nobody is shown its answer: it says nothing of the volume.
+    unshown: bool,
 }
 
 /// What to do with a failed attempt.
@@ -108,6 +111,15 @@ impl Region {
 
     /// Runs a read.
     pub async fn read(&self, caller: &Caller, op: Op) -> Result<Reply, FsError> {
+        self.read_as(caller, op, false).await
+    }
+
+    /// Tells the home something that is answered like a read, and whose answer nobody is shown: what it may show isn't seen by it, and it promises nothing.
+    pub async fn tell_home(&self, caller: &Caller, op: Op) -> Result<Reply, FsError> {
+        self.read_as(caller, op, true).await
+    }
+
+    async fn read_as(&self, caller: &Caller, op: Op, unshown: bool) -> Result<Reply, FsError> {
         let started = Instant::now();
         let what = name(&op);
         let patience = self.patience();
@@ -122,6 +134,7 @@ impl Region {
             order: 0,
             urgent: false,
             within: None,
+            unshown,
         };
         let sent = match &flight.request.op {
             Some(op) => tokio::time::timeout_at(flight.deadline, self.session.journal.enter(op)).await,
@@ -221,6 +234,7 @@ impl Region {
                 order: 0,
                 urgent,
                 within,
+                unshown: false,
             }),
         };
         let reply = match &mut settling.flight {
@@ -415,12 +429,8 @@ impl Region {
             Ok(answer) => {
                 let response = Response::decode(answer.body).unwrap_or_default();
                 releasing.inodes.clear();
-                self.session.facts.digest(&digest, &flight.request, &response);
-                self.session.near.saw(response.log_epoch, response.log_version);
-                if flight.number > 0 {
-                    let made = response.reply.as_ref().and_then(|reply| reply.reply.as_ref());
-                    let changed = journal::changed_by(&flight.request, made);
-                    self.session.near.changed(&changed, (response.log_epoch, response.log_version));
+                if !flight.unshown {
+                    self.take_in(flight, &digest, &response).await;
                 }
                 let reply = response.reply.and_then(|r| r.reply);
                 reply.ok_or_else(|| {
@@ -438,6 +448,20 @@ impl Region {
                 Err(failure)
             }
         }
+    }
+
+    /// Takes an answer in, before it is shown.
+    async fn take_in(&self, flight: &Flight, digest: &facts::Flight<'_>, response: &Response) {
+        let near = &self.session.near;
+        let at = (response.log_epoch, response.log_version);
+        self.session.facts.digest(digest, &flight.request, response);
+        near.saw(at.0, at.1);
+        if flight.number > 0 {
+            let made = response.reply.as_ref().and_then(|reply| reply.reply.as_ref());
+            near.changed(&journal::changed_by(&flight.request, made), at);
+        }
+        // What the replica promised before that place isn't shown beside this answer.
+        near.settle(&*self.session.peers, at).await;
     }
 
     async fn judge(

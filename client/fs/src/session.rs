@@ -205,6 +205,7 @@ impl Session {
             other_since: None,
             made_anew: None,
         };
+        let near = Near::new(clock.clone(), config.facts_bytes, config.strong);
         Arc::new(Self {
             config,
             peers,
@@ -213,7 +214,7 @@ impl Session {
             facts,
             buffers,
             journal: Arc::default(),
-            near: Near::default(),
+            near,
             grants: Arc::default(),
             locks: Arc::default(),
             settled: AtomicU64::new(0),
@@ -419,6 +420,12 @@ impl Session {
     pub fn has_elsewhere(&self) -> bool {
         self.state(|s| !s.elsewhere.is_empty())
     }
+
+    /// Returns once it ends.
+    pub async fn shut_down(&self) {
+        self.shutdown.cancelled().await;
+    }
+
     pub fn is_shut_down(&self) -> bool {
         self.shutdown.is_cancelled()
     }
@@ -1010,7 +1017,9 @@ fn home_of(failure: &Failure) -> Option<Home> {
 }
 
 /// The next notice; waits for ever where none can come.
-async fn next_notice(notices: &mut Option<broadcast::Receiver<(Method, Bytes)>>) -> Option<(Method, Bytes)> {
+pub(crate) async fn next_notice(
+    notices: &mut Option<broadcast::Receiver<(Method, Bytes)>>,
+) -> Option<(Method, Bytes)> {
     let Some(receiver) = notices else { return std::future::pending().await };
     match receiver.recv().await {
         Ok(notice) => Some(notice),

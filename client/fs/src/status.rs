@@ -17,6 +17,8 @@ pub struct FsStatus {
     pub custody_epoch: u64,
     /// The newest place of the volume's log, by home epoch and version, that answers may have shown; 0 and 0 where one region alone has the volume.
     pub log_seen: (u64, u64),
+    /// Whether this host's region promises what its replica of the volume tells.
+    pub near_promises: bool,
     /// What remains of the lease, in milliseconds; none when it has run out.
     pub lease_left_ms: Option<u64>,
     /// The leader's address while we are connected to it.

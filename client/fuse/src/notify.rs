@@ -336,6 +336,14 @@ impl Invalidate for Notifier {
         self.inode(directory).await;
     }
 
+    async fn entries(&self) {
+        self.let_show();
+        if self.keeps_entries() {
+            self.listed.lock().unwrap_or_else(PoisonError::into_inner).clear();
+            note("the epoch", self.kernel.raise_epoch());
+        }
+    }
+
     async fn everything(&self) {
         self.let_show();
         self.listed.lock().unwrap_or_else(PoisonError::into_inner).clear();

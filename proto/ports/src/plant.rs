@@ -101,6 +101,8 @@ plants! {
     ReclaimSkipped = "reclaim-skipped",
     /// What a replica has beyond the cut is taken out of its log, and its records stay as they are.
     UndoSkipped = "undo-skipped",
+    /// A replica's leader takes nothing back of what it promised when it replays the log.
+    NearRecallSkipped = "near-recall-skipped",
 }
 
 impl fmt::Display for Plant {

@@ -112,6 +112,10 @@ methods! {
     LogComplete = 66 on Control,
     /// geo.AskReceivers -> geo.Receivers
     ChunkReceivers = 67 on Control,
+    /// geo.NearRenew -> geo.NearRenewed
+    NearRenew = 68 on Control,
+    /// geo.NearNews, master to client, without an answer.
+    NearNotice = 69 on Control,
     /// raft.AppendEntries -> raft.AppendAnswer, of the global group, as all that follow.
     GlobalAppend = 50 on Control,
     /// raft.VoteRequest -> raft.VoteAnswer

@@ -3,6 +3,7 @@
 //! - [`sessions`]: leases, incarnations and opens of mounted clients; which open-unlinked inodes may be freed.
 //! - [`registry`]: the chunkservers that report here: alive, suspect or lost; disks, failure domains, inventories.
 //! - [`promises`]: what sessions may cache, and what has to be recalled before a fact changes.
+//! - [`near`]: what a replica's leader has promised to readers, and what it takes back as the log comes in.
 //! - [`locks`]: who waits for locks, and who would wait for itself.
 //! - [`class`]: storage classes, and which chunkservers fit them.
 //! - [`placement`]: which chunkservers take the copies of a fresh chunk.
@@ -29,6 +30,7 @@ pub mod join;
 pub mod leave;
 pub mod locks;
 pub mod moving;
+pub mod near;
 pub mod pack;
 pub mod placement;
 pub mod promises;

@@ -191,6 +191,13 @@ async fn lead_volume(master: &Arc<Master>, mut cluster: Cluster, volume: VolumeI
     }
 }
 
+/// What is promised to readers of this region: of the root volume alone, which mounts see.
+async fn near_promises(master: &Master, volume: VolumeId) {
+    if volume == ROOT_VOLUME {
+        geo::near_promises::run(master).await;
+    }
+}
+
 /// Keeps a replica of the volume, whose home is elsewhere. Nothing of it is changed here but by its log.
 async fn lead_replica(master: &Arc<Master>, volume: VolumeId, term: u64) {
     let _kept = geo::stand::KeptToTheLog::put_on(master, volume);
@@ -207,6 +214,7 @@ async fn lead_replica(master: &Arc<Master>, volume: VolumeId, term: u64) {
         geo::stand::refuse_when_closed(master, volume),
         geo::copy::run(master, volume),
         geo::complete::run(master, volume),
+        near_promises(master, volume),
         house::run_replica(master, volume, term)
     );
 }

@@ -73,6 +73,10 @@ pub const NAMES: &[Name] = &[
     PACKABLE_BYTES,
     LOG_REPLAYED,
     HELD_BACK,
+    NEAR_SESSIONS,
+    NEAR_PROMISES,
+    NEAR_GRANTED,
+    NEAR_RECALLS,
     CHUNKS_FETCHED,
     BYTES_FETCHED,
 ];
@@ -189,6 +193,16 @@ const LOG_REPLAYED: Name = Name(
 const HELD_BACK: Name = Name(
     "mooseng_master_held_back",
     "Answers that waited until what others had changed was in the volume's sync set",
+);
+const NEAR_SESSIONS: Name =
+    Name("mooseng_master_near_sessions", "Mounts of this region that read its replica under promises");
+const NEAR_PROMISES: Name =
+    Name("mooseng_master_near_promises", "Facts of the replica that they are promised, counted for each");
+const NEAR_GRANTED: Name =
+    Name("mooseng_master_near_granted", "Facts of the replica that were promised with an answer");
+const NEAR_RECALLS: Name = Name(
+    "mooseng_master_near_recalls",
+    "Promises on the replica that were taken back by a notice, for entries of the log that were replayed",
 );
 const CHUNKS_FETCHED: Name =
     Name("mooseng_master_chunks_fetched", "Chunks that were copied here from their volume's home");
@@ -336,6 +350,14 @@ pub struct Metrics {
     pub log_replayed: Counter,
     /// Answers that waited for the sync set, for others' sake.
     pub held_back: Counter,
+    /// Readers of the replica.
+    pub near_sessions: Gauge,
+    /// What they are promised.
+    pub near_promises: Gauge,
+    /// What was promised to them.
+    pub near_granted: Counter,
+    /// What was taken back from them.
+    pub near_recalls: Counter,
     /// Chunks that were copied here from their volume's home.
     pub chunks_fetched: Counter,
     /// Their bytes.
@@ -406,6 +428,10 @@ impl Metrics {
             leaderships: Counter::default(),
             log_replayed: Counter::default(),
             held_back: Counter::default(),
+            near_sessions: Gauge::default(),
+            near_promises: Gauge::default(),
+            near_granted: Counter::default(),
+            near_recalls: Counter::default(),
             chunks_fetched: Counter::default(),
             bytes_fetched: Counter::default(),
             recalls: Counter::default(),
@@ -421,6 +447,8 @@ impl Metrics {
             (GLOBAL_TERM, m.global_term),
             (AGREED_VERSION, m.agreed_version),
             (LEASE_HELD, m.lease_held),
+            (NEAR_SESSIONS, m.near_sessions),
+            (NEAR_PROMISES, m.near_promises),
             (SESSIONS, m.sessions),
             (CHUNKSERVERS_ALIVE, m.chunkservers_alive),
             (CHUNKS, m.chunks),
@@ -479,6 +507,8 @@ impl Metrics {
             (LEADERSHIPS, m.leaderships),
             (LOG_REPLAYED, m.log_replayed),
             (HELD_BACK, m.held_back),
+            (NEAR_GRANTED, m.near_granted),
+            (NEAR_RECALLS, m.near_recalls),
             (CHUNKS_FETCHED, m.chunks_fetched),
             (BYTES_FETCHED, m.bytes_fetched),
             (RECALLS, m.recalls),

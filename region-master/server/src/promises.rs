@@ -223,6 +223,11 @@ fn grantable(request: &FsRequest, fact: &Fact) -> bool {
     }
 }
 
+/// What of a read's answer may be promised at the shared level.
+pub fn promised_by_read(request: &FsRequest, reply: &FsReply) -> BTreeSet<Fact> {
+    facts_read(request, reply).into_iter().filter(|fact| grantable(request, fact)).collect()
+}
+
 /// The inode that a request opens to write to it.
 fn opened_to_write(request: &FsRequest) -> Option<InodeId> {
     match &request.op {

@@ -89,6 +89,12 @@ impl MasterService {
                     .await
                     .map(|m| Answer::of(&m));
             }
+            Method::NearRenew => {
+                let connection = incoming.connection.clone();
+                return geo::near_promises::renew(master, &peer, &connection, incoming.decode()?, deadline)
+                    .await
+                    .map(|m| Answer::of(&m));
+            }
             _ => {}
         }
         master.allow_of_cluster(&peer, &[Role::Client, Role::Admin])?;

@@ -11,6 +11,8 @@ pub struct Options {
     pub no_exec: bool,
     pub suid: bool,
     pub dev: bool,
+    /// Everything is read at the volume's home.
+    pub strong: bool,
     pub retry_timeout_s: Option<u64>,
 }
 
@@ -22,8 +24,7 @@ pub enum Unknown {
     Ignore,
 }
 
-/// What a mount does anyway, or what is for whoever reads fstab. Every read is at home in this release, so `session` and `strong` are
-/// one; names and sizes are durable when a change returns, so `dirsync` changes nothing.
+/// What a mount does anyway, or what is for whoever reads fstab. Names and sizes are durable when a change returns, so `dirsync` changes nothing.
 const NOTHING_TO_DO: &[&str] = &[
     "_netdev",
     "async",
@@ -46,9 +47,7 @@ const NOTHING_TO_DO: &[&str] = &[
     "nouser",
     "nousers",
     "owner",
-    "session",
     "silent",
-    "strong",
     "sync",
     "user",
     "users",
@@ -99,6 +98,8 @@ impl Options {
             ("allow_other", _) => self.allow_other = true,
             ("noatime", _) => self.no_atime = true,
             ("relatime", _) => self.no_atime = false,
+            ("strong", _) => self.strong = true,
+            ("session", _) => self.strong = false,
             ("retry_timeout", seconds) => {
                 let seconds = seconds
                     .parse()
@@ -137,16 +138,21 @@ mod tests {
 
     #[test]
     fn options_are_understood() {
-        let options = parse("ro,noatime,retry_timeout=5,noexec").unwrap();
+        let options = parse("ro,noatime,retry_timeout=5,noexec,strong").unwrap();
         let wanted = Options {
             read_only: true,
+            strong: true,
             no_atime: true,
             no_exec: true,
             retry_timeout_s: Some(5),
             ..Options::default()
         };
         assert_eq!(options, wanted);
-        assert_eq!(parse("ro,rw,noexec,exec").unwrap(), Options::default(), "the last one counts");
+        assert_eq!(
+            parse("ro,rw,noexec,exec,strong,session").unwrap(),
+            Options::default(),
+            "the last one counts"
+        );
         assert!(parse("readonly").unwrap_err().exit_code() == 2);
         assert!(parse("noatme").unwrap_err().to_string().contains("noatime"));
         let not_built = parse("bounded=5s").unwrap_err();

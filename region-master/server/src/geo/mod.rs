@@ -9,7 +9,7 @@
 //! - [`copy`]: what a replica's leader does besides. [`receive`]: how it takes the log in.
 //! - [`complete`]: where a replica is complete. [`sync`]: what waits for the sync set of a `geo` volume, and who is in it.
 //! - [`chunks`]: how the bytes come that the log names.
-//! - [`near`]: reads of a replica.
+//! - [`near`]: reads of a replica; [`near_promises`]: what is promised of it.
 //! - [`stand`]: how the region stands when the volume's home is lost; a home that begins, one that ends, one that comes back.
 //! - [`moving`]: planned moves of the home.
 //! - [`seat`]: what is kept in memory of one volume.
@@ -47,6 +47,7 @@ mod fetch;
 pub mod losses;
 pub mod moving;
 pub mod near;
+pub mod near_promises;
 pub mod push;
 pub mod receive;
 mod seat;
@@ -93,6 +94,8 @@ pub struct Geo {
     wanting: Notify,
     /// Where the home has said that chunks can be read which grow still.
     hints: Mutex<BTreeMap<ChunkId, Hint>>,
+    /// Of a replica: what readers of this region are promised.
+    pub near: near_promises::NearPromises,
     /// The leaders of other regions, as far as they were found.
     leaders: Mutex<BTreeMap<String, String>>,
 }
@@ -112,6 +115,7 @@ impl Geo {
             wanted: Mutex::default(),
             wanting: Notify::new(),
             hints: Mutex::default(),
+            near: near_promises::NearPromises::default(),
             leaders: Mutex::default(),
         }
     }
@@ -141,6 +145,10 @@ impl Geo {
 
     /// A new leadership, or another part of this region in the volume: what another one knew may be wrong.
     pub fn forget(&self, volume: VolumeId) {
+        // Nothing is promised of other volumes.
+        if volume == ROOT_VOLUME {
+            self.near.end();
+        }
         let seat = self.seat(volume);
         seat.forget();
         lock(&self.wanted).retain(|chunk| chunk.volume() != volume);

@@ -6,6 +6,7 @@ use mooseng_namespace::{OpContext, SessionCall, may_be_near};
 use mooseng_schema::log::LogPosition;
 use mooseng_transport::{Peer, call_error};
 use mooseng_wire::call::{CallError, ErrorCode};
+use mooseng_wire::fact::Fact;
 use mooseng_wire::fs::FsReply;
 use mooseng_wire::fs::extent::Data;
 use mooseng_wire::fs::fs_reply::Reply;
@@ -24,8 +25,16 @@ const WAIT: Duration = Duration::from_millis(100);
 /// What others changed of a `geo` volume is told once its sync set has it: a round trip after it came, or two.
 const SYNC_WAIT: Duration = Duration::from_millis(300);
 
-fn elsewhere(message: impl Into<String>) -> CallError {
+pub(super) fn elsewhere(message: impl Into<String>) -> CallError {
     call_error(ErrorCode::Unavailable, message)
+}
+
+/// Refuses where there is nothing to read.
+pub(super) fn has_replica(master: &Master) -> Result<(), CallError> {
+    if place_of(master, ROOT_VOLUME) != Whereabouts::Elsewhere {
+        return Err(elsewhere("this region has no replica of the volume: ask its home"));
+    }
+    Ok(())
 }
 
 /// Answers a read from the replica here, at a place that isn't before what the client has seen. UNAVAILABLE sends the client to the home.
@@ -37,9 +46,7 @@ pub async fn read(
 ) -> Result<NearReply, CallError> {
     master.allow(peer, &[Role::Client, Role::Admin])?;
     let term = master.serving()?;
-    if place_of(master, ROOT_VOLUME) != Whereabouts::Elsewhere {
-        return Err(elsewhere("this region has no replica of the volume: ask its home"));
-    }
+    has_replica(master)?;
     // A subtree's root and a mapping of users hang on a session, which the home has.
     if rights::of(master, &peer.identity)?.is_some() {
         return Err(elsewhere("a client under a mount rule reads at the volume's home"));
@@ -49,6 +56,7 @@ pub async fn read(
         return Err(call_error(ErrorCode::InvalidRequest, "only plain reads are answered by a replica"));
     };
     reached(master, position(request.at_least.as_ref()), deadline).await?;
+    let begun = master.geo.near.begin();
     let context: OpContext = context(master, ROOT_VOLUME);
     let (mut reply, _, looked) = master
         .driver
@@ -69,12 +77,29 @@ pub async fn read(
     let Some(at) = master.geo.replica(ROOT_VOLUME).readable() else {
         return Err(elsewhere("the volume is being copied to this region: ask its home"));
     };
+    let at = master.geo.near.at_most(at);
+    let promised = request.seat.as_ref().and_then(|seat| {
+        let facts = promises::promised_by_read(fs, &reply);
+        let seat = (seat.session, seat.have);
+        master.geo.near.answer(seat, peer.uri.as_str(), begun, facts, at)
+    });
+    // Before anything went back, be it only by a moment.
+    if master.geo.near.has_ended_since(begun) {
+        return Err(elsewhere("the replica has begun anew meanwhile: ask the volume's home"));
+    }
+    let (news, granted) = promised.map_or((None, Vec::new()), |(news, granted)| (Some(news), granted));
+    master.metrics.near_granted.inc_by(granted.len() as u64);
     master.may_answer(term)?;
-    Ok(NearReply { reply: Some(reply), at: place(at) })
+    let granted = granted.iter().map(Fact::to_message).collect();
+    Ok(NearReply { reply: Some(reply), at: place(at), news, granted })
 }
 
 /// Waits a little until the replica is at a place.
-async fn reached(master: &Master, wanted: LogPosition, deadline: Instant) -> Result<(), CallError> {
+pub(super) async fn reached(
+    master: &Master,
+    wanted: LogPosition,
+    deadline: Instant,
+) -> Result<(), CallError> {
     let mut moved = master.geo.moved(ROOT_VOLUME);
     let until = deadline.min(Instant::now() + WAIT);
     loop {

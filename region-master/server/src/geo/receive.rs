@@ -15,7 +15,7 @@ use mooseng_wire::{Epoch, VolumeId};
 use std::time::Duration;
 use tokio::time::Instant;
 
-use super::{allow_master, complete, failed, place, position, stand, sync};
+use super::{allow_master, complete, failed, near_promises, place, position, stand, sync};
 use crate::master::Master;
 
 /// Entries of one push are taken in by transactions of so many bytes, or of one entry.
@@ -156,7 +156,10 @@ pub(super) async fn replay(
         complete::arrived(master, volume, now, &mut coming).await.map_err(|e| failed(master, &e))?;
         let whole = complete::whole(master, volume, after, &coming);
         sync::note(master, volume, now);
+        let promised = near_promises::coming(master, volume, now).await;
+        let promised = promised.map_err(|e| failed(master, &ReplicaError::Store(e)))?;
         record = change(master, volume, Change::Replay(after, now, from, whole)).await?;
+        promised.applied(master, record.position());
         if record.position() < after {
             return Ok(record);
         }
@@ -248,12 +251,20 @@ pub(super) async fn change(
     work: Change<'_>,
 ) -> Result<ReplicaRecord, CallError> {
     let mut tries = 0;
+    // Nobody is promised anything of what was here; before it goes, and once nothing more is read of it.
+    let goes_back = matches!(work, Change::BeginAnew);
+    if goes_back {
+        master.geo.near.end();
+    }
     loop {
         let tx = master.store.begin();
         let error = match work.make(&tx, volume, master.clock.unix_ns()).await {
             Ok(record) => match tx.commit().await {
                 Ok(_) => {
                     master.geo.note_replica(volume, |replica| replica.record = Some(record.clone()));
+                    if goes_back {
+                        master.geo.near.end();
+                    }
                     return Ok(record);
                 }
                 Err(error) => ReplicaError::Store(error),

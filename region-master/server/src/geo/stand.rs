@@ -184,6 +184,7 @@ async fn undo(master: &Master, volume: VolumeId, cut: LogPosition) -> Result<(),
         losses::archive(master, volume, cut, false).await?;
     }
     let mut undone = false;
+    master.geo.near.end();
     loop {
         let more = match commit(master, Turn::Undo(volume, cut)).await? {
             Turned::Done(more) => more,
@@ -194,6 +195,10 @@ async fn undo(master: &Master, volume: VolumeId, cut: LogPosition) -> Result<(),
         let record = apply::state(&master.store.begin(), volume, Read::Snapshot).await?;
         *super::lock(&master.geo.seat(volume).needs) = None;
         master.geo.note_replica(volume, |replica| replica.record = record);
+        // Whoever came between was promised what isn't any more.
+        if undone {
+            master.geo.near.end();
+        }
         if !more {
             if undone {
                 tracing::warn!(%cut, "what this region had of the volume's log beyond the cut is undone, and put aside");
