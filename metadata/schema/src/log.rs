@@ -272,8 +272,9 @@ mod tests {
                 complete_version: 299,
                 imaged_before: Some(Bytes::from_static(b"l")),
                 undoing: true,
+                confirmed: 3,
             },
-            "01080210ac021a016b200128023001380240ab024a016c5001",
+            "01080210ac021a016b200128023001380240ab024a016c50015803",
         );
         let parts = parts(VolumeId(0), at, &Bytes::from_static(b"xy"));
         assert_eq!(hex(&parts[0].1), "01007879");

@@ -245,7 +245,7 @@ pub async fn renew(
         return Err(near::elsewhere("the volume is being copied to this region: ask its home"));
     };
     let identity = peer.uri.as_str();
-    let lease_ms = master.lease_ms();
+    let lease_ms = master.lease_ms(ROOT_VOLUME);
     let lease = Duration::from_millis(lease_ms.into());
     let until = master.clock.boot().after(lease + LEASE_MARGIN);
     let (mut id, mut have) = (request.session, request.have);

@@ -17,7 +17,7 @@ use mooseng_global::failover::Standing;
 use mooseng_ports::plant::{self, Plant};
 use mooseng_replica::{ReplicaError, apply, logged_ranges, turn};
 use mooseng_schema::ids::{self as id_records, IdKind, IdsUptoRecord};
-use mooseng_schema::log::{self, LogPosition, ReplicaRecord};
+use mooseng_schema::log::{self, LogPosition};
 use mooseng_schema::loss::LossRecord;
 use mooseng_schema::{Record, number};
 use mooseng_store::{RangeLimit, Read, Store, StoreError, Transaction};
