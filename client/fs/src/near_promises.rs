@@ -181,7 +181,8 @@ impl Near {
     /// Before an answer is shown that shows the volume at a place: whatever a kernel was told of the replica before that place is taken back, or the replica
     /// has followed.
     pub async fn settle(&self, peers: &dyn Peers, at: At) {
-        if self.state().stream.take_back(at).is_none() {
+        // What somebody else is taking back at this moment is waited for.
+        if self.state().stream.take_back(at).is_none() && self.settling.try_lock().is_ok() {
             return;
         }
         let _order = self.settling.lock().await;
