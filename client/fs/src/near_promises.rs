@@ -134,6 +134,16 @@ impl Near {
         self.facts.renounce();
     }
 
+    /// Ends the session, whichever there is.
+    pub(crate) fn end_now(&self) {
+        let mut state = self.state();
+        if state.stream.session().is_some() {
+            self.end(&mut state);
+            drop(state);
+            self.kick.notify_one();
+        }
+    }
+
     /// Ends the session of that number, if it is the present one.
     pub(crate) fn end_of(&self, session: u64) {
         let mut state = self.state();
