@@ -244,13 +244,11 @@ proptest! {
                 client = Client { session: opened, at, ..Client::default() };
             }
             match event {
-                Event::Announce(facts) => {
-                    // One transaction at a time.
-                    if applied == announced.len() {
-                        let facts: Vec<Fact> = facts.into_iter().map(fact).collect();
-                        table.coming(announced.len() as u64 + 1, &touches(&facts));
-                        announced.push(facts);
-                    }
+                // One transaction at a time.
+                Event::Announce(facts) if applied == announced.len() => {
+                    let facts: Vec<Fact> = facts.into_iter().map(fact).collect();
+                    table.coming(announced.len() as u64 + 1, &touches(&facts));
+                    announced.push(facts);
                 }
                 Event::Apply => {
                     applied = announced.len();
