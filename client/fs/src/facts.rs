@@ -241,6 +241,8 @@ pub(crate) struct Facts {
     inodes: Cache<u64, InodeFact>,
     entries: Cache<(u64, Bytes), Option<u64>>,
     listings: Cache<u64, Arc<Mutex<Listing>>>,
+    /// Of a replica: those of the home, whose lease these don't outlast.
+    home: Option<Arc<Facts>>,
 }
 
 /// A request under way.
@@ -296,12 +298,21 @@ impl Facts {
                 200 + u32::try_from(names * 250).unwrap_or(u32::MAX)
             })
             .build();
-        Self { clock, memo: Mutex::default(), lease_until_ns: AtomicU64::new(0), inodes, entries, listings }
+        Self {
+            clock,
+            memo: Mutex::default(),
+            lease_until_ns: AtomicU64::new(0),
+            inodes,
+            entries,
+            listings,
+            home: None,
+        }
     }
 
-    /// Those of a replica: their holds are told apart from the home's.
-    pub fn of_replica(clock: Arc<dyn Clock>, bytes_max: usize) -> Self {
-        let facts = Self::new(clock, bytes_max);
+    /// Those of a replica: their holds are told apart from the home's. They are shown only while the session's lease at the home stands, too: it ends
+    /// before another region may take over, which may be the replica's, and then what its mounts are shown is no past state any more.
+    pub fn of_replica(clock: Arc<dyn Clock>, bytes_max: usize, home: Arc<Self>) -> Self {
+        let facts = Self { home: Some(home), ..Self::new(clock, bytes_max) };
         facts.memo(|memo| memo.holds = HOLDS_OF_REPLICA);
         facts
     }
@@ -325,7 +336,8 @@ impl Facts {
     fn left(&self) -> Duration {
         let until = BootTime(Duration::from_nanos(self.lease_until_ns.load(Ordering::Acquire)));
         let now = self.clock.boot().after(MARGIN);
-        if until > now { until.since(now) } else { Duration::ZERO }
+        let left = if until > now { until.since(now) } else { Duration::ZERO };
+        self.home.as_ref().map_or(left, |home| home.left().min(left))
     }
 
     /// A request leaves.

@@ -132,11 +132,11 @@ pub(crate) struct Near {
 
 impl Near {
     /// Nothing is known yet.
-    pub fn new(clock: Arc<dyn Clock>, facts_bytes: usize, strong: bool) -> Self {
+    pub fn new(clock: Arc<dyn Clock>, facts_bytes: usize, strong: bool, home: Arc<Facts>) -> Self {
         Self {
             state: Mutex::default(),
             strong,
-            facts: Facts::of_replica(clock, facts_bytes),
+            facts: Facts::of_replica(clock, facts_bytes, home),
             is_open: false.into(),
             taking: tokio::sync::Mutex::default(),
             settling: tokio::sync::Mutex::default(),
@@ -383,6 +383,12 @@ mod tests {
         Ok(Answered { body: reply.encode_to_vec().into(), bulk: Bytes::new() })
     }
 
+    fn nothing_known() -> Near {
+        let clock = Arc::new(ManualClock::default());
+        let home = Arc::new(Facts::new(clock.clone(), 1 << 20));
+        Near::new(clock, 1 << 20, false, home)
+    }
+
     fn get() -> FsRequest {
         FsRequest { op: Some(Op::GetAttr(GetAttr { inode: 1 })), caller: None }
     }
@@ -390,7 +396,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_leader_is_found_and_what_was_seen_isnt_gone_behind() {
         let masters = ["a".to_owned(), "b".to_owned()];
-        let near = Near::new(Arc::new(ManualClock::default()), 1 << 20, false);
+        let near = nothing_known();
         let script =
             |steps: Vec<(&'static str, Result<Answered, Failure>)>| Scripted(Mutex::new(steps.into()));
         assert!(near.read(&script(vec![]), &masters, &get()).await.is_none(), "the home is here");
@@ -420,7 +426,7 @@ mod tests {
 
     #[test]
     fn what_an_earlier_home_answered_isnt_settled_by_a_later_one_nor_by_another_inodes_loss() {
-        let near = Near::new(Arc::new(ManualClock::default()), 1 << 20, false);
+        let near = nothing_known();
         near.changed(&[7], (0, 0));
         assert_eq!(near.unsynced(7), []);
         near.changed(&[7, 8], (1, 9));

@@ -134,6 +134,16 @@ impl Near {
         self.facts.renounce();
     }
 
+    /// Ends the session, whichever there is.
+    pub(crate) fn end_now(&self) {
+        let mut state = self.state();
+        if state.stream.session().is_some() {
+            self.end(&mut state);
+            drop(state);
+            self.kick.notify_one();
+        }
+    }
+
     /// Ends the session of that number, if it is the present one.
     pub(crate) fn end_of(&self, session: u64) {
         let mut state = self.state();
@@ -181,7 +191,8 @@ impl Near {
     /// Before an answer is shown that shows the volume at a place: whatever a kernel was told of the replica before that place is taken back, or the replica
     /// has followed.
     pub async fn settle(&self, peers: &dyn Peers, at: At) {
-        if self.state().stream.take_back(at).is_none() {
+        // What somebody else is taking back at this moment is waited for.
+        if self.state().stream.take_back(at).is_none() && self.settling.try_lock().is_ok() {
             return;
         }
         let _order = self.settling.lock().await;

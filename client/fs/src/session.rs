@@ -205,7 +205,7 @@ impl Session {
             other_since: None,
             made_anew: None,
         };
-        let near = Near::new(clock.clone(), config.facts_bytes, config.strong);
+        let near = Near::new(clock.clone(), config.facts_bytes, config.strong, facts.clone());
         Arc::new(Self {
             config,
             peers,
@@ -926,8 +926,9 @@ impl Session {
                 s.answered = (0, 0, 0);
             }
             if s.answered != life {
-                // Before anything of this life can come in.
+                // Before anything of this life can come in. The home may be this host's region now.
                 self.facts.renounce();
+                self.near.end_now();
             }
             if s.session == 0 {
                 // The first: nothing was promised before.

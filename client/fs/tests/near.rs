@@ -340,6 +340,7 @@ async fn what_the_replica_promises_isnt_asked_again_until_it_is_taken_back() {
     );
     assert!(rig.fs.hold(7).is_some_and(|hold| hold > 1 << 62));
 
+    rig.kernel.take();
     // By a notice; a second one of the same does nothing.
     rig.regions.applies(12, &[("f", 9), ("h", 10)]);
     rig.regions.tells();

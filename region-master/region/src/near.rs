@@ -1,7 +1,7 @@
 //! What a replica's leader has promised to readers of its region, and what it takes back as it takes the log in (DESIGN section 6).
 //!
 //! ```text
-//!   read:   begin -> run -> grant (unless an entry has touched it since) -> answer, with the news that come before it
+//!   read:   begin -> run -> promise (unless an entry has touched it since) -> answer, with the news that come before it
 //!   entry:  coming: what it touches is taken back, under numbers -> commit -> applied
 //! ```
 //! A replica is a past state, so nobody has to agree before it moves on: what is taken back is taken back at once, and nothing waits for an answer.
@@ -308,8 +308,17 @@ impl<P: Copy + Ord + Default> NearTable<P> {
         session.say(fact);
     }
 
-    /// Promises a fact as a read that began then has found it, unless it may have changed since.
-    pub fn grant(&mut self, id: NearId, begun: Begun, fact: &Fact) -> bool {
+    /// Promises facts as a read that began then has found them; those that may have changed since aren't. Answers what is promised: where there are many, the
+    /// last ones may have taken the room of the first.
+    pub fn promise(&mut self, id: NearId, begun: Begun, facts: impl IntoIterator<Item = Fact>) -> Vec<Fact> {
+        let mut granted: Vec<Fact> = facts.into_iter().filter(|fact| self.grant(id, begun, fact)).collect();
+        if let Some(session) = self.sessions.get(&id) {
+            granted.retain(|fact| session.held.contains(fact));
+        }
+        granted
+    }
+
+    fn grant(&mut self, id: NearId, begun: Begun, fact: &Fact) -> bool {
         let is_old = |touch: &Touch| self.touched[slot(touch)] > begun.visible;
         let entries = fact.directory().map(Touch::Entries);
         if begun.life != self.life

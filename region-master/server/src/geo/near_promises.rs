@@ -120,7 +120,7 @@ impl NearPromises {
             if !table.is_of(id, identity) {
                 return None;
             }
-            let granted = facts.into_iter().filter(|fact| table.grant(id, begun, fact)).collect();
+            let granted = table.promise(id, begun, facts);
             let mut news = table.news(id, have)?;
             news.at = news.at.max(at);
             Some((message(id, news), granted))

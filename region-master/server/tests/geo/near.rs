@@ -165,8 +165,14 @@ async fn what_a_replica_promised_is_taken_back_before_anything_later_is_answered
     assert_eq!(other.read(lookup("z"), start).await.1, None);
     // At home there is no such session, and a change isn't answered by a replica.
     let at_home = client(&regions, "a", "a");
-    let refused = at_home.call::<_, NearRenewed>(Method::NearRenew, &NearRenew::default()).await.unwrap_err();
-    assert_eq!(refused.0, ErrorCode::Unavailable, "{refused:?}");
+    let refused = at_home
+        .link()
+        .request::<_, NearRenewed>(Method::NearRenew, &NearRenew::default(), super::WITHIN)
+        .await;
+    match refused {
+        Err(super::CallFailure::Remote(error)) => assert_eq!(error.code(), ErrorCode::Unavailable),
+        other => panic!("{other:?}"),
+    }
     let unlink = request(Op::Unlink(Unlink { parent: 1, name: b"z".to_vec().into() }));
     let read = NearRead { op: Some(unlink), at_least: None, seat: Some(other.seat()) };
     let refused = other.client.call::<_, NearReply>(Method::NearRead, &read).await.unwrap_err();
