@@ -82,14 +82,14 @@ pub struct Desk {
     pub strangers: Strangers,
     /// The root volume's seat.
     pub root: VolumeSeat,
-    /// Those of other volumes that are served.
+    /// Those of the other volumes that this region has, served or not.
     others: BTreeMap<VolumeId, VolumeSeat>,
-    /// Of a volume that isn't served.
+    /// Of a volume that it doesn't have.
     nobody: VolumeSeat,
     /// The default storage class.
     by_default: Class,
     /// The root volume isn't in this region.
-    pub rootless: bool,
+    rootless: bool,
     /// When this master began to serve.
     pub serving_since: BootTime,
     /// The term, which is the custody epoch, that sessions and promises are of.
@@ -118,8 +118,6 @@ pub struct Desk {
     pub ledger: Ledger<Account>,
     /// How often drainings were set: a scan that began before the last time doesn't count for them.
     drainings_set: u64,
-    /// Chunkservers that are being drained, until the scans of all volumes have counted their chunks since that was set.
-    uncounted: BTreeSet<String>,
     /// Copies to be deleted, by chunkserver.
     deletions: BTreeMap<String, BTreeMap<ChunkId, Deletion>>,
     /// Copies whose chunkserver has said that they are gone, since house-keeping last asked.
@@ -161,7 +159,6 @@ impl Desk {
             keys: Vec::new(),
             ledger: Ledger::default(),
             drainings_set: 0,
-            uncounted: BTreeSet::new(),
             deletions: BTreeMap::new(),
             gone: Vec::new(),
             seals: BTreeMap::new(),
@@ -179,12 +176,16 @@ impl Desk {
         }
     }
 
-    /// What is known of a volume that is served: of another one nothing is kept.
+    /// What is known of a volume that this region has: of another one nothing is kept.
     pub fn seat_mut(&mut self, volume: VolumeId) -> &mut VolumeSeat {
-        match volume {
-            ROOT_VOLUME => &mut self.root,
-            other => self.others.get_mut(&other).unwrap_or(&mut self.nobody),
+        if volume == ROOT_VOLUME {
+            return &mut self.root;
         }
+        if let Some(seat) = self.others.get_mut(&volume) {
+            return seat;
+        }
+        self.nobody = VolumeSeat::new(self.by_default.clone());
+        &mut self.nobody
     }
 
     /// Begins to serve a volume other than the root in that custody epoch.
@@ -192,6 +193,17 @@ impl Desk {
         let seat = self.others.entry(volume).or_insert_with(|| VolumeSeat::new(self.by_default.clone()));
         seat.serving = Some(custody);
         seat
+    }
+
+    /// Takes note of whether this region has a volume.
+    pub fn note_here(&mut self, volume: VolumeId, here: bool) {
+        match volume {
+            ROOT_VOLUME => self.rootless = !here,
+            other if here => {
+                self.others.entry(other).or_insert_with(|| VolumeSeat::new(self.by_default.clone()));
+            }
+            other => drop(self.others.remove(&other)),
+        }
     }
 
     /// The custody epoch in which a volume is served.
@@ -212,6 +224,11 @@ impl Desk {
     /// The region's chunks.
     pub fn counts(&self) -> ChunkCounts {
         self.seats().map(|seat| seat.counts).fold(ChunkCounts::default(), ChunkCounts::plus)
+    }
+
+    /// Bytes of staged data in the region.
+    pub fn staged_bytes(&self) -> u64 {
+        self.seats().map(|seat| seat.house.staged_bytes).sum()
     }
 
     /// What the trashes of all volumes hold.
@@ -282,7 +299,6 @@ impl Desk {
     /// Sets which chunkservers are being drained.
     pub fn set_draining(&mut self, names: BTreeSet<String>) {
         self.drainings_set += 1;
-        self.uncounted.clone_from(&names);
         self.registry.set_draining(names);
     }
 
@@ -297,9 +313,6 @@ impl Desk {
         seat.house.located = located;
         seat.scanned = true;
         seat.counted = drainings_set;
-        if self.seats().all(|seat| seat.counted == self.drainings_set) {
-            self.uncounted.clear();
-        }
     }
 
     /// Whether every chunkserver that there may be has reported: this master has served for that long, and all those are known that chunks' locations
@@ -311,10 +324,11 @@ impl Desk {
     }
 
     /// How many chunks' locations name a chunkserver. One that was just set to be drained isn't empty before that was counted: somebody
-    /// waits for the zero to stop it.
+    /// waits for the zero to stop it. Nor is any while a volume of this region isn't served, whose chunks nobody counts.
     pub fn located(&self, name: &str) -> u64 {
         let counted = self.seats().map(|seat| seat.house.located.get(name).copied().unwrap_or(0)).sum();
-        if !self.uncounted.contains(name) {
+        let are_counted = self.seats().all(|seat| seat.counted == self.drainings_set);
+        if are_counted || !self.registry.is_draining(name) {
             return counted;
         }
         let told = self.registry.get(name).map_or(0, |server| server.chunks());
@@ -335,10 +349,7 @@ impl Desk {
 
     /// Forgets what only who serves a volume may know: this region isn't to it any more what it was.
     pub fn unseat(&mut self, volume: VolumeId) {
-        match volume {
-            ROOT_VOLUME => self.root.leave(),
-            other => drop(self.others.remove(&other)),
-        }
+        self.seat_mut(volume).leave();
         let is_other = |chunk: &ChunkId| chunk.volume() != volume;
         self.seals.values_mut().for_each(|waiting| waiting.retain(|chunk, _| is_other(chunk)));
         self.seals.retain(|_, waiting| !waiting.is_empty());

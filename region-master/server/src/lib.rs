@@ -15,7 +15,8 @@
 //! - [`credentials`]: who of the region has which certificate and revocation list.
 //! - [`desk`]: what it keeps in memory. [`founding`]: who is of this region, and who of another one of its name.
 //! - [`global`]: the group of the masters of all regions.
-//! - [`lead`]: what a leader does besides answering. [`house`]: chunks and their copies.
+//! - [`lead`]: what a leader does besides answering, `reap` about sessions and inodes. [`house`]: chunks and their copies.
+//! - [`seat`]: what is kept in memory of one volume.
 //! - [`service`], [`sessions`], [`fs`]: the framed stream. [`rpc`], [`status`]: gRPC.
 //! - [`promises`]: recalls, grants, and the gate before a commit.
 //! - [`locks`]: one request at a time for an inode's locks, queues, grants.
@@ -49,6 +50,7 @@ pub mod own;
 pub mod places;
 pub mod promises;
 pub mod quotas;
+mod reap;
 pub mod records;
 pub mod recover;
 pub mod rights;

@@ -223,8 +223,8 @@ impl Master {
         Err(self.not_leader())
     }
 
-    /// The custody epoch that orders to chunkservers carry, from who serves some volume in this one: chunkservers know one for all of the region's
-    /// volumes, and obey none that is earlier.
+    /// The region's custody epoch, of who serves some volume in this one: chunkservers know one for all of the region's volumes, and obey none that is
+    /// earlier; nor does the global group take an earlier one's word for what its leader waits for.
     pub fn orders(&self, custody: u64) -> u64 {
         if self.global.is_none() {
             return custody;

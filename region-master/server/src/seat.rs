@@ -38,7 +38,9 @@ pub struct House {
     pub status: HouseStatus,
     /// By chunkserver, how many chunks' locations name it, as of the last complete scan.
     pub located: BTreeMap<String, u64>,
-    /// The volume carries as much staged data as it may.
+    /// Bytes of the volume's staged data.
+    pub staged_bytes: u64,
+    /// It carries as much of that as it may.
     pub staging_closed: bool,
 }
 
@@ -82,7 +84,7 @@ pub struct VolumeSeat {
     pub trash: Option<TrashStatus>,
     /// A scan was completed since the volume is served.
     pub(crate) scanned: bool,
-    /// How often drainings had been set when the last complete scan began.
+    /// How often drainings had been set when the last complete scan began; 0 before that.
     pub(crate) counted: u64,
 }
 
@@ -109,5 +111,6 @@ impl VolumeSeat {
         self.house = House::default();
         self.trash = None;
         self.scanned = false;
+        self.counted = 0;
     }
 }

@@ -329,8 +329,8 @@ async fn propose(
         epoch: epoch.0,
         sync_set: Some(Regions { names: set.into_iter().collect() }),
         at_version: Some(at_version),
-        // A later leader doesn't wait for those that this one proposes.
-        custody: Some(custody),
+        // A later leader doesn't wait for those that this one proposes. The region renews its lease with one custody epoch, whatever its volumes' are.
+        custody: Some(master.orders(custody)),
         ..SetVolume::default()
     };
     let deadline = Instant::now() + CHANGE_WITHIN;

@@ -179,11 +179,10 @@ impl Keeper<'_> {
         }
     }
 
-    /// Says how much is staged. Answers whether that is all that the region carries.
-    pub(super) fn tell_staged(&self) -> bool {
+    /// How many bytes are staged, and whether that is all that the volume carries.
+    pub(super) fn staged(&self) -> (u64, bool) {
         let bytes = self.stage.destager.bytes();
-        self.master.metrics.staged_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
-        bytes > self.destage_limits().closed_bytes
+        (bytes, bytes > self.destage_limits().closed_bytes)
     }
 }
 

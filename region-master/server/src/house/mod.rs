@@ -409,14 +409,15 @@ impl<'a> Keeper<'a> {
         self.figures.rewriting = self.rewrites_under_way();
         self.figures.endangered_oldest_s = self.queue.oldest().map_or(0, |since| now.since(since).as_secs());
         self.tell_under_way();
-        let staging_closed = self.tell_staged();
-        let house = House { status: self.figures, located: self.located.clone(), staging_closed };
-        let f = self.master.desk(|desk| {
+        let (staged_bytes, staging_closed) = self.staged();
+        let located = self.located.clone();
+        let house = House { status: self.figures, located, staged_bytes, staging_closed };
+        let (f, staged_bytes) = self.master.desk(|desk| {
             let seat = desk.seat_mut(self.volume);
             if seat.serving == Some(self.term) {
                 seat.house = house;
             }
-            desk.house_status()
+            (desk.house_status(), desk.staged_bytes())
         });
         let gauge = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         let m = &self.master.metrics;
@@ -426,5 +427,6 @@ impl<'a> Keeper<'a> {
         m.chunks_dead.set(gauge(f.dead));
         m.chunk_bytes.set(gauge(f.bytes));
         m.chunk_bytes_live.set(gauge(f.bytes_live));
+        m.staged_bytes.set(gauge(staged_bytes));
     }
 }

@@ -219,7 +219,11 @@ impl Keeper<'_> {
     }
 
     pub(super) fn tell_under_way(&self) {
-        self.master.metrics.rewrites_under_way.set(self.rewriter.under_way as i64);
+        let under_way = self.master.desk(|desk| {
+            desk.seat_mut(self.volume).house.status.rewriting = self.rewriter.under_way as u64;
+            desk.house_status().rewriting
+        });
+        self.master.metrics.rewrites_under_way.set(i64::try_from(under_way).unwrap_or(i64::MAX));
     }
 }
 

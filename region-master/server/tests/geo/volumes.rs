@@ -207,9 +207,45 @@ async fn one_volumes_home_moves_and_the_others_stays() {
     let old = follows(&regions, "a", &new, SECOND).await;
     assert!(has(&old, SECOND, "t").await && make(&old, SECOND, "no").await.is_err());
     equal(&old, SECOND).await;
+    // In a later epoch than the root: who leads the home is the same for both.
+    synced(&regions, "b", SECOND, 2).await;
     // Here as there the root is what it was.
     assert_eq!(place_of(&old, ROOT_VOLUME), Whereabouts::Here(Epoch(1)));
     let at = change(&mount, mkdir("e")).await;
     assert!(near(&client(&regions, "b", "b"), "e", &at).await.is_some());
     equal(serving(&regions, "b").unwrap(), ROOT_VOLUME).await;
+}
+
+/// Makes a volume a `geo` one, and waits until both regions are in its sync set.
+async fn synced(regions: &Regions, home: &str, volume: VolumeId, epoch: u64) {
+    let geo = SetVolume { volume: volume.0.into(), epoch, geo: Some(true), ..SetVolume::default() };
+    agree(regions, Change::SetVolume(geo)).await;
+    until("both regions are in the sync set", async || {
+        let view = leads(regions, home, volume).and_then(|master| master.geo.view());
+        view.is_some_and(|view| view.volumes[&volume].sync_set.len() == 2)
+    })
+    .await;
+}
+
+/// What a region's leader says of one volume is of its custody, not of how many homes that volume has had: a volume of an early epoch never got its sync set
+/// where the root was in a later one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_volume_of_an_earlier_epoch_than_the_root_gets_its_sync_set() {
+    let regions = Regions::start(&[("a", 1), ("b", 1), ("w", 1)]).await;
+    serves_as_home(&regions, "a", 1).await;
+    second(&regions, "a", &["a", "b"]).await;
+    let home = is_home(&regions, "a", SECOND, 1).await;
+    make(&home, SECOND, "s").await.unwrap();
+    for (from, to, epoch) in [("a", "b", 2), ("b", "a", 3)] {
+        let home = is_home(&regions, from, ROOT_VOLUME, epoch - 1).await;
+        until("the home has heard of the other region", async || {
+            home.geo.shipped(ROOT_VOLUME).get(to).is_some_and(|of| !of.copying && of.complete.is_some())
+        })
+        .await;
+        let request = MoveHomeRequest { volume: 0, to: to.into(), ..MoveHomeRequest::default() };
+        moving::order(&home, request, Instant::now() + Duration::from_secs(30)).await.unwrap();
+    }
+    is_home(&regions, "a", ROOT_VOLUME, 3).await;
+    assert_eq!(place_of(&home, SECOND), Whereabouts::Here(Epoch(1)));
+    synced(&regions, "a", SECOND, 1).await;
 }

@@ -1,0 +1,316 @@
+//! What a home's leader does about a volume's sessions and inodes, again and again: sessions whose leases ran out, what is to be freed, what expires.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use mooseng_namespace::trash as namespace_trash;
+use mooseng_namespace::upkeep;
+use mooseng_namespace::{OpError, SessionCall, sessions as records};
+use mooseng_region::sessions::Recorded;
+use mooseng_schema::session::SessionRecord;
+use mooseng_wire::call::CallError;
+use mooseng_wire::fs::fs_reply::Reply;
+use mooseng_wire::fs::fs_request::Op;
+use mooseng_wire::fs::{FsRequest, Reap};
+use mooseng_wire::{InodeId, SessionId, VolumeId};
+use tokio::time::Instant;
+
+use crate::errors::{driver_failed, record_failed};
+use crate::fs::context;
+use crate::geo::ROOT_VOLUME;
+use crate::master::Master;
+use crate::records::transact;
+use crate::{locks, trash};
+
+/// How often sessions are looked at.
+const TICK: Duration = Duration::from_millis(200);
+/// Sessions given up at a time: their records are committed together.
+const GIVEN_UP_AT_ONCE: usize = 64;
+/// How often inodes are freed.
+const REAP_EVERY: Duration = Duration::from_secs(1);
+/// Inodes freed at a time.
+const REAP_MAX: usize = 64;
+/// Orphans looked at for that.
+const ORPHANS_PAGE: usize = 256;
+/// Such pages worked off one after the other: what is deleted at once by thousands is freed soon, and other work gets its turn.
+const PAGES_MAX: usize = 8;
+/// How often records of long-lapsed sessions are looked for.
+const FORGET_EVERY: Duration = Duration::from_secs(600);
+/// How long a lapsed session's outcomes are kept: a day.
+const KEEP_LAPSED_NS: i64 = 24 * 3600 * 1_000_000_000;
+/// Sessions read at a time.
+const SESSIONS_PAGE: usize = 500;
+
+/// How long a piece of housekeeping may wait for the store.
+const HOUSEKEEPING_WITHIN: Duration = Duration::from_secs(10);
+
+/// Keeps a volume's house, apart from its chunks, as long as this region is its home.
+pub(crate) async fn run(master: &Master, volume: VolumeId) {
+    let mut house = House::new(volume);
+    loop {
+        tokio::time::sleep(TICK).await;
+        house.tick(master).await;
+    }
+}
+
+/// What housekeeping remembers between ticks.
+struct House {
+    volume: VolumeId,
+    next_reap: Instant,
+    orphans_after: Option<InodeId>,
+    trims_after: Option<InodeId>,
+    next_forget: Instant,
+    lapsed: Vec<Recorded>,
+}
+
+impl House {
+    fn new(volume: VolumeId) -> Self {
+        let now = Instant::now();
+        Self {
+            volume,
+            next_reap: now + REAP_EVERY,
+            orphans_after: None,
+            trims_after: None,
+            next_forget: now + FORGET_EVERY,
+            lapsed: Vec::new(),
+        }
+    }
+
+    async fn tick(&mut self, master: &Master) {
+        let with_sessions = self.volume == ROOT_VOLUME;
+        if with_sessions {
+            self.lapse(master).await;
+        }
+        let mut troubles = Vec::new();
+        if Instant::now() >= self.next_reap {
+            self.next_reap = Instant::now() + REAP_EVERY;
+            troubles.extend(expire(master, self.volume).await.err());
+            troubles.extend(self.reap(master).await.err());
+            troubles.extend(self.trim(master).await.err());
+            troubles.extend(trash::publish(master, self.volume).await.err());
+        }
+        if with_sessions && Instant::now() >= self.next_forget {
+            self.next_forget = Instant::now() + FORGET_EVERY;
+            troubles.extend(forget_sessions(master).await.err());
+        }
+        for error in troubles {
+            tracing::info!(error = %error.message, "a piece of housekeeping failed and is tried again");
+        }
+    }
+
+    /// Notes lapsed sessions in the store, so that nothing of theirs that is still under way commits.
+    async fn lapse(&mut self, master: &Master) {
+        let (lapsed, late) = master.desk(|desk| {
+            let lapsed = desk.sessions.lapse(master.clock.boot());
+            for recorded in &lapsed {
+                desk.forget_session(recorded.session);
+            }
+            (lapsed, desk.give_up_waiting(master.clock.boot()))
+        });
+        if !late.is_empty() {
+            give_up(master, late).await;
+        }
+        if !lapsed.is_empty() {
+            master.recalls_answered.notify_waiters();
+        }
+        for session in &lapsed {
+            tracing::info!(session = session.session.0, host = session.host, "a session's lease ran out");
+            master.metrics.lapsed.inc();
+        }
+        self.lapsed.extend(lapsed);
+        let now_ns = master.clock.unix_ns();
+        while let Some(session) = self.lapsed.last() {
+            let (id, incarnation) = (session.session, session.incarnation.0);
+            let noted = transact(&master.store, |tx| async move {
+                // It may have come back meanwhile, as a newer incarnation.
+                let record = records::load_session(&tx, id).await?;
+                if record.is_some_and(|record| record.incarnation == incarnation) {
+                    records::lapse_session(&tx, id, now_ns).await?;
+                }
+                Ok((tx, ()))
+            })
+            .await;
+            match noted {
+                Ok(()) => {
+                    if let Err(error) = locks::free(master, id).await {
+                        tracing::info!(session = id.0, error = %error.message, "a lapsed session's locks are freed later");
+                    }
+                    self.lapsed.pop()
+                }
+                Err(error) => {
+                    tracing::info!(session = id.0, %error, "a lapse can't be noted yet; trying on");
+                    return;
+                }
+            };
+        }
+    }
+
+    async fn reap(&mut self, master: &Master) -> Result<(), CallError> {
+        for _ in 0..PAGES_MAX {
+            self.reap_page(master).await?;
+            if self.orphans_after.is_none() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    async fn reap_page(&mut self, master: &Master) -> Result<(), CallError> {
+        // Nobody can have opened anything of a volume without sessions.
+        let with_sessions = self.volume == ROOT_VOLUME;
+        if with_sessions && master.desk(|desk| desk.sessions.in_grace(master.clock.boot())) {
+            return Ok(());
+        }
+        let (volume, after) = (self.volume, self.orphans_after);
+        let orphans = transact(&master.store, |tx| async move {
+            let orphans = upkeep::list_orphans(&tx, volume, after, ORPHANS_PAGE).await?;
+            Ok((tx, orphans))
+        })
+        .await
+        .map_err(|e| record_failed(&e))?;
+        // A page further with each call, so that open ones at the beginning don't hide the rest.
+        self.orphans_after =
+            if orphans.len() == ORPHANS_PAGE { orphans.last().map(|(inode, _)| *inode) } else { None };
+        let orphans = orphans.into_iter().map(|(inode, _)| inode);
+        let chosen = master.desk(|desk| desk.sessions.begin_reap(master.clock.boot(), orphans, ORPHANS_PAGE));
+        if chosen.is_empty() {
+            return Ok(());
+        }
+        // Also where this future is dropped in between.
+        let reaping = Reaping { master, chosen };
+        for batch in reaping.chosen.chunks(REAP_MAX) {
+            let freed = free(master, volume, batch).await?;
+            master.metrics.reaped.inc_by(freed);
+        }
+        Ok(())
+    }
+
+    /// Dead extents behind the ends of truncated files: freed whether they are open or not.
+    async fn trim(&mut self, master: &Master) -> Result<(), CallError> {
+        let (volume, after) = (self.volume, self.trims_after);
+        let files = transact(&master.store, |tx| async move {
+            let files = upkeep::list_trims(&tx, volume, after, REAP_MAX).await?;
+            Ok((tx, files))
+        })
+        .await
+        .map_err(|e| record_failed(&e))?;
+        self.trims_after = if files.len() == REAP_MAX { files.last().copied() } else { None };
+        for inode in files {
+            // From the end of all offsets on: nothing of an orphan, which may be open, and of a file that lives what truncation left.
+            while !transact(&master.store, |tx| async move {
+                let done = upkeep::drain(&tx, inode, u64::MAX).await?;
+                Ok((tx, done))
+            })
+            .await
+            .map_err(|e| record_failed(&e))?
+            {}
+        }
+        Ok(())
+    }
+}
+
+/// Lets opens go again when the reap is over.
+struct Reaping<'a> {
+    master: &'a Master,
+    chosen: Vec<InodeId>,
+}
+
+impl Drop for Reaping<'_> {
+    fn drop(&mut self) {
+        self.master.desk(|desk| desk.sessions.reaped(&self.chosen));
+    }
+}
+
+/// What has been in the trash for its time goes to the orphans.
+async fn expire(master: &Master, volume: VolumeId) -> Result<(), CallError> {
+    for _ in 0..PAGES_MAX {
+        let now_ns = master.clock.unix_ns();
+        let expired = transact(&master.store, |tx| async move {
+            let expired = namespace_trash::expire(&tx, volume, now_ns, ORPHANS_PAGE).await?;
+            Ok((tx, expired))
+        })
+        .await
+        .map_err(|e| record_failed(&e))?;
+        master.metrics.trash_expired.inc_by(expired as u64);
+        if expired < ORPHANS_PAGE {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Answers how many were freed: others stay in the trash.
+async fn free(master: &Master, volume: VolumeId, inodes: &[InodeId]) -> Result<u64, CallError> {
+    let reap = Reap { inodes: inodes.iter().map(|inode| inode.0).collect() };
+    let request = FsRequest { caller: None, op: Some(Op::Reap(reap)) };
+    let deadline = Instant::now() + HOUSEKEEPING_WITHIN;
+    let ran = master.driver.run(SessionCall::default(), &context(master, volume), &request, deadline).await;
+    let (reply, _) = ran.map_err(|e| driver_failed(&e, || master.not_leader()))?;
+    Ok(match reply.reply {
+        Some(Reply::Reaped(reaped)) => reaped.freed,
+        _ => 0,
+    })
+}
+
+/// Forgets sessions that lapsed a day ago, with their outcomes.
+async fn forget_sessions(master: &Master) -> Result<(), CallError> {
+    let before = master.clock.unix_ns().saturating_sub(KEEP_LAPSED_NS);
+    let old = |record: &SessionRecord| record.lapsed_ns.is_some_and(|at| at < before);
+    for (id, _) in all_sessions(master).await?.into_iter().filter(|(_, record)| old(record)) {
+        transact(&master.store, |tx| async move {
+            let record = records::load_session(&tx, id).await?;
+            if record.is_some_and(|record| record.lapsed_ns.is_some_and(|at| at < before)) {
+                records::close_session(&tx, id).await?;
+            }
+            Ok::<_, OpError>((tx, ()))
+        })
+        .await
+        .map_err(|e| record_failed(&e))?;
+    }
+    Ok(())
+}
+
+/// Sessions that followed no home that was lost aren't waited for any more: what they may still buffer they don't have alone any more.
+async fn give_up(master: &Master, late: Vec<SessionId>) {
+    tracing::info!(
+        sessions = late.len(),
+        "sessions of a home that was lost haven't come yet; they aren't waited for any more"
+    );
+    futures::stream::iter(late)
+        .for_each_concurrent(GIVEN_UP_AT_ONCE, |id| async move {
+            let bumped = transact(&master.store, |tx| async move {
+                let incarnation = records::bump_incarnation(&tx, id).await?;
+                Ok((tx, incarnation))
+            })
+            .await;
+            match bumped {
+                Ok(Some(incarnation)) => master.desk(|desk| desk.given_up(id, incarnation)),
+                Ok(None) => master.desk(|desk| desk.forget_session(id)),
+                Err(error) => {
+                    tracing::info!(session = id.0, %error, "a session can't be given up yet; trying on")
+                }
+            }
+        })
+        .await;
+    master.recalls_answered.notify_waiters();
+}
+
+/// The sessions on record.
+pub(crate) async fn all_sessions(master: &Master) -> Result<Vec<(SessionId, SessionRecord)>, CallError> {
+    let mut all = Vec::new();
+    let mut after = None;
+    loop {
+        let page = transact(&master.store, |tx| async move {
+            let page = records::list_sessions(&tx, after, SESSIONS_PAGE).await?;
+            Ok((tx, page))
+        })
+        .await
+        .map_err(|e| record_failed(&e))?;
+        let full = page.len() == SESSIONS_PAGE;
+        after = page.last().map(|(id, _)| *id);
+        all.extend(page);
+        if !full {
+            return Ok(all);
+        }
+    }
+}
