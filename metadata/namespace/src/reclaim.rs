@@ -45,7 +45,7 @@ pub async fn reclaim<T: Transaction>(
     }
     let mut lost = Vec::new();
     for (place, lock) in locks.iter().enumerate().take(RECLAIMED_MAX) {
-        let op = Op::Lock(Lock { wait: 0, ..lock.clone() });
+        let op = Op::Lock(Lock { wait: 0, ..*lock });
         let request = FsRequest { caller: Some(Caller::default()), op: Some(op) };
         // What is refused has written nothing.
         let held = match execute(tx, ctx, &request).await {
