@@ -530,9 +530,18 @@ impl FileSystem {
         if !inner.session.has_elsewhere() {
             return;
         }
-        inner.session.journal.told_and_still().await;
-        if let Err(error) = inner.writer.flush(inode).await {
-            tracing::debug!(inode, %error, "what was buffered under a lock isn't sent; fsync tells");
+        let told = async {
+            inner.session.journal.told_and_still().await;
+            if let Err(error) = inner.writer.flush(inode).await {
+                tracing::debug!(inode, %error, "what was buffered under a lock isn't sent; fsync tells");
+            }
+        };
+        // No longer than a change is tried, for which it waits here.
+        if tokio::time::timeout(inner.region.patience(), told).await.is_err() {
+            tracing::info!(
+                inode,
+                "a lock is given up before all that was done under it is at the home, which doesn't answer"
+            );
         }
     }
 

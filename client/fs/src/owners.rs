@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use mooseng_namespace::reclaim::RECLAIMED_MAX;
 use mooseng_wire::fs::{Lock, LockKind, LockSpec};
 use tokio::sync::{Notify, OwnedMutexGuard};
 
@@ -282,6 +283,10 @@ impl Locks {
                 let Some(held) = held else { continue };
                 let (inode, kind, number) = *key;
                 let first = reclaim.locks.len();
+                // A home gives back no more, and a request has its bound: those left out have lost what they had.
+                if first + held.all().count() > RECLAIMED_MAX {
+                    continue;
+                }
                 reclaim.locks.extend(held.all().map(|(start, end, Level { exclusive, pid })| {
                     let lock = LockSpec { kind: kind.into(), owner: number, start, end, exclusive, pid };
                     Lock { inode, lock: Some(lock), wait: 0 }
