@@ -26,6 +26,8 @@ mod hosts;
 mod housekeeping;
 #[path = "e2e/locks.rs"]
 mod locks;
+#[path = "e2e/namespaces.rs"]
+mod namespaces;
 #[path = "e2e/operations.rs"]
 mod operations;
 #[path = "e2e/otlp.rs"]

@@ -46,6 +46,7 @@ fn main() -> anyhow::Result<()> {
         println!("{} is well", path.display());
         return Ok(());
     }
+    config.dev.enter_namespace()?;
     mooseng_transport::run_daemon(run(config))?
 }
 

@@ -118,11 +118,22 @@ const KEYS: &[&str] = &[
     "headers",
     "dev",
     "wan",
+    "namespace",
 ];
 
 impl ClientFile {
-    /// Reads and checks a file.
+    /// Reads and checks a file, for somebody who is about to ask its masters: from now on this thread, and those that it starts, are in the network
+    /// namespace that the file names, if it does. To be called before there are other threads that speak.
     pub fn load(path: &Path) -> Result<Self, Failure> {
+        let file = Self::read(path)?;
+        let entered = file.dev.enter_namespace();
+        entered
+            .map_err(|e| Failure::usage(format!("The configuration {} is wrong: {e}.", path.display())))?;
+        Ok(file)
+    }
+
+    /// Reads and checks a file.
+    pub fn read(path: &Path) -> Result<Self, Failure> {
         let text = std::fs::read_to_string(path).map_err(|e| {
             let kind = if e.kind() == std::io::ErrorKind::NotFound {
                 crate::exit::Kind::NotFound

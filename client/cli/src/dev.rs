@@ -22,6 +22,7 @@ mod control;
 mod down;
 mod launch;
 mod load;
+pub mod namespaces;
 mod plan;
 pub mod ready;
 mod root;

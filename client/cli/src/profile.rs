@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::args::{Format, Profile, Top};
-use crate::dev::ready;
+use crate::config::ClientFile;
+use crate::dev::{namespaces, ready};
 use crate::exit::{Failure, Kind};
 use crate::output::{self, Table};
 use crate::runtime::{self, MountRecord};
@@ -132,7 +133,9 @@ fn told(record: &MountRecord) -> Result<Told, Failure> {
             format!("The mount on {path} doesn't tell its metrics at {http}: {why}."),
         )
     };
-    match ready::get(http, "/metrics", TOLD_WITHIN) {
+    let namespace = ClientFile::read(&record.config).ok().and_then(|file| file.dev.namespace);
+    let told = namespaces::within(namespace, || Ok(ready::get(http, "/metrics", TOLD_WITHIN)))?;
+    match told {
         Ok((200, text)) => Ok(parse(&text)),
         Ok((status, _)) => Err(unavailable(format!("it answers {status}"))),
         Err(e) => Err(unavailable(e.to_string())),

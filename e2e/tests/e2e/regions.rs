@@ -22,7 +22,7 @@ fn two_regions_and_a_witness_are_one_cluster() {
 }
 
 /// What is said where a home dies with changes that no other region has: load that is under way always has some.
-const HOME_LOST: &[&str] = &[
+pub const HOME_LOST: &[&str] = &[
     // Made behind the cut and never fsynced: its inode is no more (DESIGN section 8), and fsync says so.
     "\"error\":\"Stale file handle (os error 116)\"",
     "it is put aside, and the volume copied anew",

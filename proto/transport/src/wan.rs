@@ -14,6 +14,7 @@ mod rules;
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -42,6 +43,20 @@ pub struct DevConfig {
     /// The file of delays and cuts between regions; none where it isn't given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wan: Option<PathBuf>,
+    /// The network namespace that the process speaks in (a file as `ip netns add` makes it); that which it was started in where it isn't given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<PathBuf>,
+}
+
+/// The network namespace can't be entered.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the setting `dev.namespace` is wrong: the network namespace {} can't be entered: {source}; it takes root, and `mooseng dev up` makes it",
+    path.display()
+)]
+pub struct NamespaceError {
+    path: PathBuf,
+    source: io::Error,
 }
 
 /// The rules between regions are of no use.
@@ -54,6 +69,18 @@ pub struct WanSetupError {
 }
 
 impl DevConfig {
+    /// Moves this thread into the network namespace, if one is set, and with it the threads that it starts from now on: to be called before there
+    /// are any.
+    pub fn enter_namespace(&self) -> Result<(), NamespaceError> {
+        let Some(path) = &self.namespace else { return Ok(()) };
+        let enter = || -> io::Result<()> {
+            let namespace = std::fs::File::open(path)?;
+            let network = Some(rustix::thread::LinkNameSpaceType::Network);
+            Ok(rustix::thread::move_into_link_name_space(namespace.as_fd(), network)?)
+        };
+        enter().map_err(|source| NamespaceError { path: path.clone(), source })
+    }
+
     /// The network with what lies between regions, if anything does. Must be called within a tokio runtime.
     pub fn beyond(&self, network: Arc<dyn Network>) -> Result<Arc<dyn Network>, WanSetupError> {
         let Some(path) = self.wan.clone() else { return Ok(network) };
@@ -241,6 +268,14 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_namespace_that_is_not_there_is_said() {
+        let config = DevConfig { namespace: Some("/nonexistent/net".into()), ..DevConfig::default() };
+        let failed = config.enter_namespace().unwrap_err().to_string();
+        assert!(failed.contains("`dev.namespace`") && failed.contains("/nonexistent/net"), "{failed}");
+        DevConfig::default().enter_namespace().unwrap();
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_cut_stalls_its_direction_only_and_nothing_is_lost() {
         let (pipes, network, sender) = network(Cut::None);
@@ -269,7 +304,7 @@ mod tests {
 
     #[tokio::test]
     async fn rules_that_can_not_be_read_are_refused_in_a_sentence() {
-        let config = DevConfig { wan: Some("/nonexistent/wan.toml".into()) };
+        let config = DevConfig { wan: Some("/nonexistent/wan.toml".into()), ..DevConfig::default() };
         let error = config.beyond(Arc::new(Pipes::default())).err().unwrap().to_string();
         assert!(error.contains("`dev.wan`") && error.contains("/nonexistent/wan.toml"), "{error}");
         assert!(DevConfig::default().beyond(Arc::new(Pipes::default())).is_ok());

@@ -117,7 +117,10 @@ fn start() -> anyhow::Result<()> {
     match arguments.command {
         Some(Command::Recover(asked)) => recover_region(config, &asked),
         Some(Command::Load { file }) => load(config, &file),
-        None => mooseng_transport::run_daemon(run(config))?,
+        None => {
+            config.dev.enter_namespace()?;
+            mooseng_transport::run_daemon(run(config))?
+        }
     }
 }
 

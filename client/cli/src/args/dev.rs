@@ -75,7 +75,8 @@ pub struct DevUp {
     /// Don't mount.
     #[arg(long)]
     pub no_mount: bool,
-    /// Each region in a network namespace of its own. Not built yet: `mooseng dev partition` cuts regions off without.
+    /// Each region in a network namespace of its own, for a new cluster. It takes root, and iproute2. Commands find their way in by the configurations in DIR/etc; `ip netns
+    /// exec` enters one, to look at what regions say to each other, or to break it.
     #[arg(long)]
     pub isolate: bool,
     /// Return once everything serves; `mooseng dev down` ends it.

@@ -172,7 +172,7 @@ fn master<'a>(cluster: &'a Cluster, daemon: &'a Daemon, state_dir: &'a Path, tls
         members: members(plan, &daemon.region),
         otlp: otlp(plan),
         global: global(plan),
-        dev: dev(cluster),
+        dev: dev(cluster, &daemon.region),
     }
 }
 
@@ -199,7 +199,7 @@ fn chunkserver<'a>(
         trash_s: TRASH_S,
         tls,
         otlp: otlp(plan),
-        dev: dev(cluster),
+        dev: dev(cluster, &daemon.region),
     }
 }
 
@@ -220,13 +220,16 @@ fn client(cluster: &Cluster, region: &str, own: &str, name: &str) -> ClientFile 
         log_json: true,
         tls: certs::files(&cluster.dir, name),
         otlp: otlp(&cluster.state.plan),
-        dev: dev(cluster).unwrap_or_default(),
+        dev: dev(cluster, region).unwrap_or_default(),
     }
 }
 
-/// What lies between regions; none where there is one.
-fn dev(cluster: &Cluster) -> Option<DevConfig> {
-    cluster.state.plan.is_wide().then(|| DevConfig { wan: Some(wan::path(&cluster.dir)) })
+/// What lies between regions, and the network of this one; none where there is neither.
+fn dev(cluster: &Cluster, region: &str) -> Option<DevConfig> {
+    let plan = &cluster.state.plan;
+    let wan = plan.is_wide().then(|| wan::path(&cluster.dir));
+    let dev = DevConfig { wan, namespace: plan.namespace_of(region) };
+    (dev != DevConfig::default()).then_some(dev)
 }
 
 /// Everything is recorded: a developer looks at single operations.
@@ -331,8 +334,23 @@ mod tests {
         let masters: Vec<&str> =
             chunkserver["masters"].as_array().unwrap().iter().map(|m| m.as_str().unwrap()).collect();
         assert_eq!(masters, plan.master_addresses("region-2"));
-        let client = ClientFile::load(&cluster.config_path("region-2.client-1")).unwrap();
+        let client = ClientFile::read(&cluster.config_path("region-2.client-1")).unwrap();
         assert_eq!((client.name.as_str(), client.region.as_str()), ("client-1", "region-2"));
         assert_eq!(client.dev.wan, Some(wan));
+    }
+
+    #[test]
+    fn everybody_of_a_region_is_told_of_its_network_namespace() {
+        let (_dir, cluster) = written(&DevUp { regions: Some(2), isolate: true, ..up() });
+        for region in ["region-1", "region-2"] {
+            let namespace = cluster.state.plan.namespace_of(region).unwrap();
+            for own in ["master-1", "chunkserver-1", "client-1", "admin"] {
+                let table = table(&cluster, &format!("{region}.{own}"));
+                assert_eq!(table["dev"]["namespace"].as_str(), namespace.to_str(), "{own}");
+            }
+        }
+        let master = table(&cluster, "region-2.master-1");
+        assert!(master["listen"].as_str().unwrap().starts_with("10.213.0.2:"), "{master}");
+        assert!(master["http_listen"].as_str().unwrap().starts_with("127.0.0.1:"), "{master}");
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
+use super::namespaces;
 use super::state::Cluster;
 use crate::exit::Failure;
 use crate::process::Started;
@@ -29,6 +30,7 @@ pub fn run(dir: &Path, purge: bool) -> Result<(), Failure> {
     if !left.is_empty() {
         return Err(Failure::failed(format!("These processes don't end even by SIGKILL: {left:?}.")));
     }
+    namespaces::remove(&cluster.state.plan);
     if purge || cluster.state.plan.temporary {
         remove(&cluster)?;
     }

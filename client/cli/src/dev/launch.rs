@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use mooseng_ports::interrupt;
 
-use super::ready::{self, Health};
+use super::ready::Health;
 use super::state::Cluster;
 use crate::exit::Failure;
 use crate::process::Started;
@@ -92,7 +92,7 @@ pub fn wait(cluster: &mut Cluster, name: &str, until: Until, deadline: Instant) 
 fn health(cluster: &mut Cluster, name: &str, started: Started, until: Until) -> Health {
     let path = if until == Until::Ready { "/readyz" } else { "/healthz" };
     if let Some(daemon) = cluster.daemon(name) {
-        return ready::ask(&daemon.http(), path);
+        return cluster.ask(name, &daemon.http(), path);
     }
     // A mount writes its record once it works.
     let Some(record) = runtime::live().into_iter().find(|r| r.process == started) else {
@@ -101,7 +101,7 @@ fn health(cluster: &mut Cluster, name: &str, started: Started, until: Until) -> 
     match record.http {
         Some(http) => {
             cluster.state.clients_http.insert(name.to_owned(), http.clone());
-            ready::ask(&http, path)
+            cluster.ask(name, &http, path)
         }
         None => Health::Ok,
     }

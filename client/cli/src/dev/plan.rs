@@ -9,6 +9,7 @@ use mooseng_transport::wan::WanRules;
 use mooseng_wire::Role;
 use serde::{Deserialize, Serialize};
 
+use super::namespaces;
 use crate::args::{DevUp, Durability};
 use crate::exit::Failure;
 
@@ -53,6 +54,9 @@ pub struct Plan {
     /// The root volume is still to be made `geo`, or not, once all regions are there.
     #[serde(default)]
     pub geo_due: Option<bool>,
+    /// What the names of the regions' network namespaces begin with, if they have some.
+    #[serde(default)]
+    pub namespaces: Option<String>,
     /// Masters, then chunkservers.
     pub daemons: Vec<Daemon>,
 }
@@ -82,9 +86,12 @@ pub struct Daemon {
     pub id: u64,
     /// Its zone.
     pub zone: String,
-    /// Its port for peers and clients, on 127.0.0.1.
+    /// Its address, that of its region's network namespace if it has one.
+    #[serde(default = "loopback")]
+    pub host: String,
+    /// Its port for peers and clients.
     pub port: u16,
-    /// Its port for /metrics, /healthz and /readyz, on 127.0.0.1.
+    /// Its port for /metrics, /healthz and /readyz, on 127.0.0.1 (that of its network namespace).
     pub http_port: u16,
 }
 
@@ -101,6 +108,10 @@ pub struct Client {
 
 fn first_region() -> String {
     REGION.to_owned()
+}
+
+fn loopback() -> String {
+    "127.0.0.1".to_owned()
 }
 
 fn only_region() -> Vec<Region> {
@@ -127,7 +138,7 @@ fn unique(regions: &[Region], region: &str, own: &str) -> String {
 impl Daemon {
     /// host:port for peers and clients.
     pub fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
+        format!("{}:{}", self.host, self.port)
     }
     /// host:port for health and metrics.
     pub fn http(&self) -> String {
@@ -179,16 +190,19 @@ impl Plan {
             role,
             id: if role == Role::Master { u64::from(n) } else { 0 },
             zone: format!("zone-{n}"),
+            host: if args.isolate { namespaces::address(region) } else { loopback() },
             port: port(),
             http_port: port(),
         });
         let daemons = daemons.collect();
+        let otlp = args.otlp.as_deref().map(otlp).transpose()?.flatten();
+        check_reach(args.isolate, otlp.as_deref())?;
         Ok(Self {
             copies,
             mount: mount_path(args, dir)?,
             leaf_lifetime_ms: lifetime_ms(args.leaf_lifetime.unwrap_or(Duration::from_secs(86_400)))?,
             trash_retention_s: args.trash_retention.map(|retention| retention.as_secs()),
-            otlp: args.otlp.as_deref().map(otlp).transpose()?.flatten(),
+            otlp,
             temporary: args.dir.is_none(),
             round_trip_ms: round_trip_ms(args.wan, regions.len())?.unwrap_or(if regions.len() > 1 {
                 ROUND_TRIP_MS
@@ -196,6 +210,7 @@ impl Plan {
                 0
             }),
             geo_due: geo(args.durability, regions.len())?.or((regions.len() > 1).then_some(true)),
+            namespaces: args.isolate.then(|| namespaces::tag(dir)),
             regions,
             daemons,
         })
@@ -220,6 +235,12 @@ impl Plan {
                 )));
             }
         }
+        if args.isolate && self.namespaces.is_none() {
+            return Err(Failure::usage(format!(
+                "The cluster in {} was made without --isolate, which can't be changed; leave it out, or make another in a new --dir.",
+                dir.display()
+            )));
+        }
         if args.trash_retention.is_some_and(|asked| Some(asked.as_secs()) != self.trash_retention_s) {
             return Err(Failure::usage(format!(
                 "The cluster in {} exists: --trash-retention is for new ones. `mooseng trash retention` changes it.",
@@ -230,7 +251,9 @@ impl Plan {
             self.mount = mount_path(args, dir)?;
         }
         if let Some(endpoint) = &args.otlp {
-            self.otlp = otlp(endpoint)?;
+            let otlp = otlp(endpoint)?;
+            check_reach(self.namespaces.is_some(), otlp.as_deref())?;
+            self.otlp = otlp;
         }
         if let Some(round_trip_ms) = round_trip_ms(args.wan, self.regions.len())? {
             self.round_trip_ms = round_trip_ms;
@@ -245,6 +268,11 @@ impl Plan {
     /// Whether there are several regions, which delays and cuts lie between.
     pub fn is_wide(&self) -> bool {
         self.regions.len() > 1
+    }
+
+    /// The network namespace of the region of that name, if it has one.
+    pub fn namespace_of(&self, region: &str) -> Option<PathBuf> {
+        self.namespaces.as_ref().map(|tag| namespaces::path(tag, region))
     }
 
     /// The region of that name.
@@ -311,6 +339,16 @@ fn check_sizes(masters: u32, chunkservers: u32, copies: u32) -> Result<(), Failu
         )));
     }
     Ok(())
+}
+
+/// Nothing outside of a region's network namespace is reached from it but the other regions.
+fn check_reach(isolated: bool, otlp: Option<&str>) -> Result<(), Failure> {
+    match otlp {
+        Some(endpoint) if isolated => Err(Failure::usage(format!(
+            "--otlp {endpoint}: the regions of a cluster that was made with --isolate reach no collector outside of their network namespaces; leave one of the two out."
+        ))),
+        _ => Ok(()),
+    }
 }
 
 fn mount_path(args: &DevUp, dir: &Path) -> Result<Option<PathBuf>, Failure> {
@@ -513,6 +551,11 @@ pub mod tests {
         let mut plan = Plan::new(&up(), Path::new("/d")).unwrap();
         let other = DevUp { masters: Some(5), ..up() };
         assert_eq!(plan.adapt(&other, Path::new("/d")).unwrap_err().exit_code(), 2);
+        let isolated = DevUp { isolate: true, ..up() };
+        assert_eq!(plan.adapt(&isolated, Path::new("/d")).unwrap_err().exit_code(), 2);
+        let mut in_namespaces = Plan::new(&isolated, Path::new("/d")).unwrap();
+        in_namespaces.adapt(&up(), Path::new("/d")).unwrap();
+        assert!(in_namespaces.namespace_of(REGION).is_some());
         plan.adapt(&DevUp { masters: Some(3), no_mount: true, ..up() }, Path::new("/d")).unwrap();
         assert_eq!(plan.mount, None);
         let kept = DevUp { trash_retention: Some(Duration::from_secs(60)), ..up() };
@@ -549,6 +592,7 @@ pub mod tests {
             DevUp { regions: Some(2), wan: Some(Duration::from_secs(60)), ..up() },
             DevUp { otlp: Some("127.0.0.1:4317".into()), ..up() },
             DevUp { otlp: Some("https://127.0.0.1:4317".into()), ..up() },
+            DevUp { otlp: Some("http://127.0.0.1:4317".into()), isolate: true, ..up() },
         ] {
             assert_eq!(Plan::new(&args, Path::new("/d")).unwrap_err().exit_code(), 2, "{args:?}");
         }

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
-use super::cluster;
 use super::plan::{CLIENT, Daemon, Plan, Region};
+use super::ready::{self, Health};
+use super::{cluster, namespaces};
 use crate::exit::Failure;
 use crate::process::{self, Started};
 use crate::runtime;
@@ -190,6 +191,18 @@ impl Cluster {
     /// The daemon of that name.
     pub fn daemon(&self, name: &str) -> Option<&Daemon> {
         self.state.plan.daemons.iter().find(|d| d.name == name)
+    }
+
+    /// The network namespace of the process of that name, if it has one.
+    fn namespace(&self, name: &str) -> Option<PathBuf> {
+        let region = self.daemon(name).map(|d| d.region.clone());
+        self.state.plan.namespace_of(&region.or_else(|| Some(self.state.plan.client(name)?.region))?)
+    }
+
+    /// Asks the process of that name about its health, at `http` in its network.
+    pub fn ask(&self, name: &str, http: &str, path: &str) -> Health {
+        let asked = namespaces::within(self.namespace(name), || Ok(ready::ask(http, path)));
+        asked.unwrap_or_else(|failure| Health::Silent(failure.to_string()))
     }
 
     /// How the process of that name is started. The binaries are those beside this one.

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::ready::{self, Health};
+use super::ready::Health;
 use super::state::Cluster;
 use super::wan;
 use crate::args::Format;
@@ -66,7 +66,7 @@ fn describe(cluster: &Cluster, name: String) -> Row {
     let http = http.unwrap_or_default();
     let client = cluster.state.plan.client(&name);
     let (ready, detail) = match state {
-        State::Running if !http.is_empty() => match ready::ask(&http, "/readyz") {
+        State::Running if !http.is_empty() => match cluster.ask(&name, &http, "/readyz") {
             Health::Ok => (true, String::new()),
             Health::NotReady(text) | Health::Silent(text) => (false, text),
         },

@@ -11,7 +11,7 @@ use mooseng_wire::Role;
 
 use super::plan::{Plan, REGION};
 use super::state::{self, Cluster};
-use super::{certs, configs, down, launch, root, supervise, wan};
+use super::{certs, configs, down, launch, namespaces, root, supervise, wan};
 use crate::args::DevUp;
 use crate::exit::Failure;
 use crate::output::{self, Table};
@@ -19,10 +19,6 @@ use crate::runtime;
 
 /// Makes or starts a cluster, waits until it serves, and says what runs where.
 pub fn run(args: &DevUp) -> Result<(), Failure> {
-    if args.isolate {
-        let isolate = Failure::not_built("a network namespace for each region (`mooseng dev up --isolate`)");
-        return Err(isolate);
-    }
     interrupt::catch();
     let dir = directory(args)?;
     let mut cluster = Cluster::open_or(&dir, || Plan::new(args, &dir))?;
@@ -60,6 +56,7 @@ fn directory(args: &DevUp) -> Result<PathBuf, Failure> {
 fn bring_up(cluster: &mut Cluster, wait: Duration) -> Result<(), Failure> {
     let progress = Progress::new(cluster.names().len() as u64 + 1);
     wan::write(cluster)?;
+    namespaces::make(cluster)?;
     cluster.state.up = true;
     for name in ["etc", "log"] {
         configs::make_dir(&cluster.dir.join(name))?;
@@ -110,7 +107,9 @@ fn bring_up(cluster: &mut Cluster, wait: Duration) -> Result<(), Failure> {
     }
     if let Some(geo) = cluster.state.plan.geo_due {
         progress.say("settings of the root volume");
-        root::set_durability(&cluster.config_path(&cluster.state.plan.admin(REGION)), geo, deadline)?;
+        let config = cluster.config_path(&cluster.state.plan.admin(REGION));
+        let namespace = cluster.state.plan.namespace_of(REGION);
+        namespaces::within(namespace, || root::set_durability(&config, geo, deadline))?;
         cluster.state.plan.geo_due = None;
     }
     progress.done();
@@ -165,6 +164,7 @@ fn undo(mut cluster: Cluster, before: &[String], failure: Failure) -> Failure {
     down::stop(&mut cluster, &ours);
     if before.is_empty() {
         cluster.state.up = false;
+        namespaces::remove(&cluster.state.plan);
     }
     let _ = cluster.save();
     failure.context(format!("The cluster in {} didn't come up", cluster.dir.display()))
@@ -194,7 +194,13 @@ fn announce(cluster: &Cluster, detached: bool) -> Result<(), Failure> {
     } else {
         "Ctrl-C stops it.".to_owned()
     };
-    output::text_line(&format!("{}\n\nState and logs: {dir}\nTry:\n{tries}\n{end}", table.render()))
+    let networks = match &cluster.state.plan.namespaces {
+        Some(tag) => format!(
+            "Each region is in a network namespace of its own: `ip netns exec {tag}-{REGION} ...` enters that of {REGION}.\n"
+        ),
+        None => String::new(),
+    };
+    output::text_line(&format!("{}\n\n{networks}State and logs: {dir}\nTry:\n{tries}\n{end}", table.render()))
 }
 
 fn tries(me: &str, cluster: &Cluster) -> String {
