@@ -40,6 +40,7 @@ use crate::read::{Reader, unexpected};
 use crate::recalls::Recalls;
 use crate::region::{Region, send_closes};
 use crate::session::Session;
+use crate::staleness;
 use crate::status::{FsStatus, Latency};
 use crate::telling;
 use crate::writeback::WriteBack;
@@ -689,6 +690,9 @@ impl FileSystem {
     pub async fn getxattr(&self, caller: &Caller, inode: u64, name: &[u8]) -> Result<Bytes, FsError> {
         if acls::is_acl(name) {
             return self.get_acl(caller, inode, name).await;
+        }
+        if name == staleness::ATTRIBUTE {
+            return staleness::of(&self.inner.region, caller, inode).await;
         }
         if let Some(errno) = self.absent_xattr(caller, inode, name) {
             return Err(FsError::Answered(errno));

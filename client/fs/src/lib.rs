@@ -66,6 +66,7 @@ mod send;
 mod session;
 mod settings;
 mod shelf;
+mod staleness;
 mod status;
 mod telling;
 mod window;

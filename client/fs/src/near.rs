@@ -226,6 +226,16 @@ impl Near {
 
     /// Reads from the replica; none where the home has to be asked.
     pub async fn read(&self, peers: &dyn Peers, masters: &[String], request: &FsRequest) -> Option<Reply> {
+        self.read_aged(peers, masters, request).await.map(|(reply, _)| reply)
+    }
+
+    /// [`Self::read`], and how old what it shows is at most, if that is known.
+    pub async fn read_aged(
+        &self,
+        peers: &dyn Peers,
+        masters: &[String],
+        request: &FsRequest,
+    ) -> Option<(Reply, Option<Duration>)> {
         if !may_be_near(request) {
             return None;
         }
@@ -256,8 +266,10 @@ impl Near {
             match call.await {
                 Ok(answered) => {
                     let reply = NearReply::decode(answered.body).ok()?;
+                    let age = reply.behind_us.map(Duration::from_micros);
                     self.answered(address, session);
-                    return self.take(peers, request, reply, (&flight, session), seen).await;
+                    let taken = self.take(peers, request, reply, (&flight, session), seen).await;
+                    return taken.map(|reply| (reply, age));
                 }
                 Err(Failure::Refused(refusal)) => {
                     match refusal.code() {

@@ -111,15 +111,20 @@ impl Region {
 
     /// Runs a read.
     pub async fn read(&self, caller: &Caller, op: Op) -> Result<Reply, FsError> {
-        self.read_as(caller, op, false).await
+        self.read_as(caller, op, true, false).await
+    }
+
+    /// Runs a read that the replica isn't asked about.
+    pub async fn read_at_home(&self, caller: &Caller, op: Op) -> Result<Reply, FsError> {
+        self.read_as(caller, op, false, false).await
     }
 
     /// Tells the home something that is answered like a read, and whose answer nobody is shown: what it may show isn't seen by it, and it promises nothing.
     pub async fn tell_home(&self, caller: &Caller, op: Op) -> Result<Reply, FsError> {
-        self.read_as(caller, op, true).await
+        self.read_as(caller, op, false, true).await
     }
 
-    async fn read_as(&self, caller: &Caller, op: Op, unshown: bool) -> Result<Reply, FsError> {
+    async fn read_as(&self, caller: &Caller, op: Op, near: bool, unshown: bool) -> Result<Reply, FsError> {
         let started = Instant::now();
         let what = name(&op);
         let patience = self.patience();
@@ -141,10 +146,13 @@ impl Region {
             None => return Err(FsError::Closed),
         };
         let reply = match sent {
-            Ok(()) => match self.near(&flight.request).await {
-                Some(reply) => Ok(reply),
-                None => self.fly(&mut flight).await,
-            },
+            Ok(()) => {
+                let answered = if near { self.near(&flight.request).await } else { None };
+                match answered {
+                    Some(reply) => Ok(reply),
+                    None => self.fly(&mut flight).await,
+                }
+            }
             Err(_) => Err(self.unanswered_error(what, patience, "changes that come first aren't told yet")),
         };
         self.counters.took(what, started.elapsed());
@@ -286,7 +294,7 @@ impl Region {
         }
     }
 
-    fn unanswered_error(&self, what: &'static str, after: Duration, last: &str) -> FsError {
+    pub fn unanswered_error(&self, what: &'static str, after: Duration, last: &str) -> FsError {
         if self.session.is_shut_down() {
             return FsError::Closed;
         }

@@ -45,6 +45,7 @@ struct State {
     last: u64,
     /// What the home's next answers may show.
     home_at: u64,
+    behind_us: Option<u64>,
     lease_ms: u32,
     /// Reads, renewals, and those that waited for a place.
     reads: u64,
@@ -71,6 +72,7 @@ impl Regions {
             recalls: Vec::new(),
             last: 0,
             home_at: 10,
+            behind_us: None,
             lease_ms: 10_000,
             reads: 0,
             renewals: 0,
@@ -155,7 +157,8 @@ impl Regions {
                 let granted =
                     if news.is_some() { facts.iter().map(Fact::to_message).collect() } else { vec![] };
                 let reply = Some(FsReply { reply: Some(reply) });
-                Ok(NearReply { reply, at: place(s.at), news, granted }.encode_to_vec().into())
+                let behind_us = s.behind_us;
+                Ok(NearReply { reply, at: place(s.at), news, granted, behind_us }.encode_to_vec().into())
             }
             _ => Err(refuse(ErrorCode::InvalidRequest, Bytes::new())),
         })
@@ -428,6 +431,26 @@ async fn what_was_promised_ends_with_the_session() {
     // Its lease runs out, and with it what anybody shows.
     rig.clock.advance(Duration::from_secs(11));
     assert!(rig.fs.known_attr(7).is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_tells_how_old_what_is_read_of_it_may_be() {
+    const NAME: &[u8] = b"mooseng.staleness";
+    let rig = Rig::promised().await;
+    rig.regions.applies(11, &[("f", 7)]);
+    rig.find("f").await;
+    // What is promised still isn't younger than the replica: it is asked each time.
+    assert!(matches!(rig.fs.getxattr(&me(), 7, NAME).await, Err(FsError::Answered(libc::ENODATA))));
+    rig.regions.with(|s| s.behind_us = Some(61_700));
+    assert_eq!(rig.fs.getxattr(&me(), 7, NAME).await.unwrap(), "0.062");
+    assert!(matches!(rig.fs.getxattr(&me(), 9, NAME).await, Err(FsError::Answered(libc::ENOENT))));
+    assert!(rig.fs.setxattr(&me(), 7, NAME, b"0", false, false).await.is_err());
+    // The replica hasn't what was seen: the home answers.
+    rig.hears_of(12).await;
+    assert_eq!(rig.fs.getxattr(&me(), ROOT, NAME).await.unwrap(), "0.000");
+    let strong = Rig::start(true).await;
+    strong.regions.with(|s| s.behind_us = Some(61_700));
+    assert_eq!(strong.fs.getxattr(&me(), ROOT, NAME).await.unwrap(), "0.000");
 }
 
 #[tokio::test(start_paused = true)]

@@ -118,6 +118,14 @@ fn move_home(cluster: &DevCluster, to: &str, plan: bool) -> Result<serde_json::V
     Ok(moved)
 }
 
+/// What a file says of how old what is read of it may be, in seconds.
+fn staleness(path: &Path) -> Result<f64> {
+    let mut value = [0; 32];
+    let length = rustix::fs::getxattr(path, "mooseng.staleness", &mut value[..])
+        .with_context(|| format!("mooseng.staleness of {}", path.display()))?;
+    Ok(std::str::from_utf8(&value[..length])?.parse()?)
+}
+
 /// Moves the home there and back while a mount in each region writes.
 fn moves(cluster: &DevCluster, mounts: &[&Path]) -> Result<()> {
     let ends = AtomicBool::new(false);
@@ -274,6 +282,13 @@ fn run() -> Result<()> {
         let took = began.elapsed();
         ensure!(took >= Duration::from_millis(60), "a change went to the home and back within {took:?}");
         shows(&here.join("b"), AWAY)?;
+        let (at_home, half_a_trip) = (staleness(&here.join("a"))?, 0.030);
+        ensure!(at_home == 0.0, "at home a read is {at_home} s old");
+        wait_for("the replica's answer, not the home's, with its age", SOON, || {
+            let age = staleness(&there.join("a"))?;
+            ensure!((half_a_trip..5.0).contains(&age), "elsewhere a read is {age} s old");
+            Ok(())
+        })?;
         // A directory of the home's own: nobody elsewhere must be asked to give it up before there is a new name in it.
         std::fs::create_dir(here.join("home")).context("mkdir")
     });

@@ -21,6 +21,7 @@
 //!  renewal -> sessions ----------> facts -> findings -> status, metrics, readiness
 //! ```
 
+pub mod age;
 pub mod class;
 pub mod codes;
 pub mod destage;

@@ -312,7 +312,8 @@ pub fn is_new(master: &Master, volume: VolumeId) -> bool {
 /// How far the regions are that have the volume and aren't its home, as far as this master knows.
 pub fn replicas(master: &Master, volume: VolumeId) -> Vec<admin::Replica> {
     let now = master.clock.boot();
-    let millis = |since: BootTime| u64::try_from(now.since(since).as_millis()).unwrap_or(u64::MAX);
+    let whole_millis = |age: Duration| u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+    let millis = |since: BootTime| whole_millis(now.since(since));
     if master.serving_of(volume).is_err() {
         return Vec::new();
     }
@@ -337,7 +338,7 @@ pub fn replicas(master: &Master, volume: VolumeId) -> Vec<admin::Replica> {
                 epoch: at.epoch.0,
                 version: at.version,
                 copying: replica.readable().is_none(),
-                behind_ms: replica.whole_at.filter(|_| at < replica.newest).map(millis),
+                behind_ms: replica.age.at_most(now).filter(|_| at < replica.newest).map(whole_millis),
                 chunks_awaited: master.geo.wanted(volume) as u64,
                 trouble: String::new(),
             }]

@@ -91,7 +91,16 @@ pub async fn read(
     master.metrics.near_granted.inc_by(granted.len() as u64);
     master.may_answer(term)?;
     let granted = granted.iter().map(Fact::to_message).collect();
-    Ok(NearReply { reply: Some(reply), at: place(at), news, granted })
+    Ok(NearReply { reply: Some(reply), at: place(at), news, granted, behind_us: behind_us(master) })
+}
+
+/// How old the replica is at most, with the way from the home.
+fn behind_us(master: &Master) -> Option<u64> {
+    let age = master.geo.replica(ROOT_VOLUME).age.at_most(master.clock.boot())?;
+    let global = master.global.as_ref()?;
+    let home = global.view().volumes.get(&ROOT_VOLUME)?.home.clone();
+    let way = global.round_trip_to(&home).unwrap_or_default() / 2;
+    u64::try_from((age + way).as_micros()).ok()
 }
 
 /// Waits a little until the replica is at a place.

@@ -39,6 +39,7 @@ pub async fn push(master: &Master, peer: &Peer, push: Push, deadline: Instant) -
     master.geo.note_replica(volume, |replica| {
         replica.newest = replica.newest.max(newest);
         replica.heard = Some(now);
+        replica.age.heard(newest, now);
     });
     sync::told(master, volume, position(push.synced.as_ref()));
     master.geo.note_hints(push.hints);
@@ -52,8 +53,8 @@ pub async fn push(master: &Master, peer: &Peer, push: Push, deadline: Instant) -
         let _applying = seat.applying.lock().await;
         record = change(master, volume, Change::Confirm(at, Epoch(push.epoch))).await?;
     }
-    if record.position() >= newest {
-        master.geo.note_replica(volume, |replica| replica.whole_at = Some(now));
+    if record.copied_before.is_none() {
+        master.geo.note_replica(volume, |replica| replica.age.reached(record.position()));
     }
     trim(master, volume, &record, position(push.trimmed.as_ref())).await?;
     master.may_answer(term)?;

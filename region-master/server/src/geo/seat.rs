@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use mooseng_ports::clock::BootTime;
+use mooseng_region::age::Age;
 use mooseng_replica::needs::Needs;
 use mooseng_schema::log::{LogPosition, ReplicaRecord};
 use mooseng_wire::geo::PutAside;
@@ -38,8 +39,8 @@ pub struct Replica {
     pub newest: LogPosition,
     /// When the home was heard last.
     pub heard: Option<BootTime>,
-    /// When everything that the home had told of was here last.
-    pub whole_at: Option<BootTime>,
+    /// How old what it shows is.
+    pub age: Age<LogPosition>,
 }
 
 impl Replica {

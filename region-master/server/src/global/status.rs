@@ -154,6 +154,14 @@ impl Global {
         reached.collect()
     }
 
+    /// The shortest round trip to a master of that region, as they were measured last.
+    pub fn round_trip_to(&self, region: &str) -> Option<Duration> {
+        let (view, probed) = (self.view(), lock(&self.probed));
+        let region = view.regions.get(region)?;
+        let nodes = region.masters.iter().map(|master| voters::node_id(region.number, master.id));
+        nodes.filter_map(|node| probed.get(&node).filter(|probed| probed.is_up())?.took).min()
+    }
+
     /// Volumes that take no changes for their home is lost, and what they wait for.
     fn waiting(&self, view: &View) -> Vec<(String, String)> {
         let leases = self.leases();

@@ -220,6 +220,10 @@ async fn applying_the_log_waits_for_no_reader() {
     let other = client(&regions, "b", "b");
     assert!(super::near(&other, "n", &at).await.is_some());
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    let read = NearRead { op: Some(lookup("n")), at_least: None, seat: None };
+    let read: NearReply = other.call(Method::NearRead, &read).await.unwrap();
+    let behind = Duration::from_micros(read.behind_us.expect("the home was heard"));
+    assert!(behind > Duration::ZERO && behind < Duration::from_secs(2), "{behind:?}");
     let replica = serving(&regions, "b").unwrap().clone();
     until("the reader is forgotten", async || replica.geo.near.counts().0 == 0).await;
 }
