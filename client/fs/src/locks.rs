@@ -138,7 +138,8 @@ pub(crate) async fn keep(inner: Weak<Inner>, shutdown: CancellationToken) {
 
 /// What an attempt at a lock came to.
 enum Came {
-    Held,
+    /// What was held before, should nobody hear of it.
+    Held(Held),
     Queued(u64),
     Refused(FsError),
     /// Nobody knows.
@@ -175,7 +176,7 @@ impl FileSystem {
                 came = once().await;
             }
             let outcome = match came {
-                Came::Held => Ok(()),
+                Came::Held(before) => Ok(before),
                 Came::Queued(_) => Err(FsError::Malformed("a lock was queued that nobody waits for".into())),
                 Came::Refused(error) => Err(error),
                 Came::Unknown(error) => {
@@ -211,7 +212,7 @@ impl FileSystem {
             let wanted = shared.lock().unwrap_or_else(PoisonError::into_inner).take().is_some();
             // With the order, so that nothing of the owner's comes between the lock and what becomes of it.
             let (outcome, order) = match outcome {
-                Ok(order) => (Ok(()), Some(order)),
+                Ok((order, before)) => (Ok(before), Some(order)),
                 Err(error) => (Err(error), None),
             };
             if wanted {
@@ -219,8 +220,8 @@ impl FileSystem {
                 drop(order);
                 return fs.inner.locks.forget(key, owner);
             }
-            if outcome.is_ok() {
-                fs.undo(key, &owner, &request).await;
+            if let Ok(before) = outcome {
+                fs.take_back(key, &owner, &request, before).await;
             }
             drop(order);
             owner.state(|state| state.abandoned -= 1);
@@ -238,25 +239,42 @@ impl FileSystem {
         key: Key,
         owner: &Owner,
         request: &LockRequest,
-        outcome: Result<(), FsError>,
+        outcome: Result<Held, FsError>,
         answer: oneshot::Sender<Result<(), FsError>>,
     ) {
-        let held = outcome.is_ok();
-        match (answer.send(outcome), held) {
-            (Ok(()), true) => owner.state(|state| state.held.take(request.range(), request.level())),
-            (Err(_), true) => self.undo(key, owner, request).await,
-            (_, false) => {}
+        let (before, outcome) = match outcome {
+            Ok(before) => (Some(before), Ok(())),
+            Err(error) => (None, Err(error)),
+        };
+        if let (Err(_), Some(before)) = (answer.send(outcome), before) {
+            self.take_back(key, owner, request, before).await;
         }
     }
 
-    /// Waits until the lock is there. Answers the owner's order with it.
+    /// A lock that was taken isn't wanted: the owner has what it had before. The caller has the owner's order.
+    async fn take_back(&self, key: Key, owner: &Owner, request: &LockRequest, before: Held) {
+        owner.state(|state| state.held = before);
+        self.undo(key, owner, request).await;
+    }
+
+    /// Takes note of what the home gave in that tenure. Answers what was held before; none if the owner is at a later home by now, which doesn't know of it.
+    fn taken(owner: &Owner, request: &LockRequest, tenure: Tenure) -> Option<Held> {
+        owner.state(|state| {
+            let before = state.held.clone();
+            // At one moment: the next home is asked for what is held, and whoever is there already was given what was held before.
+            (state.held_in == Some(tenure)).then(|| state.held.take(request.range(), request.level()))?;
+            Some(before)
+        })
+    }
+
+    /// Waits until the lock is there. Answers the owner's order with it, and what was held before.
     async fn wait(
         &self,
         key: Key,
         owner: &Owner,
         request: &LockRequest,
         interrupted: &CancellationToken,
-    ) -> Result<OwnedMutexGuard<()>, FsError> {
+    ) -> Result<(OwnedMutexGuard<()>, Held), FsError> {
         let session = &self.inner.session;
         let waiting = session.grants.begin();
         let mut asked_in = None;
@@ -276,7 +294,7 @@ impl FileSystem {
             asked_in = Some(tenure);
             waiting.granted.forget();
             let queued_at = match self.attempt(key, owner, request, waiting.number, tenure).await {
-                Came::Held => return Ok(order),
+                Came::Held(before) => return Ok((order, before)),
                 Came::Refused(FsError::Lapsed) => continue,
                 Came::Refused(error) => return Err(error),
                 Came::Queued(custody_epoch) => Some(custody_epoch),
@@ -291,9 +309,13 @@ impl FileSystem {
                     () = waiting.granted.wait() => {
                         // Not beside a request of the same owner, which would take what isn't noted yet for not held.
                         let order = owner.order().await;
+                        // As before an answer is shown: what the last holder did may not be at the replica yet, which kernels were told of.
+                        session.near.settle(&*session.peers, session.near.seen()).await;
                         if session.tenure() == tenure {
                             self.inner.locks.note(key, owner, request.handle, tenure);
-                            return Ok(order);
+                            if let Some(before) = Self::taken(owner, request, tenure) {
+                                return Ok((order, before));
+                            }
                         }
                         continue;
                     }
@@ -333,7 +355,11 @@ impl FileSystem {
         };
         match inner.region.change_in_life(&daemon(), op, within).await {
             Ok(Reply::Locked(locked)) => match locked.state() {
-                LockState::Held => Came::Held,
+                LockState::Held => match Self::taken(owner, request, tenure) {
+                    Some(before) => Came::Held(before),
+                    // The home that gave it isn't any more, and the next one has what was held before.
+                    None => Came::Refused(FsError::Lapsed),
+                },
                 LockState::Queued => {
                     // flock gives up the other level before it waits.
                     if !held_before || request.kind == LockKind::File {
@@ -369,7 +395,7 @@ impl FileSystem {
         request: &LockRequest,
         wait: u64,
         tenure: Tenure,
-    ) -> Result<OwnedMutexGuard<()>, FsError> {
+    ) -> Result<(OwnedMutexGuard<()>, Held), FsError> {
         let inner = &self.inner;
         let interrupted = Err(FsError::Answered(libc::EINTR));
         let order = owner.order().await;
@@ -378,7 +404,10 @@ impl FileSystem {
             match inner.region.change_in_life(&daemon(), op, tenure.for_locks()).await {
                 Ok(Reply::Locked(locked)) if locked.state() == LockState::Held => {
                     inner.locks.note(key, owner, request.handle, tenure);
-                    return Ok(order);
+                    return match Self::taken(owner, request, tenure) {
+                        Some(before) => Ok((order, before)),
+                        None => interrupted,
+                    };
                 }
                 Ok(_) => return interrupted,
                 // Another tenure: nobody waits for the old one.
@@ -498,14 +527,20 @@ impl FileSystem {
             }
             self.tell_what_was_guarded(key.0).await;
             let given_up = self.give_up(key, request, tenure).await;
-            // Under another home by now, which has what was held before.
-            if given_up != Ok(true) || owner.state(|state| state.held_in == Some(tenure)) {
+            // Under another home by now, which has what was held before: also where the one before has given it up.
+            let moved_on = owner.state(|state| {
+                let moved_on = state.held_in != Some(tenure);
+                if given_up == Ok(false) && !moved_on {
+                    state.held.give_up(request.range());
+                }
+                moved_on
+            });
+            if given_up.is_err() || !moved_on {
                 break given_up;
             }
         };
         match given_up {
             Ok(false) => {
-                owner.state(|state| state.held.give_up(request.range()));
                 if request.is_everything() {
                     inner.locks.clear(key, owner);
                 }
@@ -644,5 +679,32 @@ impl FileSystem {
         if tokio::time::timeout(CLOSE_WAITS, all).await.is_err() {
             tracing::info!("locks of a closed file aren't given up yet; the region doesn't answer");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(start: u64, end: u64) -> LockRequest {
+        LockRequest { handle: 1, kind: LockKind::Range, owner: 7, start, end, exclusive: true, pid: 3 }
+    }
+
+    /// The home's answer may be taken in only after the next home has given the session what was held before the request.
+    #[test]
+    fn what_an_earlier_home_gave_isnt_held_at_the_next_one() {
+        let tenure = |home| Tenure { life: (1, 1), home };
+        let (owner, first) = (Owner::default(), request(0, 9));
+        owner.state(|state| state.held_in = Some(tenure(1)));
+        assert_eq!(FileSystem::taken(&owner, &first, tenure(1)), Some(Held::default()));
+        let held = owner.state(|state| state.held.clone());
+        assert!(!held.is_empty());
+        assert_eq!(FileSystem::taken(&owner, &request(20, 29), tenure(1)), Some(held));
+        let both = owner.state(|state| {
+            state.held_in = Some(tenure(2));
+            state.held.clone()
+        });
+        assert_eq!(FileSystem::taken(&owner, &request(40, 49), tenure(1)), None);
+        assert_eq!(owner.state(|state| state.held.clone()), both);
     }
 }

@@ -1,18 +1,18 @@
 //! Locks that a session had under the volume's home before (DESIGN section 8). They are records of the region that was the home then, so a new home
 //! knows of none, and takes them from their holders, before it changes anything else for anybody.
 
+use std::collections::BTreeMap;
+
 use mooseng_schema::Record;
 use mooseng_schema::lock::{self, ReclaimRecord};
 use mooseng_schema::volume::{self, VolumeRecord};
 use mooseng_store::{Read, Transaction};
-use mooseng_wire::fs::fs_reply::Reply;
-use mooseng_wire::fs::fs_request::Op;
-use mooseng_wire::fs::{Caller, FsRequest, Lock, LockState};
-use mooseng_wire::{SessionId, VolumeId};
+use mooseng_wire::fs::Lock;
+use mooseng_wire::{InodeId, SessionId, VolumeId};
 
 use crate::context::OpContext;
 use crate::error::OpError;
-use crate::ops::execute;
+use crate::ops::take_locks;
 use crate::sessions::load_session;
 
 /// Locks that a session gets back at most; what it had beyond is lost.
@@ -44,18 +44,12 @@ pub async fn reclaim<T: Transaction>(
         return Ok(None);
     }
     let mut lost = Vec::new();
-    for (place, lock) in locks.iter().enumerate().take(RECLAIMED_MAX) {
-        let op = Op::Lock(Lock { wait: 0, ..*lock });
-        let request = FsRequest { caller: Some(Caller::default()), op: Some(op) };
-        // What is refused has written nothing.
-        let held = match execute(tx, ctx, &request).await {
-            Ok(reply) => matches!(&reply.reply, Some(Reply::Locked(l)) if l.state() == LockState::Held),
-            Err(OpError::Errno(_) | OpError::Malformed(_)) => false,
-            Err(error) => return Err(error),
-        };
-        if !held {
-            lost.extend(u32::try_from(place));
-        }
+    let mut of_inodes: BTreeMap<u64, Vec<(u32, Lock)>> = BTreeMap::new();
+    for (place, lock) in (0..).zip(locks).take(RECLAIMED_MAX) {
+        of_inodes.entry(lock.inode).or_default().push((place, *lock));
+    }
+    for (inode, locks) in &of_inodes {
+        lost.extend(take_locks(tx, ctx, InodeId(*inode), locks).await?);
     }
     lost.extend((RECLAIMED_MAX..locks.len()).filter_map(|place| u32::try_from(place).ok()));
     let record = ReclaimRecord { epoch: ctx.epoch.0, closed: false };

@@ -127,8 +127,9 @@ pub async fn entries<T: Transaction>(
     whole: LogPosition,
 ) -> Result<LogPosition, ReplicaError> {
     let mut record = state(tx, volume, Read::Conflicting).await?.ok_or(ReplicaError::NotLogged)?;
-    if from.0 <= record.refuses {
-        return Err(ReplicaError::Refused(record.refuses));
+    // A later home may have been heard whose predecessor's end wasn't: behind its entries nothing of an earlier one is of the log.
+    if from.0 <= record.refuses || from < record.of_log() {
+        return Err(ReplicaError::Refused(record.refuses.max(record.of_log().0.saturating_sub(1))));
     }
     if record.undoing {
         return Err(ReplicaError::Senseless("an entry was being undone: that has to be ended first"));

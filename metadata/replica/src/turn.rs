@@ -67,8 +67,9 @@ pub async fn take_over<T: Transaction>(
     tx.set(&key, &VolumeRecord { epoch: epoch.0, ..record }.to_value());
     tx.clear(&log::replica_key(volume));
     tx.clear_range(images::range(volume));
-    if replica.is_some() {
-        // Those of an earlier time as the home: sessions have given them up since, or lost them, and may have others.
+    if replica.is_some() || record.epoch > 0 {
+        // Those of an epoch before, here or as it was the home an earlier time: who held them holds them anew before anybody is served, and what nobody
+        // knows of any more, as a lock whose grant was never heard, mustn't stay.
         tx.clear_range(lock::range_of_volume(volume));
     }
     if let Some(behind) = behind {

@@ -649,6 +649,43 @@ async fn a_home_that_begins_anew_has_no_locks_of_its_time_before() {
     assert!(turn::rejoin(&tx, VOLUME, Epoch(2)).await.unwrap());
     commit(tx).await;
     assert!(!turned(3).await);
+    // Also where it is the home still, under a later epoch: of a lock that its holder never heard of nobody else would know that it may go.
+    let tx = store.begin();
+    tx.set(&key, &LockRecord { end: 9, ..LockRecord::default() }.to_value());
+    commit(tx).await;
+    assert!(turned(3).await);
+    assert!(!turned(4).await);
+}
+
+/// What a home sent before another followed it may come behind what that one has sent, without that this region ever heard of the end of the first.
+#[tokio::test]
+async fn behind_a_later_homes_entries_none_of_an_earlier_one_is_taken() {
+    use mooseng_store::mvcc::Change;
+    let (store, _) = store();
+    let tx = store.begin();
+    apply::begin(&tx, VOLUME).await.unwrap();
+    let page = read::Page { at: LogPosition::new(Epoch(5), 60), pairs: Vec::new(), next: None };
+    apply::install(&tx, VOLUME, &whole_volume(VOLUME).begin, &page).await.unwrap();
+    commit(tx).await;
+    let key = mooseng_schema::inode::key(mooseng_wire::InodeId::new(VOLUME, 9));
+    let entry = |version| {
+        let change = Change::Set(key.clone().into(), Bytes::from(vec![version as u8]));
+        Entry::new(LogPosition::new(Epoch(5), version), &[change])
+    };
+    let replay = async |after: u64, version: u64, from: u64| {
+        let (tx, none) = (store.begin(), LogPosition::default());
+        let after = LogPosition::new(Epoch(5), after);
+        let taken = apply::entries(&tx, VOLUME, after, &[entry(version)], Epoch(from), 7, none).await;
+        if taken.is_ok() {
+            commit(tx).await;
+        }
+        taken
+    };
+    assert!(replay(60, 65, 5).await.is_ok());
+    assert!(replay(65, 70, 6).await.is_ok(), "of the home before, sent by the next one");
+    let late = replay(70, 75, 5).await;
+    assert!(matches!(late, Err(ReplicaError::Refused(5))), "{late:?}");
+    assert!(replay(70, 75, 6).await.is_ok());
 }
 
 /// A master that starts again knows at first what the regions had agreed on some time ago: by that, the home may be elsewhere. As a replica, complete

@@ -311,7 +311,7 @@ fn reserve_inodes(master: &Master, reserve: &ReserveInodes) -> Result<ReservedIn
     let (run, low) = master
         .desk(|desk| (desk.root.ids.take_run(IdKind::Inode, most), desk.root.ids.is_low(IdKind::Inode)));
     if low {
-        master.ids_low.notify_one();
+        master.ids_low.notify_waiters();
     }
     let run = run.ok_or_else(|| master.ids_used_up())?;
     let count = u32::try_from(run.end - run.start).unwrap_or(0);
@@ -473,7 +473,7 @@ fn ids(master: &Master, fs: &FsRequest) -> Result<Ids, CallError> {
             (id, desk.root.ids.is_low(kind))
         });
         if low {
-            master.ids_low.notify_one();
+            master.ids_low.notify_waiters();
         }
         id.ok_or_else(|| master.ids_used_up())
     };

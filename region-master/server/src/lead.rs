@@ -180,6 +180,10 @@ async fn lead_replica(master: &Arc<Master>, volume: VolumeId, term: u64) {
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(1));
     }
+    // What this region said of its replica it hasn't any more.
+    if let Some(global) = &master.global {
+        global.stands_no_more(volume);
+    }
     master.metrics.leaderships.inc();
     master.metrics.leading.set(1);
     tracing::info!(volume = volume.0, term, "this master leads and keeps a replica of the volume");
@@ -379,6 +383,10 @@ async fn prepare_root(master: &Master, term: u64, epoch: Epoch, hurries: bool) -
 
 async fn reserve_ids(master: &Master, volume: VolumeId) {
     loop {
+        // Those of all volumes wait, and each looks for itself. What rings while it looks isn't missed.
+        let low = master.ids_low.notified();
+        tokio::pin!(low);
+        low.as_mut().enable();
         for kind in master.desk(|desk| desk.seat(volume).ids.low()) {
             match ids::reserve(&master.store, volume, kind, master.raft.line()).await {
                 Ok(range) => master.desk(|desk| desk.seat_mut(volume).ids.add(kind, range)),
@@ -386,7 +394,7 @@ async fn reserve_ids(master: &Master, volume: VolumeId) {
             }
         }
         tokio::select! {
-            () = master.ids_low.notified() => {}
+            () = low => {}
             () = tokio::time::sleep(Duration::from_secs(1)) => {}
         }
     }

@@ -57,6 +57,37 @@ pub async fn lock<T: Transaction>(view: &View<'_, T>, r: &Lock) -> Result<Locked
     Ok(state(if r.wait == 0 { LockState::Gone } else { LockState::Queued }))
 }
 
+/// Takes several in their order, without waiting: the table is read and written once, for there may be thousands. Answers the places of those that
+/// can't be had.
+pub async fn take_all<T: Transaction>(
+    view: &View<'_, T>,
+    inode: InodeId,
+    locks: &[(u32, Lock)],
+) -> Result<Vec<u32>, OpError> {
+    if view.tx.get(&inode::key(inode), Read::Snapshot).await?.is_none() {
+        return Ok(locks.iter().map(|(place, _)| *place).collect());
+    }
+    let mut held = load(view, inode.0).await?;
+    let mut refused = Vec::new();
+    for (place, lock) in locks {
+        let Ok(want) = want(view, lock.lock.as_ref(), 0) else {
+            refused.push(*place);
+            continue;
+        };
+        if held.table.is_held(&want) {
+            continue;
+        }
+        if held.table.conflicts(&want).next().is_some() || held.table.len() >= LOCKS_PER_INODE_MAX {
+            refused.push(*place);
+            continue;
+        }
+        held.table.give_up_other_level(&want);
+        held.table.lock(&want);
+    }
+    held.store(view.tx);
+    Ok(refused)
+}
+
 pub async fn unlock<T: Transaction>(view: &View<'_, T>, r: &Unlock) -> Result<(), OpError> {
     let want = want(view, r.lock.as_ref(), 0)?;
     reclaim::close(view.tx, view.ctx.session).await?;

@@ -21,7 +21,7 @@ use mooseng_store::{Read, Transaction};
 use mooseng_wire::InodeId;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
-use mooseng_wire::fs::{Caller, Done, FsReply, FsRequest};
+use mooseng_wire::fs::{Caller, Done, FsReply, FsRequest, Lock};
 
 use crate::confine;
 use crate::context::OpContext;
@@ -110,6 +110,23 @@ pub async fn execute_noting<T: Transaction>(
     };
     confine::redact(&view, &mut reply).await?;
     Ok(FsReply { reply: Some(reply) })
+}
+
+/// Takes a session's locks of one inode, in their order and without waiting, whatever it held of it. Answers the places of those that it can't have.
+pub(crate) async fn take_locks<T: Transaction>(
+    tx: &T,
+    ctx: &OpContext,
+    inode: InodeId,
+    locks: &[(u32, Lock)],
+) -> Result<Vec<u32>, OpError> {
+    let (caller, touched) = (Caller::default(), Touched::default());
+    let view = View { tx, ctx, caller: &caller, read: Read::Conflicting, touched: &touched };
+    let any = FsRequest { caller: None, op: locks.first().map(|(_, lock)| Op::Lock(*lock)) };
+    match confine::admit(&view, &any).await {
+        Ok(()) => locks::take_all(&view, inode, locks).await,
+        Err(OpError::Errno(_)) => Ok(locks.iter().map(|(place, _)| *place).collect()),
+        Err(error) => Err(error),
+    }
 }
 
 fn done((): ()) -> Reply {

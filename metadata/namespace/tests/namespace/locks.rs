@@ -143,6 +143,27 @@ async fn a_new_home_takes_locks_from_their_holders_until_they_change_them() {
     volume.check();
 }
 
+/// As many as may be, and those of one transaction: a database has many ranges of one file.
+#[tokio::test]
+async fn thousands_of_locks_are_taken_again_at_once() {
+    let volume = Volume::new().await;
+    let one = volume.client(1).await;
+    let (inode, other) = (one.create(ROOT, "f").await, one.create(ROOT, "g").await);
+    let range = |inode: u64, n: u64| {
+        let lock = Some(spec(n % 3, 10 * n, 10 * n + 5, n % 2 == 0));
+        Lock { inode, lock, wait: 0 }
+    };
+    let mut had: Vec<Lock> = (0..2_001).map(|n| range(inode, n)).collect();
+    had.push(range(other, 0));
+    had.push(Lock { lock: None, ..had[0] });
+    let epoch = volume.epoch.load(Ordering::Relaxed);
+    // One more than an inode has, and one that is none.
+    assert_eq!(reclaim(&volume, &one, epoch, &had).await, Some(vec![2_000, 2_002]));
+    // Each, and the session's note of either inode, which both ranges of the count have.
+    assert_eq!((records(&volume, inode), records(&volume, other)), (2_000 + 2, 1 + 2));
+    volume.check();
+}
+
 #[tokio::test]
 async fn a_retry_of_a_lock_is_answered_as_the_first() {
     let volume = Volume::new().await;

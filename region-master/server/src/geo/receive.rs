@@ -86,6 +86,18 @@ fn from_home(master: &Master, peer: &Peer, volume: VolumeId, epoch: u64) -> Resu
     allow_master(master, peer, Some(&known.home))
 }
 
+/// Refuses what comes from the home of an epoch that is over.
+fn is_current(master: &Master, volume: VolumeId, from: Epoch) -> Result<(), CallError> {
+    let view = master.geo.view();
+    match view.as_ref().and_then(|view| view.volumes.get(&volume)) {
+        Some(known) if from < known.epoch => {
+            let message = format!("the volume's epoch is {} and its home {}", known.epoch.0, known.home);
+            Err(call_error(ErrorCode::StaleEpoch, message))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// An entry from the wire.
 pub(super) fn entry(entry: LogEntry) -> Entry {
     Entry { at: position(entry.at.as_ref()), bytes: entry.changes }
@@ -107,13 +119,19 @@ async fn take(
         {
             let _applying = seat.applying.lock().await;
             moved.borrow_and_update();
+            // Another home may have come while its predecessor was waited for.
+            is_current(master, volume, from)?;
             let record = record(master, volume).await?;
             let at = record.position();
-            let settled = record.copied_before.is_some() || entries.is_empty() || after <= at;
             if record.copied_before.is_some() || entries.is_empty() {
                 return Ok(record);
             }
-            if settled {
+            let is_place = at <= after || entries.iter().any(|entry| entry.at == at);
+            if after <= at && !is_place && entries.last().is_some_and(|last| at < last.at) {
+                // Between two of them: what is here is of another home's log, which the home is to see.
+                return Ok(record);
+            }
+            if after <= at {
                 let rest: Vec<Entry> = entries.into_iter().filter(|entry| entry.at > at).collect();
                 return replay(master, volume, record, rest, from).await;
             }

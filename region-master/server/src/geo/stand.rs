@@ -67,10 +67,14 @@ impl Drop for KeptToTheLog<'_> {
 pub async fn refuse_when_closed(master: &Arc<Master>, volume: VolumeId) {
     let (Some(global), Some(mut cluster)) = (&master.global, master.geo.cluster.clone()) else { return };
     loop {
-        let closed = cluster.borrow_and_update().volumes.get(&volume).filter(|v| !v.open).map(|v| v.epoch);
-        let record = master.geo.replica(volume).record.filter(|record| record.copied_before.is_none());
-        if let Some(record) = record {
-            let refused = match closed.filter(|epoch| record.refuses < epoch.0) {
+        // That an epoch is open says that the one before is closed, should that have been missed.
+        let closed = cluster.borrow_and_update().volumes.get(&volume).map(|volume| match volume.open {
+            true => Epoch(volume.epoch.0.saturating_sub(1)),
+            false => volume.epoch,
+        });
+        if let Some(record) = master.geo.replica(volume).record {
+            let whole = record.copied_before.is_none();
+            let refused = match closed.filter(|epoch| whole && record.refuses < epoch.0) {
                 None => Ok(record),
                 Some(epoch) => {
                     let seat = master.geo.seat(volume);
@@ -258,6 +262,9 @@ pub(super) async fn begin_anew(
         }
     }
     note_salvage(master, volume).await?;
+    if let Some(global) = &master.global {
+        global.stands_no_more(volume);
+    }
     change(master, volume, Change::BeginAnew).await.map(drop)
 }
 

@@ -156,7 +156,7 @@ impl Keeper<'_> {
             };
             let id = self.master.desk(|desk| desk.seat_mut(self.volume).ids.take(IdKind::Chunk, 1));
             let Some(number) = id.and_then(|ids| ids.first().copied()) else {
-                self.master.ids_low.notify_one();
+                self.master.ids_low.notify_waiters();
                 return plans;
             };
             let to = ChunkId::new(self.volume, number);
