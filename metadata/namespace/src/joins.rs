@@ -17,6 +17,7 @@ use mooseng_wire::{InodeId, VolumeId};
 use crate::errno::Errno;
 use crate::error::OpError;
 use crate::touched::Touched;
+use crate::upkeep;
 use crate::view::{is_directory, later};
 
 /// Why no volume is joined at a directory.
@@ -59,6 +60,22 @@ async fn load<T: Transaction>(tx: &T, id: InodeId, read: Read) -> Result<Option<
 /// The volume that is joined at a directory, if one is.
 pub async fn joined_at<T: Transaction>(tx: &T, directory: InodeId) -> Result<Option<VolumeId>, OpError> {
     Ok(load(tx, directory, Read::Snapshot).await?.and_then(|record| record.joined()))
+}
+
+/// The volume that is joined at a directory above a path of `volume`: what lies at the path is that one's to say.
+pub async fn on_the_way<T: Transaction>(
+    tx: &T,
+    volume: VolumeId,
+    path: &[u8],
+) -> Result<Option<VolumeId>, OpError> {
+    let ends = path.iter().enumerate().filter(|(at, byte)| **byte == b'/' && *at > 0);
+    for (end, _) in ends {
+        let Some(directory) = upkeep::inode_at(tx, volume, &path[..end]).await? else { return Ok(None) };
+        if let Some(other) = joined_at(tx, directory).await? {
+            return Ok(Some(other));
+        }
+    }
+    Ok(None)
 }
 
 /// The record of a directory at which a volume may be joined, or that one is. An entry that is made there meanwhile conflicts.

@@ -124,6 +124,16 @@ async fn it_stays_a_directory_whose_entries_are_elsewhere() {
     for op in remote {
         assert_eq!(client.errno(op.clone()).await, EREMOTE, "{op:?}");
     }
+    let tx = volume.store.inner.begin();
+    for (path, expected) in [
+        ("/up/inside/x", Some(OTHER)),
+        ("/up/inside/x/y", Some(OTHER)),
+        ("/up/inside", None),
+        ("/d/x", None),
+        ("/none/x", None),
+    ] {
+        assert_eq!(joins::on_the_way(&tx, VolumeId(0), path.as_bytes()).await.unwrap(), expected, "{path}");
+    }
     // Nobody takes it away, as on Linux where something is mounted.
     let exchange = Rename { exchange: true, ..rename((ROOT, "d"), (up, "inside")) };
     let busy = [
