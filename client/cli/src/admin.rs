@@ -14,12 +14,13 @@ use mooseng_transport::{
 use mooseng_wire::Role;
 use mooseng_wire::admin::{
     AddRegionRequest, AssignClassReply, AssignClassRequest, ChangeMembersReply, ChangeMembersRequest,
-    ChangeRegionsReply, ClassOfReply, ClassOfRequest, CreateClassRequest, DeleteClassReply,
-    DeleteClassRequest, DrainReply, DrainRequest, Finding, ListClassesReply, ListClassesRequest,
-    ListLossesReply, ListLossesRequest, ListQuotasReply, ListQuotasRequest, ListRegionsReply,
-    ListRegionsRequest, ListSalvageReply, ListSalvageRequest, ListTrashReply, ListTrashRequest,
-    ListVolumesReply, ListVolumesRequest, MoveHomeReply, MoveHomeRequest, PurgeTrashReply, PurgeTrashRequest,
-    Quota, QuotaTarget, RemoveRegionRequest, RestoreTrashReply, RestoreTrashRequest, SetClassRequest,
+    ChangeRegionsReply, ClassOfReply, ClassOfRequest, CreateClassRequest, CreateVolumeReply,
+    CreateVolumeRequest, DeleteClassReply, DeleteClassRequest, DeleteVolumeReply, DeleteVolumeRequest,
+    DrainReply, DrainRequest, Finding, ListClassesReply, ListClassesRequest, ListLossesReply,
+    ListLossesRequest, ListQuotasReply, ListQuotasRequest, ListRegionsReply, ListRegionsRequest,
+    ListSalvageReply, ListSalvageRequest, ListTrashReply, ListTrashRequest, ListVolumesReply,
+    ListVolumesRequest, MoveHomeReply, MoveHomeRequest, PurgeTrashReply, PurgeTrashRequest, Quota,
+    QuotaTarget, RemoveRegionRequest, RestoreTrashReply, RestoreTrashRequest, SetClassRequest,
     SetQuotaRequest, SetVolumeReply, SetVolumeRequest, ShowSalvageReply, ShowSalvageRequest, StatusReply,
     StatusRequest, StorageClass, TrashRetentionReply, TrashRetentionRequest, VerifyDataReply,
     VerifyDataRequest, VerifyVolumeReply, VerifyVolumeRequest, Volume,
@@ -53,7 +54,7 @@ const CLASS_WAIT: Duration = Duration::from_secs(20);
 const FAR_WAIT: Duration = Duration::from_secs(2);
 /// How long the regions may take to agree on something.
 const AGREE_WAIT: Duration = Duration::from_secs(20);
-/// How long a move of a home may take.
+/// How long a move of a home may take, and to make or delete a volume.
 const MOVE_WAIT: Duration = Duration::from_secs(30);
 /// How long a comparison of a volume may take.
 const VERIFY_WAIT: Duration = Duration::from_secs(600);
@@ -439,6 +440,32 @@ pub async fn move_home(
     .await
 }
 
+/// Makes a volume, or asks whether it could be made: the masters of the root volume's home, of which one leads.
+pub async fn create_volume(
+    file: &ClientFile,
+    home: &[String],
+    request: CreateVolumeRequest,
+) -> Result<CreateVolumeReply, Failure> {
+    at_leader_of(file, home, MOVE_WAIT, |mut client| {
+        let request = grpc_request(request.clone(), MOVE_WAIT);
+        async move { client.create_volume(request).await }
+    })
+    .await
+}
+
+/// Deletes one, or asks whether it could be deleted.
+pub async fn delete_volume(
+    file: &ClientFile,
+    home: &[String],
+    request: DeleteVolumeRequest,
+) -> Result<DeleteVolumeReply, Failure> {
+    at_leader_of(file, home, MOVE_WAIT, |mut client| {
+        let request = grpc_request(request.clone(), MOVE_WAIT);
+        async move { client.delete_volume(request).await }
+    })
+    .await
+}
+
 /// What failovers of a volume lost, as the region's leader knows it.
 pub async fn list_losses(file: &ClientFile, volume: u32) -> Result<ListLossesReply, Failure> {
     at_leader(file, AGREE_WAIT, |mut client| {
@@ -570,7 +597,7 @@ where
             Code::NotFound => {
                 return Err(Failure::new(Kind::NotFound, format!("{address} refuses: {}", reason(&status))));
             }
-            Code::InvalidArgument | Code::AlreadyExists => {
+            Code::InvalidArgument | Code::AlreadyExists | Code::Unimplemented => {
                 return Err(Failure::failed(format!("{address} refuses: {}", reason(&status))));
             }
             Code::DeadlineExceeded | Code::Cancelled => {

@@ -13,8 +13,8 @@ pub use class::{ClassArgs, ClassAssign, ClassCommand, ClassCreate, ClassList, Cl
 pub use dev::*;
 pub use regions::{
     Durability, Failover, OnSyncLoss, RegionAdd, RegionRemove, RegionsArgs, RegionsCommand, SalvageArgs,
-    SalvageCommand, SalvageList, SalvageShow, VolumeArgs, VolumeCommand, VolumeLosses, VolumeMove,
-    VolumeNamed, VolumeSet, VolumeVerify,
+    SalvageCommand, SalvageList, SalvageShow, VolumeArgs, VolumeCommand, VolumeCreate, VolumeDelete,
+    VolumeLosses, VolumeMove, VolumeNamed, VolumeSet, VolumeVerify,
 };
 
 /// MooseNG: a filesystem that spans regions.

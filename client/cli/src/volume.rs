@@ -1,6 +1,6 @@
 //! `mooseng volume`: where volumes have their home, and which regions have them.
 
-use mooseng_wire::admin::{Replica, Volume};
+use mooseng_wire::admin::{Replica, Volume, VolumeStage};
 use serde_json::{Value, json};
 
 use crate::admin;
@@ -11,6 +11,7 @@ use crate::outlook;
 use crate::output::{self, Table};
 use crate::salvage;
 
+mod create;
 mod move_home;
 mod set;
 mod verify;
@@ -24,9 +25,8 @@ pub fn run(args: VolumeArgs) -> Result<(), Failure> {
         VolumeCommand::Losses(args) => salvage::losses(&args, parse(&args.volume)?),
         VolumeCommand::Set(args) => set::run(&args),
         VolumeCommand::MoveHome(args) => move_home::run(&args),
-        VolumeCommand::Create(_) | VolumeCommand::Delete(_) => {
-            Err(Failure::not_built("making and removing volumes (`mooseng volume create`, `delete`)"))
-        }
+        VolumeCommand::Create(args) => create::run(&args),
+        VolumeCommand::Delete(args) => create::delete(&args),
     }
 }
 
@@ -145,6 +145,21 @@ pub fn name(volume: &Volume) -> String {
     if volume.id == 0 { "/".to_owned() } else { volume.id.to_string() }
 }
 
+/// Where it is joined, as its path was when it was made.
+fn path(volume: &Volume) -> &str {
+    if volume.id == 0 { "/" } else { &volume.path }
+}
+
+/// Whether its directory names it.
+fn joined(volume: &Volume) -> &'static str {
+    match volume.stage() {
+        VolumeStage::Unspecified => "-",
+        VolumeStage::Made => "not yet",
+        VolumeStage::Joined => "yes",
+        VolumeStage::Leaving => "leaving",
+    }
+}
+
 fn state(volume: &Volume) -> &'static str {
     if volume.open { "open" } else { "closed" }
 }
@@ -153,6 +168,8 @@ fn state(volume: &Volume) -> &'static str {
 pub fn table(volumes: &[Volume]) -> String {
     let mut table = Table::new([
         "VOLUME",
+        "PATH",
+        "JOINED",
         "HOME",
         "EPOCH",
         "STATE",
@@ -165,6 +182,8 @@ pub fn table(volumes: &[Volume]) -> String {
     for volume in volumes {
         table.row([
             name(volume),
+            path(volume).to_owned(),
+            joined(volume).to_owned(),
             volume.home.clone(),
             volume.epoch.to_string(),
             state(volume).to_owned(),
@@ -183,6 +202,7 @@ pub fn table(volumes: &[Volume]) -> String {
 pub fn shape(volume: &Volume) -> Value {
     json!({
         "id": volume.id, "home": volume.home, "epoch": volume.epoch, "state": state(volume), "durability": durability(volume),
+        "path": path(volume), "parent": (volume.id != 0).then_some(volume.parent), "joined": joined(volume),
         "failover": failover(volume), "regions": volume.regions, "sync_set": volume.sync_set, "on_sync_loss": on_sync_loss(volume),
         "replicas": volume.replicas.iter().map(|r| json!({
             "region": r.region, "log_epoch": r.epoch, "log_version": r.version, "copying": r.copying, "behind_ms": r.behind_ms,
@@ -206,15 +226,26 @@ mod tests {
             regions: vec!["a".into(), "b".into()],
             sync_set: vec!["a".into()],
             automatic: true,
-            replicas: Vec::new(),
-            blocks_alone: false,
+            ..Volume::default()
         };
-        let other = Volume { id: 7, open: false, geo: true, automatic: false, ..root.clone() };
+        let other = Volume {
+            id: 7,
+            open: false,
+            geo: true,
+            automatic: false,
+            path: "/team".into(),
+            stage: VolumeStage::Joined.into(),
+            ..root.clone()
+        };
         let text = table(&[root, other.clone()]);
         let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
-        assert_eq!(lines[1], ["/", "a", "3", "open", "region", "automatic", "a,b", "-", "-"]);
-        assert_eq!(lines[2], ["7", "a", "3", "closed", "geo", "manual", "a,b", "a", "degrade"]);
+        assert_eq!(lines[1], ["/", "/", "-", "a", "3", "open", "region", "automatic", "a,b", "-", "-"]);
+        assert_eq!(
+            lines[2],
+            ["7", "/team", "yes", "a", "3", "closed", "geo", "manual", "a,b", "a", "degrade"]
+        );
         assert_eq!(shape(&other)["failover"], "manual");
+        assert_eq!((&shape(&other)["path"], &shape(&other)["parent"]), (&json!("/team"), &json!(0)));
     }
 
     #[test]

@@ -374,6 +374,7 @@ impl FileSystem {
             if directory.quota != new_directory.quota
                 || attr.quota != directory.quota
                 || (is_directory && from != to)
+                || attr.joined != 0
                 || alone.names(to) >= NAMES_MAX
             {
                 return Tried::Usual;

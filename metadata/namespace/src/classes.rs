@@ -77,6 +77,11 @@ pub enum Refused {
     /// The inode isn't there.
     #[error("there is no such file or directory")]
     NoInode,
+    /// Another volume is joined at the directory.
+    #[error(
+        "volume {0} is joined at it, and has storage classes of its own: only those of the root volume can be assigned yet"
+    )]
+    OtherVolume(VolumeId),
 }
 
 /// All classes of a volume but the default one, by their ids.
@@ -262,6 +267,9 @@ pub async fn assign<T: Transaction>(
         Err(refused) => return Ok(Err(refused)),
     };
     let Some(record) = load(tx, id, Read::Conflicting).await? else { return Ok(Err(Refused::NoInode)) };
+    if let Some(other) = record.joined() {
+        return Ok(Err(Refused::OtherVolume(other)));
+    }
     Ok(Ok(put(tx, touched, id, record, class)))
 }
 

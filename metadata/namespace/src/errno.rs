@@ -47,6 +47,7 @@ errnos! {
     ENOLCK = 37, "no locks available";
     ENOTEMPTY = 39, "directory not empty";
     ELOOP = 40, "too many levels of symbolic links";
+    EREMOTE = 66, "object is remote";
     ENODATA = 61, "no data available";
     EMSGSIZE = 90, "message too long";
     E2BIG = 7, "argument list too long";

@@ -12,6 +12,7 @@
 //! - [`abandon`], [`sessions`], [`upkeep`] are the master's own business over a transaction: sessions, id ranges, orphans, chunks.
 //! - [`locks`] are the locks on one inode, as values; [`held`] is where they lie in the store.
 //! - [`reclaim`] gives sessions the locks that they had under the home before.
+//! - [`joins`] is where a directory names another volume.
 //! - [`mod@format`] makes an empty volume, and the region's founding mark.
 //! - [`rewrite`] moves files' bytes from old chunks to new ones.
 //! - [`pack`] moves small files' bytes to chunks that they share.
@@ -34,6 +35,7 @@ pub mod extents;
 pub mod format;
 pub mod fsck;
 pub mod held;
+pub mod joins;
 pub mod locks;
 mod ops;
 pub mod pack;
@@ -57,7 +59,9 @@ pub use errno::Errno;
 pub use error::OpError;
 pub use format::{format, found};
 pub use ops::{execute, execute_noting};
-pub use request::{is_change, is_told, may_be_near, needs_chunk, needs_inode, reads_from, volume_of};
+pub use request::{
+    is_change, is_told, may_be_near, names_volumes, needs_chunk, needs_inode, reads_from, volume_of,
+};
 
 /// Most hard links of a file.
 pub const LINKS_MAX: u32 = 65_000;

@@ -124,6 +124,11 @@ pub enum Refused {
     /// It isn't a living directory.
     #[error("there is no such directory; only directories and users have quotas")]
     NoDirectory,
+    /// Another volume is joined at it.
+    #[error(
+        "volume {0} is joined at it, and has quotas of its own: only those of the root volume can be set yet"
+    )]
+    OtherVolume(VolumeId),
     /// The directory lies in the tree of another quota.
     #[error(
         "the directory lies below one that has a quota, inode {0}: quotas aren't nested, so change that one, or clear it first"
@@ -180,6 +185,9 @@ pub async fn set<T: Transaction>(
     let Some(mut record) = load(tx, directory).await? else { return Ok(Err(Refused::NoDirectory)) };
     if !is_directory(record.kind) || record.orphan || directory.volume() != volume {
         return Ok(Err(Refused::NoDirectory));
+    }
+    if let Some(other) = record.joined() {
+        return Ok(Err(Refused::OtherVolume(other)));
     }
     if record.quota != 0 {
         return Ok(Err(Refused::Inside(record.quota)));

@@ -6,6 +6,7 @@ use mooseng_wire::fs::write_piece::Data;
 use mooseng_wire::fs::{FsReply, FsRequest};
 use mooseng_wire::{InodeId, VolumeId};
 
+use crate::confine::inodes_named;
 use crate::context::Room;
 
 /// Whether a replica of the volume may answer the request: a plain read, which needs no promise, session or custodian.
@@ -139,6 +140,12 @@ pub fn needs_inode(request: &FsRequest) -> bool {
 /// Whether [`crate::Ids::chunk`] must be handed in, and a placement.
 pub fn needs_chunk(request: &FsRequest) -> bool {
     matches!(&request.op, Some(Op::AllocateChunk(_)))
+}
+
+/// Whether the request names inodes of several volumes: then it is refused with EXDEV, before anything is looked up.
+pub fn names_volumes(request: &FsRequest) -> bool {
+    let named = inodes_named(request);
+    named.windows(2).any(|pair| pair[0].volume() != pair[1].volume())
 }
 
 /// The volume that the request is about.

@@ -225,6 +225,9 @@ pub enum Refused {
     /// Something on the way to the new name is no directory. Symbolic links aren't followed.
     #[error("{0} isn't a directory (symbolic links aren't followed)")]
     NotADirectory(String),
+    /// Its directory shows another volume.
+    #[error("{0} would be in another volume: name another path with `--to PATH`")]
+    OtherVolume(String),
     /// The name is taken.
     #[error("{0} exists, and nothing is overwritten: name another path with `--to PATH`")]
     Exists(String),
@@ -274,6 +277,9 @@ pub async fn restore<T: Transaction>(
     let (directory, slot, into) =
         futures::join!(path_of(tx, parent), view.slot(parent, &name), view.inode(parent)).in_order()?;
     let path = joined(&directory, &name);
+    if into.joined().is_some() {
+        return Ok(Err(Refused::OtherVolume(shown(&path))));
+    }
     if slot.found.is_some() {
         return Ok(Err(Refused::Exists(shown(&path))));
     }
@@ -468,6 +474,7 @@ impl From<&Refused> for Errno {
             Refused::NotThere(_) => Self::ESTALE,
             Refused::DirectoryGone(_) | Refused::NoDirectory(_) => Self::ENOENT,
             Refused::NotADirectory(_) => Self::ENOTDIR,
+            Refused::OtherVolume(_) => Self::EREMOTE,
             Refused::Exists(_) => Self::EEXIST,
             Refused::BadPath(_) => Self::EINVAL,
             Refused::Full(_) => Self::ENOSPC,

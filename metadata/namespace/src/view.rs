@@ -18,6 +18,7 @@ use mooseng_wire::{ChunkId, InodeId, NAME_BYTES_MAX};
 use crate::context::OpContext;
 use crate::errno::Errno;
 use crate::error::OpError;
+use crate::joins;
 use crate::permission::{self, EXECUTE, WRITE};
 use crate::quota::{self, Charge};
 use crate::together::InOrder;
@@ -107,6 +108,7 @@ pub fn attr_of(id: InodeId, record: &InodeRecord, counters: &Counters) -> Attr {
         no_xattrs: record.xattr_name_bytes == 0,
         quota: record.quota,
         no_acls: record.access_acl.is_none() && record.default_acl.is_none(),
+        joined: record.joined,
     };
     if is_directory(record.kind) {
         attr.nlink = if record.orphan {
@@ -166,12 +168,19 @@ impl<T: Transaction> View<'_, T> {
             .ok_or_else(|| SchemaError::damaged("directory entry", "it names an inode that isn't there"))?)
     }
 
-    /// A directory's record.
-    pub async fn directory(&self, id: InodeId) -> Result<InodeRecord, OpError> {
+    /// A directory's record, whatever is joined at it.
+    pub async fn any_directory(&self, id: InodeId) -> Result<InodeRecord, OpError> {
         let record = self.inode(id).await?;
         if !is_directory(record.kind) {
             return Err(Errno::ENOTDIR.into());
         }
+        Ok(record)
+    }
+
+    /// The record of a directory whose entries are asked for. Where a volume is joined, they are that volume's.
+    pub async fn directory(&self, id: InodeId) -> Result<InodeRecord, OpError> {
+        let record = self.any_directory(id).await?;
+        joins::not_covered(&record)?;
         Ok(record)
     }
 

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use mooseng_store::KeyRange;
-use mooseng_wire::InodeId;
+use mooseng_wire::{InodeId, VolumeId};
 
 use crate::acl::AclRecord;
 use crate::key::{parse_volume_key, volume_key, volume_range};
@@ -85,6 +85,16 @@ pub struct InodeRecord {
     /// What a directory hands down to what is made in it.
     #[prost(message, optional, boxed, tag = "23")]
     pub default_acl: Option<Box<AclRecord>>,
+    /// Of a directory: the volume that is joined at it; 0 for none. It has no entries of its own then.
+    #[prost(uint32, tag = "24")]
+    pub joined: u32,
+}
+
+impl InodeRecord {
+    /// The volume that is joined at it. One whose number can't be is a volume nevertheless: 65535, which nobody has.
+    pub fn joined(&self) -> Option<VolumeId> {
+        (self.joined != 0).then(|| VolumeId(u16::try_from(self.joined).unwrap_or(u16::MAX)))
+    }
 }
 
 impl Record for InodeRecord {
@@ -193,6 +203,15 @@ mod tests {
             ..Default::default()
         };
         golden(&inode, "01080210f803b2010910052a0508e8071006ba01130807100518012000320408641004320308c801");
+    }
+
+    #[test]
+    fn directories_with_a_volume_stay_as_they_were() {
+        let inode = InodeRecord { kind: 2, mode: 0o755, joined: 3, ..Default::default() };
+        golden(&inode, "01080210ed03c00103");
+        assert_eq!(inode.joined(), Some(VolumeId(3)));
+        assert_eq!(InodeRecord::default().joined(), None);
+        assert_eq!(InodeRecord { joined: 1 << 16, ..inode }.joined(), Some(VolumeId(u16::MAX)));
     }
 
     proptest! {

@@ -116,6 +116,8 @@ methods! {
     NearRenew = 68 on Control,
     /// geo.NearNews, master to client, without an answer.
     NearNotice = 69 on Control,
+    /// geo.AskServed -> geo.Served
+    VolumeServed = 70 on Control,
     /// raft.AppendEntries -> raft.AppendAnswer, of the global group, as all that follow.
     GlobalAppend = 50 on Control,
     /// raft.VoteRequest -> raft.VoteAnswer

@@ -15,6 +15,8 @@
 //! - **A directory that a session has alone** (exclusive) hides all of it: its attributes, its entries, their absence. Whoever's answer would rest
 //!   on any of that - a refusal, too - recalls the directory first. An answer that was found while a session gave something exclusive back is
 //!   found again: it may have been looked for before that session told what it had changed (`tick`, [`PromiseTable::given_back_since`]).
+//! - **A list that changes as such** takes all of the directory with it: where another volume is joined, each name in it stands for something else, also
+//!   those that stood for nothing.
 //! - **What nobody has heard of** may yet be there: a session made it alone, and hasn't told. Before somebody hears that there is no such inode, everybody
 //!   else who has a directory alone gives one back, and so tells everything ([`PromiseTable::untold`]).
 //!
@@ -98,6 +100,8 @@ struct Session {
 struct Change {
     session: SessionId,
     facts: BTreeSet<Fact>,
+    /// The directories of which everything changes.
+    whole: BTreeSet<InodeId>,
     own: Vec<Fact>,
     waits: BTreeSet<(SessionId, u64)>,
 }
@@ -118,6 +122,8 @@ pub struct PromiseTable {
     sessions: BTreeMap<SessionId, Session>,
     changes: BTreeMap<ChangeId, Change>,
     last_change: u64,
+    /// The directories of which everything is being changed, and by how many changes.
+    whole: BTreeMap<InodeId, u32>,
     versions: Vec<u64>,
     /// How many entries of a directory a session is promised one by one, where there are any.
     entries: BTreeMap<(InodeId, SessionId), u64>,
@@ -138,6 +144,7 @@ impl PromiseTable {
             sessions: BTreeMap::new(),
             changes: BTreeMap::new(),
             last_change: 0,
+            whole: BTreeMap::new(),
             versions: vec![0; VERSION_SLOTS],
             entries: BTreeMap::new(),
             alone: BTreeMap::new(),
@@ -451,6 +458,14 @@ impl PromiseTable {
         self.last_change += 1;
         let id = ChangeId(self.last_change);
         let mut recalls = Vec::new();
+        let whole: BTreeSet<InodeId> = facts.iter().filter_map(list_of).collect();
+        let mut facts = facts;
+        for directory in &whole {
+            *self.whole.entry(*directory).or_default() += 1;
+            let of = |fact: &&Fact| fact.directory() == Some(*directory);
+            let first = Fact::Entry(*directory, Default::default());
+            facts.extend(self.facts.range(first..).map(|(fact, _)| fact).take_while(of).cloned());
+        }
         // A session tells of hundreds of changes at once.
         let mut own = BTreeSet::new();
         let mut by_directory: BTreeMap<Fact, Vec<&Fact>> = BTreeMap::new();
@@ -485,7 +500,7 @@ impl PromiseTable {
         let waits = recalls.iter().map(|r| (r.session, r.number)).collect();
         let own = own.into_iter().collect();
         let facts = facts.into_iter().chain(directories).collect();
-        self.changes.insert(id, Change { session, facts, own, waits });
+        self.changes.insert(id, Change { session, facts, whole, own, waits });
         (id, recalls)
     }
 
@@ -556,6 +571,16 @@ impl PromiseTable {
     /// facts that the session held and must look at anew. What it may keep is granted afterwards, under the same number.
     pub fn end(&mut self, change: ChangeId, version: Option<u64>) -> (u64, Vec<Fact>) {
         let Some(ended) = self.changes.remove(&change) else { return (0, Vec::new()) };
+        for directory in &ended.whole {
+            match self.whole.get_mut(directory) {
+                Some(count) if *count > 1 => *count -= 1,
+                _ => drop(self.whole.remove(directory)),
+            }
+        }
+        if let (Some(version), false) = (version, ended.whole.is_empty()) {
+            // Names that nobody was promised have changed, too, and which ones isn't known. It is rare.
+            self.versions.iter_mut().for_each(|slot| *slot = (*slot).max(version));
+        }
         for fact in &ended.facts {
             if let Some(version) = version {
                 let slot = &mut self.versions[Self::slot(fact)];
@@ -629,7 +654,7 @@ impl PromiseTable {
         let directory = match fact {
             Fact::Inode(inode) | Fact::Entry(inode, _) | Fact::Directory(inode) => *inode,
         };
-        if self.alone_elsewhere(session, directory).is_some() {
+        if self.alone_elsewhere(session, directory).is_some() || self.whole.contains_key(&directory) {
             return false;
         }
         if let Some(held) = self.facts.get(fact) {

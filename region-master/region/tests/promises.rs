@@ -169,10 +169,12 @@ impl World {
     }
 
     fn begin(&mut self, session: SessionId, facts: BTreeSet<Fact>) {
-        let client = self.clients.get_mut(&session).unwrap();
-        client.last += 1;
-        client.unanswered.insert(client.last);
-        let number = client.last;
+        // The master itself is no client.
+        let number = self.clients.get_mut(&session).map_or(0, |client| {
+            client.last += 1;
+            client.unanswered.insert(client.last);
+            client.last
+        });
         let (id, recalls) = self.table.begin(session, RequestNumber(number), facts.clone());
         self.send(recalls);
         self.changes.push(Running { session, number, facts, id, committed: None });
@@ -187,15 +189,18 @@ impl World {
         if change.committed.is_some() || !self.table.is_ready(change.id) {
             return;
         }
+        let whole = change.facts.contains(&directory());
+        let changed: BTreeSet<Fact> =
+            if whole { (0..NAMES).map(entry).collect() } else { change.facts.clone() };
         for (id, client) in self.clients.iter().filter(|(id, _)| **id != change.session) {
-            for fact in &change.facts {
+            for fact in &changed {
                 assert_eq!(client.shows(fact), None, "{id} still shows {fact:?}, which changes");
             }
         }
         self.version += 1;
         change.committed = Some(self.version);
-        let (version, facts) = (self.version, change.facts.clone());
-        self.values.extend(facts.into_iter().map(|fact| (fact, version)));
+        let version = self.version;
+        self.values.extend(changed.into_iter().map(|fact| (fact, version)));
     }
 
     fn end(&mut self, at: usize) {
@@ -206,6 +211,9 @@ impl World {
         let Some(version) = self.changes[at].committed else { return };
         let change = self.changes.remove(at);
         let (mut number, changed) = self.table.end(change.id, Some(version));
+        if !self.clients.contains_key(&change.session) {
+            return;
+        }
         let mut granted = Vec::new();
         for fact in &change.facts {
             if self.table.grant(change.session, fact, Level::Shared, version) {
@@ -285,7 +293,7 @@ impl World {
     fn step(&mut self, (what, who, which): (u8, u8, u8)) {
         let session = SessionId(u64::from(who) % SESSIONS + 1);
         let at = usize::from(which);
-        match what % 11 {
+        match what % 12 {
             0 | 1 => self.read(session, fact(which)),
             2 | 3 => self.admit(at),
             4 => {
@@ -299,6 +307,8 @@ impl World {
             6 => self.end(at),
             7 | 8 => self.deliver(session, at, which % 5 == 0),
             9 => self.acknowledge(at),
+            // Another volume is joined, and all names stand for something else.
+            10 if which % 3 == 0 => self.begin(SessionId(0), one(&directory())),
             _ if which % 4 == 0 => {
                 // A recall is lost.
                 let client = self.clients.get_mut(&session).unwrap();

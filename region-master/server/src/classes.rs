@@ -107,6 +107,7 @@ fn refused(why: Refused) -> Status {
         | Refused::BadWord(_)
         | Refused::BadCopies { .. }
         | Refused::BadLabels
+        | Refused::OtherVolume(_)
         | Refused::TooMany => Status::invalid_argument(message),
     }
 }

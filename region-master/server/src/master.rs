@@ -76,6 +76,8 @@ pub struct Master {
     pub limits_gate: tokio::sync::Mutex<()>,
     /// Storage classes are read and taken up by one at a time.
     pub classes_gate: tokio::sync::Mutex<()>,
+    /// Volumes are made and deleted one at a time.
+    pub joins_gate: tokio::sync::Mutex<()>,
     /// What the other masters told of their certificates and revocation lists.
     pub told: crate::credentials::Told,
     /// Masters that answered the last probe, by id.
@@ -143,6 +145,7 @@ impl Master {
             lock_gates: Arc::default(),
             limits_gate: tokio::sync::Mutex::default(),
             classes_gate: tokio::sync::Mutex::default(),
+            joins_gate: tokio::sync::Mutex::default(),
             told: crate::credentials::Told::default(),
             reachable: Mutex::default(),
             geo: parts.geo,

@@ -195,9 +195,11 @@ fn refused(why: &Refused) -> Status {
     let message = why.to_string();
     match why {
         Refused::NoDirectory | Refused::NotThere => Status::not_found(message),
-        Refused::Inside(_) | Refused::Around(_) | Refused::Clearing | Refused::TooMany => {
-            Status::invalid_argument(message)
-        }
+        Refused::OtherVolume(_)
+        | Refused::Inside(_)
+        | Refused::Around(_)
+        | Refused::Clearing
+        | Refused::TooMany => Status::invalid_argument(message),
     }
 }
 

@@ -11,18 +11,18 @@ use mooseng_transport::{peer_of, trace};
 use mooseng_wire::Role;
 use mooseng_wire::admin::{
     AddRegionRequest, AssignClassReply, AssignClassRequest, ChangeMembersReply, ChangeMembersRequest,
-    ChangeRegionsReply, ClassOfReply, ClassOfRequest, CreateClassRequest, CredentialReport,
-    CredentialsRequest, DeleteClassReply, DeleteClassRequest, DrainReply, DrainRequest, DumpPiece,
-    DumpRequest, FsckNews, FsckRequest, HeartbeatReply, HeartbeatRequest, ListClassesReply,
-    ListClassesRequest, ListEventsReply, ListEventsRequest, ListLossesReply, ListLossesRequest,
-    ListQuotasReply, ListQuotasRequest, ListRegionsReply, ListRegionsRequest, ListSalvageReply,
-    ListSalvageRequest, ListTrashReply, ListTrashRequest, ListVolumesReply, ListVolumesRequest, MemberToAdd,
-    MoveHomeReply, MoveHomeRequest, PurgeTrashReply, PurgeTrashRequest, Quota, QuotaTarget,
-    RemoveRegionRequest, RestoreTrashReply, RestoreTrashRequest, SetClassRequest, SetQuotaRequest,
-    SetVolumeReply, SetVolumeRequest, ShowSalvageReply, ShowSalvageRequest, StatusReply, StatusRequest,
-    StorageClass, TicketKey, TransferLeaderReply, TransferLeaderRequest, TrashRetentionReply,
-    TrashRetentionRequest, VerifyDataReply, VerifyDataRequest, VerifyVolumeReply, VerifyVolumeRequest,
-    VolumeEpoch,
+    ChangeRegionsReply, ClassOfReply, ClassOfRequest, CreateClassRequest, CreateVolumeReply,
+    CreateVolumeRequest, CredentialReport, CredentialsRequest, DeleteClassReply, DeleteClassRequest,
+    DeleteVolumeReply, DeleteVolumeRequest, DrainReply, DrainRequest, DumpPiece, DumpRequest, FsckNews,
+    FsckRequest, HeartbeatReply, HeartbeatRequest, ListClassesReply, ListClassesRequest, ListEventsReply,
+    ListEventsRequest, ListLossesReply, ListLossesRequest, ListQuotasReply, ListQuotasRequest,
+    ListRegionsReply, ListRegionsRequest, ListSalvageReply, ListSalvageRequest, ListTrashReply,
+    ListTrashRequest, ListVolumesReply, ListVolumesRequest, MemberToAdd, MoveHomeReply, MoveHomeRequest,
+    PurgeTrashReply, PurgeTrashRequest, Quota, QuotaTarget, RemoveRegionRequest, RestoreTrashReply,
+    RestoreTrashRequest, SetClassRequest, SetQuotaRequest, SetVolumeReply, SetVolumeRequest,
+    ShowSalvageReply, ShowSalvageRequest, StatusReply, StatusRequest, StorageClass, TicketKey,
+    TransferLeaderReply, TransferLeaderRequest, TrashRetentionReply, TrashRetentionRequest, VerifyDataReply,
+    VerifyDataRequest, VerifyVolumeReply, VerifyVolumeRequest, VolumeEpoch,
 };
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::founding::Founding;
@@ -45,6 +45,8 @@ const HAND_OVER_WITHIN: Duration = Duration::from_secs(5);
 const AGREE_WITHIN: Duration = Duration::from_secs(15);
 /// How long a move of a home may take: until the target is near, has the last change, and the regions have agreed.
 const MOVE_WITHIN: Duration = Duration::from_secs(25);
+/// How long it may take to make or delete a volume: until its home has formatted it, and the regions have agreed, twice.
+const JOIN_WITHIN: Duration = Duration::from_secs(25);
 /// How long a change of members may take: a new one has to catch up first.
 const CHANGE_WITHIN: Duration = Duration::from_secs(50);
 
@@ -105,6 +107,15 @@ fn not_agreed(error: CallError) -> Status {
         ErrorCode::PermissionDenied => Status::permission_denied(error.message),
         ErrorCode::StaleEpoch => Status::failed_precondition(error.message),
         _ => Status::unavailable(error.message),
+    }
+}
+
+/// The same, where it may have been done.
+fn not_done(error: CallError) -> Status {
+    match error.code() {
+        ErrorCode::OutcomeUnknown | ErrorCode::DeadlineExceeded => Status::deadline_exceeded(error.message),
+        ErrorCode::NotBuilt => Status::unimplemented(error.message),
+        _ => not_agreed(error),
     }
 }
 
@@ -482,10 +493,33 @@ impl Administration for Rpc {
             tracing::info!(who, ?request, "a volume's home is to be moved");
         }
         let moved = geo::moving::order(&self.0, request, Instant::now() + MOVE_WITHIN).await;
-        moved.map(Response::new).map_err(|error| match error.code() {
-            ErrorCode::OutcomeUnknown => Status::deadline_exceeded(error.message),
-            _ => not_agreed(error),
-        })
+        moved.map(Response::new).map_err(not_done)
+    }
+
+    async fn create_volume(
+        &self,
+        request: Request<CreateVolumeRequest>,
+    ) -> Result<Response<CreateVolumeReply>, Status> {
+        let who = self.allow_of_cluster(&request, &[Role::Admin])?;
+        let request = request.into_inner();
+        if !request.plan {
+            tracing::info!(who, ?request, "a volume is to be made");
+        }
+        let made = geo::joins::create(&self.0, request, Instant::now() + JOIN_WITHIN).await;
+        made.map(Response::new).map_err(not_done)
+    }
+
+    async fn delete_volume(
+        &self,
+        request: Request<DeleteVolumeRequest>,
+    ) -> Result<Response<DeleteVolumeReply>, Status> {
+        let who = self.allow_of_cluster(&request, &[Role::Admin])?;
+        let request = request.into_inner();
+        if !request.plan {
+            tracing::info!(who, ?request, "a volume is to be deleted");
+        }
+        let deleted = geo::joins::delete(&self.0, request, Instant::now() + JOIN_WITHIN).await;
+        deleted.map(Response::new).map_err(not_done)
     }
 
     async fn change_members(

@@ -75,6 +75,9 @@ impl MasterService {
             Method::VolumeDigest => {
                 return geo::serve::digest(master, &peer, incoming.decode()?).await.map(|m| Answer::of(&m));
             }
+            Method::VolumeServed => {
+                return geo::serve::served(master, &peer, incoming.decode()?).map(|m| Answer::of(&m));
+            }
             Method::ChunkSource => {
                 return geo::chunks::source(master, &peer, incoming.decode()?).await.map(|m| Answer::of(&m));
             }

@@ -140,9 +140,11 @@ fn told(why: &Refused) -> Status {
             Status::not_found(message)
         }
         Refused::Exists(_) => Status::already_exists(message),
-        Refused::NotADirectory(_) | Refused::BadPath(_) | Refused::Full(_) | Refused::Quota(_) => {
-            Status::invalid_argument(message)
-        }
+        Refused::NotADirectory(_)
+        | Refused::OtherVolume(_)
+        | Refused::BadPath(_)
+        | Refused::Full(_)
+        | Refused::Quota(_) => Status::invalid_argument(message),
     }
 }
 

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
 
 mod common;
+#[path = "geo/joins.rs"]
+mod joins;
 #[path = "geo/moving.rs"]
 mod moving;
 #[path = "geo/near.rs"]

@@ -82,16 +82,14 @@ pub enum VolumeCommand {
     Verify(VolumeVerify),
     /// Show what failovers lost: the loss ledger.
     Losses(VolumeLosses),
-    /// Make a volume (not built yet).
-    #[command(hide = true)]
-    Create(Rest),
+    /// Make a volume, and join it at an empty directory. Mounts can't enter it yet.
+    Create(VolumeCreate),
     /// Change a volume's settings: when fsync returns, which regions have it, whether another one takes over by itself.
     Set(VolumeSet),
     /// Move a volume's home to another region that has it, without losing anything.
     MoveHome(VolumeMove),
-    /// Remove a volume (not built yet).
-    #[command(hide = true)]
-    Delete(Rest),
+    /// Delete a volume, with all that is in it: its directory is an ordinary one again, and empty.
+    Delete(VolumeDelete),
 }
 
 /// When fsync returns.
@@ -119,6 +117,47 @@ pub enum OnSyncLoss {
     Block,
     /// It returns with what the home has.
     Degrade,
+}
+
+/// `mooseng volume create`.
+#[derive(ClapArgs, Debug)]
+pub struct VolumeCreate {
+    /// An empty directory, by its path from the root of the filesystem.
+    #[arg(value_name = "PATH")]
+    pub path: String,
+    /// The region that is to be its home.
+    #[arg(long, value_name = "REGION")]
+    pub home: String,
+    /// When fsync returns: with what is safe in the home region, or in each region of the sync set.
+    #[arg(long, value_enum)]
+    pub durability: Durability,
+    /// All regions that are to have it, the home among them; otherwise those that have the root volume, and the home.
+    #[arg(long, value_name = "A,B", value_delimiter = ',')]
+    pub regions: Vec<String>,
+    /// Only say whether it could be made.
+    #[arg(long)]
+    pub plan: bool,
+    /// A configuration whose certificate has the role admin.
+    #[arg(long, env = "MOOSENG_CONFIG", value_name = "FILE")]
+    pub config: PathBuf,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// `mooseng volume delete`.
+#[derive(ClapArgs, Debug)]
+pub struct VolumeDelete {
+    /// The volume: the directory at which it is joined, by its path from the root of the filesystem, or its number.
+    #[arg(value_name = "PATH")]
+    pub volume: String,
+    /// Only say whether it could be deleted.
+    #[arg(long)]
+    pub plan: bool,
+    /// A configuration whose certificate has the role admin.
+    #[arg(long, env = "MOOSENG_CONFIG", value_name = "FILE")]
+    pub config: PathBuf,
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// `mooseng volume set`.

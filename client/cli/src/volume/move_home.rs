@@ -48,7 +48,7 @@ pub fn run(args: &VolumeMove) -> Result<(), Failure> {
     }
 }
 
-fn masters_of(regions: &ListRegionsReply, name: &str) -> Vec<String> {
+pub(super) fn masters_of(regions: &ListRegionsReply, name: &str) -> Vec<String> {
     let of = regions.regions.iter().find(|region| region.name == name);
     of.into_iter().flat_map(|region| region.masters.iter().map(|m| m.address.clone())).collect()
 }

@@ -45,6 +45,8 @@ kinds! {
     Names = "NAMES_DIFFER", "read what it names, copy it to a new name, and remove the old one";
     /// A directory that can't be reached from the root.
     Unreachable = "UNREACHABLE", "nothing below it can be opened by a path: report it";
+    /// A volume is joined at what isn't an empty directory, or at two.
+    Joined = "JOINED", "what lies there can't be reached, nor the volume: report it, and don't delete the volume";
     /// The number of its names is wrong.
     Links = "LINK_COUNT", "`mooseng fsck --repair` sets it to the names that there are";
     /// A directory counts its entries wrongly.

@@ -295,6 +295,7 @@ struct Kept {
     uid: u32,
     let_off: Option<u64>,
     storage_class: u32,
+    joined: Option<VolumeId>,
     /// What is wrong with its access control lists.
     acl_fault: Option<&'static str>,
 }
@@ -314,6 +315,7 @@ impl Kept {
             uid: record.uid,
             let_off: record.let_off,
             storage_class: record.storage_class,
+            joined: record.joined(),
             acl_fault: acl::find_fault_of(record),
         }
     }
@@ -346,6 +348,8 @@ pub struct Check {
     classes: BTreeSet<(VolumeId, u32)>,
     /// Each directory's parent, of all parts.
     parents: BTreeMap<InodeId, InodeId>,
+    /// Where each volume is joined, of all parts.
+    joined: BTreeMap<VolumeId, InodeId>,
     ids: BTreeMap<(VolumeId, u64), u64>,
     highest: BTreeMap<(VolumeId, u64), u64>,
     /// The directory, the first cookie of the last hash, and the names seen there.
@@ -368,6 +372,7 @@ impl Check {
             roots: BTreeSet::new(),
             classes: BTreeSet::new(),
             parents: BTreeMap::new(),
+            joined: BTreeMap::new(),
             ids: BTreeMap::new(),
             highest: BTreeMap::new(),
             slots: (InodeId(0), 0, Vec::new()),

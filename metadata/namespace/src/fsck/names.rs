@@ -25,6 +25,13 @@ impl Check {
         {
             self.parents.insert(inode, InodeId(link.parent));
         }
+        if let Some(volume) = record.joined()
+            && self.is_first()
+            && let Some(other) = self.joined.insert(volume, inode)
+        {
+            let detail = format!("volume {volume} is joined at it, and at inode {}", other.0);
+            self.found(Finding::new(Kind::Joined, Subject::Inode(inode), detail));
+        }
         if !self.part.has(inode.0) {
             return;
         }
@@ -201,6 +208,14 @@ impl Check {
         if let Some(fault) = record.acl_fault {
             let detail = format!("an access control list of it can't be: {fault}");
             self.found(Finding::new(Kind::Acl, subject(), detail));
+        }
+        if let Some(volume) = record.joined
+            && (!directory || record.orphan || facts.entries > 0 || root || volume == inode.volume())
+        {
+            let detail = format!(
+                "volume {volume} is joined at it, and it isn't an empty directory below another volume's root"
+            );
+            self.found(Finding::new(Kind::Joined, subject(), detail));
         }
         match directory && !record.orphan {
             true => self.look_at_counters(inode, facts),

@@ -10,6 +10,7 @@ use mooseng_wire::{FILE_SIZE_MAX, InodeId};
 
 use crate::errno::Errno;
 use crate::error::OpError;
+use crate::joins;
 use crate::permission::{self, WRITE};
 use crate::rules;
 use crate::trash;
@@ -27,6 +28,7 @@ pub async fn get<T: Transaction>(view: &View<'_, T>, id: InodeId) -> Result<Entr
 pub async fn set<T: Transaction>(view: &View<'_, T>, r: &SetAttr) -> Result<Entry, OpError> {
     let id = InodeId(r.inode);
     let mut record = view.inode(id).await?;
+    joins::not_covered(&record)?;
     check(view, r, &record)?;
     if let Some(size) = r.size {
         set_size(view, r, id, &mut record, size).await?;

@@ -25,9 +25,9 @@ pub async fn lookup<T: Transaction>(
 ) -> Result<Entry, OpError> {
     check_name(name)?;
     let (directory, id) = match name {
-        b"." => (view.directory(parent).await?, parent),
+        b"." => (view.any_directory(parent).await?, parent),
         b".." => {
-            let directory = view.directory(parent).await?;
+            let directory = view.any_directory(parent).await?;
             // The root is its own parent, that of the subtree to which a session is confined, too.
             let is_root = view.ctx.confined == Some(parent);
             let up = directory.links.first().filter(|_| !is_root);

@@ -12,6 +12,7 @@ use mooseng_wire::{ACCESS_ACL, DEFAULT_ACL, InodeId};
 use crate::acl;
 use crate::errno::Errno;
 use crate::error::OpError;
+use crate::joins;
 use crate::permission::{self, READ, STICKY, WRITE};
 use crate::together::InOrder;
 use crate::view::{View, is_directory, is_regular};
@@ -83,6 +84,7 @@ fn may_write<T: Transaction>(
     record: &InodeRecord,
     space: Namespace,
 ) -> Result<(), Errno> {
+    joins::not_covered(record)?;
     match space {
         Namespace::User if !is_regular(record.kind) && !is_directory(record.kind) => Err(Errno::EPERM),
         Namespace::User => {

@@ -25,9 +25,6 @@ pub async fn link<T: Transaction>(view: &View<'_, T>, r: &Link) -> Result<Entry,
         return Err(Errno::EEXIST.into());
     }
     let (id, parent) = (InodeId(r.inode), InodeId(r.new_parent));
-    if id.volume() != parent.volume() {
-        return Err(Errno::EXDEV.into());
-    }
     let (mut record, directory, slot) =
         futures::join!(view.inode(id), view.directory(parent), view.slot(parent, &r.new_name)).in_order()?;
     permission::check(&directory, view.caller, EXECUTE)?;

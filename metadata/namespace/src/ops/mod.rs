@@ -26,7 +26,7 @@ use mooseng_wire::fs::{Caller, Done, FsReply, FsRequest, Lock};
 use crate::confine;
 use crate::context::OpContext;
 use crate::error::OpError;
-use crate::request::{is_change, is_internal};
+use crate::request::{is_change, is_internal, names_volumes};
 use crate::touched::Touched;
 use crate::view::View;
 
@@ -59,6 +59,9 @@ pub async fn execute_noting<T: Transaction>(
         return Err(crate::Errno::EPERM.into());
     }
     let op = request.op.as_ref().ok_or(OpError::Malformed("it has no operation"))?;
+    if names_volumes(request) {
+        return Err(crate::Errno::EXDEV.into());
+    }
     let read = if is_change(request) { Read::Conflicting } else { Read::Snapshot };
     let view = View { tx, ctx, caller, read, touched };
     confine::admit(&view, request).await?;
@@ -83,7 +86,14 @@ pub async fn execute_noting<T: Transaction>(
         // Both are the custodian's affair; the second looks at the attributes.
         Op::ReserveInodes(_) => return Err(OpError::Malformed("only a custodian reserves ids")),
         Op::Sync(_) => return Err(OpError::Malformed("only a custodian waits for other regions")),
-        Op::HoldAlone(r) => Reply::Entry(attributes::get(&view, InodeId(r.inode)).await?),
+        Op::HoldAlone(r) => {
+            let entry = attributes::get(&view, InodeId(r.inode)).await?;
+            // There is nothing to have alone where another volume's entries are.
+            if entry.attr.is_some_and(|attr| attr.joined != 0) {
+                return Err(crate::Errno::EREMOTE.into());
+            }
+            Reply::Entry(entry)
+        }
         Op::TestLock(r) => Reply::LockHolder(locks::test(&view, r).await?),
         Op::SetAttr(r) => Reply::Entry(attributes::set(&view, r).await?),
         Op::Create(r) => Reply::Created(make::create(&view, r).await?),

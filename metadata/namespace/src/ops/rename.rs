@@ -8,6 +8,7 @@ use mooseng_wire::fs::Rename;
 
 use crate::errno::Errno;
 use crate::error::OpError;
+use crate::joins;
 use crate::permission::{self, WRITE};
 use crate::quota;
 use crate::together::InOrder;
@@ -34,9 +35,6 @@ pub async fn rename<T: Transaction>(view: &View<'_, T>, r: &Rename) -> Result<()
         return Err(Errno::EBUSY.into());
     }
     let (from, to) = (InodeId(r.parent), InodeId(r.new_parent));
-    if from.volume() != to.volume() {
-        return Err(Errno::EXDEV.into());
-    }
     let (directory, new_directory, slot, new_slot) = futures::join!(
         view.writable_directory(from),
         view.writable_directory(to),
@@ -63,6 +61,7 @@ pub async fn rename<T: Transaction>(view: &View<'_, T>, r: &Rename) -> Result<()
     let Slot { found: Some(found), .. } = new_slot else {
         let cookie = new_slot.free.ok_or(Errno::ENOSPC)?;
         may_leave(view, &source, from != to)?;
+        joins::not_busy(&source.record)?;
         return move_entry(view, r, source, cookie, quota).await;
     };
     // Both names are of one inode (or are one name): POSIX has it that nothing happens.
@@ -175,8 +174,13 @@ async fn replace<T: Transaction>(
     match (is_directory(source.record.kind), victim_is_directory) {
         (true, false) => return Err(Errno::ENOTDIR.into()),
         (false, true) => return Err(Errno::EISDIR.into()),
+        _ => {}
+    }
+    joins::not_busy(&source.record)?;
+    joins::not_busy(&target.record)?;
+    match victim_is_directory {
         // A target that holds the source isn't empty, so that it needs no check of its own.
-        (true, true) if !view.is_empty(target.found.inode).await? => return Err(Errno::ENOTEMPTY.into()),
+        true if !view.is_empty(target.found.inode).await? => return Err(Errno::ENOTEMPTY.into()),
         _ => {}
     }
     let Side { parent: to, found: victim, record: mut victim_record, .. } = target;
@@ -200,6 +204,8 @@ async fn exchange<T: Transaction>(
     if apart && is_directory(target.record.kind) {
         check_not_below(view, source.parent, target.found.inode, Errno::EINVAL).await?;
     }
+    joins::not_busy(&source.record)?;
+    joins::not_busy(&target.record)?;
     let quota = source.directory.quota;
     let Side { parent: from, found, mut record, .. } = source;
     let Side { parent: to, found: other, record: mut other_record, .. } = target;

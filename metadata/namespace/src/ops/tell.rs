@@ -6,14 +6,14 @@
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use mooseng_store::Transaction;
-use mooseng_wire::InodeId;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::{FsReply, Tell, Told, Untold};
+use mooseng_wire::{InodeId, VolumeId};
 
 use super::execute_noting;
 use crate::context::{Ids, OpContext};
 use crate::error::OpError;
-use crate::request::{is_told, needs_inode};
+use crate::request::{is_told, needs_inode, volume_of};
 use crate::view::View;
 
 /// Changes in one request at most.
@@ -24,6 +24,7 @@ pub async fn tell<T: Transaction>(view: &View<'_, T>, r: &Tell) -> Result<Told, 
         return Err(OpError::Malformed("it tells of too many changes at once"));
     }
     let mut replies = Vec::with_capacity(r.changes.len());
+    let of = r.changes.first().and_then(|first| first.request.as_ref()).map(volume_of);
     let mut ctx = OpContext { refused: Default::default(), ..view.ctx.clone() };
     for (at, change) in r.changes.iter().enumerate() {
         if let Some(errno) = view.ctx.refused.get(&at) {
@@ -31,7 +32,7 @@ pub async fn tell<T: Transaction>(view: &View<'_, T>, r: &Tell) -> Result<Told, 
             continue;
         }
         ctx.now_ns = change.at_ns.min(view.ctx.now_ns);
-        match one(view, &mut ctx, change).await {
+        match one(view, &mut ctx, change, of).await {
             Ok(reply) => replies.push(reply),
             Err(OpError::Errno(errno)) => return Err(OpError::Told { at, errno }),
             Err(other) => return Err(other),
@@ -45,11 +46,16 @@ fn one<'a, T: Transaction>(
     view: &'a View<'_, T>,
     ctx: &'a mut OpContext,
     change: &'a Untold,
+    of: Option<VolumeId>,
 ) -> BoxFuture<'a, Result<FsReply, OpError>> {
     async move {
         let request = change.request.as_ref().ok_or(OpError::Malformed("it tells of no change"))?;
         if !is_told(request) {
             return Err(OpError::Malformed("it tells of what nobody may change alone"));
+        }
+        // They commit together, which changes of several volumes can't.
+        if Some(volume_of(request)) != of {
+            return Err(OpError::Malformed("it tells of changes in several volumes"));
         }
         ctx.ids = Ids::default();
         if needs_inode(request) {

@@ -5,6 +5,7 @@ use mooseng_wire::InodeId;
 
 use crate::errno::Errno;
 use crate::error::OpError;
+use crate::joins;
 use crate::permission;
 use crate::together::InOrder;
 use crate::view::{View, check_name, is_directory, is_dots};
@@ -42,6 +43,7 @@ pub async fn rmdir<T: Transaction>(view: &View<'_, T>, parent: InodeId, name: &[
     if !is_directory(record.kind) {
         return Err(Errno::ENOTDIR.into());
     }
+    joins::not_busy(&record)?;
     if !view.is_empty(found.inode).await? {
         return Err(Errno::ENOTEMPTY.into());
     }

@@ -346,6 +346,24 @@ fn damages() -> Vec<Damage> {
             dir,
         ),
         (
+            "a volume where there are entries",
+            |p| {
+                let dir = p.dir;
+                p.inode(dir, |r| r.joined = 3);
+            },
+            Kind::Joined,
+            dir,
+        ),
+        (
+            "a volume at a file",
+            |p| {
+                let file = p.file;
+                p.inode(file, |r| r.joined = 3);
+            },
+            Kind::Joined,
+            |p| Subject::Inode(p.file),
+        ),
+        (
             "a circle of directories",
             |p| {
                 let below = p.below;

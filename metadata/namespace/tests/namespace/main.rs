@@ -9,6 +9,7 @@ mod concurrency;
 mod faulty;
 mod fsck;
 mod harness;
+mod joins;
 mod locks;
 mod model;
 mod model_acl;

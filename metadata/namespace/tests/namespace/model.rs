@@ -25,6 +25,7 @@ pub const ENAMETOOLONG: u32 = 36;
 pub const ENOTEMPTY: u32 = 39;
 pub const ELOOP: u32 = 40;
 pub const ENODATA: u32 = 61;
+pub const EREMOTE: u32 = 66;
 pub const ENOTSUP: u32 = 95;
 pub const ESTALE: u32 = 116;
 pub const EDQUOT: u32 = 122;
@@ -78,6 +79,8 @@ pub struct Node {
     /// Access control lists.
     pub access: Option<Vec<model_acl::Entry>>,
     pub default: Option<Vec<model_acl::Entry>>,
+    /// The volume that is joined at a directory.
+    pub joined: u32,
 }
 
 #[derive(Default)]
@@ -137,6 +140,12 @@ impl Node {
     }
     pub fn owned(&self, who: &Caller) -> bool {
         who.kernel_checked || who.uid == 0 || who.uid == self.uid
+    }
+    fn uncovered(&self) -> Result<(), u32> {
+        if self.joined == 0 { Ok(()) } else { Err(EREMOTE) }
+    }
+    fn idle(&self) -> Result<(), u32> {
+        if self.joined == 0 { Ok(()) } else { Err(EBUSY) }
     }
     fn strip(&mut self) {
         if self.kind != DIR {
@@ -208,6 +217,7 @@ impl Model {
             no_xattrs: node.xattrs.is_empty(),
             no_acls: node.access.is_none() && node.default.is_none(),
             quota: node.quota,
+            joined: node.joined,
         }
     }
 
@@ -267,9 +277,14 @@ impl Model {
     fn node_mut(&mut self, id: u64) -> &mut Node {
         self.nodes.get_mut(&id).unwrap()
     }
-    fn dir(&self, id: u64) -> Result<&Node, u32> {
+    fn any_dir(&self, id: u64) -> Result<&Node, u32> {
         let node = self.node(id)?;
         if node.kind == DIR { Ok(node) } else { Err(ENOTDIR) }
+    }
+    fn dir(&self, id: u64) -> Result<&Node, u32> {
+        let node = self.any_dir(id)?;
+        node.uncovered()?;
+        Ok(node)
     }
     fn writable_dir(&self, id: u64, who: &Caller) -> Result<&Node, u32> {
         let node = self.dir(id)?;
@@ -368,7 +383,7 @@ impl Model {
 
     fn lookup(&self, r: &Lookup, who: &Caller) -> Answer {
         name_ok(&r.name)?;
-        let dir = self.dir(r.parent)?;
+        let dir = if dots(&r.name) { self.any_dir(r.parent)? } else { self.dir(r.parent)? };
         dir.need(who, 1)?;
         let id = match &r.name[..] {
             b"." => r.parent,
@@ -410,6 +425,7 @@ impl Model {
     fn set_attr(&mut self, at: &At<'_>, r: &SetAttr) -> Answer {
         let who = at.who;
         let node = self.node(r.inode)?;
+        node.uncovered()?;
         if (r.uid.is_some() || r.gid.is_some()) && !who.kernel_checked && who.uid != 0 {
             let mine = node.uid == who.uid && r.uid.is_none_or(|u| u == node.uid);
             if !mine || !r.gid.is_none_or(|g| g == node.gid || member(who, g)) {
@@ -626,6 +642,7 @@ impl Model {
         let (was_in, was, _) = node.deletion.clone();
         let (parent, name) = to.map_or((was_in, was), |(parent, name)| (parent, name.to_vec()));
         let directory = self.nodes.get(&parent).filter(|n| !n.removed).ok_or(ENOENT)?;
+        directory.uncovered()?;
         if directory.entries.contains_key(&name) {
             return Err(EEXIST);
         }
@@ -646,6 +663,20 @@ impl Model {
         self.node_mut(parent).entries.insert(name, id);
         self.touch_dir(parent, now);
         Ok(())
+    }
+
+    /// Joins a volume at a directory. None where it can't be; false where it is.
+    pub fn join(&mut self, id: u64, volume: u32, now: i64) -> Option<bool> {
+        let node = self.nodes.get_mut(&id).filter(|n| n.is_living_directory() && n.entries.is_empty())?;
+        if id == 1 || (node.joined != 0 && node.joined != volume) {
+            return None;
+        }
+        if node.joined == volume {
+            return Some(false);
+        }
+        node.joined = volume;
+        node.times[2] = now;
+        Some(true)
     }
 
     /// Takes those out of the trash for good. Answers how many there were.
@@ -691,6 +722,7 @@ impl Model {
         if node.kind != DIR {
             return Err(ENOTDIR);
         }
+        node.idle()?;
         if !node.entries.is_empty() {
             return Err(ENOTEMPTY);
         }
@@ -758,14 +790,23 @@ impl Model {
                         return Err(EINVAL);
                     }
                 }
+                node.idle()?;
+                other_node.idle()?;
             } else {
                 match (node.kind == DIR, other_node.kind == DIR) {
                     (true, false) => return Err(ENOTDIR),
                     (false, true) => return Err(EISDIR),
-                    (true, true) if !other_node.entries.is_empty() => return Err(ENOTEMPTY),
+                    _ => {}
+                }
+                node.idle()?;
+                other_node.idle()?;
+                match other_node.kind == DIR {
+                    true if !other_node.entries.is_empty() => return Err(ENOTEMPTY),
                     _ => self.drop_name(other, (to, &r.new_name), at.now),
                 }
             }
+        } else {
+            node.idle()?;
         }
         self.node_mut(from).entries.remove(&r.name[..]);
         self.node_mut(to).entries.insert(r.new_name.to_vec(), id);
@@ -809,6 +850,7 @@ impl Model {
     fn may_set_xattr(&self, inode: u64, name: &[u8], who: &Caller) -> Result<(), u32> {
         let space = Self::xattr_space(name)?;
         let node = self.node(inode)?;
+        node.uncovered()?;
         match space {
             "user." if node.kind != FILE && node.kind != DIR => Err(EPERM),
             "user." if node.kind == DIR && node.mode & 0o1000 != 0 && !node.owned(who) => Err(EPERM),
@@ -820,7 +862,7 @@ impl Model {
 
     fn set_list(&mut self, at: &At<'_>, inode: u64, name: &[u8], value: &[u8]) -> Answer {
         let list = model_acl::parse(value)?;
-        self.node(inode)?;
+        self.node(inode)?.uncovered()?;
         let node = self.node_mut(inode);
         node.set_list(name, list, at.who)?;
         node.times[2] = at.now;

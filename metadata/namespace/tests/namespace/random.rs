@@ -7,7 +7,7 @@ use bytes::Bytes;
 use mooseng_namespace::quota::{self, Account, QuotaRecord, State};
 use mooseng_namespace::rewrite::Destaged;
 use mooseng_namespace::touched::Touched;
-use mooseng_namespace::{Errno, is_change, trash};
+use mooseng_namespace::{Errno, is_change, joins, trash};
 use mooseng_schema::Record;
 use mooseng_schema::inode::{self, InodeRecord};
 use mooseng_store::{Store, Transaction};
@@ -20,7 +20,7 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 
 use crate::harness::*;
-use crate::model::{At, EXDEV, Expect, Model, Node};
+use crate::model::{At, EREMOTE, EXDEV, Expect, Model, Node};
 use crate::model_acl;
 
 struct Chunk {
@@ -46,6 +46,8 @@ struct Run {
     packed: u64,
     /// Whether access control lists are set.
     lists: bool,
+    /// The highest number of a volume that was joined.
+    joined: u32,
 }
 
 impl Run {
@@ -386,6 +388,10 @@ async fn compare_trees(client: &Client<'_>, model: &Model) {
     for (id, node) in &model.nodes {
         assert_eq!(without_blocks(Some(client.attr(*id).await)), model.attr(*id), "inode {id}");
         match FileKind::try_from(node.kind).unwrap() {
+            FileKind::Directory if node.joined != 0 => {
+                let read = ReadDir { inode: *id, cookie: 0, entries_max: 3, plus: true };
+                assert_eq!(client.errno(Op::ReadDir(read)).await, EREMOTE, "directory {id}");
+            }
             FileKind::Directory => {
                 let entries = client.list(*id, 3, true).await;
                 let names: BTreeSet<_> = entries.iter().map(|e| (e.name.to_vec(), e.inode)).collect();
@@ -526,6 +532,35 @@ async fn pack(run: &mut Run, volume: &Volume) {
     run.packed += volume.pack(chunk, &moved).await.bytes;
 }
 
+/// Joins a volume at some directory, or lets go of one.
+async fn join(run: &mut Run, volume: &Volume, at: &str) {
+    let tx = volume.store.inner.begin();
+    let touched = Touched::default();
+    let now = volume.now.fetch_add(1, Ordering::Relaxed);
+    let joined: Vec<u64> =
+        run.model.nodes.iter().filter(|(_, node)| node.joined != 0).map(|(id, _)| *id).collect();
+    if let Some(id) = joined.choose(&mut run.rng)
+        && (joined.len() > 5 || run.rng.random_bool(0.5))
+    {
+        let node = run.model.nodes.get_mut(id).unwrap();
+        let (other, of) = (VolumeId(u16::MAX), VolumeId(node.joined as u16));
+        assert!(!joins::let_go(&tx, &touched, now, InodeId(*id), other).await.unwrap(), "{at}");
+        assert!(joins::let_go(&tx, &touched, now, InodeId(*id), of).await.unwrap(), "{at}");
+        (node.joined, node.times[2]) = (0, now);
+    } else {
+        let id = run.directory();
+        run.joined += 1;
+        let again = run.model.nodes.get(&id).map(|node| node.joined).filter(|_| run.rng.random_bool(0.5));
+        let number = again.filter(|number| *number != 0).unwrap_or(run.joined);
+        let of = VolumeId(number as u16);
+        let may = joins::may_join(&tx, InodeId(id), Some(of)).await.unwrap();
+        let is = joins::join(&tx, &touched, now, InodeId(id), of).await.unwrap();
+        assert_eq!(may.is_ok(), is.is_ok(), "{at}: {may:?}, {is:?}");
+        assert_eq!(is.clone().ok(), run.model.join(id, number, now), "{at}: volume {of} at {id}: {is:?}");
+    }
+    tx.commit().await.unwrap();
+}
+
 /// What else an administrator does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Besides {
@@ -549,6 +584,7 @@ async fn run(seed: u64, steps: usize, faults: f64, besides: Besides) -> (u64, u6
         packing: vec![],
         packed: 0,
         lists: !quotas,
+        joined: 0,
     };
     run.model.retention_s = RETENTION_S;
     if classes {
@@ -565,6 +601,9 @@ async fn run(seed: u64, steps: usize, faults: f64, besides: Besides) -> (u64, u6
         }
         if run.rng.random_bool(0.04) {
             administer(&mut run, &volume, &format!("seed {seed}, step {step}")).await;
+        }
+        if run.rng.random_bool(0.04) {
+            join(&mut run, &volume, &format!("seed {seed}, step {step}")).await;
         }
         if run.rng.random_bool(0.08) {
             destage(&mut run, &volume).await;
@@ -636,6 +675,7 @@ async fn classify(run: &mut Run, volume: &Volume) {
     let name = if class == 0 { "default" } else { CLASSES[class - 1] };
     let assigned = crate::classes::assign(volume, inode, name).await;
     match run.model.nodes.get_mut(&inode) {
+        Some(node) if node.joined != 0 => assert!(assigned.is_err(), "inode {inode} has another volume"),
         Some(node) => {
             assert_eq!(assigned, Ok(node.class != class as u32), "inode {inode}, class {class}");
             node.class = class as u32;

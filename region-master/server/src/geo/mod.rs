@@ -11,6 +11,7 @@
 //! - [`chunks`]: how the bytes come that the log names.
 //! - [`near`]: reads of a replica; [`near_promises`]: what is promised of it.
 //! - [`stand`]: how the region stands when the volume's home is lost; a home that begins, one that ends, one that comes back.
+//! - [`joins`]: volumes that are made and deleted.
 //! - [`moving`]: planned moves of the home.
 //! - [`seat`]: what is kept in memory of one volume.
 //! - [`losses`]: account of what failovers lost, and of what is put aside here.
@@ -44,6 +45,7 @@ pub mod chunks;
 pub mod complete;
 pub mod copy;
 mod fetch;
+pub mod joins;
 pub mod losses;
 pub mod moving;
 pub mod near;

@@ -5,9 +5,9 @@ use mooseng_store::{ReadVersion, Store, Transaction};
 use mooseng_transport::{Peer, call_error};
 use mooseng_wire::VolumeId;
 use mooseng_wire::call::{CallError, ErrorCode};
-use mooseng_wire::geo::{AskDigest, AskLog, AskPage, Digest, Log, LogEntry, Page, Pair};
+use mooseng_wire::geo::{AskDigest, AskLog, AskPage, AskServed, Digest, Log, LogEntry, Page, Pair, Served};
 
-use super::{Whereabouts, allow_master, failed, not_home, place, place_of, position};
+use super::{Whereabouts, allow_master, at_home, failed, not_home, place, place_of, position};
 use crate::master::Master;
 
 /// Bytes of one answer at most.
@@ -33,6 +33,16 @@ pub(super) fn of_all(master: &Master, peer: &Peer, volume: u32) -> Result<(u64, 
         return Err(call_error(ErrorCode::PermissionDenied, message));
     }
     Ok((master.serving_of(volume)?, volume))
+}
+
+/// For masters of any region of the cluster: whether this one serves the volume as its home.
+pub fn served(master: &Master, peer: &Peer, ask: AskServed) -> Result<Served, CallError> {
+    allow_master(master, peer, None)?;
+    let volume = VolumeId(u16::try_from(ask.volume).unwrap_or(u16::MAX));
+    at_home(master, volume)?;
+    let term = master.serving_of(volume)?;
+    master.may_answer(term)?;
+    Ok(Served {})
 }
 
 /// A range of a volume's records.

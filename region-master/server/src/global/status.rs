@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use mooseng_global::voters::{self, Voters};
-use mooseng_global::{Durability, MasterAt, View};
+use mooseng_global::{Durability, MasterAt, Stage, View};
 use mooseng_raft::{RaftNode, RaftStatus};
 use mooseng_region::findings::GlobalFacts;
 use mooseng_transport::CallFailure;
 use mooseng_wire::VolumeId;
-use mooseng_wire::admin::{ListRegionsReply, ListVolumesReply, Region, RegionMaster, Volume};
+use mooseng_wire::admin::{ListRegionsReply, ListVolumesReply, Region, RegionMaster, Volume, VolumeStage};
 use mooseng_wire::method::Method;
 use mooseng_wire::session::{Renew, Renewed};
 use tokio::time::Instant;
@@ -246,8 +246,17 @@ impl Global {
     }
 }
 
+fn stage(stage: Stage) -> VolumeStage {
+    match stage {
+        Stage::Made => VolumeStage::Made,
+        Stage::Joined => VolumeStage::Joined,
+        Stage::Leaving => VolumeStage::Leaving,
+    }
+}
+
 /// A volume as it is agreed on.
 pub(crate) fn told(id: VolumeId, known: &mooseng_global::Volume) -> Volume {
+    let place = known.join.as_ref().map(|join| &join.place);
     Volume {
         id: id.0.into(),
         home: known.home.clone(),
@@ -259,5 +268,9 @@ pub(crate) fn told(id: VolumeId, known: &mooseng_global::Volume) -> Volume {
         automatic: known.automatic,
         replicas: Vec::new(),
         blocks_alone: known.blocks_alone,
+        stage: known.join.as_ref().map_or(VolumeStage::Unspecified, |join| stage(join.stage)).into(),
+        parent: place.map_or(0, |place| place.parent().0.into()),
+        directory: place.map_or(0, |place| place.directory.0),
+        path: place.map_or_else(String::new, |place| place.path.clone()),
     }
 }

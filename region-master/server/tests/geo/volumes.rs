@@ -38,7 +38,7 @@ fn root_of(volume: VolumeId) -> u64 {
 }
 
 /// Makes a directory in a volume's root.
-async fn make(master: &Arc<Master>, volume: VolumeId, name: &str) -> Result<u64, String> {
+pub(super) async fn make(master: &Arc<Master>, volume: VolumeId, name: &str) -> Result<u64, String> {
     let id = master.desk(|desk| desk.seat_mut(volume).ids.take(IdKind::Inode, 1));
     let inode = id.map(|ids| InodeId::new(volume, ids[0]));
     let context =
@@ -53,7 +53,7 @@ async fn make(master: &Arc<Master>, volume: VolumeId, name: &str) -> Result<u64,
 }
 
 /// Whether a master's store has that name in a volume's root.
-async fn has(master: &Arc<Master>, volume: VolumeId, name: &str) -> bool {
+pub(super) async fn has(master: &Arc<Master>, volume: VolumeId, name: &str) -> bool {
     let sought = request(Op::Lookup(Lookup { parent: root_of(volume), name: name.to_owned().into() }));
     let context = context(master, volume);
     let ran = master.driver.run(SessionCall::default(), &context, &sought, Instant::now() + WITHIN).await;
@@ -61,13 +61,13 @@ async fn has(master: &Arc<Master>, volume: VolumeId, name: &str) -> bool {
 }
 
 /// The leader of a region that serves a volume.
-fn leads<'a>(regions: &'a Regions, region: &str, volume: VolumeId) -> Option<&'a Arc<Master>> {
+pub(super) fn leads<'a>(regions: &'a Regions, region: &str, volume: VolumeId) -> Option<&'a Arc<Master>> {
     let of = regions.of(region).into_iter().filter_map(|i| regions.running[i].as_ref());
     of.map(|server| server.master()).find(|master| master.serving_of(volume).is_ok())
 }
 
 /// Waits until a region serves as a volume's home under that epoch.
-async fn is_home(regions: &Regions, region: &str, volume: VolumeId, epoch: u64) -> Arc<Master> {
+pub(super) async fn is_home(regions: &Regions, region: &str, volume: VolumeId, epoch: u64) -> Arc<Master> {
     until("the region is the volume's home", async || {
         leads(regions, region, volume).is_some_and(|master| {
             let global = master.global.as_ref().unwrap();

@@ -1,0 +1,142 @@
+//! `mooseng volume create`, and `delete`.
+
+use mooseng_wire::admin::delete_volume_request::Which;
+use mooseng_wire::admin::{
+    CreateVolumeReply, CreateVolumeRequest, DeleteVolumeReply, DeleteVolumeRequest, Volume,
+};
+use serde_json::{Value, json};
+
+use super::move_home::masters_of;
+use super::{durability, parse, shape};
+use crate::args::{Durability, Format, VolumeCreate, VolumeDelete};
+use crate::config::ClientFile;
+use crate::exit::Failure;
+use crate::{admin, output};
+
+/// Makes one, or says whether it could be made.
+pub fn run(args: &VolumeCreate) -> Result<(), Failure> {
+    if args.regions.iter().any(String::is_empty) {
+        return Err(Failure::usage(
+            "--regions has an empty name: say A,B, all regions that are to have the volume.",
+        ));
+    }
+    let request = CreateVolumeRequest {
+        path: args.path.clone().into(),
+        home: args.home.clone(),
+        geo: args.durability == Durability::Geo,
+        regions: args.regions.clone(),
+        plan: args.plan,
+    };
+    let file = ClientFile::load(&args.config)?;
+    let made = admin::block_on(async {
+        let home = root_home(&file).await?;
+        admin::create_volume(&file, &home, request).await
+    })?;
+    match args.output.format {
+        Format::Json => output::json(&created_shape(&made, args.plan)),
+        Format::Table => output::text_line(&created(&args.path, &made)),
+    }
+}
+
+/// Deletes one, or says whether it could be deleted.
+pub fn delete(args: &VolumeDelete) -> Result<(), Failure> {
+    let which = which(&args.volume)?;
+    let file = ClientFile::load(&args.config)?;
+    let gone = admin::block_on(async {
+        let home = root_home(&file).await?;
+        admin::delete_volume(&file, &home, DeleteVolumeRequest { which: Some(which), plan: args.plan }).await
+    })?;
+    match args.output.format {
+        Format::Json => output::json(&json!({
+            "version": output::VERSION, "agreed_version": gone.version, "plan": args.plan, "volume": gone.volume, "path": gone.path,
+        })),
+        Format::Table => output::text_line(&deleted(&gone, args.plan)),
+    }
+}
+
+/// By its path, or its number.
+fn which(text: &str) -> Result<Which, Failure> {
+    match text.strip_prefix('/') {
+        Some(rest) if !rest.is_empty() => Ok(Which::Path(text.to_owned().into())),
+        _ => parse(text).map(Which::Volume),
+    }
+}
+
+/// The masters of the root volume's home: its directories are theirs.
+async fn root_home(file: &ClientFile) -> Result<Vec<String>, Failure> {
+    let (regions, volumes) = admin::cluster(file).await?;
+    let root = volumes.into_iter().find(|volume| volume.id == 0);
+    let root = root.ok_or_else(|| Failure::unavailable("The regions haven't agreed on anything yet."))?;
+    Ok(masters_of(&regions, &root.home))
+}
+
+fn created(path: &str, reply: &CreateVolumeReply) -> String {
+    let Some(volume) = &reply.volume else {
+        return format!("A volume could be made and joined at {path}. Nothing has changed.");
+    };
+    format!(
+        "Volume {} is joined at {}: its home is {}, its durability {}, and {} have it.\n{}",
+        volume.id,
+        volume.path,
+        volume.home,
+        durability(volume),
+        volume.regions.join(", "),
+        not_entered(volume)
+    )
+}
+
+/// What it can't do yet.
+fn not_entered(volume: &Volume) -> String {
+    format!(
+        "Mounts can't enter it yet: whatever is asked for below {} they answer with EREMOTE (\"Object is remote\"), and the directory can be neither removed nor renamed.",
+        volume.path
+    )
+}
+
+fn created_shape(reply: &CreateVolumeReply, plan: bool) -> Value {
+    json!({
+        "version": output::VERSION, "agreed_version": reply.version, "plan": plan, "volume": reply.volume.as_ref().map(shape),
+        "mounts_enter_it": false,
+    })
+}
+
+fn deleted(reply: &DeleteVolumeReply, plan: bool) -> String {
+    let DeleteVolumeReply { volume, path, .. } = reply;
+    match plan {
+        true => format!("Volume {volume}, at {path}, could be deleted. Nothing has changed."),
+        false => format!(
+            "Volume {volume} is deleted; {path} is an ordinary directory, and empty. What the regions stored of the volume isn't cleared yet."
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_said_what_a_new_volume_cant_do_yet() {
+        let volume = Volume {
+            id: 3,
+            path: "/team".into(),
+            home: "a".into(),
+            geo: true,
+            regions: vec!["a".into(), "b".into()],
+            ..Volume::default()
+        };
+        let made = CreateVolumeReply { version: 9, volume: Some(volume) };
+        let text = created("/team", &made);
+        assert!(text.contains("Volume 3 is joined at /team") && text.contains("geo"), "{text}");
+        assert!(text.contains("can't enter it yet") && text.contains("EREMOTE"), "{text}");
+        assert_eq!(created_shape(&made, false)["mounts_enter_it"], false);
+        let planned = created("/team", &CreateVolumeReply { version: 9, volume: None });
+        assert!(planned.contains("Nothing has changed"), "{planned}");
+    }
+
+    #[test]
+    fn a_volume_is_deleted_by_its_path_or_its_number() {
+        assert_eq!(which("/team").unwrap(), Which::Path("/team".into()));
+        assert_eq!((which("7").unwrap(), which("/").unwrap()), (Which::Volume(7), Which::Volume(0)));
+        assert_eq!(which("team").unwrap_err().exit_code(), 2);
+    }
+}

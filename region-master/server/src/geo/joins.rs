@@ -1,0 +1,329 @@
+//! Volumes that are made and deleted: by the leader of the home of the volume above, which alone knows what its directories name
+//! (docs/decisions/0032-volumes.md).
+//!
+//! ```text
+//!  create: is the directory fit? --> global: CreateVolume --> its home has formatted it --> the directory names it --> global: JoinVolume
+//!  delete: global: LeaveVolume --> the directory is let go of --> global: DeleteVolume
+//! ```
+//! What is interrupted, at whichever step, is gone on with by the same command: each step finds what was done of it already. Until the directory names
+//! the volume nobody sees it; and it is named no more before anything of it goes.
+//!
+//! Mounts don't enter such a directory yet: below it they answer EREMOTE.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use mooseng_global::{View, Volume};
+use mooseng_namespace::{joins, upkeep};
+use mooseng_transport::call_error;
+use mooseng_wire::admin::delete_volume_request::Which;
+use mooseng_wire::admin::{CreateVolumeReply, CreateVolumeRequest, DeleteVolumeReply, DeleteVolumeRequest};
+use mooseng_wire::call::{CallError, ErrorCode};
+use mooseng_wire::geo::{AskServed, Served};
+use mooseng_wire::global::change::Change;
+use mooseng_wire::global::{CreateVolume, DeleteVolume, JoinVolume, LeaveVolume};
+use mooseng_wire::method::Method;
+use mooseng_wire::{InodeId, VolumeId};
+use tokio::time::Instant;
+
+use super::{ROOT_VOLUME, ask, at_home, home_of, pause, sync};
+use crate::errors::{not_built, record_failed};
+use crate::global::Global;
+use crate::global::status::told;
+use crate::master::Master;
+use crate::own::{self, Repeat};
+use crate::records::transact;
+
+/// How often it is looked whether a volume's home has formatted it.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+fn refused(message: impl Into<String>) -> CallError {
+    call_error(ErrorCode::InvalidRequest, message)
+}
+
+/// What the commands work with, on the leader of the root volume's home.
+struct Parent<'a> {
+    master: &'a Arc<Master>,
+    global: &'a Global,
+    custody: u64,
+    deadline: Instant,
+}
+
+impl<'a> Parent<'a> {
+    fn of(master: &'a Arc<Master>, deadline: Instant) -> Result<Self, CallError> {
+        let global = master.global.as_deref().ok_or_else(|| {
+            refused("this cluster has one region, whose masters' configuration has no [global]: volumes besides the root are agreed on by the global group")
+        })?;
+        let custody = master.serving_of(ROOT_VOLUME)?;
+        at_home(master, ROOT_VOLUME)?;
+        Ok(Self { master, global, custody, deadline })
+    }
+
+    fn view(&self) -> Arc<View> {
+        self.global.view()
+    }
+
+    /// What is agreed on once this master knows of that version.
+    async fn known(&self, version: u64) -> Result<Arc<View>, CallError> {
+        let late = || {
+            let message =
+                "what was agreed on isn't known here yet; `mooseng volume list` shows how far it came";
+            call_error(ErrorCode::OutcomeUnknown, message)
+        };
+        let mut cluster = self.master.geo.cluster.clone().ok_or_else(late)?;
+        let heard = cluster.wait_for(|view| view.version >= version);
+        let heard = tokio::time::timeout_at(self.deadline, heard).await.map_err(|_| late())?;
+        Ok(heard.map_err(|_| late())?.clone())
+    }
+
+    /// What lies at a path.
+    async fn inode_at(&self, path: &Bytes) -> Result<InodeId, CallError> {
+        let found = transact(&self.master.store, |tx| {
+            let path = path.clone();
+            async move {
+                let found = upkeep::inode_at(&tx, ROOT_VOLUME, &path).await?;
+                let other = joins::on_the_way(&tx, ROOT_VOLUME, &path).await?;
+                Ok((tx, (found, other)))
+            }
+        });
+        let (found, other) = found.await.map_err(|e| record_failed(&e))?;
+        if other.is_some() {
+            return Err(not_built("making or deleting a volume in another one than the root"));
+        }
+        found.ok_or_else(|| {
+            let path = String::from_utf8_lossy(path);
+            call_error(
+                ErrorCode::NotFound,
+                format!(
+                    "{path} isn't there; make the directory first, on a mount (`mkdir`), and give its path from the root of the filesystem (symbolic links aren't followed)"
+                ),
+            )
+        })
+    }
+
+    /// The volume that a directory names.
+    async fn joined_at(&self, directory: InodeId) -> Result<Option<VolumeId>, CallError> {
+        let joined = transact(&self.master.store, |tx| async move {
+            let joined = joins::joined_at(&tx, directory).await?;
+            Ok((tx, joined))
+        });
+        joined.await.map_err(|e| record_failed(&e))
+    }
+
+    /// Refuses a directory at which nothing can be joined but what is there.
+    async fn is_fit(&self, path: &str, directory: InodeId) -> Result<(), CallError> {
+        let there = in_directory(&self.view(), directory).map(|(id, _)| id);
+        let fit = transact(&self.master.store, |tx| async move {
+            let fit = joins::may_join(&tx, directory, there).await?;
+            Ok((tx, fit))
+        });
+        match fit.await.map_err(|e| record_failed(&e))? {
+            Ok(()) => Ok(()),
+            // A failover has lost that it was let go of, or what was agreed on isn't known here yet.
+            Err(joins::Refused::Taken(other)) if !self.view().volumes.contains_key(&other) => {
+                Err(refused(format!(
+                    "{path} names volume {other}, of which this region doesn't know: if `mooseng volume list` doesn't show it, it is deleted, and `mooseng volume delete {path}` mends that"
+                )))
+            }
+            Err(why) => Err(refused(format!("no volume can be joined at {path}: {why}"))),
+        }
+    }
+
+    /// Waits until the leader of a volume's home serves it.
+    async fn formatted(&self, id: VolumeId) -> Result<(), CallError> {
+        loop {
+            let why = match self.is_served(id).await {
+                Ok(()) => return Ok(()),
+                Err(why) => why,
+            };
+            if Instant::now() + LOOK_EVERY * 2 >= self.deadline {
+                let message = format!(
+                    "volume {id} is made, and its home doesn't serve it yet, so it isn't joined ({why}). Repeat the command once it does; `mooseng volume list` shows it until then"
+                );
+                return Err(call_error(ErrorCode::Unavailable, message));
+            }
+            tokio::time::sleep(pause(LOOK_EVERY)).await;
+        }
+    }
+
+    async fn is_served(&self, id: VolumeId) -> Result<(), String> {
+        let home = home_of(self.master, id)?;
+        if home == self.master.config.region {
+            at_home(self.master, id).map_err(|e| e.message)?;
+            return self.master.serving_of(id).map(drop).map_err(|e| e.message);
+        }
+        let message = AskServed { volume: id.0.into() };
+        ask::<_, Served>(self.master, &home, Method::VolumeServed, &message).await.map(drop)
+    }
+
+    /// Has the directory name the volume.
+    async fn name_it(&self, path: &str, directory: InodeId, id: VolumeId) -> Result<(), CallError> {
+        let now_ns = self.master.clock.unix_ns();
+        let joined = own::change(
+            self.master,
+            ROOT_VOLUME,
+            self.custody,
+            Repeat::Harmless,
+            self.deadline,
+            |tx, touched| Box::pin(async move { joins::join(tx, touched, now_ns, directory, id).await }),
+        );
+        joined.await?.map_err(|why| {
+            refused(format!(
+                "volume {id} is made, and can't be joined at {path}: {why}. Repeat the command then, or give the volume up (`mooseng volume delete {id}`)"
+            ))
+        })?;
+        // Who takes over the volume above has that, too, before anybody else counts on it.
+        sync::everything(self.master, ROOT_VOLUME, self.deadline).await
+    }
+
+    /// Has it name the volume no more, if it does.
+    async fn let_go(&self, directory: InodeId, id: VolumeId) -> Result<(), CallError> {
+        let now_ns = self.master.clock.unix_ns();
+        let gone = own::change(
+            self.master,
+            ROOT_VOLUME,
+            self.custody,
+            Repeat::Harmless,
+            self.deadline,
+            |tx, touched| Box::pin(async move { joins::let_go(tx, touched, now_ns, directory, id).await }),
+        );
+        gone.await?;
+        sync::everything(self.master, ROOT_VOLUME, self.deadline).await
+    }
+
+    async fn agree(&self, change: Change) -> Result<mooseng_wire::global::Changed, CallError> {
+        self.global.change(change, self.deadline).await
+    }
+}
+
+/// The volume that is made for a directory, or joined there.
+fn in_directory(view: &View, directory: InodeId) -> Option<(VolumeId, &Volume)> {
+    let is_there = |volume: &Volume| volume.join.as_ref().is_some_and(|j| j.place.directory == directory);
+    view.volumes.iter().find(|(_, volume)| is_there(volume)).map(|(id, volume)| (*id, volume))
+}
+
+/// A path as it is looked up, and as it is told: without a slash at its end.
+fn path_of(path: &Bytes) -> Result<(Bytes, String), CallError> {
+    if path.first() != Some(&b'/') {
+        let path = String::from_utf8_lossy(path);
+        return Err(refused(format!(
+            "{path:?} isn't a path: give that of a directory, from the root of the filesystem, as /directory"
+        )));
+    }
+    let end = path.iter().rposition(|byte| *byte != b'/').map_or(1, |last| last + 1);
+    let path = path.slice(..end);
+    let shown = String::from_utf8_lossy(&path).into_owned();
+    Ok((path, shown))
+}
+
+/// Makes a volume and joins it, or says whether that could be done now. Done already, it is the same one.
+pub async fn create(
+    master: &Arc<Master>,
+    request: CreateVolumeRequest,
+    deadline: Instant,
+) -> Result<CreateVolumeReply, CallError> {
+    let parent = Parent::of(master, deadline)?;
+    let _one = master.joins_gate.lock().await;
+    let (path, shown) = path_of(&request.path)?;
+    let directory = parent.inode_at(&path).await?;
+    parent.is_fit(&shown, directory).await?;
+    let making = CreateVolume {
+        directory: directory.0,
+        path: shown.clone(),
+        home: request.home,
+        geo: request.geo,
+        regions: request.regions,
+    };
+    if request.plan {
+        let checked = parent.agree(Change::CheckCreate(making)).await?;
+        master.may_answer(parent.custody)?;
+        return Ok(CreateVolumeReply { version: checked.version, volume: None });
+    }
+    let made = parent.agree(Change::CreateVolume(making)).await?;
+    let unnumbered =
+        || call_error(ErrorCode::Internal, "the leader of the global group gave the volume no number");
+    let number = made.volume.ok_or_else(unnumbered)?;
+    let id = u16::try_from(number).map(VolumeId).map_err(|_| unnumbered())?;
+    parent.known(made.version).await?;
+    parent.formatted(id).await?;
+    parent.name_it(&shown, directory, id).await?;
+    let joined = match parent.agree(Change::JoinVolume(JoinVolume { volume: number })).await {
+        Ok(joined) => joined,
+        // It was deleted meanwhile, by another leader: the directory isn't to name it.
+        Err(error) if matches!(error.code(), ErrorCode::NotFound | ErrorCode::InvalidRequest) => {
+            parent.let_go(directory, id).await?;
+            return Err(error);
+        }
+        Err(error) => return Err(error),
+    };
+    let view = parent.known(joined.version).await?;
+    Ok(CreateVolumeReply {
+        version: joined.version,
+        volume: view.volumes.get(&id).map(|known| told(id, known)),
+    })
+}
+
+/// Which volume is to be deleted, and the directory that names it.
+async fn sought(parent: &Parent<'_>, which: Which) -> Result<(VolumeId, InodeId, String), CallError> {
+    let view = parent.view();
+    let place = |id: VolumeId| view.volumes.get(&id).and_then(|known| known.join.as_ref()).map(|j| &j.place);
+    match which {
+        Which::Volume(number) => {
+            let id = super::known(parent.master, number)
+                .map_err(|status| call_error(ErrorCode::NotFound, status.message()))?;
+            // The root volume is nowhere: that it stays is the global group's to say.
+            let (directory, path) =
+                place(id).map_or((InodeId(0), "/".to_owned()), |p| (p.directory, p.path.clone()));
+            Ok((id, directory, path))
+        }
+        Which::Path(path) => {
+            let (path, shown) = path_of(&path)?;
+            let directory = parent.inode_at(&path).await?;
+            let made = || in_directory(&view, directory).map(|(id, _)| id);
+            let id = parent.joined_at(directory).await?.or_else(made).ok_or_else(|| {
+                let message = format!(
+                    "no volume is joined at {shown}; `mooseng volume list` names those that there are"
+                );
+                call_error(ErrorCode::NotFound, message)
+            })?;
+            match place(id) {
+                Some(other) if other.directory != directory => Err(refused(format!(
+                    "{shown} names volume {id}, which is joined at {}: report it",
+                    other.path
+                ))),
+                _ => Ok((id, directory, shown)),
+            }
+        }
+    }
+}
+
+/// Deletes a volume, or says whether that could be done now. What was deleted already, and is named still, is let go of.
+pub async fn delete(
+    master: &Arc<Master>,
+    request: DeleteVolumeRequest,
+    deadline: Instant,
+) -> Result<DeleteVolumeReply, CallError> {
+    let parent = Parent::of(master, deadline)?;
+    let _one = master.joins_gate.lock().await;
+    let which =
+        request.which.ok_or_else(|| refused("the request doesn't say which volume is to be deleted"))?;
+    let (id, directory, path) = sought(&parent, which).await?;
+    if directory.volume() != ROOT_VOLUME {
+        return Err(not_built("making or deleting a volume in another one than the root"));
+    }
+    let number = u32::from(id.0);
+    let done = |version: u64| DeleteVolumeReply { version, volume: number, path: path.clone() };
+    let leaving = LeaveVolume { volume: number };
+    if request.plan {
+        let checked = parent.agree(Change::CheckLeave(leaving)).await?;
+        master.may_answer(parent.custody)?;
+        return Ok(done(checked.version));
+    }
+    parent.agree(Change::LeaveVolume(leaving)).await?;
+    parent.let_go(directory, id).await?;
+    let deleted = parent.agree(Change::DeleteVolume(DeleteVolume { volume: number })).await?;
+    // Whoever asks this master next sees it.
+    parent.known(deleted.version).await?;
+    Ok(done(deleted.version))
+}
