@@ -201,6 +201,11 @@ impl FileSystem {
                 // Somebody removed the file between the two steps: for us it never existed.
                 Err(FsError::Answered(libc::ENOENT | libc::ESTALE))
                     if !exclusive && Instant::now() < deadline => {}
+                // This was the one who made it, and it was there until somebody removed it, while the session was taken up anew: ESTALE would say that
+                // nothing was done.
+                Err(FsError::Answered(libc::ENOENT | libc::ESTALE)) if created => {
+                    return Err(FsError::Answered(libc::EIO));
+                }
                 Err(error) => return Err(error),
             }
         }
