@@ -328,10 +328,10 @@ impl FileSystem {
                         let order = owner.order().await;
                         // As before an answer is shown: what the last holder did may not be at the replica yet, which kernels were told of.
                         session.near.settle(&*session.peers, session.near.seen()).await;
-                        if session.tenure() == tenure {
-                            if let Some(before) = self.granted(key, owner, request, tenure) {
-                                return Ok((order, before));
-                            }
+                        if session.tenure() == tenure
+                            && let Some(before) = self.granted(key, owner, request, tenure)
+                        {
+                            return Ok((order, before));
                         }
                         continue;
                     }

@@ -717,6 +717,17 @@ impl Session {
         self.confirmed.send_replace(confirmed);
     }
 
+    /// Which other region is the home, whose leader was found at that address; none where it is this host's.
+    fn home_elsewhere(&self, leader: &String, told: Option<Home>) -> Option<String> {
+        let own = &self.config.masters;
+        if own.contains(leader) {
+            return None;
+        }
+        // Where nobody of this host's region answers, the home itself says that its masters are another region's.
+        let is_away = || self.state(|s| s.elsewhere.iter().any(|address| own.contains(address)));
+        told.map(|home| home.region).or_else(|| is_away().then(|| "another region".to_owned()))
+    }
+
     /// One round over all masters: at most one leads, and opening a session there twice does no harm.
     async fn search(&self) -> Result<(), NoLeader> {
         let mut waiting: VecDeque<String> = VecDeque::new();
@@ -759,8 +770,7 @@ impl Session {
                 biased;
                 Some(outcome) = asked.next() => match outcome {
                     Ok(address) => {
-                        let is_own = self.config.masters.contains(&address);
-                        self.near.set_home(home.filter(|_| !is_own).map(|home| home.region));
+                        self.near.set_home(self.home_elsewhere(&address, home));
                         return Ok(());
                     }
                     Err((address, failure)) => {

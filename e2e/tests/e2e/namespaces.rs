@@ -76,10 +76,17 @@ fn run() -> Result<()> {
             }
             cluster.dev("kill", "region-2.chunkserver-1")?;
             cluster.dev("start", "region-2.chunkserver-1")?;
-            let status = cluster.dev_words(&["status", "-o", "json"])?;
-            let status: serde_json::Value = serde_json::from_slice(&status.stdout)?;
-            let ready = |p: &serde_json::Value| p["ready"] == true;
-            ensure!(status["processes"].as_array().is_some_and(|all| all.iter().all(ready)), "{status:#}");
+            // It answers before its first heartbeat did.
+            wait_for("all processes to be ready", SOON, || {
+                let status = cluster.dev_words(&["status", "-o", "json"])?;
+                let status: serde_json::Value = serde_json::from_slice(&status.stdout)?;
+                let ready = |p: &serde_json::Value| p["ready"] == true;
+                ensure!(
+                    status["processes"].as_array().is_some_and(|all| all.iter().all(ready)),
+                    "{status:#}"
+                );
+                Ok(())
+            })?;
             let mut command = cluster.mooseng(&["profile", "--for", "1s", "-o", "json"]);
             checked(command.arg(&there)).map(drop)
         },

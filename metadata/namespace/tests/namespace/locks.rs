@@ -150,7 +150,7 @@ async fn thousands_of_locks_are_taken_again_at_once() {
     let one = volume.client(1).await;
     let (inode, other) = (one.create(ROOT, "f").await, one.create(ROOT, "g").await);
     let range = |inode: u64, n: u64| {
-        let lock = Some(spec(n % 3, 10 * n, 10 * n + 5, n % 2 == 0));
+        let lock = Some(spec(n % 3, 10 * n, 10 * n + 5, n.is_multiple_of(2)));
         Lock { inode, lock, wait: 0 }
     };
     let mut had: Vec<Lock> = (0..2_001).map(|n| range(inode, n)).collect();
