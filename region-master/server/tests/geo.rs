@@ -62,11 +62,17 @@ fn lookup(name: &str) -> FsRequest {
 
 /// Makes a change at the home; answers up to where of the log its answer may show.
 async fn change(home: &Client, op: Op) -> Place {
-    // It renews nothing by itself.
-    home.open(&[]).await.unwrap();
-    let number = home.number.fetch_add(1, std::sync::atomic::Ordering::SeqCst) + 1;
-    let request = Request { oldest_unanswered: number, ..home.request(number, op).await };
-    let response: Response = home.call(Method::FsChange, &request).await.unwrap();
+    let mut tried = 0;
+    let response: Response = loop {
+        // It renews nothing by itself, and a home that has just begun may wait for others longer than a lease lasts here.
+        home.open(&[]).await.unwrap();
+        let number = home.number.fetch_add(1, std::sync::atomic::Ordering::SeqCst) + 1;
+        let request = Request { oldest_unanswered: number, ..home.request(number, op.clone()).await };
+        match home.call(Method::FsChange, &request).await {
+            Err((ErrorCode::SessionExpired, _)) if tried < 5 => tried += 1,
+            answered => break answered.unwrap(),
+        }
+    };
     let reply = response.reply.unwrap().reply.unwrap();
     assert!(!matches!(reply, Reply::Errno(_)), "{reply:?}");
     assert!(response.log_epoch > 0 && response.log_version > 0);
