@@ -8,25 +8,14 @@ use anyhow::{Context, Result, ensure};
 use mooseng_e2e::cluster::{DevCluster, checked, wait_for};
 use mooseng_e2e::steps::Steps;
 
+use super::regions::{shows, write};
+
 const SOON: Duration = Duration::from_secs(30);
 const REGIONS: [&str; 3] = ["region-1", "region-2", "witness"];
 
 #[test]
 fn regions_meet_over_their_networks_alone() {
     run().unwrap();
-}
-
-fn write(path: &Path, text: &str) -> Result<()> {
-    let mut file = std::fs::File::create(path)?;
-    std::io::Write::write_all(&mut file, text.as_bytes())?;
-    file.sync_all().with_context(|| format!("fsync of {}", path.display()))
-}
-
-fn shows(path: &Path, text: &str) -> Result<()> {
-    wait_for(&format!("{} to have what was written", path.display()), SOON, || {
-        ensure!(std::fs::read_to_string(path)? == text, "it has something else");
-        Ok(())
-    })
 }
 
 /// A region's namespace, as its administrator's configuration names it.

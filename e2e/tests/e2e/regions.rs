@@ -40,14 +40,15 @@ const COPIES_GONE: &[&str] = &[
     "this chunkserver has no chunk",
 ];
 
-fn write(path: &Path, text: &str) -> Result<()> {
+/// Writes a file, and has it safe.
+pub fn write(path: &Path, text: &str) -> Result<()> {
     let mut file = std::fs::File::create(path)?;
     std::io::Write::write_all(&mut file, text.as_bytes())?;
     file.sync_all().with_context(|| format!("fsync of {}", path.display()))
 }
 
 /// Waits until a file has this content.
-fn shows(path: &Path, text: &str) -> Result<()> {
+pub fn shows(path: &Path, text: &str) -> Result<()> {
     wait_for(&format!("{} to have what was written", path.display()), SOON, || {
         ensure!(std::fs::read_to_string(path)? == text, "it has something else");
         Ok(())
