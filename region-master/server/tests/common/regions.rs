@@ -131,6 +131,11 @@ pub struct Regions {
 impl Regions {
     /// Regions of so many masters; the last one is a witness if it has one master and there are more than two.
     pub async fn start(masters: &[(&str, u64)]) -> Self {
+        Self::start_of(masters, LEASE_MS).await
+    }
+
+    /// As [`start`](Self::start), with regions' leases of so many milliseconds.
+    pub async fn start_of(masters: &[(&str, u64)], lease_ms: u64) -> Self {
         let region = |(i, (name, n)): (usize, &(&str, u64))| RegionConfig {
             name: (*name).to_owned(),
             number: i as u16 + 1,
@@ -146,7 +151,7 @@ impl Regions {
         };
         let global = GlobalConfig {
             root_home: None,
-            lease_ms: LEASE_MS,
+            lease_ms,
             join: None,
             raft: GlobalRaftConfig { heartbeat_ms: 60, election_min_ms: 350, election_max_ms: 600 },
             regions: masters.iter().enumerate().map(region).collect(),
