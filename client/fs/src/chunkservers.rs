@@ -468,6 +468,7 @@ fn blame_refusal(first: &str, error: &CallError) -> Vec<String> {
         | ErrorCode::ChunkSealed
         | ErrorCode::OffsetMismatch
         | ErrorCode::NotHome
+        | ErrorCode::NoVolume
         | ErrorCode::OtherFounding => Vec::new(),
     }
 }

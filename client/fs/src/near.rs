@@ -258,7 +258,7 @@ impl Near {
             }
             let seat = self.state().stream.seat(&address);
             let session = seat.map(|seat| seat.session);
-            let near_read = NearRead { op: Some(request.clone()), at_least, seat };
+            let near_read = NearRead { op: Some(request.clone()), at_least, seat, volume: 0 };
             let flight = self.facts.begin();
             let body = near_read.encode_to_vec().into();
             let call =

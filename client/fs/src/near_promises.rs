@@ -235,7 +235,7 @@ impl Near {
         };
         let Some(seat) = seat else { return };
         let at_least = Some(Place { epoch: at.0, version: at.1 });
-        let renew = NearRenew { session: seat.session, have: seat.have, at_least };
+        let renew = NearRenew { session: seat.session, have: seat.have, at_least, volume: 0 };
         if let Ok(renewed) = ask(peers, &leader, &renew, FOLLOW_WITHIN).await {
             if renewed.session != seat.session {
                 return self.end_of(seat.session);
@@ -355,7 +355,7 @@ impl Session {
             let seat = near.state().stream.seat(leader);
             let Some(seat) = seat.filter(|seat| seat.session == session) else { return };
             let sent = self.clock.boot();
-            let renew = NearRenew { session, have: seat.have, at_least: None };
+            let renew = NearRenew { session, have: seat.have, at_least: None, volume: 0 };
             renew_at = Instant::now() + self.config.renew_interval;
             match ask(&*self.peers, leader, &renew, RENEW_WITHIN).await {
                 Ok(renewed) if renewed.session == session => {

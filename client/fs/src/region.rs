@@ -527,7 +527,7 @@ impl Region {
                 }
             }
             // The search for a leader decides whether it is the whole region, and goes on where the home is.
-            ErrorCode::OtherFounding | ErrorCode::NotHome => {
+            ErrorCode::OtherFounding | ErrorCode::NotHome | ErrorCode::NoVolume => {
                 self.session.gone(seat);
                 *after = seat.confirmed;
             }

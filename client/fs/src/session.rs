@@ -881,6 +881,7 @@ impl Session {
             alone: self.journal.held_by((session, incarnation)),
             escrow: self.buffers.escrow.declare(),
             founding: Founding::tell(founding),
+            volume: 0,
         };
         // The lease counts from before the request left, so that ours ends before the master's.
         let sent = self.clock.boot();

@@ -46,7 +46,7 @@ id!(
     ChunkId(u64)
 );
 id!(
-    /// A mounted client's session.
+    /// A mounted client's session with one volume: the volume in the upper 16 bits, a number in the lower 48.
     SessionId(u64)
 );
 id!(
@@ -70,7 +70,7 @@ id!(
     NodeId(u64)
 );
 
-/// The lower 48 bits of an inode or chunk id.
+/// The lower 48 bits of an inode, chunk or session id.
 pub const LOCAL_ID_BITS: u32 = 48;
 
 /// The root directory of the root volume. FUSE numbers a mount's root 1, too.
@@ -105,6 +105,18 @@ impl InodeId {
     /// Builds an id from a volume and a number below 2^48.
     pub fn new(volume: VolumeId, local: u64) -> Self {
         debug_assert!(local < 1 << LOCAL_ID_BITS, "inode number {local} exceeds 48 bits");
+        Self((u64::from(volume.0) << LOCAL_ID_BITS) | local)
+    }
+}
+
+impl SessionId {
+    /// The volume that the session is of.
+    pub fn volume(self) -> VolumeId {
+        VolumeId((self.0 >> LOCAL_ID_BITS) as u16)
+    }
+    /// Builds an id from a volume and a number below 2^48.
+    pub fn new(volume: VolumeId, local: u64) -> Self {
+        debug_assert!(local < 1 << LOCAL_ID_BITS, "session number {local} exceeds 48 bits");
         Self((u64::from(volume.0) << LOCAL_ID_BITS) | local)
     }
 }

@@ -81,7 +81,7 @@ async fn change(home: &Client, op: Op) -> Place {
 
 /// Looks a name up in a replica, which must have come so far.
 async fn near(client: &Client, name: &str, at_least: &Place) -> Option<u64> {
-    let request = NearRead { op: Some(lookup(name)), at_least: Some(*at_least), seat: None };
+    let request = NearRead { op: Some(lookup(name)), at_least: Some(*at_least), seat: None, volume: 0 };
     let reply: NearReply = client.call(Method::NearRead, &request).await.unwrap();
     let at = reply.at.unwrap();
     assert!((at.epoch, at.version) >= (at_least.epoch, at_least.version));
@@ -168,7 +168,7 @@ async fn what_is_written_at_home_is_read_elsewhere_in_its_order() {
     let home = client(&regions, "a", "a");
     newest = change(&home, Op::Rmdir(Rmdir { parent: 1, name: "d2".into() })).await;
     assert!(near(&there, "d2", &before).await.is_some());
-    let more = NearRead { op: Some(lookup("d2")), at_least: Some(newest), seat: None };
+    let more = NearRead { op: Some(lookup("d2")), at_least: Some(newest), seat: None, volume: 0 };
     let refused = there.link().request::<_, NearReply>(Method::NearRead, &more, WITHIN).await;
     let Err(CallFailure::Remote(refused)) = refused else { panic!("{refused:?}") };
     assert_eq!(refused.code(), ErrorCode::Unavailable);

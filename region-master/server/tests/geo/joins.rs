@@ -106,7 +106,7 @@ fn inside(parent: u64) -> Op {
 
 /// What a replica shows of a name in the root.
 async fn shown_near(there: &Client, name: &str, at: Place) -> Attr {
-    let request = NearRead { op: Some(lookup(name)), at_least: Some(at), seat: None };
+    let request = NearRead { op: Some(lookup(name)), at_least: Some(at), seat: None, volume: 0 };
     let reply: NearReply = there.call(Method::NearRead, &request).await.unwrap();
     match reply.reply.unwrap().reply.unwrap() {
         Reply::Entry(entry) => entry.attr.unwrap(),

@@ -70,7 +70,7 @@ impl Reader {
 
     /// Reads, and answers what came before: what it gave up. None where the leader doesn't know it.
     async fn read(&mut self, op: FsRequest, at_least: Place) -> (Reply, Option<Vec<Fact>>) {
-        let read = NearRead { op: Some(op), at_least: Some(at_least), seat: Some(self.seat()) };
+        let read = NearRead { op: Some(op), at_least: Some(at_least), seat: Some(self.seat()), volume: 0 };
         let reply: NearReply = self.client.call(Method::NearRead, &read).await.unwrap();
         let given_up = reply.news.as_ref().map(|news| self.take(news));
         assert!(given_up.is_some() || reply.granted.is_empty());
@@ -79,7 +79,7 @@ impl Reader {
     }
 
     async fn renew(&mut self) -> Vec<Fact> {
-        let renew = NearRenew { session: self.session, have: self.have, at_least: None };
+        let renew = NearRenew { session: self.session, have: self.have, at_least: None, volume: 0 };
         let renewed: NearRenewed = self.client.call(Method::NearRenew, &renew).await.unwrap();
         assert_eq!(renewed.session, self.session);
         self.take(&renewed.news.unwrap())
@@ -174,7 +174,7 @@ async fn what_a_replica_promised_is_taken_back_before_anything_later_is_answered
         other => panic!("{other:?}"),
     }
     let unlink = request(Op::Unlink(Unlink { parent: 1, name: b"z".to_vec().into() }));
-    let read = NearRead { op: Some(unlink), at_least: None, seat: Some(other.seat()) };
+    let read = NearRead { op: Some(unlink), at_least: None, seat: Some(other.seat()), volume: 0 };
     let refused = other.client.call::<_, NearReply>(Method::NearRead, &read).await.unwrap_err();
     assert_eq!(refused.0, ErrorCode::InvalidRequest);
 }
@@ -220,7 +220,7 @@ async fn applying_the_log_waits_for_no_reader() {
     let other = client(&regions, "b", "b");
     assert!(super::near(&other, "n", &at).await.is_some());
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
-    let read = NearRead { op: Some(lookup("n")), at_least: None, seat: None };
+    let read = NearRead { op: Some(lookup("n")), at_least: None, seat: None, volume: 0 };
     let read: NearReply = other.call(Method::NearRead, &read).await.unwrap();
     let behind = Duration::from_micros(read.behind_us.expect("the home was heard"));
     assert!(behind > Duration::ZERO && behind < Duration::from_secs(2), "{behind:?}");
