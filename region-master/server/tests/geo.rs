@@ -29,7 +29,7 @@ use mooseng_schema::log::{self, LogPosition, ReplicaRecord};
 use mooseng_schema::loss::LossRecord;
 use mooseng_store::{Store, StoreError, Transaction};
 use mooseng_transport::{CallFailure, PlainNetwork};
-use mooseng_wire::admin::{LogPlace, ShowSalvageRequest};
+use mooseng_wire::admin::{ChunkReport, HeartbeatRequest, LogPlace, ShowSalvageRequest};
 use mooseng_wire::call::ErrorCode;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
@@ -458,6 +458,52 @@ async fn a_replica_counts_a_chunk_that_lies_on_as_many_chunkservers_as_a_written
     assert!(still == before && applied > before, "{still} of {applied}");
     place(&["one", "two"]).await;
     until("it counts", async || complete().await.is_some_and(|(c, at)| c == at)).await;
+}
+
+/// Found by the simulation of three regions: a copy that grew while its region was the home stayed unsealed for good, for that the chunk is sealed came
+/// later than the inventory.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_hears_of_a_seal_that_came_after_its_inventory() {
+    let regions = Regions::start(&[("a", 1), ("b", 1), ("w", 1)]).await;
+    let old = client(&regions, "b", "a");
+    change(&old, mkdir("d")).await;
+    caught_up(&regions, "b").await;
+    let there = serving(&regions, "b").unwrap().clone();
+    let (file, named) = (InodeId(900_000), ChunkId(900_000));
+    let tx = there.store.begin();
+    let held = LocationRecord { layout: 1, copies: vec!["one".into()], epoch: 1, partial: None };
+    tx.set(&location::key(named), &held.to_value());
+    tx.commit().await.unwrap();
+    let beat = |inventory: Vec<ChunkReport>| {
+        let request = HeartbeatRequest {
+            chunkserver: "one".into(),
+            incarnation: 1,
+            inventory_page: !inventory.is_empty(),
+            inventory,
+            ..HeartbeatRequest::default()
+        };
+        there.desk(|desk| desk.beat(there.clock.boot(), request)).unwrap()
+    };
+    beat(vec![ChunkReport { chunk: named.0, length: 10, sealed: false, epoch: 1 }]);
+    until("what it has was compared", async || {
+        !beat(Vec::new()) && there.desk(|desk| desk.take_unsealed(ROOT_VOLUME, 1).is_empty())
+    })
+    .await;
+    let tx = serving(&regions, "a").unwrap().store.begin();
+    let record = ChunkRecord { length: 8, sealed: true, birth: 1, ..ChunkRecord::default() };
+    tx.set(&chunk::key(named), &record.to_value());
+    tx.set(&chunk::reference_key(named, file), &ChunkUse { extents: 1, bytes: 8 }.to_value());
+    let extent = ExtentRecord { chunk: named.0, length: 8, ..ExtentRecord::default() };
+    tx.set(&extent::key(file, 0), &extent.to_value());
+    tx.commit().await.unwrap();
+    change(&old, mkdir("e")).await;
+    caught_up(&regions, "b").await;
+    until("it is told where the chunk ends", async || {
+        beat(Vec::new());
+        let told = there.desk(|desk| desk.take_seals("one"));
+        told.iter().any(|seal| (seal.chunk, seal.length) == (named.0, 8))
+    })
+    .await;
 }
 
 /// Found by the simulation of three regions: the rest of such a chunk was collected by the home of before, and other regions waited for it for ever.

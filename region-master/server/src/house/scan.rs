@@ -68,6 +68,8 @@ struct Page {
     useless: Vec<ChunkListing>,
     /// Sealed chunks of an earlier home of which a part is here.
     parts: Vec<ChunkListing>,
+    /// Copies that don't know yet that their chunk is sealed, and at which length.
+    unsealed: Vec<(String, ChunkId, u64)>,
 }
 
 impl Keeper<'_> {
@@ -183,6 +185,9 @@ impl Keeper<'_> {
             }
             return;
         }
+        if record.sealed && record.length > 0 {
+            self.look_for_unsealed(desk, listing, page);
+        }
         if self.replica {
             if record.sealed && record.length > 0 && listing.used.extents > 0 {
                 match names.is_empty() {
@@ -203,6 +208,19 @@ impl Keeper<'_> {
             self.look_at_open(desk, servers, listing, reclassed, page);
         } else if record.length > 0 {
             self.look_at_sealed(desk, servers, listing, page);
+        }
+    }
+
+    /// Inventories are compared once; that the chunk is sealed may come later, with the log or a copy of the volume (found by the simulation of three regions:
+    /// a copy that grew while its region was the home stayed unsealed for good).
+    fn look_for_unsealed(&self, desk: &Desk, listing: &ChunkListing, page: &mut Page) {
+        let (chunk, length) = (listing.chunk, listing.record.length);
+        for name in listing.location.iter().flat_map(|location| &location.copies) {
+            let copy = desk.registry.get(name).and_then(|server| server.copy(chunk));
+            let is_unsealed = copy.is_some_and(|copy| !copy.sealed && !copy.corrupt && copy.length >= length);
+            if is_unsealed && !desk.seal_waits(name, chunk) {
+                page.unsealed.push((name.clone(), chunk, length));
+            }
         }
     }
 
@@ -360,6 +378,12 @@ impl Keeper<'_> {
                 self.master.geo.want(listing.chunk);
             }
         }
+        let epoch = self.master.epoch(self.volume).0;
+        self.master.desk(|desk| {
+            for (name, chunk, length) in page.unsealed {
+                desk.want_seal(&name, chunk, Seal { length, epoch });
+            }
+        });
         for (listing, server) in page.drops {
             self.drop_copy(&listing, &server).await?;
         }
