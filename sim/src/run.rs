@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use mooseng_master::RaftConfig;
+use mooseng_ports::plant;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -210,6 +211,9 @@ impl Run<'_> {
         let now = self.sim.elapsed();
         hosts::set_now(now);
         let at = |what: String| anyhow::anyhow!("at {now:?}: {what}");
+        if let Some(what) = plant::broken() {
+            return Err(at(what));
+        }
         self.watch.check_leaders().map_err(at)?;
         if now >= self.looked + LOOK_EVERY {
             self.looked = now;

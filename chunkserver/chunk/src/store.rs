@@ -434,9 +434,17 @@ impl ChunkStore {
             self.drop_vacant(&chunk);
             return Err(ChunkError::NoSpace { bytes });
         }
-        chunk
+        let written = chunk
             .write(&self.files, append.epoch, append.offset, &append.bytes, sums)
-            .inspect_err(|_| self.drop_vacant(&chunk))
+            .inspect_err(|_| self.drop_vacant(&chunk))?;
+        plant::look(|| {
+            let highest = self.epoch_of(append.chunk.volume().0);
+            let Append { chunk, epoch, offset, .. } = append;
+            (*epoch >= highest).then_some(()).ok_or_else(|| {
+                format!("bytes from {offset} on of chunk {chunk} were taken in epoch {epoch}, behind epoch {highest}")
+            })
+        });
+        Ok(written)
     }
 
     /// Forgets a chunk whose first write was refused, so that a later try may go to another disk.

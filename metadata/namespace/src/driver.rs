@@ -346,7 +346,7 @@ impl<S: Store> Driver<S> {
         loop {
             let tx = self.store.begin();
             let result = match self.enter_volume(&tx, ctx, request).await {
-                Ok(()) => execute(&tx, ctx, request).await,
+                Ok(_) => execute(&tx, ctx, request).await,
                 Err(DriverError::Store(error)) => Err(error.into()),
                 Err(other) => return Err(other),
             };
@@ -419,7 +419,7 @@ impl<S: Store> Driver<S> {
         let tx = self.store.begin();
         let outcome_key = session::outcome_key(call.session, call.number);
         let (session_key, floor_key) = (session::key(call.session), session::floor_key(call.session));
-        let (outcome, session, floor, ()) = futures::join!(
+        let (outcome, session, floor, entered) = futures::join!(
             async { Ok(tx.get(&outcome_key, Read::Conflicting).await?) },
             async { Ok(tx.get(&session_key, Read::Conflicting).await?) },
             // Read without a conflict, for each change may raise it. What it forgets was there at the same version.
@@ -481,16 +481,22 @@ impl<S: Store> Driver<S> {
             return Err(DriverError::OutcomeForgotten(call.number));
         }
         let done = tx.commit().await?;
+        plant::look(|| {
+            let Epoch(asked) = ctx.epoch;
+            (entered == ctx.epoch).then_some(()).ok_or_else(|| {
+                format!("a change of the home of epoch {asked} was committed in epoch {entered}")
+            })
+        });
         Ok(Attempt::Done(reply, done.version))
     }
 
-    /// Reads the volume's record, so that a change of its home epoch makes this transaction fail.
+    /// Reads the volume's record, so that a change of its home epoch makes this transaction fail. Answers that epoch.
     async fn enter_volume(
         &self,
         tx: &S::Transaction,
         ctx: &mut OpContext,
         request: &FsRequest,
-    ) -> Result<(), DriverError> {
+    ) -> Result<Epoch, DriverError> {
         let id = volume_of(request);
         let value = tx.get(&volume::key(id), Read::Conflicting).await?;
         let record = VolumeRecord::from_value(&value.ok_or(OpError::NoVolume(id.0))?)?;
@@ -504,7 +510,7 @@ impl<S: Store> Driver<S> {
         ctx.hash_key = Some(key);
         ctx.trash = Terms::of(&record);
         self.hash_keys.lock().unwrap_or_else(PoisonError::into_inner).insert(id, key);
-        Ok(())
+        Ok(Epoch(record.epoch))
     }
 
     /// Frees an inode's extents from an offset on, a page at a time.

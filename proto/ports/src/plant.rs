@@ -155,11 +155,24 @@ pub enum PlantError {
 
 #[cfg(feature = "plants")]
 mod planted {
-    use std::sync::OnceLock;
+    use std::sync::{Mutex, OnceLock, PoisonError};
 
     use super::{Plant, PlantError, VARIABLE};
 
     static PLANTED: OnceLock<Option<Plant>> = OnceLock::new();
+    static BROKEN: Mutex<Option<String>> = Mutex::new(None);
+
+    /// Looks at an invariant at the moment of an effect that rests on it, for what can't be seen afterwards from outside. Only in builds with plants.
+    pub fn look(invariant: impl FnOnce() -> Result<(), String>) {
+        if let Err(what) = invariant() {
+            BROKEN.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(what);
+        }
+    }
+
+    /// What the first [`look`] of this process saw that found an invariant broken.
+    pub fn broken() -> Option<String> {
+        BROKEN.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 
     fn named() -> Result<Option<Plant>, PlantError> {
         match std::env::var(VARIABLE) {
@@ -204,6 +217,15 @@ mod planted {
         false
     }
 
+    /// Doesn't look: this build is no test of plants.
+    #[inline(always)]
+    pub fn look(_invariant: impl FnOnce() -> Result<(), String>) {}
+
+    /// Nobody looked.
+    pub const fn broken() -> Option<String> {
+        None
+    }
+
     /// Refuses: this build has no sites.
     pub fn set(plant: Plant) -> Result<(), PlantError> {
         Err(PlantError::NotBuiltIn { asked: plant })
@@ -218,7 +240,7 @@ mod planted {
     }
 }
 
-pub use planted::{from_environment, is, set};
+pub use planted::{broken, from_environment, is, look, set};
 
 #[cfg(test)]
 mod tests {

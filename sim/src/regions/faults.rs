@@ -162,6 +162,31 @@ impl Nemesis {
         }
     }
 
+    /// A home's chunkservers send what is appended, and it is on its way until another region is the home: its masters are cut off meanwhile.
+    fn push_late(&mut self, sim: &turmoil::Sim<'_>, region: usize, now: Duration) {
+        let others: Vec<usize> = (0..self.shape.regions.len()).filter(|other| *other != region).collect();
+        if others.iter().any(|other| self.is_busy(region, *other)) {
+            return;
+        }
+        let until = now + self.between(8_000, 12_000);
+        let shape = self.shape.clone();
+        let of = &shape.regions[region];
+        for other in others {
+            let there = &shape.regions[other];
+            for a in &of.chunkservers {
+                there.chunkservers.iter().for_each(|b| sim.hold(a.as_str(), b.as_str()));
+            }
+            // Nor is there a way around for anybody else of the region.
+            for a in of.masters.iter().chain(&of.clients) {
+                there.hosts().iter().for_each(|b| sim.partition(a.as_str(), b.as_str()));
+            }
+            self.undo.push((until, Undo::Join(region, other)));
+            self.undo.push((until, Undo::Release(region, other)));
+        }
+        tracing::info!(region, ?until, "what a region's chunkservers send to others comes late");
+        self.machines.counts.one("late pushes");
+    }
+
     /// What leaves a region, or comes to it, arrives much later, all at once.
     fn hold(&mut self, sim: &turmoil::Sim<'_>, region: usize, until: Duration) {
         for other in 0..self.shape.regions.len() {
@@ -225,6 +250,9 @@ impl Nemesis {
         }
         self.next = now + self.between(500, 5_000);
         let region = self.a_region();
+        if self.shape.late_pushes && self.machines.rng.random_range(0..3) == 0 {
+            return self.push_late(sim, region, now);
+        }
         let other = self.machines.rng.random_range(0..self.shape.regions.len());
         // Beyond a lease as often as not.
         let until = now + self.between(300, 12_000);

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use mooseng_chunkserver::ChunkserverConfig;
 use mooseng_master::{MasterConfig, RaftConfig};
+use mooseng_ports::plant;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -29,6 +30,8 @@ const HEALING: Duration = Duration::from_secs(120);
 const SETTLING: Duration = Duration::from_secs(90);
 /// Copies that a chunk has in each region.
 const COPIES: usize = 2;
+/// One seed in so many has pushes that come after a failover.
+const LATE_PUSHES: u64 = 5;
 /// How often states are compared.
 const COMPARE_EVERY: Duration = Duration::from_millis(500);
 
@@ -93,7 +96,7 @@ pub fn run(seed: u64) -> Result<Summary> {
         .tcp_capacity(4096)
         .enable_random_order()
         .build();
-    let shape = Arc::new(Shape::of(&mut rng));
+    let shape = Arc::new(Shape { late_pushes: seed % LATE_PUSHES == LATE_PUSHES - 1, ..Shape::of(&mut rng) });
     tracing::info!(?shape, "shape");
     let mut clock = || {
         let drift_ppm = rng.random_range(-shape.drift_ppm..=shape.drift_ppm);
@@ -237,6 +240,9 @@ impl Run<'_> {
         let now = self.sim.elapsed();
         hosts::set_now(now);
         let at = |what: String| anyhow::anyhow!("at {now:?}: {what}");
+        if let Some(what) = plant::broken() {
+            return Err(at(what));
+        }
         self.homes.check(&self.watches, now).map_err(at)?;
         if let Some(violation) = clients::with(&self.shared, |notes| notes.violations.first().cloned()) {
             if violation.contains(audit::DIFFERS) {

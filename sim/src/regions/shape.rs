@@ -58,6 +58,8 @@ pub struct Shape {
     pub snapshots: (u64, u64),
     /// House-keeping doesn't wait long.
     pub hasty: bool,
+    /// What a home's chunkservers send to other regions comes, now and then, when another region is the home.
+    pub late_pushes: bool,
 }
 
 impl Shape {
@@ -90,6 +92,7 @@ impl Shape {
                 (10_000, 5_000)
             },
             hasty: rng.random(),
+            late_pushes: false,
         }
     }
 
