@@ -14,7 +14,7 @@ pub use dev::*;
 pub use regions::{
     Durability, Failover, OnSyncLoss, RegionAdd, RegionRemove, RegionsArgs, RegionsCommand, SalvageArgs,
     SalvageCommand, SalvageList, SalvageShow, VolumeArgs, VolumeCommand, VolumeCreate, VolumeDelete,
-    VolumeLosses, VolumeMove, VolumeNamed, VolumeSet, VolumeVerify,
+    VolumeMove, VolumeNamed, VolumeSet, VolumeVerify,
 };
 
 /// MooseNG: a filesystem that spans regions.

@@ -7,7 +7,7 @@ use mooseng_wire::admin::{
 use serde_json::{Value, json};
 
 use crate::admin;
-use crate::args::{Format, SalvageArgs, SalvageCommand, SalvageList, SalvageShow, VolumeLosses};
+use crate::args::{Format, SalvageArgs, SalvageCommand, SalvageList, SalvageShow};
 use crate::config::ClientFile;
 use crate::exit::Failure;
 use crate::output::{self, Table};
@@ -46,10 +46,9 @@ fn parse(text: &str) -> Result<LogPlace, Failure> {
 }
 
 /// `mooseng volume losses`.
-pub fn losses(args: &VolumeLosses, volume: u32) -> Result<(), Failure> {
-    let file = ClientFile::load(&args.config)?;
-    let reply = admin::block_on(admin::list_losses(&file, volume))?;
-    match args.output.format {
+pub fn losses(file: &ClientFile, volume: u32, format: Format) -> Result<(), Failure> {
+    let reply = admin::block_on(admin::list_losses(file, volume))?;
+    match format {
         Format::Json => output::json(&json!({
             "version": output::VERSION, "home": reply.home, "region": reply.region,
             "losses": reply.losses.iter().map(loss_shape).collect::<Vec<_>>(),

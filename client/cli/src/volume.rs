@@ -22,7 +22,11 @@ pub fn run(args: VolumeArgs) -> Result<(), Failure> {
         VolumeCommand::List(args) => list(&args),
         VolumeCommand::Info(args) => info(&args),
         VolumeCommand::Verify(args) => verify::run(&args),
-        VolumeCommand::Losses(args) => salvage::losses(&args, parse(&args.volume)?),
+        VolumeCommand::Losses(args) => {
+            let named = Named::parse(&args.volume)?;
+            let file = ClientFile::load(&args.config)?;
+            salvage::losses(&file, named.number(&file)?, args.output.format)
+        }
         VolumeCommand::Set(args) => set::run(&args),
         VolumeCommand::MoveHome(args) => move_home::run(&args),
         VolumeCommand::Create(args) => create::run(&args),
@@ -46,31 +50,70 @@ fn list(args: &Reading) -> Result<(), Failure> {
     }
 }
 
-/// A volume's number, as it is typed.
-fn parse(text: &str) -> Result<u32, Failure> {
-    if text == "/" {
-        return Ok(0);
+/// A volume, as it is typed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Named {
+    /// By its number.
+    Number(u32),
+    /// By the path that it was joined at, without a slash at its end.
+    Path(String),
+}
+
+impl Named {
+    fn parse(text: &str) -> Result<Self, Failure> {
+        if text.starts_with('/') {
+            let path = text.trim_end_matches('/');
+            return Ok(if path.is_empty() { Self::Number(0) } else { Self::Path(path.to_owned()) });
+        }
+        text.parse().map(Self::Number).map_err(|_| {
+            Failure::usage(format!(
+                "{text:?} isn't a volume: give its number, or the path of the directory at which it is joined, from the root of the filesystem."
+            ))
+        })
     }
-    if text.starts_with('/') {
-        return Err(Failure::usage(format!(
-            "{text} isn't the root directory of a volume: the root volume, /, is the only one."
-        )));
+
+    /// Which of these it is.
+    fn find<'a>(&self, volumes: &'a [Volume]) -> Result<&'a Volume, Failure> {
+        let is = |volume: &&Volume| match self {
+            Self::Number(id) => volume.id == *id,
+            Self::Path(at) => path(volume) == at,
+        };
+        let mut found = volumes.iter().filter(is);
+        match (found.next(), found.next(), self) {
+            (Some(one), None, _) => Ok(one),
+            // A directory above it was renamed, and another one has its name by now.
+            (Some(one), Some(other), _) => Err(Failure::usage(format!(
+                "{} was the path of volume {} when that was made, and of volume {}: give the number of the one that you mean.",
+                path(one),
+                one.id,
+                other.id
+            ))),
+            (None, _, Self::Number(id)) => Err(Failure::not_found(format!(
+                "There is no volume {id}; `mooseng volume list` shows those that there are."
+            ))),
+            (None, _, Self::Path(at)) => Err(Failure::not_found(format!(
+                "No volume was joined at {at}; `mooseng volume list` shows where those are that there are."
+            ))),
+        }
     }
-    text.parse().map_err(|_| {
-        Failure::usage(format!("{text:?} isn't a volume: give its number, or / for the root volume."))
-    })
+
+    /// Its number. Masters are asked where it is named by its path.
+    fn number(&self, file: &ClientFile) -> Result<u32, Failure> {
+        match self {
+            Self::Number(id) => Ok(*id),
+            Self::Path(_) => {
+                let all = admin::block_on(admin::list_volumes(file))?.volumes;
+                self.find(&all).map(|volume| volume.id)
+            }
+        }
+    }
 }
 
 fn info(args: &VolumeNamed) -> Result<(), Failure> {
-    let id = parse(&args.volume)?;
+    let named = Named::parse(&args.volume)?;
     let file = ClientFile::load(&config::find(args.reading.config.as_deref())?)?;
     let (regions, all) = admin::block_on(admin::cluster(&file))?;
-    let found = all.into_iter().find(|volume| volume.id == id);
-    let found = found.ok_or_else(|| {
-        Failure::not_found(format!(
-            "There is no volume {id}; `mooseng volume list` shows those that there are."
-        ))
-    })?;
+    let found = named.find(&all)?.clone();
     let names: Vec<String> = regions.regions.iter().map(|region| region.name.clone()).collect();
     let losses = outlook::of(&found, &names, &regions.fatal);
     match args.reading.output.format {
@@ -265,10 +308,18 @@ mod tests {
     }
 
     #[test]
-    fn a_volume_is_named_by_its_number() {
-        assert_eq!((parse("/").unwrap(), parse("7").unwrap()), (0, 7));
-        for text in ["", "x", "-1", "/a"] {
-            assert_eq!(parse(text).unwrap_err().exit_code(), 2, "{text}");
+    fn a_volume_is_named_by_its_number_or_its_path() {
+        let of = |id, path: &str| Volume { id, path: path.into(), ..Volume::default() };
+        let all = [of(0, ""), of(1, "/a"), of(2, "/a/b"), of(3, "/a/b")];
+        let find = |text: &str| Named::parse(text)?.find(&all).map(|volume| volume.id);
+        for (text, id) in [("/", 0), ("0", 0), ("1", 1), ("/a", 1), ("/a/", 1), ("2", 2)] {
+            assert_eq!(find(text).unwrap(), id, "{text}");
         }
+        for text in ["", "x", "-1", "a", "/a/b"] {
+            assert_eq!(find(text).unwrap_err().exit_code(), 2, "{text}");
+        }
+        let said = |text: &str| find(text).unwrap_err().to_string();
+        assert!(said("7").contains("no volume 7") && said("/c").contains("joined at /c"));
+        assert!(said("/a/b").contains('2') && said("/a/b").contains('3'));
     }
 }

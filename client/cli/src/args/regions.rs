@@ -166,7 +166,7 @@ pub struct VolumeDelete {
     clap::ArgGroup::new("what").required(true).multiple(true).args(["durability", "regions", "failover", "on_sync_loss"])
 ))]
 pub struct VolumeSet {
-    /// The volume: / for the root volume, or its number.
+    /// The volume: the directory at which it is joined, by its path from the root of the filesystem, or its number.
     #[arg(value_name = "PATH")]
     pub volume: String,
     /// When fsync returns: with what is safe in the home region, or in each region of the sync set.
@@ -194,7 +194,7 @@ pub struct VolumeSet {
 /// `mooseng volume move-home`.
 #[derive(ClapArgs, Debug)]
 pub struct VolumeMove {
-    /// The volume: / for the root volume, or its number.
+    /// The volume: the directory at which it is joined, by its path from the root of the filesystem, or its number.
     #[arg(value_name = "PATH")]
     pub volume: String,
     /// The region that is to be the home.
@@ -216,7 +216,7 @@ pub struct VolumeMove {
 /// `mooseng volume verify`.
 #[derive(ClapArgs, Debug)]
 pub struct VolumeVerify {
-    /// The volume: its number, or / for the root volume.
+    /// The volume: the directory at which it is joined, by its path from the root of the filesystem, or its number.
     pub volume: String,
     /// Read each byte of each copy, in both regions; otherwise the checksums are compared that chunkservers keep beside the bytes.
     #[arg(long)]
@@ -231,7 +231,7 @@ pub struct VolumeVerify {
 /// `mooseng volume losses`.
 #[derive(ClapArgs, Debug)]
 pub struct VolumeLosses {
-    /// The volume: its number, or / for the root volume.
+    /// The volume: the directory at which it is joined, by its path from the root of the filesystem, or its number.
     #[arg(default_value = "/")]
     pub volume: String,
     /// A configuration whose certificate has the role admin, in a region that has the volume: best in its home.
@@ -285,7 +285,7 @@ pub struct SalvageShow {
 /// `mooseng volume info`.
 #[derive(ClapArgs, Debug)]
 pub struct VolumeNamed {
-    /// The volume: its number, or / for the root volume.
+    /// The volume: the directory at which it is joined, by its path from the root of the filesystem, or its number.
     pub volume: String,
     #[command(flatten)]
     pub reading: Reading,

@@ -7,7 +7,7 @@ use mooseng_wire::admin::{
 use serde_json::{Value, json};
 
 use super::move_home::masters_of;
-use super::{durability, parse, shape};
+use super::{Named, durability, shape};
 use crate::args::{Durability, Format, VolumeCreate, VolumeDelete};
 use crate::config::ClientFile;
 use crate::exit::Failure;
@@ -56,10 +56,11 @@ pub fn delete(args: &VolumeDelete) -> Result<(), Failure> {
 
 /// By its path, or its number.
 fn which(text: &str) -> Result<Which, Failure> {
-    match text.strip_prefix('/') {
-        Some(rest) if !rest.is_empty() => Ok(Which::Path(text.to_owned().into())),
-        _ => parse(text).map(Which::Volume),
-    }
+    Named::parse(text).map(|named| match named {
+        Named::Number(id) => Which::Volume(id),
+        // The home looks it up.
+        Named::Path(path) => Which::Path(path.into()),
+    })
 }
 
 /// The masters of the root volume's home: its directories are theirs.

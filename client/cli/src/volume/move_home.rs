@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use mooseng_wire::admin::{ListRegionsReply, MoveHomeReply, MoveHomeRequest, Volume};
 use serde_json::{Value, json};
 
-use super::{name, parse};
+use super::{Named, name};
 use crate::args::{Format, VolumeMove};
 use crate::config::ClientFile;
 use crate::exit::Failure;
@@ -19,7 +19,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// Moves it, or says what would happen.
 pub fn run(args: &VolumeMove) -> Result<(), Failure> {
-    let volume = parse(&args.volume)?;
+    let named = Named::parse(&args.volume)?;
     if args.force {
         return Err(Failure::not_built(
             "moving a home to a region that lacks something (`mooseng volume move-home --force`)",
@@ -28,12 +28,8 @@ pub fn run(args: &VolumeMove) -> Result<(), Failure> {
     let file = ClientFile::load(&args.config)?;
     let moved = admin::block_on(async {
         let (regions, volumes) = admin::cluster(&file).await?;
-        let found = volumes.into_iter().find(|known| known.id == volume);
-        let found = found.ok_or_else(|| {
-            Failure::not_found(format!(
-                "There is no volume {volume}; `mooseng volume list` shows those that there are."
-            ))
-        })?;
+        let found = named.find(&volumes)?.clone();
+        let volume = found.id;
         let home = masters_of(&regions, &found.home);
         let request = MoveHomeRequest { volume, to: args.to.clone(), plan: args.plan };
         let reply = admin::move_home(&file, &home, request).await?;

@@ -3,7 +3,7 @@
 use mooseng_wire::admin::{ListRegionsReply, SetVolumeReply, SetVolumeRequest, StatusReply, Volume};
 use serde_json::{Value, json};
 
-use super::{durability, failover, name, on_sync_loss, parse};
+use super::{Named, durability, failover, name, on_sync_loss};
 use crate::args::{Durability, Failover, Format, OnSyncLoss, VolumeSet};
 use crate::config::ClientFile;
 use crate::exit::Failure;
@@ -12,8 +12,14 @@ use crate::{admin, output};
 
 /// Changes it, or says what would change.
 pub fn run(args: &VolumeSet) -> Result<(), Failure> {
-    let request = request(args)?;
+    let named = Named::parse(&args.volume)?;
+    if args.regions.iter().any(String::is_empty) {
+        return Err(Failure::usage(
+            "--regions has an empty name: say A,B, all regions that are to have the volume.",
+        ));
+    }
     let file = ClientFile::load(&args.config)?;
+    let request = request(args, named.number(&file)?);
     let changed = admin::block_on(async {
         let reply = admin::set_volume(&file, request).await?;
         let (regions, volumes) = admin::cluster(&file).await?;
@@ -27,20 +33,15 @@ pub fn run(args: &VolumeSet) -> Result<(), Failure> {
     }
 }
 
-fn request(args: &VolumeSet) -> Result<SetVolumeRequest, Failure> {
-    if args.regions.iter().any(String::is_empty) {
-        return Err(Failure::usage(
-            "--regions has an empty name: say A,B, all regions that are to have the volume.",
-        ));
-    }
-    Ok(SetVolumeRequest {
-        volume: parse(&args.volume)?,
+fn request(args: &VolumeSet, volume: u32) -> SetVolumeRequest {
+    SetVolumeRequest {
+        volume,
         geo: args.durability.map(|durability| durability == Durability::Geo),
         automatic: args.failover.map(|failover| failover == Failover::Auto),
         blocks_alone: args.on_sync_loss.map(|loss| loss == OnSyncLoss::Block),
         regions: args.regions.clone(),
         plan: args.plan,
-    })
+    }
 }
 
 /// A change, made or planned.

@@ -3,7 +3,7 @@
 use mooseng_wire::admin::{ChunkDifference, VerifyDataReply, VerifyDataRequest, VerifyVolumeReply};
 use serde_json::{Value, json};
 
-use super::parse;
+use super::Named;
 use crate::admin;
 use crate::args::{Format, VolumeVerify};
 use crate::config::ClientFile;
@@ -15,8 +15,9 @@ const TOLD_MAX: usize = 100;
 
 /// Compares and prints.
 pub fn run(args: &VolumeVerify) -> Result<(), Failure> {
-    let volume = parse(&args.volume)?;
+    let named = Named::parse(&args.volume)?;
     let file = ClientFile::load(&args.config)?;
+    let volume = named.number(&file)?;
     let records = admin::block_on(admin::verify_volume(&file, volume))?;
     let data = data(&file, volume, args.read)?;
     match args.output.format {
