@@ -345,7 +345,7 @@ impl<S: Store> Driver<S> {
         let mut attempts = Attempts::default();
         loop {
             let tx = self.store.begin();
-            let result = match self.enter_volume(&tx, ctx, request).await {
+            let result = match self.enter_volume(&tx, ctx, volume_of(request)).await {
                 Ok(_) => execute(&tx, ctx, request).await,
                 Err(DriverError::Store(error)) => Err(error.into()),
                 Err(other) => return Err(other),
@@ -424,7 +424,7 @@ impl<S: Store> Driver<S> {
             async { Ok(tx.get(&session_key, Read::Conflicting).await?) },
             // Read without a conflict, for each change may raise it. What it forgets was there at the same version.
             async { Ok(tx.get(&floor_key, Read::Snapshot).await?) },
-            self.enter_volume(&tx, ctx, request)
+            self.enter_volume(&tx, ctx, call.session.volume())
         )
         .in_order()?;
         if let Some(value) = outcome {
@@ -495,9 +495,8 @@ impl<S: Store> Driver<S> {
         &self,
         tx: &S::Transaction,
         ctx: &mut OpContext,
-        request: &FsRequest,
+        id: VolumeId,
     ) -> Result<Epoch, DriverError> {
-        let id = volume_of(request);
         let value = tx.get(&volume::key(id), Read::Conflicting).await?;
         let record = VolumeRecord::from_value(&value.ok_or(OpError::NoVolume(id.0))?)?;
         if record.epoch != ctx.epoch.0 && !plant::is(Plant::CommitEpochUnchecked) {

@@ -60,7 +60,8 @@ pub use error::OpError;
 pub use format::{format, found};
 pub use ops::{execute, execute_noting};
 pub use request::{
-    is_change, is_told, may_be_near, names_volumes, needs_chunk, needs_inode, reads_from, volume_of,
+    Within, is_change, is_told, may_be_near, names_volumes, needs_chunk, needs_inode, reads_from, volume_of,
+    within,
 };
 
 /// Most hard links of a file.

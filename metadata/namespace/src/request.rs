@@ -4,7 +4,7 @@ use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::write_piece::Data;
 use mooseng_wire::fs::{FsReply, FsRequest};
-use mooseng_wire::{InodeId, VolumeId};
+use mooseng_wire::{ChunkId, InodeId, VolumeId};
 
 use crate::confine::inodes_named;
 use crate::context::Room;
@@ -148,6 +148,45 @@ pub fn names_volumes(request: &FsRequest) -> bool {
     named.windows(2).any(|pair| pair[0].volume() != pair[1].volume())
 }
 
+/// What of a request lies in a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Within {
+    /// All that it names.
+    All,
+    /// Some of it, and some lies in another one: it is refused with EXDEV.
+    Across,
+    /// Nothing: it is about that other volume.
+    Not(VolumeId),
+}
+
+/// What of a request of a session lies in that volume. What a session tells is looked at change by change; where one of them names two volumes, that is its
+/// own refusal.
+pub fn within(volume: VolumeId, request: &FsRequest) -> Within {
+    match &request.op {
+        Some(Op::Tell(tell)) => {
+            let told = tell.changes.iter().filter_map(|change| change.request.as_ref());
+            let mut found = told.filter(|told| is_told(told)).map(|told| within(volume, told));
+            found.find(|found| matches!(found, Within::Not(_))).unwrap_or(Within::All)
+        }
+        Some(Op::SealChunk(r)) => found_in(volume, &[ChunkId(r.chunk).volume()]),
+        _ => {
+            let named = inodes_named(request);
+            match named.as_slice() {
+                [only] => found_in(volume, &[only.volume()]),
+                several => found_in(volume, &several.iter().map(|id| id.volume()).collect::<Vec<_>>()),
+            }
+        }
+    }
+}
+
+fn found_in(volume: VolumeId, named: &[VolumeId]) -> Within {
+    match named.iter().find(|other| **other != volume) {
+        None => Within::All,
+        Some(other) if named.iter().all(|of| of == other) => Within::Not(*other),
+        Some(_) => Within::Across,
+    }
+}
+
 /// The volume that the request is about.
 pub fn volume_of(request: &FsRequest) -> VolumeId {
     let Some(op) = &request.op else { return VolumeId(0) };
@@ -198,4 +237,44 @@ pub fn volume_of(request: &FsRequest) -> VolumeId {
         Op::Reap(r) => r.inodes.first().copied().unwrap_or(0),
     };
     InodeId(id).volume()
+}
+
+#[cfg(test)]
+mod tests {
+    use mooseng_wire::fs::{GetAttr, Rename, SealChunk, StatFs, Tell, TouchAtime, Untold};
+
+    use super::*;
+
+    #[test]
+    fn what_a_request_names_lies_in_its_sessions_volume_in_another_or_in_both() {
+        let second = VolumeId(1);
+        let (here, there) = (InodeId::new(second, 5).0, 5);
+        let request = |op| FsRequest { caller: None, op: Some(op) };
+        let rename =
+            |parent, new_parent| request(Op::Rename(Rename { parent, new_parent, ..Rename::default() }));
+        let tell = |requests: Vec<FsRequest>| {
+            let changes = requests.into_iter().map(|r| Untold { request: Some(r), ..Untold::default() });
+            request(Op::Tell(Tell { changes: changes.collect() }))
+        };
+        for (asked, found) in [
+            (request(Op::GetAttr(GetAttr { inode: here })), Within::All),
+            (request(Op::GetAttr(GetAttr { inode: there })), Within::Not(VolumeId(0))),
+            (request(Op::StatFs(StatFs { inode: there })), Within::Not(VolumeId(0))),
+            (request(Op::SealChunk(SealChunk { chunk: here, ..SealChunk::default() })), Within::All),
+            (
+                request(Op::SealChunk(SealChunk { chunk: there, ..SealChunk::default() })),
+                Within::Not(VolumeId(0)),
+            ),
+            (request(Op::TouchAtime(TouchAtime::default())), Within::All),
+            (rename(here, here), Within::All),
+            (rename(here, there), Within::Across),
+            (rename(there, here), Within::Across),
+            (rename(there, there), Within::Not(VolumeId(0))),
+            (tell(vec![]), Within::All),
+            (tell(vec![rename(here, here), rename(here, there)]), Within::All),
+            (tell(vec![rename(here, here), rename(there, there)]), Within::Not(VolumeId(0))),
+        ] {
+            assert_eq!(within(second, &asked), found, "{asked:?}");
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use mooseng_schema::session::{self, SessionRecord};
 use mooseng_schema::{Record, number};
 use mooseng_store::{RangeLimit, Read, Transaction};
-use mooseng_wire::{Incarnation, RequestNumber, SessionId};
+use mooseng_wire::{Incarnation, RequestNumber, SessionId, VolumeId};
 
 use crate::error::OpError;
 
@@ -62,17 +62,18 @@ pub async fn close_session<T: Transaction>(tx: &T, id: SessionId) -> Result<bool
     Ok(true)
 }
 
-/// Up to `max` sessions with ids above `after`, in order.
+/// Up to `max` sessions of a volume with ids above `after`, in order.
 pub async fn list_sessions<T: Transaction>(
     tx: &T,
+    volume: VolumeId,
     after: Option<SessionId>,
     max: usize,
 ) -> Result<Vec<(SessionId, SessionRecord)>, OpError> {
     let limit = RangeLimit { pairs_max: max, ..Default::default() };
-    let page = tx.get_range(session::range_after(after), limit, Read::Snapshot).await?;
+    let page = tx.get_range(session::range_after(volume, after), limit, Read::Snapshot).await?;
     page.pairs
         .iter()
-        .map(|(key, value)| Ok((session::parse_key(key)?, SessionRecord::from_value(value)?)))
+        .map(|(key, value)| Ok((session::parse_key(volume, key)?, SessionRecord::from_value(value)?)))
         .collect()
 }
 

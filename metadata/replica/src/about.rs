@@ -55,7 +55,7 @@ pub fn about(volume: VolumeId, changes: &[Change]) -> About {
             None => {}
         }
         let Change::Set(key, value) = change else { continue };
-        if let Ok((session, _)) = parse_outcome_key(key) {
+        if let Ok((session, _)) = parse_outcome_key(volume, key) {
             about.session = Some(session);
         }
         match Any::read(key, value) {

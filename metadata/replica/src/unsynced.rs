@@ -69,7 +69,7 @@ impl Unsynced {
             return;
         }
         let by = changes.iter().find_map(|change| match change {
-            Change::Set(key, _) => session::parse_outcome_key(key).ok().map(|(session, _)| session),
+            Change::Set(key, _) => session::parse_outcome_key(volume, key).ok().map(|(session, _)| session),
             _ => None,
         });
         let mut changed = Vec::new();

@@ -1,4 +1,5 @@
-//! Sessions, and the outcomes of their changes, which make retries exactly-once.
+//! Sessions, and the outcomes of their changes, which make retries exactly-once. They are records of the volume that a session is of, whose log takes
+//! them along.
 
 use bytes::Bytes;
 use mooseng_store::KeyRange;
@@ -7,9 +8,6 @@ use mooseng_wire::{RequestNumber, SessionId, VolumeId};
 use crate::key::{parse_volume_key, volume_key, volume_range};
 use crate::record::{Record, SchemaError};
 use crate::tag::VolumeTag;
-
-/// The volume whose records hold the sessions and outcomes: the root volume, the only one so far.
-pub const SESSION_VOLUME: VolumeId = VolumeId(0);
 
 /// A mounted client's session.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -55,12 +53,12 @@ impl Record for OutcomeRecord {
 
 /// A session's key.
 pub fn key(session: SessionId) -> Vec<u8> {
-    volume_key(SESSION_VOLUME, VolumeTag::Session, &(session.0,))
+    volume_key(session.volume(), VolumeTag::Session, &(session.0,))
 }
 
-/// The sessions with ids above `after`.
-pub fn range_after(after: Option<SessionId>) -> KeyRange {
-    let all = volume_range(SESSION_VOLUME, VolumeTag::Session, &());
+/// A volume's sessions with ids above `after`.
+pub fn range_after(volume: VolumeId, after: Option<SessionId>) -> KeyRange {
+    let all = volume_range(volume, VolumeTag::Session, &());
     let Some(after) = after else { return all };
     let mut begin = key(after);
     begin.push(0);
@@ -68,31 +66,31 @@ pub fn range_after(after: Option<SessionId>) -> KeyRange {
 }
 
 /// The session in a key of [`range_after`].
-pub fn parse_key(key: &[u8]) -> Result<SessionId, SchemaError> {
-    let (session, _): (u64, u64) = parse_volume_key(SESSION_VOLUME, VolumeTag::Session, key)?;
+pub fn parse_key(volume: VolumeId, key: &[u8]) -> Result<SessionId, SchemaError> {
+    let (session, _): (u64, u64) = parse_volume_key(volume, VolumeTag::Session, key)?;
     Ok(SessionId(session))
 }
 
 /// The key of the first number whose outcome is still kept ([`crate::number`]). Apart from the session, which every
 /// change reads, so that raising it conflicts with nothing.
 pub fn floor_key(session: SessionId) -> Vec<u8> {
-    volume_key(SESSION_VOLUME, VolumeTag::SessionFloor, &(session.0,))
+    volume_key(session.volume(), VolumeTag::SessionFloor, &(session.0,))
 }
 
 /// An outcome's key.
 pub fn outcome_key(session: SessionId, number: RequestNumber) -> Vec<u8> {
-    volume_key(SESSION_VOLUME, VolumeTag::Outcome, &(session.0, number.0))
+    volume_key(session.volume(), VolumeTag::Outcome, &(session.0, number.0))
 }
 
-/// Session and number of an outcome's key.
-pub fn parse_outcome_key(key: &[u8]) -> Result<(SessionId, RequestNumber), SchemaError> {
-    let (session, number, _): (u64, u64, u64) = parse_volume_key(SESSION_VOLUME, VolumeTag::Outcome, key)?;
+/// Session and number of an outcome's key in a volume.
+pub fn parse_outcome_key(volume: VolumeId, key: &[u8]) -> Result<(SessionId, RequestNumber), SchemaError> {
+    let (session, number, _): (u64, u64, u64) = parse_volume_key(volume, VolumeTag::Outcome, key)?;
     Ok((SessionId(session), RequestNumber(number)))
 }
 
 /// All outcomes of a session.
 pub fn outcome_range(session: SessionId) -> KeyRange {
-    volume_range(SESSION_VOLUME, VolumeTag::Outcome, &(session.0,))
+    volume_range(session.volume(), VolumeTag::Outcome, &(session.0,))
 }
 
 /// The outcomes of a session with numbers below `number`.
@@ -136,7 +134,15 @@ mod tests {
         fn round_trips(session: u64, incarnation: u64, lapsed_ns: Option<i64>, request_hash: u64, reply in prop::collection::vec(any::<u8>(), 0..64)) {
             round_trip(&SessionRecord { incarnation, lapsed_ns, ..Default::default() });
             round_trip(&OutcomeRecord { request_hash, reply: reply.into() });
-            prop_assert_eq!(parse_key(&key(SessionId(session))).unwrap(), SessionId(session));
+            let session = SessionId(session);
+            let made = key(session);
+            prop_assert_eq!(parse_key(session.volume(), &made).unwrap(), session);
+            let all = range_after(session.volume(), None);
+            prop_assert!(all.begin.as_ref() <= made.as_slice() && made.as_slice() < all.end.as_ref());
+            let made = outcome_key(session, RequestNumber(request_hash));
+            prop_assert_eq!(parse_outcome_key(session.volume(), &made).unwrap(), (session, RequestNumber(request_hash)));
+            let other = VolumeId(session.volume().0 ^ 1);
+            prop_assert!(parse_outcome_key(other, &made).is_err() && range_after(other, None) != all);
         }
 
         #[test]

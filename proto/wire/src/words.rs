@@ -1,6 +1,7 @@
 //! Ids, epochs and quantities. One word for one thing, as in `docs/glossary.md`.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
@@ -107,6 +108,14 @@ impl InodeId {
         debug_assert!(local < 1 << LOCAL_ID_BITS, "inode number {local} exceeds 48 bits");
         Self((u64::from(volume.0) << LOCAL_ID_BITS) | local)
     }
+    /// The inode's number within its volume.
+    pub fn local(self) -> u64 {
+        self.0 & ((1 << LOCAL_ID_BITS) - 1)
+    }
+    /// A volume's root directory.
+    pub fn root_of(volume: VolumeId) -> Self {
+        Self::new(volume, ROOT_INODE.0)
+    }
 }
 
 impl SessionId {
@@ -118,6 +127,10 @@ impl SessionId {
     pub fn new(volume: VolumeId, local: u64) -> Self {
         debug_assert!(local < 1 << LOCAL_ID_BITS, "session number {local} exceeds 48 bits");
         Self((u64::from(volume.0) << LOCAL_ID_BITS) | local)
+    }
+    /// All ids that sessions of a volume may have.
+    pub fn all_of(volume: VolumeId) -> RangeInclusive<Self> {
+        Self::new(volume, 0)..=Self::new(volume, (1 << LOCAL_ID_BITS) - 1)
     }
 }
 

@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use mooseng_wire::fs::{LockKind, LockSpec};
-use mooseng_wire::{Incarnation, InodeId, SessionId};
+use mooseng_wire::{Incarnation, InodeId, SessionId, VolumeId};
 
 /// Owners of locks: kind, session, the session's word for the owner.
 pub type Owner = (LockKind, SessionId, u64);
@@ -97,9 +97,14 @@ impl LockWaits {
         }
     }
 
-    /// Forgets everything: another custodian is told anew.
-    pub fn clear(&mut self) {
-        *self = Self::new(self.limits);
+    /// Forgets everything of a volume: another custodian is told anew.
+    pub fn forget(&mut self, volume: VolumeId) {
+        let ids = SessionId::all_of(volume);
+        let its = self.waits.range((*ids.start(), 0)..=(*ids.end(), u64::MAX)).map(|(id, _)| *id);
+        for id in its.collect::<Vec<_>>() {
+            self.remove(id);
+        }
+        self.untold.retain(|session, _| session.volume() != volume);
     }
 
     /// Puts a wait at the end of its queue. One that is there already keeps its place.
@@ -327,6 +332,29 @@ mod tests {
         assert_eq!(waits.inodes_behind(InodeId(0), 9), [InodeId(5), InodeId(6)]);
         waits.drop_session(owner(1).1);
         assert!(waits.is_empty() && !waits.is_waited_for(InodeId(5)));
+    }
+
+    #[test]
+    fn what_is_forgotten_of_a_volume_is_there_of_the_others() {
+        let mut waits = LockWaits::new(Limits::default());
+        let second = VolumeId(1);
+        let theirs = |number: u64| {
+            let id = (SessionId::new(second, 1), number);
+            Wait { id, inode: InodeId::new(second, 5), ..wait(5, 2, number) }
+        };
+        for number in [11, 12] {
+            waits.queue(wait(5, 2, number)).unwrap();
+            waits.queue(theirs(number)).unwrap();
+        }
+        waits.granted(theirs(11).id);
+        waits.granted((owner(2).1, 11));
+        waits.forget(second);
+        assert!(!waits.is_waited_for(InodeId::new(second, 5)) && waits.is_waited_for(InodeId(5)));
+        assert_eq!(waits.untold(), [(owner(2).1, vec![11])]);
+        waits.queue(theirs(12)).unwrap();
+        waits.forget(VolumeId(0));
+        assert!(waits.untold().is_empty() && waits.of_id(theirs(12).id).is_some());
+        assert_eq!(waits.len(), 1);
     }
 
     #[test]

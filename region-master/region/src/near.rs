@@ -18,6 +18,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher, Hash};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use mooseng_ports::clock::BootTime;
 use mooseng_wire::InodeId;
@@ -59,7 +61,26 @@ impl Default for Limits {
     }
 }
 
-/// The table holds as many sessions as it may.
+/// What the tables of all volumes hold together: the bounds are those of all of them.
+#[derive(Debug, Default)]
+pub struct Totals {
+    sessions: AtomicUsize,
+    promises: AtomicUsize,
+}
+
+impl Totals {
+    /// Sessions.
+    pub fn sessions(&self) -> usize {
+        self.sessions.load(Ordering::Relaxed)
+    }
+
+    /// Facts that are promised, counted for each session.
+    pub fn promises(&self) -> usize {
+        self.promises.load(Ordering::Relaxed)
+    }
+}
+
+/// The tables hold as many sessions as they may.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0} sessions of readers are open, as many as there may be")]
 pub struct Full(pub usize);
@@ -96,13 +117,14 @@ struct Session {
     cursor: Option<Fact>,
 }
 
-/// A replica's promises. `P` is a place of the log.
+/// The promises of one volume's replica. `P` is a place of the log.
 #[derive(Debug)]
 pub struct NearTable<P> {
     limits: Limits,
     sessions: BTreeMap<NearId, Session>,
     holders: BTreeMap<Fact, BTreeSet<NearId>>,
     promises: usize,
+    totals: Arc<Totals>,
     /// Counts the ends of everything.
     life: u64,
     /// Counts announcements of entries.
@@ -120,13 +142,14 @@ fn slot(touch: &Touch) -> usize {
 }
 
 impl<P: Copy + Ord + Default> NearTable<P> {
-    /// No sessions.
-    pub fn new(limits: Limits) -> Self {
+    /// No sessions. Within the limits together with those that have the same totals.
+    pub fn new(limits: Limits, totals: Arc<Totals>) -> Self {
         Self {
             limits,
             sessions: BTreeMap::new(),
             holders: BTreeMap::new(),
             promises: 0,
+            totals,
             life: 0,
             announced: 0,
             visible: 0,
@@ -138,16 +161,18 @@ impl<P: Copy + Ord + Default> NearTable<P> {
     /// Ends all sessions: the replica goes back, is copied anew, or is led anew.
     pub fn end(&mut self) {
         self.life += 1;
+        self.totals.sessions.fetch_sub(self.sessions.len(), Ordering::Relaxed);
         self.sessions.clear();
         self.holders.clear();
-        self.promises = 0;
+        self.let_go_of(self.promises);
         self.at = P::default();
     }
 
     /// Opens a session of who has that identity.
     pub fn open(&mut self, id: NearId, identity: &str, until: BootTime) -> Result<(), Full> {
-        if self.sessions.len() >= self.limits.sessions_max {
-            return Err(Full(self.sessions.len()));
+        let open = self.totals.sessions();
+        if open >= self.limits.sessions_max {
+            return Err(Full(open));
         }
         let session = Session {
             identity: identity.to_owned(),
@@ -159,8 +184,16 @@ impl<P: Copy + Ord + Default> NearTable<P> {
             sent: 0,
             cursor: None,
         };
-        self.sessions.insert(id, session);
+        if self.sessions.insert(id, session).is_none() {
+            self.totals.sessions.fetch_add(1, Ordering::Relaxed);
+        }
         Ok(())
+    }
+
+    /// So many promises less.
+    fn let_go_of(&mut self, promises: usize) {
+        self.promises -= promises;
+        self.totals.promises.fetch_sub(promises, Ordering::Relaxed);
     }
 
     /// The lease of a session lasts until then. False where there is no such session of that identity.
@@ -190,7 +223,8 @@ impl<P: Copy + Ord + Default> NearTable<P> {
     /// A session is gone.
     pub fn drop_session(&mut self, id: NearId) {
         let Some(gone) = self.sessions.remove(&id) else { return };
-        self.promises -= gone.held.len();
+        self.totals.sessions.fetch_sub(1, Ordering::Relaxed);
+        self.let_go_of(gone.held.len());
         for fact in &gone.held {
             self.let_go(fact, id);
         }
@@ -299,13 +333,12 @@ impl<P: Copy + Ord + Default> NearTable<P> {
     fn take_from(&mut self, fact: &Fact, id: NearId) {
         self.let_go(fact, id);
         let Some(session) = self.sessions.get_mut(&id) else { return };
-        if session.held.remove(fact) {
-            self.promises -= 1;
-        }
+        let held = session.held.remove(fact);
         if let Fact::Directory(directory) = fact {
             session.carved.remove(directory);
         }
         session.say(fact);
+        self.let_go_of(usize::from(held));
     }
 
     /// Promises facts as a read that began then has found them; those that may have changed since aren't. Answers what is promised: where there are many, the
@@ -331,7 +364,7 @@ impl<P: Copy + Ord + Default> NearTable<P> {
         if session.held.contains(fact) {
             return true;
         }
-        if self.promises >= self.limits.facts_max {
+        if self.totals.promises() >= self.limits.facts_max {
             return false;
         }
         if session.held.len() >= self.limits.facts_per_session_max {
@@ -341,6 +374,7 @@ impl<P: Copy + Ord + Default> NearTable<P> {
         session.held.insert(fact.clone());
         self.holders.entry(fact.clone()).or_default().insert(id);
         self.promises += 1;
+        self.totals.promises.fetch_add(1, Ordering::Relaxed);
         true
     }
 
@@ -390,6 +424,13 @@ impl<P: Copy + Ord + Default> NearTable<P> {
     /// Facts that are promised, counted for each session.
     pub fn promises(&self) -> usize {
         self.promises
+    }
+}
+
+impl<P> Drop for NearTable<P> {
+    fn drop(&mut self) {
+        self.totals.sessions.fetch_sub(self.sessions.len(), Ordering::Relaxed);
+        self.totals.promises.fetch_sub(self.promises, Ordering::Relaxed);
     }
 }
 

@@ -14,7 +14,7 @@ fn until(seconds: u64) -> BootTime {
 }
 
 fn table(limits: Limits) -> NearTable<u64> {
-    let mut table = NearTable::new(limits);
+    let mut table = NearTable::new(limits, Arc::default());
     table.open(1, ME, until(10)).unwrap();
     table
 }
@@ -228,7 +228,7 @@ proptest! {
     #[test]
     fn what_is_promised_is_true_at_the_place_that_goes_along(events in events()) {
         let limits = Limits { facts_per_session_max: 3, ..Limits::default() };
-        let mut table: NearTable<u64> = NearTable::new(limits);
+        let mut table: NearTable<u64> = NearTable::new(limits, Arc::default());
         let (mut announced, mut applied): (Vec<Vec<Fact>>, usize) = (Vec::new(), 0);
         let mut client = Client::default();
         let (mut reads, mut messages): (Vec<Read>, Vec<Message>) = (Vec::new(), Vec::new());

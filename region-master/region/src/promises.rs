@@ -20,6 +20,9 @@
 //! - **What nobody has heard of** may yet be there: a session made it alone, and hasn't told. Before somebody hears that there is no such inode, everybody
 //!   else who has a directory alone gives one back, and so tells everything ([`PromiseTable::untold`]).
 //!
+//! Sessions are of volumes, as their ids say, and each volume has a custodian of its own. A change of the master's own is that of the session without a number,
+//! of its volume.
+//!
 //! No clock in here: a session that has gone is [`PromiseTable::drop_session`]'s, when its lease is over.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,7 +31,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use mooseng_wire::fact::{Fact, Level};
-use mooseng_wire::{InodeId, RequestNumber, SessionId};
+use mooseng_wire::{InodeId, RequestNumber, SessionId, VolumeId};
 
 /// Slots of the table of versions.
 const VERSION_SLOTS: usize = 1 << 16;
@@ -153,10 +156,17 @@ impl PromiseTable {
         }
     }
 
-    /// Forgets everything: promises end with their custodian.
-    pub fn clear(&mut self) {
-        // The count goes on: others have it in their hands.
-        *self = Self { tick: self.tick.clone(), ..Self::new(self.limits) };
+    /// Forgets everything of a volume: promises end with their custodian. When facts changed, or were given back, stays known: of an earlier time, that
+    /// denies nothing that is true.
+    pub fn forget(&mut self, volume: VolumeId) {
+        let of_it = self.sessions.range(SessionId::all_of(volume));
+        let sessions: Vec<SessionId> = of_it.map(|(id, _)| *id).collect();
+        sessions.into_iter().for_each(|id| self.drop_session(id));
+        let of_it = self.changes.iter().filter(|(_, change)| change.session.volume() == volume);
+        let changes: Vec<ChangeId> = of_it.map(|(id, _)| *id).collect();
+        for change in changes {
+            self.end(change, None);
+        }
     }
 
     /// A session may be promised something from now on. One that was known keeps what it has.
@@ -273,7 +283,7 @@ impl PromiseTable {
     pub fn untold(&mut self, session: SessionId) -> Vec<Recall> {
         let others: Vec<(SessionId, InodeId)> = self
             .alone
-            .iter()
+            .range(SessionId::all_of(session.volume()))
             .filter(|(holder, _)| **holder != session)
             .filter_map(|(holder, directories)| Some((*holder, *directories.first()?)))
             .collect();
@@ -393,7 +403,7 @@ impl PromiseTable {
         // And a list that is read tells of its entries.
         let told: BTreeSet<(Fact, SessionId)> = self
             .sessions
-            .iter()
+            .range(SessionId::all_of(session.volume()))
             .filter(|(id, _)| **id != session)
             .flat_map(|(id, s)| s.unsettled.values().flatten().map(|fact| (fact.clone(), *id)))
             .filter(|(fact, _)| {

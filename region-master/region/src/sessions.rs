@@ -12,6 +12,8 @@
 //! and declare its opens, so nothing that it may hold is freed before. A lapsed session leaves the table; when it comes back it gets the next
 //! incarnation, which the caller writes to the store first.
 //!
+//! Sessions are of volumes, as their ids say. Each volume is led for itself; the bounds are those of all together.
+//!
 //! Freeing an open-unlinked inode and opening it are ordered by this table alone: an open is registered before the inode is looked up, and
 //! an inode is put into `reaping` before its transaction starts. Whoever comes second is refused.
 
@@ -19,7 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use mooseng_ports::clock::BootTime;
-use mooseng_wire::{Incarnation, InodeId, RequestNumber, SessionId};
+use mooseng_wire::{Incarnation, InodeId, RequestNumber, SessionId, VolumeId};
 
 /// Bounds of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -182,10 +184,10 @@ impl SessionTable {
         self.limits
     }
 
-    /// Starts a leadership: every session on record has one lease to come back.
-    pub fn lead(&mut self, now: BootTime, recorded: impl IntoIterator<Item = Recorded>) {
+    /// Starts a leadership over a volume: every session of it on record has one lease to come back.
+    pub fn lead(&mut self, volume: VolumeId, now: BootTime, recorded: impl IntoIterator<Item = Recorded>) {
         let until = now.after(self.limits.lease);
-        *self = Self::new(self.limits);
+        self.forget(volume);
         for recorded in recorded {
             self.expect_until(until, recorded);
         }
@@ -221,9 +223,17 @@ impl SessionTable {
         }
     }
 
-    /// Ends a leadership: the table forgets everything.
-    pub fn follow(&mut self) {
-        *self = Self::new(self.limits);
+    /// Forgets all that it knows of a volume.
+    pub fn forget(&mut self, volume: VolumeId) {
+        for id in self.of(volume) {
+            self.remove(id);
+        }
+        self.reaping.retain(|inode| inode.volume() != volume);
+    }
+
+    /// The sessions of a volume.
+    pub fn of(&self, volume: VolumeId) -> Vec<SessionId> {
+        self.sessions.range(SessionId::all_of(volume)).map(|(id, _)| *id).collect()
     }
 
     /// What the store has of a session in the table.
@@ -441,10 +451,10 @@ impl SessionTable {
         true
     }
 
-    /// Takes out the sessions whose lease is over, and answers them.
-    pub fn lapse(&mut self, now: BootTime) -> Vec<Recorded> {
-        let over: Vec<SessionId> =
-            self.sessions.iter().filter(|(_, s)| now >= s.state.until()).map(|(id, _)| *id).collect();
+    /// Takes out the sessions of a volume whose lease is over, and answers them.
+    pub fn lapse(&mut self, volume: VolumeId, now: BootTime) -> Vec<Recorded> {
+        let of_it = self.sessions.range(SessionId::all_of(volume));
+        let over: Vec<SessionId> = of_it.filter(|(_, s)| now >= s.state.until()).map(|(id, _)| *id).collect();
         let mut lapsed = Vec::with_capacity(over.len());
         for id in over {
             if let Some(session) = self.sessions.get(&id) {
@@ -455,19 +465,21 @@ impl SessionTable {
         lapsed
     }
 
-    /// Whether sessions may still come back that held opens under the leader before.
-    pub fn in_grace(&self, now: BootTime) -> bool {
-        self.sessions.values().any(|s| matches!(s.state, State::Awaited(until) if now < until))
+    /// Whether sessions of a volume may still come back that held opens under the leader before.
+    pub fn in_grace(&self, volume: VolumeId, now: BootTime) -> bool {
+        let mut of_it = self.sessions.range(SessionId::all_of(volume));
+        of_it.any(|(_, s)| matches!(s.state, State::Awaited(until) if now < until))
     }
 
-    /// Chooses those of the orphans that nobody holds open, up to `most`, and keeps opens away from them until [`reaped`](Self::reaped).
+    /// Chooses those of a volume's orphans that nobody holds open, up to `most`, and keeps opens away from them until [`reaped`](Self::reaped).
     pub fn begin_reap(
         &mut self,
+        volume: VolumeId,
         now: BootTime,
         orphans: impl IntoIterator<Item = InodeId>,
         most: usize,
     ) -> Vec<InodeId> {
-        if self.in_grace(now) {
+        if self.in_grace(volume, now) {
             return Vec::new();
         }
         let mut chosen = Vec::new();

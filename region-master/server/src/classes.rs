@@ -69,7 +69,7 @@ async fn publish(master: &Master, term: u64) -> Result<(), CallError> {
     let _one = master.classes_gate.lock().await;
     let classes = load(master, ROOT_VOLUME).await?;
     master.desk(|desk| {
-        if desk.custody == Some(term) {
+        if desk.is_custodian(ROOT_VOLUME, term) {
             desk.root.classes.set(classes);
         }
     });
@@ -78,7 +78,8 @@ async fn publish(master: &Master, term: u64) -> Result<(), CallError> {
 
 /// The class of which a chunk of an inode is made.
 pub async fn of_inode(master: &Master, inode: InodeId) -> Result<Class, CallError> {
-    if !master.desk(|desk| desk.root.classes.are_several()) {
+    let volume = inode.volume();
+    if !master.desk(|desk| desk.seat(volume).classes.are_several()) {
         return Ok(by_default(&master.config));
     }
     let id = transact(&master.store, |tx| async move {
@@ -86,7 +87,7 @@ pub async fn of_inode(master: &Master, inode: InodeId) -> Result<Class, CallErro
         Ok((tx, id))
     });
     let id = id.await.map_err(|e| record_failed(&e))?.unwrap_or(DEFAULT);
-    Ok(master.desk(|desk| desk.root.classes.get(id).clone()))
+    Ok(master.desk(|desk| desk.seat(volume).classes.get(id).clone()))
 }
 
 fn failed(error: CallError) -> Status {

@@ -9,16 +9,15 @@ use mooseng_ports::clock::BootTime;
 use mooseng_region::class::Class;
 use mooseng_region::locks::LockWaits;
 use mooseng_region::promises::PromiseTable;
-use mooseng_region::quotas::{Ledger, Limit};
+use mooseng_region::quotas::Ledger;
 use mooseng_region::registry::{self, Beat, BeatRefused, CopyFacts, DiskFacts, Registry};
-use mooseng_region::sessions::{self, Recorded, SessionTable};
-use mooseng_schema::quota::Account;
+use mooseng_region::sessions::{self, SessionTable};
 use mooseng_wire::admin::{
     ChunkReport, ChunkserverCommand, DeleteCommand, HeartbeatRequest, HouseStatus, SealCommand, TrashStatus,
     chunkserver_command,
 };
 use mooseng_wire::founding::Founding;
-use mooseng_wire::{ChunkId, Incarnation, InodeId, SessionId, VolumeId};
+use mooseng_wire::{ChunkId, InodeId, SessionId, VolumeId};
 
 use crate::founding::{self, NotOurs, Strangers};
 use crate::geo::ROOT_VOLUME;
@@ -74,8 +73,6 @@ fn stranger(chunkserver: &str) -> String {
 pub struct Desk {
     /// The region's founding mark. It stays known once this master has led: it never changes.
     founding: Option<Founding>,
-    /// The mark by which mounts know the volume, where several regions have it: the same in each.
-    volume_founding: Option<Founding>,
     /// The marks that chunkservers told while this master didn't know its own.
     marks: BTreeMap<String, Founding>,
     /// Who was refused as of another founding.
@@ -83,27 +80,23 @@ pub struct Desk {
     /// The root volume's seat.
     pub root: VolumeSeat,
     /// Those of the other volumes that this region has, served or not.
-    others: BTreeMap<VolumeId, VolumeSeat>,
+    pub(crate) others: BTreeMap<VolumeId, VolumeSeat>,
     /// Of a volume that it doesn't have.
     nobody: VolumeSeat,
     /// The default storage class.
-    by_default: Class,
+    pub(crate) by_default: Class,
     /// The root volume isn't in this region.
     rootless: bool,
     /// When this master began to serve.
     pub serving_since: BootTime,
-    /// The term, which is the custody epoch, that sessions and promises are of.
-    pub custody: Option<u64>,
-    /// Sessions. Only a leader's are true.
+    /// Sessions, of all volumes, as all that follows: their ids say of which. Only a leader's are true.
     pub sessions: SessionTable,
     /// What sessions are promised.
     pub promises: PromiseTable,
     /// Sessions of which an earlier custodian knew and that haven't answered this one yet.
     pub unanswered: BTreeSet<SessionId>,
-    /// Those of them that are given up at this moment ([`Desk::give_up_waiting`]).
-    overdue: BTreeSet<SessionId>,
-    /// Until when they are waited for, if that isn't as long as their leases may last.
-    answer_by: Option<BootTime>,
+    /// Those of them that are given up at this moment ([`Desk::give_up_waiting`], in [`crate::custody`]).
+    pub(crate) overdue: BTreeSet<SessionId>,
     /// Who waits for locks.
     pub lock_waits: LockWaits,
     /// The roots of the subtrees that sessions are confined to, as far as they were looked for.
@@ -114,8 +107,6 @@ pub struct Desk {
     pub registry: Registry,
     /// Ticket keys, newest first.
     pub keys: Vec<Key>,
-    /// Limits, what may commit and doesn't count yet, and what sessions were promised of it.
-    pub ledger: Ledger<Account>,
     /// How often drainings were set: a scan that began before the last time doesn't count for them.
     drainings_set: u64,
     /// Copies to be deleted, by chunkserver.
@@ -137,7 +128,6 @@ impl Desk {
     pub fn new(sessions: sessions::Limits, by_default: Class) -> Self {
         Self {
             founding: None,
-            volume_founding: None,
             marks: BTreeMap::new(),
             strangers: Strangers::default(),
             root: VolumeSeat::new(by_default.clone()),
@@ -146,18 +136,15 @@ impl Desk {
             by_default,
             rootless: false,
             serving_since: BootTime::default(),
-            custody: None,
             sessions: SessionTable::new(sessions),
             promises: PromiseTable::new(mooseng_region::promises::Limits::default()),
             unanswered: BTreeSet::new(),
             overdue: BTreeSet::new(),
-            answer_by: None,
             lock_waits: LockWaits::new(mooseng_region::locks::Limits::default()),
             lock_debts: BTreeSet::new(),
             roots: BTreeMap::new(),
             registry: Registry::new(registry::Limits::default()),
             keys: Vec::new(),
-            ledger: Ledger::default(),
             drainings_set: 0,
             deletions: BTreeMap::new(),
             gone: Vec::new(),
@@ -188,13 +175,6 @@ impl Desk {
         &mut self.nobody
     }
 
-    /// Begins to serve a volume other than the root in that custody epoch.
-    pub fn sit_down(&mut self, volume: VolumeId, custody: u64) -> &mut VolumeSeat {
-        let seat = self.others.entry(volume).or_insert_with(|| VolumeSeat::new(self.by_default.clone()));
-        seat.serving = Some(custody);
-        seat
-    }
-
     /// Takes note of whether this region has a volume.
     pub fn note_here(&mut self, volume: VolumeId, here: bool) {
         match volume {
@@ -202,8 +182,21 @@ impl Desk {
             other if here => {
                 self.others.entry(other).or_insert_with(|| VolumeSeat::new(self.by_default.clone()));
             }
-            other => drop(self.others.remove(&other)),
+            other => self.drop_volume(other),
         }
+    }
+
+    /// There is no such volume any more, or not in this region: nothing of it is served here again in this term.
+    fn drop_volume(&mut self, volume: VolumeId) {
+        if self.others.remove(&volume).is_some() {
+            self.forget_sessions(volume);
+        }
+    }
+
+    /// Forgets the volumes besides the root that aren't among these: deleted, while another master led.
+    pub fn keep_volumes(&mut self, is_there: impl Fn(VolumeId) -> bool) {
+        let gone: Vec<VolumeId> = self.others.keys().copied().filter(|volume| !is_there(*volume)).collect();
+        gone.into_iter().for_each(|volume| self.drop_volume(volume));
     }
 
     /// The custody epoch in which a volume is served.
@@ -241,6 +234,12 @@ impl Desk {
         })
     }
 
+    /// Accounts with limits, and bytes of them that sessions are promised.
+    pub fn promised_of_quotas(&self) -> (usize, u64) {
+        let ledgers = || self.seats().map(|seat| &seat.ledger);
+        (ledgers().map(Ledger::limited).sum(), ledgers().map(Ledger::escrow).sum())
+    }
+
     /// Figures of the region's house-keeping.
     pub fn house_status(&self) -> HouseStatus {
         self.seats().map(|seat| seat.house.status).fold(HouseStatus::default(), together)
@@ -251,24 +250,21 @@ impl Desk {
         self.founding
     }
 
-    /// The mark by which mounts know what they have mounted.
-    pub fn volume_founding(&self) -> Option<Founding> {
-        self.volume_founding.or(self.founding)
-    }
-
-    /// Learns the volume's mark, where several regions have it.
-    pub fn found_volume(&mut self, founding: Founding) {
-        self.volume_founding = Some(founding);
+    /// The mark by which mounts know a volume.
+    pub fn volume_founding(&self, volume: VolumeId) -> Option<Founding> {
+        let region = self.founding.filter(|_| volume == ROOT_VOLUME);
+        self.seat(volume).founding.or(region)
     }
 
     /// Refuses a mount that tells another mark than the volume's, and remembers it under that name.
     pub fn let_in_to_volume(
         &mut self,
+        volume: VolumeId,
         now: BootTime,
         who: &str,
         told: &[u8],
     ) -> Result<Option<Founding>, NotOurs> {
-        founding::check(self.volume_founding(), told).inspect_err(|not_ours| {
+        founding::check(self.volume_founding(volume), told).inspect_err(|not_ours| {
             if let NotOurs::Other { told, own } = not_ours {
                 self.strangers.refused(now, who.to_owned(), *told, *own);
             }
@@ -337,10 +333,8 @@ impl Desk {
 
     /// Forgets what only a leader may know.
     pub fn follow(&mut self) {
-        // Sessions and promises stay: if this master leads again in the same term, nobody else was custodian in between, and what
-        // it promised under that custody epoch still stands.
         self.root.leave();
-        self.others.clear();
+        self.others.values_mut().for_each(VolumeSeat::leave);
         self.seals.clear();
         self.compared.clear();
         self.deletions.clear();
@@ -360,82 +354,9 @@ impl Desk {
         self.compared.clear();
     }
 
-    /// Begins to serve in a term with the sessions on record. Those of a term in which it served before it still knows.
-    pub fn serve(&mut self, now: BootTime, term: u64, held: Vec<Recorded>, limits: BTreeMap<Account, Limit>) {
-        if self.custody == Some(term) {
-            self.ledger.set_limits(limits);
-            for recorded in held {
-                if self.sessions.holds(recorded.session) {
-                    continue;
-                }
-                self.promises.add_session(recorded.session);
-                self.sessions.expect(now, recorded);
-            }
-        } else {
-            self.ledger.begin(term, limits);
-            self.promises.clear();
-            self.lock_waits.clear();
-            self.lock_debts.clear();
-            self.roots.clear();
-            self.unanswered.clear();
-            self.overdue.clear();
-            self.answer_by = None;
-            for recorded in &held {
-                self.promises.add_session(recorded.session);
-                self.unanswered.insert(recorded.session);
-            }
-            self.sessions.lead(now, held);
-        }
-        self.custody = Some(term);
-        self.root.serving = Some(term);
-        self.serving_since = now;
-    }
-
-    /// All leases that sessions had of earlier custodians are over for certain ([`crate::master::Master::lease_ms`]): who still lives gets until then to
-    /// claim what it buffers, and isn't waited for longer.
-    pub fn hurry(&mut self, until: BootTime) {
-        self.answer_by = Some(until);
-    }
-
-    /// The sessions that had to answer before now. They are to get a new incarnation, on record, before anybody is answered without them
-    /// ([`Desk::given_up`]): if they come, it is as another life that claims nothing. Until then they are told to try again.
-    pub fn give_up_waiting(&mut self, now: BootTime) -> Vec<SessionId> {
-        if self.answer_by.is_some_and(|until| now >= until) {
-            self.answer_by = None;
-            // One that has come confirms with its next renewal, or its lease ends: what it claimed is its own until then.
-            let waited = self.unanswered.iter().filter(|id| self.sessions.is_awaited(**id));
-            self.overdue = waited.copied().collect();
-        }
-        self.overdue.iter().copied().collect()
-    }
-
-    /// A session that was waited for in vain has a new incarnation on record.
-    pub fn given_up(&mut self, id: SessionId, incarnation: Incarnation) {
-        if self.overdue.remove(&id) {
-            self.sessions.begin_anew(id, incarnation);
-            self.lock_debts.insert(id);
-            self.unanswered.remove(&id);
-        }
-    }
-
     /// Whether this master serves any volume.
-    fn is_serving(&self) -> bool {
+    pub fn is_serving(&self) -> bool {
         self.served().next().is_some()
-    }
-
-    /// Whether this session is being given up: until that is on record nothing is known of it.
-    pub fn is_overdue(&self, id: SessionId) -> bool {
-        self.overdue.contains(&id)
-    }
-
-    /// A session is gone: nobody waits for it any more.
-    pub fn forget_session(&mut self, id: SessionId) {
-        self.promises.drop_session(id);
-        self.lock_waits.drop_session(id);
-        self.ledger.forget(id);
-        self.roots.remove(&id);
-        self.unanswered.remove(&id);
-        self.overdue.remove(&id);
     }
 
     /// Takes a heartbeat in. Answers whether an inventory is wanted.
@@ -644,36 +565,6 @@ mod tests {
         Desk::new(sessions::Limits::default(), Class::by_default(1, 1))
     }
 
-    /// Takes 20 s instead of 12 where a mount was lost with its region, if nobody hurries (seen in a campaign that cuts regions off).
-    #[test]
-    fn sessions_of_a_lost_home_are_given_up_soon_and_claim_nothing_after() {
-        let mut desk = desk();
-        let at = |ms: u64| BootTime(std::time::Duration::from_millis(ms));
-        let held = |n: u64| Recorded {
-            session: SessionId(n),
-            incarnation: Incarnation(3),
-            identity: "c".into(),
-            host: String::new(),
-            mount_path: String::new(),
-        };
-        desk.serve(at(0), 7, vec![held(1), held(2), held(3)], BTreeMap::new());
-        assert!(desk.give_up_waiting(at(9_000)).is_empty(), "by itself each lease is waited for");
-        // It has come, and its renewal confirms that later (found by the simulation of three regions: what it had claimed was given up beneath it).
-        desk.sessions.admit(at(1_500), held(3), 1, []).unwrap();
-        desk.hurry(at(2_000));
-        assert!(desk.give_up_waiting(at(1_999)).is_empty());
-        assert!(desk.unanswered.remove(&SessionId(1)), "one that comes in time");
-        assert_eq!(desk.give_up_waiting(at(2_000)), [SessionId(2)]);
-        assert!(desk.is_overdue(SessionId(2)) && !desk.unanswered.is_empty(), "until it is on record");
-        assert_eq!(desk.give_up_waiting(at(2_200)), [SessionId(2)], "what failed is done again");
-        desk.given_up(SessionId(2), Incarnation(4));
-        assert!(desk.unanswered.remove(&SessionId(3)));
-        assert!(desk.unanswered.is_empty() && !desk.is_overdue(SessionId(2)));
-        let comeback = desk.sessions.comeback(at(3_000), SessionId(2), Incarnation(3), "c");
-        assert_eq!(comeback, Ok(sessions::Comeback::Repeat(Incarnation(4))));
-        assert!(desk.give_up_waiting(at(4_000)).is_empty());
-    }
-
     #[test]
     fn a_drained_chunkserver_is_not_empty_before_a_scan_has_counted_since() {
         let mut desk = desk();
@@ -694,7 +585,7 @@ mod tests {
     fn that_nobody_has_a_label_is_known_once_everybody_can_have_reported() {
         let at = |s| BootTime(Duration::from_secs(s));
         let mut desk = desk();
-        desk.serve(at(100), 1, vec![], BTreeMap::new());
+        desk.serve(ROOT_VOLUME, at(100), 1, vec![], BTreeMap::new());
         let known = |desk: &Desk, now| desk.knows_all(at(now), Duration::from_secs(10));
         assert!(!known(&desk, 200), "no scan has told yet who there should be");
         desk.located_as_of(ROOT_VOLUME, desk.drainings_set(), BTreeMap::from([("a".into(), 3)]));
@@ -703,7 +594,7 @@ mod tests {
         desk.beat(at(104), request).unwrap();
         assert!(!known(&desk, 109) && known(&desk, 110));
         desk.follow();
-        desk.serve(at(300), 2, vec![], BTreeMap::new());
+        desk.serve(ROOT_VOLUME, at(300), 2, vec![], BTreeMap::new());
         assert!(!known(&desk, 400));
     }
 
@@ -752,35 +643,6 @@ mod tests {
         desk.follow();
         desk.root.serving = Some(2);
         assert!(desk.beat(now, request(false, vec![])).unwrap());
-    }
-
-    /// Found by the simulation: a leader that lost its lease and got it back in the same term had forgotten what it had promised, while its
-    /// sessions took themselves for having answered that custody epoch.
-    #[test]
-    fn promises_outlive_an_interruption_within_a_term() {
-        let mut desk = desk();
-        let now = BootTime::default();
-        let session = |n: u64| Recorded {
-            session: SessionId(n),
-            incarnation: mooseng_wire::Incarnation(1),
-            identity: "c".into(),
-            host: String::new(),
-            mount_path: String::new(),
-        };
-        desk.serve(now, 7, vec![session(1)], BTreeMap::new());
-        assert!(desk.unanswered.remove(&SessionId(1)));
-        let fact = mooseng_region::promises::Fact::Inode(mooseng_wire::InodeId(5));
-        assert!(desk.promises.grant(SessionId(1), &fact, mooseng_region::promises::Level::Shared, 1));
-        desk.follow();
-        assert_eq!(desk.root.serving, None);
-        desk.serve(now, 7, vec![session(1), session(2)], BTreeMap::new());
-        assert!(desk.promises.level(SessionId(1), &fact).is_some() && desk.unanswered.is_empty());
-        assert!(desk.sessions.holds(SessionId(2)), "one that lapsed without a note is waited for once more");
-        desk.follow();
-        desk.serve(now, 8, vec![session(1)], BTreeMap::new());
-        assert!(
-            desk.promises.level(SessionId(1), &fact).is_none() && desk.unanswered.contains(&SessionId(1))
-        );
     }
 
     #[test]

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mooseng_namespace::{Ids, OpContext, Room, SessionCall, is_change, needs_chunk, needs_inode, reads_from};
+use mooseng_namespace::{
+    Ids, OpContext, Room, SessionCall, Within, is_change, needs_chunk, needs_inode, reads_from, within,
+};
 use mooseng_region::placement::{self, TooFew, Wish};
 use mooseng_region::sessions::{Refusal, Registered};
 use mooseng_schema::ids::IdKind;
@@ -18,8 +20,7 @@ use mooseng_wire::fs::{
 };
 use mooseng_wire::session::{Request, Response};
 use mooseng_wire::{
-    CHUNK_BYTES_MAX, ChunkId, Epoch, Identity, Incarnation, InodeId, ROOT_INODE, RequestNumber, SessionId,
-    VolumeId,
+    CHUNK_BYTES_MAX, ChunkId, Epoch, Identity, Incarnation, InodeId, RequestNumber, SessionId, VolumeId,
 };
 use tokio::time::Instant;
 
@@ -31,6 +32,8 @@ use crate::{classes, geo, locks, places, quotas, rights, seals};
 
 /// Linux' EIO.
 const EIO: u32 = 5;
+/// Linux' EXDEV.
+const EXDEV: u32 = 18;
 /// Linux' ESTALE.
 const ESTALE: u32 = 116;
 
@@ -53,14 +56,19 @@ pub async fn read(
         return Err(call_error(ErrorCode::InvalidRequest, message));
     }
     let (id, incarnation, order) = (call.session, call.incarnation, request.order);
+    let volume = id.volume();
+    let at = At { master, volume, term };
+    if let Some(refusal) = refused_elsewhere(volume, fs)? {
+        return at.answer(refusal, 0, Beside::default());
+    }
     let now = master.clock.boot();
-    let mut context = context(master, geo::ROOT_VOLUME);
+    let mut context = context(master, volume);
     if rule.is_some() {
         master
             .desk(|desk| desk.sessions.check(now, id, incarnation, identity))
             .map_err(|refusal| refused(&refusal))?;
         if let Some(refusal) = denied_by_rule {
-            return answer(master, term, refusal, 0, Beside::default());
+            return at.answer(refusal, 0, Beside::default());
         }
         context.confined = confined(master, id, rule).await?;
     }
@@ -74,7 +82,7 @@ pub async fn read(
             .await
             .map_err(|e| driver_failed(&e, || master.not_leader()))?;
         if let Some(Reply::Errno(_)) = &reply.reply {
-            return answer(master, term, reply, version.0, Beside::default());
+            return at.answer(reply, version.0, Beside::default());
         }
     }
     let opened = match &fs.op {
@@ -82,7 +90,7 @@ pub async fn read(
             let inode = InodeId(open.inode);
             match master.desk(|desk| desk.sessions.open(now, id, incarnation, identity, inode, order)) {
                 Ok(registered) => Some(registered),
-                Err(Refusal::Reaping(_)) => return answer(master, term, errno(ESTALE), 0, Beside::default()),
+                Err(Refusal::Reaping(_)) => return at.answer(errno(ESTALE), 0, Beside::default()),
                 Err(refusal) => return Err(refused(&refusal)),
             }
         }
@@ -102,26 +110,27 @@ pub async fn read(
     if matches!(fs.op, Some(Op::StatFs(_))) {
         context.capacity = master.capacity();
     }
-    promises::custody_settled(master, deadline).await?;
+    promises::custody_settled(master, volume, deadline).await?;
     if let Some(Op::Reserve(reserve)) = &fs.op {
         let reserved = quotas::reserve(master, term, id, reserve).await?;
         let reply = FsReply { reply: Some(Reply::Reserved(reserved)) };
-        return answer(master, term, reply, 0, Beside::default());
+        return at.answer(reply, 0, Beside::default());
     }
     if let Some(Op::Sync(sync)) = &fs.op {
         let changed = LogPosition::new(Epoch(sync.epoch), sync.version);
-        let reply = match geo::sync::is_lost(master, geo::ROOT_VOLUME, changed).await? {
+        let reply = match geo::sync::is_lost(master, volume, changed).await? {
             true => errno(EIO),
             false => {
-                geo::sync::everything(master, geo::ROOT_VOLUME, deadline).await?;
+                geo::sync::everything(master, volume, deadline).await?;
                 FsReply { reply: Some(Reply::Done(Done {})) }
             }
         };
-        return answer(master, term, reply, 0, Beside::default());
+        return at.answer(reply, 0, Beside::default());
     }
     if let Some(Op::ReserveInodes(reserve)) = &fs.op {
-        let reply = FsReply { reply: Some(Reply::ReservedInodes(reserve_inodes(master, reserve)?)) };
-        return answer(master, term, reply, 0, Beside::default());
+        let reserved = reserve_inodes(master, volume, reserve)?;
+        let reply = FsReply { reply: Some(Reply::ReservedInodes(reserved)) };
+        return at.answer(reply, 0, Beside::default());
     }
     let mut rests_on = promises::RestsOn::default();
     let (mut reply, version, beside, tells) = loop {
@@ -131,7 +140,7 @@ pub async fn read(
             .look(call, &context, fs, deadline)
             .await
             .map_err(|e| driver_failed(&e, || master.not_leader()))?;
-        let holds_back = geo::sync::holds_back(master, geo::ROOT_VOLUME);
+        let holds_back = geo::sync::holds_back(master, volume);
         let tells = holds_back.then(|| promises::told_by_read(fs, &reply, &looked));
         rests_on.looked = looked;
         if let Some(beside) =
@@ -142,11 +151,11 @@ pub async fn read(
         }
     };
     if let Some(tells) = tells {
-        geo::sync::admit(master, geo::ROOT_VOLUME, &tells, Some(id), deadline).await?;
+        geo::sync::admit(master, volume, &tells, Some(id), deadline).await?;
     }
     complete(master, &mut reply, id);
     locks::hide_pid(master, id, &mut reply);
-    let answer = answer(master, term, reply, version.0, beside)?;
+    let answer = at.answer(reply, version.0, beside)?;
     let refused = matches!(answer.reply.as_ref().and_then(|r| r.reply.as_ref()), Some(Reply::Errno(_)));
     if let Some(opened) = &mut opened
         && !refused
@@ -190,6 +199,11 @@ pub async fn change(
     if matches!(fs.op, Some(Op::Reap(_))) {
         return Err(denied("only the master itself frees inodes"));
     }
+    let volume = call.session.volume();
+    let at = At { master, volume, term };
+    if let Some(refusal) = refused_elsewhere(volume, fs)? {
+        return at.answer(refusal, 0, Beside::default());
+    }
     let now = master.clock.boot();
     let checked = master.desk(|desk| desk.sessions.check(now, call.session, call.incarnation, identity));
     let newest = match checked {
@@ -201,20 +215,20 @@ pub async fn change(
     if newest {
         release_closed(master, call.session, &request);
     }
-    let mut context = context(master, geo::ROOT_VOLUME);
+    let mut context = context(master, volume);
     context.room = master.room();
     context.staging_closed = context.room != Room::Enough
         || master.config.house.destages_at_once == 0
-        || master.desk(|desk| desk.root.house.staging_closed);
+        || master.desk(|desk| desk.seat(volume).house.staging_closed);
     if rule.is_some() {
         if let Some(refusal) = denied_by_rule {
-            return answer(master, term, refusal, 0, Beside::default());
+            return at.answer(refusal, 0, Beside::default());
         }
         context.confined = confined(master, call.session, rule).await?;
     }
-    context.ids = ids(master, fs)?;
+    context.ids = ids(master, volume, fs)?;
     if let Some(Op::Tell(tell)) = &fs.op {
-        check_told(master, tell)?;
+        check_told(master, volume, tell)?;
     }
     let mut placed_class = 0;
     if let Some(Op::AllocateChunk(allocate)) = &fs.op
@@ -228,7 +242,7 @@ pub async fn change(
         }
         _ => None,
     };
-    promises::custody_settled(master, deadline).await?;
+    promises::custody_settled(master, volume, deadline).await?;
     if let Some(source) = reads_from(fs) {
         promises::admit_source(master, term, call.session, source, deadline).await?;
     }
@@ -262,9 +276,9 @@ pub async fn change(
         let first = place.locations.first().map(|location| location.chunkserver.as_str());
         geo::push::begin(master, term, ChunkId(place.chunk), placed_class, first);
     }
-    if geo::sync::holds_back(master, geo::ROOT_VOLUME) {
+    if geo::sync::holds_back(master, volume) {
         let tells = gate.told(fs, &reply);
-        geo::sync::admit(master, geo::ROOT_VOLUME, &tells, Some(call.session), deadline).await?;
+        geo::sync::admit(master, volume, &tells, Some(call.session), deadline).await?;
     }
     if let Some(locking) = locking {
         locking.end(&call, fs, &mut reply).await?;
@@ -290,7 +304,7 @@ pub async fn change(
             match again {
                 Ok(_) => {}
                 Err(Refusal::Reaping(_)) => {
-                    return answer(master, term, errno(ESTALE), version.0, Beside::default());
+                    return at.answer(errno(ESTALE), version.0, Beside::default());
                 }
                 Err(refusal) => return Err(refused(&refusal)),
             }
@@ -302,29 +316,50 @@ pub async fn change(
         seals::tell_recorded(master, chunk).await;
     }
     complete(master, &mut reply, call.session);
-    answer(master, term, reply, version.0, beside)
+    at.answer(reply, version.0, beside)
+}
+
+/// The refusal of a request that names anything of another volume than its session's. Where it names both, that is EXDEV; else whoever sent it took one
+/// session for another.
+fn refused_elsewhere(volume: VolumeId, fs: &FsRequest) -> Result<Option<FsReply>, CallError> {
+    match within(volume, fs) {
+        Within::All => Ok(None),
+        Within::Across => Ok(Some(errno(EXDEV))),
+        Within::Not(other) => {
+            let message = format!(
+                "the session is of volume {volume}, and the request names something of volume {other}; each volume has a session of its own"
+            );
+            Err(call_error(ErrorCode::InvalidRequest, message))
+        }
+    }
 }
 
 /// Ids for what a session makes alone.
-fn reserve_inodes(master: &Master, reserve: &ReserveInodes) -> Result<ReservedInodes, CallError> {
+fn reserve_inodes(
+    master: &Master,
+    volume: VolumeId,
+    reserve: &ReserveInodes,
+) -> Result<ReservedInodes, CallError> {
     let most = u64::from(reserve.count).clamp(1, INODES_RESERVED_MAX);
-    let (run, low) = master
-        .desk(|desk| (desk.root.ids.take_run(IdKind::Inode, most), desk.root.ids.is_low(IdKind::Inode)));
+    let (run, low) = master.desk(|desk| {
+        let ids = &mut desk.seat_mut(volume).ids;
+        (ids.take_run(IdKind::Inode, most), ids.is_low(IdKind::Inode))
+    });
     if low {
         master.ids_low.notify_waiters();
     }
     let run = run.ok_or_else(|| master.ids_used_up())?;
     let count = u32::try_from(run.end - run.start).unwrap_or(0);
-    Ok(ReservedInodes { first: InodeId::new(VolumeId(0), run.start).0, count })
+    Ok(ReservedInodes { first: InodeId::new(volume, run.start).0, count })
 }
 
 /// Inodes are made only under ids that were given out.
-fn check_told(master: &Master, tell: &Tell) -> Result<(), CallError> {
-    let mut made = tell.changes.iter().map(|change| change.inode).filter(|inode| *inode != 0);
+fn check_told(master: &Master, volume: VolumeId, tell: &Tell) -> Result<(), CallError> {
+    let made = tell.changes.iter().map(|change| change.inode).filter(|inode| *inode != 0);
+    let mut made = made.map(InodeId);
     let given = master.desk(|desk| {
-        made.all(|inode| {
-            InodeId(inode).volume() == VolumeId(0) && desk.root.ids.was_given(IdKind::Inode, inode)
-        })
+        let ids = &desk.seat(volume).ids;
+        made.all(|inode| inode.volume() == volume && ids.was_given(IdKind::Inode, inode.local()))
     });
     let refusal = || {
         let message = "the session tells of an inode under an id that wasn't reserved for anybody";
@@ -381,13 +416,13 @@ async fn confined(
     rule: Option<&MountRule>,
 ) -> Result<Option<InodeId>, CallError> {
     let root = rights::root(master, session, rule).await?;
-    Ok((root != ROOT_INODE).then_some(root))
+    Ok((root != InodeId::root_of(session.volume())).then_some(root))
 }
 
 fn admitted(master: &Master, identity: &str, request: &Request) -> Result<(u64, SessionCall), CallError> {
-    let term = master.serving()?;
-    master.custody_is_ours(term, request.custody_epoch)?;
     let session = SessionId(request.session);
+    let term = master.serving_of(session.volume())?;
+    master.custody_is_ours(term, request.custody_epoch)?;
     let settled = master.desk(|desk| {
         // What others say of a session counts for nothing; they are refused further on.
         if desk.sessions.recorded(session).is_none_or(|recorded| recorded.identity != identity) {
@@ -443,42 +478,46 @@ fn complete(master: &Master, reply: &mut FsReply, session: SessionId) {
     }
 }
 
-fn answer(
-    master: &Master,
+/// Where an answer comes from.
+struct At<'a> {
+    master: &'a Master,
+    volume: VolumeId,
+    /// The custody epoch in which the request came.
     term: u64,
-    reply: FsReply,
-    read_version: u64,
-    beside: Beside,
-) -> Result<Response, CallError> {
-    master.may_answer(term)?;
-    master.is_home(geo::ROOT_VOLUME)?;
-    let Beside { number, granted, changed } = beside;
-    // Everything that the answer may show is in the log by now.
-    let shown = master.geo.shown(geo::ROOT_VOLUME);
-    Ok(Response {
-        reply: Some(reply),
-        grant: number,
-        read_version,
-        granted,
-        changed,
-        log_epoch: shown.epoch.0,
-        log_version: shown.version,
-    })
 }
 
-fn ids(master: &Master, fs: &FsRequest) -> Result<Ids, CallError> {
+impl At<'_> {
+    fn answer(&self, reply: FsReply, read_version: u64, beside: Beside) -> Result<Response, CallError> {
+        self.master.may_answer(self.term)?;
+        self.master.is_home(self.volume)?;
+        let Beside { number, granted, changed } = beside;
+        // Everything that the answer may show is in the log by now.
+        let shown = self.master.geo.shown(self.volume);
+        Ok(Response {
+            reply: Some(reply),
+            grant: number,
+            read_version,
+            granted,
+            changed,
+            log_epoch: shown.epoch.0,
+            log_version: shown.version,
+        })
+    }
+}
+
+fn ids(master: &Master, volume: VolumeId, fs: &FsRequest) -> Result<Ids, CallError> {
     let take = |kind| {
         let (id, low) = master.desk(|desk| {
-            let id = desk.root.ids.take(kind, 1).and_then(|ids| ids.first().copied());
-            (id, desk.root.ids.is_low(kind))
+            let ids = &mut desk.seat_mut(volume).ids;
+            (ids.take(kind, 1).and_then(|ids| ids.first().copied()), ids.is_low(kind))
         });
         if low {
             master.ids_low.notify_waiters();
         }
         id.ok_or_else(|| master.ids_used_up())
     };
-    let inode = if needs_inode(fs) { Some(InodeId::new(VolumeId(0), take(IdKind::Inode)?)) } else { None };
-    let chunk = if needs_chunk(fs) { Some(ChunkId::new(VolumeId(0), take(IdKind::Chunk)?)) } else { None };
+    let inode = if needs_inode(fs) { Some(InodeId::new(volume, take(IdKind::Inode)?)) } else { None };
+    let chunk = if needs_chunk(fs) { Some(ChunkId::new(volume, take(IdKind::Chunk)?)) } else { None };
     Ok(Ids { inode, chunk })
 }
 

@@ -81,7 +81,12 @@ async fn lead(master: &Arc<Master>, term: u64) {
         tokio::join!(work, geo::chunks::run(master, term));
         return;
     };
-    master.desk(|desk| desk.serving_since = master.clock.boot());
+    let view = cluster.borrow().clone();
+    master.desk(|desk| {
+        desk.serving_since = master.clock.boot();
+        desk.keep_volumes(|volume| view.volumes.contains_key(&volume));
+    });
+    drop(view);
     tokio::join!(
         lead_volume(master, cluster.clone(), ROOT_VOLUME, term),
         lead_others(master, cluster, term),
@@ -156,18 +161,10 @@ async fn lead_volume(master: &Arc<Master>, mut cluster: Cluster, volume: VolumeI
         master.desk(|desk| desk.unseat(volume));
         if !matches!(geo::place_of(master, volume), Whereabouts::Here(_)) {
             master.geo.unseal(volume);
-            // Only the root has sessions that could hear it.
-            if volume == ROOT_VOLUME && matches!(is, Whereabouts::Here(_)) {
-                geo::moving::say_so(master, custody);
+            if matches!(is, Whereabouts::Here(_)) {
+                geo::moving::say_so(master, volume, custody);
             }
         }
-    }
-}
-
-/// What is promised to readers of this region: of the root volume alone, which mounts see.
-async fn near_promises(master: &Master, volume: VolumeId) {
-    if volume == ROOT_VOLUME {
-        geo::near_promises::run(master).await;
     }
 }
 
@@ -191,7 +188,7 @@ async fn lead_replica(master: &Arc<Master>, volume: VolumeId, term: u64) {
         geo::stand::refuse_when_closed(master, volume),
         geo::copy::run(master, volume),
         geo::complete::run(master, volume),
-        near_promises(master, volume),
+        geo::near_promises::run(master, volume),
         house::run_replica(master, volume, term)
     );
 }
@@ -213,11 +210,10 @@ async fn prepare_replica(master: &Master, volume: VolumeId, term: u64) -> Result
         desk.found(founding);
         desk.keys = keys;
         desk.set_draining(draining);
-        match volume {
-            ROOT_VOLUME => desk.serve(master.clock.boot(), term, Vec::new(), BTreeMap::new()),
-            other => drop(desk.sit_down(other, term)),
-        }
+        desk.serve(volume, master.clock.boot(), term, Vec::new(), BTreeMap::new());
     });
+    // Who waits for recalls of the home that this region was waits in vain.
+    master.recalls_answered.notify_waiters();
     Ok(())
 }
 
@@ -232,20 +228,15 @@ async fn lead_home(master: &Arc<Master>, volume: VolumeId, term: u64, epoch: Epo
     }
     master.metrics.leaderships.inc();
     master.metrics.leading.set(1);
-    let sessions = if volume == ROOT_VOLUME { master.desk(|desk| desk.sessions.len()) } else { 0 };
+    let sessions = master.desk(|desk| desk.sessions.of(volume).len());
     tracing::info!(volume = volume.0, term, sessions, "this master leads and serves");
-    // What sessions are promised, and what counts against them, is the root's: other volumes have none yet.
-    let of_sessions = async {
-        if volume == ROOT_VOLUME {
-            tokio::join!(locks::sweep(master), quotas::count(master, term));
-        }
-    };
     let work = async {
         tokio::join!(
             reap::run(master, volume),
             reserve_ids(master, volume),
             house::run(master, volume, term),
-            of_sessions,
+            locks::sweep(master, volume),
+            quotas::count(master, volume, term),
             geo::ship::run(master, volume, term, epoch)
         )
     };
@@ -264,49 +255,7 @@ async fn prepare(master: &Master, volume: VolumeId, term: u64, epoch: Epoch) -> 
         }
         None => false,
     };
-    match volume {
-        ROOT_VOLUME => prepare_root(master, term, epoch, hurries).await,
-        other => prepare_other(master, other, term, epoch).await,
-    }
-}
-
-/// A volume besides the root is formatted by its first home. It has no sessions yet that would be told of it.
-async fn prepare_other(master: &Master, volume: VolumeId, term: u64, epoch: Epoch) -> Result<(), CallError> {
-    let mut secret = [0; 16];
-    rand::rng().fill_bytes(&mut secret);
-    let mut drawn = [0; FOUNDING_BYTES];
-    rand::rng().fill_bytes(&mut drawn);
-    let now_ns = master.clock.unix_ns();
-    let trash = trash_terms(master);
-    // One that is joined had records: where they aren't here they are lost, and an empty volume in their place would be taken for it.
-    let is_new = geo::is_new(master, volume);
-    let (made, founding) = transact(&master.store, |tx| async move {
-        let made = is_new && format(&tx, volume, epoch, HashKey(secret), now_ns, trash).await?;
-        let founding = found(&tx, Founding(drawn)).await?;
-        upkeep::load_volume(&tx, volume).await?.ok_or(OpError::NoVolume(volume.0))?;
-        Ok((tx, (made, founding)))
-    })
-    .await
-    .map_err(|e| record_failed(&e))?;
-    if made {
-        tracing::info!(volume = volume.0, "made a volume");
-    }
-    let keys = tickets::load(&master.store).await.map_err(|e| record_failed(&e))?;
-    let draining = house::drain::load(master).await?;
-    let classes = classes::load(master, volume).await?;
-    let fresh = fresh_ids(master, volume).await?;
-    master.desk(|desk| {
-        desk.unseat(volume);
-        desk.found(founding);
-        desk.keys = keys;
-        desk.set_draining(draining);
-        let seat = desk.sit_down(volume, term);
-        seat.classes.set(classes);
-        for (kind, range) in fresh {
-            seat.ids.add(kind, range);
-        }
-    });
-    Ok(())
+    prepare_home(master, volume, term, epoch, hurries).await
 }
 
 fn trash_terms(master: &Master) -> namespace_trash::Terms {
@@ -326,54 +275,65 @@ async fn fresh_ids(
     Ok(fresh)
 }
 
-async fn prepare_root(master: &Master, term: u64, epoch: Epoch, hurries: bool) -> Result<(), CallError> {
+/// Reads what a home goes by, and formats the volume where it is new.
+async fn prepare_home(
+    master: &Master,
+    volume: VolumeId,
+    term: u64,
+    epoch: Epoch,
+    hurries: bool,
+) -> Result<(), CallError> {
     let mut secret = [0; 16];
     rand::rng().fill_bytes(&mut secret);
     let mut drawn = [0; FOUNDING_BYTES];
     rand::rng().fill_bytes(&mut drawn);
     let now_ns = master.clock.unix_ns();
     let trash = trash_terms(master);
-    let (made, founding, volume) = transact(&master.store, |tx| async move {
-        let made = format(&tx, ROOT_VOLUME, epoch, HashKey(secret), now_ns, trash).await?;
+    // One that is joined had records: where they aren't here they are lost, and an empty volume in their place would be taken for it.
+    let may_be_new = volume == ROOT_VOLUME || geo::is_new(master, volume);
+    let (made, founding, record) = transact(&master.store, |tx| async move {
+        let made = may_be_new && format(&tx, volume, epoch, HashKey(secret), now_ns, trash).await?;
         let founding = found(&tx, Founding(drawn)).await?;
-        let volume = upkeep::load_volume(&tx, ROOT_VOLUME).await?.ok_or(OpError::NoVolume(0))?;
-        Ok((tx, (made, founding, volume)))
+        let record = upkeep::load_volume(&tx, volume).await?.ok_or(OpError::NoVolume(volume.0))?;
+        Ok((tx, (made, founding, record)))
     })
     .await
     .map_err(|e| record_failed(&e))?;
-    if master.global.is_some() {
-        // The secret is the volume's alone, wherever its home is; a hash of it tells nothing of it.
-        let mark = blake3::derive_key("mooseng 2026-11 the mark of a volume", &volume.hash_key);
+    if made {
+        tracing::info!(%founding, volume = volume.0, "made a volume");
+    }
+    // The secret is the volume's alone, wherever its home is; a hash of it tells nothing of it.
+    let mark = master.global.as_ref().map(|_| {
+        let mark = blake3::derive_key("mooseng 2026-11 the mark of a volume", &record.hash_key);
         let mut founding = [0; FOUNDING_BYTES];
         founding.copy_from_slice(&mark[..FOUNDING_BYTES]);
-        master.desk(|desk| desk.found_volume(Founding(founding)));
-    }
-    if made {
-        tracing::info!(%founding, "made the root volume");
-    }
+        Founding(founding)
+    });
     let keys = tickets::load(&master.store).await.map_err(|e| record_failed(&e))?;
     let draining = house::drain::load(master).await?;
-    let sessions = reap::all_sessions(master).await?;
-    let limits = quotas::limits(master).await?;
-    let classes = classes::load(master, ROOT_VOLUME).await?;
-    let fresh = fresh_ids(master, ROOT_VOLUME).await?;
+    let sessions = reap::all_sessions(master, volume).await?;
+    let limits = quotas::limits(master, volume).await?;
+    let classes = classes::load(master, volume).await?;
+    let fresh = fresh_ids(master, volume).await?;
     master.desk(|desk| {
-        desk.unseat(ROOT_VOLUME);
+        desk.unseat(volume);
         desk.found(founding);
         desk.keys = keys;
         desk.set_draining(draining);
-        desk.root.classes.set(classes);
+        let seat = desk.seat_mut(volume);
+        seat.founding = mark;
+        seat.classes.set(classes);
         for (kind, range) in fresh {
-            desk.root.ids.add(kind, range);
+            seat.ids.add(kind, range);
         }
         // Lapsed ones are brought back by their next OpenSession.
         let held = sessions.into_iter().filter(|(_, record)| record.lapsed_ns.is_none());
         let held: Vec<Recorded> =
             held.map(|(id, record)| recorded(id, Incarnation(record.incarnation), record)).collect();
         let now = master.clock.boot();
-        desk.serve(now, term, held, limits);
+        desk.serve(volume, now, term, held, limits);
         if hurries {
-            desk.hurry(now.after(FOLLOW_WITHIN));
+            desk.hurry(volume, now.after(FOLLOW_WITHIN));
         }
     });
     // Who waits for recalls of an earlier term waits in vain.
@@ -440,7 +400,8 @@ fn figures(master: &Master) {
         m.trash_bytes.set(gauge(trash.bytes));
         m.seals_waiting.set(gauge(desk.seals_waiting() as u64));
         m.lock_waits.set(gauge(desk.lock_waits.len() as u64));
-        m.quotas.set(gauge(desk.ledger.limited() as u64));
-        m.escrow_bytes.set(gauge(desk.ledger.escrow()));
+        let (limited, escrow) = desk.promised_of_quotas();
+        m.quotas.set(gauge(limited as u64));
+        m.escrow_bytes.set(gauge(escrow));
     });
 }

@@ -13,7 +13,7 @@
 //! - [`classes`]: storage classes, for placement, repair and administrators.
 //! - [`master`]: its parts, and whether an answer may leave.
 //! - [`credentials`]: who of the region has which certificate and revocation list.
-//! - [`desk`]: what it keeps in memory. [`founding`]: who is of this region, and who of another one of its name.
+//! - [`desk`]: what it keeps in memory, `custody` what a custodian begins and ends with. [`founding`]: who is of this region, and who of another one of its name.
 //! - [`global`]: the group of the masters of all regions.
 //! - [`lead`]: what a leader does besides answering, `reap` about sessions and inodes. [`house`]: chunks and their copies.
 //! - [`seat`]: what is kept in memory of one volume.
@@ -31,6 +31,7 @@
 pub mod classes;
 pub mod config;
 pub mod credentials;
+mod custody;
 pub mod desk;
 pub mod dump;
 pub mod errors;

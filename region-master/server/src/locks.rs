@@ -26,14 +26,13 @@ use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::{FsReply, FsRequest, Lock, LockState, Locked};
 use mooseng_wire::method::Method;
 use mooseng_wire::session::Notice;
-use mooseng_wire::{InodeId, ROOT_INODE, SessionId};
+use mooseng_wire::{InodeId, SessionId, VolumeId};
 use prost::Message;
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
 
 use crate::errors::record_failed;
 use crate::fs::context;
-use crate::geo::ROOT_VOLUME;
 use crate::master::Master;
 use crate::records::transact;
 
@@ -158,7 +157,7 @@ impl Locking {
             // Of a request that its session has given up nobody would hear.
             let over = desk.sessions.settled(call.session) > call.number
                 || desk.sessions.recorded(call.session).is_none_or(|r| r.incarnation != call.incarnation)
-                || desk.custody != Some(term);
+                || !desk.is_custodian(call.session.volume(), term);
             if over { None } else { Some(desk.lock_waits.queue(wait.clone())) }
         });
         match queued {
@@ -258,7 +257,7 @@ async fn judge(
     let judged: Vec<(WaitId, Verdict)> = ids.into_iter().zip(verdicts).collect();
     let mut granted: BTreeMap<SessionId, Vec<u64>> = BTreeMap::new();
     master.desk(|desk| {
-        if desk.custody != Some(term) {
+        if !desk.is_custodian(inode.volume(), term) {
             return;
         }
         for (id, verdict) in &judged {
@@ -320,7 +319,7 @@ fn tell(master: &Master, custody_epoch: u64, session: SessionId, locks: Vec<u64>
     }
     if let Some(connection) = master.connections.get(session) {
         // Whoever has the lock is to see what was done under it before, also at a replica.
-        let shown = master.geo.shown(ROOT_VOLUME);
+        let shown = master.geo.shown(session.volume());
         let (log_epoch, log_version) = (shown.epoch.0, shown.version);
         let notice =
             Notice { session: session.0, custody_epoch, locks, log_epoch, log_version, ..Notice::default() };
@@ -342,15 +341,16 @@ pub async fn reclaim(
     if locks.is_empty() || plant::is(Plant::ReclaimSkipped) {
         return Ok(Some(Vec::new()));
     }
+    let volume = session.session.volume();
     let context = OpContext {
         session: session.session,
         incarnation: session.incarnation,
-        confined: (root != ROOT_INODE).then_some(root),
-        ..context(master, ROOT_VOLUME)
+        confined: (root != InodeId::root_of(volume)).then_some(root),
+        ..context(master, volume)
     };
     let context = &context;
     let lost = transact(&master.store, move |tx| async move {
-        let lost = reclaim::reclaim(&tx, ROOT_VOLUME, context, locks).await?;
+        let lost = reclaim::reclaim(&tx, volume, context, locks).await?;
         Ok((tx, lost))
     })
     .await
@@ -395,16 +395,18 @@ async fn look_again(master: &Master, inode: InodeId) -> Result<(), CallError> {
         return Ok(());
     }
     let passed = master.lock_gates.pass(inode).await;
-    if let Some(term) = master.desk(|desk| desk.custody) {
+    // While the volume isn't served here its queues wait.
+    if let Some(term) = master.desk(|desk| desk.serving_of(inode.volume())) {
         look_through(master, term, inode, None).await?;
     }
     drop(passed);
     Ok(())
 }
 
-/// A new leader frees what ended sessions still hold: the one before may not have come to it.
-pub async fn sweep(master: &Master) {
-    let mut after = None;
+/// A new leader frees what ended sessions of a volume still hold: the one before may not have come to it.
+pub async fn sweep(master: &Master, volume: VolumeId) {
+    // No session has the number 0.
+    let mut after = Some(SessionId::new(volume, 0));
     loop {
         let page = transact(&master.store, move |tx| async move {
             let page = held::holders(&tx, after, HOLDERS_PAGE).await?;
@@ -413,11 +415,13 @@ pub async fn sweep(master: &Master) {
         .await;
         match page {
             Ok(page) => {
-                master.desk(|desk| desk.lock_debts.extend(page.iter().copied()));
-                if page.len() < HOLDERS_PAGE {
+                let of_it = page.iter().copied().take_while(|session| session.volume() == volume);
+                master.desk(|desk| desk.lock_debts.extend(of_it));
+                let last = page.last().copied().filter(|session| session.volume() == volume);
+                if page.len() < HOLDERS_PAGE || last.is_none() {
                     return;
                 }
-                after = page.last().copied();
+                after = last;
             }
             Err(error) => {
                 tracing::info!(%error, "the sessions that hold locks can't be read yet; trying on");
@@ -435,11 +439,15 @@ pub async fn keep(master: Arc<Master>) {
             () = tokio::time::sleep(REPEAT_EVERY) => {}
             () = master.shutdown.cancelled() => return,
         }
-        let Some((term, untold, debts, inodes)) = master.desk(|desk| {
-            let term = desk.root.serving?;
-            let debts: Vec<SessionId> = desk.lock_debts.iter().copied().collect();
+        let Some((untold, debts, inodes)) = master.desk(|desk| {
+            // What isn't served waits: its sessions and locks stay as they are until it is again.
+            let custody = |volume| desk.serving_of(volume);
+            let debts = desk.lock_debts.iter().copied().filter(|id| custody(id.volume()).is_some()).collect();
             let inodes = desk.lock_waits.inodes_behind(after, INODES_AT_ONCE);
-            Some((term, desk.lock_waits.untold(), debts, inodes))
+            let untold = desk.lock_waits.untold().into_iter();
+            let untold = untold.filter_map(|(id, waits)| Some((custody(id.volume())?, id, waits)));
+            let found: (Vec<_>, Vec<SessionId>, Vec<InodeId>) = (untold.collect(), debts, inodes);
+            desk.is_serving().then_some(found)
         }) else {
             continue;
         };
@@ -448,8 +456,8 @@ pub async fn keep(master: Arc<Master>) {
         } else {
             inodes.last().copied().unwrap_or_default()
         };
-        for (session, waits) in untold {
-            tell(&master, term, session, waits);
+        for (custody, session, waits) in untold {
+            tell(&master, custody, session, waits);
         }
         let tidy = async {
             for session in debts {

@@ -15,7 +15,6 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 use crate::errors::record_failed;
-use crate::geo::ROOT_VOLUME;
 use crate::master::Master;
 use crate::promises::{self, ChangeGate};
 use crate::records::RecordFailure;
@@ -65,8 +64,7 @@ where
 pub struct Changes<'a> {
     master: &'a Arc<Master>,
     volume: VolumeId,
-    /// None for a volume other than the root: nobody has a session of one yet, and was promised anything of it.
-    gate: Option<ChangeGate>,
+    gate: ChangeGate,
     /// Of the last commit.
     version: Option<u64>,
 }
@@ -79,22 +77,16 @@ impl<'a> Changes<'a> {
         term: u64,
         deadline: Instant,
     ) -> Result<Self, CallError> {
-        let mut gate = None;
-        if volume == ROOT_VOLUME {
-            promises::custody_settled(master, deadline).await?;
-            gate = Some(ChangeGate::new(master.clone(), term, SessionId(0), RequestNumber(0)));
-        }
+        promises::custody_settled(master, volume, deadline).await?;
+        let gate = ChangeGate::new(master.clone(), term, SessionId::new(volume, 0), RequestNumber(0));
         Ok(Self { master, volume, gate, version: None })
     }
 
     /// They are all done.
     pub fn end(self) {
-        match (self.gate, self.version) {
-            (Some(gate), Some(version)) => {
-                gate.committed(&FsRequest::default(), &FsReply::default(), version);
-            }
-            (Some(gate), None) => gate.refused(),
-            (None, _) => {}
+        match self.version {
+            Some(version) => drop(self.gate.committed(&FsRequest::default(), &FsReply::default(), version)),
+            None => self.gate.refused(),
         }
     }
 
@@ -113,35 +105,28 @@ impl<'a> Changes<'a> {
         loop {
             let tx = self.master.store.begin();
             let touched = Touched::default();
-            let failed = match attempt(&tx, (self.volume, self.master.epoch(self.volume)), &touched, &work)
-                .await
-            {
-                Ok(value) => {
-                    let admission = match &self.gate {
-                        Some(gate) => {
-                            let charges = touched.charges();
-                            let admitted = timeout_at(deadline, gate.admit(touched.into_facts(), charges));
-                            admitted.await.map_err(|_| too_late())?
+            let failed =
+                match attempt(&tx, (self.volume, self.master.epoch(self.volume)), &touched, &work).await {
+                    Ok(value) => {
+                        let charges = touched.charges();
+                        let admitted = timeout_at(deadline, self.gate.admit(touched.into_facts(), charges));
+                        match admitted.await.map_err(|_| too_late())? {
+                            Admission::Commit => {}
+                            Admission::Again => continue,
+                            Admission::Refused(_) => return Err(over_quota()),
+                            Admission::Deposed => return Err(self.master.not_leader()),
                         }
-                        None => Admission::Commit,
-                    };
-                    match admission {
-                        Admission::Commit => {}
-                        Admission::Again => continue,
-                        Admission::Refused(_) => return Err(over_quota()),
-                        Admission::Deposed => return Err(self.master.not_leader()),
-                    }
-                    match tx.commit().await {
-                        Ok(done) => {
-                            self.version = Some(done.version.0);
-                            return Ok(Some(value));
+                        match tx.commit().await {
+                            Ok(done) => {
+                                self.version = Some(done.version.0);
+                                return Ok(Some(value));
+                            }
+                            Err(error) => error,
                         }
-                        Err(error) => error,
                     }
-                }
-                Err(OpError::Store(error)) => error,
-                Err(other) => return Err(record_failed(&RecordFailure(other))),
-            };
+                    Err(OpError::Store(error)) => error,
+                    Err(other) => return Err(record_failed(&RecordFailure(other))),
+                };
             tried += 1;
             let unknown = failed.is_maybe_committed();
             if unknown && repeat == Repeat::Never {

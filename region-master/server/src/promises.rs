@@ -10,8 +10,9 @@ use mooseng_namespace::touched::Charges;
 use mooseng_namespace::{Admission, Errno, Gate, Room, reads_from};
 use mooseng_ports::plant::{self, Plant};
 use mooseng_region::promises::{ChangeId, PromiseTable, Recall};
-use mooseng_region::quotas::{Amount, FlightId, Verdict};
+use mooseng_region::quotas::{Amount, FlightId, Ledger, Verdict};
 use mooseng_schema::ids::IdKind;
+use mooseng_schema::quota::Account;
 use mooseng_store::{Store, Transaction};
 use mooseng_transport::{ConnectionHandle, call_error};
 use mooseng_wire::call::{CallError, ErrorCode};
@@ -21,14 +22,14 @@ use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::{Attr, FileKind, FsReply, FsRequest, Tell, Told};
 use mooseng_wire::method::Method;
 use mooseng_wire::session::{self, AnswerRecalls, Granted, Notice, RecallsAnswered};
-use mooseng_wire::{Incarnation, InodeId, RequestNumber, SessionId};
+use mooseng_wire::{Incarnation, InodeId, RequestNumber, SessionId, VolumeId};
 use prost::Message;
 use tokio::time::Instant;
 
 use crate::desk::Desk;
 use crate::errors::refused;
 use crate::master::Master;
-use crate::{geo, ids, quotas};
+use crate::{ids, quotas};
 
 /// Unanswered recalls are sent again so often: the connection on which they left may have broken.
 const REPEAT_EVERY: Duration = Duration::from_millis(300);
@@ -69,9 +70,12 @@ impl Connections {
         self.map(|map| map.retain(|_, known| known.id != connection));
     }
 
-    /// All of them.
-    pub fn all(&self) -> Vec<(SessionId, ConnectionHandle)> {
-        self.map(|map| map.iter().map(|(session, connection)| (*session, connection.clone())).collect())
+    /// Those of a volume's sessions.
+    pub fn of(&self, volume: VolumeId) -> Vec<(SessionId, ConnectionHandle)> {
+        self.map(|map| {
+            let of_it = map.range(SessionId::all_of(volume));
+            of_it.map(|(session, connection)| (*session, connection.clone())).collect()
+        })
     }
 
     /// The connection of a session.
@@ -108,8 +112,8 @@ pub fn answered(
     identity: &str,
     request: &AnswerRecalls,
 ) -> Result<RecallsAnswered, CallError> {
-    let term = master.serving()?;
     let id = SessionId(request.session);
+    let term = master.serving_of(id.volume())?;
     // Numbers of an earlier custodian mean other recalls.
     if request.custody_epoch != term {
         return Ok(RecallsAnswered {});
@@ -160,14 +164,14 @@ async fn wait_until(
     }
 }
 
-/// A new custodian answers nothing until every session on record has said that it shows nothing any more that an earlier custodian
-/// promised, or has run out: what it holds exclusively nobody else knows.
-pub async fn custody_settled(master: &Master, deadline: Instant) -> Result<(), CallError> {
-    if master.desk(|desk| desk.unanswered.is_empty()) {
+/// A new custodian of a volume answers nothing of it until every session on record has said that it shows nothing any more that an earlier
+/// custodian promised, or has run out: what it holds exclusively nobody else knows.
+pub async fn custody_settled(master: &Master, volume: VolumeId, deadline: Instant) -> Result<(), CallError> {
+    if master.desk(|desk| desk.is_settled(volume)) {
         return Ok(());
     }
     let what = "this master is new in office and still waits for sessions to answer or to run out";
-    wait_until(master, deadline, what, |desk| desk.unanswered.is_empty()).await
+    wait_until(master, deadline, what, |desk| desk.is_settled(volume)).await
 }
 
 /// What a read's answer told, so that it may be promised.
@@ -300,7 +304,7 @@ pub async fn admit_read(
     // Where there is none for new names, whoever makes one is to hear so at once.
     let spacious = master.room() == Room::Enough;
     let outcome = master.desk(|desk| {
-        if desk.custody != Some(term) {
+        if !desk.is_custodian(id.volume(), term) {
             return None;
         }
         if listing {
@@ -380,7 +384,7 @@ pub async fn admit_source(
     let facts = BTreeSet::from([Fact::Inode(inode)]);
     loop {
         let recalls = master.desk(|desk| {
-            (desk.custody == Some(term)).then(|| desk.promises.read_blockers(id, &facts, false))
+            desk.is_custodian(id.volume(), term).then(|| desk.promises.read_blockers(id, &facts, false))
         });
         let recalls = recalls.ok_or_else(|| master.not_leader())?;
         if recalls.is_empty() {
@@ -421,7 +425,7 @@ struct GateState {
 }
 
 impl ChangeGate {
-    /// A gate for a session's change.
+    /// A gate for a session's change. The master's own changes of a volume are those of the volume's session 0.
     pub fn new(master: Arc<Master>, term: u64, session: SessionId, number: RequestNumber) -> Self {
         Self { master, term, session, number, covered: false, tells: false, state: Mutex::default() }
     }
@@ -444,13 +448,13 @@ impl ChangeGate {
         let adds = charges
             .iter()
             .map(|(account, usage)| (*account, Amount { bytes: usage.bytes, inodes: usage.inodes }));
-        let Some(flight) = self.master.desk(|desk| desk.ledger.take_off(covered_by, adds)) else {
+        let Some(flight) = self.master.desk(|desk| self.ledger(desk).take_off(covered_by, adds)) else {
             return Admission::Commit;
         };
         self.state(|state| state.flight = Some(flight));
         let until = Instant::now() + ESCROW_WAIT;
         loop {
-            let verdict = quotas::judge(&self.master, self.term, flight).await;
+            let verdict = quotas::judge(&self.master, self.session.volume(), self.term, flight).await;
             match verdict {
                 None => return Admission::Deposed,
                 Some(Verdict::Fits) => return Admission::Commit,
@@ -467,8 +471,17 @@ impl ChangeGate {
 
     fn land(&self, committed: bool) {
         if let Some(flight) = self.state(|state| state.flight.take()) {
-            self.master.desk(|desk| desk.ledger.land(flight, committed));
+            self.master.desk(|desk| self.ledger(desk).land(flight, committed));
         }
+    }
+
+    fn ledger<'d>(&self, desk: &'d mut Desk) -> &'d mut Ledger<Account> {
+        &mut desk.seat_mut(self.session.volume()).ledger
+    }
+
+    /// Whether promises are of the term in which the change came.
+    fn is_in_office(&self, desk: &Desk) -> bool {
+        desk.is_custodian(self.session.volume(), self.term)
     }
 
     fn state<T>(&self, f: impl FnOnce(&mut GateState) -> T) -> T {
@@ -484,7 +497,7 @@ impl ChangeGate {
         let beside = self.master.desk(|desk| {
             let mut beside = Beside::default();
             // The answer doesn't leave in another term.
-            if desk.custody != Some(self.term) {
+            if !self.is_in_office(desk) {
                 return beside;
             }
             let mut changed: BTreeSet<Fact> = BTreeSet::new();
@@ -560,7 +573,7 @@ impl ChangeGate {
     /// These certainly didn't commit. Numbers of another term's changes mean other changes.
     fn end(&self, changes: Vec<ChangeId>) {
         self.master.desk(|desk| {
-            if desk.custody == Some(self.term) {
+            if self.is_in_office(desk) {
                 for change in changes {
                     desk.promises.end(change, None);
                 }
@@ -583,7 +596,7 @@ impl Gate for ChangeGate {
         // What a session tells it must get rid of without waiting for what others tell: they may wait for it.
         let unheard_of = errno == Errno::ESTALE && !all_told && !self.tells;
         let recalls = self.master.desk(|desk| {
-            if desk.custody != Some(self.term) {
+            if !self.is_in_office(desk) {
                 return None;
             }
             let recalls = desk.promises.hidden(self.session, &looked);
@@ -607,9 +620,8 @@ impl Gate for ChangeGate {
             let woken = self.master.recalls_answered.notified();
             tokio::pin!(woken);
             woken.as_mut().enable();
-            let answered = self
-                .master
-                .desk(|desk| (desk.custody == Some(self.term)).then(|| desk.promises.answered(&recalls)));
+            let answered =
+                self.master.desk(|desk| self.is_in_office(desk).then(|| desk.promises.answered(&recalls)));
             match answered {
                 None => return Admission::Deposed,
                 Some(true) => return Admission::Again,
@@ -633,7 +645,7 @@ impl Gate for ChangeGate {
 impl ChangeGate {
     async fn admit_facts(&self, facts: BTreeSet<Fact>) -> Admission {
         let Some((changes, recalls)) = self.master.desk(|desk| {
-            if desk.custody != Some(self.term) && !plant::is(Plant::CommitEpochUnchecked) {
+            if !self.is_in_office(desk) && !plant::is(Plant::CommitEpochUnchecked) {
                 return None;
             }
             Some(self.state(|state| {
@@ -666,7 +678,7 @@ impl ChangeGate {
             tokio::pin!(woken);
             woken.as_mut().enable();
             let ready = self.master.desk(|desk| {
-                (desk.custody == Some(self.term) || plant::is(Plant::CommitEpochUnchecked))
+                (self.is_in_office(desk) || plant::is(Plant::CommitEpochUnchecked))
                     .then(|| changes.iter().all(|change| desk.promises.is_ready(*change)))
             });
             match ready {
@@ -685,22 +697,22 @@ impl Drop for ChangeGate {
             self.state(|state| (std::mem::take(&mut state.changes), state.through, state.flight.take()));
         if !through || (changes.is_empty() && flight.is_none()) {
             if let Some(flight) = flight {
-                self.master.desk(|desk| desk.ledger.land(flight, false));
+                self.master.desk(|desk| self.ledger(desk).land(flight, false));
             }
             return self.end(changes);
         }
         // It may commit yet. Commits are decided in order: once a later one is, this one is, too. Until then nothing is promised on its facts.
-        let (master, term) = (self.master.clone(), self.term);
+        let (master, term, volume) = (self.master.clone(), self.term, self.session.volume());
         tokio::spawn(async move {
             let mut pause = Duration::from_millis(10);
             // Also through an interruption within the term, which the promises outlive.
-            while master.desk(|desk| desk.custody == Some(term)) && !master.shutdown.is_cancelled() {
-                if let Some(version) = decided(&master).await {
+            while master.desk(|desk| desk.is_custodian(volume, term)) && !master.shutdown.is_cancelled() {
+                if let Some(version) = decided(&master, volume).await {
                     master.desk(|desk| {
                         if let Some(flight) = flight {
-                            desk.ledger.land(flight, false);
+                            desk.seat_mut(volume).ledger.land(flight, false);
                         }
-                        if desk.custody == Some(term) {
+                        if desk.is_custodian(volume, term) {
                             for change in changes {
                                 desk.promises.end(change, Some(version));
                             }
@@ -763,8 +775,8 @@ fn brings_buffered_itself(request: &FsRequest) -> bool {
 }
 
 /// A version at which every commit that was proposed before is decided.
-async fn decided(master: &Master) -> Option<u64> {
-    ids::reserve(&master.store, geo::ROOT_VOLUME, IdKind::Session, master.raft.line()).await.ok()?;
+async fn decided(master: &Master, volume: VolumeId) -> Option<u64> {
+    ids::reserve(&master.store, volume, IdKind::Session, master.raft.line()).await.ok()?;
     master.store.begin().read_version().await.ok().map(|version| version.0)
 }
 
@@ -815,16 +827,25 @@ pub async fn keep(master: Arc<Master>) {
             () = tokio::time::sleep(REPEAT_EVERY) => {}
             () = master.shutdown.cancelled() => return,
         }
-        let Some((term, recalls)) = master.desk(|desk| {
-            let term = desk.root.serving?;
+        let by_custody = master.desk(|desk| {
+            let mut by_custody: BTreeMap<u64, Vec<Recall>> = BTreeMap::new();
+            if !desk.is_serving() {
+                return by_custody;
+            }
             let mut recalls = desk.promises.make_room(ROOM_MADE);
             for id in desk.promises.debtors() {
                 recalls.extend(desk.promises.unanswered(id));
             }
-            Some((term, recalls))
-        }) else {
-            continue;
-        };
-        send(&master, term, &recalls);
+            // What a volume's sessions owe that isn't served is asked for once it is again.
+            for recall in recalls {
+                if let Some(custody) = desk.serving_of(recall.session.volume()) {
+                    by_custody.entry(custody).or_default().push(recall);
+                }
+            }
+            by_custody
+        });
+        for (custody, recalls) in by_custody {
+            send(&master, custody, &recalls);
+        }
     }
 }

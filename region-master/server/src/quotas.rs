@@ -20,6 +20,7 @@ use mooseng_wire::{InodeId, SessionId, VolumeId};
 use tokio::time::Instant;
 use tonic::Status;
 
+use crate::desk::Desk;
 use crate::errors::record_failed;
 use crate::master::Master;
 use crate::own::{self, Repeat};
@@ -56,10 +57,10 @@ pub fn told(escrow: &[Escrow]) -> Vec<(Account, u64, u64)> {
     escrow.iter().take(TOLD_MAX).filter_map(known).collect()
 }
 
-/// The limits that are enforced.
-pub async fn limits(master: &Master) -> Result<BTreeMap<Account, Limit>, CallError> {
+/// The limits that are enforced in a volume.
+pub async fn limits(master: &Master, volume: VolumeId) -> Result<BTreeMap<Account, Limit>, CallError> {
     let mut limits = BTreeMap::new();
-    for (account, record) in all(master).await? {
+    for (account, record) in all(master, volume).await? {
         if record.state() == State::Enforced {
             limits.insert(account, Limit { bytes: record.bytes_max, inodes: record.inodes_max });
         }
@@ -67,12 +68,12 @@ pub async fn limits(master: &Master) -> Result<BTreeMap<Account, Limit>, CallErr
     Ok(limits)
 }
 
-async fn all(master: &Master) -> Result<Vec<(Account, QuotaRecord)>, CallError> {
+async fn all(master: &Master, volume: VolumeId) -> Result<Vec<(Account, QuotaRecord)>, CallError> {
     let mut all: Vec<(Account, QuotaRecord)> = Vec::new();
     loop {
         let after = all.last().map(|(account, _)| *account);
         let page = transact(&master.store, |tx| async move {
-            let page = records::list(&tx, ROOT_VOLUME, after, LIST_PAGE).await?;
+            let page = records::list(&tx, volume, after, LIST_PAGE).await?;
             Ok((tx, page))
         })
         .await
@@ -86,35 +87,41 @@ async fn all(master: &Master) -> Result<Vec<(Account, QuotaRecord)>, CallError> 
 }
 
 /// Has the ledger know the limits as they are on record. Only one at a time reads and sets them.
-async fn publish(master: &Master, term: u64) -> Result<(), CallError> {
+async fn publish(master: &Master, volume: VolumeId, term: u64) -> Result<(), CallError> {
     let _one = master.limits_gate.lock().await;
-    let limits = limits(master).await?;
+    let limits = limits(master, volume).await?;
     master.desk(|desk| {
-        if desk.custody == Some(term) {
-            desk.ledger.set_limits(limits);
+        if desk.is_custodian(volume, term) {
+            desk.seat_mut(volume).ledger.set_limits(limits);
         }
     });
     Ok(())
 }
 
-async fn used(master: &Master, accounts: &[Account]) -> Result<BTreeMap<Account, Amount>, OpError> {
+async fn used(
+    master: &Master,
+    volume: VolumeId,
+    accounts: &[Account],
+) -> Result<BTreeMap<Account, Amount>, OpError> {
     let tx = master.store.begin();
     let mut used = BTreeMap::new();
     for account in accounts {
-        let usage = records::usage(&tx, ROOT_VOLUME, *account).await?;
+        let usage = records::usage(&tx, volume, *account).await?;
         used.insert(*account, Amount { bytes: usage.bytes, inodes: usage.inodes });
     }
     Ok(used)
 }
 
 /// Whether a flight fits. None in another term, and where the store can't be read: then the change is asked for anew.
-pub async fn judge(master: &Master, term: u64, flight: FlightId) -> Option<Verdict> {
+pub async fn judge(master: &Master, volume: VolumeId, term: u64, flight: FlightId) -> Option<Verdict> {
+    let in_office = |desk: &Desk| desk.is_custodian(volume, term);
     let reserved =
-        master.desk(|desk| (desk.custody == Some(term)).then(|| desk.ledger.reserved_beside(flight)))?;
+        master.desk(|desk| in_office(desk).then(|| desk.seat(volume).ledger.reserved_beside(flight)))?;
     let accounts: Vec<Account> = reserved.keys().copied().collect();
-    match used(master, &accounts).await {
-        Ok(used) => master
-            .desk(|desk| (desk.custody == Some(term)).then(|| desk.ledger.fits(flight, &reserved, &used))),
+    match used(master, volume, &accounts).await {
+        Ok(used) => master.desk(|desk| {
+            in_office(desk).then(|| desk.seat_mut(volume).ledger.fits(flight, &reserved, &used))
+        }),
         Err(error) => {
             tracing::debug!(%error, "what counts for a quota can't be read");
             None
@@ -125,12 +132,13 @@ pub async fn judge(master: &Master, term: u64, flight: FlightId) -> Option<Verdi
 /// A flight that ends with its question.
 struct Landing<'a> {
     master: &'a Master,
+    volume: VolumeId,
     flight: FlightId,
 }
 
 impl Drop for Landing<'_> {
     fn drop(&mut self) {
-        self.master.desk(|desk| desk.ledger.land(self.flight, false));
+        self.master.desk(|desk| desk.seat_mut(self.volume).ledger.land(self.flight, false));
     }
 }
 
@@ -145,6 +153,7 @@ pub async fn reserve(
         let message = format!("escrow is asked for {ACCOUNTS_MAX} accounts at a time at most");
         return Err(mooseng_transport::call_error(ErrorCode::InvalidRequest, message));
     }
+    let volume = session.volume();
     let held = told(&request.held);
     let wish = request.wish.max(request.bytes).min(WISH_MAX);
     let needed = request.bytes.min(wish);
@@ -153,25 +162,27 @@ pub async fn reserve(
         let Some(account) = account_of(Some(asked)) else { continue };
         let known = held.iter().find(|(of, ..)| *of == account).map_or(0, |(_, granted, _)| *granted);
         let flight = master.desk(|desk| {
+            let ledger = &mut desk.seat_mut(volume).ledger;
             for (account, _, spent) in &held {
-                desk.ledger.spent(session, *account, *spent);
+                ledger.spent(session, *account, *spent);
             }
             let adds = Amount { bytes: wish.max(1) as i64, inodes: 0 };
-            desk.ledger.take_off(None, [(account, adds)])
+            ledger.take_off(None, [(account, adds)])
         });
         // It lands also where whoever asked gives up.
-        let _landing = flight.map(|flight| Landing { master, flight });
+        let _landing = flight.map(|flight| Landing { master, volume, flight });
         let mut room = AccountRoom { account: Some(*asked), limited: false, granted: known, enough: true };
         if let Some(flight) = flight {
-            let reserved = master.desk(|desk| desk.ledger.reserved_beside(flight));
-            let used = used(master, &[account]).await;
+            let reserved = master.desk(|desk| desk.seat(volume).ledger.reserved_beside(flight));
+            let used = used(master, volume, &[account]).await;
             room.limited = true;
             (room.granted, room.enough) = master.desk(|desk| {
                 let of = |amounts: &BTreeMap<_, Amount>| amounts.get(&account).copied().unwrap_or_default();
-                match (&used, desk.custody == Some(term), desk.sessions.holds(session)) {
+                match (&used, desk.is_custodian(volume, term), desk.sessions.holds(session)) {
                     (Ok(used), true, true) => {
                         let around = (of(&reserved), of(used));
-                        desk.ledger.grant(session, account, known, (needed, wish), around)
+                        let ledger = &mut desk.seat_mut(volume).ledger;
+                        ledger.grant(session, account, known, (needed, wish), around)
                     }
                     _ => (known, needed == 0),
                 }
@@ -179,7 +190,7 @@ pub async fn reserve(
         }
         rooms.push(room);
     }
-    let quotas = master.desk(|desk| desk.ledger.version());
+    let quotas = master.desk(|desk| desk.seat(volume).ledger.version());
     Ok(Reserved { accounts: rooms, quotas })
 }
 
@@ -291,7 +302,7 @@ pub async fn set(master: &Arc<Master>, request: SetQuotaRequest) -> Result<Quota
     .await
     .map_err(failed)?
     .map_err(|why| refused(&why))?;
-    publish(master, term).await.map_err(failed)?;
+    publish(master, ROOT_VOLUME, term).await.map_err(failed)?;
     shown(master, account, record(master, account).await?).await
 }
 
@@ -309,7 +320,7 @@ pub async fn clear(master: &Arc<Master>, whose: QuotaTarget) -> Result<Quota, St
     })
     .await
     .map_err(failed)?;
-    publish(master, term).await.map_err(failed)?;
+    publish(master, ROOT_VOLUME, term).await.map_err(failed)?;
     shown(master, account, record(master, account).await?).await
 }
 
@@ -350,12 +361,13 @@ pub async fn list(master: &Master, request: ListQuotasRequest) -> Result<ListQuo
     Ok(reply)
 }
 
-/// Counts what is in directories that got a quota, and gives up the marks of those that lost it, as long as this master leads.
-pub async fn count(master: &Arc<Master>, term: u64) {
+/// Counts what is in a volume's directories that got a quota, and gives up the marks of those that lost it, as long as this master leads.
+pub async fn count(master: &Arc<Master>, volume: VolumeId, term: u64) {
     let mut trouble = false;
     loop {
         tokio::time::sleep(COUNT_EVERY).await;
-        match count_all(master, term, if trouble { MARKED_WITH_TROUBLE } else { MARKED_AT_ONCE }).await {
+        let at_once = if trouble { MARKED_WITH_TROUBLE } else { MARKED_AT_ONCE };
+        match count_all(master, volume, term, at_once).await {
             Ok(()) => trouble = false,
             Err(error) => {
                 trouble = true;
@@ -365,22 +377,27 @@ pub async fn count(master: &Arc<Master>, term: u64) {
     }
 }
 
-async fn count_all(master: &Arc<Master>, term: u64, at_once: usize) -> Result<(), CallError> {
-    for (account, record) in all(master).await? {
+async fn count_all(
+    master: &Arc<Master>,
+    volume: VolumeId,
+    term: u64,
+    at_once: usize,
+) -> Result<(), CallError> {
+    for (account, record) in all(master, volume).await? {
         let Account::Directory(id) = account else { continue };
         if record.state() == State::Enforced {
             continue;
         }
         loop {
             let step =
-                own::change(master, ROOT_VOLUME, term, Repeat::Harmless, deadline(master), |tx, touched| {
+                own::change(master, volume, term, Repeat::Harmless, deadline(master), |tx, touched| {
                     Box::pin(records::step(tx, touched, InodeId(id), at_once))
                 });
             if step.await? == Step::Done {
                 break;
             }
         }
-        publish(master, term).await?;
+        publish(master, volume, term).await?;
         tracing::info!(directory = id, state = ?record.state(), "a directory's quota has been counted");
     }
     Ok(())

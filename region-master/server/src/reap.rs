@@ -17,7 +17,6 @@ use tokio::time::Instant;
 
 use crate::errors::{driver_failed, record_failed};
 use crate::fs::context;
-use crate::geo::ROOT_VOLUME;
 use crate::master::Master;
 use crate::records::transact;
 use crate::{locks, trash};
@@ -77,10 +76,7 @@ impl House {
     }
 
     async fn tick(&mut self, master: &Master) {
-        let with_sessions = self.volume == ROOT_VOLUME;
-        if with_sessions {
-            self.lapse(master).await;
-        }
+        self.lapse(master).await;
         let mut troubles = Vec::new();
         if Instant::now() >= self.next_reap {
             self.next_reap = Instant::now() + REAP_EVERY;
@@ -89,9 +85,9 @@ impl House {
             troubles.extend(self.trim(master).await.err());
             troubles.extend(trash::publish(master, self.volume).await.err());
         }
-        if with_sessions && Instant::now() >= self.next_forget {
+        if Instant::now() >= self.next_forget {
             self.next_forget = Instant::now() + FORGET_EVERY;
-            troubles.extend(forget_sessions(master).await.err());
+            troubles.extend(forget_sessions(master, self.volume).await.err());
         }
         for error in troubles {
             tracing::info!(error = %error.message, "a piece of housekeeping failed and is tried again");
@@ -101,11 +97,12 @@ impl House {
     /// Notes lapsed sessions in the store, so that nothing of theirs that is still under way commits.
     async fn lapse(&mut self, master: &Master) {
         let (lapsed, late) = master.desk(|desk| {
-            let lapsed = desk.sessions.lapse(master.clock.boot());
+            let now = master.clock.boot();
+            let lapsed = desk.sessions.lapse(self.volume, now);
             for recorded in &lapsed {
                 desk.forget_session(recorded.session);
             }
-            (lapsed, desk.give_up_waiting(master.clock.boot()))
+            (lapsed, desk.give_up_waiting(self.volume, now))
         });
         if !late.is_empty() {
             give_up(master, late).await;
@@ -156,12 +153,10 @@ impl House {
     }
 
     async fn reap_page(&mut self, master: &Master) -> Result<(), CallError> {
-        // Nobody can have opened anything of a volume without sessions.
-        let with_sessions = self.volume == ROOT_VOLUME;
-        if with_sessions && master.desk(|desk| desk.sessions.in_grace(master.clock.boot())) {
+        let (volume, after) = (self.volume, self.orphans_after);
+        if master.desk(|desk| desk.sessions.in_grace(volume, master.clock.boot())) {
             return Ok(());
         }
-        let (volume, after) = (self.volume, self.orphans_after);
         let orphans = transact(&master.store, |tx| async move {
             let orphans = upkeep::list_orphans(&tx, volume, after, ORPHANS_PAGE).await?;
             Ok((tx, orphans))
@@ -172,7 +167,8 @@ impl House {
         self.orphans_after =
             if orphans.len() == ORPHANS_PAGE { orphans.last().map(|(inode, _)| *inode) } else { None };
         let orphans = orphans.into_iter().map(|(inode, _)| inode);
-        let chosen = master.desk(|desk| desk.sessions.begin_reap(master.clock.boot(), orphans, ORPHANS_PAGE));
+        let now = master.clock.boot();
+        let chosen = master.desk(|desk| desk.sessions.begin_reap(volume, now, orphans, ORPHANS_PAGE));
         if chosen.is_empty() {
             return Ok(());
         }
@@ -252,11 +248,11 @@ async fn free(master: &Master, volume: VolumeId, inodes: &[InodeId]) -> Result<u
     })
 }
 
-/// Forgets sessions that lapsed a day ago, with their outcomes.
-async fn forget_sessions(master: &Master) -> Result<(), CallError> {
+/// Forgets a volume's sessions that lapsed a day ago, with their outcomes.
+async fn forget_sessions(master: &Master, volume: VolumeId) -> Result<(), CallError> {
     let before = master.clock.unix_ns().saturating_sub(KEEP_LAPSED_NS);
     let old = |record: &SessionRecord| record.lapsed_ns.is_some_and(|at| at < before);
-    for (id, _) in all_sessions(master).await?.into_iter().filter(|(_, record)| old(record)) {
+    for (id, _) in all_sessions(master, volume).await?.into_iter().filter(|(_, record)| old(record)) {
         transact(&master.store, |tx| async move {
             let record = records::load_session(&tx, id).await?;
             if record.is_some_and(|record| record.lapsed_ns.is_some_and(|at| at < before)) {
@@ -295,13 +291,16 @@ async fn give_up(master: &Master, late: Vec<SessionId>) {
     master.recalls_answered.notify_waiters();
 }
 
-/// The sessions on record.
-pub(crate) async fn all_sessions(master: &Master) -> Result<Vec<(SessionId, SessionRecord)>, CallError> {
+/// A volume's sessions on record.
+pub(crate) async fn all_sessions(
+    master: &Master,
+    volume: VolumeId,
+) -> Result<Vec<(SessionId, SessionRecord)>, CallError> {
     let mut all = Vec::new();
     let mut after = None;
     loop {
         let page = transact(&master.store, |tx| async move {
-            let page = records::list_sessions(&tx, after, SESSIONS_PAGE).await?;
+            let page = records::list_sessions(&tx, volume, after, SESSIONS_PAGE).await?;
             Ok((tx, page))
         })
         .await

@@ -7,12 +7,12 @@ use mooseng_wire::call::CallError;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::{Caller, FileKind, FsReply, FsRequest, Lookup};
-use mooseng_wire::{Identity, InodeId, ROOT_INODE, Role, SessionId};
+use mooseng_wire::{Identity, InodeId, Role, SessionId, VolumeId};
 
 use crate::config::{MountRule, Squash};
-use crate::errors::{denied, record_failed};
+use crate::errors::{denied, not_built, record_failed};
 use crate::fs::context;
-use crate::geo;
+use crate::geo::ROOT_VOLUME;
 use crate::master::Master;
 use crate::records::transact;
 
@@ -41,28 +41,47 @@ pub fn of<'a>(master: &'a Master, who: &Identity) -> Result<Option<&'a MountRule
     })
 }
 
+/// Whether a rule confines its client to less than the whole filesystem.
+fn confines(rule: &MountRule) -> bool {
+    rule.components().next().is_some()
+}
+
+/// Refuses a volume to a client whose rule names a subtree: which volumes are joined in that isn't looked for.
+pub fn may_enter(volume: VolumeId, rule: Option<&MountRule>) -> Result<(), CallError> {
+    if volume != ROOT_VOLUME && rule.is_some_and(confines) {
+        return Err(not_built("entering volumes from a mount that is confined to a subtree"));
+    }
+    Ok(())
+}
+
 /// The root of what a session sees. It is looked for once in a session's life, and again by the next leader.
 pub async fn root(
     master: &Master,
     session: SessionId,
     rule: Option<&MountRule>,
 ) -> Result<InodeId, CallError> {
-    let Some(rule) = rule.filter(|rule| rule.components().next().is_some()) else { return Ok(ROOT_INODE) };
+    let volume = session.volume();
+    may_enter(volume, rule)?;
+    let Some(rule) = rule.filter(|rule| confines(rule)) else { return Ok(InodeId::root_of(volume)) };
     if let Some(root) = master.desk(|desk| desk.roots.get(&session).copied()) {
         return Ok(root);
     }
-    let found = find_root(master, Some(rule)).await?;
+    let found = find_root(master, volume, Some(rule)).await?;
     master.desk(|desk| desk.roots.insert(session, found));
     Ok(found)
 }
 
-/// The directory that a rule's subtree is now.
-pub async fn find_root(master: &Master, rule: Option<&MountRule>) -> Result<InodeId, CallError> {
-    let Some(rule) = rule else { return Ok(ROOT_INODE) };
-    let context = context(master, geo::ROOT_VOLUME);
+/// The directory of a volume that a rule's subtree is now.
+pub async fn find_root(
+    master: &Master,
+    volume: VolumeId,
+    rule: Option<&MountRule>,
+) -> Result<InodeId, CallError> {
+    let Some(rule) = rule else { return Ok(InodeId::root_of(volume)) };
+    let context = context(master, volume);
     let context = &context;
     let found = transact(&master.store, move |tx| async move {
-        let mut at = ROOT_INODE;
+        let mut at = InodeId::root_of(volume);
         for component in rule.components() {
             let name = component.to_owned().into();
             let lookup = FsRequest { op: Some(Op::Lookup(Lookup { parent: at.0, name })), caller: None };

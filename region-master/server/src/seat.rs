@@ -1,8 +1,13 @@
 //! What a leader keeps in memory for one volume that it serves, as its home or with a replica of it, beside what [`crate::geo`] keeps.
 
-use mooseng_region::class::{Class, Classes};
-use mooseng_wire::admin::{HouseStatus, TrashStatus};
 use std::collections::BTreeMap;
+
+use mooseng_ports::clock::BootTime;
+use mooseng_region::class::{Class, Classes};
+use mooseng_region::quotas::Ledger;
+use mooseng_schema::quota::Account;
+use mooseng_wire::admin::{HouseStatus, TrashStatus};
+use mooseng_wire::founding::Founding;
 
 use crate::ids::IdPool;
 
@@ -72,6 +77,14 @@ pub fn together(one: HouseStatus, other: HouseStatus) -> HouseStatus {
 pub struct VolumeSeat {
     /// The custody epoch in which this master leads and has read what it needs of the volume; none while it doesn't serve it.
     pub serving: Option<u64>,
+    /// The custody epoch that its sessions and promises are of.
+    pub custody: Option<u64>,
+    /// Until when sessions that are unanswered are waited for, if that isn't as long as their leases may last.
+    pub(crate) answer_by: Option<BootTime>,
+    /// Limits, what may commit and doesn't count yet, and what sessions were promised of it.
+    pub ledger: Ledger<Account>,
+    /// The mark by which mounts know the volume, where several regions have it: the same in each.
+    pub(crate) founding: Option<Founding>,
     /// The volume's storage classes. Only a leader's are all of them.
     pub classes: Classes,
     /// Fresh ids.
@@ -93,6 +106,10 @@ impl VolumeSeat {
     pub fn new(class: Class) -> Self {
         Self {
             serving: None,
+            custody: None,
+            answer_by: None,
+            ledger: Ledger::default(),
+            founding: None,
             classes: Classes::new(class),
             ids: IdPool::default(),
             counts: ChunkCounts::default(),
@@ -103,7 +120,8 @@ impl VolumeSeat {
         }
     }
 
-    /// Forgets what only a leader may know, apart from the classes.
+    /// Forgets what only a leader may know, apart from the classes. Sessions and promises stay, and what hangs on them: if this master leads again in the
+    /// same term, nobody else was custodian in between, and what it promised under that custody epoch still stands.
     pub fn leave(&mut self) {
         self.serving = None;
         self.ids = IdPool::default();

@@ -7,8 +7,8 @@ use mooseng_raft::{is_of_global, is_of_region};
 use mooseng_transport::{Answer, Incoming, Service, call_error};
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::method::Method;
-use mooseng_wire::session::{Renew, Renewed};
-use mooseng_wire::{Role, SessionId};
+use mooseng_wire::session::{AnswerRecalls, CloseSession, OpenSession, Renew, Renewed, Request};
+use mooseng_wire::{Role, SessionId, VolumeId};
 use tokio::time::Instant;
 
 use crate::global::Global;
@@ -46,6 +46,13 @@ impl MasterService {
     fn global(&self) -> Result<&Global, CallError> {
         let alone = "this master's cluster has one region (there is no [global] in its configuration)";
         self.0.global.as_deref().ok_or_else(|| call_error(ErrorCode::InvalidRequest, alone))
+    }
+
+    /// What sessions ask of a volume only its home answers, once that isn't about to be moved.
+    async fn at_home(&self, volume: VolumeId, deadline: Instant) -> Result<(), CallError> {
+        geo::there_is(&self.0, volume, deadline).await?;
+        geo::moving::unsealed(&self.0, volume, deadline).await?;
+        geo::at_home(&self.0, volume)
     }
 
     async fn answer(&self, incoming: Incoming) -> Result<Answer, CallError> {
@@ -101,33 +108,43 @@ impl MasterService {
             _ => {}
         }
         master.allow_of_cluster(&peer, &[Role::Client, Role::Admin])?;
-        geo::moving::unsealed(master, geo::ROOT_VOLUME, deadline).await?;
-        geo::at_home(master, geo::ROOT_VOLUME)?;
         let identity = &peer.uri;
         let connection = incoming.connection.clone();
         match incoming.method {
             Method::OpenSession => {
-                let opened = sessions::open(master, &peer, incoming.decode()?).await?;
+                let request: OpenSession = incoming.decode()?;
+                let volume = sessions::volume_of(&request).ok_or_else(|| geo::no_volume(request.volume))?;
+                self.at_home(volume, deadline).await?;
+                let opened = sessions::open(master, &peer, volume, request).await?;
                 master.connections.note(SessionId(opened.session), &connection);
                 Ok(Answer::of(&opened))
             }
             Method::AnswerRecalls => {
-                promises::answered(master, identity, &incoming.decode()?).map(|m| Answer::of(&m))
+                let request: AnswerRecalls = incoming.decode()?;
+                self.at_home(SessionId(request.session).volume(), deadline).await?;
+                promises::answered(master, identity, &request).map(|m| Answer::of(&m))
             }
             Method::Renew => {
                 let request: Renew = incoming.decode()?;
+                self.at_home(SessionId(request.session).volume(), deadline).await?;
                 let renewed = sessions::renew(master, identity, &request)?;
                 master.connections.note(SessionId(request.session), &connection);
                 Ok(Answer::of(&renewed))
             }
             Method::CloseSession => {
-                sessions::close(master, identity, &incoming.decode()?).await.map(|m| Answer::of(&m))
+                let request: CloseSession = incoming.decode()?;
+                self.at_home(SessionId(request.session).volume(), deadline).await?;
+                sessions::close(master, identity, &request).await.map(|m| Answer::of(&m))
             }
             Method::FsRead => {
-                fs::read(master, &peer, incoming.decode()?, deadline).await.map(|m| Answer::of(&m))
+                let request: Request = incoming.decode()?;
+                self.at_home(SessionId(request.session).volume(), deadline).await?;
+                fs::read(master, &peer, request, deadline).await.map(|m| Answer::of(&m))
             }
             Method::FsChange => {
-                fs::change(master, &peer, incoming.decode()?, deadline).await.map(|m| Answer::of(&m))
+                let request: Request = incoming.decode()?;
+                self.at_home(SessionId(request.session).volume(), deadline).await?;
+                fs::change(master, &peer, request, deadline).await.map(|m| Answer::of(&m))
             }
             other => {
                 let message = format!("a master doesn't answer {}; ask a chunkserver", other.as_str());

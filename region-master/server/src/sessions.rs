@@ -10,15 +10,14 @@ use mooseng_wire::founding::Founding;
 use mooseng_wire::session::{
     CloseSession, OpenSession, Renew, Renewed, SessionClosed, SessionOpened, Squash as SquashWord,
 };
-use mooseng_wire::{Incarnation, InodeId, RequestNumber, SessionId};
+use mooseng_wire::{Incarnation, InodeId, RequestNumber, SessionId, VolumeId};
 
 use crate::config::Squash;
 use crate::errors::{denied, record_failed, refused};
-use crate::geo::ROOT_VOLUME;
+use crate::geo;
 use crate::master::Master;
 use crate::records::transact;
-use crate::{geo, locks};
-use crate::{quotas, rights};
+use crate::{locks, quotas, rights};
 
 /// Longest host name and mount path that are kept, in bytes.
 const WORDS_BYTES_MAX: usize = 4096;
@@ -30,12 +29,26 @@ enum Decided {
     FromRecord,
 }
 
-/// Opens a session, or takes one up again.
-pub async fn open(master: &Master, peer: &Peer, request: OpenSession) -> Result<SessionOpened, CallError> {
+/// The volume that an [`OpenSession`] is about: that of the session that is taken up again, or the one for which another is to be opened. None where no
+/// volume has such a number.
+pub fn volume_of(request: &OpenSession) -> Option<VolumeId> {
+    match request.session {
+        0 => u16::try_from(request.volume).ok().map(VolumeId),
+        session => Some(SessionId(session).volume()),
+    }
+}
+
+/// Opens a session of a volume, or takes one up again.
+pub async fn open(
+    master: &Master,
+    peer: &Peer,
+    volume: VolumeId,
+    request: OpenSession,
+) -> Result<SessionOpened, CallError> {
     let identity = peer.uri.as_str();
-    let term = master.serving()?;
+    let term = master.serving_of(volume)?;
     // Before anything else: what the request names may mean something else in another region.
-    let_in(master, identity, &request.founding)?;
+    let_in(master, volume, identity, &request.founding)?;
     master.custody_is_ours(term, request.custody_epoch)?;
     if request.host.len() > WORDS_BYTES_MAX || request.mount_path.len() > WORDS_BYTES_MAX {
         return Err(call_error(
@@ -44,8 +57,9 @@ pub async fn open(master: &Master, peer: &Peer, request: OpenSession) -> Result<
         ));
     }
     let rule = rights::of(master, &peer.identity)?;
+    rights::may_enter(volume, rule)?;
     // Before there is a session: one that can't be served would stay on record.
-    rights::find_root(master, rule).await?;
+    rights::find_root(master, volume, rule).await?;
     let opens: Vec<InodeId> = request.opens.iter().map(|o| InodeId(o.inode)).collect();
     let order = request.order;
     let id = SessionId(request.session);
@@ -71,10 +85,10 @@ pub async fn open(master: &Master, peer: &Peer, request: OpenSession) -> Result<
             desk.sessions.settle(id, RequestNumber(request.oldest_unanswered));
             desk.promises.add_session(id);
             match lapsed {
-                true => desk.ledger.forget(id),
+                true => desk.seat_mut(volume).ledger.forget(id),
                 false => {
                     let is_new = desk.unanswered.contains(&id);
-                    desk.ledger.declare(id, is_new, quotas::told(&request.escrow));
+                    desk.seat_mut(volume).ledger.declare(id, is_new, quotas::told(&request.escrow));
                 }
             }
             // Only before a new custodian has answered anybody: nobody else can have been promised these.
@@ -109,10 +123,10 @@ pub async fn open(master: &Master, peer: &Peer, request: OpenSession) -> Result<
             let recorded = if lapsed {
                 come_back(master, id, identity).await?
             } else {
-                create(master, identity.to_owned(), &request).await?
+                create(master, volume, identity.to_owned(), &request).await?
             };
             master.desk(|desk| {
-                if desk.root.serving != Some(term) {
+                if desk.serving_of(volume) != Some(term) {
                     return Err(master.not_leader());
                 }
                 let now = master.clock.boot();
@@ -131,7 +145,7 @@ pub async fn open(master: &Master, peer: &Peer, request: OpenSession) -> Result<
         }
     };
     let root = rights::root(master, recorded.session, rule).await?;
-    let reclaimed = if reclaims && (1..master.epoch(ROOT_VOLUME).0).contains(&request.locks_home) {
+    let reclaimed = if reclaims && (1..master.epoch(volume).0).contains(&request.locks_home) {
         locks::reclaim(master, &recorded, root, &request.locks).await?
     } else {
         None
@@ -143,39 +157,44 @@ pub async fn open(master: &Master, peer: &Peer, request: OpenSession) -> Result<
         Squash::All => SquashWord::All,
     };
     master.may_answer(term)?;
-    master.is_home(ROOT_VOLUME)?;
+    master.is_home(volume)?;
     Ok(SessionOpened {
         session: recorded.session.0,
         incarnation: recorded.incarnation.0,
-        lease_ms: master.lease_ms(ROOT_VOLUME),
+        lease_ms: master.lease_ms(volume),
         custody_epoch: term,
         lapsed,
         root: root.0,
         read_only: rule.is_some_and(|rule| rule.read_only),
         squash: squash.into(),
-        founding: Founding::tell(master.desk(|desk| desk.volume_founding())),
+        founding: Founding::tell(master.desk(|desk| desk.volume_founding(volume))),
         alone: true,
-        elsewhere: geo::elsewhere(master),
-        home_epoch: master.epoch(ROOT_VOLUME).0,
+        elsewhere: geo::elsewhere(master, volume),
+        home_epoch: master.epoch(volume).0,
         locks_reclaimed: reclaimed.is_some(),
         locks_lost: reclaimed.unwrap_or_default(),
     })
 }
 
 /// Refuses a session of another founding of the region. One that knows no mark yet holds nothing of any region.
-fn let_in(master: &Master, identity: &str, told: &[u8]) -> Result<(), CallError> {
+fn let_in(master: &Master, volume: VolumeId, identity: &str, told: &[u8]) -> Result<(), CallError> {
     let now = master.clock.boot();
     let who = format!("the mount of {identity}");
-    master.desk(|desk| desk.let_in_to_volume(now, &who, told)).map(drop).map_err(CallError::from)
+    master.desk(|desk| desk.let_in_to_volume(volume, now, &who, told)).map(drop).map_err(CallError::from)
 }
 
-async fn create(master: &Master, identity: String, request: &OpenSession) -> Result<Recorded, CallError> {
+async fn create(
+    master: &Master,
+    volume: VolumeId,
+    identity: String,
+    request: &OpenSession,
+) -> Result<Recorded, CallError> {
     let ids = master.desk(|desk| {
         desk.sessions.has_room().map_err(|r| refused(&r))?;
-        Ok::<_, CallError>(desk.root.ids.take(IdKind::Session, 1))
+        Ok::<_, CallError>(desk.seat_mut(volume).ids.take(IdKind::Session, 1))
     })?;
     let id = match ids.as_deref() {
-        Some([id]) => SessionId(*id),
+        Some([id]) => SessionId::new(volume, *id),
         _ => return Err(master.ids_used_up()),
     };
     let record = SessionRecord {
@@ -239,16 +258,17 @@ pub fn recorded(id: SessionId, incarnation: Incarnation, record: SessionRecord) 
 
 /// Renews a lease.
 pub fn renew(master: &Master, identity: &str, request: &Renew) -> Result<Renewed, CallError> {
-    let term = master.serving()?;
-    let_in(master, identity, &request.founding)?;
+    let (id, incarnation) = (SessionId(request.session), Incarnation(request.incarnation));
+    let volume = id.volume();
+    let term = master.serving_of(volume)?;
+    let_in(master, volume, identity, &request.founding)?;
     master.desk(|desk| {
         let now = master.clock.boot();
-        let (id, incarnation) = (SessionId(request.session), Incarnation(request.incarnation));
         desk.sessions.renew(now, id, incarnation, identity).map_err(|r| refused(&r))?;
         let settled = desk.sessions.settle(id, RequestNumber(request.oldest_unanswered));
         desk.promises.settle(id, settled);
         for (account, _, spent) in quotas::told(&request.escrow) {
-            desk.ledger.spent(id, account, spent);
+            desk.seat_mut(volume).ledger.spent(id, account, spent);
         }
         if request.custody_epoch == term && desk.unanswered.remove(&id) {
             master.recalls_answered.notify_waiters();
@@ -256,9 +276,9 @@ pub fn renew(master: &Master, identity: &str, request: &Renew) -> Result<Renewed
         Ok::<_, CallError>(())
     })?;
     master.may_answer(term)?;
-    master.is_home(ROOT_VOLUME)?;
-    let quotas = master.desk(|desk| desk.ledger.version());
-    Ok(Renewed { lease_ms: master.lease_ms(ROOT_VOLUME), custody_epoch: term, quotas })
+    master.is_home(volume)?;
+    let quotas = master.desk(|desk| desk.seat(volume).ledger.version());
+    Ok(Renewed { lease_ms: master.lease_ms(volume), custody_epoch: term, quotas })
 }
 
 /// Ends a session. One that is gone already is well: the request is repeated.
@@ -267,8 +287,8 @@ pub async fn close(
     identity: &str,
     request: &CloseSession,
 ) -> Result<SessionClosed, CallError> {
-    let term = master.serving()?;
     let (id, incarnation) = (SessionId(request.session), request.incarnation);
+    let term = master.serving_of(id.volume())?;
     let closed = transact(&master.store, move |tx| async move {
         match records::load_session(&tx, id).await? {
             None => Ok((tx, Ok(()))),
@@ -298,6 +318,6 @@ pub async fn close(
         tracing::info!(session = id.0, error = %error.message, "a closed session's locks are freed later");
     }
     master.may_answer(term)?;
-    master.is_home(ROOT_VOLUME)?;
+    master.is_home(id.volume())?;
     Ok(SessionClosed {})
 }

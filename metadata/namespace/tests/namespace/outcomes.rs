@@ -102,7 +102,7 @@ async fn a_new_life_keeps_outcomes_and_refuses_old_work() {
     assert_eq!(errno(&client.send(2, &mkdir("b")).await.unwrap()), 0);
     let listed = volume
         .driver
-        .transact(deadline(), |tx| Box::pin(sessions::list_sessions(tx, None, 10)))
+        .transact(deadline(), |tx| Box::pin(sessions::list_sessions(tx, VolumeId(0), None, 10)))
         .await
         .unwrap()
         .0;

@@ -24,6 +24,7 @@ fn table() -> SessionTable {
     SessionTable::new(Limits { sessions_max: 3, opens_per_session_max: 2, ..Limits::default() })
 }
 
+const ROOT: VolumeId = VolumeId(0);
 const S: SessionId = SessionId(1);
 const I: Incarnation = Incarnation(1);
 
@@ -35,8 +36,8 @@ fn a_lease_ends_and_a_renewal_moves_its_end() {
     assert_eq!(t.check(at(10_000), S, I, ME), Err(Refusal::Expired(S)));
     t.renew(at(9_000), S, I, ME).unwrap();
     assert_eq!(t.check(at(18_999), S, I, ME), Ok(()));
-    assert!(t.lapse(at(18_999)).is_empty());
-    assert_eq!(t.lapse(at(19_000)), vec![recorded(1, 1)]);
+    assert!(t.lapse(ROOT, at(18_999)).is_empty());
+    assert_eq!(t.lapse(ROOT, at(19_000)), vec![recorded(1, 1)]);
     assert_eq!(t.renew(at(19_000), S, I, ME), Err(Refusal::Expired(S)), "a lapsed lease can't be renewed");
     assert_eq!(t.comeback(at(19_000), S, I, ME), Ok(Comeback::Lapsed));
 }
@@ -59,21 +60,50 @@ fn a_session_is_its_identitys_and_its_newest_incarnations() {
 #[test]
 fn after_a_failover_nothing_is_freed_until_every_session_answered_or_ran_out() {
     let mut t = table();
-    t.lead(at(100), [recorded(1, 1), recorded(2, 1)]);
+    t.lead(ROOT, at(100), [recorded(1, 1), recorded(2, 1)]);
     let orphan = InodeId(7);
-    assert!(t.begin_reap(at(100), [orphan], 9).is_empty(), "both sessions may hold it");
+    assert!(t.begin_reap(ROOT, at(100), [orphan], 9).is_empty(), "both sessions may hold it");
     assert_eq!(t.check(at(100), S, I, ME), Err(Refusal::Awaited(S)));
     assert!(t.admit(at(200), recorded(1, 1), 1, [orphan]).unwrap().is_empty());
-    assert!(t.begin_reap(at(200), [InodeId(8)], 9).is_empty(), "session 2 may still come");
-    assert_eq!(t.lapse(at(10_100)), vec![recorded(2, 1)], "session 1 has a lease from its answer on");
-    assert_eq!(t.begin_reap(at(10_100), [orphan, InodeId(8)], 9), vec![InodeId(8)]);
+    assert!(t.begin_reap(ROOT, at(200), [InodeId(8)], 9).is_empty(), "session 2 may still come");
+    assert_eq!(t.lapse(ROOT, at(10_100)), vec![recorded(2, 1)], "session 1 has a lease from its answer on");
+    assert_eq!(t.begin_reap(ROOT, at(10_100), [orphan, InodeId(8)], 9), vec![InodeId(8)]);
     t.release(S, orphan, 1);
     assert!(
-        t.begin_reap(at(10_100), [orphan], 9).is_empty(),
+        t.begin_reap(ROOT, at(10_100), [orphan], 9).is_empty(),
         "a release that was sent before the declaration"
     );
     t.release(S, orphan, 2);
-    assert_eq!(t.begin_reap(at(10_100), [orphan], 9), vec![orphan]);
+    assert_eq!(t.begin_reap(ROOT, at(10_100), [orphan], 9), vec![orphan]);
+}
+
+/// Of two volumes at one table: what is led, awaited, out of time, freed or forgotten of one says nothing of the other.
+#[test]
+fn volumes_are_led_each_for_itself() {
+    let mut t = table();
+    let second = VolumeId(1);
+    let theirs = SessionId::new(second, 1);
+    let of_second = |incarnation| Recorded { session: theirs, ..recorded(1, incarnation) };
+    let (open, orphan) = (InodeId::new(second, 7), InodeId(7));
+    t.lead(ROOT, at(0), [recorded(1, 1)]);
+    t.admit(at(0), recorded(1, 1), 1, [orphan]).unwrap();
+    t.lead(second, at(9_000), [of_second(1)]);
+    assert!(t.is_open(orphan) && t.check(at(9_000), S, I, ME).is_ok(), "the root's stay as they are");
+    assert!(t.in_grace(second, at(9_000)) && !t.in_grace(ROOT, at(9_000)));
+    assert!(t.begin_reap(second, at(9_000), [InodeId::new(second, 8)], 9).is_empty());
+    assert_eq!(t.begin_reap(ROOT, at(9_000), [InodeId(8)], 9), vec![InodeId(8)]);
+    assert_eq!(t.lapse(second, at(10_000)), vec![]);
+    assert_eq!(t.lapse(ROOT, at(10_000)), vec![recorded(1, 1)], "and not the other's");
+    assert_eq!(t.of(second), [theirs]);
+    t.admit(at(10_000), of_second(1), 1, [open]).unwrap();
+    t.admit(at(10_000), recorded(2, 1), 1, []).unwrap();
+    t.admit(at(10_000), recorded(3, 1), 1, []).unwrap();
+    assert_eq!(t.has_room(), Err(Refusal::SessionsMax(3)), "the bound is that of all together");
+    t.forget(ROOT);
+    assert_eq!((t.len(), t.of(second)), (1, vec![theirs]));
+    assert!(t.is_open(open) && t.check(at(10_001), theirs, I, ME).is_ok());
+    t.lead(second, at(11_000), []);
+    assert!(t.is_empty() && !t.is_open(open));
 }
 
 #[test]
@@ -130,13 +160,13 @@ fn an_open_that_races_a_reap_is_refused_and_one_before_it_wins() {
     let mut t = table();
     t.admit(at(0), recorded(1, 1), 0, []).unwrap();
     let inode = InodeId(9);
-    assert_eq!(t.begin_reap(at(0), [inode], 9), vec![inode]);
-    assert!(t.begin_reap(at(0), [inode], 9).is_empty(), "one reap of an inode at a time");
+    assert_eq!(t.begin_reap(ROOT, at(0), [inode], 9), vec![inode]);
+    assert!(t.begin_reap(ROOT, at(0), [inode], 9).is_empty(), "one reap of an inode at a time");
     assert_eq!(t.open(at(0), S, I, ME, inode, 1), Err(Refusal::Reaping(inode)));
     assert_eq!(t.admit(at(0), recorded(1, 1), 1, [inode]), Ok(vec![inode]), "a declared open is lost");
     t.reaped(&[inode]);
     t.open(at(0), S, I, ME, inode, 1).unwrap();
-    assert!(t.begin_reap(at(0), [inode], 9).is_empty());
+    assert!(t.begin_reap(ROOT, at(0), [inode], 9).is_empty());
 }
 
 #[test]
@@ -205,9 +235,9 @@ proptest! {
                     }
                 }
                 Step::Remove(s) => { t.remove(SessionId(s)); }
-                Step::Wait(ms) => { now += ms; t.lapse(at(now)); }
+                Step::Wait(ms) => { now += ms; t.lapse(ROOT, at(now)); }
                 Step::Renew(s) => { let _ = t.renew(at(now), SessionId(s), I, ME); }
-                Step::Reap(i) => { t.begin_reap(at(now), [InodeId(i)], 1); }
+                Step::Reap(i) => { t.begin_reap(ROOT, at(now), [InodeId(i)], 1); }
                 Step::Reaped(i) => t.reaped(&[InodeId(i)]),
             }
             let mut recount: BTreeMap<InodeId, usize> = BTreeMap::new();

@@ -23,6 +23,7 @@ use std::time::Duration;
 
 use mooseng_global::{Stage, View};
 use mooseng_ports::clock::BootTime;
+use mooseng_region::near::Totals;
 use mooseng_replica::needs::Needs;
 use mooseng_replica::unsynced::Unsynced;
 use mooseng_replica::{ReplicaError, Tail};
@@ -36,6 +37,7 @@ use mooseng_wire::method::Method;
 use mooseng_wire::{ChunkId, Epoch, Role, VolumeId};
 use prost::Message;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use tonic::Status;
 
 use crate::errors::denied;
@@ -78,6 +80,9 @@ const WANTED_MAX: usize = 100_000;
 /// Chunks whose whereabouts at home are remembered at most.
 const HINTS_MAX: usize = 4_096;
 
+/// A volume that this master hasn't heard of is waited for so long: masters hear of what was agreed on within a heartbeat or two of the global group.
+const NEWS_WITHIN: Duration = Duration::from_secs(1);
+
 /// A master of another region gets this long to answer what takes a look into its memory.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
@@ -96,8 +101,8 @@ pub struct Geo {
     wanting: Notify,
     /// Where the home has said that chunks can be read which grow still.
     hints: Mutex<BTreeMap<ChunkId, Hint>>,
-    /// Of a replica: what readers of this region are promised.
-    pub near: near_promises::NearPromises,
+    /// What readers of this region are promised of all replicas.
+    near_totals: Arc<Totals>,
     /// The leaders of other regions, as far as they were found.
     leaders: Mutex<BTreeMap<String, String>>,
 }
@@ -109,15 +114,16 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Geo {
     /// Nothing is known yet.
     pub fn new(tail: Arc<Tail>, cluster: Option<watch::Receiver<Arc<View>>>) -> Self {
+        let near_totals = Arc::default();
         Self {
             tail,
             cluster,
-            root: Arc::default(),
+            root: Arc::new(Seat::new(&near_totals)),
             others: Mutex::default(),
             wanted: Mutex::default(),
             wanting: Notify::new(),
             hints: Mutex::default(),
-            near: near_promises::NearPromises::default(),
+            near_totals,
             leaders: Mutex::default(),
         }
     }
@@ -126,8 +132,16 @@ impl Geo {
     fn seat(&self, volume: VolumeId) -> Arc<Seat> {
         match volume {
             ROOT_VOLUME => self.root.clone(),
-            other => lock(&self.others).entry(other).or_default().clone(),
+            other => {
+                let mut others = lock(&self.others);
+                others.entry(other).or_insert_with(|| Arc::new(Seat::new(&self.near_totals))).clone()
+            }
         }
+    }
+
+    /// How many readers of this region have sessions with its replicas, and how many promises they hold.
+    pub fn near_counts(&self) -> (usize, usize) {
+        (self.near_totals.sessions(), self.near_totals.promises())
     }
 
     /// What is agreed on now.
@@ -147,11 +161,8 @@ impl Geo {
 
     /// A new leadership, or another part of this region in the volume: what another one knew may be wrong.
     pub fn forget(&self, volume: VolumeId) {
-        // Nothing is promised of other volumes.
-        if volume == ROOT_VOLUME {
-            self.near.end();
-        }
         let seat = self.seat(volume);
+        seat.near.end();
         seat.forget();
         lock(&self.wanted).retain(|chunk| chunk.volume() != volume);
         lock(&self.hints).retain(|chunk, _| chunk.volume() != volume);
@@ -179,7 +190,9 @@ impl Geo {
 
     /// There is no such volume any more.
     pub fn drop_seat(&self, volume: VolumeId) {
-        lock(&self.others).remove(&volume);
+        if let Some(seat) = lock(&self.others).remove(&volume) {
+            seat.near.end();
+        }
     }
 
     /// Whether something of a volume that was cut off is kept here.
@@ -349,15 +362,78 @@ pub fn replicas(master: &Master, volume: VolumeId) -> Vec<admin::Replica> {
     }
 }
 
-/// Where masters of other regions with data are, for clients whose own region doesn't answer.
-pub fn elsewhere(master: &Master) -> Vec<String> {
+/// Where masters of other regions with data are, for clients whose own region doesn't answer: of those first that have the volume.
+pub fn elsewhere(master: &Master, volume: VolumeId) -> Vec<String> {
     let Some(view) = master.geo.view() else { return Vec::new() };
-    let others =
-        view.regions.iter().filter(|(name, region)| **name != master.config.region && !region.witness);
+    let has_it = |name: &String| view.volumes.get(&volume).is_some_and(|v| v.regions.contains(name));
+    let mut others: Vec<_> = view
+        .regions
+        .iter()
+        .filter(|(name, region)| **name != master.config.region && !region.witness)
+        .collect();
+    others.sort_by_key(|(name, _)| !has_it(name));
     others
+        .into_iter()
         .flat_map(|(_, region)| region.masters.iter().map(|m| m.address.clone()))
         .take(ELSEWHERE_MAX)
         .collect()
+}
+
+/// What a view says of whether there is a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Known {
+    There,
+    /// It is deleted, or about to be.
+    Gone,
+    /// Numbers grow: it isn't made yet, or this view is from before.
+    NotYet,
+}
+
+fn is_known(view: &View, volume: VolumeId) -> Known {
+    let newest = view.volumes.last_key_value().map(|(newest, _)| *newest);
+    match view.volumes.get(&volume) {
+        Some(known) if known.join.as_ref().is_some_and(|join| join.stage == Stage::Leaving) => Known::Gone,
+        Some(_) => Known::There,
+        None if newest > Some(volume) => Known::Gone,
+        None => Known::NotYet,
+    }
+}
+
+/// Refuses a volume that there isn't, or not any more. One that was just made is waited for a little: whoever crosses into it has heard of it from another
+/// master.
+pub async fn there_is(master: &Master, volume: VolumeId, deadline: Instant) -> Result<(), CallError> {
+    if volume == ROOT_VOLUME {
+        return Ok(());
+    }
+    let (Some(global), Some(mut cluster)) = (&master.global, master.geo.cluster.clone()) else {
+        return Err(no_volume(volume.0.into()));
+    };
+    if !master.raft.is_leading() && is_known(&cluster.borrow(), volume) == Known::NotYet {
+        return Err(master.not_leader());
+    }
+    let until = deadline.min(Instant::now() + NEWS_WITHIN);
+    let news = cluster.wait_for(|view| is_known(view, volume) != Known::NotYet);
+    let known = match tokio::time::timeout_at(until, news).await {
+        Ok(Ok(view)) => is_known(&view, volume),
+        Ok(Err(_)) | Err(_) => Known::NotYet,
+    };
+    match known {
+        Known::There => Ok(()),
+        Known::Gone => Err(no_volume(volume.0.into())),
+        // What it knows is no older than its lease.
+        Known::NotYet if global.lease_valid() => Err(no_volume(volume.0.into())),
+        Known::NotYet => {
+            let message =
+                format!("this master doesn't know yet whether there is a volume {volume}; try again");
+            Err(call_error(ErrorCode::Unavailable, message))
+        }
+    }
+}
+
+/// The refusal of what is about a volume that there isn't.
+pub fn no_volume(volume: u32) -> CallError {
+    let message = format!("there is no volume {volume}, or not any more: nothing was done");
+    call_error(ErrorCode::NoVolume, message)
 }
 
 /// Refuses what only a volume's home may do.
@@ -496,4 +572,40 @@ fn failed(master: &Master, error: &ReplicaError) -> CallError {
 /// Where a jittered pause is due before something is tried again.
 fn pause(least: Duration) -> Duration {
     least.mul_f64(rand::Rng::random_range(&mut rand::rng(), 1.0..1.5))
+}
+
+#[cfg(test)]
+mod tests {
+    use mooseng_global::{Durability, Join, Volume};
+    use mooseng_wire::InodeId;
+
+    use super::*;
+
+    #[test]
+    fn a_volume_is_there_gone_or_not_known_yet() {
+        let volume = |stage| {
+            let place = mooseng_global::Place { directory: InodeId(9), path: "/d".into() };
+            Volume {
+                home: "a".into(),
+                epoch: Epoch(1),
+                open: true,
+                abandoned: false,
+                cut: None,
+                lost_home: None,
+                durability: Durability::Region,
+                regions: BTreeSet::new(),
+                sync_set: BTreeSet::new(),
+                automatic: false,
+                blocks_alone: false,
+                join: Some(Join { place, stage }),
+            }
+        };
+        let stages = [(1, Stage::Made), (2, Stage::Joined), (4, Stage::Leaving)];
+        let volumes = stages.into_iter().map(|(id, stage)| (VolumeId(id), volume(stage))).collect();
+        let view = View { version: 1, volumes, ..View::default() };
+        let known: Vec<Known> = (1..=6).map(|id| is_known(&view, VolumeId(id))).collect();
+        let (there, gone, not_yet) = (Known::There, Known::Gone, Known::NotYet);
+        assert_eq!(known, [there, there, gone, gone, not_yet, not_yet]);
+        assert_eq!(is_known(&View::default(), VolumeId(1)), not_yet);
+    }
 }

@@ -383,8 +383,8 @@ async fn hear(master: &Master, version: u64) {
 }
 
 /// Sessions hear at once that they go on elsewhere, from who was the home in that custody epoch.
-pub fn say_so(master: &Master, custody: u64) {
-    for (session, connection) in master.connections.all() {
+pub fn say_so(master: &Master, volume: VolumeId, custody: u64) {
+    for (session, connection) in master.connections.of(volume) {
         let notice = Notice { session: session.0, custody_epoch: custody, moved: true, ..Notice::default() };
         // Who doesn't hear it is told with the next renewal.
         let _ = connection.notify(Method::Notice, notice.encode_to_vec().into());

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mooseng_namespace::{OpContext, SessionCall, may_be_near};
+use mooseng_namespace::{OpContext, SessionCall, Within, may_be_near, within};
 use mooseng_schema::log::LogPosition;
 use mooseng_transport::{Peer, call_error};
 use mooseng_wire::call::{CallError, ErrorCode};
@@ -11,10 +11,10 @@ use mooseng_wire::fs::FsReply;
 use mooseng_wire::fs::extent::Data;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::geo::{NearRead, NearReply};
-use mooseng_wire::{ChunkId, Role};
+use mooseng_wire::{ChunkId, Role, VolumeId};
 use tokio::time::Instant;
 
-use super::{ROOT_VOLUME, Whereabouts, place, place_of, position, sync};
+use super::{Whereabouts, place, place_of, position, sync};
 use crate::errors::driver_failed;
 use crate::fs::context;
 use crate::master::Master;
@@ -29,9 +29,14 @@ pub(super) fn elsewhere(message: impl Into<String>) -> CallError {
     call_error(ErrorCode::Unavailable, message)
 }
 
+/// The volume that a reader names.
+pub(super) fn volume_told(volume: u32) -> Result<VolumeId, CallError> {
+    u16::try_from(volume).map(VolumeId).map_err(|_| super::no_volume(volume))
+}
+
 /// Refuses where there is nothing to read.
-pub(super) fn has_replica(master: &Master) -> Result<(), CallError> {
-    if place_of(master, ROOT_VOLUME) != Whereabouts::Elsewhere {
+pub(super) fn has_replica(master: &Master, volume: VolumeId) -> Result<(), CallError> {
+    if place_of(master, volume) != Whereabouts::Elsewhere {
         return Err(elsewhere("this region has no replica of the volume: ask its home"));
     }
     Ok(())
@@ -45,8 +50,9 @@ pub async fn read(
     deadline: Instant,
 ) -> Result<NearReply, CallError> {
     master.allow(peer, &[Role::Client, Role::Admin])?;
-    let term = master.serving()?;
-    has_replica(master)?;
+    let volume = volume_told(request.volume)?;
+    let term = master.serving_of(volume)?;
+    has_replica(master, volume)?;
     // A subtree's root and a mapping of users hang on a session, which the home has.
     if rights::of(master, &peer.identity)?.is_some() {
         return Err(elsewhere("a client under a mount rule reads at the volume's home"));
@@ -55,9 +61,14 @@ pub async fn read(
     let Some(fs) = fs else {
         return Err(call_error(ErrorCode::InvalidRequest, "only plain reads are answered by a replica"));
     };
-    reached(master, position(request.at_least.as_ref()), deadline).await?;
-    let begun = master.geo.near.begin();
-    let context: OpContext = context(master, ROOT_VOLUME);
+    if within(volume, fs) != Within::All {
+        let message = format!("the request names something of another volume than {volume}");
+        return Err(call_error(ErrorCode::InvalidRequest, message));
+    }
+    reached(master, volume, position(request.at_least.as_ref()), deadline).await?;
+    let seat = master.geo.seat(volume);
+    let begun = seat.near.begin();
+    let context: OpContext = context(master, volume);
     let (mut reply, _, looked) = master
         .driver
         .look(SessionCall::default(), &context, fs, deadline)
@@ -65,40 +76,40 @@ pub async fn read(
         .map_err(|e| driver_failed(&e, || master.not_leader()))?;
     // Whose change it is isn't known here: the home tells its own session at once.
     let tells = promises::told_by_read(fs, &reply, &looked);
-    sync::admit(master, ROOT_VOLUME, &tells, None, deadline.min(Instant::now() + SYNC_WAIT)).await?;
+    sync::admit(master, volume, &tells, None, deadline.min(Instant::now() + SYNC_WAIT)).await?;
     if places::names_chunks(&reply) {
-        if !is_here(master, &reply) {
+        if !is_here(master, volume, &reply) {
             return Err(elsewhere("a chunk of the file isn't in this region yet: ask the volume's home"));
         }
         let (now, now_ns) = (master.clock.boot(), master.clock.unix_ns());
         master.desk(|desk| places::complete(desk, &mut reply, 0, now, now_ns));
     }
     // Looked up after the read, which may have seen what was replayed meanwhile; and nobody began to copy anew under it.
-    let Some(at) = master.geo.replica(ROOT_VOLUME).readable() else {
+    let Some(at) = master.geo.replica(volume).readable() else {
         return Err(elsewhere("the volume is being copied to this region: ask its home"));
     };
-    let at = master.geo.near.at_most(at);
-    let promised = request.seat.as_ref().and_then(|seat| {
+    let at = seat.near.at_most(at);
+    let promised = request.seat.as_ref().and_then(|session| {
         let facts = promises::promised_by_read(fs, &reply);
-        let seat = (seat.session, seat.have);
-        master.geo.near.answer(seat, peer.uri.as_str(), begun, facts, at)
+        let session = (session.session, session.have);
+        seat.near.answer(session, peer.uri.as_str(), begun, facts, at)
     });
     // Before anything went back, be it only by a moment.
-    if master.geo.near.has_ended_since(begun) {
+    if seat.near.has_ended_since(begun) {
         return Err(elsewhere("the replica has begun anew meanwhile: ask the volume's home"));
     }
     let (news, granted) = promised.map_or((None, Vec::new()), |(news, granted)| (Some(news), granted));
     master.metrics.near_granted.inc_by(granted.len() as u64);
     master.may_answer(term)?;
     let granted = granted.iter().map(Fact::to_message).collect();
-    Ok(NearReply { reply: Some(reply), at: place(at), news, granted, behind_us: behind_us(master) })
+    Ok(NearReply { reply: Some(reply), at: place(at), news, granted, behind_us: behind_us(master, volume) })
 }
 
 /// How old the replica is at most, with the way from the home.
-fn behind_us(master: &Master) -> Option<u64> {
-    let age = master.geo.replica(ROOT_VOLUME).age.at_most(master.clock.boot())?;
+fn behind_us(master: &Master, volume: VolumeId) -> Option<u64> {
+    let age = master.geo.replica(volume).age.at_most(master.clock.boot())?;
     let global = master.global.as_ref()?;
-    let home = global.view().volumes.get(&ROOT_VOLUME)?.home.clone();
+    let home = global.view().volumes.get(&volume)?.home.clone();
     let way = global.round_trip_to(&home).unwrap_or_default() / 2;
     u64::try_from((age + way).as_micros()).ok()
 }
@@ -106,14 +117,15 @@ fn behind_us(master: &Master) -> Option<u64> {
 /// Waits a little until the replica is at a place.
 pub(super) async fn reached(
     master: &Master,
+    volume: VolumeId,
     wanted: LogPosition,
     deadline: Instant,
 ) -> Result<(), CallError> {
-    let mut moved = master.geo.moved(ROOT_VOLUME);
+    let mut moved = master.geo.moved(volume);
     let until = deadline.min(Instant::now() + WAIT);
     loop {
         moved.borrow_and_update();
-        match master.geo.replica(ROOT_VOLUME).readable() {
+        match master.geo.replica(volume).readable() {
             Some(at) if at >= wanted => return Ok(()),
             Some(_) => {}
             None => return Err(elsewhere("the volume is being copied to this region: ask its home")),
@@ -127,15 +139,15 @@ pub(super) async fn reached(
 }
 
 /// Whether all that an answer names of chunks is in this region.
-fn is_here(master: &Master, reply: &FsReply) -> bool {
+fn is_here(master: &Master, volume: VolumeId, reply: &FsReply) -> bool {
     let Some(Reply::Extents(map)) = &reply.reply else { return true };
     let runs = map.extents.iter().filter_map(|extent| match &extent.data {
         Some(Data::Run(run)) => Some((ChunkId(run.chunk), run.chunk_offset + run.length)),
         _ => None,
     });
     let located = map.chunks.iter().all(|chunk| !chunk.locations.is_empty());
-    let looked = master.geo.needs(ROOT_VOLUME, |needs| {
-        let known = master.geo.replica(ROOT_VOLUME).readable().is_some_and(|at| needs.noted() >= at);
+    let looked = master.geo.needs(volume, |needs| {
+        let known = master.geo.replica(volume).readable().is_some_and(|at| needs.noted() >= at);
         known && !runs.into_iter().any(|(chunk, end)| needs.lacks(chunk, end))
     });
     located && looked == Some(true)

@@ -6,12 +6,12 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
 use mooseng_ports::plant::{self, Plant};
-use mooseng_region::near::{Begun, Limits, NearId, NearTable, News, Touch};
+use mooseng_region::near::{Begun, Limits, NearId, NearTable, News, Totals, Touch};
 use mooseng_replica::Entry;
 use mooseng_schema::Record;
 use mooseng_schema::dirent::DirentRecord;
@@ -24,12 +24,13 @@ use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::fact::Fact;
 use mooseng_wire::geo::{NearNews, NearRecall, NearRenew, NearRenewed};
 use mooseng_wire::method::Method;
-use mooseng_wire::{InodeId, Role, VolumeId};
+use mooseng_wire::{InodeId, LOCAL_ID_BITS, Role, VolumeId};
 use prost::Message;
 use rand::RngCore;
 use tokio::time::Instant;
 
-use super::{ROOT_VOLUME, lock, near, place, position};
+use super::seat::Seat;
+use super::{lock, near, place, position};
 use crate::master::Master;
 use crate::rights;
 
@@ -40,19 +41,30 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// A lease is over here so much later than there: clocks may differ in rate.
 const LEASE_MARGIN: Duration = Duration::from_millis(500);
 
-/// A replica's promises, and on which connections its readers are told.
+/// The promises of one volume's replica, and on which connections its readers are told.
 pub struct NearPromises {
     table: Mutex<NearTable<LogPosition>>,
     connections: Mutex<BTreeMap<NearId, ConnectionHandle>>,
 }
 
-impl Default for NearPromises {
-    fn default() -> Self {
-        Self { table: Mutex::new(NearTable::new(Limits::default())), connections: Mutex::default() }
-    }
+/// The volume of a session with a reader.
+pub fn volume_of(session: NearId) -> VolumeId {
+    VolumeId((session >> LOCAL_ID_BITS) as u16)
+}
+
+/// An id for a session with a reader: nobody has it but by chance.
+fn fresh_id(volume: VolumeId) -> NearId {
+    let drawn = rand::rng().next_u64() & ((1 << LOCAL_ID_BITS) - 1);
+    (u64::from(volume.0) << LOCAL_ID_BITS) | drawn.max(1)
 }
 
 impl NearPromises {
+    /// Nothing is promised. The bounds are those of all volumes together that count so.
+    pub fn new(totals: Arc<Totals>) -> Self {
+        let table = NearTable::new(Limits::default(), totals);
+        Self { table: Mutex::new(table), connections: Mutex::default() }
+    }
+
     fn table<T>(&self, section: impl FnOnce(&mut NearTable<LogPosition>) -> T) -> T {
         section(&mut lock(&self.table))
     }
@@ -76,11 +88,6 @@ impl NearPromises {
     /// Lets go of the connections of sessions that have ended.
     fn hang_up(&self) {
         lock(&self.connections).retain(|id, _| lock(&self.table).is_open(*id));
-    }
-
-    /// How many sessions there are, and how many promises.
-    pub fn counts(&self) -> (usize, usize) {
-        self.table(|table| (table.sessions(), table.promises()))
     }
 
     /// Tells those sessions what they don't have any more.
@@ -135,7 +142,7 @@ fn message(session: NearId, news: News<LogPosition>) -> NearNews {
 }
 
 /// Entries that are being replayed, the last of them at that place.
-pub(super) struct Coming(BTreeSet<NearId>, Option<LogPosition>);
+pub(super) struct Coming(Arc<Seat>, BTreeSet<NearId>, Option<LogPosition>);
 
 /// Takes back what entries touch that are about to be replayed. Only while `applying` is held.
 pub(super) async fn coming(
@@ -143,21 +150,22 @@ pub(super) async fn coming(
     volume: VolumeId,
     entries: &[Entry],
 ) -> Result<Coming, StoreError> {
-    let Some(last) = entries.last().filter(|_| volume == ROOT_VOLUME) else {
-        return Ok(Coming(BTreeSet::new(), None));
-    };
+    let seat = master.geo.seat(volume);
+    let Some(last) = entries.last() else { return Ok(Coming(seat, BTreeSet::new(), None)) };
     let touches = touched(master, volume, entries).await?;
     let touches = if plant::is(Plant::NearRecallSkipped) { BTreeSet::new() } else { touches };
-    Ok(Coming(master.geo.near.table(|table| table.coming(last.at, &touches)), Some(last.at)))
+    let concerned = seat.near.table(|table| table.coming(last.at, &touches));
+    Ok(Coming(seat, concerned, Some(last.at)))
 }
 
 impl Coming {
     /// The replica is there now.
     pub(super) fn applied(self, master: &Master, at: LogPosition) {
-        if self.1.is_some_and(|last| last <= at) {
-            master.geo.near.table(NearTable::applied);
+        let Self(seat, concerned, last) = self;
+        if last.is_some_and(|last| last <= at) {
+            seat.near.table(NearTable::applied);
         }
-        master.geo.near.tell(master, &self.0);
+        seat.near.tell(master, &concerned);
     }
 }
 
@@ -170,6 +178,7 @@ async fn touched(
     let mut touches = BTreeSet::new();
     let mut names: BTreeMap<Bytes, Bytes> = BTreeMap::new();
     let tx = master.store.begin();
+    let seat = master.geo.seat(volume);
     for entry in entries {
         // One that can't be read isn't replayed either.
         let Ok(changes) = entry.changes() else { continue };
@@ -194,7 +203,7 @@ async fn touched(
             let now = value.and_then(|value| DirentRecord::from_value(value).ok()).map(|record| record.name);
             let before = match names.get(key) {
                 Some(name) => Some(name.clone()),
-                None => named(master, &tx, directory, key).await?,
+                None => named(&seat.near, &tx, directory, key).await?,
             };
             let known = now.clone().or_else(|| before.clone());
             match known {
@@ -212,12 +221,12 @@ async fn touched(
 
 /// The name that a directory entry's record has here, if anybody is promised anything of that directory's entries.
 async fn named(
-    master: &Master,
+    near: &NearPromises,
     tx: &impl Transaction,
     directory: InodeId,
     key: &Bytes,
 ) -> Result<Option<Bytes>, StoreError> {
-    if !master.geo.near.table(|table| table.knows_of(directory)) {
+    if !near.table(|table| table.knows_of(directory)) {
         return Ok(None);
     }
     let value = tx.get(key, Read::Snapshot).await?;
@@ -233,43 +242,49 @@ pub async fn renew(
     deadline: Instant,
 ) -> Result<NearRenewed, CallError> {
     master.allow(peer, &[Role::Client, Role::Admin])?;
-    let term = master.serving()?;
-    near::has_replica(master)?;
+    let volume = match request.session {
+        0 => near::volume_told(request.volume)?,
+        session => volume_of(session),
+    };
+    let term = master.serving_of(volume)?;
+    near::has_replica(master, volume)?;
     if rights::of(master, &peer.identity)?.is_some() {
         return Err(near::elsewhere("a client under a mount rule reads at the volume's home"));
     }
     if request.at_least.is_some() {
-        near::reached(master, position(request.at_least.as_ref()), deadline).await?;
+        near::reached(master, volume, position(request.at_least.as_ref()), deadline).await?;
     }
-    let Some(at) = master.geo.replica(ROOT_VOLUME).readable() else {
+    let Some(at) = master.geo.replica(volume).readable() else {
         return Err(near::elsewhere("the volume is being copied to this region: ask its home"));
     };
     let identity = peer.uri.as_str();
-    let lease_ms = master.lease_ms(ROOT_VOLUME);
+    let lease_ms = master.lease_ms(volume);
     let lease = Duration::from_millis(lease_ms.into());
     let until = master.clock.boot().after(lease + LEASE_MARGIN);
     let (mut id, mut have) = (request.session, request.have);
-    let news = master.geo.near.table(|table| {
+    let seat = master.geo.seat(volume);
+    let news = seat.near.table(|table| {
         if id == 0 || !table.renew(id, identity, until) {
-            (id, have) = (rand::rng().next_u64().max(1), 0);
+            (id, have) = (fresh_id(volume), 0);
             table.open(id, identity, until).map_err(|full| call_error(ErrorCode::Busy, full.to_string()))?;
         }
         let mut news = table.news(id, have).unwrap_or_default();
         news.at = news.at.max(at);
         Ok::<_, CallError>(news)
     })?;
-    lock(&master.geo.near.connections).insert(id, connection.clone());
+    lock(&seat.near.connections).insert(id, connection.clone());
     master.may_answer(term)?;
     Ok(NearRenewed { session: id, lease_ms, news: Some(message(id, news)) })
 }
 
-/// Forgets readers whose leases are over, as long as this region has a replica.
-pub async fn run(master: &Master) {
+/// Forgets readers whose leases are over, as long as this region has a replica of the volume.
+pub async fn run(master: &Master, volume: VolumeId) {
+    let seat = master.geo.seat(volume);
     loop {
         let now = master.clock.boot();
-        master.geo.near.table(|table| table.lapse(now));
-        master.geo.near.hang_up();
-        let (sessions, promises) = master.geo.near.counts();
+        seat.near.table(|table| table.lapse(now));
+        seat.near.hang_up();
+        let (sessions, promises) = master.geo.near_counts();
         master.metrics.near_sessions.set(sessions as i64);
         master.metrics.near_promises.set(promises as i64);
         tokio::time::sleep(LOOK_EVERY).await;

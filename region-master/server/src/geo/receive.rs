@@ -273,7 +273,7 @@ pub(super) async fn change(
     // Nobody is promised anything of what was here; before it goes, and once nothing more is read of it.
     let goes_back = matches!(work, Change::BeginAnew);
     if goes_back {
-        master.geo.near.end();
+        master.geo.seat(volume).near.end();
     }
     loop {
         let tx = master.store.begin();
@@ -282,7 +282,7 @@ pub(super) async fn change(
                 Ok(_) => {
                     master.geo.note_replica(volume, |replica| replica.record = Some(record.clone()));
                     if goes_back {
-                        master.geo.near.end();
+                        master.geo.seat(volume).near.end();
                     }
                     return Ok(record);
                 }

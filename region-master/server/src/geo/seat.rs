@@ -1,16 +1,18 @@
 //! What a master keeps in memory about one volume that several regions have.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use mooseng_ports::clock::BootTime;
 use mooseng_region::age::Age;
+use mooseng_region::near::Totals;
 use mooseng_replica::needs::Needs;
 use mooseng_schema::log::{LogPosition, ReplicaRecord};
 use mooseng_wire::geo::PutAside;
 use tokio::sync::watch;
 
+use super::near_promises::NearPromises;
 use super::{lock, moving, push};
 
 /// What a home's leader knows of a region that has a volume.
@@ -76,6 +78,8 @@ pub(super) struct Seat {
     pub acknowledged: watch::Sender<u64>,
     /// Of a home: regions that are to be in the sync set. They are waited for like its members.
     pub joining: Mutex<BTreeSet<String>>,
+    /// Of a replica: what readers of this region are promised.
+    pub near: NearPromises,
     /// Of a replica: up to where the sync set has everything, as its home has told.
     pub told_synced: Mutex<LogPosition>,
     /// The home answers nothing, for it is about to be moved: it isn't known here who is the home.
@@ -86,9 +90,11 @@ pub(super) struct Seat {
     pub moves: Mutex<Option<tokio::sync::mpsc::Sender<moving::Ordered>>>,
 }
 
-impl Default for Seat {
-    fn default() -> Self {
+impl Seat {
+    /// Nothing is known. What is promised of the volume to readers of this region counts with what is promised of others.
+    pub fn new(near_totals: &Arc<Totals>) -> Self {
         Self {
+            near: NearPromises::new(near_totals.clone()),
             shipped: Mutex::default(),
             replica: Mutex::default(),
             log: Mutex::default(),
@@ -107,9 +113,7 @@ impl Default for Seat {
             moves: Mutex::default(),
         }
     }
-}
 
-impl Seat {
     /// A new leadership, or another part in the volume: what was known may be wrong.
     pub fn forget(&self) {
         lock(&self.shipped).clear();

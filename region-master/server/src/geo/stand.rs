@@ -188,7 +188,7 @@ async fn undo(master: &Master, volume: VolumeId, cut: LogPosition) -> Result<(),
         losses::archive(master, volume, cut, false).await?;
     }
     let mut undone = false;
-    master.geo.near.end();
+    master.geo.seat(volume).near.end();
     loop {
         let more = match commit(master, Turn::Undo(volume, cut)).await? {
             Turned::Done(more) => more,
@@ -201,7 +201,7 @@ async fn undo(master: &Master, volume: VolumeId, cut: LogPosition) -> Result<(),
         master.geo.note_replica(volume, |replica| replica.record = record);
         // Whoever came between was promised what isn't any more.
         if undone {
-            master.geo.near.end();
+            master.geo.seat(volume).near.end();
         }
         if !more {
             if undone {

@@ -265,7 +265,7 @@ impl Keeper<'_> {
         let class = desk.seat(self.volume).classes.get(listing.record.storage_class);
         let now = self.master.clock.boot();
         let owner = SessionId(listing.record.owner);
-        if !desk.sessions.in_grace(now) && !desk.sessions.holds(owner) {
+        if !desk.sessions.in_grace(self.volume, now) && !desk.sessions.holds(owner) {
             page.abandoned.push(listing.clone());
         }
         let member = |name: &String| {

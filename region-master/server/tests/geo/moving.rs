@@ -12,40 +12,43 @@ use mooseng_wire::admin::{MoveHomeReply, MoveHomeRequest};
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
-use mooseng_wire::fs::{Lock, LockKind, LockSpec, LockState, Unlock};
+use mooseng_wire::fs::{Lock, LockKind, LockSpec, LockState, Lookup, Mkdir, Unlock};
 use mooseng_wire::global::SetVolume;
 use mooseng_wire::global::change::Change;
 use mooseng_wire::method::Method;
 use mooseng_wire::session::{OpenSession, Renew, Renewed, Request, Response, SessionOpened};
-use mooseng_wire::{Epoch, Role};
+use mooseng_wire::{Epoch, InodeId, Role, VolumeId};
 use tokio::time::Instant;
 
 use super::common::regions::{Regions, identity_of};
 use super::common::until;
-use super::{addresses, caught_up, lookup, mkdir, serves_as_home, serving};
+use super::{addresses, caught_up, lookup, serves_as_home, serving};
 
 const ONE: Duration = Duration::from_secs(2);
 
 /// A mount that follows the home wherever it is.
-struct Mount {
+pub(super) struct Mount {
+    /// Of which it is a session.
+    pub volume: VolumeId,
     links: Vec<Link>,
     at: usize,
-    session: SessionOpened,
-    number: u64,
+    pub session: SessionOpened,
+    pub number: u64,
     order: u64,
     /// What it says that it has.
-    locks: Vec<Lock>,
+    pub locks: Vec<Lock>,
     /// What the last other home didn't give it of that; none if it gave nothing.
-    lost: Option<Vec<u32>>,
+    pub lost: Option<Vec<u32>>,
 }
 
 impl Mount {
-    fn new(regions: &Regions, name: &str, of: &[&str]) -> Self {
+    pub fn new(regions: &Regions, name: &str, of: &[&str]) -> Self {
         let network = Arc::new(PlainNetwork::new(identity_of(of[0], Role::Client, name)));
         let all = of.iter().flat_map(|region| addresses(regions, region));
         let links =
             all.map(|a| Link::new(network.clone(), a, Role::Master, LinkOptions::default())).collect();
         Self {
+            volume: ROOT_VOLUME,
             links,
             at: 0,
             session: SessionOpened::default(),
@@ -56,7 +59,7 @@ impl Mount {
         }
     }
 
-    async fn open(&mut self) -> Result<(), CallFailure> {
+    pub async fn open(&mut self) -> Result<(), CallFailure> {
         self.order += 1;
         let known = self.session.clone();
         let open = OpenSession {
@@ -69,6 +72,7 @@ impl Mount {
             mount_path: "/mnt".into(),
             locks_home: known.home_epoch,
             locks: self.locks.clone(),
+            volume: self.volume.0.into(),
             ..OpenSession::default()
         };
         let link = &self.links[self.at];
@@ -79,7 +83,7 @@ impl Mount {
         self.renew().await
     }
 
-    async fn renew(&self) -> Result<(), CallFailure> {
+    pub async fn renew(&self) -> Result<(), CallFailure> {
         let renew = Renew {
             session: self.session.session,
             incarnation: self.session.incarnation,
@@ -125,8 +129,19 @@ impl Mount {
         self.links[self.at].request(method, &request, ONE).await
     }
 
+    /// Takes its session up wherever its home is, as soon as somebody there answers.
+    pub async fn open_until(&mut self) {
+        let tried = async {
+            while self.open().await.is_err() {
+                self.at = (self.at + 1) % self.links.len();
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), tried).await.expect("somebody answers")
+    }
+
     /// Tries until there is an answer.
-    async fn call(&mut self, method: Method, number: u64, op: Op) -> Response {
+    pub async fn call(&mut self, method: Method, number: u64, op: Op) -> Response {
         let tried = async {
             loop {
                 let failure = match self.attempt(method, number, &op).await {
@@ -153,17 +168,20 @@ impl Mount {
     }
 
     /// Answers the inode and the epoch of the log that the answer may show.
-    async fn make(&mut self, name: &str) -> (u64, u64) {
+    pub async fn make(&mut self, name: &str) -> (u64, u64) {
         self.number += 1;
-        let response = self.call(Method::FsChange, self.number, mkdir(name)).await;
+        let root = InodeId::root_of(self.volume).0;
+        let op = Op::Mkdir(Mkdir { parent: root, name: name.to_owned().into(), mode: 0o755 });
+        let response = self.call(Method::FsChange, self.number, op).await;
         match response.reply.unwrap().reply.unwrap() {
             Reply::Entry(entry) => (entry.attr.unwrap().inode, response.log_epoch),
             other => panic!("{name}: {other:?}"),
         }
     }
 
-    async fn find(&mut self, name: &str) -> Option<u64> {
-        match self.call(Method::FsRead, 0, lookup(name).op.unwrap()).await.reply.unwrap().reply.unwrap() {
+    pub async fn find(&mut self, name: &str) -> Option<u64> {
+        let sought = Lookup { parent: InodeId::root_of(self.volume).0, name: name.to_owned().into() };
+        match self.call(Method::FsRead, 0, Op::Lookup(sought)).await.reply.unwrap().reply.unwrap() {
             Reply::Entry(entry) => entry.attr.map(|attr| attr.inode),
             _ => None,
         }

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use mooseng_wire::InodeId;
 use mooseng_wire::call::ErrorCode;
 use mooseng_wire::fact::Fact;
 use mooseng_wire::fs::fs_reply::Reply;
@@ -11,6 +10,7 @@ use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::{FsRequest, GetAttr, ReadDir, Unlink};
 use mooseng_wire::geo::{NearNews, NearRead, NearRenew, NearRenewed, NearReply, NearSeat, Place};
 use mooseng_wire::method::Method;
+use mooseng_wire::{InodeId, LOCAL_ID_BITS};
 use prost::Message;
 
 use super::common::Client;
@@ -19,12 +19,13 @@ use super::common::until;
 use super::{Caller, Rename, Rmdir, caught_up, change, client, lookup, mkdir, serves_as_home, serving};
 
 /// A reader's side of it.
-struct Reader {
-    client: Client,
-    session: u64,
+pub(super) struct Reader {
+    pub client: Client,
+    volume: u32,
+    pub session: u64,
     have: u64,
     at: (u64, u64),
-    held: BTreeSet<Fact>,
+    pub held: BTreeSet<Fact>,
 }
 
 fn entry(name: &str) -> Fact {
@@ -37,11 +38,18 @@ fn request(op: Op) -> FsRequest {
 
 impl Reader {
     async fn open(client: Client) -> Self {
-        let renewed: NearRenewed = client.call(Method::NearRenew, &NearRenew::default()).await.unwrap();
+        Self::open_of(client, 0).await
+    }
+
+    /// A reader of a volume.
+    pub async fn open_of(client: Client, volume: u32) -> Self {
+        let renew = NearRenew { volume, ..NearRenew::default() };
+        let renewed: NearRenewed = client.call(Method::NearRenew, &renew).await.unwrap();
+        assert_eq!(renewed.session >> LOCAL_ID_BITS, u64::from(volume), "{renewed:?}");
         assert!(renewed.session != 0 && renewed.lease_ms > 0, "{renewed:?}");
         let news = renewed.news.unwrap();
         let mut reader =
-            Self { client, session: renewed.session, have: 0, at: (0, 0), held: BTreeSet::new() };
+            Self { client, volume, session: renewed.session, have: 0, at: (0, 0), held: BTreeSet::new() };
         reader.take(&news);
         reader
     }
@@ -69,8 +77,9 @@ impl Reader {
     }
 
     /// Reads, and answers what came before: what it gave up. None where the leader doesn't know it.
-    async fn read(&mut self, op: FsRequest, at_least: Place) -> (Reply, Option<Vec<Fact>>) {
-        let read = NearRead { op: Some(op), at_least: Some(at_least), seat: Some(self.seat()), volume: 0 };
+    pub async fn read(&mut self, op: FsRequest, at_least: Place) -> (Reply, Option<Vec<Fact>>) {
+        let (at_least, seat) = (Some(at_least), Some(self.seat()));
+        let read = NearRead { op: Some(op), at_least, seat, volume: self.volume };
         let reply: NearReply = self.client.call(Method::NearRead, &read).await.unwrap();
         let given_up = reply.news.as_ref().map(|news| self.take(news));
         assert!(given_up.is_some() || reply.granted.is_empty());
@@ -78,7 +87,7 @@ impl Reader {
         (reply.reply.unwrap().reply.unwrap(), given_up)
     }
 
-    async fn renew(&mut self) -> Vec<Fact> {
+    pub async fn renew(&mut self) -> Vec<Fact> {
         let renew = NearRenew { session: self.session, have: self.have, at_least: None, volume: 0 };
         let renewed: NearRenewed = self.client.call(Method::NearRenew, &renew).await.unwrap();
         assert_eq!(renewed.session, self.session);
@@ -188,7 +197,7 @@ async fn what_a_replica_promised_ends_where_it_is_led_by_another_or_becomes_the_
     let mut reader = Reader::open(client(&regions, "b", "b")).await;
     reader.read(lookup("x"), Place::default()).await;
     assert!(reader.held.contains(&entry("x")));
-    let counts = serving(&regions, "b").unwrap().geo.near.counts();
+    let counts = serving(&regions, "b").unwrap().geo.near_counts();
     assert_eq!(counts, (1, 2));
     let leader = regions.of("b").into_iter().find(|i| regions.running[*i].as_ref().unwrap().is_serving());
     regions.kill(leader.unwrap()).await;
@@ -203,7 +212,7 @@ async fn what_a_replica_promised_ends_where_it_is_led_by_another_or_becomes_the_
     regions.kill_region("a").await;
     serves_as_home(&regions, "b", 2).await;
     let at_home = serving(&regions, "b").unwrap().clone();
-    assert_eq!(at_home.geo.near.counts(), (0, 0));
+    assert_eq!(at_home.geo.near_counts(), (0, 0));
 }
 
 /// A reader that says nothing any more is forgotten, and the log goes on without it.
@@ -225,5 +234,5 @@ async fn applying_the_log_waits_for_no_reader() {
     let behind = Duration::from_micros(read.behind_us.expect("the home was heard"));
     assert!(behind > Duration::ZERO && behind < Duration::from_secs(2), "{behind:?}");
     let replica = serving(&regions, "b").unwrap().clone();
-    until("the reader is forgotten", async || replica.geo.near.counts().0 == 0).await;
+    until("the reader is forgotten", async || replica.geo.near_counts().0 == 0).await;
 }

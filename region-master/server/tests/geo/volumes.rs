@@ -79,7 +79,12 @@ pub(super) async fn is_home(regions: &Regions, region: &str, volume: VolumeId, e
 }
 
 /// Waits until a replica has all of its home's log.
-async fn follows(regions: &Regions, region: &str, home: &Arc<Master>, volume: VolumeId) -> Arc<Master> {
+pub(super) async fn follows(
+    regions: &Regions,
+    region: &str,
+    home: &Arc<Master>,
+    volume: VolumeId,
+) -> Arc<Master> {
     until("the replica has everything", async || {
         let newest = home.geo.newest(volume);
         let there = leads(regions, region, volume);
