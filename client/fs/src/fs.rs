@@ -95,11 +95,6 @@ impl FileSystem {
         self.inner.session.is_gone()
     }
 
-    /// Returns once a master has said that it doesn't let this host in.
-    pub(crate) async fn refused(&self) -> FsError {
-        self.inner.session.refused().await
-    }
-
     /// The root directory's inode.
     pub fn root(&self) -> u64 {
         self.inner.session.root()

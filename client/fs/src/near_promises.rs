@@ -306,8 +306,9 @@ impl Session {
         let sent = self.clock.boot();
         let open = NearRenew { volume: self.near.volume.0.into(), ..NearRenew::default() };
         let renewed = ask(&*self.peers, leader, &open, RENEW_WITHIN).await?;
-        // A master of an earlier release knows of the root's alone.
-        if SessionId(renewed.session).volume() != self.near.volume {
+        // A master of an earlier release knows of the root's alone, and draws their ids from all there are.
+        let volume = self.near.volume;
+        if volume.0 != 0 && SessionId(renewed.session).volume() != volume {
             return Err(Refused::Unknown);
         }
         let at = at_of(renewed.news.as_ref().and_then(|news| news.at.as_ref()));

@@ -320,6 +320,7 @@ impl Region {
                     self.given_up(flight);
                     return Err(FsError::MadeAnew(why));
                 }
+                why = self.session.shut_out() => return Err(why),
             };
             let Some(seat) = seat else {
                 self.given_up(flight);

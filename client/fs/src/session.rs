@@ -49,6 +49,10 @@ const RENEW_TIMEOUT: Duration = Duration::from_millis(700);
 /// single master that was made anew.
 const MADE_ANEW_AFTER: Duration = Duration::from_secs(3);
 
+/// The longest pause between searches, and the one where a volume besides the root doesn't let this host in.
+const SEARCH_REST: Duration = Duration::from_millis(300);
+const REFUSED_REST: Duration = Duration::from_secs(2);
+
 /// Who leads, and who we are there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Seat {
@@ -259,6 +263,16 @@ impl Session {
                 return std::future::pending().await;
             }
         }
+    }
+
+    /// [`Self::refused`] of a volume besides the root that never let this host in: nobody waits for that. The root's is waited for by whoever mounts.
+    pub async fn shut_out(&self) -> FsError {
+        if self.config.volume == 0 {
+            return std::future::pending().await;
+        }
+        let why = self.refused().await;
+        // Whoever was let in once waits as in the root.
+        if self.life().0 == 0 { why } else { std::future::pending().await }
     }
 
     /// Returns once the region behind the session was made anew, with who says so.
@@ -517,7 +531,11 @@ impl Session {
                     }
                     // The keeper's own pauses aren't drawn from the budget: it is what everybody waits for.
                     let unit = self.random.lock().unwrap_or_else(PoisonError::into_inner).random::<f64>();
-                    tokio::time::sleep(backoff.pause(unit, true).min(Duration::from_millis(300))).await;
+                    // Where nobody is let in, nobody waits either.
+                    let shut_out = refuses && self.config.volume != 0;
+                    let pause =
+                        if shut_out { REFUSED_REST } else { backoff.pause(unit, true).min(SEARCH_REST) };
+                    tokio::time::sleep(pause).await;
                     continue;
                 }
             }

@@ -23,6 +23,8 @@ use crate::status::FsStatus;
 
 /// Volumes besides the root that one mount is in at most.
 pub const VOLUMES_MAX: usize = 64;
+/// How long a lookup waits for the volume that it crosses into. A kernel holds the directory's lock meanwhile, for which whoever changes it waits.
+const CROSSED_WITHIN: Duration = Duration::from_secs(1);
 /// A volume that was gone a moment ago isn't asked for again.
 const GONE_FOR: Duration = Duration::from_secs(1);
 
@@ -43,6 +45,8 @@ struct Entered {
     fs: FileSystem,
     /// The directory in which the one is that it is joined at.
     above: u64,
+    /// Its root, as it was seen last.
+    seen: Option<Attr>,
 }
 
 #[derive(Default)]
@@ -120,10 +124,43 @@ impl Tree {
     /// The entry `name` of a directory, if there is one. Where a volume is joined there, its root, which is entered for that: the errors are those of its
     /// session then.
     pub async fn find(&self, caller: &Caller, parent: u64, name: &[u8]) -> Result<Option<Found>, FsError> {
-        let fs = self.of(parent)?;
-        match fs.find(caller, parent, name).await? {
-            Some(attr) if attr.joined != 0 => self.cross(caller, parent, attr).await.map(Some),
-            attr => Ok(attr.map(|attr| Found { attr, crossed: None })),
+        let Some(found) = self.named(caller, parent, name).await? else { return Ok(None) };
+        let Some(directory) = found.crossed else { return Ok(Some(found)) };
+        let fs = self.enter(joined(&directory)?, parent)?;
+        let attr = fs.getattr(caller, found.attr.inode).await?;
+        self.saw(&attr);
+        Ok(Some(Found { attr, crossed: Some(directory) }))
+    }
+
+    /// [`Self::find`] for who asks for attributes before he believes them: where a volume is joined and doesn't answer within a second, they are what was
+    /// seen of its root last, or those of the directory between, under the root's id.
+    pub async fn lookup(&self, caller: &Caller, parent: u64, name: &[u8]) -> Result<Option<Found>, FsError> {
+        let Some(found) = self.named(caller, parent, name).await? else { return Ok(None) };
+        let Some(directory) = found.crossed else { return Ok(Some(found)) };
+        let fs = self.enter(joined(&directory)?, parent)?;
+        let attr = match tokio::time::timeout(CROSSED_WITHIN, fs.getattr(caller, found.attr.inode)).await {
+            Ok(attr) => attr.inspect(|attr| self.saw(attr))?,
+            Err(_) => found.attr,
+        };
+        Ok(Some(Found { attr, crossed: Some(directory) }))
+    }
+
+    /// What a name leads to, by what its directory's volume says.
+    async fn named(&self, caller: &Caller, parent: u64, name: &[u8]) -> Result<Option<Found>, FsError> {
+        let Some(attr) = self.of(parent)?.find(caller, parent, name).await? else { return Ok(None) };
+        if attr.joined == 0 {
+            return Ok(Some(Found { attr, crossed: None }));
+        }
+        let volume = joined(&attr)?;
+        let root = Attr { inode: InodeId::new(volume, ROOT_INODE.0).0, joined: 0, ..attr };
+        let seen = self.volumes().entered.get(&volume).and_then(|entered| entered.seen);
+        Ok(Some(Found { attr: seen.unwrap_or(root), crossed: Some(attr) }))
+    }
+
+    /// The root of a volume has these attributes.
+    fn saw(&self, root: &Attr) {
+        if let Some(entered) = self.volumes().entered.get_mut(&volume_of(root.inode)) {
+            entered.seen = Some(*root);
         }
     }
 
@@ -138,28 +175,6 @@ impl Tree {
         let root = InodeId::new(joined(&attr).ok()?, ROOT_INODE.0).0;
         let found = self.of(root).ok()?.known_attr(root)?;
         Some(Some(Found { attr: found, crossed: Some(attr) }))
-    }
-
-    async fn cross(&self, caller: &Caller, parent: u64, directory: Attr) -> Result<Found, FsError> {
-        let volume = joined(&directory)?;
-        let fs = self.enter(volume, parent)?;
-        let root = InodeId::new(volume, ROOT_INODE.0).0;
-        let refused = async {
-            match fs.status().session {
-                0 => fs.refused().await,
-                // Whoever was let in goes on with what that session is told.
-                _ => std::future::pending().await,
-            }
-        };
-        let attr = tokio::select! {
-            biased;
-            attr = fs.getattr(caller, root) => attr,
-            why = refused => {
-                self.forget(volume, &fs);
-                Err(why)
-            }
-        };
-        Ok(Found { attr: attr?, crossed: Some(directory) })
     }
 
     /// The volume, which is entered if it wasn't.
@@ -192,17 +207,8 @@ impl Tree {
             fs.show_through(shows(volume));
         }
         tracing::info!(%volume, above, "this mount enters a volume");
-        volumes.entered.insert(volume, Entered { fs: fs.clone(), above });
+        volumes.entered.insert(volume, Entered { fs: fs.clone(), above, seen: None });
         Ok(fs)
-    }
-
-    /// It was never let in.
-    fn forget(&self, volume: VolumeId, fs: &FileSystem) {
-        let mut volumes = self.volumes();
-        let same = |entered: &Entered| Arc::ptr_eq(&entered.fs.inner, &fs.inner);
-        if volumes.entered.get(&volume).is_some_and(same) {
-            volumes.entered.remove(&volume);
-        }
     }
 
     /// The volumes besides the root that the mount is in.

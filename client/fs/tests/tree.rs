@@ -164,6 +164,23 @@ async fn a_joined_directory_stays_where_it_is_in_a_directory_that_is_had_alone()
 }
 
 #[tokio::test(start_paused = true)]
+async fn names_are_made_alone_in_a_volume_too() {
+    let rig = rig().await;
+    rig.region.with(|s| (s.exclusive, s.alone) = (true, true));
+    rig.found(ROOT, "v").await;
+    let below = rig.tree.of(rig.below).unwrap();
+    for n in 0..20 {
+        let made = below.mkdir(&me(), rig.below, format!("d{n}").as_bytes(), 0o755).await.unwrap();
+        assert_eq!(made.inode >> 48, 7);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(below.status().made_alone > 0);
+    below.fsync_directory(rig.below).await.unwrap();
+    assert!(rig.region.with(|s| (0..20).all(|n| s.named(rig.below, format!("d{n}").as_bytes()).is_some())));
+    rig.end().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_volume_that_doesnt_answer_keeps_no_other_waiting() {
     let rig = rig().await;
     rig.found(ROOT, "v").await;
@@ -186,6 +203,28 @@ async fn a_volume_that_doesnt_answer_keeps_no_other_waiting() {
     // It goes on where it was.
     rig.region.fault("m2", None);
     assert_eq!(rig.read(file).await.unwrap(), "seven");
+    rig.end().await;
+}
+
+/// A kernel holds a directory's lock while it looks a name up in it.
+#[tokio::test(start_paused = true)]
+async fn a_lookup_doesnt_wait_long_for_a_volume_that_doesnt_answer() {
+    let rig = rig().await;
+    rig.region.fault("m2", Some(Fault::Hung));
+    let began = Instant::now();
+    let found = rig.tree.lookup(&me(), ROOT, b"v").await.unwrap().unwrap();
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    assert_eq!((found.attr.inode, found.crossed.unwrap().inode), (rig.below, rig.joined_at));
+    assert_eq!(rig.tree.of(rig.below).unwrap().validity(Some(&found.attr), None).attr, Duration::ZERO);
+    // Who wants to know waits.
+    let why = rig.tree.find(&me(), ROOT, b"v").await.unwrap_err();
+    assert_eq!(why.errno(), libc::ETIMEDOUT, "{why}");
+    rig.region.fault("m2", None);
+    rig.found(ROOT, "v").await;
+    let seen = rig.tree.of(rig.below).unwrap().getattr(&me(), rig.below).await.unwrap();
+    rig.region.fault("m2", Some(Fault::Hung));
+    assert_eq!(rig.tree.lookup(&me(), ROOT, b"v").await.unwrap().unwrap().attr, seen, "as it was last");
+    rig.region.fault("m2", None);
     rig.end().await;
 }
 
@@ -286,9 +325,15 @@ async fn a_master_of_an_earlier_release_lets_nobody_into_a_volume() {
     let why = rig.tree.find(&me(), ROOT, b"v").await.unwrap_err();
     assert!(matches!(&why, FsError::NotBuilt(_)), "{why}");
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
-    assert_eq!(rig.tree.entered().len(), 0);
+    let opened = || rig.region.with(|s| s.calls["OpenSession"]);
+    let before = opened();
+    // Between two searches.
+    tokio::time::sleep(Duration::from_secs(61)).await;
+    assert!(opened() - before <= 3 * 31, "it isn't asked for all the time: {}", opened() - before);
+    assert_eq!(rig.region.with(|s| s.sessions_of(0)), 1, "what they open instead is closed");
     // Once they are renewed it works.
     rig.region.with(|s| s.one_volume = false);
+    tokio::time::sleep(Duration::from_secs(5)).await;
     assert_eq!(rig.found(ROOT, "v").await, rig.below);
     rig.tree.close().await;
 }

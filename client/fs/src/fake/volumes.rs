@@ -96,13 +96,17 @@ impl State {
         if names_volumes(&request) {
             return Some(errno(libc::EXDEV));
         }
-        let nowhere = matches!(
-            op,
-            Op::Reserve(_) | Op::ReserveInodes(_) | Op::Sync(_) | Op::Tell(_) | Op::TouchAtime(_)
-        );
-        if !nowhere && volume_of(&request) != self.volume {
-            self.violations.push(format!("a session of volume {} asks about another: {op:?}", self.volume));
-            return Some(errno(libc::EINVAL));
+        let told = match op {
+            Op::Tell(tell) => tell.changes.iter().filter_map(|change| change.request.clone()).collect(),
+            Op::Reserve(_) | Op::ReserveInodes(_) | Op::Sync(_) | Op::TouchAtime(_) => vec![],
+            _ => vec![request],
+        };
+        for one in told {
+            if volume_of(&one) != self.volume {
+                let volume = self.volume;
+                self.violations.push(format!("a session of volume {volume} asks about another: {one:?}"));
+                return Some(errno(libc::EINVAL));
+            }
         }
         let child = |parent: u64, name: &Bytes| self.child(parent, name);
         let (within, moved) = match op {

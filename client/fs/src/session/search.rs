@@ -226,6 +226,10 @@ impl Session {
             .body;
         let opened = SessionOpened::decode(body).map_err(|_| Failure::Lost)?;
         if SessionId(opened.session).volume() != self.volume() {
+            // Nobody has any use for it.
+            if let Err(failure) = self.close_at(address, opened.session, opened.incarnation).await {
+                tracing::debug!(%failure, session = opened.session, "a session of the root that a master opened for another volume ends with its lease");
+            }
             return Err(Failure::Refused(CallError {
                 code: ErrorCode::NotBuilt.into(),
                 message: "entering volumes besides the root: the master is of an earlier release, which opens sessions of the root alone".into(),
