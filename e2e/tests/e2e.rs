@@ -54,6 +54,8 @@ mod rules;
 mod tls;
 #[path = "e2e/unprivileged.rs"]
 mod unprivileged;
+#[path = "e2e/volumes.rs"]
+mod volumes;
 #[path = "e2e/workloads.rs"]
 mod workloads;
 

@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-use mooseng_client::{Caller, Description, FileKind, FileSystem, FsError};
+use mooseng_client::{Caller, Description, FileKind, FileSystem, FsError, Tree};
 use mooseng_ports::clock::OsClock;
 use mooseng_wire::fs::extent::Data;
 use mooseng_wire::fs::{ChunkPlace, Extent};
@@ -53,21 +53,25 @@ fn place(args: &Info) -> Result<(PathBuf, PathBuf), Failure> {
 async fn describe(file: &ClientFile, inside: &Path) -> Result<Description, Failure> {
     let fs =
         FileSystem::connect(file.client_config(Path::new("")), file.network()?, Arc::new(OsClock)).await?;
-    let found = walk(&fs, inside).await;
-    fs.close().await;
+    let tree = Tree::from(fs);
+    let found = walk(&tree, inside).await;
+    tree.close().await;
     found
 }
 
-async fn walk(fs: &FileSystem, inside: &Path) -> Result<Description, Failure> {
+async fn walk(tree: &Tree, inside: &Path) -> Result<Description, Failure> {
     let caller = caller();
-    let mut inode = fs.root();
+    let mut inode = tree.root().root();
     let mut so_far = PathBuf::from("/");
     for component in inside.components() {
         let Component::Normal(name) = component else { continue };
         so_far.push(name);
-        inode = fs.lookup(&caller, inode, name.as_bytes()).await.map_err(|e| at(&so_far, e))?.inode;
+        let found = tree.find(&caller, inode, name.as_bytes()).await;
+        let found = found.and_then(|found| found.ok_or(FsError::Answered(libc::ENOENT)));
+        inode = found.map_err(|e| at(&so_far, e))?.attr.inode;
     }
-    fs.describe(&caller, inode).await.map_err(|e| at(&so_far, e))
+    let described = async { tree.of(inode)?.describe(&caller, inode).await };
+    described.await.map_err(|e| at(&so_far, e))
 }
 
 fn at(path: &Path, error: FsError) -> Failure {

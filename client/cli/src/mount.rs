@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use mooseng_client::FileSystem;
+use mooseng_client::{FileSystem, Tree};
 use mooseng_fuse::{Mount as FuseMount, MountHandle, MountOptions};
 use mooseng_otlp::{Otlp, OtlpConfig, Who};
 use mooseng_ports::clock::OsClock;
@@ -279,7 +279,9 @@ async fn run(
     };
     let shutdown = CancellationToken::new();
     let metrics = Metrics::default();
-    metrics::register(&metrics, fs.clone());
+    // Other volumes are entered where a lookup crosses into them, under the same settings.
+    let tree = Tree::from(fs.clone());
+    metrics::register(&metrics, tree.clone());
     let http = serve_health(&request.file, &fs, &metrics, &shutdown).await?;
     let otlp = start_otlp(&request, &metrics)?;
     if let Some((session, incarnation)) = request.again {
@@ -288,11 +290,11 @@ async fn run(
         // As late as can be: until now what is below the path said that it isn't connected, and nobody wrote to the directory under it.
         if !take_away_dead(&request.path)? {
             tracing::info!(path = %request.path.display(), "the dead mount was taken away, and isn't made again");
-            fs.close().await;
+            tree.close().await;
             return Ok(());
         }
     }
-    let handle = mount_fuse(&request, fs.clone(), tokio).await?;
+    let handle = mount_fuse(&request, tree.clone(), tokio).await?;
     metrics::register_operations(&metrics, handle.operations());
     let Some(process) = Started::myself() else {
         return Err(Failure::failed("This process isn't in /proc."));
@@ -317,7 +319,7 @@ async fn run(
         _ = terminate.recv() => leave(&handle).await,
         _ = interrupt.recv() => leave(&handle).await,
     };
-    fs.close().await;
+    tree.close().await;
     if let Some(otlp) = otlp {
         otlp.stop().await;
     }
@@ -329,7 +331,7 @@ async fn run(
 
 async fn mount_fuse(
     request: &Request,
-    fs: FileSystem,
+    tree: Tree,
     tokio: tokio::runtime::Handle,
 ) -> Result<MountHandle, Failure> {
     let options = MountOptions {
@@ -337,14 +339,14 @@ async fn mount_fuse(
         // Others only where whoever mounts may allow it: root, or a user whom fuse.conf lets.
         allow_other: request.options.allow_other || rustix::process::geteuid().is_root(),
         // What the region refuses anyway the kernel refuses earlier.
-        read_only: request.options.read_only || fs.is_read_only(),
+        read_only: request.options.read_only || tree.root().is_read_only(),
         suid: request.options.suid,
         dev: request.options.dev,
         exec: !request.options.no_exec,
         ..MountOptions::default()
     };
     let path = request.path.clone();
-    let made = tokio::task::spawn_blocking(move || FuseMount::mount(fs, &path, options, tokio)).await;
+    let made = tokio::task::spawn_blocking(move || FuseMount::mount(tree, &path, options, tokio)).await;
     made.map_err(|e| Failure::failed(format!("The mount failed inside: {e}.")))?
         .map_err(|e| Failure::failed(format!("{e}.")))
 }

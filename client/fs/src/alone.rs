@@ -130,7 +130,7 @@ impl FileSystem {
             && session.tells_alone()
             && session.squash() == Squash::None
             && !session.is_read_only()
-            && session.root() == ROOT_INODE.0
+            && session.root() == InodeId::new(session.volume(), ROOT_INODE.0).0
     }
 
     fn has_alone(&self, directories: &[u64]) -> bool {

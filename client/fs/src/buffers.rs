@@ -24,29 +24,50 @@ impl Buffer {
     }
 }
 
-/// All buffers of a mount.
+/// The bytes that all volumes of a mount may hold in buffers together.
+#[derive(Debug)]
+pub(crate) struct Room {
+    pub bytes_max: usize,
+    bytes: AtomicUsize,
+    /// There may be more room than before.
+    pub changed: Notify,
+}
+
+impl Room {
+    /// Room for so many; with none, nothing is buffered.
+    pub fn new(bytes_max: usize) -> Self {
+        Self { bytes_max, bytes: AtomicUsize::new(0), changed: Notify::new() }
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+}
+
+/// All buffers of a volume.
 #[derive(Debug)]
 pub(crate) struct Buffers {
     /// An inode's buffer is here as long as it holds bytes, is closed, or somebody sends from it: clones are made under this lock alone, so
     /// that there is never a second one. Bytes are added under it, too.
     by_inode: Mutex<BTreeMap<u64, Arc<Buffer>>>,
     bytes: AtomicUsize,
-    pub bytes_max: usize,
-    pub room: Notify,
+    pub room: Arc<Room>,
     /// What covers the bytes where quotas limit them.
     pub escrow: Escrow,
 }
 
+impl Drop for Buffers {
+    fn drop(&mut self) {
+        self.room.bytes.fetch_sub(self.bytes(), Ordering::Relaxed);
+        self.room.changed.notify_waiters();
+    }
+}
+
 impl Buffers {
-    /// Buffers that hold that many bytes together at most; with none, nothing is buffered.
-    pub fn new(bytes_max: usize) -> Self {
-        Self {
-            by_inode: Mutex::default(),
-            bytes: AtomicUsize::new(0),
-            bytes_max,
-            room: Notify::new(),
-            escrow: Escrow::default(),
-        }
+    /// Buffers that hold as many bytes at most as there is room for.
+    pub fn sharing(room: Arc<Room>) -> Self {
+        Self { by_inode: Mutex::default(), bytes: AtomicUsize::new(0), room, escrow: Escrow::default() }
     }
 
     pub fn map<T>(&self, f: impl FnOnce(&mut BTreeMap<u64, Arc<Buffer>>) -> T) -> T {
@@ -75,7 +96,7 @@ impl Buffers {
         })
     }
 
-    /// Bytes held.
+    /// Bytes held of this volume.
     pub fn bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)
     }
@@ -86,15 +107,17 @@ impl Buffers {
             let result = buffer.dirty(|dirty| {
                 let before = dirty.bytes();
                 let result = f(dirty);
-                self.bytes.fetch_add(dirty.bytes(), Ordering::Relaxed);
-                self.bytes.fetch_sub(before, Ordering::Relaxed);
+                for bytes in [&self.bytes, &self.room.bytes] {
+                    bytes.fetch_add(dirty.bytes(), Ordering::Relaxed);
+                    bytes.fetch_sub(before, Ordering::Relaxed);
+                }
                 let (accounts, spent, given_up) = dirty.settle();
                 self.escrow.settle(&accounts, spent, given_up);
                 result
             });
             drop(buffer);
             Self::drop_idle(map, inode);
-            self.room.notify_waiters();
+            self.room.changed.notify_waiters();
             result
         })
     }
@@ -149,7 +172,7 @@ mod tests {
     /// With a second buffer beside it, a sender would take bytes from one and call them sent in the other.
     #[test]
     fn an_inode_has_one_buffer_as_long_as_somebody_sends_from_it() {
-        let buffers = Buffers::new(100);
+        let buffers = Buffers::sharing(Arc::new(Room::new(100)));
         let put = |dirty: &mut Dirty| dirty.put(0, Bytes::from_static(b"x"), Instant::now(), 1);
         buffers.change(1, put);
         let (first, second) = (buffers.get(1).unwrap(), buffers.get(1).unwrap());
@@ -162,5 +185,19 @@ mod tests {
         buffers.give_back(1, second);
         assert!(!buffers.has(1));
         assert_eq!(buffers.bytes(), 0);
+    }
+
+    #[test]
+    fn what_one_volume_holds_another_cant_and_it_goes_with_the_volume() {
+        let room = Arc::new(Room::new(100));
+        let (one, other) = (Buffers::sharing(room.clone()), Buffers::sharing(room.clone()));
+        let put = |dirty: &mut Dirty| dirty.put(0, Bytes::from_static(b"xyz"), Instant::now(), 1);
+        one.change(1, put);
+        other.change(2, put);
+        assert_eq!((one.bytes(), other.bytes(), room.bytes()), (3, 3, 6));
+        other.change(2, Dirty::discard);
+        assert_eq!(room.bytes(), 3);
+        drop(one);
+        assert_eq!(room.bytes(), 0);
     }
 }

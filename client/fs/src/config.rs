@@ -7,6 +7,8 @@ use std::time::Duration;
 pub struct ClientConfig {
     /// Addresses of the region's masters; any one of them is enough to find the others' leader.
     pub masters: Vec<String>,
+    /// The volume: 0 is the root. Others are entered by [`crate::Tree`].
+    pub volume: u16,
     /// The zone that this host is in: replicas there are read first. Empty when unknown.
     pub zone: String,
     /// Shown in the master's list of sessions.
@@ -25,16 +27,17 @@ pub struct ClientConfig {
     pub append_timeout: Duration,
     /// A replica that hasn't answered a read for this long is joined by the next one.
     pub hedge_after: Duration,
-    /// Most bytes of chunk data kept in memory.
+    /// Most bytes of chunk data kept in memory, of all volumes together.
     pub cache_bytes: usize,
-    /// Most bytes that are written and not sent yet; 0 sends each write at once.
+    /// Most bytes that are written and not sent yet, of all volumes together; 0 sends each write at once.
     pub write_buffer_bytes: usize,
     /// Whether changes of names in directories that only this mount works in are made here, and told to the region a few milliseconds later. Until
     /// fsync, of the file or the directory, a crash of this host may lose them, as on a local filesystem.
     pub delegate: bool,
     /// Whether everything is read at the volume's home, wherever that is, and nothing from this host's region's replica of it.
     pub strong: bool,
-    /// Most bytes of attributes, entries and lists of directories kept in memory; of what a replica tells as many again.
+    /// Most bytes of attributes, entries and lists of directories kept in memory; of what a replica tells as many again. Of each
+    /// volume besides the root, a quarter of it more.
     pub facts_bytes: usize,
     /// Most bytes read ahead on one handle.
     pub read_ahead_bytes: u64,
@@ -50,6 +53,7 @@ impl Default for ClientConfig {
     fn default() -> Self {
         Self {
             masters: Vec::new(),
+            volume: 0,
             zone: String::new(),
             host: String::new(),
             mount_path: String::new(),

@@ -80,6 +80,22 @@ pub enum FsError {
     /// The session's lease lapsed before the change was done; in the next life it must be decided anew.
     #[error("this host's lease lapsed before the change was done")]
     Lapsed,
+    /// There is no such volume any more.
+    #[error("there is no volume {0} any more: it was deleted")]
+    NoVolume(u16),
+    /// A volume is joined at the directory, whose entries and attributes are that volume's: whoever has it looks its name up anew.
+    #[error("another volume was joined at the directory: look its name up anew")]
+    Joined,
+    /// More volumes than one mount enters.
+    #[error(
+        "volume {volume} isn't entered: this mount is in {most} volumes besides the root already, and leaves none before it is unmounted"
+    )]
+    TooManyVolumes {
+        /// Which one.
+        volume: u16,
+        /// How many there may be.
+        most: usize,
+    },
     /// The filesystem was closed.
     #[error("the filesystem is closed")]
     Closed,
@@ -98,7 +114,9 @@ impl FsError {
             FsError::Unanswered { .. } => libc::ETIMEDOUT,
             // Applications treat EIO on data as "don't trust this file", ETIMEDOUT they often don't know at all.
             FsError::Data { .. } => libc::EIO,
-            FsError::Stale(_) => libc::ESTALE,
+            // A path walk that meets it is done again, with every name looked up anew: so it comes to where the names lead now.
+            FsError::Stale(_) | FsError::NoVolume(_) | FsError::Joined => libc::ESTALE,
+            FsError::TooManyVolumes { .. } => libc::ENFILE,
             FsError::Denied(_) => libc::EACCES,
             FsError::NotBuilt(_) => libc::EOPNOTSUPP,
             FsError::BadHandle(_) => libc::EBADF,
@@ -150,6 +168,9 @@ mod tests {
             FsError::LockLost(7),
             FsError::MadeAnew("m1 says so".into()),
             FsError::Lapsed,
+            FsError::NoVolume(7),
+            FsError::Joined,
+            FsError::TooManyVolumes { volume: 7, most: 64 },
             FsError::Closed,
         ];
         for error in all {

@@ -169,7 +169,9 @@ impl Alone<'_> {
     /// The attributes of an inode that nobody else knows.
     pub fn inode(&self, inode: u64) -> Option<Attr> {
         let known = self.facts.inodes.get(&inode)?;
-        (known.level == Level::Exclusive && !self.facts.left().is_zero()).then_some(known.attr)
+        // Of a directory at which a volume is joined nothing is changed but by the region.
+        let free = known.level == Level::Exclusive && known.attr.joined == 0;
+        (free && !self.facts.left().is_zero()).then_some(known.attr)
     }
 
     /// What a name stands for in a directory that is had alone.

@@ -4,6 +4,7 @@
 
 mod data;
 mod tree;
+mod volumes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
@@ -11,7 +12,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use mooseng_wire::Role;
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::chunk::{Append, ChunkStat, Read, StatChunk};
 use mooseng_wire::founding::Founding;
@@ -23,6 +23,7 @@ use mooseng_wire::session::{
     CloseSession, Fact, FactKind, Granted, OpenSession, Renew, Renewed, Request, Response, SessionClosed,
     SessionOpened,
 };
+use mooseng_wire::{InodeId, Role, VolumeId};
 use prost::Message;
 
 pub use crate::fake_locks::FakeLocks;
@@ -81,6 +82,14 @@ pub struct State {
     pub alone: bool,
     /// The id of the next inode, where the client gives it.
     given_id: Option<u64>,
+    /// Volumes besides the root, and which master leads where each is at home.
+    volumes: BTreeMap<VolumeId, String>,
+    /// Whose request is answered now.
+    volume: VolumeId,
+    /// Whoever looks a name up is promised what it leads to.
+    pub names_promised: bool,
+    /// Masters are of a release that knows of the root alone.
+    pub one_volume: bool,
     /// Locks.
     pub locks: FakeLocks,
     /// Written data is refused with this error number.
@@ -191,10 +200,12 @@ impl FakeRegion {
             if s.strangers.contains(address) {
                 return Err(refuse(ErrorCode::OtherFounding, ""));
             }
-            if s.leader != address {
-                return Err(refuse(ErrorCode::NotLeader, &s.leader));
-            }
             let malformed = |_| refuse(ErrorCode::InvalidRequest, "");
+            s.volume = if s.one_volume { VolumeId(0) } else { volumes::asked(method, &body)? };
+            let leader = s.leader_of(s.volume)?;
+            if leader != address {
+                return Err(refuse(ErrorCode::NotLeader, &leader));
+            }
             Ok(match method {
                 Method::OpenSession => {
                     let open = OpenSession::decode(body).map_err(malformed)?;
@@ -331,6 +342,15 @@ impl State {
         state
     }
 
+    /// Masters are asked about a volume, and lead where it is at home.
+    fn leader_of(&self, volume: VolumeId) -> Result<String, Failure> {
+        match self.volumes.get(&volume) {
+            Some(leader) => Ok(leader.clone()),
+            None if volume.0 == 0 => Ok(self.leader.clone()),
+            None => Err(refuse(ErrorCode::NoVolume, "")),
+        }
+    }
+
     fn let_in(&self, told: &[u8]) -> Result<(), Failure> {
         match Founding::told(told) {
             Ok(told) if told.is_none() || told == self.founding => Ok(()),
@@ -344,7 +364,7 @@ impl State {
             return given;
         }
         self.last_id += 1;
-        self.last_id
+        InodeId::new(self.volume, self.last_id).0
     }
     fn now(&mut self) -> i64 {
         self.clock += 1000;
@@ -357,6 +377,15 @@ impl State {
             exclusive: true,
         };
         let mut granted = Vec::new();
+        if let Some(Op::Lookup(r)) = op
+            && self.names_promised
+        {
+            let fact = Fact { kind: FactKind::Entry.into(), inode: r.parent, name: r.name.clone() };
+            granted.push(Granted { fact: Some(fact), exclusive: false });
+            if let Some(inode) = self.named(r.parent, &r.name).filter(|_| self.exclusive) {
+                granted.push(of(FactKind::Inode, inode));
+            }
+        }
         match op {
             Some(Op::ReadDir(r)) if self.alone && r.cookie == 0 => {
                 granted.push(Granted { exclusive: false, ..of(FactKind::Directory, r.inode) });
@@ -443,7 +472,7 @@ impl State {
             lease_ms: 10_000,
             custody_epoch: 1,
             lapsed,
-            root: 1,
+            root: InodeId::new(self.volume, 1).0,
             founding: Founding::tell(self.founding),
             alone: self.alone,
             home_epoch: self.home,
@@ -461,6 +490,9 @@ impl State {
         let umask = request.op.as_ref().and_then(|op| op.caller.as_ref()).map_or(0, |caller| caller.umask);
         let op = request.op.and_then(|op| op.op).ok_or_else(|| refuse(ErrorCode::InvalidRequest, ""))?;
         let op = tree::masked(op, umask);
+        if let Some(reply) = self.of_one_volume(&op) {
+            return Ok(FsReply { reply: Some(reply) });
+        }
         // The table of sessions comes before the outcomes, as at a real master.
         if self.sessions.get(&id).is_none_or(|session| session.lapsed) {
             return Err(refuse(ErrorCode::SessionExpired, ""));

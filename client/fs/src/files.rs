@@ -74,13 +74,18 @@ pub(crate) struct Handle {
 }
 
 /// Open handles by number.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Handles {
-    last: AtomicU64,
+    /// The last one of the mount.
+    last: Arc<AtomicU64>,
     by_id: Mutex<BTreeMap<HandleId, Arc<Handle>>>,
 }
 
 impl Handles {
+    /// None yet; their numbers are drawn from there.
+    pub fn numbered_by(last: Arc<AtomicU64>) -> Self {
+        Self { last, by_id: Mutex::default() }
+    }
     fn map<T>(&self, f: impl FnOnce(&mut BTreeMap<HandleId, Arc<Handle>>) -> T) -> T {
         f(&mut self.by_id.lock().unwrap_or_else(PoisonError::into_inner))
     }

@@ -1,21 +1,17 @@
 //! The filesystem: names, attributes, directories. Open files are in [`crate::files`].
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
-use mooseng_ports::clock::Clock;
-use mooseng_transport::Network;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::{
     Access, Attr, Caller, Describe, Description, DirPage, FileKind, FsStat, GetAttr, GetXattr, Link,
     ListXattr, Lookup, Mkdir, Mknod, ReadDir, ReadLink, RemoveXattr, Rename, Rmdir, Seek, SeekWhence,
-    SetAttr, SetXattr, StatFs, Symlink, TouchAtime, Unlink,
+    SetAttr, SetXattr, StatFs, Symlink, Unlink,
 };
 use mooseng_wire::session::Squash;
-use mooseng_wire::{FILE_SIZE_MAX, NAME_BYTES_MAX, SYMLINK_BYTES_MAX};
-use tokio::sync::Semaphore;
+use mooseng_wire::{FILE_SIZE_MAX, InodeId, NAME_BYTES_MAX, SYMLINK_BYTES_MAX, VolumeId};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -23,32 +19,25 @@ use crate::acls::{self, Acls};
 use crate::alone::Eager;
 use crate::append::Appenders;
 use crate::atime::Touches;
-use crate::borrow::Borrower;
-use crate::buffers::Buffers;
 use crate::chunkservers::Chunkservers;
-use crate::config::ClientConfig;
 use crate::error::FsError;
 use crate::facts::{Facts, Invalidate, Validity};
 use crate::files::{HandleId, Handles};
-use crate::flush::FLUSHES;
-use crate::links::LinkPeers;
+use crate::lifetime::Common;
 use crate::lookahead::LookAhead;
 use crate::opens::Opens;
 use crate::owners::Locks;
-use crate::peers::Peers;
 use crate::read::{Reader, unexpected};
 use crate::recalls::Recalls;
-use crate::region::{Region, send_closes};
+use crate::region::Region;
 use crate::session::Session;
 use crate::staleness;
-use crate::status::{FsStatus, Latency};
-use crate::telling;
 use crate::writeback::WriteBack;
 
 /// Entries of a directory that are read ahead with one request.
 const LOOK_AHEAD_PAGE: u32 = 512;
 
-/// A mounted region. Cheap to clone; the last clone dropped ends its background work (use [`Self::close`] to end the session, too).
+/// A mounted volume. Cheap to clone; the last clone dropped ends its background work (use [`Self::close`] to end the session, too).
 #[derive(Clone)]
 pub struct FileSystem {
     pub(crate) inner: Arc<Inner>,
@@ -73,7 +62,8 @@ pub(crate) struct Inner {
     pub eager: Eager,
     /// Held by whoever asks for inode ids.
     pub asking_ids: tokio::sync::Mutex<()>,
-    shutdown: CancellationToken,
+    pub common: Common,
+    pub shutdown: CancellationToken,
 }
 
 impl Drop for Inner {
@@ -95,113 +85,14 @@ pub enum RenameMode {
 }
 
 impl FileSystem {
-    /// Connects to the region and opens a session; waits for it for `connect_timeout`.
-    pub async fn connect(
-        config: ClientConfig,
-        network: Arc<dyn Network>,
-        clock: Arc<dyn Clock>,
-    ) -> Result<Self, FsError> {
-        Self::connect_through(config, Arc::new(LinkPeers::new(network)), clock).await
+    /// The volume.
+    pub fn volume(&self) -> VolumeId {
+        VolumeId(self.inner.session.config.volume)
     }
 
-    /// [`Self::connect`] through any implementation of the port to other daemons.
-    pub async fn connect_through(
-        config: ClientConfig,
-        peers: Arc<dyn Peers>,
-        clock: Arc<dyn Clock>,
-    ) -> Result<Self, FsError> {
-        let fs = Self::start_through(config, peers, clock)?;
-        let patience = fs.inner.session.config.connect_timeout;
-        let seat = tokio::select! {
-            biased;
-            seat = fs.inner.session.seat(0, Instant::now() + patience) => seat,
-            // A master's no is an answer: waiting doesn't change it.
-            why = fs.inner.session.denied() => return Err(FsError::Denied(why)),
-        };
-        match seat {
-            Some(_) => Ok(fs),
-            None => Err(FsError::Unanswered {
-                what: "opening a session with the region".into(),
-                after: patience,
-                last: fs.inner.session.last_error(),
-            }),
-        }
-    }
-
-    /// Starts without waiting: operations wait for the session instead. Must be called inside a tokio runtime.
-    pub fn start(
-        config: ClientConfig,
-        network: Arc<dyn Network>,
-        clock: Arc<dyn Clock>,
-    ) -> Result<Self, FsError> {
-        Self::start_through(config, Arc::new(LinkPeers::new(network)), clock)
-    }
-
-    fn start_through(
-        config: ClientConfig,
-        peers: Arc<dyn Peers>,
-        clock: Arc<dyn Clock>,
-    ) -> Result<Self, FsError> {
-        config.validate().map_err(FsError::Invalid)?;
-        let shutdown = CancellationToken::new();
-        let opens = Arc::new(Opens::default());
-        let facts = Arc::new(Facts::new(clock.clone(), config.facts_bytes));
-        let buffers = Arc::new(Buffers::new(config.write_buffer_bytes));
-        let session = Session::new(
-            config,
-            peers.clone(),
-            clock,
-            opens.clone(),
-            facts.clone(),
-            buffers.clone(),
-            shutdown.clone(),
-        );
-        let recalls = Arc::new(Recalls::default());
-        session.on_recall(recalls.clone());
-        session.near.forget_through(recalls.clone());
-        let region = Region::new(session.clone());
-        let borrower = if session.config.same_host_reads { Borrower::start(peers.clone()) } else { None };
-        let (zone, hedge_after) = (session.config.zone.clone(), session.config.hedge_after);
-        let chunkservers = Arc::new(Chunkservers::new(peers, zone, hedge_after, borrower));
-        let touches = Arc::new(Touches::default());
-        let appenders = Arc::new(Appenders::new(region.clone(), chunkservers.clone()));
-        let writer = Arc::new(WriteBack {
-            region: region.clone(),
-            appenders: appenders.clone(),
-            facts: facts.clone(),
-            opens: opens.clone(),
-            buffers,
-            slots: Arc::new(Semaphore::new(FLUSHES)),
-        });
-        recalls.write_back(&writer);
-        tokio::spawn(WriteBack::keep(Arc::downgrade(&writer)));
-        tokio::spawn(session.clone().keep());
-        tokio::spawn(session.clone().keep_near());
-        tokio::spawn(send_closes(Arc::downgrade(&region), opens.clone(), shutdown.clone()));
-        tokio::spawn(send_touches(region.clone(), touches.clone(), shutdown.clone()));
-        let inner = Inner {
-            reader: Reader::new(region.clone(), chunkservers.clone()),
-            appenders,
-            writer,
-            handles: Handles::default(),
-            locks: session.locks.clone(),
-            session,
-            facts,
-            recalls,
-            region,
-            opens,
-            chunkservers,
-            touches,
-            lookahead: LookAhead::default(),
-            acls: Acls::default(),
-            eager: Eager::default(),
-            asking_ids: tokio::sync::Mutex::default(),
-            shutdown,
-        };
-        let inner = Arc::new(inner);
-        tokio::spawn(telling::keep(Arc::downgrade(&inner)));
-        tokio::spawn(crate::locks::keep(Arc::downgrade(&inner), inner.shutdown.clone()));
-        Ok(Self { inner })
+    /// Whether a master has said that there is no such volume any more: every operation fails with [`FsError::NoVolume`], for good.
+    pub fn is_gone(&self) -> bool {
+        self.inner.session.is_gone()
     }
 
     /// The root directory's inode.
@@ -220,109 +111,6 @@ impl FileSystem {
             Squash::None => true,
             Squash::Root => uid != 0,
             Squash::All => false,
-        }
-    }
-
-    /// What this client knows about itself.
-    pub fn status(&self) -> FsStatus {
-        let inner = &self.inner;
-        let view = inner.session.view();
-        let counts = inner.region.counters.get();
-        let alone = inner.session.journal.counts();
-        FsStatus {
-            session: view.session,
-            incarnation: view.incarnation,
-            custody_epoch: view.custody_epoch,
-            log_seen: inner.session.near.seen(),
-            near_promises: inner.session.near.is_open(),
-            lease_left_ms: view.lease_left.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX)),
-            leader: view.leader,
-            lapses: view.lapses,
-            leader_changes: view.leader_changes,
-            unanswered: inner.region.unanswered(),
-            open_inodes: inner.opens.len(),
-            open_chunks: inner.appenders.open_chunks(),
-            cache_bytes: inner.reader.cache.bytes(),
-            dirty_bytes: inner.writer.buffers.bytes(),
-            untold: inner.session.journal.len(),
-            made_alone: alone.made,
-            tellings: alone.tellings,
-            untold_lost: alone.lost,
-            alone_corrected: alone.corrected,
-            retries: counts.retries,
-            timeouts: counts.timeouts,
-            chunks_replaced: counts.chunks_replaced,
-            corrupt_replicas: counts.corrupt_replicas,
-            hedges: counts.hedges,
-            same_host_reads: counts.same_host_reads,
-            same_host_bytes: counts.same_host_bytes,
-            same_host_failures: counts.same_host_failures,
-            lent_files: inner.chunkservers.lent_files(),
-            latencies: counts
-                .latencies
-                .into_iter()
-                .map(|(name, latency): (&str, Latency)| (name.to_owned(), latency))
-                .collect(),
-            chunkservers: inner.chunkservers.view(),
-            last_error: view.last_error,
-        }
-    }
-
-    /// Whether this client can serve: it holds a lease and is connected to a leader. The reason if not, in a sentence.
-    pub fn ready(&self) -> Result<(), String> {
-        let view = self.inner.session.view();
-        let why = if view.last_error.is_empty() {
-            "no master has answered yet".to_owned()
-        } else {
-            view.last_error
-        };
-        // A renewal comes every two seconds: a lease that is more than half spent means that several were missed.
-        match (view.lease_left, view.leader) {
-            (None, _) => Err(format!("the mount has no lease: {why}")),
-            (Some(_), None) => Err(format!("the mount is looking for the region's leader: {why}")),
-            (Some(_), Some(_)) => Ok(()),
-        }
-    }
-
-    /// Seals open chunks, sends what is pending and ends the session. Operations fail from then on.
-    pub async fn close(&self) {
-        let inner = &self.inner;
-        // What was written comes first, and gets the time that any operation has.
-        let flushed =
-            tokio::time::timeout(inner.session.config.retry_timeout, inner.writer.flush_all()).await;
-        if !matches!(flushed, Ok(Ok(()))) {
-            let bytes = inner.writer.buffers.bytes();
-            tracing::error!(
-                bytes,
-                outcome = ?flushed,
-                "the filesystem is closed although written data couldn't be sent; what wasn't fsynced of it is lost"
-            );
-        }
-        if let Err(error) = self.told(inner.session.config.retry_timeout).await {
-            let changes = inner.session.journal.len();
-            tracing::error!(changes, %error, "the filesystem is closed although changes of names couldn't be told; what wasn't fsynced of them is lost");
-        }
-        let patience = inner.session.config.retry_timeout.min(Duration::from_secs(5));
-        let tidy = async {
-            inner.appenders.close_all(&daemon()).await;
-            flush_touches(&inner.region, &inner.touches).await;
-            inner.session.close().await
-        };
-        match tokio::time::timeout(patience, tidy).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                tracing::info!(%error, "the session couldn't be closed; it ends with its lease")
-            }
-            Err(_) => tracing::info!("the region didn't answer; the session ends with its lease"),
-        }
-        inner.shutdown.cancel();
-    }
-
-    /// Ends a session of this host that a process had which is dead for certain, so that nobody waits for its lease. Never of one that may
-    /// still serve: what it was promised is promised to others then.
-    pub async fn end_session_of_dead(&self, session: u64, incarnation: u64) {
-        if let Err(error) = self.inner.session.end_other(session, incarnation).await {
-            tracing::info!(session, %error, "the session of the dead mount ends with its lease");
         }
     }
 
@@ -551,7 +339,7 @@ impl FileSystem {
         }
     }
 
-    /// Makes a further name for a file.
+    /// Makes a further name for a file. EXDEV where the directory is of another volume.
     pub async fn link(
         &self,
         caller: &Caller,
@@ -560,6 +348,7 @@ impl FileSystem {
         new_name: &[u8],
     ) -> Result<Attr, FsError> {
         let new_name = checked(new_name)?;
+        one_volume(inode, new_parent)?;
         let linked = self.attr_change(caller, "link", Op::Link(Link { inode, new_parent, new_name })).await?;
         // The region doesn't know what is buffered of the file.
         Ok(self.newest(linked))
@@ -589,7 +378,7 @@ impl FileSystem {
         Ok(())
     }
 
-    /// Renames.
+    /// Renames. EXDEV where the two directories are of different volumes.
     pub async fn rename(
         &self,
         caller: &Caller,
@@ -600,6 +389,7 @@ impl FileSystem {
         mode: RenameMode,
     ) -> Result<(), FsError> {
         let (name, new_name) = (checked(name)?, checked(new_name)?);
+        one_volume(parent, new_parent)?;
         let (no_replace, exchange) = (mode == RenameMode::NoReplace, mode == RenameMode::Exchange);
         let rename = Rename { parent, name: name.clone(), new_parent, new_name, no_replace, exchange };
         if self.rename_alone(caller, &rename).await? {
@@ -822,6 +612,12 @@ pub(crate) fn daemon() -> Caller {
     Caller { kernel_checked: true, own_account: true, ..Caller::default() }
 }
 
+/// Refuses what concerns inodes of two volumes.
+fn one_volume(one: u64, other: u64) -> Result<(), FsError> {
+    let same = InodeId(one).volume() == InodeId(other).volume();
+    if same { Ok(()) } else { Err(FsError::Answered(libc::EXDEV)) }
+}
+
 pub(crate) fn checked(name: &[u8]) -> Result<Bytes, FsError> {
     if name.len() > NAME_BYTES_MAX {
         return Err(FsError::NameTooLong(name.len()));
@@ -830,34 +626,4 @@ pub(crate) fn checked(name: &[u8]) -> Result<Bytes, FsError> {
         return Err(FsError::Invalid("a name is empty or holds a slash or a zero byte".into()));
     }
     Ok(Bytes::copy_from_slice(name))
-}
-
-async fn send_touches(region: Arc<Region>, touches: Arc<Touches>, shutdown: CancellationToken) {
-    loop {
-        tokio::select! {
-            biased;
-            () = shutdown.cancelled() => return,
-            () = tokio::time::sleep(region.session.config.atime_interval) => {}
-        }
-        tokio::select! {
-            biased;
-            () = shutdown.cancelled() => return,
-            () = flush_touches(&region, &touches) => {}
-        }
-    }
-}
-
-async fn flush_touches(region: &Arc<Region>, touches: &Touches) {
-    loop {
-        let batch = touches.take();
-        if batch.is_empty() {
-            return;
-        }
-        // Never reported to the application.
-        match region.change(&daemon(), Op::TouchAtime(TouchAtime { touches: batch })).await {
-            Ok(Reply::Errno(errno)) => tracing::debug!(errno, "access times weren't updated"),
-            Err(error) => tracing::debug!(%error, "access times weren't updated"),
-            Ok(_) => {}
-        }
-    }
 }

@@ -1,7 +1,8 @@
 //! The MooseNG filesystem as a library, without FUSE: what the mount, SDKs, tests and the simulation use.
 //!
 //! ```text
-//!  FileSystem (fs, files)
+//!  Tree (tree)  the volumes of a mount, and where one is crossed into
+//!    \-- FileSystem (fs, files, lifetime)  what a mount has of one volume
 //!    |-- Region (region)  numbers, retries, exactly-once --> Session (session)  leader, lease, failover
 //!    |      \-- Near (near, near_promises, near_stream)  the replica in this host's region, read under its promises
 //!    |-- Reader (read, plan, cache)   extents -> inline data, chunk runs
@@ -44,6 +45,7 @@ mod grants;
 mod held;
 mod journal;
 mod known;
+mod lifetime;
 mod links;
 mod locks;
 mod lookahead;
@@ -69,6 +71,7 @@ mod shelf;
 mod staleness;
 mod status;
 mod telling;
+mod tree;
 mod window;
 mod writeback;
 
@@ -84,3 +87,4 @@ pub use mooseng_wire::fs::{
     Attr, Caller, Description, DirEntry, DirPage, FileKind, FsStat, LockKind, LockSpec, SeekWhence, SetAttr,
 };
 pub use status::{ChunkserverStatus, FsStatus, Latency};
+pub use tree::{Found, Tree, VOLUMES_MAX};

@@ -88,4 +88,8 @@ impl Peers for LinkPeers {
     fn notices(&self, role: Role, address: &str) -> Option<broadcast::Receiver<(Method, Bytes)>> {
         Some(self.link(role, address).notices())
     }
+
+    fn apart(&self) -> Option<Arc<dyn Peers>> {
+        Some(Arc::new(Self::new(self.network.clone())))
+    }
 }

@@ -12,17 +12,18 @@ use std::time::Duration;
 use bytes::Bytes;
 use mooseng_namespace::may_be_near;
 use mooseng_ports::clock::Clock;
-use mooseng_wire::Role;
 use mooseng_wire::call::ErrorCode;
 use mooseng_wire::fs::FsRequest;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::geo::{NearRead, NearReply, Place};
 use mooseng_wire::method::Method;
 use mooseng_wire::session::{Granted, Response};
+use mooseng_wire::{Role, VolumeId};
 use prost::Message;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::config::ClientConfig;
 use crate::facts::{Facts, Flight};
 use crate::near_stream::{At, Stream};
 use crate::peers::{Failure, Peers};
@@ -117,6 +118,8 @@ pub(crate) struct Near {
     state: Mutex<State>,
     /// Everything is read at the home.
     strong: bool,
+    /// Which one it is a replica of.
+    pub volume: VolumeId,
     /// What the replica has promised; shown only where [`Stream::shows`] says so.
     pub facts: Facts,
     /// A session is open under which it does.
@@ -132,11 +135,12 @@ pub(crate) struct Near {
 
 impl Near {
     /// Nothing is known yet.
-    pub fn new(clock: Arc<dyn Clock>, facts_bytes: usize, strong: bool, home: Arc<Facts>) -> Self {
+    pub fn new(config: &ClientConfig, clock: Arc<dyn Clock>, home: Arc<Facts>) -> Self {
         Self {
             state: Mutex::default(),
-            strong,
-            facts: Facts::of_replica(clock, facts_bytes, home),
+            strong: config.strong,
+            volume: VolumeId(config.volume),
+            facts: Facts::of_replica(clock, config.facts_bytes, home),
             is_open: false.into(),
             taking: tokio::sync::Mutex::default(),
             settling: tokio::sync::Mutex::default(),
@@ -258,7 +262,8 @@ impl Near {
             }
             let seat = self.state().stream.seat(&address);
             let session = seat.map(|seat| seat.session);
-            let near_read = NearRead { op: Some(request.clone()), at_least, seat, volume: 0 };
+            let near_read =
+                NearRead { op: Some(request.clone()), at_least, seat, volume: self.volume.0.into() };
             let flight = self.facts.begin();
             let body = near_read.encode_to_vec().into();
             let call =
@@ -398,7 +403,7 @@ mod tests {
     fn nothing_known() -> Near {
         let clock = Arc::new(ManualClock::default());
         let home = Arc::new(Facts::new(clock.clone(), 1 << 20));
-        Near::new(clock, 1 << 20, false, home)
+        Near::new(&ClientConfig::default(), clock, home)
     }
 
     fn get() -> FsRequest {

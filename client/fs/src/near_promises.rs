@@ -11,12 +11,12 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use mooseng_wire::Role;
 use mooseng_wire::call::ErrorCode;
 use mooseng_wire::fact::Fact;
 use mooseng_wire::fs::{Attr, DirEntry};
 use mooseng_wire::geo::{NearNews, NearRenew, NearRenewed, Place};
 use mooseng_wire::method::Method;
+use mooseng_wire::{Role, SessionId};
 use prost::Message;
 use tokio::time::Instant;
 
@@ -235,7 +235,8 @@ impl Near {
         };
         let Some(seat) = seat else { return };
         let at_least = Some(Place { epoch: at.0, version: at.1 });
-        let renew = NearRenew { session: seat.session, have: seat.have, at_least, volume: 0 };
+        let renew =
+            NearRenew { session: seat.session, have: seat.have, at_least, volume: self.volume.0.into() };
         if let Ok(renewed) = ask(peers, &leader, &renew, FOLLOW_WITHIN).await {
             if renewed.session != seat.session {
                 return self.end_of(seat.session);
@@ -303,7 +304,13 @@ impl Session {
     /// Opens one.
     async fn open_near(&self, leader: &str) -> Result<u64, Refused> {
         let sent = self.clock.boot();
-        let renewed = ask(&*self.peers, leader, &NearRenew::default(), RENEW_WITHIN).await?;
+        let open = NearRenew { volume: self.near.volume.0.into(), ..NearRenew::default() };
+        let renewed = ask(&*self.peers, leader, &open, RENEW_WITHIN).await?;
+        // A master of an earlier release knows of the root's alone, and draws their ids from all there are.
+        let volume = self.near.volume;
+        if volume.0 != 0 && SessionId(renewed.session).volume() != volume {
+            return Err(Refused::Unknown);
+        }
         let at = at_of(renewed.news.as_ref().and_then(|news| news.at.as_ref()));
         let mut state = self.near.state();
         // Another leader may have answered meanwhile, or this is the home by now.
@@ -355,7 +362,7 @@ impl Session {
             let seat = near.state().stream.seat(leader);
             let Some(seat) = seat.filter(|seat| seat.session == session) else { return };
             let sent = self.clock.boot();
-            let renew = NearRenew { session, have: seat.have, at_least: None, volume: 0 };
+            let renew = NearRenew { session, have: seat.have, at_least: None, volume: near.volume.0.into() };
             renew_at = Instant::now() + self.config.renew_interval;
             match ask(&*self.peers, leader, &renew, RENEW_WITHIN).await {
                 Ok(renewed) if renewed.session == session => {

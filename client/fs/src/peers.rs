@@ -1,5 +1,6 @@
 //! The port to other daemons: one call to one address. [`crate::links`] is it over the transport; tests have others.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -51,6 +52,11 @@ pub trait Peers: Send + Sync + 'static {
 
     /// What the daemon at that address sends by itself, from now on; none where nothing can come.
     fn notices(&self, _role: Role, _address: &str) -> Option<broadcast::Receiver<(Method, Bytes)>> {
+        None
+    }
+
+    /// The same over connections of its own, for calls that mustn't wait behind these; none where calls don't keep each other waiting.
+    fn apart(&self) -> Option<Arc<dyn Peers>> {
         None
     }
 }

@@ -28,7 +28,7 @@ use crate::retry::Backoff;
 
 /// Chunk reads at once for one call.
 const PARALLEL: usize = 8;
-/// Blocks fetched ahead at once, by the whole mount.
+/// Blocks fetched ahead at once, of a volume.
 const AHEAD_PARALLEL: usize = 16;
 /// A ticket that ends sooner than this isn't used for a further read.
 const TICKET_MARGIN_MS: u64 = 10_000;
@@ -102,9 +102,8 @@ pub(crate) struct Reader {
 }
 
 impl Reader {
-    pub fn new(region: Arc<Region>, chunkservers: Arc<Chunkservers>) -> Self {
+    pub fn new(region: Arc<Region>, chunkservers: Arc<Chunkservers>, cache: Arc<BlockCache>) -> Self {
         let config = &region.session.config;
-        let cache = Arc::new(BlockCache::new(config.cache_bytes));
         // Read-ahead beyond half of the cache would push out its own blocks.
         let ahead_bytes = config.read_ahead_bytes.min(config.cache_bytes as u64 / 2);
         Self {
@@ -452,6 +451,7 @@ fn split(offset: u64, length: u64) -> impl Iterator<Item = (u64, u64)> {
 /// A reply of the wrong kind.
 pub(crate) fn unexpected(what: &str, reply: &Reply) -> FsError {
     match reply {
+        Reply::Errno(errno) if *errno == libc::EREMOTE as u32 => FsError::Joined,
         Reply::Errno(errno) => {
             FsError::Answered(i32::try_from(*errno).ok().filter(|&e| e > 0).unwrap_or(libc::EIO))
         }

@@ -10,13 +10,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use mooseng_transport::trace;
-use mooseng_wire::Role;
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::{Caller, FsRequest, Release};
 use mooseng_wire::method::Method;
 use mooseng_wire::session::{Request, Response};
+use mooseng_wire::{InodeId, Role, VolumeId};
 use prost::Message;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -295,6 +295,9 @@ impl Region {
     }
 
     pub fn unanswered_error(&self, what: &'static str, after: Duration, last: &str) -> FsError {
+        if self.session.is_gone() {
+            return FsError::NoVolume(self.session.config.volume);
+        }
         if self.session.is_shut_down() {
             return FsError::Closed;
         }
@@ -317,6 +320,7 @@ impl Region {
                     self.given_up(flight);
                     return Err(FsError::MadeAnew(why));
                 }
+                why = self.session.shut_out() => return Err(why),
             };
             let Some(seat) = seat else {
                 self.given_up(flight);
@@ -527,9 +531,13 @@ impl Region {
                 }
             }
             // The search for a leader decides whether it is the whole region, and goes on where the home is.
-            ErrorCode::OtherFounding | ErrorCode::NotHome | ErrorCode::NoVolume => {
+            ErrorCode::OtherFounding | ErrorCode::NotHome => {
                 self.session.gone(seat);
                 *after = seat.confirmed;
+            }
+            ErrorCode::NoVolume => {
+                self.session.no_volume();
+                return Next::Fail(FsError::NoVolume(self.session.config.volume));
             }
             ErrorCode::PermissionDenied => return Next::Fail(FsError::Denied(refusal.message)),
             ErrorCode::NotBuilt => return Next::Fail(FsError::NotBuilt(refusal.message)),
@@ -587,8 +595,10 @@ pub(crate) async fn send_closes(region: Weak<Region>, opens: Arc<Opens>, shutdow
         }
         tokio::time::sleep(CLOSES_WAIT).await;
         let Some(region) = region.upgrade() else { return };
+        // Of no inode: it takes along what was closed.
+        let inode = InodeId::new(VolumeId(region.session.config.volume), 0).0;
         if opens.any_closed()
-            && let Err(error) = region.read(&daemon(), Op::Release(Release { inode: 0 })).await
+            && let Err(error) = region.read(&daemon(), Op::Release(Release { inode })).await
         {
             tracing::debug!(%error, "the region wasn't told of closed files yet");
         }

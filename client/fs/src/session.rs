@@ -8,25 +8,17 @@
 //!                        -> gone(seat)  -> OpenSession at every master -> confirmed + 1 (perhaps another leader)
 //! ```
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::StreamExt;
-use futures::stream::FuturesUnordered;
 use mooseng_ports::clock::{BootTime, Clock};
-use mooseng_ports::plant::{self, Plant};
-use mooseng_wire::Role;
-use mooseng_wire::call::{CallError, ErrorCode};
-use mooseng_wire::fact::{Fact, Level};
 use mooseng_wire::founding::Founding;
-use mooseng_wire::geo::Home;
 use mooseng_wire::method::Method;
-use mooseng_wire::session::{
-    AnswerRecalls, CloseSession, Notice, OpenSession, Renew, Renewed, SessionClosed, SessionOpened, Squash,
-};
+use mooseng_wire::session::{CloseSession, Renew, Renewed, SessionClosed, Squash};
+use mooseng_wire::{InodeId, ROOT_INODE, Role, VolumeId};
 use prost::Message;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -36,17 +28,19 @@ use tokio_util::sync::CancellationToken;
 
 use crate::buffers::Buffers;
 use crate::config::ClientConfig;
+use crate::error::FsError;
 use crate::facts::{Facts, Recalled};
 use crate::grants::Grants;
 use crate::journal::Journal;
 use crate::near::Near;
 use crate::opens::Opens;
-use crate::owners::{Homes, Locks, Reclaim, Tenure};
+use crate::owners::{Homes, Locks, Tenure};
 use crate::peers::{Failure, Peers};
 use crate::retry::{Backoff, Budget};
 
-/// A master that doesn't answer for this long is joined by the next one.
-const STAGGER: Duration = Duration::from_millis(200);
+mod notices;
+mod search;
+
 /// A master gets this long to answer about a session.
 const OPEN_TIMEOUT: Duration = Duration::from_millis(1500);
 /// A leader gets this long to renew.
@@ -54,8 +48,10 @@ const RENEW_TIMEOUT: Duration = Duration::from_millis(700);
 /// A region that nobody leads for so long, while a master says that it is of another founding, was made anew. Less might be an election beside a
 /// single master that was made anew.
 const MADE_ANEW_AFTER: Duration = Duration::from_secs(3);
-/// Leaders tried in one search at most: the configured ones and those that were hinted at.
-const CANDIDATES_MAX: usize = 16;
+
+/// The longest pause between searches, and the one where a volume besides the root doesn't let this host in.
+const SEARCH_REST: Duration = Duration::from_millis(300);
+const REFUSED_REST: Duration = Duration::from_secs(2);
 
 /// Who leads, and who we are there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,7 +106,9 @@ struct State {
     /// The founding mark of the region that was mounted.
     founding: Option<Founding>,
     /// Why the last search found nobody who lets this host in, where that was said.
-    denied: Option<String>,
+    refused: Option<FsError>,
+    /// There is no such volume any more.
+    is_gone: bool,
     /// Since when masters of another founding answer, and no leader of ours.
     other_since: Option<Instant>,
     /// The region was made anew: who says so. Until a leader of the old one is found.
@@ -121,12 +119,14 @@ struct State {
 struct NoLeader {
     error: String,
     /// Why a master doesn't let this host in.
-    denied: Option<String>,
+    refused: Option<FsError>,
+    /// A master knows that there is no such volume.
+    no_volume: bool,
     /// A master that is of another founding of the region, with what it says.
     other: Option<String>,
 }
 
-/// A session with the region.
+/// A session with the region, of one volume.
 pub(crate) struct Session {
     pub config: ClientConfig,
     pub peers: Arc<dyn Peers>,
@@ -188,7 +188,7 @@ impl Session {
             home: 0,
             locks_from: 0,
             answered: (0, 0, 0),
-            root: 1,
+            root: InodeId::new(VolumeId(config.volume), ROOT_INODE.0).0,
             read_only: false,
             squash: Squash::None,
             alone: false,
@@ -201,11 +201,12 @@ impl Session {
             leader_changes: 0,
             elsewhere: Vec::new(),
             founding: None,
-            denied: None,
+            refused: None,
+            is_gone: false,
             other_since: None,
             made_anew: None,
         };
-        let near = Near::new(clock.clone(), config.facts_bytes, config.strong, facts.clone());
+        let near = Near::new(&config, clock.clone(), facts.clone());
         Arc::new(Self {
             config,
             peers,
@@ -251,17 +252,27 @@ impl Session {
         }
     }
 
-    /// Returns once a search has ended with a master's word that it doesn't let this host in.
-    pub async fn denied(&self) -> String {
+    /// Returns once a search has ended with a master's word that it doesn't let this host in: [`FsError::Denied`], or [`FsError::NotBuilt`].
+    pub async fn refused(&self) -> FsError {
         let mut confirmed = self.confirmed.subscribe();
         loop {
-            if let Some(why) = self.state(|s| s.denied.clone()) {
+            if let Some(why) = self.state(|s| s.refused.clone()) {
                 return why;
             }
             if confirmed.changed().await.is_err() {
                 return std::future::pending().await;
             }
         }
+    }
+
+    /// [`Self::refused`] of a volume besides the root that never let this host in: nobody waits for that. The root's is waited for by whoever mounts.
+    pub async fn shut_out(&self) -> FsError {
+        if self.config.volume == 0 {
+            return std::future::pending().await;
+        }
+        let why = self.refused().await;
+        // Whoever was let in once waits as in the root.
+        if self.life().0 == 0 { why } else { std::future::pending().await }
     }
 
     /// Returns once the region behind the session was made anew, with who says so.
@@ -299,6 +310,41 @@ impl Session {
             // Wakes whoever waits for a leader.
             self.publish();
         }
+    }
+
+    /// A master knows that there is no such volume any more. Numbers of volumes aren't given twice: that is so for good.
+    pub fn no_volume(self: &Arc<Self>) {
+        let news = self.state(|s| {
+            s.seat = None;
+            !std::mem::replace(&mut s.is_gone, true)
+        });
+        if !news {
+            return;
+        }
+        let (volume, bytes, changes) = (self.config.volume, self.buffers.bytes(), self.journal.len());
+        if bytes > 0 || changes > 0 {
+            tracing::error!(
+                volume,
+                bytes,
+                changes,
+                "there is no such volume any more: what this mount had written there and not sent is gone with it"
+            );
+        } else {
+            tracing::info!(volume, "there is no such volume any more: this mount leaves it");
+        }
+        self.renounce();
+        self.publish();
+        self.shutdown.cancel();
+    }
+
+    /// Whether a master has said so.
+    pub fn is_gone(&self) -> bool {
+        self.state(|s| s.is_gone)
+    }
+
+    /// The volume that it is of.
+    pub fn volume(&self) -> VolumeId {
+        VolumeId(self.config.volume)
     }
 
     fn newer(&self, after: u64) -> Option<Seat> {
@@ -421,6 +467,20 @@ impl Session {
         self.state(|s| !s.elsewhere.is_empty())
     }
 
+    /// Masters of other regions.
+    pub fn elsewhere(&self) -> Vec<String> {
+        self.state(|s| s.elsewhere.clone())
+    }
+
+    /// There are masters of other regions at these addresses, as far as is known before anybody is asked.
+    pub fn hear_of(&self, elsewhere: Vec<String>) {
+        self.state(|s| {
+            if s.elsewhere.is_empty() {
+                s.elsewhere = elsewhere;
+            }
+        });
+    }
+
     /// Returns once it ends.
     pub async fn shut_down(&self) {
         self.shutdown.cancelled().await;
@@ -459,10 +519,11 @@ impl Session {
         loop {
             match self.search().await {
                 Ok(()) => backoff = Backoff::default(),
-                Err(NoLeader { error, denied, other }) => {
-                    let denies = denied.is_some();
-                    self.state(|s| (s.last_error, s.denied) = (error, denied));
-                    if denies {
+                Err(NoLeader { no_volume: true, .. }) => return self.no_volume(),
+                Err(NoLeader { error, refused, other, .. }) => {
+                    let refuses = refused.is_some();
+                    self.state(|s| (s.last_error, s.refused) = (error, refused));
+                    if refuses {
                         self.publish();
                     }
                     if let Some(other) = other {
@@ -470,7 +531,11 @@ impl Session {
                     }
                     // The keeper's own pauses aren't drawn from the budget: it is what everybody waits for.
                     let unit = self.random.lock().unwrap_or_else(PoisonError::into_inner).random::<f64>();
-                    tokio::time::sleep(backoff.pause(unit, true).min(Duration::from_millis(300))).await;
+                    // Where nobody is let in, nobody waits either.
+                    let shut_out = refuses && self.config.volume != 0;
+                    let pause =
+                        if shut_out { REFUSED_REST } else { backoff.pause(unit, true).min(SEARCH_REST) };
+                    tokio::time::sleep(pause).await;
                     continue;
                 }
             }
@@ -527,97 +592,6 @@ impl Session {
                     recalled.everything().await;
                 }
             });
-        }
-    }
-
-    fn notice(self: &Arc<Self>, method: Method, body: &Bytes) {
-        if method != Method::Notice {
-            return;
-        }
-        let Ok(notice) = Notice::decode(body.clone()) else {
-            tracing::warn!("a master sent a malformed notice");
-            return;
-        };
-        let Some(seat) = self.seat_now() else { return };
-        // Of another life, or of another custodian: what it names isn't held any more.
-        if notice.session != seat.session || notice.custody_epoch != seat.custody_epoch {
-            return;
-        }
-        if notice.moved {
-            return self.gone(&seat);
-        }
-        if !notice.locks.is_empty() {
-            self.near.saw(notice.log_epoch, notice.log_version);
-            self.grants.granted(&notice.locks);
-            let (session, seat) = (self.clone(), seat.clone());
-            tokio::spawn(async move { session.heard(seat, notice.locks).await });
-        }
-        let mut quick = Vec::new();
-        for recall in notice.recalls {
-            let Some(fact) = recall.fact.as_ref().and_then(Fact::from_message) else { continue };
-            let key = (notice.custody_epoch, recall.number);
-            if !self.recalling.lock().unwrap_or_else(PoisonError::into_inner).insert(key) {
-                continue;
-            }
-            let keep = recall.keep_shared.then_some(Level::Shared);
-            let slow = self.recalls.get().is_some_and(|recalled| recalled.has_buffered(&fact));
-            if slow {
-                let (session, seat) = (self.clone(), seat.clone());
-                tokio::spawn(async move { session.give_up(seat, vec![(recall.number, fact, keep)]).await });
-            } else {
-                quick.push((recall.number, fact, keep));
-            }
-        }
-        if !quick.is_empty() {
-            let session = self.clone();
-            tokio::spawn(async move { session.give_up(seat, quick).await });
-        }
-    }
-
-    /// Gives up what was recalled, then says so. A lost answer is made up for: the master asks again.
-    async fn give_up(&self, seat: Seat, recalls: Vec<(u64, Fact, Option<Level>)>) {
-        let each = recalls.iter().map(|(number, fact, keep)| async move {
-            if let Some(recalled) = self.recalls.get() {
-                recalled.before(fact, *keep).await;
-            }
-            if !plant::is(Plant::RecallSkipped) {
-                self.facts.recall(*number, fact, *keep);
-            }
-            // What was made alone before the fact was given up: whoever asked is to find it. It waits for the region alone, never for the kernel.
-            if !plant::is(Plant::RecallAnsweredUntold) {
-                self.journal.told_and_still().await;
-            }
-            if let Some(recalled) = self.recalls.get() {
-                recalled.after(fact, *keep).await;
-            }
-        });
-        futures::future::join_all(each).await;
-        let numbers: Vec<u64> = recalls.iter().map(|(number, _, _)| *number).collect();
-        let answer = AnswerRecalls {
-            session: seat.session,
-            incarnation: seat.incarnation,
-            custody_epoch: seat.custody_epoch,
-            numbers: numbers.clone(),
-            locks: Vec::new(),
-            oldest_unanswered: self.settled.load(Ordering::Acquire),
-        };
-        let told = self
-            .peers
-            .call(
-                Role::Master,
-                &seat.leader,
-                Method::AnswerRecalls,
-                answer.encode_to_vec().into(),
-                Bytes::new(),
-                RENEW_TIMEOUT,
-            )
-            .await;
-        if let Err(failure) = told {
-            tracing::debug!(%failure, "an answer to recalls was lost; the master asks again");
-        }
-        let mut recalling = self.recalling.lock().unwrap_or_else(PoisonError::into_inner);
-        for number in numbers {
-            recalling.remove(&(seat.custody_epoch, number));
         }
     }
 
@@ -717,274 +691,6 @@ impl Session {
         self.confirmed.send_replace(confirmed);
     }
 
-    /// Which other region is the home, whose leader was found at that address; none where it is this host's.
-    fn home_elsewhere(&self, leader: &String, told: Option<Home>) -> Option<String> {
-        let own = &self.config.masters;
-        if own.contains(leader) {
-            return None;
-        }
-        // Where nobody of this host's region answers, the home itself says that its masters are another region's.
-        let is_away = || self.state(|s| s.elsewhere.iter().any(|address| own.contains(address)));
-        told.map(|home| home.region).or_else(|| is_away().then(|| "another region".to_owned()))
-    }
-
-    /// One round over all masters: at most one leads, and opening a session there twice does no harm.
-    async fn search(&self) -> Result<(), NoLeader> {
-        let mut waiting: VecDeque<String> = VecDeque::new();
-        let (last, elsewhere) = self.state(|s| (s.last_leader.clone(), s.elsewhere.clone()));
-        for address in self.config.masters.iter().chain(&last) {
-            if !waiting.contains(address) {
-                waiting.push_back(address.clone());
-            }
-        }
-        // Whoever led last comes first; otherwise all hosts would burden the first one of the list.
-        let start = match last.and_then(|last| waiting.iter().position(|a| *a == last)) {
-            Some(position) => position,
-            None => self
-                .random
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .random_range(0..waiting.len().max(1)),
-        };
-        waiting.rotate_left(start.min(waiting.len().saturating_sub(1)));
-        for address in elsewhere {
-            if !waiting.contains(&address) {
-                waiting.push_back(address);
-            }
-        }
-        let mut known = waiting.len();
-        let mut hinted: Vec<String> = Vec::new();
-        let mut asked = FuturesUnordered::new();
-        let mut error = "no masters are configured".to_owned();
-        let (mut other, mut denied) = (None, None);
-        // Where a master of this host's region says that the home is.
-        let mut home: Option<Home> = None;
-        loop {
-            if asked.is_empty() {
-                let Some(address) = waiting.pop_front() else {
-                    return Err(NoLeader { error, denied, other });
-                };
-                asked.push(self.open_at(address));
-            }
-            tokio::select! {
-                biased;
-                Some(outcome) = asked.next() => match outcome {
-                    Ok(address) => {
-                        self.near.set_home(self.home_elsewhere(&address, home));
-                        return Ok(());
-                    }
-                    Err((address, failure)) => {
-                        if let Some(told) = home_of(&failure)
-                            && home.as_ref().is_none_or(|known| told.epoch > known.epoch)
-                        {
-                            let fresh = |a: &&String| !hinted.contains(a);
-                            let masters: Vec<String> = told.masters.iter().filter(fresh).cloned().collect();
-                            waiting.retain(|a| !masters.contains(a));
-                            for master in masters.into_iter().rev().take(CANDIDATES_MAX) {
-                                hinted.push(master.clone());
-                                waiting.push_front(master);
-                            }
-                            known = 0;
-                            home = Some(told);
-                        }
-                        if let Failure::Refused(refusal) = &failure
-                            && refusal.code() == ErrorCode::NotLeader
-                            && !refusal.leader.is_empty()
-                            && refusal.leader != address
-                            && !hinted.contains(&refusal.leader)
-                            && known < CANDIDATES_MAX
-                        {
-                            known += 1;
-                            hinted.push(refusal.leader.clone());
-                            waiting.retain(|a| *a != refusal.leader);
-                            asked.push(self.open_at(refusal.leader.clone()));
-                        } else if let Some(next) = waiting.pop_front() {
-                            asked.push(self.open_at(next));
-                        }
-                        // Whoever leads says why it lets nobody in; the others say only that they don't lead.
-                        let denies = match &failure {
-                            Failure::Refused(e) if e.code() == ErrorCode::PermissionDenied => Some(e.message.clone()),
-                            _ => None,
-                        };
-                        if denies.is_some() || denied.is_none() {
-                            error = format!("{address}: {failure}");
-                        }
-                        denied = denies.or(denied);
-                        if matches!(&failure, Failure::Refused(e) if e.code() == ErrorCode::OtherFounding) {
-                            other = Some(format!("{address}: {failure}"));
-                        }
-                    }
-                },
-                () = tokio::time::sleep(STAGGER), if !waiting.is_empty() => {
-                    if let Some(next) = waiting.pop_front() {
-                        asked.push(self.open_at(next));
-                    }
-                }
-            }
-        }
-    }
-
-    /// Answers the address.
-    async fn open_at(&self, address: String) -> Result<String, (String, Failure)> {
-        let (session, incarnation, custody_epoch) =
-            self.state(|s| (s.session, s.incarnation, s.custody_epoch));
-        let opened = match self.open_as(&address, session, incarnation, custody_epoch).await {
-            // The record is gone (a day after the lease lapsed): nothing to take up again.
-            Err(Failure::Refused(e))
-                if session != 0 && matches!(e.code(), ErrorCode::SessionExpired | ErrorCode::NotFound) =>
-            {
-                self.open_as(&address, 0, 0, custody_epoch).await
-            }
-            // A new incarnation has lost its opens: declare them to it.
-            Ok((opened, _, _)) if opened.lapsed => self
-                .open_as(&address, opened.session, opened.incarnation, opened.custody_epoch)
-                .await
-                .map(|(again, sent, reclaim)| (SessionOpened { lapsed: true, ..again }, sent, reclaim)),
-            other => other,
-        };
-        match opened {
-            Ok((opened, sent, reclaim)) => {
-                self.take(address.clone(), &opened, sent, &reclaim);
-                Ok(address)
-            }
-            Err(failure) => Err((address, failure)),
-        }
-    }
-
-    async fn open_as(
-        &self,
-        address: &str,
-        session: u64,
-        incarnation: u64,
-        custody_epoch: u64,
-    ) -> Result<(SessionOpened, BootTime, Reclaim), Failure> {
-        let founding = self.state(|s| s.founding);
-        let order = self.next_order();
-        // Before the opens are looked at: whoever adds one afterwards sees this.
-        self.declared.fetch_max(order, Ordering::SeqCst);
-        let tenure = self.tenure();
-        // In a cluster of one region there is one home.
-        let reclaims = tenure.life == (session, incarnation) && self.has_elsewhere();
-        let reclaim = if reclaims { self.locks.reclaim(tenure) } else { Reclaim::default() };
-        let open = OpenSession {
-            locks_home: if reclaims { tenure.home } else { 0 },
-            locks: reclaim.locks.clone(),
-            order,
-            oldest_unanswered: self.settled.load(Ordering::Acquire),
-            session,
-            incarnation,
-            opens: self.opens.declare(),
-            host: self.config.host.clone(),
-            mount_path: self.config.mount_path.clone(),
-            custody_epoch,
-            exclusive: self.buffers.held_by((session, incarnation)),
-            alone: self.journal.held_by((session, incarnation)),
-            escrow: self.buffers.escrow.declare(),
-            founding: Founding::tell(founding),
-            volume: 0,
-        };
-        // The lease counts from before the request left, so that ours ends before the master's.
-        let sent = self.clock.boot();
-        let body = self
-            .peers
-            .call(
-                Role::Master,
-                address,
-                Method::OpenSession,
-                open.encode_to_vec().into(),
-                Bytes::new(),
-                OPEN_TIMEOUT,
-            )
-            .await?
-            .body;
-        let opened = SessionOpened::decode(body).map_err(|_| Failure::Lost)?;
-        // It should have refused; an earlier version tells no mark.
-        match (founding, Founding::told(&opened.founding)) {
-            (_, Err(_)) => Err(Failure::Lost),
-            (Some(own), Ok(Some(told))) if own != told => Err(Failure::Refused(CallError {
-                code: ErrorCode::OtherFounding.into(),
-                message: format!(
-                    "it is of the region with the founding mark {told}, the mounted one has the mark {own}"
-                ),
-                detail: opened.founding,
-                ..CallError::default()
-            })),
-            _ => Ok((opened, sent, reclaim)),
-        }
-    }
-
-    fn take(&self, leader: String, opened: &SessionOpened, sent: BootTime, reclaim: &Reclaim) {
-        self.state(|s| {
-            if s.session != 0 && (opened.lapsed || opened.session != s.session) {
-                self.buffers.escrow.lose();
-                s.lapses += 1;
-                tracing::warn!(session = opened.session, incarnation = opened.incarnation, "the session's lease had lapsed; it goes on as a new incarnation");
-            }
-            if s.last_leader.as_ref() != Some(&leader) {
-                s.leader_changes += 1;
-                tracing::info!(%leader, session = opened.session, custody_epoch = opened.custody_epoch, "found the region's leader");
-            }
-            (s.other_since, s.denied) = (None, None);
-            if s.made_anew.take().is_some() {
-                tracing::info!(%leader, "the region that was mounted is there again");
-            }
-            // The first one that is told stays.
-            s.founding = s.founding.or_else(|| Founding::told(&opened.founding).ok().flatten());
-            let life = (s.custody_epoch.max(opened.custody_epoch), opened.session, opened.incarnation);
-            let now = self.clock.boot();
-            if s.lease_until.is_some_and(|until| now >= until) {
-                // It ran out before: nobody waits any more for what was promised under it, whatever life this is.
-                s.answered = (0, 0, 0);
-            }
-            if s.answered != life {
-                // Before anything of this life can come in. The home may be this host's region now.
-                self.facts.renounce();
-                self.near.end_now();
-            }
-            if s.session == 0 {
-                // The first: nothing was promised before.
-                s.answered = life;
-            }
-            if opened.home_epoch > s.home {
-                let next =
-                    Tenure { life: (opened.session, opened.incarnation), home: opened.home_epoch };
-                let is_reclaimed = opened.locks_reclaimed
-                    && (s.session, s.incarnation) == next.life
-                    && reclaim.is_of(Tenure { life: next.life, home: s.home });
-                // Before the next seat can be seen: whoever finds its change refused there finds, too, what is held there.
-                if !(is_reclaimed && self.locks.reclaimed(reclaim, &opened.locks_lost, next)) {
-                    s.locks_from = opened.home_epoch;
-                }
-            }
-            s.session = opened.session;
-            s.incarnation = opened.incarnation;
-            s.custody_epoch = s.custody_epoch.max(opened.custody_epoch);
-            // An answer of a home that isn't any more comes late.
-            s.home = s.home.max(opened.home_epoch);
-            s.root = if opened.root == 0 { 1 } else { opened.root };
-            (s.read_only, s.squash) = (opened.read_only, opened.squash());
-            s.alone = opened.alone;
-            s.elsewhere.clone_from(&opened.elsewhere);
-            let until = sent.after(Duration::from_millis(opened.lease_ms.into()));
-            s.lease_until = Some(until);
-            self.facts.lease(until);
-            s.last_leader = Some(leader.clone());
-            s.last_error.clear();
-            s.doubt = Doubt::None;
-            s.confirmed += 1;
-            s.seat = Some(Seat {
-                leader,
-                session: s.session,
-                incarnation: s.incarnation,
-                custody_epoch: s.custody_epoch,
-                home: s.home,
-                locks_from: s.locks_from,
-                confirmed: s.confirmed,
-            });
-        });
-        self.publish();
-    }
-
     /// Tells the master that the session ends, so that nobody waits for its lease.
     pub async fn close(&self) -> Result<(), Failure> {
         let Some(seat) = self.state(|s| s.seat.take()) else { return Ok(()) };
@@ -1015,16 +721,6 @@ impl Session {
             .await?
             .body;
         SessionClosed::decode(body).map(|_| ()).map_err(|_| Failure::Lost)
-    }
-}
-
-/// Where a refusal says that the volume's home is.
-fn home_of(failure: &Failure) -> Option<Home> {
-    match failure {
-        Failure::Refused(refusal) if refusal.code() == ErrorCode::NotHome => {
-            Home::decode(refusal.detail.clone()).ok()
-        }
-        _ => None,
     }
 }
 

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::fs::FileSystem;
+
 /// A snapshot of a [`crate::FileSystem`].
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct FsStatus {
@@ -97,6 +99,17 @@ impl Latency {
     }
 }
 
+impl Latency {
+    fn add(&mut self, other: &Self) {
+        if other.count > self.count {
+            self.recent_us = other.recent_us;
+        }
+        self.count += other.count;
+        self.total_us = self.total_us.saturating_add(other.total_us);
+        self.max_us = self.max_us.max(other.max_us);
+    }
+}
+
 /// A chunkserver as this client sees it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct ChunkserverStatus {
@@ -141,5 +154,100 @@ impl Counters {
     }
     pub fn get(&self) -> Counts {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl FsStatus {
+    /// Adds what another volume of the same mount counts by itself.
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.unanswered += other.unanswered;
+        self.open_inodes += other.open_inodes;
+        self.open_chunks += other.open_chunks;
+        self.dirty_bytes += other.dirty_bytes;
+        self.untold += other.untold;
+        for (sum, more) in [
+            (&mut self.lapses, other.lapses),
+            (&mut self.leader_changes, other.leader_changes),
+            (&mut self.made_alone, other.made_alone),
+            (&mut self.tellings, other.tellings),
+            (&mut self.untold_lost, other.untold_lost),
+            (&mut self.alone_corrected, other.alone_corrected),
+            (&mut self.retries, other.retries),
+            (&mut self.timeouts, other.timeouts),
+            (&mut self.chunks_replaced, other.chunks_replaced),
+            (&mut self.corrupt_replicas, other.corrupt_replicas),
+            (&mut self.hedges, other.hedges),
+            (&mut self.same_host_reads, other.same_host_reads),
+            (&mut self.same_host_bytes, other.same_host_bytes),
+            (&mut self.same_host_failures, other.same_host_failures),
+        ] {
+            *sum += more;
+        }
+        for (operation, latency) in &other.latencies {
+            self.latencies.entry(operation.clone()).or_default().add(latency);
+        }
+    }
+}
+
+impl FileSystem {
+    /// What this client knows about itself.
+    pub fn status(&self) -> FsStatus {
+        let inner = &self.inner;
+        let view = inner.session.view();
+        let counts = inner.region.counters.get();
+        let alone = inner.session.journal.counts();
+        FsStatus {
+            session: view.session,
+            incarnation: view.incarnation,
+            custody_epoch: view.custody_epoch,
+            log_seen: inner.session.near.seen(),
+            near_promises: inner.session.near.is_open(),
+            lease_left_ms: view.lease_left.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX)),
+            leader: view.leader,
+            lapses: view.lapses,
+            leader_changes: view.leader_changes,
+            unanswered: inner.region.unanswered(),
+            open_inodes: inner.opens.len(),
+            open_chunks: inner.appenders.open_chunks(),
+            cache_bytes: inner.reader.cache.bytes(),
+            dirty_bytes: inner.writer.buffers.bytes(),
+            untold: inner.session.journal.len(),
+            made_alone: alone.made,
+            tellings: alone.tellings,
+            untold_lost: alone.lost,
+            alone_corrected: alone.corrected,
+            retries: counts.retries,
+            timeouts: counts.timeouts,
+            chunks_replaced: counts.chunks_replaced,
+            corrupt_replicas: counts.corrupt_replicas,
+            hedges: counts.hedges,
+            same_host_reads: counts.same_host_reads,
+            same_host_bytes: counts.same_host_bytes,
+            same_host_failures: counts.same_host_failures,
+            lent_files: inner.chunkservers.lent_files(),
+            latencies: counts
+                .latencies
+                .into_iter()
+                .map(|(name, latency)| (name.to_owned(), latency))
+                .collect(),
+            chunkservers: inner.chunkservers.view(),
+            last_error: view.last_error,
+        }
+    }
+
+    /// Whether this client can serve: it holds a lease and is connected to a leader. The reason if not, in a sentence.
+    pub fn ready(&self) -> Result<(), String> {
+        let view = self.inner.session.view();
+        let why = if view.last_error.is_empty() {
+            "no master has answered yet".to_owned()
+        } else {
+            view.last_error
+        };
+        // A renewal comes every two seconds: a lease that is more than half spent means that several were missed.
+        match (view.lease_left, view.leader) {
+            (None, _) => Err(format!("the mount has no lease: {why}")),
+            (Some(_), None) => Err(format!("the mount is looking for the region's leader: {why}")),
+            (Some(_), Some(_)) => Ok(()),
+        }
     }
 }

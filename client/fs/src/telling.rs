@@ -94,6 +94,7 @@ impl Teller {
                 error @ (FsError::Lapsed
                 | FsError::SessionLost
                 | FsError::MadeAnew(_)
+                | FsError::NoVolume(_)
                 | FsError::Closed
                 | FsError::Unanswered { .. }),
             ) => Outcome::Over(error),

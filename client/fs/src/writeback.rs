@@ -87,10 +87,12 @@ impl WriteBack {
         how: How,
     ) -> Result<Option<(u64, Attr)>, FsError> {
         let Some(open) = self.opens.get(inode) else { return Ok(None) };
-        if data.len() > self.buffers.bytes_max || open.is_shared() {
+        if data.len() > self.buffers.room.bytes_max || open.is_shared() {
             return Ok(None);
         }
-        self.wait_for_room(inode, data.len()).await?;
+        if !self.wait_for_room(inode, data.len()).await? {
+            return Ok(None);
+        }
         if let Some(put) = self.put_covered(inode, place, data, how).await? {
             return Ok(Some(put));
         }
@@ -233,7 +235,7 @@ impl WriteBack {
         let inode = change.inode;
         // Somebody must be there who hears of a failure.
         let Some(open) = self.opens.get(inode).filter(|open| open.local() > 0) else { return Ok(None) };
-        if open.is_shared() || self.buffers.bytes_max == 0 || !self.is_exclusive(inode) {
+        if open.is_shared() || self.buffers.room.bytes_max == 0 || !self.is_exclusive(inode) {
             return Ok(None);
         }
         if let Some(uid) = change.uid {
@@ -245,7 +247,9 @@ impl WriteBack {
                 return Ok(None);
             }
         }
-        self.wait_for_room(inode, SETTINGS_BYTES).await?;
+        if !self.wait_for_room(inode, SETTINGS_BYTES).await? {
+            return Ok(None);
+        }
         let (now, now_ns) = (Instant::now(), self.region.session.clock.unix_ns());
         let life = self.region.session.life();
         Ok(self.buffers.change(inode, |dirty| {
@@ -274,15 +278,19 @@ impl WriteBack {
         exclusive.then_some(known.attr)
     }
 
-    async fn wait_for_room(self: &Arc<Self>, inode: u64, bytes: usize) -> Result<(), FsError> {
+    /// False where other volumes hold all of the room: they may be out of reach, and this one isn't to wait for them.
+    async fn wait_for_room(self: &Arc<Self>, inode: u64, bytes: usize) -> Result<bool, FsError> {
         let patience = self.region.patience();
         let deadline = Instant::now() + patience;
         loop {
-            let room = self.buffers.room.notified();
+            let room = self.buffers.room.changed.notified();
             tokio::pin!(room);
             room.as_mut().enable();
-            if self.buffers.bytes() + bytes <= self.buffers.bytes_max {
-                return Ok(());
+            if self.buffers.room.bytes() + bytes <= self.buffers.room.bytes_max {
+                return Ok(true);
+            }
+            if self.buffers.bytes() == 0 {
+                return Ok(false);
             }
             self.buffers.inodes().into_iter().for_each(|inode| self.start(inode));
             if tokio::time::timeout_at(deadline, room).await.is_err() {

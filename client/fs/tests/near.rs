@@ -38,6 +38,8 @@ fn refuse(code: ErrorCode, detail: Bytes) -> Failure {
 
 /// The replica, and what the home's answers may show.
 struct State {
+    /// Which volume it is asked about.
+    volume: u16,
     names: BTreeMap<Bytes, Attr>,
     at: u64,
     session: u64,
@@ -66,6 +68,7 @@ fn place(version: u64) -> Option<Place> {
 impl Regions {
     fn new() -> Arc<Self> {
         let near = State {
+            volume: 0,
             names: BTreeMap::new(),
             at: 10,
             session: 0,
@@ -130,6 +133,7 @@ impl Regions {
             Method::NearRenew => {
                 let renew = NearRenew::decode(body).unwrap();
                 s.renewals += 1;
+                assert_eq!(renew.volume, u32::from(s.volume));
                 if let Some(at) = &renew.at_least {
                     s.followed += 1;
                     if at.version > s.at {
@@ -145,6 +149,7 @@ impl Regions {
             }
             Method::NearRead => {
                 let read = NearRead::decode(body).unwrap();
+                assert_eq!(read.volume, s.volume.into());
                 // Directories are read ahead, now and then.
                 let op = read.op.unwrap().op.unwrap();
                 s.reads += u64::from(!matches!(op, Op::ReadDir(_)));
@@ -275,8 +280,11 @@ struct Rig {
 
 impl Rig {
     async fn start(strong: bool) -> Self {
-        let regions = Regions::new();
-        let config = ClientConfig { masters: vec![NEAR.into()], strong, ..ClientConfig::default() };
+        Self::of(Regions::new(), ClientConfig { strong, ..ClientConfig::default() }).await
+    }
+
+    async fn of(regions: Arc<Regions>, config: ClientConfig) -> Self {
+        let config = ClientConfig { masters: vec![NEAR.into()], ..config };
         let clock = Arc::new(ManualClock::default());
         let fs = FileSystem::connect_through(config, regions.clone(), clock.clone() as Arc<dyn Clock>);
         let fs = fs.await.unwrap();
@@ -462,4 +470,38 @@ async fn a_strong_mount_asks_the_home_alone() {
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert_eq!(rig.regions.with(|s| (s.reads, s.renewals)), (0, 0));
     assert!(!rig.fs.status().near_promises);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_replica_of_another_volume_is_asked_about_that_one() {
+    let regions = Regions::new();
+    let root = regions.home.make_volume(7, "m1");
+    // Sessions carry the volume, as its inodes do.
+    regions.with(|s| (s.volume, s.session) = (7, 7 << 48));
+    let rig = Rig::of(regions, ClientConfig { volume: 7, ..ClientConfig::default() }).await;
+    assert_eq!(rig.fs.find(&me(), root, b"first").await.unwrap(), None);
+    rig.until(|rig| rig.fs.status().near_promises).await;
+    rig.regions.applies(11, &[("f", root + 100)]);
+    let before = rig.reads();
+    for _ in 0..3 {
+        let found = rig.fs.find(&me(), root, b"f").await.unwrap();
+        assert_eq!(found.map(|attr| attr.inode), Some(root + 100));
+    }
+    assert_eq!(rig.reads(), before + 1);
+}
+
+/// A master of an earlier release answers for the root, whatever it is asked: what it promises isn't the volume's.
+#[tokio::test(start_paused = true)]
+async fn another_volume_isnt_promised_by_a_session_of_the_root() {
+    let regions = Regions::new();
+    let root = regions.home.make_volume(7, "m1");
+    regions.with(|s| s.volume = 7);
+    let rig = Rig::of(regions, ClientConfig { volume: 7, ..ClientConfig::default() }).await;
+    rig.regions.applies(11, &[("f", root + 100)]);
+    for _ in 0..5 {
+        assert!(rig.fs.find(&me(), root, b"f").await.unwrap().is_some());
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    assert!(!rig.fs.status().near_promises);
+    assert_eq!(rig.regions.with(|s| s.renewals), 1, "it isn't tried again soon");
 }

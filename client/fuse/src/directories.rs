@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use fuser::{FileHandle, INodeNo, ReplyDirectory, Request};
 use mooseng_client::{Caller, DirEntry, FileSystem, FsError};
 
-use crate::adapter::Adapter;
+use crate::answers::Adapter;
 use crate::convert;
 use crate::operations::Operation;
 
@@ -64,13 +64,22 @@ impl Directories {
 
 impl Adapter {
     /// Answers a readdir.
-    pub fn list(&self, req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let (fs, caller, directories) = (self.fs.clone(), self.caller(req), self.directories.clone());
+    pub fn list(
+        &self,
+        req: &Request,
+        (inode, fs): (u64, FileSystem),
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let (caller, directories) = (self.caller(&fs, req), self.directories.clone());
+        // Above a volume's root is what only the crossing knows.
+        let above = self.tree.above(inode);
         let work = async move {
-            let page = first_page(&fs, &caller, &directories, ino.0, fh.0, offset).await?;
+            let page = first_page((&fs, above), &caller, &directories, inode, fh.0, offset).await?;
             Ok((directories, page))
         };
-        self.run(Operation::ReadDirectory, req.pid(), work, move |outcome| match outcome {
+        self.run(Operation::ReadDirectory, req.pid(), inode, work, move |outcome| match outcome {
             Err(errno) => reply.error(errno),
             Ok((directories, page)) => {
                 let mut at = offset;
@@ -113,7 +122,7 @@ struct Page {
 }
 
 async fn first_page(
-    fs: &FileSystem,
+    (fs, above): (&FileSystem, Option<u64>),
     caller: &Caller,
     directories: &Directories,
     inode: u64,
@@ -133,7 +142,7 @@ async fn first_page(
         }
     };
     let (page, parent) = if offset < COOKIES_FROM {
-        tokio::join!(fetch, parent_of(fs, caller, inode))
+        tokio::join!(fetch, parent_of((fs, above), caller, inode))
     } else {
         (fetch.await, inode)
     };
@@ -142,9 +151,9 @@ async fn first_page(
 }
 
 /// For the inode number shown beside "..", so a failure isn't worth an error.
-async fn parent_of(fs: &FileSystem, caller: &Caller, inode: u64) -> u64 {
-    if inode == fs.root() {
-        return inode;
+async fn parent_of((fs, above): (&FileSystem, Option<u64>), caller: &Caller, inode: u64) -> u64 {
+    if above.is_some() || inode == fs.root() {
+        return above.unwrap_or(inode);
     }
     match fs.describe(caller, inode).await {
         Ok(description) => description.links.first().map_or(inode, |link| link.parent),

@@ -1,8 +1,8 @@
-//! The FUSE adapter: a mount over [`mooseng_client::FileSystem`].
+//! The FUSE adapter: a mount over [`mooseng_client::Tree`].
 //!
 //! - [`Mount`] opens /dev/fuse itself, mounts, and hands a duplicate of the descriptor to fuser, so that the other one can carry
 //!   notifications. [`unmount`] and [`mounts`] serve `mooseng umount`.
-//! - `adapter` converts, calls and answers; each request is one future on the tokio runtime.
+//! - `adapter` converts, calls and answers; by `answers` each request is one future on the tokio runtime.
 //! - `directories` lists directories.
 //! - `waiting` lets a killed process go, and one that waits for a lock when a signal comes.
 //! - `locks` takes, tests and gives up locks; `lock_kind` tells flock's from fcntl's.
@@ -10,12 +10,13 @@
 //! - `notify` takes back from the kernel what the region recalls, by the messages of `kernel`; `told` knows what it was told, and `pages` whose
 //!   pages it may keep.
 //!
-//! - `operations` counts what the kernel asks for.
+//! - `operations` counts what the kernel asks for, and `permits` bounds how much of it is under way.
 //!
 //! The kernel keeps entries, attributes and pages for what is left of the session's lease, as long as the region has promised them; it asks for
 //! attributes before it believes pages of what isn't promised (AUTO_INVAL_DATA). The writeback cache stays off for good.
 
 mod adapter;
+mod answers;
 mod convert;
 mod device;
 mod directories;
@@ -26,6 +27,7 @@ mod mount;
 mod notify;
 mod operations;
 mod pages;
+mod permits;
 mod table;
 mod told;
 mod waiting;

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use fuser::{Errno, FileHandle, INodeNo, LockOwner, ReplyEmpty, ReplyLock, Request};
-use mooseng_client::{FsError, LockKind, LockRequest, LockWait};
+use fuser::{Errno, FileHandle, LockOwner, ReplyEmpty, ReplyLock, Request};
+use mooseng_client::{FileSystem, FsError, LockKind, LockRequest, LockWait};
 use mooseng_transport::trace;
 
-use crate::adapter::{Adapter, failed};
+use crate::answers::{Adapter, failed};
 use crate::lock_kind::Said;
 use crate::operations::Operation;
 use crate::waiting::{Signal, has_signal, report, signalled};
@@ -41,14 +41,15 @@ impl Adapter {
     pub(crate) fn set_lock(
         &self,
         req: &Request,
-        (inode, handle, owner): (INodeNo, FileHandle, LockOwner),
+        (inode, fs): (u64, FileSystem),
+        (handle, owner): (FileHandle, LockOwner),
         lock: KernelLock,
         waits: bool,
         reply: ReplyEmpty,
     ) {
         let said = Said {
             unique: req.unique().0,
-            inode: inode.0,
+            inode,
             handle: handle.0,
             owner: owner.0,
             start: lock.start,
@@ -57,28 +58,28 @@ impl Adapter {
             pid: lock.pid,
         };
         let request = lock.request(handle, self.lock_kinds.of(req, &said), owner);
-        let fs = self.fs.clone();
         match lock.kind {
             libc::F_UNLCK => {
-                self.empty(Operation::SetLock, req, async move { fs.unlock(request).await }, reply)
+                self.empty(Operation::SetLock, req, inode, async move { fs.unlock(request).await }, reply)
             }
-            libc::F_RDLCK | libc::F_WRLCK if waits => self.wait_for_lock(req.pid(), request, reply),
+            libc::F_RDLCK | libc::F_WRLCK if waits => {
+                self.wait_for_lock(fs, req.pid(), request, reply);
+            }
             libc::F_RDLCK | libc::F_WRLCK => {
-                self.empty(Operation::SetLock, req, async move { fs.lock(request).await }, reply)
+                self.empty(Operation::SetLock, req, inode, async move { fs.lock(request).await }, reply)
             }
             _ => reply.error(Errno::EINVAL),
         }
     }
 
     /// Counts as no request under way: who holds the lock must get through to give it up.
-    fn wait_for_lock(&self, pid: u32, request: LockRequest, reply: ReplyEmpty) {
-        // Made inside the runtime, for its tasks.
-        let fs = self.fs.clone();
+    fn wait_for_lock(&self, fs: FileSystem, pid: u32, request: LockRequest, reply: ReplyEmpty) {
         let mut running = self.operations.begin(Operation::SetLock);
         self.operations.waits(Operation::SetLock);
         self.runtime.spawn(async move {
             let work = async {
                 loop {
+                    // Made inside the runtime, for its tasks.
                     let wait = fs.lock_waiting(request).map_err(report)?;
                     if let Some(outcome) = until_a_signal(pid, wait).await {
                         return outcome;
@@ -97,15 +98,15 @@ impl Adapter {
     pub(crate) fn get_lock(
         &self,
         req: &Request,
+        (inode, fs): (u64, FileSystem),
         (handle, owner): (FileHandle, LockOwner),
         lock: KernelLock,
         reply: ReplyLock,
     ) {
-        let fs = self.fs.clone();
         // The kernel asks about fcntl's only.
         let request = lock.request(handle, LockKind::Range, owner);
         let work = async move { fs.test_lock(request).await };
-        self.run(Operation::GetLock, req.pid(), work, move |outcome| match outcome {
+        self.run(Operation::GetLock, req.pid(), inode, work, move |outcome| match outcome {
             Ok(None) => reply.locked(lock.start, lock.end, libc::F_UNLCK, 0),
             Ok(Some(held)) => {
                 let kind = if held.exclusive { libc::F_WRLCK } else { libc::F_RDLCK };
@@ -119,18 +120,18 @@ impl Adapter {
     pub(crate) fn close_descriptor(
         &self,
         req: &Request,
+        (inode, fs): (u64, FileSystem),
         handle: FileHandle,
         owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        let fs = self.fs.clone();
         let work = async move {
             if fs.may_hold(handle.0, LockKind::Range, owner.0) {
                 fs.unlock_owner(handle.0, LockKind::Range, owner.0).await;
             }
             fs.flush(handle.0).await
         };
-        self.empty(Operation::Flush, req, work, reply);
+        self.empty(Operation::Flush, req, inode, work, reply);
     }
 }
 

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use fuser::{Config, Session, SessionACL};
-use mooseng_client::FileSystem;
+use mooseng_client::Tree;
 use tokio::sync::watch;
 
-use crate::adapter::Adapter;
+use crate::answers::Adapter;
 use crate::device::{self, MountError};
 use crate::notify::Notifier;
 use crate::operations::Operations;
@@ -58,9 +58,9 @@ impl Default for MountOptions {
 pub struct Mount;
 
 impl Mount {
-    /// Mounts `fs` on `path`; when this returns, the mount works. Blocks for a moment: not for a runtime's own thread, unless it has several.
+    /// Mounts a tree on `path`; when this returns, the mount works. Blocks for a moment: not for a runtime's own thread, unless it has several.
     pub fn mount(
-        fs: FileSystem,
+        tree: impl Into<Tree>,
         path: &Path,
         options: MountOptions,
         runtime: tokio::runtime::Handle,
@@ -68,7 +68,7 @@ impl Mount {
         let (path, mode) = device::place(path)?;
         let descriptor = device::mount_on(&path, mode, &options)?;
         // From here on a failure must not leave a dead mount behind.
-        match Self::serve(fs, &path, &options, runtime, descriptor) {
+        match Self::serve(tree.into(), &path, &options, runtime, descriptor) {
             Ok(handle) => Ok(handle),
             Err(error) => {
                 if let Err(error) = table::unmount(&path, true) {
@@ -80,7 +80,7 @@ impl Mount {
     }
 
     fn serve(
-        fs: FileSystem,
+        tree: Tree,
         path: &Path,
         options: &MountOptions,
         runtime: tokio::runtime::Handle,
@@ -92,10 +92,12 @@ impl Mount {
         config.n_threads = Some(options.threads.max(1));
         config.clone_fd = true;
         let acl = config.acl;
-        let notifier = Notifier::new(descriptor.try_clone().map_err(MountError::Session)?, fs.root())
+        let root = tree.root().root();
+        let notifier = Notifier::new(descriptor.try_clone().map_err(MountError::Session)?, root)
             .map_err(MountError::Session)?;
-        fs.show_through(notifier.clone());
-        let adapter = Adapter::new(fs, runtime, options.requests_max.max(1), notifier.clone());
+        let shown = notifier.clone();
+        tree.show_through(move |volume| shown.of(volume));
+        let adapter = Adapter::new(tree, runtime, options.requests_max.max(1), notifier.clone());
         let operations = adapter.operations.clone();
         let session = Session::from_fd(adapter, descriptor, acl, config).map_err(MountError::Session)?;
         let (ended, watch) = watch::channel(None);

@@ -11,7 +11,7 @@
 //! An answer that was written isn't taken in yet ([`crate::told`]). Where it may still be on its way, the inode is invalidated again until it
 //! no longer is, and only then the recall is over: hardly ever more than once, a millisecond later.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,12 +21,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use mooseng_client::Invalidate;
+use mooseng_wire::VolumeId;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::kernel::{Device, Kernel};
 use crate::pages::Pages;
-use crate::told::{Fresh, How, TAKEN_IN_WITHIN, Told};
+use crate::told::{Fresh, How, TAKEN_IN_WITHIN, Told, inodes_of};
 
 /// How long the kernel may take to forget an entry before the epoch is raised.
 const AT_ONCE: Duration = Duration::from_millis(1);
@@ -36,6 +37,8 @@ const WAITING_MAX: usize = 1024;
 const TOLD_MAX: usize = 1 << 20;
 /// Directories remembered of which the kernel keeps entries by their lists.
 const LISTED_MAX: usize = 1 << 16;
+/// Crossings into other volumes that are remembered: more than a mount enters.
+const CROSSINGS_MAX: usize = 1024;
 /// An answer takes longer only if its thread was kept from running.
 const LATE: Duration = Duration::from_millis(100);
 /// The first pause before an inode is invalidated again, and the last.
@@ -64,6 +67,14 @@ pub(crate) struct Notifier {
     listed: Mutex<BTreeSet<u64>>,
     /// Inodes of whose access control lists the kernel was told.
     lists: Mutex<BTreeSet<u64>>,
+    /// Directories at which volumes are joined, with the entries by which the kernel was told of those volumes' roots.
+    crossings: Mutex<BTreeMap<u64, (u64, Bytes)>>,
+}
+
+/// Takes back what is promised of one volume: the kernel's inodes of another aren't concerned when all of its promises end.
+pub(crate) struct OfVolume {
+    notifier: Arc<Notifier>,
+    volume: VolumeId,
 }
 
 /// Something is being shown.
@@ -120,7 +131,13 @@ impl Notifier {
             pages_of: Mutex::new(Pages::new(TOLD_MAX)),
             listed: Mutex::default(),
             lists: Mutex::default(),
+            crossings: Mutex::default(),
         }))
+    }
+
+    /// Takes back what is promised of a volume.
+    pub fn of(self: &Arc<Self>, volume: VolumeId) -> Arc<OfVolume> {
+        Arc::new(OfVolume { notifier: self.clone(), volume })
     }
 
     /// Tries whether this kernel knows epochs. Once the mount's session runs.
@@ -190,6 +207,30 @@ impl Notifier {
         }
         listed.insert(directory);
         validity
+    }
+
+    fn crossings<T>(&self, f: impl FnOnce(&mut BTreeMap<u64, (u64, Bytes)>) -> T) -> T {
+        f(&mut self.crossings.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The kernel is told of an entry that it leads to another volume's root, by what is promised of the directory at which that is joined. Answers for
+    /// how long it may keep that: the entry goes with that directory's attributes, too.
+    pub fn telling_crossing(
+        &self,
+        joined_at: u64,
+        (directory, name): (u64, &[u8]),
+        validity: Duration,
+    ) -> Duration {
+        if validity.is_zero() {
+            return validity;
+        }
+        self.crossings(|crossings| {
+            if crossings.len() >= CROSSINGS_MAX && !crossings.contains_key(&joined_at) {
+                return Duration::ZERO;
+            }
+            crossings.insert(joined_at, (directory, Bytes::copy_from_slice(name)));
+            validity
+        })
     }
 
     fn lists<T>(&self, f: impl FnOnce(&mut BTreeSet<u64>) -> T) -> T {
@@ -293,9 +334,9 @@ fn note(what: &str, outcome: io::Result<()>) {
     }
 }
 
-#[async_trait]
-impl Invalidate for Notifier {
-    async fn entry(&self, directory: u64, name: &Bytes) {
+impl Notifier {
+    /// [`Invalidate::entry`].
+    pub async fn entry(&self, directory: u64, name: &Bytes) {
         if !self.keeps_entries() {
             return;
         }
@@ -308,8 +349,13 @@ impl Invalidate for Notifier {
         note("the epoch", self.kernel.raise_epoch());
     }
 
-    async fn inode(&self, inode: u64) {
+    /// [`Invalidate::inode`].
+    pub async fn inode(&self, inode: u64) {
         self.let_show();
+        // Where its name leads is no more certain.
+        if let Some((directory, name)) = self.crossings(|crossings| crossings.remove(&inode)) {
+            self.entry(directory, &name).await;
+        }
         self.pages_of(|pages| pages.forget(inode));
         let list = self.lists(|lists| lists.remove(&inode));
         let Some(fresh) = self.told(|told| told.take(inode, Instant::now())) else {
@@ -326,7 +372,8 @@ impl Invalidate for Notifier {
         }
     }
 
-    async fn directory(&self, directory: u64) {
+    /// [`Invalidate::directory`].
+    pub async fn directory(&self, directory: u64) {
         self.let_show();
         let listed = self.listed.lock().unwrap_or_else(PoisonError::into_inner).remove(&directory);
         // Which entries these are isn't known, and may be many.
@@ -336,22 +383,29 @@ impl Invalidate for Notifier {
         self.inode(directory).await;
     }
 
-    async fn entries(&self) {
+    /// [`Invalidate::entries`], of all volumes: what the kernel looks up again is no harm.
+    pub async fn entries(&self) {
         self.let_show();
         if self.keeps_entries() {
-            self.listed.lock().unwrap_or_else(PoisonError::into_inner).clear();
-            note("the epoch", self.kernel.raise_epoch());
+            self.no_entries();
         }
     }
 
-    async fn everything(&self) {
-        self.let_show();
+    /// Every entry that the kernel has is looked up again.
+    fn no_entries(&self) {
         self.listed.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        self.pages_of(Pages::forget_all);
-        let told = self.told(|told| told.take_all(Instant::now()));
-        let lists = self.lists(std::mem::take);
+        self.crossings(BTreeMap::clear);
+        note("the epoch", self.kernel.raise_epoch());
+    }
+
+    /// [`Invalidate::everything`], of a volume.
+    pub async fn everything(&self, volume: VolumeId) {
+        self.let_show();
+        self.pages_of(|pages| pages.forget_all(volume));
+        let told = self.told(|told| told.take_all(volume, Instant::now()));
+        let lists: Vec<u64> = self.lists(|lists| lists.extract_if(inodes_of(volume), |_| true).collect());
         if self.keeps_entries() {
-            note("the epoch", self.kernel.raise_epoch());
+            self.no_entries();
         }
         let Some(own) = self.own.upgrade() else { return };
         // None of these waits for anybody; there may be many.
@@ -373,6 +427,29 @@ impl Invalidate for Notifier {
             }
             Err(error) => tracing::warn!(%error, "telling the kernel to forget everything failed"),
         }
+    }
+}
+
+#[async_trait]
+impl Invalidate for OfVolume {
+    async fn entry(&self, directory: u64, name: &Bytes) {
+        self.notifier.entry(directory, name).await;
+    }
+
+    async fn inode(&self, inode: u64) {
+        self.notifier.inode(inode).await;
+    }
+
+    async fn directory(&self, directory: u64) {
+        self.notifier.directory(directory).await;
+    }
+
+    async fn entries(&self) {
+        self.notifier.entries().await;
+    }
+
+    async fn everything(&self) {
+        self.notifier.everything(self.volume).await;
     }
 }
 

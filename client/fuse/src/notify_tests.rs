@@ -33,6 +33,8 @@ struct Slow {
     lock: Mutex<Option<Receiver<()>>>,
     /// How often the epoch was raised.
     epochs: AtomicU64,
+    /// How often an entry was forgotten.
+    entries: AtomicU64,
 }
 
 impl Slow {
@@ -49,6 +51,7 @@ impl Kernel for Slow {
         if let Some(lock) = &*self.lock.lock().unwrap() {
             let _ = lock.recv();
         }
+        self.entries.fetch_add(1, Ordering::SeqCst);
         Err(io::Error::from_raw_os_error(libc::ENOENT))
     }
     fn forget_inode(&self, inode: u64, pages: bool) -> io::Result<()> {
@@ -98,7 +101,7 @@ async fn a_list_outlives_the_time_of_attributes_and_goes_with_a_recall_all_the_s
     notifier.inode(INODE).await;
     assert_eq!(kernel.counts(), (told + 1, forgotten + 1));
     assert!(notifier.telling_list(INODE, true));
-    notifier.everything().await;
+    notifier.everything(VolumeId(0)).await;
     assert_eq!(kernel.counts(), (told + 2, forgotten + 2));
     // Of what isn't promised nothing is remembered: it is taken back at once.
     assert!(!notifier.telling_list(INODE, false));
@@ -110,6 +113,40 @@ async fn a_list_outlives_the_time_of_attributes_and_goes_with_a_recall_all_the_s
     notifier.given_back(INODE, 1);
     notifier.inode(INODE).await;
     assert_eq!(kernel.counts(), (told + 2, forgotten + 2));
+}
+
+/// Another volume's promises have ended: what the kernel has of this one it keeps.
+#[tokio::test(start_paused = true)]
+async fn only_a_volumes_own_inodes_are_forgotten_with_all_of_its_promises() {
+    let (kernel, notifier) = rig();
+    kernel.meets(INODE);
+    notifier.telling(INODE, VALID, How::Known);
+    assert!(notifier.telling_list(INODE, true) && !notifier.keeps_pages(INODE, Some(1)));
+    notifier.of(VolumeId(7)).everything().await;
+    assert_eq!(kernel.counts(), (0, 0));
+    assert!(notifier.keeps_pages(INODE, Some(1)));
+    notifier.of(VolumeId(0)).everything().await;
+    let (told, forgotten) = kernel.counts();
+    assert!(told > 0 && told == forgotten);
+    assert!(!notifier.keeps_pages(INODE, Some(1)));
+}
+
+/// The name is promised still, and that a volume is joined at its directory isn't: the kernel would go on to show a volume that was deleted, for as long as
+/// the name is promised.
+#[tokio::test(start_paused = true)]
+async fn an_entry_that_leads_to_another_volume_goes_with_the_attributes_of_the_directory_between() {
+    let (kernel, notifier) = rig();
+    let epochs = || kernel.epochs.load(Ordering::SeqCst);
+    let entries = || kernel.entries.load(Ordering::SeqCst);
+    assert_eq!(notifier.telling_crossing(INODE, (DIRECTORY, b"v"), Duration::ZERO), Duration::ZERO);
+    notifier.inode(INODE).await;
+    assert_eq!((entries(), epochs()), (0, 0), "it keeps none");
+    assert_eq!(notifier.telling_crossing(INODE, (DIRECTORY, b"v"), VALID), VALID);
+    notifier.inode(DIRECTORY).await;
+    assert_eq!((entries(), epochs()), (0, 0));
+    notifier.inode(INODE).await;
+    assert!(entries() + epochs() > 0);
+    assert!(notifier.crossings(|crossings| crossings.is_empty()), "it has none any more");
 }
 
 fn rig() -> (Arc<Slow>, Arc<Notifier>) {
@@ -145,7 +182,7 @@ async fn a_recall_of_everything_waits_for_it_too() {
     let (kernel, notifier) = rig();
     notifier.telling(INODE, VALID, How::Met);
     let own = notifier.clone();
-    let recall = tokio::spawn(async move { own.everything().await });
+    let recall = tokio::spawn(async move { own.everything(VolumeId(0)).await });
     a_while().await;
     assert!(!recall.is_finished());
     kernel.meets(INODE);

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use mooseng_wire::{InodeId, VolumeId};
+
 /// The hold under which all pages were read that the kernel has of an inode.
 #[derive(Debug)]
 pub(crate) struct Pages {
@@ -41,9 +43,9 @@ impl Pages {
         self.held.remove(&inode);
     }
 
-    /// Nothing is promised any more.
-    pub fn forget_all(&mut self) {
-        self.held.clear();
+    /// Nothing of a volume is promised any more.
+    pub fn forget_all(&mut self, volume: VolumeId) {
+        self.held.retain(|inode, _| InodeId(*inode).volume() != volume);
     }
 }
 
@@ -74,7 +76,9 @@ mod tests {
         pages.opened(1, Some(5));
         pages.forget(1);
         assert!(!pages.opened(1, Some(5)));
-        pages.forget_all();
+        pages.forget_all(VolumeId(1));
+        assert!(pages.opened(1, Some(5)), "it is of another volume");
+        pages.forget_all(VolumeId(0));
         assert!(!pages.opened(1, Some(5)));
     }
 

@@ -13,8 +13,10 @@
 //! them back (FORGET). Where all were given back, nothing is on its way.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use mooseng_wire::{InodeId, LOCAL_ID_BITS, VolumeId};
 use tokio::time::Instant;
 
 /// How often it is looked what time has taken from the kernel.
@@ -25,6 +27,12 @@ pub(crate) const TAKEN_IN_WITHIN: Duration = Duration::from_secs(1);
 const CHANGED_MAX: usize = 4096;
 /// Inodes of the kernel's of which lookups are counted: more than its memory holds on most hosts.
 const LOOKUPS_MAX: usize = 4 << 20;
+
+/// The ids of a volume's inodes.
+pub(crate) fn inodes_of(volume: VolumeId) -> RangeInclusive<u64> {
+    let first = InodeId::new(volume, 0).0;
+    first..=first | ((1 << LOCAL_ID_BITS) - 1)
+}
 
 /// How the kernel was told of an inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,9 +173,10 @@ impl Told {
         Some(self.fresh(&kept, now))
     }
 
-    /// Takes all out.
-    pub fn take_all(&mut self, now: Instant) -> Vec<(u64, Option<Fresh>)> {
-        let kept = std::mem::take(&mut self.kept);
+    /// Takes all of a volume out.
+    pub fn take_all(&mut self, volume: VolumeId, now: Instant) -> Vec<(u64, Option<Fresh>)> {
+        let of_it = self.kept.extract_if(inodes_of(volume), |_, _| true);
+        let kept: Vec<(u64, Kept)> = of_it.collect();
         kept.into_iter().map(|(inode, kept)| (inode, self.fresh(&kept, now))).collect()
     }
 
@@ -218,7 +227,7 @@ mod tests {
         told.add(5, SECOND, How::Met, start);
         told.was_late(start + SECOND * 5);
         let late = Fresh { since: start + SECOND * 5, made_in: None };
-        assert_eq!(told.take_all(start + SECOND * 6), [(5, Some(late))]);
+        assert_eq!(told.take_all(VolumeId(0), start + SECOND * 6), [(5, Some(late))]);
     }
 
     #[test]

@@ -82,7 +82,7 @@ pub enum VolumeCommand {
     Verify(VolumeVerify),
     /// Show what failovers lost: the loss ledger.
     Losses(VolumeLosses),
-    /// Make a volume, and join it at an empty directory. Mounts can't enter it yet.
+    /// Make a volume, and join it at an empty directory. Mounts cross into it there.
     Create(VolumeCreate),
     /// Change a volume's settings: when fsync returns, which regions have it, whether another one takes over by itself.
     Set(VolumeSet),

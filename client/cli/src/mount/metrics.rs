@@ -1,8 +1,9 @@
-//! What a mount tells Prometheus, read from the filesystem when it is asked. `docs/metrics/mount.md` lists the same.
+//! What a mount tells Prometheus, read from the filesystem when it is asked: of all volumes together, but for the lease, which is the root's, and for what is
+//! labelled by volume. `docs/metrics/mount.md` lists the same.
 
 use std::sync::Arc;
 
-use mooseng_client::{FileSystem, FsStatus};
+use mooseng_client::{FsStatus, Tree};
 use mooseng_fuse::{Figures, Operation, Operations};
 use mooseng_transport::observe::Metrics;
 use prometheus_client::collector::Collector;
@@ -31,7 +32,7 @@ const fn counter(name: &'static str, help: &'static str, value: fn(&FsStatus) ->
 const METRICS: &[Metric] = &[
     gauge(
         "mooseng_mount_lease_left_ms",
-        "What remains of the session's lease, in milliseconds; 0 without one",
+        "What remains of the lease of the root volume's session, in milliseconds; 0 without one",
         |s| s.lease_left_ms.unwrap_or(0),
     ),
     gauge("mooseng_mount_unanswered", "Changes that wait for an answer", |s| s.unanswered as u64),
@@ -87,6 +88,32 @@ const METRICS: &[Metric] = &[
     counter("mooseng_mount_leader_changes", "Times that another master was taken as leader", |s| {
         s.leader_changes
     }),
+];
+
+/// A figure of each volume that the mount is in, labelled `volume`.
+struct OfVolume {
+    name: &'static str,
+    help: &'static str,
+    value: fn(&FsStatus) -> u64,
+}
+
+/// All of those.
+const VOLUMES: &[OfVolume] = &[
+    OfVolume {
+        name: "mooseng_mount_volume_lease_left_ms",
+        help: "What remains of the lease of a volume's session, in milliseconds, by `volume`; 0 without one",
+        value: |s| s.lease_left_ms.unwrap_or(0),
+    },
+    OfVolume {
+        name: "mooseng_mount_volume_unanswered",
+        help: "Changes of a volume that wait for an answer, by `volume`",
+        value: |s| s.unanswered as u64,
+    },
+    OfVolume {
+        name: "mooseng_mount_volume_dirty_bytes",
+        help: "Written bytes of a volume that aren't at its region yet, by `volume`",
+        value: |s| s.dirty_bytes as u64,
+    },
 ];
 
 /// A counter of each kind of operation, labelled `operation`.
@@ -159,7 +186,7 @@ impl Collector for FromOperations {
     }
 }
 
-struct FromStatus(FileSystem);
+struct FromStatus(Tree);
 
 impl std::fmt::Debug for FromStatus {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -178,6 +205,18 @@ impl Collector for FromStatus {
                 _ => ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)).encode(out)?,
             }
         }
+        let of_volumes: Vec<(String, FsStatus)> = std::iter::once(self.0.root().clone())
+            .chain(self.0.entered())
+            .map(|fs| (fs.volume().to_string(), fs.status()))
+            .collect();
+        for metric in VOLUMES {
+            let mut out = encoder.encode_descriptor(metric.name, metric.help, None, MetricType::Gauge)?;
+            for (volume, status) in &of_volumes {
+                let labels = [("volume", volume.as_str())];
+                let value = i64::try_from((metric.value)(status)).unwrap_or(i64::MAX);
+                ConstGauge::new(value).encode(out.encode_family(&labels)?)?;
+            }
+        }
         Ok(())
     }
 }
@@ -188,8 +227,8 @@ pub fn register_operations(metrics: &Metrics, operations: Arc<Operations>) {
 }
 
 /// Registers them.
-pub fn register(metrics: &Metrics, fs: FileSystem) {
-    metrics.register(|registry| registry.register_collector(Box::new(FromStatus(fs))));
+pub fn register(metrics: &Metrics, tree: Tree) {
+    metrics.register(|registry| registry.register_collector(Box::new(FromStatus(tree))));
 }
 
 #[cfg(test)]
@@ -201,7 +240,9 @@ mod tests {
         let page =
             std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/metrics/mount.md"))
                 .unwrap();
-        let all = METRICS.iter().map(|m| (m.name, m.kind)).chain(OPERATIONS.iter().map(|m| (m.name, m.kind)));
+        let of_volumes = VOLUMES.iter().map(|m| (m.name, MetricType::Gauge));
+        let of_operations = OPERATIONS.iter().map(|m| (m.name, m.kind));
+        let all = METRICS.iter().map(|m| (m.name, m.kind)).chain(of_volumes).chain(of_operations);
         let wanted = all.map(|(name, kind)| match kind {
             MetricType::Counter => format!("{name}_total"),
             _ => name.to_owned(),

@@ -82,14 +82,14 @@ fn created(path: &str, reply: &CreateVolumeReply) -> String {
         volume.home,
         durability(volume),
         volume.regions.join(", "),
-        not_entered(volume)
+        seen(volume)
     )
 }
 
-/// What it can't do yet.
-fn not_entered(volume: &Volume) -> String {
+/// What it is to whoever works there.
+fn seen(volume: &Volume) -> String {
     format!(
-        "Mounts can't enter it yet: whatever is asked for below {} they answer with EREMOTE (\"Object is remote\"), and the directory can be neither removed nor renamed.",
+        "Mounts cross into it at {}. Between it and the volume above, mv copies (EXDEV); the directory can be neither removed nor renamed.",
         volume.path
     )
 }
@@ -97,7 +97,7 @@ fn not_entered(volume: &Volume) -> String {
 fn created_shape(reply: &CreateVolumeReply, plan: bool) -> Value {
     json!({
         "version": output::VERSION, "agreed_version": reply.version, "plan": plan, "volume": reply.volume.as_ref().map(shape),
-        "mounts_enter_it": false,
+        "mounts_enter_it": true,
     })
 }
 
@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_said_what_a_new_volume_cant_do_yet() {
+    fn it_is_said_what_a_new_volume_is_to_mounts() {
         let volume = Volume {
             id: 3,
             path: "/team".into(),
@@ -128,8 +128,8 @@ mod tests {
         let made = CreateVolumeReply { version: 9, volume: Some(volume) };
         let text = created("/team", &made);
         assert!(text.contains("Volume 3 is joined at /team") && text.contains("geo"), "{text}");
-        assert!(text.contains("can't enter it yet") && text.contains("EREMOTE"), "{text}");
-        assert_eq!(created_shape(&made, false)["mounts_enter_it"], false);
+        assert!(text.contains("cross into it at /team") && text.contains("EXDEV"), "{text}");
+        assert_eq!(created_shape(&made, false)["mounts_enter_it"], true);
         let planned = created("/team", &CreateVolumeReply { version: 9, volume: None });
         assert!(planned.contains("Nothing has changed"), "{planned}");
     }

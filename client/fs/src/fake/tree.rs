@@ -1,6 +1,7 @@
 //! The directory tree, and every operation on it.
 
 use bytes::Bytes;
+use mooseng_wire::InodeId;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::{
@@ -80,7 +81,7 @@ impl State {
             Op::Sync(_) => Reply::Done(Done {}),
             Op::HoldAlone(o) => self.entry(o.inode),
             Op::ReserveInodes(o) => {
-                let first = self.last_id + 1;
+                let first = InodeId::new(self.volume, self.last_id + 1).0;
                 self.last_id += u64::from(o.count);
                 Reply::ReservedInodes(ReservedInodes { first, count: o.count })
             }

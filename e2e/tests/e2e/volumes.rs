@@ -1,0 +1,155 @@
+//! Several volumes in one tree, in a cluster of two regions and a witness: made, entered from both regions, failed over apart, deleted.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use mooseng_e2e::cluster::{DevCluster, checked, wait_for};
+use mooseng_e2e::steps::Steps;
+
+use super::regions::{HOME_LOST, shows, write};
+
+/// Where the root volume is at home, and where the others are.
+const ROOT_HOME: &str = "region-1";
+const OTHER: &str = "region-2";
+/// A failover takes a region's lease, and what follows it.
+const FAILED_OVER: Duration = Duration::from_secs(90);
+
+#[test]
+fn volumes_are_one_tree_and_fail_over_apart() {
+    run().unwrap();
+}
+
+/// `mooseng volume WORDS --config ADMIN -o json`, in a region.
+fn volume(cluster: &DevCluster, region: &str, words: &[&str]) -> Result<serde_json::Value> {
+    let mut command = cluster.mooseng(&["volume"]);
+    command.args(words).args(["-o", "json", "--config"]).arg(cluster.admin_config_of(region)?);
+    let output = checked(&mut command)?;
+    serde_json::from_slice(&output.stdout).with_context(|| format!("volume {words:?}: {output:?}"))
+}
+
+/// The volume in which a path is: the upper bits of its inode's number.
+fn volume_of(path: &Path) -> Result<u64> {
+    Ok(fs::symlink_metadata(path).with_context(|| format!("stat {}", path.display()))?.ino() >> 48)
+}
+
+/// Makes a volume and joins it at a directory below the root.
+fn make(cluster: &DevCluster, mount: &Path, name: &str, durability: &str) -> Result<()> {
+    fs::create_dir(mount.join(name)).with_context(|| format!("mkdir {name}"))?;
+    fs::File::open(mount)?.sync_all().context("fsync of the root directory")?;
+    let path = format!("/{name}");
+    volume(cluster, ROOT_HOME, &["create", &path, "--home", OTHER, "--durability", durability])?;
+    wait_for("the mount to cross into the new volume", Duration::from_secs(60), || {
+        ensure!(volume_of(&mount.join(name))? != 0, "it shows the directory still");
+        Ok(())
+    })
+}
+
+fn sh(directory: &Path, script: &str) -> Result<()> {
+    checked(Command::new("sh").args(["-ec", script]).current_dir(directory)).map(drop)
+}
+
+fn run() -> Result<()> {
+    let cluster = DevCluster::up("volumes", &["--regions", "2"])?;
+    let mut steps = Steps::default();
+    let (here, there) = (cluster.mount_of(ROOT_HOME)?, cluster.mount_of(OTHER)?);
+    steps.run("a geo volume and a region volume are made, and both mounts cross into them", || {
+        make(&cluster, &here, "v", "geo")?;
+        make(&cluster, &here, "w", "region")?;
+        for mount in [&here, &there] {
+            for name in ["v", "w"] {
+                wait_for("the other mount to cross, too", Duration::from_secs(60), || {
+                    ensure!(volume_of(&mount.join(name))? != 0, "{} isn't crossed", mount.display());
+                    Ok(())
+                })?;
+            }
+            ensure!(volume_of(&mount.join("v"))? != volume_of(&mount.join("w"))?, "they are the same");
+            ensure!(volume_of(mount)? == 0, "the root isn't the root");
+        }
+        Ok(())
+    });
+    steps.run("what one mount writes there the other one reads, in all three volumes", || {
+        for (name, writes, reads) in [("v/a", &here, &there), ("v/b", &there, &here), ("w/a", &here, &there)] {
+            write(&writes.join(name), name)?;
+            shows(&reads.join(name), name)?;
+            ensure!(volume_of(&reads.join(name))? == volume_of(&reads.join(&name[..1]))?, "{name}");
+        }
+        write(&here.join("a"), "root")?;
+        shows(&there.join("a"), "root")?;
+        sh(&here, "mkdir -p v/x/y; for n in $(seq 200); do echo $n > v/x/y/$n; done; sync -f v; test $(ls v/x/y | wc -l) = 200")?;
+        sh(&there, "test \"$(cat v/x/y/* | sort -n | tail -1)\" = 200; test \"$(cd v/x/../..; pwd -P)\" = \"$(pwd -P)\"")
+    });
+    steps.run("mv across copies, and rename and link say that it is another device", || {
+        sh(&here, "head -c 3000000 /dev/urandom > big; sha256sum big > sums; mv big v/big; cd v; sha256sum -c ../sums > /dev/null; cd ..; mv v/big w/big; cd w; sha256sum -c ../sums > /dev/null")?;
+        let across = fs::rename(here.join("w/big"), here.join("big"));
+        ensure!(across.as_ref().is_err_and(|e| e.kind() == ErrorKind::CrossesDevices), "{across:?}");
+        let across = fs::hard_link(here.join("w/big"), here.join("v/big"));
+        ensure!(across.as_ref().is_err_and(|e| e.kind() == ErrorKind::CrossesDevices), "{across:?}");
+        let busy = fs::rename(here.join("v"), here.join("moved"));
+        ensure!(busy.as_ref().is_err_and(|e| e.kind() == ErrorKind::ResourceBusy), "{busy:?}");
+        let busy = fs::remove_dir(here.join("v"));
+        ensure!(busy.as_ref().is_err_and(|e| e.kind() == ErrorKind::ResourceBusy), "{busy:?}");
+        Ok(())
+    });
+    steps.run("mooseng info looks across", || {
+        let mut command = cluster.mooseng(&["info", "-o", "json"]);
+        checked(command.arg(there.join("v/a"))).map(drop)
+    });
+    steps.run("a volume is deleted: its directory is an ordinary one again, on both mounts", || {
+        let held = fs::File::open(here.join("w/a"))?;
+        volume(&cluster, ROOT_HOME, &["delete", "/w"])?;
+        for mount in [&here, &there] {
+            wait_for("the directory below the volume to be shown", Duration::from_secs(60), || {
+                ensure!(volume_of(&mount.join("w"))? == 0, "{} shows the volume still", mount.display());
+                Ok(())
+            })?;
+        }
+        wait_for("what was open there to be stale", Duration::from_secs(60), || {
+            let stale = held.metadata();
+            ensure!(stale.as_ref().is_err_and(|e| e.raw_os_error() == Some(libc::ESTALE)), "{stale:?}");
+            Ok(())
+        })?;
+        ensure!(fs::read_dir(here.join("w"))?.next().is_none(), "it isn't empty");
+        write(&here.join("w/own"), "the root's")?;
+        shows(&there.join("w/own"), "the root's")
+    });
+    steps.run(
+        "the volume's home is lost: the root goes on at once, and the volume at the other region",
+        || {
+            let fsynced: Vec<String> = (0..20).map(|n| format!("v/kept-{n}")).collect();
+            for name in &fsynced {
+                write(&here.join(name), name)?;
+            }
+            cluster.dev_words(&["kill", "region", OTHER])?;
+            // The root's home is well: it is geo, too, and goes on without the lost region within the seconds that it takes to leave the sync set.
+            let began = std::time::Instant::now();
+            write(&here.join("root-goes-on"), "root")?;
+            let took = began.elapsed();
+            ensure!(took < Duration::from_secs(30), "a write in the root took {took:?}");
+            wait_for("the volume to be written again", FAILED_OVER, || {
+                write(&here.join("v/after"), "after")
+            })?;
+            for name in &fsynced {
+                shows(&here.join(name), name)?;
+            }
+            let list = volume(&cluster, ROOT_HOME, &["list"])?;
+            let text = list.to_string();
+            ensure!(!text.contains(&format!("\"home\":\"{OTHER}\"")), "{list:#}");
+            Ok(())
+        },
+    );
+    steps.run("the lost region comes back, and its mount sees what was written meanwhile", || {
+        cluster.dev_words(&["start", "region", OTHER])?;
+        wait_for("the mount there to read the volume", FAILED_OVER, || {
+            shows(&there.join("v/after"), "after")
+        })?;
+        write(&there.join("v/back"), "back")?;
+        shows(&here.join("v/back"), "back")
+    });
+    steps.finish()?;
+    cluster.finish(&[super::PEERS_COME_AND_GO, HOME_LOST].concat())
+}
