@@ -133,7 +133,7 @@ impl Regions {
             Method::NearRenew => {
                 let renew = NearRenew::decode(body).unwrap();
                 s.renewals += 1;
-                assert_eq!(renew.volume, s.volume.into());
+                assert_eq!(renew.volume, u32::from(s.volume));
                 if let Some(at) = &renew.at_least {
                     s.followed += 1;
                     if at.version > s.at {
@@ -149,7 +149,7 @@ impl Regions {
             }
             Method::NearRead => {
                 let read = NearRead::decode(body).unwrap();
-                assert_eq!(read.volume, s.volume.into());
+                assert_eq!(read.volume, u32::from(s.volume));
                 // Directories are read ahead, now and then.
                 let op = read.op.unwrap().op.unwrap();
                 s.reads += u64::from(!matches!(op, Op::ReadDir(_)));
