@@ -149,7 +149,7 @@ impl Regions {
             }
             Method::NearRead => {
                 let read = NearRead::decode(body).unwrap();
-                assert_eq!(read.volume, s.volume.into());
+                assert_eq!(read.volume, u32::from(s.volume));
                 // Directories are read ahead, now and then.
                 let op = read.op.unwrap().op.unwrap();
                 s.reads += u64::from(!matches!(op, Op::ReadDir(_)));
