@@ -92,7 +92,8 @@ async fn fit<T: Transaction>(tx: &T, directory: InodeId) -> Result<Result<InodeR
     Ok(if has_entries(tx, directory).await? { Err(Refused::NotEmpty) } else { Ok(record) })
 }
 
-async fn has_entries<T: Transaction>(tx: &T, directory: InodeId) -> Result<bool, OpError> {
+/// Whether a directory has entries. One that is made there meanwhile conflicts.
+pub async fn has_entries<T: Transaction>(tx: &T, directory: InodeId) -> Result<bool, OpError> {
     let limit = RangeLimit { pairs_max: 1, ..RangeLimit::default() };
     let entries = tx.get_range(dirent::range(directory), limit, Read::Conflicting).await?;
     Ok(!entries.pairs.is_empty())

@@ -83,7 +83,9 @@ impl MasterService {
                 return geo::serve::digest(master, &peer, incoming.decode()?).await.map(|m| Answer::of(&m));
             }
             Method::VolumeServed => {
-                return geo::serve::served(master, &peer, incoming.decode()?).map(|m| Answer::of(&m));
+                return geo::serve::served(master, &peer, incoming.decode()?, deadline)
+                    .await
+                    .map(|m| Answer::of(&m));
             }
             Method::ChunkSource => {
                 return geo::chunks::source(master, &peer, incoming.decode()?).await.map(|m| Answer::of(&m));

@@ -88,7 +88,7 @@ pub enum VolumeCommand {
     Set(VolumeSet),
     /// Move a volume's home to another region that has it, without losing anything.
     MoveHome(VolumeMove),
-    /// Delete a volume, with all that is in it: its directory is an ordinary one again, and empty.
+    /// Delete an empty volume: its directory is an ordinary one again. What is in its trash goes with it.
     Delete(VolumeDelete),
 }
 

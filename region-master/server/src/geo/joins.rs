@@ -3,23 +3,25 @@
 //!
 //! ```text
 //!  create: is the directory fit? --> global: CreateVolume --> its home has formatted it --> the directory names it --> global: JoinVolume
-//!  delete: global: LeaveVolume --> the directory is let go of --> global: DeleteVolume
+//!  delete: is it empty? (its home) --> global: LeaveVolume --> the directory is let go of --> global: DeleteVolume
 //! ```
 //! What is interrupted, at whichever step, is gone on with by the same command: each step finds what was done of it already. Until the directory names
 //! the volume nobody sees it; and it is named no more before anything of it goes.
 //!
-//! Mounts don't enter such a directory yet: below it they answer EREMOTE.
+//! Only an empty volume is deleted. Its home is asked before it is called *leaving*; from then on nobody is let into it.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use mooseng_global::{View, Volume};
+use mooseng_global::{Stage, View, Volume};
 use mooseng_namespace::{joins, upkeep};
+use mooseng_region::sessions::View as SessionView;
 use mooseng_transport::call_error;
 use mooseng_wire::admin::delete_volume_request::Which;
 use mooseng_wire::admin::{CreateVolumeReply, CreateVolumeRequest, DeleteVolumeReply, DeleteVolumeRequest};
 use mooseng_wire::call::{CallError, ErrorCode};
+use mooseng_wire::fact::Fact;
 use mooseng_wire::geo::{AskServed, Served};
 use mooseng_wire::global::change::Change;
 use mooseng_wire::global::{CreateVolume, DeleteVolume, JoinVolume, LeaveVolume};
@@ -37,6 +39,8 @@ use crate::records::transact;
 
 /// How often it is looked whether a volume's home has formatted it.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How long sessions may take to tell what they made alone, before a volume is called empty: as long as another region's leader is waited for.
+const EMPTY_WITHIN: Duration = Duration::from_secs(5);
 
 fn refused(message: impl Into<String>) -> CallError {
     call_error(ErrorCode::InvalidRequest, message)
@@ -153,8 +157,37 @@ impl<'a> Parent<'a> {
             at_home(self.master, id).map_err(|e| e.message)?;
             return self.master.serving_of(id).map(drop).map_err(|e| e.message);
         }
-        let message = AskServed { volume: id.0.into() };
+        let message = AskServed { volume: id.0.into(), ..AskServed::default() };
         ask::<_, Served>(self.master, &home, Method::VolumeServed, &message).await.map(drop)
+    }
+
+    /// Refuses a volume with something in it, as its home says. Only before it is being deleted: from then on nobody is let in.
+    async fn is_empty(&self, path: &str, id: VolumeId) -> Result<(), CallError> {
+        let view = self.view();
+        let stage = view.volumes.get(&id).and_then(|known| known.join.as_ref()).map(|join| join.stage);
+        if stage != Some(Stage::Joined) {
+            return Ok(());
+        }
+        let unknown = |why: String| {
+            let message = format!(
+                "whether volume {id} is empty isn't known now, and only an empty one is deleted: its home has to say it ({why}). Try again"
+            );
+            call_error(ErrorCode::Unavailable, message)
+        };
+        let home = home_of(self.master, id).map_err(unknown)?;
+        let not_empty = if home == self.master.config.region {
+            at_home(self.master, id).map_err(|e| unknown(e.message))?;
+            let deadline = self.deadline.min(Instant::now() + EMPTY_WITHIN);
+            not_empty(self.master, id, deadline).await.map_err(|e| unknown(e.message))?
+        } else {
+            let message = AskServed { volume: id.0.into(), whether_empty: true };
+            let served = ask::<_, Served>(self.master, &home, Method::VolumeServed, &message).await;
+            served.map_err(unknown)?.not_empty
+        };
+        if not_empty.is_empty() {
+            return Ok(());
+        }
+        Err(refused(format!("{path} isn't deleted: {not_empty}. Then repeat the command")))
     }
 
     /// Has the directory name the volume.
@@ -195,6 +228,38 @@ impl<'a> Parent<'a> {
     async fn agree(&self, change: Change) -> Result<mooseng_wire::global::Changed, CallError> {
         self.global.change(change, self.deadline).await
     }
+}
+
+/// Why a volume that is at home here isn't empty, and what to do, in a sentence; nothing where it is. Sessions tell first what they made alone in its root
+/// directory; what they make after that goes with the volume.
+pub(super) async fn not_empty(
+    master: &Arc<Master>,
+    volume: VolumeId,
+    deadline: Instant,
+) -> Result<String, CallError> {
+    let custody = master.serving_of(volume)?;
+    let root = InodeId::root_of(volume);
+    let has_entries = own::change(master, volume, custody, Repeat::Harmless, deadline, |tx, touched| {
+        touched.note(Fact::Inode(root));
+        touched.note(Fact::Directory(root));
+        Box::pin(joins::has_entries(tx, root))
+    });
+    if has_entries.await? {
+        return Ok(
+            "something is in it, which would be lost. Remove that on a mount (`rm -r`), or move it elsewhere"
+                .into(),
+        );
+    }
+    let now = master.clock.boot();
+    let is_open = |view: &SessionView| view.recorded.session.volume() == volume && view.opens > 0;
+    let open = master.desk(|desk| desk.sessions.views(now).into_iter().find(is_open));
+    Ok(open.map_or_else(String::new, |view| {
+        let recorded = view.recorded;
+        format!(
+            "files that were removed from it are open still on {}, in what is mounted at {}. End what has them open",
+            recorded.host, recorded.mount_path
+        )
+    }))
 }
 
 /// The volume that is made for a directory, or joined there.
@@ -315,6 +380,7 @@ pub async fn delete(
     let number = u32::from(id.0);
     let done = |version: u64| DeleteVolumeReply { version, volume: number, path: path.clone() };
     let leaving = LeaveVolume { volume: number };
+    parent.is_empty(&path, id).await?;
     if request.plan {
         let checked = parent.agree(Change::CheckLeave(leaving)).await?;
         master.may_answer(parent.custody)?;

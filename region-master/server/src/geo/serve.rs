@@ -1,13 +1,16 @@
 //! What a home's leader answers to regions that copy a volume, or compare it.
 
+use std::sync::Arc;
+
 use mooseng_replica::{ReplicaError, read};
 use mooseng_store::{ReadVersion, Store, Transaction};
 use mooseng_transport::{Peer, call_error};
 use mooseng_wire::VolumeId;
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::geo::{AskDigest, AskLog, AskPage, AskServed, Digest, Log, LogEntry, Page, Pair, Served};
+use tokio::time::Instant;
 
-use super::{Whereabouts, allow_master, at_home, failed, not_home, place, place_of, position};
+use super::{Whereabouts, allow_master, at_home, failed, joins, not_home, place, place_of, position};
 use crate::master::Master;
 
 /// Bytes of one answer at most.
@@ -35,14 +38,21 @@ pub(super) fn of_all(master: &Master, peer: &Peer, volume: u32) -> Result<(u64, 
     Ok((master.serving_of(volume)?, volume))
 }
 
-/// For masters of any region of the cluster: whether this one serves the volume as its home.
-pub fn served(master: &Master, peer: &Peer, ask: AskServed) -> Result<Served, CallError> {
+/// For masters of any region of the cluster: whether this one serves the volume as its home, and whether anything is in it.
+pub async fn served(
+    master: &Arc<Master>,
+    peer: &Peer,
+    ask: AskServed,
+    deadline: Instant,
+) -> Result<Served, CallError> {
     allow_master(master, peer, None)?;
     let volume = VolumeId(u16::try_from(ask.volume).unwrap_or(u16::MAX));
     at_home(master, volume)?;
     let term = master.serving_of(volume)?;
+    let not_empty =
+        if ask.whether_empty { joins::not_empty(master, volume, deadline).await? } else { String::new() };
     master.may_answer(term)?;
-    Ok(Served {})
+    Ok(Served { not_empty })
 }
 
 /// A range of a volume's records.

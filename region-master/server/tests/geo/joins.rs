@@ -28,7 +28,7 @@ use tokio::time::Instant;
 use super::common::Client;
 use super::common::regions::Regions;
 use super::common::until;
-use super::volumes::{has, is_home, leads, make};
+use super::volumes::{has, is_home, leads, make, unmake};
 use super::{change, client, lookup, mkdir, serves_as_home};
 
 const WITHIN: Duration = Duration::from_secs(20);
@@ -181,6 +181,11 @@ async fn a_volume_is_made_shown_and_deleted() {
     assert_eq!(root.code(), ErrorCode::InvalidRequest, "{root:?}");
     let nothing = deleted(&regions, path("/after")).await.unwrap_err();
     assert_eq!(nothing.code(), ErrorCode::NotFound, "{nothing:?}");
+    // Only an empty one is deleted, as its home says.
+    let full = deleted(&regions, path("/d")).await.unwrap_err();
+    assert!(full.code() == ErrorCode::InvalidRequest && full.message.contains("rm -r"), "{full:?}");
+    assert_eq!(listed(&regions)[0].stage(), VolumeStage::Joined, "nothing has begun");
+    unmake(&home, second, "s").await;
     let gone = deleted(&regions, path("/d")).await.unwrap();
     assert_eq!((gone.volume, gone.path.as_str()), (1, "/d"));
     until("it is deleted here, too", async || listed(&regions).is_empty()).await;
@@ -197,6 +202,8 @@ async fn a_volume_is_made_shown_and_deleted() {
     let third = is_home(&regions, "a", VolumeId(2), 1).await;
     make(&third, VolumeId(2), "t").await.unwrap();
     assert!(has(&third, VolumeId(2), "t").await);
+    assert_eq!(deleted(&regions, Which::Volume(2)).await.unwrap_err().code(), ErrorCode::InvalidRequest);
+    unmake(&third, VolumeId(2), "t").await;
     assert_eq!(deleted(&regions, Which::Volume(2)).await.unwrap().path, "/after");
 }
 

@@ -12,7 +12,7 @@ use mooseng_schema::log::LogPosition;
 use mooseng_wire::admin::MoveHomeRequest;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
-use mooseng_wire::fs::{Caller, FsRequest, Lookup, Mkdir};
+use mooseng_wire::fs::{Caller, FsRequest, Lookup, Mkdir, Rmdir};
 use mooseng_wire::global::change::Change;
 use mooseng_wire::global::{CreateVolume, Regions as Names, SetVolume};
 use mooseng_wire::{Epoch, InodeId, VolumeId};
@@ -50,6 +50,14 @@ pub(super) async fn make(master: &Arc<Master>, volume: VolumeId, name: &str) -> 
         Some(Reply::Entry(entry)) => Ok(entry.attr.unwrap().inode),
         other => Err(format!("{other:?}")),
     }
+}
+
+/// Removes a directory from a volume's root.
+pub(super) async fn unmake(master: &Arc<Master>, volume: VolumeId, name: &str) {
+    let gone = request(Op::Rmdir(Rmdir { parent: root_of(volume), name: name.to_owned().into() }));
+    let context = context(master, volume);
+    let ran = master.driver.run(SessionCall::default(), &context, &gone, Instant::now() + WITHIN).await;
+    assert!(matches!(ran.unwrap().0.reply, Some(Reply::Done(_))));
 }
 
 /// Whether a master's store has that name in a volume's root.
