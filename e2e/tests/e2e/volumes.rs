@@ -32,6 +32,13 @@ fn volume(cluster: &DevCluster, region: &str, words: &[&str]) -> Result<serde_js
     serde_json::from_slice(&output.stdout).with_context(|| format!("volume {words:?}: {output:?}"))
 }
 
+/// An attempt to delete a volume, which is refused for that reason.
+fn refused(cluster: &DevCluster, path: &str, reason: &str) -> Result<()> {
+    let refusal = volume(cluster, ROOT_HOME, &["delete", path]);
+    ensure!(refusal.as_ref().is_err_and(|e| format!("{e:#}").contains(reason)), "{reason}: {refusal:?}");
+    Ok(())
+}
+
 /// The volume in which a path is: the upper bits of its inode's number.
 fn volume_of(path: &Path) -> Result<u64> {
     Ok(fs::symlink_metadata(path).with_context(|| format!("stat {}", path.display()))?.ino() >> 48)
@@ -100,8 +107,18 @@ fn run() -> Result<()> {
         checked(command.arg(there.join("v/a"))).map(drop)
     });
     steps.run("a volume is deleted: its directory is an ordinary one again, on both mounts", || {
-        let held = fs::File::open(here.join("w/a"))?;
-        volume(&cluster, ROOT_HOME, &["delete", "/w"])?;
+        refused(&cluster, "/w", "rm -r")?;
+        let open = fs::File::open(here.join("w/a"))?;
+        // What a mount made alone counts, too, and what it removed.
+        sh(&here, "mkdir w/more; touch w/more/file")?;
+        refused(&cluster, "/w", "rm -r")?;
+        sh(&here, "rm -r w/*")?;
+        refused(&cluster, "/w", "are open still")?;
+        drop(open);
+        let held = fs::File::open(here.join("w"))?;
+        wait_for("nothing to be open there", Duration::from_secs(60), || {
+            volume(&cluster, ROOT_HOME, &["delete", "/w"]).map(drop)
+        })?;
         for mount in [&here, &there] {
             wait_for("the directory below the volume to be shown", Duration::from_secs(60), || {
                 ensure!(volume_of(&mount.join("w"))? == 0, "{} shows the volume still", mount.display());
