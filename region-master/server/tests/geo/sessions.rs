@@ -186,11 +186,7 @@ async fn a_volumes_sessions_are_its_own() {
     assert_eq!(third.session.session, third_life.session);
     assert_eq!(third.session.incarnation, third_life.incarnation + 1);
     assert_eq!(mount.session.incarnation, root_life.incarnation);
-    let close = CloseSession {
-        session: root_life.session,
-        incarnation: root_life.incarnation,
-        ..CloseSession::default()
-    };
+    let close = CloseSession { session: root_life.session, incarnation: root_life.incarnation };
     third.open().await.unwrap();
     let _: SessionClosed = at.call(Method::CloseSession, &close).await.unwrap();
     assert!(mount.renew().await.is_err());
