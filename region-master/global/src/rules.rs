@@ -294,7 +294,10 @@ pub async fn view(tx: &impl Transaction) -> Ruled<Option<View>> {
     if version == 0 {
         return Ok(None);
     }
-    Ok(Some(View { version, regions: regions(tx, read).await?, volumes: volumes(tx, read).await? }))
+    let cluster: Option<ClusterRecord> = get(tx, &key::cluster(), read).await?;
+    let volume_highest = cluster.map_or(0, |cluster| cluster.volume_highest);
+    let (regions, volumes) = (regions(tx, read).await?, volumes(tx, read).await?);
+    Ok(Some(View { version, regions, volumes, volume_highest }))
 }
 
 /// How long a region's lease lasts; none before the cluster is founded.

@@ -15,6 +15,8 @@ pub struct View {
     pub regions: BTreeMap<String, Region>,
     /// Volumes by id.
     pub volumes: BTreeMap<VolumeId, Volume>,
+    /// The highest number that was ever given to a volume: one up to it that isn't there is deleted.
+    pub volume_highest: u32,
 }
 
 /// A region.

@@ -361,7 +361,7 @@ mod tests {
 
     fn view(version: u64, volume: Volume) -> Option<Arc<View>> {
         let regions = [("a".to_owned(), Region::default()), ("b".to_owned(), Region::default())].into();
-        Some(Arc::new(View { version, regions, volumes: [(VolumeId(0), volume)].into() }))
+        Some(Arc::new(View { version, regions, volumes: [(VolumeId(0), volume)].into(), volume_highest: 0 }))
     }
 
     fn volume() -> Volume {

@@ -182,7 +182,11 @@ impl<'a> Parent<'a> {
         } else {
             let message = AskServed { volume: id.0.into(), whether_empty: true };
             let served = ask::<_, Served>(self.master, &home, Method::VolumeServed, &message).await;
-            served.map_err(unknown)?.not_empty
+            let served = served.map_err(unknown)?;
+            if !served.looked {
+                return Err(unknown("its masters are of an earlier release".into()));
+            }
+            served.not_empty
         };
         if not_empty.is_empty() {
             return Ok(());

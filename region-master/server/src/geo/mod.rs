@@ -385,16 +385,15 @@ enum Known {
     There,
     /// It is deleted, or about to be.
     Gone,
-    /// Numbers grow: it isn't made yet, or this view is from before.
+    /// No volume has had that number yet, or this view is from before.
     NotYet,
 }
 
 fn is_known(view: &View, volume: VolumeId) -> Known {
-    let newest = view.volumes.last_key_value().map(|(newest, _)| *newest);
     match view.volumes.get(&volume) {
         Some(known) if known.join.as_ref().is_some_and(|join| join.stage == Stage::Leaving) => Known::Gone,
         Some(_) => Known::There,
-        None if newest > Some(volume) => Known::Gone,
+        None if u32::from(volume.0) <= view.volume_highest => Known::Gone,
         None => Known::NotYet,
     }
 }
@@ -405,7 +404,7 @@ pub async fn there_is(master: &Master, volume: VolumeId, deadline: Instant) -> R
     if volume == ROOT_VOLUME {
         return Ok(());
     }
-    let (Some(global), Some(mut cluster)) = (&master.global, master.geo.cluster.clone()) else {
+    let Some(mut cluster) = master.geo.cluster.clone().filter(|_| master.global.is_some()) else {
         return Err(no_volume(volume.0.into()));
     };
     if !master.raft.is_leading() && is_known(&cluster.borrow(), volume) == Known::NotYet {
@@ -420,8 +419,7 @@ pub async fn there_is(master: &Master, volume: VolumeId, deadline: Instant) -> R
     match known {
         Known::There => Ok(()),
         Known::Gone => Err(no_volume(volume.0.into())),
-        // What it knows is no older than its lease.
-        Known::NotYet if global.lease_valid() => Err(no_volume(volume.0.into())),
+        // Whoever is told that there is none gives up what it has of it: that isn't said by a view which may be from before.
         Known::NotYet => {
             let message =
                 format!("this master doesn't know yet whether there is a volume {volume}; try again");
@@ -602,10 +600,10 @@ mod tests {
         };
         let stages = [(1, Stage::Made), (2, Stage::Joined), (4, Stage::Leaving)];
         let volumes = stages.into_iter().map(|(id, stage)| (VolumeId(id), volume(stage))).collect();
-        let view = View { version: 1, volumes, ..View::default() };
+        let view = View { version: 1, volumes, volume_highest: 5, ..View::default() };
         let known: Vec<Known> = (1..=6).map(|id| is_known(&view, VolumeId(id))).collect();
         let (there, gone, not_yet) = (Known::There, Known::Gone, Known::NotYet);
-        assert_eq!(known, [there, there, gone, gone, not_yet, not_yet]);
+        assert_eq!(known, [there, there, gone, gone, gone, not_yet]);
         assert_eq!(is_known(&View::default(), VolumeId(1)), not_yet);
     }
 }

@@ -52,7 +52,7 @@ pub async fn served(
     let not_empty =
         if ask.whether_empty { joins::not_empty(master, volume, deadline).await? } else { String::new() };
     master.may_answer(term)?;
-    Ok(Served { not_empty })
+    Ok(Served { not_empty, looked: ask.whether_empty })
 }
 
 /// A range of a volume's records.

@@ -164,7 +164,7 @@ async fn a_volume_is_made_shown_and_deleted() {
     assert_eq!(below.code(), ErrorCode::NotBuilt, "{below:?}");
     assert_eq!(listed(&regions).len(), 1);
 
-    // Its home has it; mounts see a directory that they can't enter, and that stays where it is.
+    // Its home has it; the session of the root hears that what is in the directory is elsewhere, and the directory stays where it is.
     let home = is_home(&regions, "b", second, 1).await;
     assert_eq!(InodeId(make(&home, second, "s").await.unwrap()).volume(), second);
     let rename =
