@@ -56,12 +56,23 @@ fn make(cluster: &DevCluster, mount: &Path, name: &str, durability: &str) -> Res
     })
 }
 
+/// The files of a volume's chunks on the disks of all chunkservers: their names are the chunks' ids, of which the upper bits are the volume.
+fn chunk_files(cluster: &DevCluster, volume: u64) -> Result<Vec<String>> {
+    let name = format!("{volume:04x}????????????");
+    let mut find = Command::new("find");
+    find.arg(cluster.dir()).args(["-type", "f", "-path", "*/chunks/*", "-name", &name]);
+    // Files may go while it looks.
+    let found = find.output().context("find")?;
+    Ok(String::from_utf8_lossy(&found.stdout).lines().map(str::to_owned).collect())
+}
+
 fn sh(directory: &Path, script: &str) -> Result<()> {
     checked(Command::new("sh").args(["-ec", script]).current_dir(directory)).map(drop)
 }
 
 fn run() -> Result<()> {
-    let cluster = DevCluster::up("volumes", &["--regions", "2"])?;
+    // What is left of a deleted volume goes after a minute, as its deleted files would.
+    let cluster = DevCluster::up("volumes", &["--regions", "2", "--trash-retention", "60s"])?;
     let mut steps = Steps::default();
     let (here, there) = (cluster.mount_of(ROOT_HOME)?, cluster.mount_of(OTHER)?);
     steps.run("a geo volume and a region volume are made, and both mounts cross into them", || {
@@ -106,6 +117,7 @@ fn run() -> Result<()> {
         let mut command = cluster.mooseng(&["info", "-o", "json"]);
         checked(command.arg(there.join("v/a"))).map(drop)
     });
+    let deleted = volume_of(&here.join("w"))?;
     steps.run("a volume is deleted: its directory is an ordinary one again, on both mounts", || {
         refused(&cluster, "/w", "rm -r")?;
         let open = fs::File::open(here.join("w/a"))?;
@@ -119,6 +131,7 @@ fn run() -> Result<()> {
         wait_for("nothing to be open there", Duration::from_secs(60), || {
             volume(&cluster, ROOT_HOME, &["delete", "/w"]).map(drop)
         })?;
+        println!("    {} files of its chunks are left", chunk_files(&cluster, deleted)?.len());
         for mount in [&here, &there] {
             wait_for("the directory below the volume to be shown", Duration::from_secs(60), || {
                 ensure!(volume_of(&mount.join("w"))? == 0, "{} shows the volume still", mount.display());
@@ -166,6 +179,13 @@ fn run() -> Result<()> {
         })?;
         write(&there.join("v/back"), "back")?;
         shows(&here.join("v/back"), "back")
+    });
+    steps.run("nothing is left of the deleted volume on any disk", || {
+        wait_for("its chunks to be gone", Duration::from_secs(120), || {
+            let left = chunk_files(&cluster, deleted)?;
+            ensure!(left.is_empty(), "{left:?}");
+            Ok(())
+        })
     });
     steps.finish()?;
     cluster.finish(&[super::PEERS_COME_AND_GO, HOME_LOST].concat())

@@ -12,7 +12,7 @@
 //! - [`abandon`], [`sessions`], [`upkeep`] are the master's own business over a transaction: sessions, id ranges, orphans, chunks.
 //! - [`locks`] are the locks on one inode, as values; [`held`] is where they lie in the store.
 //! - [`reclaim`] gives sessions the locks that they had under the home before.
-//! - [`joins`] is where a directory names another volume.
+//! - [`joins`] is where a directory names another volume; [`deleted`] is how a deleted volume's records go.
 //! - [`mod@format`] makes an empty volume, and the region's founding mark.
 //! - [`rewrite`] moves files' bytes from old chunks to new ones.
 //! - [`pack`] moves small files' bytes to chunks that they share.
@@ -28,6 +28,7 @@ pub mod acl;
 pub mod classes;
 pub mod confine;
 pub mod context;
+pub mod deleted;
 pub mod driver;
 pub mod errno;
 pub mod error;

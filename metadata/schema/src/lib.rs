@@ -12,6 +12,7 @@ pub mod before;
 pub mod chunk;
 pub mod chunkserver;
 pub mod dead;
+pub mod deleted;
 pub mod directory;
 pub mod dirent;
 pub mod extent;

@@ -133,4 +133,31 @@ pub enum RegionTag {
     Archive = 20,
     /// That a session has reclaimed its locks after a change of the home ([`crate::lock`]).
     LockReclaim = 21,
+    /// That a volume was deleted ([`crate::deleted`]).
+    Deleted = 22,
+}
+
+impl RegionTag {
+    /// All of them.
+    pub const ALL: [Self; 19] = [
+        Self::Location,
+        Self::Ids,
+        Self::Secret,
+        Self::Dead,
+        Self::Chunkserver,
+        Self::Lock,
+        Self::LockHeld,
+        Self::Founding,
+        Self::Logged,
+        Self::Replica,
+        Self::Salvage,
+        Self::IdsUpto,
+        Self::IdGap,
+        Self::Before,
+        Self::SalvagedChunk,
+        Self::SalvagedPath,
+        Self::Archive,
+        Self::LockReclaim,
+        Self::Deleted,
+    ];
 }

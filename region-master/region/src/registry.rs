@@ -232,6 +232,15 @@ impl Chunkserver {
         copies.take_while(move |(chunk, _)| chunk.volume() == volume)
     }
 
+    /// The volumes of whose chunks it has copies.
+    pub fn volumes(&self) -> impl Iterator<Item = VolumeId> + '_ {
+        let from = move |from: Option<VolumeId>| {
+            let first = ChunkId::new(from?, 0);
+            self.chunks.range(first..).next().map(|(chunk, _)| chunk.volume())
+        };
+        std::iter::successors(from(Some(VolumeId(0))), move |volume| from(volume.0.checked_add(1).map(VolumeId)))
+    }
+
     /// When its newest complete inventory was begun.
     pub fn inventory_at(&self) -> Option<BootTime> {
         self.inventory_at
@@ -458,6 +467,10 @@ mod tests {
         r.inventory(at(3), "a", [(ChunkId(5), copy(1))], false);
         assert_eq!(known(&r), [3, 4, 5]);
         assert_eq!(r.get("a").unwrap().copies_of(VolumeId(0), Some(ChunkId(3))).count(), 2);
+        let of = |volume| (ChunkId::new(VolumeId(volume), 5), copy(1));
+        r.changed("a", &[of(2), of(u16::MAX)], &[]);
+        let volumes: Vec<u16> = r.get("a").unwrap().volumes().map(|volume| volume.0).collect();
+        assert_eq!(volumes, [0, 2, u16::MAX]);
         r.changed("nobody", &[], &[]);
     }
 

@@ -452,6 +452,11 @@ impl Desk {
         taken
     }
 
+    /// Forgets that copies of these volumes' chunks are gone: nobody asks for it.
+    pub fn drop_gone(&mut self, of: impl Fn(VolumeId) -> bool) {
+        self.gone.retain(|(chunk, _)| !of(chunk.volume()));
+    }
+
     /// The commands that go with a heartbeat's answer. Only for a leader that is in office.
     pub fn take_commands(&mut self, chunkserver: &str, now: BootTime) -> Vec<ChunkserverCommand> {
         let seals = self.take_seals(chunkserver).into_iter().map(chunkserver_command::Command::Seal);

@@ -89,7 +89,8 @@ async fn lead(master: &Arc<Master>, term: u64) {
     drop(view);
     tokio::join!(
         lead_volume(master, cluster.clone(), ROOT_VOLUME, term),
-        lead_others(master, cluster, term),
+        lead_others(master, cluster.clone(), term),
+        geo::deleted::run(master, cluster),
         geo::chunks::run(master, term)
     );
 }

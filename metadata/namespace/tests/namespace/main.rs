@@ -6,6 +6,7 @@ mod abandon;
 mod by_hand;
 mod classes;
 mod concurrency;
+mod deleted;
 mod faulty;
 mod fsck;
 mod harness;

@@ -46,6 +46,7 @@ use crate::master::{HOME_EPOCH, Master};
 pub mod chunks;
 pub mod complete;
 pub mod copy;
+pub mod deleted;
 mod fetch;
 pub mod joins;
 pub mod losses;

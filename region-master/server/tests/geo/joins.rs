@@ -9,6 +9,8 @@ use mooseng_master::geo::joins::{create, delete};
 use mooseng_master::master::Master;
 use mooseng_master::own::{self, Repeat};
 use mooseng_namespace::joins;
+use mooseng_schema::deleted::ranges as left_of;
+use mooseng_store::{RangeLimit, Read, Store, Transaction};
 use mooseng_wire::admin::delete_volume_request::Which;
 use mooseng_wire::admin::{
     CreateVolumeReply, CreateVolumeRequest, DeleteVolumeReply, DeleteVolumeRequest, Volume, VolumeStage,
@@ -166,6 +168,7 @@ async fn a_volume_is_made_shown_and_deleted() {
 
     // Its home has it; the session of the root hears that what is in the directory is elsewhere, and the directory stays where it is.
     let home = is_home(&regions, "b", second, 1).await;
+    assert!(records_of(&home, second).await > 0);
     assert_eq!(InodeId(make(&home, second, "s").await.unwrap()).volume(), second);
     let rename =
         Rename { parent: 1, name: "d".into(), new_parent: 1, new_name: "e".into(), ..Rename::default() };
@@ -190,6 +193,11 @@ async fn a_volume_is_made_shown_and_deleted() {
     assert_eq!((gone.volume, gone.path.as_str()), (1, "/d"));
     until("it is deleted here, too", async || listed(&regions).is_empty()).await;
     assert_eq!(attr(&mount, "d").await.joined, 0);
+    // Its deleted files were kept no while, and so isn't what was left of it.
+    for region in ["a", "b"] {
+        let leader = leads(&regions, region, ROOT_VOLUME).unwrap();
+        until("nothing is left of it", async || records_of(leader, second).await == 0).await;
+    }
     for which in [path("/d"), Which::Volume(1), Which::Volume(1 << 20)] {
         assert_eq!(deleted(&regions, which).await.unwrap_err().code(), ErrorCode::NotFound);
     }
@@ -205,6 +213,16 @@ async fn a_volume_is_made_shown_and_deleted() {
     assert_eq!(deleted(&regions, Which::Volume(2)).await.unwrap_err().code(), ErrorCode::InvalidRequest);
     unmake(&third, VolumeId(2), "t").await;
     assert_eq!(deleted(&regions, Which::Volume(2)).await.unwrap().path, "/after");
+}
+
+/// How many records a master has of a volume.
+async fn records_of(master: &Arc<Master>, volume: VolumeId) -> usize {
+    let tx = master.store.begin();
+    let mut records = 0;
+    for range in left_of(volume) {
+        records += tx.get_range(range, RangeLimit::default(), Read::Snapshot).await.unwrap().pairs.len();
+    }
+    records
 }
 
 /// The steps by themselves, as a leader leaves them that dies on the way.
