@@ -489,7 +489,8 @@ impl FileSystem {
         let (mut cookie, mut names) = (0, 0);
         while !self.inner.facts.is_listed(directory) {
             let read = ReadDir { inode: directory, cookie, entries_max: PAGE, plus: false };
-            let page = match self.inner.region.read(&daemon(), Op::ReadDir(read)).await? {
+            // A replica's list says nothing of what the home promises.
+            let page = match self.inner.region.read_at_home(&daemon(), Op::ReadDir(read)).await? {
                 Reply::DirPage(page) => page,
                 other => return Err(unexpected("readdir", &other)),
             };

@@ -16,7 +16,7 @@ use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::fact::Fact;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
-use mooseng_wire::fs::{Attr, Entry, FileKind, FsReply};
+use mooseng_wire::fs::{Attr, DirPage, Entry, FileKind, FsReply};
 use mooseng_wire::geo::{Home, NearNews, NearRead, NearRecall, NearRenew, NearRenewed, NearReply, Place};
 use mooseng_wire::method::Method;
 use mooseng_wire::session::Response;
@@ -201,7 +201,7 @@ impl State {
                 }
                 None => (Reply::Errno(ENOENT), vec![]),
             },
-            // Nobody reads ahead here.
+            Op::ReadDir(_) => (Reply::DirPage(DirPage { end: true, ..DirPage::default() }), vec![]),
             _ => (Reply::Errno(libc::EIO as u32), vec![]),
         }
     }
@@ -459,6 +459,35 @@ async fn a_file_tells_how_old_what_is_read_of_it_may_be() {
     let strong = Rig::start(true).await;
     strong.regions.with(|s| s.behind_us = Some(61_700));
     assert_eq!(strong.fs.getxattr(&me(), ROOT, NAME).await.unwrap(), "0.000");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_directory_is_had_alone_far_from_the_home_too() {
+    let regions = Regions::new();
+    regions.home.with(|s| (s.exclusive, s.alone) = (true, true));
+    let rig = Rig::of(regions, ClientConfig { delegate: true, ..ClientConfig::default() }).await;
+    assert_eq!(rig.find("first").await, None);
+    rig.until(|rig| rig.fs.status().near_promises).await;
+    let directory = rig.fs.mkdir(&me(), ROOT, b"d", 0o755).await.unwrap().inode;
+    // It is asked for in the background.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let executed = || rig.regions.home.with(|s| s.executed);
+    let (before, reads) = (executed(), rig.reads());
+    let mut made = Vec::new();
+    for n in 0..20 {
+        let file = format!("f{n}");
+        let file = rig.fs.create(&me(), directory, file.as_bytes(), 0o644, libc::O_RDWR | libc::O_EXCL);
+        let file = file.await.unwrap();
+        rig.fs.release(file.handle).await.unwrap();
+        made.push(file.attr.inode);
+    }
+    assert_eq!(executed(), before, "nothing was asked for");
+    assert_eq!(rig.fs.lookup(&me(), directory, b"f7").await.unwrap().inode, made[7]);
+    assert_eq!(rig.fs.find(&me(), directory, b"nothing").await.unwrap(), None);
+    assert_eq!(rig.reads(), reads, "nor the replica, which knows nothing of it");
+    rig.until(|rig| rig.fs.status().untold == 0).await;
+    assert!(executed() > before);
+    assert_eq!(rig.fs.lookup(&me(), directory, b"f7").await.unwrap().inode, made[7]);
 }
 
 #[tokio::test(start_paused = true)]
