@@ -145,7 +145,9 @@ fn without_home(volume: &Volume, fatal: bool, survives: Survives) -> (Then, Stri
         return (Then::Waits, format!("The volume would wait for {home}: {why}."));
     }
     if !volume.automatic {
-        return (Then::Waits, format!("The volume would wait for {home}: it fails over by command only."));
+        let command = format!("mooseng volume move-home {} --to {} --force", crate::volume::name(volume), heirs[0]);
+        let why = format!("it fails over by command only (`{command}`)");
+        return (Then::Waits, format!("The volume would wait for {home}: {why}."));
     }
     (Then::FailsOver, format!("{} would take over by itself.", or(&heirs)))
 }

@@ -105,6 +105,11 @@ pub enum Wait {
         /// Who.
         from: BTreeSet<String>,
     },
+    /// The home was given up by an administrator, and neither says that it has stopped nor has its lease run out.
+    ForEnd {
+        /// The home.
+        of: String,
+    },
 }
 
 impl Facts<'_> {
@@ -135,17 +140,42 @@ impl Facts<'_> {
         Decision::Wait(Wait::ForSomebody { of: others })
     }
 
+    /// The standing of a region that takes nothing of the closed epoch any more.
+    fn refuses(&self, region: &str) -> Option<&Standing> {
+        self.standings.get(region).filter(|standing| standing.refuses >= self.volume.epoch)
+    }
+
+    /// An administrator has said who it is to be. The home before may be well: it goes on until it hears of that, or its lease ends.
+    fn forced(&self, to: &str) -> Decision {
+        let only = || BTreeSet::from([to.to_owned()]);
+        if !self.is_up(to) {
+            return Decision::Wait(Wait::ForSomebody { of: only() });
+        }
+        let home = &self.volume.home;
+        if self.is_up(home) && self.refuses(home).is_none() {
+            return Decision::Wait(Wait::ForEnd { of: home.clone() });
+        }
+        match self.refuses(to) {
+            Some(standing) => {
+                Decision::Open { closed: self.volume.epoch, home: to.to_owned(), cut: standing.complete }
+            }
+            None => Decision::Wait(Wait::ForWord { from: only() }),
+        }
+    }
+
     fn closed(&self) -> Decision {
         let up: BTreeSet<&String> = self.fit().iter().filter(|region| self.is_up(region)).collect();
         if up.is_empty() {
             return Decision::Wait(Wait::ForSomebody { of: self.fit().clone() });
         }
-        let refuses = |region: &str| self.standings.get(region).filter(|s| s.refuses >= self.volume.epoch);
-        let silent: BTreeSet<String> =
-            up.iter().filter(|region| refuses(region).is_none()).map(|region| (*region).clone()).collect();
+        let silent: BTreeSet<String> = up
+            .iter()
+            .filter(|region| self.refuses(region).is_none())
+            .map(|region| (*region).clone())
+            .collect();
         // The home of before, should it have come back, is complete up to its last change. Of equals, it goes on; else the first by name.
         let of = |region: &&String| {
-            let standing = refuses(region)?;
+            let standing = self.refuses(region)?;
             let stays = **region == self.volume.home;
             Some((
                 (standing.complete, standing.newest, stays, std::cmp::Reverse((*region).clone())),
@@ -164,6 +194,10 @@ impl Facts<'_> {
 
 /// What to do about a volume.
 pub fn decide(facts: &Facts<'_>) -> Decision {
+    let forced = facts.volume.forced_home.as_ref().filter(|to| facts.volume.regions.contains(*to));
+    if let Some(to) = forced.filter(|_| !facts.volume.open) {
+        return facts.forced(to);
+    }
     match (facts.volume.automatic, facts.volume.open) {
         (false, _) => Decision::Leave,
         (true, true) => facts.open(),
@@ -196,6 +230,7 @@ mod tests {
             automatic: true,
             blocks_alone: false,
             lost_home: None,
+            forced_home: None,
             join: None,
         }
     }
@@ -348,6 +383,34 @@ mod tests {
         case.volume.abandoned = false;
         assert_eq!(case.decide(), Decision::Leave);
         assert_eq!(case.lost(&["a"]).decide(), opened("c", 90));
+    }
+
+    #[test]
+    fn a_home_that_was_given_up_ends_before_the_region_that_was_named_begins() {
+        let case = |automatic: bool| {
+            let mut case = Case::new(Durability::Geo).closed(60_000).says("b", 4, 95).says("c", 4, 70);
+            (case.volume.automatic, case.volume.forced_home) = (automatic, Some("c".into()));
+            case
+        };
+        for automatic in [false, true] {
+            let ends = Decision::Wait(Wait::ForEnd { of: "a".into() });
+            assert_eq!(case(automatic).decide(), ends, "it may answer still");
+            assert_eq!(case(automatic).says("a", 3, 99).decide(), ends, "what it said of an epoch before");
+            assert_eq!(case(automatic).says("a", 4, 99).decide(), opened("c", 70), "whoever has more");
+            assert_eq!(case(automatic).lost(&["a"]).decide(), opened("c", 70));
+            let unsaid = case(automatic).lost(&["a"]).says("c", 3, 70);
+            assert_eq!(unsaid.decide(), Decision::Wait(Wait::ForWord { from: names(&["c"]) }));
+            let gone = case(automatic).lost(&["a", "c"]);
+            assert_eq!(gone.decide(), Decision::Wait(Wait::ForSomebody { of: names(&["c"]) }));
+            // An epoch that has opened so is one like others.
+            let mut open = case(automatic).lost(&["a"]);
+            open.volume.open = true;
+            assert_eq!(open.decide() == Decision::Leave, !automatic);
+            // One that doesn't have the volume any more isn't waited for.
+            let mut without = case(automatic).lost(&["a"]);
+            without.volume.regions.remove("c");
+            assert_eq!(without.decide(), if automatic { opened("b", 95) } else { Decision::Leave });
+        }
     }
 
     proptest! {

@@ -133,6 +133,9 @@ pub struct VolumeRecord {
     /// See [`Volume::join`].
     #[prost(message, optional, tag = "13")]
     pub join: Option<JoinRecord>,
+    /// See [`Volume::forced_home`].
+    #[prost(string, optional, tag = "14")]
+    pub forced_home: Option<String>,
 }
 
 /// Where a volume is joined.
@@ -194,6 +197,7 @@ impl From<&Volume> for VolumeRecord {
             blocks_alone: volume.blocks_alone,
             lost_home: volume.lost_home.clone(),
             join: volume.join.as_ref().map(JoinRecord::from),
+            forced_home: volume.forced_home.clone(),
         }
     }
 }
@@ -214,6 +218,7 @@ impl From<VolumeRecord> for Volume {
             blocks_alone: record.blocks_alone,
             lost_home: record.lost_home,
             join: record.join.map(Join::from),
+            forced_home: record.forced_home,
         }
     }
 }
@@ -283,6 +288,7 @@ mod tests {
             automatic: true,
             blocks_alone: true,
             lost_home: Some("c".into()),
+            forced_home: None,
             join: None,
         };
         golden(
@@ -297,6 +303,12 @@ mod tests {
         golden(
             &VolumeRecord::from(&joined),
             "010a0161100218012001 2a01612a0162 320161 3801 4001 4801 50ac02 5801 620163 6a09 08ac02 12022f61 1801"
+                .replace(' ', "")
+                .as_str(),
+        );
+        golden(
+            &VolumeRecord::from(&Volume { forced_home: Some("b".into()), ..volume }),
+            "010a0161100218012001 2a01612a0162 320161 3801 4001 4801 50ac02 5801 620163 720162"
                 .replace(' ', "")
                 .as_str(),
         );
@@ -320,14 +332,14 @@ mod tests {
             home in "[a-z]{1,8}", epoch: u64, open: bool, geo: bool, automatic: bool, abandoned: bool,
             cut in proptest::option::of((1_u64.., any::<u64>())),
             regions in proptest::collection::btree_set("[a-z]{1,8}", 0..4), blocks_alone: bool,
-            lost_home in proptest::option::of("[a-z]{1,8}"),
+            (lost_home, forced_home) in (proptest::option::of("[a-z]{1,8}"), proptest::option::of("[a-z]{1,8}")),
             join in proptest::option::of((any::<u64>(), "/[a-z]{0,8}", proptest::sample::select(&[Stage::Made, Stage::Joined, Stage::Leaving]))),
         ) {
             let durability = if geo { Durability::Geo } else { Durability::Region };
             let sync_set = regions.clone();
             let cut = cut.map(|(epoch, version)| LogPosition::new(Epoch(epoch), version));
             let join = join.map(|(directory, path, stage)| Join { place: Place { directory: InodeId(directory), path }, stage });
-            let volume = Volume { home, epoch: Epoch(epoch), open, abandoned, cut, durability, regions, sync_set, automatic, blocks_alone, lost_home, join };
+            let volume = Volume { home, epoch: Epoch(epoch), open, abandoned, cut, durability, regions, sync_set, automatic, blocks_alone, lost_home, forced_home, join };
             prop_assert_eq!(Volume::from(VolumeRecord::from(&volume)), volume);
         }
     }

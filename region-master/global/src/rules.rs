@@ -360,6 +360,7 @@ pub async fn found(tx: &impl Transaction, founding: &Founding) -> Ruled<bool> {
         sync_set: [founding.root_home.clone()].into(),
         blocks_alone: false,
         lost_home: None,
+        forced_home: None,
         join: None,
     };
     put(tx, ROOT, &root);
@@ -488,7 +489,7 @@ pub async fn close_epoch(
             return Err(RuleError::Renewed(found.home));
         }
     }
-    put(tx, id, &Volume { open: false, abandoned: judged.is_some(), ..found });
+    put(tx, id, &Volume { open: false, abandoned: judged.is_some(), forced_home: None, ..found });
     changed(tx).await
 }
 
@@ -516,7 +517,12 @@ pub async fn open_epoch(
     if !found.regions.contains(home) {
         return Err(unfit(home, what, "it isn't one of the volume's regions"));
     }
-    let takes_any = found.durability == Durability::Region || plant::is(Plant::SyncSetUnchecked);
+    let is_forced = found.forced_home.as_deref() == Some(home);
+    if let Some(forced) = found.forced_home.as_deref().filter(|_| !is_forced) {
+        let why = format!("an administrator has given the home up for {forced} (`mooseng volume move-home --force`)");
+        return Err(unfit(home, what, why));
+    }
+    let takes_any = found.durability == Durability::Region || plant::is(Plant::SyncSetUnchecked) || is_forced;
     if !takes_any && !found.sync_set.contains(home) {
         return Err(unfit(
             home,
@@ -525,7 +531,8 @@ pub async fn open_epoch(
         ));
     }
     let mut sync_set = found.sync_set.clone();
-    if found.durability == Durability::Region {
+    // Where the home may lack what was acknowledged, the others aren't known to have what it has. They come back into the set once they have.
+    if found.durability == Durability::Region || !sync_set.contains(home) {
         sync_set = BTreeSet::new();
     }
     // What a home that was lost had acknowledged is in all others of the set; it comes back into it once it has caught up.
@@ -577,19 +584,53 @@ pub async fn move_home(
         sync_set = BTreeSet::from([to.to_owned()]);
     }
     let (home, cut) = (to.to_owned(), Some(cut));
-    put(tx, id, &Volume { home, epoch: next, cut, lost_home: None, sync_set, ..found });
+    put(tx, id, &Volume { home, epoch: next, cut, lost_home: None, forced_home: None, sync_set, ..found });
     changed(tx).await
+}
+
+/// An administrator gives a volume's home up for another region, whatever that lacks: the epoch is closed, and the next one opens there alone. Once more it is
+/// given up for another one, should that never come.
+pub async fn force_home(tx: &impl Transaction, id: VolumeId, epoch: Epoch, to: &str) -> Ruled<u64> {
+    let found = in_epoch(tx, id, epoch).await?;
+    if !found.open && found.forced_home.as_deref() == Some(to) {
+        return version(tx, Read::Conflicting).await;
+    }
+    may_force(tx, id, &found, to).await?;
+    put(tx, id, &Volume { open: false, abandoned: true, forced_home: Some(to.to_owned()), ..found });
+    changed(tx).await
+}
+
+/// Whether it may be, as far as the regions have agreed on anything.
+pub async fn may_force(tx: &impl Transaction, id: VolumeId, found: &Volume, to: &str) -> Ruled<()> {
+    // A closed one goes back to its home as to any other region.
+    may_hold(tx, id, found, to, found.open).await
 }
 
 /// Whether a volume's home may be moved to a region, as far as the regions have agreed on anything.
 pub async fn may_move(tx: &impl Transaction, id: VolumeId, found: &Volume, to: &str) -> Ruled<()> {
+    may_hold(tx, id, found, to, true).await?;
+    if found.durability == Durability::Geo && !found.sync_set.contains(to) {
+        let why = "it isn't in the volume's sync set, and may lack what was acknowledged: it is taken in by itself once it has caught up";
+        return Err(unfit(to, "be the home of the volume", why));
+    }
+    Ok(())
+}
+
+/// Whether a region has the volume, and data at all.
+async fn may_hold(
+    tx: &impl Transaction,
+    id: VolumeId,
+    found: &Volume,
+    to: &str,
+    another: bool,
+) -> Ruled<()> {
     let what = "be the home of the volume";
     let region: Option<RegionRecord> = get(tx, &key::region(to), Read::Conflicting).await?;
     let region = region.ok_or_else(|| RuleError::NoRegion(to.to_owned()))?.region()?;
     if region.witness {
         return Err(unfit(to, what, "it is a witness, which holds no data"));
     }
-    if found.home == to {
+    if another && found.home == to {
         return Err(unfit(to, "become the home of the volume", "it is its home already"));
     }
     if !found.regions.contains(to) {
@@ -599,10 +640,6 @@ pub async fn may_move(tx: &impl Transaction, id: VolumeId, found: &Volume, to: &
             typed(id),
             all.join(",")
         );
-        return Err(unfit(to, what, why));
-    }
-    if found.durability == Durability::Geo && !found.sync_set.contains(to) {
-        let why = "it isn't in the volume's sync set, and may lack what was acknowledged: it is taken in by itself once it has caught up";
         return Err(unfit(to, what, why));
     }
     Ok(())

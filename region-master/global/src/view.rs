@@ -72,12 +72,15 @@ pub struct Volume {
     pub epoch: Epoch,
     /// The epoch takes changes: it isn't closed for a failover or a move.
     pub open: bool,
-    /// It was closed because the lease of its home had run out. Only while it isn't open.
+    /// It was closed because the lease of its home had run out, or because an administrator gave the home up. Only while it isn't open.
     pub abandoned: bool,
     /// Where the epoch began: behind this place of the log of before, from which nothing beyond it counts. None where nothing was cut off.
     pub cut: Option<LogPosition>,
     /// The home of the epoch before, where it was lost and another one took over.
     pub lost_home: Option<String>,
+    /// An administrator gave the home up for this region, whatever it lacked: while the epoch is closed, the next one opens there and nowhere else. It stays with
+    /// the epoch that has opened so, for the home before may have been well: its lease, and its sessions' leases, needn't have run out.
+    pub forced_home: Option<String>,
     /// When fsync returns.
     pub durability: Durability,
     /// The regions that have it or are to have it; the home is one of them.

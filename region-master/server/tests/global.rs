@@ -57,6 +57,7 @@ async fn a_cluster_is_founded_and_every_master_knows_the_same() {
         automatic: true,
         blocks_alone: false,
         lost_home: None,
+        forced_home: None,
         join: None,
     };
     assert_eq!(view.volumes, [(ROOT, root)].into());

@@ -203,8 +203,8 @@ pub struct VolumeMove {
     /// Only say what would happen.
     #[arg(long)]
     pub plan: bool,
-    /// Move to a region that lacks something, and lose that (not built yet).
-    #[arg(long, hide = true)]
+    /// Give the home up, without asking it, whatever the region lacks: that is lost. Where a home is lost that nobody takes over from by itself.
+    #[arg(long)]
     pub force: bool,
     /// A configuration whose certificate has the role admin.
     #[arg(long, env = "MOOSENG_CONFIG", value_name = "FILE")]

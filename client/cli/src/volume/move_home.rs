@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{Named, name};
 use crate::args::{Format, VolumeMove};
 use crate::config::ClientFile;
-use crate::exit::Failure;
+use crate::exit::{Failure, Kind};
 use crate::outlook::{self, Outlook};
 use crate::{admin, output};
 
@@ -20,27 +20,40 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// Moves it, or says what would happen.
 pub fn run(args: &VolumeMove) -> Result<(), Failure> {
     let named = Named::parse(&args.volume)?;
-    if args.force {
-        return Err(Failure::not_built(
-            "moving a home to a region that lacks something (`mooseng volume move-home --force`)",
-        ));
-    }
     let file = ClientFile::load(&args.config)?;
     let moved = admin::block_on(async {
         let (regions, volumes) = admin::cluster(&file).await?;
         let found = named.find(&volumes)?.clone();
         let volume = found.id;
-        let home = masters_of(&regions, &found.home);
-        let request = MoveHomeRequest { volume, to: args.to.clone(), plan: args.plan };
-        let reply = admin::move_home(&file, &home, request).await?;
+        // Where the home is given up, the next one sees to it.
+        let asked = masters_of(&regions, if args.force { &args.to } else { &found.home });
+        if args.force && asked.is_empty() {
+            return Err(Failure::not_found(format!(
+                "There is no region {}; `mooseng regions list` names those that there are.",
+                args.to
+            )));
+        }
+        let request = MoveHomeRequest { volume, to: args.to.clone(), plan: args.plan, force: args.force };
+        let reply = admin::move_home(&file, &asked, request).await.map_err(|failure| {
+            // Only where nobody answers: a home that refuses is there, and says what --force would do.
+            if args.force || failure.kind() != Kind::Unavailable {
+                return failure;
+            }
+            let (home, to) = (&found.home, &args.to);
+            Failure::unavailable(format!(
+                "{failure} Where {home} is lost, `mooseng volume move-home {} --to {to} --force --plan` says what giving it up would mean.",
+                args.volume
+            ))
+        })?;
         if !args.plan {
             serves(&file, volume, &args.to).await?;
         }
         Move::of(reply, &regions, found)
     })?;
-    match args.output.format {
-        Format::Json => output::json(&moved.shape(args.plan)),
-        Format::Table => output::text_line(&moved.text(args.plan)),
+    match (args.output.format, args.force) {
+        (Format::Json, force) => output::json(&moved.shape(args.plan, force)),
+        (Format::Table, false) => output::text_line(&moved.text(args.plan)),
+        (Format::Table, true) => output::text_line(&moved.forced_text(args.plan)),
     }
 }
 
@@ -165,12 +178,66 @@ impl Move {
         lines.join("\n")
     }
 
-    fn shape(&self, plan: bool) -> Value {
+    /// The same of a home that is given up.
+    fn forced_text(&self, plan: bool) -> String {
+        let (from, to, named) = (&self.before.home, &self.after.home, name(&self.after));
+        let mut lines = Vec::new();
+        if plan {
+            lines.push(format!(
+                "The home {from} of volume {named} would be given up, whether it is there or not, and {to} would go on from what it has, in epoch {}.",
+                self.after.epoch
+            ));
+        } else {
+            let cut = self.reply.cut.as_ref().map(|cut| format!(", behind {}/{}", cut.epoch, cut.version));
+            lines.push(format!(
+                "The home of volume {named} is {to}, in epoch {}{}. {from} was given up.",
+                self.after.epoch,
+                cut.unwrap_or_default()
+            ));
+        }
+        let is_member = self.before.geo && self.before.sync_set.contains(to);
+        let would = if plan { "would be" } else { "is" };
+        lines.push(match (is_member, self.reply.behind_ms) {
+            (true, _) => format!("{to} is in the sync set: nothing that fsync has covered {would} lost. What was answered otherwise and {to} lacks {would}."),
+            (false, Some(ms)) => format!(
+                "What {from} acknowledged and {to} lacks {would} lost: {to} had everything that there was {} ago, and may have some of what came after.",
+                outlook::seconds(ms)
+            ),
+            (false, None) => format!("What {from} acknowledged and {to} lacks {would} lost, and {to} doesn't know how much that is."),
+        });
+        if self.before.geo && !is_member {
+            lines.push(format!(
+                "{to} isn't in the sync set ({}): that {would} so for what fsync has covered, too. If one of these can still be had, give the home up for that one.",
+                self.before.sync_set.join(", ")
+            ));
+        }
+        let until = match self.before.automatic {
+            true => "at the longest until its lease runs out",
+            false => "for it fails over by command only and needs no lease",
+        };
+        lines.push(match plan {
+            true => format!(
+                "If {from} is well and merely can't be reached, it goes on until it hears of this, {until}; what it acknowledges then is lost, too. Once it comes back it puts aside what isn't in the volume (`mooseng salvage list`), and `mooseng volume losses {named}` names it."
+            ),
+            false => format!("`mooseng volume losses {named}` says what is known of it, and names it once {from} is back, which puts it aside (`mooseng salvage list`)."),
+        });
+        for (before, after) in &self.losses {
+            if after.region == *to || before != after {
+                lines.push(format!("If {} were lost, after: {}", after.region, after.sentence));
+            }
+        }
+        if plan {
+            lines.push("Nothing was changed. The same command without --plan does it.".to_owned());
+        }
+        lines.join("\n")
+    }
+
+    fn shape(&self, plan: bool, force: bool) -> Value {
         let losses = |(before, after): &(Outlook, Outlook)| json!({ "before": before.shape(), "after": after.shape() });
         let cut =
             self.reply.cut.as_ref().map(|cut| json!({ "log_epoch": cut.epoch, "log_version": cut.version }));
         json!({
-            "version": output::VERSION, "agreed_version": self.reply.version, "plan": plan,
+            "version": output::VERSION, "agreed_version": self.reply.version, "plan": plan, "force": force,
             "before": super::shape(&self.before), "after": super::shape(&self.after),
             "behind_ms": self.reply.behind_ms, "round_trip_us": self.round_trip_us, "chunks_awaited": self.chunks_awaited,
             "stopped_ms": (!plan).then_some(self.reply.stopped_ms), "cut": cut,
@@ -243,13 +310,34 @@ mod tests {
     }
 
     #[test]
+    fn giving_a_home_up_says_what_is_lost() {
+        let lagging = moved(false).forced_text(true);
+        for part in [
+            "The home a of volume / would be given up",
+            "b had everything that there was 0.040 s ago",
+            "at the longest until its lease runs out",
+            "Nothing was changed.",
+        ] {
+            assert!(lagging.contains(part), "{part}\n\n{lagging}");
+        }
+        let member = moved(true).forced_text(false);
+        assert!(member.starts_with("The home of volume / is b, in epoch 2, behind 1/12. a was given up."), "{member}");
+        assert!(member.contains("nothing that fsync has covered is lost"), "{member}");
+        let mut other = moved(true);
+        other.before.sync_set = vec!["a".into()];
+        other.before.automatic = false;
+        let other = other.forced_text(true);
+        assert!(other.contains("b isn't in the sync set (a)") && other.contains("needs no lease"), "{other}");
+    }
+
+    #[test]
     fn a_move_says_how_long_it_stopped_and_where_it_cut() {
         let text = moved(true).text(false);
         assert!(
             text.starts_with("The home of volume / is b, in epoch 2. a had stopped for 0.180 s"),
             "{text}"
         );
-        let shape = moved(true).shape(false);
+        let shape = moved(true).shape(false, false);
         assert_eq!((&shape["after"]["home"], &shape["cut"]["log_version"]), (&json!("b"), &json!(12)));
     }
 }

@@ -102,6 +102,7 @@ impl Making {
             abandoned: false,
             cut: None,
             lost_home: None,
+            forced_home: None,
             durability: self.durability,
             sync_set: [self.home.clone()].into(),
             regions,

@@ -287,7 +287,10 @@ fn changed(id: VolumeId, (was, is): (&Volume, &Volume), version: u64, told: &mut
         // Where the next epoch was opened between two looks, why is known no more.
         let why = match (is.open, is.abandoned) {
             (true, _) => format!("{} is its home no more", was.home),
-            (false, true) => format!("the lease of its home {} ran out", was.home),
+            (false, true) => match &is.forced_home {
+                Some(to) => format!("an administrator has given its home {} up for {to}", was.home),
+                None => format!("the lease of its home {} ran out", was.home),
+            },
             (false, false) => format!("its home {} gave it up", was.home),
         };
         tell(
@@ -377,6 +380,7 @@ mod tests {
             automatic: true,
             blocks_alone: false,
             lost_home: None,
+            forced_home: None,
             join: None,
         }
     }
@@ -410,6 +414,9 @@ mod tests {
         let told = watch.look(Seen { view: view(5, closed), ..lost.clone() });
         assert_eq!(words(&told), ["EPOCH_CLOSED"]);
         assert!(told[0].detail.contains("the lease of its home a ran out"), "{told:?}");
+        let given_up = Volume { open: false, abandoned: true, forced_home: Some("b".into()), ..volume() };
+        let told_so = watching().look(Seen { view: view(5, given_up), ..leading() });
+        assert!(told_so[0].detail.contains("has given its home a up for b"), "{told_so:?}");
         let cut = Some(LogPosition::new(Epoch(1), 9));
         let opened = Volume { home: "b".into(), epoch: Epoch(2), cut, sync_set: names(&["b"]), ..volume() };
         let told = watch.look(Seen { view: view(6, opened.clone()), ..lost });

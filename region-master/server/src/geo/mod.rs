@@ -48,6 +48,7 @@ pub mod complete;
 pub mod copy;
 pub mod deleted;
 mod fetch;
+mod giving_up;
 pub mod joins;
 pub mod losses;
 pub mod moving;
@@ -591,6 +592,7 @@ mod tests {
                 abandoned: false,
                 cut: None,
                 lost_home: None,
+                forced_home: None,
                 durability: Durability::Region,
                 regions: BTreeSet::new(),
                 sync_set: BTreeSet::new(),

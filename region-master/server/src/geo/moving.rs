@@ -101,6 +101,9 @@ pub async fn order(
         );
         return Err(call_error(ErrorCode::NotFound, message));
     };
+    if request.force {
+        return super::giving_up::order(master, &request, (volume, before), deadline).await;
+    }
     super::at_home(master, volume)?;
     let check = MoveHome {
         volume: request.volume,
@@ -120,7 +123,7 @@ pub async fn order(
         };
         return Err(refused(
             &request.to,
-            &format!("{why}. A move in spite of that would lose what it lacks"),
+            &format!("{why}. With --force it is moved in spite of that, and what it lacks is lost"),
         ));
     }
     let mut after = Volume { home: request.to.clone(), epoch: Epoch(before.epoch.0 + 1), ..before.clone() };
@@ -177,7 +180,7 @@ async fn moved(master: &Master, volume: VolumeId, (from, to): (Epoch, &str)) -> 
     Some(Done { verdict: Verdict::Moved, cut: known.cut?, stopped, version: view.version })
 }
 
-fn millis(duration: Duration) -> u64 {
+pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -195,14 +198,14 @@ fn refusal(to: &str, verdict: Verdict) -> Option<CallError> {
             let message = "the regions didn't agree on the move in time: it may be made or not, and `mooseng volume info /` shows where the home is";
             return Some(call_error(ErrorCode::OutcomeUnknown, message));
         }
-        Verdict::Silent(None) => "it isn't heard of. A move in spite of that would lose what it lacks, and nobody knows how much that is".to_owned(),
+        Verdict::Silent(None) => "it isn't heard of. With --force it is moved in spite of that, and what it lacks is lost: nobody knows how much".to_owned(),
         Verdict::Silent(Some(since)) => format!(
-            "it hasn't been heard of for {}. A move in spite of that would lose what was written since",
+            "it hasn't been heard of for {}. With --force it is moved in spite of that, and what was written since is lost",
             seconds(since)
         ),
-        Verdict::Behind(None) => "it lacks a part of what was written, and nobody knows how much. A move in spite of that would lose it".to_owned(),
+        Verdict::Behind(None) => "it lacks a part of what was written, and nobody knows how much. With --force it is moved in spite of that, and that is lost".to_owned(),
         Verdict::Behind(Some(by)) => format!(
-            "it doesn't keep up: it lacks what was written in the last {} or more. A move in spite of that would lose it",
+            "it doesn't keep up: it lacks what was written in the last {} or more. With --force it is moved in spite of that, and that is lost",
             seconds(by)
         ),
         Verdict::NotEnded => "the home's masters couldn't agree on the end of its epoch; nothing has changed, and it goes on".to_owned(),

@@ -21,7 +21,7 @@ use mooseng_wire::method::Method;
 use mooseng_wire::{Epoch, VolumeId};
 use rand::Rng;
 
-use super::Global;
+use super::{Global, lock};
 use crate::errors::denied;
 
 /// Tries of one transaction.
@@ -199,6 +199,8 @@ impl Global {
             Asked::MoveHome(asked) => self.move_home(caller, asked).await,
             Asked::CheckMove(asked) => self.check_move(asked).await,
             Asked::StayHome(asked) => self.stay_home(caller, asked).await,
+            Asked::ForceHome(asked) => self.force_home(asked, true).await,
+            Asked::CheckForce(asked) => self.force_home(asked, false).await,
             Asked::CreateVolume(asked) => self.create_volume(asked, true).await,
             Asked::CheckCreate(asked) => self.create_volume(asked, false).await,
             Asked::JoinVolume(asked) => self.join_volume(caller, asked.volume).await,
@@ -284,6 +286,33 @@ impl Global {
         let (volume, epoch) = (volume_id(asked.volume)?, Epoch(asked.epoch));
         self.version_of(|tx| async move {
             let version = rules::stay_home(&tx, volume, epoch, caller).await?;
+            Ok((tx, version))
+        })
+        .await
+    }
+
+    /// Gives a home up for a region of which this leader knows that it could begin.
+    async fn force_home(&self, asked: MoveHome, commit: bool) -> Result<Changed, CallError> {
+        let (volume, epoch, to) = (volume_id(asked.volume)?, Epoch(asked.epoch), &asked.to);
+        // A transaction that isn't committed changes nothing.
+        let tx = self.store.begin();
+        let checked = async {
+            let found = rules::volume(&tx, volume).await?;
+            rules::may_force(&tx, volume, &found, to).await
+        };
+        checked.await.map_err(|e| refused(self, e))?;
+        let stands = lock(&self.told).get(&volume).is_some_and(|told| told.contains_key(to));
+        if !stands || self.ran_out().contains_key(to) {
+            let message = format!(
+                "the home can't be given up for {to}: it isn't heard of, or has no whole copy of the volume to begin with, and then nobody would serve it. `mooseng volume info` shows what each region has"
+            );
+            return Err(call_error(ErrorCode::InvalidRequest, message));
+        }
+        if !commit {
+            return Ok(Changed { version: self.view.borrow().version, ..Changed::default() });
+        }
+        self.version_of(|tx| async move {
+            let version = rules::force_home(&tx, volume, epoch, to).await?;
             Ok((tx, version))
         })
         .await

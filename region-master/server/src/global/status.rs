@@ -170,8 +170,14 @@ impl Global {
             view.volumes.iter().filter(|(_, volume)| (volume.open && gone(&volume.home)) || volume.abandoned);
         let told = lost.map(|(id, volume)| {
             let others = volume.heirs().filter(|region| !gone(region)).collect::<Vec<_>>().join(", ");
+            let name = if id.0 == 0 { "/".to_owned() } else { id.to_string() };
             let what = match (volume.automatic, others.as_str()) {
-                (false, _) => "It fails over by command only: it waits for its home.".to_owned(),
+                _ if volume.forced_home.is_some() => {
+                    format!("It was given up for {}, which is waited for.", volume.forced_home.as_deref().unwrap_or_default())
+                }
+                (false, _) => format!(
+                    "It fails over by command only (`mooseng volume move-home {name} --to REGION --force`): it waits for its home."
+                ),
                 (true, "") => "None of the regions that could take it over is there: it waits for one of them, or its home.".to_owned(),
                 (true, others) => format!("It goes to one of those that have it and are there ({others})."),
             };
