@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
 
 mod common;
+#[path = "geo/giving_up.rs"]
+mod giving_up;
 #[path = "geo/joins.rs"]
 mod joins;
 #[path = "geo/moving.rs"]

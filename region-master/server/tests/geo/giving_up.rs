@@ -1,0 +1,134 @@
+//! A home that an administrator gives up for another region: `mooseng volume move-home --force`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mooseng_master::geo::{ROOT_VOLUME, moving, verify};
+use mooseng_master::master::Master;
+use mooseng_wire::Epoch;
+use mooseng_wire::admin::{MoveHomeReply, MoveHomeRequest};
+use mooseng_wire::call::{CallError, ErrorCode};
+use mooseng_wire::geo::Place;
+use mooseng_wire::global::change::Change;
+use mooseng_wire::global::{MoveHome, SetVolume};
+use mooseng_wire::method::Method;
+use mooseng_wire::session::Response;
+use tokio::time::Instant;
+
+use super::common::regions::Regions;
+use super::common::until;
+use super::{caught_up, change, client, ledger, mkdir, near, serves_as_home, serving};
+
+fn deadline() -> Instant {
+    Instant::now() + Duration::from_secs(20)
+}
+
+async fn agree(regions: &Regions, change: Change) -> Result<(), CallError> {
+    let leader = regions.leader().await;
+    regions.global(leader).change(change, deadline()).await.map(drop)
+}
+
+/// The root volume fails over by command only.
+async fn by_command_only(regions: &Regions) {
+    let change = SetVolume { volume: 0, epoch: 1, automatic: Some(false), ..SetVolume::default() };
+    agree(regions, Change::SetVolume(change)).await.unwrap();
+}
+
+async fn force(master: &Arc<Master>, to: &str, plan: bool) -> Result<MoveHomeReply, CallError> {
+    let request = MoveHomeRequest { volume: 0, to: to.into(), plan, force: true };
+    moving::order(master, request, deadline()).await
+}
+
+async fn equal(regions: &Regions, region: &str) {
+    until("both are the same", async || {
+        let replica = serving(regions, region).unwrap().clone();
+        verify::compare(&replica, ROOT_VOLUME).await.is_ok_and(|compared| compared.different.is_empty())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_volume_that_waits_for_its_lost_home_goes_on_elsewhere_by_command() {
+    let mut regions = Regions::start(&[("a", 3), ("b", 3), ("w", 1)]).await;
+    serves_as_home(&regions, "a", 1).await;
+    by_command_only(&regions).await;
+    let old = client(&regions, "a", "a");
+    let mut at = Place::default();
+    for n in 0..10 {
+        at = change(&old, mkdir(&format!("d{n}"))).await;
+    }
+    assert!(near(&client(&regions, "b", "b"), "d9", &at).await.is_some());
+    caught_up(&regions, "b").await;
+
+    // For a region that couldn't begin, nothing is given up.
+    regions.kill_region("b").await;
+    let asked = MoveHome { volume: 0, epoch: 1, to: "b".into(), ..MoveHome::default() };
+    until("nobody is given up for a region that isn't heard of", async || {
+        let checked = agree(&regions, Change::CheckForce(asked.clone())).await;
+        checked.is_err_and(|error| error.code() == ErrorCode::InvalidRequest)
+    })
+    .await;
+    let refused = agree(&regions, Change::ForceHome(asked)).await.unwrap_err();
+    assert!(refused.message.contains("isn't heard of"), "{refused:?}");
+    let at = change(&old, mkdir("still")).await;
+    assert_eq!(at.epoch, 1, "the home goes on");
+    for i in regions.of("b") {
+        regions.run(i).await;
+    }
+    let there = client(&regions, "b", "b");
+    assert!(near(&there, "still", &at).await.is_some());
+    caught_up(&regions, "b").await;
+
+    regions.kill_region("a").await;
+    // Longer than a lease of the regions.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let next = serving(&regions, "b").unwrap().clone();
+    let home = |master: &Master| master.geo.view().unwrap().volumes[&ROOT_VOLUME].clone();
+    assert_eq!((home(&next).home.as_str(), home(&next).open), ("a", true), "it waits");
+    let elsewhere = force(&next, "w", false).await.unwrap_err();
+    assert_eq!(elsewhere.code(), ErrorCode::InvalidRequest, "{elsewhere:?}");
+    let plan = force(&next, "b", true).await.unwrap();
+    assert_eq!(plan.after.map(|after| (after.home, after.epoch)), Some(("b".into(), 2)));
+    assert!(plan.behind_ms.is_some() && home(&next).open, "a plan changes nothing");
+    let given_up = force(&next, "b", false).await.unwrap();
+    assert!(given_up.cut.is_some_and(|cut| cut.epoch == 1), "{given_up:?}");
+    serves_as_home(&regions, "b", 2).await;
+    let at = change(&client(&regions, "b", "b"), mkdir("f0")).await;
+    assert_eq!(at.epoch, 2);
+    assert!(near(&client(&regions, "b", "b"), "still", &at).await.is_some());
+    let [(closed, loss)] = &ledger(&next).await[..] else { panic!("one entry") };
+    assert_eq!((*closed, loss.old_home.as_str(), loss.undone), (Epoch(1), "a", 0));
+    // The old home comes back and follows.
+    for i in regions.of("a") {
+        regions.run(i).await;
+    }
+    assert!(near(&client(&regions, "a", "a"), "f0", &at).await.is_some());
+    equal(&regions, "a").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_home_that_is_well_ends_before_the_one_for_which_it_is_given_up_begins() {
+    let regions = Regions::start(&[("a", 3), ("b", 3), ("w", 1)]).await;
+    serves_as_home(&regions, "a", 1).await;
+    by_command_only(&regions).await;
+    let old = client(&regions, "a", "a");
+    let mut at = Place::default();
+    for n in 0..10 {
+        at = change(&old, mkdir(&format!("d{n}"))).await;
+    }
+    assert!(near(&client(&regions, "b", "b"), "d9", &at).await.is_some());
+    caught_up(&regions, "b").await;
+    let next = serving(&regions, "b").unwrap().clone();
+    force(&next, "b", false).await.unwrap();
+    let late = old.request(11, mkdir("late")).await;
+    let late = old.link().request::<_, Response>(Method::FsChange, &late, Duration::from_secs(3)).await;
+    assert!(late.is_err(), "another region is the home by now: {late:?}");
+    serves_as_home(&regions, "b", 2).await;
+    // Its session's lease hadn't run out: the new home waits for it, rather than two seconds.
+    let view = next.geo.view().unwrap();
+    assert_eq!(view.volumes[&ROOT_VOLUME].forced_home.as_deref(), Some("b"));
+    let at = change(&client(&regions, "b", "b"), mkdir("f0")).await;
+    assert_eq!(at.epoch, 2);
+    assert!(near(&client(&regions, "a", "a"), "f0", &at).await.is_some());
+    equal(&regions, "a").await;
+}
