@@ -4,6 +4,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use mooseng_chunk::{ChunkStore, OpenError, StoreOptions};
 use mooseng_ports::clock::Clock;
 use mooseng_ports::disk::Disk;
@@ -73,7 +75,19 @@ fn allow(peer: &Peer, protocol: Protocol) -> Result<(), String> {
 
 impl ChunkserverServer {
     /// Opens the disks, listens, and begins to report to the masters.
-    pub async fn start(
+    pub fn start(
+        config: ChunkserverConfig,
+        network: Arc<dyn Network>,
+        disk: Arc<dyn Disk>,
+        blocking: Blocking,
+        clock: Arc<dyn Clock>,
+        shutdown: CancellationToken,
+    ) -> BoxFuture<'static, Result<Self, StartError>> {
+        // As a value it is compiled here, once; else each program and test that starts one would compile all of it anew (docs/decisions/0005-layout.md).
+        Self::start_here(config, network, disk, blocking, clock, shutdown).boxed()
+    }
+
+    async fn start_here(
         config: ChunkserverConfig,
         network: Arc<dyn Network>,
         disk: Arc<dyn Disk>,

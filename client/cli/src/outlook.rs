@@ -145,7 +145,8 @@ fn without_home(volume: &Volume, fatal: bool, survives: Survives) -> (Then, Stri
         return (Then::Waits, format!("The volume would wait for {home}: {why}."));
     }
     if !volume.automatic {
-        let command = format!("mooseng volume move-home {} --to {} --force", crate::volume::name(volume), heirs[0]);
+        let command =
+            format!("mooseng volume move-home {} --to {} --force", crate::volume::name(volume), heirs[0]);
         let why = format!("it fails over by command only (`{command}`)");
         return (Then::Waits, format!("The volume would wait for {home}: {why}."));
     }

@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use mooseng_transport::trace;
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::fs::fs_reply::Reply;
@@ -160,9 +162,10 @@ impl Region {
     }
 
     /// What the replica in this host's region answers, where there is one and it may.
-    pub async fn near(&self, request: &FsRequest) -> Option<Reply> {
+    pub fn near<'a>(&'a self, request: &'a FsRequest) -> BoxFuture<'a, Option<Reply>> {
         let session = &self.session;
-        session.near.read(&*session.peers, &session.config.masters, request).await
+        // As with `fly`.
+        session.near.read(&*session.peers, &session.config.masters, request).boxed()
     }
 
     /// Tells of changes that were made alone, in that life of the session. Tries until there is an answer, or that life is over.
@@ -308,7 +311,12 @@ impl Region {
     }
 
     /// Sends until there is an answer or the time is over.
-    async fn fly(&self, flight: &mut Flight) -> Result<Reply, FsError> {
+    fn fly<'a>(&'a self, flight: &'a mut Flight) -> BoxFuture<'a, Result<Reply, FsError>> {
+        // As a value it is compiled once, and not anew with each operation that ends in it, in each program (docs/decisions/0005-layout.md).
+        self.fly_on(flight).boxed()
+    }
+
+    async fn fly_on(&self, flight: &mut Flight) -> Result<Reply, FsError> {
         let mut backoff = Backoff::default();
         let mut after = 0;
         let mut last = "no leader is known".to_owned();

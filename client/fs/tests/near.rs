@@ -475,9 +475,8 @@ async fn a_directory_is_had_alone_far_from_the_home_too() {
     let (before, reads) = (executed(), rig.reads());
     let mut made = Vec::new();
     for n in 0..20 {
-        let file = format!("f{n}");
-        let file = rig.fs.create(&me(), directory, file.as_bytes(), 0o644, libc::O_RDWR | libc::O_EXCL);
-        let file = file.await.unwrap();
+        let (name, how) = (format!("f{n}"), libc::O_RDWR | libc::O_EXCL);
+        let file = rig.fs.create(&me(), directory, name.as_bytes(), 0o644, how).await.unwrap();
         rig.fs.release(file.handle).await.unwrap();
         made.push(file.attr.inode);
     }

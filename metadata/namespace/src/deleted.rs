@@ -3,9 +3,9 @@
 //! What says that the volume's changes are logged goes first, and with it the volume's own record, which each change of it reads: none that was begun
 //! before is committed behind it.
 
+use mooseng_schema::Record;
 use mooseng_schema::deleted::{self, DeletedRecord};
 use mooseng_schema::volume::{self, VolumeRecord};
-use mooseng_schema::Record;
 use mooseng_store::{KeyRange, RangeLimit, Read, Transaction, key_range};
 use mooseng_wire::VolumeId;
 

@@ -131,7 +131,8 @@ mod tests {
         let session = SessionId::new(volume, local);
         let at = LogPosition::new(Epoch(local), local);
         let owner = lock::LockOwner { kind: lock::LockKind::File, session, owner: local };
-        let ids = |kind| [ids::key(kind, volume), ids::upto_key(kind, volume), ids::gap_key(kind, volume, local)];
+        let ids =
+            |kind| [ids::key(kind, volume), ids::upto_key(kind, volume), ids::gap_key(kind, volume, local)];
         let mut keys = vec![
             crate::volume::key(volume),
             inode::key(inode),

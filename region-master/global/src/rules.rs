@@ -519,7 +519,9 @@ pub async fn open_epoch(
     }
     let is_forced = found.forced_home.as_deref() == Some(home);
     if let Some(forced) = found.forced_home.as_deref().filter(|_| !is_forced) {
-        let why = format!("an administrator has given the home up for {forced} (`mooseng volume move-home --force`)");
+        let why = format!(
+            "an administrator has given the home up for {forced} (`mooseng volume move-home --force`)"
+        );
         return Err(unfit(home, what, why));
     }
     let takes_any = found.durability == Durability::Region || plant::is(Plant::SyncSetUnchecked) || is_forced;
@@ -617,13 +619,7 @@ pub async fn may_move(tx: &impl Transaction, id: VolumeId, found: &Volume, to: &
 }
 
 /// Whether a region has the volume, and data at all.
-async fn may_hold(
-    tx: &impl Transaction,
-    id: VolumeId,
-    found: &Volume,
-    to: &str,
-    another: bool,
-) -> Ruled<()> {
+async fn may_hold(tx: &impl Transaction, id: VolumeId, found: &Volume, to: &str, another: bool) -> Ruled<()> {
     let what = "be the home of the volume";
     let region: Option<RegionRecord> = get(tx, &key::region(to), Read::Conflicting).await?;
     let region = region.ok_or_else(|| RuleError::NoRegion(to.to_owned()))?.region()?;

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use mooseng_embedded::{ApplyOutcome, CommitLog, Embedded, ProposeError};
 use mooseng_ports::clock::{BootTime, Clock};
 use mooseng_ports::disk::Disk;
@@ -153,7 +155,19 @@ fn sensible(
 impl RaftNode {
     /// Starts the member over its log and store. A member that may have promised its vote in an earlier life waits one election timeout
     /// first: that promise, by which a leader counts its lease, isn't on disk.
-    pub async fn start(
+    pub fn start(
+        own: RaftConfig,
+        disk: Arc<dyn Disk>,
+        blocking: Blocking,
+        clock: Arc<dyn Clock>,
+        network: Arc<dyn Network>,
+        embedded: Embedded,
+    ) -> BoxFuture<'static, Result<Self, RaftError>> {
+        // As a value it is compiled here, once; else each program and test that starts one would compile all of it anew (docs/decisions/0005-layout.md).
+        Self::start_here(own, disk, blocking, clock, network, embedded).boxed()
+    }
+
+    async fn start_here(
         own: RaftConfig,
         disk: Arc<dyn Disk>,
         blocking: Blocking,

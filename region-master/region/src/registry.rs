@@ -238,7 +238,9 @@ impl Chunkserver {
             let first = ChunkId::new(from?, 0);
             self.chunks.range(first..).next().map(|(chunk, _)| chunk.volume())
         };
-        std::iter::successors(from(Some(VolumeId(0))), move |volume| from(volume.0.checked_add(1).map(VolumeId)))
+        std::iter::successors(from(Some(VolumeId(0))), move |volume| {
+            from(volume.0.checked_add(1).map(VolumeId))
+        })
     }
 
     /// When its newest complete inventory was begun.

@@ -6,6 +6,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use mooseng_embedded::{Base, BaseError, Embedded, Offload, Options};
 use mooseng_ports::clock::Clock;
 use mooseng_ports::disk::Disk;
@@ -113,7 +115,16 @@ fn allow(peer: &Peer, protocol: Protocol) -> Result<(), String> {
 
 impl MasterServer {
     /// Opens the store and the log, listens, and takes part in the group.
-    pub async fn start(
+    pub fn start(
+        config: MasterConfig,
+        ports: Ports,
+        shutdown: CancellationToken,
+    ) -> BoxFuture<'static, Result<Self, StartError>> {
+        // As a value it is compiled here, once; else each program and test that starts one would compile all of it anew (docs/decisions/0005-layout.md).
+        Self::start_here(config, ports, shutdown).boxed()
+    }
+
+    async fn start_here(
         config: MasterConfig,
         ports: Ports,
         shutdown: CancellationToken,

@@ -321,7 +321,10 @@ mod tests {
             assert!(lagging.contains(part), "{part}\n\n{lagging}");
         }
         let member = moved(true).forced_text(false);
-        assert!(member.starts_with("The home of volume / is b, in epoch 2, behind 1/12. a was given up."), "{member}");
+        assert!(
+            member.starts_with("The home of volume / is b, in epoch 2, behind 1/12. a was given up."),
+            "{member}"
+        );
         assert!(member.contains("nothing that fsync has covered is lost"), "{member}");
         let mut other = moved(true);
         other.before.sync_set = vec!["a".into()];

@@ -67,7 +67,12 @@ pub async fn order(
     if request.plan {
         return Ok(reply);
     }
-    tracing::warn!(volume = volume.0, home = before.home, to, "the volume's home was given up by an administrator");
+    tracing::warn!(
+        volume = volume.0,
+        home = before.home,
+        to,
+        "the volume's home was given up by an administrator"
+    );
     let open = opened(cluster, volume, (before.epoch, to), deadline).await?;
     let cut = open.cut.map(|cut| LogPlace { epoch: cut.epoch.0, version: cut.version });
     Ok(MoveHomeReply { after: Some(told(volume, &open)), cut, ..reply })
@@ -80,20 +85,21 @@ async fn opened(
     (given_up, to): (Epoch, &str),
     deadline: Instant,
 ) -> Result<Volume, CallError> {
-    let is_over = |view: &Arc<View>| {
-        view.volumes.get(&volume).is_none_or(|known| known.epoch > given_up && known.open)
-    };
+    let is_over =
+        |view: &Arc<View>| view.volumes.get(&volume).is_none_or(|known| known.epoch > given_up && known.open);
     let seen = tokio::time::timeout_at(deadline, cluster.wait_for(is_over)).await;
     let late = || {
         let message = format!(
-            "epoch {} is closed, and the next one isn't open yet: it opens at {to} as soon as the old home has stopped, or its lease has run out, and {to} has said how far it is. `mooseng volume info {volume}` shows it; where {to} is lost, too, repeat the command with another region"
+            "epoch {} is closed, and the next one isn't open yet: it opens at {to} as soon as the old home has stopped, or its lease has run out, and {to} has said how far it is. `mooseng volume info {volume}` shows it; where {to} is lost, too, repeat the command with another region",
+            given_up.0
         );
         call_error(ErrorCode::OutcomeUnknown, message)
     };
     let view = seen.map_err(|_| late())?.map_err(|_| late())?.clone();
     let known = view.volumes.get(&volume).cloned();
     known.filter(|known| known.home == to).ok_or_else(|| {
-        let message = "somebody else has decided otherwise meanwhile: `mooseng volume list` shows where homes are";
+        let message =
+            "somebody else has decided otherwise meanwhile: `mooseng volume list` shows where homes are";
         call_error(ErrorCode::OutcomeUnknown, message)
     })
 }

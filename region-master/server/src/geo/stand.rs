@@ -146,9 +146,8 @@ pub async fn take_over(master: &Master, volume: VolumeId, epoch: Epoch) -> Resul
         note_salvage(master, volume).await?;
     }
     // Where a home was given up, it may have heard of that while its sessions went on.
-    let ran_out = known.is_some_and(|known| {
-        known.automatic && known.lost_home.is_some() && known.forced_home.is_none()
-    });
+    let ran_out = known
+        .is_some_and(|known| known.automatic && known.lost_home.is_some() && known.forced_home.is_none());
     let begins = match commit(master, Turn::TakeOver(volume, epoch, cut, loss.as_ref())).await {
         Ok(Turned::Done(begins)) => begins,
         Ok(Turned::At(_)) => false,

@@ -73,7 +73,9 @@ pub async fn run(global: &Arc<Global>) {
 
 async fn look(global: &Arc<Global>, memory: &mut Memory) {
     let (view, ran_out, now) = (global.view(), global.ran_out(), global.clock.boot());
-    for (id, volume) in view.volumes.iter().filter(|(_, volume)| volume.automatic || volume.forced_home.is_some()) {
+    for (id, volume) in
+        view.volumes.iter().filter(|(_, volume)| volume.automatic || volume.forced_home.is_some())
+    {
         let closed_for = match volume.open {
             true => {
                 memory.closed.remove(id);
