@@ -95,14 +95,14 @@ async fn a_volume_that_waits_for_its_lost_home_goes_on_elsewhere_by_command() {
     serves_as_home(&regions, "b", 2).await;
     let at = change(&client(&regions, "b", "b"), mkdir("f0")).await;
     assert_eq!(at.epoch, 2);
-    assert!(near(&client(&regions, "b", "b"), "still", &at).await.is_some());
     let [(closed, loss)] = &ledger(&next).await[..] else { panic!("one entry") };
     assert_eq!((*closed, loss.old_home.as_str(), loss.undone), (Epoch(1), "a", 0));
     // The old home comes back and follows.
     for i in regions.of("a") {
         regions.run(i).await;
     }
-    assert!(near(&client(&regions, "a", "a"), "f0", &at).await.is_some());
+    let back = client(&regions, "a", "a");
+    assert!(near(&back, "f0", &at).await.is_some() && near(&back, "still", &at).await.is_some());
     equal(&regions, "a").await;
 }
 
