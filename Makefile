@@ -17,6 +17,8 @@ UNITDIR ?= $(PREFIX)/lib/systemd/system
 # Where `make install` takes the binaries from.
 FROM ?= target/release
 export RUST_BACKTRACE ?= 0
+# Unit tests, simulation and end-to-end tests are of one build, with the places for planted bugs in it (docs/simulation.md): none is planted but where a run says so.
+TESTED = --workspace --features mooseng-sim/plants
 
 .PHONY: help build install uninstall dev dev-down test test-all test-faults test-geo faults-plants check fix lint unit e2e sim bench bench-geo deps
 
@@ -81,12 +83,12 @@ lint:
 	cargo clippy --workspace --all-targets -- -D warnings
 
 unit:
-	cargo test --workspace
+	cargo test $(TESTED)
 
 # One after the other: each starts a cluster, and two cores are enough for one.
 e2e:
-	cargo build $(BINS) $(BENCH_BINS) --test e2e
-	ROUNDS=$(ROUNDS) HOSTILE_PORTS=$(HOSTILE_PORTS) GEO_ROUNDS=$(GEO_ROUNDS) cargo test --workspace --test e2e -- --test-threads=1 --nocapture
+	cargo build $(TESTED) $(addprefix --bin ,$(PROGRAMS)) $(BENCH_BINS) --test e2e
+	ROUNDS=$(ROUNDS) HOSTILE_PORTS=$(HOSTILE_PORTS) GEO_ROUNDS=$(GEO_ROUNDS) cargo test $(TESTED) --test e2e -- --test-threads=1 --nocapture
 
 ## make test-all   make test, with ten minutes of certificate renewal, more kills and more seeds, and each loss of a home region once
 test-all:
@@ -95,7 +97,7 @@ test-all:
 
 ## make sim        the simulation, SEEDS=N of them, and of each planted bug as many as it takes (docs/simulation.md)
 sim:
-	cargo build --workspace --bin mooseng-sim --features mooseng-sim/plants
+	cargo build $(TESTED) --bin mooseng-sim
 	target/debug/mooseng-sim --seeds 2 --twice
 	target/debug/mooseng-sim --regions --seeds 2 --twice
 	scripts/sim-plants target/debug/mooseng-sim docs/simulation.md
