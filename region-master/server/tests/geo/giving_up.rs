@@ -87,6 +87,7 @@ async fn a_volume_that_waits_for_its_lost_home_goes_on_elsewhere_by_command() {
     assert_eq!((home(&next).home.as_str(), home(&next).open), ("a", true), "it waits");
     let elsewhere = force(&next, "w", false).await.unwrap_err();
     assert_eq!(elsewhere.code(), ErrorCode::InvalidRequest, "{elsewhere:?}");
+    until("the region could begin", async || force(&next, "b", true).await.is_ok()).await;
     let plan = force(&next, "b", true).await.unwrap();
     assert_eq!(plan.after.map(|after| (after.home, after.epoch)), Some(("b".into(), 2)));
     assert!(plan.behind_ms.is_some() && home(&next).open, "a plan changes nothing");
@@ -119,6 +120,8 @@ async fn a_home_that_is_well_ends_before_the_one_for_which_it_is_given_up_begins
     assert!(near(&client(&regions, "b", "b"), "d9", &at).await.is_some());
     caught_up(&regions, "b").await;
     let next = serving(&regions, "b").unwrap().clone();
+    // With its next renewal it says how far it is.
+    until("the region could begin", async || force(&next, "b", true).await.is_ok()).await;
     force(&next, "b", false).await.unwrap();
     let late = old.request(11, mkdir("late")).await;
     let late = old.link().request::<_, Response>(Method::FsChange, &late, Duration::from_secs(3)).await;
