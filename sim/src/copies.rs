@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mooseng_chunk::{ChunkStore, StoreOptions};
+use mooseng_master::geo::ROOT_VOLUME;
 use mooseng_master::master::Master;
 use mooseng_namespace::upkeep::{self, ChunkListing};
 use mooseng_ports::clock::BootTime;
@@ -41,19 +42,18 @@ pub struct Known {
     pub named: u64,
 }
 
-/// All chunks in a master's applied state.
-pub fn known(master: &Master) -> Result<Vec<Known>, String> {
-    futures::executor::block_on(read(master)).map_err(|e| format!("the chunks can't be listed: {e}"))
+/// All chunks of a volume in a master's applied state.
+pub fn known(master: &Master, volume: VolumeId) -> Result<Vec<Known>, String> {
+    futures::executor::block_on(read(master, volume)).map_err(|e| format!("the chunks can't be listed: {e}"))
 }
 
-async fn read(master: &Master) -> Result<Vec<Known>, String> {
+async fn read(master: &Master, volume: VolumeId) -> Result<Vec<Known>, String> {
     let tx = master.store.begin();
     tx.set_read_version(master.store.applied_version());
     let mut all: Vec<ChunkListing> = Vec::new();
     loop {
         let after = all.last().map(|listing| listing.chunk);
-        let (page, more) =
-            upkeep::list_chunks(&tx, VolumeId(0), after, PAGE).await.map_err(|e| e.to_string())?;
+        let (page, more) = upkeep::list_chunks(&tx, volume, after, PAGE).await.map_err(|e| e.to_string())?;
         all.extend(page);
         if !more {
             break;
@@ -185,7 +185,7 @@ impl Copies {
             return Some(listed.chunks.clone());
         }
         // Its disk may have failed under its store: then it won't lead on.
-        let chunks = Arc::new(known(master).ok()?);
+        let chunks = Arc::new(known(master, ROOT_VOLUME).ok()?);
         self.listed.insert(name.to_owned(), Listed { index, chunks: chunks.clone() });
         Some(chunks)
     }

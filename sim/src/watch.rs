@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mooseng_chunk::ChunkStore;
+use mooseng_master::geo::ROOT_VOLUME;
 use mooseng_master::master::Master;
-use mooseng_wire::ChunkId;
+use mooseng_wire::{ChunkId, VolumeId};
 
 use crate::copies::{Copies, known};
 use crate::whole;
@@ -210,7 +211,7 @@ impl Watch {
         let seen = self.seen();
         let leader = seen.masters.values().find(|master| master.serving().is_ok());
         let leader = leader.ok_or("no master serves")?;
-        let chunks = known(leader)?;
+        let chunks = known(leader, ROOT_VOLUME)?;
         for listing in chunks.iter().map(|known| &known.listing) {
             let (chunk, record) = (listing.chunk, &listing.record);
             if !record.sealed {
@@ -227,12 +228,12 @@ impl Watch {
     }
 }
 
-/// Every chunk that files use has ended and lies on so many chunkservers of a region, each of which has all of it.
-pub fn audit_region(watch: &Watch, copies: usize) -> Result<usize, String> {
+/// Every chunk that files of a volume use has ended and lies on so many chunkservers of a region, each of which has all of it.
+pub fn audit_region(watch: &Watch, volume: VolumeId, copies: usize) -> Result<usize, String> {
     let seen = watch.seen();
     let leader = seen.masters.values().find(|master| master.serving().is_ok());
     let leader = leader.ok_or("no master serves")?;
-    let chunks = known(leader)?;
+    let chunks = known(leader, volume)?;
     for known in chunks.iter().filter(|known| known.named > 0) {
         let (chunk, record) = (known.listing.chunk, &known.listing.record);
         if !record.sealed {

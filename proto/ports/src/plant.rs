@@ -103,6 +103,8 @@ plants! {
     UndoSkipped = "undo-skipped",
     /// A replica's leader takes nothing back of what it promised when it replays the log.
     NearRecallSkipped = "near-recall-skipped",
+    /// A master that takes over one volume forgets what it promised of the others.
+    TakeoverForgetsAll = "takeover-forgets-all",
 }
 
 impl fmt::Display for Plant {

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use mooseng_ports::clock::BootTime;
+use mooseng_ports::plant::{self, Plant};
 use mooseng_region::quotas::Limit;
 use mooseng_region::sessions::Recorded;
 use mooseng_schema::quota::Account;
@@ -50,11 +51,25 @@ impl Desk {
         seat.custody = Some(custody);
         seat.answer_by = None;
         self.forget_sessions(volume);
+        if plant::is(Plant::TakeoverForgetsAll) {
+            self.forget_promises_of_others(volume);
+        }
         for recorded in &held {
             self.promises.add_session(recorded.session);
             self.unanswered.insert(recorded.session);
         }
         self.sessions.lead(volume, now, held);
+    }
+
+    /// A planted bug.
+    fn forget_promises_of_others(&mut self, volume: VolumeId) {
+        let all: Vec<VolumeId> = std::iter::once(ROOT_VOLUME).chain(self.others.keys().copied()).collect();
+        for other in all.into_iter().filter(|other| *other != volume) {
+            self.promises.forget(other);
+            for session in self.sessions.of(other) {
+                self.promises.add_session(session);
+            }
+        }
     }
 
     /// Forgets the sessions of a volume, and all that hangs on them.

@@ -5,23 +5,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use mooseng_client::{Caller, ClientConfig, FileSystem, FsError, HandleId, WriteOptions};
-use mooseng_wire::Role;
+use mooseng_client::{Caller, FileSystem, FsError, HandleId, WriteOptions};
+use mooseng_wire::{SessionId, VolumeId};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::homes::Homes;
+use super::homes::{Homes, epoch_in};
 use super::sequence::{self, Before, Look, Sequence, Step, Wrong};
-use super::shape::Shape;
 use super::shared::{self, Histories};
-use crate::hosts::{self, Host, now};
+use super::volumes::{Moves, Volume};
+use crate::hosts::now;
 use crate::locking::{self, Board, Locked};
-use crate::network::network;
 
-/// How long an operation is tried: longer than faults last.
-const RETRY: Duration = Duration::from_secs(60);
-/// The bits of a custody epoch that are the term within a home epoch.
-const TERM_BITS: u32 = 40;
 /// Where records lie and how long they are: inline, little in a chunk, and more.
 const PLACES: [(u64, usize); 3] = [(0, 4_000), (100_000, 6_000), (100_000, 40_000)];
 /// Steps of a sequence at most.
@@ -45,7 +40,7 @@ pub const ESTALE: i32 = 116;
 /// An error's number.
 pub const ETIMEDOUT: i32 = 110;
 
-/// What all mounts share.
+/// What all mounts share of a volume.
 #[derive(Default)]
 pub struct Notes {
     /// All sequences.
@@ -64,6 +59,12 @@ pub struct Notes {
     pub healed: bool,
     /// Mounts that have ended their work.
     pub done: usize,
+    /// The administrator has.
+    pub is_settled: bool,
+    /// What he did with its homes.
+    pub moves: Moves,
+    /// How often mounts crossed into it.
+    pub crossed: usize,
     /// Changes that were answered.
     pub changes: usize,
     /// Looks.
@@ -94,10 +95,10 @@ impl Notes {
     }
 }
 
-/// What a mount's tasks have in common.
+/// What a mount's tasks have in common that work in one volume.
 #[derive(Clone)]
 pub struct Mount {
-    /// It.
+    /// What it has of the volume.
     pub fs: FileSystem,
     /// Who calls.
     pub caller: Caller,
@@ -105,7 +106,11 @@ pub struct Mount {
     pub number: u8,
     /// Its region.
     pub region: String,
-    geo: bool,
+    volume: VolumeId,
+    /// The path of its root.
+    path: String,
+    /// It is a `geo` one.
+    pub geo: bool,
     /// What all mounts share.
     pub shared: Shared,
     /// Who was the home when.
@@ -154,9 +159,43 @@ enum Done {
 }
 
 impl Mount {
+    /// What works in that volume.
+    pub fn new(fs: FileSystem, number: u8, region: &str, volume: &Volume) -> Self {
+        Self {
+            fs,
+            caller: Caller { kernel_checked: true, ..Caller::default() },
+            number,
+            region: region.to_owned(),
+            volume: volume.id,
+            path: volume.path.clone(),
+            geo: volume.geo,
+            shared: volume.notes.clone(),
+            homes: volume.homes.clone(),
+        }
+    }
+
+    /// Works until faults are over, and then looks at everything once more.
+    pub async fn work(self, seed: u64) {
+        let working = async {
+            tokio::join!(
+                self.clone().write_on(seed),
+                self.clone().look_on(seed),
+                shared::work(self.clone(), seed),
+                locking::work(self.fs.clone(), self.number, seed, self.clone())
+            );
+            for at in 0..with(&self.shared, |notes| notes.sequences.len()) {
+                self.look(at).await;
+            }
+        };
+        tokio::select! {
+            () = working => {}
+            () = self.clone().count_lapses() => {}
+        }
+    }
+
     /// The home epoch that the mount's session is in.
     pub fn epoch(&self) -> u64 {
-        (self.fs.status().custody_epoch >> TERM_BITS) + 1
+        epoch_in(self.fs.status().custody_epoch)
     }
 
     /// How often the mount's lease ran out, be it that its session ended or that it went on under another home.
@@ -164,11 +203,18 @@ impl Mount {
         with(&self.shared, |notes| notes.lapses.get(&self.number).copied().unwrap_or_default())
     }
 
-    /// Counts that, as long as it is run.
+    /// Counts that, as long as it is run; and looks at whose the session is.
     async fn count_lapses(self) {
         let (mut had, mut ended) = (true, 0);
         loop {
             let status = self.fs.status();
+            let (session, custody) = (SessionId(status.session), status.custody_epoch);
+            if custody > 0 && !(session.volume() == self.volume && self.homes.has_had(custody)) {
+                self.violation(format!(
+                    "mount {} has the session {session} in volume {}, in the custody epoch {custody}, of which no custodian of it was",
+                    self.number, self.volume
+                ));
+            }
             let (has, more) = (status.lease_left_ms.is_some(), status.lapses - ended);
             let lapsed = more + u64::from(had && !has);
             (had, ended) = (has, status.lapses);
@@ -184,7 +230,7 @@ impl Mount {
     }
 
     /// An error that faults excuse.
-    fn excuse(&self, what: &str, error: &FsError) {
+    pub fn excuse(&self, what: &str, error: &FsError) {
         if !matches!(error.errno(), ENOENT | EIO | ESTALE | ETIMEDOUT) {
             self.violation(format!("{what} answered {error}"));
         }
@@ -205,7 +251,7 @@ impl Mount {
                 let epoch = self.epoch();
                 let lapses = self.lapses();
                 let sequence = Sequence {
-                    path: format!("/{name}"),
+                    path: format!("{}/{name}", self.path),
                     writer: self.number,
                     epoch,
                     directory,
@@ -537,58 +583,4 @@ impl Mount {
         }
         Ok(first)
     }
-}
-
-/// Runs one mount until faults are over, and then has it look at everything once more.
-#[allow(clippy::too_many_arguments, reason = "what one mount is made of")]
-pub async fn client(
-    number: u8,
-    name: String,
-    seed: u64,
-    shape: Arc<Shape>,
-    host: Host,
-    shared: Shared,
-    homes: Homes,
-) -> turmoil::Result {
-    let region = shape.region_of(&name);
-    let config = ClientConfig {
-        masters: region.masters.iter().map(|master| hosts::address(master)).collect(),
-        zone: "z1".into(),
-        host: name.clone(),
-        retry_timeout: RETRY,
-        delegate: false,
-        renew_interval: Duration::from_millis(600),
-        connect_timeout: Duration::from_secs(120),
-        ..ClientConfig::default()
-    };
-    let network = network(&region.name, Role::Client, &name, &host.gate);
-    let fs = FileSystem::connect(config, network, Arc::new(host.clock.clone())).await?;
-    let mount = Mount {
-        fs: fs.clone(),
-        caller: Caller { kernel_checked: true, ..Caller::default() },
-        number,
-        region: region.name.clone(),
-        geo: shape.geo,
-        shared: shared.clone(),
-        homes,
-    };
-    let working = async {
-        tokio::join!(
-            mount.clone().write_on(seed),
-            mount.clone().look_on(seed),
-            shared::work(mount.clone(), seed),
-            locking::work(fs.clone(), number, seed, mount.clone())
-        );
-        for at in 0..with(&shared, |notes| notes.sequences.len()) {
-            mount.look(at).await;
-        }
-    };
-    tokio::select! {
-        () = working => {}
-        () = mount.clone().count_lapses() => {}
-    }
-    drop(mount);
-    fs.close().await;
-    with(&shared, |notes| notes.done += 1);
-    Ok(())
 }

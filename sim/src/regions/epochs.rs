@@ -1,4 +1,4 @@
-//! What chunkservers take: nothing of an epoch that is over, once they have seen a later one.
+//! What chunkservers take: nothing of an epoch of a volume that is over, once they have seen a later one of it.
 //!
 //! What a home of before has under way - a client's append whose bytes were on their way, a push to another region that was held back - would lengthen a
 //! copy behind the next home's back. It would go unnoticed mostly, for nothing names the bytes; so it is looked for where it happens.
@@ -8,7 +8,7 @@ use std::sync::{Arc, Weak};
 
 use mooseng_chunk::{ChunkInfo, ChunkStore};
 use mooseng_ports::disk::sim::SimDisk;
-use mooseng_wire::{ChunkId, Epoch};
+use mooseng_wire::{ChunkId, Epoch, VolumeId};
 
 use crate::watch::Watch;
 
@@ -20,13 +20,14 @@ struct Seen {
     store: Weak<ChunkStore>,
     /// Changes of its disk.
     changes: u64,
-    highest: Epoch,
+    highest: BTreeMap<VolumeId, Epoch>,
     lengths: BTreeMap<ChunkId, u64>,
 }
 
 /// What all chunkservers have seen.
 pub struct Epochs {
     disks: BTreeMap<String, SimDisk>,
+    volumes: Vec<VolumeId>,
     seen: BTreeMap<String, Seen>,
 }
 
@@ -44,9 +45,9 @@ fn judge(info: &ChunkInfo, before: u64, highest: Epoch) -> Result<(), String> {
 }
 
 impl Epochs {
-    /// Of the chunkservers with these disks.
-    pub fn new(disks: BTreeMap<String, SimDisk>) -> Self {
-        Self { disks, seen: BTreeMap::new() }
+    /// Of the chunkservers with these disks, on which are chunks of these volumes.
+    pub fn new(disks: BTreeMap<String, SimDisk>, volumes: Vec<VolumeId>) -> Self {
+        Self { disks, volumes, seen: BTreeMap::new() }
     }
 
     /// Looks at a region's, each millisecond.
@@ -70,10 +71,12 @@ impl Epochs {
         // One that has just begun its life has what it had.
         for info in all.iter().filter(|_| known.is_some()) {
             let before = known.and_then(|seen| seen.lengths.get(&info.chunk)).copied().unwrap_or_default();
-            judge(info, before, known.map_or(Epoch(0), |seen| seen.highest))?;
+            let highest = known.and_then(|seen| seen.highest.get(&info.chunk.volume())).copied();
+            judge(info, before, highest.unwrap_or_default())?;
         }
         let lengths = all.iter().map(|info| (info.chunk, info.stat.length)).collect();
-        let seen = Seen { store: Arc::downgrade(store), changes, highest: store.highest_epoch(), lengths };
+        let highest = self.volumes.iter().map(|volume| (*volume, store.epoch_of(volume.0))).collect();
+        let seen = Seen { store: Arc::downgrade(store), changes, highest, lengths };
         self.seen.insert(name.to_owned(), seen);
         Ok(())
     }

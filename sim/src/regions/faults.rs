@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use rand::Rng;
 
-use super::homes::Homes;
 use super::shape::Shape;
+use super::volumes::Volume;
 use crate::hosts::Host;
 use crate::machines::{Counts, Machines};
 use crate::watch::Watch;
@@ -31,7 +31,7 @@ enum Undo {
 pub struct Nemesis {
     machines: Machines,
     shape: Arc<Shape>,
-    homes: Homes,
+    volumes: Vec<Volume>,
     undo: Vec<(Duration, Undo)>,
     next: Duration,
 }
@@ -43,10 +43,10 @@ impl Nemesis {
         shape: Arc<Shape>,
         hosts: BTreeMap<String, Host>,
         watches: Vec<Watch>,
-        homes: Homes,
+        volumes: Vec<Volume>,
     ) -> Self {
         let machines = Machines::new(seed, hosts, Default::default(), watches);
-        Self { machines, shape, homes, undo: Vec::new(), next: MS(8_000) }
+        Self { machines, shape, volumes, undo: Vec::new(), next: MS(8_000) }
     }
 
     /// What happened.
@@ -114,10 +114,14 @@ impl Nemesis {
         ends.for_each(|(_, undo)| self.end(sim, undo));
     }
 
-    /// The home more often than not, else any region.
+    /// A volume's home more often than not, else any region.
     fn a_region(&mut self) -> usize {
         let any = self.machines.rng.random_range(0..self.shape.regions.len());
-        let home = self.homes.home();
+        let of = match self.volumes.len() {
+            1 => 0,
+            several => self.machines.rng.random_range(0..several),
+        };
+        let home = self.volumes[of].homes.home();
         let home = self.shape.regions.iter().position(|region| Some(&region.name) == home.as_ref());
         if self.machines.rng.random_range(0..10) < 6 { home.unwrap_or(any) } else { any }
     }

@@ -1,14 +1,17 @@
-//! Who may change the volume: at most one region at any instant, and one in each epoch.
+//! Who may change a volume: at most one region at any instant, and one in each epoch. And what its custodians begin with: a custody epoch is of an epoch
+//! that the volume has had, and within one of them its sessions are asked once who they are, whatever becomes of other volumes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use mooseng_master::geo::ROOT_VOLUME;
 use mooseng_master::master::Master;
+use mooseng_wire::VolumeId;
 
 use crate::watch::Watch;
 
+/// The bits of a custody epoch that are the term within a home epoch.
+const TERM_BITS: u32 = 40;
 /// An answer that arrives now left so long ago at least.
 const WAY: Duration = Duration::from_millis(2);
 
@@ -25,29 +28,92 @@ pub struct Tenure {
     pub until: Duration,
 }
 
-/// All tenures so far. Clones share them.
+#[derive(Default)]
+struct Seen {
+    tenures: Vec<Tenure>,
+    /// The custody epochs that masters had sessions of.
+    custodies: BTreeSet<u64>,
+    /// Of each master, the custody epoch that it was in, and whether all of its sessions had answered that.
+    settled: BTreeMap<String, (u64, bool)>,
+    /// Epochs that began because the home before was lost: not those to which it was moved.
+    taken_over: BTreeSet<u64>,
+}
+
+/// All tenures of a volume so far. Clones share them.
 #[derive(Clone, Default)]
-pub struct Homes(Arc<Mutex<Vec<Tenure>>>);
+pub struct Homes {
+    volume: VolumeId,
+    seen: Arc<Mutex<Seen>>,
+}
 
 /// The epoch in which a master would let an answer leave now, by all that it asks before.
-fn answers(master: &Master) -> Option<u64> {
-    let custody = master.serving().ok()?;
+fn answers(master: &Master, volume: VolumeId) -> Option<u64> {
+    let custody = master.serving_of(volume).ok()?;
     master.may_answer(custody).ok()?;
-    master.is_home(ROOT_VOLUME).ok()?;
-    master.global.as_ref()?.may_change(ROOT_VOLUME).map(|epoch| epoch.0)
+    master.is_home(volume).ok()?;
+    master.global.as_ref()?.may_change(volume).map(|epoch| epoch.0)
+}
+
+/// The home epoch that a custody epoch is of.
+pub fn epoch_in(custody: u64) -> u64 {
+    (custody >> TERM_BITS) + 1
+}
+
+impl Seen {
+    /// Looks at what a master knows of the volume, and has of its sessions.
+    fn look_at(&mut self, name: &str, master: &Master, volume: VolumeId) -> Result<(), String> {
+        let view = master.geo.view();
+        let agreed = view.as_ref().and_then(|view| view.volumes.get(&volume));
+        self.taken_over.extend(agreed.filter(|of| of.lost_home.is_some()).map(|of| of.epoch.0));
+        let (custody, is_settled) = master.desk(|desk| (desk.seat(volume).custody, desk.is_settled(volume)));
+        let Some(custody) = custody else { return Ok(()) };
+        let (of, known) = (epoch_in(custody), master.epoch(volume).0);
+        if of > known {
+            return Err(format!(
+                "{name} has sessions of volume {volume} in epoch {of}, and knows of epoch {known} as its newest"
+            ));
+        }
+        self.custodies.insert(custody);
+        let before = self.settled.insert(name.to_owned(), (custody, is_settled));
+        if before == Some((custody, true)) && !is_settled {
+            return Err(format!(
+                "{name} waits for sessions of volume {volume}, of which all had answered that custodian ({custody}) before"
+            ));
+        }
+        Ok(())
+    }
 }
 
 impl Homes {
-    fn all(&self) -> MutexGuard<'_, Vec<Tenure>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Of a volume.
+    pub fn of(volume: VolumeId) -> Self {
+        Self { volume, ..Self::default() }
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Looks at all masters.
     pub fn check(&self, regions: &BTreeMap<String, Watch>, now: Duration) -> Result<(), String> {
+        let checked = self.look(regions, now);
+        checked.map_err(|what| format!("of volume {}: {what}", self.volume))
+    }
+
+    fn look(&self, regions: &BTreeMap<String, Watch>, now: Duration) -> Result<(), String> {
+        let volume = self.volume;
+        let seen = &mut *self.seen();
         let mut found: Vec<(u64, &String)> = Vec::new();
+        let mut looked = Ok(());
         for (region, watch) in regions {
-            watch.each_master(|_, master| found.extend(answers(master).map(|epoch| (epoch, region))));
+            watch.each_master(|name, master| {
+                found.extend(answers(master, volume).map(|epoch| (epoch, region)));
+                if looked.is_ok() {
+                    looked = seen.look_at(name, master, volume);
+                }
+            });
         }
+        looked?;
         if let [(epoch, one), (other_epoch, other), ..] = found[..]
             && one != other
         {
@@ -56,7 +122,7 @@ impl Homes {
             ));
         }
         let Some(&(epoch, region)) = found.first() else { return Ok(()) };
-        let mut all = self.all();
+        let all = &mut seen.tenures;
         if let Some(known) = all.iter_mut().find(|tenure| tenure.epoch == epoch) {
             if known.region != *region {
                 return Err(format!("epoch {epoch} has two homes: {} and {region}", known.region));
@@ -67,30 +133,40 @@ impl Homes {
         if let Some(later) = all.iter().find(|tenure| tenure.epoch > epoch) {
             return Err(format!("{region} answers in epoch {epoch} after {later:?}"));
         }
-        tracing::info!(epoch, region, ?now, "a home answers");
+        tracing::info!(%volume, epoch, region, ?now, "a home answers");
         all.push(Tenure { epoch, region: region.clone(), from: now, until: now });
         Ok(())
     }
 
     /// The tenure in which a call lay that was answered now in that region, if it lay in one.
     pub fn around(&self, region: &str, called: Duration, returned: Duration) -> Option<u64> {
-        let all = self.all();
-        let last = all.last()?;
+        let seen = self.seen();
+        let last = seen.tenures.last()?;
         (last.region == region && last.from <= called && returned <= last.until + WAY).then_some(last.epoch)
     }
 
     /// All of them, in the order of their epochs.
     pub fn tenures(&self) -> Vec<Tenure> {
-        self.all().clone()
+        self.seen().tenures.clone()
     }
 
     /// The newest epoch that answered.
     pub fn newest(&self) -> u64 {
-        self.all().last().map_or(0, |tenure| tenure.epoch)
+        self.seen().tenures.last().map_or(0, |tenure| tenure.epoch)
     }
 
     /// Its home.
     pub fn home(&self) -> Option<String> {
-        self.all().last().map(|tenure| tenure.region.clone())
+        self.seen().tenures.last().map(|tenure| tenure.region.clone())
+    }
+
+    /// Whether the home was lost from one epoch to a later one.
+    pub fn was_lost(&self, from: u64, to: u64) -> bool {
+        self.seen().taken_over.range(from + 1..=to).next().is_some()
+    }
+
+    /// Whether a master has had sessions in that custody epoch.
+    pub fn has_had(&self, custody: u64) -> bool {
+        self.seen().custodies.contains(&custody)
     }
 }

@@ -6,8 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use mooseng_wire::admin::{Archive, ListLossesReply, LogPlace, Loss};
 
 use super::contents::Contents;
-use super::homes::Tenure;
+use super::homes::Homes;
 use super::sequence::{self, Counter, Sequence};
+use super::volumes::Moves;
 
 /// By epoch and version.
 type Place = (u64, u64);
@@ -39,11 +40,16 @@ fn covers(loss: &Loss, epoch: u64) -> bool {
     loss.closed >= epoch && place(loss.cut.as_ref()).0 <= epoch
 }
 
-/// Each failover is in the ledger.
-pub fn check_tenures(tenures: &[Tenure], ledger: &ListLossesReply) -> Result<(), String> {
-    for pair in tenures.windows(2) {
+/// Each failover is in the ledger, and no move: of those nothing is lost.
+pub fn check_tenures(homes: &Homes, ledger: &ListLossesReply, moves: &Moves) -> Result<(), String> {
+    if let Some(loss) = ledger.losses.iter().find(|loss| moves.made.contains(&loss.closed)) {
+        return Err(format!("the home was moved from epoch {}, and the ledger has {loss:?}", loss.closed));
+    }
+    for pair in homes.tenures().windows(2) {
         let [before, after] = pair else { continue };
-        if before.region != after.region && !ledger.losses.iter().any(|loss| covers(loss, before.epoch)) {
+        let is_moved = moves.ordered > 0 && !homes.was_lost(before.epoch, after.epoch);
+        let is_lost = before.region != after.region && !is_moved;
+        if is_lost && !ledger.losses.iter().any(|loss| covers(loss, before.epoch)) {
             return Err(format!(
                 "the ledger doesn't say what was lost between {before:?} and {after:?}: {ledger:?}"
             ));

@@ -1,11 +1,14 @@
 //! Three regions that mount one tree: the global group, replicas, failovers, under faults between regions and within them.
 //!
 //! - [`shape`]: what a run is like, drawn from its seed. [`run`]: one run. [`faults`]: what goes wrong in it.
-//! - [`homes`]: who may change the volume, looked at each millisecond. [`clients`]: what mounts do. [`sequence`]: what they may see of it, and
-//!   what must survive. [`shared`]: what they do to the same names and files.
+//! - [`volumes`]: the root, and in some runs a second one. [`administrator`]: who makes that one, and moves homes.
+//! - [`homes`]: who may change a volume, looked at each millisecond. [`mount`], [`clients`]: what mounts do. [`sequence`]: what they may see of it, and
+//!   what must survive. [`shared`]: what they do to the same names and files. [`across`]: what they do with two volumes.
 //! - [`epochs`]: what chunkservers take.
 //! - [`audit`]: what must hold once everything was healed. [`contents`]: what regions show. [`ledger`]: what was lost, and what is said of it.
 
+pub mod across;
+pub mod administrator;
 pub mod audit;
 pub mod clients;
 pub mod contents;
@@ -13,7 +16,9 @@ pub mod epochs;
 pub mod faults;
 pub mod homes;
 pub mod ledger;
+pub mod mount;
 pub mod run;
 pub mod sequence;
 pub mod shape;
 pub mod shared;
+pub mod volumes;

@@ -13,11 +13,12 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::audit;
-use super::clients::{self, Shared};
+use super::clients::{Notes, with};
 use super::epochs::Epochs;
 use super::faults::Nemesis;
-use super::homes::Homes;
+use super::mount;
 use super::shape::{LEASE_MS, Shape};
+use super::volumes::{self, Second, Volume};
 use crate::hosts::{self, Host, SimClock};
 use crate::machines::Counts;
 use crate::watch::{self, Watch};
@@ -35,10 +36,10 @@ const LATE_PUSHES: u64 = 5;
 /// How often states are compared.
 const COMPARE_EVERY: Duration = Duration::from_millis(500);
 
-/// What a run came to.
+/// What was done in a volume.
 #[derive(Debug)]
-pub struct Summary {
-    shape: Arc<Shape>,
+struct Done {
+    geo: bool,
     changes: usize,
     operations: usize,
     looks: usize,
@@ -47,18 +48,34 @@ pub struct Summary {
     locked: usize,
     sequences: usize,
     epochs: u64,
-    faults: Counts,
-    simulated: Duration,
+    moves: usize,
+    crossed: usize,
 }
 
-impl fmt::Display for Summary {
+impl Done {
+    fn of(volume: &Volume) -> Self {
+        let of_notes = |notes: &mut Notes| Self {
+            geo: volume.geo,
+            changes: notes.changes,
+            operations: notes.histories.operations(),
+            looks: notes.looks,
+            at_home: notes.at_home,
+            told_lost: notes.told_lost,
+            locked: notes.locked.times,
+            sequences: notes.sequences.len(),
+            epochs: volume.homes.newest(),
+            moves: notes.moves.made.len(),
+            crossed: notes.crossed,
+        };
+        with(&volume.notes, of_notes)
+    }
+}
+
+impl fmt::Display for Done {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let faults: Vec<String> = self.faults.0.iter().map(|(what, n)| format!("{n} {what}")).collect();
         write!(
             f,
-            "{}, {} masters, {} epochs, {} changes in {} sequences, {} operations on the same files, {} looks ({} at home), {} fsyncs told of losses, {} times locked, {}, {:.0} s simulated",
-            if self.shape.geo { "geo" } else { "region" },
-            self.shape.regions.iter().map(|region| region.masters.len()).sum::<usize>(),
+            "{} epochs, {} changes in {} sequences, {} operations on the same files, {} looks ({} at home), {} fsyncs told of losses, {} times locked",
             self.epochs,
             self.changes,
             self.sequences,
@@ -67,9 +84,38 @@ impl fmt::Display for Summary {
             self.at_home,
             self.told_lost,
             self.locked,
-            faults.join(", "),
-            self.simulated.as_secs_f64()
-        )
+        )?;
+        if self.crossed > 0 {
+            write!(f, ", crossed into {} times", self.crossed)?;
+        }
+        if self.moves > 0 {
+            write!(f, ", home moved {} times", self.moves)?;
+        }
+        Ok(())
+    }
+}
+
+/// What a run came to.
+#[derive(Debug)]
+pub struct Summary {
+    shape: Arc<Shape>,
+    volumes: Vec<Done>,
+    faults: Counts,
+    simulated: Duration,
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let word = |geo: bool| if geo { "geo" } else { "region" };
+        let masters = self.shape.regions.iter().map(|region| region.masters.len()).sum::<usize>();
+        for (at, done) in self.volumes.iter().enumerate() {
+            match at {
+                0 => write!(f, "{}, {masters} masters, {done}, ", word(done.geo))?,
+                _ => write!(f, "a second volume: {}, {done}, ", word(done.geo))?,
+            }
+        }
+        let faults: Vec<String> = self.faults.0.iter().map(|(what, n)| format!("{n} {what}")).collect();
+        write!(f, "{}, {:.0} s simulated", faults.join(", "), self.simulated.as_secs_f64())
     }
 }
 
@@ -78,9 +124,8 @@ struct Run<'a> {
     shape: Arc<Shape>,
     nemesis: Nemesis,
     watches: BTreeMap<String, Watch>,
-    homes: Homes,
+    volumes: Vec<Volume>,
     epochs: Epochs,
-    shared: Shared,
     compared: Duration,
 }
 
@@ -98,11 +143,15 @@ pub fn run(seed: u64) -> Result<Summary> {
         .build();
     let shape = Arc::new(Shape { late_pushes: seed % LATE_PUSHES == LATE_PUSHES - 1, ..Shape::of(&mut rng) });
     tracing::info!(?shape, "shape");
+    let second = Second::of(seed, &shape);
+    let volumes = volumes::all(&shape, second.as_ref());
+    if let Some(second) = &second {
+        tracing::info!(?second, "a second volume");
+    }
     let mut clock = || {
         let drift_ppm = rng.random_range(-shape.drift_ppm..=shape.drift_ppm);
         SimClock::new(drift_ppm, rng.random_range(-200..=200))
     };
-    let (shared, homes) = (Shared::default(), Homes::default());
     let (mut all, mut watches, mut mounts) = (BTreeMap::new(), BTreeMap::new(), 0);
     let house = if shape.hasty { hosts::hasty() } else { hosts::patient() };
     let raft = RaftConfig {
@@ -139,24 +188,22 @@ pub fn run(seed: u64) -> Result<Summary> {
         for name in &region.clients {
             let host = Host::new(clock());
             all.insert(name.clone(), host.clone());
-            let (shape, shared, homes) = (shape.clone(), shared.clone(), homes.clone());
-            let number = mounts as u8;
-            sim.client(
-                name.as_str(),
-                clients::client(number, name.clone(), seed, shape, host, shared, homes),
-            );
+            let mount = mount::client(mounts as u8, name.clone(), seed, shape.clone(), host, volumes.clone());
+            sim.client(name.as_str(), mount);
             mounts += 1;
         }
     }
-    sim.client("admin", audit::set_up(shape.clone(), shared.clone()));
-    sim.client("auditor", audit::compare(shape.clone(), shared.clone(), homes.clone(), mounts));
+    sim.client("admin", audit::set_up(seed, shape.clone(), volumes.clone(), second));
+    sim.client("auditor", audit::compare(shape.clone(), volumes.clone(), mounts));
     let is_chunkserver =
         |name: &String| shape.regions.iter().any(|region| region.chunkservers.contains(name));
     let disks = all.iter().filter(|(name, _)| is_chunkserver(name));
-    let epochs = Epochs::new(disks.map(|(name, host)| (name.clone(), host.disk.clone())).collect());
-    let nemesis = Nemesis::new(seed, shape.clone(), all, watches.values().cloned().collect(), homes.clone());
+    let disks = disks.map(|(name, host)| (name.clone(), host.disk.clone())).collect();
+    let epochs = Epochs::new(disks, volumes.iter().map(|volume| volume.id).collect());
+    let nemesis =
+        Nemesis::new(seed, shape.clone(), all, watches.values().cloned().collect(), volumes.clone());
     nemesis.set_ways(&sim);
-    let run = Run { sim, shape, nemesis, watches, homes, epochs, shared, compared: Duration::ZERO };
+    let run = Run { sim, shape, nemesis, watches, volumes, epochs, compared: Duration::ZERO };
     run.finish().with_context(|| format!("seed {seed}"))
 }
 
@@ -171,7 +218,7 @@ impl Run<'_> {
             } else if !healed {
                 tracing::info!("healed");
                 self.nemesis.heal_all(&mut self.sim, now);
-                clients::with(&self.shared, |notes| notes.healed = true);
+                self.volumes.iter().for_each(|volume| with(&volume.notes, |notes| notes.healed = true));
                 healed = true;
             }
             if now > FAULTS + HEALING {
@@ -181,29 +228,18 @@ impl Run<'_> {
                 break;
             }
         }
-        if let Some(violation) = clients::with(&self.shared, |notes| notes.judge()) {
+        if let Some(violation) = self.volumes.iter().find_map(|of| with(&of.notes, |notes| notes.judge())) {
             bail!("{violation}");
         }
         self.settle()?;
-        clients::with(&self.shared, |notes| notes.histories.judge()).map_err(|why| anyhow::anyhow!(why))?;
-        let simulated = self.sim.elapsed();
-        let faults = self.nemesis.counts();
-        let (shape, epochs) = (self.shape.clone(), self.homes.newest());
-        let shared = self.shared.clone();
+        for volume in &self.volumes {
+            with(&volume.notes, |notes| notes.histories.judge())
+                .map_err(|why| anyhow::anyhow!("of volume {}: {why}", volume.id))?;
+        }
+        let (faults, simulated) = (self.nemesis.counts(), self.sim.elapsed());
+        let (shape, volumes) = (self.shape.clone(), self.volumes.clone());
         drop(self);
-        Ok(clients::with(&shared, |notes| Summary {
-            shape,
-            changes: notes.changes,
-            operations: notes.histories.operations(),
-            looks: notes.looks,
-            at_home: notes.at_home,
-            told_lost: notes.told_lost,
-            locked: notes.locked.times,
-            sequences: notes.sequences.len(),
-            epochs,
-            faults,
-            simulated,
-        }))
+        Ok(Summary { shape, volumes: volumes.iter().map(Done::of).collect(), faults, simulated })
     }
 
     /// Waits until every chunk that files use is sealed and whole on two chunkservers of each region, and counts every record again.
@@ -212,7 +248,8 @@ impl Run<'_> {
         let regions: Vec<String> = self.shape.with_data().map(|region| region.name.clone()).collect();
         for region in &regions {
             loop {
-                match watch::audit_region(&self.watches[region], COPIES) {
+                let audit = |of: &Volume| watch::audit_region(&self.watches[region], of.id, COPIES);
+                match self.volumes.iter().map(audit).sum::<Result<usize, String>>() {
                     Ok(chunks) => {
                         tracing::info!(region, chunks, "in the end every copy is whole");
                         break;
@@ -243,12 +280,14 @@ impl Run<'_> {
         if let Some(what) = plant::broken() {
             return Err(at(what));
         }
-        self.homes.check(&self.watches, now).map_err(at)?;
-        if let Some(violation) = clients::with(&self.shared, |notes| notes.violations.first().cloned()) {
-            if violation.contains(audit::DIFFERS) {
-                audit::tell_differences(&self.watches);
+        for volume in &self.volumes {
+            volume.homes.check(&self.watches, now).map_err(at)?;
+            if let Some(violation) = with(&volume.notes, |notes| notes.violations.first().cloned()) {
+                if violation.contains(audit::DIFFERS) {
+                    audit::tell_differences(&self.watches, volume.id);
+                }
+                bail!("of volume {}: {violation}", volume.id);
             }
-            bail!("{violation}");
         }
         for watch in self.watches.values() {
             watch.check_leaders().map_err(at)?;

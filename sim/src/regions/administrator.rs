@@ -1,0 +1,115 @@
+//! What an administrator does where there is a second volume: makes it, by the calls that `mooseng volume create` makes, and in half of those runs moves
+//! homes of both.
+
+use std::time::Duration;
+
+use mooseng_client::FsError;
+use mooseng_wire::admin::{CreateVolumeRequest, MoveHomeRequest, SetVolumeRequest, Volume as Told};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use super::audit::{AGAIN, Administration, ask_any, ask_region};
+use super::clients::{EEXIST, with};
+use super::contents;
+use super::mount::caller;
+use super::shape::{Region, Shape};
+use super::volumes::{NAME, SECOND, Second, Volume};
+
+/// Makes the directory that the volume is joined at, on a mount of its own.
+async fn make_directory(region: &Region) -> Result<(), String> {
+    let tree = contents::mount("administrator", region).await?;
+    let made = tree.root().mkdir(&caller(), tree.root().root(), NAME.as_bytes(), 0o755).await;
+    let synced = tree.root().fsync_directory(tree.root().root()).await;
+    tree.close().await;
+    match made {
+        Err(error) if error.errno() != EEXIST => Err(error.to_string()),
+        _ => synced.map_err(|error: FsError| error.to_string()),
+    }
+}
+
+async fn create(shape: &Shape, second: &Second) -> Result<Told, String> {
+    let request = CreateVolumeRequest {
+        path: format!("/{NAME}").into(),
+        home: second.home.clone(),
+        geo: second.geo,
+        ..CreateVolumeRequest::default()
+    };
+    let reply =
+        ask_any(shape, async |mut of: Administration| of.create_volume(request.clone()).await).await?;
+    reply.volume.ok_or_else(|| "the answer names no volume".to_owned())
+}
+
+/// The second volume, made and joined: what is interrupted is gone on with by the same command, which mends what a failover of the root has lost, too.
+async fn made(shape: &Shape, volumes: &[Volume], second: &Second) {
+    loop {
+        let told = match create(shape, second).await {
+            Ok(told) => told,
+            Err(why) => {
+                tracing::info!(why, "the second volume isn't made yet");
+                if let Some(region) = shape.regions.first()
+                    && let Err(why) = make_directory(region).await
+                {
+                    tracing::info!(why, "its directory isn't made yet");
+                }
+                tokio::time::sleep(AGAIN).await;
+                continue;
+            }
+        };
+        tracing::info!(?told, "the second volume is made");
+        let known = (told.id, told.geo, told.path.as_str());
+        if known != (u32::from(SECOND.0), second.geo, format!("/{NAME}").as_str()) {
+            let what = format!("instead of volume {SECOND} at /{NAME} there is {told:?}");
+            with(&volumes[0].notes, |notes| notes.violations.push(what));
+        }
+        return;
+    }
+}
+
+/// Moves one volume's home to another region, if that is possible now.
+async fn move_home(shape: &Shape, volume: &Volume, rng: &mut StdRng) {
+    let Some(home) = volume.homes.home() else { return };
+    let others: Vec<&Region> = shape.with_data().filter(|region| region.name != home).collect();
+    let to = others[rng.random_range(0..others.len())].name.clone();
+    let Some(region) = shape.regions.iter().find(|region| region.name == home) else { return };
+    let request = MoveHomeRequest { volume: volume.id.0.into(), to: to.clone(), plan: false };
+    with(&volume.notes, |notes| notes.moves.ordered += 1);
+    match ask_region(region, async |mut of: Administration| of.move_home(request.clone()).await).await {
+        Ok(reply) => {
+            let from = reply.before.map_or(0, |before| before.epoch);
+            tracing::info!(volume = %volume.id, from, to, stopped_ms = reply.stopped_ms, "a home is moved");
+            with(&volume.notes, |notes| notes.moves.made.insert(from));
+        }
+        Err(why) => tracing::info!(volume = %volume.id, to, why, "a home isn't moved, as far as is known"),
+    }
+}
+
+/// Makes the second volume, moves homes until faults are over, and has the second volume joined then.
+pub async fn work(shape: &Shape, volumes: &[Volume], second: &Second, seed: u64) {
+    if let Some(region) = shape.regions.first()
+        && let Err(why) = make_directory(region).await
+    {
+        tracing::info!(why, "the second volume's directory isn't made yet");
+    }
+    made(shape, volumes, second).await;
+    let request = SetVolumeRequest {
+        volume: SECOND.0.into(),
+        blocks_alone: Some(second.blocks_alone),
+        ..SetVolumeRequest::default()
+    };
+    while let Err(why) =
+        ask_any(shape, async |mut of: Administration| of.set_volume(request.clone()).await).await
+    {
+        tracing::info!(why, "the second volume isn't set yet");
+        tokio::time::sleep(AGAIN).await;
+    }
+    let mut rng = StdRng::seed_from_u64(seed ^ 0x30_7e5);
+    while !with(&volumes[0].notes, |notes| notes.healed) {
+        tokio::time::sleep(Duration::from_millis(rng.random_range(1_000..7_000))).await;
+        if second.moves {
+            let of = rng.random_range(0..volumes.len());
+            move_home(shape, &volumes[of], &mut rng).await;
+        }
+    }
+    made(shape, volumes, second).await;
+    volumes.iter().for_each(|volume| with(&volume.notes, |notes| notes.is_settled = true));
+}
