@@ -507,7 +507,7 @@ pub async fn assign_classes(seed: u64, shared: Shared) -> turmoil::Result {
         let mut left = vec![(ROOT_INODE.0, false, 0)];
         while let Some((inode, entries, after)) = left.pop() {
             let (which, name) = (Some(Which::Inode(inode)), name.to_owned());
-            let request = AssignClassRequest { name, which, entries, after };
+            let request = AssignClassRequest { name, which, entries, after, volume: 0 };
             let Some(reply) = assign_class(&request).await else { continue };
             assigned += reply.changed;
             match entries {
@@ -523,7 +523,7 @@ pub async fn assign_classes(seed: u64, shared: Shared) -> turmoil::Result {
 
 async fn make_class(name: &str) {
     let labels = BTreeMap::from([(name.to_owned(), "yes".to_owned())]);
-    let request = CreateClassRequest { name: name.to_owned(), copies: 2, min_copies: 2, labels };
+    let request = CreateClassRequest { name: name.to_owned(), copies: 2, min_copies: 2, labels, volume: 0 };
     for master in masters() {
         let made = async {
             let network = network(REGION, Role::Admin, "admin", &Gate::default());

@@ -13,19 +13,17 @@ use mooseng_transport::{
 };
 use mooseng_wire::Role;
 use mooseng_wire::admin::{
-    AddRegionRequest, AssignClassReply, AssignClassRequest, ChangeMembersReply, ChangeMembersRequest,
-    ChangeRegionsReply, ClassOfReply, ClassOfRequest, CreateClassRequest, CreateVolumeReply,
-    CreateVolumeRequest, DeleteClassReply, DeleteClassRequest, DeleteVolumeReply, DeleteVolumeRequest,
-    DrainReply, DrainRequest, Finding, ListClassesReply, ListClassesRequest, ListLossesReply,
-    ListLossesRequest, ListQuotasReply, ListQuotasRequest, ListRegionsReply, ListRegionsRequest,
-    ListSalvageReply, ListSalvageRequest, ListTrashReply, ListTrashRequest, ListVolumesReply,
-    ListVolumesRequest, MoveHomeReply, MoveHomeRequest, PurgeTrashReply, PurgeTrashRequest, Quota,
-    QuotaTarget, RemoveRegionRequest, RestoreTrashReply, RestoreTrashRequest, SetClassRequest,
-    SetQuotaRequest, SetVolumeReply, SetVolumeRequest, ShowSalvageReply, ShowSalvageRequest, StatusReply,
-    StatusRequest, StorageClass, TrashRetentionReply, TrashRetentionRequest, VerifyDataReply,
-    VerifyDataRequest, VerifyVolumeReply, VerifyVolumeRequest, Volume,
+    AddRegionRequest, ChangeMembersReply, ChangeMembersRequest, ChangeRegionsReply, CreateVolumeReply,
+    CreateVolumeRequest, DeleteVolumeReply, DeleteVolumeRequest, DrainReply, DrainRequest, Finding,
+    ListLossesReply, ListLossesRequest, ListRegionsReply, ListRegionsRequest, ListSalvageReply,
+    ListSalvageRequest, ListVolumesReply, ListVolumesRequest, MoveHomeReply, MoveHomeRequest,
+    RemoveRegionRequest, SetVolumeReply, SetVolumeRequest, ShowSalvageReply, ShowSalvageRequest, StatusReply,
+    StatusRequest, VerifyDataReply, VerifyDataRequest, VerifyVolumeReply, VerifyVolumeRequest, Volume,
 };
+use mooseng_wire::call::{CallError, ErrorCode};
+use mooseng_wire::geo::Home;
 use mooseng_wire::method::Method;
+use prost::Message;
 use tonic::Code;
 use tonic::transport::Channel;
 
@@ -34,21 +32,16 @@ use crate::exit::{Failure, Kind};
 use crate::outlook;
 use crate::status::Wide;
 
+mod home;
+
+pub use home::*;
+
 /// How long a master may take to answer about its status.
 const STATUS_WAIT: Duration = Duration::from_secs(4);
 /// How long a change of membership may take: a new master copies the whole store first.
 const CHANGE_WAIT: Duration = Duration::from_secs(120);
 /// How long it may take to note a draining: one commit.
 const DRAIN_WAIT: Duration = Duration::from_secs(10);
-
-/// How long a look at the trash or a change of it may take: a session that is gone delays a restoration by its lease.
-const TRASH_WAIT: Duration = Duration::from_secs(30);
-
-/// How long setting limits may take: as long as a change of the trash.
-const QUOTA_WAIT: Duration = TRASH_WAIT;
-
-/// How long a change of storage classes may take: some commits.
-const CLASS_WAIT: Duration = Duration::from_secs(20);
 
 /// How long a master of any region may take to answer where others answer, too.
 const FAR_WAIT: Duration = Duration::from_secs(2);
@@ -211,132 +204,6 @@ pub async fn drain_chunkserver(file: &ClientFile, request: DrainRequest) -> Resu
     at_leader(file, DRAIN_WAIT, |mut client| {
         let request = request.clone();
         async move { client.drain_chunkserver(request).await }
-    })
-    .await
-}
-
-/// A page of what the trash holds, from whichever master leads.
-pub async fn list_trash(file: &ClientFile, request: ListTrashRequest) -> Result<ListTrashReply, Failure> {
-    at_leader(file, TRASH_WAIT, |mut client| {
-        let request = grpc_request(request.clone(), TRASH_WAIT);
-        async move { client.list_trash(request).await }
-    })
-    .await
-}
-
-/// Restores a file from the trash.
-pub async fn restore_trash(
-    file: &ClientFile,
-    request: RestoreTrashRequest,
-) -> Result<RestoreTrashReply, Failure> {
-    at_leader(file, TRASH_WAIT, |mut client| {
-        let request = grpc_request(request.clone(), TRASH_WAIT);
-        async move { client.restore_trash(request).await }
-    })
-    .await
-}
-
-/// Purges a file, or a part of the trash.
-pub async fn purge_trash(file: &ClientFile, request: PurgeTrashRequest) -> Result<PurgeTrashReply, Failure> {
-    at_leader(file, TRASH_WAIT, |mut client| {
-        let request = grpc_request(request, TRASH_WAIT);
-        async move { client.purge_trash(request).await }
-    })
-    .await
-}
-
-/// How long deleted files are kept; sets it if the request says so.
-pub async fn trash_retention(
-    file: &ClientFile,
-    request: TrashRetentionRequest,
-) -> Result<TrashRetentionReply, Failure> {
-    at_leader(file, TRASH_WAIT, |mut client| {
-        let request = grpc_request(request, TRASH_WAIT);
-        async move { client.trash_retention(request).await }
-    })
-    .await
-}
-
-/// Sets limits.
-pub async fn set_quota(file: &ClientFile, request: SetQuotaRequest) -> Result<Quota, Failure> {
-    at_leader(file, QUOTA_WAIT, |mut client| {
-        let request = grpc_request(request.clone(), QUOTA_WAIT);
-        async move { client.set_quota(request).await }
-    })
-    .await
-}
-
-/// Gives limits up.
-pub async fn clear_quota(file: &ClientFile, target: QuotaTarget) -> Result<Quota, Failure> {
-    at_leader(file, QUOTA_WAIT, |mut client| {
-        let request = grpc_request(target.clone(), QUOTA_WAIT);
-        async move { client.clear_quota(request).await }
-    })
-    .await
-}
-
-/// A page of limits, or those of one.
-pub async fn list_quotas(file: &ClientFile, request: ListQuotasRequest) -> Result<ListQuotasReply, Failure> {
-    at_leader(file, QUOTA_WAIT, |mut client| {
-        let request = grpc_request(request.clone(), QUOTA_WAIT);
-        async move { client.list_quotas(request).await }
-    })
-    .await
-}
-
-/// Makes a storage class.
-pub async fn create_class(file: &ClientFile, request: CreateClassRequest) -> Result<StorageClass, Failure> {
-    at_leader(file, CLASS_WAIT, |mut client| {
-        let request = grpc_request(request.clone(), CLASS_WAIT);
-        async move { client.create_class(request).await }
-    })
-    .await
-}
-
-/// Changes one.
-pub async fn set_class(file: &ClientFile, request: SetClassRequest) -> Result<StorageClass, Failure> {
-    at_leader(file, CLASS_WAIT, |mut client| {
-        let request = grpc_request(request.clone(), CLASS_WAIT);
-        async move { client.set_class(request).await }
-    })
-    .await
-}
-
-/// Removes one.
-pub async fn delete_class(file: &ClientFile, name: String) -> Result<DeleteClassReply, Failure> {
-    at_leader(file, CLASS_WAIT, |mut client| {
-        let request = grpc_request(DeleteClassRequest { name: name.clone() }, CLASS_WAIT);
-        async move { client.delete_class(request).await }
-    })
-    .await
-}
-
-/// All of them.
-pub async fn list_classes(file: &ClientFile) -> Result<ListClassesReply, Failure> {
-    at_leader(file, CLASS_WAIT, |mut client| {
-        let request = grpc_request(ListClassesRequest {}, CLASS_WAIT);
-        async move { client.list_classes(request).await }
-    })
-    .await
-}
-
-/// Assigns one.
-pub async fn assign_class(
-    file: &ClientFile,
-    request: AssignClassRequest,
-) -> Result<AssignClassReply, Failure> {
-    at_leader(file, CLASS_WAIT, |mut client| {
-        let request = grpc_request(request.clone(), CLASS_WAIT);
-        async move { client.assign_class(request).await }
-    })
-    .await
-}
-
-/// That of a file or directory.
-pub async fn class_of(file: &ClientFile, path: Bytes) -> Result<ClassOfReply, Failure> {
-    at_leader(file, CLASS_WAIT, |mut client| {
-        let request = grpc_request(ClassOfRequest { path: path.clone() }, CLASS_WAIT);
-        async move { client.class_of(request).await }
     })
     .await
 }
@@ -581,15 +448,50 @@ async fn at_leader_of<T, F>(
 where
     F: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
 {
+    match leader_of(file, masters, wait, call).await? {
+        Led::Answered(reply) => Ok(reply),
+        Led::Elsewhere(home) => Err(Failure::failed(format!(
+            "The home of the volume is the region {} by now, which wasn't asked: try again.",
+            home.region
+        ))),
+    }
+}
+
+/// What a region's leader came to.
+enum Led<T> {
+    Answered(T),
+    /// The volume's home is another region: nothing was done.
+    Elsewhere(Home),
+}
+
+/// The home that a refusal names.
+fn home_elsewhere(status: &tonic::Status) -> Option<Home> {
+    let told = Some(status.details()).filter(|_| status.code() == Code::FailedPrecondition)?;
+    let error = CallError::decode(told).ok().filter(|error| error.code() == ErrorCode::NotHome)?;
+    Home::decode(error.detail).ok().filter(|home| !home.masters.is_empty())
+}
+
+async fn leader_of<T, F>(
+    file: &ClientFile,
+    masters: &[String],
+    wait: Duration,
+    call: impl Fn(AdministrationClient<Channel>) -> F,
+) -> Result<Led<T>, Failure>
+where
+    F: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+{
     let network = file.network()?;
     let mut refusals = Vec::new();
     for address in masters {
         let client = client(network.clone(), address).await;
         let status = match tokio::time::timeout(wait, call(client)).await {
-            Ok(Ok(reply)) => return Ok(reply.into_inner()),
+            Ok(Ok(reply)) => return Ok(Led::Answered(reply.into_inner())),
             Ok(Err(status)) => with_refusal(network.clone(), address, status).await,
             Err(_) => tonic::Status::deadline_exceeded("no answer in time"),
         };
+        if let Some(home) = home_elsewhere(&status) {
+            return Ok(Led::Elsewhere(home));
+        }
         match status.code() {
             Code::PermissionDenied | Code::Unauthenticated => {
                 return Err(Failure::new(Kind::Denied, format!("{address} refuses: {}", reason(&status))));
@@ -641,6 +543,26 @@ mod tests {
         assert_eq!(chosen.masters[1].applied, 7);
         assert_eq!(chosen.findings[0].subject, "m-b");
         assert_eq!(chosen.findings[0].detail, "Master m-b says: its disk is gone.");
+    }
+
+    #[test]
+    fn a_refusal_says_where_the_home_is() {
+        let refused = |code, error: &CallError| {
+            tonic::Status::with_details(code, "it isn't here", error.encode_to_vec().into())
+        };
+        let home = Home { region: "b".into(), masters: vec!["m:1".into()], epoch: 2 };
+        let not_home = CallError {
+            code: ErrorCode::NotHome.into(),
+            detail: home.encode_to_vec().into(),
+            ..CallError::default()
+        };
+        assert_eq!(home_elsewhere(&refused(Code::FailedPrecondition, &not_home)), Some(home));
+        let nobody = CallError { detail: Home::default().encode_to_vec().into(), ..not_home.clone() };
+        let other = CallError { code: ErrorCode::Unavailable.into(), ..not_home };
+        for error in [nobody, other] {
+            assert_eq!(home_elsewhere(&refused(Code::FailedPrecondition, &error)), None);
+        }
+        assert_eq!(home_elsewhere(&tonic::Status::failed_precondition("no")), None);
     }
 
     #[test]

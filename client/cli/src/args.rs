@@ -7,15 +7,19 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 mod class;
 mod dev;
+mod quota;
 mod regions;
+mod trash;
 
 pub use class::{ClassArgs, ClassAssign, ClassCommand, ClassCreate, ClassList, ClassName, ClassOf, ClassSet};
 pub use dev::*;
+pub use quota::{QuotaArgs, QuotaCommand, QuotaList, QuotaOf, QuotaSet, QuotaWhose, UsersVolume};
 pub use regions::{
     Durability, Failover, OnSyncLoss, RegionAdd, RegionRemove, RegionsArgs, RegionsCommand, SalvageArgs,
     SalvageCommand, SalvageList, SalvageShow, VolumeArgs, VolumeCommand, VolumeCreate, VolumeDelete,
     VolumeMove, VolumeNamed, VolumeSet, VolumeVerify,
 };
+pub use trash::{Trash, TrashCommand, TrashList, TrashPurge, TrashRestore, TrashRetention};
 
 /// MooseNG: a filesystem that spans regions.
 #[derive(Parser, Debug)]
@@ -117,6 +121,14 @@ pub struct Reading {
     pub config: Option<PathBuf>,
     #[command(flatten)]
     pub output: Output,
+}
+
+/// `--volume`, of a command that is about one volume.
+#[derive(ClapArgs, Debug)]
+pub struct OfVolume {
+    /// Of that volume, by its number or the path that it is joined at [default: /].
+    #[arg(long, value_name = "PATH|NUMBER")]
+    pub volume: Option<String>,
 }
 
 /// `mooseng events`.
@@ -390,164 +402,6 @@ pub struct MetadataLoad {
     pub master_config: PathBuf,
 }
 
-/// `mooseng trash`.
-#[derive(ClapArgs, Debug)]
-pub struct Trash {
-    #[command(subcommand)]
-    pub command: TrashCommand,
-}
-
-/// What to do with deleted files.
-#[derive(Subcommand, Debug)]
-pub enum TrashCommand {
-    /// What can be restored, the newest first: its id, when and by whom it was deleted, until when it stays, and its path then.
-    List(TrashList),
-    /// Put a file back where it was, or to another path. Nothing is overwritten.
-    Restore(TrashRestore),
-    /// Free files now, for good.
-    Purge(TrashPurge),
-    /// Show how long deleted files are kept, or set it.
-    Retention(TrashRetention),
-}
-
-/// `mooseng trash list`.
-#[derive(ClapArgs, Debug)]
-pub struct TrashList {
-    /// Only what was at this path or below it, from the root of the filesystem.
-    #[arg(long, value_name = "PATH")]
-    pub under: Option<PathBuf>,
-    /// Show so many at most.
-    #[arg(long, value_name = "N", default_value_t = 1000)]
-    pub limit: usize,
-    /// A configuration whose certificate has the role admin.
-    #[arg(long, env = "MOOSENG_CONFIG", value_name = "FILE")]
-    pub config: PathBuf,
-    #[command(flatten)]
-    pub output: Output,
-}
-
-/// `mooseng trash restore`.
-#[derive(ClapArgs, Debug)]
-pub struct TrashRestore {
-    /// Its id, as in `mooseng trash list`.
-    pub id: u64,
-    /// Where to, from the root of the filesystem [default: where it was].
-    #[arg(long, value_name = "PATH")]
-    pub to: Option<PathBuf>,
-    /// A configuration whose certificate has the role admin.
-    #[arg(long, env = "MOOSENG_CONFIG", value_name = "FILE")]
-    pub config: PathBuf,
-    #[command(flatten)]
-    pub output: Output,
-}
-
-/// `mooseng trash purge`.
-#[derive(ClapArgs, Debug)]
-#[command(group(clap::ArgGroup::new("which").required(true).args(["id", "all", "older_than"])))]
-pub struct TrashPurge {
-    /// One file's id, as in `mooseng trash list`.
-    pub id: Option<u64>,
-    /// Everything.
-    #[arg(long)]
-    pub all: bool,
-    /// What was deleted longer ago.
-    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
-    pub older_than: Option<Duration>,
-    /// A configuration whose certificate has the role admin.
-    #[arg(long, env = "MOOSENG_CONFIG", value_name = "FILE")]
-    pub config: PathBuf,
-    #[command(flatten)]
-    pub output: Output,
-}
-
-/// `mooseng trash retention`.
-#[derive(ClapArgs, Debug)]
-pub struct TrashRetention {
-    /// How long files that are deleted from now on are kept, as 30m, 24h or 7d; 0 for not at all.
-    #[arg(value_name = "DURATION", value_parser = parse_duration)]
-    pub duration: Option<Duration>,
-    /// Files younger than that when they lose their last name aren't kept: most are scratch files. 0 keeps them, too.
-    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
-    pub min_age: Option<Duration>,
-    /// A configuration whose certificate has the role admin.
-    #[arg(long, env = "MOOSENG_CONFIG", value_name = "FILE")]
-    pub config: PathBuf,
-    #[command(flatten)]
-    pub output: Output,
-}
-
-/// `mooseng quota`.
-#[derive(ClapArgs, Debug)]
-pub struct QuotaArgs {
-    #[command(subcommand)]
-    pub command: QuotaCommand,
-}
-
-/// What to do with limits.
-#[derive(Subcommand, Debug)]
-pub enum QuotaCommand {
-    /// Set limits. What is in a directory already is counted first; until then nothing is refused.
-    Set(QuotaSet),
-    /// Show one: a directory's, or that of the tree it lies in, or a user's.
-    Get(QuotaOf),
-    /// Show all.
-    List(QuotaList),
-    /// Give limits up.
-    Clear(QuotaOf),
-}
-
-/// Whose quota.
-#[derive(ClapArgs, Debug)]
-#[group(required = true, multiple = false)]
-pub struct QuotaWhose {
-    /// A directory, from the root of the filesystem.
-    #[arg(value_name = "PATH")]
-    pub path: Option<PathBuf>,
-    /// A user, who counts as the owner.
-    #[arg(long, value_name = "UID")]
-    pub user: Option<u32>,
-}
-
-/// `mooseng quota set`.
-#[derive(ClapArgs, Debug)]
-pub struct QuotaSet {
-    #[command(flatten)]
-    pub whose: QuotaWhose,
-    /// Bytes at most, as `du` counts them: 500M, 20G, 2T.
-    #[arg(long, value_name = "SIZE", value_parser = crate::quota::parse_bytes)]
-    pub bytes: Option<u64>,
-    /// Files, directories and others at most, the directory itself included.
-    #[arg(long, value_name = "N")]
-    pub inodes: Option<u64>,
-    /// A configuration whose certificate has the role admin.
-    #[arg(long, env = "MOOSENG_CONFIG", value_name = "FILE")]
-    pub config: PathBuf,
-    #[command(flatten)]
-    pub output: Output,
-}
-
-/// `mooseng quota get` and `clear`.
-#[derive(ClapArgs, Debug)]
-pub struct QuotaOf {
-    #[command(flatten)]
-    pub whose: QuotaWhose,
-    /// A configuration whose certificate has the role admin.
-    #[arg(long, env = "MOOSENG_CONFIG", value_name = "FILE")]
-    pub config: PathBuf,
-    #[command(flatten)]
-    pub output: Output,
-}
-
-/// `mooseng quota list`.
-#[derive(ClapArgs, Debug)]
-pub struct QuotaList {
-    /// A configuration whose certificate has the role admin.
-    #[arg(long, env = "MOOSENG_CONFIG", value_name = "FILE")]
-    pub config: PathBuf,
-    #[command(flatten)]
-    pub output: Output,
-}
-
 /// `mooseng completions`.
 #[derive(ClapArgs, Debug)]
 pub struct Completions {
@@ -628,6 +482,15 @@ mod tests {
             "mooseng trash purge 7 --config /c",
             "mooseng trash purge --all --config /c",
             "mooseng trash purge --older-than 2h --config /c",
+            "mooseng trash purge --all --volume /d --config /c",
+            "mooseng trash list --volume 3 --config /c",
+            "mooseng trash retention 2h --volume /d --config /c",
+            "mooseng quota set --user 7 --volume /d --bytes 1G --config /c",
+            "mooseng quota list --volume 3 --config /c",
+            "mooseng class create fast --copies 2 --volume /d --config /c",
+            "mooseng class list --volume 3 --config /c",
+            "mooseng class set fast --copies 2 --volume /d --config /c",
+            "mooseng class delete fast --volume /d --config /c",
             "mooseng trash retention --config /c",
             "mooseng trash retention 7d --config /c",
             "mooseng trash retention --min-age 0 --config /c",
@@ -653,6 +516,9 @@ mod tests {
         for line in [
             "mooseng trash purge --config /c",
             "mooseng trash purge 7 --all --config /c",
+            "mooseng trash purge 7 --volume 3 --config /c",
+            "mooseng trash list --under /d --volume 3 --config /c",
+            "mooseng quota get /d --volume 3 --config /c",
             "mooseng quota get --config /c",
             "mooseng quota get /d --user 7 --config /c",
             "mooseng class create fast --config /c",

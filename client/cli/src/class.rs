@@ -1,10 +1,11 @@
 //! `mooseng class`: how many copies data gets, and on which chunkservers; which files and directories that holds for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use mooseng_wire::admin::assign_class_request::Which;
 use mooseng_wire::admin::{
-    AssignClassReply, AssignClassRequest, ClassLabels, CreateClassRequest, SetClassRequest, StorageClass,
+    AssignClassReply, AssignClassRequest, ClassLabels, CreateClassRequest, DeleteClassRequest,
+    SetClassRequest, StorageClass,
 };
 use serde_json::{Value, json};
 
@@ -16,6 +17,7 @@ use crate::config::ClientFile;
 use crate::exit::{Failure, Kind};
 use crate::output::{self, Table, bytes};
 use crate::quota::from_root;
+use crate::tree::{self, Place};
 
 /// Asks for it, and prints what came of it.
 pub fn run(args: ClassArgs) -> Result<(), Failure> {
@@ -48,14 +50,19 @@ fn labels(given: Vec<(String, String)>) -> Result<BTreeMap<String, String>, Fail
 }
 
 fn create(args: ClassCreate) -> Result<(), Failure> {
-    let request = CreateClassRequest {
+    let mut request = CreateClassRequest {
         name: args.name,
         copies: args.copies,
         min_copies: args.min_copies.unwrap_or(0),
         labels: labels(args.labels)?,
+        volume: 0,
     };
     let file = ClientFile::load(&args.config)?;
-    print(&admin::block_on(admin::create_class(&file, request))?, args.output.format)
+    let made = admin::block_on(async {
+        request.volume = tree::named(&file, args.of.volume.as_deref()).await?.volume;
+        admin::create_class(&file, request).await
+    })?;
+    print(&made, args.output.format)
 }
 
 fn set(args: ClassSet) -> Result<(), Failure> {
@@ -65,38 +72,62 @@ fn set(args: ClassSet) -> Result<(), Failure> {
         return Err(Failure::usage(what));
     }
     let labels = labels(args.labels)?;
-    let request = SetClassRequest {
+    let mut request = SetClassRequest {
         name: args.name,
         copies: args.copies,
         min_copies: args.min_copies,
         labels: changes_labels.then_some(ClassLabels { labels }),
+        volume: 0,
     };
     let file = ClientFile::load(&args.config)?;
-    print(&admin::block_on(admin::set_class(&file, request))?, args.output.format)
+    let changed = admin::block_on(async {
+        request.volume = tree::named(&file, args.of.volume.as_deref()).await?.volume;
+        admin::set_class(&file, request).await
+    })?;
+    print(&changed, args.output.format)
 }
 
 fn delete(args: ClassName) -> Result<(), Failure> {
     let file = ClientFile::load(&args.config)?;
-    admin::block_on(admin::delete_class(&file, args.name.clone()))?;
-    output::text_line(&format!("Removed the class {:?}.", args.name))
+    let place = admin::block_on(async {
+        let place = tree::named(&file, args.of.volume.as_deref()).await?;
+        let request = DeleteClassRequest { name: args.name.clone(), volume: place.volume };
+        admin::delete_class(&file, request).await.map(|_| place)
+    })?;
+    output::text_line(&format!("Removed the class {:?} of {}.", args.name, place.name()))
 }
 
 fn list(args: &ClassList) -> Result<(), Failure> {
     let file = ClientFile::load(&args.config)?;
-    let classes = admin::block_on(admin::list_classes(&file))?.classes;
+    let (place, classes, others) = admin::block_on(async {
+        let place = tree::named(&file, args.of.volume.as_deref()).await?;
+        let classes = admin::list_classes(&file, place.volume).await?.classes;
+        let others = tree::others(&file, place.volume, None).await;
+        Ok((place, classes, others))
+    })?;
     match args.output.format {
         Format::Json => {
             let classes: Vec<Value> = classes.iter().map(shape).collect();
-            output::json(&json!({ "version": output::VERSION, "classes": classes }))
+            output::json(&json!({
+                "version": output::VERSION, "volume": place.volume, "classes": classes,
+                "other_volumes": tree::others_shape(&others),
+            }))
         }
-        Format::Table => output::text_line(&table(&classes)),
+        Format::Table => {
+            output::text_line(&table(&classes))?;
+            tree::tell_of(&others);
+            Ok(())
+        }
     }
 }
 
 fn get(args: &ClassOf) -> Result<(), Failure> {
     let path = from_root(&args.path)?;
     let file = ClientFile::load(&args.config)?;
-    let reply = admin::block_on(admin::class_of(&file, path.into()))?;
+    let reply = admin::block_on(async {
+        let place = tree::find(&file, path).await?;
+        admin::class_of(&file, place.volume, place.path).await
+    })?;
     match reply.class {
         Some(class) => print(&class, args.output.format),
         None => Err(Failure::new(Kind::Failed, "The master didn't say which class it is.")),
@@ -111,10 +142,12 @@ fn print(class: &StorageClass, format: Format) -> Result<(), Failure> {
 }
 
 /// What was assigned.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Sum {
     changed: u64,
     directories: u64,
+    /// Volumes that are joined below: they were left alone.
+    joined: BTreeSet<u32>,
 }
 
 fn assign(args: &ClassAssign) -> Result<(), Failure> {
@@ -123,31 +156,45 @@ fn assign(args: &ClassAssign) -> Result<(), Failure> {
     let sum = admin::block_on(assign_all(&file, &args.name, path, args.recursive))?;
     match args.output.format {
         Format::Json => {
-            output::json(&json!({ "version": output::VERSION, "class": args.name, "changed": sum.changed }))
+            return output::json(&json!({
+                "version": output::VERSION, "class": args.name, "changed": sum.changed, "volumes_left_alone": sum.joined,
+            }));
         }
         Format::Table if sum.changed == 1 => {
-            output::text_line(&format!("Assigned {:?} to one that had another class.", args.name))
+            output::text_line(&format!("Assigned {:?} to one that had another class.", args.name))?;
         }
         Format::Table => {
-            output::text_line(&format!("Assigned {:?} to {} that had another class.", args.name, sum.changed))
+            let changed = sum.changed;
+            output::text_line(&format!("Assigned {:?} to {changed} that had another class.", args.name))?;
         }
     }
+    if !sum.joined.is_empty() {
+        let list: Vec<String> = sum.joined.iter().map(u32::to_string).collect();
+        eprintln!(
+            "Below it volumes are joined that have classes of their own, and were left alone: {}. `mooseng volume list` says where they are.",
+            list.join(", ")
+        );
+    }
+    Ok(())
 }
 
 /// The inode at the path first: what is made in a directory while this goes on inherits its class.
 async fn assign_all(file: &ClientFile, name: &str, path: Vec<u8>, recursive: bool) -> Result<Sum, Failure> {
+    let Place { volume, path, .. } = tree::find(file, path).await?;
     let ask = |which, entries, after| {
-        let request = AssignClassRequest { name: name.to_owned(), which: Some(which), entries, after };
+        let request =
+            AssignClassRequest { name: name.to_owned(), which: Some(which), entries, after, volume };
         admin::assign_class(file, request)
     };
-    let first = ask(Which::Path(path.into()), false, 0).await?;
-    let mut sum = Sum { changed: first.changed, directories: 0 };
+    let first = ask(Which::Path(path), false, 0).await?;
+    let mut sum = Sum { changed: first.changed, ..Sum::default() };
     // Directories to go through, and behind which cookie. The last one first: so many wait as one path has levels, a page of each.
     let mut left = if recursive { vec![(first.inode, 0)] } else { Vec::new() };
     while let Some((directory, after)) = left.pop() {
-        let AssignClassReply { changed, directories, next, .. } =
+        let AssignClassReply { changed, directories, next, joined, .. } =
             ask(Which::Inode(directory), true, after).await?;
         sum.changed += changed;
+        sum.joined.extend(joined);
         sum.directories += u64::from(next.is_none());
         left.extend(next.map(|next| (directory, next)));
         left.extend(directories.into_iter().map(|directory| (directory, 0)));

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use mooseng_wire::admin::fsck_news::News;
-use mooseng_wire::admin::{FsckDone, FsckFinding, FsckProgress, FsckRequest};
+use mooseng_wire::admin::{FsckDone, FsckFinding, FsckProgress, FsckRequest, FsckVolume};
 use serde_json::json;
 
 use crate::admin;
@@ -11,6 +11,7 @@ use crate::args::{Format, Fsck};
 use crate::config::ClientFile;
 use crate::exit::{Failure, Kind};
 use crate::output::{self, Table, bytes};
+use crate::trash::shown;
 
 /// A master that tells nothing for so long is taken for gone: it tells of its progress twice a second.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
@@ -111,7 +112,41 @@ fn shape(findings: &[FsckFinding], done: &FsckDone) -> serde_json::Value {
             "chunks_misplaced": done.chunks_misplaced,
         },
         "commit_version": done.version, "master": done.master, "took_ms": done.took_ms,
+        "volumes": done.volumes.iter().map(volume_shape).collect::<Vec<_>>(),
+        "volumes_elsewhere": done.elsewhere.iter().map(volume_shape).collect::<Vec<_>>(),
     })
+}
+
+fn volume_shape(of: &FsckVolume) -> serde_json::Value {
+    json!({ "id": of.volume, "path": of.path, "home": of.home })
+}
+
+/// A volume as it is typed, with its number.
+fn named(of: &FsckVolume) -> String {
+    match of.volume {
+        0 => "/".to_owned(),
+        id => format!("{} ({id})", of.path.chars().flat_map(shown).collect::<String>()),
+    }
+}
+
+/// Which volumes were looked at, and which ones weren't. Nothing where there is none besides the root.
+fn volumes(done: &FsckDone) -> Option<String> {
+    if done.volumes.len() + done.elsewhere.len() < 2 {
+        return None;
+    }
+    let looked: Vec<String> = done.volumes.iter().map(named).collect();
+    let mut text = format!("Volumes that were looked at: {}.", looked.join(", "));
+    for of in &done.elsewhere {
+        let why = match of.home.as_str() {
+            "" => {
+                "its next home is just being found. Check again once `mooseng volume list` shows it as open"
+                    .to_owned()
+            }
+            home => format!("its home is {home}. Run the command with a configuration of that region"),
+        };
+        text.push_str(&format!("\nVolume {} wasn't looked at: {why}.", named(of)));
+    }
+    Some(text)
 }
 
 fn paths(finding: &FsckFinding) -> Vec<String> {
@@ -120,7 +155,8 @@ fn paths(finding: &FsckFinding) -> Vec<String> {
 
 fn text(findings: &[FsckFinding], done: &FsckDone) -> String {
     let mut text = match done.found {
-        0 => "Everything agrees.".to_owned(),
+        0 if done.elsewhere.is_empty() => "Everything agrees.".to_owned(),
+        0 => "Everything agrees of the volumes that were looked at.".to_owned(),
         1 => "One thing doesn't agree.".to_owned(),
         n => format!("{n} things don't agree."),
     };
@@ -154,6 +190,9 @@ fn text(findings: &[FsckFinding], done: &FsckDone) -> String {
         done.chunks,
         done.copies
     ));
+    if let Some(volumes) = volumes(done) {
+        text.push_str(&format!("\n{volumes}"));
+    }
     if done.trash_files > 0 {
         text.push_str(&format!(
             "\nOf these, {} inodes with {} are in the trash.",
@@ -208,5 +247,32 @@ mod tests {
         let shape = shape(&[finding("inode 7")], &done);
         assert_eq!(shape["findings"][0]["paths"][0], "/a/b");
         assert_eq!((shape["version"].as_u64(), shape["found"].as_u64()), (Some(1), Some(3)));
+    }
+
+    #[test]
+    fn it_says_which_volumes_it_looked_at() {
+        let volume =
+            |volume, path: &str, home: &str| FsckVolume { volume, path: path.into(), home: home.into() };
+        let alone = FsckDone { volumes: vec![volume(0, "/", "a")], ..FsckDone::default() };
+        assert!(!text(&[], &alone).contains("olume"), "there is nothing to tell apart");
+        let done = FsckDone {
+            volumes: vec![volume(0, "/", "a"), volume(2, "/team", "a")],
+            elsewhere: vec![volume(3, "/far", "b"), volume(4, "/lost", "")],
+            ..FsckDone::default()
+        };
+        let text = text(&[], &done);
+        for part in [
+            "Everything agrees of the volumes that were looked at.",
+            "Volumes that were looked at: /, /team (2).",
+            "Volume /far (3) wasn't looked at: its home is b.",
+            "Volume /lost (4) wasn't looked at: its next home is just being found.",
+        ] {
+            assert!(text.contains(part), "{part}\n{text}");
+        }
+        let shape = shape(&[], &done);
+        assert_eq!(
+            (&shape["volumes"][1]["path"], &shape["volumes_elsewhere"][0]["home"]),
+            (&json!("/team"), &json!("b"))
+        );
     }
 }

@@ -3,6 +3,7 @@
 //! ```text
 //!  args --> run --> mount (mounting, runtime)      a FUSE mount, as a daemon; as mount.mooseng for mount(8)
 //!             |---> status, df, fsck, members, chunkservers, trash, quota, class, metadata, regions, volume (admin)  what masters say, over gRPC
+//!             |        \---- which volume of the tree is meant (tree)
 //!             |---> top, profile                   what mounts on this machine are asked for, from their metrics
 //!             |---> info                           where a path's chunks lie, over a session
 //!             |---> explain, shell                 what needs no cluster
@@ -37,6 +38,7 @@ mod shell;
 mod status;
 mod suggest;
 mod trash;
+mod tree;
 mod verdict;
 mod volume;
 

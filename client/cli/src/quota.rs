@@ -9,10 +9,11 @@ use mooseng_wire::admin::{ListQuotasRequest, Quota, QuotaState, QuotaTarget, Set
 use serde_json::{Value, json};
 
 use crate::admin;
-use crate::args::{Format, QuotaArgs, QuotaCommand, QuotaList, QuotaOf, QuotaSet, QuotaWhose};
+use crate::args::{Format, QuotaArgs, QuotaCommand, QuotaList, QuotaOf, QuotaSet, QuotaWhose, UsersVolume};
 use crate::config::ClientFile;
 use crate::exit::Failure;
 use crate::output::{self, Table, bytes};
+use crate::tree;
 
 /// Asks for it, and prints what came of it.
 pub fn run(args: QuotaArgs) -> Result<(), Failure> {
@@ -24,13 +25,18 @@ pub fn run(args: QuotaArgs) -> Result<(), Failure> {
     }
 }
 
-fn target(whose: &QuotaWhose) -> Result<QuotaTarget, Failure> {
-    let whose = match (&whose.path, whose.user) {
-        (Some(path), _) => Target::Path(from_root(path)?.into()),
-        (None, Some(uid)) => Target::User(uid),
+/// Whose quota is meant, of the volume in which the path lies.
+async fn target(file: &ClientFile, whose: &QuotaWhose, of: &UsersVolume) -> Result<QuotaTarget, Failure> {
+    let (place, whose) = match (&whose.path, whose.user) {
+        (Some(path), _) => {
+            let place = tree::find(file, from_root(path)?).await?;
+            let path = Target::Path(place.path.clone());
+            (place, path)
+        }
+        (None, Some(uid)) => (tree::named(file, of.volume.as_deref()).await?, Target::User(uid)),
         (None, None) => return Err(Failure::usage("Say whose: a directory's PATH, or --user UID.")),
     };
-    Ok(QuotaTarget { whose: Some(whose) })
+    Ok(QuotaTarget { whose: Some(whose), volume: place.volume })
 }
 
 /// A path from the root of the filesystem.
@@ -48,25 +54,31 @@ fn set(args: &QuotaSet) -> Result<(), Failure> {
     if args.bytes.is_none() && args.inodes.is_none() {
         return Err(Failure::usage("Say how much there may be: --bytes, --inodes, or both."));
     }
-    let request = SetQuotaRequest {
-        target: Some(target(&args.whose)?),
-        bytes_max: args.bytes,
-        inodes_max: args.inodes,
-    };
     let file = ClientFile::load(&args.config)?;
-    print(&admin::block_on(admin::set_quota(&file, request))?, args.output.format)
+    let quota = admin::block_on(async {
+        let target = Some(target(&file, &args.whose, &args.of).await?);
+        let (bytes_max, inodes_max) = (args.bytes, args.inodes);
+        admin::set_quota(&file, SetQuotaRequest { target, bytes_max, inodes_max }).await
+    })?;
+    print(&quota, args.output.format)
 }
 
 fn clear(args: &QuotaOf) -> Result<(), Failure> {
-    let target = target(&args.whose)?;
     let file = ClientFile::load(&args.config)?;
-    print(&admin::block_on(admin::clear_quota(&file, target))?, args.output.format)
+    let quota = admin::block_on(async {
+        let target = target(&file, &args.whose, &args.of).await?;
+        admin::clear_quota(&file, target).await
+    })?;
+    print(&quota, args.output.format)
 }
 
 fn get(args: &QuotaOf) -> Result<(), Failure> {
-    let request = ListQuotasRequest { only: Some(target(&args.whose)?), after: None };
     let file = ClientFile::load(&args.config)?;
-    let reply = admin::block_on(admin::list_quotas(&file, request))?;
+    let reply = admin::block_on(async {
+        let only = target(&file, &args.whose, &args.of).await?;
+        let request = ListQuotasRequest { volume: only.volume, only: Some(only), after: None };
+        admin::list_quotas(&file, request).await
+    })?;
     match reply.quotas.first() {
         Some(quota) => print(quota, args.output.format),
         None => Err(Failure::new(crate::exit::Kind::NotFound, "There is no such quota.")),
@@ -82,20 +94,32 @@ fn print(quota: &Quota, format: Format) -> Result<(), Failure> {
 
 fn list(args: &QuotaList) -> Result<(), Failure> {
     let file = ClientFile::load(&args.config)?;
-    let quotas = admin::block_on(pages(&file))?;
+    let (place, quotas, others) = admin::block_on(async {
+        let place = tree::named(&file, args.of.volume.as_deref()).await?;
+        let quotas = pages(&file, place.volume).await?;
+        let others = tree::others(&file, place.volume, None).await;
+        Ok((place, quotas, others))
+    })?;
     match args.output.format {
         Format::Json => {
             let quotas: Vec<Value> = quotas.iter().map(shape).collect();
-            output::json(&json!({ "version": output::VERSION, "quotas": quotas }))
+            return output::json(&json!({
+                "version": output::VERSION, "volume": place.volume, "quotas": quotas,
+                "other_volumes": tree::others_shape(&others),
+            }));
         }
-        Format::Table if quotas.is_empty() => output::text_line("There are no quotas."),
-        Format::Table => table(&quotas),
+        Format::Table if quotas.is_empty() => {
+            output::text_line(&format!("There are no quotas in {}.", place.name()))?;
+        }
+        Format::Table => table(&quotas)?,
     }
+    tree::tell_of(&others);
+    Ok(())
 }
 
-async fn pages(file: &ClientFile) -> Result<Vec<Quota>, Failure> {
+async fn pages(file: &ClientFile, volume: u32) -> Result<Vec<Quota>, Failure> {
     let mut all: Vec<Quota> = Vec::new();
-    let mut request = ListQuotasRequest::default();
+    let mut request = ListQuotasRequest { volume, ..ListQuotasRequest::default() };
     loop {
         let page = admin::list_quotas(file, request).await?;
         all.extend(page.quotas);
@@ -106,7 +130,8 @@ async fn pages(file: &ClientFile) -> Result<Vec<Quota>, Failure> {
         if !page.more || last.is_none() {
             return Ok(all);
         }
-        request = ListQuotasRequest { only: None, after: Some(QuotaTarget { whose: last }) };
+        let after = Some(QuotaTarget { whose: last, volume });
+        request = ListQuotasRequest { only: None, after, volume };
     }
 }
 

@@ -2,7 +2,8 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use mooseng_wire::admin::{ChunkserverStatus, CredentialReport, HouseStatus, StatusReply};
+use mooseng_wire::SessionId;
+use mooseng_wire::admin::{ChunkserverStatus, CredentialReport, HouseStatus, SessionStatus, StatusReply};
 use serde_json::{Value, json};
 
 use crate::admin::{self, Answered};
@@ -175,13 +176,29 @@ fn revocations_shape(told: Option<&CredentialReport>) -> Value {
     })
 }
 
+/// The volume that a session is of: by its path, with its number.
+fn volume_of(session: &SessionStatus) -> String {
+    let path: String = session.volume_path.chars().flat_map(trash::shown).collect();
+    match (volume_id(session), path.as_str()) {
+        (0, _) => "/".to_owned(),
+        (id, "") => format!("volume {id}"),
+        (id, path) => format!("{path} ({id})"),
+    }
+}
+
+/// By the session's id, which a master of an earlier release gives, too.
+fn volume_id(session: &SessionStatus) -> u32 {
+    SessionId(session.session).volume().0.into()
+}
+
 fn sessions(reply: &StatusReply) -> Table {
-    let mut table = Table::new(["SESSION", "HOST", "MOUNT", "LEASE", "OPENS"]);
+    let mut table = Table::new(["SESSION", "HOST", "MOUNT", "VOLUME", "LEASE", "OPENS"]);
     for s in &reply.sessions {
         table.row([
             s.session.to_string(),
             s.host.clone(),
             s.mount_path.clone(),
+            volume_of(s),
             format!("{:.1} s", s.lease_left_ms as f64 / 1000.0),
             s.opens.to_string(),
         ]);
@@ -205,7 +222,7 @@ fn shape(answered: &Answered, verdict: &Verdict, own: &Verdict, wide: Option<&Wi
         .iter()
         .map(|s| {
             json!({ "session": s.session, "incarnation": s.incarnation, "host": s.host, "mount_path": s.mount_path, "identity": s.identity,
-                    "lease_left_ms": s.lease_left_ms, "opens": s.opens })
+                    "volume": volume_id(s), "volume_path": s.volume_path, "lease_left_ms": s.lease_left_ms, "opens": s.opens })
         })
         .collect();
     let findings: Vec<Value> = r
@@ -258,9 +275,34 @@ pub fn chunkserver(c: &ChunkserverStatus) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use mooseng_wire::VolumeId;
     use mooseng_wire::admin::MasterStatus;
 
     use super::*;
+
+    #[test]
+    fn sessions_are_told_with_the_volume_that_they_are_of() {
+        let session = |id: u64, path: &str| SessionStatus {
+            session: SessionId::new(VolumeId(id as u16), 5).0,
+            host: "h".into(),
+            mount_path: "/m".into(),
+            volume_path: path.into(),
+            ..SessionStatus::default()
+        };
+        let reply = StatusReply {
+            sessions: vec![session(0, "/"), session(3, "/team"), session(0, ""), session(4, "")],
+            ..StatusReply::default()
+        };
+        let told: Vec<String> = reply.sessions.iter().map(volume_of).collect();
+        assert_eq!(told, ["/", "/team (3)", "/", "volume 4"]);
+        let text = sessions(&reply).render();
+        assert!(text.lines().nth(2).is_some_and(|line| line.contains("/m     /team (3)")), "{text}");
+        let answered = Answered { reply, silent: vec![] };
+        let verdict = verdict::judge(&answered.reply);
+        let shape = shape(&answered, &verdict, &verdict, None);
+        let of = &shape["sessions"][1];
+        assert_eq!((&of["volume"], &of["volume_path"]), (&json!(3), &json!("/team")));
+    }
 
     #[test]
     fn status_shows_whose_certificate_ends_when_and_who_goes_by_which_list() {

@@ -3,6 +3,8 @@
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
+use bytes::Bytes;
+use mooseng_wire::InodeId;
 use mooseng_wire::admin::purge_trash_request::Which;
 use mooseng_wire::admin::{
     ListTrashReply, ListTrashRequest, PurgeTrashReply, PurgeTrashRequest, RestoreTrashRequest, TrashEntry,
@@ -15,6 +17,7 @@ use crate::args::{Format, Trash, TrashCommand, TrashList, TrashPurge, TrashResto
 use crate::config::ClientFile;
 use crate::exit::{Failure, Kind};
 use crate::output::{self, Table, bytes};
+use crate::tree;
 
 /// Asks for it, and prints what came of it.
 pub fn run(args: Trash) -> Result<(), Failure> {
@@ -27,12 +30,23 @@ pub fn run(args: Trash) -> Result<(), Failure> {
 }
 
 fn list(args: &TrashList) -> Result<(), Failure> {
-    let under = args.under.as_ref().map(|path| from_root(path)).transpose()?.unwrap_or_default();
+    let under = args.under.as_ref().map(|path| from_root(path)).transpose()?;
     let file = ClientFile::load(&args.config)?;
-    let (listed, more) = admin::block_on(pages(&file, &under, args.limit))?;
+    let (place, (listed, more), others) = admin::block_on(async {
+        let place = match &under {
+            Some(under) => tree::find(&file, under.clone()).await?,
+            None => tree::named(&file, args.of.volume.as_deref()).await?,
+        };
+        let listed = pages(&file, &place, args.limit).await?;
+        let others = tree::others(&file, place.volume, under.as_deref()).await;
+        Ok((place, listed, others))
+    })?;
     let status = listed.status.unwrap_or_default();
     if args.output.format == Format::Json {
-        return output::json(&shape(&listed.entries, &status, more));
+        let mut shape = shape(&listed.entries, &status, more);
+        shape["volume"] = place.volume.into();
+        shape["other_volumes"] = tree::others_shape(&others);
+        return output::json(&shape);
     }
     let mut table = Table::new(["ID", "DELETED", "BY", "SIZE", "EXPIRES", "PATH"]);
     for entry in &listed.entries {
@@ -45,12 +59,17 @@ fn list(args: &TrashList) -> Result<(), Failure> {
     if more {
         eprintln!("There is more: only the first {} are shown (`--limit`).", args.limit);
     }
+    tree::tell_of(&others);
     Ok(())
 }
 
-/// As many entries as are wanted, page by page, and whether there are more.
-async fn pages(file: &ClientFile, under: &[u8], limit: usize) -> Result<(ListTrashReply, bool), Failure> {
-    let mut request = ListTrashRequest { under: under.to_vec().into(), before: None };
+/// As many entries of a volume, at a path or below, as are wanted, page by page, and whether there are more.
+async fn pages(
+    file: &ClientFile,
+    place: &tree::Place,
+    limit: usize,
+) -> Result<(ListTrashReply, bool), Failure> {
+    let mut request = ListTrashRequest { under: place.path.clone(), before: None, volume: place.volume };
     let mut all = ListTrashReply::default();
     loop {
         let page = admin::list_trash(file, request.clone()).await?;
@@ -172,15 +191,36 @@ fn shape(entries: &[TrashEntry], status: &TrashStatus, more: bool) -> Value {
 }
 
 fn restore(args: &TrashRestore) -> Result<(), Failure> {
-    let to = args.to.as_ref().map(|path| from_root(path)).transpose()?.map(Into::into);
+    let to = args.to.as_ref().map(|path| from_root(path)).transpose()?;
     let file = ClientFile::load(&args.config)?;
-    let request = RestoreTrashRequest { inode: args.id, to };
-    let restored = admin::block_on(admin::restore_trash(&file, request))?;
+    let restored = admin::block_on(async {
+        let to = match to {
+            Some(to) => Some(target(&file, args.id, to).await?),
+            None => None,
+        };
+        admin::restore_trash(&file, RestoreTrashRequest { inode: args.id, to }).await
+    })?;
     let path = String::from_utf8_lossy(&restored.path).into_owned();
     match args.output.format {
         Format::Json => output::json(&json!({ "version": output::VERSION, "id": args.id, "path": path })),
         Format::Table => output::text_line(&format!("Restored as {path}")),
     }
+}
+
+/// The path in its volume that a file of the trash is restored to.
+async fn target(file: &ClientFile, id: u64, to: Vec<u8>) -> Result<Bytes, Failure> {
+    let volume = u32::from(InodeId(id).volume().0);
+    let typed = String::from_utf8_lossy(&to).into_owned();
+    let place = tree::find(file, to).await?;
+    if place.volume == volume {
+        return Ok(place.path);
+    }
+    let own = tree::named(file, Some(&volume.to_string())).await?;
+    Err(Failure::failed(format!(
+        "{typed} lies in {}, and the file {id} is one of {}: it is restored in its own volume only. Name a path there, and copy it then.",
+        place.name(),
+        own.name()
+    )))
 }
 
 fn purge(args: &TrashPurge) -> Result<(), Failure> {
@@ -196,9 +236,12 @@ fn purge(args: &TrashPurge) -> Result<(), Failure> {
         }
     };
     let file = ClientFile::load(&args.config)?;
-    let request = PurgeTrashRequest { which: Some(which), after: None };
     let mut so_far = PurgeTrashReply::default();
-    let outcome = admin::block_on(purge_pages(&file, request, &mut so_far));
+    let outcome = admin::block_on(async {
+        let volume = tree::named(&file, args.volume.as_deref()).await?.volume;
+        let request = PurgeTrashRequest { which: Some(which), after: None, volume };
+        purge_pages(&file, request, &mut so_far).await
+    });
     let PurgeTrashReply { files, bytes: freed, .. } = so_far;
     if let Err(failure) = outcome {
         return match files {
@@ -239,10 +282,12 @@ fn retention(args: &TrashRetention) -> Result<(), Failure> {
         }
         duration => Ok(duration.map(|duration| duration.as_secs())),
     };
-    let request =
-        TrashRetentionRequest { set_s: seconds(args.duration)?, set_min_age_s: seconds(args.min_age)? };
+    let (set_s, set_min_age_s) = (seconds(args.duration)?, seconds(args.min_age)?);
     let file = ClientFile::load(&args.config)?;
-    let reply = admin::block_on(admin::trash_retention(&file, request))?;
+    let reply = admin::block_on(async {
+        let volume = tree::named(&file, args.of.volume.as_deref()).await?.volume;
+        admin::trash_retention(&file, TrashRetentionRequest { set_s, set_min_age_s, volume }).await
+    })?;
     let (seconds, min_age_s) = (reply.retention_s, reply.min_age_s);
     match (args.output.format, seconds) {
         (Format::Json, _) => output::json(

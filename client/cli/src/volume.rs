@@ -52,7 +52,7 @@ fn list(args: &Reading) -> Result<(), Failure> {
 
 /// A volume, as it is typed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Named {
+pub enum Named {
     /// By its number.
     Number(u32),
     /// By the path that it was joined at, without a slash at its end.
@@ -60,7 +60,8 @@ enum Named {
 }
 
 impl Named {
-    fn parse(text: &str) -> Result<Self, Failure> {
+    /// By a number, or a path from the root of the filesystem.
+    pub fn parse(text: &str) -> Result<Self, Failure> {
         if text.starts_with('/') {
             let path = text.trim_end_matches('/');
             return Ok(if path.is_empty() { Self::Number(0) } else { Self::Path(path.to_owned()) });
@@ -189,7 +190,7 @@ pub fn name(volume: &Volume) -> String {
 }
 
 /// Where it is joined, as its path was when it was made.
-fn path(volume: &Volume) -> &str {
+pub fn path(volume: &Volume) -> &str {
     if volume.id == 0 { "/" } else { &volume.path }
 }
 

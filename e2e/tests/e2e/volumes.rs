@@ -1,10 +1,10 @@
 //! Several volumes in one tree, in a cluster of two regions and a witness: made, entered from both regions, failed over apart, deleted.
 
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Output};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -66,6 +66,116 @@ fn chunk_files(cluster: &DevCluster, volume: u64) -> Result<Vec<String>> {
     Ok(String::from_utf8_lossy(&found.stdout).lines().map(str::to_owned).collect())
 }
 
+/// `mooseng WORDS --config ADMIN`, asked of the masters of a region.
+fn ask(cluster: &DevCluster, region: &str, words: &[&str]) -> Result<Output> {
+    let mut command = cluster.mooseng(words);
+    Ok(command.arg("--config").arg(cluster.admin_config_of(region)?).output()?)
+}
+
+/// What it prints.
+fn told(cluster: &DevCluster, words: &[&str]) -> Result<String> {
+    let output = ask(cluster, ROOT_HOME, words)?;
+    ensure!(output.status.success(), "{words:?}: {output:?}");
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// What it prints as JSON.
+fn shape(cluster: &DevCluster, words: &[&str]) -> Result<serde_json::Value> {
+    let text = told(cluster, &[words, &["-o", "json"]].concat())?;
+    serde_json::from_str(&text).with_context(|| format!("{words:?}: {text}"))
+}
+
+/// What it says where it refuses.
+fn refusal(cluster: &DevCluster, words: &[&str], code: i32) -> Result<String> {
+    let output = ask(cluster, ROOT_HOME, words)?;
+    ensure!(output.status.code() == Some(code), "{words:?}: {output:?}");
+    Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+/// Quotas, trash and storage classes of the volume v, whose home is the other region, asked with the configuration of the root's home; and fsck of both.
+fn administered(cluster: &DevCluster, mount: &Path) -> Result<()> {
+    sh(mount, "mkdir -p v/q/below; echo kept > v/q/file; sync -f v")?;
+    quotas(cluster, mount)?;
+    trash(cluster, mount)?;
+    classes(cluster)?;
+    fsck(cluster)
+}
+
+fn quotas(cluster: &DevCluster, mount: &Path) -> Result<()> {
+    told(cluster, &["quota", "set", "/v/q", "--bytes", "1M"])?;
+    wait_for("the quota to be enforced", Duration::from_secs(30), || {
+        let quota = shape(cluster, &["quota", "get", "/v/q/below"])?["quota"].clone();
+        ensure!(quota["state"] == "enforced" && quota["path"] == "/v/q", "{quota}");
+        Ok(())
+    })?;
+    let over = fs::File::create(mount.join("v/q/big")).and_then(|mut file| {
+        file.write_all(&vec![7; 4 << 20])?;
+        file.sync_all()
+    });
+    ensure!(over.as_ref().is_err_and(|e| e.raw_os_error() == Some(libc::EDQUOT)), "{over:?}");
+    fs::remove_file(mount.join("v/q/big"))?;
+    // A listing is of one volume, and says that there are others.
+    let output = ask(cluster, ROOT_HOME, &["quota", "list"])?;
+    let (out, talk) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    ensure!(out.contains("no quotas in the root volume") && talk.contains("/v ("), "{output:?}");
+    let list = told(cluster, &["quota", "list", "--volume", "/v"])?;
+    ensure!(list.contains("/v/q"), "{list}");
+    told(cluster, &["quota", "clear", "/v/q"]).map(drop)
+}
+
+fn trash(cluster: &DevCluster, mount: &Path) -> Result<()> {
+    told(cluster, &["trash", "retention", "--min-age", "0", "--volume", "/v"])?;
+    fs::remove_file(mount.join("v/q/file"))?;
+    let listed = || shape(cluster, &["trash", "list", "--under", "/v/q/file"]);
+    wait_for("the file to be in the trash", Duration::from_secs(30), || {
+        let entries = listed()?["entries"].clone();
+        ensure!(entries.as_array().is_some_and(|all| all.len() == 1), "{entries}");
+        Ok(())
+    })?;
+    let list = listed()?;
+    let entry = &list["entries"][0];
+    ensure!(entry["path"] == "/v/q/file", "{list}");
+    let id = entry["id"].to_string();
+    let elsewhere = refusal(cluster, &["trash", "restore", &id, "--to", "/file"], 1)?;
+    ensure!(elsewhere.contains("its own volume only"), "{elsewhere}");
+    let none = refusal(cluster, &["trash", "restore", &id, "--to", "/v/none/file"], 3)?;
+    ensure!(none.contains("/v/none isn't there"), "{none}");
+    let back = told(cluster, &["trash", "restore", &id])?;
+    ensure!(back.trim() == "Restored as /v/q/file", "{back}");
+    shows(&mount.join("v/q/file"), "kept\n")
+}
+
+fn classes(cluster: &DevCluster) -> Result<()> {
+    told(cluster, &["class", "create", "thrice", "--copies", "3", "--volume", "/v"])?;
+    told(cluster, &["class", "assign", "thrice", "/v/q", "-r"])?;
+    let class = shape(cluster, &["class", "get", "/v/q/below"])?["class"].clone();
+    ensure!(class["name"] == "thrice" && class["copies"] == 3, "{class}");
+    let others = refusal(cluster, &["class", "assign", "thrice", "/a"], 3)?;
+    ensure!(others.contains("there is no storage class"), "{others}");
+    refusal(cluster, &["class", "delete", "thrice", "--volume", "/v"], 1)?;
+    told(cluster, &["class", "assign", "default", "/v/q", "-r"])?;
+    // What was over its quota lies in the trash with the class of its directory, if it came to anything.
+    told(cluster, &["trash", "purge", "--all", "--volume", "/v"])?;
+    wait_for("nothing to have the class", Duration::from_secs(60), || {
+        told(cluster, &["class", "delete", "thrice", "--volume", "/v"]).map(drop)
+    })
+}
+
+fn fsck(cluster: &DevCluster) -> Result<()> {
+    for (region, paths) in [(ROOT_HOME, &["/"][..]), (OTHER, &["/v", "/w"])] {
+        wait_for("fsck to find nothing", Duration::from_secs(180), || {
+            let output = ask(cluster, region, &["fsck", "-o", "json"])?;
+            let told: serde_json::Value = serde_json::from_slice(&output.stdout)
+                .with_context(|| format!("fsck in {region}: {output:?}"))?;
+            let looked = told["volumes"].as_array().cloned().unwrap_or_default();
+            let looked: Vec<&str> = looked.iter().filter_map(|volume| volume["path"].as_str()).collect();
+            ensure!(looked == paths && told["found"] == 0, "in {region}: {told:#}");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
 fn sh(directory: &Path, script: &str) -> Result<()> {
     checked(Command::new("sh").args(["-ec", script]).current_dir(directory)).map(drop)
 }
@@ -113,6 +223,10 @@ fn run() -> Result<()> {
         ensure!(busy.as_ref().is_err_and(|e| e.kind() == ErrorKind::ResourceBusy), "{busy:?}");
         Ok(())
     });
+    steps.run(
+        "administrators' commands reach a volume by its paths, from another region than its home",
+        || administered(&cluster, &here),
+    );
     steps.run("mooseng info looks across", || {
         let mut command = cluster.mooseng(&["info", "-o", "json"]);
         checked(command.arg(there.join("v/a"))).map(drop)

@@ -79,7 +79,7 @@ pub enum Refused {
     NoInode,
     /// Another volume is joined at the directory.
     #[error(
-        "volume {0} is joined at it, and has storage classes of its own: only those of the root volume can be assigned yet"
+        "volume {0} is joined at it, and has storage classes of its own: repeat the command, which assigns one of those (`mooseng` of this release or a later one)"
     )]
     OtherVolume(VolumeId),
 }
@@ -280,6 +280,8 @@ pub struct Assigned {
     pub changed: u64,
     /// The directories among the entries: what is in them is left to the caller.
     pub directories: Vec<InodeId>,
+    /// The volumes that are joined at entries: they have classes of their own, and are left alone, as their directories are.
+    pub joined: Vec<VolumeId>,
     /// Behind which cookie there is more.
     pub next: Option<u64>,
 }
@@ -312,6 +314,10 @@ pub async fn assign_entries<T: Transaction>(
         reached = dirent::parse_key(directory, key)?.0;
         let id = InodeId(DirentRecord::from_value(value)?.inode);
         let Some(record) = load(tx, id, Read::Conflicting).await? else { continue };
+        if let Some(other) = record.joined() {
+            assigned.joined.push(other);
+            continue;
+        }
         if is_directory(record.kind) {
             assigned.directories.push(id);
         }

@@ -62,20 +62,37 @@ pub async fn joined_at<T: Transaction>(tx: &T, directory: InodeId) -> Result<Opt
     Ok(load(tx, directory, Read::Snapshot).await?.and_then(|record| record.joined()))
 }
 
+/// The volume that is joined at a directory on a path's way through `volume`, or at its end, and how many bytes of the path lead to that directory. Where it
+/// leads is that volume's to say. None also for a path of which something isn't there.
+pub async fn crossing<T: Transaction>(
+    tx: &T,
+    volume: VolumeId,
+    path: &[u8],
+) -> Result<Option<(VolumeId, usize)>, OpError> {
+    let (mut directory, mut walked) = (InodeId::root_of(volume), 0);
+    for (nth, name) in path.split(|byte| *byte == b'/').enumerate() {
+        walked += name.len() + usize::from(nth > 0);
+        if name.is_empty() {
+            continue;
+        }
+        let Some(next) = upkeep::named_in(tx, directory, name).await? else { return Ok(None) };
+        if let Some(other) = joined_at(tx, next).await? {
+            return Ok(Some((other, walked)));
+        }
+        directory = next;
+    }
+    Ok(None)
+}
+
 /// The volume that is joined at a directory above a path of `volume`: what lies at the path is that one's to say.
 pub async fn on_the_way<T: Transaction>(
     tx: &T,
     volume: VolumeId,
     path: &[u8],
 ) -> Result<Option<VolumeId>, OpError> {
-    let ends = path.iter().enumerate().filter(|(at, byte)| **byte == b'/' && *at > 0);
-    for (end, _) in ends {
-        let Some(directory) = upkeep::inode_at(tx, volume, &path[..end]).await? else { return Ok(None) };
-        if let Some(other) = joined_at(tx, directory).await? {
-            return Ok(Some(other));
-        }
-    }
-    Ok(None)
+    let found = crossing(tx, volume, path).await?;
+    let leads_on = |walked: usize| path[walked..].iter().any(|byte| *byte != b'/');
+    Ok(found.filter(|(_, walked)| leads_on(*walked)).map(|(other, _)| other))
 }
 
 /// The record of a directory at which a volume may be joined, or that one is. An entry that is made there meanwhile conflicts.

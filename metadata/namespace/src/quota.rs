@@ -126,7 +126,7 @@ pub enum Refused {
     NoDirectory,
     /// Another volume is joined at it.
     #[error(
-        "volume {0} is joined at it, and has quotas of its own: only those of the root volume can be set yet"
+        "volume {0} is joined at it, and has quotas of its own: repeat the command, which sets one there (`mooseng` of this release or a later one)"
     )]
     OtherVolume(VolumeId),
     /// The directory lies in the tree of another quota.

@@ -246,6 +246,23 @@ pub enum Refused {
     Quota(String),
 }
 
+impl Refused {
+    /// The same, with its paths as `show` says that people know them.
+    pub fn shown(self, show: impl Fn(&str) -> String) -> Self {
+        match self {
+            Self::NotThere(id) => Self::NotThere(id),
+            Self::DirectoryGone(path) => Self::DirectoryGone(show(&path)),
+            Self::NoDirectory(path) => Self::NoDirectory(show(&path)),
+            Self::NotADirectory(path) => Self::NotADirectory(show(&path)),
+            Self::OtherVolume(path) => Self::OtherVolume(show(&path)),
+            Self::Exists(path) => Self::Exists(show(&path)),
+            Self::BadPath(path) => Self::BadPath(show(&path)),
+            Self::Full(path) => Self::Full(show(&path)),
+            Self::Quota(path) => Self::Quota(show(&path)),
+        }
+    }
+}
+
 /// What a restoration came to.
 pub type Restored = Result<Vec<u8>, Refused>;
 

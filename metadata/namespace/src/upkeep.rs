@@ -86,21 +86,30 @@ pub async fn inode_at<T: Transaction>(
     path: &[u8],
 ) -> Result<Option<InodeId>, OpError> {
     let names = path.split(|b| *b == b'/').filter(|name| !name.is_empty());
-    let (ctx, nobody, touched) = (OpContext::default(), Caller::default(), Touched::default());
-    let view = View { tx, ctx: &ctx, caller: &nobody, read: Read::Snapshot, touched: &touched };
     let Some(record) = load_volume(tx, volume).await? else { return Ok(None) };
     let mut at = InodeId(record.root);
     if path.first() != Some(&b'/') {
         return Ok(None);
     }
     for name in names {
-        if check_name(name).is_err() || is_dots(name) {
-            return Ok(None);
-        }
-        let Some(found) = view.slot(at, name).await?.found else { return Ok(None) };
-        at = found.inode;
+        let Some(found) = named_in(tx, at, name).await? else { return Ok(None) };
+        at = found;
     }
     Ok(Some(at))
+}
+
+/// What a directory names so; none where it doesn't, or nothing can have that name.
+pub(crate) async fn named_in<T: Transaction>(
+    tx: &T,
+    directory: InodeId,
+    name: &[u8],
+) -> Result<Option<InodeId>, OpError> {
+    if check_name(name).is_err() || is_dots(name) {
+        return Ok(None);
+    }
+    let (ctx, nobody, touched) = (OpContext::default(), Caller::default(), Touched::default());
+    let view = View { tx, ctx: &ctx, caller: &nobody, read: Read::Snapshot, touched: &touched };
+    Ok(view.slot(directory, name).await?.found.map(|found| found.inode))
 }
 
 /// Raises a volume's home epoch: changes under an older one can't commit any more.

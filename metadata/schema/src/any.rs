@@ -87,6 +87,35 @@ fn tail<'k, T: TupleUnpack<'k>>(tag: u16, Tail(rest): &Tail<'k>) -> Result<T, Sc
 }
 
 impl Any {
+    /// The volume that it is of, or is about; none for one of another kind.
+    pub fn volume(&self) -> Option<VolumeId> {
+        Some(match self {
+            Self::Volume(volume, _)
+            | Self::Statistic(volume, ..)
+            | Self::QuotaUsage(volume, ..)
+            | Self::Quota(volume, ..)
+            | Self::StorageClass(volume, ..)
+            | Self::Ids(volume, ..) => *volume,
+            Self::Inode(inode, _)
+            | Self::Link(inode, _)
+            | Self::Dirent(inode, ..)
+            | Self::Counter(inode, ..)
+            | Self::Extent(inode, ..)
+            | Self::Xattr(inode, _)
+            | Self::Orphan(inode)
+            | Self::Trim(inode)
+            | Self::Trash(inode, _)
+            | Self::Staged(inode, _)
+            | Self::StagedPiece(inode, _)
+            | Self::Packable(inode, _) => inode.volume(),
+            Self::Chunk(chunk, _)
+            | Self::ChunkRef(chunk, ..)
+            | Self::Location(chunk, _)
+            | Self::Dead(chunk, _) => chunk.volume(),
+            Self::Other => return None,
+        })
+    }
+
     /// Reads a pair of the store.
     pub fn read(key: &[u8], value: &Bytes) -> Result<Self, SchemaError> {
         let (space, rest): (Cow<'_, str>, Tail<'_>) = match unpack(key) {

@@ -46,6 +46,9 @@ events! {
     SYNC_SET_GROWN, "a volume", "A region more must have what was flushed before fsync returns.";
     SYNC_SET_SHRUNK, "a volume", "A region isn't waited for any more; nothing is answered without it before this.";
     VOLUME_CHANGED, "a volume", "Its settings were changed: durability, failover, what fsync does alone, or its regions.";
+    VOLUME_DELETED, "a volume", "It is deleted, and the directory that it was joined at is an ordinary one.";
+    VOLUME_JOINED, "a volume", "Its directory names it: mounts cross into it there.";
+    VOLUME_MADE, "a volume", "It was made; its home prepares it, and no directory names it yet.";
 }
 
 /// The word of that name.

@@ -23,11 +23,12 @@ use tonic::Status;
 
 use crate::config::MasterConfig;
 use crate::errors::record_failed;
+use crate::geo::ROOT_VOLUME;
 use crate::master::Master;
 use crate::own::{self, Repeat};
 use crate::records::transact;
+use crate::tree::Asked;
 
-const ROOT_VOLUME: VolumeId = VolumeId(0);
 /// How long a change may take.
 const WITHIN: Duration = Duration::from_secs(15);
 /// Entries of a directory that are assigned a class in one request.
@@ -57,20 +58,24 @@ pub async fn load(master: &Master, volume: VolumeId) -> Result<Vec<Class>, CallE
     Ok(all.await.map_err(|e| record_failed(&e))?.into_iter().map(class_of).collect())
 }
 
-/// All classes as this master's store has them: also where it doesn't lead.
-pub async fn read<T: mooseng_store::Transaction>(master: &Master, tx: &T) -> Result<Classes, OpError> {
+/// All classes of a volume as this master's store has them: also where it doesn't lead.
+pub async fn read<T: mooseng_store::Transaction>(
+    master: &Master,
+    volume: VolumeId,
+    tx: &T,
+) -> Result<Classes, OpError> {
     let mut classes = Classes::new(by_default(&master.config));
-    classes.set(records::list(tx, ROOT_VOLUME, Read::Snapshot).await?.into_iter().map(class_of));
+    classes.set(records::list(tx, volume, Read::Snapshot).await?.into_iter().map(class_of));
     Ok(classes)
 }
 
 /// Has placement and repair go by the classes as they are on record. Only one at a time reads and sets them.
-async fn publish(master: &Master, term: u64) -> Result<(), CallError> {
+async fn publish(master: &Master, volume: VolumeId, term: u64) -> Result<(), CallError> {
     let _one = master.classes_gate.lock().await;
-    let classes = load(master, ROOT_VOLUME).await?;
+    let classes = load(master, volume).await?;
     master.desk(|desk| {
-        if desk.is_custodian(ROOT_VOLUME, term) {
-            desk.root.classes.set(classes);
+        if desk.is_custodian(volume, term) {
+            desk.seat_mut(volume).classes.set(classes);
         }
     });
     Ok(())
@@ -98,8 +103,16 @@ fn failed(error: CallError) -> Status {
     }
 }
 
-fn refused(why: Refused) -> Status {
-    let message = why.to_string();
+fn refused(asked: &Asked, why: Refused) -> Status {
+    let message = match &why {
+        // Somebody may have made it in another volume.
+        Refused::NotThere(name) if asked.volume != ROOT_VOLUME => format!(
+            "{} has no storage class {name:?}, and storage classes are a volume's own: `mooseng class list --volume {at}` shows which there are, and `mooseng class create {name} --copies N --volume {at}` makes one",
+            asked.name(),
+            at = String::from_utf8_lossy(&asked.at)
+        ),
+        other => other.to_string(),
+    };
     match why {
         Refused::NotThere(_) | Refused::NoInode => Status::not_found(message),
         Refused::Exists(_)
@@ -122,11 +135,11 @@ fn deadline() -> Instant {
 }
 
 /// A class as it is told.
-async fn shown(master: &Master, class: &Class) -> Result<StorageClass, Status> {
+async fn shown(master: &Master, volume: VolumeId, class: &Class) -> Result<StorageClass, Status> {
     let usage = match class.id {
         DEFAULT => Usage::default(),
         id => transact(&master.store, |tx| async move {
-            let usage = records::usage(&tx, ROOT_VOLUME, id, Read::Snapshot).await?;
+            let usage = records::usage(&tx, volume, id, Read::Snapshot).await?;
             Ok((tx, usage))
         })
         .await
@@ -153,15 +166,20 @@ async fn shown(master: &Master, class: &Class) -> Result<StorageClass, Status> {
     })
 }
 
-async fn shown_by_id(master: &Master, id: u32) -> Result<StorageClass, Status> {
-    let class = master.desk(|desk| desk.root.classes.get(id).clone());
-    shown(master, &class).await
+async fn shown_by_id(master: &Master, volume: VolumeId, id: u32) -> Result<StorageClass, Status> {
+    let class = master.desk(|desk| desk.seat(volume).classes.get(id).clone());
+    shown(master, volume, &class).await
 }
 
 /// Makes a class.
-pub async fn create(master: &Arc<Master>, request: CreateClassRequest) -> Result<StorageClass, Status> {
-    let term = master.serving().map_err(failed)?;
-    let CreateClassRequest { name, copies, min_copies, labels: labelled } = request;
+pub async fn create(
+    master: &Arc<Master>,
+    asked: &Asked,
+    request: CreateClassRequest,
+) -> Result<StorageClass, Status> {
+    let volume = asked.volume;
+    let term = master.serving_of(volume).map_err(failed)?;
+    let CreateClassRequest { name, copies, min_copies, labels: labelled, .. } = request;
     let record = Arc::new(StorageClassRecord {
         name,
         copies,
@@ -169,111 +187,126 @@ pub async fn create(master: &Arc<Master>, request: CreateClassRequest) -> Result
         labels: labels(labelled),
         set_ns: master.clock.unix_ns(),
     });
-    let made = own::change(master, ROOT_VOLUME, term, Repeat::Never, deadline(), |tx, _| {
+    let made = own::change(master, volume, term, Repeat::Never, deadline(), |tx, _| {
         let record = record.clone();
-        Box::pin(async move { records::create(tx, ROOT_VOLUME, &record).await })
+        Box::pin(async move { records::create(tx, volume, &record).await })
     });
-    let id = made.await.map_err(failed)?.map_err(refused)?;
-    publish(master, term).await.map_err(failed)?;
-    shown_by_id(master, id).await
+    let id = made.await.map_err(failed)?.map_err(|why| refused(asked, why))?;
+    publish(master, volume, term).await.map_err(failed)?;
+    shown_by_id(master, volume, id).await
 }
 
 /// Changes a class.
-pub async fn set(master: &Arc<Master>, request: SetClassRequest) -> Result<StorageClass, Status> {
-    let term = master.serving().map_err(failed)?;
-    let SetClassRequest { name, copies, min_copies, labels: labelled } = request;
+pub async fn set(
+    master: &Arc<Master>,
+    asked: &Asked,
+    request: SetClassRequest,
+) -> Result<StorageClass, Status> {
+    let volume = asked.volume;
+    let term = master.serving_of(volume).map_err(failed)?;
+    let SetClassRequest { name, copies, min_copies, labels: labelled, .. } = request;
     let change = Change { copies, min_copies, labels: labelled.map(|set| labels(set.labels)) };
-    let (asked, now_ns) = (Arc::new((name, change)), master.clock.unix_ns());
-    let changed = own::change(master, ROOT_VOLUME, term, Repeat::Harmless, deadline(), |tx, _| {
-        let asked = asked.clone();
-        Box::pin(async move { records::change(tx, ROOT_VOLUME, now_ns, &asked.0, &asked.1).await })
+    let (wanted, now_ns) = (Arc::new((name, change)), master.clock.unix_ns());
+    let changed = own::change(master, volume, term, Repeat::Harmless, deadline(), |tx, _| {
+        let wanted = wanted.clone();
+        Box::pin(async move { records::change(tx, volume, now_ns, &wanted.0, &wanted.1).await })
     });
-    let id = changed.await.map_err(failed)?.map_err(refused)?;
-    publish(master, term).await.map_err(failed)?;
-    shown_by_id(master, id).await
+    let id = changed.await.map_err(failed)?.map_err(|why| refused(asked, why))?;
+    publish(master, volume, term).await.map_err(failed)?;
+    shown_by_id(master, volume, id).await
 }
 
 /// Removes a class.
-pub async fn delete(master: &Arc<Master>, name: String) -> Result<(), Status> {
-    let term = master.serving().map_err(failed)?;
+pub async fn delete(master: &Arc<Master>, asked: &Asked, name: String) -> Result<(), Status> {
+    let volume = asked.volume;
+    let term = master.serving_of(volume).map_err(failed)?;
     let name = Arc::new(name);
-    let removed = own::change(master, ROOT_VOLUME, term, Repeat::Never, deadline(), |tx, _| {
+    let removed = own::change(master, volume, term, Repeat::Never, deadline(), |tx, _| {
         let name = name.clone();
-        Box::pin(async move { records::remove(tx, ROOT_VOLUME, &name).await })
+        Box::pin(async move { records::remove(tx, volume, &name).await })
     });
-    removed.await.map_err(failed)?.map_err(refused)?;
-    publish(master, term).await.map_err(failed)
+    removed.await.map_err(failed)?.map_err(|why| refused(asked, why))?;
+    publish(master, volume, term).await.map_err(failed)
 }
 
 /// All classes, the default one first.
-pub async fn list(master: &Master) -> Result<ListClassesReply, Status> {
-    let term = master.serving().map_err(failed)?;
-    let all: Vec<Class> = master.desk(|desk| desk.root.classes.iter().cloned().collect());
+pub async fn list(master: &Master, asked: &Asked) -> Result<ListClassesReply, Status> {
+    let volume = asked.volume;
+    let term = master.serving_of(volume).map_err(failed)?;
+    let all: Vec<Class> = master.desk(|desk| desk.seat(volume).classes.iter().cloned().collect());
     let mut classes = Vec::new();
     for class in &all {
-        classes.push(shown(master, class).await?);
+        classes.push(shown(master, volume, class).await?);
     }
     master.may_answer(term).map_err(failed)?;
     Ok(ListClassesReply { classes })
 }
 
-async fn inode_at(master: &Master, path: &bytes::Bytes) -> Result<InodeId, Status> {
+async fn inode_at(master: &Master, asked: &Asked, path: &bytes::Bytes) -> Result<InodeId, Status> {
+    let volume = asked.volume;
     let found = transact(&master.store, |tx| {
         let path = path.clone();
         async move {
-            let found = upkeep::inode_at(&tx, ROOT_VOLUME, &path).await?;
+            let found = upkeep::inode_at(&tx, volume, &path).await?;
             Ok((tx, found))
         }
     });
     found.await.map_err(|e| failed(record_failed(&e)))?.ok_or_else(|| {
         Status::not_found(format!(
             "{} isn't there; give its path from the root of the filesystem (symbolic links aren't followed)",
-            String::from_utf8_lossy(path)
+            asked.told(path)
         ))
     })
 }
 
 /// Gives an inode, or entries of a directory, a class.
-pub async fn assign(master: &Arc<Master>, request: AssignClassRequest) -> Result<AssignClassReply, Status> {
-    let term = master.serving().map_err(failed)?;
-    let AssignClassRequest { name, which, entries, after } = request;
+pub async fn assign(
+    master: &Arc<Master>,
+    asked: &Asked,
+    request: AssignClassRequest,
+) -> Result<AssignClassReply, Status> {
+    let volume = asked.volume;
+    let term = master.serving_of(volume).map_err(failed)?;
+    let AssignClassRequest { name, which, entries, after, .. } = request;
     let inode = match which {
         None => return Err(Status::invalid_argument("the request doesn't say what gets the class")),
         Some(Which::Inode(inode)) => InodeId(inode),
-        Some(Which::Path(path)) => inode_at(master, &path).await?,
+        Some(Which::Path(path)) => inode_at(master, asked, &path).await?,
     };
     let name = Arc::new(name);
     if !entries {
-        let assigned = own::change(master, ROOT_VOLUME, term, Repeat::Harmless, deadline(), |tx, touched| {
+        let assigned = own::change(master, volume, term, Repeat::Harmless, deadline(), |tx, touched| {
             let name = name.clone();
             Box::pin(async move { records::assign(tx, touched, inode, &name).await })
         });
-        let changed = assigned.await.map_err(failed)?.map_err(refused)?;
+        let changed = assigned.await.map_err(failed)?.map_err(|why| refused(asked, why))?;
         return Ok(AssignClassReply { inode: inode.0, changed: changed.into(), ..<_>::default() });
     }
-    let assigned = own::change(master, ROOT_VOLUME, term, Repeat::Harmless, deadline(), |tx, touched| {
+    let assigned = own::change(master, volume, term, Repeat::Harmless, deadline(), |tx, touched| {
         let name = name.clone();
         Box::pin(async move { records::assign_entries(tx, touched, inode, after, ENTRIES, &name).await })
     });
-    let assigned = assigned.await.map_err(failed)?.map_err(refused)?;
+    let assigned = assigned.await.map_err(failed)?.map_err(|why| refused(asked, why))?;
     Ok(AssignClassReply {
         inode: inode.0,
         changed: assigned.changed,
         directories: assigned.directories.into_iter().map(|directory| directory.0).collect(),
         next: assigned.next,
+        joined: assigned.joined.into_iter().map(|other| other.0.into()).collect(),
     })
 }
 
 /// The class of what lies at a path.
-pub async fn of_path(master: &Master, path: bytes::Bytes) -> Result<ClassOfReply, Status> {
-    let term = master.serving().map_err(failed)?;
-    let inode = inode_at(master, &path).await?;
+pub async fn of_path(master: &Master, asked: &Asked, path: bytes::Bytes) -> Result<ClassOfReply, Status> {
+    let volume = asked.volume;
+    let term = master.serving_of(volume).map_err(failed)?;
+    let inode = inode_at(master, asked, &path).await?;
     let id = transact(&master.store, |tx| async move {
         let id = records::of_inode(&tx, inode, Read::Snapshot).await?;
         Ok((tx, id))
     });
     let id = id.await.map_err(|e| failed(record_failed(&e)))?;
-    let class = shown_by_id(master, id.ok_or_else(|| refused(Refused::NoInode))?).await?;
+    let class = shown_by_id(master, volume, id.ok_or_else(|| refused(asked, Refused::NoInode))?).await?;
     master.may_answer(term).map_err(failed)?;
     Ok(ClassOfReply { inode: inode.0, class: Some(class) })
 }

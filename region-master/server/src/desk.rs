@@ -224,6 +224,19 @@ impl Desk {
         self.seats().map(|seat| seat.house.staged_bytes).sum()
     }
 
+    /// The storage classes of all volumes that this region has, the default one apart. Of volumes besides the root their names say whose they are.
+    pub fn classes(&self) -> Vec<Class> {
+        let of_root = self.root.classes.iter().skip(1).filter(|_| !self.rootless).cloned();
+        let of_others = self.others.iter().flat_map(|(volume, seat)| {
+            let named = move |class: &Class| Class {
+                name: format!("{} of volume {volume}", class.name),
+                ..class.clone()
+            };
+            seat.classes.iter().skip(1).map(named)
+        });
+        of_root.chain(of_others).collect()
+    }
+
     /// What the trashes of all volumes hold.
     pub fn trash(&self) -> TrashStatus {
         let held = self.seats().filter_map(|seat| seat.trash);

@@ -20,7 +20,7 @@
 //! - [`service`], [`sessions`], [`fs`]: the framed stream. [`rpc`], [`status`]: gRPC.
 //! - [`promises`]: recalls, grants, and the gate before a commit.
 //! - [`locks`]: one request at a time for an inode's locks, queues, grants.
-//! - [`trash`]: deleted files that can be restored, for administrators.
+//! - [`trash`]: deleted files that can be restored, for administrators. [`tree`]: where they see volumes.
 //! - [`geo`]: volumes that other regions have, too.
 //! - [`seals`], [`places`], [`tickets`], [`ids`], [`records`]: chunks' ends, their addresses and tickets, fresh ids, own transactions.
 //! - [`own`]: changes of the master's own that pass the gate. [`fsck`]: the check of the whole store.
@@ -65,6 +65,7 @@ pub mod sessions;
 pub mod status;
 pub mod tickets;
 pub mod trash;
+pub mod tree;
 
 pub use config::{ConfigError, HouseConfig, MasterConfig, MemberConfig, MountRule, RaftConfig, Squash};
 pub use errors::not_built;

@@ -25,8 +25,8 @@ use crate::errors::record_failed;
 use crate::master::Master;
 use crate::own::{self, Repeat};
 use crate::records::transact;
+use crate::tree::Asked;
 
-const ROOT_VOLUME: VolumeId = VolumeId(0);
 /// Quotas in one answer.
 const LIST_PAGE: usize = 500;
 /// Accounts in one request for escrow.
@@ -215,23 +215,27 @@ fn refused(why: &Refused) -> Status {
 }
 
 /// The account that is meant: of a path, that of the directory there itself.
-async fn target(master: &Master, target: Option<QuotaTarget>) -> Result<Account, Status> {
+async fn target(master: &Master, asked: &Asked, target: Option<QuotaTarget>) -> Result<Account, Status> {
+    let volume = asked.volume;
     match target.and_then(|target| target.whose) {
         None => Err(Status::invalid_argument("the request doesn't say whose quota is meant")),
         Some(TargetWhose::User(uid)) => Ok(Account::User(uid)),
+        Some(TargetWhose::Directory(id)) if InodeId(id).volume() != volume => {
+            Err(refused(&Refused::NoDirectory))
+        }
         Some(TargetWhose::Directory(id)) => Ok(Account::Directory(id)),
         Some(TargetWhose::Path(path)) => {
             let found = transact(&master.store, |tx| {
                 let path = path.clone();
                 async move {
-                    let found = records::directory_at(&tx, ROOT_VOLUME, &path).await?;
+                    let found = records::directory_at(&tx, volume, &path).await?;
                     Ok((tx, found))
                 }
             })
             .await
             .map_err(|e| failed(record_failed(&e)))?;
             let found = found.ok_or_else(|| {
-                let path = String::from_utf8_lossy(&path).into_owned();
+                let path = asked.told(&path);
                 Status::not_found(format!(
                     "{path} isn't a directory; give its path from the root of the filesystem (symbolic links aren't followed)"
                 ))
@@ -241,9 +245,15 @@ async fn target(master: &Master, target: Option<QuotaTarget>) -> Result<Account,
     }
 }
 
-async fn shown(master: &Master, account: Account, record: Option<QuotaRecord>) -> Result<Quota, Status> {
+async fn shown(
+    master: &Master,
+    asked: &Asked,
+    account: Account,
+    record: Option<QuotaRecord>,
+) -> Result<Quota, Status> {
+    let volume = asked.volume;
     let (usage, path) = transact(&master.store, |tx| async move {
-        let usage = records::usage(&tx, ROOT_VOLUME, account).await?;
+        let usage = records::usage(&tx, volume, account).await?;
         let path = match account {
             Account::Directory(id) => records::path(&tx, InodeId(id)).await?,
             Account::User(_) | Account::Class(_) => bytes::Bytes::new(),
@@ -266,7 +276,7 @@ async fn shown(master: &Master, account: Account, record: Option<QuotaRecord>) -
     };
     Ok(Quota {
         whose: Some(whose),
-        path,
+        path: asked.shown(&path),
         state: state.into(),
         bytes_max: record.and_then(|record| record.bytes_max),
         inodes_max: record.and_then(|record| record.inodes_max),
@@ -275,9 +285,9 @@ async fn shown(master: &Master, account: Account, record: Option<QuotaRecord>) -
     })
 }
 
-async fn record(master: &Master, account: Account) -> Result<Option<QuotaRecord>, Status> {
+async fn record(master: &Master, volume: VolumeId, account: Account) -> Result<Option<QuotaRecord>, Status> {
     let found = transact(&master.store, |tx| async move {
-        let found = records::find(&tx, ROOT_VOLUME, account, Read::Snapshot).await?;
+        let found = records::find(&tx, volume, account, Read::Snapshot).await?;
         Ok((tx, found))
     });
     found.await.map_err(|e| failed(record_failed(&e)))
@@ -288,50 +298,57 @@ fn deadline(master: &Master) -> Instant {
 }
 
 /// Sets limits.
-pub async fn set(master: &Arc<Master>, request: SetQuotaRequest) -> Result<Quota, Status> {
-    let term = master.serving().map_err(failed)?;
+pub async fn set(master: &Arc<Master>, asked: &Asked, request: SetQuotaRequest) -> Result<Quota, Status> {
+    let volume = asked.volume;
+    let term = master.serving_of(volume).map_err(failed)?;
     let SetQuotaRequest { target: whose, bytes_max, inodes_max } = request;
     if bytes_max.is_none() && inodes_max.is_none() {
         return Err(Status::invalid_argument("say how many bytes or inodes there may be at most"));
     }
-    let account = target(master, whose).await?;
+    let account = target(master, asked, whose).await?;
     let now_ns = master.clock.unix_ns();
-    own::change(master, ROOT_VOLUME, term, Repeat::Harmless, deadline(master), |tx, touched| {
-        Box::pin(records::set(tx, touched, now_ns, ROOT_VOLUME, account, bytes_max, inodes_max))
+    own::change(master, volume, term, Repeat::Harmless, deadline(master), |tx, touched| {
+        Box::pin(records::set(tx, touched, now_ns, volume, account, bytes_max, inodes_max))
     })
     .await
     .map_err(failed)?
     .map_err(|why| refused(&why))?;
-    publish(master, ROOT_VOLUME, term).await.map_err(failed)?;
-    shown(master, account, record(master, account).await?).await
+    publish(master, volume, term).await.map_err(failed)?;
+    shown(master, asked, account, record(master, volume, account).await?).await
 }
 
 /// Gives limits up.
-pub async fn clear(master: &Arc<Master>, whose: QuotaTarget) -> Result<Quota, Status> {
-    let term = master.serving().map_err(failed)?;
-    let account = target(master, Some(whose)).await?;
-    let before = record(master, account).await?;
+pub async fn clear(master: &Arc<Master>, asked: &Asked, whose: QuotaTarget) -> Result<Quota, Status> {
+    let volume = asked.volume;
+    let term = master.serving_of(volume).map_err(failed)?;
+    let account = target(master, asked, Some(whose)).await?;
+    let before = record(master, volume, account).await?;
     if before.is_none() {
         return Err(refused(&Refused::NotThere));
     }
     // A second run may find that it is gone: that was ours.
-    let _ = own::change(master, ROOT_VOLUME, term, Repeat::Harmless, deadline(master), |tx, touched| {
-        Box::pin(records::clear(tx, touched, ROOT_VOLUME, account))
+    let _ = own::change(master, volume, term, Repeat::Harmless, deadline(master), |tx, touched| {
+        Box::pin(records::clear(tx, touched, volume, account))
     })
     .await
     .map_err(failed)?;
-    publish(master, ROOT_VOLUME, term).await.map_err(failed)?;
-    shown(master, account, record(master, account).await?).await
+    publish(master, volume, term).await.map_err(failed)?;
+    shown(master, asked, account, record(master, volume, account).await?).await
 }
 
 /// Tells of limits and of what counts.
-pub async fn list(master: &Master, request: ListQuotasRequest) -> Result<ListQuotasReply, Status> {
-    let term = master.serving().map_err(failed)?;
+pub async fn list(
+    master: &Master,
+    asked: &Asked,
+    request: ListQuotasRequest,
+) -> Result<ListQuotasReply, Status> {
+    let volume = asked.volume;
+    let term = master.serving_of(volume).map_err(failed)?;
     let mut reply = ListQuotasReply::default();
     if request.only.is_some() {
-        let mut account = target(master, request.only).await?;
+        let mut account = target(master, asked, request.only).await?;
         if let Account::Directory(id) = account
-            && record(master, account).await?.is_none()
+            && record(master, volume, account).await?.is_none()
         {
             // That of the tree in which it lies.
             let of = transact(&master.store, |tx| async move {
@@ -341,20 +358,21 @@ pub async fn list(master: &Master, request: ListQuotasRequest) -> Result<ListQuo
             let of = of.await.map_err(|e| failed(record_failed(&e)))?;
             account = of.ok_or_else(|| refused(&Refused::NotThere))?;
         }
-        reply.quotas.push(shown(master, account, record(master, account).await?).await?);
+        let record = record(master, volume, account).await?;
+        reply.quotas.push(shown(master, asked, account, record).await?);
     } else {
         let after = match request.after {
             None => None,
-            after => Some(target(master, after).await?),
+            after => Some(target(master, asked, after).await?),
         };
         let page = transact(&master.store, |tx| async move {
-            let page = records::list(&tx, ROOT_VOLUME, after, LIST_PAGE).await?;
+            let page = records::list(&tx, volume, after, LIST_PAGE).await?;
             Ok((tx, page))
         });
         let page = page.await.map_err(|e| failed(record_failed(&e)))?;
         reply.more = page.len() == LIST_PAGE;
         for (account, record) in page {
-            reply.quotas.push(shown(master, account, Some(record)).await?);
+            reply.quotas.push(shown(master, asked, account, Some(record)).await?);
         }
     }
     master.may_answer(term).map_err(failed)?;

@@ -9,20 +9,23 @@ use mooseng_transport::grpc::administration_server::Administration;
 use mooseng_transport::grpc::registry_server::Registry;
 use mooseng_transport::{peer_of, trace};
 use mooseng_wire::Role;
+use mooseng_wire::admin::assign_class_request::Which as Assigned;
+use mooseng_wire::admin::purge_trash_request::Which as Purged;
 use mooseng_wire::admin::{
     AddRegionRequest, AssignClassReply, AssignClassRequest, ChangeMembersReply, ChangeMembersRequest,
     ChangeRegionsReply, ClassOfReply, ClassOfRequest, CreateClassRequest, CreateVolumeReply,
-    CreateVolumeRequest, CredentialReport, CredentialsRequest, DeleteClassReply, DeleteClassRequest,
-    DeleteVolumeReply, DeleteVolumeRequest, DrainReply, DrainRequest, DumpPiece, DumpRequest, FsckNews,
-    FsckRequest, HeartbeatReply, HeartbeatRequest, ListClassesReply, ListClassesRequest, ListEventsReply,
-    ListEventsRequest, ListLossesReply, ListLossesRequest, ListQuotasReply, ListQuotasRequest,
-    ListRegionsReply, ListRegionsRequest, ListSalvageReply, ListSalvageRequest, ListTrashReply,
-    ListTrashRequest, ListVolumesReply, ListVolumesRequest, MemberToAdd, MoveHomeReply, MoveHomeRequest,
-    PurgeTrashReply, PurgeTrashRequest, Quota, QuotaTarget, RemoveRegionRequest, RestoreTrashReply,
-    RestoreTrashRequest, SetClassRequest, SetQuotaRequest, SetVolumeReply, SetVolumeRequest,
-    ShowSalvageReply, ShowSalvageRequest, StatusReply, StatusRequest, StorageClass, TicketKey,
-    TransferLeaderReply, TransferLeaderRequest, TrashRetentionReply, TrashRetentionRequest, VerifyDataReply,
-    VerifyDataRequest, VerifyVolumeReply, VerifyVolumeRequest, VolumeEpoch,
+    CreateVolumeRequest, CredentialReport, CredentialsRequest, CrossingReply, CrossingRequest,
+    DeleteClassReply, DeleteClassRequest, DeleteVolumeReply, DeleteVolumeRequest, DrainReply, DrainRequest,
+    DumpPiece, DumpRequest, FsckNews, FsckRequest, HeartbeatReply, HeartbeatRequest, ListClassesReply,
+    ListClassesRequest, ListEventsReply, ListEventsRequest, ListLossesReply, ListLossesRequest,
+    ListQuotasReply, ListQuotasRequest, ListRegionsReply, ListRegionsRequest, ListSalvageReply,
+    ListSalvageRequest, ListTrashReply, ListTrashRequest, ListVolumesReply, ListVolumesRequest, MemberToAdd,
+    MoveHomeReply, MoveHomeRequest, PurgeTrashReply, PurgeTrashRequest, Quota, QuotaTarget,
+    RemoveRegionRequest, RestoreTrashReply, RestoreTrashRequest, SetClassRequest, SetQuotaRequest,
+    SetVolumeReply, SetVolumeRequest, ShowSalvageReply, ShowSalvageRequest, StatusReply, StatusRequest,
+    StorageClass, TicketKey, TransferLeaderReply, TransferLeaderRequest, TrashRetentionReply,
+    TrashRetentionRequest, VerifyDataReply, VerifyDataRequest, VerifyVolumeReply, VerifyVolumeRequest,
+    VolumeEpoch,
 };
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::founding::Founding;
@@ -35,7 +38,8 @@ use tonic::{Code, Request, Response, Status};
 use crate::desk::HeartbeatRefused;
 use crate::global::Global;
 use crate::master::Master;
-use crate::{classes, dump, fsck, geo, house, quotas, status, trash};
+use crate::tree::Asked;
+use crate::{classes, dump, fsck, geo, house, quotas, status, trash, tree};
 
 /// How often chunkservers report.
 const HEARTBEAT_INTERVAL_MS: u32 = 500;
@@ -71,12 +75,16 @@ impl Rpc {
         Ok(peer.identity.name.clone())
     }
 
-    /// Refuses what is about a volume's records, and is asked of one of its replicas: they change by its log alone.
-    fn at_home(&self) -> Result<(), Status> {
-        geo::at_home(&self.0, geo::ROOT_VOLUME).map_err(|error| {
-            let details = error.encode_to_vec().into();
-            Status::with_details(Code::FailedPrecondition, error.message, details)
-        })
+    /// Takes what an administrator of any region asks about a volume by its number, which has to be at home here: its replicas change by its log alone.
+    async fn about<T>(
+        &self,
+        request: Request<T>,
+        volume: impl FnOnce(&T) -> u32,
+    ) -> Result<(String, Asked, T), Status> {
+        let who = self.allow_of_cluster(&request, &[Role::Admin])?;
+        let request = request.into_inner();
+        let asked = tree::asked(&self.0, volume(&request), Instant::now() + AGREE_WITHIN).await?;
+        Ok((who, asked, request))
     }
 
     fn global(&self) -> Result<&Global, Status> {
@@ -214,7 +222,6 @@ impl Administration for Rpc {
 
     async fn fsck(&self, request: Request<FsckRequest>) -> Result<Response<Self::FsckStream>, Status> {
         let who = self.allow(&request, &[Role::Admin])?;
-        self.at_home()?;
         let FsckRequest { repair } = request.into_inner();
         tracing::info!(who, repair, "the whole store is to be checked");
         Ok(Response::new(fsck::stream(self.0.clone(), repair)))
@@ -231,26 +238,32 @@ impl Administration for Rpc {
         dump::stream(self.0.clone()).map(Response::new)
     }
 
+    async fn find_crossing(
+        &self,
+        request: Request<CrossingRequest>,
+    ) -> Result<Response<CrossingReply>, Status> {
+        let (_, asked, request) = self.about(request, |request| request.volume).await?;
+        tree::crossing(&self.0, &asked, request).await.map(Response::new)
+    }
+
     async fn list_trash(
         &self,
         request: Request<ListTrashRequest>,
     ) -> Result<Response<ListTrashReply>, Status> {
-        self.allow(&request, &[Role::Admin])?;
-        self.at_home()?;
-        trash::list(&self.0, request.into_inner()).await.map(Response::new)
+        let (_, asked, request) = self.about(request, |request| request.volume).await?;
+        trash::list(&self.0, &asked, request).await.map(Response::new)
     }
 
     async fn restore_trash(
         &self,
         request: Request<RestoreTrashRequest>,
     ) -> Result<Response<RestoreTrashReply>, Status> {
-        let who = self.allow(&request, &[Role::Admin])?;
-        self.at_home()?;
-        let request = request.into_inner();
+        let (who, asked, request) = self.about(request, |request| tree::of_inode(request.inode)).await?;
         tracing::info!(who, ?request, "a file is to be restored from the trash");
         // Goes on where the caller gives up, so that it is told to all whom it concerns.
         let master = self.0.clone();
-        match tokio::spawn(trace::carried(async move { trash::restore(&master, request).await })).await {
+        let restoring = trace::carried(async move { trash::restore(&master, &asked, request).await });
+        match tokio::spawn(restoring).await {
             Ok(outcome) => outcome.map(Response::new),
             Err(_) => Err(Status::internal("the restoration ended without an outcome; list the trash again")),
         }
@@ -260,46 +273,45 @@ impl Administration for Rpc {
         &self,
         request: Request<PurgeTrashRequest>,
     ) -> Result<Response<PurgeTrashReply>, Status> {
-        let who = self.allow(&request, &[Role::Admin])?;
-        self.at_home()?;
-        let request = request.into_inner();
+        let volume = |request: &PurgeTrashRequest| match request.which {
+            Some(Purged::Inode(inode)) => tree::of_inode(inode),
+            _ => request.volume,
+        };
+        let (who, asked, request) = self.about(request, volume).await?;
         tracing::info!(who, ?request, "files in the trash are to be freed");
-        trash::purge(&self.0, request).await.map(Response::new)
+        trash::purge(&self.0, &asked, request).await.map(Response::new)
     }
 
     async fn trash_retention(
         &self,
         request: Request<TrashRetentionRequest>,
     ) -> Result<Response<TrashRetentionReply>, Status> {
-        let who = self.allow(&request, &[Role::Admin])?;
-        self.at_home()?;
-        let request = request.into_inner();
+        let (who, asked, request) = self.about(request, |request| request.volume).await?;
         if let Some(seconds) = request.set_s {
-            tracing::info!(who, seconds, "how long deleted files are kept is to change");
+            tracing::info!(who, volume = %asked.volume, seconds, "how long deleted files are kept is to change");
         }
-        trash::retention(&self.0, request).await.map(Response::new)
+        trash::retention(&self.0, &asked, request).await.map(Response::new)
     }
 
     async fn set_quota(&self, request: Request<SetQuotaRequest>) -> Result<Response<Quota>, Status> {
-        let who = self.allow(&request, &[Role::Admin])?;
-        self.at_home()?;
-        let request = request.into_inner();
+        let volume = |request: &SetQuotaRequest| request.target.as_ref().map_or(0, |of| of.volume);
+        let (who, asked, request) = self.about(request, volume).await?;
         tracing::info!(who, ?request, "a quota is to be set");
         // Goes on where the caller gives up, so that what is recalled for it isn't for nothing.
         let master = self.0.clone();
-        match tokio::spawn(trace::carried(async move { quotas::set(&master, request).await })).await {
+        let setting = trace::carried(async move { quotas::set(&master, &asked, request).await });
+        match tokio::spawn(setting).await {
             Ok(outcome) => outcome.map(Response::new),
             Err(_) => Err(Status::internal("setting the quota ended without an outcome; list the quotas")),
         }
     }
 
     async fn clear_quota(&self, request: Request<QuotaTarget>) -> Result<Response<Quota>, Status> {
-        let who = self.allow(&request, &[Role::Admin])?;
-        self.at_home()?;
-        let request = request.into_inner();
+        let (who, asked, request) = self.about(request, |request| request.volume).await?;
         tracing::info!(who, ?request, "a quota is to be given up");
         let master = self.0.clone();
-        match tokio::spawn(trace::carried(async move { quotas::clear(&master, request).await })).await {
+        let clearing = trace::carried(async move { quotas::clear(&master, &asked, request).await });
+        match tokio::spawn(clearing).await {
             Ok(outcome) => outcome.map(Response::new),
             Err(_) => Err(Status::internal("clearing the quota ended without an outcome; list the quotas")),
         }
@@ -309,57 +321,55 @@ impl Administration for Rpc {
         &self,
         request: Request<ListQuotasRequest>,
     ) -> Result<Response<ListQuotasReply>, Status> {
-        self.allow(&request, &[Role::Admin])?;
-        self.at_home()?;
-        quotas::list(&self.0, request.into_inner()).await.map(Response::new)
+        let volume = |request: &ListQuotasRequest| match &request.only {
+            Some(only) => only.volume,
+            None => request.volume,
+        };
+        let (_, asked, request) = self.about(request, volume).await?;
+        quotas::list(&self.0, &asked, request).await.map(Response::new)
     }
 
     async fn create_class(
         &self,
         request: Request<CreateClassRequest>,
     ) -> Result<Response<StorageClass>, Status> {
-        let who = self.allow(&request, &[Role::Admin])?;
-        self.at_home()?;
-        let request = request.into_inner();
+        let (who, asked, request) = self.about(request, |request| request.volume).await?;
         tracing::info!(who, ?request, "a storage class is to be made");
-        classes::create(&self.0, request).await.map(Response::new)
+        classes::create(&self.0, &asked, request).await.map(Response::new)
     }
 
     async fn set_class(&self, request: Request<SetClassRequest>) -> Result<Response<StorageClass>, Status> {
-        let who = self.allow(&request, &[Role::Admin])?;
-        self.at_home()?;
-        let request = request.into_inner();
+        let (who, asked, request) = self.about(request, |request| request.volume).await?;
         tracing::info!(who, ?request, "a storage class is to change");
-        classes::set(&self.0, request).await.map(Response::new)
+        classes::set(&self.0, &asked, request).await.map(Response::new)
     }
 
     async fn delete_class(
         &self,
         request: Request<DeleteClassRequest>,
     ) -> Result<Response<DeleteClassReply>, Status> {
-        let who = self.allow(&request, &[Role::Admin])?;
-        self.at_home()?;
-        let name = request.into_inner().name;
-        tracing::info!(who, name, "a storage class is to be removed");
-        classes::delete(&self.0, name).await.map(|()| Response::new(DeleteClassReply {}))
+        let (who, asked, request) = self.about(request, |request| request.volume).await?;
+        tracing::info!(who, ?request, "a storage class is to be removed");
+        classes::delete(&self.0, &asked, request.name).await.map(|()| Response::new(DeleteClassReply {}))
     }
 
     async fn list_classes(
         &self,
         request: Request<ListClassesRequest>,
     ) -> Result<Response<ListClassesReply>, Status> {
-        self.allow(&request, &[Role::Admin])?;
-        self.at_home()?;
-        classes::list(&self.0).await.map(Response::new)
+        let (_, asked, _) = self.about(request, |request| request.volume).await?;
+        classes::list(&self.0, &asked).await.map(Response::new)
     }
 
     async fn assign_class(
         &self,
         request: Request<AssignClassRequest>,
     ) -> Result<Response<AssignClassReply>, Status> {
-        let who = self.allow(&request, &[Role::Admin])?;
-        self.at_home()?;
-        let request = request.into_inner();
+        let volume = |request: &AssignClassRequest| match request.which {
+            Some(Assigned::Inode(inode)) => tree::of_inode(inode),
+            _ => request.volume,
+        };
+        let (who, asked, request) = self.about(request, volume).await?;
         // A tree takes a request for each directory.
         match request.entries {
             false => tracing::info!(who, ?request, "a storage class is to be assigned"),
@@ -367,13 +377,12 @@ impl Administration for Rpc {
                 tracing::debug!(who, ?request, "a storage class is to be assigned to what is in a directory")
             }
         }
-        classes::assign(&self.0, request).await.map(Response::new)
+        classes::assign(&self.0, &asked, request).await.map(Response::new)
     }
 
     async fn class_of(&self, request: Request<ClassOfRequest>) -> Result<Response<ClassOfReply>, Status> {
-        self.allow(&request, &[Role::Admin])?;
-        self.at_home()?;
-        classes::of_path(&self.0, request.into_inner().path).await.map(Response::new)
+        let (_, asked, request) = self.about(request, |request| request.volume).await?;
+        classes::of_path(&self.0, &asked, request.path).await.map(Response::new)
     }
 
     async fn list_regions(

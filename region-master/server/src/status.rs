@@ -8,9 +8,10 @@ use mooseng_namespace::Room;
 use mooseng_region::findings::{ChunkserverFacts, Facts, HouseFacts, MasterFacts, findings};
 use mooseng_region::{Liveness, registry};
 use mooseng_wire::admin::{ChunkserverStatus, DiskReport, Finding, MasterStatus, SessionStatus, StatusReply};
-use mooseng_wire::{CHUNK_BYTES_MAX, Role};
+use mooseng_wire::{CHUNK_BYTES_MAX, Role, VolumeId};
 
 use crate::credentials;
+use crate::geo::ROOT_VOLUME;
 use crate::master::Master;
 
 /// Sessions named in one status.
@@ -28,8 +29,17 @@ pub fn of(master: &Master) -> StatusReply {
         detail: f.detail,
     });
     let now = master.clock.boot();
-    let least = master.desk(|desk| desk.root.classes.iter().map(|class| class.min_copies).min());
-    let least = u32::try_from(least.unwrap_or(master.config.min_copies)).unwrap_or(u32::MAX);
+    let least = master.desk(|desk| desk.classes().iter().map(|class| class.min_copies).min());
+    let least = least.unwrap_or(usize::MAX).min(master.config.min_copies);
+    let least = u32::try_from(least).unwrap_or(u32::MAX);
+    let view = master.geo.view();
+    let joined_at = |volume: VolumeId| {
+        let join = view.as_ref().and_then(|view| view.volumes.get(&volume)?.join.as_ref());
+        match volume {
+            ROOT_VOLUME => "/".to_owned(),
+            _ => join.map(|join| join.place.path.clone()).unwrap_or_default(),
+        }
+    };
     let (sessions, counts, house, trash, chunkservers) = master.desk(|desk| {
         let sessions: Vec<SessionStatus> = desk
             .sessions
@@ -44,6 +54,8 @@ pub fn of(master: &Master) -> StatusReply {
                 opens: view.opens as u64,
                 identity: view.recorded.identity,
                 incarnation: view.recorded.incarnation.0,
+                volume: view.recorded.session.volume().0.into(),
+                volume_path: joined_at(view.recorded.session.volume()),
             })
             .collect();
         let servers = desk.registry.iter().map(|server| ChunkserverStatus {
@@ -170,8 +182,7 @@ fn facts(master: &Master, masters: &[MasterStatus]) -> Facts {
             chunkservers: servers.map(of_server).collect(),
             copies: master.config.copies,
             min_copies: master.config.min_copies,
-            // The default one comes first.
-            classes: desk.root.classes.iter().skip(1).cloned().collect(),
+            classes: desk.classes(),
             chunk_bytes: CHUNK_BYTES_MAX,
             chunks_endangered: counts.endangered,
             chunks_unavailable: counts.unavailable,

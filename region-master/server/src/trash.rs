@@ -21,8 +21,8 @@ use crate::errors::record_failed;
 use crate::master::Master;
 use crate::own::{self, Repeat};
 use crate::records::transact;
+use crate::tree::Asked;
 
-const ROOT_VOLUME: VolumeId = VolumeId(0);
 /// Files looked at for one page of a listing.
 const LIST_PAGE: usize = 500;
 /// Files purged in one transaction.
@@ -62,10 +62,10 @@ fn to_wire((until_ns, inode): Place) -> TrashPlace {
 }
 
 /// Places of another volume aren't of this trash, whoever names them.
-fn in_root_volume(place: Option<Place>) -> Result<Option<Place>, Status> {
+fn in_volume(volume: VolumeId, place: Option<Place>) -> Result<Option<Place>, Status> {
     match place {
-        Some((_, inode)) if inode.volume() != ROOT_VOLUME => {
-            Err(Status::invalid_argument("the place isn't one in this region's trash"))
+        Some((_, inode)) if inode.volume() != volume => {
+            Err(Status::invalid_argument("the place isn't one in the volume's trash"))
         }
         place => Ok(place),
     }
@@ -89,17 +89,23 @@ fn is_under(path: &[u8], under: &[u8]) -> bool {
 }
 
 /// A page of the listing.
-pub async fn list(master: &Master, request: ListTrashRequest) -> Result<ListTrashReply, Status> {
-    let term = master.serving().map_err(refused)?;
-    let before = in_root_volume(of_wire(request.before))?;
+pub async fn list(
+    master: &Master,
+    asked: &Asked,
+    request: ListTrashRequest,
+) -> Result<ListTrashReply, Status> {
+    let volume = asked.volume;
+    let term = master.serving_of(volume).map_err(refused)?;
+    let before = in_volume(volume, of_wire(request.before))?;
     let (files, next) = transact(&master.store, |tx| async move {
-        let page = trash::list(&tx, ROOT_VOLUME, before, LIST_PAGE).await?;
+        let page = trash::list(&tx, volume, before, LIST_PAGE).await?;
         Ok((tx, page))
     })
     .await
     .map_err(|e| refused(record_failed(&e)))?;
-    let status = status(master, ROOT_VOLUME).await.map_err(refused)?;
+    let status = status(master, volume).await.map_err(refused)?;
     let entries = files.into_iter().map(entry).filter(|entry| is_under(&entry.path, &request.under));
+    let entries = entries.map(|entry| TrashEntry { path: asked.shown(&entry.path), ..entry });
     let reply = ListTrashReply { entries: entries.collect(), next: next.map(to_wire), status: Some(status) };
     master.may_answer(term).map_err(refused)?;
     Ok(reply)
@@ -108,17 +114,19 @@ pub async fn list(master: &Master, request: ListTrashRequest) -> Result<ListTras
 /// Restores a file, once whoever was promised that its new name is absent has given that up.
 pub async fn restore(
     master: &Arc<Master>,
+    asked: &Asked,
     request: RestoreTrashRequest,
 ) -> Result<RestoreTrashReply, Status> {
-    let term = master.serving().map_err(refused)?;
+    let volume = asked.volume;
+    let term = master.serving_of(volume).map_err(refused)?;
     let RestoreTrashRequest { inode, to } = request;
     let inode = InodeId(inode);
-    if inode.volume() != ROOT_VOLUME {
+    if inode.volume() != volume {
         return Err(told(&Refused::NotThere(inode.0)));
     }
     let now_ns = master.clock.unix_ns();
     let deadline = Instant::now() + master.config.session_lease() + BEYOND_LEASE;
-    let outcome = own::change(master, ROOT_VOLUME, term, Repeat::Never, deadline, |tx, touched| {
+    let outcome = own::change(master, volume, term, Repeat::Never, deadline, |tx, touched| {
         let to = to.clone();
         Box::pin(async move { trash::restore(tx, touched, now_ns, inode, to.as_deref()).await })
     })
@@ -127,9 +135,9 @@ pub async fn restore(
     match outcome {
         Ok(path) => {
             master.metrics.trash_restored.inc();
-            Ok(RestoreTrashReply { path: path.into() })
+            Ok(RestoreTrashReply { path: asked.shown(&path) })
         }
-        Err(why) => Err(told(&why)),
+        Err(why) => Err(told(&why.shown(|path| asked.told(path.as_bytes())))),
     }
 }
 
@@ -149,25 +157,30 @@ fn told(why: &Refused) -> Status {
 }
 
 /// Purges one file, or a part of what is old enough.
-pub async fn purge(master: &Arc<Master>, request: PurgeTrashRequest) -> Result<PurgeTrashReply, Status> {
-    let term = master.serving().map_err(refused)?;
-    let after = in_root_volume(of_wire(request.after))?;
+pub async fn purge(
+    master: &Arc<Master>,
+    asked: &Asked,
+    request: PurgeTrashRequest,
+) -> Result<PurgeTrashReply, Status> {
+    let volume = asked.volume;
+    let term = master.serving_of(volume).map_err(refused)?;
+    let after = in_volume(volume, of_wire(request.after))?;
     let (purged, next) = match request.which {
         None => return Err(Status::invalid_argument("the request doesn't say what is to be purged")),
-        Some(Which::Inode(inode)) => (purge_one(master, term, InodeId(inode)).await?, None),
-        Some(Which::OlderThanS(seconds)) => purge_some(master, term, seconds, after).await?,
+        Some(Which::Inode(inode)) => (purge_one(master, (volume, term), InodeId(inode)).await?, None),
+        Some(Which::OlderThanS(seconds)) => purge_some(master, (volume, term), seconds, after).await?,
     };
     let Purged { files, bytes } = purged;
     Ok(PurgeTrashReply { files, bytes, next: next.map(to_wire) })
 }
 
-async fn purge_one(master: &Arc<Master>, term: u64, inode: InodeId) -> Result<Purged, Status> {
-    if inode.volume() != ROOT_VOLUME {
+async fn purge_one(master: &Arc<Master>, served: (VolumeId, u64), inode: InodeId) -> Result<Purged, Status> {
+    if inode.volume() != served.0 {
         return Err(told(&Refused::NotThere(inode.0)));
     }
     let now_ns = master.clock.unix_ns();
     // A second run would say that it isn't there.
-    let purged = change(master, term, Repeat::Never, |tx| {
+    let purged = change(master, served, Repeat::Never, |tx| {
         Box::pin(async move { trash::purge(tx, now_ns, inode).await })
     });
     purged.await?.ok_or_else(|| told(&Refused::NotThere(inode.0)))
@@ -175,7 +188,7 @@ async fn purge_one(master: &Arc<Master>, term: u64, inode: InodeId) -> Result<Pu
 
 async fn purge_some(
     master: &Arc<Master>,
-    term: u64,
+    served: (VolumeId, u64),
     older_than_s: u64,
     mut after: Option<Place>,
 ) -> Result<(Purged, Option<Place>), Status> {
@@ -189,8 +202,8 @@ async fn purge_some(
     let mut sum = Purged::default();
     for _ in 0..PURGES_PER_CALL {
         let from = after;
-        let (purged, next) = change(master, term, Repeat::Harmless, |tx| {
-            let page = trash::purge_page(tx, ROOT_VOLUME, now_ns, deleted_ns, from, PURGE_AT_ONCE);
+        let (purged, next) = change(master, served, Repeat::Harmless, |tx| {
+            let page = trash::purge_page(tx, served.0, now_ns, deleted_ns, from, PURGE_AT_ONCE);
             Box::pin(page)
         })
         .await?;
@@ -203,33 +216,41 @@ async fn purge_some(
     Ok((sum, after))
 }
 
-async fn change<T, F>(master: &Arc<Master>, term: u64, repeat: Repeat, work: F) -> Result<T, Status>
+/// A change of a volume that is served in that custody epoch.
+async fn change<T, F>(
+    master: &Arc<Master>,
+    (volume, term): (VolumeId, u64),
+    repeat: Repeat,
+    work: F,
+) -> Result<T, Status>
 where
     F: for<'t> Fn(
         &'t mooseng_embedded::EmbeddedTransaction,
     ) -> futures::future::BoxFuture<'t, Result<T, OpError>>,
 {
     let deadline = Instant::now() + master.config.session_lease() + BEYOND_LEASE;
-    own::change(master, ROOT_VOLUME, term, repeat, deadline, |tx, _touched| work(tx)).await.map_err(refused)
+    own::change(master, volume, term, repeat, deadline, |tx, _touched| work(tx)).await.map_err(refused)
 }
 
 /// Answers how long deleted files are kept, and sets it before if asked to.
 pub async fn retention(
     master: &Arc<Master>,
+    asked: &Asked,
     request: TrashRetentionRequest,
 ) -> Result<TrashRetentionReply, Status> {
-    let term = master.serving().map_err(refused)?;
-    let TrashRetentionRequest { set_s, set_min_age_s } = request;
+    let volume = asked.volume;
+    let term = master.serving_of(volume).map_err(refused)?;
+    let TrashRetentionRequest { set_s, set_min_age_s, .. } = request;
     if let Some(seconds) = set_s.max(set_min_age_s) {
         if seconds > RETENTION_S_MAX {
             return Err(Status::invalid_argument("the trash keeps files for ten years at most"));
         }
-        let set = change(master, term, Repeat::Harmless, |tx| {
-            Box::pin(trash::set_terms(tx, ROOT_VOLUME, set_s, set_min_age_s))
+        let set = change(master, (volume, term), Repeat::Harmless, |tx| {
+            Box::pin(trash::set_terms(tx, volume, set_s, set_min_age_s))
         });
         set.await?;
     }
-    let TrashStatus { retention_s, min_age_s, .. } = publish(master, ROOT_VOLUME).await.map_err(refused)?;
+    let TrashStatus { retention_s, min_age_s, .. } = publish(master, volume).await.map_err(refused)?;
     master.may_answer(term).map_err(refused)?;
     Ok(TrashRetentionReply { retention_s, min_age_s })
 }

@@ -71,7 +71,7 @@ async fn move_home(shape: &Shape, volume: &Volume, rng: &mut StdRng) {
     let others: Vec<&Region> = shape.with_data().filter(|region| region.name != home).collect();
     let to = others[rng.random_range(0..others.len())].name.clone();
     let Some(region) = shape.regions.iter().find(|region| region.name == home) else { return };
-    let request = MoveHomeRequest { volume: volume.id.0.into(), to: to.clone(), plan: false };
+    let request = MoveHomeRequest { volume: volume.id.0.into(), to: to.clone(), plan: false, ..MoveHomeRequest::default() };
     with(&volume.notes, |notes| notes.moves.ordered += 1);
     match ask_region(region, async |mut of: Administration| of.move_home(request.clone()).await).await {
         Ok(reply) => {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Subcommand};
 
-use super::Output;
+use super::{OfVolume, Output};
 
 /// `mooseng class`.
 #[derive(ClapArgs, Debug)]
@@ -44,6 +44,8 @@ pub struct ClassCreate {
     /// Labels that a chunkserver must have, all of them, to hold a copy. `zone`, `rack` and `host` are labels, too.
     #[arg(long, value_name = "KEY=VALUE,...", value_delimiter = ',', value_parser = crate::class::parse_label)]
     pub labels: Vec<(String, String)>,
+    #[command(flatten)]
+    pub of: OfVolume,
     /// A configuration whose certificate has the role admin.
     #[arg(long, env = "MOOSENG_CONFIG", value_name = "FILE")]
     pub config: PathBuf,
@@ -68,6 +70,8 @@ pub struct ClassSet {
     /// Any chunkserver will do.
     #[arg(long, conflicts_with = "labels")]
     pub no_labels: bool,
+    #[command(flatten)]
+    pub of: OfVolume,
     /// A configuration whose certificate has the role admin.
     #[arg(long, env = "MOOSENG_CONFIG", value_name = "FILE")]
     pub config: PathBuf,
@@ -78,6 +82,8 @@ pub struct ClassSet {
 /// `mooseng class list`.
 #[derive(ClapArgs, Debug)]
 pub struct ClassList {
+    #[command(flatten)]
+    pub of: OfVolume,
     /// A configuration whose certificate has the role admin.
     #[arg(long, env = "MOOSENG_CONFIG", value_name = "FILE")]
     pub config: PathBuf,
@@ -90,6 +96,8 @@ pub struct ClassList {
 pub struct ClassName {
     /// Its name.
     pub name: String,
+    #[command(flatten)]
+    pub of: OfVolume,
     /// A configuration whose certificate has the role admin.
     #[arg(long, env = "MOOSENG_CONFIG", value_name = "FILE")]
     pub config: PathBuf,
@@ -98,11 +106,11 @@ pub struct ClassName {
 /// `mooseng class assign`.
 #[derive(ClapArgs, Debug)]
 pub struct ClassAssign {
-    /// The class; `default` for what the masters' configuration says.
+    /// The class, one of the volume in which the path lies; `default` for what the masters' configuration says.
     pub name: String,
     /// A file or directory, from the root of the filesystem.
     pub path: PathBuf,
-    /// Also everything below it. It takes a request for some hundred entries; what is moved meanwhile may be passed over, then run it again.
+    /// Also everything below it in the same volume. It takes a request for some hundred entries; what is moved meanwhile may be passed over, then run it again.
     #[arg(short, long)]
     pub recursive: bool,
     /// A configuration whose certificate has the role admin.

@@ -47,6 +47,10 @@ kinds! {
     Unreachable = "UNREACHABLE", "nothing below it can be opened by a path: report it";
     /// A volume is joined at what isn't an empty directory, or at two.
     Joined = "JOINED", "what lies there can't be reached, nor the volume: report it, and don't delete the volume";
+    /// A directory names a volume that isn't there, or that is joined at another one.
+    JoinDangling = "JOIN_DANGLING", "nothing can be opened there: `mooseng volume delete PATH` makes it an ordinary, empty directory again";
+    /// A volume is joined, and its directory doesn't name it.
+    JoinLost = "JOIN_LOST", "nothing of the volume can be reached: `mooseng volume create PATH`, with the volume's home and durability, has the directory name it again";
     /// The number of its names is wrong.
     Links = "LINK_COUNT", "`mooseng fsck --repair` sets it to the names that there are";
     /// A directory counts its entries wrongly.
@@ -112,6 +116,18 @@ pub enum Subject {
     Volume(VolumeId),
     /// A key that can't be read.
     Key(Bytes),
+}
+
+impl Subject {
+    /// The volume that it is of; none for what can't be read.
+    pub fn volume(&self) -> Option<VolumeId> {
+        match self {
+            Self::Inode(inode) | Self::Entry(inode, _) => Some(inode.volume()),
+            Self::Chunk(chunk, _) => Some(chunk.volume()),
+            Self::Volume(volume) => Some(*volume),
+            Self::Key(_) => None,
+        }
+    }
 }
 
 /// A counter that is off, and by how much it has to grow. The difference stands whatever changes meanwhile, for changes keep it.

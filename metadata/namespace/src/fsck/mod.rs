@@ -130,6 +130,8 @@ pub struct Outcome {
     pub suspects: BTreeSet<InodeId>,
     /// Chunks whose copies are to be compared.
     pub placed: Vec<Placed>,
+    /// The directories that name volumes, of all parts. Only the first part tells it.
+    pub joined: BTreeMap<VolumeId, InodeId>,
 }
 
 /// A volume's totals: as recorded, and as counted in this pass.
@@ -337,6 +339,8 @@ type Names = BTreeMap<InodeId, BTreeMap<LinkName, (u32, u32)>>;
 /// One pass.
 pub struct Check {
     part: Part,
+    /// Nothing is looked at of others; none for all that there are.
+    volumes: Option<BTreeSet<VolumeId>>,
     outcome: Outcome,
     inodes: BTreeMap<InodeId, Inode>,
     chunks: BTreeMap<ChunkId, Chunk>,
@@ -363,6 +367,7 @@ impl Check {
     pub fn new(part: Part) -> Self {
         Self {
             part,
+            volumes: None,
             outcome: Outcome::default(),
             inodes: BTreeMap::new(),
             chunks: BTreeMap::new(),
@@ -378,6 +383,11 @@ impl Check {
             slots: (InodeId(0), 0, Vec::new()),
             reached: (InodeId(0), 0),
         }
+    }
+
+    /// Looks at records of these volumes alone. What can't be read is told of, whatever it is of.
+    pub fn of(self, volumes: BTreeSet<VolumeId>) -> Self {
+        Self { volumes: Some(volumes), ..self }
     }
 
     fn found(&mut self, finding: Finding) {
@@ -407,6 +417,11 @@ impl Check {
                 return;
             }
         };
+        if let (Some(volumes), Some(volume)) = (&self.volumes, record.volume())
+            && !volumes.contains(&volume)
+        {
+            return;
+        }
         match record {
             Any::Volume(volume, record) => {
                 self.outcome.totals.entry(volume).or_default();
@@ -496,6 +511,7 @@ impl Check {
 
     /// The end of the view.
     pub fn finish(mut self) -> Outcome {
+        self.outcome.joined = std::mem::take(&mut self.joined);
         self.finish_names();
         self.finish_data();
         if !self.exactly() {

@@ -153,7 +153,7 @@ async fn a_directorys_entries_are_assigned_page_by_page() {
     loop {
         let tx = volume.store.inner.begin();
         let page = classes::assign_entries(&tx, &Touched::default(), InodeId(d), after, 6, "fast").await;
-        let Assigned { changed: some, directories: found, next } = page.unwrap().unwrap();
+        let Assigned { changed: some, directories: found, next, .. } = page.unwrap().unwrap();
         tx.commit().await.unwrap();
         (changed, pages) = (changed + some, pages + 1);
         directories.extend(found);

@@ -29,6 +29,27 @@ use crate::harness::*;
 
 pub type Dump = BTreeMap<Bytes, Bytes>;
 
+/// Whose records aren't of the volumes that a check is about isn't looked at; what can't be read at all is told nevertheless.
+#[tokio::test]
+async fn a_check_of_one_volume_says_nothing_of_another() {
+    let other = VolumeId(7);
+    let mut dump = Dump::new();
+    let stray = InodeId::new(other, 5);
+    dump.insert(orphan::key(stray).into(), orphan::OrphanRecord::default().to_value().into());
+    dump.insert(location::key(ChunkId::new(other, 9)).into(), LocationRecord::default().to_value().into());
+    let found = |volumes: &[VolumeId], dump: &Dump| -> Vec<Kind> {
+        let mut check = Check::new(Part::ALL).of(volumes.iter().copied().collect());
+        dump.iter().for_each(|(key, value)| check.take(key, value));
+        let mut kinds: Vec<Kind> = check.finish().findings.into_iter().map(|f| f.kind).collect();
+        kinds.sort_unstable();
+        kinds
+    };
+    assert_eq!(found(&[VolumeId(0)], &dump), []);
+    assert_eq!(found(&[VolumeId(0), other], &dump), [Kind::Leftover, Kind::ChunkPlace]);
+    dump.insert(inode::key(stray).into(), Bytes::from_static(b"\xff"));
+    assert_eq!(found(&[VolumeId(0)], &dump), [Kind::Record]);
+}
+
 /// All findings, from a check in so many parts.
 pub fn check(dump: &Dump, parts: u64) -> Vec<Finding> {
     let mut findings = Vec::new();

@@ -134,6 +134,18 @@ async fn it_stays_a_directory_whose_entries_are_elsewhere() {
     ] {
         assert_eq!(joins::on_the_way(&tx, VolumeId(0), path.as_bytes()).await.unwrap(), expected, "{path}");
     }
+    for (path, expected) in [
+        ("/up/inside/x/y", Some((OTHER, 10))),
+        ("//up/inside//x", Some((OTHER, 11))),
+        ("/up/inside/", Some((OTHER, 10))),
+        ("/up/inside", Some((OTHER, 10))),
+        ("/up", None),
+        ("/up/../up/inside", None),
+        ("/d/x", None),
+        ("/", None),
+    ] {
+        assert_eq!(joins::crossing(&tx, VolumeId(0), path.as_bytes()).await.unwrap(), expected, "{path}");
+    }
     // Nobody takes it away, as on Linux where something is mounted.
     let exchange = Rename { exchange: true, ..rename((ROOT, "d"), (up, "inside")) };
     let busy = [
@@ -247,4 +259,9 @@ async fn administrators_hear_that_it_is_another_volume() {
     assert_eq!(limited.unwrap(), Err(quota::Refused::OtherVolume(OTHER)));
     crate::classes::made(&volume, "one").await;
     assert!(crate::classes::assign(&volume, d, "one").await.is_err());
+    // A tree is gone through up to there.
+    let tx = volume.store.inner.begin();
+    let page = mooseng_namespace::classes::assign_entries(&tx, &touched, InodeId(ROOT), 0, 9, "one").await;
+    let page = page.unwrap().unwrap();
+    assert_eq!((page.changed, page.joined, page.directories), (0, vec![OTHER], vec![]));
 }

@@ -12,9 +12,11 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use mooseng_global::Volume;
 use mooseng_ports::disk::Disk;
 use mooseng_region::{Liveness, findings};
 use mooseng_transport::Blocking;
+use mooseng_wire::VolumeId;
 use mooseng_wire::admin::{Event, ListEventsReply, ListEventsRequest};
 
 use crate::geo::{self, Whereabouts};
@@ -163,8 +165,17 @@ fn found(master: &Master) -> BTreeMap<(String, String), String> {
 
 fn seen(master: &Master, findings: BTreeMap<(String, String), String>) -> Seen {
     let global = master.global.as_deref();
-    let replica = master.geo.replica(geo::ROOT_VOLUME);
-    let elsewhere = geo::place_of(master, geo::ROOT_VOLUME) == Whereabouts::Elsewhere;
+    let view = master.geo.view();
+    let volumes = || view.iter().flat_map(|view| view.volumes.iter());
+    let elsewhere =
+        volumes().map(|(id, _)| *id).filter(|id| geo::place_of(master, *id) == Whereabouts::Elsewhere);
+    let copying = elsewhere.filter_map(|id| {
+        let replica = master.geo.replica(id).record?;
+        Some((id, replica.copied_before.is_some()))
+    });
+    let region = &master.config.region;
+    let has_it = |(_, known): &(&VolumeId, &Volume)| known.home == *region || known.regions.contains(region);
+    let kept = volumes().filter(has_it).map(|(id, _)| *id).filter(|id| master.geo.has_salvage(*id));
     let now = master.clock.boot();
     Seen {
         // A witness leads its region, too, and serves nobody.
@@ -173,7 +184,9 @@ fn seen(master: &Master, findings: BTreeMap<(String, String), String>) -> Seen {
             .and_then(|global| global.raft())
             .filter(|raft| raft.is_leading())
             .map(|raft| raft.term()),
-        view: master.geo.view(),
+        copying: copying.collect(),
+        salvage: kept.collect(),
+        view: view.clone(),
         ran_out: global.map(|global| global.ran_out()).unwrap_or_default(),
         reached: global.map(|global| global.reached()).unwrap_or_default(),
         chunkservers: master.desk(|desk| {
@@ -183,7 +196,5 @@ fn seen(master: &Master, findings: BTreeMap<(String, String), String>) -> Seen {
             desk.registry.iter().map(|server| (server.beat.name.clone(), alive(server))).collect()
         }),
         findings,
-        copying: replica.record.as_ref().filter(|_| elsewhere).map(|record| record.copied_before.is_some()),
-        salvage: master.geo.has_salvage(geo::ROOT_VOLUME),
     }
 }

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use mooseng_global::{View, Volume};
+use mooseng_global::{Stage, View, Volume};
 use mooseng_region::events::{self, EventWord};
 use mooseng_wire::VolumeId;
 
@@ -32,10 +32,10 @@ pub struct Seen {
     pub chunkservers: BTreeMap<String, bool>,
     /// Findings: code and subject, with the detail.
     pub findings: BTreeMap<(String, String), String>,
-    /// Of the root volume's replica here: it is copied still. None where that isn't known, or this is its home.
-    pub copying: Option<bool>,
-    /// Something that was cut off is kept here.
-    pub salvage: bool,
+    /// Of the replicas here: whether they are copied still. Those of which that isn't known are missing.
+    pub copying: BTreeMap<VolumeId, bool>,
+    /// Volumes of which something that was cut off is kept here.
+    pub salvage: BTreeSet<VolumeId>,
 }
 
 /// An event, not yet written down.
@@ -142,31 +142,27 @@ impl Watch {
     }
 
     fn replica(&self, before: &Seen, now: &Seen, told: &mut Vec<Told>) {
-        match (before.copying, now.copying) {
-            (Some(false) | None, Some(true)) => {
-                tell(
-                    told,
-                    &events::COPY_BEGUN,
-                    &self.region,
-                    "It copies volume / from its home.".to_owned(),
-                    String::new(),
-                );
-            }
-            (Some(true), Some(false)) => {
-                tell(
-                    told,
-                    &events::COPY_FINISHED,
-                    &self.region,
-                    "Its copy of volume / is whole.".to_owned(),
-                    String::new(),
-                );
-            }
-            _ => {}
+        let of = |volume: VolumeId| now.view.as_ref().and_then(|view| view.volumes.get(&volume));
+        let name = |volume: VolumeId| name(volume, of(volume));
+        for (volume, copying) in &now.copying {
+            let (word, detail) = match (before.copying.get(volume), copying) {
+                (Some(false) | None, true) => {
+                    (&events::COPY_BEGUN, format!("It copies volume {} from its home.", name(*volume)))
+                }
+                (Some(true), false) => {
+                    (&events::COPY_FINISHED, format!("Its copy of volume {} is whole.", name(*volume)))
+                }
+                _ => continue,
+            };
+            tell(told, word, &self.region, detail, String::new());
         }
-        if now.salvage && !before.salvage {
-            let epoch = now.view.as_ref().and_then(|view| view.volumes.values().next().map(|v| v.epoch.0));
-            let detail = "What it alone had of volume / is put aside in its store.".to_owned();
-            let key = format!("salvage/{}/{}", self.region, epoch.unwrap_or(0));
+        for volume in now.salvage.difference(&before.salvage) {
+            let detail = format!("What it alone had of volume {} is put aside in its store.", name(*volume));
+            let epoch = of(*volume).map_or(0, |known| known.epoch.0);
+            let key = match volume.0 {
+                0 => format!("salvage/{}/{epoch}", self.region),
+                other => format!("salvage/{}/{epoch}/{other}", self.region),
+            };
             tell(told, &events::SALVAGE_KEPT, &self.region, detail, key);
         }
     }
@@ -236,9 +232,40 @@ fn agreed(before: &Seen, now: &Seen, told: &mut Vec<Told>) {
         );
     }
     for (id, volume) in &new.volumes {
-        if let Some(was) = old.volumes.get(id) {
+        let was = old.volumes.get(id);
+        came(*id, was, volume, told);
+        if let Some(was) = was {
             changed(*id, (was, volume), new.version, told);
         }
+    }
+    for (id, volume) in old.volumes.iter().filter(|(id, _)| !new.volumes.contains_key(*id)) {
+        let detail = "Its directory is an ordinary one.".to_owned();
+        // Its number isn't given twice.
+        tell(told, &events::VOLUME_DELETED, &name(*id, Some(volume)), detail, format!("deleted/{}", id.0));
+    }
+}
+
+/// A volume, for people: by the path that it was joined at, and its number.
+fn name(id: VolumeId, volume: Option<&Volume>) -> String {
+    match (id.0, volume.and_then(|volume| volume.join.as_ref())) {
+        (0, _) => "/".to_owned(),
+        (other, Some(join)) => format!("{} ({other})", join.place.path),
+        (other, None) => other.to_string(),
+    }
+}
+
+/// A volume is there that wasn't, or a directory names it.
+fn came(id: VolumeId, was: Option<&Volume>, is: &Volume, told: &mut Vec<Told>) {
+    let name = name(id, Some(is));
+    if was.is_none() {
+        let regions = is.regions.iter().cloned().collect::<Vec<_>>().join(",");
+        let detail = format!("Home {}, durability {}, regions {regions}.", is.home, is.durability.as_str());
+        tell(told, &events::VOLUME_MADE, &name, detail, format!("made/{}", id.0));
+    }
+    let joined = |volume: &Volume| volume.join.as_ref().is_some_and(|join| join.stage == Stage::Joined);
+    if joined(is) && !was.is_some_and(joined) {
+        let detail = format!("Home {}: mounts cross into it.", is.home);
+        tell(told, &events::VOLUME_JOINED, &name, detail, format!("joined/{}", id.0));
     }
 }
 
@@ -270,7 +297,7 @@ fn leases(before: &Seen, now: &Seen, told: &mut Vec<Told>) {
 }
 
 fn changed(id: VolumeId, (was, is): (&Volume, &Volume), version: u64, told: &mut Vec<Told>) {
-    let name = if id.0 == 0 { "/".to_owned() } else { id.0.to_string() };
+    let name = name(id, Some(is));
     let key = |what: &str, at: u64| format!("{what}/{}/{at}", id.0);
     // No other change makes another region the home behind a place of the log, and names no home that was lost.
     let moved = was.open
@@ -352,9 +379,9 @@ fn settings(was: &Volume, is: &Volume) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use mooseng_global::{Durability, Region};
+    use mooseng_global::{Durability, Join, Place, Region};
     use mooseng_schema::log::LogPosition;
-    use mooseng_wire::Epoch;
+    use mooseng_wire::{Epoch, InodeId};
 
     use super::*;
 
@@ -497,7 +524,7 @@ mod tests {
         let with = |alive, there, copying| Seen {
             chunkservers: [("cs1".to_owned(), alive)].into(),
             reached: [("a".to_owned(), there)].into(),
-            copying: Some(copying),
+            copying: [(VolumeId(0), copying)].into(),
             ..leading()
         };
         assert_eq!(watch.look(with(true, true, false)), [], "a new chunkserver that reports is no event");
@@ -509,7 +536,66 @@ mod tests {
             words(&watch.look(with(true, true, false))),
             ["CHUNKSERVER_BACK", "REGION_REACHED", "COPY_FINISHED"]
         );
-        let kept = Seen { salvage: true, ..with(true, true, false) };
-        assert_eq!(words(&watch.look(kept)), ["SALVAGE_KEPT"]);
+        let kept = Seen { salvage: [VolumeId(0)].into(), ..with(true, true, false) };
+        let told = watch.look(kept);
+        assert_eq!((words(&told), told[0].key.as_str()), (vec!["SALVAGE_KEPT"], "salvage/b/1"));
+    }
+
+    fn second(stage: Stage) -> Volume {
+        let place = Place { directory: InodeId(9), path: "/team".into() };
+        Volume { join: Some(Join { place, stage }), ..volume() }
+    }
+
+    /// What is agreed on of the root and, perhaps, of a second volume.
+    fn with_second(version: u64, second: Option<Volume>) -> Seen {
+        let mut view = View::clone(leading().view.as_ref().unwrap());
+        view.version = version;
+        view.volumes.extend(second.map(|second| (VolumeId(3), second)));
+        Seen { view: Some(Arc::new(view)), ..leading() }
+    }
+
+    #[test]
+    fn what_happens_to_a_volume_names_its_path() {
+        let mut watch = watching();
+        let mut told = Vec::new();
+        let moved = Volume {
+            home: "b".into(),
+            epoch: Epoch(2),
+            cut: Some(LogPosition::new(Epoch(1), 300)),
+            ..second(Stage::Joined)
+        };
+        let steps = [Some(second(Stage::Made)), Some(second(Stage::Joined)), Some(moved), None];
+        for (step, version) in steps.into_iter().zip(5..) {
+            told.extend(watch.look(with_second(version, step)));
+        }
+        assert_eq!(
+            words(&told),
+            ["VOLUME_MADE", "VOLUME_JOINED", "HOME_MOVED", "EPOCH_OPENED", "VOLUME_DELETED"]
+        );
+        assert!(told.iter().all(|told| told.subject == "/team (3)"), "{told:?}");
+        assert_eq!(told[0].detail, "Home a, durability geo, regions a,b.");
+        let keys: BTreeSet<&str> = told.iter().map(|told| told.key.as_str()).collect();
+        assert_eq!(keys.len(), told.len(), "{keys:?}");
+    }
+
+    #[test]
+    fn a_volume_that_was_made_and_joined_between_two_looks_is_told_as_both() {
+        let told = watching().look(with_second(6, Some(second(Stage::Joined))));
+        assert_eq!(words(&told), ["VOLUME_MADE", "VOLUME_JOINED"]);
+    }
+
+    #[test]
+    fn each_replica_is_copied_for_itself() {
+        let mut watch = watching();
+        let seen = |version, copying: bool| Seen {
+            copying: [(VolumeId(0), false), (VolumeId(3), copying)].into(),
+            ..with_second(version, Some(second(Stage::Joined)))
+        };
+        let of_copies = |told: Vec<Told>| told.into_iter().find(|told| told.word.word.starts_with("COPY"));
+        let begun = of_copies(watch.look(seen(5, true))).unwrap();
+        assert_eq!(begun.detail, "It copies volume /team (3) from its home.");
+        let whole = of_copies(watch.look(seen(5, false))).unwrap();
+        assert_eq!(whole.detail, "Its copy of volume /team (3) is whole.");
+        assert_eq!(of_copies(watch.look(seen(5, false))), None);
     }
 }

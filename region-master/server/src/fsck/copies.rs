@@ -1,14 +1,15 @@
 //! Locations against the copies that chunkservers report to this master.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use mooseng_namespace::fsck::{Finding, Kind, Placed, Subject};
 use mooseng_namespace::upkeep;
 use mooseng_region::Liveness;
-use mooseng_region::class::{self, Classes};
+use mooseng_region::class::{self, Class, Classes};
 use mooseng_region::repair::{self, Condition, CopyState};
 use mooseng_wire::call::CallError;
-use mooseng_wire::{ChunkId, InodeId};
+use mooseng_wire::{ChunkId, InodeId, VolumeId};
 
 use super::{failed, paths};
 use crate::desk::Desk;
@@ -19,8 +20,8 @@ const AT_A_TIME: usize = 128;
 /// Doubts that are looked at again at most.
 const DOUBTS_MAX: usize = 10_000;
 /// A doubt must stand so often, with so much time between: reports and records of one change come at different times.
-const LOOKS: usize = 4;
-const BETWEEN: Duration = Duration::from_millis(750);
+pub(super) const LOOKS: usize = 4;
+pub(super) const BETWEEN: Duration = Duration::from_millis(750);
 
 /// What a comparison came to.
 #[derive(Debug, Default)]
@@ -32,9 +33,12 @@ pub(super) struct Compared {
     pub(super) misplaced: u64,
 }
 
+/// The storage classes of the volumes that are looked at.
+pub(super) type ByVolume = BTreeMap<VolumeId, Classes>;
+
 pub(super) async fn compare(
     master: &Master,
-    classes: &Classes,
+    classes: &ByVolume,
     placed: Vec<Placed>,
 ) -> Result<Compared, CallError> {
     let mut compared = Compared::default();
@@ -83,7 +87,7 @@ pub(super) async fn compare(
 /// A second look, at the newest records.
 async fn again(
     master: &Master,
-    classes: &Classes,
+    classes: &ByVolume,
     chunk: ChunkId,
     file: InodeId,
 ) -> Result<Vec<Finding>, CallError> {
@@ -118,16 +122,21 @@ fn states(master: &Master, desk: &Desk, placed: &Placed) -> Vec<(String, CopySta
     placed.location.copies.iter().map(state).collect()
 }
 
-fn is_misplaced(desk: &Desk, classes: &Classes, placed: &Placed) -> bool {
-    let labels = &classes.get(placed.record.storage_class).labels;
+/// The class of a chunk; none of a volume that isn't looked at.
+fn class_of<'a>(classes: &'a ByVolume, placed: &Placed) -> Option<&'a Class> {
+    Some(classes.get(&placed.chunk.volume())?.get(placed.record.storage_class))
+}
+
+fn is_misplaced(desk: &Desk, classes: &ByVolume, placed: &Placed) -> bool {
+    let Some(Class { labels, .. }) = class_of(classes, placed) else { return false };
     let lacks = |name: &String| desk.registry.get(name).is_some_and(|s| !class::has(&s.labels(), labels));
     !labels.is_empty() && placed.location.copies.iter().any(lacks)
 }
 
-fn judge(classes: &Classes, placed: &Placed, states: &[(String, CopyState)]) -> Vec<Finding> {
-    if states.is_empty() {
+fn judge(classes: &ByVolume, placed: &Placed, states: &[(String, CopyState)]) -> Vec<Finding> {
+    let Some(&Class { copies: wanted, .. }) = class_of(classes, placed).filter(|_| !states.is_empty()) else {
         return Vec::new();
-    }
+    };
     let subject = Subject::Chunk(placed.chunk, placed.file);
     let finding = |kind, detail: String| Finding { kind, subject: subject.clone(), detail, fix: None };
     let is = |wanted: &[CopyState]| states.iter().filter(|(_, s)| wanted.contains(s)).count();
@@ -140,7 +149,6 @@ fn judge(classes: &Classes, placed: &Placed, states: &[(String, CopyState)]) -> 
         .collect();
     let there = is(&[CopyState::Good, CopyState::Unknown]);
     let hoped = is(&[CopyState::Silent]);
-    let wanted = classes.get(placed.record.storage_class).copies;
     if there == 0 {
         let detail = format!("no copy is left on a chunkserver that is here; {hoped} are on silent ones");
         findings.push(finding(Kind::CopiesNone, detail));

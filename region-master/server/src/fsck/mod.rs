@@ -1,5 +1,6 @@
-//! `mooseng fsck`: the check of [`mooseng_namespace::fsck`] over a consistent view of this master's store, and the copies against what chunkservers
-//! report. It runs on a follower as well as on a leader, which repairs.
+//! `mooseng fsck`: the check of [`mooseng_namespace::fsck`] over a consistent view of this master's store, the copies against what chunkservers
+//! report, and joins against what the regions agreed on. It runs on a follower as well as on a leader, which repairs. It is about the volumes that are at
+//! home in this region: a replica lacks what is still to come.
 //!
 //! ```text
 //!   view of one version --pages--> Check, a part of the ids in each pass --> findings --> paths --> the caller
@@ -8,7 +9,7 @@
 //! What contradicts itself within one version is wrong whatever happens meanwhile. Copies aren't part of that version: a doubt about one is told
 //! only if it stands after several looks at the newest records.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,17 +19,19 @@ use mooseng_namespace::upkeep;
 use mooseng_transport::call_error;
 use mooseng_wire::VolumeId;
 use mooseng_wire::admin::fsck_news::News;
-use mooseng_wire::admin::{FsckDone, FsckFinding, FsckNews, FsckProgress};
+use mooseng_wire::admin::{FsckDone, FsckFinding, FsckNews, FsckProgress, FsckVolume};
 use mooseng_wire::call::{CallError, ErrorCode};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
-use crate::classes;
+use crate::geo::{self, ROOT_VOLUME, Whereabouts};
 use crate::master::Master;
+use crate::{classes, tree};
 
 mod copies;
+mod joins;
 mod mend;
 pub(crate) mod paths;
 
@@ -78,7 +81,7 @@ pub fn stream(master: Arc<Master>, repair: bool) -> ReceiverStream<Result<FsckNe
         if let Err(error) = outcome {
             let status = match error.code() {
                 ErrorCode::DeadlineExceeded => Status::deadline_exceeded(error.message),
-                ErrorCode::Busy => Status::failed_precondition(error.message),
+                ErrorCode::Busy | ErrorCode::NotHome => Status::failed_precondition(error.message),
                 _ => Status::unavailable(error.message),
             };
             let _ = to.send(Err(status)).await;
@@ -94,14 +97,19 @@ pub async fn run(master: &Arc<Master>, repair: bool, teller: &Teller) -> Result<
     };
     // One that is cut off would tell of a state that is long gone.
     crate::status::ready(master).map_err(|why| call_error(ErrorCode::Unavailable, why))?;
-    let term = if repair { Some(master.serving()?) } else { None };
+    let volumes = Volumes::of(master).await?;
+    let custody = |volume: &VolumeId| Ok::<_, CallError>((*volume, master.serving_of(*volume)?));
+    let custody = match repair {
+        true => Some(volumes.here.keys().map(custody).collect::<Result<BTreeMap<_, _>, _>>()?),
+        false => None,
+    };
     let begun = Instant::now();
-    let found = look(master, teller).await?;
+    let found = look(master, &volumes.here.keys().copied().collect(), teller).await?;
     let mut repaired = 0;
     for finding in found.findings.iter().take(TOLD_MAX) {
         let mut told = told(master, finding).await;
-        if let Some(term) = term {
-            told.repaired = mend::repair(master, term, finding).await?;
+        if let Some(custody) = &custody {
+            told.repaired = mend::repair(master, custody, finding).await?;
             repaired += u64::from(told.repaired == mend::REPAIRED);
         }
         teller.tell(News::Finding(told)).await?;
@@ -123,6 +131,8 @@ pub async fn run(master: &Arc<Master>, repair: bool, teller: &Teller) -> Result<
         trash_files,
         trash_bytes,
         chunks_misplaced: found.chunks_misplaced,
+        volumes: volumes.here.into_values().collect(),
+        elsewhere: volumes.elsewhere,
         took_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
     };
     tracing::info!(
@@ -134,6 +144,52 @@ pub async fn run(master: &Arc<Master>, repair: bool, teller: &Teller) -> Result<
         "checked the whole store"
     );
     teller.tell(News::Done(done)).await
+}
+
+/// The volumes that there are.
+struct Volumes {
+    /// At home here: these are looked at.
+    here: BTreeMap<VolumeId, FsckVolume>,
+    /// Those that aren't.
+    elsewhere: Vec<FsckVolume>,
+}
+
+impl Volumes {
+    /// As this master knows them. An error where none is at home here.
+    async fn of(master: &Master) -> Result<Self, CallError> {
+        let Some(view) = master.geo.view() else {
+            let root = FsckVolume { volume: 0, path: "/".into(), home: String::new() };
+            return Ok(Self { here: [(ROOT_VOLUME, root)].into(), elsewhere: Vec::new() });
+        };
+        if view.volumes.is_empty() {
+            let message = "this master doesn't know yet which volumes there are; try again";
+            return Err(call_error(ErrorCode::Unavailable, message));
+        }
+        let mut volumes = Self { here: BTreeMap::new(), elsewhere: Vec::new() };
+        for (&volume, known) in &view.volumes {
+            let at = tree::at(master, volume).await;
+            let path = String::from_utf8_lossy(if at.is_empty() { b"/" } else { &at }).into_owned();
+            let told = |home: String| FsckVolume { volume: volume.0.into(), path: path.clone(), home };
+            match geo::place_of(master, volume) {
+                Whereabouts::Here(_) => drop(volumes.here.insert(volume, told(known.home.clone()))),
+                // Its next home is being found.
+                Whereabouts::Closed(_) => volumes.elsewhere.push(told(String::new())),
+                Whereabouts::Elsewhere | Whereabouts::Nowhere => {
+                    volumes.elsewhere.push(told(known.home.clone()));
+                }
+            }
+        }
+        if volumes.here.is_empty() {
+            let homes: BTreeSet<&str> = view.volumes.values().map(|known| known.home.as_str()).collect();
+            let message = format!(
+                "no volume is at home in the region {}, and only its home is checked: ask with a configuration of {}",
+                master.config.region,
+                homes.into_iter().collect::<Vec<_>>().join(" or ")
+            );
+            return Err(call_error(ErrorCode::NotHome, message));
+        }
+        Ok(volumes)
+    }
 }
 
 /// What a check came to.
@@ -176,23 +232,33 @@ fn ids_are_the_regions(outcome: &mut Outcome) {
     outcome.found = outcome.found.saturating_sub((before - outcome.findings.len()) as u64);
 }
 
-/// Looks at everything, without telling findings yet.
-pub async fn look(master: &Master, teller: &Teller) -> Result<Found, CallError> {
+/// Looks at everything of these volumes, without telling findings yet.
+pub async fn look(
+    master: &Master,
+    volumes: &BTreeSet<VolumeId>,
+    teller: &Teller,
+) -> Result<Found, CallError> {
     let mut view = timeout(STEP_WITHIN, master.store.view()).await.map_err(failed)?.map_err(failed)?;
     let mut found = Found { version: view.version().0, ..Found::default() };
-    let parts = passes(master).await?;
-    let classes = classes::read(master, &paths::reading(master)).await.map_err(failed)?;
+    let parts = passes(master, volumes).await?;
+    let mut classes = copies::ByVolume::new();
+    for volume in volumes {
+        let of = classes::read(master, *volume, &paths::reading(master)).await.map_err(failed)?;
+        classes.insert(*volume, of);
+    }
+    let mut joined = BTreeMap::new();
     let mut totals = Vec::new();
     let mut suspects = BTreeSet::new();
     for part in 0..parts {
         let at = (part + 1, parts);
-        let mut outcome = pass(&mut view, Part::Of { part, parts }, at, teller).await?;
+        let mut outcome = pass(&mut view, (Part::Of { part, parts }, volumes), at, teller).await?;
         if master.global.is_some() {
             ids_are_the_regions(&mut outcome);
         }
         found.checked.add(&outcome.checked);
         found.add(&mut outcome);
         totals.push(outcome.totals);
+        joined.extend(outcome.joined);
         suspects.extend(outcome.suspects);
         let compared = copies::compare(master, &classes, outcome.placed).await?;
         found.copies += compared.copies;
@@ -204,25 +270,30 @@ pub async fn look(master: &Master, teller: &Teller) -> Result<Found, CallError> 
     found.more(compare_totals(&totals));
     if !suspects.is_empty() {
         let suspects: BTreeSet<_> = suspects.into_iter().take(TOLD_MAX).collect();
-        let outcome = pass(&mut view, Part::Only(suspects), (parts, parts), teller).await?;
+        let outcome = pass(&mut view, (Part::Only(suspects), volumes), (parts, parts), teller).await?;
         found.more(outcome.findings.into_iter().filter(|f| f.kind == Kind::Names).collect());
     }
+    found.more(joins::compare(master, &joined, volumes).await?);
     Ok(found)
 }
 
-async fn passes(master: &Master) -> Result<u64, CallError> {
+async fn passes(master: &Master, volumes: &BTreeSet<VolumeId>) -> Result<u64, CallError> {
     let tx = paths::reading(master);
-    let held = upkeep::statistics(&tx, VolumeId(0)).await.map_err(failed)?;
-    Ok(held.inodes.div_ceil(INODES_PER_PASS).clamp(1, PASSES_MAX))
+    let mut inodes = 0_u64;
+    for volume in volumes {
+        let held = upkeep::statistics(&tx, *volume).await.map_err(failed)?;
+        inodes = inodes.saturating_add(held.inodes);
+    }
+    Ok(inodes.div_ceil(INODES_PER_PASS).clamp(1, PASSES_MAX))
 }
 
 async fn pass(
     view: &mut View,
-    part: Part,
+    (part, volumes): (Part, &BTreeSet<VolumeId>),
     (at, passes): (u64, u64),
     teller: &Teller,
 ) -> Result<Outcome, CallError> {
-    let mut check = Check::new(part);
+    let mut check = Check::new(part).of(volumes.clone());
     let mut records = 0;
     let mut told = Instant::now();
     loop {
@@ -249,7 +320,7 @@ async fn told(master: &Master, finding: &Finding) -> FsckFinding {
     FsckFinding {
         kind: finding.kind.as_str().to_owned(),
         subject: paths::shown(&finding.subject),
-        paths: paths.ok().and_then(Result::ok).unwrap_or_default().into_iter().map(Into::into).collect(),
+        paths: paths.ok().and_then(Result::ok).unwrap_or_default(),
         detail: finding.detail.clone(),
         advice: finding.kind.advice().to_owned(),
         repaired: String::new(),

@@ -1,5 +1,6 @@
 //! From a finding to the paths of the files that it concerns, as they are now.
 
+use bytes::Bytes;
 use mooseng_embedded::EmbeddedTransaction;
 use mooseng_namespace::OpError;
 use mooseng_namespace::fsck::Subject;
@@ -8,9 +9,11 @@ use mooseng_namespace::upkeep;
 use mooseng_schema::Record;
 use mooseng_schema::inode::{self, InodeRecord};
 use mooseng_store::{Read, Store, Transaction};
-use mooseng_wire::{ChunkId, InodeId, ROOT_INODE};
+use mooseng_wire::{ChunkId, InodeId};
 
+use crate::geo::ROOT_VOLUME;
 use crate::master::Master;
+use crate::tree;
 
 /// Files named for one finding.
 const FILES_MAX: usize = 20;
@@ -18,7 +21,7 @@ const FILES_MAX: usize = 20;
 const DEPTH_MAX: usize = 4_096;
 
 /// A transaction that reads what is applied here, on a follower too.
-pub(super) fn reading(master: &Master) -> EmbeddedTransaction {
+pub(crate) fn reading(master: &Master) -> EmbeddedTransaction {
     let tx = master.store.begin();
     tx.set_read_version(master.store.applied_version());
     tx
@@ -40,8 +43,16 @@ pub(super) fn shown(subject: &Subject) -> String {
     }
 }
 
-/// The paths.
-pub(super) async fn of(master: &Master, subject: &Subject) -> Result<Vec<Vec<u8>>, OpError> {
+/// The paths, as the tree shows them.
+pub(super) async fn of(master: &Master, subject: &Subject) -> Result<Vec<Bytes>, OpError> {
+    let Some(volume) = subject.volume() else { return Ok(Vec::new()) };
+    let at = tree::at(master, volume).await;
+    let within = within(master, subject).await?;
+    Ok(within.iter().map(|path| tree::below(&at, path)).collect())
+}
+
+/// The paths in its volume.
+async fn within(master: &Master, subject: &Subject) -> Result<Vec<Vec<u8>>, OpError> {
     let tx = reading(master);
     let mut paths = Vec::new();
     match subject {
@@ -60,6 +71,7 @@ pub(super) async fn of(master: &Master, subject: &Subject) -> Result<Vec<Vec<u8>
                 paths.extend(path(&tx, inode).await?);
             }
         }
+        Subject::Volume(volume) if *volume != ROOT_VOLUME => paths.push(b"/".to_vec()),
         Subject::Volume(_) | Subject::Key(_) => {}
     }
     Ok(paths)
@@ -79,16 +91,16 @@ async fn users(
     Ok(users)
 }
 
-/// An inode's path by its first name, or the one that it had before it went to the trash; none for one that has none.
+/// An inode's path in its volume by its first name, or the one that it had before it went to the trash; none for one that has none.
 pub(crate) async fn path(tx: &EmbeddedTransaction, inode: InodeId) -> Result<Option<Vec<u8>>, OpError> {
     if let Some(listed) = namespace_trash::find(tx, inode).await? {
         let mut path = namespace_trash::joined(&listed.directory, &listed.name);
         path.extend_from_slice(b" (in the trash)");
         return Ok(Some(path));
     }
-    let mut names: Vec<bytes::Bytes> = Vec::new();
+    let mut names: Vec<Bytes> = Vec::new();
     let mut at = inode;
-    while at != ROOT_INODE {
+    while at != InodeId::root_of(inode.volume()) {
         let Some(value) = tx.get(&inode::key(at), Read::Snapshot).await? else { return Ok(None) };
         let record = InodeRecord::from_value(&value)?;
         let Some(link) = record.links.first().filter(|_| names.len() < DEPTH_MAX) else { return Ok(None) };

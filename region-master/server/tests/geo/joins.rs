@@ -97,12 +97,12 @@ async fn attr(mount: &Client, name: &str) -> Attr {
 }
 
 /// Makes a directory in the root, and answers its id.
-async fn directory(mount: &Client, name: &str) -> u64 {
+pub(super) async fn directory(mount: &Client, name: &str) -> u64 {
     change(mount, mkdir(name)).await;
     attr(mount, name).await.inode
 }
 
-fn inside(parent: u64) -> Op {
+pub(super) fn inside(parent: u64) -> Op {
     Op::Mkdir(Mkdir { parent, name: "x".into(), mode: 0o755 })
 }
 

@@ -35,7 +35,7 @@ use super::{Caller, change, client, mkdir, serves_as_home};
 
 const SECOND: VolumeId = VolumeId(1);
 const THIRD: VolumeId = VolumeId(2);
-const WITHIN: Duration = Duration::from_secs(20);
+pub(super) const WITHIN: Duration = Duration::from_secs(20);
 const EXDEV: u32 = 18;
 
 fn root(volume: VolumeId) -> u64 {
@@ -43,7 +43,7 @@ fn root(volume: VolumeId) -> u64 {
 }
 
 /// Makes a volume in the root, whose home is the region a.
-async fn volume(regions: &Regions, path: &str, home: &str, of: &[&str]) -> VolumeId {
+pub(super) async fn volume(regions: &Regions, path: &str, home: &str, of: &[&str]) -> VolumeId {
     change(&client(regions, "a", "a"), mkdir(&path[1..])).await;
     let asked = CreateVolumeRequest {
         path: path.to_owned().into(),
@@ -58,7 +58,7 @@ async fn volume(regions: &Regions, path: &str, home: &str, of: &[&str]) -> Volum
     id
 }
 
-async fn gone(regions: &Regions, path: &str) -> Result<(), CallError> {
+pub(super) async fn gone(regions: &Regions, path: &str) -> Result<(), CallError> {
     let master = leads(regions, "a", ROOT_VOLUME).unwrap().clone();
     let which = Some(Which::Path(path.to_owned().into()));
     delete(&master, DeleteVolumeRequest { which, plan: false }, Instant::now() + WITHIN).await.map(drop)
@@ -70,7 +70,7 @@ async fn opened(at: &Client, volume: u32) -> Result<SessionOpened, (ErrorCode, S
     at.call(Method::OpenSession, &open).await
 }
 
-async fn done(mount: &mut Mount, op: Op) -> Reply {
+pub(super) async fn done(mount: &mut Mount, op: Op) -> Reply {
     mount.number += 1;
     mount.call(Method::FsChange, mount.number, op).await.reply.unwrap().reply.unwrap()
 }
@@ -79,7 +79,7 @@ async fn read(mount: &mut Mount, op: Op) -> Reply {
     mount.call(Method::FsRead, 0, op).await.reply.unwrap().reply.unwrap()
 }
 
-fn errno(reply: &Reply) -> u32 {
+pub(super) fn errno(reply: &Reply) -> u32 {
     match reply {
         Reply::Errno(errno) => *errno,
         _ => 0,
@@ -87,7 +87,7 @@ fn errno(reply: &Reply) -> u32 {
 }
 
 /// A small file with that in it.
-async fn file(mount: &mut Mount, name: &str, bytes: &'static [u8]) -> u64 {
+pub(super) async fn file(mount: &mut Mount, name: &str, bytes: &'static [u8]) -> u64 {
     let parent = root(mount.volume);
     let make = Create { parent, name: name.to_owned().into(), mode: 0o644, exclusive: true, truncate: false };
     let Reply::Created(made) = done(mount, Op::Create(make)).await else { panic!("it is made") };
@@ -111,7 +111,7 @@ async fn contents(mount: &mut Mount, inode: u64) -> Vec<u8> {
     map.extents.into_iter().flat_map(|extent| of(extent.data)).collect()
 }
 
-fn of_volume(regions: &Regions, name: &str, of: &[&str], volume: VolumeId) -> Mount {
+pub(super) fn of_volume(regions: &Regions, name: &str, of: &[&str], volume: VolumeId) -> Mount {
     let mut mount = Mount::new(regions, name, of);
     mount.volume = volume;
     mount

@@ -25,29 +25,29 @@ fn names(these: &[usize]) -> BTreeSet<String> {
 
 pub async fn create(region: &Region, text: &str, copies: u32, on: &str) -> Result<StorageClass, Status> {
     let (name, labels) = (text.to_owned(), media(on));
-    let request = CreateClassRequest { name, copies, min_copies: 0, labels };
+    let request = CreateClassRequest { name, copies, labels, ..CreateClassRequest::default() };
     leader(region).await.create_class(request).await.map(tonic::Response::into_inner)
 }
 
 async fn set(region: &Region, text: &str, copies: u32, on: &str) {
     let labels = Some(ClassLabels { labels: media(on) });
-    let request = SetClassRequest { name: text.to_owned(), copies: Some(copies), min_copies: None, labels };
+    let request = SetClassRequest { name: text.to_owned(), copies: Some(copies), labels, ..<_>::default() };
     leader(region).await.set_class(request).await.unwrap();
 }
 
 pub async fn assign(region: &Region, name: &str, path: &str) -> Result<AssignClassReply, Status> {
     let which = Some(Which::Path(Bytes::copy_from_slice(path.as_bytes())));
-    let request = AssignClassRequest { name: name.to_owned(), which, entries: false, after: 0 };
+    let request = AssignClassRequest { name: name.to_owned(), which, ..<_>::default() };
     leader(region).await.assign_class(request).await.map(tonic::Response::into_inner)
 }
 
 async fn of(region: &Region, path: &str) -> StorageClass {
-    let request = ClassOfRequest { path: Bytes::copy_from_slice(path.as_bytes()) };
+    let request = ClassOfRequest { path: Bytes::copy_from_slice(path.as_bytes()), volume: 0 };
     leader(region).await.class_of(request).await.unwrap().into_inner().class.unwrap()
 }
 
 async fn delete(region: &Region, name: &str) -> Result<(), Status> {
-    leader(region).await.delete_class(DeleteClassRequest { name: name.to_owned() }).await.map(drop)
+    leader(region).await.delete_class(DeleteClassRequest { name: name.to_owned(), volume: 0 }).await.map(drop)
 }
 
 async fn mkdir(region: &Region, text: &str) -> u64 {
@@ -193,12 +193,13 @@ async fn data_lies_where_its_class_says() {
         name: "default".into(),
         which: Some(Which::Inode(dir)),
         entries: true,
-        after: 0,
+        ..AssignClassRequest::default()
     };
     let page = leader(&region).await.assign_class(request).await.unwrap().into_inner();
     assert_eq!((page.changed, page.next, page.directories), (6, None, vec![]));
     delete(&region, "fast").await.unwrap();
-    let classes = leader(&region).await.list_classes(ListClassesRequest {}).await.unwrap().into_inner();
+    let classes =
+        leader(&region).await.list_classes(ListClassesRequest::default()).await.unwrap().into_inner();
     assert_eq!(classes.classes.iter().map(|c| c.name.as_str()).collect::<Vec<_>>(), ["default"]);
     until("they have two copies", async || region.status().await.chunks_endangered == 0).await;
     fsck::finds_nothing(&region).await;

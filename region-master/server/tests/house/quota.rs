@@ -17,11 +17,11 @@ const EDQUOT: u32 = 122;
 const EXDEV: u32 = 18;
 
 fn path(path: &str) -> Option<QuotaTarget> {
-    Some(QuotaTarget { whose: Some(Target::Path(Bytes::copy_from_slice(path.as_bytes()))) })
+    Some(QuotaTarget { whose: Some(Target::Path(Bytes::copy_from_slice(path.as_bytes()))), volume: 0 })
 }
 
 fn user(uid: u32) -> Option<QuotaTarget> {
-    Some(QuotaTarget { whose: Some(Target::User(uid)) })
+    Some(QuotaTarget { whose: Some(Target::User(uid)), volume: 0 })
 }
 
 async fn set(region: &Region, target: Option<QuotaTarget>, bytes: u64, inodes: u64) -> Result<Quota, Status> {
@@ -30,7 +30,7 @@ async fn set(region: &Region, target: Option<QuotaTarget>, bytes: u64, inodes: u
 }
 
 async fn get(region: &Region, only: Option<QuotaTarget>) -> Result<Quota, Status> {
-    let request = ListQuotasRequest { only, after: None };
+    let request = ListQuotasRequest { only, ..ListQuotasRequest::default() };
     let reply = leader(region).await.list_quotas(request).await?;
     Ok(reply.into_inner().quotas.remove(0))
 }

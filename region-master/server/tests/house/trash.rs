@@ -38,7 +38,7 @@ async fn restore(region: &Region, inode: u64, to: Option<&str>) -> Result<Bytes,
 }
 
 async fn purge(region: &Region, which: Which) -> Result<PurgeTrashReply, Status> {
-    let request = PurgeTrashRequest { which: Some(which), after: None };
+    let request = PurgeTrashRequest { which: Some(which), ..PurgeTrashRequest::default() };
     leader(region).await.purge_trash(request).await.map(tonic::Response::into_inner)
 }
 
@@ -152,7 +152,7 @@ async fn the_retention_is_set_for_what_is_deleted_from_then_on() {
     let region = Region::start(1, 2, kept).await;
     let ask = async |set_s| {
         let reply =
-            leader(&region).await.trash_retention(TrashRetentionRequest { set_s, set_min_age_s: None }).await;
+            leader(&region).await.trash_retention(TrashRetentionRequest { set_s, ..<_>::default() }).await;
         reply.map(|reply| reply.into_inner().retention_s)
     };
     assert_eq!(ask(None).await.unwrap(), KEPT_S);

@@ -1,0 +1,146 @@
+//! Where the one tree shows a volume, for what administrators are told of it, and which volume one of its paths leads into.
+//!
+//! Mounts show one tree. What a volume knows are paths from its own root: at the directory where it is joined another volume goes on.
+
+use bytes::Bytes;
+use mooseng_namespace::joins;
+use mooseng_wire::admin::{CrossingReply, CrossingRequest};
+use mooseng_wire::call::{CallError, ErrorCode};
+use mooseng_wire::{InodeId, VolumeId};
+use prost::Message;
+use tokio::time::Instant;
+use tonic::{Code, Status};
+
+use crate::errors::record_failed;
+use crate::fsck::paths;
+use crate::geo::{self, ROOT_VOLUME, Whereabouts};
+use crate::master::Master;
+use crate::records::transact;
+
+/// A volume that an administrator asks about.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// Which.
+    pub volume: VolumeId,
+    /// Where the tree shows it; empty for the root volume.
+    pub at: Bytes,
+}
+
+impl Asked {
+    /// Of a volume that is at home here.
+    pub async fn about(master: &Master, volume: VolumeId) -> Self {
+        Self { volume, at: at(master, volume).await }
+    }
+
+    /// A path of the volume, as the tree shows it.
+    pub fn shown(&self, path: &[u8]) -> Bytes {
+        below(&self.at, path)
+    }
+
+    /// The same, for a sentence.
+    pub fn told(&self, path: &[u8]) -> String {
+        String::from_utf8_lossy(&self.shown(path)).into_owned()
+    }
+
+    /// The volume, for a sentence.
+    pub fn name(&self) -> String {
+        match self.volume {
+            ROOT_VOLUME => "the root volume".to_owned(),
+            other => format!("volume {other}, at {}", String::from_utf8_lossy(&self.at)),
+        }
+    }
+}
+
+/// What lies at a path of a volume, as the tree shows it, which shows the volume's root at `at`. What isn't a whole path stays what it is: nothing, or one
+/// of which only the end is known.
+pub fn below(at: &[u8], path: &[u8]) -> Bytes {
+    match path {
+        path if at.is_empty() || path.first() != Some(&b'/') => Bytes::copy_from_slice(path),
+        b"/" => Bytes::copy_from_slice(at),
+        path => [at, path].concat().into(),
+    }
+}
+
+/// Where the tree shows a volume now, as far as it is known here; empty for the root volume. Where this region doesn't have the volume above, it is the path
+/// that the directory had when the volume was made.
+pub async fn at(master: &Master, volume: VolumeId) -> Bytes {
+    let view = master.geo.view();
+    let join = view.as_ref().and_then(|view| view.volumes.get(&volume)?.join.as_ref());
+    let Some(place) = join.map(|join| &join.place) else { return Bytes::new() };
+    let above = place.directory.volume();
+    if above == ROOT_VOLUME && geo::place_of(master, above) != Whereabouts::Nowhere {
+        let path = paths::path(&paths::reading(master), place.directory).await;
+        if let Ok(Some(path)) = path {
+            return path.into();
+        }
+    }
+    place.path.clone().into()
+}
+
+/// A volume by the number that an administrator gave: it has to be there, and at home here. Who asks elsewhere is told where its home is.
+pub async fn asked(master: &Master, number: u32, deadline: Instant) -> Result<Asked, Status> {
+    let Ok(volume) = u16::try_from(number).map(VolumeId) else {
+        return Err(refusal(geo::no_volume(number)));
+    };
+    geo::there_is(master, volume, deadline).await.map_err(refusal)?;
+    geo::at_home(master, volume).map_err(refusal)?;
+    Ok(Asked::about(master, volume).await)
+}
+
+fn refusal(error: CallError) -> Status {
+    let code = match error.code() {
+        ErrorCode::NoVolume => Code::NotFound,
+        ErrorCode::NotHome => Code::FailedPrecondition,
+        _ => Code::Unavailable,
+    };
+    let details = error.encode_to_vec().into();
+    Status::with_details(code, error.message, details)
+}
+
+/// How far a path leads within a volume.
+pub async fn crossing(
+    master: &Master,
+    asked: &Asked,
+    request: CrossingRequest,
+) -> Result<CrossingReply, Status> {
+    let custody = master.serving_of(asked.volume).map_err(refusal)?;
+    let (volume, path) = (asked.volume, request.path);
+    let found = transact(&master.store, |tx| {
+        let path = path.clone();
+        async move {
+            let found = joins::crossing(&tx, volume, &path).await?;
+            Ok((tx, found))
+        }
+    });
+    let found = found.await.map_err(|e| refusal(record_failed(&e)))?;
+    master.may_answer(custody).map_err(refusal)?;
+    let (joined, walked) = found.map_or((0, 0), |(other, walked)| (u32::from(other.0), walked));
+    let walked = u32::try_from(walked).map_err(|_| Status::invalid_argument("the path is too long"))?;
+    Ok(CrossingReply { joined, walked, at: asked.at.clone() })
+}
+
+/// The volume of which an id is, as it is asked about.
+pub fn of_inode(inode: u64) -> u32 {
+    InodeId(inode).volume().0.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_of_a_volume_are_shown_below_where_it_is_joined() {
+        for (at, path, shown) in [
+            ("", "/", "/"),
+            ("", "/a", "/a"),
+            ("/team", "/", "/team"),
+            ("/team", "/a/b", "/team/a/b"),
+            ("/team", "", ""),
+            ("/team", ".../a", ".../a"),
+        ] {
+            assert_eq!(below(at.as_bytes(), path.as_bytes()), shown, "{path} at {at:?}");
+        }
+        let team = Asked { volume: VolumeId(3), at: "/team".into() };
+        assert_eq!((team.told(b"/a").as_str(), team.name().as_str()), ("/team/a", "volume 3, at /team"));
+    }
+}
