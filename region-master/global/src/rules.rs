@@ -592,20 +592,41 @@ pub async fn move_home(
 
 /// An administrator gives a volume's home up for another region, whatever that lacks: the epoch is closed, and the next one opens there alone. Once more it is
 /// given up for another one, should that never come.
-pub async fn force_home(tx: &impl Transaction, id: VolumeId, epoch: Epoch, to: &str) -> Ruled<u64> {
+pub async fn force_home(
+    tx: &impl Transaction,
+    id: VolumeId,
+    epoch: Epoch,
+    to: &str,
+    loses_synced: bool,
+) -> Ruled<u64> {
     let found = in_epoch(tx, id, epoch).await?;
     if !found.open && found.forced_home.as_deref() == Some(to) {
         return version(tx, Read::Conflicting).await;
     }
-    may_force(tx, id, &found, to).await?;
+    may_force(tx, id, &found, to, loses_synced).await?;
     put(tx, id, &Volume { open: false, abandoned: true, forced_home: Some(to.to_owned()), ..found });
     changed(tx).await
 }
 
-/// Whether it may be, as far as the regions have agreed on anything.
-pub async fn may_force(tx: &impl Transaction, id: VolumeId, found: &Volume, to: &str) -> Ruled<()> {
+/// Whether it may be, as far as the regions have agreed on anything: of a `geo` volume for a member of its sync set, unless what fsync has covered may be lost.
+pub async fn may_force(
+    tx: &impl Transaction,
+    id: VolumeId,
+    found: &Volume,
+    to: &str,
+    loses_synced: bool,
+) -> Ruled<()> {
     // A closed one goes back to its home as to any other region.
-    may_hold(tx, id, found, to, found.open).await
+    may_hold(tx, id, found, to, found.open).await?;
+    if found.durability == Durability::Geo && !loses_synced && !found.sync_set.contains(to) {
+        let members: Vec<&str> = found.sync_set.iter().map(String::as_str).collect();
+        let why = format!(
+            "it isn't in the volume's sync set ({}), and may lack what fsync has covered. If none of these can be had any more, say --although-it-loses-what-was-synced",
+            members.join(", ")
+        );
+        return Err(unfit(to, "be the home of the volume", why));
+    }
+    Ok(())
 }
 
 /// Whether a volume's home may be moved to a region, as far as the regions have agreed on anything.

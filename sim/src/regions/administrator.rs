@@ -65,21 +65,27 @@ async fn made(shape: &Shape, volumes: &[Volume], second: &Second) {
     }
 }
 
-/// Moves one volume's home to another region, if that is possible now.
+/// Moves one volume's home to another region, if that is possible now; or gives it up for that region, whether it is there or not, and whatever that lacks.
 async fn move_home(shape: &Shape, volume: &Volume, rng: &mut StdRng) {
     let Some(home) = volume.homes.home() else { return };
     let others: Vec<&Region> = shape.with_data().filter(|region| region.name != home).collect();
     let to = others[rng.random_range(0..others.len())].name.clone();
-    let Some(region) = shape.regions.iter().find(|region| region.name == home) else { return };
-    let request = MoveHomeRequest { volume: volume.id.0.into(), to: to.clone(), plan: false, ..MoveHomeRequest::default() };
+    let force = rng.random_range(0..4) == 0;
+    let asked = if force { &to } else { &home };
+    let Some(region) = shape.regions.iter().find(|region| region.name == *asked) else { return };
+    let request =
+        MoveHomeRequest { volume: volume.id.0.into(), to: to.clone(), force, ..MoveHomeRequest::default() };
     with(&volume.notes, |notes| notes.moves.ordered += 1);
     match ask_region(region, async |mut of: Administration| of.move_home(request.clone()).await).await {
         Ok(reply) => {
             let from = reply.before.map_or(0, |before| before.epoch);
-            tracing::info!(volume = %volume.id, from, to, stopped_ms = reply.stopped_ms, "a home is moved");
-            with(&volume.notes, |notes| notes.moves.made.insert(from));
+            tracing::info!(volume = %volume.id, from, to, force, stopped_ms = reply.stopped_ms, "a home is moved");
+            // What is lost with a home that is given up is in the ledger, as with one that was lost.
+            if !force {
+                with(&volume.notes, |notes| notes.moves.made.insert(from));
+            }
         }
-        Err(why) => tracing::info!(volume = %volume.id, to, why, "a home isn't moved, as far as is known"),
+        Err(why) => tracing::info!(volume = %volume.id, to, force, why, "a home isn't moved, as far as is known"),
     }
 }
 

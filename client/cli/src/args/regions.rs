@@ -206,6 +206,9 @@ pub struct VolumeMove {
     /// Give the home up, without asking it, whatever the region lacks: that is lost. Where a home is lost that nobody takes over from by itself.
     #[arg(long)]
     pub force: bool,
+    /// With --force, of a volume whose durability is geo: also a region that isn't in its sync set, and may lack what fsync has covered.
+    #[arg(long, requires = "force")]
+    pub although_it_loses_what_was_synced: bool,
     /// A configuration whose certificate has the role admin.
     #[arg(long, env = "MOOSENG_CONFIG", value_name = "FILE")]
     pub config: PathBuf,

@@ -33,7 +33,8 @@ pub fn run(args: &VolumeMove) -> Result<(), Failure> {
                 args.to
             )));
         }
-        let request = MoveHomeRequest { volume, to: args.to.clone(), plan: args.plan, force: args.force };
+        let (to, loses_synced) = (args.to.clone(), args.although_it_loses_what_was_synced);
+        let request = MoveHomeRequest { volume, to, plan: args.plan, force: args.force, loses_synced };
         let reply = admin::move_home(&file, &asked, request).await.map_err(|failure| {
             // Only where nobody answers: a home that refuses is there, and says what --force would do.
             if args.force || failure.kind() != Kind::Unavailable {

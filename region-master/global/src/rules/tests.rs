@@ -188,22 +188,24 @@ async fn a_home_that_is_given_up_is_followed_by_the_region_that_was_named() {
     let geo = VolumeChange { durability: Some(Durability::Geo), ..VolumeChange::default() };
     ruled!(&store, tx, set_volume(&tx, ROOT, one, &geo)).unwrap();
     for (to, says) in [("w", "witness"), ("a", "its home already"), ("x", "x")] {
-        let refused = ruled!(&store, tx, force_home(&tx, ROOT, one, to)).unwrap_err().to_string();
+        let refused = ruled!(&store, tx, force_home(&tx, ROOT, one, to, true)).unwrap_err().to_string();
         assert!(refused.contains(says), "{refused}");
     }
-    let late = ruled!(&store, tx, force_home(&tx, ROOT, Epoch(2), "b"));
+    let late = ruled!(&store, tx, force_home(&tx, ROOT, Epoch(2), "b", true));
     assert!(matches!(late, Err(RuleError::OtherEpoch { .. })), "{late:?}");
     // It isn't in the sync set: that is what the administrator takes upon himself.
-    let given_up = ruled!(&store, tx, force_home(&tx, ROOT, one, "b")).unwrap();
-    assert_eq!(ruled!(&store, tx, force_home(&tx, ROOT, one, "b")).unwrap(), given_up, "done already");
+    let refused = ruled!(&store, tx, force_home(&tx, ROOT, one, "b", false)).unwrap_err().to_string();
+    assert!(refused.contains("sync set (a)") && refused.contains("--although-it-loses"), "{refused}");
+    let given_up = ruled!(&store, tx, force_home(&tx, ROOT, one, "b", true)).unwrap();
+    assert_eq!(ruled!(&store, tx, force_home(&tx, ROOT, one, "b", true)).unwrap(), given_up, "done already");
     let root = seen(&store).await.volumes[&ROOT].clone();
     assert_eq!((root.open, root.abandoned, root.forced_home.as_deref()), (false, true, Some("b")));
     let cut = Some(LogPosition::new(one, 70));
     let other = ruled!(&store, tx, open_epoch(&tx, ROOT, one, "a", cut)).unwrap_err().to_string();
     assert!(other.contains("for b"), "{other}");
     // Another one is named, and it may be the home of before.
-    ruled!(&store, tx, force_home(&tx, ROOT, one, "a")).unwrap();
-    ruled!(&store, tx, force_home(&tx, ROOT, one, "b")).unwrap();
+    ruled!(&store, tx, force_home(&tx, ROOT, one, "a", false)).unwrap();
+    ruled!(&store, tx, force_home(&tx, ROOT, one, "b", true)).unwrap();
     ruled!(&store, tx, open_epoch(&tx, ROOT, one, "b", cut)).unwrap();
     let root = seen(&store).await.volumes[&ROOT].clone();
     assert_eq!((root.home.as_str(), root.epoch, root.cut), ("b", Epoch(2), cut));

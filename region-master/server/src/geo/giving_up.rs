@@ -51,8 +51,13 @@ pub async fn order(
         let message = "this cluster has one region: there is no other one that could be the home";
         return Err(call_error(ErrorCode::InvalidRequest, message));
     };
-    let asked =
-        MoveHome { volume: request.volume, epoch: before.epoch.0, to: to.clone(), ..MoveHome::default() };
+    let asked = MoveHome {
+        volume: request.volume,
+        epoch: before.epoch.0,
+        to: to.clone(),
+        loses_synced: request.loses_synced,
+        ..MoveHome::default()
+    };
     let age = master.geo.replica(volume).age.at_most(master.clock.boot());
     let change = if request.plan { Change::CheckForce(asked) } else { Change::ForceHome(asked) };
     let agreed = global.change(change, deadline).await?;

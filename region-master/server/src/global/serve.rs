@@ -298,7 +298,7 @@ impl Global {
         let tx = self.store.begin();
         let checked = async {
             let found = rules::volume(&tx, volume).await?;
-            rules::may_force(&tx, volume, &found, to).await
+            rules::may_force(&tx, volume, &found, to, asked.loses_synced).await
         };
         checked.await.map_err(|e| refused(self, e))?;
         let stands = lock(&self.told).get(&volume).is_some_and(|told| told.contains_key(to));
@@ -312,7 +312,7 @@ impl Global {
             return Ok(Changed { version: self.view.borrow().version, ..Changed::default() });
         }
         self.version_of(|tx| async move {
-            let version = rules::force_home(&tx, volume, epoch, to).await?;
+            let version = rules::force_home(&tx, volume, epoch, to, asked.loses_synced).await?;
             Ok((tx, version))
         })
         .await

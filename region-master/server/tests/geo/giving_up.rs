@@ -35,7 +35,7 @@ async fn by_command_only(regions: &Regions) {
 }
 
 async fn force(master: &Arc<Master>, to: &str, plan: bool) -> Result<MoveHomeReply, CallError> {
-    let request = MoveHomeRequest { volume: 0, to: to.into(), plan, force: true };
+    let request = MoveHomeRequest { to: to.into(), plan, force: true, ..MoveHomeRequest::default() };
     moving::order(master, request, deadline()).await
 }
 

@@ -211,7 +211,7 @@ async fn work(
 }
 
 async fn order(master: &Arc<Master>, to: &str, plan: bool) -> Result<MoveHomeReply, CallError> {
-    let request = MoveHomeRequest { volume: 0, to: to.into(), plan, force: false };
+    let request = MoveHomeRequest { volume: 0, to: to.into(), plan, ..MoveHomeRequest::default() };
     moving::order(master, request, Instant::now() + Duration::from_secs(25)).await
 }
 
