@@ -85,7 +85,9 @@ async fn move_home(shape: &Shape, volume: &Volume, rng: &mut StdRng) {
                 with(&volume.notes, |notes| notes.moves.made.insert(from));
             }
         }
-        Err(why) => tracing::info!(volume = %volume.id, to, force, why, "a home isn't moved, as far as is known"),
+        Err(why) => {
+            tracing::info!(volume = %volume.id, to, force, why, "a home isn't moved, as far as is known")
+        }
     }
 }
 

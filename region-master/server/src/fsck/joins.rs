@@ -112,6 +112,7 @@ mod tests {
             abandoned: false,
             cut: None,
             lost_home: None,
+            forced_home: None,
             durability: Durability::Region,
             regions: BTreeSet::new(),
             sync_set: BTreeSet::new(),

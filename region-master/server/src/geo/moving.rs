@@ -358,6 +358,7 @@ async fn propose(
         to: to.to_owned(),
         cut: Some(Position { epoch: last.epoch.0, version: last.version }),
         at_version: view.version,
+        ..MoveHome::default()
     };
     match global.change(Asked::MoveHome(change), Instant::now() + AGREE_WITHIN).await {
         Ok(changed) => (Answer::Agreed, changed.version),
