@@ -108,6 +108,7 @@ mod tests {
     use crate::log::LogPosition;
     use crate::record::testing::{golden, hex, round_trip};
     use crate::{before, chunkserver, dead, founding, inode, location, lock, log, loss, session};
+    use mooseng_wire::fs::LockKind;
     use mooseng_wire::{ChunkId, Epoch, InodeId, SessionId};
     use proptest::prelude::*;
 
@@ -130,7 +131,7 @@ mod tests {
         let chunk = ChunkId::new(volume, local);
         let session = SessionId::new(volume, local);
         let at = LogPosition::new(Epoch(local), local);
-        let owner = lock::LockOwner { kind: lock::LockKind::File, session, owner: local };
+        let owner = lock::LockOwner { kind: LockKind::File, session, owner: local };
         let ids =
             |kind| [ids::key(kind, volume), ids::upto_key(kind, volume), ids::gap_key(kind, volume, local)];
         let mut keys = vec![
