@@ -501,6 +501,10 @@ impl FileSystem {
                 _ => return Ok(()),
             }
         }
+        // Without its list it is of no use, and others would have to take it back.
+        if !self.inner.facts.is_listed(directory) {
+            return Ok(());
+        }
         match self.inner.region.read(&daemon(), Op::HoldAlone(HoldAlone { inode: directory })).await? {
             Reply::Entry(_) => Ok(()),
             other => Err(unexpected("hold_alone", &other)),

@@ -3,9 +3,10 @@
 //! What says that the volume's changes are logged goes first, and with it the volume's own record, which each change of it reads: none that was begun
 //! before is committed behind it.
 
-use mooseng_schema::Record;
+use bytes::Bytes;
 use mooseng_schema::deleted::{self, DeletedRecord};
 use mooseng_schema::volume::{self, VolumeRecord};
+use mooseng_schema::{Record, trash};
 use mooseng_store::{KeyRange, RangeLimit, Read, Transaction, key_range};
 use mooseng_wire::VolumeId;
 
@@ -14,14 +15,23 @@ use crate::error::OpError;
 /// Records that one transaction clears.
 const PART: usize = 1_000;
 
+/// How far clearing a volume is. What was cleared isn't looked through again with each part: engines keep marks of it for a while.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Which of [`deleted::ranges`].
+    range: usize,
+    /// Behind this key of it.
+    behind: Option<Bytes>,
+}
+
 /// What is on record of a deleted volume; none where nothing is.
 pub async fn state<T: Transaction>(tx: &T, volume: VolumeId) -> Result<Option<DeletedRecord>, OpError> {
     let value = tx.get(&deleted::key(volume), Read::Conflicting).await?;
     Ok(value.map(|value| DeletedRecord::from_value(&value)).transpose()?)
 }
 
-/// Takes note that a volume is deleted, unless that is on record. What is here of it stays as long as the volume keeps deleted files, for they are among it;
-/// `otherwise_keep_s` seconds where the volume can't say so any more.
+/// Takes note that a volume is deleted, unless that is on record. What is here of it stays as long as the volume keeps deleted files, and as long as those
+/// were to stay that are in its trash, for they are among it; `otherwise_keep_s` seconds where it has no record here.
 pub async fn note<T: Transaction>(
     tx: &T,
     volume: VolumeId,
@@ -32,38 +42,72 @@ pub async fn note<T: Transaction>(
         return Ok(known);
     }
     let value = tx.get(&volume::key(volume), Read::Conflicting).await?;
-    let told = value.and_then(|value| VolumeRecord::from_value(&value).ok());
+    let told = value.map(|value| VolumeRecord::from_value(&value)).transpose()?;
     let keep_s = told.map_or(otherwise_keep_s, |record| record.trash_retention_s);
+    let last = RangeLimit { pairs_max: 1, reverse: true, ..RangeLimit::default() };
+    let last = tx.get_range(trash::range(volume), last, Read::Conflicting).await?;
+    let in_trash_s = match last.pairs.first() {
+        Some((key, _)) => {
+            let left_ns = trash::parse_key(volume, key)?.0.saturating_sub(now_ns);
+            u64::try_from(left_ns).unwrap_or(0).div_ceil(1_000_000_000)
+        }
+        None => 0,
+    };
     // One that this region never had.
-    let cleared = next_part(tx, volume).await?.is_none();
-    let record = DeletedRecord { since_ns: now_ns, keep_s, cleared };
+    let cleared = next_part(tx, volume, &mut Progress::default(), Read::Conflicting).await?.is_none();
+    let record = DeletedRecord { since_ns: now_ns, keep_s: keep_s.max(in_trash_s), cleared };
     tx.set(&deleted::key(volume), &record.to_value());
     Ok(record)
 }
 
-/// Clears the next part of what is here of a volume that is on record as deleted. Answers whether there may be more; once there isn't, that is on record.
-pub async fn clear<T: Transaction>(tx: &T, volume: VolumeId) -> Result<bool, OpError> {
-    // Nothing goes of a volume of which it isn't on record that it is deleted.
-    let Some(record) = state(tx, volume).await? else { return Err(OpError::NoVolume(volume.0)) };
-    match next_part(tx, volume).await? {
-        Some(part) => {
-            tx.clear_range(part);
-            Ok(true)
-        }
-        None => {
-            tx.set(&deleted::key(volume), &DeletedRecord { cleared: true, ..record }.to_value());
-            Ok(false)
-        }
+/// Takes back that a volume is deleted. Answers whether that was on record.
+pub async fn take_back<T: Transaction>(tx: &T, volume: VolumeId) -> Result<bool, OpError> {
+    let known = state(tx, volume).await?.is_some();
+    if known {
+        tx.clear(&deleted::key(volume));
     }
+    Ok(known)
 }
 
-async fn next_part<T: Transaction>(tx: &T, volume: VolumeId) -> Result<Option<KeyRange>, OpError> {
+/// Clears the next part of what is here of a volume that is on record as deleted, behind what was cleared before. Answers how far it is, or none once nothing
+/// is left, which is on record then.
+pub async fn clear<T: Transaction>(
+    tx: &T,
+    volume: VolumeId,
+    mut progress: Progress,
+) -> Result<Option<Progress>, OpError> {
+    // Nothing goes of a volume of which it isn't on record that it is deleted.
+    let Some(record) = state(tx, volume).await? else { return Err(OpError::NoVolume(volume.0)) };
+    if let Some(part) = next_part(tx, volume, &mut progress, Read::Snapshot).await? {
+        tx.clear_range(part);
+        return Ok(Some(progress));
+    }
+    // Something may have come meanwhile to where it was looked already.
+    let mut anew = Progress::default();
+    if let Some(part) = next_part(tx, volume, &mut anew, Read::Conflicting).await? {
+        tx.clear_range(part);
+        return Ok(Some(anew));
+    }
+    tx.set(&deleted::key(volume), &DeletedRecord { cleared: true, ..record }.to_value());
+    Ok(None)
+}
+
+async fn next_part<T: Transaction>(
+    tx: &T,
+    volume: VolumeId,
+    progress: &mut Progress,
+    read: Read,
+) -> Result<Option<KeyRange>, OpError> {
     let limit = RangeLimit { pairs_max: PART, ..RangeLimit::default() };
-    for range in deleted::ranges(volume) {
-        let page = tx.get_range(range, limit, Read::Snapshot).await?;
+    for range in deleted::ranges(volume).into_iter().skip(progress.range) {
+        let begin = progress.behind.take().unwrap_or_else(|| range.begin.clone());
+        let page = tx.get_range(KeyRange { begin, end: range.end }, limit, read).await?;
         if let (Some((first, _)), Some((last, _))) = (page.pairs.first(), page.pairs.last()) {
-            return Ok(Some(KeyRange { begin: first.clone(), end: key_range(last).end }));
+            let part = KeyRange { begin: first.clone(), end: key_range(last).end };
+            progress.behind = Some(part.end.clone());
+            return Ok(Some(part));
         }
+        progress.range += 1;
     }
     Ok(None)
 }

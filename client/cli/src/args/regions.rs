@@ -153,6 +153,9 @@ pub struct VolumeDelete {
     /// Only say whether it could be deleted.
     #[arg(long)]
     pub plan: bool,
+    /// Also where failovers of it have lost something: what regions have put aside of that, or will once they are back, goes with it.
+    #[arg(long)]
+    pub although_it_loses_what_was_put_aside: bool,
     /// A configuration whose certificate has the role admin.
     #[arg(long, env = "MOOSENG_CONFIG", value_name = "FILE")]
     pub config: PathBuf,

@@ -42,9 +42,11 @@ pub fn run(args: &VolumeCreate) -> Result<(), Failure> {
 pub fn delete(args: &VolumeDelete) -> Result<(), Failure> {
     let which = which(&args.volume)?;
     let file = ClientFile::load(&args.config)?;
+    let (plan, loses_put_aside) = (args.plan, args.although_it_loses_what_was_put_aside);
+    let request = DeleteVolumeRequest { which: Some(which), plan, loses_put_aside };
     let gone = admin::block_on(async {
         let home = root_home(&file).await?;
-        admin::delete_volume(&file, &home, DeleteVolumeRequest { which: Some(which), plan: args.plan }).await
+        admin::delete_volume(&file, &home, request).await
     })?;
     match args.output.format {
         Format::Json => output::json(&json!({

@@ -1,12 +1,12 @@
 //! What is left of a deleted volume, and how it goes.
 
-use mooseng_namespace::deleted::{clear, note};
+use mooseng_namespace::deleted::{Progress, clear, note, take_back};
 use mooseng_namespace::trash::Terms;
 use mooseng_namespace::{OpError, format};
 use mooseng_schema::deleted::{self, DeletedRecord};
 use mooseng_schema::location::{self, LocationRecord};
 use mooseng_schema::log::{self, LoggedRecord};
-use mooseng_schema::{Record, inode};
+use mooseng_schema::{Record, inode, trash};
 use mooseng_store::memory::{MemoryStore, MemoryTransaction};
 use mooseng_store::{RangeLimit, Read, Store, Transaction};
 use mooseng_wire::{ChunkId, Epoch, InodeId, VolumeId};
@@ -45,10 +45,19 @@ async fn noted(store: &MemoryStore, volume: VolumeId, now_ns: i64) -> DeletedRec
     known
 }
 
-async fn cleared(tx: MemoryTransaction, volume: VolumeId) -> Result<bool, OpError> {
-    let more = clear(&tx, volume).await?;
+async fn part(tx: MemoryTransaction, progress: Progress) -> Result<Option<Progress>, OpError> {
+    let more = clear(&tx, GONE, progress).await?;
     tx.commit().await?;
     Ok(more)
+}
+
+/// Clears all of it, and answers in how many parts.
+async fn cleared(store: &MemoryStore) -> usize {
+    let (mut progress, mut parts) = (Progress::default(), 0);
+    while let Some(more) = part(store.begin(), progress).await.unwrap() {
+        (progress, parts) = (more, parts + 1);
+    }
+    parts
 }
 
 #[tokio::test]
@@ -57,21 +66,59 @@ async fn a_deleted_volume_goes_in_parts_and_no_other_one() {
     fill(&store, GONE).await;
     fill(&store, THERE).await;
     let whole = keys_of(&store, THERE).await;
-    let refused = cleared(store.begin(), GONE).await;
+    let refused = part(store.begin(), Progress::default()).await;
     assert!(matches!(refused, Err(OpError::NoVolume(3))), "nobody has said that it is deleted: {refused:?}");
 
     let known = noted(&store, GONE, 5).await;
     assert_eq!(known, DeletedRecord { since_ns: 5, keep_s: 3_600, cleared: false });
     assert_eq!(noted(&store, GONE, 9_000).await, known, "it counts from the first time on");
     assert_eq!(keys_of(&store, GONE).await, whole, "nothing has gone yet");
-    let mut parts = 0;
-    while cleared(store.begin(), GONE).await.unwrap() {
-        parts += 1;
-    }
+    let parts = cleared(&store).await;
     assert!(parts > 4, "{parts} parts");
     assert_eq!((keys_of(&store, GONE).await, keys_of(&store, THERE).await), (0, whole));
     assert_eq!(noted(&store, GONE, 9_000).await, DeletedRecord { cleared: true, ..known });
-    assert!(!cleared(store.begin(), GONE).await.unwrap(), "once more does no harm");
+    assert_eq!(cleared(&store).await, 0, "once more does no harm");
+    // What a late writer brings goes, too, whatever is on record.
+    let tx = store.begin();
+    tx.set(&log::logged_key(GONE), &LoggedRecord::default().to_value());
+    tx.commit().await.unwrap();
+    assert_eq!((cleared(&store).await, keys_of(&store, GONE).await), (1, 0));
+    // A volume that is there all the same isn't one that was deleted.
+    let tx = store.begin();
+    assert!(take_back(&tx, GONE).await.unwrap() && !take_back(&tx, GONE).await.unwrap());
+    tx.commit().await.unwrap();
+    assert!(part(store.begin(), Progress::default()).await.is_err());
+}
+
+#[tokio::test]
+async fn what_comes_to_where_it_was_looked_already_goes_too() {
+    let store = MemoryStore::new();
+    fill(&store, GONE).await;
+    noted(&store, GONE, 5).await;
+    let mut progress = part(store.begin(), Progress::default()).await.unwrap();
+    for _ in 0..3 {
+        progress = part(store.begin(), progress.unwrap()).await.unwrap();
+    }
+    let tx = store.begin();
+    tx.set(&log::logged_key(GONE), &LoggedRecord::default().to_value());
+    tx.commit().await.unwrap();
+    while let Some(more) = progress {
+        progress = part(store.begin(), more).await.unwrap();
+    }
+    assert_eq!(keys_of(&store, GONE).await, 0);
+}
+
+#[tokio::test]
+async fn it_stays_as_long_as_the_newest_file_in_its_trash_was_to() {
+    let store = MemoryStore::new();
+    fill(&store, GONE).await;
+    let tx = store.begin();
+    for until_s in [500, 9_000] {
+        let key = trash::key(until_s * 1_000_000_000, InodeId::new(GONE, 7));
+        tx.set(&key, &trash::TrashRecord::default().to_value());
+    }
+    tx.commit().await.unwrap();
+    assert_eq!(noted(&store, GONE, 1_000_000_000).await.keep_s, 8_999);
 }
 
 #[tokio::test]
@@ -83,7 +130,7 @@ async fn a_change_that_was_begun_before_is_not_committed_behind_it() {
     // As each change of a volume does.
     late.get(&mooseng_schema::volume::key(GONE), Read::Conflicting).await.unwrap();
     late.set(&inode::key(InodeId::new(GONE, 9_999)), &[1]);
-    while cleared(store.begin(), GONE).await.unwrap() {}
+    cleared(&store).await;
     assert!(late.commit().await.is_err());
     assert_eq!(keys_of(&store, GONE).await, 0);
 }

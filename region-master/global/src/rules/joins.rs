@@ -154,7 +154,9 @@ pub async fn create_volume(tx: &impl Transaction, making: &Making) -> Ruled<(Vol
     if all.len() >= VOLUMES_MAX {
         return Err(RuleError::Volumes(format!("there are {VOLUMES_MAX} volumes, which is the most")));
     }
-    let next = u16::try_from(cluster.volume_highest + 1).map(VolumeId);
+    // A release that doesn't know of the highest number leaves it out where it writes that record.
+    let highest = all.iter().map(|(id, _)| u32::from(id.0)).fold(cluster.volume_highest, u32::max);
+    let next = u16::try_from(highest + 1).map(VolumeId);
     let id = next.map_err(|_| {
         RuleError::Volumes("all numbers of volumes were given; none is given twice".to_owned())
     })?;

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mooseng_global::View;
-use mooseng_namespace::deleted;
+use mooseng_namespace::deleted::{self, Progress};
 use mooseng_wire::call::CallError;
 use mooseng_wire::{Epoch, VolumeId};
 use tokio::sync::watch;
@@ -23,6 +23,8 @@ use crate::records::transact;
 
 /// How often it is looked whether there is something to do.
 const EVERY: Duration = Duration::from_secs(5);
+/// Between two parts: others want to read, too.
+const PAUSE: Duration = Duration::from_millis(10);
 /// Copies of a volume that each chunkserver is told to delete from one look to the next.
 const COPIES_MAX: usize = 1_000;
 /// No home of a deleted volume comes after this: chunkservers that have heard of it take nothing of the volume any more.
@@ -30,9 +32,19 @@ const LAST: Epoch = Epoch(u64::MAX);
 
 /// Clears what is here of deleted volumes, as long as this master leads.
 pub async fn run(master: &Arc<Master>, mut cluster: watch::Receiver<Arc<View>>) {
-    let mut cleared = BTreeSet::new();
+    let (mut cleared, mut there) = (BTreeSet::new(), BTreeSet::new());
     loop {
         let view = cluster.borrow_and_update().clone();
+        for volume in
+            view.volumes.keys().filter(|volume| !there.contains(*volume)).copied().collect::<Vec<_>>()
+        {
+            match take_back(master, volume).await {
+                Ok(()) => drop(there.insert(volume)),
+                Err(error) => {
+                    tracing::info!(volume = volume.0, error = %error.message, "what is on record of deleted volumes can't be read yet; trying on")
+                }
+            }
+        }
         for volume in gone(view.volume_highest, |volume| view.volumes.contains_key(&volume)) {
             if cleared.contains(&volume) {
                 continue;
@@ -70,19 +82,44 @@ async fn clear(master: &Master, volume: VolumeId) -> Result<bool, CallError> {
         Ok((tx, known))
     });
     let known = known.await.map_err(|e| record_failed(&e))?;
-    if known.cleared || now_ns < known.until_ns() {
-        return Ok(known.cleared);
+    if !known.cleared && now_ns < known.until_ns() {
+        return Ok(false);
     }
+    // Where it is cleared already it is looked once more: an earlier leader's late writes may have come since.
+    let mut progress = Progress::default();
     loop {
-        let more = transact(&master.store, |tx| async move {
-            let more = deleted::clear(&tx, volume).await?;
-            Ok((tx, more))
+        let more = transact(&master.store, |tx| {
+            let progress = progress.clone();
+            async move {
+                let more = deleted::clear(&tx, volume, progress).await?;
+                Ok((tx, more))
+            }
         });
-        if !more.await.map_err(|e| record_failed(&e))? {
-            tracing::info!(volume = volume.0, "no records are left of a volume that was deleted");
-            return Ok(true);
+        match more.await.map_err(|e| record_failed(&e))? {
+            Some(more) => progress = more,
+            None => break,
         }
+        tokio::time::sleep(PAUSE).await;
     }
+    if progress != Progress::default() {
+        tracing::info!(volume = volume.0, "no records are left of a volume that was deleted");
+    }
+    Ok(true)
+}
+
+/// A volume that is there isn't one that was deleted, whatever is on record: its number was given a second time, which is never to be.
+async fn take_back(master: &Master, volume: VolumeId) -> Result<(), CallError> {
+    let known = transact(&master.store, |tx| async move {
+        let known = deleted::take_back(&tx, volume).await?;
+        Ok((tx, known))
+    });
+    if known.await.map_err(|e| record_failed(&e))? {
+        tracing::error!(
+            volume = volume.0,
+            "the regions have a volume of which it is on record here that it was deleted; nothing more of it is cleared. Was the global group made anew? Report it"
+        );
+    }
+    Ok(())
 }
 
 /// Has the copies of those volumes' chunks deleted: no record names them any more, nor ever will.
@@ -94,9 +131,11 @@ fn delete_copies(master: &Master, cleared: &BTreeSet<VolumeId>) {
         let alive = desk.alive(now);
         let mut copies = Vec::new();
         for server in desk.registry.iter().filter(|server| alive.contains(&server.beat.name)) {
+            let name = &server.beat.name;
             let of_them = server.volumes().filter(|volume| cleared.contains(volume));
-            let chunks = of_them.flat_map(|volume| server.copies_of(volume, None)).take(COPIES_MAX);
-            copies.extend(chunks.map(|(chunk, _)| (server.beat.name.clone(), chunk)));
+            let chunks = of_them.flat_map(|volume| server.copies_of(volume, None)).map(|(chunk, _)| chunk);
+            let untold = chunks.filter(|chunk| !desk.is_deleting(name, *chunk)).take(COPIES_MAX);
+            copies.extend(untold.map(|chunk| (name.clone(), chunk)));
         }
         for (name, chunk) in &copies {
             desk.want_deletion(name, *chunk, LAST.0);

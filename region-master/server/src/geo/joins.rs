@@ -17,6 +17,8 @@ use bytes::Bytes;
 use mooseng_global::{Stage, View, Volume};
 use mooseng_namespace::{joins, upkeep};
 use mooseng_region::sessions::View as SessionView;
+use mooseng_schema::loss::LossRecord;
+use mooseng_store::Store;
 use mooseng_transport::call_error;
 use mooseng_wire::admin::delete_volume_request::Which;
 use mooseng_wire::admin::{CreateVolumeReply, CreateVolumeRequest, DeleteVolumeReply, DeleteVolumeRequest};
@@ -29,7 +31,7 @@ use mooseng_wire::method::Method;
 use mooseng_wire::{InodeId, VolumeId};
 use tokio::time::Instant;
 
-use super::{ROOT_VOLUME, ask, at_home, home_of, pause, sync};
+use super::{ROOT_VOLUME, ask, at_home, failed, home_of, losses, pause, sync};
 use crate::errors::{not_built, record_failed};
 use crate::global::Global;
 use crate::global::status::told;
@@ -162,7 +164,7 @@ impl<'a> Parent<'a> {
     }
 
     /// Refuses a volume with something in it, as its home says. Only before it is being deleted: from then on nobody is let in.
-    async fn is_empty(&self, path: &str, id: VolumeId) -> Result<(), CallError> {
+    async fn is_empty(&self, path: &str, id: VolumeId, loses_put_aside: bool) -> Result<(), CallError> {
         let view = self.view();
         let stage = view.volumes.get(&id).and_then(|known| known.join.as_ref()).map(|join| join.stage);
         if stage != Some(Stage::Joined) {
@@ -178,9 +180,9 @@ impl<'a> Parent<'a> {
         let not_empty = if home == self.master.config.region {
             at_home(self.master, id).map_err(|e| unknown(e.message))?;
             let deadline = self.deadline.min(Instant::now() + EMPTY_WITHIN);
-            not_empty(self.master, id, deadline).await.map_err(|e| unknown(e.message))?
+            not_empty(self.master, id, loses_put_aside, deadline).await.map_err(|e| unknown(e.message))?
         } else {
-            let message = AskServed { volume: id.0.into(), whether_empty: true };
+            let message = AskServed { volume: id.0.into(), whether_empty: true, loses_put_aside };
             let served = ask::<_, Served>(self.master, &home, Method::VolumeServed, &message).await;
             let served = served.map_err(unknown)?;
             if !served.looked {
@@ -239,9 +241,15 @@ impl<'a> Parent<'a> {
 pub(super) async fn not_empty(
     master: &Arc<Master>,
     volume: VolumeId,
+    loses_put_aside: bool,
     deadline: Instant,
 ) -> Result<String, CallError> {
     let custody = master.serving_of(volume)?;
+    if !loses_put_aside && has_put_aside(master, volume).await? {
+        return Ok(format!(
+            "failovers of it have lost something, which a region has put aside, or may once it is back, and which would go with it (`mooseng volume losses {volume}`, `mooseng salvage list`). Look at that, and say --although-it-loses-what-was-put-aside"
+        ));
+    }
     let root = InodeId::root_of(volume);
     let has_entries = own::change(master, volume, custody, Repeat::Harmless, deadline, |tx, touched| {
         touched.note(Fact::Inode(root));
@@ -264,6 +272,13 @@ pub(super) async fn not_empty(
             recorded.host, recorded.mount_path
         )
     }))
+}
+
+/// Whether the ledger has something that a region has put aside, or may have still: a lost home that isn't back.
+async fn has_put_aside(master: &Master, volume: VolumeId) -> Result<bool, CallError> {
+    let ledger = losses::ledger(&master.store.begin(), volume).await.map_err(|e| failed(master, &e))?;
+    let of = |loss: &LossRecord| loss.undone > 0 || loss.named.as_ref().is_none_or(|named| named.entries > 0);
+    Ok(ledger.iter().any(|(_, loss)| of(loss)))
 }
 
 /// The volume that is made for a directory, or joined there.
@@ -384,7 +399,7 @@ pub async fn delete(
     let number = u32::from(id.0);
     let done = |version: u64| DeleteVolumeReply { version, volume: number, path: path.clone() };
     let leaving = LeaveVolume { volume: number };
-    parent.is_empty(&path, id).await?;
+    parent.is_empty(&path, id, request.loses_put_aside).await?;
     if request.plan {
         let checked = parent.agree(Change::CheckLeave(leaving)).await?;
         master.may_answer(parent.custody)?;

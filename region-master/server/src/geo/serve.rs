@@ -49,8 +49,11 @@ pub async fn served(
     let volume = VolumeId(u16::try_from(ask.volume).unwrap_or(u16::MAX));
     at_home(master, volume)?;
     let term = master.serving_of(volume)?;
-    let not_empty =
-        if ask.whether_empty { joins::not_empty(master, volume, deadline).await? } else { String::new() };
+    let not_empty = if ask.whether_empty {
+        joins::not_empty(master, volume, ask.loses_put_aside, deadline).await?
+    } else {
+        String::new()
+    };
     master.may_answer(term)?;
     Ok(Served { not_empty, looked: ask.whether_empty })
 }

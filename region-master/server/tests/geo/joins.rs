@@ -55,7 +55,7 @@ async fn made(regions: &Regions, asked: CreateVolumeRequest) -> Result<CreateVol
 }
 
 async fn deleted(regions: &Regions, which: Which) -> Result<DeleteVolumeReply, CallError> {
-    let request = DeleteVolumeRequest { which: Some(which), plan: false };
+    let request = DeleteVolumeRequest { which: Some(which), ..DeleteVolumeRequest::default() };
     delete(&at_home(regions), request, deadline()).await
 }
 

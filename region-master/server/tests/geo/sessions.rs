@@ -61,7 +61,9 @@ pub(super) async fn volume(regions: &Regions, path: &str, home: &str, of: &[&str
 pub(super) async fn gone(regions: &Regions, path: &str) -> Result<(), CallError> {
     let master = leads(regions, "a", ROOT_VOLUME).unwrap().clone();
     let which = Some(Which::Path(path.to_owned().into()));
-    delete(&master, DeleteVolumeRequest { which, plan: false }, Instant::now() + WITHIN).await.map(drop)
+    delete(&master, DeleteVolumeRequest { which, ..DeleteVolumeRequest::default() }, Instant::now() + WITHIN)
+        .await
+        .map(drop)
 }
 
 /// Opens a session of a volume as it is asked there, once.
