@@ -168,16 +168,14 @@ async fn verify(region: &Region, volume: u32) -> Result<VerifyVolumeReply, Strin
 async fn put_aside(region: &Region, volume: u32) -> Result<Vec<PutAside>, String> {
     let mut all = Vec::new();
     let list = ListSalvageRequest { volume };
-    let listed =
-        ask_region(region, async |mut of: Administration| of.list_salvage(list.clone()).await).await?;
+    let listed = ask_region(region, async |mut of: Administration| of.list_salvage(list).await).await?;
     for archive in listed.archives {
         let mut of_it = PutAside { files: BTreeSet::new(), entries: BTreeMap::new(), archive };
         let mut after = None;
         loop {
             let asking = ShowSalvageRequest { volume, cut: of_it.archive.cut, after };
             let page =
-                ask_region(region, async |mut of: Administration| of.show_salvage(asking.clone()).await)
-                    .await?;
+                ask_region(region, async |mut of: Administration| of.show_salvage(asking).await).await?;
             of_it.files.extend(page.files.iter().map(|file| file.inode));
             after = page.entries.last().and_then(|entry| entry.at);
             for entry in page.entries {
@@ -198,8 +196,7 @@ async fn named_ledger(region: &Region, volume: u32) -> Result<ListLossesReply, S
     let mut tries = 0;
     loop {
         let asking = ListLossesRequest { volume };
-        let found =
-            ask_region(region, async |mut of: Administration| of.list_losses(asking.clone()).await).await;
+        let found = ask_region(region, async |mut of: Administration| of.list_losses(asking).await).await;
         match found {
             Ok(ledger) if ledger.losses.iter().all(|loss| loss.named.is_some()) => return Ok(ledger),
             other if tries == NAMED_TRIES => {

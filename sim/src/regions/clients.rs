@@ -519,7 +519,7 @@ impl Mount {
                 (sequence.epoch, sequence.names.synced.0 > 0 && self.geo)
             });
             if let Some(home) = home
-                && (home == of || synced)
+                && (self.homes.kept(of, home) || synced)
             {
                 self.violation(format!("sequence {at} is missing at home in epoch {home}: {error}"));
             }
@@ -545,7 +545,8 @@ impl Mount {
             let own = sequence.writer == self.number;
             let (counter, what) = counter(sequence);
             let look = Look { mount: self.number, own, value, at_home, epoch };
-            counter.look(before, look, of_epoch, self.geo).map_err(|why| (what, why))
+            let kept = |from, to| self.homes.kept(from, to);
+            counter.look(before, look, (of_epoch, self.geo), kept).map_err(|why| (what, why))
         });
         tracing::info!(mount = self.number, at, value, ?at_home, "saw");
         if let Err((counted, Wrong { what, unless_lapsed })) = looked {

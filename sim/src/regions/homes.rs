@@ -35,8 +35,8 @@ struct Seen {
     custodies: BTreeSet<u64>,
     /// Of each master, the custody epoch that it was in, and whether all of its sessions had answered that.
     settled: BTreeMap<String, (u64, bool)>,
-    /// Epochs that began because the home before was lost: not those to which it was moved.
-    taken_over: BTreeSet<u64>,
+    /// The home of each epoch as masters knew it, and whether that epoch began because the home before was lost.
+    agreed: BTreeMap<u64, (String, bool)>,
 }
 
 /// All tenures of a volume so far. Clones share them.
@@ -63,8 +63,11 @@ impl Seen {
     /// Looks at what a master knows of the volume, and has of its sessions.
     fn look_at(&mut self, name: &str, master: &Master, volume: VolumeId) -> Result<(), String> {
         let view = master.geo.view();
-        let agreed = view.as_ref().and_then(|view| view.volumes.get(&volume));
-        self.taken_over.extend(agreed.filter(|of| of.lost_home.is_some()).map(|of| of.epoch.0));
+        if let Some(known) = view.as_ref().and_then(|view| view.volumes.get(&volume)) {
+            self.agreed
+                .entry(known.epoch.0)
+                .or_insert_with(|| (known.home.clone(), known.lost_home.is_some()));
+        }
         let (custody, is_settled) = master.desk(|desk| (desk.seat(volume).custody, desk.is_settled(volume)));
         let Some(custody) = custody else { return Ok(()) };
         let (of, known) = (epoch_in(custody), master.epoch(volume).0);
@@ -162,7 +165,17 @@ impl Homes {
 
     /// Whether the home was lost from one epoch to a later one.
     pub fn was_lost(&self, from: u64, to: u64) -> bool {
-        self.seen().taken_over.range(from + 1..=to).next().is_some()
+        self.seen().agreed.range(from + 1..=to).any(|(_, (_, is_lost))| *is_lost)
+    }
+
+    /// Whether nothing was lost from one epoch to another: they are the same, or the home was moved each time.
+    pub fn kept(&self, from: u64, to: u64) -> bool {
+        let seen = self.seen();
+        let is_moved = |epoch: u64| {
+            let (before, after) = (seen.agreed.get(&(epoch - 1)), seen.agreed.get(&epoch));
+            before.zip(after).is_some_and(|((before, _), (after, is_lost))| before != after && !is_lost)
+        };
+        from <= to && (from + 1..=to).all(is_moved)
     }
 
     /// Whether a master has had sessions in that custody epoch.

@@ -6,6 +6,7 @@
 //! - It is a state that the sequence was in: names come and go in order (a *prefix* of the changes), a record is one that was written, whole.
 //! - No mount sees less of it than it saw before; unless a failover took back what the mount had changed itself, or, of a `region` volume, anything.
 //! - At home a look shows everything that was acknowledged before it, and all that was seen there before.
+//! - A home that is moved takes everything along: epochs that follow each other so are one.
 //! - Everything up to a good fsync survives, in a `region` volume as long as the epoch lasts; and what a mount other than the writer's has seen of a
 //!   `geo` volume does, too.
 
@@ -87,14 +88,20 @@ impl Counter {
         }
     }
 
-    /// Takes note of a look. An error says what is wrong with it.
-    pub fn look(&mut self, before: Before, look: Look, of_epoch: u64, geo: bool) -> Result<(), Wrong> {
+    /// Takes note of a look. An error says what is wrong with it. `kept`: whether nothing was lost from one epoch to another.
+    pub fn look(
+        &mut self,
+        before: Before,
+        look: Look,
+        (of_epoch, geo): (u64, bool),
+        kept: impl Fn(u64, u64) -> bool,
+    ) -> Result<(), Wrong> {
         let Look { mount, own, value, epoch, .. } = look;
         if value > self.issued {
             return Err(Wrong::in_any_case(format!("shows {value}, though {} were begun", self.issued)));
         }
         let (seen, seen_in) = before.seen;
-        if value < seen && (seen_in == epoch || (geo && !own)) {
+        if value < seen && (kept(seen_in, epoch) || (geo && !own)) {
             let what = format!(
                 "goes back in time: it showed {seen} in epoch {seen_in}, and {value} in epoch {epoch}"
             );
@@ -105,26 +112,26 @@ impl Counter {
             self.shown = self.shown.max(value);
         }
         let Some(home) = look.at_home else { return Ok(()) };
-        if home == of_epoch && value < before.acked {
+        if kept(of_epoch, home) && value < before.acked {
             let what = format!("shows {value} at home, though {} were acknowledged before", before.acked);
             return Err(Wrong { what, unless_lapsed: true });
         }
         let (synced, synced_in) = before.synced;
-        if value < synced && (geo || synced_in == home) {
+        if value < synced && (geo || kept(synced_in, home)) {
             return Err(Wrong::in_any_case(format!(
                 "shows {value} at home in epoch {home}, though fsync was answered for {synced}, last in epoch {synced_in}"
             )));
         }
         // The changer's own host may show the old value until its answer is there; at home, that is, not elsewhere, nobody else sees the new one before.
-        if geo && value < before.shown && !(own && home == of_epoch) {
+        if geo && value < before.shown && !(own && kept(of_epoch, home)) {
             return Err(Wrong::in_any_case(format!(
                 "shows {value} at home in epoch {home}, though others saw {} before",
                 before.shown
             )));
         }
-        if before.at_home.1 == home && value < before.at_home.0 {
-            let what =
-                format!("shows {value} at home, where {} were seen in the same epoch", before.at_home.0);
+        let (seen_at_home, seen_in) = before.at_home;
+        if kept(seen_in, home) && value < seen_at_home {
+            let what = format!("shows {value} at home, where {seen_at_home} were seen in epoch {seen_in}");
             return Err(Wrong { what, unless_lapsed: true });
         }
         self.at_home = (value, home);
@@ -224,7 +231,10 @@ mod tests {
         let look = |mount, value| Look { mount, own: false, value, at_home: None, epoch: 1 };
         let of = |geo: bool, synced: u64, looks: &[Look]| {
             let mut counter = Counter { issued: 9, acked: 5, synced: (synced, 1), ..Counter::default() };
-            looks.iter().try_for_each(|look| counter.look(counter.before(look.mount), *look, 1, geo))
+            let is_same = |from: u64, to: u64| from == to;
+            looks
+                .iter()
+                .try_for_each(|look| counter.look(counter.before(look.mount), *look, (1, geo), is_same))
         };
         assert!(of(true, 0, &[look(1, 3), look(2, 1), look(1, 3)]).is_ok());
         assert!(of(true, 0, &[look(1, 3), look(1, 2)]).is_err());
@@ -242,5 +252,8 @@ mod tests {
         assert!(of(true, 5, &[after]).is_err());
         assert!(of(false, 5, &[after]).is_ok());
         assert!(of(true, 0, &[look(2, 5), after]).is_err(), "another one had seen it");
+        let mut moved = Counter { issued: 9, acked: 5, ..Counter::default() };
+        let looked = moved.look(moved.before(1), after, (1, false), |_, _| true);
+        assert!(looked.is_err(), "a move of the home loses nothing that was acknowledged");
     }
 }
