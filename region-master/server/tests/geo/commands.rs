@@ -348,7 +348,7 @@ async fn fsck_looks_at_the_volumes_that_are_at_home_and_at_their_joins() {
 
     // A directory that names a volume which there isn't, and a volume that no directory names: told where the directory lies.
     let (third, fourth) =
-        (volume(&regions, "/e", "b", &["a", "b"]).await, volume(&regions, "/g", "b", &["b"]).await);
+        (volume(&regions, "/e", "b", &["a", "b"]).await, volume(&regions, "/g", "b", &["a", "b"]).await);
     let (e, g) = (inode_in_root(&regions, "e").await, inode_in_root(&regions, "g").await);
     gone(&regions, "/e").await.unwrap();
     name_it(&regions, e, third, true).await;
@@ -363,7 +363,7 @@ async fn fsck_looks_at_the_volumes_that_are_at_home_and_at_their_joins() {
     let asked = CreateVolumeRequest {
         path: text("/g"),
         home: "b".into(),
-        regions: vec!["b".into()],
+        regions: vec!["a".into(), "b".into()],
         ..CreateVolumeRequest::default()
     };
     mooseng_master::geo::joins::create(&master, asked, Instant::now() + WITHIN).await.unwrap();
