@@ -460,7 +460,7 @@ async fn a_home_doesnt_move_where_it_would_lose_something() {
     regions.cut("b");
     let began = Instant::now();
     let (refused, why) = code(order(&home, "b", false).await);
-    assert!(refused == ErrorCode::InvalidRequest && why.contains("would lose"), "{why}");
+    assert!(refused == ErrorCode::InvalidRequest && why.contains("--force"), "{why}");
     assert!(began.elapsed() < Duration::from_secs(20) && !home.geo.is_sealed(ROOT_VOLUME));
     mount.make("after").await;
     regions.heal();
