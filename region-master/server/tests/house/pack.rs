@@ -100,7 +100,8 @@ async fn small_files_share_chunks_until_most_of_them_are_deleted() {
     let inline = |names: &Vec<u64>| names.contains(&0);
     until("most are packed", async || {
         let mut left = 0;
-        for inode in files.keys() {
+        // On a slow machine the first 20 were packed before they were changed, and what was changed is too small ever to be packed.
+        for inode in files.keys().skip(20) {
             left += usize::from(inline(&named(&region, *inode).await));
         }
         left < 12
