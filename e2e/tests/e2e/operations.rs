@@ -379,7 +379,7 @@ fn quota(cluster: &DevCluster) -> Result<()> {
     asked(cluster, &["quota", "clear", "/limited"])?;
     wait_for("the quota to be gone", Duration::from_secs(30), || {
         let list = asked(cluster, &["quota", "list"])?;
-        ensure!(list.trim() == "There are no quotas.", "{list}");
+        ensure!(list.trim() == "There are no quotas in the root volume.", "{list}");
         Ok(())
     })?;
     std::fs::rename(dir.join("again"), &out).context("there is no border any more")?;
