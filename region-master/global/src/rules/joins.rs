@@ -155,7 +155,7 @@ pub async fn create_volume(tx: &impl Transaction, making: &Making) -> Ruled<(Vol
         return Err(RuleError::Volumes(format!("there are {VOLUMES_MAX} volumes, which is the most")));
     }
     // A release that doesn't know of the highest number leaves it out where it writes that record.
-    let highest = all.iter().map(|(id, _)| u32::from(id.0)).fold(cluster.volume_highest, u32::max);
+    let highest = all.keys().map(|id| u32::from(id.0)).fold(cluster.volume_highest, u32::max);
     let next = u16::try_from(highest + 1).map(VolumeId);
     let id = next.map_err(|_| {
         RuleError::Volumes("all numbers of volumes were given; none is given twice".to_owned())
