@@ -493,21 +493,15 @@ impl Mount {
 
     /// How many steps a listing shows. The step that was under way at a failover may have been made by the next home although steps before it were
     /// taken back, which its mount hasn't been told of yet.
-    fn steps_of(&self, at: usize, mut listed: BTreeSet<u64>) -> Option<u64> {
-        let shown = sequence::steps_shown(&listed);
+    fn steps_of(&self, at: usize, listed: BTreeSet<u64>) -> Option<u64> {
         let (epoch, issued, acked) = with(&self.shared, |notes| {
             let sequence = &notes.sequences[at];
             (sequence.epoch, sequence.names.issued, sequence.names.acked)
         });
         if issued == acked || self.homes.newest() == epoch {
-            return shown;
+            return sequence::steps_shown(&listed);
         }
-        // With the last of a few names gone it looks as if there were fewer steps: the more it may be, the more it is.
-        match sequence::step(issued) {
-            Step::Make(name) => listed.remove(&name),
-            Step::Remove(name) => listed.insert(name),
-        };
-        shown.max(sequence::steps_shown(&listed))
+        sequence::steps_shown_with(listed, issued)
     }
 
     /// What was synced, or what is at home, can't be missing.

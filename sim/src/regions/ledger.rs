@@ -66,6 +66,9 @@ pub fn check_sequence(
     put_aside: &[PutAside],
 ) -> Result<(), String> {
     let names = match listed(contents, &sequence.path) {
+        Some(listed) if sequence.names.issued != sequence.names.acked => {
+            sequence::steps_shown_with(listed, sequence.names.issued)
+        }
         Some(listed) => sequence::steps_shown(&listed),
         None => Some(0),
     };

@@ -208,9 +208,29 @@ pub fn steps_shown(listed: &BTreeSet<u64>) -> Option<u64> {
     }
 }
 
+/// The same where step `issued` was under way at a failover: the next home may have made it although steps before it were taken back. With the last of a few
+/// names gone it looks as if there were fewer steps: the more it may be, the more it is.
+pub fn steps_shown_with(mut listed: BTreeSet<u64>, issued: u64) -> Option<u64> {
+    let shown = steps_shown(&listed);
+    match step(issued) {
+        Step::Make(name) => listed.remove(&name),
+        Step::Remove(name) => listed.insert(name),
+    };
+    shown.max(steps_shown(&listed))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Seed 20 of three regions: step 23, which removes name 9, was made by a home that had steps up to 12 alone.
+    #[test]
+    fn a_step_that_was_made_behind_others_that_were_taken_back_isnt_a_lost_one() {
+        let twelve: BTreeSet<u64> = (4..=9).collect();
+        assert_eq!((steps_shown(&twelve), step(23)), (Some(12), Step::Remove(9)));
+        let listed: BTreeSet<u64> = (4..=8).collect();
+        assert_eq!((steps_shown(&listed), steps_shown_with(listed, 23)), (Some(11), Some(12)));
+    }
 
     #[test]
     fn each_step_is_told_from_its_listing() {
