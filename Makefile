@@ -1,6 +1,6 @@
 # Daily commands. `make test` is what CI runs.
 
-SEEDS ?= 20
+SEEDS ?= 12
 SEED ?= 1
 ROUNDS ?= 1
 PROGRAMS = mooseng mooseng-master mooseng-chunkserver mooseng-certs
