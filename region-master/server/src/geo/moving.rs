@@ -89,7 +89,12 @@ pub async fn order(
     deadline: Instant,
 ) -> Result<MoveHomeReply, CallError> {
     let volume = u16::try_from(request.volume).map(VolumeId).unwrap_or(VolumeId(u16::MAX));
-    let term = master.serving_of(volume)?;
+    // A home whose epoch is closed serves nothing, and may be the one for which it is given up.
+    if !request.force {
+        master.serving_of(volume)?;
+    } else if !master.raft.is_leading() {
+        return Err(master.not_leader());
+    }
     let (Some(global), Some(view)) = (&master.global, master.geo.view()) else {
         let message = "this cluster has one region: there is no other one that could be the home";
         return Err(call_error(ErrorCode::InvalidRequest, message));
@@ -104,6 +109,7 @@ pub async fn order(
     if request.force {
         return super::giving_up::order(master, &request, (volume, before), deadline).await;
     }
+    let term = master.serving_of(volume)?;
     super::at_home(master, volume)?;
     let check = MoveHome {
         volume: request.volume,

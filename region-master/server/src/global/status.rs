@@ -171,15 +171,15 @@ impl Global {
         let told = lost.map(|(id, volume)| {
             let others = volume.heirs().filter(|region| !gone(region)).collect::<Vec<_>>().join(", ");
             let name = if id.0 == 0 { "/".to_owned() } else { id.to_string() };
-            let what = match (volume.automatic, others.as_str()) {
-                _ if volume.forced_home.is_some() => {
-                    format!("It was given up for {}, which is waited for.", volume.forced_home.as_deref().unwrap_or_default())
-                }
-                (false, _) => format!(
+            // It stays with the epoch that opened so, whose home may be lost in its turn.
+            let given_up_for = volume.forced_home.as_deref().filter(|_| !volume.open);
+            let what = match (given_up_for, volume.automatic, others.as_str()) {
+                (Some(to), ..) => format!("It was given up for {to}, which is waited for."),
+                (None, false, _) => format!(
                     "It fails over by command only (`mooseng volume move-home {name} --to REGION --force`): it waits for its home."
                 ),
-                (true, "") => "None of the regions that could take it over is there: it waits for one of them, or its home.".to_owned(),
-                (true, others) => format!("It goes to one of those that have it and are there ({others})."),
+                (None, true, "") => "None of the regions that could take it over is there: it waits for one of them, or its home.".to_owned(),
+                (None, true, others) => format!("It goes to one of those that have it and are there ({others})."),
             };
             (format!("volume {id}"), format!("Its home {} is lost. {what}", volume.home))
         });
