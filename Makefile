@@ -85,10 +85,12 @@ lint:
 unit:
 	cargo test $(TESTED)
 
-# One after the other: each starts a cluster, and two cores are enough for one.
+# Two at a time: each starts a cluster, and waits most of its time.
+AT_ONCE ?= 2
 e2e:
 	cargo build $(TESTED) $(addprefix --bin ,$(PROGRAMS)) $(BENCH_BINS) --test e2e
-	ROUNDS=$(ROUNDS) HOSTILE_PORTS=$(HOSTILE_PORTS) GEO_ROUNDS=$(GEO_ROUNDS) cargo test $(TESTED) --test e2e -- --test-threads=1 --nocapture
+	test=$$(cargo test $(TESTED) --test e2e --no-run 2>&1 | sed -n 's/.*Executable.*(\(.*\)).*/\1/p') && \
+	AT_ONCE=$(AT_ONCE) ROUNDS=$(ROUNDS) HOSTILE_PORTS=$(HOSTILE_PORTS) GEO_ROUNDS=$(GEO_ROUNDS) scripts/e2e "$$test" $(E2E)
 
 ## make test-all   make test, with ten minutes of certificate renewal, more kills and more seeds, and each loss of a home region once
 test-all:

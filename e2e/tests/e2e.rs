@@ -1,6 +1,7 @@
-//! End-to-end tests on real daemons and real mounts, one after the other (`--test-threads=1`): `make test` runs them.
+//! End-to-end tests on real daemons and real mounts: `make e2e` builds what they need and runs them (`scripts/e2e`), each in a process of its own, two at a
+//! time; `make e2e E2E=regions::two_regions_and_a_witness_are_one_cluster` one of them.
 //!
-//! They need root or fusermount3, and the binaries: `cargo build --workspace --bins`.
+//! They need root or fusermount3.
 
 #[path = "e2e/acls.rs"]
 mod acls;

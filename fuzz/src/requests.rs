@@ -118,7 +118,7 @@ fn script() -> Vec<Op> {
             pieces: vec![inline(0, b"hello"), inline(100, b"there")],
             ..Write::default()
         }),
-        Op::Mkdir(Mkdir { parent: 1, name: name("d"), mode: 0o755 }),
+        Op::Mkdir(Mkdir { parent: 1, name: name("d"), mode: 0o755, alone: false }),
         Op::AllocateChunk(AllocateChunk { inode: 2, exclude: vec![] }),
         Op::Write(Write {
             inode: 2,
@@ -159,7 +159,7 @@ fn script() -> Vec<Op> {
         // What a session made alone, one part of which is refused.
         Op::Tell(Tell {
             changes: vec![
-                untold(Op::Mkdir(Mkdir { parent: 4, name: name("alone"), mode: 0o755 }), 1000),
+                untold(Op::Mkdir(Mkdir { parent: 4, name: name("alone"), mode: 0o755, alone: false }), 1000),
                 untold(
                     Op::Create(Create { parent: 1000, name: name("f"), mode: 0o644, ..Create::default() }),
                     1001,

@@ -11,7 +11,7 @@
 
 #![allow(clippy::result_large_err, reason = "what it calls an error is the other outcome, and is moved once")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -29,6 +29,7 @@ use mooseng_wire::fs::{
 };
 use mooseng_wire::session::Squash;
 use mooseng_wire::{InodeId, NAME_BYTES_MAX, ROOT_INODE, SYMLINK_BYTES_MAX};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::error::FsError;
@@ -44,6 +45,10 @@ const IDS: u32 = 1024;
 const CHANGES_BEFORE: u32 = 3;
 /// A directory that wasn't given isn't asked for again for so long.
 const NOT_AGAIN_FOR: Duration = Duration::from_secs(5);
+/// A change waits so long for a directory that is asked for.
+const ASKED_FOR_AT_MOST: Duration = Duration::from_secs(1);
+/// So often a short list is read while other changes of this session are under way, which keep it from being promised.
+const READ_AT_MOST: u32 = 3;
 /// Directories of which changes are counted.
 const COUNTED_MAX: usize = 1024;
 /// Names of a directory that is asked for at most, and of one that is filled alone.
@@ -74,14 +79,54 @@ enum Tried {
     Flush(u64),
 }
 
-/// Counts a session's changes in directories.
+/// Counts a session's changes in directories, and knows which are asked for.
 #[derive(Debug, Default)]
-pub(crate) struct Eager(Mutex<BTreeMap<u64, (u32, Option<Instant>)>>);
+pub(crate) struct Eager {
+    counts: Mutex<BTreeMap<u64, (u32, Option<Instant>)>>,
+    asked: Mutex<BTreeSet<u64>>,
+    answered: Notify,
+}
+
+/// A directory is asked for, until this is dropped.
+struct Asking {
+    fs: FileSystem,
+    directory: u64,
+}
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        let eager = &self.fs.inner.eager;
+        eager.asked.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.directory);
+        eager.answered.notify_waiters();
+    }
+}
 
 impl Eager {
+    fn is_asked(&self, directory: u64) -> bool {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).contains(&directory)
+    }
+
+    /// While a directory is asked for, changes in it wait: a list that is read while one is under way isn't promised, and far from the home one always
+    /// would be.
+    async fn wait(&self, directory: u64) {
+        let answered = async {
+            loop {
+                let answered = self.answered.notified();
+                tokio::pin!(answered);
+                answered.as_mut().enable();
+                if !self.is_asked(directory) {
+                    return;
+                }
+                answered.await;
+            }
+        };
+        // Longer than that it isn't worth: the change goes the usual way.
+        let _ = tokio::time::timeout(ASKED_FOR_AT_MOST, answered).await;
+    }
+
     /// One more, made the usual way; true if it is time to ask for the directory.
     fn count(&self, directory: u64, now: Instant) -> bool {
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         if counts.len() >= COUNTED_MAX && !counts.contains_key(&directory) {
             counts.clear();
         }
@@ -122,7 +167,7 @@ struct Making {
 
 impl FileSystem {
     /// Whether changes of this caller may be made alone at all: its kernel has checked them, and the region takes its word.
-    fn may_alone(&self, caller: &Caller) -> bool {
+    pub(crate) fn may_alone(&self, caller: &Caller) -> bool {
         let session = &self.inner.session;
         session.config.delegate
             && caller.kernel_checked
@@ -252,13 +297,16 @@ impl FileSystem {
         }
     }
 
-    /// Whether something may be made in a directory alone, at this look.
-    fn makes_alone(&self, caller: &Caller, parent: u64, name: &Bytes) -> bool {
-        name.len() <= NAME_BYTES_MAX
+    /// Whether something may be made in a directory alone, at this look; one that is asked for is waited for.
+    async fn makes_alone(&self, caller: &Caller, parent: u64, name: &Bytes) -> bool {
+        let possible = name.len() <= NAME_BYTES_MAX
             && name.as_ref() != b"."
             && name.as_ref() != b".."
-            && self.may_alone(caller)
-            && self.has_alone(&[parent])
+            && self.may_alone(caller);
+        if possible && self.inner.eager.is_asked(parent) {
+            self.inner.eager.wait(parent).await;
+        }
+        possible && self.has_alone(&[parent])
     }
 
     /// Makes a file that is open from the start: its attributes, if it was made.
@@ -267,7 +315,7 @@ impl FileSystem {
         caller: &Caller,
         create: &Create,
     ) -> Result<Option<Attr>, FsError> {
-        if !self.makes_alone(caller, create.parent, &create.name) {
+        if !self.makes_alone(caller, create.parent, &create.name).await {
             return Ok(None);
         }
         let id = self.alone_id().await?;
@@ -289,7 +337,7 @@ impl FileSystem {
     }
 
     pub(crate) async fn mkdir_alone(&self, caller: &Caller, r: &Mkdir) -> Result<Option<Attr>, FsError> {
-        if !self.makes_alone(caller, r.parent, &r.name) {
+        if !self.makes_alone(caller, r.parent, &r.name).await {
             return Ok(None);
         }
         let (name, op) = (r.name.clone(), Op::Mkdir(r.clone()));
@@ -299,7 +347,7 @@ impl FileSystem {
 
     pub(crate) async fn symlink_alone(&self, caller: &Caller, r: &Symlink) -> Result<Option<Attr>, FsError> {
         let odd = r.target.is_empty() || r.target.len() > SYMLINK_BYTES_MAX || r.target.contains(&0);
-        if odd || !self.makes_alone(caller, r.parent, &r.name) {
+        if odd || !self.makes_alone(caller, r.parent, &r.name).await {
             return Ok(None);
         }
         let (name, op) = (r.name.clone(), Op::Symlink(r.clone()));
@@ -309,7 +357,8 @@ impl FileSystem {
 
     pub(crate) async fn mknod_alone(&self, caller: &Caller, r: &Mknod) -> Result<Option<Attr>, FsError> {
         let kind = r.kind();
-        if !matches!(kind, FileKind::Fifo | FileKind::Socket) || !self.makes_alone(caller, r.parent, &r.name)
+        if !matches!(kind, FileKind::Fifo | FileKind::Socket)
+            || !self.makes_alone(caller, r.parent, &r.name).await
         {
             return Ok(None);
         }
@@ -325,7 +374,7 @@ impl FileSystem {
         (parent, name): (u64, &Bytes),
         op: Op,
     ) -> Result<bool, FsError> {
-        if !self.makes_alone(caller, parent, name) {
+        if !self.makes_alone(caller, parent, name).await {
             return Ok(false);
         }
         let of_directory = matches!(op, Op::Rmdir(_));
@@ -358,8 +407,8 @@ impl FileSystem {
     /// Renames. True if that was done here.
     pub(crate) async fn rename_alone(&self, caller: &Caller, r: &Rename) -> Result<bool, FsError> {
         let (from, to) = (r.parent, r.new_parent);
-        let possible = !r.exchange && self.makes_alone(caller, from, &r.name);
-        if !possible || !self.makes_alone(caller, to, &r.new_name) {
+        let possible = !r.exchange && self.makes_alone(caller, from, &r.name).await;
+        if !possible || !self.makes_alone(caller, to, &r.new_name).await {
             return Ok(false);
         }
         let attempt = |alone: &mut Alone<'_>, now: i64| {
@@ -469,24 +518,30 @@ impl FileSystem {
         }
     }
 
-    /// A directory was made the usual way: it is empty, and nobody else knows it yet.
+    /// A directory was made the usual way: it is empty, and nobody else knows it yet. It wasn't given with the answer where a master doesn't know how, or
+    /// where the answer came from what was recorded.
     pub(crate) fn made_directory(&self, caller: &Caller, directory: u64) {
-        if self.may_alone(caller) {
+        if self.may_alone(caller) && !self.inner.facts.is_alone(directory) {
             self.ask_alone(directory);
         }
     }
 
     fn ask_alone(&self, directory: u64) {
-        let fs = self.clone();
+        let mut asked = self.inner.eager.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        if asked.len() >= COUNTED_MAX || !asked.insert(directory) {
+            return;
+        }
+        drop(asked);
+        let asking = Asking { fs: self.clone(), directory };
         self.inner.region.spawn(async move {
-            if let Err(error) = fs.hold_alone(directory).await {
+            if let Err(error) = asking.fs.hold_alone(directory).await {
                 tracing::debug!(directory, %error, "a directory wasn't given to this session alone");
             }
         });
     }
 
     async fn hold_alone(&self, directory: u64) -> Result<(), FsError> {
-        let (mut cookie, mut names) = (0, 0);
+        let (mut cookie, mut names, mut reads) = (0, 0, 1);
         while !self.inner.facts.is_listed(directory) {
             let read = ReadDir { inode: directory, cookie, entries_max: PAGE, plus: false };
             // A replica's list says nothing of what the home promises.
@@ -497,6 +552,10 @@ impl FileSystem {
             names += page.entries.len();
             match page.entries.last() {
                 Some(last) if !page.end && names < NAMES_MAX => cookie = last.cookie,
+                // By now those that were under way have come to their end, and others wait.
+                _ if page.end && cookie == 0 && reads < READ_AT_MOST => {
+                    (names, reads) = (0, reads + 1);
+                }
                 _ if page.end => break,
                 _ => return Ok(()),
             }

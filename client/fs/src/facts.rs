@@ -730,7 +730,7 @@ impl Facts {
 }
 
 /// The attributes that a reply has, by inode.
-fn attrs_of(reply: &Reply) -> BTreeMap<u64, Attr> {
+pub(crate) fn attrs_of(reply: &Reply) -> BTreeMap<u64, Attr> {
     let one = match reply {
         Reply::Entry(entry) => entry.attr.as_ref(),
         Reply::Created(created) => created.attr.as_ref(),

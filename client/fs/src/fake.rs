@@ -390,6 +390,14 @@ impl State {
             Some(Op::ReadDir(r)) if self.alone && r.cookie == 0 => {
                 granted.push(Granted { exclusive: false, ..of(FactKind::Directory, r.inode) });
             }
+            Some(Op::Mkdir(r)) if self.alone && r.alone => {
+                if let Some(Reply::Entry(made)) = &reply.reply
+                    && let Some(attr) = &made.attr
+                {
+                    granted.push(of(FactKind::Inode, attr.inode));
+                    granted.push(of(FactKind::Directory, attr.inode));
+                }
+            }
             Some(Op::HoldAlone(r)) if self.alone => {
                 granted.push(of(FactKind::Inode, r.inode));
                 granted.push(of(FactKind::Directory, r.inode));

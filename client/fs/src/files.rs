@@ -311,7 +311,7 @@ impl FileSystem {
         let inner = &self.inner;
         let Some(state) = inner.opens.get(inode) else { return };
         // Before the gate: opening the file again needn't wait for its data.
-        if let Err(error) = inner.writer.flush(inode).await {
+        if let Err(error) = inner.writer.flush_along(inode).await {
             tracing::debug!(inode, %error, "buffered data couldn't be sent at the release");
         }
         let _gate = state.gate.lock().await;

@@ -42,7 +42,7 @@ impl WriteBack {
             let writer = self.clone();
             self.region.spawn(async move {
                 let _slot = slot;
-                if let Err(error) = writer.flush(inode).await {
+                if let Err(error) = writer.flush_along(inode).await {
                     tracing::debug!(inode, %error, "buffered data couldn't be sent");
                 }
             });
@@ -52,6 +52,15 @@ impl WriteBack {
     /// Sends what is buffered of an inode. What can never be stored is given up, and remembered for the handles' next fsync; what can't be
     /// stored at present stays. Goes on when the caller stops waiting: a part that was sent must be known to be over before it is sent again.
     pub async fn flush(self: &Arc<Self>, inode: u64) -> Result<(), FsError> {
+        if !self.buffers.has(inode) {
+            return Ok(());
+        }
+        let _hurry = self.region.session.journal.hurry();
+        self.flush_along(inode).await
+    }
+
+    /// [`Self::flush`] where nobody waits for it: data that joins what was made alone goes when that is told.
+    pub async fn flush_along(self: &Arc<Self>, inode: u64) -> Result<(), FsError> {
         self.flush_or(inode, false).await
     }
 
@@ -257,7 +266,10 @@ impl WriteBack {
     /// given up, for whoever waits for the recall is about to see the file without it.
     pub async fn close_for_recall(self: &Arc<Self>, inode: u64) {
         self.buffers.change(inode, |dirty| dirty.closed += 1);
-        if let Err(error) = self.flush_or(inode, true).await {
+        let hurry = self.region.session.journal.hurry();
+        let flushed = self.flush_or(inode, true).await;
+        drop(hurry);
+        if let Err(error) = flushed {
             tracing::debug!(inode, %error, "buffered data was given up for a recall");
         }
     }

@@ -295,7 +295,7 @@ impl FileSystem {
 
     /// Makes a directory.
     pub async fn mkdir(&self, caller: &Caller, parent: u64, name: &[u8], mode: u32) -> Result<Attr, FsError> {
-        let mkdir = Mkdir { parent, name: checked(name)?, mode };
+        let mkdir = Mkdir { parent, name: checked(name)?, mode, alone: self.may_alone(caller) };
         if let Some(attr) = self.mkdir_alone(caller, &mkdir).await? {
             return Ok(attr);
         }

@@ -76,6 +76,8 @@ struct State {
     /// Somebody waits until everything up to there is resolved.
     wanted: u64,
     since: Option<Instant>,
+    /// Those who wait for data that goes along: nothing waits for more to come meanwhile.
+    hurried: u32,
     /// Recalls that are being answered: nothing is added meanwhile but what is on its way already.
     closed: u32,
     /// How many unresolved changes are about an inode.
@@ -134,6 +136,16 @@ impl Drop for SentOwned {
             self.journal.state(|s| self.about.iter().for_each(|inode| count_down(&mut s.sent, *inode)));
             self.journal.moved.notify_waiters();
         }
+    }
+}
+
+/// Somebody waits for what is put in.
+#[derive(Debug)]
+pub(crate) struct Hurry(Arc<Journal>);
+
+impl Drop for Hurry {
+    fn drop(&mut self) {
+        self.0.state(|s| s.hurried -= 1);
     }
 }
 
@@ -330,6 +342,21 @@ impl Journal {
         }
     }
 
+    /// Before a read is asked of a replica: what was made alone and is about the same inodes is told. Where more is untold, of which the replica may show
+    /// older states, answers how much is told by now: for [`Self::overtakes`].
+    pub async fn enter_near(&self, op: &Op) -> Option<u64> {
+        let (about, _) = about(op);
+        if let Some(mark) = self.state(|s| s.mark(&about, false)) {
+            self.resolved(mark).await;
+        }
+        self.state(|s| (s.resolved < s.pushed).then_some(s.resolved))
+    }
+
+    /// Whether an answer that tells of these inodes may be older than what is untold, or was when so much was told.
+    pub fn overtakes<'a>(&self, told: u64, inodes: impl IntoIterator<Item = &'a u64>) -> bool {
+        self.state(|s| s.resolved != told || inodes.into_iter().any(|inode| s.about.contains_key(inode)))
+    }
+
     /// Before a change leaves the usual way. Nothing about the same is made alone until it has ended.
     pub async fn enter_owned(self: &Arc<Self>, op: &Op) -> SentOwned {
         let (about, all) = about(op);
@@ -344,6 +371,13 @@ impl Journal {
             self.resolved(mark).await;
         }
         sent
+    }
+
+    /// As long as this is kept, what is put in is told at once.
+    pub fn hurry(self: &Arc<Self>) -> Hurry {
+        self.state(|s| s.hurried += 1);
+        self.due.notify_one();
+        Hurry(self.clone())
     }
 
     /// Waits until everything that was made up to now is told, or known to be lost.
@@ -396,7 +430,8 @@ impl Journal {
             due.as_mut().enable();
             let at = self.state(|s| {
                 let since = s.since?;
-                let hasty = s.waiting.len() >= ENOUGH || s.bytes >= BATCH_BYTES || s.wanted > s.resolved;
+                let enough = s.waiting.len() >= ENOUGH || s.bytes >= BATCH_BYTES;
+                let hasty = enough || s.wanted > s.resolved || s.hurried > 0;
                 Some(if hasty { Instant::now() } else { since + AGE_MAX })
             });
             match at {
@@ -527,7 +562,7 @@ mod tests {
     const LIFE: (u64, u64) = (1, 1);
 
     fn change(about: &[u64]) -> Change {
-        let op = Op::Mkdir(Mkdir { parent: about[0], name: "x".into(), mode: 0 });
+        let op = Op::Mkdir(Mkdir { parent: about[0], name: "x".into(), mode: 0, alone: false });
         Change::new(FsRequest { caller: None, op: Some(op) }, 0, 1, about.to_vec())
     }
 

@@ -143,22 +143,33 @@ impl Region {
             within: None,
             unshown,
         };
-        let sent = match &flight.request.op {
-            Some(op) => tokio::time::timeout_at(flight.deadline, self.session.journal.enter(op)).await,
-            None => return Err(FsError::Closed),
-        };
-        let reply = match sent {
-            Ok(()) => {
-                let answered = if near { self.near(&flight.request).await } else { None };
-                match answered {
-                    Some(reply) => Ok(reply),
-                    None => self.fly(&mut flight).await,
-                }
+        let near = near && self.session.near.is_away();
+        let answered = tokio::time::timeout_at(flight.deadline, async {
+            let Some(op) = &flight.request.op else { return Err(FsError::Closed) };
+            if near && let Some(reply) = self.near_in_time(op, &flight.request).await {
+                return Ok(Some(reply));
             }
+            self.session.journal.enter(op).await;
+            Ok(None)
+        });
+        let reply = match answered.await {
+            Ok(Ok(Some(reply))) => Ok(reply),
+            Ok(Ok(None)) => self.fly(&mut flight).await,
+            Ok(Err(error)) => Err(error),
             Err(_) => Err(self.unanswered_error(what, patience, "changes that come first aren't told yet")),
         };
         self.counters.took(what, started.elapsed());
         reply
+    }
+
+    /// What the replica answers, where nothing that this mount made alone is newer. It is told first of what is about the inodes that are asked for; what
+    /// else is in the answer (what a name stands for, what a list names) is known afterwards.
+    async fn near_in_time(&self, op: &Op, request: &FsRequest) -> Option<Reply> {
+        let journal = &self.session.journal;
+        let told = journal.enter_near(op).await;
+        let reply = self.near(request).await?;
+        let is_older = told.is_some_and(|told| journal.overtakes(told, facts::attrs_of(&reply).keys()));
+        (!is_older).then_some(reply)
     }
 
     /// What the replica in this host's region answers, where there is one and it may.

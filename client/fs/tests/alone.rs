@@ -22,8 +22,6 @@ async fn start() -> (Arc<FakeRegion>, FileSystem, u64) {
     let clock = Arc::new(ManualClock::default());
     let fs = FileSystem::connect_through(config, region.clone(), clock).await.unwrap();
     let directory = fs.mkdir(&me(), 1, b"d", 0o755).await.unwrap().inode;
-    // It is asked for in the background.
-    tokio::time::sleep(Duration::from_millis(50)).await;
     (region, fs, directory)
 }
 
@@ -65,6 +63,32 @@ async fn a_tree_is_made_at_once_and_told_with_few_requests() {
     fs.release(made.handle).await.unwrap();
     let status = fs.status();
     assert_eq!((status.untold, status.made_alone, status.untold_lost), (0, 3, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_directory_comes_with_the_answer_that_made_it() {
+    let (region, fs, directory) = start().await;
+    let before = changes(&region);
+    let asked = region.with(|s| s.reads);
+    fs.mkdir(&me(), directory, b"e", 0o755).await.unwrap();
+    assert_eq!(changes(&region), before, "it goes to the region later");
+    // But for its ids, and its owner's limits.
+    assert!(region.with(|s| s.reads) <= asked + 2, "neither the list nor the directory was asked for");
+}
+
+/// What was made alone is told a while later, but for who waits for it: fsync of a new file took as long.
+#[tokio::test(start_paused = true)]
+async fn fsync_of_a_new_file_waits_for_nothing_but_the_region() {
+    let (region, fs, directory) = start().await;
+    // Its ids are asked for, and its limits.
+    make(&fs, directory, b"first").await;
+    let made = fs.create(&me(), directory, b"f", 0o644, libc::O_RDWR | libc::O_EXCL).await.unwrap();
+    fs.write(&me(), made.handle, 0, Bytes::from_static(b"data"), WriteOptions::default()).await.unwrap();
+    let began = tokio::time::Instant::now();
+    fs.fsync(made.handle, false).await.unwrap();
+    assert!(began.elapsed() < Duration::from_millis(5), "{:?}", began.elapsed());
+    assert!(region.with(|s| s.named(directory, b"f")).is_some());
+    fs.release(made.handle).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

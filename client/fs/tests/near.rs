@@ -469,8 +469,6 @@ async fn a_directory_is_had_alone_far_from_the_home_too() {
     assert_eq!(rig.find("first").await, None);
     rig.until(|rig| rig.fs.status().near_promises).await;
     let directory = rig.fs.mkdir(&me(), ROOT, b"d", 0o755).await.unwrap().inode;
-    // It is asked for in the background.
-    tokio::time::sleep(Duration::from_millis(50)).await;
     let executed = || rig.regions.home.with(|s| s.executed);
     let (before, reads) = (executed(), rig.reads());
     let mut made = Vec::new();
@@ -484,8 +482,14 @@ async fn a_directory_is_had_alone_far_from_the_home_too() {
     assert_eq!(rig.fs.lookup(&me(), directory, b"f7").await.unwrap().inode, made[7]);
     assert_eq!(rig.fs.find(&me(), directory, b"nothing").await.unwrap(), None);
     assert_eq!(rig.reads(), reads, "nor the replica, which knows nothing of it");
+    // Elsewhere it is asked, and nothing must be told before.
+    rig.regions.applies(11, &[("other", 7), ("own", made[3])]);
+    assert_eq!(rig.find("other").await, Some(11));
+    assert_eq!((executed(), rig.reads()), (before, reads + 1), "without a word to the home");
+    // What it says of a file that was made alone is older than what this mount knows: the home is asked.
+    assert_eq!(rig.find("own").await, None);
+    assert!(executed() > before, "which is told first");
     rig.until(|rig| rig.fs.status().untold == 0).await;
-    assert!(executed() > before);
     assert_eq!(rig.fs.lookup(&me(), directory, b"f7").await.unwrap().inode, made[7]);
 }
 

@@ -37,7 +37,7 @@ async fn what_a_session_has_alone_others_hear_of_once_it_is_told() {
     let opened = ours.open(&[]).await.unwrap();
     assert!(opened.alone, "the master says that it knows of this");
     other.open(&[]).await.unwrap();
-    let mkdir = Op::Mkdir(Mkdir { parent: ROOT_INODE.0, name: "d".into(), mode: 0o755 });
+    let mkdir = Op::Mkdir(Mkdir { parent: ROOT_INODE.0, name: "d".into(), mode: 0o755, alone: false });
     let directory = match ours.change_as(1, mkdir).await.unwrap() {
         Reply::Entry(made) => made.attr.unwrap().inode,
         other => panic!("not made: {other:?}"),
@@ -107,4 +107,31 @@ async fn what_a_session_has_alone_others_hear_of_once_it_is_told() {
     }
     assert_eq!(removed.unwrap(), Reply::Errno(39), "it isn't empty");
     assert_eq!(unlinked.unwrap(), Reply::Done(mooseng_wire::fs::Done {}));
+}
+
+/// Who makes a directory, and says that it would have it alone, needs not ask for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_directory_is_its_makers_alone() {
+    let cluster = Cluster::start(1, Arc::new(OsClock)).await;
+    let ours = cluster.client("ours").await;
+    ours.open(&[]).await.unwrap();
+    let mkdir = |name: &str, alone| {
+        Op::Mkdir(Mkdir { parent: ROOT_INODE.0, name: name.to_owned().into(), mode: 0o755, alone })
+    };
+    for (number, name, alone) in [(1, "shared", false), (2, "alone", true)] {
+        let request = ours.request(number, mkdir(name, alone)).await;
+        let made: Response = ours.link().request(Method::FsChange, &request, PATIENCE).await.unwrap();
+        let inode = match made.reply.unwrap().reply.unwrap() {
+            Reply::Entry(made) => InodeId(made.attr.unwrap().inode),
+            other => panic!("not made: {other:?}"),
+        };
+        for fact in [Fact::Inode(inode), Fact::Directory(inode)] {
+            let message = Some(fact.to_message());
+            let granted = made.granted.iter().find(|granted| granted.fact == message);
+            assert_eq!(granted.map(|granted| granted.exclusive), Some(alone), "{fact:?} of {name}");
+        }
+        // An answer out of the record is old.
+        let again: Response = ours.link().request(Method::FsChange, &request, PATIENCE).await.unwrap();
+        assert!(again.granted.iter().all(|granted| !granted.exclusive), "{again:?}");
+    }
 }

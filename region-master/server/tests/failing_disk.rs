@@ -181,7 +181,7 @@ async fn change(client: &Client, op: Op) -> Result<Reply, (ErrorCode, String)> {
 }
 
 fn make(name: String) -> Op {
-    Op::Mkdir(Mkdir { parent: ROOT_INODE.0, name: name.into_bytes().into(), mode: 0o755 })
+    Op::Mkdir(Mkdir { parent: ROOT_INODE.0, name: name.into_bytes().into(), mode: 0o755, alone: false })
 }
 
 fn remove(name: &str) -> Op {

@@ -58,7 +58,7 @@ fn client(regions: &Regions, of: &str, at: &str) -> Client {
 }
 
 fn mkdir(name: &str) -> Op {
-    Op::Mkdir(Mkdir { parent: 1, name: name.as_bytes().to_vec().into(), mode: 0o755 })
+    Op::Mkdir(Mkdir { parent: 1, name: name.as_bytes().to_vec().into(), mode: 0o755, alone: false })
 }
 
 fn lookup(name: &str) -> FsRequest {

@@ -26,7 +26,7 @@ use mooseng_wire::session::{CloseSession, OpenSession, Request, Response, Sessio
 use mooseng_wire::{Identity, ROOT_INODE, Role};
 
 fn mkdir(name: &str) -> Op {
-    Op::Mkdir(Mkdir { parent: ROOT_INODE.0, name: name.to_owned().into(), mode: 0o755 })
+    Op::Mkdir(Mkdir { parent: ROOT_INODE.0, name: name.to_owned().into(), mode: 0o755, alone: false })
 }
 
 fn create(name: &str) -> Op {

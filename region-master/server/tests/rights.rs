@@ -59,7 +59,7 @@ fn inode(reply: Reply) -> u64 {
 }
 
 async fn mkdir(client: &Client, parent: u64, name: &str) -> u64 {
-    let mkdir = Mkdir { parent, name: name.to_owned().into(), mode: 0o755 };
+    let mkdir = Mkdir { parent, name: name.to_owned().into(), mode: 0o755, alone: false };
     inode(client.change(Op::Mkdir(mkdir)).await.unwrap())
 }
 

@@ -28,6 +28,7 @@ const LISTED_MAX: u32 = 1_000;
 const LEASE_LOOK: Duration = Duration::from_millis(50);
 /// What is told of.
 const RECORD: &str = "the record";
+const NAMES: &str = "the names";
 
 /// An error's number.
 pub const ENOENT: i32 = 2;
@@ -51,10 +52,14 @@ pub struct Notes {
     pub locked: Locked,
     /// What can't be excused.
     pub violations: Vec<String>,
-    /// What is a violation unless the lease of a sequence's mount lapsed.
-    pub suspicions: Vec<(usize, String)>,
+    /// What is a violation unless a sequence's mount lost what only it knew of: records with its lease, names by its own account.
+    pub suspicions: Vec<(usize, &'static str, String)>,
     /// How often the leases of mounts lapsed.
     pub lapses: BTreeMap<u8, u64>,
+    /// How many changes mounts made alone.
+    pub made_alone: BTreeMap<u8, u64>,
+    /// How many names, made alone and not told, mounts lost.
+    pub lost: BTreeMap<u8, u64>,
     /// Faults are over: look at everything and end.
     pub healed: bool,
     /// Mounts that have ended their work.
@@ -86,11 +91,15 @@ pub fn with<T>(shared: &Shared, f: impl FnOnce(&mut Notes) -> T) -> T {
 impl Notes {
     /// What can't be excused, once all mounts are done.
     pub fn judge(&self) -> Option<String> {
-        let lapsed = |at: usize| {
+        let excused = |at: usize, of: &str| {
             let sequence = &self.sequences[at];
-            self.lapses.get(&sequence.writer).is_none_or(|lapses| *lapses > sequence.lapses)
+            let more = |counts: &BTreeMap<u8, u64>, before: u64| {
+                counts.get(&sequence.writer).copied().unwrap_or_default() > before
+            };
+            // Where names are lost, so is what was written to a file that was one of them.
+            more(&self.lost, sequence.lost) || (of == RECORD && more(&self.lapses, sequence.lapses))
         };
-        let suspicion = self.suspicions.iter().find(|(at, _)| !lapsed(*at)).map(|(_, what)| what);
+        let suspicion = self.suspicions.iter().find(|(at, of, _)| !excused(*at, of)).map(|(_, _, what)| what);
         self.violations.first().or(suspicion).cloned()
     }
 }
@@ -111,6 +120,8 @@ pub struct Mount {
     path: String,
     /// It is a `geo` one.
     pub geo: bool,
+    /// It makes names alone: what is answered is durable once fsync has been.
+    pub alone: bool,
     /// What all mounts share.
     pub shared: Shared,
     /// Who was the home when.
@@ -160,7 +171,7 @@ enum Done {
 
 impl Mount {
     /// What works in that volume.
-    pub fn new(fs: FileSystem, number: u8, region: &str, volume: &Volume) -> Self {
+    pub fn new(fs: FileSystem, number: u8, region: &str, volume: &Volume, alone: bool) -> Self {
         Self {
             fs,
             caller: Caller { kernel_checked: true, ..Caller::default() },
@@ -169,6 +180,7 @@ impl Mount {
             volume: volume.id,
             path: volume.path.clone(),
             geo: volume.geo,
+            alone,
             shared: volume.notes.clone(),
             homes: volume.homes.clone(),
         }
@@ -218,7 +230,11 @@ impl Mount {
             let (has, more) = (status.lease_left_ms.is_some(), status.lapses - ended);
             let lapsed = more + u64::from(had && !has);
             (had, ended) = (has, status.lapses);
-            with(&self.shared, |notes| *notes.lapses.entry(self.number).or_default() += lapsed);
+            with(&self.shared, |notes| {
+                *notes.lapses.entry(self.number).or_default() += lapsed;
+                notes.lost.insert(self.number, status.untold_lost);
+                notes.made_alone.insert(self.number, status.made_alone);
+            });
             tokio::time::sleep(LEASE_LOOK).await;
         }
     }
@@ -227,6 +243,12 @@ impl Mount {
     pub fn violation(&self, what: String) {
         tracing::info!(what, "violation");
         with(&self.shared, |notes| notes.violations.push(format!("at {:?}: {what}", now())));
+    }
+
+    /// It is one unless the sequence's mount has lost something.
+    fn suspicion(&self, at: usize, of: &'static str, what: String) {
+        tracing::info!(what, "a suspicion");
+        with(&self.shared, |notes| notes.suspicions.push((at, of, what)));
     }
 
     /// An error that faults excuse.
@@ -241,6 +263,7 @@ impl Mount {
     async fn begin(&self, nth: u64) -> Option<(usize, HandleId)> {
         let name = format!("s{}-{nth}", self.number);
         let (fs, caller) = (&self.fs, &self.caller);
+        let lost = fs.status().untold_lost;
         let made = async {
             let directory = fs.mkdir(caller, fs.root(), name.as_bytes(), 0o755).await?.inode;
             let made = fs.create(caller, directory, b"f", 0o644, 0o2 | 0o300).await?;
@@ -257,6 +280,7 @@ impl Mount {
                     directory,
                     file,
                     lapses,
+                    lost,
                     ..Sequence::default()
                 };
                 tracing::info!(mount = self.number, nth, epoch, directory, file, "a sequence begins");
@@ -294,15 +318,14 @@ impl Mount {
             Step::Remove(name) => fs.unlink(caller, directory, sequence::name(name).as_bytes()).await,
         };
         match done {
-            Ok(()) => self.acknowledged(at, n, true, |sequence| &mut sequence.names),
+            Ok(()) => self.acknowledged(at, n, !self.alone, |sequence| &mut sequence.names),
             Err(error) => {
                 // Nobody else works there: a name that is there already, or isn't, is one that this step made or removed twice.
                 let epoch = with(&self.shared, |notes| notes.sequences[at].epoch);
                 if matches!(error.errno(), EEXIST | ENOENT) && self.epoch() == epoch {
-                    self.violation(format!(
-                        "step {n} of sequence {at}, {:?}, answered {error}",
-                        sequence::step(n)
-                    ));
+                    let what =
+                        format!("step {n} of sequence {at}, {:?}, answered {error}", sequence::step(n));
+                    self.suspicion(at, NAMES, what);
                 } else if error.errno() != EEXIST {
                     self.excuse("a step", &error);
                 }
@@ -471,12 +494,15 @@ impl Mount {
             Ok(listed) => match self.steps_of(at, listed.clone()) {
                 Some(steps) => {
                     let before = sequence.names.before(self.number);
-                    self.saw(at, called, steps, before, |sequence| (&mut sequence.names, "the names"));
+                    self.saw(at, called, steps, before, |sequence| (&mut sequence.names, NAMES));
                 }
-                None => self.violation(format!(
-                    "mount {} sees the names {listed:?} in sequence {at}, which it never had",
-                    self.number
-                )),
+                None => {
+                    let what = format!(
+                        "mount {} sees the names {listed:?} in sequence {at}, which it never had",
+                        self.number
+                    );
+                    self.suspicion(at, NAMES, what);
+                }
             },
             Err(error) => self.missing(at, called, &error),
         }
@@ -515,7 +541,8 @@ impl Mount {
             if let Some(home) = home
                 && (self.homes.kept(of, home) || synced)
             {
-                self.violation(format!("sequence {at} is missing at home in epoch {home}: {error}"));
+                let what = format!("sequence {at} is missing at home in epoch {home}: {error}");
+                self.suspicion(at, NAMES, what);
             }
         }
         self.excuse("a look", error);
@@ -548,9 +575,8 @@ impl Mount {
                 "to mount {} in {}, {counted} of sequence {at} {what} (since {called:?})",
                 self.number, self.region
             );
-            if unless_lapsed && counted == RECORD {
-                tracing::info!(what, "a suspicion");
-                with(&self.shared, |notes| notes.suspicions.push((at, what)));
+            if unless_lapsed {
+                self.suspicion(at, counted, what);
             } else {
                 self.violation(what);
             }

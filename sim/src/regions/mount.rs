@@ -36,7 +36,7 @@ pub async fn client(
         zone: "z1".into(),
         host: name.clone(),
         retry_timeout: RETRY,
-        delegate: false,
+        delegate: shape.alone,
         renew_interval: Duration::from_millis(600),
         connect_timeout: Duration::from_secs(120),
         ..ClientConfig::default()
@@ -44,7 +44,7 @@ pub async fn client(
     let network = network(&region.name, Role::Client, &name, &host.gate);
     let fs = FileSystem::connect(config, network, Arc::new(host.clock.clone())).await?;
     let tree = Tree::from(fs.clone());
-    let root = Mount::new(fs, number, &region.name, &volumes[0]);
+    let root = Mount::new(fs, number, &region.name, &volumes[0], shape.alone);
     match volumes.iter().find(|volume| volume.id == SECOND) {
         None => root.work(seed).await,
         Some(second) => {

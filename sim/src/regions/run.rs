@@ -33,6 +33,8 @@ const SETTLING: Duration = Duration::from_secs(90);
 const COPIES: usize = 2;
 /// One seed in so many has pushes that come after a failover.
 const LATE_PUSHES: u64 = 5;
+/// One seed in so many has mounts that make names alone.
+const ALONE: u64 = 3;
 /// How often states are compared.
 const COMPARE_EVERY: Duration = Duration::from_millis(500);
 
@@ -50,6 +52,8 @@ struct Done {
     epochs: u64,
     moves: usize,
     crossed: usize,
+    made_alone: u64,
+    lost: u64,
 }
 
 impl Done {
@@ -66,6 +70,8 @@ impl Done {
             epochs: volume.homes.newest(),
             moves: notes.moves.made.len(),
             crossed: notes.crossed,
+            made_alone: notes.made_alone.values().sum(),
+            lost: notes.lost.values().sum(),
         };
         with(&volume.notes, of_notes)
     }
@@ -85,6 +91,9 @@ impl fmt::Display for Done {
             self.told_lost,
             self.locked,
         )?;
+        if self.made_alone > 0 {
+            write!(f, ", {} made alone ({} lost)", self.made_alone, self.lost)?;
+        }
         if self.crossed > 0 {
             write!(f, ", crossed into {} times", self.crossed)?;
         }
@@ -141,7 +150,11 @@ pub fn run(seed: u64) -> Result<Summary> {
         .tcp_capacity(4096)
         .enable_random_order()
         .build();
-    let shape = Arc::new(Shape { late_pushes: seed % LATE_PUSHES == LATE_PUSHES - 1, ..Shape::of(&mut rng) });
+    let shape = Arc::new(Shape {
+        late_pushes: seed % LATE_PUSHES == LATE_PUSHES - 1,
+        alone: seed % ALONE == ALONE - 1,
+        ..Shape::of(&mut rng)
+    });
     tracing::info!(?shape, "shape");
     let second = Second::of(seed, &shape);
     let volumes = volumes::all(&shape, second.as_ref());
@@ -233,7 +246,7 @@ impl Run<'_> {
         }
         self.settle()?;
         for volume in &self.volumes {
-            with(&volume.notes, |notes| notes.histories.judge())
+            with(&volume.notes, |notes| notes.histories.judge(notes.lost.values().sum()))
                 .map_err(|why| anyhow::anyhow!("of volume {}: {why}", volume.id))?;
         }
         let (faults, simulated) = (self.nemesis.counts(), self.sim.elapsed());

@@ -162,6 +162,8 @@ pub struct Sequence {
     pub file: u64,
     /// How often the mount's lease had lapsed before.
     pub lapses: u64,
+    /// How many names that nobody was told of the mount had lost before.
+    pub lost: u64,
     /// Steps of the names.
     pub names: Counter,
     /// Records.

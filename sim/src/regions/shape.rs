@@ -60,6 +60,8 @@ pub struct Shape {
     pub hasty: bool,
     /// What a home's chunkservers send to other regions comes, now and then, when another region is the home.
     pub late_pushes: bool,
+    /// Mounts make names alone, and tell them afterwards.
+    pub alone: bool,
 }
 
 impl Shape {
@@ -93,6 +95,7 @@ impl Shape {
             },
             hasty: rng.random(),
             late_pushes: false,
+            alone: false,
         }
     }
 

@@ -29,6 +29,8 @@ const HELD_MAX: usize = 2;
 pub struct History {
     operations: Vec<Operation>,
     lapses: Option<(u64, u64)>,
+    /// Names that mounts had lost before the first one, which nobody was told of.
+    lost: Option<u64>,
 }
 
 /// All histories, by epoch and directory.
@@ -52,9 +54,14 @@ impl Histories {
         self.all.values().map(|history| history.operations.len()).sum()
     }
 
-    /// Searches an order for each.
-    pub fn judge(&self) -> Result<(), String> {
+    /// Searches an order for each. `lost`: names that mounts lost in the whole run.
+    pub fn judge(&self, lost: u64) -> Result<(), String> {
         for ((epoch, directory), history) in &self.all {
+            // What nobody was told of may be gone, although the mount that made it showed it.
+            if history.lost.is_some_and(|before| before != lost) {
+                tracing::info!(epoch, directory, "a history of which names were lost isn't judged");
+                continue;
+            }
             let mut operations = history.operations.clone();
             // What a mount had in memory only, and showed, may be lost with its lease.
             if history.lapses.is_some_and(|(before, after)| before != after) {
@@ -184,7 +191,9 @@ impl Worker {
     async fn run(&mut self, call: Call) -> Option<Reply> {
         let (epoch, directory) = self.place?;
         let (shared, began) = (self.mount.shared.clone(), now());
-        let (called, lapses) = with(&shared, |notes| (notes.histories.tick(), notes.lapses.values().sum()));
+        let (called, lapses, lost) = with(&shared, |notes| {
+            (notes.histories.tick(), notes.lapses.values().sum(), notes.lost.values().sum())
+        });
         let result = self.perform(directory, &call).await;
         let is_of_epoch = self.mount.epoch() == epoch && self.mount.homes.newest() == epoch;
         let at_home = self.mount.homes.around(&self.mount.region, began, now()) == Some(epoch);
@@ -211,6 +220,7 @@ impl Worker {
             let lapsed = notes.lapses.values().sum();
             let history = notes.histories.all.entry((epoch, directory)).or_default();
             history.operations.push(operation);
+            history.lost.get_or_insert(lost);
             history.lapses = Some((history.lapses.map_or(lapses, |(first, _)| first.min(lapses)), lapsed));
             reply
         })

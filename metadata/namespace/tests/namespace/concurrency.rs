@@ -22,7 +22,7 @@ async fn creates_in_one_directory_dont_conflict() {
     let mut transactions = Vec::new();
     for i in 0..100 {
         let op = match i % 4 {
-            0 => Op::Mkdir(Mkdir { parent: ROOT, name: name(&format!("n{i}")), mode: 0o755 }),
+            0 => Op::Mkdir(Mkdir { parent: ROOT, name: name(&format!("n{i}")), mode: 0o755, alone: false }),
             _ => Op::Create(Create {
                 parent: ROOT,
                 name: name(&format!("n{i}")),
@@ -125,7 +125,7 @@ async fn many_clients_at_once_with_faults_leave_everything_counted() {
                 let op = match rng.random_range(0..8) {
                     0 | 1 => Op::Create(Create { parent, name: one, mode: 0o644, ..Default::default() }),
                     2 => Op::Unlink(Unlink { parent, name: one }),
-                    3 => Op::Mkdir(Mkdir { parent, name: one, mode: 0o755 }),
+                    3 => Op::Mkdir(Mkdir { parent, name: one, mode: 0o755, alone: false }),
                     4 => Op::Rmdir(Rmdir { parent, name: one }),
                     5 | 6 => Op::Rename(Rename {
                         parent,
@@ -269,7 +269,7 @@ async fn names_of_one_hash_live_side_by_side() {
     client.ask(Op::Unlink(Unlink { parent: ROOT, name: name("late") })).await;
     assert_eq!(client.list(ROOT, 10, false).await.len(), 3);
     plant(0..256).await;
-    let op = Op::Mkdir(Mkdir { parent: ROOT, name: name("late"), mode: 0o755 });
+    let op = Op::Mkdir(Mkdir { parent: ROOT, name: name("late"), mode: 0o755, alone: false });
     assert_eq!(client.errno(op).await, 28);
 }
 
@@ -278,7 +278,8 @@ async fn a_request_that_was_sent_twice_at_once_runs_once() {
     let volume = Volume::with_faults(3, 0.1).await;
     let client = volume.client(1).await;
     for number in 1..60u64 {
-        let op = Op::Mkdir(Mkdir { parent: ROOT, name: name(&format!("d{number}")), mode: 0o755 });
+        let op =
+            Op::Mkdir(Mkdir { parent: ROOT, name: name(&format!("d{number}")), mode: 0o755, alone: false });
         let request = request(&root(), op);
         let answers = join_all((0..3).map(|_| client.send(number, &request))).await;
         let first = answers[0].clone().unwrap();

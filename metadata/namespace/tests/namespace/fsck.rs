@@ -87,7 +87,7 @@ async fn tree() -> Planted {
     let volume = Volume::new().await;
     let client = volume.client(1).await;
     let mkdir = async |parent, text| {
-        let op = Op::Mkdir(Mkdir { parent, name: name(text), mode: 0o755 });
+        let op = Op::Mkdir(Mkdir { parent, name: name(text), mode: 0o755, alone: false });
         attr(client.ask(op).await).inode
     };
     let dir = mkdir(ROOT, "dir").await;

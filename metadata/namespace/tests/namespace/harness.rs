@@ -325,7 +325,7 @@ impl Client<'_> {
     }
 
     pub async fn mkdir(&self, parent: u64, text: &str) -> u64 {
-        let op = Op::Mkdir(Mkdir { parent, name: name(text), mode: 0o755 });
+        let op = Op::Mkdir(Mkdir { parent, name: name(text), mode: 0o755, alone: false });
         attr(self.ask(op).await).inode
     }
 

@@ -110,7 +110,7 @@ async fn it_stays_a_directory_whose_entries_are_elsewhere() {
         Op::ReadDir(ReadDir { inode: inside, cookie: 0, entries_max: 9, plus: false }),
         Op::HoldAlone(HoldAlone { inode: inside }),
         Op::Create(create),
-        Op::Mkdir(Mkdir { parent: inside, name: name("x"), mode: 0o755 }),
+        Op::Mkdir(Mkdir { parent: inside, name: name("x"), mode: 0o755, alone: false }),
         Op::Symlink(Symlink { parent: inside, name: name("x"), target: name("t") }),
         Op::Link(Link { inode: file, new_parent: inside, new_name: name("x") }),
         Op::Unlink(Unlink { parent: inside, name: name("x") }),
@@ -231,7 +231,10 @@ async fn nothing_is_done_across_volumes() {
     }
     // What is told at once commits at once.
     let untold = |parent: u64, inode: u64| Untold {
-        request: Some(request(&root(), Op::Mkdir(Mkdir { parent, name: name("n"), mode: 0o755 }))),
+        request: Some(request(
+            &root(),
+            Op::Mkdir(Mkdir { parent, name: name("n"), mode: 0o755, alone: false }),
+        )),
         inode,
         ..Untold::default()
     };

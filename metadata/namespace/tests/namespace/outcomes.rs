@@ -13,7 +13,7 @@ use mooseng_wire::{Epoch, Incarnation, RequestNumber, SessionId, VolumeId};
 use crate::harness::*;
 
 fn mkdir(text: &str) -> FsRequest {
-    request(&root(), Op::Mkdir(Mkdir { parent: ROOT, name: name(text), mode: 0o755 }))
+    request(&root(), Op::Mkdir(Mkdir { parent: ROOT, name: name(text), mode: 0o755, alone: false }))
 }
 
 #[tokio::test]

@@ -298,9 +298,12 @@ impl Run {
                     rdev: 9,
                 })
             }
-            42..51 => {
-                Op::Mkdir(Mkdir { parent: self.directory(), name: self.name(), mode: self.mode() | 0o300 })
-            }
+            42..51 => Op::Mkdir(Mkdir {
+                parent: self.directory(),
+                name: self.name(),
+                mode: self.mode() | 0o300,
+                alone: false,
+            }),
             51..54 => {
                 Op::Symlink(Symlink { parent: self.directory(), name: self.name(), target: name("to/where") })
             }

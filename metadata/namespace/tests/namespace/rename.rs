@@ -148,7 +148,7 @@ async fn sticky_directories_and_foreign_directories_hold_what_they_have() {
     let mode = |inode, mode| Op::SetAttr(SetAttr { inode, mode: Some(mode), ..Default::default() });
     client.ask(mode(ROOT, 0o1777)).await;
     let (one, two) = (user(1000, 100, &[]), user(1001, 101, &[]));
-    let mk = |text: &str| Op::Mkdir(Mkdir { parent: ROOT, name: name(text), mode: 0o777 });
+    let mk = |text: &str| Op::Mkdir(Mkdir { parent: ROOT, name: name(text), mode: 0o777, alone: false });
     let mine = attr(client.ask_as(&one, mk("mine")).await).inode;
     client.ask(mode(mine, 0o755)).await;
     let to = Op::Rename(rename(ROOT, "mine", ROOT, "x"));

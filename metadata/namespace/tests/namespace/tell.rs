@@ -51,7 +51,7 @@ async fn a_tree_is_told_at_once_and_each_change_sees_those_before() {
     let client = volume.client(1).await;
     let piece = WritePiece { offset: 0, data: Some(Data::Inline(Bytes::from_static(b"hello"))) };
     let changes = vec![
-        untold(Op::Mkdir(Mkdir { parent: ROOT, name: name("d"), mode: 0o755 }), 1000, 2_000),
+        untold(Op::Mkdir(Mkdir { parent: ROOT, name: name("d"), mode: 0o755, alone: false }), 1000, 2_000),
         create(1000, "a", 1001, 2_001),
         untold(
             Op::Write(Write {
@@ -103,7 +103,7 @@ async fn what_is_refused_takes_only_what_rests_on_it_with_it() {
     assert_eq!(attr(&made[0]).inode, 1000);
     let changes = vec![
         create(ROOT, "first", 1001, 6),
-        untold(Op::Mkdir(Mkdir { parent: ROOT, name: name("there"), mode: 0o755 }), 1002, 7),
+        untold(Op::Mkdir(Mkdir { parent: ROOT, name: name("there"), mode: 0o755, alone: false }), 1002, 7),
         create(1002, "below", 1003, 8),
         create(ROOT, "last", 1004, 9),
     ];

@@ -103,7 +103,7 @@ pub(super) async fn directory(mount: &Client, name: &str) -> u64 {
 }
 
 pub(super) fn inside(parent: u64) -> Op {
-    Op::Mkdir(Mkdir { parent, name: "x".into(), mode: 0o755 })
+    Op::Mkdir(Mkdir { parent, name: "x".into(), mode: 0o755, alone: false })
 }
 
 /// What a replica shows of a name in the root.

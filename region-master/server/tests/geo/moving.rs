@@ -171,7 +171,7 @@ impl Mount {
     pub async fn make(&mut self, name: &str) -> (u64, u64) {
         self.number += 1;
         let root = InodeId::root_of(self.volume).0;
-        let op = Op::Mkdir(Mkdir { parent: root, name: name.to_owned().into(), mode: 0o755 });
+        let op = Op::Mkdir(Mkdir { parent: root, name: name.to_owned().into(), mode: 0o755, alone: false });
         let response = self.call(Method::FsChange, self.number, op).await;
         match response.reply.unwrap().reply.unwrap() {
             Reply::Entry(entry) => (entry.attr.unwrap().inode, response.log_epoch),

@@ -300,7 +300,12 @@ async fn sessions_follow_their_volumes_home_and_those_of_others_stay() {
     } else {
         assert!(one.session.lapsed, "it came too late on a slow machine, and is told so");
     }
-    let again = Op::Mkdir(mooseng_wire::fs::Mkdir { parent: root(SECOND), name: "d".into(), mode: 0o755 });
+    let again = Op::Mkdir(mooseng_wire::fs::Mkdir {
+        parent: root(SECOND),
+        name: "d".into(),
+        mode: 0o755,
+        alone: false,
+    });
     let again = one.call(Method::FsChange, made, again).await.reply.unwrap().reply.unwrap();
     let Reply::Entry(again) = again else { panic!("{again:?}") };
     assert_eq!(again.attr.unwrap().inode, inode);
@@ -391,7 +396,8 @@ async fn a_volumes_replica_answers_and_promises_for_itself() {
     assert!(reader.renew().await.is_empty());
     let response = {
         second.number += 1;
-        let make = mooseng_wire::fs::Mkdir { parent: root(SECOND), name: "none".into(), mode: 0o755 };
+        let make =
+            mooseng_wire::fs::Mkdir { parent: root(SECOND), name: "none".into(), mode: 0o755, alone: false };
         second.call(Method::FsChange, second.number, Op::Mkdir(make)).await
     };
     let at = Place { epoch: response.log_epoch, version: response.log_version };

@@ -43,8 +43,12 @@ pub(super) async fn make(master: &Arc<Master>, volume: VolumeId, name: &str) -> 
     let inode = id.map(|ids| InodeId::new(volume, ids[0]));
     let context =
         mooseng_namespace::OpContext { ids: Ids { inode, ..Ids::default() }, ..context(master, volume) };
-    let made =
-        request(Op::Mkdir(Mkdir { parent: root_of(volume), name: name.to_owned().into(), mode: 0o755 }));
+    let made = request(Op::Mkdir(Mkdir {
+        parent: root_of(volume),
+        name: name.to_owned().into(),
+        mode: 0o755,
+        alone: false,
+    }));
     let ran = master.driver.run(SessionCall::default(), &context, &made, Instant::now() + WITHIN).await;
     match ran.map_err(|e| e.to_string())?.0.reply {
         Some(Reply::Entry(entry)) => Ok(entry.attr.unwrap().inode),

@@ -51,7 +51,7 @@ async fn delete(region: &Region, name: &str) -> Result<(), Status> {
 }
 
 async fn mkdir(region: &Region, text: &str) -> u64 {
-    let mkdir = Mkdir { parent: ROOT_INODE.0, name: text.to_owned().into(), mode: 0o755 };
+    let mkdir = Mkdir { parent: ROOT_INODE.0, name: text.to_owned().into(), mode: 0o755, alone: false };
     match region.client.change(Op::Mkdir(mkdir)).await.unwrap() {
         Reply::Entry(entry) => entry.attr.unwrap().inode,
         other => panic!("{other:?}"),

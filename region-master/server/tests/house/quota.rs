@@ -36,7 +36,7 @@ async fn get(region: &Region, only: Option<QuotaTarget>) -> Result<Quota, Status
 }
 
 async fn mkdir(region: &Region, parent: u64, text: &str) -> u64 {
-    let mkdir = Mkdir { parent, name: text.to_owned().into(), mode: 0o755 };
+    let mkdir = Mkdir { parent, name: text.to_owned().into(), mode: 0o755, alone: false };
     match region.client.change(Op::Mkdir(mkdir)).await.unwrap() {
         Reply::Entry(entry) => entry.attr.unwrap().inode,
         other => panic!("{other:?}"),
