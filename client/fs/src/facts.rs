@@ -252,6 +252,15 @@ pub(crate) struct Flight<'a> {
     facts: &'a Facts,
     tick: u64,
     life: u64,
+    /// From when on what this session changed alone may be missing in its answer.
+    since: u64,
+}
+
+impl Flight<'_> {
+    /// When it began.
+    pub fn tick(&self) -> u64 {
+        self.tick
+    }
 }
 
 impl Drop for Flight<'_> {
@@ -342,14 +351,22 @@ impl Facts {
         self.home.as_ref().map_or(left, |home| home.left().min(left))
     }
 
-    /// A request leaves.
+    /// A request leaves, or is about to.
     pub fn begin(&self) -> Flight<'_> {
         self.memo(|memo| {
             memo.tick += 1;
             let tick = memo.tick;
             *memo.flights.entry(tick).or_default() += 1;
-            Flight { facts: self, tick, life: memo.life }
+            Flight { facts: self, tick, life: memo.life, since: tick }
         })
+    }
+
+    /// A request leaves that was about to since `since`, which is kept until its answer is taken in: behind what was untold by then, and perhaps before
+    /// what was changed alone while it waited for that, or to be sent.
+    pub fn begin_behind(&self, since: Option<u64>) -> Flight<'_> {
+        let mut flight = self.begin();
+        flight.since = since.unwrap_or(flight.since);
+        flight
     }
 
     /// Forgets everything, and what answers under way may bring.
@@ -529,7 +546,7 @@ impl Facts {
                     continue;
                 }
                 let (Fact::Inode(about) | Fact::Entry(about, _) | Fact::Directory(about)) = &fact;
-                if memo.changed_alone.get(&about.0).is_some_and(|changed| *changed > flight.tick) {
+                if memo.changed_alone.get(&about.0).is_some_and(|changed| *changed > flight.since) {
                     continue;
                 }
                 let level = if granted.exclusive { Level::Exclusive } else { Level::Shared };
@@ -568,7 +585,7 @@ impl Facts {
                 }
             }
             if let (Some(r), Reply::DirPage(page)) = (further, reply)
-                && memo.changed_alone.get(&r.inode).is_none_or(|changed| *changed < flight.tick)
+                && memo.changed_alone.get(&r.inode).is_none_or(|changed| *changed < flight.since)
                 && let Some(listing) = self.listings.get(&r.inode)
             {
                 let mut known = listing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -900,6 +917,29 @@ mod tests {
         let unlink = Op::Unlink(Unlink { parent: 2, name: name.clone() });
         digest(unlink, Reply::Errno(libc::ENOENT as u32), vec![]);
         assert!(facts.entry(2, &name).is_some(), "that is what is known");
+    }
+
+    /// Found by the simulation: a read had waited until everything was told, something was made alone before it left, and its answer, which lacked that, was
+    /// kept as promised.
+    #[test]
+    fn what_is_made_alone_before_a_read_leaves_stays_known() {
+        let facts = Facts::new(Arc::new(ManualClock::default()), 1 << 20);
+        facts.lease(BootTime(Duration::from_secs(1000)));
+        let attr = |ctime_ns| Attr { inode: INODE, ctime_ns, ..Attr::default() };
+        facts.alone(|alone| alone.made(attr(1), None));
+        let about_to = facts.begin();
+        facts.alone(|alone| alone.set(attr(2)));
+        let flight = facts.begin_behind(Some(about_to.tick()));
+        let fact = Fact::Inode(InodeId(INODE)).to_message();
+        let response = Response {
+            reply: Some(FsReply { reply: Some(Reply::Entry(Entry { attr: Some(attr(1)) })) }),
+            grant: 1,
+            granted: vec![Granted { fact: Some(fact), exclusive: true }],
+            ..Response::default()
+        };
+        let op = Some(Op::GetAttr(GetAttr { inode: INODE }));
+        facts.digest(&flight, &FsRequest { caller: None, op }, &response);
+        assert_eq!(facts.inode(INODE).map(|(known, _)| known.attr.ctime_ns), Some(2));
     }
 
     fn hold(facts: &Facts) -> Option<u64> {

@@ -75,6 +75,8 @@ struct Flight {
     within: Option<Within>,
     /// Nobody is shown its answer: it says nothing of the volume.
     unshown: bool,
+    /// Of a read: from when on what is made alone may be missing in its answer ([`crate::facts::Facts::begin_behind`]).
+    since: Option<u64>,
 }
 
 /// What to do with a failed attempt.
@@ -130,6 +132,8 @@ impl Region {
         let started = Instant::now();
         let what = name(&op);
         let patience = self.patience();
+        // Kept until the answer is taken in: what is made alone from now on isn't waited for.
+        let since = self.session.facts.begin();
         let mut flight = Flight {
             what,
             method: Method::FsRead,
@@ -142,6 +146,7 @@ impl Region {
             urgent: false,
             within: None,
             unshown,
+            since: Some(since.tick()),
         };
         let near = near && self.session.near.is_away();
         let answered = tokio::time::timeout_at(flight.deadline, async {
@@ -257,6 +262,7 @@ impl Region {
                 urgent,
                 within,
                 unshown: false,
+                since: None,
             }),
         };
         let reply = match &mut settling.flight {
@@ -423,7 +429,7 @@ impl Region {
             op: Some(flight.request.clone()),
         };
         let before = flight.sent_as.replace((session, incarnation));
-        let digest = self.session.facts.begin();
+        let digest = self.session.facts.begin_behind(flight.since);
         let timeout = flight
             .deadline
             .saturating_duration_since(Instant::now())

@@ -1,6 +1,7 @@
 //! What mounts do: each makes sequences of changes of its own, and looks at everybody's.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -263,7 +264,7 @@ impl Mount {
     async fn begin(&self, nth: u64) -> Option<(usize, HandleId)> {
         let name = format!("s{}-{nth}", self.number);
         let (fs, caller) = (&self.fs, &self.caller);
-        let lost = fs.status().untold_lost;
+        let (lost, heard) = (fs.status().untold_lost, Arc::new(AtomicU64::new(fs.losses())));
         let made = async {
             let directory = fs.mkdir(caller, fs.root(), name.as_bytes(), 0o755).await?.inode;
             let made = fs.create(caller, directory, b"f", 0o644, 0o2 | 0o300).await?;
@@ -281,6 +282,7 @@ impl Mount {
                     file,
                     lapses,
                     lost,
+                    heard,
                     ..Sequence::default()
                 };
                 tracing::info!(mount = self.number, nth, epoch, directory, file, "a sequence begins");
@@ -379,9 +381,11 @@ impl Mount {
 
     /// fsync of the directory: all steps that were acknowledged survive from then on. Answers whether it was answered well.
     async fn sync_names(&self, at: usize) -> bool {
-        let (directory, acked) =
-            with(&self.shared, |notes| (notes.sequences[at].directory, notes.sequences[at].names.acked));
-        let synced = self.fs.fsync_directory(directory).await;
+        let (directory, heard, acked) = with(&self.shared, |notes| {
+            let sequence = &notes.sequences[at];
+            (sequence.directory, sequence.heard.clone(), sequence.names.acked)
+        });
+        let synced = self.fs.fsync_open_directory(directory, &heard).await;
         self.synced(at, synced, acked, |sequence| &mut sequence.names)
     }
 

@@ -11,6 +11,8 @@
 //!   `geo` volume does, too.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 /// Names that are there at a time.
 pub const WINDOW: u64 = 5;
@@ -164,6 +166,8 @@ pub struct Sequence {
     pub lapses: u64,
     /// How many names that nobody was told of the mount had lost before.
     pub lost: u64,
+    /// Of how many of them the directory's descriptor has heard.
+    pub heard: Arc<AtomicU64>,
     /// Steps of the names.
     pub names: Counter,
     /// Records.
