@@ -235,6 +235,9 @@ pub struct LeaseRecord {
     /// The region was taken in and hasn't come yet: its first renewal shows a secret of this hash ([`mooseng_wire::join`]). Empty: none.
     #[prost(bytes = "vec", tag = "3")]
     pub join: Vec<u8>,
+    /// The founding mark of the region's masters ([`mooseng_wire::founding`]). Empty: they have told none yet.
+    #[prost(bytes = "vec", tag = "4")]
+    pub founding: Vec<u8>,
 }
 
 impl Record for LeaseRecord {
@@ -315,8 +318,9 @@ mod tests {
         let leaving = Join { place, stage: Stage::Leaving };
         assert_eq!(JoinRecord::from(&leaving).encode_to_vec(), [8, 0xac, 2, 0x12, 2, 0x2f, 0x61, 0x20, 1]);
         golden(&LeaseRecord { sequence: 300, ..LeaseRecord::default() }, "0108ac02");
-        golden(&LeaseRecord { sequence: 300, custody: 5, join: vec![] }, "0108ac021005");
+        golden(&LeaseRecord { sequence: 300, custody: 5, ..LeaseRecord::default() }, "0108ac021005");
         golden(&LeaseRecord { join: vec![7, 8], ..LeaseRecord::default() }, "011a020708");
+        golden(&LeaseRecord { founding: vec![7, 8], ..LeaseRecord::default() }, "0122020708");
     }
 
     #[test]

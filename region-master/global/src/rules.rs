@@ -89,6 +89,16 @@ pub enum RuleError {
     /// The lease was renewed since it was judged.
     #[error("the region {0} has renewed its lease meanwhile")]
     Renewed(String),
+    /// What the region had is gone, and something rests on it.
+    #[error(
+        "the region {region} was made anew: its masters carry another founding mark than those that held its lease before, so that what they had of volume {volume}, whose home it is, isn't there. It gets no lease as long as it is: another region takes over by itself, or by `mooseng volume move-home {volume} --to REGION --force` where that is left to a person. If the old masters' disks can be had back, start those instead"
+    )]
+    MadeAnew {
+        /// Which.
+        region: String,
+        /// Of what it is the home.
+        volume: VolumeId,
+    },
     /// What the change was made of may have changed.
     #[error("the global store is at version {present}, and the change was made of version {asked}")]
     Overtaken {
@@ -216,6 +226,8 @@ pub struct Renewal {
     pub version: u64,
     /// How long the lease lasts.
     pub lease_ms: u64,
+    /// The region was made anew: nothing that it told before counts.
+    pub anew: bool,
 }
 
 /// What is to be changed of a volume; what isn't said stays.
@@ -414,8 +426,15 @@ pub async fn admit(tx: &impl Transaction, name: &str, secret: &[u8]) -> Ruled<()
     Ok(())
 }
 
-/// Renews a region's lease, as its leader of that custody epoch, and takes note of the masters that its group has now, unless that is empty.
-pub async fn renew(tx: &impl Transaction, name: &str, masters: &[MasterAt], custody: u64) -> Ruled<Renewal> {
+/// Renews a region's lease, as its leader of that custody epoch, and takes note of the masters that its group has now, unless that is empty, and of their
+/// founding mark, if they tell one.
+pub async fn renew(
+    tx: &impl Transaction,
+    name: &str,
+    masters: &[MasterAt],
+    custody: u64,
+    founding: &[u8],
+) -> Ruled<Renewal> {
     let cluster = cluster(tx).await?;
     let record: Option<RegionRecord> = get(tx, &key::region(name), Read::Conflicting).await?;
     let known = record.ok_or_else(|| RuleError::NoRegion(name.to_owned()))?.region()?;
@@ -424,7 +443,12 @@ pub async fn renew(tx: &impl Transaction, name: &str, masters: &[MasterAt], cust
         return Err(RuleError::NoToken(name.to_owned()));
     }
     let sequence = lease.sequence + 1;
-    let renewed = LeaseRecord { sequence, custody: custody.max(lease.custody), join: Vec::new() };
+    let anew = anew::is_anew(&lease.founding, founding);
+    if anew {
+        anew::count_on_no_more(tx, name).await?;
+    }
+    let founding = if founding.is_empty() { lease.founding } else { founding.to_vec() };
+    let renewed = LeaseRecord { sequence, custody: custody.max(lease.custody), join: Vec::new(), founding };
     tx.set(&key::lease(name), &renewed.to_value());
     // Read for the conflict, too: a change that commits before this renewal is one that its holder must know of.
     let mut version = version(tx, Read::Conflicting).await?;
@@ -436,7 +460,7 @@ pub async fn renew(tx: &impl Transaction, name: &str, masters: &[MasterAt], cust
         tx.set(&key::region(name), &RegionRecord::from(&region).to_value());
         version = changed(tx).await?;
     }
-    Ok(Renewal { sequence, version, lease_ms: cluster.lease_ms })
+    Ok(Renewal { sequence, version, lease_ms: cluster.lease_ms, anew })
 }
 
 /// Gives ids of a kind to a volume's home, under its present epoch: to nobody else and never again.
@@ -887,9 +911,12 @@ pub async fn remove_region(tx: &impl Transaction, name: &str) -> Ruled<u64> {
     changed(tx).await
 }
 
+mod anew;
 mod joins;
 pub use joins::{Making, VOLUMES_MAX, create_volume, delete_volume, join_volume, leave_volume};
 
+#[cfg(test)]
+mod anew_tests;
 #[cfg(test)]
 mod joins_tests;
 #[cfg(test)]

@@ -39,6 +39,8 @@ use crate::{classes, house, ids, locks, quotas, reap};
 
 /// How long sessions that outlived a lost home are waited for: their clients ask each master of the region every second.
 const FOLLOW_WITHIN: Duration = Duration::from_secs(2);
+/// How often it is looked whether the region holds its lease, where its volume has to be made.
+const LEASE_LOOK: Duration = Duration::from_millis(20);
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 const PROBE_TIMEOUT: Duration = Duration::from_millis(800);
 
@@ -194,16 +196,44 @@ async fn lead_replica(master: &Arc<Master>, volume: VolumeId, term: u64) {
     );
 }
 
-async fn prepare_replica(master: &Master, volume: VolumeId, term: u64) -> Result<(), CallError> {
-    geo::stand::rejoin(master, volume, master.epoch(volume)).await?;
+/// The region's founding mark. Where there is none on record yet, one is drawn.
+pub async fn founding(master: &Master) -> Result<Founding, CallError> {
+    if let Some(known) = master.desk(|desk| desk.founding()) {
+        return Ok(known);
+    }
     let mut drawn = [0; FOUNDING_BYTES];
     rand::rng().fill_bytes(&mut drawn);
     let founding = transact(&master.store, |tx| async move {
         let founding = found(&tx, Founding(drawn)).await?;
         Ok((tx, founding))
-    })
-    .await
-    .map_err(|e| record_failed(&e))?;
+    });
+    founding.await.map_err(|e| record_failed(&e))
+}
+
+/// An empty volume is made by a region that holds its lease: one whose masters lost all that they had is given none as long as another region may have the
+/// volume, which an empty one in its place would take from there (docs/decisions/0041-regions-made-anew.md).
+async fn may_be_made(master: &Master, volume: VolumeId) -> Result<(), CallError> {
+    let Some(global) = &master.global else { return Ok(()) };
+    let known = transact(&master.store, |tx| async move {
+        let known = upkeep::load_volume(&tx, volume).await?;
+        Ok((tx, known))
+    });
+    if known.await.map_err(|e| record_failed(&e))?.is_some() {
+        return Ok(());
+    }
+    tracing::info!(
+        volume = volume.0,
+        "nothing of the volume is here: it is made once this region holds its lease"
+    );
+    while !global.lease_valid() {
+        tokio::time::sleep(LEASE_LOOK).await;
+    }
+    Ok(())
+}
+
+async fn prepare_replica(master: &Master, volume: VolumeId, term: u64) -> Result<(), CallError> {
+    geo::stand::rejoin(master, volume, master.epoch(volume)).await?;
+    let founding = founding(master).await?;
     let keys = tickets::load(&master.store).await.map_err(|e| record_failed(&e))?;
     let draining = house::drain::load(master).await?;
     master.desk(|desk| {
@@ -248,6 +278,7 @@ async fn lead_home(master: &Arc<Master>, volume: VolumeId, term: u64, epoch: Epo
 }
 
 async fn prepare(master: &Master, volume: VolumeId, term: u64, epoch: Epoch) -> Result<(), CallError> {
+    may_be_made(master, volume).await?;
     let hurries = match master.global {
         Some(_) => {
             let hurries = geo::stand::take_over(master, volume, epoch).await?;

@@ -8,6 +8,8 @@ mod common;
 mod giving_up;
 #[path = "geo/joins.rs"]
 mod joins;
+#[path = "geo/made_anew.rs"]
+mod made_anew;
 #[path = "geo/moving.rs"]
 mod moving;
 #[path = "geo/near.rs"]

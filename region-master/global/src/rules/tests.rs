@@ -87,30 +87,30 @@ async fn a_cluster_is_founded_once() {
 async fn a_renewal_counts_and_takes_note_of_masters_that_changed() {
     let store = founded().await;
     let masters = &region(1, 3, false).masters;
-    let first = ruled!(&store, tx, renew(&tx, "a", masters, 0)).unwrap();
-    assert_eq!(first, Renewal { sequence: 1, version: 1, lease_ms: 10_000 });
+    let first = ruled!(&store, tx, renew(&tx, "a", masters, 0, &[])).unwrap();
+    assert_eq!(first, Renewal { sequence: 1, version: 1, lease_ms: 10_000, anew: false });
     let replaced: &Vec<MasterAt> = &masters
         .iter()
         .cloned()
         .map(|m| if m.id == 3 { MasterAt { id: 4, address: "new:1".into(), ..m } } else { m })
         .collect();
-    let second = ruled!(&store, tx, renew(&tx, "a", replaced, 0)).unwrap();
+    let second = ruled!(&store, tx, renew(&tx, "a", replaced, 0, &[])).unwrap();
     assert_eq!((second.sequence, second.version), (2, 2));
     assert_eq!(seen(&store).await.regions["a"].masters, *replaced);
     assert_eq!(leases(&store.begin()).await.unwrap()["a"], 2);
     // Somebody else's address isn't taken.
     let stolen = region(2, 3, false).masters;
-    assert!(matches!(ruled!(&store, tx, renew(&tx, "a", &stolen, 0)), Err(RuleError::Region { .. })));
-    assert_eq!(ruled!(&store, tx, renew(&tx, "x", &[], 0)), Err(RuleError::NoRegion("x".into())));
+    assert!(matches!(ruled!(&store, tx, renew(&tx, "a", &stolen, 0, &[])), Err(RuleError::Region { .. })));
+    assert_eq!(ruled!(&store, tx, renew(&tx, "x", &[], 0, &[])), Err(RuleError::NoRegion("x".into())));
     let unfounded = MemoryStore::new();
-    assert_eq!(ruled!(&unfounded, tx, renew(&tx, "a", &[], 0)), Err(RuleError::NotFounded));
+    assert_eq!(ruled!(&unfounded, tx, renew(&tx, "a", &[], 0, &[])), Err(RuleError::NotFounded));
 }
 
 #[tokio::test]
 async fn a_renewal_and_a_change_that_it_doesnt_know_of_dont_both_commit() {
     let store = founded().await;
     let renewing = store.begin();
-    let renewal = renew(&renewing, "a", &[], 0).await.unwrap();
+    let renewal = renew(&renewing, "a", &[], 0, &[]).await.unwrap();
     ruled!(&store, tx, close_epoch(&tx, ROOT, Epoch(1), Some(0))).unwrap();
     assert_eq!(renewing.commit().await, Err(StoreError::Conflict));
     assert_eq!(renewal.version, 1);
@@ -118,7 +118,7 @@ async fn a_renewal_and_a_change_that_it_doesnt_know_of_dont_both_commit() {
     let store = founded().await;
     let closing = store.begin();
     close_epoch(&closing, ROOT, Epoch(1), Some(0)).await.unwrap();
-    ruled!(&store, tx, renew(&tx, "a", &[], 0)).unwrap();
+    ruled!(&store, tx, renew(&tx, "a", &[], 0, &[])).unwrap();
     assert_eq!(closing.commit().await, Err(StoreError::Conflict));
     assert_eq!(
         ruled!(&store, tx, close_epoch(&tx, ROOT, Epoch(1), Some(0))),
@@ -267,9 +267,9 @@ async fn a_leader_that_leads_no_more_changes_no_sync_set() {
         custody: Some(custody),
         ..VolumeChange::default()
     };
-    ruled!(&store, tx, renew(&tx, "a", &[], 5)).unwrap();
-    ruled!(&store, tx, renew(&tx, "a", &[], 6)).unwrap();
-    ruled!(&store, tx, renew(&tx, "a", &[], 5)).unwrap();
+    ruled!(&store, tx, renew(&tx, "a", &[], 5, &[])).unwrap();
+    ruled!(&store, tx, renew(&tx, "a", &[], 6, &[])).unwrap();
+    ruled!(&store, tx, renew(&tx, "a", &[], 5, &[])).unwrap();
     let late = ruled!(&store, tx, set_volume(&tx, ROOT, Epoch(1), &both(5)));
     assert_eq!(late, Err(RuleError::Deposed { region: "a".into(), asked: 5, present: 6 }));
     ruled!(&store, tx, set_volume(&tx, ROOT, Epoch(1), &both(6))).unwrap();
@@ -368,18 +368,18 @@ async fn a_region_that_was_given_a_token_shows_its_secret_once() {
     let before = seen(&store).await;
     ruled!(&store, tx, add_region(&tx, "c", c, &token(2))).unwrap();
     assert_eq!(seen(&store).await, before);
-    assert_eq!(ruled!(&store, tx, renew(&tx, "c", &[], 1)), Err(RuleError::NoToken("c".into())));
+    assert_eq!(ruled!(&store, tx, renew(&tx, "c", &[], 1, &[])), Err(RuleError::NoToken("c".into())));
     for secret in [&[][..], &[1; 16]] {
         assert_eq!(ruled!(&store, tx, admit(&tx, "c", secret)), Err(RuleError::NoToken("c".into())));
     }
     ruled!(&store, tx, async {
         admit(&tx, "c", &[2; 16]).await?;
-        renew(&tx, "c", &[], 1).await
+        renew(&tx, "c", &[], 1, &[]).await
     })
     .unwrap();
     // It has come: others of its masters needn't have it.
     ruled!(&store, tx, admit(&tx, "c", &[])).unwrap();
-    ruled!(&store, tx, renew(&tx, "c", &[], 2)).unwrap();
+    ruled!(&store, tx, renew(&tx, "c", &[], 2, &[])).unwrap();
     assert_eq!(
         ruled!(&store, tx, add_region(&tx, "c", c, &token(3))),
         Err(RuleError::TokenSpent("c".into()))

@@ -44,7 +44,8 @@ pub async fn push(master: &Master, peer: &Peer, push: Push, deadline: Instant) -
     sync::told(master, volume, position(push.synced.as_ref()));
     master.geo.note_hints(push.hints);
     if push.begin_anew {
-        stand::begin_anew(master, volume, after, Epoch(push.epoch)).await?;
+        let trimmed = position(push.trimmed.as_ref());
+        stand::begin_anew(master, volume, (after, trimmed), Epoch(push.epoch)).await?;
     }
     let mut record = take(master, volume, after, entries, Epoch(push.epoch), deadline).await?;
     let agreed = push.agreed.as_ref().map(|at| position(Some(at)));

@@ -250,6 +250,7 @@ async fn agree(
         volume: volume.0.into(),
         after: place(common),
         epoch: epoch.0,
+        trimmed: place(master.geo.trimmed(volume)),
         begin_anew: true,
         ..Push::default()
     };

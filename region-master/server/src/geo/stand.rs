@@ -231,12 +231,24 @@ async fn note_salvage(master: &Master, volume: VolumeId) -> Result<(), CallError
 pub(super) async fn begin_anew(
     master: &Master,
     volume: VolumeId,
-    common: LogPosition,
+    (common, trimmed): (LogPosition, LogPosition),
     from: Epoch,
 ) -> Result<(), CallError> {
     let seat = master.geo.seat(volume);
     let _applying = seat.applying.lock().await;
     let record = receive::record(master, volume).await?;
+    // Whatever is here of an epoch its home has sent, and had committed before. A home that doesn't know it, though its log reaches back so far, has lost
+    // it, and this may be the only copy.
+    let at = record.position();
+    if record.copied_before.is_none() && at.epoch == from && at >= trimmed && trimmed > LogPosition::default()
+    {
+        let message = format!(
+            "the home says that its log doesn't have {at}, which it sent in this same epoch: it has lost what it had. The replica here stays as it is; give the home up for this region (`mooseng volume move-home {volume} --to {} --force`)",
+            master.config.region
+        );
+        tracing::error!(%at, %common, %trimmed, volume = volume.0, "{message}");
+        return Err(call_error(ErrorCode::Internal, message));
+    }
     // This region may be about to follow that home: what it has is what it said that it has.
     if from.0 <= record.refuses {
         return Err(failed(master, &ReplicaError::Refused(record.refuses)));

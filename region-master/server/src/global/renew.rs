@@ -6,11 +6,14 @@ use std::time::Duration;
 use mooseng_global::failover::Standing;
 use mooseng_schema::log::LogPosition;
 use mooseng_wire::VolumeId;
+use mooseng_wire::call::ErrorCode;
+use mooseng_wire::founding::Founding;
 use mooseng_wire::global::{Master as Seat, Position, Renew, Standing as Told};
 use tokio::time::Instant;
 
 use super::{Global, lock};
 use crate::geo::ROOT_VOLUME;
+use crate::lead;
 use crate::master::{Master, custody_of};
 
 /// Renewals in one lease.
@@ -21,7 +24,7 @@ const AGAIN_AFTER: Duration = Duration::from_millis(200);
 /// Renews the lease as long as this master leads its region.
 pub async fn run(global: &Arc<Global>, master: &Arc<Master>) {
     let mut leadership = master.raft.leadership();
-    let mut told = false;
+    let (mut told, mut refused) = (false, String::new());
     loop {
         if !master.raft.is_leading() {
             told = false;
@@ -36,9 +39,18 @@ pub async fn run(global: &Arc<Global>, master: &Arc<Master>) {
             }
             continue;
         }
+        // Before anything else is asked for: whoever lost all of its disks says so.
+        let founding = match lead::founding(master).await {
+            Ok(founding) => founding,
+            Err(error) => {
+                tracing::info!(error = %error.message, "the region's founding mark can't be read yet; trying on");
+                tokio::time::sleep(AGAIN_AFTER).await;
+                continue;
+            }
+        };
         let every = global.lease() / PER_LEASE;
         let (sent, began) = (global.clock.boot(), Instant::now());
-        match global.renew(&renewal(global, master), began + every * 2).await {
+        match global.renew(&renewal(global, master, founding), began + every * 2).await {
             Ok(renewed) => {
                 let lease = Duration::from_millis(renewed.lease_ms);
                 lock(&global.holder).renewed(sent, lease, renewed.version);
@@ -53,10 +65,13 @@ pub async fn run(global: &Arc<Global>, master: &Arc<Master>) {
                 }
             }
             Err(error) => {
-                if told || !global.lease_valid() {
+                let denied = error.code() == ErrorCode::PermissionDenied;
+                if denied && refused != error.message {
+                    tracing::error!(error = %error.message, "the region's lease is refused; trying on");
+                } else if !denied && (told || !global.lease_valid()) {
                     tracing::info!(error = %error.message, "the region's lease can't be renewed; trying on");
                 }
-                told = false;
+                (told, refused) = (false, error.message);
                 tokio::time::sleep(AGAIN_AFTER).await;
             }
         }
@@ -73,7 +88,7 @@ fn told(volume: VolumeId, standing: &Standing) -> Told {
     }
 }
 
-fn renewal(global: &Global, master: &Master) -> Renew {
+fn renewal(global: &Global, master: &Master, founding: Founding) -> Renew {
     let members = master.raft.status().members;
     let seat = |m: mooseng_raft::MemberStatus| Seat {
         id: m.id,
@@ -87,6 +102,7 @@ fn renewal(global: &Global, master: &Master) -> Renew {
         masters: members.into_iter().map(seat).collect(),
         custody: custody_of(master.epoch(ROOT_VOLUME), master.raft.term()).unwrap_or(0),
         secret: global.config.secret(),
+        founding: Founding::tell(Some(founding)),
         stands_no_more: standings.iter().filter(|(_, s)| s.is_none()).map(|(v, _)| v.0.into()).collect(),
         standings: standings.iter().filter_map(|(v, s)| Some(told(*v, s.as_ref()?))).collect(),
     }

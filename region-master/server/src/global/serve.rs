@@ -68,7 +68,7 @@ pub(super) fn refused(global: &Global, error: RuleError) -> CallError {
         | RuleError::Overtaken { .. }
         | RuleError::Deposed { .. }
         | RuleError::Renewed(_) => ErrorCode::StaleEpoch,
-        RuleError::NoToken(_) => ErrorCode::PermissionDenied,
+        RuleError::NoToken(_) | RuleError::MadeAnew { .. } => ErrorCode::PermissionDenied,
         RuleError::TokenSpent(_)
         | RuleError::Unfit { .. }
         | RuleError::NoFailover(_)
@@ -173,12 +173,22 @@ impl Global {
         }
         let masters: Vec<MasterAt> = renew.masters.into_iter().map(master_at).collect();
         let (region, masters, custody, secret) = (&renew.region, &masters, renew.custody, &renew.secret);
+        let founding = &renew.founding;
         let renewal = transact(&self.store, |tx| async move {
             rules::admit(&tx, region, secret).await?;
-            let renewal = rules::renew(&tx, region, masters, custody).await?;
+            let renewal = rules::renew(&tx, region, masters, custody, founding).await?;
             Ok((tx, renewal))
         });
         let renewal = renewal.await.map_err(|e| refused(self, e))?;
+        if renewal.anew {
+            tracing::warn!(
+                region,
+                "the region was made anew: its masters carry another founding mark than before, so what they had is gone. It is in no sync set any more, and gets a copy of its volumes"
+            );
+            // What it said before it said of what is gone; what it says now it says again.
+            let volumes: Vec<VolumeId> = self.view.borrow().volumes.keys().copied().collect();
+            volumes.into_iter().for_each(|volume| self.forget_standing(volume, caller));
+        }
         Ok(Renewed { lease_ms: renewal.lease_ms, version: renewal.version, sequence: renewal.sequence })
     }
 

@@ -23,23 +23,23 @@ fn deadline() -> Instant {
     Instant::now() + Duration::from_secs(20)
 }
 
-async fn agree(regions: &Regions, change: Change) -> Result<(), CallError> {
+pub async fn agree(regions: &Regions, change: Change) -> Result<(), CallError> {
     let leader = regions.leader().await;
     regions.global(leader).change(change, deadline()).await.map(drop)
 }
 
 /// The root volume fails over by command only.
-async fn by_command_only(regions: &Regions) {
+pub async fn by_command_only(regions: &Regions) {
     let change = SetVolume { volume: 0, epoch: 1, automatic: Some(false), ..SetVolume::default() };
     agree(regions, Change::SetVolume(change)).await.unwrap();
 }
 
-async fn force(master: &Arc<Master>, to: &str, plan: bool) -> Result<MoveHomeReply, CallError> {
+pub async fn force(master: &Arc<Master>, to: &str, plan: bool) -> Result<MoveHomeReply, CallError> {
     let request = MoveHomeRequest { to: to.into(), plan, force: true, ..MoveHomeRequest::default() };
     moving::order(master, request, deadline()).await
 }
 
-async fn equal(regions: &Regions, region: &str) {
+pub async fn equal(regions: &Regions, region: &str) {
     until("both are the same", async || {
         let replica = serving(regions, region).unwrap().clone();
         verify::compare(&replica, ROOT_VOLUME).await.is_ok_and(|compared| compared.different.is_empty())

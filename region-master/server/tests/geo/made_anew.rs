@@ -1,0 +1,91 @@
+//! A region whose masters lost all of their disks, and that was made anew under its name.
+
+use std::time::Duration;
+
+use mooseng_global::Durability;
+use mooseng_master::geo::ROOT_VOLUME;
+use mooseng_ports::disk::sim::SimDisk;
+use mooseng_wire::geo::Place;
+use mooseng_wire::global::SetVolume;
+use mooseng_wire::global::change::Change;
+
+use super::common::regions::{LEASE_MS, Regions};
+use super::common::until;
+use super::giving_up::{agree, by_command_only, equal, force};
+use super::{caught_up, change, client, mkdir, near, serves_as_home, serving};
+
+/// All of a region's masters die, and are started again with empty disks.
+async fn lose_disks(regions: &mut Regions, region: &str) {
+    regions.kill_region(region).await;
+    for i in regions.of(region) {
+        let site = &mut regions.sites[i];
+        (site.disk, site.store) = (SimDisk::default(), SimDisk::default());
+    }
+    for i in regions.of(region) {
+        regions.run(i).await;
+    }
+}
+
+/// Three regions, and directories in the root volume, which its replica has.
+async fn with_directories() -> (Regions, Place) {
+    let regions = Regions::start(&[("a", 3), ("b", 3), ("w", 1)]).await;
+    serves_as_home(&regions, "a", 1).await;
+    let home = client(&regions, "a", "a");
+    let mut at = Place::default();
+    for n in 0..10 {
+        at = change(&home, mkdir(&format!("d{n}"))).await;
+    }
+    assert!(near(&client(&regions, "b", "b"), "d9", &at).await.is_some());
+    caught_up(&regions, "b").await;
+    (regions, at)
+}
+
+/// An empty volume was made in the place of the one that was lost, by its home, in the same epoch; and the replica followed it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_home_that_lost_its_disks_takes_nothing_from_the_region_that_has_the_volume() {
+    let (mut regions, at) = with_directories().await;
+    by_command_only(&regions).await;
+    let replica = serving(&regions, "b").unwrap().clone();
+    let has = || replica.geo.replica(ROOT_VOLUME).record.unwrap().position();
+    let before = has();
+    lose_disks(&mut regions, "a").await;
+    // Twice as long as a lease.
+    tokio::time::sleep(Duration::from_millis(2 * LEASE_MS)).await;
+    assert_eq!(has(), before, "what is here stays");
+    assert!(near(&client(&regions, "b", "b"), "d9", &at).await.is_some());
+    let a = regions.of("a");
+    assert!(a.iter().all(|i| !regions.global(*i).lease_valid()), "it is refused");
+    let home = replica.geo.view().unwrap().volumes[&ROOT_VOLUME].clone();
+    assert_eq!((home.home.as_str(), home.open), ("a", true), "it waits for a person");
+    until("the region could begin", async || force(&replica, "b", true).await.is_ok()).await;
+    force(&replica, "b", false).await.unwrap();
+    serves_as_home(&regions, "b", 2).await;
+    let at = change(&client(&regions, "b", "b"), mkdir("more")).await;
+    // Nobody's home, it is taken in as it is, and gets a copy.
+    regions.holder("a").await;
+    let back = client(&regions, "a", "a");
+    assert!(near(&back, "more", &at).await.is_some() && near(&back, "d9", &at).await.is_some());
+    equal(&regions, "a").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_lost_its_disks_isnt_in_the_sync_set_and_gets_a_copy() {
+    let (mut regions, at) = with_directories().await;
+    let geo = SetVolume { volume: 0, epoch: 1, geo: Some(true), ..SetVolume::default() };
+    agree(&regions, Change::SetVolume(geo)).await.unwrap();
+    let home = serving(&regions, "a").unwrap().clone();
+    let set = || {
+        let root = home.geo.view().unwrap().volumes[&ROOT_VOLUME].clone();
+        assert_eq!(root.durability, Durability::Geo);
+        root.sync_set
+    };
+    until("the replica is in the sync set", async || set().contains("b")).await;
+    let marks = regions.agreed().await.version;
+    lose_disks(&mut regions, "b").await;
+    regions.holder("b").await;
+    assert!(home.geo.view().unwrap().version > marks, "it left the set by the renewal");
+    let there = client(&regions, "b", "b");
+    assert!(near(&there, "d9", &at).await.is_some());
+    equal(&regions, "b").await;
+    until("it has come into the sync set again", async || set().contains("b")).await;
+}
