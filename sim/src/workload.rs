@@ -523,7 +523,8 @@ pub async fn assign_classes(seed: u64, shared: Shared) -> turmoil::Result {
 
 async fn make_class(name: &str) {
     let labels = BTreeMap::from([(name.to_owned(), "yes".to_owned())]);
-    let request = CreateClassRequest { name: name.to_owned(), copies: 2, min_copies: 2, labels, volume: 0 };
+    let request =
+        CreateClassRequest { name: name.to_owned(), copies: 2, min_copies: 2, labels, ..<_>::default() };
     for master in masters() {
         let made = async {
             let network = network(REGION, Role::Admin, "admin", &Gate::default());

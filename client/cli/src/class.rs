@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use mooseng_wire::admin::assign_class_request::Which;
 use mooseng_wire::admin::{
     AssignClassReply, AssignClassRequest, ClassLabels, CreateClassRequest, DeleteClassRequest,
-    SetClassRequest, StorageClass,
+    SetClassRequest, StorageClass, UncountedVolume,
 };
 use serde_json::{Value, json};
 
@@ -50,18 +50,15 @@ fn labels(given: Vec<(String, String)>) -> Result<BTreeMap<String, String>, Fail
 }
 
 fn create(args: ClassCreate) -> Result<(), Failure> {
-    let mut request = CreateClassRequest {
+    let request = CreateClassRequest {
         name: args.name,
         copies: args.copies,
         min_copies: args.min_copies.unwrap_or(0),
         labels: labels(args.labels)?,
-        volume: 0,
+        ..CreateClassRequest::default()
     };
     let file = ClientFile::load(&args.config)?;
-    let made = admin::block_on(async {
-        request.volume = tree::named(&file, args.of.volume.as_deref()).await?.volume;
-        admin::create_class(&file, request).await
-    })?;
+    let made = admin::block_on(admin::create_class(&file, request))?;
     print(&made, args.output.format)
 }
 
@@ -78,6 +75,7 @@ fn set(args: ClassSet) -> Result<(), Failure> {
         min_copies: args.min_copies,
         labels: changes_labels.then_some(ClassLabels { labels }),
         volume: 0,
+        of_volume: args.of.volume.is_some(),
     };
     let file = ClientFile::load(&args.config)?;
     let changed = admin::block_on(async {
@@ -89,36 +87,51 @@ fn set(args: ClassSet) -> Result<(), Failure> {
 
 fn delete(args: ClassName) -> Result<(), Failure> {
     let file = ClientFile::load(&args.config)?;
+    let of_volume = args.of.volume.is_some();
     let place = admin::block_on(async {
         let place = tree::named(&file, args.of.volume.as_deref()).await?;
-        let request = DeleteClassRequest { name: args.name.clone(), volume: place.volume };
+        let request = DeleteClassRequest { name: args.name.clone(), volume: place.volume, of_volume };
         admin::delete_class(&file, request).await.map(|_| place)
     })?;
-    output::text_line(&format!("Removed the class {:?} of {}.", args.name, place.name()))
+    match of_volume {
+        true => output::text_line(&format!("Deleted the class {:?} of {}.", args.name, place.name())),
+        false => output::text_line(&format!("Deleted the class {:?}.", args.name)),
+    }
 }
 
 fn list(args: &ClassList) -> Result<(), Failure> {
     let file = ClientFile::load(&args.config)?;
-    let (place, classes, others) = admin::block_on(async {
+    let of_volume = args.of.volume.is_some();
+    let (place, reply, others) = admin::block_on(async {
         let place = tree::named(&file, args.of.volume.as_deref()).await?;
-        let classes = admin::list_classes(&file, place.volume).await?.classes;
-        let others = tree::others(&file, place.volume, None).await;
-        Ok((place, classes, others))
+        let reply = admin::list_classes(&file, place.volume, of_volume).await?;
+        let others = match reply.of_cluster {
+            true => Vec::new(),
+            false => tree::others(&file, place.volume, None).await,
+        };
+        Ok((place, reply, others))
     })?;
     match args.output.format {
         Format::Json => {
-            let classes: Vec<Value> = classes.iter().map(shape).collect();
+            let classes: Vec<Value> = reply.classes.iter().map(shape).collect();
             output::json(&json!({
-                "version": output::VERSION, "volume": place.volume, "classes": classes,
-                "other_volumes": tree::others_shape(&others),
+                "version": output::VERSION, "volume": (!reply.of_cluster).then_some(place.volume), "classes": classes,
+                "other_volumes": tree::others_shape(&others), "uncounted": uncounted_shape(&reply.uncounted),
             }))
         }
         Format::Table => {
-            output::text_line(&table(&classes))?;
+            output::text_line(&table(&reply.classes))?;
             tree::tell_of(&others);
+            for volume in &reply.uncounted {
+                eprintln!("What has them in volume {} isn't counted: {}.", volume.volume, volume.why);
+            }
             Ok(())
         }
     }
+}
+
+fn uncounted_shape(uncounted: &[UncountedVolume]) -> Value {
+    uncounted.iter().map(|of| json!({ "volume": of.volume, "why": of.why })).collect()
 }
 
 fn get(args: &ClassOf) -> Result<(), Failure> {
@@ -171,7 +184,7 @@ fn assign(args: &ClassAssign) -> Result<(), Failure> {
     if !sum.joined.is_empty() {
         let list: Vec<String> = sum.joined.iter().map(u32::to_string).collect();
         eprintln!(
-            "Below it volumes are joined that have classes of their own, and were left alone: {}. `mooseng volume list` says where they are.",
+            "Below it volumes are joined, which were left alone: {}. `mooseng volume list` says where they are.",
             list.join(", ")
         );
     }
@@ -215,8 +228,13 @@ fn table(classes: &[StorageClass]) -> String {
     for class in classes {
         // Nobody counts what has the default class.
         let counted = |text: String| if class.id == 0 { "-".to_owned() } else { text };
+        let name = match (class.leaving, class.of_volume) {
+            (true, _) => format!("{} (being deleted)", class.name),
+            (false, true) => format!("{} (the volume's own)", class.name),
+            (false, false) => class.name.clone(),
+        };
         table.row([
-            class.name.clone(),
+            name,
             class.copies.to_string(),
             class.min_copies.to_string(),
             labelled(class),
@@ -233,6 +251,7 @@ fn shape(class: &StorageClass) -> Value {
     json!({
         "id": class.id, "name": class.name, "copies": class.copies, "min_copies": class.min_copies, "labels": class.labels,
         "chunkservers": class.chunkservers, "inodes": counted(class.inodes), "bytes": counted(class.bytes),
+        "leaving": class.leaving, "of_volume": class.of_volume,
     })
 }
 
@@ -261,6 +280,7 @@ mod tests {
             inodes: 7,
             bytes: 2048,
             chunkservers: 4,
+            ..<_>::default()
         };
         let default = StorageClass { name: "default".into(), copies: 2, min_copies: 2, ..<_>::default() };
         let text = table(&[default.clone(), fast.clone()]);
@@ -269,5 +289,10 @@ mod tests {
         assert_eq!(lines[2][..6], ["fast", "3", "2", "media=ssd,zone=a", "4", "7"]);
         assert_eq!((&shape(&fast)["inodes"], &shape(&default)["inodes"]), (&json!(7), &Value::Null));
         assert_eq!(shape(&fast)["labels"]["media"], "ssd");
+        let leaving = StorageClass { leaving: true, ..fast.clone() };
+        let own = StorageClass { of_volume: true, ..fast };
+        assert_eq!((&shape(&leaving)["leaving"], &shape(&own)["of_volume"]), (&json!(true), &json!(true)));
+        let text = table(&[leaving, own]);
+        assert!(text.contains("fast (being deleted)") && text.contains("fast (the volume's own)"), "{text}");
     }
 }

@@ -3,11 +3,15 @@
 //! An inode gets the class of the directory that it is made in, and keeps it wherever it is moved. A chunk gets that of the inode that it is made
 //! for, and later that of the files that name it ([`follow`]). How many inodes have a class is counted where records are written, as for
 //! quotas ([`Account::Class`]), so that none is removed that is in use.
+//!
+//! Where several regions have agreed on classes, a volume has copies of those ([`take_over`]); what is made, changed and removed here are its own.
 
 use mooseng_schema::chunk::{self, ChunkRecord};
 use mooseng_schema::dirent::{self, Cookie, DirentRecord};
 use mooseng_schema::inode::{self, InodeRecord};
-pub use mooseng_schema::storage_class::{DEFAULT, DEFAULT_NAME, Label, StorageClassRecord};
+pub use mooseng_schema::storage_class::{
+    Change, DEFAULT, DEFAULT_NAME, Label, StorageClassRecord, Unfit, is_of_cluster,
+};
 use mooseng_schema::{Record, number, storage_class};
 use mooseng_store::{KeyRange, RangeLimit, Read, Transaction};
 use mooseng_wire::{ChunkId, InodeId, VolumeId};
@@ -18,14 +22,8 @@ use crate::touched::Touched;
 use crate::view::is_directory;
 use crate::window;
 
-/// Classes that a volume has at most, the default one apart.
+/// Classes of its own that a volume has at most, the default one apart.
 pub const CLASSES_MAX: usize = 200;
-/// Copies that a class asks for at most.
-pub const COPIES_MAX: u32 = 16;
-/// Labels of one class at most.
-pub const LABELS_MAX: usize = 16;
-/// Bytes of a name, and of a label's key and value, at most.
-pub const NAME_BYTES_MAX: usize = 64;
 /// Files of a chunk whose classes are looked at.
 const USERS_MAX: usize = 64;
 
@@ -38,11 +36,17 @@ pub enum Refused {
     /// There is one of that name.
     #[error("there is a storage class {0:?} already; `mooseng class set` changes it")]
     Exists(String),
-    /// The default class isn't a record.
+    /// It can't be as it is asked for.
+    #[error(transparent)]
+    Unfit(#[from] Unfit),
+    /// The regions are about to delete it.
     #[error(
-        "the class {DEFAULT_NAME:?} is what the masters' configuration says (`copies`, `min_copies`): it is changed there, and can't be removed"
+        "the storage class {0:?} is being deleted: assign another one. `mooseng class delete` goes on with that, or takes it back where something has the class"
     )]
-    Default,
+    Leaving(String),
+    /// The cluster's are the global group's to change.
+    #[error("the storage class {0:?} is the cluster's: name no volume")]
+    OfCluster(String),
     /// Inodes have it.
     #[error(
         "the storage class {name:?} is in use: {inodes} files and directories have it, those in the trash included. Assign them another one first"
@@ -53,24 +57,6 @@ pub enum Refused {
         /// How many.
         inodes: i64,
     },
-    /// A name, or a part of a label, isn't one.
-    #[error(
-        "{0:?} can't be a class' name or part of a label: take 1 to {NAME_BYTES_MAX} letters, digits, dots, dashes and underscores"
-    )]
-    BadWord(String),
-    /// The numbers don't fit.
-    #[error(
-        "{copies} copies, at least {min_copies}: there must be 1 to {COPIES_MAX} copies, and between 1 and so many at least"
-    )]
-    BadCopies {
-        /// Copies.
-        copies: u32,
-        /// At least.
-        min_copies: u32,
-    },
-    /// A label's key comes twice, or there are too many labels.
-    #[error("a class has at most {LABELS_MAX} labels, each with a key of its own")]
-    BadLabels,
     /// There are too many.
     #[error("there are {CLASSES_MAX} storage classes, which is the most there may be; remove some")]
     TooMany,
@@ -79,28 +65,57 @@ pub enum Refused {
     NoInode,
     /// Another volume is joined at the directory.
     #[error(
-        "volume {0} is joined at it, and has storage classes of its own: repeat the command, which assigns one of those (`mooseng` of this release or a later one)"
+        "volume {0} is joined at it: repeat the command, which assigns the class there (`mooseng` of this release or a later one)"
     )]
     OtherVolume(VolumeId),
 }
 
-/// All classes of a volume but the default one, by their ids.
+/// All classes of a volume but the default one, by their ids: its own, then those of the cluster.
 pub async fn list<T: Transaction>(
     tx: &T,
     volume: VolumeId,
     read: Read,
 ) -> Result<Vec<(u32, StorageClassRecord)>, OpError> {
-    let limit = RangeLimit { pairs_max: CLASSES_MAX + 1, ..RangeLimit::default() };
-    let page = tx.get_range(storage_class::range(volume), limit, read).await?;
-    page.pairs
-        .iter()
-        .map(|(key, value)| {
-            Ok((storage_class::parse_key(volume, key)?, StorageClassRecord::from_value(value)?))
-        })
-        .collect()
+    let (mut all, mut range) = (Vec::new(), storage_class::range(volume));
+    loop {
+        let page = tx.get_range(range.clone(), RangeLimit::default(), read).await?;
+        for (key, value) in &page.pairs {
+            all.push((storage_class::parse_key(volume, key)?, StorageClassRecord::from_value(value)?));
+        }
+        match page.pairs.last().filter(|_| page.more) {
+            Some((last, _)) => range = window::behind(&range, last),
+            None => return Ok(all),
+        }
+    }
 }
 
-/// The class of that name, read with conflicts: it is still there when the transaction commits.
+/// Those of the volume's own.
+async fn own<T: Transaction>(tx: &T, volume: VolumeId) -> Result<Vec<(u32, StorageClassRecord)>, OpError> {
+    let mut all = list(tx, volume, Read::Conflicting).await?;
+    all.retain(|(id, _)| !is_of_cluster(*id));
+    Ok(all)
+}
+
+/// The volume's own class of that name.
+async fn own_of<T: Transaction>(
+    tx: &T,
+    volume: VolumeId,
+    name: &str,
+) -> Result<Result<(u32, StorageClassRecord), Refused>, OpError> {
+    if name == DEFAULT_NAME {
+        return Ok(Err(Unfit::Default.into()));
+    }
+    let all = list(tx, volume, Read::Conflicting).await?;
+    let (of_cluster, own): (Vec<_>, Vec<_>) =
+        all.into_iter().filter(|(_, record)| record.name == name).partition(|(id, _)| is_of_cluster(*id));
+    Ok(own.into_iter().next().ok_or_else(|| match of_cluster.is_empty() {
+        true => Refused::NotThere(name.to_owned()),
+        false => Refused::OfCluster(name.to_owned()),
+    }))
+}
+
+/// The class of that name that inodes may be given, read with conflicts: it is still so when the transaction commits. One of the cluster goes before one of the
+/// volume's own.
 pub async fn find<T: Transaction>(
     tx: &T,
     volume: VolumeId,
@@ -110,44 +125,25 @@ pub async fn find<T: Transaction>(
         return Ok(Ok(DEFAULT));
     }
     let all = list(tx, volume, Read::Conflicting).await?;
-    let found = all.into_iter().find(|(_, record)| record.name == name);
-    Ok(found.map(|(id, _)| id).ok_or_else(|| Refused::NotThere(name.to_owned())))
+    let found = all.into_iter().rev().find(|(_, record)| record.name == name);
+    Ok(match found {
+        Some((_, record)) if record.leaving => Err(Refused::Leaving(record.name)),
+        Some((id, _)) => Ok(id),
+        None => Err(Refused::NotThere(name.to_owned())),
+    })
 }
 
-fn is_word(text: &str) -> bool {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
-    (1..=NAME_BYTES_MAX).contains(&text.len()) && text.chars().all(allowed)
-}
-
-/// A class as it may be on record: its labels in the order of their keys.
-fn checked(mut record: StorageClassRecord) -> Result<StorageClassRecord, Refused> {
-    let labels = record.labels.iter().flat_map(|label| [&label.key, &label.value]);
-    if let Some(bad) = [&record.name].into_iter().chain(labels).find(|word| !is_word(word)) {
-        return Err(Refused::BadWord(bad.clone()));
-    }
-    let (copies, min_copies) = (record.copies, record.min_copies);
-    if !(1..=COPIES_MAX).contains(&copies) || !(1..=copies).contains(&min_copies) {
-        return Err(Refused::BadCopies { copies, min_copies });
-    }
-    record.labels.sort_by(|a, b| a.key.cmp(&b.key));
-    if record.labels.len() > LABELS_MAX || record.labels.windows(2).any(|pair| pair[0].key == pair[1].key) {
-        return Err(Refused::BadLabels);
-    }
-    Ok(record)
-}
-
-/// Makes a class. Answers its id.
+/// Makes a class of the volume's own. Answers its id.
 pub async fn create<T: Transaction>(
     tx: &T,
     volume: VolumeId,
     class: &StorageClassRecord,
 ) -> Result<Result<u32, Refused>, OpError> {
-    let record = match checked(class.clone()) {
-        Ok(_) if class.name == DEFAULT_NAME => return Ok(Err(Refused::Default)),
+    let record = match class.clone().checked() {
         Ok(record) => record,
-        Err(refused) => return Ok(Err(refused)),
+        Err(unfit) => return Ok(Err(unfit.into())),
     };
-    let all = list(tx, volume, Read::Conflicting).await?;
+    let all = own(tx, volume).await?;
     if all.iter().any(|(_, other)| other.name == record.name) {
         return Ok(Err(Refused::Exists(record.name)));
     }
@@ -156,24 +152,14 @@ pub async fn create<T: Transaction>(
     }
     let highest_key = storage_class::highest_key(volume);
     let highest = number::decode(tx.get(&highest_key, Read::Conflicting).await?.as_ref())?;
-    let id = u32::try_from(highest + 1).map_err(|_| OpError::Malformed("all ids of classes were given"))?;
+    let next = u32::try_from(highest + 1).ok().filter(|id| !is_of_cluster(*id));
+    let id = next.ok_or(OpError::Malformed("all ids of classes were given"))?;
     tx.set(&highest_key, &number::encode(id.into()));
     tx.set(&storage_class::key(volume, id), &record.to_value());
     Ok(Ok(id))
 }
 
-/// What is to change of a class.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Change {
-    /// Copies.
-    pub copies: Option<u32>,
-    /// At least.
-    pub min_copies: Option<u32>,
-    /// All labels.
-    pub labels: Option<Vec<Label>>,
-}
-
-/// Changes a class. Chunks are made to fit it by and by. Answers its id.
+/// Changes a class of the volume's own. Chunks are made to fit it by and by. Answers its id.
 pub async fn change<T: Transaction>(
     tx: &T,
     volume: VolumeId,
@@ -181,35 +167,25 @@ pub async fn change<T: Transaction>(
     name: &str,
     change: &Change,
 ) -> Result<Result<u32, Refused>, OpError> {
-    if name == DEFAULT_NAME {
-        return Ok(Err(Refused::Default));
-    }
-    let all = list(tx, volume, Read::Conflicting).await?;
-    let Some((id, mut record)) = all.into_iter().find(|(_, record)| record.name == name) else {
-        return Ok(Err(Refused::NotThere(name.to_owned())));
-    };
-    record.copies = change.copies.unwrap_or(record.copies);
-    record.min_copies = change.min_copies.unwrap_or(record.min_copies);
-    if let Some(labels) = &change.labels {
-        record.labels.clone_from(labels);
-    }
-    record.set_ns = now_ns;
-    match checked(record) {
-        Ok(record) => tx.set(&storage_class::key(volume, id), &record.to_value()),
+    let (id, record) = match own_of(tx, volume, name).await? {
+        Ok(found) => found,
         Err(refused) => return Ok(Err(refused)),
+    };
+    match record.with(change, now_ns) {
+        Ok(record) => tx.set(&storage_class::key(volume, id), &record.to_value()),
+        Err(unfit) => return Ok(Err(unfit.into())),
     }
     Ok(Ok(id))
 }
 
-/// Removes a class that no inode has. Chunks that still have it follow their files, which have others.
+/// Removes a class of the volume's own that no inode has. Chunks that still have it follow their files, which have others.
 pub async fn remove<T: Transaction>(
     tx: &T,
     volume: VolumeId,
     name: &str,
 ) -> Result<Result<(), Refused>, OpError> {
-    let id = match find(tx, volume, name).await? {
-        Ok(DEFAULT) => return Ok(Err(Refused::Default)),
-        Ok(id) => id,
+    let id = match own_of(tx, volume, name).await? {
+        Ok((id, _)) => id,
         Err(refused) => return Ok(Err(refused)),
     };
     // With conflicts: whoever makes or assigns an inode of the class at the same moment, or this, has to begin anew.
@@ -390,33 +366,5 @@ pub async fn follow<T: Transaction>(tx: &T, chunk: ChunkId) -> Result<Option<u32
     Ok(class)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_a_class_may_be() {
-        let label = |key: &str| Label { key: key.into(), value: "x".into() };
-        let class = StorageClassRecord {
-            name: "fast-1.0_a".into(),
-            copies: 3,
-            min_copies: 2,
-            labels: vec![label("m"), label("b")],
-            set_ns: 1,
-        };
-        let labels = checked(class.clone()).unwrap().labels;
-        assert_eq!(labels.iter().map(|l| l.key.as_str()).collect::<Vec<_>>(), ["b", "m"]);
-        for name in ["", "a b", "a=b", "ä", &"a".repeat(NAME_BYTES_MAX + 1)] {
-            let bad = StorageClassRecord { name: name.into(), ..class.clone() };
-            assert_eq!(checked(bad), Err(Refused::BadWord(name.into())));
-        }
-        for (copies, min_copies) in [(0, 0), (2, 0), (2, 3), (COPIES_MAX + 1, 1)] {
-            let bad = StorageClassRecord { copies, min_copies, ..class.clone() };
-            assert_eq!(checked(bad), Err(Refused::BadCopies { copies, min_copies }));
-        }
-        let twice = StorageClassRecord { labels: vec![label("b"), label("b")], ..class.clone() };
-        assert_eq!(checked(twice), Err(Refused::BadLabels));
-        let many = (0..=LABELS_MAX).map(|n| label(&format!("l{n}"))).collect();
-        assert_eq!(checked(StorageClassRecord { labels: many, ..class }), Err(Refused::BadLabels));
-    }
-}
+mod copies;
+pub use copies::{Copied, copied, is_leaving, take_over};

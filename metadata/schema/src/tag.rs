@@ -56,6 +56,8 @@ pub enum VolumeTag {
     Log = 25,
     /// What a failover lost ([`crate::loss`]).
     Loss = 26,
+    /// Of which version of the cluster's storage classes the volume has copies ([`crate::storage_class`]).
+    StorageClassesCopied = 27,
 }
 
 impl VolumeTag {
@@ -88,6 +90,7 @@ impl VolumeTag {
             tag if tag == Self::Packable as u64 => "packable",
             tag if tag == Self::Log as u64 => "log",
             tag if tag == Self::Loss as u64 => "loss",
+            tag if tag == Self::StorageClassesCopied as u64 => "storage class",
             _ => "other",
         }
     }

@@ -118,6 +118,8 @@ methods! {
     NearNotice = 69 on Control,
     /// geo.AskServed -> geo.Served
     VolumeServed = 70 on Control,
+    /// geo.AskClassUse -> geo.ClassUse
+    ClassUse = 71 on Change,
     /// raft.AppendEntries -> raft.AppendAnswer, of the global group, as all that follow.
     GlobalAppend = 50 on Control,
     /// raft.VoteRequest -> raft.VoteAnswer

@@ -22,6 +22,10 @@ pub enum GlobalTag {
     Ids = 5,
     /// The number of changes so far, renewals of leases and ids not counted ([`mooseng_schema::number`]).
     Version = 6,
+    /// A storage class of the cluster ([`crate::record::StorageClassRecord`]).
+    StorageClass = 8,
+    /// What holds for all of them ([`crate::record::StorageClassesRecord`]).
+    StorageClasses = 9,
 }
 
 fn tagged<T: TuplePack>(tag: GlobalTag, rest: &T) -> Vec<u8> {
@@ -97,6 +101,26 @@ pub fn ids(kind: IdKind, volume: VolumeId) -> Vec<u8> {
     tagged(GlobalTag::Ids, &(kind as u16, volume.0))
 }
 
+/// A storage class' key.
+pub fn storage_class(class: u32) -> Vec<u8> {
+    tagged(GlobalTag::StorageClass, &(class,))
+}
+
+/// All storage classes.
+pub fn all_storage_classes() -> KeyRange {
+    prefix_range(&tagged(GlobalTag::StorageClass, &()))
+}
+
+/// The class in a key of [`all_storage_classes`].
+pub fn parse_storage_class(key: &[u8]) -> Result<u32, SchemaError> {
+    parse(GlobalTag::StorageClass, key).map(|(class,)| class)
+}
+
+/// The key of what holds for all storage classes.
+pub fn storage_classes() -> Vec<u8> {
+    tagged(GlobalTag::StorageClasses, &())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -112,6 +136,8 @@ mod tests {
             (lease("eu"), "0267001504 02657500"),
             (ids(IdKind::Chunk, VolumeId(3)), "0267001505 1502 1503"),
             (version(), "0267001506"),
+            (storage_class(65_536), "0267001508 17010000"),
+            (storage_classes(), "0267001509"),
         ];
         for (key, expected) in table {
             assert_eq!(hex(&key), expected.replace(' ', ""));
@@ -123,6 +149,7 @@ mod tests {
         assert_eq!(parse_region(&region("eu-1")).unwrap(), "eu-1");
         assert_eq!(parse_lease(&lease("eu-1")).unwrap(), "eu-1");
         assert_eq!(parse_volume(&volume(VolumeId(700))).unwrap(), VolumeId(700));
+        assert_eq!(parse_storage_class(&storage_class(65_537)).unwrap(), 65_537);
         assert!(parse_region(&lease("eu-1")).is_err());
         assert!(parse_volume(&volume(VolumeId(7))[..4]).is_err());
         let range = regions();

@@ -19,4 +19,4 @@ pub mod view;
 pub mod voters;
 
 pub use rules::{Founding, RuleError};
-pub use view::{Durability, Join, MasterAt, Place, Region, Stage, View, Volume};
+pub use view::{Durability, Join, MasterAt, Place, Region, Stage, StorageClass, View, Volume};

@@ -6,7 +6,7 @@ use mooseng_schema::log::LogPosition;
 use mooseng_schema::{Record, SchemaError};
 use mooseng_wire::{Epoch, InodeId};
 
-use crate::view::{Durability, Join, MasterAt, Place, Region, Stage, Volume};
+use crate::view::{Durability, Join, MasterAt, Place, Region, Stage, StorageClass, Volume};
 
 /// What holds for the whole cluster.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -244,6 +244,51 @@ impl Record for LeaseRecord {
     const NAME: &'static str = "region's lease";
 }
 
+/// A storage class of the cluster. Its id is its key.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct StorageClassRecord {
+    /// See [`StorageClass::class`]; never none.
+    #[prost(message, optional, tag = "1")]
+    pub class: Option<mooseng_schema::storage_class::StorageClassRecord>,
+    /// See [`StorageClass::version`].
+    #[prost(uint64, tag = "2")]
+    pub version: u64,
+}
+
+impl Record for StorageClassRecord {
+    const NAME: &'static str = "storage class of the cluster";
+}
+
+impl From<&StorageClass> for StorageClassRecord {
+    fn from(class: &StorageClass) -> Self {
+        Self { class: Some(class.class.clone()), version: class.version }
+    }
+}
+
+impl StorageClassRecord {
+    /// The class.
+    pub fn storage_class(self) -> Result<StorageClass, SchemaError> {
+        let missing =
+            || SchemaError::damaged(Self::NAME, "it doesn't say what the class asks for".to_owned());
+        Ok(StorageClass { class: self.class.ok_or_else(missing)?, version: self.version })
+    }
+}
+
+/// What holds for all storage classes.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct StorageClassesRecord {
+    /// The highest id that was ever given to one; 0 for none.
+    #[prost(uint32, tag = "1")]
+    pub highest: u32,
+    /// The version that the last change of any of them made.
+    #[prost(uint64, tag = "2")]
+    pub version: u64,
+}
+
+impl Record for StorageClassesRecord {
+    const NAME: &'static str = "storage classes of the cluster";
+}
+
 #[cfg(test)]
 pub(crate) mod testing {
     use super::*;
@@ -321,6 +366,25 @@ mod tests {
         golden(&LeaseRecord { sequence: 300, custody: 5, ..LeaseRecord::default() }, "0108ac021005");
         golden(&LeaseRecord { join: vec![7, 8], ..LeaseRecord::default() }, "011a020708");
         golden(&LeaseRecord { founding: vec![7, 8], ..LeaseRecord::default() }, "0122020708");
+        let class = mooseng_schema::storage_class::StorageClassRecord {
+            name: "fast".into(),
+            copies: 3,
+            min_copies: 2,
+            labels: vec![],
+            set_ns: 1,
+            leaving: true,
+        };
+        let class = StorageClass { class, version: 300 };
+        golden(
+            &StorageClassRecord::from(&class),
+            "010a15 0a0466617374 1003 1802 290100000000000000 3001 10ac02".replace(' ', "").as_str(),
+        );
+        assert_eq!(StorageClassRecord::from(&class).storage_class().unwrap(), class);
+        assert!(StorageClassRecord { version: 1, class: None }.storage_class().is_err());
+        golden(
+            &StorageClassesRecord { highest: 65_536, version: 300 },
+            "0108808004 10ac02".replace(' ', "").as_str(),
+        );
     }
 
     #[test]

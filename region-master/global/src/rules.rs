@@ -204,6 +204,9 @@ pub enum RuleError {
     /// There are none left, or too many were asked for.
     #[error("{0}")]
     Ids(String),
+    /// About storage classes.
+    #[error(transparent)]
+    Class(#[from] ClassError),
 }
 
 /// What a cluster begins with.
@@ -309,7 +312,8 @@ pub async fn view(tx: &impl Transaction) -> Ruled<Option<View>> {
     let cluster: Option<ClusterRecord> = get(tx, &key::cluster(), read).await?;
     let volume_highest = cluster.map_or(0, |cluster| cluster.volume_highest);
     let (regions, volumes) = (regions(tx, read).await?, volumes(tx, read).await?);
-    Ok(Some(View { version, regions, volumes, volume_highest }))
+    let (classes, classes_version) = classes::all(tx, read).await?;
+    Ok(Some(View { version, regions, volumes, volume_highest, classes, classes_version }))
 }
 
 /// How long a region's lease lasts; none before the cluster is founded.
@@ -912,11 +916,15 @@ pub async fn remove_region(tx: &impl Transaction, name: &str) -> Ruled<u64> {
 }
 
 mod anew;
+mod classes;
+pub use classes::{CLASSES_MAX, ClassError, create_class, delete_class, leave_class, set_class, stay_class};
 mod joins;
 pub use joins::{Making, VOLUMES_MAX, create_volume, delete_volume, join_volume, leave_volume};
 
 #[cfg(test)]
 mod anew_tests;
+#[cfg(test)]
+mod classes_tests;
 #[cfg(test)]
 mod joins_tests;
 #[cfg(test)]

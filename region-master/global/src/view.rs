@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use mooseng_ports::plant::{self, Plant};
 use mooseng_schema::log::LogPosition;
+use mooseng_schema::storage_class::StorageClassRecord;
 use mooseng_wire::{Epoch, InodeId, VolumeId};
 
 /// All that is agreed on, at one version.
@@ -17,6 +18,19 @@ pub struct View {
     pub volumes: BTreeMap<VolumeId, Volume>,
     /// The highest number that was ever given to a volume: one up to it that isn't there is deleted.
     pub volume_highest: u32,
+    /// Storage classes of the cluster, by id.
+    pub classes: BTreeMap<u32, StorageClass>,
+    /// The version that the last change of them made; 0 where there was none.
+    pub classes_version: u64,
+}
+
+/// A storage class of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StorageClass {
+    /// What it asks for, as volumes have copies of it.
+    pub class: StorageClassRecord,
+    /// The version that its last change made.
+    pub version: u64,
 }
 
 /// A region.
@@ -147,6 +161,11 @@ impl View {
     /// The region that is the home of a volume.
     pub fn home_of(&self, volume: VolumeId) -> Option<&Region> {
         self.regions.get(&self.volumes.get(&volume)?.home)
+    }
+
+    /// The storage class of the cluster of that name, with its id.
+    pub fn class_of(&self, name: &str) -> Option<(u32, &StorageClass)> {
+        self.classes.iter().find(|(_, of)| of.class.name == name).map(|(id, of)| (*id, of))
     }
 
     /// The regions that a volume's home sends its log to.

@@ -1,11 +1,16 @@
-//! Storage classes at the leader (docs/decisions/0019-storage-classes.md): those on record, taken up into its memory whenever they change, and what
-//! administrators ask of them.
+//! A volume's storage classes at the leader of its home (docs/decisions/0019-storage-classes.md): those on record, taken up into its memory whenever they change,
+//! and what administrators ask of them.
+//!
+//! Where there is a global group, classes are the cluster's: [`geo::class_commands`] answers what is asked of those, and the volume has copies
+//! ([`geo::classes`]). What is made, changed and removed here are the volume's own.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mooseng_namespace::classes::{self as records, Change, DEFAULT, Label, Refused, StorageClassRecord};
+use mooseng_namespace::classes::{
+    self as records, Change, DEFAULT, Label, Refused, StorageClassRecord, is_of_cluster,
+};
 use mooseng_namespace::quota::Usage;
 use mooseng_namespace::{OpError, upkeep};
 use mooseng_region::Liveness;
@@ -23,7 +28,7 @@ use tonic::Status;
 
 use crate::config::MasterConfig;
 use crate::errors::record_failed;
-use crate::geo::ROOT_VOLUME;
+use crate::geo::{self, ROOT_VOLUME};
 use crate::master::Master;
 use crate::own::{self, Repeat};
 use crate::records::transact;
@@ -39,7 +44,8 @@ pub fn by_default(config: &MasterConfig) -> Class {
     Class::by_default(config.copies, config.min_copies)
 }
 
-fn class_of((id, record): (u32, StorageClassRecord)) -> Class {
+/// A class as placement goes by it.
+pub fn class_of((id, record): (u32, StorageClassRecord)) -> Class {
     Class {
         id,
         name: record.name,
@@ -70,7 +76,7 @@ pub async fn read<T: mooseng_store::Transaction>(
 }
 
 /// Has placement and repair go by the classes as they are on record. Only one at a time reads and sets them.
-async fn publish(master: &Master, volume: VolumeId, term: u64) -> Result<(), CallError> {
+pub async fn publish(master: &Master, volume: VolumeId, term: u64) -> Result<(), CallError> {
     let _one = master.classes_gate.lock().await;
     let classes = load(master, volume).await?;
     master.desk(|desk| {
@@ -105,9 +111,9 @@ fn failed(error: CallError) -> Status {
 
 fn refused(asked: &Asked, why: Refused) -> Status {
     let message = match &why {
-        // Somebody may have made it in another volume.
+        // It may have had one of its own before there were classes of the cluster.
         Refused::NotThere(name) if asked.volume != ROOT_VOLUME => format!(
-            "{} has no storage class {name:?}, and storage classes are a volume's own: `mooseng class list --volume {at}` shows which there are, and `mooseng class create {name} --copies N --volume {at}` makes one",
+            "there is no storage class {name:?}, nor has {} one of its own: `mooseng class list` and `mooseng class list --volume {at}` show which there are",
             asked.name(),
             at = String::from_utf8_lossy(&asked.at)
         ),
@@ -116,11 +122,10 @@ fn refused(asked: &Asked, why: Refused) -> Status {
     match why {
         Refused::NotThere(_) | Refused::NoInode => Status::not_found(message),
         Refused::Exists(_)
-        | Refused::Default
+        | Refused::Unfit(_)
+        | Refused::Leaving(_)
+        | Refused::OfCluster(_)
         | Refused::InUse { .. }
-        | Refused::BadWord(_)
-        | Refused::BadCopies { .. }
-        | Refused::BadLabels
         | Refused::OtherVolume(_)
         | Refused::TooMany => Status::invalid_argument(message),
     }
@@ -134,17 +139,24 @@ fn deadline() -> Instant {
     Instant::now() + WITHIN
 }
 
-/// A class as it is told.
+/// A class as it is told of a volume.
 async fn shown(master: &Master, volume: VolumeId, class: &Class) -> Result<StorageClass, Status> {
-    let usage = match class.id {
-        DEFAULT => Usage::default(),
-        id => transact(&master.store, |tx| async move {
-            let usage = records::usage(&tx, volume, id, Read::Snapshot).await?;
-            Ok((tx, usage))
-        })
-        .await
-        .map_err(|e| failed(record_failed(&e)))?,
-    };
+    let id = class.id;
+    if id == DEFAULT {
+        return Ok(shown_as(master, class, Usage::default()));
+    }
+    let looked = transact(&master.store, |tx| async move {
+        let usage = records::usage(&tx, volume, id, Read::Snapshot).await?;
+        let leaving = records::is_leaving(&tx, volume, id, Read::Snapshot).await?;
+        Ok((tx, (usage, leaving)))
+    });
+    let (usage, leaving) = looked.await.map_err(|e| failed(record_failed(&e)))?;
+    let of_volume = master.global.is_some() && !is_of_cluster(id);
+    Ok(StorageClass { leaving, of_volume, ..shown_as(master, class, usage) })
+}
+
+/// A class with what has it, and what fits it here.
+pub fn shown_as(master: &Master, class: &Class, usage: Usage) -> StorageClass {
     let takers = master.desk(|desk| {
         let candidates = desk.registry.candidates(master.clock.boot());
         let takes = |c: &&mooseng_region::placement::Candidate| {
@@ -154,7 +166,7 @@ async fn shown(master: &Master, volume: VolumeId, class: &Class) -> Result<Stora
         candidates.iter().filter(takes).count()
     });
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-    Ok(StorageClass {
+    StorageClass {
         id: class.id,
         name: class.name.clone(),
         copies: count(class.copies),
@@ -163,7 +175,13 @@ async fn shown(master: &Master, volume: VolumeId, class: &Class) -> Result<Stora
         inodes: usage.inodes.max(0),
         bytes: usage.bytes.max(0),
         chunkservers: count(takers),
-    })
+        ..StorageClass::default()
+    }
+}
+
+/// With how many copies a class that is to be made is content.
+pub fn min_copies(request: &CreateClassRequest) -> u32 {
+    if request.min_copies == 0 { request.copies.min(2) } else { request.min_copies }
 }
 
 async fn shown_by_id(master: &Master, volume: VolumeId, id: u32) -> Result<StorageClass, Status> {
@@ -171,7 +189,7 @@ async fn shown_by_id(master: &Master, volume: VolumeId, id: u32) -> Result<Stora
     shown(master, volume, &class).await
 }
 
-/// Makes a class.
+/// Makes a class of the volume's own.
 pub async fn create(
     master: &Arc<Master>,
     asked: &Asked,
@@ -179,13 +197,13 @@ pub async fn create(
 ) -> Result<StorageClass, Status> {
     let volume = asked.volume;
     let term = master.serving_of(volume).map_err(failed)?;
-    let CreateClassRequest { name, copies, min_copies, labels: labelled, .. } = request;
     let record = Arc::new(StorageClassRecord {
-        name,
-        copies,
-        min_copies: if min_copies == 0 { copies.min(2) } else { min_copies },
-        labels: labels(labelled),
+        min_copies: min_copies(&request),
+        name: request.name,
+        copies: request.copies,
+        labels: labels(request.labels),
         set_ns: master.clock.unix_ns(),
+        leaving: false,
     });
     let made = own::change(master, volume, term, Repeat::Never, deadline(), |tx, _| {
         let record = record.clone();
@@ -196,7 +214,7 @@ pub async fn create(
     shown_by_id(master, volume, id).await
 }
 
-/// Changes a class.
+/// Changes a class of the volume's own.
 pub async fn set(
     master: &Arc<Master>,
     asked: &Asked,
@@ -216,7 +234,7 @@ pub async fn set(
     shown_by_id(master, volume, id).await
 }
 
-/// Removes a class.
+/// Removes a class of the volume's own.
 pub async fn delete(master: &Arc<Master>, asked: &Asked, name: String) -> Result<(), Status> {
     let volume = asked.volume;
     let term = master.serving_of(volume).map_err(failed)?;
@@ -239,7 +257,7 @@ pub async fn list(master: &Master, asked: &Asked) -> Result<ListClassesReply, St
         classes.push(shown(master, volume, class).await?);
     }
     master.may_answer(term).map_err(failed)?;
-    Ok(ListClassesReply { classes })
+    Ok(ListClassesReply { classes, ..ListClassesReply::default() })
 }
 
 async fn inode_at(master: &Master, asked: &Asked, path: &bytes::Bytes) -> Result<InodeId, Status> {
@@ -273,6 +291,7 @@ pub async fn assign(
         Some(Which::Inode(inode)) => InodeId(inode),
         Some(Which::Path(path)) => inode_at(master, asked, &path).await?,
     };
+    geo::classes::ready(master, volume, term, &name, deadline()).await.map_err(failed)?;
     let name = Arc::new(name);
     if !entries {
         let assigned = own::change(master, volume, term, Repeat::Harmless, deadline(), |tx, touched| {

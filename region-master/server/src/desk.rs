@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use mooseng_chunk::ticket::Key;
+use mooseng_namespace::classes::is_of_cluster;
 use mooseng_ports::clock::BootTime;
 use mooseng_region::class::Class;
 use mooseng_region::locks::LockWaits;
@@ -224,17 +225,20 @@ impl Desk {
         self.seats().map(|seat| seat.house.staged_bytes).sum()
     }
 
-    /// The storage classes of all volumes that this region has, the default one apart. Of volumes besides the root their names say whose they are.
+    /// The storage classes of all volumes that this region has, the default one apart: the cluster's once. Of volumes besides the root the names of those of their
+    /// own say whose they are.
     pub fn classes(&self) -> Vec<Class> {
         let of_root = self.root.classes.iter().skip(1).filter(|_| !self.rootless).cloned();
         let of_others = self.others.iter().flat_map(|(volume, seat)| {
-            let named = move |class: &Class| Class {
-                name: format!("{} of volume {volume}", class.name),
-                ..class.clone()
+            let named = move |class: &Class| match is_of_cluster(class.id) {
+                true => class.clone(),
+                false => Class { name: format!("{} of volume {volume}", class.name), ..class.clone() },
             };
             seat.classes.iter().skip(1).map(named)
         });
-        of_root.chain(of_others).collect()
+        let mut told = BTreeSet::new();
+        let is_new = |class: &Class| !is_of_cluster(class.id) || told.insert(class.id);
+        of_root.chain(of_others).filter(is_new).collect()
     }
 
     /// What the trashes of all volumes hold.

@@ -268,6 +268,7 @@ async fn lead_home(master: &Arc<Master>, volume: VolumeId, term: u64, epoch: Epo
             house::run(master, volume, term),
             locks::sweep(master, volume),
             quotas::count(master, volume, term),
+            geo::classes::run(master, volume, term),
             geo::ship::run(master, volume, term, epoch)
         )
     };

@@ -36,6 +36,7 @@ use tokio::time::Instant;
 use tonic::{Code, Request, Response, Status};
 
 use crate::desk::HeartbeatRefused;
+use crate::geo::class_commands;
 use crate::global::Global;
 use crate::master::Master;
 use crate::tree::Asked;
@@ -90,6 +91,11 @@ impl Rpc {
     fn global(&self) -> Result<&Global, Status> {
         let alone = "this cluster has one region: its masters' configuration has no [global]";
         self.0.global.as_deref().ok_or_else(|| Status::failed_precondition(alone))
+    }
+
+    /// Whether a request is about the storage classes of the cluster.
+    fn of_cluster(&self, volume: u32, of_volume: bool) -> bool {
+        self.0.global.is_some() && volume == 0 && !of_volume
     }
 
     async fn change_regions(&self, change: Change) -> Result<Response<ChangeRegionsReply>, Status> {
@@ -333,12 +339,24 @@ impl Administration for Rpc {
         &self,
         request: Request<CreateClassRequest>,
     ) -> Result<Response<StorageClass>, Status> {
+        if self.0.global.is_some() {
+            let (who, request) = (self.allow_of_cluster(&request, &[Role::Admin])?, request.into_inner());
+            tracing::info!(who, ?request, "a storage class of the cluster is to be made");
+            let made = class_commands::create(&self.0, request, Instant::now() + AGREE_WITHIN).await;
+            return made.map(Response::new).map_err(not_done);
+        }
         let (who, asked, request) = self.about(request, |request| request.volume).await?;
         tracing::info!(who, ?request, "a storage class is to be made");
         classes::create(&self.0, &asked, request).await.map(Response::new)
     }
 
     async fn set_class(&self, request: Request<SetClassRequest>) -> Result<Response<StorageClass>, Status> {
+        if self.of_cluster(request.get_ref().volume, request.get_ref().of_volume) {
+            let (who, request) = (self.allow_of_cluster(&request, &[Role::Admin])?, request.into_inner());
+            tracing::info!(who, ?request, "a storage class of the cluster is to change");
+            let set = class_commands::set(&self.0, request, Instant::now() + AGREE_WITHIN).await;
+            return set.map(Response::new).map_err(not_done);
+        }
         let (who, asked, request) = self.about(request, |request| request.volume).await?;
         tracing::info!(who, ?request, "a storage class is to change");
         classes::set(&self.0, &asked, request).await.map(Response::new)
@@ -348,6 +366,19 @@ impl Administration for Rpc {
         &self,
         request: Request<DeleteClassRequest>,
     ) -> Result<Response<DeleteClassReply>, Status> {
+        if self.of_cluster(request.get_ref().volume, request.get_ref().of_volume) {
+            let (who, request) = (self.allow_of_cluster(&request, &[Role::Admin])?, request.into_inner());
+            tracing::info!(who, ?request, "a storage class of the cluster is to be deleted");
+            // Goes on where the caller gives up, so that the class isn't left between here and gone.
+            let master = self.0.clone();
+            let deleting = trace::carried(async move {
+                class_commands::delete(&master, &request.name, Instant::now() + AGREE_WITHIN).await
+            });
+            return match tokio::spawn(deleting).await {
+                Ok(outcome) => outcome.map(|()| Response::new(DeleteClassReply {})).map_err(not_done),
+                Err(_) => Err(Status::internal("the deletion ended without an outcome; list the classes")),
+            };
+        }
         let (who, asked, request) = self.about(request, |request| request.volume).await?;
         tracing::info!(who, ?request, "a storage class is to be removed");
         classes::delete(&self.0, &asked, request.name).await.map(|()| Response::new(DeleteClassReply {}))
@@ -357,6 +388,10 @@ impl Administration for Rpc {
         &self,
         request: Request<ListClassesRequest>,
     ) -> Result<Response<ListClassesReply>, Status> {
+        if self.of_cluster(request.get_ref().volume, request.get_ref().of_volume) {
+            self.allow_of_cluster(&request, &[Role::Admin])?;
+            return class_commands::list(&self.0).await.map(Response::new).map_err(not_agreed);
+        }
         let (_, asked, _) = self.about(request, |request| request.volume).await?;
         classes::list(&self.0, &asked).await.map(Response::new)
     }

@@ -87,6 +87,11 @@ impl MasterService {
                     .await
                     .map(|m| Answer::of(&m));
             }
+            Method::ClassUse => {
+                return geo::classes::used(master, &peer, incoming.decode()?, deadline)
+                    .await
+                    .map(|m| Answer::of(&m));
+            }
             Method::ChunkSource => {
                 return geo::chunks::source(master, &peer, incoming.decode()?).await.map(|m| Answer::of(&m));
             }

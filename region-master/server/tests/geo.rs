@@ -1,6 +1,8 @@
 //! A volume with its home in one region and a replica in another: what is written here is read there, in order, whatever is cut off or dies.
 #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
 
+#[path = "geo/classes.rs"]
+mod classes;
 #[path = "geo/commands.rs"]
 mod commands;
 mod common;

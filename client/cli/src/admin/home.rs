@@ -1,5 +1,5 @@
 //! What is asked about a volume: the leader of its home answers. The masters of the configuration's region are asked first, and say where it is at home if
-//! that isn't there.
+//! that isn't there. Of storage classes of the cluster their leader answers itself.
 
 use std::future::Future;
 use std::time::Duration;
@@ -174,10 +174,14 @@ pub async fn delete_class(
     .await
 }
 
-/// All of them.
-pub async fn list_classes(file: &ClientFile, volume: u32) -> Result<ListClassesReply, Failure> {
+/// All of them: the cluster's, or, with `of_volume`, as a volume has them.
+pub async fn list_classes(
+    file: &ClientFile,
+    volume: u32,
+    of_volume: bool,
+) -> Result<ListClassesReply, Failure> {
     at_home(file, CLASS_WAIT, |mut client| {
-        let request = grpc_request(ListClassesRequest { volume }, CLASS_WAIT);
+        let request = grpc_request(ListClassesRequest { volume, of_volume }, CLASS_WAIT);
         async move { client.list_classes(request).await }
     })
     .await

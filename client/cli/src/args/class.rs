@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Subcommand};
 
-use super::{OfVolume, Output};
+use super::Output;
 
 /// `mooseng class`.
 #[derive(ClapArgs, Debug)]
@@ -20,14 +20,30 @@ pub enum ClassCommand {
     Create(ClassCreate),
     /// Change a class. Chunks that have it are moved, copied and dropped until they are as it says.
     Set(ClassSet),
-    /// Show all classes: what they ask for, and what has them.
+    /// Show all classes: what they ask for, and what has them in all volumes.
     List(ClassList),
-    /// Remove a class that no file or directory has.
+    /// Delete a class that no file or directory has, in no volume.
     Delete(ClassName),
     /// Give a file or directory a class. What is made in a directory from then on inherits it; what is there already keeps its own, without -r.
     Assign(ClassAssign),
     /// Show the class of a file or directory.
     Get(ClassOf),
+}
+
+/// Whose class is meant.
+#[derive(ClapArgs, Debug)]
+pub struct OwnOf {
+    /// Not the cluster's, but that volume's own, from before classes were the cluster's: by its number or the path that it is joined at.
+    #[arg(long, value_name = "PATH|NUMBER")]
+    pub volume: Option<String>,
+}
+
+/// What a listing shows.
+#[derive(ClapArgs, Debug)]
+pub struct AsIn {
+    /// As that volume has them, its own included, by its number or the path that it is joined at; counted in it alone.
+    #[arg(long, value_name = "PATH|NUMBER")]
+    pub volume: Option<String>,
 }
 
 /// `mooseng class create`.
@@ -44,8 +60,6 @@ pub struct ClassCreate {
     /// Labels that a chunkserver must have, all of them, to hold a copy. `zone`, `rack` and `host` are labels, too.
     #[arg(long, value_name = "KEY=VALUE,...", value_delimiter = ',', value_parser = crate::class::parse_label)]
     pub labels: Vec<(String, String)>,
-    #[command(flatten)]
-    pub of: OfVolume,
     /// A configuration whose certificate has the role admin.
     #[arg(long, env = "MOOSENG_CONFIG", value_name = "FILE")]
     pub config: PathBuf,
@@ -71,7 +85,7 @@ pub struct ClassSet {
     #[arg(long, conflicts_with = "labels")]
     pub no_labels: bool,
     #[command(flatten)]
-    pub of: OfVolume,
+    pub of: OwnOf,
     /// A configuration whose certificate has the role admin.
     #[arg(long, env = "MOOSENG_CONFIG", value_name = "FILE")]
     pub config: PathBuf,
@@ -83,7 +97,7 @@ pub struct ClassSet {
 #[derive(ClapArgs, Debug)]
 pub struct ClassList {
     #[command(flatten)]
-    pub of: OfVolume,
+    pub of: AsIn,
     /// A configuration whose certificate has the role admin.
     #[arg(long, env = "MOOSENG_CONFIG", value_name = "FILE")]
     pub config: PathBuf,
@@ -97,7 +111,7 @@ pub struct ClassName {
     /// Its name.
     pub name: String,
     #[command(flatten)]
-    pub of: OfVolume,
+    pub of: OwnOf,
     /// A configuration whose certificate has the role admin.
     #[arg(long, env = "MOOSENG_CONFIG", value_name = "FILE")]
     pub config: PathBuf,
@@ -106,7 +120,7 @@ pub struct ClassName {
 /// `mooseng class assign`.
 #[derive(ClapArgs, Debug)]
 pub struct ClassAssign {
-    /// The class, one of the volume in which the path lies; `default` for what the masters' configuration says.
+    /// The class; `default` for what the masters' configuration says.
     pub name: String,
     /// A file or directory, from the root of the filesystem.
     pub path: PathBuf,

@@ -1,9 +1,12 @@
 //! Storage classes: made, changed, removed; inherited, assigned; followed by chunks.
 
-use mooseng_namespace::classes::{self, Assigned, Change, Label, Refused, StorageClassRecord};
+use std::collections::BTreeMap;
+
+use mooseng_namespace::classes::{self, Assigned, Change, Copied, Label, Refused, StorageClassRecord, Unfit};
 use mooseng_namespace::quota::Usage;
 use mooseng_namespace::touched::Touched;
 use mooseng_namespace::{trash, upkeep};
+use mooseng_schema::storage_class::CLUSTER_FIRST;
 use mooseng_store::{Read, Store, Transaction};
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
@@ -17,7 +20,7 @@ const VOLUME: VolumeId = VolumeId(0);
 
 pub fn class(name: &str, copies: u32) -> StorageClassRecord {
     let labels = vec![Label { key: "media".into(), value: "ssd".into() }];
-    StorageClassRecord { name: name.into(), copies, min_copies: 1, labels, set_ns: 1 }
+    StorageClassRecord { name: name.into(), copies, min_copies: 1, labels, set_ns: 1, leaving: false }
 }
 
 pub async fn made(volume: &Volume, name: &str) -> u32 {
@@ -58,19 +61,22 @@ async fn classes_are_made_changed_and_removed() {
     let tx = volume.store.inner.begin();
     let again = classes::create(&tx, VOLUME, &class("fast", 3)).await.unwrap();
     assert_eq!(again, Err(Refused::Exists("fast".into())));
-    assert_eq!(classes::create(&tx, VOLUME, &class("default", 3)).await.unwrap(), Err(Refused::Default));
+    assert_eq!(
+        classes::create(&tx, VOLUME, &class("default", 3)).await.unwrap(),
+        Err(Refused::Unfit(Unfit::Default))
+    );
     let change = Change { copies: Some(3), labels: Some(vec![]), ..Change::default() };
     assert_eq!(classes::change(&tx, VOLUME, 7, "fast", &change).await.unwrap(), Ok(fast));
     let none = classes::change(&tx, VOLUME, 7, "none", &change).await.unwrap();
     assert_eq!(none, Err(Refused::NotThere("none".into())));
     let bad = Change { min_copies: Some(4), ..Change::default() };
     let bad = classes::change(&tx, VOLUME, 7, "fast", &bad).await.unwrap();
-    assert_eq!(bad, Err(Refused::BadCopies { copies: 3, min_copies: 4 }));
+    assert_eq!(bad, Err(Refused::Unfit(Unfit::BadCopies { copies: 3, min_copies: 4 })));
     tx.commit().await.unwrap();
     let all = classes::list(&volume.store.inner.begin(), VOLUME, Read::Snapshot).await.unwrap();
     let changed = StorageClassRecord { copies: 3, labels: vec![], set_ns: 7, ..class("fast", 3) };
     assert_eq!(all, [(fast, changed), (other, class("other", 2))]);
-    assert_eq!(remove(&volume, "default").await, Err(Refused::Default));
+    assert_eq!(remove(&volume, "default").await, Err(Refused::Unfit(Unfit::Default)));
     assert_eq!(remove(&volume, "other").await, Ok(()));
     assert_eq!(remove(&volume, "other").await, Err(Refused::NotThere("other".into())));
     // Chunks may remember the old one's id.
@@ -229,5 +235,71 @@ async fn chunks_follow_their_files() {
     assert_eq!(assign(&volume, copy, "fast").await, Ok(true));
     assert_eq!(follow(&volume, fresh).await, Some(fast));
     assert_eq!(follow(&volume, 12_345).await, None);
+    volume.check();
+}
+
+async fn take_over(volume: &Volume, version: u64, all: &[(u32, StorageClassRecord)]) -> Copied {
+    let tx = volume.store.inner.begin();
+    let all: BTreeMap<u32, StorageClassRecord> = all.iter().cloned().collect();
+    let done = classes::take_over(&tx, VOLUME, version, &all).await.unwrap();
+    tx.commit().await.unwrap();
+    done
+}
+
+async fn listed(volume: &Volume) -> Vec<(u32, String, bool)> {
+    let all = classes::list(&volume.store.inner.begin(), VOLUME, Read::Snapshot).await.unwrap();
+    all.into_iter().map(|(id, record)| (id, record.name, record.leaving)).collect()
+}
+
+#[tokio::test]
+async fn a_volume_has_copies_of_what_the_regions_agreed_on() {
+    let volume = Volume::new().await;
+    let client = volume.client(1).await;
+    let (first, second) = (CLUSTER_FIRST, CLUSTER_FIRST + 1);
+    let own = made(&volume, "fast").await;
+    let d = client.mkdir(ROOT, "d").await;
+    assert_eq!(assign(&volume, d, "fast").await, Ok(true));
+    assert_eq!(of(&volume, d).await, own);
+    let of_cluster = [(first, class("fast", 3)), (second, class("slow", 2))];
+    let done = take_over(&volume, 5, &of_cluster).await;
+    assert_eq!(done, Copied { changed: true, kept: vec![] });
+    assert_eq!(take_over(&volume, 5, &of_cluster).await, Copied::default(), "done already");
+    // What is older changes nothing, whatever it says.
+    assert_eq!(take_over(&volume, 4, &[]).await, Copied::default());
+    let all =
+        || [(own, "fast"), (first, "fast"), (second, "slow")].map(|(id, name)| (id, name.to_owned(), false));
+    assert_eq!(listed(&volume).await, all());
+
+    // The cluster's goes before the volume's own, which is changed and removed by itself.
+    assert_eq!(assign(&volume, d, "fast").await, Ok(true));
+    assert_eq!(of(&volume, d).await, first);
+    let tx = volume.store.inner.begin();
+    let change = Change { copies: Some(1), ..Change::default() };
+    assert_eq!(classes::change(&tx, VOLUME, 7, "fast", &change).await.unwrap(), Ok(own));
+    let slow = classes::change(&tx, VOLUME, 7, "slow", &change).await.unwrap();
+    assert_eq!(slow, Err(Refused::OfCluster("slow".into())));
+    tx.commit().await.unwrap();
+    assert_eq!(remove(&volume, "slow").await, Err(Refused::OfCluster("slow".into())));
+    assert_eq!(remove(&volume, "fast").await, Ok(()));
+    assert_eq!(remove(&volume, "fast").await, Err(Refused::OfCluster("fast".into())));
+    // Its own have ids of their own.
+    assert_eq!(made(&volume, "mine").await, own + 1);
+
+    // One that is being deleted isn't assigned any more.
+    let leaving = StorageClassRecord { leaving: true, ..class("slow", 2) };
+    take_over(&volume, 6, &[(first, class("fast", 3)), (second, leaving)]).await;
+    assert_eq!(assign(&volume, d, "slow").await, Err(Refused::Leaving("slow".into())));
+    // Gone, it goes here, too; but not while something has it.
+    let done = take_over(&volume, 7, &[]).await;
+    assert_eq!(done, Copied { changed: true, kept: vec![first] });
+    assert_eq!(listed(&volume).await, [(own + 1, "mine".into(), false), (first, "fast".into(), true)]);
+    assert_eq!(take_over(&volume, 7, &[]).await, Copied { changed: false, kept: vec![first] });
+    assert_eq!(assign(&volume, d, "fast").await, Err(Refused::Leaving("fast".into())));
+    volume.check();
+    assert_eq!(assign(&volume, d, "default").await, Ok(true));
+    assert_eq!(take_over(&volume, 7, &[]).await, Copied { changed: true, kept: vec![] });
+    assert_eq!(listed(&volume).await, [(own + 1, "mine".into(), false)]);
+    let tx = volume.store.inner.begin();
+    assert_eq!(classes::copied(&tx, VOLUME, Read::Snapshot).await.unwrap(), 7);
     volume.check();
 }

@@ -391,7 +391,7 @@ mod tests {
 
     fn view(version: u64, volume: Volume) -> Option<Arc<View>> {
         let regions = [("a".to_owned(), Region::default()), ("b".to_owned(), Region::default())].into();
-        Some(Arc::new(View { version, regions, volumes: [(VolumeId(0), volume)].into(), volume_highest: 0 }))
+        Some(Arc::new(View { version, regions, volumes: [(VolumeId(0), volume)].into(), ..View::default() }))
     }
 
     fn volume() -> Volume {

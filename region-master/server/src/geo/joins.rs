@@ -77,10 +77,7 @@ impl<'a> Parent<'a> {
                 "what was agreed on isn't known here yet; `mooseng volume list` shows how far it came";
             call_error(ErrorCode::OutcomeUnknown, message)
         };
-        let mut cluster = self.master.geo.cluster.clone().ok_or_else(late)?;
-        let heard = cluster.wait_for(|view| view.version >= version);
-        let heard = tokio::time::timeout_at(self.deadline, heard).await.map_err(|_| late())?;
-        Ok(heard.map_err(|_| late())?.clone())
+        super::agreed(self.master, version, self.deadline).await.ok_or_else(late)
     }
 
     /// What lies at a path.

@@ -12,6 +12,7 @@
 //! - [`near`]: reads of a replica; [`near_promises`]: what is promised of it.
 //! - [`stand`]: how the region stands when the volume's home is lost; a home that begins, one that ends, one that comes back.
 //! - [`joins`]: volumes that are made and deleted.
+//! - [`classes`]: volumes' copies of the storage classes of the cluster; [`class_commands`]: what administrators ask of those.
 //! - [`moving`]: planned moves of the home.
 //! - [`seat`]: what is kept in memory of one volume.
 //! - [`losses`]: account of what failovers lost, and of what is put aside here.
@@ -44,6 +45,8 @@ use crate::errors::denied;
 use crate::master::{HOME_EPOCH, Master};
 
 pub mod chunks;
+pub mod class_commands;
+pub mod classes;
 pub mod complete;
 pub mod copy;
 pub mod deleted;
@@ -318,6 +321,13 @@ pub fn place_of(master: &Master, volume: VolumeId) -> Whereabouts {
     } else {
         Whereabouts::Nowhere
     }
+}
+
+/// What is agreed on once this master knows of that version; none if that takes too long.
+async fn agreed(master: &Master, version: u64, deadline: Instant) -> Option<Arc<View>> {
+    let mut cluster = master.geo.cluster.clone()?;
+    let heard = cluster.wait_for(|view| view.version >= version);
+    Some(tokio::time::timeout_at(deadline, heard).await.ok()?.ok()?.clone())
 }
 
 /// Whether a volume was agreed on and not joined yet: nobody can have put anything there.

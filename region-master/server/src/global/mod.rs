@@ -8,11 +8,13 @@
 //! - [`Global`]: what the rest of the master asks. [`config`]: the setting `[global]`.
 //! - [`ask`]: to the leader, wherever it is, with a deadline. [`serve`]: what the leader answers.
 //! - [`copy`]: this master's copy, read after each applied entry. [`renew`]: the region's lease.
-//! - [`status`]: what administrators see. [`settings`]: how they change a volume. `volumes`: how volumes are made and deleted.
+//! - [`status`]: what administrators see. [`settings`]: how they change a volume. `volumes`: how volumes are made and deleted. `classes`: the same of storage
+//!   classes.
 //! - [`failover`]: what the leader decides where a volume's home is lost.
 //! - [`lead`]: what the leader does by itself: founds the cluster, gives votes to the right masters.
 
 pub mod ask;
+mod classes;
 pub mod config;
 mod copy;
 mod failover;

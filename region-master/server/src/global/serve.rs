@@ -21,7 +21,7 @@ use mooseng_wire::method::Method;
 use mooseng_wire::{Epoch, VolumeId};
 use rand::Rng;
 
-use super::{Global, lock};
+use super::{Global, classes, lock};
 use crate::errors::denied;
 
 /// Tries of one transaction.
@@ -83,6 +83,7 @@ pub(super) fn refused(global: &Global, error: RuleError) -> CallError {
         | RuleError::StillJoined(_)
         | RuleError::Volumes(_)
         | RuleError::Ids(_) => ErrorCode::InvalidRequest,
+        RuleError::Class(error) => classes::code(error),
     };
     call_error(code, error.to_string())
 }
@@ -217,6 +218,11 @@ impl Global {
             Asked::LeaveVolume(asked) => self.leave_volume(asked.volume, true).await,
             Asked::CheckLeave(asked) => self.leave_volume(asked.volume, false).await,
             Asked::DeleteVolume(asked) => self.delete_volume(caller, asked.volume).await,
+            Asked::CreateClass(asked) => self.create_class(asked).await,
+            Asked::SetClass(asked) => self.set_class(asked).await,
+            Asked::LeaveClass(asked) => self.leave_class(asked).await,
+            Asked::StayClass(asked) => self.stay_class(asked).await,
+            Asked::DeleteClass(asked) => self.delete_class(asked).await,
         }
     }
 
@@ -242,7 +248,8 @@ impl Global {
         });
         let ids = taken.await.map_err(|e| refused(self, e))?;
         let version = self.view.borrow().version;
-        Ok(Changed { version, ids: Some(IdRange { first: ids.start, end: ids.end }), volume: None })
+        let ids = Some(IdRange { first: ids.start, end: ids.end });
+        Ok(Changed { version, ids, ..Changed::default() })
     }
 
     /// A home gives its volume up. A home that is gone isn't asked: [`super::lead`].

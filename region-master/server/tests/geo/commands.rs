@@ -1,6 +1,5 @@
 //! What administrators ask about a volume by its number, over gRPC: its home answers, with paths as the one tree shows them.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -12,7 +11,6 @@ use mooseng_schema::number;
 use mooseng_store::{Atomic, Store, Transaction};
 use mooseng_transport::grpc::administration_client::AdministrationClient;
 use mooseng_transport::{PlainNetwork, grpc_channel};
-use mooseng_wire::admin::assign_class_request::Which;
 use mooseng_wire::admin::fsck_news::News;
 use mooseng_wire::admin::quota_target::Whose;
 use mooseng_wire::admin::*;
@@ -34,7 +32,7 @@ use super::sessions::{WITHIN, done, errno, file, gone, of_volume, volume};
 use super::volumes::{follows, is_home, leads};
 use super::{addresses, change, client, serves_as_home};
 
-const SECOND: VolumeId = VolumeId(1);
+pub(super) const SECOND: VolumeId = VolumeId(1);
 const EDQUOT: u32 = 122;
 
 /// An administrator of a region at a master of another one.
@@ -43,11 +41,11 @@ async fn admin_of(regions: &Regions, of: &str, who: Role, at: &str) -> Administr
     AdministrationClient::new(grpc_channel(network, &addresses(regions, at)[0], Role::Master).await)
 }
 
-async fn admin(regions: &Regions, at: &str) -> AdministrationClient<Channel> {
+pub(super) async fn admin(regions: &Regions, at: &str) -> AdministrationClient<Channel> {
     admin_of(regions, "a", Role::Admin, at).await
 }
 
-fn text(text: &str) -> Bytes {
+pub(super) fn text(text: &str) -> Bytes {
     Bytes::copy_from_slice(text.as_bytes())
 }
 
@@ -77,7 +75,7 @@ async fn quotas(regions: &Regions, at: &str, volume: u32) -> Vec<Quota> {
 }
 
 /// The root volume in a, and one in b that is joined at /d.
-async fn two() -> Regions {
+pub(super) async fn two() -> Regions {
     let regions = Regions::start(&[("a", 1), ("b", 1), ("w", 1)]).await;
     serves_as_home(&regions, "a", 1).await;
     assert_eq!(volume(&regions, "/d", "b", &["a", "b"]).await, SECOND);
@@ -204,69 +202,6 @@ async fn each_volume_has_a_trash_and_quotas_of_its_own() {
     // An id of another volume isn't one of this.
     let foreign = QuotaTarget { whose: Some(Whose::Directory(1)), volume: 1 };
     assert_eq!(at_b.clear_quota(foreign).await.unwrap_err().code(), Code::NotFound);
-}
-
-async fn made_class(regions: &Regions, at: &str, volume: u32, name: &str) -> StorageClass {
-    let labels = BTreeMap::from([("media".to_owned(), "ssd".to_owned())]);
-    let request = CreateClassRequest { name: name.into(), copies: 3, min_copies: 1, labels, volume };
-    admin(regions, at).await.create_class(request).await.unwrap().into_inner()
-}
-
-async fn assign(
-    regions: &Regions,
-    at: &str,
-    volume: u32,
-    name: &str,
-    which: Which,
-    entries: bool,
-) -> Result<AssignClassReply, Status> {
-    let request = AssignClassRequest { name: name.into(), which: Some(which), entries, after: 0, volume };
-    admin(regions, at).await.assign_class(request).await.map(tonic::Response::into_inner)
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_volume_has_storage_classes_of_its_own() {
-    let regions = two().await;
-    let mut mount = of_volume(&regions, "c", &["b"], SECOND);
-    file(&mut mount, "f", b"bytes").await;
-    made_class(&regions, "a", 0, "roots").await;
-    made_class(&regions, "a", 0, "fast").await;
-    made_class(&regions, "b", 1, "fast").await;
-    let path = |path: &str| Which::Path(text(path));
-    let unknown = assign(&regions, "b", 1, "roots", path("/f"), false).await.unwrap_err();
-    assert_eq!(unknown.code(), Code::NotFound);
-    for part in ["volume 1, at /d", "mooseng class create roots --copies N --volume /d"] {
-        assert!(unknown.message().contains(part), "{part}: {unknown}");
-    }
-    let none = assign(&regions, "b", 1, "fast", path("/none"), false).await.unwrap_err();
-    assert!(none.code() == Code::NotFound && none.message().starts_with("/d/none isn't there"), "{none}");
-    assert_eq!(assign(&regions, "b", 1, "fast", path("/f"), false).await.unwrap().changed, 1);
-    let of = ClassOfRequest { path: text("/f"), volume: 1 };
-    let class = admin(&regions, "b").await.class_of(of).await.unwrap().into_inner().class.unwrap();
-    assert_eq!((class.name.as_str(), class.copies, class.inodes), ("fast", 3, 1));
-    for (at, volume, names, used) in
-        [("a", 0, &["default", "roots", "fast"][..], 0), ("b", 1, &["default", "fast"], 1)]
-    {
-        let listed = admin(&regions, at).await.list_classes(ListClassesRequest { volume }).await;
-        let listed = listed.unwrap().into_inner().classes;
-        assert_eq!(listed.iter().map(|class| class.name.as_str()).collect::<Vec<_>>(), names);
-        assert_eq!(listed.iter().map(|class| class.inodes).sum::<i64>(), used);
-    }
-    // Its status says which of the two finds too few chunkservers.
-    let status = admin(&regions, "b").await.status(StatusRequest {}).await.unwrap().into_inner();
-    let short: Vec<&str> =
-        status.findings.iter().filter(|f| f.code == "CLASS_SHORT").map(|f| f.subject.as_str()).collect();
-    assert!(short.contains(&"class \"fast of volume 1\""), "{short:?}");
-
-    // A tree is gone through up to where another volume is joined.
-    let page = assign(&regions, "a", 0, "fast", Which::Inode(1), true).await.unwrap();
-    assert_eq!((page.changed, page.joined, page.directories), (0, vec![1], vec![]));
-    let delete = |volume| DeleteClassRequest { name: "fast".into(), volume };
-    let used = admin(&regions, "b").await.delete_class(delete(1)).await.unwrap_err();
-    assert!(used.message().contains("in use"), "{used}");
-    admin(&regions, "a").await.delete_class(delete(0)).await.unwrap();
-    assert_eq!(assign(&regions, "b", 1, "default", path("/f"), false).await.unwrap().changed, 1);
-    admin(&regions, "b").await.delete_class(delete(1)).await.unwrap();
 }
 
 async fn fsck(regions: &Regions, at: &str, repair: bool) -> Result<(Vec<FsckFinding>, FsckDone), Status> {

@@ -47,7 +47,11 @@ async fn of(region: &Region, path: &str) -> StorageClass {
 }
 
 async fn delete(region: &Region, name: &str) -> Result<(), Status> {
-    leader(region).await.delete_class(DeleteClassRequest { name: name.to_owned(), volume: 0 }).await.map(drop)
+    leader(region)
+        .await
+        .delete_class(DeleteClassRequest { name: name.to_owned(), ..<_>::default() })
+        .await
+        .map(drop)
 }
 
 async fn mkdir(region: &Region, text: &str) -> u64 {
