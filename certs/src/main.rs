@@ -191,7 +191,7 @@ fn run(args: Args) -> Result<(), Error> {
                 );
             }
             eprintln!(
-                "A daemon refuses it within 10 s of having the list under its setting tls.revocations. The list's digest is {}: \
+                "`mooseng certs revoke` has a running cluster refuse it at once, without this list. A daemon refuses it within 10 s of having the list under its setting tls.revocations. The list's digest is {}: \
                  `mooseng status` finds REVOCATIONS_DIFFER for each master and chunkserver that goes by another, and \
                  `mooseng status -o json` shows the digest of each.",
                 authority.revocations()?.digest()

@@ -15,6 +15,7 @@ use mooseng_transport::{
 };
 use mooseng_wire::call::CallError;
 use mooseng_wire::method::Method;
+use mooseng_wire::revocations::{Agreed, Revocations};
 use mooseng_wire::{Identity, Role};
 use tokio_util::sync::CancellationToken;
 
@@ -54,12 +55,15 @@ impl Cluster {
         files(&out)
     }
     async fn serve(&self) -> String {
+        self.serve_over().await.0
+    }
+    async fn serve_over(&self) -> (String, TlsNetwork) {
         let network = TlsNetwork::load(self.issue(Role::Master, "m1", DAY)).unwrap();
         let listener = network.listen("127.0.0.1:0").await.unwrap();
         let address = listener.local_address();
         let services = Services { stream: Arc::new(WhoAmI), grpc: None, allow: |_, _| Ok(()) };
         tokio::spawn(serve(listener, services, Limits::default(), CancellationToken::new()));
-        address
+        (address, network)
     }
 }
 
@@ -300,6 +304,73 @@ async fn a_revoked_identity_loses_its_connection_and_gets_no_other() {
         }
     };
     let reason = tokio::time::timeout(Duration::from_secs(10), refused).await.expect("dropped within 10 s");
+    assert!(reason.contains("revoked"), "{reason}");
+}
+
+/// What the cluster has agreed on, at that version.
+fn agreed(version: u64, text: &str) -> Agreed {
+    Agreed { version, revoked: Revocations::parse(text).unwrap() }
+}
+
+async fn refused_within(link: &Link, within: Duration) -> String {
+    let refused = async {
+        loop {
+            if let Err(CallFailure::Connect(error)) = ask(link).await {
+                return error.to_string().to_lowercase();
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(within, refused).await.expect("its connection ends in time")
+}
+
+#[tokio::test]
+async fn whom_the_cluster_agrees_to_refuse_loses_its_connection_at_once_and_beside_the_files_list() {
+    let cluster = Cluster::new("one");
+    let (address, network) = cluster.serve_over().await;
+    let [by_name, by_serial, by_file, other] = ["c1", "c2", "c3", "c4"]
+        .map(|name| TlsFiles { revocations: None, ..cluster.issue(Role::Client, name, DAY) });
+    let serial = mooseng_certs::inspect::file(&by_serial.cert).unwrap()[0].serial.clone();
+    let [by_name, by_serial, by_file, other] =
+        [by_name, by_serial, by_file, other].map(|files| link(files, &address, Role::Master));
+    for link in [&by_name, &by_serial, &by_file, &other] {
+        ask(link).await.unwrap();
+    }
+    assert!(network.refuse(agreed(5, &format!("spiffe://one/here/client/c1\n{serial}"))));
+    assert!(!network.refuse(agreed(4, "")), "an older one changes nothing");
+    for link in [&by_name, &by_serial] {
+        // Its peers look each second.
+        let reason = refused_within(link, Duration::from_secs(3)).await;
+        assert!(reason.contains("revoked"), "{reason}");
+    }
+    let told = network.credentials().unwrap();
+    assert_eq!((told.agreed_version, told.agreed_revocations, told.revocations), (5, 2, 0));
+    // A new list in the file is in force beside it, and the other way round: files that are read anew forget nothing that was agreed on.
+    cluster.authority.revoke("spiffe://one/here/client/c3").unwrap();
+    cluster.authority.distribute_revocations().unwrap();
+    refused_within(&by_file, Duration::from_secs(10)).await;
+    assert!(ask(&by_name).await.is_err());
+    ask(&other).await.unwrap();
+    assert!(network.refuse(agreed(6, &serial)));
+    // A link that was refused pauses before it tries again.
+    let let_in = async {
+        while ask(&by_name).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), let_in).await.expect("it is let in again");
+    assert!(ask(&by_serial).await.is_err() && ask(&by_file).await.is_err());
+}
+
+#[tokio::test]
+async fn a_client_ends_its_connection_to_a_server_that_the_cluster_refuses() {
+    let cluster = Cluster::new("one");
+    let address = cluster.serve().await;
+    let network = TlsNetwork::load(cluster.issue(Role::Client, "c1", DAY)).unwrap();
+    let link = Link::new(Arc::new(network.clone()), address, Role::Master, LinkOptions::default());
+    ask(&link).await.unwrap();
+    assert!(network.refuse(agreed(1, "spiffe://one/here/master/m1")));
+    let reason = refused_within(&link, Duration::from_secs(3)).await;
     assert!(reason.contains("revoked"), "{reason}");
 }
 

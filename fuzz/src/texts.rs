@@ -2,7 +2,7 @@
 
 use mooseng_chunk::ticket::{self, Claims, Key};
 use mooseng_wire::founding::Founding;
-use mooseng_wire::revocations::Revocations;
+use mooseng_wire::revocations::{Agreed, Revocations};
 use mooseng_wire::{ChunkId, Identity, Role};
 
 fn key() -> Key {
@@ -33,6 +33,7 @@ pub fn texts(input: &[u8]) {
         assert_eq!(identity.to_string(), text, "two texts for one identity");
     }
     let _ = Revocations::parse(text);
+    let _ = Agreed::parse(text);
     let _ = Role::parse(text);
     if let Some(founding) = Founding::parse(text) {
         assert_eq!(Founding::parse(&founding.to_string()), Some(founding));

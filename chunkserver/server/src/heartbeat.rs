@@ -19,6 +19,7 @@ use crate::access::KeyRing;
 use crate::config::ChunkserverConfig;
 use crate::founding::{self, Foundings};
 use crate::metrics::Metrics;
+use crate::revocations::Kept;
 use crate::scrub::unix_s;
 
 /// Until a master says otherwise.
@@ -54,6 +55,8 @@ pub struct Heartbeats {
     pub keys: Arc<KeyRing>,
     /// What masters told of their founding.
     pub foundings: Arc<Foundings>,
+    /// Whom the cluster refuses.
+    pub revoked: Kept,
     /// For the trash.
     pub clock: Arc<dyn Clock>,
     /// Counters.
@@ -237,6 +240,7 @@ impl Heartbeats {
             highest_epoch: highest.0,
             credentials: self.network.credentials(),
             founding: Founding::tell(self.store.founding()),
+            revocations_version: self.network.refusing(),
         };
         Beat { request, told: if other { UNTOLD } else { told } }
     }
@@ -281,6 +285,9 @@ impl Heartbeats {
             reply.commands.clear();
         }
         self.keys.learn(&reply.ticket_keys);
+        if let Some(list) = &reply.revocations {
+            self.revoked.told(master, list).await;
+        }
         // An older one than we know is no error here: that master is behind.
         let epochs: Vec<(u16, Epoch)> =
             epochs_of(&reply).filter(|(volume, epoch)| *epoch > self.store.epoch_of(*volume)).collect();

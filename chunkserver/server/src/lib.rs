@@ -9,6 +9,7 @@
 //! - `pull`: copies of other chunkservers' chunks, made as masters order; `build`: new chunks of pieces of others; `scrub`: reading everything again, and emptying the trash.
 //! - [`lend`]: sealed chunks' files for clients on this host.
 //! - [`heartbeat`]: reports to each master; what masters command. `founding`: whether they are of the region that the chunks are of.
+//! - [`revocations`]: whom the cluster refuses, kept over restarts.
 //! - [`health`]: the disks' probe, and whether this chunkserver is ready.
 //! - [`metrics`]: names, units, meanings.
 //!
@@ -31,6 +32,7 @@ pub mod metrics;
 pub mod order;
 mod pull;
 mod push;
+pub mod revocations;
 mod scrub;
 pub mod server;
 pub mod service;

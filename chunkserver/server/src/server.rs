@@ -22,6 +22,7 @@ use crate::heartbeat::Heartbeats;
 use crate::lend::Lender;
 use crate::members::Members;
 use crate::metrics::Metrics;
+use crate::revocations::Kept;
 use crate::scrub::{self, Scrub};
 use crate::service::{ChunkService, Parts};
 
@@ -97,6 +98,8 @@ impl ChunkserverServer {
     ) -> Result<Self, StartError> {
         let ours = identity(&config, &*network)?;
         let store = open_store(&config, disk.clone(), &blocking).await?;
+        // Before anybody is let in.
+        let revoked = Kept::load(network.clone(), disk.clone(), blocking, config.state_dir.clone()).await;
         let listen = |source| StartError::Listen { address: config.listen.clone(), source };
         let listener = network.listen(&config.listen).await.map_err(listen)?;
         let local = listener.local_address();
@@ -165,6 +168,7 @@ impl ChunkserverServer {
             network,
             keys: keys.clone(),
             foundings,
+            revoked,
             clock,
             metrics,
         });

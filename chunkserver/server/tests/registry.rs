@@ -70,6 +70,7 @@ impl Registry for FakeMaster {
             custody: 1,
             founding: Founding::tell(seen.founding),
             others: Vec::new(),
+            revocations: None,
         }))
     }
 }

@@ -15,10 +15,11 @@ use mooseng_wire::Role;
 use mooseng_wire::admin::{
     AddRegionRequest, ChangeMembersReply, ChangeMembersRequest, ChangeRegionsReply, CreateVolumeReply,
     CreateVolumeRequest, DeleteVolumeReply, DeleteVolumeRequest, DrainReply, DrainRequest, Finding,
-    ListLossesReply, ListLossesRequest, ListRegionsReply, ListRegionsRequest, ListSalvageReply,
-    ListSalvageRequest, ListVolumesReply, ListVolumesRequest, MoveHomeReply, MoveHomeRequest,
-    RemoveRegionRequest, SetVolumeReply, SetVolumeRequest, ShowSalvageReply, ShowSalvageRequest, StatusReply,
-    StatusRequest, VerifyDataReply, VerifyDataRequest, VerifyVolumeReply, VerifyVolumeRequest, Volume,
+    ListLossesReply, ListLossesRequest, ListRegionsReply, ListRegionsRequest, ListRevocationsReply,
+    ListRevocationsRequest, ListSalvageReply, ListSalvageRequest, ListVolumesReply, ListVolumesRequest,
+    MoveHomeReply, MoveHomeRequest, RemoveRegionRequest, RevokeReply, RevokeRequest, SetVolumeReply,
+    SetVolumeRequest, ShowSalvageReply, ShowSalvageRequest, StatusReply, StatusRequest, UnrevokeRequest,
+    VerifyDataReply, VerifyDataRequest, VerifyVolumeReply, VerifyVolumeRequest, Volume,
 };
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::geo::Home;
@@ -392,6 +393,32 @@ pub async fn remove_region(file: &ClientFile, name: String) -> Result<ChangeRegi
     at_leader(file, AGREE_WAIT, |mut client| {
         let request = grpc_request(RemoveRegionRequest { name: name.clone() }, AGREE_WAIT);
         async move { client.remove_region(request).await }
+    })
+    .await
+}
+
+/// Refuses certificates, or asks whether that would be taken.
+pub async fn revoke(file: &ClientFile, request: RevokeRequest) -> Result<RevokeReply, Failure> {
+    at_leader(file, AGREE_WAIT, |mut client| {
+        let request = grpc_request(request.clone(), AGREE_WAIT);
+        async move { client.revoke(request).await }
+    })
+    .await
+}
+
+/// Takes a revocation back.
+pub async fn unrevoke(file: &ClientFile, request: UnrevokeRequest) -> Result<RevokeReply, Failure> {
+    at_leader(file, AGREE_WAIT, |mut client| {
+        let request = grpc_request(request.clone(), AGREE_WAIT);
+        async move { client.unrevoke(request).await }
+    })
+    .await
+}
+
+/// What is revoked, as the first master that answers knows it.
+pub async fn list_revocations(file: &ClientFile) -> Result<ListRevocationsReply, Failure> {
+    at_any(file, |mut client| async move {
+        client.list_revocations(grpc_request(ListRevocationsRequest {}, STATUS_WAIT)).await
     })
     .await
 }

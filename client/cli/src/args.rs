@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
+mod certs;
 mod class;
 mod dev;
 mod quota;
 mod regions;
 mod trash;
 
+pub use certs::{CertsArgs, CertsCommand, CertsRevoke, CertsUnrevoke};
 pub use class::{ClassArgs, ClassAssign, ClassCommand, ClassCreate, ClassList, ClassName, ClassOf, ClassSet};
 pub use dev::*;
 pub use quota::{QuotaArgs, QuotaCommand, QuotaList, QuotaOf, QuotaSet, QuotaWhose, UsersVolume};
@@ -86,6 +88,8 @@ pub enum Command {
     Events(EventsArgs),
     /// The cluster's regions, and the group in which they agree.
     Regions(RegionsArgs),
+    /// Certificates that the cluster refuses. (`mooseng-certs` issues them.)
+    Certs(CertsArgs),
 }
 
 /// Arguments of a command that isn't built.

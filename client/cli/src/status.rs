@@ -172,7 +172,8 @@ fn certificate_shape(told: Option<&CredentialReport>) -> Value {
 
 fn revocations_shape(told: Option<&CredentialReport>) -> Value {
     told.map_or(Value::Null, |t| {
-        json!({ "configured": t.revocations_configured, "digest": t.revocations_digest, "entries": t.revocations })
+        json!({ "configured": t.revocations_configured, "digest": t.revocations_digest, "entries": t.revocations,
+                "agreed_version": t.agreed_version, "agreed_entries": t.agreed_revocations })
     })
 }
 
@@ -312,6 +313,8 @@ mod tests {
             revocations_digest: "abc".into(),
             revocations: 2,
             revocations_configured: true,
+            agreed_version: 9,
+            agreed_revocations: 4,
         };
         for (now, text) in [
             (0, "24 h left"),
@@ -339,7 +342,7 @@ mod tests {
             assert_eq!(shape[list][0]["certificate"]["not_after_unix"], 86_400);
             assert_eq!(
                 shape[list][0]["revocations"],
-                json!({ "configured": true, "digest": "abc", "entries": 2 })
+                json!({ "configured": true, "digest": "abc", "entries": 2, "agreed_version": 9, "agreed_entries": 4 })
             );
         }
     }

@@ -216,7 +216,7 @@ impl FakeRegion {
                     let renew = Renew::decode(body).map_err(malformed)?;
                     s.let_in(&renew.founding)?;
                     s.session(renew.session, renew.incarnation)?;
-                    Renewed { lease_ms: 10_000, custody_epoch: 1, quotas: 0 }.encode_to_vec()
+                    Renewed { lease_ms: 10_000, custody_epoch: 1, ..Renewed::default() }.encode_to_vec()
                 }
                 Method::CloseSession => {
                     s.sessions.remove(&CloseSession::decode(body).map_err(malformed)?.session);

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use mooseng_transport::{CallFailure, Link, LinkOptions, Network};
 use mooseng_wire::Role;
 use mooseng_wire::method::Method;
+use mooseng_wire::revocations::Agreed;
 use tokio::sync::broadcast;
 
 use crate::peers::{Answered, Failure, Peers};
@@ -66,6 +67,14 @@ impl Drop for LinkPeers {
 
 #[async_trait]
 impl Peers for LinkPeers {
+    fn refuse(&self, agreed: Agreed) {
+        self.network.refuse(agreed);
+    }
+
+    fn refusing(&self) -> Option<u64> {
+        self.network.refusing()
+    }
+
     async fn call(
         &self,
         role: Role,

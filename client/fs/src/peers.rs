@@ -8,6 +8,7 @@ use bytes::Bytes;
 use mooseng_wire::Role;
 use mooseng_wire::call::CallError;
 use mooseng_wire::method::Method;
+use mooseng_wire::revocations::Agreed;
 use tokio::sync::broadcast;
 
 /// Why a call has no answer.
@@ -52,6 +53,14 @@ pub trait Peers: Send + Sync + 'static {
 
     /// What the daemon at that address sends by itself, from now on; none where nothing can come.
     fn notices(&self, _role: Role, _address: &str) -> Option<broadcast::Receiver<(Method, Bytes)>> {
+        None
+    }
+
+    /// Takes up whom the cluster refuses, where it is newer than what was taken up before.
+    fn refuse(&self, _agreed: Agreed) {}
+
+    /// The version of that, 0 for nothing yet; none where nothing is taken up.
+    fn refusing(&self) -> Option<u64> {
         None
     }
 

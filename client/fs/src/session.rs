@@ -17,6 +17,7 @@ use bytes::Bytes;
 use mooseng_ports::clock::{BootTime, Clock};
 use mooseng_wire::founding::Founding;
 use mooseng_wire::method::Method;
+use mooseng_wire::revocations::Agreed;
 use mooseng_wire::session::{CloseSession, Renew, Renewed, SessionClosed, Squash};
 use mooseng_wire::{InodeId, ROOT_INODE, Role, VolumeId};
 use prost::Message;
@@ -642,6 +643,7 @@ impl Session {
             oldest_unanswered: self.settled.load(Ordering::Acquire),
             founding: Founding::tell(self.state(|s| s.founding)),
             escrow: self.buffers.escrow.tell(tokio::time::Instant::now()),
+            revocations_version: self.peers.refusing(),
         };
         let answer = self
             .peers
@@ -657,6 +659,13 @@ impl Session {
         let body = answer.map_err(|failure| format!("{}: {failure}", seat.leader))?.body;
         let renewed = Renewed::decode(body)
             .map_err(|e| format!("{}: malformed answer to a renewal: {e}", seat.leader))?;
+        match renewed.revocations.as_ref().map(Agreed::from_told) {
+            Some(Ok(agreed)) => self.peers.refuse(agreed),
+            Some(Err(error)) => {
+                tracing::warn!(leader = %seat.leader, %error, "what a master says that the cluster has revoked isn't understood");
+            }
+            None => {}
+        }
         let now = self.clock.boot();
         if self.state(|s| s.lease_until.is_some_and(|until| now >= until)) {
             // What was promised may have been given up in between: the session is taken up anew, with nothing.

@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use mooseng_certs::Authority;
-use mooseng_e2e::cluster::DevCluster;
+use mooseng_e2e::cluster::{DevCluster, checked, wait_for};
 use mooseng_e2e::steps::Steps;
 use mooseng_transport::{CallFailure, Link, LinkOptions, TlsFiles, TlsNetwork};
 use mooseng_wire::method::Method;
@@ -110,9 +110,88 @@ fn run() -> Result<()> {
         ensure!(output.status.code() == Some(4), "{output:?}");
         Ok(())
     });
+    steps.run("whom an administrator revokes is refused on every port, also after restarts", || {
+        revoked_everywhere(&cluster, |address, files, role| {
+            runtime.block_on(call(files, address, role, Method::ChunkStat, vec![]))
+        })
+    });
     steps.finish()?;
     // A refused stranger is worth a WARN: somebody may be trying.
     cluster.finish(&[super::PEERS_COME_AND_GO, &["refused"]].concat())
+}
+
+/// A certificate of a client's, revoked and taken back by an administrator: each daemon hears of it without a file.
+fn revoked_everywhere(
+    cluster: &DevCluster,
+    ask: impl Fn(&str, TlsFiles, Role) -> Result<(), CallFailure>,
+) -> Result<()> {
+    let ours = Authority::open(&cluster.dir().join("pki"))?;
+    let scratch = cluster.scratch().join("leaves");
+    let stolen = leaf(&ours, Role::Client, "stolen", DAY, &scratch)?;
+    let admin = cluster.admin_config_of("region-1")?.display().to_string();
+    let cert = stolen.cert.display().to_string();
+    let certs = |words: &[&str]| -> Result<serde_json::Value> {
+        let output =
+            checked(cluster.mooseng(&[&["certs"], words, &["--config", &admin, "-o", "json"]].concat()))?;
+        Ok(serde_json::from_slice(&output.stdout)?)
+    };
+    let ports = cluster.file()?.processes;
+    let on_every_port = |what: &str, within: Duration, right: &dyn Fn(Result<(), CallFailure>) -> bool| {
+        wait_for(what, within, || {
+            for port in &ports {
+                let role = Role::parse(&port.role).context("role")?;
+                ensure!(right(ask(&port.address, stolen.clone(), role)), "not at {}", port.name);
+            }
+            Ok(())
+        })
+    };
+    let is_in = |answer: Result<(), CallFailure>| matches!(answer, Ok(()) | Err(CallFailure::Remote(_)));
+    let is_out = |answer: Result<(), CallFailure>| {
+        answer.is_err_and(|failure| failure.to_string().to_lowercase().contains("revoked"))
+    };
+    on_every_port("it is let in", Duration::from_secs(20), &is_in)?;
+    let planned = certs(&["revoke", "--cert", &cert, "--plan"])?;
+    ensure!(planned["revocations_version"] == 0, "a plan changed something: {planned}");
+    let revoked = certs(&["revoke", "--cert", &cert, "--reason", "a test"])?;
+    let began = Instant::now();
+    on_every_port("it is refused", Duration::from_secs(20), &is_out)?;
+    println!(
+        "    refused on {} ports {:.1} s after it was revoked",
+        ports.len(),
+        began.elapsed().as_secs_f64()
+    );
+    let listed = || -> Result<serde_json::Value> {
+        let listed = certs(&["revoked"])?;
+        let daemons = listed["regions"].as_array().into_iter().flatten();
+        let daemons: Vec<_> = daemons.filter_map(|r| r["daemons"].as_array()).flatten().collect();
+        ensure!(daemons.len() == ports.len(), "{listed}");
+        let newest = |d: &&serde_json::Value| d["revocations_version"] == listed["revocations_version"];
+        ensure!(daemons.iter().all(newest), "{listed}");
+        Ok(listed)
+    };
+    wait_for("all daemons to say so", Duration::from_secs(20), || listed().map(drop))?;
+    let list = listed()?;
+    ensure!(list["revocations_version"] == revoked["revocations_version"], "{list}");
+    ensure!(list["revocations"][0]["reason"] == "a test", "{list}");
+    ensure!(list["revocations"][0]["expires_unix"].is_i64(), "the file says when it ends: {list}");
+    // Without a master, a chunkserver that starts refuses it still.
+    let (masters, servers) = (cluster.names("master")?, cluster.names("chunkserver")?);
+    for name in masters.iter().chain(&servers[..1]) {
+        cluster.dev("kill", name)?;
+    }
+    // It waits for nobody: it serves, and nothing that it answers is of use to anyone but in being refused.
+    let started = cluster.process(&servers[0])?.address;
+    let _without_masters_it_is_not_ready = cluster.dev("start", &servers[0]);
+    wait_for("it to refuse without a master", Duration::from_secs(20), || {
+        ensure!(is_out(ask(&started, stolen.clone(), Role::Chunkserver)), "it doesn't refuse it");
+        Ok(())
+    })?;
+    for name in &masters {
+        cluster.dev("start", name)?;
+    }
+    let serial = list["revocations"][0]["what"].as_str().context("what")?.to_owned();
+    wait_for("it to be taken back", Duration::from_secs(30), || certs(&["unrevoke", &serial]).map(drop))?;
+    on_every_port("it is let in again", Duration::from_secs(20), &is_in)
 }
 
 fn leaf(authority: &Authority, role: Role, name: &str, life: Duration, dir: &Path) -> Result<TlsFiles> {

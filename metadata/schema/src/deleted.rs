@@ -53,7 +53,12 @@ enum Of {
 
 fn of(tag: RegionTag) -> Of {
     match tag {
-        RegionTag::Secret | RegionTag::Chunkserver | RegionTag::Founding | RegionTag::Deleted => Of::Region,
+        RegionTag::Secret
+        | RegionTag::Chunkserver
+        | RegionTag::Founding
+        | RegionTag::Deleted
+        | RegionTag::Revocation
+        | RegionTag::RevocationsVersion => Of::Region,
         RegionTag::Location
         | RegionTag::Dead
         | RegionTag::Lock

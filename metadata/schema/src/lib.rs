@@ -29,6 +29,7 @@ pub mod orphan;
 pub mod packable;
 pub mod quota;
 pub mod record;
+pub mod revocation;
 pub mod secret;
 pub mod session;
 pub mod staged;

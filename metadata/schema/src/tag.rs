@@ -138,11 +138,15 @@ pub enum RegionTag {
     LockReclaim = 21,
     /// That a volume was deleted ([`crate::deleted`]).
     Deleted = 22,
+    /// A certificate that is refused ([`crate::revocation`]).
+    Revocation = 23,
+    /// The version of what is refused ([`crate::revocation`]).
+    RevocationsVersion = 24,
 }
 
 impl RegionTag {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 21] = [
         Self::Location,
         Self::Ids,
         Self::Secret,
@@ -162,5 +166,7 @@ impl RegionTag {
         Self::Archive,
         Self::LockReclaim,
         Self::Deleted,
+        Self::Revocation,
+        Self::RevocationsVersion,
     ];
 }

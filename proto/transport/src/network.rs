@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use mooseng_wire::admin::CredentialReport;
+use mooseng_wire::revocations::Agreed;
 use mooseng_wire::{Identity, Role};
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -139,6 +140,15 @@ pub trait Network: Send + Sync + 'static {
     fn identity(&self) -> Identity;
     /// Our certificate and revocation list, where there are any.
     fn credentials(&self) -> Option<CredentialReport> {
+        None
+    }
+    /// Takes up whom the cluster has agreed to refuse, besides those whom the daemon's own list names: no new connections with them, and those that there
+    /// are end. Answers whether it was newer than what is in force; nothing changes where it isn't. Networks without certificates refuse nobody.
+    fn refuse(&self, _agreed: Agreed) -> bool {
+        false
+    }
+    /// The version of what was taken up last, 0 for nothing yet; none of a network that takes up nothing.
+    fn refusing(&self) -> Option<u64> {
         None
     }
 }

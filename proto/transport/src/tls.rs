@@ -2,8 +2,9 @@
 //!
 //! Names in certificates aren't host names: the peer's role, cluster and region come from its SPIFFE id, and are checked
 //! after the chain was. Files are read again when they change, so that renewed leaves are taken up without a restart;
-//! a connection ends when its peer's certificate ends or is revoked. TLS sessions are never resumed: resumption would skip these checks.
+//! a connection ends when its peer's certificate ends or is revoked, by the file's list or by the one that the cluster has agreed on. TLS sessions are never resumed: resumption would skip these checks.
 
+mod agreed;
 mod credentials;
 mod guard;
 mod near;
@@ -14,6 +15,7 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use mooseng_wire::admin::CredentialReport;
+use mooseng_wire::revocations::Agreed;
 use mooseng_wire::{Identity, Role};
 use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
@@ -24,6 +26,7 @@ use crate::network::{
     ConnectError, Connection, Handshake, HandshakeError, Io, Listener, Network, Peer, Protocol,
 };
 use crate::refusal;
+use agreed::InForce;
 use credentials::{Credentials, describe, unix_now};
 use guard::Guarded;
 use near::Near;
@@ -46,6 +49,7 @@ const BAD_LOOKS_MAX: u32 = 3;
 #[derive(Clone)]
 pub struct TlsNetwork {
     current: Arc<RwLock<Arc<Credentials>>>,
+    agreed: InForce,
     near: Arc<Near>,
 }
 
@@ -55,22 +59,24 @@ impl TlsNetwork {
     pub fn load(files: TlsFiles) -> Result<Self, TlsSetupError> {
         // Looked at before they are read: a change in between is seen as one.
         let mut seen = stamp(&files);
-        let mut credentials = Credentials::load(&files);
+        let agreed = InForce::default();
+        let mut credentials = Credentials::load(&files, &agreed);
         for _ in 1..LOAD_TRIES {
             if !matches!(credentials, Err(TlsSetupError::Content { .. })) {
                 break;
             }
             std::thread::sleep(LOAD_PAUSE);
             seen = stamp(&files);
-            credentials = Credentials::load(&files);
+            credentials = Credentials::load(&files, &agreed);
         }
         let credentials = credentials?;
         let now = unix_now();
         if now < credentials.not_before || credentials.not_after < now {
             tracing::warn!(cert = %files.cert.display(), "our own certificate isn't valid now: peers will refuse us until it is renewed");
         }
-        let network = Self { current: Arc::new(RwLock::new(Arc::new(credentials))), near: Arc::default() };
-        tokio::spawn(watch(files, seen, Arc::downgrade(&network.current)));
+        let current = Arc::new(RwLock::new(Arc::new(credentials)));
+        tokio::spawn(watch(files, seen, Arc::downgrade(&current), agreed.clone()));
+        let network = Self { current, agreed, near: Arc::default() };
         Ok(network)
     }
 
@@ -141,7 +147,7 @@ fn stamp(files: &TlsFiles) -> Stamp {
 }
 
 /// Takes up changed files until the network is dropped.
-async fn watch(files: TlsFiles, mut seen: Stamp, current: Weak<RwLock<Arc<Credentials>>>) {
+async fn watch(files: TlsFiles, mut seen: Stamp, current: Weak<RwLock<Arc<Credentials>>>, agreed: InForce) {
     let mut bad_looks = 0;
     loop {
         tokio::time::sleep(CHECK_INTERVAL).await;
@@ -150,7 +156,7 @@ async fn watch(files: TlsFiles, mut seen: Stamp, current: Weak<RwLock<Arc<Creden
         if now == seen {
             continue;
         }
-        match Credentials::load(&files) {
+        match Credentials::load(&files, &agreed) {
             Ok(credentials) => {
                 tracing::info!(identity = %credentials.identity, not_after_unix = credentials.not_after, "took up changed TLS files");
                 *current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(credentials);
@@ -220,6 +226,19 @@ impl Network for TlsNetwork {
 
     fn credentials(&self) -> Option<CredentialReport> {
         Some(self.current().report())
+    }
+
+    fn refuse(&self, agreed: Agreed) -> bool {
+        let (version, revoked) = (agreed.version, agreed.revoked.len());
+        let taken = self.agreed.take(agreed);
+        if taken {
+            tracing::info!(version, revoked, "took up whom the cluster refuses");
+        }
+        taken
+    }
+
+    fn refusing(&self) -> Option<u64> {
+        Some(self.agreed.now().version)
     }
 }
 

@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use mooseng_wire::admin::CredentialReport;
+use mooseng_wire::revocations::Agreed;
 use mooseng_wire::{Identity, Role};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -171,6 +172,14 @@ impl Network for WanNetwork {
 
     fn credentials(&self) -> Option<CredentialReport> {
         self.below.credentials()
+    }
+
+    fn refuse(&self, agreed: Agreed) -> bool {
+        self.below.refuse(agreed)
+    }
+
+    fn refusing(&self) -> Option<u64> {
+        self.below.refusing()
     }
 }
 

@@ -1,7 +1,9 @@
-//! The list of certificates that are refused, as a text that people may edit: serial numbers and SPIFFE ids, one a line.
+//! The lists of certificates that are refused. One is a text that people may edit: serial numbers and SPIFFE ids, one a line. The other is what the cluster
+//! has agreed on ([`Agreed`]), which masters hand on and daemons keep.
 
 use std::collections::BTreeSet;
 
+use crate::admin::RevocationList;
 use crate::words::Identity;
 
 /// The line that a fresh list begins with.
@@ -33,14 +35,14 @@ impl Revocations {
             if word.is_empty() || word.starts_with('#') {
                 continue;
             }
-            let entry = match Identity::parse(word) {
-                Ok(identity) => identity.to_string(),
-                Err(_) if is_serial(word) => plain_serial(word),
-                Err(_) => return Err(MalformedLine { line: n + 1, text: word.to_owned() }),
-            };
-            found.insert(entry);
+            found.insert(entry(word).ok_or_else(|| MalformedLine { line: n + 1, text: word.to_owned() })?);
         }
         Ok(Self(found))
+    }
+
+    /// The serial numbers and SPIFFE ids, in order.
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(String::as_str)
     }
 
     /// Whether a certificate is refused, by its serial number or its owner.
@@ -68,6 +70,90 @@ impl Revocations {
         let mut digest = hasher.finalize().to_hex().to_string();
         digest.truncate(DIGEST_DIGITS);
         digest
+    }
+}
+
+/// The one way to write a serial number or a SPIFFE id; none for what is neither.
+pub fn entry(word: &str) -> Option<String> {
+    match Identity::parse(word) {
+        Ok(identity) => Some(identity.to_string()),
+        Err(_) => is_serial(word).then(|| plain_serial(word)),
+    }
+}
+
+/// What the first line of a kept list begins with.
+const VERSION_LINE: &str = "version ";
+/// The most that a cluster agrees to refuse.
+pub const AGREED_MAX: usize = 4_096;
+
+/// Whom a cluster has agreed to refuse, at one version.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Agreed {
+    /// Later ones are higher; 0 where nothing was ever agreed on.
+    pub version: u64,
+    /// Whom.
+    pub revoked: Revocations,
+}
+
+/// What isn't a list that was agreed on.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MalformedList {
+    /// The version is missing.
+    #[error("the first line isn't `version NUMBER`")]
+    NoVersion,
+    /// A line can't be understood.
+    #[error(transparent)]
+    Line(#[from] MalformedLine),
+    /// It is too long.
+    #[error("it names {0} certificates, and {AGREED_MAX} is the most")]
+    TooMany(usize),
+}
+
+impl Agreed {
+    /// As it is kept on a disk.
+    pub fn to_text(&self) -> String {
+        let lines = self.revoked.iter().map(|entry| format!("{entry}\n"));
+        format!("{VERSION_LINE}{}\n{}", self.version, lines.collect::<String>())
+    }
+
+    /// Reads what was kept.
+    pub fn parse(text: &str) -> Result<Self, MalformedList> {
+        let (first, rest) = text.split_once('\n').ok_or(MalformedList::NoVersion)?;
+        let version = first.strip_prefix(VERSION_LINE).and_then(|number| number.trim().parse().ok());
+        let version = version.ok_or(MalformedList::NoVersion)?;
+        Self { version, revoked: Revocations::parse(rest)? }.checked()
+    }
+
+    fn checked(self) -> Result<Self, MalformedList> {
+        if self.revoked.len() > AGREED_MAX {
+            Err(MalformedList::TooMany(self.revoked.len()))
+        } else {
+            Ok(self)
+        }
+    }
+
+    /// As masters tell it.
+    pub fn told(&self) -> RevocationList {
+        RevocationList { version: self.version, revoked: self.revoked.iter().map(str::to_owned).collect() }
+    }
+
+    /// What a master told.
+    pub fn from_told(told: &RevocationList) -> Result<Self, MalformedList> {
+        if told.revoked.len() > AGREED_MAX {
+            return Err(MalformedList::TooMany(told.revoked.len()));
+        }
+        let mut revoked = BTreeSet::new();
+        for (n, word) in told.revoked.iter().enumerate() {
+            revoked.insert(entry(word).ok_or_else(|| MalformedLine { line: n + 1, text: word.clone() })?);
+        }
+        Ok(Self { version: told.version, revoked: Revocations(revoked) })
+    }
+}
+
+impl FromIterator<String> for Revocations {
+    /// Of entries as [`entry`] writes them.
+    fn from_iter<I: IntoIterator<Item = String>>(entries: I) -> Self {
+        Self(entries.into_iter().collect())
     }
 }
 
@@ -112,6 +198,23 @@ mod tests {
             let error = Revocations::parse(&format!("# x\n77\n{bad}\n")).unwrap_err();
             assert_eq!(error, MalformedLine { line: 3, text: bad.to_owned() });
         }
+    }
+
+    #[test]
+    fn what_was_agreed_on_comes_back_from_a_disk_and_from_a_master() {
+        let agreed = Agreed { version: 7, revoked: Revocations::parse(LIST).unwrap() };
+        assert_eq!(agreed.to_text(), "version 7\n5aff\nspiffe://dev/eu/client/c1\n");
+        assert_eq!(Agreed::parse(&agreed.to_text()), Ok(agreed.clone()));
+        assert_eq!(Agreed::from_told(&agreed.told()), Ok(agreed));
+        assert_eq!(Agreed::parse("version 3\n"), Ok(Agreed { version: 3, ..Agreed::default() }));
+        for bad in ["", "version", "5aff\n77\n", "version x\n77\n"] {
+            assert_eq!(Agreed::parse(bad), Err(MalformedList::NoVersion), "{bad:?}");
+        }
+        assert!(matches!(Agreed::parse("version 7\n5aff\nking\n"), Err(MalformedList::Line(_))));
+        let told = |revoked| Agreed::from_told(&RevocationList { version: 1, revoked });
+        assert!(matches!(told(vec!["king".into()]), Err(MalformedList::Line(_))));
+        let many = (0..=AGREED_MAX).map(|n| format!("{n:04x}")).collect();
+        assert!(matches!(told(many), Err(MalformedList::TooMany(_))));
     }
 
     #[test]

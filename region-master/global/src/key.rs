@@ -26,6 +26,10 @@ pub enum GlobalTag {
     StorageClass = 8,
     /// What holds for all of them ([`crate::record::StorageClassesRecord`]).
     StorageClasses = 9,
+    /// A certificate that is refused ([`mooseng_schema::revocation::RevocationRecord`]).
+    Revocation = 10,
+    /// The version of what is refused ([`mooseng_schema::number`]).
+    RevocationsVersion = 11,
 }
 
 fn tagged<T: TuplePack>(tag: GlobalTag, rest: &T) -> Vec<u8> {
@@ -121,6 +125,26 @@ pub fn storage_classes() -> Vec<u8> {
     tagged(GlobalTag::StorageClasses, &())
 }
 
+/// The key of a certificate that is refused, by its serial number or its owner's SPIFFE id.
+pub fn revocation(what: &str) -> Vec<u8> {
+    tagged(GlobalTag::Revocation, &(what,))
+}
+
+/// All of them.
+pub fn revocations() -> KeyRange {
+    prefix_range(&tagged(GlobalTag::Revocation, &()))
+}
+
+/// What a key of [`revocations`] refuses.
+pub fn parse_revocation(key: &[u8]) -> Result<String, SchemaError> {
+    parse(GlobalTag::Revocation, key).map(|(what,)| what)
+}
+
+/// The key of the version of what is refused.
+pub fn revocations_version() -> Vec<u8> {
+    tagged(GlobalTag::RevocationsVersion, &())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -138,6 +162,8 @@ mod tests {
             (version(), "0267001506"),
             (storage_class(65_536), "0267001508 17010000"),
             (storage_classes(), "0267001509"),
+            (revocation("5a"), "026700150a 02356100"),
+            (revocations_version(), "026700150b"),
         ];
         for (key, expected) in table {
             assert_eq!(hex(&key), expected.replace(' ', ""));
@@ -147,6 +173,7 @@ mod tests {
     #[test]
     fn names_and_numbers_come_back() {
         assert_eq!(parse_region(&region("eu-1")).unwrap(), "eu-1");
+        assert_eq!(parse_revocation(&revocation("5a")).unwrap(), "5a");
         assert_eq!(parse_lease(&lease("eu-1")).unwrap(), "eu-1");
         assert_eq!(parse_volume(&volume(VolumeId(700))).unwrap(), VolumeId(700));
         assert_eq!(parse_storage_class(&storage_class(65_537)).unwrap(), 65_537);

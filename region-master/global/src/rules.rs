@@ -201,6 +201,9 @@ pub enum RuleError {
     /// There are too many.
     #[error("{0}")]
     Volumes(String),
+    /// What is revoked isn't changed.
+    #[error(transparent)]
+    Revocation(#[from] revocations::Refused),
     /// There are none left, or too many were asked for.
     #[error("{0}")]
     Ids(String),
@@ -921,11 +924,15 @@ pub use classes::{CLASSES_MAX, ClassError, create_class, delete_class, leave_cla
 mod joins;
 pub use joins::{Making, VOLUMES_MAX, create_volume, delete_volume, join_volume, leave_volume};
 
+pub mod revocations;
+
 #[cfg(test)]
 mod anew_tests;
 #[cfg(test)]
 mod classes_tests;
 #[cfg(test)]
 mod joins_tests;
+#[cfg(test)]
+mod revocations_tests;
 #[cfg(test)]
 mod tests;

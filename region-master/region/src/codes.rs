@@ -179,8 +179,8 @@ codes! {
         "Look at the reason, and at the software that connects from the logged address.";
     PEER_REVOKED, Warning,
         "A peer was refused: its certificate is revoked.",
-        "Its identity or serial number is on the revocation list.",
-        "If it should be let in again, take its line out of the authority's `revocations.txt`, hand the list out, and issue a new certificate. Otherwise stop it.";
+        "Its identity or serial number is revoked: in the cluster (`mooseng certs revoked` lists those), or by the list in the daemon's own file (`tls.revocations`).",
+        "If it should be let in again, take that back: `mooseng certs unrevoke`, or its line out of the authority's `revocations.txt`, which is handed out then; and issue a new certificate. Otherwise stop it.";
     PEER_VERSION, Warning,
         "A peer was refused: it speaks another protocol, or a version that this daemon doesn't know.",
         "Programs of versions that lie too far apart, or something that isn't MooseNG's.",
@@ -203,8 +203,8 @@ codes! {
         "Add chunkservers in other zones, racks or hosts, or start the ones that are down.";
     REVOCATIONS_DIFFER, Warning,
         "A daemon goes by another revocation list than the rest of the region: it may let in whom the others refuse.",
-        "A list was made by `mooseng-certs revoke` and hasn't been copied to every machine, or the daemon isn't configured with one (`tls.revocations`).",
-        "Copy the authority's `revocations.txt` to the file that the daemon's setting `tls.revocations` names; it takes the list up within seconds. `mooseng status -o json` shows each daemon's digest, and `mooseng-certs revoke` the newest list's.";
+        "Of lists in files: one was made by `mooseng-certs revoke` and hasn't been copied to every machine, or the daemon isn't configured with one (`tls.revocations`). Of what the cluster has revoked (the detail tells versions): the daemon hasn't heard of it for 15 s, for it is cut off, paused, or of an earlier release.",
+        "Of lists in files: copy the authority's `revocations.txt` to the file that the daemon's setting `tls.revocations` names; it takes the list up within seconds. `mooseng status -o json` shows each daemon's digest, and `mooseng-certs revoke` the newest list's. Of versions: look at the other findings about that daemon, and start it anew if it doesn't catch up; `mooseng certs revoked` shows who lacks it.";
     REPAIR_LATE, Warning,
         "Chunks have been endangered for a quarter of an hour or longer, and repair hasn't mended it.",
         "No chunkserver can take their copies: too few are up, or they have no space. Or the chunkservers with the good copies are down, or there is more to copy than the bounds let through (`house.copy_mib_per_s`, `house.copies_per_chunkserver`).",

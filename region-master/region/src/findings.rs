@@ -59,6 +59,17 @@ pub struct CredentialFacts {
     pub revocations_digest: String,
     /// How many that are.
     pub revocations: u64,
+    /// The version of those that the cluster has agreed on; 0 for none.
+    pub agreed_version: u64,
+}
+
+/// What the cluster has agreed to refuse.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AgreedFacts {
+    /// The version that the asked master goes by.
+    pub version: u64,
+    /// It has had that for long enough for everybody to have heard of it.
+    pub settled: bool,
 }
 
 /// What house-keeping tells of itself.
@@ -106,6 +117,8 @@ pub struct Facts {
     pub chunks_unavailable: u64,
     /// What house-keeping does about that.
     pub house: HouseFacts,
+    /// What the cluster has agreed to refuse.
+    pub agreed: AgreedFacts,
     /// The daemons' certificates and revocation lists, as far as they were told.
     pub credentials: Vec<CredentialFacts>,
     /// Sessions in the table.
@@ -394,6 +407,14 @@ fn revocations(facts: &Facts, found: &mut Vec<Finding>) {
         );
         found.push(finding(&codes::REVOCATIONS_DIFFER, &other.identity, detail));
     }
+    let behind = |c: &&CredentialFacts| facts.agreed.settled && c.agreed_version < facts.agreed.version;
+    for lagging in facts.credentials.iter().filter(behind) {
+        let detail = format!(
+            "It goes by version {} of what the cluster has revoked; {} is the newest.",
+            lagging.agreed_version, facts.agreed.version
+        );
+        found.push(finding(&codes::REVOCATIONS_DIFFER, &lagging.identity, detail));
+    }
 }
 
 #[cfg(test)]
@@ -491,7 +512,27 @@ mod tests {
             lifetime_s: 86_400,
             revocations_digest: "e".into(),
             revocations: 0,
+            agreed_version: 0,
         }
+    }
+
+    #[test]
+    fn whoever_lacks_what_the_cluster_revoked_is_named_once_it_had_time_to_hear_of_it() {
+        let mut facts = well();
+        let with =
+            |identity: &str, agreed_version| CredentialFacts { agreed_version, ..cert(identity, 80_000) };
+        facts.credentials = vec![with("m1", 7), with("m2", 8), with("cs1", 6)];
+        facts.agreed = AgreedFacts { version: 7, settled: false };
+        assert_eq!(findings(&facts), vec![]);
+        facts.agreed.settled = true;
+        let found = findings(&facts);
+        assert_eq!(found.iter().map(|f| f.subject.as_str()).collect::<Vec<_>>(), ["cs1"]);
+        assert_eq!(found[0].code.code, "REVOCATIONS_DIFFER");
+        assert!(
+            found[0].detail.contains("version 6") && found[0].detail.contains("7 is"),
+            "{}",
+            found[0].detail
+        );
     }
 
     #[test]

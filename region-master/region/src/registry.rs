@@ -111,6 +111,10 @@ pub struct Credentials {
     pub revocations: u64,
     /// Whether it is configured with a list.
     pub revocations_configured: bool,
+    /// The version of those that the cluster has agreed on.
+    pub agreed_version: u64,
+    /// How many those are.
+    pub agreed_revocations: u64,
 }
 
 /// A chunk's copy, as its chunkserver reported it.

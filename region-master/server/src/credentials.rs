@@ -50,6 +50,8 @@ pub fn of_heartbeat(report: CredentialReport) -> Credentials {
         revocations_digest: report.revocations_digest,
         revocations: report.revocations,
         revocations_configured: report.revocations_configured,
+        agreed_version: report.agreed_version,
+        agreed_revocations: report.agreed_revocations,
     }
 }
 
@@ -61,6 +63,8 @@ pub fn report(credentials: &Credentials) -> CredentialReport {
         revocations_digest: credentials.revocations_digest.clone(),
         revocations: credentials.revocations,
         revocations_configured: credentials.revocations_configured,
+        agreed_version: credentials.agreed_version,
+        agreed_revocations: credentials.agreed_revocations,
     }
 }
 
@@ -74,6 +78,7 @@ pub fn facts(master: &Master, role: Role, name: &str, credentials: Credentials) 
         lifetime_s: credentials.not_after_unix.saturating_sub(credentials.not_before_unix),
         revocations_digest: credentials.revocations_digest,
         revocations: credentials.revocations,
+        agreed_version: credentials.agreed_version,
     }
 }
 

@@ -12,7 +12,7 @@
 //! - [`config`]: its configuration.
 //! - [`classes`]: storage classes, for placement, repair and administrators.
 //! - [`master`]: its parts, and whether an answer may leave.
-//! - [`credentials`]: who of the region has which certificate and revocation list.
+//! - [`credentials`]: who of the region has which certificate and revocation list. [`revocations`]: whom the cluster has agreed to refuse.
 //! - [`desk`]: what it keeps in memory, `custody` what a custodian begins and ends with. [`founding`]: who is of this region, and who of another one of its name.
 //! - [`global`]: the group of the masters of all regions.
 //! - [`lead`]: what a leader does besides answering, `reap` about sessions and inodes. [`house`]: chunks and their copies.
@@ -54,6 +54,7 @@ pub mod quotas;
 mod reap;
 pub mod records;
 pub mod recover;
+pub mod revocations;
 pub mod rights;
 mod room;
 pub mod rpc;

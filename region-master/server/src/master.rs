@@ -80,6 +80,8 @@ pub struct Master {
     pub joins_gate: tokio::sync::Mutex<()>,
     /// What the other masters told of their certificates and revocation lists.
     pub told: crate::credentials::Told,
+    /// Whom the cluster refuses.
+    pub revoked: crate::revocations::Copy,
     /// Masters that answered the last probe, by id.
     pub reachable: Mutex<BTreeMap<u64, bool>>,
     /// One check of the whole store at a time.
@@ -147,6 +149,7 @@ impl Master {
             classes_gate: tokio::sync::Mutex::default(),
             joins_gate: tokio::sync::Mutex::default(),
             told: crate::credentials::Told::default(),
+            revoked: crate::revocations::Copy::default(),
             reachable: Mutex::default(),
             geo: parts.geo,
             events: crate::events::Events::default(),

@@ -22,6 +22,8 @@ pub const NAMES: &[Name] = &[
     GLOBAL_LEADING,
     GLOBAL_TERM,
     AGREED_VERSION,
+    REVOCATIONS,
+    REVOCATIONS_VERSION,
     LEASE_HELD,
     SESSIONS,
     CHUNKSERVERS_ALIVE,
@@ -96,6 +98,14 @@ const GLOBAL_TERM: Name = Name("mooseng_master_global_term", "Raft's term in the
 const AGREED_VERSION: Name = Name(
     "mooseng_master_agreed_version",
     "Changes of what the regions have agreed on, as far as this master knows",
+);
+const REVOCATIONS: Name = Name(
+    "mooseng_master_revocations",
+    "Certificates and names that the cluster refuses, as far as this master knows",
+);
+const REVOCATIONS_VERSION: Name = Name(
+    "mooseng_master_revocations_version",
+    "The version of what the cluster refuses: grows with each change, and is the same on all masters that have heard of it",
 );
 const LEASE_HELD: Name = Name(
     "mooseng_master_lease_held",
@@ -250,6 +260,10 @@ pub struct Metrics {
     pub global_term: Gauge,
     /// The version of what is agreed on.
     pub agreed_version: Gauge,
+    /// See [`crate::revocations`].
+    pub revocations: Gauge,
+    /// Its version.
+    pub revocations_version: Gauge,
     /// Whether the region holds its lease.
     pub lease_held: Gauge,
     /// Sessions.
@@ -378,6 +392,8 @@ impl Metrics {
             global_leading: Gauge::default(),
             global_term: Gauge::default(),
             agreed_version: Gauge::default(),
+            revocations: Gauge::default(),
+            revocations_version: Gauge::default(),
             lease_held: Gauge::default(),
             sessions: Gauge::default(),
             chunkservers_alive: Gauge::default(),
@@ -446,6 +462,8 @@ impl Metrics {
             (GLOBAL_LEADING, m.global_leading),
             (GLOBAL_TERM, m.global_term),
             (AGREED_VERSION, m.agreed_version),
+            (REVOCATIONS, m.revocations),
+            (REVOCATIONS_VERSION, m.revocations_version),
             (LEASE_HELD, m.lease_held),
             (NEAR_SESSIONS, m.near_sessions),
             (NEAR_PROMISES, m.near_promises),

@@ -18,14 +18,14 @@ use mooseng_wire::admin::{
     DeleteClassReply, DeleteClassRequest, DeleteVolumeReply, DeleteVolumeRequest, DrainReply, DrainRequest,
     DumpPiece, DumpRequest, FsckNews, FsckRequest, HeartbeatReply, HeartbeatRequest, ListClassesReply,
     ListClassesRequest, ListEventsReply, ListEventsRequest, ListLossesReply, ListLossesRequest,
-    ListQuotasReply, ListQuotasRequest, ListRegionsReply, ListRegionsRequest, ListSalvageReply,
-    ListSalvageRequest, ListTrashReply, ListTrashRequest, ListVolumesReply, ListVolumesRequest, MemberToAdd,
-    MoveHomeReply, MoveHomeRequest, PurgeTrashReply, PurgeTrashRequest, Quota, QuotaTarget,
-    RemoveRegionRequest, RestoreTrashReply, RestoreTrashRequest, SetClassRequest, SetQuotaRequest,
-    SetVolumeReply, SetVolumeRequest, ShowSalvageReply, ShowSalvageRequest, StatusReply, StatusRequest,
-    StorageClass, TicketKey, TransferLeaderReply, TransferLeaderRequest, TrashRetentionReply,
-    TrashRetentionRequest, VerifyDataReply, VerifyDataRequest, VerifyVolumeReply, VerifyVolumeRequest,
-    VolumeEpoch,
+    ListQuotasReply, ListQuotasRequest, ListRegionsReply, ListRegionsRequest, ListRevocationsReply,
+    ListRevocationsRequest, ListSalvageReply, ListSalvageRequest, ListTrashReply, ListTrashRequest,
+    ListVolumesReply, ListVolumesRequest, MemberToAdd, MoveHomeReply, MoveHomeRequest, PurgeTrashReply,
+    PurgeTrashRequest, Quota, QuotaTarget, RemoveRegionRequest, RestoreTrashReply, RestoreTrashRequest,
+    RevokeReply, RevokeRequest, SetClassRequest, SetQuotaRequest, SetVolumeReply, SetVolumeRequest,
+    ShowSalvageReply, ShowSalvageRequest, StatusReply, StatusRequest, StorageClass, TicketKey,
+    TransferLeaderReply, TransferLeaderRequest, TrashRetentionReply, TrashRetentionRequest, UnrevokeRequest,
+    VerifyDataReply, VerifyDataRequest, VerifyVolumeReply, VerifyVolumeRequest, VolumeEpoch,
 };
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::founding::Founding;
@@ -40,7 +40,7 @@ use crate::geo::class_commands;
 use crate::global::Global;
 use crate::master::Master;
 use crate::tree::Asked;
-use crate::{classes, dump, fsck, geo, house, quotas, status, trash, tree};
+use crate::{classes, dump, fsck, geo, house, quotas, revocations, status, trash, tree};
 
 /// How often chunkservers report.
 const HEARTBEAT_INTERVAL_MS: u32 = 500;
@@ -172,6 +172,7 @@ impl Registry for Rpc {
         let now = master.clock.boot();
         let ordering = master.ordering();
         let others = epochs_of_others(master);
+        let revocations = request.revocations_version.and_then(|have| master.revoked.newer_than(have));
         let reply = master.desk(|desk| {
             let want_inventory = desk.beat(now, request).map_err(beat_refused)?;
             // A leader that was replaced meanwhile has nothing to command: its successor may have decided otherwise.
@@ -190,6 +191,7 @@ impl Registry for Rpc {
                 others,
                 interval_ms: HEARTBEAT_INTERVAL_MS,
                 founding: Founding::tell(desk.founding().filter(|_| custody > 0)),
+                revocations,
             })
         })?;
         Ok(Response::new(reply))
@@ -514,6 +516,33 @@ impl Administration for Rpc {
     ) -> Result<Response<ListEventsReply>, Status> {
         self.allow_of_cluster(&request, &[Role::Admin, Role::Client])?;
         Ok(Response::new(self.0.events.page(&self.0, &request.into_inner())))
+    }
+
+    async fn revoke(&self, request: Request<RevokeRequest>) -> Result<Response<RevokeReply>, Status> {
+        let who = self.allow_of_cluster(&request, &[Role::Admin])?;
+        let peer = peer_of(&request)?;
+        let request = request.into_inner();
+        if !request.plan {
+            tracing::info!(who, ?request, "certificates are to be revoked");
+        }
+        let revoked = revocations::revoke(&self.0, &peer, request, Instant::now() + AGREE_WITHIN).await;
+        revoked.map(Response::new).map_err(not_done)
+    }
+
+    async fn unrevoke(&self, request: Request<UnrevokeRequest>) -> Result<Response<RevokeReply>, Status> {
+        let who = self.allow_of_cluster(&request, &[Role::Admin])?;
+        let what = request.into_inner().what;
+        tracing::info!(who, what, "a revocation is to be taken back");
+        let taken_back = revocations::unrevoke(&self.0, &what, Instant::now() + AGREE_WITHIN).await;
+        taken_back.map(Response::new).map_err(not_done)
+    }
+
+    async fn list_revocations(
+        &self,
+        request: Request<ListRevocationsRequest>,
+    ) -> Result<Response<ListRevocationsReply>, Status> {
+        self.allow_of_cluster(&request, &[Role::Admin, Role::Client])?;
+        Ok(Response::new(revocations::list(&self.0)))
     }
 
     async fn set_volume(

@@ -30,7 +30,7 @@ use crate::master::{Master, Parts};
 use crate::metrics::Metrics;
 use crate::rpc::Rpc;
 use crate::service::MasterService;
-use crate::{credentials, events, lead, locks, promises, room, seals, status};
+use crate::{credentials, events, lead, locks, promises, revocations, room, seals, status};
 
 /// How long a leader that is asked to stop waits for another one to take over.
 const HAND_OVER_WITHIN: Duration = Duration::from_secs(3);
@@ -195,6 +195,8 @@ impl MasterServer {
         }));
         // Before it stands for election.
         room::look(&master, &looker).await;
+        // Before anybody is let in.
+        revocations::look(&master).await;
         let mut tasks = JoinSet::new();
         let routes = tonic::service::Routes::new(RegistryServer::new(Rpc(master.clone())))
             .add_service(AdministrationServer::new(Rpc(master.clone())));
@@ -204,6 +206,7 @@ impl MasterServer {
         tasks.spawn(lead::run(master.clone()));
         tasks.spawn(lead::probe(master.clone()));
         tasks.spawn(credentials::ask(master.clone()));
+        tasks.spawn(revocations::keep(master.clone()));
         tasks.spawn(promises::keep(master.clone()));
         tasks.spawn(locks::keep(master.clone()));
         tasks.spawn(seals::run(master.clone(), waiting));

@@ -60,7 +60,7 @@ impl MasterService {
         // A master of any region that asks whether this one is there (`lead::probe`, `global::status`).
         if incoming.method == Method::Renew && incoming.peer.identity.role == Role::Master {
             master.allow_of_cluster(&incoming.peer, &[Role::Master])?;
-            return Ok(Answer::of(&Renewed { lease_ms: 0, custody_epoch: master.raft.term(), quotas: 0 }));
+            return Ok(Answer::of(&Renewed { custody_epoch: master.raft.term(), ..Renewed::default() }));
         }
         if matches!(incoming.method, Method::GlobalRenew | Method::GlobalChange) {
             return self.global()?.answer(incoming).await;

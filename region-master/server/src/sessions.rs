@@ -278,7 +278,8 @@ pub fn renew(master: &Master, identity: &str, request: &Renew) -> Result<Renewed
     master.may_answer(term)?;
     master.is_home(volume)?;
     let quotas = master.desk(|desk| desk.seat(volume).ledger.version());
-    Ok(Renewed { lease_ms: master.lease_ms(volume), custody_epoch: term, quotas })
+    let revocations = request.revocations_version.and_then(|have| master.revoked.newer_than(have));
+    Ok(Renewed { lease_ms: master.lease_ms(volume), custody_epoch: term, quotas, revocations })
 }
 
 /// Ends a session. One that is gone already is well: the request is repeated.

@@ -10,9 +10,9 @@ use mooseng_region::{Liveness, registry};
 use mooseng_wire::admin::{ChunkserverStatus, DiskReport, Finding, MasterStatus, SessionStatus, StatusReply};
 use mooseng_wire::{CHUNK_BYTES_MAX, Role, VolumeId};
 
-use crate::credentials;
 use crate::geo::ROOT_VOLUME;
 use crate::master::Master;
+use crate::{credentials, revocations};
 
 /// Sessions named in one status.
 const SESSIONS_MAX: usize = 1_000;
@@ -158,6 +158,7 @@ fn facts(master: &Master, masters: &[MasterStatus]) -> Facts {
         reachable: if m.id == master.config.id { Some(true) } else { probed.get(&m.id).copied() },
         short_of_room: short.contains(&m.id),
     };
+    let agreed = revocations::facts(master);
     // Not inside of the desk, which it looks at itself.
     let global = master.global.as_ref().and_then(|global| global.facts(master));
     master.desk(|desk| {
@@ -198,6 +199,7 @@ fn facts(master: &Master, masters: &[MasterStatus]) -> Facts {
                     .map(|n| (n.clone(), desk.located(n)))
                     .collect(),
             },
+            agreed,
             credentials: of_masters.chain(of_servers).collect(),
             sessions: desk.sessions.len(),
             sessions_max: desk.sessions.limits().sessions_max,

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
 
 mod common;
+#[path = "global/revocations.rs"]
+mod revocations;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -22,6 +22,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
+use super::agreed::InForce;
 use crate::network::{Peer, Protocol};
 use crate::refusal::{self, Objection};
 
@@ -77,6 +78,7 @@ pub(super) struct Credentials {
     pub(super) not_before: i64,
     pub(super) not_after: i64,
     revoked: Arc<Revocations>,
+    agreed: InForce,
     list_configured: bool,
 }
 
@@ -147,7 +149,7 @@ fn revocations(path: &Path) -> Result<Revocations, TlsSetupError> {
 }
 
 impl Credentials {
-    pub(super) fn load(files: &TlsFiles) -> Result<Self, TlsSetupError> {
+    pub(super) fn load(files: &TlsFiles, agreed: &InForce) -> Result<Self, TlsSetupError> {
         let chain = certificates(&files.cert)?;
         let key_bytes = read(&files.key)?;
         let key = PrivateKeyDer::from_pem_slice(&key_bytes)
@@ -170,6 +172,7 @@ impl Credentials {
             provider: provider.clone(),
             cluster: own.identity.cluster.clone(),
             revoked: revoked.clone(),
+            agreed: agreed.clone(),
         });
         let mismatched =
             |e: rustls::Error| content(&files.key, format!("it doesn't fit the certificate: {e}"));
@@ -198,24 +201,29 @@ impl Credentials {
             not_after: own.not_after_unix,
             identity: own.identity,
             revoked,
+            agreed: agreed.clone(),
             list_configured: files.revocations.is_some(),
         })
     }
 
     /// What others are told of them.
     pub(super) fn report(&self) -> CredentialReport {
+        let agreed = self.agreed.now();
         CredentialReport {
             not_before_unix: self.not_before,
             not_after_unix: self.not_after,
             revocations_digest: self.revoked.digest(),
             revocations: self.revoked.len() as u64,
             revocations_configured: self.list_configured,
+            agreed_version: agreed.version,
+            agreed_revocations: agreed.revoked.len() as u64,
         }
     }
 
     /// Why a peer may not be talked to any more.
     pub(super) fn objection(&self, peer: &Peer) -> Option<(&'static str, &'static str)> {
-        if self.revoked.names(&peer.serial, &peer.identity) {
+        let (serial, owner) = (&peer.serial, &peer.identity);
+        if self.revoked.names(serial, owner) || self.agreed.names(serial, owner) {
             Some((refusal::REVOKED, "its certificate is revoked"))
         } else if peer.not_after_unix < unix_now() {
             Some((refusal::EXPIRED, "its certificate has expired"))
@@ -225,13 +233,14 @@ impl Credentials {
     }
 }
 
-/// Checks both sides' chains: against the root, for validity, for the cluster, and against the revocation list.
+/// Checks both sides' chains: against the root, for validity, for the cluster, and against both revocation lists.
 #[derive(Debug)]
 struct Verifier {
     chain: Arc<dyn ClientCertVerifier>,
     provider: Arc<CryptoProvider>,
     cluster: String,
     revoked: Arc<Revocations>,
+    agreed: InForce,
 }
 
 impl Verifier {
@@ -254,7 +263,8 @@ impl Verifier {
             let sentence = format!("{} belongs to another cluster than {}", peer.identity, self.cluster);
             return Err(Objection { code: refusal::OTHER_CLUSTER, sentence }.into());
         }
-        if self.revoked.names(&peer.serial, &peer.identity) {
+        let (serial, owner) = (&peer.serial, &peer.identity);
+        if self.revoked.names(serial, owner) || self.agreed.names(serial, owner) {
             return Err(CertificateError::Revoked.into());
         }
         Ok(())

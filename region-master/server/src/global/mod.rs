@@ -10,6 +10,7 @@
 //! - [`copy`]: this master's copy, read after each applied entry. [`renew`]: the region's lease.
 //! - [`status`]: what administrators see. [`settings`]: how they change a volume. `volumes`: how volumes are made and deleted. `classes`: the same of storage
 //!   classes.
+//! - `revocations`: whom the cluster refuses.
 //! - [`failover`]: what the leader decides where a volume's home is lost.
 //! - [`lead`]: what the leader does by itself: founds the cluster, gives votes to the right masters.
 
@@ -20,6 +21,7 @@ mod copy;
 mod failover;
 mod lead;
 mod renew;
+mod revocations;
 mod serve;
 mod settings;
 pub mod status;
@@ -49,6 +51,7 @@ use crate::config::MasterConfig;
 use crate::errors::denied;
 use crate::server::offload;
 use config::GlobalConfig;
+pub(crate) use serve::transact;
 
 /// Bytes of one file of the global group's log: it grows by a few hundred bytes a second.
 const SEGMENT_BYTES: u64 = 1 << 20;

@@ -5,6 +5,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use mooseng_embedded::{Embedded, EmbeddedTransaction};
+use mooseng_global::rules::revocations::Refused as Revocation;
 use mooseng_global::rules::{self, RuleError, VolumeChange};
 use mooseng_global::{Durability, MasterAt, Region};
 use mooseng_schema::ids::IdKind;
@@ -28,7 +29,7 @@ use crate::errors::denied;
 const TRIES: u32 = 10;
 
 /// Runs `body` until it commits. It may commit more than once, where the first outcome stays unknown.
-pub(super) async fn transact<T, F, Fut>(store: &Embedded, mut body: F) -> Result<T, RuleError>
+pub(crate) async fn transact<T, F, Fut>(store: &Embedded, mut body: F) -> Result<T, RuleError>
 where
     F: FnMut(EmbeddedTransaction) -> Fut,
     Fut: Future<Output = Result<(EmbeddedTransaction, T), RuleError>>,
@@ -61,6 +62,7 @@ pub(super) fn refused(global: &Global, error: RuleError) -> CallError {
         RuleError::Store(_) | RuleError::NotFounded => ErrorCode::Unavailable,
         RuleError::Schema(_) => ErrorCode::Internal,
         RuleError::NoRegion(_) | RuleError::NoVolume(_) => ErrorCode::NotFound,
+        RuleError::Revocation(Revocation::NotRevoked(_)) => ErrorCode::NotFound,
         RuleError::OtherEpoch { .. }
         | RuleError::Closed { .. }
         | RuleError::Open { .. }
@@ -69,7 +71,8 @@ pub(super) fn refused(global: &Global, error: RuleError) -> CallError {
         | RuleError::Deposed { .. }
         | RuleError::Renewed(_) => ErrorCode::StaleEpoch,
         RuleError::NoToken(_) | RuleError::MadeAnew { .. } => ErrorCode::PermissionDenied,
-        RuleError::TokenSpent(_)
+        RuleError::Revocation(_)
+        | RuleError::TokenSpent(_)
         | RuleError::Unfit { .. }
         | RuleError::NoFailover(_)
         | RuleError::CouldntLose(_)
@@ -223,6 +226,8 @@ impl Global {
             Asked::LeaveClass(asked) => self.leave_class(asked).await,
             Asked::StayClass(asked) => self.stay_class(asked).await,
             Asked::DeleteClass(asked) => self.delete_class(asked).await,
+            Asked::Revoke(asked) => self.revoke_here(asked).await,
+            Asked::Unrevoke(asked) => self.unrevoke_here(&asked.what).await,
         }
     }
 
