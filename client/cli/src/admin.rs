@@ -15,11 +15,10 @@ use mooseng_wire::Role;
 use mooseng_wire::admin::{
     AddRegionRequest, ChangeMembersReply, ChangeMembersRequest, ChangeRegionsReply, CreateVolumeReply,
     CreateVolumeRequest, DeleteVolumeReply, DeleteVolumeRequest, DrainReply, DrainRequest, Finding,
-    ListLossesReply, ListLossesRequest, ListRegionsReply, ListRegionsRequest, ListRevocationsReply,
-    ListRevocationsRequest, ListSalvageReply, ListSalvageRequest, ListVolumesReply, ListVolumesRequest,
-    MoveHomeReply, MoveHomeRequest, RemoveRegionRequest, RevokeReply, RevokeRequest, SetVolumeReply,
-    SetVolumeRequest, ShowSalvageReply, ShowSalvageRequest, StatusReply, StatusRequest, UnrevokeRequest,
-    VerifyDataReply, VerifyDataRequest, VerifyVolumeReply, VerifyVolumeRequest, Volume,
+    ListLossesReply, ListLossesRequest, ListRegionsReply, ListRegionsRequest, ListSalvageReply,
+    ListSalvageRequest, ListVolumesReply, ListVolumesRequest, MoveHomeReply, MoveHomeRequest,
+    RemoveRegionRequest, SetVolumeReply, SetVolumeRequest, ShowSalvageReply, ShowSalvageRequest, StatusReply,
+    StatusRequest, VerifyDataReply, VerifyDataRequest, VerifyVolumeReply, VerifyVolumeRequest, Volume,
 };
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::geo::Home;
@@ -33,8 +32,10 @@ use crate::exit::{Failure, Kind};
 use crate::outlook;
 use crate::status::Wide;
 
+mod certs;
 mod home;
 
+pub use certs::*;
 pub use home::*;
 
 /// How long a master may take to answer about its status.
@@ -393,32 +394,6 @@ pub async fn remove_region(file: &ClientFile, name: String) -> Result<ChangeRegi
     at_leader(file, AGREE_WAIT, |mut client| {
         let request = grpc_request(RemoveRegionRequest { name: name.clone() }, AGREE_WAIT);
         async move { client.remove_region(request).await }
-    })
-    .await
-}
-
-/// Refuses certificates, or asks whether that would be taken.
-pub async fn revoke(file: &ClientFile, request: RevokeRequest) -> Result<RevokeReply, Failure> {
-    at_leader(file, AGREE_WAIT, |mut client| {
-        let request = grpc_request(request.clone(), AGREE_WAIT);
-        async move { client.revoke(request).await }
-    })
-    .await
-}
-
-/// Takes a revocation back.
-pub async fn unrevoke(file: &ClientFile, request: UnrevokeRequest) -> Result<RevokeReply, Failure> {
-    at_leader(file, AGREE_WAIT, |mut client| {
-        let request = grpc_request(request.clone(), AGREE_WAIT);
-        async move { client.unrevoke(request).await }
-    })
-    .await
-}
-
-/// What is revoked, as the first master that answers knows it.
-pub async fn list_revocations(file: &ClientFile) -> Result<ListRevocationsReply, Failure> {
-    at_any(file, |mut client| async move {
-        client.list_revocations(grpc_request(ListRevocationsRequest {}, STATUS_WAIT)).await
     })
     .await
 }

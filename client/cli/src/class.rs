@@ -50,15 +50,19 @@ fn labels(given: Vec<(String, String)>) -> Result<BTreeMap<String, String>, Fail
 }
 
 fn create(args: ClassCreate) -> Result<(), Failure> {
-    let request = CreateClassRequest {
+    let mut request = CreateClassRequest {
         name: args.name,
         copies: args.copies,
         min_copies: args.min_copies.unwrap_or(0),
         labels: labels(args.labels)?,
-        ..CreateClassRequest::default()
+        volume: 0,
+        of_volume: args.volume.is_some(),
     };
     let file = ClientFile::load(&args.config)?;
-    let made = admin::block_on(admin::create_class(&file, request))?;
+    let made = admin::block_on(async {
+        request.volume = tree::named(&file, args.volume.as_deref()).await?.volume;
+        admin::create_class(&file, request).await
+    })?;
     print(&made, args.output.format)
 }
 

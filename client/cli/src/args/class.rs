@@ -60,6 +60,9 @@ pub struct ClassCreate {
     /// Labels that a chunkserver must have, all of them, to hold a copy. `zone`, `rack` and `host` are labels, too.
     #[arg(long, value_name = "KEY=VALUE,...", value_delimiter = ',', value_parser = crate::class::parse_label)]
     pub labels: Vec<(String, String)>,
+    /// For scripts of before: masters whose classes are the cluster's refuse it, and say so.
+    #[arg(long, value_name = "PATH|NUMBER", hide = true)]
+    pub volume: Option<String>,
     /// A configuration whose certificate has the role admin.
     #[arg(long, env = "MOOSENG_CONFIG", value_name = "FILE")]
     pub config: PathBuf,

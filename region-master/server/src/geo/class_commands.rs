@@ -191,7 +191,7 @@ pub async fn delete(master: &Arc<Master>, name: &str, deadline: Instant) -> Resu
             agreed(master, gone, deadline).await;
             Ok(())
         }
-        Err(error) => Err(take_back(global, class, since, error).await),
+        Err(error) => Err(take_back(master, global, class, since, error).await),
     }
 }
 
@@ -228,10 +228,15 @@ async fn confirm_and_delete(
 }
 
 /// The class stays: nothing of a deletion that was refused is left, and one that is still under way by the same word is refused from then on.
-async fn take_back(global: &Global, class: u32, since: u64, why: CallError) -> CallError {
+async fn take_back(master: &Master, global: &Global, class: u32, since: u64, why: CallError) -> CallError {
     let stay = Change::StayClass(StayClass { class, since });
-    match global.change(stay, Instant::now() + TAKE_BACK_WITHIN).await {
-        Ok(_) => why,
+    let deadline = Instant::now() + TAKE_BACK_WITHIN;
+    match global.change(stay, deadline).await {
+        Ok(stayed) => {
+            // Whoever asks this master next sees it.
+            agreed(master, stayed.version, deadline).await;
+            why
+        }
         Err(error) => {
             let message = format!(
                 "{}. Nor could that be taken back ({}): the class is being deleted still, and the same command goes on with that, or takes it back",

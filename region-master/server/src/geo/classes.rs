@@ -178,7 +178,6 @@ async fn look(
     let custody = master.serving_of(volume)?;
     if since > 0 {
         catch_up(master, volume, custody, deadline).await?;
-        sync::everything(master, volume, deadline).await?;
     }
     // Later than what was brought up: from then on nothing is assigned a class that is leaving, and nothing inherits one that nothing has.
     let used = transact(&master.store, |tx| async move {
@@ -192,6 +191,10 @@ async fn look(
         Ok((tx, used))
     });
     let used = used.await.map_err(|e| record_failed(&e))?;
+    if since > 0 {
+        // What was brought up, and whatever left nothing with a class.
+        sync::everything(master, volume, deadline).await?;
+    }
     master.may_answer(custody)?;
     if place_of(master, volume) != here {
         return Err(super::not_home(master, volume));
