@@ -27,6 +27,8 @@ mod hosts;
 mod housekeeping;
 #[path = "e2e/locks.rs"]
 mod locks;
+#[path = "e2e/made_anew.rs"]
+mod made_anew;
 #[path = "e2e/namespaces.rs"]
 mod namespaces;
 #[path = "e2e/operations.rs"]

@@ -1,6 +1,7 @@
 //! Regions that were made anew.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+use mooseng_store::Store;
 use mooseng_wire::Epoch;
 
 use super::tests::{founded, names, ruled, run, seen};
