@@ -131,8 +131,9 @@ fn revoked_everywhere(
     let admin = cluster.admin_config_of("region-1")?.display().to_string();
     let cert = stolen.cert.display().to_string();
     let certs = |words: &[&str]| -> Result<serde_json::Value> {
-        let output =
-            checked(cluster.mooseng(&[&["certs"], words, &["--config", &admin, "-o", "json"]].concat()))?;
+        let output = checked(
+            &mut cluster.mooseng(&[&["certs"], words, &["--config", &admin, "-o", "json"]].concat()),
+        )?;
         Ok(serde_json::from_slice(&output.stdout)?)
     };
     let ports = cluster.file()?.processes;

@@ -27,8 +27,8 @@ async fn lose_disks(regions: &mut Regions, region: &str) {
 }
 
 /// Three regions, and directories in the root volume, which its replica has.
-async fn with_directories() -> (Regions, Place) {
-    let regions = Regions::start(&[("a", 3), ("b", 3), ("w", 1)]).await;
+async fn with_directories(lease_ms: u64) -> (Regions, Place) {
+    let regions = Regions::start_of(&[("a", 3), ("b", 3), ("w", 1)], lease_ms).await;
     serves_as_home(&regions, "a", 1).await;
     let home = client(&regions, "a", "a");
     let mut at = Place::default();
@@ -43,7 +43,7 @@ async fn with_directories() -> (Regions, Place) {
 /// An empty volume was made in the place of the one that was lost, by its home, in the same epoch; and the replica followed it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_home_that_lost_its_disks_takes_nothing_from_the_region_that_has_the_volume() {
-    let (mut regions, at) = with_directories().await;
+    let (mut regions, at) = with_directories(LEASE_MS).await;
     by_command_only(&regions).await;
     let replica = serving(&regions, "b").unwrap().clone();
     let has = || replica.geo.replica(ROOT_VOLUME).record.unwrap().position();
@@ -70,19 +70,26 @@ async fn a_home_that_lost_its_disks_takes_nothing_from_the_region_that_has_the_v
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_that_lost_its_disks_isnt_in_the_sync_set_and_gets_a_copy() {
-    let (mut regions, at) = with_directories().await;
+    // The home outlasts the loss of its leader.
+    let (mut regions, at) = with_directories(4 * LEASE_MS).await;
     let geo = SetVolume { volume: 0, epoch: 1, geo: Some(true), ..SetVolume::default() };
     agree(&regions, Change::SetVolume(geo)).await.unwrap();
     let home = serving(&regions, "a").unwrap().clone();
-    let set = || {
+    until("the replica is in the sync set", async || {
         let root = home.geo.view().unwrap().volumes[&ROOT_VOLUME].clone();
-        assert_eq!(root.durability, Durability::Geo);
-        root.sync_set
-    };
-    until("the replica is in the sync set", async || set().contains("b")).await;
+        root.durability == Durability::Geo && root.sync_set.contains("b")
+    })
+    .await;
     let marks = regions.agreed().await.version;
     lose_disks(&mut regions, "b").await;
+    // One that has heard of a member's log doesn't fill it anew: another must lead the global group.
+    let leader = regions.leader().await;
+    regions.kill(leader).await;
+    regions.run(leader).await;
     regions.holder("b").await;
+    serves_as_home(&regions, "a", 1).await;
+    let home = serving(&regions, "a").unwrap().clone();
+    let set = || home.geo.view().unwrap().volumes[&ROOT_VOLUME].sync_set.clone();
     assert!(home.geo.view().unwrap().version > marks, "it left the set by the renewal");
     let there = client(&regions, "b", "b");
     assert!(near(&there, "d9", &at).await.is_some());
