@@ -494,8 +494,9 @@ impl ChangeGate {
         let changes = self.state(|state| std::mem::take(&mut state.changes));
         let replayed = changes.is_empty();
         let id = self.session;
-        // As for one that is asked for.
-        let spacious = self.master.room() == Room::Enough;
+        // A directory is given where there is room for names in it, as one that is asked for is.
+        let gives =
+            matches!(&request.op, Some(Op::Mkdir(r)) if r.alone && self.master.room() == Room::Enough);
         let beside = self.master.desk(|desk| {
             let mut beside = Beside::default();
             // The answer doesn't leave in another term.
@@ -518,8 +519,8 @@ impl ChangeGate {
             // A recorded answer is old: what it says may have changed since.
             if !replayed {
                 // Nobody else has heard of a new directory yet. What is promised of it below stays at this level.
-                if let (Some(Op::Mkdir(mkdir)), Some(Reply::Entry(made))) = (&request.op, &reply.reply)
-                    && let Some(attr) = made.attr.as_ref().filter(|_| mkdir.alone && spacious)
+                if let Some(Reply::Entry(made)) = &reply.reply
+                    && let Some(attr) = made.attr.as_ref().filter(|_| gives)
                 {
                     desk.promises.grant_alone(id, InodeId(attr.inode), version);
                 }
