@@ -9,7 +9,7 @@ use serde::Deserialize;
 use crate::process::Process;
 
 /// What a dev cluster's client is configured with.
-const SAME_HOST: &str = "same_host_reads = true";
+const SAME_HOST: [&str; 2] = ["same_host_reads = true", "same_host_writes = true"];
 
 /// Three masters, three chunkservers, two copies, mutual TLS; no mount. It ends with the value.
 pub struct Cluster {
@@ -36,7 +36,7 @@ struct Client {
 }
 
 impl Cluster {
-    /// Starts one in `dir`. With `over_network` its client reads nothing from chunkservers' files on this host.
+    /// Starts one in `dir`. With `over_network` its client reads and writes over the network, as one on another host does.
     pub fn up(dir: &Path, over_network: bool) -> Result<Self> {
         let cluster = Self { mooseng: beside("mooseng")?, dir: dir.to_owned() };
         let sizes = ["--masters", "3", "--chunkservers", "3", "--copies", "2"];
@@ -45,9 +45,12 @@ impl Cluster {
         cluster.dev(&[&["up", "--regions", "1", "--no-mount", "--detach"][..], &sizes, &trash].concat())?;
         if over_network {
             let config = cluster.client_config()?;
-            let text = std::fs::read_to_string(&config)?;
-            ensure!(text.contains(SAME_HOST), "{} doesn't have {SAME_HOST:?}", config.display());
-            std::fs::write(&config, text.replace(SAME_HOST, "same_host_reads = false"))?;
+            let mut text = std::fs::read_to_string(&config)?;
+            for setting in SAME_HOST {
+                ensure!(text.contains(setting), "{} doesn't have {setting:?}", config.display());
+                text = text.replace(setting, &setting.replace("true", "false"));
+            }
+            std::fs::write(&config, text)?;
         }
         Ok(cluster)
     }

@@ -305,6 +305,7 @@ pub fn chunkserver_config(region: &str, name: &str, i: usize, masters: Vec<Strin
         trash_s: 5,
         scrub_period_s: 3_600,
         same_host_reads: false,
+        same_host_writes: false,
         tls: None,
         log: LogConfig::default(),
         labels: BTreeMap::new(),

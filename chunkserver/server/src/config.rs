@@ -56,8 +56,11 @@ pub struct ChunkserverConfig {
     #[serde(default = "scrub_period_s")]
     pub scrub_period_s: u64,
     /// Whether clients on this host are lent sealed chunks' files, which they then read without asking this process.
-    #[serde(default = "same_host_reads")]
+    #[serde(default = "yes")]
     pub same_host_reads: bool,
+    /// Whether what processes on this host write comes through memory that they share with this chunkserver, instead of over the network.
+    #[serde(default = "yes")]
+    pub same_host_writes: bool,
     /// Certificate files.
     #[serde(default)]
     pub tls: Option<TlsFiles>,
@@ -95,7 +98,7 @@ fn scrub_period_s() -> u64 {
     7 * 24 * 3_600
 }
 
-fn same_host_reads() -> bool {
+fn yes() -> bool {
     true
 }
 

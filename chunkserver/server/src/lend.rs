@@ -1,4 +1,4 @@
-//! Lending sealed chunks' files to clients on the same host, which then read and check them themselves.
+//! Lending sealed chunks' files to clients on the same host, which then read and check them themselves, and memory to whoever writes.
 //!
 //! ```text
 //!  client --ChunkLend (ticket, boot id)--> service -> store: open for reading -> Offers: token
@@ -17,7 +17,9 @@ use std::time::Duration;
 
 use mooseng_chunk::lent::{HELD_FOR, Loan};
 use mooseng_transport::descriptors::{Counter, Token, boot_id, our_uid};
-use mooseng_wire::chunk::{LendRefusal, Lent};
+use mooseng_transport::{ConnectionHandle, MemoryIdentity};
+use mooseng_wire::chunk::{LendRefusal, Lent, MemoryLent};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -27,6 +29,8 @@ const OFFERED_FOR: Duration = Duration::from_secs(5);
 const WAITING_MAX: usize = 256;
 /// Descriptors that one client may have at a time, and all of them together.
 const LENT_MAX: Limits = Limits { each: 1024, all: 8192 };
+/// Connections with which memory is shared at a time; what they put there takes up 16 MiB each at most.
+const SHARED_MAX: usize = 32;
 /// The socket's directory and name below the state directory.
 const SOCKET: [&str; 2] = ["lend", "socket"];
 
@@ -85,23 +89,29 @@ pub struct Lender {
     socket: PathBuf,
     boot_id: String,
     offers: Mutex<Offers<OwnedFd>>,
+    reads: bool,
+    /// Room for connections that share memory; none where no memory is shared.
+    memory: Option<Arc<Semaphore>>,
 }
 
 impl Lender {
-    /// Begins to lend; none where that isn't possible here, which is logged and hurts nothing but speed.
-    pub fn start(state_dir: &Path) -> Option<(Arc<Self>, Counter)> {
+    /// Begins to lend files for `reads`, memory for `writes`; none where that isn't possible here, which is logged and hurts nothing but speed.
+    pub fn start(state_dir: &Path, reads: bool, writes: bool) -> Option<(Arc<Self>, Counter)> {
         let socket = state_dir.join(SOCKET[0]).join(SOCKET[1]);
         let Some(boot_id) = boot_id() else {
-            tracing::info!("this system has no boot id: clients on this host read over the network");
+            tracing::info!(
+                "this system has no boot id: clients on this host read and write over the network"
+            );
             return None;
         };
         match std::path::absolute(&socket).and_then(|path| Ok((Counter::bind(&path)?, path))) {
             Ok((counter, socket)) => {
                 let offers = Mutex::new(Offers::new(LENT_MAX));
-                Some((Arc::new(Self { socket, boot_id, offers }), counter))
+                let memory = writes.then(|| Arc::new(Semaphore::new(SHARED_MAX)));
+                Some((Arc::new(Self { socket, boot_id, offers, reads, memory }), counter))
             }
             Err(error) => {
-                tracing::info!(socket = %socket.display(), %error, "there is no socket for clients on this host: they read over the network");
+                tracing::info!(socket = %socket.display(), %error, "there is no socket for clients on this host: they read and write over the network");
                 None
             }
         }
@@ -116,10 +126,40 @@ impl Lender {
         self.boot_id.as_bytes() == boot_id
     }
 
+    /// Shares memory with whoever is at the other end of a connection, until that ends.
+    pub fn share(&self, connection: &ConnectionHandle) -> MemoryLent {
+        let (Some(memory), Some(socket)) = (&self.memory, self.socket.to_str()) else {
+            return no_memory(LendRefusal::NotHere);
+        };
+        let Ok(room) = memory.clone().try_acquire_owned() else { return no_memory(LendRefusal::TooMuchLent) };
+        let made = connection.lend_memory(room).and_then(|made| Ok((MemoryIdentity::of(&made)?, made)));
+        let (identity, made) = match made {
+            Ok(made) => made,
+            Err(error) => {
+                tracing::info!(peer = connection.peer.uri, %error, "no memory can be shared with a process on this host: it writes over the network");
+                return no_memory(LendRefusal::NotHere);
+            }
+        };
+        let token = Token::random();
+        if !self.offers().offer(Instant::now(), &connection.peer.uri, token, made) {
+            return no_memory(LendRefusal::TooMuchLent);
+        }
+        MemoryLent {
+            refused: LendRefusal::Unspecified.into(),
+            socket: socket.to_owned(),
+            token: token.0.to_vec().into(),
+            uid: our_uid(),
+            device: identity.device,
+            inode: identity.inode,
+        }
+    }
+
     /// Offers a file to a client, which has shown a right to it.
     pub fn offer(&self, client: &str, loan: Loan) -> Lent {
         let token = Token::random();
-        let Some(socket) = self.socket.to_str() else { return refused(LendRefusal::NotHere) };
+        let Some(socket) = self.socket.to_str().filter(|_| self.reads) else {
+            return refused(LendRefusal::NotHere);
+        };
         if !self.offers().offer(Instant::now(), client, token, loan.descriptor) {
             return refused(LendRefusal::TooMuchLent);
         }
@@ -151,6 +191,11 @@ impl Lender {
             () = tidy => {}
         }
     }
+}
+
+/// That no memory is shared.
+pub fn no_memory(why: LendRefusal) -> MemoryLent {
+    MemoryLent { refused: why.into(), ..MemoryLent::default() }
 }
 
 /// That nothing is lent.

@@ -25,13 +25,14 @@ struct Pool {
 /// The chunkservers that chains lead to.
 pub struct Members {
     network: Arc<dyn Network>,
+    shares_memory: bool,
     pool: Mutex<Pool>,
 }
 
 impl Members {
-    /// Nobody is connected yet.
-    pub fn new(network: Arc<dyn Network>) -> Self {
-        Self { network, pool: Mutex::default() }
+    /// Nobody is connected yet. With `shares_memory` what goes to those of this host goes through memory that they share with us.
+    pub fn new(network: Arc<dyn Network>, shares_memory: bool) -> Self {
+        Self { network, shares_memory, pool: Mutex::default() }
     }
 
     fn link(&self, address: &str) -> Link {
@@ -48,8 +49,8 @@ impl Members {
                 link.close();
             }
         }
-        let link =
-            Link::new(self.network.clone(), address.to_owned(), Role::Chunkserver, LinkOptions::default());
+        let options = LinkOptions { shares_memory: self.shares_memory, ..LinkOptions::default() };
+        let link = Link::new(self.network.clone(), address.to_owned(), Role::Chunkserver, options);
         pool.links.insert(address.to_owned(), (pool.uses, link.clone()));
         link
     }

@@ -54,6 +54,10 @@ const LENT: Name = Name(
     "mooseng_chunkserver_lent",
     "Sealed chunks' files lent to clients on this host, which read them themselves",
 );
+const BYTES_SHARED: Name = Name(
+    "mooseng_chunkserver_shared_bytes",
+    "Bytes that processes on this host wrote through memory that they share with this chunkserver",
+);
 const OTHER_FOUNDINGS: Name = Name(
     "mooseng_chunkserver_other_foundings",
     "Masters whose last answer told another founding mark than the chunks': the region was made anew",
@@ -133,6 +137,8 @@ pub struct Metrics {
     pub scrub_passes: Counter,
     /// Files lent.
     pub lent: Counter,
+    /// Bytes that came in shared memory.
+    pub bytes_shared: Counter,
     /// Masters of another founding.
     pub other_foundings: Gauge,
 }
@@ -161,6 +167,7 @@ impl Metrics {
             bytes_scrubbed: Counter::default(),
             scrub_passes: Counter::default(),
             lent: Counter::default(),
+            bytes_shared: Counter::default(),
             other_foundings: Gauge::default(),
         };
         exposed.register(|registry| m.register(registry));
@@ -185,6 +192,7 @@ impl Metrics {
             (BYTES_SCRUBBED, &m.bytes_scrubbed),
             (SCRUB_PASSES, &m.scrub_passes),
             (LENT, &m.lent),
+            (BYTES_SHARED, &m.bytes_shared),
         ];
         for (name, counter) in counters {
             registry.register(name.0, name.1, counter.clone());

@@ -114,15 +114,16 @@ impl ChunkserverServer {
         let keys = Arc::new(KeyRing::default());
         let foundings = Arc::new(Foundings::new(store.clone(), metrics.clone()));
         let health = Arc::new(Health::new(store.clone(), keys.clone(), foundings.clone()));
-        let lending =
-            if config.same_host_reads && disk.lends() { Lender::start(&config.state_dir) } else { None };
+        let (reads, writes) =
+            (config.same_host_reads && disk.lends(), config.same_host_writes && disk.lends());
+        let lending = if reads || writes { Lender::start(&config.state_dir, reads, writes) } else { None };
         let service = Arc::new(ChunkService::new(Parts {
             ours,
             store: store.clone(),
             blocking,
             clock: clock.clone(),
             keys: keys.clone(),
-            members: Members::new(network.clone()),
+            members: Members::new(network.clone(), writes),
             metrics: metrics.clone(),
             chain_timeout: Duration::from_millis(config.chain_timeout_ms),
             lender: lending.as_ref().map(|(lender, _)| lender.clone()),

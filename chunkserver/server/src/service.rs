@@ -12,11 +12,11 @@ use mooseng_ports::plant::{self, Plant};
 use mooseng_transport::{Answer, Blocking, Incoming, Service, call_error, trace};
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::chunk::{
-    Append, Appended, AskDigest, Build, ChunkStat, Close, Digested, Follow, Lend, LendRefusal, Pull, Push,
-    Read, ReadDone, Seal, Sealed, StatChunk,
+    Append, Appended, AskDigest, AskMemory, Build, ChunkStat, Close, Digested, Follow, Lend, LendRefusal,
+    Pull, Push, Read, ReadDone, Seal, Sealed, StatChunk,
 };
 use mooseng_wire::method::Method;
-use mooseng_wire::{BULK_BYTES_MAX, ChunkId, Epoch, Identity};
+use mooseng_wire::{BULK_BYTES_MAX, ChunkId, Epoch, Identity, Role};
 use tokio::sync::{MutexGuard, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
@@ -125,6 +125,7 @@ impl ChunkService {
             Method::ChunkAppend => self.append(incoming).await,
             Method::ChunkRead => self.read(incoming).await,
             Method::ChunkLend => self.lend(incoming).await,
+            Method::ChunkMemory => self.share_memory(&incoming),
             Method::ChunkSeal => self.seal(incoming).await,
             Method::ChunkStat => self.stat(incoming).await,
             Method::ChunkPull => self.pull(incoming).await,
@@ -179,6 +180,9 @@ impl ChunkService {
                 ErrorCode::InvalidRequest,
                 format!("an append has {BULK_BYTES_MAX} bytes at most"),
             ));
+        }
+        if incoming.was_shared {
+            self.metrics.bytes_shared.inc_by(incoming.bulk.len() as u64);
         }
         let sums = Sums::of(&incoming.bulk);
         if sums.total() != append.crc {
@@ -346,6 +350,22 @@ impl ChunkService {
             self.metrics.lent.inc();
         }
         Ok(Answer::of(&lent))
+    }
+
+    /// Shares memory with whoever writes here: it lets nobody do anything, so that no ticket is asked for.
+    fn share_memory(&self, incoming: &Incoming) -> Result<Answer, CallError> {
+        let asked: AskMemory = incoming.decode()?;
+        let peer = &incoming.peer.identity;
+        if (&peer.cluster, &peer.region) != (&self.ours.cluster, &self.ours.region)
+            || !matches!(peer.role, Role::Client | Role::Chunkserver)
+        {
+            return Ok(Answer::of(&lend::no_memory(LendRefusal::NotHere)));
+        }
+        let lender = self.lender.as_ref().filter(|lender| lender.is_here(&asked.boot_id));
+        Ok(Answer::of(&match lender {
+            Some(lender) => lender.share(&incoming.connection),
+            None => lend::no_memory(LendRefusal::NotHere),
+        }))
     }
 
     async fn seal(&self, incoming: Incoming) -> Result<Answer, CallError> {

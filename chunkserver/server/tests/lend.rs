@@ -1,4 +1,4 @@
-//! Lending files to clients on this host: who is given one, with real files and a real socket.
+//! Lending files and memory to processes on this host: who is given some, with real files and a real socket.
 #![allow(clippy::unwrap_used, reason = "tests: helpers outside of test functions unwrap, too")]
 
 mod common;
@@ -15,10 +15,10 @@ use mooseng_chunkserver::{ChunkserverConfig, ChunkserverServer};
 use mooseng_ports::clock::OsClock;
 use mooseng_ports::disk::os::OsDisk;
 use mooseng_transport::descriptors::{Token, boot_id, fetch, our_uid};
-use mooseng_transport::{Blocking, PlainNetwork};
+use mooseng_transport::{Blocking, LinkOptions, PlainNetwork};
 use mooseng_wire::admin::TicketKey;
 use mooseng_wire::call::ErrorCode;
-use mooseng_wire::chunk::{Lend, LendRefusal, Lent};
+use mooseng_wire::chunk::{AskMemory, Lend, LendRefusal, Lent, MemoryLent};
 use mooseng_wire::method::Method;
 use prost::Message;
 use tokio_util::sync::CancellationToken;
@@ -29,13 +29,18 @@ struct OnDisk {
 }
 
 async fn start_in(dir: &Path, lends: bool) -> OnDisk {
+    start_as("a", dir, lends).await
+}
+
+async fn start_as(name: &str, dir: &Path, lends: bool) -> OnDisk {
     let config = ChunkserverConfig {
         data_dirs: vec![dir.join("data")],
         state_dir: dir.join("state"),
         same_host_reads: lends,
-        ..config("a", vec!["127.0.0.1:1".into()])
+        same_host_writes: lends,
+        ..config(name, vec!["127.0.0.1:1".into()])
     };
-    let network = Arc::new(PlainNetwork::new(id("chunkserver", "a")));
+    let network = Arc::new(PlainNetwork::new(id("chunkserver", name)));
     let (stop, clock) = (CancellationToken::new(), Arc::new(OsClock));
     let server =
         ChunkserverServer::start(config, network, Arc::new(OsDisk), Blocking::Pool, clock, stop.clone())
@@ -139,4 +144,101 @@ async fn one_that_starts_again_lends_again_and_no_token_outlives_it() {
     assert!(take(&before).await.is_err());
     let after = lend(&caller(&on), ask(1)).await.unwrap();
     assert!(take(&after).await.is_ok());
+}
+
+/// A caller whose large bulk goes through shared memory, if there is some.
+fn writer(on: &OnDisk) -> Caller {
+    Caller::with(
+        id("client", "c1"),
+        on.server.address(),
+        LinkOptions { shares_memory: true, ..LinkOptions::default() },
+    )
+}
+
+fn shared_bytes(on: &OnDisk) -> u64 {
+    let text = on.server.metrics().encode();
+    let line = text.lines().find(|line| line.starts_with("mooseng_chunkserver_shared_bytes_total ")).unwrap();
+    line.rsplit(' ').next().unwrap().parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_written_on_one_host_goes_through_shared_memory_along_the_whole_chain() {
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let (a, b) = (start_as("a", dirs[0].path(), true).await, start_as("b", dirs[1].path(), true).await);
+    let client = writer(&a);
+    let chain = || vec![member("b", b.server.address())];
+    let (mut whole, until) = (Vec::new(), std::time::Instant::now() + WAIT);
+    // The first goes over the network, for memory is asked for beside it.
+    while shared_bytes(&a) == 0 || shared_bytes(&b) == 0 {
+        assert!(std::time::Instant::now() < until, "nothing went through shared memory");
+        let piece: Vec<u8> = (0..300_000).map(|n| (n + whole.len()) as u8 ^ (n >> 8) as u8).collect();
+        client.append(append(1, whole.len() as u64, chain()), &piece).await.unwrap();
+        whole.extend(piece);
+    }
+    // Many at once, each with a slot of its own.
+    let pieces: Vec<Vec<u8>> = (0..24u8).map(|n| vec![n; 200_000 + usize::from(n)]).collect();
+    let at: Vec<usize> =
+        pieces.iter().scan(whole.len(), |at, piece| Some(std::mem::replace(at, *at + piece.len()))).collect();
+    let appends =
+        pieces.iter().zip(at).map(|(piece, at)| client.append(append(1, at as u64, chain()), piece));
+    futures::future::join_all(appends).await.into_iter().for_each(|appended| assert!(appended.is_ok()));
+    whole.extend(pieces.concat());
+    for on in [&a, &b] {
+        let reader = caller(on);
+        for offset in (0..whole.len()).step_by(1 << 20) {
+            let end = whole.len().min(offset + (1 << 20));
+            let read =
+                reader.read(1, offset as u64, (end - offset) as u32, ticket_with(&key(), READ, 60_000));
+            assert!(read.await.unwrap() == whole[offset..end], "bytes from {offset} on");
+        }
+        assert!(shared_bytes(on) >= pieces.concat().len() as u64 / 2, "{}", shared_bytes(on));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn memory_is_shared_once_with_a_connection_and_with_nobody_elsewhere() {
+    let dir = tempfile::tempdir().unwrap();
+    let on = start_in(dir.path(), true).await;
+    let share = async |caller: &Caller, boot_id: Bytes| {
+        let answer = caller.call(Method::ChunkMemory, &AskMemory { boot_id }, Bytes::new()).await.unwrap();
+        MemoryLent::decode(answer.body).unwrap()
+    };
+    let here = || Bytes::from(boot_id().unwrap());
+    for stranger in [id("master", "m1"), abroad("client", "c1"), abroad("chunkserver", "b")] {
+        let stranger = Caller::new(stranger, on.server.address());
+        assert_eq!(share(&stranger, here()).await.refused(), LendRefusal::NotHere);
+    }
+    let client = caller(&on);
+    assert_eq!(share(&client, Bytes::from_static(b"another")).await.refused(), LendRefusal::NotHere);
+    assert_eq!(share(&client, here()).await.refused(), LendRefusal::Unspecified);
+    assert_eq!(share(&client, here()).await.refused(), LendRefusal::NotHere, "it has some");
+
+    // Bounded, and given back with the connection.
+    let others: Vec<Caller> = (0..64).map(|_| caller(&on)).collect();
+    let mut refused = 0;
+    for other in &others {
+        match share(other, here()).await.refused() {
+            LendRefusal::Unspecified => {}
+            LendRefusal::TooMuchLent => refused += 1,
+            why => panic!("{why:?}"),
+        }
+    }
+    assert_eq!(refused, 33, "32 connections share memory at a time");
+    drop((client, others));
+    let until = std::time::Instant::now() + WAIT;
+    while share(&caller(&on), here()).await.refused() != LendRefusal::Unspecified {
+        assert!(std::time::Instant::now() < until, "connections that ended keep their memory");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_chunkserver_that_was_told_not_to_shares_no_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let on = start_in(dir.path(), false).await;
+    let client = writer(&on);
+    for n in 0..5 {
+        client.append(append(1, n * 200_000, vec![]), &vec![n as u8; 200_000]).await.unwrap();
+    }
+    assert_eq!(shared_bytes(&on), 0);
 }

@@ -38,6 +38,9 @@ pub struct ClientFile {
     /// Whether chunks of chunkservers on this host are read from their files, which they lend.
     #[serde(default = "yes")]
     pub same_host_reads: bool,
+    /// Whether what is written to chunkservers on this host goes through memory that they share with the mount.
+    #[serde(default = "yes")]
+    pub same_host_writes: bool,
     /// Whether names in directories that only this mount works in are made here, and told to the region a few milliseconds later.
     #[serde(default = "yes")]
     pub delegate: bool,
@@ -101,6 +104,7 @@ const KEYS: &[&str] = &[
     "retry_timeout_s",
     "write_buffer_mb",
     "same_host_reads",
+    "same_host_writes",
     "delegate",
     "http_listen",
     "log_dir",
@@ -207,6 +211,7 @@ impl ClientFile {
             delegate: self.delegate,
             write_buffer_bytes: usize::try_from(self.write_buffer_mb).unwrap_or(0) << 20,
             same_host_reads: self.same_host_reads,
+            same_host_writes: self.same_host_writes,
             ..ClientConfig::default()
         }
     }

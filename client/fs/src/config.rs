@@ -43,6 +43,8 @@ pub struct ClientConfig {
     pub read_ahead_bytes: u64,
     /// Whether sealed chunks of chunkservers on this host are read from their files, which they lend.
     pub same_host_reads: bool,
+    /// Whether what is written to chunkservers on this host goes through memory that they share with this client.
+    pub same_host_writes: bool,
     /// Whether reads update access times (as relatime does).
     pub atime: bool,
     /// How often access times are sent.
@@ -71,6 +73,7 @@ impl Default for ClientConfig {
             read_ahead_bytes: 8 << 20,
             // Sockets and files of the system's own: not for a simulation.
             same_host_reads: false,
+            same_host_writes: false,
             atime: true,
             atime_interval: Duration::from_secs(3),
         }

@@ -74,7 +74,8 @@ impl FileSystem {
         network: Arc<dyn Network>,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, FsError> {
-        Self::connect_through(config, Arc::new(LinkPeers::new(network)), clock).await
+        let peers = LinkPeers::new(network, config.same_host_writes);
+        Self::connect_through(config, Arc::new(peers), clock).await
     }
 
     /// [`Self::connect`] through any implementation of the port to other daemons.
@@ -107,7 +108,8 @@ impl FileSystem {
         network: Arc<dyn Network>,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, FsError> {
-        Self::start_through(config, Arc::new(LinkPeers::new(network)), clock)
+        let peers = LinkPeers::new(network, config.same_host_writes);
+        Self::start_through(config, Arc::new(peers), clock)
     }
 
     fn start_through(

@@ -20,6 +20,7 @@ const LINKS_MAX: usize = 256;
 /// [`Peers`] over reconnecting links.
 pub struct LinkPeers {
     network: Arc<dyn Network>,
+    shares_memory: bool,
     links: Mutex<Links>,
 }
 
@@ -30,9 +31,9 @@ struct Links {
 }
 
 impl LinkPeers {
-    /// Calls through `network`.
-    pub fn new(network: Arc<dyn Network>) -> Self {
-        Self { network, links: Mutex::default() }
+    /// Calls through `network`. With `shares_memory` what is written to chunkservers on this host goes through memory that they share.
+    pub fn new(network: Arc<dyn Network>, shares_memory: bool) -> Self {
+        Self { network, shares_memory, links: Mutex::default() }
     }
 
     fn link(&self, role: Role, address: &str) -> Link {
@@ -51,7 +52,9 @@ impl LinkPeers {
         {
             link.close();
         }
-        let link = Link::new(self.network.clone(), address.to_owned(), role, LinkOptions::default());
+        let shares_memory = self.shares_memory && role == Role::Chunkserver;
+        let options = LinkOptions { shares_memory, ..LinkOptions::default() };
+        let link = Link::new(self.network.clone(), address.to_owned(), role, options);
         links.by_address.insert(key, (tick, link.clone()));
         link
     }
@@ -99,6 +102,6 @@ impl Peers for LinkPeers {
     }
 
     fn apart(&self) -> Option<Arc<dyn Peers>> {
-        Some(Arc::new(Self::new(self.network.clone())))
+        Some(Arc::new(Self::new(self.network.clone(), self.shares_memory)))
     }
 }

@@ -25,6 +25,8 @@ const LEASE_S: f64 = 10.0;
 const MIB: usize = 1 << 20;
 /// How long something may take to come to the other region.
 const SHOWN_WITHIN: Duration = Duration::from_secs(60);
+/// Before and behind a move of the home.
+const SETTLE: Duration = Duration::from_secs(1);
 
 /// How much is done.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -37,15 +39,17 @@ pub struct Sizes {
     pub files: usize,
     /// Calls of fsync of each kind.
     pub fsyncs: usize,
+    /// Homes that are moved.
+    pub moves: usize,
     /// Homes that are lost.
     pub failovers: usize,
 }
 
 impl Sizes {
     /// As the figures in docs/bench.md.
-    pub const WHOLE: Self = Self { rounds: 3, mib: 256, files: 2_000, fsyncs: 100, failovers: 3 };
+    pub const WHOLE: Self = Self { rounds: 3, mib: 256, files: 2_000, fsyncs: 100, moves: 4, failovers: 3 };
     /// A few minutes less.
-    pub const QUICK: Self = Self { rounds: 1, mib: 64, files: 400, fsyncs: 20, failovers: 1 };
+    pub const QUICK: Self = Self { rounds: 1, mib: 64, files: 400, fsyncs: 20, moves: 2, failovers: 1 };
 }
 
 /// What a figure is to be.
@@ -131,6 +135,7 @@ pub fn run(sizes: Sizes) -> Result<Report> {
         bench.age(durability)?;
     }
     bench.bytes()?;
+    bench.moves()?;
     bench.failovers()?;
     bench.cluster.forget_logs();
     Ok(Report {
@@ -165,6 +170,18 @@ fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = File::create(path).with_context(|| format!("making {}", path.display()))?;
     file.write_all(bytes)?;
     file.sync_all().with_context(|| format!("fsync of {}", path.display()))
+}
+
+/// Overwrites a file's first block and fsyncs it, again and again until it is to stop; how long the slowest took.
+fn longest_fsync(path: &Path, stop: &AtomicBool) -> Result<Duration> {
+    let (file, mut longest) = (File::create(path)?, Duration::ZERO);
+    while !stop.load(Ordering::Relaxed) {
+        let began = Instant::now();
+        file.write_all_at(&[3; 4_096], 0)?;
+        file.sync_all().with_context(|| format!("fsync of {} while the home moved", path.display()))?;
+        longest = longest.max(began.elapsed());
+    }
+    Ok(longest)
 }
 
 /// Waits until a name is shown.
@@ -375,6 +392,35 @@ impl Bench {
         let of = format!("{mib} MiB written at once, without the {idle_rate:.0} B/s of an idle cluster");
         self.add("wan-bytes-per-byte", "B/B", large / (mib * MIB) as f64, None, of);
         self.add("wan-bytes-per-create", "B", made / files as f64, None, format!("{files} empty files"));
+        Ok(())
+    }
+
+    /// The longest that a mount waits for an fsync while the home is moved to another region and back: each region's mount overwrites a file all the time.
+    fn moves(&mut self) -> Result<()> {
+        let mut pauses = Vec::new();
+        for n in 0..self.sizes.moves {
+            let (_, other) = self.home_and_other()?;
+            let (cluster, stop) = (&self.cluster, AtomicBool::new(false));
+            let waited = std::thread::scope(|scope| -> Result<Vec<f64>> {
+                let writers = REGIONS.map(|region| {
+                    let (path, stop) = (cluster.mount(region).join(format!("moved-{n}-{region}")), &stop);
+                    scope.spawn(move || longest_fsync(&path, stop))
+                });
+                std::thread::sleep(SETTLE);
+                let moved = cluster.move_home(other);
+                std::thread::sleep(SETTLE);
+                stop.store(true, Ordering::Relaxed);
+                let joined = writers.map(|writer| {
+                    writer.join().map_err(|_| anyhow::anyhow!("a writer panicked"))?.map(|t| t.as_secs_f64())
+                });
+                moved?;
+                joined.into_iter().collect()
+            })?;
+            pauses.extend(waited);
+            self.cluster.wait_whole()?;
+        }
+        let of = format!("the slowest fsync of two mounts in {} moves: {pauses:.2?}", self.sizes.moves);
+        self.add("move-home-pause", "s", quantile(&pauses, 1.0), Some(Goal::AtMost(1.0)), of);
         Ok(())
     }
 

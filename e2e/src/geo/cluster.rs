@@ -122,6 +122,14 @@ impl GeoCluster {
         Ok(())
     }
 
+    /// Moves the home, and returns once it has moved.
+    pub fn move_home(&self, to: &str) -> Result<()> {
+        let admin = self.config(REGIONS[0], "admin");
+        let output = self.ask(OBSERVER, &["volume", "move-home", "/", "--to", to], &admin)?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    }
+
     /// Bytes that have left a region's network so far.
     pub fn bytes_sent(&self, region: &str) -> Result<u64> {
         self.network.bytes_sent(region)

@@ -3,6 +3,7 @@
 //! A connection attempt belongs to the link, not to the call that began it: a call with a short deadline doesn't undo it. When a
 //! certificate is about to end, a new connection is made beside the old one, which carries calls until then and drains after.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -12,18 +13,23 @@ use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
 use mooseng_wire::Role;
 use mooseng_wire::call::{CallError, CallMeta, ErrorCode};
+use mooseng_wire::chunk::{AskMemory, LendRefusal, MemoryLent};
 use mooseng_wire::frame::{Frame, HEADER_BYTES, Kind};
 use mooseng_wire::method::{LANES, Method};
 use prost::Message;
 use tokio::sync::{Semaphore, broadcast};
 use tokio::time::{Instant, timeout, timeout_at};
 
+use crate::descriptors::{self, Token};
 use crate::live::Live;
 use crate::network::{ConnectError, Network, Protocol};
 use crate::server::Answer;
+use crate::shared::{BULK_MIN, BorrowedMemory, MemoryIdentity, Slot};
 
 /// Connections that a call tries when they break before it was sent.
 const TRIES: usize = 3;
+/// How long a peer may take to share memory.
+const MEMORY_WITHIN: Duration = Duration::from_secs(2);
 /// Notices that wait for a reader at most; one that reads too slowly is told that it missed some.
 const NOTICES_MAX: usize = 1024;
 
@@ -42,6 +48,8 @@ pub struct LinkOptions {
     pub bytes_per_lane_max: usize,
     /// Least pause after a failed connection attempt; it doubles up to sixteen times this.
     pub backoff: Duration,
+    /// Whether large bulk goes through memory that both ends share, where the peer is on this host and lends some (a chunkserver does).
+    pub shares_memory: bool,
 }
 
 impl Default for LinkOptions {
@@ -53,6 +61,7 @@ impl Default for LinkOptions {
             calls_per_lane_max: 256,
             bytes_per_lane_max: 32 << 20,
             backoff: Duration::from_millis(50),
+            shares_memory: false,
         }
     }
 }
@@ -206,7 +215,7 @@ impl Link {
             call: 0,
             meta: Bytes::new(),
             body,
-            bulk,
+            bulk: Bytes::new(),
         };
         for _ in 0..TRIES {
             let connected = timeout_at(deadline, self.connection()).await;
@@ -214,9 +223,21 @@ impl Link {
                 || ConnectError::Timeout { address: inner.address.clone(), seconds: wait.as_secs().max(1) };
             let live = connected.map_err(|_| unmade())??;
             frame.call = inner.next_call.fetch_add(1, Ordering::Relaxed);
+            let slot = if bulk.len() >= BULK_MIN { self.share(&live, &bulk) } else { None };
             let left = deadline.saturating_duration_since(Instant::now()).as_millis();
-            let deadline_ms = u32::try_from(left).unwrap_or(u32::MAX).max(1);
-            frame.meta = CallMeta { deadline_ms, trace: crate::trace::current() }.encode_to_vec().into();
+            let mut meta = CallMeta {
+                deadline_ms: u32::try_from(left).unwrap_or(u32::MAX).max(1),
+                trace: crate::trace::current(),
+                ..CallMeta::default()
+            };
+            match &slot {
+                Some(slot) => {
+                    frame.bulk = Bytes::new();
+                    (meta.shared_at, meta.shared_bytes) = (slot.at(), bulk.len() as u32);
+                }
+                None => frame.bulk = bulk.clone(),
+            }
+            frame.meta = meta.encode_to_vec().into();
             // Whatever ends before the request was queued can be tried on another connection.
             let Some(mut expected) = live.expect(frame.call, frame.lane) else { continue };
             match timeout_at(deadline, expected.send(frame.clone())).await {
@@ -233,10 +254,33 @@ impl Link {
             return match timeout_at(deadline, expected.answer()).await {
                 Err(_) => Err(CallFailure::Timeout(inner.address.clone())),
                 Ok(None) => Err(CallFailure::Lost(inner.address.clone())),
-                Ok(Some(outcome)) => outcome.map_err(CallFailure::Remote),
+                Ok(Some(outcome)) => {
+                    slot.into_iter().for_each(Slot::was_answered);
+                    outcome.map_err(CallFailure::Remote)
+                }
             };
         }
         Err(inner.refused(format!("{TRIES} connections broke before the call could be sent")).into())
+    }
+
+    /// Puts bulk into the memory that a connection shares. One that shares none is asked for some, beside what goes on.
+    fn share(&self, live: &Arc<Live>, bulk: &[u8]) -> Option<Slot> {
+        if !self.0.options.shares_memory {
+            return None;
+        }
+        if live.begin_asking() {
+            let (inner, live) = (self.0.clone(), live.clone());
+            tokio::spawn(async move {
+                match timeout(MEMORY_WITHIN, inner.ask_memory(&live)).await {
+                    Ok(Ok(memory)) => live.share(memory),
+                    Ok(Err(reason)) => {
+                        tracing::debug!(to = inner.address, reason, "no memory is shared: bulk is sent")
+                    }
+                    Err(_) => tracing::debug!(to = inner.address, "no memory came in time: bulk is sent"),
+                }
+            });
+        }
+        live.put(bulk)
     }
 
     /// A connection to send on: the one there is, or a new one.
@@ -315,6 +359,38 @@ impl Inner {
                 Err(error)
             }
         }
+    }
+
+    /// Asks the peer of a connection for memory that both share. It is this connection's: on no other a request may name it.
+    async fn ask_memory(&self, live: &Live) -> Result<BorrowedMemory, String> {
+        let boot_id = descriptors::boot_id().ok_or("this system has no boot id")?;
+        let lane = Method::ChunkMemory.lane() as u8;
+        let call = self.next_call.fetch_add(1, Ordering::Relaxed);
+        let deadline_ms = MEMORY_WITHIN.as_millis() as u32;
+        let frame = Frame {
+            kind: Kind::Request,
+            lane,
+            method: Method::ChunkMemory as u16,
+            call,
+            meta: CallMeta { deadline_ms, ..CallMeta::default() }.encode_to_vec().into(),
+            body: AskMemory { boot_id: boot_id.into() }.encode_to_vec().into(),
+            bulk: Bytes::new(),
+        };
+        let mut expected = live.expect(call, lane).ok_or("the connection ended")?;
+        if !expected.send(frame).await {
+            return Err("the connection ended".into());
+        }
+        let answer = expected.answer().await.ok_or("the connection ended")?.map_err(|e| e.message)?;
+        let lent = MemoryLent::decode(answer.body).map_err(|e| e.to_string())?;
+        if lent.refused() != LendRefusal::Unspecified {
+            return Err(lent.refused().as_str_name().into());
+        }
+        let token = <[u8; 32]>::try_from(&lent.token[..]).map_err(|_| "the token isn't one")?;
+        let fetched =
+            descriptors::fetch(Path::new(&lent.socket), &Token(token), lent.uid, MEMORY_WITHIN).await;
+        let identity = MemoryIdentity { device: lent.device, inode: lent.inode };
+        let adopted = fetched.and_then(|descriptor| BorrowedMemory::adopt(descriptor, identity));
+        adopted.map_err(|e| e.to_string())
     }
 
     async fn greet(&self) -> Result<Arc<Live>, ConnectError> {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 use mooseng_wire::call::{CallError, ErrorCode, HelloAnswer};
@@ -19,6 +19,7 @@ use crate::link::LinkOptions;
 use crate::network::Connection;
 use crate::outbox::Outbox;
 use crate::server::Answer;
+use crate::shared::{BorrowedMemory, Slot};
 
 /// What a call comes to.
 pub(crate) type Outcome = Result<Answer, CallError>;
@@ -32,6 +33,9 @@ pub(crate) struct Live {
     replaced: AtomicBool,
     /// A call was made since it was last looked at.
     used: AtomicBool,
+    memory: OnceLock<Arc<BorrowedMemory>>,
+    /// It was asked for memory: once is enough.
+    asked: AtomicBool,
 }
 
 /// Ping intervals without a call after which a connection counts as idle.
@@ -53,6 +57,8 @@ impl Live {
             retire_at: connection.retire_at,
             replaced: AtomicBool::new(false),
             used: AtomicBool::new(true),
+            memory: OnceLock::new(),
+            asked: AtomicBool::new(false),
         });
         tokio::spawn(live.clone().run(frames, writer, notices, options));
         Ok(live)
@@ -81,6 +87,21 @@ impl Live {
     pub(crate) fn end(&self) {
         self.outbox.close();
         *self.pending() = None;
+    }
+
+    /// Puts bulk into the memory that the connection shares, if it shares any and there is room.
+    pub(crate) fn put(&self, bulk: &[u8]) -> Option<Slot> {
+        self.memory.get()?.put(bulk)
+    }
+
+    /// Whether nobody has asked it for memory yet.
+    pub(crate) fn begin_asking(&self) -> bool {
+        !self.asked.swap(true, Ordering::AcqRel)
+    }
+
+    /// Bulk goes that way from now on.
+    pub(crate) fn share(&self, memory: BorrowedMemory) {
+        let _ = self.memory.set(Arc::new(memory));
     }
 
     /// Expects an answer; none if the connection has ended.

@@ -1,13 +1,15 @@
 //! The serving side: who is let in, within which bounds, and what services see of it.
 
 use std::collections::VecDeque;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use mooseng_wire::call::{CallError, ErrorCode};
+use mooseng_wire::call::{CallError, CallMeta, ErrorCode};
 use mooseng_wire::frame::{Frame, Kind};
 use mooseng_wire::method::{Lane, Method};
 use prost::Message;
@@ -19,6 +21,7 @@ use crate::network::{Handshake, Listener, Peer, Protocol};
 use crate::outbox::{Closed, Outbox};
 use crate::refusal;
 use crate::refused::Refused;
+use crate::shared::LentMemory;
 use crate::{rpc, stream};
 
 /// A call that arrived.
@@ -37,6 +40,8 @@ pub struct Incoming {
     pub trace: Bytes,
     /// The connection that it came on.
     pub connection: ConnectionHandle,
+    /// Whether the bulk came in the memory that the connection shares.
+    pub was_shared: bool,
 }
 
 impl Incoming {
@@ -90,6 +95,7 @@ pub struct ConnectionHandle {
     /// Who is at the other end.
     pub peer: Arc<Peer>,
     pub(crate) outbox: Arc<Outbox>,
+    pub(crate) memory: Arc<OnceLock<LentMemory>>,
 }
 
 /// A message couldn't be sent: the connection is closed.
@@ -111,6 +117,24 @@ impl ConnectionHandle {
         };
         self.outbox.push_now(frame).map_err(|Closed| ConnectionClosed)
     }
+    /// Memory in which the other end may put its calls' bulk from now on, for it to be handed over ([`crate::descriptors`]). It is the connection's until that
+    /// ends, and `room` with it. A second one isn't made.
+    pub fn lend_memory(&self, room: OwnedSemaphorePermit) -> io::Result<OwnedFd> {
+        let memory = LentMemory::make(room)?;
+        let descriptor = memory.descriptor()?;
+        self.memory.set(memory).map_err(|_| io::Error::from(io::ErrorKind::AlreadyExists))?;
+        Ok(descriptor)
+    }
+
+    /// The bulk that a request says to have put into it.
+    pub(crate) fn take_shared(&self, meta: &CallMeta) -> Result<Bytes, CallError> {
+        let taken = match self.memory.get() {
+            Some(memory) => memory.take(meta.shared_at, meta.shared_bytes as usize),
+            None => Err("the connection shares no memory that bulk could be in".into()),
+        };
+        taken.map_err(|reason| crate::call_error(ErrorCode::InvalidRequest, reason))
+    }
+
     /// Ends the connection.
     pub fn close(&self) {
         self.outbox.close();

@@ -13,7 +13,7 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use mooseng_wire::call::{CallError, CallMeta, ErrorCode, Hello};
 use mooseng_wire::frame::{Frame, Kind};
 use mooseng_wire::method::{LANES, Lane, Method};
-use mooseng_wire::version;
+use mooseng_wire::{BULK_BYTES_MAX, version};
 use prost::Message;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -55,7 +55,8 @@ pub(crate) async fn serve(
         Err(_) => return tracing::debug!(peer = %peer.identity, "a peer said no hello in time"),
     }
     let outbox = Arc::new(Outbox::new());
-    let handle = ConnectionHandle { id: CONNECTIONS.fetch_add(1, Ordering::Relaxed), peer, outbox };
+    let id = CONNECTIONS.fetch_add(1, Ordering::Relaxed);
+    let handle = ConnectionHandle { id, peer, outbox, memory: Arc::default() };
     service.connected(&handle);
     let _ended = EndOnDrop { handle: &handle, service };
     let mut calls = Calls::new(&handle, service, limits, bytes.clone());
@@ -173,12 +174,12 @@ impl<'a> Calls<'a> {
     fn take(&mut self, frame: Frame) -> Result<(), String> {
         let slow = |Closed| "the peer takes no answers";
         match frame.kind {
-            Kind::Request => match self.admit(&frame) {
-                Ok(room) => self.start(frame, room),
-                Err(busy) => {
-                    self.handle.outbox.push_now(reply(&Address::of(&frame), Err(busy))).map_err(slow)?
+            Kind::Request => {
+                let address = Address::of(&frame);
+                if let Err(refused) = self.begin(frame) {
+                    self.handle.outbox.push_now(reply(&address, Err(refused))).map_err(slow)?;
                 }
-            },
+            }
             Kind::Cancel => {
                 if let Some(abort) = self.aborts.get(&frame.call) {
                     abort.abort();
@@ -193,12 +194,30 @@ impl<'a> Calls<'a> {
         Ok(())
     }
 
-    /// Room for a call, or why there is none. Its caller is told at once, for to stop reading would hold up other lanes.
-    fn admit(&self, frame: &Frame) -> Result<Option<OwnedSemaphorePermit>, CallError> {
+    /// Starts a call, or says why not. Its caller is told at once, for to stop reading would hold up other lanes.
+    fn begin(&mut self, mut frame: Frame) -> Result<(), CallError> {
+        let meta = CallMeta::decode(std::mem::take(&mut frame.meta)).map_err(|e| {
+            crate::call_error(ErrorCode::InvalidRequest, format!("a call's metadata is malformed: {e}"))
+        })?;
+        if meta.shared_bytes > 0 && !frame.bulk.is_empty() {
+            let message = "a call's bulk is in its frame and in shared memory as well";
+            return Err(crate::call_error(ErrorCode::InvalidRequest, message));
+        }
+        let room = self.admit(&frame, meta.shared_bytes as usize)?;
+        if meta.shared_bytes > 0 {
+            // Here, in the order in which requests came, and before anything is done: from the answer on it may have other bytes in it.
+            frame.bulk = self.handle.take_shared(&meta)?;
+        }
+        self.start(frame, meta, room);
+        Ok(())
+    }
+
+    /// Room for a call, whose bulk is so much longer than its frame, or why there is none.
+    fn admit(&self, frame: &Frame, shared: usize) -> Result<Option<OwnedSemaphorePermit>, CallError> {
         let busy = |what: &str| {
             Err(crate::call_error(ErrorCode::Busy, format!("too many {what}; try again after a pause")))
         };
-        let (lane, bytes) = (lane_of(frame), frame.encoded_len());
+        let (lane, bytes) = (lane_of(frame), frame.encoded_len() + shared.min(BULK_BYTES_MAX));
         let load = self.load[lane];
         if load.calls >= self.limits.calls_per_lane_max {
             return busy("calls are in flight on this connection");
@@ -215,13 +234,13 @@ impl<'a> Calls<'a> {
         }
     }
 
-    fn start(&mut self, frame: Frame, room: Option<OwnedSemaphorePermit>) {
+    fn start(&mut self, frame: Frame, meta: CallMeta, room: Option<OwnedSemaphorePermit>) {
         let done = Done { call: frame.call, lane: lane_of(&frame), bytes: frame.encoded_len() };
         self.load[done.lane].calls += 1;
         self.load[done.lane].bytes += done.bytes;
         let (abort, registration) = AbortHandle::new_pair();
         self.aborts.insert(frame.call, abort);
-        let answering = answer(frame, self.handle, self.service);
+        let answering = answer(frame, meta, self.handle, self.service);
         self.running.push(Box::pin(async move {
             let _ = Abortable::new(answering, registration).await;
             drop(room);
@@ -243,20 +262,19 @@ impl Address {
     }
 }
 
-async fn answer(frame: Frame, handle: &ConnectionHandle, service: &dyn Service) {
+async fn answer(frame: Frame, meta: CallMeta, handle: &ConnectionHandle, service: &dyn Service) {
     let address = Address::of(&frame);
-    let result = dispatch(frame, handle, service).await;
+    let result = dispatch(frame, meta, handle, service).await;
     let _ = handle.outbox.push(reply(&address, result)).await;
 }
 
 async fn dispatch(
     frame: Frame,
+    meta: CallMeta,
     handle: &ConnectionHandle,
     service: &dyn Service,
 ) -> Result<Answer, CallError> {
     let error = crate::call_error;
-    let meta = CallMeta::decode(frame.meta)
-        .map_err(|e| error(ErrorCode::InvalidRequest, format!("a call's metadata is malformed: {e}")))?;
     let method = Method::from_u16(frame.method).ok_or_else(|| {
         error(ErrorCode::NotBuilt, format!("this server doesn't know method {}", frame.method))
     })?;
@@ -270,6 +288,7 @@ async fn dispatch(
         peer: handle.peer.clone(),
         trace: meta.trace,
         connection: handle.clone(),
+        was_shared: meta.shared_bytes > 0,
     };
     let span = tracing::debug_span!("call", trace = trace::id(&trace), method = method.as_str());
     span.in_scope(|| tracing::debug!(peer = %handle.peer.identity, "a call arrived"));

@@ -13,7 +13,7 @@ use mooseng_transport::{
     Answer, CallFailure, ConnectError, Connection, ConnectionHandle, Incoming, Limits, Link, LinkOptions,
     Listener, Network, Peer, PlainNetwork, Protocol, Service, Services, call_error, plain, serve,
 };
-use mooseng_wire::call::{CallError, ErrorCode, Hello, HelloAnswer};
+use mooseng_wire::call::{CallError, CallMeta, ErrorCode, Hello, HelloAnswer};
 use mooseng_wire::frame::{FRAME_BYTES_MAX, Frame, Kind};
 use mooseng_wire::method::Method;
 use mooseng_wire::{Identity, Role, version};
@@ -181,18 +181,22 @@ async fn raw_frame(io: &mut tokio::net::TcpStream, buffer: &mut bytes::BytesMut)
 }
 
 fn raw(kind: Kind, call: u64, body: impl Into<Bytes>) -> Vec<u8> {
+    raw_with(kind, call, body.into(), CallMeta::default(), b"")
+}
+
+fn raw_with(kind: Kind, call: u64, body: Bytes, meta: CallMeta, bulk: &'static [u8]) -> Vec<u8> {
     let frame = Frame {
         kind,
         lane: 1,
         method: Method::FsRead as u16,
         call,
-        meta: Bytes::new(),
-        body: body.into(),
-        bulk: Bytes::new(),
+        meta: meta.encode_to_vec().into(),
+        body,
+        bulk: Bytes::from_static(bulk),
     };
     let mut bytes = bytes::BytesMut::new();
     frame.encode_head(&mut bytes);
-    bytes.to_vec()
+    [&bytes[..], bulk].concat()
 }
 
 /// A client of our own making: greeted and past its hello.
@@ -343,6 +347,23 @@ async fn the_trace_context_travels() {
     let link = link(&address, Role::Master);
     let call = link.call(Method::FsRead, Bytes::new(), Bytes::new(), WAIT);
     assert_eq!(mooseng_transport::TRACE.scope(trace.clone(), call).await.unwrap().body, trace);
+}
+
+#[tokio::test]
+async fn bulk_in_memory_that_isnt_shared_or_at_two_places_is_refused_and_the_connection_goes_on() {
+    let (address, _, _shutdown) = start().await;
+    let (mut io, mut buffer) = raw_client(&address).await;
+    let meta =
+        |shared_bytes| CallMeta { deadline_ms: 9_000, shared_at: 0, shared_bytes, ..CallMeta::default() };
+    for (call, shared_bytes, bulk) in [(5, 70_000, &b""[..]), (6, u32::MAX, b""), (7, 2, b"xx")] {
+        io.write_all(&raw_with(Kind::Request, call, Bytes::new(), meta(shared_bytes), bulk)).await.unwrap();
+        let answer = raw_frame(&mut io, &mut buffer).await.unwrap();
+        assert_eq!((answer.kind, answer.call), (Kind::Error, call));
+        assert_eq!(CallError::decode(answer.body).unwrap().code, ErrorCode::InvalidRequest as i32);
+    }
+    io.write_all(&raw_with(Kind::Request, 8, Bytes::new(), meta(0), b"xx")).await.unwrap();
+    let answer = raw_frame(&mut io, &mut buffer).await.unwrap();
+    assert_eq!((answer.kind, &answer.bulk[..]), (Kind::Response, &b"xx"[..]));
 }
 
 #[tokio::test]

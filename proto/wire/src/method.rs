@@ -84,6 +84,8 @@ methods! {
     ChunkFollow = 29 on Change,
     /// chunk.Push -> chunk.PushBegun
     ChunkPush = 30 on Change,
+    /// chunk.AskMemory -> chunk.MemoryLent
+    ChunkMemory = 31 on Read,
     /// raft.AppendEntries -> raft.AppendAnswer
     RaftAppend = 40 on Control,
     /// raft.VoteRequest -> raft.VoteAnswer

@@ -3,6 +3,7 @@
 use std::io;
 
 use mooseng_ports::disk::DiskFile;
+use mooseng_ports::disk::direct::Aligned;
 
 use crate::layout::{BLOCK, ENTRY_BYTES, GROUP_BLOCKS, Piece, TABLE_AT, entry, entry_at, pieces};
 use crate::sums::Sums;
@@ -71,30 +72,30 @@ fn write_run(file: &dyn DiskFile, offset: u64, bytes: &[u8], entries: &[u32]) ->
     let fills = |(first, piece, ..): &(u64, Piece, &[u8], &[u32])| {
         *first > 0 && piece.offset.is_multiple_of(GROUP_BLOCKS * BLOCK) && piece.bytes == GROUP_BLOCKS * BLOCK
     };
-    let pages: Vec<Vec<u8>> = groups
-        .iter()
-        .map(|group| {
-            let mut page = Vec::new();
-            if fills(group) {
-                page.resize(TABLE_AT as usize, 0);
-                page.extend_from_slice(&table(group.3));
-                page.resize(BLOCK as usize, 0);
-            }
-            page
-        })
-        .collect();
+    // Laid out as direct I/O takes them.
+    let mut pages = Aligned::of(groups.len() * BLOCK as usize);
+    for (page, group) in pages.as_mut().chunks_exact_mut(BLOCK as usize).zip(&groups) {
+        page.fill(0);
+        if fills(group) {
+            let table = table(group.3);
+            page[TABLE_AT as usize..][..table.len()].copy_from_slice(&table);
+        }
+    }
+    let pages = groups.iter().zip(pages.as_ref().chunks_exact(BLOCK as usize));
+    let pages: Vec<Option<&[u8]>> = pages.map(|(group, page)| fills(group).then_some(page)).collect();
     // Runs that lie in one piece in the file: where each begins, and what it is of.
     let mut runs: Vec<(u64, u64, Vec<&[u8]>)> = Vec::new();
     for (group, page) in groups.iter().zip(&pages) {
         let (_, piece, part, _) = group;
-        let at = piece.at - page.len() as u64;
+        let at = piece.at - page.map_or(0, <[u8]>::len) as u64;
         let end = piece.at + piece.bytes;
+        let here = page.iter().copied().chain([*part]);
         match runs.last_mut() {
             Some((_, to, parts)) if *to == at => {
                 *to = end;
-                parts.extend([page.as_slice(), part]);
+                parts.extend(here);
             }
-            _ => runs.push((at, end, vec![page.as_slice(), part])),
+            _ => runs.push((at, end, here.collect())),
         }
     }
     for (at, _, parts) in runs {
@@ -102,7 +103,7 @@ fn write_run(file: &dyn DiskFile, offset: u64, bytes: &[u8], entries: &[u32]) ->
     }
     for (group, page) in groups.iter().zip(&pages) {
         let (first, _, _, entries) = group;
-        if page.is_empty() && !entries.is_empty() {
+        if page.is_none() && !entries.is_empty() {
             file.write_at(&table(entries), entry_at(*first))?;
         }
     }

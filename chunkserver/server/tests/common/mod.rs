@@ -100,8 +100,12 @@ fn remote<T>(result: Result<T, CallFailure>) -> Called<T> {
 
 impl Caller {
     pub fn new(who: Identity, address: &str) -> Self {
+        Self::with(who, address, LinkOptions::default())
+    }
+
+    pub fn with(who: Identity, address: &str, options: LinkOptions) -> Self {
         let network = Arc::new(PlainNetwork::new(who));
-        Self(Link::new(network, address.to_owned(), Role::Chunkserver, LinkOptions::default()))
+        Self(Link::new(network, address.to_owned(), Role::Chunkserver, options))
     }
 
     pub fn client(running: &Running) -> Self {

@@ -214,6 +214,7 @@ fn client(cluster: &Cluster, region: &str, own: &str, name: &str) -> ClientFile 
         retry_timeout_s: 60,
         write_buffer_mb: 64,
         same_host_reads: true,
+        same_host_writes: true,
         delegate: true,
         http_listen: Some("127.0.0.1:0".into()),
         log_dir: Some(cluster.dir.join("log")),

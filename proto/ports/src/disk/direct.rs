@@ -1,7 +1,7 @@
 //! Reads and writes that go past the page cache (O_DIRECT), where the filesystem has them.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -12,6 +12,8 @@ pub const ALIGNMENT: usize = 4096;
 const BUFFERS_MAX: usize = 16;
 /// A buffer that is larger isn't kept.
 const BUFFER_BYTES_MAX: usize = 2 << 20;
+/// Nor is one that is smaller: it would have to grow for most of what comes.
+const BUFFER_BYTES_MIN: usize = 64 << 10;
 
 static BUFFERS: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
 
@@ -26,7 +28,12 @@ pub struct Aligned {
 impl Aligned {
     /// Of so many bytes.
     pub fn of(bytes: usize) -> Self {
-        let mut buffer = BUFFERS.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+        let kept = if bytes < BUFFER_BYTES_MIN {
+            None
+        } else {
+            BUFFERS.lock().unwrap_or_else(PoisonError::into_inner).pop()
+        };
+        let mut buffer = kept.unwrap_or_default();
         if buffer.len() < bytes + ALIGNMENT {
             buffer.resize(bytes + ALIGNMENT, 0);
         }
@@ -50,8 +57,12 @@ impl AsMut<[u8]> for Aligned {
 
 impl Drop for Aligned {
     fn drop(&mut self) {
+        let fits = BUFFER_BYTES_MIN + ALIGNMENT..=BUFFER_BYTES_MAX + ALIGNMENT;
+        if !fits.contains(&self.buffer.len()) {
+            return;
+        }
         let mut buffers = BUFFERS.lock().unwrap_or_else(PoisonError::into_inner);
-        if buffers.len() < BUFFERS_MAX && self.buffer.len() <= BUFFER_BYTES_MAX + ALIGNMENT {
+        if buffers.len() < BUFFERS_MAX {
             buffers.push(std::mem::take(&mut self.buffer));
         }
     }
@@ -72,6 +83,17 @@ impl Direct {
         }
         let opened = self.0.get_or_init(|| open(file, OpenOptions::new().write(true)));
         let Some(direct) = opened else { return Ok(false) };
+        // Where they lie so that the disk can take them from there, they aren't copied.
+        let lies_well = |part: &&[u8]| {
+            part.as_ptr().addr().is_multiple_of(ALIGNMENT) && part.len().is_multiple_of(ALIGNMENT)
+        };
+        if parts.iter().all(lies_well) {
+            let slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
+            // What it didn't take, whyever, is written as anything else is.
+            if rustix::io::pwritev(direct, &slices, offset) == Ok(bytes) {
+                return Ok(true);
+            }
+        }
         let mut buffer = Aligned::of(bytes);
         let mut at = 0;
         for part in parts {
