@@ -41,6 +41,22 @@ pub async fn bump_incarnation<T: Transaction>(tx: &T, id: SessionId) -> Result<O
     Ok(Some(Incarnation(record.incarnation)))
 }
 
+/// A session comes back whose client knows of its life `known`, and gets a new one. But if it got one already, of which the client hasn't heard, it is that one: of two
+/// comebacks of one life either may be the one whose answer arrives.
+pub async fn come_back<T: Transaction>(
+    tx: &T,
+    id: SessionId,
+    known: Incarnation,
+) -> Result<Option<Incarnation>, OpError> {
+    match load_session(tx, id).await? {
+        Some(record) if record.incarnation > known.0 && record.lapsed_ns.is_none() => {
+            Ok(Some(Incarnation(record.incarnation)))
+        }
+        Some(_) => bump_incarnation(tx, id).await,
+        None => Ok(None),
+    }
+}
+
 /// Notes that a session's lease ran out: its changes are refused until [`bump_incarnation`]. Answers whether it exists.
 pub async fn lapse_session<T: Transaction>(tx: &T, id: SessionId, now_ns: i64) -> Result<bool, OpError> {
     let Some(mut record) = load_session(tx, id).await? else { return Ok(false) };

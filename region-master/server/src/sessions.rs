@@ -121,7 +121,7 @@ pub async fn open(
         Decided::FromRecord => {
             let lapsed = request.session != 0;
             let recorded = if lapsed {
-                come_back(master, id, identity).await?
+                come_back(master, id, Incarnation(request.incarnation), identity).await?
             } else {
                 create(master, volume, identity.to_owned(), &request).await?
             };
@@ -130,13 +130,18 @@ pub async fn open(
                     return Err(master.not_leader());
                 }
                 let now = master.clock.boot();
+                // Another comeback of the same life was faster, and its answer may have arrived: this life goes on.
+                let there = desk.sessions.recorded(recorded.session).map(|there| there.incarnation);
+                let goes_on = there == Some(recorded.incarnation);
                 desk.sessions.admit(now, recorded.clone(), order, opens).map_err(|r| refused(&r))?;
                 desk.sessions.settle(recorded.session, RequestNumber(request.oldest_unanswered));
                 // A new life: what was promised to the one before is void.
-                desk.forget_session(recorded.session);
+                if !goes_on {
+                    desk.forget_session(recorded.session);
+                }
                 desk.promises.add_session(recorded.session);
                 // Of the lives before.
-                if lapsed {
+                if lapsed && !goes_on {
                     desk.lock_debts.insert(recorded.session);
                 }
                 Ok(())
@@ -224,13 +229,18 @@ async fn create(
     })
 }
 
-async fn come_back(master: &Master, id: SessionId, identity: &str) -> Result<Recorded, CallError> {
+async fn come_back(
+    master: &Master,
+    id: SessionId,
+    known: Incarnation,
+    identity: &str,
+) -> Result<Recorded, CallError> {
     let found = transact(&master.store, move |tx| async move {
         let Some(record) = records::load_session(&tx, id).await? else { return Ok((tx, None)) };
         if record.identity != identity {
             return Ok((tx, Some((record, None))));
         }
-        let incarnation = records::bump_incarnation(&tx, id).await?;
+        let incarnation = records::come_back(&tx, id, known).await?;
         Ok((tx, Some((record, incarnation))))
     })
     .await

@@ -219,6 +219,43 @@ async fn a_lapsed_session_comes_back_as_a_new_incarnation() {
     assert!(matches!(client.change_as(10, mkdir("e")).await.unwrap(), Reply::Entry(_)));
 }
 
+/// A client that hears nothing asks again, and the first question may still be under way, or be dropped when it has raised the life on record: whichever
+/// answer arrives, it names the life that the session is in.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn comebacks_of_one_life_come_to_the_same_new_one() {
+    let clock = ManualClock::default();
+    let cluster = Cluster::start(1, Arc::new(clock.clone())).await;
+    let client = cluster.client("c").await;
+    let mut life = client.open(&[]).await.unwrap();
+    for n in 0..10 {
+        clock.advance(Duration::from_secs(11));
+        until("the lapse is noted", async || {
+            cluster.running[0].as_ref().unwrap().status().sessions.is_empty()
+        })
+        .await;
+        let open = mooseng_wire::session::OpenSession {
+            session: life.session,
+            incarnation: life.incarnation,
+            host: "host".into(),
+            mount_path: "/mnt".into(),
+            founding: life.founding.clone(),
+            ..Default::default()
+        };
+        // Two that nobody waits for, a moment apart.
+        for wait in [0, 2] {
+            let asked = client.link().request::<_, SessionOpened>(Method::OpenSession, &open, common::WAIT);
+            let _ = tokio::time::timeout(Duration::from_millis(wait), asked).await;
+        }
+        let ask = || client.call::<_, SessionOpened>(Method::OpenSession, &open);
+        let (one, other) = tokio::join!(ask(), ask());
+        let (one, other) = (one.unwrap(), other.unwrap());
+        assert_eq!((one.incarnation, other.incarnation), (life.incarnation + 1, life.incarnation + 1));
+        life = client.open(&[]).await.unwrap();
+        assert_eq!((life.incarnation, life.lapsed), (n + 2, true));
+        assert!(matches!(client.change_as(n + 1, mkdir(&format!("d{n}"))).await.unwrap(), Reply::Entry(_)));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_unlinked_file_lives_while_it_is_open() {
     let cluster = Cluster::start(1, Arc::new(OsClock)).await;

@@ -94,6 +94,13 @@ async fn a_new_life_keeps_outcomes_and_refuses_old_work() {
         .await
         .unwrap();
     assert_eq!(life, Some(Incarnation(2)));
+    // Who asks for it again, not having heard of it, isn't given another.
+    let (again, _) = volume
+        .driver
+        .transact(deadline(), |tx| Box::pin(sessions::come_back(tx, session, Incarnation(1))))
+        .await
+        .unwrap();
+    assert_eq!(again, Some(Incarnation(2)));
     assert!(matches!(client.send(2, &mkdir("b")).await, Err(DriverError::StaleIncarnation { .. })));
     // Old numbers still return their outcomes.
     assert_eq!(client.send(1, &mkdir("a")).await.unwrap(), first);
