@@ -36,7 +36,7 @@ struct Client {
 }
 
 impl Cluster {
-    /// Starts one in `dir`. With `over_network` its client reads and writes over the network, as one on another host does.
+    /// Starts one in `dir`. With `over_network` its client reads and writes over the network, as one on another host does. Chunkservers send each other bytes through the memory that they share, as ever.
     pub fn up(dir: &Path, over_network: bool) -> Result<Self> {
         let cluster = Self { mooseng: beside("mooseng")?, dir: dir.to_owned() };
         let sizes = ["--masters", "3", "--chunkservers", "3", "--copies", "2"];

@@ -17,9 +17,8 @@ use std::time::Duration;
 
 use mooseng_chunk::lent::{HELD_FOR, Loan};
 use mooseng_transport::descriptors::{Counter, Token, boot_id, our_uid};
-use mooseng_transport::{ConnectionHandle, MemoryIdentity};
+use mooseng_transport::{ConnectionHandle, MemoryOffer};
 use mooseng_wire::chunk::{LendRefusal, Lent, MemoryLent};
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -29,8 +28,8 @@ const OFFERED_FOR: Duration = Duration::from_secs(5);
 const WAITING_MAX: usize = 256;
 /// Descriptors that one client may have at a time, and all of them together.
 const LENT_MAX: Limits = Limits { each: 1024, all: 8192 };
-/// Connections with which memory is shared at a time; what they put there takes up 16 MiB each at most.
-const SHARED_MAX: usize = 32;
+/// Connections that memory is shared with at a time, 16 MiB each at most. One peer has several where a new connection takes an old one's place.
+const SHARED_MAX: Limits = Limits { each: 4, all: 32 };
 /// The socket's directory and name below the state directory.
 const SOCKET: [&str; 2] = ["lend", "socket"];
 
@@ -65,6 +64,16 @@ impl<T> Offers<T> {
         });
     }
 
+    /// Keeps `item` for whoever shows the token, beside what is lent; false if too much is kept already.
+    fn keep(&mut self, now: Instant, token: Token, item: T) -> bool {
+        self.expire(now);
+        let has_room = self.waiting.len() < WAITING_MAX;
+        if has_room {
+            self.waiting.insert(token, (now + OFFERED_FOR, item));
+        }
+        has_room
+    }
+
     /// Keeps `item` for whoever shows the token; false if too much is lent already.
     fn offer(&mut self, now: Instant, client: &str, token: Token, item: T) -> bool {
         self.expire(now);
@@ -84,14 +93,66 @@ impl<T> Offers<T> {
     }
 }
 
-/// Lends files.
+/// What waits for whoever shows its token.
+enum Offer {
+    File(OwnedFd),
+    Memory(MemoryOffer),
+}
+
+impl Offer {
+    fn hand_over(self) -> Option<OwnedFd> {
+        match self {
+            Self::File(file) => Some(file),
+            Self::Memory(offer) => offer.hand_over(),
+        }
+    }
+}
+
+/// Connections that share memory, or are about to, by who is at their other end.
+#[derive(Debug, Default)]
+struct Rooms(Mutex<BTreeMap<String, usize>>);
+
+/// One of them, until this is dropped.
+struct InRoom {
+    rooms: Arc<Rooms>,
+    peer: String,
+}
+
+impl Rooms {
+    fn enter(rooms: &Arc<Self>, peer: &str) -> Option<InRoom> {
+        let mut by_peer = rooms.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if by_peer.values().sum::<usize>() >= SHARED_MAX.all {
+            return None;
+        }
+        let count = by_peer.entry(peer.to_owned()).or_default();
+        if *count >= SHARED_MAX.each {
+            return None;
+        }
+        *count += 1;
+        Some(InRoom { rooms: rooms.clone(), peer: peer.to_owned() })
+    }
+}
+
+impl Drop for InRoom {
+    fn drop(&mut self) {
+        let mut by_peer = self.rooms.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = by_peer.get_mut(&self.peer) {
+            *count -= 1;
+            if *count == 0 {
+                by_peer.remove(&self.peer);
+            }
+        }
+    }
+}
+
+/// Lends files, and shares memory.
 pub struct Lender {
     socket: PathBuf,
     boot_id: String,
-    offers: Mutex<Offers<OwnedFd>>,
+    offers: Mutex<Offers<Offer>>,
     reads: bool,
-    /// Room for connections that share memory; none where no memory is shared.
-    memory: Option<Arc<Semaphore>>,
+    /// None where no memory is shared.
+    memory: Option<Arc<Rooms>>,
 }
 
 impl Lender {
@@ -107,7 +168,7 @@ impl Lender {
         match std::path::absolute(&socket).and_then(|path| Ok((Counter::bind(&path)?, path))) {
             Ok((counter, socket)) => {
                 let offers = Mutex::new(Offers::new(LENT_MAX));
-                let memory = writes.then(|| Arc::new(Semaphore::new(SHARED_MAX)));
+                let memory = writes.then(Arc::default);
                 Some((Arc::new(Self { socket, boot_id, offers, reads, memory }), counter))
             }
             Err(error) => {
@@ -117,7 +178,7 @@ impl Lender {
         }
     }
 
-    fn offers(&self) -> MutexGuard<'_, Offers<OwnedFd>> {
+    fn offers(&self) -> MutexGuard<'_, Offers<Offer>> {
         self.offers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -128,20 +189,27 @@ impl Lender {
 
     /// Shares memory with whoever is at the other end of a connection, until that ends.
     pub fn share(&self, connection: &ConnectionHandle) -> MemoryLent {
-        let (Some(memory), Some(socket)) = (&self.memory, self.socket.to_str()) else {
+        let (Some(rooms), Some(socket)) = (&self.memory, self.socket.to_str()) else {
             return no_memory(LendRefusal::NotHere);
         };
-        let Ok(room) = memory.clone().try_acquire_owned() else { return no_memory(LendRefusal::TooMuchLent) };
-        let made = connection.lend_memory(room).and_then(|made| Ok((MemoryIdentity::of(&made)?, made)));
-        let (identity, made) = match made {
-            Ok(made) => made,
+        let Some(room) = Rooms::enter(rooms, &connection.peer.uri) else {
+            return no_memory(LendRefusal::TooMuchLent);
+        };
+        let made = connection.offer_memory(Box::new(room)).and_then(|offer| match offer {
+            Some(offer) => Ok(Some((offer.identity()?, offer))),
+            None => Ok(None),
+        });
+        let (identity, offer) = match made {
+            Ok(Some(made)) => made,
+            // It has some.
+            Ok(None) => return no_memory(LendRefusal::NotHere),
             Err(error) => {
-                tracing::info!(peer = connection.peer.uri, %error, "no memory can be shared with a process on this host: it writes over the network");
+                tracing::debug!(peer = connection.peer.uri, %error, "no memory can be shared with a process on this host: it writes over the network");
                 return no_memory(LendRefusal::NotHere);
             }
         };
         let token = Token::random();
-        if !self.offers().offer(Instant::now(), &connection.peer.uri, token, made) {
+        if !self.offers().keep(Instant::now(), token, Offer::Memory(offer)) {
             return no_memory(LendRefusal::TooMuchLent);
         }
         MemoryLent {
@@ -160,7 +228,7 @@ impl Lender {
         let Some(socket) = self.socket.to_str().filter(|_| self.reads) else {
             return refused(LendRefusal::NotHere);
         };
-        if !self.offers().offer(Instant::now(), client, token, loan.descriptor) {
+        if !self.offers().offer(Instant::now(), client, token, Offer::File(loan.descriptor)) {
             return refused(LendRefusal::TooMuchLent);
         }
         Lent {
@@ -179,7 +247,10 @@ impl Lender {
     /// Hands out what is offered, until told to stop.
     pub async fn serve(self: Arc<Self>, counter: Counter, shutdown: CancellationToken) {
         let lender = self.clone();
-        let take = Arc::new(move |token: &Token| lender.offers().take(Instant::now(), token));
+        let take = Arc::new(move |token: &Token| {
+            let taken = lender.offers().take(Instant::now(), token);
+            taken.and_then(Offer::hand_over)
+        });
         let tidy = async {
             loop {
                 tokio::time::sleep(OFFERED_FOR).await;

@@ -7,7 +7,7 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -153,6 +153,12 @@ async fn send(stream: &UnixStream, bytes: &[u8], descriptor: Option<BorrowedFd<'
 /// Fetches the descriptor that a token names from the socket at `path`, which a process of user `uid` must serve.
 pub async fn fetch(path: &Path, token: &Token, uid: u32, within: Duration) -> io::Result<OwnedFd> {
     let fetched = async {
+        // Whoever names a path mustn't have us speak to whatever listens there.
+        let directory = path.parent().map(std::fs::metadata).transpose()?;
+        if !directory.is_some_and(|of| of.uid() == uid && of.mode() & 0o077 == 0) {
+            let message = format!("the directory of {} isn't user {uid}'s alone", path.display());
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, message));
+        }
         let mut stream = UnixStream::connect(path).await?;
         let found = stream.peer_cred()?.uid();
         if found != uid {

@@ -40,7 +40,7 @@ pub use outbox::directly;
 pub use plain::PlainNetwork;
 pub use rpc::{grpc_channel, grpc_request, peer_of};
 pub use server::{Answer, ConnectionClosed, ConnectionHandle, Incoming, Limits, Service, Services, serve};
-pub use shared::MemoryIdentity;
+pub use shared::{MemoryOffer, Room};
 pub use tls::{TlsFiles, TlsNetwork, TlsSetupError, root_sha256};
 pub use trace::TRACE;
 

@@ -3,6 +3,7 @@
 //! A connection attempt belongs to the link, not to the call that began it: a call with a short deadline doesn't undo it. When a
 //! certificate is about to end, a new connection is made beside the old one, which carries calls until then and drains after.
 
+use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,6 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
+use mooseng_ports::disk::lent::FileIdentity;
 use mooseng_wire::Role;
 use mooseng_wire::call::{CallError, CallMeta, ErrorCode};
 use mooseng_wire::chunk::{AskMemory, LendRefusal, MemoryLent};
@@ -24,12 +26,14 @@ use crate::descriptors::{self, Token};
 use crate::live::Live;
 use crate::network::{ConnectError, Network, Protocol};
 use crate::server::Answer;
-use crate::shared::{BULK_MIN, BorrowedMemory, MemoryIdentity, Slot};
+use crate::shared::{BULK_MIN, BorrowedMemory, Slot};
 
 /// Connections that a call tries when they break before it was sent.
 const TRIES: usize = 3;
 /// How long a peer may take to share memory.
 const MEMORY_WITHIN: Duration = Duration::from_secs(2);
+/// When one that had none to share is asked again.
+const ASK_AGAIN: Duration = Duration::from_secs(60);
 /// Notices that wait for a reader at most; one that reads too slowly is told that it missed some.
 const NOTICES_MAX: usize = 1024;
 
@@ -48,7 +52,8 @@ pub struct LinkOptions {
     pub bytes_per_lane_max: usize,
     /// Least pause after a failed connection attempt; it doubles up to sixteen times this.
     pub backoff: Duration,
-    /// Whether large bulk goes through memory that both ends share, where the peer is on this host and lends some (a chunkserver does).
+    /// Whether large bulk goes through memory that both ends share, where the peer is on this host and lends some (a chunkserver does). The messages beside
+    /// such bulk must say a checksum of it: a request that is read very late, behind its caller's back, may find other bytes there.
     pub shares_memory: bool,
 }
 
@@ -64,6 +69,13 @@ impl Default for LinkOptions {
             shares_memory: false,
         }
     }
+}
+
+/// Why a connection shares no memory.
+enum NotShared {
+    /// It may later.
+    Passing(String),
+    Final(String),
 }
 
 /// Why a call has no answer.
@@ -242,8 +254,13 @@ impl Link {
             let Some(mut expected) = live.expect(frame.call, frame.lane) else { continue };
             match timeout_at(deadline, expected.send(frame.clone())).await {
                 Ok(true) => {}
-                Ok(false) => continue,
-                Err(_) => return Err(ConnectError::Crowded { address: inner.address.clone() }.into()),
+                not_sent => {
+                    slot.into_iter().for_each(Slot::is_free);
+                    if not_sent.is_ok() {
+                        continue;
+                    }
+                    return Err(ConnectError::Crowded { address: inner.address.clone() }.into());
+                }
             }
             tracing::debug!(
                 trace = crate::trace::id(&crate::trace::current()),
@@ -255,7 +272,12 @@ impl Link {
                 Err(_) => Err(CallFailure::Timeout(inner.address.clone())),
                 Ok(None) => Err(CallFailure::Lost(inner.address.clone())),
                 Ok(Some(outcome)) => {
-                    slot.into_iter().for_each(Slot::was_answered);
+                    let unavailable = |e: &CallError| e.code() == ErrorCode::Unavailable;
+                    // Its memory may be what couldn't be read: it does without from now on.
+                    if slot.is_some() && outcome.as_ref().err().is_some_and(unavailable) {
+                        live.unshare();
+                    }
+                    slot.into_iter().for_each(Slot::is_free);
                     outcome.map_err(CallFailure::Remote)
                 }
             };
@@ -271,13 +293,16 @@ impl Link {
         if live.begin_asking() {
             let (inner, live) = (self.0.clone(), live.clone());
             tokio::spawn(async move {
-                match timeout(MEMORY_WITHIN, inner.ask_memory(&live)).await {
-                    Ok(Ok(memory)) => live.share(memory),
-                    Ok(Err(reason)) => {
-                        tracing::debug!(to = inner.address, reason, "no memory is shared: bulk is sent")
+                let asked = timeout(MEMORY_WITHIN, inner.ask_memory(&live)).await;
+                let why = match asked.unwrap_or(Err(NotShared::Passing("none came in time".into()))) {
+                    Ok(memory) => return live.share(memory),
+                    Err(NotShared::Final(why)) => why,
+                    Err(NotShared::Passing(why)) => {
+                        live.ask_after(ASK_AGAIN);
+                        why
                     }
-                    Err(_) => tracing::debug!(to = inner.address, "no memory came in time: bulk is sent"),
-                }
+                };
+                tracing::debug!(to = inner.address, why, "no memory is shared: bulk is sent");
             });
         }
         live.put(bulk)
@@ -362,8 +387,10 @@ impl Inner {
     }
 
     /// Asks the peer of a connection for memory that both share. It is this connection's: on no other a request may name it.
-    async fn ask_memory(&self, live: &Live) -> Result<BorrowedMemory, String> {
-        let boot_id = descriptors::boot_id().ok_or("this system has no boot id")?;
+    async fn ask_memory(&self, live: &Live) -> Result<BorrowedMemory, NotShared> {
+        let ended = || NotShared::Final("the connection ended".into());
+        let boot_id =
+            descriptors::boot_id().ok_or_else(|| NotShared::Final("this system has no boot id".into()))?;
         let lane = Method::ChunkMemory.lane() as u8;
         let call = self.next_call.fetch_add(1, Ordering::Relaxed);
         let deadline_ms = MEMORY_WITHIN.as_millis() as u32;
@@ -376,21 +403,31 @@ impl Inner {
             body: AskMemory { boot_id: boot_id.into() }.encode_to_vec().into(),
             bulk: Bytes::new(),
         };
-        let mut expected = live.expect(call, lane).ok_or("the connection ended")?;
+        let mut expected = live.expect(call, lane).ok_or_else(ended)?;
         if !expected.send(frame).await {
-            return Err("the connection ended".into());
+            return Err(ended());
         }
-        let answer = expected.answer().await.ok_or("the connection ended")?.map_err(|e| e.message)?;
-        let lent = MemoryLent::decode(answer.body).map_err(|e| e.to_string())?;
-        if lent.refused() != LendRefusal::Unspecified {
-            return Err(lent.refused().as_str_name().into());
+        let answer = expected.answer().await.ok_or_else(ended)?.map_err(|error| match error.code() {
+            // A peer of an earlier release, or one that shares none.
+            ErrorCode::NotBuilt | ErrorCode::InvalidRequest | ErrorCode::PermissionDenied => {
+                NotShared::Final(error.message)
+            }
+            _ => NotShared::Passing(error.message),
+        })?;
+        let lent = MemoryLent::decode(answer.body).map_err(|e| NotShared::Final(e.to_string()))?;
+        match lent.refused() {
+            LendRefusal::Unspecified => {}
+            LendRefusal::TooMuchLent => return Err(NotShared::Passing("too much is lent".into())),
+            why => return Err(NotShared::Final(why.as_str_name().into())),
         }
-        let token = <[u8; 32]>::try_from(&lent.token[..]).map_err(|_| "the token isn't one")?;
-        let fetched =
-            descriptors::fetch(Path::new(&lent.socket), &Token(token), lent.uid, MEMORY_WITHIN).await;
-        let identity = MemoryIdentity { device: lent.device, inode: lent.inode };
-        let adopted = fetched.and_then(|descriptor| BorrowedMemory::adopt(descriptor, identity));
-        adopted.map_err(|e| e.to_string())
+        let fetched = async {
+            let token = <[u8; 32]>::try_from(&lent.token[..]).map_err(io::Error::other)?;
+            let path = Path::new(&lent.socket);
+            let descriptor = descriptors::fetch(path, &Token(token), lent.uid, MEMORY_WITHIN).await?;
+            BorrowedMemory::adopt(descriptor, FileIdentity { device: lent.device, inode: lent.inode })
+        };
+        // It isn't this host after all, or not seen from here.
+        fetched.await.map_err(|e| NotShared::Final(e.to_string()))
     }
 
     async fn greet(&self) -> Result<Arc<Live>, ConnectError> {

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use mooseng_wire::call::{CallError, ErrorCode, HelloAnswer};
@@ -33,9 +34,16 @@ pub(crate) struct Live {
     replaced: AtomicBool,
     /// A call was made since it was last looked at.
     used: AtomicBool,
-    memory: OnceLock<Arc<BorrowedMemory>>,
-    /// It was asked for memory: once is enough.
-    asked: AtomicBool,
+    memory: Mutex<Memory>,
+}
+
+/// The memory that a connection shares.
+enum Memory {
+    /// None, and it isn't asked for any before that moment.
+    NotBefore(Instant),
+    /// It is asked for, or there is none to be had.
+    None,
+    Shared(Arc<BorrowedMemory>),
 }
 
 /// Ping intervals without a call after which a connection counts as idle.
@@ -57,8 +65,7 @@ impl Live {
             retire_at: connection.retire_at,
             replaced: AtomicBool::new(false),
             used: AtomicBool::new(true),
-            memory: OnceLock::new(),
-            asked: AtomicBool::new(false),
+            memory: Mutex::new(Memory::NotBefore(Instant::now())),
         });
         tokio::spawn(live.clone().run(frames, writer, notices, options));
         Ok(live)
@@ -86,22 +93,50 @@ impl Live {
     /// Ends it: whoever waits for an answer is told that it was lost.
     pub(crate) fn end(&self) {
         self.outbox.close();
+        self.unshare();
         *self.pending() = None;
+    }
+
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Puts bulk into the memory that the connection shares, if it shares any and there is room.
     pub(crate) fn put(&self, bulk: &[u8]) -> Option<Slot> {
-        self.memory.get()?.put(bulk)
+        let memory = match &*self.memory() {
+            Memory::Shared(memory) => memory.clone(),
+            Memory::NotBefore(_) | Memory::None => return None,
+        };
+        memory.put(bulk)
     }
 
-    /// Whether nobody has asked it for memory yet.
+    /// Whether it is time that somebody asks it for memory, who is the caller then.
     pub(crate) fn begin_asking(&self) -> bool {
-        !self.asked.swap(true, Ordering::AcqRel)
+        let mut memory = self.memory();
+        let begins = matches!(&*memory, Memory::NotBefore(moment) if Instant::now() >= *moment);
+        if begins {
+            *memory = Memory::None;
+        }
+        begins
+    }
+
+    /// It may be asked again after that time.
+    pub(crate) fn ask_after(&self, time: Duration) {
+        *self.memory() = Memory::NotBefore(Instant::now() + time);
     }
 
     /// Bulk goes that way from now on.
-    pub(crate) fn share(&self, memory: BorrowedMemory) {
-        let _ = self.memory.set(Arc::new(memory));
+    pub(crate) fn share(&self, shared: BorrowedMemory) {
+        let mut memory = self.memory();
+        // Closed before that is looked at: whoever ends the connection finds what there is.
+        if self.is_open() {
+            *memory = Memory::Shared(Arc::new(shared));
+        }
+    }
+
+    /// Bulk goes that way no more.
+    pub(crate) fn unshare(&self) {
+        *self.memory() = Memory::None;
     }
 
     /// Expects an answer; none if the connection has ended.

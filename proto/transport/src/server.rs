@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -21,7 +20,7 @@ use crate::network::{Handshake, Listener, Peer, Protocol};
 use crate::outbox::{Closed, Outbox};
 use crate::refusal;
 use crate::refused::Refused;
-use crate::shared::LentMemory;
+use crate::shared::{LentMemory, MemoryOffer, NotTaken, Room};
 use crate::{rpc, stream};
 
 /// A call that arrived.
@@ -117,22 +116,29 @@ impl ConnectionHandle {
         };
         self.outbox.push_now(frame).map_err(|Closed| ConnectionClosed)
     }
-    /// Memory in which the other end may put its calls' bulk from now on, for it to be handed over ([`crate::descriptors`]). It is the connection's until that
-    /// ends, and `room` with it. A second one isn't made.
-    pub fn lend_memory(&self, room: OwnedSemaphorePermit) -> io::Result<OwnedFd> {
-        let memory = LentMemory::make(room)?;
-        let descriptor = memory.descriptor()?;
-        self.memory.set(memory).map_err(|_| io::Error::from(io::ErrorKind::AlreadyExists))?;
-        Ok(descriptor)
+
+    /// Memory in which the other end may put its calls' bulk once it has its descriptor ([`crate::descriptors`]). Then it is the connection's until that ends, and
+    /// `room` with it. None where the connection shares memory already.
+    pub fn offer_memory(&self, room: Room) -> io::Result<Option<MemoryOffer>> {
+        if self.memory.get().is_some() {
+            return Ok(None);
+        }
+        MemoryOffer::make(&self.memory, room).map(Some)
     }
 
     /// The bulk that a request says to have put into it.
     pub(crate) fn take_shared(&self, meta: &CallMeta) -> Result<Bytes, CallError> {
-        let taken = match self.memory.get() {
-            Some(memory) => memory.take(meta.shared_at, meta.shared_bytes as usize),
-            None => Err("the connection shares no memory that bulk could be in".into()),
+        let Some(memory) = self.memory.get() else {
+            let message = "the connection shares no memory that bulk could be in";
+            return Err(crate::call_error(ErrorCode::InvalidRequest, message));
         };
-        taken.map_err(|reason| crate::call_error(ErrorCode::InvalidRequest, reason))
+        memory.take(meta.shared_at, meta.shared_bytes as usize).map_err(|why| match why {
+            NotTaken::Nowhere(message) => crate::call_error(ErrorCode::InvalidRequest, message),
+            NotTaken::Unreadable(error) => {
+                let message = format!("the memory that this connection shares can't be read: {error}");
+                crate::call_error(ErrorCode::Unavailable, message)
+            }
+        })
     }
 
     /// Ends the connection.

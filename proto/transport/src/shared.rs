@@ -10,19 +10,20 @@
 //!   bulk -> a free slot; request { shared_at, shared_bytes } -->   slot -> bytes of its own, before anything else is done with them
 //! ```
 //! Who may have it is decided on the authenticated stream; nobody else comes by the descriptor. What is in it the other end may change at any time: the
-//! serving end believes no byte of it that it hasn't copied, and what calls say of their bulk (a checksum) is compared with the copy.
+//! serving end believes no byte of it that it hasn't copied. A message whose bulk may go this way says a checksum of it.
 
+use std::any::Any;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
 use mooseng_ports::disk::direct::Aligned;
+use mooseng_ports::disk::lent::FileIdentity;
 use mooseng_wire::BULK_BYTES_MAX;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate, memfd_create};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 /// Calls whose bulk may lie in one connection's memory at a time; further ones send theirs.
@@ -37,65 +38,83 @@ const REST: Duration = Duration::from_secs(30);
 /// Seals that memory of a fixed size has: whoever writes to it can't shrink it under the other end's eyes.
 const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::SEAL);
 
+/// Whatever is kept as long as memory is shared: room in a bound.
+pub type Room = Box<dyn Any + Send + Sync>;
+
 /// The serving end's. No page of it is taken up before it was written to; all are given back with it.
-#[derive(Debug)]
 pub(crate) struct LentMemory {
     file: OwnedFd,
-    _room: OwnedSemaphorePermit,
+    _room: Room,
+}
+
+/// Why bulk can't be had from it.
+#[derive(Debug)]
+pub(crate) enum NotTaken {
+    /// It isn't there.
+    Nowhere(String),
+    /// The system fails.
+    Unreadable(io::Error),
 }
 
 impl LentMemory {
-    pub(crate) fn make(room: OwnedSemaphorePermit) -> io::Result<Self> {
-        let file = memfd_create("mooseng-bulk", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    fn make(room: Room) -> io::Result<Self> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        // Before Linux 6.3 the kernel doesn't know of NOEXEC_SEAL.
+        let file = memfd_create("mooseng-bulk", flags | MemfdFlags::NOEXEC_SEAL)
+            .or_else(|_| memfd_create("mooseng-bulk", flags))?;
         ftruncate(&file, u64::from(SLOTS) * SLOT_BYTES)?;
         fcntl_add_seals(&file, SEALS)?;
         Ok(Self { file, _room: room })
     }
 
-    /// For whoever is to have it.
-    pub(crate) fn descriptor(&self) -> io::Result<OwnedFd> {
+    fn descriptor(&self) -> io::Result<OwnedFd> {
         self.file.try_clone()
     }
 
     /// Copies what a request says its bulk is.
-    pub(crate) fn take(&self, at: u64, bytes: usize) -> Result<Bytes, String> {
+    pub(crate) fn take(&self, at: u64, bytes: usize) -> Result<Bytes, NotTaken> {
         let end = at.checked_add(bytes as u64).filter(|end| *end <= u64::from(SLOTS) * SLOT_BYTES);
         if bytes > BULK_BYTES_MAX || end.is_none() {
-            return Err(format!(
+            return Err(NotTaken::Nowhere(format!(
                 "{bytes} bytes of bulk from {at} on don't lie in the memory that this connection shares"
-            ));
+            )));
         }
         // As direct I/O takes it, so that it isn't copied a second time.
         let mut taken = Aligned::of(bytes);
         let mut done = 0;
         while done < bytes {
             match rustix::io::pread(&self.file, &mut taken.as_mut()[done..], at + done as u64) {
-                Ok(0) => return Err("the memory that this connection shares ends early".into()),
+                Ok(0) => return Err(NotTaken::Unreadable(io::ErrorKind::UnexpectedEof.into())),
                 Ok(more) => done += more,
                 Err(rustix::io::Errno::INTR) => {}
-                Err(error) => {
-                    return Err(format!("the memory that this connection shares can't be read: {error}"));
-                }
+                Err(error) => return Err(NotTaken::Unreadable(error.into())),
             }
         }
         Ok(Bytes::from_owner(taken))
     }
 }
 
-/// Which memory a descriptor must be of, as the serving end said on the stream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MemoryIdentity {
-    /// The device's number.
-    pub device: u64,
-    /// The inode's number.
-    pub inode: u64,
+/// Memory that waits for its descriptor to be fetched: only then it is the connection's.
+pub struct MemoryOffer {
+    memory: LentMemory,
+    place: Weak<OnceLock<LentMemory>>,
 }
 
-impl MemoryIdentity {
-    /// Of an open file.
-    pub fn of(descriptor: &OwnedFd) -> io::Result<Self> {
-        let stat = fstat(descriptor)?;
-        Ok(Self { device: stat.st_dev, inode: stat.st_ino })
+impl MemoryOffer {
+    pub(crate) fn make(place: &Arc<OnceLock<LentMemory>>, room: Room) -> io::Result<Self> {
+        Ok(Self { memory: LentMemory::make(room)?, place: Arc::downgrade(place) })
+    }
+
+    /// Which memory the descriptor is of.
+    pub fn identity(&self) -> io::Result<FileIdentity> {
+        FileIdentity::of(&self.memory.file)
+    }
+
+    /// The descriptor, for whoever calls on the connection. None if that has ended, or shares memory already.
+    pub fn hand_over(self) -> Option<OwnedFd> {
+        let (descriptor, place) = (self.memory.descriptor().ok()?, self.place.upgrade()?);
+        place.set(self.memory).ok()?;
+        Some(descriptor)
     }
 }
 
@@ -115,9 +134,9 @@ struct Slots {
 
 impl BorrowedMemory {
     /// Takes a descriptor on, if it is of that memory, whose size is fixed: a descriptor of a file or a device isn't written to.
-    pub(crate) fn adopt(file: OwnedFd, identity: MemoryIdentity) -> io::Result<Self> {
+    pub(crate) fn adopt(file: OwnedFd, identity: FileIdentity) -> io::Result<Self> {
         let refused = |why: &str| Err(io::Error::new(io::ErrorKind::InvalidInput, why.to_owned()));
-        if MemoryIdentity::of(&file)? != identity {
+        if FileIdentity::of(&file)? != identity {
             return refused("the descriptor isn't of the memory that was offered");
         }
         // Only memory has seals.
@@ -148,15 +167,15 @@ impl BorrowedMemory {
             }
             slots.free.pop()?
         };
-        let slot = Slot { memory: self.clone(), number, was_answered: false };
+        let slot = Slot { memory: self.clone(), number, is_free: false };
         let mut put = 0;
         while put < bulk.len() {
             match rustix::io::pwrite(&self.file, &bulk[put..], slot.at() + put as u64) {
                 Ok(more) if more > 0 => put += more,
                 Err(rustix::io::Errno::INTR) => {}
-                // There is no memory for it, perhaps: the stream needs less.
+                // It is sent instead.
                 Ok(_) | Err(_) => {
-                    slot.was_answered();
+                    slot.is_free();
                     return None;
                 }
             }
@@ -170,7 +189,7 @@ impl BorrowedMemory {
 pub(crate) struct Slot {
     memory: Arc<BorrowedMemory>,
     number: u32,
-    was_answered: bool,
+    is_free: bool,
 }
 
 impl Slot {
@@ -179,16 +198,16 @@ impl Slot {
         u64::from(self.number) * SLOT_BYTES
     }
 
-    /// The other end has seen the request, and reads it no more.
-    pub(crate) fn was_answered(mut self) {
-        self.was_answered = true;
+    /// The other end has seen the request, and reads it no more; or it was never sent.
+    pub(crate) fn is_free(mut self) {
+        self.is_free = true;
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
         let slots = &mut *self.memory.slots();
-        if self.was_answered {
+        if self.is_free {
             slots.free.push(self.number);
         } else {
             slots.resting.push_back((Instant::now() + REST, self.number));
@@ -202,15 +221,12 @@ mod tests {
     use std::fs::File;
     use std::os::unix::fs::FileExt;
 
-    use tokio::sync::Semaphore;
-
     use super::*;
 
     fn memory() -> (LentMemory, Arc<BorrowedMemory>) {
-        let room = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
-        let lent = LentMemory::make(room).unwrap();
+        let lent = LentMemory::make(Box::new(())).unwrap();
         let descriptor = lent.descriptor().unwrap();
-        let identity = MemoryIdentity::of(&descriptor).unwrap();
+        let identity = FileIdentity::of(&descriptor).unwrap();
         (lent, Arc::new(BorrowedMemory::adopt(descriptor, identity).unwrap()))
     }
 
@@ -232,7 +248,7 @@ mod tests {
         let bulk = vec![7; BULK_MIN];
         let first = borrowed.put(&bulk).unwrap();
         let number = first.number;
-        first.was_answered();
+        first.is_free();
         let mut held: Vec<Slot> = std::iter::from_fn(|| borrowed.put(&bulk)).collect();
         assert_eq!((held[0].number, held.len()), (number, SLOTS as usize));
         drop(held.pop());
@@ -258,15 +274,15 @@ mod tests {
     async fn only_the_memory_that_was_offered_is_written_to_and_its_size_is_fixed() {
         let (lent, _) = memory();
         let descriptor = || lent.descriptor().unwrap();
-        let identity = MemoryIdentity::of(&descriptor()).unwrap();
-        let other = MemoryIdentity { inode: identity.inode + 1, ..identity };
+        let identity = FileIdentity::of(&descriptor()).unwrap();
+        let other = FileIdentity { inode: identity.inode + 1, ..identity };
         assert!(BorrowedMemory::adopt(descriptor(), other).is_err());
         let file = OwnedFd::from(tempfile::tempfile().unwrap());
-        let its = MemoryIdentity::of(&file).unwrap();
+        let its = FileIdentity::of(&file).unwrap();
         assert!(BorrowedMemory::adopt(file, its).is_err(), "a file of the disk");
         let loose = memfd_create("loose", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
         ftruncate(&loose, u64::from(SLOTS) * SLOT_BYTES).unwrap();
-        let its = MemoryIdentity::of(&loose).unwrap();
+        let its = FileIdentity::of(&loose).unwrap();
         assert!(BorrowedMemory::adopt(loose, its).is_err(), "somebody may shrink it");
         let file = File::from(descriptor());
         assert!(file.set_len(1).is_err() && file.set_len(1 << 30).is_err());

@@ -196,6 +196,7 @@ impl<'a> Calls<'a> {
 
     /// Starts a call, or says why not. Its caller is told at once, for to stop reading would hold up other lanes.
     fn begin(&mut self, mut frame: Frame) -> Result<(), CallError> {
+        let framed = frame.encoded_len();
         let meta = CallMeta::decode(std::mem::take(&mut frame.meta)).map_err(|e| {
             crate::call_error(ErrorCode::InvalidRequest, format!("a call's metadata is malformed: {e}"))
         })?;
@@ -203,21 +204,28 @@ impl<'a> Calls<'a> {
             let message = "a call's bulk is in its frame and in shared memory as well";
             return Err(crate::call_error(ErrorCode::InvalidRequest, message));
         }
-        let room = self.admit(&frame, meta.shared_bytes as usize)?;
+        let lane = lane_of(&frame);
+        // What goes on the control lane isn't counted, and is small.
+        let may_share = lane != Lane::Control as usize && Method::from_u16(frame.method).is_some();
+        if meta.shared_bytes > 0 && !may_share {
+            let message = "a call of this method or in this lane has no bulk in shared memory";
+            return Err(crate::call_error(ErrorCode::InvalidRequest, message));
+        }
+        let bytes = framed + (meta.shared_bytes as usize).min(BULK_BYTES_MAX);
+        let room = self.admit(lane, bytes)?;
         if meta.shared_bytes > 0 {
-            // Here, in the order in which requests came, and before anything is done: from the answer on it may have other bytes in it.
+            // Before anything is done: once it is answered there may be other bytes.
             frame.bulk = self.handle.take_shared(&meta)?;
         }
-        self.start(frame, meta, room);
+        self.start(frame, meta, bytes, room);
         Ok(())
     }
 
-    /// Room for a call, whose bulk is so much longer than its frame, or why there is none.
-    fn admit(&self, frame: &Frame, shared: usize) -> Result<Option<OwnedSemaphorePermit>, CallError> {
+    /// Room for a call of so many bytes, or why there is none.
+    fn admit(&self, lane: usize, bytes: usize) -> Result<Option<OwnedSemaphorePermit>, CallError> {
         let busy = |what: &str| {
             Err(crate::call_error(ErrorCode::Busy, format!("too many {what}; try again after a pause")))
         };
-        let (lane, bytes) = (lane_of(frame), frame.encoded_len() + shared.min(BULK_BYTES_MAX));
         let load = self.load[lane];
         if load.calls >= self.limits.calls_per_lane_max {
             return busy("calls are in flight on this connection");
@@ -234,8 +242,8 @@ impl<'a> Calls<'a> {
         }
     }
 
-    fn start(&mut self, frame: Frame, meta: CallMeta, room: Option<OwnedSemaphorePermit>) {
-        let done = Done { call: frame.call, lane: lane_of(&frame), bytes: frame.encoded_len() };
+    fn start(&mut self, frame: Frame, meta: CallMeta, bytes: usize, room: Option<OwnedSemaphorePermit>) {
+        let done = Done { call: frame.call, lane: lane_of(&frame), bytes };
         self.load[done.lane].calls += 1;
         self.load[done.lane].bytes += done.bytes;
         let (abort, registration) = AbortHandle::new_pair();

@@ -9,11 +9,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::future::join_all;
+use mooseng_transport::descriptors::{Counter, Token, our_uid};
 use mooseng_transport::{
     Answer, CallFailure, ConnectError, Connection, ConnectionHandle, Incoming, Limits, Link, LinkOptions,
-    Listener, Network, Peer, PlainNetwork, Protocol, Service, Services, call_error, plain, serve,
+    Listener, MemoryOffer, Network, Peer, PlainNetwork, Protocol, Service, Services, call_error, plain,
+    serve,
 };
 use mooseng_wire::call::{CallError, CallMeta, ErrorCode, Hello, HelloAnswer};
+use mooseng_wire::chunk::MemoryLent;
 use mooseng_wire::frame::{FRAME_BYTES_MAX, Frame, Kind};
 use mooseng_wire::method::Method;
 use mooseng_wire::{Identity, Role, version};
@@ -338,6 +341,108 @@ async fn calls_and_bytes_past_the_bounds_are_answered_busy_and_other_lanes_go_on
     let large = link.call(Method::FsChange, Bytes::new(), Bytes::from(vec![0; 2000]), WAIT).await;
     assert!(is_busy(&large), "{large:?}");
     link.call(Method::Renew, Bytes::new(), Bytes::new(), WAIT).await.unwrap();
+}
+
+/// Whatever of a request stays in memory counts, also what no message has a use for.
+#[tokio::test]
+async fn a_calls_metadata_counts() {
+    let limits = Limits { bytes_per_lane_max: 100_000, ..Limits::default() };
+    let (address, _, _shutdown) = start_with(limits, |_, _| Ok(())).await;
+    let (mut io, mut buffer) = raw_client(&address).await;
+    for call in [5, 6] {
+        let meta = CallMeta { deadline_ms: 60_000, trace: vec![1; 60_000].into(), ..CallMeta::default() };
+        let mut frame = raw_with(Kind::Request, call, Bytes::new(), meta, b"");
+        frame[6..8].copy_from_slice(&(Method::FsChange as u16).to_le_bytes());
+        io.write_all(&frame).await.unwrap();
+    }
+    let answer = raw_frame(&mut io, &mut buffer).await.unwrap();
+    assert_eq!((answer.kind, answer.call), (Kind::Error, 6));
+    assert_eq!(CallError::decode(answer.body).unwrap().code, ErrorCode::Busy as i32);
+}
+
+/// Shares memory; echoes reads, and says whether their bulk came in it; lets changes wait.
+struct Sharing {
+    socket: std::path::PathBuf,
+    offers: std::sync::Mutex<std::collections::BTreeMap<Token, MemoryOffer>>,
+}
+
+#[async_trait]
+impl Service for Sharing {
+    async fn call(&self, incoming: Incoming) -> Result<Answer, CallError> {
+        match incoming.method {
+            Method::ChunkMemory => {
+                let offer = incoming.connection.offer_memory(Box::new(())).unwrap().unwrap();
+                let (token, identity) = (Token::random(), offer.identity().unwrap());
+                self.offers.lock().unwrap().insert(token, offer);
+                Ok(Answer::of(&MemoryLent {
+                    socket: self.socket.to_str().unwrap().into(),
+                    token: token.0.to_vec().into(),
+                    uid: our_uid(),
+                    device: identity.device,
+                    inode: identity.inode,
+                    ..MemoryLent::default()
+                }))
+            }
+            Method::FsChange => std::future::pending().await,
+            _ => Ok(Answer { body: vec![u8::from(incoming.was_shared)].into(), bulk: incoming.bulk }),
+        }
+    }
+}
+
+/// A slot whose call nobody waits for rests, for its request may be read later; one whose call was answered is used again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bulk_goes_through_shared_memory_as_long_as_there_are_slots_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("lend/socket");
+    let shutdown = CancellationToken::new();
+    let sharing = Arc::new(Sharing { socket: socket.clone(), offers: std::sync::Mutex::default() });
+    let taking = sharing.clone();
+    let take: mooseng_transport::descriptors::Take = Arc::new(move |token| {
+        let offer = taking.offers.lock().unwrap().remove(token);
+        offer.and_then(MemoryOffer::hand_over)
+    });
+    tokio::spawn(Counter::bind(&socket).unwrap().serve(take, shutdown.clone()));
+    let listener = PlainNetwork::new(identity(Role::Master)).listen("127.0.0.1:0").await.unwrap();
+    let address = listener.local_address();
+    let services = Services { stream: sharing, grpc: None, allow: |_, _| Ok(()) };
+    tokio::spawn(serve(listener, services, Limits::default(), shutdown.clone()));
+    let link = Link::new(
+        Arc::new(PlainNetwork::new(identity(Role::Client))),
+        address,
+        Role::Master,
+        LinkOptions { shares_memory: true, ..LinkOptions::default() },
+    );
+    let mut n = 0_u8;
+    let mut was_shared = async || {
+        n = n.wrapping_add(1);
+        let bulk = Bytes::from(vec![n; 100_000 + usize::from(n)]);
+        let answer = link.call(Method::FsRead, Bytes::new(), bulk.clone(), WAIT).await.unwrap();
+        assert!(answer.bulk == bulk);
+        answer.body[0] == 1
+    };
+    let until = std::time::Instant::now() + WAIT;
+    while !was_shared().await {
+        assert!(std::time::Instant::now() < until, "no memory is shared");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    for _ in 0..50 {
+        assert!(was_shared().await, "slots are used again");
+    }
+    // Fifteen calls whose answers nobody waits for leave one slot, one more leaves none.
+    let stuck = |count: usize| {
+        join_all((0..count).map(|_| {
+            let (link, bulk) = (link.clone(), Bytes::from(vec![0xee; 100_000]));
+            async move {
+                let call = link.call(Method::FsChange, Bytes::new(), bulk, WAIT);
+                assert!(tokio::time::timeout(Duration::from_millis(100), call).await.is_err());
+            }
+        }))
+    };
+    stuck(15).await;
+    assert!(was_shared().await);
+    stuck(1).await;
+    assert!(!was_shared().await, "a slot is used whose request may be read yet");
+    shutdown.cancel();
 }
 
 #[tokio::test]

@@ -89,9 +89,12 @@ impl Direct {
         };
         if parts.iter().all(lies_well) {
             let slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
-            // What it didn't take, whyever, is written as anything else is.
-            if rustix::io::pwritev(direct, &slices, offset) == Ok(bytes) {
-                return Ok(true);
+            match rustix::io::pwritev(direct, &slices, offset) {
+                Ok(written) if written == bytes => return Ok(true),
+                // In part, or wanting other multiples: all of it is written as anything else is.
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) if is_refused(&error.into()) => {}
+                Err(error) => return Err(error.into()),
             }
         }
         let mut buffer = Aligned::of(bytes);

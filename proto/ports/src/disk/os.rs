@@ -140,7 +140,34 @@ impl DiskFile for OsFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::direct::Aligned;
     use crate::disk::read_all;
+
+    #[test]
+    fn what_lies_well_for_direct_io_is_written_from_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = OsDisk.open(&dir.path().join("file"), OpenMode::CreateNew).unwrap();
+        let aligned = |bytes: usize, seed: usize| {
+            let mut aligned = Aligned::of(bytes);
+            aligned.as_mut().iter_mut().enumerate().for_each(|(n, byte)| *byte = (n * 7 + seed) as u8);
+            aligned
+        };
+        let (page, first, second) = (aligned(4096, 1), aligned(64 << 10, 2), aligned(256 << 10, 3));
+        let whole = [first.as_ref(), page.as_ref(), second.as_ref()].concat();
+        file.write_uncached_at(&[first.as_ref(), page.as_ref(), second.as_ref()], 8192).unwrap();
+        // One part that doesn't lie well, and one that isn't of the right length.
+        let off = &second.as_ref()[512..512 + 8192];
+        file.write_uncached_at(&[page.as_ref(), off], 1 << 20).unwrap();
+        file.write_uncached_at(&[page.as_ref(), &second.as_ref()[..1000]], 2 << 20).unwrap();
+        let read = |at: u64, bytes: usize| {
+            let mut read = vec![0; bytes];
+            assert_eq!(file.read_at(&mut read, at).unwrap(), bytes);
+            read
+        };
+        assert!(read(8192, whole.len()) == whole);
+        assert!(read(1 << 20, 4096 + 8192) == [page.as_ref(), off].concat());
+        assert!(read(2 << 20, 5096) == [page.as_ref(), &second.as_ref()[..1000]].concat());
+    }
 
     #[test]
     fn what_is_written_uncached_is_read_wherever_it_begins() {
