@@ -24,8 +24,8 @@ use mooseng_schema::inode::InodeRecord;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::{
-    Attr, Caller, Create, Created, Done, Entry, FileKind, FsRequest, HoldAlone, Mkdir, Mknod, ReadDir,
-    Rename, ReserveInodes, SetAttr, Symlink,
+    Attr, Caller, Create, Created, Done, Entry, FileKind, FsRequest, HoldAlone, HoldFiles, Mkdir, Mknod,
+    ReadDir, Rename, ReserveInodes, SetAttr, Symlink,
 };
 use mooseng_wire::session::Squash;
 use mooseng_wire::{InodeId, NAME_BYTES_MAX, ROOT_INODE, SYMLINK_BYTES_MAX};
@@ -43,7 +43,9 @@ use crate::read::unexpected;
 const IDS: u32 = 1024;
 /// Changes that a session makes in a directory, one after the other, before it asks for it.
 const CHANGES_BEFORE: u32 = 3;
-/// A directory that wasn't given isn't asked for again for so long.
+/// Files of a directory that are asked for at a time.
+const FILES: usize = 256;
+/// A directory that wasn't given, or no file of it, isn't asked for again for so long.
 const NOT_AGAIN_FOR: Duration = Duration::from_secs(5);
 /// A change waits so long for a directory that is asked for.
 const ASKED_FOR_AT_MOST: Duration = Duration::from_secs(1);
@@ -77,6 +79,8 @@ enum Tried {
     Ask(Accounts),
     /// This file's data comes first.
     Flush(u64),
+    /// Others may know the file of that name in this directory: it is asked for.
+    Hold(u64, Bytes),
 }
 
 /// Counts a session's changes in directories, and knows which are asked for.
@@ -85,6 +89,8 @@ pub(crate) struct Eager {
     counts: Mutex<BTreeMap<u64, (u32, Option<Instant>)>>,
     asked: Mutex<BTreeSet<u64>>,
     answered: Notify,
+    /// Directories of which no file was given, and until when none is asked for.
+    no_files: Mutex<BTreeMap<u64, Instant>>,
 }
 
 /// A directory is asked for, until this is dropped.
@@ -122,6 +128,19 @@ impl Eager {
         };
         // Longer than that it isn't worth: the change goes the usual way.
         let _ = tokio::time::timeout(ASKED_FOR_AT_MOST, answered).await;
+    }
+
+    fn may_hold_files(&self, directory: u64, now: Instant) -> bool {
+        let no_files = self.no_files.lock().unwrap_or_else(PoisonError::into_inner);
+        no_files.get(&directory).is_none_or(|until| *until <= now)
+    }
+
+    fn no_files(&self, directory: u64, now: Instant) {
+        let mut no_files = self.no_files.lock().unwrap_or_else(PoisonError::into_inner);
+        no_files.retain(|_, until| *until > now);
+        if no_files.len() < COUNTED_MAX {
+            no_files.insert(directory, now + NOT_AGAIN_FOR);
+        }
     }
 
     /// One more, made the usual way; true if it is time to ask for the directory.
@@ -227,6 +246,12 @@ impl FileSystem {
                 Ok(Err(Tried::Flush(inode))) if asks < ASKS_MAX => {
                     asks += 1;
                     inner.writer.flush(inode).await?;
+                }
+                Ok(Err(Tried::Hold(directory, name))) if asks < ASKS_MAX => {
+                    asks += 1;
+                    if !self.hold_files(directory, &name).await {
+                        return Ok(None);
+                    }
                 }
                 Ok(_) => return Ok(None),
             }
@@ -382,7 +407,10 @@ impl FileSystem {
             let Some(directory) = alone.directory(parent) else { return Tried::Usual };
             let Some(now) = after(now, &directory) else { return Tried::Usual };
             let Some(inode) = alone.named(parent, name) else { return Tried::Refused(libc::ENOENT) };
-            let Some(attr) = alone.inode(inode) else { return Tried::Usual };
+            let Some(attr) = alone.inode(inode) else {
+                let may_be_held = !of_directory && alone.may_be_file(inode);
+                return if may_be_held { Tried::Hold(parent, name.clone()) } else { Tried::Usual };
+            };
             let is_directory = attr.kind() == FileKind::Directory;
             if is_directory != of_directory || (!is_directory && attr.nlink != 1) {
                 return Tried::Usual;
@@ -418,7 +446,10 @@ impl FileSystem {
             let both = after(now, &directory).zip(after(now, &new_directory));
             let Some(now) = both.map(|(one, other)| one.max(other)) else { return Tried::Usual };
             let Some(inode) = alone.named(from, &r.name) else { return Tried::Refused(libc::ENOENT) };
-            let Some(attr) = alone.inode(inode) else { return Tried::Usual };
+            let Some(attr) = alone.inode(inode) else {
+                let may_be_held = alone.may_be_file(inode);
+                return if may_be_held { Tried::Hold(from, r.name.clone()) } else { Tried::Usual };
+            };
             let is_directory = attr.kind() == FileKind::Directory;
             if directory.quota != new_directory.quota
                 || attr.quota != directory.quota
@@ -433,7 +464,7 @@ impl FileSystem {
                 if r.no_replace {
                     return Tried::Refused(libc::EEXIST);
                 }
-                let Some(other) = alone.inode(replaced) else { return Tried::Usual };
+                let Some(other) = alone.inode(replaced) else { return Tried::Hold(to, r.new_name.clone()) };
                 let plain = other.kind() != FileKind::Directory && other.nlink == 1 && replaced != inode;
                 if is_directory || !plain {
                     return Tried::Usual;
@@ -568,6 +599,46 @@ impl FileSystem {
             Reply::Entry(_) => Ok(()),
             other => Err(unexpected("hold_alone", &other)),
         }
+    }
+
+    /// Has the file of a name given to this session with its directory, which it has alone, and with it others whose names may come next: a directory that
+    /// is emptied is a question for hundreds of them. Answers whether that file is.
+    async fn hold_files(&self, directory: u64, name: &Bytes) -> bool {
+        let inner = &self.inner;
+        let held = || {
+            inner
+                .facts
+                .alone(|alone| alone.named(directory, name).is_some_and(|file| alone.inode(file).is_some()))
+        };
+        let _asking = inner.asking_files[(directory % 16) as usize].lock().await;
+        // Somebody else may have asked for it meanwhile.
+        if held() {
+            return true;
+        }
+        if !inner.eager.may_hold_files(directory, Instant::now()) {
+            return false;
+        }
+        let inodes = inner.facts.to_hold(directory, name, FILES);
+        if inodes.is_empty() {
+            return false;
+        }
+        let op = Op::HoldFiles(HoldFiles { directory, inodes: inodes.clone() });
+        let asked = inner.region.read_at_home(&daemon(), op).await;
+        let given = match asked {
+            Ok(Reply::DirPage(_)) => {
+                inner.facts.alone(|alone| inodes.iter().any(|file| alone.inode(*file).is_some()))
+            }
+            // A master of an earlier release among them.
+            Ok(_) => false,
+            Err(error) => {
+                tracing::debug!(directory, %error, "files of a directory aren't given to this session");
+                false
+            }
+        };
+        if !given {
+            inner.eager.no_files(directory, Instant::now());
+        }
+        held()
     }
 
     // ---- losses ----

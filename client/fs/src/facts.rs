@@ -174,6 +174,11 @@ impl Alone<'_> {
         (free && !self.facts.left().is_zero()).then_some(known.attr)
     }
 
+    /// Whether an inode may be something else than a directory, as far as is known.
+    pub fn may_be_file(&self, inode: u64) -> bool {
+        self.facts.inodes.get(&inode).is_none_or(|known| known.attr.kind() != FileKind::Directory)
+    }
+
     /// What a name stands for in a directory that is had alone.
     pub fn named(&self, directory: u64, name: &Bytes) -> Option<u64> {
         let listing = self.facts.listings.get(&directory)?;
@@ -465,6 +470,19 @@ impl Facts {
     /// The inodes of which nothing is known any more, since the region didn't let this session keep them.
     pub fn take_unconfirmed(&self) -> Vec<u64> {
         self.memo(|memo| std::mem::take(&mut memo.unconfirmed))
+    }
+
+    /// Files of a directory that is had alone which may be held with it, from that name on: others than this session may know them, as far as is known here.
+    pub fn to_hold(&self, directory: u64, name: &Bytes, most: usize) -> Vec<u64> {
+        let Some(listing) = self.listings.get(&directory) else { return Vec::new() };
+        let listing = listing.lock().unwrap_or_else(PoisonError::into_inner);
+        let from = listing.names.range(name.clone()..).chain(listing.names.range(..name.clone()));
+        let may_be = |file: &u64| {
+            self.inodes.get(file).is_none_or(|known| {
+                known.level != Level::Exclusive && known.attr.kind() != FileKind::Directory
+            })
+        };
+        from.map(|(_, file)| *file).filter(may_be).take(most).collect()
     }
 
     /// Whether the list of a directory is promised, entirely.

@@ -402,6 +402,9 @@ impl State {
                 granted.push(of(FactKind::Inode, r.inode));
                 granted.push(of(FactKind::Directory, r.inode));
             }
+            Some(Op::HoldFiles(r)) if self.alone => {
+                granted.extend(r.inodes.iter().map(|inode| of(FactKind::Inode, *inode)));
+            }
             Some(Op::ReadExtents(r)) if self.alone && self.exclusive => {
                 granted.push(of(FactKind::Inode, r.inode));
             }

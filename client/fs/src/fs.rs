@@ -62,6 +62,8 @@ pub(crate) struct Inner {
     pub eager: Eager,
     /// Held by whoever asks for inode ids.
     pub asking_ids: tokio::sync::Mutex<()>,
+    /// Files to be held with their directories are asked for, by the directory's number.
+    pub asking_files: [tokio::sync::Mutex<()>; 16],
     pub common: Common,
     pub shutdown: CancellationToken,
 }

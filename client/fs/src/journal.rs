@@ -164,6 +164,7 @@ pub(crate) fn about(op: &Op) -> (Vec<u64>, bool) {
         Op::Lookup(r) => (vec![r.parent], true),
         Op::ReadDir(r) => (vec![r.inode], true),
         Op::HoldAlone(r) => (vec![r.inode], true),
+        Op::HoldFiles(r) => (r.inodes.clone(), false),
         Op::Create(r) => (vec![r.parent], true),
         Op::Mknod(r) => (vec![r.parent], true),
         Op::Mkdir(r) => (vec![r.parent], true),

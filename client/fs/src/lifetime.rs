@@ -191,6 +191,7 @@ impl FileSystem {
             acls: Acls::default(),
             eager: Eager::default(),
             asking_ids: tokio::sync::Mutex::default(),
+            asking_files: Default::default(),
             common,
             shutdown,
         };

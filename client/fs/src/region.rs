@@ -375,6 +375,7 @@ impl Region {
                 Err(failure) => failure,
             };
             last = format!("{}: {failure}", seat.leader);
+            tracing::debug!(what = flight.what, number = flight.number, sent_as = ?flight.sent_as, last, "a request has no answer yet");
             self.counters.update(|c| c.retries += 1);
             match self.judge(flight, &seat, failure, &mut backoff, &mut after).await {
                 Next::Again => {}
@@ -686,6 +687,7 @@ fn name(op: &Op) -> &'static str {
         Op::Reserve(_) => "reserve",
         Op::ReserveInodes(_) => "reserve_inodes",
         Op::HoldAlone(_) => "hold_alone",
+        Op::HoldFiles(_) => "hold_files",
         Op::Sync(_) => "sync",
         Op::Tell(_) => "tell",
         Op::TestLock(_) => "test_lock",

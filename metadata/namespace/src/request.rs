@@ -49,6 +49,7 @@ pub fn is_change(request: &FsRequest) -> bool {
             | Op::Reserve(_)
             | Op::ReserveInodes(_)
             | Op::HoldAlone(_)
+            | Op::HoldFiles(_)
             | Op::Sync(_)
             | Op::TestLock(_) => false,
             Op::SetAttr(_)
@@ -207,6 +208,7 @@ pub fn volume_of(request: &FsRequest) -> VolumeId {
         Op::Acquire(r) => r.inode,
         Op::Reserve(_) | Op::ReserveInodes(_) | Op::Sync(_) => 0,
         Op::HoldAlone(r) => r.inode,
+        Op::HoldFiles(r) => r.directory,
         Op::TestLock(r) => r.inode,
         Op::Lock(r) => r.inode,
         Op::Unlock(r) => r.inode,

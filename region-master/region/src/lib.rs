@@ -43,6 +43,7 @@ pub mod seal;
 pub mod sessions;
 pub mod shipping;
 pub mod sync_set;
+mod together;
 
 pub use codes::{HealthCode, Severity};
 pub use registry::{Liveness, Registry};

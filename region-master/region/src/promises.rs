@@ -33,8 +33,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub use mooseng_wire::fact::{Fact, Level};
 use mooseng_wire::{InodeId, RequestNumber, SessionId, VolumeId};
 
+use crate::together::Together;
+
 /// Slots of the table of versions.
 const VERSION_SLOTS: usize = 1 << 16;
+/// Files that are recalled along with another one of their directory.
+const ALONG_MAX: usize = 256;
 /// Entries taken out of one session's promise on a directory, one by one, before the whole of it is recalled.
 const CARVED_MAX: u32 = 16;
 
@@ -132,6 +136,8 @@ pub struct PromiseTable {
     entries: BTreeMap<(InodeId, SessionId), u64>,
     /// The directories that sessions have alone.
     alone: BTreeMap<SessionId, BTreeSet<InodeId>>,
+    /// The files that they hold with those.
+    together: Together,
     /// Counts what was exclusive and was given back. Raised in here alone; who reads it elsewhere reads at most the present count.
     tick: Arc<AtomicU64>,
     /// When something of such a hash was given back last.
@@ -151,6 +157,7 @@ impl PromiseTable {
             versions: vec![0; VERSION_SLOTS],
             entries: BTreeMap::new(),
             alone: BTreeMap::new(),
+            together: Together::default(),
             tick: Arc::default(),
             given_back: vec![0; VERSION_SLOTS],
         }
@@ -246,6 +253,50 @@ impl PromiseTable {
             || self.entries.range(all).any(|((_, holder), _)| *holder != session)
     }
 
+    /// Whether a session has a directory alone, and nobody else is promised anything of this file of it: then it may be given to the session
+    /// ([`Self::grant_with`]).
+    pub fn is_free(&self, session: SessionId, directory: InodeId, file: InodeId) -> bool {
+        let others = |held: &Held| held.holds.iter().any(|hold| hold.session != session);
+        self.level(session, &Fact::Directory(directory)) == Some(Level::Exclusive)
+            && !self.facts.get(&Fact::Inode(file)).is_some_and(others)
+    }
+
+    /// Gives a file to a session that has its directory alone: what is known of it was true at `version`. It is recalled along with others of the directory.
+    pub fn grant_with(
+        &mut self,
+        session: SessionId,
+        directory: InodeId,
+        file: InodeId,
+        version: u64,
+    ) -> bool {
+        let given = self.is_free(session, directory, file)
+            && self.grant(session, &Fact::Inode(file), Level::Exclusive, version);
+        if given {
+            self.together.add(session, directory, file);
+        }
+        given
+    }
+
+    /// Recalls what sessions hold together with these: who looks at one of them may look at all.
+    fn along(&mut self, mut recalls: Vec<Recall>) -> Vec<Recall> {
+        let mut files = BTreeSet::new();
+        for recall in &recalls {
+            if let Fact::Inode(file) = recall.fact {
+                let others = self.together.others(recall.session, file).take(ALONG_MAX);
+                files.extend(others.map(|other| (recall.session, other)));
+            }
+        }
+        for (session, file) in files.into_iter().take(ALONG_MAX) {
+            let fact = Fact::Inode(file);
+            let holds =
+                |held: &Held| held.holds.iter().any(|hold| hold.session == session && hold.recall.is_none());
+            if self.facts.get(&fact).is_some_and(holds) {
+                recalls.extend(self.recall(&fact, session, &fact, Some(Level::Shared)));
+            }
+        }
+        recalls
+    }
+
     /// Who else has a directory alone.
     fn alone_elsewhere(&self, session: SessionId, directory: InodeId) -> Option<SessionId> {
         let held = self.facts.get(&Fact::Directory(directory))?;
@@ -275,7 +326,7 @@ impl PromiseTable {
                 }
             }
         }
-        recalls
+        self.along(recalls)
     }
 
     /// Which recalls must be answered before `session` hears that an inode isn't there that it asks for by its number: each other session that has
@@ -306,8 +357,14 @@ impl PromiseTable {
         self.tick.clone()
     }
 
-    /// Keeps account of who has a directory alone.
+    /// Keeps account of who has a directory alone, and files with it.
     fn note_alone(&mut self, fact: &Fact, session: SessionId) {
+        if let Fact::Inode(file) = fact
+            && self.together.has(session, *file)
+            && self.level(session, fact) != Some(Level::Exclusive)
+        {
+            self.together.remove(session, *file);
+        }
         let Fact::Directory(directory) = fact else { return };
         if self.level(session, fact) == Some(Level::Exclusive) {
             self.alone.entry(session).or_default().insert(*directory);
@@ -434,7 +491,7 @@ impl PromiseTable {
                 .collect();
             recalls.extend(others.into_iter().filter_map(|(from, keep)| self.recall(fact, from, fact, keep)));
         }
-        recalls
+        self.along(recalls)
     }
 
     /// Asks a session for what it holds on `fact`; `named` is what the recall says (an entry, where a directory is carved).
@@ -511,7 +568,7 @@ impl PromiseTable {
         let own = own.into_iter().collect();
         let facts = facts.into_iter().chain(directories).collect();
         self.changes.insert(id, Change { session, facts, whole, own, waits });
-        (id, recalls)
+        (id, self.along(recalls))
     }
 
     fn recall_from_others(&mut self, session: SessionId, fact: &Fact) -> Vec<Recall> {

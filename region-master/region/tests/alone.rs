@@ -377,3 +377,54 @@ fn a_directory_is_given_to_one_that_takes_it_from_nobody() {
         [(&Fact::Directory(DIRECTORY), None)]
     );
 }
+
+#[test]
+fn files_are_given_with_their_directory_and_recalled_together() {
+    let mut table = PromiseTable::new(Limits::default());
+    let (a, b) = (SessionId(1), SessionId(2));
+    table.add_session(a);
+    table.add_session(b);
+    let file = |n: u64| InodeId(100 + n);
+    let fact = |n: u64| Fact::Inode(file(n));
+    assert!(!table.grant_with(a, DIRECTORY, file(0), 1), "the directory isn't this session's alone");
+    assert!(table.grant_alone(a, DIRECTORY, 1));
+    assert!(table.grant(b, &fact(9), Level::Shared, 1));
+    assert!(!table.grant_with(a, DIRECTORY, file(9), 1), "somebody else is promised it");
+    for n in 0..4 {
+        assert!(table.grant_with(a, DIRECTORY, file(n), 1));
+    }
+    // One that is exclusive for another reason stays where it is.
+    assert!(table.grant(a, &fact(5), Level::Exclusive, 1));
+
+    // Who looks at one has all given back.
+    let recalls = table.read_blockers(b, &[fact(1)].into(), false);
+    let named: BTreeSet<Fact> = recalls.iter().map(|recall| recall.fact.clone()).collect();
+    assert_eq!(named, (0..4).map(fact).collect());
+    assert!(recalls.iter().all(|recall| recall.keep == Some(Level::Shared)), "{recalls:?}");
+    assert!(!table.answered(&recalls));
+    for recall in &recalls {
+        table.acknowledge(a, recall.number);
+    }
+    assert!(table.answered(&recalls));
+    assert_eq!(
+        [0, 1, 5].map(|n| table.level(a, &fact(n))),
+        [Some(Level::Shared), Some(Level::Shared), Some(Level::Exclusive)]
+    );
+    // Nothing more goes along with what isn't held so any more.
+    assert!(table.read_blockers(b, &[fact(1)].into(), false).is_empty());
+
+    // A change waits for what it changes alone.
+    for n in 0..4 {
+        assert!(table.grant_with(a, DIRECTORY, file(n), 1));
+    }
+    let (change, recalls) = table.begin(b, RequestNumber(1), [fact(2)].into());
+    assert_eq!(recalls.len(), 4);
+    let own = recalls.iter().find(|recall| recall.fact == fact(2)).unwrap();
+    assert_eq!(own.keep, None);
+    table.acknowledge(a, own.number);
+    assert!(table.is_ready(change));
+    table.end(change, Some(2));
+    // A session that goes leaves nothing behind.
+    table.drop_session(a);
+    assert!(table.grant(b, &fact(0), Level::Exclusive, 2));
+}

@@ -197,6 +197,9 @@ fn facts_read(request: &FsRequest, reply: &FsReply) -> BTreeSet<Fact> {
         }
         (Op::GetAttr(r), Reply::Entry(_)) => drop(facts.insert(inode(r.inode))),
         (Op::HoldAlone(r), Reply::Entry(_)) => drop(facts.insert(inode(r.inode))),
+        (Op::HoldFiles(_), Reply::DirPage(page)) => {
+            facts.extend(page.entries.iter().filter_map(|entry| attr_of(&entry.attr)));
+        }
         (Op::Acquire(r), Reply::Entry(_)) => drop(facts.insert(inode(r.inode))),
         (Op::Open(r), Reply::Entry(_)) => drop(facts.insert(inode(r.inode))),
         (Op::ReadExtents(r), Reply::Extents(_)) => drop(facts.insert(inode(r.inode))),
@@ -221,6 +224,8 @@ pub fn told_by_read(request: &FsRequest, reply: &FsReply, looked: &BTreeSet<Fact
 fn grantable(request: &FsRequest, fact: &Fact) -> bool {
     match &request.op {
         Some(Op::Seek(_) | Op::Describe(_) | Op::GetXattr(_) | Op::ListXattr(_) | Op::Access(_)) => false,
+        // Exclusively, or not at all.
+        Some(Op::HoldFiles(_)) => false,
         // A listing is complete from its first page on, or not at all.
         Some(Op::ReadDir(r)) => !matches!(fact, Fact::Directory(_)) || r.cookie == 0,
         _ => true,
@@ -294,7 +299,7 @@ pub async fn admit_read(
     deadline: Instant,
 ) -> Result<Option<Beside>, CallError> {
     let tick = rests.tick;
-    let looked = rests_on(request, std::mem::take(&mut rests.looked));
+    let mut looked = rests_on(request, std::mem::take(&mut rests.looked));
     let unheard_of = !rests.all_told && matches!(reply.reply, Some(Reply::Errno(ESTALE)));
     let listing = matches!(request.op, Some(Op::ReadDir(_)));
     let acquire = match &request.op {
@@ -317,6 +322,17 @@ pub async fn admit_read(
                     }
                 }
             }
+        }
+        if let (Some(Op::HoldFiles(r)), Some(Reply::DirPage(page))) = (&request.op, &mut reply.reply) {
+            // What others know of isn't taken from them: nothing is told of it, either.
+            let directory = InodeId(r.directory);
+            for entry in &mut page.entries {
+                let file = InodeId(entry.inode);
+                if desk.sessions.is_open_elsewhere(id, file) || !desk.promises.is_free(id, directory, file) {
+                    entry.attr = None;
+                }
+            }
+            looked.clone_from(&facts_read(request, reply));
         }
         let facts = facts_read(request, reply);
         // While two sessions have a file open, both write through.
@@ -344,6 +360,15 @@ pub async fn admit_read(
             if spacious && desk.promises.grant_alone(id, directory, version) {
                 let fact = Some(Fact::Directory(directory).to_message());
                 beside.granted.push(Granted { fact, exclusive: true });
+            }
+        }
+        if let Some(Op::HoldFiles(r)) = &request.op {
+            for fact in &facts {
+                if let Fact::Inode(file) = fact
+                    && desk.promises.grant_with(id, InodeId(r.directory), *file, version)
+                {
+                    beside.granted.push(Granted { fact: Some(fact.to_message()), exclusive: true });
+                }
             }
         }
         for fact in facts.iter().filter(|fact| grantable(request, fact)) {

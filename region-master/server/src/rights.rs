@@ -122,7 +122,9 @@ pub fn put_on(rule: &MountRule, request: &mut FsRequest) -> Option<FsReply> {
         Some(Op::Lock(_) | Op::Unlock(_) | Op::CancelLock(_)) => false,
         Some(Op::Open(open)) => open.flags & ACCESS_MODE != READ_ONLY || open.flags & TRUNCATE != 0,
         Some(Op::Access(access)) => access.mask & WRITE != 0,
-        Some(Op::Acquire(_) | Op::Reserve(_) | Op::HoldAlone(_) | Op::ReserveInodes(_)) => true,
+        Some(
+            Op::Acquire(_) | Op::Reserve(_) | Op::HoldAlone(_) | Op::HoldFiles(_) | Op::ReserveInodes(_),
+        ) => true,
         _ => mooseng_namespace::is_change(request),
     };
     let refused = rule.read_only && changes;

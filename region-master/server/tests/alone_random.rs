@@ -219,21 +219,18 @@ fn compared(all: &BTreeMap<Vec<u8>, Attr>) -> BTreeMap<&[u8], Shown> {
     all.iter().map(|(name, attr)| (name.as_slice(), shown(attr))).collect()
 }
 
+async fn connect(cluster: &Cluster, name: &str, delegate: bool) -> FileSystem {
+    let masters = cluster.addresses();
+    let config = ClientConfig { masters, host: name.into(), delegate, ..ClientConfig::default() };
+    let network = Arc::new(PlainNetwork::new(identity(Role::Client, name)));
+    FileSystem::connect(config, network, Arc::new(OsClock)).await.unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_made_alone_is_as_what_is_made_the_usual_way() {
     let cluster = Cluster::start(1, Arc::new(OsClock)).await;
     cluster.leader().await;
-    let connect = async |name: &str, delegate: bool| {
-        let config = ClientConfig {
-            masters: cluster.addresses(),
-            host: name.into(),
-            delegate,
-            ..ClientConfig::default()
-        };
-        let network = Arc::new(PlainNetwork::new(identity(Role::Client, name)));
-        FileSystem::connect(config, network, Arc::new(OsClock)).await.unwrap()
-    };
-    let (ours, other) = (connect("ours", true).await, connect("other", false).await);
+    let (ours, other) = (connect(&cluster, "ours", true).await, connect(&cluster, "other", false).await);
     let mut made_alone = 0;
     for seed in 0..40 {
         let mut rng = StdRng::seed_from_u64(seed);
@@ -282,4 +279,63 @@ async fn what_is_made_alone_is_as_what_is_made_the_usual_way() {
     assert!(made_alone > 500, "only {made_alone} changes were made alone");
     ours.close().await;
     other.close().await;
+}
+
+/// A directory that another client has filled is emptied with a question for hundreds of its files, but for what somebody else knows of.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_others_made_is_removed_without_a_question_for_each() {
+    const FILES: usize = 600;
+    let cluster = Cluster::start(1, Arc::new(OsClock)).await;
+    cluster.leader().await;
+    let root = Caller { kernel_checked: true, ..Caller::default() };
+    let name = |n: usize| format!("f{n:03}").into_bytes();
+    let maker = connect(&cluster, "maker", true).await;
+    let directory = maker.mkdir(&root, maker.root(), b"d", 0o755).await.unwrap().inode;
+    for n in 0..FILES {
+        let made = maker.create(&root, directory, &name(n), 0o644, READ_WRITE).await.unwrap();
+        maker.release(made.handle).await.unwrap();
+    }
+    let twice = maker.lookup(&root, directory, &name(20)).await.unwrap().inode;
+    maker.link(&root, twice, maker.root(), b"twice").await.unwrap();
+    let open = maker.lookup(&root, directory, &name(300)).await.unwrap().inode;
+    maker.close().await;
+
+    let (reader, ours) = (connect(&cluster, "reader", true).await, connect(&cluster, "ours", true).await);
+    let held = reader.open(&root, open, 0).await.unwrap();
+    for n in 0..FILES {
+        match n % 3 {
+            // Moved first.
+            0 => {
+                let moved = format!("g{n:03}").into_bytes();
+                ours.rename(&root, directory, &name(n), directory, &moved, RenameMode::Replace)
+                    .await
+                    .unwrap();
+                ours.unlink(&root, directory, &moved).await.unwrap();
+            }
+            // The next one stays.
+            1 if n % 30 == 1 => {}
+            _ => ours.unlink(&root, directory, &name(n)).await.unwrap(),
+        }
+    }
+    let left = |page: mooseng_wire::fs::DirPage| -> Vec<Vec<u8>> {
+        page.entries.iter().map(|entry| entry.name.to_vec()).collect()
+    };
+    let expected: Vec<Vec<u8>> = (0..FILES).filter(|n| n % 30 == 1).map(name).collect();
+    // Somebody else looks at those that stay, one after the other, and finds them as they are, whoever holds them.
+    let page = reader.readdir(&root, directory, 0, 1000).await.unwrap();
+    let mut names = left(page);
+    names.sort();
+    assert_eq!(names, expected);
+    for name in &expected {
+        assert_eq!(reader.lookup(&root, directory, name).await.unwrap().nlink, 1);
+    }
+    for (inode, links) in [(open, 0), (twice, 1)] {
+        assert_eq!(reader.getattr(&root, inode).await.unwrap().nlink, links);
+    }
+    reader.release(held.handle).await.unwrap();
+    let status = ours.status();
+    assert!(status.made_alone > 700, "{} of 780 changes were made alone", status.made_alone);
+    assert_eq!((status.alone_corrected, status.untold_lost), (0, 0));
+    reader.close().await;
+    ours.close().await;
 }

@@ -80,6 +80,12 @@ impl State {
             Op::Reserve(o) => self.reserve(&o),
             Op::Sync(_) => Reply::Done(Done {}),
             Op::HoldAlone(o) => self.entry(o.inode),
+            Op::HoldFiles(o) => {
+                let attr = |inode: &u64| self.nodes.get(inode).map(|node| node.attr);
+                let entry =
+                    |inode: &u64| DirEntry { inode: *inode, attr: attr(inode), ..DirEntry::default() };
+                Reply::DirPage(DirPage { entries: o.inodes.iter().map(entry).collect(), end: true })
+            }
             Op::ReserveInodes(o) => {
                 let first = InodeId::new(self.volume, self.last_id + 1).0;
                 self.last_id += u64::from(o.count);

@@ -5,7 +5,7 @@ use mooseng_schema::directory::{self, Counter};
 use mooseng_schema::inode::{self, InodeRecord};
 use mooseng_schema::number;
 use mooseng_store::{Atomic, Transaction};
-use mooseng_wire::fs::{AtimeTouch, Entry, SetAttr};
+use mooseng_wire::fs::{AtimeTouch, DirEntry, DirPage, Entry, HoldFiles, SetAttr};
 use mooseng_wire::{FILE_SIZE_MAX, InodeId};
 
 use crate::errno::Errno;
@@ -19,10 +19,31 @@ use crate::window;
 
 /// Access times that one request brings at most.
 const TOUCHES_MAX: usize = 1024;
+/// Files that are asked for at a time, to be held with their directory.
+const HELD_MAX: usize = 1024;
 
 pub async fn get<T: Transaction>(view: &View<'_, T>, id: InodeId) -> Result<Entry, OpError> {
     let record = view.inode(id).await?;
     Ok(Entry { attr: Some(view.attr(id, &record).await?) })
+}
+
+/// The attributes of files that may be held with their directory: what has one name, and is no directory. Of others there is only the number.
+pub async fn of_files<T: Transaction>(view: &View<'_, T>, r: &HoldFiles) -> Result<DirPage, OpError> {
+    if r.inodes.len() > HELD_MAX {
+        return Err(OpError::Malformed("more files are asked for at a time than may be"));
+    }
+    let mut entries = Vec::new();
+    for &inode in &r.inodes {
+        let mut entry = DirEntry { inode, ..DirEntry::default() };
+        if let Some(record) = view.inode_if(InodeId(inode)).await?
+            && !is_directory(record.kind)
+        {
+            let attr = view.attr(InodeId(inode), &record).await?;
+            entry.attr = (attr.nlink == 1).then_some(attr);
+        }
+        entries.push(entry);
+    }
+    Ok(DirPage { entries, end: true })
 }
 
 pub async fn set<T: Transaction>(view: &View<'_, T>, r: &SetAttr) -> Result<Entry, OpError> {

@@ -94,6 +94,8 @@ pub async fn execute_noting<T: Transaction>(
             }
             Reply::Entry(entry)
         }
+        // As with Acquire.
+        Op::HoldFiles(r) => Reply::DirPage(attributes::of_files(&view, r).await?),
         Op::TestLock(r) => Reply::LockHolder(locks::test(&view, r).await?),
         Op::SetAttr(r) => Reply::Entry(attributes::set(&view, r).await?),
         Op::Create(r) => Reply::Created(make::create(&view, r).await?),
