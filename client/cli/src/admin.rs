@@ -33,9 +33,11 @@ use crate::outlook;
 use crate::status::Wide;
 
 mod certs;
+mod cluster;
 mod home;
 
 pub use certs::*;
+pub use cluster::*;
 pub use home::*;
 
 /// How long a master may take to answer about its status.

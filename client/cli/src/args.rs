@@ -7,6 +7,7 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 mod certs;
 mod class;
+mod cluster;
 mod dev;
 mod quota;
 mod regions;
@@ -14,6 +15,7 @@ mod trash;
 
 pub use certs::{CertsArgs, CertsCommand, CertsRevoke, CertsUnrevoke};
 pub use class::{ClassArgs, ClassAssign, ClassCommand, ClassCreate, ClassList, ClassName, ClassOf, ClassSet};
+pub use cluster::{ClusterArgs, ClusterCommand, ClusterLevel};
 pub use dev::*;
 pub use quota::{QuotaArgs, QuotaCommand, QuotaList, QuotaOf, QuotaSet, QuotaWhose, UsersVolume};
 pub use regions::{
@@ -88,6 +90,8 @@ pub enum Command {
     Events(EventsArgs),
     /// The cluster's regions, and the group in which they agree.
     Regions(RegionsArgs),
+    /// The cluster's feature level: which releases its masters may be of.
+    Cluster(ClusterArgs),
     /// Certificates that the cluster refuses. (`mooseng-certs` issues them.)
     Certs(CertsArgs),
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  args --> run --> mount (mounting, runtime)      a FUSE mount, as a daemon; as mount.mooseng for mount(8)
-//!             |---> status, df, fsck, members, chunkservers, trash, quota, class, metadata, regions, volume, certs (admin)  what masters say, over gRPC
+//!             |---> status, df, fsck, members, chunkservers, trash, quota, class, metadata, regions, volume, cluster, certs (admin)  what masters say, over gRPC
 //!             |        \---- which volume of the tree is meant (tree)
 //!             |---> top, profile                   what mounts on this machine are asked for, from their metrics
 //!             |---> info                           where a path's chunks lie, over a session
@@ -16,6 +16,7 @@ mod args;
 mod certs;
 mod chunkservers;
 mod class;
+mod cluster;
 mod config;
 mod dev;
 mod df;
@@ -98,6 +99,7 @@ fn dispatch(command: args::Command) -> Result<(), Failure> {
         Salvage(a) => salvage::run(a),
         Policy(_) => Err(Failure::not_built("policies (`mooseng policy`)")),
         Regions(a) => regions::run(a),
+        Cluster(a) => cluster::run(&a),
         Certs(a) => certs::run(a),
     }
 }

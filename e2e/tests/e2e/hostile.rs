@@ -15,6 +15,7 @@ use mooseng_e2e::cluster::{DevCluster, Process};
 use mooseng_e2e::steps::Steps;
 use mooseng_transport::{Connection, Network, Protocol, TlsFiles, TlsNetwork};
 use mooseng_wire::frame::{Frame, Kind};
+use mooseng_wire::level::Levels;
 use mooseng_wire::method::Method;
 use mooseng_wire::{Role, version};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -169,7 +170,7 @@ async fn greeted(cluster: &DevCluster, port: &Process) -> Result<Connection> {
     let network = TlsNetwork::load(client_files(cluster)?)?;
     let role = Role::parse(&port.role).context("role")?;
     let mut connection = network.connect(&port.address, Protocol::Stream, role).await?;
-    let hello = frame(Kind::Hello, 0, version::hello().encode_to_vec().into());
+    let hello = frame(Kind::Hello, 0, version::hello(Levels::OURS).encode_to_vec().into());
     connection.io.write_all(&hello).await?;
     let mut buffer = BytesMut::new();
     loop {

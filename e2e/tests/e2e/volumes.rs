@@ -32,6 +32,30 @@ fn volume(cluster: &DevCluster, region: &str, words: &[&str]) -> Result<serde_js
     serde_json::from_slice(&output.stdout).with_context(|| format!("volume {words:?}: {output:?}"))
 }
 
+/// `mooseng cluster level WORDS -o json`, by an administrator.
+fn level(cluster: &DevCluster, words: &[&str]) -> Result<serde_json::Value> {
+    let mut command = cluster.mooseng(&["cluster", "level", "-o", "json"]);
+    command.args(words).arg("--config").arg(cluster.admin_config_of(OTHER)?);
+    Ok(serde_json::from_slice(&checked(&mut command)?.stdout)?)
+}
+
+/// Nothing is left to raise, and every master has said so.
+fn levels(cluster: &DevCluster) -> Result<()> {
+    wait_for("all masters to have told what they support", Duration::from_secs(30), || {
+        let shown = level(cluster, &[])?;
+        let masters = shown["masters"].as_array().context("no masters")?;
+        let all = masters.iter().all(|m| m["reachable"] == true && m["highest"] == shown["level"]);
+        ensure!(shown["level"] == 1 && masters.len() >= 3 && all, "{shown:#}");
+        ensure!(shown["raisable_to"].is_null() && shown["in_the_way"] == "", "{shown:#}");
+        Ok(())
+    })?;
+    for words in [&["--raise", "--plan"][..], &["--raise"]] {
+        let raised = level(cluster, words)?;
+        ensure!(raised["level_before"] == 1 && raised["level"] == 1, "{raised:#}");
+    }
+    Ok(())
+}
+
 /// An attempt to delete a volume, which is refused for that reason.
 fn refused(cluster: &DevCluster, path: &str, reason: &str) -> Result<()> {
     let refusal = volume(cluster, ROOT_HOME, &["delete", path]);
@@ -189,6 +213,9 @@ fn run() -> Result<()> {
     let cluster = DevCluster::up("volumes", &["--regions", "2", "--trash-retention", "60s"])?;
     let mut steps = Steps::default();
     let (here, there) = (cluster.mount_of(ROOT_HOME)?, cluster.mount_of(OTHER)?);
+    steps.run("a new cluster is at the feature level of its release, which all masters support", || {
+        levels(&cluster)
+    });
     steps.run("a geo volume and a region volume are made, and both mounts cross into them", || {
         make(&cluster, &here, "v", "geo")?;
         make(&cluster, &here, "w", "region")?;

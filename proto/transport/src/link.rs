@@ -17,6 +17,7 @@ use mooseng_wire::Role;
 use mooseng_wire::call::{CallError, CallMeta, ErrorCode};
 use mooseng_wire::chunk::{AskMemory, LendRefusal, MemoryLent};
 use mooseng_wire::frame::{Frame, HEADER_BYTES, Kind};
+use mooseng_wire::level::Levels;
 use mooseng_wire::method::{LANES, Method};
 use prost::Message;
 use tokio::sync::{Semaphore, broadcast};
@@ -150,6 +151,11 @@ impl Link {
     /// Where it leads.
     pub fn address(&self) -> &str {
         &self.0.address
+    }
+
+    /// The feature levels that the peer of the present connection supports; none while there is no connection.
+    pub fn levels(&self) -> Option<Levels> {
+        self.0.state().live.as_ref().filter(|live| live.is_open()).map(|live| live.levels)
     }
 
     /// Messages without an answer that the peer sends, from now on, on whatever connection is live.
@@ -432,7 +438,8 @@ impl Inner {
 
     async fn greet(&self) -> Result<Arc<Live>, ConnectError> {
         let connection = self.network.connect(&self.address, Protocol::Stream, self.role).await?;
-        let live = Live::start(connection, self.notices.clone(), self.options).await;
+        let levels = self.network.levels();
+        let live = Live::start(connection, levels, self.notices.clone(), self.options).await;
         live.map_err(|reason| self.refused(reason))
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use mooseng_wire::call::{CallError, ErrorCode, HelloAnswer};
 use mooseng_wire::frame::{Frame, Kind};
+use mooseng_wire::level::Levels;
 use mooseng_wire::method::Method;
 use mooseng_wire::version;
 use prost::Message;
@@ -29,6 +30,8 @@ type Pending = Option<BTreeMap<u64, oneshot::Sender<Outcome>>>;
 /// A connection that took the hello.
 pub(crate) struct Live {
     pub(crate) outbox: Outbox,
+    /// What the peer supports.
+    pub(crate) levels: Levels,
     pending: Mutex<Pending>,
     retire_at: Option<Instant>,
     replaced: AtomicBool,
@@ -50,17 +53,19 @@ enum Memory {
 const QUIET_TICKS: u32 = 3;
 
 impl Live {
-    /// Exchanges hellos and starts the connection's task; or says why that can't be.
+    /// Exchanges hellos, of which ours tells `levels`, and starts the connection's task; or says why that can't be.
     pub(crate) async fn start(
         connection: Connection,
+        levels: Levels,
         notices: broadcast::Sender<(Method, Bytes)>,
         options: LinkOptions,
     ) -> Result<Arc<Self>, String> {
         let (reader, mut writer) = tokio::io::split(connection.io);
         let mut frames = FrameReader::new(reader, options.silence_max);
-        greet(&mut frames, &mut writer).await?;
+        let levels = greet(&mut frames, &mut writer, levels).await?;
         let live = Arc::new(Self {
             outbox: Outbox::new(),
+            levels,
             pending: Mutex::new(Some(BTreeMap::new())),
             retire_at: connection.retire_at,
             replaced: AtomicBool::new(false),
@@ -229,9 +234,10 @@ impl Live {
 async fn greet<R: AsyncRead + Unpin>(
     frames: &mut FrameReader<R>,
     writer: &mut (impl AsyncWrite + Unpin),
-) -> Result<(), String> {
+    levels: Levels,
+) -> Result<Levels, String> {
     let mut bytes = BytesMut::new();
-    plain(Kind::Hello, version::hello().encode_to_vec().into()).encode_head(&mut bytes);
+    plain(Kind::Hello, version::hello(levels).encode_to_vec().into()).encode_head(&mut bytes);
     let sent = async {
         writer.write_all(&bytes).await?;
         writer.flush().await
@@ -251,7 +257,7 @@ async fn greet<R: AsyncRead + Unpin>(
         return Err(answer.refused);
     }
     frames.welcome();
-    Ok(())
+    Ok(version::levels_answered(&answer))
 }
 
 /// A call that waits for its answer. When it is dropped before, the peer is told that nobody waits any more.

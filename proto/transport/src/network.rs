@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use mooseng_wire::admin::CredentialReport;
+use mooseng_wire::level::Levels;
 use mooseng_wire::revocations::Agreed;
 use mooseng_wire::{Identity, Role};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -138,6 +139,10 @@ pub trait Network: Send + Sync + 'static {
     async fn listen(&self, address: &str) -> io::Result<Box<dyn Listener>>;
     /// Who we are.
     fn identity(&self) -> Identity;
+    /// The feature levels that this daemon supports, as its hellos tell: those of this release, but in tests.
+    fn levels(&self) -> Levels {
+        Levels::OURS
+    }
     /// Our certificate and revocation list, where there are any.
     fn credentials(&self) -> Option<CredentialReport> {
         None

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use mooseng_wire::admin::CredentialReport;
+use mooseng_wire::level::Levels;
 use mooseng_wire::{Identity, Role};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -22,17 +23,23 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct PlainNetwork {
     identity: Identity,
     credentials: Option<CredentialReport>,
+    levels: Levels,
 }
 
 impl PlainNetwork {
     /// The network as that identity sees it.
     pub fn new(identity: Identity) -> Self {
-        Self { identity, credentials: None }
+        Self { identity, credentials: None, levels: Levels::OURS }
     }
 
     /// The same, with something to tell of a certificate and a list that it doesn't have.
     pub fn with_credentials(self, credentials: CredentialReport) -> Self {
         Self { credentials: Some(credentials), ..self }
+    }
+
+    /// The same, of a release that supports those feature levels.
+    pub fn with_levels(self, levels: Levels) -> Self {
+        Self { levels, ..self }
     }
 }
 
@@ -132,6 +139,10 @@ impl Network for PlainNetwork {
 
     fn identity(&self) -> Identity {
         self.identity.clone()
+    }
+
+    fn levels(&self) -> Levels {
+        self.levels
     }
 
     fn credentials(&self) -> Option<CredentialReport> {

@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use mooseng_wire::call::{CallError, CallMeta, ErrorCode};
 use mooseng_wire::frame::{Frame, Kind};
+use mooseng_wire::level::Levels;
 use mooseng_wire::method::{Lane, Method};
 use prost::Message;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -80,6 +81,10 @@ impl Answer {
 pub trait Service: Send + Sync + 'static {
     /// Answers one call. Dropped when the caller cancels or its deadline passes.
     async fn call(&self, incoming: Incoming) -> Result<Answer, CallError>;
+    /// The feature levels that this daemon supports, as it answers hellos.
+    fn levels(&self) -> Levels {
+        Levels::OURS
+    }
     /// A connection was made.
     fn connected(&self, _connection: &ConnectionHandle) {}
     /// A connection ended.
@@ -93,6 +98,8 @@ pub struct ConnectionHandle {
     pub id: u64,
     /// Who is at the other end.
     pub peer: Arc<Peer>,
+    /// The feature levels that it supports, as its hello told.
+    pub levels: Levels,
     pub(crate) outbox: Arc<Outbox>,
     pub(crate) memory: Arc<OnceLock<LentMemory>>,
 }

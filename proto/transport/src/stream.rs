@@ -12,6 +12,7 @@ use futures::future::{AbortHandle, Abortable};
 use futures::stream::{FuturesUnordered, StreamExt};
 use mooseng_wire::call::{CallError, CallMeta, ErrorCode, Hello};
 use mooseng_wire::frame::{Frame, Kind};
+use mooseng_wire::level::Levels;
 use mooseng_wire::method::{LANES, Lane, Method};
 use mooseng_wire::{BULK_BYTES_MAX, version};
 use prost::Message;
@@ -45,18 +46,17 @@ pub(crate) async fn serve(
     let peer = connection.peer;
     let (reader, mut writer) = tokio::io::split(connection.io);
     let mut frames = FrameReader::new(reader, limits.silence_max);
-    let greeted =
-        timeout(limits.handshake_timeout, greet(&mut frames, &mut writer, refused, note_version)).await;
-    match greeted {
-        Ok(Ok(())) => {}
+    let greeting = greet(&mut frames, &mut writer, service.levels(), refused, note_version);
+    let levels = match timeout(limits.handshake_timeout, greeting).await {
+        Ok(Ok(levels)) => levels,
         Ok(Err(reason)) => {
             return tracing::debug!(peer = %peer.identity, reason, "a connection came to nothing");
         }
         Err(_) => return tracing::debug!(peer = %peer.identity, "a peer said no hello in time"),
-    }
+    };
     let outbox = Arc::new(Outbox::new());
     let id = CONNECTIONS.fetch_add(1, Ordering::Relaxed);
-    let handle = ConnectionHandle { id, peer, outbox, memory: Arc::default() };
+    let handle = ConnectionHandle { id, peer, levels, outbox, memory: Arc::default() };
     service.connected(&handle);
     let _ended = EndOnDrop { handle: &handle, service };
     let mut calls = Calls::new(&handle, service, limits, bytes.clone());
@@ -87,9 +87,10 @@ impl Drop for EndOnDrop<'_> {
 async fn greet<R: AsyncRead + Unpin>(
     frames: &mut FrameReader<R>,
     writer: &mut (impl AsyncWrite + Unpin),
+    levels: Levels,
     refused: Option<String>,
     note_version: impl Fn(&str),
-) -> Result<(), String> {
+) -> Result<Levels, String> {
     let hello = match frames.next().await? {
         Some(Frame { kind: Kind::Hello, body, .. }) => {
             Hello::decode(body).map_err(|e| format!("malformed hello: {e}"))?
@@ -97,7 +98,7 @@ async fn greet<R: AsyncRead + Unpin>(
         Some(_) => return Err("the peer didn't begin with a hello".into()),
         None => return Err("the peer left without a hello".into()),
     };
-    let mut answer = version::agree(&version::hello(), &hello);
+    let mut answer = version::agree(&version::hello(levels), &hello);
     if let Some(reason) = refused {
         answer.refused = reason;
     } else if !answer.refused.is_empty() {
@@ -112,7 +113,7 @@ async fn greet<R: AsyncRead + Unpin>(
     sent.await.map_err(|e| e.to_string())?;
     if answer.refused.is_empty() {
         frames.welcome();
-        return Ok(());
+        return Ok(version::levels_of(&hello));
     }
     let _ = writer.shutdown().await;
     // Closing while bytes of theirs are unread would reset the connection, and they would lose the answer.

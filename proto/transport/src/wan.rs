@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use mooseng_wire::admin::CredentialReport;
+use mooseng_wire::level::Levels;
 use mooseng_wire::revocations::Agreed;
 use mooseng_wire::{Identity, Role};
 use serde::{Deserialize, Serialize};
@@ -168,6 +169,10 @@ impl Network for WanNetwork {
 
     fn identity(&self) -> Identity {
         self.below.identity()
+    }
+
+    fn levels(&self) -> Levels {
+        self.below.levels()
     }
 
     fn credentials(&self) -> Option<CredentialReport> {

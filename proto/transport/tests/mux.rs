@@ -2,8 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -18,6 +18,7 @@ use mooseng_transport::{
 use mooseng_wire::call::{CallError, CallMeta, ErrorCode, Hello, HelloAnswer};
 use mooseng_wire::chunk::MemoryLent;
 use mooseng_wire::frame::{FRAME_BYTES_MAX, Frame, Kind};
+use mooseng_wire::level::Levels;
 use mooseng_wire::method::Method;
 use mooseng_wire::{Identity, Role, version};
 use prost::Message;
@@ -207,7 +208,7 @@ async fn raw_client(address: &str) -> (tokio::net::TcpStream, bytes::BytesMut) {
     let mut io = tokio::net::TcpStream::connect(address).await.unwrap();
     plain::greet(&mut io, Protocol::Stream, &identity(Role::Client)).await.unwrap();
     plain::read_greeting(&mut io).await.unwrap();
-    io.write_all(&raw(Kind::Hello, 0, version::hello().encode_to_vec())).await.unwrap();
+    io.write_all(&raw(Kind::Hello, 0, version::hello(Levels::OURS).encode_to_vec())).await.unwrap();
     let mut buffer = bytes::BytesMut::new();
     assert_eq!(raw_frame(&mut io, &mut buffer).await.unwrap().kind, Kind::HelloAnswer);
     (io, buffer)
@@ -223,7 +224,7 @@ async fn a_peer_that_falls_silent_is_noticed_long_before_the_call_ends() {
         plain::greet(&mut io, Protocol::Stream, &identity(Role::Master)).await.unwrap();
         let mut buffer = bytes::BytesMut::new();
         let hello = raw_frame(&mut io, &mut buffer).await.unwrap();
-        let answer = version::agree(&version::hello(), &Hello::decode(hello.body).unwrap());
+        let answer = version::agree(&version::hello(Levels::OURS), &Hello::decode(hello.body).unwrap());
         io.write_all(&raw(Kind::HelloAnswer, 0, answer.encode_to_vec())).await.unwrap();
         std::future::pending::<()>().await;
         drop(io);
@@ -246,9 +247,11 @@ async fn start_with(
     (address, watched, shutdown)
 }
 
-/// Counts connections; holds changes until it is dropped; tells reads their trace context.
+/// Counts connections; holds changes until it is dropped; tells reads their trace context. It supports feature levels 2 to 3.
 #[derive(Default)]
 struct Watched {
+    /// What the last peer supports.
+    levels: Mutex<Levels>,
     connected: AtomicUsize,
     disconnected: AtomicUsize,
 }
@@ -261,7 +264,11 @@ impl Service for Watched {
             _ => Ok(Answer { body: mooseng_transport::trace::current(), bulk: Bytes::new() }),
         }
     }
-    fn connected(&self, _: &ConnectionHandle) {
+    fn levels(&self) -> Levels {
+        Levels::told(2, 3)
+    }
+    fn connected(&self, connection: &ConnectionHandle) {
+        *self.levels.lock().unwrap() = connection.levels;
         self.connected.fetch_add(1, Ordering::SeqCst);
     }
     fn disconnected(&self, _: u64) {
@@ -291,12 +298,33 @@ async fn who_may_not_connect_is_told_why() {
 }
 
 #[tokio::test]
+async fn both_ends_tell_which_feature_levels_they_support() {
+    let (address, watched, _shutdown) = start_with(Limits::default(), |_, _| Ok(())).await;
+    let network = PlainNetwork::new(identity(Role::Client)).with_levels(Levels::told(1, 4));
+    let link = Link::new(Arc::new(network), address.clone(), Role::Master, LinkOptions::default());
+    assert_eq!(link.levels(), None, "nothing is connected yet");
+    link.call(Method::FsRead, Bytes::new(), Bytes::new(), WAIT).await.unwrap();
+    assert_eq!(link.levels(), Some(Levels::told(2, 3)));
+    assert_eq!(*watched.levels.lock().unwrap(), Levels::told(1, 4));
+    link.reset();
+    assert_eq!(link.levels(), None, "whoever answers next may be of another release");
+    // A release from before levels.
+    let mut io = tokio::net::TcpStream::connect(&address).await.unwrap();
+    plain::greet(&mut io, Protocol::Stream, &identity(Role::Client)).await.unwrap();
+    plain::read_greeting(&mut io).await.unwrap();
+    io.write_all(&raw(Kind::Hello, 0, vec![8_u8, 1, 16, 1])).await.unwrap();
+    let mut buffer = bytes::BytesMut::new();
+    assert_eq!(raw_frame(&mut io, &mut buffer).await.unwrap().kind, Kind::HelloAnswer);
+    until(|| *watched.levels.lock().unwrap() == Levels::default()).await;
+}
+
+#[tokio::test]
 async fn a_peer_of_a_foreign_version_is_told_both_versions() {
     let (address, _, _shutdown) = start().await;
     let mut io = tokio::net::TcpStream::connect(&address).await.unwrap();
     plain::greet(&mut io, Protocol::Stream, &identity(Role::Client)).await.unwrap();
     plain::read_greeting(&mut io).await.unwrap();
-    let hello = Hello { version_min: 98, version_max: 99, features: 0, software: "tomorrow".into() };
+    let hello = Hello { version_min: 98, version_max: 99, software: "tomorrow".into(), ..Hello::default() };
     io.write_all(&raw(Kind::Hello, 0, hello.encode_to_vec())).await.unwrap();
     let mut buffer = bytes::BytesMut::new();
     let answer = raw_frame(&mut io, &mut buffer).await.unwrap();

@@ -7,6 +7,7 @@
 //! - [`founding`]: which of the regions of one name a piece of state belongs to.
 //! - [`frame`]: the frame codec of the framed, multiplexed streams (sans I/O).
 //! - [`join`]: join tokens as text.
+//! - [`level`]: the feature level, and what each level brings.
 //! - [`revocations`]: the list of certificates that are refused.
 //! - [`method`]: the numbers of the calls on those streams, and the lane of each.
 //! - [`fs`], [`session`], [`chunk`], [`raft`], [`global`], [`geo`], [`admin`], [`call`]: generated messages.
@@ -16,6 +17,7 @@ pub mod fact;
 pub mod founding;
 pub mod frame;
 pub mod join;
+pub mod level;
 pub mod method;
 pub mod revocations;
 pub mod version;

@@ -1,6 +1,7 @@
 //! Protocol versions and features of the framed streams: versions N and N+1 interoperate.
 
 use crate::call::{Hello, HelloAnswer};
+use crate::level::Levels;
 
 /// The oldest protocol version that this build speaks.
 pub const PROTOCOL_MIN: u32 = 1;
@@ -11,9 +12,26 @@ pub const FEATURES: u64 = 0;
 /// The newest disk format (log, chunk files, store) that this build writes and reads.
 pub const DISK_FORMAT: u32 = 1;
 
-/// This build's hello.
-pub fn hello() -> Hello {
-    Hello { version_min: PROTOCOL_MIN, version_max: PROTOCOL_MAX, features: FEATURES, software: software() }
+/// This build's hello, of a daemon that supports those feature levels.
+pub fn hello(levels: Levels) -> Hello {
+    Hello {
+        version_min: PROTOCOL_MIN,
+        version_max: PROTOCOL_MAX,
+        features: FEATURES,
+        software: software(),
+        level_lowest: levels.lowest.0,
+        level_highest: levels.highest.0,
+    }
+}
+
+/// The feature levels that a peer's hello tells.
+pub fn levels_of(hello: &Hello) -> Levels {
+    Levels::told(hello.level_lowest, hello.level_highest)
+}
+
+/// Those that its answer to ours tells.
+pub fn levels_answered(answer: &HelloAnswer) -> Levels {
+    Levels::told(answer.level_lowest, answer.level_highest)
 }
 
 /// The software's name and version.
@@ -29,6 +47,8 @@ pub fn agree(ours: &Hello, theirs: &Hello) -> HelloAnswer {
             version: 0,
             features: 0,
             software: ours.software.clone(),
+            level_lowest: ours.level_lowest,
+            level_highest: ours.level_highest,
             refused: format!(
                 "the peer ({}) speaks protocol versions {} to {}, this side ({}) speaks {} to {}; upgrade the older one",
                 theirs.software,
@@ -44,6 +64,8 @@ pub fn agree(ours: &Hello, theirs: &Hello) -> HelloAnswer {
         version,
         features: ours.features & theirs.features,
         software: ours.software.clone(),
+        level_lowest: ours.level_lowest,
+        level_highest: ours.level_highest,
         refused: String::new(),
     }
 }
@@ -53,7 +75,7 @@ mod tests {
     use super::*;
 
     fn speaks(min: u32, max: u32, features: u64) -> Hello {
-        Hello { version_min: min, version_max: max, features, software: "test".into() }
+        Hello { version_min: min, version_max: max, features, software: "test".into(), ..Hello::default() }
     }
 
     #[test]

@@ -30,6 +30,8 @@ pub enum GlobalTag {
     Revocation = 10,
     /// The version of what is refused ([`mooseng_schema::number`]).
     RevocationsVersion = 11,
+    /// The feature level ([`mooseng_schema::number`]).
+    Level = 40,
 }
 
 fn tagged<T: TuplePack>(tag: GlobalTag, rest: &T) -> Vec<u8> {
@@ -140,6 +142,11 @@ pub fn parse_revocation(key: &[u8]) -> Result<String, SchemaError> {
     parse(GlobalTag::Revocation, key).map(|(what,)| what)
 }
 
+/// The key of the feature level.
+pub fn level() -> Vec<u8> {
+    tagged(GlobalTag::Level, &())
+}
+
 /// The key of the version of what is refused.
 pub fn revocations_version() -> Vec<u8> {
     tagged(GlobalTag::RevocationsVersion, &())
@@ -164,6 +171,7 @@ mod tests {
             (storage_classes(), "0267001509"),
             (revocation("5a"), "026700150a 02356100"),
             (revocations_version(), "026700150b"),
+            (level(), "0267001528"),
         ];
         for (key, expected) in table {
             assert_eq!(hex(&key), expected.replace(' ', ""));

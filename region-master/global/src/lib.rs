@@ -5,7 +5,8 @@
 //!
 //! - [`view`]: what a master knows of it, at one version.
 //! - [`key`], [`record`]: keys and values.
-//! - [`rules`]: what may be changed; of whom is refused, in a cluster of one region, too ([`rules::revocations`]).
+//! - [`rules`]: what may be changed; of whom is refused, in a cluster of one region, too ([`rules::revocations`]);
+//!   which releases must be able to read what is written ([`rules::level`]).
 //! - [`lease`]: regions' leases, of those that hold and of those that time them.
 //! - [`failover`]: when a volume gets another home by itself, and which.
 //! - [`voters`]: which masters vote, and what that survives.

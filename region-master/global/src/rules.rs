@@ -13,6 +13,7 @@ use mooseng_schema::log::LogPosition;
 use mooseng_schema::{Record, SchemaError, number};
 use mooseng_store::mvcc::Change;
 use mooseng_store::{KeyRange, RangeLimit, Read, StoreError, Transaction};
+use mooseng_wire::level::FeatureLevel;
 use mooseng_wire::{Epoch, LOCAL_ID_BITS, VolumeId, is_identity_word, join};
 
 use crate::key;
@@ -210,6 +211,9 @@ pub enum RuleError {
     /// About storage classes.
     #[error(transparent)]
     Class(#[from] ClassError),
+    /// About the feature level.
+    #[error(transparent)]
+    Level(#[from] LevelError),
 }
 
 /// What a cluster begins with.
@@ -221,6 +225,8 @@ pub struct Founding {
     pub root_home: String,
     /// How long a region's lease lasts.
     pub lease_ms: u64,
+    /// The highest feature level of the release that founds it.
+    pub level: FeatureLevel,
 }
 
 /// A renewal of a region's lease.
@@ -316,7 +322,8 @@ pub async fn view(tx: &impl Transaction) -> Ruled<Option<View>> {
     let volume_highest = cluster.map_or(0, |cluster| cluster.volume_highest);
     let (regions, volumes) = (regions(tx, read).await?, volumes(tx, read).await?);
     let (classes, classes_version) = classes::all(tx, read).await?;
-    Ok(Some(View { version, regions, volumes, volume_highest, classes, classes_version }))
+    let level = level::level(tx, read).await?;
+    Ok(Some(View { version, regions, volumes, volume_highest, classes, classes_version, level }))
 }
 
 /// How long a region's lease lasts; none before the cluster is founded.
@@ -383,6 +390,7 @@ pub async fn found(tx: &impl Transaction, founding: &Founding) -> Ruled<bool> {
         join: None,
     };
     put(tx, ROOT, &root);
+    level::begin(tx, founding.level);
     changed(tx).await?;
     Ok(true)
 }
@@ -924,6 +932,8 @@ pub use classes::{CLASSES_MAX, ClassError, create_class, delete_class, leave_cla
 mod joins;
 pub use joins::{Making, VOLUMES_MAX, create_volume, delete_volume, join_volume, leave_volume};
 
+pub mod level;
+pub use level::LevelError;
 pub mod revocations;
 
 #[cfg(test)]
@@ -932,6 +942,8 @@ mod anew_tests;
 mod classes_tests;
 #[cfg(test)]
 mod joins_tests;
+#[cfg(test)]
+mod level_tests;
 #[cfg(test)]
 mod revocations_tests;
 #[cfg(test)]

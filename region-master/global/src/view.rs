@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use mooseng_ports::plant::{self, Plant};
 use mooseng_schema::log::LogPosition;
 use mooseng_schema::storage_class::StorageClassRecord;
+use mooseng_wire::level::FeatureLevel;
 use mooseng_wire::{Epoch, InodeId, VolumeId};
 
 /// All that is agreed on, at one version.
@@ -22,6 +23,8 @@ pub struct View {
     pub classes: BTreeMap<u32, StorageClass>,
     /// The version that the last change of them made; 0 where there was none.
     pub classes_version: u64,
+    /// What the masters of all regions can read.
+    pub level: FeatureLevel,
 }
 
 /// A storage class of the cluster.

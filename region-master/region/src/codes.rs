@@ -113,6 +113,14 @@ codes! {
         "This region doesn't hold its lease: volumes that fail over by themselves and have their home here take no changes.",
         "The region's leader can't reach the leader of the global group, or that group has none.",
         "Look for `GLOBAL_NO_LEADER`, and at the network between the regions. The region goes on by itself once it renews its lease, unless another one has become the home meanwhile.";
+    LEVELS_DIFFER, Info,
+        "The masters of the cluster support different feature levels.",
+        "They run different releases: an upgrade is under way, or was left unfinished.",
+        "Upgrade the others (`docs/operations.md`, *Upgrading*); `mooseng cluster level` shows which master supports what. Until all support it, the level can't be raised.";
+    LEVEL_RAISABLE, Info,
+        "All masters support a higher feature level than the cluster is at: what came with it isn't allowed yet.",
+        "All were upgraded. The level is raised by command only, for no earlier release can be started afterwards.",
+        "`mooseng cluster level` shows what it would allow, and `mooseng cluster level --raise` raises it, once you are sure that you won't go back.";
     MASTER_DISK_LOW, Warning,
         "The disk of a master's `state_dir` is nearly full: it leads only while no other master has room.",
         "Something else fills the disk, or the metadata has outgrown it: less than `reserve_bytes` is free.",
@@ -137,6 +145,10 @@ codes! {
         "A majority of the masters lies in one zone: the loss of that zone stops the region.",
         "Masters were placed without regard to zones, or the configuration names the wrong zone.",
         "Spread the masters over three zones.";
+    MASTER_OUTDATED, Warning,
+        "A master runs a release that doesn't support the cluster's feature level: the other masters don't hear it.",
+        "An earlier release was started on it after the level was raised, or it joins with one.",
+        "Start a release that supports the level, with the same `state_dir`; `mooseng cluster level` shows it.";
     NO_CHUNKSERVERS, Critical,
         "Fewer chunkservers are alive than a new chunk needs copies: writes of file data wait.",
         "Chunkservers are down, or haven't found this master yet.",

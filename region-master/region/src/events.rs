@@ -38,6 +38,7 @@ events! {
     LEADER_ELECTED, "a region", "A master leads the region's group now.";
     LEASE_LOST, "a region", "Its lease ran out: it must have stopped to change what another region may take over.";
     LEASE_RENEWED, "a region", "Its lease, which had run out, was renewed.";
+    LEVEL_RAISED, "a feature level", "The cluster is at it from then on: what came with it is allowed, and no release that doesn't support it can be started.";
     REGION_ADDED, "a region", "It was taken into the cluster.";
     REGION_REACHED, "a region", "A region whose masters didn't answer another one's leader does so again.";
     REGION_REMOVED, "a region", "It was let go of.";

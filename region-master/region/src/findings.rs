@@ -12,7 +12,7 @@ use crate::registry::{Chunkserver, DiskFacts, Liveness};
 mod global;
 mod revocations;
 
-pub use global::GlobalFacts;
+pub use global::{GlobalFacts, LevelFacts};
 pub use revocations::AgreedFacts;
 
 /// A master.

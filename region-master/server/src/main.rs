@@ -264,6 +264,7 @@ async fn run(config: MasterConfig) -> anyhow::Result<()> {
         _ = interrupt.recv() => None,
         failure = server.failed() => Some(failure),
     };
+    let outdated = server.outdated();
     let _ = service_manager::tell("STOPPING=1");
     tracing::info!("stopping");
     server.stop().await;
@@ -271,9 +272,10 @@ async fn run(config: MasterConfig) -> anyhow::Result<()> {
         otlp.stop().await;
     }
     // What acknowledged nothing since has nothing to lose by ending; whoever supervises the process sees that it is gone.
-    match failure {
-        None => Ok(()),
-        Some(failure) => bail!(
+    match (failure, outdated) {
+        (None, _) => Ok(()),
+        (Some(_), Some(outdated)) => bail!("MASTER_OUTDATED: this master's release {outdated}."),
+        (Some(failure), None) => bail!(
             "MASTER_FAILED: {failure}. Mend the disk below state_dir = {state_dir:?} and start this master again; if the disk is lost, \
              start it with an empty one under a new id and change the members with `mooseng members`."
         ),

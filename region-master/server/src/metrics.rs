@@ -22,6 +22,7 @@ pub const NAMES: &[Name] = &[
     GLOBAL_LEADING,
     GLOBAL_TERM,
     AGREED_VERSION,
+    FEATURE_LEVEL,
     REVOCATIONS,
     REVOCATIONS_VERSION,
     LEASE_HELD,
@@ -98,6 +99,10 @@ const GLOBAL_TERM: Name = Name("mooseng_master_global_term", "Raft's term in the
 const AGREED_VERSION: Name = Name(
     "mooseng_master_agreed_version",
     "Changes of what the regions have agreed on, as far as this master knows",
+);
+const FEATURE_LEVEL: Name = Name(
+    "mooseng_master_feature_level",
+    "The feature level that the cluster is at, as far as this master knows",
 );
 const REVOCATIONS: Name = Name(
     "mooseng_master_revocations",
@@ -260,6 +265,8 @@ pub struct Metrics {
     pub global_term: Gauge,
     /// The version of what is agreed on.
     pub agreed_version: Gauge,
+    /// The cluster's feature level.
+    pub feature_level: Gauge,
     /// See [`crate::revocations`].
     pub revocations: Gauge,
     /// Its version.
@@ -392,6 +399,7 @@ impl Metrics {
             global_leading: Gauge::default(),
             global_term: Gauge::default(),
             agreed_version: Gauge::default(),
+            feature_level: Gauge::default(),
             revocations: Gauge::default(),
             revocations_version: Gauge::default(),
             lease_held: Gauge::default(),
@@ -462,6 +470,7 @@ impl Metrics {
             (GLOBAL_LEADING, m.global_leading),
             (GLOBAL_TERM, m.global_term),
             (AGREED_VERSION, m.agreed_version),
+            (FEATURE_LEVEL, m.feature_level),
             (REVOCATIONS, m.revocations),
             (REVOCATIONS_VERSION, m.revocations_version),
             (LEASE_HELD, m.lease_held),

@@ -25,6 +25,7 @@ use mooseng_wire::admin::{
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::global::change::Change;
 use mooseng_wire::global::{Revoke, Unrevoke};
+use mooseng_wire::level::Feature;
 use mooseng_wire::revocations::{AGREED_MAX, Agreed};
 use mooseng_wire::{Identity, Role};
 use tokio::time::Instant;
@@ -341,6 +342,10 @@ pub async fn revoke(
         return Err(invalid(Refused::TooMany.to_string()));
     }
     if request.plan {
+        // The leader of the global group says so itself where it is to be done.
+        let level = master.global.as_ref().map(|global| global.view().level);
+        let allowed = level.map_or(Ok(()), |level| level.require(Feature::Revocations));
+        allowed.map_err(|below| invalid(below.to_string()))?;
         return Ok(RevokeReply { version: known.version, uses: said });
     }
     let version = match &master.global {

@@ -13,19 +13,20 @@ use mooseng_wire::admin::assign_class_request::Which as Assigned;
 use mooseng_wire::admin::purge_trash_request::Which as Purged;
 use mooseng_wire::admin::{
     AddRegionRequest, AssignClassReply, AssignClassRequest, ChangeMembersReply, ChangeMembersRequest,
-    ChangeRegionsReply, ClassOfReply, ClassOfRequest, CreateClassRequest, CreateVolumeReply,
-    CreateVolumeRequest, CredentialReport, CredentialsRequest, CrossingReply, CrossingRequest,
-    DeleteClassReply, DeleteClassRequest, DeleteVolumeReply, DeleteVolumeRequest, DrainReply, DrainRequest,
-    DumpPiece, DumpRequest, FsckNews, FsckRequest, HeartbeatReply, HeartbeatRequest, ListClassesReply,
-    ListClassesRequest, ListEventsReply, ListEventsRequest, ListLossesReply, ListLossesRequest,
-    ListQuotasReply, ListQuotasRequest, ListRegionsReply, ListRegionsRequest, ListRevocationsReply,
-    ListRevocationsRequest, ListSalvageReply, ListSalvageRequest, ListTrashReply, ListTrashRequest,
-    ListVolumesReply, ListVolumesRequest, MemberToAdd, MoveHomeReply, MoveHomeRequest, PurgeTrashReply,
-    PurgeTrashRequest, Quota, QuotaTarget, RemoveRegionRequest, RestoreTrashReply, RestoreTrashRequest,
-    RevokeReply, RevokeRequest, SetClassRequest, SetQuotaRequest, SetVolumeReply, SetVolumeRequest,
-    ShowSalvageReply, ShowSalvageRequest, StatusReply, StatusRequest, StorageClass, TicketKey,
-    TransferLeaderReply, TransferLeaderRequest, TrashRetentionReply, TrashRetentionRequest, UnrevokeRequest,
-    VerifyDataReply, VerifyDataRequest, VerifyVolumeReply, VerifyVolumeRequest, VolumeEpoch,
+    ChangeRegionsReply, ClassOfReply, ClassOfRequest, ClusterLevelReply, ClusterLevelRequest,
+    CreateClassRequest, CreateVolumeReply, CreateVolumeRequest, CredentialReport, CredentialsRequest,
+    CrossingReply, CrossingRequest, DeleteClassReply, DeleteClassRequest, DeleteVolumeReply,
+    DeleteVolumeRequest, DrainReply, DrainRequest, DumpPiece, DumpRequest, FsckNews, FsckRequest,
+    HeartbeatReply, HeartbeatRequest, ListClassesReply, ListClassesRequest, ListEventsReply,
+    ListEventsRequest, ListLossesReply, ListLossesRequest, ListQuotasReply, ListQuotasRequest,
+    ListRegionsReply, ListRegionsRequest, ListRevocationsReply, ListRevocationsRequest, ListSalvageReply,
+    ListSalvageRequest, ListTrashReply, ListTrashRequest, ListVolumesReply, ListVolumesRequest, MemberToAdd,
+    MoveHomeReply, MoveHomeRequest, PurgeTrashReply, PurgeTrashRequest, Quota, QuotaTarget, RaiseLevelReply,
+    RaiseLevelRequest, RemoveRegionRequest, RestoreTrashReply, RestoreTrashRequest, RevokeReply,
+    RevokeRequest, SetClassRequest, SetQuotaRequest, SetVolumeReply, SetVolumeRequest, ShowSalvageReply,
+    ShowSalvageRequest, StatusReply, StatusRequest, StorageClass, TicketKey, TransferLeaderReply,
+    TransferLeaderRequest, TrashRetentionReply, TrashRetentionRequest, UnrevokeRequest, VerifyDataReply,
+    VerifyDataRequest, VerifyVolumeReply, VerifyVolumeRequest, VolumeEpoch,
 };
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::founding::Founding;
@@ -543,6 +544,27 @@ impl Administration for Rpc {
     ) -> Result<Response<ListRevocationsReply>, Status> {
         self.allow_of_cluster(&request, &[Role::Admin, Role::Client])?;
         Ok(Response::new(revocations::list(&self.0)))
+    }
+
+    async fn cluster_level(
+        &self,
+        request: Request<ClusterLevelRequest>,
+    ) -> Result<Response<ClusterLevelReply>, Status> {
+        self.allow_of_cluster(&request, &[Role::Admin, Role::Client])?;
+        Ok(Response::new(self.global()?.cluster_level()))
+    }
+
+    async fn raise_level(
+        &self,
+        request: Request<RaiseLevelRequest>,
+    ) -> Result<Response<RaiseLevelReply>, Status> {
+        let who = self.allow_of_cluster(&request, &[Role::Admin])?;
+        let request = request.into_inner();
+        if !request.plan {
+            tracing::info!(who, ?request, "the feature level is to be raised");
+        }
+        let raised = self.global()?.raise(&request, Instant::now() + AGREE_WITHIN).await;
+        raised.map(Response::new).map_err(not_done)
     }
 
     async fn set_volume(

@@ -9,6 +9,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use mooseng_embedded::{Base, BaseError, Embedded, Offload, Options};
+use mooseng_global::RuleError;
 use mooseng_ports::clock::Clock;
 use mooseng_ports::disk::Disk;
 use mooseng_raft::{Member, RaftConfig as NodeConfig, RaftError, RaftNode, Timings};
@@ -18,6 +19,7 @@ use mooseng_transport::grpc::registry_server::RegistryServer;
 use mooseng_transport::{Blocking, Limits, Network, Peer, Protocol, Services, observe, serve};
 use mooseng_wal::Options as WalOptions;
 use mooseng_wire::admin::StatusReply;
+use mooseng_wire::level::Unsupported;
 use mooseng_wire::{Identity, Role};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -76,6 +78,12 @@ pub enum StartError {
     /// The metadata store can't be opened.
     #[error("the metadata store below `state_dir` can't be opened: {0}")]
     Store(#[from] BaseError),
+    /// The cluster is at a feature level that this release doesn't support.
+    #[error("MASTER_OUTDATED: this master's release {0}")]
+    Outdated(#[from] Unsupported),
+    /// What the regions have agreed on can't be read.
+    #[error("the global group's store below `state_dir`: {0}")]
+    Global(#[from] RuleError),
     /// The Raft log can't be opened, or the group can't be joined.
     #[error("the Raft log below `state_dir` can't be opened: {0}")]
     Raft(#[from] RaftError),
@@ -268,6 +276,11 @@ impl MasterServer {
             failure = self.master.raft.stopped() => failure,
             failure = global => failure,
         }
+    }
+
+    /// Why this master's release can't serve the cluster, if it has learned that it can't.
+    pub fn outdated(&self) -> Option<Unsupported> {
+        self.master.global.as_ref().and_then(|global| global.is_supported().err())
     }
 
     /// Hands leadership over if it leads, then ends.

@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use mooseng_raft::{is_of_global, is_of_region};
 use mooseng_transport::{Answer, Incoming, Service, call_error};
 use mooseng_wire::call::{CallError, ErrorCode};
+use mooseng_wire::level::Levels;
 use mooseng_wire::method::Method;
 use mooseng_wire::session::{AnswerRecalls, CloseSession, OpenSession, Renew, Renewed, Request};
 use mooseng_wire::{Role, SessionId, VolumeId};
@@ -23,6 +24,7 @@ impl Service for MasterService {
     async fn call(&self, incoming: Incoming) -> Result<Answer, CallError> {
         let master = &self.0;
         let method = incoming.method;
+        self.hears(&incoming)?;
         if is_of_global(method) {
             return self.global()?.handle(incoming).await;
         }
@@ -37,6 +39,10 @@ impl Service for MasterService {
         answer
     }
 
+    fn levels(&self) -> Levels {
+        self.0.network.levels()
+    }
+
     fn disconnected(&self, connection: u64) {
         self.0.connections.forget(connection);
     }
@@ -46,6 +52,17 @@ impl MasterService {
     fn global(&self) -> Result<&Global, CallError> {
         let alone = "this master's cluster has one region (there is no [global] in its configuration)";
         self.0.global.as_deref().ok_or_else(|| call_error(ErrorCode::InvalidRequest, alone))
+    }
+
+    /// A master of a release that doesn't support the cluster's feature level isn't heard, but where it asks whether this one is there.
+    fn hears(&self, incoming: &Incoming) -> Result<(), CallError> {
+        let identity = &incoming.peer.identity;
+        match &self.0.global {
+            Some(global) if identity.role == Role::Master && incoming.method != Method::Renew => {
+                global.hears(identity, incoming.connection.levels)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// What sessions ask of a volume only its home answers, once that isn't about to be moved.

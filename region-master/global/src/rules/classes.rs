@@ -9,9 +9,10 @@ use std::collections::BTreeMap;
 use mooseng_schema::Record;
 use mooseng_schema::storage_class::{CLUSTER_FIRST, Change, StorageClassRecord as Asked, Unfit};
 use mooseng_store::{Read, Transaction};
+use mooseng_wire::level::Feature;
 use mooseng_wire::{Epoch, VolumeId};
 
-use super::{Ruled, changed, cluster, get, pairs, version, volumes};
+use super::{Ruled, changed, cluster, get, level, pairs, version, volumes};
 use crate::key;
 use crate::record::{StorageClassRecord, StorageClassesRecord};
 use crate::view::StorageClass;
@@ -109,6 +110,7 @@ pub async fn create_class(tx: &impl Transaction, asked: &Asked) -> Ruled<(u32, u
             false => Err(ClassError::Exists(class.name).into()),
         };
     }
+    level::require(tx, Feature::ClusterClasses).await?;
     if classes.len() >= CLASSES_MAX {
         return Err(ClassError::TooMany.into());
     }

@@ -9,9 +9,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use mooseng_schema::Record;
 use mooseng_schema::ids::IdKind;
 use mooseng_store::{Read, Transaction};
+use mooseng_wire::level::Feature;
 use mooseng_wire::{Epoch, LOCAL_ID_BITS, ROOT_INODE, VolumeId};
 
-use super::{ROOT, RuleError, Ruled, changed, cluster, put, regions, unfit, version, volume, volumes};
+use super::{ROOT, RuleError, Ruled, changed, cluster, level, put, regions, unfit, version, volume, volumes};
 use crate::key;
 use crate::view::{Durability, Join, Place, Region, Stage, Volume};
 use crate::voters;
@@ -150,6 +151,7 @@ pub async fn create_volume(tx: &impl Transaction, making: &Making) -> Ruled<(Vol
         making.is(id, there, stage)?;
         return Ok((id, version(tx, Read::Conflicting).await?));
     }
+    level::require(tx, Feature::Volumes).await?;
     let made = making.volume(parent, &regions(tx, Read::Conflicting).await?)?;
     if all.len() >= VOLUMES_MAX {
         return Err(RuleError::Volumes(format!("there are {VOLUMES_MAX} volumes, which is the most")));

@@ -10,9 +10,10 @@ use mooseng_schema::revocation::{self, Revocation, RevocationRecord};
 use mooseng_schema::{Record, SchemaError, number};
 use mooseng_store::{KeyRange, Read, Transaction};
 use mooseng_wire::Identity;
+use mooseng_wire::level::Feature;
 use mooseng_wire::revocations::{AGREED_MAX, Agreed, Revocations, entry};
 
-use super::{Ruled, get, pairs};
+use super::{Ruled, get, level, pairs};
 use crate::key;
 
 /// Bytes of a reason at most.
@@ -194,6 +195,9 @@ pub async fn revoke(
     }
     if there.len() > AGREED_MAX {
         return Err(Refused::TooMany.into());
+    }
+    if news && space == Space::Cluster {
+        level::require(tx, Feature::Revocations).await?;
     }
     match news || swept {
         true => changed(tx, space, now_ms, at_least).await,

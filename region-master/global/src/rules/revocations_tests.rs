@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use mooseng_schema::revocation::Revocation;
 use mooseng_store::memory::MemoryStore;
 use mooseng_store::{Read, Store};
+use mooseng_wire::level::Levels;
 use mooseng_wire::revocations::AGREED_MAX;
 
 use super::revocations::*;
-use super::tests::{ruled, run};
+use super::tests::{at_level, ruled, run};
 use super::{RuleError, Ruled};
 
 const SPACES: [Space; 2] = [Space::Cluster, Space::Region];
@@ -34,7 +35,7 @@ async fn is(store: &MemoryStore, space: Space) -> (u64, Vec<(String, Option<i64>
 #[tokio::test]
 async fn what_is_done_twice_is_done_once_and_each_store_has_its_own() {
     for (space, other) in [(Space::Cluster, Space::Region), (Space::Region, Space::Cluster)] {
-        let store = MemoryStore::new();
+        let store = at_level(Levels::OURS.highest).await;
         let all = [("77", Some(5_000)), ("spiffe://c/r/client/x", None)];
         assert_eq!(revoked(&store, space, &all, 2_000).await, Ok(2_000));
         assert_eq!(revoked(&store, space, &all, 3_000).await, Ok(2_000), "that was so already");
@@ -55,7 +56,7 @@ async fn what_is_done_twice_is_done_once_and_each_store_has_its_own() {
 #[tokio::test]
 async fn the_longer_time_counts_and_what_has_ended_goes_an_hour_later() {
     for space in SPACES {
-        let store = MemoryStore::new();
+        let store = at_level(Levels::OURS.highest).await;
         let at = |s: i64| (s * 1_000) as u64;
         revoked(&store, space, &[("77", Some(5_000)), ("78", Some(50_000))], at(10)).await.unwrap();
         revoked(&store, space, &[("77", Some(4_000))], at(11)).await.unwrap();
@@ -79,7 +80,7 @@ async fn the_longer_time_counts_and_what_has_ended_goes_an_hour_later() {
 
 #[tokio::test]
 async fn there_is_a_most() {
-    let store = MemoryStore::new();
+    let store = at_level(Levels::OURS.highest).await;
     let all: Vec<String> = (0..AGREED_MAX).map(|n| format!("{:04x}", n + 0x1000)).collect();
     let all: Vec<(&str, Option<i64>)> = all.iter().map(|what| (what.as_str(), Some(1))).collect();
     revoked(&store, Space::Cluster, &all, 10).await.unwrap();
@@ -94,7 +95,7 @@ async fn there_is_a_most() {
 
 #[tokio::test]
 async fn a_regions_revocations_go_to_the_global_group_without_a_gap() {
-    let store = MemoryStore::new();
+    let store = at_level(Levels::OURS.highest).await;
     revoked(&store, Space::Region, &[("77", None), ("78", None)], 9_000).await.unwrap();
     let region = known(&store.begin(), Space::Region, Read::Snapshot).await.unwrap();
     let told = async || {

@@ -2,6 +2,7 @@
 
 use mooseng_store::Store;
 use mooseng_store::memory::{MemoryStore, MemoryTransaction};
+use mooseng_wire::level::Levels;
 use proptest::prelude::*;
 
 use super::*;
@@ -22,6 +23,7 @@ pub(super) fn founding() -> Founding {
         regions: regions.map(|(name, region)| (name.to_owned(), region)).into(),
         root_home: "a".into(),
         lease_ms: 10_000,
+        level: Levels::OURS.highest,
     }
 }
 
@@ -50,6 +52,15 @@ pub(super) use ruled;
 pub(super) async fn founded() -> MemoryStore {
     let store = MemoryStore::new();
     assert!(ruled!(&store, tx, found(&tx, &founding())).unwrap());
+    store
+}
+
+/// A store with nothing in it but the feature level.
+pub(super) async fn at_level(level: FeatureLevel) -> MemoryStore {
+    let store = MemoryStore::new();
+    let tx = store.begin();
+    level::begin(&tx, level);
+    tx.commit().await.unwrap();
     store
 }
 

@@ -20,6 +20,21 @@ pub struct GlobalFacts {
     pub waiting: Vec<(String, String)>,
     /// The asked master leads a region that is the home of volumes for which it needs a lease, and doesn't hold it.
     pub lease_lost: bool,
+    /// The feature level, and what stands beside it.
+    pub levels: LevelFacts,
+}
+
+/// What the cluster's masters support, as the asked one knows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LevelFacts {
+    /// The feature level that the cluster is at.
+    pub level: u32,
+    /// All masters support a higher one: the highest that they do.
+    pub raisable: Option<u32>,
+    /// Masters support different ones: which support which.
+    pub differ: Option<String>,
+    /// Masters that don't support the level that the cluster is at, with the rest of it in a sentence.
+    pub outdated: Vec<(String, String)>,
 }
 
 /// Looks for what is wrong.
@@ -49,6 +64,21 @@ pub(super) fn look(facts: &GlobalFacts, found: &mut Vec<Finding>) {
         let detail = "The region's leader can't renew the region's lease.";
         found.push(finding(&codes::LEASE_LOST, "region", detail));
     }
+    look_at_levels(&facts.levels, found);
+}
+
+fn look_at_levels(facts: &LevelFacts, found: &mut Vec<Finding>) {
+    for (master, detail) in &facts.outdated {
+        found.push(finding(&codes::MASTER_OUTDATED, format!("master {master}"), detail));
+    }
+    if let Some(differ) = &facts.differ {
+        let detail = format!("The cluster is at feature level {}. {differ}.", facts.level);
+        found.push(finding(&codes::LEVELS_DIFFER, "cluster", detail));
+    }
+    if let Some(to) = facts.raisable {
+        let detail = format!("It is at feature level {}, and all masters support {to}.", facts.level);
+        found.push(finding(&codes::LEVEL_RAISABLE, "cluster", detail));
+    }
 }
 
 #[cfg(test)]
@@ -74,5 +104,9 @@ mod tests {
             ["VOLUME_WAITS"]
         );
         assert_eq!(codes_of(&|f| f.lease_lost = true), ["LEASE_LOST"]);
+        assert_eq!(codes_of(&|f| f.levels.raisable = Some(2)), ["LEVEL_RAISABLE"]);
+        assert_eq!(codes_of(&|f| f.levels.differ = Some("a/m1: 0".into())), ["LEVELS_DIFFER"]);
+        let outdated = vec![("a/m1".to_owned(), "It supports feature level 0.".to_owned())];
+        assert_eq!(codes_of(&|f| f.levels.outdated = outdated.clone()), ["MASTER_OUTDATED"]);
     }
 }

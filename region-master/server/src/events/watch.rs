@@ -213,6 +213,10 @@ fn agreed(before: &Seen, now: &Seen, told: &mut Vec<Told>) {
     if old.version == 0 || old.version == new.version {
         return;
     }
+    if new.level > old.level {
+        let detail = format!("The cluster was at {}.", old.level);
+        tell(told, &events::LEVEL_RAISED, &new.level.to_string(), detail, format!("level/{}", new.level));
+    }
     for name in new.regions.keys().filter(|name| !old.regions.contains_key(*name)) {
         tell(
             told,
@@ -381,6 +385,7 @@ fn settings(was: &Volume, is: &Volume) -> Vec<String> {
 mod tests {
     use mooseng_global::{Durability, Join, Place, Region};
     use mooseng_schema::log::LogPosition;
+    use mooseng_wire::level::FeatureLevel;
     use mooseng_wire::{Epoch, InodeId};
 
     use super::*;
@@ -451,6 +456,17 @@ mod tests {
         assert!(told[0].detail.contains("home a -> b, cut at 1/9"), "{told:?}");
         let told = watch.look(Seen { view: view(6, opened), ..leading() });
         assert_eq!((words(&told), told[0].key.as_str()), (vec!["LEASE_RENEWED"], "lease-renewed/a/7"));
+    }
+
+    #[test]
+    fn a_level_that_is_raised_is_told_once_for_all() {
+        let mut watch = watching();
+        let raised = View { level: FeatureLevel(2), ..View::clone(&view(5, volume()).unwrap()) };
+        let told = watch.look(Seen { view: Some(Arc::new(raised.clone())), ..leading() });
+        assert_eq!((words(&told), told[0].subject.as_str()), (vec!["LEVEL_RAISED"], "2"));
+        assert_eq!(told[0].key, "level/2");
+        let later = Seen { view: Some(Arc::new(View { version: 6, ..raised })), ..leading() };
+        assert_eq!(watch.look(later), vec![]);
     }
 
     #[test]

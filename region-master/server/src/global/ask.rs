@@ -15,6 +15,7 @@ use prost::Message;
 use tokio::time::Instant;
 
 use super::Global;
+use super::status::PROBE_TIMEOUT;
 
 /// Between two attempts.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -29,9 +30,12 @@ enum Attempt<A> {
 impl Global {
     /// Changes the global store. Tries until the deadline; each change may be made again, so that only one that took ids has taken more than it knows of.
     pub async fn change(&self, change: Asked, deadline: Instant) -> Result<Changed, CallError> {
+        // Before it answers this, the leader asks all masters itself.
+        let asks = matches!(change, Asked::RaiseLevel(_) | Asked::CheckRaise(_));
+        let patience = self.patience() + if asks { PROBE_TIMEOUT } else { Duration::ZERO };
         let message = Change { change: Some(change) };
         let here = || self.change_here(&self.region, message.clone());
-        self.ask(Method::GlobalChange, &message, deadline, here).await
+        self.ask(Method::GlobalChange, &message, (patience, deadline), here).await
     }
 
     /// Takes ids of a volume whose home this region is, under its present epoch: so many, none below `least`. Nobody else is ever given them.
@@ -59,14 +63,19 @@ impl Global {
     /// Renews this region's lease.
     pub(super) async fn renew(&self, renew: &Renew, deadline: Instant) -> Result<Renewed, CallError> {
         let here = || self.renew_here(&self.region, renew.clone());
-        self.ask(Method::GlobalRenew, renew, deadline, here).await
+        self.ask(Method::GlobalRenew, renew, (self.patience(), deadline), here).await
+    }
+
+    /// How long a leader may take to answer: one that is cut off doesn't, and by then there is another one.
+    fn patience(&self) -> Duration {
+        Duration::from_millis(self.config.raft.election_min_ms)
     }
 
     async fn ask<Q, A, Fut>(
         &self,
         method: Method,
         message: &Q,
-        deadline: Instant,
+        (patience, deadline): (Duration, Instant),
         here: impl Fn() -> Fut,
     ) -> Result<A, CallError>
     where
@@ -82,7 +91,10 @@ impl Global {
                 judged(tokio::time::timeout_at(deadline, here()).await.unwrap_or(Err(late)))
             } else {
                 match self.seat(named.take(), &mut others) {
-                    Some(address) => self.attempt(method, message, &address, deadline).await,
+                    Some(address) => {
+                        let wait = deadline.saturating_duration_since(Instant::now()).min(patience);
+                        self.attempt(method, message, &address, wait).await
+                    }
                     None => Attempt::Again("no other master is known".to_owned(), None),
                 }
             };
@@ -119,11 +131,8 @@ impl Global {
         method: Method,
         message: &Q,
         address: &str,
-        deadline: Instant,
+        wait: Duration,
     ) -> Attempt<A> {
-        // A leader that is cut off doesn't answer; by then there is another one.
-        let patience = Duration::from_millis(self.config.raft.election_min_ms);
-        let wait = deadline.saturating_duration_since(Instant::now()).min(patience);
         match self.link(address).request(method, message, wait).await {
             Ok(answer) => Attempt::Done(Ok(answer)),
             Err(CallFailure::Remote(error)) => judged(Err(error)),

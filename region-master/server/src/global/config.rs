@@ -8,6 +8,7 @@ use bytes::Bytes;
 use mooseng_global::{Founding, MasterAt, Region, voters};
 use mooseng_transport::root_sha256;
 use mooseng_wire::global::{JoinToken, Master};
+use mooseng_wire::level::FeatureLevel;
 use mooseng_wire::{is_identity_word, join};
 use serde::{Deserialize, Serialize};
 
@@ -167,14 +168,15 @@ impl GlobalConfig {
         Ok(())
     }
 
-    /// What the cluster begins with.
-    pub fn founding(&self) -> Founding {
+    /// What the cluster begins with, at that feature level.
+    pub fn founding(&self, level: FeatureLevel) -> Founding {
         let first = self.regions.iter().filter(|r| !r.witness).min_by_key(|r| r.number);
         let first = first.map(|r| r.name.clone()).unwrap_or_default();
         Founding {
             regions: self.regions(),
             root_home: self.root_home.clone().unwrap_or(first),
             lease_ms: self.lease_ms,
+            level,
         }
     }
 
@@ -362,13 +364,16 @@ mod tests {
             (global.lease_ms, global.raft.heartbeat_ms, global.raft.election_max_ms),
             (10_000, 400, 3_500)
         );
-        assert_eq!(global.founding().root_home, "a");
+        assert_eq!(global.founding(FeatureLevel(1)).root_home, "a");
         assert!(global.makes_the_group("a", 1) && !global.makes_the_group("b", 1));
         assert_eq!(MasterConfig::parse(&toml::to_string(&config).unwrap()).unwrap(), config);
         let text =
             good().replace("[global]", "[global]\nroot_home = \"b\"\n[global.raft]\nheartbeat_ms = 300\n");
         let global = MasterConfig::parse(&text).unwrap().global.unwrap();
-        assert_eq!((global.founding().root_home.as_str(), global.raft.heartbeat_ms), ("b", 300));
+        assert_eq!(
+            (global.founding(FeatureLevel(1)).root_home.as_str(), global.raft.heartbeat_ms),
+            ("b", 300)
+        );
         assert_eq!(global.raft.election_min_ms, 2_000, "what isn't given keeps the default of this group");
         // A cluster may begin with one region.
         MasterConfig::parse(&text_of(&[region("a", 1, false, 1)])).unwrap();

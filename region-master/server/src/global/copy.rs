@@ -13,6 +13,8 @@ use super::{Global, lock};
 
 /// After a read that failed.
 const AGAIN_AFTER: Duration = Duration::from_millis(50);
+/// How often it is tried to have a raised level in the store: a second.
+const FLUSH_TRIES: u32 = 20;
 
 /// What was read.
 struct Copy {
@@ -39,6 +41,7 @@ pub async fn keep(global: &Arc<Global>) {
         match read(&global.store, global.view().version).await {
             Ok(copy) => {
                 seen = Some(index);
+                keep_level(global, &copy).await;
                 take(global, copy);
             }
             Err(error) => {
@@ -50,6 +53,28 @@ pub async fn keep(global: &Arc<Global>) {
             }
         }
     }
+}
+
+/// Has a level that was raised on this disk before this master goes by it: an earlier release that knows of levels refuses to start then, whatever of its log it
+/// has replayed.
+async fn keep_level(global: &Global, copy: &Copy) {
+    let before = global.view();
+    let raised = copy.view.as_ref().is_some_and(|view| before.version > 0 && view.level > before.level);
+    if !raised {
+        return;
+    }
+    let wanted = global.store.position().index;
+    for _ in 0..FLUSH_TRIES {
+        match global.store.flush().await {
+            Ok(flushed) if flushed >= wanted => return,
+            // Somebody still reads what was there before.
+            Ok(_) => tokio::time::sleep(AGAIN_AFTER).await,
+            Err(error) => {
+                return tracing::warn!(%error, "the feature level is in this master's log, and not in its store yet");
+            }
+        }
+    }
+    tracing::info!("the feature level is in this master's log, and not in its store yet");
 }
 
 fn take(global: &Global, copy: Copy) {
@@ -66,5 +91,10 @@ fn take(global: &Global, copy: Copy) {
             "the regions have agreed on something new"
         );
         global.view.send_replace(Arc::new(view));
+        // The level isn't raised before every master supports it; this one came back with another release, or joins with one.
+        if let Err(unsupported) = global.is_supported() {
+            tracing::error!("this master ends: its release {unsupported}");
+            global.failure.send_replace(Some(format!("this master's release {unsupported}")));
+        }
     }
 }

@@ -89,7 +89,7 @@ pub async fn run(global: &Arc<Global>) {
 }
 
 async fn found(global: &Arc<Global>) {
-    let founding = &global.config.founding();
+    let founding = &global.config.founding(global.supports().highest);
     let founded = transact(&global.store, |tx| async move {
         let founded = rules::found(&tx, founding).await?;
         Ok((tx, founded))
@@ -114,7 +114,14 @@ async fn step(global: &Arc<Global>, raft: &RaftNode, absent: &mut BTreeSet<u64>)
     }
     let status = raft.status();
     let are: BTreeMap<u64, bool> = status.members.iter().map(|m| (m.id, m.voter)).collect();
-    let ready = |node: u64| !absent.contains(&node) && (!are.contains_key(&node) || is_close(&status, node));
+    let named = voters::members(&global.config.regions());
+    let expected = |node: u64| are.contains_key(&node) || named.contains_key(&node);
+    global.ask_newcomers(expected).await;
+    let ready = |node: u64| {
+        let is_there = !absent.contains(&node) && (!are.contains_key(&node) || is_close(&status, node));
+        // Nobody whom the configuration doesn't name is taken in before it has told which levels it supports.
+        is_there && global.supports_level(node).unwrap_or_else(|| expected(node))
+    };
     let Some(step) = voters::next_step(&are, &view.regions, ready) else { return false };
     let done = match &step {
         Step::Add(node) => {

@@ -10,7 +10,7 @@
 //! - [`copy`]: this master's copy, read after each applied entry. [`renew`]: the region's lease.
 //! - [`status`]: what administrators see. [`settings`]: how they change a volume. `volumes`: how volumes are made and deleted. `classes`: the same of storage
 //!   classes.
-//! - `revocations`: whom the cluster refuses.
+//! - `revocations`: whom the cluster refuses. `level`: which releases must be able to read what is written.
 //! - [`failover`]: what the leader decides where a volume's home is lost.
 //! - [`lead`]: what the leader does by itself: founds the cluster, gives votes to the right masters.
 
@@ -20,6 +20,7 @@ pub mod config;
 mod copy;
 mod failover;
 mod lead;
+mod level;
 mod renew;
 mod revocations;
 mod serve;
@@ -32,7 +33,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use mooseng_embedded::{Base, BaseError, CommitBatch, Embedded, Options};
+use mooseng_embedded::{Base, CommitBatch, Embedded, Options};
 use mooseng_global::failover::Standing;
 use mooseng_global::lease::{Appended, Holder, Receipts};
 use mooseng_global::{View, rules, voters};
@@ -49,7 +50,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::MasterConfig;
 use crate::errors::denied;
-use crate::server::offload;
+use crate::server::{StartError, offload};
 use config::GlobalConfig;
 pub(crate) use serve::transact;
 
@@ -113,12 +114,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Global {
-    /// Opens its store and begins to take part, in the background. None where the configuration names no regions.
+    /// Opens its store and begins to take part, in the background. None where the configuration names no regions. Refused where what lies in the store says that the
+    /// cluster is at a feature level that this release doesn't support.
     pub async fn start(
         own: &MasterConfig,
         ports: GlobalPorts,
         shutdown: CancellationToken,
-    ) -> Result<Option<Arc<Self>>, BaseError> {
+    ) -> Result<Option<Arc<Self>>, StartError> {
         let Some(config) = own.global.clone() else { return Ok(None) };
         let GlobalPorts { network, disk, blocking, clock, base } = ports;
         let options = Options { offload: offload(blocking), ..Options::default() };
@@ -151,6 +153,7 @@ impl Global {
             probed: Mutex::default(),
             shutdown,
         });
+        global.supports_stored().await?;
         let starting = global.clone();
         tokio::spawn(async move {
             let start = RaftNode::start(node, disk, blocking, clock, network, store);
@@ -198,6 +201,7 @@ impl Global {
     pub fn may_change(&self, volume: VolumeId) -> Option<Epoch> {
         let view = self.view.borrow();
         let known = view.volumes.get(&volume).filter(|known| known.open && known.home == self.region)?;
+        self.supports_view(&view).ok()?;
         // Of the same view: one that is older than the lease's says nothing.
         let held = || lock(&self.holder).is_valid(self.clock.boot(), view.version);
         (!known.automatic || held() || plant::is(Plant::RegionLeaseUnchecked)).then_some(known.epoch)

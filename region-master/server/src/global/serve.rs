@@ -22,7 +22,7 @@ use mooseng_wire::method::Method;
 use mooseng_wire::{Epoch, VolumeId};
 use rand::Rng;
 
-use super::{Global, classes, lock};
+use super::{Global, classes, level, lock};
 use crate::errors::denied;
 
 /// Tries of one transaction.
@@ -87,6 +87,7 @@ pub(super) fn refused(global: &Global, error: RuleError) -> CallError {
         | RuleError::Volumes(_)
         | RuleError::Ids(_) => ErrorCode::InvalidRequest,
         RuleError::Class(error) => classes::code(error),
+        RuleError::Level(error) => level::code(error),
     };
     call_error(code, error.to_string())
 }
@@ -228,6 +229,8 @@ impl Global {
             Asked::DeleteClass(asked) => self.delete_class(asked).await,
             Asked::Revoke(asked) => self.revoke_here(asked).await,
             Asked::Unrevoke(asked) => self.unrevoke_here(&asked.what).await,
+            Asked::RaiseLevel(asked) => self.raise_here(asked, true).await,
+            Asked::CheckRaise(asked) => self.raise_here(asked, false).await,
         }
     }
 

@@ -12,6 +12,7 @@ use mooseng_region::findings::GlobalFacts;
 use mooseng_transport::CallFailure;
 use mooseng_wire::VolumeId;
 use mooseng_wire::admin::{ListRegionsReply, ListVolumesReply, Region, RegionMaster, Volume, VolumeStage};
+use mooseng_wire::level::Levels;
 use mooseng_wire::method::Method;
 use mooseng_wire::session::{Renew, Renewed};
 use tokio::time::Instant;
@@ -22,7 +23,7 @@ use crate::master::Master;
 /// How often the other members are asked whether they are there.
 const PROBE_EVERY: Duration = Duration::from_secs(2);
 /// How long one may take to answer.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+pub(super) const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Probes without an answer after which a member counts as down: one may be lost where a connection broke.
 const FAILED_MAX: u32 = 2;
@@ -34,6 +35,8 @@ pub(super) struct Probed {
     failed: u32,
     /// How long the last answer took.
     took: Option<Duration>,
+    /// The feature levels that it supports, as it told then.
+    told: Option<Levels>,
 }
 
 impl Probed {
@@ -41,35 +44,29 @@ impl Probed {
         self.failed < FAILED_MAX
     }
 
+    /// The feature levels that it supports, as it told last.
+    pub(super) fn levels(self) -> Option<Levels> {
+        self.told
+    }
+
     /// Whether it is up; none before that is known.
-    fn reachable(self) -> Option<bool> {
+    pub(super) fn reachable(self) -> Option<bool> {
         (self.took.is_some() || !self.is_up()).then_some(self.is_up())
     }
 }
 
-/// Asks the other members now and then whether they are there.
+/// Asks the other members now and then whether they are there, and what they support.
 pub async fn probe(global: &Arc<Global>, master: &Master) {
     loop {
-        let others = global.members().into_iter().filter(|(_, m)| m.address != global.address);
-        let asked = others.map(|(node, member)| {
-            let link = global.link(&member.address);
-            async move {
-                let began = Instant::now();
-                let answer =
-                    link.request::<_, Renewed>(Method::Renew, &Renew::default(), PROBE_TIMEOUT).await;
-                // A refusal is an answer, too.
-                let there = matches!(answer, Ok(_) | Err(CallFailure::Remote(_)));
-                (node, there.then(|| began.elapsed()))
-            }
-        });
-        let answers = join_all(asked).await;
+        let answers = global.ask_all().await;
         {
             let mut probed = lock(&global.probed);
             let before = std::mem::take(&mut *probed);
-            probed.extend(answers.into_iter().map(|(node, took)| {
+            probed.extend(answers.into_iter().map(|(node, answer)| {
                 let known = before.get(&node).copied().unwrap_or_default();
-                let now = match took {
-                    Some(_) => Probed { failed: 0, took },
+                let now = match answer {
+                    // Where the connection has ended since, the next one tells.
+                    Some((took, told)) => Probed { failed: 0, took: Some(took), told: told.or(known.told) },
                     None => Probed { failed: known.failed.saturating_add(1), ..known },
                 };
                 (node, now)
@@ -80,10 +77,50 @@ pub async fn probe(global: &Arc<Global>, master: &Master) {
     }
 }
 
+/// How long an answer took, and the feature levels that the one who answered supports, if its connection still lasts.
+type Answered = (Duration, Option<Levels>);
+
+impl Global {
+    /// Asks the other members once; none of those that don't answer in time.
+    pub(super) async fn ask_all(&self) -> Vec<(u64, Option<Answered>)> {
+        self.ask_those(self.members().into_iter().filter(|(_, m)| m.address != self.address)).await
+    }
+
+    /// Asks those that weren't expected and haven't told yet what they support.
+    pub(super) async fn ask_newcomers(&self, expected: impl Fn(u64) -> bool) {
+        let untold = |node: u64| !expected(node) && self.supports_level(node).is_none();
+        let new = self.members().into_iter().filter(|(node, m)| untold(*node) && m.address != self.address);
+        let answers = self.ask_those(new).await;
+        let mut probed = lock(&self.probed);
+        for (node, answer) in answers {
+            let told = answer.and_then(|(_, told)| told);
+            if told.is_some() {
+                probed.entry(node).or_default().told = told;
+            }
+        }
+    }
+
+    async fn ask_those(&self, those: impl Iterator<Item = (u64, MasterAt)>) -> Vec<(u64, Option<Answered>)> {
+        let asked = those.map(|(node, member)| {
+            let link = self.link(&member.address);
+            async move {
+                let began = Instant::now();
+                let answer =
+                    link.request::<_, Renewed>(Method::Renew, &Renew::default(), PROBE_TIMEOUT).await;
+                // A refusal is an answer, too.
+                let there = matches!(answer, Ok(_) | Err(CallFailure::Remote(_)));
+                (node, there.then(|| (began.elapsed(), link.levels())))
+            }
+        });
+        join_all(asked).await
+    }
+}
+
 fn figures(global: &Global, master: &Master) {
     let m = &master.metrics;
     m.global_leading.set(i64::from(global.is_leading()));
     m.global_term.set(global.raft().map_or(0, |raft| i64::try_from(raft.term()).unwrap_or(i64::MAX)));
+    m.feature_level.set(i64::from(global.view().level.0));
     m.agreed_version.set(i64::try_from(global.view().version).unwrap_or(i64::MAX));
     m.lease_held.set(i64::from(global.lease_valid()));
 }
@@ -137,6 +174,7 @@ impl Global {
             down: down.map(|(region, (age, _))| (region, age.as_secs())).collect(),
             waiting: self.waiting(&view),
             lease_lost: needs_it && master.serving().is_ok() && !self.lease_valid(),
+            levels: self.level_facts(&view),
         })
     }
 

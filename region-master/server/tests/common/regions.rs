@@ -13,12 +13,13 @@ use mooseng_global::View;
 use mooseng_master::global::Global;
 use mooseng_master::{
     GlobalConfig, GlobalRaftConfig, HouseConfig, MasterConfig, MasterServer, MemberConfig, Ports, RaftConfig,
-    RegionConfig, RegionMasterConfig,
+    RegionConfig, RegionMasterConfig, StartError,
 };
 use mooseng_ports::clock::OsClock;
 use mooseng_ports::disk::sim::SimDisk;
 use mooseng_transport::observe::LogConfig;
 use mooseng_transport::{Blocking, ConnectError, Connection, Io, Listener, Network, PlainNetwork, Protocol};
+use mooseng_wire::level::Levels;
 use mooseng_wire::{Identity, Role};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::sync::CancellationToken;
@@ -36,6 +37,7 @@ pub struct Wan {
     /// Regions by address.
     regions: BTreeMap<String, String>,
     cuts: Cuts,
+    levels: Arc<Mutex<Levels>>,
 }
 
 struct Severable {
@@ -108,6 +110,9 @@ impl Network for Wan {
     fn identity(&self) -> Identity {
         self.inner.identity()
     }
+    fn levels(&self) -> Levels {
+        *self.levels.lock().unwrap()
+    }
 }
 
 pub fn identity_of(region: &str, role: Role, name: &str) -> Identity {
@@ -119,6 +124,8 @@ pub struct RegionSite {
     pub config: MasterConfig,
     pub disk: SimDisk,
     pub store: SimDisk,
+    /// The feature levels that the release supports that it runs.
+    pub levels: Arc<Mutex<Levels>>,
 }
 
 /// Masters of several regions.
@@ -136,6 +143,11 @@ impl Regions {
 
     /// As [`start`](Self::start), with regions' leases of so many milliseconds.
     pub async fn start_of(masters: &[(&str, u64)], lease_ms: u64) -> Self {
+        Self::start_at(masters, lease_ms, Levels::OURS).await
+    }
+
+    /// The same, of a release that supports those feature levels.
+    pub async fn start_at(masters: &[(&str, u64)], lease_ms: u64, levels: Levels) -> Self {
         let region = |(i, (name, n)): (usize, &(&str, u64))| RegionConfig {
             name: (*name).to_owned(),
             number: i as u16 + 1,
@@ -161,6 +173,7 @@ impl Regions {
             .iter()
             .flat_map(|region| region.masters.iter().map(|m| site(&global, region, m)))
             .collect();
+        sites.iter().for_each(|site| *site.levels.lock().unwrap() = levels);
         let mut regions =
             Self { running: sites.iter().map(|_| None).collect(), sites, cuts: Cuts::default() };
         for i in 0..regions.sites.len() {
@@ -169,34 +182,45 @@ impl Regions {
         regions
     }
 
-    fn network(&self, identity: Identity) -> Wan {
+    fn network(&self, identity: Identity, levels: Arc<Mutex<Levels>>) -> Wan {
         let at = |site: &RegionSite| (site.config.advertise.clone(), site.config.region.clone());
         Wan {
             inner: PlainNetwork::new(identity),
             regions: self.sites.iter().map(at).collect(),
             cuts: self.cuts.clone(),
+            levels,
         }
     }
 
     pub async fn run(&mut self, i: usize) {
+        self.try_run(i).await.unwrap();
+    }
+
+    /// Starts a master, with a release that supports those feature levels.
+    pub async fn run_at(&mut self, i: usize, levels: Levels) -> Result<(), StartError> {
+        *self.sites[i].levels.lock().unwrap() = levels;
+        self.try_run(i).await
+    }
+
+    async fn try_run(&mut self, i: usize) -> Result<(), StartError> {
         let site = &self.sites[i];
         let base = |directory: &str| {
             Arc::new(MemoryBase::on_disk(Arc::new(site.store.clone()), Path::new(directory)).unwrap())
         };
         let ports = Ports {
-            network: Arc::new(self.network(identity_of(
-                &site.config.region,
-                Role::Master,
-                &site.config.name,
-            ))),
+            network: Arc::new(self.network(
+                identity_of(&site.config.region, Role::Master, &site.config.name),
+                site.levels.clone(),
+            )),
             disk: Arc::new(site.disk.clone()),
             blocking: Blocking::Pool,
             clock: Arc::new(OsClock),
             base: base("/store"),
             global_base: Some(base("/global")),
         };
-        let server = MasterServer::start(site.config.clone(), ports, CancellationToken::new()).await.unwrap();
+        let server = MasterServer::start(site.config.clone(), ports, CancellationToken::new()).await?;
         self.running[i] = Some(server);
+        Ok(())
     }
 
     /// A region more, of one master that isn't started yet.
@@ -308,5 +332,6 @@ fn site(global: &GlobalConfig, region: &RegionConfig, master: &RegionMasterConfi
         otlp: None,
         dev: Default::default(),
     };
-    RegionSite { config, disk: SimDisk::default(), store: SimDisk::default() }
+    let levels = Arc::new(Mutex::new(Levels::OURS));
+    RegionSite { config, disk: SimDisk::default(), store: SimDisk::default(), levels }
 }
