@@ -1,5 +1,7 @@
 //! What the loss of a region would mean for a volume, by what is agreed on and how far replicas are. Pure.
 
+use std::collections::BTreeMap;
+
 use mooseng_wire::admin::{ListVolumesReply, Replica, Volume};
 use serde_json::{Value, json};
 
@@ -208,6 +210,20 @@ pub fn merged(told: Vec<(String, ListVolumesReply)>) -> Vec<Volume> {
             }
         };
         volume.replicas = volume.regions.iter().filter(|region| **region != volume.home).map(of).collect();
+        // By its own word, else by the home's.
+        let mut letting_go = BTreeMap::new();
+        for (by, reply) in &told {
+            let known = reply.volumes.iter().find(|known| known.id == volume.id);
+            for of in known.iter().flat_map(|known| &known.letting_go) {
+                if *by == of.region {
+                    letting_go.insert(of.region.clone(), of.clone());
+                } else if *by == volume.home {
+                    letting_go.entry(of.region.clone()).or_insert_with(|| of.clone());
+                }
+            }
+        }
+        letting_go.retain(|region, _| !volume.regions.contains(region));
+        volume.letting_go = letting_go.into_values().collect();
     }
     volumes
 }

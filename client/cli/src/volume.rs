@@ -133,8 +133,16 @@ fn info(args: &VolumeNamed) -> Result<(), Failure> {
     }
 }
 
-/// How far the regions are that aren't the home.
+/// How far the regions are that aren't the home, and those that aren't to have it any more.
 pub fn replicas(volume: &Volume) -> String {
+    let mut lines = vec![followers(volume)];
+    lines.extend(volume.letting_go.iter().map(|of| {
+        format!("{} isn't to have it any more, and has something of it still: {}.", of.region, of.stage)
+    }));
+    lines.join("\n")
+}
+
+fn followers(volume: &Volume) -> String {
     if volume.replicas.is_empty() {
         return "No other region has it.".to_owned();
     }
@@ -252,11 +260,14 @@ pub fn shape(volume: &Volume) -> Value {
             "region": r.region, "log_epoch": r.epoch, "log_version": r.version, "copying": r.copying, "behind_ms": r.behind_ms,
             "chunks_awaited": r.chunks_awaited, "trouble": r.trouble,
         })).collect::<Vec<_>>(),
+        "letting_go": volume.letting_go.iter().map(|of| json!({ "region": of.region, "stage": of.stage })).collect::<Vec<_>>(),
     })
 }
 
 #[cfg(test)]
 mod tests {
+    use mooseng_wire::admin::LettingGo;
+
     use super::*;
 
     #[test]
@@ -306,6 +317,12 @@ mod tests {
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[1].split_whitespace().collect::<Vec<_>>(), ["b", "2/7", "1.250", "s", "follows"]);
         assert!(lines[2].contains("isn't reached: no route"));
+        let of = LettingGo { region: "d".into(), stage: "its records go".into() };
+        let alone = Volume { letting_go: vec![of], ..Volume::default() };
+        let text = replicas(&alone);
+        assert!(text.starts_with("No other region has it.\nd isn't to have it any more"), "{text}");
+        assert!(text.ends_with("still: its records go."), "{text}");
+        assert_eq!(shape(&alone)["letting_go"][0]["region"], "d");
     }
 
     #[test]

@@ -41,6 +41,9 @@ pub enum OpError {
     /// The volume has no records: it was never formatted here.
     #[error("volume {0} doesn't exist in this store; format it first")]
     NoVolume(u16),
+    /// This region was taken out of the volume's regions.
+    #[error("this region lets go of volume {0}, of which it is to have nothing any more")]
+    LetGo(u16),
     /// The request's bytes make no sense, such as one without an operation.
     #[error("the request is malformed: {0}")]
     Malformed(&'static str),

@@ -13,6 +13,7 @@ use mooseng_wire::fs::FileKind;
 use mooseng_wire::{Epoch, InodeId, ROOT_INODE, VolumeId};
 
 use crate::error::OpError;
+use crate::let_go;
 use crate::quota::{self, Charge};
 use crate::touched::difference;
 use crate::trash::Terms;
@@ -30,6 +31,10 @@ pub async fn format<T: Transaction>(
     let key = volume::key(volume);
     if tx.get(&key, Read::Conflicting).await?.is_some() {
         return Ok(false);
+    }
+    // What is left here of the volume may be on its way out still.
+    if let_go::state(tx, volume).await?.is_some() {
+        return Err(OpError::LetGo(volume.0));
     }
     let root = InodeId::new(volume, ROOT_INODE.0);
     let record = VolumeRecord {

@@ -37,6 +37,7 @@ pub mod format;
 pub mod fsck;
 pub mod held;
 pub mod joins;
+pub mod let_go;
 pub mod locks;
 mod ops;
 pub mod pack;

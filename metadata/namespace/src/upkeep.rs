@@ -419,11 +419,15 @@ pub async fn standing<T: Transaction>(
     {
         return Ok(Standing::Placed);
     }
+    Ok(if was_given(tx, chunk).await? { Standing::Gone } else { Standing::Unknown })
+}
+
+/// Whether a chunk's number was given out, as far as this store knows.
+pub(crate) async fn was_given<T: Transaction>(tx: &T, chunk: ChunkId) -> Result<bool, OpError> {
     let next = tx.get(&ids::key(IdKind::Chunk, chunk.volume()), Read::Conflicting).await?;
     let given = number::decode(next.as_ref())?;
     let number = chunk.0 & ((1 << LOCAL_ID_BITS) - 1);
-    let known = number < given && !is_in_gap(tx, chunk.volume(), number).await?;
-    Ok(if known { Standing::Gone } else { Standing::Unknown })
+    Ok(number < given && !is_in_gap(tx, chunk.volume(), number).await?)
 }
 
 /// Whether a chunk's number lies where this store has given none, though it has given greater ones.

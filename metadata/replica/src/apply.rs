@@ -7,6 +7,7 @@ use bytes::Bytes;
 use mooseng_schema::before as images;
 use mooseng_schema::dead::{self, DeadRecord};
 use mooseng_schema::key::whole_volume;
+use mooseng_schema::let_go::{self, LetGoRecord};
 use mooseng_schema::location::{self, LocationRecord};
 use mooseng_schema::log::{self, LogPosition, ReplicaRecord};
 use mooseng_schema::{Record, chunk};
@@ -33,11 +34,20 @@ pub async fn state<T: Transaction>(
 /// to refuse.
 pub async fn begin<T: Transaction>(tx: &T, volume: VolumeId) -> Result<(), ReplicaError> {
     let refuses = state(tx, volume, Read::Conflicting).await?.map_or(0, |record| record.refuses);
+    is_to_have(tx, volume).await?;
     tx.clear_range(log::range(volume));
     tx.clear_range(images::range(volume));
     let copied_before = Some(whole_volume(volume).begin);
     put(tx, volume, ReplicaRecord { copied_before, refuses, ..Default::default() });
     Ok(())
+}
+
+/// Refuses where this region lets go of the volume: what is here of it is about to go, or has begun to. What goes by the replica's own record needs no more
+/// than that, for it goes with the first that goes.
+pub(crate) async fn is_to_have<T: Transaction>(tx: &T, volume: VolumeId) -> Result<(), ReplicaError> {
+    let value = tx.get(&let_go::key(volume), Read::Conflicting).await?;
+    let known = value.map(|value| LetGoRecord::from_value(&value)).transpose()?;
+    if known.is_some_and(|known| !known.over) { Err(ReplicaError::LetGo) } else { Ok(()) }
 }
 
 /// From now on nothing is taken of the homes of epochs up to this one. Answers where the replica is.

@@ -64,6 +64,9 @@ pub enum ReplicaError {
         /// Up to where it was trimmed.
         trimmed: LogPosition,
     },
+    /// The region isn't to have the volume any more.
+    #[error("this region was taken out of the volume's regions, and lets go of what it has of it")]
+    LetGo,
     /// What would have to be undone is complete, or was copied.
     #[error(
         "this region can't go back to {to} of the volume's log: what it has up to {down_to} can't be undone"

@@ -45,6 +45,7 @@ pub async fn take_over<T: Transaction>(
     if record.epoch == epoch.0 && replica.is_none() {
         return Ok(false);
     }
+    apply::is_to_have(tx, volume).await?;
     let behind = match (&replica, known) {
         (Some(replica), _) if replica.copied_before.is_some() => {
             return Err(ReplicaError::Senseless(

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use mooseng_embedded::{
     ApplyOutcome, CommitLog, Embedded, LogEntry, MemoryBase, Options, Payload, ProposeError,
 };
+use mooseng_namespace::let_go;
 use mooseng_replica::{Entry, ReplicaError, Tail, VolumeLogs, apply, read, turn};
 use mooseng_schema::Record;
 use mooseng_schema::key::whole_volume;
@@ -77,6 +78,8 @@ enum Step {
     Trim,
     TrimHere(u8),
     Restart,
+    /// The region is taken out of the volume's, and added again once so many parts of what it has are cleared.
+    LetGo(u8),
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -96,6 +99,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             1 => Just(Step::Trim),
             1 => any::<u8>().prop_map(Step::TrimHere),
             1 => Just(Step::Restart),
+            1 => (0u8..12).prop_map(Step::LetGo),
         ],
         0..120,
     )
@@ -208,6 +212,43 @@ impl Replica {
         commit(tx).await;
         let now = self.record().await;
         assert!(now.log_behind() <= record.complete().max(record.log_behind()));
+    }
+
+    async fn let_go(&self, parts: u8) {
+        let before = self.record().await;
+        let tx = self.store.begin();
+        let_go::note(&tx, VOLUME, 7, 1, |_| Bytes::new()).await.unwrap();
+        commit(tx).await;
+        if parts > 0 {
+            let tx = self.store.begin();
+            let at = before.position();
+            assert!(let_go::begin_clearing(&tx, VOLUME, at, at).await.unwrap());
+            commit(tx).await;
+        }
+        let mut progress = Some(Default::default());
+        for _ in 1..parts {
+            let Some(more) = progress else { break };
+            let tx = self.store.begin();
+            // Few at a time, so that much is left.
+            progress = let_go::clear(&tx, VOLUME, more, 3).await.unwrap();
+            commit(tx).await;
+        }
+        let refused = apply::begin(&self.store.begin(), VOLUME).await;
+        assert!(matches!(refused, Err(ReplicaError::LetGo)), "{refused:?}");
+        let tx = self.store.begin();
+        let known = let_go::take_back(&tx, VOLUME).await.unwrap().unwrap();
+        commit(tx).await;
+        assert_eq!(known.clearing, parts > 0);
+        if parts == 0 {
+            return assert_eq!(self.record().await, before, "it goes on from where it was");
+        }
+        // Whatever is left is no replica.
+        let left = apply::state(&self.store.begin(), VOLUME, Read::Snapshot).await.unwrap();
+        assert_eq!(left, None);
+        let tx = self.store.begin();
+        apply::begin(&tx, VOLUME).await.unwrap();
+        commit(tx).await;
+        assert_eq!(self.position().await, (LogPosition::default(), Some(whole_volume(VOLUME).begin)));
     }
 
     async fn position(&self) -> (LogPosition, Option<Bytes>) {
@@ -362,6 +403,7 @@ async fn run(steps: Vec<Step>) {
                 commit(tx).await;
             }
             Step::Restart => begin().await,
+            Step::LetGo(parts) => replica.let_go(parts).await,
         }
         replica.check().await;
     }

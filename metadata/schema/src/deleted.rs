@@ -71,11 +71,13 @@ fn of(tag: RegionTag) -> Of {
         | RegionTag::Salvage
         | RegionTag::Before
         | RegionTag::SalvagedPath
-        | RegionTag::Archive => Of::Volume,
+        | RegionTag::Archive
+        | RegionTag::LetGo => Of::Volume,
     }
 }
 
-fn by_id(tag: RegionTag, volume: VolumeId) -> KeyRange {
+/// Of a tag whose keys begin with ids of the volume.
+pub(crate) fn by_id(tag: RegionTag, volume: VolumeId) -> KeyRange {
     let from = |volume: u64| region_key(tag, &(volume << LOCAL_ID_BITS,));
     let end = match volume.0.checked_add(1) {
         Some(next) => from(next.into()).into(),
@@ -112,7 +114,7 @@ mod tests {
     use super::*;
     use crate::log::LogPosition;
     use crate::record::testing::{golden, hex, round_trip};
-    use crate::{before, chunkserver, dead, founding, inode, location, lock, log, loss, session};
+    use crate::{before, chunkserver, dead, founding, inode, let_go, location, lock, log, loss, session};
     use mooseng_wire::fs::LockKind;
     use mooseng_wire::{ChunkId, Epoch, InodeId, SessionId};
     use proptest::prelude::*;
@@ -157,6 +159,7 @@ mod tests {
             before::key(volume, at, 1, 1),
             loss::path_key(volume, at, inode.0),
             loss::archive_key(volume, at),
+            let_go::key(volume),
         ];
         keys.extend([IdKind::Inode, IdKind::Chunk, IdKind::Session].into_iter().flat_map(ids));
         keys

@@ -1,9 +1,11 @@
 //! Where the region's copies of a chunk lie (a record of the region: other regions have their own).
 
-use mooseng_wire::ChunkId;
+use mooseng_store::KeyRange;
+use mooseng_wire::{ChunkId, VolumeId};
 
-use crate::key::region_key;
-use crate::record::Record;
+use crate::deleted::by_id;
+use crate::key::{parse_region_key, region_key};
+use crate::record::{Record, SchemaError};
 use crate::tag::RegionTag;
 
 /// How a chunk's bytes are spread over chunkservers.
@@ -40,6 +42,21 @@ pub fn key(chunk: ChunkId) -> Vec<u8> {
     region_key(RegionTag::Location, &(chunk.0,))
 }
 
+/// The locations of a volume's chunks with ids above `after`.
+pub fn range_after(volume: VolumeId, after: Option<ChunkId>) -> KeyRange {
+    let mut range = by_id(RegionTag::Location, volume);
+    if let Some(after) = after {
+        range.begin = mooseng_store::key_range(&key(after)).end;
+    }
+    range
+}
+
+/// The chunk of a key in [`range_after`].
+pub fn parse_key(key: &[u8]) -> Result<ChunkId, SchemaError> {
+    let (chunk,): (u64,) = parse_region_key(RegionTag::Location, key)?;
+    Ok(ChunkId(chunk))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -61,6 +78,17 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_volumes_locations_follow_each_other(volume: u16, a in 0..1_u64 << 48, b in 0..1_u64 << 48, other: u16) {
+            let (volume, other) = (VolumeId(volume), VolumeId(other));
+            let [a, b] = [a, b].map(|local| ChunkId::new(volume, local));
+            prop_assert_eq!(parse_key(&key(b)).unwrap(), b);
+            let within = |range: KeyRange, chunk| range.begin <= key(chunk) && key(chunk) < range.end;
+            prop_assert!(within(range_after(volume, None), b));
+            prop_assert_eq!(within(range_after(volume, Some(a)), b), a < b);
+            prop_assert_eq!(within(range_after(volume, None), ChunkId::new(other, 7)), volume == other);
+        }
+
         #[test]
         fn round_trips(copies in prop::collection::vec("[a-z]{1,9}", 0..4), epoch: u64) {
             round_trip(&LocationRecord { layout: 1, copies, epoch, partial: epoch.checked_sub(1) });

@@ -142,11 +142,13 @@ pub enum RegionTag {
     Revocation = 23,
     /// The version of what is refused ([`crate::revocation`]).
     RevocationsVersion = 24,
+    /// That this region isn't to have a volume any more, and lets go of it ([`crate::let_go`]).
+    LetGo = 60,
 }
 
 impl RegionTag {
     /// All of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::Location,
         Self::Ids,
         Self::Secret,
@@ -168,5 +170,6 @@ impl RegionTag {
         Self::Deleted,
         Self::Revocation,
         Self::RevocationsVersion,
+        Self::LetGo,
     ];
 }

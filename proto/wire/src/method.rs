@@ -122,6 +122,8 @@ methods! {
     VolumeServed = 70 on Control,
     /// geo.AskClassUse -> geo.ClassUse
     ClassUse = 71 on Change,
+    /// geo.AskLetGo -> geo.LetGo
+    VolumeLetGo = 80 on Read,
     /// raft.AppendEntries -> raft.AppendAnswer, of the global group, as all that follow.
     GlobalAppend = 50 on Control,
     /// raft.VoteRequest -> raft.VoteAnswer

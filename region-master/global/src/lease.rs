@@ -75,6 +75,11 @@ impl Holder {
         self.until(version).is_some_and(|until| now < until)
     }
 
+    /// When the renewal was sent by which it is held: the holder's copy, of that version, has whatever was agreed on before.
+    pub fn sent(&self, version: u64) -> Option<BootTime> {
+        self.held.iter().rev().find(|held| held.version <= version).map(|held| held.sent)
+    }
+
     /// Gives it up.
     pub fn forget(&mut self) {
         self.held.clear();
@@ -187,6 +192,7 @@ mod tests {
         assert!(holder.is_valid(at(10_099), 3) && !holder.is_valid(at(10_100), 3));
         // A newer one that isn't reached leaves the older one.
         holder.renewed(at(5_000), LEASE, 4);
+        assert_eq!((holder.sent(2), holder.sent(3), holder.sent(4)), (None, Some(at(100)), Some(at(5_000))));
         assert_eq!(holder.until(3), Some(at(10_100)));
         assert_eq!(holder.until(4), Some(at(15_000)));
         // An answer that was overtaken says nothing new.

@@ -13,6 +13,7 @@
 //! - [`seal`]: at which length a broken chunk is sealed, and which copies it keeps.
 //! - [`shipping`]: what of a volume's log another region is sent next.
 //! - [`sync_set`]: who is in a `geo` volume's sync set.
+//! - [`letting_go`]: when what a region has of a volume goes that it was taken out of, and which copies the volume's home can do without.
 //! - [`codes`]: the registry of health codes; [`findings`]: facts to findings by those codes.
 //!
 //! ```text
@@ -29,6 +30,7 @@ pub mod events;
 pub mod findings;
 pub mod join;
 pub mod leave;
+pub mod letting_go;
 pub mod locks;
 pub mod moving;
 pub mod near;

@@ -263,6 +263,8 @@ pub struct HouseConfig {
     /// Of a *new* region: a file that loses its last name less than so many seconds after it was made isn't kept. Most of those are
     /// scratch files.
     pub trash_min_age_s: u64,
+    /// How long a region that was taken out of a volume's regions keeps what it has of it, in seconds, before any of it goes: somebody may have made a mistake.
+    pub let_go_after_s: u64,
 }
 
 impl Default for HouseConfig {
@@ -293,6 +295,7 @@ impl Default for HouseConfig {
             destage_after_ms: 120_000,
             trash_retention_s: 86_400,
             trash_min_age_s: 60,
+            let_go_after_s: 3_600,
         }
     }
 }
@@ -393,6 +396,9 @@ impl MasterConfig {
         }
         if self.house.trash_min_age_s > RETENTION_S_MAX {
             return Err(wrong("house.trash_min_age_s", "ten years are the most; 60, a minute, is usual"));
+        }
+        if self.house.let_go_after_s > RETENTION_S_MAX {
+            return Err(wrong("house.let_go_after_s", "ten years are the most; 3600, an hour, is usual"));
         }
         self.raft_is_well()?;
         if let Some(global) = &self.global {
@@ -585,6 +591,8 @@ address = "127.0.0.1:7001"
         assert!(MasterConfig::parse(&text).unwrap_err().to_string().contains("house.spread_percent"));
         let text = format!("{GOOD}[house]\ntrash_retention_s = 400000000\n");
         assert!(MasterConfig::parse(&text).unwrap_err().to_string().contains("house.trash_retention_s"));
+        let text = format!("{GOOD}[house]\nlet_go_after_s = 400000000\n");
+        assert!(MasterConfig::parse(&text).unwrap_err().to_string().contains("house.let_go_after_s"));
         let text = format!("{GOOD}[raft]\nheartbeat_ms = 500\n");
         assert!(MasterConfig::parse(&text).unwrap_err().to_string().contains("raft.election_min_ms"));
     }

@@ -25,6 +25,8 @@ use crate::geo::ROOT_VOLUME;
 use crate::seat::together;
 pub use crate::seat::{ChunkCounts, House, VolumeSeat};
 
+mod letting_go;
+
 /// Seals that wait to be told to one chunkserver at most. Beyond it they wait for its next inventory.
 const SEALS_PER_SERVER_MAX: usize = 10_000;
 /// Commands in one heartbeat's answer.
@@ -112,6 +114,10 @@ pub struct Desk {
     drainings_set: u64,
     /// Copies to be deleted, by chunkserver.
     deletions: BTreeMap<String, BTreeMap<ChunkId, Deletion>>,
+    /// Volumes that this region lets go of, with the custody epoch in which it does.
+    letting_go: BTreeMap<VolumeId, u64>,
+    /// Chunkservers that were told to delete copies of a volume's chunks while this region was something else to that, and when.
+    obeying: BTreeMap<VolumeId, BTreeMap<String, BootTime>>,
     /// Copies whose chunkserver has said that they are gone, since house-keeping last asked.
     gone: Vec<(ChunkId, String)>,
     /// Seals by chunkserver.
@@ -148,6 +154,8 @@ impl Desk {
             keys: Vec::new(),
             drainings_set: 0,
             deletions: BTreeMap::new(),
+            letting_go: BTreeMap::new(),
+            obeying: BTreeMap::new(),
             gone: Vec::new(),
             seals: BTreeMap::new(),
             unsealed: BTreeSet::new(),
@@ -205,9 +213,10 @@ impl Desk {
         self.seat(volume).serving
     }
 
-    /// The custody epochs in which volumes are served.
+    /// The custody epochs in which volumes are served, or let go of.
     pub fn served(&self) -> impl Iterator<Item = u64> {
-        std::iter::once(&self.root).chain(self.others.values()).filter_map(|seat| seat.serving)
+        let seats = std::iter::once(&self.root).chain(self.others.values());
+        seats.filter_map(|seat| seat.serving).chain(self.letting_go.values().copied())
     }
 
     /// The seats of all volumes of which this region has chunks.
@@ -355,6 +364,9 @@ impl Desk {
         self.seals.clear();
         self.compared.clear();
         self.deletions.clear();
+        self.letting_go.clear();
+        // What comes from a leader of another term fences what this one has ordered.
+        self.obeying.clear();
         self.gone.clear();
     }
 
@@ -364,6 +376,16 @@ impl Desk {
         let is_other = |chunk: &ChunkId| chunk.volume() != volume;
         self.seals.values_mut().for_each(|waiting| waiting.retain(|chunk, _| is_other(chunk)));
         self.seals.retain(|_, waiting| !waiting.is_empty());
+        for (name, waiting) in &self.deletions {
+            let told = waiting
+                .iter()
+                .filter(|(chunk, _)| !is_other(chunk))
+                .filter_map(|(_, deletion)| deletion.told);
+            if let Some(last) = told.max() {
+                self.obeying.entry(volume).or_default().insert(name.clone(), last);
+            }
+        }
+        self.letting_go.remove(&volume);
         self.deletions.values_mut().for_each(|waiting| waiting.retain(|chunk, _| is_other(chunk)));
         self.deletions.retain(|_, waiting| !waiting.is_empty());
         self.gone.retain(|(chunk, _)| is_other(chunk));

@@ -150,7 +150,7 @@ async fn lead_volume(master: &Arc<Master>, mut cluster: Cluster, volume: VolumeI
                 Whereabouts::Here(epoch) => lead_home(master, volume, custody, epoch).await,
                 Whereabouts::Elsewhere => lead_replica(master, volume, custody).await,
                 Whereabouts::Closed(epoch) => geo::stand::close(master, volume, epoch).await,
-                Whereabouts::Nowhere => std::future::pending().await,
+                Whereabouts::Nowhere => geo::let_go::run(master, volume, custody).await,
             }
         };
         tokio::select! {
@@ -231,16 +231,25 @@ async fn may_be_made(master: &Master, volume: VolumeId) -> Result<(), CallError>
     Ok(())
 }
 
-async fn prepare_replica(master: &Master, volume: VolumeId, term: u64) -> Result<(), CallError> {
-    geo::stand::rejoin(master, volume, master.epoch(volume)).await?;
+/// What a leader needs for its chunkservers, whatever this region is to a volume.
+pub async fn make_ready(master: &Master) -> Result<(), CallError> {
     let founding = founding(master).await?;
     let keys = tickets::load(&master.store).await.map_err(|e| record_failed(&e))?;
     let draining = house::drain::load(master).await?;
     master.desk(|desk| {
-        desk.unseat(volume);
         desk.found(founding);
         desk.keys = keys;
         desk.set_draining(draining);
+    });
+    Ok(())
+}
+
+async fn prepare_replica(master: &Master, volume: VolumeId, term: u64) -> Result<(), CallError> {
+    geo::let_go::take_back(master, volume, false).await?;
+    geo::stand::rejoin(master, volume, master.epoch(volume)).await?;
+    make_ready(master).await?;
+    master.desk(|desk| {
+        desk.unseat(volume);
         desk.serve(volume, master.clock.boot(), term, Vec::new(), BTreeMap::new());
     });
     // Who waits for recalls of the home that this region was waits in vain.
@@ -282,6 +291,7 @@ async fn prepare(master: &Master, volume: VolumeId, term: u64, epoch: Epoch) -> 
     may_be_made(master, volume).await?;
     let hurries = match master.global {
         Some(_) => {
+            geo::let_go::take_back(master, volume, true).await?;
             let hurries = geo::stand::take_over(master, volume, epoch).await?;
             geo::moving::go_on(master, volume, epoch).await?;
             hurries
@@ -335,13 +345,7 @@ async fn prepare_home(
     if made {
         tracing::info!(%founding, volume = volume.0, "made a volume");
     }
-    // The secret is the volume's alone, wherever its home is; a hash of it tells nothing of it.
-    let mark = master.global.as_ref().map(|_| {
-        let mark = blake3::derive_key("mooseng 2026-11 the mark of a volume", &record.hash_key);
-        let mut founding = [0; FOUNDING_BYTES];
-        founding.copy_from_slice(&mark[..FOUNDING_BYTES]);
-        Founding(founding)
-    });
+    let mark = master.global.as_ref().map(|_| Founding(geo::let_go::mark_of(&record)));
     let keys = tickets::load(&master.store).await.map_err(|e| record_failed(&e))?;
     let draining = house::drain::load(master).await?;
     let sessions = reap::all_sessions(master, volume).await?;

@@ -104,6 +104,9 @@ impl MasterService {
                     .await
                     .map(|m| Answer::of(&m));
             }
+            Method::VolumeLetGo => {
+                return geo::may_go::answer(master, &peer, incoming.decode()?).await.map(|m| Answer::of(&m));
+            }
             Method::ClassUse => {
                 return geo::classes::used(master, &peer, incoming.decode()?, deadline)
                     .await

@@ -10,6 +10,8 @@ mod common;
 mod giving_up;
 #[path = "geo/joins.rs"]
 mod joins;
+#[path = "geo/let_go.rs"]
+mod let_go;
 #[path = "geo/levels.rs"]
 mod levels;
 #[path = "geo/made_anew.rs"]

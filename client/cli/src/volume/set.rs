@@ -109,12 +109,7 @@ impl Change {
                 self.after.home
             ));
         }
-        for region in self.before.regions.iter().filter(|region| !self.after.regions.contains(region)) {
-            lines.push(format!(
-                "{region} {} changes of it any more; what it has isn't kept up to date.",
-                if plan { "wouldn't be sent" } else { "isn't sent" }
-            ));
-        }
+        lines.extend(self.taken_out(plan));
         if self.after.geo && self.after.sync_set.len() < self.after.regions.len() {
             let missing = self.after.regions.iter().filter(|region| !self.after.sync_set.contains(region));
             let missing: Vec<&str> = missing.map(String::as_str).collect();
@@ -145,6 +140,31 @@ impl Change {
         lines.join("\n")
     }
 
+    /// What becomes of what regions have that are taken out.
+    fn taken_out(&self, plan: bool) -> Vec<String> {
+        let out = self.before.regions.iter().filter(|region| !self.after.regions.contains(region));
+        let mut lines: Vec<String> = out
+            .map(|region| {
+                format!(
+                    "{region} {} changes of it any more, and can't take it over. What {region} has of it stays for a while (an hour, unless house.let_go_after_s of its masters says something else), as long as another of the volume's regions lacks any of it or {home} has fewer healthy copies of a chunk than its storage class asks for, and goes then: records first, then copies of chunks. What was put aside there stays. Added again before that, {region} gets no chunk anew that it has; later it gets all of them.",
+                    if plan { "wouldn't be sent" } else { "isn't sent" },
+                    home = self.after.home,
+                )
+            })
+            .collect();
+        let new: Vec<&str> = self.copied_to.iter().map(|(region, _)| region.as_str()).collect();
+        if let (false, false, true) = (lines.is_empty(), new.is_empty(), plan) {
+            let all: Vec<&str> =
+                self.before.regions.iter().map(String::as_str).chain(new.iter().copied()).collect();
+            lines.push(format!(
+                "Until {new} has its copy, fewer regions than now have what is written meanwhile. To never have fewer, add {new} first (--regions {all}), and take the others out once `mooseng volume info` says that {new} follows.",
+                new = new.join(", "),
+                all = all.join(","),
+            ));
+        }
+        lines
+    }
+
     fn settings(&self, plan: bool) -> String {
         let (before, after) = (&self.before, &self.after);
         let rows = [
@@ -172,6 +192,7 @@ impl Change {
             "version": output::VERSION, "agreed_version": self.version, "plan": plan,
             "before": super::shape(&self.before), "after": super::shape(&self.after),
             "copied_to": self.copied_to.iter().map(copied).collect::<Vec<_>>(), "chunk_bytes": self.bytes,
+            "taken_out": self.before.regions.iter().filter(|r| !self.after.regions.contains(r)).collect::<Vec<_>>(),
             "losses": self.losses.iter().map(losses).collect::<Vec<_>>(),
             "failover_now": outlook::failover_loses(if plan { &self.before } else { &self.after }),
         })
@@ -225,6 +246,21 @@ mod tests {
         let shape = change().shape(true);
         assert_eq!(shape["copied_to"][0]["region"], "b");
         assert_eq!(shape["losses"][0]["after"]["survives"], "all");
+    }
+
+    #[test]
+    fn what_becomes_of_a_region_that_is_taken_out_is_said() {
+        let mut replaced = change();
+        replaced.before.regions = vec!["a".into(), "c".into()];
+        let text = replaced.text(true);
+        for part in ["c wouldn't be sent changes of it any more", "Until b has its copy", "(--regions a,c,b)"]
+        {
+            assert!(text.contains(part), "{part}\n\n{text}");
+        }
+        replaced.copied_to.clear();
+        assert!(!replaced.text(true).contains("Until b"));
+        assert!(replaced.text(false).contains("c isn't sent changes of it any more"));
+        assert_eq!(replaced.shape(true)["taken_out"], json!(["c"]));
     }
 
     #[test]

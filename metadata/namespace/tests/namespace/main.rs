@@ -11,6 +11,7 @@ mod faulty;
 mod fsck;
 mod harness;
 mod joins;
+mod let_go;
 mod locks;
 mod model;
 mod model_acl;

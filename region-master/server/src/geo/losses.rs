@@ -286,6 +286,16 @@ fn of_volume(master: &Master, volume: u32) -> Result<VolumeId, Status> {
     Ok(volume)
 }
 
+/// The same of what is kept here: also of a volume that this region isn't to have any more.
+fn of_kept(master: &Master, volume: u32) -> Result<VolumeId, Status> {
+    let known = super::known(master, volume)?;
+    let letting_go = master.desk(|desk| desk.letting_go_of(known));
+    match letting_go.filter(|custody| master.may_answer(*custody).is_ok()) {
+        Some(_) => Ok(known),
+        None => of_volume(master, volume),
+    }
+}
+
 fn unreadable(error: ReplicaError) -> Status {
     match error {
         ReplicaError::Store(_) => Status::unavailable(error.to_string()),
@@ -343,7 +353,7 @@ fn tell_archive(cut: LogPosition, archive: &ArchiveRecord) -> admin::Archive {
 
 /// Answers an administrator: the archives here.
 pub async fn list_salvage(master: &Master, volume: u32) -> Result<admin::ListSalvageReply, Status> {
-    let volume = of_volume(master, volume)?;
+    let volume = of_kept(master, volume)?;
     let archives = archives(&master.store.begin(), volume).await.map_err(unreadable)?;
     Ok(admin::ListSalvageReply {
         region: master.config.region.clone(),
@@ -356,7 +366,7 @@ pub async fn show_salvage(
     master: &Master,
     asking: admin::ShowSalvageRequest,
 ) -> Result<admin::ShowSalvageReply, Status> {
-    let volume = of_volume(master, asking.volume)?;
+    let volume = of_kept(master, asking.volume)?;
     let cut = asked(asking.cut);
     let tx = master.store.begin();
     let Some(archive) = load_archive(&tx, volume, cut).await.map_err(unreadable)? else {

@@ -11,7 +11,7 @@
 //! - [`chunks`]: how the bytes come that the log names.
 //! - [`near`]: reads of a replica; [`near_promises`]: what is promised of it.
 //! - [`stand`]: how the region stands when the volume's home is lost; a home that begins, one that ends, one that comes back.
-//! - [`joins`]: volumes that are made and deleted.
+//! - [`joins`]: volumes that are made and deleted. [`let_go`], [`may_go`]: regions that are taken out of a volume.
 //! - [`classes`]: volumes' copies of the storage classes of the cluster; [`class_commands`]: what administrators ask of those.
 //! - [`moving`]: planned moves of the home.
 //! - [`seat`]: what is kept in memory of one volume.
@@ -53,7 +53,9 @@ pub mod deleted;
 mod fetch;
 mod giving_up;
 pub mod joins;
+pub mod let_go;
 pub mod losses;
+pub mod may_go;
 pub mod moving;
 pub mod near;
 pub mod near_promises;
@@ -570,7 +572,9 @@ fn failed(master: &Master, error: &ReplicaError) -> CallError {
     let code = match error {
         ReplicaError::Store(StoreError::NotLeader | StoreError::Failed(_)) => return master.not_leader(),
         ReplicaError::Store(StoreError::CommitUnknown) => ErrorCode::OutcomeUnknown,
-        ReplicaError::Store(_) | ReplicaError::Gap { .. } | ReplicaError::NotLogged => ErrorCode::Unavailable,
+        ReplicaError::Store(_) | ReplicaError::Gap { .. } | ReplicaError::NotLogged | ReplicaError::LetGo => {
+            ErrorCode::Unavailable
+        }
         ReplicaError::Trimmed { .. } => ErrorCode::NotFound,
         ReplicaError::Refused(_) => ErrorCode::StaleEpoch,
         ReplicaError::Schema(_) | ReplicaError::NotUndoable { .. } => ErrorCode::Internal,

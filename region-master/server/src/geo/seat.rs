@@ -86,6 +86,8 @@ pub(super) struct Seat {
     pub sealed: watch::Sender<bool>,
     /// Since when, the last time.
     pub stopped: Mutex<Option<tokio::time::Instant>>,
+    /// Regions that have something of the volume and aren't to have it any more, with what they say of that.
+    pub letting_go: Mutex<BTreeMap<String, String>>,
     /// Where moves are asked for, while this master leads the home.
     pub moves: Mutex<Option<tokio::sync::mpsc::Sender<moving::Ordered>>>,
 }
@@ -110,6 +112,7 @@ impl Seat {
             told_synced: Mutex::default(),
             sealed: watch::channel(false).0,
             stopped: Mutex::default(),
+            letting_go: Mutex::default(),
             moves: Mutex::default(),
         }
     }

@@ -40,6 +40,8 @@ pub async fn run(master: &Arc<Master>, volume: VolumeId, custody: u64, epoch: Ep
     loop {
         let view = cluster.borrow_and_update().clone();
         let regions: Vec<String> = view.replicas_of(volume).map(str::to_owned).collect();
+        // One that is added again begins anew, whatever it said before.
+        super::lock(&master.geo.seat(volume).shipped).retain(|region, _| regions.contains(region));
         let same = |view: &Arc<mooseng_global::View>| {
             view.replicas_of(volume).eq(regions.iter().map(String::as_str))
         };

@@ -214,8 +214,19 @@ async fn undo(master: &Master, volume: VolumeId, cut: LogPosition) -> Result<(),
     }
 }
 
+/// Goes on with what was being undone when this region was taken out of the volume's.
+pub(super) async fn end_undo(master: &Master, volume: VolumeId) -> Result<(), CallError> {
+    let seat = master.geo.seat(volume);
+    let _applying = seat.applying.lock().await;
+    while let Turned::Done(true) =
+        commit(master, Turn::EndUndo(volume)).await.map_err(|e| failed(master, &e))?
+    {}
+    master.geo.note_replica(volume, |replica| replica.record = None);
+    Ok(())
+}
+
 /// Looks whether anything that was cut off is kept here.
-async fn note_salvage(master: &Master, volume: VolumeId) -> Result<(), CallError> {
+pub(super) async fn note_salvage(master: &Master, volume: VolumeId) -> Result<(), CallError> {
     let one = RangeLimit { pairs_max: 1, ..RangeLimit::default() };
     let found = master.store.begin().get_range(log::salvage_range(volume), one, Read::Snapshot).await;
     let found = found.map_err(|e| failed(master, &ReplicaError::Store(e)))?;
@@ -231,11 +242,40 @@ async fn note_salvage(master: &Master, volume: VolumeId) -> Result<(), CallError
 pub(super) async fn begin_anew(
     master: &Master,
     volume: VolumeId,
-    (common, trimmed): (LogPosition, LogPosition),
+    places: (LogPosition, LogPosition),
     from: Epoch,
 ) -> Result<(), CallError> {
     let seat = master.geo.seat(volume);
     let _applying = seat.applying.lock().await;
+    if put_own_aside(master, volume, places, from).await? {
+        return Ok(());
+    }
+    if let Some(global) = &master.global {
+        global.stands_no_more(volume);
+    }
+    change(master, volume, Change::BeginAnew).await.map(drop)
+}
+
+/// The same in a region that isn't to have the volume any more: what follows on the archive is up to the caller. Answers whether the replica has gone back to
+/// the place that both have; otherwise it is left without what it has put aside.
+pub(super) async fn put_aside(
+    master: &Master,
+    volume: VolumeId,
+    places: (LogPosition, LogPosition),
+    from: Epoch,
+) -> Result<bool, CallError> {
+    let seat = master.geo.seat(volume);
+    let _applying = seat.applying.lock().await;
+    put_own_aside(master, volume, places, from).await
+}
+
+/// Only while `applying` is held.
+async fn put_own_aside(
+    master: &Master,
+    volume: VolumeId,
+    (common, trimmed): (LogPosition, LogPosition),
+    from: Epoch,
+) -> Result<bool, CallError> {
     let record = receive::record(master, volume).await?;
     // Whatever is here of an epoch its home has sent, and had committed before. A home that doesn't know it, though its log reaches back so far, has lost
     // it, and this may be the only copy.
@@ -256,7 +296,7 @@ pub(super) async fn begin_anew(
     let can_undo = record.copied_before.is_none() && record.complete() > LogPosition::default();
     if can_undo && record.complete() <= common && common < record.position() {
         match undo(master, volume, common).await {
-            Ok(()) => return note_salvage(master, volume).await,
+            Ok(()) => return note_salvage(master, volume).await.map(|()| true),
             // The place is none of the log here.
             Err(ReplicaError::Gap { .. } | ReplicaError::NotUndoable { .. }) => {}
             Err(error) => return Err(failed(master, &error)),
@@ -265,7 +305,7 @@ pub(super) async fn begin_anew(
     tracing::warn!(
         at = %record.position(),
         %common,
-        "what this region has of the volume's log isn't what its home has: it is put aside, and the volume copied anew"
+        "what this region has of the volume's log isn't what its home has: it is put aside, and none of the rest is kept"
     );
     losses::archive(master, volume, common, true).await.map_err(|e| failed(master, &e))?;
     loop {
@@ -275,11 +315,7 @@ pub(super) async fn begin_anew(
             Err(error) => return Err(failed(master, &error)),
         }
     }
-    note_salvage(master, volume).await?;
-    if let Some(global) = &master.global {
-        global.stands_no_more(volume);
-    }
-    change(master, volume, Change::BeginAnew).await.map(drop)
+    note_salvage(master, volume).await.map(|()| false)
 }
 
 /// Ids of a kind under a new epoch are beyond all that any home before can have given.
@@ -314,6 +350,7 @@ enum Turn<'a> {
     TakeOver(VolumeId, Epoch, Option<LogPosition>, Option<&'a LossRecord>),
     Rejoin(VolumeId, Epoch),
     Undo(VolumeId, LogPosition),
+    EndUndo(VolumeId),
     Salvage(VolumeId, LogPosition),
     Ids(VolumeId, IdKind, Epoch, Range<u64>),
 }
@@ -332,6 +369,7 @@ impl Turn<'_> {
             }
             Self::Rejoin(volume, epoch) => Turned::Done(turn::rejoin(tx, *volume, *epoch).await?),
             Self::Undo(volume, cut) => Turned::Done(turn::undo(tx, *volume, *cut).await?),
+            Self::EndUndo(volume) => Turned::Done(turn::end_undo(tx, *volume).await?),
             Self::Salvage(volume, common) => Turned::Done(turn::salvage(tx, *volume, *common).await?),
             Self::Ids(volume, kind, epoch, range) => {
                 tx.set(&id_records::key(*kind, *volume), &number::encode(range.start));

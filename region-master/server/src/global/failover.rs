@@ -73,6 +73,11 @@ pub async fn run(global: &Arc<Global>) {
 
 async fn look(global: &Arc<Global>, memory: &mut Memory) {
     let (view, ran_out, now) = (global.view(), global.ran_out(), global.clock.boot());
+    // What a region said of its copy before it was taken out of a volume's regions doesn't count should it be added again.
+    for (id, told) in lock(&global.told).iter_mut() {
+        let regions = view.volumes.get(id).map(|volume| &volume.regions);
+        told.retain(|region, _| regions.is_some_and(|regions| regions.contains(region)));
+    }
     for (id, volume) in
         view.volumes.iter().filter(|(_, volume)| volume.automatic || volume.forced_home.is_some())
     {

@@ -37,7 +37,7 @@ use mooseng_embedded::{Base, CommitBatch, Embedded, Options};
 use mooseng_global::failover::Standing;
 use mooseng_global::lease::{Appended, Holder, Receipts};
 use mooseng_global::{View, rules, voters};
-use mooseng_ports::clock::Clock;
+use mooseng_ports::clock::{BootTime, Clock};
 use mooseng_ports::disk::Disk;
 use mooseng_ports::plant::{self, Plant};
 use mooseng_raft::{GLOBAL_GROUP, OnAppend, RaftConfig as NodeConfig, RaftError, RaftNode, Timings};
@@ -194,6 +194,14 @@ impl Global {
     pub fn lease_valid(&self) -> bool {
         let version = self.view.borrow().version;
         lock(&self.holder).is_valid(self.clock.boot(), version)
+    }
+
+    /// What the regions have agreed on, and a moment: whatever was agreed on before it is in there. None while this region doesn't hold its lease.
+    pub fn as_of(&self) -> Option<(Arc<View>, BootTime)> {
+        let view = self.view();
+        let holder = lock(&self.holder);
+        let sent = holder.sent(view.version).filter(|_| holder.is_valid(self.clock.boot(), view.version))?;
+        Some((view, sent))
     }
 
     /// The epoch in which this region may change a volume now: it is its home, and no other region can take over, or only by somebody's command. Checked

@@ -284,6 +284,7 @@ impl Global {
         let view = self.view();
         let volume = |(id, known): (&VolumeId, &mooseng_global::Volume)| Volume {
             replicas: crate::geo::replicas(master, *id),
+            letting_go: crate::geo::let_go::told(master, *id),
             ..told(*id, known)
         };
         ListVolumesReply { version: view.version, volumes: view.volumes.iter().map(volume).collect() }
@@ -311,6 +312,7 @@ pub(crate) fn told(id: VolumeId, known: &mooseng_global::Volume) -> Volume {
         sync_set: known.sync_set.iter().cloned().collect(),
         automatic: known.automatic,
         replicas: Vec::new(),
+        letting_go: Vec::new(),
         blocks_alone: known.blocks_alone,
         stage: known.join.as_ref().map_or(VolumeStage::Unspecified, |join| stage(join.stage)).into(),
         parent: place.map_or(0, |place| place.parent().0.into()),

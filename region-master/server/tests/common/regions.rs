@@ -324,7 +324,7 @@ fn site(global: &GlobalConfig, region: &RegionConfig, master: &RegionMasterConfi
         copies: 2,
         min_copies: 2,
         session_lease_ms: 1_000,
-        house: HouseConfig { trash_retention_s: 0, ..HouseConfig::default() },
+        house: HouseConfig { trash_retention_s: 0, let_go_after_s: 0, ..HouseConfig::default() },
         mounts: Vec::new(),
         raft: RaftConfig::default(),
         global: Some(global.clone()),
