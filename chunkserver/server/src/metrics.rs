@@ -36,6 +36,7 @@ pub const NAMES: &[Name] = &[
     BYTES_SCRUBBED,
     SCRUB_PASSES,
     LENT,
+    BYTES_SHARED,
     OTHER_FOUNDINGS,
 ];
 

@@ -47,6 +47,8 @@ const CHANGES_BEFORE: u32 = 3;
 const FILES: usize = 256;
 /// A directory that wasn't given, or no file of it, isn't asked for again for so long.
 const NOT_AGAIN_FOR: Duration = Duration::from_secs(5);
+/// So many changes that were made alone were worth what asking costs.
+const WORTH_IT: u32 = 16;
 /// A change waits so long for a directory that is asked for.
 const ASKED_FOR_AT_MOST: Duration = Duration::from_secs(1);
 /// So often a short list is read while other changes of this session are under way, which keep it from being promised.
@@ -86,11 +88,22 @@ enum Tried {
 /// Counts a session's changes in directories, and knows which are asked for.
 #[derive(Debug, Default)]
 pub(crate) struct Eager {
-    counts: Mutex<BTreeMap<u64, (u32, Option<Instant>)>>,
+    counts: Mutex<BTreeMap<u64, Count>>,
     asked: Mutex<BTreeSet<u64>>,
     answered: Notify,
     /// Directories of which no file was given, and until when none is asked for.
     no_files: Mutex<BTreeMap<u64, Instant>>,
+}
+
+/// Of a directory in which changes are made.
+#[derive(Debug, Default)]
+struct Count {
+    /// Those that were made the usual way since it was asked for.
+    usual: u32,
+    /// When it may be asked for again.
+    not_before: Option<Instant>,
+    /// Those that were made alone since then.
+    alone: u32,
 }
 
 /// A directory is asked for, until this is dropped.
@@ -149,13 +162,30 @@ impl Eager {
         if counts.len() >= COUNTED_MAX && !counts.contains_key(&directory) {
             counts.clear();
         }
-        let (count, not_before) = counts.entry(directory).or_default();
-        *count += 1;
-        if *count < CHANGES_BEFORE || not_before.is_some_and(|until| now < until) {
+        let count = counts.entry(directory).or_default();
+        count.usual += 1;
+        if count.usual < CHANGES_BEFORE || count.not_before.is_some_and(|until| now < until) {
             return false;
         }
-        (*count, *not_before) = (0, Some(now + NOT_AGAIN_FOR));
+        *count = Count { not_before: Some(now + NOT_AGAIN_FOR), ..Count::default() };
         true
+    }
+
+    /// One more, made alone.
+    fn made(&self, directory: u64) {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&directory) {
+            count.alone += 1;
+        }
+    }
+
+    /// A change in a directory that is had alone goes the usual way, by which it is had alone no longer. Where that was worth it, it may be asked for again soon:
+    /// nobody else has taken it.
+    fn interrupted(&self, directory: u64) {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&directory).filter(|count| count.alone >= WORTH_IT) {
+            *count = Count::default();
+        }
     }
 }
 
@@ -235,7 +265,10 @@ impl FileSystem {
                         });
                     }
                 }
-                Ok(Ok(Tried::Done(reply)) | Err(Tried::Done(reply))) => return Ok(Some(reply)),
+                Ok(Ok(Tried::Done(reply)) | Err(Tried::Done(reply))) => {
+                    about.iter().for_each(|directory| inner.eager.made(*directory));
+                    return Ok(Some(reply));
+                }
                 Ok(Err(Tried::Refused(errno)) | Ok(Tried::Refused(errno))) => {
                     return Err(FsError::Answered(errno));
                 }
@@ -250,10 +283,14 @@ impl FileSystem {
                 Ok(Err(Tried::Hold(directory, name))) if asks < ASKS_MAX => {
                     asks += 1;
                     if !self.hold_files(directory, &name).await {
+                        about.iter().for_each(|directory| inner.eager.interrupted(*directory));
                         return Ok(None);
                     }
                 }
-                Ok(_) => return Ok(None),
+                Ok(_) => {
+                    about.iter().for_each(|directory| inner.eager.interrupted(*directory));
+                    return Ok(None);
+                }
             }
         }
     }

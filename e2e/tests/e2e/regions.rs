@@ -25,7 +25,7 @@ fn two_regions_and_a_witness_are_one_cluster() {
 pub const HOME_LOST: &[&str] = &[
     // Made behind the cut and never fsynced: its inode is no more (DESIGN section 8), and fsync says so.
     "\"error\":\"Stale file handle (os error 116)\"",
-    "it is put aside, and the volume copied anew",
+    "isn't what its home has: it is put aside",
     "it copies the volume anew",
     "was lost with the volume's home",
     "the session's lease had lapsed",

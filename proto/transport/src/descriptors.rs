@@ -256,7 +256,8 @@ mod tests {
     #[tokio::test]
     async fn a_peer_that_sends_no_descriptor_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("socket");
+        let path = dir.path().join("lend/socket");
+        std::fs::DirBuilder::new().mode(DIRECTORY_MODE).create(path.parent().unwrap()).unwrap();
         let listener = UnixListener::bind(&path).unwrap();
         let serving = tokio::spawn(async move {
             let (mut stream, _) = listener.accept().await.unwrap();
@@ -264,6 +265,10 @@ mod tests {
         });
         let nothing = fetch(&path, &Token([0; 32]), our_uid(), WITHIN).await.unwrap_err();
         assert_eq!(nothing.kind(), io::ErrorKind::InvalidData);
+        // Where others may put sockets, none is spoken to.
+        std::fs::set_permissions(path.parent().unwrap(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let open = fetch(&path, &Token([0; 32]), our_uid(), WITHIN).await.unwrap_err();
+        assert_eq!(open.kind(), io::ErrorKind::PermissionDenied);
         serving.await.unwrap();
         assert_eq!(format!("{:?}", Token([7; 32])), "Token(..)");
     }

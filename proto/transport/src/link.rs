@@ -261,7 +261,7 @@ impl Link {
             match timeout_at(deadline, expected.send(frame.clone())).await {
                 Ok(true) => {}
                 not_sent => {
-                    slot.into_iter().for_each(Slot::is_free);
+                    slot.into_iter().for_each(Slot::give_back);
                     if not_sent.is_ok() {
                         continue;
                     }
@@ -283,7 +283,7 @@ impl Link {
                     if slot.is_some() && outcome.as_ref().err().is_some_and(unavailable) {
                         live.unshare();
                     }
-                    slot.into_iter().for_each(Slot::is_free);
+                    slot.into_iter().for_each(Slot::give_back);
                     outcome.map_err(CallFailure::Remote)
                 }
             };

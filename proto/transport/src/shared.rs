@@ -175,7 +175,7 @@ impl BorrowedMemory {
                 Err(rustix::io::Errno::INTR) => {}
                 // It is sent instead.
                 Ok(_) | Err(_) => {
-                    slot.is_free();
+                    slot.give_back();
                     return None;
                 }
             }
@@ -199,7 +199,7 @@ impl Slot {
     }
 
     /// The other end has seen the request, and reads it no more; or it was never sent.
-    pub(crate) fn is_free(mut self) {
+    pub(crate) fn give_back(mut self) {
         self.is_free = true;
     }
 }
@@ -248,7 +248,7 @@ mod tests {
         let bulk = vec![7; BULK_MIN];
         let first = borrowed.put(&bulk).unwrap();
         let number = first.number;
-        first.is_free();
+        first.give_back();
         let mut held: Vec<Slot> = std::iter::from_fn(|| borrowed.put(&bulk)).collect();
         assert_eq!((held[0].number, held.len()), (number, SLOTS as usize));
         drop(held.pop());

@@ -253,15 +253,13 @@ impl PromiseTable {
             || self.entries.range(all).any(|((_, holder), _)| *holder != session)
     }
 
-    /// Whether a session has a directory alone, and nobody else is promised anything of this file of it: then it may be given to the session
-    /// ([`Self::grant_with`]).
-    pub fn is_free(&self, session: SessionId, directory: InodeId, file: InodeId) -> bool {
-        let others = |held: &Held| held.holds.iter().any(|hold| hold.session != session);
+    /// Whether a session has a directory alone.
+    pub fn has_alone(&self, session: SessionId, directory: InodeId) -> bool {
         self.level(session, &Fact::Directory(directory)) == Some(Level::Exclusive)
-            && !self.facts.get(&Fact::Inode(file)).is_some_and(others)
     }
 
-    /// Gives a file to a session that has its directory alone: what is known of it was true at `version`. It is recalled along with others of the directory.
+    /// Gives a file of which nobody else is promised anything to a session that has its directory alone: what is known of it was true at `version`. It is recalled along
+    /// with others of the directory.
     pub fn grant_with(
         &mut self,
         session: SessionId,
@@ -269,7 +267,7 @@ impl PromiseTable {
         file: InodeId,
         version: u64,
     ) -> bool {
-        let given = self.is_free(session, directory, file)
+        let given = self.has_alone(session, directory)
             && self.grant(session, &Fact::Inode(file), Level::Exclusive, version);
         if given {
             self.together.add(session, directory, file);

@@ -324,11 +324,11 @@ pub async fn admit_read(
             }
         }
         if let (Some(Op::HoldFiles(r)), Some(Reply::DirPage(page))) = (&request.op, &mut reply.reply) {
-            // What others know of isn't taken from them: nothing is told of it, either.
+            // What somebody else has open isn't taken from him: nothing is told of it, either.
             let directory = InodeId(r.directory);
+            let alone = desk.promises.has_alone(id, directory);
             for entry in &mut page.entries {
-                let file = InodeId(entry.inode);
-                if desk.sessions.is_open_elsewhere(id, file) || !desk.promises.is_free(id, directory, file) {
+                if !alone || desk.sessions.is_open_elsewhere(id, InodeId(entry.inode)) {
                     entry.attr = None;
                 }
             }
@@ -337,7 +337,9 @@ pub async fn admit_read(
         let facts = facts_read(request, reply);
         // While two sessions have a file open, both write through.
         let alone = acquire.is_some_and(|inode| !desk.sessions.is_open_elsewhere(id, inode));
-        let mut recalls = desk.promises.read_blockers(id, &facts, alone);
+        // What others are promised of files that they don't have open they give up, all at once.
+        let taken = alone || matches!(request.op, Some(Op::HoldFiles(_)));
+        let mut recalls = desk.promises.read_blockers(id, &facts, taken);
         recalls.extend(desk.promises.hidden(id, &looked));
         if !recalls.is_empty() || desk.promises.given_back_since(tick, &looked) {
             return Some(Err(recalls));

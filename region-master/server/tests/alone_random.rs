@@ -297,8 +297,8 @@ async fn what_others_made_is_removed_without_a_question_for_each() {
     }
     let twice = maker.lookup(&root, directory, &name(20)).await.unwrap().inode;
     maker.link(&root, twice, maker.root(), b"twice").await.unwrap();
+    // It goes on having all of them exclusively, for all it knows.
     let open = maker.lookup(&root, directory, &name(300)).await.unwrap().inode;
-    maker.close().await;
 
     let (reader, ours) = (connect(&cluster, "reader", true).await, connect(&cluster, "ours", true).await);
     let held = reader.open(&root, open, 0).await.unwrap();
@@ -336,6 +336,7 @@ async fn what_others_made_is_removed_without_a_question_for_each() {
     let status = ours.status();
     assert!(status.made_alone > 700, "{} of 780 changes were made alone", status.made_alone);
     assert_eq!((status.alone_corrected, status.untold_lost), (0, 0));
+    maker.close().await;
     reader.close().await;
     ours.close().await;
 }
