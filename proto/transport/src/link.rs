@@ -27,7 +27,7 @@ use crate::descriptors::{self, Token};
 use crate::live::Live;
 use crate::network::{ConnectError, Network, Protocol};
 use crate::server::Answer;
-use crate::shared::{BULK_MIN, BorrowedMemory, Slot};
+use crate::shared::{BULK_MIN, BorrowedMemory, Slot, UNREADABLE};
 
 /// Connections that a call tries when they break before it was sent.
 const TRIES: usize = 3;
@@ -278,9 +278,7 @@ impl Link {
                 Err(_) => Err(CallFailure::Timeout(inner.address.clone())),
                 Ok(None) => Err(CallFailure::Lost(inner.address.clone())),
                 Ok(Some(outcome)) => {
-                    let unavailable = |e: &CallError| e.code() == ErrorCode::Unavailable;
-                    // Its memory may be what couldn't be read: it does without from now on.
-                    if slot.is_some() && outcome.as_ref().err().is_some_and(unavailable) {
+                    if outcome.as_ref().err().is_some_and(|e| e.detail == UNREADABLE) {
                         live.unshare();
                     }
                     slot.into_iter().for_each(Slot::give_back);

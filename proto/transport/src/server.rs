@@ -21,7 +21,7 @@ use crate::network::{Handshake, Listener, Peer, Protocol};
 use crate::outbox::{Closed, Outbox};
 use crate::refusal;
 use crate::refused::Refused;
-use crate::shared::{LentMemory, MemoryOffer, NotTaken, Room};
+use crate::shared::{LentMemory, MemoryOffer, NotTaken, Room, UNREADABLE};
 use crate::{rpc, stream};
 
 /// A call that arrived.
@@ -143,7 +143,8 @@ impl ConnectionHandle {
             NotTaken::Nowhere(message) => crate::call_error(ErrorCode::InvalidRequest, message),
             NotTaken::Unreadable(error) => {
                 let message = format!("the memory that this connection shares can't be read: {error}");
-                crate::call_error(ErrorCode::Unavailable, message)
+                let detail = Bytes::from_static(UNREADABLE);
+                CallError { detail, ..crate::call_error(ErrorCode::Unavailable, message) }
             }
         })
     }

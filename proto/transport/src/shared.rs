@@ -32,6 +32,8 @@ const SLOTS: u32 = 16;
 const SLOT_BYTES: u64 = BULK_BYTES_MAX as u64;
 /// Bulk from this size on goes this way: below, a system call more costs as much as is saved.
 pub(crate) const BULK_MIN: usize = 64 << 10;
+/// Beside the error that the serving end can't read the memory: its caller does without from then on. Others that say "unavailable" pass.
+pub(crate) const UNREADABLE: &[u8] = b"shared memory";
 /// How long a slot is left alone whose call wasn't waited for: its request may be on its way, and should find what belongs to it.
 const REST: Duration = Duration::from_secs(30);
 
