@@ -630,10 +630,15 @@ impl FileSystem {
         }
         // Without its list it is of no use, and others would have to take it back.
         if !self.inner.facts.is_listed(directory) {
+            tracing::debug!(directory, names, reads, "a directory isn't asked for: its list isn't promised");
             return Ok(());
         }
         match self.inner.region.read(&daemon(), Op::HoldAlone(HoldAlone { inode: directory })).await? {
-            Reply::Entry(_) => Ok(()),
+            Reply::Entry(_) => {
+                let is_alone = self.inner.facts.is_alone(directory);
+                tracing::debug!(directory, names, reads, is_alone, "a directory was asked for");
+                Ok(())
+            }
             other => Err(unexpected("hold_alone", &other)),
         }
     }

@@ -298,11 +298,15 @@ impl World {
     fn step(&mut self, (what, who, which): (u8, u8, u8)) {
         let session = SessionId(u64::from(who) % SESSIONS + 1);
         let (at, name) = (usize::from(which), which % NAMES);
-        match what % 14 {
+        match what % 15 {
             12 => self.ask_for(session, at),
             13 => {
                 self.look_again();
                 self.answer_for(at);
+            }
+            14 => {
+                let recalls = self.table.known_elsewhere(session, DIRECTORY);
+                self.send(recalls);
             }
             0 | 1 => self.ask(session, name),
             2 => self.answer(at),
@@ -376,6 +380,52 @@ fn a_directory_is_given_to_one_that_takes_it_from_nobody() {
         recalls.iter().map(|r| (&r.fact, r.keep)).collect::<Vec<_>>(),
         [(&Fact::Directory(DIRECTORY), None)]
     );
+}
+
+#[test]
+fn who_is_to_have_a_directory_alone_has_it_taken_from_all_who_only_know_it() {
+    let mut table = PromiseTable::new(Limits::default());
+    let (a, b, c) = (SessionId(1), SessionId(2), SessionId(3));
+    [a, b, c].into_iter().for_each(|session| table.add_session(session));
+    let name = |n: u32| Fact::Entry(DIRECTORY, Bytes::from(n.to_be_bytes().to_vec()));
+    let elsewhere = Fact::Entry(InodeId(2), "x".into());
+    for (session, fact) in [
+        (a, Fact::Inode(DIRECTORY)),
+        (b, Fact::Inode(DIRECTORY)),
+        (b, Fact::Directory(DIRECTORY)),
+        (a, name(0)),
+        (c, name(0)),
+        (c, name(1)),
+        (c, elsewhere),
+    ] {
+        assert!(table.grant(session, &fact, Level::Shared, 1));
+    }
+    assert!(!table.grant_alone(a, DIRECTORY, 1));
+    let (change, _) = table.begin(b, RequestNumber(1), [Fact::Inode(DIRECTORY)].into());
+    assert!(table.known_elsewhere(a, DIRECTORY).is_empty(), "somebody is changing it: it isn't given");
+    table.end(change, None);
+    table.acknowledge(a, table.unanswered(a)[0].number);
+
+    let recalls = table.known_elsewhere(a, DIRECTORY);
+    let named: BTreeSet<(SessionId, Fact)> = recalls.iter().map(|r| (r.session, r.fact.clone())).collect();
+    let expected = [(b, Fact::Inode(DIRECTORY)), (b, Fact::Directory(DIRECTORY)), (c, name(0)), (c, name(1))];
+    assert_eq!(named, expected.into());
+    assert!(recalls.iter().all(|recall| recall.keep.is_none()), "{recalls:?}");
+    assert!(!table.grant_alone(a, DIRECTORY, 1), "nobody has answered");
+    for recall in &recalls {
+        table.acknowledge(recall.session, recall.number);
+    }
+    assert!(table.known_elsewhere(a, DIRECTORY).is_empty());
+    assert!(table.grant_alone(a, DIRECTORY, 1));
+    assert_eq!(table.level(c, &Fact::Entry(InodeId(2), "x".into())), Some(Level::Shared));
+
+    // More names than that aren't taken for it.
+    table.drop_session(a);
+    table.add_session(a);
+    for n in 0..2000 {
+        assert!(table.grant(c, &name(n), Level::Shared, 1));
+    }
+    assert!(table.known_elsewhere(a, DIRECTORY).is_empty());
 }
 
 #[test]

@@ -265,6 +265,8 @@ pub struct RestsOn {
     pub looked: BTreeSet<Fact>,
     /// Everybody has told what they made alone since the request came: what isn't there now, isn't there.
     pub all_told: bool,
+    /// What others were promised of a directory that is asked for alone was taken back: that is done once.
+    pub taken: bool,
 }
 
 /// Before the first answer that an inode isn't there: who has to tell first what it made alone. None: the answer stands.
@@ -341,6 +343,15 @@ pub async fn admit_read(
         let taken = alone || matches!(request.op, Some(Op::HoldFiles(_)));
         let mut recalls = desk.promises.read_blockers(id, &facts, taken);
         recalls.extend(desk.promises.hidden(id, &looked));
+        // Who changes a directory again and again takes more from the others, change by change, than he does now.
+        if let (Some(Op::HoldAlone(r)), Some(Reply::Entry(_))) = (&request.op, &reply.reply)
+            && spacious
+            && !rests.taken
+        {
+            let before = recalls.len();
+            recalls.extend(desk.promises.known_elsewhere(id, InodeId(r.inode)));
+            rests.taken = recalls.len() > before;
+        }
         if !recalls.is_empty() || desk.promises.given_back_since(tick, &looked) {
             return Some(Err(recalls));
         }

@@ -302,6 +302,9 @@ async fn what_others_made_is_removed_without_a_question_for_each() {
 
     let (reader, ours) = (connect(&cluster, "reader", true).await, connect(&cluster, "ours", true).await);
     let held = reader.open(&root, open, 0).await.unwrap();
+    // It is promised the list, and a name that nobody changes.
+    reader.readdir(&root, directory, 0, 1000).await.unwrap();
+    reader.lookup(&root, directory, &name(1)).await.unwrap();
     for n in 0..FILES {
         match n % 3 {
             // Moved first.
