@@ -3,26 +3,14 @@
 //! What says that the volume's changes are logged goes first, and with it the volume's own record, which each change of it reads: none that was begun
 //! before is committed behind it.
 
-use bytes::Bytes;
 use mooseng_schema::deleted::{self, DeletedRecord};
 use mooseng_schema::volume::{self, VolumeRecord};
 use mooseng_schema::{Record, trash};
-use mooseng_store::{KeyRange, RangeLimit, Read, Transaction, key_range};
+use mooseng_store::{RangeLimit, Read, Transaction};
 use mooseng_wire::VolumeId;
 
+use crate::clearing::{self, PART, Progress};
 use crate::error::OpError;
-
-/// Records that one transaction clears.
-const PART: usize = 1_000;
-
-/// How far clearing a volume is. What was cleared isn't looked through again with each part: engines keep marks of it for a while.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Progress {
-    /// Which of [`deleted::ranges`].
-    range: usize,
-    /// Behind this key of it.
-    behind: Option<Bytes>,
-}
 
 /// What is on record of a deleted volume; none where nothing is.
 pub async fn state<T: Transaction>(tx: &T, volume: VolumeId) -> Result<Option<DeletedRecord>, OpError> {
@@ -54,7 +42,7 @@ pub async fn note<T: Transaction>(
         None => 0,
     };
     // One that this region never had.
-    let cleared = next_part(tx, volume, &mut Progress::default(), Read::Conflicting).await?.is_none();
+    let cleared = clearing::is_nothing(tx, &deleted::ranges(volume)).await?;
     let record = DeletedRecord { since_ns: now_ns, keep_s: keep_s.max(in_trash_s), cleared };
     tx.set(&deleted::key(volume), &record.to_value());
     Ok(record)
@@ -74,40 +62,13 @@ pub async fn take_back<T: Transaction>(tx: &T, volume: VolumeId) -> Result<bool,
 pub async fn clear<T: Transaction>(
     tx: &T,
     volume: VolumeId,
-    mut progress: Progress,
+    progress: Progress,
 ) -> Result<Option<Progress>, OpError> {
     // Nothing goes of a volume of which it isn't on record that it is deleted.
     let Some(record) = state(tx, volume).await? else { return Err(OpError::NoVolume(volume.0)) };
-    if let Some(part) = next_part(tx, volume, &mut progress, Read::Snapshot).await? {
-        tx.clear_range(part);
-        return Ok(Some(progress));
-    }
-    // Something may have come meanwhile to where it was looked already.
-    let mut anew = Progress::default();
-    if let Some(part) = next_part(tx, volume, &mut anew, Read::Conflicting).await? {
-        tx.clear_range(part);
-        return Ok(Some(anew));
+    if let Some(more) = clearing::clear(tx, &deleted::ranges(volume), progress, PART).await? {
+        return Ok(Some(more));
     }
     tx.set(&deleted::key(volume), &DeletedRecord { cleared: true, ..record }.to_value());
-    Ok(None)
-}
-
-async fn next_part<T: Transaction>(
-    tx: &T,
-    volume: VolumeId,
-    progress: &mut Progress,
-    read: Read,
-) -> Result<Option<KeyRange>, OpError> {
-    let limit = RangeLimit { pairs_max: PART, ..RangeLimit::default() };
-    for range in deleted::ranges(volume).into_iter().skip(progress.range) {
-        let begin = progress.behind.take().unwrap_or_else(|| range.begin.clone());
-        let page = tx.get_range(KeyRange { begin, end: range.end }, limit, read).await?;
-        if let (Some((first, _)), Some((last, _))) = (page.pairs.first(), page.pairs.last()) {
-            let part = KeyRange { begin: first.clone(), end: key_range(last).end };
-            progress.behind = Some(part.end.clone());
-            return Ok(Some(part));
-        }
-        progress.range += 1;
-    }
     Ok(None)
 }

@@ -16,14 +16,12 @@ use mooseng_schema::let_go::{self, LetGoRecord};
 use mooseng_schema::location::{self, LocationRecord};
 use mooseng_schema::log::{self, LogPosition, LoggedRecord, ReplicaRecord};
 use mooseng_schema::volume::{self, VolumeRecord};
-use mooseng_store::{KeyRange, RangeLimit, Read, Transaction, key_range};
+use mooseng_store::{RangeLimit, Read, Transaction};
 use mooseng_wire::{ChunkId, VolumeId};
 
+use crate::clearing::{self, Progress};
 use crate::error::OpError;
 use crate::upkeep;
-
-/// Records that one transaction is to clear at most.
-pub const PART: usize = 1_000;
 
 /// What is on record of a volume that this region lets go of; none where it doesn't.
 pub async fn state<T: Transaction>(tx: &T, volume: VolumeId) -> Result<Option<LetGoRecord>, OpError> {
@@ -150,65 +148,24 @@ fn clear_heads<T: Transaction>(tx: &T, volume: VolumeId) {
     tx.clear(&volume::key(volume));
 }
 
-/// How far clearing a volume is. What was cleared isn't looked through again with each part: engines keep marks of it for a while.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Progress {
-    /// Which of [`let_go::ranges`].
-    range: usize,
-    /// Behind this key of it.
-    behind: Option<Bytes>,
-}
-
 /// Clears the next part of the records, so many at most, behind what was cleared before. Answers how far it is, or none once nothing is left, which is on record then.
 pub async fn clear<T: Transaction>(
     tx: &T,
     volume: VolumeId,
-    mut progress: Progress,
+    progress: Progress,
     most: usize,
 ) -> Result<Option<Progress>, OpError> {
-    let record = clearing(tx, volume).await?;
+    let record = as_let_go(tx, volume).await?;
     clear_heads(tx, volume);
-    if let Some(part) = next_part(tx, volume, &mut progress, most, Read::Snapshot).await? {
-        tx.clear_range(part);
-        put(tx, volume, &record);
-        return Ok(Some(progress));
-    }
-    // Something may have come meanwhile to where it was looked already.
-    let mut anew = Progress::default();
-    if let Some(part) = next_part(tx, volume, &mut anew, most, Read::Conflicting).await? {
-        tx.clear_range(part);
-        put(tx, volume, &record);
-        return Ok(Some(anew));
-    }
-    put(tx, volume, &LetGoRecord { cleared: true, ..record });
-    Ok(None)
+    let more = clearing::clear(tx, &let_go::ranges(volume), progress, most).await?;
+    put(tx, volume, &LetGoRecord { cleared: record.cleared || more.is_none(), ..record });
+    Ok(more)
 }
 
 /// Nothing goes of a volume that isn't on record as let go of, or of which something is here that counts.
-async fn clearing<T: Transaction>(tx: &T, volume: VolumeId) -> Result<LetGoRecord, OpError> {
+async fn as_let_go<T: Transaction>(tx: &T, volume: VolumeId) -> Result<LetGoRecord, OpError> {
     let record = state(tx, volume).await?;
     record.filter(|record| record.clearing).ok_or(OpError::NoVolume(volume.0))
-}
-
-async fn next_part<T: Transaction>(
-    tx: &T,
-    volume: VolumeId,
-    progress: &mut Progress,
-    most: usize,
-    read: Read,
-) -> Result<Option<KeyRange>, OpError> {
-    let limit = RangeLimit { pairs_max: most, ..RangeLimit::default() };
-    for range in let_go::ranges(volume).into_iter().skip(progress.range) {
-        let begin = progress.behind.take().unwrap_or_else(|| range.begin.clone());
-        let page = tx.get_range(KeyRange { begin, end: range.end }, limit, read).await?;
-        if let (Some((first, _)), Some((last, _))) = (page.pairs.first(), page.pairs.last()) {
-            let part = KeyRange { begin: first.clone(), end: key_range(last).end };
-            progress.behind = Some(part.end.clone());
-            return Ok(Some(part));
-        }
-        progress.range += 1;
-    }
-    Ok(None)
 }
 
 /// Up to `max` chunks with ids above `after` of which it is on record where copies lie in this region.
@@ -230,7 +187,7 @@ pub async fn drop_places<T: Transaction>(
     volume: VolumeId,
     chunks: &[ChunkId],
 ) -> Result<Vec<(ChunkId, Vec<String>)>, OpError> {
-    let record = clearing(tx, volume).await?;
+    let record = as_let_go(tx, volume).await?;
     if !record.cleared {
         return Err(OpError::Malformed(
             "records of the volume are left, of which a chunk's place is the last to go",

@@ -12,7 +12,8 @@
 //! - [`abandon`], [`sessions`], [`upkeep`] are the master's own business over a transaction: sessions, id ranges, orphans, chunks.
 //! - [`locks`] are the locks on one inode, as values; [`held`] is where they lie in the store.
 //! - [`reclaim`] gives sessions the locks that they had under the home before.
-//! - [`joins`] is where a directory names another volume; [`deleted`] is how a deleted volume's records go.
+//! - [`joins`] is where a directory names another volume.
+//! - [`deleted`] is how a deleted volume's records go, [`let_go`] those of one that the region was taken out of; [`clearing`] is what both do.
 //! - [`mod@format`] makes an empty volume, and the region's founding mark.
 //! - [`rewrite`] moves files' bytes from old chunks to new ones.
 //! - [`pack`] moves small files' bytes to chunks that they share.
@@ -26,6 +27,7 @@
 pub mod abandon;
 pub mod acl;
 pub mod classes;
+pub mod clearing;
 pub mod confine;
 pub mod context;
 pub mod deleted;

@@ -1,6 +1,7 @@
 //! What is left of a deleted volume, and how it goes.
 
-use mooseng_namespace::deleted::{Progress, clear, note, take_back};
+use mooseng_namespace::clearing::Progress;
+use mooseng_namespace::deleted::{clear, note, take_back};
 use mooseng_namespace::trash::Terms;
 use mooseng_namespace::{OpError, format};
 use mooseng_schema::deleted::{self, DeletedRecord};

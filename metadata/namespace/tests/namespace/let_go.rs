@@ -1,8 +1,9 @@
 //! What a region has of a volume that it was taken out of, and how it goes.
 
 use bytes::Bytes;
+use mooseng_namespace::clearing::{PART, Progress};
 use mooseng_namespace::let_go::{
-    Known, PART, Progress, begin_clearing, clear, drop_places, known, look, note, places, state, take_back,
+    Known, begin_clearing, clear, drop_places, known, look, note, places, state, take_back,
 };
 use mooseng_namespace::trash::Terms;
 use mooseng_namespace::{OpError, format};

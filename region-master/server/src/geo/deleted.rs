@@ -11,7 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mooseng_global::View;
-use mooseng_namespace::deleted::{self, Progress};
+use mooseng_namespace::clearing::Progress;
+use mooseng_namespace::deleted;
 use mooseng_wire::call::CallError;
 use mooseng_wire::{Epoch, VolumeId};
 use tokio::sync::watch;

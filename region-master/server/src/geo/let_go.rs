@@ -17,7 +17,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use mooseng_global::View;
 use mooseng_namespace::OpError;
-use mooseng_namespace::let_go::{self, Here, Progress};
+use mooseng_namespace::clearing::{PART, Progress};
+use mooseng_namespace::let_go::{self, Here};
 use mooseng_ports::clock::BootTime;
 use mooseng_region::Liveness;
 use mooseng_region::letting_go::{Facts, Next, next};
@@ -413,7 +414,7 @@ impl LettingGo<'_> {
             let more = transact(&self.master.store, |tx| {
                 let progress = progress.clone();
                 async move {
-                    let more = let_go::clear(&tx, volume, progress, let_go::PART).await?;
+                    let more = let_go::clear(&tx, volume, progress, PART).await?;
                     Ok((tx, more))
                 }
             });
