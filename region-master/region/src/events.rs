@@ -49,6 +49,7 @@ events! {
     VOLUME_CHANGED, "a volume", "Its settings were changed: durability, failover, what fsync does alone, or its regions.";
     VOLUME_DELETED, "a volume", "It is deleted, and the directory that it was joined at is an ordinary one.";
     VOLUME_JOINED, "a volume", "Its directory names it: mounts cross into it there.";
+    VOLUME_LET_GO, "a region", "Nothing is left there of a volume that it was taken out of.";
     VOLUME_MADE, "a volume", "It was made; its home prepares it, and no directory names it yet.";
 }
 

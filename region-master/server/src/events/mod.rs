@@ -176,6 +176,8 @@ fn seen(master: &Master, findings: BTreeMap<(String, String), String>) -> Seen {
     let region = &master.config.region;
     let has_it = |(_, known): &(&VolumeId, &Volume)| known.home == *region || known.regions.contains(region);
     let kept = volumes().filter(has_it).map(|(id, _)| *id).filter(|id| master.geo.has_salvage(*id));
+    let isnt_to_have = volumes().filter(|(_, known)| !known.regions.contains(region)).map(|(id, _)| *id);
+    let letting_go = isnt_to_have.filter(|id| geo::let_go::has_something(master, *id));
     let now = master.clock.boot();
     Seen {
         // A witness leads its region, too, and serves nobody.
@@ -186,6 +188,7 @@ fn seen(master: &Master, findings: BTreeMap<(String, String), String>) -> Seen {
             .map(|raft| raft.term()),
         copying: copying.collect(),
         salvage: kept.collect(),
+        letting_go: letting_go.collect(),
         view: view.clone(),
         ran_out: global.map(|global| global.ran_out()).unwrap_or_default(),
         reached: global.map(|global| global.reached()).unwrap_or_default(),

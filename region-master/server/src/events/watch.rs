@@ -36,6 +36,8 @@ pub struct Seen {
     pub copying: BTreeMap<VolumeId, bool>,
     /// Volumes of which something that was cut off is kept here.
     pub salvage: BTreeSet<VolumeId>,
+    /// Volumes that this region isn't to have, and of which it has something.
+    pub letting_go: BTreeSet<VolumeId>,
 }
 
 /// An event, not yet written down.
@@ -164,6 +166,13 @@ impl Watch {
                 other => format!("salvage/{}/{epoch}/{other}", self.region),
             };
             tell(told, &events::SALVAGE_KEPT, &self.region, detail, key);
+        }
+        for volume in before.letting_go.difference(&now.letting_go) {
+            // It may be to have it again, or the volume was deleted.
+            if of(*volume).is_some_and(|known| !known.regions.contains(&self.region)) {
+                let detail = format!("Nothing is left there of volume {}.", name(*volume));
+                tell(told, &events::VOLUME_LET_GO, &self.region, detail, String::new());
+            }
         }
     }
 
@@ -555,6 +564,31 @@ mod tests {
         let kept = Seen { salvage: [VolumeId(0)].into(), ..with(true, true, false) };
         let told = watch.look(kept);
         assert_eq!((words(&told), told[0].key.as_str()), (vec!["SALVAGE_KEPT"], "salvage/b/1"));
+    }
+
+    #[test]
+    fn that_a_region_has_let_go_of_a_volume_is_told_once_nothing_is_left() {
+        let without = |regions: &[&str]| Volume {
+            regions: regions.iter().map(|name| (*name).to_owned()).collect(),
+            ..second(Stage::Joined)
+        };
+        let seen = |version, second, something: bool| Seen {
+            letting_go: something.then_some(VolumeId(3)).into_iter().collect(),
+            ..with_second(version, second)
+        };
+        let mut watch = watching();
+        watch.look(seen(5, Some(without(&["a"])), true));
+        assert_eq!(watch.look(seen(5, Some(without(&["a"])), true)), []);
+        let told = watch.look(seen(5, Some(without(&["a"])), false));
+        assert_eq!((words(&told), told[0].subject.as_str()), (vec!["VOLUME_LET_GO"], "b"));
+        assert_eq!(told[0].detail, "Nothing is left there of volume /team (3).");
+        // It is to have it again, or nobody is.
+        for after in [Some(without(&["a", "b"])), None] {
+            let mut watch = watching();
+            watch.look(seen(5, Some(without(&["a"])), true));
+            let told = watch.look(seen(6, after, false));
+            assert!(!words(&told).contains(&"VOLUME_LET_GO"), "{told:?}");
+        }
     }
 
     fn second(stage: Stage) -> Volume {

@@ -112,6 +112,11 @@ pub fn told(master: &Master, volume: VolumeId) -> Vec<admin::LettingGo> {
     of.map(|(region, stage)| admin::LettingGo { region: region.clone(), stage: stage.clone() }).collect()
 }
 
+/// Whether something was left here of a volume when it was looked last, by this master as its region's leader.
+pub fn has_something(master: &Master, volume: VolumeId) -> bool {
+    lock(&master.geo.seat(volume).letting_go).contains_key(&master.config.region)
+}
+
 /// Lets go of what is here of a volume, as long as this region isn't one of the volume's and this master leads it.
 pub async fn run(master: &Arc<Master>, volume: VolumeId, custody: u64) {
     let (Some(global), Some(mut cluster)) = (&master.global, master.geo.cluster.clone()) else {
