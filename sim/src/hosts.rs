@@ -183,6 +183,7 @@ pub fn patient() -> HouseConfig {
         rewrite_gain_kib: 0,
         trash_retention_s: 5,
         trash_min_age_s: 0,
+        let_go_after_s: 3,
         ..HouseConfig::default()
     }
 }

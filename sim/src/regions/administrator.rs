@@ -1,5 +1,5 @@
-//! What an administrator does where there is a second volume: makes it, by the calls that `mooseng volume create` makes, and in half of those runs moves
-//! homes of both.
+//! What an administrator does where there is a second volume: makes it, by the calls that `mooseng volume create` makes; in half of those runs moves homes of
+//! both, and in half of those with data in three regions takes regions out of volumes and takes them in again.
 
 use std::time::Duration;
 
@@ -91,6 +91,35 @@ async fn move_home(shape: &Shape, volume: &Volume, rng: &mut StdRng) {
     }
 }
 
+/// Says which regions have a volume.
+async fn set_regions(shape: &Shape, volume: &Volume, regions: Vec<String>) -> Result<(), String> {
+    let request =
+        SetVolumeRequest { volume: volume.id.0.into(), regions: regions.clone(), ..Default::default() };
+    let set = ask_any(shape, async |mut of: Administration| of.set_volume(request.clone()).await).await;
+    match &set {
+        Ok(_) => tracing::info!(volume = %volume.id, ?regions, "a volume's regions are set"),
+        Err(why) => {
+            tracing::info!(volume = %volume.id, ?regions, why, "a volume's regions aren't set, as far as is known")
+        }
+    }
+    set.map(drop)
+}
+
+/// Takes a region out of a volume, or takes all in again. A region that is out lets go of what it has after three seconds, if the home is there and needs none of it.
+async fn change_regions(shape: &Shape, volume: &Volume, is_out: &mut bool, rng: &mut StdRng) {
+    let Some(home) = volume.homes.home() else { return };
+    let all: Vec<String> = shape.with_data().map(|region| region.name.clone()).collect();
+    let others: Vec<&String> = all.iter().filter(|name| **name != home).collect();
+    let out = others[rng.random_range(0..others.len())].clone();
+    // Whether a change was made isn't known where it wasn't answered.
+    let was_out = std::mem::replace(is_out, true);
+    let regions = if was_out { all } else { all.into_iter().filter(|name| *name != out).collect() };
+    if set_regions(shape, volume, regions).await.is_ok() {
+        *is_out = !was_out;
+        with(&volume.notes, |notes| notes.moves.taken_out += usize::from(!was_out));
+    }
+}
+
 /// Makes the second volume, moves homes until faults are over, and has the second volume joined then.
 pub async fn work(shape: &Shape, volumes: &[Volume], second: &Second, seed: u64) {
     if let Some(region) = shape.regions.first()
@@ -111,13 +140,25 @@ pub async fn work(shape: &Shape, volumes: &[Volume], second: &Second, seed: u64)
         tokio::time::sleep(AGAIN).await;
     }
     let mut rng = StdRng::seed_from_u64(seed ^ 0x30_7e5);
+    let mut out = vec![false; volumes.len()];
     while !with(&volumes[0].notes, |notes| notes.healed) {
         tokio::time::sleep(Duration::from_millis(rng.random_range(1_000..7_000))).await;
-        if second.moves {
+        if second.takes_out && (!second.moves || rng.random()) {
+            let of = rng.random_range(0..volumes.len());
+            change_regions(shape, &volumes[of], &mut out[of], &mut rng).await;
+        } else if second.moves {
             let of = rng.random_range(0..volumes.len());
             move_home(shape, &volumes[of], &mut rng).await;
         }
     }
     made(shape, volumes, second).await;
+    if second.takes_out {
+        let all: Vec<String> = shape.with_data().map(|region| region.name.clone()).collect();
+        for volume in volumes {
+            while set_regions(shape, volume, all.clone()).await.is_err() {
+                tokio::time::sleep(AGAIN).await;
+            }
+        }
+    }
     volumes.iter().for_each(|volume| with(&volume.notes, |notes| notes.is_settled = true));
 }

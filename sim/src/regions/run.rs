@@ -51,6 +51,7 @@ struct Done {
     sequences: usize,
     epochs: u64,
     moves: usize,
+    taken_out: usize,
     crossed: usize,
     made_alone: u64,
     lost: u64,
@@ -69,6 +70,7 @@ impl Done {
             sequences: notes.sequences.len(),
             epochs: volume.homes.newest(),
             moves: notes.moves.made.len(),
+            taken_out: notes.moves.taken_out,
             crossed: notes.crossed,
             made_alone: notes.made_alone.values().sum(),
             lost: notes.lost.values().sum(),
@@ -99,6 +101,9 @@ impl fmt::Display for Done {
         }
         if self.moves > 0 {
             write!(f, ", home moved {} times", self.moves)?;
+        }
+        if self.taken_out > 0 {
+            write!(f, ", a region taken out {} times", self.taken_out)?;
         }
         Ok(())
     }

@@ -48,6 +48,8 @@ pub struct Second {
     pub blocks_alone: bool,
     /// An administrator moves homes of both volumes.
     pub moves: bool,
+    /// And takes regions out of them, and in again.
+    pub takes_out: bool,
 }
 
 impl Second {
@@ -65,6 +67,7 @@ impl Second {
             geo: rng.random_range(0..4) > 0,
             blocks_alone: rng.random_range(0..3) == 0,
             moves: rng.random(),
+            takes_out: rng.random::<bool>() && shape.with_data().count() > 2,
         })
     }
 }
@@ -90,11 +93,13 @@ pub fn all(shape: &Shape, second: Option<&Second>) -> Vec<Volume> {
     std::iter::once(root).chain(second).collect()
 }
 
-/// What an administrator did with homes of a volume.
+/// What an administrator did with homes and regions of a volume.
 #[derive(Clone, Debug, Default)]
 pub struct Moves {
     /// So many moves were asked for.
     pub ordered: usize,
     /// Epochs from which the home was moved, by an answer.
     pub made: BTreeSet<u64>,
+    /// So often a region was taken out of the volume, by an answer.
+    pub taken_out: usize,
 }
