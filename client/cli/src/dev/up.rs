@@ -211,7 +211,9 @@ fn tries(me: &str, cluster: &Cluster) -> String {
     let next = match mounts.as_slice() {
         [] => format!("  {me} mount --config {} PATH", cluster.config_path(&first.name).display()),
         [mount] => format!("  cp -r /etc/skel {mount}/hello && {me} info {mount}"),
-        [here, there, ..] => format!("  cp -r /etc/skel {here}/hello && ls -A {there}/hello"),
+        [here, there, ..] => {
+            format!("  cp -r /etc/skel {here}/hello && sync {here}/hello && ls -A {there}/hello")
+        }
     };
     format!("{status}\n{next}")
 }
