@@ -1,7 +1,8 @@
-//! The session keeper: finds the leader, holds the lease, takes the session up again after a failover.
+//! The session: its keeper finds the leader, holds the lease, takes the session up again after a failover.
 //!
 //! One task ([`Session::keep`]) looks for leaders and renews; everybody else waits for it. A caller works with a [`Seat`] - who leads and
 //! which session we are - and hands back its doubts ([`Session::doubt`], [`Session::gone`]); the keeper answers each with a newer seat.
+//! What it does is in `keeper`, how it searches in `search`, when there is nobody to wait for in `refusals`, what masters send by themselves in `notices`.
 //!
 //! ```text
 //!   call fails / is slow -> doubt(seat) -> renew now -> confirmed + 1        (the leader is well: send again)
@@ -17,13 +18,12 @@ use bytes::Bytes;
 use mooseng_ports::clock::{BootTime, Clock};
 use mooseng_wire::founding::Founding;
 use mooseng_wire::method::Method;
-use mooseng_wire::revocations::Agreed;
-use mooseng_wire::session::{CloseSession, Renew, Renewed, SessionClosed, Squash};
+use mooseng_wire::session::{CloseSession, SessionClosed, Squash};
 use mooseng_wire::{InodeId, ROOT_INODE, Role, VolumeId};
 use prost::Message;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use tokio::sync::{Notify, broadcast, watch};
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -39,20 +39,17 @@ use crate::owners::{Homes, Locks, Tenure};
 use crate::peers::{Failure, Peers};
 use crate::retry::{Backoff, Budget};
 
+mod keeper;
 mod notices;
+mod refusals;
 mod search;
+
+pub(crate) use notices::next_notice;
 
 /// A master gets this long to answer about a session.
 const OPEN_TIMEOUT: Duration = Duration::from_millis(1500);
 /// A leader gets this long to renew.
 const RENEW_TIMEOUT: Duration = Duration::from_millis(700);
-/// A region that nobody leads for so long, while a master says that it is of another founding, was made anew. Less might be an election beside a
-/// single master that was made anew.
-const MADE_ANEW_AFTER: Duration = Duration::from_secs(3);
-
-/// The longest pause between searches, and the one where a volume besides the root doesn't let this host in.
-const SEARCH_REST: Duration = Duration::from_millis(300);
-const REFUSED_REST: Duration = Duration::from_secs(2);
 
 /// Who leads, and who we are there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -253,96 +250,6 @@ impl Session {
         }
     }
 
-    /// Returns once a search has ended with a master's word that it doesn't let this host in: [`FsError::Denied`], or [`FsError::NotBuilt`].
-    pub async fn refused(&self) -> FsError {
-        let mut confirmed = self.confirmed.subscribe();
-        loop {
-            if let Some(why) = self.state(|s| s.refused.clone()) {
-                return why;
-            }
-            if confirmed.changed().await.is_err() {
-                return std::future::pending().await;
-            }
-        }
-    }
-
-    /// [`Self::refused`] of a volume besides the root that never let this host in: nobody waits for that. The root's is waited for by whoever mounts.
-    pub async fn shut_out(&self) -> FsError {
-        if self.config.volume == 0 {
-            return std::future::pending().await;
-        }
-        let why = self.refused().await;
-        // Whoever was let in once waits as in the root.
-        if self.life().0 == 0 { why } else { std::future::pending().await }
-    }
-
-    /// Returns once the region behind the session was made anew, with who says so.
-    pub async fn made_anew(&self) -> String {
-        let mut confirmed = self.confirmed.subscribe();
-        loop {
-            if let Some(why) = self.state(|s| s.made_anew.clone()) {
-                return why;
-            }
-            if confirmed.changed().await.is_err() {
-                return std::future::pending().await;
-            }
-        }
-    }
-
-    /// No leader was found, and a master is of another founding of the region.
-    fn met_another(self: &Arc<Self>, other: String) {
-        let news = self.state(|s| {
-            let since = *s.other_since.get_or_insert_with(Instant::now);
-            if s.made_anew.is_some() || since.elapsed() < MADE_ANEW_AFTER {
-                return false;
-            }
-            s.made_anew = Some(other.clone());
-            true
-        });
-        if news {
-            let mount = &self.config.mount_path;
-            tracing::error!(
-                mount,
-                other,
-                "The region behind this mount was made anew: its masters carry another founding mark than the region that was mounted, most likely because the masters' disks were lost. The new region's tree isn't shown here, and nothing that this mount buffers can be written there; operations answer EIO. Start the old region's masters with their old disks, and the mount goes on; or unmount, and mount the new region."
-            );
-            // What was promised of the old region nobody keeps any more.
-            self.renounce();
-            // Wakes whoever waits for a leader.
-            self.publish();
-        }
-    }
-
-    /// A master knows that there is no such volume any more. Numbers of volumes aren't given twice: that is so for good.
-    pub fn no_volume(self: &Arc<Self>) {
-        let news = self.state(|s| {
-            s.seat = None;
-            !std::mem::replace(&mut s.is_gone, true)
-        });
-        if !news {
-            return;
-        }
-        let (volume, bytes, changes) = (self.config.volume, self.buffers.bytes(), self.journal.len());
-        if bytes > 0 || changes > 0 {
-            tracing::error!(
-                volume,
-                bytes,
-                changes,
-                "there is no such volume any more: what this mount had written there and not sent is gone with it"
-            );
-        } else {
-            tracing::info!(volume, "there is no such volume any more: this mount leaves it");
-        }
-        self.renounce();
-        self.publish();
-        self.shutdown.cancel();
-    }
-
-    /// Whether a master has said so.
-    pub fn is_gone(&self) -> bool {
-        self.state(|s| s.is_gone)
-    }
-
     /// The volume that it is of.
     pub fn volume(&self) -> VolumeId {
         VolumeId(self.config.volume)
@@ -505,81 +412,11 @@ impl Session {
         })
     }
 
-    /// Keeps the session until shutdown.
-    pub async fn keep(self: Arc<Self>) {
-        let shutdown = self.shutdown.clone();
-        tokio::select! {
-            biased;
-            () = shutdown.cancelled() => {}
-            () = self.keep_on() => {}
-        }
-    }
-
-    async fn keep_on(self: &Arc<Self>) {
-        let mut backoff = Backoff::default();
-        loop {
-            match self.search().await {
-                Ok(()) => backoff = Backoff::default(),
-                Err(NoLeader { no_volume: true, .. }) => return self.no_volume(),
-                Err(NoLeader { error, refused, other, .. }) => {
-                    let refuses = refused.is_some();
-                    self.state(|s| (s.last_error, s.refused) = (error, refused));
-                    if refuses {
-                        self.publish();
-                    }
-                    if let Some(other) = other {
-                        self.met_another(other);
-                    }
-                    // The keeper's own pauses aren't drawn from the budget: it is what everybody waits for.
-                    let unit = self.random.lock().unwrap_or_else(PoisonError::into_inner).random::<f64>();
-                    // Where nobody is let in, nobody waits either.
-                    let shut_out = refuses && self.config.volume != 0;
-                    let pause =
-                        if shut_out { REFUSED_REST } else { backoff.pause(unit, true).min(SEARCH_REST) };
-                    tokio::time::sleep(pause).await;
-                    continue;
-                }
-            }
-            self.answer_custody().await;
-            self.renew_while_it_lasts().await;
-        }
-    }
-
     /// Whoever acts on recalls: set once, before the first operation.
     pub fn on_recall(&self, recalled: Arc<dyn Recalled>) {
         // A second one would mean two caches over one session.
         if self.recalls.set(recalled).is_err() {
             tracing::error!("recalls of this session are handled already; the later handler is left out");
-        }
-    }
-
-    /// Takes back what was shown under another custodian or in an earlier life, and says so: until then nobody gets anything
-    /// from a new custodian.
-    async fn answer_custody(&self) {
-        let Some((life, seat)) =
-            self.state(|s| Some(((s.custody_epoch, s.session, s.incarnation), s.seat.clone()?)))
-        else {
-            return;
-        };
-        if self.state(|s| s.answered) == life {
-            return;
-        }
-        // Nothing is added to the buffers since the promises of the custodian before were renounced, so the list is complete. Nobody is
-        // served before this session answers, so nobody else can have been promised these inodes.
-        let untold = !self.journal.held_by((life.1, life.2)).is_empty();
-        if (untold || !self.buffers.held_by((life.1, life.2)).is_empty())
-            && let Err(failure) = self.open_as(&seat.leader, life.1, life.2, life.0).await
-        {
-            tracing::debug!(%failure, "what is buffered couldn't be claimed yet");
-            return self.gone(&seat);
-        }
-        if let Some(recalled) = self.recalls.get() {
-            recalled.everything().await;
-        }
-        self.state(|s| s.answered = life);
-        if let Err(error) = self.renew(&seat).await {
-            tracing::debug!(%error, "the new custodian couldn't be answered yet");
-            self.gone(&seat);
         }
     }
 
@@ -594,105 +431,6 @@ impl Session {
                 }
             });
         }
-    }
-
-    async fn renew_while_it_lasts(self: &Arc<Self>) {
-        let leader = self.state(|s| s.seat.as_ref().map(|seat| seat.leader.clone()));
-        let mut notices = leader.and_then(|leader| self.peers.notices(Role::Master, &leader));
-        // Counted from the last renewal, whatever comes in between: recalls that keep coming mustn't keep the lease from being renewed.
-        let mut renew_at = Instant::now() + self.config.renew_interval;
-        loop {
-            // A doubt that was raised before this point is seen in the state, a later one wakes us.
-            tokio::select! {
-                () = tokio::time::sleep_until(renew_at) => {}
-                () = self.doubted.notified() => {}
-                notice = next_notice(&mut notices) => {
-                    if let Some((method, body)) = notice {
-                        self.notice(method, &body);
-                    }
-                    continue;
-                }
-            }
-            renew_at = Instant::now() + self.config.renew_interval;
-            let Some((seat, doubt)) =
-                self.state(|s| Some((s.seat.clone()?, std::mem::replace(&mut s.doubt, Doubt::None))))
-            else {
-                return;
-            };
-            let lost = match doubt {
-                Doubt::Search => Some("the leader stepped down or its connection was lost".to_owned()),
-                Doubt::None | Doubt::Ask => self.renew(&seat).await.err(),
-            };
-            if let Some(error) = lost {
-                tracing::info!(leader = %seat.leader, session = seat.session, %error, "looking for the region's leader");
-                self.state(|s| {
-                    s.seat = None;
-                    s.last_error = error;
-                });
-                return;
-            }
-        }
-    }
-
-    async fn renew(&self, seat: &Seat) -> Result<(), String> {
-        let sent = self.clock.boot();
-        let renew = Renew {
-            session: seat.session,
-            incarnation: seat.incarnation,
-            custody_epoch: self.state(|s| s.answered.0),
-            oldest_unanswered: self.settled.load(Ordering::Acquire),
-            founding: Founding::tell(self.state(|s| s.founding)),
-            escrow: self.buffers.escrow.tell(tokio::time::Instant::now()),
-            revocations_version: self.peers.refusing(),
-        };
-        let answer = self
-            .peers
-            .call(
-                Role::Master,
-                &seat.leader,
-                Method::Renew,
-                renew.encode_to_vec().into(),
-                Bytes::new(),
-                RENEW_TIMEOUT,
-            )
-            .await;
-        let body = answer.map_err(|failure| format!("{}: {failure}", seat.leader))?.body;
-        let renewed = Renewed::decode(body)
-            .map_err(|e| format!("{}: malformed answer to a renewal: {e}", seat.leader))?;
-        match renewed.revocations.as_ref().map(Agreed::from_told) {
-            Some(Ok(agreed)) => self.peers.refuse(agreed),
-            Some(Err(error)) => {
-                tracing::warn!(leader = %seat.leader, %error, "what a master says that the cluster has revoked isn't understood");
-            }
-            None => {}
-        }
-        let now = self.clock.boot();
-        if self.state(|s| s.lease_until.is_some_and(|until| now >= until)) {
-            // What was promised may have been given up in between: the session is taken up anew, with nothing.
-            return Err(format!("{}: the lease ran out before its renewal came", seat.leader));
-        }
-        if renewed.custody_epoch != seat.custody_epoch {
-            return Err(format!("{}: it is custodian for another epoch now", seat.leader));
-        }
-        self.buffers.escrow.renewed(renewed.quotas);
-        self.state(|s| {
-            let until = sent.after(Duration::from_millis(renewed.lease_ms.into()));
-            s.lease_until = Some(until);
-            self.facts.lease(until);
-            s.custody_epoch = s.custody_epoch.max(renewed.custody_epoch);
-            s.last_error.clear();
-            s.confirmed += 1;
-            let custody_epoch = s.custody_epoch;
-            if let Some(now) = &mut s.seat {
-                now.confirmed += 1;
-                now.custody_epoch = custody_epoch;
-            }
-            if s.doubt == Doubt::Ask {
-                s.doubt = Doubt::None;
-            }
-        });
-        self.publish();
-        Ok(())
     }
 
     fn publish(&self) {
@@ -730,21 +468,5 @@ impl Session {
             .await?
             .body;
         SessionClosed::decode(body).map(|_| ()).map_err(|_| Failure::Lost)
-    }
-}
-
-/// The next notice; waits for ever where none can come.
-pub(crate) async fn next_notice(
-    notices: &mut Option<broadcast::Receiver<(Method, Bytes)>>,
-) -> Option<(Method, Bytes)> {
-    let Some(receiver) = notices else { return std::future::pending().await };
-    match receiver.recv().await {
-        Ok(notice) => Some(notice),
-        // Recalls are repeated until they are answered.
-        Err(broadcast::error::RecvError::Lagged(_)) => None,
-        Err(broadcast::error::RecvError::Closed) => {
-            *notices = None;
-            None
-        }
     }
 }

@@ -16,6 +16,7 @@ mod answers;
 mod calls;
 pub mod codec;
 mod flushing;
+mod leading;
 pub mod lease;
 pub mod lineage;
 mod log;

@@ -1,18 +1,136 @@
-//! Members of a group of which not all vote, step by step: what to change is the caller's to decide.
+//! Members of a group: those that it is founded with, changes of all who vote at once, and, where not all vote, step by step: what to change then is
+//! the caller's to decide.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
+use mooseng_wire::raft as wire;
 use openraft::{ChangeMembers, RaftMetrics};
 
+use crate::codec;
 use crate::node::RaftNode;
 use crate::settings::{Member, RaftError};
 use crate::types::Node;
+
+/// How long a member that is to be added may take to answer.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 
 fn refused(error: impl std::error::Error) -> RaftError {
     RaftError::Refused(error.to_string())
 }
 
+/// A change of members that would give one master two voices, or that names somebody who isn't there, is refused.
+fn sensible(
+    known: &openraft::Membership<u64, Node>,
+    add: &BTreeMap<u64, Member>,
+    remove: &BTreeSet<u64>,
+) -> Result<(), RaftError> {
+    // Where something is added, too, it may be done already: the same change, asked for again.
+    if let Some(id) = remove.iter().find(|id| add.is_empty() && known.get_node(id).is_none()) {
+        return Err(RaftError::NoMember(*id));
+    }
+    if let Some(id) = remove.iter().find(|id| add.contains_key(id)) {
+        return Err(RaftError::Senseless(format!("master {id} is to be added and to be removed")));
+    }
+    for (id, node) in add {
+        if let Some(old) = known.get_node(id).filter(|old| *old != node) {
+            return Err(RaftError::Senseless(format!(
+                "there is a master {id} already, {} at {}; an id is never given twice",
+                old.name, old.address
+            )));
+        }
+        let others = known.nodes().chain(add).filter(|(other, _)| *other != id && !remove.contains(other));
+        for (other, member) in others {
+            if member.address == node.address || member.name == node.name {
+                return Err(RaftError::Senseless(format!(
+                    "master {other} is {} at {} already: remove it first if {id} is to take its place",
+                    member.name, member.address
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
 impl RaftNode {
+    /// Begins a new group with these members. Only for a member that has no log yet; elsewhere it does nothing. All must answer first
+    /// that their logs are empty, and then have noted that these begin with the group: from then on, an empty log without that note has
+    /// been lost. Fails while one doesn't answer, and where one has a log already. May be called again.
+    pub async fn initialize(&self, members: BTreeMap<u64, Member>) -> Result<(), RaftError> {
+        if self.0.raft.is_initialized().await.map_err(|e| RaftError::Refused(e.to_string()))? {
+            return Ok(());
+        }
+        if members.contains_key(&self.0.id) {
+            self.found(&members).await?;
+        }
+        self.0.raft.initialize(members).await.map_err(|e| RaftError::Refused(e.to_string()))
+    }
+
+    /// Has all members note that their logs begin with the group. Nobody notes anything before everybody has said that its log is empty:
+    /// were a single one asked to that has lost its log, in a group that is there already, it would vote as if it had lost nothing.
+    async fn found(&self, members: &BTreeMap<u64, Member>) -> Result<(), RaftError> {
+        for note in [false, true] {
+            for (id, member) in members.iter().filter(|(id, _)| **id != self.0.id) {
+                let message = wire::Found { group: self.group_word(), to: *id, note };
+                let link = self.0.links.to(*id, &member.address);
+                let answer: Result<wire::FoundAnswer, _> =
+                    link.request(self.calls().found, &message, GREETING_TIMEOUT).await;
+                answer.map_err(|e| RaftError::NotFounded {
+                    id: *id,
+                    address: member.address.clone(),
+                    why: e.to_string(),
+                })?;
+            }
+            self.on_found(note).await.map_err(|e| RaftError::Refused(e.message))?;
+        }
+        Ok(())
+    }
+
+    /// Changes the members, new ones first as learners until they have caught up, then by joint consensus. Answers the voters.
+    pub async fn change_members(
+        &self,
+        add: BTreeMap<u64, Member>,
+        remove: BTreeSet<u64>,
+    ) -> Result<Vec<u64>, RaftError> {
+        if !self.is_leading() {
+            return Err(self.not_leader());
+        }
+        let refused = |e: &dyn std::error::Error| RaftError::Refused(e.to_string());
+        let known = self.metrics().membership_config;
+        sensible(known.membership(), &add, &remove)?;
+        for (id, node) in add.iter().filter(|(id, _)| known.membership().get_node(id).is_none()) {
+            self.greet(*id, node).await?;
+        }
+        let mut voters: BTreeSet<u64> = known.membership().voter_ids().collect();
+        voters.retain(|id| !remove.contains(id));
+        voters.extend(add.keys());
+        if voters.is_empty() {
+            return Err(RaftError::Refused("a group needs at least one master".into()));
+        }
+        for (id, node) in add {
+            self.0.raft.add_learner(id, node, true).await.map_err(|e| refused(&e))?;
+        }
+        self.0
+            .raft
+            .change_membership(ChangeMembers::ReplaceAllVoters(voters.clone()), false)
+            .await
+            .map_err(|e| refused(&e))?;
+        Ok(voters.into_iter().collect())
+    }
+
+    /// Looks whether a member that is to be added is there and is who it is said to be: the group would wait for it otherwise.
+    pub(crate) async fn greet(&self, id: u64, node: &Node) -> Result<(), RaftError> {
+        let vote = Some(codec::vote(&self.metrics().vote));
+        // Whoever asks holds the lease, by the members that there are.
+        let heartbeat =
+            wire::AppendEntries { group: self.group_word(), vote, to: id, held: true, ..Default::default() };
+        let link = self.0.links.to(id, &node.address);
+        let answer: Result<wire::AppendAnswer, _> =
+            link.request(self.calls().append, &heartbeat, GREETING_TIMEOUT).await;
+        let failed = |e| RaftError::Senseless(format!("master {id} at {} can't be added: {e}", node.address));
+        answer.map(drop).map_err(failed)
+    }
+
     /// Takes in a member without a vote, which then gets the log. It must answer, and be who it is said to be. Done before, it does nothing.
     pub async fn add_learner(&self, id: u64, member: Member) -> Result<(), RaftError> {
         if !self.is_leading() {

@@ -1,6 +1,6 @@
-//! A member of the group.
+//! A member of the group: how it starts over its log and store, how it is, how it ends. Leadership is in `leading`, who belongs to the group in `members`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -15,12 +15,10 @@ use mooseng_ports::disk::Disk;
 use mooseng_ports::plant::{self, Plant};
 use mooseng_transport::{Blocking, Lane, Network, trace};
 use mooseng_wal::{Wal, WalError};
-use mooseng_wire::raft as wire;
 use mooseng_wire::{Identity, NodeId};
 use openraft::error::{ClientWriteError, RaftError as OpenraftError};
-use openraft::{ChangeMembers, Config, Raft, RaftMetrics, ServerState, SnapshotPolicy};
+use openraft::{Config, Raft, RaftMetrics, SnapshotPolicy};
 use tokio::sync::watch;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::answers::{LOST, SUPERSEDED};
@@ -32,13 +30,11 @@ use crate::lineage::{Line, Lineage};
 use crate::log::{Health, Log};
 use crate::machine::Machine;
 use crate::network::{Links, Metrics, Peers};
-use crate::settings::{Leadership, Member, MemberStatus, RaftConfig, RaftError, RaftStatus, Timings};
+use crate::settings::{Leadership, MemberStatus, RaftConfig, RaftError, RaftStatus, Timings};
 use crate::snapshot::{Receiving, lock};
 use crate::standing::Room;
 use crate::types::{Batch, Node, Outcome, TypeConfig};
 
-/// How long a member that is to be added may take to answer.
-const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often the log's size is looked at.
 const PURGE_PAUSE: Duration = Duration::from_millis(200);
 
@@ -117,39 +113,6 @@ fn config(own: &RaftConfig) -> Result<Arc<Config>, RaftError> {
         ..Config::default()
     };
     config.validate().map(Arc::new).map_err(|e| RaftError::Refused(e.to_string()))
-}
-
-/// A change of members that would give one master two voices, or that names somebody who isn't there, is refused.
-fn sensible(
-    known: &openraft::Membership<u64, Node>,
-    add: &BTreeMap<u64, Member>,
-    remove: &BTreeSet<u64>,
-) -> Result<(), RaftError> {
-    // Where something is added, too, it may be done already: the same change, asked for again.
-    if let Some(id) = remove.iter().find(|id| add.is_empty() && known.get_node(id).is_none()) {
-        return Err(RaftError::NoMember(*id));
-    }
-    if let Some(id) = remove.iter().find(|id| add.contains_key(id)) {
-        return Err(RaftError::Senseless(format!("master {id} is to be added and to be removed")));
-    }
-    for (id, node) in add {
-        if let Some(old) = known.get_node(id).filter(|old| *old != node) {
-            return Err(RaftError::Senseless(format!(
-                "there is a master {id} already, {} at {}; an id is never given twice",
-                old.name, old.address
-            )));
-        }
-        let others = known.nodes().chain(add).filter(|(other, _)| *other != id && !remove.contains(other));
-        for (other, member) in others {
-            if member.address == node.address || member.name == node.name {
-                return Err(RaftError::Senseless(format!(
-                    "master {other} is {} at {} already: remove it first if {id} is to take its place",
-                    member.name, member.address
-                )));
-            }
-        }
-    }
-    Ok(())
 }
 
 impl RaftNode {
@@ -410,152 +373,8 @@ impl RaftNode {
         self.0.leadership.subscribe()
     }
 
-    /// Begins a new group with these members. Only for a member that has no log yet; elsewhere it does nothing. All must answer first
-    /// that their logs are empty, and then have noted that these begin with the group: from then on, an empty log without that note has
-    /// been lost. Fails while one doesn't answer, and where one has a log already. May be called again.
-    pub async fn initialize(&self, members: BTreeMap<u64, Member>) -> Result<(), RaftError> {
-        if self.0.raft.is_initialized().await.map_err(|e| RaftError::Refused(e.to_string()))? {
-            return Ok(());
-        }
-        if members.contains_key(&self.0.id) {
-            self.found(&members).await?;
-        }
-        self.0.raft.initialize(members).await.map_err(|e| RaftError::Refused(e.to_string()))
-    }
-
-    /// Has all members note that their logs begin with the group. Nobody notes anything before everybody has said that its log is empty:
-    /// were a single one asked to that has lost its log, in a group that is there already, it would vote as if it had lost nothing.
-    async fn found(&self, members: &BTreeMap<u64, Member>) -> Result<(), RaftError> {
-        for note in [false, true] {
-            for (id, member) in members.iter().filter(|(id, _)| **id != self.0.id) {
-                let message = wire::Found { group: self.group_word(), to: *id, note };
-                let link = self.0.links.to(*id, &member.address);
-                let answer: Result<wire::FoundAnswer, _> =
-                    link.request(self.calls().found, &message, GREETING_TIMEOUT).await;
-                answer.map_err(|e| RaftError::NotFounded {
-                    id: *id,
-                    address: member.address.clone(),
-                    why: e.to_string(),
-                })?;
-            }
-            self.on_found(note).await.map_err(|e| RaftError::Refused(e.message))?;
-        }
-        Ok(())
-    }
-
     pub(crate) fn not_leader(&self) -> RaftError {
         RaftError::NotLeader { leader: self.leader().map(|(_, address)| address) }
-    }
-
-    /// Changes the members, new ones first as learners until they have caught up, then by joint consensus. Answers the voters.
-    pub async fn change_members(
-        &self,
-        add: BTreeMap<u64, Member>,
-        remove: BTreeSet<u64>,
-    ) -> Result<Vec<u64>, RaftError> {
-        if !self.is_leading() {
-            return Err(self.not_leader());
-        }
-        let refused = |e: &dyn std::error::Error| RaftError::Refused(e.to_string());
-        let known = self.metrics().membership_config;
-        sensible(known.membership(), &add, &remove)?;
-        for (id, node) in add.iter().filter(|(id, _)| known.membership().get_node(id).is_none()) {
-            self.greet(*id, node).await?;
-        }
-        let mut voters: BTreeSet<u64> = known.membership().voter_ids().collect();
-        voters.retain(|id| !remove.contains(id));
-        voters.extend(add.keys());
-        if voters.is_empty() {
-            return Err(RaftError::Refused("a group needs at least one master".into()));
-        }
-        for (id, node) in add {
-            self.0.raft.add_learner(id, node, true).await.map_err(|e| refused(&e))?;
-        }
-        self.0
-            .raft
-            .change_membership(ChangeMembers::ReplaceAllVoters(voters.clone()), false)
-            .await
-            .map_err(|e| refused(&e))?;
-        Ok(voters.into_iter().collect())
-    }
-
-    /// Looks whether a member that is to be added is there and is who it is said to be: the group would wait for it otherwise.
-    pub(crate) async fn greet(&self, id: u64, node: &Node) -> Result<(), RaftError> {
-        let vote = Some(codec::vote(&self.metrics().vote));
-        // Whoever asks holds the lease, by the members that there are.
-        let heartbeat =
-            wire::AppendEntries { group: self.group_word(), vote, to: id, held: true, ..Default::default() };
-        let link = self.0.links.to(id, &node.address);
-        let answer: Result<wire::AppendAnswer, _> =
-            link.request(self.calls().append, &heartbeat, GREETING_TIMEOUT).await;
-        let failed = |e| RaftError::Senseless(format!("master {id} at {} can't be added: {e}", node.address));
-        answer.map(drop).map_err(failed)
-    }
-
-    /// Hands leadership over: this member drops its lease, stops electing and being heard until another leads, `wait` at most. The member
-    /// that has the whole log is told to stand for election; should that fail, the others elect among themselves.
-    pub async fn transfer_leader(&self, wait: Duration) -> Result<u64, RaftError> {
-        if self.0.leadership.borrow().leading.is_none() {
-            return Err(self.not_leader());
-        }
-        let ordering = Ordering::Release;
-        self.0.handing_over.store(true, ordering);
-        lock(&self.0.acknowledged).forget();
-        self.0.leadership.send_modify(|l| l.leading = None);
-        self.0.embedded.follow();
-        self.0.raft.runtime_config().heartbeat(false);
-        self.adjust_electing();
-        let mut metrics = self.0.raft.metrics();
-        let other = metrics.wait_for(|m| m.current_leader.is_some_and(|leader| leader != self.0.id));
-        let telling = async {
-            loop {
-                self.tell_a_successor().await;
-                tokio::time::sleep(self.0.timings.heartbeat).await;
-            }
-        };
-        let elected = tokio::time::timeout(wait, async {
-            tokio::select! { elected = other => elected, () = telling => unreachable!("it tells on and on") }
-        });
-        let elected = elected.await;
-        let leader = elected.ok().and_then(Result::ok).and_then(|m| m.current_leader);
-        self.0.raft.runtime_config().heartbeat(true);
-        self.0.handing_over.store(false, ordering);
-        self.adjust_electing();
-        leader
-            .ok_or_else(|| RaftError::Refused("no other master was elected in time; this one goes on".into()))
-    }
-
-    /// Tells a voter that has every entry to stand for election: by a vote request whose vote is this leader's own, committed one, as no
-    /// candidate's is.
-    async fn tell_a_successor(&self) {
-        let m = self.metrics();
-        if m.state != ServerState::Leader {
-            return;
-        }
-        let membership = m.membership_config.membership();
-        let has_all = |id: &u64| {
-            let matched = m.replication.as_ref().and_then(|r| r.get(id).copied().flatten());
-            *id != self.0.id && matched.is_some_and(|matched| Some(matched.index) >= m.last_log_index)
-        };
-        // One with room before one that is short of it.
-        let able: Vec<u64> = membership.voter_ids().filter(has_all).collect();
-        let roomy = able.iter().find(|id| self.room_of(**id) == Some(false));
-        // Who makes way for one with room doesn't for another that is as short of it.
-        let anybody = !(self.0.room.is_short() && self.is_room_elsewhere());
-        let Some(successor) = roomy.or(able.first().filter(|_| anybody)).copied() else { return };
-        let Some(node) = membership.get_node(&successor) else { return };
-        let message = wire::VoteRequest {
-            group: self.group_word(),
-            vote: Some(codec::vote(&m.vote)),
-            to: successor,
-            ..Default::default()
-        };
-        let link = self.0.links.to(successor, &node.address);
-        let told =
-            link.request::<_, wire::VoteAnswer>(self.calls().vote, &message, self.0.timings.heartbeat).await;
-        if let Err(error) = told {
-            tracing::info!(successor, %error, "a successor couldn't be told to stand for election");
-        }
     }
 
     /// The group as this member sees it.
@@ -594,78 +413,6 @@ impl RaftNode {
             tracing::warn!(%error, "the Raft task ended badly");
         }
         self.0.links.close();
-    }
-
-    /// Watches openraft and makes leadership known: led only once everything before the term is applied and a quorum has confirmed.
-    async fn watch_leadership(self) {
-        self.follow_metrics().await;
-        // However Raft ended, nothing is led any more.
-        self.0.embedded.follow();
-        self.0.leadership.send_modify(|l| l.leading = None);
-        if let Some(failure) = self.failure().filter(|_| !self.0.shutdown.is_cancelled()) {
-            tracing::error!(failure, "this master can't take part in its group any more");
-        }
-    }
-
-    async fn follow_metrics(&self) {
-        let inner = &self.0;
-        let mut metrics = inner.raft.metrics();
-        let mut held = Instant::now();
-        let mut next_try = held;
-        loop {
-            let now = metrics.borrow_and_update().clone();
-            let mine = now.state == ServerState::Leader && now.current_leader == Some(inner.id);
-            let leading = inner.leadership.borrow().leading;
-            if leading.is_none() || self.lease_valid() {
-                held = Instant::now();
-            }
-            // openraft 0.9 lets a leader without a quorum stay one. Those who wait for its commits had better ask another master.
-            let alone = held.elapsed() > inner.timings.election_max;
-            if leading.is_some() && (!mine || leading != Some(now.current_term) || alone) {
-                tracing::info!(term = leading, "leads no longer");
-                inner.embedded.follow();
-                inner.leadership.send_modify(|l| l.leading = None);
-            }
-            let address =
-                |id: &u64| now.membership_config.membership().get_node(id).map(|n| n.address.clone());
-            let leader = now.current_leader.and_then(|id| Some((id, address(&id)?)));
-            inner.leadership.send_if_modified(|l| {
-                let changed = l.leader != leader;
-                l.leader = leader;
-                changed
-            });
-            let handing_over = inner.handing_over.load(Ordering::Acquire);
-            let may_try = Instant::now() >= next_try;
-            let well = inner.health.failed.get().is_none();
-            if mine && well && !handing_over && may_try && inner.leadership.borrow().leading.is_none() {
-                self.take_the_lead(now.current_term).await;
-                // Where nobody is reached the answer comes at once, and with it a change of metrics: without a pause it would ask on and on.
-                next_try = Instant::now() + inner.timings.heartbeat;
-            }
-            let look_again = mine || inner.leadership.borrow().leading.is_some();
-            tokio::select! {
-                () = inner.shutdown.cancelled() => return,
-                changed = metrics.changed() => if changed.is_err() { return },
-                () = tokio::time::sleep(inner.timings.heartbeat), if look_again => {}
-            }
-        }
-    }
-
-    async fn take_the_lead(&self, term: u64) {
-        let inner = &self.0;
-        // Waits until this member has applied all that was committed, its own term's first entry included.
-        let confirmed =
-            tokio::time::timeout(inner.timings.election_max * 4, inner.raft.ensure_linearizable()).await;
-        match confirmed {
-            Ok(Ok(_)) if inner.raft.metrics().borrow().current_term == term => {
-                inner.embedded.lead(term);
-                tracing::info!(term, "leads");
-                inner.leadership.send_modify(|l| l.leading = Some(term));
-            }
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => tracing::info!(term, %error, "was elected, but leadership isn't confirmed yet"),
-            Err(_) => tracing::info!(term, "was elected, but leadership isn't confirmed in time"),
-        }
     }
 
     /// Ends this member once it has heard that its group was recovered without it.

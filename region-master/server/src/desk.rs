@@ -1,5 +1,7 @@
 //! What a master keeps in memory beside the store: sessions, chunkservers, fresh ids, ticket keys, seals to be told. One mutex with short
 //! sections and no waiting inside owns it.
+//!
+//! Chunkservers' heartbeats are in `heartbeats`, what they are told in `commands`, volumes that this region lets go of in `letting_go`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -11,12 +13,9 @@ use mooseng_region::class::Class;
 use mooseng_region::locks::LockWaits;
 use mooseng_region::promises::PromiseTable;
 use mooseng_region::quotas::Ledger;
-use mooseng_region::registry::{self, Beat, BeatRefused, CopyFacts, DiskFacts, Registry};
+use mooseng_region::registry::{self, Registry};
 use mooseng_region::sessions::{self, SessionTable};
-use mooseng_wire::admin::{
-    ChunkReport, ChunkserverCommand, DeleteCommand, HeartbeatRequest, HouseStatus, SealCommand, TrashStatus,
-    chunkserver_command,
-};
+use mooseng_wire::admin::{HouseStatus, TrashStatus};
 use mooseng_wire::founding::Founding;
 use mooseng_wire::{ChunkId, InodeId, SessionId, VolumeId};
 
@@ -25,52 +24,13 @@ use crate::geo::ROOT_VOLUME;
 use crate::seat::together;
 pub use crate::seat::{ChunkCounts, House, VolumeSeat};
 
+mod commands;
+mod heartbeats;
 mod letting_go;
 
-/// Seals that wait to be told to one chunkserver at most. Beyond it they wait for its next inventory.
-const SEALS_PER_SERVER_MAX: usize = 10_000;
-/// Commands in one heartbeat's answer.
-const COMMANDS_MAX: usize = 256;
-/// Deletions that wait to be told to one chunkserver at most. Beyond it they are found again.
-const DELETIONS_PER_SERVER_MAX: usize = 10_000;
-/// Copies that are gone and of which nobody has taken note. Beyond it they are deleted, and reported, again.
-const GONE_MAX: usize = 100_000;
-/// A deletion that isn't confirmed so long after it was told is told again.
-const DELETE_AGAIN: Duration = Duration::from_secs(5);
-/// Unsealed copies from inventories that wait for a look at their records. Beyond it they wait for the next inventory.
-const UNSEALED_MAX: usize = 100_000;
-
-/// A copy that is to be deleted.
-#[derive(Clone, Copy, Debug)]
-struct Deletion {
-    epoch: u64,
-    told: Option<BootTime>,
-}
-
-/// A seal that a chunkserver has yet to hear of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Seal {
-    /// Where appends end.
-    pub length: u64,
-    /// The home epoch.
-    pub epoch: u64,
-}
-
-/// Why a heartbeat isn't taken in.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum HeartbeatRefused {
-    /// By the registry.
-    #[error(transparent)]
-    Beat(#[from] BeatRefused),
-    /// Its chunks aren't this region's.
-    #[error(transparent)]
-    NotOurs(#[from] NotOurs),
-}
-
-/// What a chunkserver is called among strangers.
-fn stranger(chunkserver: &str) -> String {
-    format!("chunkserver {chunkserver}")
-}
+use commands::Deletion;
+pub use commands::Seal;
+pub use heartbeats::HeartbeatRefused;
 
 /// A master's memory.
 pub struct Desk {
@@ -398,176 +358,6 @@ impl Desk {
         self.served().next().is_some()
     }
 
-    /// Takes a heartbeat in. Answers whether an inventory is wanted.
-    pub fn beat(&mut self, now: BootTime, request: HeartbeatRequest) -> Result<bool, HeartbeatRefused> {
-        let name = request.chunkserver.clone();
-        let mark = self.let_in(now, &stranger(&name), &request.founding)?;
-        self.strangers.let_in(&stranger(&name));
-        let (page, more) = (request.inventory_page, request.more);
-        let corrupt: BTreeSet<u64> = request.corrupt.iter().copied().collect();
-        let facts = |r: &ChunkReport| {
-            let corrupt = corrupt.contains(&r.chunk);
-            (ChunkId(r.chunk), CopyFacts { length: r.length, sealed: r.sealed, epoch: r.epoch, corrupt })
-        };
-        let copies: Vec<(ChunkId, CopyFacts)> = request.inventory.iter().map(facts).collect();
-        let changed: Vec<(ChunkId, CopyFacts)> = request.changed.iter().map(facts).collect();
-        let gone: Vec<ChunkId> = request.gone.iter().copied().map(ChunkId).collect();
-        let beaten = self.registry.beat(now, beat_of(request))?;
-        if let (None, Some(mark)) = (self.founding, mark) {
-            self.marks.insert(name.clone(), mark);
-        }
-        for (chunk, copy) in copies.iter().chain(&changed) {
-            let entry = (name.clone(), *chunk);
-            if copy.sealed || copy.corrupt || self.unsealed.contains(&entry) {
-                continue;
-            }
-            if self.unsealed.len() < UNSEALED_MAX {
-                self.unsealed.insert(entry);
-            } else {
-                self.left_out.insert(name.clone());
-                self.compared.remove(&name);
-            }
-        }
-        let want_inventory = if page {
-            if !more && !self.left_out.remove(&name) && self.is_serving() {
-                self.compared.insert(name.clone());
-            }
-            !self.registry.inventory(now, &name, copies, more)
-        } else {
-            // Seals that an earlier leader decided and didn't get through are known from the store alone: a new leader compares anew.
-            beaten.want_inventory || (self.is_serving() && !self.compared.contains(&name))
-        };
-        self.registry.changed(&name, &changed, &gone);
-        for chunk in gone {
-            self.is_gone(&name, chunk);
-        }
-        Ok(want_inventory)
-    }
-
-    /// A copy is to be deleted: its chunkserver hears of it with its heartbeats until it says that it is gone.
-    pub fn want_deletion(&mut self, chunkserver: &str, chunk: ChunkId, epoch: u64) {
-        let waiting = self.deletions.entry(chunkserver.to_owned()).or_default();
-        if waiting.len() < DELETIONS_PER_SERVER_MAX {
-            waiting.entry(chunk).or_insert(Deletion { epoch, told: None });
-        }
-    }
-
-    /// Whether a chunkserver is told to delete its copy of a chunk.
-    pub fn is_deleting(&self, chunkserver: &str, chunk: ChunkId) -> bool {
-        self.deletions.get(chunkserver).is_some_and(|waiting| waiting.contains_key(&chunk))
-    }
-
-    /// The chunkservers that are told to delete their copies of a chunk.
-    pub fn deleting(&self, chunk: ChunkId) -> BTreeSet<String> {
-        let waits = |(_, waiting): &(&String, &BTreeMap<ChunkId, Deletion>)| waiting.contains_key(&chunk);
-        self.deletions.iter().filter(waits).map(|(name, _)| name.clone()).collect()
-    }
-
-    /// Forgets what a chunkserver was to delete: it is lost. Its inventory is looked at when it comes back.
-    pub fn forget_deletions(&mut self, chunkserver: &str) {
-        self.deletions.remove(chunkserver);
-    }
-
-    fn is_gone(&mut self, chunkserver: &str, chunk: ChunkId) {
-        let Some(waiting) = self.deletions.get_mut(chunkserver) else { return };
-        if waiting.remove(&chunk).is_some() && self.gone.len() < GONE_MAX {
-            self.gone.push((chunk, chunkserver.to_owned()));
-        }
-        if waiting.is_empty() {
-            self.deletions.remove(chunkserver);
-        }
-    }
-
-    /// Copies of a volume's chunks that were to be deleted and are gone, each once.
-    pub fn take_gone(&mut self, volume: VolumeId, most: usize) -> Vec<(ChunkId, String)> {
-        let mut taken = Vec::new();
-        self.gone.retain(|gone| {
-            let take = taken.len() < most && gone.0.volume() == volume;
-            if take {
-                taken.push(gone.clone());
-            }
-            !take
-        });
-        taken
-    }
-
-    /// Forgets that copies of these volumes' chunks are gone: nobody asks for it.
-    pub fn drop_gone(&mut self, of: impl Fn(VolumeId) -> bool) {
-        self.gone.retain(|(chunk, _)| !of(chunk.volume()));
-    }
-
-    /// The commands that go with a heartbeat's answer. Only for a leader that is in office.
-    pub fn take_commands(&mut self, chunkserver: &str, now: BootTime) -> Vec<ChunkserverCommand> {
-        let seals = self.take_seals(chunkserver).into_iter().map(chunkserver_command::Command::Seal);
-        let mut commands: Vec<chunkserver_command::Command> = seals.collect();
-        if let Some(waiting) = self.deletions.get_mut(chunkserver) {
-            let due = waiting
-                .iter_mut()
-                .filter(|(_, d)| d.told.is_none_or(|told| now.since(told) >= DELETE_AGAIN))
-                .take(COMMANDS_MAX);
-            for (chunk, deletion) in due {
-                deletion.told = Some(now);
-                let delete = DeleteCommand { chunk: chunk.0, epoch: deletion.epoch };
-                commands.push(chunkserver_command::Command::Delete(delete));
-            }
-        }
-        commands.into_iter().map(|command| ChunkserverCommand { command: Some(command) }).collect()
-    }
-
-    /// Copies of a volume's chunks that an inventory called unsealed, to be compared with their records.
-    pub fn take_unsealed(&mut self, volume: VolumeId, most: usize) -> Vec<(String, ChunkId)> {
-        let of_it = self.unsealed.iter().filter(|(_, chunk)| chunk.volume() == volume);
-        let taken: Vec<(String, ChunkId)> = of_it.take(most).cloned().collect();
-        for copy in &taken {
-            self.unsealed.remove(copy);
-        }
-        taken
-    }
-
-    /// A chunkserver has to hear of a seal.
-    pub fn want_seal(&mut self, chunkserver: &str, chunk: ChunkId, seal: Seal) {
-        let waiting = self.seals.entry(chunkserver.to_owned()).or_default();
-        if waiting.len() < SEALS_PER_SERVER_MAX {
-            waiting.insert(chunk, seal);
-        }
-    }
-
-    /// It has.
-    pub fn sealed(&mut self, chunkserver: &str, chunk: ChunkId) {
-        if let Some(waiting) = self.seals.get_mut(chunkserver) {
-            waiting.remove(&chunk);
-            if waiting.is_empty() {
-                self.seals.remove(chunkserver);
-            }
-        }
-    }
-
-    /// Whether a seal still waits for a chunkserver.
-    pub fn seal_waits(&self, chunkserver: &str, chunk: ChunkId) -> bool {
-        self.seals.get(chunkserver).is_some_and(|waiting| waiting.contains_key(&chunk))
-    }
-
-    /// How many seals wait.
-    pub fn seals_waiting(&self) -> usize {
-        self.seals.values().map(BTreeMap::len).sum()
-    }
-
-    /// The seals that go with a heartbeat's answer. A lost answer is made up for by the next inventory.
-    pub fn take_seals(&mut self, chunkserver: &str) -> Vec<SealCommand> {
-        let Some(waiting) = self.seals.get_mut(chunkserver) else { return Vec::new() };
-        let chosen: Vec<ChunkId> = waiting.keys().take(COMMANDS_MAX).copied().collect();
-        let mut commands = Vec::with_capacity(chosen.len());
-        for chunk in chosen {
-            if let Some(seal) = waiting.remove(&chunk) {
-                commands.push(SealCommand { chunk: chunk.0, epoch: seal.epoch, length: seal.length });
-            }
-        }
-        if waiting.is_empty() {
-            self.seals.remove(chunkserver);
-        }
-        commands
-    }
-
     /// Names of the chunkservers whose heartbeats come.
     pub fn alive(&self, now: BootTime) -> BTreeSet<String> {
         let alive = |s: &&registry::Chunkserver| {
@@ -577,185 +367,5 @@ impl Desk {
     }
 }
 
-fn beat_of(request: HeartbeatRequest) -> Beat {
-    let disk = |d: mooseng_wire::admin::DiskReport| DiskFacts {
-        path: d.path,
-        id: d.id,
-        bytes_total: d.bytes_total,
-        bytes_free: d.bytes_free,
-        bytes_used: d.bytes_used,
-        chunks: d.chunks,
-        writable: d.writable,
-        error: d.error,
-    };
-    Beat {
-        name: request.chunkserver,
-        address: request.address,
-        zone: request.zone,
-        rack: request.rack,
-        labels: request.labels.into_iter().collect(),
-        disks: request.disks.into_iter().map(disk).collect(),
-        incarnation: request.incarnation,
-        highest_epoch: request.highest_epoch,
-        credentials: request.credentials.map(crate::credentials::of_heartbeat),
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn desk() -> Desk {
-        Desk::new(sessions::Limits::default(), Class::by_default(1, 1))
-    }
-
-    #[test]
-    fn a_drained_chunkserver_is_not_empty_before_a_scan_has_counted_since() {
-        let mut desk = desk();
-        desk.located_as_of(ROOT_VOLUME, desk.drainings_set(), BTreeMap::new());
-        let before = desk.drainings_set();
-        desk.set_draining(BTreeSet::from(["a".into()]));
-        assert!(desk.located("a") > 0);
-        assert_eq!(desk.located("b"), 0);
-        desk.located_as_of(ROOT_VOLUME, before, BTreeMap::new());
-        assert!(desk.located("a") > 0, "a scan that had begun before missed what was placed meanwhile");
-        desk.located_as_of(ROOT_VOLUME, desk.drainings_set(), BTreeMap::from([("a".into(), 3)]));
-        assert_eq!(desk.located("a"), 3);
-        desk.located_as_of(ROOT_VOLUME, desk.drainings_set(), BTreeMap::new());
-        assert_eq!(desk.located("a"), 0);
-    }
-
-    #[test]
-    fn that_nobody_has_a_label_is_known_once_everybody_can_have_reported() {
-        let at = |s| BootTime(Duration::from_secs(s));
-        let mut desk = desk();
-        desk.serve(ROOT_VOLUME, at(100), 1, vec![], BTreeMap::new());
-        let known = |desk: &Desk, now| desk.knows_all(at(now), Duration::from_secs(10));
-        assert!(!known(&desk, 200), "no scan has told yet who there should be");
-        desk.located_as_of(ROOT_VOLUME, desk.drainings_set(), BTreeMap::from([("a".into(), 3)]));
-        assert!(!known(&desk, 200), "a may have any labels");
-        let request = HeartbeatRequest { chunkserver: "a".into(), ..HeartbeatRequest::default() };
-        desk.beat(at(104), request).unwrap();
-        assert!(!known(&desk, 109) && known(&desk, 110));
-        desk.follow();
-        desk.serve(ROOT_VOLUME, at(300), 2, vec![], BTreeMap::new());
-        assert!(!known(&desk, 400));
-    }
-
-    #[test]
-    fn seals_wait_for_their_chunkserver() {
-        let mut desk = desk();
-        let seal = Seal { length: 5, epoch: 1 };
-        desk.want_seal("a", ChunkId(1), seal);
-        desk.want_seal("a", ChunkId(2), seal);
-        desk.want_seal("b", ChunkId(1), seal);
-        desk.sealed("a", ChunkId(2));
-        assert!(desk.take_seals("c").is_empty());
-        assert_eq!(desk.take_seals("a"), vec![SealCommand { chunk: 1, epoch: 1, length: 5 }]);
-        assert!(desk.take_seals("a").is_empty());
-        assert_eq!(desk.seals_waiting(), 1);
-        desk.follow();
-        assert_eq!(desk.seals_waiting(), 0);
-    }
-
-    /// Found by the simulation: a copy stayed unsealed for good where the leader changed before its chunkserver heard of the seal, or where
-    /// too many copies were unsealed at once.
-    #[test]
-    fn a_new_leader_compares_every_inventory_and_one_that_found_no_room_again() {
-        let mut desk = desk();
-        let report = |chunk| ChunkReport { chunk, length: 9, sealed: false, epoch: 1 };
-        let request = |page, inventory| HeartbeatRequest {
-            chunkserver: "a".into(),
-            inventory_page: page,
-            inventory,
-            ..HeartbeatRequest::default()
-        };
-        let now = BootTime::default();
-        let many: Vec<ChunkReport> = (0..=UNSEALED_MAX as u64).map(report).collect();
-        desk.beat(now, request(true, many.clone())).unwrap();
-        assert!(!desk.beat(now, request(false, vec![])).unwrap(), "a follower compares nothing");
-        desk.root.serving = Some(1);
-        assert!(desk.beat(now, request(false, vec![])).unwrap());
-        desk.beat(now, request(true, many.clone())).unwrap();
-        assert!(desk.beat(now, request(false, vec![])).unwrap(), "one found no room");
-        assert_eq!(desk.take_unsealed(ROOT_VOLUME, UNSEALED_MAX).len(), UNSEALED_MAX);
-        desk.beat(now, request(true, many)).unwrap();
-        assert_eq!(desk.take_unsealed(ROOT_VOLUME, 1).len(), 1);
-        desk.take_unsealed(ROOT_VOLUME, UNSEALED_MAX);
-        desk.beat(now, request(true, vec![report(7)])).unwrap();
-        assert!(!desk.beat(now, request(false, vec![])).unwrap());
-        desk.follow();
-        desk.root.serving = Some(2);
-        assert!(desk.beat(now, request(false, vec![])).unwrap());
-    }
-
-    #[test]
-    fn deletions_are_told_until_they_are_confirmed() {
-        let mut desk = desk();
-        let at = |s| BootTime(Duration::from_secs(s));
-        let beat = |gone| HeartbeatRequest { chunkserver: "a".into(), gone, ..HeartbeatRequest::default() };
-        desk.beat(at(0), beat(vec![])).unwrap();
-        desk.want_deletion("a", ChunkId(1), 1);
-        desk.want_deletion("a", ChunkId(1), 1);
-        assert!(desk.is_deleting("a", ChunkId(1)) && !desk.is_deleting("b", ChunkId(1)));
-        assert_eq!(desk.deleting(ChunkId(1)), BTreeSet::from(["a".to_owned()]));
-        assert_eq!(desk.take_commands("a", at(0)).len(), 1);
-        assert_eq!(desk.take_commands("a", at(1)).len(), 0, "an answer is under way");
-        assert_eq!(desk.take_commands("a", at(6)).len(), 1, "it got lost");
-        desk.beat(at(7), beat(vec![1, 2])).unwrap();
-        assert!(desk.take_commands("a", at(20)).is_empty());
-        assert_eq!(
-            desk.take_gone(ROOT_VOLUME, 9),
-            [(ChunkId(1), "a".to_owned())],
-            "what nobody asked for isn't news"
-        );
-        assert!(desk.take_gone(ROOT_VOLUME, 9).is_empty());
-    }
-
-    /// A follower doesn't know its region's mark before it leads, and hears of chunkservers all the same.
-    #[test]
-    fn what_chunkservers_of_another_founding_told_a_follower_is_forgotten_when_it_leads() {
-        let (own, other) = (Founding([1; 16]), Founding([2; 16]));
-        let now = BootTime::default();
-        let beat = |name: &str, mark| HeartbeatRequest {
-            chunkserver: name.into(),
-            founding: Founding::tell(mark),
-            inventory_page: true,
-            inventory: vec![ChunkReport { chunk: 1, length: 9, sealed: false, epoch: 1 }],
-            ..HeartbeatRequest::default()
-        };
-        for (mark, stay) in [(Some(own), true), (None, true), (Some(other), false)] {
-            let mut desk = desk();
-            desk.beat(now, beat("a", mark)).unwrap();
-            desk.found(own);
-            assert_eq!(desk.registry.get("a").is_some(), stay);
-            assert_eq!(desk.take_unsealed(ROOT_VOLUME, 9).is_empty(), !stay);
-            desk.follow();
-            let refused = desk.beat(now, beat("a", Some(other))).unwrap_err();
-            assert_eq!(refused, HeartbeatRefused::NotOurs(NotOurs::Other { told: other, own }));
-            assert_eq!(desk.strangers.lately(now), [("chunkserver a".to_owned(), other)]);
-            desk.beat(now, beat("a", Some(own))).unwrap();
-            assert!(desk.strangers.lately(now).is_empty());
-        }
-    }
-
-    #[test]
-    fn an_inventorys_unsealed_copies_are_looked_at() {
-        let mut desk = desk();
-        let report = |chunk, sealed| ChunkReport { chunk, length: 9, sealed, epoch: 1 };
-        let request = |page, inventory, more| HeartbeatRequest {
-            chunkserver: "a".into(),
-            inventory_page: page,
-            inventory,
-            more,
-            ..HeartbeatRequest::default()
-        };
-        let now = BootTime::default();
-        assert!(desk.beat(now, request(false, vec![], false)).unwrap());
-        assert!(desk.beat(now, request(true, vec![report(1, true), report(2, false)], true)).unwrap());
-        assert!(!desk.beat(now, request(true, vec![report(3, false)], false)).unwrap());
-        assert!(!desk.beat(now, request(false, vec![], false)).unwrap());
-        assert_eq!(desk.take_unsealed(ROOT_VOLUME, 1), vec![("a".to_owned(), ChunkId(2))]);
-        assert_eq!(desk.take_unsealed(ROOT_VOLUME, 9), vec![("a".to_owned(), ChunkId(3))]);
-    }
-}
+mod tests;

@@ -1,18 +1,25 @@
-//! The log itself.
+//! The log itself: appends, flushes, segments. What readers see of it is in `view`, how they read in `reading`.
 
-use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use mooseng_ports::disk::{Disk, DiskFile, OpenMode};
 use mooseng_ports::plant::{self, Plant};
 
 use crate::frame::{self, End};
 use crate::record::{Entry, LogId, Record, Vote};
 use crate::recovery;
+
+mod error;
+mod reading;
+mod view;
+
+pub use error::WalError;
+pub(crate) use error::failed;
+use error::is_full;
+pub(crate) use view::View;
 
 pub(crate) const HEADER_BYTES: u64 = 64;
 /// Bytes at a segment's end that only votes and markers may use, so that a full disk doesn't stop an election.
@@ -38,87 +45,6 @@ impl Default for Options {
     }
 }
 
-/// Why the log can't do what was asked.
-#[derive(Debug, thiserror::Error)]
-pub enum WalError {
-    /// A file operation failed. Nothing was appended.
-    #[error("{action} {path} failed: {source}")]
-    Disk {
-        /// What was tried.
-        action: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// More than one frame may hold.
-    #[error(
-        "{bytes} bytes were to be appended to the log in {path} at once; at most {most} can be, so nothing was"
-    )]
-    TooLarge {
-        /// The log's directory.
-        path: PathBuf,
-        /// How many.
-        bytes: usize,
-        /// How many may be.
-        most: usize,
-    },
-    /// A flush failed earlier: what is on disk isn't known.
-    #[error(
-        "the log in {path} doesn't take more since a write or flush failed; restart the master once the disk is well, it then reads what is there"
-    )]
-    Poisoned {
-        /// The log's directory.
-        path: PathBuf,
-    },
-    /// A frame is damaged although later ones are whole.
-    #[error(
-        "the log file {path} is damaged at byte {offset}; the disk lost flushed bytes. Replace this master (`mooseng members`) rather than delete the file"
-    )]
-    Corrupt {
-        /// Which.
-        path: PathBuf,
-        /// Where.
-        offset: u64,
-    },
-    /// A later version wrote it.
-    #[error("the log file {path} has format {found}, this program knows up to {known}; upgrade it")]
-    NewerFormat {
-        /// Which.
-        path: PathBuf,
-        /// Its format.
-        found: u32,
-        /// Ours.
-        known: u32,
-    },
-    /// An entry isn't there.
-    #[error("the log has no entry {index}; it holds {first} to {last}")]
-    Missing {
-        /// Asked for.
-        index: u64,
-        /// The first that is there.
-        first: u64,
-        /// The last that is there.
-        last: u64,
-    },
-}
-
-impl WalError {
-    /// The disk is full: nothing was appended, and the same call may work later.
-    pub fn is_full(&self) -> bool {
-        matches!(self, Self::Disk { source, .. } if is_full(source))
-    }
-}
-
-fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-}
-
-pub(crate) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> WalError {
-    let path = recovery::owned(path);
-    move |source| WalError::Disk { action, path, source }
-}
-
 pub(crate) fn segment_path(dir: &Path, segment: u64) -> PathBuf {
     dir.join(format!("{segment:016x}.wal"))
 }
@@ -138,95 +64,6 @@ enum Flush {
     Now,
     /// By the next [`Wal::flush`].
     Later,
-}
-
-#[derive(Clone, Copy)]
-struct Place {
-    segment: u64,
-    frame: u64,
-    id: LogId,
-}
-
-/// What the log holds, as readers see it. Votes and marks are flushed; of entries, those that [`Wal::append_early`] wrote may not be yet.
-pub(crate) struct View {
-    pub vote: Option<Vote>,
-    pub purged: Option<LogId>,
-    pub committed: Option<LogId>,
-    pub lacking: Option<u64>,
-    /// The last entry that is flushed, with all before it.
-    flushed: Option<LogId>,
-    entries: BTreeMap<u64, Place>,
-    cache: VecDeque<Entry>,
-    cache_used: usize,
-    cache_bytes: usize,
-}
-
-impl View {
-    pub fn new(cache_bytes: usize) -> Self {
-        let (entries, cache) = (BTreeMap::new(), VecDeque::new());
-        let lacking = None;
-        Self {
-            vote: None,
-            purged: None,
-            committed: None,
-            lacking,
-            flushed: None,
-            entries,
-            cache,
-            cache_used: 0,
-            cache_bytes,
-        }
-    }
-
-    fn last(&self) -> Option<LogId> {
-        self.entries.last_key_value().map(|(_, place)| place.id).or(self.purged)
-    }
-
-    /// All that was read is on disk.
-    pub fn all_flushed(&mut self) {
-        self.flushed = self.last();
-    }
-
-    fn missing(&self, index: u64) -> WalError {
-        let first = self.purged.map_or(0, |p| p.index + 1);
-        WalError::Missing { index, first, last: self.last().map_or(0, |l| l.index) }
-    }
-
-    /// Takes up the records of a frame that was written.
-    pub fn take_frame(&mut self, records: Vec<Record>, segment: u64, frame: u64) {
-        for record in records {
-            match record {
-                Record::Entry(entry) => {
-                    self.entries.insert(entry.id.index, Place { segment, frame, id: entry.id });
-                    self.cache_used += entry.payload.len();
-                    self.cache.push_back(entry);
-                    while self.cache_used > self.cache_bytes
-                        && let Some(old) = self.cache.pop_front()
-                    {
-                        self.cache_used -= old.payload.len();
-                    }
-                }
-                Record::Vote(vote) => self.vote = Some(vote),
-                Record::Truncate(index) => {
-                    self.entries.split_off(&index);
-                    self.forget(|cached| cached >= index);
-                }
-                Record::Purge(id) => {
-                    self.entries = self.entries.split_off(&(id.index + 1));
-                    self.forget(|cached| cached <= id.index);
-                    self.purged = Some(id);
-                }
-                Record::Committed(id) => self.committed = Some(id),
-                Record::Lacking(index) => self.lacking = Some(index),
-                Record::Flushed(_) | Record::Padding(_) => {}
-            }
-        }
-    }
-
-    fn forget(&mut self, gone: impl Fn(u64) -> bool) {
-        self.cache.retain(|entry| !gone(entry.id.index));
-        self.cache_used = self.cache.iter().map(|e| e.payload.len()).sum();
-    }
 }
 
 struct Writer {
@@ -614,94 +451,6 @@ impl Wal {
             self.disk.remove(&path).map_err(failed("removing", &path))?;
         }
         if keep > 0 { self.disk.sync_dir(&self.dir).map_err(failed("flushing", &self.dir)) } else { Ok(()) }
-    }
-
-    /// The entries of a range, as many as fit into about `bytes_max`, at least the first. Fewer than asked only at the log's end. Those
-    /// that are purged or cut off meanwhile are [`WalError::Missing`].
-    pub fn read(&self, range: Range<u64>, bytes_max: usize) -> Result<Vec<Entry>, WalError> {
-        let mut found = Vec::new();
-        let mut used = 0;
-        let mut frame_read: Option<(u64, u64, Vec<Record>)> = None;
-        for index in range {
-            let (place, cached) = {
-                let view = lock(&self.view);
-                let Some(place) = view.entries.get(&index).copied() else {
-                    if view.last().is_none_or(|last| index > last.index) {
-                        break;
-                    }
-                    return Err(view.missing(index));
-                };
-                let first = view.cache.front().map_or(u64::MAX, |e| e.id.index);
-                let cached = index.checked_sub(first).and_then(|i| view.cache.get(i as usize)).cloned();
-                (place, cached.filter(|e| e.id == place.id))
-            };
-            let entry = match cached {
-                Some(entry) => entry,
-                None => {
-                    if frame_read.as_ref().is_none_or(|(s, f, _)| (*s, *f) != (place.segment, place.frame)) {
-                        let records = self.read_frame(place.segment, place.frame).map_err(|error| {
-                            // Its file may have gone with a purge after the look at the entries.
-                            let view = lock(&self.view);
-                            let gone = view.entries.get(&index).is_none_or(|now| now.id != place.id);
-                            if gone { view.missing(index) } else { error }
-                        })?;
-                        frame_read = Some((place.segment, place.frame, records));
-                    }
-                    let records = frame_read.iter().flat_map(|(_, _, records)| records);
-                    let entry = records.filter_map(|r| if let Record::Entry(e) = r { Some(e) } else { None });
-                    let corrupt = || WalError::Corrupt {
-                        path: segment_path(&self.dir, place.segment),
-                        offset: place.frame,
-                    };
-                    entry.clone().find(|e| e.id == place.id).cloned().ok_or_else(corrupt)?
-                }
-            };
-            used += entry.payload.len();
-            if used > bytes_max && !found.is_empty() {
-                break;
-            }
-            found.push(entry);
-        }
-        Ok(found)
-    }
-
-    /// What [`Self::read`] answers, if all of it is in memory: it blocks on no disk.
-    pub fn read_cached(&self, range: Range<u64>, bytes_max: usize) -> Option<Vec<Entry>> {
-        let view = lock(&self.view);
-        let last = view.last().map_or(0, |last| last.index);
-        let first = view.cache.front().map_or(u64::MAX, |e| e.id.index);
-        let mut found = Vec::new();
-        let mut used = 0;
-        for index in range.start..range.end.min(last.saturating_add(1)) {
-            let place = view.entries.get(&index)?;
-            let entry = index.checked_sub(first).and_then(|i| view.cache.get(i as usize))?;
-            if entry.id != place.id {
-                return None;
-            }
-            used += entry.payload.len();
-            if used > bytes_max && !found.is_empty() {
-                break;
-            }
-            found.push(entry.clone());
-        }
-        Some(found)
-    }
-
-    fn read_frame(&self, segment: u64, offset: u64) -> Result<Vec<Record>, WalError> {
-        let path = segment_path(&self.dir, segment);
-        let file = lock(&self.writer).segments.iter().find(|(n, _)| *n == segment).map(|(_, f)| f.clone());
-        let corrupt = || WalError::Corrupt { path: path.clone(), offset };
-        let file = file.ok_or_else(corrupt)?;
-        let mut head = [0; 8];
-        file.read_at(&mut head, offset).map_err(failed("reading", &path))?;
-        let body = u32::from_le_bytes([head[4], head[5], head[6], head[7]]) as usize;
-        if body > frame::BODY_BYTES_MAX {
-            return Err(corrupt());
-        }
-        let mut bytes = vec![0; frame::HEADER_BYTES + body];
-        file.read_at(&mut bytes, offset).map_err(failed("reading", &path))?;
-        let frame = frame::decode(&Bytes::from(bytes), segment).ok_or_else(corrupt)?;
-        frame::records(frame.body).map_err(|_| corrupt())
     }
 }
 

@@ -10,6 +10,7 @@ use mooseng_wire::fact::{Fact, Level};
 use mooseng_wire::method::Method;
 use mooseng_wire::session::{AnswerRecalls, Notice};
 use prost::Message;
+use tokio::sync::broadcast;
 
 use super::{RENEW_TIMEOUT, Seat, Session};
 
@@ -102,6 +103,22 @@ impl Session {
         let mut recalling = self.recalling.lock().unwrap_or_else(PoisonError::into_inner);
         for number in numbers {
             recalling.remove(&(seat.custody_epoch, number));
+        }
+    }
+}
+
+/// The next notice; waits for ever where none can come.
+pub(crate) async fn next_notice(
+    notices: &mut Option<broadcast::Receiver<(Method, Bytes)>>,
+) -> Option<(Method, Bytes)> {
+    let Some(receiver) = notices else { return std::future::pending().await };
+    match receiver.recv().await {
+        Ok(notice) => Some(notice),
+        // Recalls are repeated until they are answered.
+        Err(broadcast::error::RecvError::Lagged(_)) => None,
+        Err(broadcast::error::RecvError::Closed) => {
+            *notices = None;
+            None
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Making and deleting volumes, over a store in memory.
 
-use mooseng_store::Store;
+use mooseng_schema::log::LogPosition;
 use mooseng_store::memory::MemoryStore;
+use mooseng_store::{Store, StoreError};
 use mooseng_wire::InodeId;
 use proptest::prelude::*;
 

@@ -3,8 +3,8 @@
 
 use mooseng_schema::revocation::Revocation;
 use mooseng_schema::storage_class::StorageClassRecord as Asked;
-use mooseng_store::Store;
 use mooseng_store::memory::MemoryStore;
+use mooseng_store::{Store, StoreError};
 use mooseng_wire::InodeId;
 use mooseng_wire::level::{Feature, FeatureLevel, Levels};
 use proptest::prelude::*;

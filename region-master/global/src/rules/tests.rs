@@ -1,11 +1,13 @@
 //! The rules over a store in memory.
 
-use mooseng_store::Store;
+use mooseng_schema::log::LogPosition;
 use mooseng_store::memory::{MemoryStore, MemoryTransaction};
+use mooseng_store::{Store, StoreError};
 use mooseng_wire::level::Levels;
 use proptest::prelude::*;
 
 use super::*;
+use crate::view::MasterAt;
 
 pub(super) fn region(number: u16, masters: u64, witness: bool) -> Region {
     let master = |id| MasterAt {

@@ -1,0 +1,132 @@
+//! What leaders order: copies of chunks, chunks made of others' bytes, deletions; and the trash behind those.
+
+use std::sync::Arc;
+
+use mooseng_wire::{CHUNK_BYTES_MAX, ChunkId, Epoch};
+
+use super::ChunkStore;
+use crate::chunk::import::Import;
+use crate::digest::Digest;
+use crate::directory::Directory;
+use crate::error::ChunkError;
+use crate::files::lock;
+
+/// Where a disk has less above its reserve, what is in its trash gives way. Masters place no chunk where a whole one hasn't room, so a disk never
+/// comes down to the reserve itself.
+const ROOM_BYTES: u64 = 2 * CHUNK_BYTES_MAX;
+
+impl ChunkStore {
+    /// Begins a copy of a chunk that another chunkserver has; none where a sound, sealed copy of that digest is here already.
+    pub fn import(
+        &self,
+        chunk: ChunkId,
+        epoch: Epoch,
+        length: u64,
+        digest: &Digest,
+    ) -> Result<Option<Import>, ChunkError> {
+        self.see_epoch(chunk.volume().0, epoch)?;
+        if let Ok(found) = self.find(chunk)
+            && found.is_sound()
+            && found.stat().is_some_and(|s| s.sealed && s.length == length)
+            && found.digest(&self.files, length)? == *digest
+        {
+            return Ok(None);
+        }
+        Import::begin(chunk, epoch, length, self.roomiest(length)?).map(Some)
+    }
+
+    /// Begins a chunk that is made here first, of others' bytes. Its id was never given before.
+    pub fn build(&self, chunk: ChunkId, epoch: Epoch, length: u64) -> Result<Import, ChunkError> {
+        self.see_epoch(chunk.volume().0, epoch)?;
+        if self.find(chunk).is_ok() {
+            return Err(ChunkError::Different { chunk });
+        }
+        Import::begin(chunk, epoch, length, self.roomiest(length)?)
+    }
+
+    /// Takes up a chunk that was made here, whole, and answers its digest.
+    pub fn install_built(&self, import: Import, custody: u64, now_s: u64) -> Result<Digest, ChunkError> {
+        let digest = import.digest()?;
+        self.install(import, &digest, custody, now_s)?;
+        Ok(digest)
+    }
+
+    /// Takes up a whole copy, if it is what it was made from and the leader that ordered it is the newest. What was here of the chunk stays until
+    /// the copy is flushed, for it may be bad and yet the last that holds some block; then the copy takes its place, or it goes into the trash where it lies
+    /// in another directory.
+    pub fn install(
+        &self,
+        import: Import,
+        digest: &Digest,
+        custody: u64,
+        now_s: u64,
+    ) -> Result<(), ChunkError> {
+        let chunk = import.chunk();
+        if import.digest()? != *digest {
+            return Err(ChunkError::Different { chunk });
+        }
+        let _one_at_a_time = lock(&self.orders);
+        self.see_custody(custody)?;
+        import.finish()?;
+        let installed = match self.find(chunk) {
+            Ok(found) if import.lies_in(&found.directory) => found.give_way(&self.files, import),
+            Ok(found) => {
+                found.remove(&self.files, self.options.trash.then_some(now_s))?;
+                lock(&self.chunks).remove(&chunk);
+                import.install()
+            }
+            Err(_) => import.install(),
+        };
+        let installed = installed.map(|copy| drop(lock(&self.chunks).insert(chunk, Arc::new(copy))));
+        self.note(chunk);
+        installed
+    }
+
+    /// Removes a chunk, durably, if the leader of term `custody` is the newest that gave orders. An unknown one is well.
+    pub fn delete(&self, chunk: ChunkId, epoch: Epoch, custody: u64, now_s: u64) -> Result<(), ChunkError> {
+        self.see_epoch(chunk.volume().0, epoch)?;
+        let _one_at_a_time = lock(&self.orders);
+        self.see_custody(custody)?;
+        if let Ok(found) = self.find(chunk) {
+            found.remove(&self.files, self.options.trash.then_some(now_s))?;
+            lock(&self.chunks).remove(&chunk);
+        }
+        // Also for a repetition: then the master has missed that it is gone.
+        self.note(chunk);
+        Ok(())
+    }
+
+    /// Unlinks what came into the trash `keep_s` or longer before `now_s`, and the oldest of it sooner where a disk has little room for new chunks.
+    /// Answers how many files went.
+    pub fn purge_trash(&self, now_s: u64, keep_s: u64) -> usize {
+        self.used().map(|directory| self.purge_directory(directory, now_s, keep_s)).sum()
+    }
+
+    /// Whether some disk has so little room that its trash gives way.
+    pub fn is_short_of_room(&self) -> bool {
+        self.used().any(|directory| self.free(directory) < ROOM_BYTES)
+    }
+
+    fn purge_directory(&self, directory: &Directory, now_s: u64, keep_s: u64) -> usize {
+        let mut trashed = match directory.trashed() {
+            Ok(trashed) => trashed,
+            Err(e) => {
+                tracing::warn!(path = %directory.path.display(), error = %e, "the trash can't be looked at");
+                return 0;
+            }
+        };
+        trashed.sort_by_key(|(_, since)| *since);
+        let mut gone = 0;
+        for (path, since) in trashed {
+            if now_s.saturating_sub(since) < keep_s && self.free(directory) >= ROOM_BYTES {
+                break;
+            }
+            if let Err(e) = directory.disk.remove(&path) {
+                tracing::warn!(path = %path.display(), error = %e, "a file in the trash can't be removed");
+                break;
+            }
+            gone += 1;
+        }
+        gone
+    }
+}

@@ -1,0 +1,146 @@
+//! Holds, and answers that tell of names, over facts of one session.
+
+use mooseng_ports::clock::ManualClock;
+use mooseng_wire::InodeId;
+use mooseng_wire::fs::fs_reply::Reply;
+use mooseng_wire::fs::fs_request::Op;
+use mooseng_wire::fs::{
+    Create, DirPage, Entry, FsReply, FsRequest, GetAttr, Lookup, ReadDir, SetAttr, Unlink,
+};
+use mooseng_wire::session::{Granted, Response};
+
+use super::*;
+
+const INODE: u64 = 7;
+
+/// An answer that promises the inode, after this session has changed it or not.
+fn answer(facts: &Facts, number: u64, changed: bool) {
+    let fact = Fact::Inode(InodeId(INODE)).to_message();
+    let op = if changed {
+        Op::SetAttr(SetAttr { inode: INODE, ..SetAttr::default() })
+    } else {
+        Op::GetAttr(GetAttr { inode: INODE })
+    };
+    let attr = Attr { inode: INODE, ctime_ns: number as i64, ..Attr::default() };
+    let response = Response {
+        log_epoch: 0,
+        log_version: 0,
+        reply: Some(FsReply { reply: Some(Reply::Entry(Entry { attr: Some(attr) })) }),
+        grant: number,
+        read_version: number,
+        granted: vec![Granted { fact: Some(fact.clone()), exclusive: false }],
+        changed: if changed { vec![fact] } else { vec![] },
+    };
+    let flight = facts.begin();
+    facts.digest(&flight, &FsRequest { caller: None, op: Some(op) }, &response);
+}
+
+/// A list is taken back as a whole once enough was taken out of it, and no entry's own recall comes then.
+#[test]
+fn an_entry_that_only_the_list_tells_of_says_so() {
+    let facts = Facts::new(Arc::new(ManualClock::default()), 1 << 20);
+    facts.lease(BootTime(Duration::from_secs(1000)));
+    let name = Bytes::from_static(b"a");
+    let granted = |fact: Fact| vec![Granted { fact: Some(fact.to_message()), exclusive: false }];
+    let answer = |op: Op, reply: Reply, number: u64, fact: Fact| {
+        let response = Response {
+            reply: Some(FsReply { reply: Some(reply) }),
+            grant: number,
+            granted: granted(fact),
+            ..Response::default()
+        };
+        let flight = facts.begin();
+        facts.digest(&flight, &FsRequest { caller: None, op: Some(op) }, &response);
+    };
+    let entry = DirEntry { name: name.clone(), inode: INODE, ..DirEntry::default() };
+    let page = DirPage { entries: vec![entry], end: true };
+    let list = ReadDir { inode: 2, ..ReadDir::default() };
+    answer(Op::ReadDir(list), Reply::DirPage(page), 1, Fact::Directory(InodeId(2)));
+    let attr = Attr { inode: INODE, ..Attr::default() };
+    let validity = facts.validity(Some(&attr), Some((2, &name)));
+    assert!(validity.listed && !validity.entry.is_zero(), "{validity:?}");
+    let look = Lookup { parent: 2, name: name.clone() };
+    let found = Reply::Entry(Entry { attr: Some(attr) });
+    answer(Op::Lookup(look), found, 2, Fact::Entry(InodeId(2), name.clone()));
+    let validity = facts.validity(Some(&attr), Some((2, &name)));
+    assert!(!validity.listed && !validity.entry.is_zero(), "{validity:?}");
+}
+
+/// Found by the simulation: one task made a file, another heard EEXIST before that answer was taken in, and then was shown that there is none.
+#[test]
+fn who_heard_that_a_name_exists_is_not_shown_that_it_does_not() {
+    let facts = Facts::new(Arc::new(ManualClock::default()), 1 << 20);
+    facts.lease(BootTime(Duration::from_secs(1000)));
+    let name = Bytes::from_static(b"a");
+    let digest = |op: Op, reply: Reply, granted: Vec<Granted>| {
+        let reply = Some(FsReply { reply: Some(reply) });
+        let response = Response { reply, grant: 1, granted, ..Response::default() };
+        let flight = facts.begin();
+        facts.digest(&flight, &FsRequest { caller: None, op: Some(op) }, &response);
+    };
+    let absent = || {
+        let fact = Some(Fact::Entry(InodeId(2), name.clone()).to_message());
+        let look = Op::Lookup(Lookup { parent: 2, name: name.clone() });
+        digest(look, Reply::Errno(libc::ENOENT as u32), vec![Granted { fact, exclusive: false }]);
+        assert!(facts.entry(2, &name).is_some_and(|(known, _)| known.is_none()));
+    };
+    absent();
+    let create = Create { parent: 2, name: name.clone(), exclusive: true, ..Create::default() };
+    digest(Op::Create(create.clone()), Reply::Errno(libc::EACCES as u32), vec![]);
+    assert!(facts.entry(2, &name).is_some(), "that says nothing of the name");
+    digest(Op::Create(create), Reply::Errno(libc::EEXIST as u32), vec![]);
+    assert!(facts.entry(2, &name).is_none());
+    absent();
+    let unlink = Op::Unlink(Unlink { parent: 2, name: name.clone() });
+    digest(unlink, Reply::Errno(libc::ENOENT as u32), vec![]);
+    assert!(facts.entry(2, &name).is_some(), "that is what is known");
+}
+
+/// Found by the simulation: a read had waited until everything was told, something was made alone before it left, and its answer, which lacked that, was
+/// kept as promised.
+#[test]
+fn what_is_made_alone_before_a_read_leaves_stays_known() {
+    let facts = Facts::new(Arc::new(ManualClock::default()), 1 << 20);
+    facts.lease(BootTime(Duration::from_secs(1000)));
+    let attr = |ctime_ns| Attr { inode: INODE, ctime_ns, ..Attr::default() };
+    facts.alone(|alone| alone.made(attr(1), None));
+    let about_to = facts.begin();
+    facts.alone(|alone| alone.set(attr(2)));
+    let flight = facts.begin_behind(Some(about_to.tick()));
+    let fact = Fact::Inode(InodeId(INODE)).to_message();
+    let response = Response {
+        reply: Some(FsReply { reply: Some(Reply::Entry(Entry { attr: Some(attr(1)) })) }),
+        grant: 1,
+        granted: vec![Granted { fact: Some(fact), exclusive: true }],
+        ..Response::default()
+    };
+    let op = Some(Op::GetAttr(GetAttr { inode: INODE }));
+    facts.digest(&flight, &FsRequest { caller: None, op }, &response);
+    assert_eq!(facts.inode(INODE).map(|(known, _)| known.attr.ctime_ns), Some(2));
+}
+
+fn hold(facts: &Facts) -> Option<u64> {
+    facts.inode(INODE).map(|(known, _)| known.hold)
+}
+
+/// What was read of a file under one hold is true under it, so it must end with each break of the promise, and with no other change.
+#[test]
+fn a_hold_outlives_changes_of_ones_own_and_nothing_else() {
+    let facts = Facts::new(Arc::new(ManualClock::default()), 1 << 20);
+    facts.lease(BootTime(Duration::from_secs(1000)));
+    answer(&facts, 1, false);
+    let first = hold(&facts).unwrap();
+    answer(&facts, 2, false);
+    answer(&facts, 3, true);
+    assert_eq!(hold(&facts), Some(first));
+    facts.recall(4, &Fact::Inode(InodeId(INODE)), None);
+    assert_eq!(hold(&facts), None);
+    answer(&facts, 5, true);
+    let second = hold(&facts).unwrap();
+    assert_ne!(second, first, "others may have changed it between");
+    facts.recall(6, &Fact::Inode(InodeId(INODE)), Some(Level::Shared));
+    assert_eq!(hold(&facts), Some(second), "a lower level is a promise still");
+    facts.renounce();
+    answer(&facts, 7, false);
+    assert!(hold(&facts).is_some_and(|hold| hold != first && hold != second));
+}

@@ -1,0 +1,212 @@
+//! Regions: taken in with a join token, heard of by renewals of their leases, and let go of.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mooseng_schema::Record;
+use mooseng_store::{Read, Transaction};
+use mooseng_wire::{VolumeId, is_identity_word, join};
+
+use super::{RuleError, Ruled, anew, changed, cluster, get, regions, typed, version, volumes};
+use crate::key;
+use crate::record::{LeaseRecord, RegionRecord};
+use crate::view::{MasterAt, Region, Volume};
+use crate::voters;
+
+/// Masters of a region at most.
+pub const MASTERS_MAX: usize = 16;
+/// Regions at most.
+pub const REGIONS_MAX: usize = 32;
+
+/// A renewal of a region's lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Renewal {
+    /// How many there have been.
+    pub sequence: u64,
+    /// What the cluster had agreed on.
+    pub version: u64,
+    /// How long the lease lasts.
+    pub lease_ms: u64,
+    /// The region was made anew: nothing that it told before counts.
+    pub anew: bool,
+}
+
+/// Whether a region may be beside others.
+pub(super) fn fits(name: &str, region: &Region, others: &BTreeMap<String, Region>) -> Ruled<()> {
+    let no = |why: String| Err(RuleError::Region { region: name.to_owned(), why });
+    if !is_identity_word(name) {
+        return no("its name isn't a word of letters, digits, '-', '_' and '.'".into());
+    }
+    if region.number == 0 {
+        return no("0 isn't a region's number; count from 1".into());
+    }
+    if region.masters.is_empty() || region.masters.len() > MASTERS_MAX {
+        return no(format!("it has {} masters; 1 to {MASTERS_MAX} can be", region.masters.len()));
+    }
+    let mut ids = BTreeSet::new();
+    if let Some(m) =
+        region.masters.iter().find(|m| m.id == 0 || u32::try_from(m.id).is_err() || !ids.insert(m.id))
+    {
+        return no(format!("the id {} of a master is 0, given twice, or not below 2^32", m.id));
+    }
+    let mut taken: BTreeSet<&str> = BTreeSet::new();
+    for (other, of) in others {
+        if of.number == region.number {
+            return no(format!("its number {} is that of {other}", of.number));
+        }
+        taken.extend(of.masters.iter().map(|m| m.address.as_str()));
+    }
+    match region.masters.iter().find(|m| m.address.is_empty() || !taken.insert(&m.address)) {
+        Some(m) => no(format!("the address {:?} of {} is empty, or another master's", m.address, m.name)),
+        None => Ok(()),
+    }
+}
+
+/// Takes a region in. Number 0 asks for the next one. `join` is the hash of the secret that its first renewal must show, or empty.
+pub async fn add_region(tx: &impl Transaction, name: &str, region: &Region, join: &[u8]) -> Ruled<u64> {
+    let mut cluster = cluster(tx).await?;
+    let mut known = regions(tx, Read::Conflicting).await?;
+    let mut region = region.clone();
+    if let Some(there) = known.get(name) {
+        let same = region.number == 0 || region.number == there.number;
+        region.number = there.number;
+        if same && *there == region {
+            renew_token(tx, name, join).await?;
+            return version(tx, Read::Conflicting).await;
+        }
+        return Err(RuleError::Region {
+            region: name.to_owned(),
+            why: "there is one of that name, and it is another one".into(),
+        });
+    }
+    if known.len() >= REGIONS_MAX {
+        let why = format!("there are {REGIONS_MAX} already, which is the most");
+        return Err(RuleError::Region { region: name.to_owned(), why });
+    }
+    let next = cluster.region_highest + 1;
+    if region.number == 0 {
+        region.number = u16::try_from(next).unwrap_or(0);
+    }
+    if u32::from(region.number) < next {
+        let why = format!(
+            "numbers aren't given twice, and {} was given already; the next is {next}",
+            region.number
+        );
+        return Err(RuleError::Region { region: name.to_owned(), why });
+    }
+    fits(name, &region, &known)?;
+    let could = voters::check(&known).is_ok();
+    known.insert(name.to_owned(), region.clone());
+    if could {
+        voters::check(&known)?;
+    }
+    cluster.region_highest = region.number.into();
+    tx.set(&key::cluster(), &cluster.to_value());
+    tx.set(&key::region(name), &RegionRecord::from(&region).to_value());
+    tx.set(&key::lease(name), &LeaseRecord { join: join.to_vec(), ..LeaseRecord::default() }.to_value());
+    changed(tx).await
+}
+
+/// How a region is to be freed of a volume.
+fn freed(id: VolumeId, volume: &Volume, region: &str) -> String {
+    let others: Vec<&str> =
+        volume.regions.iter().map(String::as_str).filter(|other| *other != region).collect();
+    let set = |regions: &str| format!("`mooseng volume set {} --regions {regions}`", typed(id));
+    let moved = |to: &str| format!("`mooseng volume move-home {} --to {to}`", typed(id));
+    match others.first() {
+        None => format!(
+            "No other region does, and it would be gone: have it copied to another one first ({}), then move its home there ({}), then take {region} out of the volume's regions",
+            set(&format!("{region},OTHER")),
+            moved("OTHER")
+        ),
+        Some(other) if volume.home == region => format!(
+            "It is the volume's home: move that first ({}), then take {region} out of the volume's regions ({})",
+            moved(other),
+            set(&others.join(","))
+        ),
+        Some(_) => format!("Take it out of the volume's regions first ({})", set(&others.join(","))),
+    }
+}
+
+/// A region's leader shows the secret of its join token: the first time it must be the one that it was taken in with, if there is one.
+pub async fn admit(tx: &impl Transaction, name: &str, secret: &[u8]) -> Ruled<()> {
+    let lease: LeaseRecord = get(tx, &key::lease(name), Read::Conflicting).await?.unwrap_or_default();
+    if lease.join.is_empty() {
+        return Ok(());
+    }
+    if lease.join[..] != join::hash(secret) {
+        return Err(RuleError::NoToken(name.to_owned()));
+    }
+    tx.set(&key::lease(name), &LeaseRecord { join: Vec::new(), ..lease }.to_value());
+    Ok(())
+}
+
+/// Renews a region's lease, as its leader of that custody epoch, and takes note of the masters that its group has now, unless that is empty, and of their
+/// founding mark, if they tell one.
+pub async fn renew(
+    tx: &impl Transaction,
+    name: &str,
+    masters: &[MasterAt],
+    custody: u64,
+    founding: &[u8],
+) -> Ruled<Renewal> {
+    let cluster = cluster(tx).await?;
+    let record: Option<RegionRecord> = get(tx, &key::region(name), Read::Conflicting).await?;
+    let known = record.ok_or_else(|| RuleError::NoRegion(name.to_owned()))?.region()?;
+    let lease: LeaseRecord = get(tx, &key::lease(name), Read::Conflicting).await?.unwrap_or_default();
+    if !lease.join.is_empty() {
+        return Err(RuleError::NoToken(name.to_owned()));
+    }
+    let sequence = lease.sequence + 1;
+    let anew = anew::is_anew(&lease.founding, founding);
+    if anew {
+        anew::count_on_no_more(tx, name).await?;
+    }
+    let founding = if founding.is_empty() { lease.founding } else { founding.to_vec() };
+    let renewed = LeaseRecord { sequence, custody: custody.max(lease.custody), join: Vec::new(), founding };
+    tx.set(&key::lease(name), &renewed.to_value());
+    // Read for the conflict, too: a change that commits before this renewal is one that its holder must know of.
+    let mut version = version(tx, Read::Conflicting).await?;
+    if !masters.is_empty() && known.masters != masters {
+        let region = Region { masters: masters.to_vec(), ..known };
+        let mut others = regions(tx, Read::Conflicting).await?;
+        others.remove(name);
+        fits(name, &region, &others)?;
+        tx.set(&key::region(name), &RegionRecord::from(&region).to_value());
+        version = changed(tx).await?;
+    }
+    Ok(Renewal { sequence, version, lease_ms: cluster.lease_ms, anew })
+}
+
+/// Of a region that was taken in and hasn't come: the token before counts no more.
+async fn renew_token(tx: &impl Transaction, name: &str, join: &[u8]) -> Ruled<()> {
+    if join.is_empty() {
+        return Ok(());
+    }
+    let lease: LeaseRecord = get(tx, &key::lease(name), Read::Conflicting).await?.unwrap_or_default();
+    if lease.sequence > 0 {
+        return Err(RuleError::TokenSpent(name.to_owned()));
+    }
+    tx.set(&key::lease(name), &LeaseRecord { join: join.to_vec(), ..lease }.to_value());
+    Ok(())
+}
+
+/// Lets go of a region that no volume has. Refused where the group could lose any region before, and couldn't then.
+pub async fn remove_region(tx: &impl Transaction, name: &str) -> Ruled<u64> {
+    let mut known = regions(tx, Read::Conflicting).await?;
+    let could = voters::check(&known).is_ok();
+    known.remove(name).ok_or_else(|| RuleError::NoRegion(name.to_owned()))?;
+    let volumes = volumes(tx, Read::Conflicting).await?;
+    if let Some((id, volume)) = volumes.iter().find(|(_, volume)| volume.regions.contains(name)) {
+        return Err(RuleError::InUse {
+            region: name.to_owned(),
+            volume: *id,
+            mend: freed(*id, volume, name),
+        });
+    }
+    if could {
+        voters::check(&known)?;
+    }
+    tx.clear(&key::region(name));
+    tx.clear(&key::lease(name));
+    changed(tx).await
+}
