@@ -512,10 +512,23 @@ where
                 );
                 return Err(Failure::new(Kind::OutcomeUnknown, text));
             }
-            _ => refusals.push(format!("\n  {address}: {}", reason(&status))),
+            _ => refusals.push((address, reason(&status))),
         }
     }
-    Err(Failure::unavailable(format!("No master took the change:{}", refusals.concat())))
+    Err(Failure::unavailable(refused_by_all(&refusals)))
+}
+
+/// What masters said of whom none does what was asked for, once where all say the same.
+fn refused_by_all(refusals: &[(&String, String)]) -> String {
+    match refusals {
+        [(_, first), others @ ..] if others.iter().all(|(_, other)| other == first) => {
+            format!("The masters refuse: {first}")
+        }
+        _ => {
+            let lines = refusals.iter().map(|(address, why)| format!("\n  {address}: {why}"));
+            format!("No master does it:{}", lines.collect::<String>())
+        }
+    }
 }
 
 #[cfg(test)]
@@ -580,5 +593,13 @@ mod tests {
         assert_eq!(failure.exit_code(), 5);
         assert!(failure.to_string().contains("a: refused"));
         assert_eq!(choose(vec![], vec![], true).unwrap_err().exit_code(), 4);
+    }
+
+    #[test]
+    fn what_all_masters_say_is_said_once() {
+        let (a, b) = ("m1:1".to_owned(), "m2:1".to_owned());
+        let said = |one: &str, other: &str| refused_by_all(&[(&a, one.to_owned()), (&b, other.to_owned())]);
+        assert_eq!(said("not now", "not now"), "The masters refuse: not now");
+        assert_eq!(said("not now", "who?"), "No master does it:\n  m1:1: not now\n  m2:1: who?");
     }
 }
