@@ -65,22 +65,47 @@ fn first_screen() -> Result<Vec<Step>> {
     Ok(steps.collect())
 }
 
-/// How many entries of the log the masters of a region have replayed that isn't the home.
-fn replayed(cluster: &DevCluster) -> Result<f64> {
+/// A counter, summed over the processes of a region that isn't the home whose names contain this.
+fn counted(cluster: &DevCluster, processes: &str, counter: &str) -> Result<f64> {
     let output = cluster.dev_words(&["status", "-o", "json"])?;
     let status: serde_json::Value = serde_json::from_slice(&output.stdout)?;
-    let processes = status["processes"].as_array().context("no processes")?;
-    let masters = processes
+    let all = status["processes"].as_array().context("no processes")?;
+    let of = all
         .iter()
-        .filter(|p| p["region"] == AWAY && p["name"].as_str().is_some_and(|n| n.contains(".master-")));
+        .filter(|p| p["region"] == AWAY && p["name"].as_str().is_some_and(|n| n.contains(processes)));
     let mut sum = 0.0;
-    for http in masters.filter_map(|p| p["http"].as_str()) {
+    for http in of.filter_map(|p| p["http"].as_str()) {
         let text = super::otlp::shown_at(http)?;
-        let line = text.lines().find(|l| l.starts_with("mooseng_master_log_replayed_total"));
-        let value = line.and_then(|l| l.rsplit_once(' ')).context("no mooseng_master_log_replayed_total")?.1;
+        let line = text.lines().find(|l| l.starts_with(counter));
+        let value = line.and_then(|l| l.rsplit_once(' ')).with_context(|| format!("no {counter}"))?.1;
         sum += value.parse::<f64>()?;
     }
     Ok(sum)
+}
+
+/// How many entries of the log the masters of a region have replayed that isn't the home.
+fn replayed(cluster: &DevCluster) -> Result<f64> {
+    counted(cluster, ".master-", "mooseng_master_log_replayed_total")
+}
+
+/// Files that the home's mount has made are removed by the other one, most of them without asking for each.
+fn removed_elsewhere(cluster: &DevCluster, here: &Path, there: &Path) -> Result<()> {
+    const FILES: usize = 200;
+    std::fs::create_dir(here.join("many"))?;
+    for n in 0..FILES {
+        std::fs::write(here.join(format!("many/{n}")), "x")?;
+    }
+    write(&here.join("many/last"), "x")?;
+    let alone = || counted(cluster, ".client-", "mooseng_mount_made_alone_total");
+    shows(&there.join("many/last"), "x")?;
+    let before = alone()?;
+    std::fs::remove_dir_all(there.join("many")).context("removing what the other mount has made")?;
+    let after = alone()?;
+    ensure!(after - before > FILES as f64 / 2.0, "{} of {FILES} were removed alone", after - before);
+    wait_for("the home's mount to have it gone", SOON, || {
+        ensure!(!here.join("many").try_exists()?, "it is there");
+        Ok(())
+    })
 }
 
 /// Writes a file at home while the other region is cut off: nothing of it gets there.
@@ -292,6 +317,9 @@ fn run() -> Result<()> {
         })?;
         // A directory of the home's own: nobody elsewhere must be asked to give it up before there is a new name in it.
         std::fs::create_dir(here.join("home")).context("mkdir")
+    });
+    steps.run("what the home's mount has made is removed elsewhere without a question for each", || {
+        removed_elsewhere(&cluster, &here, &there)
     });
     steps.run("the home moves there and back under writers in both regions, and nothing is lost", || {
         moves(&cluster, &[&here, &there])
