@@ -53,8 +53,8 @@ pub struct Notes {
     pub locked: Locked,
     /// What can't be excused.
     pub violations: Vec<String>,
-    /// What is a violation unless a sequence's mount lost what only it knew of: records with its lease, names by its own account.
-    pub suspicions: Vec<(usize, &'static str, String)>,
+    /// What is a violation unless a sequence's mount lost what only it knew of.
+    pub suspicions: Vec<Suspicion>,
     /// How often the leases of mounts lapsed.
     pub lapses: BTreeMap<u8, u64>,
     /// How many changes mounts made alone.
@@ -81,6 +81,15 @@ pub struct Notes {
     pub told_lost: usize,
 }
 
+/// What is wrong with a look unless the sequence's mount lost what only it knew of: records with its lease, names by its own account.
+pub struct Suspicion {
+    at: usize,
+    of: &'static str,
+    /// The epoch as whose home the looker's region answered, if it did.
+    home: Option<u64>,
+    what: String,
+}
+
 /// Notes behind a lock. Clones share them.
 pub type Shared = Arc<Mutex<Notes>>;
 
@@ -91,16 +100,20 @@ pub fn with<T>(shared: &Shared, f: impl FnOnce(&mut Notes) -> T) -> T {
 
 impl Notes {
     /// What can't be excused, once all mounts are done.
-    pub fn judge(&self) -> Option<String> {
-        let excused = |at: usize, of: &str| {
-            let sequence = &self.sequences[at];
+    pub fn judge(&self, homes: &Homes) -> Option<String> {
+        let excused = |of: &Suspicion| {
+            let sequence = &self.sequences[of.at];
             let more = |counts: &BTreeMap<u8, u64>, before: u64| {
                 counts.get(&sequence.writer).copied().unwrap_or_default() > before
             };
+            // A home that ended the session and was lost itself has shown what was without the session's names. The next home may not know of that end:
+            // the mount comes there with all it has, and has lost nothing.
+            let forgotten = of.home.is_some_and(|home| homes.was_lost(home, homes.newest()));
             // Where names are lost, so is what was written to a file that was one of them.
-            more(&self.lost, sequence.lost) || (of == RECORD && more(&self.lapses, sequence.lapses))
+            more(&self.lost, sequence.lost)
+                || ((of.of == RECORD || forgotten) && more(&self.lapses, sequence.lapses))
         };
-        let suspicion = self.suspicions.iter().find(|(at, of, _)| !excused(*at, of)).map(|(_, _, what)| what);
+        let suspicion = self.suspicions.iter().find(|of| !excused(of)).map(|of| &of.what);
         self.violations.first().or(suspicion).cloned()
     }
 }
@@ -247,9 +260,9 @@ impl Mount {
     }
 
     /// It is one unless the sequence's mount has lost something.
-    fn suspicion(&self, at: usize, of: &'static str, what: String) {
+    fn suspicion(&self, (at, of): (usize, &'static str), home: Option<u64>, what: String) {
         tracing::info!(what, "a suspicion");
-        with(&self.shared, |notes| notes.suspicions.push((at, of, what)));
+        with(&self.shared, |notes| notes.suspicions.push(Suspicion { at, of, home, what }));
     }
 
     /// An error that faults excuse.
@@ -327,7 +340,7 @@ impl Mount {
                 if matches!(error.errno(), EEXIST | ENOENT) && self.epoch() == epoch {
                     let what =
                         format!("step {n} of sequence {at}, {:?}, answered {error}", sequence::step(n));
-                    self.suspicion(at, NAMES, what);
+                    self.suspicion((at, NAMES), None, what);
                 } else if error.errno() != EEXIST {
                     self.excuse("a step", &error);
                 }
@@ -505,7 +518,7 @@ impl Mount {
                         "mount {} sees the names {listed:?} in sequence {at}, which it never had",
                         self.number
                     );
-                    self.suspicion(at, NAMES, what);
+                    self.suspicion((at, NAMES), None, what);
                 }
             },
             Err(error) => self.missing(at, called, &error),
@@ -546,7 +559,7 @@ impl Mount {
                 && (self.homes.kept(of, home) || synced)
             {
                 let what = format!("sequence {at} is missing at home in epoch {home}: {error}");
-                self.suspicion(at, NAMES, what);
+                self.suspicion((at, NAMES), Some(home), what);
             }
         }
         self.excuse("a look", error);
@@ -580,7 +593,7 @@ impl Mount {
                 self.number, self.region
             );
             if unless_lapsed {
-                self.suspicion(at, counted, what);
+                self.suspicion((at, counted), at_home, what);
             } else {
                 self.violation(what);
             }

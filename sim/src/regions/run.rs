@@ -246,7 +246,9 @@ impl Run<'_> {
                 break;
             }
         }
-        if let Some(violation) = self.volumes.iter().find_map(|of| with(&of.notes, |notes| notes.judge())) {
+        if let Some(violation) =
+            self.volumes.iter().find_map(|of| with(&of.notes, |notes| notes.judge(&of.homes)))
+        {
             bail!("{violation}");
         }
         self.settle()?;
