@@ -136,12 +136,25 @@ impl FileSystem {
         Ok(Opened { handle: self.keep(registration, flags), attr })
     }
 
-    /// Opens the file `name`, which is made if it doesn't exist. `flags` as open(2) has them: O_EXCL and O_TRUNC count.
+    /// Opens the file `name`, which is made if it doesn't exist. `flags` as open(2) has them: O_EXCL and O_TRUNC count. The caller's groups are those that it names.
     pub async fn create(
         &self,
         caller: &Caller,
         parent: u64,
         name: &[u8],
+        mode: u32,
+        flags: i32,
+    ) -> Result<Created, FsError> {
+        self.create_as(caller, || caller.groups.clone(), (parent, name), mode, flags).await
+    }
+
+    /// [`Self::create`] for a caller whose groups are only looked up where somebody else has made the file meanwhile: a kernel that knew of none has checked the
+    /// rights of nobody but a maker.
+    pub async fn create_as(
+        &self,
+        caller: &Caller,
+        groups: impl Fn() -> Vec<u32>,
+        (parent, name): (u64, &[u8]),
         mode: u32,
         flags: i32,
     ) -> Result<Created, FsError> {
@@ -155,11 +168,10 @@ impl FileSystem {
             return Ok(Created { handle: self.keep(registration, flags), attr, created: true });
         }
         let wanted = flags & libc::O_TRUNC != 0 && flags & libc::O_ACCMODE != libc::O_RDONLY;
-        // What is buffered here of a file that exists must not come after its truncation, and which file that is isn't known yet.
-        let truncate = wanted && self.inner.writer.buffers.bytes() == 0;
         let deadline = Instant::now() + self.inner.region.patience();
         loop {
-            let op = Op::Create(Create { parent, name: name.clone(), mode, exclusive, truncate });
+            // A file that is there is cut once it is open: what is buffered here of it must not come after that, and its rights are looked at first.
+            let op = Op::Create(Create { parent, name: name.clone(), mode, exclusive, truncate: false });
             let life = self.inner.session.life();
             let (reply, order) = self.inner.region.ordered_change(caller, op).await?;
             let (attr, created) = match reply {
@@ -184,11 +196,14 @@ impl FileSystem {
                     return Ok(Created { handle: self.keep(registration, flags), attr, created });
                 }
             }
-            // Who made the file may open it whatever its mode says.
-            let registrar = if created { &daemon() } else { caller };
-            match self.register(registrar, attr.inode, flags & !libc::O_TRUNC).await {
+            // Who made the file may open it whatever its mode says. Of one that was there nobody has looked whether this caller may.
+            let registrar = match created {
+                true => daemon(),
+                false => Caller { kernel_checked: false, groups: groups(), ..caller.clone() },
+            };
+            match self.register(&registrar, attr.inode, flags & !libc::O_TRUNC).await {
                 Ok((registration, _)) => {
-                    let attr = if wanted && !truncate && !created {
+                    let attr = if wanted && !created {
                         let cut = SetAttr {
                             inode: attr.inode,
                             size: Some(0),

@@ -333,7 +333,9 @@ impl Filesystem for Adapter {
             Operation::Create,
             req.pid(),
             parent,
-            async move { fs.create(&caller, parent, &made, mode & 0o7777, flags).await },
+            async move {
+                fs.create_as(&caller, || groups_of(caller.pid), (parent, &made), mode & 0o7777, flags).await
+            },
             move |outcome| match outcome {
                 Ok(created) => {
                     let _showing = notifier.showing();

@@ -63,8 +63,9 @@ pub fn made(directory: &InodeRecord, caller: &Caller, kind: &Kind, now_ns: i64) 
     acl::inherit(directory, &mut record, caller.umask);
     match kind.kind {
         FileKind::Directory if inherits => record.mode |= SETGID,
-        // A setgid program of a group that its maker isn't of would be a way into the group.
-        _ if record.mode & GROUP_EXECUTE != 0 => {
+        // A setgid program of a group that its maker isn't of would be a way into the group. A kernel has looked at that itself, and knows all groups of whom
+        // it asks for.
+        _ if record.mode & GROUP_EXECUTE != 0 && !caller.kernel_checked => {
             record.mode = permission::settable_mode(record.mode, gid, caller);
         }
         _ => {}
@@ -108,5 +109,22 @@ pub fn known(attr: &Attr) -> InodeRecord {
         ctime_ns: attr.ctime_ns,
         quota: attr.quota,
         ..Default::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn setgid_of_what_is_made_goes_by_who_knows_the_groups() {
+        let directory = InodeRecord { mode: 0o2775, gid: 20, ..InodeRecord::default() };
+        let kind = Kind::new(FileKind::Regular, 0o2755);
+        let mode = |caller: Caller| made(&directory, &caller, &kind, 0).mode;
+        let member = Caller { uid: 1, gid: 1, groups: vec![20], ..Caller::default() };
+        let stranger = Caller { groups: vec![], ..member.clone() };
+        assert_eq!((mode(member), mode(stranger.clone())), (0o2755, 0o755));
+        // Its groups aren't told where its kernel has looked.
+        assert_eq!(mode(Caller { kernel_checked: true, ..stranger }), 0o2755);
     }
 }

@@ -343,3 +343,37 @@ async fn what_others_made_is_removed_without_a_question_for_each() {
     reader.close().await;
     ours.close().await;
 }
+
+/// A kernel that knew of no such name has checked what a maker may. What somebody else has made there meanwhile is opened, or cut, by who may open it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_creates_what_another_host_has_just_made_opens_it_as_anybody() {
+    let cluster = Cluster::start(1, Arc::new(OsClock)).await;
+    cluster.leader().await;
+    let (ours, other) = (connect(&cluster, "ours", true).await, connect(&cluster, "other", true).await);
+    let root = Caller { kernel_checked: true, ..Caller::default() };
+    let user = |uid: u32| Caller { uid, gid: uid, kernel_checked: true, ..Caller::default() };
+    let directory = ours.mkdir(&root, ours.root(), b"d", 0o777).await.unwrap().inode;
+    assert!(ours.lookup(&user(1), directory, b"f").await.is_err());
+    let made = other.create(&user(2), directory, b"f", 0o660, READ_WRITE).await.unwrap();
+    other
+        .write(&user(2), made.handle, 0, b"secret".as_slice().into(), WriteOptions::default())
+        .await
+        .unwrap();
+    other.fsync(made.handle, false).await.unwrap();
+    let flags = READ_WRITE | 0o1000;
+    let size = async || other.getattr(&root, made.attr.inode).await.unwrap().size;
+    let refused = ours.create(&user(1), directory, b"f", 0o644, flags).await;
+    assert_eq!(refused.map(|created| created.created), Err(FsError::Answered(13)));
+    assert_eq!(size().await, 6, "nothing was cut");
+    // One of its group.
+    let opened = ours.create_as(&user(1), || vec![2], (directory, b"f"), 0o644, READ_WRITE).await.unwrap();
+    assert_eq!((opened.created, opened.attr.inode), (false, made.attr.inode));
+    let owner = ours.create(&user(2), directory, b"f", 0o644, flags).await.unwrap();
+    assert_eq!((owner.created, owner.attr.size, size().await), (false, 0, 0));
+    for handle in [opened.handle, owner.handle] {
+        ours.release(handle).await.unwrap();
+    }
+    other.release(made.handle).await.unwrap();
+    ours.close().await;
+    other.close().await;
+}

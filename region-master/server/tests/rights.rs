@@ -100,6 +100,12 @@ async fn a_mount_sees_its_subtree_and_does_what_its_rule_allows() {
     assert_eq!((opened.root, opened.read_only), (web, false));
     let page = inode(create(&web_1, web, "page").await);
     let inner = mkdir(&web_1, web, "d").await;
+    let (private, listed) = (mkdir(&web_1, web, "private").await, mkdir(&web_1, web, "listed").await);
+    mkdir(&web_1, listed, "in it").await;
+    for (inode, mode) in [(private, 0o700), (listed, 0o744)] {
+        let set = SetAttr { inode, mode: Some(mode), ..SetAttr::default() };
+        assert_eq!(errno(&web_1.change(Op::SetAttr(set)).await.unwrap()), 0);
+    }
     assert_eq!(inode(web_1.read(lookup(inner, "..")).await.unwrap()), web);
     assert_eq!(inode(web_1.read(lookup(web, "..")).await.unwrap()), web, "its root is its own parent");
     for outside in [
@@ -153,6 +159,14 @@ async fn a_mount_sees_its_subtree_and_does_what_its_rule_allows() {
     guest.open(&[]).await.unwrap();
     assert_eq!(errno(&create(&guest, web, "no").await), EACCES);
     assert_eq!(errno(&guest.read(Op::Open(Open { inode: both, flags: 0 })).await.unwrap()), EACCES);
+    // Nor does it list what others keep to themselves; opening a directory is no question of its own.
+    let list = Op::ReadDir(ReadDir { inode: private, plus: true, ..ReadDir::default() });
+    assert_eq!(errno(&guest.read(list).await.unwrap()), EACCES);
+    let list = |plus| Op::ReadDir(ReadDir { inode: listed, plus, ..ReadDir::default() });
+    for plus in [false, true] {
+        let Reply::DirPage(page) = guest.read(list(plus)).await.unwrap() else { panic!("it isn't listed") };
+        assert!(page.entries.len() == 1 && page.entries[0].attr.is_none(), "{page:?}");
+    }
 
     // Unless a list says more of nobody.
     let list = AclRecord {

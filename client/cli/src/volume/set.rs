@@ -67,6 +67,9 @@ impl Change {
         let (Some(mut before), Some(mut after)) = (reply.before, reply.after) else {
             return Err(Failure::failed("The master's answer doesn't say what the volume is like."));
         };
+        // A region counts the chunks of all volumes that it has: what one of them is like is known only of the only one, where it is whole.
+        let of_it = status.filter(|status| volumes.len() == 1 && status.region == before.home);
+        let bytes = of_it.and_then(|status| status.house.as_ref()).map(|house| house.bytes_live);
         let replicas = volumes.into_iter().find(|v| v.id == after.id).map(|v| v.replicas).unwrap_or_default();
         for volume in [&mut before, &mut after] {
             let of = replicas.iter().filter(|replica| volume.regions.contains(&replica.region));
@@ -88,7 +91,7 @@ impl Change {
         });
         Ok(Self {
             copied_to: new.map(|region| (region.clone(), round_trip(region))).collect(),
-            bytes: status.and_then(|status| status.house.as_ref()).map(|house| house.bytes_live),
+            bytes,
             losses: losses.collect(),
             version: reply.version,
             before,
@@ -100,8 +103,9 @@ impl Change {
         let mut lines = vec![self.settings(plan)];
         let would = if plan { "would be" } else { "is" };
         for (region, round_trip) in &self.copied_to {
-            let bytes =
-                self.bytes.map_or(String::new(), |bytes| format!(", {} of chunks", output::bytes(bytes)));
+            let bytes = self.bytes.map_or(" and its chunks".to_owned(), |bytes| {
+                format!(", {} of chunks", output::bytes(bytes))
+            });
             let way =
                 round_trip.map_or(String::new(), |us| format!(" (round trip {:.1} ms)", us as f64 / 1_000.0));
             lines.push(format!(
@@ -201,11 +205,15 @@ impl Change {
 
 #[cfg(test)]
 mod tests {
-    use mooseng_wire::admin::{Region, RegionMaster};
+    use mooseng_wire::admin::{HouseStatus, Region, RegionMaster};
 
     use super::*;
 
     fn change() -> Change {
+        changed(vec![], None)
+    }
+
+    fn changed(volumes: Vec<Volume>, status: Option<&StatusReply>) -> Change {
         let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
         let before = Volume {
             home: "a".into(),
@@ -227,7 +235,25 @@ mod tests {
             quorum: true,
             ..ListRegionsReply::default()
         };
-        Change::of(reply, &regions, vec![], None).unwrap()
+        Change::of(reply, &regions, volumes, status).unwrap()
+    }
+
+    #[test]
+    fn what_would_be_copied_is_told_where_it_is_known() {
+        let house = HouseStatus { bytes_live: 3 << 40, ..HouseStatus::default() };
+        let of = |region: &str| StatusReply {
+            region: region.into(),
+            house: Some(house.clone()),
+            ..StatusReply::default()
+        };
+        let volumes = |n: u32| (0..n).map(|id| Volume { id, ..Volume::default() }).collect::<Vec<_>>();
+        let told = changed(volumes(1), Some(&of("a"))).text(true);
+        assert!(told.contains("its metadata, 3.0 TiB of chunks."), "{told}");
+        for (volumes, region) in [(volumes(2), "a"), (volumes(1), "w")] {
+            let told = changed(volumes, Some(&of(region)));
+            assert!(told.text(true).contains("its metadata and its chunks."), "{}", told.text(true));
+            assert!(told.shape(true)["chunk_bytes"].is_null());
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use mooseng_wire::fs::{DirEntry, DirPage, Entry, ReadDir};
 
 use crate::errno::Errno;
 use crate::error::OpError;
-use crate::permission::{self, EXECUTE};
+use crate::permission::{self, EXECUTE, READ};
 use crate::together::InOrder;
 use crate::view::{View, check_name, is_directory, wire_kind};
 
@@ -48,12 +48,14 @@ pub async fn lookup<T: Transaction>(
     Ok(Entry { attr: Some(view.attr(id, &record).await?) })
 }
 
-/// A page of entries in the order of their cookies. Whether the caller may read the directory was checked when it
-/// opened it.
+/// A page of entries in the order of their cookies. No request opens a directory, so that who may read it is looked at here. Attributes of what is in it go only to
+/// those who may search it.
 pub async fn read<T: Transaction>(view: &View<'_, T>, r: &ReadDir) -> Result<DirPage, OpError> {
     let id = InodeId(r.inode);
     view.touched.look(Fact::Directory(id));
-    view.directory(id).await?;
+    let directory = view.directory(id).await?;
+    permission::check(&directory, view.caller, READ)?;
+    let plus = r.plus && permission::check(&directory, view.caller, EXECUTE).is_ok();
     let most = if r.entries_max == 0 { ENTRIES_MAX } else { r.entries_max.min(ENTRIES_MAX) };
     let limit = RangeLimit { pairs_max: most as usize, bytes_max: PAGE_BYTES_MAX, reverse: false };
     let page = view.tx.get_range(dirent::range_after(id, Cookie(r.cookie)), limit, view.read).await?;
@@ -61,7 +63,7 @@ pub async fn read<T: Transaction>(view: &View<'_, T>, r: &ReadDir) -> Result<Dir
         let cookie = dirent::parse_key(id, key)?;
         let entry = DirentRecord::from_value(value)?;
         let inode = InodeId(entry.inode);
-        let attr = match r.plus {
+        let attr = match plus {
             true => {
                 let found = crate::view::Found { cookie, inode };
                 let record = view.named_inode(&found).await?;
