@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::access::KeyRing;
 use crate::config::ChunkserverConfig;
+use crate::epochs::Epochs;
 use crate::founding::{self, Foundings};
 use crate::metrics::Metrics;
 use crate::revocations::Kept;
@@ -30,6 +31,8 @@ const INTERVAL_MAX: Duration = Duration::from_secs(2);
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// A master of another founding of the region is asked again after this.
 const OTHER_FOUNDING_PAUSE: Duration = Duration::from_secs(1);
+/// Where a master is asked at once, it is after so long at least.
+const AT_ONCE: Duration = Duration::from_millis(20);
 /// Longest pause between attempts to reach a master.
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// Chunks in one page of an inventory: some 100 kB.
@@ -53,6 +56,8 @@ pub struct Heartbeats {
     pub network: Arc<dyn Network>,
     /// The ticket keys.
     pub keys: Arc<KeyRing>,
+    /// Who waits for an epoch that isn't known yet.
+    pub epochs: Arc<Epochs>,
     /// What masters told of their founding.
     pub foundings: Arc<Foundings>,
     /// Whom the cluster refuses.
@@ -122,7 +127,9 @@ impl Heartbeats {
             };
         let mut client = RegistryClient::new(channel);
         let mut told = UNTOLD;
+        let mut asked = self.epochs.asked();
         loop {
+            asked.borrow_and_update();
             let beat = self.beat(master, told).await;
             let call = async { client.heartbeat(grpc_request(beat.request, ANSWER_WITHIN)).await };
             let answered = timeout(ANSWER_WITHIN, TRACE.scope(trace::fresh(), call)).await;
@@ -158,9 +165,19 @@ impl Heartbeats {
                 continue;
             }
             self.obey(master, reply).await;
+            self.epochs.told();
             if !matches!(told.inventory, Inventory::Due(Some(_))) {
-                sleep(if interval.is_zero() { INTERVAL } else { interval.clamp(INTERVAL_MIN, INTERVAL_MAX) })
-                    .await;
+                let interval =
+                    if interval.is_zero() { INTERVAL } else { interval.clamp(INTERVAL_MIN, INTERVAL_MAX) };
+                let asked_at_once = async {
+                    sleep(AT_ONCE).await;
+                    asked.changed().await
+                };
+                tokio::select! {
+                    () = sleep(interval) => {}
+                    // It doesn't end before this.
+                    _ = asked_at_once => {}
+                }
             }
         }
     }

@@ -8,6 +8,7 @@
 //! - [`members`]: connections to the next members of chains, and to the sources of copies.
 //! - `pull`: copies of other chunkservers' chunks, made as masters order; `build`: new chunks of pieces of others; `scrub`: reading everything again, and emptying the trash.
 //! - [`lend`]: sealed chunks' files for clients on this host.
+//! - [`epochs`]: home epochs are believed of masters alone.
 //! - [`heartbeat`]: reports to each master; what masters command. `founding`: whether they are of the region that the chunks are of.
 //! - [`revocations`]: whom the cluster refuses, kept over restarts.
 //! - [`health`]: the disks' probe, and whether this chunkserver is ready.
@@ -22,6 +23,7 @@
 pub mod access;
 mod build;
 pub mod config;
+pub mod epochs;
 mod follow;
 mod founding;
 pub mod health;

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::access::KeyRing;
 use crate::config::ChunkserverConfig;
+use crate::epochs::Epochs;
 use crate::founding::Foundings;
 use crate::health::Health;
 use crate::heartbeat::Heartbeats;
@@ -117,12 +118,14 @@ impl ChunkserverServer {
         let (reads, writes) =
             (config.same_host_reads && disk.lends(), config.same_host_writes && disk.lends());
         let lending = if reads || writes { Lender::start(&config.state_dir, reads, writes) } else { None };
+        let epochs = Arc::new(Epochs::new(store.clone()));
         let service = Arc::new(ChunkService::new(Parts {
             ours,
             store: store.clone(),
             blocking,
             clock: clock.clone(),
             keys: keys.clone(),
+            epochs: epochs.clone(),
             members: Members::new(network.clone(), writes),
             metrics: metrics.clone(),
             chain_timeout: Duration::from_millis(config.chain_timeout_ms),
@@ -168,6 +171,7 @@ impl ChunkserverServer {
             blocking,
             network,
             keys: keys.clone(),
+            epochs,
             foundings,
             revoked,
             clock,

@@ -21,6 +21,7 @@ use tokio::sync::{MutexGuard, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
 use crate::access::{self, KeyRing};
+use crate::epochs::Epochs;
 use crate::lend::{self, Lender};
 use crate::members::Members;
 use crate::metrics::Metrics;
@@ -48,6 +49,7 @@ pub struct ChunkService {
     clock: Arc<dyn Clock>,
     keys: Arc<KeyRing>,
     members: Arc<Members>,
+    epochs: Arc<Epochs>,
     order: Order,
     pulls: Pulls,
     pushes: Pushes,
@@ -69,6 +71,8 @@ pub struct Parts {
     pub clock: Arc<dyn Clock>,
     /// The ticket keys.
     pub keys: Arc<KeyRing>,
+    /// What masters have told of home epochs.
+    pub epochs: Arc<Epochs>,
     /// Chains' next members.
     pub members: Members,
     /// Counters.
@@ -89,7 +93,8 @@ fn too_late() -> CallError {
 impl ChunkService {
     /// A service.
     pub fn new(parts: Parts) -> Self {
-        let Parts { ours, store, blocking, clock, keys, members, metrics, chain_timeout, lender } = parts;
+        let Parts { ours, store, blocking, clock, keys, epochs, members, metrics, chain_timeout, lender } =
+            parts;
         let at_work = Semaphore::new(AT_WORK_MAX);
         let pulls = Pulls::new(store.clone(), blocking, metrics.clone());
         let members = Arc::new(members);
@@ -101,6 +106,7 @@ impl ChunkService {
             clock,
             keys,
             members,
+            epochs,
             order: Order::default(),
             pulls,
             pushes,
@@ -188,7 +194,7 @@ impl ChunkService {
         if sums.total() != append.crc {
             return Err(refusal(&ChunkError::PacketCorrupt { chunk }));
         }
-        self.see_epoch(chunk, Epoch(append.epoch)).await?;
+        self.see_epoch(&incoming.peer.identity, chunk, Epoch(append.epoch)).await?;
         let Some(entered) = self.order.enter(chunk) else {
             return Err(call_error(
                 ErrorCode::Busy,
@@ -215,11 +221,14 @@ impl ChunkService {
         }
     }
 
-    /// Refuses an old epoch; a new one is made durable, which blocks.
-    async fn see_epoch(&self, chunk: ChunkId, epoch: Epoch) -> Result<(), CallError> {
+    /// Refuses an old epoch; a new one that a master tells of is made durable, which blocks.
+    async fn see_epoch(&self, caller: &Identity, chunk: ChunkId, epoch: Epoch) -> Result<(), CallError> {
         let volume = chunk.volume().0;
         if self.store.knows_epoch(volume, epoch) {
             return Ok(());
+        }
+        if caller.role != Role::Master {
+            self.epochs.known(chunk, epoch).await?;
         }
         self.work("chunk.epoch", move |store| store.see_epoch(volume, epoch)).await.map_err(|e| refusal(&e))
     }
@@ -371,6 +380,7 @@ impl ChunkService {
     async fn seal(&self, incoming: Incoming) -> Result<Answer, CallError> {
         let seal: Seal = incoming.decode()?;
         let chunk = self.check(&incoming, seal.chunk, &seal.ticket)?;
+        self.see_epoch(&incoming.peer.identity, chunk, Epoch(seal.epoch)).await?;
         self.work("chunk.seal", move |store| store.seal(chunk, Epoch(seal.epoch), seal.length))
             .await
             .map_err(|e| refusal(&e))?;

@@ -268,6 +268,7 @@ async fn the_scrub_finds_what_nobody_reads_and_the_trash_empties() {
         ChunkserverConfig { scrub_period_s: 1, trash_s: 1, ..config("a", vec!["127.0.0.1:1".into()]) };
     let disk = SimDisk::default();
     let a = start_on(disk.clone(), config).await;
+    a.server.store().see_epoch(0, mooseng_wire::Epoch(1)).unwrap();
     a.server.keys().learn(&[TicketKey { id: key().id, key: key().secret.into() }]);
     let client = Caller::client(&a);
     for chunk in [CHUNK, CHUNK + 1] {

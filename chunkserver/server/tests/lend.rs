@@ -47,6 +47,7 @@ async fn start_as(name: &str, dir: &Path, lends: bool) -> OnDisk {
             .await
             .unwrap();
     server.keys().learn(&[TicketKey { id: key().id, key: key().secret.into() }]);
+    server.store().see_epoch(0, mooseng_wire::Epoch(1)).unwrap();
     OnDisk { server, stop }
 }
 

@@ -39,6 +39,7 @@ async fn again(disk: SimDisk, name: &str, address: &str) -> Running {
     let mut config = config(name, vec!["127.0.0.1:1".into()]);
     config.listen = address.to_owned();
     let running = start_on(disk, config).await;
+    running.server.store().see_epoch(0, mooseng_wire::Epoch(1)).unwrap();
     running.server.keys().learn(&[mooseng_wire::admin::TicketKey { id: key().id, key: key().secret.into() }]);
     running
 }

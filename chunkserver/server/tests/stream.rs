@@ -4,6 +4,7 @@
 mod common;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -11,6 +12,7 @@ use common::*;
 use mooseng_chunk::ticket::{APPEND, Key, READ};
 use mooseng_ports::disk::sim::Fault;
 use mooseng_transport::{Answer, Incoming, Limits, Network, PlainNetwork, Service, Services, serve};
+use mooseng_wire::Epoch;
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::chunk::{Append, ChunkStat, StatChunk};
 use mooseng_wire::method::Method;
@@ -160,12 +162,39 @@ async fn a_stale_epoch_is_refused_down_the_chain() {
     let chain = vec![member("b", b.server.address())];
     client.append(append(1, 0, chain.clone()), b"x").await.unwrap();
     // Only the second member has heard of epoch 5.
-    Caller::client(&b).append(Append { epoch: 5, ..append(2, 0, vec![]) }, b"x").await.unwrap();
+    b.server.store().see_epoch(0, Epoch(5)).unwrap();
     let refused = client.append(append(1, 1, chain), b"x").await.unwrap_err();
     assert_eq!(refused.code(), ErrorCode::StaleEpoch, "the writer is at fault, not the member");
     let master = Caller::new(id("master", "m1"), b.server.address());
     assert_eq!(master.seal(1, 1, 1, Bytes::new()).await.unwrap_err().code(), ErrorCode::StaleEpoch);
     assert_eq!(b.server.store().highest_epoch().0, 5);
+}
+
+/// An epoch that counts ends all before it, for good: whoever has a ticket to write may not name one.
+#[tokio::test]
+async fn an_epoch_that_no_master_has_told_of_is_refused() {
+    let a = start("a").await;
+    let (client, peer) = (Caller::client(&a), Caller::new(id("chunkserver", "b"), a.server.address()));
+    client.append(append(1, 0, vec![]), b"x").await.unwrap();
+    for caller in [&client, &peer] {
+        let invented = Append { epoch: u64::MAX, ..append(1, 1, vec![]) };
+        let refused = caller.append(invented, b"x").await.unwrap_err();
+        assert_eq!(refused.code(), ErrorCode::Unavailable, "{refused:?}");
+        assert!(refused.message.contains("no master has told"), "{refused:?}");
+    }
+    let refused = client.seal(1, u64::MAX, 1, ticket()).await.unwrap_err();
+    assert_eq!(refused.code(), ErrorCode::Unavailable, "{refused:?}");
+    assert_eq!(a.server.store().highest_epoch().0, 1);
+    client.append(append(1, 1, vec![]), b"y").await.unwrap();
+
+    // One that a master tells of while the call waits is taken.
+    let later = Append { epoch: 2, ..append(2, 0, vec![]) };
+    let told = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        a.server.store().see_epoch(0, Epoch(2)).unwrap();
+    };
+    let (appended, ()) = tokio::join!(client.append(later, b"x"), told);
+    appended.unwrap();
 }
 
 #[tokio::test]

@@ -176,6 +176,8 @@ pub(crate) struct Locks {
     maps: Mutex<Maps>,
     /// Owners who may have more at the home than they know of.
     strays: Mutex<BTreeSet<Key>>,
+    /// Whose locks were asked of a next home, by requests of which none was answered yet, and in which tenure they were held.
+    named: Mutex<(Option<Tenure>, BTreeSet<Key>)>,
     /// Rung when there are any.
     pub strayed: Notify,
     /// Handles with locks: reads and writes of others needn't look.
@@ -305,12 +307,32 @@ impl Locks {
                 reclaim.owners.push((*key, held, first..reclaim.locks.len()));
             }
         });
+        self.named(|(of, keys)| {
+            if *of != Some(tenure) {
+                keys.clear();
+                *of = Some(tenure);
+            }
+            keys.extend(reclaim.owners.iter().map(|(key, ..)| *key));
+        });
         reclaim
+    }
+
+    fn named<T>(&self, f: impl FnOnce(&mut (Option<Tenure>, BTreeSet<Key>)) -> T) -> T {
+        f(&mut self.named.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The next home has given the session what was asked for, but for what is at the places `lost`. Who has just what it was asked for holds it in the next tenure,
     /// without a gap; all others have lost what they had. Answers whether nobody has.
+    ///
+    /// What an earlier request named, whose answer didn't come, and this one doesn't, its owner has given up in between: the home may have taken it from there.
     pub fn reclaimed(&self, asked: &Reclaim, lost: &[u32], next: Tenure) -> bool {
+        let mut given_up = self.named(|(of, keys)| {
+            let keys = std::mem::take(keys);
+            if *of == asked.tenure { keys } else { BTreeSet::new() }
+        });
+        for (key, ..) in &asked.owners {
+            given_up.remove(key);
+        }
         let mut strays = BTreeSet::new();
         let all = self.map(|maps| {
             let lost: BTreeSet<usize> =
@@ -337,6 +359,7 @@ impl Locks {
             };
             strays.is_empty() && !maps.owners.values().any(left)
         });
+        strays.append(&mut given_up);
         if !strays.is_empty() {
             self.strays(|all| all.append(&mut strays));
             self.strayed.notify_one();
@@ -403,6 +426,31 @@ pub(crate) fn is_lost(owner: &Owner, tenure: Tenure) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The next home took a lock from a request whose answer was lost, and its owner has given it up when the session asks again.
+    #[test]
+    fn what_an_unanswered_request_named_is_looked_after() {
+        let tenure = |home| Tenure { life: (1, 1), home };
+        let level = Level { exclusive: true, pid: 3 };
+        let locks = Locks::default();
+        let keys = [7, 8].map(|inode| (inode, LockKind::Range, 1));
+        for key in keys {
+            let owner = locks.owner(key);
+            locks.note(key, &owner, 1, tenure(1));
+            owner.take((0, 9), level, tenure(1)).unwrap();
+        }
+        assert_eq!(locks.reclaim(tenure(1)).locks.len(), 2);
+        locks.clear(keys[0], &locks.owner(keys[0]));
+        let again = locks.reclaim(tenure(1));
+        assert_eq!(again.locks.len(), 1);
+        assert!(locks.reclaimed(&again, &[], tenure(2)), "nobody has lost anything");
+        assert_eq!(locks.take_strays(), BTreeSet::from([keys[0]]));
+        assert!(!is_lost(&locks.owner(keys[1]), tenure(2)));
+        // Once.
+        let later = locks.reclaim(tenure(2));
+        locks.reclaimed(&later, &[], tenure(3));
+        assert_eq!(locks.take_strays(), BTreeSet::new());
+    }
 
     /// The home's answer may be taken in only after the next home has given the session what was held before the request.
     #[test]

@@ -16,7 +16,7 @@ use mooseng_wire::admin::TicketKey;
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::chunk::{Append, Appended, ChainFailure, ChainMember, Read, ReadDone, Seal, Sealed};
 use mooseng_wire::method::Method;
-use mooseng_wire::{Identity, Role};
+use mooseng_wire::{Epoch, Identity, Role};
 use prost::Message;
 use tokio_util::sync::CancellationToken;
 
@@ -74,9 +74,10 @@ pub async fn start_on(disk: SimDisk, config: ChunkserverConfig) -> Running {
     Running { server, disk, stop }
 }
 
-/// One that knows the ticket key without a master (nobody listens on port 1).
+/// One that knows the ticket key and the first epoch without a master (nobody listens on port 1).
 pub async fn start(name: &str) -> Running {
     let running = start_on(SimDisk::default(), config(name, vec!["127.0.0.1:1".into()])).await;
+    running.server.store().see_epoch(0, Epoch(1)).unwrap();
     running.server.keys().learn(&[TicketKey { id: key().id, key: key().secret.into() }]);
     running
 }
