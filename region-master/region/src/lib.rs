@@ -25,6 +25,7 @@
 pub mod age;
 pub mod class;
 pub mod codes;
+pub mod debts;
 pub mod destage;
 pub mod events;
 pub mod findings;

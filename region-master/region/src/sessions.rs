@@ -98,6 +98,11 @@ pub enum Refusal {
     /// The inode is being freed.
     #[error("inode {0} was removed and is being freed")]
     Reaping(InodeId),
+    /// Others have waited for it for too long.
+    #[error(
+        "session {0} hasn't given up for too long what others wait for: its lease isn't renewed until it has, or has run out"
+    )]
+    Owes(SessionId),
 }
 
 /// What the master does about an OpenSession for a session id that was given earlier.
@@ -171,12 +176,20 @@ pub struct SessionTable {
     /// How many sessions hold each inode open.
     holders: BTreeMap<InodeId, usize>,
     reaping: BTreeSet<InodeId>,
+    /// Whose leases aren't renewed.
+    owing: BTreeSet<SessionId>,
 }
 
 impl SessionTable {
     /// An empty table.
     pub fn new(limits: Limits) -> Self {
-        Self { limits, sessions: BTreeMap::new(), holders: BTreeMap::new(), reaping: BTreeSet::new() }
+        Self {
+            limits,
+            sessions: BTreeMap::new(),
+            holders: BTreeMap::new(),
+            reaping: BTreeSet::new(),
+            owing: BTreeSet::new(),
+        }
     }
 
     /// The bounds.
@@ -262,6 +275,9 @@ impl SessionTable {
         };
         if session.recorded.identity != identity {
             return Err(Refusal::Foreign { session: id, identity: identity.to_owned() });
+        }
+        if self.owing.contains(&id) {
+            return Err(Refusal::Owes(id));
         }
         let newest = session.recorded.incarnation;
         match incarnation.cmp(&newest) {
@@ -363,6 +379,10 @@ impl SessionTable {
         identity: &str,
     ) -> Result<Duration, Refusal> {
         let lease = self.limits.lease;
+        if self.owing.contains(&id) {
+            self.live_mut(now, id, incarnation, identity)?;
+            return Err(Refusal::Owes(id));
+        }
         self.live_mut(now, id, incarnation, identity)?.state = State::Live(now.after(lease));
         Ok(lease)
     }
@@ -442,8 +462,19 @@ impl SessionTable {
         }
     }
 
+    /// Only these sessions' leases aren't renewed from now on, because others have waited for them for too long. Each ends with its lease, or answers before.
+    /// Answers those of which that is new.
+    pub fn only_these_owe(&mut self, sessions: impl IntoIterator<Item = SessionId>) -> Vec<Recorded> {
+        let owing: BTreeSet<SessionId> =
+            sessions.into_iter().filter(|id| self.sessions.contains_key(id)).collect();
+        let new = owing.difference(&self.owing).filter_map(|id| self.recorded(*id).cloned()).collect();
+        self.owing = owing;
+        new
+    }
+
     /// Takes a session out: it was closed.
     pub fn remove(&mut self, id: SessionId) -> bool {
+        self.owing.remove(&id);
         let Some(session) = self.sessions.remove(&id) else { return false };
         for inode in session.opens.keys() {
             self.unhold(*inode);

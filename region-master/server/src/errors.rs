@@ -30,6 +30,7 @@ pub fn refused(refusal: &Refusal) -> CallError {
         Refusal::Incarnation { .. } => ErrorCode::StaleEpoch,
         Refusal::SessionsMax(_) | Refusal::OpensMax { .. } => ErrorCode::Busy,
         Refusal::Reaping(_) => ErrorCode::NotFound,
+        Refusal::Owes(_) => ErrorCode::Unavailable,
     };
     call_error(code, refusal.to_string())
 }

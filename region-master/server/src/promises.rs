@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use mooseng_namespace::touched::Charges;
 use mooseng_namespace::{Admission, Errno, Gate, Room, reads_from};
 use mooseng_ports::plant::{self, Plant};
+use mooseng_region::debts::Debts;
 use mooseng_region::promises::{ChangeId, PromiseTable, Recall};
 use mooseng_region::quotas::{Amount, FlightId, Ledger, Verdict};
 use mooseng_schema::ids::IdKind;
@@ -33,6 +34,8 @@ use crate::{ids, quotas};
 
 /// Unanswered recalls are sent again so often: the connection on which they left may have broken.
 const REPEAT_EVERY: Duration = Duration::from_millis(300);
+/// A session that has owed an answer for so long isn't renewed any more. What a mount can't send it gives up, and answers, once it has tried for a minute.
+const OWED_AT_MOST: Duration = Duration::from_secs(90);
 /// Recalls in one notice.
 const RECALLS_PER_NOTICE: usize = 256;
 /// Facts taken back at a time from a session that is promised nearly all it may be.
@@ -867,8 +870,10 @@ fn facts_changed(request: &FsRequest, reply: &FsReply) -> BTreeSet<Fact> {
     facts
 }
 
-/// Repeats unanswered recalls, and makes room where sessions are promised nearly all they may be.
+/// Repeats unanswered recalls, and makes room where sessions are promised nearly all they may be. Whoever owes an answer for too long isn't waited for any longer
+/// than its lease.
 pub async fn keep(master: Arc<Master>) {
+    let mut debts = Debts::new(OWED_AT_MOST);
     loop {
         tokio::select! {
             () = tokio::time::sleep(REPEAT_EVERY) => {}
@@ -880,8 +885,20 @@ pub async fn keep(master: Arc<Master>) {
                 return by_custody;
             }
             let mut recalls = desk.promises.make_room(ROOM_MADE);
+            let mut oldest = Vec::new();
             for id in desk.promises.debtors() {
-                recalls.extend(desk.promises.unanswered(id));
+                let unanswered = desk.promises.unanswered(id);
+                oldest.extend(unanswered.first().map(|recall| (id, recall.number)));
+                recalls.extend(unanswered);
+            }
+            let overdue = debts.look(master.clock.boot(), oldest);
+            for of in desk.sessions.only_these_owe(overdue) {
+                tracing::warn!(
+                    session = of.session.0,
+                    host = of.host,
+                    mount = of.mount_path,
+                    "a mount doesn't give up what others wait for: its lease isn't renewed"
+                );
             }
             // What a volume's sessions owe that isn't served is asked for once it is again.
             for recall in recalls {

@@ -252,3 +252,22 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn the_lease_of_one_that_others_wait_for_isnt_renewed_until_it_answers_or_ends() {
+    let mut t = table();
+    t.admit(at(0), recorded(1, 1), 0, []).unwrap();
+    assert_eq!(t.only_these_owe([S, SessionId(9)]), vec![recorded(1, 1)]);
+    assert_eq!(t.only_these_owe([S]), vec![], "that isn't new");
+    assert_eq!(t.renew(at(1_000), S, I, ME), Err(Refusal::Owes(S)));
+    assert_eq!(t.comeback(at(1_000), S, I, ME), Err(Refusal::Owes(S)));
+    assert_eq!(t.check(at(9_999), S, I, ME), Ok(()), "what it does is taken, its answer above all");
+    assert_eq!(t.only_these_owe([]), vec![]);
+    assert_eq!(t.renew(at(9_999), S, I, ME), Ok(Duration::from_secs(10)));
+    t.only_these_owe([S]);
+    assert_eq!(t.lapse(ROOT, at(20_000)), vec![recorded(1, 1)]);
+    // Its next life begins without a debt.
+    assert_eq!(t.comeback(at(20_000), S, I, ME), Ok(Comeback::Lapsed));
+    t.admit(at(20_000), recorded(1, 2), 0, []).unwrap();
+    assert!(t.renew(at(21_000), S, Incarnation(2), ME).is_ok());
+}
