@@ -30,13 +30,20 @@ pub struct Limits {
     pub lease: Duration,
     /// Most sessions, awaited ones included.
     pub sessions_max: usize,
+    /// Most sessions that one identity opens, which is one host's: of all its mounts, in all volumes.
+    pub sessions_per_identity_max: usize,
     /// Most different inodes that one session holds open.
     pub opens_per_session_max: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { lease: Duration::from_secs(10), sessions_max: 10_000, opens_per_session_max: 1 << 20 }
+        Self {
+            lease: Duration::from_secs(10),
+            sessions_max: 10_000,
+            sessions_per_identity_max: 1_000,
+            opens_per_session_max: 1 << 20,
+        }
     }
 }
 
@@ -87,6 +94,14 @@ pub enum Refusal {
     /// No room for another session.
     #[error("{0} sessions are open, which is the limit; unmount some, or wait until lapsed ones are gone")]
     SessionsMax(usize),
+    /// No room for another session of this identity.
+    #[error("{identity} has {sessions} sessions open, which is the limit for one host; unmount some")]
+    SessionsOfOne {
+        /// Who asked.
+        identity: String,
+        /// Its sessions.
+        sessions: usize,
+    },
     /// No room for another open.
     #[error("session {session} holds {opens} files open, which is the limit")]
     OpensMax {
@@ -254,10 +269,15 @@ impl SessionTable {
         self.sessions.get(&id).map(|s| &s.recorded)
     }
 
-    /// Whether another session may be opened.
-    pub fn has_room(&self) -> Result<(), Refusal> {
+    /// Whether another session may be opened, by that identity.
+    pub fn has_room(&self, identity: &str) -> Result<(), Refusal> {
         if self.sessions.len() >= self.limits.sessions_max {
             return Err(Refusal::SessionsMax(self.sessions.len()));
+        }
+        // One host may not keep all others out.
+        let sessions = self.sessions.values().filter(|session| session.recorded.identity == identity).count();
+        if sessions >= self.limits.sessions_per_identity_max {
+            return Err(Refusal::SessionsOfOne { identity: identity.to_owned(), sessions });
         }
         Ok(())
     }
@@ -303,7 +323,7 @@ impl SessionTable {
         let mut kept = BTreeMap::new();
         let mut settled = RequestNumber(0);
         match self.sessions.get(&id) {
-            None => self.has_room()?,
+            None => self.has_room(&recorded.identity)?,
             // Two comebacks overtook each other: the newer life is the one on record.
             Some(there) if there.recorded.incarnation > recorded.incarnation => {
                 let newest = there.recorded.incarnation;

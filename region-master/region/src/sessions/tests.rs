@@ -98,7 +98,7 @@ fn volumes_are_led_each_for_itself() {
     t.admit(at(10_000), of_second(1), 1, [open]).unwrap();
     t.admit(at(10_000), recorded(2, 1), 1, []).unwrap();
     t.admit(at(10_000), recorded(3, 1), 1, []).unwrap();
-    assert_eq!(t.has_room(), Err(Refusal::SessionsMax(3)), "the bound is that of all together");
+    assert_eq!(t.has_room(ME), Err(Refusal::SessionsMax(3)), "the bound is that of all together");
     t.forget(ROOT);
     assert_eq!((t.len(), t.of(second)), (1, vec![theirs]));
     assert!(t.is_open(open) && t.check(at(10_001), theirs, I, ME).is_ok());
@@ -175,7 +175,7 @@ fn limits_are_kept() {
     for id in 1..=3 {
         t.admit(at(0), recorded(id, 1), 0, []).unwrap();
     }
-    assert_eq!(t.has_room(), Err(Refusal::SessionsMax(3)));
+    assert_eq!(t.has_room(ME), Err(Refusal::SessionsMax(3)));
     assert!(t.admit(at(0), recorded(4, 1), 0, []).is_err());
     t.admit(at(0), recorded(3, 1), 0, []).unwrap();
     t.open(at(0), S, I, ME, InodeId(1), 1).unwrap();
@@ -270,4 +270,19 @@ fn the_lease_of_one_that_others_wait_for_isnt_renewed_until_it_answers_or_ends()
     assert_eq!(t.comeback(at(20_000), S, I, ME), Ok(Comeback::Lapsed));
     t.admit(at(20_000), recorded(1, 2), 0, []).unwrap();
     assert!(t.renew(at(21_000), S, Incarnation(2), ME).is_ok());
+}
+
+#[test]
+fn one_host_doesnt_keep_all_others_out() {
+    let mut t =
+        SessionTable::new(Limits { sessions_max: 4, sessions_per_identity_max: 2, ..Limits::default() });
+    for id in 1..3 {
+        t.admit(at(0), recorded(id, 1), 0, []).unwrap();
+    }
+    let full = Refusal::SessionsOfOne { identity: ME.into(), sessions: 2 };
+    assert_eq!(t.has_room(ME), Err(full.clone()));
+    assert_eq!(t.admit(at(0), recorded(3, 1), 0, []), Err(full));
+    // Those that it has go on.
+    t.admit(at(0), recorded(1, 1), 1, []).unwrap();
+    assert_eq!(t.has_room("spiffe://c/r/client/b"), Ok(()));
 }
