@@ -1,5 +1,6 @@
 //! The daemon `mooseng-chunkserver`: parse, wire, run.
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -8,6 +9,7 @@ use clap::Parser;
 use mooseng_chunkserver::{ChunkserverConfig, ChunkserverServer};
 use mooseng_otlp::{Otlp, OtlpConfig, Who};
 use mooseng_ports::clock::OsClock;
+use mooseng_ports::disk::lock;
 use mooseng_ports::disk::os::OsDisk;
 use mooseng_ports::{plant, service_manager};
 use mooseng_transport::{Blocking, TlsNetwork, observe};
@@ -50,8 +52,33 @@ fn main() -> anyhow::Result<()> {
     mooseng_transport::run_daemon(run(config))?
 }
 
+/// Takes the state directory and the disks for this process alone: a second one would take what the first hasn't flushed yet for what a crash has left, and
+/// remove it.
+fn lock_directories(config: &ChunkserverConfig) -> anyhow::Result<Vec<File>> {
+    let other = "a chunkserver that runs, or hangs; stop it first";
+    let state_dir = &config.state_dir;
+    let taken = lock::take(state_dir)
+        .with_context(|| format!("the setting state_dir = {state_dir:?}: it can't be locked"))?;
+    let mut all =
+        vec![taken.with_context(|| format!("another process works in state_dir = {state_dir:?}: {other}"))?];
+    // One that isn't there isn't made: a disk may not be mounted.
+    for directory in config.data_dirs.iter().filter(|directory| directory.is_dir()) {
+        match lock::take(directory) {
+            Ok(taken) => all.push(taken.with_context(|| {
+                format!("another process works in {directory:?}, one of data_dirs: {other}")
+            })?),
+            // The others go on without a broken disk.
+            Err(error) => {
+                tracing::warn!(path = %directory.display(), %error, "a data directory can't be locked")
+            }
+        }
+    }
+    Ok(all)
+}
+
 async fn run(config: ChunkserverConfig) -> anyhow::Result<()> {
     observe::init_logging(&config.log)?;
+    let _taken = lock_directories(&config)?;
     if let Some(plant) = plant::from_environment()? {
         tracing::warn!(%plant, "A BUG IS PLANTED in this process: it loses data on purpose, for tests");
     }

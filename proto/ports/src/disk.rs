@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 pub mod direct;
 pub mod lent;
+pub mod lock;
 pub mod os;
 pub mod sim;
 

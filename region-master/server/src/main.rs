@@ -1,7 +1,7 @@
 //! The daemon `mooseng-master`: parse, wire, run.
 
 use std::collections::BTreeMap;
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use mooseng_embedded::{Base, FjallBase};
 use mooseng_master::{MasterConfig, MasterServer, Ports, dump, global, recover};
 use mooseng_otlp::{Otlp, OtlpConfig, Who};
 use mooseng_ports::clock::OsClock;
+use mooseng_ports::disk::lock;
 use mooseng_ports::disk::os::OsDisk;
 use mooseng_ports::{plant, service_manager};
 use mooseng_raft::Node;
@@ -77,27 +78,15 @@ fn main() -> ExitCode {
     }
 }
 
-/// The file in `state_dir` that a process locks as long as it works there.
-const LOCK: &str = "LOCK";
-
-/// Takes a directory for this process alone, before anything in it is opened: opening mends what a crash left, which must never happen to the files of a
-/// process that runs, or hangs.
+/// Takes a directory for this process alone.
 fn lock(state_dir: &Path) -> anyhow::Result<File> {
-    let path = state_dir.join(LOCK);
-    let file = std::fs::create_dir_all(state_dir)
-        .and_then(|()| File::options().create(true).truncate(false).write(true).open(&path))
-        .with_context(|| {
-            format!("the setting state_dir = {state_dir:?}: {} can't be opened", path.display())
-        })?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => bail!(
+    let taken = lock::take(state_dir)
+        .with_context(|| format!("the setting state_dir = {state_dir:?}: it can't be locked"))?;
+    taken.with_context(|| {
+        format!(
             "another process works in state_dir = {state_dir:?}: a master that runs, or hangs, or one that is recovered or loaded; stop it first"
-        ),
-        Err(TryLockError::Error(error)) => {
-            Err(error).with_context(|| format!("{} can't be locked", path.display()))
-        }
-    }
+        )
+    })
 }
 
 fn start() -> anyhow::Result<()> {
