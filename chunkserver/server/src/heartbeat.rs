@@ -1,6 +1,7 @@
 //! Reports to each master, so that whichever leads next knows its chunkservers, and what masters answer: keys, epochs, commands.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use mooseng_chunk::{Change, ChunkError, ChunkInfo, ChunkStore};
@@ -66,18 +67,22 @@ pub struct Heartbeats {
     pub clock: Arc<dyn Clock>,
     /// Counters.
     pub metrics: Metrics,
+    /// Inventories that were begun.
+    pub passes: AtomicU64,
 }
 
 /// What a master has been told of the chunks.
 #[derive(Clone, Copy, Debug)]
 struct Told {
     inventory: Inventory,
+    /// Which inventory that is.
+    pass: u64,
     /// The first change that it hasn't heard of.
     changes: u64,
 }
 
 /// Nothing yet.
-const UNTOLD: Told = Told { inventory: Inventory::Due(None), changes: 0 };
+const UNTOLD: Told = Told { inventory: Inventory::Due(None), pass: 0, changes: 0 };
 
 /// A heartbeat, and what the master has been told once it is answered.
 struct Beat {
@@ -187,6 +192,9 @@ impl Heartbeats {
     async fn beat(&self, master: &str, mut told: Told) -> Beat {
         let store = self.store.clone();
         let other = self.foundings.is_other(master);
+        if told.inventory == Inventory::Due(None) {
+            told.pass = self.passes.fetch_add(1, Ordering::Relaxed) + 1;
+        }
         let gather = move || {
             let (mut page, mut changes) = (None, Some((Vec::new(), told.changes)));
             if !other {
@@ -253,6 +261,7 @@ impl Heartbeats {
             gone,
             inventory: chunks.iter().map(report).collect(),
             inventory_page,
+            inventory_pass: told.pass,
             more,
             highest_epoch: highest.0,
             credentials: self.network.credentials(),

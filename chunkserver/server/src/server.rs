@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -176,6 +177,7 @@ impl ChunkserverServer {
             revoked,
             clock,
             metrics,
+            passes: AtomicU64::new(0),
         });
         for master in masters {
             let (heartbeats, shutdown) = (heartbeats.clone(), shutdown.clone());

@@ -167,7 +167,8 @@ pub struct Chunkserver {
     /// When that came.
     pub last_beat: BootTime,
     chunks: BTreeMap<ChunkId, CopyFacts>,
-    pages: Option<BTreeMap<ChunkId, CopyFacts>>,
+    /// The inventory that comes in pages, by its number.
+    pages: Option<(u64, BTreeMap<ChunkId, CopyFacts>)>,
     pages_begun: BootTime,
     /// When the newest complete inventory was begun.
     inventory_at: Option<BootTime>,
@@ -323,20 +324,23 @@ impl Registry {
         self.servers.retain(|_, s| now.since(s.last_beat) < after);
     }
 
-    /// Takes a page of an inventory in. Answers whether that completed it.
+    /// Takes a page of an inventory in. Answers whether that completed it. What came of another `pass` before counts for nothing: it broke off, and what it told of may
+    /// be gone since.
     pub fn inventory(
         &mut self,
         now: BootTime,
         name: &str,
+        pass: u64,
         page: impl IntoIterator<Item = (ChunkId, CopyFacts)>,
         more: bool,
     ) -> bool {
         let most = self.limits.inventory_max;
         let Some(server) = self.servers.get_mut(name) else { return false };
-        if server.pages.is_none() {
+        if server.pages.as_ref().is_none_or(|(of, _)| *of != pass) {
+            server.pages = Some((pass, BTreeMap::new()));
             server.pages_begun = now;
         }
-        let pages = server.pages.get_or_insert_default();
+        let Some((_, pages)) = &mut server.pages else { return false };
         for (chunk, copy) in page {
             if pages.len() < most {
                 pages.insert(chunk, copy);
@@ -345,7 +349,7 @@ impl Registry {
         if more {
             return false;
         }
-        server.chunks = server.pages.take().unwrap_or_default();
+        server.chunks = server.pages.take().map(|(_, pages)| pages).unwrap_or_default();
         server.inventory_at = Some(server.pages_begun);
         true
     }
@@ -354,7 +358,8 @@ impl Registry {
     pub fn changed(&mut self, name: &str, copies: &[(ChunkId, CopyFacts)], gone: &[ChunkId]) {
         let most = self.limits.inventory_max;
         let Some(server) = self.servers.get_mut(name) else { return };
-        for chunks in std::iter::once(&mut server.chunks).chain(server.pages.as_mut()) {
+        let pages = server.pages.as_mut().map(|(_, pages)| pages);
+        for chunks in std::iter::once(&mut server.chunks).chain(pages) {
             for (chunk, copy) in copies {
                 if chunks.len() < most || chunks.contains_key(chunk) {
                     chunks.insert(*chunk, *copy);
@@ -443,17 +448,33 @@ mod tests {
         let mut r = Registry::new(Limits::default());
         assert!(r.beat(at(0), beat("a", 1)).unwrap().want_inventory);
         let copy = CopyFacts { length: 5, sealed: true, epoch: 1, corrupt: false };
-        assert!(!r.inventory(at(1), "a", [(ChunkId(1), copy)], true));
+        assert!(!r.inventory(at(1), "a", 1, [(ChunkId(1), copy)], true));
         assert!(r.beat(at(2), beat("a", 1)).unwrap().want_inventory, "the first page isn't all");
         assert_eq!(r.get("a").unwrap().copy(ChunkId(1)), None);
-        assert!(r.inventory(at(3), "a", [(ChunkId(2), copy)], false));
+        assert!(r.inventory(at(3), "a", 1, [(ChunkId(2), copy)], false));
         assert_eq!(r.get("a").unwrap().copy(ChunkId(1)), Some(copy));
         assert_eq!(r.get("a").unwrap().copy(ChunkId(2)), Some(copy));
         assert!(!r.beat(at(4), beat("a", 1)).unwrap().want_inventory);
         assert!(r.beat(at(600_001), beat("a", 1)).unwrap().want_inventory);
         assert!(r.beat(at(600_002), beat("a", 2)).unwrap().want_inventory);
-        assert!(r.inventory(at(600_003), "a", [], false));
+        assert!(r.inventory(at(600_003), "a", 1, [], false));
         assert_eq!(r.get("a").unwrap().copy(ChunkId(1)), None, "a new inventory replaces the old one");
+    }
+
+    /// A disk was dropped in the middle of an inventory, which began anew: what was told of it before isn't there.
+    #[test]
+    fn an_inventory_that_broke_off_counts_for_nothing() {
+        let mut r = Registry::new(Limits::default());
+        r.beat(at(0), beat("a", 1)).unwrap();
+        let copy = CopyFacts { length: 5, sealed: true, epoch: 1, corrupt: false };
+        assert!(!r.inventory(at(1), "a", 1, [1, 2].map(|chunk| (ChunkId(chunk), copy)), true));
+        assert!(!r.inventory(at(2), "a", 2, [(ChunkId(4), copy)], true));
+        assert!(r.inventory(at(3), "a", 2, [(ChunkId(5), copy)], false));
+        let server = r.get("a").unwrap();
+        assert_eq!(
+            [1, 2, 4, 5].map(|chunk| server.copy(ChunkId(chunk)).is_some()),
+            [false, false, true, true]
+        );
     }
 
     #[test]
@@ -461,16 +482,16 @@ mod tests {
         let mut r = Registry::new(Limits::default());
         r.beat(at(0), beat("a", 1)).unwrap();
         let copy = |length| CopyFacts { length, sealed: true, epoch: 1, corrupt: false };
-        r.inventory(at(1), "a", [(ChunkId(1), copy(5)), (ChunkId(2), copy(5))], false);
+        r.inventory(at(1), "a", 1, [(ChunkId(1), copy(5)), (ChunkId(2), copy(5))], false);
         r.changed("a", &[(ChunkId(3), copy(7))], &[ChunkId(1)]);
         let known = |r: &Registry| {
             r.get("a").unwrap().copies_of(VolumeId(0), None).map(|(c, _)| c.0).collect::<Vec<_>>()
         };
         assert_eq!(known(&r), [2, 3]);
         // What changes while an inventory comes in pages is newer than the pages before, and older than none behind.
-        r.inventory(at(2), "a", [(ChunkId(2), copy(5)), (ChunkId(3), copy(7))], true);
+        r.inventory(at(2), "a", 1, [(ChunkId(2), copy(5)), (ChunkId(3), copy(7))], true);
         r.changed("a", &[(ChunkId(4), copy(1))], &[ChunkId(2)]);
-        r.inventory(at(3), "a", [(ChunkId(5), copy(1))], false);
+        r.inventory(at(3), "a", 1, [(ChunkId(5), copy(1))], false);
         assert_eq!(known(&r), [3, 4, 5]);
         assert_eq!(r.get("a").unwrap().copies_of(VolumeId(0), Some(ChunkId(3))).count(), 2);
         let of = |volume| (ChunkId::new(VolumeId(volume), 5), copy(1));
@@ -493,7 +514,7 @@ mod tests {
         r.beat(at(0), beat("a", 1)).unwrap();
         assert_eq!(r.beat(at(0), beat("b", 1)), Err(BeatRefused::ChunkserversMax(1)));
         let copy = CopyFacts { length: 5, sealed: true, epoch: 1, corrupt: false };
-        r.inventory(at(0), "a", [(ChunkId(1), copy), (ChunkId(2), copy)], false);
+        r.inventory(at(0), "a", 1, [(ChunkId(1), copy), (ChunkId(2), copy)], false);
         assert_eq!(r.get("a").unwrap().chunks.len(), 1);
         let late = at(Limits::default().forget_after.as_millis() as u64);
         r.beat(late, beat("b", 1)).unwrap();

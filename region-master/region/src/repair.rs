@@ -97,6 +97,12 @@ pub enum CopyState {
     Lost,
 }
 
+/// Whether a seal is so long ago that its chunkservers have reported it. One of a time to come is of a clock that was wrong: how long ago it is nobody knows, and what
+/// is missing is missing.
+pub fn is_settled(sealed_ns: i64, now_ns: i64, settle_ns: i64) -> bool {
+    sealed_ns.saturating_add(settle_ns) < now_ns || sealed_ns > now_ns.saturating_add(settle_ns)
+}
+
 /// What the registry knows of a copy of a sealed chunk. `settled`: the seal is so long ago that its chunkservers have reported it.
 pub fn copy_state(
     registry: &Registry,

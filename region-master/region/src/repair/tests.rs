@@ -211,7 +211,7 @@ fn what_the_registry_knows_of_a_copy() {
     r.beat(at(0), Beat { name: "a".into(), ..Beat::default() }).unwrap();
     assert_eq!(state(&r, Condition::Here, true), CopyState::Unknown, "no inventory yet");
     let copy = |length, sealed, corrupt| (ChunkId(1), CopyFacts { length, sealed, epoch: 1, corrupt });
-    r.inventory(at(0), "a", [], false);
+    r.inventory(at(0), "a", 1, [], false);
     assert_eq!(state(&r, Condition::Here, false), CopyState::Unknown, "sealed a moment ago");
     assert_eq!(state(&r, Condition::Here, true), CopyState::Bad);
     for (facts, expected) in [
@@ -543,4 +543,15 @@ proptest! {
         prop_assert!(most - least <= 1 + most / 10, "{used:?}");
         prop_assert!(model.moves as u64 <= chunks, "{} moves for {chunks} chunks", model.moves);
     }
+}
+
+#[test]
+fn a_seal_of_a_clock_that_was_ahead_is_settled() {
+    let second = 1_000_000_000;
+    let settled = |sealed_s: i64, now_s: i64| is_settled(sealed_s * second, now_s * second, 30 * second);
+    assert!(!settled(100, 100) && !settled(100, 130) && settled(100, 131));
+    // The clock of who sealed it was a bit ahead, or ours is behind.
+    assert!(!settled(120, 100));
+    // It was a day ahead: nobody waits until then to look for copies that are missing.
+    assert!(settled(86_500, 100) && settled(i64::MAX, 100));
 }

@@ -44,6 +44,7 @@ impl Desk {
         let copies: Vec<(ChunkId, CopyFacts)> = request.inventory.iter().map(facts).collect();
         let changed: Vec<(ChunkId, CopyFacts)> = request.changed.iter().map(facts).collect();
         let gone: Vec<ChunkId> = request.gone.iter().copied().map(ChunkId).collect();
+        let pass = request.inventory_pass;
         let beaten = self.registry.beat(now, beat_of(request))?;
         if let (None, Some(mark)) = (self.founding, mark) {
             self.marks.insert(name.clone(), mark);
@@ -64,7 +65,7 @@ impl Desk {
             if !more && !self.left_out.remove(&name) && self.is_serving() {
                 self.compared.insert(name.clone());
             }
-            !self.registry.inventory(now, &name, copies, more)
+            !self.registry.inventory(now, &name, pass, copies, more)
         } else {
             // Seals that an earlier leader decided and didn't get through are known from the store alone: a new leader compares anew.
             beaten.want_inventory || (self.is_serving() && !self.compared.contains(&name))

@@ -257,7 +257,7 @@ impl<'a> Keeper<'a> {
         let (chunk, length) = (listing.chunk, listing.record.length);
         let settle_ns =
             i64::try_from(self.master.config.house.settle_ms).unwrap_or(i64::MAX).saturating_mul(1_000_000);
-        let settled = listing.record.sealed_ns.saturating_add(settle_ns) < self.now_ns();
+        let settled = repair::is_settled(listing.record.sealed_ns, self.now_ns(), settle_ns);
         let names = listing.location.as_ref().map(|l| l.copies.as_slice()).unwrap_or_default();
         let state = |name: &String| {
             let condition = self.condition(desk, name);
