@@ -133,7 +133,7 @@ impl Generation {
         let path = directory.join(name(number));
         let place = path.display().to_string();
         if path.is_dir() {
-            let cut = journal::cut_torn_tail(&path)
+            let cut = journal::make_durable(&path)
                 .map_err(|error| self::failed("look through the journal", &place, error))?;
             if let Some(bytes) = cut {
                 tracing::info!(

@@ -5,6 +5,9 @@
 //! can't be opened. All such batches are behind the last flush, and come again from the Raft log. So the journal is cut behind its last
 //! whole batch before fjall reads it; what was flushed is whole, and whoever replays finds by the position what is missing.
 //!
+//! What is kept is written anew: after a flush that failed a kernel calls pages clean that never reached the disk, and shows them to whoever reads. A flush of
+//! the next process would answer well without them, the log behind them would be let go of, and the next power loss would take them (FAILURES 5).
+//!
 //! ```text
 //!  batch = 1 | items u32 | sequence u64 | item.. | 3 | xxh3 of the items u64 | "FJL" 3        integers little-endian
 //!  item  = 2 | type u8 | compression u8 | keyspace u64 | key bytes u16 | value bytes u32 | stored bytes u32 | key | value
@@ -13,6 +16,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use bytes::Buf;
@@ -43,21 +47,23 @@ fn newest(database: &Path) -> io::Result<Option<PathBuf>> {
     Ok(newest.map(|(_, path)| path))
 }
 
-/// Cuts the newest journal of a database behind its last whole batch, if anything but zeros follows. Answers how many bytes are left then.
-pub(super) fn cut_torn_tail(database: &Path) -> io::Result<Option<u64>> {
+/// Cuts the newest journal of a database behind its last whole batch, if anything but zeros follows, and has what is before that on the disk. Answers how many
+/// bytes are left where something was cut.
+pub(super) fn make_durable(database: &Path) -> io::Result<Option<u64>> {
     let Some(path) = newest(database)? else { return Ok(None) };
     let mut file = OpenOptions::new().read(true).write(true).open(&path)?;
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes)?;
-    let end = end_of_batches(&bytes);
-    if bytes[end..].iter().all(|byte| *byte == 0) {
-        return Ok(None);
+    let (whole, tail) = bytes.split_at(end_of_batches(&bytes));
+    let is_torn = tail.iter().any(|byte| *byte != 0);
+    if is_torn {
+        keep_tail(database, tail)?;
+        file.set_len(whole.len() as u64)?;
     }
-    let left = end as u64;
-    keep_tail(database, &bytes[end..])?;
-    file.set_len(left)?;
+    // The same bytes in the same places: a power loss in the middle takes nothing that was there.
+    file.write_all_at(whole, 0)?;
     file.sync_all()?;
-    Ok(Some(left))
+    Ok(is_torn.then_some(whole.len() as u64))
 }
 
 /// Tails that are kept beside a database.
@@ -126,7 +132,26 @@ fn item(bytes: &[u8]) -> Option<usize> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use std::os::unix::fs::FileExt;
+    use std::time::{Duration, SystemTime};
+
+    /// A kernel may show what a failed flush has left in memory only, and call it clean: it counts once it was written again.
+    #[test]
+    fn what_a_start_believes_is_written_again_first() {
+        let directory = tempfile::tempdir().unwrap();
+        let base = FjallBase::open(directory.path()).unwrap();
+        write(&base, 1);
+        base.flush().unwrap();
+        drop(base);
+        let journal = newest(&directory.path().join("gen-00000001")).unwrap().unwrap();
+        let before = std::fs::read(&journal).unwrap();
+        let long_ago = SystemTime::now() - Duration::from_secs(3_600);
+        File::options().write(true).open(&journal).unwrap().set_modified(long_ago).unwrap();
+        assert_eq!(make_durable(&directory.path().join("gen-00000001")).unwrap(), None);
+        assert!(
+            std::fs::metadata(&journal).unwrap().modified().unwrap() > long_ago + Duration::from_secs(60)
+        );
+        assert_eq!(std::fs::read(&journal).unwrap(), before);
+    }
 
     #[test]
     fn what_is_cut_is_kept_beside_the_database() {
