@@ -6,13 +6,14 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::task::Poll;
 
 use bytes::Bytes;
-use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
 use mooseng_ports::plant::{self, Plant};
 use mooseng_store::mvcc::{Change, CommitRequest, Conflicts, Seen, Window, stamp};
 use mooseng_store::{Committed, ReadVersion, StoreError, key_range};
@@ -22,7 +23,7 @@ use tokio::time::Instant;
 
 use crate::engine::Inner;
 use crate::state::{Lead, Reach};
-use crate::{ApplyOutcome, CommitBatch, CommitLog, ProposeError};
+use crate::{ApplyOutcome, BaseError, CommitBatch, CommitLog, ProposeError};
 
 type Answer = oneshot::Sender<Result<Committed, StoreError>>;
 
@@ -67,8 +68,19 @@ type Proposal = Pin<Box<dyn Future<Output = Outcome> + Send>>;
 /// Starts the engine's tasks. They end with its last handle.
 pub(crate) fn spawn(inner: &Arc<Inner>, queue: mpsc::Receiver<Queued>) {
     let epoch = inner.epoch.subscribe();
-    tokio::spawn(Sequencer::new(Arc::downgrade(inner)).run(queue, epoch));
-    tokio::spawn(upkeep(Arc::downgrade(inner)));
+    let sequencer = Sequencer::new(Arc::downgrade(inner)).run(queue, epoch);
+    tokio::spawn(guarded(Arc::downgrade(inner), "order commits", sequencer));
+    tokio::spawn(guarded(Arc::downgrade(inner), "move commits into the base", upkeep(Arc::downgrade(inner))));
+}
+
+/// Runs a task without which the engine does its work only in part: one that panics fails the engine, which another master's is to follow.
+async fn guarded(inner: Weak<Inner>, action: &'static str, task: impl Future<Output = ()>) {
+    if AssertUnwindSafe(task).catch_unwind().await.is_err()
+        && let Some(inner) = inner.upgrade()
+    {
+        let reason = "a bug ended the task that does that; the log says where".to_owned();
+        inner.fail(BaseError::Failed { action, place: "memory".into(), reason });
+    }
 }
 
 /// Ages read versions, moves the window into the base, flushes the base.

@@ -43,6 +43,7 @@ pub mod geo;
 pub mod global;
 pub mod house;
 pub mod ids;
+mod kept;
 pub mod lead;
 pub mod locks;
 pub mod master;

@@ -252,6 +252,12 @@ async fn run(config: MasterConfig) -> anyhow::Result<()> {
         _ = terminate.recv() => None,
         _ = interrupt.recv() => None,
         failure = server.failed() => Some(failure),
+        broken = server.broken() => {
+            // What it holds in memory may be in pieces: nothing more is done with it, and another master leads.
+            bail!(
+                "MASTER_FAILED: a bug ended {broken}; the log says where. This master ends, so that another one leads. Start it again, and report it."
+            );
+        }
     };
     let outdated = server.outdated();
     let _ = service_manager::tell("STOPPING=1");

@@ -22,12 +22,12 @@ use mooseng_wire::admin::StatusReply;
 use mooseng_wire::level::Unsupported;
 use mooseng_wire::{Identity, Role};
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{ConfigError, MasterConfig};
 use crate::geo::{self, Geo};
 use crate::global::{self, Global, GlobalPorts};
+use crate::kept::Kept;
 use crate::master::{Master, Parts};
 use crate::metrics::Metrics;
 use crate::rpc::Rpc;
@@ -110,7 +110,7 @@ pub struct MasterServer {
     address: String,
     master: Arc<Master>,
     exposed: observe::Metrics,
-    tasks: JoinSet<()>,
+    tasks: Kept,
 }
 
 fn allow(peer: &Peer, protocol: Protocol) -> Result<(), String> {
@@ -205,24 +205,24 @@ impl MasterServer {
         room::look(&master, &looker).await;
         // Before anybody is let in.
         revocations::look(&master).await;
-        let mut tasks = JoinSet::new();
+        let mut tasks = Kept::default();
         let routes = tonic::service::Routes::new(RegistryServer::new(Rpc(master.clone())))
             .add_service(AdministrationServer::new(Rpc(master.clone())));
         let services =
             Services { stream: Arc::new(MasterService(master.clone())), grpc: Some(routes), allow };
-        tasks.spawn(serve(listener, services, Limits::default(), shutdown.clone()));
-        tasks.spawn(lead::run(master.clone()));
-        tasks.spawn(lead::probe(master.clone()));
-        tasks.spawn(credentials::ask(master.clone()));
-        tasks.spawn(revocations::keep(master.clone()));
-        tasks.spawn(promises::keep(master.clone()));
-        tasks.spawn(locks::keep(master.clone()));
-        tasks.spawn(seals::run(master.clone(), waiting));
-        tasks.spawn(room::keep(master.clone(), looker));
-        tasks.spawn(events::keep(master.clone(), place));
-        tasks.spawn(make_the_group(master.clone()));
+        tasks.spawn("serving connections", serve(listener, services, Limits::default(), shutdown.clone()));
+        tasks.spawn("leading the region", lead::run(master.clone()));
+        tasks.spawn("looking after the disk", lead::probe(master.clone()));
+        tasks.spawn("looking after certificates", credentials::ask(master.clone()));
+        tasks.spawn("keeping revocations", revocations::keep(master.clone()));
+        tasks.spawn("keeping promises", promises::keep(master.clone()));
+        tasks.spawn("keeping locks", locks::keep(master.clone()));
+        tasks.spawn("sealing chunks", seals::run(master.clone(), waiting));
+        tasks.spawn("looking after room", room::keep(master.clone(), looker));
+        tasks.spawn("telling events", events::keep(master.clone(), place));
+        tasks.spawn("making the group", make_the_group(master.clone()));
         if let Some(global) = &master.global {
-            tasks.spawn(global::run(global.clone(), master.clone()));
+            tasks.spawn("taking part in the global group", global::run(global.clone(), master.clone()));
         }
         tracing::info!(address, id = master.config.id, "the master serves");
         Ok(Self { address, master, exposed, tasks })
@@ -264,6 +264,11 @@ impl MasterServer {
         self.exposed.clone()
     }
 
+    /// Waits until a task of this master has panicked, without which it does its work only in part, and says what that did. Pending while none has.
+    pub async fn broken(&self) -> &'static str {
+        self.tasks.broken().await
+    }
+
     /// Waits until this master can't take part in its group any more, and says why. Pending while it can, and while it is told to end.
     pub async fn failed(&self) -> String {
         let global = async {
@@ -300,13 +305,7 @@ impl MasterServer {
 
     /// Waits until everything has ended, after the token was cancelled.
     pub async fn stopped(mut self) {
-        while let Some(ended) = self.tasks.join_next().await {
-            if let Err(e) = ended
-                && e.is_panic()
-            {
-                tracing::error!(error = %e, "a task of the master panicked");
-            }
-        }
+        self.tasks.stopped().await;
         self.master.raft.shutdown().await;
         if let Some(global) = &self.master.global {
             global.stop().await;
