@@ -195,7 +195,7 @@ async fn create(
     request: &OpenSession,
 ) -> Result<Recorded, CallError> {
     let ids = master.desk(|desk| {
-        desk.sessions.has_room(identity).map_err(|r| refused(&r))?;
+        desk.sessions.has_room(&identity).map_err(|r| refused(&r))?;
         Ok::<_, CallError>(desk.seat_mut(volume).ids.take(IdKind::Session, 1))
     })?;
     let id = match ids.as_deref() {

@@ -26,6 +26,9 @@ pub struct Tenure {
     pub from: Duration,
     /// When it was last.
     pub until: Duration,
+    /// When all sessions were first seen to have answered it, or not to be waited for: before that nobody hears anything of it, and a mount that doesn't know of it
+    /// yet is elsewhere.
+    pub served: Option<Duration>,
 }
 
 #[derive(Default)]
@@ -106,38 +109,41 @@ impl Homes {
     fn look(&self, regions: &BTreeMap<String, Watch>, now: Duration) -> Result<(), String> {
         let volume = self.volume;
         let seen = &mut *self.seen();
-        let mut found: Vec<(u64, &String)> = Vec::new();
+        let mut found: Vec<(u64, &String, bool)> = Vec::new();
         let mut looked = Ok(());
         for (region, watch) in regions {
             watch.each_master(|name, master| {
-                found.extend(answers(master, volume).map(|epoch| (epoch, region)));
+                let is_settled = || master.desk(|desk| desk.is_settled(volume));
+                found.extend(answers(master, volume).map(|epoch| (epoch, region, is_settled())));
                 if looked.is_ok() {
                     looked = seen.look_at(name, master, volume);
                 }
             });
         }
         looked?;
-        if let [(epoch, one), (other_epoch, other), ..] = found[..]
+        if let [(epoch, one, _), (other_epoch, other, _), ..] = found[..]
             && one != other
         {
             return Err(format!(
                 "two homes answer at the same instant: {one} in epoch {epoch} and {other} in epoch {other_epoch}"
             ));
         }
-        let Some(&(epoch, region)) = found.first() else { return Ok(()) };
+        let Some(&(epoch, region, is_settled)) = found.first() else { return Ok(()) };
         let all = &mut seen.tenures;
         if let Some(known) = all.iter_mut().find(|tenure| tenure.epoch == epoch) {
             if known.region != *region {
                 return Err(format!("epoch {epoch} has two homes: {} and {region}", known.region));
             }
             known.until = now;
+            known.served = known.served.or(is_settled.then_some(now));
             return Ok(());
         }
         if let Some(later) = all.iter().find(|tenure| tenure.epoch > epoch) {
             return Err(format!("{region} answers in epoch {epoch} after {later:?}"));
         }
         tracing::info!(%volume, epoch, region, ?now, "a home answers");
-        all.push(Tenure { epoch, region: region.clone(), from: now, until: now });
+        let served = is_settled.then_some(now);
+        all.push(Tenure { epoch, region: region.clone(), from: now, until: now, served });
         Ok(())
     }
 
@@ -145,7 +151,8 @@ impl Homes {
     pub fn around(&self, region: &str, called: Duration, returned: Duration) -> Option<u64> {
         let seen = self.seen();
         let last = seen.tenures.last()?;
-        (last.region == region && last.from <= called && returned <= last.until + WAY).then_some(last.epoch)
+        let lay = last.served.is_some_and(|from| from <= called) && returned <= last.until + WAY;
+        (last.region == region && lay).then_some(last.epoch)
     }
 
     /// All of them, in the order of their epochs.

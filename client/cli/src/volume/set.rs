@@ -243,7 +243,7 @@ mod tests {
         let house = HouseStatus { bytes_live: 3 << 40, ..HouseStatus::default() };
         let of = |region: &str| StatusReply {
             region: region.into(),
-            house: Some(house.clone()),
+            house: Some(house),
             ..StatusReply::default()
         };
         let volumes = |n: u32| (0..n).map(|id| Volume { id, ..Volume::default() }).collect::<Vec<_>>();
