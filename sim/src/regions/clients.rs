@@ -109,8 +109,11 @@ impl Notes {
             // A home that ended the session and was lost itself has shown what was without the session's names. The next home may not know of that end:
             // the mount comes there with all it has, and has lost nothing.
             let forgotten = of.home.is_some_and(|home| homes.was_lost(home, homes.newest()));
+            // What a home was told of is lost with it, and fsync has said so; what it wasn't told of yet goes on at the next one, behind a hole.
+            let behind_a_hole = of.of == NAMES && of.home.is_none() && sequence.names.told_lost;
             // Where names are lost, so is what was written to a file that was one of them.
-            more(&self.lost, sequence.lost)
+            behind_a_hole
+                || more(&self.lost, sequence.lost)
                 || ((of.of == RECORD || forgotten) && more(&self.lapses, sequence.lapses))
         };
         let suspicion = self.suspicions.iter().find(|of| !excused(of)).map(|of| &of.what);
