@@ -1,6 +1,6 @@
 //! The serving side: who is let in, within which bounds, and what services see of it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -12,6 +12,7 @@ use mooseng_wire::call::{CallError, CallMeta, ErrorCode};
 use mooseng_wire::frame::{Frame, Kind};
 use mooseng_wire::level::Levels;
 use mooseng_wire::method::{Lane, Method};
+use mooseng_wire::{Identity, Role};
 use prost::Message;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
@@ -160,6 +161,8 @@ impl ConnectionHandle {
 pub struct Limits {
     /// Connections at once.
     pub connections_max: usize,
+    /// Connections of one identity at once, of those that aren't masters: a host's mounts and commands, or a chunkserver.
+    pub connections_per_identity_max: usize,
     /// Connections whose peer isn't known yet, at once. One more ends the one that has waited longest.
     pub handshakes_max: usize,
     /// How long a handshake and the hello may take.
@@ -168,7 +171,7 @@ pub struct Limits {
     pub calls_per_lane_max: usize,
     /// Bytes of one connection's calls at once in one lane.
     pub bytes_per_lane_max: usize,
-    /// Bytes of all connections' calls at once; control isn't counted.
+    /// Bytes of all connections' calls at once; of control only what is large and of none that is a master's.
     pub bytes_max: usize,
     /// Silence after which a peer is taken for dead.
     pub silence_max: Duration,
@@ -178,6 +181,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections_max: 4096,
+            connections_per_identity_max: 256,
             handshakes_max: 256,
             handshake_timeout: Duration::from_secs(5),
             calls_per_lane_max: 512,
@@ -211,6 +215,7 @@ pub async fn serve(
         allow: services.allow,
         bytes: Arc::new(Semaphore::new(limits.bytes_max.min(Semaphore::MAX_PERMITS))),
         refused: Mutex::default(),
+        crowd: Mutex::default(),
         limits,
         shutdown,
     });
@@ -319,11 +324,42 @@ struct Port {
     allow: fn(&Peer, Protocol) -> Result<(), String>,
     bytes: Arc<Semaphore>,
     refused: Mutex<Refused>,
+    /// How many connections each identity has.
+    crowd: Mutex<BTreeMap<String, usize>>,
     limits: Limits,
     shutdown: CancellationToken,
 }
 
+/// A connection of an identity, as long as this is kept.
+struct OneOf<'a> {
+    port: &'a Port,
+    identity: String,
+}
+
+impl Drop for OneOf<'_> {
+    fn drop(&mut self) {
+        let mut crowd = self.port.crowd.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = crowd.get_mut(&self.identity) {
+            *count -= 1;
+            if *count == 0 {
+                crowd.remove(&self.identity);
+            }
+        }
+    }
+}
+
 impl Port {
+    /// Counts a connection of an identity; none where it has too many: one host may not take all there are.
+    fn one_of(&self, identity: &Identity) -> Option<OneOf<'_>> {
+        let mut crowd = self.crowd.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = crowd.entry(identity.to_string()).or_default();
+        if identity.role != Role::Master && *count >= self.limits.connections_per_identity_max {
+            return None;
+        }
+        *count += 1;
+        Some(OneOf { port: self, identity: identity.to_string() })
+    }
+
     /// Says that a peer was refused, unless that was said of it a moment ago. `peer` is empty where it isn't known.
     fn note_refusal(&self, code: &str, address: &str, peer: &str, reason: &str) {
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
@@ -352,6 +388,16 @@ impl Port {
             Err(_) => return tracing::debug!(address, "a handshake took too long"),
         };
         drop(begun);
+        let Some(_one) = self.one_of(&connection.peer.identity) else {
+            let reason =
+                format!("it has {} connections open already", self.limits.connections_per_identity_max);
+            return self.note_refusal(
+                refusal::TOO_MANY,
+                &address,
+                &connection.peer.identity.to_string(),
+                &reason,
+            );
+        };
         let refused = (self.allow)(&connection.peer, connection.protocol).err();
         if let Some(reason) = &refused {
             let peer = connection.peer.identity.to_string();

@@ -14,7 +14,7 @@ use mooseng_wire::call::{CallError, CallMeta, ErrorCode, Hello};
 use mooseng_wire::frame::{Frame, Kind};
 use mooseng_wire::level::Levels;
 use mooseng_wire::method::{LANES, Lane, Method};
-use mooseng_wire::{BULK_BYTES_MAX, version};
+use mooseng_wire::{BULK_BYTES_MAX, Role, version};
 use prost::Message;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -29,6 +29,8 @@ use crate::trace::{self, TRACE};
 
 /// The longest that a call may run, whatever its caller asks for.
 const CALL_MAX: Duration = Duration::from_secs(600);
+/// What is larger on the control lane is counted as everything else, where no master sends it.
+const CONTROL_BYTES_MAX: usize = 64 << 10;
 /// How long a peer that is refused is given to read why.
 const REFUSAL_READ_WITHIN: Duration = Duration::from_secs(1);
 
@@ -206,7 +208,6 @@ impl<'a> Calls<'a> {
             return Err(crate::call_error(ErrorCode::InvalidRequest, message));
         }
         let lane = lane_of(&frame);
-        // What goes on the control lane isn't counted, and is small.
         let may_share = lane != Lane::Control as usize && Method::from_u16(frame.method).is_some();
         if meta.shared_bytes > 0 && !may_share {
             let message = "a call of this method or in this lane has no bulk in shared memory";
@@ -234,7 +235,9 @@ impl<'a> Calls<'a> {
         if load.calls > 0 && load.bytes + bytes > self.limits.bytes_per_lane_max {
             return busy("bytes are in flight on this connection");
         }
-        if lane == Lane::Control as usize {
+        // The lane is the caller's word. What is small there goes whatever else is under way, and what masters say to each other (Raft) at any size.
+        let is_small = bytes <= CONTROL_BYTES_MAX || self.handle.peer.identity.role == Role::Master;
+        if lane == Lane::Control as usize && is_small {
             return Ok(None);
         }
         match self.bytes.clone().try_acquire_many_owned(bytes as u32) {

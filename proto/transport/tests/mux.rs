@@ -535,6 +535,39 @@ async fn strangers_that_say_nothing_are_dropped_and_connections_are_bounded() {
 }
 
 #[tokio::test]
+async fn one_host_doesnt_take_all_connections_nor_all_memory() {
+    let limits = Limits { connections_per_identity_max: 2, bytes_max: 1 << 20, ..Limits::default() };
+    let (address, _, _shutdown) = start_with(limits, |_, _| Ok(())).await;
+    let link_of = |role: Role, name: &str| {
+        let identity = Identity { name: name.into(), ..identity(role) };
+        Link::new(
+            Arc::new(PlainNetwork::new(identity)),
+            address.clone(),
+            Role::Master,
+            LinkOptions::default(),
+        )
+    };
+    let asks = async |link: &Link, body: Bytes| link.call(Method::FsRead, body, Bytes::new(), WAIT).await;
+    let mut open: Vec<Link> = (0..3).map(|_| link_of(Role::Client, "greedy")).collect();
+    for (n, link) in open.iter().enumerate() {
+        assert_eq!(asks(link, Bytes::new()).await.is_ok(), n < 2, "connection {n}");
+    }
+    asks(&link_of(Role::Client, "other"), Bytes::new()).await.unwrap();
+    // Masters among each other aren't bounded so.
+    let masters: Vec<Link> = (0..3).map(|_| link_of(Role::Master, "m")).collect();
+    for link in &masters {
+        asks(link, Bytes::new()).await.unwrap();
+    }
+    // One that went makes room.
+    let gone = open.remove(0);
+    gone.close();
+    let again = link_of(Role::Client, "greedy");
+    while asks(&again, Bytes::new()).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
 async fn strangers_by_the_hundred_keep_nobody_out() {
     let limits =
         Limits { handshakes_max: 8, handshake_timeout: Duration::from_secs(600), ..Limits::default() };
