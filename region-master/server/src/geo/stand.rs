@@ -38,7 +38,7 @@ const TRIES: u32 = 20;
 const IDS: u64 = 1 << 32;
 /// How long the global group may take to give them.
 const IDS_WITHIN: Duration = Duration::from_secs(10);
-/// How often a replica says how far it is.
+/// How often a region says how far it is.
 const SAY_EVERY: Duration = Duration::from_millis(500);
 
 /// As long as it lives, nothing but the volume's log changes the volume's records here: what was under way while this region was the home, be it a session's,
@@ -104,21 +104,23 @@ pub async fn refuse_when_closed(master: &Arc<Master>, volume: VolumeId) {
     }
 }
 
-/// The home's epoch is closed: it says how far its log is, from which it takes nothing back and to which nothing is added that is acknowledged.
+/// The home's epoch is closed: it says how far its log is, from which it takes nothing back and to which nothing is added that is acknowledged. It says so
+/// again and again: this master forgets it while the region's lease of leadership lapses, and who leads the global group next hasn't heard it.
 pub async fn close(master: &Master, volume: VolumeId, epoch: Epoch) {
     let Some(global) = &master.global else { return std::future::pending().await };
-    loop {
+    let at = loop {
         match commit(master, Turn::Close(volume, epoch)).await {
-            Ok(Turned::At(at)) => {
-                global.stands_here(volume, Standing { refuses: epoch, complete: at, newest: at });
-                return std::future::pending().await;
-            }
+            Ok(Turned::At(at)) => break at,
             Ok(Turned::Done(_)) => {}
             // No other region ever had it.
             Err(ReplicaError::NotLogged) => return std::future::pending().await,
             Err(error) => tracing::info!(%error, "the closed epoch can't be ended here yet; trying on"),
         }
         tokio::time::sleep(pause(AGAIN)).await;
+    };
+    loop {
+        global.stands_here(volume, Standing { refuses: epoch, complete: at, newest: at });
+        tokio::time::sleep(SAY_EVERY).await;
     }
 }
 

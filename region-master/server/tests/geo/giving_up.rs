@@ -8,6 +8,7 @@ use mooseng_master::master::Master;
 use mooseng_wire::Epoch;
 use mooseng_wire::admin::{MoveHomeReply, MoveHomeRequest};
 use mooseng_wire::call::{CallError, ErrorCode};
+use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::geo::Place;
 use mooseng_wire::global::change::Change;
 use mooseng_wire::global::{MoveHome, SetVolume};
@@ -17,7 +18,7 @@ use tokio::time::Instant;
 
 use super::common::regions::Regions;
 use super::common::until;
-use super::{caught_up, change, client, ledger, mkdir, near, serves_as_home, serving};
+use super::{caught_up, change, client, ledger, lookup, mkdir, near, serves_as_home, serving};
 
 fn deadline() -> Instant {
     Instant::now() + Duration::from_secs(20)
@@ -134,4 +135,42 @@ async fn a_home_that_is_well_ends_before_the_one_for_which_it_is_given_up_begins
     assert_eq!(at.epoch, 2);
     assert!(near(&client(&regions, "a", "a"), "f0", &at).await.is_some());
     equal(&regions, "a").await;
+}
+
+/// The region for which the home is given up is lost before it begins; and what the home said of its end is forgotten: its master's lease of leadership lapsed for
+/// a moment, and another master leads the global group.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_home_that_was_given_up_in_vain_is_had_back_although_its_word_was_forgotten() {
+    let mut regions = Regions::start_of(&[("a", 1), ("b", 1), ("w", 1)], 6_000).await;
+    let [a, b, w] = ["a", "b", "w"].map(|region| regions.of(region)[0]);
+    serves_as_home(&regions, "a", 1).await;
+    by_command_only(&regions).await;
+    change(&client(&regions, "a", "a"), mkdir("d")).await;
+    loop {
+        let leader = regions.leader().await;
+        if leader == w {
+            break;
+        }
+        regions.kill(leader).await;
+        regions.leader().await;
+        regions.run(leader).await;
+    }
+    serves_as_home(&regions, "a", 1).await;
+    caught_up(&regions, "b").await;
+    let to = |to: &str| MoveHome { volume: 0, epoch: 1, to: to.into(), ..MoveHome::default() };
+    until("b could begin", async || agree(&regions, Change::CheckForce(to("b"))).await.is_ok()).await;
+    regions.kill(b).await;
+    agree(&regions, Change::ForceHome(to("b"))).await.unwrap();
+    until("the home has said that it has ended", async || regions.global(a).has_said(ROOT_VOLUME)).await;
+    regions.kill(w).await;
+    regions.global(a).stands_no_more(ROOT_VOLUME);
+    regions.run(w).await;
+    let master = regions.running[a].as_ref().unwrap().master().clone();
+    until("it says so again", async || force(&master, "a", true).await.is_ok()).await;
+    force(&master, "a", false).await.unwrap();
+    serves_as_home(&regions, "a", 2).await;
+    let home = client(&regions, "a", "a");
+    assert_eq!(change(&home, mkdir("more")).await.epoch, 2);
+    let found = home.read(lookup("d").op.unwrap()).await.unwrap();
+    assert!(matches!(found, Reply::Entry(_)), "{found:?}");
 }
