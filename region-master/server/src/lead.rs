@@ -289,8 +289,9 @@ async fn lead_home(master: &Arc<Master>, volume: VolumeId, term: u64, epoch: Epo
 
 async fn prepare(master: &Master, volume: VolumeId, term: u64, epoch: Epoch) -> Result<(), CallError> {
     may_be_made(master, volume).await?;
-    let hurries = match master.global {
-        Some(_) => {
+    let hurries = match &master.global {
+        Some(global) => {
+            geo::leased::load(master, global, volume).await?;
             geo::let_go::take_back(master, volume, true).await?;
             let hurries = geo::stand::take_over(master, volume, epoch).await?;
             geo::moving::go_on(master, volume, epoch).await?;
