@@ -31,11 +31,12 @@ use rand::{Rng, RngCore};
 
 use crate::errors::record_failed;
 use crate::geo::{self, ROOT_VOLUME, Whereabouts};
+use crate::ids::IdPool;
 use crate::master::{HOME_EPOCH, Master, custody_of};
 use crate::records::transact;
 use crate::sessions::recorded;
 use crate::tickets;
-use crate::{classes, house, ids, locks, quotas, reap};
+use crate::{classes, house, locks, quotas, reap};
 
 /// How long sessions that outlived a lost home are waited for: their clients ask each master of the region every second.
 const FOLLOW_WITHIN: Duration = Duration::from_secs(2);
@@ -311,10 +312,14 @@ async fn fresh_ids(
     master: &Master,
     volume: VolumeId,
 ) -> Result<Vec<(IdKind, std::ops::Range<u64>)>, CallError> {
-    let mut fresh = Vec::new();
-    for kind in crate::ids::IdPool::default().low() {
-        let range = ids::reserve(&master.store, volume, kind, master.raft.line()).await;
-        fresh.push((kind, range.map_err(|e| record_failed(&e))?));
+    let (mut pool, mut fresh) = (IdPool::default(), Vec::new());
+    for kind in pool.low() {
+        // At the end of what a home was given a range may be a short one.
+        while pool.is_low(kind) {
+            let range = geo::stand::reserve_ids(master, volume, kind).await?;
+            pool.add(kind, range.clone());
+            fresh.push((kind, range));
+        }
     }
     Ok(fresh)
 }
@@ -386,9 +391,14 @@ async fn reserve_ids(master: &Master, volume: VolumeId) {
         tokio::pin!(low);
         low.as_mut().enable();
         for kind in master.desk(|desk| desk.seat(volume).ids.low()) {
-            match ids::reserve(&master.store, volume, kind, master.raft.line()).await {
-                Ok(range) => master.desk(|desk| desk.seat_mut(volume).ids.add(kind, range)),
-                Err(error) => tracing::warn!(%error, "ids can't be reserved; trying on"),
+            while master.desk(|desk| desk.seat(volume).ids.is_low(kind)) {
+                match geo::stand::reserve_ids(master, volume, kind).await {
+                    Ok(range) => master.desk(|desk| desk.seat_mut(volume).ids.add(kind, range)),
+                    Err(error) => {
+                        tracing::warn!(error = %error.message, "ids can't be reserved; trying on");
+                        break;
+                    }
+                }
             }
         }
         tokio::select! {
