@@ -338,8 +338,10 @@ async fn prepare_home(
     rand::rng().fill_bytes(&mut drawn);
     let now_ns = master.clock.unix_ns();
     let trash = trash_terms(master);
-    // One that is joined had records: where they aren't here they are lost, and an empty volume in their place would be taken for it.
-    let may_be_new = volume == ROOT_VOLUME || geo::is_new(master, volume);
+    // One that is joined had records, as has one of a later epoch, whose home before has made it: where they aren't here they are lost, and an empty volume in
+    // their place would be taken for it. What no other region is to have begins anew in any epoch: nothing is lost by it.
+    let is_first = epoch == HOME_EPOCH || geo::is_alone(master, volume);
+    let may_be_new = is_first && (volume == ROOT_VOLUME || geo::is_new(master, volume));
     let (made, founding, record) = transact(&master.store, |tx| async move {
         let made = may_be_new && format(&tx, volume, epoch, HashKey(secret), now_ns, trash).await?;
         let founding = found(&tx, Founding(drawn)).await?;

@@ -339,6 +339,14 @@ pub fn is_new(master: &Master, volume: VolumeId) -> bool {
     master.geo.view().and_then(stage) == Some(Stage::Made)
 }
 
+/// Whether this region alone has a volume, as the regions have agreed.
+pub fn is_alone(master: &Master, volume: VolumeId) -> bool {
+    let ours = |view: Arc<View>| {
+        view.volumes.get(&volume).is_some_and(|v| v.regions.iter().eq([&master.config.region]))
+    };
+    master.geo.view().is_some_and(ours)
+}
+
 /// How far the regions are that have the volume and aren't its home, as far as this master knows.
 pub fn replicas(master: &Master, volume: VolumeId) -> Vec<admin::Replica> {
     let now = master.clock.boot();
