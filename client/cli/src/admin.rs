@@ -289,8 +289,11 @@ where
     Ok(told)
 }
 
-/// Changes a volume's settings.
+/// Changes a volume's settings. That it fails over by itself its home alone turns on.
 pub async fn set_volume(file: &ClientFile, request: SetVolumeRequest) -> Result<SetVolumeReply, Failure> {
+    if request.automatic == Some(true) {
+        return home::set_volume(file, request).await;
+    }
     at_leader(file, AGREE_WAIT, |mut client| {
         let request = grpc_request(request.clone(), AGREE_WAIT);
         async move { client.set_volume(request).await }

@@ -2,7 +2,7 @@
 
 use mooseng_schema::SchemaError;
 use mooseng_store::StoreError;
-use mooseng_wire::InodeId;
+use mooseng_wire::{ChunkId, InodeId};
 
 use crate::errno::Errno;
 
@@ -44,6 +44,14 @@ pub enum OpError {
     /// This region was taken out of the volume's regions.
     #[error("this region lets go of volume {0}, of which it is to have nothing any more")]
     LetGo(u16),
+    /// A home has given all ids that are its own to give.
+    #[error(
+        "all ids of the volume below {0} are given, and its home has no others to give in this epoch: the regions give it more, or another home (`mooseng volume move-home`)"
+    )]
+    IdsUsedUp(u64),
+    /// An id that was to be a new chunk's is another one's.
+    #[error("{0} was to be a new chunk's id, and there is such a chunk already: nothing is changed")]
+    ChunkExists(ChunkId),
     /// The request's bytes make no sense, such as one without an operation.
     #[error("the request is malformed: {0}")]
     Malformed(&'static str),

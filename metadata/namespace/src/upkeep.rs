@@ -7,7 +7,7 @@ use mooseng_ports::plant::{self, Plant};
 use mooseng_schema::chunk::{self, ChunkRecord, ChunkUse};
 use mooseng_schema::chunkserver::{self, ChunkserverRecord};
 use mooseng_schema::dead::{self, DeadRecord};
-use mooseng_schema::ids::{self, IdKind};
+use mooseng_schema::ids::{self, IdKind, IdsUptoRecord};
 use mooseng_schema::inode::{self, InodeRecord};
 use mooseng_schema::location::{self, LocationRecord};
 use mooseng_schema::orphan::{self, OrphanRecord};
@@ -27,7 +27,7 @@ use crate::touched::Touched;
 use crate::view::{View, check_name, is_dots};
 use crate::window;
 
-/// Reserves `count` numbers of a kind and answers them. Inode and chunk numbers are the lower 48 bits of an id
+/// Reserves `count` numbers of a kind and answers them; fewer where those end that this region may give ([`IdsUptoRecord`]). Inode and chunk numbers are the lower 48 bits of an id
 /// ([`InodeId::new`], [`ChunkId::new`]); sessions' are the whole id (pass [`VolumeId`] 0). Once this committed, nobody else gets them.
 pub async fn reserve_ids<T: Transaction>(
     tx: &T,
@@ -55,8 +55,14 @@ pub async fn reserve_ids_from<T: Transaction>(
         let first = given.saturating_sub(2 * count).max(1);
         tx.set(&ids::gap_key(kind, volume, first), &number::encode(next));
     }
-    let end = next.checked_add(count).filter(|end| *end <= 1 << LOCAL_ID_BITS);
-    let end = end.ok_or(OpError::Malformed("the volume has given all of its ids"))?;
+    // What is beyond is given to other homes of the volume.
+    let upto = tx.get(&ids::upto_key(kind, volume), Read::Conflicting).await?;
+    let upto = upto.map(|value| IdsUptoRecord::from_value(&value)).transpose()?;
+    let most = upto.map_or(1 << LOCAL_ID_BITS, |upto| upto.end.min(1 << LOCAL_ID_BITS));
+    let end = next.saturating_add(count).min(most);
+    if end <= next {
+        return Err(OpError::IdsUsedUp(most));
+    }
     tx.set(&key, &number::encode(end));
     Ok(next..end)
 }

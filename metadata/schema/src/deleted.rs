@@ -72,6 +72,7 @@ fn of(tag: RegionTag) -> Of {
         | RegionTag::Before
         | RegionTag::SalvagedPath
         | RegionTag::Archive
+        | RegionTag::Leased
         | RegionTag::LetGo => Of::Volume,
     }
 }
@@ -114,7 +115,9 @@ mod tests {
     use super::*;
     use crate::log::LogPosition;
     use crate::record::testing::{golden, hex, round_trip};
-    use crate::{before, chunkserver, dead, founding, inode, let_go, location, lock, log, loss, session};
+    use crate::{
+        before, chunkserver, dead, founding, inode, leased, let_go, location, lock, log, loss, session,
+    };
     use mooseng_wire::fs::LockKind;
     use mooseng_wire::{ChunkId, Epoch, InodeId, SessionId};
     use proptest::prelude::*;
@@ -159,6 +162,7 @@ mod tests {
             before::key(volume, at, 1, 1),
             loss::path_key(volume, at, inode.0),
             loss::archive_key(volume, at),
+            leased::key(volume),
             let_go::key(volume),
         ];
         keys.extend([IdKind::Inode, IdKind::Chunk, IdKind::Session].into_iter().flat_map(ids));

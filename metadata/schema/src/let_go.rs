@@ -82,7 +82,7 @@ enum Goes {
 fn goes(tag: RegionTag) -> Goes {
     match tag {
         RegionTag::Logged | RegionTag::Replica => Goes::First,
-        RegionTag::Before => Goes::ByVolume,
+        RegionTag::Before | RegionTag::Leased => Goes::ByVolume,
         // Of locks the next home's sessions tell; copies of dead chunks the chunkservers do.
         RegionTag::Dead | RegionTag::Lock | RegionTag::LockHeld | RegionTag::LockReclaim => Goes::ById,
         RegionTag::Location => Goes::WithCopies,
@@ -121,7 +121,7 @@ mod tests {
     use super::*;
     use crate::ids::{self, IdKind};
     use crate::record::testing::{golden, hex, round_trip};
-    use crate::{before, dead, deleted, inode, location, lock, log, loss, session, volume};
+    use crate::{before, dead, deleted, inode, leased, location, lock, log, loss, session, volume};
     use mooseng_wire::fs::LockKind;
     use mooseng_wire::{ChunkId, InodeId, SessionId};
     use proptest::prelude::*;
@@ -169,6 +169,7 @@ mod tests {
                     lock::held_key(session, inode),
                     lock::reclaim_key(session),
                     before::key(volume, at, 1, 1),
+                    leased::key(volume),
                 ]
             };
             prop_assert!(of(id).iter().all(|key| goes(key)));

@@ -20,6 +20,7 @@ pub mod founding;
 pub mod ids;
 pub mod inode;
 pub mod key;
+pub mod leased;
 pub mod let_go;
 pub mod location;
 pub mod lock;

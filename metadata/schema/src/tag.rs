@@ -142,13 +142,15 @@ pub enum RegionTag {
     Revocation = 23,
     /// The version of what is refused ([`crate::revocation`]).
     RevocationsVersion = 24,
+    /// That a volume's home needs its region's lease ([`crate::leased`]).
+    Leased = 25,
     /// That this region isn't to have a volume any more, and lets go of it ([`crate::let_go`]).
     LetGo = 60,
 }
 
 impl RegionTag {
     /// All of them.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::Location,
         Self::Ids,
         Self::Secret,
@@ -170,6 +172,7 @@ impl RegionTag {
         Self::Deleted,
         Self::Revocation,
         Self::RevocationsVersion,
+        Self::Leased,
         Self::LetGo,
     ];
 }

@@ -229,7 +229,7 @@ pub struct LeaseRecord {
     /// Renewals so far.
     #[prost(uint64, tag = "1")]
     pub sequence: u64,
-    /// The greatest custody epoch of a leader that renewed it.
+    /// The greatest custody epoch of a leader that renewed it, of those with that founding mark.
     #[prost(uint64, tag = "2")]
     pub custody: u64,
     /// The region was taken in and hasn't come yet: its first renewal shows a secret of this hash ([`mooseng_wire::join`]). Empty: none.

@@ -59,6 +59,8 @@ pub struct VolumeChange {
     pub at_version: Option<u64>,
     /// Only if no leader of the home of a greater custody epoch has renewed its lease.
     pub custody: Option<u64>,
+    /// The volume's home asks. That it needs its lease from the next version on, should this be agreed on, it has put down.
+    pub by_home: bool,
 }
 
 type Ruled<T> = Result<T, RuleError>;
@@ -279,6 +281,11 @@ pub async fn set_volume(
         if asked < present {
             return Err(RuleError::Deposed { region: found.home, asked, present });
         }
+    }
+    // A home that needs no lease goes on as long as it doesn't hear that it does. It knows as long as nothing but this can make the next version.
+    let is_known = change.by_home && change.at_version.is_some();
+    if change.automatic == Some(true) && !found.automatic && !is_known {
+        return Err(RuleError::OnlyHome { volume: id, home: found.home });
     }
     let mut now = found.clone();
     if let Some(regions) = &change.regions {

@@ -31,11 +31,12 @@ use rand::{Rng, RngCore};
 
 use crate::errors::record_failed;
 use crate::geo::{self, ROOT_VOLUME, Whereabouts};
+use crate::ids::IdPool;
 use crate::master::{HOME_EPOCH, Master, custody_of};
 use crate::records::transact;
 use crate::sessions::recorded;
 use crate::tickets;
-use crate::{classes, house, ids, locks, quotas, reap};
+use crate::{classes, house, locks, quotas, reap};
 
 /// How long sessions that outlived a lost home are waited for: their clients ask each master of the region every second.
 const FOLLOW_WITHIN: Duration = Duration::from_secs(2);
@@ -289,8 +290,9 @@ async fn lead_home(master: &Arc<Master>, volume: VolumeId, term: u64, epoch: Epo
 
 async fn prepare(master: &Master, volume: VolumeId, term: u64, epoch: Epoch) -> Result<(), CallError> {
     may_be_made(master, volume).await?;
-    let hurries = match master.global {
-        Some(_) => {
+    let hurries = match &master.global {
+        Some(global) => {
+            geo::leased::load(master, global, volume).await?;
             geo::let_go::take_back(master, volume, true).await?;
             let hurries = geo::stand::take_over(master, volume, epoch).await?;
             geo::moving::go_on(master, volume, epoch).await?;
@@ -310,10 +312,14 @@ async fn fresh_ids(
     master: &Master,
     volume: VolumeId,
 ) -> Result<Vec<(IdKind, std::ops::Range<u64>)>, CallError> {
-    let mut fresh = Vec::new();
-    for kind in crate::ids::IdPool::default().low() {
-        let range = ids::reserve(&master.store, volume, kind, master.raft.line()).await;
-        fresh.push((kind, range.map_err(|e| record_failed(&e))?));
+    let (mut pool, mut fresh) = (IdPool::default(), Vec::new());
+    for kind in pool.low() {
+        // At the end of what a home was given a range may be a short one.
+        while pool.is_low(kind) {
+            let range = geo::stand::reserve_ids(master, volume, kind).await?;
+            pool.add(kind, range.clone());
+            fresh.push((kind, range));
+        }
     }
     Ok(fresh)
 }
@@ -332,8 +338,10 @@ async fn prepare_home(
     rand::rng().fill_bytes(&mut drawn);
     let now_ns = master.clock.unix_ns();
     let trash = trash_terms(master);
-    // One that is joined had records: where they aren't here they are lost, and an empty volume in their place would be taken for it.
-    let may_be_new = volume == ROOT_VOLUME || geo::is_new(master, volume);
+    // One that is joined had records, as has one of a later epoch, whose home before has made it: where they aren't here they are lost, and an empty volume in
+    // their place would be taken for it. What no other region is to have begins anew in any epoch: nothing is lost by it.
+    let is_first = epoch == HOME_EPOCH || geo::is_alone(master, volume);
+    let may_be_new = is_first && (volume == ROOT_VOLUME || geo::is_new(master, volume));
     let (made, founding, record) = transact(&master.store, |tx| async move {
         let made = may_be_new && format(&tx, volume, epoch, HashKey(secret), now_ns, trash).await?;
         let founding = found(&tx, Founding(drawn)).await?;
@@ -385,9 +393,14 @@ async fn reserve_ids(master: &Master, volume: VolumeId) {
         tokio::pin!(low);
         low.as_mut().enable();
         for kind in master.desk(|desk| desk.seat(volume).ids.low()) {
-            match ids::reserve(&master.store, volume, kind, master.raft.line()).await {
-                Ok(range) => master.desk(|desk| desk.seat_mut(volume).ids.add(kind, range)),
-                Err(error) => tracing::warn!(%error, "ids can't be reserved; trying on"),
+            while master.desk(|desk| desk.seat(volume).ids.is_low(kind)) {
+                match geo::stand::reserve_ids(master, volume, kind).await {
+                    Ok(range) => master.desk(|desk| desk.seat_mut(volume).ids.add(kind, range)),
+                    Err(error) => {
+                        tracing::warn!(error = %error.message, "ids can't be reserved; trying on");
+                        break;
+                    }
+                }
             }
         }
         tokio::select! {

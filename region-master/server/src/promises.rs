@@ -30,7 +30,7 @@ use tokio::time::Instant;
 use crate::desk::Desk;
 use crate::errors::refused;
 use crate::master::Master;
-use crate::{ids, quotas};
+use crate::{geo, quotas};
 
 /// Unanswered recalls are sent again so often: the connection on which they left may have broken.
 const REPEAT_EVERY: Duration = Duration::from_millis(300);
@@ -826,7 +826,7 @@ fn brings_buffered_itself(request: &FsRequest) -> bool {
 
 /// A version at which every commit that was proposed before is decided.
 async fn decided(master: &Master, volume: VolumeId) -> Option<u64> {
-    ids::reserve(&master.store, volume, IdKind::Session, master.raft.line()).await.ok()?;
+    geo::stand::reserve_ids(master, volume, IdKind::Session).await.ok()?;
     master.store.begin().read_version().await.ok().map(|version| version.0)
 }
 

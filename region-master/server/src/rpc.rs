@@ -571,13 +571,20 @@ impl Administration for Rpc {
         &self,
         request: Request<SetVolumeRequest>,
     ) -> Result<Response<SetVolumeReply>, Status> {
-        let who = self.allow(&request, &[Role::Admin])?;
+        // What only the home does administrators of any region ask for.
+        let who = match request.get_ref().automatic {
+            Some(true) => self.allow_of_cluster(&request, &[Role::Admin])?,
+            _ => self.allow(&request, &[Role::Admin])?,
+        };
         let request = request.into_inner();
         if !request.plan {
             tracing::info!(who, ?request, "a volume's settings are to change");
         }
-        let set = self.global()?.set_settings(&request, Instant::now() + AGREE_WITHIN).await;
-        set.map(Response::new).map_err(not_agreed)
+        let set = geo::leased::set(&self.0, self.global()?, &request, Instant::now() + AGREE_WITHIN).await;
+        set.map(Response::new).map_err(|error| match error.code() {
+            ErrorCode::NotHome => tree::refusal(error),
+            _ => not_agreed(error),
+        })
     }
 
     async fn move_home(&self, request: Request<MoveHomeRequest>) -> Result<Response<MoveHomeReply>, Status> {

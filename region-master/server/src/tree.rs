@@ -87,7 +87,7 @@ pub async fn asked(master: &Master, number: u32, deadline: Instant) -> Result<As
     Ok(Asked::about(master, volume).await)
 }
 
-fn refusal(error: CallError) -> Status {
+pub(crate) fn refusal(error: CallError) -> Status {
     let code = match error.code() {
         ErrorCode::NoVolume => Code::NotFound,
         ErrorCode::NotHome => Code::FailedPrecondition,

@@ -35,13 +35,14 @@ use common::regions::{Regions, identity_of};
 use common::{Client, until};
 use mooseng_master::geo::{ROOT_VOLUME, losses, verify};
 use mooseng_master::master::Master;
-use mooseng_schema::Record;
 use mooseng_schema::chunk::{self, ChunkRecord, ChunkUse};
 use mooseng_schema::extent::{self, ExtentRecord};
+use mooseng_schema::ids::{self, IdKind, IdsUptoRecord};
 use mooseng_schema::location::{self, LocationRecord};
 use mooseng_schema::log::{self, LogPosition, ReplicaRecord};
 use mooseng_schema::loss::LossRecord;
-use mooseng_store::{Store, StoreError, Transaction};
+use mooseng_schema::{Record, number};
+use mooseng_store::{Read, Store, StoreError, Transaction};
 use mooseng_transport::{CallFailure, PlainNetwork};
 use mooseng_wire::admin::{ChunkReport, HeartbeatRequest, LogPlace, ShowSalvageRequest};
 use mooseng_wire::call::ErrorCode;
@@ -51,7 +52,7 @@ use mooseng_wire::fs::{Caller, FsRequest, Lookup, Mkdir, Rename, Rmdir};
 use mooseng_wire::geo::{Home, NearRead, NearReply, Place};
 use mooseng_wire::method::Method;
 use mooseng_wire::session::{OpenSession, Request, Response, SessionOpened};
-use mooseng_wire::{ChunkId, Epoch, InodeId, Role};
+use mooseng_wire::{ChunkId, Epoch, InodeId, LOCAL_ID_BITS, Role};
 use prost::Message;
 
 const WITHIN: Duration = Duration::from_secs(5);
@@ -272,6 +273,41 @@ async fn serves_as_home(regions: &Regions, region: &str, epoch: u64) {
         })
     })
     .await;
+}
+
+/// The home gave ids beyond those of its epoch, which the next home gave again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_home_that_has_given_all_ids_of_its_epoch_is_given_more() {
+    let mut regions = Regions::start(&[("a", 1), ("b", 1), ("w", 1)]).await;
+    serves_as_home(&regions, "a", 1).await;
+    giving_up::by_command_only(&regions).await;
+    let mut used_up = 0;
+    let home = serving(&regions, "a").unwrap().clone();
+    let tx = home.store.begin();
+    for kind in [IdKind::Inode, IdKind::Chunk, IdKind::Session] {
+        let next = tx.get(&ids::key(kind, ROOT_VOLUME), Read::Conflicting).await.unwrap();
+        let end = number::decode(next.as_ref()).unwrap();
+        let upto = ids::upto_key(kind, ROOT_VOLUME);
+        let known =
+            IdsUptoRecord::from_value(&tx.get(&upto, Read::Conflicting).await.unwrap().unwrap()).unwrap();
+        assert_eq!((known.epoch, known.end), (1, known.end.max(end)));
+        used_up = known.end.max(used_up);
+        // A few are left.
+        tx.set(&upto, &IdsUptoRecord { epoch: 1, end: end + 10 }.to_value());
+    }
+    tx.commit().await.unwrap();
+    let a = regions.of("a")[0];
+    regions.kill(a).await;
+    regions.run(a).await;
+    serves_as_home(&regions, "a", 1).await;
+    let (old, there) = (client(&regions, "a", "a"), client(&regions, "b", "b"));
+    let mut locals = Vec::new();
+    for n in 0..12 {
+        let name = format!("d{n}");
+        let at = change(&old, mkdir(&name)).await;
+        locals.push(InodeId(near(&there, &name, &at).await.unwrap()).0 & ((1 << LOCAL_ID_BITS) - 1));
+    }
+    assert!(locals[9] < used_up && locals[10] >= used_up, "{locals:?}, {used_up}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -296,10 +296,10 @@ async fn a_volume_is_agreed_on_and_let_go_of_through_any_master() {
 }
 
 /// In whichever epoch the volume is: a region that was lost may have been its home, and another one takes over meanwhile.
-async fn set_automatic(regions: &Regions, i: usize, automatic: bool) {
+async fn set_blocks_alone(regions: &Regions, i: usize, blocks_alone: bool) {
     until("a change is agreed on", async || {
         let epoch = regions.global(i).view().volumes[&ROOT].epoch.0;
-        let set = SetVolume { volume: 0, epoch, automatic: Some(automatic), ..SetVolume::default() };
+        let set = SetVolume { volume: 0, epoch, blocks_alone: Some(blocks_alone), ..SetVolume::default() };
         match regions.global(i).change(Change::SetVolume(set), Instant::now() + WITHIN).await {
             Ok(_) => true,
             Err(error) => {
@@ -330,7 +330,7 @@ async fn a_region_may_be_lost_and_two_may_not() {
     };
     until("the loss is found", down).await;
     for i in regions.up() {
-        set_automatic(&regions, i, i == next).await;
+        set_blocks_alone(&regions, i, i == next).await;
     }
     regions.agreed().await;
     regions.kill(next).await;
@@ -345,9 +345,9 @@ async fn a_region_may_be_lost_and_two_may_not() {
     // They come back with what they had, and go on.
     regions.run(lost).await;
     regions.leader().await;
-    set_automatic(&regions, left, false).await;
+    set_blocks_alone(&regions, left, false).await;
     regions.run(next).await;
-    assert!(!regions.agreed().await.volumes[&ROOT].automatic);
+    assert!(!regions.agreed().await.volumes[&ROOT].blocks_alone);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -12,14 +12,14 @@ use mooseng_wire::admin::{
     CrossingRequest, DeleteClassReply, DeleteClassRequest, ListClassesReply, ListClassesRequest,
     ListQuotasReply, ListQuotasRequest, ListTrashReply, ListTrashRequest, PurgeTrashReply, PurgeTrashRequest,
     Quota, QuotaTarget, RestoreTrashReply, RestoreTrashRequest, SetClassRequest, SetQuotaRequest,
-    StorageClass, TrashRetentionReply, TrashRetentionRequest,
+    SetVolumeReply, SetVolumeRequest, StorageClass, TrashRetentionReply, TrashRetentionRequest,
 };
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
 
-use super::{Led, leader_of};
+use super::{AGREE_WAIT, Led, leader_of};
 use crate::config::ClientFile;
-use crate::exit::Failure;
+use crate::exit::{Failure, Kind};
 
 /// How long a look at the trash or a change of it may take: a session that is gone delays a restoration by its lease.
 const TRASH_WAIT: Duration = Duration::from_secs(30);
@@ -49,6 +49,24 @@ where
     Err(Failure::unavailable(
         "The home of the volume is just moving: each region that was asked named another one. Nothing was done; try again.",
     ))
+}
+
+/// Changes a volume's settings.
+pub(super) async fn set_volume(
+    file: &ClientFile,
+    request: SetVolumeRequest,
+) -> Result<SetVolumeReply, Failure> {
+    let set = at_home(file, AGREE_WAIT, |mut client| {
+        let request = grpc_request(request.clone(), AGREE_WAIT);
+        async move { client.set_volume(request).await }
+    });
+    set.await.map_err(|failure| match failure.kind() {
+        Kind::Unavailable => Failure::unavailable(format!(
+            "{failure} Only the home makes a volume fail over by itself: where its region is lost, `mooseng volume move-home {} --to REGION --force --plan` says what giving it up would mean.",
+            request.volume
+        )),
+        _ => failure,
+    })
 }
 
 /// How far a path leads within a volume. A master of an earlier release knows of the root volume alone, and doesn't take what is about another one for

@@ -40,6 +40,15 @@ pub async fn allocate<T: Transaction>(view: &View<'_, T>, inode: InodeId) -> Res
         epoch: view.ctx.epoch.0,
         partial: None,
     };
+    // The same again, as after an unknown outcome, does no harm; another chunk's record names bytes that are on disk.
+    if view
+        .tx
+        .get(&chunk::key(chunk), Read::Conflicting)
+        .await?
+        .is_some_and(|known| known != record.to_value())
+    {
+        return Err(OpError::ChunkExists(chunk));
+    }
     view.tx.set(&chunk::key(chunk), &record.to_value());
     view.tx.set(&location::key(chunk), &location.to_value());
     Ok(Allocated { place: Some(place_of(chunk, &record, &location)), length_max: CHUNK_BYTES_MAX })

@@ -2,8 +2,10 @@
 
 use std::sync::atomic::Ordering;
 
-use mooseng_namespace::{DriverError, driver, sessions, upkeep};
-use mooseng_schema::ids::IdKind;
+use mooseng_namespace::OpError::ChunkExists;
+use mooseng_namespace::{DriverError, OpError, driver, sessions, upkeep};
+use mooseng_schema::Record;
+use mooseng_schema::ids::{self, IdKind, IdsUptoRecord};
 use mooseng_store::{Store, StoreError, Transaction};
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
@@ -166,6 +168,55 @@ async fn id_ranges_never_overlap() {
             assert!(seen.insert(id), "{id} was given twice");
         }
     }
+}
+
+/// What is beyond is another home's to give.
+#[tokio::test]
+async fn ids_end_where_those_of_the_epoch_end() {
+    let volume = Volume::with_faults(6, 0.2).await;
+    let reserve = async || {
+        let reserving = volume
+            .driver
+            .transact(deadline(), |tx| Box::pin(upkeep::reserve_ids(tx, IdKind::Inode, VolumeId(0), 3_000)));
+        reserving.await.map(|(range, _)| range)
+    };
+    let give = async |end: u64| {
+        let giving = volume.driver.transact(deadline(), |tx| {
+            let upto = IdsUptoRecord { epoch: 1, end };
+            tx.set(&ids::upto_key(IdKind::Inode, VolumeId(0)), &upto.to_value());
+            Box::pin(async { Ok(()) })
+        });
+        giving.await.unwrap();
+    };
+    let until_used_up = async || {
+        let mut given = 0;
+        loop {
+            match reserve().await {
+                Ok(range) => given = range.end,
+                Err(error) => return (given, error),
+            }
+        }
+    };
+    for end in [8_192, 20_000] {
+        give(end).await;
+        assert_eq!(until_used_up().await, (end, DriverError::Op(OpError::IdsUsedUp(end))));
+    }
+}
+
+#[tokio::test]
+async fn a_chunk_isnt_allocated_in_anothers_place() {
+    let volume = Volume::new().await;
+    let client = volume.client(1).await;
+    let inode = client.create(ROOT, "f").await;
+    let request = request(&root(), Op::AllocateChunk(AllocateChunk { inode, exclude: vec![] }));
+    let first = volume.context(&request);
+    let run = async |number, ctx| volume.driver.run(client.call_of(number), ctx, &request, deadline()).await;
+    run(10, &first).await.unwrap();
+    // Another home was given the same ids.
+    let second = mooseng_namespace::OpContext { ids: first.ids, ..volume.context(&request) };
+    let taken = ChunkExists(first.ids.chunk.unwrap());
+    assert_eq!(run(11, &second).await.unwrap_err(), DriverError::Op(taken));
+    volume.check();
 }
 
 #[tokio::test]

@@ -58,6 +58,47 @@ async fn a_replica_that_was_made_anew_is_counted_on_no_more() {
     assert_eq!(seen(&store).await, now);
 }
 
+/// Its terms begin anew: the sync set of a volume that moves there later couldn't be changed ever again.
+#[tokio::test]
+async fn a_region_that_was_made_anew_changes_the_sync_set_of_a_volume_that_comes_to_it() {
+    let store = synced().await;
+    let set = async |epoch: u64, custody: u64, of: &[&str]| {
+        let sync_set = Some(names(of));
+        let change = &VolumeChange { sync_set, custody: Some(custody), ..VolumeChange::default() };
+        ruled!(&store, tx, set_volume(&tx, ROOT, Epoch(epoch), change))
+    };
+    ruled!(&store, tx, renew(&tx, "b", &[], 9, &[2; 16])).unwrap();
+    assert!(ruled!(&store, tx, renew(&tx, "b", &[], 2, &[9; 16])).unwrap().anew);
+    let version = set(1, 0, &["a", "b"]).await.unwrap();
+    let cut = mooseng_schema::log::LogPosition::new(Epoch(1), 7);
+    ruled!(&store, tx, move_home(&tx, ROOT, Epoch(1), ("a", "b"), cut, version)).unwrap();
+    set(2, 2, &["b"]).await.unwrap();
+    // Of one founding a later leader counts as ever.
+    ruled!(&store, tx, renew(&tx, "b", &[], 4, &[9; 16])).unwrap();
+    ruled!(&store, tx, renew(&tx, "b", &[], 3, &[9; 16])).unwrap();
+    let late = set(2, 3, &["a", "b"]).await;
+    assert_eq!(late, Err(RuleError::Deposed { region: "b".into(), asked: 3, present: 4 }));
+    set(2, 4, &["a", "b"]).await.unwrap();
+}
+
+/// What its leader had proposed before it lost its disks is of an epoch that is over.
+#[tokio::test]
+async fn what_a_home_had_proposed_before_it_was_made_anew_is_refused() {
+    let store = synced().await;
+    ruled!(&store, tx, renew(&tx, "a", &[], 9, &[1; 16])).unwrap();
+    ruled!(&store, tx, close_epoch(&tx, ROOT, Epoch(1), None)).unwrap();
+    let cut = mooseng_schema::log::LogPosition::new(Epoch(1), 7);
+    ruled!(&store, tx, open_epoch(&tx, ROOT, Epoch(1), "b", Some(cut))).unwrap();
+    assert!(ruled!(&store, tx, renew(&tx, "a", &[], 2, &[9; 16])).unwrap().anew);
+    let version = seen(&store).await.version;
+    let both = &VolumeChange { sync_set: Some(names(&["a", "b"])), ..VolumeChange::default() };
+    let version = ruled!(&store, tx, set_volume(&tx, ROOT, Epoch(2), both)).unwrap().max(version);
+    ruled!(&store, tx, move_home(&tx, ROOT, Epoch(2), ("b", "a"), cut, version)).unwrap();
+    let late = VolumeChange { sync_set: Some(names(&["a"])), custody: Some(9), ..VolumeChange::default() };
+    let late = ruled!(&store, tx, set_volume(&tx, ROOT, Epoch(1), &late));
+    assert!(matches!(late, Err(RuleError::OtherEpoch { .. })), "{late:?}");
+}
+
 #[tokio::test]
 async fn what_no_other_region_has_keeps_nobody_from_beginning_anew() {
     let store = synced().await;

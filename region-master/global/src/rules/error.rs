@@ -63,6 +63,19 @@ pub enum RuleError {
         /// Who asked.
         asked: String,
     },
+    /// The home must have put down that it needs a lease.
+    #[error(
+        "volume {volume} is made to fail over by itself by its home alone, the region {home}: as long as that doesn't know of it, it goes on without a lease, and another region would be the home beside it. The masters of {home} do it where they are asked; where they can't be reached, give the home up for another region first (`mooseng volume move-home {volume} --to REGION --force`)"
+    )]
+    OnlyHome {
+        /// The volume.
+        volume: VolumeId,
+        /// Its home.
+        home: String,
+    },
+    /// The home needs no lease by now, whatever that was judged to be.
+    #[error("volume {0} fails over by command only")]
+    ByCommand(VolumeId),
     /// The lease was renewed since it was judged.
     #[error("the region {0} has renewed its lease meanwhile")]
     Renewed(String),

@@ -12,8 +12,8 @@ use crate::key;
 use crate::record::{LeaseRecord, RegionRecord};
 use crate::view::{Durability, Volume};
 
-/// Closes a volume's epoch: from then on nothing of it is taken that isn't known yet. With `judged`, only if the home's lease hasn't been renewed since
-/// that renewal, from which it ran out.
+/// Closes a volume's epoch: from then on nothing of it is taken that isn't known yet. With `judged`, only if the home needs its lease, and hasn't renewed it
+/// since that renewal, from which it ran out.
 pub async fn close_epoch(
     tx: &impl Transaction,
     id: VolumeId,
@@ -25,6 +25,9 @@ pub async fn close_epoch(
         return version(tx, Read::Conflicting).await;
     }
     if let Some(judged) = judged {
+        if !found.automatic {
+            return Err(RuleError::ByCommand(id));
+        }
         let lease: LeaseRecord =
             get(tx, &key::lease(&found.home), Read::Conflicting).await?.unwrap_or_default();
         if lease.sequence != judged {

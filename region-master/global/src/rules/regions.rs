@@ -162,7 +162,10 @@ pub async fn renew(
         anew::count_on_no_more(tx, name).await?;
     }
     let founding = if founding.is_empty() { lease.founding } else { founding.to_vec() };
-    let renewed = LeaseRecord { sequence, custody: custody.max(lease.custody), join: Vec::new(), founding };
+    // Masters that were made anew count their terms from the beginning: below those of before nothing that they propose would be taken. What those may still have
+    // under way is of an epoch that is over, for the region is nobody's home by now.
+    let custody = if anew { custody } else { custody.max(lease.custody) };
+    let renewed = LeaseRecord { sequence, custody, join: Vec::new(), founding };
     tx.set(&key::lease(name), &renewed.to_value());
     // Read for the conflict, too: a change that commits before this renewal is one that its holder must know of.
     let mut version = version(tx, Read::Conflicting).await?;

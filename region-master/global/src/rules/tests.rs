@@ -310,6 +310,39 @@ async fn a_volume_that_is_made_geo_again_begins_with_its_home_alone() {
     assert_eq!(seen(&store).await.volumes[&ROOT].sync_set, names(&["a"]));
 }
 
+/// A home that isn't reached, or whose next leader knows only of what was agreed on before, goes on without a lease; and another region would be the home beside it.
+#[tokio::test]
+async fn a_volume_fails_over_by_itself_only_once_its_home_knows_that_it_needs_a_lease() {
+    let store = founded().await;
+    let automatic = |on, by_home, at_version| VolumeChange {
+        automatic: Some(on),
+        by_home,
+        at_version,
+        ..VolumeChange::default()
+    };
+    let set = async |change: VolumeChange| {
+        let change = &change;
+        ruled!(&store, tx, set_volume(&tx, ROOT, Epoch(1), change))
+    };
+    // It does so already: nothing is to be known.
+    let before = seen(&store).await.version;
+    assert_eq!(set(automatic(true, false, None)).await, Ok(before));
+    // That it needs none any more anybody may decide.
+    let version = set(automatic(false, false, None)).await.unwrap();
+    // What was judged before is of no account then.
+    let late = ruled!(&store, tx, close_epoch(&tx, ROOT, Epoch(1), Some(0)));
+    assert_eq!(late, Err(RuleError::ByCommand(ROOT)));
+    let only_home = RuleError::OnlyHome { volume: ROOT, home: "a".into() };
+    assert!(only_home.to_string().contains("mooseng volume move-home 0 --to REGION --force"));
+    for (by_home, at_version) in [(false, None), (false, Some(version)), (true, None)] {
+        assert_eq!(set(automatic(true, by_home, at_version)).await, Err(only_home.clone()));
+    }
+    let late = set(automatic(true, true, Some(version - 1))).await;
+    assert_eq!(late, Err(RuleError::Overtaken { asked: version - 1, present: version }));
+    assert_eq!(set(automatic(true, true, Some(version))).await, Ok(version + 1));
+    ruled!(&store, tx, close_epoch(&tx, ROOT, Epoch(1), Some(0))).unwrap();
+}
+
 #[tokio::test]
 async fn what_a_volume_cant_be_is_refused() {
     let store = founded().await;

@@ -13,7 +13,7 @@
 //! - [`stand`]: how the region stands when the volume's home is lost; a home that begins, one that ends, one that comes back.
 //! - [`joins`]: volumes that are made and deleted. [`let_go`], [`may_go`]: regions that are taken out of a volume.
 //! - [`classes`]: volumes' copies of the storage classes of the cluster; [`class_commands`]: what administrators ask of those.
-//! - [`moving`]: planned moves of the home.
+//! - [`moving`]: planned moves of the home. [`leased`]: a home that is to need its region's lease.
 //! - [`seat`]: what is kept in memory of one volume.
 //! - [`losses`]: account of what failovers lost, and of what is put aside here.
 //! - [`verify`]: home and replica compared by hashes, and [`verify_data`] the bytes of their chunks.
@@ -53,6 +53,7 @@ pub mod deleted;
 mod fetch;
 mod giving_up;
 pub mod joins;
+pub mod leased;
 pub mod let_go;
 pub mod losses;
 pub mod may_go;
@@ -336,6 +337,14 @@ async fn agreed(master: &Master, version: u64, deadline: Instant) -> Option<Arc<
 pub fn is_new(master: &Master, volume: VolumeId) -> bool {
     let stage = |view: Arc<View>| Some(view.volumes.get(&volume)?.join.as_ref()?.stage);
     master.geo.view().and_then(stage) == Some(Stage::Made)
+}
+
+/// Whether this region alone has a volume, as the regions have agreed.
+pub fn is_alone(master: &Master, volume: VolumeId) -> bool {
+    let ours = |view: Arc<View>| {
+        view.volumes.get(&volume).is_some_and(|v| v.regions.iter().eq([&master.config.region]))
+    };
+    master.geo.view().is_some_and(ours)
 }
 
 /// How far the regions are that have the volume and aren't its home, as far as this master knows.

@@ -76,8 +76,9 @@ pub(super) struct Seat {
     pub pushing: Mutex<push::Pushing>,
     /// Changes with what regions acknowledge.
     pub acknowledged: watch::Sender<u64>,
-    /// Of a home: regions that are to be in the sync set. They are waited for like its members.
-    pub joining: Mutex<BTreeSet<String>>,
+    /// Of a home: regions that are to be in the sync set. They are waited for like its members. None while what an earlier account of the set proposed may still be
+    /// agreed on: all regions that have the volume are waited for then.
+    pub joining: Mutex<Option<BTreeSet<String>>>,
     /// Of a replica: what readers of this region are promised.
     pub near: NearPromises,
     /// Of a replica: up to where the sync set has everything, as its home has told.
@@ -122,7 +123,7 @@ impl Seat {
         lock(&self.shipped).clear();
         *lock(&self.replica) = Replica::default();
         *lock(&self.log) = None;
-        lock(&self.joining).clear();
+        *lock(&self.joining) = None;
         *lock(&self.pushing) = push::Pushing::default();
         *lock(&self.needs) = None;
         *lock(&self.told_synced) = LogPosition::default();

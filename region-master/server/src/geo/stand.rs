@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use mooseng_embedded::Seal;
 use mooseng_global::failover::Standing;
+use mooseng_namespace::OpError;
 use mooseng_ports::plant::{self, Plant};
 use mooseng_replica::{ReplicaError, apply, logged_ranges, turn};
 use mooseng_schema::ids::{self as id_records, IdKind, IdsUptoRecord};
@@ -27,18 +28,21 @@ use mooseng_wire::{Epoch, VolumeId};
 use tokio::time::Instant;
 
 use super::receive::{Change, change};
-use super::{failed, losses, pause, receive};
+use super::{Whereabouts, failed, losses, pause, place_of, receive};
+use crate::errors::record_failed;
+use crate::ids;
 use crate::master::Master;
+use crate::records::RecordFailure;
 
 /// After a failure.
 const AGAIN: Duration = Duration::from_millis(200);
 /// Tries of one transaction.
 const TRIES: u32 = 20;
-/// Ids that a home is given for an epoch: 65,536 homes use them up.
+/// Ids that a home is given at a time for its epoch: 65,536 homes use them up.
 const IDS: u64 = 1 << 32;
 /// How long the global group may take to give them.
 const IDS_WITHIN: Duration = Duration::from_secs(10);
-/// How often a replica says how far it is.
+/// How often a region says how far it is.
 const SAY_EVERY: Duration = Duration::from_millis(500);
 
 /// As long as it lives, nothing but the volume's log changes the volume's records here: what was under way while this region was the home, be it a session's,
@@ -104,21 +108,23 @@ pub async fn refuse_when_closed(master: &Arc<Master>, volume: VolumeId) {
     }
 }
 
-/// The home's epoch is closed: it says how far its log is, from which it takes nothing back and to which nothing is added that is acknowledged.
+/// The home's epoch is closed: it says how far its log is, from which it takes nothing back and to which nothing is added that is acknowledged. It says so
+/// again and again: this master forgets it while the region's lease of leadership lapses, and who leads the global group next hasn't heard it.
 pub async fn close(master: &Master, volume: VolumeId, epoch: Epoch) {
     let Some(global) = &master.global else { return std::future::pending().await };
-    loop {
+    let at = loop {
         match commit(master, Turn::Close(volume, epoch)).await {
-            Ok(Turned::At(at)) => {
-                global.stands_here(volume, Standing { refuses: epoch, complete: at, newest: at });
-                return std::future::pending().await;
-            }
+            Ok(Turned::At(at)) => break at,
             Ok(Turned::Done(_)) => {}
             // No other region ever had it.
             Err(ReplicaError::NotLogged) => return std::future::pending().await,
             Err(error) => tracing::info!(%error, "the closed epoch can't be ended here yet; trying on"),
         }
         tokio::time::sleep(pause(AGAIN)).await;
+    };
+    loop {
+        global.stands_here(volume, Standing { refuses: epoch, complete: at, newest: at });
+        tokio::time::sleep(SAY_EVERY).await;
     }
 }
 
@@ -321,7 +327,8 @@ async fn put_own_aside(
 /// Ids of a kind under a new epoch are beyond all that any home before can have given.
 async fn take_ids(master: &Master, volume: VolumeId, kind: IdKind, epoch: Epoch) -> Result<(), CallError> {
     let Some(global) = &master.global else { return Ok(()) };
-    let (upto, next) = ids_of(master, volume, kind).await.map_err(|e| failed(master, &e))?;
+    let read = ids_of(&master.store.begin(), volume, kind, Read::Snapshot).await;
+    let (upto, next) = read.map_err(|e| failed(master, &e))?;
     if upto.is_some_and(|upto| upto.epoch == epoch.0) {
         return Ok(());
     }
@@ -331,14 +338,41 @@ async fn take_ids(master: &Master, volume: VolumeId, kind: IdKind, epoch: Epoch)
     Ok(())
 }
 
+/// Reserves ids of a volume. A home that has given all that it was given for its epoch is given more.
+pub async fn reserve_ids(master: &Master, volume: VolumeId, kind: IdKind) -> Result<Range<u64>, CallError> {
+    let line = master.raft.line();
+    let reserved = match ids::reserve(&master.store, volume, kind, line).await {
+        Err(RecordFailure(OpError::IdsUsedUp(end))) => {
+            let (Some(global), Whereabouts::Here(epoch)) = (&master.global, place_of(master, volume)) else {
+                return Err(record_failed(&RecordFailure(OpError::IdsUsedUp(end))));
+            };
+            let least = end.max(ids::least(line));
+            let range =
+                global.next_ids(kind, volume, epoch, (IDS, least), Instant::now() + IDS_WITHIN).await?;
+            tracing::info!(volume = volume.0, ?kind, ?range, "the home is given more ids");
+            let more = Turn::MoreIds(volume, kind, end, epoch, range);
+            commit(master, more).await.map_err(|e| failed(master, &e))?;
+            ids::reserve(&master.store, volume, kind, line).await
+        }
+        reserved => reserved,
+    };
+    reserved.map_err(|e| record_failed(&e))
+}
+
+fn give(tx: &impl Transaction, volume: VolumeId, kind: IdKind, epoch: Epoch, range: &Range<u64>) {
+    tx.set(&id_records::key(kind, volume), &number::encode(range.start));
+    let upto = IdsUptoRecord { epoch: epoch.0, end: range.end };
+    tx.set(&id_records::upto_key(kind, volume), &upto.to_value());
+}
+
 async fn ids_of(
-    master: &Master,
+    tx: &impl Transaction,
     volume: VolumeId,
     kind: IdKind,
+    read: Read,
 ) -> Result<(Option<IdsUptoRecord>, u64), ReplicaError> {
-    let tx = master.store.begin();
-    let upto = tx.get(&id_records::upto_key(kind, volume), Read::Snapshot).await?;
-    let next = tx.get(&id_records::key(kind, volume), Read::Snapshot).await?;
+    let upto = tx.get(&id_records::upto_key(kind, volume), read).await?;
+    let next = tx.get(&id_records::key(kind, volume), read).await?;
     let upto = upto.map(|value| IdsUptoRecord::from_value(&value)).transpose()?;
     Ok((upto, number::decode(next.as_ref())?.max(1)))
 }
@@ -353,6 +387,8 @@ enum Turn<'a> {
     EndUndo(VolumeId),
     Salvage(VolumeId, LogPosition),
     Ids(VolumeId, IdKind, Epoch, Range<u64>),
+    /// Where those up to that one are still all that there are.
+    MoreIds(VolumeId, IdKind, u64, Epoch, Range<u64>),
 }
 
 enum Turned {
@@ -371,10 +407,16 @@ impl Turn<'_> {
             Self::Undo(volume, cut) => Turned::Done(turn::undo(tx, *volume, *cut).await?),
             Self::EndUndo(volume) => Turned::Done(turn::end_undo(tx, *volume).await?),
             Self::Salvage(volume, common) => Turned::Done(turn::salvage(tx, *volume, *common).await?),
+            Self::MoreIds(volume, kind, used_up, epoch, range) => {
+                let (upto, _) = ids_of(tx, *volume, *kind, Read::Conflicting).await?;
+                let is_so = upto == Some(IdsUptoRecord { epoch: epoch.0, end: *used_up });
+                if is_so {
+                    give(tx, *volume, *kind, *epoch, range);
+                }
+                Turned::Done(is_so)
+            }
             Self::Ids(volume, kind, epoch, range) => {
-                tx.set(&id_records::key(*kind, *volume), &number::encode(range.start));
-                let upto = IdsUptoRecord { epoch: epoch.0, end: range.end };
-                tx.set(&id_records::upto_key(*kind, *volume), &upto.to_value());
+                give(tx, *volume, *kind, *epoch, range);
                 Turned::Done(true)
             }
         })

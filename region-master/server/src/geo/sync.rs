@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use mooseng_global::{Durability, View, Volume};
 use mooseng_ports::plant::{self, Plant};
-use mooseng_region::sync_set::{Facts, Seen, SyncSet};
+use mooseng_region::sync_set::{self, Facts, Seen, SyncSet};
 use mooseng_replica::Entry;
 use mooseng_schema::log::LogPosition;
 use mooseng_store::Store;
@@ -17,7 +17,7 @@ use mooseng_transport::call_error;
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::fact::Fact;
 use mooseng_wire::global::change::Change as Asked;
-use mooseng_wire::global::{Regions, SetVolume};
+use mooseng_wire::global::{Regions, SetVolume, StayHome};
 use mooseng_wire::{Epoch, SessionId, VolumeId};
 use tokio::time::Instant;
 
@@ -61,8 +61,7 @@ pub fn synced(master: &Master, volume: VolumeId) -> Option<LogPosition> {
     }
     let seat = master.geo.seat(volume);
     let joining = lock(&seat.joining);
-    let members: BTreeSet<&String> =
-        known.sync_set.iter().chain(joining.iter()).filter(|region| *region != ours).collect();
+    let members = sync_set::waited_for(ours, &known.sync_set, joining.as_ref(), &known.regions);
     if members.is_empty() {
         return known.blocks_alone.then(LogPosition::default);
     }
@@ -247,7 +246,10 @@ fn late(master: &Master, volume: VolumeId, at: LogPosition) -> CallError {
         .filter(|region| shipped.get(*region).is_none_or(|known| known.complete < Some(at)))
         .map(String::as_str)
         .collect();
+    let is_known = lock(&master.geo.seat(volume).joining).is_some();
     let message = match missing.as_slice() {
+        [] if !is_known => "the regions haven't agreed yet that the volume's home, which has just begun, goes on with the sync set that there is"
+            .to_owned(),
         [] => "the volume's home is alone in its sync set, and the volume is set to wait for another region"
             .to_owned(),
         missing => {
@@ -258,13 +260,34 @@ fn late(master: &Master, volume: VolumeId, at: LogPosition) -> CallError {
 }
 
 /// Keeps a home's sync set: who stalls leaves it, and who has caught up comes into it.
+///
+/// What was proposed before this began - by an earlier leader, or by this one before a move of the home that came to nothing - may be agreed on still, with members
+/// that nobody waits for by now. So all regions are waited for until the version of what is agreed on was counted up, after which none of it is taken.
 pub(super) async fn keep(master: &Arc<Master>, volume: VolumeId, custody: u64, epoch: Epoch) {
     let mut decider = SyncSet::<LogPosition>::default();
     let mut acknowledged = master.geo.seat(volume).acknowledged.subscribe();
     let mut refused = String::new();
+    let mut is_known = false;
     loop {
         acknowledged.borrow_and_update();
         let view = master.geo.view();
+        let is_geo = |view: &View| {
+            geo_volume(Some(view), volume).is_some_and(|known| known.epoch == epoch && known.open)
+        };
+        if !is_known && view.as_deref().is_some_and(is_geo) {
+            match count_up(master, volume, epoch).await {
+                Ok(()) => {
+                    is_known = true;
+                    lock(&master.geo.seat(volume).joining).get_or_insert_default();
+                    master.geo.seat(volume).acknowledged.send_modify(|count| *count += 1);
+                }
+                Err(error) => {
+                    tracing::info!(error = %error.message, "the volume's sync set can't be kept yet; trying on");
+                    tokio::time::sleep(pause(AGAIN)).await;
+                }
+            }
+            continue;
+        }
         let known = geo_volume(view.as_deref(), volume).filter(|known| known.epoch == epoch && known.open);
         if let (Some(view), Some(known)) = (&view, known) {
             look(master, volume, master.geo.newest(volume));
@@ -278,7 +301,7 @@ pub(super) async fn keep(master: &Arc<Master>, volume: VolumeId, custody: u64, e
             };
             let proposed = decider.step(master.clock.boot(), &facts);
             // Waited for from now on, before anything else is answered.
-            *lock(&master.geo.seat(volume).joining) = decider.joining().map(str::to_owned).collect();
+            *lock(&master.geo.seat(volume).joining) = Some(decider.joining().map(str::to_owned).collect());
             if let Some(proposed) = proposed {
                 let (from, to) = (known.sync_set.clone(), proposed.clone());
                 match propose(master, volume, (custody, epoch), view.version, proposed).await {
@@ -297,12 +320,22 @@ pub(super) async fn keep(master: &Arc<Master>, volume: VolumeId, custody: u64, e
                 continue;
             }
         } else {
-            decider = SyncSet::default();
-            lock(&master.geo.seat(volume).joining).clear();
+            (decider, is_known) = (SyncSet::default(), false);
+            *lock(&master.geo.seat(volume).joining) = None;
             look(master, volume, master.geo.newest(volume));
         }
         let _ = tokio::time::timeout(LOOK_EVERY, acknowledged.changed()).await;
     }
+}
+
+/// Counts the version up, and hears of it: whatever was proposed before at an earlier one, and isn't known to be agreed on, never is.
+async fn count_up(master: &Master, volume: VolumeId, epoch: Epoch) -> Result<(), CallError> {
+    let Some(global) = &master.global else { return Ok(()) };
+    let deadline = Instant::now() + CHANGE_WITHIN;
+    let stay = StayHome { volume: volume.0.into(), epoch: epoch.0 };
+    let changed = global.change(Asked::StayHome(stay), deadline).await?;
+    let late = || call_error(ErrorCode::Unavailable, "this master hasn't heard yet of what it has asked for");
+    super::agreed(master, changed.version, deadline).await.map(drop).ok_or_else(late)
 }
 
 fn seen(master: &Master, volume: VolumeId, known: &Volume) -> BTreeMap<String, Seen<LogPosition>> {

@@ -36,7 +36,7 @@ use std::time::Duration;
 use mooseng_embedded::{Base, CommitBatch, Embedded, Options};
 use mooseng_global::failover::Standing;
 use mooseng_global::lease::{Appended, Holder, Receipts};
-use mooseng_global::{View, rules, voters};
+use mooseng_global::{View, Volume, rules, voters};
 use mooseng_ports::clock::{BootTime, Clock};
 use mooseng_ports::disk::Disk;
 use mooseng_ports::plant::{self, Plant};
@@ -97,6 +97,8 @@ pub struct Global {
     /// When renewals came into this member's log.
     appended: Arc<Mutex<Appended>>,
     holder: Mutex<Holder>,
+    /// Volumes whose home here needs its lease as long as no later version is known ([`mooseng_schema::leased`]).
+    leased: Mutex<BTreeMap<VolumeId, u64>>,
     links: Mutex<BTreeMap<String, Link>>,
     /// How this region stands with its copies of volumes, as long as this master leads it; none where it can't take a volume over any more.
     standings: Mutex<BTreeMap<VolumeId, Option<Standing>>>,
@@ -146,6 +148,7 @@ impl Global {
             receipts: Mutex::default(),
             appended: appended.clone(),
             holder: Mutex::default(),
+            leased: Mutex::default(),
             links: Mutex::default(),
             standings: Mutex::default(),
             stood: Notify::new(),
@@ -212,13 +215,26 @@ impl Global {
         self.supports_view(&view).ok()?;
         // Of the same view: one that is older than the lease's says nothing.
         let held = || lock(&self.holder).is_valid(self.clock.boot(), view.version);
-        (!known.automatic || held() || plant::is(Plant::RegionLeaseUnchecked)).then_some(known.epoch)
+        (!self.needs_lease(&view, volume, known) || held() || plant::is(Plant::RegionLeaseUnchecked))
+            .then_some(known.epoch)
+    }
+
+    /// Whether a home goes on under its region's lease only: another region takes over by itself without it, or may, as far as is known here.
+    fn needs_lease(&self, view: &View, volume: VolumeId, known: &Volume) -> bool {
+        known.automatic || lock(&self.leased).get(&volume).is_some_and(|asked| view.version <= *asked)
+    }
+
+    /// This region has put down that it needs its lease as the volume's home, as long as it knows of no later version.
+    pub fn lease_is_needed(&self, volume: VolumeId, asked: u64) {
+        let mut leased = lock(&self.leased);
+        let known = leased.entry(volume).or_default();
+        *known = asked.max(*known);
     }
 
     /// How long this region may go on to answer for a volume that another region could take over then; none where nobody does so by itself.
     pub fn lease_left(&self, volume: VolumeId) -> Option<Duration> {
         let view = self.view.borrow();
-        view.volumes.get(&volume).filter(|known| known.automatic)?;
+        view.volumes.get(&volume).filter(|known| self.needs_lease(&view, volume, known))?;
         let until = lock(&self.holder).until(view.version);
         let now = self.clock.boot();
         Some(until.filter(|until| now < *until).map(|until| until.since(now)).unwrap_or_default())

@@ -69,10 +69,12 @@ pub(super) fn refused(global: &Global, error: RuleError) -> CallError {
         | RuleError::NotHome { .. }
         | RuleError::Overtaken { .. }
         | RuleError::Deposed { .. }
+        | RuleError::ByCommand(_)
         | RuleError::Renewed(_) => ErrorCode::StaleEpoch,
         RuleError::NoToken(_) | RuleError::MadeAnew { .. } => ErrorCode::PermissionDenied,
         RuleError::Revocation(_)
         | RuleError::TokenSpent(_)
+        | RuleError::OnlyHome { .. }
         | RuleError::Unfit { .. }
         | RuleError::NoFailover(_)
         | RuleError::CouldntLose(_)
@@ -118,6 +120,21 @@ pub(super) fn position(position: &Position) -> LogPosition {
 
 fn names(regions: Regions) -> BTreeSet<String> {
     regions.names.into_iter().collect()
+}
+
+/// A change of a volume by a region. Who is waited for is its home's own to know, as is whether it goes by a lease.
+async fn set_volume(
+    tx: &EmbeddedTransaction,
+    caller: &str,
+    (volume, epoch): (VolumeId, Epoch),
+    change: &VolumeChange,
+) -> Result<u64, RuleError> {
+    let home = rules::home(tx, volume).await?;
+    if change.sync_set.is_some() && home != caller {
+        return Err(RuleError::NotHome { volume, home, asked: caller.to_owned() });
+    }
+    let change = VolumeChange { by_home: home == caller, ..change.clone() };
+    rules::set_volume(tx, volume, epoch, &change).await
 }
 
 impl Global {
@@ -345,7 +362,6 @@ impl Global {
 
     async fn set_volume(&self, caller: &str, asked: SetVolume, commit: bool) -> Result<Changed, CallError> {
         let (volume, epoch) = (volume_id(asked.volume)?, Epoch(asked.epoch));
-        let of_home = asked.sync_set.is_some();
         let change = &VolumeChange {
             regions: asked.regions.map(names),
             sync_set: asked.sync_set.map(names),
@@ -354,20 +370,17 @@ impl Global {
             blocks_alone: asked.blocks_alone,
             at_version: asked.at_version,
             custody: asked.custody,
+            by_home: false,
         };
+        let of = (volume, epoch);
         if !commit {
             // A transaction that isn't committed changes nothing.
             let tx = self.store.begin();
-            rules::set_volume(&tx, volume, epoch, change).await.map_err(|e| refused(self, e))?;
+            set_volume(&tx, caller, of, change).await.map_err(|e| refused(self, e))?;
             return Ok(Changed { version: self.view.borrow().version, ..Changed::default() });
         }
         self.version_of(|tx| async move {
-            // Who is waited for is its own to know.
-            let home = rules::home(&tx, volume).await?;
-            if of_home && home != caller {
-                return Err(RuleError::NotHome { volume, home, asked: caller.to_owned() });
-            }
-            let version = rules::set_volume(&tx, volume, epoch, change).await?;
+            let version = set_volume(&tx, caller, of, change).await?;
             Ok((tx, version))
         })
         .await

@@ -1,7 +1,6 @@
 //! An administrator changes a volume's settings.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use mooseng_global::{Durability, Volume};
 use mooseng_transport::call_error;
@@ -15,51 +14,37 @@ use tokio::time::Instant;
 use super::Global;
 use super::status::told;
 
-/// Before a change is made anew that another one has overtaken.
-const AGAIN_AFTER: Duration = Duration::from_millis(100);
-
 impl Global {
-    /// Changes a volume's settings, in whichever epoch it is, or finds out whether it could.
+    /// Changes a volume's settings, in whichever epoch it is, or finds out whether it could. Only at that version, if one is named.
     pub async fn set_settings(
         &self,
         asked: &SetVolumeRequest,
+        at_version: Option<u64>,
         deadline: Instant,
     ) -> Result<SetVolumeReply, CallError> {
-        loop {
-            let (id, before) = self.volume_of(asked.volume)?;
-            let regions = (!asked.regions.is_empty()).then(|| Regions { names: asked.regions.clone() });
-            let change = SetVolume {
-                volume: asked.volume,
-                epoch: before.epoch.0,
-                regions,
-                sync_set: None,
-                geo: asked.geo,
-                automatic: asked.automatic,
-                blocks_alone: asked.blocks_alone,
-                at_version: None,
-                custody: None,
-            };
-            let change = if asked.plan { Change::CheckVolume(change) } else { Change::SetVolume(change) };
-            match self.change(change, deadline).await {
-                // A failover came in between, or this master's copy lags.
-                Err(error)
-                    if error.code() == ErrorCode::StaleEpoch && Instant::now() + AGAIN_AFTER < deadline =>
-                {
-                    tokio::time::sleep(AGAIN_AFTER).await;
-                }
-                Err(error) => return Err(error),
-                Ok(changed) => {
-                    return Ok(SetVolumeReply {
-                        version: changed.version,
-                        before: Some(told(id, &before)),
-                        after: Some(told(id, &with(&before, asked))),
-                    });
-                }
-            }
-        }
+        let (id, before) = self.volume_of(asked.volume)?;
+        let regions = (!asked.regions.is_empty()).then(|| Regions { names: asked.regions.clone() });
+        let change = SetVolume {
+            volume: asked.volume,
+            epoch: before.epoch.0,
+            regions,
+            sync_set: None,
+            geo: asked.geo,
+            automatic: asked.automatic,
+            blocks_alone: asked.blocks_alone,
+            at_version,
+            custody: None,
+        };
+        let change = if asked.plan { Change::CheckVolume(change) } else { Change::SetVolume(change) };
+        let changed = self.change(change, deadline).await?;
+        Ok(SetVolumeReply {
+            version: changed.version,
+            before: Some(told(id, &before)),
+            after: Some(told(id, &with(&before, asked))),
+        })
     }
 
-    fn volume_of(&self, number: u32) -> Result<(VolumeId, Volume), CallError> {
+    pub(crate) fn volume_of(&self, number: u32) -> Result<(VolumeId, Volume), CallError> {
         let view = self.view();
         if view.version == 0 {
             let message = "this master doesn't know yet what the regions agreed on; try again";

@@ -50,7 +50,7 @@ pub(super) fn text(text: &str) -> Bytes {
 }
 
 /// The region that a refusal names.
-fn home(refused: &Status) -> Option<String> {
+pub(super) fn home(refused: &Status) -> Option<String> {
     let error = CallError::decode(refused.details()).unwrap();
     (error.code() == ErrorCode::NotHome).then(|| Home::decode(error.detail).unwrap().region)
 }

@@ -5,9 +5,12 @@ use std::time::Duration;
 
 use mooseng_master::geo::{ROOT_VOLUME, moving, verify};
 use mooseng_master::master::Master;
+use mooseng_schema::{leased, number};
+use mooseng_store::{Store, Transaction};
 use mooseng_wire::Epoch;
-use mooseng_wire::admin::{MoveHomeReply, MoveHomeRequest};
+use mooseng_wire::admin::{MoveHomeReply, MoveHomeRequest, SetVolumeRequest};
 use mooseng_wire::call::{CallError, ErrorCode};
+use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::geo::Place;
 use mooseng_wire::global::change::Change;
 use mooseng_wire::global::{MoveHome, SetVolume};
@@ -15,9 +18,10 @@ use mooseng_wire::method::Method;
 use mooseng_wire::session::Response;
 use tokio::time::Instant;
 
+use super::commands::{admin, home};
 use super::common::regions::Regions;
 use super::common::until;
-use super::{caught_up, change, client, ledger, mkdir, near, serves_as_home, serving};
+use super::{caught_up, change, client, ledger, lookup, mkdir, near, serves_as_home, serving};
 
 fn deadline() -> Instant {
     Instant::now() + Duration::from_secs(20)
@@ -134,4 +138,100 @@ async fn a_home_that_is_well_ends_before_the_one_for_which_it_is_given_up_begins
     assert_eq!(at.epoch, 2);
     assert!(near(&client(&regions, "a", "a"), "f0", &at).await.is_some());
     equal(&regions, "a").await;
+}
+
+/// The region for which the home is given up is lost before it begins; and what the home said of its end is forgotten: its master's lease of leadership lapsed for
+/// a moment, and another master leads the global group.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_home_that_was_given_up_in_vain_is_had_back_although_its_word_was_forgotten() {
+    let mut regions = Regions::start_of(&[("a", 1), ("b", 1), ("w", 1)], 6_000).await;
+    let [a, b, w] = ["a", "b", "w"].map(|region| regions.of(region)[0]);
+    serves_as_home(&regions, "a", 1).await;
+    by_command_only(&regions).await;
+    change(&client(&regions, "a", "a"), mkdir("d")).await;
+    loop {
+        let leader = regions.leader().await;
+        if leader == w {
+            break;
+        }
+        regions.kill(leader).await;
+        regions.leader().await;
+        regions.run(leader).await;
+    }
+    serves_as_home(&regions, "a", 1).await;
+    caught_up(&regions, "b").await;
+    let to = |to: &str| MoveHome { volume: 0, epoch: 1, to: to.into(), ..MoveHome::default() };
+    until("b could begin", async || agree(&regions, Change::CheckForce(to("b"))).await.is_ok()).await;
+    regions.kill(b).await;
+    agree(&regions, Change::ForceHome(to("b"))).await.unwrap();
+    until("the home has said that it has ended", async || regions.global(a).has_said(ROOT_VOLUME)).await;
+    regions.kill(w).await;
+    regions.global(a).stands_no_more(ROOT_VOLUME);
+    regions.run(w).await;
+    let master = regions.running[a].as_ref().unwrap().master().clone();
+    until("it says so again", async || force(&master, "a", true).await.is_ok()).await;
+    force(&master, "a", false).await.unwrap();
+    serves_as_home(&regions, "a", 2).await;
+    let home = client(&regions, "a", "a");
+    assert_eq!(change(&home, mkdir("more")).await.epoch, 2);
+    let found = home.read(lookup("d").op.unwrap()).await.unwrap();
+    assert!(matches!(found, Reply::Entry(_)), "{found:?}");
+}
+
+/// The home needed no lease, and went on; another region took over as soon as it was said that it might. Both acknowledged.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_volume_fails_over_by_itself_only_once_its_home_goes_by_its_lease() {
+    let mut regions = Regions::start(&[("a", 1), ("b", 1), ("w", 1)]).await;
+    let [a, b] = ["a", "b"].map(|region| regions.of(region)[0]);
+    serves_as_home(&regions, "a", 1).await;
+    by_command_only(&regions).await;
+    let manual = async || !regions.agreed().await.volumes[&ROOT_VOLUME].automatic;
+    until("all know", manual).await;
+    let at = change(&client(&regions, "a", "a"), mkdir("d")).await;
+    assert!(near(&client(&regions, "b", "b"), "d", &at).await.is_some());
+    caught_up(&regions, "b").await;
+    let asked = |plan| SetVolumeRequest { automatic: Some(true), plan, ..SetVolumeRequest::default() };
+
+    regions.cut("a");
+    until("its lease has run out", async || regions.global(b).leases()["a"].1).await;
+    until("b hears of a leader", async || regions.global(b).raft().unwrap().leader().is_some()).await;
+    for plan in [true, false] {
+        let refused = admin(&regions, "b").await.set_volume(asked(plan)).await.unwrap_err();
+        assert_eq!(home(&refused).as_deref(), Some("a"), "{refused}");
+        assert!(refused.message().contains("mooseng volume move-home 0 --to REGION --force"), "{refused}");
+    }
+    // As a master of an earlier release asks for it.
+    let earlier = SetVolume { volume: 0, epoch: 1, automatic: Some(true), ..SetVolume::default() };
+    let refused = regions.global(b).change(Change::SetVolume(earlier), deadline()).await.unwrap_err();
+    assert_eq!(refused.code(), ErrorCode::InvalidRequest, "{refused:?}");
+    assert!(refused.message.contains("mooseng volume move-home 0 --to REGION --force"), "{refused:?}");
+    assert_eq!(regions.global(a).may_change(ROOT_VOLUME), Some(Epoch(1)), "it goes on");
+    assert!(!regions.global(b).view().volumes[&ROOT_VOLUME].automatic);
+
+    regions.heal();
+    regions.holder("a").await;
+    let set = admin(&regions, "a").await.set_volume(asked(false)).await.unwrap().into_inner();
+    assert!(
+        set.after.is_some_and(|after| after.automatic) && set.before.is_some_and(|before| !before.automatic)
+    );
+    until("all know", async || regions.agreed().await.volumes[&ROOT_VOLUME].automatic).await;
+    by_command_only(&regions).await;
+    until("all know", manual).await;
+    // Of what was put down before, a later agreement has made an end.
+    regions.cut("a");
+    until("its lease has run out", async || !regions.global(a).lease_valid()).await;
+    assert_eq!(regions.global(a).may_change(ROOT_VOLUME), Some(Epoch(1)), "it goes on");
+
+    // Its leader is cut off behind what it put down last, and dies; the next one knows no more of it than that.
+    let store = regions.running[a].as_ref().unwrap().master().store.clone();
+    let tx = store.begin();
+    tx.set(&leased::key(ROOT_VOLUME), &number::encode(regions.global(a).view().version));
+    tx.commit().await.unwrap();
+    regions.kill(a).await;
+    regions.run(a).await;
+    until("it serves", async || serving(&regions, "a").is_some()).await;
+    assert!(!regions.global(a).view().volumes[&ROOT_VOLUME].automatic);
+    assert_eq!(regions.global(a).may_change(ROOT_VOLUME), None, "another region may be the home");
+    regions.heal();
+    serves_as_home(&regions, "a", 1).await;
 }

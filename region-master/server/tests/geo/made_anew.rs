@@ -4,10 +4,14 @@ use std::time::Duration;
 
 use mooseng_global::Durability;
 use mooseng_master::geo::ROOT_VOLUME;
+use mooseng_namespace::upkeep;
 use mooseng_ports::disk::sim::SimDisk;
+use mooseng_store::Store;
+use mooseng_wire::Epoch;
 use mooseng_wire::geo::Place;
-use mooseng_wire::global::SetVolume;
 use mooseng_wire::global::change::Change;
+use mooseng_wire::global::{AddRegion, CloseEpoch, Master as Seat, OpenEpoch, Regions as Names, SetVolume};
+use tokio::time::Instant;
 
 use super::common::regions::{LEASE_MS, Regions};
 use super::common::until;
@@ -95,4 +99,46 @@ async fn a_replica_that_lost_its_disks_isnt_in_the_sync_set_and_gets_a_copy() {
     assert!(near(&there, "d9", &at).await.is_some());
     equal(&regions, "b").await;
     until("it has come into the sync set again", async || set().contains("b")).await;
+}
+
+/// An empty volume was made in the place of the one that the home before had made, should a region without it ever come to be the home.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_home_of_a_later_epoch_makes_no_volume() {
+    let (mut regions, _) = with_directories(LEASE_MS).await;
+    by_command_only(&regions).await;
+    let master = regions.prepare("c", 4);
+    let seat = Seat { id: 1, name: master.name, address: master.address, zone: master.zone };
+    let add = AddRegion { name: "c".into(), number: 4, masters: vec![seat], ..AddRegion::default() };
+    agree(&regions, Change::AddRegion(add)).await.unwrap();
+    let names = ["a", "b", "c"].map(str::to_owned).into();
+    let regions_of =
+        SetVolume { volume: 0, epoch: 1, regions: Some(Names { names }), ..SetVolume::default() };
+    agree(&regions, Change::SetVolume(regions_of)).await.unwrap();
+    // No decision of the regions' makes it the home as it is.
+    let at_a = regions.holder("a").await;
+    let close = |epoch| Change::CloseEpoch(CloseEpoch { volume: 0, epoch });
+    let open =
+        |closed, home: &str| Change::OpenEpoch(OpenEpoch { volume: 0, closed, home: home.into(), cut: None });
+    let deadline = || Instant::now() + Duration::from_secs(20);
+    regions.global(at_a).change(close(1), deadline()).await.unwrap();
+    agree(&regions, open(1, "c")).await.unwrap();
+    let c = regions.of("c")[0];
+    regions.run(c).await;
+    regions.holder("c").await;
+    until("it would be the home", async || regions.global(c).may_change(ROOT_VOLUME) == Some(Epoch(2))).await;
+    // For so long it has held its lease, without which it makes nothing.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let store = regions.running[c].as_ref().unwrap().master().store.clone();
+    assert_eq!(upkeep::load_volume(&store.begin(), ROOT_VOLUME).await.unwrap(), None);
+    assert!(serving(&regions, "c").is_none());
+    regions.global(c).change(close(2), deadline()).await.unwrap();
+    agree(&regions, open(2, "a")).await.unwrap();
+    serves_as_home(&regions, "a", 3).await;
+    let at = change(&client(&regions, "a", "a"), mkdir("more")).await;
+    let there = client(&regions, "c", "c");
+    until("it follows", async || {
+        serving(&regions, "c").is_some_and(|master| master.geo.replica(ROOT_VOLUME).readable().is_some())
+    })
+    .await;
+    assert!(near(&there, "more", &at).await.is_some() && near(&there, "d9", &at).await.is_some());
 }
