@@ -341,11 +341,8 @@ impl Filesystem for Adapter {
                     let how = open_flags(flags, &notifier, inode, whole.hold(inode));
                     let validity = whole.validity(Some(&created.attr), Some((parent, &name)));
                     // One time for both.
-                    let validity = if notifier.keeps_entries() {
-                        validity.entry.min(validity.attr)
-                    } else {
-                        Duration::ZERO
-                    };
+                    let both = validity.entry.min(validity.attr);
+                    let validity = notifier.telling_entry(parent, both, validity.listed);
                     let validity = notifier.telling(created.attr.inode, validity, How::Made(parent));
                     reply.created(
                         &validity,

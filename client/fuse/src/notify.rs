@@ -201,8 +201,17 @@ impl Notifier {
         })
     }
 
+    /// The kernel is told of an entry, which may be promised as part of its directory's list alone. Answers for how long it may keep that.
+    pub fn telling_entry(&self, directory: u64, validity: Duration, listed: bool) -> Duration {
+        match listed {
+            _ if !self.keeps_entries() => Duration::ZERO,
+            true => self.telling_listed(directory, validity),
+            false => validity,
+        }
+    }
+
     /// The kernel is told of an entry what the directory's list says. Answers for how long it may keep that.
-    pub fn telling_listed(&self, directory: u64, validity: Duration) -> Duration {
+    fn telling_listed(&self, directory: u64, validity: Duration) -> Duration {
         let mut listed = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
         if validity.is_zero() || (listed.len() >= LISTED_MAX && !listed.contains(&directory)) {
             return Duration::ZERO;

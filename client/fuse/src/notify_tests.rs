@@ -11,9 +11,12 @@ use fuser::{
     Config, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, OpenFlags, ReplyAttr,
     ReplyCreate, ReplyEmpty, ReplyEntry, Request, Session, SessionACL,
 };
-use mooseng_client::Attr;
+use mooseng_client::fake::FakeRegion;
+use mooseng_client::{Attr, ClientConfig, FileSystem, Tree};
+use mooseng_ports::clock::OsClock;
 
 use super::*;
+use crate::answers::Adapter;
 use crate::device::{mount_on, place};
 use crate::mount::MountOptions;
 use crate::{convert, unmount};
@@ -370,6 +373,42 @@ fn may_mount() -> bool {
         eprintln!("SKIPPED: a real mount needs root and /dev/fuse");
     }
     may
+}
+
+/// Found by review: CREATE kept nothing of it that its entry was known from the list alone, and the entry outlived the list's promise.
+#[test]
+fn an_entry_that_was_made_alone_goes_with_the_directorys_list() {
+    if !may_mount() {
+        return;
+    }
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let region = Arc::new(FakeRegion::new());
+    region.with(|s| (s.exclusive, s.alone) = (true, true));
+    let config = ClientConfig { masters: region.masters(), delegate: true, ..ClientConfig::default() };
+    let fs = FileSystem::connect_through(config, region.clone(), Arc::new(OsClock));
+    let fs = runtime.block_on(fs).unwrap();
+    let mounted = tempfile::tempdir().unwrap();
+    let (path, mode) = place(mounted.path()).unwrap();
+    let descriptor = mount_on(&path, mode, &MountOptions::default()).unwrap();
+    // The real kernel isn't told.
+    let (kernel, notifier) = rig();
+    let adapter = Adapter::new(Tree::from(fs), runtime.handle().clone(), 100, notifier.clone());
+    let session = Session::from_fd(adapter, descriptor, SessionACL::All, Config::default()).unwrap();
+    let served = std::thread::spawn(move || session.run());
+    let directory = path.join("d");
+    std::fs::create_dir(&directory).unwrap();
+    let inode = std::fs::metadata(&directory).unwrap().ino();
+    // It keeps by the list that there is no such name: what makes it comes without a lookup.
+    std::fs::metadata(directory.join("f")).unwrap_err();
+    runtime.block_on(notifier.directory(inode));
+    let epochs = || kernel.epochs.load(Ordering::SeqCst);
+    let before = epochs();
+    std::fs::File::create(directory.join("f")).unwrap();
+    runtime.block_on(notifier.directory(inode));
+    let after = epochs();
+    unmount(&path, false).unwrap();
+    served.join().unwrap().unwrap();
+    assert_eq!((before, after), (1, 2));
 }
 
 /// A file's first page, mapped.
