@@ -2,8 +2,9 @@
 //! reading with verification and recovery after a restart are in [`verify`] and [`recovery`].
 
 use std::io;
+use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
 use bytes::Bytes;
 use mooseng_ports::disk::lent::FileIdentity;
@@ -68,14 +69,69 @@ struct State {
     /// The slot that the next record goes to: the older one.
     slot: usize,
     /// Set by a failed write or flush: what isn't flushed is unknown from then on (FAILURES 5).
-    poisoned: Option<String>,
+    poisoned: Option<Arc<str>>,
     /// Set when the file can't be used at all.
-    damaged: Option<String>,
+    damaged: Option<Arc<str>>,
     /// A sealed chunk's block didn't verify, or couldn't be read. The other blocks still can be.
     corrupt: bool,
     removed: bool,
     /// Held while bytes are unflushed: a file closed with dirty pages might lose the report of a failed write-back.
     writer: Option<Arc<dyn DiskFile>>,
+}
+
+impl State {
+    fn seen(&self) -> Seen {
+        Seen {
+            created: self.created,
+            length: self.length,
+            flushed: self.flushed,
+            epoch: self.epoch,
+            sealed: self.sealed,
+            poisoned: self.poisoned.clone(),
+            damaged: self.damaged.clone(),
+            corrupt: self.corrupt,
+            removed: self.removed,
+        }
+    }
+}
+
+/// What of the state others ask for, as the last step left it: the state itself is held while a step waits for the disk, and a disk may hang.
+#[derive(Default)]
+struct Seen {
+    created: bool,
+    length: u64,
+    flushed: u64,
+    epoch: Epoch,
+    sealed: bool,
+    poisoned: Option<Arc<str>>,
+    damaged: Option<Arc<str>>,
+    corrupt: bool,
+    removed: bool,
+}
+
+/// The state, held. What it is in the end is seen before anybody else holds it.
+struct Held<'a> {
+    state: MutexGuard<'a, State>,
+    seen: &'a Mutex<Seen>,
+}
+
+impl Deref for Held<'_> {
+    type Target = State;
+    fn deref(&self) -> &State {
+        &self.state
+    }
+}
+
+impl DerefMut for Held<'_> {
+    fn deref_mut(&mut self) -> &mut State {
+        &mut self.state
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        *lock(self.seen) = self.state.seen();
+    }
 }
 
 /// One chunk of a data directory.
@@ -84,6 +140,8 @@ pub(crate) struct Chunk {
     pub(crate) directory: Arc<Directory>,
     path: PathBuf,
     state: Mutex<State>,
+    /// Never held while somebody waits.
+    seen: Mutex<Seen>,
     /// Held over a flush: one at a time, so that the slot it writes is never the only durable one.
     flush: Mutex<()>,
 }
@@ -92,19 +150,19 @@ impl Chunk {
     /// A chunk without a file yet.
     pub(crate) fn fresh(id: ChunkId, directory: Arc<Directory>) -> Self {
         let path = directory.chunk_path(id);
-        Self { id, directory, path, state: Mutex::default(), flush: Mutex::default() }
+        Self { id, directory, path, state: Mutex::default(), seen: Mutex::default(), flush: Mutex::default() }
     }
 
     /// A chunk as it was found on disk; none if nothing of it was ever flushed.
     pub(crate) fn recovered(id: ChunkId, directory: Arc<Directory>, found: Recovered) -> Option<Self> {
         let chunk = Self::fresh(id, directory);
         {
-            let mut state = lock(&chunk.state);
+            let mut state = chunk.state();
             state.created = true;
             state.named = true;
             match found {
                 Recovered::Uncommitted => return None,
-                Recovered::Damaged(reason) => state.damaged = Some(reason),
+                Recovered::Damaged(reason) => state.damaged = Some(reason.into()),
                 Recovered::Whole { record, slot, .. } => {
                     state.length = record.length;
                     state.flushed = record.length;
@@ -119,9 +177,13 @@ impl Chunk {
         Some(chunk)
     }
 
-    /// Length, flushed length and so on; none while there is no usable file.
+    fn state(&self) -> Held<'_> {
+        Held { state: lock(&self.state), seen: &self.seen }
+    }
+
+    /// Length, flushed length and so on; none while there is no usable file. Waits for nobody, like all that only looks.
     pub(crate) fn stat(&self) -> Option<ChunkStat> {
-        let s = lock(&self.state);
+        let s = lock(&self.seen);
         (s.created && !s.removed && s.damaged.is_none()).then_some(ChunkStat {
             length: s.length,
             flushed: s.flushed,
@@ -132,20 +194,20 @@ impl Chunk {
 
     /// Whether this copy counts as one: neither damaged nor in doubt since a failed write or flush.
     pub(crate) fn is_sound(&self) -> bool {
-        let s = lock(&self.state);
+        let s = lock(&self.seen);
         s.created && !s.removed && s.damaged.is_none() && s.poisoned.is_none() && !s.corrupt
     }
 
     /// Whether there is a file, sound or not.
     pub(crate) fn is_there(&self) -> bool {
-        let s = lock(&self.state);
+        let s = lock(&self.seen);
         s.created && !s.removed
     }
 
     /// A read met a block that doesn't verify or can't be read. Answers whether that is news. Of a chunk that isn't sealed the writer's
     /// next failure decides.
     pub(crate) fn found_corrupt(&self) -> bool {
-        let mut s = lock(&self.state);
+        let mut s = self.state();
         let news = s.sealed && !s.corrupt && !s.removed;
         s.corrupt |= news;
         news
@@ -154,8 +216,8 @@ impl Chunk {
     /// The digest of the first `length` bytes of a sealed chunk.
     pub(crate) fn digest(&self, files: &OpenFiles, length: u64) -> Result<Digest, ChunkError> {
         let (file, state_length, tail_crc) = {
-            let state = lock(&self.state);
-            self.check_present(&state)?;
+            let state = self.state();
+            self.check_present(&state.seen())?;
             if length > state.length || !state.created {
                 return Err(ChunkError::TooShort { chunk: self.id, length: state.length, wanted: length });
             }
@@ -193,8 +255,8 @@ impl Chunk {
         // A seal waits for flushes, not for appends: one that comes between is looked at again.
         loop {
             let length = {
-                let state = lock(&self.state);
-                self.check_writable(&state)?;
+                let state = self.state();
+                self.check_writable(&state.seen())?;
                 if state.sealed {
                     return Ok(state.length);
                 }
@@ -252,7 +314,7 @@ impl Chunk {
         tracing::error!(chunk = self.id.0, path = %self.path.display(), reason, "a chunk's copy can't be trusted any more");
         self.directory.count_failure(&reason);
         state.writer = None;
-        state.poisoned.get_or_insert_with(|| reason.clone());
+        state.poisoned.get_or_insert_with(|| reason.as_str().into());
         self.disk_failed(reason)
     }
 
@@ -260,19 +322,20 @@ impl Chunk {
         ChunkError::DiskFailed { chunk: self.id, path: self.directory.path.clone(), reason }
     }
 
-    fn check_present(&self, state: &State) -> Result<(), ChunkError> {
-        if state.removed {
+    fn check_present(&self, seen: &Seen) -> Result<(), ChunkError> {
+        if seen.removed {
             return Err(ChunkError::NotFound { chunk: self.id });
         }
-        match &state.damaged {
-            Some(reason) => Err(ChunkError::Damaged { chunk: self.id, reason: reason.clone() }),
+        match &seen.damaged {
+            Some(reason) => Err(ChunkError::Damaged { chunk: self.id, reason: reason.to_string() }),
             None => Ok(()),
         }
     }
 
-    fn check_writable(&self, state: &State) -> Result<(), ChunkError> {
-        self.check_present(state)?;
-        if let Some(reason) = state.poisoned.clone().or_else(|| self.directory.dropped()) {
+    fn check_writable(&self, seen: &Seen) -> Result<(), ChunkError> {
+        self.check_present(seen)?;
+        if let Some(reason) = seen.poisoned.as_deref().map(str::to_owned).or_else(|| self.directory.dropped())
+        {
             return Err(self.disk_failed(reason));
         }
         Ok(())
@@ -280,30 +343,30 @@ impl Chunk {
 
     /// Whether an append may go ahead, has to wait for earlier ones, or is one that came before.
     pub(crate) fn admit(&self, offset: u64, bytes: u64) -> Result<crate::store::Admission, ChunkError> {
-        let state = lock(&self.state);
-        self.check_writable(&state)?;
-        self.place(&state, offset, bytes)
+        let seen = lock(&self.seen);
+        self.check_writable(&seen)?;
+        self.place(&seen, offset, bytes)
     }
 
-    fn place(&self, state: &State, offset: u64, bytes: u64) -> Result<crate::store::Admission, ChunkError> {
+    fn place(&self, seen: &Seen, offset: u64, bytes: u64) -> Result<crate::store::Admission, ChunkError> {
         use crate::store::Admission;
-        if state.sealed {
-            return Err(ChunkError::Sealed { chunk: self.id, length: state.length });
+        if seen.sealed {
+            return Err(ChunkError::Sealed { chunk: self.id, length: seen.length });
         }
         let end = offset.saturating_add(bytes);
         if end > CHUNK_BYTES_MAX {
             return Err(ChunkError::TooLong { chunk: self.id, end });
         }
-        match offset.cmp(&state.length) {
+        match offset.cmp(&seen.length) {
             std::cmp::Ordering::Equal => Ok(Admission::Next),
-            std::cmp::Ordering::Greater => Ok(Admission::Early { length: state.length }),
-            std::cmp::Ordering::Less if end <= state.length => Ok(Admission::Again),
-            std::cmp::Ordering::Less => Err(self.mismatch(state, offset, bytes)),
+            std::cmp::Ordering::Greater => Ok(Admission::Early { length: seen.length }),
+            std::cmp::Ordering::Less if end <= seen.length => Ok(Admission::Again),
+            std::cmp::Ordering::Less => Err(self.mismatch(seen.length, offset, bytes)),
         }
     }
 
-    fn mismatch(&self, state: &State, offset: u64, bytes: u64) -> ChunkError {
-        ChunkError::OffsetMismatch { chunk: self.id, length: state.length, offset, bytes }
+    fn mismatch(&self, length: u64, offset: u64, bytes: u64) -> ChunkError {
+        ChunkError::OffsetMismatch { chunk: self.id, length, offset, bytes }
     }
 
     /// Writes an append behind the chunk's end. Nothing of it is durable yet.
@@ -316,11 +379,11 @@ impl Chunk {
         sums: &Sums,
     ) -> Result<Written, ChunkError> {
         use crate::store::Admission;
-        let state = &mut *lock(&self.state);
-        self.check_writable(state)?;
-        match self.place(state, offset, bytes.len() as u64)? {
+        let state = &mut *self.state();
+        self.check_writable(&state.seen())?;
+        match self.place(&state.seen(), offset, bytes.len() as u64)? {
             Admission::Next => {}
-            Admission::Early { .. } => return Err(self.mismatch(state, offset, bytes.len() as u64)),
+            Admission::Early { .. } => return Err(self.mismatch(state.length, offset, bytes.len() as u64)),
             Admission::Again => return self.again(state, files, offset, bytes),
         }
         let file = self.file(state, files, epoch)?;
@@ -351,7 +414,7 @@ impl Chunk {
             let view = View { length: state.length, tail_crc: state.tail_crc };
             let stands = read_blocks(&*file, offset, bytes.len() as u64, view).map_err(|w| self.wrong(w))?;
             if stands != bytes {
-                return Err(self.mismatch(state, offset, bytes.len() as u64));
+                return Err(self.mismatch(state.length, offset, bytes.len() as u64));
             }
         }
         Ok(Written { length: state.length, flushed: state.flushed })
@@ -373,9 +436,9 @@ impl Chunk {
 
     /// Makes everything that was written before this call durable. Calls that waited for another one's flush share the next.
     pub(crate) fn flush(&self, files: &OpenFiles) -> Result<Written, ChunkError> {
-        let wanted = lock(&self.state).length;
+        let wanted = self.state().length;
         let _one_at_a_time = lock(&self.flush);
-        let state = lock(&self.state);
+        let state = self.state();
         if state.named && state.flushed >= wanted && state.poisoned.is_none() && !state.removed {
             return Ok(Written { length: state.length, flushed: state.flushed });
         }
@@ -383,19 +446,15 @@ impl Chunk {
     }
 
     /// Flushes once, with the flush lock held; the state is unlocked meanwhile, so that appends go on.
-    fn flush_locked(
-        &self,
-        files: &OpenFiles,
-        mut state: MutexGuard<'_, State>,
-    ) -> Result<Written, ChunkError> {
-        self.check_writable(&state)?;
+    fn flush_locked(&self, files: &OpenFiles, mut state: Held<'_>) -> Result<Written, ChunkError> {
+        self.check_writable(&state.seen())?;
         let epoch = state.epoch;
         let file = self.file(&mut state, files, epoch)?;
         let record = self.record(&state, state.length, state.tail_crc, false);
         let (slot, named) = (state.slot, state.named);
         drop(state);
         let done = self.commit(&*file, &record, slot, named);
-        let mut state = lock(&self.state);
+        let mut state = self.state();
         if let Err(e) = done {
             return Err(self.poison(&mut state, "flushing", &e));
         }
@@ -437,8 +496,8 @@ impl Chunk {
         let _one_at_a_time = lock(&self.flush);
         let mut length = length;
         {
-            let state = lock(&self.state);
-            self.check_writable(&state)?;
+            let state = self.state();
+            self.check_writable(&state.seen())?;
             if plant::is(Plant::SealLength) {
                 length = state.length;
             }
@@ -457,10 +516,10 @@ impl Chunk {
                 self.flush_locked(files, state)?;
             }
         }
-        let state = &mut *lock(&self.state);
-        self.check_writable(state)?;
+        let state = &mut *self.state();
+        self.check_writable(&state.seen())?;
         if uncut && state.length != length {
-            return Err(self.mismatch(state, length, 0));
+            return Err(self.mismatch(state.length, length, 0));
         }
         let file = self.file(state, files, epoch)?;
         let tail_crc = self.tail_at(state, &*file, length)?;
@@ -495,8 +554,8 @@ impl Chunk {
     pub(crate) fn read(&self, files: &OpenFiles, offset: u64, bytes: u64) -> Result<Bytes, ChunkError> {
         let end = offset.saturating_add(bytes);
         let (file, view) = {
-            let state = lock(&self.state);
-            self.check_present(&state)?;
+            let state = self.state();
+            self.check_present(&state.seen())?;
             // What a failed flush left behind `flushed` isn't anybody's any more. The tail's checksum is that of `length`, hence whole blocks only.
             let readable =
                 if state.poisoned.is_some() { state.flushed / BLOCK * BLOCK } else { state.length };
@@ -513,8 +572,8 @@ impl Chunk {
             Ok(read) => Ok(read),
             Err(wrong) => {
                 // A seal may have cut the chunk under the read.
-                let state = lock(&self.state);
-                self.check_present(&state)?;
+                let state = self.state();
+                self.check_present(&state.seen())?;
                 if end > state.length {
                     return Err(ChunkError::TooShort { chunk: self.id, length: state.length, wanted: end });
                 }
@@ -527,8 +586,8 @@ impl Chunk {
     /// A descriptor of the file, if the chunk is sealed and its copy can be trusted; none where it isn't sealed yet, or the disk has no descriptors.
     pub(crate) fn lend(&self) -> Result<Option<Loan>, ChunkError> {
         // Held over the opening: what has this name now is this chunk.
-        let state = lock(&self.state);
-        self.check_present(&state)?;
+        let state = self.state();
+        self.check_present(&state.seen())?;
         if state.corrupt || state.poisoned.is_some() || self.directory.dropped().is_some() {
             return Err(self.disk_failed("this copy can't be trusted any more".into()));
         }
@@ -551,10 +610,15 @@ impl Chunk {
         lent.map_err(|e| self.disk_failed(format!("opening its file failed: {e}")))
     }
 
+    /// It is about to be removed. Nobody counts on it from now on, however long its disk takes.
+    pub(crate) fn leaves(&self) {
+        lock(&self.seen).removed = true;
+    }
+
     /// Removes the file, durably: into the trash, where a second is given.
     pub(crate) fn remove(&self, files: &OpenFiles, trashed_s: Option<u64>) -> Result<(), ChunkError> {
         let _one_at_a_time = lock(&self.flush);
-        let state = &mut *lock(&self.state);
+        let state = &mut *self.state();
         if state.removed || !state.created {
             state.removed = true;
             return Ok(());
@@ -584,7 +648,7 @@ impl Chunk {
     /// Gives its name to a copy that is whole and flushed and lies in the same directory. It is one step: whatever stops it leaves one of the two.
     pub(crate) fn give_way(&self, files: &OpenFiles, copy: import::Import) -> Result<Chunk, ChunkError> {
         let _one_at_a_time = lock(&self.flush);
-        let state = &mut *lock(&self.state);
+        let state = &mut *self.state();
         let installed = copy.install()?;
         state.removed = true;
         state.writer = None;
@@ -592,9 +656,13 @@ impl Chunk {
         Ok(installed)
     }
 
-    /// Whether the chunk never got a file (its first write was refused).
+    /// Whether the chunk never got a file (its first write was refused), and nobody is making one.
     pub(crate) fn is_vacant(&self) -> bool {
-        let state = lock(&self.state);
+        let state = match self.state.try_lock() {
+            Ok(state) => state,
+            Err(TryLockError::Poisoned(state)) => state.into_inner(),
+            Err(TryLockError::WouldBlock) => return false,
+        };
         !state.created && state.damaged.is_none()
     }
 }

@@ -5,15 +5,18 @@ mod common;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::time::Duration;
 
 use bytes::Bytes;
 use common::{TornDisk, open, open_with, options};
 use mooseng_chunk::directory::IDENTITY_FILE;
 use mooseng_chunk::layout::{RECORD_AT, block_at, entry_at};
-use mooseng_chunk::{Admission, Append, ChunkError, ChunkStore, StoreOptions, Written};
+use mooseng_chunk::{Admission, Append, Change, ChunkError, ChunkStore, StoreOptions, Written};
 use mooseng_ports::disk::os::OsDisk;
 use mooseng_ports::disk::sim::{Fault, SimDisk};
-use mooseng_ports::disk::{Disk, OpenMode, read_all};
+use mooseng_ports::disk::{Disk, DiskFile, OpenMode, read_all};
 use mooseng_wire::call::ErrorCode;
 use mooseng_wire::{ChunkId, Epoch};
 
@@ -374,6 +377,133 @@ fn a_new_chunk_goes_to_the_roomiest_disk() {
     append(&store, ONE, 0, b"x").unwrap();
     let chunks: Vec<u64> = store.directories().iter().map(|d| d.chunks).collect();
     assert_eq!(chunks, [0, 1]);
+}
+
+/// A disk of two directories, of which one hangs when it is told to.
+#[derive(Clone)]
+struct Hanging {
+    under: Two,
+    hangs: Arc<AtomicBool>,
+    /// How many calls have come that hang.
+    hung: Arc<AtomicU64>,
+}
+
+/// A file of the directory that may hang.
+struct HangingFile(Arc<dyn DiskFile>, Hanging);
+
+impl Hanging {
+    fn wait(&self) {
+        self.hung.fetch_add(u64::from(self.hangs.load(SeqCst)), SeqCst);
+        while self.hangs.load(SeqCst) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    fn wait_until_it_hangs(&self, calls: u64) {
+        while self.hung.load(SeqCst) < calls {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+impl Disk for Hanging {
+    fn open(&self, path: &Path, mode: OpenMode) -> std::io::Result<Arc<dyn DiskFile>> {
+        let file = self.under.open(path, mode)?;
+        if path.starts_with("/b") { Ok(Arc::new(HangingFile(file, self.clone()))) } else { Ok(file) }
+    }
+    fn create_dir_all(&self, path: &Path) -> std::io::Result<()> {
+        self.under.create_dir_all(path)
+    }
+    fn list(&self, path: &Path) -> std::io::Result<Vec<String>> {
+        self.under.list(path)
+    }
+    fn rename(&self, from: &Path, to: &Path) -> std::io::Result<()> {
+        self.under.rename(from, to)
+    }
+    fn remove(&self, path: &Path) -> std::io::Result<()> {
+        if path.starts_with("/b") {
+            self.wait();
+        }
+        self.under.remove(path)
+    }
+    fn sync_dir(&self, path: &Path) -> std::io::Result<()> {
+        self.under.sync_dir(path)
+    }
+    fn space(&self, path: &Path) -> std::io::Result<mooseng_ports::disk::Space> {
+        self.under.space(path)
+    }
+}
+
+impl DiskFile for HangingFile {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> std::io::Result<usize> {
+        self.1.wait();
+        self.0.read_at(buffer, offset)
+    }
+    fn write_at(&self, bytes: &[u8], offset: u64) -> std::io::Result<()> {
+        self.1.wait();
+        self.0.write_at(bytes, offset)
+    }
+    fn len(&self) -> std::io::Result<u64> {
+        self.0.len()
+    }
+    fn set_len(&self, length: u64) -> std::io::Result<()> {
+        self.0.set_len(length)
+    }
+    fn allocate(&self, length: u64) -> std::io::Result<()> {
+        self.0.allocate(length)
+    }
+    fn sync_data(&self) -> std::io::Result<()> {
+        self.1.wait();
+        self.0.sync_data()
+    }
+}
+
+/// Found by review: a chunk's lock was held over the write, and the map of all chunks by whoever waited for that to tell masters how the chunk is. Every
+/// other disk's chunks stood still, and then the heartbeats.
+#[test]
+fn a_disk_that_hangs_keeps_no_other_and_no_report_waiting() {
+    let (hangs, hung) = Default::default();
+    let disk = Hanging { under: Two(SimDisk::default()), hangs, hung };
+    let other = ChunkId(9);
+    // Where there is one directory, it goes there.
+    append(&open_with(&disk, options(&["/a"])), other, 0, b"well").unwrap();
+    let store = Arc::new(open_with(&disk, options(&["/a", "/b"])));
+    for chunk in [1, 2, 3] {
+        append(&store, ChunkId(chunk), 0, b"hello").unwrap();
+    }
+    assert!(store.directories().iter().map(|d| d.chunks).eq([1, 3]));
+    disk.hangs.store(true, SeqCst);
+    let on = store.clone();
+    let appends = std::thread::spawn(move || append(&on, ChunkId(1), 5, b" world"));
+    disk.wait_until_it_hangs(1);
+    let on = store.clone();
+    let seals = std::thread::spawn(move || on.seal(ChunkId(2), EPOCH, 5));
+    disk.wait_until_it_hangs(2);
+    let on = store.clone();
+    let deletes = std::thread::spawn(move || on.delete(ChunkId(3), EPOCH, 1, 0));
+    disk.wait_until_it_hangs(3);
+    let (done, told) = std::sync::mpsc::channel();
+    let on = store.clone();
+    std::thread::spawn(move || {
+        assert_eq!(on.inventory(None, 9).0.len(), 3);
+        assert!(on.directories().iter().map(|d| d.chunks).eq([1, 2]));
+        let (changes, _) = on.changes(0, 9).unwrap();
+        assert_eq!(changes, [Change::Gone(ChunkId(3))], "nobody may count on it any more");
+        assert_eq!((on.sealed_bytes(), on.next_sealed(None)), (0, None));
+        assert_eq!(on.stat(ChunkId(1)).unwrap().length, 5, "as far as it is known");
+        assert_eq!(on.admit(ChunkId(1), EPOCH, 5, 6), Ok(Admission::Next));
+        assert_eq!(on.admit(ChunkId(2), EPOCH, 6, 1), Ok(Admission::Early { length: 5 }));
+        assert_eq!(append(&on, other, 4, b" again").unwrap().flushed, 10);
+        assert_eq!(on.read(other, 0, 10).unwrap(), "well again");
+        done.send(()).unwrap();
+    });
+    let outcome = told.recv_timeout(Duration::from_secs(10));
+    disk.hangs.store(false, SeqCst);
+    outcome.expect("somebody waits for the disk that hangs");
+    assert_eq!(appends.join().unwrap().unwrap().flushed, 11);
+    seals.join().unwrap().unwrap();
+    deletes.join().unwrap().unwrap();
+    assert_eq!(store.stat(ChunkId(1)).unwrap().length, 11);
+    assert!(store.stat(ChunkId(2)).unwrap().sealed);
 }
 
 #[test]

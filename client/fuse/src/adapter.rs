@@ -343,11 +343,8 @@ impl Filesystem for Adapter {
                     let how = open_flags(flags, &notifier, inode, whole.hold(inode));
                     let validity = whole.validity(Some(&created.attr), Some((parent, &name)));
                     // One time for both.
-                    let validity = if notifier.keeps_entries() {
-                        validity.entry.min(validity.attr)
-                    } else {
-                        Duration::ZERO
-                    };
+                    let both = validity.entry.min(validity.attr);
+                    let validity = notifier.telling_entry(parent, both, validity.listed);
                     let validity = notifier.telling(created.attr.inode, validity, How::Made(parent));
                     reply.created(
                         &validity,
@@ -376,6 +373,7 @@ impl Filesystem for Adapter {
         let Some((ino, fs)) = self.at(ino) else { return reply.error(GONE) };
         let caller = self.caller(&fs, req);
         let (whole, notifier) = (fs.clone(), self.notifier.clone());
+        notifier.giving_pages(ino);
         self.run(
             Operation::Read,
             req.pid(),
@@ -413,13 +411,20 @@ impl Filesystem for Adapter {
             WriteOptions { mode, kill_suidgid: write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) };
         let (caller, data) = (self.caller(&fs, req), Bytes::copy_from_slice(data));
         let length = data.len() as u32;
+        let (whole, notifier) = (fs.clone(), self.notifier.clone());
+        // Pages that are written whole the kernel has without a read.
+        notifier.giving_pages(ino);
         self.run(
             Operation::Write,
             req.pid(),
             ino,
             async move { fs.write(&caller, fh.0, offset, data, options).await },
             move |outcome| match outcome {
-                Ok(_) => reply.written(length),
+                Ok(_) => {
+                    let _showing = notifier.showing();
+                    notifier.gives_pages(ino, whole.hold(ino));
+                    reply.written(length);
+                }
                 Err(errno) => reply.error(errno),
             },
         );

@@ -286,11 +286,7 @@ pub(crate) fn show_entry(
 ) {
     let _showing = notifier.showing();
     let validity = fs.validity(attr, Some((directory, name)));
-    let entry = match validity.listed {
-        _ if !notifier.keeps_entries() => Duration::ZERO,
-        true => notifier.telling_listed(directory, validity.entry),
-        false => validity.entry,
-    };
+    let entry = notifier.telling_entry(directory, validity.entry, validity.listed);
     match attr {
         Some(attr) => {
             let time = notifier.telling(attr.inode, validity.attr, how);
@@ -338,13 +334,8 @@ impl Shows {
     ) {
         let _showing = self.notifier.showing();
         let validity = fs.validity(Some(directory), Some(entry));
-        let mut kept = validity.entry.min(validity.attr);
-        if !self.notifier.keeps_entries() {
-            kept = Duration::ZERO;
-        }
-        if validity.listed {
-            kept = self.notifier.telling_listed(entry.0, kept);
-        }
+        let kept = validity.entry.min(validity.attr);
+        let kept = self.notifier.telling_entry(entry.0, kept, validity.listed);
         let kept = self.notifier.telling_crossing(directory.inode, entry, kept);
         let of_root = self.tree.of(root.inode).map(|fs| fs.validity(Some(root), None).attr);
         let time = self.notifier.telling(root.inode, of_root.unwrap_or_default(), How::Met);

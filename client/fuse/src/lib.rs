@@ -7,8 +7,8 @@
 //! - `waiting` lets a killed process go, and one that waits for a lock when a signal comes.
 //! - `locks` takes, tests and gives up locks; `lock_kind` tells flock's from fcntl's.
 //!
-//! - `notify` takes back from the kernel what the region recalls, by the messages of `kernel`; `told` knows what it was told, and `pages` whose
-//!   pages it may keep.
+//! - `notify` takes back from the kernel what the region recalls, by the messages of `kernel`; `told` knows what it was told, `pages` whose
+//!   pages it has and may keep, and `drops` has it drop them.
 //!
 //! - `operations` counts what the kernel asks for, and `permits` bounds how much of it is under way.
 //!
@@ -20,6 +20,7 @@ mod answers;
 mod convert;
 mod device;
 mod directories;
+mod drops;
 mod kernel;
 mod lock_kind;
 mod locks;

@@ -2,8 +2,8 @@
 //!
 //! What may be waited for (seen on kernel 6.18): `inval_inode` of attributes returns at once. Of pages it waits for those that an unanswered read or
 //! write has locked, and such a request may wait for the very recall: pages are dropped on a thread of their own for which nobody
-//! waits. Until then the kernel asks for the attributes before it believes them, and drops them itself when the time of the last
-//! write has changed (AUTO_INVAL_DATA). `inval_entry`
+//! waits ([`crate::drops`]). Until then the kernel asks for the attributes before a `read` believes them, and drops them itself when the time of the last
+//! write has changed (AUTO_INVAL_DATA); behind a mapping it asks nobody. `inval_entry`
 //! takes the directory's lock, which an unanswered create in it holds: it runs on a thread of its own, and when it doesn't return at once,
 //! the epoch is raised instead (FUSE_NOTIFY_INC_EPOCH, kernel 6.16): then every entry is looked up again. A kernel without epochs is
 //! told entries for no time at all.
@@ -25,6 +25,7 @@ use mooseng_wire::VolumeId;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use crate::drops::Drops;
 use crate::kernel::{Device, Kernel};
 use crate::pages::Pages;
 use crate::told::{Fresh, How, TAKEN_IN_WITHIN, Told, inodes_of};
@@ -57,7 +58,7 @@ pub(crate) struct Notifier {
     own: Weak<Self>,
     kernel: Arc<dyn Kernel>,
     entries: mpsc::SyncSender<Entry>,
-    pages: mpsc::SyncSender<u64>,
+    drops: Arc<Drops>,
     epochs: AtomicBool,
     told: Mutex<Told>,
     /// Held while something is looked up and shown; see [`Self::showing`].
@@ -113,18 +114,12 @@ impl Notifier {
                 let _ = entry.done.send(());
             }
         })?;
-        let (pages, inodes) = mpsc::sync_channel::<u64>(WAITING_MAX);
-        let own = kernel.clone();
-        std::thread::Builder::new().name("mooseng-pages".into()).spawn(move || {
-            while let Ok(inode) = inodes.recv() {
-                note("an inode's pages", own.forget_inode(inode, true));
-            }
-        })?;
+        let drops = Drops::begin(kernel.clone())?;
         Ok(Arc::new_cyclic(|own| Self {
             own: own.clone(),
             kernel,
             entries,
-            pages,
+            drops,
             epochs: AtomicBool::new(true),
             told: Mutex::new(Told::new(TOLD_MAX)),
             showing: RwLock::default(),
@@ -177,9 +172,16 @@ impl Notifier {
         self.pages_of(|pages| pages.opened(inode, hold))
     }
 
-    /// [`Pages::given`].
+    /// [`Pages::giving`].
+    pub fn giving_pages(&self, inode: u64) {
+        self.pages_of(|pages| pages.giving(inode));
+    }
+
+    /// [`Pages::given`]. What no recall will take back, the kernel drops by itself.
     pub fn gives_pages(&self, inode: u64, hold: Option<u64>) {
-        self.pages_of(|pages| pages.given(inode, hold));
+        if !self.pages_of(|pages| pages.given(inode, hold)) {
+            self.drops.soon(inode);
+        }
     }
 
     fn told<T>(&self, f: impl FnOnce(&mut Told) -> T) -> T {
@@ -199,8 +201,17 @@ impl Notifier {
         })
     }
 
+    /// The kernel is told of an entry, which may be promised as part of its directory's list alone. Answers for how long it may keep that.
+    pub fn telling_entry(&self, directory: u64, validity: Duration, listed: bool) -> Duration {
+        match listed {
+            _ if !self.keeps_entries() => Duration::ZERO,
+            true => self.telling_listed(directory, validity),
+            false => validity,
+        }
+    }
+
     /// The kernel is told of an entry what the directory's list says. Answers for how long it may keep that.
-    pub fn telling_listed(&self, directory: u64, validity: Duration) -> Duration {
+    fn telling_listed(&self, directory: u64, validity: Duration) -> Duration {
         let mut listed = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
         if validity.is_zero() || (listed.len() >= LISTED_MAX && !listed.contains(&directory)) {
             return Duration::ZERO;
@@ -262,6 +273,8 @@ impl Notifier {
         });
         if !known {
             self.lists(|lists| lists.remove(&inode));
+            self.pages_of(|pages| pages.gone(inode));
+            self.drops.gone(inode);
         }
     }
 
@@ -317,11 +330,17 @@ impl Notifier {
     }
 }
 
+impl Drop for Notifier {
+    fn drop(&mut self) {
+        self.drops.end();
+    }
+}
+
 fn is_unknown(outcome: &io::Result<()>) -> bool {
     outcome.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::ENOENT))
 }
 
-fn note(what: &str, outcome: io::Result<()>) {
+pub(crate) fn note(what: &str, outcome: io::Result<()>) {
     match outcome {
         Ok(()) => {}
         // Not known there, or no mount any more.
@@ -356,17 +375,20 @@ impl Notifier {
         if let Some((directory, name)) = self.crossings(|crossings| crossings.remove(&inode)) {
             self.entry(directory, &name).await;
         }
-        self.pages_of(|pages| pages.forget(inode));
+        // A fault of a mapping asks for pages and never for attributes.
+        let pages = self.pages_of(|pages| pages.forget(inode));
         let list = self.lists(|lists| lists.remove(&inode));
         let Some(fresh) = self.told(|told| told.take(inode, Instant::now())) else {
             if list {
                 self.forget_list(inode);
             }
+            if pages {
+                self.drops.at_once([inode]);
+            }
             return;
         };
         let left = self.forget(inode, fresh, false);
-        // A full queue is well: the pages are compared by the time of the last write before they are believed.
-        let _ = self.pages.try_send(inode);
+        self.drops.at_once([inode]);
         if let Some(fresh) = left {
             self.settle(inode, fresh).await;
         }
@@ -401,20 +423,17 @@ impl Notifier {
     /// [`Invalidate::everything`], of a volume.
     pub async fn everything(&self, volume: VolumeId) {
         self.let_show();
-        self.pages_of(|pages| pages.forget_all(volume));
+        let pages = self.pages_of(|pages| pages.forget_all(volume));
         let told = self.told(|told| told.take_all(volume, Instant::now()));
         let lists: Vec<u64> = self.lists(|lists| lists.extract_if(inodes_of(volume), |_| true).collect());
         if self.keeps_entries() {
             self.no_entries();
         }
         let Some(own) = self.own.upgrade() else { return };
+        self.drops.at_once(told.iter().map(|(inode, _)| *inode).chain(pages));
         // None of these waits for anybody; there may be many.
         let forgotten = tokio::task::spawn_blocking(move || {
-            let forget = |(inode, fresh)| {
-                let left = own.forget(inode, fresh, false);
-                let _ = own.pages.try_send(inode);
-                left.map(|fresh| (inode, fresh))
-            };
+            let forget = |(inode, fresh)| Some((inode, own.forget(inode, fresh, false)?));
             let left = told.into_iter().filter_map(forget).collect::<Vec<_>>();
             lists.into_iter().for_each(|inode| own.forget_list(inode));
             left

@@ -2,17 +2,21 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::ffi::OsStr;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU8, AtomicU64};
 use std::sync::mpsc::Receiver;
 
 use fuser::{
     Config, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, OpenFlags, ReplyAttr,
     ReplyCreate, ReplyEmpty, ReplyEntry, Request, Session, SessionACL,
 };
-use mooseng_client::Attr;
+use mooseng_client::fake::FakeRegion;
+use mooseng_client::{Attr, ClientConfig, FileSystem, Tree};
+use mooseng_ports::clock::OsClock;
 
 use super::*;
+use crate::answers::Adapter;
 use crate::device::{mount_on, place};
 use crate::mount::MountOptions;
 use crate::{convert, unmount};
@@ -35,6 +39,10 @@ struct Slow {
     epochs: AtomicU64,
     /// How often an entry was forgotten.
     entries: AtomicU64,
+    /// Inodes whose pages were dropped.
+    dropped: Mutex<Vec<u64>>,
+    /// Whoever drops pages waits for a word here, once.
+    page: Mutex<Option<Receiver<()>>>,
 }
 
 impl Slow {
@@ -43,6 +51,20 @@ impl Slow {
     }
     fn counts(&self) -> (u64, u64) {
         (self.told.load(Ordering::SeqCst), self.forgotten.load(Ordering::SeqCst))
+    }
+    fn dropped(&self) -> usize {
+        self.dropped.lock().unwrap().len()
+    }
+    fn wait_for_drops(&self, count: usize) {
+        let begun = std::time::Instant::now();
+        while self.dropped() < count {
+            assert!(
+                begun.elapsed() < Duration::from_secs(10),
+                "{} of {count} drops have come",
+                self.dropped()
+            );
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 
@@ -59,6 +81,12 @@ impl Kernel for Slow {
         if !pages {
             self.told.fetch_add(1, Ordering::SeqCst);
             self.forgotten.fetch_add(u64::from(has), Ordering::SeqCst);
+        } else {
+            let page = self.page.lock().unwrap().take();
+            if let Some(page) = page {
+                let _ = page.recv();
+            }
+            self.dropped.lock().unwrap().push(inode);
         }
         if has { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ENOENT)) }
     }
@@ -147,6 +175,65 @@ async fn an_entry_that_leads_to_another_volume_goes_with_the_attributes_of_the_d
     notifier.inode(INODE).await;
     assert!(entries() + epochs() > 0);
     assert!(notifier.crossings(|crossings| crossings.is_empty()), "it has none any more");
+}
+
+/// A fault of a mapping asks for pages and never for attributes: from the second write elsewhere on the kernel wasn't told to drop them, for nothing else
+/// was told of the inode since the first.
+#[tokio::test]
+async fn pages_are_dropped_with_each_recall_that_comes_after_they_were_given() {
+    let (kernel, notifier) = rig();
+    kernel.meets(INODE);
+    notifier.telling(INODE, VALID, How::Met);
+    notifier.inode(INODE).await;
+    kernel.wait_for_drops(1);
+    for hold in 2..4 {
+        notifier.gives_pages(INODE, Some(hold as u64));
+        notifier.inode(INODE).await;
+        kernel.wait_for_drops(hold);
+    }
+    // On their way while they are recalled.
+    notifier.giving_pages(INODE);
+    notifier.inode(INODE).await;
+    kernel.wait_for_drops(4);
+    notifier.gives_pages(INODE, Some(9));
+    notifier.everything(VolumeId(0)).await;
+    kernel.wait_for_drops(5);
+    // Once is enough, and what was dropped with its inode isn't there.
+    notifier.gives_pages(INODE, Some(9));
+    notifier.given_back(INODE, 1);
+    notifier.inode(INODE).await;
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(*kernel.dropped.lock().unwrap(), [INODE; 5]);
+}
+
+/// Nobody recalls them: a mapping would show them for ever.
+#[tokio::test]
+async fn pages_that_nothing_promises_are_dropped_soon() {
+    let (kernel, notifier) = rig();
+    notifier.gives_pages(INODE, None);
+    notifier.gives_pages(INODE, None);
+    assert_eq!(kernel.dropped(), 0, "they are to be read");
+    kernel.wait_for_drops(1);
+    notifier.gives_pages(INODE, None);
+    kernel.wait_for_drops(2);
+    assert_eq!(kernel.dropped(), 2);
+}
+
+/// Mappings depend on each of them, and the kernel may keep the first waiting for long.
+#[tokio::test]
+async fn no_drop_gets_lost_however_many_wait() {
+    let (kernel, notifier) = rig();
+    let (free, page) = mpsc::channel();
+    *kernel.page.lock().unwrap() = Some(page);
+    for inode in 1..=5_000 {
+        notifier.telling(inode, VALID, How::Known);
+    }
+    notifier.inode(1).await;
+    notifier.everything(VolumeId(0)).await;
+    free.send(()).unwrap();
+    kernel.wait_for_drops(5_000);
+    let dropped: BTreeSet<u64> = kernel.dropped.lock().unwrap().iter().copied().collect();
+    assert!((1..=5_000).eq(dropped));
 }
 
 fn rig() -> (Arc<Slow>, Arc<Notifier>) {
@@ -280,15 +367,125 @@ async fn a_later_change_of_the_directory_proves_that_it_was_taken_in() {
     assert!(begun.elapsed() < TAKEN_IN_WITHIN / 2);
 }
 
-/// One file, whose size is what was set; everything else doesn't exist.
+fn may_mount() -> bool {
+    let may = nix::unistd::geteuid().is_root() && std::path::Path::new("/dev/fuse").exists();
+    if !may {
+        eprintln!("SKIPPED: a real mount needs root and /dev/fuse");
+    }
+    may
+}
+
+/// Found by review: CREATE kept nothing of it that its entry was known from the list alone, and the entry outlived the list's promise.
+#[test]
+fn an_entry_that_was_made_alone_goes_with_the_directorys_list() {
+    if !may_mount() {
+        return;
+    }
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let region = Arc::new(FakeRegion::new());
+    region.with(|s| (s.exclusive, s.alone) = (true, true));
+    let config = ClientConfig { masters: region.masters(), delegate: true, ..ClientConfig::default() };
+    let fs = FileSystem::connect_through(config, region.clone(), Arc::new(OsClock));
+    let fs = runtime.block_on(fs).unwrap();
+    let mounted = tempfile::tempdir().unwrap();
+    let (path, mode) = place(mounted.path()).unwrap();
+    let descriptor = mount_on(&path, mode, &MountOptions::default()).unwrap();
+    // The real kernel isn't told.
+    let (kernel, notifier) = rig();
+    let adapter = Adapter::new(Tree::from(fs), runtime.handle().clone(), 100, notifier.clone());
+    let session = Session::from_fd(adapter, descriptor, SessionACL::All, Config::default()).unwrap();
+    let served = std::thread::spawn(move || session.run());
+    let directory = path.join("d");
+    std::fs::create_dir(&directory).unwrap();
+    let inode = std::fs::metadata(&directory).unwrap().ino();
+    // It keeps by the list that there is no such name: what makes it comes without a lookup.
+    std::fs::metadata(directory.join("f")).unwrap_err();
+    runtime.block_on(notifier.directory(inode));
+    let epochs = || kernel.epochs.load(Ordering::SeqCst);
+    let before = epochs();
+    std::fs::File::create(directory.join("f")).unwrap();
+    runtime.block_on(notifier.directory(inode));
+    let after = epochs();
+    unmount(&path, false).unwrap();
+    served.join().unwrap().unwrap();
+    assert_eq!((before, after), (1, 2));
+}
+
+/// A file's first page, mapped.
+struct Page(*mut libc::c_void);
+
+impl Page {
+    fn of(file: &std::fs::File) -> Self {
+        // SAFETY: a fresh mapping of an open file.
+        let map = unsafe {
+            libc::mmap(std::ptr::null_mut(), 4096, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0)
+        };
+        assert_ne!(map, libc::MAP_FAILED);
+        Self(map)
+    }
+    /// Its first byte.
+    fn shown(&self) -> u8 {
+        // SAFETY: within the mapping, which lives as long as this.
+        unsafe { self.0.cast::<u8>().read_volatile() }
+    }
+}
+
+impl Drop for Page {
+    fn drop(&mut self) {
+        // SAFETY: nothing else has it.
+        unsafe { libc::munmap(self.0, 4096) };
+    }
+}
+
+/// Writes elsewhere show in a mapping, one after the other, though nobody asks for the file's attributes between them. On a real mount.
+#[test]
+fn a_mapping_shows_each_write_elsewhere() {
+    if !may_mount() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let (path, mode) = place(directory.path()).unwrap();
+    let descriptor = mount_on(&path, mode, &MountOptions::default()).unwrap();
+    let notifier = Notifier::new(descriptor.try_clone().unwrap(), 1).unwrap();
+    let file = OneFile::new(1, &notifier);
+    let content = file.content.clone();
+    let session = Session::from_fd(file, descriptor, SessionACL::All, Config::default()).unwrap();
+    let served = std::thread::spawn(move || session.run());
+    let file = std::fs::File::open(path.join("looked-up")).unwrap();
+    let page = Page::of(&file);
+    assert_eq!(page.shown(), 0);
+    let mut missed = None;
+    for written in 1..5 {
+        content.store(written, Ordering::SeqCst);
+        runtime.block_on(notifier.inode(INODE));
+        let begun = std::time::Instant::now();
+        while page.shown() != written && missed.is_none() {
+            missed = (begun.elapsed() > Duration::from_secs(5)).then_some(written);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    drop((page, file));
+    unmount(&path, false).unwrap();
+    served.join().unwrap().unwrap();
+    assert_eq!(missed, None);
+}
+
+/// One file, whose size and first byte are what was set; everything else doesn't exist.
 struct OneFile {
     size: Arc<AtomicU64>,
+    content: Arc<AtomicU8>,
     notifier: Arc<Notifier>,
     /// How many answers with attributes of the file were written.
     answered: Arc<AtomicU64>,
 }
 
 impl OneFile {
+    fn new(size: u64, notifier: &Arc<Notifier>) -> Self {
+        let size = Arc::new(AtomicU64::new(size));
+        Self { size, content: Arc::default(), notifier: notifier.clone(), answered: Arc::default() }
+    }
+
     fn attr(&self) -> fuser::FileAttr {
         let size = self.size.load(Ordering::SeqCst);
         let kind = mooseng_client::FileKind::Regular.into();
@@ -332,6 +529,23 @@ impl Filesystem for OneFile {
         reply.opened(FileHandle(1), FopenFlags::empty());
     }
 
+    fn read(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        _offset: u64,
+        _size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<fuser::LockOwner>,
+        reply: fuser::ReplyData,
+    ) {
+        self.notifier.giving_pages(ino.0);
+        let _showing = self.notifier.showing();
+        self.notifier.gives_pages(ino.0, Some(1));
+        reply.data(&[self.content.load(Ordering::SeqCst)]);
+    }
+
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: fuser::LockOwner, reply: ReplyEmpty) {
         reply.ok();
     }
@@ -370,8 +584,7 @@ fn step_back() {
 /// the old value any more. On a real mount.
 #[test]
 fn whoever_runs_late_isnt_shown_what_was_recalled_meanwhile() {
-    if !nix::unistd::geteuid().is_root() || !std::path::Path::new("/dev/fuse").exists() {
-        eprintln!("SKIPPED: a real mount needs root and /dev/fuse");
+    if !may_mount() {
         return;
     }
     if !std::thread::spawn(bind).join().unwrap() {
@@ -386,8 +599,8 @@ fn whoever_runs_late_isnt_shown_what_was_recalled_meanwhile() {
         let (path, mode) = place(directory.path()).unwrap();
         let descriptor = mount_on(&path, mode, &MountOptions::default()).unwrap();
         let notifier = Notifier::new(descriptor.try_clone().unwrap(), 1).unwrap();
-        let (size, answered) = (Arc::new(AtomicU64::new(1)), Arc::new(AtomicU64::new(0)));
-        let file = OneFile { size: size.clone(), notifier: notifier.clone(), answered: answered.clone() };
+        let file = OneFile::new(1, &notifier);
+        let (size, answered) = (file.size.clone(), file.answered.clone());
         let session = Session::from_fd(file, descriptor, SessionACL::All, Config::default()).unwrap();
         let served = std::thread::spawn(move || session.run());
         let stop = Arc::new(AtomicBool::new(false));

@@ -205,6 +205,24 @@ fn another_client_sees_each_finished_write() {
     // The same handle, whose pages the kernel holds.
     there.read_exact_at(&mut seen, 0).unwrap();
     assert_eq!(&seen, b"two");
+    // A mapping's pages are nobody's to compare. This region promises nothing, so that they go by themselves.
+    // SAFETY: a fresh mapping of an open file.
+    let map = unsafe {
+        libc::mmap(std::ptr::null_mut(), 4096, libc::PROT_READ, libc::MAP_SHARED, there.as_raw_fd(), 0)
+    };
+    assert_ne!(map, libc::MAP_FAILED);
+    // SAFETY: within the mapping, which lives until munmap below.
+    let shown = || unsafe { map.cast::<u8>().read_volatile() };
+    for word in [b"3hr", b"4ou", b"5iv"] {
+        here.write_all_at(word, 0).unwrap();
+        let written = Instant::now();
+        while shown() != word[0] {
+            assert!(written.elapsed() < Duration::from_secs(10), "it shows {} for {}", shown(), word[0]);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+    // SAFETY: nothing reads it any more.
+    unsafe { libc::munmap(map, 4096) };
     drop(there);
     unmount(second.path(), false).unwrap();
     rig.runtime.block_on(handle.wait()).unwrap();

@@ -88,7 +88,10 @@ impl ChunkStore {
         let _one_at_a_time = lock(&self.orders);
         self.see_custody(custody)?;
         if let Ok(found) = self.find(chunk) {
-            found.remove(&self.files, self.options.trash.then_some(now_s))?;
+            found.leaves();
+            self.note(chunk);
+            let removed = found.remove(&self.files, self.options.trash.then_some(now_s));
+            removed.inspect_err(|_| self.note(chunk))?;
             lock(&self.chunks).remove(&chunk);
         }
         // Also for a repetition: then the master has missed that it is gone.

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
-use std::path::Path;
+use std::sync::Arc;
 
 use mooseng_wire::{ChunkId, Epoch};
 
 use super::{ChunkStore, Place};
 use crate::changes::Changes;
 use crate::chunk::{Chunk, ChunkStat};
-use crate::directory::DirectoryStatus;
+use crate::directory::{Directory, DirectoryStatus};
 use crate::files::lock;
 use crate::layout::file_bytes;
 
@@ -81,18 +81,18 @@ impl ChunkStore {
 
     /// The data directories, those that aren't used among them.
     pub fn directories(&self) -> Vec<DirectoryStatus> {
-        let mut totals: BTreeMap<&Path, (u64, u64)> = BTreeMap::new();
-        let chunks = lock(&self.chunks);
-        for chunk in chunks.values() {
+        let mut totals: BTreeMap<*const Directory, (u64, u64)> = BTreeMap::new();
+        // Let go of before the disks are asked for their room.
+        for chunk in lock(&self.chunks).values() {
             if let Some(stat) = chunk.stat() {
-                let (count, bytes) = totals.entry(&chunk.directory.path).or_default();
+                let (count, bytes) = totals.entry(Arc::as_ptr(&chunk.directory)).or_default();
                 *count += 1;
                 *bytes += file_bytes(stat.length);
             }
         }
         let status = |place: &Place| match place {
             Place::Used(directory) => {
-                let (chunks, bytes_used) = totals.get(&*directory.path).copied().unwrap_or_default();
+                let (chunks, bytes_used) = totals.get(&Arc::as_ptr(directory)).copied().unwrap_or_default();
                 let space = directory.space();
                 let error = directory
                     .unwritable()
