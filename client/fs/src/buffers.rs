@@ -149,15 +149,25 @@ impl Buffers {
     }
 
     /// What `known` says of an inode, as it is with what is buffered: in one section, so that bytes that reach the region meanwhile aren't
-    /// missed in both.
-    pub fn show_known(&self, inode: u64, known: impl FnOnce() -> Option<Attr>) -> Option<Attr> {
+    /// missed in both. None where that is of another life than the one in which it was promised, which is `known`, too: what is shown of the file is
+    /// known once it was sent or given up.
+    pub fn show_known(&self, inode: u64, known: impl FnOnce() -> Option<(Attr, (u64, u64))>) -> Option<Attr> {
         self.map(|map| {
-            let mut attr = known()?;
-            if let Some(buffer) = map.get(&inode) {
-                buffer.dirty(|dirty| dirty.show(&mut attr));
-            }
-            Some(attr)
+            let (mut attr, life) = known()?;
+            let Some(buffer) = map.get(&inode) else { return Some(attr) };
+            buffer.dirty(|dirty| {
+                if dirty.is_foreign_to(life) {
+                    return None;
+                }
+                dirty.show(&mut attr);
+                Some(attr)
+            })
         })
+    }
+
+    /// Whether something is buffered of an inode that was written in another life than this.
+    pub fn is_foreign(&self, inode: u64, life: (u64, u64)) -> bool {
+        self.map(|map| map.get(&inode).is_some_and(|buffer| buffer.dirty(|dirty| dirty.is_foreign_to(life))))
     }
 }
 

@@ -170,6 +170,11 @@ impl Dirty {
         self.waiting.is_clean() && self.sending.is_clean()
     }
 
+    /// Whether what is held was written in another life of the session than this: others may have changed the file since, and then it is given up.
+    pub fn is_foreign_to(&self, life: (u64, u64)) -> bool {
+        !self.is_clean() && self.life != life
+    }
+
     /// Bytes held.
     pub fn bytes(&self) -> usize {
         self.waiting.bytes() + self.sending.bytes()

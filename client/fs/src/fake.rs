@@ -17,7 +17,7 @@ use mooseng_wire::chunk::{Append, ChunkStat, Read, StatChunk};
 use mooseng_wire::founding::Founding;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
-use mooseng_wire::fs::{Attr, Created, Extent, FileKind, FsReply};
+use mooseng_wire::fs::{Attr, Created, Extent, FileKind, FsReply, extent};
 use mooseng_wire::method::Method;
 use mooseng_wire::session::{
     CloseSession, Fact, FactKind, Granted, OpenSession, Renew, Renewed, Request, Response, SessionClosed,
@@ -441,6 +441,17 @@ impl State {
         let now = self.now();
         if let Some(node) = self.nodes.get_mut(&inode) {
             node.attr.ctime_ns = now;
+        }
+    }
+
+    /// Another host overwrites a file.
+    pub fn write_elsewhere(&mut self, inode: u64, data: &'static [u8]) {
+        self.change_elsewhere(inode);
+        let length = data.len() as u64;
+        let extent = Extent { offset: 0, length, data: Some(extent::Data::Inline(Bytes::from_static(data))) };
+        if let Some(node) = self.nodes.get_mut(&inode) {
+            node.attr.size = length;
+            node.extents = BTreeMap::from([(0, extent)]);
         }
     }
 

@@ -142,7 +142,7 @@ impl FileSystem {
         }
         let op = Op::Lookup(Lookup { parent, name });
         match self.attr_read(caller, "lookup", op).await {
-            Ok(attr) => Ok(Some(self.newest(attr))),
+            Ok(attr) => self.newest(attr).await.map(Some),
             Err(FsError::Answered(libc::ENOENT)) => Ok(None),
             Err(error) => Err(error),
         }
@@ -191,7 +191,9 @@ impl FileSystem {
 
     /// What is promised of an inode, without asking anybody.
     pub fn known_attr(&self, inode: u64) -> Option<Attr> {
-        let known = || self.inner.session.known_inode(inode).map(|known| known.attr);
+        let session = &self.inner.session;
+        // The life is looked at after the promise, which is of it then.
+        let known = || session.known_inode(inode).map(|known| (known.attr, session.life()));
         self.inner.writer.buffers.show_known(inode, known)
     }
 
@@ -212,12 +214,19 @@ impl FileSystem {
         if let Some(attr) = self.known_attr(inode) {
             return Ok(attr);
         }
-        self.attr_read(caller, "getattr", Op::GetAttr(GetAttr { inode })).await.map(|attr| self.newest(attr))
+        let attr = self.attr_read(caller, "getattr", Op::GetAttr(GetAttr { inode })).await?;
+        self.newest(attr).await
     }
 
-    /// What is promised by now of an inode that was just answered: a write of ours may have reached the region after the answer left it.
-    fn newest(&self, answered: Attr) -> Attr {
-        self.known_attr(answered.inode).unwrap_or_else(|| self.shown(answered))
+    /// What is promised by now of an inode that was just answered: a write of ours may have reached the region after the answer left it. What was written in
+    /// an earlier life of the session is sent or given up first: nobody knows before what the file is.
+    async fn newest(&self, mut answered: Attr) -> Result<Attr, FsError> {
+        let inode = answered.inode;
+        if self.inner.writer.buffers.is_foreign(inode, self.inner.session.life()) {
+            self.inner.writer.flush_before(inode).await?;
+            answered = self.attr_read(&daemon(), "getattr", Op::GetAttr(GetAttr { inode })).await?;
+        }
+        Ok(self.known_attr(inode).unwrap_or_else(|| self.shown(answered)))
     }
 
     /// Attributes as the region has them, beneath what is buffered here.
@@ -353,7 +362,7 @@ impl FileSystem {
         one_volume(inode, new_parent)?;
         let linked = self.attr_change(caller, "link", Op::Link(Link { inode, new_parent, new_name })).await?;
         // The region doesn't know what is buffered of the file.
-        Ok(self.newest(linked))
+        self.newest(linked).await
     }
 
     /// Removes a name.

@@ -58,6 +58,13 @@ impl Change {
         Self { request, made, at_ns, about, reply: None, open: false, bytes }
     }
 
+    /// The inodes whose fsync as a directory tells of its loss. Of what it makes nobody has an open directory unless it makes one: thousands of files
+    /// that are lost at once mustn't push out the one directory that they were in.
+    fn lost_in(&self) -> impl Iterator<Item = u64> {
+        let makes_directory = matches!(self.request.op, Some(Op::Mkdir(_)));
+        self.about.iter().copied().filter(move |inode| *inode != self.made || makes_directory)
+    }
+
     pub fn to_wire(&self) -> Untold {
         Untold { request: Some(self.request.clone()), inode: self.made, at_ns: self.at_ns, open: self.open }
     }
@@ -87,6 +94,8 @@ struct State {
     ids: Range<u64>,
     /// Directories in which changes were lost: when, by count, and the error number.
     losses: BTreeMap<u64, (u64, i32)>,
+    /// The newest of those for which there was no room: any directory may be the one that it was about.
+    losses_floor: Option<(u64, i32)>,
     counts: Counts,
 }
 
@@ -492,9 +501,7 @@ impl Journal {
             for (at, change) in changes.iter().enumerate() {
                 if let Some(errno) = errno(at) {
                     s.counts.lost += 1;
-                    for inode in &change.about {
-                        s.lose(*inode, errno);
-                    }
+                    change.lost_in().for_each(|inode| s.lose(inode, errno));
                 }
                 change.about.iter().for_each(|inode| count_down(&mut s.about, *inode));
             }
@@ -509,9 +516,10 @@ impl Journal {
         self.state(|s| s.counts.lost)
     }
 
-    /// The newest loss in a directory: its count, and the error number.
+    /// The newest loss in a directory: its count, and the error number. Where it isn't known, what was forgotten may have been in it: an error too many is
+    /// better than one that is swallowed.
     pub fn loss_in(&self, directory: u64) -> Option<(u64, i32)> {
-        self.state(|s| s.losses.get(&directory).copied())
+        self.state(|s| s.losses.get(&directory).copied().or(s.losses_floor))
     }
 }
 
@@ -547,7 +555,8 @@ impl State {
     fn lose(&mut self, inode: u64, errno: i32) {
         if self.losses.len() >= LOSSES_MAX && !self.losses.contains_key(&inode) {
             let oldest = self.losses.iter().min_by_key(|(_, (when, _))| *when).map(|(inode, _)| *inode);
-            oldest.map(|oldest| self.losses.remove(&oldest));
+            let forgotten = oldest.and_then(|oldest| self.losses.remove(&oldest));
+            self.losses_floor = self.losses_floor.max(forgotten);
         }
         self.losses.insert(inode, (self.counts.lost, errno));
     }
@@ -556,7 +565,7 @@ impl State {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use mooseng_wire::fs::{GetAttr, Mkdir, Unlink};
+    use mooseng_wire::fs::{Create, GetAttr, Mkdir, Unlink};
 
     use super::*;
 
@@ -625,6 +634,38 @@ mod tests {
         assert_eq!(journal.loss_in(1).map(|(when, errno)| (when > before, errno)), Some((true, 5)));
         assert_eq!(journal.loss_in(3), None);
         assert!(journal.held_by(LIFE).is_empty());
+    }
+
+    /// More is lost at once than is remembered.
+    #[test]
+    fn a_loss_is_reported_however_many_come_with_it() {
+        let journal = Journal::default();
+        make(&journal, &[1, 2]).unwrap().unwrap();
+        for n in 1..CHANGES_MAX as u64 {
+            make(&journal, &[3, 10 + n]).unwrap().unwrap();
+        }
+        while tell(&journal, Some(5)) > 0 {}
+        let (when, errno) = journal.loss_in(1).unwrap();
+        assert_eq!((when > 0, errno), (true, 5));
+        assert_eq!(journal.losses(), CHANGES_MAX as u64);
+        assert!(journal.loss_in(3).is_some_and(|(newest, _)| newest == journal.losses()));
+        assert!(when < journal.losses(), "who opens a directory by now isn't concerned");
+    }
+
+    /// Files that were made in one directory leave room for the notes of others.
+    #[test]
+    fn a_lost_file_takes_no_room_among_directories() {
+        let journal = Journal::default();
+        make(&journal, &[1]).unwrap().unwrap();
+        for n in 1..CHANGES_MAX as u64 {
+            let made = 10 + n;
+            let op = Op::Create(Create { parent: 3, ..Create::default() });
+            let change = Change::new(FsRequest { caller: None, op: Some(op) }, made, 1, vec![3, made]);
+            journal.make(LIFE, &[3], || Ok(((), change))).unwrap().unwrap();
+        }
+        while tell(&journal, Some(5)) > 0 {}
+        assert_eq!(journal.loss_in(1), Some((1, 5)));
+        assert_eq!(journal.loss_in(2), None);
     }
 
     #[test]

@@ -14,13 +14,15 @@ use tokio::sync::broadcast;
 
 use crate::peers::{Answered, Failure, Peers};
 
-/// Connections kept at most; the least recently used one is closed for another.
+/// Connections kept at most; the least recently used one is closed for another, a master's last: what a master sends by itself comes over it, and is waited
+/// for however seldom it is called.
 const LINKS_MAX: usize = 256;
 
 /// [`Peers`] over reconnecting links.
 pub struct LinkPeers {
     network: Arc<dyn Network>,
     shares_memory: bool,
+    links_max: usize,
     links: Mutex<Links>,
 }
 
@@ -30,10 +32,18 @@ struct Links {
     by_address: BTreeMap<(Role, String), (u64, Link)>,
 }
 
+impl Links {
+    /// The one that is given up for another.
+    fn oldest(&self) -> Option<(Role, String)> {
+        let worth = |((role, _), (used, _)): &(&(Role, String), &(u64, Link))| (*role == Role::Master, *used);
+        self.by_address.iter().min_by_key(worth).map(|(key, _)| key.clone())
+    }
+}
+
 impl LinkPeers {
     /// Calls through `network`. With `shares_memory` what is written to chunkservers on this host goes through memory that they share.
     pub fn new(network: Arc<dyn Network>, shares_memory: bool) -> Self {
-        Self { network, shares_memory, links: Mutex::default() }
+        Self { network, shares_memory, links_max: LINKS_MAX, links: Mutex::default() }
     }
 
     fn link(&self, role: Role, address: &str) -> Link {
@@ -45,9 +55,8 @@ impl LinkPeers {
             *used = tick;
             return link.clone();
         }
-        if links.by_address.len() >= LINKS_MAX
-            && let Some(oldest) =
-                links.by_address.iter().min_by_key(|(_, (used, _))| *used).map(|(key, _)| key.clone())
+        if links.by_address.len() >= self.links_max
+            && let Some(oldest) = links.oldest()
             && let Some((_, link)) = links.by_address.remove(&oldest)
         {
             link.close();
@@ -103,5 +112,117 @@ impl Peers for LinkPeers {
 
     fn apart(&self) -> Option<Arc<dyn Peers>> {
         Some(Arc::new(Self::new(self.network.clone(), self.shares_memory)))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use mooseng_transport::{
+        Answer, ConnectionHandle, Incoming, Limits, PlainNetwork, Service, Services, serve,
+    };
+    use mooseng_wire::Identity;
+    use mooseng_wire::call::CallError;
+    use tokio::time::timeout;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::session::Notices;
+
+    const WAIT: Duration = Duration::from_secs(10);
+
+    fn network(role: Role) -> PlainNetwork {
+        let (cluster, region, name) = ("test".into(), "here".into(), "one".into());
+        PlainNetwork::new(Identity { cluster, region, role, name })
+    }
+
+    fn with_room_for_two() -> LinkPeers {
+        let mut peers = LinkPeers::new(Arc::new(network(Role::Client)), false);
+        peers.links_max = 2;
+        peers
+    }
+
+    /// A master that answers everything, and knows over which connection it was called last.
+    #[derive(Clone, Default)]
+    struct Called(Arc<Mutex<Option<ConnectionHandle>>>);
+
+    #[async_trait]
+    impl Service for Called {
+        async fn call(&self, incoming: Incoming) -> Result<Answer, CallError> {
+            *self.0.lock().unwrap() = Some(incoming.connection);
+            Ok(Answer::default())
+        }
+    }
+
+    async fn start() -> (Called, String, CancellationToken) {
+        let listener = network(Role::Master).listen("127.0.0.1:0").await.unwrap();
+        let (called, address, shutdown) =
+            (Called::default(), listener.local_address(), CancellationToken::new());
+        let services = Services { stream: Arc::new(called.clone()), grpc: None, allow: |_, _| Ok(()) };
+        tokio::spawn(serve(listener, services, Limits::default(), shutdown.clone()));
+        (called, address, shutdown)
+    }
+
+    /// A client renews its lease, calls others of that role until there is no room for more links, renews again: what the master sends then it must hear.
+    async fn hears_after_calls_of(others: Role) {
+        let (called, master, _shutdown) = start().await;
+        let peers = with_room_for_two();
+        let call = |role, address: String| {
+            let peers = &peers;
+            async move { peers.call(role, &address, Method::Renew, Bytes::new(), Bytes::new(), WAIT).await }
+        };
+        let mut notices = Notices::of(&peers, Some(&master));
+        call(Role::Master, master.clone()).await.unwrap();
+        for port in [1, 2] {
+            assert!(call(others, format!("127.0.0.1:{port}")).await.is_err(), "nobody listens there");
+        }
+        let hears = async {
+            loop {
+                if let Some(notice) = notices.next().await {
+                    return notice;
+                }
+            }
+        };
+        let recalls = async {
+            // Repeated until it is answered, as a recall is.
+            loop {
+                call(Role::Master, master.clone()).await.unwrap();
+                let connection = called.0.lock().unwrap().clone().unwrap();
+                connection.notify(Method::Notice, Bytes::from_static(b"recall")).unwrap();
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        let heard = timeout(WAIT, async {
+            tokio::select! {
+                heard = hears => heard,
+                () = recalls => unreachable!("it repeats for ever"),
+            }
+        });
+        assert_eq!(heard.await.unwrap(), (Method::Notice, Bytes::from_static(b"recall")));
+    }
+
+    #[tokio::test]
+    async fn recalls_are_heard_however_many_chunkservers_are_called() {
+        hears_after_calls_of(Role::Chunkserver).await;
+    }
+
+    #[tokio::test]
+    async fn recalls_are_heard_after_the_link_was_given_up() {
+        hears_after_calls_of(Role::Master).await;
+    }
+
+    #[test]
+    fn a_masters_link_is_given_up_last() {
+        let peers = with_room_for_two();
+        let has = |role, address: &str| {
+            peers.links.lock().unwrap().by_address.contains_key(&(role, address.to_owned()))
+        };
+        for (role, address) in [(Role::Master, "m"), (Role::Chunkserver, "a"), (Role::Chunkserver, "b")] {
+            peers.link(role, address);
+        }
+        assert!(has(Role::Master, "m") && has(Role::Chunkserver, "b") && !has(Role::Chunkserver, "a"));
+        peers.link(Role::Master, "n");
+        peers.link(Role::Master, "o");
+        assert!(has(Role::Master, "n") && has(Role::Master, "o") && !has(Role::Master, "m"));
     }
 }

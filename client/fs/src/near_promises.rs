@@ -26,7 +26,7 @@ use crate::near_stream::{At, Heard, TakeBack};
 use crate::peers::{Failure, Peers};
 use crate::recalls::Recalls;
 use crate::retry::Backoff;
-use crate::session::{Session, next_notice};
+use crate::session::{Notices, Session};
 
 /// A leader gets so long to renew.
 const RENEW_WITHIN: Duration = Duration::from_millis(700);
@@ -346,13 +346,13 @@ impl Session {
     /// Renews it while it lasts.
     async fn renew_near(&self, leader: &str, session: u64) {
         let near = &self.near;
-        let mut notices = self.peers.notices(Role::Master, leader);
+        let mut notices = Notices::of(&*self.peers, Some(leader));
         let mut renew_at = Instant::now() + self.config.renew_interval;
         loop {
             tokio::select! {
                 () = tokio::time::sleep_until(renew_at) => {}
                 () = near.kick.notified() => {}
-                notice = next_notice(&mut notices) => {
+                notice = notices.next() => {
                     // What is missing before it comes with a renewal.
                     if !self.missed_before(notice).await {
                         continue;

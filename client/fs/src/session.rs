@@ -44,7 +44,7 @@ mod notices;
 mod refusals;
 mod search;
 
-pub(crate) use notices::next_notice;
+pub(crate) use notices::Notices;
 
 /// A master gets this long to answer about a session.
 const OPEN_TIMEOUT: Duration = Duration::from_millis(1500);

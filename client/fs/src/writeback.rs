@@ -270,7 +270,7 @@ impl WriteBack {
     /// The region's attributes of a file of which something may be buffered now. To be called, and used, in the section that changes the
     /// buffer: a recall closes the buffer before it gives the promise up.
     fn ours(&self, inode: u64, dirty: &Dirty, life: (u64, u64)) -> Option<Attr> {
-        if dirty.closed > 0 || (!dirty.is_clean() && dirty.life != life) {
+        if dirty.closed > 0 || dirty.is_foreign_to(life) {
             return None;
         }
         let (known, _) = self.facts.inode(inode)?;
@@ -300,12 +300,18 @@ impl WriteBack {
         }
     }
 
-    /// The bytes of [offset, offset + length), cut at the file's end, if all of them are buffered.
+    /// The bytes of [offset, offset + length), cut at the file's end, if all of them are buffered: in this life of the session. What is left of an earlier one
+    /// is sent only if nobody has changed the file since, and shown once that is known.
     pub fn read(&self, inode: u64, offset: u64, length: u64) -> Option<Bytes> {
         self.buffers.map(|map| {
             let buffer = map.get(&inode)?;
             let (known, _) = self.facts.inode(inode)?;
+            // Looked at after the promise, which is of this life then.
+            let life = self.region.session.life();
             buffer.dirty(|dirty| {
+                if dirty.is_foreign_to(life) {
+                    return None;
+                }
                 let mut attr = known.attr;
                 dirty.show(&mut attr);
                 let end = offset.saturating_add(length).min(attr.size);

@@ -220,6 +220,37 @@ async fn closing_the_filesystem_sends_what_was_written_also_what_is_being_sent()
     assert_eq!(fs.getattr(&me(), inode).await.unwrap().size, 40 << 20);
 }
 
+/// The file may be promised again while what was buffered before the lapse is still being sent.
+#[tokio::test(start_paused = true)]
+async fn after_a_lapse_nothing_is_shown_of_the_buffer_before_it_is_known_to_stand() {
+    const BYTES: usize = 100_000;
+    for changed in [false, true] {
+        let (region, fs) = start().await;
+        let (inode, file) = create(&fs, "f").await;
+        write(&fs, file, 0, &[1; BYTES]).await.unwrap();
+        region.lapse();
+        if changed {
+            region.with(|s| s.write_elsewhere(inode, b"theirs"));
+        }
+        ["c1", "c2", "c3"].iter().for_each(|name| region.fault(name, Some(Fault::Hung)));
+        fs.mkdir(&me(), ROOT, b"d", 0o755).await.unwrap();
+        assert_eq!(fs.status().lapses, 1);
+        // What the region answers comes with a promise.
+        let (looking, reading) = (fs.clone(), fs.clone());
+        let looking = tokio::spawn(async move { looking.lookup(&me(), ROOT, b"f").await });
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert!(fs.hold(inode).is_some() && fs.status().dirty_bytes > 0);
+        let reading = tokio::spawn(async move { reading.read(&me(), file, 0, 6).await });
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert_eq!(fs.known_attr(inode), None);
+        assert!(!looking.is_finished() && !reading.is_finished());
+        ["c1", "c2", "c3"].iter().for_each(|name| region.fault(name, None));
+        let (looked, read) = (looking.await.unwrap().unwrap(), reading.await.unwrap().unwrap());
+        assert_eq!(looked.size, if changed { 6 } else { BYTES as u64 });
+        assert_eq!(&read[..], if changed { b"theirs" } else { &[1; 6] });
+    }
+}
+
 /// What the region has of a file's beginning.
 async fn at_the_region(region: &Arc<FakeRegion>, inode: u64) -> Bytes {
     let config = ClientConfig { masters: region.masters(), ..ClientConfig::default() };

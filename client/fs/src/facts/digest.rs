@@ -113,11 +113,16 @@ impl Facts {
                 let mut known = listing.lock().unwrap_or_else(PoisonError::into_inner);
                 // Read after the promise: what changed since then was taken out of it.
                 if flight.tick > known.since && known.next == r.cookie && !known.complete {
-                    known.add(&page.entries, page.end);
-                    let (names, inode) = (known.names.len(), r.inode);
+                    // A name that was taken out since the page was asked for may be known again by now, and better than the page knows it.
+                    let directory = InodeId(r.inode);
+                    known.add(&page.entries, page.end, |name| {
+                        let newest = memo.recalled.get(&Fact::Entry(directory, name.clone()));
+                        newest.is_some_and(|(_, came)| *came > flight.tick)
+                    });
+                    let names = known.names.len();
                     drop(known);
                     if names > LISTING_MAX {
-                        self.listings.invalidate(&inode);
+                        self.listings.invalidate(&r.inode);
                     }
                 }
             }
@@ -165,7 +170,7 @@ impl Facts {
         let mut listing =
             Listing { in_order: true, since: came, holes: overtaken, alone, ..Listing::default() };
         match (&request.op, reply) {
-            (Some(Op::ReadDir(_)), Reply::DirPage(page)) => listing.add(&page.entries, page.end),
+            (Some(Op::ReadDir(_)), Reply::DirPage(page)) => listing.add(&page.entries, page.end, |_| false),
             (Some(Op::Mkdir(_)), Reply::Entry(_)) => listing.complete = true,
             _ => return,
         }

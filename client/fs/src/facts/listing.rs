@@ -27,9 +27,12 @@ pub(super) struct Listing {
 }
 
 impl Listing {
-    pub(super) fn add(&mut self, entries: &[DirEntry], end: bool) {
+    /// Adds a page. Of names that are `known_better` what is known stays: they were changed after the page was asked for.
+    pub(super) fn add(&mut self, entries: &[DirEntry], end: bool, known_better: impl Fn(&Bytes) -> bool) {
         for entry in entries {
-            if !self.holes.contains(&entry.name) {
+            if known_better(&entry.name) {
+                self.in_order &= self.names.get(&entry.name) == Some(&entry.inode);
+            } else if !self.holes.contains(&entry.name) {
                 self.names.insert(entry.name.clone(), entry.inode);
             }
         }

@@ -144,3 +144,60 @@ fn a_hold_outlives_changes_of_ones_own_and_nothing_else() {
     answer(&facts, 7, false);
     assert!(hold(&facts).is_some_and(|hold| hold != first && hold != second));
 }
+
+/// An answer that came, with the facts that go beside it.
+fn take_in(
+    facts: &Facts,
+    flight: &Flight<'_>,
+    (op, reply): (Op, Reply),
+    number: u64,
+    (granted, changed): (Vec<Fact>, Vec<Fact>),
+) {
+    let granted = granted.iter().map(|fact| Granted { fact: Some(fact.to_message()), exclusive: false });
+    let response = Response {
+        reply: Some(FsReply { reply: Some(reply) }),
+        grant: number,
+        granted: granted.collect(),
+        changed: changed.iter().map(Fact::to_message).collect(),
+        ..Response::default()
+    };
+    facts.digest(flight, &FsRequest { caller: None, op: Some(op) }, &response);
+}
+
+/// A page of directory 2 from that cookie on, with these names behind it.
+fn page(directory: u64, cookie: u64, names: &[String], end: bool) -> (Op, Reply) {
+    let entry = |(at, name): (usize, &String)| DirEntry {
+        name: name.clone().into(),
+        inode: 100 + cookie + at as u64,
+        cookie: cookie + 1 + at as u64,
+        ..DirEntry::default()
+    };
+    let entries = names.iter().enumerate().map(entry).collect();
+    let read = ReadDir { inode: directory, cookie, ..ReadDir::default() };
+    (Op::ReadDir(read), Reply::DirPage(DirPage { entries, end }))
+}
+
+/// A page was read before this session removed a name, and its answer is taken in after that change's.
+#[test]
+fn a_further_page_brings_back_no_name_that_was_removed_meanwhile() {
+    let facts = Facts::new(Arc::new(ManualClock::default()), 1 << 20);
+    facts.lease(BootTime(Duration::from_secs(1000)));
+    let (a, z) = ("a".to_owned(), "z".to_owned());
+    let first = facts.begin();
+    let list = vec![Fact::Directory(InodeId(2))];
+    take_in(&facts, &first, page(2, 0, std::slice::from_ref(&a), false), 1, (list, vec![]));
+    drop(first);
+    let second = facts.begin();
+    let name: Bytes = z.clone().into();
+    let removed = vec![Fact::Entry(InodeId(2), name.clone())];
+    let unlink = Op::Unlink(Unlink { parent: 2, name: name.clone() });
+    let done = Reply::Done(mooseng_wire::fs::Done {});
+    take_in(&facts, &facts.begin(), (unlink, done), 2, (removed.clone(), removed));
+    take_in(&facts, &second, page(2, 1, &[z], true), 3, (vec![], vec![]));
+    assert_eq!(facts.entry(2, &name).map(|(known, _)| known), Some(None));
+    facts.recall(4, &Fact::Entry(InodeId(2), a.clone().into()), None);
+    assert!(facts.entry(2, &a.into()).is_none(), "the list is known, but for what was taken out");
+    let other = Bytes::from_static(b"other");
+    assert_eq!(facts.entry(2, &other).map(|(known, _)| known), Some(None));
+    assert_eq!(facts.alone(|alone| alone.names(2)), 0, "a ghost would keep the directory from being removed");
+}

@@ -14,7 +14,7 @@ use prost::Message;
 use rand::Rng;
 use tokio::time::Instant;
 
-use super::notices::next_notice;
+use super::notices::Notices;
 use super::{Doubt, NoLeader, RENEW_TIMEOUT, Seat, Session};
 use crate::retry::Backoff;
 
@@ -95,7 +95,7 @@ impl Session {
 
     async fn renew_while_it_lasts(self: &Arc<Self>) {
         let leader = self.state(|s| s.seat.as_ref().map(|seat| seat.leader.clone()));
-        let mut notices = leader.and_then(|leader| self.peers.notices(Role::Master, &leader));
+        let mut notices = Notices::of(&*self.peers, leader.as_deref());
         // Counted from the last renewal, whatever comes in between: recalls that keep coming mustn't keep the lease from being renewed.
         let mut renew_at = Instant::now() + self.config.renew_interval;
         loop {
@@ -103,7 +103,7 @@ impl Session {
             tokio::select! {
                 () = tokio::time::sleep_until(renew_at) => {}
                 () = self.doubted.notified() => {}
-                notice = next_notice(&mut notices) => {
+                notice = notices.next() => {
                     if let Some((method, body)) = notice {
                         self.notice(method, &body);
                     }

@@ -13,6 +13,7 @@ use prost::Message;
 use tokio::sync::broadcast;
 
 use super::{RENEW_TIMEOUT, Seat, Session};
+use crate::peers::Peers;
 
 impl Session {
     pub(super) fn notice(self: &Arc<Self>, method: Method, body: &Bytes) {
@@ -107,18 +108,33 @@ impl Session {
     }
 }
 
-/// The next notice; waits for ever where none can come.
-pub(crate) async fn next_notice(
-    notices: &mut Option<broadcast::Receiver<(Method, Bytes)>>,
-) -> Option<(Method, Bytes)> {
-    let Some(receiver) = notices else { return std::future::pending().await };
-    match receiver.recv().await {
-        Ok(notice) => Some(notice),
-        // Recalls are repeated until they are answered.
-        Err(broadcast::error::RecvError::Lagged(_)) => None,
-        Err(broadcast::error::RecvError::Closed) => {
-            *notices = None;
-            None
+/// What a master sends by itself.
+pub(crate) struct Notices<'a> {
+    peers: &'a dyn Peers,
+    leader: Option<&'a str>,
+    receiver: Option<broadcast::Receiver<(Method, Bytes)>>,
+}
+
+impl<'a> Notices<'a> {
+    /// What that one sends from now on. Nothing ever comes of nobody, and where nothing can come.
+    pub fn of(peers: &'a dyn Peers, leader: Option<&'a str>) -> Self {
+        let receiver = leader.and_then(|leader| peers.notices(Role::Master, leader));
+        Self { peers, leader, receiver }
+    }
+
+    /// The next one; none where some were missed. Waits for ever where none can come.
+    pub async fn next(&mut self) -> Option<(Method, Bytes)> {
+        let Some(receiver) = &mut self.receiver else { return std::future::pending().await };
+        match receiver.recv().await {
+            Ok(notice) => Some(notice),
+            // Recalls are repeated until they are answered.
+            Err(broadcast::error::RecvError::Lagged(_)) => None,
+            // The connection's keeper has given it up for another. What renews goes on over a new one, and so must this: promises that stand and aren't
+            // taken back any more would keep others waiting without end.
+            Err(broadcast::error::RecvError::Closed) => {
+                *self = Self::of(self.peers, self.leader);
+                None
+            }
         }
     }
 }
