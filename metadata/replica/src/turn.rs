@@ -253,15 +253,6 @@ pub async fn rejoin<T: Transaction>(tx: &T, volume: VolumeId, epoch: Epoch) -> R
     Ok(true)
 }
 
-/// Whether a place is one of the log here, so that what follows it can be sent to whoever is there.
-pub async fn has<T: Transaction>(tx: &T, volume: VolumeId, at: LogPosition) -> Result<bool, ReplicaError> {
-    let known = read::logged(tx, volume).await?.ok_or(ReplicaError::NotLogged)?;
-    if at == known.trimmed() {
-        return Ok(true);
-    }
-    Ok(tx.get(&log::key(volume, at, 0), Read::Snapshot).await?.is_some())
-}
-
 /// Puts aside entries beyond `cut` that nobody else has, as many as fit. Answers whether there are more.
 pub async fn salvage<T: Transaction>(
     tx: &T,

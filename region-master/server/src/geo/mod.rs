@@ -575,7 +575,7 @@ fn failed(master: &Master, error: &ReplicaError) -> CallError {
         ReplicaError::Store(_) | ReplicaError::Gap { .. } | ReplicaError::NotLogged | ReplicaError::LetGo => {
             ErrorCode::Unavailable
         }
-        ReplicaError::Trimmed { .. } => ErrorCode::NotFound,
+        ReplicaError::Trimmed { .. } | ReplicaError::NotOfTheLog(_) => ErrorCode::NotFound,
         ReplicaError::Refused(_) => ErrorCode::StaleEpoch,
         ReplicaError::Schema(_) | ReplicaError::NotUndoable { .. } => ErrorCode::Internal,
         ReplicaError::Senseless(_) => ErrorCode::InvalidRequest,

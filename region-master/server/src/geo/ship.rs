@@ -11,7 +11,7 @@ use futures::future::join_all;
 use futures::stream::FuturesUnordered;
 use mooseng_ports::clock::BootTime;
 use mooseng_region::shipping::{Heard, Next, Shipping};
-use mooseng_replica::{Entry, ReplicaError, read, turn};
+use mooseng_replica::{Entry, ReplicaError, read};
 use mooseng_schema::Record;
 use mooseng_schema::log::{self, LogPosition, LoggedRecord};
 use mooseng_store::{Read, Store, Transaction};
@@ -241,7 +241,7 @@ async fn agree(
     put_aside: &[PutAside],
 ) -> Result<bool, String> {
     let tx = master.store.begin();
-    if turn::has(&tx, volume, at).await.map_err(|e| e.to_string())? {
+    if read::has(&tx, volume, at).await.map_err(|e| e.to_string())? {
         losses::name(master, volume, epoch, region, put_aside, true).await?;
         return Ok(false);
     }
