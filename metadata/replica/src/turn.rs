@@ -253,6 +253,24 @@ pub async fn rejoin<T: Transaction>(tx: &T, volume: VolumeId, epoch: Epoch) -> R
     Ok(true)
 }
 
+/// The home lets go of its log up to a place, or to the last one of it before: whoever asks whether it is at a place of the log takes that place for one.
+/// Answers up to where it is let go of.
+pub async fn trim<T: Transaction>(
+    tx: &T,
+    volume: VolumeId,
+    upto: LogPosition,
+) -> Result<LogPosition, ReplicaError> {
+    let known = logged(tx, volume).await?.ok_or(ReplicaError::NotLogged)?;
+    let upto = read::at_or_before(tx, volume, upto).await?;
+    if upto <= known.trimmed() {
+        return Ok(known.trimmed());
+    }
+    tx.clear_range(log::range_upto(volume, upto));
+    let known = LoggedRecord { trimmed_epoch: upto.epoch.0, trimmed_version: upto.version, ..known };
+    tx.set(&log::logged_key(volume), &known.to_value());
+    Ok(upto)
+}
+
 /// Puts aside entries beyond `cut` that nobody else has, as many as fit. Answers whether there are more.
 pub async fn salvage<T: Transaction>(
     tx: &T,

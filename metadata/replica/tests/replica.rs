@@ -286,15 +286,10 @@ impl Replica {
         let newest = read::newest(&self.home.begin(), VOLUME).await.unwrap();
         let half = LogPosition::new(newest.epoch, (known.trimmed_version + newest.version).div_ceil(2));
         let tx = self.home.begin();
-        let trimmed =
-            read::at_or_before(&self.home.begin(), VOLUME, half).await.unwrap().max(known.trimmed());
-        tx.clear_range(log::range_upto(VOLUME, trimmed));
-        let (trimmed_epoch, trimmed_version) = (trimmed.epoch.0, trimmed.version);
-        tx.set(
-            &log::logged_key(VOLUME),
-            &LoggedRecord { trimmed_epoch, trimmed_version, ..known }.to_value(),
-        );
+        let trimmed = turn::trim(&tx, VOLUME, half).await.unwrap();
         commit(tx).await;
+        assert!(trimmed >= known.trimmed() && trimmed <= half.max(known.trimmed()));
+        assert!(self.then(trimmed).is_some(), "{trimmed} is no place of the log");
     }
 
     async fn fail_over(&mut self, share: u8) {

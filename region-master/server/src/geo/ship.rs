@@ -11,7 +11,7 @@ use futures::future::join_all;
 use futures::stream::FuturesUnordered;
 use mooseng_ports::clock::BootTime;
 use mooseng_region::shipping::{Heard, Next, Shipping};
-use mooseng_replica::{Entry, ReplicaError, read};
+use mooseng_replica::{Entry, ReplicaError, read, turn};
 use mooseng_schema::Record;
 use mooseng_schema::log::{self, LogPosition, LoggedRecord};
 use mooseng_store::{Read, Store, Transaction};
@@ -110,7 +110,7 @@ async fn ship(master: &Arc<Master>, volume: VolumeId, epoch: Epoch, region: &str
     let mut pushed = master.geo.tail.pushed();
     let mut named: Vec<PutAside> = Vec::new();
     let mut acknowledged = master.geo.seat(volume).acknowledged.subscribe();
-    let (mut question, mut told) = (0, None);
+    let mut told = None;
     let mut hinted = BTreeSet::new();
     loop {
         pushed.borrow_and_update();
@@ -118,7 +118,6 @@ async fn ship(master: &Arc<Master>, volume: VolumeId, epoch: Epoch, region: &str
         match shipping.next() {
             Next::Ask => {
                 let number = shipping.asked();
-                question = number;
                 send(
                     master,
                     volume,
@@ -178,15 +177,24 @@ async fn ship(master: &Arc<Master>, volume: VolumeId, epoch: Epoch, region: &str
                         let (at, complete) = (position(at.as_ref()), position(complete.as_ref()));
                         let heard = shipping.answered(number, at, copying);
                         let now = master.clock.boot();
+                        // A greeting shows whether the region still is where it was.
+                        let greeted = number == 0 && shipping.agreed().is_some();
+                        let moved = greeted && (copying || shipping.is_elsewhere(at));
                         let lost = copying || heard == Heard::Elsewhere;
+                        let agreeing = heard == Heard::Asked;
                         master.geo.note_shipped(volume, region, |known| {
                             known.copying = copying;
-                            known.trouble.clear();
                             known.heard = Some(now);
-                            // A region that has begun anew may have less than it had.
-                            known.complete = if lost { None } else { known.complete.max(Some(complete)) };
+                            // A region that has begun anew may have less than it had; and of another log it may have more than there is.
+                            if lost {
+                                known.complete = None;
+                            } else if heard == Heard::Taken || greeted && !moved {
+                                known.complete = known.complete.max(Some(complete));
+                            }
+                            if !agreeing {
+                                known.trouble.clear();
+                            }
                         });
-                        let agreeing = number == question && heard == Heard::Taken;
                         if !agreeing && named != put_aside {
                             // It goes on without it, and is asked again.
                             match losses::name(master, volume, epoch, region, &put_aside, false).await {
@@ -195,14 +203,25 @@ async fn ship(master: &Arc<Master>, volume: VolumeId, epoch: Epoch, region: &str
                             }
                         }
                         if agreeing {
-                            agree(master, volume, epoch, region, at, &put_aside).await.unwrap_or_else(|trouble| {
-                                tell(master, volume, region, trouble);
-                                true
-                            })
+                            match agree(master, volume, epoch, region, at, &put_aside).await {
+                                Ok(agreed) => {
+                                    if agreed {
+                                        shipping.agree(at);
+                                    }
+                                    let complete = agreed.then_some(complete);
+                                    master.geo.note_shipped(volume, region, |known| {
+                                        known.complete = complete;
+                                        known.trouble.clear();
+                                    });
+                                    !agreed
+                                }
+                                Err(trouble) => {
+                                    tell(master, volume, region, trouble);
+                                    true
+                                }
+                            }
                         } else {
-                            // A greeting shows whether the region still is where it was.
-                            let back = number == 0 && shipping.acknowledged().is_some_and(|known| at < known);
-                            heard == Heard::Copying || heard == Heard::Elsewhere || back
+                            heard == Heard::Copying || heard == Heard::Elsewhere || moved
                         }
                     }
                     Err(error) => {
@@ -225,13 +244,13 @@ async fn ship(master: &Arc<Master>, volume: VolumeId, epoch: Epoch, region: &str
             _ = acknowledged.changed(), if greet => {}
             () = tokio::time::sleep(GREET_EVERY), if greet => {
                 let (greeting, agreed) = ((0, LogPosition::default()), shipping.agreed());
-            send(master, volume, epoch, region, greeting, agreed, (&[], Vec::new()), &mut answers);
+                send(master, volume, epoch, region, greeting, agreed, (&[], Vec::new()), &mut answers);
             }
         }
     }
 }
 
-/// A region whose place isn't one of this log has something of its own, or is too far behind: it is told to begin anew. Answers whether it was.
+/// Answers whether a region's place is one of this log. One whose isn't has something of its own, or is too far behind: it is told to begin anew.
 async fn agree(
     master: &Master,
     volume: VolumeId,
@@ -243,7 +262,7 @@ async fn agree(
     let tx = master.store.begin();
     if read::has(&tx, volume, at).await.map_err(|e| e.to_string())? {
         losses::name(master, volume, epoch, region, put_aside, true).await?;
-        return Ok(false);
+        return Ok(true);
     }
     let common = read::at_or_before(&tx, volume, at).await.map_err(|e| e.to_string())?;
     tracing::warn!(region, %at, %common, "a region isn't at a place of the volume's log: it copies the volume anew");
@@ -256,7 +275,7 @@ async fn agree(
         begin_anew: true,
         ..Push::default()
     };
-    ask::<_, Pushed>(master, region, Method::LogPush, &message).await.map(|_| true)
+    ask::<_, Pushed>(master, region, Method::LogPush, &message).await.map(|_| false)
 }
 
 fn tell(master: &Master, volume: VolumeId, region: &str, trouble: String) {
@@ -344,20 +363,12 @@ async fn keep_trimmed(master: &Master, volume: VolumeId, epoch: Epoch, regions: 
         }
         let trimmed = async {
             let tx = master.store.begin();
-            let key = log::logged_key(volume);
-            let value = tx.get(&key, Read::Conflicting).await?.ok_or(ReplicaError::NotLogged)?;
-            let record = LoggedRecord::from_value(&value)?;
-            if upto > record.trimmed() {
-                tx.clear_range(log::range_upto(volume, upto));
-                let record =
-                    LoggedRecord { trimmed_epoch: upto.epoch.0, trimmed_version: upto.version, ..record };
-                tx.set(&key, &record.to_value());
-                tx.commit().await?;
-            }
-            Ok::<_, ReplicaError>(())
+            let trimmed = turn::trim(&tx, volume, upto).await?;
+            tx.commit().await?;
+            Ok::<_, ReplicaError>(trimmed)
         };
         match trimmed.await {
-            Ok(()) => master.geo.note_trimmed(volume, upto),
+            Ok(trimmed) => master.geo.note_trimmed(volume, trimmed),
             Err(error) => tracing::info!(%error, "the volume's log can't be trimmed yet; trying on"),
         }
     }

@@ -1,14 +1,29 @@
 //! Regions whose place isn't one of the log of the volume's home.
 
-use mooseng_master::geo::ROOT_VOLUME;
-use mooseng_replica::{apply, read};
-use mooseng_schema::key::whole_volume;
-use mooseng_schema::log::LogPosition;
-use mooseng_store::{Read, Store, Transaction};
+use std::sync::Arc;
+use std::time::Duration;
 
-use super::common::regions::Regions;
+use mooseng_master::geo::{ROOT_VOLUME, losses};
+use mooseng_master::master::Master;
+use mooseng_ports::disk::sim::Fault;
+use mooseng_replica::{apply, read, turn};
+use mooseng_schema::Record;
+use mooseng_schema::key::whole_volume;
+use mooseng_schema::log::{self, LogPosition, ReplicaRecord};
+use mooseng_store::{Read, Store, Transaction};
+use mooseng_transport::{Link, LinkOptions, PlainNetwork};
+use mooseng_wire::geo::{Place, Push, Pushed};
+use mooseng_wire::method::Method;
+use mooseng_wire::{Epoch, Role};
+
+use super::common::regions::{Regions, identity_of};
+use super::common::until;
 use super::giving_up::equal;
-use super::{caught_up, change, client, mkdir, serves_as_home, serving};
+use super::{addresses, caught_up, change, client, ledger, mkdir, serves_as_home, serving};
+
+fn place(at: LogPosition) -> Option<Place> {
+    Some(Place { epoch: at.epoch.0, version: at.version })
+}
 
 /// What was copied of a tail that a failover then cut off stayed, where the copy was gone on with from the next home: behind any place of an earlier epoch
 /// that one had something to send.
@@ -50,4 +65,82 @@ async fn a_copy_that_was_begun_from_a_lost_home_has_nothing_of_what_was_cut_off(
     assert!(cut_off > 1, "the page has some of the tail");
     change(&client(&regions, "b", "b"), mkdir("after")).await;
     equal(&regions, "c").await;
+}
+
+/// The record of a replica, with another epoch that it refuses.
+async fn refusing(master: &Master, refuses: u64) {
+    let tx = master.store.begin();
+    // Where it doesn't know yet that it was followed.
+    turn::rejoin(&tx, ROOT_VOLUME, Epoch(2)).await.unwrap();
+    let record = apply::state(&tx, ROOT_VOLUME, Read::Conflicting).await.unwrap().unwrap();
+    tx.set(&log::replica_key(ROOT_VOLUME), &ReplicaRecord { refuses, ..record }.to_value());
+    tx.commit().await.unwrap();
+    master.geo.forget(ROOT_VOLUME);
+}
+
+/// A home that came back with a tail, and couldn't put it aside at first: its place, in no log but its own, counted as what all regions had. The log was
+/// trimmed up to there, and then it was a place of the log.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tail_that_isnt_put_aside_yet_stays_one() {
+    let regions = Regions::start_of(&[("a", 1), ("b", 1), ("w", 1)], 4_000).await;
+    serves_as_home(&regions, "a", 1).await;
+    let home = client(&regions, "a", "a");
+    for n in 0..10 {
+        change(&home, mkdir(&format!("d{n}"))).await;
+    }
+    caught_up(&regions, "b").await;
+    let old = serving(&regions, "a").unwrap().clone();
+    regions.cut("a");
+    for n in 0..5 {
+        change(&home, mkdir(&format!("tail{n}"))).await;
+    }
+    serves_as_home(&regions, "b", 2).await;
+    let next = serving(&regions, "b").unwrap().clone();
+    change(&client(&regions, "b", "b"), mkdir("after")).await;
+    // It answers where it is, and begins nothing anew.
+    let tail = read::newest(&old.store.begin(), ROOT_VOLUME).await.unwrap();
+    refusing(&old, 2).await;
+    regions.heal();
+    let known = || next.geo.shipped(ROOT_VOLUME).get("a").cloned().unwrap_or_default();
+    until("it was told to begin anew", async || known().trouble.contains("epoch 2")).await;
+    // Longer than the log is left as it is.
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    let logged = read::logged(&next.store.begin(), ROOT_VOLUME).await.unwrap().unwrap();
+    assert!(logged.trimmed() < tail, "{} of the log, and {tail} isn't of it", logged.trimmed());
+    assert_eq!((known().at, known().complete), (None, None), "nothing of it is of this log");
+    assert!(ledger(&next).await[0].1.named.is_none());
+
+    // What takes longer than the home waits is done all the same.
+    regions.cut("b");
+    refusing(&old, 1).await;
+    let common = read::at_or_before(&next.store.begin(), ROOT_VOLUME, tail).await.unwrap();
+    assert!(common < tail);
+    let network = Arc::new(PlainNetwork::new(identity_of("b", Role::Master, "x")));
+    let link = Link::new(network, addresses(&regions, "a")[0].clone(), Role::Master, LinkOptions::default());
+    let trimmed = place(logged.trimmed());
+    let begin = Push { epoch: 2, after: place(common), trimmed, begin_anew: true, ..Push::default() };
+    let disk = &regions.sites[regions.of("a")[0]].disk;
+    disk.set_fault(Fault::Hanging);
+    let answer = link.request::<_, Pushed>(Method::LogPush, &begin, Duration::from_millis(500)).await;
+    assert!(answer.is_err(), "{answer:?}");
+    disk.set_fault(Fault::None);
+    until("the tail is put aside", async || {
+        let record = old.geo.replica(ROOT_VOLUME).record;
+        old.geo.has_salvage(ROOT_VOLUME) && record.is_some_and(|record| record.copied_before.is_some())
+    })
+    .await;
+    regions.heal();
+    until("the loss is named", async || {
+        let known = serving(&regions, "b").cloned();
+        match known {
+            Some(master) => ledger(&master).await.first().is_some_and(|(_, loss)| loss.named.is_some()),
+            None => false,
+        }
+    })
+    .await;
+    let named = ledger(&next).await[0].1.named.clone().unwrap();
+    assert!(named.entries >= 5 && named.paths >= 5, "{named:?}");
+    let archives = losses::archives(&old.store.begin(), ROOT_VOLUME).await.unwrap();
+    assert!(archives.iter().any(|(cut, archive)| *cut == common && archive.upto() == tail), "{archives:?}");
+    equal(&regions, "a").await;
 }
