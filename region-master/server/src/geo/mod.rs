@@ -245,12 +245,15 @@ impl Geo {
         lock(&self.seat(volume).log).map(|(_, trimmed)| trimmed).unwrap_or_default()
     }
 
-    fn note_newest(&self, volume: VolumeId, newest: LogPosition) {
-        lock(&self.seat(volume).log).get_or_insert_default().0 = newest;
+    fn note_log(&self, volume: VolumeId, newest: LogPosition, trimmed: LogPosition) {
+        *lock(&self.seat(volume).log) = Some((newest, trimmed));
     }
 
-    fn note_trimmed(&self, volume: VolumeId, trimmed: LogPosition) {
-        lock(&self.seat(volume).log).get_or_insert_default().1 = trimmed;
+    /// Where it is known where the log was.
+    fn note_trimmed(&self, volume: VolumeId, to: LogPosition) {
+        if let Some((_, trimmed)) = lock(&self.seat(volume).log).as_mut() {
+            *trimmed = to;
+        }
     }
 
     fn note_shipped(&self, volume: VolumeId, region: &str, section: impl FnOnce(&mut Shipped)) {

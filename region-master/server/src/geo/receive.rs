@@ -51,11 +51,15 @@ pub async fn push(
     sync::told(master, volume, position(push.synced.as_ref()));
     master.geo.note_hints(push.hints);
     if push.begin_anew {
-        let places = (after, position(push.trimmed.as_ref()));
-        let from = Epoch(push.epoch);
+        let told = stand::Differs {
+            was_at: push.was_at.as_ref().map(|at| position(Some(at))),
+            common: after,
+            trimmed: position(push.trimmed.as_ref()),
+            epoch: Epoch(push.epoch),
+        };
         // Whatever it takes: where it ended with this call, what takes longer than the home waits would never be done.
         let master = master.clone();
-        let begun = tokio::spawn(async move { stand::begin_anew(&master, volume, places, from).await });
+        let begun = tokio::spawn(async move { stand::begin_anew(&master, volume, told).await });
         begun.await.unwrap_or_else(|end| Err(call_error(ErrorCode::Internal, end.to_string())))?;
     }
     let mut record = take(master, volume, after, entries, Epoch(push.epoch), deadline).await?;

@@ -89,11 +89,13 @@ async fn have_logged(master: &Master, volume: VolumeId, epoch: Epoch) {
                 tx.set(&key, &record.to_value());
                 tx.commit().await?;
             }
-            read::newest(&master.store.begin(), volume).await
+            let tx = master.store.begin();
+            let trimmed = read::logged(&tx, volume).await?.ok_or(ReplicaError::NotLogged)?.trimmed();
+            Ok::<_, ReplicaError>((read::newest(&tx, volume).await?, trimmed))
         };
         match tried.await {
-            Ok(newest) => {
-                master.geo.note_newest(volume, newest);
+            Ok((newest, trimmed)) => {
+                master.geo.note_log(volume, newest, trimmed);
                 return;
             }
             Err(error) => tracing::info!(%error, "the volume's log can't be begun yet; trying on"),
@@ -265,14 +267,16 @@ async fn agree(
         return Ok(true);
     }
     let common = read::at_or_before(&tx, volume, at).await.map_err(|e| e.to_string())?;
+    let trimmed = read::logged(&tx, volume).await.map_err(|e| e.to_string())?.map(|logged| logged.trimmed());
     tracing::warn!(region, %at, %common, "a region isn't at a place of the volume's log: it copies the volume anew");
     master.geo.note_shipped(volume, region, |known| known.complete = None);
     let message = Push {
         volume: volume.0.into(),
         after: place(common),
         epoch: epoch.0,
-        trimmed: place(master.geo.trimmed(volume)),
+        trimmed: trimmed.and_then(place),
         begin_anew: true,
+        was_at: place(at),
         ..Push::default()
     };
     ask::<_, Pushed>(master, region, Method::LogPush, &message).await.map(|_| false)
@@ -337,6 +341,7 @@ fn send<'a>(
         trimmed: place(master.geo.trimmed(volume)),
         epoch: epoch.0,
         begin_anew: false,
+        was_at: None,
         hints,
         synced: sync::synced(master, volume).and_then(place),
         agreed: agreed.and_then(place),

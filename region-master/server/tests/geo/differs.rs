@@ -118,9 +118,13 @@ async fn a_tail_that_isnt_put_aside_yet_stays_one() {
     let network = Arc::new(PlainNetwork::new(identity_of("b", Role::Master, "x")));
     let link = Link::new(network, addresses(&regions, "a")[0].clone(), Role::Master, LinkOptions::default());
     let trimmed = place(logged.trimmed());
-    let begin = Push { epoch: 2, after: place(common), trimmed, begin_anew: true, ..Push::default() };
+    let begin = Push { epoch: 2, after: place(common), was_at: place(tail), trimmed, ..Push::default() };
+    let late = Push { begin_anew: true, was_at: place(common), ..begin.clone() };
+    let answer = link.request::<_, Pushed>(Method::LogPush, &late, Duration::from_secs(5)).await.unwrap();
+    assert_eq!((answer.at, answer.copying), (place(tail), false), "that was about another place");
     let disk = &regions.sites[regions.of("a")[0]].disk;
     disk.set_fault(Fault::Hanging);
+    let begin = Push { begin_anew: true, ..begin };
     let answer = link.request::<_, Pushed>(Method::LogPush, &begin, Duration::from_millis(500)).await;
     assert!(answer.is_err(), "{answer:?}");
     disk.set_fault(Fault::None);
