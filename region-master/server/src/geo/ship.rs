@@ -10,6 +10,7 @@ use futures::StreamExt;
 use futures::future::join_all;
 use futures::stream::FuturesUnordered;
 use mooseng_ports::clock::BootTime;
+use mooseng_region::kept::Kept;
 use mooseng_region::shipping::{Heard, Next, Shipping};
 use mooseng_replica::{Entry, ReplicaError, read, turn};
 use mooseng_schema::Record;
@@ -20,6 +21,7 @@ use mooseng_wire::method::Method;
 use mooseng_wire::{Epoch, VolumeId};
 
 use super::{Shipped, Whereabouts, ask, chunks, losses, pause, place, place_of, position, push, sync};
+use crate::global::Global;
 use crate::master::Master;
 
 /// Bytes of one push, or one entry.
@@ -47,6 +49,7 @@ pub async fn run(master: &Arc<Master>, volume: VolumeId, custody: u64, epoch: Ep
         };
         let work = async {
             if regions.is_empty() {
+                keep_trimmed(master, volume, epoch, &regions).await;
                 return std::future::pending().await;
             }
             have_logged(master, volume, epoch).await;
@@ -356,25 +359,91 @@ fn send<'a>(
     }
 }
 
-/// Lets go of entries that every region has. One that wasn't heard of since this leader began may need all of them.
+/// Lets go of entries that every region has, and of what lies so far back that regions which don't follow had better copy the volume. One that wasn't heard
+/// of since this leader began may need all of them; where there is no other region, nobody needs any.
 async fn keep_trimmed(master: &Master, volume: VolumeId, epoch: Epoch, regions: &[String]) {
+    let mut newest_before = read::newest(&master.store.begin(), volume).await.unwrap_or_default();
+    let mut kept = Kept::default();
     loop {
         tokio::time::sleep(TRIM_EVERY).await;
-        let shipped = master.geo.shipped(volume);
-        let at = |region: &String| shipped.get(region).and_then(|known| known.at);
-        let Some(upto) = regions.iter().map(at).min().flatten() else { continue };
         if place_of(master, volume) != Whereabouts::Here(epoch) {
             return;
         }
+        let holds_lease = |global: &Arc<Global>| global.may_change(volume) == Some(epoch);
+        if !master.global.as_ref().is_some_and(holds_lease) {
+            continue;
+        }
         let trimmed = async {
+            let upto = match regions {
+                // A master that has just begun hears in time of regions that were added lately.
+                [] => newest_before,
+                regions => nobody_follows(master, volume, regions, newest_before, &mut kept).await?,
+            };
             let tx = master.store.begin();
             let trimmed = turn::trim(&tx, volume, upto).await?;
+            let newest = read::newest(&tx, volume).await?;
             tx.commit().await?;
-            Ok::<_, ReplicaError>(trimmed)
+            Ok::<_, ReplicaError>((trimmed, newest))
         };
         match trimmed.await {
-            Ok(trimmed) => master.geo.note_trimmed(volume, trimmed),
+            Ok((trimmed, newest)) => {
+                newest_before = newest;
+                master.geo.note_trimmed(volume, trimmed);
+            }
+            // No other region has ever had it.
+            Err(ReplicaError::NotLogged) if regions.is_empty() => {}
             Err(error) => tracing::info!(%error, "the volume's log can't be trimmed yet; trying on"),
         }
+    }
+}
+
+/// Up to where the log is sent to no region any more.
+async fn nobody_follows(
+    master: &Master,
+    volume: VolumeId,
+    regions: &[String],
+    newest_before: LogPosition,
+    kept: &mut Kept<LogPosition>,
+) -> Result<LogPosition, ReplicaError> {
+    let at = |region: &String| master.geo.shipped(volume).get(region).and_then(|known| known.at);
+    let all_have = regions.iter().map(at).min().flatten().unwrap_or_default();
+    let mib_max = master.config.house.log_kept_mib;
+    if all_have >= newest_before || mib_max == 0 {
+        *kept = Kept::default();
+        return Ok(all_have);
+    }
+    let trimmed = look_through(master, volume, kept).await?;
+    // What the sync set was promised isn't copied anew for want of room: whoever doesn't follow leaves it first.
+    let members = sync::waited_for(master, volume);
+    let members_have = members.iter().map(at).min().map(Option::unwrap_or_default);
+    let bound = kept.leaves(mib_max.saturating_mul(1 << 20)).unwrap_or_default();
+    let bound = members_have.map_or(bound, |have| bound.min(have));
+    if bound > all_have {
+        for region in regions.iter().filter(|region| at(region).is_some_and(|at| trimmed <= at && at < bound))
+        {
+            tracing::warn!(
+                region,
+                %bound,
+                mib_max,
+                "a region is too far behind: the log isn't kept for it any longer, and it will copy the volume anew"
+            );
+        }
+    }
+    Ok(all_have.max(bound))
+}
+
+/// Takes note of how much of the log there is. Answers up to where it is trimmed.
+async fn look_through(
+    master: &Master,
+    volume: VolumeId,
+    kept: &mut Kept<LogPosition>,
+) -> Result<LogPosition, ReplicaError> {
+    loop {
+        let tx = master.store.begin();
+        let trimmed = read::logged(&tx, volume).await?.ok_or(ReplicaError::NotLogged)?.trimmed();
+        kept.trimmed(trimmed);
+        let entries = read::entries(&tx, volume, kept.upto().unwrap_or(trimmed), PUSH_BYTES).await?;
+        let Some(last) = entries.last() else { return Ok(trimmed) };
+        kept.note(last.at, entries.iter().map(|entry| entry.bytes.len() as u64).sum());
     }
 }

@@ -18,7 +18,7 @@ use mooseng_wire::{Epoch, Role};
 
 use super::common::regions::{Regions, identity_of};
 use super::common::until;
-use super::giving_up::equal;
+use super::giving_up::{by_command_only, equal};
 use super::{addresses, caught_up, change, client, ledger, mkdir, serves_as_home, serving};
 
 fn place(at: LogPosition) -> Option<Place> {
@@ -147,4 +147,57 @@ async fn a_tail_that_isnt_put_aside_yet_stays_one() {
     let archives = losses::archives(&old.store.begin(), ROOT_VOLUME).await.unwrap();
     assert!(archives.iter().any(|(cut, archive)| *cut == common && archive.upto() == tail), "{archives:?}");
     equal(&regions, "a").await;
+}
+
+/// While a region was away the log went on, and the home's disks filled up with it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_log_isnt_kept_for_ever_for_a_region_that_is_away() {
+    let mut regions = Regions::start(&[("a", 1), ("b", 1), ("c", 1), ("w", 1)]).await;
+    serves_as_home(&regions, "a", 1).await;
+    by_command_only(&regions).await;
+    let [a] = regions.of("a")[..] else { panic!("one master") };
+    regions.kill(a).await;
+    regions.sites[a].config.house.log_kept_mib = 1;
+    regions.run(a).await;
+    serves_as_home(&regions, "a", 1).await;
+    let home = client(&regions, "a", "a");
+    change(&home, mkdir("d")).await;
+    caught_up(&regions, "b").await;
+    caught_up(&regions, "c").await;
+    let master = serving(&regions, "a").unwrap().clone();
+    let has = |region: &str| {
+        let record = serving(&regions, region).and_then(|master| master.geo.replica(ROOT_VOLUME).record);
+        record.map(|record| record.position()).unwrap_or_default()
+    };
+    let trimmed = async || {
+        let logged = read::logged(&master.store.begin(), ROOT_VOLUME).await.unwrap().unwrap();
+        logged.trimmed()
+    };
+    regions.cut("b");
+    let left = has("b");
+    let write = async |from: u8, upto: u8| {
+        for n in from..upto {
+            let tx = master.store.begin();
+            let name = format!("user.{n}");
+            tx.set(&mooseng_schema::xattr::key(mooseng_wire::ROOT_INODE, name.as_bytes()), &[n; 60_000]);
+            tx.commit().await.unwrap();
+        }
+    };
+    write(0, 8).await;
+    // Twice as long as until the log is trimmed.
+    tokio::time::sleep(Duration::from_secs(21)).await;
+    assert!(trimmed().await <= left, "it is kept for the region while there isn't more");
+    write(8, 40).await;
+    let kept = async || {
+        let kept = read::entries(&master.store.begin(), ROOT_VOLUME, trimmed().await, 8 << 20).await;
+        kept.map_or(0, |kept| kept.iter().map(|entry| entry.bytes.len()).sum::<usize>())
+    };
+    until("it isn't kept", async || (200_000..=1 << 20).contains(&kept().await)).await;
+    assert!(trimmed().await > left);
+    assert!(has("c") > left, "another one goes on");
+    regions.heal();
+    equal(&regions, "b").await;
+    equal(&regions, "c").await;
+    change(&home, mkdir("e")).await;
+    caught_up(&regions, "b").await;
 }
