@@ -64,6 +64,9 @@ pub enum ReplicaError {
         /// Up to where it was trimmed.
         trimmed: LogPosition,
     },
+    /// A place isn't one of the log here.
+    #[error("{0} isn't a place of the volume's log in this region")]
+    NotOfTheLog(LogPosition),
     /// The region isn't to have the volume any more.
     #[error("this region was taken out of the volume's regions, and lets go of what it has of it")]
     LetGo,

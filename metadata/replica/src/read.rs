@@ -13,7 +13,8 @@ use crate::{Entry, ReplicaError, apply};
 /// Pairs of a page at most.
 const PAIRS_MAX: usize = 10_000;
 
-/// The entries behind `after`, up to so many bytes and one entry at least.
+/// The entries behind `after`, up to so many bytes and one entry at least. Refused where `after` is no place of the log here: whoever is there has
+/// something else, which they don't follow.
 pub async fn entries<T: Transaction>(
     tx: &T,
     volume: VolumeId,
@@ -23,6 +24,9 @@ pub async fn entries<T: Transaction>(
     let logged = logged(tx, volume).await?.ok_or(ReplicaError::NotLogged)?;
     if after < logged.trimmed() {
         return Err(ReplicaError::Trimmed { after, trimmed: logged.trimmed() });
+    }
+    if !has(tx, volume, after).await? {
+        return Err(ReplicaError::NotOfTheLog(after));
     }
     assemble(tx, log::range_after(volume, after), bytes_max, |key| log::parse_key(volume, key)).await
 }
@@ -107,6 +111,15 @@ pub async fn newest<T: Transaction>(tx: &T, volume: VolumeId) -> Result<LogPosit
         Some((key, _)) => Ok(log::parse_key(volume, key)?.0.max(logged.trimmed())),
         None => Ok(logged.trimmed()),
     }
+}
+
+/// Whether a place is one of the log here, so that what follows it can be sent to whoever is there.
+pub async fn has<T: Transaction>(tx: &T, volume: VolumeId, at: LogPosition) -> Result<bool, ReplicaError> {
+    let known = logged(tx, volume).await?.ok_or(ReplicaError::NotLogged)?;
+    if at == known.trimmed() {
+        return Ok(true);
+    }
+    Ok(tx.get(&log::key(volume, at, 0), Read::Snapshot).await?.is_some())
 }
 
 /// The last place of the log that isn't behind `at`; where the log here begins behind it, `at` itself, unless a failover cut the log off before: then the cut.

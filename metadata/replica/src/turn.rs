@@ -253,13 +253,22 @@ pub async fn rejoin<T: Transaction>(tx: &T, volume: VolumeId, epoch: Epoch) -> R
     Ok(true)
 }
 
-/// Whether a place is one of the log here, so that what follows it can be sent to whoever is there.
-pub async fn has<T: Transaction>(tx: &T, volume: VolumeId, at: LogPosition) -> Result<bool, ReplicaError> {
-    let known = read::logged(tx, volume).await?.ok_or(ReplicaError::NotLogged)?;
-    if at == known.trimmed() {
-        return Ok(true);
+/// The home lets go of its log up to a place, or to the last one of it before: whoever asks whether it is at a place of the log takes that place for one.
+/// Answers up to where it is let go of.
+pub async fn trim<T: Transaction>(
+    tx: &T,
+    volume: VolumeId,
+    upto: LogPosition,
+) -> Result<LogPosition, ReplicaError> {
+    let known = logged(tx, volume).await?.ok_or(ReplicaError::NotLogged)?;
+    let upto = read::at_or_before(tx, volume, upto).await?;
+    if upto <= known.trimmed() {
+        return Ok(known.trimmed());
     }
-    Ok(tx.get(&log::key(volume, at, 0), Read::Snapshot).await?.is_some())
+    tx.clear_range(log::range_upto(volume, upto));
+    let known = LoggedRecord { trimmed_epoch: upto.epoch.0, trimmed_version: upto.version, ..known };
+    tx.set(&log::logged_key(volume), &known.to_value());
+    Ok(upto)
 }
 
 /// Puts aside entries beyond `cut` that nobody else has, as many as fit. Answers whether there are more.

@@ -78,6 +78,8 @@ enum Step {
     Trim,
     TrimHere(u8),
     Restart,
+    /// The home is lost, and followed by one that has its log up to that one of the places.
+    FailOver(u8),
     /// The region is taken out of the volume's, and added again once so many parts of what it has are cleared.
     LetGo(u8),
 }
@@ -99,6 +101,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             1 => Just(Step::Trim),
             1 => any::<u8>().prop_map(Step::TrimHere),
             1 => Just(Step::Restart),
+            1 => any::<u8>().prop_map(Step::FailOver),
             1 => (0u8..12).prop_map(Step::LetGo),
         ],
         0..120,
@@ -112,6 +115,7 @@ async fn commit(tx: impl Transaction) {
 struct Replica {
     store: Embedded,
     home: Embedded,
+    epoch: u64,
     tail: Arc<Tail>,
     /// What the home was at each place.
     history: Mutex<BTreeMap<LogPosition, Vec<(Bytes, Bytes)>>>,
@@ -270,6 +274,59 @@ impl Replica {
         stored.map(|entries| entries.into_iter().filter(|e| upto.is_none_or(|upto| e.at <= upto)).collect())
     }
 
+    async fn begin(&self) {
+        let tx = self.store.begin();
+        apply::begin(&tx, VOLUME).await.unwrap();
+        commit(tx).await;
+    }
+
+    /// The home lets go of half of its log.
+    async fn trim(&self) {
+        let known = read::logged(&self.home.begin(), VOLUME).await.unwrap().unwrap();
+        let newest = read::newest(&self.home.begin(), VOLUME).await.unwrap();
+        let half = LogPosition::new(newest.epoch, (known.trimmed_version + newest.version).div_ceil(2));
+        let tx = self.home.begin();
+        let trimmed = turn::trim(&tx, VOLUME, half).await.unwrap();
+        commit(tx).await;
+        assert!(trimmed >= known.trimmed() && trimmed <= half.max(known.trimmed()));
+        assert!(self.then(trimmed).is_some(), "{trimmed} is no place of the log");
+    }
+
+    async fn fail_over(&mut self, share: u8) {
+        let known = read::logged(&self.home.begin(), VOLUME).await.unwrap().unwrap();
+        let newest = read::newest(&self.home.begin(), VOLUME).await.unwrap();
+        let places = self.places(known.trimmed(), newest);
+        let (begins, cut) = (places[0], places[usize::from(share) * places.len() / 256]);
+        let (next, tail) = store();
+        let tx = next.begin();
+        apply::begin(&tx, VOLUME).await.unwrap();
+        let page = read::Page { at: begins, pairs: self.then(begins).unwrap(), next: None };
+        apply::install(&tx, VOLUME, &whole_volume(VOLUME).begin, &page).await.unwrap();
+        commit(tx).await;
+        let entries = read::entries(&self.home.begin(), VOLUME, begins, 1 << 20).await.unwrap();
+        let entries: Vec<Entry> = entries.into_iter().filter(|entry| entry.at <= cut).collect();
+        let tx = next.begin();
+        apply::entries(&tx, VOLUME, begins, &entries, Epoch(self.epoch), 7, cut).await.unwrap();
+        commit(tx).await;
+        self.epoch += 1;
+        let logged = LoggedRecord {
+            epoch: self.epoch,
+            trimmed_epoch: begins.epoch.0,
+            trimmed_version: begins.version,
+            closed: 0,
+        };
+        let tx = next.begin();
+        tx.clear(&log::replica_key(VOLUME));
+        tx.clear_range(mooseng_schema::before::range(VOLUME));
+        tx.set(&log::logged_key(VOLUME), &logged.to_value());
+        // As the change of the epoch in the volume's record does: the first entry of each home.
+        tx.set(&volume_key(5), &self.epoch.to_be_bytes());
+        commit(tx).await;
+        (self.home, self.tail) = (next, tail);
+        self.history.lock().unwrap().retain(|at, _| *at <= cut);
+        self.committed().await;
+    }
+
     /// Answers whether there was anything to replay.
     async fn replay(&self, most: usize, upto: Option<LogPosition>, whole: usize) -> bool {
         let (at, _) = self.position().await;
@@ -277,10 +334,9 @@ impl Replica {
             return false;
         }
         let entries = match self.following(at, upto).await {
-            Err(ReplicaError::Trimmed { .. }) => {
-                let tx = self.store.begin();
-                apply::begin(&tx, VOLUME).await.unwrap();
-                commit(tx).await;
+            // Too far behind, or behind a cut.
+            Err(ReplicaError::Trimmed { .. } | ReplicaError::NotOfTheLog(_)) => {
+                self.begin().await;
                 return true;
             }
             entries => entries.unwrap(),
@@ -289,13 +345,14 @@ impl Replica {
         let whole = entries.iter().take(whole).last().map_or(at, |entry| entry.at);
         let before = self.record().await;
         let tx = self.store.begin();
-        let behind = apply::entries(&tx, VOLUME, at, entries, Epoch(1), 7, whole).await.unwrap();
+        let behind = apply::entries(&tx, VOLUME, at, entries, Epoch(self.epoch), 7, whole).await.unwrap();
         assert_eq!(behind, entries.last().map_or(at, |e| e.at));
         commit(tx).await;
         let goes_on = before.copied_before.is_none() && before.complete() == at;
         assert_eq!(self.record().await.complete(), if goes_on { whole } else { before.complete() });
         // What was replayed isn't taken again.
-        let again = apply::entries(&self.store.begin(), VOLUME, at, entries, Epoch(1), 7, whole).await;
+        let again =
+            apply::entries(&self.store.begin(), VOLUME, at, entries, Epoch(self.epoch), 7, whole).await;
         assert!(entries.is_empty() || matches!(again, Err(ReplicaError::Gap { .. })));
         !entries.is_empty()
     }
@@ -335,31 +392,17 @@ impl Replica {
 async fn run(steps: Vec<Step>) {
     let (home, tail) = store();
     let (elsewhere, _) = store();
-    let mut trimmed = LogPosition::new(Epoch(1), 0);
-    let logged = |trimmed: LogPosition| {
-        let record = LoggedRecord {
-            epoch: 1,
-            trimmed_epoch: trimmed.epoch.0,
-            trimmed_version: trimmed.version,
-            closed: 0,
-        };
-        record.to_value()
-    };
     let tx = home.begin();
     tx.set(&volume_key(3), b"from before it was logged");
     commit(tx).await;
     let tx = home.begin();
-    tx.set(&log::logged_key(VOLUME), &logged(trimmed));
+    let logged = LoggedRecord { epoch: 1, trimmed_epoch: 1, ..LoggedRecord::default() };
+    tx.set(&log::logged_key(VOLUME), &logged.to_value());
     commit(tx).await;
-    let replica = Replica { store: elsewhere, home: home.clone(), tail, history: Mutex::default() };
+    let mut replica = Replica { store: elsewhere, home, epoch: 1, tail, history: Mutex::default() };
     replica.committed().await;
-    let begin = async || {
-        let tx = replica.store.begin();
-        apply::begin(&tx, VOLUME).await.unwrap();
-        commit(tx).await;
-    };
-    begin().await;
-    let mut tx = home.begin();
+    replica.begin().await;
+    let mut tx = replica.home.begin();
     for step in steps {
         match step {
             Step::Set(key, bytes) => tx.set(&volume_key(key), &vec![key as u8; bytes]),
@@ -381,7 +424,7 @@ async fn run(steps: Vec<Step>) {
             Step::Add(key) => tx.atomic(&volume_key(key), &7u64.to_le_bytes(), Atomic::Add),
             Step::Region(key) => tx.set(format!("r{key}").as_bytes(), b"own"),
             Step::Commit => {
-                commit(std::mem::replace(&mut tx, home.begin())).await;
+                commit(std::mem::replace(&mut tx, replica.home.begin())).await;
                 replica.committed().await;
             }
             Step::CopyPage => {
@@ -393,16 +436,13 @@ async fn run(steps: Vec<Step>) {
             Step::Completed(share) => replica.completed(share).await,
             Step::Undo(share) => replica.undo(share).await,
             Step::TrimHere(share) => replica.trim_here(share).await,
-            Step::Trim => {
-                let newest = read::newest(&home.begin(), VOLUME).await.unwrap();
-                trimmed =
-                    LogPosition::new(Epoch(1), (trimmed.version + newest.version).div_ceil(2)).max(trimmed);
-                let tx = home.begin();
-                tx.clear_range(log::range_upto(VOLUME, trimmed));
-                tx.set(&log::logged_key(VOLUME), &logged(trimmed));
-                commit(tx).await;
+            Step::Trim => replica.trim().await,
+            Step::FailOver(share) => {
+                // What wasn't committed is of no home.
+                replica.fail_over(share).await;
+                tx = replica.home.begin();
             }
-            Step::Restart => begin().await,
+            Step::Restart => replica.begin().await,
             Step::LetGo(parts) => replica.let_go(parts).await,
         }
         replica.check().await;
@@ -416,14 +456,14 @@ async fn run(steps: Vec<Step>) {
         }
     }
     let (at, copied) = replica.position().await;
-    assert_eq!((at, copied), (read::newest(&home.begin(), VOLUME).await.unwrap(), None));
+    assert_eq!((at, copied), (read::newest(&replica.home.begin(), VOLUME).await.unwrap(), None));
     replica.check().await;
     // The log is there, too, from where the copy was begun on: as far as it is still there at the home.
     let log = async |store: &Embedded| {
         let page = store.begin().get_range(log::range(VOLUME), Default::default(), Read::Snapshot).await;
         page.unwrap().pairs
     };
-    let (here, there) = (log(&replica.store).await, log(&home).await);
+    let (here, there) = (log(&replica.store).await, log(&replica.home).await);
     assert!(there.iter().rev().zip(here.iter().rev()).all(|(a, b)| a == b));
     let record = apply::state(&replica.store.begin(), VOLUME, Read::Snapshot).await.unwrap().unwrap();
     let behind = log::range_after(VOLUME, record.log_behind()).begin;

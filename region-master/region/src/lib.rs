@@ -11,7 +11,7 @@
 //! - [`rewrite`]: which chunks of which little is still used, or that are small, are made into a new one.
 //! - [`destage`], [`pack`]: which files' inline data is moved into chunks; [`leave`], [`join`]: which files' extents go elsewhere.
 //! - [`seal`]: at which length a broken chunk is sealed, and which copies it keeps.
-//! - [`shipping`]: what of a volume's log another region is sent next.
+//! - [`shipping`]: what of a volume's log another region is sent next; [`kept`]: how much of it is kept.
 //! - [`sync_set`]: who is in a `geo` volume's sync set.
 //! - [`letting_go`]: when what a region has of a volume goes that it was taken out of, and which copies the volume's home can do without.
 //! - [`codes`]: the registry of health codes; [`findings`]: facts to findings by those codes.
@@ -30,6 +30,7 @@ pub mod destage;
 pub mod events;
 pub mod findings;
 pub mod join;
+pub mod kept;
 pub mod leave;
 pub mod letting_go;
 pub mod locks;

@@ -1,7 +1,7 @@
 //! Sending a volume's log to one other region: what is sent next, and from where on again when something is lost.
 //!
 //! ```text
-//!   Asking --at, behind--> Sending (several pushes in flight, each follows the one before) --lost, refused, elsewhere--> Asking
+//!   Asking --at--> is that a place of the log? --yes--> Sending (several pushes in flight, each follows the one before) --lost, refused, elsewhere--> Asking
 //!      \--still copies--> Asking, after a while
 //! ```
 //! Places are anything ordered; entries themselves don't come in here.
@@ -27,6 +27,8 @@ pub enum Next<P> {
 pub enum Heard {
     /// The region has taken what was sent.
     Taken,
+    /// It has answered the question where it is: whether that is a place of the log is to be looked up ([`Shipping::agree`]).
+    Asked,
     /// It is somewhere else than was thought: what is in flight is for nothing.
     Elsewhere,
     /// It copies the volume still.
@@ -38,7 +40,7 @@ pub enum Heard {
 /// The sender's state about one volume and one region.
 #[derive(Clone, Debug)]
 pub struct Shipping<P> {
-    /// The region is here at least, durably.
+    /// The region is here at least, durably; a place of the log.
     acknowledged: Option<P>,
     /// Sent up to here.
     sent: Option<P>,
@@ -64,7 +66,7 @@ impl<P: Copy + Ord> Shipping<P> {
         }
     }
 
-    /// The region is here at least: what it has acknowledged in this sender's time.
+    /// The region is here at least: what it has acknowledged in this sender's time. What it has said where it has something else than the log isn't that.
     pub fn acknowledged(&self) -> Option<P> {
         self.acknowledged
     }
@@ -90,6 +92,16 @@ impl<P: Copy + Ord> Shipping<P> {
         self.serial
     }
 
+    /// Where the region is, by its answer to the question, is a place of the log: what follows it is sent.
+    pub fn agree(&mut self, at: P) {
+        (self.acknowledged, self.sent) = (Some(at), Some(at));
+    }
+
+    /// Whether a region that is there has something else than what was sent.
+    pub fn is_elsewhere(&self, at: P) -> bool {
+        self.acknowledged.is_some_and(|known| at < known) || self.sent.is_some_and(|sent| sent < at)
+    }
+
     /// The region answered a question or a push: it is at `at`.
     pub fn answered(&mut self, number: u64, at: P, copying: bool) -> Heard {
         let expected = if self.asking && number == self.serial {
@@ -110,14 +122,13 @@ impl<P: Copy + Ord> Shipping<P> {
             self.failed();
             return Heard::Copying;
         }
-        self.acknowledged = Some(at);
         match expected {
-            None => {
-                self.sent = Some(at);
+            None => Heard::Asked,
+            // It may be further by a push that overtook this answer.
+            Some(upto) if at >= upto && self.sent.is_some_and(|sent| at <= sent) => {
+                self.acknowledged = Some(at);
                 Heard::Taken
             }
-            // It may be further by a push that overtook this answer.
-            Some(upto) if at >= upto && self.sent.is_some_and(|sent| at <= sent) => Heard::Taken,
             Some(_) => {
                 self.failed();
                 Heard::Elsewhere
@@ -193,7 +204,9 @@ mod tests {
                     }
                     Event::Answer(n) if n < answers.len() => {
                         let (number, at) = answers.remove(n);
-                        sender.answered(number, at, false);
+                        if sender.answered(number, at, false) == Heard::Asked {
+                            sender.agree(at);
+                        }
                     }
                     Event::Lose(n) if n < messages.len() => {
                         messages.remove(n);
@@ -236,13 +249,19 @@ mod tests {
         assert_eq!(sender.answered(question, 0, true), Heard::Copying);
         assert_eq!((sender.next(), sender.acknowledged()), (Next::Ask, None));
         let question = sender.asked();
-        assert_eq!(sender.answered(question, 4, false), Heard::Taken);
+        assert_eq!(sender.answered(question, 4, false), Heard::Asked);
+        assert_eq!((sender.acknowledged(), sender.agreed()), (None, None), "it may be of another log");
+        sender.agree(4);
         let pushes: Vec<u64> = (5..13).map(|upto| sender.pushed(upto)).collect();
         assert_eq!(sender.next(), Next::Wait);
         assert_eq!(sender.answered(pushes[1], 7, false), Heard::Taken);
         assert_eq!(sender.answered(pushes[0], 7, false), Heard::Late);
         assert_eq!((sender.next(), sender.acknowledged()), (Next::Send(12), Some(7)));
-        assert_eq!(sender.answered(pushes[5], 7, false), Heard::Elsewhere);
-        assert_eq!(sender.next(), Next::Ask);
+        assert!(
+            [7, 12].iter().all(|at| !sender.is_elsewhere(*at))
+                && [6, 13].iter().all(|at| sender.is_elsewhere(*at))
+        );
+        assert_eq!(sender.answered(pushes[5], 99, false), Heard::Elsewhere);
+        assert_eq!((sender.next(), sender.acknowledged()), (Next::Ask, Some(7)), "99 is no place of the log");
     }
 }

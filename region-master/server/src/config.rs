@@ -265,6 +265,8 @@ pub struct HouseConfig {
     pub trash_min_age_s: u64,
     /// How long a region that was taken out of a volume's regions keeps what it has of it, in seconds, before any of it goes: somebody may have made a mistake.
     pub let_go_after_s: u64,
+    /// MiB of a volume's log that are kept at most for regions that don't follow it: one that is further behind copies the volume anew. 0 for no bound.
+    pub log_kept_mib: u64,
 }
 
 impl Default for HouseConfig {
@@ -296,6 +298,7 @@ impl Default for HouseConfig {
             trash_retention_s: 86_400,
             trash_min_age_s: 60,
             let_go_after_s: 3_600,
+            log_kept_mib: 4_096,
         }
     }
 }

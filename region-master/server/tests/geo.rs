@@ -6,6 +6,8 @@ mod classes;
 #[path = "geo/commands.rs"]
 mod commands;
 mod common;
+#[path = "geo/differs.rs"]
+mod differs;
 #[path = "geo/giving_up.rs"]
 mod giving_up;
 #[path = "geo/joins.rs"]

@@ -7,9 +7,9 @@ use bytes::Bytes;
 use mooseng_replica::unsynced::Unsynced;
 use mooseng_replica::{Entry, read};
 use mooseng_schema::log::{LogPosition, ReplicaRecord};
-use mooseng_wire::VolumeId;
 use mooseng_wire::geo::{AskLog, AskPage, Log, Page};
 use mooseng_wire::method::Method;
+use mooseng_wire::{Epoch, VolumeId};
 
 use super::receive::Change;
 use super::{ask, home_of, pause, place, position, receive};
@@ -50,6 +50,7 @@ async fn step(master: &Master, volume: VolumeId) -> Result<bool, String> {
     let home = home_of(master, volume)?;
     let message = AskPage { volume: volume.0.into(), from: from.clone(), bytes_max: BYTES };
     let page: Page = ask(master, &home, Method::VolumePage, &message).await?;
+    let epoch = page.epoch;
     let page = read::Page {
         at: position(page.at.as_ref()),
         pairs: page.pairs.into_iter().map(|pair| (pair.key, pair.value)).collect(),
@@ -59,6 +60,7 @@ async fn step(master: &Master, volume: VolumeId) -> Result<bool, String> {
     if !reach(master, volume, &home, &from, page.at).await? {
         return Ok(true);
     }
+    of_present_home(master, volume, epoch)?;
     // What a range tells was changed in entries that aren't looked at here: all of it counts as changed lately.
     master.geo.tail.unsynced(volume, Unsynced::reset);
     let record =
@@ -79,26 +81,37 @@ async fn reach(
 ) -> Result<bool, String> {
     loop {
         let record: ReplicaRecord = receive::record(master, volume).await.map_err(|e| e.message)?;
-        if record.copied_before.as_ref() != Some(from) || record.position() > at {
+        if record.copied_before.as_ref() != Some(from) {
             return Ok(false);
         }
-        if record.position() == at || record.position() == LogPosition::default() {
+        let is_at = record.position();
+        if is_at == at || is_at == LogPosition::default() {
             return Ok(true);
         }
-        let message = AskLog { volume: volume.0.into(), after: place(record.position()), bytes_max: BYTES };
+        let message = AskLog { volume: volume.0.into(), after: place(is_at), bytes_max: BYTES };
         let log: Log = ask(master, home, Method::LogAsk, &message).await?;
+        let epoch = of_present_home(master, volume, log.epoch)?;
         if log.trimmed {
-            tracing::warn!(at = %record.position(), "the home's log doesn't reach back so far: the volume is copied anew");
+            tracing::warn!(at = %is_at, "what follows isn't in the home's log, which doesn't reach back so far or hasn't that place: the volume is copied anew");
             receive::change(master, volume, Change::BeginAnew).await.map_err(|e| e.message)?;
             return Ok(false);
         }
         let entries: Vec<Entry> =
             log.entries.into_iter().map(receive::entry).take_while(|entry| entry.at <= at).collect();
         if entries.is_empty() {
-            return Err(format!("the home's log doesn't lead from {} to {at}", record.position()));
+            return Err(format!("the home's log doesn't lead from {is_at} to {at}"));
         }
-        receive::replay(master, volume, record, entries, master.epoch(volume))
-            .await
-            .map_err(|e| e.message)?;
+        receive::replay(master, volume, record, entries, epoch).await.map_err(|e| e.message)?;
+    }
+}
+
+/// The epoch of the home that has answered, which is to be the present one: a home that doesn't know yet that its epoch is over may tell what is of no log.
+/// Those of earlier releases don't say which it is.
+fn of_present_home(master: &Master, volume: VolumeId, told: u64) -> Result<Epoch, String> {
+    let epoch = master.epoch(volume);
+    match told {
+        0 => Ok(epoch),
+        told if Epoch(told) == epoch => Ok(epoch),
+        told => Err(format!("a home of epoch {told} has answered, and the volume's is {}", epoch.0)),
     }
 }

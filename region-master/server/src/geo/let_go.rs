@@ -365,7 +365,8 @@ impl LettingGo<'_> {
             if common != at {
                 let trimmed = position(answer.trimmed.as_ref());
                 self.named = None;
-                let went_back = stand::put_aside(master, volume, (common, trimmed), epoch).await;
+                let told = stand::Differs { was_at: Some(at), common, trimmed, epoch };
+                let went_back = stand::put_aside(master, volume, told).await;
                 if went_back.map_err(|e| e.message)? {
                     return at_once("it has put aside what it alone had");
                 }

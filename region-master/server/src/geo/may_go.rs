@@ -10,7 +10,7 @@ use mooseng_namespace::upkeep;
 use mooseng_ports::clock::BootTime;
 use mooseng_region::letting_go::{AtHome, Other, is_spare, lacking};
 use mooseng_region::repair::{self, CopyState};
-use mooseng_replica::{read, turn};
+use mooseng_replica::read;
 use mooseng_schema::chunk::ChunkRecord;
 use mooseng_schema::location::LocationRecord;
 use mooseng_schema::log::LogPosition;
@@ -98,7 +98,7 @@ async fn may_go(
             return no(format!("it is at {at} of the log, which is of a later epoch than this home's"));
         }
         let tx = master.store.begin();
-        let has = turn::has(&tx, volume, at).await.map_err(|e| failed(master, &e))?;
+        let has = read::has(&tx, volume, at).await.map_err(|e| failed(master, &e))?;
         let common = match has {
             true => at,
             false => read::at_or_before(&tx, volume, at).await.map_err(|e| failed(master, &e))?,

@@ -246,12 +246,15 @@ impl Geo {
         lock(&self.seat(volume).log).map(|(_, trimmed)| trimmed).unwrap_or_default()
     }
 
-    fn note_newest(&self, volume: VolumeId, newest: LogPosition) {
-        lock(&self.seat(volume).log).get_or_insert_default().0 = newest;
+    fn note_log(&self, volume: VolumeId, newest: LogPosition, trimmed: LogPosition) {
+        *lock(&self.seat(volume).log) = Some((newest, trimmed));
     }
 
-    fn note_trimmed(&self, volume: VolumeId, trimmed: LogPosition) {
-        lock(&self.seat(volume).log).get_or_insert_default().1 = trimmed;
+    /// Where it is known where the log was.
+    fn note_trimmed(&self, volume: VolumeId, to: LogPosition) {
+        if let Some((_, trimmed)) = lock(&self.seat(volume).log).as_mut() {
+            *trimmed = to;
+        }
     }
 
     fn note_shipped(&self, volume: VolumeId, region: &str, section: impl FnOnce(&mut Shipped)) {
@@ -584,7 +587,7 @@ fn failed(master: &Master, error: &ReplicaError) -> CallError {
         ReplicaError::Store(_) | ReplicaError::Gap { .. } | ReplicaError::NotLogged | ReplicaError::LetGo => {
             ErrorCode::Unavailable
         }
-        ReplicaError::Trimmed { .. } => ErrorCode::NotFound,
+        ReplicaError::Trimmed { .. } | ReplicaError::NotOfTheLog(_) => ErrorCode::NotFound,
         ReplicaError::Refused(_) => ErrorCode::StaleEpoch,
         ReplicaError::Schema(_) | ReplicaError::NotUndoable { .. } => ErrorCode::Internal,
         ReplicaError::Senseless(_) => ErrorCode::InvalidRequest,

@@ -1,5 +1,8 @@
 //! How a replica's leader takes the log in: in order, exactly once, with its place in the same transaction.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use bytes::Bytes;
 use mooseng_embedded::EmbeddedTransaction;
 use mooseng_replica::read::Page;
@@ -12,7 +15,6 @@ use mooseng_transport::{Peer, call_error};
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::geo::{LogEntry, Push, Pushed};
 use mooseng_wire::{Epoch, VolumeId};
-use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{allow_master, complete, failed, near_promises, place, position, stand, sync};
@@ -26,7 +28,12 @@ const PREDECESSOR_WITHIN: Duration = Duration::from_secs(1);
 const TRIES: u32 = 20;
 
 /// Takes a push.
-pub async fn push(master: &Master, peer: &Peer, push: Push, deadline: Instant) -> Result<Pushed, CallError> {
+pub async fn push(
+    master: &Arc<Master>,
+    peer: &Peer,
+    push: Push,
+    deadline: Instant,
+) -> Result<Pushed, CallError> {
     let volume = VolumeId(u16::try_from(push.volume).unwrap_or(u16::MAX));
     from_home(master, peer, volume, push.epoch)?;
     let term = master.serving_of(volume)?;
@@ -44,8 +51,16 @@ pub async fn push(master: &Master, peer: &Peer, push: Push, deadline: Instant) -
     sync::told(master, volume, position(push.synced.as_ref()));
     master.geo.note_hints(push.hints);
     if push.begin_anew {
-        let trimmed = position(push.trimmed.as_ref());
-        stand::begin_anew(master, volume, (after, trimmed), Epoch(push.epoch)).await?;
+        let told = stand::Differs {
+            was_at: push.was_at.as_ref().map(|at| position(Some(at))),
+            common: after,
+            trimmed: position(push.trimmed.as_ref()),
+            epoch: Epoch(push.epoch),
+        };
+        // Whatever it takes: where it ended with this call, what takes longer than the home waits would never be done.
+        let master = master.clone();
+        let begun = tokio::spawn(async move { stand::begin_anew(&master, volume, told).await });
+        begun.await.unwrap_or_else(|end| Err(call_error(ErrorCode::Internal, end.to_string())))?;
     }
     let mut record = take(master, volume, after, entries, Epoch(push.epoch), deadline).await?;
     let agreed = push.agreed.as_ref().map(|at| position(Some(at)));

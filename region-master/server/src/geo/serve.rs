@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use mooseng_embedded::EmbeddedTransaction;
 use mooseng_replica::{ReplicaError, read};
 use mooseng_store::{ReadVersion, Store, Transaction};
 use mooseng_transport::{Peer, call_error};
@@ -63,28 +64,43 @@ pub async fn page(master: &Master, peer: &Peer, ask: AskPage) -> Result<Page, Ca
     let (term, volume) = of_ours(master, peer, ask.volume)?;
     let from = (!ask.from.is_empty()).then_some(ask.from);
     let bytes_max = ask.bytes_max.clamp(1, BYTES_MAX) as usize;
-    let page =
-        read::page(&master.store.begin(), volume, from, bytes_max).await.map_err(|e| failed(master, &e))?;
+    let tx = master.store.begin();
+    let page = read::page(&tx, volume, from, bytes_max).await.map_err(|e| failed(master, &e))?;
+    let epoch = written_under(master, &tx, volume).await?;
     master.may_answer(term)?;
     Ok(Page {
         at: place(page.at),
         pairs: page.pairs.into_iter().map(|(key, value)| Pair { key, value }).collect(),
         next: page.next.unwrap_or_default(),
+        epoch,
     })
+}
+
+/// The epoch under which the log is written that a transaction sees.
+async fn written_under(
+    master: &Master,
+    tx: &EmbeddedTransaction,
+    volume: VolumeId,
+) -> Result<u64, CallError> {
+    let logged = read::logged(tx, volume).await.map_err(|e| failed(master, &e))?;
+    Ok(logged.map(|logged| logged.epoch).unwrap_or_default())
 }
 
 /// Entries of a volume's log.
 pub async fn log(master: &Master, peer: &Peer, ask: AskLog) -> Result<Log, CallError> {
     let (term, volume) = of_ours(master, peer, ask.volume)?;
     let bytes_max = ask.bytes_max.clamp(1, BYTES_MAX) as usize;
-    let found = read::entries(&master.store.begin(), volume, position(ask.after.as_ref()), bytes_max).await;
-    let entries = match found {
-        Err(ReplicaError::Trimmed { .. }) => return Ok(Log { entries: Vec::new(), trimmed: true }),
-        found => found.map_err(|e| failed(master, &e))?,
+    let tx = master.store.begin();
+    let found = read::entries(&tx, volume, position(ask.after.as_ref()), bytes_max).await;
+    let epoch = written_under(master, &tx, volume).await?;
+    let (entries, trimmed) = match found {
+        // What was copied from a home that was lost may be behind the cut.
+        Err(ReplicaError::Trimmed { .. } | ReplicaError::NotOfTheLog(_)) => (Vec::new(), true),
+        found => (found.map_err(|e| failed(master, &e))?, false),
     };
     master.may_answer(term)?;
     let entry = |entry: mooseng_replica::Entry| LogEntry { at: place(entry.at), changes: entry.bytes };
-    Ok(Log { entries: entries.into_iter().map(entry).collect(), trimmed: false })
+    Ok(Log { entries: entries.into_iter().map(entry).collect(), trimmed, epoch })
 }
 
 /// A hash of a range as it was at a place of the log. In the home's store that is a version, which lives for some seconds.

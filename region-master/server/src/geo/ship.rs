@@ -10,6 +10,7 @@ use futures::StreamExt;
 use futures::future::join_all;
 use futures::stream::FuturesUnordered;
 use mooseng_ports::clock::BootTime;
+use mooseng_region::kept::Kept;
 use mooseng_region::shipping::{Heard, Next, Shipping};
 use mooseng_replica::{Entry, ReplicaError, read, turn};
 use mooseng_schema::Record;
@@ -20,6 +21,7 @@ use mooseng_wire::method::Method;
 use mooseng_wire::{Epoch, VolumeId};
 
 use super::{Shipped, Whereabouts, ask, chunks, losses, pause, place, place_of, position, push, sync};
+use crate::global::Global;
 use crate::master::Master;
 
 /// Bytes of one push, or one entry.
@@ -47,6 +49,7 @@ pub async fn run(master: &Arc<Master>, volume: VolumeId, custody: u64, epoch: Ep
         };
         let work = async {
             if regions.is_empty() {
+                keep_trimmed(master, volume, epoch, &regions).await;
                 return std::future::pending().await;
             }
             have_logged(master, volume, epoch).await;
@@ -89,11 +92,13 @@ async fn have_logged(master: &Master, volume: VolumeId, epoch: Epoch) {
                 tx.set(&key, &record.to_value());
                 tx.commit().await?;
             }
-            read::newest(&master.store.begin(), volume).await
+            let tx = master.store.begin();
+            let trimmed = read::logged(&tx, volume).await?.ok_or(ReplicaError::NotLogged)?.trimmed();
+            Ok::<_, ReplicaError>((read::newest(&tx, volume).await?, trimmed))
         };
         match tried.await {
-            Ok(newest) => {
-                master.geo.note_newest(volume, newest);
+            Ok((newest, trimmed)) => {
+                master.geo.note_log(volume, newest, trimmed);
                 return;
             }
             Err(error) => tracing::info!(%error, "the volume's log can't be begun yet; trying on"),
@@ -110,7 +115,7 @@ async fn ship(master: &Arc<Master>, volume: VolumeId, epoch: Epoch, region: &str
     let mut pushed = master.geo.tail.pushed();
     let mut named: Vec<PutAside> = Vec::new();
     let mut acknowledged = master.geo.seat(volume).acknowledged.subscribe();
-    let (mut question, mut told) = (0, None);
+    let mut told = None;
     let mut hinted = BTreeSet::new();
     loop {
         pushed.borrow_and_update();
@@ -118,7 +123,6 @@ async fn ship(master: &Arc<Master>, volume: VolumeId, epoch: Epoch, region: &str
         match shipping.next() {
             Next::Ask => {
                 let number = shipping.asked();
-                question = number;
                 send(
                     master,
                     volume,
@@ -178,15 +182,24 @@ async fn ship(master: &Arc<Master>, volume: VolumeId, epoch: Epoch, region: &str
                         let (at, complete) = (position(at.as_ref()), position(complete.as_ref()));
                         let heard = shipping.answered(number, at, copying);
                         let now = master.clock.boot();
+                        // A greeting shows whether the region still is where it was.
+                        let greeted = number == 0 && shipping.agreed().is_some();
+                        let moved = greeted && (copying || shipping.is_elsewhere(at));
                         let lost = copying || heard == Heard::Elsewhere;
+                        let agreeing = heard == Heard::Asked;
                         master.geo.note_shipped(volume, region, |known| {
                             known.copying = copying;
-                            known.trouble.clear();
                             known.heard = Some(now);
-                            // A region that has begun anew may have less than it had.
-                            known.complete = if lost { None } else { known.complete.max(Some(complete)) };
+                            // A region that has begun anew may have less than it had; and of another log it may have more than there is.
+                            if lost {
+                                known.complete = None;
+                            } else if heard == Heard::Taken || greeted && !moved {
+                                known.complete = known.complete.max(Some(complete));
+                            }
+                            if !agreeing {
+                                known.trouble.clear();
+                            }
                         });
-                        let agreeing = number == question && heard == Heard::Taken;
                         if !agreeing && named != put_aside {
                             // It goes on without it, and is asked again.
                             match losses::name(master, volume, epoch, region, &put_aside, false).await {
@@ -195,14 +208,25 @@ async fn ship(master: &Arc<Master>, volume: VolumeId, epoch: Epoch, region: &str
                             }
                         }
                         if agreeing {
-                            agree(master, volume, epoch, region, at, &put_aside).await.unwrap_or_else(|trouble| {
-                                tell(master, volume, region, trouble);
-                                true
-                            })
+                            match agree(master, volume, epoch, region, at, &put_aside).await {
+                                Ok(agreed) => {
+                                    if agreed {
+                                        shipping.agree(at);
+                                    }
+                                    let complete = agreed.then_some(complete);
+                                    master.geo.note_shipped(volume, region, |known| {
+                                        known.complete = complete;
+                                        known.trouble.clear();
+                                    });
+                                    !agreed
+                                }
+                                Err(trouble) => {
+                                    tell(master, volume, region, trouble);
+                                    true
+                                }
+                            }
                         } else {
-                            // A greeting shows whether the region still is where it was.
-                            let back = number == 0 && shipping.acknowledged().is_some_and(|known| at < known);
-                            heard == Heard::Copying || heard == Heard::Elsewhere || back
+                            heard == Heard::Copying || heard == Heard::Elsewhere || moved
                         }
                     }
                     Err(error) => {
@@ -225,13 +249,13 @@ async fn ship(master: &Arc<Master>, volume: VolumeId, epoch: Epoch, region: &str
             _ = acknowledged.changed(), if greet => {}
             () = tokio::time::sleep(GREET_EVERY), if greet => {
                 let (greeting, agreed) = ((0, LogPosition::default()), shipping.agreed());
-            send(master, volume, epoch, region, greeting, agreed, (&[], Vec::new()), &mut answers);
+                send(master, volume, epoch, region, greeting, agreed, (&[], Vec::new()), &mut answers);
             }
         }
     }
 }
 
-/// A region whose place isn't one of this log has something of its own, or is too far behind: it is told to begin anew. Answers whether it was.
+/// Answers whether a region's place is one of this log. One whose isn't has something of its own, or is too far behind: it is told to begin anew.
 async fn agree(
     master: &Master,
     volume: VolumeId,
@@ -241,22 +265,24 @@ async fn agree(
     put_aside: &[PutAside],
 ) -> Result<bool, String> {
     let tx = master.store.begin();
-    if turn::has(&tx, volume, at).await.map_err(|e| e.to_string())? {
+    if read::has(&tx, volume, at).await.map_err(|e| e.to_string())? {
         losses::name(master, volume, epoch, region, put_aside, true).await?;
-        return Ok(false);
+        return Ok(true);
     }
     let common = read::at_or_before(&tx, volume, at).await.map_err(|e| e.to_string())?;
+    let trimmed = read::logged(&tx, volume).await.map_err(|e| e.to_string())?.map(|logged| logged.trimmed());
     tracing::warn!(region, %at, %common, "a region isn't at a place of the volume's log: it copies the volume anew");
     master.geo.note_shipped(volume, region, |known| known.complete = None);
     let message = Push {
         volume: volume.0.into(),
         after: place(common),
         epoch: epoch.0,
-        trimmed: place(master.geo.trimmed(volume)),
+        trimmed: trimmed.and_then(place),
         begin_anew: true,
+        was_at: place(at),
         ..Push::default()
     };
-    ask::<_, Pushed>(master, region, Method::LogPush, &message).await.map(|_| true)
+    ask::<_, Pushed>(master, region, Method::LogPush, &message).await.map(|_| false)
 }
 
 fn tell(master: &Master, volume: VolumeId, region: &str, trouble: String) {
@@ -318,6 +344,7 @@ fn send<'a>(
         trimmed: place(master.geo.trimmed(volume)),
         epoch: epoch.0,
         begin_anew: false,
+        was_at: None,
         hints,
         synced: sync::synced(master, volume).and_then(place),
         agreed: agreed.and_then(place),
@@ -332,33 +359,91 @@ fn send<'a>(
     }
 }
 
-/// Lets go of entries that every region has. One that wasn't heard of since this leader began may need all of them.
+/// Lets go of entries that every region has, and of what lies so far back that regions which don't follow had better copy the volume. One that wasn't heard
+/// of since this leader began may need all of them; where there is no other region, nobody needs any.
 async fn keep_trimmed(master: &Master, volume: VolumeId, epoch: Epoch, regions: &[String]) {
+    let mut newest_before = read::newest(&master.store.begin(), volume).await.unwrap_or_default();
+    let mut kept = Kept::default();
     loop {
         tokio::time::sleep(TRIM_EVERY).await;
-        let shipped = master.geo.shipped(volume);
-        let at = |region: &String| shipped.get(region).and_then(|known| known.at);
-        let Some(upto) = regions.iter().map(at).min().flatten() else { continue };
         if place_of(master, volume) != Whereabouts::Here(epoch) {
             return;
         }
+        let holds_lease = |global: &Arc<Global>| global.may_change(volume) == Some(epoch);
+        if !master.global.as_ref().is_some_and(holds_lease) {
+            continue;
+        }
         let trimmed = async {
+            let upto = match regions {
+                // A master that has just begun hears in time of regions that were added lately.
+                [] => newest_before,
+                regions => nobody_follows(master, volume, regions, newest_before, &mut kept).await?,
+            };
             let tx = master.store.begin();
-            let key = log::logged_key(volume);
-            let value = tx.get(&key, Read::Conflicting).await?.ok_or(ReplicaError::NotLogged)?;
-            let record = LoggedRecord::from_value(&value)?;
-            if upto > record.trimmed() {
-                tx.clear_range(log::range_upto(volume, upto));
-                let record =
-                    LoggedRecord { trimmed_epoch: upto.epoch.0, trimmed_version: upto.version, ..record };
-                tx.set(&key, &record.to_value());
-                tx.commit().await?;
-            }
-            Ok::<_, ReplicaError>(())
+            let trimmed = turn::trim(&tx, volume, upto).await?;
+            let newest = read::newest(&tx, volume).await?;
+            tx.commit().await?;
+            Ok::<_, ReplicaError>((trimmed, newest))
         };
         match trimmed.await {
-            Ok(()) => master.geo.note_trimmed(volume, upto),
+            Ok((trimmed, newest)) => {
+                newest_before = newest;
+                master.geo.note_trimmed(volume, trimmed);
+            }
+            // No other region has ever had it.
+            Err(ReplicaError::NotLogged) if regions.is_empty() => {}
             Err(error) => tracing::info!(%error, "the volume's log can't be trimmed yet; trying on"),
         }
+    }
+}
+
+/// Up to where the log is sent to no region any more.
+async fn nobody_follows(
+    master: &Master,
+    volume: VolumeId,
+    regions: &[String],
+    newest_before: LogPosition,
+    kept: &mut Kept<LogPosition>,
+) -> Result<LogPosition, ReplicaError> {
+    let at = |region: &String| master.geo.shipped(volume).get(region).and_then(|known| known.at);
+    let all_have = regions.iter().map(at).min().flatten().unwrap_or_default();
+    let mib_max = master.config.house.log_kept_mib;
+    if all_have >= newest_before || mib_max == 0 {
+        *kept = Kept::default();
+        return Ok(all_have);
+    }
+    let trimmed = look_through(master, volume, kept).await?;
+    // What the sync set was promised isn't copied anew for want of room: whoever doesn't follow leaves it first.
+    let members = sync::waited_for(master, volume);
+    let members_have = members.iter().map(at).min().map(Option::unwrap_or_default);
+    let bound = kept.leaves(mib_max.saturating_mul(1 << 20)).unwrap_or_default();
+    let bound = members_have.map_or(bound, |have| bound.min(have));
+    if bound > all_have {
+        for region in regions.iter().filter(|region| at(region).is_some_and(|at| trimmed <= at && at < bound))
+        {
+            tracing::warn!(
+                region,
+                %bound,
+                mib_max,
+                "a region is too far behind: the log isn't kept for it any longer, and it will copy the volume anew"
+            );
+        }
+    }
+    Ok(all_have.max(bound))
+}
+
+/// Takes note of how much of the log there is. Answers up to where it is trimmed.
+async fn look_through(
+    master: &Master,
+    volume: VolumeId,
+    kept: &mut Kept<LogPosition>,
+) -> Result<LogPosition, ReplicaError> {
+    loop {
+        let tx = master.store.begin();
+        let trimmed = read::logged(&tx, volume).await?.ok_or(ReplicaError::NotLogged)?.trimmed();
+        kept.trimmed(trimmed);
+        let entries = read::entries(&tx, volume, kept.upto().unwrap_or(trimmed), PUSH_BYTES).await?;
+        let Some(last) = entries.last() else { return Ok(trimmed) };
+        kept.note(last.at, entries.iter().map(|entry| entry.bytes.len() as u64).sum());
     }
 }

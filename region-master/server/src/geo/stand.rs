@@ -18,7 +18,7 @@ use mooseng_namespace::OpError;
 use mooseng_ports::plant::{self, Plant};
 use mooseng_replica::{ReplicaError, apply, logged_ranges, turn};
 use mooseng_schema::ids::{self as id_records, IdKind, IdsUptoRecord};
-use mooseng_schema::log::{self, LogPosition};
+use mooseng_schema::log::{self, LogPosition, ReplicaRecord};
 use mooseng_schema::loss::LossRecord;
 use mooseng_schema::{Record, number};
 use mooseng_store::{RangeLimit, Read, Store, StoreError, Transaction};
@@ -243,17 +243,30 @@ pub(super) async fn note_salvage(master: &Master, volume: VolumeId) -> Result<()
     Ok(())
 }
 
+/// What a home says of a replica whose place isn't one of its log.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Differs {
+    /// The replica had said that it is there; homes of earlier releases don't tell.
+    pub was_at: Option<LogPosition>,
+    /// The last place that both have, as far as the home can tell.
+    pub common: LogPosition,
+    /// The home's log has all entries behind this place.
+    pub trimmed: LogPosition,
+    /// The home's epoch.
+    pub epoch: Epoch,
+}
+
 /// What this replica has of the log beyond a place is of no other region's: it is put aside. The replica goes back to that place where it can, else the
 /// volume is copied anew.
-pub(super) async fn begin_anew(
-    master: &Master,
-    volume: VolumeId,
-    places: (LogPosition, LogPosition),
-    from: Epoch,
-) -> Result<(), CallError> {
+pub(super) async fn begin_anew(master: &Master, volume: VolumeId, told: Differs) -> Result<(), CallError> {
     let seat = master.geo.seat(volume);
     let _applying = seat.applying.lock().await;
-    if put_own_aside(master, volume, places, from).await? {
+    // What was said of another place comes too late.
+    let record = receive::record(master, volume).await?;
+    if told.was_at.is_some_and(|was| was != record.position()) {
+        return Ok(());
+    }
+    if put_own_aside(master, volume, record, told).await? {
         return Ok(());
     }
     if let Some(global) = &master.global {
@@ -264,30 +277,28 @@ pub(super) async fn begin_anew(
 
 /// The same in a region that isn't to have the volume any more: what follows on the archive is up to the caller. Answers whether the replica has gone back to
 /// the place that both have; otherwise it is left without what it has put aside.
-pub(super) async fn put_aside(
-    master: &Master,
-    volume: VolumeId,
-    places: (LogPosition, LogPosition),
-    from: Epoch,
-) -> Result<bool, CallError> {
+pub(super) async fn put_aside(master: &Master, volume: VolumeId, told: Differs) -> Result<bool, CallError> {
     let seat = master.geo.seat(volume);
     let _applying = seat.applying.lock().await;
-    put_own_aside(master, volume, places, from).await
+    let record = receive::record(master, volume).await?;
+    put_own_aside(master, volume, record, told).await
 }
 
 /// Only while `applying` is held.
 async fn put_own_aside(
     master: &Master,
     volume: VolumeId,
-    (common, trimmed): (LogPosition, LogPosition),
-    from: Epoch,
+    record: ReplicaRecord,
+    Differs { was_at, common, trimmed, epoch: from }: Differs,
 ) -> Result<bool, CallError> {
-    let record = receive::record(master, volume).await?;
     // Whatever is here of an epoch its home has sent, and had committed before. A home that doesn't know it, though its log reaches back so far, has lost
     // it, and this may be the only copy.
     let at = record.position();
-    if record.copied_before.is_none() && at.epoch == from && at >= trimmed && trimmed > LogPosition::default()
-    {
+    // Homes of earlier releases, which don't tell either what they answer to, don't know at first up to where their log is trimmed.
+    let knows = was_at.is_some() || trimmed > LogPosition::default();
+    if record.copied_before.is_none() && at.epoch == from && at >= trimmed && knows {
+        // It goes on, and may come to a place of the same name, behind which this region mustn't follow.
+        change(master, volume, Change::Refuse(from)).await?;
         let message = format!(
             "the home says that its log doesn't have {at}, which it sent in this same epoch: it has lost what it had. The replica here stays as it is; give the home up for this region (`mooseng volume move-home {volume} --to {} --force`)",
             master.config.region

@@ -46,6 +46,12 @@ pub(super) fn others(master: &Master, volume: VolumeId) -> Vec<String> {
     known.into_iter().flat_map(|known| &known.sync_set).filter(|region| *region != ours).cloned().collect()
 }
 
+/// The same, with those that are to be in it: what is acknowledged waits for all of them.
+pub(super) fn waited_for(master: &Master, volume: VolumeId) -> BTreeSet<String> {
+    let joining = lock(&master.geo.seat(volume).joining).clone();
+    others(master, volume).into_iter().chain(joining).collect()
+}
+
 /// Whether a region is in the sync set of a `geo` volume.
 pub(super) fn is_member(master: &Master, volume: VolumeId, region: &str) -> bool {
     geo_volume(master.geo.view().as_deref(), volume).is_some_and(|known| known.sync_set.contains(region))

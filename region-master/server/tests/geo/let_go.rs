@@ -343,3 +343,30 @@ async fn a_lost_home_that_is_taken_out_puts_its_tail_aside_before_it_lets_go() {
     let told = back.desk(|desk| desk.take_commands("alone", back.clock.boot()));
     assert!(told.is_empty(), "{told:?}");
 }
+
+/// A volume that was in several regions, and is in one by now: its log went on, and nothing of it was ever let go of.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_log_of_a_volume_that_one_region_has_is_let_go_of() {
+    let regions = Regions::start(&[("a", 1), ("b", 1), ("w", 1)]).await;
+    serves_as_home(&regions, "a", 1).await;
+    by_command_only(&regions).await;
+    let old = client(&regions, "a", "a");
+    let at = change(&old, mkdir("d")).await;
+    assert!(near(&client(&regions, "b", "b"), "d", &at).await.is_some());
+    set_regions(&regions, 1, &["a"]).await;
+    let at = change(&old, mkdir("alone")).await;
+    let home = serving(&regions, "a").unwrap().clone();
+    let kept = async || {
+        let upto = log::range_upto(ROOT_VOLUME, LogPosition::new(Epoch(at.epoch), at.version));
+        home.store.begin().get_range(upto, RangeLimit::default(), Read::Snapshot).await.unwrap().pairs.len()
+    };
+    assert!(kept().await > 0);
+    until("it goes", async || kept().await == 0).await;
+    // It is logged still, from there on: a region that comes to it copies it.
+    set_regions(&regions, 1, &["a", "b"]).await;
+    let at = change(&old, mkdir("together")).await;
+    assert!(near(&client(&regions, "b", "b"), "together", &at).await.is_some());
+    let replica = serving(&regions, "b").unwrap().clone();
+    let compared = verify::compare(&replica, ROOT_VOLUME).await.unwrap();
+    assert!(compared.pairs > 10 && compared.different.is_empty(), "{compared:?}");
+}

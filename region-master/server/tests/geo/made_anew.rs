@@ -6,6 +6,7 @@ use mooseng_global::Durability;
 use mooseng_master::geo::ROOT_VOLUME;
 use mooseng_namespace::upkeep;
 use mooseng_ports::disk::sim::SimDisk;
+use mooseng_replica::read;
 use mooseng_store::Store;
 use mooseng_wire::Epoch;
 use mooseng_wire::geo::Place;
@@ -141,4 +142,66 @@ async fn a_home_of_a_later_epoch_makes_no_volume() {
     })
     .await;
     assert!(near(&there, "more", &at).await.is_some() && near(&there, "d9", &at).await.is_some());
+}
+
+/// The mark is the right one, and the epoch is: only that the replica has more tells it. What its log reaches back to the home knew once it had trimmed it,
+/// ten seconds after it began; until then the replica took its word.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_home_whose_disks_were_put_back_takes_nothing_from_the_region_that_has_more() {
+    let (mut regions, _) = with_directories(LEASE_MS).await;
+    by_command_only(&regions).await;
+    regions.kill_region("a").await;
+    let copy = |disk: &SimDisk| disk.durable_copy(|_| true);
+    let sites = |i: usize| (copy(&regions.sites[i].disk), copy(&regions.sites[i].store));
+    let before: Vec<_> = regions.of("a").into_iter().map(|i| (i, sites(i))).collect();
+    for i in regions.of("a") {
+        regions.run(i).await;
+    }
+    serves_as_home(&regions, "a", 1).await;
+    let home = client(&regions, "a", "a");
+    let mut at = Place::default();
+    for n in 0..10 {
+        at = change(&home, mkdir(&format!("more{n}"))).await;
+    }
+    assert!(near(&client(&regions, "b", "b"), "more9", &at).await.is_some());
+    caught_up(&regions, "b").await;
+    let had = serving(&regions, "b").unwrap().geo.replica(ROOT_VOLUME).record.unwrap().position();
+    regions.kill_region("a").await;
+    // Whoever has heard of a member's log in the global group doesn't fill it anew.
+    for i in ["b", "w"].iter().flat_map(|region| regions.of(region)).collect::<Vec<_>>() {
+        regions.kill(i).await;
+        regions.run(i).await;
+    }
+    until("the replica serves", async || serving(&regions, "b").is_some()).await;
+    let replica = serving(&regions, "b").unwrap().clone();
+    let has = || replica.geo.replica(ROOT_VOLUME).record.map(|record| record.position());
+    for (i, (disk, store)) in before {
+        (regions.sites[i].disk, regions.sites[i].store) = (disk, store);
+        regions.run(i).await;
+    }
+    serves_as_home(&regions, "a", 1).await;
+    let put_back = serving(&regions, "a").unwrap().clone();
+    let trouble = || put_back.geo.shipped(ROOT_VOLUME).get("b").map(|known| known.trouble.clone());
+    until("it is said", async || trouble().is_some_and(|trouble| trouble.contains("it has lost"))).await;
+    assert_eq!(has(), Some(had), "what is here stays");
+    // Whatever its log comes to then is another one.
+    let other = client(&regions, "a", "a");
+    let mut made = 0;
+    while read::newest(&put_back.store.begin(), ROOT_VOLUME).await.unwrap() < had {
+        change(&other, mkdir(&format!("other{made}"))).await;
+        made += 1;
+    }
+    // Longer than until the log is trimmed for the first time.
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    assert_eq!(has(), Some(had), "what is here stays");
+    assert!(trouble().is_some_and(|trouble| !trouble.is_empty()), "{:?}", trouble());
+    let complete = put_back.geo.shipped(ROOT_VOLUME).get("b").and_then(|known| known.complete);
+    assert_eq!(complete, None, "it counts for nothing");
+    assert!(near(&client(&regions, "b", "b"), "more9", &at).await.is_some());
+    until("the region could begin", async || force(&replica, "b", true).await.is_ok()).await;
+    force(&replica, "b", false).await.unwrap();
+    serves_as_home(&regions, "b", 2).await;
+    let at = change(&client(&regions, "b", "b"), mkdir("on")).await;
+    let there = client(&regions, "b", "b");
+    assert!(near(&there, "on", &at).await.is_some() && near(&there, "more9", &at).await.is_some());
 }
