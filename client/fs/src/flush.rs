@@ -89,14 +89,26 @@ impl WriteBack {
     async fn flush_on(&self, inode: u64, give_up: bool) -> Result<(), FsError> {
         let Some(buffer) = self.buffers.get(inode) else { return Ok(()) };
         let sender = buffer.sender.lock().await;
-        let outcome = self.flush_as_sender(inode, &buffer, give_up).await;
+        let mut gone = false;
+        let outcome = self.flush_as_sender(inode, &buffer, give_up, &mut gone).await;
         drop(sender);
         self.buffers.give_back(inode, buffer);
+        // The kernel has the bytes in its pages, and the region's time of the last write never changes for what it didn't get: nothing else has them dropped.
+        if gone {
+            self.recalls.forget(inode).await;
+        }
         outcome
     }
 
-    /// The caller is the sender, and stays it until what can't be sent is put back or given up: whoever comes next finds no half-sent bytes.
-    async fn flush_as_sender(&self, inode: u64, buffer: &Buffer, give_up: bool) -> Result<(), FsError> {
+    /// The caller is the sender, and stays it until what can't be sent is put back or given up: whoever comes next finds no half-sent bytes. Something of it
+    /// is `gone` if it was given up.
+    async fn flush_as_sender(
+        &self,
+        inode: u64,
+        buffer: &Buffer,
+        give_up: bool,
+        gone: &mut bool,
+    ) -> Result<(), FsError> {
         let mut lapses = 0;
         // Why the data couldn't be stored over which the attributes were set that are sent now.
         let mut lost = None;
@@ -118,11 +130,12 @@ impl WriteBack {
                 continue;
             }
             if lost.is_none() && is_about_data(&error) && self.lose_bytes(inode, &error) {
-                lost = Some(error);
+                (lost, *gone) = (Some(error), true);
                 continue;
             }
             if !is_for_now(&error) || give_up {
                 self.lose(inode, &error);
+                *gone = true;
             } else {
                 // A request that was given up may be on its way still, until the region is told that all numbers below the next are over.
                 let last = self.region.last_number();

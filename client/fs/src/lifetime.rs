@@ -166,6 +166,7 @@ impl FileSystem {
             facts: facts.clone(),
             opens: opens.clone(),
             buffers,
+            recalls: recalls.clone(),
             slots: Arc::new(Semaphore::new(FLUSHES)),
         });
         recalls.write_back(&writer);

@@ -30,6 +30,7 @@ use crate::fs::daemon;
 use crate::opens::Opens;
 use crate::owners::Tenure;
 use crate::read::unexpected;
+use crate::recalls::Recalls;
 use crate::region::Region;
 use crate::settings::Settings;
 
@@ -72,6 +73,7 @@ pub(crate) struct WriteBack {
     pub facts: Arc<Facts>,
     pub opens: Arc<Opens>,
     pub buffers: Arc<Buffers>,
+    pub recalls: Arc<Recalls>,
     /// Flushes that nobody waits for, at once.
     pub slots: Arc<Semaphore>,
 }

@@ -1,13 +1,14 @@
 //! Buffered writes against a region in memory that promises every inode exclusively. Time is paused.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use mooseng_client::fake::{FakeRegion, Fault};
 use mooseng_client::{
-    Caller, ClientConfig, FileSystem, FsError, HandleId, RenameMode, SetAttr, WriteOptions,
+    Caller, ClientConfig, FileSystem, FsError, HandleId, Invalidate, RenameMode, SetAttr, WriteOptions,
 };
 use mooseng_ports::clock::{Clock, ManualClock};
 
@@ -110,6 +111,49 @@ async fn a_failed_write_back_is_told_to_each_handle_once_and_then_to_whoever_wri
     let before = changes(&region);
     write(&fs, first, 0, b"buffered").await.unwrap();
     assert_eq!(changes(&region), before);
+}
+
+/// Who shows what is promised, and is told to look anew.
+#[derive(Default)]
+struct Kernel {
+    told: Mutex<Vec<u64>>,
+}
+
+#[async_trait]
+impl Invalidate for Kernel {
+    async fn entry(&self, _directory: u64, _name: &Bytes) {}
+    async fn inode(&self, inode: u64) {
+        self.told.lock().unwrap().push(inode);
+    }
+    async fn directory(&self, _directory: u64) {}
+    async fn everything(&self) {}
+}
+
+/// Its pages have the bytes, and nothing that it compares them by has changed: it would show for ever what was never stored.
+#[tokio::test(start_paused = true)]
+async fn whoever_has_pages_of_what_was_given_up_is_told() {
+    for with_settings in [false, true] {
+        let (region, fs) = start().await;
+        let kernel = Arc::new(Kernel::default());
+        fs.show_through(kernel.clone());
+        let (inode, file) = create(&fs, "f").await;
+        write(&fs, file, 0, b"old").await.unwrap();
+        fs.fsync(file, false).await.unwrap();
+        let before = fs.getattr(&me(), inode).await.unwrap();
+        write(&fs, file, 0, b"new").await.unwrap();
+        if with_settings {
+            fs.setattr(&me(), SetAttr { inode, mtime_ns: Some(7), ..SetAttr::default() }).await.unwrap();
+            assert!(fs.status().dirty_bytes > 0, "it is buffered with the data");
+        }
+        region.with(|s| s.refuse_writes = Some(libc::ENOSPC));
+        assert!(kernel.told.lock().unwrap().is_empty(), "nothing is lost yet");
+        assert_eq!(fs.fsync(file, false).await, Err(FsError::Answered(libc::ENOSPC)));
+        assert_eq!(*kernel.told.lock().unwrap(), [inode]);
+        let after = fs.getattr(&me(), inode).await.unwrap();
+        assert_eq!(after.size, before.size);
+        assert_eq!(after.mtime_ns, if with_settings { 7 } else { before.mtime_ns });
+        assert_eq!(&fs.read(&me(), file, 0, 9).await.unwrap()[..], b"old");
+    }
 }
 
 /// What was buffered has its room: what hasn't is refused by write() itself, and nothing by fsync.
