@@ -36,7 +36,7 @@ use crate::error::FsError;
 use crate::escrow::{Accounts, accounts_of};
 use crate::facts::Alone;
 use crate::fs::{FileSystem, daemon};
-use crate::journal::{self, Change};
+use crate::journal::{self, Change, UnderWay};
 use crate::read::unexpected;
 
 /// Ids that are reserved at a time.
@@ -83,6 +83,8 @@ enum Tried {
     Flush(u64),
     /// Others may know the file of that name in this directory: it is asked for.
     Hold(u64, Bytes),
+    /// A change of this session's own about that inode is under way: first it must end.
+    Behind(u64),
 }
 
 /// Counts a session's changes in directories, and knows which are asked for.
@@ -237,7 +239,7 @@ impl FileSystem {
         caller: &Caller,
         about: &[u64],
         op: &Op,
-        attempt: impl Fn(&mut Alone<'_>, i64) -> Tried,
+        attempt: impl Fn(&mut Alone<'_>, &UnderWay<'_>, i64) -> Tried,
     ) -> Result<Option<Reply>, FsError> {
         let inner = &self.inner;
         let journal = &inner.session.journal;
@@ -245,8 +247,9 @@ impl FileSystem {
         let mut asks = 0;
         loop {
             let (life, now) = (inner.session.life(), inner.session.clock.unix_ns());
-            let tried = journal.make(life, about, || {
-                inner.facts.alone(|alone| match attempt(alone, now) {
+            let mut waits_for = about.to_vec();
+            let tried = journal.make(life, about, |under_way| {
+                inner.facts.alone(|alone| match attempt(alone, under_way, now) {
                     Tried::Made { reply, made, at, about } => {
                         let request = FsRequest { caller: Some(caller.clone()), op: Some(op.clone()) };
                         Ok((Tried::Done(reply), Change::new(request, made, at, about)))
@@ -256,15 +259,8 @@ impl FileSystem {
             });
             match tried {
                 Err(journal::Entry::Foreign) => return Ok(None),
-                Err(journal::Entry::Wait | journal::Entry::Free) => {
-                    if !journal.moved(deadline, || journal.must_wait(life, about)).await {
-                        return Err(FsError::Unanswered {
-                            what: "telling the region of changes".into(),
-                            after: inner.region.patience(),
-                            last: inner.session.last_error(),
-                        });
-                    }
-                }
+                Err(journal::Entry::Wait | journal::Entry::Free) => {}
+                Ok(Err(Tried::Behind(inode)) | Ok(Tried::Behind(inode))) => waits_for.push(inode),
                 Ok(Ok(Tried::Done(reply)) | Err(Tried::Done(reply))) => {
                     about.iter().for_each(|directory| inner.eager.made(*directory));
                     return Ok(Some(reply));
@@ -275,10 +271,12 @@ impl FileSystem {
                 Ok(Err(Tried::Ask(accounts))) if asks < ASKS_MAX => {
                     asks += 1;
                     inner.writer.ask(accounts, 0).await?;
+                    continue;
                 }
                 Ok(Err(Tried::Flush(inode))) if asks < ASKS_MAX => {
                     asks += 1;
                     inner.writer.flush(inode).await?;
+                    continue;
                 }
                 Ok(Err(Tried::Hold(directory, name))) if asks < ASKS_MAX => {
                     asks += 1;
@@ -286,11 +284,19 @@ impl FileSystem {
                         about.iter().for_each(|directory| inner.eager.interrupted(*directory));
                         return Ok(None);
                     }
+                    continue;
                 }
                 Ok(_) => {
                     about.iter().for_each(|directory| inner.eager.interrupted(*directory));
                     return Ok(None);
                 }
+            }
+            if !journal.moved(deadline, || journal.must_wait(life, &waits_for)).await {
+                return Err(FsError::Unanswered {
+                    what: "telling the region of changes".into(),
+                    after: inner.region.patience(),
+                    last: inner.session.last_error(),
+                });
             }
         }
     }
@@ -299,7 +305,7 @@ impl FileSystem {
     async fn make_alone(&self, caller: &Caller, making: Making, id: u64) -> Result<Option<Attr>, FsError> {
         let Making { parent, name, kind, op } = making;
         let is_directory = kind.kind == FileKind::Directory;
-        let attempt = |alone: &mut Alone<'_>, now: i64| {
+        let attempt = |alone: &mut Alone<'_>, _: &UnderWay<'_>, now: i64| {
             let Some(directory) = alone.directory(parent) else { return Tried::Usual };
             let Some(now) = after(now, &directory) else { return Tried::Usual };
             // What a directory's access control list hands down the region knows.
@@ -440,10 +446,13 @@ impl FileSystem {
             return Ok(false);
         }
         let of_directory = matches!(op, Op::Rmdir(_));
-        let attempt = |alone: &mut Alone<'_>, now: i64| {
+        let attempt = |alone: &mut Alone<'_>, under_way: &UnderWay<'_>, now: i64| {
             let Some(directory) = alone.directory(parent) else { return Tried::Usual };
             let Some(now) = after(now, &directory) else { return Tried::Usual };
             let Some(inode) = alone.named(parent, name) else { return Tried::Refused(libc::ENOENT) };
+            if under_way.is_about(inode) {
+                return Tried::Behind(inode);
+            }
             let Some(attr) = alone.inode(inode) else {
                 let may_be_held = !of_directory && alone.may_be_file(inode);
                 return if may_be_held { Tried::Hold(parent, name.clone()) } else { Tried::Usual };
@@ -476,13 +485,18 @@ impl FileSystem {
         if !possible || !self.makes_alone(caller, to, &r.new_name).await {
             return Ok(false);
         }
-        let attempt = |alone: &mut Alone<'_>, now: i64| {
+        let attempt = |alone: &mut Alone<'_>, under_way: &UnderWay<'_>, now: i64| {
             let (Some(directory), Some(new_directory)) = (alone.directory(from), alone.directory(to)) else {
                 return Tried::Usual;
             };
             let both = after(now, &directory).zip(after(now, &new_directory));
             let Some(now) = both.map(|(one, other)| one.max(other)) else { return Tried::Usual };
             let Some(inode) = alone.named(from, &r.name) else { return Tried::Refused(libc::ENOENT) };
+            let replaced = alone.named(to, &r.new_name);
+            if let Some(busy) = [Some(inode), replaced].into_iter().flatten().find(|i| under_way.is_about(*i))
+            {
+                return Tried::Behind(busy);
+            }
             let Some(attr) = alone.inode(inode) else {
                 let may_be_held = alone.may_be_file(inode);
                 return if may_be_held { Tried::Hold(from, r.name.clone()) } else { Tried::Usual };
@@ -497,7 +511,7 @@ impl FileSystem {
                 return Tried::Usual;
             }
             let mut about = vec![from, to, inode];
-            if let Some(replaced) = alone.named(to, &r.new_name) {
+            if let Some(replaced) = replaced {
                 if r.no_replace {
                     return Tried::Refused(libc::EEXIST);
                 }
@@ -537,7 +551,7 @@ impl FileSystem {
         if !possible || !untold || !self.may_alone(caller) || buffered() || !exclusive() {
             return Ok(None);
         }
-        let attempt = |alone: &mut Alone<'_>, now: i64| {
+        let attempt = |alone: &mut Alone<'_>, _: &UnderWay<'_>, now: i64| {
             let Some(mut attr) = alone.inode(inode).filter(|_| !buffered()) else { return Tried::Usual };
             let is_directory = attr.kind() == FileKind::Directory;
             let now = if is_directory { after(now, &attr) } else { Some(now) };

@@ -251,6 +251,12 @@ impl Facts {
         });
     }
 
+    /// A list has grown in place: its weight isn't what it was when it was put in. The caller holds the memo since before it got the list: nobody has taken that
+    /// back meanwhile.
+    fn weigh_anew(&self, directory: u64, listing: Arc<Mutex<Listing>>) {
+        self.listings.insert(directory, listing);
+    }
+
     /// Whether the list of a directory is promised, entirely.
     pub fn is_listed(&self, directory: u64) -> bool {
         !self.left().is_zero()

@@ -416,6 +416,15 @@ impl State {
             }
             _ => {}
         }
+        if let Some(Op::Link(r)) = op
+            && self.alone
+            && matches!(reply.reply, Some(Reply::Entry(_)))
+        {
+            self.grants += 1;
+            let name = Fact { kind: FactKind::Entry.into(), inode: r.new_parent, name: r.new_name.clone() };
+            let changed = vec![name];
+            return Response { reply: Some(reply), grant: self.grants, changed, ..Response::default() };
+        }
         if !granted.is_empty() {
             self.grants += 1;
             return Response { reply: Some(reply), grant: self.grants, granted, ..Response::default() };

@@ -148,6 +148,16 @@ impl Drop for SentOwned {
     }
 }
 
+/// What was sent the usual way and is under way, for who is about to change something alone.
+pub(crate) struct UnderWay<'a>(&'a BTreeMap<u64, u32>);
+
+impl UnderWay<'_> {
+    /// Whether something of it is about that inode: then nothing about it is made alone.
+    pub fn is_about(&self, inode: u64) -> bool {
+        self.0.contains_key(&inode)
+    }
+}
+
 /// Somebody waits for what is put in.
 #[derive(Debug)]
 pub(crate) struct Hurry(Arc<Journal>);
@@ -270,22 +280,26 @@ impl Journal {
     }
 
     /// Makes a change alone: `make` looks whether that can be and says what it is; it runs in one section with the push, so that a recall finds either
-    /// nothing changed or the change here. With `waits`, its answer is wanted.
+    /// nothing changed or the change here. Of inodes beside those named here that it is about, `make` looks itself whether something else is under way.
     pub fn make<T>(
         &self,
         life: (u64, u64),
         about: &[u64],
-        make: impl FnOnce() -> Result<(T, Change), T>,
+        make: impl FnOnce(&UnderWay<'_>) -> Result<(T, Change), T>,
     ) -> Result<Result<T, T>, Entry> {
         let made = self.state(|s| {
             match s.entry(life, about) {
                 Entry::Free => {}
                 other => return Err(other),
             }
-            let (result, change) = match make() {
+            let (result, change) = match make(&UnderWay(&s.sent)) {
                 Ok(made) => made,
                 Err(result) => return Ok(Err(result)),
             };
+            debug_assert!(
+                change.about.iter().all(|inode| !s.sent.contains_key(inode)),
+                "decision 0015, item 8"
+            );
             s.life = life;
             s.counts.made += 1;
             s.push(change);
@@ -565,7 +579,7 @@ impl State {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use mooseng_wire::fs::{Create, GetAttr, Mkdir, Unlink};
+    use mooseng_wire::fs::{Create, GetAttr, Link, Mkdir, Unlink};
 
     use super::*;
 
@@ -577,7 +591,7 @@ mod tests {
     }
 
     fn make(journal: &Journal, about: &[u64]) -> Result<Result<(), ()>, Entry> {
-        journal.make(LIFE, about, || Ok(((), change(about))))
+        journal.make(LIFE, about, |_| Ok(((), change(about))))
     }
 
     fn tell(journal: &Journal, errno: Option<i32>) -> usize {
@@ -601,6 +615,24 @@ mod tests {
         assert_eq!(make(&journal, &[1]), Err(Entry::Wait));
         drop(sent);
         make(&journal, &[1]).unwrap().unwrap();
+    }
+
+    /// A link into a directory is under way, and the directory is removed: only once it is looked up is known which one that is.
+    #[tokio::test(start_paused = true)]
+    async fn what_is_under_way_is_seen_by_who_finds_out_what_he_changes() {
+        let journal = Arc::new(Journal::default());
+        let remove = || {
+            journal.make(LIFE, &[1], |under_way| match under_way.is_about(2) {
+                true => Err("waits"),
+                false => Ok(("made", change(&[1, 2]))),
+            })
+        };
+        let op = Op::Link(Link { inode: 9, new_parent: 2, new_name: "y".into() });
+        let sent = journal.enter_owned(&op).await;
+        assert_eq!(remove(), Ok(Err("waits")));
+        assert!(journal.must_wait(LIFE, &[1, 2]) && !journal.must_wait(LIFE, &[1]));
+        drop(sent);
+        assert_eq!(remove(), Ok(Ok("made")));
     }
 
     #[tokio::test(start_paused = true)]
@@ -661,7 +693,7 @@ mod tests {
             let made = 10 + n;
             let op = Op::Create(Create { parent: 3, ..Create::default() });
             let change = Change::new(FsRequest { caller: None, op: Some(op) }, made, 1, vec![3, made]);
-            journal.make(LIFE, &[3], || Ok(((), change))).unwrap().unwrap();
+            journal.make(LIFE, &[3], |_| Ok(((), change))).unwrap().unwrap();
         }
         while tell(&journal, Some(5)) > 0 {}
         assert_eq!(journal.loss_in(1), Some((1, 5)));
@@ -675,7 +707,7 @@ mod tests {
             make(&journal, &[1]).unwrap().unwrap();
         }
         assert_eq!(make(&journal, &[1]), Err(Entry::Wait));
-        assert_eq!(journal.make((1, 2), &[1], || Ok(((), change(&[1])))), Err(Entry::Foreign));
+        assert_eq!(journal.make((1, 2), &[1], |_| Ok(((), change(&[1])))), Err(Entry::Foreign));
         assert!(journal.join((1, 2), change(&[1])).is_err());
         assert_eq!(tell(&journal, None), BATCH_CHANGES);
         make(&journal, &[1]).unwrap().unwrap();

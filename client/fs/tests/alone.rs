@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use bytes::Bytes;
-use mooseng_client::fake::FakeRegion;
+use mooseng_client::fake::{FakeRegion, Fault};
 use mooseng_client::{Caller, ClientConfig, FileSystem, FsError, RenameMode, SetAttr, WriteOptions};
 use mooseng_ports::clock::ManualClock;
 
@@ -74,6 +74,29 @@ async fn a_directory_comes_with_the_answer_that_made_it() {
     assert_eq!(changes(&region), before, "it goes to the region later");
     // But for its ids, and its owner's limits.
     assert!(region.with(|s| s.reads) <= asked + 2, "neither the list nor the directory was asked for");
+}
+
+/// A name is being made in a directory the usual way, by somebody who was killed since, when the directory is removed: its own look at what is known must not
+/// overtake that.
+#[tokio::test(start_paused = true)]
+async fn a_directory_is_removed_behind_what_is_under_way_in_it() {
+    let (region, fs, directory) = start().await;
+    let below = fs.mkdir(&me(), directory, b"below", 0o755).await.unwrap().inode;
+    let file = make(&fs, directory, b"f").await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(fs.status().untold, 0);
+    region.masters().iter().for_each(|m| region.fault(m, Some(Fault::Hung)));
+    let of = fs.clone();
+    let linking = tokio::spawn(async move { of.link(&me(), file, below, b"y").await });
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    linking.abort();
+    let of = fs.clone();
+    let removing = tokio::spawn(async move { of.rmdir(&me(), directory, b"below").await });
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(!removing.is_finished(), "the directory isn't known to be empty");
+    region.masters().iter().for_each(|m| region.fault(m, None));
+    assert_eq!(removing.await.unwrap(), Err(FsError::Answered(libc::ENOTEMPTY)));
+    assert_eq!(named(&region, below, b"y"), Some(file));
 }
 
 /// What was made alone is told a while later, but for who waits for it: fsync of a new file took as long.

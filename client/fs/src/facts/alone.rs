@@ -1,6 +1,7 @@
 //! What this session changes alone, under the exclusive promise: what is known is the newest then, and the region hears of it later ([`crate::alone`]).
 
-use std::collections::BTreeSet;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -18,14 +19,22 @@ use super::{Facts, InodeFact, Memo};
 pub(crate) struct Alone<'a> {
     facts: &'a Facts,
     memo: &'a mut Memo,
+    /// Lists that were looked at: what is known may be pushed out meanwhile, and a list that isn't there any more would seem empty.
+    lists: BTreeMap<u64, Arc<Mutex<Listing>>>,
 }
 
 impl Alone<'_> {
+    fn list(&mut self, directory: u64) -> Option<&Mutex<Listing>> {
+        match self.lists.entry(directory) {
+            Entry::Occupied(held) => Some(&**held.into_mut()),
+            Entry::Vacant(free) => Some(&**free.insert(self.facts.listings.get(&directory)?)),
+        }
+    }
+
     /// The attributes of a directory that this session has alone, and knows entirely.
-    pub fn directory(&self, directory: u64) -> Option<Attr> {
+    pub fn directory(&mut self, directory: u64) -> Option<Attr> {
         let attr = self.inode(directory)?;
-        let listing = self.facts.listings.get(&directory)?;
-        let listing = listing.lock().unwrap_or_else(PoisonError::into_inner);
+        let listing = self.list(directory)?.lock().unwrap_or_else(PoisonError::into_inner);
         let whole = listing.alone && listing.complete && listing.holes.is_empty();
         (whole && attr.kind() == FileKind::Directory).then_some(attr)
     }
@@ -44,17 +53,14 @@ impl Alone<'_> {
     }
 
     /// What a name stands for in a directory that is had alone.
-    pub fn named(&self, directory: u64, name: &Bytes) -> Option<u64> {
-        let listing = self.facts.listings.get(&directory)?;
-        let listing = listing.lock().unwrap_or_else(PoisonError::into_inner);
+    pub fn named(&mut self, directory: u64, name: &Bytes) -> Option<u64> {
+        let listing = self.list(directory)?.lock().unwrap_or_else(PoisonError::into_inner);
         listing.names.get(name).copied()
     }
 
     /// How many names a directory has that is had alone.
-    pub fn names(&self, directory: u64) -> usize {
-        let names =
-            |listing: Arc<Mutex<Listing>>| listing.lock().unwrap_or_else(PoisonError::into_inner).names.len();
-        self.facts.listings.get(&directory).map_or(0, names)
+    pub fn names(&mut self, directory: u64) -> usize {
+        self.list(directory).map_or(0, |list| list.lock().unwrap_or_else(PoisonError::into_inner).names.len())
     }
 
     fn mark(&mut self, inode: u64) {
@@ -76,13 +82,20 @@ impl Alone<'_> {
     pub fn name(&mut self, directory: u64, name: &Bytes, inode: Option<u64>) {
         self.mark(directory);
         self.facts.entries.invalidate(&(directory, name.clone()));
-        let Some(listing) = self.facts.listings.get(&directory) else { return };
+        let Some(listing) = self.list(directory) else { return };
         let mut listing = listing.lock().unwrap_or_else(PoisonError::into_inner);
-        match inode {
-            Some(inode) => drop(listing.names.insert(name.clone(), inode)),
-            None => drop(listing.names.remove(name)),
-        }
         listing.in_order = false;
+        let grew = match inode {
+            Some(inode) => listing.put(name, inode).1,
+            None => {
+                listing.names.remove(name);
+                false
+            }
+        };
+        drop(listing);
+        if grew && let Some(listing) = self.lists.get(&directory) {
+            self.facts.weigh_anew(directory, listing.clone());
+        }
     }
 
     /// This session has made an inode, of which nobody else knows.
@@ -99,6 +112,7 @@ impl Alone<'_> {
     /// A directory is gone.
     pub fn gone(&mut self, directory: u64) {
         self.mark(directory);
+        self.lists.remove(&directory);
         self.facts.listings.invalidate(&directory);
     }
 }
@@ -106,7 +120,7 @@ impl Alone<'_> {
 impl Facts {
     /// For a change that this session makes alone.
     pub fn alone<T>(&self, f: impl FnOnce(&mut Alone<'_>) -> T) -> T {
-        self.memo(|memo| f(&mut Alone { facts: self, memo }))
+        self.memo(|memo| f(&mut Alone { facts: self, memo, lists: BTreeMap::new() }))
     }
 
     /// Whether a directory is had alone.

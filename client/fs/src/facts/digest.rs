@@ -123,6 +123,8 @@ impl Facts {
                     drop(known);
                     if names > LISTING_MAX {
                         self.listings.invalidate(&r.inode);
+                    } else {
+                        self.weigh_anew(r.inode, listing);
                     }
                 }
             }
@@ -148,13 +150,17 @@ impl Facts {
         let Some(target) = request.op.as_ref().and_then(|op| entry_of(op, reply)) else { return };
         self.entries.insert((directory, name.clone()), target);
         if let Some(listing) = self.listings.get(&directory) {
-            let mut listing = listing.lock().unwrap_or_else(PoisonError::into_inner);
-            listing.holes.remove(name);
-            let before = match target {
-                Some(inode) => listing.names.insert(name.clone(), inode),
-                None => listing.names.remove(name),
+            let mut known = listing.lock().unwrap_or_else(PoisonError::into_inner);
+            known.holes.remove(name);
+            let (before, grew) = match target {
+                Some(inode) => known.put(name, inode),
+                None => (known.names.remove(name), false),
             };
-            listing.in_order &= before == target;
+            known.in_order &= before == target;
+            drop(known);
+            if grew {
+                self.weigh_anew(directory, listing);
+            }
         }
     }
 

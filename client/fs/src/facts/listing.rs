@@ -8,6 +8,9 @@ use mooseng_wire::fs::DirEntry;
 /// Entries of a directory that are kept as a complete list at most.
 pub(super) const LISTING_MAX: usize = 50_000;
 
+/// From so many names on a list that grows one by one is weighed anew, each time that it has doubled.
+const WEIGHED_ANEW_FROM: usize = 64;
+
 /// A directory's entries, as far as they are known.
 #[derive(Debug, Default)]
 pub(super) struct Listing {
@@ -41,5 +44,12 @@ impl Listing {
         }
         self.next = entries.last().map_or(self.next, |entry| entry.cookie);
         self.complete = end;
+    }
+
+    /// A name stands for that inode. Answers what it stood for before, and whether the list is to be weighed anew.
+    pub(super) fn put(&mut self, name: &Bytes, inode: u64) -> (Option<u64>, bool) {
+        let before = self.names.insert(name.clone(), inode);
+        let names = self.names.len();
+        (before, before.is_none() && names >= WEIGHED_ANEW_FROM && names.is_power_of_two())
     }
 }

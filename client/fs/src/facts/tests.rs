@@ -5,7 +5,7 @@ use mooseng_wire::InodeId;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::{
-    Create, DirPage, Entry, FsReply, FsRequest, GetAttr, Lookup, ReadDir, SetAttr, Unlink,
+    Create, DirPage, Entry, FileKind, FsReply, FsRequest, GetAttr, Lookup, ReadDir, SetAttr, Unlink,
 };
 use mooseng_wire::session::{Granted, Response};
 
@@ -200,4 +200,38 @@ fn a_further_page_brings_back_no_name_that_was_removed_meanwhile() {
     let other = Bytes::from_static(b"other");
     assert_eq!(facts.entry(2, &other).map(|(known, _)| known), Some(None));
     assert_eq!(facts.alone(|alone| alone.names(2)), 0, "a ghost would keep the directory from being removed");
+}
+
+/// Lists grow after they were put in: page by page, and one by one where they are had alone.
+#[test]
+fn lists_that_grow_stay_within_their_room() {
+    let facts = Facts::new(Arc::new(ManualClock::default()), 1 << 20);
+    facts.lease(BootTime(Duration::from_secs(1000)));
+    let names_held = || {
+        facts.listings.run_pending_tasks();
+        let names = |listing: Arc<Mutex<Listing>>| listing.lock().unwrap().names.len();
+        facts.listings.iter().map(|(_, listing)| names(listing)).sum::<usize>()
+    };
+    let most = (1 << 20) / 4 / 250;
+    let mut held_most = 0;
+    for directory in 2..102 {
+        for n in 0..20 {
+            let names: Vec<String> = (0..50).map(|at| format!("{n}-{at}")).collect();
+            let list = vec![Fact::Directory(InodeId(directory)); usize::from(n == 0)];
+            take_in(&facts, &facts.begin(), page(directory, n * 50, &names, n == 19), 1, (list, vec![]));
+        }
+        held_most = held_most.max(names_held());
+    }
+    assert!((1..=most).contains(&held_most), "{held_most}");
+    facts.renounce();
+    let mut held_most = 0;
+    for directory in 2..102 {
+        let attr = Attr { inode: directory, kind: FileKind::Directory.into(), ..Attr::default() };
+        facts.alone(|alone| alone.made(attr, None));
+        for n in 0..512 {
+            facts.alone(|alone| alone.name(directory, &format!("{n}").into(), Some(1000 + n)));
+        }
+        held_most = held_most.max(names_held());
+    }
+    assert!((1..=most).contains(&held_most), "{held_most}");
 }
