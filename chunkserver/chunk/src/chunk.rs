@@ -4,6 +4,7 @@
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
 use bytes::Bytes;
@@ -30,6 +31,9 @@ mod write;
 use recovery::Recovered;
 use verify::{View, Wrong, read_blocks};
 use write::{entries, write_pieces};
+
+/// Linux' errors of a process, or a host, that lacks descriptors or memory.
+const OURS: [i32; 3] = [12, 23, 24];
 
 /// A chunk's length, and how much of it is flushed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,13 +148,23 @@ pub(crate) struct Chunk {
     seen: Mutex<Seen>,
     /// Held over a flush: one at a time, so that the slot it writes is never the only durable one.
     flush: Mutex<()>,
+    /// A read of it has failed, which counts against its disk once: whoever reads a bad sector tries it again and again.
+    read_failed: AtomicBool,
 }
 
 impl Chunk {
     /// A chunk without a file yet.
     pub(crate) fn fresh(id: ChunkId, directory: Arc<Directory>) -> Self {
         let path = directory.chunk_path(id);
-        Self { id, directory, path, state: Mutex::default(), seen: Mutex::default(), flush: Mutex::default() }
+        Self {
+            id,
+            directory,
+            path,
+            state: Mutex::default(),
+            seen: Mutex::default(),
+            flush: Mutex::default(),
+            read_failed: AtomicBool::new(false),
+        }
     }
 
     /// A chunk as it was found on disk; none if nothing of it was ever flushed.
@@ -428,7 +442,11 @@ impl Chunk {
             }
             Wrong::Io(e) => {
                 let reason = format!("reading failed: {e}");
-                self.directory.count_failure(&reason);
+                // What this process lacks says nothing of the disk.
+                let ours = e.raw_os_error().is_some_and(|errno| OURS.contains(&errno));
+                if !ours && !self.read_failed.swap(true, Ordering::Relaxed) {
+                    self.directory.count_failure(&reason);
+                }
                 self.disk_failed(reason)
             }
         }
@@ -664,5 +682,45 @@ impl Chunk {
             Err(TryLockError::WouldBlock) => return false,
         };
         !state.created && state.damaged.is_none()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::Path;
+
+    use mooseng_ports::disk::sim::SimDisk;
+
+    use super::*;
+    use crate::directory::{DiskIdentity, FAILURES_MAX};
+
+    const EIO: i32 = 5;
+
+    /// One bad sector that was read three times took a disk of terabytes out.
+    #[test]
+    fn reads_of_one_chunk_that_fail_count_once_against_its_disk() {
+        let disk = Arc::new(SimDisk::default());
+        let ours = DiskIdentity {
+            cluster: "c".into(),
+            chunkserver: "cs-1".into(),
+            id: "d-1".into(),
+            format: 1,
+            founding: None,
+        };
+        let directory =
+            Directory::open(disk, Path::new("/data"), &ours, &BTreeMap::new(), Path::new("/state")).unwrap();
+        let directory = Arc::new(directory);
+        let chunks: Vec<Chunk> =
+            (1..=u64::from(FAILURES_MAX)).map(|n| Chunk::fresh(ChunkId(n), directory.clone())).collect();
+        let fails = |chunk: &Chunk, errno| chunk.wrong(Wrong::Io(io::Error::from_raw_os_error(errno)));
+        let (last, others) = chunks.split_last().unwrap();
+        for chunk in others.iter().cycle().take(20) {
+            fails(chunk, EIO);
+        }
+        fails(last, OURS[0]);
+        assert_eq!(directory.dropped(), None);
+        fails(last, EIO);
+        assert!(directory.dropped().is_some(), "so many places are more than a bad sector");
     }
 }

@@ -15,7 +15,7 @@ use crate::files::lock;
 pub const IDENTITY_FILE: &str = "mooseng-disk";
 /// The newest format of data directories that this build writes and reads.
 pub const DIRECTORY_FORMAT: u32 = 1;
-/// After so many failed writes, flushes and reads a disk is dropped until the chunkserver is restarted.
+/// After so many failed writes and flushes, and chunks of which a read failed, a disk is dropped until the chunkserver is restarted.
 pub const FAILURES_MAX: u32 = 3;
 const CHUNKS: &str = "chunks";
 const TRASH: &str = "trash";
