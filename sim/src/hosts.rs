@@ -195,6 +195,8 @@ pub fn hasty() -> HouseConfig {
         scan_every_ms: 500,
         collect_after_ms: 2_000,
         settle_ms: 2_000,
+        // So that copies of volumes are of several ranges.
+        copy_kib: 4,
         ..patient()
     }
 }

@@ -263,6 +263,8 @@ pub struct HouseConfig {
     /// Of a *new* region: a file that loses its last name less than so many seconds after it was made isn't kept. Most of those are
     /// scratch files.
     pub trash_min_age_s: u64,
+    /// KiB of records that this region asks a volume's home for at a time while it copies it; 1 to 390.
+    pub copy_kib: u32,
     /// How long a region that was taken out of a volume's regions keeps what it has of it, in seconds, before any of it goes: somebody may have made a mistake.
     pub let_go_after_s: u64,
     /// MiB of a volume's log that are kept at most for regions that don't follow it: one that is further behind copies the volume anew. 0 for no bound.
@@ -297,11 +299,15 @@ impl Default for HouseConfig {
             destage_after_ms: 120_000,
             trash_retention_s: 86_400,
             trash_min_age_s: 60,
+            copy_kib: 390,
             let_go_after_s: 3_600,
             log_kept_mib: 4_096,
         }
     }
 }
+
+/// KiB of a range that is copied at once.
+const COPY_KIB_MAX: u32 = 390;
 
 fn reserve_bytes() -> u64 {
     512 << 20
@@ -399,6 +405,12 @@ impl MasterConfig {
         }
         if self.house.trash_min_age_s > RETENTION_S_MAX {
             return Err(wrong("house.trash_min_age_s", "ten years are the most; 60, a minute, is usual"));
+        }
+        if !(1..=COPY_KIB_MAX).contains(&self.house.copy_kib) {
+            return Err(wrong(
+                "house.copy_kib",
+                "1 to 390, which is usual; more doesn't fit into a transaction",
+            ));
         }
         if self.house.let_go_after_s > RETENTION_S_MAX {
             return Err(wrong("house.let_go_after_s", "ten years are the most; 3600, an hour, is usual"));

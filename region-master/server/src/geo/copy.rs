@@ -15,8 +15,6 @@ use super::receive::Change;
 use super::{ask, home_of, pause, place, position, receive};
 use crate::master::Master;
 
-/// Bytes of a range, and of entries, that are asked for at a time.
-const BYTES: u32 = 400_000;
 /// After a failure.
 const AGAIN: Duration = Duration::from_millis(500);
 
@@ -39,6 +37,11 @@ pub async fn run(master: &Arc<Master>, volume: VolumeId) {
     }
 }
 
+/// Bytes of a range, and of entries, that are asked for at a time.
+fn bytes_max(master: &Master) -> u32 {
+    master.config.house.copy_kib.saturating_mul(1024)
+}
+
 /// Copies one range. Answers whether there was anything to copy.
 async fn step(master: &Master, volume: VolumeId) -> Result<bool, String> {
     let seat = master.geo.seat(volume);
@@ -48,7 +51,7 @@ async fn step(master: &Master, volume: VolumeId) -> Result<bool, String> {
     };
     let Some(from) = receive::from_of(&record) else { return Ok(false) };
     let home = home_of(master, volume)?;
-    let message = AskPage { volume: volume.0.into(), from: from.clone(), bytes_max: BYTES };
+    let message = AskPage { volume: volume.0.into(), from: from.clone(), bytes_max: bytes_max(master) };
     let page: Page = ask(master, &home, Method::VolumePage, &message).await?;
     let epoch = page.epoch;
     let page = read::Page {
@@ -88,7 +91,7 @@ async fn reach(
         if is_at == at || is_at == LogPosition::default() {
             return Ok(true);
         }
-        let message = AskLog { volume: volume.0.into(), after: place(is_at), bytes_max: BYTES };
+        let message = AskLog { volume: volume.0.into(), after: place(is_at), bytes_max: bytes_max(master) };
         let log: Log = ask(master, home, Method::LogAsk, &message).await?;
         let epoch = of_present_home(master, volume, log.epoch)?;
         if log.trimmed {
