@@ -13,7 +13,8 @@ use mooseng_wire::admin::{ChunkReport, ChunkserverCommand, DiskReport, Heartbeat
 use mooseng_wire::founding::Founding;
 use mooseng_wire::{ChunkId, Epoch, Role};
 use rand::Rng;
-use tokio::time::{sleep, timeout};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::access::KeyRing;
@@ -36,6 +37,9 @@ const OTHER_FOUNDING_PAUSE: Duration = Duration::from_secs(1);
 const AT_ONCE: Duration = Duration::from_millis(20);
 /// Longest pause between attempts to reach a master.
 const PAUSE_MAX: Duration = Duration::from_secs(2);
+/// Commands of a master that aren't begun within this are left: it sends them again, or has thought better of them. What was begun goes on beside the
+/// heartbeats, for a disk may hang.
+const OBEY_WITHIN: Duration = Duration::from_secs(1);
 /// Chunks in one page of an inventory: some 100 kB.
 const PAGE: usize = 4096;
 /// Most commands of one answer that are obeyed; a master sends the rest again.
@@ -102,10 +106,11 @@ impl Heartbeats {
     /// Reports to one master until told to stop.
     pub async fn run(&self, master: &str, shutdown: CancellationToken) {
         let mut failures = 0u32;
+        let obeying = Arc::new(Semaphore::new(1));
         while !shutdown.is_cancelled() {
             let connected = tokio::select! {
                 () = shutdown.cancelled() => return,
-                failed = self.report(master, &mut failures) => failed,
+                failed = self.report(master, &obeying, &mut failures) => failed,
             };
             if failures == 1 {
                 tracing::warn!(master, reason = connected, "a master isn't reached; trying on");
@@ -121,7 +126,7 @@ impl Heartbeats {
     }
 
     /// Reports over one connection until that fails; answers why it did.
-    async fn report(&self, master: &str, failures: &mut u32) -> String {
+    async fn report(&self, master: &str, obeying: &Arc<Semaphore>, failures: &mut u32) -> String {
         let channel =
             match timeout(ANSWER_WITHIN, grpc_channel(self.network.clone(), master, Role::Master)).await {
                 Ok(channel) => channel,
@@ -169,7 +174,7 @@ impl Heartbeats {
                 sleep(OTHER_FOUNDING_PAUSE).await;
                 continue;
             }
-            self.obey(master, reply).await;
+            self.obey(master, obeying, reply).await;
             self.epochs.told();
             if !matches!(told.inventory, Inventory::Due(Some(_))) {
                 let interval =
@@ -304,7 +309,8 @@ impl Heartbeats {
         true
     }
 
-    async fn obey(&self, master: &str, mut reply: HeartbeatReply) {
+    /// Carries a master's commands out, one answer's after the other's.
+    async fn obey(&self, master: &str, obeying: &Arc<Semaphore>, mut reply: HeartbeatReply) {
         if reply.founding.is_empty() && self.store.founding().is_some() && !reply.commands.is_empty() {
             // A leader of an earlier version can't say which region it is of: commands wait for one that can.
             tracing::debug!(master, "commands without a founding mark aren't carried out");
@@ -320,32 +326,33 @@ impl Heartbeats {
         if reply.commands.is_empty() && epochs.is_empty() {
             return;
         }
-        let (store, commands) = (self.store.clone(), reply.commands);
+        // While those of an earlier answer are under way, these wait: the master sends them again.
+        let turn = obeying.clone().try_acquire_owned();
+        let commands = if turn.is_ok() { reply.commands } else { Vec::new() };
+        let store = self.store.clone();
+        let (from, came) = (master.to_owned(), Instant::now());
         let order = Order { custody: reply.custody, now_s: unix_s(&*self.clock) };
-        let failed = self
-            .blocking
-            .run(move || {
-                let mut failed = Vec::new();
-                for (volume, epoch) in epochs {
-                    // Another master may have told a later one meanwhile.
-                    if epoch > store.epoch_of(volume)
-                        && let Err(e) = store.see_epoch(volume, epoch)
-                    {
-                        failed.push(e.to_string());
-                    }
+        let work = move || {
+            let failed = |e: ChunkError| {
+                let (master, reason) = (&from, e.to_string());
+                tracing::warn!(master, reason, "a master's command wasn't carried out");
+            };
+            for (volume, epoch) in epochs {
+                // Another master may have told a later one meanwhile.
+                if epoch > store.epoch_of(volume) {
+                    store.see_epoch(volume, epoch).unwrap_or_else(failed);
                 }
-                failed.extend(
-                    commands
-                        .into_iter()
-                        .take(COMMANDS_MAX)
-                        .filter_map(|c| obey(&store, order, c).err())
-                        .map(|e| e.to_string()),
-                );
-                failed
-            })
-            .await;
-        for reason in failed {
-            tracing::warn!(master, reason, "a master's command wasn't carried out");
+            }
+            let _turn = turn;
+            for command in commands.into_iter().take(COMMANDS_MAX) {
+                if came.elapsed() > OBEY_WITHIN {
+                    return;
+                }
+                obey(&store, order, command).unwrap_or_else(failed);
+            }
+        };
+        if timeout(OBEY_WITHIN, self.blocking.run(work)).await.is_err() {
+            tracing::debug!(master, "a master's commands take long");
         }
     }
 }

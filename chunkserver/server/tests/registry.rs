@@ -160,6 +160,28 @@ async fn a_chunkserver_reports_learns_and_obeys() {
     .await;
 }
 
+/// Masters take a chunkserver that they don't hear of for lost, with all of its disks.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn heartbeats_go_on_while_a_command_waits_for_a_disk_that_hangs() {
+    let (master, address, _stop) = fake_master().await;
+    let a = start_on(SimDisk::default(), config("a", vec![address])).await;
+    let store = a.server.store().clone();
+    store.write(&StoreAppend { chunk: ChunkId(1), epoch: Epoch(1), offset: 0, bytes: "abc".into() }).unwrap();
+    store.flush(ChunkId(1)).unwrap();
+    until("a heartbeat came", || async { !master.0.lock().unwrap().beats.is_empty() }).await;
+    a.disk.set_fault(Fault::Hanging);
+    let seal = command(Command::Seal(SealCommand { chunk: 1, epoch: 1, length: 3 }));
+    for _ in 0..2 {
+        master.0.lock().unwrap().commands = vec![seal];
+        until("the command is taken", || async { master.0.lock().unwrap().commands.is_empty() }).await;
+        let before = master.0.lock().unwrap().beats.len();
+        until("more heartbeats came", || async { master.0.lock().unwrap().beats.len() > before + 4 }).await;
+        assert!(!store.stat(ChunkId(1)).unwrap().sealed, "the disk hangs");
+    }
+    a.disk.set_fault(Fault::None);
+    until("the command is carried out", || async { store.stat(ChunkId(1)).unwrap().sealed }).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn readiness_follows_the_disk_and_a_restart_counts() {
     let (master, address, stop) = fake_master().await;

@@ -87,15 +87,15 @@ impl ChunkStore {
         self.see_epoch(chunk.volume().0, epoch)?;
         let _one_at_a_time = lock(&self.orders);
         self.see_custody(custody)?;
-        if let Ok(found) = self.find(chunk) {
-            found.leaves();
-            self.note(chunk);
+        let found = self.find(chunk);
+        found.iter().for_each(|found| found.leaves());
+        // Before its disk is waited for. Also for a repetition: then the master has missed that it is gone.
+        self.note(chunk);
+        if let Ok(found) = found {
             let removed = found.remove(&self.files, self.options.trash.then_some(now_s));
             removed.inspect_err(|_| self.note(chunk))?;
             lock(&self.chunks).remove(&chunk);
         }
-        // Also for a repetition: then the master has missed that it is gone.
-        self.note(chunk);
         Ok(())
     }
 
