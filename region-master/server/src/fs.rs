@@ -106,7 +106,7 @@ pub async fn read(
         master.desk(|desk| desk.sessions.release(id, InodeId(release.inode), order));
     }
     // An open is taken back unless the answer that confirms it leaves: also where this future is dropped.
-    let mut opened = opened.map(|registered| Opened { master, id, registered: Some(registered) });
+    let mut opened = opened.map(|registered| Opened { master, id, registered: Some(registered), by: None });
     if matches!(fs.op, Some(Op::StatFs(_))) {
         context.capacity = master.capacity();
     }
@@ -170,11 +170,17 @@ struct Opened<'a> {
     master: &'a Master,
     id: SessionId,
     registered: Option<Registered>,
+    /// The change that makes the file, as long as it isn't known what became of it.
+    by: Option<&'a ChangeGate>,
 }
 
 impl Drop for Opened<'_> {
     fn drop(&mut self) {
-        if let Some(registered) = self.registered {
+        // A change that may commit yet may make the file, and remove its name: without the open it would be freed before its session has heard of it. Where
+        // nothing was made the open is of nothing, and the session's next declaration leaves it out.
+        if let Some(registered) = self.registered
+            && self.by.is_none_or(|gate| !gate.may_have_committed())
+        {
             self.master.desk(|desk| desk.sessions.take_back(self.id, registered));
         }
     }
@@ -246,22 +252,23 @@ pub async fn change(
     if let Some(source) = reads_from(fs) {
         promises::admit_source(master, term, call.session, source, deadline).await?;
     }
+    let gate = ChangeGate::for_request(master.clone(), term, (call.session, call.number), fs);
     // A file that is made is open for its session before anybody else can remove it.
     let mut opened = match (&fs.op, context.ids.inode) {
         (Some(Op::Create(_)), Some(inode)) if newest => {
             let registered = master
                 .desk(|desk| desk.sessions.open(now, call.session, call.incarnation, identity, inode, order))
                 .map_err(|refusal| refused(&refusal))?;
-            Some(Opened { master: master.as_ref(), id: call.session, registered: Some(registered) })
+            let (master, id, by) = (master.as_ref(), call.session, Some(&gate));
+            Some(Opened { master, id, registered: Some(registered), by })
         }
         _ => None,
     };
     let mut told_open = match &fs.op {
-        Some(Op::Tell(tell)) if newest => open_told(master, (&call, identity, order), tell)?,
+        Some(Op::Tell(tell)) if newest => open_told(master, (&call, identity, order), tell, &gate)?,
         _ => Vec::new(),
     };
     let locking = locks::begin(master, term, &call, fs, deadline).await?;
-    let gate = ChangeGate::for_request(master.clone(), term, (call.session, call.number), fs);
     // A failure leaves the gate to its end: whether the change committed may not be known.
     let (mut reply, version) = master
         .driver
@@ -282,6 +289,10 @@ pub async fn change(
     }
     if let Some(locking) = locking {
         locking.end(&call, fs, &mut reply).await?;
+    }
+    // It is known now. What was made stays open, all else is taken back.
+    for open in opened.iter_mut().chain(&mut told_open) {
+        open.by = None;
     }
     if let Some(Reply::Told(told)) = &reply.reply {
         let made: BTreeSet<u64> = told.replies.iter().filter_map(made_by).collect();
@@ -368,20 +379,28 @@ fn check_told(master: &Master, volume: VolumeId, tell: &Tell) -> Result<(), Call
     if given { Ok(()) } else { Err(refusal()) }
 }
 
-/// What was made alone and is open still is so before anybody else can remove it.
+/// What was made alone and is open still is so before anybody else can remove it. What is being freed can't be held any more: it was made by an earlier attempt,
+/// whose outcome is the answer. A refusal would have the session tell the same again under other numbers.
 fn open_told<'a>(
     master: &'a Master,
     (call, identity, order): (&SessionCall, &str, u64),
     tell: &Tell,
+    gate: &'a ChangeGate,
 ) -> Result<Vec<Opened<'a>>, CallError> {
     let now = master.clock.boot();
     let mut opened = Vec::new();
     for change in tell.changes.iter().filter(|change| change.open && change.inode != 0) {
         let inode = InodeId(change.inode);
         let registered = master
-            .desk(|desk| desk.sessions.open(now, call.session, call.incarnation, identity, inode, order))
-            .map_err(|refusal| refused(&refusal))?;
-        opened.push(Opened { master, id: call.session, registered: Some(registered) });
+            .desk(|desk| desk.sessions.open(now, call.session, call.incarnation, identity, inode, order));
+        match registered {
+            Ok(registered) => {
+                let (id, registered) = (call.session, Some(registered));
+                opened.push(Opened { master, id, registered, by: Some(gate) });
+            }
+            Err(Refusal::Reaping(_)) => {}
+            Err(refusal) => return Err(refused(&refusal)),
+        }
     }
     Ok(opened)
 }

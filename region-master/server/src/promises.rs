@@ -510,6 +510,11 @@ impl ChangeGate {
         }
     }
 
+    /// Whether it was let through: it may have committed, whatever became of who asked for it.
+    pub fn may_have_committed(&self) -> bool {
+        self.state(|state| state.through)
+    }
+
     fn land(&self, committed: bool) {
         if let Some(flight) = self.state(|state| state.flight.take()) {
             self.master.desk(|desk| self.ledger(desk).land(flight, committed));

@@ -6,17 +6,17 @@ mod common;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::Cluster;
+use common::{Client, Cluster, until};
 use mooseng_ports::clock::OsClock;
 use mooseng_wire::fact::Fact;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::{
-    Caller, Create, FsRequest, HoldAlone, Lookup, Mkdir, ReserveInodes, Rmdir, Tell, Unlink, Untold,
+    Caller, Create, FsRequest, GetAttr, HoldAlone, Lookup, Mkdir, ReserveInodes, Rmdir, Tell, Unlink, Untold,
 };
 use mooseng_wire::method::Method;
 use mooseng_wire::session::{AnswerRecalls, RecallsAnswered, Response};
-use mooseng_wire::{InodeId, ROOT_INODE};
+use mooseng_wire::{InodeId, ROOT_INODE, VolumeId};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -134,4 +134,83 @@ async fn a_new_directory_is_its_makers_alone() {
         let again: Response = ours.link().request(Method::FsChange, &request, PATIENCE).await.unwrap();
         assert!(again.granted.iter().all(|granted| !granted.exclusive), "{again:?}");
     }
+}
+
+async fn reserve(client: &Client) -> u64 {
+    match client.read(Op::ReserveInodes(ReserveInodes { count: 100 })).await.unwrap() {
+        Reply::ReservedInodes(ids) => ids.first,
+        other => panic!("not reserved: {other:?}"),
+    }
+}
+
+/// A file was made alone, and its name removed again, while it is open or not.
+fn made_and_removed(inode: u64, open: bool) -> Op {
+    let name = format!("f{inode}");
+    let unlink = Op::Unlink(Unlink { parent: ROOT_INODE.0, name: name.clone().into() });
+    let made = Untold { open, ..untold(create(ROOT_INODE.0, &name), inode) };
+    Op::Tell(Tell { changes: vec![made, untold(unlink, 0)] })
+}
+
+fn is_recorded(reply: &Reply, inode: u64) -> bool {
+    let Reply::Told(told) = reply else { return false };
+    let replies: Vec<_> = told.replies.iter().filter_map(|reply| reply.reply.as_ref()).collect();
+    matches!(&replies[..], [Reply::Created(made), Reply::Done(_)] if made.attr.is_some_and(|attr| attr.inode == inode))
+}
+
+/// The call is given up at all moments, so in some runs between the commit and its answer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_told_as_open_stays_though_its_first_answer_is_lost() {
+    const TRIES: u64 = 60;
+    let cluster = Cluster::start(1, Arc::new(OsClock)).await;
+    let ours = cluster.client("ours").await;
+    ours.open(&[]).await.unwrap();
+    let first = reserve(&ours).await;
+    let mut lost = 0;
+    for n in 0..TRIES {
+        let request = ours.request(n + 1, made_and_removed(first + n, true)).await;
+        let began = std::time::Instant::now();
+        let given_up = async {
+            while began.elapsed() < Duration::from_micros(50 * n) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            answer = ours.link().request::<_, Response>(Method::FsChange, &request, PATIENCE) => drop(answer.unwrap()),
+            () = given_up => lost += 1,
+        }
+    }
+    assert!(lost > 0, "none was given up");
+    // One that nobody holds goes: by then the others, looked at before it, would have gone, too.
+    let last = first + TRIES;
+    let told = ours.change_as(TRIES + 1, made_and_removed(last, false)).await.unwrap();
+    assert!(is_recorded(&told, last), "{told:?}");
+    let look = |inode| Op::GetAttr(GetAttr { inode });
+    until("it is freed", async || matches!(ours.read(look(last)).await.unwrap(), Reply::Errno(_))).await;
+    for n in 0..TRIES {
+        let told = ours.change_as(n + 1, made_and_removed(first + n, true)).await.unwrap();
+        assert!(is_recorded(&told, first + n), "{told:?}");
+        let found = ours.read(look(first + n)).await.unwrap();
+        assert!(matches!(found, Reply::Entry(_)), "try {n}: it is open, and gone: {found:?}");
+    }
+}
+
+/// Refused, it would be told again under another number, though it was done.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_told_is_answered_as_recorded_while_it_is_being_freed() {
+    let cluster = Cluster::start(1, Arc::new(OsClock)).await;
+    let ours = cluster.client("ours").await;
+    ours.open(&[]).await.unwrap();
+    let inode = reserve(&ours).await;
+    let told = ours.change_as(1, made_and_removed(inode, true)).await.unwrap();
+    assert!(is_recorded(&told, inode), "{told:?}");
+    let master = cluster.running[0].as_ref().unwrap().master();
+    let session = mooseng_wire::SessionId(ours.session().await.session);
+    let chosen = master.desk(|desk| {
+        desk.sessions.release(session, InodeId(inode), u64::MAX);
+        desk.sessions.begin_reap(VolumeId(0), master.clock.boot(), [InodeId(inode)], 1)
+    });
+    assert_eq!(chosen, [InodeId(inode)]);
+    let again = ours.change_as(1, made_and_removed(inode, true)).await;
+    master.desk(|desk| desk.sessions.reaped(&chosen));
+    assert!(is_recorded(&again.unwrap(), inode));
 }
