@@ -46,10 +46,15 @@ pub(super) fn others(master: &Master, volume: VolumeId) -> Vec<String> {
     known.into_iter().flat_map(|known| &known.sync_set).filter(|region| *region != ours).cloned().collect()
 }
 
-/// The same, with those that are to be in it: what is acknowledged waits for all of them.
+/// The other regions of a `geo` volume that what is acknowledged waits for: those of its sync set, and those that may come into it.
 pub(super) fn waited_for(master: &Master, volume: VolumeId) -> BTreeSet<String> {
-    let joining = lock(&master.geo.seat(volume).joining).clone();
-    others(master, volume).into_iter().chain(joining).collect()
+    let view = master.geo.view();
+    let Some(known) = geo_volume(view.as_deref(), volume) else { return BTreeSet::new() };
+    let seat = master.geo.seat(volume);
+    let joining = lock(&seat.joining);
+    let members =
+        sync_set::waited_for(&master.config.region, &known.sync_set, joining.as_ref(), &known.regions);
+    members.into_iter().cloned().collect()
 }
 
 /// Whether a region is in the sync set of a `geo` volume.
