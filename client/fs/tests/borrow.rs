@@ -81,6 +81,8 @@ impl Peered {
             );
             let server = server.await.unwrap();
             server.keys().learn(&[TicketKey { id: 1, key: key().secret.into() }]);
+            // No master tells it.
+            server.store().see_epoch(0, Epoch(1)).unwrap();
             let network = Arc::new(PlainNetwork::new(id("client", "x")));
             let address = server.address().to_owned();
             let link = Link::new(network, address, Role::Chunkserver, LinkOptions::default());
