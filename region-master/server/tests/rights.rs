@@ -92,6 +92,12 @@ async fn a_mount_sees_its_subtree_and_does_what_its_rule_allows() {
     let both = inode(create(&admin, web, "both").await);
     let link = Link { inode: both, new_parent: other, new_name: "elsewhere".into() };
     assert_eq!(errno(&admin.change(Op::Link(link)).await.unwrap()), 0);
+    let (private, listed) = (mkdir(&admin, web, "private").await, mkdir(&admin, web, "listed").await);
+    mkdir(&admin, listed, "in it").await;
+    for (inode, mode) in [(private, 0o700), (listed, 0o744)] {
+        let set = SetAttr { inode, mode: Some(mode), ..SetAttr::default() };
+        assert_eq!(errno(&admin.change(Op::SetAttr(set)).await.unwrap()), 0);
+    }
     close(&admin).await;
 
     // Confined.
@@ -100,12 +106,6 @@ async fn a_mount_sees_its_subtree_and_does_what_its_rule_allows() {
     assert_eq!((opened.root, opened.read_only), (web, false));
     let page = inode(create(&web_1, web, "page").await);
     let inner = mkdir(&web_1, web, "d").await;
-    let (private, listed) = (mkdir(&web_1, web, "private").await, mkdir(&web_1, web, "listed").await);
-    mkdir(&web_1, listed, "in it").await;
-    for (inode, mode) in [(private, 0o700), (listed, 0o744)] {
-        let set = SetAttr { inode, mode: Some(mode), ..SetAttr::default() };
-        assert_eq!(errno(&web_1.change(Op::SetAttr(set)).await.unwrap()), 0);
-    }
     assert_eq!(inode(web_1.read(lookup(inner, "..")).await.unwrap()), web);
     assert_eq!(inode(web_1.read(lookup(web, "..")).await.unwrap()), web, "its root is its own parent");
     for outside in [
