@@ -131,8 +131,8 @@ codes! {
         "Start it. While a majority of masters is up the region serves; the next loss may stop it. If its disk is lost, never start it with an empty one under its old id: `docs/operations.md` says how to replace it.";
     MASTER_FAILED, Critical,
         "A master can't take part in its group: its log or its store failed or is lost, or its disk is full to the last byte.",
-        "The disk below the master's `state_dir` answered an error on a write or a flush, has no room, or was replaced.",
-        "While its log's disk is full the master waits for room: free some. After any other failure, of its store on a full disk, too, it ends itself: free space, check the disk (`dmesg`, SMART), then start it again. If the disk is lost or the log is empty, replace it by one with a new id: `docs/operations.md`.";
+        "The disk below the master's `state_dir` answered an error on a write or a flush, has no room, or was replaced. Or a bug ended a task that the master does its work by; what it says names that, and its log the place.",
+        "While its log's disk is full the master waits for room: free some. After any other failure, of its store on a full disk, too, it ends itself: free space, check the disk (`dmesg`, SMART), then start it again. If the disk is lost or the log is empty, replace it by one with a new id: `docs/operations.md`. After a bug start it again, and report it.";
     MASTERS_FEW, Warning,
         "The region has too few masters to survive the loss of one.",
         "The Raft group has fewer than three voters.",

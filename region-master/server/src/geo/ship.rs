@@ -196,7 +196,8 @@ async fn ship(master: &Arc<Master>, volume: VolumeId, epoch: Epoch, region: &str
                             } else if heard == Heard::Taken || greeted && !moved {
                                 known.complete = known.complete.max(Some(complete));
                             }
-                            if !agreeing {
+                            // A greeting of a region that isn't agreed with says nothing of why it isn't.
+                            if copying || heard == Heard::Taken || greeted && !moved {
                                 known.trouble.clear();
                             }
                         });
