@@ -63,6 +63,11 @@ pub async fn push(
         begun.await.unwrap_or_else(|end| Err(call_error(ErrorCode::Internal, end.to_string())))?;
     }
     let mut record = take(master, volume, after, entries, Epoch(push.epoch), deadline).await?;
+    // Who is refused isn't told where this region is, either: a home whose disks were put back may have come to a place of the same name since, and would count
+    // on what is here.
+    if record.refuses >= push.epoch {
+        return Err(failed(master, &ReplicaError::Refused(record.refuses)));
+    }
     let agreed = push.agreed.as_ref().map(|at| position(Some(at)));
     if let Some(at) = agreed.filter(|at| *at == record.position() && record.of_log().0 < push.epoch) {
         let seat = master.geo.seat(volume);
