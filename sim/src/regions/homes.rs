@@ -172,7 +172,7 @@ impl Homes {
 
     /// Whether the home was lost from one epoch to a later one.
     pub fn was_lost(&self, from: u64, to: u64) -> bool {
-        self.seen().agreed.range(from + 1..=to).any(|(_, (_, is_lost))| *is_lost)
+        from < to && self.seen().agreed.range(from + 1..=to).any(|(_, (_, is_lost))| *is_lost)
     }
 
     /// Whether nothing was lost from one epoch to another: they are the same, or the home was moved each time.
