@@ -893,7 +893,10 @@ pub async fn keep(master: Arc<Master>) {
             let mut oldest = Vec::new();
             for id in desk.promises.debtors() {
                 let unanswered = desk.promises.unanswered(id);
-                oldest.extend(unanswered.first().map(|recall| (id, recall.number)));
+                // Nobody asks for what is owed of a volume that isn't served.
+                if desk.serving_of(id.volume()).is_some() {
+                    oldest.extend(unanswered.first().map(|recall| (id, recall.number)));
+                }
                 recalls.extend(unanswered);
             }
             let overdue = debts.look(master.clock.boot(), oldest);
