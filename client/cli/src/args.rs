@@ -439,6 +439,17 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
     number.checked_mul(ms).map(Duration::from_millis).ok_or_else(|| format!("{text:?} is too long a time"))
 }
 
+/// A bound as a time, or `none`, which is zero.
+fn parse_lag_max(text: &str) -> Result<Duration, String> {
+    match text {
+        "none" => Ok(Duration::ZERO),
+        text => parse_duration(text).and_then(|most| match most.is_zero() {
+            true => Err("a bound of no time lets nobody write; `none` is no bound".to_owned()),
+            false => Ok(most),
+        }),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -455,6 +466,8 @@ mod tests {
         assert_eq!(parse_duration("24h"), Ok(Duration::from_secs(86_400)));
         assert_eq!(parse_duration("60"), Ok(Duration::from_secs(60)));
         assert_eq!(parse_duration("5ms"), Ok(Duration::from_millis(5)));
+        assert_eq!(parse_lag_max("none"), Ok(Duration::ZERO));
+        assert!(parse_lag_max("0s").is_err() && parse_lag_max("nothing").is_err());
         assert!(parse_duration("h").is_err());
         assert!(parse_duration("5 weeks").is_err());
         assert!(parse_duration("99999999999999999999d").is_err());

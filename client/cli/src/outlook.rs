@@ -23,6 +23,8 @@ pub enum Then {
     GoesOn,
     /// Its home goes on, but what is flushed waits.
     FlushesWait,
+    /// The home goes on for a while, then writers wait.
+    WritersWait,
     /// Another region takes over by itself.
     FailsOver,
     /// It takes no changes until the region is back, or somebody decides.
@@ -34,6 +36,7 @@ impl Then {
         match self {
             Self::GoesOn => "goes_on",
             Self::FlushesWait => "flushes_wait",
+            Self::WritersWait => "writers_wait",
             Self::FailsOver => "fails_over",
             Self::Waits => "waits",
         }
@@ -174,6 +177,13 @@ fn without_other(volume: &Volume, region: &str, fatal: bool) -> (Then, String) {
                 "{home} would go on alone: what is flushed then is in {home} only, until another region is back."
             ),
         ),
+        (false, 0) if volume.blocks_alone && !volume.geo && volume.lag_max_ms > 0 => (
+            Then::WritersWait,
+            format!(
+                "{home} would go on until what it alone has is older than {}; then writers would wait until another region follows.",
+                seconds(volume.lag_max_ms)
+            ),
+        ),
         _ => (Then::GoesOn, format!("{home} would go on.")),
     }
 }
@@ -222,6 +232,10 @@ pub fn merged(told: Vec<(String, ListVolumesReply)>) -> Vec<Volume> {
                 }
             }
         }
+        // Only the home's leader knows.
+        let by_home = told.iter().filter(|(by, _)| *by == volume.home).flat_map(|(_, reply)| &reply.volumes);
+        let mut of_it = by_home.filter(|v| v.id == volume.id && v.epoch == volume.epoch);
+        (volume.tail_ms, volume.held) = of_it.next().map_or((None, false), |home| (home.tail_ms, home.held));
         letting_go.retain(|region, _| !volume.regions.contains(region));
         volume.letting_go = letting_go.into_values().collect();
     }
@@ -273,6 +287,8 @@ mod tests {
         let manual = Volume { automatic: false, ..whole };
         assert_eq!(judged(&manual, "a", false).1, Then::Waits);
         assert_eq!(judged(&manual, "w", true).1, Then::GoesOn, "it needs no lease");
+        let blocks = Volume { blocks_alone: true, lag_max_ms: 60_000, ..region };
+        assert_eq!(judged(&blocks, "b", false), (Survives::All, Then::WritersWait));
     }
 
     #[test]

@@ -136,6 +136,13 @@ fn info(args: &VolumeNamed) -> Result<(), Failure> {
 /// How far the regions are that aren't the home, and those that aren't to have it any more.
 pub fn replicas(volume: &Volume) -> String {
     let mut lines = vec![followers(volume)];
+    if volume.held {
+        lines.push(format!(
+            "Writers wait: what no other region has is {} old, and its lag_max is {}.",
+            volume.tail_ms.map_or_else(|| "too".to_owned(), outlook::seconds),
+            lag_max(volume)
+        ));
+    }
     lines.extend(volume.letting_go.iter().map(|of| {
         format!("{} isn't to have it any more, and has something of it still: {}.", of.region, of.stage)
     }));
@@ -192,6 +199,15 @@ fn on_sync_loss(volume: &Volume) -> &'static str {
     if volume.blocks_alone { "block" } else { "degrade" }
 }
 
+/// How old what no other region has may be before writers wait.
+fn lag_max(volume: &Volume) -> String {
+    match volume.lag_max_ms {
+        0 => "none".to_owned(),
+        ms if ms % 1_000 == 0 => format!("{}s", ms / 1_000),
+        ms => format!("{ms}ms"),
+    }
+}
+
 /// As it is typed.
 pub fn name(volume: &Volume) -> String {
     if volume.id == 0 { "/".to_owned() } else { volume.id.to_string() }
@@ -230,6 +246,7 @@ pub fn table(volumes: &[Volume]) -> String {
         "REGIONS",
         "SYNC SET",
         "ON SYNC LOSS",
+        "LAG MAX",
     ]);
     for volume in volumes {
         table.row([
@@ -244,7 +261,9 @@ pub fn table(volumes: &[Volume]) -> String {
             volume.regions.join(","),
             // Without `geo` nothing waits for it.
             if volume.geo { volume.sync_set.join(",") } else { "-".to_owned() },
-            if volume.geo { on_sync_loss(volume).to_owned() } else { "-".to_owned() },
+            on_sync_loss(volume).to_owned(),
+            // What a `geo` volume's fsync has answered for isn't behind.
+            if volume.geo { "-".to_owned() } else { lag_max(volume) },
         ]);
     }
     table.render()
@@ -256,6 +275,7 @@ pub fn shape(volume: &Volume) -> Value {
         "id": volume.id, "home": volume.home, "epoch": volume.epoch, "state": state(volume), "durability": durability(volume),
         "path": path(volume), "parent": (volume.id != 0).then_some(volume.parent), "joined": joined(volume),
         "failover": failover(volume), "regions": volume.regions, "sync_set": volume.sync_set, "on_sync_loss": on_sync_loss(volume),
+        "lag_max_ms": (volume.lag_max_ms > 0).then_some(volume.lag_max_ms), "tail_ms": volume.tail_ms, "writers_held": volume.held,
         "replicas": volume.replicas.iter().map(|r| json!({
             "region": r.region, "log_epoch": r.epoch, "log_version": r.version, "copying": r.copying, "behind_ms": r.behind_ms,
             "chunks_awaited": r.chunks_awaited, "trouble": r.trouble,
@@ -294,10 +314,13 @@ mod tests {
         };
         let text = table(&[root, other.clone()]);
         let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
-        assert_eq!(lines[1], ["/", "/", "-", "a", "3", "open", "region", "automatic", "a,b", "-", "-"]);
+        assert_eq!(
+            lines[1],
+            ["/", "/", "-", "a", "3", "open", "region", "automatic", "a,b", "-", "degrade", "none"]
+        );
         assert_eq!(
             lines[2],
-            ["7", "/team", "yes", "a", "3", "closed", "geo", "manual", "a,b", "a", "degrade"]
+            ["7", "/team", "yes", "a", "3", "closed", "geo", "manual", "a,b", "a", "degrade", "-"]
         );
         assert_eq!(shape(&other)["failover"], "manual");
         assert_eq!((&shape(&other)["path"], &shape(&other)["parent"]), (&json!("/team"), &json!(0)));

@@ -159,6 +159,7 @@ impl FileSystem {
         flags: i32,
     ) -> Result<Created, FsError> {
         let name = crate::fs::checked(name)?;
+        self.paced(0).await?;
         let exclusive = flags & libc::O_EXCL != 0;
         let create = Create { parent, name: name.clone(), mode, exclusive, truncate: false };
         if let Some(attr) = self.create_alone(caller, &create).await? {
@@ -407,6 +408,10 @@ impl FileSystem {
         };
         if data.is_empty() {
             return Ok((offset, None));
+        }
+        // Pages of mappings have been written already: the kernel waits for them, and others for the kernel.
+        if options.mode != WriteMode::At {
+            self.paced(data.len() as u64).await?;
         }
         let guarded = self.guard(handle)?;
         let caller = Caller { kernel_checked: true, ..caller.clone() };

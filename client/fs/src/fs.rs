@@ -240,6 +240,7 @@ impl FileSystem {
         if change.size.is_some_and(|size| size > FILE_SIZE_MAX) {
             return Err(FsError::FileTooLarge);
         }
+        self.paced(0).await?;
         if change.atime_ns.is_some() || change.atime_now {
             self.inner.touches.drop_inode(change.inode);
         }
@@ -277,6 +278,7 @@ impl FileSystem {
         change: SetAttr,
     ) -> Result<Attr, FsError> {
         let Some(tenure) = self.guard(handle)? else { return self.setattr(caller, change).await };
+        self.paced(0).await?;
         self.inner.writer.flush_before(change.inode).await?;
         // Not in the session's next life, in which somebody else may have the lock.
         let within = tenure.under_locks();
@@ -295,6 +297,7 @@ impl FileSystem {
         mode: u32,
         rdev: u32,
     ) -> Result<Attr, FsError> {
+        self.paced(0).await?;
         let mknod = Mknod { parent, name: checked(name)?, kind: kind.into(), mode, rdev };
         if let Some(attr) = self.mknod_alone(caller, &mknod).await? {
             return Ok(attr);
@@ -306,6 +309,7 @@ impl FileSystem {
 
     /// Makes a directory.
     pub async fn mkdir(&self, caller: &Caller, parent: u64, name: &[u8], mode: u32) -> Result<Attr, FsError> {
+        self.paced(0).await?;
         let mkdir = Mkdir { parent, name: checked(name)?, mode, alone: self.may_alone(caller) };
         if let Some(attr) = self.mkdir_alone(caller, &mkdir).await? {
             return Ok(attr);
@@ -328,6 +332,7 @@ impl FileSystem {
         if target.len() > SYMLINK_BYTES_MAX {
             return Err(FsError::NameTooLong(target.len()));
         }
+        self.paced(0).await?;
         let symlink = Symlink { parent, name, target: Bytes::copy_from_slice(target) };
         if let Some(attr) = self.symlink_alone(caller, &symlink).await? {
             return Ok(attr);
@@ -360,6 +365,7 @@ impl FileSystem {
     ) -> Result<Attr, FsError> {
         let new_name = checked(new_name)?;
         one_volume(inode, new_parent)?;
+        self.paced(0).await?;
         let linked = self.attr_change(caller, "link", Op::Link(Link { inode, new_parent, new_name })).await?;
         // The region doesn't know what is buffered of the file.
         self.newest(linked).await
@@ -368,6 +374,7 @@ impl FileSystem {
     /// Removes a name.
     pub async fn unlink(&self, caller: &Caller, parent: u64, name: &[u8]) -> Result<(), FsError> {
         let name = checked(name)?;
+        self.paced(0).await?;
         let op = Op::Unlink(Unlink { parent, name: name.clone() });
         if self.remove_alone(caller, (parent, &name), op.clone()).await? {
             return Ok(());
@@ -380,6 +387,7 @@ impl FileSystem {
     /// Removes an empty directory.
     pub async fn rmdir(&self, caller: &Caller, parent: u64, name: &[u8]) -> Result<(), FsError> {
         let name = checked(name)?;
+        self.paced(0).await?;
         let op = Op::Rmdir(Rmdir { parent, name: name.clone() });
         if self.remove_alone(caller, (parent, &name), op.clone()).await? {
             return Ok(());
@@ -401,6 +409,7 @@ impl FileSystem {
     ) -> Result<(), FsError> {
         let (name, new_name) = (checked(name)?, checked(new_name)?);
         one_volume(parent, new_parent)?;
+        self.paced(0).await?;
         let (no_replace, exchange) = (mode == RenameMode::NoReplace, mode == RenameMode::Exchange);
         let rename = Rename { parent, name: name.clone(), new_parent, new_name, no_replace, exchange };
         if self.rename_alone(caller, &rename).await? {
@@ -546,6 +555,7 @@ impl FileSystem {
         create: bool,
         replace: bool,
     ) -> Result<(), FsError> {
+        self.paced(0).await?;
         let set = SetXattr {
             inode,
             name: Bytes::copy_from_slice(name),
@@ -561,6 +571,7 @@ impl FileSystem {
 
     /// Removes an extended attribute.
     pub async fn removexattr(&self, caller: &Caller, inode: u64, name: &[u8]) -> Result<(), FsError> {
+        self.paced(0).await?;
         let remove = Op::RemoveXattr(RemoveXattr { inode, name: Bytes::copy_from_slice(name) });
         if acls::is_acl(name) {
             return self.change_acl(caller, inode, remove).await;

@@ -218,6 +218,7 @@ pub(crate) fn about(op: &Op) -> (Vec<u64>, bool) {
         | Op::Release(_)
         | Op::Reserve(_)
         | Op::Sync(_)
+        | Op::Pace(_)
         | Op::ReserveInodes(_)
         | Op::SealChunk(_)
         | Op::Tell(_)

@@ -55,6 +55,7 @@ mod near_stream;
 mod neighbours;
 mod opens;
 mod owners;
+mod pace;
 mod packets;
 pub mod peers;
 mod pieces;

@@ -55,6 +55,7 @@ impl FileSystem {
         if keep_size && !zero {
             return Ok(());
         }
+        self.paced(0).await?;
         let (fs, caller, inode) = (self.clone(), caller.clone(), open.inode);
         let kill_suidgid = caller.uid != 0;
         let whole = Fallocate { inode, offset, length, zero, keep_size, kill_suidgid };
@@ -108,6 +109,7 @@ impl FileSystem {
         if size.is_some_and(few) {
             return Err(FsError::Answered(libc::EXDEV));
         }
+        self.paced(length).await?;
         let (fs, caller, inode) = (self.clone(), caller.clone(), target.inode);
         let whole = CopyRange {
             source: source.inode,

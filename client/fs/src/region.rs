@@ -388,6 +388,7 @@ fn name(op: &Op) -> &'static str {
         Op::HoldAlone(_) => "hold_alone",
         Op::HoldFiles(_) => "hold_files",
         Op::Sync(_) => "sync",
+        Op::Pace(_) => "pace",
         Op::Tell(_) => "tell",
         Op::TestLock(_) => "test_lock",
         Op::Lock(_) => "lock",

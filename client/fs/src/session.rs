@@ -36,6 +36,7 @@ use crate::journal::Journal;
 use crate::near::Near;
 use crate::opens::Opens;
 use crate::owners::{Homes, Locks, Tenure};
+use crate::pace::Pace;
 use crate::peers::{Failure, Peers};
 use crate::retry::{Backoff, Budget};
 
@@ -136,6 +137,8 @@ pub(crate) struct Session {
     pub journal: Arc<Journal>,
     /// This host's region, where the volume's home is another one.
     pub near: Near,
+    /// Whether writers wait for other regions.
+    pub pace: Pace,
     /// Locks that are waited for.
     pub grants: Arc<Grants>,
     /// Locks that are held.
@@ -214,6 +217,7 @@ impl Session {
             buffers,
             journal: Arc::default(),
             near,
+            pace: Pace::default(),
             grants: Arc::default(),
             locks: Arc::default(),
             settled: AtomicU64::new(0),

@@ -51,6 +51,8 @@ pub struct FsStatus {
     pub alone_corrected: u64,
     /// Attempts that had to be repeated.
     pub retries: u64,
+    /// Changes that waited because what no other region has was older than the volume's `lag_max`.
+    pub paced: u64,
     /// Operations that failed because nobody answered in time.
     pub timeouts: u64,
     /// Chunks replaced because a chunkserver failed.
@@ -128,6 +130,7 @@ pub(crate) struct Counters(Mutex<Counts>);
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Counts {
     pub retries: u64,
+    pub paced: u64,
     pub timeouts: u64,
     pub chunks_replaced: u64,
     pub corrupt_replicas: u64,
@@ -173,6 +176,7 @@ impl FsStatus {
             (&mut self.untold_lost, other.untold_lost),
             (&mut self.alone_corrected, other.alone_corrected),
             (&mut self.retries, other.retries),
+            (&mut self.paced, other.paced),
             (&mut self.timeouts, other.timeouts),
             (&mut self.chunks_replaced, other.chunks_replaced),
             (&mut self.corrupt_replicas, other.corrupt_replicas),
@@ -217,6 +221,7 @@ impl FileSystem {
             untold_lost: alone.lost,
             alone_corrected: alone.corrected,
             retries: counts.retries,
+            paced: counts.paced,
             timeouts: counts.timeouts,
             chunks_replaced: counts.chunks_replaced,
             corrupt_replicas: counts.corrupt_replicas,

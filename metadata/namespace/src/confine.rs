@@ -42,7 +42,7 @@ pub fn inodes_named(request: &FsRequest) -> Vec<InodeId> {
         Op::Describe(r) => vec![r.inode],
         Op::Acquire(r) => vec![r.inode],
         // Names accounts, not inodes.
-        Op::Reserve(_) | Op::ReserveInodes(_) | Op::Sync(_) => vec![],
+        Op::Reserve(_) | Op::ReserveInodes(_) | Op::Sync(_) | Op::Pace(_) => vec![],
         Op::HoldAlone(r) => vec![r.inode],
         Op::HoldFiles(r) => std::iter::once(r.directory).chain(r.inodes.iter().copied()).collect(),
         // Each of its changes is looked at when its turn comes: what one names may have been made by the one before.

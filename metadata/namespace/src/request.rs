@@ -51,6 +51,7 @@ pub fn is_change(request: &FsRequest) -> bool {
             | Op::HoldAlone(_)
             | Op::HoldFiles(_)
             | Op::Sync(_)
+            | Op::Pace(_)
             | Op::TestLock(_) => false,
             Op::SetAttr(_)
             | Op::Create(_)
@@ -206,7 +207,7 @@ pub fn volume_of(request: &FsRequest) -> VolumeId {
         Op::Release(r) => r.inode,
         Op::Describe(r) => r.inode,
         Op::Acquire(r) => r.inode,
-        Op::Reserve(_) | Op::ReserveInodes(_) | Op::Sync(_) => 0,
+        Op::Reserve(_) | Op::ReserveInodes(_) | Op::Sync(_) | Op::Pace(_) => 0,
         Op::HoldAlone(r) => r.inode,
         Op::HoldFiles(r) => r.directory,
         Op::TestLock(r) => r.inode,

@@ -229,6 +229,7 @@ mod tests {
             sync_set: names(&["a", "b"]),
             automatic: true,
             blocks_alone: false,
+            lag_max: None,
             lost_home: None,
             forced_home: None,
             join: None,

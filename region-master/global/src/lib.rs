@@ -20,4 +20,7 @@ pub mod view;
 pub mod voters;
 
 pub use rules::{Founding, RuleError};
-pub use view::{Durability, Join, MasterAt, Place, Region, Stage, StorageClass, View, Volume};
+pub use view::{
+    Durability, Join, LAG_MAX_DEFAULT, LAG_MAX_RANGE, MasterAt, Place, Region, Stage, StorageClass, View,
+    Volume,
+};

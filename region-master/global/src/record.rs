@@ -1,12 +1,13 @@
 //! Values of the global store. Field numbers are append-only.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use mooseng_schema::log::LogPosition;
 use mooseng_schema::{Record, SchemaError};
 use mooseng_wire::{Epoch, InodeId};
 
-use crate::view::{Durability, Join, MasterAt, Place, Region, Stage, StorageClass, Volume};
+use crate::view::{Durability, Join, LAG_MAX_DEFAULT, MasterAt, Place, Region, Stage, StorageClass, Volume};
 
 /// What holds for the whole cluster.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -136,6 +137,9 @@ pub struct VolumeRecord {
     /// See [`Volume::forced_home`].
     #[prost(string, optional, tag = "14")]
     pub forced_home: Option<String>,
+    /// See [`Volume::lag_max`], in milliseconds; 0 for no bound, absent for [`LAG_MAX_DEFAULT`].
+    #[prost(uint64, optional, tag = "15")]
+    pub lag_max_ms: Option<u64>,
 }
 
 /// Where a volume is joined.
@@ -198,6 +202,9 @@ impl From<&Volume> for VolumeRecord {
             lost_home: volume.lost_home.clone(),
             join: volume.join.as_ref().map(JoinRecord::from),
             forced_home: volume.forced_home.clone(),
+            lag_max_ms: (volume.lag_max != Some(LAG_MAX_DEFAULT)).then(|| {
+                volume.lag_max.map_or(0, |most| u64::try_from(most.as_millis()).unwrap_or(u64::MAX))
+            }),
         }
     }
 }
@@ -219,6 +226,11 @@ impl From<VolumeRecord> for Volume {
             lost_home: record.lost_home,
             join: record.join.map(Join::from),
             forced_home: record.forced_home,
+            lag_max: match record.lag_max_ms {
+                None => Some(LAG_MAX_DEFAULT),
+                Some(0) => None,
+                Some(ms) => Some(Duration::from_millis(ms)),
+            },
         }
     }
 }
@@ -335,6 +347,7 @@ mod tests {
             sync_set: ["a".to_owned()].into(),
             automatic: true,
             blocks_alone: true,
+            lag_max: Some(LAG_MAX_DEFAULT),
             lost_home: Some("c".into()),
             forced_home: None,
             join: None,
@@ -400,6 +413,7 @@ mod tests {
             home in "[a-z]{1,8}", epoch: u64, open: bool, geo: bool, automatic: bool, abandoned: bool,
             cut in proptest::option::of((1_u64.., any::<u64>())),
             regions in proptest::collection::btree_set("[a-z]{1,8}", 0..4), blocks_alone: bool,
+            lag_max in proptest::option::of((1_u64..10_000_000).prop_map(Duration::from_millis)),
             (lost_home, forced_home) in (proptest::option::of("[a-z]{1,8}"), proptest::option::of("[a-z]{1,8}")),
             join in proptest::option::of((any::<u64>(), "/[a-z]{0,8}", proptest::sample::select(&[Stage::Made, Stage::Joined, Stage::Leaving]))),
         ) {
@@ -407,7 +421,7 @@ mod tests {
             let sync_set = regions.clone();
             let cut = cut.map(|(epoch, version)| LogPosition::new(Epoch(epoch), version));
             let join = join.map(|(directory, path, stage)| Join { place: Place { directory: InodeId(directory), path }, stage });
-            let volume = Volume { home, epoch: Epoch(epoch), open, abandoned, cut, durability, regions, sync_set, automatic, blocks_alone, lost_home, forced_home, join };
+            let volume = Volume { home, epoch: Epoch(epoch), open, abandoned, cut, durability, regions, sync_set, automatic, blocks_alone, lag_max, lost_home, forced_home, join };
             prop_assert_eq!(Volume::from(VolumeRecord::from(&volume)), volume);
         }
     }

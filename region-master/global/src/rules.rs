@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::time::Duration;
 
 use bytes::Bytes;
 use mooseng_ports::plant::{self, Plant};
@@ -20,7 +21,7 @@ use mooseng_wire::{Epoch, LOCAL_ID_BITS, VolumeId};
 
 use crate::key;
 use crate::record::{ClusterRecord, LeaseRecord, RegionRecord, VolumeRecord};
-use crate::view::{Durability, Region, View, Volume};
+use crate::view::{Durability, LAG_MAX_DEFAULT, LAG_MAX_RANGE, Region, View, Volume};
 use crate::voters;
 
 /// Ids in one range at most.
@@ -55,6 +56,8 @@ pub struct VolumeChange {
     pub automatic: Option<bool>,
     /// See [`Volume::blocks_alone`].
     pub blocks_alone: Option<bool>,
+    /// See [`Volume::lag_max`]; zero for none.
+    pub lag_max: Option<Duration>,
     /// Only if this is the version of the global store.
     pub at_version: Option<u64>,
     /// Only if no leader of the home of a greater custody epoch has renewed its lease.
@@ -187,6 +190,7 @@ pub async fn found(tx: &impl Transaction, founding: &Founding) -> Ruled<bool> {
         regions: with_data,
         sync_set: [founding.root_home.clone()].into(),
         blocks_alone: false,
+        lag_max: Some(LAG_MAX_DEFAULT),
         lost_home: None,
         forced_home: None,
         join: None,
@@ -302,6 +306,12 @@ pub async fn set_volume(
     }
     now.automatic = change.automatic.unwrap_or(now.automatic);
     now.blocks_alone = change.blocks_alone.unwrap_or(now.blocks_alone);
+    match change.lag_max {
+        None => {}
+        Some(Duration::ZERO) => now.lag_max = None,
+        Some(most) if LAG_MAX_RANGE.contains(&most) => now.lag_max = Some(most),
+        Some(most) => return Err(RuleError::LagMax(most)),
+    }
     if now == found {
         return version(tx, Read::Conflicting).await;
     }

@@ -1,12 +1,19 @@
 //! A master's copy of what the global group agreed on, at one version of it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use mooseng_ports::plant::{self, Plant};
 use mooseng_schema::log::LogPosition;
 use mooseng_schema::storage_class::StorageClassRecord;
 use mooseng_wire::level::FeatureLevel;
 use mooseng_wire::{Epoch, InodeId, VolumeId};
+
+/// [`Volume::lag_max`] of a volume of which nothing else was said.
+pub const LAG_MAX_DEFAULT: Duration = Duration::from_secs(60);
+/// What can be asked for: a region that follows well is a good part of a second behind.
+pub const LAG_MAX_RANGE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
 
 /// All that is agreed on, at one version.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -106,8 +113,11 @@ pub struct Volume {
     pub sync_set: BTreeSet<String>,
     /// Another region may take over by itself once the home's lease has run out.
     pub automatic: bool,
-    /// Of a `geo` volume: while no other region is there to be in the sync set, fsync waits rather than that it is answered by the home alone.
+    /// While no other region is there, fsync of a `geo` volume waits rather than that it is answered by the home alone, and so do writers of a `region` volume
+    /// once what they wrote is older than `lag_max`.
     pub blocks_alone: bool,
+    /// Of a `region` volume: while what no other region has is older than this, writers wait. None: they never do.
+    pub lag_max: Option<Duration>,
     /// Where it is joined; none of the root, which is nowhere below anything.
     pub join: Option<Join>,
 }

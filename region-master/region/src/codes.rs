@@ -229,6 +229,10 @@ codes! {
         "A volume takes no changes: its home region is lost, and no other region has taken it over yet.",
         "The home is down or cut off for longer than its lease. A volume of `region` durability goes to the region that has most of it, a `geo` volume only to a member of its sync set; one with manual failover to none.",
         "Wait if the finding names regions that are there: a failover takes some seconds. Otherwise start the home, or a region that could take over. What was acknowledged is on its disks.";
+    WRITERS_HELD, Warning,
+        "Writers of a volume wait: what no other region has of it is older than the volume's `lag_max`. Reads go on.",
+        "More is written than the way to the other regions or their disks take; or, of a volume with `on sync loss block`, no other region follows at all.",
+        "It goes on by itself as other regions catch up (`mooseng volume info` shows how far each is). Bring regions back that are down, or give the volume another bound: `mooseng volume set PATH --lag-max 5m`, or `none`; so much more is lost with the home then. With `--on-sync-loss degrade` writers don't wait for regions that aren't there.";
 }
 
 /// The code of that name.

@@ -12,7 +12,7 @@
 //! - [`destage`], [`pack`]: which files' inline data is moved into chunks; [`leave`], [`join`]: which files' extents go elsewhere.
 //! - [`seal`]: at which length a broken chunk is sealed, and which copies it keeps.
 //! - [`shipping`]: what of a volume's log another region is sent next; [`kept`]: how much of it is kept.
-//! - [`sync_set`]: who is in a `geo` volume's sync set.
+//! - [`sync_set`]: who is in a `geo` volume's sync set; [`lag`]: whether writers of a `region` volume wait for other regions.
 //! - [`letting_go`]: when what a region has of a volume goes that it was taken out of, and which copies the volume's home can do without.
 //! - [`codes`]: the registry of health codes; [`findings`]: facts to findings by those codes.
 //!
@@ -31,6 +31,7 @@ pub mod events;
 pub mod findings;
 pub mod join;
 pub mod kept;
+pub mod lag;
 pub mod leave;
 pub mod letting_go;
 pub mod locks;

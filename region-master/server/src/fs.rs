@@ -32,6 +32,8 @@ use crate::{classes, geo, locks, places, quotas, rights, seals};
 
 /// Linux' EIO.
 const EIO: u32 = 5;
+/// Linux' EAGAIN.
+const EAGAIN: u32 = 11;
 /// Linux' EXDEV.
 const EXDEV: u32 = 18;
 /// Linux' ESTALE.
@@ -124,6 +126,13 @@ pub async fn read(
                 geo::sync::everything(master, volume, deadline).await?;
                 FsReply { reply: Some(Reply::Done(Done {})) }
             }
+        };
+        return at.answer(reply, 0, Beside::default());
+    }
+    if let Some(Op::Pace(_)) = &fs.op {
+        let reply = match geo::lag::let_through(master, volume, deadline).await {
+            true => FsReply { reply: Some(Reply::Done(Done {})) },
+            false => errno(EAGAIN),
         };
         return at.answer(reply, 0, Beside::default());
     }
@@ -520,6 +529,7 @@ impl At<'_> {
             changed,
             log_epoch: shown.epoch.0,
             log_version: shown.version,
+            held: geo::lag::is_held(self.master, self.volume),
         })
     }
 }

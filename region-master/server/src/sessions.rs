@@ -289,7 +289,8 @@ pub fn renew(master: &Master, identity: &str, request: &Renew) -> Result<Renewed
     master.is_home(volume)?;
     let quotas = master.desk(|desk| desk.seat(volume).ledger.version());
     let revocations = request.revocations_version.and_then(|have| master.revoked.newer_than(have));
-    Ok(Renewed { lease_ms: master.lease_ms(volume), custody_epoch: term, quotas, revocations })
+    let held = geo::lag::is_held(master, volume);
+    Ok(Renewed { lease_ms: master.lease_ms(volume), custody_epoch: term, quotas, revocations, held })
 }
 
 /// Ends a session. One that is gone already is well: the request is repeated.

@@ -12,6 +12,8 @@ mod differs;
 mod giving_up;
 #[path = "geo/joins.rs"]
 mod joins;
+#[path = "geo/lag.rs"]
+mod lag;
 #[path = "geo/let_go.rs"]
 mod let_go;
 #[path = "geo/levels.rs"]

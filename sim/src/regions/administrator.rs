@@ -131,6 +131,7 @@ pub async fn work(shape: &Shape, volumes: &[Volume], second: &Second, seed: u64)
     let request = SetVolumeRequest {
         volume: SECOND.0.into(),
         blocks_alone: Some(second.blocks_alone),
+        lag_max_ms: Some(shape.lag_max_ms()),
         ..SetVolumeRequest::default()
     };
     while let Err(why) =

@@ -53,6 +53,7 @@ async fn set_root(shape: &Shape, root: &Volume) {
         volume: 0,
         geo: Some(root.geo),
         blocks_alone: Some(root.blocks_alone),
+        lag_max_ms: Some(shape.lag_max_ms()),
         ..SetVolumeRequest::default()
     };
     while !with(&root.notes, |notes| notes.healed) {

@@ -105,6 +105,11 @@ impl Shape {
         self.regions.iter().find(of).unwrap_or(&self.regions[0])
     }
 
+    /// How old what the home of a `region` volume has alone may be before writers wait, in milliseconds.
+    pub fn lag_max_ms(&self) -> u64 {
+        if self.hasty { 1_000 } else { 60_000 }
+    }
+
     /// Regions with data.
     pub fn with_data(&self) -> impl Iterator<Item = &Region> {
         self.regions.iter().filter(|region| !region.is_witness())

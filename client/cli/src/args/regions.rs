@@ -1,6 +1,7 @@
 //! `mooseng regions` and `mooseng volume`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args as ClapArgs, Subcommand, ValueEnum};
 
@@ -166,7 +167,7 @@ pub struct VolumeDelete {
 /// `mooseng volume set`.
 #[derive(ClapArgs, Debug)]
 #[command(group(
-    clap::ArgGroup::new("what").required(true).multiple(true).args(["durability", "regions", "failover", "on_sync_loss"])
+    clap::ArgGroup::new("what").required(true).multiple(true).args(["durability", "regions", "failover", "on_sync_loss", "lag_max"])
 ))]
 pub struct VolumeSet {
     /// The volume: the directory at which it is joined, by its path from the root of the filesystem, or its number.
@@ -181,9 +182,13 @@ pub struct VolumeSet {
     /// Whether another region takes over by itself once the home is lost.
     #[arg(long, value_enum)]
     pub failover: Option<Failover>,
-    /// What fsync of a `geo` volume does while only the home is left of its sync set.
+    /// What fsync of a `geo` volume does while only the home is left of its sync set; of a `region` volume: `block` has writers wait, too, once no other region
+    /// has followed for longer than `--lag-max`.
     #[arg(long, value_enum)]
     pub on_sync_loss: Option<OnSyncLoss>,
+    /// Of a `region` volume: writers wait while what no other region has is older than this, from 1s to 1d; `none`: they never do.
+    #[arg(long, value_name = "DURATION|none", value_parser = super::parse_lag_max)]
+    pub lag_max: Option<Duration>,
     /// Only say what would change.
     #[arg(long)]
     pub plan: bool,

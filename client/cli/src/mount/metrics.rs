@@ -59,6 +59,11 @@ const METRICS: &[Metric] = &[
         "Attributes of what was made alone that the region had otherwise than they were shown",
         |s| s.alone_corrected,
     ),
+    counter(
+        "mooseng_mount_paced",
+        "Changes that waited because what no other region has was older than the volume's lag_max",
+        |s| s.paced,
+    ),
     counter("mooseng_mount_retries", "Attempts that had to be repeated", |s| s.retries),
     counter("mooseng_mount_timeouts", "Operations that failed because nobody answered in time", |s| {
         s.timeouts

@@ -3,7 +3,7 @@
 use mooseng_wire::admin::{ListRegionsReply, SetVolumeReply, SetVolumeRequest, StatusReply, Volume};
 use serde_json::{Value, json};
 
-use super::{Named, durability, failover, name, on_sync_loss};
+use super::{Named, durability, failover, lag_max, name, on_sync_loss};
 use crate::args::{Durability, Failover, Format, OnSyncLoss, VolumeSet};
 use crate::config::ClientFile;
 use crate::exit::Failure;
@@ -38,6 +38,7 @@ fn request(args: &VolumeSet, volume: u32) -> SetVolumeRequest {
         volume,
         geo: args.durability.map(|durability| durability == Durability::Geo),
         automatic: args.failover.map(|failover| failover == Failover::Auto),
+        lag_max_ms: args.lag_max.map(|most| u64::try_from(most.as_millis()).unwrap_or(u64::MAX)),
         blocks_alone: args.on_sync_loss.map(|loss| loss == OnSyncLoss::Block),
         regions: args.regions.clone(),
         plan: args.plan,
@@ -175,6 +176,7 @@ impl Change {
             ("durability", durability(before).to_owned(), durability(after).to_owned()),
             ("failover", failover(before).to_owned(), failover(after).to_owned()),
             ("on sync loss", on_sync_loss(before).to_owned(), on_sync_loss(after).to_owned()),
+            ("lag_max", lag_max(before), lag_max(after)),
             ("regions", before.regions.join(","), after.regions.join(",")),
         ];
         let changes: Vec<String> = rows

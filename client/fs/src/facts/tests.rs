@@ -25,6 +25,7 @@ fn answer(facts: &Facts, number: u64, changed: bool) {
     let response = Response {
         log_epoch: 0,
         log_version: 0,
+        held: false,
         reply: Some(FsReply { reply: Some(Reply::Entry(Entry { attr: Some(attr) })) }),
         grant: number,
         read_version: number,

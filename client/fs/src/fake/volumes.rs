@@ -98,7 +98,7 @@ impl State {
         }
         let told = match op {
             Op::Tell(tell) => tell.changes.iter().filter_map(|change| change.request.clone()).collect(),
-            Op::Reserve(_) | Op::ReserveInodes(_) | Op::Sync(_) | Op::TouchAtime(_) => vec![],
+            Op::Reserve(_) | Op::ReserveInodes(_) | Op::Sync(_) | Op::Pace(_) | Op::TouchAtime(_) => vec![],
             _ => vec![request],
         };
         for one in told {

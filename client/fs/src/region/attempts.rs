@@ -177,6 +177,7 @@ impl Region {
             Ok(answer) => {
                 let response = Response::decode(answer.body).unwrap_or_default();
                 releasing.inodes.clear();
+                self.session.pace.heard(response.held, Instant::now());
                 if !flight.unshown {
                     self.take_in(flight, &digest, &response).await;
                 }

@@ -172,6 +172,7 @@ impl Session {
             return Err(format!("{}: it is custodian for another epoch now", seat.leader));
         }
         self.buffers.escrow.renewed(renewed.quotas);
+        self.pace.heard(renewed.held, Instant::now());
         self.state(|s| {
             let until = sent.after(Duration::from_millis(renewed.lease_ms.into()));
             s.lease_until = Some(until);

@@ -85,7 +85,9 @@ pub async fn execute_noting<T: Transaction>(
         Op::Reserve(_) => return Err(OpError::Malformed("only a custodian grants escrow")),
         // Both are the custodian's affair; the second looks at the attributes.
         Op::ReserveInodes(_) => return Err(OpError::Malformed("only a custodian reserves ids")),
-        Op::Sync(_) => return Err(OpError::Malformed("only a custodian waits for other regions")),
+        Op::Sync(_) | Op::Pace(_) => {
+            return Err(OpError::Malformed("only a custodian waits for other regions"));
+        }
         Op::HoldAlone(r) => {
             let entry = attributes::get(&view, InodeId(r.inode)).await?;
             // There is nothing to have alone where another volume's entries are.

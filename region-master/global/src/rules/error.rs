@@ -1,5 +1,7 @@
 //! Everything for which a change is refused, in words for whoever asked for it.
 
+use std::time::Duration;
+
 use mooseng_schema::SchemaError;
 use mooseng_store::StoreError;
 use mooseng_wire::{Epoch, VolumeId};
@@ -25,6 +27,9 @@ pub enum RuleError {
     /// No such volume.
     #[error("there is no volume {0}; `mooseng volume list` names those that there are")]
     NoVolume(VolumeId),
+    /// A bound that nobody could keep, or that is none.
+    #[error("a volume's lag_max can't be {0:?}: it is from a second to a day, or 0 for none")]
+    LagMax(Duration),
     /// The epoch isn't the present one.
     #[error(
         "volume {volume} is in epoch {present}, not in epoch {asked}: somebody else has decided meanwhile"

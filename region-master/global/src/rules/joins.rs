@@ -14,7 +14,7 @@ use mooseng_wire::{Epoch, LOCAL_ID_BITS, ROOT_INODE, VolumeId};
 
 use super::{ROOT, RuleError, Ruled, changed, cluster, level, put, regions, unfit, version, volume, volumes};
 use crate::key;
-use crate::view::{Durability, Join, Place, Region, Stage, Volume};
+use crate::view::{Durability, Join, LAG_MAX_DEFAULT, Place, Region, Stage, Volume};
 use crate::voters;
 
 /// Volumes at most, the root among them: each is told of in each renewal of a region's lease.
@@ -109,6 +109,7 @@ impl Making {
             regions,
             automatic: could_fail_over,
             blocks_alone: false,
+            lag_max: Some(LAG_MAX_DEFAULT),
             join: Some(Join { place: self.place.clone(), stage: Stage::Made }),
         })
     }

@@ -18,6 +18,8 @@ pub struct GlobalFacts {
     pub down: Vec<(String, u64)>,
     /// Volumes that take no changes for their home is lost, and what they wait for.
     pub waiting: Vec<(String, String)>,
+    /// Volumes that are at home in the asked master's region and whose writers wait for other regions, and why.
+    pub held: Vec<(String, String)>,
     /// The asked master leads a region that is the home of volumes for which it needs a lease, and doesn't hold it.
     pub lease_lost: bool,
     /// The feature level, and what stands beside it.
@@ -59,6 +61,9 @@ pub(super) fn look(facts: &GlobalFacts, found: &mut Vec<Finding>) {
     }
     for (volume, detail) in &facts.waiting {
         found.push(finding(&codes::VOLUME_WAITS, volume, detail));
+    }
+    for (volume, detail) in &facts.held {
+        found.push(finding(&codes::WRITERS_HELD, volume, detail));
     }
     if facts.lease_lost {
         let detail = "The region's leader can't renew the region's lease.";
@@ -103,6 +108,7 @@ mod tests {
             codes_of(&|f| f.waiting = vec![("volume 0".into(), "It waits.".into())]),
             ["VOLUME_WAITS"]
         );
+        assert_eq!(codes_of(&|f| f.held = vec![("volume 0".into(), "It waits.".into())]), ["WRITERS_HELD"]);
         assert_eq!(codes_of(&|f| f.lease_lost = true), ["LEASE_LOST"]);
         assert_eq!(codes_of(&|f| f.levels.raisable = Some(2)), ["LEVEL_RAISABLE"]);
         assert_eq!(codes_of(&|f| f.levels.differ = Some("a/m1: 0".into())), ["LEVELS_DIFFER"]);

@@ -420,6 +420,7 @@ mod tests {
             sync_set: names(&["a", "b"]),
             automatic: true,
             blocks_alone: false,
+            lag_max: None,
             lost_home: None,
             forced_home: None,
             join: None,

@@ -118,6 +118,7 @@ mod tests {
             sync_set: BTreeSet::new(),
             automatic: false,
             blocks_alone: false,
+            lag_max: None,
             join: Some(Join { place: Place { directory, path: "/d".into() }, stage }),
         }
     }

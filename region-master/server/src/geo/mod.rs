@@ -53,6 +53,7 @@ pub mod deleted;
 mod fetch;
 mod giving_up;
 pub mod joins;
+pub mod lag;
 pub mod leased;
 pub mod let_go;
 pub mod losses;
@@ -624,6 +625,7 @@ mod tests {
                 sync_set: BTreeSet::new(),
                 automatic: false,
                 blocks_alone: false,
+                lag_max: None,
                 join: Some(Join { place, stage }),
             }
         };

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use mooseng_ports::clock::BootTime;
 use mooseng_region::age::Age;
+use mooseng_region::lag::Tail;
 use mooseng_region::near::Totals;
 use mooseng_replica::needs::Needs;
 use mooseng_schema::log::{LogPosition, ReplicaRecord};
@@ -89,6 +90,8 @@ pub(super) struct Seat {
     pub stopped: Mutex<Option<tokio::time::Instant>>,
     /// Regions that have something of the volume and aren't to have it any more, with what they say of that.
     pub letting_go: Mutex<BTreeMap<String, String>>,
+    /// Of the home of a `region` volume: how old what no other region has is.
+    pub tail: watch::Sender<Tail>,
     /// Where moves are asked for, while this master leads the home.
     pub moves: Mutex<Option<tokio::sync::mpsc::Sender<moving::Ordered>>>,
 }
@@ -114,6 +117,7 @@ impl Seat {
             sealed: watch::channel(false).0,
             stopped: Mutex::default(),
             letting_go: Mutex::default(),
+            tail: watch::channel(Tail::default()).0,
             moves: Mutex::default(),
         }
     }

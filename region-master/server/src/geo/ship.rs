@@ -20,7 +20,7 @@ use mooseng_wire::geo::{Hint, LogEntry, Push, Pushed, PutAside};
 use mooseng_wire::method::Method;
 use mooseng_wire::{Epoch, VolumeId};
 
-use super::{Shipped, Whereabouts, ask, chunks, losses, pause, place, place_of, position, push, sync};
+use super::{Shipped, Whereabouts, ask, chunks, lag, losses, pause, place, place_of, position, push, sync};
 use crate::global::Global;
 use crate::master::Master;
 
@@ -60,7 +60,8 @@ pub async fn run(master: &Arc<Master>, volume: VolumeId, custody: u64, epoch: Ep
                 shipping,
                 receiving,
                 keep_trimmed(master, volume, epoch, &regions),
-                sync::keep(master, volume, custody, epoch)
+                sync::keep(master, volume, custody, epoch),
+                lag::keep(master, volume, epoch)
             );
         };
         tokio::select! {

@@ -349,7 +349,8 @@ async fn count_up(master: &Master, volume: VolumeId, epoch: Epoch) -> Result<(),
     super::agreed(master, changed.version, deadline).await.map(drop).ok_or_else(late)
 }
 
-fn seen(master: &Master, volume: VolumeId, known: &Volume) -> BTreeMap<String, Seen<LogPosition>> {
+/// What is known of the other regions that have a volume which is at home here.
+pub(super) fn seen(master: &Master, volume: VolumeId, known: &Volume) -> BTreeMap<String, Seen<LogPosition>> {
     let shipped = master.geo.shipped(volume);
     let others = known.regions.iter().filter(|region| **region != known.home);
     let of = |region: &String| {

@@ -75,6 +75,7 @@ pub(super) fn refused(global: &Global, error: RuleError) -> CallError {
         RuleError::Revocation(_)
         | RuleError::TokenSpent(_)
         | RuleError::OnlyHome { .. }
+        | RuleError::LagMax(_)
         | RuleError::Unfit { .. }
         | RuleError::NoFailover(_)
         | RuleError::CouldntLose(_)
@@ -368,6 +369,7 @@ impl Global {
             durability: asked.geo.map(|geo| if geo { Durability::Geo } else { Durability::Region }),
             automatic: asked.automatic,
             blocks_alone: asked.blocks_alone,
+            lag_max: asked.lag_max_ms.map(Duration::from_millis),
             at_version: asked.at_version,
             custody: asked.custody,
             by_home: false,

@@ -1,6 +1,7 @@
 //! An administrator changes a volume's settings.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use mooseng_global::{Durability, Volume};
 use mooseng_transport::call_error;
@@ -32,6 +33,7 @@ impl Global {
             geo: asked.geo,
             automatic: asked.automatic,
             blocks_alone: asked.blocks_alone,
+            lag_max_ms: asked.lag_max_ms,
             at_version,
             custody: None,
         };
@@ -73,5 +75,8 @@ fn with(before: &Volume, asked: &SetVolumeRequest) -> Volume {
     }
     after.automatic = asked.automatic.unwrap_or(after.automatic);
     after.blocks_alone = asked.blocks_alone.unwrap_or(after.blocks_alone);
+    if let Some(ms) = asked.lag_max_ms {
+        after.lag_max = (ms > 0).then(|| Duration::from_millis(ms));
+    }
     after
 }

@@ -173,6 +173,7 @@ impl Global {
             survives_a_region_and_a_master: standing.survives_a_region_and_a_master(),
             down: down.map(|(region, (age, _))| (region, age.as_secs())).collect(),
             waiting: self.waiting(&view),
+            held: held(master, &view),
             lease_lost: needs_it && master.serving().is_ok() && !self.lease_valid(),
             levels: self.level_facts(&view),
         })
@@ -283,12 +284,27 @@ impl Global {
     pub fn list_volumes(&self, master: &Master) -> ListVolumesReply {
         let view = self.view();
         let volume = |(id, known): (&VolumeId, &mooseng_global::Volume)| Volume {
+            tail_ms: crate::geo::lag::tail(master, *id).age.map(millis),
+            held: crate::geo::lag::is_held(master, *id),
             replicas: crate::geo::replicas(master, *id),
             letting_go: crate::geo::let_go::told(master, *id),
             ..told(*id, known)
         };
         ListVolumesReply { version: view.version, volumes: view.volumes.iter().map(volume).collect() }
     }
+}
+
+/// Volumes whose writers wait for other regions, and why.
+fn held(master: &Master, view: &View) -> Vec<(String, String)> {
+    let ours = view.volumes.iter().filter(|(_, known)| known.home == master.config.region);
+    let held = ours.filter_map(|(id, known)| {
+        let tail = crate::geo::lag::tail(master, *id);
+        let age = tail.age.filter(|_| tail.held)?;
+        let (age, most) = (age.as_secs(), known.lag_max.unwrap_or_default().as_secs_f64());
+        let detail = format!("What no other region has of it is {age} s old; its lag_max is {most} s.");
+        Some((format!("volume {id}"), detail))
+    });
+    held.collect()
 }
 
 fn stage(stage: Stage) -> VolumeStage {
@@ -314,6 +330,9 @@ pub(crate) fn told(id: VolumeId, known: &mooseng_global::Volume) -> Volume {
         replicas: Vec::new(),
         letting_go: Vec::new(),
         blocks_alone: known.blocks_alone,
+        lag_max_ms: known.lag_max.map_or(0, millis),
+        tail_ms: None,
+        held: false,
         stage: known.join.as_ref().map_or(VolumeStage::Unspecified, |join| stage(join.stage)).into(),
         parent: place.map_or(0, |place| place.parent().0.into()),
         directory: place.map_or(0, |place| place.directory.0),
