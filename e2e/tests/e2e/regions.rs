@@ -31,6 +31,9 @@ pub const HOME_LOST: &[&str] = &[
     "the session's lease had lapsed",
 ];
 
+/// What a volume's home says once nobody else has what is written there.
+const BEHIND: &[&str] = &["writers wait: what no other region has of the volume is older than its lag_max"];
+
 /// What is said where all copies of a chunk are gone.
 const COPIES_GONE: &[&str] = &[
     "no copy of a chunk is of any use here",
@@ -131,6 +134,48 @@ fn write_on(directory: &Path, ends: &AtomicBool) -> Result<(u32, Duration)> {
         n += 1;
     }
     Ok((n, longest))
+}
+
+/// The other region is cut off from a `region` volume whose home writes on: writers wait once what they wrote is older than `lag_max`, and go on with it.
+fn waits_for_the_other_region(cluster: &DevCluster, here: &Path, there: &Path) -> Result<()> {
+    let volume = |words: &[&str]| -> Result<serde_json::Value> {
+        let mut command = cluster.mooseng(&[&["volume"], words, &["-o", "json", "--config"]].concat());
+        command.arg(cluster.admin_config_of(HOME)?);
+        Ok(serde_json::from_slice(&checked(&mut command)?.stdout)?)
+    };
+    volume(&["set", "/", "--durability", "region", "--lag-max", "1s"])?;
+    let info = || Ok::<_, anyhow::Error>(volume(&["info", "/"])?["volume"].clone());
+    wait_for("the other region to count", SOON, || {
+        let known = info()?;
+        ensure!(known["tail_ms"].is_u64() && known["writers_held"] == false, "{known:#}");
+        Ok(())
+    })?;
+    let directory = Path::new("paced");
+    std::fs::create_dir(here.join(directory)).context("mkdir")?;
+    cluster.cut(&["partition", AWAY])?;
+    let ends = AtomicBool::new(false);
+    let wrote = std::thread::scope(|scope| {
+        let writer = scope.spawn(|| write_on(&here.join(directory), &ends));
+        std::thread::sleep(Duration::from_secs(5));
+        let held = info();
+        let healed = cluster.cut(&["heal"]);
+        std::thread::sleep(Duration::from_secs(1));
+        ends.store(true, Ordering::SeqCst);
+        let (wrote, longest) = writer.join().map_err(|_| anyhow::anyhow!("the writer panicked"))??;
+        healed?;
+        let held = held?;
+        ensure!(held["writers_held"] == true && held["tail_ms"].as_u64() > Some(1_000), "{held:#}");
+        ensure!(longest > Duration::from_secs(2), "of {wrote} writes the longest took {longest:?}");
+        Ok(wrote)
+    })?;
+    let last = format!("{} of {}", wrote - 1, here.join(directory).display());
+    shows(&there.join(directory).join((wrote - 1).to_string()), &last)?;
+    volume(&["set", "/", "--durability", "geo", "--lag-max", "1m"])?;
+    wait_for("both regions to be in the sync set", SOON, || {
+        let known = info()?;
+        ensure!(known["sync_set"].as_array().map(Vec::len) == Some(2), "{known:#}");
+        Ok(())
+    })
 }
 
 fn move_home(cluster: &DevCluster, to: &str, plan: bool) -> Result<serde_json::Value> {
@@ -339,6 +384,9 @@ fn run() -> Result<()> {
         cluster.cut(&["heal"])?;
         shows(&there.join("home/d"), UNHEARD)
     });
+    steps.run("writers of a region volume wait for a region that falls behind", || {
+        waits_for_the_other_region(&cluster, &here, &there)
+    });
     steps.run("a region without data is killed and started, and so is one with data", || {
         for region in ["witness", AWAY] {
             cluster.dev_words(&["kill", "region", region])?;
@@ -381,5 +429,5 @@ fn run() -> Result<()> {
         Ok(())
     });
     steps.finish()?;
-    cluster.finish(&[super::PEERS_COME_AND_GO, HOME_LOST, COPIES_GONE].concat())
+    cluster.finish(&[super::PEERS_COME_AND_GO, HOME_LOST, COPIES_GONE, BEHIND].concat())
 }
