@@ -10,7 +10,7 @@ use crate::exit::Failure;
 use crate::trash::shown;
 use crate::volume::{self, Named};
 
-/// Volumes that one path leads through at most. Volumes below volumes can't be made yet.
+/// Volumes that one path leads through at most.
 const CROSSINGS_MAX: usize = 16;
 
 /// Where a path of the tree leads.
@@ -68,8 +68,24 @@ pub async fn find(file: &ClientFile, path: Vec<u8>) -> Result<Place, Failure> {
             None => return Ok(place),
         }
     }
-    let why = format!("The path leads through more than {CROSSINGS_MAX} volumes: give a shorter one.");
-    Err(Failure::usage(why))
+    Err(too_many())
+}
+
+/// The volume in which the directory at a path of the tree lies: what is joined at that itself isn't crossed into.
+pub async fn above(file: &ClientFile, path: Vec<u8>) -> Result<Place, Failure> {
+    let mut place = Place::of(path);
+    for _ in 0..CROSSINGS_MAX {
+        let told = admin::find_crossing(file, place.volume, place.path.clone()).await?;
+        match place.clone().crossed(&told)? {
+            Some(next) if next.path.iter().any(|byte| *byte != b'/') => place = next,
+            _ => return Ok(place),
+        }
+    }
+    Err(too_many())
+}
+
+fn too_many() -> Failure {
+    Failure::usage(format!("The path leads through more than {CROSSINGS_MAX} volumes: give a shorter one."))
 }
 
 /// The volume that a command means by `--volume`: its number, or the path at which it is joined. Without it, the root volume.

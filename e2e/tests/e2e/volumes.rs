@@ -204,6 +204,37 @@ fn fsck(cluster: &DevCluster) -> Result<()> {
     Ok(())
 }
 
+/// Makes a volume in the volume v, enters it from both regions, and deletes it.
+fn below_a_volume(cluster: &DevCluster, here: &Path, there: &Path) -> Result<()> {
+    fs::create_dir(here.join("v/in")).context("mkdir")?;
+    fs::File::open(here.join("v"))?.sync_all().context("fsync of the directory")?;
+    volume(cluster, ROOT_HOME, &["create", "/v/in", "--home", ROOT_HOME, "--durability", "region"])?;
+    for mount in [here, there] {
+        wait_for("the mount to cross into the volume below", Duration::from_secs(60), || {
+            let inner = volume_of(&mount.join("v/in"))?;
+            ensure!(inner != volume_of(&mount.join("v"))?, "{} shows the directory", mount.display());
+            Ok(())
+        })?;
+    }
+    write(&here.join("v/in/a"), "below")?;
+    shows(&there.join("v/in/a"), "below")?;
+    sh(there, "test \"$(cd v/in/..; pwd -P)\" = \"$(cd v; pwd -P)\"")?;
+    let listed = volume(cluster, OTHER, &["info", "/v/in"])?;
+    ensure!(listed["volume"]["path"] == "/v/in" && listed["volume"]["home"] == ROOT_HOME, "{listed:#}");
+    let used = shape(cluster, &["class", "get", "/v/in/a"])?;
+    ensure!(used["class"]["name"] == "default", "{used:#}");
+    refused(cluster, "/v/in", "rm -r")?;
+    fs::remove_file(here.join("v/in/a"))?;
+    wait_for("nothing to be open there", Duration::from_secs(60), || {
+        volume(cluster, ROOT_HOME, &["delete", "/v/in"]).map(drop)
+    })?;
+    wait_for("the directory to be an ordinary one", Duration::from_secs(60), || {
+        ensure!(volume_of(&here.join("v/in"))? == volume_of(&here.join("v"))?, "it shows the volume still");
+        Ok(())
+    })?;
+    fs::remove_dir(here.join("v/in")).context("rmdir")
+}
+
 fn sh(directory: &Path, script: &str) -> Result<()> {
     checked(Command::new("sh").args(["-ec", script]).current_dir(directory)).map(drop)
 }
@@ -258,6 +289,9 @@ fn run() -> Result<()> {
         "administrators' commands reach a volume by its paths, from another region than its home",
         || administered(&cluster, &here),
     );
+    steps.run("a volume is made in another volume, whose home is elsewhere, and deleted again", || {
+        below_a_volume(&cluster, &here, &there)
+    });
     steps.run("mooseng info looks across", || {
         let mut command = cluster.mooseng(&["info", "-o", "json"]);
         checked(command.arg(there.join("v/a"))).map(drop)

@@ -118,7 +118,7 @@ fn epochs_of_others(master: &Master) -> Vec<VolumeEpoch> {
 fn not_agreed(error: CallError) -> Status {
     match error.code() {
         ErrorCode::InvalidRequest => Status::invalid_argument(error.message),
-        ErrorCode::NotFound => Status::not_found(error.message),
+        ErrorCode::NotFound | ErrorCode::NoVolume => Status::not_found(error.message),
         ErrorCode::PermissionDenied => Status::permission_denied(error.message),
         ErrorCode::StaleEpoch => Status::failed_precondition(error.message),
         _ => Status::unavailable(error.message),

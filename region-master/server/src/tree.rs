@@ -61,20 +61,26 @@ pub fn below(at: &[u8], path: &[u8]) -> Bytes {
     }
 }
 
-/// Where the tree shows a volume now, as far as it is known here; empty for the root volume. Where this region doesn't have the volume above, it is the path
-/// that the directory had when the volume was made.
-pub async fn at(master: &Master, volume: VolumeId) -> Bytes {
+/// Where the tree shows a volume now, as far as it is known here; empty for the root volume. Where this region doesn't have a volume above, it is the path
+/// that the directory there had when the volume below it was made.
+pub async fn at(master: &Master, mut volume: VolumeId) -> Bytes {
     let view = master.geo.view();
-    let join = view.as_ref().and_then(|view| view.volumes.get(&volume)?.join.as_ref());
-    let Some(place) = join.map(|join| &join.place) else { return Bytes::new() };
-    let above = place.directory.volume();
-    if above == ROOT_VOLUME && geo::place_of(master, above) != Whereabouts::Nowhere {
-        let path = paths::path(&paths::reading(master), place.directory).await;
-        if let Ok(Some(path)) = path {
-            return path.into();
-        }
+    let mut shown = Vec::new();
+    // A volume is only made in one that there is: the way up ends at the root.
+    while let Some(join) = view.as_ref().and_then(|view| view.volumes.get(&volume)?.join.as_ref()) {
+        let (directory, above) = (join.place.directory, join.place.parent());
+        let known = match geo::place_of(master, above) {
+            Whereabouts::Nowhere => None,
+            _ => paths::path(&paths::reading(master), directory).await.ok().flatten(),
+        };
+        let Some(within) = known else {
+            shown.splice(..0, join.place.path.bytes());
+            break;
+        };
+        shown.splice(..0, within);
+        volume = above;
     }
-    place.path.clone().into()
+    shown.into()
 }
 
 /// A volume by the number that an administrator gave: it has to be there, and at home here. Who asks elsewhere is told where its home is.

@@ -11,6 +11,7 @@ use super::{Named, durability, shape};
 use crate::args::{Durability, Format, VolumeCreate, VolumeDelete};
 use crate::config::ClientFile;
 use crate::exit::Failure;
+use crate::tree::{self, Place};
 use crate::{admin, output};
 
 /// Makes one, or says whether it could be made.
@@ -20,8 +21,9 @@ pub fn run(args: &VolumeCreate) -> Result<(), Failure> {
             "--regions has an empty name: say A,B, all regions that are to have the volume.",
         ));
     }
-    let request = CreateVolumeRequest {
-        path: args.path.clone().into(),
+    let asked = |place: Place| CreateVolumeRequest {
+        path: place.path,
+        parent: place.volume,
         home: args.home.clone(),
         geo: args.durability == Durability::Geo,
         regions: args.regions.clone(),
@@ -29,8 +31,9 @@ pub fn run(args: &VolumeCreate) -> Result<(), Failure> {
     };
     let file = ClientFile::load(&args.config)?;
     let made = admin::block_on(async {
-        let home = root_home(&file).await?;
-        admin::create_volume(&file, &home, request).await
+        let place = place_of(&file, &args.path).await?;
+        let home = home_of(&file, place.volume).await?;
+        admin::create_volume(&file, &home, asked(place)).await
     })?;
     match args.output.format {
         Format::Json => output::json(&created_shape(&made, args.plan)),
@@ -40,12 +43,20 @@ pub fn run(args: &VolumeCreate) -> Result<(), Failure> {
 
 /// Deletes one, or says whether it could be deleted.
 pub fn delete(args: &VolumeDelete) -> Result<(), Failure> {
-    let which = which(&args.volume)?;
+    let named = Named::parse(&args.volume)?;
     let file = ClientFile::load(&args.config)?;
     let (plan, loses_put_aside) = (args.plan, args.although_it_loses_what_was_put_aside);
-    let request = DeleteVolumeRequest { which: Some(which), plan, loses_put_aside };
     let gone = admin::block_on(async {
-        let home = root_home(&file).await?;
+        let (which, parent) = match named {
+            Named::Number(id) => (Which::Volume(id), parent_of(&file, id).await?),
+            // The home looks it up.
+            Named::Path(path) => {
+                let place = place_of(&file, &path).await?;
+                (Which::Path(place.path), place.volume)
+            }
+        };
+        let request = DeleteVolumeRequest { which: Some(which), plan, loses_put_aside, parent };
+        let home = home_of(&file, parent).await?;
         admin::delete_volume(&file, &home, request).await
     })?;
     match args.output.format {
@@ -56,21 +67,28 @@ pub fn delete(args: &VolumeDelete) -> Result<(), Failure> {
     }
 }
 
-/// By its path, or its number.
-fn which(text: &str) -> Result<Which, Failure> {
-    Named::parse(text).map(|named| match named {
-        Named::Number(id) => Which::Volume(id),
-        // The home looks it up.
-        Named::Path(path) => Which::Path(path.into()),
-    })
+/// The volume in which a directory lies, and its path there.
+async fn place_of(file: &ClientFile, path: &str) -> Result<Place, Failure> {
+    if !path.starts_with('/') {
+        return Err(Failure::usage(format!(
+            "{path:?} isn't a path: give that of a directory, from the root of the filesystem, as /directory."
+        )));
+    }
+    tree::above(file, path.to_owned().into_bytes()).await
 }
 
-/// The masters of the root volume's home: its directories are theirs.
-async fn root_home(file: &ClientFile) -> Result<Vec<String>, Failure> {
+/// The volume above; of one that isn't known, and may be named by a directory still, it is taken for the root.
+async fn parent_of(file: &ClientFile, id: u32) -> Result<u32, Failure> {
+    let (_, volumes) = admin::cluster(file).await?;
+    Ok(volumes.into_iter().find(|volume| volume.id == id).map_or(0, |volume| volume.parent))
+}
+
+/// The masters of a volume's home: its directories are theirs.
+async fn home_of(file: &ClientFile, id: u32) -> Result<Vec<String>, Failure> {
     let (regions, volumes) = admin::cluster(file).await?;
-    let root = volumes.into_iter().find(|volume| volume.id == 0);
-    let root = root.ok_or_else(|| Failure::unavailable("The regions haven't agreed on anything yet."))?;
-    Ok(masters_of(&regions, &root.home))
+    let known = volumes.into_iter().find(|volume| volume.id == id);
+    let known = known.ok_or_else(|| Failure::unavailable("The regions haven't agreed on anything yet."))?;
+    Ok(masters_of(&regions, &known.home))
 }
 
 fn created(path: &str, reply: &CreateVolumeReply) -> String {
@@ -134,12 +152,5 @@ mod tests {
         assert_eq!(created_shape(&made, false)["mounts_enter_it"], true);
         let planned = created("/team", &CreateVolumeReply { version: 9, volume: None });
         assert!(planned.contains("Nothing has changed"), "{planned}");
-    }
-
-    #[test]
-    fn a_volume_is_deleted_by_its_path_or_its_number() {
-        assert_eq!(which("/team").unwrap(), Which::Path("/team".into()));
-        assert_eq!((which("7").unwrap(), which("/").unwrap()), (Which::Volume(7), Which::Volume(0)));
-        assert_eq!(which("team").unwrap_err().exit_code(), 2);
     }
 }

@@ -31,13 +31,14 @@ use mooseng_wire::method::Method;
 use mooseng_wire::{InodeId, VolumeId};
 use tokio::time::Instant;
 
-use super::{ROOT_VOLUME, ask, at_home, failed, home_of, losses, pause, sync};
-use crate::errors::{not_built, record_failed};
+use super::{ask, at_home, failed, home_of, losses, pause, sync};
+use crate::errors::record_failed;
 use crate::global::Global;
 use crate::global::status::told;
 use crate::master::Master;
 use crate::own::{self, Repeat};
 use crate::records::transact;
+use crate::tree::Asked;
 
 /// How often it is looked whether a volume's home has formatted it.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -48,22 +49,30 @@ fn refused(message: impl Into<String>) -> CallError {
     call_error(ErrorCode::InvalidRequest, message)
 }
 
-/// What the commands work with, on the leader of the root volume's home.
+/// What the commands work with, on the leader of the home of the volume above.
 struct Parent<'a> {
     master: &'a Arc<Master>,
     global: &'a Global,
+    /// The volume above, with where the tree shows it.
+    above: Asked,
     custody: u64,
     deadline: Instant,
 }
 
 impl<'a> Parent<'a> {
-    fn of(master: &'a Arc<Master>, deadline: Instant) -> Result<Self, CallError> {
+    async fn of(master: &'a Arc<Master>, above: u32, deadline: Instant) -> Result<Self, CallError> {
         let global = master.global.as_deref().ok_or_else(|| {
             refused("this cluster has one region, whose masters' configuration has no [global]: volumes besides the root are agreed on by the global group")
         })?;
-        let custody = master.serving_of(ROOT_VOLUME)?;
-        at_home(master, ROOT_VOLUME)?;
-        Ok(Self { master, global, custody, deadline })
+        let above = u16::try_from(above).map(VolumeId).map_err(|_| super::no_volume(above))?;
+        super::there_is(master, above, deadline).await?;
+        let custody = master.serving_of(above)?;
+        at_home(master, above)?;
+        Ok(Self { master, global, above: Asked::about(master, above).await, custody, deadline })
+    }
+
+    fn volume(&self) -> VolumeId {
+        self.above.volume
     }
 
     fn view(&self) -> Arc<View> {
@@ -80,22 +89,26 @@ impl<'a> Parent<'a> {
         super::agreed(self.master, version, self.deadline).await.ok_or_else(late)
     }
 
-    /// What lies at a path.
+    /// What lies at a path of the volume.
     async fn inode_at(&self, path: &Bytes) -> Result<InodeId, CallError> {
+        let volume = self.volume();
         let found = transact(&self.master.store, |tx| {
             let path = path.clone();
             async move {
-                let found = upkeep::inode_at(&tx, ROOT_VOLUME, &path).await?;
-                let other = joins::on_the_way(&tx, ROOT_VOLUME, &path).await?;
+                let found = upkeep::inode_at(&tx, volume, &path).await?;
+                let other = joins::on_the_way(&tx, volume, &path).await?;
                 Ok((tx, (found, other)))
             }
         });
         let (found, other) = found.await.map_err(|e| record_failed(&e))?;
-        if other.is_some() {
-            return Err(not_built("making or deleting a volume in another one than the root"));
+        let path = self.above.told(path);
+        // It was joined since the way was looked for, or an earlier release's command asks, which doesn't follow it.
+        if let Some(other) = other {
+            return Err(refused(format!(
+                "{path} leads into volume {other}, whose home makes and deletes volumes there: repeat the command"
+            )));
         }
         found.ok_or_else(|| {
-            let path = String::from_utf8_lossy(path);
             call_error(
                 ErrorCode::NotFound,
                 format!(
@@ -198,7 +211,7 @@ impl<'a> Parent<'a> {
         let now_ns = self.master.clock.unix_ns();
         let joined = own::change(
             self.master,
-            ROOT_VOLUME,
+            self.volume(),
             self.custody,
             Repeat::Harmless,
             self.deadline,
@@ -210,7 +223,7 @@ impl<'a> Parent<'a> {
             ))
         })?;
         // Who takes over the volume above has that, too, before anybody else counts on it.
-        sync::everything(self.master, ROOT_VOLUME, self.deadline).await
+        sync::everything(self.master, self.volume(), self.deadline).await
     }
 
     /// Has it name the volume no more, if it does.
@@ -218,14 +231,14 @@ impl<'a> Parent<'a> {
         let now_ns = self.master.clock.unix_ns();
         let gone = own::change(
             self.master,
-            ROOT_VOLUME,
+            self.volume(),
             self.custody,
             Repeat::Harmless,
             self.deadline,
             |tx, touched| Box::pin(async move { joins::let_go(tx, touched, now_ns, directory, id).await }),
         );
         gone.await?;
-        sync::everything(self.master, ROOT_VOLUME, self.deadline).await
+        sync::everything(self.master, self.volume(), self.deadline).await
     }
 
     async fn agree(&self, change: Change) -> Result<mooseng_wire::global::Changed, CallError> {
@@ -284,8 +297,8 @@ fn in_directory(view: &View, directory: InodeId) -> Option<(VolumeId, &Volume)> 
     view.volumes.iter().find(|(_, volume)| is_there(volume)).map(|(id, volume)| (*id, volume))
 }
 
-/// A path as it is looked up, and as it is told: without a slash at its end.
-fn path_of(path: &Bytes) -> Result<(Bytes, String), CallError> {
+/// A path as it is looked up: without a slash at its end.
+fn path_of(path: &Bytes) -> Result<Bytes, CallError> {
     if path.first() != Some(&b'/') {
         let path = String::from_utf8_lossy(path);
         return Err(refused(format!(
@@ -293,9 +306,7 @@ fn path_of(path: &Bytes) -> Result<(Bytes, String), CallError> {
         )));
     }
     let end = path.iter().rposition(|byte| *byte != b'/').map_or(1, |last| last + 1);
-    let path = path.slice(..end);
-    let shown = String::from_utf8_lossy(&path).into_owned();
-    Ok((path, shown))
+    Ok(path.slice(..end))
 }
 
 /// Makes a volume and joins it, or says whether that could be done now. Done already, it is the same one.
@@ -304,9 +315,10 @@ pub async fn create(
     request: CreateVolumeRequest,
     deadline: Instant,
 ) -> Result<CreateVolumeReply, CallError> {
-    let parent = Parent::of(master, deadline)?;
+    let parent = Parent::of(master, request.parent, deadline).await?;
     let _one = master.joins_gate.lock().await;
-    let (path, shown) = path_of(&request.path)?;
+    let path = path_of(&request.path)?;
+    let shown = parent.above.told(&path);
     let directory = parent.inode_at(&path).await?;
     parent.is_fit(&shown, directory).await?;
     let making = CreateVolume {
@@ -354,12 +366,19 @@ async fn sought(parent: &Parent<'_>, which: Which) -> Result<(VolumeId, InodeId,
             let id = super::known(parent.master, number)
                 .map_err(|status| call_error(ErrorCode::NotFound, status.message()))?;
             // The root volume is nowhere: that it stays is the global group's to say.
-            let (directory, path) =
-                place(id).map_or((InodeId(0), "/".to_owned()), |p| (p.directory, p.path.clone()));
-            Ok((id, directory, path))
+            let Some(place) = place(id) else { return Ok((id, InodeId::root_of(id), "/".to_owned())) };
+            if place.parent() != parent.volume() {
+                return Err(refused(format!(
+                    "volume {id} is joined in volume {}, whose home deletes it, not in volume {}",
+                    place.parent(),
+                    parent.volume()
+                )));
+            }
+            Ok((id, place.directory, place.path.clone()))
         }
         Which::Path(path) => {
-            let (path, shown) = path_of(&path)?;
+            let path = path_of(&path)?;
+            let shown = parent.above.told(&path);
             let directory = parent.inode_at(&path).await?;
             let made = || in_directory(&view, directory).map(|(id, _)| id);
             let id = parent.joined_at(directory).await?.or_else(made).ok_or_else(|| {
@@ -385,14 +404,11 @@ pub async fn delete(
     request: DeleteVolumeRequest,
     deadline: Instant,
 ) -> Result<DeleteVolumeReply, CallError> {
-    let parent = Parent::of(master, deadline)?;
+    let parent = Parent::of(master, request.parent, deadline).await?;
     let _one = master.joins_gate.lock().await;
     let which =
         request.which.ok_or_else(|| refused("the request doesn't say which volume is to be deleted"))?;
     let (id, directory, path) = sought(&parent, which).await?;
-    if directory.volume() != ROOT_VOLUME {
-        return Err(not_built("making or deleting a volume in another one than the root"));
-    }
     let number = u32::from(id.0);
     let done = |version: u64| DeleteVolumeReply { version, volume: number, path: path.clone() };
     let leaving = LeaveVolume { volume: number };

@@ -163,7 +163,10 @@ async fn a_volume_is_made_shown_and_deleted() {
     let other = made(&regions, asked("/d", "a")).await.unwrap_err();
     assert!(other.message.contains("volume 1 is there"), "{other:?}");
     let below = made(&regions, asked("/d/x", "b")).await.unwrap_err();
-    assert_eq!(below.code(), ErrorCode::NotBuilt, "{below:?}");
+    assert!(
+        below.code() == ErrorCode::InvalidRequest && below.message.contains("into volume 1"),
+        "{below:?}"
+    );
     assert_eq!(listed(&regions).len(), 1);
 
     // Its home has it; the session of the root hears that what is in the directory is elsewhere, and the directory stays where it is.
@@ -329,6 +332,51 @@ async fn what_is_interrupted_is_gone_on_with() {
         assert!(listed(&regions).iter().all(|volume| volume.id != u32::from(id.0)), "{upto}");
     }
     assert_eq!(listed(&regions).len(), 3);
+}
+
+/// The home of the volume above makes and deletes them, whichever region that is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_volume_is_made_below_another_volume() {
+    let regions = Regions::start(&[("a", 1), ("b", 1), ("w", 1)]).await;
+    serves_as_home(&regions, "a", 1).await;
+    let mount = client(&regions, "a", "a");
+    directory(&mount, "d").await;
+    let (first, second) = (VolumeId(1), VolumeId(2));
+    made(&regions, asked("/d", "b")).await.unwrap();
+    let above = is_home(&regions, "b", first, 1).await;
+    let s = make(&above, first, "s").await.unwrap();
+
+    let below = |path: &str| CreateVolumeRequest { parent: 1, ..asked(path, "a") };
+    let elsewhere = made(&regions, below("/s")).await.unwrap_err();
+    assert_eq!(elsewhere.code(), ErrorCode::NotHome, "the volume above is at home in b");
+    let missing = create(&above, below("/none"), deadline()).await.unwrap_err();
+    assert!(missing.code() == ErrorCode::NotFound && missing.message.contains("/d/none"), "{missing:?}");
+    let its_root = create(&above, below("/"), deadline()).await.unwrap_err();
+    assert!(its_root.message.contains("/d: it is the root directory of a volume"), "{its_root:?}");
+    let volume = create(&above, below("/s"), deadline()).await.unwrap().volume.unwrap();
+    assert_eq!((volume.id, volume.path.as_str(), volume.parent, volume.directory), (2, "/d/s", 1, s));
+    assert_eq!(create(&above, below("/s"), deadline()).await.unwrap().volume.unwrap().id, 2);
+    let home = is_home(&regions, "a", second, 1).await;
+    make(&home, second, "x").await.unwrap();
+    for region in ["a", "b"] {
+        let leader = leads(&regions, region, ROOT_VOLUME).unwrap();
+        until("the way is known", async || mooseng_master::tree::at(leader, second).await == "/d/s").await;
+    }
+
+    // What has a volume in it isn't deleted, and what is below goes by the home of what is above.
+    unmake(&home, second, "x").await;
+    let gone = async |master: &Arc<Master>, which: Which, parent: u32| {
+        let request = DeleteVolumeRequest { which: Some(which), parent, ..DeleteVolumeRequest::default() };
+        delete(master, request, deadline()).await
+    };
+    let refused = deleted(&regions, path("/d")).await.unwrap_err();
+    assert_eq!(refused.code(), ErrorCode::InvalidRequest, "{refused:?}");
+    let refused = gone(&above, Which::Volume(1), 1).await.unwrap_err();
+    assert!(refused.message.contains("joined in volume 0"), "{refused:?}");
+    assert_eq!(gone(&above, path("/s"), 1).await.unwrap().path, "/d/s");
+    until("it is deleted here, too", async || listed(&regions).len() == 1).await;
+    unmake(&above, first, "s").await;
+    assert_eq!(deleted(&regions, path("/d")).await.unwrap().volume, 1);
 }
 
 /// Where something is put into the directory before its volume is joined, the volume is given up or joined later, and nothing is lost.
