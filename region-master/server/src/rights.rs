@@ -10,11 +10,12 @@ use mooseng_wire::fs::{Caller, FileKind, FsReply, FsRequest, Lookup};
 use mooseng_wire::{Identity, InodeId, Role, SessionId, VolumeId};
 
 use crate::config::{MountRule, Squash};
-use crate::errors::{denied, not_built, record_failed};
+use crate::errors::{denied, record_failed};
 use crate::fs::context;
 use crate::geo::ROOT_VOLUME;
 use crate::master::Master;
 use crate::records::transact;
+use crate::tree;
 
 /// Linux' O_ACCMODE, O_RDONLY and O_TRUNC.
 const ACCESS_MODE: u32 = 3;
@@ -46,12 +47,24 @@ fn confines(rule: &MountRule) -> bool {
     rule.components().next().is_some()
 }
 
-/// Refuses a volume to a client whose rule names a subtree: which volumes are joined in that isn't looked for.
-pub fn may_enter(volume: VolumeId, rule: Option<&MountRule>) -> Result<(), CallError> {
-    if volume != ROOT_VOLUME && rule.is_some_and(confines) {
-        return Err(not_built("entering volumes from a mount that is confined to a subtree"));
+/// Refuses a volume to a client whose rule names a subtree, unless the tree shows the volume in that now.
+async fn may_enter(master: &Master, volume: VolumeId, rule: &MountRule) -> Result<(), CallError> {
+    let subtree = &rule.subtree;
+    match tree::known_at(master, volume).await {
+        Some(at) if is_below(&at, rule) => Ok(()),
+        Some(_) => Err(denied(format!(
+            "the rule for this client lets it mount {subtree}, in which volume {volume} isn't joined"
+        ))),
+        None => Err(denied(format!(
+            "the rule for this client lets it mount {subtree}, and whether volume {volume} is joined in that isn't known in this region, its home, which doesn't have all the volumes above: give it those (`mooseng volume set PATH --regions`)"
+        ))),
     }
-    Ok(())
+}
+
+/// Whether a path lies below a rule's subtree.
+fn is_below(path: &[u8], rule: &MountRule) -> bool {
+    let mut names = path.split(|byte| *byte == b'/').filter(|name| !name.is_empty());
+    rule.components().all(|component| names.next() == Some(component.as_bytes())) && names.next().is_some()
 }
 
 /// The root of what a session sees. It is looked for once in a session's life, and again by the next leader.
@@ -61,7 +74,6 @@ pub async fn root(
     rule: Option<&MountRule>,
 ) -> Result<InodeId, CallError> {
     let volume = session.volume();
-    may_enter(volume, rule)?;
     let Some(rule) = rule.filter(|rule| confines(rule)) else { return Ok(InodeId::root_of(volume)) };
     if let Some(root) = master.desk(|desk| desk.roots.get(&session).copied()) {
         return Ok(root);
@@ -71,13 +83,17 @@ pub async fn root(
     Ok(found)
 }
 
-/// The directory of a volume that a rule's subtree is now.
+/// The directory of a volume that a rule's subtree is now; of a volume that is joined in that, its root.
 pub async fn find_root(
     master: &Master,
     volume: VolumeId,
     rule: Option<&MountRule>,
 ) -> Result<InodeId, CallError> {
-    let Some(rule) = rule else { return Ok(InodeId::root_of(volume)) };
+    let Some(rule) = rule.filter(|rule| confines(rule)) else { return Ok(InodeId::root_of(volume)) };
+    if volume != ROOT_VOLUME {
+        may_enter(master, volume, rule).await?;
+        return Ok(InodeId::root_of(volume));
+    }
     let context = context(master, volume);
     let context = &context;
     let found = transact(&master.store, move |tx| async move {
@@ -144,5 +160,32 @@ fn squash(rule: &MountRule, caller: &mut Caller) {
         caller.gid = rule.squash_gid;
         caller.groups.clear();
         caller.kernel_checked = false;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_lies_below_a_subtree_begins_with_all_of_its_names() {
+        let rule = |subtree: &str| MountRule {
+            clients: vec!["*".into()],
+            subtree: subtree.into(),
+            read_only: false,
+            squash: Squash::None,
+            squash_uid: 65_534,
+            squash_gid: 65_534,
+        };
+        for (subtree, path, is) in [
+            ("/srv", "/srv/web", true),
+            ("/srv/", "/srv//web/x", true),
+            ("/srv", "/srv", false),
+            ("/srv", "/srvx/web", false),
+            ("/srv/web", "/srv/wiki", false),
+            ("/srv/web", "/srv", false),
+        ] {
+            assert_eq!(is_below(path.as_bytes(), &rule(subtree)), is, "{path} of {subtree}");
+        }
     }
 }

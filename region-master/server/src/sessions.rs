@@ -57,7 +57,6 @@ pub async fn open(
         ));
     }
     let rule = rights::of(master, &peer.identity)?;
-    rights::may_enter(volume, rule)?;
     // Before there is a session: one that can't be served would stay on record.
     rights::find_root(master, volume, rule).await?;
     let opens: Vec<InodeId> = request.opens.iter().map(|o| InodeId(o.inode)).collect();

@@ -63,7 +63,18 @@ pub fn below(at: &[u8], path: &[u8]) -> Bytes {
 
 /// Where the tree shows a volume now, as far as it is known here; empty for the root volume. Where this region doesn't have a volume above, it is the path
 /// that the directory there had when the volume below it was made.
-pub async fn at(master: &Master, mut volume: VolumeId) -> Bytes {
+pub async fn at(master: &Master, volume: VolumeId) -> Bytes {
+    way_up(master, volume).await.0
+}
+
+/// [`at`], where this region has all the volumes above.
+pub async fn known_at(master: &Master, volume: VolumeId) -> Option<Bytes> {
+    let (shown, known) = way_up(master, volume).await;
+    known.then_some(shown)
+}
+
+/// Where the tree shows a volume, and whether it does so now.
+async fn way_up(master: &Master, mut volume: VolumeId) -> (Bytes, bool) {
     let view = master.geo.view();
     let mut shown = Vec::new();
     // A volume is only made in one that there is: the way up ends at the root.
@@ -75,12 +86,12 @@ pub async fn at(master: &Master, mut volume: VolumeId) -> Bytes {
         };
         let Some(within) = known else {
             shown.splice(..0, join.place.path.bytes());
-            break;
+            return (shown.into(), false);
         };
         shown.splice(..0, within);
         volume = above;
     }
-    shown.into()
+    (shown.into(), volume == ROOT_VOLUME)
 }
 
 /// A volume by the number that an administrator gave: it has to be there, and at home here. Who asks elsewhere is told where its home is.

@@ -30,7 +30,7 @@ use super::common::regions::Regions;
 use super::common::until;
 use super::moving::Mount;
 use super::near_promises::Reader;
-use super::volumes::{follows, is_home, leads};
+use super::volumes::{follows, is_home, leads, make};
 use super::{Caller, change, client, mkdir, serves_as_home};
 
 const SECOND: VolumeId = VolumeId(1);
@@ -206,12 +206,24 @@ async fn a_volumes_sessions_are_its_own() {
     assert_eq!(errno(&read(&mut mount, inside).await), 66);
 }
 
-/// A client whose rule names a subtree may not enter volumes; other rules count in each of them.
+/// A client whose rule names a subtree enters those volumes that are joined in that; other rules count in each of them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rules_for_mounts_count_in_each_volume() {
     let mut regions = Regions::start(&[("a", 1), ("b", 1), ("w", 1)]).await;
     serves_as_home(&regions, "a", 1).await;
     volume(&regions, "/d", "b", &["a", "b"]).await;
+    let above = is_home(&regions, "b", SECOND, 1).await;
+    make(&above, SECOND, "s").await.unwrap();
+    let below = CreateVolumeRequest {
+        path: "/s".into(),
+        home: "b".into(),
+        parent: SECOND.0.into(),
+        ..CreateVolumeRequest::default()
+    };
+    create(&above, below, Instant::now() + WITHIN).await.unwrap();
+    drop(above);
+    let third = VolumeId(SECOND.0 + 1);
+    is_home(&regions, "b", third, 1).await;
     let rule = |client: &str, subtree: &str, read_only| MountRule {
         clients: vec![client.into()],
         subtree: subtree.into(),
@@ -222,7 +234,8 @@ async fn rules_for_mounts_count_in_each_volume() {
     };
     let b = regions.of("b")[0];
     regions.kill(b).await;
-    regions.sites[b].config.mounts = vec![rule("c", "/", true), rule("web", "/srv", false)];
+    regions.sites[b].config.mounts =
+        vec![rule("c", "/", true), rule("web", "/srv", false), rule("team", "/d", false)];
     regions.run(b).await;
     is_home(&regions, "b", SECOND, 1).await;
     let mut reader = of_volume(&regions, "c", &["b"], SECOND);
@@ -232,7 +245,14 @@ async fn rules_for_mounts_count_in_each_volume() {
     assert_eq!(errno(&done(&mut reader, Op::Create(make)).await), 30);
     let mut confined = of_volume(&regions, "web", &["b"], SECOND);
     let Err(CallFailure::Remote(refused)) = confined.open().await else { panic!("it is refused") };
-    assert_eq!(refused.code(), ErrorCode::NotBuilt, "{refused:?}");
+    assert!(
+        refused.code() == ErrorCode::PermissionDenied && refused.message.contains("isn't joined"),
+        "{refused:?}"
+    );
+    let mut team = of_volume(&regions, "team", &["b"], third);
+    assert_eq!(team.find("x").await, None);
+    let make = Create { parent: root(third), name: "x".into(), mode: 0o644, ..Create::default() };
+    assert_eq!(errno(&done(&mut team, Op::Create(make)).await), 0);
     let mut nobody = of_volume(&regions, "nobody", &["b"], SECOND);
     let Err(CallFailure::Remote(refused)) = nobody.open().await else { panic!("it is refused") };
     assert_eq!(refused.code(), ErrorCode::PermissionDenied, "{refused:?}");
