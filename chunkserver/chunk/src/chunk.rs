@@ -15,7 +15,7 @@ use mooseng_wire::{CHUNK_BYTES_MAX, ChunkId, Epoch};
 
 use crate::digest::{Digest, Digester};
 use crate::directory::Directory;
-use crate::error::{ChunkError, is_full};
+use crate::error::{ChunkError, is_full, is_ours};
 use crate::files::{OpenFiles, lock};
 use crate::layout::{
     BLOCK, ENTRY_BYTES, FORMAT, GROUP_BLOCKS, Header, RECORD_AT, Record, entry_at, entry_crc, file_bytes,
@@ -31,9 +31,6 @@ mod write;
 use recovery::Recovered;
 use verify::{View, Wrong, read_blocks};
 use write::{entries, write_pieces};
-
-/// Linux' errors of a process, or a host, that lacks descriptors or memory.
-const OURS: [i32; 3] = [12, 23, 24];
 
 /// A chunk's length, and how much of it is flushed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,6 +133,13 @@ impl Drop for Held<'_> {
     fn drop(&mut self) {
         *lock(self.seen) = self.state.seen();
     }
+}
+
+/// The file, and what of the state a read of it goes by.
+struct Readable {
+    file: Arc<dyn DiskFile>,
+    view: View,
+    sealed: bool,
 }
 
 /// One chunk of a data directory.
@@ -293,7 +297,7 @@ impl Chunk {
             return Ok(file.clone());
         }
         if state.created {
-            return files.get(self.id, &self.path).map_err(|e| self.poison(state, "opening its file", &e));
+            return files.get(self.id, &self.path).map_err(|e| self.not_begun(state, "opening its file", &e));
         }
         match self.create(epoch) {
             Ok(file) => {
@@ -303,7 +307,7 @@ impl Chunk {
                 Ok(file)
             }
             Err(e) if is_full(&e) => Err(ChunkError::NoSpace { bytes: BLOCK }),
-            Err(e) => Err(self.poison(state, "creating its file", &e)),
+            Err(e) => Err(self.not_begun(state, "creating its file", &e)),
         }
     }
 
@@ -322,11 +326,22 @@ impl Chunk {
         Ok(file)
     }
 
+    /// Nothing was written: what this process lacks leaves the copy as good as it was.
+    fn not_begun(&self, state: &mut State, what: &str, error: &io::Error) -> ChunkError {
+        if is_ours(error) { self.lacking(what, error) } else { self.poison(state, what, error) }
+    }
+
+    fn lacking(&self, what: &str, error: &io::Error) -> ChunkError {
+        ChunkError::Lacking { chunk: self.id, reason: format!("{what} failed: {error}") }
+    }
+
     /// From now on nothing is added to this copy, and only what was flushed is read.
     fn poison(&self, state: &mut State, what: &str, error: &io::Error) -> ChunkError {
         let reason = format!("{what} failed: {error}");
         tracing::error!(chunk = self.id.0, path = %self.path.display(), reason, "a chunk's copy can't be trusted any more");
-        self.directory.count_failure(&reason);
+        if !is_ours(error) {
+            self.directory.count_failure(&reason);
+        }
         state.writer = None;
         state.poisoned.get_or_insert_with(|| reason.as_str().into());
         self.disk_failed(reason)
@@ -406,6 +421,7 @@ impl Chunk {
             Ok(()) => {}
             // What was written lies behind the length: nothing refers to it.
             Err(e) if is_full(&e) => return Err(ChunkError::NoSpace { bytes: bytes.len() as u64 }),
+            Err(e) if is_ours(&e) => return Err(self.lacking("writing", &e)),
             Err(e) => return Err(self.poison(state, "writing", &e)),
         }
         state.length = offset + bytes.len() as u64;
@@ -440,11 +456,10 @@ impl Chunk {
                 tracing::error!(chunk = self.id.0, block, path = %self.path.display(), "a block doesn't match its checksum");
                 ChunkError::Corrupt { chunk: self.id, block, path: self.path.clone() }
             }
+            Wrong::Io(e) if is_ours(&e) => self.lacking("reading", &e),
             Wrong::Io(e) => {
                 let reason = format!("reading failed: {e}");
-                // What this process lacks says nothing of the disk.
-                let ours = e.raw_os_error().is_some_and(|errno| OURS.contains(&errno));
-                if !ours && !self.read_failed.swap(true, Ordering::Relaxed) {
+                if !self.read_failed.swap(true, Ordering::Relaxed) {
                     self.directory.count_failure(&reason);
                 }
                 self.disk_failed(reason)
@@ -571,34 +586,37 @@ impl Chunk {
     /// Reads bytes, every block that they touch verified.
     pub(crate) fn read(&self, files: &OpenFiles, offset: u64, bytes: u64) -> Result<Bytes, ChunkError> {
         let end = offset.saturating_add(bytes);
-        let (file, view) = {
-            let state = self.state();
-            self.check_present(&state.seen())?;
-            // What a failed flush left behind `flushed` isn't anybody's any more. The tail's checksum is that of `length`, hence whole blocks only.
-            let readable =
-                if state.poisoned.is_some() { state.flushed / BLOCK * BLOCK } else { state.length };
-            if end > readable || !state.created {
-                return Err(ChunkError::TooShort { chunk: self.id, length: readable, wanted: end });
-            }
-            let file = match &state.writer {
-                Some(file) => file.clone(),
-                None => files.get(self.id, &self.path).map_err(|e| self.wrong(Wrong::Io(e)))?,
-            };
-            (file, View { length: state.length, tail_crc: state.tail_crc })
+        let before = self.readable(files, end)?;
+        let wrong = match read_blocks(&*before.file, offset, bytes, before.view) {
+            Ok(read) => return Ok(read),
+            Err(wrong) => wrong,
         };
-        match read_blocks(&*file, offset, bytes, view) {
-            Ok(read) => Ok(read),
-            Err(wrong) => {
-                // A seal may have cut the chunk under the read.
-                let state = self.state();
-                self.check_present(&state.seen())?;
-                if end > state.length {
-                    return Err(ChunkError::TooShort { chunk: self.id, length: state.length, wanted: end });
-                }
-                drop(state);
-                Err(self.wrong(wrong))
+        // A seal may have cut the chunk under the read: its last block is another one then, and good. Appends change nothing below the length, and nothing
+        // changes behind a seal, so that once more is enough.
+        let now = self.readable(files, end)?;
+        match wrong {
+            Wrong::Block(_) if now.sealed && !before.sealed => {
+                read_blocks(&*now.file, offset, bytes, now.view).map_err(|wrong| self.wrong(wrong))
             }
+            wrong => Err(self.wrong(wrong)),
         }
+    }
+
+    /// What a read up to `end` goes by.
+    fn readable(&self, files: &OpenFiles, end: u64) -> Result<Readable, ChunkError> {
+        let state = self.state();
+        self.check_present(&state.seen())?;
+        // What a failed flush left behind `flushed` isn't anybody's any more. The tail's checksum is that of `length`, hence whole blocks only.
+        let readable = if state.poisoned.is_some() { state.flushed / BLOCK * BLOCK } else { state.length };
+        if end > readable || !state.created {
+            return Err(ChunkError::TooShort { chunk: self.id, length: readable, wanted: end });
+        }
+        let file = match &state.writer {
+            Some(file) => file.clone(),
+            None => files.get(self.id, &self.path).map_err(|e| self.wrong(Wrong::Io(e)))?,
+        };
+        let view = View { length: state.length, tail_crc: state.tail_crc };
+        Ok(Readable { file, view, sealed: state.sealed })
     }
 
     /// A descriptor of the file, if the chunk is sealed and its copy can be trusted; none where it isn't sealed yet, or the disk has no descriptors.
@@ -663,6 +681,14 @@ impl Chunk {
         Ok(())
     }
 
+    /// Another copy takes its place, and its disk doesn't let go of the file: nobody reads it from now on.
+    pub(crate) fn leave_behind(&self, files: &OpenFiles) {
+        let mut state = self.state();
+        state.removed = true;
+        state.writer = None;
+        files.forget(self.id);
+    }
+
     /// Gives its name to a copy that is whole and flushed and lies in the same directory. It is one step: whatever stops it leaves one of the two.
     pub(crate) fn give_way(&self, files: &OpenFiles, copy: import::Import) -> Result<Chunk, ChunkError> {
         let _one_at_a_time = lock(&self.flush);
@@ -707,6 +733,7 @@ mod tests {
             id: "d-1".into(),
             format: 1,
             founding: None,
+            incarnation: 0,
         };
         let directory =
             Directory::open(disk, Path::new("/data"), &ours, &BTreeMap::new(), Path::new("/state")).unwrap();
@@ -718,7 +745,9 @@ mod tests {
         for chunk in others.iter().cycle().take(20) {
             fails(chunk, EIO);
         }
-        fails(last, OURS[0]);
+        for errno in [12, 23, 24] {
+            assert!(matches!(fails(last, errno), ChunkError::Lacking { .. }));
+        }
         assert_eq!(directory.dropped(), None);
         fails(last, EIO);
         assert!(directory.dropped().is_some(), "so many places are more than a bad sector");

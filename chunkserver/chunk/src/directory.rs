@@ -34,6 +34,8 @@ pub struct DiskIdentity {
     pub format: u32,
     /// The founding mark of the region that its chunks are of; none before the chunkserver has one.
     pub founding: Option<Founding>,
+    /// How often the chunkserver had started when it last used the disk: it counts on from there where its state directory is lost. 0 if that isn't known.
+    pub incarnation: u64,
 }
 
 /// Why a data directory isn't used.
@@ -60,7 +62,7 @@ pub enum DirectoryError {
         cluster: String,
     },
     /// Another disk is expected there.
-    #[error("the data directory {} should be disk {expected}, but {found}: mount the right disk, or, to give the old one up, remove the line \"disk\" with {expected} from {}", path.display(), state_file.display())]
+    #[error("the data directory {} should be disk {expected}, but {found}: mount the right disk; or, to give the old one up and begin anew with what is there, stop the chunkserver, remove the line \"disk {expected} {}\" from {}, and start it again", path.display(), path.display(), state_file.display())]
     WrongDisk {
         /// The directory.
         path: PathBuf,
@@ -214,15 +216,23 @@ impl Directory {
         lock(&self.identity).founding
     }
 
-    /// Has it carry the mark, durably, unless it carries one already.
-    pub(crate) fn mark(&self, founding: Founding) -> io::Result<()> {
+    /// How often its chunkserver had started, as far as it knows.
+    pub(crate) fn incarnation(&self) -> u64 {
+        lock(&self.identity).incarnation
+    }
+
+    /// Has it carry the mark, unless it carries one already, and the count of starts, unless it knows of more: durably.
+    pub(crate) fn carry(&self, founding: Option<Founding>, incarnation: u64) -> io::Result<()> {
         let mut identity = lock(&self.identity);
-        if identity.founding.is_some() {
-            return Ok(());
+        let carrying = DiskIdentity {
+            founding: identity.founding.or(founding),
+            incarnation: identity.incarnation.max(incarnation),
+            ..identity.clone()
+        };
+        if carrying != *identity {
+            write_atomically(&*self.disk, &self.path.join(IDENTITY_FILE), encode(&carrying).as_bytes())?;
+            *identity = carrying;
         }
-        let marked = DiskIdentity { founding: Some(founding), ..identity.clone() };
-        write_atomically(&*self.disk, &self.path.join(IDENTITY_FILE), encode(&marked).as_bytes())?;
-        *identity = marked;
         Ok(())
     }
 
@@ -330,9 +340,13 @@ fn read_identity(disk: &dyn Disk, path: &Path) -> io::Result<Found> {
 }
 
 fn encode(identity: &DiskIdentity) -> String {
-    let DiskIdentity { cluster, chunkserver, id, format, founding } = identity;
+    let DiskIdentity { cluster, chunkserver, id, format, founding, incarnation } = identity;
     let founding = founding.map(|mark| format!("founding {mark}\n")).unwrap_or_default();
-    format!("format {format}\ncluster {cluster}\nchunkserver {chunkserver}\ndisk {id}\n{founding}")
+    // Earlier builds read over it.
+    let incarnation = if *incarnation > 0 { format!("incarnation {incarnation}\n") } else { String::new() };
+    format!(
+        "format {format}\ncluster {cluster}\nchunkserver {chunkserver}\ndisk {id}\n{founding}{incarnation}"
+    )
 }
 
 fn decode(bytes: &[u8]) -> Option<DiskIdentity> {
@@ -348,6 +362,10 @@ fn decode(bytes: &[u8]) -> Option<DiskIdentity> {
             Some(mark) => Some(Founding::parse(&mark)?),
             None => None,
         },
+        incarnation: match field("incarnation") {
+            Some(count) => count.parse().ok()?,
+            None => 0,
+        },
     })
 }
 
@@ -357,9 +375,9 @@ mod tests {
 
     #[test]
     fn identities_round_trip() {
-        for founding in [None, Some(Founding([0xa7; 16]))] {
+        for (founding, incarnation) in [(None, 0), (None, 7), (Some(Founding([0xa7; 16])), 8)] {
             let (cluster, chunkserver, id) = ("c".into(), "cs-1".into(), "d-9".into());
-            let identity = DiskIdentity { cluster, chunkserver, id, format: 1, founding };
+            let identity = DiskIdentity { cluster, chunkserver, id, format: 1, founding, incarnation };
             assert_eq!(decode(encode(&identity).as_bytes()), Some(identity));
         }
         assert_eq!(decode(b"format 1\ncluster c\nchunkserver cs-1\ndisk d-9\nfounding x\n"), None);

@@ -114,6 +114,16 @@ pub enum ChunkError {
         /// What the disk answered.
         reason: String,
     },
+    /// The process, or its host, lacks descriptors or memory: that says nothing of the copy.
+    #[error(
+        "this chunkserver lacks file descriptors or memory and left chunk {chunk} as it is: {reason}; ask again, or use another copy"
+    )]
+    Lacking {
+        /// The chunk.
+        chunk: ChunkId,
+        /// What the system answered.
+        reason: String,
+    },
     /// A copy of it is being made.
     #[error("a copy of chunk {chunk} is being made here; ask again once it is done")]
     Importing {
@@ -188,7 +198,7 @@ impl ChunkError {
             ChunkError::OffsetMismatch { .. } | ChunkError::TooShort { .. } => ErrorCode::OffsetMismatch,
             ChunkError::TooLong { .. } | ChunkError::PacketCorrupt { .. } => ErrorCode::InvalidRequest,
             ChunkError::StaleEpoch { .. } | ChunkError::StaleCustody { .. } => ErrorCode::StaleEpoch,
-            ChunkError::Importing { .. } => ErrorCode::Busy,
+            ChunkError::Importing { .. } | ChunkError::Lacking { .. } => ErrorCode::Busy,
             ChunkError::Corrupt { .. } | ChunkError::Damaged { .. } | ChunkError::Different { .. } => {
                 ErrorCode::Corrupt
             }
@@ -200,6 +210,14 @@ impl ChunkError {
             ChunkError::OtherFounding { .. } => ErrorCode::OtherFounding,
         }
     }
+}
+
+/// Linux' errors of a process, or a host, that lacks memory or descriptors.
+const OURS: [i32; 3] = [12, 23, 24];
+
+/// Whether it is this process, or its host, that lacks something: no disk is to blame, and no copy is worse for it.
+pub(crate) fn is_ours(error: &io::Error) -> bool {
+    error.raw_os_error().is_some_and(|errno| OURS.contains(&errno))
 }
 
 /// Whether the disk is full (as opposed to failing).

@@ -18,7 +18,7 @@ const FORMAT: u32 = 2;
 /// The facts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
-    /// Counts starts.
+    /// Counts starts. Disks carry it, too, for masters take no lower one than they have heard.
     pub incarnation: u64,
     /// The founding mark of the region that the chunks are of; none before any leader has told one.
     pub founding: Option<Founding>,

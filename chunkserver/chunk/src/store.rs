@@ -233,17 +233,21 @@ impl ChunkStore {
     /// Reads bytes of a chunk; every block that they touch is verified.
     pub fn read(&self, chunk: ChunkId, offset: u64, bytes: u64) -> Result<Bytes, ChunkError> {
         let found = self.find(chunk)?;
-        let read = found.read(&self.files, offset, bytes);
-        if let Err(ChunkError::Corrupt { .. } | ChunkError::DiskFailed { .. }) = &read
+        self.judge(&found, found.read(&self.files, offset, bytes))
+    }
+
+    /// A look at a copy that failed, for the copy's or its disk's sake, is news for masters.
+    fn judge<T>(&self, found: &Chunk, looked: Result<T, ChunkError>) -> Result<T, ChunkError> {
+        if let Err(ChunkError::Corrupt { .. } | ChunkError::DiskFailed { .. }) = &looked
             && found.found_corrupt()
         {
             tracing::error!(
-                chunk = chunk.0,
+                chunk = found.id.0,
                 "this copy of a chunk is corrupt; masters are told, and have it replaced"
             );
-            self.note(chunk);
+            self.note(found.id);
         }
-        read
+        looked
     }
 
     /// A descriptor of a sealed chunk's file, for somebody on this host; none where it isn't sealed yet.
@@ -253,7 +257,8 @@ impl ChunkStore {
 
     /// The digest of a chunk's first `length` bytes.
     pub fn digest(&self, chunk: ChunkId, length: u64) -> Result<Digest, ChunkError> {
-        self.find(chunk)?.digest(&self.files, length)
+        let found = self.find(chunk)?;
+        self.judge(&found, found.digest(&self.files, length))
     }
 
     /// The first sealed, sound chunk behind `after`, and its length: what a scrub looks at next.

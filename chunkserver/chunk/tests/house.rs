@@ -4,13 +4,15 @@
 mod common;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use bytes::Bytes;
-use common::{TornDisk, open, open_with, options};
+use common::{FaultyDisk, Planted, TornDisk, open, open_with, options};
 use mooseng_chunk::layout::block_at;
-use mooseng_chunk::{Append, Change, ChunkError, ChunkStore, StoreOptions};
+use mooseng_chunk::{Append, Change, ChunkError, ChunkStore, OpenError, StoreOptions};
 use mooseng_ports::disk::Disk;
 use mooseng_ports::disk::sim::{Fault, SimDisk};
+use mooseng_wire::call::ErrorCode;
 use mooseng_wire::{CHUNK_BYTES_MAX, ChunkId, Epoch};
 
 const ONE: ChunkId = ChunkId(0x101);
@@ -160,6 +162,145 @@ fn a_bad_copy_stays_until_another_one_has_its_place() {
         }
     }
     assert!(replaced);
+}
+
+/// Found by review: masters, who aren't told of what lies on a disk that was dropped, order a copy. It was taken for one that is here already, or had to wait for the
+/// dead disk to remove its own.
+#[test]
+fn a_copy_on_a_disk_that_was_dropped_is_in_nobodys_way() {
+    let (disk, all) = (FaultyDisk::default(), pattern(30_000));
+    let good = open(&SimDisk::default(), &["/data"]);
+    // Five are as good as those elsewhere, the last was to be cut.
+    let chunks = [1, 2, 3, 4, 5].map(ChunkId);
+    for (store, length) in [(&good, 20_000), (&open(&disk, &["/a"]), 30_000)] {
+        for chunk in chunks {
+            let bytes = if chunk == chunks[4] { &all[..length] } else { &all[..20_000] };
+            let append = Append { chunk, epoch: EPOCH, offset: 0, bytes: Bytes::copy_from_slice(bytes) };
+            store.write(&append).unwrap();
+            store.flush(chunk).unwrap();
+            if bytes.len() == 20_000 {
+                store.seal(chunk, EPOCH, 20_000).unwrap();
+            }
+        }
+    }
+    let store = open(&disk, &["/a", "/b"]);
+    let dead = Some(Planted { below: "/a", opens_only: false, errno: 5 });
+    disk.plant(dead);
+    for chunk in &chunks[1..4] {
+        assert_eq!(store.read(*chunk, 0, 100).unwrap_err().code(), ErrorCode::DiskFailed);
+    }
+    assert!(store.directories()[0].error.contains("dropped"));
+    assert!(store.inventory(None, 9).0.is_empty());
+    for chunk in chunks {
+        // What nobody has met an error in looks well, and is read.
+        disk.plant(if chunk == chunks[0] { None } else { dead });
+        assert!(copy(&good, &store, chunk, 20_000, 1).unwrap(), "chunk {chunk} isn't here");
+        assert_eq!(store.read(chunk, 0, 20_000).unwrap(), all[..20_000]);
+    }
+    assert_eq!(store.inventory(None, 9).0.iter().filter(|info| info.sound).count(), 5);
+    drop(store);
+    // The disk comes back with what it had.
+    disk.plant(None);
+    let store = open(&disk, &["/a", "/b"]);
+    assert_eq!(store.inventory(None, 9).0.len(), 5);
+    for chunk in chunks {
+        assert_eq!(
+            store.stat(chunk).unwrap().length,
+            20_000,
+            "a sealed copy is better than a longer open one"
+        );
+        assert_eq!(store.read(chunk, 0, 20_000).unwrap(), all[..20_000]);
+    }
+}
+
+/// Found by review: a copy whose checksums couldn't be read was asked for them for ever, for nobody was told.
+#[test]
+fn a_digest_that_cant_be_read_is_told_like_any_bad_block() {
+    let disk = FaultyDisk::default();
+    let store = open(&disk, &["/data"]);
+    sealed(&store, ONE, &pattern(9_000));
+    let at = store.next_change();
+    disk.plant(Some(Planted { below: "/data/chunks", opens_only: false, errno: 5 }));
+    assert_eq!(store.digest(ONE, 9_000).unwrap_err().code(), ErrorCode::DiskFailed);
+    let (changes, _) = store.changes(at, 9).unwrap();
+    assert!(matches!(changes[..], [Change::Is(info)] if info.chunk == ONE && !info.sound), "{changes:?}");
+}
+
+/// Found by review: a process without descriptors had its good copies replaced, and dropped its disks.
+#[test]
+fn what_the_process_lacks_condemns_no_copy_and_no_disk() {
+    let all = pattern(9_000);
+    let open_chunk = ChunkId(5);
+    for errno in [12, 23, 24] {
+        let disk = FaultyDisk::default();
+        let append = |store: &ChunkStore, chunk, offset| {
+            let bytes = Bytes::copy_from_slice(&all);
+            store.write(&Append { chunk, epoch: EPOCH, offset, bytes })?;
+            store.flush(chunk)
+        };
+        let digest = {
+            let store = open(&disk, &["/data"]);
+            (1..=4).for_each(|n| sealed(&store, ChunkId(n), &all));
+            append(&store, open_chunk, 0).unwrap();
+            store.digest(ChunkId(1), 9_000).unwrap()
+        };
+        // With no file open.
+        let store = open(&disk, &["/data"]);
+        let at = store.next_change();
+        disk.plant(Some(Planted { below: "/data/chunks", opens_only: true, errno }));
+        let lacks = |error: ChunkError| {
+            assert!(matches!(error, ChunkError::Lacking { .. }), "{error}");
+            assert_eq!(error.code(), ErrorCode::Busy);
+        };
+        for n in 1..=4 {
+            lacks(store.read(ChunkId(n), 0, 100).unwrap_err());
+            lacks(store.digest(ChunkId(n), 9_000).unwrap_err());
+        }
+        lacks(append(&store, open_chunk, 9_000).unwrap_err());
+        for n in 6..=9 {
+            lacks(append(&store, ChunkId(n), 0).unwrap_err());
+            lacks(store.import(ChunkId(n), EPOCH, 9_000, &digest).map(drop).unwrap_err());
+        }
+        // Chunks that aren't seen at the start would be missing ones.
+        let opened = ChunkStore::open(Arc::new(disk.clone()), options(&["/data"]), &mut || "d".into());
+        assert!(matches!(opened, Err(OpenError::Lacking { .. })));
+        disk.plant(None);
+        assert!(store.changes(at, 99).unwrap().0.is_empty());
+        assert!(store.is_writable());
+        append(&store, open_chunk, 9_000).unwrap();
+        append(&store, ChunkId(6), 0).unwrap();
+        assert_eq!(store.inventory(None, 9).0.iter().filter(|info| info.sound).count(), 6);
+        assert_eq!(store.read(ChunkId(1), 0, 9_000).unwrap(), all);
+    }
+}
+
+/// Found by review: the read's view of the last block was that of before the cut, and the copy, which is as good as any, was replaced.
+#[test]
+fn a_seal_that_cuts_a_chunk_under_a_read_makes_no_copy_bad() {
+    let disk = FaultyDisk::default();
+    let store = Arc::new(open(&disk, &["/data"]));
+    let all = pattern(10_000);
+    let append = Append { chunk: ONE, epoch: EPOCH, offset: 0, bytes: Bytes::copy_from_slice(&all) };
+    store.write(&append).unwrap();
+    store.flush(ONE).unwrap();
+    let on = store.clone();
+    disk.before_read(move || on.seal(ONE, EPOCH, 9_000).unwrap());
+    assert_eq!(store.read(ONE, 8_192, 100).unwrap(), all[8_192..8_292]);
+    assert!(store.inventory(None, 9).0[0].sound);
+    assert!(matches!(store.read(ONE, 8_192, 900), Err(ChunkError::TooShort { length: 9_000, .. })));
+}
+
+/// Found by review: an order that waited behind another was carried out after heartbeats by which its master took it for done or left.
+#[test]
+fn a_deletion_whose_time_is_over_is_left() {
+    let store = open(&SimDisk::default(), &["/data"]);
+    sealed(&store, ONE, &pattern(100));
+    let at = store.next_change();
+    assert!(!store.delete_while(ONE, EPOCH, 1, 0, || false).unwrap());
+    assert!(store.changes(at, 9).unwrap().0.is_empty());
+    assert!(store.stat(ONE).unwrap().sealed);
+    assert!(store.delete_while(ONE, EPOCH, 1, 0, || true).unwrap());
+    assert_eq!(store.changes(at, 9).unwrap().0, [Change::Gone(ONE)]);
 }
 
 #[test]

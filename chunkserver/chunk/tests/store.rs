@@ -129,8 +129,8 @@ fn a_seal_cuts_and_ends_the_chunk() {
     let store = open(&disk, &["/data"]);
     assert_eq!(
         disk.flushes() - flushes,
-        1,
-        "sealed chunks are neither reread nor flushed at a start, only the count of starts is"
+        2,
+        "sealed chunks are neither reread nor flushed at a start, only the count of starts is, here and on the disk"
     );
     assert_eq!(store.read(ONE, 0, 9000).unwrap(), all[..9000]);
     assert!(store.read(ONE, 8999, 2).is_err());
@@ -152,6 +152,32 @@ fn stale_epochs_are_refused_after_a_restart_too() {
     assert_eq!(store.delete(ONE, EPOCH, 1, 0).unwrap_err().code(), ErrorCode::StaleEpoch);
     assert!(store.see_epoch(7, EPOCH).is_ok(), "another volume has epochs of its own");
     assert_eq!(store.incarnation(), 2);
+}
+
+/// Found by review: a chunkserver without its state directory began at 1 again, and every master refused it as a process of before.
+#[test]
+fn starts_are_counted_on_where_the_state_directory_is_lost() {
+    let disk = SimDisk::default();
+    for n in 1..=3 {
+        assert_eq!(open(&disk, &["/data"]).incarnation(), n);
+    }
+    disk.crash(|_| 0);
+    let elsewhere = StoreOptions { state_dir: "/state2".into(), ..options(&["/data"]) };
+    assert_eq!(open_with(&disk, elsewhere).incarnation(), 4);
+    let now_s = 1_700_000_000;
+    let from = |disk: &SimDisk| {
+        let mut id = || "disk-1".to_owned();
+        ChunkStore::open_from(Arc::new(disk.clone()), options(&["/data"]), now_s, &mut id)
+            .unwrap()
+            .incarnation()
+    };
+    assert_eq!(from(&disk), 5, "the state directory of before comes back, and the disk knows better");
+    let fresh = SimDisk::default();
+    assert_eq!(
+        (from(&fresh), from(&fresh)),
+        (now_s, now_s + 1),
+        "nothing knows: more than all that were counted"
+    );
 }
 
 #[test]
@@ -263,6 +289,17 @@ fn an_unmounted_disk_is_not_taken_for_a_new_one() {
         store.directories()[0].error
     );
     assert!(!store.is_writable());
+    // What it says is to be done.
+    let line = "\"disk disk-1 /data\"";
+    assert!(store.directories()[0].error.contains(line), "{}", store.directories()[0].error);
+    drop(store);
+    let kept = String::from_utf8(state).unwrap();
+    assert!(kept.contains("disk disk-1 /data\n"), "{kept}");
+    let without = kept.replace("disk disk-1 /data\n", "");
+    let file = other.open(Path::new("/state/chunkserver.state"), OpenMode::Existing).unwrap();
+    file.set_len(0).unwrap();
+    file.write_at(without.as_bytes(), 0).unwrap();
+    assert!(open(&other, &["/data"]).is_writable());
 }
 
 #[test]

@@ -29,7 +29,7 @@ use crate::scrub::unix_s;
 const INTERVAL: Duration = Duration::from_millis(500);
 const INTERVAL_MIN: Duration = Duration::from_millis(100);
 const INTERVAL_MAX: Duration = Duration::from_secs(2);
-/// A master that doesn't answer within this is tried again over a new connection.
+/// A master that doesn't answer within this is tried again over a new connection. Masters count on it: see [`OBEY_WITHIN`].
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// A master of another founding of the region is asked again after this.
 const OTHER_FOUNDING_PAUSE: Duration = Duration::from_secs(1);
@@ -38,7 +38,7 @@ const AT_ONCE: Duration = Duration::from_millis(20);
 /// Longest pause between attempts to reach a master.
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// Commands of a master that aren't begun within this are left: it sends them again, or has thought better of them. What was begun goes on beside the
-/// heartbeats, for a disk may hang.
+/// heartbeats, for a disk may hang. Masters count on it that no deletion begins later, and that one which has begun is in the next heartbeat (`OBEYED_WITHIN` in their `desk/letting_go.rs`).
 const OBEY_WITHIN: Duration = Duration::from_secs(1);
 /// Chunks in one page of an inventory: some 100 kB.
 const PAGE: usize = 4096;
@@ -331,7 +331,7 @@ impl Heartbeats {
         let commands = if turn.is_ok() { reply.commands } else { Vec::new() };
         let store = self.store.clone();
         let (from, came) = (master.to_owned(), Instant::now());
-        let order = Order { custody: reply.custody, now_s: unix_s(&*self.clock) };
+        let order = Order { custody: reply.custody, now_s: unix_s(&*self.clock), came };
         let work = move || {
             let failed = |e: ChunkError| {
                 let (master, reason) = (&from, e.to_string());
@@ -348,7 +348,7 @@ impl Heartbeats {
                 if came.elapsed() > OBEY_WITHIN {
                     return;
                 }
-                obey(&store, order, command).unwrap_or_else(failed);
+                obey(&store, &order, command).unwrap_or_else(failed);
             }
         };
         if timeout(OBEY_WITHIN, self.blocking.run(work)).await.is_err() {
@@ -374,19 +374,26 @@ fn report(info: &ChunkInfo) -> ChunkReport {
 }
 
 /// Whose command it is, and when it came.
-#[derive(Clone, Copy)]
 struct Order {
     custody: u64,
     now_s: u64,
+    came: Instant,
 }
 
 /// Carries out one command. Masters repeat commands until a heartbeat shows their effect.
-fn obey(store: &ChunkStore, order: Order, command: ChunkserverCommand) -> Result<(), ChunkError> {
+fn obey(store: &ChunkStore, order: &Order, command: ChunkserverCommand) -> Result<(), ChunkError> {
     match command.command {
         Some(Command::Seal(seal)) => store.seal(ChunkId(seal.chunk), Epoch(seal.epoch), seal.length),
         Some(Command::Delete(delete)) => {
             tracing::info!(chunk = delete.chunk, epoch = delete.epoch, "a master has a chunk deleted");
-            store.delete(ChunkId(delete.chunk), Epoch(delete.epoch), order.custody, order.now_s)
+            let (chunk, epoch) = (ChunkId(delete.chunk), Epoch(delete.epoch));
+            // It may wait long for its turn, behind a copy that a slow disk takes up.
+            let wanted = || order.came.elapsed() <= OBEY_WITHIN;
+            let done = store.delete_while(chunk, epoch, order.custody, order.now_s, wanted)?;
+            if !done {
+                tracing::info!(chunk = chunk.0, "a deletion came to its turn too late and is left");
+            }
+            Ok(())
         }
         None => Ok(()),
     }

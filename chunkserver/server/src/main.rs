@@ -13,6 +13,7 @@ use mooseng_ports::disk::lock;
 use mooseng_ports::disk::os::OsDisk;
 use mooseng_ports::{plant, service_manager};
 use mooseng_transport::{Blocking, TlsNetwork, observe};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -76,8 +77,17 @@ fn lock_directories(config: &ChunkserverConfig) -> anyhow::Result<Vec<File>> {
     Ok(all)
 }
 
+/// Has as many descriptors as the system allows, for files and connections: the lower limit is for programs that wait by select(2).
+fn raise_descriptor_limit() {
+    let most = getrlimit(Resource::Nofile).maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most }) {
+        tracing::warn!(%error, "the limit of open files can't be raised to what the system allows");
+    }
+}
+
 async fn run(config: ChunkserverConfig) -> anyhow::Result<()> {
     observe::init_logging(&config.log)?;
+    raise_descriptor_limit();
     let _taken = lock_directories(&config)?;
     if let Some(plant) = plant::from_environment()? {
         tracing::warn!(%plant, "A BUG IS PLANTED in this process: it loses data on purpose, for tests");
@@ -128,4 +138,17 @@ async fn run(config: ChunkserverConfig) -> anyhow::Result<()> {
         otlp.stop().await;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_takes_as_many_descriptors_as_it_may_have() {
+        let most = getrlimit(Resource::Nofile).maximum;
+        setrlimit(Resource::Nofile, Rlimit { current: Some(256), maximum: most }).unwrap();
+        raise_descriptor_limit();
+        assert_eq!(getrlimit(Resource::Nofile), Rlimit { current: most, maximum: most });
+    }
 }

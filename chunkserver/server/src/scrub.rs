@@ -89,6 +89,10 @@ impl Scrub {
             match read {
                 Ok(()) => self.metrics.bytes_scrubbed.inc_by(bytes),
                 Err(ChunkError::NotFound { .. } | ChunkError::TooShort { .. }) => return,
+                Err(ChunkError::Lacking { .. }) => {
+                    tokio::time::sleep(self.pause(bytes, of)).await;
+                    continue;
+                }
                 Err(error) => {
                     tracing::warn!(chunk = chunk.0, %error, "the scrub found a copy that can't be read");
                     return;

@@ -99,7 +99,7 @@ impl ChunkserverServer {
         shutdown: CancellationToken,
     ) -> Result<Self, StartError> {
         let ours = identity(&config, &*network)?;
-        let store = open_store(&config, disk.clone(), &blocking).await?;
+        let store = open_store(&config, disk.clone(), &blocking, scrub::unix_s(&*clock)).await?;
         // Before anybody is let in.
         let revoked = Kept::load(network.clone(), disk.clone(), blocking, config.state_dir.clone()).await;
         let listen = |source| StartError::Listen { address: config.listen.clone(), source };
@@ -248,6 +248,7 @@ async fn open_store(
     config: &ChunkserverConfig,
     disk: Arc<dyn Disk>,
     blocking: &Blocking,
+    now_s: u64,
 ) -> Result<Arc<ChunkStore>, OpenError> {
     let options = StoreOptions {
         cluster: config.cluster.clone(),
@@ -258,5 +259,6 @@ async fn open_store(
         open_files_max: config.open_files_max,
         trash: config.trash_s > 0,
     };
-    blocking.run(move || ChunkStore::open(disk, options, &mut new_disk_id).map(Arc::new)).await
+    // Starts are fewer than seconds: should all that counted them be lost, this is more than they came to.
+    blocking.run(move || ChunkStore::open_from(disk, options, now_s, &mut new_disk_id).map(Arc::new)).await
 }

@@ -4,11 +4,14 @@
 mod common;
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use common::*;
 use mooseng_chunk::Append as StoreAppend;
+use mooseng_chunk::layout::RECORD_AT;
 use mooseng_ports::disk::sim::{Fault, SimDisk};
+use mooseng_ports::disk::{Disk, OpenMode};
 use mooseng_transport::grpc::registry_server::{Registry, RegistryServer};
 use mooseng_transport::{
     Answer, Incoming, Limits, Network, PlainNetwork, Service, Services, call_error, serve,
@@ -115,7 +118,7 @@ async fn a_chunkserver_reports_learns_and_obeys() {
         let beat = &seen.beats[0];
         assert_eq!(
             (beat.chunkserver.as_str(), beat.incarnation, beat.address.as_str()),
-            ("a", 1, a.server.address())
+            ("a", store.incarnation(), a.server.address())
         );
         assert!(beat.disks[0].writable && beat.disks[0].bytes_total > 0 && !beat.disks[0].id.is_empty());
     }
@@ -182,6 +185,52 @@ async fn heartbeats_go_on_while_a_command_waits_for_a_disk_that_hangs() {
     until("the command is carried out", || async { store.stat(ChunkId(1)).unwrap().sealed }).await;
 }
 
+/// Found by review: a deletion waited for its turn behind a copy that was being taken up, and was carried out long after its master had heard heartbeats by which
+/// it took it for done or left.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deletion_that_has_its_turn_too_late_is_left() {
+    let (master, address, _stop) = fake_master().await;
+    let a = start_on(SimDisk::default(), config("a", vec![address])).await;
+    let store = a.server.store().clone();
+    for chunk in [1, 2].map(ChunkId) {
+        store.write(&StoreAppend { chunk, epoch: Epoch(1), offset: 0, bytes: "abc".into() }).unwrap();
+        store.flush(chunk).unwrap();
+    }
+    until("a heartbeat came", || async { !master.0.lock().unwrap().beats.is_empty() }).await;
+    a.disk.set_fault(Fault::Hanging);
+    let on = store.clone();
+    let taken_up = std::thread::spawn(move || {
+        let mut import = on.build(ChunkId(9), Epoch(1), 3).unwrap();
+        import.write(&"abc".into()).unwrap();
+        on.install_built(import, 0, 0).unwrap();
+    });
+    // Its record is written while it has the turn, before it is flushed.
+    until("a copy is being taken up", || async {
+        let files = a.disk.files();
+        let Some((path, _)) = files.iter().find(|(path, _)| path.to_string_lossy().ends_with(".pull")) else {
+            return false;
+        };
+        let mut record = [0; 4];
+        a.disk.open(path, OpenMode::ReadOnly).unwrap().read_at(&mut record, RECORD_AT[1]).unwrap();
+        record != [0; 4]
+    })
+    .await;
+    let commands = |list: Vec<Command>| list.into_iter().map(command).collect::<Vec<_>>();
+    master.0.lock().unwrap().commands = commands(vec![Command::Delete(DeleteCommand { chunk: 1, epoch: 1 })]);
+    until("the command is taken", || async { master.0.lock().unwrap().commands.is_empty() }).await;
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    a.disk.set_fault(Fault::None);
+    taken_up.join().unwrap();
+    // Commands are carried out one answer's after the other's: behind the first one.
+    until("a later command is carried out", || async {
+        master.0.lock().unwrap().commands =
+            commands(vec![Command::Delete(DeleteCommand { chunk: 2, epoch: 1 })]);
+        store.stat(ChunkId(2)).is_err()
+    })
+    .await;
+    assert!(store.stat(ChunkId(1)).is_ok(), "its master may have thought better of it");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn readiness_follows_the_disk_and_a_restart_counts() {
     let (master, address, stop) = fake_master().await;
@@ -197,11 +246,13 @@ async fn readiness_follows_the_disk_and_a_restart_counts() {
     .await;
     disk.set_fault(Fault::None);
     until("it is ready again", || async { a.server.ready().is_ok() }).await;
+    let first = a.server.store().incarnation();
+    assert!(first > 1_000_000_000, "as many as no chunkserver has started before");
     a.stop.cancel();
     a.server.stopped().await;
     let again = start_on(disk, config("a", vec![address])).await;
     until("the restart is reported", || async {
-        master.0.lock().unwrap().beats.last().is_some_and(|b| b.incarnation == 2)
+        master.0.lock().unwrap().beats.last().is_some_and(|b| b.incarnation == first + 1)
     })
     .await;
     stop.cancel();

@@ -22,9 +22,11 @@ use crate::placement::{Candidate, closeness};
 use crate::registry::{Liveness, Registry};
 
 pub mod flight;
+pub mod open;
 pub mod queue;
 
 pub use flight::{Flight, Flights, Limits};
+pub use open::{Member, OpenCopy, OpenFacts, end_open, open_copy};
 pub use queue::Queue;
 
 /// Whether a chunkserver's copies count.
@@ -97,10 +99,33 @@ pub enum CopyState {
     Lost,
 }
 
+/// Whether a time is so far ahead that a clock must have been wrong: how long ago it was nobody knows.
+pub fn is_ahead(time_ns: i64, now_ns: i64, margin_ns: i64) -> bool {
+    time_ns > now_ns.saturating_add(margin_ns)
+}
+
+/// How long ago a time was. One that is ahead is of a leader before, whose clock was wrong: it was long ago.
+pub fn age(time_ns: i64, now_ns: i64, margin_ns: i64) -> Duration {
+    if is_ahead(time_ns, now_ns, margin_ns) {
+        return Duration::MAX;
+    }
+    Duration::from_nanos(u64::try_from(now_ns.saturating_sub(time_ns)).unwrap_or(0))
+}
+
+/// By which time a chunk must have been sealed so that nobody is about to name it any more: `after_ns` ago. One whose time is ahead was sealed by a leader before
+/// this one, which has `watched` for so long; then its own time will do.
+pub fn sealed_by(sealed_ns: i64, now_ns: i64, after_ns: i64, watched: Duration) -> i64 {
+    let waited = watched.as_nanos() >= u128::try_from(after_ns).unwrap_or(0);
+    match is_ahead(sealed_ns, now_ns, after_ns) && waited {
+        true => sealed_ns,
+        false => now_ns.saturating_sub(after_ns),
+    }
+}
+
 /// Whether a seal is so long ago that its chunkservers have reported it. One of a time to come is of a clock that was wrong: how long ago it is nobody knows, and what
 /// is missing is missing.
 pub fn is_settled(sealed_ns: i64, now_ns: i64, settle_ns: i64) -> bool {
-    sealed_ns.saturating_add(settle_ns) < now_ns || sealed_ns > now_ns.saturating_add(settle_ns)
+    sealed_ns.saturating_add(settle_ns) < now_ns || is_ahead(sealed_ns, now_ns, settle_ns)
 }
 
 /// What the registry knows of a copy of a sealed chunk. `settled`: the seal is so long ago that its chunkservers have reported it.
@@ -145,6 +170,8 @@ pub struct ChunkFacts {
     pub strays: Vec<String>,
     /// Chunkservers that are told to delete their copy.
     pub deleting: BTreeSet<String>,
+    /// Those of them that haven't heard of it: the order can be taken back.
+    pub untold: BTreeSet<String>,
 }
 
 /// Why a chunk needs a copy, most urgent first.
@@ -359,10 +386,28 @@ impl<'a> View<'a> {
         Some(target.candidate.name.as_str())
     }
 
-    fn source(&self, flights: &Flights) -> Option<&'a str> {
+    /// The good copy, of those that are wanted, on the chunkserver that answers best.
+    fn best(&self, flights: &Flights, wanted: impl Fn(&str) -> bool) -> Option<&'a str> {
         let good = self.of(&[CopyState::Good]);
         let key = |name: &&str| (self.server(name).is_some_and(|s| s.shunned), flights.at(name));
-        good.into_iter().filter(|name| flights.has_room(name, self.facts.length)).min_by_key(key)
+        good.into_iter().filter(|name| wanted(name)).min_by_key(key)
+    }
+
+    fn source(&self, flights: &Flights) -> Option<&'a str> {
+        self.best(flights, |name| flights.has_room(name, self.facts.length))
+    }
+
+    /// Whether a copy that lies about may be taken up.
+    fn is_adoptable(&self, name: &str) -> bool {
+        let good = self.of(&[CopyState::Good]);
+        let hoped = self.of(&[CopyState::Unknown, CopyState::Silent]);
+        // The last one is taken up wherever it lies, also where it was to be deleted, for others that aren't any more.
+        let may_stay = !self.leaving(name) || (good.is_empty() && !self.draining(name));
+        let is_last = good.is_empty() && hoped.is_empty();
+        let goes = self.facts.deleting.contains(name) && !(is_last && self.facts.untold.contains(name));
+        // One that couldn't be compared a moment ago keeps no other copy from being made.
+        let answers = |s: &Server| s.condition == Condition::Here && !s.shunned;
+        !goes && may_stay && self.server(name).is_some_and(answers)
     }
 
     fn copy(&self, need: Need, targets: &[&str], flights: &Flights) -> Decision {
@@ -402,16 +447,7 @@ pub fn decide(facts: &ChunkFacts, servers: &Servers, flights: &Flights) -> Decis
         return view.need().map_or(Decision::Well, Decision::Wait);
     }
     if let Some(need) = view.need() {
-        let adoptable = |name: &&String| {
-            let server = view.server(name);
-            // The last one is taken up wherever it lies.
-            let may_stay =
-                !view.leaving(name) || (view.of(&[CopyState::Good]).is_empty() && !view.draining(name));
-            !facts.deleting.contains(*name)
-                && server.is_some_and(|s| s.condition == Condition::Here)
-                && may_stay
-        };
-        if let Some(server) = facts.strays.iter().find(adoptable) {
+        if let Some(server) = facts.strays.iter().find(|name| view.is_adoptable(name)) {
             return Decision::Adopt { server: server.clone() };
         }
         let staying = view.staying(&[CopyState::Good, CopyState::Unknown, CopyState::Silent]);
@@ -436,34 +472,9 @@ pub fn decide(facts: &ChunkFacts, servers: &Servers, flights: &Flights) -> Decis
     Decision::Well
 }
 
-/// A chunk that is still appended to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OpenFacts {
-    /// Its members, whether they are here, and whether they are to be left: they are being emptied, or lack labels of its storage class.
-    pub members: Vec<(String, Condition, bool)>,
-    /// Its file has another storage class than it.
-    pub reclassed: bool,
-    /// Extents name some of it.
-    pub used: bool,
-    /// How long ago it was made.
-    pub age: Duration,
-    /// From that age on a chunk that nothing uses is ended.
-    pub unused_max: Duration,
-    /// From that age on nobody has a ticket for appends to it any more.
-    pub open_max: Duration,
-}
-
-/// The member on which an open chunk is to be ended, so that it can be repaired, moved or collected: its length there is at least what was ever
-/// acknowledged, unless its copy has lost something, and no append is acknowledged any more once one member refuses it.
-pub fn end_open(facts: &OpenFacts) -> Option<&str> {
-    let leaves = facts.reclassed
-        || facts.members.iter().any(|(_, condition, leaving)| *condition == Condition::Lost || *leaving);
-    let idle = facts.age >= facts.open_max || (!facts.used && facts.age >= facts.unused_max);
-    if !leaves && !idle {
-        return None;
-    }
-    let here = facts.members.iter().filter(|(_, condition, _)| *condition == Condition::Here);
-    here.min_by_key(|(_, _, leaving)| *leaving).map(|(name, ..)| name.as_str())
+/// The good copy that others are compared with, if there is one: busy chunkservers have time for that.
+pub fn compared_with(facts: &ChunkFacts, servers: &Servers, flights: &Flights) -> Option<String> {
+    View { facts, servers }.best(flights, |_| true).map(str::to_owned)
 }
 
 #[cfg(test)]

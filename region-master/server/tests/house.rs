@@ -29,7 +29,7 @@ use common::{Client, Cluster, WAIT, identity, until};
 use mooseng_chunkserver::{ChunkserverConfig, ChunkserverServer};
 use mooseng_master::MasterConfig;
 use mooseng_ports::clock::OsClock;
-use mooseng_ports::disk::sim::SimDisk;
+use mooseng_ports::disk::sim::{Fault, SimDisk};
 use mooseng_ports::disk::{Disk, OpenMode};
 use mooseng_transport::grpc::administration_client::AdministrationClient;
 use mooseng_transport::observe::LogConfig;
@@ -406,6 +406,48 @@ async fn what_is_named_outlives_a_copy_that_was_cut_as_torn() {
     region.drain(Role::Admin, &drained, true).await.unwrap();
     until("the drained one is empty", async || region.files(index(&drained)).is_empty()).await;
     until("nothing is endangered", async || region.status().await.chunks_endangered == 0).await;
+    region.check(inode, &bytes).await;
+}
+
+/// Found by review: a copy that a disk lost counted as long as its chunkserver was there, until nobody might have appended to the chunk any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_of_an_open_chunk_that_its_disk_lost_is_made_elsewhere() {
+    let mut region = Region::start(1, 3, |config| {
+        config.house.grace_ms = 60_000;
+        config.house.settle_ms = 1_000;
+    })
+    .await;
+    let bytes = pattern(100_000, 10);
+    let inode = region.create("f").await;
+    let place = region.append(inode, &bytes).await;
+    let lost = place.locations[0].chunkserver.clone();
+    // Only an inventory that was begun so long after the chunk was made says that it isn't there.
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    region.stop(index(&lost)).await;
+    let path = format!("/data/chunks/{:02x}/{:016x}", place.chunk & 0xff, place.chunk);
+    region.disks[index(&lost)].remove(Path::new(&path)).unwrap();
+    region.run(index(&lost)).await;
+    until("another one has a copy", async || {
+        let names = region.names(inode).await;
+        names.len() == 2 && !names.contains(&lost)
+    })
+    .await;
+    region.check(inode, &bytes).await;
+}
+
+/// Found by review: the member that was to end the chunk couldn't, no other one was asked, and the drain never ended.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_open_chunk_is_ended_on_another_member_where_one_fails() {
+    let region = Region::start(1, 4, |_| ()).await;
+    let bytes = pattern(100_000, 11);
+    let inode = region.create("f").await;
+    let place = region.append(inode, &bytes).await;
+    let [failing, drained] = [0, 1].map(|i: usize| place.locations[i].chunkserver.clone());
+    region.disks[index(&failing)].set_fault(Fault::Failing);
+    region.drain(Role::Admin, &drained, true).await.unwrap();
+    until("the drained one is empty", async || region.files(index(&drained)).is_empty()).await;
+    let names = region.names(inode).await;
+    assert!(names.len() == 2 && !names.contains(&drained) && !names.contains(&failing), "{names:?}");
     region.check(inode, &bytes).await;
 }
 

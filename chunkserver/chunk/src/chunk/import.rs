@@ -12,7 +12,7 @@ use mooseng_wire::{ChunkId, Epoch};
 use super::{Chunk, Recovered, entries, write_pieces};
 use crate::digest::{Digest, Digester};
 use crate::directory::Directory;
-use crate::error::{ChunkError, is_full};
+use crate::error::{ChunkError, is_full, is_ours};
 use crate::layout::{BLOCK, FORMAT, Header, RECORD_AT, Record, file_bytes};
 use crate::sums::Sums;
 
@@ -173,6 +173,9 @@ fn failed(chunk: ChunkId, directory: &Directory, what: &str, error: &io::Error) 
         return ChunkError::NoSpace { bytes: BLOCK };
     }
     let reason = format!("{what} failed: {error}");
+    if is_ours(error) {
+        return ChunkError::Lacking { chunk, reason };
+    }
     directory.count_failure(&reason);
     ChunkError::DiskFailed { chunk, path: directory.path.clone(), reason }
 }

@@ -65,16 +65,18 @@ impl ChunkStore {
                 }
             }
         }
-        self.mark_all(told);
+        self.carry_all(Some(told));
         Ok(())
     }
 
-    /// Has each directory carry the mark. One that can't take it now gets it with a later heartbeat or start: the state directory has it already.
-    pub(super) fn mark_all(&self, founding: Founding) {
+    /// Has each directory carry the mark, if there is one, and the count of starts. One that can't take them now gets them with a later heartbeat or start: the
+    /// state directory has them already.
+    pub(super) fn carry_all(&self, founding: Option<Founding>) {
+        let incarnation = self.incarnation();
         for directory in self.used().filter(|d| d.dropped().is_none()) {
-            if let Err(e) = directory.mark(founding) {
+            if let Err(e) = directory.carry(founding, incarnation) {
                 // Whether the disk takes writes at all is told by its probe.
-                tracing::debug!(path = %directory.path.display(), error = %e, "a data directory doesn't take the founding mark yet");
+                tracing::debug!(path = %directory.path.display(), error = %e, "a data directory doesn't take the founding mark and the count of starts yet");
             }
         }
     }

@@ -13,6 +13,7 @@ use crate::chunk::Chunk;
 use crate::chunk::import::SUFFIX;
 use crate::chunk::recovery::{Recovered, recover};
 use crate::directory::{DIRECTORY_FORMAT, Directory, DirectoryError, DiskIdentity};
+use crate::error::is_ours;
 use crate::files::{OpenFiles, lock};
 use crate::state::StateFile;
 
@@ -25,6 +26,17 @@ pub enum OpenError {
         /// The directory.
         path: PathBuf,
         /// What the disk answered.
+        source: io::Error,
+    },
+    /// The process lacks something. Chunks that it doesn't get to see would be taken for missing or damaged ones, and be copied anew.
+    #[error(
+        "the data directory {} can't be looked at, for this process or its host lacks file descriptors or memory: {source}; raise the limits (LimitNOFILE, MemoryMax) and start the chunkserver again",
+        path.display()
+    )]
+    Lacking {
+        /// The directory.
+        path: PathBuf,
+        /// What the system answered.
         source: io::Error,
     },
 }
@@ -47,10 +59,20 @@ impl ChunkStore {
         options: StoreOptions,
         new_id: &mut dyn FnMut() -> String,
     ) -> Result<Self, OpenError> {
+        Self::open_from(disk, options, 1, new_id)
+    }
+
+    /// The same, with a number for the first start, and for the first one of which the state directory, which was lost, doesn't know: no earlier start may have had
+    /// a greater one, or masters take this one for a process of before. Disks remember starts as well.
+    pub fn open_from(
+        disk: Arc<dyn Disk>,
+        options: StoreOptions,
+        first_incarnation: u64,
+        new_id: &mut dyn FnMut() -> String,
+    ) -> Result<Self, OpenError> {
         let state_error = |source| OpenError::State { path: options.state_dir.clone(), source };
         let mut state = StateFile::open(disk.clone(), &options.state_dir).map_err(state_error)?;
         let mut facts = state.facts.clone();
-        facts.incarnation += 1;
         let mut places = Vec::new();
         for path in &options.data_dirs {
             let ours = DiskIdentity {
@@ -59,6 +81,7 @@ impl ChunkStore {
                 id: new_id(),
                 format: DIRECTORY_FORMAT,
                 founding: facts.founding,
+                incarnation: 0,
             };
             let opened = Directory::open(disk.clone(), path, &ours, &state.facts.disks, &state.path)
                 .and_then(|d| only_once(d, &places));
@@ -69,12 +92,22 @@ impl ChunkStore {
                     facts.founding = facts.founding.or(directory.founding());
                     Place::Used(Arc::new(directory))
                 }
+                Err(DirectoryError::Io { path, source }) if is_ours(&source) => {
+                    return Err(OpenError::Lacking { path, source });
+                }
                 Err(e) => {
                     tracing::error!(path = %path.display(), error = %e, "a data directory isn't used");
                     Place::Refused(path.clone(), e.to_string())
                 }
             });
         }
+        let carried = places.iter().map(|place| match place {
+            Place::Used(directory) => directory.incarnation(),
+            Place::Refused(..) => 0,
+        });
+        let least = if facts.incarnation == 0 { first_incarnation } else { 1 };
+        let before = carried.max().unwrap_or(0).max(facts.incarnation);
+        facts.incarnation = before.saturating_add(1).max(least);
         let founding = facts.founding;
         state.keep(facts).map_err(state_error)?;
         let files = OpenFiles::new(disk, options.open_files_max);
@@ -88,22 +121,23 @@ impl ChunkStore {
             orders: Mutex::default(),
             scan: Scan::default(),
         };
-        if let Some(founding) = founding {
-            store.mark_all(founding);
-        }
-        store.scan = store.scan_all();
+        store.carry_all(founding);
+        store.scan = store.scan_all()?;
         Ok(store)
     }
 
-    fn scan_all(&self) -> Scan {
+    fn scan_all(&self) -> Result<Scan, OpenError> {
         let mut scan = Scan::default();
         for directory in self.used() {
             if let Err(e) = self.scan_directory(directory, &mut scan) {
+                if is_ours(&e) {
+                    return Err(OpenError::Lacking { path: directory.path.clone(), source: e });
+                }
                 directory.count_failure(&format!("the startup scan failed: {e}"));
                 tracing::error!(path = %directory.path.display(), error = %e, "the startup scan of a data directory failed; chunks that it didn't reach are missing");
             }
         }
-        scan
+        Ok(scan)
     }
 
     fn scan_directory(&self, directory: &Arc<Directory>, scan: &mut Scan) -> io::Result<()> {
@@ -116,7 +150,7 @@ impl ChunkStore {
                     unsettled = true;
                 }
                 let Some(id) = chunk_name(&name) else { continue };
-                unsettled |= self.scan_chunk(directory, id, &shard.join(name), scan);
+                unsettled |= self.scan_chunk(directory, id, &shard.join(name), scan)?;
             }
             if unsettled {
                 directory.disk.sync_dir(&shard)?;
@@ -126,16 +160,23 @@ impl ChunkStore {
     }
 
     /// Takes one file up; answers whether its directory's names may be unflushed.
-    fn scan_chunk(&self, directory: &Arc<Directory>, id: ChunkId, path: &Path, scan: &mut Scan) -> bool {
-        let found = directory
-            .disk
-            .open(path, OpenMode::Existing)
-            .and_then(|file| recover(&*file, id))
-            .unwrap_or_else(|e| {
+    fn scan_chunk(
+        &self,
+        directory: &Arc<Directory>,
+        id: ChunkId,
+        path: &Path,
+        scan: &mut Scan,
+    ) -> io::Result<bool> {
+        let looked_at = directory.disk.open(path, OpenMode::Existing).and_then(|file| recover(&*file, id));
+        let found = match looked_at {
+            Ok(found) => found,
+            Err(e) if is_ours(&e) => return Err(e),
+            Err(e) => {
                 let reason = format!("looking at its file failed: {e}");
                 directory.count_failure(&reason);
                 Recovered::Damaged(reason)
-            });
+            }
+        };
         let unsettled = !matches!(found, Recovered::Whole { settled: true, .. });
         match &found {
             Recovered::Whole { record, .. } => {
@@ -159,7 +200,7 @@ impl ChunkStore {
         if let Some(chunk) = Chunk::recovered(id, directory.clone(), found) {
             self.take_up(chunk);
         }
-        unsettled
+        Ok(unsettled)
     }
 
     /// Two disks may hold one chunk, if somebody copied it: the better copy counts.

@@ -16,7 +16,8 @@ use crate::files::lock;
 const ROOM_BYTES: u64 = 2 * CHUNK_BYTES_MAX;
 
 impl ChunkStore {
-    /// Begins a copy of a chunk that another chunkserver has; none where a sound, sealed copy of that digest is here already.
+    /// Begins a copy of a chunk that another chunkserver has; none where a sound, sealed copy of that digest is here already. One on a disk that was dropped
+    /// isn't here: masters aren't told of it.
     pub fn import(
         &self,
         chunk: ChunkId,
@@ -27,8 +28,9 @@ impl ChunkStore {
         self.see_epoch(chunk.volume().0, epoch)?;
         if let Ok(found) = self.find(chunk)
             && found.is_sound()
+            && found.directory.dropped().is_none()
             && found.stat().is_some_and(|s| s.sealed && s.length == length)
-            && found.digest(&self.files, length)? == *digest
+            && self.digest(chunk, length)? == *digest
         {
             return Ok(None);
         }
@@ -71,7 +73,14 @@ impl ChunkStore {
         let installed = match self.find(chunk) {
             Ok(found) if import.lies_in(&found.directory) => found.give_way(&self.files, import),
             Ok(found) => {
-                found.remove(&self.files, self.options.trash.then_some(now_s))?;
+                match found.remove(&self.files, self.options.trash.then_some(now_s)) {
+                    // A dead disk keeps its file, and nobody from having another. Should it come back with a restart, the better of the two counts.
+                    Err(error) if found.directory.dropped().is_some() => {
+                        tracing::warn!(chunk = chunk.0, %error, "a copy that is replaced stays on a disk that was dropped");
+                        found.leave_behind(&self.files);
+                    }
+                    removed => removed?,
+                }
                 lock(&self.chunks).remove(&chunk);
                 import.install()
             }
@@ -84,9 +93,25 @@ impl ChunkStore {
 
     /// Removes a chunk, durably, if the leader of term `custody` is the newest that gave orders. An unknown one is well.
     pub fn delete(&self, chunk: ChunkId, epoch: Epoch, custody: u64, now_s: u64) -> Result<(), ChunkError> {
+        self.delete_while(chunk, epoch, custody, now_s, || true).map(drop)
+    }
+
+    /// The same if that is still `wanted` once it is this order's turn: one that waited too long behind another is left, for its master may have thought better of
+    /// it, and tells it again if it hasn't. Answers whether it was carried out.
+    pub fn delete_while(
+        &self,
+        chunk: ChunkId,
+        epoch: Epoch,
+        custody: u64,
+        now_s: u64,
+        wanted: impl FnOnce() -> bool,
+    ) -> Result<bool, ChunkError> {
         self.see_epoch(chunk.volume().0, epoch)?;
         let _one_at_a_time = lock(&self.orders);
         self.see_custody(custody)?;
+        if !wanted() {
+            return Ok(false);
+        }
         let found = self.find(chunk);
         found.iter().for_each(|found| found.leaves());
         // Before its disk is waited for. Also for a repetition: then the master has missed that it is gone.
@@ -96,7 +121,7 @@ impl ChunkStore {
             removed.inspect_err(|_| self.note(chunk))?;
             lock(&self.chunks).remove(&chunk);
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Unlinks what came into the trash `keep_s` or longer before `now_s`, and the oldest of it sooner where a disk has little room for new chunks.

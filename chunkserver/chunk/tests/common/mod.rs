@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use mooseng_chunk::{ChunkStore, StoreOptions};
+use mooseng_ports::disk::sim::SimDisk;
 use mooseng_ports::disk::{Disk, DiskFile, OpenMode, Space};
 use rand::Rng;
 use rand::rngs::SmallRng;
@@ -244,6 +245,111 @@ impl DiskFile for TornFile {
     }
     fn sync_data(&self) -> io::Result<()> {
         self.with(true, |m| drop(m.drain(..m.len() - 1)))
+    }
+}
+
+/// What goes wrong on a [`FaultyDisk`].
+#[derive(Clone, Copy)]
+pub struct Planted {
+    /// For paths below this one.
+    pub below: &'static str,
+    /// Only where a file is opened.
+    pub opens_only: bool,
+    pub errno: i32,
+}
+
+type Hook = Option<Box<dyn FnOnce() + Send>>;
+
+/// A disk of which a part fails, as a device does that died, or any in a process that has no descriptors left.
+#[derive(Clone, Default)]
+pub struct FaultyDisk {
+    under: SimDisk,
+    planted: Arc<Mutex<Option<Planted>>>,
+    hook: Arc<Mutex<Hook>>,
+}
+
+impl FaultyDisk {
+    pub fn plant(&self, fault: Option<Planted>) {
+        *self.planted.lock().unwrap() = fault;
+    }
+    /// What is done once, in the midst of the next read of a file.
+    pub fn before_read(&self, hook: impl FnOnce() + Send + 'static) {
+        *self.hook.lock().unwrap() = Some(Box::new(hook));
+    }
+    fn check(&self, path: &Path, opens: bool) -> io::Result<()> {
+        match *self.planted.lock().unwrap() {
+            Some(fault) if path.starts_with(fault.below) && (opens || !fault.opens_only) => {
+                Err(io::Error::from_raw_os_error(fault.errno))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Disk for FaultyDisk {
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>> {
+        self.check(path, true)?;
+        let file = self.under.open(path, mode)?;
+        Ok(Arc::new(FaultyFile { file, disk: self.clone(), path: path.into() }))
+    }
+    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        self.check(path, false)?;
+        self.under.create_dir_all(path)
+    }
+    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        self.check(path, false)?;
+        self.under.list(path)
+    }
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.check(to, false)?;
+        self.under.rename(from, to)
+    }
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.check(path, false)?;
+        self.under.remove(path)
+    }
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.check(path, false)?;
+        self.under.sync_dir(path)
+    }
+    fn space(&self, path: &Path) -> io::Result<Space> {
+        self.under.space(path)
+    }
+}
+
+struct FaultyFile {
+    file: Arc<dyn DiskFile>,
+    disk: FaultyDisk,
+    path: PathBuf,
+}
+
+impl DiskFile for FaultyFile {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let hook = self.disk.hook.lock().unwrap().take();
+        if let Some(hook) = hook {
+            hook();
+        }
+        self.disk.check(&self.path, false)?;
+        self.file.read_at(buffer, offset)
+    }
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.disk.check(&self.path, false)?;
+        self.file.write_at(bytes, offset)
+    }
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+    fn set_len(&self, length: u64) -> io::Result<()> {
+        self.disk.check(&self.path, false)?;
+        self.file.set_len(length)
+    }
+    fn allocate(&self, length: u64) -> io::Result<()> {
+        self.disk.check(&self.path, false)?;
+        self.file.allocate(length)
+    }
+    fn sync_data(&self) -> io::Result<()> {
+        self.disk.check(&self.path, false)?;
+        self.file.sync_data()
     }
 }
 

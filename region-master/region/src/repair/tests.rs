@@ -34,6 +34,7 @@ fn chunk(copies: &[(&str, CopyState)]) -> ChunkFacts {
         copies: copies.iter().map(|(name, state)| ((*name).to_owned(), *state)).collect(),
         strays: vec![],
         deleting: BTreeSet::new(),
+        untold: BTreeSet::new(),
     }
 }
 
@@ -161,6 +162,68 @@ fn what_lies_about_is_taken_up_instead_of_copied() {
     assert_eq!(decide(&stray(&[("a", Good), ("b", Good)]), &all, &Flights::default()), Decision::Well);
 }
 
+/// Found by review: a copy that couldn't be compared kept any other from being made for ever, and the comparison asked the first good one, which didn't answer.
+#[test]
+fn what_lies_about_and_couldnt_be_compared_is_in_nobodys_way() {
+    use CopyState::{Good, Lost};
+    let mut all = servers(&[("a", "1"), ("b", "2"), ("c", "3")]);
+    all.get_mut("c").unwrap().shunned = true;
+    let stray = |copies: &[_]| ChunkFacts { strays: vec!["c".into()], ..chunk(copies) };
+    let none = Flights::default();
+    let endangered = Need::Endangered { good: 1 };
+    assert_eq!(decide(&stray(&[("a", Good), ("x", Lost)]), &all, &none), copy(endangered, "a", "b"));
+    let last = stray(&[("y", Lost), ("x", Lost)]);
+    assert_eq!(decide(&last, &all, &none), Decision::Wait(Need::Endangered { good: 0 }));
+    let two = chunk(&[("a", Good), ("b", Good)]);
+    assert_eq!(compared_with(&two, &all, &none), Some("a".into()));
+    all.get_mut("a").unwrap().shunned = true;
+    assert_eq!(compared_with(&two, &all, &none), Some("b".into()));
+    // Copies under way keep it from giving another one, and not from saying what it has.
+    let mut busy = Flights::new(Limits { copies_per_server: 1, ..Limits::default() });
+    busy.begin(ChunkId(9), Flight { need: endangered, source: "b".into(), target: "x".into(), bytes: 5 });
+    assert_eq!(compared_with(&two, &all, &busy), Some("b".into()));
+    assert_eq!(compared_with(&last, &all, &none), None);
+}
+
+/// Found by review: a copy that was surplus was to be deleted. Its chunkserver was away for weeks, in which the others were lost, and deleted the last one when
+/// it came back.
+#[test]
+fn the_last_copy_is_taken_up_though_it_was_to_be_deleted() {
+    use CopyState::{Bad, Good, Lost, Silent, Unknown};
+    let all = servers(&[("a", "1"), ("b", "2"), ("c", "3")]);
+    let going = |copies: &[_], untold: &[&str]| ChunkFacts {
+        strays: vec!["c".into()],
+        deleting: BTreeSet::from(["c".to_owned()]),
+        untold: untold.iter().map(|name| (*name).to_owned()).collect(),
+        ..chunk(copies)
+    };
+    let is = |facts: &ChunkFacts| decide(facts, &all, &Flights::default());
+    let adopt = Decision::Adopt { server: "c".into() };
+    assert_eq!(is(&going(&[("a", Bad), ("x", Lost)], &["c"])), adopt);
+    let told = going(&[("a", Bad), ("x", Lost)], &[]);
+    assert_ne!(is(&told), adopt, "it may be deleted already");
+    for hoped in [Good, Unknown, Silent] {
+        assert_ne!(is(&going(&[("a", hoped), ("x", Lost)], &["c"])), adopt, "{hoped:?}");
+    }
+}
+
+/// Found by review: what a leader sealed whose clock was ahead was never collected, and what it made never ended.
+#[test]
+fn times_of_a_clock_that_was_ahead_are_long_ago() {
+    let s = |n: i64| n * 1_000_000_000;
+    let (now, margin) = (s(1_000), s(30));
+    let secs = Duration::from_secs;
+    assert_eq!(age(s(900), now, margin), secs(100));
+    assert_eq!(age(s(1_030), now, margin), Duration::ZERO, "clocks of one region differ a little");
+    assert_eq!(age(s(1_031), now, margin), Duration::MAX);
+    assert!(is_settled(s(1_031), now, margin) && !is_settled(s(1_030), now, margin));
+    // Whoever used a chunk still has its time to name it.
+    assert_eq!(sealed_by(s(900), now, s(90), secs(1_000)), s(910));
+    assert_eq!(sealed_by(s(1_090), now, s(90), secs(1_000)), s(910));
+    assert_eq!(sealed_by(s(5_000), now, s(90), secs(89)), s(910));
+    assert_eq!(sealed_by(s(5_000), now, s(90), secs(90)), s(5_000));
+}
+
 #[test]
 fn busy_places_are_waited_for_and_not_replaced_by_worse_ones() {
     use CopyState::{Good, Lost};
@@ -237,31 +300,6 @@ fn what_the_registry_knows_of_a_copy() {
     assert_eq!((is("b", 59, 0), is("b", 60, 0)), (Condition::Silent, Condition::Lost));
 }
 
-#[test]
-fn open_chunks_are_ended_where_they_stand_in_the_way() {
-    let member = |name: &str, condition, draining| (name.to_owned(), condition, draining);
-    let facts = OpenFacts {
-        members: vec![member("a", Condition::Here, false), member("b", Condition::Here, false)],
-        reclassed: false,
-        used: true,
-        age: Duration::from_secs(100),
-        unused_max: Duration::from_secs(90),
-        open_max: Duration::from_secs(4_000),
-    };
-    assert_eq!(end_open(&facts), None);
-    assert_eq!(end_open(&OpenFacts { used: false, ..facts.clone() }), Some("a"));
-    assert_eq!(end_open(&OpenFacts { reclassed: true, ..facts.clone() }), Some("a"));
-    assert_eq!(end_open(&OpenFacts { age: Duration::from_secs(4_000), ..facts.clone() }), Some("a"));
-    let with = |a: (Condition, bool), b: (Condition, bool)| OpenFacts {
-        members: vec![member("a", a.0, a.1), member("b", b.0, b.1)],
-        ..facts.clone()
-    };
-    assert_eq!(end_open(&with((Condition::Here, true), (Condition::Here, false))), Some("b"));
-    assert_eq!(end_open(&with((Condition::Lost, false), (Condition::Here, true))), Some("b"));
-    assert_eq!(end_open(&with((Condition::Silent, false), (Condition::Here, false))), None);
-    assert_eq!(end_open(&with((Condition::Lost, false), (Condition::Silent, false))), None);
-}
-
 /// A region in miniature: servers that come and go, copies that rot, plans that are carried out late.
 struct Model {
     servers: Servers,
@@ -332,6 +370,7 @@ impl Model {
             copies: location.iter().map(|name| (name.clone(), state(name))).collect(),
             strays: self.servers.keys().filter(stray).cloned().collect(),
             deleting: BTreeSet::new(),
+            untold: BTreeSet::new(),
         }
     }
 

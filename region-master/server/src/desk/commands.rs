@@ -56,9 +56,39 @@ impl Desk {
         self.deletions.iter().filter(waits).map(|(name, _)| name.clone()).collect()
     }
 
-    /// Forgets what a chunkserver was to delete: it is lost. Its inventory is looked at when it comes back.
-    pub fn forget_deletions(&mut self, chunkserver: &str) {
-        self.deletions.remove(chunkserver);
+    /// Those of them that haven't heard of it: no answer to their heartbeats had it.
+    pub fn untold(&self, chunk: ChunkId) -> BTreeSet<String> {
+        let is_untold = |(_, waiting): &(&String, &BTreeMap<ChunkId, Deletion>)| {
+            waiting.get(&chunk).is_some_and(|deletion| deletion.told.is_none())
+        };
+        self.deletions.iter().filter(is_untold).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Takes an order back that a chunkserver hasn't heard. Answers whether it has none to delete its copy, now.
+    pub fn take_back_deletion(&mut self, chunkserver: &str, chunk: ChunkId) -> bool {
+        let Some(waiting) = self.deletions.get_mut(chunkserver) else { return true };
+        if waiting.get(&chunk).is_some_and(|deletion| deletion.told.is_some()) {
+            return false;
+        }
+        waiting.remove(&chunk);
+        if waiting.is_empty() {
+            self.deletions.remove(chunkserver);
+        }
+        true
+    }
+
+    /// The chunkservers that have something to delete.
+    pub fn with_deletions(&self) -> impl Iterator<Item = &String> {
+        self.deletions.keys()
+    }
+
+    /// Forgets what a chunkserver was to delete of a volume: it is lost. Its inventory is looked at when it comes back.
+    pub fn forget_deletions(&mut self, volume: VolumeId, chunkserver: &str) {
+        let Some(waiting) = self.deletions.get_mut(chunkserver) else { return };
+        waiting.retain(|chunk, _| chunk.volume() != volume);
+        if waiting.is_empty() {
+            self.deletions.remove(chunkserver);
+        }
     }
 
     pub(super) fn is_gone(&mut self, chunkserver: &str, chunk: ChunkId) {

@@ -112,6 +112,35 @@ fn deletions_are_told_until_they_are_confirmed() {
     assert!(desk.take_gone(ROOT_VOLUME, 9).is_empty());
 }
 
+#[test]
+fn an_order_to_delete_is_taken_back_as_long_as_nobody_was_told() {
+    let mut desk = desk();
+    let now = BootTime::default();
+    let one = ChunkId(1);
+    desk.want_deletion("a", one, 1);
+    desk.want_deletion("b", one, 1);
+    assert!(desk.with_deletions().eq(["a", "b"]));
+    assert_eq!(desk.take_commands("a", now).len(), 1);
+    assert_eq!(desk.untold(one), BTreeSet::from(["b".to_owned()]));
+    assert!(!desk.take_back_deletion("a", one) && desk.is_deleting("a", one), "it may be at it");
+    assert!(desk.take_back_deletion("b", one) && !desk.is_deleting("b", one));
+    assert!(desk.take_commands("b", now).is_empty());
+    assert!(desk.take_back_deletion("c", one), "there is none");
+}
+
+#[test]
+fn what_a_lost_chunkserver_was_to_delete_is_forgotten_volume_by_volume() {
+    let mut desk = desk();
+    let (one, other) = (ChunkId(1), ChunkId::new(VolumeId(2), 1));
+    desk.want_deletion("a", one, 1);
+    desk.want_deletion("a", other, 1);
+    desk.forget_deletions(ROOT_VOLUME, "a");
+    assert!(!desk.is_deleting("a", one) && desk.is_deleting("a", other));
+    desk.forget_deletions(VolumeId(2), "a");
+    desk.forget_deletions(VolumeId(2), "b");
+    assert_eq!(desk.with_deletions().count(), 0);
+}
+
 /// A follower doesn't know its region's mark before it leads, and hears of chunkservers all the same.
 #[test]
 fn what_chunkservers_of_another_founding_told_a_follower_is_forgotten_when_it_leads() {

@@ -67,6 +67,9 @@ async fn try_make(master: &Master, term: u64, order: &Order) -> Result<u64, Fail
         if digest != self::digest(master, order, &order.target, &order.target_address).await? {
             let reason = format!("the copies on {} and {} differ", order.source, order.target);
             tracing::error!(chunk = listing.chunk.0, reason, "two copies of a chunk aren't the same");
+            // The location's is the chunk. The other isn't taken up until an inventory names it anew: a copy may be made in its place.
+            let copy = CopyFacts { length, sealed: true, epoch: 0, corrupt: true };
+            master.desk(|desk| desk.registry.changed(&order.target, &[(listing.chunk, copy)], &[]));
             return Err(Failure { reason, blamed: vec![order.target.clone()] });
         }
     } else {

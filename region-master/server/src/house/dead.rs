@@ -1,6 +1,5 @@
 //! Buried chunks: their copies are deleted until each is gone, or its chunkserver is lost.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use mooseng_namespace::upkeep;
@@ -57,22 +56,19 @@ impl Keeper<'_> {
         let final_upto = record.map(|record| record.complete());
         let lost = self.master.desk(|desk| {
             let mut lost = Vec::new();
-            let mut lost_servers = BTreeSet::new();
             for (chunk, record) in page {
                 if final_upto.is_some_and(|upto| record.died() > upto) {
                     continue;
                 }
                 for name in record.copies {
+                    // It is looked at again when it comes back.
                     if self.condition(desk, &name) == Condition::Lost {
-                        lost_servers.insert(name.clone());
                         lost.push((chunk, name));
                     } else {
                         desk.want_deletion(&name, chunk, record.epoch.max(epoch));
                     }
                 }
             }
-            // They are looked at again when they come back.
-            lost_servers.iter().for_each(|name| desk.forget_deletions(name));
             lost
         });
         for part in lost.chunks(FORGOTTEN_MAX) {

@@ -156,6 +156,8 @@ struct Keeper<'a> {
     waits: BTreeMap<ChunkId, BootTime>,
     /// Chunkservers that get no orders before.
     shunned: BTreeMap<String, BootTime>,
+    /// Open chunks whose end failed, and when it did.
+    unended: BTreeMap<ChunkId, BootTime>,
     scan: scan::Scan,
     strays: strays::Strays,
     dead: dead::Dead,
@@ -189,6 +191,7 @@ impl<'a> Keeper<'a> {
             loads: BTreeMap::new(),
             waits: BTreeMap::new(),
             shunned: BTreeMap::new(),
+            unended: BTreeMap::new(),
             scan: scan::Scan::default(),
             strays: strays::Strays::default(),
             dead: dead::Dead::default(),
@@ -211,8 +214,12 @@ impl<'a> Keeper<'a> {
         self.ticked = now;
         self.waits.retain(|_, until| *until > now);
         self.shunned.retain(|_, until| *until > now);
+        self.forget_deletions_of_lost();
         let mut troubles = Vec::new();
-        troubles.extend(self.scan_on().await.err());
+        match self.scan_on().await {
+            Ok(some) => troubles.extend(some),
+            Err(error) => troubles.push(error),
+        }
         troubles.extend(self.match_seals().await.err());
         troubles.extend(self.look_at_strays().await.err());
         troubles.extend(self.clear_dead().await.err());
@@ -227,8 +234,22 @@ impl<'a> Keeper<'a> {
         troubles
     }
 
+    /// What is to be deleted was decided by what there was when it was: by the time that a chunkserver returns its copy may be the last. Strays and dead chunks
+    /// are found again.
+    fn forget_deletions_of_lost(&self) {
+        self.master.desk(|desk| {
+            let is_lost = |name: &&String| self.condition(desk, name) == Condition::Lost;
+            let lost: Vec<String> = desk.with_deletions().filter(is_lost).cloned().collect();
+            lost.iter().for_each(|name| desk.forget_deletions(self.volume, name));
+        });
+    }
+
     fn now_ns(&self) -> i64 {
         self.master.clock.unix_ns()
+    }
+
+    fn settle_ns(&self) -> i64 {
+        i64::try_from(self.master.config.house.settle_ms).unwrap_or(i64::MAX).saturating_mul(1_000_000)
     }
 
     fn condition(&self, desk: &Desk, name: &str) -> Condition {
@@ -255,9 +276,7 @@ impl<'a> Keeper<'a> {
     /// What is known of a sealed chunk.
     fn facts(&self, desk: &Desk, listing: &ChunkListing) -> ChunkFacts {
         let (chunk, length) = (listing.chunk, listing.record.length);
-        let settle_ns =
-            i64::try_from(self.master.config.house.settle_ms).unwrap_or(i64::MAX).saturating_mul(1_000_000);
-        let settled = repair::is_settled(listing.record.sealed_ns, self.now_ns(), settle_ns);
+        let settled = repair::is_settled(listing.record.sealed_ns, self.now_ns(), self.settle_ns());
         let names = listing.location.as_ref().map(|l| l.copies.as_slice()).unwrap_or_default();
         let state = |name: &String| {
             let condition = self.condition(desk, name);
@@ -271,7 +290,7 @@ impl<'a> Keeper<'a> {
         };
         let in_place =
             copies.iter().filter(|(name, state)| *state == CopyState::Good && is_in_place(name)).count();
-        let deleting = desk.deleting(chunk);
+        let (deleting, untold) = (desk.deleting(chunk), desk.untold(chunk));
         let stray = |server: &&mooseng_region::registry::Chunkserver| {
             let copy = server.copy(chunk);
             copy.is_some_and(|copy| copy.sealed && !copy.corrupt && copy.length >= length)
@@ -282,7 +301,7 @@ impl<'a> Keeper<'a> {
             true => desk.registry.iter().filter(stray).map(|s| s.beat.name.clone()).collect(),
             false => Vec::new(),
         };
-        ChunkFacts { chunk, length, class, copies, strays, deleting }
+        ChunkFacts { chunk, length, class, copies, strays, deleting, untold }
     }
 
     /// Begins what is most urgent, as far as the bounds allow.
@@ -310,7 +329,12 @@ impl<'a> Keeper<'a> {
                     orders.extend(self.order(listing, need, source, target, false));
                 }
                 Decision::Adopt { server } => {
-                    let good = self.a_good_one(&listing).unwrap_or_else(|| server.clone());
+                    // It may have been told since.
+                    if !self.master.desk(|desk| desk.take_back_deletion(&server, chunk)) {
+                        self.waits.insert(chunk, now.after(AGAIN));
+                        continue;
+                    }
+                    let good = self.compared_with(&listing).unwrap_or_else(|| server.clone());
                     orders.extend(self.order(listing, Need::Endangered { good: 1 }, good, server, true));
                 }
             }
@@ -326,9 +350,11 @@ impl<'a> Keeper<'a> {
         })
     }
 
-    fn a_good_one(&self, listing: &ChunkListing) -> Option<String> {
-        let facts = self.master.desk(|desk| self.facts(desk, listing));
-        facts.copies.into_iter().find(|(_, state)| *state == CopyState::Good).map(|(name, _)| name)
+    fn compared_with(&self, listing: &ChunkListing) -> Option<String> {
+        self.master.desk(|desk| {
+            let facts = self.facts(desk, listing);
+            repair::compared_with(&facts, &self.servers(desk), &self.flights)
+        })
     }
 
     fn order(

@@ -8,7 +8,7 @@ use mooseng_namespace::classes;
 use mooseng_namespace::upkeep::{self, ChunkListing};
 use mooseng_ports::clock::BootTime;
 use mooseng_ports::plant::{self, Plant};
-use mooseng_region::repair::{self, Condition, CopyState, Decision, Need, OpenFacts, Servers};
+use mooseng_region::repair::{self, CopyState, Decision, Member, Need, OpenFacts, Servers};
 use mooseng_schema::location::LocationRecord;
 use mooseng_wire::call::CallError;
 use mooseng_wire::chunk::{Close, Sealed};
@@ -31,9 +31,13 @@ const UNSEALED_MAX: usize = 64;
 const COMPARED_MAX: usize = 256;
 /// Chunks that get their files' storage class in one transaction.
 const FOLLOWING_MAX: usize = 64;
-/// Open chunks that are ended in one page: each is a call.
+/// Open chunks that are ended in one page: each is a call, or some.
 const ENDED_MAX: usize = 8;
 const END_WITHIN: Duration = Duration::from_secs(2);
+/// An end that failed is remembered for so long, so that others have their turn before.
+const UNENDED_FOR: Duration = Duration::from_secs(3600);
+/// Troubles of one page that are told: where the store is away each item has one.
+const TROUBLES_MAX: usize = 8;
 
 /// Where the scan is, and what it has seen in this pass.
 #[derive(Default)]
@@ -58,9 +62,10 @@ pub(super) struct Scan {
 struct Page {
     /// Open chunks whose session isn't in the table.
     abandoned: Vec<ChunkListing>,
-    /// Open chunks to be ended, each on a member.
-    ended: Vec<(ChunkListing, String)>,
-    unused: Vec<ChunkId>,
+    /// Open chunks to be ended, each on one of these members.
+    ended: Vec<(ChunkListing, Vec<String>)>,
+    /// Each with the time by which it must have been sealed.
+    unused: Vec<(ChunkId, i64)>,
     /// Chunks whose files have another storage class.
     reclassed: Vec<ChunkId>,
     drops: Vec<(ChunkListing, String)>,
@@ -72,12 +77,32 @@ struct Page {
     unsealed: Vec<(String, ChunkId, u64)>,
 }
 
+/// What failed of a page: it keeps nothing else of it from being done.
+#[derive(Default)]
+struct Troubles {
+    told: Vec<CallError>,
+}
+
+impl Troubles {
+    fn note<T>(&mut self, outcome: Result<T, CallError>) -> Option<T> {
+        match outcome {
+            Ok(value) => Some(value),
+            Err(error) => {
+                if self.told.len() < TROUBLES_MAX {
+                    self.told.push(error);
+                }
+                None
+            }
+        }
+    }
+}
+
 impl Keeper<'_> {
-    /// Looks at the next page.
-    pub(super) async fn scan_on(&mut self) -> Result<(), CallError> {
+    /// Looks at the next page. Answers what of it couldn't be carried out: the rest was.
+    pub(super) async fn scan_on(&mut self) -> Result<Vec<CallError>, CallError> {
         let now = self.master.clock.boot();
         if self.scan.next.is_some_and(|next| now < next) {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let (volume, after) = (self.volume, self.scan.after);
         if after.is_none() {
@@ -133,10 +158,11 @@ impl Keeper<'_> {
         if !more {
             self.scanned(now);
         }
-        self.carry_out(page).await
+        Ok(self.carry_out(page).await)
     }
 
     fn scanned(&mut self, now: BootTime) {
+        self.unended.retain(|_, failed| now.since(*failed) < UNENDED_FOR);
         let scan = std::mem::take(&mut self.scan);
         self.scan.next = Some(now.after(Duration::from_millis(self.master.config.house.scan_every_ms)));
         self.master.desk(|desk| {
@@ -199,10 +225,11 @@ impl Keeper<'_> {
         }
         // A first look, without the store: burying decides.
         let held = desk.sessions.holds(SessionId(record.owner)) || record.owner == 0;
-        let due = !held || record.sealed_ns <= self.sealed_before_ns();
+        let before_ns = self.sealed_before_ns(record.sealed_ns);
+        let due = !held || record.sealed_ns <= before_ns;
         let unused = listing.used.extents == 0 || plant::is(Plant::CollectionUnchecked);
         if record.sealed && unused && due && !self.is_rewriting(listing.chunk) {
-            page.unused.push(listing.chunk);
+            page.unused.push((listing.chunk, before_ns));
         }
         if !record.sealed {
             self.look_at_open(desk, servers, listing, reclassed, page);
@@ -233,9 +260,11 @@ impl Keeper<'_> {
         Ok(())
     }
 
-    fn sealed_before_ns(&self) -> i64 {
+    /// By when a chunk that was sealed then must have been, so that nobody is about to name it.
+    fn sealed_before_ns(&self, sealed_ns: i64) -> i64 {
         let after_ms = i64::try_from(self.master.config.house.collect_after_ms).unwrap_or(i64::MAX);
-        self.now_ns().saturating_sub(after_ms.saturating_mul(1_000_000))
+        let watched = self.master.clock.boot().since(self.watching_since);
+        repair::sealed_by(sealed_ns, self.now_ns(), after_ms.saturating_mul(1_000_000), watched)
     }
 
     fn count(&mut self, desk: &Desk, servers: &Servers, listing: &ChunkListing, reachable: usize) {
@@ -268,32 +297,35 @@ impl Keeper<'_> {
         if !desk.sessions.in_grace(self.volume, now) && !desk.sessions.holds(owner) {
             page.abandoned.push(listing.clone());
         }
-        let member = |name: &String| {
-            let leaving = desk.registry.is_draining(name) || repair::is_misplaced(class, [name], servers);
-            (name.clone(), self.condition(desk, name), leaving)
+        let used = listing.used.extents > 0;
+        let age = repair::age(listing.record.born_ns, self.now_ns(), self.settle_ns());
+        let settle = Duration::from_millis(self.master.config.house.settle_ms);
+        // What extents name was acknowledged by all members.
+        let appended_for = used.then_some(age);
+        let member = |name: &String| Member {
+            name: name.clone(),
+            condition: self.condition(desk, name),
+            leaving: desk.registry.is_draining(name) || repair::is_misplaced(class, [name], servers),
+            copy: repair::open_copy(&desk.registry, name, now, listing.chunk, appended_for, settle),
         };
-        let age_ns = self.now_ns().saturating_sub(listing.record.born_ns);
         let facts = OpenFacts {
             members: names.iter().map(member).collect(),
             reclassed,
-            used: listing.used.extents > 0,
-            age: Duration::from_nanos(u64::try_from(age_ns).unwrap_or(0)),
+            earlier: listing.record.birth < self.master.epoch(self.volume).0,
+            used,
+            age,
             unused_max: Duration::from_millis(self.master.config.house.collect_after_ms),
             // Tickets are rounded up, and taken a little longer than they are valid.
             open_max: Duration::from_millis(TICKET_LIFE_MS) + Duration::from_secs(300),
         };
-        let here = facts.members.iter().filter(|(_, condition, _)| *condition == Condition::Here).count();
-        // Of an earlier home: whoever has it open appends to another one.
-        let earlier = listing.record.birth < self.master.epoch(self.volume).0;
-        // There is nothing to read of it then, nor to keep, if no file came to use it.
-        if !earlier || facts.used {
-            self.count(desk, servers, listing, here);
+        let reachable = facts.members.iter().filter(|member| member.is_reachable()).count();
+        // There is nothing to read of one of an earlier home, nor to keep, if no file came to use it.
+        if !facts.earlier || facts.used {
+            self.count(desk, servers, listing, reachable);
         }
-        let any = names.first().filter(|_| earlier).map(String::as_str);
-        if let Some(member) = repair::end_open(&facts).or(any)
-            && page.ended.len() < ENDED_MAX
-        {
-            page.ended.push((listing.clone(), member.to_owned()));
+        let members: Vec<String> = repair::end_open(&facts).into_iter().map(str::to_owned).collect();
+        if !members.is_empty() {
+            page.ended.push((listing.clone(), members));
         }
     }
 
@@ -336,34 +368,40 @@ impl Keeper<'_> {
         }
     }
 
-    async fn carry_out(&mut self, page: Page) -> Result<(), CallError> {
+    async fn carry_out(&mut self, mut page: Page) -> Vec<CallError> {
+        let mut troubles = Troubles::default();
         // First, for what else is decided rests on it.
         for some in page.reclassed.chunks(FOLLOWING_MAX) {
-            transact(&self.master.store, |tx| async move {
+            if self.follow(some).await.is_err() {
                 for chunk in some {
-                    classes::follow(&tx, *chunk).await?;
+                    troubles.note(self.follow(&[*chunk]).await);
                 }
-                Ok((tx, ()))
-            })
-            .await
-            .map_err(|e| record_failed(&e))?;
+            }
         }
         for listing in page.abandoned {
-            seals::abandon(self.master, &listing).await?;
+            troubles.note(seals::abandon(self.master, &listing).await);
         }
-        for (listing, member) in page.ended {
-            self.end(&listing, &member).await?;
+        // Those that failed last are the last to be tried again.
+        page.ended.sort_by_key(|(listing, _)| self.unended.get(&listing.chunk).copied());
+        page.ended.truncate(ENDED_MAX);
+        let ends: Vec<_> = page.ended.iter().map(|(listing, members)| self.end(listing, members)).collect();
+        let ended = futures::future::join_all(ends).await;
+        for ((listing, _), ended) in page.ended.iter().zip(ended) {
+            match troubles.note(ended) {
+                Some(true) => drop(self.unended.remove(&listing.chunk)),
+                _ => drop(self.unended.insert(listing.chunk, self.master.clock.boot())),
+            }
         }
         for listing in page.parts {
-            if seals::end_at_part(self.master, &listing).await? {
-                tracing::info!(
+            match troubles.note(seals::end_at_part(self.master, &listing).await) {
+                Some(true) => tracing::info!(
                     chunk = listing.chunk.0,
                     length = listing.location.as_ref().and_then(|location| location.partial),
                     "a chunk of an earlier home ends with what is here of it: nothing names more"
-                );
-            } else if listing.used.extents > 0 {
+                ),
                 // Files have more of it, or nothing is here: another region may have it.
-                self.master.geo.want(listing.chunk);
+                Some(false) if listing.used.extents > 0 => self.master.geo.want(listing.chunk),
+                _ => {}
             }
         }
         for listing in page.useless {
@@ -374,7 +412,7 @@ impl Keeper<'_> {
                 "no copy of a chunk is of any use here: it is fetched from the home again"
             );
             let nowhere = LocationRecord { copies: Vec::new(), partial: Some(0), ..location };
-            if super::relocate(self.master, &listing, nowhere).await? {
+            if troubles.note(super::relocate(self.master, &listing, nowhere).await) == Some(true) {
                 self.master.geo.want(listing.chunk);
             }
         }
@@ -385,49 +423,77 @@ impl Keeper<'_> {
             }
         });
         for (listing, server) in page.drops {
-            self.drop_copy(&listing, &server).await?;
-        }
-        let (now_ns, before_ns) = (self.now_ns(), self.sealed_before_ns());
-        for chunk in page.unused {
-            let buried = transact(&self.master.store, |tx| async move {
-                let buried = upkeep::bury_chunk(&tx, chunk, now_ns, before_ns).await?;
-                Ok((tx, buried))
-            })
-            .await
-            .map_err(|e| record_failed(&e))?;
-            if buried {
-                tracing::info!(chunk = chunk.0, "nothing uses a chunk any more: its copies are deleted");
-                self.master.metrics.chunks_buried.inc();
-                self.queue.remove(chunk);
+            // What came before may have taken long: a copy that was to stay may be lost by now.
+            let (still, _) = self.decide(&listing);
+            if still == (Decision::Drop { server: server.clone() }) {
+                troubles.note(self.drop_copy(&listing, &server).await);
             }
+        }
+        for (chunk, before_ns) in page.unused {
+            troubles.note(self.bury(chunk, before_ns).await);
+        }
+        troubles.told
+    }
+
+    /// Chunks get the storage class of their files.
+    async fn follow(&self, chunks: &[ChunkId]) -> Result<(), CallError> {
+        transact(&self.master.store, |tx| async move {
+            for chunk in chunks {
+                classes::follow(&tx, *chunk).await?;
+            }
+            Ok((tx, ()))
+        })
+        .await
+        .map_err(|e| record_failed(&e))
+    }
+
+    async fn bury(&mut self, chunk: ChunkId, before_ns: i64) -> Result<(), CallError> {
+        let now_ns = self.now_ns();
+        let buried = transact(&self.master.store, |tx| async move {
+            let buried = upkeep::bury_chunk(&tx, chunk, now_ns, before_ns).await?;
+            Ok((tx, buried))
+        })
+        .await
+        .map_err(|e| record_failed(&e))?;
+        if buried {
+            tracing::info!(chunk = chunk.0, "nothing uses a chunk any more: its copies are deleted");
+            self.master.metrics.chunks_buried.inc();
+            self.queue.remove(chunk);
         }
         Ok(())
     }
 
-    /// Ends an open chunk whose session lives: on one member first, so that nothing more is acknowledged, then in the store.
-    async fn end(&mut self, listing: &ChunkListing, member: &str) -> Result<(), CallError> {
+    /// Ends an open chunk whose session lives: on one member first, so that nothing more is acknowledged, then in the store. Answers whether it did.
+    async fn end(&self, listing: &ChunkListing, members: &[String]) -> Result<bool, CallError> {
         let epoch = self.master.epoch(self.volume).0;
-        let address = self.master.desk(|desk| desk.registry.get(member).map(|s| s.beat.address.clone()));
-        let Some(address) = address else { return Ok(()) };
-        let close = Close { chunk: listing.chunk.0, epoch };
+        for member in members {
+            let Some(length) = self.close(listing.chunk, member, epoch).await else { continue };
+            let Some(sealed) = seals::end(self.master, listing.chunk, length).await? else { return Ok(true) };
+            let length = sealed.record.length;
+            tracing::info!(chunk = listing.chunk.0, length, member, "ended an open chunk");
+            self.master.desk(|desk| {
+                for name in sealed.location.iter().flat_map(|l| &l.copies) {
+                    desk.want_seal(name, listing.chunk, Seal { length, epoch });
+                }
+            });
+            return Ok(true);
+        }
+        // Perhaps nothing was ever appended: the owner's end seals it at last.
+        Ok(false)
+    }
+
+    /// Has a member take no more appends to a chunk. Answers its length there.
+    async fn close(&self, chunk: ChunkId, member: &str, epoch: u64) -> Option<u64> {
+        let address = self.master.desk(|desk| desk.registry.get(member).map(|s| s.beat.address.clone()))?;
+        let close = Close { chunk: chunk.0, epoch };
         let link = self.master.link(Role::Chunkserver, &address);
-        let length = match link.request::<_, Sealed>(Method::ChunkClose, &close, END_WITHIN).await {
-            Ok(sealed) => sealed.length,
+        match link.request::<_, Sealed>(Method::ChunkClose, &close, END_WITHIN).await {
+            Ok(sealed) => Some(sealed.length),
             Err(error) => {
-                // Perhaps nothing was ever appended: then another member is as good, and the owner's end seals it at last.
-                tracing::debug!(chunk = listing.chunk.0, member, %error, "an open chunk couldn't be ended");
-                return Ok(());
+                tracing::debug!(chunk = chunk.0, member, %error, "an open chunk couldn't be ended there");
+                None
             }
-        };
-        let Some(sealed) = seals::end(self.master, listing.chunk, length).await? else { return Ok(()) };
-        tracing::info!(chunk = listing.chunk.0, length = sealed.record.length, member, "ended an open chunk");
-        let seal = Seal { length: sealed.record.length, epoch };
-        self.master.desk(|desk| {
-            for name in sealed.location.iter().flat_map(|l| &l.copies) {
-                desk.want_seal(name, listing.chunk, seal);
-            }
-        });
-        Ok(())
+        }
     }
 
     /// Tells chunkservers of seals that they missed: they report a sealed chunk as unsealed.
@@ -445,5 +511,25 @@ impl Keeper<'_> {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mooseng_transport::call_error;
+    use mooseng_wire::call::ErrorCode;
+
+    use super::*;
+
+    #[test]
+    fn what_fails_of_a_page_stops_nothing_and_is_told_in_part() {
+        let mut troubles = Troubles::default();
+        for n in 0..3 * TROUBLES_MAX {
+            let failed = Err(call_error(ErrorCode::Unavailable, format!("number {n}")));
+            assert_eq!(troubles.note::<usize>(failed), None);
+            assert_eq!(troubles.note(Ok(n)), Some(n));
+        }
+        assert_eq!(troubles.told.len(), TROUBLES_MAX);
+        assert_eq!(troubles.told[0].message, "number 0");
     }
 }
