@@ -35,6 +35,7 @@ use tokio::time::Instant;
 use crate::error::FsError;
 use crate::escrow::{Accounts, accounts_of};
 use crate::facts::Alone;
+use crate::files::Registration;
 use crate::fs::{FileSystem, daemon};
 use crate::journal::{self, Change, UnderWay};
 use crate::read::unexpected;
@@ -377,31 +378,27 @@ impl FileSystem {
         possible && self.has_alone(&[parent])
     }
 
-    /// Makes a file that is open from the start: its attributes, if it was made.
+    /// Makes a file that is open from the start: its attributes and that open, if it was made.
     pub(crate) async fn create_alone(
         &self,
         caller: &Caller,
         create: &Create,
-    ) -> Result<Option<Attr>, FsError> {
+    ) -> Result<Option<(Attr, Registration)>, FsError> {
         if !self.makes_alone(caller, create.parent, &create.name).await {
             return Ok(None);
         }
         let id = self.alone_id().await?;
-        // Open before it can be told.
-        let state = self.inner.opens.add(id);
-        state.held_untold();
+        // Open before it can be told. It isn't where the file comes not to be made, be it because nobody waits for it any more.
+        let registration = Registration::new(self, id);
+        registration.state.held_untold();
         let making = Making {
             parent: create.parent,
             name: create.name.clone(),
             kind: Kind::new(FileKind::Regular, create.mode),
             op: Op::Create(create.clone()),
         };
-        let made = self.make_alone(caller, making, id).await;
-        if !matches!(made, Ok(Some(_))) {
-            self.inner.opens.remove(id);
-            self.inner.opens.close(id, self.inner.session.order());
-        }
-        made
+        let made = self.make_alone(caller, making, id).await?;
+        Ok(made.map(|attr| (attr, registration)))
     }
 
     pub(crate) async fn mkdir_alone(&self, caller: &Caller, r: &Mkdir) -> Result<Option<Attr>, FsError> {

@@ -8,6 +8,7 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::ops::{Deref, RangeBounds};
 
 use bytes::{Bytes, BytesMut};
 use mooseng_namespace::rules;
@@ -31,16 +32,49 @@ enum Data {
     Joined(BytesMut),
 }
 
+/// Bytes, and how many are kept in memory for them: a slice keeps all that it was cut from.
+#[derive(Clone, Debug)]
+struct Part {
+    bytes: Bytes,
+    allocated: usize,
+}
+
+impl Deref for Part {
+    type Target = Bytes;
+
+    fn deref(&self) -> &Bytes {
+        &self.bytes
+    }
+}
+
+impl From<Bytes> for Part {
+    fn from(bytes: Bytes) -> Self {
+        Self { allocated: bytes.len(), bytes }
+    }
+}
+
+impl Part {
+    /// What stays of it. Copied where that is less than half of what it would keep in memory: only what stays counts as held, so that no more than twice
+    /// of what counts is ever kept.
+    fn rest(&self, range: impl RangeBounds<usize>) -> Self {
+        let bytes = self.bytes.slice(range);
+        if 2 * bytes.len() < self.allocated {
+            return Bytes::copy_from_slice(&bytes).into();
+        }
+        Self { bytes, allocated: self.allocated }
+    }
+}
+
 /// Bytes by offset; no two overlap.
 #[derive(Debug, Default)]
 struct Parts {
-    by_offset: BTreeMap<u64, Bytes>,
+    by_offset: BTreeMap<u64, Part>,
     bytes: usize,
 }
 
 impl Parts {
     /// Puts bytes on top of what is there.
-    fn put(&mut self, at: u64, data: Bytes) {
+    fn put(&mut self, at: u64, data: Part) {
         let end = at + data.len() as u64;
         // What begins before and reaches in is cut; it may go on behind.
         if let Some((&start, part)) = self.by_offset.range(..at).next_back() {
@@ -48,10 +82,10 @@ impl Parts {
             if reach > at {
                 let part = part.clone();
                 let keep = (at - start) as usize;
-                self.by_offset.insert(start, part.slice(..keep));
+                self.by_offset.insert(start, part.rest(..keep));
                 self.bytes -= part.len() - keep;
                 if reach > end {
-                    let behind = part.slice((end - start) as usize..);
+                    let behind = part.rest((end - start) as usize..);
                     self.bytes += behind.len();
                     self.by_offset.insert(end, behind);
                 }
@@ -62,7 +96,7 @@ impl Parts {
             let Some(part) = self.by_offset.remove(&start) else { continue };
             self.bytes -= part.len();
             if start + part.len() as u64 > end {
-                let behind = part.slice((end - start) as usize..);
+                let behind = part.rest((end - start) as usize..);
                 self.bytes += behind.len();
                 self.by_offset.insert(end, behind);
             }
@@ -80,7 +114,7 @@ impl Parts {
     /// The parts within [from, to), cut to it.
     fn within(&self, from: u64, to: u64) -> Vec<(u64, Bytes)> {
         let first = self.by_offset.range(..=from).next_back().map_or(from, |(&at, _)| at);
-        let cut = |(&at, part): (&u64, &Bytes)| {
+        let cut = |(&at, part): (&u64, &Part)| {
             let (start, end) = (at.max(from), (at + part.len() as u64).min(to));
             (start < end).then(|| (start, part.slice((start - at) as usize..(end - at) as usize)))
         };
@@ -116,7 +150,7 @@ impl Layer {
         self.parts.bytes + if self.set.is_empty() { 0 } else { SETTINGS_BYTES }
     }
 
-    fn put(&mut self, at: u64, data: Bytes, now_ns: i64) {
+    fn put(&mut self, at: u64, data: Part, now_ns: i64) {
         self.parts.put(at, data);
         self.written_ns = self.written_ns.max(now_ns);
         self.set.written_after();
@@ -208,7 +242,7 @@ impl Dirty {
 
     /// Adds written bytes.
     pub fn put(&mut self, at: u64, data: Bytes, now: Instant, now_ns: i64) {
-        self.waiting.put(at, data, now_ns);
+        self.waiting.put(at, data.into(), now_ns);
         self.since.get_or_insert(now);
     }
 
@@ -250,7 +284,7 @@ impl Dirty {
             places += usize::from(!adjoins);
             end = Some(at + part.len() as u64);
             match segments.last_mut() {
-                _ if part.len() >= WHOLE_BYTES => segments.push((at, Data::Whole(part.clone()))),
+                _ if part.len() >= WHOLE_BYTES => segments.push((at, Data::Whole(part.bytes.clone()))),
                 Some((_, Data::Joined(joined))) if adjoins && joined.len() < WHOLE_BYTES => {
                     joined.extend_from_slice(part)
                 }
@@ -427,7 +461,7 @@ mod tests {
                     Step::PutBack => dirty.put_back(),
                 }
                 let parts = dirty.waiting.parts.by_offset.values().chain(dirty.sending.parts.by_offset.values());
-                let held: usize = parts.map(Bytes::len).sum();
+                let held: usize = parts.map(|part| part.len()).sum();
                 let sets = [dirty.waiting.set, dirty.sending.set].iter().filter(|set| !set.is_empty()).count();
                 prop_assert_eq!(held + sets * SETTINGS_BYTES, dirty.bytes());
                 let mut whole = region;
@@ -471,6 +505,39 @@ mod tests {
         assert_eq!((left.mode, left.uid, dirty.taken_written_ns()), (Some(0o600), Some(7), 0));
         assert_eq!(dirty.discard_bytes(), 0, "nothing but attributes");
         assert!(!dirty.is_clean());
+    }
+
+    /// What is held is counted by what can be read, and what memory is held by allocations: the two mustn't part.
+    #[test]
+    fn what_was_overwritten_isnt_kept_in_memory() {
+        let (mut dirty, now) = (Dirty::default(), Instant::now());
+        let kept =
+            |dirty: &Dirty| dirty.waiting.parts.by_offset.values().map(|part| part.allocated).sum::<usize>();
+        let write = 64 << 10;
+        for at in 0..100 {
+            dirty.put(at, vec![7_u8; write].into(), now, 1);
+        }
+        assert_eq!(dirty.bytes(), write + 99);
+        assert!(kept(&dirty) <= 2 * dirty.bytes(), "heads: {} for {}", kept(&dirty), dirty.bytes());
+        dirty.discard();
+        for at in (0..100).rev() {
+            dirty.put(at, vec![7_u8; write].into(), now, 1);
+        }
+        assert!(kept(&dirty) <= 2 * dirty.bytes(), "tails: {} for {}", kept(&dirty), dirty.bytes());
+        // Beneath what is newer, when it is put back.
+        dirty.discard();
+        dirty.put(0, vec![7_u8; write].into(), now, 1);
+        assert!(dirty.take());
+        dirty.put(0, vec![8_u8; write - 1].into(), now, 1);
+        dirty.put_back();
+        assert_eq!(dirty.bytes(), write);
+        assert!(kept(&dirty) <= 2 * dirty.bytes(), "put back: {} for {}", kept(&dirty), dirty.bytes());
+        // One that stays nearly whole isn't copied.
+        dirty.discard();
+        let large = Bytes::from(vec![7_u8; write]);
+        dirty.put(0, large.clone(), now, 1);
+        dirty.put(0, Bytes::from_static(b"x"), now, 1);
+        assert_eq!(dirty.read(1, 9).map(|bytes| bytes.as_ptr()), Some(large[1..].as_ptr()));
     }
 
     #[test]

@@ -35,7 +35,7 @@ pub enum FsError {
         "inode {0} no longer exists; it was removed while this host's session had lapsed, so open it again"
     )]
     Stale(u64),
-    /// The peer refuses this host.
+    /// The peer refuses this host, or its certificate.
     #[error("the region refuses this host: {0}")]
     Denied(String),
     /// Part of a later release.

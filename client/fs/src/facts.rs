@@ -331,6 +331,29 @@ impl Facts {
         Some((fact, left))
     }
 
+    /// What was kept of an inode by its hold may be older than a change of this session's own of which nobody has heard: it begins anew.
+    pub fn renew_hold(&self, inode: u64) {
+        self.memo(|memo| {
+            if let Some(known) = self.inodes.get(&inode) {
+                memo.holds += 1;
+                self.inodes.insert(inode, InodeFact { hold: memo.holds, ..known });
+            }
+        });
+    }
+
+    /// The region has moved an inode's access time, unless it was set since it was last changed at that time: that isn't noted as a change, and nobody hears of it.
+    pub fn touched(&self, inode: u64, changed_ns: i64, atime_ns: i64) {
+        self.memo(|_| {
+            if let Some(known) = self.inodes.get(&inode)
+                && known.attr.ctime_ns == changed_ns
+                && known.attr.atime_ns < atime_ns
+            {
+                let attr = Attr { atime_ns, ..known.attr };
+                self.inodes.insert(inode, InodeFact { attr, ..known });
+            }
+        });
+    }
+
     /// How long others may count on attributes that were just answered, and on the entry that led to them (`None`: to nothing).
     pub fn validity(&self, attr: Option<&Attr>, entry: Option<(u64, &Bytes)>) -> Validity {
         let left = self.left();
@@ -356,9 +379,9 @@ impl Facts {
 /// Who acts on recalls: buffers that must be sent first, and a kernel that was told something.
 #[async_trait]
 pub(crate) trait Recalled: Send + Sync + 'static {
-    /// Whether something buffered must be sent before the fact is given up.
+    /// Whether something must be sent before the fact is given up: what is buffered, or may be written yet.
     fn has_buffered(&self, fact: &Fact) -> bool;
-    /// Before the fact is forgotten here: sends what is buffered.
+    /// Before the fact is forgotten here: sends what was written.
     async fn before(&self, fact: &Fact, keep: Option<Level>);
     /// After it: returns once nobody is shown it any more.
     async fn after(&self, fact: &Fact, keep: Option<Level>);
@@ -373,6 +396,13 @@ pub trait Invalidate: Send + Sync + 'static {
     async fn entry(&self, directory: u64, name: &Bytes);
     /// Returns once the inode's attributes, its cached contents and, of a directory, its cached list aren't shown any more.
     async fn inode(&self, inode: u64);
+    /// Whether an inode may have been written without that having come as a write, to a mapping: then [`Self::write_back`] may take a while.
+    fn may_be_mapped(&self, _inode: u64) -> bool {
+        false
+    }
+    /// Before an inode is given up, while it may still be written as before: returns once what was written to mappings of it has come as writes, and
+    /// those were answered; or after a moment in which that couldn't be.
+    async fn write_back(&self, _inode: u64) {}
     /// The same of a directory whose list isn't promised any more, and of every entry that was shown from it ([`Validity::listed`]).
     async fn directory(&self, directory: u64);
     /// Returns once nothing is shown any more that was promised before.

@@ -99,12 +99,19 @@ impl Handles {
     }
 }
 
-/// Counts an open back when the future that was to complete it is dropped.
-struct Registration {
+/// An open that is counted, and counted back when the future that was to complete it is dropped.
+pub(crate) struct Registration {
     fs: FileSystem,
     inode: u64,
-    state: Arc<OpenInodeState>,
+    pub state: Arc<OpenInodeState>,
     kept: bool,
+}
+
+impl Registration {
+    /// Counts an open of an inode.
+    pub fn new(fs: &FileSystem, inode: u64) -> Self {
+        Self { fs: fs.clone(), inode, state: fs.inner.opens.add(inode), kept: false }
+    }
 }
 
 impl Drop for Registration {
@@ -162,10 +169,8 @@ impl FileSystem {
         self.paced(0).await?;
         let exclusive = flags & libc::O_EXCL != 0;
         let create = Create { parent, name: name.clone(), mode, exclusive, truncate: false };
-        if let Some(attr) = self.create_alone(caller, &create).await? {
-            let Some(state) = self.inner.opens.get(attr.inode) else { return Err(FsError::Closed) };
-            state.set_size(0);
-            let registration = Registration { fs: self.clone(), inode: attr.inode, state, kept: false };
+        if let Some((attr, registration)) = self.create_alone(caller, &create).await? {
+            registration.state.set_size(0);
             return Ok(Created { handle: self.keep(registration, flags), attr, created: true });
         }
         let wanted = flags & libc::O_TRUNC != 0 && flags & libc::O_ACCMODE != libc::O_RDONLY;
@@ -187,9 +192,8 @@ impl FileSystem {
             if created {
                 self.changed_in(caller, parent);
                 // The region has opened it, unless the session has declared its opens since then without this one.
-                let state = self.inner.opens.add(attr.inode);
-                let registration =
-                    Registration { fs: self.clone(), inode: attr.inode, state: state.clone(), kept: false };
+                let registration = Registration::new(self, attr.inode);
+                let state = registration.state.clone();
                 state.telling();
                 if self.inner.session.declared_before(order) && life == self.inner.session.life() {
                     state.held();
@@ -239,8 +243,7 @@ impl FileSystem {
         flags: i32,
     ) -> Result<(Registration, Option<Attr>), FsError> {
         let inner = &self.inner;
-        let registration =
-            Registration { fs: self.clone(), inode, state: inner.opens.add(inode), kept: false };
+        let registration = Registration::new(self, inode);
         let state = registration.state.clone();
         let _gate = state.gate.lock().await;
         // The kernel has checked permissions, and the inode is held open already: nothing is left to ask.
@@ -255,7 +258,7 @@ impl FileSystem {
         {
             // The home, far away, hears of it meanwhile: what loses its last name is kept from then on. This registration of its own
             // lasts until then, so that a close can't overtake the open.
-            let held = Registration { fs: self.clone(), inode, state: inner.opens.add(inode), kept: false };
+            let held = Registration::new(self, inode);
             let (region, caller) = (inner.region.clone(), caller.clone());
             inner.region.spawn(async move {
                 match region.tell_home(&caller, op).await {
@@ -409,6 +412,7 @@ impl FileSystem {
         if data.is_empty() {
             return Ok((offset, None));
         }
+        inner.region.behind_abandoned("write", &[open.inode]).await?;
         // Pages of mappings have been written already: the kernel waits for them, and others for the kernel.
         if options.mode != WriteMode::At {
             self.paced(data.len() as u64).await?;

@@ -255,6 +255,7 @@ impl FileSystem {
     }
 
     async fn set_attributes(&self, caller: &Caller, change: SetAttr) -> Result<Attr, FsError> {
+        self.inner.region.behind_abandoned("setattr", &[change.inode]).await?;
         // What is buffered goes in the daemon's name, whose word isn't taken where anybody's isn't.
         if caller.kernel_checked
             && self.inner.session.squash() == Squash::None
@@ -279,6 +280,7 @@ impl FileSystem {
     ) -> Result<Attr, FsError> {
         let Some(tenure) = self.guard(handle)? else { return self.setattr(caller, change).await };
         self.paced(0).await?;
+        self.inner.region.behind_abandoned("setattr", &[change.inode]).await?;
         self.inner.writer.flush_before(change.inode).await?;
         // Not in the session's next life, in which somebody else may have the lock.
         let within = tenure.under_locks();
@@ -366,9 +368,11 @@ impl FileSystem {
         let new_name = checked(new_name)?;
         one_volume(inode, new_parent)?;
         self.paced(0).await?;
+        // What is buffered comes first: after a lapse it would count as overtaken by this change of the file.
+        self.inner.writer.flush_before(inode).await?;
         let linked = self.attr_change(caller, "link", Op::Link(Link { inode, new_parent, new_name })).await?;
-        // The region doesn't know what is buffered of the file.
-        self.newest(linked).await
+        // The region doesn't know what was buffered of the file since. The link is made, whatever becomes of that.
+        Ok(self.newest(linked).await.unwrap_or(linked))
     }
 
     /// Removes a name.
@@ -566,6 +570,8 @@ impl FileSystem {
         if acls::is_acl(name) {
             return self.change_acl(caller, inode, Op::SetXattr(set)).await;
         }
+        // As with a link.
+        self.inner.writer.flush_before(inode).await?;
         self.done(caller, "setxattr", Op::SetXattr(set)).await
     }
 
@@ -576,6 +582,7 @@ impl FileSystem {
         if acls::is_acl(name) {
             return self.change_acl(caller, inode, remove).await;
         }
+        self.inner.writer.flush_before(inode).await?;
         self.done(caller, "removexattr", remove).await
     }
 

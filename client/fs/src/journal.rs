@@ -91,6 +91,8 @@ struct State {
     about: BTreeMap<u64, u32>,
     /// Changes that were sent the usual way, and are under way, by what they are about.
     sent: BTreeMap<u64, u32>,
+    /// Those of them whose callers have gone.
+    abandoned: BTreeMap<u64, u32>,
     ids: Range<u64>,
     /// Directories in which changes were lost: when, by count, and the error number.
     losses: BTreeMap<u64, (u64, i32)>,
@@ -137,12 +139,35 @@ pub(crate) struct Journal {
 pub(crate) struct SentOwned {
     journal: Arc<Journal>,
     about: Vec<u64>,
+    in_order: bool,
+    abandoned: bool,
+}
+
+impl SentOwned {
+    /// Its caller has gone, and it goes on: whoever changes the same later waits for it. Its caller may have been waited for, and was killed.
+    pub fn abandon(&mut self) {
+        if self.in_order && !self.abandoned {
+            self.abandoned = true;
+            self.journal.state(|s| {
+                for inode in &self.about {
+                    *s.abandoned.entry(*inode).or_default() += 1;
+                }
+            });
+        }
+    }
 }
 
 impl Drop for SentOwned {
     fn drop(&mut self) {
         if !self.about.is_empty() {
-            self.journal.state(|s| self.about.iter().for_each(|inode| count_down(&mut s.sent, *inode)));
+            self.journal.state(|s| {
+                for inode in &self.about {
+                    count_down(&mut s.sent, *inode);
+                    if self.abandoned {
+                        count_down(&mut s.abandoned, *inode);
+                    }
+                }
+            });
             self.journal.moved.notify_waiters();
         }
     }
@@ -224,6 +249,22 @@ pub(crate) fn about(op: &Op) -> (Vec<u64>, bool) {
         | Op::Tell(_)
         | Op::Reap(_) => (Vec::new(), false),
     }
+}
+
+/// Whether it matters that a change comes before a later one: it shows in files or names, and isn't put in order by others, as locks are.
+pub(crate) fn comes_in_order(op: &Op) -> bool {
+    !matches!(
+        op,
+        Op::TouchAtime(_)
+            | Op::AllocateChunk(_)
+            | Op::SealChunk(_)
+            | Op::TestLock(_)
+            | Op::Lock(_)
+            | Op::Unlock(_)
+            | Op::CancelLock(_)
+            | Op::Tell(_)
+            | Op::Reap(_)
+    )
 }
 
 /// The inodes whose fsync stands for a change: those that it is about, and the one that it has made.
@@ -391,11 +432,36 @@ impl Journal {
             }
             s.mark(&about, all)
         });
-        let sent = SentOwned { journal: self.clone(), about };
+        let sent = SentOwned { journal: self.clone(), about, in_order: comes_in_order(op), abandoned: false };
         if let Some(mark) = mark {
             self.resolved(mark).await;
         }
         sent
+    }
+
+    /// Whether a change of one of these inodes is under way whose caller has gone.
+    pub fn is_abandoned(&self, inodes: &[u64]) -> bool {
+        self.state(|s| inodes.iter().any(|inode| s.abandoned.contains_key(inode)))
+    }
+
+    /// Waits until none is. What a later change of the same would do mustn't be undone by one that came before it.
+    pub async fn behind_abandoned(&self, inodes: &[u64]) {
+        loop {
+            let moved = self.moved.notified();
+            tokio::pin!(moved);
+            moved.as_mut().enable();
+            if !self.is_abandoned(inodes) {
+                return;
+            }
+            moved.await;
+        }
+    }
+
+    /// [`Self::behind_abandoned`] for a change that is sent the usual way.
+    pub async fn behind_abandoned_of(&self, op: &Op) {
+        if comes_in_order(op) {
+            self.behind_abandoned(&about(op).0).await;
+        }
     }
 
     /// As long as this is kept, what is put in is told at once.
@@ -580,7 +646,7 @@ impl State {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use mooseng_wire::fs::{Create, GetAttr, Link, Mkdir, Unlink};
+    use mooseng_wire::fs::{AtimeTouch, Create, GetAttr, Link, Mkdir, TouchAtime, Unlink};
 
     use super::*;
 
@@ -634,6 +700,28 @@ mod tests {
         assert!(journal.must_wait(LIFE, &[1, 2]) && !journal.must_wait(LIFE, &[1]));
         drop(sent);
         assert_eq!(remove(), Ok(Ok("made")));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_change_waits_for_those_of_the_same_whose_callers_have_gone() {
+        let journal = Arc::new(Journal::default());
+        let op = Op::Unlink(Unlink { parent: 1, name: "x".into() });
+        let (mut first, mut second) = (journal.enter_owned(&op).await, journal.enter_owned(&op).await);
+        assert!(!journal.is_abandoned(&[1]), "somebody waits for it, and may judge for himself");
+        first.abandon();
+        second.abandon();
+        second.abandon();
+        let mut later = Box::pin(journal.behind_abandoned_of(&op));
+        assert!(futures::poll!(&mut later).is_pending());
+        assert!(!journal.is_abandoned(&[2]));
+        drop(first);
+        assert!(futures::poll!(&mut later).is_pending());
+        drop(second);
+        later.await;
+        let touch = Op::TouchAtime(TouchAtime { touches: vec![AtimeTouch { inode: 1, atime_ns: 5 }] });
+        let mut touching = journal.enter_owned(&touch).await;
+        touching.abandon();
+        assert!(!journal.is_abandoned(&[1]), "nothing rests on it");
     }
 
     #[tokio::test(start_paused = true)]

@@ -156,7 +156,7 @@ impl FileSystem {
         let recalls = Arc::new(Recalls::default());
         session.on_recall(recalls.clone());
         session.near.forget_through(recalls.clone());
-        let region = Region::new(session.clone());
+        let region = Region::new(session.clone(), recalls.clone());
         let chunkservers = common.chunkservers.clone();
         let touches = Arc::new(Touches::default());
         let appenders = Arc::new(Appenders::new(region.clone(), chunkservers.clone()));
@@ -269,11 +269,22 @@ async fn flush_touches(region: &Arc<Region>, touches: &Touches) {
         if batch.is_empty() {
             return;
         }
+        let facts = &region.session.facts;
+        let shown = batch.iter().filter_map(|touch| {
+            let (known, _) = facts.inode(touch.inode)?;
+            Some((touch.inode, known.attr.ctime_ns, touch.atime_ns))
+        });
+        let shown: Vec<_> = shown.collect();
         // Never reported to the application.
         match region.change(&daemon(), Op::TouchAtime(TouchAtime { touches: batch })).await {
             Ok(Reply::Errno(errno)) => tracing::debug!(errno, "access times weren't updated"),
             Err(error) => tracing::debug!(%error, "access times weren't updated"),
-            Ok(_) => {}
+            // Who is promised a file doesn't ask for its attributes: it would show the old time for good, and each read would be sent anew.
+            Ok(_) => {
+                for (inode, changed_ns, atime_ns) in shown {
+                    facts.touched(inode, changed_ns, atime_ns);
+                }
+            }
         }
     }
 }

@@ -141,7 +141,8 @@ impl FileSystem {
                     inner.appenders.close(&daemon(), left.source).await;
                     continue;
                 }
-                Err(FsError::Answered(libc::EXDEV)) if copied > 0 => break,
+                // What was copied is told; who asks for the rest hears why it can't be.
+                Err(FsError::Answered(_)) if copied > 0 => break,
                 step => step.map_err(|e| e.on_handle(left.inode))?,
             };
             self.still_guarded(from, guarded)?;

@@ -1,4 +1,4 @@
-//! What a recall sets in motion here: buffers are sent, then the kernel forgets.
+//! What a recall sets in motion here: what was written to mappings is buffered, buffers are sent, then the kernel forgets.
 
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -72,14 +72,21 @@ impl Recalls {
 #[async_trait]
 impl Recalled for Recalls {
     fn has_buffered(&self, fact: &Fact) -> bool {
-        match (fact, self.writer()) {
-            (Fact::Inode(inode), Some(writer)) => writer.buffers.has(inode.0),
-            _ => false,
-        }
+        let Fact::Inode(inode) = fact else { return false };
+        self.writer().is_some_and(|writer| writer.buffers.has(inode.0))
+            || self.kernel.get().is_some_and(|kernel| kernel.may_be_mapped(inode.0))
     }
 
-    async fn before(&self, fact: &Fact, _keep: Option<Level>) {
-        if let (Fact::Inode(inode), Some(writer)) = (fact, self.writer()) {
+    async fn before(&self, fact: &Fact, keep: Option<Level>) {
+        let Fact::Inode(inode) = fact else { return };
+        // What was written to mappings is written ahead of what whoever wants the inode does to it: later, whole pages would lie on top of that. As long as
+        // the buffer is open, for these are writes like others. Who only looks at the file sees of a mapping what was msynced, as ever.
+        if keep.is_none()
+            && let Some(kernel) = self.kernel.get()
+        {
+            kernel.write_back(inode.0).await;
+        }
+        if let Some(writer) = self.writer() {
             writer.close_for_recall(inode.0).await;
         }
     }
@@ -102,5 +109,70 @@ impl Recalled for Recalls {
         if let Some(kernel) = self.kernel.get() {
             kernel.everything().await;
         }
+    }
+}
+
+#[cfg(all(test, feature = "fake"))]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::sync::Mutex;
+
+    use bytes::Bytes;
+    use mooseng_ports::clock::ManualClock;
+    use mooseng_wire::InodeId;
+    use mooseng_wire::fs::Caller;
+
+    use super::*;
+    use crate::fake::FakeRegion;
+    use crate::{ClientConfig, FileSystem, HandleId, WriteMode, WriteOptions};
+
+    /// A kernel with a page that was written in a mapping.
+    struct Mapped {
+        fs: FileSystem,
+        handle: HandleId,
+        /// What was buffered once it was written, each time.
+        buffered: Mutex<Vec<usize>>,
+    }
+
+    #[async_trait]
+    impl Invalidate for Mapped {
+        async fn entry(&self, _directory: u64, _name: &Bytes) {}
+        async fn inode(&self, _inode: u64) {}
+        async fn directory(&self, _directory: u64) {}
+        async fn everything(&self) {}
+        fn may_be_mapped(&self, _inode: u64) -> bool {
+            true
+        }
+        async fn write_back(&self, _inode: u64) {
+            let (me, options) =
+                (Caller::default(), WriteOptions { mode: WriteMode::At, ..Default::default() });
+            self.fs.write(&me, self.handle, 0, Bytes::from_static(b"page"), options).await.unwrap();
+            self.buffered.lock().unwrap().push(self.fs.status().dirty_bytes);
+        }
+    }
+
+    /// Found by review: the page was written after the other mount's change was committed, which was gone by that.
+    #[tokio::test(start_paused = true)]
+    async fn what_was_written_to_a_mapping_is_at_the_region_before_the_inode_is_given_up() {
+        let region = Arc::new(FakeRegion::new());
+        region.with(|s| s.exclusive = true);
+        let config = ClientConfig { masters: region.masters(), ..ClientConfig::default() };
+        let clock = Arc::new(ManualClock::default());
+        let fs = FileSystem::connect_through(config, region.clone(), clock).await.unwrap();
+        let me = Caller { kernel_checked: true, ..Caller::default() };
+        let made = fs.create(&me, 1, b"f", 0o644, libc::O_RDWR).await.unwrap();
+        let (fact, handle) = (Fact::Inode(InodeId(made.attr.inode)), made.handle);
+        let kernel = Arc::new(Mapped { fs: fs.clone(), handle, buffered: Mutex::default() });
+        fs.show_through(kernel.clone());
+        let recalls = fs.inner.recalls.clone();
+        assert!(recalls.has_buffered(&fact), "it keeps no other recall waiting");
+        recalls.before(&fact, Some(Level::Shared)).await;
+        recalls.after(&fact, Some(Level::Shared)).await;
+        assert!(kernel.buffered.lock().unwrap().is_empty(), "who reads needn't see it");
+        let before = region.with(|s| s.executed);
+        recalls.before(&fact, None).await;
+        assert_eq!(*kernel.buffered.lock().unwrap(), [4], "it is a write like others");
+        assert_eq!((fs.status().dirty_bytes, region.with(|s| s.executed)), (0, before + 1));
+        recalls.after(&fact, None).await;
     }
 }

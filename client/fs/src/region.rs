@@ -4,7 +4,7 @@
 //! whose caller stops waiting is settled in the background until its retry time is over; only then is its number given up. From
 //! then on `oldest_unanswered` lies above it, and the region refuses it: an abandoned change can't happen later.
 //!
-//! How a request is sent until there is an answer is in `attempts`.
+//! How a request is sent until there is an answer is in `attempts`, what becomes of one whose caller has gone in `abandoned`.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -28,10 +28,12 @@ use crate::fs::daemon;
 use crate::journal::SentOwned;
 use crate::opens::Opens;
 use crate::owners::Within;
+use crate::recalls::Recalls;
 use crate::session::Session;
 use crate::status::Counters;
 use crate::window::Window;
 
+mod abandoned;
 mod attempts;
 
 /// How long a close waits for a request that takes it along.
@@ -42,6 +44,7 @@ const TELL_PATIENCE: Duration = Duration::from_secs(365 * 24 * 3600);
 /// The region as a place to send requests to.
 pub(crate) struct Region {
     pub session: Arc<Session>,
+    recalls: Arc<Recalls>,
     pub counters: Counters,
     window: Mutex<Window>,
     room: Notify,
@@ -72,9 +75,10 @@ struct Flight {
 }
 
 impl Region {
-    pub fn new(session: Arc<Session>) -> Arc<Self> {
+    pub fn new(session: Arc<Session>, recalls: Arc<Recalls>) -> Arc<Self> {
         Arc::new(Self {
             session,
+            recalls,
             counters: Counters::default(),
             window: Mutex::default(),
             room: Notify::new(),
@@ -225,7 +229,15 @@ impl Region {
         let urgent = within.is_some() || matches!(op, Op::AllocateChunk(_) | Op::SealChunk(_));
         // Its place is taken before it waits for what was made alone before it.
         let journal = self.session.journal.clone();
-        let sent = tokio::time::timeout_at(deadline, journal.enter_owned(&op)).await;
+        let entering = async {
+            let sent = journal.enter_owned(&op).await;
+            // What others may wait for was buffered or made alone when nothing of it was abandoned.
+            if !urgent {
+                journal.behind_abandoned_of(&op).await;
+            }
+            sent
+        };
+        let sent = tokio::time::timeout_at(deadline, entering).await;
         let sent = sent
             .map_err(|_| self.unanswered_error(what, patience, "changes that come first aren't told yet"))?;
         let number = self.begin(what, deadline, patience, urgent).await?;
@@ -348,21 +360,17 @@ impl Settling {
 
 impl Drop for Settling {
     fn drop(&mut self) {
-        let Some(mut flight) = self.flight.take() else { return };
+        let Some(flight) = self.flight.take() else { return };
         if flight.sent_as.is_none() || flight.number == 0 {
             self.region.finish(flight.number);
             return;
         }
         // At most a window's worth of these exist.
-        let (region, sent) = (self.region.clone(), self.sent.take());
-        self.region.spawn(async move {
-            let _sent = sent;
-            let outcome = region.fly(&mut flight).await;
-            region.finish(flight.number);
-            if let Err(error) = outcome {
-                tracing::debug!(what = flight.what, %error, "an interrupted change is settled");
-            }
-        });
+        let (region, mut sent) = (self.region.clone(), self.sent.take());
+        if let Some(sent) = &mut sent {
+            sent.abandon();
+        }
+        self.region.spawn(async move { region.settle(flight, sent).await });
     }
 }
 

@@ -99,6 +99,29 @@ async fn a_directory_is_removed_behind_what_is_under_way_in_it() {
     assert_eq!(named(&region, below, b"y"), Some(file));
 }
 
+/// The open was counted before it was known whether the file can be made, and nobody was left to count it back.
+#[tokio::test(start_paused = true)]
+async fn a_file_whose_maker_is_killed_before_it_is_made_isnt_open() {
+    let (region, fs, directory) = start().await;
+    // Ids are there from now on; the limits of another owner aren't known.
+    make(&fs, directory, b"first").await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    region.masters().iter().for_each(|m| region.fault(m, Some(Fault::Hung)));
+    let of = fs.clone();
+    let making = tokio::spawn(async move {
+        let other = Caller { uid: 7, gid: 7, ..me() };
+        of.create(&other, directory, b"f", 0o644, libc::O_RDWR | libc::O_EXCL).await.is_ok()
+    });
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    assert!(!making.is_finished());
+    assert_eq!(fs.status().open_inodes, 1);
+    making.abort();
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    assert_eq!(fs.status().open_inodes, 0);
+    region.masters().iter().for_each(|m| region.fault(m, None));
+    assert_eq!(fs.find(&me(), directory, b"f").await.unwrap(), None);
+}
+
 /// What was made alone is told a while later, but for who waits for it: fsync of a new file took as long.
 #[tokio::test(start_paused = true)]
 async fn fsync_of_a_new_file_waits_for_nothing_but_the_region() {

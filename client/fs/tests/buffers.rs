@@ -89,6 +89,22 @@ async fn what_comes_after_a_write_finds_it_done() {
     assert_eq!((fs.status().dirty_bytes, fs.status().open_inodes), (0, 0));
 }
 
+/// They change the file's time of change, by which it is seen after a lapse whether somebody else has changed it.
+#[tokio::test(start_paused = true)]
+async fn an_own_link_or_extended_attribute_comes_after_the_data() {
+    let (_region, fs) = start().await;
+    let (inode, file) = create(&fs, "f").await;
+    write(&fs, file, 0, b"0").await.unwrap();
+    fs.setxattr(&me(), inode, b"user.colour", b"green", false, false).await.unwrap();
+    assert_eq!(fs.status().dirty_bytes, 0, "setxattr");
+    write(&fs, file, 1, b"1").await.unwrap();
+    fs.removexattr(&me(), inode, b"user.colour").await.unwrap();
+    assert_eq!(fs.status().dirty_bytes, 0, "removexattr");
+    write(&fs, file, 2, b"2").await.unwrap();
+    assert_eq!(fs.link(&me(), inode, ROOT, b"g").await.unwrap().size, 3);
+    assert_eq!(fs.status().dirty_bytes, 0, "link");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_failed_write_back_is_told_to_each_handle_once_and_then_to_whoever_writes() {
     let (region, fs) = start().await;
@@ -117,11 +133,14 @@ async fn a_failed_write_back_is_told_to_each_handle_once_and_then_to_whoever_wri
 #[derive(Default)]
 struct Kernel {
     told: Mutex<Vec<u64>>,
+    entries: Mutex<Vec<(u64, Bytes)>>,
 }
 
 #[async_trait]
 impl Invalidate for Kernel {
-    async fn entry(&self, _directory: u64, _name: &Bytes) {}
+    async fn entry(&self, directory: u64, name: &Bytes) {
+        self.entries.lock().unwrap().push((directory, name.clone()));
+    }
     async fn inode(&self, inode: u64) {
         self.told.lock().unwrap().push(inode);
     }
@@ -154,6 +173,56 @@ async fn whoever_has_pages_of_what_was_given_up_is_told() {
         assert_eq!(after.mtime_ns, if with_settings { 7 } else { before.mtime_ns });
         assert_eq!(&fs.read(&me(), file, 0, 9).await.unwrap()[..], b"old");
     }
+}
+
+/// The kernel was told that the change failed, and may have looked since, before it was done.
+#[tokio::test(start_paused = true)]
+async fn whoever_shows_what_a_killed_process_has_changed_is_told() {
+    let (region, fs) = start().await;
+    let kernel = Arc::new(Kernel::default());
+    fs.show_through(kernel.clone());
+    let (inode, _file) = create(&fs, "f").await;
+    let hold = fs.hold(inode);
+    assert!(hold.is_some());
+    region.masters().iter().for_each(|m| region.fault(m, Some(Fault::Hung)));
+    let of = fs.clone();
+    let linking = tokio::spawn(async move { of.link(&me(), inode, ROOT, b"g").await });
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    linking.abort();
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    region.masters().iter().for_each(|m| region.fault(m, None));
+    assert!(kernel.entries.lock().unwrap().is_empty());
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert_eq!(region.with(|s| s.named(ROOT, b"g")), Some(inode), "it was under way");
+    assert_eq!(*kernel.entries.lock().unwrap(), [(ROOT, Bytes::from_static(b"g"))]);
+    assert_eq!(*kernel.told.lock().unwrap(), [ROOT, inode]);
+    assert_ne!(fs.hold(inode), hold, "what was kept by it may be older");
+}
+
+/// What is promised isn't asked for: it showed the old time for good, and each read was sent again.
+#[tokio::test(start_paused = true)]
+async fn an_access_time_is_shown_once_it_was_sent_and_sent_once() {
+    let region = Arc::new(FakeRegion::new());
+    region.with(|s| s.exclusive = true);
+    let config = ClientConfig { masters: region.masters(), ..ClientConfig::default() };
+    let clock = ManualClock::default();
+    let fs =
+        FileSystem::connect_through(config, region.clone(), Arc::new(clock.clone()) as Arc<dyn Clock>).await;
+    let fs = fs.unwrap();
+    let (inode, file) = create(&fs, "f").await;
+    write(&fs, file, 0, b"x").await.unwrap();
+    fs.fsync(file, false).await.unwrap();
+    clock.advance(Duration::from_secs(1));
+    let read = || async { fs.read(&me(), file, 0, 9).await.unwrap() };
+    assert_eq!(&read().await[..], b"x");
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let shown = fs.getattr(&me(), inode).await.unwrap();
+    assert_eq!(shown.atime_ns, region.with(|s| s.atime(inode)));
+    assert!(shown.atime_ns > shown.mtime_ns);
+    let before = changes(&region);
+    read().await;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(changes(&region), before);
 }
 
 /// What was buffered has its room: what hasn't is refused by write() itself, and nothing by fsync.

@@ -383,6 +383,61 @@ async fn bytes_appended_before_a_lapse_and_not_committed_are_appended_again() {
     clean(&region);
 }
 
+/// Starts some work while no master answers, has it sent, and gives it up as for a process that is killed. Then they answer again.
+async fn kill<F>(region: &FakeRegion, work: F)
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    region.masters().iter().for_each(|m| region.fault(m, Some(Fault::Hung)));
+    let working = tokio::spawn(work);
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    assert!(!working.is_finished());
+    working.abort();
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    region.masters().iter().for_each(|m| region.fault(m, None));
+}
+
+/// The region holds what it makes open for who asked, and nobody was left who would close it.
+#[tokio::test(start_paused = true)]
+async fn what_was_made_for_a_killed_process_is_not_held_open() {
+    let region = Arc::new(FakeRegion::new());
+    let fs = connect(&region).await;
+    let of = fs.clone();
+    kill(&region, async move { of.create(&me(), ROOT, b"f", 0o644, libc::O_RDWR).await }).await;
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert!(region.with(|s| s.named(ROOT, b"f")).is_some(), "it was under way");
+    assert_eq!(fs.status().open_inodes, 0);
+    let before = region.with(|s| s.inodes());
+    fs.unlink(&me(), ROOT, b"f").await.unwrap();
+    assert_eq!(region.with(|s| s.inodes()), before - 1, "nobody has it open");
+    clean(&region);
+}
+
+/// Whoever waits for a process that was killed has its changes behind him.
+#[tokio::test(start_paused = true)]
+async fn a_killed_processes_change_does_not_come_after_a_later_one() {
+    let region = Arc::new(FakeRegion::new());
+    let fs = connect(&region).await;
+    let (inode, file) = create(&fs, "f").await;
+    write(&fs, file, 0, b"first").await;
+    let before = region.with(|s| s.executed);
+    let of = fs.clone();
+    let dead = Bytes::from_static(b"dead!");
+    kill(&region, async move { of.write(&me(), file, 0, dead, WriteOptions::default()).await }).await;
+    write(&fs, file, 0, b"last!").await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(region.with(|s| s.executed), before + 2, "both were done");
+    assert_eq!(&read(&fs, file, 0, 9).await[..], b"last!");
+    let of = fs.clone();
+    let set = move |mode| SetAttr { inode, mode: Some(mode), ..SetAttr::default() };
+    kill(&region, async move { of.setattr(&me(), set(0o600)).await }).await;
+    fs.setattr(&me(), set(0o640)).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(fs.getattr(&me(), inode).await.unwrap().mode & 0o777, 0o640);
+    clean(&region);
+}
+
 #[tokio::test(start_paused = true)]
 async fn reads_touch_access_times_later_and_setattr_wins() {
     let region = Arc::new(FakeRegion::new());

@@ -130,7 +130,7 @@ impl Filesystem for Adapter {
     ) {
         let Some((ino, fs)) = self.at(ino) else { return reply.error(GONE) };
         let given = |time: Option<TimeOrNow>| match time {
-            Some(TimeOrNow::SpecificTime(time)) => (Some(convert::nanoseconds(time)), false),
+            Some(TimeOrNow::SpecificTime(time)) => (Some(convert::nanoseconds_to_set(time)), false),
             Some(TimeOrNow::Now) => (None, true),
             None => (None, false),
         };
@@ -306,6 +306,7 @@ impl Filesystem for Adapter {
             async move { fs.open(&caller, ino, flags.0).await },
             move |outcome| match outcome {
                 Ok(opened) => {
+                    notifier.mappings.opened(ino, flags.0);
                     let _showing = notifier.showing();
                     let how = open_flags(flags.0, &notifier, ino, whole.hold(ino));
                     reply.opened(FileHandle(opened.handle), how);
@@ -340,6 +341,7 @@ impl Filesystem for Adapter {
                 Ok(created) => {
                     let _showing = notifier.showing();
                     let inode = created.attr.inode;
+                    notifier.mappings.opened(inode, flags);
                     let how = open_flags(flags, &notifier, inode, whole.hold(inode));
                     let validity = whole.validity(Some(&created.attr), Some((parent, &name)));
                     // One time for both.
@@ -414,18 +416,23 @@ impl Filesystem for Adapter {
         let (whole, notifier) = (fs.clone(), self.notifier.clone());
         // Pages that are written whole the kernel has without a read.
         notifier.giving_pages(ino);
+        let of_mapping = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let writing = (!of_mapping).then(|| notifier.mappings.writing(ino));
         self.run(
             Operation::Write,
             req.pid(),
             ino,
             async move { fs.write(&caller, fh.0, offset, data, options).await },
-            move |outcome| match outcome {
-                Ok(_) => {
-                    let _showing = notifier.showing();
-                    notifier.gives_pages(ino, whole.hold(ino));
-                    reply.written(length);
+            move |outcome| {
+                match outcome {
+                    Ok(_) => {
+                        let _showing = notifier.showing();
+                        notifier.gives_pages(ino, whole.hold(ino));
+                        reply.written(length);
+                    }
+                    Err(errno) => reply.error(errno),
                 }
-                Err(errno) => reply.error(errno),
+                drop(writing);
             },
         );
     }
@@ -475,11 +482,12 @@ impl Filesystem for Adapter {
         _req: &Request,
         ino: INodeNo,
         fh: FileHandle,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         _flush: bool,
         reply: ReplyEmpty,
     ) {
+        self.notifier.mappings.closed(self.inode(ino), flags.0);
         // Nobody waits for it: an answer that came after an unmount would only be one to nobody. And it must not be given up: pid 0.
         reply.ok();
         let Some((ino, fs)) = self.at(ino) else { return };

@@ -8,7 +8,7 @@
 //! - `locks` takes, tests and gives up locks; `lock_kind` tells flock's from fcntl's.
 //!
 //! - `notify` takes back from the kernel what the region recalls, by the messages of `kernel`; `told` knows what it was told, `pages` whose
-//!   pages it has and may keep, and `drops` has it drop them.
+//!   pages it has and may keep, `mappings` which of those may be written without a word, and `drops` has it drop them.
 //!
 //! - `operations` counts what the kernel asks for, and `permits` bounds how much of it is under way.
 //!
@@ -24,6 +24,7 @@ mod drops;
 mod kernel;
 mod lock_kind;
 mod locks;
+mod mappings;
 mod mount;
 mod notify;
 mod operations;

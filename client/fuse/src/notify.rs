@@ -1,8 +1,8 @@
 //! Taking back what the kernel was told.
 //!
 //! What may be waited for (seen on kernel 6.18): `inval_inode` of attributes returns at once. Of pages it waits for those that an unanswered read or
-//! write has locked, and such a request may wait for the very recall: pages are dropped on a thread of their own for which nobody
-//! waits ([`crate::drops`]). Until then the kernel asks for the attributes before a `read` believes them, and drops them itself when the time of the last
+//! write has locked, and such a request may wait for the very recall: pages are dropped on threads of their own for which nobody
+//! waits ([`crate::drops`]), but for a moment where a mapping may have been written ([`Notifier::write_back`]). Until then the kernel asks for the attributes before a `read` believes them, and drops them itself when the time of the last
 //! write has changed (AUTO_INVAL_DATA); behind a mapping it asks nobody. `inval_entry`
 //! takes the directory's lock, which an unanswered create in it holds: it runs on a thread of its own, and when it doesn't return at once,
 //! the epoch is raised instead (FUSE_NOTIFY_INC_EPOCH, kernel 6.16): then every entry is looked up again. A kernel without epochs is
@@ -27,6 +27,7 @@ use tokio::time::Instant;
 
 use crate::drops::Drops;
 use crate::kernel::{Device, Kernel};
+use crate::mappings::Mappings;
 use crate::pages::Pages;
 use crate::told::{Fresh, How, TAKEN_IN_WITHIN, Told, inodes_of};
 
@@ -42,6 +43,8 @@ const LISTED_MAX: usize = 1 << 16;
 const CROSSINGS_MAX: usize = 1024;
 /// An answer takes longer only if its thread was kept from running.
 const LATE: Duration = Duration::from_millis(100);
+/// So long a recall waits at most for what was written to mappings: a page may be locked by a request that waits for the very recall.
+const WRITTEN_BACK_WITHIN: Duration = Duration::from_millis(300);
 /// The first pause before an inode is invalidated again, and the last.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(100));
 /// A name that nobody uses, to have a directory's lock once.
@@ -64,6 +67,7 @@ pub(crate) struct Notifier {
     /// Held while something is looked up and shown; see [`Self::showing`].
     showing: RwLock<()>,
     pages_of: Mutex<Pages>,
+    pub mappings: Arc<Mappings>,
     /// Directories of whose entries the kernel was told from their lists.
     listed: Mutex<BTreeSet<u64>>,
     /// Inodes of whose access control lists the kernel was told.
@@ -124,6 +128,7 @@ impl Notifier {
             told: Mutex::new(Told::new(TOLD_MAX)),
             showing: RwLock::default(),
             pages_of: Mutex::new(Pages::new(TOLD_MAX)),
+            mappings: Arc::default(),
             listed: Mutex::default(),
             lists: Mutex::default(),
             crossings: Mutex::default(),
@@ -368,6 +373,22 @@ impl Notifier {
         note("the epoch", self.kernel.raise_epoch());
     }
 
+    /// [`Invalidate::may_be_mapped`].
+    pub fn may_be_mapped(&self, inode: u64) -> bool {
+        self.mappings.may_be_dirty(inode) && self.pages_of(|pages| pages.are_given(inode))
+    }
+
+    /// [`Invalidate::write_back`]. The kernel writes a dirty page before it drops it, and returns once that is answered.
+    pub async fn write_back(&self, inode: u64) {
+        if !self.may_be_mapped(inode) {
+            return;
+        }
+        let written = self.drops.at_once_and_tell(inode);
+        if tokio::time::timeout(WRITTEN_BACK_WITHIN, written).await.is_err() {
+            tracing::debug!(inode, "what was written to mappings may come after another mount's change");
+        }
+    }
+
     /// [`Invalidate::inode`].
     pub async fn inode(&self, inode: u64) {
         self.let_show();
@@ -457,6 +478,14 @@ impl Invalidate for OfVolume {
 
     async fn inode(&self, inode: u64) {
         self.notifier.inode(inode).await;
+    }
+
+    fn may_be_mapped(&self, inode: u64) -> bool {
+        self.notifier.may_be_mapped(inode)
+    }
+
+    async fn write_back(&self, inode: u64) {
+        self.notifier.write_back(inode).await;
     }
 
     async fn directory(&self, directory: u64) {

@@ -12,7 +12,7 @@ use fuser::{
     ReplyCreate, ReplyEmpty, ReplyEntry, Request, Session, SessionACL,
 };
 use mooseng_client::fake::FakeRegion;
-use mooseng_client::{Attr, ClientConfig, FileSystem, Tree};
+use mooseng_client::{Attr, Caller, ClientConfig, FileSystem, Tree};
 use mooseng_ports::clock::OsClock;
 
 use super::*;
@@ -236,6 +236,50 @@ async fn no_drop_gets_lost_however_many_wait() {
     assert!((1..=5_000).eq(dropped));
 }
 
+/// A page that is written in a mapping comes as a write before it is dropped, and before that no other mount may change the file.
+#[tokio::test]
+async fn a_recall_waits_for_what_was_written_to_a_mapping_and_not_for_ever() {
+    let (kernel, notifier) = rig();
+    let write_back = || {
+        let notifier = notifier.clone();
+        tokio::spawn(async move { notifier.write_back(INODE).await })
+    };
+    notifier.gives_pages(INODE, Some(1));
+    notifier.mappings.opened(INODE, libc::O_RDONLY);
+    write_back().await.unwrap();
+    assert_eq!(kernel.dropped(), 0, "nobody can have written it");
+    notifier.mappings.opened(INODE, libc::O_RDWR);
+    let (free, page) = mpsc::channel();
+    *kernel.page.lock().unwrap() = Some(page);
+    let waits = write_back();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(!waits.is_finished());
+    free.send(()).unwrap();
+    waits.await.unwrap();
+    assert_eq!(*kernel.dropped.lock().unwrap(), [INODE]);
+    // One of this mount's own writes may hold the page.
+    let writing = notifier.mappings.writing(INODE);
+    write_back().await.unwrap();
+    assert_eq!(kernel.dropped(), 1);
+    drop(writing);
+    let (free, page) = mpsc::channel();
+    *kernel.page.lock().unwrap() = Some(page);
+    let begun = std::time::Instant::now();
+    write_back().await.unwrap();
+    assert!(
+        (WRITTEN_BACK_WITHIN..WRITTEN_BACK_WITHIN * 10).contains(&begun.elapsed()),
+        "{:?}",
+        begun.elapsed()
+    );
+    free.send(()).unwrap();
+    kernel.wait_for_drops(2);
+    // What was taken back isn't there.
+    notifier.inode(INODE).await;
+    kernel.wait_for_drops(3);
+    write_back().await.unwrap();
+    assert_eq!(kernel.dropped(), 3);
+}
+
 fn rig() -> (Arc<Slow>, Arc<Notifier>) {
     let kernel = Arc::new(Slow::default());
     let notifier = Notifier::over(kernel.clone()).unwrap();
@@ -416,9 +460,12 @@ struct Page(*mut libc::c_void);
 
 impl Page {
     fn of(file: &std::fs::File) -> Self {
+        Self::mapped(file, libc::PROT_READ)
+    }
+    fn mapped(file: &std::fs::File, protection: i32) -> Self {
         // SAFETY: a fresh mapping of an open file.
         let map = unsafe {
-            libc::mmap(std::ptr::null_mut(), 4096, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0)
+            libc::mmap(std::ptr::null_mut(), 4096, protection, libc::MAP_SHARED, file.as_raw_fd(), 0)
         };
         assert_ne!(map, libc::MAP_FAILED);
         Self(map)
@@ -428,6 +475,11 @@ impl Page {
         // SAFETY: within the mapping, which lives as long as this.
         unsafe { self.0.cast::<u8>().read_volatile() }
     }
+    /// Changes it, where it is mapped to be written.
+    fn write(&self, byte: u8) {
+        // SAFETY: as above.
+        unsafe { self.0.cast::<u8>().write_volatile(byte) };
+    }
 }
 
 impl Drop for Page {
@@ -435,6 +487,57 @@ impl Drop for Page {
         // SAFETY: nothing else has it.
         unsafe { libc::munmap(self.0, 4096) };
     }
+}
+
+/// What is in a dirty page is the mount's once the write-back returns, without a word of the program's. On a real mount.
+#[test]
+fn a_dirty_page_of_a_mapping_is_written_before_the_file_is_given_up() {
+    if !may_mount() {
+        return;
+    }
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let region = Arc::new(FakeRegion::new());
+    region.with(|s| s.exclusive = true);
+    let config = ClientConfig { masters: region.masters(), ..ClientConfig::default() };
+    let fs = FileSystem::connect_through(config, region.clone(), Arc::new(OsClock));
+    let fs = runtime.block_on(fs).unwrap();
+    let mounted = tempfile::tempdir().unwrap();
+    let (path, mode) = place(mounted.path()).unwrap();
+    let descriptor = mount_on(&path, mode, &MountOptions::default()).unwrap();
+    let notifier = Notifier::new(descriptor.try_clone().unwrap(), 1).unwrap();
+    let adapter = Adapter::new(Tree::from(fs.clone()), runtime.handle().clone(), 100, notifier.clone());
+    let session = Session::from_fd(adapter, descriptor, SessionACL::All, Config::default()).unwrap();
+    let served = std::thread::spawn(move || session.run());
+    let name = path.join("f");
+    std::fs::write(&name, [b'.'; 4096]).unwrap();
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(&name).unwrap();
+    let inode = file.metadata().unwrap().ino();
+    let page = Page::mapped(&file, libc::PROT_READ | libc::PROT_WRITE);
+    let has = || {
+        runtime.block_on(async {
+            let me = Caller { kernel_checked: true, ..Caller::default() };
+            let opened = fs.open(&me, inode, libc::O_RDONLY).await.unwrap();
+            let bytes = fs.read(&me, opened.handle, 0, 4096).await.unwrap();
+            fs.release(opened.handle).await.unwrap();
+            (bytes.len(), bytes[0])
+        })
+    };
+    page.write(b'X');
+    let before = has();
+    runtime.block_on(notifier.write_back(inode));
+    let after = has();
+    let may_be_mapped = notifier.may_be_mapped(inode);
+    drop((page, file));
+    // Its release comes on its own.
+    let begun = std::time::Instant::now();
+    while notifier.mappings.may_be_dirty(inode) && begun.elapsed() < Duration::from_secs(10) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let is_still_mapped = notifier.mappings.may_be_dirty(inode);
+    unmount(&path, false).unwrap();
+    served.join().unwrap().unwrap();
+    assert_eq!((before, after), ((4096, b'.'), (4096, b'X')));
+    assert_eq!((may_be_mapped, is_still_mapped), (true, false));
 }
 
 /// Writes elsewhere show in a mapping, one after the other, though nobody asks for the file's attributes between them. On a real mount.

@@ -55,6 +55,11 @@ impl Pages {
         room.then(|| self.given.insert(inode)).is_some()
     }
 
+    /// Whether the kernel may have pages of an inode.
+    pub fn are_given(&self, inode: u64) -> bool {
+        self.given.contains(&inode)
+    }
+
     /// The inode isn't promised any more. Answers whether the kernel may have pages of it.
     pub fn forget(&mut self, inode: u64) -> bool {
         self.held.remove(&inode);

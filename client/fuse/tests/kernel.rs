@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use mooseng_client::fake::{FakeRegion, Fault};
 use mooseng_client::{ClientConfig, FileSystem};
@@ -115,6 +115,19 @@ fn files_directories_and_attributes() {
     open.sync_all().unwrap();
     drop(open);
     fs::remove_dir(root.join("d")).unwrap();
+}
+
+/// As ext4 shows them: the fraction is added to the seconds.
+#[test]
+fn times_before_the_epoch_are_shown_as_they_were_set() {
+    let Some(rig) = Rig::new() else { return };
+    let path = rig.path().join("f");
+    let file = File::create(&path).unwrap();
+    for (before, shown) in [(1_500, (-2, 500_000_000)), (2_000, (-2, 0)), (250, (-1, 750_000_000))] {
+        file.set_modified(SystemTime::UNIX_EPOCH - Duration::from_millis(before)).unwrap();
+        let found = fs::metadata(&path).unwrap();
+        assert_eq!((found.mtime(), found.mtime_nsec()), shown);
+    }
 }
 
 #[test]

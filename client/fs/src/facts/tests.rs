@@ -36,6 +36,26 @@ fn answer(facts: &Facts, number: u64, changed: bool) {
     facts.digest(&flight, &FsRequest { caller: None, op: Some(op) }, &response);
 }
 
+/// The region moves access times without a word, and this session's own setattr may come in between.
+#[test]
+fn an_access_time_moves_unless_it_was_set_meanwhile() {
+    let facts = Facts::new(Arc::new(ManualClock::default()), 1 << 20);
+    facts.lease(BootTime(Duration::from_secs(1000)));
+    let known = || facts.inode(INODE).map(|(known, _)| (known.attr.atime_ns, known.hold));
+    facts.touched(INODE, 1, 50);
+    assert_eq!(known(), None);
+    answer(&facts, 1, false);
+    let hold = known().map(|(_, hold)| hold);
+    facts.touched(INODE, 1, 50);
+    facts.touched(INODE, 1, 40);
+    assert_eq!(known(), Some(50).zip(hold));
+    answer(&facts, 2, true);
+    facts.touched(INODE, 1, 90);
+    assert_eq!(known(), Some(0).zip(hold), "its time of change has moved");
+    facts.renew_hold(INODE);
+    assert!(known().map(|(_, hold)| hold) > hold);
+}
+
 /// A list is taken back as a whole once enough was taken out of it, and no entry's own recall comes then.
 #[test]
 fn an_entry_that_only_the_list_tells_of_says_so() {

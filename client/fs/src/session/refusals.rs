@@ -3,17 +3,31 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use mooseng_transport::ConnectError;
 use tokio::time::Instant;
 
 use super::Session;
 use crate::error::FsError;
+use crate::peers::Failure;
 
 /// A region that nobody leads for so long, while a master says that it is of another founding, was made anew. Less might be an election beside a
 /// single master that was made anew.
 const MADE_ANEW_AFTER: Duration = Duration::from_secs(3);
 
+/// Why no connection to that master is to be had with this host's certificate, however often it is tried: that has run out or is revoked, or is another
+/// cluster's than the master's. None where it may be otherwise soon: the connection broke, or it is the master whose certificate has run out.
+pub(super) fn of_certificate(address: &str, failure: &Failure) -> Option<String> {
+    let Failure::NotSent(why) = failure else { return None };
+    // The port to other daemons tells of a connection that wasn't made in the transport's words alone.
+    let refused = ConnectError::Refused { address: address.to_owned(), reason: String::new() }.to_string();
+    let reason = why.strip_prefix(&refused)?;
+    let is_ours = reason.contains("the peer refused us") && reason.contains("certificate");
+    (is_ours || reason.contains("belongs to another cluster")).then(|| why.clone())
+}
+
 impl Session {
-    /// Returns once a search has ended with a master's word that it doesn't let this host in: [`FsError::Denied`], or [`FsError::NotBuilt`].
+    /// Returns once a search has ended with a master's word that it doesn't let this host in, or that of all of them on its certificate:
+    /// [`FsError::Denied`], or [`FsError::NotBuilt`].
     pub async fn refused(&self) -> FsError {
         let mut confirmed = self.confirmed.subscribe();
         loop {
@@ -101,5 +115,71 @@ impl Session {
     /// Whether a master has said so.
     pub fn is_gone(&self) -> bool {
         self.state(|s| s.is_gone)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+    use bytes::Bytes;
+    use mooseng_ports::clock::ManualClock;
+    use mooseng_wire::Role;
+    use mooseng_wire::method::Method;
+
+    use super::*;
+    use crate::peers::{Answered, Peers};
+    use crate::{ClientConfig, FileSystem};
+
+    const EXPIRED: &str = "the peer refused us: our certificate isn't valid now (expired, or a clock is wrong): renew it with mooseng-certs";
+    const OTHERS: &str =
+        "the peer's certificate isn't of this cluster's authority: it belongs to another cluster";
+
+    /// Masters with whom no connection is made, and why.
+    struct Shut(Vec<(&'static str, &'static str)>);
+
+    #[async_trait]
+    impl Peers for Shut {
+        async fn call(
+            &self,
+            _: Role,
+            address: &str,
+            _: Method,
+            _: Bytes,
+            _: Bytes,
+            _: Duration,
+        ) -> Result<Answered, Failure> {
+            let reason = self.0.iter().find(|(master, _)| *master == address).map_or("", |(_, why)| *why);
+            let (address, reason) = (address.to_owned(), reason.to_owned());
+            Err(Failure::NotSent(ConnectError::Refused { address, reason }.to_string()))
+        }
+    }
+
+    /// What comes of a mount with these masters, and after how long.
+    async fn connect(reasons: [&'static str; 2]) -> (FsError, Duration) {
+        let masters: Vec<_> = ["m1:1", "m2:1"].into_iter().zip(reasons).collect();
+        let addresses = masters.iter().map(|(address, _)| (*address).to_owned()).collect();
+        let config = ClientConfig { masters: addresses, ..ClientConfig::default() };
+        let began = Instant::now();
+        let clock = Arc::new(ManualClock::default());
+        let made = FileSystem::connect_through(config, Arc::new(Shut(masters)), clock).await;
+        (made.err().unwrap(), began.elapsed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_let_in_by_no_master_for_its_certificate_hears_that_at_once() {
+        for reasons in [[EXPIRED; 2], [OTHERS; 2], [EXPIRED, OTHERS]] {
+            let (error, took) = connect(reasons).await;
+            assert!(matches!(&error, FsError::Denied(why) if why.contains("certificate")), "{error}");
+            assert!(took < Duration::from_secs(2), "after {took:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_only_broke_is_waited_for() {
+        let masters_own = "the peer's certificate has expired";
+        for reason in ["tls handshake eof", "Connection reset by peer (os error 104)", masters_own] {
+            let (error, _) = connect([EXPIRED, reason]).await;
+            assert!(matches!(error, FsError::Unanswered { .. }), "{reason}: {error}");
+        }
     }
 }

@@ -18,7 +18,7 @@ use mooseng_wire::{InodeId, ROOT_INODE, Role, SessionId};
 use prost::Message;
 use rand::Rng;
 
-use super::{Doubt, NoLeader, OPEN_TIMEOUT, Seat, Session};
+use super::{Doubt, NoLeader, OPEN_TIMEOUT, Seat, Session, refusals};
 use crate::error::FsError;
 use crate::owners::{Reclaim, Tenure};
 use crate::peers::Failure;
@@ -69,11 +69,16 @@ impl Session {
         let mut asked = FuturesUnordered::new();
         let mut error = "no masters are configured".to_owned();
         let (mut other, mut refused) = (None, None);
+        // What a master that doesn't let this host's certificate in says of it, and whether any says anything else.
+        let (mut shut_out, mut is_one_open) = (None, false);
         // Where a master of this host's region says that the home is.
         let mut home: Option<Home> = None;
         loop {
             if asked.is_empty() {
                 let Some(address) = waiting.pop_front() else {
+                    // The root's alone: of another volume, whose root was entered with the same certificate, operations wait as they do there.
+                    let is_shut = !is_one_open && self.config.volume == 0;
+                    let refused = refused.or(shut_out.filter(|_| is_shut));
                     return Err(NoLeader { error, refused, other, no_volume: false });
                 };
                 asked.push(self.open_at(address));
@@ -86,6 +91,10 @@ impl Session {
                         return Ok(());
                     }
                     Err((address, failure)) => {
+                        match refusals::of_certificate(&address, &failure) {
+                            Some(why) => shut_out = Some(FsError::Denied(why)),
+                            None => is_one_open = true,
+                        }
                         if let Some(told) = home_of(&failure)
                             && home.as_ref().is_none_or(|known| told.epoch > known.epoch)
                         {
