@@ -1,7 +1,7 @@
 //! `mooseng volume losses` and `mooseng salvage`: what failovers lost, and what of it is kept.
 
 use mooseng_wire::admin::{
-    Archive, LogPlace, Loss, SalvagedContent, SalvagedEntry, SalvagedFile, ShowSalvageReply,
+    Archive, LogPlace, Loss, NamedLoss, SalvagedContent, SalvagedEntry, SalvagedFile, ShowSalvageReply,
     ShowSalvageRequest,
 };
 use serde_json::{Value, json};
@@ -76,6 +76,11 @@ fn state(loss: &Loss) -> &'static str {
     if loss.named.is_some() { "named" } else { "open" }
 }
 
+/// How many entries were put aside; with a sign where there were others.
+fn put_aside(named: &NamedLoss) -> String {
+    format!("{}{}", named.entries, if named.gone_upto.is_some() { "+" } else { "" })
+}
+
 fn loss_table(losses: &[Loss]) -> String {
     let mut table = Table::new([
         "CLOSED",
@@ -99,7 +104,7 @@ fn loss_table(losses: &[Loss]) -> String {
             shown(loss.cut.as_ref()),
             shown(loss.known.as_ref()),
             loss.undone.to_string(),
-            loss.named.as_ref().map_or_else(|| "-".to_owned(), |named| named.entries.to_string()),
+            loss.named.as_ref().map_or_else(|| "-".to_owned(), put_aside),
             state(loss).to_owned(),
         ]);
     }
@@ -121,7 +126,10 @@ fn told(loss: &Loss) -> String {
     }
     match &loss.named {
         None => text.push_str(&format!(" What {old} had beyond it isn't known before it comes back.")),
-        Some(named) if named.entries == 0 => text.push_str(&format!(" {old} had nothing beyond it.")),
+        Some(named) if named.entries == 0 && named.gone_upto.is_none() => {
+            text.push_str(&format!(" {old} had nothing beyond it."));
+        }
+        Some(named) if named.entries == 0 => text.push_str(&format!(" {old} put nothing aside.")),
         Some(named) => {
             let paths = format!("{}{}", named.paths, if named.more_paths { " and more" } else { "" });
             text.push_str(&format!(
@@ -130,7 +138,23 @@ fn told(loss: &Loss) -> String {
             ));
         }
     }
+    if let Some(named) = &loss.named
+        && let Some(gone) = gone(named.gone_upto.as_ref(), old)
+    {
+        text.push_str(&format!(" {gone}"));
+        if loss.undone > 0 {
+            text.push_str(&format!(" What {new} undid is put aside there."));
+        }
+    }
     text
+}
+
+/// What can't be told, for the log of a region didn't go back to the cut.
+fn gone(upto: Option<&LogPlace>, region: &str) -> Option<String> {
+    let upto = shown(Some(upto?));
+    Some(format!(
+        "The log of {region} didn't go back to the cut (`house.log_kept_mib`): what it had up to {upto} isn't among that, and can't be named any more."
+    ))
 }
 
 fn place_shape(place: Option<&LogPlace>) -> Value {
@@ -146,6 +170,7 @@ fn loss_shape(loss: &Loss) -> Value {
         "more_sessions": loss.more_sessions, "state": state(loss),
         "named": loss.named.as_ref().map(|named| json!({
             "at_ns": named.at_ns, "entries": named.entries, "paths": named.paths, "more_paths": named.more_paths,
+            "gone_upto": place_shape(named.gone_upto.as_ref()),
         })),
     })
 }
@@ -161,7 +186,15 @@ fn list(args: &SalvageList) -> Result<(), Failure> {
         Format::Table if reply.archives.is_empty() => {
             output::text_line(&format!("Nothing was put aside in {}.", reply.region))
         }
-        Format::Table => output::text_line(&archive_table(&reply.archives)),
+        Format::Table => {
+            let mut text = archive_table(&reply.archives);
+            for archive in &reply.archives {
+                if let Some(gone) = gone(archive.gone_upto.as_ref(), &reply.region) {
+                    text.push_str(&format!("\n\n{}: {gone}", shown(archive.cut.as_ref())));
+                }
+            }
+            output::text_line(&text)
+        }
     }
 }
 
@@ -189,7 +222,7 @@ fn archive_shape(archive: &Archive) -> Value {
     json!({
         "id": shown(archive.cut.as_ref()), "cut": place_shape(archive.cut.as_ref()), "upto": place_shape(archive.upto.as_ref()),
         "at_ns": archive.at_ns, "entries": archive.entries, "bytes": archive.bytes, "paths": archive.paths,
-        "more_paths": archive.more_paths, "from": origin(archive),
+        "more_paths": archive.more_paths, "from": origin(archive), "gone_upto": place_shape(archive.gone_upto.as_ref()),
     })
 }
 
@@ -220,7 +253,11 @@ fn show(args: &SalvageShow) -> Result<(), Failure> {
         })),
         Format::Table => {
             let mut text = format!("{}\n\n{}", file_table(&reply.files), entry_table(&reply.entries));
-            if reply.archive.is_some_and(|archive| archive.more_paths) {
+            let archive = reply.archive.unwrap_or_default();
+            if let Some(gone) = gone(archive.gone_upto.as_ref(), "the region") {
+                text.push_str(&format!("\n\n{gone}"));
+            }
+            if archive.more_paths {
                 text.push_str("\n\nMore paths are concerned than are named here; the inodes of all are among the entries.");
             }
             output::text_line(&text)
@@ -306,7 +343,7 @@ fn entry_shape(entry: &SalvagedEntry) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use mooseng_wire::admin::{LossSession, NamedLoss, SalvagedKind};
+    use mooseng_wire::admin::{LossSession, SalvagedKind};
 
     use super::*;
 
@@ -340,7 +377,7 @@ mod tests {
         let named = Loss {
             undone: 2,
             sessions: vec![LossSession { session: 7, entries: 2 }],
-            named: Some(NamedLoss { entries: 5, paths: 3, more_paths: true, at_ns: 1 }),
+            named: Some(NamedLoss { entries: 5, paths: 3, more_paths: true, at_ns: 1, gone_upto: None }),
             ..open.clone()
         };
         assert_eq!(
@@ -350,6 +387,18 @@ mod tests {
         );
         let nothing = Loss { named: Some(NamedLoss::default()), ..open.clone() };
         assert!(told(&nothing).ends_with("a had nothing beyond it."));
+        let gone = |entries| Loss {
+            named: Some(NamedLoss { entries, gone_upto: at(1, 700), ..NamedLoss::default() }),
+            ..open.clone()
+        };
+        assert!(told(&gone(0)).contains("a put nothing aside. The log of a didn't go back to the cut"));
+        assert!(told(&gone(2)).contains("what it had up to 1/700 isn't among that"), "{}", told(&gone(2)));
+        assert!(told(&Loss { undone: 3, ..gone(2) }).ends_with("What b undid is put aside there."));
+        assert_eq!(loss_shape(&gone(2))["named"]["gone_upto"]["version"], 700);
+        assert_eq!(loss_shape(&named)["named"]["gone_upto"], Value::Null);
+        assert!(loss_table(&[gone(2)]).contains("2+"));
+        let archive = Archive { gone_upto: at(1, 700), ..Archive::default() };
+        assert_eq!(archive_shape(&archive)["gone_upto"]["version"], 700);
         assert!(loss_table(&[open, named.clone()]).contains("named"));
         assert_eq!(loss_shape(&named)["state"], "named");
     }

@@ -163,6 +163,7 @@ mod tests {
             loss::path_key(volume, at, inode.0),
             loss::archive_key(volume, at),
             leased::key(volume),
+            leased::set_key(volume),
             let_go::key(volume),
         ];
         keys.extend([IdKind::Inode, IdKind::Chunk, IdKind::Session].into_iter().flat_map(ids));

@@ -170,6 +170,7 @@ mod tests {
                     lock::reclaim_key(session),
                     before::key(volume, at, 1, 1),
                     leased::key(volume),
+                    leased::set_key(volume),
                 ]
             };
             prop_assert!(of(id).iter().all(|key| goes(key)));

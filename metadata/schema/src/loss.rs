@@ -82,6 +82,19 @@ pub struct NamedLoss {
     /// There were more paths than were named.
     #[prost(bool, tag = "4")]
     pub more_paths: bool,
+    /// What lay up to this place was gone from its log before anything could be put aside; 0 where nothing was. Its epoch.
+    #[prost(uint64, tag = "5")]
+    pub gone_epoch: u64,
+    /// And its version.
+    #[prost(uint64, tag = "6")]
+    pub gone_version: u64,
+}
+
+impl NamedLoss {
+    /// What lay up to this place was gone from its log; the beginning where nothing was.
+    pub fn gone_upto(&self) -> LogPosition {
+        LogPosition::new(Epoch(self.gone_epoch), self.gone_version)
+    }
 }
 
 impl Record for LossRecord {
@@ -194,6 +207,12 @@ pub struct ArchiveRecord {
     /// This region was the home and came back; otherwise it had replayed the entries, and undid them.
     #[prost(bool, tag = "8")]
     pub was_home: bool,
+    /// What lay up to this place was gone from the log here before, and isn't in the archive; 0 where nothing was. Its epoch.
+    #[prost(uint64, tag = "9")]
+    pub gone_epoch: u64,
+    /// And its version.
+    #[prost(uint64, tag = "10")]
+    pub gone_version: u64,
 }
 
 impl Record for ArchiveRecord {
@@ -204,6 +223,11 @@ impl ArchiveRecord {
     /// The newest entry in it.
     pub fn upto(&self) -> LogPosition {
         LogPosition::new(Epoch(self.upto_epoch), self.upto_version)
+    }
+
+    /// What lay up to this place was gone from the log here; the beginning where nothing was.
+    pub fn gone_upto(&self) -> LogPosition {
+        LogPosition::new(Epoch(self.gone_epoch), self.gone_version)
     }
 }
 
@@ -249,7 +273,13 @@ mod tests {
             undone_version: 301,
             sessions: vec![LossSession { session: 9, entries: 1 }],
             more_sessions: true,
-            named: Some(NamedLoss { at_ns: 6, entries: 2, paths: 1, more_paths: true }),
+            named: Some(NamedLoss {
+                at_ns: 6,
+                entries: 2,
+                paths: 1,
+                more_paths: true,
+                ..NamedLoss::default()
+            }),
         };
         golden(
             &loss,
@@ -257,6 +287,8 @@ mod tests {
                 .replace(' ', "")
                 .as_str(),
         );
+        let named = NamedLoss { gone_epoch: 2, gone_version: 299, ..NamedLoss::default() };
+        golden(&LossRecord { named: Some(named), ..LossRecord::default() }, "017205280230ab02");
         let path = SalvagedPath {
             path: "/f".into(),
             size: 3,
@@ -276,8 +308,11 @@ mod tests {
             paths: 7,
             more_paths: true,
             was_home: true,
+            ..ArchiveRecord::default()
         };
         golden(&archive, "01080210ac0219040000000000000020052806300738014001");
+        let short = ArchiveRecord { gone_epoch: 2, gone_version: 299, ..archive };
+        golden(&short, "01080210ac0219040000000000000020052806300738014001480250ab02");
     }
 
     proptest! {

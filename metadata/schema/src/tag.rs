@@ -142,7 +142,7 @@ pub enum RegionTag {
     Revocation = 23,
     /// The version of what is refused ([`crate::revocation`]).
     RevocationsVersion = 24,
-    /// That a volume's home needs its region's lease ([`crate::leased`]).
+    /// That a volume's home needs its region's lease, or has a sync set ([`crate::leased`]).
     Leased = 25,
     /// That this region isn't to have a volume any more, and lets go of it ([`crate::let_go`]).
     LetGo = 60,

@@ -390,7 +390,8 @@ impl SessionTable {
         self.live_mut(now, id, incarnation, identity).map(|_| ())
     }
 
-    /// Renews a lease, from the renewal's receipt on.
+    /// Renews a lease, from the renewal's receipt on, and answers what is left of it. The lease of one that owes stays as it is: it works on until then,
+    /// for without a seat at the master it could give nothing up.
     pub fn renew(
         &mut self,
         now: BootTime,
@@ -398,13 +399,12 @@ impl SessionTable {
         incarnation: Incarnation,
         identity: &str,
     ) -> Result<Duration, Refusal> {
-        let lease = self.limits.lease;
-        if self.owing.contains(&id) {
-            self.live_mut(now, id, incarnation, identity)?;
-            return Err(Refusal::Owes(id));
+        let (lease, owes) = (self.limits.lease, self.owing.contains(&id));
+        let session = self.live_mut(now, id, incarnation, identity)?;
+        if !owes {
+            session.state = State::Live(now.after(lease));
         }
-        self.live_mut(now, id, incarnation, identity)?.state = State::Live(now.after(lease));
-        Ok(lease)
+        Ok(session.state.until().since(now))
     }
 
     /// Registers an open. The caller then looks whether the inode exists, and calls [`take_back`](Self::take_back) with the answer where

@@ -271,9 +271,9 @@ pub fn renew(master: &Master, identity: &str, request: &Renew) -> Result<Renewed
     let volume = id.volume();
     let term = master.serving_of(volume)?;
     let_in(master, volume, identity, &request.founding)?;
-    master.desk(|desk| {
+    let left = master.desk(|desk| {
         let now = master.clock.boot();
-        desk.sessions.renew(now, id, incarnation, identity).map_err(|r| refused(&r))?;
+        let left = desk.sessions.renew(now, id, incarnation, identity).map_err(|r| refused(&r))?;
         let settled = desk.sessions.settle(id, RequestNumber(request.oldest_unanswered));
         desk.promises.settle(id, settled);
         for (account, _, spent) in quotas::told(&request.escrow) {
@@ -282,14 +282,16 @@ pub fn renew(master: &Master, identity: &str, request: &Renew) -> Result<Renewed
         if request.custody_epoch == term && desk.unanswered.remove(&id) {
             master.recalls_answered.notify_waiters();
         }
-        Ok::<_, CallError>(())
+        Ok::<_, CallError>(left)
     })?;
     master.may_answer(term)?;
     master.is_home(volume)?;
+    let left_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
+    let lease_ms = master.lease_ms(volume).min(left_ms);
     let quotas = master.desk(|desk| desk.seat(volume).ledger.version());
     let revocations = request.revocations_version.and_then(|have| master.revoked.newer_than(have));
     let held = geo::lag::is_held(master, volume);
-    Ok(Renewed { lease_ms: master.lease_ms(volume), custody_epoch: term, quotas, revocations, held })
+    Ok(Renewed { lease_ms, custody_epoch: term, quotas, revocations, held })
 }
 
 /// Ends a session. One that is gone already is well: the request is repeated.

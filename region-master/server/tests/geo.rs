@@ -37,7 +37,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use common::regions::{Regions, identity_of};
 use common::{Client, until};
-use mooseng_master::geo::{ROOT_VOLUME, losses, verify};
+use mooseng_master::geo::{ROOT_VOLUME, losses, stand, verify};
 use mooseng_master::master::Master;
 use mooseng_schema::chunk::{self, ChunkRecord, ChunkUse};
 use mooseng_schema::extent::{self, ExtentRecord};
@@ -312,6 +312,22 @@ async fn a_home_that_has_given_all_ids_of_its_epoch_is_given_more() {
         locals.push(InodeId(near(&there, &name, &at).await.unwrap()).0 & ((1 << LOCAL_ID_BITS) - 1));
     }
     assert!(locals[9] < used_up && locals[10] >= used_up, "{locals:?}, {used_up}");
+}
+
+/// Homes of earlier releases gave ids beyond those of their epoch. Their numbers were given a second time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ids_that_were_given_beyond_those_of_an_epoch_arent_given_again() {
+    let regions = Regions::start(&[("a", 1), ("b", 1), ("w", 1)]).await;
+    serves_as_home(&regions, "a", 1).await;
+    let home = serving(&regions, "a").unwrap().clone();
+    let kind = IdKind::Chunk;
+    let tx = home.store.begin();
+    let upto = tx.get(&ids::upto_key(kind, ROOT_VOLUME), Read::Conflicting).await.unwrap().unwrap();
+    let given = IdsUptoRecord::from_value(&upto).unwrap().end + 5_000;
+    tx.set(&ids::key(kind, ROOT_VOLUME), &number::encode(given));
+    tx.commit().await.unwrap();
+    let reserved = stand::reserve_ids(&home, ROOT_VOLUME, kind).await.unwrap();
+    assert!(reserved.start >= given, "{reserved:?} after {given}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

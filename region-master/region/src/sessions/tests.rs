@@ -253,13 +253,34 @@ proptest! {
     }
 }
 
+/// A refused renewal was the loss of its seat at the master for a mount: it told nothing any more, and so couldn't give up what it owed.
+#[test]
+fn a_mount_that_owes_works_on_until_its_lease_ends_and_not_beyond() {
+    let mut t = table();
+    t.admit(at(0), recorded(1, 1), 0, []).unwrap();
+    t.only_these_owe([S]);
+    // As the mount counts: what is left is left from when it asked, half a second before that came here.
+    let mut until = at(10_000);
+    for sent in [3_000, 6_000, 9_000] {
+        assert!(at(sent) < until, "it takes the lease for a lost one");
+        let left = t.renew(at(sent + 500), S, I, ME).unwrap();
+        until = at(sent).after(left);
+        assert!(until <= at(10_000), "it counts on more than it has");
+        assert_eq!(t.check(at(sent + 500), S, I, ME), Ok(()), "what it gives up is taken");
+        assert_eq!(t.comeback(at(sent + 500), S, I, ME), Err(Refusal::Owes(S)));
+    }
+    assert!(at(9_499) < until);
+    assert_eq!(t.renew(at(10_000), S, I, ME), Err(Refusal::Expired(S)));
+    assert_eq!(t.lapse(ROOT, at(10_000)), vec![recorded(1, 1)]);
+}
+
 #[test]
 fn the_lease_of_one_that_others_wait_for_isnt_renewed_until_it_answers_or_ends() {
     let mut t = table();
     t.admit(at(0), recorded(1, 1), 0, []).unwrap();
     assert_eq!(t.only_these_owe([S, SessionId(9)]), vec![recorded(1, 1)]);
     assert_eq!(t.only_these_owe([S]), vec![], "that isn't new");
-    assert_eq!(t.renew(at(1_000), S, I, ME), Err(Refusal::Owes(S)));
+    assert_eq!(t.renew(at(1_000), S, I, ME), Ok(Duration::from_secs(9)), "what is left of it");
     assert_eq!(t.comeback(at(1_000), S, I, ME), Err(Refusal::Owes(S)));
     assert_eq!(t.check(at(9_999), S, I, ME), Ok(()), "what it does is taken, its answer above all");
     assert_eq!(t.only_these_owe([]), vec![]);

@@ -44,7 +44,7 @@ const PAGE_BYTES: usize = 1 << 20;
 pub(super) const TOLD_MAX: usize = 4;
 
 /// Before the entries of the log here behind `cut` are undone or put aside: takes down how many they are, and which paths they concern, as those are
-/// called now. Doing it again changes nothing.
+/// called now; and up to where they are gone already, should the log have been trimmed beyond `cut`. Doing it again changes nothing.
 pub(super) async fn archive(
     master: &Master,
     volume: VolumeId,
@@ -59,6 +59,12 @@ pub(super) async fn archive(
     let mut first: BTreeMap<InodeId, LogPosition> = BTreeMap::new();
     let mut at = done_upto.max(record.log_behind());
     let begun = at;
+    // The log was trimmed for another region's sake, or for want of room, before the cut was known.
+    let is_short = begun > done_upto && record.copied_before.is_none();
+    if is_short {
+        (archive.gone_epoch, archive.gone_version) = (begun.epoch.0, begun.version);
+        tracing::warn!(%cut, upto = %begun, "the log here doesn't go back to the cut: what lies between can't be put aside");
+    }
     loop {
         let entries = read::kept(&master.store.begin(), volume, at, PAGE_BYTES).await?;
         let Some(last) = entries.last() else { break };
@@ -74,7 +80,7 @@ pub(super) async fn archive(
             }
         }
     }
-    if at == begun {
+    if at == begun && !is_short {
         return Ok(());
     }
     archive.paths += first.len() as u64;
@@ -151,6 +157,7 @@ pub(super) fn told(archives: &[(LogPosition, ArchiveRecord)], max: usize) -> Vec
         entries: archive.entries,
         paths: archive.paths,
         more_paths: archive.more_paths,
+        gone_upto: place(archive.gone_upto()).filter(|_| archive.gone_upto() > LogPosition::default()),
     };
     of_homes.map(tell).collect()
 }
@@ -229,8 +236,16 @@ pub(super) async fn name(
             continue;
         }
         let told = told.cloned().unwrap_or_default();
+        let gone = position(told.gone_upto.as_ref());
         let PutAside { entries, paths, more_paths, .. } = told;
-        let named = NamedLoss { at_ns: master.clock.unix_ns(), entries, paths, more_paths };
+        let named = NamedLoss {
+            at_ns: master.clock.unix_ns(),
+            entries,
+            paths,
+            more_paths,
+            gone_epoch: gone.epoch.0,
+            gone_version: gone.version,
+        };
         let record = LossRecord { named: Some(named), ..found };
         let record = &record;
         let written = transact(&master.store, |tx| async move {
@@ -248,6 +263,7 @@ pub(super) async fn name(
             closed = closed.0,
             entries,
             paths,
+            gone_upto = %gone,
             "the region that was the home before has put aside what was lost"
         );
     }
@@ -328,6 +344,7 @@ pub async fn list_losses(master: &Master, volume: u32) -> Result<admin::ListLoss
             entries: named.entries,
             paths: named.paths,
             more_paths: named.more_paths,
+            gone_upto: shown(named.gone_upto()),
         }),
     };
     let region = master.config.region.clone();
@@ -348,6 +365,7 @@ fn tell_archive(cut: LogPosition, archive: &ArchiveRecord) -> admin::Archive {
         paths: archive.paths,
         more_paths: archive.more_paths,
         was_home: archive.was_home,
+        gone_upto: shown(archive.gone_upto()),
     }
 }
 

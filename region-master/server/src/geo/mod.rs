@@ -13,7 +13,7 @@
 //! - [`stand`]: how the region stands when the volume's home is lost; a home that begins, one that ends, one that comes back.
 //! - [`joins`]: volumes that are made and deleted. [`let_go`], [`may_go`]: regions that are taken out of a volume.
 //! - [`classes`]: volumes' copies of the storage classes of the cluster; [`class_commands`]: what administrators ask of those.
-//! - [`moving`]: planned moves of the home. [`leased`]: a home that is to need its region's lease.
+//! - [`moving`]: planned moves of the home. [`leased`]: what a home's leader puts down for the next one: that it is to need its region's lease, that it keeps a sync set.
 //! - [`seat`]: what is kept in memory of one volume.
 //! - [`losses`]: account of what failovers lost, and of what is put aside here.
 //! - [`verify`]: home and replica compared by hashes, and [`verify_data`] the bytes of their chunks.

@@ -108,7 +108,7 @@ fn from_home(master: &Master, peer: &Peer, volume: VolumeId, epoch: u64) -> Resu
 }
 
 /// Refuses what comes from the home of an epoch that is over.
-fn is_current(master: &Master, volume: VolumeId, from: Epoch) -> Result<(), CallError> {
+pub(super) fn is_current(master: &Master, volume: VolumeId, from: Epoch) -> Result<(), CallError> {
     let view = master.geo.view();
     match view.as_ref().and_then(|view| view.volumes.get(&volume)) {
         Some(known) if from < known.epoch => {

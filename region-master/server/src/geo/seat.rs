@@ -65,6 +65,8 @@ pub(super) struct Seat {
     pub moved: watch::Sender<u64>,
     /// Who changes the replica: one at a time, in the order of asking.
     pub applying: tokio::sync::Mutex<()>,
+    /// Of a home: who asks that the volume fail over by itself, until it is known what came of it.
+    pub setting: tokio::sync::Mutex<()>,
     /// Something that was cut off is kept here, and with it whatever chunkservers have that no record names.
     pub salvaged: AtomicBool,
     /// What the home is told of it.
@@ -106,6 +108,7 @@ impl Seat {
             log: Mutex::default(),
             moved: watch::channel(0).0,
             applying: tokio::sync::Mutex::default(),
+            setting: tokio::sync::Mutex::default(),
             salvaged: false.into(),
             put_aside: Mutex::default(),
             needs: Mutex::default(),

@@ -20,7 +20,9 @@ use mooseng_wire::geo::{Hint, LogEntry, Push, Pushed, PutAside};
 use mooseng_wire::method::Method;
 use mooseng_wire::{Epoch, VolumeId};
 
-use super::{Shipped, Whereabouts, ask, chunks, lag, losses, pause, place, place_of, position, push, sync};
+use super::{
+    Shipped, Whereabouts, ask, chunks, lag, leased, losses, pause, place, place_of, position, push, sync,
+};
 use crate::global::Global;
 use crate::master::Master;
 
@@ -49,7 +51,10 @@ pub async fn run(master: &Arc<Master>, volume: VolumeId, custody: u64, epoch: Ep
         };
         let work = async {
             if regions.is_empty() {
-                keep_trimmed(master, volume, epoch, &regions).await;
+                tokio::join!(
+                    keep_trimmed(master, volume, epoch, &regions),
+                    leased::keep(master, volume, epoch)
+                );
                 return std::future::pending().await;
             }
             have_logged(master, volume, epoch).await;
@@ -61,6 +66,7 @@ pub async fn run(master: &Arc<Master>, volume: VolumeId, custody: u64, epoch: Ep
                 receiving,
                 keep_trimmed(master, volume, epoch, &regions),
                 sync::keep(master, volume, custody, epoch),
+                leased::keep(master, volume, epoch),
                 lag::keep(master, volume, epoch)
             );
         };

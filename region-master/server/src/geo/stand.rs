@@ -261,6 +261,8 @@ pub(super) struct Differs {
 pub(super) async fn begin_anew(master: &Master, volume: VolumeId, told: Differs) -> Result<(), CallError> {
     let seat = master.geo.seat(volume);
     let _applying = seat.applying.lock().await;
+    // Another home may have come meanwhile.
+    receive::is_current(master, volume, told.epoch)?;
     // What was said of another place comes too late.
     let record = receive::record(master, volume).await?;
     if told.was_at.is_some_and(|was| was != record.position()) {
@@ -357,7 +359,10 @@ pub async fn reserve_ids(master: &Master, volume: VolumeId, kind: IdKind) -> Res
             let (Some(global), Whereabouts::Here(epoch)) = (&master.global, place_of(master, volume)) else {
                 return Err(record_failed(&RecordFailure(OpError::IdsUsedUp(end))));
             };
-            let least = end.max(ids::least(line));
+            // Homes of earlier releases gave ids beyond those of their epoch.
+            let read = ids_of(&master.store.begin(), volume, kind, Read::Snapshot).await;
+            let (_, next) = read.map_err(|e| failed(master, &e))?;
+            let least = end.max(next).max(ids::least(line));
             let range =
                 global.next_ids(kind, volume, epoch, (IDS, least), Instant::now() + IDS_WITHIN).await?;
             tracing::info!(volume = volume.0, ?kind, ?range, "the home is given more ids");

@@ -21,7 +21,7 @@ use mooseng_wire::global::{Regions, SetVolume, StayHome};
 use mooseng_wire::{Epoch, SessionId, VolumeId};
 use tokio::time::Instant;
 
-use super::{Whereabouts, lock, losses, pause, place_of};
+use super::{Whereabouts, leased, lock, losses, pause, place_of};
 use crate::master::Master;
 
 /// How often the set is looked at, where nothing happens.
@@ -36,6 +36,13 @@ const AGAIN: Duration = Duration::from_millis(300);
 /// The volume, if it is a `geo` one.
 fn geo_volume(view: Option<&View>, volume: VolumeId) -> Option<&Volume> {
     view?.volumes.get(&volume).filter(|known| known.durability == Durability::Geo)
+}
+
+/// Whether an earlier leader of the home here knew of more than this one does: that the volume is a `geo` one, and who might come into its sync set.
+fn knows_less(master: &Master, view: Option<&View>, volume: VolumeId) -> bool {
+    let (Some(view), Some(global)) = (view, &master.global) else { return false };
+    let is_home = view.volumes.get(&volume).is_some_and(|known| known.home == master.config.region);
+    is_home && global.set_was_known(volume, view.version + 1)
 }
 
 /// The other regions of a `geo` volume's sync set.
@@ -65,6 +72,10 @@ pub(super) fn is_member(master: &Master, volume: VolumeId, region: &str) -> bool
 /// Up to where the sync set has everything; none where nothing is to be waited for.
 pub fn synced(master: &Master, volume: VolumeId) -> Option<LogPosition> {
     let view = master.geo.view();
+    // Whatever the volume is as far as is known here: members of the set may count on it that nobody is answered without them.
+    if knows_less(master, view.as_deref(), volume) {
+        return Some(LogPosition::default());
+    }
     let known = geo_volume(view.as_deref(), volume)?;
     let ours = &master.config.region;
     if known.home != *ours {
@@ -259,6 +270,8 @@ fn late(master: &Master, volume: VolumeId, at: LogPosition) -> CallError {
         .collect();
     let is_known = lock(&master.geo.seat(volume).joining).is_some();
     let message = match missing.as_slice() {
+        _ if knows_less(master, view.as_deref(), volume) => "this master hasn't heard yet of all that the leader before it knew of the volume's sync set, and so not of whom to wait for"
+            .to_owned(),
         [] if !is_known => "the regions haven't agreed yet that the volume's home, which has just begun, goes on with the sync set that there is"
             .to_owned(),
         [] => "the volume's home is alone in its sync set, and the volume is set to wait for another region"
@@ -274,6 +287,9 @@ fn late(master: &Master, volume: VolumeId, at: LogPosition) -> CallError {
 ///
 /// What was proposed before this began - by an earlier leader, or by this one before a move of the home that came to nothing - may be agreed on still, with members
 /// that nobody waits for by now. So all regions are waited for until the version of what is agreed on was counted up, after which none of it is taken.
+///
+/// A later leader may know of an earlier version, in which the volume isn't a `geo` one yet, or has fewer regions: it is told of this one beforehand
+/// ([`leased`]).
 pub(super) async fn keep(master: &Arc<Master>, volume: VolumeId, custody: u64, epoch: Epoch) {
     let mut decider = SyncSet::<LogPosition>::default();
     let mut acknowledged = master.geo.seat(volume).acknowledged.subscribe();
@@ -286,7 +302,8 @@ pub(super) async fn keep(master: &Arc<Master>, volume: VolumeId, custody: u64, e
             geo_volume(Some(view), volume).is_some_and(|known| known.epoch == epoch && known.open)
         };
         if !is_known && view.as_deref().is_some_and(is_geo) {
-            match count_up(master, volume, epoch).await {
+            let version = view.as_ref().map_or(0, |view| view.version);
+            match begin(master, volume, epoch, version).await {
                 Ok(()) => {
                     is_known = true;
                     lock(&master.geo.seat(volume).joining).get_or_insert_default();
@@ -339,8 +356,13 @@ pub(super) async fn keep(master: &Arc<Master>, volume: VolumeId, custody: u64, e
     }
 }
 
+async fn begin(master: &Master, volume: VolumeId, epoch: Epoch, version: u64) -> Result<(), CallError> {
+    leased::set_is_kept(master, volume, version).await?;
+    count_up(master, volume, epoch).await
+}
+
 /// Counts the version up, and hears of it: whatever was proposed before at an earlier one, and isn't known to be agreed on, never is.
-async fn count_up(master: &Master, volume: VolumeId, epoch: Epoch) -> Result<(), CallError> {
+pub(super) async fn count_up(master: &Master, volume: VolumeId, epoch: Epoch) -> Result<(), CallError> {
     let Some(global) = &master.global else { return Ok(()) };
     let deadline = Instant::now() + CHANGE_WITHIN;
     let stay = StayHome { volume: volume.0.into(), epoch: epoch.0 };
@@ -369,6 +391,7 @@ async fn propose(
     set: BTreeSet<String>,
 ) -> Result<(), CallError> {
     let Some(global) = &master.global else { return Ok(()) };
+    leased::set_is_kept(master, volume, at_version).await?;
     let change = SetVolume {
         volume: volume.0.into(),
         epoch: epoch.0,

@@ -97,8 +97,8 @@ pub struct Global {
     /// When renewals came into this member's log.
     appended: Arc<Mutex<Appended>>,
     holder: Mutex<Holder>,
-    /// Volumes whose home here needs its lease as long as no later version is known ([`mooseng_schema::leased`]).
-    leased: Mutex<BTreeMap<VolumeId, u64>>,
+    /// What the home here has put down of its volumes.
+    put_down: Mutex<BTreeMap<VolumeId, PutDown>>,
     links: Mutex<BTreeMap<String, Link>>,
     /// How this region stands with its copies of volumes, as long as this master leads it; none where it can't take a volume over any more.
     standings: Mutex<BTreeMap<VolumeId, Option<Standing>>>,
@@ -109,6 +109,15 @@ pub struct Global {
     /// What probes of the other members came to.
     probed: Mutex<BTreeMap<u64, status::Probed>>,
     shutdown: CancellationToken,
+}
+
+/// Versions of what is agreed on that a home's leaders have put down of a volume ([`mooseng_schema::leased`]).
+#[derive(Clone, Copy, Debug, Default)]
+struct PutDown {
+    /// It needs its lease as long as no later one is known.
+    lease: u64,
+    /// It can't tell who is in its sync set before this one is known.
+    set: u64,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -148,7 +157,7 @@ impl Global {
             receipts: Mutex::default(),
             appended: appended.clone(),
             holder: Mutex::default(),
-            leased: Mutex::default(),
+            put_down: Mutex::default(),
             links: Mutex::default(),
             standings: Mutex::default(),
             stood: Notify::new(),
@@ -221,14 +230,35 @@ impl Global {
 
     /// Whether a home goes on under its region's lease only: another region takes over by itself without it, or may, as far as is known here.
     fn needs_lease(&self, view: &View, volume: VolumeId, known: &Volume) -> bool {
-        known.automatic || lock(&self.leased).get(&volume).is_some_and(|asked| view.version <= *asked)
+        known.automatic || view.version <= self.put_down(volume).lease
+    }
+
+    fn put_down(&self, volume: VolumeId) -> PutDown {
+        lock(&self.put_down).get(&volume).copied().unwrap_or_default()
     }
 
     /// This region has put down that it needs its lease as the volume's home, as long as it knows of no later version.
     pub fn lease_is_needed(&self, volume: VolumeId, asked: u64) {
-        let mut leased = lock(&self.leased);
-        let known = leased.entry(volume).or_default();
-        *known = asked.max(*known);
+        let mut put_down = lock(&self.put_down);
+        let known = put_down.entry(volume).or_default();
+        known.lease = asked.max(known.lease);
+    }
+
+    /// Whether what was put down so may be agreed on still, as far as is known here.
+    pub fn lease_is_asked_for(&self, volume: VolumeId) -> bool {
+        self.view.borrow().version <= self.put_down(volume).lease
+    }
+
+    /// A leader of this region has put down that at that version the volume was a `geo` one, whose sync set it kept as its home.
+    pub fn set_is_known(&self, volume: VolumeId, version: u64) {
+        let mut put_down = lock(&self.put_down);
+        let known = put_down.entry(volume).or_default();
+        known.set = version.max(known.set);
+    }
+
+    /// Whether that was put down of this version, or a later one.
+    pub fn set_was_known(&self, volume: VolumeId, version: u64) -> bool {
+        version <= self.put_down(volume).set
     }
 
     /// How long this region may go on to answer for a volume that another region could take over then; none where nobody does so by itself.

@@ -201,3 +201,68 @@ async fn the_log_isnt_kept_for_ever_for_a_region_that_is_away() {
     change(&home, mkdir("e")).await;
     caught_up(&regions, "b").await;
 }
+
+/// A home has let its log go beyond the cut of the failover that follows, and comes back.
+async fn comes_back_without_its_log(all: bool) {
+    let mut regions = Regions::start(&[("a", 1), ("b", 1), ("w", 1)]).await;
+    let a = regions.of("a")[0];
+    serves_as_home(&regions, "a", 1).await;
+    let home = client(&regions, "a", "a");
+    change(&home, mkdir("d")).await;
+    caught_up(&regions, "b").await;
+    let complete = || {
+        let record = serving(&regions, "b")?.geo.replica(ROOT_VOLUME).record?;
+        Some(record.complete() == record.position())
+    };
+    until("the replica is complete", async || complete() == Some(true)).await;
+    regions.cut("b");
+    let mut at = Place::default();
+    for n in 0..6 {
+        let made = change(&home, mkdir(&format!("tail{n}"))).await;
+        if n < 3 || all {
+            at = made;
+        }
+    }
+    let old = serving(&regions, "a").unwrap().clone();
+    // As where more of it would be kept than `house.log_kept_mib`.
+    let tx = old.store.begin();
+    let upto = match all {
+        true => read::newest(&tx, ROOT_VOLUME).await.unwrap(),
+        false => LogPosition::new(Epoch(at.epoch), at.version),
+    };
+    let trimmed = turn::trim(&tx, ROOT_VOLUME, upto).await.unwrap();
+    tx.commit().await.unwrap();
+    drop(old);
+    regions.kill(a).await;
+    regions.heal();
+    serves_as_home(&regions, "b", 2).await;
+    let next = serving(&regions, "b").unwrap().clone();
+    let (_, loss) = ledger(&next).await.remove(0);
+    assert!(loss.cut() < trimmed, "{} and {trimmed}", loss.cut());
+    change(&client(&regions, "b", "b"), mkdir("after")).await;
+    regions.run(a).await;
+    until("the loss is named", async || ledger(&next).await[0].1.named.is_some()).await;
+    let named = ledger(&next).await[0].1.named.clone().unwrap();
+    assert_eq!(named.gone_upto(), trimmed, "{named:?}");
+    assert!(all || named.entries >= 3, "{named:?}");
+    equal(&regions, "a").await;
+    let back = serving(&regions, "a").unwrap().clone();
+    let kept = losses::archives(&back.store.begin(), ROOT_VOLUME).await.unwrap();
+    let [(cut, archive)] = &kept[..] else { panic!("one archive: {kept:?}") };
+    assert_eq!((*cut, archive.gone_upto(), archive.entries), (loss.cut(), trimmed, named.entries));
+    let told = losses::list_losses(&next, 0).await.unwrap();
+    let gone = told.losses[0].named.as_ref().and_then(|named| named.gone_upto);
+    assert_eq!(gone.map(|at| (at.epoch, at.version)), Some((trimmed.epoch.0, trimmed.version)));
+}
+
+/// The ledger gave for all that was lost what was left of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_ledger_says_what_a_home_that_comes_back_cant_name() {
+    comes_back_without_its_log(false).await;
+}
+
+/// It said that nothing was lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_home_that_comes_back_without_any_of_its_log_doesnt_count_as_one_that_had_nothing() {
+    comes_back_without_its_log(true).await;
+}

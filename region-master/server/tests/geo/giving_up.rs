@@ -6,7 +6,7 @@ use std::time::Duration;
 use mooseng_master::geo::{ROOT_VOLUME, moving, verify};
 use mooseng_master::master::Master;
 use mooseng_schema::{leased, number};
-use mooseng_store::{Store, Transaction};
+use mooseng_store::{Read, Store, Transaction};
 use mooseng_wire::Epoch;
 use mooseng_wire::admin::{MoveHomeReply, MoveHomeRequest, SetVolumeRequest};
 use mooseng_wire::call::{CallError, ErrorCode};
@@ -234,4 +234,50 @@ async fn a_volume_fails_over_by_itself_only_once_its_home_goes_by_its_lease() {
     assert_eq!(regions.global(a).may_change(ROOT_VOLUME), None, "another region may be the home");
     regions.heal();
     serves_as_home(&regions, "a", 1).await;
+}
+
+/// Cut off from the others, the home of a volume that fails over by command only goes on.
+async fn goes_on_alone(regions: &Regions, home: usize) {
+    regions.cut("a");
+    until("its lease has run out", async || !regions.global(home).lease_valid()).await;
+    assert_eq!(regions.global(home).may_change(ROOT_VOLUME), Some(Epoch(1)), "it needs no lease");
+    regions.heal();
+    regions.holder("a").await;
+}
+
+/// What was refused overtook nothing: the home, and each later leader of its region, went by its lease for good, and stopped when that ran out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_home_whose_failover_came_to_nothing_goes_on_without_its_lease() {
+    let mut regions = Regions::start(&[("a", 1), ("b", 1), ("w", 1)]).await;
+    let a = regions.of("a")[0];
+    serves_as_home(&regions, "a", 1).await;
+    by_command_only(&regions).await;
+    until("all know", async || !regions.agreed().await.volumes[&ROOT_VOLUME].automatic).await;
+    regions.holder("a").await;
+    for plan in [true, false] {
+        let asked = SetVolumeRequest {
+            automatic: Some(true),
+            regions: vec!["a".into(), "x".into()],
+            plan,
+            ..SetVolumeRequest::default()
+        };
+        let refused = admin(&regions, "a").await.set_volume(asked).await.unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::NotFound, "{refused}");
+    }
+    let store = serving(&regions, "a").unwrap().store.clone();
+    let put_down = store.begin().get(&leased::key(ROOT_VOLUME), Read::Snapshot).await.unwrap();
+    assert_eq!(number::decode(put_down.as_ref()).unwrap(), 0, "nothing is put down for it");
+    goes_on_alone(&regions, a).await;
+
+    // Its leader puts it down, and dies before it asks the others.
+    let version = regions.global(a).view().version;
+    let tx = store.begin();
+    tx.set(&leased::key(ROOT_VOLUME), &number::encode(version));
+    tx.commit().await.unwrap();
+    regions.kill(a).await;
+    regions.run(a).await;
+    until("what was asked for is overtaken", async || regions.global(a).view().version > version).await;
+    serves_as_home(&regions, "a", 1).await;
+    regions.holder("a").await;
+    goes_on_alone(&regions, a).await;
 }

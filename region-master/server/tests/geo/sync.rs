@@ -3,8 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use mooseng_global::{Durability, Volume};
 use mooseng_master::geo::ROOT_VOLUME;
+use mooseng_master::master::Master;
+use mooseng_schema::{leased, number};
+use mooseng_store::{Read, Store, Transaction};
 use mooseng_transport::PlainNetwork;
+use mooseng_wire::call::ErrorCode;
 use mooseng_wire::fs::Sync;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
@@ -16,6 +21,7 @@ use tokio::time::Instant;
 
 use super::common::regions::{Regions, identity_of};
 use super::common::{Client, until};
+use super::giving_up::agree;
 use super::{addresses, change, lookup, mkdir, near, serves_as_home, serving};
 
 /// For so long it is looked whether something is answered that is to wait.
@@ -113,4 +119,65 @@ async fn what_a_failover_took_back_is_told_by_fsync() {
     new.number.store(10, std::sync::atomic::Ordering::SeqCst);
     let after = change(&new, mkdir("after")).await;
     assert!(matches!(new.read(sync(after)).await.unwrap(), Reply::Done(_)));
+}
+
+async fn put_down(master: &Master) -> u64 {
+    let found = master.store.begin().get(&leased::set_key(ROOT_VOLUME), Read::Snapshot).await.unwrap();
+    number::decode(found.as_ref()).unwrap()
+}
+
+/// In what the next leader of the home knew the volume wasn't a `geo` one yet: it answered fsync alone, and the other region, which the sync set had by then,
+/// could take over without that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_knows_less_than_the_one_before_answers_no_fsync_alone() {
+    let mut regions = synced().await;
+    let a = regions.of("a")[0];
+    let home = serving(&regions, "a").unwrap().clone();
+    let of_the_set = home.geo.view().unwrap().version;
+    // Before the other region came into the set.
+    let known = put_down(&home).await;
+    assert!(0 < known && known < of_the_set, "{known} of {of_the_set}");
+
+    // What the leaders know by now is of before: another change makes the volume a `geo` one, and a leader has heard of it.
+    let change_of = |geo| SetVolume {
+        volume: 0,
+        epoch: 1,
+        geo: Some(geo),
+        automatic: Some(false),
+        ..SetVolume::default()
+    };
+    agree(&regions, Change::SetVolume(change_of(false))).await.unwrap();
+    let is_of_region = |root: &Volume| root.durability == Durability::Region && !root.automatic;
+    until("all know", async || is_of_region(&regions.agreed().await.volumes[&ROOT_VOLUME])).await;
+    let place = change(&client(&regions, "one", "a"), mkdir("d")).await;
+    let before = regions.agreed().await.version;
+    regions.cut("a");
+    let tx = home.store.begin();
+    tx.set(&leased::set_key(ROOT_VOLUME), &number::encode(before + 1));
+    tx.commit().await.unwrap();
+    drop(home);
+    regions.kill(a).await;
+    regions.run(a).await;
+    until("it serves", async || serving(&regions, "a").is_some()).await;
+    assert!(regions.global(a).view().version <= before);
+    assert_eq!(regions.global(a).may_change(ROOT_VOLUME), Some(Epoch(1)), "it goes on");
+    let two = client(&regions, "two", "a");
+    let fsync = tokio::spawn(async move {
+        loop {
+            two.open(&[]).await.unwrap();
+            match two.read(sync(place)).await {
+                // Waited for longer than a lease lasts here.
+                Err((ErrorCode::SessionExpired, _)) => {}
+                answered => return answered.unwrap(),
+            }
+        }
+    });
+    tokio::time::sleep(5 * WHILE).await;
+    assert!(!fsync.is_finished(), "it can't tell whom to wait for");
+    regions.heal();
+    regions.holder("a").await;
+    agree(&regions, Change::SetVolume(change_of(true))).await.unwrap();
+    assert!(matches!(fsync.await.unwrap(), Reply::Done(_)));
+    until("both regions are in the sync set", async || sync_set(&regions, "a") == ["a", "b"]).await;
+    assert!(put_down(serving(&regions, "a").unwrap()).await > before);
 }
