@@ -146,6 +146,17 @@ pub async fn leases(tx: &impl Transaction) -> Ruled<BTreeMap<String, u64>> {
     Ok(leases)
 }
 
+/// Regions that were taken in and haven't come yet: nobody has shown the secret of their join token.
+pub async fn awaited(tx: &impl Transaction) -> Ruled<BTreeSet<String>> {
+    let mut awaited = BTreeSet::new();
+    for (key, value) in pairs(tx, key::leases(), Read::Snapshot).await? {
+        if !LeaseRecord::from_value(&value)?.join.is_empty() {
+            awaited.insert(key::parse_lease(&key)?);
+        }
+    }
+    Ok(awaited)
+}
+
 /// The region whose lease a change renews, and the number of that renewal.
 pub fn renewed_by(change: &Change) -> Option<(String, u64)> {
     let Change::Set(key, value) = change else { return None };

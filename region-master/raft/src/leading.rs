@@ -29,11 +29,17 @@ impl RaftNode {
         let mut metrics = inner.raft.metrics();
         let mut held = Instant::now();
         let mut next_try = held;
+        let mut unconfirmed = None;
         loop {
             let now = metrics.borrow_and_update().clone();
             let mine = now.state == ServerState::Leader && now.current_leader == Some(inner.id);
             let leading = inner.leadership.borrow().leading;
-            if leading.is_none() || self.lease_valid() {
+            let leads = leading.is_some() && self.lease_valid();
+            if leads {
+                // It has heard of a leader with a majority: itself. Whoever loses the lead is asked since when there is none.
+                *lock(&inner.heard) = inner.clock.boot();
+            }
+            if leading.is_none() || leads {
                 held = Instant::now();
             }
             // openraft 0.9 lets a leader without a quorum stay one. Those who wait for its commits had better ask another master.
@@ -55,7 +61,7 @@ impl RaftNode {
             let may_try = Instant::now() >= next_try;
             let well = inner.health.failed.get().is_none();
             if mine && well && !handing_over && may_try && inner.leadership.borrow().leading.is_none() {
-                self.take_the_lead(now.current_term).await;
+                self.take_the_lead(now.current_term, &mut unconfirmed).await;
                 // Where nobody is reached the answer comes at once, and with it a change of metrics: without a pause it would ask on and on.
                 next_try = Instant::now() + inner.timings.heartbeat;
             }
@@ -68,7 +74,8 @@ impl RaftNode {
         }
     }
 
-    async fn take_the_lead(&self, term: u64) {
+    /// `unconfirmed`: the term of which it was told last that its leadership isn't confirmed. One without a majority tries on and on.
+    async fn take_the_lead(&self, term: u64, unconfirmed: &mut Option<u64>) {
         let inner = &self.0;
         // Waits until this member has applied all that was committed, its own term's first entry included.
         let confirmed =
@@ -80,7 +87,12 @@ impl RaftNode {
                 inner.leadership.send_modify(|l| l.leading = Some(term));
             }
             Ok(Ok(_)) => {}
-            Ok(Err(error)) => tracing::info!(term, %error, "was elected, but leadership isn't confirmed yet"),
+            Ok(Err(error)) if unconfirmed.replace(term) != Some(term) => {
+                tracing::info!(term, %error, "was elected, but leadership isn't confirmed yet; trying on");
+            }
+            Ok(Err(error)) => {
+                tracing::debug!(term, %error, "was elected, but leadership isn't confirmed yet; trying on");
+            }
             Err(_) => tracing::info!(term, "was elected, but leadership isn't confirmed in time"),
         }
     }

@@ -52,7 +52,23 @@ fn sensible(
     Ok(())
 }
 
+/// Whether a member was in a group and is in it no more, or is to leave it by a change that has begun.
+fn is_out(known: &openraft::Membership<u64, Node>, id: u64) -> bool {
+    let sets = known.get_joint_config();
+    let leaves = sets.len() > 1
+        && sets.iter().any(|set| set.contains(&id))
+        && sets.last().is_some_and(|last| !last.contains(&id));
+    // A log that is empty yet knows of nobody.
+    known.nodes().next().is_some() && (leaves || known.get_node(&id).is_none())
+}
+
 impl RaftNode {
+    /// Whether this member was taken out of its group, as far as its own log says: the end of the change isn't sent to whoever it takes out, so that one is out
+    /// for which the change has begun. Of one that fills an empty log it is so for a while, too; that one hears of a leader.
+    pub fn is_taken_out(&self) -> bool {
+        is_out(self.metrics().membership_config.membership(), self.0.id)
+    }
+
     /// Begins a new group with these members. Only for a member that has no log yet; elsewhere it does nothing. All must answer first
     /// that their logs are empty, and then have noted that these begin with the group: from then on, an empty log without that note has
     /// been lost. Fails while one doesn't answer, and where one has a log already. May be called again.
@@ -177,5 +193,27 @@ impl RaftNode {
             Ok(seen) => seen.unwrap_or(0),
             Err(_) => std::future::pending().await,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use openraft::Membership;
+
+    use super::*;
+
+    #[test]
+    fn whoever_leaves_a_group_knows_it_by_the_beginning_of_the_change() {
+        let nodes =
+            |ids: &[u64]| ids.iter().map(|id| (*id, Node::default())).collect::<BTreeMap<u64, Node>>();
+        let all = BTreeSet::from([1, 2, 3]);
+        let left = BTreeSet::from([1, 3]);
+        let known = Membership::new(vec![all.clone()], nodes(&[1, 2, 3, 4]));
+        assert!(!is_out(&known, 2) && !is_out(&known, 4), "who doesn't vote is a member, too");
+        assert!(is_out(&known, 5));
+        let changing = Membership::new(vec![all, left.clone()], nodes(&[1, 2, 3]));
+        assert!(is_out(&changing, 2) && !is_out(&changing, 3));
+        assert!(is_out(&Membership::new(vec![left], nodes(&[1, 3])), 2));
+        assert!(!is_out(&Membership::default(), 2), "it knows of no group yet");
     }
 }

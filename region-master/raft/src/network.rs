@@ -87,6 +87,8 @@ pub(crate) struct Peers {
     pub acknowledged: Arc<Mutex<Acknowledged>>,
     /// Members that have acknowledged committed entries to this one.
     pub stored: Arc<Mutex<BTreeSet<u64>>>,
+    /// Members that didn't answer when they were asked last, or refused.
+    pub troubled: Arc<Mutex<BTreeSet<u64>>>,
     /// This member, and how long its lease is.
     pub id: u64,
     pub lease: Duration,
@@ -116,6 +118,7 @@ impl RaftNetworkFactory<TypeConfig> for Peers {
             blocking: self.blocking,
             acknowledged: self.acknowledged.clone(),
             stored: self.stored.clone(),
+            troubled: self.troubled.clone(),
             id: self.id,
             lease: self.lease,
             metrics: self.metrics.clone(),
@@ -138,6 +141,7 @@ pub(crate) struct PeerLink {
     blocking: Blocking,
     acknowledged: Arc<Mutex<Acknowledged>>,
     stored: Arc<Mutex<BTreeSet<u64>>>,
+    troubled: Arc<Mutex<BTreeSet<u64>>>,
     id: u64,
     lease: Duration,
     metrics: Metrics,
@@ -155,6 +159,11 @@ fn unreachable<E: std::error::Error>(failure: CallFailure) -> RPCError<u64, Node
 
 fn malformed<E: std::error::Error>(what: impl ToString) -> RPCError<u64, Node, E> {
     RPCError::Network(NetworkError::new(&AnyError::error(what.to_string())))
+}
+
+/// Whether it is news that a call to a peer failed, or that it didn't.
+fn is_news(troubled: &mut BTreeSet<u64>, peer: u64, failed: bool) -> bool {
+    if failed { troubled.insert(peer) } else { troubled.remove(&peer) }
 }
 
 /// Whether a peer refuses this member as one of a line that the group has left.
@@ -191,7 +200,9 @@ impl RaftNetwork<TypeConfig> for PeerLink {
         // An append is a part of the trace of its first entry that has one; the call carries it.
         let context = self.flushing.traced().context(rpc.entries.iter().map(|entry| entry.log_id));
         let asked = self.link.request(Calls::of(self.group).append, &message, option.hard_ttl());
-        let answer: wire::AppendAnswer = TRACE.scope(context, asked).await.map_err(|f| self.refused(f))?;
+        let answered: Result<wire::AppendAnswer, CallFailure> = TRACE.scope(context, asked).await;
+        self.tell_of(&answered);
+        let answer = answered.map_err(|f| self.refused(f))?;
         self.room.tell(self.target, answer.short_of_room, self.clock.boot());
         use wire::append_answer::Outcome;
         let response = match answer.outcome {
@@ -232,11 +243,10 @@ impl RaftNetwork<TypeConfig> for PeerLink {
             to: self.target,
             stored: self.has_stored(),
         };
-        let answer: wire::VoteAnswer = self
-            .link
-            .request(Calls::of(self.group).vote, &message, option.hard_ttl())
-            .await
-            .map_err(|f| self.refused(f))?;
+        let asked = self.link.request(Calls::of(self.group).vote, &message, option.hard_ttl());
+        let answered: Result<wire::VoteAnswer, CallFailure> = asked.await;
+        self.tell_of(&answered);
+        let answer = answered.map_err(|f| self.refused(f))?;
         let vote = answer.vote.ok_or_else(|| malformed("an answer to a vote request has no vote"))?;
         Ok(VoteResponse {
             vote: codec::from_vote(&vote),
@@ -268,6 +278,25 @@ impl PeerLink {
         self.group.wrapping_add(self.lineage.line().0)
     }
 
+    /// Tells once that the peer isn't reached, and once that it is again. openraft tells of each attempt, ten in a second, which the daemons' log leaves out.
+    fn tell_of<T>(&self, answered: &Result<T, CallFailure>) {
+        let (master, address, group) = (self.target, self.link.address(), self.group);
+        let is_news = is_news(&mut lock(&self.troubled), master, answered.is_err());
+        match answered {
+            Err(error) if is_news => {
+                tracing::warn!(
+                    master,
+                    address,
+                    group,
+                    %error,
+                    "a master isn't reached, or takes nothing; trying on"
+                );
+            }
+            Ok(_) if is_news => tracing::info!(master, address, group, "a master is reached again"),
+            _ => {}
+        }
+    }
+
     fn refused<E: std::error::Error>(&self, failure: CallFailure) -> RPCError<u64, Node, E> {
         if is_superseded(&failure, self.lineage.line(), self.group) {
             self.health.superseded.cancel();
@@ -276,7 +305,8 @@ impl PeerLink {
     }
 
     /// Whether an append without entries would only tell the peer what was committed, a moment after it acknowledged all before. openraft
-    /// sends one behind each commit, and keeps the next entries waiting for its answer; the next append or heartbeat tells the same.
+    /// sends one behind each commit, and keeps the next entries waiting for its answer; the next append or heartbeat tells the same, unless followers are to
+    /// hear at once ([`RaftConfig::tells_commits`](crate::RaftConfig::tells_commits)).
     /// The success that it is answered with was the peer's own answer, to a request that the lease counted.
     fn says_nothing_new(&self, rpc: &AppendEntriesRequest<TypeConfig>) -> bool {
         let Some((sent, vote, last)) = &self.acknowledged_last else { return false };
@@ -311,7 +341,10 @@ impl PeerLink {
         message: &impl Message,
         timeout: Duration,
     ) -> Result<wire::SnapshotAnswer, StreamingError<TypeConfig, Fatal<u64>>> {
-        let failed = |f: CallFailure| StreamingError::Unreachable(Unreachable::new(&f));
+        let failed = |f: CallFailure| {
+            tracing::info!(master = self.target, error = %f, "a part of a snapshot wasn't taken; trying on");
+            StreamingError::Unreachable(Unreachable::new(&f))
+        };
         self.link.request(method, message, timeout).await.map_err(failed)
     }
 
@@ -382,5 +415,19 @@ impl PeerLink {
         let (response, accepted) = answered(self.call(calls.snapshot_end, &end, INSTALL_TIMEOUT).await?);
         tracing::info!(target = self.target, id = end.id, pages, accepted, "sent a snapshot");
         Ok(response)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn that_a_peer_is_not_reached_is_news_once_and_that_it_is_again_too() {
+        let mut troubled = BTreeSet::new();
+        let calls =
+            [(2, false), (2, true), (2, true), (3, true), (2, false), (2, false), (3, true), (2, true)];
+        let news = calls.map(|(peer, failed)| is_news(&mut troubled, peer, failed));
+        assert_eq!(news, [false, true, false, true, true, false, false, true]);
     }
 }

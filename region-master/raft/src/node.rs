@@ -207,12 +207,13 @@ impl RaftNode {
             blocking,
             acknowledged: acknowledged.clone(),
             stored: Arc::default(),
+            troubled: Arc::default(),
             id: own.id,
             lease: own.timings.lease(),
             metrics: metrics.clone(),
             room: room.clone(),
             flushing,
-            quiet: own.timings.heartbeat / 2,
+            quiet: if own.tells_commits { Duration::ZERO } else { own.timings.heartbeat / 2 },
         };
         let raft = Raft::new(own.id, config(&own)?, peers, log, machine).await;
         let raft = raft.map_err(|e| RaftError::Refused(e.to_string()))?;
@@ -374,7 +375,9 @@ impl RaftNode {
     }
 
     pub(crate) fn not_leader(&self) -> RaftError {
-        RaftError::NotLeader { leader: self.leader().map(|(_, address)| address) }
+        // A leader whose lease is over is one by its own word still: nobody is sent to it.
+        let other = self.leader().filter(|(id, _)| id.0 != self.0.id);
+        RaftError::NotLeader { leader: other.map(|(_, address)| address) }
     }
 
     /// The group as this member sees it.

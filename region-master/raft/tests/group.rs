@@ -403,6 +403,11 @@ async fn a_senseless_change_of_members_is_refused_at_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_without_a_quorum_lets_its_lease_run_out() {
     let group = Group::new(3).await;
+    // Well beyond what the silence may be afterwards.
+    let began = std::time::Instant::now();
+    while began.elapsed() < Duration::from_secs(4) {
+        group.put("while it leads", "1").await;
+    }
     let leader = group.leader().await;
     for id in (1..=3).filter(|id| *id != leader) {
         group.kill(id, false).await;
@@ -410,6 +415,11 @@ async fn a_leader_without_a_quorum_lets_its_lease_run_out() {
     let lone = group.master(leader).raft;
     group.until("the lease of the leader is over", || !lone.lease_valid()).await;
     assert!(!lone.is_leading());
+    let silence = lone.silence();
+    assert!(silence < Duration::from_secs(3), "it counts from when it led last, and is {silence:?}");
+    // By its own word it is the leader still, to whom nobody is to be sent.
+    let refused = lone.change_members(BTreeMap::new(), BTreeSet::new()).await.unwrap_err();
+    assert!(matches!(refused, RaftError::NotLeader { leader: None }), "{refused:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -61,6 +61,12 @@ pub(super) fn fits(name: &str, region: &Region, others: &BTreeMap<String, Region
     }
 }
 
+/// Whether somebody can be reached at an address, as far as its form goes: host:port.
+fn is_address(text: &str) -> bool {
+    text.rsplit_once(':')
+        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0))
+}
+
 /// Takes a region in. Number 0 asks for the next one. `join` is the hash of the secret that its first renewal must show, or empty.
 pub async fn add_region(tx: &impl Transaction, name: &str, region: &Region, join: &[u8]) -> Ruled<u64> {
     let mut cluster = cluster(tx).await?;
@@ -77,6 +83,14 @@ pub async fn add_region(tx: &impl Transaction, name: &str, region: &Region, join
             region: name.to_owned(),
             why: "there is one of that name, and it is another one".into(),
         });
+    }
+    // Of one that is to come: a region that is there goes on renewing its lease, whatever was let in before this was looked at.
+    if let Some(m) = region.masters.iter().find(|m| !is_address(&m.address)) {
+        let why = format!(
+            "the address {:?} of {} isn't of the form host:port, with a port from 1 to 65535",
+            m.address, m.name
+        );
+        return Err(RuleError::Region { region: name.to_owned(), why });
     }
     if known.len() >= REGIONS_MAX {
         let why = format!("there are {REGIONS_MAX} already, which is the most");

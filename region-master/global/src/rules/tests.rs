@@ -381,12 +381,20 @@ async fn regions_join_and_leave() {
     assert_eq!(added.regions["c"].number, 4);
     ruled!(&store, tx, add_region(&tx, "c", c, &[])).unwrap();
     assert_eq!(seen(&store).await, added, "done already");
+    let at = |address: &str| {
+        let mut region = region(5, 1, false);
+        region.masters[0].address = address.into();
+        region
+    };
     let table = [
         ("c", region(9, 3, false), "another one"),
         ("d", Region { number: 3, ..region(8, 1, false) }, "aren't given twice"),
         ("d", Region { number: 5, ..region(1, 1, false) }, "another master's"),
         ("d d", region(5, 1, false), "its name"),
         ("d", region(5, 0, false), "0 masters"),
+        ("d", at("1.2.3.4"), "host:port"),
+        ("d", at("foo:99999"), "host:port"),
+        ("d", at(":7000"), "host:port"),
     ];
     for (name, region, says) in table {
         let error = ruled!(&store, tx, add_region(&tx, name, &region, &[])).unwrap_err().to_string();

@@ -1,6 +1,6 @@
 //! This master's copy of the global store, read after each entry that it applied.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +21,7 @@ struct Copy {
     /// None if it is as before.
     view: Option<View>,
     leases: BTreeMap<String, u64>,
+    awaited: BTreeSet<String>,
     lease_ms: Option<u64>,
 }
 
@@ -29,7 +30,12 @@ async fn read(store: &Embedded, known: u64) -> Result<Copy, RuleError> {
     let tx = store.begin();
     tx.set_read_version(store.applied_version());
     let view = if version(&tx, Read::Snapshot).await? == known { None } else { rules::view(&tx).await? };
-    Ok(Copy { view, leases: rules::leases(&tx).await?, lease_ms: rules::lease_ms(&tx).await? })
+    Ok(Copy {
+        view,
+        leases: rules::leases(&tx).await?,
+        awaited: rules::awaited(&tx).await?,
+        lease_ms: rules::lease_ms(&tx).await?,
+    })
 }
 
 /// Keeps the view and the receipts of leases up to date.
@@ -83,6 +89,8 @@ fn take(global: &Global, copy: Copy) {
     }
     // After the read: later than it was applied, never earlier. Of those of which it isn't known when they came.
     lock(&global.receipts).applied(global.clock.boot(), &copy.leases, &mut lock(&global.appended));
+    // Before the view: of a region that is new in there it is known whether it has come.
+    *lock(&global.awaited) = copy.awaited;
     if let Some(view) = copy.view {
         tracing::info!(
             version = view.version,

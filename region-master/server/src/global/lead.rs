@@ -8,8 +8,8 @@ use mooseng_global::voters::{self, Step};
 use mooseng_global::{MasterAt, rules};
 use mooseng_raft::{Member, RaftError, RaftNode, RaftStatus};
 
-use super::Global;
 use super::serve::transact;
+use super::{Global, lock};
 
 /// How often the first members are asked whether the group can be made.
 const FOUND_EVERY: Duration = Duration::from_millis(200);
@@ -122,7 +122,12 @@ async fn step(global: &Arc<Global>, raft: &RaftNode, absent: &mut BTreeSet<u64>)
         // Nobody whom the configuration doesn't name is taken in before it has told which levels it supports.
         is_there && global.supports_level(node).unwrap_or_else(|| expected(node))
     };
-    let Some(step) = voters::next_step(&are, &view.regions, ready) else { return false };
+    // Whoever hasn't shown its join token may be anybody with a certificate of that region, an earlier token's bearer, too: the group neither counts on it nor
+    // tells it anything.
+    let awaited = lock(&global.awaited).clone();
+    let mut regions = view.regions.clone();
+    regions.retain(|name, _| !awaited.contains(name));
+    let Some(step) = voters::next_step(&are, &regions, ready) else { return false };
     let done = match &step {
         Step::Add(node) => {
             let Some(member) = global.to_be().remove(node) else { return false };

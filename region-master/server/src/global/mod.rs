@@ -28,7 +28,7 @@ mod settings;
 pub mod status;
 mod volumes;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -106,6 +106,10 @@ pub struct Global {
     stood: Notify,
     /// As the leader: how all regions stand.
     told: Mutex<BTreeMap<VolumeId, BTreeMap<String, Standing>>>,
+    /// Regions that were taken in, and whose masters haven't shown their join token yet.
+    awaited: Mutex<BTreeSet<String>>,
+    /// Why the region isn't let in, as this master, its leader, was told last.
+    kept_out: Mutex<Option<String>>,
     /// What probes of the other members came to.
     probed: Mutex<BTreeMap<u64, status::Probed>>,
     shutdown: CancellationToken,
@@ -162,6 +166,8 @@ impl Global {
             standings: Mutex::default(),
             stood: Notify::new(),
             told: Mutex::default(),
+            awaited: Mutex::default(),
+            kept_out: Mutex::default(),
             probed: Mutex::default(),
             shutdown,
         });
@@ -289,6 +295,21 @@ impl Global {
     /// Whether this master has said how the region stands with its copy of a volume.
     pub fn has_said(&self, volume: VolumeId) -> bool {
         lock(&self.standings).get(&volume).is_some_and(Option::is_some)
+    }
+
+    /// Whether the cluster lets this region in, or why not: one that comes with a join token has to show it first, and one that is over opens nothing. Only the
+    /// region's leader is told why; the others know nothing of what the regions have agreed on until then.
+    pub fn is_let_in(&self) -> Result<(), String> {
+        if self.config.join.is_none() {
+            return Ok(());
+        }
+        if let Some(why) = lock(&self.kept_out).clone() {
+            return Err(format!("this region isn't let into the cluster: {why}"));
+        }
+        if self.raft().is_some() && self.view.borrow().version == 0 {
+            return Err("this region hasn't come into the cluster yet: its masters know of nothing that the regions have agreed on; their leader's log says why".to_owned());
+        }
+        Ok(())
     }
 
     /// How long a region's lease lasts.
@@ -445,6 +466,8 @@ fn node_config(own: &MasterConfig, config: &GlobalConfig) -> NodeConfig {
         entries_between_snapshots: ENTRIES_KEPT,
         log_bytes_max: LOG_BYTES_MAX,
         log_bytes_kept: LOG_BYTES_MAX / 4,
+        // A home that is moved, or follows a lost one, begins when its region hears of it.
+        tells_commits: true,
         ..NodeConfig::new(
             voters::node_id(number, own.id),
             &format!("{}/{}", own.region, own.name),

@@ -28,6 +28,7 @@ pub async fn run(global: &Arc<Global>, master: &Arc<Master>) {
     loop {
         if !master.raft.is_leading() {
             told = false;
+            *lock(&global.kept_out) = None;
             lock(&global.holder).forget();
             lock(&global.standings).clear();
             // An error says that the node ended.
@@ -54,6 +55,7 @@ pub async fn run(global: &Arc<Global>, master: &Arc<Master>) {
             Ok(renewed) => {
                 let lease = Duration::from_millis(renewed.lease_ms);
                 lock(&global.holder).renewed(sent, lease, renewed.version);
+                *lock(&global.kept_out) = None;
                 if !told {
                     tracing::info!(sequence = renewed.sequence, "this region holds its lease");
                     told = true;
@@ -66,6 +68,9 @@ pub async fn run(global: &Arc<Global>, master: &Arc<Master>) {
             }
             Err(error) => {
                 let denied = error.code() == ErrorCode::PermissionDenied;
+                if denied {
+                    *lock(&global.kept_out) = Some(error.message.clone());
+                }
                 if denied && refused != error.message {
                     tracing::error!(error = %error.message, "the region's lease is refused; trying on");
                 } else if !denied && (told || !global.lease_valid()) {

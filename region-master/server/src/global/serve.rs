@@ -142,6 +142,8 @@ impl Global {
     /// The refusal that names the leader.
     pub(super) fn not_leader(&self) -> CallError {
         let leader = self.raft().and_then(|raft| raft.leader()).map(|(_, address)| address);
+        // One whose lease is over is the leader by its own word still.
+        let leader = leader.filter(|address| *address != self.address);
         let message = match &leader {
             Some(address) => format!("this master doesn't lead the global group; {address} does"),
             None => "this master doesn't lead the global group, and it knows of no leader yet; try again"

@@ -234,13 +234,15 @@ impl Global {
         let standing = status.map(|status| standing(status, &probed));
         let region = |(name, known): (&String, &mooseng_global::Region)| {
             let lease = leases.get(name);
+            // Whoever takes a region in counts from when it was taken in: that it came then isn't so.
+            let came = lock(&self.receipts).of(name).is_some_and(|receipt| receipt.sequence > 0);
             let master = |m: &MasterAt| self.master(voters::node_id(known.number, m.id), m, status, &probed);
             Region {
                 name: name.clone(),
                 number: known.number.into(),
                 witness: known.witness,
                 masters: known.masters.iter().map(master).collect(),
-                lease_age_ms: lease.map(|(age, _)| millis(*age)),
+                lease_age_ms: lease.filter(|_| came).map(|(age, _)| millis(*age)),
                 lease_ran_out: lease.is_some_and(|(_, ran_out)| *ran_out),
             }
         };
