@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::Path;
 
 use crate::Error;
@@ -12,7 +12,7 @@ pub(crate) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error
     move |source| Error::File { action, path, source }
 }
 
-/// Replaces a file whole, flushed, with that mode.
+/// Replaces a file whole, flushed, with that mode. One that was there stays whose it was.
 pub(crate) fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Error> {
     let temporary = path.with_extension("tmp");
     let _ = fs::remove_file(&temporary);
@@ -22,6 +22,10 @@ pub(crate) fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Error>
         .mode(mode)
         .open(&temporary)
         .map_err(failed("creating", &temporary))?;
+    // A daemon goes on reading what root renews for it. Whoever may not give files away keeps what it makes, as before.
+    if let Ok(before) = fs::metadata(path) {
+        let _ = fchown(&file, Some(before.uid()), Some(before.gid()));
+    }
     file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed("writing", &temporary))?;
     fs::rename(&temporary, path).map_err(failed("replacing", path))?;
     let dir = path.parent().unwrap_or(Path::new("."));

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -57,7 +57,11 @@ fn a_cluster_is_made_listed_renewed_and_revoked() {
     assert!(text.contains("spiffe://dev/eu/client/c1") && text.contains("dev region eu"), "{text}");
     assert_eq!(code(&run(dir, &["inspect", "/nowhere.pem"])), 3);
 
+    // As where root renews what a daemon reads; nobody else gives files away.
+    let given = std::os::unix::fs::chown(out.join("key.pem"), Some(65_534), None).is_ok();
     assert_eq!(code(&run(dir, &["renew", out.to_str().unwrap()])), 0);
+    let owner = std::fs::metadata(out.join("key.pem")).unwrap().uid();
+    assert!(!given || owner == 65_534, "it stays whose it was, and is {owner}'s");
     assert_ne!(std::fs::read(out.join("key.pem")).unwrap(), key, "a renewed leaf has a new key");
     let other = dir.join("m1");
     let master =

@@ -15,10 +15,10 @@ use mooseng_wire::Role;
 use mooseng_wire::admin::{
     AddRegionRequest, ChangeMembersReply, ChangeMembersRequest, ChangeRegionsReply, CreateVolumeReply,
     CreateVolumeRequest, DeleteVolumeReply, DeleteVolumeRequest, DrainReply, DrainRequest, Finding,
-    ListLossesReply, ListLossesRequest, ListRegionsReply, ListRegionsRequest, ListSalvageReply,
-    ListSalvageRequest, ListVolumesReply, ListVolumesRequest, MoveHomeReply, MoveHomeRequest,
-    RemoveRegionRequest, SetVolumeReply, SetVolumeRequest, ShowSalvageReply, ShowSalvageRequest, StatusReply,
-    StatusRequest, VerifyDataReply, VerifyDataRequest, VerifyVolumeReply, VerifyVolumeRequest, Volume,
+    ListLossesReply, ListLossesRequest, ListRegionsReply, ListSalvageReply, ListSalvageRequest,
+    ListVolumesReply, ListVolumesRequest, MoveHomeReply, MoveHomeRequest, RemoveRegionRequest,
+    SetVolumeReply, SetVolumeRequest, ShowSalvageReply, ShowSalvageRequest, StatusReply, StatusRequest,
+    VerifyDataReply, VerifyDataRequest, VerifyVolumeReply, VerifyVolumeRequest, Volume,
 };
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::geo::Home;
@@ -35,10 +35,12 @@ use crate::status::Wide;
 mod certs;
 mod cluster;
 mod home;
+mod regions;
 
 pub use certs::*;
 pub use cluster::*;
 pub use home::*;
+pub use regions::*;
 
 /// How long a master may take to answer about its status.
 const STATUS_WAIT: Duration = Duration::from_secs(4);
@@ -208,14 +210,6 @@ pub async fn drain_chunkserver(file: &ClientFile, request: DrainRequest) -> Resu
     at_leader(file, DRAIN_WAIT, |mut client| {
         let request = request.clone();
         async move { client.drain_chunkserver(request).await }
-    })
-    .await
-}
-
-/// The cluster's regions, as the first master that answers knows them.
-pub async fn list_regions(file: &ClientFile) -> Result<ListRegionsReply, Failure> {
-    at_any(file, |mut client| async move {
-        client.list_regions(grpc_request(ListRegionsRequest {}, STATUS_WAIT)).await
     })
     .await
 }
@@ -499,16 +493,10 @@ where
         if let Some(home) = home_elsewhere(&status) {
             return Ok(Led::Elsewhere(home));
         }
+        if let Some(kind) = settled(&status) {
+            return Err(Failure::new(kind, format!("{address} refuses: {}", reason(&status))));
+        }
         match status.code() {
-            Code::PermissionDenied | Code::Unauthenticated => {
-                return Err(Failure::new(Kind::Denied, format!("{address} refuses: {}", reason(&status))));
-            }
-            Code::NotFound => {
-                return Err(Failure::new(Kind::NotFound, format!("{address} refuses: {}", reason(&status))));
-            }
-            Code::InvalidArgument | Code::AlreadyExists | Code::Unimplemented => {
-                return Err(Failure::failed(format!("{address} refuses: {}", reason(&status))));
-            }
             Code::DeadlineExceeded | Code::Cancelled => {
                 let text = format!(
                     "{address} didn't answer in time: the change may be made or not. `mooseng status` shows how it is."
@@ -519,6 +507,18 @@ where
         }
     }
     Err(Failure::unavailable(refused_by_all(&refusals)))
+}
+
+/// What a refusal is that no other master would take back; none where another one may do what was asked for.
+fn settled(status: &tonic::Status) -> Option<Kind> {
+    match status.code() {
+        Code::PermissionDenied | Code::Unauthenticated => Some(Kind::Denied),
+        Code::NotFound => Some(Kind::NotFound),
+        Code::InvalidArgument | Code::AlreadyExists | Code::Unimplemented => Some(Kind::Failed),
+        // Who doesn't lead says that it is unavailable. With details it is about the volume's home, which another master may know.
+        Code::FailedPrecondition if status.details().is_empty() => Some(Kind::Failed),
+        _ => None,
+    }
 }
 
 /// What masters said of whom none does what was asked for, once where all say the same.
@@ -583,6 +583,23 @@ mod tests {
             assert_eq!(home_elsewhere(&refused(Code::FailedPrecondition, &error)), None);
         }
         assert_eq!(home_elsewhere(&tonic::Status::failed_precondition("no")), None);
+    }
+
+    #[test]
+    fn what_no_other_master_would_do_is_a_refusal_and_no_silence() {
+        let code = |status: tonic::Status| {
+            settled(&status).map(|kind| Failure::new(kind, status.message()).exit_code())
+        };
+        // A cluster of one region, a group without members, a volume that is at home there.
+        assert_eq!(code(tonic::Status::failed_precondition("this cluster has one region")), Some(1));
+        assert_eq!(code(tonic::Status::invalid_argument("no")), Some(1));
+        assert_eq!(code(tonic::Status::not_found("no")), Some(3));
+        assert_eq!(code(tonic::Status::permission_denied("no")), Some(4));
+        assert_eq!(code(tonic::Status::unavailable("this master doesn't lead the region")), None);
+        let not_home = CallError { code: ErrorCode::NotHome.into(), ..CallError::default() };
+        let details = not_home.encode_to_vec().into();
+        let unknown = tonic::Status::with_details(Code::FailedPrecondition, "whose?", details);
+        assert_eq!(code(unknown), None, "another one may know");
     }
 
     #[test]

@@ -169,8 +169,13 @@ pub struct Mount {
     /// Mount options, separated by commas: ro, noexec, allow_other, noatime, retry_timeout=SECONDS.
     #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
     pub options: Vec<String>,
-    /// How long an operation is retried before it fails, in seconds. Overrides the configuration.
-    #[arg(long, env = "MOOSENG_RETRY_TIMEOUT_S", value_name = "SECONDS")]
+    /// How long an operation is retried before it fails, in seconds, at least one. Overrides the configuration.
+    #[arg(
+        long,
+        env = "MOOSENG_RETRY_TIMEOUT_S",
+        value_name = "SECONDS",
+        value_parser = clap::value_parser!(u64).range(1..)
+    )]
     pub retry_timeout_s: Option<u64>,
     /// Masters to use instead of the configuration's (host:port, separated by commas).
     #[arg(long, env = "MOOSENG_MASTERS", value_name = "ADDRESSES", value_delimiter = ',')]
@@ -472,6 +477,16 @@ mod tests {
         assert!(parse_duration("5 weeks").is_err());
         assert!(parse_duration("99999999999999999999d").is_err());
         assert!(parse_duration("9999999999999999999d").is_err());
+    }
+
+    #[test]
+    fn an_operation_is_tried_for_a_second_at_least() {
+        let timeout = |seconds: &str| {
+            let line = ["mooseng", "mount", "--config", "/c", "--retry-timeout-s", seconds, "/m"];
+            Args::try_parse_from(line).map(drop).map_err(|error| error.exit_code())
+        };
+        assert_eq!(timeout("0"), Err(2));
+        assert_eq!(timeout("1"), Ok(()));
     }
 
     #[test]

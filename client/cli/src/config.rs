@@ -8,7 +8,7 @@ use mooseng_client::ClientConfig;
 use mooseng_otlp::OtlpConfig;
 use mooseng_transport::wan::DevConfig;
 use mooseng_transport::{Network, TlsFiles, TlsNetwork};
-use mooseng_wire::is_identity_word;
+use mooseng_wire::{Identity, is_identity_word};
 use serde::{Deserialize, Serialize};
 
 use crate::exit::Failure;
@@ -178,9 +178,7 @@ impl ClientFile {
         if file.masters.is_empty() {
             return Err("`masters` is empty: name at least one master's address (host:port).".into());
         }
-        if let Some(bad) =
-            file.masters.iter().find(|m| m.rsplit_once(':').is_none_or(|(_, p)| p.parse::<u16>().is_err()))
-        {
+        if let Some(bad) = file.masters.iter().find(|m| !is_address(m)) {
             return Err(format!("`masters` names {bad:?}, which isn't of the form host:port."));
         }
         if file.retry_timeout_s == 0 {
@@ -192,12 +190,30 @@ impl ClientFile {
         Ok(file)
     }
 
-    /// Mutual TLS with this file's certificate. Must be called within a tokio runtime.
+    /// Mutual TLS with this file's certificate, which must be that of whom the file is about. Must be called within a tokio runtime.
     pub fn network(&self) -> Result<Arc<dyn Network>, Failure> {
         let tls = self.tls.clone();
         let files = TlsFiles { cert: tls.cert, key: tls.key, ca: tls.ca, revocations: tls.revocations };
         let network = TlsNetwork::load(files).map_err(|e| Failure::usage(format!("{e}.")))?;
+        self.suits(&network.identity())?;
         self.dev.beyond(Arc::new(network)).map_err(|e| Failure::usage(format!("{e}.")))
+    }
+
+    /// Refuses a certificate of somebody else. Masters go by the certificate alone, so that what the file says of this host would be shown and not be true. Either role
+    /// may have either kind of file: what it may do the masters say.
+    fn suits(&self, certified: &Identity) -> Result<(), Failure> {
+        let found = [&certified.cluster, &certified.region, &certified.name];
+        if found == [&self.cluster, &self.region, &self.name] {
+            return Ok(());
+        }
+        let [cluster, region, name] = found;
+        Err(Failure::usage(format!(
+            "The certificate {} is that of {name} in the region {region} of the cluster {cluster}, and the settings `name`, `region` and `cluster` say {}, {} and {}: use the certificate that was issued for this host, or correct the settings.",
+            self.tls.cert.display(),
+            self.name,
+            self.region,
+            self.cluster
+        )))
     }
 
     /// What the filesystem library is told.
@@ -215,6 +231,12 @@ impl ClientFile {
             ..ClientConfig::default()
         }
     }
+}
+
+/// Whether somebody can be reached there, as far as its form goes: host:port.
+pub fn is_address(text: &str) -> bool {
+    text.rsplit_once(':')
+        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0))
 }
 
 /// The key that toml doesn't know, out of its message.
@@ -320,6 +342,40 @@ mod tests {
         ] {
             let error = ClientFile::parse(&GOOD.replace(from, to)).unwrap_err();
             assert!(error.contains(word), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_address_has_a_host_and_a_port() {
+        for good in ["10.0.0.1:7000", "m1.example:1", "[::1]:65535"] {
+            assert!(is_address(good), "{good}");
+        }
+        for bad in ["", "1.2.3.4", "foo:99999", "foo:0", "foo:x", ":7000", "foo:"] {
+            assert!(!is_address(bad), "{bad}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_certificate_of_somebody_else_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = mooseng_certs::Authority::create(&dir.path().join("ca"), "dev").unwrap();
+        authority.region("eu-1").unwrap();
+        let identity = Identity::parse("spiffe://dev/eu-1/client/host-1").unwrap();
+        authority.issue(&identity, Duration::from_secs(3_600), dir.path(), false).unwrap();
+        let path = dir.path().join("client.toml");
+        let loaded = |text: &str| {
+            std::fs::write(&path, text.replace("/ca.pem", "ca.pem")).unwrap();
+            ClientFile::read(&path).unwrap().network().map(drop)
+        };
+        loaded(GOOD).unwrap();
+        for (setting, other) in
+            [("\"host-1\"", "\"host-2\""), ("\"eu-1\"", "\"us-1\""), ("\"dev\"", "\"production\"")]
+        {
+            let failure = loaded(&GOOD.replace(setting, other)).unwrap_err();
+            assert_eq!(failure.exit_code(), 2);
+            let said = failure.to_string();
+            assert!(said.contains("host-1 in the region eu-1 of the cluster dev"), "{said}");
+            assert!(said.contains(other.trim_matches('"')), "{said}");
         }
     }
 

@@ -10,13 +10,13 @@ pub const USAGE: u8 = 2;
 /// What kind of failure it is: the exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// It failed.
+    /// It failed, or was refused for what was asked.
     Failed,
     /// The arguments or the configuration make no sense.
     Usage,
     /// What was named doesn't exist.
     NotFound,
-    /// The other side refused.
+    /// Whoever asks may not: the certificate, its role, or a rule.
     Denied,
     /// Nobody answered, or no majority.
     Unavailable,

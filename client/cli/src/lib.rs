@@ -25,6 +25,7 @@ mod exit;
 mod explain;
 mod fsck;
 mod info;
+mod logs;
 mod members;
 mod metadata;
 mod mount;

@@ -23,6 +23,7 @@ use crate::config::{self, ClientFile};
 use crate::exit::{Failure, Kind};
 use crate::process::Started;
 use crate::runtime::{self, MountRecord};
+use crate::{logs, output};
 
 pub mod helper;
 mod metrics;
@@ -60,7 +61,7 @@ pub fn mount(args: Mount) -> Result<(), Failure> {
         return background_half(&args, &log);
     }
     let request = Request::new(&args)?;
-    clear_dead_mount(&request.path)?;
+    make_way(&request.path)?;
     if !args.foreground {
         return launch(&args, &request);
     }
@@ -115,7 +116,7 @@ impl Request {
             file.masters.clone_from(&args.masters);
         }
         if let Some(seconds) = args.retry_timeout_s.or(options.retry_timeout_s) {
-            file.retry_timeout_s = seconds.max(1);
+            file.retry_timeout_s = seconds;
         }
         let path = real(&config::absolute(&args.path)?);
         let source = args.source.clone().unwrap_or_else(|| format!("{}/{}", file.cluster, file.region));
@@ -138,8 +139,8 @@ fn launch(args: &Mount, request: &Request) -> Result<(), Failure> {
         std::fs::create_dir_all(&log_dir).map_err(|e| fail("log_dir can't be made", e))?;
     }
     let log_path = log_dir.join(format!("mount-{}.log", runtime::escape(&request.path)));
-    let log = std::fs::File::options().create(true).append(true).open(&log_path);
-    let log = log.map_err(|e| fail(&format!("The log {} can't be opened", log_path.display()), e))?;
+    let log = logs::open(&log_path)
+        .map_err(|e| fail(&format!("The log {} can't be opened", log_path.display()), e))?;
     let mut command = same_mount(args, request);
     command.arg("--daemon-child").arg(&log_path);
     if args.unsupervised {
@@ -229,7 +230,7 @@ fn supervise(args: &Mount, request: Request, mounted: impl FnOnce(Serving)) -> R
     let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let tokio = tokio.map_err(|e| Failure::failed(format!("The runtime can't be started: {e}.")))?;
     tokio.block_on(async {
-        let supervisor = Supervisor::new(request.path.clone())?;
+        let supervisor = Supervisor::new(request.path.clone(), args.daemon_child.clone())?;
         let worker = |dead: Option<Serving>| {
             let mut command = same_mount(args, &request);
             match dead {
@@ -397,14 +398,28 @@ async fn leave(handle: &MountHandle) -> Result<(), mooseng_fuse::MountError> {
     }
 }
 
-/// A killed process leaves its mount behind, and every access to it fails: that is taken away before another is made.
-fn clear_dead_mount(path: &Path) -> Result<(), Failure> {
-    let served = runtime::live().iter().any(|r| r.path == path);
-    if !served && supervisor::is_dead_now(path) {
+/// A killed process leaves its mount behind, and every access to it fails: that is taken away before another is made. One that lives stays, and no other is made above
+/// it: that would hide it from commands, and from umount, without ending it.
+fn make_way(path: &Path) -> Result<(), Failure> {
+    let serving = runtime::live().into_iter().find(|r| r.path == path);
+    if serving.is_none() && supervisor::is_dead_now(path) {
         eprintln!("The mount on {} has lost its process and is taken away.", path.display());
-        detach(path)?;
+        return detach(path);
     }
-    Ok(())
+    is_free(path, runtime::is_mounted(path), serving.as_ref())
+}
+
+/// Refuses a path on which a mount of ours lives.
+fn is_free(path: &Path, is_mounted: bool, serving: Option<&MountRecord>) -> Result<(), Failure> {
+    if !is_mounted {
+        return Ok(());
+    }
+    let config = serving.map(|r| format!(" (configuration {})", r.config.display())).unwrap_or_default();
+    Err(Failure::failed(format!(
+        "A MooseNG filesystem is mounted on {} already{config}: `mooseng umount {}` it first.",
+        path.display(),
+        output::shell_quote(path)
+    )))
 }
 
 /// Takes a dead mount away. False if there is none any more: somebody else did, and meant it.
@@ -461,6 +476,28 @@ mod tests {
         assert_eq!(real(&base.join("link/b")), base.join("a/b"));
         assert_eq!(real(&base.join("link/gone")), base.join("a/gone"));
         assert_eq!(real(Path::new("/nonexistent/x/y")), Path::new("/nonexistent/x/y"));
+    }
+
+    #[test]
+    fn nothing_is_mounted_above_a_living_mount() {
+        let path = Path::new("/mnt/a b");
+        let record = MountRecord {
+            version: 1,
+            path: path.to_owned(),
+            config: "/etc/mooseng/c.toml".into(),
+            region: "r".into(),
+            process: Started::myself().unwrap(),
+            http: None,
+        };
+        let failure = is_free(path, true, Some(&record)).unwrap_err();
+        assert_eq!(failure.exit_code(), 1);
+        let said = failure.to_string();
+        assert!(said.contains("(configuration /etc/mooseng/c.toml)"), "{said}");
+        assert!(said.contains("`mooseng umount '/mnt/a b'`"), "{said}");
+        assert!(is_free(path, true, None).is_err(), "its record is lost, or in another directory");
+        // What a process left on record that was just unmounted keeps nobody out.
+        is_free(path, false, Some(&record)).unwrap();
+        is_free(path, false, None).unwrap();
     }
 
     #[test]

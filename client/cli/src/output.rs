@@ -1,6 +1,7 @@
 //! Printing: tables for people, JSON for programs. Data on stdout, talk on stderr.
 
 use std::io::Write;
+use std::path::Path;
 
 use serde::Serialize;
 
@@ -22,6 +23,16 @@ pub fn text_line(text: &str) -> Result<(), Failure> {
         Ok(()) => Ok(()),
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         Err(e) => Err(Failure::failed(format!("The answer couldn't be written to stdout: {e}"))),
+    }
+}
+
+/// A path as it is typed in a shell: in quotes where it has to be.
+pub fn shell_quote(path: &Path) -> String {
+    let text = path.display().to_string();
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+,:@%=".contains(c);
+    match !text.is_empty() && text.chars().all(is_plain) {
+        true => text,
+        false => format!("'{}'", text.replace('\'', r"'\''")),
     }
 }
 
@@ -77,6 +88,19 @@ mod tests {
         let mut table = Table::new(["NAME", "PID"]);
         table.row(["master-1".into(), "7".into()]);
         assert_eq!(table.render(), "NAME      PID\nmaster-1  7");
+    }
+
+    #[test]
+    fn paths_are_quoted_where_a_shell_would_split_them() {
+        for (path, typed) in [
+            ("/srv/dev-1/etc/region-1.admin.toml", "/srv/dev-1/etc/region-1.admin.toml"),
+            ("/srv/my cluster", "'/srv/my cluster'"),
+            ("/srv/$HOME", "'/srv/$HOME'"),
+            ("/srv/it's", r"'/srv/it'\''s'"),
+            ("", "''"),
+        ] {
+            assert_eq!(shell_quote(Path::new(path)), typed);
+        }
     }
 
     #[test]

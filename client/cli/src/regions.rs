@@ -41,9 +41,15 @@ pub fn parse_master(text: &str) -> Result<MemberToAdd, String> {
             other => return Err(format!("{other:?} isn't one of id, name, address, zone")),
         }
     }
-    match master.id == 0 || master.name.is_empty() || master.address.is_empty() {
-        true => Err("a master needs an id from 1, a name and an address".to_owned()),
-        false => Ok(master),
+    if master.id == 0 || master.name.is_empty() || master.address.is_empty() {
+        return Err("a master needs an id from 1, a name and an address".to_owned());
+    }
+    match config::is_address(&master.address) {
+        true => Ok(master),
+        false => Err(format!(
+            "the address {:?} of {} isn't of the form host:port, with a port from 1 to 65535",
+            master.address, master.name
+        )),
     }
 }
 
@@ -169,10 +175,10 @@ pub fn kind(region: &Region) -> &'static str {
     if region.witness { "witness" } else { "data" }
 }
 
-/// How old its lease is.
+/// How old its lease is. One that was never renewed has no age.
 pub fn lease(region: &Region) -> String {
     match (region.lease_age_ms, region.lease_ran_out) {
-        (None, _) => "-".to_owned(),
+        (None, _) => "hasn't joined yet".to_owned(),
         (Some(age), true) => format!("ran out, renewed {:.1} s ago", age as f64 / 1_000.0),
         (Some(age), false) => format!("renewed {:.1} s ago", age as f64 / 1_000.0),
     }
@@ -261,7 +267,10 @@ mod tests {
         );
         assert!(rows[1].contains("learner") && !rows[1].contains("data"));
         assert!(rows[2].contains("witness") && rows[2].contains("ran out") && rows[2].contains("down"));
-        let shape = shape(&reply());
+        let mut reply = reply();
+        reply.regions[0].lease_age_ms = None;
+        assert!(page(&reply).contains("hasn't joined yet"));
+        let shape = shape(&self::reply());
         assert_eq!(shape["global_group"]["fatal_regions"], json!(["a"]));
         assert_eq!(shape["regions"][1]["masters"][0]["round_trip_us"], Value::Null);
     }
@@ -274,6 +283,10 @@ mod tests {
             ["", "m1", "id=1,name=m1", "id=0,name=m1,address=h:1", "id=x,name=m1,address=h:1", "port=3"]
         {
             assert!(parse_master(text).is_err(), "{text}");
+        }
+        for address in ["1.2.3.4", "foo:99999", "foo:", ":7000"] {
+            let error = parse_master(&format!("id=1,name=m1,address={address}")).unwrap_err();
+            assert!(error.contains(address) && error.contains("host:port"), "{error}");
         }
     }
 

@@ -12,16 +12,20 @@ use mooseng_namespace::classes::{
     self as records, Change, DEFAULT, Label, Refused, StorageClassRecord, is_of_cluster,
 };
 use mooseng_namespace::quota::Usage;
+use mooseng_namespace::touched::Touched;
 use mooseng_namespace::{OpError, upkeep};
 use mooseng_region::Liveness;
 use mooseng_region::class::{self, Class, Classes};
-use mooseng_store::Read;
+use mooseng_schema::Record;
+use mooseng_schema::inode::{self, InodeRecord};
+use mooseng_store::{Read, Transaction};
 use mooseng_wire::admin::assign_class_request::Which;
 use mooseng_wire::admin::{
     AssignClassReply, AssignClassRequest, ClassOfReply, CreateClassRequest, ListClassesReply,
     SetClassRequest, StorageClass,
 };
 use mooseng_wire::call::{CallError, ErrorCode};
+use mooseng_wire::fs::FileKind;
 use mooseng_wire::{CHUNK_BYTES_MAX, InodeId, VolumeId};
 use tokio::time::Instant;
 use tonic::Status;
@@ -277,6 +281,26 @@ async fn inode_at(master: &Master, asked: &Asked, path: &bytes::Bytes) -> Result
     })
 }
 
+/// Whether an inode has data, or hands its class on to what is made in it.
+fn takes_a_class(kind: u32) -> bool {
+    [FileKind::Regular, FileKind::Directory].iter().any(|takes| *takes as u32 == kind)
+}
+
+/// Gives an inode a class. None where it has no use for one; what isn't there any more is refused as such.
+async fn give<T: Transaction>(
+    tx: &T,
+    touched: &Touched,
+    id: InodeId,
+    name: &str,
+) -> Result<Option<Result<bool, Refused>>, OpError> {
+    let value = tx.get(&inode::key(id), Read::Conflicting).await?;
+    let record = value.map(|value| InodeRecord::from_value(&value)).transpose()?;
+    match record {
+        Some(record) if !takes_a_class(record.kind) => Ok(None),
+        _ => records::assign(tx, touched, id, name).await.map(Some),
+    }
+}
+
 /// Gives an inode, or entries of a directory, a class.
 pub async fn assign(
     master: &Arc<Master>,
@@ -296,9 +320,11 @@ pub async fn assign(
     if !entries {
         let assigned = own::change(master, volume, term, Repeat::Harmless, deadline(), |tx, touched| {
             let name = name.clone();
-            Box::pin(async move { records::assign(tx, touched, inode, &name).await })
+            Box::pin(async move { give(tx, touched, inode, &name).await })
         });
-        let changed = assigned.await.map_err(failed)?.map_err(|why| refused(asked, why))?;
+        let no_use = "a storage class is of files, and of directories for what is made in them: what lies there is neither (a symbolic link isn't followed), and would have no use for one. Give the path of a file or a directory";
+        let assigned = assigned.await.map_err(failed)?.ok_or_else(|| Status::invalid_argument(no_use))?;
+        let changed = assigned.map_err(|why| refused(asked, why))?;
         return Ok(AssignClassReply { inode: inode.0, changed: changed.into(), ..<_>::default() });
     }
     let assigned = own::change(master, volume, term, Repeat::Harmless, deadline(), |tx, touched| {
@@ -328,4 +354,16 @@ pub async fn of_path(master: &Master, asked: &Asked, path: bytes::Bytes) -> Resu
     let class = shown_by_id(master, volume, id.ok_or_else(|| refused(asked, Refused::NoInode))?).await?;
     master.may_answer(term).map_err(failed)?;
     Ok(ClassOfReply { inode: inode.0, class: Some(class) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_class_is_of_files_and_directories() {
+        let takes = |kind: FileKind| takes_a_class(kind as u32);
+        assert!(takes(FileKind::Regular) && takes(FileKind::Directory));
+        assert!(!takes(FileKind::Symlink) && !takes(FileKind::Fifo) && !takes_a_class(0));
+    }
 }

@@ -8,6 +8,7 @@ use rustix::process::Signal;
 use super::state::Cluster;
 use super::{launch, up};
 use crate::exit::Failure;
+use crate::output::shell_quote;
 use crate::process::{Started, State};
 
 /// How long a process may take to show the effect of a signal.
@@ -63,10 +64,23 @@ fn signal(
     Ok(())
 }
 
-/// Starts what doesn't run, and returns once it answers.
+/// Starts what doesn't run, and returns once it answers. What is paused runs, and answers nobody: it is refused.
 pub fn start(dir: &Path, target: &[String]) -> Result<(), Failure> {
     let mut cluster = Cluster::open(dir)?;
     let mut names = named(&cluster, target)?;
+    let is_paused = |name: &&String| {
+        cluster.state.running.get(*name).is_some_and(|process| process.state() == State::Paused)
+    };
+    let paused: Vec<&str> = names.iter().filter(is_paused).map(String::as_str).collect();
+    if let [first, ..] = paused[..] {
+        return Err(Failure::failed(format!(
+            "{} {} paused: `mooseng dev resume {first} --dir {}`{}.",
+            paused.join(", "),
+            if paused.len() == 1 { "is" } else { "are" },
+            shell_quote(&cluster.dir),
+            if paused.len() == 1 { "" } else { ", and so on" }
+        )));
+    }
     names.retain(|name| match cluster.state.running.get(name) {
         Some(process) => {
             eprintln!("{name} runs already (pid {}).", process.pid);
@@ -77,7 +91,7 @@ pub fn start(dir: &Path, target: &[String]) -> Result<(), Failure> {
     if !names.is_empty() && !cluster.state.up {
         return Err(Failure::failed(format!(
             "The cluster is down: `mooseng dev up --dir {}` starts it.",
-            cluster.dir.display()
+            shell_quote(&cluster.dir)
         )));
     }
     for name in &names {
@@ -131,7 +145,7 @@ fn targets(cluster: &Cluster, target: &[String]) -> Result<Vec<(String, Started)
             "Nothing of {} runs: `mooseng dev start {} --dir {}` starts it.",
             target.join(" "),
             target.join(" "),
-            cluster.dir.display()
+            shell_quote(&cluster.dir)
         )));
     }
     Ok(found)
@@ -144,7 +158,7 @@ fn running(cluster: &Cluster, name: &str) -> Result<Started, Failure> {
     cluster.state.running.get(name).copied().ok_or_else(|| {
         Failure::failed(format!(
             "{name} doesn't run: `mooseng dev start {name} --dir {}` starts it.",
-            cluster.dir.display()
+            shell_quote(&cluster.dir)
         ))
     })
 }
@@ -200,5 +214,28 @@ mod tests {
         let target = ["region".to_owned(), "region-2".to_owned()];
         let failure = targets(&cluster, &target).unwrap_err().to_string();
         assert!(failure.contains("mooseng dev start region region-2"), "{failure}");
+    }
+
+    #[test]
+    fn what_is_paused_is_resumed_and_not_started() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut cluster = Cluster::open_or(dir.path(), || Plan::new(&up(), dir.path())).unwrap();
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let process = Started::now(child.id()).unwrap();
+        cluster.state.up = true;
+        cluster.state.running.insert("master-1".into(), process);
+        cluster.save().unwrap();
+        drop(cluster);
+        let target = ["master-1".to_owned()];
+        start(dir.path(), &target).unwrap();
+        send("master-1", process, Signal::STOP).unwrap();
+        reach("master-1", process, State::Paused).unwrap();
+        let started = start(dir.path(), &target);
+        let _ = child.kill();
+        let _ = child.wait();
+        let failure = started.unwrap_err();
+        assert_eq!(failure.exit_code(), 1);
+        let said = failure.to_string();
+        assert!(said.contains("is paused: `mooseng dev resume master-1 --dir "), "{said}");
     }
 }

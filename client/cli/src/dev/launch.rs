@@ -13,16 +13,13 @@ use super::ready::Health;
 use super::state::Cluster;
 use crate::exit::Failure;
 use crate::process::Started;
-use crate::runtime;
+use crate::{logs, runtime};
 
 /// Starts the process of that name in a session of its own, its output to its log. The caller saves.
 pub fn start(cluster: &mut Cluster, name: &str) -> Result<(), Failure> {
     let argv = cluster.argv(name).ok_or_else(|| cluster.unknown(name))?;
     let log_path = cluster.log_path(name);
-    let log = File::options()
-        .create(true)
-        .append(true)
-        .open(&log_path)
+    let log = logs::open(&log_path)
         .map_err(|e| Failure::failed(format!("The log {} can't be opened: {e}.", log_path.display())))?;
     let log_again = log
         .try_clone()

@@ -51,7 +51,7 @@ impl Place {
                 "Nothing is mounted in {}: `mooseng dev start {} --dir {}` mounts it.",
                 client.region,
                 client.name,
-                cluster.dir.display()
+                output::shell_quote(&cluster.dir)
             ))
         })?;
         Ok(Self { loads: cluster.dir.join("load"), region: client.region, mount })
@@ -115,7 +115,7 @@ pub fn run(args: &DevLoad) -> Result<(), Failure> {
         "{} operations acknowledged, {} failed. `mooseng dev verify --dir {}` looks whether all that was acknowledged is there.",
         outcome.operations,
         outcome.errors.len(),
-        args.dir.display()
+        output::shell_quote(&args.dir)
     ))?;
     // What failed isn't acknowledged: when a home is lost, operations that were under way may end so.
     let told = told(&outcome.errors, "operations failed");
@@ -141,7 +141,7 @@ pub fn verify(args: &DevVerify) -> Result<(), Failure> {
     if runs.is_empty() {
         return Err(Failure::not_found(format!(
             "There is nothing to verify: `mooseng dev load --verify --dir {}` works on a mount.",
-            args.dir.display()
+            output::shell_quote(&args.dir)
         )));
     }
     let deadline = Instant::now() + args.wait;

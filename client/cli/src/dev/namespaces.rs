@@ -18,6 +18,7 @@ use mooseng_transport::wan::DevConfig;
 use super::plan::{Plan, Region};
 use super::state::Cluster;
 use crate::exit::Failure;
+use crate::output;
 
 /// Where iproute2 keeps the namespaces that have names.
 const NAMED: &str = "/run/netns";
@@ -50,7 +51,7 @@ pub fn make(cluster: &Cluster) -> Result<(), Failure> {
     if !cluster.state.running.is_empty() {
         return Err(Failure::failed(format!(
             "The network namespace {missing} is gone while processes of the cluster run: stop them first, by `mooseng dev down --dir {}`.",
-            cluster.dir.display()
+            output::shell_quote(&cluster.dir)
         )));
     }
     if !rustix::process::geteuid().is_root() {

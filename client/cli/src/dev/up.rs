@@ -14,7 +14,7 @@ use super::state::{self, Cluster};
 use super::{certs, configs, down, launch, namespaces, root, supervise, wan};
 use crate::args::DevUp;
 use crate::exit::Failure;
-use crate::output::{self, Table};
+use crate::output::{self, Table, shell_quote};
 use crate::runtime;
 
 /// Makes or starts a cluster, waits until it serves, and says what runs where.
@@ -186,11 +186,11 @@ fn announce(cluster: &Cluster, detached: bool) -> Result<(), Failure> {
                 .map_or_else(|| "-".into(), |h| format!("http://{h}/readyz")),
         ]);
     }
-    let me = state::beside("mooseng");
+    let me = shell_quote(Path::new(&state::beside("mooseng")));
     let dir = cluster.dir.display();
     let tries = tries(&me, cluster);
     let end = if detached {
-        format!("Stop it with:\n  {me} dev down --dir {dir}")
+        format!("Stop it with:\n  {me} dev down --dir {}", shell_quote(&cluster.dir))
     } else {
         "Ctrl-C stops it.".to_owned()
     };
@@ -206,13 +206,16 @@ fn announce(cluster: &Cluster, detached: bool) -> Result<(), Failure> {
 fn tries(me: &str, cluster: &Cluster) -> String {
     let clients = cluster.state.plan.clients();
     let Some(first) = clients.first() else { return String::new() };
-    let status = format!("  {me} status --config {}", cluster.config_path(&first.name).display());
-    let mounts: Vec<_> = clients.iter().filter_map(|c| c.mount.as_deref()).map(Path::display).collect();
+    let config = shell_quote(&cluster.config_path(&first.name));
+    let status = format!("  {me} status --config {config}");
+    let mounts: Vec<&Path> = clients.iter().filter_map(|c| c.mount.as_deref()).collect();
+    let hello = |mount: &Path| shell_quote(&mount.join("hello"));
     let next = match mounts.as_slice() {
-        [] => format!("  {me} mount --config {} PATH", cluster.config_path(&first.name).display()),
-        [mount] => format!("  cp -r /etc/skel {mount}/hello && {me} info {mount}"),
+        [] => format!("  {me} mount --config {config} PATH"),
+        [mount] => format!("  cp -r /etc/skel {} && {me} info {}", hello(mount), shell_quote(mount)),
         [here, there, ..] => {
-            format!("  cp -r /etc/skel {here}/hello && sync {here}/hello && ls -A {there}/hello")
+            let (here, there) = (hello(here), hello(there));
+            format!("  cp -r /etc/skel {here} && sync {here} && ls -A {there}")
         }
     };
     format!("{status}\n{next}")
@@ -247,5 +250,33 @@ impl Progress {
         if let Some(bar) = &self.0 {
             bar.finish_and_clear();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::plan::tests::up;
+    use super::*;
+
+    #[test]
+    fn what_is_to_be_tried_can_be_typed_wherever_the_cluster_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let odd = dir.path().join("my cluster");
+        std::fs::create_dir(&odd).unwrap();
+        let plan = |mount: bool| {
+            let args = DevUp { dir: Some(odd.clone()), no_mount: !mount, ..up() };
+            Plan::new(&args, &odd)
+        };
+        let mut cluster = Cluster::open_or(&odd, || plan(true)).unwrap();
+        let base = dir.path().display();
+        let said = tries("mooseng", &cluster);
+        assert!(said.contains(&format!("--config '{base}/my cluster/etc/client-1.toml'")), "{said}");
+        assert!(said.contains(&format!("'{base}/my cluster/mnt/hello'")), "{said}");
+        cluster.state.plan = plan(false).unwrap();
+        let said = tries("mooseng", &cluster);
+        assert!(
+            said.contains(&format!("mount --config '{base}/my cluster/etc/client-1.toml' PATH")),
+            "{said}"
+        );
     }
 }

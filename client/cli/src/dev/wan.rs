@@ -7,6 +7,7 @@ use mooseng_transport::wan::{Cut, Pair, WanRules};
 use super::state::Cluster;
 use super::write_atomically;
 use crate::exit::Failure;
+use crate::output;
 
 /// The file.
 pub fn path(dir: &Path) -> PathBuf {
@@ -57,7 +58,8 @@ pub fn partition(dir: &Path, region: &str, one_way: bool) -> Result<(), Failure>
     }
     put(&cluster, &rules)?;
     let what = if one_way { "what it sends is lost" } else { "nothing gets in or out" };
-    eprintln!("{region} is cut off: {what}. `mooseng dev heal --dir {}` mends it.", cluster.dir.display());
+    let dir = output::shell_quote(&cluster.dir);
+    eprintln!("{region} is cut off: {what}. `mooseng dev heal --dir {dir}` mends it.");
     Ok(())
 }
 

@@ -101,10 +101,9 @@ impl Options {
             ("strong", _) => self.strong = true,
             ("session", _) => self.strong = false,
             ("retry_timeout", seconds) => {
-                let seconds = seconds
-                    .parse()
-                    .map_err(|_| Failure::usage(format!("-o {word}: seconds are expected.")))?;
-                self.retry_timeout_s = Some(seconds);
+                let seconds = seconds.parse::<u64>().ok().filter(|seconds| *seconds > 0);
+                let wrong = || Failure::usage(format!("-o {word}: seconds are expected, at least one."));
+                self.retry_timeout_s = Some(seconds.ok_or_else(wrong)?);
             }
             ("bounded", _) => {
                 return Err(Failure::not_built("reading from another region's replica (`-o bounded=TIME`)"));
@@ -154,6 +153,9 @@ mod tests {
             "the last one counts"
         );
         assert!(parse("readonly").unwrap_err().exit_code() == 2);
+        for senseless in ["retry_timeout=0", "retry_timeout=soon", "retry_timeout"] {
+            assert_eq!(parse(senseless).unwrap_err().exit_code(), 2, "{senseless}");
+        }
         assert!(parse("noatme").unwrap_err().to_string().contains("noatime"));
         let not_built = parse("bounded=5s").unwrap_err();
         assert_eq!(not_built.exit_code(), 1);

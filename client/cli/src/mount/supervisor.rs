@@ -22,6 +22,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::word::{Serving, Word};
 use crate::exit::{Failure, Kind};
+use crate::logs;
 
 /// The first pause before a new worker; it doubles.
 const PAUSE_FIRST: Duration = Duration::from_millis(200);
@@ -41,6 +42,8 @@ const ANSWERS: Duration = Duration::from_secs(5);
 /// A mount that is kept.
 pub(super) struct Supervisor {
     path: PathBuf,
+    /// The file to which it and its workers log, in the background.
+    log: Option<PathBuf>,
     terminate: Signal,
     interrupt: Signal,
     told: bool,
@@ -58,11 +61,12 @@ struct Life {
 }
 
 impl Supervisor {
-    pub(super) fn new(path: PathBuf) -> Result<Self, Failure> {
+    pub(super) fn new(path: PathBuf, log: Option<PathBuf>) -> Result<Self, Failure> {
         let listen =
             |kind| signal(kind).map_err(|e| Failure::failed(format!("Signals can't be listened to: {e}.")));
         Ok(Self {
             path,
+            log,
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,
             told: false,
@@ -155,6 +159,7 @@ impl Supervisor {
             tokio::select! {
                 status = child.wait() => break status,
                 () = told(&mut self.terminate, &mut self.interrupt) => self.end(pid),
+                () = sleep(logs::LOOK) => self.log.iter().for_each(|log| logs::bound(log)),
             }
         };
         let status = status.map_err(|e| Failure::failed(format!("The mount's process is lost: {e}.")))?;

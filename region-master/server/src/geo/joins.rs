@@ -45,8 +45,20 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How long sessions may take to tell what they made alone, before a volume is called empty: as long as another region's leader is waited for.
 const EMPTY_WITHIN: Duration = Duration::from_secs(5);
 
+/// What to do where a volume is to be made, or deleted, and nothing is there.
+const MAKE_IT: &str = "make the directory first, on a mount (`mkdir`), and give its path";
+const NAME_ANOTHER: &str =
+    "`mooseng volume list` shows where volumes are joined; give the path of one of those directories";
+
 fn refused(message: impl Into<String>) -> CallError {
     call_error(ErrorCode::InvalidRequest, message)
+}
+
+fn not_there(path: &str, or_else: &str) -> CallError {
+    let message = format!(
+        "{path} isn't there; {or_else} from the root of the filesystem (symbolic links aren't followed)"
+    );
+    call_error(ErrorCode::NotFound, message)
 }
 
 /// What the commands work with, on the leader of the home of the volume above.
@@ -89,8 +101,8 @@ impl<'a> Parent<'a> {
         super::agreed(self.master, version, self.deadline).await.ok_or_else(late)
     }
 
-    /// What lies at a path of the volume.
-    async fn inode_at(&self, path: &Bytes) -> Result<InodeId, CallError> {
+    /// What lies at a path of the volume; `or_else` says what to do where nothing does.
+    async fn inode_at(&self, path: &Bytes, or_else: &str) -> Result<InodeId, CallError> {
         let volume = self.volume();
         let found = transact(&self.master.store, |tx| {
             let path = path.clone();
@@ -108,14 +120,7 @@ impl<'a> Parent<'a> {
                 "{path} leads into volume {other}, whose home makes and deletes volumes there: repeat the command"
             )));
         }
-        found.ok_or_else(|| {
-            call_error(
-                ErrorCode::NotFound,
-                format!(
-                    "{path} isn't there; make the directory first, on a mount (`mkdir`), and give its path from the root of the filesystem (symbolic links aren't followed)"
-                ),
-            )
-        })
+        found.ok_or_else(|| not_there(&path, or_else))
     }
 
     /// The volume that a directory names.
@@ -319,7 +324,7 @@ pub async fn create(
     let _one = master.joins_gate.lock().await;
     let path = path_of(&request.path)?;
     let shown = parent.above.told(&path);
-    let directory = parent.inode_at(&path).await?;
+    let directory = parent.inode_at(&path, MAKE_IT).await?;
     parent.is_fit(&shown, directory).await?;
     let making = CreateVolume {
         directory: directory.0,
@@ -379,7 +384,7 @@ async fn sought(parent: &Parent<'_>, which: Which) -> Result<(VolumeId, InodeId,
         Which::Path(path) => {
             let path = path_of(&path)?;
             let shown = parent.above.told(&path);
-            let directory = parent.inode_at(&path).await?;
+            let directory = parent.inode_at(&path, NAME_ANOTHER).await?;
             let made = || in_directory(&view, directory).map(|(id, _)| id);
             let id = parent.joined_at(directory).await?.or_else(made).ok_or_else(|| {
                 let message = format!(
@@ -424,4 +429,19 @@ pub async fn delete(
     // Whoever asks this master next sees it.
     parent.known(deleted.version).await?;
     Ok(done(deleted.version))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_deletes_what_is_not_there_is_not_told_to_make_it() {
+        let making = not_there("/nope", MAKE_IT);
+        assert!(making.message.starts_with("/nope isn't there; make the directory first"), "{making:?}");
+        let deleting = not_there("/nope", NAME_ANOTHER);
+        assert_eq!(deleting.code(), ErrorCode::NotFound);
+        assert!(!deleting.message.contains("mkdir"), "{}", deleting.message);
+        assert!(deleting.message.contains("`mooseng volume list`"), "{}", deleting.message);
+    }
 }
