@@ -4,7 +4,8 @@ SEEDS ?= 12
 SEED ?= 1
 ROUNDS ?= 1
 PROGRAMS = mooseng mooseng-master mooseng-chunkserver mooseng-certs
-UNITS = mooseng-master@.service mooseng-chunkserver@.service mooseng-mount@.service
+UNITS = mooseng-master@.service mooseng-chunkserver@.service mooseng-mount@.service mooseng-certs-renew.service
+EXAMPLES = systemd/mnt-mooseng.mount examples/master.toml examples/chunkserver.toml
 # Always the whole workspace, of which cargo then builds what is asked for: features of crates are the same in each step, so that none is built twice.
 BINS = --workspace $(addprefix --bin ,$(PROGRAMS))
 E2E_BINS = $(addprefix --bin ,mooseng-load mooseng-lock mooseng-faults mooseng-geo mooseng-bench-geo mooseng-differential)
@@ -38,7 +39,7 @@ dev-down:
 build:
 	cargo build --release $(BINS)
 
-## make install    what `make build` made: binaries, mount.mooseng, units, manual pages, completions (DESTDIR, PREFIX=/usr/local)
+## make install    what `make build` made: binaries, mount.mooseng, units, examples, manual pages, completions (DESTDIR, PREFIX=/usr/local)
 install:
 	@test -x $(FROM)/mooseng || { echo "There are no binaries in $(FROM): run 'make build' first." >&2; exit 1; }
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(SBINDIR) $(DESTDIR)$(UNITDIR) $(DESTDIR)$(PREFIX)/share/man/man1 \
@@ -52,7 +53,8 @@ install:
 	done
 	$(FROM)/mooseng man $(DESTDIR)$(PREFIX)/share/man/man1
 	$(FROM)/mooseng completions bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/mooseng
-	install -D -m 644 packaging/systemd/mnt-mooseng.mount $(DESTDIR)$(PREFIX)/share/doc/mooseng/mnt-mooseng.mount
+	install -d $(DESTDIR)$(PREFIX)/share/doc/mooseng
+	install -m 644 $(addprefix packaging/,$(EXAMPLES)) $(DESTDIR)$(PREFIX)/share/doc/mooseng
 
 ## make uninstall  takes that away again
 uninstall:
@@ -62,7 +64,7 @@ uninstall:
 	rm -f $(DESTDIR)$(PREFIX)/share/bash-completion/completions/mooseng
 	rm -rf $(DESTDIR)$(PREFIX)/share/doc/mooseng
 
-## make check      format, clippy and types (under a minute when warm)
+## make check      format and types (under a minute when warm); clippy is in make test
 check:
 	cargo fmt --all --check
 	cargo check --workspace --all-targets

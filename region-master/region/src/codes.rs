@@ -56,11 +56,11 @@ codes! {
     CERT_EXPIRED, Critical,
         "A daemon's certificate has expired: its peers refuse it.",
         "Renewal has failed for half of the certificate's life, the machine was off for longer than the certificate lives, or its clock is wrong.",
-        "Check the machine's clock. Issue a new certificate (`mooseng-certs renew`); the daemon takes it up without a restart.";
+        "Check the machine's clock. Renew the certificate on the authority's machine (`mooseng-certs renew DIR`) and copy it to the daemon's (`docs/operations.md`, *Certificates*); the daemon takes it up without a restart.";
     CERT_EXPIRING, Warning,
         "A daemon's certificate is close to its end and hasn't been renewed.",
-        "Certificates renew themselves at half of their life; the renewal fails or isn't set up on this machine.",
-        "Look for renewal errors in the daemon's log, then run `mooseng-certs renew` for the identity named.";
+        "Nobody renews it: `mooseng-certs renew --watch` isn't running where the cluster's authority lies, or fails; or what it renewed wasn't copied to this machine. The daemon only reads its files again when they change.",
+        "Look at that service's log (`journalctl -u mooseng-certs-renew`), run `mooseng-certs renew DIR` on the authority's machine for the directory that `mooseng-certs list` shows with the identity, and copy what is in there to the daemon's machine (`docs/operations.md`, *Certificates*). The daemon takes it up without a restart.";
     CHUNKS_ENDANGERED, Warning,
         "Chunks have fewer reachable copies than their storage class asks for. No data is unavailable yet.",
         "A chunkserver or a disk is down, or a write went on without a member that failed.",
@@ -86,9 +86,9 @@ codes! {
         "Chunkservers with these labels are down, full or being drained; or no chunkserver has them: `labels` in a chunkserver's configuration and the class' labels don't agree.",
         "Compare `mooseng class list` with the labels in `mooseng status -o json`. Label chunkservers, start or add some, free space, or change the class (`mooseng class set`). Below the class' least number of copies, writes of file data are refused with ENOSPC.";
     CLUSTER_FULL, Critical,
-        "No chunkserver has space for a new chunk: writes of file data wait.",
-        "All disks are down to their reserve.",
-        "Add disks or chunkservers, or remove files.";
+        "Too few chunkservers take a new chunk: writes of file data wait.",
+        "Disks are down to their reserve, or so many chunkservers are being drained that too few are left.",
+        "Add disks or chunkservers, take drained ones back into use (`mooseng chunkservers undrain`), or remove files.";
     DISK_FAILED, Warning,
         "A data directory of a chunkserver failed and is out of use.",
         "The disk returned an error on a write or a flush, or the directory holds another disk's identity.",
@@ -130,9 +130,9 @@ codes! {
         "Its process or machine is down, or the network to it is cut.",
         "Start it. While a majority of masters is up the region serves; the next loss may stop it. If its disk is lost, never start it with an empty one under its old id: `docs/operations.md` says how to replace it.";
     MASTER_FAILED, Critical,
-        "A master can't take part in its group: its log or its store failed or is lost, or its disk is full to the last byte.",
-        "The disk below the master's `state_dir` answered an error on a write or a flush, has no room, or was replaced. Or a bug ended a task that the master does its work by; what it says names that, and its log the place.",
-        "While its log's disk is full the master waits for room: free some. After any other failure, of its store on a full disk, too, it ends itself: free space, check the disk (`dmesg`, SMART), then start it again. If the disk is lost or the log is empty, replace it by one with a new id: `docs/operations.md`. After a bug start it again, and report it.";
+        "A master can't take part in its group: its log or its store failed or is lost, its disk is full to the last byte, or it was taken out of the group.",
+        "The disk below the master's `state_dir` answered an error on a write or a flush, has no room, or was replaced. Or a bug ended a task that the master does its work by; what it says names that, and its log the place. Or somebody took it out (`mooseng members remove`).",
+        "While its log's disk is full the master waits for room: free some. After any other failure, of its store on a full disk, too, it ends itself: free space, check the disk (`dmesg`, SMART), then start it again. If the disk is lost or the log is empty, replace it by one with a new id: `docs/operations.md`. After a bug start it again, and report it. One that was taken out is to be stopped.";
     MASTERS_FEW, Warning,
         "The region has too few masters to survive the loss of one.",
         "The Raft group has fewer than three voters.",

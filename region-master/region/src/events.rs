@@ -39,6 +39,7 @@ events! {
     LEASE_LOST, "a region", "Its lease ran out: it must have stopped to change what another region may take over.";
     LEASE_RENEWED, "a region", "Its lease, which had run out, was renewed.";
     LEVEL_RAISED, "a feature level", "The cluster is at it from then on: what came with it is allowed, and no release that doesn't support it can be started.";
+    OUTAGE, "a region", "The master that leads it from now on had heard of no leader with a majority for so long: the region served nothing then, unless that master alone was cut off. Told above five seconds.";
     REGION_ADDED, "a region", "It was taken into the cluster.";
     REGION_REACHED, "a region", "A region whose masters didn't answer another one's leader does so again.";
     REGION_REMOVED, "a region", "It was let go of.";

@@ -290,15 +290,17 @@ fn chunkservers(facts: &Facts, found: &mut Vec<Finding>) {
             format!("{} chunkservers are alive; a new chunk needs {}.", alive.len(), facts.min_copies),
         ));
     } else if takers < facts.min_copies {
-        found.push(finding(
-            &codes::CLUSTER_FULL,
-            "chunkservers",
-            format!(
-                "{takers} of {} living chunkservers have space; a new chunk needs {}.",
-                alive.len(),
-                facts.min_copies
+        let (alive, draining) = (alive.len(), alive.iter().filter(|c| c.draining).count());
+        let why = match draining {
+            0 => "have space".to_owned(),
+            n => format!(
+                "take new chunks: {n} are being drained, {} have no space",
+                alive.saturating_sub(takers + n)
             ),
-        ));
+        };
+        let detail =
+            format!("{takers} of {alive} living chunkservers {why}; a new chunk needs {}.", facts.min_copies);
+        found.push(finding(&codes::CLUSTER_FULL, "chunkservers", detail));
     } else if failure_domains(&alive) < facts.copies {
         let domains = failure_domains(&alive);
         found.push(finding(
@@ -500,6 +502,15 @@ mod tests {
         assert_eq!(
             found(|f| f.chunkservers.iter_mut().for_each(|s| s.candidate.bytes_free = 5)),
             ["CLUSTER_FULL"]
+        );
+        let mut facts = well();
+        facts.chunkservers.truncate(2);
+        facts.chunkservers.push(drained());
+        facts.chunkservers[1].candidate.draining = true;
+        let full = findings(&facts).into_iter().find(|f| f.code.code == "CLUSTER_FULL").unwrap();
+        assert!(
+            full.detail.starts_with("1 of 3") && full.detail.contains("2 are being drained, 0 have"),
+            "{full:?}"
         );
         assert_eq!(found(|f| f.chunkservers[1].disks[0].error = "EIO".into()), ["DISK_FAILED"]);
         assert_eq!(found(|f| f.chunkservers[1].disks[0].bytes_free = 1), ["DISK_FULL"]);

@@ -10,14 +10,15 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
 use mooseng_embedded::{Base, FjallBase};
-use mooseng_master::{MasterConfig, MasterServer, Ports, dump, global, recover};
+use mooseng_master::{MasterConfig, MasterServer, Ports, StartError, dump, global, recover};
 use mooseng_otlp::{Otlp, OtlpConfig, Who};
 use mooseng_ports::clock::OsClock;
 use mooseng_ports::disk::lock;
 use mooseng_ports::disk::os::OsDisk;
 use mooseng_ports::{plant, service_manager};
 use mooseng_raft::Node;
-use mooseng_transport::{Blocking, TlsNetwork, observe};
+use mooseng_transport::{Blocking, Network, TlsNetwork, observe};
+use mooseng_wire::{Identity, Role};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -31,7 +32,7 @@ struct Arguments {
     /// The configuration file (TOML).
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
-    /// Checks the configuration and exits.
+    /// Checks the configuration and the certificates that it names, and exits.
     #[arg(long)]
     check_config: bool,
     /// Prints the configuration with its defaults and exits.
@@ -100,6 +101,7 @@ fn start() -> anyhow::Result<()> {
         return Ok(());
     }
     if arguments.check_config {
+        check(&config).with_context(|| format!("in {}", path.display()))?;
         println!("{} is well", path.display());
         return Ok(());
     }
@@ -190,21 +192,43 @@ fn recover_region(config: MasterConfig, asked: &Recover) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn run(config: MasterConfig) -> anyhow::Result<()> {
-    observe::init_logging(&config.log).context("the setting `log` is wrong")?;
-    if let Some(plant) = plant::from_environment()? {
-        tracing::warn!(%plant, "A BUG IS PLANTED in this process: it loses data on purpose, for tests");
-    }
+/// What a start refuses before it touches anything.
+fn check(config: &MasterConfig) -> anyhow::Result<()> {
+    config.log.check().context("the setting `log` is wrong")?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async { network(config).map(drop) })
+}
+
+/// The network under the files that the configuration names, if they are those of this master in this cluster.
+fn network(config: &MasterConfig) -> anyhow::Result<TlsNetwork> {
     let Some(tls) = config.tls.clone() else {
         bail!("the setting `tls` is missing: a master speaks mutual TLS only; give cert, key and ca");
     };
     if let Some(global) = &config.global {
         global.check_root(&tls.ca)?;
     }
-    let network = Arc::new(TlsNetwork::load(tls).context("the setting `tls` is wrong")?);
-    let network = config.dev.beyond(network)?;
+    let network = TlsNetwork::load(tls).context("the setting `tls` is wrong")?;
+    let expected = Identity {
+        cluster: config.cluster.clone(),
+        region: config.region.clone(),
+        role: Role::Master,
+        name: config.name.clone(),
+    };
+    let found = network.identity();
+    if found != expected {
+        return Err(StartError::Identity { found: found.to_string(), expected: expected.to_string() }.into());
+    }
+    config.otlp.as_ref().map_or(Ok(()), OtlpConfig::check_files)?;
+    Ok(network)
+}
+
+async fn run(config: MasterConfig) -> anyhow::Result<()> {
+    observe::init_logging(&config.log).context("the setting `log` is wrong")?;
+    if let Some(plant) = plant::from_environment()? {
+        tracing::warn!(%plant, "A BUG IS PLANTED in this process: it loses data on purpose, for tests");
+    }
+    let network = config.dev.beyond(Arc::new(network(&config)?))?;
     let otlp = config.otlp.clone();
-    otlp.as_ref().map_or(Ok(()), OtlpConfig::check_files)?;
     let who = Who {
         service: "mooseng-master",
         instance: config.name.clone(),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mooseng_raft::{Member, RaftError};
+use mooseng_region::Liveness;
 use mooseng_transport::grpc::administration_server::Administration;
 use mooseng_transport::grpc::registry_server::Registry;
 use mooseng_transport::{peer_of, trace};
@@ -114,6 +115,27 @@ fn epochs_of_others(master: &Master) -> Vec<VolumeEpoch> {
     others.map(|(volume, known)| VolumeEpoch { volume: volume.0.into(), epoch: known.epoch.0 }).collect()
 }
 
+/// Refuses to have a chunkserver emptied without which no chunk could be written. Whom this master doesn't know, and what it doesn't serve, it says later.
+fn may_drain(master: &Master, name: &str) -> Result<(), Status> {
+    if master.serving().is_err() {
+        return Ok(());
+    }
+    let (now, least) = (master.clock.boot(), master.config.min_copies);
+    let candidates = master.desk(|desk| desk.registry.candidates(now));
+    if !candidates.iter().any(|c| c.name == name && !c.draining) {
+        return Ok(());
+    }
+    let left = candidates.iter().filter(|c| c.name != name && !c.draining && c.liveness == Liveness::Alive);
+    let left = left.count();
+    if left >= least {
+        return Ok(());
+    }
+    let message = format!(
+        "chunkserver {name} can't be drained: {left} living chunkservers would be left that aren't drained, and a new chunk needs {least} (`min_copies`), so that no file data could be written, and chunks had nowhere to go. Start another chunkserver first, or take one back into use (`mooseng chunkservers undrain`)"
+    );
+    Err(Status::invalid_argument(message))
+}
+
 /// What the regions refuse to agree on.
 fn not_agreed(error: CallError) -> Status {
     match error.code() {
@@ -221,6 +243,9 @@ impl Administration for Rpc {
     ) -> Result<Response<DrainReply>, Status> {
         let who = self.allow(&request, &[Role::Admin])?;
         let DrainRequest { chunkserver, drain } = request.into_inner();
+        if drain {
+            may_drain(&self.0, &chunkserver)?;
+        }
         tracing::info!(who, chunkserver, drain, "a chunkserver's draining is to change");
         house::drain::set(&self.0, &chunkserver, drain)
             .await

@@ -19,7 +19,11 @@ const SESSIONS_MAX: usize = 1_000;
 
 /// The status.
 pub fn of(master: &Master) -> StatusReply {
-    let raft = master.raft.status();
+    let mut raft = master.raft.status();
+    if !master.raft.is_leading() {
+        // By its own word one whose lease is over leads still.
+        raft.leader = raft.leader.filter(|leader| *leader != master.config.id);
+    }
     let leading = master.serving().is_ok();
     let masters = masters(master, &raft);
     let facts = facts(master, &masters);
@@ -177,7 +181,7 @@ fn facts(master: &Master, masters: &[MasterStatus]) -> Facts {
         });
         Facts {
             quorum: quorum(master).is_ok(),
-            failure: master.raft.failure(),
+            failure: failure(master),
             shortage,
             masters: masters.iter().map(of_master).collect(),
             chunkservers: servers.map(of_server).collect(),
@@ -213,12 +217,24 @@ fn facts(master: &Master, masters: &[MasterStatus]) -> Facts {
 /// How long a master may hear nothing of a leader and still be called ready: several elections.
 const SILENCE_MAX: Duration = Duration::from_secs(3);
 
-/// Ready while it takes part in its group and a quorum is known: a leader by its lease, a follower by what it hears of a leader.
+/// Why this master takes no part in its group, if it doesn't.
+fn failure(master: &Master) -> Option<String> {
+    let taken_out = || {
+        (master.raft.silence() > SILENCE_MAX && master.raft.is_taken_out()).then(|| {
+            "this master was taken out of its group, or is about to be: stop it once `mooseng status`, asked of another master, doesn't name it any more".to_owned()
+        })
+    };
+    master.raft.failure().or_else(taken_out)
+}
+
+/// Ready while it takes part in its group and a quorum is known: a leader by its lease, a follower by what it hears of a leader; and while the cluster lets its
+/// region in.
 pub fn ready(master: &Master) -> Result<(), String> {
-    match master.raft.failure() {
-        Some(failure) => Err(format!("MASTER_FAILED: {failure}")),
-        None => quorum(master),
+    if let Some(failure) = failure(master) {
+        return Err(format!("MASTER_FAILED: {failure}"));
     }
+    quorum(master)?;
+    master.global.as_ref().map_or(Ok(()), |global| global.is_let_in())
 }
 
 fn quorum(master: &Master) -> Result<(), String> {

@@ -130,6 +130,59 @@ async fn a_region_joins_and_leaves_while_the_cluster_runs() {
     );
 }
 
+/// Found by review: it voted and called itself ready, while its lease was refused and shown as renewed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_region_whose_token_is_over_is_no_member_and_not_ready() {
+    let mut regions = Regions::start(&[("a", 1), ("b", 1), ("w", 1)]).await;
+    regions.agreed().await;
+    let master = regions.prepare("c", 4);
+    let network = Arc::new(PlainNetwork::new(identity_of("b", Role::Admin, "x")));
+    let address = &regions.sites[1].config.advertise;
+    let mut client = AdministrationClient::new(grpc_channel(network, address, Role::Master).await);
+    let seat = MemberToAdd { id: 1, name: master.name, address: master.address, zone: master.zone };
+    let add = |secret: u8| AddRegionRequest {
+        name: "c".into(),
+        number: 0,
+        witness: false,
+        masters: vec![seat.clone()],
+        join: join::hash(&[secret; 16]).to_vec().into(),
+    };
+    client.add_region(add(9)).await.unwrap();
+    // Another token ends the first one, which its master has.
+    client.add_region(add(8)).await.unwrap();
+    let global = regions.sites[3].config.global.as_mut().unwrap();
+    global.join = Some(join::to_text(&JoinToken {
+        cluster: "test".into(),
+        region: "c".into(),
+        secret: vec![9; 16].into(),
+        ..JoinToken::default()
+    }));
+    regions.run(3).await;
+    let ready = |regions: &Regions| regions.running[3].as_ref().unwrap().ready();
+    until("it says that it isn't let in", async || {
+        ready(&regions).is_err_and(|why| why.contains("mooseng regions add"))
+    })
+    .await;
+    let members = async |regions: &Regions| {
+        let leader = regions.leader().await;
+        let all = regions.global(leader).raft().map(|raft| raft.status().members).unwrap_or_default();
+        all.iter().map(|m| (voters::region_of(m.id), m.voter)).collect::<Vec<_>>()
+    };
+    // Several looks of the group's leader.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(members(&regions).await, [(1, true), (2, true), (3, true)]);
+    let listed = client.list_regions(ListRegionsRequest {}).await.unwrap().into_inner().regions;
+    let ages = listed.iter().map(|region| (region.name.as_str(), region.lease_age_ms.is_some()));
+    assert_eq!(ages.collect::<Vec<_>>(), [("a", true), ("b", true), ("c", false), ("w", true)]);
+    client.add_region(add(9)).await.unwrap();
+    until("it votes", async || {
+        let members = members(&regions).await;
+        members.len() == 4 && members.iter().all(|(_, votes)| *votes)
+    })
+    .await;
+    until("it is ready", async || ready(&regions).is_ok()).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_volumes_settings_are_planned_and_changed_through_any_master() {
     let regions = Regions::start(&[("a", 1), ("b", 1), ("w", 1)]).await;
@@ -203,6 +256,7 @@ async fn shown(regions: &Regions, address: &str) {
         leaders == [regions.sites[leader].config.name.as_str()]
             && masters.iter().all(|m| m.reachable == Some(true))
             && masters.iter().filter(|m| m.voter).count() == 3
+            && reply.regions.iter().all(|region| region.lease_age_ms.is_some())
     };
     until("a master of b knows who leads, and reaches all", whole).await;
     assert_eq!((reply.asked.as_str(), reply.quorum, reply.fatal.len()), ("b", true, 0));
@@ -210,7 +264,6 @@ async fn shown(regions: &Regions, address: &str) {
         reply.regions.iter().map(|r| (r.name.as_str(), r.witness)).collect::<Vec<_>>(),
         [("a", false), ("b", false), ("w", true)]
     );
-    assert!(reply.regions.iter().all(|region| region.lease_age_ms.is_some()));
     let reply = client.list_volumes(ListVolumesRequest {}).await.unwrap().into_inner();
     let root = &reply.volumes[0];
     assert_eq!((root.home.as_str(), root.epoch, root.open, root.geo), ("a", 1, true, false));

@@ -489,6 +489,12 @@ async fn a_drained_chunkserver_ends_empty() {
     let at_once = region.status().await;
     let server = at_once.chunkservers.iter().find(|c| c.name == drained).unwrap();
     assert!(left > 0 && server.located > 0, "{left} and {} chunks before a scan", server.located);
+    // Without another one nothing could be written.
+    let other = at_once.chunkservers.iter().find(|c| c.name != drained).unwrap();
+    let refused = region.drain(Role::Admin, &other.name, true).await.unwrap_err();
+    assert!(refused.code() == tonic::Code::InvalidArgument, "{refused}");
+    assert!(refused.message().contains("1 living") && refused.message().contains("undrain"), "{refused}");
+    region.drain(Role::Admin, &drained, true).await.unwrap();
     let empty = async |region: &Region| {
         let status = region.status().await;
         let server = status.chunkservers.iter().find(|c| c.name == drained).unwrap();

@@ -163,6 +163,12 @@ fn found(master: &Master) -> BTreeMap<(String, String), String> {
     found.map(|finding| ((finding.code.code.to_owned(), finding.subject), finding.detail)).collect()
 }
 
+/// One whose group isn't made yet, or that hasn't been taken in, waits for no leader that was lost.
+fn silence(master: &Master) -> Duration {
+    let knows_its_group = !master.raft.status().members.is_empty();
+    if knows_its_group { master.raft.silence() } else { Duration::ZERO }
+}
+
 fn seen(master: &Master, findings: BTreeMap<(String, String), String>) -> Seen {
     let global = master.global.as_deref();
     let view = master.geo.view();
@@ -182,6 +188,7 @@ fn seen(master: &Master, findings: BTreeMap<(String, String), String>) -> Seen {
     Seen {
         // A witness leads its region, too, and serves nobody.
         leads: master.raft.is_leading().then(|| master.raft.term()),
+        silence: silence(master),
         leads_global: global
             .and_then(|global| global.raft())
             .filter(|raft| raft.is_leading())

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use mooseng_global::{Stage, View, Volume};
 use mooseng_region::events::{self, EventWord};
@@ -15,11 +16,16 @@ const STEADY_LOOKS: u32 = 3;
 /// Findings that are told of at a time, at most.
 const FINDINGS_MAX: usize = 200;
 
+/// A leader tells for how long there was none before it from so long a time on: elections last less.
+const OUTAGE_MIN: Duration = Duration::from_secs(5);
+
 /// What a master sees.
 #[derive(Clone, Debug, Default)]
 pub struct Seen {
     /// The term in which it leads its region, if it does.
     pub leads: Option<u64>,
+    /// For how long it has heard of no leader of its region with a majority; zero before it has known its group.
+    pub silence: Duration,
     /// The term in which it leads the global group, if it does.
     pub leads_global: Option<u64>,
     /// What the regions agreed on; none where there is one region.
@@ -98,6 +104,16 @@ impl Watch {
             return told;
         };
         if now.leads != before.leads {
+            // Nobody led who could have told of it, so whoever leads next does.
+            if before.silence >= OUTAGE_MIN {
+                let detail = format!(
+                    "Until now {} had heard of no leader with a majority for {} s.",
+                    self.master,
+                    before.silence.as_secs()
+                );
+                let key = format!("outage/{}/{term}", self.region);
+                tell(&mut told, &events::OUTAGE, &self.region, detail, key);
+            }
             let detail = format!("{} leads it, in term {term}.", self.master);
             tell(
                 &mut told,
@@ -508,6 +524,24 @@ mod tests {
         assert_eq!(watch.look(Seen { view: view(5, changed.clone()), ..follows }), []);
         let told = watch.look(Seen { view: view(5, changed), ..leading() });
         assert_eq!(words(&told), ["LEADER_ELECTED"], "what it saw as a follower isn't news");
+    }
+
+    #[test]
+    fn a_new_leader_tells_for_how_long_there_was_none() {
+        let silent = |s| Seen { leads: None, silence: Duration::from_secs(s), ..leading() };
+        let again = || Seen { leads: Some(4), ..leading() };
+        let mut watch = watching();
+        watch.look(silent(4));
+        assert_eq!(words(&watch.look(again())), ["LEADER_ELECTED"], "an election takes a while");
+        watch.look(silent(62));
+        watch.look(silent(63));
+        let told = watch.look(again());
+        assert_eq!((words(&told), told[0].subject.as_str()), (vec!["OUTAGE", "LEADER_ELECTED"], "b"));
+        assert!(
+            told[0].detail.contains("master-1 had heard of no leader with a majority for 63 s"),
+            "{told:?}"
+        );
+        assert_eq!(watch.look(again()), [], "once");
     }
 
     #[test]

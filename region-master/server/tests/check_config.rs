@@ -1,0 +1,57 @@
+//! `--check-config` refuses what a start would refuse, and a start refuses it before it makes anything.
+#![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use mooseng_certs::Authority;
+use mooseng_wire::{Identity, Role};
+
+/// How the daemon ended, and what it said.
+fn run(dir: &Path, text: &str, words: &[&str]) -> (bool, String) {
+    let path = dir.join("master.toml");
+    std::fs::write(&path, text).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mooseng-master"));
+    let output = command.arg("--config").arg(&path).args(words).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    (output.status.success(), said.into_owned())
+}
+
+#[test]
+fn what_a_start_refuses_the_check_refuses_and_nothing_is_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = Authority::create(&dir.path().join("ca"), "c").unwrap();
+    authority.region("eu").unwrap();
+    let leaf = dir.path().join("leaf");
+    let identity =
+        Identity { cluster: "c".into(), region: "eu".into(), role: Role::Master, name: "m1".into() };
+    authority.issue(&identity, Duration::from_secs(3600), &leaf, false).unwrap();
+    let state = dir.path().join("state");
+    let settings = |name: &str| {
+        format!(
+            "name = \"{name}\"\nid = 1\nregion = \"eu\"\ncluster = \"c\"\nlisten = \"127.0.0.1:7000\"\nstate_dir = {state:?}\n"
+        )
+    };
+    let tls = format!(
+        "[tls]\ncert = {:?}\nkey = {:?}\nca = {:?}\n",
+        leaf.join("cert.pem"),
+        leaf.join("key.pem"),
+        leaf.join("ca.pem")
+    );
+    let good = settings("m1") + &tls;
+    let (well, said) = run(dir.path(), &good, &["--check-config"]);
+    assert!(well && said.contains("is well"), "{said}");
+    for (text, names) in [
+        (settings("m1"), "`tls`"),
+        (settings("m2") + &tls, "the certificate says spiffe://c/eu/master/m1"),
+        (good.replace("key.pem", "no.pem"), "no.pem"),
+        (good.clone() + "[log]\nfilter = \"mooseng=loud\"\n", "`log`"),
+    ] {
+        for words in [vec!["--check-config"], vec![]] {
+            let (well, said) = run(dir.path(), &text, &words);
+            assert!(!well && said.contains(names), "{words:?}, {names}: {said}");
+        }
+    }
+    assert!(!state.exists(), "a start that was refused has made something");
+}
