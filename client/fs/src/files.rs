@@ -61,6 +61,8 @@ pub struct WriteOptions {
     pub mode: WriteMode,
     /// Clears setuid and setgid, as a write by an unprivileged user does.
     pub kill_suidgid: bool,
+    /// Pages of a shared mapping, which the kernel writes back.
+    pub of_mapping: bool,
 }
 
 #[derive(Debug)]
@@ -414,7 +416,7 @@ impl FileSystem {
         }
         inner.region.behind_abandoned("write", &[open.inode]).await?;
         // Pages of mappings have been written already: the kernel waits for them, and others for the kernel.
-        if options.mode != WriteMode::At {
+        if !options.of_mapping {
             self.paced(data.len() as u64).await?;
         }
         let guarded = self.guard(handle)?;

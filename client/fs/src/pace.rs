@@ -21,6 +21,10 @@ use crate::region::Region;
 
 /// How long after the last answer that said so writers still ask.
 const PACED_FOR: Duration = Duration::from_secs(10);
+/// How often those look that wait for another one's answer.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Between two questions.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
 /// Bytes that are let through by one answer.
 const LET_THROUGH: u64 = 8 << 20;
 /// What a change counts beyond its bytes.
@@ -31,6 +35,8 @@ struct State {
     until: Option<Instant>,
     /// Bytes that may go without asking.
     left: u64,
+    /// Since when the home has said that no region follows.
+    alone_since: Option<Instant>,
 }
 
 /// Whether writers of a session wait.
@@ -47,7 +53,7 @@ impl Pace {
     pub fn heard(&self, held: bool, now: Instant) {
         if held {
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-            *state = State { until: Some(now + PACED_FOR), left: 0 };
+            (state.until, state.left) = (Some(now + PACED_FOR), 0);
             self.on.store(true, Ordering::Release);
         }
     }
@@ -68,31 +74,50 @@ impl Pace {
     }
 
     fn let_through(&self) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).left = LET_THROUGH;
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        (state.left, state.alone_since) = (LET_THROUGH, None);
     }
 
-    /// Waits until so many bytes may be written; as long as operations are retried, and then the error says why it wasn't done.
+    /// Whether any region follows that is waited for, as the home says.
+    fn follows(&self, follows: bool, now: Instant) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.alone_since = if follows { None } else { Some(state.alone_since.unwrap_or(now)) };
+    }
+
+    /// Whether one that has waited since `began` has done so for `patience` without that any region followed.
+    fn is_for_nothing(&self, began: Instant, patience: Duration, now: Instant) -> bool {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.alone_since.is_some_and(|since| now.saturating_duration_since(since.max(began)) >= patience)
+    }
+
+    /// Waits until so many bytes may be written: for as long as a region follows that may come on. Where none does, only as long as operations are retried, and
+    /// then the error says why it wasn't done.
     pub async fn wait(&self, region: &Region, bytes: u64) -> Result<(), FsError> {
-        if self.take(bytes, Instant::now()) {
+        let began = Instant::now();
+        if self.take(bytes, began) {
             return Ok(());
         }
-        let began = Instant::now();
         region.counters.update(|c| c.paced += 1);
-        let _asking = self.asking.lock().await;
         loop {
+            // Whoever asks may be let through, or hear that it is for nothing, for all.
+            let asking = tokio::time::timeout(LOOK_EVERY, self.asking.lock()).await;
             if self.take(bytes, Instant::now()) {
                 return Ok(());
             }
+            if self.is_for_nothing(began, region.patience(), Instant::now()) {
+                let last = "no other region has what was written longer ago than the volume's lag_max";
+                return Err(region.unanswered_error("write", region.patience(), last));
+            }
+            let Ok(_asking) = asking else { continue };
             match region.tell_home(&Caller::default(), Op::Pace(Ask {})).await {
                 Ok(Reply::Done(_)) => self.let_through(),
-                // Nothing has changed: the home was asked for as long as one request may take.
-                Ok(Reply::Errno(_)) if began.elapsed() < region.patience() => {}
-                Ok(_) => {
-                    let last = "no other region has what was written longer ago than the volume's lag_max";
-                    return Err(region.unanswered_error("write", region.patience(), last));
+                Ok(Reply::Errno(errno)) => {
+                    self.follows(errno != libc::ETIMEDOUT as u32, Instant::now());
+                    // A home that is about to end answers at once.
+                    tokio::time::sleep(ASK_AGAIN).await;
                 }
                 // Whatever is asked for next meets the same, or a home that says nothing of the kind.
-                Err(_) => return Ok(()),
+                Ok(_) | Err(_) => return Ok(()),
             }
         }
     }
@@ -102,6 +127,11 @@ impl FileSystem {
     /// Where writers of the volume wait for other regions, this one does, with so many bytes to write.
     pub(crate) async fn paced(&self, bytes: u64) -> Result<(), FsError> {
         self.inner.session.pace.wait(&self.inner.region, bytes).await
+    }
+
+    /// Whether writers of the volume wait for other regions, or did a moment ago.
+    pub fn is_paced(&self) -> bool {
+        self.inner.session.pace.on.load(Ordering::Acquire)
     }
 }
 
@@ -126,5 +156,19 @@ mod tests {
         assert!(!pace.take(1, after(3)));
         assert!(!pace.take(1, after(11)));
         assert!(pace.take(1, after(12)) && pace.take(1, now));
+    }
+
+    #[test]
+    fn waiting_is_for_nothing_only_while_no_region_follows() {
+        let (pace, now, patience) = (Pace::default(), Instant::now(), Duration::from_secs(60));
+        let after = |seconds| now + Duration::from_secs(seconds);
+        assert!(!pace.is_for_nothing(now, patience, after(1_000)), "one that follows is waited for");
+        pace.follows(false, after(10));
+        pace.follows(false, after(65));
+        assert!(!pace.is_for_nothing(now, patience, after(69)));
+        assert!(pace.is_for_nothing(now, patience, after(70)));
+        assert!(!pace.is_for_nothing(after(20), patience, after(79)), "who came later waits as long");
+        pace.follows(true, after(80));
+        assert!(!pace.is_for_nothing(now, patience, after(1_000)));
     }
 }

@@ -144,8 +144,10 @@ mod tests {
             true
         }
         async fn write_back(&self, _inode: u64) {
-            let (me, options) =
-                (Caller::default(), WriteOptions { mode: WriteMode::At, ..Default::default() });
+            let (me, options) = (
+                Caller::default(),
+                WriteOptions { mode: WriteMode::At, of_mapping: true, ..Default::default() },
+            );
             self.fs.write(&me, self.handle, 0, Bytes::from_static(b"page"), options).await.unwrap();
             self.buffered.lock().unwrap().push(self.fs.status().dirty_bytes);
         }

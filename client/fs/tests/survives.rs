@@ -117,7 +117,7 @@ async fn appends_go_to_the_end_whoever_else_has_appended() {
         second.handle,
         1,
         Bytes::from_static(b"X"),
-        WriteOptions { mode: WriteMode::At, kill_suidgid: false },
+        WriteOptions { mode: WriteMode::At, ..WriteOptions::default() },
     )
     .await
     .unwrap();

@@ -57,7 +57,7 @@ impl Rig {
         let fs = self.tree.of(parent)?;
         let flags = libc::O_CREAT | libc::O_RDWR;
         let made = fs.create(&me(), parent, name.as_bytes(), 0o644, flags).await?;
-        let options = WriteOptions { mode: WriteMode::At, kill_suidgid: false };
+        let options = WriteOptions { mode: WriteMode::At, ..WriteOptions::default() };
         fs.write(&me(), made.handle, 0, Bytes::from_static(text.as_bytes()), options).await?;
         fs.fsync(made.handle, false).await?;
         fs.release(made.handle).await?;
@@ -237,7 +237,7 @@ async fn written_data_that_cant_be_sent_keeps_no_other_volume_from_writing() {
     let below = rig.tree.of(rig.below).unwrap();
     let flags = libc::O_CREAT | libc::O_RDWR;
     let made = below.create(&me(), rig.below, b"f", 0o644, flags).await.unwrap();
-    let options = WriteOptions { mode: WriteMode::At, kill_suidgid: false };
+    let options = WriteOptions { mode: WriteMode::At, ..WriteOptions::default() };
     let (chunk, caller) = (Bytes::from(vec![7; 64 << 10]), me());
     below.write(&me(), made.handle, 0, chunk.clone(), options).await.unwrap();
     below.fsync(made.handle, false).await.unwrap();

@@ -409,14 +409,14 @@ impl Filesystem for Adapter {
         // changed them since the open.
         let append = flags.0 & libc::O_APPEND != 0 && !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let mode = if append { WriteMode::Append } else { WriteMode::At };
-        let options =
-            WriteOptions { mode, kill_suidgid: write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) };
+        let of_mapping = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let kill_suidgid = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let options = WriteOptions { mode, kill_suidgid, of_mapping };
         let (caller, data) = (self.caller(&fs, req), Bytes::copy_from_slice(data));
         let length = data.len() as u32;
         let (whole, notifier) = (fs.clone(), self.notifier.clone());
         // Pages that are written whole the kernel has without a read.
         notifier.giving_pages(ino);
-        let of_mapping = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let writing = (!of_mapping).then(|| notifier.mappings.writing(ino));
         self.run(
             Operation::Write,

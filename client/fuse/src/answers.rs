@@ -95,8 +95,10 @@ impl Adapter {
     {
         let mut running = self.operations.begin(operation);
         let volume = InodeId(inode).volume();
-        let answers =
-            || self.tree.entered().is_empty() || self.tree.of(inode).is_ok_and(|fs| fs.ready().is_ok());
+        let answers = || {
+            let well = |fs: FileSystem| fs.ready().is_ok() && !fs.is_paced();
+            self.tree.entered().is_empty() || self.tree.of(inode).is_ok_and(well)
+        };
         // Too much is under way: this thread reads nothing more until something is done.
         let Some(permit) = self.permits.take(volume, answers, |room| self.runtime.block_on(room)) else {
             running.outcome(true);

@@ -61,7 +61,9 @@ impl Waiting {
 
     /// Takes the next inode that nobody is on, if there is one. What hangs keeps it waiting until then.
     fn take(&mut self, now: Instant) -> Result<Taken, Option<Instant>> {
-        let next = self.now.iter().find(|inode| !self.under_way.contains_key(*inode)).copied();
+        // Recalls wait for those that are told of.
+        let mut first = self.told.keys().chain(&self.now);
+        let next = first.find(|inode| !self.under_way.contains_key(*inode)).copied();
         let Some(inode) = next else { return Err(None) };
         let free_at = self.under_way.values().max().map(|youngest| *youngest + HANGS_AFTER);
         if let Some(free_at) = free_at.filter(|free_at| *free_at > now) {
@@ -179,7 +181,7 @@ impl Drops {
                 waiting.now.extend(soon);
                 (waiting.due, waiting.went) = (None, Some(now));
             }
-            if waiting.ended || waiting.idle() > IDLE_MAX {
+            if waiting.ended {
                 waiting.threads -= 1;
                 return None;
             }
@@ -191,6 +193,12 @@ impl Drops {
                         self.wake.notify_one();
                     }
                     return Some(taken);
+                }
+                Err(_) if waiting.idle() > IDLE_MAX => {
+                    waiting.threads -= 1;
+                    // Whoever stays looks when there is something to do, in place of this one.
+                    self.wake.notify_one();
+                    return None;
                 }
                 Err(free_at) => free_at,
             };

@@ -34,6 +34,8 @@ use crate::{classes, geo, locks, places, quotas, rights, seals};
 const EIO: u32 = 5;
 /// Linux' EAGAIN.
 const EAGAIN: u32 = 11;
+/// Linux' ETIMEDOUT.
+const ETIMEDOUT: u32 = 110;
 /// Linux' EXDEV.
 const EXDEV: u32 = 18;
 /// Linux' ESTALE.
@@ -130,9 +132,11 @@ pub async fn read(
         return at.answer(reply, 0, Beside::default());
     }
     if let Some(Op::Pace(_)) = &fs.op {
-        let reply = match geo::lag::let_through(master, volume, deadline).await {
-            true => FsReply { reply: Some(Reply::Done(Done {})) },
-            false => errno(EAGAIN),
+        let tail = geo::lag::let_through(master, volume, deadline).await;
+        let reply = match (tail.held, tail.follows) {
+            (false, _) => FsReply { reply: Some(Reply::Done(Done {})) },
+            (true, true) => errno(EAGAIN),
+            (true, false) => errno(ETIMEDOUT),
         };
         return at.answer(reply, 0, Beside::default());
     }

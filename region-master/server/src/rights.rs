@@ -3,7 +3,8 @@
 //! A client that is no longer let in by a changed configuration loses its rights with the master's restart: rules are looked up for each request.
 
 use mooseng_namespace::Errno;
-use mooseng_wire::call::CallError;
+use mooseng_transport::call_error;
+use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::{Caller, FileKind, FsReply, FsRequest, Lookup};
@@ -15,7 +16,7 @@ use crate::fs::context;
 use crate::geo::ROOT_VOLUME;
 use crate::master::Master;
 use crate::records::transact;
-use crate::tree;
+use crate::tree::{self, Way};
 
 /// Linux' O_ACCMODE, O_RDONLY and O_TRUNC.
 const ACCESS_MODE: u32 = 3;
@@ -50,12 +51,17 @@ fn confines(rule: &MountRule) -> bool {
 /// Refuses a volume to a client whose rule names a subtree, unless the tree shows the volume in that now.
 async fn may_enter(master: &Master, volume: VolumeId, rule: &MountRule) -> Result<(), CallError> {
     let subtree = &rule.subtree;
-    match tree::known_at(master, volume).await {
-        Some(at) if is_below(&at, rule) => Ok(()),
-        Some(_) => Err(denied(format!(
+    match tree::way_up(master, volume).await {
+        (at, Way::Known) if is_below(&at, rule) => Ok(()),
+        (_, Way::Unclear) => {
+            let message =
+                format!("whether volume {volume} is joined in {subtree} isn't known at present; try again");
+            Err(call_error(ErrorCode::Unavailable, message))
+        }
+        (_, Way::Known) => Err(denied(format!(
             "the rule for this client lets it mount {subtree}, in which volume {volume} isn't joined"
         ))),
-        None => Err(denied(format!(
+        (_, Way::Elsewhere) => Err(denied(format!(
             "the rule for this client lets it mount {subtree}, and whether volume {volume} is joined in that isn't known in this region, its home, which doesn't have all the volumes above: give it those (`mooseng volume set PATH --regions`)"
         ))),
     }

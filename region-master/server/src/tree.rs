@@ -67,31 +67,43 @@ pub async fn at(master: &Master, volume: VolumeId) -> Bytes {
     way_up(master, volume).await.0
 }
 
-/// [`at`], where this region has all the volumes above.
-pub async fn known_at(master: &Master, volume: VolumeId) -> Option<Bytes> {
-    let (shown, known) = way_up(master, volume).await;
-    known.then_some(shown)
+/// How much of a volume's way up to the root is known here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// All of it, as the tree is now.
+    Known,
+    /// This region doesn't have all the volumes above.
+    Elsewhere,
+    /// Not at present: what this region has of one above isn't whole, or can't be read.
+    Unclear,
 }
 
 /// Where the tree shows a volume, and whether it does so now.
-async fn way_up(master: &Master, mut volume: VolumeId) -> (Bytes, bool) {
+pub async fn way_up(master: &Master, mut volume: VolumeId) -> (Bytes, Way) {
     let view = master.geo.view();
     let mut shown = Vec::new();
     // A volume is only made in one that there is: the way up ends at the root.
     while let Some(join) = view.as_ref().and_then(|view| view.volumes.get(&volume)?.join.as_ref()) {
         let (directory, above) = (join.place.directory, join.place.parent());
         let known = match geo::place_of(master, above) {
-            Whereabouts::Nowhere => None,
-            _ => paths::path(&paths::reading(master), directory).await.ok().flatten(),
+            Whereabouts::Nowhere => Err(Way::Elsewhere),
+            _ => match paths::path(&paths::reading(master), directory).await {
+                Ok(Some(path)) => Ok(path),
+                Ok(None) | Err(_) => Err(Way::Unclear),
+            },
         };
-        let Some(within) = known else {
-            shown.splice(..0, join.place.path.bytes());
-            return (shown.into(), false);
+        let within = match known {
+            Ok(path) => path,
+            Err(way) => {
+                shown.splice(..0, join.place.path.bytes());
+                return (shown.into(), way);
+            }
         };
         shown.splice(..0, within);
         volume = above;
     }
-    (shown.into(), volume == ROOT_VOLUME)
+    // A volume of which nothing was agreed on here yet is nowhere.
+    (shown.into(), if volume == ROOT_VOLUME { Way::Known } else { Way::Unclear })
 }
 
 /// A volume by the number that an administrator gave: it has to be there, and at home here. Who asks elsewhere is told where its home is.

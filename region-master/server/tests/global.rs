@@ -58,7 +58,7 @@ async fn a_cluster_is_founded_and_every_master_knows_the_same() {
         sync_set: ["a".to_owned()].into(),
         automatic: true,
         blocks_alone: false,
-        lag_max: None,
+        lag_max: Some(mooseng_global::LAG_MAX_DEFAULT),
         lost_home: None,
         forced_home: None,
         join: None,

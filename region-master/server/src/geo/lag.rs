@@ -35,6 +35,7 @@ pub(super) async fn keep(master: &Arc<Master>, volume: VolumeId, epoch: Epoch) {
                     newest: master.geo.newest(volume),
                     lag_max: known.lag_max,
                     blocks_alone: known.blocks_alone,
+                    changes: changes_between,
                 };
                 lag.step(master.clock.boot(), &facts)
             }
@@ -52,6 +53,10 @@ pub(super) async fn keep(master: &Arc<Master>, volume: VolumeId, epoch: Epoch) {
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
+}
+
+fn changes_between(later: LogPosition, earlier: LogPosition) -> Option<u64> {
+    if later.epoch == earlier.epoch { later.version.checked_sub(earlier.version) } else { None }
 }
 
 struct Ends<'a>(&'a Seat);
@@ -72,14 +77,14 @@ pub fn is_held(master: &Master, volume: VolumeId) -> bool {
     tail(master, volume).held
 }
 
-/// Waits until writers needn't wait any longer; answers whether that is so.
-pub async fn let_through(master: &Master, volume: VolumeId, deadline: Instant) -> bool {
+/// Waits until writers needn't wait any longer. Answers how it is then.
+pub async fn let_through(master: &Master, volume: VolumeId, deadline: Instant) -> Tail {
     let until = deadline.min(Instant::now() + WAIT_MAX);
     let mut tail = master.geo.seat(volume).tail.subscribe();
-    let free = async { tail.wait_for(|tail| !tail.held).await.is_ok() };
     tokio::select! {
-        free = free => free,
-        () = tokio::time::sleep_until(until) => false,
-        () = master.shutdown.cancelled() => false,
+        _ = tail.wait_for(|tail| !tail.held) => {}
+        () = tokio::time::sleep_until(until) => {}
+        () = master.shutdown.cancelled() => {}
     }
+    *master.geo.seat(volume).tail.borrow()
 }

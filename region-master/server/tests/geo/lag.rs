@@ -32,6 +32,12 @@ async fn set(regions: &Regions, lag_max_ms: u64) {
     .await;
 }
 
+/// Leases are short here.
+async fn ask(client: &Client) -> Reply {
+    client.open(&[]).await.unwrap();
+    client.read(Op::Pace(Pace {})).await.unwrap()
+}
+
 fn tail(regions: &Regions) -> mooseng_region::lag::Tail {
     serving(regions, "a").map(|master| lag::tail(master, ROOT_VOLUME)).unwrap_or_default()
 }
@@ -45,7 +51,7 @@ async fn writers_wait_for_a_region_that_falls_behind_and_go_on_as_it_catches_up(
     change(&client, mkdir("x")).await;
     set(&regions, 1_500).await;
     until("the other region counts", async || tail(&regions).age.is_some()).await;
-    assert!(matches!(client.read(Op::Pace(Pace {})).await.unwrap(), Reply::Done(_)));
+    assert!(matches!(ask(&client).await, Reply::Done(_)));
 
     regions.cut("b");
     change(&client, mkdir("y")).await;
@@ -53,7 +59,7 @@ async fn writers_wait_for_a_region_that_falls_behind_and_go_on_as_it_catches_up(
     until("writers wait", async || tail(&regions).held).await;
     // Who asks is answered once the region has come on.
     let asking = client.clone();
-    let asked = tokio::spawn(async move { asking.read(Op::Pace(Pace {})).await.unwrap() });
+    let asked = tokio::spawn(async move { ask(&asking).await });
     tokio::time::sleep(Duration::from_millis(400)).await;
     assert!(!asked.is_finished());
     regions.heal();
@@ -64,7 +70,7 @@ async fn writers_wait_for_a_region_that_falls_behind_and_go_on_as_it_catches_up(
     regions.cut("b");
     change(&client, mkdir("z")).await;
     until("writers wait again", async || tail(&regions).held).await;
-    let asked = client.read(Op::Pace(Pace {})).await.unwrap();
+    let asked = ask(&client).await;
     assert!(matches!(asked, Reply::Errno(EAGAIN)), "{asked:?}");
     set(&regions, 0).await;
     until("nobody waits", async || !tail(&regions).held).await;
