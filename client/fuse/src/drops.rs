@@ -298,8 +298,8 @@ mod tests {
             std::thread::sleep(Duration::from_millis(5));
         }
         std::thread::sleep(HANGS_AFTER * 2);
-        let (under_way, threads) = (drops.waiting().under_way.len(), drops.waiting().threads);
-        assert_eq!((under_way, threads), (THREADS_MAX, THREADS_MAX));
+        let under_way = drops.waiting().under_way.len();
+        assert_eq!((under_way, drops.waiting().threads), (THREADS_MAX, THREADS_MAX));
         kernel.free();
         assert_eq!(kernel.wait_for_drops(20).len(), 20);
         while drops.waiting().threads > IDLE_MAX && begun.elapsed() < Duration::from_secs(40) {

@@ -47,7 +47,7 @@ events! {
     SALVAGE_KEPT, "a region", "What it alone had of a volume when it was followed by another home is put aside.";
     SYNC_SET_GROWN, "a volume", "A region more must have what was flushed before fsync returns.";
     SYNC_SET_SHRUNK, "a volume", "A region isn't waited for any more; nothing is answered without it before this.";
-    VOLUME_CHANGED, "a volume", "Its settings were changed: durability, failover, what fsync does alone, or its regions.";
+    VOLUME_CHANGED, "a volume", "Its settings were changed: durability, failover, what fsync does alone, how old its tail may be, or its regions.";
     VOLUME_DELETED, "a volume", "It is deleted, and the directory that it was joined at is an ordinary one.";
     VOLUME_JOINED, "a volume", "Its directory names it: mounts cross into it there.";
     VOLUME_LET_GO, "a region", "Nothing is left there of a volume that it was taken out of.";

@@ -29,8 +29,10 @@ const SAMPLES_MAX: usize = 4 * SAMPLES as usize;
 /// No oftener than this.
 const SAMPLE: Duration = Duration::from_millis(50);
 
-/// The pace of a region is measured over so long while it is behind, and over half of that at least.
+/// The pace of a region is measured over so long while it is behind.
 const PACE_OVER: Duration = Duration::from_secs(6);
+/// And over this at least: whatever is written in the meantime isn't held.
+const PACE_AFTER: Duration = Duration::from_secs(1);
 
 /// What is looked at.
 #[derive(Clone, Copy, Debug)]
@@ -111,7 +113,7 @@ impl<P: Copy + Ord> Lag<P> {
         let (since, was) = *self.came.front()?;
         let measured = now.since(since);
         let (came, missing) = ((facts.changes)(most, was)?, (facts.changes)(facts.newest, most)?);
-        (came > 0 && measured >= PACE_OVER / 2).then(|| measured.mul_f64(missing as f64 / came as f64))
+        (came > 0 && measured >= PACE_AFTER).then(|| measured.mul_f64(missing as f64 / came as f64))
     }
 
     fn sample(&mut self, now: BootTime, newest: P, bound: Duration) {
@@ -219,7 +221,7 @@ mod tests {
                 if tail.held {
                     assert!(tail.follows, "that ends by itself");
                     let since = *waits_since.get_or_insert(ms);
-                    let most = 1_000 * (BOUND.as_secs() + written / taken);
+                    let most = 1_000 * (BOUND.as_secs() + 2 * written / taken);
                     assert!(
                         ms - since <= most,
                         "{written} of {taken}: they have waited for {} ms",
@@ -237,7 +239,7 @@ mod tests {
                 }
                 let oldest = made.front().map_or(0, |(_, made)| ms - made);
                 // Before a pace is known they write as fast as they can.
-                let most = 1_300 * BOUND.as_secs() + 3_000 * (written / taken);
+                let most = 1_300 * BOUND.as_secs() + 2_000 * (written / taken);
                 assert!(oldest <= most, "{written} of {taken}: {oldest} ms");
             }
             assert!(idle < 30, "{written} of {taken}: the region had nothing to do {idle} times");

@@ -394,10 +394,12 @@ fn settings(was: &Volume, is: &Volume) -> Vec<String> {
     let failover = |volume: &Volume| if volume.automatic { "auto" } else { "manual" }.to_owned();
     let alone = |volume: &Volume| if volume.blocks_alone { "block" } else { "degrade" }.to_owned();
     let durability = |volume: &Volume| volume.durability.as_str().to_owned();
+    let lag_max = |volume: &Volume| volume.lag_max.map_or("none".to_owned(), |most| format!("{most:?}"));
     let rows = [
         ("durability", durability(was), durability(is)),
         ("failover", failover(was), failover(is)),
         ("on sync loss", alone(was), alone(is)),
+        ("lag_max", lag_max(was), lag_max(is)),
         ("regions", regions(was), regions(is)),
     ];
     rows.into_iter()
