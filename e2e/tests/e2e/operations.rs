@@ -82,6 +82,7 @@ fn run() -> Result<()> {
         "PEER_REVOKED",
         "our certificate is revoked",
         "written data couldn't be",
+        "changes of names that weren't told to the region yet are lost",
         "the session's lease had lapsed",
         "an operation failed",
         // The list was withheld from a chunkserver.
