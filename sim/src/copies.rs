@@ -19,7 +19,7 @@ use mooseng_master::master::Master;
 use mooseng_namespace::upkeep::{self, ChunkListing};
 use mooseng_ports::clock::BootTime;
 use mooseng_ports::disk::sim::SimDisk;
-use mooseng_region::repair::{Condition, condition};
+use mooseng_region::repair::{Condition, OpenCopy, condition, open_copy};
 use mooseng_schema::Record;
 use mooseng_schema::extent::{self, ExtentRecord};
 use mooseng_store::{RangeLimit, Read, Store, Transaction};
@@ -94,12 +94,18 @@ fn may_be_ended(master: &Master, since: BootTime, listing: &ChunkListing) -> boo
     let grace = Duration::from_millis(house.grace_ms).saturating_sub(MARGIN);
     // Its storage class may change, or have changed.
     let classified = master.desk(|desk| desk.root.classes.are_several());
-    let names = listing.location.iter().flat_map(|l| &l.copies);
-    let lost = master.desk(|desk| {
-        names.map(|name| condition(&desk.registry, name, now, since, grace)).any(|is| is == Condition::Lost)
-    });
+    let mut names = listing.location.iter().flat_map(|l| &l.copies);
     let age_ns = master.clock.unix_ns().saturating_sub(listing.record.born_ns);
     let age = Duration::from_nanos(u64::try_from(age_ns).unwrap_or(0));
+    let appended_for = (listing.used.extents > 0).then_some(age + MARGIN);
+    let settle = Duration::from_millis(house.settle_ms).saturating_sub(MARGIN);
+    let lost = master.desk(|desk| {
+        let registry = &desk.registry;
+        names.any(|name| {
+            condition(registry, name, now, since, grace) == Condition::Lost
+                || open_copy(registry, name, now, listing.chunk, appended_for, settle) == OpenCopy::Lost
+        })
+    });
     let unused = listing.used.extents == 0 && age + MARGIN >= Duration::from_millis(house.collect_after_ms);
     lost || unused || classified
 }
