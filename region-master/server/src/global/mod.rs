@@ -466,7 +466,6 @@ fn node_config(own: &MasterConfig, config: &GlobalConfig) -> NodeConfig {
         entries_between_snapshots: ENTRIES_KEPT,
         log_bytes_max: LOG_BYTES_MAX,
         log_bytes_kept: LOG_BYTES_MAX / 4,
-        // Not `tells_commits`, though homes would begin sooner: a move whose target is cut off in the midst hung with it (tests/geo/moving.rs), which isn't understood.
         ..NodeConfig::new(
             voters::node_id(number, own.id),
             &format!("{}/{}", own.region, own.name),
