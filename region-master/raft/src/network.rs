@@ -305,7 +305,8 @@ impl PeerLink {
     }
 
     /// Whether an append without entries would only tell the peer what was committed, a moment after it acknowledged all before. openraft
-    /// sends one behind each commit, and keeps the next entries waiting for its answer; the next append or heartbeat tells the same.
+    /// sends one behind each commit, and keeps the next entries waiting for its answer; the next append or heartbeat tells the same, unless followers are to
+    /// hear at once ([`RaftConfig::tells_commits`](crate::RaftConfig::tells_commits)).
     /// The success that it is answered with was the peer's own answer, to a request that the lease counted.
     fn says_nothing_new(&self, rpc: &AppendEntriesRequest<TypeConfig>) -> bool {
         let Some((sent, vote, last)) = &self.acknowledged_last else { return false };

@@ -213,7 +213,7 @@ impl RaftNode {
             metrics: metrics.clone(),
             room: room.clone(),
             flushing,
-            quiet: own.timings.heartbeat / 2,
+            quiet: if own.tells_commits { Duration::ZERO } else { own.timings.heartbeat / 2 },
         };
         let raft = Raft::new(own.id, config(&own)?, peers, log, machine).await;
         let raft = raft.map_err(|e| RaftError::Refused(e.to_string()))?;

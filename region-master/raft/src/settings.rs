@@ -65,6 +65,9 @@ pub struct RaftConfig {
     pub log_bytes_max: u64,
     /// Bytes of log that stay then.
     pub log_bytes_kept: u64,
+    /// Followers hear at once of what was committed, and not with the next append or heartbeat: what they do about it may not wait for that. It costs an append
+    /// behind each commit, for whose answer the next entries wait.
+    pub tells_commits: bool,
     /// Hears of what comes into this member's log.
     pub on_append: Option<OnAppend>,
 }
@@ -99,6 +102,7 @@ impl RaftConfig {
             entries_between_snapshots: 10_000,
             log_bytes_max: 256 << 20,
             log_bytes_kept: 64 << 20,
+            tells_commits: false,
             on_append: None,
         }
     }

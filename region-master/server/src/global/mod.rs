@@ -466,6 +466,8 @@ fn node_config(own: &MasterConfig, config: &GlobalConfig) -> NodeConfig {
         entries_between_snapshots: ENTRIES_KEPT,
         log_bytes_max: LOG_BYTES_MAX,
         log_bytes_kept: LOG_BYTES_MAX / 4,
+        // A home that is moved, or follows a lost one, begins when its region hears of it.
+        tells_commits: true,
         ..NodeConfig::new(
             voters::node_id(number, own.id),
             &format!("{}/{}", own.region, own.name),

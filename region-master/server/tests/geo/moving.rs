@@ -142,6 +142,7 @@ impl Mount {
 
     /// Tries until there is an answer.
     pub async fn call(&mut self, method: Method, number: u64, op: Op) -> Response {
+        let mut unavailable = 0;
         let tried = async {
             loop {
                 let failure = match self.attempt(method, number, &op).await {
@@ -149,7 +150,10 @@ impl Mount {
                     Err(failure) => failure,
                 };
                 match failure {
-                    CallFailure::Remote(e) if e.code() == ErrorCode::Unavailable => {}
+                    // For a second: a home that is cut off from all others says so as long as it is, and another one has begun meanwhile. Mounts look around, too.
+                    CallFailure::Remote(e) if e.code() == ErrorCode::Unavailable && unavailable < 100 => {
+                        unavailable += 1;
+                    }
                     // It is to be taken up there.
                     CallFailure::Remote(e)
                         if matches!(e.code(), ErrorCode::SessionExpired | ErrorCode::StaleEpoch) =>
@@ -157,6 +161,7 @@ impl Mount {
                         let _ = self.open().await;
                     }
                     _ => {
+                        unavailable = 0;
                         self.at = (self.at + 1) % self.links.len();
                         let _ = self.open().await;
                     }

@@ -14,8 +14,8 @@ use mooseng_wire::fs::Sync;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::geo::Place;
-use mooseng_wire::global::SetVolume;
 use mooseng_wire::global::change::Change;
+use mooseng_wire::global::{SetVolume, StayHome};
 use mooseng_wire::{Epoch, Role};
 use tokio::time::Instant;
 
@@ -149,6 +149,8 @@ async fn a_leader_that_knows_less_than_the_one_before_answers_no_fsync_alone() {
     agree(&regions, Change::SetVolume(change_of(false))).await.unwrap();
     let is_of_region = |root: &Volume| root.durability == Durability::Region && !root.automatic;
     until("all know", async || is_of_region(&regions.agreed().await.volumes[&ROOT_VOLUME])).await;
+    // What was agreed on is on disk with whatever comes next: a master that is started again knows it then, though it hears of nobody.
+    agree(&regions, Change::StayHome(StayHome { volume: 0, epoch: 1 })).await.unwrap();
     let place = change(&client(&regions, "one", "a"), mkdir("d")).await;
     let before = regions.agreed().await.version;
     regions.cut("a");
