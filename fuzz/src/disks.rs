@@ -1,21 +1,38 @@
-//! What lies on disks: the Raft log, chunks, and dumps of a store.
+//! What lies on disks: the Raft log, chunks, the metadata store, and dumps of it.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use mooseng_chunk::{Append, ChunkStore, StoreOptions};
+use mooseng_embedded::base::{decode_position, encode_position, end_of_batches};
+use mooseng_embedded::{BasePosition, Position};
 use mooseng_ports::disk::sim::SimDisk;
-use mooseng_ports::disk::{Disk, OpenMode};
-use mooseng_store::dump::{Encoder, Header, Reader};
+use mooseng_ports::disk::{Disk, OpenMode, read_all, write_atomically};
+use mooseng_store::dump::{Encoder, FORMAT, Header, Reader};
 use mooseng_wal::{Entry, LogId, Options, Vote, Wal};
 use mooseng_wire::{ChunkId, Epoch};
+use xxhash_rust::xxh3::xxh3_64;
 
-const LOG_DIR: &str = "/raft";
+pub const LOG_DIR: &str = "/raft";
+pub const STATE_DIR: &str = "/state";
+pub const DATA_DIR: &str = "/data";
 const CHUNK: ChunkId = ChunkId(1);
 const EPOCH: Epoch = Epoch(1);
 /// Bytes of the chunk that is damaged: two groups of blocks, and a piece of one.
 const CHUNK_BYTES: usize = 66 * 4096 + 700;
+
+/// Has a disk hold a file.
+pub fn put(disk: &SimDisk, path: &Path, bytes: &[u8]) {
+    let made = path.parent().map_or(Ok(()), |directory| disk.create_dir_all(directory));
+    assert!(made.and_then(|()| write_atomically(disk, path, bytes)).is_ok(), "a new disk takes a file");
+}
+
+/// What a file holds, which must be there.
+pub fn kept(disk: &SimDisk, path: &Path) -> Vec<u8> {
+    let read = disk.open(path, OpenMode::ReadOnly).and_then(|file| read_all(&*file));
+    read.unwrap_or_else(|error| panic!("{} can't be read: {error}", path.display()))
+}
 
 /// Damage to a file: changed bytes, and where it ends.
 ///
@@ -83,15 +100,16 @@ fn options() -> StoreOptions {
     StoreOptions {
         cluster: "c".into(),
         chunkserver: "cs".into(),
-        state_dir: "/state".into(),
-        data_dirs: vec!["/data".into()],
+        state_dir: STATE_DIR.into(),
+        data_dirs: vec![DATA_DIR.into()],
         reserve_bytes: 0,
         open_files_max: 8,
         trash: false,
     }
 }
 
-fn store(disk: &SimDisk) -> Option<ChunkStore> {
+/// Chunkserver cs of cluster c.
+pub fn store(disk: &SimDisk) -> Option<ChunkStore> {
     ChunkStore::open(Arc::new(disk.clone()), options(), &mut || "disk".to_owned()).ok()
 }
 
@@ -150,6 +168,10 @@ pub fn dump(input: &[u8]) {
     let Some((how, bytes)) = input.split_first() else { return };
     let bytes = if how % 2 == 0 { bytes.to_vec() } else { with_checksums(bytes) };
     let Ok(mut reader) = Reader::begin(&bytes[..]) else { return };
+    // One that claims an earlier format is read, and would be written in this one.
+    if bytes.get(8..12) != Some(&FORMAT.to_le_bytes()[..]) {
+        return;
+    }
     let (mut encoder, mut again) = Encoder::begin(&reader.header);
     loop {
         match reader.block() {
@@ -211,4 +233,61 @@ pub fn dump_seeds() -> Vec<Vec<u8>> {
         seed
     };
     vec![seed(0, 0), seed(0, 3), seed(1, 1), seed(1, 3)]
+}
+
+/// Where the metadata store stands in the log, as it keeps that: refused, or to the byte what would be written for that place.
+pub fn position(input: &[u8]) {
+    if let Some(at) = decode_position(input) {
+        assert!(encode_position(&at) == input, "a position was taken in that nobody would write so");
+    }
+}
+
+pub fn position_seeds() -> Vec<Vec<u8>> {
+    let at = |version, meta: &'static [u8]| {
+        let position = Position { index: 1, term: 2, node: 3, meta: Bytes::from_static(meta) };
+        encode_position(&BasePosition { position, version })
+    };
+    vec![encode_position(&BasePosition::default()), at(4, b"membership"), at(u64::MAX, b"")]
+}
+
+/// The journal below the metadata store, whose end a power loss may have torn: what is kept of it is whole, and goes on.
+pub fn journal(input: &[u8]) {
+    let end = end_of_batches(input);
+    let Some(whole) = input.get(..end) else { panic!("more is kept than there is") };
+    assert_eq!(end_of_batches(whole), end, "what is kept isn't whole");
+    let next = journal_batch(9, &[pair(b"next", b"value")]);
+    assert_eq!(end_of_batches(&[whole, &next].concat()), end + next.len(), "what is kept doesn't go on");
+}
+
+/// A batch as fjall writes it.
+fn journal_batch(sequence: u64, items: &[Vec<u8>]) -> Vec<u8> {
+    let (count, items) = (items.len() as u32, items.concat());
+    let mut batch = vec![1];
+    batch.extend(count.to_le_bytes());
+    batch.extend(sequence.to_le_bytes());
+    batch.extend_from_slice(&items);
+    batch.push(3);
+    batch.extend(xxh3_64(&items).to_le_bytes());
+    batch.extend_from_slice(b"FJL\x03");
+    batch
+}
+
+/// An item of a batch: a key and a value that isn't compressed.
+fn pair(key: &[u8], value: &[u8]) -> Vec<u8> {
+    let mut item = vec![2, 0, 0];
+    item.extend(1_u64.to_le_bytes());
+    item.extend((key.len() as u16).to_le_bytes());
+    let length = (value.len() as u32).to_le_bytes();
+    [&item[..], &length, &length, key, value].concat()
+}
+
+pub fn journal_seeds() -> Vec<Vec<u8>> {
+    let cleared = [&[4_u8][..], &1_u64.to_le_bytes()].concat();
+    let first = journal_batch(1, &[pair(b"dk", b"value"), pair(b"p", &[1; 33])]);
+    let second = journal_batch(2, &[cleared, pair(b"dl", b"")]);
+    let both = [&first[..], &second].concat();
+    assert_eq!(end_of_batches(&both), both.len(), "the journal's format is another one");
+    // Torn, with zeros that were reserved behind it.
+    let torn = [&both[..], &second[..20], &[0; 16]].concat();
+    vec![vec![], first, both, torn]
 }

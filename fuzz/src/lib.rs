@@ -4,7 +4,9 @@
 //! must leave the whole as consistent as before. `cargo test -p mooseng-fuzz` replays the corpus and thousands of mutations of it on any
 //! toolchain; `scripts/fuzz` searches on with libFuzzer (docs/fuzzing.md).
 
+mod daemons;
 mod disks;
+mod raft;
 mod requests;
 mod texts;
 
@@ -23,7 +25,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 20] = [
     Target { name: "frames", run: frames, seeds: frame_seeds },
     Target { name: "batch", run: batch, seeds: batch_seeds },
     Target { name: "log", run: disks::log, seeds: disks::log_seeds },
@@ -34,6 +36,16 @@ pub const TARGETS: [Target; 10] = [
     Target { name: "texts", run: texts::texts, seeds: texts::text_seeds },
     Target { name: "requests", run: requests::requests, seeds: requests::seeds },
     Target { name: "acls", run: requests::lists, seeds: requests::list_seeds },
+    Target { name: "join", run: texts::join, seeds: texts::join_seeds },
+    Target { name: "revocations", run: texts::revocations, seeds: texts::revocation_seeds },
+    Target { name: "wan", run: texts::wan, seeds: texts::wan_seeds },
+    Target { name: "lineage", run: raft::lineage, seeds: raft::lineage_seeds },
+    Target { name: "entries", run: raft::entries, seeds: raft::entry_seeds },
+    Target { name: "position", run: disks::position, seeds: disks::position_seeds },
+    Target { name: "journal", run: disks::journal, seeds: disks::journal_seeds },
+    Target { name: "events", run: daemons::events, seeds: daemons::event_seeds },
+    Target { name: "state", run: daemons::state, seeds: daemons::state_seeds },
+    Target { name: "identity", run: daemons::identity, seeds: daemons::identity_seeds },
 ];
 
 /// Frames of a connection, in whatever pieces they come.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use mooseng_ports::disk::{Disk, OpenMode, Space, read_all, write_atomically};
 use mooseng_wire::ChunkId;
@@ -114,6 +115,8 @@ struct Health {
     dropped: Option<String>,
     /// The last probe's failure: passes by itself.
     probe: Option<String>,
+    /// What the disk said of its room last.
+    space: Option<Space>,
 }
 
 /// One data directory.
@@ -144,6 +147,8 @@ pub struct DirectoryStatus {
     pub writable: bool,
     /// Why not.
     pub error: String,
+    /// For how long the disk hasn't answered, where it hangs.
+    pub hangs: Option<Duration>,
 }
 
 impl Directory {
@@ -273,7 +278,22 @@ impl Directory {
     }
 
     pub(crate) fn space(&self) -> io::Result<Space> {
-        self.disk.space(&self.path)
+        let space = self.disk.space(&self.path)?;
+        lock(&self.health).space = Some(space);
+        Ok(space)
+    }
+
+    /// The same of a disk that may hang: then what it said last.
+    pub(crate) fn space_at_once(&self) -> io::Result<Space> {
+        if self.hangs().is_none() {
+            return self.space();
+        }
+        lock(&self.health).space.ok_or_else(|| io::Error::other("the disk doesn't answer"))
+    }
+
+    /// For how long the disk hasn't answered, where it hangs.
+    pub(crate) fn hangs(&self) -> Option<Duration> {
+        self.disk.hangs(&self.path)
     }
 
     /// Why the disk was dropped.
@@ -283,8 +303,9 @@ impl Directory {
 
     /// Why nothing new should go there.
     pub(crate) fn unwritable(&self) -> Option<String> {
+        let hangs = self.hangs().map(|since| format!("it hasn't answered for {} s", since.as_secs()));
         let health = lock(&self.health);
-        health.dropped.clone().or_else(|| health.probe.clone())
+        health.dropped.clone().or_else(|| health.probe.clone()).or(hangs)
     }
 
     /// Counts a failed operation; too many drop the disk.
@@ -339,7 +360,8 @@ fn read_identity(disk: &dyn Disk, path: &Path) -> io::Result<Found> {
     }
 }
 
-fn encode(identity: &DiskIdentity) -> String {
+/// An identity as its file has it.
+pub fn encode(identity: &DiskIdentity) -> String {
     let DiskIdentity { cluster, chunkserver, id, format, founding, incarnation } = identity;
     let founding = founding.map(|mark| format!("founding {mark}\n")).unwrap_or_default();
     // Earlier builds read over it.
@@ -349,7 +371,8 @@ fn encode(identity: &DiskIdentity) -> String {
     )
 }
 
-fn decode(bytes: &[u8]) -> Option<DiskIdentity> {
+/// What a file says; none where it can't be read.
+pub fn decode(bytes: &[u8]) -> Option<DiskIdentity> {
     let text = std::str::from_utf8(bytes).ok()?;
     let field =
         |key: &str| text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(' ').map(str::to_owned));

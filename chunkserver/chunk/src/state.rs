@@ -58,7 +58,8 @@ impl StateFile {
     }
 }
 
-fn encode(facts: &Facts) -> String {
+/// Facts as the file has them.
+pub fn encode(facts: &Facts) -> String {
     let format = if facts.founding.is_some() { FORMAT } else { 1 };
     let mut text = format!("format {format}\nincarnation {}\n", facts.incarnation);
     if let Some(founding) = facts.founding {
@@ -76,7 +77,8 @@ fn encode(facts: &Facts) -> String {
     text
 }
 
-fn decode(bytes: &[u8]) -> Result<Facts, String> {
+/// What a file says, or what is wrong with it in words.
+pub fn decode(bytes: &[u8]) -> Result<Facts, String> {
     let mut facts = Facts::default();
     let text = std::str::from_utf8(bytes).map_err(|_| "the state file isn't text")?;
     for (n, line) in text.lines().enumerate() {

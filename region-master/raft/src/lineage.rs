@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use mooseng_ports::disk::{Disk, OpenMode, read_all, write_atomically};
 
 /// The file, in the log's directory: with the log it is lost, and with an empty one there is none.
-const FILE: &str = "lineage";
+pub const FILE: &str = "lineage";
 
 /// A line: 0 is the group as it was founded; a later one is greater.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]

@@ -350,8 +350,8 @@ impl Drop for FjallReplacement {
     }
 }
 
-/// `format | index | term | node | version | meta`, integers big-endian.
-fn encode_position(at: &BasePosition) -> Vec<u8> {
+/// A position as a base keeps it: `format | index | term | node | version | meta`, integers big-endian.
+pub fn encode_position(at: &BasePosition) -> Vec<u8> {
     let mut out = vec![FORMAT];
     for number in [at.position.index, at.position.term, at.position.node, at.version] {
         out.put_u64(number);
@@ -360,7 +360,8 @@ fn encode_position(at: &BasePosition) -> Vec<u8> {
     out
 }
 
-fn decode_position(bytes: &[u8]) -> Option<BasePosition> {
+/// What [`encode_position`] wrote; none for what it didn't write.
+pub fn decode_position(bytes: &[u8]) -> Option<BasePosition> {
     let (format, mut left) = bytes.split_first()?;
     if *format != FORMAT {
         return None;

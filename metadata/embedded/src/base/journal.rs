@@ -88,8 +88,8 @@ fn keep_tail(database: &Path, tail: &[u8]) -> io::Result<()> {
     }
 }
 
-/// Where the whole batches at the front end.
-fn end_of_batches(bytes: &[u8]) -> usize {
+/// Where the whole batches at the front of a journal end.
+pub fn end_of_batches(bytes: &[u8]) -> usize {
     let mut end = 0;
     while let Some(length) = batch(&bytes[end..]) {
         end += length;

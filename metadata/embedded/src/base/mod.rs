@@ -13,7 +13,8 @@ mod fjall;
 mod journal;
 mod memory;
 
-pub use self::fjall::FjallBase;
+pub use self::fjall::{FjallBase, decode_position, encode_position};
+pub use journal::end_of_batches;
 pub use memory::MemoryBase;
 
 /// Why the base can't go on. Nothing heals it in this process: the daemon stops serving and says so.
