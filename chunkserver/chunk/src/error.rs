@@ -114,6 +114,19 @@ pub enum ChunkError {
         /// What the disk answered.
         reason: String,
     },
+    /// The disk answers nothing: that says nothing of the copy.
+    #[error(
+        "the disk at {} hasn't answered for {seconds} s, and others wait for it already, so that chunk {chunk} was left as it is; use another copy, or ask again later",
+        path.display()
+    )]
+    DiskHangs {
+        /// The chunk.
+        chunk: ChunkId,
+        /// The data directory.
+        path: PathBuf,
+        /// For how long a call has been under way.
+        seconds: u64,
+    },
     /// The process, or its host, lacks descriptors or memory: that says nothing of the copy.
     #[error(
         "this chunkserver lacks file descriptors or memory and left chunk {chunk} as it is: {reason}; ask again, or use another copy"
@@ -198,7 +211,9 @@ impl ChunkError {
             ChunkError::OffsetMismatch { .. } | ChunkError::TooShort { .. } => ErrorCode::OffsetMismatch,
             ChunkError::TooLong { .. } | ChunkError::PacketCorrupt { .. } => ErrorCode::InvalidRequest,
             ChunkError::StaleEpoch { .. } | ChunkError::StaleCustody { .. } => ErrorCode::StaleEpoch,
-            ChunkError::Importing { .. } | ChunkError::Lacking { .. } => ErrorCode::Busy,
+            ChunkError::Importing { .. } | ChunkError::Lacking { .. } | ChunkError::DiskHangs { .. } => {
+                ErrorCode::Busy
+            }
             ChunkError::Corrupt { .. } | ChunkError::Damaged { .. } | ChunkError::Different { .. } => {
                 ErrorCode::Corrupt
             }

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use mooseng_ports::plant;
@@ -90,8 +91,8 @@ pub struct ChunkStore {
     chunks: Mutex<BTreeMap<ChunkId, Arc<Chunk>>>,
     state: Mutex<StateFile>,
     changes: Mutex<Watched>,
-    /// Held while a chunk is deleted or a copy installed, so that an order is compared with the newest leader's term up to its end.
-    orders: Mutex<()>,
+    /// By chunk, held while it is deleted or a copy of it installed, so that an order is compared with the newest leader's term up to its end.
+    orders: Mutex<BTreeMap<ChunkId, Arc<Mutex<()>>>>,
     scan: Scan,
 }
 
@@ -111,6 +112,32 @@ impl ChunkStore {
     /// Counts starts of this chunkserver.
     pub fn incarnation(&self) -> u64 {
         lock(&self.state).facts.incarnation
+    }
+
+    /// How many data directories there are, those that aren't used among them.
+    pub fn places(&self) -> usize {
+        self.places.len()
+    }
+
+    /// The number of the data directory that a chunk lies in, from 0 on; none where it isn't here.
+    pub fn place_of(&self, chunk: ChunkId) -> Option<usize> {
+        let found = self.find(chunk).ok()?;
+        let is_its = |place: &Place| matches!(place, Place::Used(d) if Arc::ptr_eq(d, &found.directory));
+        self.places.iter().position(is_its)
+    }
+
+    /// Refuses a call for a chunk if the disk of that data directory hangs.
+    pub fn answers(&self, chunk: ChunkId, place: usize) -> Result<(), ChunkError> {
+        let Some(Place::Used(directory)) = self.places.get(place) else { return Ok(()) };
+        directory.hangs().map_or(Ok(()), |since| {
+            let path = directory.path.clone();
+            Err(ChunkError::DiskHangs { chunk, path, seconds: since.as_secs() })
+        })
+    }
+
+    /// The data directories whose disks hang, and for how long they haven't answered.
+    pub fn hanging(&self) -> Vec<(PathBuf, Duration)> {
+        self.used().filter_map(|d| Some((d.path.clone(), d.hangs()?))).collect()
     }
 
     fn find(&self, chunk: ChunkId) -> Result<Arc<Chunk>, ChunkError> {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use common::{TornDisk, open, open_with, options};
-use mooseng_chunk::directory::IDENTITY_FILE;
+use mooseng_chunk::directory::{DirectoryStatus, IDENTITY_FILE};
 use mooseng_chunk::layout::{RECORD_AT, block_at, entry_at};
 use mooseng_chunk::{Admission, Append, Change, ChunkError, ChunkStore, StoreOptions, Written};
 use mooseng_ports::disk::os::OsDisk;
@@ -531,6 +531,7 @@ fn a_disk_that_hangs_keeps_no_other_and_no_report_waiting() {
         assert_eq!(on.admit(ChunkId(2), EPOCH, 6, 1), Ok(Admission::Early { length: 5 }));
         assert_eq!(append(&on, other, 4, b" again").unwrap().flushed, 10);
         assert_eq!(on.read(other, 0, 10).unwrap(), "well again");
+        assert_eq!(on.delete(other, EPOCH, 1, 0), Ok(()), "the other deletion waits for another disk");
         done.send(()).unwrap();
     });
     let outcome = told.recv_timeout(Duration::from_secs(10));
@@ -541,6 +542,80 @@ fn a_disk_that_hangs_keeps_no_other_and_no_report_waiting() {
     deletes.join().unwrap().unwrap();
     assert_eq!(store.stat(ChunkId(1)).unwrap().length, 11);
     assert!(store.stat(ChunkId(2)).unwrap().sealed);
+}
+
+/// A disk of two directories, of which one says that it hangs when it is told to. Whoever calls it then fails.
+#[derive(Clone)]
+struct Hung(Two, Arc<AtomicBool>);
+
+const HUNG_FOR: Duration = Duration::from_secs(7);
+
+impl Hung {
+    fn under(&self, path: &Path) -> &Two {
+        assert_eq!(self.hangs(path), None, "somebody waits for it");
+        &self.0
+    }
+}
+
+impl Disk for Hung {
+    fn open(&self, path: &Path, mode: OpenMode) -> std::io::Result<Arc<dyn DiskFile>> {
+        self.under(path).open(path, mode)
+    }
+    fn create_dir_all(&self, path: &Path) -> std::io::Result<()> {
+        self.under(path).create_dir_all(path)
+    }
+    fn list(&self, path: &Path) -> std::io::Result<Vec<String>> {
+        self.under(path).list(path)
+    }
+    fn rename(&self, from: &Path, to: &Path) -> std::io::Result<()> {
+        self.under(from).rename(from, to)
+    }
+    fn remove(&self, path: &Path) -> std::io::Result<()> {
+        self.under(path).remove(path)
+    }
+    fn sync_dir(&self, path: &Path) -> std::io::Result<()> {
+        self.under(path).sync_dir(path)
+    }
+    fn space(&self, path: &Path) -> std::io::Result<mooseng_ports::disk::Space> {
+        self.under(path).space(path)
+    }
+    fn hangs(&self, path: &Path) -> Option<Duration> {
+        (path.starts_with("/b") && self.1.load(SeqCst)).then_some(HUNG_FOR)
+    }
+}
+
+#[test]
+fn nothing_new_goes_to_a_disk_that_hangs_and_it_is_told_of() {
+    let (two, hangs) = (Two(SimDisk::default()), Arc::new(AtomicBool::new(false)));
+    let store = open_with(&Hung(two, hangs.clone()), options(&["/a", "/b"]));
+    append(&store, ONE, 0, b"on the roomier one").unwrap();
+    let before = store.directories();
+    let told = |disks: &[DirectoryStatus]| -> Vec<(bool, Option<Duration>, u64)> {
+        disks.iter().map(|d| (d.writable, d.hangs, d.chunks)).collect()
+    };
+    assert_eq!(told(&before), [(true, None, 0), (true, None, 1)]);
+    assert_eq!((store.places(), store.place_of(ONE), store.place_of(ChunkId(2))), (2, Some(1), None));
+    assert_eq!((store.answers(ONE, 1), store.hanging()), (Ok(()), vec![]));
+
+    hangs.store(true, SeqCst);
+    let now = store.directories();
+    assert_eq!(told(&now), [(true, None, 0), (false, Some(HUNG_FOR), 1)]);
+    assert_eq!((now[1].bytes_total, now[1].bytes_free), (before[1].bytes_total, before[1].bytes_free));
+    assert!(now[1].error.contains("hasn't answered for 7 s"), "{}", now[1].error);
+    assert_eq!(store.hanging(), [(Path::new("/b").to_owned(), HUNG_FOR)]);
+    let refused = store.answers(ONE, 1).unwrap_err();
+    assert!(matches!(refused, ChunkError::DiskHangs { chunk: ONE, seconds: 7, .. }), "{refused}");
+    assert_eq!(refused.code(), ErrorCode::Busy);
+    assert_eq!(store.answers(ONE, 0), Ok(()));
+    append(&store, ChunkId(2), 0, b"on the other one").unwrap();
+    assert_eq!(store.place_of(ChunkId(2)), Some(0));
+    assert!(store.is_writable());
+    // House-keeping leaves it alone.
+    assert_eq!((store.purge_trash(9, 0), store.is_short_of_room()), (0, true));
+
+    hangs.store(false, SeqCst);
+    assert_eq!(told(&store.directories()), [(true, None, 1), (true, None, 1)]);
+    assert_eq!(store.read(ONE, 0, 2).unwrap(), "on");
 }
 
 #[test]

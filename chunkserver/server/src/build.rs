@@ -28,7 +28,7 @@ impl Pulls {
         let length = checked(&build)?;
         let (chunk, epoch, custody) = (ChunkId(build.chunk), Epoch(build.epoch), build.custody);
         let mut import = self
-            .work(move |store| {
+            .work(chunk, move |store| {
                 store.see_custody(custody)?;
                 store.build(chunk, epoch, length)
             })
@@ -38,7 +38,7 @@ impl Pulls {
             let bytes = self.gather(&build, window, members).await?;
             self.metrics.bytes_pulled.inc_by(bytes.len() as u64);
             import = self
-                .work(move |_| -> Result<Import, ChunkError> {
+                .work(chunk, move |_| -> Result<Import, ChunkError> {
                     import.write(&bytes)?;
                     Ok(import)
                 })
@@ -47,7 +47,7 @@ impl Pulls {
                 sleep(Duration::from_millis(due_ms).saturating_sub(begun.elapsed())).await;
             }
         }
-        let digest = self.work(move |store| store.install_built(import, custody, now_s)).await?;
+        let digest = self.work(chunk, move |store| store.install_built(import, custody, now_s)).await?;
         tracing::info!(
             chunk = chunk.0,
             pieces = build.pieces.len(),
@@ -90,7 +90,7 @@ impl Pulls {
             // Checked: it lies within.
             return Ok(source.data.slice(offset as usize..(offset + length) as usize));
         }
-        let mut failed = match self.work(move |store| store.read(chunk, offset, length)).await {
+        let mut failed = match self.work(chunk, move |store| store.read(chunk, offset, length)).await {
             Ok(bytes) => return Ok(bytes),
             Err(error) => error,
         };

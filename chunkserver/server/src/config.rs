@@ -90,8 +90,9 @@ fn chain_timeout_ms() -> u64 {
     1_500
 }
 
+/// Longer than a loan to a client of the same host lasts; short, for what is overwritten all the time passes through here.
 fn trash_s() -> u64 {
-    3_600
+    120
 }
 
 fn scrub_period_s() -> u64 {

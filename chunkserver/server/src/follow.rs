@@ -28,8 +28,9 @@ impl Pulls {
         let _permit = self.permit_to_follow()?;
         let (chunk, epoch) = (ChunkId(follow.chunk), Epoch(follow.epoch));
         let (digest, source) = checked(&follow)?;
-        self.arriving(chunk, epoch, follow.upto, if source.is_some() { ARRIVING_MAX } else { ARRIVING_LOOK })
-            .await;
+        let within = if source.is_some() { ARRIVING_MAX } else { ARRIVING_LOOK };
+        let expected = Duration::from_millis(follow.expected_ms.into()).min(ARRIVING_MAX);
+        self.arriving(chunk, epoch, follow.upto, (within, expected)).await;
         let (custody, upto) = (follow.custody, follow.upto);
         let begin = move |store: &mooseng_chunk::ChunkStore| {
             store.see_epoch(chunk.volume().0, epoch)?;
@@ -42,7 +43,7 @@ impl Pulls {
                 Err(error) => Err(error),
             }
         };
-        let stat = self.work(begin).await?;
+        let stat = self.work(chunk, begin).await?;
         if stat.sealed {
             return if stat.length >= upto && (digest.is_none() || stat.length == upto) {
                 Ok(Followed { length: stat.length, sealed: true })
@@ -80,10 +81,10 @@ impl Pulls {
         while let Some(piece) = pieces.next().await {
             let (offset, bytes) = piece?;
             self.metrics.bytes_pulled.inc_by(bytes.len() as u64);
-            self.work(move |store| store.write(&Append { chunk, epoch, offset, bytes })).await?;
+            self.work(chunk, move |store| store.write(&Append { chunk, epoch, offset, bytes })).await?;
         }
         if stat.flushed < upto {
-            self.work(move |store| store.flush(chunk)).await?;
+            self.work(chunk, move |store| store.flush(chunk)).await?;
         }
         let Some(digest) = digest else { return Ok(Followed { length: upto, sealed: false }) };
         let seal = move |store: &mooseng_chunk::ChunkStore| {
@@ -93,22 +94,31 @@ impl Pulls {
             store.see_custody(custody)?;
             store.seal(chunk, epoch, upto)
         };
-        self.work(seal).await?;
+        self.work(chunk, seal).await?;
         Ok(Followed { length: upto, sealed: true })
     }
 }
 
 impl Pulls {
-    /// Bytes may be on their way here ([`crate::push`]): as long as some come, those are waited for rather than fetched, too.
-    async fn arriving(&self, chunk: ChunkId, epoch: Epoch, upto: u64, within: Duration) {
+    /// Bytes may be on their way here ([`crate::push`]): as long as some come, those are waited for rather than fetched, too; where they are `expected`, so long
+    /// also before any have come.
+    async fn arriving(
+        &self,
+        chunk: ChunkId,
+        epoch: Epoch,
+        upto: u64,
+        (within, expected): (Duration, Duration),
+    ) {
         let begun = Instant::now();
         let mut before = None;
-        while begun.elapsed() < within {
+        while begun.elapsed() < within.max(expected) {
             let is = match self.store.stat(chunk) {
-                Ok(stat) if stat.length < upto && !stat.sealed && stat.epoch <= epoch => stat.length,
+                Ok(stat) if stat.length < upto && !stat.sealed && stat.epoch <= epoch => Some(stat.length),
+                Err(ChunkError::NotFound { .. }) => None,
                 _ => return,
             };
-            if before.replace(is) == Some(is) {
+            let stands = before.replace(is).map_or(is.is_none(), |before| before == is);
+            if stands && begun.elapsed() >= expected {
                 return;
             }
             tokio::time::sleep(ARRIVING_LOOK).await;

@@ -17,6 +17,8 @@ use crate::metrics::Metrics;
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// A probe that takes longer means that the disks hang. Together with the above it stays below the five seconds in which /readyz must tell.
 const PROBE_MAX: Duration = Duration::from_secs(3);
+/// A disk on which one call takes so long hangs: masters are told, and few others may wait for it. Disks that only have much to do answer sooner, mostly.
+pub(crate) const HUNG_AFTER: Duration = Duration::from_secs(5);
 
 /// What readiness hangs on.
 pub struct Health {
@@ -35,6 +37,13 @@ impl Health {
 
     /// Ready, or why not.
     pub fn ready(&self) -> Result<(), String> {
+        if let Some((path, since)) = self.store.hanging().first() {
+            return Err(format!(
+                "the disk at {} hasn't answered for {} s: look at the kernel's log",
+                path.display(),
+                since.as_secs()
+            ));
+        }
         let probed = *self.probed.lock().unwrap_or_else(PoisonError::into_inner);
         if probed.elapsed() > PROBE_EVERY + PROBE_MAX {
             return Err(format!(

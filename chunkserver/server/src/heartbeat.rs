@@ -1,9 +1,11 @@
 //! Reports to each master, so that whichever leads next knows its chunkservers, and what masters answer: keys, epochs, commands.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures::future::join_all;
 use mooseng_chunk::{Change, ChunkError, ChunkInfo, ChunkStore};
 use mooseng_ports::clock::Clock;
 use mooseng_transport::grpc::registry_client::RegistryClient;
@@ -13,7 +15,7 @@ use mooseng_wire::admin::{ChunkReport, ChunkserverCommand, DiskReport, Heartbeat
 use mooseng_wire::founding::Founding;
 use mooseng_wire::{ChunkId, Epoch, Role};
 use rand::Rng;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -94,6 +96,19 @@ struct Beat {
     told: Told,
 }
 
+/// Whose turn it is to have a master's commands carried out, by the number of the data directory that they concern: those of one answer after those of the one
+/// before, and none behind what is under way on another disk, which may hang.
+#[derive(Default)]
+struct Obeying(BTreeMap<Option<usize>, Arc<Semaphore>>);
+
+impl Obeying {
+    /// None while those of an earlier answer are under way.
+    fn turn(&mut self, place: Option<usize>) -> Option<OwnedSemaphorePermit> {
+        let turns = self.0.entry(place).or_insert_with(|| Arc::new(Semaphore::new(1)));
+        turns.clone().try_acquire_owned().ok()
+    }
+}
+
 /// How far an inventory has been sent to a master.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Inventory {
@@ -106,11 +121,11 @@ impl Heartbeats {
     /// Reports to one master until told to stop.
     pub async fn run(&self, master: &str, shutdown: CancellationToken) {
         let mut failures = 0u32;
-        let obeying = Arc::new(Semaphore::new(1));
+        let mut obeying = Obeying::default();
         while !shutdown.is_cancelled() {
             let connected = tokio::select! {
                 () = shutdown.cancelled() => return,
-                failed = self.report(master, &obeying, &mut failures) => failed,
+                failed = self.report(master, &mut obeying, &mut failures) => failed,
             };
             if failures == 1 {
                 tracing::warn!(master, reason = connected, "a master isn't reached; trying on");
@@ -126,7 +141,7 @@ impl Heartbeats {
     }
 
     /// Reports over one connection until that fails; answers why it did.
-    async fn report(&self, master: &str, obeying: &Arc<Semaphore>, failures: &mut u32) -> String {
+    async fn report(&self, master: &str, obeying: &mut Obeying, failures: &mut u32) -> String {
         let channel =
             match timeout(ANSWER_WITHIN, grpc_channel(self.network.clone(), master, Role::Master)).await {
                 Ok(channel) => channel,
@@ -251,6 +266,8 @@ impl Heartbeats {
                 chunks: d.chunks,
                 writable: d.writable,
                 error: d.error,
+                // Less than a second is no time, and would say that it doesn't hang.
+                hangs_s: d.hangs.map_or(0, |since| since.as_secs().max(1)),
             })
             .collect();
         let request = HeartbeatRequest {
@@ -309,8 +326,8 @@ impl Heartbeats {
         true
     }
 
-    /// Carries a master's commands out, one answer's after the other's.
-    async fn obey(&self, master: &str, obeying: &Arc<Semaphore>, mut reply: HeartbeatReply) {
+    /// Carries a master's commands out, of each disk one answer's after the other's.
+    async fn obey(&self, master: &str, obeying: &mut Obeying, mut reply: HeartbeatReply) {
         if reply.founding.is_empty() && self.store.founding().is_some() && !reply.commands.is_empty() {
             // A leader of an earlier version can't say which region it is of: commands wait for one that can.
             tracing::debug!(master, "commands without a founding mark aren't carried out");
@@ -326,35 +343,51 @@ impl Heartbeats {
         if reply.commands.is_empty() && epochs.is_empty() {
             return;
         }
-        // While those of an earlier answer are under way, these wait: the master sends them again.
-        let turn = obeying.clone().try_acquire_owned();
-        let commands = if turn.is_ok() { reply.commands } else { Vec::new() };
-        let store = self.store.clone();
-        let (from, came) = (master.to_owned(), Instant::now());
-        let order = Order { custody: reply.custody, now_s: unix_s(&*self.clock), came };
-        let work = move || {
-            let failed = |e: ChunkError| {
-                let (master, reason) = (&from, e.to_string());
-                tracing::warn!(master, reason, "a master's command wasn't carried out");
-            };
+        let order = Arc::new(Order {
+            from: master.to_owned(),
+            custody: reply.custody,
+            now_s: unix_s(&*self.clock),
+            came: Instant::now(),
+        });
+        let mut commands: BTreeMap<Option<usize>, Vec<ChunkserverCommand>> = BTreeMap::new();
+        for command in reply.commands.into_iter().take(COMMANDS_MAX) {
+            let place = chunk_of(&command).and_then(|chunk| self.store.place_of(chunk));
+            commands.entry(place).or_default().push(command);
+        }
+        let (store, of_epochs) = (self.store.clone(), order.clone());
+        let see = move || {
             for (volume, epoch) in epochs {
                 // Another master may have told a later one meanwhile.
                 if epoch > store.epoch_of(volume) {
-                    store.see_epoch(volume, epoch).unwrap_or_else(failed);
+                    store.see_epoch(volume, epoch).unwrap_or_else(|e| of_epochs.failed(&e));
                 }
-            }
-            let _turn = turn;
-            for command in commands.into_iter().take(COMMANDS_MAX) {
-                if came.elapsed() > OBEY_WITHIN {
-                    return;
-                }
-                obey(&store, &order, command).unwrap_or_else(failed);
             }
         };
-        if timeout(OBEY_WITHIN, self.blocking.run(work)).await.is_err() {
+        let work = async {
+            self.blocking.run(see).await;
+            let begun = commands.into_iter().filter_map(|(place, commands)| {
+                // While those of an earlier answer are under way, these wait: the master sends them again.
+                let turn = obeying.turn(place)?;
+                let (store, order) = (self.store.clone(), order.clone());
+                Some(self.blocking.run(move || {
+                    let _turn = turn;
+                    order.carry_out(&store, commands);
+                }))
+            });
+            join_all(begun).await;
+        };
+        if timeout(OBEY_WITHIN, work).await.is_err() {
             tracing::debug!(master, "a master's commands take long");
         }
     }
+}
+
+/// The chunk that a command is about.
+fn chunk_of(command: &ChunkserverCommand) -> Option<ChunkId> {
+    command.command.as_ref().map(|command| match command {
+        Command::Seal(seal) => ChunkId(seal.chunk),
+        Command::Delete(delete) => ChunkId(delete.chunk),
+    })
 }
 
 /// The home epochs that a master tells, by volume.
@@ -373,11 +406,30 @@ fn report(info: &ChunkInfo) -> ChunkReport {
     }
 }
 
-/// Whose command it is, and when it came.
+/// Whose commands they are, and when they came.
 struct Order {
+    /// The master's address.
+    from: String,
     custody: u64,
     now_s: u64,
     came: Instant,
+}
+
+impl Order {
+    fn failed(&self, error: &ChunkError) {
+        let (master, reason) = (&self.from, error.to_string());
+        tracing::warn!(master, reason, "a master's command wasn't carried out");
+    }
+
+    /// Those that are begun in time.
+    fn carry_out(&self, store: &ChunkStore, commands: Vec<ChunkserverCommand>) {
+        for command in commands {
+            if self.came.elapsed() > OBEY_WITHIN {
+                return;
+            }
+            obey(store, self, command).unwrap_or_else(|e| self.failed(&e));
+        }
+    }
 }
 
 /// Carries out one command. Masters repeat commands until a heartbeat shows their effect.
@@ -396,5 +448,20 @@ fn obey(store: &ChunkStore, order: &Order, command: ChunkserverCommand) -> Resul
             Ok(())
         }
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_wait_for_those_about_the_same_disk_only() {
+        let mut obeying = Obeying::default();
+        let turn = obeying.turn(Some(0));
+        assert!(turn.is_some() && obeying.turn(Some(0)).is_none());
+        assert!(obeying.turn(Some(1)).is_some() && obeying.turn(None).is_some());
+        drop(turn);
+        assert!(obeying.turn(Some(0)).is_some());
     }
 }

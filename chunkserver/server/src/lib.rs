@@ -4,6 +4,7 @@
 //! - [`server`]: [`ChunkserverServer`], the whole daemon below `main`, which the simulation and tests start in-process, too.
 //! - [`service`]: the calls of the chunk data stream: append, read, seal, stat.
 //! - [`access`]: who may call what, and the ticket keys.
+//! - `gates`: who may work on which disk, for one that hangs mustn't take all threads.
 //! - [`order`]: appends of one chunk in the order of their offsets, however they arrive.
 //! - [`members`]: connections to the next members of chains, and to the sources of copies.
 //! - `pull`: copies of other chunkservers' chunks, made as masters order; `build`: new chunks of pieces of others; `scrub`: reading everything again, and emptying the trash.
@@ -26,6 +27,7 @@ pub mod config;
 pub mod epochs;
 mod follow;
 mod founding;
+mod gates;
 pub mod health;
 pub mod heartbeat;
 pub mod lend;

@@ -7,13 +7,14 @@ use std::time::Duration;
 use futures::{StreamExt, stream};
 use mooseng_chunk::chain::refusal;
 use mooseng_chunk::{ChunkError, ChunkStore, Digest, Import};
-use mooseng_transport::{Blocking, call_error};
+use mooseng_transport::call_error;
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::chunk::{Pull, Pulled, Read};
 use mooseng_wire::{BULK_BYTES_MAX, CHUNK_BYTES_MAX, ChunkId, Epoch};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep};
 
+use crate::gates::Gates;
 use crate::members::Members;
 use crate::metrics::Metrics;
 
@@ -30,7 +31,7 @@ pub(crate) const PIECE_WITHIN: Duration = Duration::from_secs(10);
 /// Makes copies.
 pub struct Pulls {
     pub(crate) store: Arc<ChunkStore>,
-    pub(crate) blocking: Blocking,
+    gates: Arc<Gates>,
     pub(crate) metrics: Metrics,
     at_once: Semaphore,
     follows: Semaphore,
@@ -38,14 +39,8 @@ pub struct Pulls {
 
 impl Pulls {
     /// Into that store.
-    pub fn new(store: Arc<ChunkStore>, blocking: Blocking, metrics: Metrics) -> Self {
-        Self {
-            store,
-            blocking,
-            metrics,
-            at_once: Semaphore::new(AT_ONCE),
-            follows: Semaphore::new(FOLLOWS_MAX),
-        }
+    pub fn new(store: Arc<ChunkStore>, gates: Arc<Gates>, metrics: Metrics) -> Self {
+        Self { store, gates, metrics, at_once: Semaphore::new(AT_ONCE), follows: Semaphore::new(FOLLOWS_MAX) }
     }
 
     /// One of the copies that may be made at a time.
@@ -74,7 +69,7 @@ impl Pulls {
                 store.import(chunk, epoch, length, &digest)
             }
         };
-        let Some(mut import) = self.work(begin).await? else { return Ok(Pulled { was_here: true }) };
+        let Some(mut import) = self.work(chunk, begin).await? else { return Ok(Pulled { was_here: true }) };
         let begun = Instant::now();
         // A source in another region is a round trip away for each piece.
         let ahead = if pull.bytes_per_s == 0 { AHEAD } else { AHEAD_PACED };
@@ -90,7 +85,7 @@ impl Pulls {
             let bytes = bytes?;
             self.metrics.bytes_pulled.inc_by(bytes.len() as u64);
             import = self
-                .work(move |_| -> Result<Import, ChunkError> {
+                .work(chunk, move |_| -> Result<Import, ChunkError> {
                     import.write(&bytes)?;
                     Ok(import)
                 })
@@ -100,17 +95,18 @@ impl Pulls {
             }
         }
         let custody = pull.custody;
-        self.work(move |store| store.install(import, &digest, custody, now_s)).await?;
+        self.work(chunk, move |store| store.install(import, &digest, custody, now_s)).await?;
         tracing::info!(chunk = chunk.0, source, bytes = pull.length, "made a copy of a chunk");
         Ok(Pulled { was_here: false })
     }
 
+    /// Runs work on a chunk where it may block.
     pub(crate) async fn work<T: Send + 'static>(
         &self,
+        chunk: ChunkId,
         f: impl FnOnce(&ChunkStore) -> Result<T, ChunkError> + Send + 'static,
     ) -> Result<T, CallError> {
-        let store = self.store.clone();
-        self.blocking.run(move || f(&store)).await.map_err(|e| refusal(&e))
+        self.gates.run(chunk, f).await.map_err(|e| refusal(&e))
     }
 }
 

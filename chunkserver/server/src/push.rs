@@ -18,6 +18,7 @@ use mooseng_wire::chunk::{Append, ChainMember, Push, PushBegun, StatChunk};
 use mooseng_wire::{BULK_BYTES_MAX, ChunkId, Epoch};
 use tokio::sync::Notify;
 
+use crate::gates::Gates;
 use crate::members::Members;
 use crate::metrics::Metrics;
 use crate::service::CHAIN_MAX;
@@ -131,6 +132,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub struct Pushes {
     store: Arc<ChunkStore>,
     blocking: Blocking,
+    gates: Arc<Gates>,
     members: Arc<Members>,
     metrics: Metrics,
     targets: Arc<Targets>,
@@ -154,8 +156,14 @@ impl Targets {
 
 impl Pushes {
     /// Nothing is sent yet.
-    pub fn new(store: Arc<ChunkStore>, blocking: Blocking, members: Arc<Members>, metrics: Metrics) -> Self {
-        Self { store, blocking, members, metrics, targets: Arc::default() }
+    pub fn new(
+        store: Arc<ChunkStore>,
+        blocking: Blocking,
+        gates: Arc<Gates>,
+        members: Arc<Members>,
+        metrics: Metrics,
+    ) -> Self {
+        Self { store, blocking, gates, members, metrics, targets: Arc::default() }
     }
 
     /// Begins to send a chunk on, from its first byte, whether there is one yet or not.
@@ -353,8 +361,8 @@ impl Pushes {
     }
 
     async fn read(&self, chunk: ChunkId, offset: u64, length: u64) -> Result<Bytes, String> {
-        let store = self.store.clone();
-        self.blocking.run(move || store.read(chunk, offset, length)).await.map_err(|e| e.to_string())
+        let read = self.gates.run(chunk, move |store| store.read(chunk, offset, length)).await;
+        read.map_err(|e| e.to_string())
     }
 }
 

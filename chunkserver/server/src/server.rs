@@ -10,6 +10,7 @@ use futures::future::BoxFuture;
 use mooseng_chunk::{ChunkStore, OpenError, StoreOptions};
 use mooseng_ports::clock::Clock;
 use mooseng_ports::disk::Disk;
+use mooseng_ports::disk::watched::WatchedDisk;
 use mooseng_transport::{Blocking, Limits, Network, Peer, Protocol, Services, observe, serve};
 use mooseng_wire::{Identity, Role};
 use tokio::task::JoinSet;
@@ -19,7 +20,7 @@ use crate::access::KeyRing;
 use crate::config::ChunkserverConfig;
 use crate::epochs::Epochs;
 use crate::founding::Foundings;
-use crate::health::Health;
+use crate::health::{HUNG_AFTER, Health};
 use crate::heartbeat::Heartbeats;
 use crate::lend::Lender;
 use crate::members::Members;
@@ -99,6 +100,8 @@ impl ChunkserverServer {
         shutdown: CancellationToken,
     ) -> Result<Self, StartError> {
         let ours = identity(&config, &*network)?;
+        let disk: Arc<dyn Disk> =
+            Arc::new(WatchedDisk::new(disk, clock.clone(), &config.data_dirs, HUNG_AFTER));
         let store = open_store(&config, disk.clone(), &blocking, scrub::unix_s(&*clock)).await?;
         // Before anybody is let in.
         let revoked = Kept::load(network.clone(), disk.clone(), blocking, config.state_dir.clone()).await;

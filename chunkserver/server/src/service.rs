@@ -22,6 +22,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::access::{self, KeyRing};
 use crate::epochs::Epochs;
+use crate::gates::Gates;
 use crate::lend::{self, Lender};
 use crate::members::Members;
 use crate::metrics::Metrics;
@@ -46,6 +47,7 @@ pub struct ChunkService {
     ours: Identity,
     store: Arc<ChunkStore>,
     blocking: Blocking,
+    gates: Arc<Gates>,
     clock: Arc<dyn Clock>,
     keys: Arc<KeyRing>,
     members: Arc<Members>,
@@ -96,13 +98,15 @@ impl ChunkService {
         let Parts { ours, store, blocking, clock, keys, epochs, members, metrics, chain_timeout, lender } =
             parts;
         let at_work = Semaphore::new(AT_WORK_MAX);
-        let pulls = Pulls::new(store.clone(), blocking, metrics.clone());
+        let gates = Arc::new(Gates::new(store.clone(), blocking));
+        let pulls = Pulls::new(store.clone(), gates.clone(), metrics.clone());
         let members = Arc::new(members);
-        let pushes = Pushes::new(store.clone(), blocking, members.clone(), metrics.clone());
+        let pushes = Pushes::new(store.clone(), blocking, gates.clone(), members.clone(), metrics.clone());
         Self {
             ours,
             store,
             blocking,
+            gates,
             clock,
             keys,
             members,
@@ -162,14 +166,14 @@ impl ChunkService {
         Ok(chunk)
     }
 
-    /// Runs work on the store where it may block, in a span of its own.
+    /// Runs work on a chunk where it may block, in a span of its own.
     async fn work<T: Send + 'static>(
         &self,
         name: &'static str,
+        chunk: ChunkId,
         f: impl FnOnce(&ChunkStore) -> Result<T, ChunkError> + Send + 'static,
     ) -> Result<T, ChunkError> {
-        let store = self.store.clone();
-        trace::internal(name).watch(self.blocking.run(move || f(&store))).await
+        trace::internal(name).watch(self.gates.run(chunk, f)).await
     }
 
     async fn append(&self, incoming: Incoming) -> Result<Answer, CallError> {
@@ -230,7 +234,10 @@ impl ChunkService {
         if caller.role != Role::Master {
             self.epochs.known(chunk, epoch).await?;
         }
-        self.work("chunk.epoch", move |store| store.see_epoch(volume, epoch)).await.map_err(|e| refusal(&e))
+        let store = self.store.clone();
+        // On the disk of the state directory, not on the chunk's.
+        let seen = self.blocking.run(move || store.see_epoch(volume, epoch));
+        trace::internal("chunk.epoch").watch(seen).await.map_err(|e| refusal(&e))
     }
 
     /// Waits until the append is the next of its chunk, or one that came before, and takes its turn.
@@ -280,7 +287,7 @@ impl ChunkService {
         let (empty, count) = (bytes.is_empty(), bytes.len() as u64);
         let sent_on = bytes.clone();
         let ours = mooseng_chunk::Append { chunk, epoch: Epoch(append.epoch), offset: append.offset, bytes };
-        let written = self.work("chunk.write", move |store| store.write_summed(&ours, &sums)).await;
+        let written = self.work("chunk.write", chunk, move |store| store.write_summed(&ours, &sums)).await;
         if written.is_ok() {
             // In its turn, so that pieces come in their order.
             self.pushes.appended(chunk, append.offset, &sent_on);
@@ -303,7 +310,7 @@ impl ChunkService {
             }
             _ => {
                 self.metrics.flushes.inc();
-                self.work("chunk.flush", move |store| store.flush(chunk)).await
+                self.work("chunk.flush", chunk, move |store| store.flush(chunk)).await
             }
         }
     }
@@ -337,7 +344,7 @@ impl ChunkService {
             let bytes = store.read(chunk, read.offset, u64::from(read.length))?;
             Ok((checksum(&bytes), bytes))
         };
-        let (crc, bytes) = self.work("chunk.read", work).await.map_err(|e| refusal(&e))?;
+        let (crc, bytes) = self.work("chunk.read", chunk, work).await.map_err(|e| refusal(&e))?;
         self.metrics.bytes_read.inc_by(bytes.len() as u64);
         Ok(Answer::with_bulk(&ReadDone { crc }, bytes))
     }
@@ -352,7 +359,8 @@ impl ChunkService {
         let Some(lender) = self.lender.as_ref().filter(|lender| lender.is_here(&lend.boot_id)) else {
             return Ok(Answer::of(&lend::refused(LendRefusal::NotHere)));
         };
-        let loan = self.work("chunk.lend", move |store| store.lend(chunk)).await.map_err(|e| refusal(&e))?;
+        let loan = self.work("chunk.lend", chunk, move |store| store.lend(chunk)).await;
+        let loan = loan.map_err(|e| refusal(&e))?;
         let Some(loan) = loan else { return Ok(Answer::of(&lend::refused(LendRefusal::NotSealed))) };
         let lent = lender.offer(&incoming.peer.uri, loan);
         if lent.refused() == LendRefusal::Unspecified {
@@ -381,7 +389,7 @@ impl ChunkService {
         let seal: Seal = incoming.decode()?;
         let chunk = self.check(&incoming, seal.chunk, &seal.ticket)?;
         self.see_epoch(&incoming.peer.identity, chunk, Epoch(seal.epoch)).await?;
-        self.work("chunk.seal", move |store| store.seal(chunk, Epoch(seal.epoch), seal.length))
+        self.work("chunk.seal", chunk, move |store| store.seal(chunk, Epoch(seal.epoch), seal.length))
             .await
             .map_err(|e| refusal(&e))?;
         self.pushes.ended(chunk);
@@ -391,7 +399,10 @@ impl ChunkService {
     async fn stat(&self, incoming: Incoming) -> Result<Answer, CallError> {
         let stat: StatChunk = incoming.decode()?;
         let chunk = self.check(&incoming, stat.chunk, &stat.ticket)?;
-        let is = self.work("chunk.stat", move |store| store.stat(chunk)).await.map_err(|e| refusal(&e))?;
+        let store = self.store.clone();
+        // What is known, without its disk.
+        let known = self.blocking.run(move || store.stat(chunk));
+        let is = trace::internal("chunk.stat").watch(known).await.map_err(|e| refusal(&e))?;
         let is = ChunkStat { length: is.length, flushed: is.flushed, sealed: is.sealed, epoch: is.epoch.0 };
         Ok(Answer::of(&is))
     }
@@ -431,11 +442,11 @@ impl ChunkService {
             for offset in (0..asked.length).step_by(BULK_BYTES_MAX) {
                 let length = (asked.length - offset).min(BULK_BYTES_MAX as u64);
                 let read = move |store: &ChunkStore| store.read(chunk, offset, length).map(drop);
-                self.work("chunk.read", read).await.map_err(|e| refusal(&e))?;
+                self.work("chunk.read", chunk, read).await.map_err(|e| refusal(&e))?;
             }
         }
         let digest = self
-            .work("chunk.digest", move |store| store.digest(chunk, asked.length))
+            .work("chunk.digest", chunk, move |store| store.digest(chunk, asked.length))
             .await
             .map_err(|e| refusal(&e))?;
         Ok(Answer::of(&Digested { digest: Bytes::copy_from_slice(&digest) }))
@@ -445,7 +456,7 @@ impl ChunkService {
         let close: Close = incoming.decode()?;
         let chunk = self.check(&incoming, close.chunk, &[])?;
         let length = self
-            .work("chunk.close", move |store| store.seal_here(chunk, Epoch(close.epoch)))
+            .work("chunk.close", chunk, move |store| store.seal_here(chunk, Epoch(close.epoch)))
             .await
             .map_err(|e| refusal(&e))?;
         self.pushes.ended(chunk);

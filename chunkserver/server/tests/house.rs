@@ -126,6 +126,7 @@ async fn a_chunk_that_grows_elsewhere_grows_here() {
         source: Some(member("a", a.server.address())),
         ticket: ticket(),
         digest: Bytes::new(),
+        expected_ms: 0,
     };
     client.append(append(CHUNK, 0, vec![]), &bytes[..1_000_001]).await.unwrap();
     let refused = follow(&order(1_000_002)).await.unwrap_err();
@@ -139,6 +140,17 @@ async fn a_chunk_that_grows_elsewhere_grows_here() {
     // What is flushed stays.
     let stat = b.server.store().stat(mooseng_wire::ChunkId(CHUNK)).unwrap();
     assert_eq!((stat.length, stat.flushed, stat.sealed), (2_500_000, 2_500_000, false));
+    // What is being sent there is waited for, also before any of it has come.
+    let awaited = Follow { source: None, expected_ms: 10_000, ..order(2_500_010) };
+    let sent = async {
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        let bytes = &bytes[2_500_000..2_500_010];
+        Caller::client(&b).append(append(CHUNK, 2_500_000, vec![]), bytes).await.unwrap();
+    };
+    let (followed, ()) = tokio::join!(follow(&awaited), sent);
+    assert_eq!(followed.unwrap().length, 2_500_010);
+    let not_sent = Follow { source: None, ..order(2_500_020) };
+    assert_eq!(follow(&not_sent).await.unwrap_err().code(), ErrorCode::NotFound);
     let stale = Follow { custody: 4, ..order(2_600_000) };
     assert_eq!(follow(&stale).await.unwrap_err().code(), ErrorCode::StaleEpoch);
 

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use common::*;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use mooseng_chunk::Append as StoreAppend;
 use mooseng_chunk::layout::RECORD_AT;
 use mooseng_ports::disk::sim::{Fault, SimDisk};
@@ -185,7 +187,44 @@ async fn heartbeats_go_on_while_a_command_waits_for_a_disk_that_hangs() {
     until("the command is carried out", || async { store.stat(ChunkId(1)).unwrap().sealed }).await;
 }
 
-/// Found by review: a deletion waited for its turn behind a copy that was being taken up, and was carried out long after its master had heard heartbeats by which
+/// Found by review: of a disk that hung only /readyz told, and each call that waited for it took a thread, until heartbeats had none.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_hangs_is_told_of_and_only_a_few_calls_wait_for_it() {
+    let (master, address, _stop) = fake_master().await;
+    master.0.lock().unwrap().keys = vec![TicketKey { id: 1, key: key().secret.into() }];
+    let a = start_on(SimDisk::default(), config("a", vec![address])).await;
+    a.server.store().see_epoch(0, Epoch(1)).unwrap();
+    until("it is ready", || async { a.server.ready().is_ok() }).await;
+    let client = Caller::client(&a);
+    for chunk in 1..=20 {
+        client.append(append(chunk, 0, vec![]), b"abc").await.unwrap();
+    }
+    a.disk.set_fault(Fault::Hanging);
+    until("the master hears of it", || async {
+        let seen = master.0.lock().unwrap();
+        seen.beats.last().is_some_and(|beat| beat.disks[0].hangs_s > 0 && !beat.disks[0].writable)
+    })
+    .await;
+    let why = a.server.ready().unwrap_err();
+    assert!(why.contains("/data hasn't answered"), "{why}");
+    let more = |chunk| {
+        let client = client.clone();
+        async move { client.append(append(chunk, 3, vec![]), b"def").await }
+    };
+    let mut appends: FuturesUnordered<_> = (1..=20).map(more).collect();
+    for _ in 0..8 {
+        let refused = appends.next().await.unwrap().unwrap_err();
+        assert_eq!(refused.code(), ErrorCode::Busy, "{}", refused.message);
+    }
+    // Those that wait for it are served once it is back.
+    a.disk.set_fault(Fault::None);
+    let done: Vec<bool> = appends.map(|appended| appended.is_ok()).collect().await;
+    assert!(done.contains(&true), "nobody waited");
+    until("it is ready again", || async { a.server.ready().is_ok() }).await;
+    client.append(append(21, 0, vec![]), b"abc").await.unwrap();
+}
+
+/// Found by review: a deletion waited for its turn behind a copy of its chunk that was being taken up, and was carried out long after its master had heard heartbeats by which
 /// it took it for done or left.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_deletion_that_has_its_turn_too_late_is_left() {
@@ -197,12 +236,13 @@ async fn a_deletion_that_has_its_turn_too_late_is_left() {
         store.flush(chunk).unwrap();
     }
     until("a heartbeat came", || async { !master.0.lock().unwrap().beats.is_empty() }).await;
+    let digest = store.digest(ChunkId(1), 3).unwrap();
     a.disk.set_fault(Fault::Hanging);
     let on = store.clone();
     let taken_up = std::thread::spawn(move || {
-        let mut import = on.build(ChunkId(9), Epoch(1), 3).unwrap();
+        let mut import = on.import(ChunkId(1), Epoch(1), 3, &digest).unwrap().unwrap();
         import.write(&"abc".into()).unwrap();
-        on.install_built(import, 0, 0).unwrap();
+        on.install(import, &digest, 0, 0).unwrap();
     });
     // Its record is written while it has the turn, before it is flushed.
     until("a copy is being taken up", || async {

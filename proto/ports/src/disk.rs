@@ -8,12 +8,14 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 pub mod direct;
 pub mod lent;
 pub mod lock;
 pub mod os;
 pub mod sim;
+pub mod watched;
 
 /// A filesystem below the daemons.
 pub trait Disk: Send + Sync + 'static {
@@ -38,6 +40,11 @@ pub trait Disk: Send + Sync + 'static {
     /// Whether [`Disk::lend`] answers descriptors.
     fn lends(&self) -> bool {
         false
+    }
+    /// For how long a call has been under way below `path`, where that is so long that the disk hangs; none where it doesn't, and where nobody watches
+    /// ([`watched`]).
+    fn hangs(&self, _path: &Path) -> Option<Duration> {
+        None
     }
 }
 

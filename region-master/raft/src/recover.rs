@@ -31,8 +31,10 @@ pub struct Remains {
     pub members: BTreeMap<u64, Node>,
     /// Who votes: a majority of each of these decides.
     pub voters: Vec<BTreeSet<u64>>,
-    /// The last entry of the log: its term and index.
+    /// The last entry of the log, or of the store where that is ahead of it: its term and index.
     pub last: (u64, u64),
+    /// The store's last entry, where it is ahead of the log: a snapshot was installed there, and the log wasn't let go of yet that it takes the place of.
+    pub ahead: Option<wal::LogId>,
     /// The last entry that it is known to be acknowledged by a majority.
     pub committed: Option<u64>,
     /// The last entry that the store on the disk has.
@@ -143,7 +145,16 @@ pub fn look(disk: &dyn Disk, dir: &Path, log: &Wal, store: &Position) -> Result<
         return Err(RecoverError::StoreLost { store: store.index.saturating_sub(1), purged: purged.index });
     }
     let mut membership = codec::from_stored_bytes(store.meta.clone())?.membership().clone();
-    let mut next = log.purged().map_or(0, |purged| purged.index + 1);
+    let applied = store.index.checked_sub(1);
+    let applied = applied.map(|index| wal::LogId { term: store.term, node: store.node, index });
+    // As Raft compares logs: by the term first.
+    let ahead = applied.filter(|id| (id.term, id.index) > (last.term, last.index));
+    let last = ahead.unwrap_or(last);
+    // Of what the log holds nothing is newer than such a store.
+    let mut next = match ahead {
+        Some(id) => id.index + 1,
+        None => log.purged().map_or(0, |purged| purged.index + 1),
+    };
     let mut term = log.vote().map_or(0, |vote| vote.term).max(last.term);
     while next <= last.index {
         let entries = log.read(next..last.index + 1, READ_BYTES)?;
@@ -162,10 +173,12 @@ pub fn look(disk: &dyn Disk, dir: &Path, log: &Wal, store: &Position) -> Result<
         members: membership.nodes().map(|(id, node)| (*id, node.clone())).collect(),
         voters: membership.get_joint_config().clone(),
         last: (last.term, last.index),
-        committed: log.committed().map(|id| id.index),
+        ahead,
+        // What is in a snapshot was acknowledged.
+        committed: log.committed().map(|id| id.index).max(ahead.map(|id| id.index)),
         applied: store.index.saturating_sub(1),
         term,
-        lacking: log.lacking().filter(|_| !log.is_whole()),
+        lacking: log.lacking().filter(|lacking| !log.is_whole() && *lacking > last.index),
         line: lineage(disk, dir)?.line(),
     })
 }
@@ -187,6 +200,13 @@ pub fn alone(
     lineage.enter(disk, line).map_err(|source| RecoverError::Lineage { path: dir.to_owned(), source })?;
     let term = first_term(remains.term, line);
     log.save_vote(wal::Vote { term, node: id, committed: false })?;
+    if let Some(store) = remains.ahead {
+        // What a start would do, but for the entry that makes the group: that follows the store, not the log.
+        if log.last().is_some_and(|last| last.index > store.index) {
+            log.truncate(store.index + 1)?;
+        }
+        log.purge(store)?;
+    }
     if !log.is_whole() {
         // Whoever asked for this was told what is lacking.
         log.save_lacking(0)?;

@@ -18,14 +18,22 @@ use mooseng_wal::{LogId, Options, Wal};
 
 const NOW_S: u64 = 1_900_000_000;
 
-/// Recovers on a master's disk, which must be down.
-fn recover(group: &Group, id: u64) -> (Remains, Recovered) {
+const DIR: &str = "/raft";
+
+/// The disk of a master, which must be down: its log, and where its store is.
+fn disk_of(group: &Group, id: u64) -> (SimDisk, Wal, Position) {
     let disk = group.slots.read().unwrap()[id as usize - 1].disk.clone();
     let store = MemoryBase::on_disk(Arc::new(disk.clone()), Path::new("/store")).unwrap();
-    let dir = Path::new("/raft");
     let options = Options { segment_bytes: 256 << 10, ..Options::default() };
-    let log = Wal::open(Arc::new(disk.clone()), dir, options).unwrap();
-    let remains = look(&disk, dir, &log, &store.position().position).unwrap();
+    let log = Wal::open(Arc::new(disk.clone()), Path::new(DIR), options).unwrap();
+    (disk, log, store.position().position)
+}
+
+/// Recovers on a master's disk, which must be down.
+fn recover(group: &Group, id: u64) -> (Remains, Recovered) {
+    let (disk, log, store) = disk_of(group, id);
+    let dir = Path::new(DIR);
+    let remains = look(&disk, dir, &log, &store).unwrap();
     let recovered = alone(&disk, dir, &log, &remains, id, NOW_S).unwrap();
     (remains, recovered)
 }
@@ -102,6 +110,58 @@ async fn a_group_goes_on_from_one_disk_and_the_others_are_kept_out() {
     group.converge_among(&[1, four, five]).await;
     for key in ["kept", "new", "with others", "without it"] {
         assert!(get(&group, key).await.is_some(), "{key}");
+    }
+}
+
+/// Found by review: a crash between a snapshot's installation and the purge behind it left a store ahead of its log. The entry that makes the group was put behind
+/// the log, and a start let go of it with all else that the store had: the group was the old one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_is_ahead_of_its_log_is_gone_on_from() {
+    for diverged in [false, true] {
+        let group = Group::new(3).await;
+        for n in 0..5 {
+            group.put(&format!("kept {n}"), "1").await;
+        }
+        group.converge().await;
+        let embedded = group.master(1).embedded;
+        embedded.expire().unwrap();
+        embedded.flush().await.unwrap();
+        drop(embedded);
+        for id in [1, 2, 3] {
+            group.kill(id, false).await;
+        }
+        let (disk, log, store) = disk_of(&group, 1);
+        let applied = LogId { term: store.term, node: store.node, index: store.index - 1 };
+        log.truncate(applied.index - 2).unwrap();
+        if diverged {
+            // Entries of an earlier term, which nobody acknowledged: more of them than the store has.
+            let blank = |index| {
+                let id = LogId { term: 0, node: 2, index };
+                mooseng_wal::Entry { id, payload: bytes::Bytes::new() }
+            };
+            log.append((applied.index - 2..applied.index + 3).map(blank).collect()).unwrap();
+        }
+        let remains = look(&disk, Path::new(DIR), &log, &store).unwrap();
+        assert_eq!(remains.ahead, Some(applied));
+        assert_eq!((remains.last, remains.applied), ((applied.term, applied.index), applied.index));
+        assert!(remains.committed >= Some(applied.index));
+        assert_eq!(remains.members.keys().copied().collect::<Vec<_>>(), [1, 2, 3]);
+        drop(log);
+
+        let (_, recovered) = recover(&group, 1);
+        assert_eq!(recovered.index, applied.index + 1);
+        let (disk, log, store) = disk_of(&group, 1);
+        assert_eq!((log.purged(), log.last().map(|last| last.index)), (Some(applied), Some(recovered.index)));
+        let remains = look(&disk, Path::new(DIR), &log, &store).unwrap();
+        assert_eq!((remains.ahead, remains.members.len()), (None, 1), "the same can be done again");
+        drop(log);
+        group.start(1).await;
+        assert_eq!(group.leader().await, 1);
+        for n in 0..5 {
+            assert_eq!(get(&group, &format!("kept {n}")).await.as_deref(), Some("1"));
+        }
+        group.put("new", "2").await;
+        assert_eq!(get(&group, "new").await.as_deref(), Some("2"));
     }
 }
 

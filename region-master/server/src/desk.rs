@@ -10,6 +10,7 @@ use mooseng_chunk::ticket::Key;
 use mooseng_namespace::classes::is_of_cluster;
 use mooseng_ports::clock::BootTime;
 use mooseng_region::class::Class;
+use mooseng_region::findings::TrashFacts;
 use mooseng_region::locks::LockWaits;
 use mooseng_region::promises::PromiseTable;
 use mooseng_region::quotas::Ledger;
@@ -76,8 +77,8 @@ pub struct Desk {
     deletions: BTreeMap<String, BTreeMap<ChunkId, Deletion>>,
     /// Volumes that this region lets go of, with the custody epoch in which it does.
     letting_go: BTreeMap<VolumeId, u64>,
-    /// Chunkservers that were told to delete copies of a volume's chunks while this region was something else to that, and when.
-    obeying: BTreeMap<VolumeId, BTreeMap<String, BootTime>>,
+    /// Chunkservers that were told to delete copies of a volume's chunks while this region was something else to that, when, and in which custody epoch.
+    obeying: BTreeMap<VolumeId, BTreeMap<String, (BootTime, u64)>>,
     /// Copies whose chunkserver has said that they are gone, since house-keeping last asked.
     gone: Vec<(ChunkId, String)>,
     /// Seals by chunkserver.
@@ -220,6 +221,24 @@ impl Desk {
         })
     }
 
+    /// Of volumes in whose trash there are files whose time is over by the clock, and that stay for that was set forward.
+    pub fn trash_held(&self) -> Vec<TrashFacts> {
+        let root = std::iter::once((ROOT_VOLUME, &self.root)).filter(|_| !self.rootless);
+        let seats = root.chain(self.others.iter().map(|(volume, seat)| (*volume, seat)));
+        let held = seats.filter(|(_, seat)| seat.trash_held > 0);
+        let facts = held.filter_map(|(volume, seat)| {
+            let clock = seat.trash_clock?;
+            let steady_s = clock.steady()?.as_secs();
+            Some(TrashFacts {
+                volume: format!("volume {volume}"),
+                held: seat.trash_held,
+                step_s: clock.step().as_secs(),
+                steady_s,
+            })
+        });
+        facts.collect()
+    }
+
     /// Accounts with limits, and bytes of them that sessions are promised.
     pub fn promised_of_quotas(&self) -> (usize, u64) {
         let ledgers = || self.seats().map(|seat| &seat.ledger);
@@ -340,7 +359,7 @@ impl Desk {
             let told = waiting
                 .iter()
                 .filter(|(chunk, _)| !is_other(chunk))
-                .filter_map(|(_, deletion)| deletion.told);
+                .filter_map(|(_, deletion)| Some((deletion.told?, deletion.custody)));
             if let Some(last) = told.max() {
                 self.obeying.entry(volume).or_default().insert(name.clone(), last);
             }

@@ -67,7 +67,11 @@ impl ChunkStore {
         if import.digest()? != *digest {
             return Err(ChunkError::Different { chunk });
         }
-        let _one_at_a_time = lock(&self.orders);
+        self.in_turn(chunk, || self.install_now(import, custody, now_s))
+    }
+
+    fn install_now(&self, import: Import, custody: u64, now_s: u64) -> Result<(), ChunkError> {
+        let chunk = import.chunk();
         self.see_custody(custody)?;
         import.finish()?;
         let installed = match self.find(chunk) {
@@ -107,32 +111,58 @@ impl ChunkStore {
         wanted: impl FnOnce() -> bool,
     ) -> Result<bool, ChunkError> {
         self.see_epoch(chunk.volume().0, epoch)?;
-        let _one_at_a_time = lock(&self.orders);
-        self.see_custody(custody)?;
-        if !wanted() {
-            return Ok(false);
+        self.in_turn(chunk, || {
+            self.see_custody(custody)?;
+            if !wanted() {
+                return Ok(false);
+            }
+            let found = self.find(chunk);
+            found.iter().for_each(|found| found.leaves());
+            // Before its disk is waited for. Also for a repetition: then the master has missed that it is gone.
+            self.note(chunk);
+            if let Ok(found) = found {
+                let removed = found.remove(&self.files, self.options.trash.then_some(now_s));
+                removed.inspect_err(|_| self.note(chunk))?;
+                lock(&self.chunks).remove(&chunk);
+            }
+            Ok(true)
+        })
+    }
+
+    /// Carries an order about a chunk out once those about it that came before are. None waits for one about another chunk, whose disk may hang.
+    fn in_turn<T>(
+        &self,
+        chunk: ChunkId,
+        order: impl FnOnce() -> Result<T, ChunkError>,
+    ) -> Result<T, ChunkError> {
+        let turn = lock(&self.orders).entry(chunk).or_default().clone();
+        let done = {
+            let _one_at_a_time = lock(&turn);
+            order()
+        };
+        drop(turn);
+        let mut orders = lock(&self.orders);
+        // Whoever waits for it has it, too.
+        if orders.get(&chunk).is_some_and(|turn| Arc::strong_count(turn) == 1) {
+            orders.remove(&chunk);
         }
-        let found = self.find(chunk);
-        found.iter().for_each(|found| found.leaves());
-        // Before its disk is waited for. Also for a repetition: then the master has missed that it is gone.
-        self.note(chunk);
-        if let Ok(found) = found {
-            let removed = found.remove(&self.files, self.options.trash.then_some(now_s));
-            removed.inspect_err(|_| self.note(chunk))?;
-            lock(&self.chunks).remove(&chunk);
-        }
-        Ok(true)
+        done
     }
 
     /// Unlinks what came into the trash `keep_s` or longer before `now_s`, and the oldest of it sooner where a disk has little room for new chunks.
     /// Answers how many files went.
     pub fn purge_trash(&self, now_s: u64, keep_s: u64) -> usize {
-        self.used().map(|directory| self.purge_directory(directory, now_s, keep_s)).sum()
+        self.answering().map(|directory| self.purge_directory(directory, now_s, keep_s)).sum()
     }
 
     /// Whether some disk has so little room that its trash gives way.
     pub fn is_short_of_room(&self) -> bool {
-        self.used().any(|directory| self.free(directory) < ROOM_BYTES)
+        self.answering().any(|directory| self.free(directory) < ROOM_BYTES)
+    }
+
+    /// The directories whose disks don't hang.
+    fn answering(&self) -> impl Iterator<Item = &Arc<Directory>> {
+        self.used().filter(|directory| directory.hangs().is_none())
     }
 
     fn purge_directory(&self, directory: &Directory, now_s: u64, keep_s: u64) -> usize {

@@ -79,7 +79,7 @@ impl ChunkStore {
         (page, more)
     }
 
-    /// The data directories, those that aren't used among them.
+    /// The data directories, those that aren't used among them. Of a disk that hangs it is what was known before.
     pub fn directories(&self) -> Vec<DirectoryStatus> {
         let mut totals: BTreeMap<*const Directory, (u64, u64)> = BTreeMap::new();
         // Let go of before the disks are asked for their room.
@@ -93,7 +93,7 @@ impl ChunkStore {
         let status = |place: &Place| match place {
             Place::Used(directory) => {
                 let (chunks, bytes_used) = totals.get(&Arc::as_ptr(directory)).copied().unwrap_or_default();
-                let space = directory.space();
+                let space = directory.space_at_once();
                 let error = directory
                     .unwritable()
                     .or_else(|| space.as_ref().err().map(|e| format!("its free space is unknown: {e}")));
@@ -108,6 +108,7 @@ impl ChunkStore {
                     chunks,
                     writable: error.is_none(),
                     error: error.unwrap_or_default(),
+                    hangs: directory.hangs(),
                 }
             }
             Place::Refused(path, error) => DirectoryStatus {
@@ -119,6 +120,7 @@ impl ChunkStore {
                 chunks: 0,
                 writable: false,
                 error: error.clone(),
+                hangs: None,
             },
         };
         self.places.iter().map(status).collect()

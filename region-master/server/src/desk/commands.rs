@@ -25,6 +25,8 @@ const DELETE_AGAIN: Duration = Duration::from_secs(5);
 pub(super) struct Deletion {
     pub(super) epoch: u64,
     pub(super) told: Option<BootTime>,
+    /// In which custody epoch it was told last.
+    pub(super) custody: u64,
 }
 
 /// A seal that a chunkserver has yet to hear of.
@@ -41,7 +43,7 @@ impl Desk {
     pub fn want_deletion(&mut self, chunkserver: &str, chunk: ChunkId, epoch: u64) {
         let waiting = self.deletions.entry(chunkserver.to_owned()).or_default();
         if waiting.len() < DELETIONS_PER_SERVER_MAX {
-            waiting.entry(chunk).or_insert(Deletion { epoch, told: None });
+            waiting.entry(chunk).or_insert(Deletion { epoch, told: None, custody: 0 });
         }
     }
 
@@ -119,8 +121,13 @@ impl Desk {
         self.gone.retain(|(chunk, _)| !of(chunk.volume()));
     }
 
-    /// The commands that go with a heartbeat's answer. Only for a leader that is in office.
-    pub fn take_commands(&mut self, chunkserver: &str, now: BootTime) -> Vec<ChunkserverCommand> {
+    /// The commands that go with a heartbeat's answer, in that custody epoch. Only for a leader that is in office.
+    pub fn take_commands(
+        &mut self,
+        chunkserver: &str,
+        now: BootTime,
+        custody: u64,
+    ) -> Vec<ChunkserverCommand> {
         let seals = self.take_seals(chunkserver).into_iter().map(chunkserver_command::Command::Seal);
         let mut commands: Vec<chunkserver_command::Command> = seals.collect();
         if let Some(waiting) = self.deletions.get_mut(chunkserver) {
@@ -129,7 +136,7 @@ impl Desk {
                 .filter(|(_, d)| d.told.is_none_or(|told| now.since(told) >= DELETE_AGAIN))
                 .take(COMMANDS_MAX);
             for (chunk, deletion) in due {
-                deletion.told = Some(now);
+                (deletion.told, deletion.custody) = (Some(now), custody);
                 let delete = DeleteCommand { chunk: chunk.0, epoch: deletion.epoch };
                 commands.push(chunkserver_command::Command::Delete(delete));
             }

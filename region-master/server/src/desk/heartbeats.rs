@@ -98,6 +98,7 @@ fn beat_of(request: HeartbeatRequest) -> Beat {
         chunks: d.chunks,
         writable: d.writable,
         error: d.error,
+        hangs_s: d.hangs_s,
     };
     Beat {
         name: request.chunkserver,

@@ -39,14 +39,16 @@ impl Desk {
     }
 
     /// Whether a chunkserver may still delete copies of a volume's chunks by what it was told before this region became to the volume what it is: until it was heard of
-    /// so late that it has begun it or never will. One that doesn't report has no chunks placed on it.
-    pub fn is_obeying(&mut self, volume: VolumeId, now: BootTime) -> bool {
+    /// so late that it has begun it or never will. One that doesn't report has no chunks placed on it. What was told in a custody epoch before that in which it gives orders
+    /// now isn't waited for: whatever has a chunkserver take a chunk comes in this one, and fences what came in earlier ones.
+    pub fn is_obeying(&mut self, volume: VolumeId, now: BootTime, custody: u64) -> bool {
         let Some(told) = self.obeying.get_mut(&volume) else { return false };
         let (registry, limits) = (&self.registry, self.registry.limits());
-        told.retain(|name, told| {
+        told.retain(|name, (told, in_custody)| {
             let server = registry.get(name);
             let until = told.after(OBEYED_WITHIN);
-            server.is_some_and(|s| s.last_beat <= until && s.liveness(now, limits) == Liveness::Alive)
+            *in_custody >= custody
+                && server.is_some_and(|s| s.last_beat <= until && s.liveness(now, limits) == Liveness::Alive)
         });
         if told.is_empty() {
             self.obeying.remove(&volume);
@@ -78,19 +80,32 @@ mod tests {
         }
         assert!(!desk.is_going(ChunkId(1)), "nobody has said that it has it");
         desk.raise_deletions(ROOT_VOLUME, 3);
-        let told = desk.take_commands("a", at(0));
+        let told = desk.take_commands("a", at(0), 7);
         let Some(chunkserver_command::Command::Delete(delete)) = &told[0].command else { panic!("{told:?}") };
         assert_eq!(delete.epoch, 3);
         desk.unseat(ROOT_VOLUME);
-        assert!(desk.take_commands("b", at(1)).is_empty() && desk.served().next().is_none());
-        assert!(desk.is_obeying(ROOT_VOLUME, at(1)), "its answer may be on the way");
-        assert!(!desk.is_obeying(VolumeId(1), at(1)));
+        assert!(desk.take_commands("b", at(1), 7).is_empty() && desk.served().next().is_none());
+        assert!(desk.is_obeying(ROOT_VOLUME, at(1), 7), "its answer may be on the way");
+        assert!(!desk.is_obeying(VolumeId(1), at(1), 7));
         // Found by review: what waits behind other orders may be carried out behind later heartbeats, too.
         for second in 1..=5 {
             desk.beat(at(second), beat("a")).unwrap();
-            assert!(desk.is_obeying(ROOT_VOLUME, at(second)), "after {second} s it may be about to begin");
+            assert!(desk.is_obeying(ROOT_VOLUME, at(second), 7), "after {second} s it may be about to begin");
         }
         desk.beat(at(6), beat("a")).unwrap();
-        assert!(!desk.is_obeying(ROOT_VOLUME, at(6)), "it has begun it, and said so, or never will");
+        assert!(!desk.is_obeying(ROOT_VOLUME, at(6), 7), "it has begun it, and said so, or never will");
+    }
+
+    /// A planned move of the home waited for five seconds where house-keeping had just had copies deleted.
+    #[test]
+    fn what_was_told_in_an_earlier_custody_epoch_is_fenced_and_not_waited_for() {
+        let mut desk = Desk::new(sessions::Limits::default(), Class::by_default(1, 1));
+        let now = BootTime(Duration::from_secs(1));
+        desk.beat(now, HeartbeatRequest { chunkserver: "a".into(), ..HeartbeatRequest::default() }).unwrap();
+        desk.want_deletion("a", ChunkId(1), 1);
+        assert_eq!(desk.take_commands("a", now, 7).len(), 1);
+        desk.unseat(ROOT_VOLUME);
+        assert!(desk.is_obeying(ROOT_VOLUME, now, 7));
+        assert!(!desk.is_obeying(ROOT_VOLUME, now, 8));
     }
 }

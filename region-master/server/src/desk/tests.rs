@@ -99,11 +99,11 @@ fn deletions_are_told_until_they_are_confirmed() {
     desk.want_deletion("a", ChunkId(1), 1);
     assert!(desk.is_deleting("a", ChunkId(1)) && !desk.is_deleting("b", ChunkId(1)));
     assert_eq!(desk.deleting(ChunkId(1)), BTreeSet::from(["a".to_owned()]));
-    assert_eq!(desk.take_commands("a", at(0)).len(), 1);
-    assert_eq!(desk.take_commands("a", at(1)).len(), 0, "an answer is under way");
-    assert_eq!(desk.take_commands("a", at(6)).len(), 1, "it got lost");
+    assert_eq!(desk.take_commands("a", at(0), 1).len(), 1);
+    assert_eq!(desk.take_commands("a", at(1), 1).len(), 0, "an answer is under way");
+    assert_eq!(desk.take_commands("a", at(6), 1).len(), 1, "it got lost");
     desk.beat(at(7), beat(vec![1, 2])).unwrap();
-    assert!(desk.take_commands("a", at(20)).is_empty());
+    assert!(desk.take_commands("a", at(20), 1).is_empty());
     assert_eq!(
         desk.take_gone(ROOT_VOLUME, 9),
         [(ChunkId(1), "a".to_owned())],
@@ -120,11 +120,11 @@ fn an_order_to_delete_is_taken_back_as_long_as_nobody_was_told() {
     desk.want_deletion("a", one, 1);
     desk.want_deletion("b", one, 1);
     assert!(desk.with_deletions().eq(["a", "b"]));
-    assert_eq!(desk.take_commands("a", now).len(), 1);
+    assert_eq!(desk.take_commands("a", now, 1).len(), 1);
     assert_eq!(desk.untold(one), BTreeSet::from(["b".to_owned()]));
     assert!(!desk.take_back_deletion("a", one) && desk.is_deleting("a", one), "it may be at it");
     assert!(desk.take_back_deletion("b", one) && !desk.is_deleting("b", one));
-    assert!(desk.take_commands("b", now).is_empty());
+    assert!(desk.take_commands("b", now, 1).is_empty());
     assert!(desk.take_back_deletion("c", one), "there is none");
 }
 

@@ -158,6 +158,8 @@ struct Keeper<'a> {
     shunned: BTreeMap<String, BootTime>,
     /// Open chunks whose end failed, and when it did.
     unended: BTreeMap<ChunkId, BootTime>,
+    /// Chunks that were made or sealed at a time that is still to come by the clock, and since when that is known.
+    ahead: BTreeMap<ChunkId, BootTime>,
     scan: scan::Scan,
     strays: strays::Strays,
     dead: dead::Dead,
@@ -192,6 +194,7 @@ impl<'a> Keeper<'a> {
             waits: BTreeMap::new(),
             shunned: BTreeMap::new(),
             unended: BTreeMap::new(),
+            ahead: BTreeMap::new(),
             scan: scan::Scan::default(),
             strays: strays::Strays::default(),
             dead: dead::Dead::default(),
@@ -248,6 +251,11 @@ impl<'a> Keeper<'a> {
         self.master.clock.unix_ns()
     }
 
+    /// Now, for whoever asks how long ago that was: what the clock has skipped since doesn't count.
+    fn now_since(&self, then_ns: i64) -> i64 {
+        self.master.now_since(then_ns)
+    }
+
     fn settle_ns(&self) -> i64 {
         i64::try_from(self.master.config.house.settle_ms).unwrap_or(i64::MAX).saturating_mul(1_000_000)
     }
@@ -276,7 +284,8 @@ impl<'a> Keeper<'a> {
     /// What is known of a sealed chunk.
     fn facts(&self, desk: &Desk, listing: &ChunkListing) -> ChunkFacts {
         let (chunk, length) = (listing.chunk, listing.record.length);
-        let settled = repair::is_settled(listing.record.sealed_ns, self.now_ns(), self.settle_ns());
+        let sealed_ns = listing.record.sealed_ns;
+        let settled = repair::is_settled(sealed_ns, self.now_since(sealed_ns), self.settle_ns());
         let names = listing.location.as_ref().map(|l| l.copies.as_slice()).unwrap_or_default();
         let state = |name: &String| {
             let condition = self.condition(desk, name);

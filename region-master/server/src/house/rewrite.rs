@@ -111,7 +111,7 @@ impl Keeper<'_> {
     /// The scan comes across a sealed chunk that is in use.
     pub(super) fn note_used(&mut self, listing: &ChunkListing) {
         let record = &listing.record;
-        let sealed_ns = self.now_ns().saturating_sub(record.sealed_ns);
+        let sealed_for = self.age(listing.chunk, record.sealed_ns);
         let used = Used {
             chunk: listing.chunk,
             inode: InodeId(record.inode),
@@ -120,7 +120,7 @@ impl Keeper<'_> {
             live: listing.used.bytes,
             extents: listing.used.extents,
             users: listing.users,
-            sealed_for: Duration::from_nanos(u64::try_from(sealed_ns).unwrap_or(0)),
+            sealed_for,
         };
         let limits = self.rewrite_limits();
         self.rewriter.gathering.see(used, &limits);

@@ -36,6 +36,8 @@ const ENDED_MAX: usize = 8;
 const END_WITHIN: Duration = Duration::from_secs(2);
 /// An end that failed is remembered for so long, so that others have their turn before.
 const UNENDED_FOR: Duration = Duration::from_secs(3600);
+/// Chunks at most for which it is remembered since when it is known that their times are still to come.
+const AHEAD_MAX: usize = 10_000;
 /// Troubles of one page that are told: where the store is away each item has one.
 const TROUBLES_MAX: usize = 8;
 
@@ -51,6 +53,8 @@ pub(super) struct Scan {
     /// What the desk said when this pass began.
     drainings_set: u64,
     endangered: BTreeSet<ChunkId>,
+    /// As in [`Keeper::ahead`].
+    ahead: BTreeMap<ChunkId, BootTime>,
     /// Chunks that need a copy for which there is no place.
     stuck: u64,
     bytes: u64,
@@ -173,6 +177,7 @@ impl Keeper<'_> {
         self.loads = scan.loads;
         self.located = scan.located;
         self.stuck = scan.stuck;
+        self.ahead = scan.ahead;
         if !self.replica {
             self.choose_rewrites();
             self.choose_joins();
@@ -264,7 +269,21 @@ impl Keeper<'_> {
     fn sealed_before_ns(&self, sealed_ns: i64) -> i64 {
         let after_ms = i64::try_from(self.master.config.house.collect_after_ms).unwrap_or(i64::MAX);
         let watched = self.master.clock.boot().since(self.watching_since);
-        repair::sealed_by(sealed_ns, self.now_ns(), after_ms.saturating_mul(1_000_000), watched)
+        repair::sealed_by(sealed_ns, self.now_since(sealed_ns), after_ms.saturating_mul(1_000_000), watched)
+    }
+
+    /// How long ago a chunk was made or sealed. Where that is still to come by the clock: for how long this leader has known of it, or, of many such chunks, of any.
+    pub(super) fn age(&mut self, chunk: ChunkId, time_ns: i64) -> Duration {
+        let (now_ns, margin_ns) = (self.now_since(time_ns), self.settle_ns());
+        repair::age(time_ns, now_ns, margin_ns, || {
+            let (now, ahead) = (self.master.clock.boot(), &mut self.scan.ahead);
+            if ahead.len() >= AHEAD_MAX && !ahead.contains_key(&chunk) {
+                return now.since(self.watching_since);
+            }
+            let since = self.ahead.get(&chunk).copied().unwrap_or(now);
+            ahead.insert(chunk, since);
+            now.since(since)
+        })
     }
 
     fn count(&mut self, desk: &Desk, servers: &Servers, listing: &ChunkListing, reachable: usize) {
@@ -298,7 +317,7 @@ impl Keeper<'_> {
             page.abandoned.push(listing.clone());
         }
         let used = listing.used.extents > 0;
-        let age = repair::age(listing.record.born_ns, self.now_ns(), self.settle_ns());
+        let age = self.age(listing.chunk, listing.record.born_ns);
         let settle = Duration::from_millis(self.master.config.house.settle_ms);
         // What extents name was acknowledged by all members.
         let appended_for = used.then_some(age);

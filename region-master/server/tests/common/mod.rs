@@ -7,12 +7,12 @@ pub mod regions;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use mooseng_embedded::MemoryBase;
 use mooseng_master::{HouseConfig, MasterConfig, MasterServer, MemberConfig, Ports, RaftConfig};
-use mooseng_ports::clock::Clock;
+use mooseng_ports::clock::{BootTime, Clock, OsClock};
 use mooseng_ports::disk::sim::SimDisk;
 use mooseng_transport::grpc::registry_client::RegistryClient;
 use mooseng_transport::observe::LogConfig;
@@ -44,6 +44,26 @@ fn free_address() -> String {
         if GIVEN.lock().unwrap().insert(address.port()) {
             return address.to_string();
         }
+    }
+}
+
+/// The machine's clocks, of which the wall clock can be set. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct SetClock(Arc<AtomicI64>);
+
+impl SetClock {
+    /// Sets it forward, or back.
+    pub fn step(&self, seconds: i64) {
+        self.0.fetch_add(seconds * 1_000_000_000, Ordering::SeqCst);
+    }
+}
+
+impl Clock for SetClock {
+    fn boot(&self) -> BootTime {
+        OsClock.boot()
+    }
+    fn unix_ns(&self) -> i64 {
+        OsClock.unix_ns() + self.0.load(Ordering::SeqCst)
     }
 }
 

@@ -112,6 +112,28 @@ async fn sparse_chunks_are_made_into_one_once_nobody_is_promised_otherwise() {
     super::fsck::finds_nothing(&region).await;
 }
 
+/// Found by review: what was sealed by a clock that was ahead wasn't rewritten before that time had come.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_sealed_at_a_time_that_is_still_to_come_is_rewritten() {
+    let clock = SetClock::default();
+    clock.step(30 * DAY_S);
+    let region = Region::start_by(Arc::new(clock.clone()), 1, 2, |config| {
+        eager(config);
+        config.house.rewrite_after_ms = 500;
+    })
+    .await;
+    let (inode, old) = region.file("f", &pattern(900_000, 1)).await;
+    let newer = pattern(600_000, 11);
+    let place = region.append(inode, &newer).await;
+    seal(&region, &place, newer.len()).await;
+    clock.step(-30 * DAY_S);
+    close(&region.client).await;
+    until("it is rewritten", async || region.metric("mooseng_master_chunks_rewritten_total").await == 1)
+        .await;
+    let file = format!("{:016x}", old.chunk);
+    until("the old one goes", async || (0..2).all(|i| !region.files(i).contains(&file))).await;
+}
+
 /// A sparse chunk's last bytes, which two files name: they are copied once, and shared from then on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_files_share_they_share_after_a_rewrite() {

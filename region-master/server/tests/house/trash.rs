@@ -1,5 +1,7 @@
 //! Deleted files, as an administrator lists, restores and purges them over gRPC, and as they expire by themselves.
 
+use mooseng_store::Store;
+use mooseng_wire::VolumeId;
 use mooseng_wire::admin::purge_trash_request::Which;
 use mooseng_wire::admin::{
     ListTrashReply, ListTrashRequest, PurgeTrashReply, PurgeTrashRequest, RestoreTrashRequest,
@@ -121,6 +123,65 @@ async fn a_deleted_file_is_listed_restored_and_purged_over_a_leaders_death() {
     until("its chunk goes", async || region.files(0).is_empty() && region.files(1).is_empty()).await;
     until("status says so", async || region.status().await.trash.unwrap().files == 0).await;
     assert_ne!(place.chunk, 0);
+}
+
+async fn is_held(region: &Region) -> bool {
+    region.status().await.findings.iter().any(|finding| finding.code == "TRASH_HELD")
+}
+
+/// Found by review: a wall clock that was set forward emptied the trash for good.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clock_that_is_set_forward_empties_no_trash() {
+    let clock = SetClock::default();
+    let mut region = Region::start_by(Arc::new(clock.clone()), 3, 2, kept).await;
+    let bytes = pattern(50_000, 1);
+    let (inode, _) = region.file("file", &bytes).await;
+    unlink(&region, "file").await;
+    until("it is known", async || region.status().await.trash.is_some_and(|trash| trash.files == 1)).await;
+    assert!(!is_held(&region).await);
+    clock.step(30 * DAY_S);
+    until("it is held", async || is_held(&region).await).await;
+    // The next leader, whose clock is as wrong, holds it, too.
+    region.cluster.kill(region.cluster.leader().await).await;
+    region.client.open(&[]).await.unwrap();
+    until("it is held again", async || is_held(&region).await).await;
+    let refused = purge(&region, Which::OlderThanS(600)).await.unwrap_err();
+    assert!(
+        refused.code() == Code::FailedPrecondition && refused.message().contains("TRASH_HELD"),
+        "{refused}"
+    );
+    assert_eq!(region.metric("mooseng_master_trash_expired_total").await, 0);
+    assert_eq!(list(&region).await.entries.len(), 1);
+    anew(&mut region).await;
+    assert_eq!(restore(&region, inode, None).await.unwrap(), "/file");
+    region.check(inode, &bytes).await;
+    // What is deleted by a clock that was set right again isn't held.
+    clock.step(-30 * DAY_S);
+    unlink(&region, "file").await;
+    until("nothing is held", async || !is_held(&region).await).await;
+    assert_eq!(purge(&region, Which::OlderThanS(0)).await.unwrap().files, 1);
+}
+
+/// Nobody led while the clock was set.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clock_that_was_set_forward_while_the_master_was_down_empties_no_trash() {
+    let clock = SetClock::default();
+    let mut region = Region::start_by(Arc::new(clock.clone()), 1, 2, kept).await;
+    region.file("file", &pattern(50_000, 1)).await;
+    unlink(&region, "file").await;
+    let seen = async |region: &Region| {
+        let master = region.cluster.running[0].as_ref().unwrap().master();
+        mooseng_namespace::trash::clock(&master.store.begin(), VolumeId(0)).await.unwrap()
+    };
+    until("the clock is on record", async || seen(&region).await.is_some()).await;
+    region.cluster.kill(0).await;
+    clock.step(30 * DAY_S);
+    region.cluster.run(0).await;
+    region.cluster.leader().await;
+    until("it is held", async || is_held(&region).await).await;
+    assert_eq!(list(&region).await.entries.len(), 1);
+    let seen = seen(&region).await.unwrap();
+    assert!(seen.steady_ns.is_some() && seen.step_ns > 0, "{seen:?}");
 }
 
 /// One that is open is freed once it is closed, also after it has expired.
