@@ -10,8 +10,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use mooseng_certs::Authority;
 use mooseng_transport::{
-    Answer, CallFailure, Incoming, Limits, Link, LinkOptions, Network, Protocol, Service, Services, TlsFiles,
-    TlsNetwork, serve,
+    Answer, CallFailure, ConnectError, Incoming, Limits, Link, LinkOptions, Network, Protocol, Service,
+    Services, TlsFiles, TlsNetwork, serve,
 };
 use mooseng_wire::call::CallError;
 use mooseng_wire::method::Method;
@@ -143,6 +143,27 @@ async fn wrong_roles_expired_foreign_and_missing_certificates_are_refused_with_t
         let error = tokio::io::AsyncReadExt::read_u8(&mut io).await.unwrap_err().to_string();
         assert!(error.to_lowercase().contains("certificaterequired"), "{error}");
     }
+}
+
+/// A mount doesn't wait for masters that will never let it in.
+#[tokio::test]
+async fn who_will_never_be_let_in_for_certificates_is_told_so_by_the_kind_of_error() {
+    let cluster = Cluster::new("one");
+    let address = cluster.serve().await;
+    let expired = cluster.issue(Role::Client, "c1", Duration::ZERO);
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    let (other, twin) = (Cluster::new("two"), Cluster::new("one"));
+    // The one is refused by this side, the other by the server, whose word comes after the handshake.
+    let ca = cluster.out("m1").join("ca.pem");
+    let (foreign, twins) =
+        (other.issue(Role::Client, "c2", DAY), TlsFiles { ca, ..twin.issue(Role::Client, "c3", DAY) });
+    for files in [expired, foreign, twins] {
+        let error = ask(&link(files, &address, Role::Master)).await.unwrap_err();
+        assert!(matches!(error, CallFailure::Connect(ConnectError::Certificate { .. })), "{error}");
+    }
+    let sound = cluster.issue(Role::Client, "c4", DAY);
+    let error = ask(&link(sound, &address, Role::Chunkserver)).await.unwrap_err();
+    assert!(matches!(error, CallFailure::Connect(ConnectError::Refused { .. })), "{error}");
 }
 
 /// What the server notes of one attempt to connect: code and reason.

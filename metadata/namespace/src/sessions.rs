@@ -1,11 +1,16 @@
 //! Session records, over the master's transactions.
 
-use mooseng_schema::session::{self, SessionRecord};
+use std::ops::Range;
+
+use mooseng_schema::session::{self, InodeRun, SessionRecord};
 use mooseng_schema::{Record, number};
 use mooseng_store::{RangeLimit, Read, Transaction};
 use mooseng_wire::{Incarnation, RequestNumber, SessionId, VolumeId};
 
 use crate::error::OpError;
+
+/// Runs of inodes' ids that a session's record names at most. Who tells in time what it makes has the ids that it still needs among the newest.
+pub const INODE_RUNS_MAX: usize = 16;
 
 /// Records a new session. `id` comes from [`crate::upkeep::reserve_ids`]. Recording the same again is fine, as after a
 /// commit whose outcome wasn't known.
@@ -62,6 +67,20 @@ pub async fn lapse_session<T: Transaction>(tx: &T, id: SessionId, now_ns: i64) -
     let Some(mut record) = load_session(tx, id).await? else { return Ok(false) };
     if record.lapsed_ns.is_none() {
         record.lapsed_ns = Some(now_ns);
+        tx.set(&session::key(id), &record.to_value());
+    }
+    Ok(true)
+}
+
+/// Notes on a session's record that these numbers of inodes in its volume are its to give. Noting the same again is fine. Answers whether the
+/// session exists.
+pub async fn give_inodes<T: Transaction>(tx: &T, id: SessionId, run: Range<u64>) -> Result<bool, OpError> {
+    let Some(mut record) = load_session(tx, id).await? else { return Ok(false) };
+    let run = InodeRun { first: run.start, end: run.end };
+    if !record.inode_runs.contains(&run) {
+        record.inode_runs.push(run);
+        let older = record.inode_runs.len().saturating_sub(INODE_RUNS_MAX);
+        record.inode_runs.drain(..older);
         tx.set(&session::key(id), &record.to_value());
     }
     Ok(true)

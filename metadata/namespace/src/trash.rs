@@ -10,14 +10,16 @@
 //! was empty when it lost its name is on both, for what was written to it may be on its way: once nobody has it open, the reaper takes it from the
 //! list of orphans if there is something in it by then, else it frees it. So nothing that has data is freed before it expires.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use mooseng_schema::inode::{self, InodeRecord};
 use mooseng_schema::orphan::{self, OrphanRecord};
 use mooseng_schema::statistics::{self, Statistic};
-use mooseng_schema::trash::{self, TrashRecord};
+use mooseng_schema::trash::{self, ClockRecord, TrashRecord};
 use mooseng_schema::volume::{self, VolumeRecord};
 use mooseng_schema::{Record, SchemaError, number};
-use mooseng_store::{Atomic, RangeLimit, Read, Transaction};
+use mooseng_store::{Atomic, KeyRange, RangeLimit, Read, Transaction};
 use mooseng_wire::fs::Caller;
 use mooseng_wire::{InodeId, VolumeId};
 
@@ -443,22 +445,72 @@ pub async fn purge_page<T: Transaction>(
     Ok((purged, last.filter(|_| page.more)))
 }
 
-/// [`purge`] of up to `max` files that have expired, the first ones to expire first. Answers how many there were.
+/// What came of a page of files whose time is over by the clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Expired {
+    /// Files that left the trash.
+    pub files: usize,
+    /// Files that stay, for the clock was set forward.
+    pub held: usize,
+    /// Where the next page begins, if there is one.
+    pub next: Option<Place>,
+}
+
+/// [`purge`] of those that have expired among the next `max` files behind `after` whose time is over at `now_ns`, the first ones to expire first. `steady`: for how
+/// long the clock has gone on steadily, where it was set forward before. What was to stay for longer than that stays: of what came into the trash before the step
+/// nobody knows better that it has been there for its time, and what came later has been, once its time is over (docs/decisions/0047-clocks-that-are-set-forward.md).
 pub async fn expire<T: Transaction>(
     tx: &T,
     volume: VolumeId,
     now_ns: i64,
+    steady: Option<Duration>,
+    after: Option<Place>,
     max: usize,
-) -> Result<usize, OpError> {
+) -> Result<Expired, OpError> {
+    let mut range = trash::range_expired(volume, now_ns);
+    if let Some((until, inode)) = after {
+        range = KeyRange { begin: trash::range_after(until, inode).begin, ..range };
+    }
+    let (mut expired, mut last) = (Expired::default(), None);
+    // The clock was set back since that page.
+    if range.begin >= range.end {
+        return Ok(expired);
+    }
     let limit = RangeLimit { pairs_max: max, ..Default::default() };
-    let page = tx.get_range(trash::range_expired(volume, now_ns), limit, Read::Snapshot).await?;
-    for (key, _) in &page.pairs {
+    let page = tx.get_range(range, limit, Read::Snapshot).await?;
+    for (key, value) in &page.pairs {
+        let (until_ns, inode) = trash::parse_key(volume, key)?;
+        last = Some((until_ns, inode));
+        if let Some(steady) = steady
+            && kept_for(until_ns, &TrashRecord::from_value(value)?) > steady
+        {
+            expired.held += 1;
+            continue;
+        }
         // A place that its file knows nothing of keeps nothing, and mustn't stand in the way of the others for ever.
-        if purge(tx, now_ns, trash::parse_key(volume, key)?.1).await?.is_none() {
+        if purge(tx, now_ns, inode).await?.is_none() {
             tx.clear(key);
         }
+        expired.files += 1;
     }
-    Ok(page.pairs.len())
+    expired.next = last.filter(|_| page.more);
+    Ok(expired)
+}
+
+/// How long a file was to stay when it was deleted.
+fn kept_for(until_ns: i64, deletion: &TrashRecord) -> Duration {
+    Duration::from_nanos(u64::try_from(until_ns.saturating_sub(deletion.deleted_ns)).unwrap_or(0))
+}
+
+/// What an earlier leader, or this one, saw of the clock by which a volume's trash expires.
+pub async fn clock<T: Transaction>(tx: &T, volume: VolumeId) -> Result<Option<ClockRecord>, OpError> {
+    let value = tx.get(&trash::clock_key(volume), Read::Snapshot).await?;
+    Ok(value.map(|value| ClockRecord::from_value(&value)).transpose()?)
+}
+
+/// Notes what was seen of it. Doing it again does no harm.
+pub fn note_clock<T: Transaction>(tx: &T, volume: VolumeId, seen: &ClockRecord) {
+    tx.set(&trash::clock_key(volume), &seen.to_value());
 }
 
 /// Which deleted files a volume keeps, and how long.

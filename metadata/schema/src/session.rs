@@ -30,6 +30,20 @@ pub struct SessionRecord {
     /// When its lease ran out, while it is out.
     #[prost(sfixed64, optional, tag = "6")]
     pub lapsed_ns: Option<i64>,
+    /// The newest runs of inodes' ids that it was given, in that order.
+    #[prost(message, repeated, tag = "7")]
+    pub inode_runs: Vec<InodeRun>,
+}
+
+/// Inodes' numbers in a session's volume that follow each other, for the session to make inodes under.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct InodeRun {
+    /// The first.
+    #[prost(uint64, tag = "1")]
+    pub first: u64,
+    /// Numbers below this one.
+    #[prost(uint64, tag = "2")]
+    pub end: u64,
 }
 
 impl Record for SessionRecord {
@@ -113,12 +127,18 @@ mod tests {
             mount_path: "/m".into(),
             opened_ns: 1,
             lapsed_ns: None,
+            inode_runs: Vec::new(),
         };
         golden(
             &session,
             "0108011217737069666665 3a2f2f6465762f612f636c69656e742f631a0168220 22f6d290100000000000000"
                 .replace(' ', "")
                 .as_str(),
+        );
+        let runs = vec![InodeRun { first: 5, end: 300 }];
+        golden(
+            &SessionRecord { incarnation: 1, inode_runs: runs, ..Default::default() },
+            "0108013a05080510ac02",
         );
         golden(
             &OutcomeRecord { request_hash: 7, reply: Bytes::from_static(&[0x42, 0]) },
@@ -132,7 +152,8 @@ mod tests {
     proptest! {
         #[test]
         fn round_trips(session: u64, incarnation: u64, lapsed_ns: Option<i64>, request_hash: u64, reply in prop::collection::vec(any::<u8>(), 0..64)) {
-            round_trip(&SessionRecord { incarnation, lapsed_ns, ..Default::default() });
+            let inode_runs = vec![InodeRun { first: session, end: request_hash }];
+            round_trip(&SessionRecord { incarnation, lapsed_ns, inode_runs, ..Default::default() });
             round_trip(&OutcomeRecord { request_hash, reply: reply.into() });
             let session = SessionId(session);
             let made = key(session);

@@ -58,6 +58,8 @@ pub enum VolumeTag {
     Loss = 26,
     /// Of which version of the cluster's storage classes the volume has copies ([`crate::storage_class`]).
     StorageClassesCopied = 27,
+    /// What was seen of the clock by which the trash expires ([`crate::trash`]).
+    TrashClock = 28,
 }
 
 impl VolumeTag {
@@ -91,6 +93,7 @@ impl VolumeTag {
             tag if tag == Self::Log as u64 => "log",
             tag if tag == Self::Loss as u64 => "loss",
             tag if tag == Self::StorageClassesCopied as u64 => "storage class",
+            tag if tag == Self::TrashClock as u64 => "trash clock",
             _ => "other",
         }
     }

@@ -10,8 +10,10 @@
 
 mod blocking;
 pub mod descriptors;
+mod ended;
 mod frames;
 mod health;
+mod inbound;
 mod link;
 mod live;
 mod network;

@@ -438,6 +438,6 @@ impl Inner {
         let connection = self.network.connect(&self.address, Protocol::Stream, self.role).await?;
         let levels = self.network.levels();
         let live = Live::start(connection, levels, self.notices.clone(), self.options).await;
-        live.map_err(|reason| self.refused(reason))
+        live.map_err(|ended| ended.refused(&self.address))
     }
 }

@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{broadcast, oneshot};
 use tokio::time::Instant;
 
+use crate::ended::Ended;
 use crate::frames::{FrameReader, plain};
 use crate::link::LinkOptions;
 use crate::network::Connection;
@@ -59,7 +60,7 @@ impl Live {
         levels: Levels,
         notices: broadcast::Sender<(Method, Bytes)>,
         options: LinkOptions,
-    ) -> Result<Arc<Self>, String> {
+    ) -> Result<Arc<Self>, Ended> {
         let (reader, mut writer) = tokio::io::split(connection.io);
         let mut frames = FrameReader::new(reader, options.silence_max);
         let levels = greet(&mut frames, &mut writer, levels).await?;
@@ -163,7 +164,7 @@ impl Live {
             while let Some(frame) = frames.next().await? {
                 self.take(frame, &notices)?;
             }
-            Ok("the peer closed it".to_owned())
+            Ok::<_, String>("the peer closed it".to_owned())
         };
         let mut writing = self.outbox.writing(writer);
         let why: Result<String, String> = tokio::select! {
@@ -235,7 +236,7 @@ async fn greet<R: AsyncRead + Unpin>(
     frames: &mut FrameReader<R>,
     writer: &mut (impl AsyncWrite + Unpin),
     levels: Levels,
-) -> Result<Levels, String> {
+) -> Result<Levels, Ended> {
     let mut bytes = BytesMut::new();
     plain(Kind::Hello, version::hello(levels).encode_to_vec().into()).encode_head(&mut bytes);
     let sent = async {
@@ -245,7 +246,7 @@ async fn greet<R: AsyncRead + Unpin>(
     let sent = sent.await;
     // A peer that refuses our certificate says so only now (TLS 1.3), perhaps after our write failed: what it said is the better reason.
     let frame = match (frames.next().await, sent) {
-        (Ok(None), Err(error)) => return Err(error.to_string()),
+        (Ok(None), Err(error)) => return Err(Ended::of_io(&error)),
         (read, _) => read?,
     };
     let Some(Frame { kind: Kind::HelloAnswer, body, .. }) = frame else {
@@ -254,7 +255,7 @@ async fn greet<R: AsyncRead + Unpin>(
     let answer =
         HelloAnswer::decode(body).map_err(|e| format!("the answer to our hello is malformed: {e}"))?;
     if !answer.refused.is_empty() {
-        return Err(answer.refused);
+        return Err(answer.refused.into());
     }
     frames.welcome();
     Ok(version::levels_answered(&answer))

@@ -84,6 +84,14 @@ pub enum ConnectError {
         /// Why.
         reason: String,
     },
+    /// The other end doesn't take our certificate, or its own is another cluster's: with these two there will never be a connection.
+    #[error("the connection to {address} was refused: {reason}")]
+    Certificate {
+        /// Where.
+        address: String,
+        /// Why.
+        reason: String,
+    },
     /// Calls that were made before fill the lane.
     #[error("the call to {address} wasn't sent: too many calls in its lane wait for an answer")]
     Crowded {

@@ -18,6 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::inbound::Inbound;
 use crate::network::{Handshake, Listener, Peer, Protocol};
 use crate::outbox::{Closed, Outbox};
 use crate::refusal;
@@ -171,8 +172,11 @@ pub struct Limits {
     pub calls_per_lane_max: usize,
     /// Bytes of one connection's calls at once in one lane.
     pub bytes_per_lane_max: usize,
-    /// Bytes of all connections' calls at once; of control only what is large and of none that is a master's.
+    /// Bytes of all connections' calls at once, of large ones from when they are announced; of control only what is large and of none that is a
+    /// master's.
     pub bytes_max: usize,
+    /// Of these, bytes that the connections of one identity have announced and not sent yet, where it isn't a master's.
+    pub unfinished_per_identity_max: usize,
     /// Silence after which a peer is taken for dead.
     pub silence_max: Duration,
 }
@@ -187,6 +191,8 @@ impl Default for Limits {
             calls_per_lane_max: 512,
             bytes_per_lane_max: 64 << 20,
             bytes_max: 1 << 30,
+            // Each of its connections may be sending as much as a call's bulk.
+            unfinished_per_identity_max: 320 << 20,
             silence_max: Duration::from_secs(30),
         }
     }
@@ -324,24 +330,31 @@ struct Port {
     allow: fn(&Peer, Protocol) -> Result<(), String>,
     bytes: Arc<Semaphore>,
     refused: Mutex<Refused>,
-    /// How many connections each identity has.
-    crowd: Mutex<BTreeMap<String, usize>>,
+    crowd: Mutex<BTreeMap<String, Crowd>>,
     limits: Limits,
     shutdown: CancellationToken,
+}
+
+/// What an identity's connections share.
+struct Crowd {
+    connections: usize,
+    /// Room for bytes that they have announced and not sent yet.
+    unfinished: Arc<Semaphore>,
 }
 
 /// A connection of an identity, as long as this is kept.
 struct OneOf<'a> {
     port: &'a Port,
     identity: String,
+    unfinished: Arc<Semaphore>,
 }
 
 impl Drop for OneOf<'_> {
     fn drop(&mut self) {
         let mut crowd = self.port.crowd.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = crowd.get_mut(&self.identity) {
-            *count -= 1;
-            if *count == 0 {
+        if let Some(of_it) = crowd.get_mut(&self.identity) {
+            of_it.connections -= 1;
+            if of_it.connections == 0 {
                 crowd.remove(&self.identity);
             }
         }
@@ -351,13 +364,19 @@ impl Drop for OneOf<'_> {
 impl Port {
     /// Counts a connection of an identity; none where it has too many: one host may not take all there are.
     fn one_of(&self, identity: &Identity) -> Option<OneOf<'_>> {
+        let is_master = identity.role == Role::Master;
+        let most = if is_master { usize::MAX } else { self.limits.unfinished_per_identity_max };
         let mut crowd = self.crowd.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = crowd.entry(identity.to_string()).or_default();
-        if identity.role != Role::Master && *count >= self.limits.connections_per_identity_max {
+        let of_it = crowd.entry(identity.to_string()).or_insert_with(|| Crowd {
+            connections: 0,
+            unfinished: Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS))),
+        });
+        if !is_master && of_it.connections >= self.limits.connections_per_identity_max {
             return None;
         }
-        *count += 1;
-        Some(OneOf { port: self, identity: identity.to_string() })
+        of_it.connections += 1;
+        let unfinished = of_it.unfinished.clone();
+        Some(OneOf { port: self, identity: identity.to_string(), unfinished })
     }
 
     /// Says that a peer was refused, unless that was said of it a moment ago. `peer` is empty where it isn't known.
@@ -388,7 +407,7 @@ impl Port {
             Err(_) => return tracing::debug!(address, "a handshake took too long"),
         };
         drop(begun);
-        let Some(_one) = self.one_of(&connection.peer.identity) else {
+        let Some(one) = self.one_of(&connection.peer.identity) else {
             let reason =
                 format!("it has {} connections open already", self.limits.connections_per_identity_max);
             return self.note_refusal(
@@ -406,10 +425,12 @@ impl Port {
         let (limits, shutdown) = (self.limits, &self.shutdown);
         let peer = connection.peer.identity.to_string();
         let note_version = |reason: &str| self.note_refusal(refusal::VERSION, &address, &peer, reason);
+        let role = connection.peer.identity.role;
+        let inbound = Inbound::new(self.bytes.clone(), one.unfinished.clone(), role);
         match connection.protocol {
             Protocol::Stream => tokio::select! {
                 () = shutdown.cancelled() => {}
-                () = stream::serve(connection, &*self.stream, refused, limits, &self.bytes, note_version) => {}
+                () = stream::serve(connection, &*self.stream, refused, limits, inbound, note_version) => {}
             },
             Protocol::Grpc => rpc::serve(connection, self.grpc.clone(), refused, shutdown).await,
         }

@@ -11,17 +11,18 @@ use bytes::{Bytes, BytesMut};
 use futures::future::{AbortHandle, Abortable};
 use futures::stream::{FuturesUnordered, StreamExt};
 use mooseng_wire::call::{CallError, CallMeta, ErrorCode, Hello};
-use mooseng_wire::frame::{Frame, Kind};
+use mooseng_wire::frame::{Frame, Head, Kind};
 use mooseng_wire::level::Levels;
 use mooseng_wire::method::{LANES, Lane, Method};
-use mooseng_wire::{BULK_BYTES_MAX, Role, version};
+use mooseng_wire::{BULK_BYTES_MAX, version};
 use prost::Message;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::Instrument;
 
-use crate::frames::{FrameReader, plain};
+use crate::frames::{Arrived, FrameReader, plain};
+use crate::inbound::{Announced, Full, Inbound};
 use crate::network::Connection;
 use crate::outbox::{Closed, Outbox, lane_of};
 use crate::server::{Answer, ConnectionHandle, Incoming, Limits, Service};
@@ -29,8 +30,6 @@ use crate::trace::{self, TRACE};
 
 /// The longest that a call may run, whatever its caller asks for.
 const CALL_MAX: Duration = Duration::from_secs(600);
-/// What is larger on the control lane is counted as everything else, where no master sends it.
-const CONTROL_BYTES_MAX: usize = 64 << 10;
 /// How long a peer that is refused is given to read why.
 const REFUSAL_READ_WITHIN: Duration = Duration::from_secs(1);
 
@@ -42,7 +41,7 @@ pub(crate) async fn serve(
     service: &dyn Service,
     refused: Option<String>,
     limits: Limits,
-    bytes: &Arc<Semaphore>,
+    inbound: Inbound,
     note_version: impl Fn(&str),
 ) {
     let peer = connection.peer;
@@ -61,7 +60,7 @@ pub(crate) async fn serve(
     let handle = ConnectionHandle { id, peer, levels, outbox, memory: Arc::default() };
     service.connected(&handle);
     let _ended = EndOnDrop { handle: &handle, service };
-    let mut calls = Calls::new(&handle, service, limits, bytes.clone());
+    let mut calls = Calls::new(&handle, service, limits, inbound);
     let mut writing = handle.outbox.writing(writer);
     let ended = tokio::select! {
         ended = calls.run(&mut frames) => ended,
@@ -123,6 +122,14 @@ async fn greet<R: AsyncRead + Unpin>(
     Err(answer.refused)
 }
 
+fn slow(_: Closed) -> &'static str {
+    "the peer takes no answers"
+}
+
+fn busy(full: Full) -> CallError {
+    crate::call_error(ErrorCode::Busy, format!("too many {full}; try again after a pause"))
+}
+
 type RunningCall<'a> = Pin<Box<dyn Future<Output = Done> + Send + 'a>>;
 
 struct Done {
@@ -141,21 +148,16 @@ struct Calls<'a> {
     handle: &'a ConnectionHandle,
     service: &'a dyn Service,
     limits: Limits,
-    bytes: Arc<Semaphore>,
+    inbound: Inbound,
     running: FuturesUnordered<RunningCall<'a>>,
     aborts: BTreeMap<u64, AbortHandle>,
     load: [Load; LANES.len()],
 }
 
 impl<'a> Calls<'a> {
-    fn new(
-        handle: &'a ConnectionHandle,
-        service: &'a dyn Service,
-        limits: Limits,
-        bytes: Arc<Semaphore>,
-    ) -> Self {
+    fn new(handle: &'a ConnectionHandle, service: &'a dyn Service, limits: Limits, inbound: Inbound) -> Self {
         let (running, aborts, load) = Default::default();
-        Self { handle, service, limits, bytes, running, aborts, load }
+        Self { handle, service, limits, inbound, running, aborts, load }
     }
 
     async fn run<R: AsyncRead + Unpin>(&mut self, frames: &mut FrameReader<R>) -> Result<(), String> {
@@ -166,20 +168,29 @@ impl<'a> Calls<'a> {
                     self.load[done.lane].calls -= 1;
                     self.load[done.lane].bytes -= done.bytes;
                 }
-                frame = frames.next() => match frame? {
-                    Some(frame) => self.take(frame)?,
+                arrived = frames.next_within(&self.inbound) => match arrived? {
+                    Some(Arrived::Whole(frame, announced)) => self.take(frame, announced)?,
+                    Some(Arrived::Dropped(head, full)) => self.refuse(&head, full)?,
                     None => return Ok(()),
                 },
             }
         }
     }
 
-    fn take(&mut self, frame: Frame) -> Result<(), String> {
-        let slow = |Closed| "the peer takes no answers";
+    /// There is no room for a frame. Whoever waits for an answer to it has one at once.
+    fn refuse(&self, head: &Head, full: Full) -> Result<(), String> {
+        if head.kind == Kind::Request {
+            let address = Address { lane: head.lane, method: head.method, call: head.call };
+            self.handle.outbox.push_now(reply(&address, Err(busy(full)))).map_err(slow)?;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, frame: Frame, announced: Option<Announced>) -> Result<(), String> {
         match frame.kind {
             Kind::Request => {
                 let address = Address::of(&frame);
-                if let Err(refused) = self.begin(frame) {
+                if let Err(refused) = self.begin(frame, announced) {
                     self.handle.outbox.push_now(reply(&address, Err(refused))).map_err(slow)?;
                 }
             }
@@ -198,7 +209,7 @@ impl<'a> Calls<'a> {
     }
 
     /// Starts a call, or says why not. Its caller is told at once, for to stop reading would hold up other lanes.
-    fn begin(&mut self, mut frame: Frame) -> Result<(), CallError> {
+    fn begin(&mut self, mut frame: Frame, announced: Option<Announced>) -> Result<(), CallError> {
         let framed = frame.encoded_len();
         let meta = CallMeta::decode(std::mem::take(&mut frame.meta)).map_err(|e| {
             crate::call_error(ErrorCode::InvalidRequest, format!("a call's metadata is malformed: {e}"))
@@ -213,8 +224,9 @@ impl<'a> Calls<'a> {
             let message = "a call of this method or in this lane has no bulk in shared memory";
             return Err(crate::call_error(ErrorCode::InvalidRequest, message));
         }
-        let bytes = framed + (meta.shared_bytes as usize).min(BULK_BYTES_MAX);
-        let room = self.admit(lane, bytes)?;
+        let shared = (meta.shared_bytes as usize).min(BULK_BYTES_MAX);
+        let bytes = framed + shared;
+        let room = self.admit(lane, (framed, shared), announced)?;
         if meta.shared_bytes > 0 {
             // Before anything is done: once it is answered there may be other bytes.
             frame.bulk = self.handle.take_shared(&meta)?;
@@ -223,27 +235,35 @@ impl<'a> Calls<'a> {
         Ok(())
     }
 
-    /// Room for a call of so many bytes, or why there is none.
-    fn admit(&self, lane: usize, bytes: usize) -> Result<Option<OwnedSemaphorePermit>, CallError> {
-        let busy = |what: &str| {
-            Err(crate::call_error(ErrorCode::Busy, format!("too many {what}; try again after a pause")))
-        };
+    /// Room for a call of so many bytes, in its frame and beside it, or why there is none. For its frame it may have some.
+    fn admit(
+        &self,
+        lane: usize,
+        (framed, shared): (usize, usize),
+        announced: Option<Announced>,
+    ) -> Result<Option<OwnedSemaphorePermit>, CallError> {
+        let bytes = framed + shared;
         let load = self.load[lane];
         if load.calls >= self.limits.calls_per_lane_max {
-            return busy("calls are in flight on this connection");
+            return Err(busy("calls are in flight on this connection"));
         }
         if load.calls > 0 && load.bytes + bytes > self.limits.bytes_per_lane_max {
-            return busy("bytes are in flight on this connection");
+            return Err(busy("bytes are in flight on this connection"));
         }
-        // The lane is the caller's word. What is small there goes whatever else is under way, and what masters say to each other (Raft) at any size.
-        let is_small = bytes <= CONTROL_BYTES_MAX || self.handle.peer.identity.role == Role::Master;
-        if lane == Lane::Control as usize && is_small {
+        if self.inbound.is_free(lane, bytes) {
             return Ok(None);
         }
-        match self.bytes.clone().try_acquire_many_owned(bytes as u32) {
-            Ok(room) => Ok(Some(room)),
-            Err(_) => busy("bytes are in flight at this server"),
-        }
+        let room = match announced {
+            None => self.inbound.take(bytes).map_err(busy)?,
+            Some(announced) => {
+                let mut room = announced.whole();
+                if shared > 0 {
+                    room.merge(self.inbound.take(shared).map_err(busy)?);
+                }
+                room
+            }
+        };
+        Ok(Some(room))
     }
 
     fn start(&mut self, frame: Frame, meta: CallMeta, bytes: usize, room: Option<OwnedSemaphorePermit>) {

@@ -22,6 +22,7 @@ use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::time::{Instant, timeout};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
+use crate::ended::Ended;
 use crate::network::{
     ConnectError, Connection, Handshake, HandshakeError, Io, Listener, Network, Peer, Protocol,
 };
@@ -103,7 +104,7 @@ impl TlsNetwork {
         // The name is never checked: the SPIFFE id is.
         let name = ServerName::try_from("mooseng.invalid").map_err(|e| refused(e.to_string()))?;
         let io = TlsConnector::from(Arc::new(config)).connect(name, io).await;
-        let io = io.map_err(|e| refused(refusal::of_io(&e).1))?;
+        let io = io.map_err(|e| Ended::of_io(&e).refused(address))?;
         let session = io.get_ref().1;
         let peer = peer_in(session.peer_certificates()).map_err(refused)?;
         protocol_of(session.alpn_protocol()).map_err(refused)?;

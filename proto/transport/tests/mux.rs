@@ -567,6 +567,48 @@ async fn one_host_doesnt_take_all_connections_nor_all_memory() {
     }
 }
 
+/// Of a frame that was announced nothing was counted until it was whole: a host announced any number of them, and sent a byte now and then.
+#[tokio::test]
+async fn what_a_host_announces_and_does_not_send_takes_its_own_room() {
+    const LARGE: usize = 200_000;
+    let limits =
+        Limits { unfinished_per_identity_max: LARGE * 3 / 2, bytes_max: 1 << 20, ..Limits::default() };
+    let (address, _, _shutdown) = start_with(limits, |_, _| Ok(())).await;
+    let bulk: &'static [u8] = vec![7; LARGE].leak();
+    let request = |call, bulk| {
+        let meta = CallMeta { deadline_ms: 9_000, ..CallMeta::default() };
+        raw_with(Kind::Request, call, Bytes::new(), meta, bulk)
+    };
+    let (mut first, mut of_first) = raw_client(&address).await;
+    first.write_all(&request(5, bulk)[..1000]).await.unwrap();
+    let (mut second, mut of_second) = raw_client(&address).await;
+    let mut asks = async |call: u64, bulk| {
+        second.write_all(&request(call, bulk)).await.unwrap();
+        let answer = raw_frame(&mut second, &mut of_second).await.unwrap();
+        assert_eq!(answer.call, call);
+        (answer.kind == Kind::Error).then(|| CallError::decode(answer.body).unwrap())
+    };
+    let mut call = 0;
+    let refused = loop {
+        call += 1;
+        // As long as the server hasn't read what was announced.
+        if let Some(refused) = asks(call, bulk).await {
+            break refused;
+        }
+    };
+    assert!(refused.code == ErrorCode::Busy as i32 && refused.message.contains("host"), "{refused:?}");
+    assert_eq!(asks(call + 1, &b"small"[..]).await, None, "what was dropped doesn't disturb what follows");
+    let other = Identity { name: "other".into(), ..identity(Role::Client) };
+    let network = Arc::new(PlainNetwork::new(other));
+    let other = Link::new(network, address.clone(), Role::Master, LinkOptions::default());
+    other.call(Method::FsRead, Bytes::new(), Bytes::from_static(bulk), WAIT).await.unwrap();
+
+    first.write_all(&request(5, bulk)[1000..]).await.unwrap();
+    let answer = raw_frame(&mut first, &mut of_first).await.unwrap();
+    assert_eq!((answer.kind, answer.call), (Kind::Response, 5));
+    assert_eq!(asks(call + 2, bulk).await, None, "there is room again");
+}
+
 #[tokio::test]
 async fn strangers_by_the_hundred_keep_nobody_out() {
     let limits =

@@ -72,6 +72,21 @@ pub struct Frame {
     pub bulk: Bytes,
 }
 
+/// What a frame's header says of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// Bytes of the whole frame.
+    pub bytes: usize,
+    /// What it is.
+    pub kind: Kind,
+    /// The lane's number.
+    pub lane: u8,
+    /// The method's number.
+    pub method: u16,
+    /// Pairs a response with its request.
+    pub call: u64,
+}
+
 /// Why bytes aren't a frame. The stream can't be continued after it.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum FrameError {
@@ -109,23 +124,38 @@ impl Frame {
         HEADER_BYTES + self.meta.len() + self.body.len() + self.bulk.len()
     }
 
-    /// Takes one frame off the front of `buffer`, if a whole one is there. `limit` bounds its size in bytes.
-    pub fn decode(buffer: &mut BytesMut, limit: usize) -> Result<Option<Frame>, FrameError> {
-        if buffer.len() < 4 {
-            return Ok(None);
+    /// Bytes of the frame at the front of `buffer`, once they are said.
+    fn announced(buffer: &[u8], limit: usize) -> Result<Option<usize>, FrameError> {
+        let Some(&total) = buffer.first_chunk::<4>() else { return Ok(None) };
+        let bytes = u32::from_le_bytes(total) as usize + 4;
+        if bytes > limit {
+            return Err(FrameError::TooLarge { bytes, limit });
         }
-        let total = u32::from_le_bytes([buffer[0], buffer[1], buffer[2], buffer[3]]) as usize;
-        if total + 4 > limit {
-            return Err(FrameError::TooLarge { bytes: total + 4, limit });
-        }
-        if total + 4 < HEADER_BYTES {
+        if bytes < HEADER_BYTES {
             return Err(FrameError::Malformed("shorter than a header"));
         }
-        if buffer.len() < total + 4 {
-            buffer.reserve(total + 4 - buffer.len());
+        Ok(Some(bytes))
+    }
+
+    /// What the frame at the front of `buffer` says of itself, once its header is there. `limit` bounds its size in bytes.
+    pub fn head(buffer: &[u8], limit: usize) -> Result<Option<Head>, FrameError> {
+        let Some(bytes) = Self::announced(buffer, limit)? else { return Ok(None) };
+        let Some(mut header) = buffer.get(4..HEADER_BYTES) else { return Ok(None) };
+        let kind = Kind::from_u8(header.get_u8()).ok_or(FrameError::Malformed("unknown kind"))?;
+        let lane = header.get_u8();
+        let method = header.get_u16_le();
+        let call = header.get_u64_le();
+        Ok(Some(Head { bytes, kind, lane, method, call }))
+    }
+
+    /// Takes one frame off the front of `buffer`, if a whole one is there. `limit` bounds its size in bytes.
+    pub fn decode(buffer: &mut BytesMut, limit: usize) -> Result<Option<Frame>, FrameError> {
+        let Some(bytes) = Self::announced(buffer, limit)? else { return Ok(None) };
+        if buffer.len() < bytes {
+            buffer.reserve(bytes - buffer.len());
             return Ok(None);
         }
-        let mut frame = buffer.split_to(total + 4).freeze();
+        let mut frame = buffer.split_to(bytes).freeze();
         frame.advance(4);
         let kind = Kind::from_u8(frame.get_u8()).ok_or(FrameError::Malformed("unknown kind"))?;
         let lane = frame.get_u8();
@@ -161,7 +191,10 @@ mod tests {
             frame.encode_head(&mut bytes);
             bytes.extend_from_slice(&frame.bulk);
             prop_assert_eq!(bytes.len(), frame.encoded_len());
+            let head = Head { bytes: bytes.len(), kind: Kind::Request, lane, method, call };
             let tail = bytes.split_off(split.min(bytes.len()));
+            let said = (bytes.len() >= HEADER_BYTES).then_some(head);
+            prop_assert_eq!(Frame::head(&bytes, FRAME_BYTES_MAX).unwrap(), said);
             let early = Frame::decode(&mut bytes, FRAME_BYTES_MAX).unwrap();
             if !tail.is_empty() {
                 prop_assert!(early.is_none());
@@ -174,6 +207,7 @@ mod tests {
 
         #[test]
         fn any_bytes_are_decoded_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Frame::head(&bytes, FRAME_BYTES_MAX);
             let _ = Frame::decode(&mut BytesMut::from(&bytes[..]), FRAME_BYTES_MAX);
         }
     }

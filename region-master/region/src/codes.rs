@@ -97,6 +97,10 @@ codes! {
         "A data directory of a chunkserver is full: it takes no new chunks.",
         "The disk is down to the configured reserve (`reserve_bytes`).",
         "Free space or add a disk. Other disks and chunkservers go on taking chunks.";
+    DISK_HUNG, Warning,
+        "A disk of a chunkserver doesn't answer: nothing new is placed there, and only a few calls wait for it. Others are refused at once, and go to other copies.",
+        "The disk, its controller or the way to it hangs, without an error: the kernel tries on. Or it has so much to do that a single call takes more than five seconds.",
+        "Look at the kernel's log (`dmesg`), and at what else uses the disk. Where it doesn't come back by itself, stop the chunkserver; if its process doesn't end, restart the machine. Chunks on a disk that hangs aren't copied elsewhere before their chunkserver is silent or drained, or started without that disk.";
     GLOBAL_NO_LEADER, Critical,
         "The global group has no leader with a majority: regions can't renew their leases, and nothing is decided between them.",
         "A majority of the masters that vote in it is down, or the regions can't reach each other.",
@@ -225,6 +229,10 @@ codes! {
         "The limit of sessions is nearly reached: new mounts are refused beyond it.",
         "Many hosts mount the region, or mounts come and go without being unmounted.",
         "Unmount what isn't used; sessions of dead mounts end by themselves after a lease.";
+    TRASH_HELD, Warning,
+        "Deleted files stay in the trash although their time is over by the clock.",
+        "The clock of the master that leads was set forward, or one leads whose clock is ahead; or no master has led for longer than half of the trash's retention. What was deleted before that isn't as old as the clock says.",
+        "Compare the masters' clocks, and set those right that are wrong. Nothing else has to be done: the files go once they have been in the trash for as long as they were to, counted from when the clock was set. Where space is short, `mooseng trash purge` frees single files, or all of it (`--all`).";
     VOLUME_WAITS, Critical,
         "A volume takes no changes: its home region is lost, and no other region has taken it over yet.",
         "The home is down or cut off for longer than its lease. A volume of `region` durability goes to the region that has most of it, a `geo` volume only to a member of its sync set; one with manual failover to none.",

@@ -78,6 +78,19 @@ pub struct HouseFacts {
     pub located: BTreeMap<String, u64>,
 }
 
+/// A volume's trash with files in it whose time is over by the clock, and that stay for the clock was set forward.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TrashFacts {
+    /// Which volume, for people.
+    pub volume: String,
+    /// How many files.
+    pub held: u64,
+    /// By how many seconds the clock was set forward.
+    pub step_s: u64,
+    /// For how many seconds it has gone on steadily since.
+    pub steady_s: u64,
+}
+
 /// Danger that lasts so long isn't being mended.
 const LATE_S: u64 = 900;
 
@@ -118,6 +131,8 @@ pub struct Facts {
     pub sessions: usize,
     /// The limit of sessions.
     pub sessions_max: usize,
+    /// Volumes with files that stay in the trash beyond their time.
+    pub trash: Vec<TrashFacts>,
     /// The region's founding mark, if the asked master knows it.
     pub founding: Option<Founding>,
     /// Who was refused lately as of another founding, with its mark.
@@ -163,6 +178,7 @@ pub fn findings(facts: &Facts) -> Vec<Finding> {
             format!("{} of at most {} sessions are open.", facts.sessions, facts.sessions_max),
         ));
     }
+    trash(facts, &mut found);
     strangers(facts, &mut found);
     if let Some(facts) = &facts.global {
         global::look(facts, &mut found);
@@ -172,6 +188,15 @@ pub fn findings(facts: &Facts) -> Vec<Finding> {
         key(a).cmp(&key(b))
     });
     found
+}
+
+fn trash(facts: &Facts, found: &mut Vec<Finding>) {
+    for TrashFacts { volume, held, step_s, steady_s } in &facts.trash {
+        let detail = format!(
+            "The time of {held} deleted files in the trash of {volume} is over by the clock of the master that leads, which was set forward by {step_s} s: they stay for as long as they were to, counted from then, {steady_s} s ago."
+        );
+        found.push(finding(&codes::TRASH_HELD, volume, detail));
+    }
 }
 
 fn strangers(facts: &Facts, found: &mut Vec<Finding>) {
@@ -251,7 +276,10 @@ fn chunkservers(facts: &Facts, found: &mut Vec<Finding>) {
         }
         for disk in &server.disks {
             let subject = format!("{name}:{}", disk.path);
-            if !disk.error.is_empty() {
+            if disk.hangs_s > 0 {
+                let detail = format!("{} hasn't answered for {} s.", disk.path, disk.hangs_s);
+                found.push(finding(&codes::DISK_HUNG, subject, detail));
+            } else if !disk.error.is_empty() {
                 found.push(finding(&codes::DISK_FAILED, subject, format!("{}: {}", disk.path, disk.error)));
             } else if !disk.writable || disk.bytes_free < facts.chunk_bytes {
                 let detail = format!("{} has {} bytes free for chunks.", disk.path, disk.bytes_free);
@@ -514,6 +542,11 @@ mod tests {
         );
         assert_eq!(found(|f| f.chunkservers[1].disks[0].error = "EIO".into()), ["DISK_FAILED"]);
         assert_eq!(found(|f| f.chunkservers[1].disks[0].bytes_free = 1), ["DISK_FULL"]);
+        let hangs = |f: &mut Facts| {
+            let disk = &mut f.chunkservers[1].disks[0];
+            (disk.hangs_s, disk.writable, disk.error) = (7, false, "it hasn't answered for 7 s".into());
+        };
+        assert_eq!(found(hangs), ["DISK_HUNG"]);
         assert_eq!(found(|f| f.chunks_endangered = 3), ["CHUNKS_ENDANGERED"]);
         let waits = |f: &mut Facts| {
             f.chunks_endangered = 3;
@@ -527,6 +560,9 @@ mod tests {
         assert_eq!(found(late), ["CHUNKS_ENDANGERED", "REPAIR_LATE"]);
         assert_eq!(found(|f| f.chunkservers.push(drained())), ["CHUNKSERVER_DRAINING"]);
         assert_eq!(found(|f| f.sessions = 90), ["SESSIONS_FULL"]);
+        let volume = "volume 0".to_owned();
+        let held = vec![TrashFacts { volume, held: 3, step_s: 86_400, steady_s: 60 }];
+        assert_eq!(found(|f| f.trash = held), ["TRASH_HELD"]);
         assert_eq!(found(|f| f.credentials.push(cert("x", 43_000))), Vec::<&str>::new());
         assert_eq!(found(|f| f.credentials.push(cert("x", 21_000))), ["CERT_EXPIRING"]);
         assert_eq!(found(|f| f.credentials.push(cert("x", -1))), ["CERT_EXPIRED"]);

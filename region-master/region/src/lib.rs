@@ -13,6 +13,7 @@
 //! - [`seal`]: at which length a broken chunk is sealed, and which copies it keeps.
 //! - [`shipping`]: what of a volume's log another region is sent next; [`kept`]: how much of it is kept.
 //! - [`sync_set`]: who is in a `geo` volume's sync set; [`lag`]: whether writers of a `region` volume wait for other regions.
+//! - [`wall`]: what a wall clock that is set forward may not do.
 //! - [`letting_go`]: when what a region has of a volume goes that it was taken out of, and which copies the volume's home can do without.
 //! - [`codes`]: the registry of health codes; [`findings`]: facts to findings by those codes.
 //!
@@ -49,6 +50,7 @@ pub mod sessions;
 pub mod shipping;
 pub mod sync_set;
 mod together;
+pub mod wall;
 
 pub use codes::{HealthCode, Severity};
 pub use registry::{Liveness, Registry};

@@ -10,6 +10,11 @@ use mooseng_wire::SessionId;
 
 /// Of what is granted beyond what is needed: a share of what is left, so that others get some, too.
 const SHARE: u64 = 4;
+/// Of what an account has left, a session's escrow with it, that escrow is at most one part in so many: others always get some. Who gets no more
+/// doesn't buffer, and writes as long as there is room.
+const OF_ONE: u64 = 2;
+/// What a session's escrow may come to however little is left: as much as one write of a mount.
+const ONE_WRITE: u64 = 1 << 20;
 
 /// What an account may have at most.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -64,6 +69,11 @@ struct Flight<A> {
 /// Names a flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FlightId(u64);
+
+/// What one session's escrow may come to of so many bytes.
+fn most_of(bytes: u64) -> u64 {
+    (bytes / OF_ONE).max(ONE_WRITE)
+}
 
 /// The custodian's ledger, by accounts of some kind.
 #[derive(Clone, Debug)]
@@ -229,9 +239,9 @@ impl<A: Copy + Ord> Ledger<A> {
         }
     }
 
-    /// Promises a session at least `needed` bytes of an account, if there is room, and up to `wish`; `known` is what it knows to have been granted.
-    /// A flight of that much must be under way, with what others might add beside it and what counted after. Answers what was granted in all, and whether
-    /// what is new of it is enough.
+    /// Promises a session at least `needed` bytes of an account, if there is room and it keeps some for others, and up to `wish`; `known` is what it knows to
+    /// have been granted. A flight of that much must be under way, with what others might add beside it and what counted after. Answers what was granted in
+    /// all, and whether what is new of it is enough.
     pub fn grant(
         &mut self,
         session: SessionId,
@@ -241,7 +251,7 @@ impl<A: Copy + Ord> Ledger<A> {
         (reserved, used): (Amount, Amount),
     ) -> (u64, bool) {
         let Some(limit) = self.limits.get(&account) else { return (known, true) };
-        let room = match limit.bytes {
+        let free = match limit.bytes {
             None => u64::MAX,
             Some(max) => {
                 let taken = used.bytes.max(0).saturating_add(reserved.bytes.max(0));
@@ -254,8 +264,10 @@ impl<A: Copy + Ord> Ledger<A> {
         // An answer that was lost has granted it already.
         let new = held.granted - known;
         let missing = needed.saturating_sub(new);
+        let left = held.left();
+        let room = free.min(most_of(free.saturating_add(left)).saturating_sub(left));
         if missing > 0 && missing <= room {
-            let more = missing.max(wish.saturating_sub(new).min(room / SHARE)).min(room);
+            let more = missing.max(wish.saturating_sub(new).min(free / SHARE)).min(room);
             held.granted = held.granted.saturating_add(more);
         }
         (held.granted, held.granted - known >= needed)
@@ -269,7 +281,7 @@ impl<A: Copy + Ord> Ledger<A> {
     }
 
     /// A session says what it knows to have been granted and what it has spent, and knows of nothing else. A custodian that isn't new knows what it
-    /// has granted.
+    /// has granted; one that is believes it no more than there can be of one session's.
     pub fn declare(
         &mut self,
         session: SessionId,
@@ -281,7 +293,10 @@ impl<A: Copy + Ord> Ledger<A> {
         self.held = before.iter().filter(|((of, _), _)| *of != session).map(|(k, v)| (*k, *v)).collect();
         for (account, granted, spent) in told {
             let (granted, spent) = match is_new {
-                true => (granted, spent),
+                true => {
+                    let most = self.limits.get(&account).and_then(|limit| limit.bytes).map(most_of);
+                    (granted, spent.max(granted.saturating_sub(most.unwrap_or(u64::MAX))))
+                }
                 false => (granted.min(known(account).granted), spent.max(known(account).spent)),
             };
             self.held.insert((session, account), Held { granted, spent: spent.min(granted) });
@@ -373,6 +388,37 @@ mod tests {
         let mut l = ledger(100);
         assert_eq!(grant(&mut l, A, u64::MAX, (10, 10), 0), (10, true));
         assert_eq!(l.escrow(), 10);
+    }
+
+    #[test]
+    fn one_session_doesnt_hold_all_that_is_left_of_an_account() {
+        const MIB: u64 = 1 << 20;
+        let mut l = ledger(100 * MIB);
+        assert_eq!(grant(&mut l, A, 0, (100 * MIB, 100 * MIB), 0), (0, false));
+        assert_eq!(grant(&mut l, A, 0, (50 * MIB, 50 * MIB), 0), (50 * MIB, true));
+        assert_eq!(grant(&mut l, A, 50 * MIB, (1, MIB), 0), (50 * MIB, false), "it has its half");
+        assert_eq!(grant(&mut l, B, 0, (26 * MIB, 0), 0), (0, false));
+        assert_eq!(grant(&mut l, B, 0, (25 * MIB, 0), 0), (25 * MIB, true), "half of what is left");
+        let through = l.take_off(None, [(7, bytes(25 * MIB as i64))]).unwrap();
+        assert_eq!(fits(&mut l, through, 0), Verdict::Fits, "whoever has none finds room");
+        l.land(through, false);
+        // What it has spent isn't held.
+        l.spent(A, 7, 50 * MIB);
+        let counted = 50 * MIB as i64;
+        assert_eq!(grant(&mut l, A, 50 * MIB, (12 * MIB, 0), counted), (62 * MIB, true));
+        // Of little that is left a write gets all.
+        l.forget(A);
+        l.forget(B);
+        let counted = (99 * MIB + MIB / 2) as i64;
+        assert_eq!(grant(&mut l, A, 0, (MIB / 2, MIB), counted), (MIB / 2, true));
+        // A new custodian knows nothing, and is told anything.
+        l.begin(2, [(7, Limit { bytes: Some(100 * MIB), inodes: None })].into());
+        l.declare(A, true, [(7, u64::MAX, 5)]);
+        assert_eq!(l.escrow(), 50 * MIB);
+        l.declare(B, true, [(7, 40 * MIB, 5), (8, u64::MAX, 0)]);
+        l.forget(A);
+        l.spent(B, 8, u64::MAX);
+        assert_eq!(l.escrow(), 40 * MIB - 5);
     }
 
     #[test]

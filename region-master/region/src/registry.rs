@@ -73,6 +73,15 @@ pub struct DiskFacts {
     pub writable: bool,
     /// What is wrong with it; empty where nothing is.
     pub error: String,
+    /// For how many seconds it hasn't answered, where it hangs; 0 where it does.
+    pub hangs_s: u64,
+}
+
+impl DiskFacts {
+    /// Whether new chunks may go there.
+    fn takes(&self) -> bool {
+        self.writable && self.hangs_s == 0
+    }
 }
 
 /// A heartbeat.
@@ -203,7 +212,7 @@ impl Chunkserver {
 
     /// Bytes that new chunks may take, on writable disks.
     pub fn bytes_free(&self) -> u64 {
-        self.beat.disks.iter().filter(|d| d.writable).fold(0, |sum, d| sum.saturating_add(d.bytes_free))
+        self.beat.disks.iter().filter(|d| d.takes()).fold(0, |sum, d| sum.saturating_add(d.bytes_free))
     }
 
     /// Bytes of its disks.
@@ -218,7 +227,7 @@ impl Chunkserver {
 
     /// Whether any disk takes new chunks.
     pub fn writable(&self) -> bool {
-        self.beat.disks.iter().any(|d| d.writable)
+        self.beat.disks.iter().any(DiskFacts::takes)
     }
 
     /// What its newest complete inventory says of a chunk.
@@ -528,6 +537,11 @@ mod tests {
         r.beat(at(0), Beat { disks: vec![disk(true), disk(false)], ..beat("a", 1) }).unwrap();
         let a = &r.candidates(at(0))[0];
         assert_eq!((a.bytes_free, a.writable, a.host.as_str()), (7, true, "a"));
+        let hangs = |hangs_s| DiskFacts { hangs_s, ..disk(true) };
+        r.beat(at(0), Beat { disks: vec![hangs(0), hangs(6)], ..beat("a", 1) }).unwrap();
+        assert_eq!(r.candidates(at(0))[0].bytes_free, 7);
+        r.beat(at(0), Beat { disks: vec![hangs(6)], ..beat("a", 1) }).unwrap();
+        assert!(!r.candidates(at(0))[0].writable, "nothing goes to a disk that hangs");
         let labels = Labels::from([("media".into(), "ssd".into()), ("zone".into(), "lies".into())]);
         r.beat(at(1), Beat { labels, zone: "1".into(), ..beat("a", 1) }).unwrap();
         let labels = r.candidates(at(1))[0].labels.clone();

@@ -104,10 +104,10 @@ pub fn is_ahead(time_ns: i64, now_ns: i64, margin_ns: i64) -> bool {
     time_ns > now_ns.saturating_add(margin_ns)
 }
 
-/// How long ago a time was. One that is ahead is of a leader before, whose clock was wrong: it was long ago.
-pub fn age(time_ns: i64, now_ns: i64, margin_ns: i64) -> Duration {
+/// How long ago a time was. One that is ahead is of a clock that was wrong: it was as long ago as this leader has `known` of it, at least.
+pub fn age(time_ns: i64, now_ns: i64, margin_ns: i64, known: impl FnOnce() -> Duration) -> Duration {
     if is_ahead(time_ns, now_ns, margin_ns) {
-        return Duration::MAX;
+        return known();
     }
     Duration::from_nanos(u64::try_from(now_ns.saturating_sub(time_ns)).unwrap_or(0))
 }

@@ -23,6 +23,10 @@ use std::time::Duration;
 use mooseng_ports::clock::BootTime;
 use mooseng_wire::{Incarnation, InodeId, RequestNumber, SessionId, VolumeId};
 
+mod counts;
+
+use counts::OpenCounts;
+
 /// Bounds of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -34,6 +38,10 @@ pub struct Limits {
     pub sessions_per_identity_max: usize,
     /// Most different inodes that one session holds open.
     pub opens_per_session_max: usize,
+    /// Most inodes that the sessions of one identity hold open, each counted for itself.
+    pub opens_per_identity_max: usize,
+    /// Most inodes that all sessions hold open, each counted for itself: about 50 bytes for each.
+    pub opens_max: usize,
 }
 
 impl Default for Limits {
@@ -43,6 +51,8 @@ impl Default for Limits {
             sessions_max: 10_000,
             sessions_per_identity_max: 1_000,
             opens_per_session_max: 1 << 20,
+            opens_per_identity_max: 1 << 22,
+            opens_max: 1 << 24,
         }
     }
 }
@@ -110,6 +120,21 @@ pub enum Refusal {
         /// Its opens.
         opens: usize,
     },
+    /// No room for another open of this identity.
+    #[error(
+        "{identity} holds {opens} files open with all its sessions; with more it would be beyond the limit for one host"
+    )]
+    OpensOfOne {
+        /// Who asked.
+        identity: String,
+        /// The opens of its sessions.
+        opens: usize,
+    },
+    /// No room for another open of anybody.
+    #[error(
+        "{0} files are held open by all sessions together; with more it would be beyond the limit. Close some"
+    )]
+    OpensOfAll(usize),
     /// The inode is being freed.
     #[error("inode {0} was removed and is being freed")]
     Reaping(InodeId),
@@ -190,6 +215,7 @@ pub struct SessionTable {
     sessions: BTreeMap<SessionId, Session>,
     /// How many sessions hold each inode open.
     holders: BTreeMap<InodeId, usize>,
+    counts: OpenCounts,
     reaping: BTreeSet<InodeId>,
     /// Whose leases aren't renewed.
     owing: BTreeSet<SessionId>,
@@ -202,6 +228,7 @@ impl SessionTable {
             limits,
             sessions: BTreeMap::new(),
             holders: BTreeMap::new(),
+            counts: OpenCounts::default(),
             reaping: BTreeSet::new(),
             owing: BTreeSet::new(),
         }
@@ -282,6 +309,25 @@ impl SessionTable {
         Ok(())
     }
 
+    /// Whether a new session of that identity may declare so many opens.
+    pub fn has_room_for_opens(&self, identity: &str, opens: usize) -> Result<(), Refusal> {
+        self.has_room_for_more(identity, (0, opens))
+    }
+
+    /// Whether a session of that identity that holds so many inodes open may hold so many instead. One that holds no more than before isn't refused.
+    fn has_room_for_more(&self, identity: &str, (before, opens): (usize, usize)) -> Result<(), Refusal> {
+        let more = opens.saturating_sub(before);
+        let of_one = self.counts.of(identity);
+        if more > 0 && of_one.saturating_add(more) > self.limits.opens_per_identity_max {
+            return Err(Refusal::OpensOfOne { identity: identity.to_owned(), opens: of_one });
+        }
+        let of_all = self.counts.all();
+        if more > 0 && of_all.saturating_add(more) > self.limits.opens_max {
+            return Err(Refusal::OpensOfAll(of_all));
+        }
+        Ok(())
+    }
+
     /// Decides about an OpenSession for a session id that was given earlier.
     pub fn comeback(
         &self,
@@ -347,10 +393,13 @@ impl SessionTable {
                 return Err(Refusal::OpensMax { session: id, opens: kept.len() });
             }
         }
+        let before = self.sessions.get(&id).map_or(0, |there| there.opens.len());
+        self.has_room_for_more(&recorded.identity, (before, kept.len()))?;
         self.remove(id);
         for inode in kept.keys() {
             *self.holders.entry(*inode).or_default() += 1;
         }
+        self.counts.add(&recorded.identity, kept.len());
         let state = State::Live(now.after(self.limits.lease));
         self.sessions.insert(id, Session { recorded, state, opens: kept, settled });
         Ok(lost)
@@ -422,14 +471,19 @@ impl SessionTable {
             return Err(Refusal::Reaping(inode));
         }
         let opens_max = self.limits.opens_per_session_max;
+        let room = self.has_room_for_more(identity, (0, 1));
         let session = self.live_mut(now, id, incarnation, identity)?;
-        if !session.opens.contains_key(&inode) && session.opens.len() >= opens_max {
-            return Err(Refusal::OpensMax { session: id, opens: session.opens.len() });
-        }
         let before = session.opens.get(&inode).copied();
+        if before.is_none() {
+            if session.opens.len() >= opens_max {
+                return Err(Refusal::OpensMax { session: id, opens: session.opens.len() });
+            }
+            room?;
+        }
         session.opens.insert(inode, before.unwrap_or(0).max(order));
         if before.is_none() {
             *self.holders.entry(inode).or_default() += 1;
+            self.counts.add(identity, 1);
         }
         Ok(Registered { inode, order, before })
     }
@@ -440,6 +494,7 @@ impl SessionTable {
         let Some(session) = self.sessions.get_mut(&id) else { return };
         if session.opens.get(&inode).is_some_and(|held| *held < order) {
             session.opens.remove(&inode);
+            self.counts.take(&session.recorded.identity, 1);
             self.unhold(inode);
         }
     }
@@ -455,6 +510,7 @@ impl SessionTable {
             Some(before) => drop(session.opens.insert(inode, before)),
             None => {
                 session.opens.remove(&inode);
+                self.counts.take(&session.recorded.identity, 1);
                 self.unhold(inode);
             }
         }
@@ -496,6 +552,7 @@ impl SessionTable {
     pub fn remove(&mut self, id: SessionId) -> bool {
         self.owing.remove(&id);
         let Some(session) = self.sessions.remove(&id) else { return false };
+        self.counts.take(&session.recorded.identity, session.opens.len());
         for inode in session.opens.keys() {
             self.unhold(*inode);
         }

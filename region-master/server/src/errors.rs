@@ -28,7 +28,11 @@ pub fn refused(refusal: &Refusal) -> CallError {
         Refusal::Expired(_) | Refusal::Awaited(_) => ErrorCode::SessionExpired,
         Refusal::Foreign { .. } => ErrorCode::PermissionDenied,
         Refusal::Incarnation { .. } => ErrorCode::StaleEpoch,
-        Refusal::SessionsMax(_) | Refusal::SessionsOfOne { .. } | Refusal::OpensMax { .. } => ErrorCode::Busy,
+        Refusal::SessionsMax(_)
+        | Refusal::SessionsOfOne { .. }
+        | Refusal::OpensMax { .. }
+        | Refusal::OpensOfOne { .. }
+        | Refusal::OpensOfAll(_) => ErrorCode::Busy,
         Refusal::Reaping(_) => ErrorCode::NotFound,
         Refusal::Owes(_) => ErrorCode::Unavailable,
     };

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mooseng_namespace::{
-    Ids, OpContext, Room, SessionCall, Within, is_change, needs_chunk, needs_inode, reads_from, within,
+    Ids, OpContext, OpError, Room, SessionCall, Within, is_change, needs_chunk, needs_inode, reads_from,
+    sessions, upkeep, within,
 };
 use mooseng_region::placement::{self, TooFew, Wish};
 use mooseng_region::sessions::{Refusal, Registered};
@@ -25,9 +26,11 @@ use mooseng_wire::{
 use tokio::time::Instant;
 
 use crate::config::MountRule;
-use crate::errors::{denied, driver_failed, refused};
+use crate::errors::{denied, driver_failed, record_failed, refused};
+use crate::ids::Given;
 use crate::master::Master;
 use crate::promises::{self, Beside, ChangeGate};
+use crate::records::transact;
 use crate::{classes, geo, locks, places, quotas, rights, seals};
 
 /// Linux' EIO.
@@ -141,7 +144,7 @@ pub async fn read(
         return at.answer(reply, 0, Beside::default());
     }
     if let Some(Op::ReserveInodes(reserve)) = &fs.op {
-        let reserved = reserve_inodes(master, volume, reserve)?;
+        let reserved = reserve_inodes(master, id, reserve).await?;
         let reply = FsReply { reply: Some(Reply::ReservedInodes(reserved)) };
         return at.answer(reply, 0, Beside::default());
     }
@@ -247,7 +250,7 @@ pub async fn change(
     }
     context.ids = ids(master, volume, fs)?;
     if let Some(Op::Tell(tell)) = &fs.op {
-        check_told(master, volume, tell)?;
+        check_told(master, call.session, tell).await?;
     }
     let mut placed_class = 0;
     if let Some(Op::AllocateChunk(allocate)) = &fs.op
@@ -358,38 +361,84 @@ fn refused_elsewhere(volume: VolumeId, fs: &FsRequest) -> Result<Option<FsReply>
     }
 }
 
-/// Ids for what a session makes alone.
-fn reserve_inodes(
+/// Ids for what a session makes alone. They are its own, also at the next leader: its record says so before it hears of them.
+async fn reserve_inodes(
     master: &Master,
-    volume: VolumeId,
+    session: SessionId,
     reserve: &ReserveInodes,
 ) -> Result<ReservedInodes, CallError> {
+    let volume = session.volume();
     let most = u64::from(reserve.count).clamp(1, INODES_RESERVED_MAX);
     let (run, low) = master.desk(|desk| {
         let ids = &mut desk.seat_mut(volume).ids;
-        (ids.take_run(IdKind::Inode, most), ids.is_low(IdKind::Inode))
+        let run = ids.take_run(IdKind::Inode, most);
+        if let Some(run) = &run {
+            ids.bind(session, run.clone());
+        }
+        (run, ids.is_low(IdKind::Inode))
     });
     if low {
         master.ids_low.notify_waiters();
     }
     let run = run.ok_or_else(|| master.ids_used_up())?;
-    let count = u32::try_from(run.end - run.start).unwrap_or(0);
-    Ok(ReservedInodes { first: InodeId::new(volume, run.start).0, count })
+    let (first, end, epoch) = (run.start, run.end, master.epoch(volume));
+    let noted = transact(&master.store, move |tx| async move {
+        let record = upkeep::load_volume(&tx, volume).await?.ok_or(OpError::NoVolume(volume.0))?;
+        // A home whose epoch ends gives nothing any more.
+        if record.epoch != epoch.0 || record.moving_from == epoch.0 {
+            return Ok((tx, None));
+        }
+        let noted = sessions::give_inodes(&tx, session, first..end).await?;
+        Ok((tx, Some(noted)))
+    })
+    .await
+    .map_err(|e| record_failed(&e))?;
+    match noted {
+        Some(true) => {
+            let count = u32::try_from(end - first).unwrap_or(0);
+            Ok(ReservedInodes { first: InodeId::new(volume, first).0, count })
+        }
+        Some(false) => Err(refused(&Refusal::Expired(session))),
+        None => Err(geo::moving::is_moving()),
+    }
 }
 
-/// Inodes are made only under ids that were given out.
-fn check_told(master: &Master, volume: VolumeId, tell: &Tell) -> Result<(), CallError> {
+/// Inodes are made only under ids that were given to the session, or of which it isn't known any more whose they are.
+async fn check_told(master: &Master, session: SessionId, tell: &Tell) -> Result<(), CallError> {
+    let volume = session.volume();
+    let refusal = |message: &str| Err(call_error(ErrorCode::InvalidRequest, message));
     let made = tell.changes.iter().map(|change| change.inode).filter(|inode| *inode != 0);
-    let mut made = made.map(InodeId);
-    let given = master.desk(|desk| {
+    let given: BTreeSet<Given> = master.desk(|desk| {
         let ids = &desk.seat(volume).ids;
-        made.all(|inode| inode.volume() == volume && ids.was_given(IdKind::Inode, inode.local()))
+        let given = |inode: InodeId| match inode.volume() == volume {
+            true => ids.given(inode.local()),
+            false => Given::ToNobody,
+        };
+        made.map(InodeId).map(given).collect()
     });
-    let refusal = || {
-        let message = "the session tells of an inode under an id that wasn't reserved for anybody";
-        call_error(ErrorCode::InvalidRequest, message)
-    };
-    if given { Ok(()) } else { Err(refusal()) }
+    for given in given {
+        let other = match given {
+            Given::ToNobody => {
+                return refusal("the session tells of an inode under an id that wasn't reserved for anybody");
+            }
+            Given::To(other) if other != session => other,
+            Given::To(_) | Given::ToSomebody => continue,
+        };
+        // A mount whose session is gone has another one now, and the ids of that still.
+        let is_there = transact(&master.store, move |tx| async move {
+            let record = sessions::load_session(&tx, other).await?;
+            Ok((tx, record.is_some()))
+        })
+        .await
+        .map_err(|e| record_failed(&e))?;
+        if is_there {
+            return refusal(
+                "the session tells of an inode under an id that was reserved for another session",
+            );
+        }
+        master.desk(|desk| desk.seat_mut(volume).ids.unbind(other));
+    }
+    Ok(())
 }
 
 /// What was made alone and is open still is so before anybody else can remove it. What is being freed can't be held any more: it was made by an earlier attempt,

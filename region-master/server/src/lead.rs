@@ -371,6 +371,11 @@ async fn prepare_home(
         for (kind, range) in fresh {
             seat.ids.add(kind, range);
         }
+        for (id, record) in &sessions {
+            for run in &record.inode_runs {
+                seat.ids.bind(*id, run.first..run.end);
+            }
+        }
         // Lapsed ones are brought back by their next OpenSession.
         let held = sessions.into_iter().filter(|(_, record)| record.lapsed_ns.is_none());
         let held: Vec<Recorded> =
@@ -428,6 +433,7 @@ pub async fn probe(master: Arc<Master>) {
         });
         let reachable = join_all(asked).await.into_iter().collect();
         *master.reachable.lock().unwrap_or_else(PoisonError::into_inner) = reachable;
+        master.look_at_clock();
         figures(&master);
     }
 }

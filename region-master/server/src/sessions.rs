@@ -194,7 +194,11 @@ async fn create(
     request: &OpenSession,
 ) -> Result<Recorded, CallError> {
     let ids = master.desk(|desk| {
-        desk.sessions.has_room(&identity).map_err(|r| refused(&r))?;
+        // Before there is a record: one that can't be taken in would stay.
+        let sessions = &desk.sessions;
+        let room = sessions.has_room(&identity);
+        let room = room.and_then(|()| sessions.has_room_for_opens(&identity, request.opens.len()));
+        room.map_err(|r| refused(&r))?;
         Ok::<_, CallError>(desk.seat_mut(volume).ids.take(IdKind::Session, 1))
     })?;
     let id = match ids.as_deref() {
@@ -208,6 +212,7 @@ async fn create(
         mount_path: request.mount_path.clone(),
         opened_ns: master.clock.unix_ns(),
         lapsed_ns: None,
+        inode_runs: Vec::new(),
     };
     let record = &record;
     transact(&master.store, move |tx| async move {
@@ -304,22 +309,25 @@ pub async fn close(
     let term = master.serving_of(id.volume())?;
     let closed = transact(&master.store, move |tx| async move {
         match records::load_session(&tx, id).await? {
-            None => Ok((tx, Ok(()))),
+            None => Ok((tx, Ok(true))),
             Some(record) if record.identity != identity => Ok((tx, Err(()))),
             // An older life that says goodbye late doesn't end the newer one.
-            Some(record) if record.incarnation > incarnation => Ok((tx, Ok(()))),
+            Some(record) if record.incarnation > incarnation => Ok((tx, Ok(false))),
             Some(_) => {
                 records::close_session(&tx, id).await?;
-                Ok::<_, OpError>((tx, Ok(())))
+                Ok::<_, OpError>((tx, Ok(true)))
             }
         }
     })
     .await
     .map_err(|e| record_failed(&e))?;
-    if closed.is_err() {
+    let Ok(gone) = closed else {
         return Err(denied(format!("session {id} belongs to another identity than {identity}")));
-    }
+    };
     master.desk(|desk| {
+        if gone {
+            desk.seat_mut(id.volume()).ids.unbind(id);
+        }
         let there = desk.sessions.recorded(id).map(|r| r.incarnation.0);
         if there.is_some_and(|there| there <= incarnation) {
             desk.sessions.remove(id);

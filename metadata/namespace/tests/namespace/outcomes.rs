@@ -170,6 +170,40 @@ async fn id_ranges_never_overlap() {
     }
 }
 
+/// Whoever leads next knows by that whose they are.
+#[tokio::test]
+async fn a_sessions_record_names_the_newest_ids_that_it_was_given() {
+    const RUNS: u64 = 20;
+    let volume = Volume::new().await;
+    let _client = volume.client(1).await;
+    let give = async |session: u64, run: u64| {
+        let giving = volume.driver.transact(deadline(), move |tx| {
+            Box::pin(sessions::give_inodes(tx, SessionId(session), 10 * run..10 * run + 10))
+        });
+        giving.await.unwrap().0
+    };
+    for run in 0..RUNS {
+        assert!(give(1, run).await);
+        assert!(give(1, run).await, "as where the outcome isn't known");
+    }
+    assert!(!give(2, RUNS).await, "there is no such session");
+    // Its next life goes on with them.
+    let lives = volume
+        .driver
+        .transact(deadline(), |tx| Box::pin(sessions::bump_incarnation(tx, SessionId(1))))
+        .await
+        .unwrap();
+    assert_eq!(lives.0, Some(Incarnation(2)));
+    let (record, _) = volume
+        .driver
+        .transact(deadline(), |tx| Box::pin(sessions::load_session(tx, SessionId(1))))
+        .await
+        .unwrap();
+    let firsts: Vec<u64> = record.unwrap().inode_runs.iter().map(|run| run.first).collect();
+    let newest: Vec<u64> = (RUNS - sessions::INODE_RUNS_MAX as u64..RUNS).map(|run| 10 * run).collect();
+    assert_eq!(firsts, newest);
+}
+
 /// What is beyond is another home's to give.
 #[tokio::test]
 async fn ids_end_where_those_of_the_epoch_end() {

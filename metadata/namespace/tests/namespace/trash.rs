@@ -1,13 +1,15 @@
 //! Deleted files: kept with all that they are, listed, restored, purged, and never freed too early.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use mooseng_namespace::OpContext;
 use mooseng_namespace::fsck::Kind;
 use mooseng_namespace::touched::Touched;
-use mooseng_namespace::trash::{self, Listed, Purged, Refused};
+use mooseng_namespace::trash::{self, Expired, Listed, Place, Purged, Refused};
 use mooseng_schema::inode::{self, InodeRecord};
 use mooseng_schema::statistics::{self, Statistic};
+use mooseng_schema::trash::ClockRecord;
 use mooseng_schema::{Record, number, trash as record};
 use mooseng_store::{Store, Transaction};
 use mooseng_wire::fact::Fact;
@@ -41,8 +43,20 @@ async fn restore(volume: &Volume, id: u64, to: Option<&str>) -> trash::Restored 
 }
 
 async fn expire(volume: &Volume, now_ns: i64) -> usize {
+    let expired = expire_page(volume, now_ns, None, None).await;
+    assert_eq!(expired.held, 0);
+    expired.files
+}
+
+/// A page of two.
+async fn expire_page(
+    volume: &Volume,
+    now_ns: i64,
+    steady: Option<Duration>,
+    after: Option<Place>,
+) -> Expired {
     let tx = volume.store.inner.begin();
-    let expired = trash::expire(&tx, VOLUME, now_ns, 100).await.unwrap();
+    let expired = trash::expire(&tx, VOLUME, now_ns, steady, after, 2).await.unwrap();
     tx.commit().await.unwrap();
     expired
 }
@@ -220,6 +234,64 @@ async fn nothing_is_freed_before_its_time_and_everything_after() {
         number::decode(value).unwrap()
     };
     assert_eq!((of(Statistic::TrashFiles), of(Statistic::TrashBytes)), (held.trash_files, held.trash_bytes));
+    volume.check();
+}
+
+/// Found by review: a wall clock that was set forward emptied the trash for good.
+#[tokio::test]
+async fn what_a_clock_that_was_set_forward_says_is_over_stays_for_its_time() {
+    let volume = volume().await;
+    let client = volume.client(1).await;
+    let mut files = Vec::new();
+    let delete = async |name: &str| {
+        let file = client.create(ROOT, name).await;
+        client.write(file, 0, b"x").await;
+        client.ask(unlink(ROOT, name)).await;
+        file
+    };
+    let set_terms = async |seconds| {
+        let tx = volume.store.inner.begin();
+        trash::set_terms(&tx, VOLUME, Some(seconds), None).await.unwrap();
+        tx.commit().await.unwrap();
+    };
+    for name in ["a", "b", "c"] {
+        files.push(delete(name).await);
+    }
+    set_terms(60).await;
+    let soon = delete("soon").await;
+    // A year later by the clock, and an hour in truth: that one has been there for its minute.
+    let (now, hour) = (listed(&volume).await[0].until_ns + 365 * DAY_NS, Duration::from_secs(3_600));
+    let first = expire_page(&volume, now, Some(hour), None).await;
+    assert_eq!((first.files, first.held), (1, 1), "what stays is in nobody's way");
+    let rest = expire_page(&volume, now, Some(hour), first.next).await;
+    assert_eq!((rest.files, rest.held), (0, 2));
+    assert_eq!(expire_page(&volume, now, Some(hour), rest.next).await, Expired::default());
+    assert_eq!(restore(&volume, soon, None).await, Err(Refused::NotThere(soon)));
+    assert_eq!(listed(&volume).await.len(), 3);
+    // The clock is set right again in the middle of it.
+    let over = expire_page(&volume, 0, Some(hour), first.next).await;
+    assert_eq!(over, Expired::default());
+    // What was deleted by the wrong clock has its time by that one; a day is over in truth.
+    let day = Duration::from_secs(DAY_S);
+    assert_eq!(expire_page(&volume, now, Some(day - hour), None).await.held, 2);
+    let first = expire_page(&volume, now, Some(day), None).await;
+    assert_eq!((first.files, first.held), (2, 0));
+    assert_eq!(expire_page(&volume, now, Some(day), first.next).await.files, 1);
+    assert!(listed(&volume).await.is_empty());
+    volume.check();
+    assert_eq!(reap(&volume, files).await, 3);
+}
+
+#[tokio::test]
+async fn what_was_seen_of_the_clock_is_kept() {
+    let volume = volume().await;
+    let tx = volume.store.inner.begin();
+    assert_eq!(trash::clock(&tx, VOLUME).await.unwrap(), None);
+    let seen = ClockRecord { seen_ns: 5, steady_ns: Some(7), step_ns: 9 };
+    trash::note_clock(&tx, VOLUME, &seen);
+    tx.commit().await.unwrap();
+    let tx = volume.store.inner.begin();
+    assert_eq!(trash::clock(&tx, VOLUME).await.unwrap(), Some(seen));
     volume.check();
 }
 

@@ -9,8 +9,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::{CHECK_INTERVAL, TlsNetwork};
+use crate::ended::Ended;
 use crate::network::{Io, Peer};
-use crate::refusal;
 
 /// A stream that ends with an error once its peer's certificate ends or is revoked.
 pub(super) struct Guarded {
@@ -77,8 +77,7 @@ impl AsyncWrite for Guarded {
 /// A refusal by the peer arrives as an alert at the first read: it is put into words here, for whoever reads.
 fn explained(error: io::Error) -> io::Error {
     if error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) {
-        let (_, sentence) = refusal::of_io(&error);
-        return io::Error::new(error.kind(), sentence);
+        return io::Error::new(error.kind(), Ended::of_io(&error));
     }
     error
 }

@@ -247,6 +247,8 @@ proptest! {
                 }
             }
             prop_assert_eq!(&recount, &t.holders);
+            let opens: usize = t.sessions.values().map(|session| session.opens.len()).sum();
+            prop_assert_eq!((t.counts.all(), t.counts.of(ME)), (opens, opens));
             prop_assert!(t.reaping.iter().all(|i| !t.holders.contains_key(i)));
             prop_assert!(t.sessions.values().all(|s| s.state.until() > at(now)));
         }
@@ -306,4 +308,40 @@ fn one_host_doesnt_keep_all_others_out() {
     // Those that it has go on.
     t.admit(at(0), recorded(1, 1), 1, []).unwrap();
     assert_eq!(t.has_room("spiffe://c/r/client/b"), Ok(()));
+}
+
+const OTHER: &str = "spiffe://c/r/client/b";
+
+fn of_other(id: u64) -> Recorded {
+    Recorded { identity: OTHER.into(), ..recorded(id, 1) }
+}
+
+/// A million for each session were without end for a host with a thousand of them.
+#[test]
+fn one_host_doesnt_hold_open_all_that_may_be() {
+    let limits = Limits { opens_per_identity_max: 3, opens_max: 5, ..Limits::default() };
+    let mut t = SessionTable::new(limits);
+    let inodes = |range: std::ops::Range<u64>| range.map(InodeId);
+    t.admit(at(0), recorded(1, 1), 1, inodes(1..3)).unwrap();
+    let of_one = Refusal::OpensOfOne { identity: ME.into(), opens: 2 };
+    assert_eq!(t.admit(at(0), recorded(2, 1), 1, inodes(1..3)), Err(of_one), "the same two count again");
+    assert!(!t.holds(SessionId(2)));
+    t.admit(at(0), recorded(2, 1), 1, inodes(1..2)).unwrap();
+    let of_one = Refusal::OpensOfOne { identity: ME.into(), opens: 3 };
+    assert_eq!(t.has_room_for_opens(ME, 1), Err(of_one.clone()));
+    assert_eq!(t.open(at(0), S, I, ME, InodeId(9), 2), Err(of_one));
+    t.open(at(0), S, I, ME, InodeId(2), 2).unwrap();
+    assert_eq!(t.has_room_for_opens(OTHER, 2), Ok(()));
+
+    t.admit(at(0), of_other(3), 1, inodes(20..22)).unwrap();
+    assert_eq!(t.open(at(0), SessionId(3), I, OTHER, InodeId(22), 2), Err(Refusal::OpensOfAll(5)));
+    assert_eq!(t.admit(at(0), of_other(4), 1, inodes(1..2)), Err(Refusal::OpensOfAll(5)));
+    t.admit(at(0), of_other(4), 1, []).unwrap();
+    // Whoever declares no more than it has goes on.
+    t.admit(at(0), recorded(1, 1), 3, inodes(1..3)).unwrap();
+    t.release(S, InodeId(2), 9);
+    t.open(at(0), SessionId(3), I, OTHER, InodeId(22), 2).unwrap();
+    t.remove(S);
+    t.remove(SessionId(2));
+    assert_eq!((t.counts.all(), t.counts.of(ME), t.counts.of(OTHER)), (3, 0, 3));
 }

@@ -70,8 +70,8 @@ pub(super) async fn administer(run: &mut Run, volume: &Volume, at: &str) {
         }
         8 => {
             let then = now + RETENTION_NS - run.rng.random_range(0..300);
-            let expired = trash::expire(&tx, VOLUME, then, 1_000).await.unwrap();
-            assert_eq!(expired as u64, run.model.purge(|_, n| n.trash_until <= Some(then)), "{at}");
+            let expired = trash::expire(&tx, VOLUME, then, None, None, 1_000).await.unwrap();
+            assert_eq!(expired.files as u64, run.model.purge(|_, n| n.trash_until <= Some(then)), "{at}");
         }
         _ => {
             run.model.retention_s = if run.rng.random_bool(0.8) { RETENTION_S } else { 0 };
