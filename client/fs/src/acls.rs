@@ -92,7 +92,7 @@ impl FileSystem {
             return known.ok_or_else(none);
         }
         // A mode that waits with buffered data is part of the list.
-        self.inner.writer.flush_before(inode).await?;
+        self.inner.writer.flush_beneath(inode).await?;
         let (hold, changes) = (self.hold(inode), acls.changes());
         let get = Op::GetXattr(GetXattr { inode, name: Bytes::copy_from_slice(name) });
         let list = match self.inner.region.read(caller, get).await {
@@ -115,7 +115,8 @@ impl FileSystem {
         self.inner.writer.flush_before(inode).await?;
         let outcome = self.done(caller, "setxattr", op).await;
         self.inner.acls.forget(inode);
-        outcome
+        outcome?;
+        self.changed_durably(inode, ()).await
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use mooseng_wire::fs::Attr;
 use tokio::sync::Notify;
 
-use crate::dirty::Dirty;
+use crate::dirty::{Dirty, Refused};
 use crate::escrow::Escrow;
 
 /// One inode's buffer.
@@ -99,6 +99,18 @@ impl Buffers {
     /// Bytes held of this volume.
     pub fn bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes held of this volume that leave by themselves: not those that the region has refused, for which it may have no room for long.
+    pub fn leaving_bytes(&self) -> usize {
+        let leaving =
+            |buffer: &Arc<Buffer>| buffer.dirty(|dirty| if dirty.is_kept() { 0 } else { dirty.bytes() });
+        self.map(|map| map.values().map(leaving).sum())
+    }
+
+    /// Why what is held of an inode couldn't be stored when it was sent last; none if it could, or nothing was sent.
+    pub fn refused(&self, inode: u64) -> Option<Refused> {
+        self.map(|map| map.get(&inode).and_then(|buffer| buffer.dirty(|dirty| dirty.refused)))
     }
 
     pub fn change<T>(&self, inode: u64, f: impl FnOnce(&mut Dirty) -> T) -> T {

@@ -36,6 +36,10 @@ pub struct ClientConfig {
     pub delegate: bool,
     /// Whether everything is read at the volume's home, wherever that is, and nothing from this host's region's replica of it.
     pub strong: bool,
+    /// Whether each change is durable, where fsync has it, before it is answered: of data and attributes, and of names.
+    pub sync: bool,
+    /// The same of names alone.
+    pub dirsync: bool,
     /// Most bytes of attributes, entries and lists of directories kept in memory; of what a replica tells as many again. Of each
     /// volume besides the root, a quarter of it more.
     pub facts_bytes: usize,
@@ -69,6 +73,8 @@ impl Default for ClientConfig {
             write_buffer_bytes: 64 << 20,
             delegate: true,
             strong: false,
+            sync: false,
+            dirsync: false,
             facts_bytes: 64 << 20,
             read_ahead_bytes: 8 << 20,
             // Sockets and files of the system's own: not for a simulation.

@@ -9,6 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::{Deref, RangeBounds};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use mooseng_namespace::rules;
@@ -107,6 +108,20 @@ impl Parts {
         }
     }
 
+    /// Drops what lies at `at` and behind.
+    fn cut(&mut self, at: u64) {
+        while let Some((&start, _)) = self.by_offset.range(at..).next() {
+            self.bytes -= self.by_offset.remove(&start).map_or(0, |part| part.len());
+        }
+        if let Some((&start, part)) = self.by_offset.range(..at).next_back()
+            && start + part.len() as u64 > at
+        {
+            let kept = part.rest(..(at - start) as usize);
+            self.bytes -= part.len() - kept.len();
+            self.by_offset.insert(start, kept);
+        }
+    }
+
     fn end(&self) -> u64 {
         self.by_offset.last_key_value().map_or(0, |(at, part)| at + part.len() as u64)
     }
@@ -175,6 +190,20 @@ impl Layer {
     }
 }
 
+/// Why bytes are still held that were sent: they couldn't be stored, and will be sent again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Refused {
+    /// Names this run of failures among those of the mount; it goes on until the bytes are stored or given up.
+    pub number: u64,
+    /// The last failure's.
+    pub errno: i32,
+    /// The region said so itself, as it does at once. Else it didn't answer, or the bytes didn't get to chunkservers.
+    pub answered: bool,
+    /// Not sent before that without being asked for, and the pause up to then.
+    pub until: Instant,
+    pub pause: Duration,
+}
+
 /// The buffer of one inode.
 #[derive(Debug, Default)]
 pub(crate) struct Dirty {
@@ -192,6 +221,8 @@ pub(crate) struct Dirty {
     pub fence: u64,
     /// Recalls that are being answered: nothing is added meanwhile.
     pub closed: u32,
+    /// What is held couldn't be stored when it was sent last.
+    pub refused: Option<Refused>,
     /// Whose escrow covers the bytes, and how many.
     cover: (Accounts, u64),
     /// Bytes that reached the region since the escrow was settled.
@@ -214,6 +245,21 @@ impl Dirty {
         self.waiting.bytes() + self.sending.bytes()
     }
 
+    /// Bytes held of the file itself.
+    pub fn data_bytes(&self) -> usize {
+        self.waiting.parts.bytes + self.sending.parts.bytes
+    }
+
+    /// Whether it is too early to send again what was refused.
+    pub fn pauses(&self, now: Instant) -> bool {
+        self.refused.is_some_and(|refused| now < refused.until)
+    }
+
+    /// Whether the region has refused what is held: it stays until that has changed.
+    pub fn is_kept(&self) -> bool {
+        self.refused.is_some_and(|refused| refused.answered)
+    }
+
     /// Bytes that nobody sends yet.
     pub fn waiting_bytes(&self) -> usize {
         self.waiting.parts.bytes
@@ -234,7 +280,7 @@ impl Dirty {
     /// Whose escrow covered bytes that count at the region since the last time, how many, and how many it needn't cover any more.
     pub fn settle(&mut self) -> (Accounts, u64, u64) {
         let arrived = std::mem::take(&mut self.arrived).min(self.cover.1);
-        let held = (self.waiting.parts.bytes + self.sending.parts.bytes) as u64;
+        let held = self.data_bytes() as u64;
         let given_up = (self.cover.1 - arrived).saturating_sub(held);
         self.cover.1 -= arrived + given_up;
         (self.cover.0, arrived, given_up)
@@ -335,14 +381,27 @@ impl Dirty {
     pub fn discard(&mut self) -> usize {
         let bytes = self.bytes();
         (self.waiting, self.sending, self.since) = (Layer::default(), Layer::default(), None);
+        self.refused = None;
         bytes
+    }
+
+    /// Gives up the bytes at an offset and behind, where the file is about to be cut. For whoever would send them, so that nobody else does.
+    pub fn cut(&mut self, size: u64) {
+        self.put_back();
+        self.waiting.parts.cut(size);
+        if self.waiting.parts.bytes == 0 {
+            self.refused = None;
+        }
+        if self.is_clean() {
+            self.since = None;
+        }
     }
 
     /// Gives up the bytes, and keeps the attributes that were set over them, to be sent alone. Answers how many bytes that were: none, and
     /// nothing is done, where there are no such attributes, or nothing but them.
     pub fn discard_bytes(&mut self) -> usize {
         let (bytes, set) = (self.bytes(), self.sending.set.and(self.waiting.set));
-        if set.is_empty() || (self.waiting.parts.bytes == 0 && self.sending.parts.bytes == 0) {
+        if set.is_empty() || self.data_bytes() == 0 {
             return 0;
         }
         self.discard();
@@ -354,6 +413,13 @@ impl Dirty {
     pub fn show(&self, attr: &mut Attr) {
         self.sending.show(attr);
         self.waiting.show(attr);
+    }
+
+    /// What is held of [from, to), the oldest first, and how far what is held of the file reaches.
+    pub fn over(&self, from: u64, to: u64) -> (Vec<(u64, Bytes)>, u64) {
+        let mut parts = self.sending.parts.within(from, to);
+        parts.extend(self.waiting.parts.within(from, to));
+        (parts, self.sending.parts.end().max(self.waiting.parts.end()))
     }
 
     /// The bytes of [from, to), if all of them are held here.
@@ -505,6 +571,24 @@ mod tests {
         assert_eq!((left.mode, left.uid, dirty.taken_written_ns()), (Some(0o600), Some(7), 0));
         assert_eq!(dirty.discard_bytes(), 0, "nothing but attributes");
         assert!(!dirty.is_clean());
+    }
+
+    #[test]
+    fn a_cut_takes_what_lies_behind_it_and_no_more() {
+        let (mut dirty, now) = (Dirty::default(), Instant::now());
+        dirty.put(0, Bytes::from_static(b"0123456789"), now, 1);
+        assert!(dirty.take());
+        dirty.put(8, Bytes::from_static(b"abcd"), now, 2);
+        dirty.put(20, Bytes::from_static(b"x"), now, 3);
+        dirty.cut(9);
+        assert_eq!((dirty.data_bytes(), dirty.bytes()), (9, 9));
+        assert_eq!(dirty.read(0, 9).as_deref(), Some(&b"01234567a"[..]));
+        assert_eq!(
+            dirty.over(7, 30),
+            (vec![(7, Bytes::from_static(b"7")), (8, Bytes::from_static(b"a"))], 9)
+        );
+        dirty.cut(0);
+        assert!(dirty.is_clean() && dirty.since.is_none());
     }
 
     /// What is held is counted by what can be read, and what memory is held by allocations: the two mustn't part.

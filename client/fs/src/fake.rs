@@ -27,7 +27,7 @@ use mooseng_wire::{InodeId, Role, VolumeId};
 use prost::Message;
 
 pub use crate::fake_locks::FakeLocks;
-use crate::peers::{Answered, Failure, Peers};
+use crate::peers::{Answered, Failure, Peers, Unconnected};
 
 /// What goes wrong, by address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,6 +107,8 @@ pub struct State {
     pub executed: u64,
     /// Reads that were answered.
     pub reads: u64,
+    /// Questions whether all other regions have something.
+    pub syncs: u64,
     /// Bytes that were read of chunks.
     pub chunk_bytes: u64,
     /// Changes whose recorded outcome was answered again.
@@ -285,7 +287,7 @@ impl Peers for FakeRegion {
             s.faults.get(address).copied()
         });
         match fault {
-            Some(Fault::Down) => return Err(Failure::NotSent("refused".into())),
+            Some(Fault::Down) => return Err(Failure::NotSent(Unconnected::Passing("refused".into()))),
             Some(Fault::Hung) => {
                 tokio::time::sleep(timeout).await;
                 return Err(Failure::Timeout);

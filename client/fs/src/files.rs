@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use mooseng_transport::trace;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
@@ -71,8 +71,11 @@ pub(crate) struct Handle {
     pub flags: i32,
     pub state: Arc<OpenInodeState>,
     pattern: Mutex<Pattern>,
-    /// Failed write-backs of the inode that this handle has heard of.
+    /// Failed write-backs of the inode that this handle's fsync has told of, and its close.
     failures_seen: AtomicU64,
+    failures_closed: AtomicU64,
+    /// The last run of failures of data that is kept that either has told of.
+    refusal_seen: AtomicU64,
 }
 
 /// Open handles by number.
@@ -160,6 +163,29 @@ impl FileSystem {
     /// [`Self::create`] for a caller whose groups are only looked up where somebody else has made the file meanwhile: a kernel that knew of none has checked the
     /// rights of nobody but a maker.
     pub async fn create_as(
+        &self,
+        caller: &Caller,
+        groups: impl Fn() -> Vec<u32>,
+        (parent, name): (u64, &[u8]),
+        mode: u32,
+        flags: i32,
+    ) -> Result<Created, FsError> {
+        let created = self.create_open(caller, groups, (parent, name), mode, flags).await?;
+        if !created.created {
+            return Ok(created);
+        }
+        let handle = created.handle;
+        let durable = self.named_durably(&[parent], created).await;
+        // Nobody hears of the handle.
+        if durable.is_err()
+            && let Err(error) = self.release(handle).await
+        {
+            tracing::debug!(%error, "a file that was made couldn't be closed");
+        }
+        durable
+    }
+
+    async fn create_open(
         &self,
         caller: &Caller,
         groups: impl Fn() -> Vec<u32>,
@@ -303,9 +329,18 @@ impl FileSystem {
     fn keep(&self, mut registration: Registration, flags: i32) -> HandleId {
         registration.kept = true;
         let state = registration.state.clone();
-        let failures_seen = AtomicU64::new(state.failures().0);
+        // What nobody has heard of is told to those who come later, too.
+        let failures_seen = AtomicU64::new(state.heard_up_to());
         let inode = registration.inode;
-        self.inner.handles.add(Handle { inode, flags, state, pattern: Mutex::default(), failures_seen })
+        self.inner.handles.add(Handle {
+            inode,
+            flags,
+            state,
+            pattern: Mutex::default(),
+            failures_seen,
+            failures_closed: AtomicU64::new(0),
+            refusal_seen: AtomicU64::new(0),
+        })
     }
 
     /// The inode behind a handle.
@@ -374,12 +409,19 @@ impl FileSystem {
         if let Some(bytes) = inner.writer.read(open.inode, offset, length.into()) {
             return Ok(bytes);
         }
-        inner.writer.flush_before(open.inode).await?;
+        // Looked at before the region is asked: what leaves meanwhile is in its answer, or here.
+        let (over, reach) = loop {
+            inner.writer.flush_beneath(open.inode).await?;
+            if let Some(over) = inner.writer.over(open.inode, offset, length.into()) {
+                break over;
+            }
+        };
         let (bytes, attr) = inner
             .reader
             .read(&caller, open.inode, offset, length.into(), &open.pattern)
             .await
             .map_err(|e| e.on_handle(open.inode))?;
+        let bytes = laid_over(bytes, offset, length, &over, reach);
         if let Some(attr) = attr {
             open.state.set_size(attr.size);
             let now = inner.session.clock.unix_ns();
@@ -390,8 +432,8 @@ impl FileSystem {
         Ok(bytes)
     }
 
-    /// Writes `data` at `offset`, or at the end of the file for a handle opened with O_APPEND; durable when answered.
-    /// Answers where the data begins and the attributes afterwards.
+    /// Writes `data` at `offset`, or at the end of the file for a handle opened with O_APPEND. Durable when answered where the handle was opened with O_SYNC or
+    /// O_DSYNC, or the mount waits (`sync`). Answers where the data begins and the attributes afterwards.
     pub async fn write(
         &self,
         caller: &Caller,
@@ -443,24 +485,82 @@ impl FileSystem {
                 (at, attr)
             }
         };
-        if open.flags & (libc::O_SYNC | libc::O_DSYNC) != 0 {
-            self.fsync(handle, false).await?;
+        // Of a mapping msync tells, on any mount.
+        let of_mapping = options.of_mapping && !is_sync(open.flags);
+        if !of_mapping {
+            self.written_durably(handle, open.flags).await?;
         }
         self.still_guarded(handle, guarded)?;
         inner.region.counters.took("write", started.elapsed());
         Ok(written)
     }
 
-    /// What close(2) calls, once for each descriptor. What is buffered is sent soon, with the release of the last one at the latest.
+    /// What close(2) calls, once for each descriptor. What is buffered is sent soon, with the release of the last one at the latest: that isn't waited for. But a
+    /// failure that is known is told through a handle that was open for writing, unless its fsync has told it or an earlier close; fsync tells it still.
     pub async fn flush(&self, handle: HandleId) -> Result<(), FsError> {
-        self.inner.handles.get(handle).map(|_| ())
+        let open = self.inner.handles.get(handle)?;
+        if open.flags & libc::O_ACCMODE == libc::O_RDONLY {
+            return Ok(());
+        }
+        // Pages of a mapping, which the kernel has just written back: all else was waited for when it was changed.
+        if self.inner.session.config.sync && self.inner.writer.buffers.has(open.inode) {
+            return self.fsync(handle, false).await;
+        }
+        let (writer, seen) = (&self.inner.writer, open.refusal_seen.load(Ordering::Acquire));
+        let is_new = writer.buffers.refused(open.inode).is_some_and(|refused| seen < refused.number);
+        if is_new && let Some(refused) = writer.failing(open.inode).await {
+            open.refusal_seen.fetch_max(refused.number, Ordering::AcqRel);
+            return Err(FsError::Answered(refused.errno));
+        }
+        let (failures, errno) = open.state.failures();
+        let seen = open.failures_seen.load(Ordering::Acquire);
+        if open.failures_closed.swap(failures, Ordering::AcqRel).max(seen) < failures {
+            open.state.heard(failures);
+            return Err(FsError::Answered(errno));
+        }
+        Ok(())
+    }
+
+    /// What was just changed through a handle with these flags is durable where it, or the mount, asks for that.
+    pub(crate) async fn written_durably(&self, handle: HandleId, flags: i32) -> Result<(), FsError> {
+        if is_sync(flags) || self.inner.session.config.sync {
+            return self.fsync(handle, false).await;
+        }
+        Ok(())
+    }
+
+    /// Answers `done`, what came of a change of an inode that isn't done through a handle: once it is durable, on a mount that waits (`sync`).
+    pub(crate) async fn changed_durably<T>(&self, inode: u64, done: T) -> Result<T, FsError> {
+        if self.inner.session.config.sync {
+            self.inner.writer.flush(inode).await?;
+            self.told(self.inner.region.patience()).await?;
+            self.synced(inode).await?;
+        }
+        Ok(done)
+    }
+
+    /// Answers `done`, what came of a change of names in these directories: once it is durable, on a mount that waits for those (`sync`, `dirsync`).
+    pub(crate) async fn named_durably<T>(&self, directories: &[u64], done: T) -> Result<T, FsError> {
+        let config = &self.inner.session.config;
+        if config.sync || config.dirsync {
+            self.told(self.inner.region.patience()).await?;
+            for (at, directory) in directories.iter().enumerate() {
+                if !directories[..at].contains(directory) {
+                    self.synced(*directory).await?;
+                }
+            }
+        }
+        Ok(done)
     }
 
     /// Makes everything written through any handle of the file durable. Data that was given up since this handle's last fsync is reported,
-    /// once.
+    /// once; so is what nobody had heard of when it was opened. Data that can't be stored at present is kept, and reported each time.
     pub async fn fsync(&self, handle: HandleId, _data_only: bool) -> Result<(), FsError> {
         let open = self.inner.handles.get(handle)?;
         let flushed = self.inner.writer.flush(open.inode).await;
+        if let Some(refused) = self.inner.writer.buffers.refused(open.inode).filter(|_| flushed.is_err()) {
+            open.refusal_seen.fetch_max(refused.number, Ordering::AcqRel);
+        }
         // Its name, too. Whatever was lost of it is noted by the time at which nothing is untold any more.
         let told = self.told(self.inner.region.patience()).await;
         let synced = match &told {
@@ -469,6 +569,7 @@ impl FileSystem {
         };
         let (failures, errno) = open.state.failures();
         if open.failures_seen.swap(failures, Ordering::AcqRel) < failures {
+            open.state.heard(failures);
             return Err(FsError::Answered(errno));
         }
         flushed.and(told).and(synced)
@@ -527,5 +628,45 @@ impl FileSystem {
             }
             other => Err(unexpected("sync", &other)),
         }
+    }
+}
+
+/// Whether a handle with these flags has each change durable before it is answered.
+fn is_sync(flags: i32) -> bool {
+    flags & (libc::O_SYNC | libc::O_DSYNC) != 0
+}
+
+/// What was read of a file at `offset`, up to `length` bytes and fewer only at its end, beneath what is buffered of it: `over`, the oldest first, in a file that
+/// ends at `reach` at least.
+fn laid_over(beneath: Bytes, offset: u64, length: u32, over: &[(u64, Bytes)], reach: u64) -> Bytes {
+    if over.is_empty() && reach <= offset.saturating_add(beneath.len() as u64) {
+        return beneath;
+    }
+    let end = reach.saturating_sub(offset).min(length.into()) as usize;
+    let mut bytes = BytesMut::from(&beneath[..]);
+    bytes.resize(end.max(beneath.len()), 0);
+    for (at, part) in over {
+        let start = at.saturating_sub(offset) as usize;
+        if let Some(covered) = bytes.get_mut(start..start + part.len()) {
+            covered.copy_from_slice(part);
+        }
+    }
+    bytes.freeze()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_buffered_lies_over_what_was_read() {
+        let part = |at: u64, bytes: &'static [u8]| (at, Bytes::from_static(bytes));
+        let read = |beneath: &'static [u8], over: &[(u64, Bytes)], reach| {
+            laid_over(Bytes::from_static(beneath), 10, 8, over, reach)
+        };
+        assert_eq!(&read(b"0123", &[], 12)[..], b"0123");
+        assert_eq!(&read(b"0123", &[part(11, b"ab"), part(12, b"c")], 13)[..], b"0ac3");
+        assert_eq!(&read(b"01", &[part(14, b"x")], 15)[..], b"01\0\0x", "behind a hole");
+        assert_eq!(&read(b"", &[], 90)[..], &[0; 8], "a hole before what lies further on");
     }
 }

@@ -1,17 +1,25 @@
 //! Flushing: what is buffered leaves in its order, batch by batch; what can't be stored is put back, or given up and told.
+//!
+//! ```text
+//!   sent -> stored
+//!    | no answer, no room, EIO -> kept, sent again; close, fsync and the next write say why it isn't stored yet
+//!    |                              \-> a recall, or another host's change after a lapse -> given up
+//!    +-> anything else -> given up: the next fsync of each handle says so, or that of whoever opens the file next
+//! ```
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures::{FutureExt, StreamExt, stream};
 use mooseng_transport::trace;
-use mooseng_wire::fs::Acquire;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
+use mooseng_wire::fs::{Acquire, Attr};
 use tokio::time::Instant;
 
 use crate::buffers::Buffer;
-use crate::dirty::{Dirty, Segment};
+use crate::dirty::{Dirty, Refused, Segment};
 use crate::error::FsError;
 use crate::fs::daemon;
 use crate::owners::Tenure;
@@ -30,13 +38,23 @@ const LAPSES_MAX: u32 = 20;
 const LAPSE_PAUSE: Duration = Duration::from_millis(100);
 /// How often it is looked whether changes that were given up are over.
 const FENCE_LOOK: Duration = Duration::from_millis(20);
-/// After a failed write-back writes go through for so long, so that whoever writes hears of it.
+/// After written data was given up writes go through for so long, so that whoever writes hears of it.
 const THROUGH_FOR: Duration = Duration::from_secs(5);
+/// What the region refused is sent again after so long, and after twice as long each time.
+const PAUSE_MIN: Duration = Duration::from_secs(1);
+/// The longest of these pauses: each try may append bytes to chunks that stay there until they are collected.
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// So long close(2) waits for a further try to store what was refused.
+const CLOSE_WAIT: Duration = Duration::from_secs(1);
 
 impl WriteBack {
-    /// Begins to flush an inode, unless somebody does already.
+    /// Begins to flush an inode, unless somebody does already, or it is too early to try again.
     pub fn start(self: &Arc<Self>, inode: u64) {
-        let idle = self.buffers.map(|map| map.get(&inode).is_some_and(|b| b.sender.try_lock().is_ok()));
+        let now = Instant::now();
+        let is_idle = |buffer: &Arc<Buffer>| {
+            buffer.sender.try_lock().is_ok() && !buffer.dirty(|dirty| dirty.pauses(now))
+        };
+        let idle = self.buffers.map(|map| map.get(&inode).is_some_and(is_idle));
         // Without a slot it is begun at the next look.
         if idle && let Ok(slot) = self.slots.clone().try_acquire_owned() {
             let writer = self.clone();
@@ -50,7 +68,7 @@ impl WriteBack {
     }
 
     /// Sends what is buffered of an inode. What can never be stored is given up, and remembered for the handles' next fsync; what can't be
-    /// stored at present stays. Goes on when the caller stops waiting: a part that was sent must be known to be over before it is sent again.
+    /// stored at present stays, be it that nobody answers or that there is no room. Goes on when the caller stops waiting: a part that was sent must be known to be over before it is sent again.
     pub async fn flush(self: &Arc<Self>, inode: u64) -> Result<(), FsError> {
         if !self.buffers.has(inode) {
             return Ok(());
@@ -64,12 +82,75 @@ impl WriteBack {
         self.flush_or(inode, false).await
     }
 
-    /// [`Self::flush`] for those who come after the written data and not for its sake: data that was given up is the next fsync's to tell.
+    /// [`Self::flush`] for those who come after the written data and not for its sake: data that was given up is the next fsync's to tell. Behind data that
+    /// can't be stored at present they can't come.
     pub async fn flush_before(self: &Arc<Self>, inode: u64) -> Result<(), FsError> {
+        match self.flush(inode).await {
+            Err(error) if is_for_now(&error) || self.is_kept(inode) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// [`Self::flush_before`] for those who only look: what the region has no room for is shown over what they get.
+    pub async fn flush_beneath(self: &Arc<Self>, inode: u64) -> Result<(), FsError> {
         match self.flush(inode).await {
             Err(error) if is_for_now(&error) => Err(error),
             _ => Ok(()),
         }
+    }
+
+    /// [`Self::flush_before`] for a change of the file's size: bytes behind the new end needn't be stored, and those before it come after the cut as well as before
+    /// it where the region has no room for them at present. Answers whether there were such bytes, kept or cut: then [`Self::was_cut`] is to be called.
+    pub async fn flush_before_cut(self: &Arc<Self>, inode: u64, size: u64) -> Result<bool, FsError> {
+        let Err(error) = self.flush_before(inode).await else { return Ok(false) };
+        if !self.is_kept(inode) {
+            return Err(error);
+        }
+        let Some(buffer) = self.buffers.get(inode) else { return Ok(false) };
+        let sender = buffer.sender.lock().await;
+        self.buffers.change(inode, |dirty| dirty.cut(size));
+        drop(sender);
+        self.buffers.give_back(inode, buffer);
+        Ok(true)
+    }
+
+    /// The size was changed beneath what is kept, or that failed.
+    pub fn was_cut(&self, inode: u64, outcome: Result<&Attr, &FsError>) {
+        match outcome {
+            // After a lapse it is by these that another host's change is told from ours.
+            Ok(attr) => self.buffers.change(inode, |dirty| {
+                if !dirty.is_clean() {
+                    dirty.base = Some(*attr);
+                }
+            }),
+            Err(error) => {
+                tracing::error!(
+                    inode,
+                    %error,
+                    "written data couldn't be stored, and what lay behind a truncation that failed as well is given up; the next fsync of the file reports it"
+                );
+                self.opens.failed(inode, error.errno());
+            }
+        }
+    }
+
+    /// Others may need the file, who don't have the region take it back first: what it has no room for is tried once more, and then given up.
+    pub async fn give_up_kept(self: &Arc<Self>, inode: u64) {
+        if self.is_kept(inode)
+            && let Err(error) = self.flush_or(inode, true).await
+        {
+            tracing::debug!(inode, %error, "buffered data was given up");
+        }
+    }
+
+    /// Why what was written to a file isn't stored yet although it was tried, if that is still so; for close(2), which doesn't wait long.
+    pub async fn failing(self: &Arc<Self>, inode: u64) -> Option<Refused> {
+        let refused = self.buffers.refused(inode)?;
+        if refused.answered {
+            // There may be room by now. The flush goes on if it takes longer.
+            let _ = tokio::time::timeout(CLOSE_WAIT, self.flush(inode)).await;
+        }
+        self.buffers.refused(inode)
     }
 
     async fn flush_or(self: &Arc<Self>, inode: u64, give_up: bool) -> Result<(), FsError> {
@@ -121,6 +202,7 @@ impl WriteBack {
                 return lost.map_or(Ok(()), Err);
             }
             let Err(error) = self.send_taken(inode, buffer).await else {
+                self.stored(inode).await;
                 return lost.map_or(Ok(()), Err);
             };
             if error == FsError::Lapsed && lapses < LAPSES_MAX {
@@ -129,30 +211,85 @@ impl WriteBack {
                 tokio::time::sleep(LAPSE_PAUSE).await;
                 continue;
             }
+            let may_stay = |error: &FsError| {
+                is_for_now(error) || (is_refusal(error) && buffer.dirty(|dirty| dirty.data_bytes() > 0))
+            };
+            // What has no room stays, as long as nobody else has changed the file.
+            let error = if !give_up && may_stay(&error) && is_refusal(&error) {
+                self.still_ours(inode, buffer).await.err().unwrap_or(error)
+            } else {
+                error
+            };
+            if !give_up && may_stay(&error) {
+                self.keep_failed(inode, &error).await;
+                return Err(error);
+            }
             if lost.is_none() && is_about_data(&error) && self.lose_bytes(inode, &error) {
                 (lost, *gone) = (Some(error), true);
                 continue;
             }
-            if !is_for_now(&error) || give_up {
-                self.lose(inode, &error);
-                *gone = true;
-            } else {
-                // A request that was given up may be on its way still, until the region is told that all numbers below the next are over.
-                let last = self.region.last_number();
-                self.buffers.change(inode, |dirty| {
-                    dirty.put_back();
-                    dirty.fence = last;
-                });
-            }
+            self.lose(inode, &error);
+            *gone = true;
             return Err(error);
+        }
+    }
+
+    /// What was taken is at the region.
+    async fn stored(&self, inode: u64) {
+        let refused = self.buffers.change(inode, |dirty| dirty.refused.take());
+        if !refused.is_some_and(|refused| refused.answered) {
+            return;
+        }
+        tracing::info!(inode, "written data that couldn't be stored before is stored");
+        // The chunk that it went to is sealed by the close of the file, which may be over.
+        if self.opens.get(inode).is_none_or(|open| open.local() == 0) {
+            self.appenders.close(&daemon(), inode).await;
+        }
+    }
+
+    /// What was taken and couldn't be stored waits to be sent again.
+    async fn keep_failed(&self, inode: u64, error: &FsError) {
+        let answered = is_refusal(error);
+        let (last, now) = (self.region.last_number(), Instant::now());
+        let number = self.refusals.fetch_add(1, Ordering::Relaxed) + 1;
+        let (bytes, before) = self.buffers.change(inode, |dirty| {
+            dirty.put_back();
+            let before = dirty.refused.take();
+            // A request that was given up may be on its way still, until the region is told that all numbers below the next are over.
+            if !answered {
+                dirty.fence = last;
+            }
+            let longer = |before: Refused| (before.pause * 2).clamp(PAUSE_MIN, PAUSE_MAX);
+            let pause = if answered { before.map_or(PAUSE_MIN, longer) } else { Duration::ZERO };
+            let number = before.map_or(number, |before| before.number);
+            // After a lapse it is soon tried again, and may go well: nothing has failed.
+            if *error != FsError::Lapsed {
+                let (errno, until) = (error.errno(), now + pause);
+                dirty.refused = Some(Refused { number, errno, answered, until, pause });
+            }
+            (dirty.bytes(), before)
+        });
+        if !answered {
+            return;
+        }
+        if !before.is_some_and(|before| before.answered) {
+            tracing::warn!(
+                inode,
+                bytes,
+                %error,
+                "written data couldn't be stored, and is kept and sent again as long as nobody else needs the file; close, fsync and write report it until it is stored"
+            );
+        }
+        // What was appended and isn't named is collected with its chunk, where nothing else is in it.
+        if self.appenders.has(inode) {
+            self.appenders.close(&daemon(), inode).await;
         }
     }
 
     /// Sends what was taken, batch by batch; the next one's data travels while the one before is committed.
     async fn send_taken(&self, inode: u64, buffer: &Buffer) -> Result<(), FsError> {
-        let end_of = |batch: &[Segment]| batch.last().map_or(0, |s| s.at + s.data.len() as u64);
         let next = |from: u64| buffer.dirty(|dirty| dirty.batch(from));
-        let mut batch = next(0);
+        let batch = next(0);
         if batch.is_empty() {
             // Attributes alone.
             self.still_ours(inode, buffer).await?;
@@ -161,16 +298,33 @@ impl WriteBack {
             return Ok(());
         }
         let size = buffer.dirty(|dirty| dirty.base.map_or(0, |attr| attr.size));
-        if self.goes_inline(inode, &batch, size) && next(end_of(&batch)).is_empty() {
-            self.still_ours(inode, buffer).await?;
-            let attr = self.send_inline(inode, &batch, buffer).await?;
-            self.buffers.change(inode, |dirty| dirty.sent(&batch, true, attr));
-            return Ok(());
-        }
+        let inline = self.goes_inline(inode, &batch, size) && next(end_of(&batch)).is_empty();
+        let sent = if inline {
+            self.send_taken_inline(inode, &batch, buffer).await
+        } else {
+            self.send_taken_to_chunks(inode, batch, buffer).await
+        };
+        self.full.sent(inline, sent.as_ref().err(), Instant::now());
+        sent
+    }
+
+    async fn send_taken_inline(&self, inode: u64, batch: &[Segment], buffer: &Buffer) -> Result<(), FsError> {
+        self.still_ours(inode, buffer).await?;
+        let attr = self.send_inline(inode, batch, buffer).await?;
+        self.buffers.change(inode, |dirty| dirty.sent(batch, true, attr));
+        Ok(())
+    }
+
+    async fn send_taken_to_chunks(
+        &self,
+        inode: u64,
+        mut batch: Vec<Segment>,
+        buffer: &Buffer,
+    ) -> Result<(), FsError> {
         let mut pieces = self.append(inode, &batch).await?;
         while !batch.is_empty() {
             self.still_ours(inode, buffer).await?;
-            let following = next(end_of(&batch));
+            let following = buffer.dirty(|dirty| dirty.batch(end_of(&batch)));
             let last = following.is_empty();
             let (committed, appended) = futures::join!(
                 self.commit(inode, &batch, pieces, buffer, last),
@@ -185,15 +339,11 @@ impl WriteBack {
 
     /// Gives up what data is buffered, if there are attributes set over it that may be stored without. Answers whether there are.
     fn lose_bytes(&self, inode: u64, error: &FsError) -> bool {
-        // Noted first, as in `lose`.
-        let open = self.opens.get(inode);
         let kept = self.buffers.change(inode, |dirty| {
             let bytes = dirty.discard_bytes();
-            if bytes > 0
-                && let Some(open) = &open
-            {
-                open.failed(error.errno());
-                open.share_for(THROUGH_FOR);
+            // As in `lose`, before anybody finds that nothing is left.
+            if bytes > 0 {
+                self.note_loss(inode, error);
             }
             bytes
         });
@@ -203,19 +353,26 @@ impl WriteBack {
         kept > 0
     }
 
-    /// Gives up what is buffered; each open handle's next fsync says so. Noted first: an fsync that finds nothing left must find the note.
+    /// Gives up what is buffered; each open handle's next fsync says so, or that of whoever opens the file next. Noted first: an fsync that finds nothing left
+    /// must find the note.
     fn lose(&self, inode: u64, error: &FsError) {
-        let open = self.opens.get(inode);
-        if let Some(open) = &open {
-            open.failed(error.errno());
-            open.share_for(THROUGH_FOR);
+        // Nobody will read it any more.
+        let is_gone = matches!(error.errno(), libc::ENOENT | libc::ESTALE) && self.opens.get(inode).is_none();
+        if !is_gone {
+            self.note_loss(inode, error);
         }
         let bytes = self.buffers.change(inode, Dirty::discard);
-        // Nobody will read it any more.
-        if open.is_none() && matches!(error.errno(), libc::ENOENT | libc::ESTALE) {
+        if is_gone {
             return;
         }
-        tracing::error!(inode, bytes, %error, "written data couldn't be stored and is given up; the next fsync of each open handle reports it");
+        tracing::error!(inode, bytes, %error, "written data couldn't be stored and is given up; the next fsync of each open handle reports it, or else of the next one that is opened");
+    }
+
+    fn note_loss(&self, inode: u64, error: &FsError) {
+        self.opens.failed(inode, error.errno());
+        if let Some(open) = self.opens.get(inode) {
+            open.share_for(THROUGH_FOR);
+        }
     }
 
     /// Whether the buffered bytes may still be sent. After a lapse of the lease only if nobody has changed the file since.
@@ -296,6 +453,15 @@ impl WriteBack {
     pub fn start_all(self: &Arc<Self>) {
         self.start_older(Duration::ZERO);
     }
+}
+
+fn end_of(batch: &[Segment]) -> u64 {
+    batch.last().map_or(0, |segment| segment.at + segment.data.len() as u64)
+}
+
+/// Whether the region has refused data for a reason that may pass: no room, or an error of its own.
+fn is_refusal(error: &FsError) -> bool {
+    matches!(error, FsError::Answered(libc::ENOSPC | libc::EDQUOT | libc::EIO))
 }
 
 /// Whether an error may be about the data alone, as of a full disk or a quota, and not about the file or its attributes.

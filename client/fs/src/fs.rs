@@ -223,7 +223,7 @@ impl FileSystem {
     async fn newest(&self, mut answered: Attr) -> Result<Attr, FsError> {
         let inode = answered.inode;
         if self.inner.writer.buffers.is_foreign(inode, self.inner.session.life()) {
-            self.inner.writer.flush_before(inode).await?;
+            self.inner.writer.flush_beneath(inode).await?;
             answered = self.attr_read(&daemon(), "getattr", Op::GetAttr(GetAttr { inode })).await?;
         }
         Ok(self.known_attr(inode).unwrap_or_else(|| self.shown(answered)))
@@ -245,13 +245,14 @@ impl FileSystem {
             self.inner.touches.drop_inode(change.inode);
         }
         if change.mode.is_none() {
-            return self.set_attributes(caller, change).await;
+            let attr = self.set_attributes(caller, change).await?;
+            return self.changed_durably(change.inode, attr).await;
         }
         // A mode is part of an access control list.
         self.inner.acls.forget(change.inode);
         let outcome = self.set_attributes(caller, change).await;
         self.inner.acls.forget(change.inode);
-        outcome
+        self.changed_durably(change.inode, outcome?).await
     }
 
     async fn set_attributes(&self, caller: &Caller, change: SetAttr) -> Result<Attr, FsError> {
@@ -267,8 +268,21 @@ impl FileSystem {
             return Ok(attr);
         }
         // What was written before comes before: a truncation cuts it, times that are set stay.
-        self.inner.writer.flush_before(change.inode).await?;
-        self.attr_change(caller, "setattr", Op::SetAttr(change)).await
+        let is_cut = self.flush_before_setting(&change).await?;
+        let set = self.attr_change(caller, "setattr", Op::SetAttr(change)).await;
+        if is_cut {
+            self.inner.writer.was_cut(change.inode, set.as_ref());
+        }
+        set
+    }
+
+    /// Whether bytes are kept, or were cut, for which the region has no room: [`crate::writeback::WriteBack::was_cut`] hears what becomes of the change.
+    async fn flush_before_setting(&self, change: &SetAttr) -> Result<bool, FsError> {
+        let writer = &self.inner.writer;
+        match change.size {
+            Some(size) => writer.flush_before_cut(change.inode, size).await,
+            None => writer.flush_before(change.inode).await.map(|()| false),
+        }
     }
 
     /// Changes the size, among others, through an open handle: under its locks, if it has any.
@@ -281,12 +295,16 @@ impl FileSystem {
         let Some(tenure) = self.guard(handle)? else { return self.setattr(caller, change).await };
         self.paced(0).await?;
         self.inner.region.behind_abandoned("setattr", &[change.inode]).await?;
-        self.inner.writer.flush_before(change.inode).await?;
+        let is_cut = self.flush_before_setting(&change).await?;
         // Not in the session's next life, in which somebody else may have the lock.
         let within = tenure.under_locks();
         let done = self.inner.region.change_in_life(caller, Op::SetAttr(change), within).await;
+        let set = done.and_then(|reply| self.attr_of("setattr", reply));
+        if is_cut {
+            self.inner.writer.was_cut(change.inode, set.as_ref());
+        }
         self.still_guarded(handle, Some(tenure))?;
-        self.attr_of("setattr", done?)
+        self.changed_durably(change.inode, set?).await
     }
 
     /// Makes a file, fifo, socket or device.
@@ -302,11 +320,11 @@ impl FileSystem {
         self.paced(0).await?;
         let mknod = Mknod { parent, name: checked(name)?, kind: kind.into(), mode, rdev };
         if let Some(attr) = self.mknod_alone(caller, &mknod).await? {
-            return Ok(attr);
+            return self.named_durably(&[parent], attr).await;
         }
         let attr = self.attr_change(caller, "mknod", Op::Mknod(mknod)).await?;
         self.changed_in(caller, parent);
-        Ok(attr)
+        self.named_durably(&[parent], attr).await
     }
 
     /// Makes a directory.
@@ -314,12 +332,12 @@ impl FileSystem {
         self.paced(0).await?;
         let mkdir = Mkdir { parent, name: checked(name)?, mode, alone: self.may_alone(caller) };
         if let Some(attr) = self.mkdir_alone(caller, &mkdir).await? {
-            return Ok(attr);
+            return self.named_durably(&[parent], attr).await;
         }
         let attr = self.attr_change(caller, "mkdir", Op::Mkdir(mkdir)).await?;
         self.made_directory(caller, attr.inode);
         self.changed_in(caller, parent);
-        Ok(attr)
+        self.named_durably(&[parent], attr).await
     }
 
     /// Makes a symbolic link.
@@ -337,11 +355,11 @@ impl FileSystem {
         self.paced(0).await?;
         let symlink = Symlink { parent, name, target: Bytes::copy_from_slice(target) };
         if let Some(attr) = self.symlink_alone(caller, &symlink).await? {
-            return Ok(attr);
+            return self.named_durably(&[parent], attr).await;
         }
         let attr = self.attr_change(caller, "symlink", Op::Symlink(symlink)).await?;
         self.changed_in(caller, parent);
-        Ok(attr)
+        self.named_durably(&[parent], attr).await
     }
 
     /// A symbolic link's target.
@@ -372,7 +390,8 @@ impl FileSystem {
         self.inner.writer.flush_before(inode).await?;
         let linked = self.attr_change(caller, "link", Op::Link(Link { inode, new_parent, new_name })).await?;
         // The region doesn't know what was buffered of the file since. The link is made, whatever becomes of that.
-        Ok(self.newest(linked).await.unwrap_or(linked))
+        let linked = self.newest(linked).await.unwrap_or(linked);
+        self.named_durably(&[new_parent, inode], linked).await
     }
 
     /// Removes a name.
@@ -381,11 +400,11 @@ impl FileSystem {
         self.paced(0).await?;
         let op = Op::Unlink(Unlink { parent, name: name.clone() });
         if self.remove_alone(caller, (parent, &name), op.clone()).await? {
-            return Ok(());
+            return self.named_durably(&[parent], ()).await;
         }
         self.done(caller, "unlink", op).await?;
         self.changed_in(caller, parent);
-        Ok(())
+        self.named_durably(&[parent], ()).await
     }
 
     /// Removes an empty directory.
@@ -394,11 +413,11 @@ impl FileSystem {
         self.paced(0).await?;
         let op = Op::Rmdir(Rmdir { parent, name: name.clone() });
         if self.remove_alone(caller, (parent, &name), op.clone()).await? {
-            return Ok(());
+            return self.named_durably(&[parent], ()).await;
         }
         self.done(caller, "rmdir", op).await?;
         self.changed_in(caller, parent);
-        Ok(())
+        self.named_durably(&[parent], ()).await
     }
 
     /// Renames. EXDEV where the two directories are of different volumes.
@@ -417,7 +436,7 @@ impl FileSystem {
         let (no_replace, exchange) = (mode == RenameMode::NoReplace, mode == RenameMode::Exchange);
         let rename = Rename { parent, name: name.clone(), new_parent, new_name, no_replace, exchange };
         if self.rename_alone(caller, &rename).await? {
-            return Ok(());
+            return self.named_durably(&[parent, new_parent], ()).await;
         }
         if mode != RenameMode::NoReplace {
             self.flush_before_replace(parent, &name).await?;
@@ -427,7 +446,7 @@ impl FileSystem {
         if new_parent != parent {
             self.changed_in(caller, new_parent);
         }
-        Ok(())
+        self.named_durably(&[parent, new_parent], ()).await
     }
 
     /// A rename that replaces a file never commits before its source's data.
@@ -493,7 +512,18 @@ impl FileSystem {
         offset: u64,
         whence: SeekWhence,
     ) -> Result<u64, FsError> {
-        self.inner.writer.flush_before(inode).await?;
+        if let Err(error) = self.inner.writer.flush_before(inode).await {
+            if !self.inner.writer.is_kept(inode) {
+                return Err(error);
+            }
+            // The region doesn't know where data lies that it has no room for. A file without holes is always a true answer.
+            let size = self.getattr(caller, inode).await?.size;
+            return match whence {
+                _ if offset >= size => Err(FsError::Answered(libc::ENXIO)),
+                SeekWhence::Hole => Ok(size),
+                _ => Ok(offset),
+            };
+        }
         match self.inner.region.read(caller, Op::Seek(Seek { inode, offset, whence: whence.into() })).await? {
             Reply::Seek(to) => Ok(to.offset),
             other => Err(unexpected("seek", &other)),
@@ -572,7 +602,8 @@ impl FileSystem {
         }
         // As with a link.
         self.inner.writer.flush_before(inode).await?;
-        self.done(caller, "setxattr", Op::SetXattr(set)).await
+        self.done(caller, "setxattr", Op::SetXattr(set)).await?;
+        self.changed_durably(inode, ()).await
     }
 
     /// Removes an extended attribute.
@@ -583,7 +614,8 @@ impl FileSystem {
             return self.change_acl(caller, inode, remove).await;
         }
         self.inner.writer.flush_before(inode).await?;
-        self.done(caller, "removexattr", remove).await
+        self.done(caller, "removexattr", remove).await?;
+        self.changed_durably(inode, ()).await
     }
 
     /// Room and files of the filesystem.
@@ -596,7 +628,7 @@ impl FileSystem {
 
     /// Where an inode's data lies.
     pub async fn describe(&self, caller: &Caller, inode: u64) -> Result<Description, FsError> {
-        self.inner.writer.flush_before(inode).await?;
+        self.inner.writer.flush_beneath(inode).await?;
         match self.inner.region.read(caller, Op::Describe(Describe { inode })).await? {
             Reply::Description(description) => Ok(description),
             other => Err(unexpected("describe", &other)),

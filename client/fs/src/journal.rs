@@ -5,6 +5,8 @@
 //! ```
 //! One order for all of it: what is sent the usual way comes after everything that was pushed before, as far as it may matter to it
 //! ([`Journal::enter_owned`]), and what is made alone waits for what was sent the usual way about the same inodes.
+//!
+//! What is sent the usual way, and who waits for it, is in `sent`; what a request is about in `concerns`.
 
 #![allow(clippy::result_large_err, reason = "what it calls an error is the other outcome, and is moved once")]
 
@@ -20,6 +22,14 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 use crate::error::FsError;
+
+mod concerns;
+mod sent;
+
+pub(crate) use concerns::{changed_by, comes_in_order};
+pub(crate) use sent::SentOwned;
+
+use concerns::about;
 
 /// Changes told with one request at most.
 pub(crate) const BATCH_CHANGES: usize = 256;
@@ -134,45 +144,6 @@ pub(crate) struct Journal {
     due: Notify,
 }
 
-/// A change under way that was sent the usual way.
-#[derive(Debug)]
-pub(crate) struct SentOwned {
-    journal: Arc<Journal>,
-    about: Vec<u64>,
-    in_order: bool,
-    abandoned: bool,
-}
-
-impl SentOwned {
-    /// Its caller has gone, and it goes on: whoever changes the same later waits for it. Its caller may have been waited for, and was killed.
-    pub fn abandon(&mut self) {
-        if self.in_order && !self.abandoned {
-            self.abandoned = true;
-            self.journal.state(|s| {
-                for inode in &self.about {
-                    *s.abandoned.entry(*inode).or_default() += 1;
-                }
-            });
-        }
-    }
-}
-
-impl Drop for SentOwned {
-    fn drop(&mut self) {
-        if !self.about.is_empty() {
-            self.journal.state(|s| {
-                for inode in &self.about {
-                    count_down(&mut s.sent, *inode);
-                    if self.abandoned {
-                        count_down(&mut s.abandoned, *inode);
-                    }
-                }
-            });
-            self.journal.moved.notify_waiters();
-        }
-    }
-}
-
 /// What was sent the usual way and is under way, for who is about to change something alone.
 pub(crate) struct UnderWay<'a>(&'a BTreeMap<u64, u32>);
 
@@ -200,92 +171,6 @@ fn count_down(counts: &mut BTreeMap<u64, u32>, inode: u64) {
             counts.remove(&inode);
         }
     }
-}
-
-/// What a request that is sent the usual way is about, and whether it must come after all that is untold, or only after what is about the same.
-pub(crate) fn about(op: &Op) -> (Vec<u64>, bool) {
-    match op {
-        Op::Lookup(r) => (vec![r.parent], true),
-        Op::ReadDir(r) => (vec![r.inode], true),
-        Op::HoldAlone(r) => (vec![r.inode], true),
-        Op::HoldFiles(r) => (r.inodes.clone(), false),
-        Op::Create(r) => (vec![r.parent], true),
-        Op::Mknod(r) => (vec![r.parent], true),
-        Op::Mkdir(r) => (vec![r.parent], true),
-        Op::Symlink(r) => (vec![r.parent], true),
-        Op::Link(r) => (vec![r.inode, r.new_parent], true),
-        Op::Unlink(r) => (vec![r.parent], true),
-        Op::Rmdir(r) => (vec![r.parent], true),
-        Op::Rename(r) => (vec![r.parent, r.new_parent], true),
-        Op::CopyRange(r) => (vec![r.source, r.inode], true),
-        Op::TouchAtime(r) => (r.touches.iter().map(|touch| touch.inode).collect(), false),
-        Op::GetAttr(r) => (vec![r.inode], false),
-        Op::ReadLink(r) => (vec![r.inode], false),
-        Op::ReadExtents(r) => (vec![r.inode], false),
-        Op::Seek(r) => (vec![r.inode], false),
-        Op::GetXattr(r) => (vec![r.inode], false),
-        Op::ListXattr(r) => (vec![r.inode], false),
-        Op::Access(r) => (vec![r.inode], false),
-        Op::Open(r) => (vec![r.inode], false),
-        Op::Describe(r) => (vec![r.inode], true),
-        Op::Acquire(r) => (vec![r.inode], false),
-        Op::TestLock(r) => (vec![r.inode], false),
-        Op::SetAttr(r) => (vec![r.inode], false),
-        Op::SetXattr(r) => (vec![r.inode], false),
-        Op::RemoveXattr(r) => (vec![r.inode], false),
-        Op::Write(r) => (vec![r.inode], false),
-        Op::Fallocate(r) => (vec![r.inode], false),
-        Op::AllocateChunk(r) => (vec![r.inode], false),
-        Op::Lock(r) => (vec![r.inode], false),
-        Op::Unlock(r) => (vec![r.inode], false),
-        Op::CancelLock(r) => (vec![r.inode], false),
-        Op::StatFs(_)
-        | Op::Release(_)
-        | Op::Reserve(_)
-        | Op::Sync(_)
-        | Op::Pace(_)
-        | Op::ReserveInodes(_)
-        | Op::SealChunk(_)
-        | Op::Tell(_)
-        | Op::Reap(_) => (Vec::new(), false),
-    }
-}
-
-/// Whether it matters that a change comes before a later one: it shows in files or names, and isn't put in order by others, as locks are.
-pub(crate) fn comes_in_order(op: &Op) -> bool {
-    !matches!(
-        op,
-        Op::TouchAtime(_)
-            | Op::AllocateChunk(_)
-            | Op::SealChunk(_)
-            | Op::TestLock(_)
-            | Op::Lock(_)
-            | Op::Unlock(_)
-            | Op::CancelLock(_)
-            | Op::Tell(_)
-            | Op::Reap(_)
-    )
-}
-
-/// The inodes whose fsync stands for a change: those that it is about, and the one that it has made.
-pub(crate) fn changed_by(request: &FsRequest, reply: Option<&Reply>) -> Vec<u64> {
-    let of = |request: &FsRequest| request.op.as_ref().map(|op| about(op).0).unwrap_or_default();
-    let mut inodes = of(request);
-    if let Some(Op::Tell(tell)) = &request.op {
-        for change in &tell.changes {
-            inodes.extend(change.request.as_ref().map(of).unwrap_or_default());
-            inodes.extend((change.inode != 0).then_some(change.inode));
-        }
-    }
-    let made = match reply {
-        Some(Reply::Created(made)) => made.attr.as_ref(),
-        Some(Reply::Entry(made)) => made.attr.as_ref(),
-        _ => None,
-    };
-    inodes.extend(made.map(|attr| attr.inode));
-    inodes.sort_unstable();
-    inodes.dedup();
-    inodes
 }
 
 impl Journal {
@@ -421,47 +306,6 @@ impl Journal {
     /// Whether an answer that tells of these inodes may be older than what is untold, or was when so much was told.
     pub fn overtakes<'a>(&self, told: u64, inodes: impl IntoIterator<Item = &'a u64>) -> bool {
         self.state(|s| s.resolved != told || inodes.into_iter().any(|inode| s.about.contains_key(inode)))
-    }
-
-    /// Before a change leaves the usual way. Nothing about the same is made alone until it has ended.
-    pub async fn enter_owned(self: &Arc<Self>, op: &Op) -> SentOwned {
-        let (about, all) = about(op);
-        let mark = self.state(|s| {
-            for inode in &about {
-                *s.sent.entry(*inode).or_default() += 1;
-            }
-            s.mark(&about, all)
-        });
-        let sent = SentOwned { journal: self.clone(), about, in_order: comes_in_order(op), abandoned: false };
-        if let Some(mark) = mark {
-            self.resolved(mark).await;
-        }
-        sent
-    }
-
-    /// Whether a change of one of these inodes is under way whose caller has gone.
-    pub fn is_abandoned(&self, inodes: &[u64]) -> bool {
-        self.state(|s| inodes.iter().any(|inode| s.abandoned.contains_key(inode)))
-    }
-
-    /// Waits until none is. What a later change of the same would do mustn't be undone by one that came before it.
-    pub async fn behind_abandoned(&self, inodes: &[u64]) {
-        loop {
-            let moved = self.moved.notified();
-            tokio::pin!(moved);
-            moved.as_mut().enable();
-            if !self.is_abandoned(inodes) {
-                return;
-            }
-            moved.await;
-        }
-    }
-
-    /// [`Self::behind_abandoned`] for a change that is sent the usual way.
-    pub async fn behind_abandoned_of(&self, op: &Op) {
-        if comes_in_order(op) {
-            self.behind_abandoned(&about(op).0).await;
-        }
     }
 
     /// As long as this is kept, what is put in is told at once.
@@ -646,7 +490,7 @@ impl State {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use mooseng_wire::fs::{AtimeTouch, Create, GetAttr, Link, Mkdir, TouchAtime, Unlink};
+    use mooseng_wire::fs::{Create, GetAttr, Link, Mkdir, Unlink};
 
     use super::*;
 
@@ -700,28 +544,6 @@ mod tests {
         assert!(journal.must_wait(LIFE, &[1, 2]) && !journal.must_wait(LIFE, &[1]));
         drop(sent);
         assert_eq!(remove(), Ok(Ok("made")));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_change_waits_for_those_of_the_same_whose_callers_have_gone() {
-        let journal = Arc::new(Journal::default());
-        let op = Op::Unlink(Unlink { parent: 1, name: "x".into() });
-        let (mut first, mut second) = (journal.enter_owned(&op).await, journal.enter_owned(&op).await);
-        assert!(!journal.is_abandoned(&[1]), "somebody waits for it, and may judge for himself");
-        first.abandon();
-        second.abandon();
-        second.abandon();
-        let mut later = Box::pin(journal.behind_abandoned_of(&op));
-        assert!(futures::poll!(&mut later).is_pending());
-        assert!(!journal.is_abandoned(&[2]));
-        drop(first);
-        assert!(futures::poll!(&mut later).is_pending());
-        drop(second);
-        later.await;
-        let touch = Op::TouchAtime(TouchAtime { touches: vec![AtimeTouch { inode: 1, atime_ns: 5 }] });
-        let mut touching = journal.enter_owned(&touch).await;
-        touching.abandon();
-        assert!(!journal.is_abandoned(&[1]), "nothing rests on it");
     }
 
     #[tokio::test(start_paused = true)]

@@ -6,7 +6,7 @@
 //!    |-- Region (region)  numbers, retries, exactly-once --> Session (session)  leader, lease, failover
 //!    |      \-- Near (near, near_promises, near_stream)  the replica in this host's region, read under its promises
 //!    |-- Reader (read, plan, cache)   extents -> inline data, chunk runs
-//!    |-- WriteBack (writeback, buffers, dirty, flush, send, pieces) buffers under the exclusive promise, or through
+//!    |-- WriteBack (writeback, buffers, dirty, full, flush, send, pieces) buffers under the exclusive promise, or through
 //!    |-- Appenders (append)           one open chunk for an inode, replaced when a chunkserver fails
 //!    |      \------ Chunkservers (chunkservers)  which replica, hedging, CRC
 //!    |                 \-- Borrower (borrow, shelf)  files that chunkservers on this host lent
@@ -41,6 +41,7 @@ mod fake_locks;
 mod files;
 mod flush;
 mod fs;
+mod full;
 mod grants;
 mod held;
 mod journal;

@@ -28,6 +28,7 @@ use crate::facts::Facts;
 use crate::files::Handles;
 use crate::flush::FLUSHES;
 use crate::fs::{FileSystem, Inner, daemon};
+use crate::full::Full;
 use crate::links::LinkPeers;
 use crate::lookahead::LookAhead;
 use crate::opens::Opens;
@@ -168,6 +169,8 @@ impl FileSystem {
             buffers,
             recalls: recalls.clone(),
             slots: Arc::new(Semaphore::new(FLUSHES)),
+            full: Full::default(),
+            refusals: AtomicU64::new(0),
         });
         recalls.write_back(&writer);
         tokio::spawn(WriteBack::keep(Arc::downgrade(&writer)));

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use mooseng_transport::{CallFailure, Link, LinkOptions, Network};
+use mooseng_transport::{CallFailure, ConnectError, Link, LinkOptions, Network};
 use mooseng_wire::Role;
 use mooseng_wire::method::Method;
 use mooseng_wire::revocations::Agreed;
 use tokio::sync::broadcast;
 
-use crate::peers::{Answered, Failure, Peers};
+use crate::peers::{Answered, Failure, Peers, Unconnected};
 
 /// Connections kept at most; the least recently used one is closed for another, a master's last: what a master sends by itself comes over it, and is waited
 /// for however seldom it is called.
@@ -99,7 +99,7 @@ impl Peers for LinkPeers {
         let answer = self.link(role, address).call(method, body, bulk, timeout).await;
         match answer {
             Ok(answer) => Ok(Answered { body: answer.body, bulk: answer.bulk }),
-            Err(CallFailure::Connect(error)) => Err(Failure::NotSent(error.to_string())),
+            Err(CallFailure::Connect(error)) => Err(Failure::NotSent(unconnected(&error))),
             Err(CallFailure::Lost(_)) => Err(Failure::Lost),
             Err(CallFailure::Timeout(_)) => Err(Failure::Timeout),
             Err(CallFailure::Remote(error)) => Err(Failure::Refused(error)),
@@ -112,6 +112,16 @@ impl Peers for LinkPeers {
 
     fn apart(&self) -> Option<Arc<dyn Peers>> {
         Some(Arc::new(Self::new(self.network.clone(), self.shares_memory)))
+    }
+}
+
+fn unconnected(error: &ConnectError) -> Unconnected {
+    match error {
+        ConnectError::Certificate { .. } => Unconnected::Certificate(error.to_string()),
+        ConnectError::Unreachable { .. }
+        | ConnectError::Refused { .. }
+        | ConnectError::Crowded { .. }
+        | ConnectError::Timeout { .. } => Unconnected::Passing(error.to_string()),
     }
 }
 
@@ -209,6 +219,19 @@ mod tests {
     #[tokio::test]
     async fn recalls_are_heard_after_the_link_was_given_up() {
         hears_after_calls_of(Role::Master).await;
+    }
+
+    #[test]
+    fn a_refusal_for_certificates_keeps_its_kind_and_its_words() {
+        let address = "m1:1".to_owned();
+        let reason = "the peer refused us: our certificate is revoked".to_owned();
+        let for_certificates = ConnectError::Certificate { address: address.clone(), reason: reason.clone() };
+        let refused = ConnectError::Refused { address, reason };
+        let words = "the connection to m1:1 was refused: the peer refused us: our certificate is revoked";
+        assert_eq!(unconnected(&for_certificates), Unconnected::Certificate(words.into()));
+        assert_eq!(unconnected(&refused), Unconnected::Passing(words.into()));
+        let failure = Failure::NotSent(unconnected(&refused));
+        assert_eq!(failure.to_string(), format!("can't connect: {words}"));
     }
 
     #[test]

@@ -2,9 +2,10 @@
 //!
 //! A replica is a past state of the volume, and which one is known: each of its answers, and each of the home's, says up to which place of the
 //! volume's log it may show. What this mount has seen it asks of every further answer, so that it sees its own changes, and never goes back. A
-//! replica that isn't there yet, or lacks a chunk, or isn't reached, sends the read to the home.
+//! replica that isn't there yet, or lacks a chunk, or isn't reached, sends the read to the home. While nobody finds that, replicas of other regions are
+//! asked, too, the nearest first.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -29,10 +30,16 @@ use crate::near_stream::{At, Stream};
 use crate::peers::{Failure, Peers};
 use crate::recalls::Recalls;
 
+mod ways;
+
+use ways::Ways;
+
 /// A master of this region gets so long to answer: the home is a few times as far.
 const ANSWER_WITHIN: Duration = Duration::from_millis(500);
 /// A region whose masters weren't reached is left alone so long.
 const REST: Duration = Duration::from_secs(1);
+/// Masters of other regions that one read asks.
+const AFAR_MAX: usize = 8;
 
 #[derive(Debug, Default)]
 pub(crate) struct State {
@@ -48,6 +55,12 @@ pub(crate) struct State {
     leader: Option<String>,
     /// Nobody is asked before.
     resting_until: Option<Instant>,
+    /// How far masters of other regions are.
+    ways: Ways,
+    /// Masters of other regions that may have a replica, while the home isn't found.
+    afar: Vec<String>,
+    /// None of those is asked before.
+    afar_resting_until: Option<Instant>,
 }
 
 /// Inodes whose changes are remembered apart.
@@ -176,6 +189,23 @@ impl Near {
         }
     }
 
+    /// No home is found: whoever else may have a replica, in the order in which they are asked.
+    pub fn home_is_lost(&self, afar: Vec<String>) {
+        self.state().afar = afar;
+    }
+
+    /// It is found.
+    pub fn home_is_found(&self) {
+        let mut state = self.state();
+        state.afar.clear();
+        state.afar_resting_until = None;
+    }
+
+    /// How far masters of other regions are.
+    pub fn ways<T>(&self, section: impl FnOnce(&mut Ways) -> T) -> T {
+        section(&mut self.state().ways)
+    }
+
     /// Whether the volume's home is another region.
     pub fn is_away(&self) -> bool {
         self.state().home.is_some()
@@ -228,7 +258,7 @@ impl Near {
         self.state().changed.told(inode, upto);
     }
 
-    /// Reads from the replica; none where the home has to be asked.
+    /// Reads from the replica, or, while the home isn't found, from another region's; none where the home has to be asked.
     pub async fn read(&self, peers: &dyn Peers, masters: &[String], request: &FsRequest) -> Option<Reply> {
         self.read_aged(peers, masters, request).await.map(|(reply, _)| reply)
     }
@@ -243,15 +273,31 @@ impl Near {
         if !may_be_near(request) {
             return None;
         }
-        let (seen, known) = {
+        let (seen, here) = {
             let mut state = self.state();
             state.home.as_ref()?;
-            if state.resting_until.is_some_and(|until| Instant::now() < until) {
-                return None;
+            let rests = state.resting_until.is_some_and(|until| Instant::now() < until);
+            if !rests {
+                state.resting_until = None;
             }
-            state.resting_until = None;
-            (state.seen, state.leader.clone())
+            (state.seen, (!rests).then(|| state.leader.clone()))
         };
+        if let Some(known) = here
+            && let Some(read) = self.read_here(peers, masters, request, (known, seen)).await
+        {
+            return Some(read);
+        }
+        self.read_afar(peers, request).await
+    }
+
+    /// Asks this host's region, first who answered last.
+    async fn read_here(
+        &self,
+        peers: &dyn Peers,
+        masters: &[String],
+        request: &FsRequest,
+        (known, seen): (Option<String>, At),
+    ) -> Option<(Reply, Option<Duration>)> {
         let at_least = Some(Place { epoch: seen.0, version: seen.1 });
         let mut candidates: Vec<String> = known.into_iter().chain(masters.iter().cloned()).collect();
         let mut tried: Vec<String> = Vec::new();
@@ -297,6 +343,75 @@ impl Near {
         state.leader = None;
         state.resting_until = Some(Instant::now() + REST);
         None
+    }
+
+    /// Asks other regions, as long as no home is found. Nothing is promised by these.
+    async fn read_afar(&self, peers: &dyn Peers, request: &FsRequest) -> Option<(Reply, Option<Duration>)> {
+        let (seen, mut candidates) = {
+            let state = self.state();
+            let rests = state.afar_resting_until.is_some_and(|until| Instant::now() < until);
+            if state.afar.is_empty() || rests {
+                return None;
+            }
+            (state.seen, VecDeque::from(state.afar.clone()))
+        };
+        let near_read = NearRead {
+            op: Some(request.clone()),
+            at_least: Some(Place { epoch: seen.0, version: seen.1 }),
+            seat: None,
+            volume: self.volume.0.into(),
+        };
+        let body = Bytes::from(near_read.encode_to_vec());
+        let (mut tried, mut is_one_there): (Vec<String>, bool) = (Vec::new(), false);
+        while tried.len() < AFAR_MAX {
+            let Some(address) = candidates.pop_front() else { break };
+            if tried.contains(&address) {
+                continue;
+            }
+            let flight = self.facts.begin();
+            let call = peers.call(
+                Role::Master,
+                &address,
+                Method::NearRead,
+                body.clone(),
+                Bytes::new(),
+                ANSWER_WITHIN,
+            );
+            match call.await {
+                Ok(answered) => {
+                    let reply = NearReply::decode(answered.body).ok()?;
+                    let age = reply.behind_us.map(Duration::from_micros);
+                    self.answered_afar(&address);
+                    let taken = self.take(peers, request, reply, (&flight, None), seen).await;
+                    return taken.map(|reply| (reply, age));
+                }
+                Err(Failure::Refused(refusal)) if refusal.code() == ErrorCode::NotLeader => {
+                    if !refusal.leader.is_empty() {
+                        candidates.push_front(refusal.leader);
+                    }
+                }
+                // Its region has no replica, or not what is asked for: another one may.
+                Err(Failure::Refused(_)) => is_one_there = true,
+                Err(Failure::NotSent(_) | Failure::Lost | Failure::Timeout) => {
+                    self.ways(|ways| ways.lost(&address));
+                }
+            }
+            tried.push(address);
+        }
+        if !is_one_there {
+            self.state().afar_resting_until = Some(Instant::now() + REST);
+        }
+        None
+    }
+
+    /// It is asked first the next time.
+    fn answered_afar(&self, address: &str) {
+        let mut state = self.state();
+        // No home was found yet.
+        if !state.afar.is_empty() {
+            state.afar.retain(|known| known != address);
+            state.afar.insert(0, address.to_owned());
+        }
     }
 
     /// This master leads. One that another session is of isn't the leader any more.
@@ -439,6 +554,45 @@ mod tests {
         assert!(near.read(&script(vec![("a", at(2, 1))]), &masters, &get()).await.is_some());
         near.set_home(None);
         assert!(near.read(&script(vec![]), &masters, &get()).await.is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn while_no_home_is_found_other_regions_replicas_are_read() {
+        let masters = ["a".to_owned()];
+        let near = nothing_known();
+        let script =
+            |steps: Vec<(&'static str, Result<Answered, Failure>)>| Scripted(Mutex::new(steps.into()));
+        let unavailable = || refused(ErrorCode::Unavailable, "");
+        near.set_home(Some("elsewhere".into()));
+        near.saw(1, 5);
+        near.home_is_lost(vec!["x".into(), "y".into(), "z".into()]);
+        assert!(near.read(&script(vec![("a", at(1, 5))]), &masters, &get()).await.is_some(), "it is here");
+        // One that isn't reached, one that lacks it, and one whose leader has it.
+        let others = script(vec![
+            ("a", unavailable()),
+            ("x", Err(Failure::Timeout)),
+            ("y", unavailable()),
+            ("z", refused(ErrorCode::NotLeader, "w")),
+            ("w", at(1, 7)),
+        ]);
+        assert!(near.read(&others, &masters, &get()).await.is_some());
+        assert!(others.0.lock().unwrap().is_empty());
+        // That is asked first then, and what it has shown isn't gone behind.
+        assert_eq!(near.seen(), (1, 7));
+        let behind = script(vec![("a", unavailable()), ("w", at(1, 6))]);
+        assert!(near.read(&behind, &masters, &get()).await.is_none());
+        // This region isn't reached: the others are read all the same.
+        let alone = script(vec![("a", Err(Failure::Lost)), ("w", at(1, 8))]);
+        assert!(near.read(&alone, &masters, &get()).await.is_some());
+        assert!(near.read(&script(vec![("w", at(1, 8))]), &masters, &get()).await.is_some());
+        tokio::time::advance(REST).await;
+        // Where nobody is reached anywhere, nobody is asked for a while.
+        let lost = ["a", "w", "x", "y", "z"].map(|address| (address, Err(Failure::Lost)));
+        assert!(near.read(&script(lost.into()), &masters, &get()).await.is_none());
+        assert!(near.read(&script(vec![]), &masters, &get()).await.is_none());
+        tokio::time::advance(REST).await;
+        near.home_is_found();
+        assert!(near.read(&script(vec![("a", unavailable())]), &masters, &get()).await.is_none());
     }
 
     #[test]

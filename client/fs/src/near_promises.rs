@@ -266,12 +266,13 @@ async fn ask(
 }
 
 impl Session {
-    /// Keeps a session with the replica's leader while the volume's home is elsewhere, until shutdown.
+    /// Keeps a session with the replica's leader while the volume's home is elsewhere, and knows how far other regions are, until shutdown.
     pub async fn keep_near(self: Arc<Self>) {
         tokio::select! {
             biased;
             () = self.shut_down() => {}
             () = self.keep_near_on() => {}
+            () = self.measure_ways() => {}
         }
     }
 

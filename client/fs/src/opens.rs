@@ -21,6 +21,9 @@ use mooseng_wire::session::OpenInode;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+/// Closed files of which a failure is remembered that nobody has heard of.
+const UNHEARD_MAX: usize = 4096;
+
 /// A size that isn't known.
 const UNKNOWN: u64 = u64::MAX;
 
@@ -44,6 +47,8 @@ struct Writing {
     /// Failed write-backs so far, and the last one's error number.
     failures: u64,
     errno: i32,
+    /// Up to which of them somebody has heard.
+    heard: u64,
 }
 
 #[derive(Debug, Default)]
@@ -94,6 +99,18 @@ impl OpenInodeState {
     pub fn failures(&self) -> (u64, i32) {
         self.writing(|w| (w.failures, w.errno))
     }
+    /// A handle was told of all failures up to there: who opens the file later isn't.
+    pub fn heard(&self, failures: u64) {
+        self.writing(|w| w.heard = w.heard.max(failures));
+    }
+    /// Up to which failure somebody has heard: those behind are told to whoever opens the file, too.
+    pub fn heard_up_to(&self) -> u64 {
+        self.writing(|w| w.heard)
+    }
+    /// The error number of a failure that nobody has heard of.
+    fn unheard(&self) -> Option<i32> {
+        self.writing(|w| (w.heard < w.failures).then_some(w.errno))
+    }
     pub fn size(&self) -> Option<u64> {
         Some(self.size.load(Ordering::Relaxed)).filter(|&size| size != UNKNOWN)
     }
@@ -121,12 +138,35 @@ impl OpenInodeState {
     }
 }
 
+/// Failures of closed files that nobody has heard of. The oldest go when they become too many: the log has them.
+#[derive(Debug, Default)]
+struct Unheard {
+    /// Error numbers, and when they came, by inode.
+    by_inode: BTreeMap<u64, (u64, i32)>,
+    last: u64,
+}
+
+impl Unheard {
+    fn keep(&mut self, inode: u64, errno: i32) {
+        self.last += 1;
+        self.by_inode.insert(inode, (self.last, errno));
+        if self.by_inode.len() > UNHEARD_MAX {
+            let oldest = self.by_inode.iter().min_by_key(|(_, (at, _))| *at).map(|(&inode, _)| inode);
+            if let Some(oldest) = oldest {
+                self.by_inode.remove(&oldest);
+            }
+        }
+    }
+}
+
 /// All open inodes.
 #[derive(Debug, Default)]
 pub(crate) struct Opens {
     by_inode: Mutex<BTreeMap<u64, Arc<OpenInodeState>>>,
     /// Closed inodes that the master may hold open, and the session's order when they were closed: it ascends. Taken inside `by_inode`.
     closed: Mutex<VecDeque<(u64, u64)>>,
+    /// Taken inside `by_inode`.
+    unheard: Mutex<Unheard>,
     waiting: Notify,
 }
 
@@ -137,10 +177,34 @@ impl Opens {
     fn closed<T>(&self, f: impl FnOnce(&mut VecDeque<(u64, u64)>) -> T) -> T {
         f(&mut self.closed.lock().unwrap_or_else(PoisonError::into_inner))
     }
+    fn unheard<T>(&self, f: impl FnOnce(&mut Unheard) -> T) -> T {
+        f(&mut self.unheard.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+    /// The state of an inode that has none, with what nobody has heard of it.
+    fn begun(&self, inode: u64) -> Arc<OpenInodeState> {
+        let state = OpenInodeState::new();
+        if let Some((_, errno)) = self.unheard(|unheard| unheard.by_inode.remove(&inode)) {
+            state.failed(errno);
+        }
+        Arc::new(state)
+    }
+    /// Takes the state of an inode away, but for what nobody has heard of it.
+    fn end(&self, map: &mut BTreeMap<u64, Arc<OpenInodeState>>, inode: u64) {
+        if let Some(errno) = map.remove(&inode).and_then(|state| state.unheard()) {
+            self.unheard(|unheard| unheard.keep(inode, errno));
+        }
+    }
+    /// Buffered data of an inode was given up: each open handle hears of it, and if none does, whoever opens it next.
+    pub fn failed(&self, inode: u64, errno: i32) {
+        self.map(|map| match map.get(&inode) {
+            Some(state) => state.failed(errno),
+            None => self.unheard(|unheard| unheard.keep(inode, errno)),
+        });
+    }
     /// Counts an open. The caller takes the gate and tells the master.
     pub fn add(&self, inode: u64) -> Arc<OpenInodeState> {
         self.map(|map| {
-            let state = map.entry(inode).or_insert_with(|| Arc::new(OpenInodeState::new())).clone();
+            let state = map.entry(inode).or_insert_with(|| self.begun(inode)).clone();
             // Whoever opens it again before the master has heard of the close needn't tell it anything.
             state.counts(|c| (c.local, c.closed) = (c.local + 1, None));
             state
@@ -185,7 +249,7 @@ impl Opens {
                     self.closed(|closed| closed.push_back((inode, order)));
                     self.waiting.notify_one();
                 }
-                Some(false) => drop(map.remove(&inode)),
+                Some(false) => self.end(map, inode),
                 None => {}
             }
         });
@@ -203,7 +267,7 @@ impl Opens {
             {
                 // Unless it was opened, or opened and closed, again since.
                 if map.get(&inode).is_some_and(|state| state.counts(|c| c.closed == Some(at))) {
-                    map.remove(&inode);
+                    self.end(map, inode);
                     taken.push(inode);
                 }
             }
@@ -215,7 +279,7 @@ impl Opens {
         self.map(|map| {
             for inode in inodes {
                 if let Entry::Vacant(vacant) = map.entry(inode) {
-                    let state = vacant.insert(Arc::new(OpenInodeState::new()));
+                    let state = vacant.insert(self.begun(inode));
                     state.counts(|c| (c.told, c.closed) = (true, Some(order)));
                     self.closed(|closed| closed.push_back((inode, order)));
                     self.waiting.notify_one();
@@ -308,6 +372,36 @@ mod tests {
         assert!(opens.remove(5));
         opens.put_back_closed(vec![5], 9);
         assert!(opens.take_closed(20, 10).is_empty(), "its own close tells");
+    }
+
+    #[test]
+    fn a_failure_that_nobody_heard_of_outlives_the_close_and_what_was_heard_doesnt() {
+        let opens = Opens::default();
+        let close = |inode| {
+            assert!(opens.remove(inode));
+            opens.close(inode, 1);
+            assert!(opens.get(inode).is_none());
+        };
+        let unheard = |state: &OpenInodeState| state.failures().0 > state.heard_up_to();
+        let state = opens.add(5);
+        opens.failed(5, libc::EIO);
+        assert!(unheard(&state));
+        close(5);
+        // Closed when it happened.
+        opens.failed(6, libc::ENOSPC);
+        for (inode, errno) in [(5, libc::EIO), (6, libc::ENOSPC)] {
+            let state = opens.add(inode);
+            assert!(unheard(&state));
+            assert_eq!(state.failures().1, errno);
+            state.heard(state.failures().0);
+            close(inode);
+            assert!(!unheard(&opens.add(inode)));
+        }
+        for inode in 100..=100 + UNHEARD_MAX as u64 {
+            opens.failed(inode, libc::EIO);
+        }
+        assert!(!unheard(&opens.add(100)), "bounded, and the oldest goes");
+        assert!(unheard(&opens.add(101)));
     }
 
     #[test]

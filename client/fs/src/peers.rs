@@ -16,7 +16,7 @@ use tokio::sync::broadcast;
 pub enum Failure {
     /// The request never left.
     #[error("can't connect: {0}")]
-    NotSent(String),
+    NotSent(Unconnected),
     /// It may have been received.
     #[error("the connection was lost")]
     Lost,
@@ -26,6 +26,17 @@ pub enum Failure {
     /// The peer answered with an error.
     #[error("{}: {}", .0.code().as_str_name(), .0.message)]
     Refused(CallError),
+}
+
+/// Why there is no connection.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unconnected {
+    /// The peer doesn't take this host's certificate, or its own is another cluster's: with these two it is so however often it is tried.
+    #[error("{0}")]
+    Certificate(String),
+    /// Anything else: it may be otherwise soon.
+    #[error("{0}")]
+    Passing(String),
 }
 
 /// An answer's message and the bytes beside it.

@@ -1,14 +1,14 @@
 //! What the region does to a range of a file without its bytes passing here: holes, sizes, copies.
 //!
-//! One change does a bounded number of extents; it is asked for anew until the whole range is done. What was buffered is sent before, as it is before a
-//! truncation.
+//! One change does a bounded number of extents; it is asked for anew until the whole range is done, or nobody waits for it any more: a step that is under way
+//! then goes on, and what comes later waits for it, as for any change whose caller has gone; no further one is begun. What was buffered is sent before, as it
+//! is before a truncation.
 
 use mooseng_transport::trace;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::{Caller, CopyRange, Fallocate, Ranged};
 use mooseng_wire::{FILE_SIZE_MAX, INLINE_FILE_BYTES_MAX};
-use tokio::task::JoinHandle;
 
 use crate::error::FsError;
 use crate::files::HandleId;
@@ -56,10 +56,10 @@ impl FileSystem {
             return Ok(());
         }
         self.paced(0).await?;
-        let (fs, caller, inode) = (self.clone(), caller.clone(), open.inode);
-        let kill_suidgid = caller.uid != 0;
+        let (inode, kill_suidgid) = (open.inode, caller.uid != 0);
         let whole = Fallocate { inode, offset, length, zero, keep_size, kill_suidgid };
-        self.to_the_end(inode, async move { fs.fallocate_all(&caller, handle, whole).await }).await
+        self.in_steps(inode, self.fallocate_all(caller, handle, whole)).await?;
+        self.written_durably(handle, open.flags).await
     }
 
     async fn fallocate_all(
@@ -110,7 +110,7 @@ impl FileSystem {
             return Err(FsError::Answered(libc::EXDEV));
         }
         self.paced(length).await?;
-        let (fs, caller, inode) = (self.clone(), caller.clone(), target.inode);
+        let inode = target.inode;
         let whole = CopyRange {
             source: source.inode,
             source_offset: from.1,
@@ -119,7 +119,9 @@ impl FileSystem {
             length,
             kill_suidgid: caller.uid != 0,
         };
-        self.to_the_end(inode, async move { fs.copy_all(&caller, (from.0, to.0), whole).await }).await
+        let copied = self.in_steps(inode, self.copy_all(caller, (from.0, to.0), whole)).await?;
+        self.written_durably(to.0, target.flags).await?;
+        Ok(copied)
     }
 
     async fn copy_all(
@@ -138,7 +140,7 @@ impl FileSystem {
                 // The chunk to which this host appends; another host's stays as it is.
                 Err(FsError::Answered(libc::EXDEV)) if !sealed && inner.appenders.has(left.source) => {
                     sealed = true;
-                    inner.appenders.close(&daemon(), left.source).await;
+                    self.seal_own(left.source).await?;
                     continue;
                 }
                 // What was copied is told; who asks for the rest hears why it can't be.
@@ -186,42 +188,45 @@ impl FileSystem {
         }
     }
 
-    /// Does the work also when the caller stops waiting. Who shows the inode's contents (a kernel) drops what it has of the range when it hears that the
-    /// work was done; if it hears of a failure, or of nothing, part of it may be done all the same, and it is told to forget.
-    async fn to_the_end<T: Send + 'static>(
+    /// Seals the chunk to which this host appends. Goes on when the caller stops waiting: nobody else would seal it once it is taken from its place.
+    async fn seal_own(&self, inode: u64) -> Result<(), FsError> {
+        let fs = self.clone();
+        let sealing = trace::carried(async move { fs.inner.appenders.close(&daemon(), inode).await });
+        let sealed = tokio::spawn(sealing).await;
+        sealed.map_err(|e| FsError::Internal(format!("sealing the chunk of inode {inode}: {e}")))
+    }
+
+    /// Does work that changes an inode step by step. Who shows the inode's contents (a kernel) drops what it has of the range when it hears that the work was
+    /// done; if it hears of a failure, or of nothing, part of it may be done all the same, and it is told to forget.
+    async fn in_steps<T>(
         &self,
         inode: u64,
-        work: impl Future<Output = Result<T, FsError>> + Send + 'static,
+        work: impl Future<Output = Result<T, FsError>>,
     ) -> Result<T, FsError> {
-        let mut untold = Untold { fs: self.clone(), inode, task: Some(tokio::spawn(trace::carried(work))) };
-        let Some(task) = &mut untold.task else { return Err(FsError::Closed) };
-        let done = task
-            .await
-            .unwrap_or_else(|e| Err(FsError::Internal(format!("changing a range of inode {inode}: {e}"))));
-        untold.task = None;
+        let mut untold = Untold { fs: self, inode, is_over: false };
+        let done = work.await;
         if done.as_ref().is_err_and(|error| *error != FsError::Answered(libc::EXDEV)) {
             self.inner.recalls.forget(inode).await;
         }
+        untold.is_over = true;
         done
     }
 }
 
-/// Work whose outcome nobody has heard yet.
-struct Untold<T: Send + 'static> {
-    fs: FileSystem,
+/// Work in steps, of which nobody hears if it is dropped before it is over.
+struct Untold<'a> {
+    fs: &'a FileSystem,
     inode: u64,
-    task: Option<JoinHandle<Result<T, FsError>>>,
+    is_over: bool,
 }
 
-impl<T: Send + 'static> Drop for Untold<T> {
+impl Drop for Untold<'_> {
     fn drop(&mut self) {
-        let Some(task) = self.task.take() else { return };
+        if self.is_over {
+            return;
+        }
+        // For the steps that were done. Of the one that is under way it is told when that is over.
         let (fs, inode) = (self.fs.clone(), self.inode);
-        self.fs.inner.region.spawn(async move {
-            if let Ok(Err(error)) = task.await {
-                tracing::debug!(inode, %error, "a change of a range that nobody waits for failed");
-            }
-            fs.inner.recalls.forget(inode).await;
-        });
+        self.fs.inner.region.spawn(async move { fs.inner.recalls.forget(inode).await });
     }
 }

@@ -116,6 +116,7 @@ impl Recalled for Recalls {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use std::sync::Mutex;
+    use std::time::Duration;
 
     use bytes::Bytes;
     use mooseng_ports::clock::ManualClock;
@@ -124,7 +125,7 @@ mod tests {
 
     use super::*;
     use crate::fake::FakeRegion;
-    use crate::{ClientConfig, FileSystem, HandleId, WriteMode, WriteOptions};
+    use crate::{ClientConfig, FileSystem, FsError, HandleId, WriteMode, WriteOptions};
 
     /// A kernel with a page that was written in a mapping.
     struct Mapped {
@@ -151,6 +152,31 @@ mod tests {
             self.fs.write(&me, self.handle, 0, Bytes::from_static(b"page"), options).await.unwrap();
             self.buffered.lock().unwrap().push(self.fs.status().dirty_bytes);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_recall_ends_the_wait_for_room_and_whoever_opens_the_file_next_hears_of_it() {
+        let region = Arc::new(FakeRegion::new());
+        region.with(|s| s.exclusive = true);
+        let config = ClientConfig { masters: region.masters(), ..ClientConfig::default() };
+        let clock = Arc::new(ManualClock::default());
+        let fs = FileSystem::connect_through(config, region.clone(), clock).await.unwrap();
+        let me = Caller { kernel_checked: true, ..Caller::default() };
+        let made = fs.create(&me, 1, b"f", 0o644, libc::O_RDWR).await.unwrap();
+        let (inode, fact) = (made.attr.inode, Fact::Inode(InodeId(made.attr.inode)));
+        region.with(|s| s.refuse_writes = Some(libc::ENOSPC));
+        let data = Bytes::from_static(b"kept");
+        fs.write(&me, made.handle, 0, data, WriteOptions::default()).await.unwrap();
+        fs.release(made.handle).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert_eq!(fs.status().dirty_bytes, 4);
+        let recalls = fs.inner.recalls.clone();
+        recalls.before(&fact, Some(Level::Shared)).await;
+        recalls.after(&fact, Some(Level::Shared)).await;
+        assert_eq!(fs.status().dirty_bytes, 0);
+        let next = fs.open(&me, inode, libc::O_RDWR).await.unwrap().handle;
+        assert_eq!(fs.fsync(next, false).await, Err(FsError::Answered(libc::ENOSPC)));
+        assert_eq!(fs.fsync(next, false).await, Ok(()));
     }
 
     /// Found by review: the page was written after the other mount's change was committed, which was gone by that.

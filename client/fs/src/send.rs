@@ -124,6 +124,7 @@ impl WriteBack {
         if inline && self.not_inline(inode, &outcome) {
             outcome = self.send_once(caller, &batch, false, write, life).await;
         }
+        self.full.sent(inline, outcome.as_ref().err(), Instant::now());
         outcome.map_err(|e| e.on_handle(inode))
     }
 

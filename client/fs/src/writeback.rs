@@ -9,6 +9,7 @@
 //! recall closes the buffer, flushes it, and only then gives the promise up. Under a new custodian the session claims the inodes of which
 //! it holds bytes. After a lapse of the lease others may have changed the file: what is buffered is sent only if nobody has.
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -27,6 +28,7 @@ use crate::error::FsError;
 use crate::escrow::{Account, Accounts, Taken, accounts_of};
 use crate::facts::{Facts, Level};
 use crate::fs::daemon;
+use crate::full::Full;
 use crate::opens::Opens;
 use crate::owners::Tenure;
 use crate::read::unexpected;
@@ -76,6 +78,10 @@ pub(crate) struct WriteBack {
     pub recalls: Arc<Recalls>,
     /// Flushes that nobody waits for, at once.
     pub slots: Arc<Semaphore>,
+    /// Whether the region has room.
+    pub full: Full,
+    /// Runs of failures so far.
+    pub refusals: AtomicU64,
 }
 
 impl WriteBack {
@@ -90,6 +96,10 @@ impl WriteBack {
     ) -> Result<Option<(u64, Attr)>, FsError> {
         let Some(open) = self.opens.get(inode) else { return Ok(None) };
         if data.len() > self.buffers.room.bytes_max || open.is_shared() {
+            return Ok(None);
+        }
+        // Where it is likely to be refused, whoever writes is to hear of it himself.
+        if self.full.is_known(Instant::now()) || self.is_kept(inode) {
             return Ok(None);
         }
         if !self.wait_for_room(inode, data.len()).await? {
@@ -235,9 +245,13 @@ impl WriteBack {
     /// on. For callers whose rights are checked.
     pub async fn buffer_settings(self: &Arc<Self>, change: &SetAttr) -> Result<Option<Attr>, FsError> {
         let inode = change.inode;
-        // Somebody must be there who hears of a failure.
-        let Some(open) = self.opens.get(inode).filter(|open| open.local() > 0) else { return Ok(None) };
-        if open.is_shared() || self.buffers.room.bytes_max == 0 || !self.is_exclusive(inode) {
+        // Somebody must be there who hears of a failure. Or else there is data that can't be stored at present: without it these don't go.
+        let open = self.opens.get(inode).filter(|open| open.local() > 0);
+        if open.is_none() && !self.is_kept(inode) {
+            return Ok(None);
+        }
+        let is_shared = open.is_some_and(|open| open.is_shared());
+        if is_shared || self.buffers.room.bytes_max == 0 || !self.is_exclusive(inode) {
             return Ok(None);
         }
         if let Some(uid) = change.uid {
@@ -280,7 +294,12 @@ impl WriteBack {
         exclusive.then_some(known.attr)
     }
 
-    /// False where other volumes hold all of the room: they may be out of reach, and this one isn't to wait for them.
+    /// Whether the region has refused what is buffered of an inode, which is kept until it takes it.
+    pub fn is_kept(&self, inode: u64) -> bool {
+        self.buffers.refused(inode).is_some_and(|refused| refused.answered)
+    }
+
+    /// False where other volumes hold all of the room, or what the region has no room for: this isn't to wait for them.
     async fn wait_for_room(self: &Arc<Self>, inode: u64, bytes: usize) -> Result<bool, FsError> {
         let patience = self.region.patience();
         let deadline = Instant::now() + patience;
@@ -291,7 +310,7 @@ impl WriteBack {
             if self.buffers.room.bytes() + bytes <= self.buffers.room.bytes_max {
                 return Ok(true);
             }
-            if self.buffers.bytes() == 0 {
+            if self.buffers.leaving_bytes() == 0 {
                 return Ok(false);
             }
             self.buffers.inodes().into_iter().for_each(|inode| self.start(inode));
@@ -300,6 +319,18 @@ impl WriteBack {
                 return Err(FsError::Data { inode, what: "written", after: patience, last });
             }
         }
+    }
+
+    /// What lies in [offset, offset + length) of what is buffered, the oldest first, and how far what is buffered of the file reaches. For who reads the rest
+    /// at the region, after this. None where it was written in another life of the session: nobody knows yet what becomes of it.
+    pub fn over(&self, inode: u64, offset: u64, length: u64) -> Option<(Vec<(u64, Bytes)>, u64)> {
+        self.buffers.map(|map| {
+            let Some(buffer) = map.get(&inode) else { return Some((Vec::new(), 0)) };
+            let life = self.region.session.life();
+            buffer.dirty(|dirty| {
+                (!dirty.is_foreign_to(life)).then(|| dirty.over(offset, offset.saturating_add(length)))
+            })
+        })
     }
 
     /// The bytes of [offset, offset + length), cut at the file's end, if all of them are buffered: in this life of the session. What is left of an earlier one

@@ -14,7 +14,7 @@ use mooseng_chunk::layout::block_at;
 use mooseng_chunk::ticket::{self, APPEND, Claims, Key, READ};
 use mooseng_chunkserver::{ChunkserverConfig, ChunkserverServer};
 use mooseng_client::fake::FakeRegion;
-use mooseng_client::peers::{Answered, Failure, Peers};
+use mooseng_client::peers::{Answered, Failure, Peers, Unconnected};
 use mooseng_client::{Caller, ClientConfig, FileSystem, HandleId, WriteOptions};
 use mooseng_ports::clock::OsClock;
 use mooseng_ports::disk::os::OsDisk;
@@ -153,7 +153,7 @@ impl Peers for Peered {
         match link.call(method, self.real(method, body).into(), bulk, timeout).await {
             Ok(answer) => Ok(Answered { body: answer.body, bulk: answer.bulk }),
             Err(CallFailure::Remote(error)) => Err(Failure::Refused(error)),
-            Err(other) => Err(Failure::NotSent(other.to_string())),
+            Err(other) => Err(Failure::NotSent(Unconnected::Passing(other.to_string()))),
         }
     }
 }

@@ -105,28 +105,201 @@ async fn an_own_link_or_extended_attribute_comes_after_the_data() {
     assert_eq!(fs.status().dirty_bytes, 0, "link");
 }
 
+fn refused(errno: i32) -> Result<(), FsError> {
+    Err(FsError::Answered(errno))
+}
+
+/// The region takes nothing more for that reason, or everything again.
+fn refuse(region: &FakeRegion, errno: Option<i32>) {
+    region.with(|s| s.refuse_writes = errno);
+}
+
+async fn open(fs: &FileSystem, inode: u64, flags: i32) -> HandleId {
+    fs.open(&me(), inode, flags).await.unwrap().handle
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_failed_write_back_is_told_to_each_handle_once_and_then_to_whoever_writes() {
     let (region, fs) = start().await;
     let (inode, first) = create(&fs, "f").await;
-    let second = fs.open(&me(), inode, libc::O_RDWR).await.unwrap().handle;
+    let second = open(&fs, inode, libc::O_RDWR).await;
     write(&fs, first, 0, b"lost").await.unwrap();
-    region.with(|s| s.refuse_writes = Some(libc::ENOSPC));
+    // Nothing that passes.
+    refuse(&region, Some(libc::EPERM));
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(fs.status().dirty_bytes, 0);
-    let later = fs.open(&me(), inode, libc::O_RDWR).await.unwrap().handle;
-    for handle in [first, second] {
-        assert_eq!(fs.fsync(handle, false).await, Err(FsError::Answered(libc::ENOSPC)));
+    let later = open(&fs, inode, libc::O_RDWR).await;
+    for handle in [first, second, later] {
+        assert_eq!(fs.fsync(handle, false).await, refused(libc::EPERM));
         assert_eq!(fs.fsync(handle, false).await, Ok(()));
     }
-    assert_eq!(fs.fsync(later, false).await, Ok(()), "it was opened afterwards");
-    assert_eq!(write(&fs, first, 0, b"more").await, Err(FsError::Answered(libc::ENOSPC)), "it goes through");
-    region.with(|s| s.refuse_writes = None);
+    let clean = open(&fs, inode, libc::O_RDWR).await;
+    assert_eq!(fs.fsync(clean, false).await, Ok(()), "somebody had heard of it before it was opened");
+    assert_eq!(write(&fs, first, 0, b"more").await, refused(libc::EPERM), "it goes through");
+    refuse(&region, None);
     write(&fs, first, 0, b"more").await.unwrap();
     tokio::time::sleep(Duration::from_secs(6)).await;
     let before = changes(&region);
     write(&fs, first, 0, b"buffered").await.unwrap();
     assert_eq!(changes(&region), before);
+}
+
+/// It was given up at once: a copy of small files into a full region ended well, and was gone.
+#[tokio::test(start_paused = true)]
+async fn data_without_room_is_kept_and_told_each_time_until_there_is_room() {
+    for errno in [libc::ENOSPC, libc::EDQUOT, libc::EIO] {
+        let (region, fs) = start().await;
+        let (inode, first) = create(&fs, "f").await;
+        let second = open(&fs, inode, libc::O_RDWR).await;
+        write(&fs, first, 0, b"kept").await.unwrap();
+        refuse(&region, Some(errno));
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        for handle in [first, second, first, second] {
+            assert_eq!(fs.fsync(handle, false).await, refused(errno), "it isn't stored");
+        }
+        assert_eq!(write(&fs, first, 4, b"more").await, refused(errno), "whoever writes hears of it");
+        assert_eq!(fs.status().dirty_bytes, 4);
+        assert_eq!(&fs.read(&me(), second, 0, 9).await.unwrap()[..], b"kept");
+        let before = changes(&region);
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        let tries = changes(&region) - before;
+        assert!((1..=3).contains(&tries), "{tries} tries in a minute");
+        refuse(&region, None);
+        tokio::time::sleep(Duration::from_secs(40)).await;
+        assert_eq!(fs.status().dirty_bytes, 0, "nobody asked for it");
+        for handle in [first, second] {
+            assert_eq!(fs.fsync(handle, false).await, Ok(()), "nothing was lost");
+        }
+        assert_eq!(&at_the_region(&region, inode).await[..], b"kept");
+        let before = changes(&region);
+        write(&fs, first, 4, b"more").await.unwrap();
+        assert_eq!(changes(&region), before, "it is buffered again");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn close_tells_once_of_a_failure_that_is_known_and_fsync_still_does() {
+    let (region, fs) = start().await;
+    let (inode, file) = create(&fs, "f").await;
+    write(&fs, file, 0, b"lost").await.unwrap();
+    assert_eq!(fs.flush(file).await, Ok(()));
+    assert_eq!(fs.status().dirty_bytes, 4, "it waits for nothing");
+    refuse(&region, Some(libc::EPERM));
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let reader = open(&fs, inode, libc::O_RDONLY).await;
+    assert_eq!(fs.flush(reader).await, Ok(()), "it has written nothing");
+    assert_eq!(fs.flush(file).await, refused(libc::EPERM));
+    assert_eq!(fs.flush(file).await, Ok(()));
+    assert_eq!(fs.fsync(file, false).await, refused(libc::EPERM));
+    assert_eq!((fs.fsync(file, false).await, fs.flush(file).await), (Ok(()), Ok(())));
+
+    refuse(&region, None);
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    write(&fs, file, 0, b"kept").await.unwrap();
+    refuse(&region, Some(libc::ENOSPC));
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(fs.flush(file).await, refused(libc::ENOSPC));
+    assert_eq!(fs.flush(file).await, Ok(()));
+    assert_eq!(fs.fsync(file, false).await, refused(libc::ENOSPC));
+    let other = open(&fs, inode, libc::O_WRONLY).await;
+    assert_eq!(fs.flush(other).await, refused(libc::ENOSPC));
+    // It looks once more before it says so.
+    refuse(&region, None);
+    let third = open(&fs, inode, libc::O_WRONLY).await;
+    assert_eq!(fs.flush(third).await, Ok(()));
+    assert_eq!(fs.status().dirty_bytes, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_opens_the_file_next_hears_of_a_failure_that_nobody_has_heard_of() {
+    let (region, fs) = start().await;
+    let (inode, file) = create(&fs, "f").await;
+    write(&fs, file, 0, b"lost").await.unwrap();
+    refuse(&region, Some(libc::EPERM));
+    fs.release(file).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!((fs.status().dirty_bytes, fs.status().open_inodes), (0, 0));
+    let next = open(&fs, inode, libc::O_RDWR).await;
+    assert_eq!(fs.fsync(next, false).await, refused(libc::EPERM));
+    assert_eq!(fs.fsync(next, false).await, Ok(()));
+    let later = open(&fs, inode, libc::O_RDWR).await;
+    assert_eq!(fs.fsync(later, false).await, Ok(()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_the_region_is_known_to_be_full_write_itself_says_so() {
+    let (region, fs) = start().await;
+    refuse(&region, Some(libc::ENOSPC));
+    let (inode, first) = create(&fs, "f").await;
+    write(&fs, first, 0, b"kept").await.unwrap();
+    fs.release(first).await.unwrap();
+    let (_, second) = create(&fs, "g").await;
+    for _ in 0..2 {
+        assert_eq!(write(&fs, second, 0, b"x").await, refused(libc::ENOSPC));
+    }
+    assert_eq!(fs.status().dirty_bytes, 4, "of the second nothing is buffered");
+    refuse(&region, None);
+    let before = changes(&region);
+    write(&fs, second, 0, b"x").await.unwrap();
+    assert_eq!(changes(&region), before + 1, "it goes through");
+    write(&fs, second, 1, b"y").await.unwrap();
+    assert_eq!(changes(&region), before + 1, "and is buffered once one did");
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(fs.status().dirty_bytes, 0);
+    assert_eq!(&at_the_region(&region, inode).await[..], b"kept");
+}
+
+/// Then somebody else needs the file: they are given up, and whoever opens it next hears of that.
+#[tokio::test(start_paused = true)]
+async fn data_without_room_outlives_a_lapse_only_if_nobody_has_changed_the_file() {
+    for changed in [false, true] {
+        let (region, fs) = start().await;
+        let (inode, file) = create(&fs, "f").await;
+        write(&fs, file, 0, b"old").await.unwrap();
+        fs.fsync(file, false).await.unwrap();
+        write(&fs, file, 0, b"new").await.unwrap();
+        refuse(&region, Some(libc::ENOSPC));
+        fs.release(file).await.unwrap();
+        region.lapse();
+        if changed {
+            region.with(|s| s.change_elsewhere(inode));
+        }
+        fs.mkdir(&me(), ROOT, b"d", 0o755).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(fs.status().dirty_bytes, if changed { 0 } else { 3 });
+        refuse(&region, None);
+        let next = open(&fs, inode, libc::O_RDWR).await;
+        let synced = fs.fsync(next, false).await;
+        assert_eq!(synced, if changed { refused(libc::EIO) } else { Ok(()) });
+        assert_eq!(fs.fsync(next, false).await, Ok(()));
+        assert_eq!(&at_the_region(&region, inode).await[..], if changed { b"old" } else { b"new" });
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn data_without_room_is_read_over_the_regions_and_can_be_truncated_away() {
+    let (region, fs) = start().await;
+    let (inode, file) = create(&fs, "f").await;
+    write(&fs, file, 0, b"0123456789").await.unwrap();
+    fs.fsync(file, false).await.unwrap();
+    write(&fs, file, 4, b"abcd").await.unwrap();
+    refuse(&region, Some(libc::ENOSPC));
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(&fs.read(&me(), file, 0, 100).await.unwrap()[..], b"0123abcd89");
+    assert_eq!(fs.seek(&me(), inode, 2, mooseng_client::SeekWhence::Data).await, Ok(2));
+    let set = fs.setxattr(&me(), inode, b"user.a", b"b", false, false).await;
+    assert_eq!(set, refused(libc::ENOSPC), "it would come after the data");
+    let cut = |size| SetAttr { inode, size: Some(size), ..SetAttr::default() };
+    assert_eq!(fs.setattr(&me(), cut(6)).await.unwrap().size, 6);
+    assert_eq!(fs.status().dirty_bytes, 2);
+    assert_eq!(fs.getattr(&me(), inode).await.unwrap().size, 6);
+    assert_eq!(&fs.read(&me(), file, 0, 100).await.unwrap()[..], b"0123ab");
+    fs.setattr(&me(), SetAttr { inode, mode: Some(0o600), ..SetAttr::default() }).await.unwrap();
+    fs.setattr(&me(), cut(0)).await.unwrap();
+    assert_eq!(fs.fsync(file, false).await, Ok(()), "nothing is left that needs room");
+    assert_eq!(fs.status().dirty_bytes, 0);
+    assert_eq!(&at_the_region(&region, inode).await[..], b"");
+    assert_eq!(fs.getattr(&me(), inode).await.unwrap().mode & 0o7777, 0o600);
 }
 
 /// Who shows what is promised, and is told to look anew.
@@ -164,9 +337,9 @@ async fn whoever_has_pages_of_what_was_given_up_is_told() {
             fs.setattr(&me(), SetAttr { inode, mtime_ns: Some(7), ..SetAttr::default() }).await.unwrap();
             assert!(fs.status().dirty_bytes > 0, "it is buffered with the data");
         }
-        region.with(|s| s.refuse_writes = Some(libc::ENOSPC));
+        refuse(&region, Some(libc::EFBIG));
         assert!(kernel.told.lock().unwrap().is_empty(), "nothing is lost yet");
-        assert_eq!(fs.fsync(file, false).await, Err(FsError::Answered(libc::ENOSPC)));
+        assert_eq!(fs.fsync(file, false).await, refused(libc::EFBIG));
         assert_eq!(*kernel.told.lock().unwrap(), [inode]);
         let after = fs.getattr(&me(), inode).await.unwrap();
         assert_eq!(after.size, before.size);

@@ -2,9 +2,10 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
-use mooseng_client::fake::FakeRegion;
+use mooseng_client::fake::{FakeRegion, Fault};
 use mooseng_client::{Caller, ClientConfig, FileSystem, FsError, HandleId, WriteOptions};
 use mooseng_ports::clock::{Clock, ManualClock};
 use mooseng_wire::method::Method;
@@ -36,6 +37,21 @@ async fn write(fs: &FileSystem, handle: HandleId, data: &[u8]) {
 
 async fn read(fs: &FileSystem, handle: HandleId) -> Vec<u8> {
     fs.read(&me(), handle, 0, 1 << 20).await.unwrap().to_vec()
+}
+
+/// Starts some work while no master answers, has it sent, and gives it up as for a process that is killed. Then they answer again.
+async fn kill<F>(region: &FakeRegion, work: F)
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    region.masters().iter().for_each(|m| region.fault(m, Some(Fault::Hung)));
+    let working = tokio::spawn(work);
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    assert!(!working.is_finished());
+    working.abort();
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    region.masters().iter().for_each(|m| region.fault(m, None));
 }
 
 /// Appends and reads that chunkservers have been asked for.
@@ -113,4 +129,45 @@ async fn a_copy_sends_what_was_written_seals_its_chunk_and_no_more_data() {
         let refused = fs.copy_range(&me(), (from, 0), (to, 0), 200_000).await.unwrap_err();
         assert_eq!(refused.errno(), libc::EBADF);
     }
+}
+
+/// Whoever waits for a process that was killed has its changes behind him.
+#[tokio::test(start_paused = true)]
+async fn of_a_killed_hole_nothing_comes_after_a_later_write() {
+    let (region, fs) = start().await;
+    let (_, file) = create(&fs, "f", libc::O_RDWR).await;
+    let mut expected = vec![7; 10_000];
+    write(&fs, file, &expected).await;
+    fs.fsync(file, false).await.unwrap();
+    let before = region.with(|s| s.executed);
+    let of = fs.clone();
+    kill(&region, async move { of.fallocate(&me(), file, PUNCH, 1_500, 5_000).await }).await;
+    let later = Bytes::from_static(&[9; 100]);
+    fs.write(&me(), file, 1_500, later, WriteOptions::default()).await.unwrap();
+    fs.fsync(file, false).await.unwrap();
+    assert_eq!(region.with(|s| s.executed), before + 2, "the step that was under way, and the write");
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(region.with(|s| s.executed), before + 2, "no further step was begun");
+    expected[1_500..2_500].fill(0);
+    expected[1_500..1_600].fill(9);
+    assert_eq!(read(&fs, file).await, expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_a_killed_copy_nothing_comes_after_a_later_write() {
+    let (region, fs) = start().await;
+    let (_, from) = create(&fs, "f", libc::O_RDWR).await;
+    let (_, sealed) = create(&fs, "g", libc::O_RDWR).await;
+    let (_, to) = create(&fs, "h", libc::O_RDWR).await;
+    let mut expected = vec![7; 200_000];
+    write(&fs, from, &expected).await;
+    assert_eq!(fs.copy_range(&me(), (from, 0), (sealed, 0), 200_000).await, Ok(200_000));
+    let of = fs.clone();
+    kill(&region, async move { of.copy_range(&me(), (from, 0), (to, 0), 200_000).await }).await;
+    write(&fs, to, &[9; 100]).await;
+    fs.fsync(to, false).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    expected[..100].fill(9);
+    assert_eq!(read(&fs, to).await, expected);
+    assert_eq!(fs.status().unanswered, 0);
 }

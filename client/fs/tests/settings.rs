@@ -110,7 +110,7 @@ async fn what_the_region_must_decide_goes_there_at_once_behind_what_waits() {
     assert_eq!(changes(&region), before + 3);
 }
 
-/// A full disk takes no data. Owner, mode and times need none of it.
+/// What can never be stored is given up. Owner, mode and times don't go with it.
 #[tokio::test(start_paused = true)]
 async fn attributes_are_stored_though_the_data_beneath_them_isnt() {
     let (region, fs, inode, file) = start().await;
@@ -119,8 +119,8 @@ async fn attributes_are_stored_though_the_data_beneath_them_isnt() {
     fs.setattr(&me(), SetAttr { inode, mode: Some(0o600), mtime_ns: Some(6), ..SetAttr::default() })
         .await
         .unwrap();
-    region.with(|s| s.refuse_writes = Some(libc::ENOSPC));
-    let refused = FsError::Answered(libc::ENOSPC);
+    region.with(|s| s.refuse_writes = Some(libc::EFBIG));
+    let refused = FsError::Answered(libc::EFBIG);
     assert_eq!(fs.fsync(file, false).await, Err(refused));
     assert_eq!(fs.fsync(file, false).await, Ok(()), "said once");
     assert_eq!(fs.status().dirty_bytes, 0);

@@ -78,7 +78,11 @@ impl State {
             Op::GetAttr(o) => self.entry(o.inode),
             Op::Acquire(o) => self.entry(o.inode),
             Op::Reserve(o) => self.reserve(&o),
-            Op::Sync(_) | Op::Pace(_) => Reply::Done(Done {}),
+            Op::Sync(_) => {
+                self.syncs += 1;
+                Reply::Done(Done {})
+            }
+            Op::Pace(_) => Reply::Done(Done {}),
             Op::HoldAlone(o) => self.entry(o.inode),
             Op::HoldFiles(o) => {
                 let attr = |inode: &u64| self.nodes.get(inode).map(|node| node.attr);

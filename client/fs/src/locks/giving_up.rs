@@ -186,6 +186,7 @@ impl FileSystem {
             inner.session.journal.told_and_still().await;
             if let Err(error) = inner.writer.flush(inode).await {
                 tracing::debug!(inode, %error, "what was buffered under a lock isn't sent; fsync tells");
+                inner.writer.give_up_kept(inode).await;
             }
         };
         // No longer than a change is tried, for which it waits here.

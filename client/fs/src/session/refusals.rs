@@ -3,26 +3,23 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mooseng_transport::ConnectError;
 use tokio::time::Instant;
 
 use super::Session;
 use crate::error::FsError;
-use crate::peers::Failure;
+use crate::peers::{Failure, Unconnected};
 
 /// A region that nobody leads for so long, while a master says that it is of another founding, was made anew. Less might be an election beside a
 /// single master that was made anew.
 const MADE_ANEW_AFTER: Duration = Duration::from_secs(3);
 
-/// Why no connection to that master is to be had with this host's certificate, however often it is tried: that has run out or is revoked, or is another
+/// Why no connection to a master is to be had with this host's certificate, however often it is tried: that has run out or is revoked, or is another
 /// cluster's than the master's. None where it may be otherwise soon: the connection broke, or it is the master whose certificate has run out.
-pub(super) fn of_certificate(address: &str, failure: &Failure) -> Option<String> {
-    let Failure::NotSent(why) = failure else { return None };
-    // The port to other daemons tells of a connection that wasn't made in the transport's words alone.
-    let refused = ConnectError::Refused { address: address.to_owned(), reason: String::new() }.to_string();
-    let reason = why.strip_prefix(&refused)?;
-    let is_ours = reason.contains("the peer refused us") && reason.contains("certificate");
-    (is_ours || reason.contains("belongs to another cluster")).then(|| why.clone())
+pub(super) fn of_certificate(failure: &Failure) -> Option<String> {
+    match failure {
+        Failure::NotSent(Unconnected::Certificate(why)) => Some(why.clone()),
+        _ => None,
+    }
 }
 
 impl Session {
@@ -130,12 +127,16 @@ mod tests {
     use crate::peers::{Answered, Peers};
     use crate::{ClientConfig, FileSystem};
 
-    const EXPIRED: &str = "the peer refused us: our certificate isn't valid now (expired, or a clock is wrong): renew it with mooseng-certs";
-    const OTHERS: &str =
-        "the peer's certificate isn't of this cluster's authority: it belongs to another cluster";
-
     /// Masters with whom no connection is made, and why.
-    struct Shut(Vec<(&'static str, &'static str)>);
+    struct Shut(Vec<(&'static str, Unconnected)>);
+
+    fn expired() -> Unconnected {
+        Unconnected::Certificate("the peer refused us: our certificate isn't valid now".into())
+    }
+
+    fn others() -> Unconnected {
+        Unconnected::Certificate("the peer's certificate belongs to another cluster".into())
+    }
 
     #[async_trait]
     impl Peers for Shut {
@@ -148,14 +149,13 @@ mod tests {
             _: Bytes,
             _: Duration,
         ) -> Result<Answered, Failure> {
-            let reason = self.0.iter().find(|(master, _)| *master == address).map_or("", |(_, why)| *why);
-            let (address, reason) = (address.to_owned(), reason.to_owned());
-            Err(Failure::NotSent(ConnectError::Refused { address, reason }.to_string()))
+            let why = self.0.iter().find(|(master, _)| *master == address).map(|(_, why)| why.clone());
+            Err(Failure::NotSent(why.unwrap_or(Unconnected::Passing("nobody is there".into()))))
         }
     }
 
     /// What comes of a mount with these masters, and after how long.
-    async fn connect(reasons: [&'static str; 2]) -> (FsError, Duration) {
+    async fn connect(reasons: [Unconnected; 2]) -> (FsError, Duration) {
         let masters: Vec<_> = ["m1:1", "m2:1"].into_iter().zip(reasons).collect();
         let addresses = masters.iter().map(|(address, _)| (*address).to_owned()).collect();
         let config = ClientConfig { masters: addresses, ..ClientConfig::default() };
@@ -167,7 +167,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_is_let_in_by_no_master_for_its_certificate_hears_that_at_once() {
-        for reasons in [[EXPIRED; 2], [OTHERS; 2], [EXPIRED, OTHERS]] {
+        for reasons in [[expired(), expired()], [others(), others()], [expired(), others()]] {
             let (error, took) = connect(reasons).await;
             assert!(matches!(&error, FsError::Denied(why) if why.contains("certificate")), "{error}");
             assert!(took < Duration::from_secs(2), "after {took:?}");
@@ -176,9 +176,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_that_only_broke_is_waited_for() {
-        let masters_own = "the peer's certificate has expired";
-        for reason in ["tls handshake eof", "Connection reset by peer (os error 104)", masters_own] {
-            let (error, _) = connect([EXPIRED, reason]).await;
+        // Whatever its words: those of the second are for people alone.
+        for reason in ["Connection reset by peer (os error 104)", "the peer refused us: our certificate"] {
+            let (error, _) = connect([expired(), Unconnected::Passing(reason.into())]).await;
             assert!(matches!(error, FsError::Unanswered { .. }), "{reason}: {error}");
         }
     }

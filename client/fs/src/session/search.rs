@@ -1,6 +1,6 @@
 //! Finding the volume's home and its leader, and opening the session there, or taking it up again.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -13,20 +13,23 @@ use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::founding::Founding;
 use mooseng_wire::geo::Home;
 use mooseng_wire::method::Method;
-use mooseng_wire::session::{OpenSession, SessionOpened};
+use mooseng_wire::session::{OpenSession, Renew, SessionOpened};
 use mooseng_wire::{InodeId, ROOT_INODE, Role, SessionId};
 use prost::Message;
 use rand::Rng;
+use tokio::time::Instant;
 
 use super::{Doubt, NoLeader, OPEN_TIMEOUT, Seat, Session, refusals};
 use crate::error::FsError;
 use crate::owners::{Reclaim, Tenure};
-use crate::peers::Failure;
+use crate::peers::{Failure, Peers};
 
 /// A master that doesn't answer for this long is joined by the next one.
 const STAGGER: Duration = Duration::from_millis(200);
 /// Leaders tried in one search at most: the configured ones and those that were hinted at.
 const CANDIDATES_MAX: usize = 16;
+/// How often it is measured how far other regions are.
+const MEASURE_EVERY: Duration = Duration::from_secs(600);
 
 impl Session {
     /// Which other region is the home, whose leader was found at that address; none where it is this host's.
@@ -43,7 +46,8 @@ impl Session {
     /// One round over all masters: at most one leads, and opening a session there twice does no harm.
     pub(super) async fn search(&self) -> Result<(), NoLeader> {
         let mut waiting: VecDeque<String> = VecDeque::new();
-        let (last, elsewhere) = self.state(|s| (s.last_leader.clone(), s.elsewhere.clone()));
+        let (last, mut elsewhere) = self.state(|s| (s.last_leader.clone(), s.elsewhere.clone()));
+        self.near.ways(|ways| ways.nearest_first(&mut elsewhere));
         for address in self.config.masters.iter().chain(&last) {
             if !waiting.contains(address) {
                 waiting.push_back(address.clone());
@@ -59,9 +63,9 @@ impl Session {
                 .random_range(0..waiting.len().max(1)),
         };
         waiting.rotate_left(start.min(waiting.len().saturating_sub(1)));
-        for address in elsewhere {
-            if !waiting.contains(&address) {
-                waiting.push_back(address);
+        for address in &elsewhere {
+            if !waiting.contains(address) {
+                waiting.push_back(address.clone());
             }
         }
         let mut known = waiting.len();
@@ -79,6 +83,8 @@ impl Session {
                     // The root's alone: of another volume, whose root was entered with the same certificate, operations wait as they do there.
                     let is_shut = !is_one_open && self.config.volume == 0;
                     let refused = refused.or(shut_out.filter(|_| is_shut));
+                    elsewhere.retain(|address| !self.config.masters.contains(address));
+                    self.near.home_is_lost(elsewhere);
                     return Err(NoLeader { error, refused, other, no_volume: false });
                 };
                 asked.push(self.open_at(address));
@@ -87,11 +93,12 @@ impl Session {
                 biased;
                 Some(outcome) = asked.next() => match outcome {
                     Ok(address) => {
+                        self.near.home_is_found();
                         self.near.set_home(self.home_elsewhere(&address, home));
                         return Ok(());
                     }
                     Err((address, failure)) => {
-                        match refusals::of_certificate(&address, &failure) {
+                        match refusals::of_certificate(&failure) {
                             Some(why) => shut_out = Some(FsError::Denied(why)),
                             None => is_one_open = true,
                         }
@@ -221,7 +228,8 @@ impl Session {
         };
         // The lease counts from before the request left, so that ours ends before the master's.
         let sent = self.clock.boot();
-        let body = self
+        let asked = Instant::now();
+        let answered = self
             .peers
             .call(
                 Role::Master,
@@ -231,8 +239,12 @@ impl Session {
                 Bytes::new(),
                 OPEN_TIMEOUT,
             )
-            .await?
-            .body;
+            .await;
+        self.near.ways(|ways| match &answered {
+            Ok(_) | Err(Failure::Refused(_)) => ways.answered(address, asked.elapsed()),
+            Err(Failure::NotSent(_) | Failure::Lost | Failure::Timeout) => ways.lost(address),
+        });
+        let body = answered?.body;
         let opened = SessionOpened::decode(body).map_err(|_| Failure::Lost)?;
         if SessionId(opened.session).volume() != self.volume() {
             // Nobody has any use for it.
@@ -257,6 +269,50 @@ impl Session {
                 ..CallError::default()
             })),
             _ => Ok((opened, sent, reclaim)),
+        }
+    }
+
+    /// Measures how far masters of other regions are, which are asked when none of this one answers: once they are told, and then now and then. Over connections
+    /// of its own, which end with that: there are many mounts.
+    pub(crate) async fn measure_ways(&self) {
+        let mut confirmed = self.confirmed.subscribe();
+        let mut measured: Option<(BTreeSet<String>, Instant)> = None;
+        let is_far = |address: &String| !self.config.masters.contains(address);
+        loop {
+            let told: BTreeSet<String> = self.elsewhere().into_iter().filter(is_far).collect();
+            let is_due =
+                measured.as_ref().is_none_or(|(of, at)| *of != told || at.elapsed() >= MEASURE_EVERY);
+            // What other volumes know comes of the calls that they make.
+            if is_due && !told.is_empty() && self.config.volume == 0 {
+                if let Some(peers) = self.peers.apart() {
+                    for address in &told {
+                        self.measure(&*peers, address).await;
+                    }
+                }
+                measured = Some((told, Instant::now()));
+            }
+            if confirmed.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+
+    /// Asks a master something that takes it no time: about a session that there isn't.
+    async fn measure(&self, peers: &dyn Peers, address: &str) {
+        let body = Bytes::from(Renew::default().encode_to_vec());
+        // The first time with the connection.
+        for _ in 0..2 {
+            let asked = Instant::now();
+            let call =
+                peers.call(Role::Master, address, Method::Renew, body.clone(), Bytes::new(), OPEN_TIMEOUT);
+            match call.await {
+                Ok(_) | Err(Failure::Refused(_)) => {
+                    self.near.ways(|ways| ways.measured(address, asked.elapsed()));
+                }
+                Err(Failure::NotSent(_) | Failure::Lost | Failure::Timeout) => {
+                    return self.near.ways(|ways| ways.lost(address));
+                }
+            }
         }
     }
 
@@ -343,5 +399,72 @@ fn home_of(failure: &Failure) -> Option<Home> {
             Home::decode(refusal.detail.clone()).ok()
         }
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use async_trait::async_trait;
+    use mooseng_ports::clock::ManualClock;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::buffers::{Buffers, Room};
+    use crate::config::ClientConfig;
+    use crate::facts::Facts;
+    use crate::peers::{Answered, Unconnected};
+
+    /// Masters of other regions, and how far they are; those that aren't named aren't reached. Nobody leads.
+    #[derive(Clone)]
+    struct Far {
+        ways: Vec<(&'static str, Duration)>,
+        searched: Arc<Mutex<Vec<String>>>,
+    }
+
+    #[async_trait]
+    impl Peers for Far {
+        async fn call(
+            &self,
+            _: Role,
+            address: &str,
+            method: Method,
+            _: Bytes,
+            _: Bytes,
+            _: Duration,
+        ) -> Result<Answered, Failure> {
+            if method == Method::OpenSession {
+                self.searched.lock().unwrap().push(address.to_owned());
+            }
+            let Some((_, way)) = self.ways.iter().find(|(master, _)| *master == address) else {
+                return Err(Failure::NotSent(Unconnected::Passing("nobody is there".into())));
+            };
+            tokio::time::sleep(*way).await;
+            Err(Failure::Refused(CallError { code: ErrorCode::NotLeader.into(), ..CallError::default() }))
+        }
+
+        fn apart(&self) -> Option<Arc<dyn Peers>> {
+            Some(Arc::new(self.clone()))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_nearest_of_the_other_regions_is_asked_first() {
+        let searched = Arc::new(Mutex::new(Vec::new()));
+        let ways = [("far", 120), ("near", 30), ("middle", 60)]
+            .map(|(master, ms)| (master, Duration::from_millis(ms)));
+        let peers = Arc::new(Far { ways: ways.into(), searched: searched.clone() });
+        let clock = Arc::new(ManualClock::default());
+        let facts = Arc::new(Facts::new(clock.clone(), 1 << 20));
+        let buffers = Arc::new(Buffers::sharing(Arc::new(Room::new(1 << 20))));
+        let config = ClientConfig { masters: vec!["own".into()], ..ClientConfig::default() };
+        let session =
+            Session::new(config, peers, clock, Arc::default(), facts, buffers, CancellationToken::new());
+        session.hear_of(["far", "lost", "near", "own", "middle"].map(String::from).into());
+        let measuring = tokio::time::timeout(Duration::from_secs(10), session.measure_ways()).await;
+        assert!(measuring.is_err(), "it goes on");
+        assert!(session.search().await.is_err());
+        assert_eq!(*searched.lock().unwrap(), ["own", "near", "middle", "far", "lost"]);
     }
 }
