@@ -174,9 +174,9 @@ async fn with_refusal(network: Arc<dyn Network>, address: &str, status: tonic::S
     let answer = link.call(Method::Renew, Bytes::new(), Bytes::new(), STATUS_WAIT).await;
     link.close();
     match answer {
-        Err(CallFailure::Connect(ConnectError::Refused { reason, .. })) => {
-            tonic::Status::permission_denied(reason)
-        }
+        Err(CallFailure::Connect(
+            ConnectError::Refused { reason, .. } | ConnectError::Certificate { reason, .. },
+        )) => tonic::Status::permission_denied(reason),
         _ => status,
     }
 }
@@ -343,10 +343,10 @@ pub async fn list_losses(file: &ClientFile, volume: u32) -> Result<ListLossesRep
     .await
 }
 
-/// What was put aside in the region.
-pub async fn list_salvage(file: &ClientFile) -> Result<ListSalvageReply, Failure> {
+/// What of a volume was put aside in the region.
+pub async fn list_salvage(file: &ClientFile, volume: u32) -> Result<ListSalvageReply, Failure> {
     at_leader(file, AGREE_WAIT, |mut client| {
-        let request = grpc_request(ListSalvageRequest { volume: 0 }, STATUS_WAIT);
+        let request = grpc_request(ListSalvageRequest { volume }, STATUS_WAIT);
         async move { client.list_salvage(request).await }
     })
     .await

@@ -166,7 +166,8 @@ pub struct Mount {
     /// Serve in this process, without a supervisor that mounts again when it dies.
     #[arg(long)]
     pub unsupervised: bool,
-    /// Mount options, separated by commas: ro, noexec, allow_other, noatime, retry_timeout=SECONDS.
+    /// Mount options, separated by commas: ro, noexec, allow_other, noatime, sync (each change is durable before it is answered), dirsync (each change of names
+    /// is), consistency=session|strong (what other regions' replicas may answer, or only the volume's home), retry_timeout=SECONDS.
     #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
     pub options: Vec<String>,
     /// How long an operation is retried before it fails, in seconds, at least one. Overrides the configuration.

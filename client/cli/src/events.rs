@@ -170,7 +170,9 @@ impl Known {
                 let of = event.detail.split([':', '.']).next().unwrap_or_default();
                 Some(format!("health/{region}/{}/{of}", event.subject))
             }
-            "COPY_BEGUN" | "COPY_FINISHED" => Some(format!("copy/{region}")),
+            "COPY_BEGUN" | "COPY_FINISHED" => {
+                Some(format!("copy/{region}/{}", copied(&event.detail).unwrap_or_default()))
+            }
             _ => None,
         };
         if let Some(about) = about {
@@ -206,6 +208,16 @@ impl Known {
         events.retain(|heard| self.is_news(heard));
         events
     }
+}
+
+/// The volume of a copy, by what the event says of it: /, a number, or a path and, in brackets, a number. What says nothing of it is about any.
+fn copied(detail: &str) -> Option<&str> {
+    let begun = detail.strip_prefix("It copies volume ").and_then(|of| of.strip_suffix(" from its home."));
+    let ended = || detail.strip_prefix("Its copy of volume ").and_then(|of| of.strip_suffix(" is whole."));
+    let named = begun.or_else(ended)?;
+    // The path may be another one by the time the copy is whole.
+    let number = named.strip_suffix(')').and_then(|named| named.rsplit_once('(')).map(|(_, number)| number);
+    Some(number.unwrap_or(named))
 }
 
 async fn once(file: &ClientFile, asking: &mut Asking, format: Format) -> Result<(), Failure> {
@@ -325,6 +337,32 @@ mod tests {
         let news = known.news(of(&["HEALTH_RAISED", "HEALTH_RAISED", "HEALTH_CLEARED", "HEALTH_RAISED"]));
         assert_eq!(news.iter().map(|h| h.event.unix_ms).collect::<Vec<_>>(), [1, 3, 4]);
         assert_eq!(known.news(vec![heard("b", 9, "HEALTH_RAISED", "")]).len(), 1, "another region's");
+    }
+
+    #[test]
+    fn copies_of_several_volumes_are_told_each() {
+        let of = |at, word, detail: &str| {
+            let mut heard = heard("a", at, word, "");
+            heard.event.detail = detail.into();
+            heard
+        };
+        let begun =
+            |at, volume: &str| of(at, "COPY_BEGUN", &format!("It copies volume {volume} from its home."));
+        let ended =
+            |at, volume: &str| of(at, "COPY_FINISHED", &format!("Its copy of volume {volume} is whole."));
+        let news = Known::default().news(vec![
+            begun(1, "/"),
+            begun(2, "/a of volume (1) (2)"),
+            begun(3, "/"),
+            ended(4, "/b (2)"),
+            begun(5, "/b (2)"),
+            begun(6, "/"),
+            ended(7, "/"),
+            begun(8, "/"),
+            begun(9, "7"),
+        ]);
+        let at: Vec<i64> = news.iter().map(|heard| heard.event.unix_ms).collect();
+        assert_eq!(at, [1, 2, 4, 5, 7, 8, 9]);
     }
 
     #[test]

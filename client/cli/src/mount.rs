@@ -273,6 +273,8 @@ async fn run(
     let mut client = request.file.client_config(&request.path);
     client.atime = !request.options.no_atime && !request.options.read_only;
     client.strong = request.options.strong;
+    client.sync = request.options.sync;
+    client.dirsync = request.options.dirsync;
     let fs = tokio::select! {
         fs = FileSystem::connect(client, request.file.network()?, Arc::new(OsClock)) => fs?,
         _ = terminate.recv() => return Err(Failure::failed("Told to end before the mount worked.")),

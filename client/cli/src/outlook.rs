@@ -115,23 +115,34 @@ fn kept(volume: &Volume) -> (Survives, String) {
             format!("Everything would be lost: only {} has the volume.", volume.home),
         );
     }
-    // Whoever is at least behind.
+    // Whoever is complete furthest follows, and begins there: what it shows beyond that, without its data, would be lost.
     let whole = volume.replicas.iter().filter(|r| r.trouble.is_empty() && !r.copying && r.epoch > 0);
-    let best = whole.min_by_key(|replica| replica.behind_ms.unwrap_or(0));
+    let known = whole.filter_map(|replica| Some((replica.complete?, replica)));
+    let best = known.max_by_key(|(at, _)| (at.epoch, at.version)).map(|(_, replica)| replica);
     match best {
         None => (
             Survives::AllBut(None),
             "What other regions lack would be lost; how much that is, nobody could say.".to_owned(),
         ),
-        Some(Replica { region, behind_ms: None, .. }) => (
+        Some(Replica { region, complete_behind_ms: None, .. }) => (
             Survives::AllBut(Some(0)),
             format!(
                 "Right now nothing would be lost: {region} lacks nothing. Nobody waits for it, so writes of the last moment can be."
             ),
         ),
-        Some(Replica { region, behind_ms: Some(ms), .. }) => (
+        Some(Replica { region, complete_behind_ms: Some(ms), complete_behind_longer: true, .. }) => (
+            Survives::AllBut(None),
+            format!(
+                "Writes of the last {} and earlier ones would be lost, which {region} lacks, or whose data it lacks; how much that is, nobody could say.",
+                seconds(*ms)
+            ),
+        ),
+        Some(Replica { region, complete_behind_ms: Some(ms), .. }) => (
             Survives::AllBut(Some(*ms)),
-            format!("Writes of the last {} would be lost, which {region} lacks.", seconds(*ms)),
+            format!(
+                "Writes of the last {} would be lost, which {region} lacks, or whose data it lacks.",
+                seconds(*ms)
+            ),
         ),
     }
 }
@@ -244,6 +255,8 @@ pub fn merged(told: Vec<(String, ListVolumesReply)>) -> Vec<Volume> {
 
 #[cfg(test)]
 mod tests {
+    use mooseng_wire::admin::LogPlace;
+
     use super::*;
 
     fn names(names: &[&str]) -> Vec<String> {
@@ -251,7 +264,15 @@ mod tests {
     }
 
     fn volume(geo: bool, sync_set: &[&str], behind_ms: Option<u64>) -> Volume {
-        let replica = Replica { region: "b".into(), epoch: 1, version: 7, behind_ms, ..Replica::default() };
+        let replica = Replica {
+            region: "b".into(),
+            epoch: 1,
+            version: 7,
+            behind_ms,
+            complete: Some(LogPlace { epoch: 1, version: 7 }),
+            complete_behind_ms: behind_ms,
+            ..Replica::default()
+        };
         Volume {
             home: "a".into(),
             epoch: 1,
@@ -289,6 +310,36 @@ mod tests {
         assert_eq!(judged(&manual, "w", true).1, Then::GoesOn, "it needs no lease");
         let blocks = Volume { blocks_alone: true, lag_max_ms: 60_000, ..region };
         assert_eq!(judged(&blocks, "b", false), (Survives::All, Then::WritersWait));
+    }
+
+    #[test]
+    fn what_is_shown_without_its_data_would_be_lost() {
+        // All entries are there, and the bytes that one of them names aren't.
+        let mut lags = volume(false, &["a"], None);
+        lags.replicas[0].complete = Some(LogPlace { epoch: 1, version: 3 });
+        lags.replicas[0].complete_behind_ms = Some(4_000);
+        assert_eq!(judged(&lags, "a", false), (Survives::AllBut(Some(4_000)), Then::FailsOver));
+        assert!(failover_loses(&lags).contains("4.000 s would be lost"), "{}", failover_loses(&lags));
+        assert_eq!(lost(&lags, "a", false).shape()["lost_ms"], 4_000);
+        // Whoever is complete furthest follows, whatever others show.
+        let further = Replica {
+            region: "c".into(),
+            epoch: 1,
+            version: 5,
+            behind_ms: Some(900),
+            complete: Some(LogPlace { epoch: 1, version: 5 }),
+            complete_behind_ms: Some(900),
+            ..Replica::default()
+        };
+        lags.replicas.push(further);
+        assert!(failover_loses(&lags).contains("0.900 s would be lost, which c lacks"));
+        lags.replicas.pop();
+        // What is older than the home's leader nobody can say the age of.
+        lags.replicas[0].complete_behind_longer = true;
+        assert_eq!(judged(&lags, "a", false).0, Survives::AllBut(None));
+        // Nor is it known what an earlier release says nothing of.
+        lags.replicas[0].complete = None;
+        assert_eq!(judged(&lags, "a", false).0, Survives::AllBut(None));
     }
 
     #[test]

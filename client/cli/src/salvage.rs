@@ -2,16 +2,17 @@
 
 use mooseng_wire::admin::{
     Archive, LogPlace, Loss, NamedLoss, SalvagedContent, SalvagedEntry, SalvagedFile, ShowSalvageReply,
-    ShowSalvageRequest,
+    ShowSalvageRequest, Volume,
 };
 use serde_json::{Value, json};
 
 use crate::admin;
 use crate::args::{Format, SalvageArgs, SalvageCommand, SalvageList, SalvageShow};
 use crate::config::ClientFile;
-use crate::exit::Failure;
+use crate::exit::{Failure, Kind};
 use crate::output::{self, Table};
 use crate::trash::{self, time};
+use crate::volume::{self, Named};
 
 /// Contents that a line shows at most.
 const CONTENTS_SHOWN: usize = 3;
@@ -59,7 +60,8 @@ pub fn losses(file: &ClientFile, volume: u32, format: Format) -> Result<(), Fail
         Format::Table => {
             let mut text = loss_table(&reply.losses);
             for loss in &reply.losses {
-                text.push_str(&format!("\n\n{}", told(loss)));
+                text.push_str(&format!("\n\n{}", told(loss, volume)));
+                text.push_str(&files(loss, &reply.region));
             }
             if reply.home != reply.region {
                 text.push_str(&format!(
@@ -112,12 +114,15 @@ fn loss_table(losses: &[Loss]) -> String {
 }
 
 /// What can be said of it, and where to look further.
-fn told(loss: &Loss) -> String {
+fn told(loss: &Loss, volume: u32) -> String {
     let (old, new, cut) = (&loss.old_home, &loss.new_home, shown(loss.cut.as_ref()));
     let mut text = match loss.undone {
         0 => format!("Epoch {}: {new} had nothing beyond the cut.", loss.closed),
         n => format!("Epoch {}: {new} had {n} entries beyond the cut, and undid them.", loss.closed),
     };
+    if let Some(ns) = loss.cut_ns {
+        text.push_str(&format!(" The change at the cut is of {}: what came after it is lost.", time(ns)));
+    }
     if !loss.sessions.is_empty() {
         let more = if loss.more_sessions { ", and more" } else { "" };
         let sessions: Vec<String> =
@@ -133,8 +138,9 @@ fn told(loss: &Loss) -> String {
         Some(named) => {
             let paths = format!("{}{}", named.paths, if named.more_paths { " and more" } else { "" });
             text.push_str(&format!(
-                " {old} put {} entries aside, which concern {paths} paths: `mooseng salvage show {cut}` there.",
-                named.entries
+                " {old} put {} entries aside, which concern {paths} paths: `mooseng salvage show {cut}{}` there.",
+                named.entries,
+                of_volume(volume)
             ));
         }
     }
@@ -145,6 +151,26 @@ fn told(loss: &Loss) -> String {
         if loss.undone > 0 {
             text.push_str(&format!(" What {new} undid is put aside there."));
         }
+    }
+    text
+}
+
+/// How a command is told of which volume it is.
+fn of_volume(volume: u32) -> String {
+    if volume == 0 { String::new() } else { format!(" --volume {volume}") }
+}
+
+/// The files that a loss concerns, as far as the asked region has put something of it aside; begins with a newline where there are such.
+fn files(loss: &Loss, region: &str) -> String {
+    let mut text = String::new();
+    if !loss.files.is_empty() {
+        text.push_str(&format!("\nFiles that it concerns, as {region} has them put aside:"));
+    }
+    for file in &loss.files {
+        text.push_str(&format!("\n  {}  {}", file.inode, name_of(file)));
+    }
+    if loss.more_files {
+        text.push_str("\n  and more: `mooseng salvage show` names them.");
     }
     text
 }
@@ -164,6 +190,7 @@ fn place_shape(place: Option<&LogPlace>) -> Value {
 fn loss_shape(loss: &Loss) -> Value {
     json!({
         "closed": loss.closed, "opened": loss.opened, "old_home": loss.old_home, "new_home": loss.new_home, "at_ns": loss.at_ns,
+        "cut_ns": loss.cut_ns, "files": loss.files.iter().map(file_shape).collect::<Vec<_>>(), "more_files": loss.more_files,
         "cut": place_shape(loss.cut.as_ref()), "known": place_shape(loss.known.as_ref()), "undone": loss.undone,
         "undone_upto": place_shape(loss.undone_upto.as_ref()),
         "sessions": loss.sessions.iter().map(|of| json!({ "session": of.session, "entries": of.entries })).collect::<Vec<_>>(),
@@ -175,22 +202,51 @@ fn loss_shape(loss: &Loss) -> Value {
     })
 }
 
+/// What was put aside in a region, of each volume.
+struct Listed {
+    region: String,
+    archives: Vec<(u32, Archive)>,
+}
+
 fn list(args: &SalvageList) -> Result<(), Failure> {
     let file = ClientFile::load(&args.config)?;
-    let reply = admin::block_on(admin::list_salvage(&file))?;
+    let named = match &args.volume {
+        Some(text) => Some(Named::parse(text)?.number(&file)?),
+        None => None,
+    };
+    let listed = admin::block_on(async {
+        let (mut region, volumes) = match named {
+            Some(volume) => (String::new(), vec![volume]),
+            None => had(&file).await?,
+        };
+        let mut archives = Vec::new();
+        for volume in volumes {
+            match admin::list_salvage(&file, volume).await {
+                Ok(reply) => {
+                    archives.extend(reply.archives.into_iter().map(|archive| (volume, archive)));
+                    region = reply.region;
+                }
+                // It was deleted since.
+                Err(failure) if named.is_none() && failure.kind() == Kind::NotFound => {}
+                Err(failure) => return Err(failure),
+            }
+        }
+        Ok(Listed { region, archives })
+    })?;
     match args.output.format {
         Format::Json => output::json(&json!({
-            "version": output::VERSION, "region": reply.region,
-            "archives": reply.archives.iter().map(archive_shape).collect::<Vec<_>>(),
+            "version": output::VERSION, "region": listed.region,
+            "archives": listed.archives.iter().map(|(of, archive)| listed_shape(*of, archive)).collect::<Vec<_>>(),
         })),
-        Format::Table if reply.archives.is_empty() => {
-            output::text_line(&format!("Nothing was put aside in {}.", reply.region))
+        Format::Table if listed.archives.is_empty() => {
+            output::text_line(&format!("Nothing was put aside in {}.", listed.region))
         }
         Format::Table => {
-            let mut text = archive_table(&reply.archives);
-            for archive in &reply.archives {
-                if let Some(gone) = gone(archive.gone_upto.as_ref(), &reply.region) {
-                    text.push_str(&format!("\n\n{}: {gone}", shown(archive.cut.as_ref())));
+            let mut text = archive_table(&listed.archives);
+            for (volume, archive) in &listed.archives {
+                if let Some(gone) = gone(archive.gone_upto.as_ref(), &listed.region) {
+                    let (volume, cut) = (volume::name_of(*volume), shown(archive.cut.as_ref()));
+                    text.push_str(&format!("\n\n{cut} of volume {volume}: {gone}"));
                 }
             }
             output::text_line(&text)
@@ -198,10 +254,35 @@ fn list(args: &SalvageList) -> Result<(), Failure> {
     }
 }
 
-fn archive_table(archives: &[Archive]) -> String {
-    let mut table = Table::new(["ID", "UP TO", "WHEN", "ENTRIES", "BYTES", "PATHS", "FROM"]);
-    for archive in archives {
+/// The configured region, and the volumes that it has, or has something of still.
+async fn had(file: &ClientFile) -> Result<(String, Vec<u32>), Failure> {
+    match admin::cluster(file).await {
+        Ok((regions, volumes)) => Ok((regions.asked.clone(), of_region(&volumes, &regions.asked))),
+        // A cluster of one region has one volume.
+        Err(failure) if failure.kind() == Kind::Failed => Ok((String::new(), vec![0])),
+        Err(failure) => Err(failure),
+    }
+}
+
+/// The volumes that a region has, or has something of still.
+fn of_region(volumes: &[Volume], region: &str) -> Vec<u32> {
+    let has = |volume: &&Volume| {
+        volume.regions.iter().any(|of| of == region) || volume.letting_go.iter().any(|of| of.region == region)
+    };
+    volumes.iter().filter(has).map(|volume| volume.id).collect()
+}
+
+fn listed_shape(volume: u32, archive: &Archive) -> Value {
+    let mut shape = archive_shape(archive);
+    shape["volume"] = volume.into();
+    shape
+}
+
+fn archive_table(archives: &[(u32, Archive)]) -> String {
+    let mut table = Table::new(["VOLUME", "ID", "UP TO", "WHEN", "ENTRIES", "BYTES", "PATHS", "FROM"]);
+    for (volume, archive) in archives {
         table.row([
+            volume::name_of(*volume),
             shown(archive.cut.as_ref()),
             shown(archive.upto.as_ref()),
             time(archive.at_ns),
@@ -228,12 +309,17 @@ fn archive_shape(archive: &Archive) -> Value {
 
 fn show(args: &SalvageShow) -> Result<(), Failure> {
     let cut = parse(&args.id)?;
+    let named = args.of.volume.as_deref().map(Named::parse).transpose()?;
     let file = ClientFile::load(&args.config)?;
+    let volume = match named {
+        Some(named) => named.number(&file)?,
+        None => 0,
+    };
     let reply = admin::block_on(async {
         let mut whole: Option<ShowSalvageReply> = None;
         loop {
             let after = whole.as_ref().and_then(|whole| whole.entries.last()).and_then(|entry| entry.at);
-            let request = ShowSalvageRequest { volume: 0, cut: Some(cut), after };
+            let request = ShowSalvageRequest { volume, cut: Some(cut), after };
             let page = admin::show_salvage(&file, request).await?;
             let more = page.more && !page.entries.is_empty();
             match &mut whole {
@@ -247,7 +333,7 @@ fn show(args: &SalvageShow) -> Result<(), Failure> {
     })?;
     match args.output.format {
         Format::Json => output::json(&json!({
-            "version": output::VERSION, "archive": reply.archive.as_ref().map(archive_shape),
+            "version": output::VERSION, "archive": reply.archive.as_ref().map(|archive| listed_shape(volume, archive)),
             "files": reply.files.iter().map(file_shape).collect::<Vec<_>>(),
             "entries": reply.entries.iter().map(entry_shape).collect::<Vec<_>>(),
         })),
@@ -343,7 +429,7 @@ fn entry_shape(entry: &SalvagedEntry) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use mooseng_wire::admin::{LossSession, SalvagedKind};
+    use mooseng_wire::admin::{LettingGo, LossSession, SalvagedKind};
 
     use super::*;
 
@@ -371,7 +457,7 @@ mod tests {
             ..Loss::default()
         };
         assert_eq!(
-            told(&open),
+            told(&open, 0),
             "Epoch 1: b had nothing beyond the cut. What a had beyond it isn't known before it comes back."
         );
         let named = Loss {
@@ -381,16 +467,29 @@ mod tests {
             ..open.clone()
         };
         assert_eq!(
-            told(&named),
+            told(&named, 0),
             "Epoch 1: b had 2 entries beyond the cut, and undid them. They came from the sessions 7 (2 entries). \
              a put 5 entries aside, which concern 3 and more paths: `mooseng salvage show 1/300` there."
         );
         let nothing = Loss { named: Some(NamedLoss::default()), ..open.clone() };
-        assert!(told(&nothing).ends_with("a had nothing beyond it."));
+        assert!(told(&nothing, 0).ends_with("a had nothing beyond it."));
+        assert!(told(&named, 7).ends_with("`mooseng salvage show 1/300 --volume 7` there."));
+        let timed = Loss { cut_ns: Some(1_000_000_000), ..open.clone() };
+        assert!(told(&timed, 0).contains("The change at the cut is of 1970-01-01T00:00:01Z"));
+        let file = SalvagedFile { inode: 9, path: "/d/f".into(), ..SalvagedFile::default() };
+        let with = Loss { files: vec![file], more_files: true, ..open.clone() };
+        let text = files(&with, "b");
+        assert!(
+            text.contains("as b has them") && text.contains("9  /d/f") && text.contains("and more"),
+            "{text}"
+        );
+        assert_eq!(files(&open, "b"), "");
+        assert_eq!(loss_shape(&with)["files"][0]["path"], "/d/f");
         let gone = |entries| Loss {
             named: Some(NamedLoss { entries, gone_upto: at(1, 700), ..NamedLoss::default() }),
             ..open.clone()
         };
+        let told = |loss: &Loss| super::told(loss, 0);
         assert!(told(&gone(0)).contains("a put nothing aside. The log of a didn't go back to the cut"));
         assert!(told(&gone(2)).contains("what it had up to 1/700 isn't among that"), "{}", told(&gone(2)));
         assert!(told(&Loss { undone: 3, ..gone(2) }).ends_with("What b undid is put aside there."));
@@ -401,6 +500,28 @@ mod tests {
         assert_eq!(archive_shape(&archive)["gone_upto"]["version"], 700);
         assert!(loss_table(&[open, named.clone()]).contains("named"));
         assert_eq!(loss_shape(&named)["state"], "named");
+    }
+
+    #[test]
+    fn archives_of_all_volumes_are_listed_each_with_its_volume() {
+        let of = |id, regions: &[&str], letting_go: &[&str]| Volume {
+            id,
+            regions: regions.iter().map(|of| (*of).to_owned()).collect(),
+            letting_go: letting_go
+                .iter()
+                .map(|of| LettingGo { region: (*of).to_owned(), ..LettingGo::default() })
+                .collect(),
+            ..Volume::default()
+        };
+        let all = [of(0, &["a", "b"], &[]), of(1, &["a"], &[]), of(2, &["b"], &["a"]), of(3, &["b"], &[])];
+        assert_eq!(of_region(&all, "a"), [0, 1, 2]);
+        assert_eq!(of_region(&all, "w"), [0; 0]);
+        let archive = Archive { cut: at(1, 300), ..Archive::default() };
+        let text = archive_table(&[(0, archive), (7, archive)]);
+        let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(lines[0][0], "VOLUME");
+        assert_eq!((&lines[1][..2], &lines[2][..2]), (&["/", "1/300"][..], &["7", "1/300"][..]));
+        assert_eq!(listed_shape(7, &archive)["volume"], 7);
     }
 
     #[test]

@@ -99,7 +99,7 @@ impl Named {
     }
 
     /// Its number. Masters are asked where it is named by its path.
-    fn number(&self, file: &ClientFile) -> Result<u32, Failure> {
+    pub fn number(&self, file: &ClientFile) -> Result<u32, Failure> {
         match self {
             Self::Number(id) => Ok(*id),
             Self::Path(_) => {
@@ -153,23 +153,48 @@ fn followers(volume: &Volume) -> String {
     if volume.replicas.is_empty() {
         return "No other region has it.".to_owned();
     }
-    let mut table = Table::new(["REPLICA", "AT", "BEHIND", "STATE"]);
+    let mut table =
+        Table::new(["REPLICA", "AT", "BEHIND", "COMPLETE AT", "DATA BEHIND", "LOG BEHIND", "STATE"]);
     for replica in &volume.replicas {
         table.row([
             replica.region.clone(),
-            if replica.epoch == 0 {
-                "-".to_owned()
-            } else {
-                format!("{}/{}", replica.epoch, replica.version)
-            },
+            place(replica.epoch, replica.version),
             age(replica),
+            replica.complete.map_or_else(|| "-".to_owned(), |at| place(at.epoch, at.version)),
+            complete_age(replica),
+            log_behind(replica),
             condition(replica),
         ]);
     }
     table.render()
 }
 
-/// For how long it has lacked what it lacks: 0 where it lacks nothing.
+/// A place of the log.
+fn place(epoch: u64, version: u64) -> String {
+    if epoch == 0 { "-".to_owned() } else { format!("{epoch}/{version}") }
+}
+
+/// For how long it has lacked what it lacks, data included, which is what a failover to it would lose; with a sign where it is longer than that.
+fn complete_age(replica: &Replica) -> String {
+    match replica.complete {
+        Some(_) if replica.trouble.is_empty() => {
+            let longer = if replica.complete_behind_longer { "+" } else { "" };
+            format!("{}{longer}", outlook::seconds(replica.complete_behind_ms.unwrap_or(0)))
+        }
+        _ => "-".to_owned(),
+    }
+}
+
+/// About how many bytes of the log lie behind where it is complete; with a sign where there are more.
+fn log_behind(replica: &Replica) -> String {
+    let more = if replica.log_bytes_more { "+" } else { "" };
+    match replica.log_bytes_behind {
+        Some(bytes) if replica.trouble.is_empty() => format!("{}{more}", output::bytes(bytes)),
+        _ => "-".to_owned(),
+    }
+}
+
+/// For how long it has lacked entries that it lacks: 0 where it lacks none.
 fn age(replica: &Replica) -> String {
     match replica.behind_ms {
         None if replica.epoch == 0 || !replica.trouble.is_empty() => "-".to_owned(),
@@ -181,6 +206,7 @@ fn condition(replica: &Replica) -> String {
     match (replica.trouble.as_str(), replica.copying, replica.chunks_awaited) {
         ("", true, _) => "is being copied".to_owned(),
         ("", false, 0) => "follows".to_owned(),
+        ("", false, 1) => "follows; a chunk is still to be fetched".to_owned(),
         ("", false, n) => format!("follows; {n} chunks are still to be fetched"),
         (trouble, ..) => format!("isn't reached: {trouble}"),
     }
@@ -210,7 +236,12 @@ fn lag_max(volume: &Volume) -> String {
 
 /// As it is typed.
 pub fn name(volume: &Volume) -> String {
-    if volume.id == 0 { "/".to_owned() } else { volume.id.to_string() }
+    name_of(volume.id)
+}
+
+/// The same of its number.
+pub fn name_of(id: u32) -> String {
+    if id == 0 { "/".to_owned() } else { id.to_string() }
 }
 
 /// Where it is joined, as its path was when it was made.
@@ -278,6 +309,9 @@ pub fn shape(volume: &Volume) -> Value {
         "lag_max_ms": (volume.lag_max_ms > 0).then_some(volume.lag_max_ms), "tail_ms": volume.tail_ms, "writers_held": volume.held,
         "replicas": volume.replicas.iter().map(|r| json!({
             "region": r.region, "log_epoch": r.epoch, "log_version": r.version, "copying": r.copying, "behind_ms": r.behind_ms,
+            "complete_epoch": r.complete.map(|at| at.epoch), "complete_version": r.complete.map(|at| at.version),
+            "complete_behind_ms": r.complete_behind_ms, "complete_behind_longer": r.complete_behind_longer,
+            "log_bytes_behind": r.log_bytes_behind, "log_bytes_more": r.log_bytes_more,
             "chunks_awaited": r.chunks_awaited, "trouble": r.trouble,
         })).collect::<Vec<_>>(),
         "letting_go": volume.letting_go.iter().map(|of| json!({ "region": of.region, "stage": of.stage })).collect::<Vec<_>>(),
@@ -286,7 +320,7 @@ pub fn shape(volume: &Volume) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use mooseng_wire::admin::LettingGo;
+    use mooseng_wire::admin::{LettingGo, LogPlace};
 
     use super::*;
 
@@ -333,12 +367,25 @@ mod tests {
             epoch: 2,
             version: 7,
             behind_ms: Some(1_250),
+            complete: Some(LogPlace { epoch: 2, version: 5 }),
+            complete_behind_ms: Some(3_500),
+            log_bytes_behind: Some(2_048),
             ..Replica::default()
         };
+        let of = shape(&Volume { replicas: vec![replica.clone()], ..Volume::default() });
+        let of = &of["replicas"][0];
+        assert_eq!((&of["behind_ms"], &of["complete_behind_ms"]), (&json!(1_250), &json!(3_500)));
+        assert_eq!((&of["complete_version"], &of["log_bytes_behind"]), (&json!(5), &json!(2_048)));
+        let longer = Replica { complete_behind_longer: true, log_bytes_more: true, ..replica.clone() };
+        assert_eq!(complete_age(&longer), "3.500 s+");
+        assert_eq!(log_behind(&longer), "2.0 KiB+");
         let lost = Replica { region: "c".into(), trouble: "no route".into(), ..Replica::default() };
         let text = replicas(&Volume { replicas: vec![replica, lost], ..Volume::default() });
         let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines[1].split_whitespace().collect::<Vec<_>>(), ["b", "2/7", "1.250", "s", "follows"]);
+        assert_eq!(
+            lines[1].split_whitespace().collect::<Vec<_>>(),
+            ["b", "2/7", "1.250", "s", "2/5", "3.500", "s", "2.0", "KiB", "follows"]
+        );
         assert!(lines[2].contains("isn't reached: no route"));
         let of = LettingGo { region: "d".into(), stage: "its records go".into() };
         let alone = Volume { letting_go: vec![of], ..Volume::default() };

@@ -13,6 +13,8 @@ use mooseng_wire::{ChunkId, VolumeId};
 
 /// Bytes that are waited for, each kept with the entry that names them first: at most so many.
 pub const NEEDS_MAX: usize = 200_000;
+/// Chunks that readers wait for, of a volume: those that come while there are so many take their turn.
+pub const AWAITED_MAX: usize = 64;
 
 /// What an entry says about chunks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -76,6 +78,8 @@ pub struct Needs {
     /// Places that never are complete: from an entry on, whose chunk died before its bytes were here, and before the entry by which it died. By the first.
     never: BTreeMap<LogPosition, (LogPosition, LogPosition)>,
     count: usize,
+    /// What readers missed, and up to where: the first that missed something first.
+    awaited: VecDeque<(ChunkId, u64)>,
 }
 
 impl Needs {
@@ -153,6 +157,7 @@ impl Needs {
 
     /// Bytes of a chunk are here, durably.
     pub fn met(&mut self, chunk: ChunkId, upto: u64) {
+        self.awaited.retain(|(awaited, wanted)| *awaited != chunk || *wanted > upto);
         let Some(steps) = self.chunks.get_mut(&chunk) else { return };
         let here = self.here.entry(chunk).or_default();
         *here = upto.max(*here);
@@ -177,6 +182,7 @@ impl Needs {
     }
 
     fn forget(&mut self, chunk: ChunkId) -> Option<Step> {
+        self.awaited.retain(|(awaited, _)| *awaited != chunk);
         let steps = self.chunks.remove(&chunk)?;
         self.here.remove(&chunk);
         self.count -= steps.len();
@@ -212,6 +218,24 @@ impl Needs {
         let chunk = self.first.iter().map(|(_, chunk)| *chunk).find(|chunk| !busy(*chunk))?;
         let upto = self.chunks.get(&chunk)?.back()?.upto;
         Some((chunk, upto))
+    }
+
+    /// A reader missed bytes of a chunk up to there: [`Self::next_awaited`] picks it, whether an entry that was looked at names it or not.
+    pub fn missed(&mut self, chunk: ChunkId, upto: u64) {
+        if let Some((_, wanted)) = self.awaited.iter_mut().find(|(awaited, _)| *awaited == chunk) {
+            *wanted = upto.max(*wanted);
+        } else if self.awaited.len() < AWAITED_MAX {
+            self.awaited.push_back((chunk, upto));
+        }
+    }
+
+    /// What readers wait for, and is in front but once: where it can't be had, others get their turn, and whoever still wants it misses it again. Not
+    /// those that are `busy`.
+    pub fn next_awaited(&mut self, busy: impl Fn(ChunkId) -> bool) -> Option<(ChunkId, u64)> {
+        let place = self.awaited.iter().position(|(chunk, _)| !busy(*chunk))?;
+        let (chunk, wanted) = self.awaited.remove(place)?;
+        let named = self.chunks.get(&chunk).and_then(VecDeque::back).map_or(0, |last| last.upto);
+        Some((chunk, wanted.max(named)))
     }
 }
 
@@ -312,6 +336,31 @@ mod tests {
         assert_eq!(needs.complete(), LogPosition::default());
         needs.note(place(7), [], []);
         assert_eq!(needs.complete(), place(7));
+    }
+
+    #[test]
+    fn what_readers_miss_is_in_front_once_and_doesnt_outlive_its_bytes() {
+        let mut needs = Needs::from(place(1));
+        needs.note(place(2), [(ChunkId(9), 5)], []);
+        needs.note(place(3), [(ChunkId(1), 5), (ChunkId(2), 3), (ChunkId(3), 3)], []);
+        needs.note(place(4), [(ChunkId(1), 8)], []);
+        assert_eq!(needs.next_awaited(|_| false), None);
+        for (chunk, upto) in [(1, 4), (2, 3), (1, 2), (7, 6), (3, 1)] {
+            needs.missed(ChunkId(chunk), upto);
+        }
+        // All that is named of it; of what isn't named yet what was missed.
+        assert_eq!(needs.next_awaited(|chunk| chunk == ChunkId(1)), Some((ChunkId(2), 3)));
+        assert_eq!(needs.next_awaited(|_| false), Some((ChunkId(1), 8)));
+        assert_eq!(needs.next_awaited(|_| false), Some((ChunkId(7), 6)));
+        needs.met(ChunkId(3), 1);
+        assert_eq!(needs.next_awaited(|_| false), None, "that was all");
+        assert_eq!(needs.next(|_| false), Some((ChunkId(9), 5)), "completeness goes by the log alone");
+        needs.missed(ChunkId(2), 3);
+        needs.note(place(5), [], [ChunkId(2)]);
+        assert_eq!(needs.next_awaited(|_| false), None, "it is no more");
+        (100..100 + 2 * AWAITED_MAX as u64).for_each(|chunk| needs.missed(ChunkId(chunk), 1));
+        assert_eq!(needs.awaited.len(), AWAITED_MAX);
+        assert_eq!(needs.next_awaited(|_| false), Some((ChunkId(100), 1)));
     }
 
     #[test]

@@ -333,6 +333,14 @@ pub async fn set_volume(
             return Err(unfit(name, "have the volume", "it is a witness, which holds no data"));
         }
     }
+    // What an administrator changes takes nothing from what was promised: the home alone would answer fsync until another region has come into the set.
+    if let (Some(regions), Durability::Geo, Durability::Geo) =
+        (&change.regions, found.durability, now.durability)
+        && now.sync_set.len() == 1
+        && let Some(last) = found.sync_set.iter().find(|name| !regions.contains(*name))
+    {
+        return Err(unfit(last, "be taken out of the volume", last_member(typed(id), &found, regions)));
+    }
     if let Some(name) = now.sync_set.iter().find(|name| !now.regions.contains(*name)) {
         return Err(unfit(name, "be in the volume's sync set", "it isn't one of the volume's regions"));
     }
@@ -356,6 +364,21 @@ pub async fn set_volume(
     }
     put(tx, id, &now);
     changed(tx).await
+}
+
+/// Why the last region besides the home isn't taken out of a `geo` volume's sync set, and what to do instead.
+fn last_member(volume: String, found: &Volume, regions: &BTreeSet<String>) -> String {
+    let why = "no other region besides the home is in the sync set of the `geo` volume, so that the home alone would answer fsync until another one is";
+    if regions.is_subset(&found.regions) {
+        return format!(
+            "{why}. Wait until `mooseng volume info {volume}` shows one that stays in the sync set, or make the volume `region` first (`mooseng volume set {volume} --durability region`)"
+        );
+    }
+    let all: Vec<&str> = found.regions.union(regions).map(String::as_str).collect();
+    format!(
+        "{why}. Add the new one first (`mooseng volume set {volume} --regions {}`), and take this one out once `mooseng volume info {volume}` shows the new one in the sync set",
+        all.join(",")
+    )
 }
 
 /// A volume as it is typed.

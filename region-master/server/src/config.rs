@@ -269,6 +269,12 @@ pub struct HouseConfig {
     pub let_go_after_s: u64,
     /// MiB of a volume's log that are kept at most for regions that don't follow it: one that is further behind copies the volume anew. 0 for no bound.
     pub log_kept_mib: u64,
+    /// How long what came of a session's changes is kept once its lease has run out, in seconds: until then a retry returns the first outcome, at the next home,
+    /// too.
+    pub outcomes_kept_s: u64,
+    /// How long files without a name are kept for a session whose lease has run out and that may come back and have them open, in seconds. While there is such a
+    /// session, no space of deleted files of its volume is freed. 0: they wait for no more than its lease, which it has at the next home, too.
+    pub opens_kept_s: u64,
 }
 
 impl Default for HouseConfig {
@@ -302,6 +308,8 @@ impl Default for HouseConfig {
             copy_kib: 390,
             let_go_after_s: 3_600,
             log_kept_mib: 4_096,
+            outcomes_kept_s: 86_400,
+            opens_kept_s: 0,
         }
     }
 }
@@ -414,6 +422,18 @@ impl MasterConfig {
         }
         if self.house.let_go_after_s > RETENTION_S_MAX {
             return Err(wrong("house.let_go_after_s", "ten years are the most; 3600, an hour, is usual"));
+        }
+        if !(1..=RETENTION_S_MAX).contains(&self.house.outcomes_kept_s) {
+            return Err(wrong(
+                "house.outcomes_kept_s",
+                "it must lie between 1 and ten years; 86400, a day, is usual",
+            ));
+        }
+        if self.house.opens_kept_s > RETENTION_S_MAX {
+            return Err(wrong(
+                "house.opens_kept_s",
+                "ten years are the most; 0, their lease alone, is usual",
+            ));
         }
         self.raft_is_well()?;
         if let Some(global) = &self.global {
@@ -608,6 +628,11 @@ address = "127.0.0.1:7001"
         assert!(MasterConfig::parse(&text).unwrap_err().to_string().contains("house.trash_retention_s"));
         let text = format!("{GOOD}[house]\nlet_go_after_s = 400000000\n");
         assert!(MasterConfig::parse(&text).unwrap_err().to_string().contains("house.let_go_after_s"));
+        for wrong in ["outcomes_kept_s = 0", "outcomes_kept_s = 400000000", "opens_kept_s = 400000000"] {
+            let setting = wrong.split(' ').next().unwrap();
+            let error = MasterConfig::parse(&format!("{GOOD}[house]\n{wrong}\n")).unwrap_err().to_string();
+            assert!(error.contains(&format!("house.{setting}")), "{wrong}: {error}");
+        }
         let text = format!("{GOOD}[raft]\nheartbeat_ms = 500\n");
         assert!(MasterConfig::parse(&text).unwrap_err().to_string().contains("raft.election_min_ms"));
     }

@@ -20,7 +20,7 @@
 //! - [`service`], [`sessions`], [`fs`]: the framed stream. [`rpc`], [`status`]: gRPC.
 //! - [`promises`]: recalls, grants, and the gate before a commit.
 //! - [`locks`]: one request at a time for an inode's locks, queues, grants.
-//! - [`trash`]: deleted files that can be restored, for administrators. [`tree`]: where they see volumes.
+//! - [`trash`]: deleted files that can be restored, for administrators; `expiry`: how they leave it by themselves. [`tree`]: where they see volumes.
 //! - [`geo`]: volumes that other regions have, too.
 //! - [`seals`], [`places`], [`tickets`], [`ids`], [`records`]: chunks' ends, their addresses and tickets, fresh ids, own transactions.
 //! - [`own`]: changes of the master's own that pass the gate. [`fsck`]: the check of the whole store.
@@ -36,6 +36,7 @@ pub mod desk;
 pub mod dump;
 pub mod errors;
 pub mod events;
+mod expiry;
 pub mod founding;
 pub mod fs;
 pub mod fsck;

@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use mooseng_embedded::Embedded;
 use mooseng_namespace::{Capacity, Driver, Room};
 use mooseng_ports::clock::Clock;
 use mooseng_raft::RaftNode;
+use mooseng_region::wall::Skipped;
 use mooseng_transport::{Link, LinkOptions, Network, Peer, call_error};
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::{Epoch, Identity, Role, VolumeId};
@@ -39,6 +41,9 @@ pub fn custody_of(epoch: Epoch, term: u64) -> Option<u64> {
 
 /// Connections to chunkservers and masters that are kept at most.
 const LINKS_MAX: usize = 2_000;
+
+/// Two clocks are read at the same time if no more than this goes by.
+const LOOK_WITHIN: Duration = Duration::from_secs(1);
 
 /// A master's parts.
 pub struct Master {
@@ -93,6 +98,8 @@ pub struct Master {
     /// One dump at a time.
     pub dumping: Arc<Semaphore>,
     measured: Mutex<Measured>,
+    /// What the wall clock has skipped.
+    skipped: Mutex<Skipped>,
     desk: Mutex<Desk>,
     /// The desk's count of what was given back, to be read without its lock.
     given_back: Arc<AtomicU64>,
@@ -156,6 +163,7 @@ impl Master {
             checking: Semaphore::new(1),
             dumping: Arc::new(Semaphore::new(1)),
             measured: Mutex::default(),
+            skipped: Mutex::default(),
             given_back: desk.promises.ticks(),
             desk: Mutex::new(desk),
             links: Mutex::default(),
@@ -180,6 +188,26 @@ impl Master {
     /// Takes note of it.
     pub fn measure(&self, measured: Measured) {
         *self.measured.lock().unwrap_or_else(PoisonError::into_inner) = measured;
+    }
+
+    /// Looks whether the wall clock was set forward since the last look.
+    pub fn look_at_clock(&self) {
+        self.skipped(|_| ());
+    }
+
+    fn skipped<T>(&self, section: impl FnOnce(&Skipped) -> T) -> T {
+        let skipped = &mut *self.skipped.lock().unwrap_or_else(PoisonError::into_inner);
+        let (before, wall_ns, now) = (self.clock.boot(), self.clock.unix_ns(), self.clock.boot());
+        // Between the two this thread may have waited for its turn: that is no step.
+        if now.since(before) < LOOK_WITHIN {
+            skipped.look(wall_ns, now);
+        }
+        section(skipped)
+    }
+
+    /// What the wall clock would say now if it hadn't been set forward since it said `then_ns`: times between the two are no longer than they were.
+    pub fn now_since(&self, then_ns: i64) -> i64 {
+        self.skipped(|skipped| skipped.without(then_ns, self.clock.unix_ns()))
     }
 
     /// What a leader has room for. One that is short of it makes way before long where another master isn't, and refuses nothing until then.

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicI64, AtomicU64};
 
+use mooseng_wire::VolumeId;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -82,8 +83,18 @@ pub const NAMES: &[Name] = &[
     NEAR_RECALLS,
     CHUNKS_FETCHED,
     BYTES_FETCHED,
+    REPLICA_AGE_SECONDS,
+    REPLICA_LOG_BYTES,
 ];
 
+const REPLICA_AGE_SECONDS: Name = Name(
+    "mooseng_master_replica_age_seconds",
+    "Seconds for which a region has lacked what it lacks of a volume, data included, by volume and region: of volumes whose home this master leads, 0 where nothing is lacking",
+);
+const REPLICA_LOG_BYTES: Name = Name(
+    "mooseng_master_replica_log_bytes",
+    "About how many bytes of a volume's log lie behind where a region is complete, by volume and region: of volumes whose home this master leads",
+);
 const REQUESTS: Name = Name("mooseng_master_requests", "Requests on framed streams, by method");
 const ERRORS: Name = Name(
     "mooseng_master_errors",
@@ -249,12 +260,20 @@ struct MethodCode {
     code: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct VolumeRegion {
+    volume: u32,
+    region: String,
+}
+
 /// A master's metrics.
 #[derive(Clone)]
 pub struct Metrics {
     requests: Family<Method, Counter>,
     errors: Family<MethodCode, Counter>,
     seconds: Family<Method, Histogram>,
+    replica_age: Family<VolumeRegion, Gauge<f64, AtomicU64>>,
+    replica_log_bytes: Family<VolumeRegion, Gauge>,
     /// 1 while serving as the leader.
     pub leading: Gauge,
     /// Raft's term.
@@ -394,6 +413,8 @@ impl Metrics {
             requests: Family::default(),
             errors: Family::default(),
             seconds: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.000_05, 2.0, 18))),
+            replica_age: Family::default(),
+            replica_log_bytes: Family::default(),
             leading: Gauge::<i64, AtomicI64>::default(),
             term: Gauge::default(),
             global_leading: Gauge::default(),
@@ -464,6 +485,8 @@ impl Metrics {
         registry.register(REQUESTS.0, REQUESTS.1, m.requests);
         registry.register(ERRORS.0, ERRORS.1, m.errors);
         registry.register(SECONDS.0, SECONDS.1, m.seconds);
+        registry.register(REPLICA_AGE_SECONDS.0, REPLICA_AGE_SECONDS.1, m.replica_age);
+        registry.register(REPLICA_LOG_BYTES.0, REPLICA_LOG_BYTES.1, m.replica_log_bytes);
         let gauges = [
             (LEADING, m.leading),
             (TERM, m.term),
@@ -547,6 +570,22 @@ impl Metrics {
         metrics
     }
 
+    /// For how many seconds a region has lacked what it lacks of a volume, and how many bytes of the log that is; none where nobody knows, or others are to tell.
+    pub fn replica_behind(&self, volume: VolumeId, region: &str, behind: Option<(f64, u64)>) {
+        let of = VolumeRegion { volume: volume.0.into(), region: region.to_owned() };
+        match behind {
+            Some((age, bytes)) => {
+                self.replica_age.get_or_create(&of).set(age);
+                let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+                self.replica_log_bytes.get_or_create(&of).set(bytes);
+            }
+            None => {
+                self.replica_age.remove(&of);
+                self.replica_log_bytes.remove(&of);
+            }
+        }
+    }
+
     /// A request was answered.
     pub fn answered(&self, method: &'static str, error: Option<&'static str>, seconds: f64) {
         self.requests.get_or_create(&Method { method }).inc();
@@ -566,6 +605,9 @@ mod tests {
         let mut registry = Registry::default();
         let metrics = Metrics::new(&mut registry);
         metrics.answered("Renew", Some("BUSY"), 0.1);
+        metrics.replica_behind(VolumeId(7), "b", Some((1.5, 300)));
+        metrics.replica_behind(VolumeId(7), "c", Some((1.5, 300)));
+        metrics.replica_behind(VolumeId(7), "c", None);
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         let page =
@@ -578,6 +620,8 @@ mod tests {
                 "{name} isn't in docs/metrics/master.md"
             );
         }
+        let age = "mooseng_master_replica_age_seconds{volume=\"7\",region=\"b\"} 1.5";
+        assert!(text.contains(age) && !text.contains("region=\"c\""), "{text}");
         assert_eq!(text.matches("# TYPE ").count(), NAMES.len());
         assert_eq!(page.lines().filter(|l| l.starts_with("| `")).count(), NAMES.len());
     }

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use futures::StreamExt;
-use mooseng_namespace::trash as namespace_trash;
 use mooseng_namespace::upkeep;
 use mooseng_namespace::{OpError, SessionCall, sessions as records};
 use mooseng_region::sessions::Recorded;
@@ -19,7 +18,7 @@ use crate::errors::{driver_failed, record_failed};
 use crate::fs::context;
 use crate::master::Master;
 use crate::records::transact;
-use crate::{locks, trash};
+use crate::{expiry, locks};
 
 /// How often sessions are looked at.
 const TICK: Duration = Duration::from_millis(200);
@@ -33,10 +32,8 @@ const REAP_MAX: usize = 64;
 const ORPHANS_PAGE: usize = 256;
 /// Such pages worked off one after the other: what is deleted at once by thousands is freed soon, and other work gets its turn.
 const PAGES_MAX: usize = 8;
-/// How often records of long-lapsed sessions are looked for.
+/// How often records of long-lapsed sessions are looked for; more often where they aren't kept for so long.
 const FORGET_EVERY: Duration = Duration::from_secs(600);
-/// How long a lapsed session's outcomes are kept: a day.
-const KEEP_LAPSED_NS: i64 = 24 * 3600 * 1_000_000_000;
 /// Sessions read at a time.
 const SESSIONS_PAGE: usize = 500;
 
@@ -45,7 +42,7 @@ const HOUSEKEEPING_WITHIN: Duration = Duration::from_secs(10);
 
 /// Keeps a volume's house, apart from its chunks, as long as this region is its home.
 pub(crate) async fn run(master: &Master, volume: VolumeId) {
-    let mut house = House::new(volume);
+    let mut house = House::new(master, volume);
     loop {
         tokio::time::sleep(TICK).await;
         house.tick(master).await;
@@ -60,18 +57,23 @@ struct House {
     trims_after: Option<InodeId>,
     next_forget: Instant,
     lapsed: Vec<Recorded>,
+    expiry: expiry::Expiry,
+    /// At the last look there was a session for which files are kept that it may have open.
+    was_awaited: bool,
 }
 
 impl House {
-    fn new(volume: VolumeId) -> Self {
+    fn new(master: &Master, volume: VolumeId) -> Self {
         let now = Instant::now();
         Self {
             volume,
             next_reap: now + REAP_EVERY,
             orphans_after: None,
             trims_after: None,
-            next_forget: now + FORGET_EVERY,
+            next_forget: now + forget_every(master),
             lapsed: Vec::new(),
+            expiry: expiry::Expiry::new(volume),
+            was_awaited: false,
         }
     }
 
@@ -80,13 +82,12 @@ impl House {
         let mut troubles = Vec::new();
         if Instant::now() >= self.next_reap {
             self.next_reap = Instant::now() + REAP_EVERY;
-            troubles.extend(expire(master, self.volume).await.err());
+            troubles.extend(self.expiry.tick(master).await.err());
             troubles.extend(self.reap(master).await.err());
             troubles.extend(self.trim(master).await.err());
-            troubles.extend(trash::publish(master, self.volume).await.err());
         }
         if Instant::now() >= self.next_forget {
-            self.next_forget = Instant::now() + FORGET_EVERY;
+            self.next_forget = Instant::now() + forget_every(master);
             troubles.extend(forget_sessions(master, self.volume).await.err());
         }
         for error in troubles {
@@ -143,6 +144,9 @@ impl House {
     }
 
     async fn reap(&mut self, master: &Master) -> Result<(), CallError> {
+        if self.keeps_opens(master).await? {
+            return Ok(());
+        }
         for _ in 0..PAGES_MAX {
             self.reap_page(master).await?;
             if self.orphans_after.is_none() {
@@ -150,6 +154,22 @@ impl House {
             }
         }
         Ok(())
+    }
+
+    /// Whether files without a name are kept for a session that may have them open still: its lease ran out a short while ago, here or at the home before, and it
+    /// hasn't come back. Nobody knows any more what it had open.
+    async fn keeps_opens(&mut self, master: &Master) -> Result<bool, CallError> {
+        let keep_s = master.config.house.opens_kept_s;
+        if keep_s == 0 {
+            return Ok(false);
+        }
+        let since = before(master, keep_s);
+        let is_awaited = |record: &SessionRecord| record.lapsed_ns.is_some_and(|at| at >= since);
+        let awaited = !self.lapsed.is_empty()
+            || all_sessions(master, self.volume).await?.iter().any(|(_, record)| is_awaited(record));
+        // One that comes back is first on record again, and then says what it has open.
+        let was_awaited = std::mem::replace(&mut self.was_awaited, awaited);
+        Ok(awaited || was_awaited)
     }
 
     async fn reap_page(&mut self, master: &Master) -> Result<(), CallError> {
@@ -217,24 +237,6 @@ impl Drop for Reaping<'_> {
     }
 }
 
-/// What has been in the trash for its time goes to the orphans.
-async fn expire(master: &Master, volume: VolumeId) -> Result<(), CallError> {
-    for _ in 0..PAGES_MAX {
-        let now_ns = master.clock.unix_ns();
-        let expired = transact(&master.store, |tx| async move {
-            let expired = namespace_trash::expire(&tx, volume, now_ns, ORPHANS_PAGE).await?;
-            Ok((tx, expired))
-        })
-        .await
-        .map_err(|e| record_failed(&e))?;
-        master.metrics.trash_expired.inc_by(expired as u64);
-        if expired < ORPHANS_PAGE {
-            break;
-        }
-    }
-    Ok(())
-}
-
 /// Answers how many were freed: others stay in the trash.
 async fn free(master: &Master, volume: VolumeId, inodes: &[InodeId]) -> Result<u64, CallError> {
     let reap = Reap { inodes: inodes.iter().map(|inode| inode.0).collect() };
@@ -248,20 +250,34 @@ async fn free(master: &Master, volume: VolumeId, inodes: &[InodeId]) -> Result<u
     })
 }
 
-/// Forgets a volume's sessions that lapsed a day ago, with their outcomes.
+/// So many seconds ago.
+fn before(master: &Master, seconds: u64) -> i64 {
+    let ns = i64::try_from(seconds).unwrap_or(i64::MAX).saturating_mul(1_000_000_000);
+    master.clock.unix_ns().saturating_sub(ns)
+}
+
+fn forget_every(master: &Master) -> Duration {
+    FORGET_EVERY.min(Duration::from_secs(master.config.house.outcomes_kept_s))
+}
+
+/// Forgets a volume's sessions that lapsed long ago, with their outcomes.
 async fn forget_sessions(master: &Master, volume: VolumeId) -> Result<(), CallError> {
-    let before = master.clock.unix_ns().saturating_sub(KEEP_LAPSED_NS);
+    let before = before(master, master.config.house.outcomes_kept_s);
     let old = |record: &SessionRecord| record.lapsed_ns.is_some_and(|at| at < before);
     for (id, _) in all_sessions(master, volume).await?.into_iter().filter(|(_, record)| old(record)) {
-        transact(&master.store, |tx| async move {
+        let gone = transact(&master.store, |tx| async move {
             let record = records::load_session(&tx, id).await?;
-            if record.is_some_and(|record| record.lapsed_ns.is_some_and(|at| at < before)) {
+            let goes = record.is_none_or(|record| record.lapsed_ns.is_some_and(|at| at < before));
+            if goes {
                 records::close_session(&tx, id).await?;
             }
-            Ok::<_, OpError>((tx, ()))
+            Ok::<_, OpError>((tx, goes))
         })
         .await
         .map_err(|e| record_failed(&e))?;
+        if gone {
+            master.desk(|desk| desk.seat_mut(volume).ids.unbind(id));
+        }
     }
     Ok(())
 }

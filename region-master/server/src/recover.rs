@@ -216,6 +216,12 @@ impl fmt::Display for Shown<'_> {
             None => writeln!(f, "  known acknowledged nothing is noted")?,
         }
         writeln!(f, "  in the store       up to entry {}; the rest is in the log", remains.applied)?;
+        if remains.ahead.is_some() {
+            writeln!(
+                f,
+                "  in the log         less than that: a snapshot was being installed, and the store has all that is here"
+            )?;
+        }
         if let Some(written) = self.disks.written {
             let ago = self.now.duration_since(written).map_or(0, |d| d.as_secs());
             writeln!(f, "  last written       {} ({ago} s ago)", utc(written))?;

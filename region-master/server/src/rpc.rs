@@ -200,7 +200,7 @@ impl Registry for Rpc {
             let want_inventory = desk.beat(now, request).map_err(beat_refused)?;
             // A leader that was replaced meanwhile has nothing to command: its successor may have decided otherwise.
             let custody = ordering.filter(|_| desk.served().next().is_some()).unwrap_or(0);
-            let commands = if custody > 0 { desk.take_commands(&name, now) } else { Vec::new() };
+            let commands = if custody > 0 { desk.take_commands(&name, now, custody) } else { Vec::new() };
             Ok::<_, Status>(HeartbeatReply {
                 want_inventory,
                 custody,

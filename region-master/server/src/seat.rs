@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use mooseng_ports::clock::BootTime;
 use mooseng_region::class::{Class, Classes};
 use mooseng_region::quotas::Ledger;
+use mooseng_region::wall::Steady;
 use mooseng_schema::quota::Account;
 use mooseng_wire::admin::{HouseStatus, TrashStatus};
 use mooseng_wire::founding::Founding;
@@ -95,6 +96,10 @@ pub struct VolumeSeat {
     pub house: House,
     /// What the trash holds; none where nobody has looked in this leadership.
     pub trash: Option<TrashStatus>,
+    /// How the clock has gone by which files in it are old; none where nobody has looked in this leadership.
+    pub(crate) trash_clock: Option<Steady>,
+    /// Files in it whose time is over by the clock, and that stay for that was set forward.
+    pub(crate) trash_held: u64,
     /// A scan was completed since the volume is served.
     pub(crate) scanned: bool,
     /// How often drainings had been set when the last complete scan began; 0 before that.
@@ -115,6 +120,8 @@ impl VolumeSeat {
             counts: ChunkCounts::default(),
             house: House::default(),
             trash: None,
+            trash_clock: None,
+            trash_held: 0,
             scanned: false,
             counted: 0,
         }
@@ -127,7 +134,7 @@ impl VolumeSeat {
         self.ids = IdPool::default();
         self.counts = ChunkCounts::default();
         self.house = House::default();
-        self.trash = None;
+        (self.trash, self.trash_clock, self.trash_held) = (None, None, 0);
         self.scanned = false;
         self.counted = 0;
     }

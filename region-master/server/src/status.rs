@@ -117,6 +117,7 @@ fn disk(d: &registry::DiskFacts) -> DiskReport {
         chunks: d.chunks,
         writable: d.writable,
         error: d.error.clone(),
+        hangs_s: d.hangs_s,
     }
 }
 
@@ -207,6 +208,7 @@ fn facts(master: &Master, masters: &[MasterStatus]) -> Facts {
             credentials: of_masters.chain(of_servers).collect(),
             sessions: desk.sessions.len(),
             sessions_max: desk.sessions.limits().sessions_max,
+            trash: desk.trash_held(),
             founding: desk.founding(),
             strangers: desk.strangers.lately(now),
             global,

@@ -1,6 +1,6 @@
 //! The trash, for administrators: listing, restoring, purging, and how long it keeps files. The leader answers.
 //!
-//! What expires leaves it by the leader's own house-keeping ([`crate::lead`]).
+//! What expires leaves it by the leader's own house-keeping (`expiry`).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use crate::errors::record_failed;
+use crate::expiry;
 use crate::master::Master;
 use crate::own::{self, Repeat};
 use crate::records::transact;
@@ -193,6 +194,9 @@ async fn purge_some(
     mut after: Option<Place>,
 ) -> Result<(Purged, Option<Place>), Status> {
     let now_ns = master.clock.unix_ns();
+    if older_than_s > 0 {
+        is_known(master, served.0, Duration::from_secs(older_than_s)).await?;
+    }
     let age_ns = i64::try_from(older_than_s).unwrap_or(i64::MAX).saturating_mul(1_000_000_000);
     let deleted_ns = match older_than_s {
         // Also what was deleted while another clock, ahead of this one, counted.
@@ -214,6 +218,18 @@ async fn purge_some(
         }
     }
     Ok((sum, after))
+}
+
+/// Refuses to take by its age what nobody knows to be so old.
+async fn is_known(master: &Master, volume: VolumeId, age: Duration) -> Result<(), Status> {
+    let clock = expiry::clock(master, volume).await.map_err(refused)?;
+    let Some(steady) = clock.steady().filter(|steady| *steady < age) else { return Ok(()) };
+    Err(Status::failed_precondition(format!(
+        "the clock of the master that leads was set forward by {} s, {} s ago (TRASH_HELD): of what is in the trash nobody knows whether it has been there for {} s. Purge single files by their ids, or all of it (--all); or ask for what is no older than that step",
+        clock.step().as_secs(),
+        steady.as_secs(),
+        age.as_secs()
+    )))
 }
 
 /// A change of a volume that is served in that custody epoch.

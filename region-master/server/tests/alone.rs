@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use common::{Client, Cluster, until};
 use mooseng_ports::clock::OsClock;
+use mooseng_wire::call::ErrorCode;
 use mooseng_wire::fact::Fact;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
@@ -15,7 +16,7 @@ use mooseng_wire::fs::{
     Caller, Create, FsRequest, GetAttr, HoldAlone, Lookup, Mkdir, ReserveInodes, Rmdir, Tell, Unlink, Untold,
 };
 use mooseng_wire::method::Method;
-use mooseng_wire::session::{AnswerRecalls, RecallsAnswered, Response};
+use mooseng_wire::session::{AnswerRecalls, CloseSession, RecallsAnswered, Response, SessionClosed};
 use mooseng_wire::{InodeId, ROOT_INODE, VolumeId};
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -213,4 +214,41 @@ async fn what_was_told_is_answered_as_recorded_while_it_is_being_freed() {
     let again = ours.change_as(1, made_and_removed(inode, true)).await;
     master.desk(|desk| desk.sessions.reaped(&chosen));
     assert!(is_recorded(&again.unwrap(), inode));
+}
+
+/// One whose program isn't ours took another one's ids, and had what that one wrote in its own file.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_makes_an_inode_under_an_id_that_another_session_was_given() {
+    let mut cluster = Cluster::start(3, Arc::new(OsClock)).await;
+    let (ours, other) = (cluster.client("ours").await, cluster.client("other").await);
+    ours.open(&[]).await.unwrap();
+    other.open(&[]).await.unwrap();
+    let first = reserve(&ours).await;
+    let make = |inode: u64| {
+        let changes = vec![untold(create(ROOT_INODE.0, &format!("f{inode}")), inode)];
+        Op::Tell(Tell { changes })
+    };
+    let is_made = |reply: Reply| {
+        let Reply::Told(told) = reply else { return false };
+        told.replies.iter().all(|reply| matches!(&reply.reply, Some(Reply::Created(_))))
+    };
+    let refused = other.change_as(1, make(first)).await.unwrap_err();
+    assert!(refused.0 == ErrorCode::InvalidRequest && refused.1.contains("another session"), "{refused:?}");
+    assert!(is_made(ours.change_as(1, make(first)).await.unwrap()));
+    assert!(is_made(ours.change_as(1, make(first)).await.unwrap()), "as recorded");
+
+    let old = cluster.leader().await;
+    cluster.kill(old).await;
+    assert_ne!(cluster.leader().await, old);
+    let (ours_again, other_again) = tokio::join!(ours.open(&[]), other.open(&[]));
+    ours_again.and(other_again).unwrap();
+    let refused = other.change_as(2, make(first + 1)).await.unwrap_err();
+    assert!(refused.0 == ErrorCode::InvalidRequest && refused.1.contains("another session"), "{refused:?}");
+    assert!(is_made(ours.change_as(2, make(first + 1)).await.unwrap()), "the next leader knows whose it is");
+
+    // A mount whose session is gone has another one, and the ids of that still.
+    let s = ours.session().await;
+    let close = CloseSession { session: s.session, incarnation: s.incarnation };
+    let _: SessionClosed = ours.call(Method::CloseSession, &close).await.unwrap();
+    assert!(is_made(other.change_as(3, make(first + 2)).await.unwrap()));
 }

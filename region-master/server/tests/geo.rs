@@ -8,6 +8,8 @@ mod commands;
 mod common;
 #[path = "geo/differs.rs"]
 mod differs;
+#[path = "geo/elsewhere.rs"]
+mod elsewhere;
 #[path = "geo/giving_up.rs"]
 mod giving_up;
 #[path = "geo/joins.rs"]
@@ -48,7 +50,9 @@ use mooseng_schema::loss::LossRecord;
 use mooseng_schema::{Record, number};
 use mooseng_store::{Read, Store, StoreError, Transaction};
 use mooseng_transport::{CallFailure, PlainNetwork};
-use mooseng_wire::admin::{ChunkReport, HeartbeatRequest, LogPlace, ShowSalvageRequest};
+use mooseng_wire::admin::{
+    self, ChunkReport, HeartbeatRequest, LogPlace, MoveHomeRequest, ShowSalvageRequest,
+};
 use mooseng_wire::call::ErrorCode;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
@@ -392,6 +396,65 @@ async fn ledger(master: &Master) -> Vec<(Epoch, LossRecord)> {
     losses::ledger(&master.store.begin(), ROOT_VOLUME).await.unwrap()
 }
 
+/// A file has bytes that no chunkserver has: whatever follows isn't complete.
+async fn names(home: &Master, file: InodeId, lacking: ChunkId) {
+    let tx = home.store.begin();
+    let record = ChunkRecord { length: 10, sealed: true, ..ChunkRecord::default() };
+    tx.set(&chunk::key(lacking), &record.to_value());
+    let held =
+        LocationRecord { layout: 1, copies: vec!["gone".into()], epoch: 1, ..LocationRecord::default() };
+    tx.set(&location::key(lacking), &held.to_value());
+    let used = ChunkUse { extents: 1, bytes: 10 };
+    tx.set(&chunk::reference_key(lacking, file), &used.to_value());
+    let extent = ExtentRecord { chunk: lacking.0, length: 10, ..ExtentRecord::default() };
+    tx.set(&extent::key(file, 0), &extent.to_value());
+    tx.commit().await.unwrap();
+}
+
+/// What a failover would lose is what isn't complete elsewhere, however new what is shown there is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_region_whose_bytes_lag_is_told_to_lag_and_no_move_to_it_is_planned() {
+    let regions = Regions::start(&[("a", 1), ("b", 1), ("w", 1)]).await;
+    let mount = client(&regions, "b", "a");
+    change(&mount, mkdir("d")).await;
+    caught_up(&regions, "b").await;
+    let (home, replica) = (serving(&regions, "a").unwrap().clone(), serving(&regions, "b").unwrap().clone());
+    let told = |master: &Master| {
+        mooseng_master::geo::replicas(master, ROOT_VOLUME).into_iter().find(|of| of.region == "b")
+    };
+    until("it lacks nothing", async || {
+        let whole = |of: admin::Replica| of.complete.is_some() && of.complete_behind_ms.is_none();
+        told(&home).is_some_and(whole) && told(&replica).is_some_and(whole)
+    })
+    .await;
+    let whole = told(&home).unwrap();
+    assert_eq!((whole.log_bytes_behind, whole.log_bytes_more), (Some(0), false));
+    assert_eq!(told(&replica).unwrap().chunks_awaited, 0);
+    let complete = |of: &admin::Replica| of.complete.map(|at| (at.epoch, at.version));
+    let cut = complete(&whole);
+
+    names(&home, InodeId(900_000), ChunkId(900_000)).await;
+    for n in 0..3 {
+        change(&mount, mkdir(&format!("e{n}"))).await;
+    }
+    caught_up(&regions, "b").await;
+    until("the home knows that the log is there, and the bytes aren't", async || {
+        told(&home).is_some_and(|of| of.behind_ms.is_none() && of.complete_behind_ms > Some(50))
+    })
+    .await;
+    let of = told(&home).unwrap();
+    assert!(complete(&of) >= cut && complete(&of) < Some((of.epoch, of.version)), "{of:?}");
+    assert!(!of.complete_behind_longer && of.log_bytes_behind > Some(0) && !of.log_bytes_more, "{of:?}");
+    let own = told(&replica).unwrap();
+    assert!(own.complete == of.complete && own.complete_behind_ms.is_some(), "{own:?} {of:?}");
+    assert!(own.chunks_awaited >= 1, "{own:?}");
+    let asked = MoveHomeRequest { to: "b".into(), plan: true, ..MoveHomeRequest::default() };
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    let refused = mooseng_master::geo::moving::order(&home, asked, deadline).await.unwrap_err();
+    assert_eq!(refused.code(), ErrorCode::InvalidRequest, "{refused:?}");
+    assert!(refused.message.contains("doesn't keep up"), "{refused:?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_home_begins_where_its_data_is_and_says_what_was_lost() {
     let mut regions = Regions::start(&[("a", 3), ("b", 3), ("w", 1)]).await;
@@ -406,21 +469,8 @@ async fn a_home_begins_where_its_data_is_and_says_what_was_lost() {
     };
     until("the replica is complete", async || complete(&regions).await.is_some_and(|(c, at)| c == at)).await;
     let (cut, _) = complete(&regions).await.unwrap();
-    // Bytes that no chunkserver has: whatever follows isn't complete.
-    let home = serving(&regions, "a").unwrap().clone();
     let (file, lacking) = (InodeId(900_000), ChunkId(900_000));
-    let tx = home.store.begin();
-    let record = ChunkRecord { length: 10, sealed: true, ..ChunkRecord::default() };
-    tx.set(&chunk::key(lacking), &record.to_value());
-    let held =
-        LocationRecord { layout: 1, copies: vec!["gone".into()], epoch: 1, ..LocationRecord::default() };
-    tx.set(&location::key(lacking), &held.to_value());
-    let used = ChunkUse { extents: 1, bytes: 10 };
-    tx.set(&chunk::reference_key(lacking, file), &used.to_value());
-    let extent = ExtentRecord { chunk: lacking.0, length: 10, ..ExtentRecord::default() };
-    tx.set(&extent::key(file, 0), &extent.to_value());
-    tx.commit().await.unwrap();
-    drop(home);
+    names(serving(&regions, "a").unwrap(), file, lacking).await;
     let mut at = Place::default();
     for n in 0..3 {
         at = change(&old, mkdir(&format!("e{n}"))).await;
@@ -484,6 +534,21 @@ async fn a_home_begins_where_its_data_is_and_says_what_was_lost() {
     let told = losses::list_losses(&replica, 0).await.unwrap();
     assert_eq!((told.home.as_str(), told.region.as_str(), told.losses.len()), ("b", "a", 1));
     assert_eq!(losses::list_losses(&replica, 7).await.unwrap_err().code(), tonic::Code::NotFound);
+    // Each region names the files of which it has put something aside.
+    for (master, file) in [(&master, "/e1"), (&replica, "/e2")] {
+        let told = losses::list_losses(master, 0).await.unwrap().losses.remove(0);
+        assert!(told.files.iter().any(|of| of.path == file) && !told.more_files, "{told:?}");
+        assert!(told.cut_ns.is_none_or(|cut| cut <= told.at_ns), "{told:?}");
+    }
+    let mut n = 0;
+    until("the time of a change is told", async || {
+        n += 1;
+        let at = change(&new, mkdir(&format!("g{n}"))).await;
+        let at = LogPosition::new(Epoch(at.epoch), at.version);
+        let time = losses::time_at(&master.store.begin(), ROOT_VOLUME, at).await.unwrap();
+        time.is_some_and(|ns| ns.abs_diff(master.clock.unix_ns()) < 60_000_000_000)
+    })
+    .await;
     let nothing = ShowSalvageRequest { cut: Some(LogPlace { epoch: 9, version: 9 }), ..Default::default() };
     assert_eq!(losses::show_salvage(&replica, nothing).await.unwrap_err().code(), tonic::Code::NotFound);
 }

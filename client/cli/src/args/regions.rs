@@ -7,7 +7,7 @@ use clap::{Args as ClapArgs, Subcommand, ValueEnum};
 
 use mooseng_wire::admin::MemberToAdd;
 
-use super::{Output, Reading, Rest};
+use super::{OfVolume, Output, Reading, Rest};
 
 /// `mooseng regions`.
 #[derive(ClapArgs, Debug)]
@@ -262,7 +262,7 @@ pub struct SalvageArgs {
 /// What is asked about what was put aside.
 #[derive(Subcommand, Debug)]
 pub enum SalvageCommand {
-    /// Show the archives of a region.
+    /// Show the archives of a region: of one volume, or of all that it has.
     List(SalvageList),
     /// Show an archive: the files that it concerns, and its entries.
     Show(SalvageShow),
@@ -274,6 +274,9 @@ pub enum SalvageCommand {
 /// `mooseng salvage list`.
 #[derive(ClapArgs, Debug)]
 pub struct SalvageList {
+    /// Of that volume alone, by its number or the path that it is joined at [default: all that the region has something of].
+    #[arg(long, value_name = "PATH|NUMBER")]
+    pub volume: Option<String>,
     /// A configuration whose certificate has the role admin, in the region.
     #[arg(long, env = "MOOSENG_CONFIG", value_name = "FILE")]
     pub config: PathBuf,
@@ -286,6 +289,8 @@ pub struct SalvageList {
 pub struct SalvageShow {
     /// The archive: the place that its entries follow, as `mooseng salvage list` shows it.
     pub id: String,
+    #[command(flatten)]
+    pub of: OfVolume,
     /// A configuration whose certificate has the role admin, in the region.
     #[arg(long, env = "MOOSENG_CONFIG", value_name = "FILE")]
     pub config: PathBuf,

@@ -13,6 +13,10 @@ pub struct Options {
     pub dev: bool,
     /// Everything is read at the volume's home.
     pub strong: bool,
+    /// Each change is durable before it is answered.
+    pub sync: bool,
+    /// Each change of names is.
+    pub dirsync: bool,
     pub retry_timeout_s: Option<u64>,
 }
 
@@ -24,15 +28,13 @@ pub enum Unknown {
     Ignore,
 }
 
-/// What a mount does anyway, or what is for whoever reads fstab. Names and sizes are durable when a change returns, so `dirsync` changes nothing.
+/// What a mount does anyway, or what is for whoever reads fstab.
 const NOTHING_TO_DO: &[&str] = &[
     "_netdev",
-    "async",
     "atime",
     "auto",
     "defaults",
     "diratime",
-    "dirsync",
     "group",
     "lazytime",
     "loud",
@@ -48,7 +50,6 @@ const NOTHING_TO_DO: &[&str] = &[
     "nousers",
     "owner",
     "silent",
-    "sync",
     "user",
     "users",
 ];
@@ -69,6 +70,10 @@ const KNOWN: &[&str] = &[
     "retry_timeout",
     "strong",
     "session",
+    "consistency",
+    "sync",
+    "async",
+    "dirsync",
     "nofail",
     "noauto",
     "_netdev",
@@ -98,8 +103,16 @@ impl Options {
             ("allow_other", _) => self.allow_other = true,
             ("noatime", _) => self.no_atime = true,
             ("relatime", _) => self.no_atime = false,
-            ("strong", _) => self.strong = true,
-            ("session", _) => self.strong = false,
+            ("strong", _) | ("consistency", "strong") => self.strong = true,
+            ("session", _) | ("consistency", "session") => self.strong = false,
+            ("consistency", _) => {
+                return Err(Failure::usage(format!(
+                    "-o {word}: what is read can be as this host's session has seen it (consistency=session), or as the volume's home has it (consistency=strong)."
+                )));
+            }
+            ("sync", _) => self.sync = true,
+            ("async", _) => self.sync = false,
+            ("dirsync", _) => self.dirsync = true,
             ("retry_timeout", seconds) => {
                 let seconds = seconds.parse::<u64>().ok().filter(|seconds| *seconds > 0);
                 let wrong = || Failure::usage(format!("-o {word}: seconds are expected, at least one."));
@@ -152,6 +165,13 @@ mod tests {
             Options::default(),
             "the last one counts"
         );
+        assert!(parse("consistency=strong").unwrap().strong);
+        assert_eq!(parse("strong,consistency=session").unwrap(), Options::default());
+        for vague in ["consistency", "consistency=eventual"] {
+            let refused = parse(vague).unwrap_err();
+            assert_eq!(refused.exit_code(), 2, "{vague}");
+            assert!(refused.to_string().contains("consistency=session"), "{refused}");
+        }
         assert!(parse("readonly").unwrap_err().exit_code() == 2);
         for senseless in ["retry_timeout=0", "retry_timeout=soon", "retry_timeout"] {
             assert_eq!(parse(senseless).unwrap_err().exit_code(), 2, "{senseless}");
@@ -160,6 +180,15 @@ mod tests {
         let not_built = parse("bounded=5s").unwrap_err();
         assert_eq!(not_built.exit_code(), 1);
         assert!(not_built.to_string().starts_with("NotBuilt"));
+    }
+
+    /// They were taken for something that a mount does anyway, and promised what it didn't keep.
+    #[test]
+    fn a_mount_that_is_to_wait_is_told_so() {
+        assert_eq!(parse("sync").unwrap(), Options { sync: true, ..Options::default() });
+        assert_eq!(parse("dirsync").unwrap(), Options { dirsync: true, ..Options::default() });
+        assert_eq!(parse("sync,async").unwrap(), Options::default());
+        assert!(parse("snc").unwrap_err().to_string().contains("sync"));
     }
 
     #[test]

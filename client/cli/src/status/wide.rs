@@ -182,7 +182,7 @@ fn findings(reply: &StatusReply) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use mooseng_wire::admin::{MasterStatus, RegionMaster, Replica};
+    use mooseng_wire::admin::{LogPlace, MasterStatus, RegionMaster, Replica};
 
     use super::*;
 
@@ -195,7 +195,13 @@ mod tests {
     }
 
     fn wide(geo: bool, sync_set: &[&str]) -> Wide {
-        let replica = Replica { region: "b".into(), epoch: 1, behind_ms: Some(250), ..Replica::default() };
+        let replica = Replica {
+            region: "b".into(),
+            epoch: 1,
+            complete: Some(LogPlace { epoch: 1, version: 7 }),
+            complete_behind_ms: Some(250),
+            ..Replica::default()
+        };
         let root = Volume {
             home: "a".into(),
             epoch: 1,

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use mooseng_wire::admin::{ListRegionsReply, MoveHomeReply, MoveHomeRequest, Volume};
+use mooseng_wire::admin::{ListRegionsReply, LogPlace, MoveHomeReply, MoveHomeRequest, Replica, Volume};
 use serde_json::{Value, json};
 
 use super::{Named, name};
@@ -84,7 +84,7 @@ struct Move {
     reply: MoveHomeReply,
     /// How long a message takes to the new home and back, in microseconds, as the asked region sees it.
     round_trip_us: Option<u64>,
-    /// Chunks that the new home has yet to fetch: what it lacks of them is what its place in the log doesn't name.
+    /// Chunks of which the new home has yet to fetch bytes.
     chunks_awaited: u64,
     /// What each loss means before and after.
     losses: Vec<(Outlook, Outlook)>,
@@ -100,9 +100,11 @@ impl Move {
         // The old home has everything that the new one begins with, and the others go on from where they are.
         after.replicas =
             known.replicas.iter().filter(|replica| replica.region != after.home).cloned().collect();
-        after.replicas.push(mooseng_wire::admin::Replica {
+        after.replicas.push(Replica {
             region: before.home.clone(),
             epoch: before.epoch,
+            // All of it, wherever that ends.
+            complete: Some(LogPlace { epoch: after.epoch, version: 0 }),
             ..Default::default()
         });
         let region = regions.regions.iter().find(|region| region.name == after.home);
@@ -134,12 +136,15 @@ impl Move {
                 name(&self.after)
             ));
             let lacks = match self.reply.behind_ms {
-                None => format!("Right now {to} lacks nothing of its log"),
-                Some(ms) => format!("Right now {to} lacks the last {} of its log", outlook::seconds(ms)),
+                None => format!("Right now {to} lacks nothing of what was written"),
+                Some(ms) => format!(
+                    "Right now {to} lacks what was written in the last {}, or its data",
+                    outlook::seconds(ms)
+                ),
             };
             let chunks = match self.chunks_awaited {
                 0 => String::new(),
-                n => format!(", and has {n} chunks to fetch that nobody needs for that"),
+                n => format!(", and has bytes of {n} chunks to fetch"),
             };
             lines.push(format!(
                 "{lacks}{chunks}. It gets what it lacks as ever, while {from} still takes changes; then {from} stops, {to} gets the last of them with their data, and changes go on there: for some round trips they wait, and none fails or is lost. Nothing else is copied."
@@ -201,7 +206,7 @@ impl Move {
         lines.push(match (is_member, self.reply.behind_ms) {
             (true, _) => format!("{to} is in the sync set: nothing that fsync has covered {would} lost. What was answered otherwise and {to} lacks {would}."),
             (false, Some(ms)) => format!(
-                "What {from} acknowledged and {to} lacks {would} lost: {to} had everything that there was {} ago, and may have some of what came after.",
+                "What {from} acknowledged and {to} lacks {would} lost: {to} had everything that there was {} ago, data included, and may have some of what came after.",
                 outlook::seconds(ms)
             ),
             (false, None) => format!("What {from} acknowledged and {to} lacks {would} lost, and {to} doesn't know how much that is."),
@@ -249,7 +254,7 @@ impl Move {
 
 #[cfg(test)]
 mod tests {
-    use mooseng_wire::admin::{LogPlace, Region, RegionMaster, Replica};
+    use mooseng_wire::admin::{Region, RegionMaster};
 
     use super::*;
 
@@ -271,8 +276,16 @@ mod tests {
             sync_set: names(if geo { &["a", "b"] } else { &["b"] }),
             ..before.clone()
         };
-        let replica =
-            Replica { region: "b".into(), epoch: 1, version: 9, behind_ms: Some(40), ..Replica::default() };
+        // It has all entries.
+        let replica = Replica {
+            region: "b".into(),
+            epoch: 1,
+            version: 9,
+            complete: Some(LogPlace { epoch: 1, version: 8 }),
+            complete_behind_ms: Some(40),
+            chunks_awaited: 2,
+            ..Replica::default()
+        };
         let known = Volume { replicas: vec![replica], ..before.clone() };
         let master = RegionMaster { round_trip_us: Some(60_200), ..RegionMaster::default() };
         let region =
@@ -298,9 +311,9 @@ mod tests {
         let text = moved(false).text(true);
         for part in [
             "The home of volume / would move from a to b (round trip 60.2 ms).",
-            "Right now b lacks the last 0.040 s of its log",
+            "Right now b lacks what was written in the last 0.040 s, or its data, and has bytes of 2 chunks to fetch.",
             "2 copies before, during and after, in a, b",
-            "If a were lost, before: Writes of the last 0.040 s would be lost, which b lacks.",
+            "If a were lost, before: Writes of the last 0.040 s would be lost, which b lacks, or whose data it lacks.",
             "If a were lost, after: Nothing acknowledged would be lost. b would go on.",
             "If b were lost, after: Right now nothing would be lost: a lacks nothing.",
             "Nothing was changed.",
@@ -315,7 +328,7 @@ mod tests {
         let lagging = moved(false).forced_text(true);
         for part in [
             "The home a of volume / would be given up",
-            "b had everything that there was 0.040 s ago",
+            "b had everything that there was 0.040 s ago, data included",
             "at the longest until its lease runs out",
             "Nothing was changed.",
         ] {

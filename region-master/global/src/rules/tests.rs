@@ -171,6 +171,33 @@ async fn a_home_hands_its_volume_over_once_and_only_where_nothing_came_in_betwee
     assert!(matches!(moving("b", "a", Epoch(2), version).await, Err(RuleError::Closed { .. })));
 }
 
+/// Else the home alone would answer fsync until another region is in the set.
+#[tokio::test]
+async fn the_last_region_besides_the_home_stays_in_a_geo_volumes_sync_set() {
+    let store = founded().await;
+    let c = &Region { number: 0, ..region(9, 3, false) };
+    ruled!(&store, tx, add_region(&tx, "c", c, &[])).unwrap();
+    let set = async |change: VolumeChange| {
+        let change = &change;
+        ruled!(&store, tx, set_volume(&tx, ROOT, Epoch(1), change))
+    };
+    let regions = |of: &[&str]| VolumeChange { regions: Some(names(of)), ..VolumeChange::default() };
+    let sync_set = |of: &[&str]| VolumeChange { sync_set: Some(names(of)), ..VolumeChange::default() };
+    set(VolumeChange { durability: Some(Durability::Geo), ..regions(&["a", "b"]) }).await.unwrap();
+    set(sync_set(&["a", "b"])).await.unwrap();
+    let refused = set(regions(&["a", "c"])).await.unwrap_err().to_string();
+    assert!(refused.contains("alone would answer") && refused.contains("--regions a,b,c`"), "{refused}");
+    set(regions(&["a", "b", "c"])).await.unwrap();
+    let refused = set(regions(&["a", "c"])).await.unwrap_err().to_string();
+    assert!(refused.contains("Wait until"), "{refused}");
+    set(sync_set(&["a", "b", "c"])).await.unwrap();
+    set(regions(&["a", "c"])).await.unwrap();
+    assert_eq!(seen(&store).await.volumes[&ROOT].sync_set, names(&["a", "c"]));
+    // One that is away has left the set before.
+    set(sync_set(&["a"])).await.unwrap();
+    set(regions(&["a", "b"])).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_geo_volume_moves_within_its_sync_set_and_keeps_it() {
     let store = founded().await;

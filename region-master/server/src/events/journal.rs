@@ -16,7 +16,7 @@ pub const EVENTS_MAX: usize = 4_000;
 /// Bytes of one event's line.
 const LINE_BYTES_MAX: usize = 4 << 10;
 /// The two files.
-const FILES: [&str; 2] = ["events-1.jsonl", "events-2.jsonl"];
+pub const FILES: [&str; 2] = ["events-1.jsonl", "events-2.jsonl"];
 
 /// An event as it is kept.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

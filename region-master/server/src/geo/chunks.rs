@@ -1,5 +1,5 @@
-//! How the bytes come that the log names: a chunkserver of this region pulls each sealed chunk from one of the home's. Further copies are made from
-//! that one, as in any region ([`crate::house`]).
+//! How the bytes come that the log names: a chunkserver of this region pulls each sealed chunk from one of the home's, or of another region's where the home's has
+//! it not or isn't reached. Further copies are made from that one, as in any region ([`crate::house`]).
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use mooseng_wire::geo::{AskSource, Hint, Source};
 use mooseng_wire::method::Method;
 use mooseng_wire::{ChunkId, Role, VolumeId};
 
-use super::{ROOT_VOLUME, fetch, pause, push, serve};
+use super::{Geo, ROOT_VOLUME, ask, fetch, pause, push, serve};
 use crate::errors::record_failed;
 use crate::master::Master;
 use crate::records::transact;
@@ -28,12 +28,54 @@ use crate::tickets;
 const HINTED_MAX: usize = 4_096;
 /// Chunks fetched at a time.
 const AT_ONCE: usize = 8;
+/// So many of them at most because readers wait for them: a home's fsyncs wait for what holds completeness back, however much is read here.
+const AWAITED_AT_ONCE: usize = 6;
 /// After a failure; the scan finds the chunk again.
 const AGAIN: Duration = Duration::from_millis(400);
+/// The home gets so long to say where a chunk is before other regions are asked, too.
+const HOME_FIRST: Duration = Duration::from_millis(1_500);
 /// How long a chunkserver may take to say what it has.
 const DIGEST_WITHIN: Duration = Duration::from_secs(5);
 
-/// Where a sealed chunk can be read, and what it must be: asked of the home's leader, and by a home that lacks it of any other's.
+/// Where a chunk can be read in another region: in the home's if it has it and answers, or else in the nearest one that has the volume and the chunk.
+pub async fn source_of(master: &Master, asked: &AskSource) -> Result<Source, String> {
+    let volume = ChunkId(asked.chunk).volume();
+    let (own, home) = (&master.config.region, super::home_of(master, volume)?);
+    let mut at_home = std::pin::pin!(async {
+        match home == *own {
+            true => Err("no other region has the chunk".to_owned()),
+            false => ask(master, &home, Method::ChunkSource, asked).await,
+        }
+    });
+    let from_home = match tokio::time::timeout(HOME_FIRST, &mut at_home).await {
+        Ok(Ok(source)) => return Ok(source),
+        Ok(Err(trouble)) => Some(trouble),
+        Err(_) => None,
+    };
+    let view = master.geo.view();
+    let replicas = view.iter().flat_map(|view| view.replicas_of(volume)).map(str::to_owned);
+    let way = |region: &str| master.global.as_ref().and_then(|global| global.round_trip_to(region));
+    let mut others: Vec<String> = replicas.filter(|region| region != own).collect();
+    others.sort_by_cached_key(|region| way(region).unwrap_or(Duration::MAX));
+    let mut last = None;
+    for region in others {
+        match ask(master, &region, Method::ChunkSource, asked).await {
+            Ok(source) => return Ok(source),
+            Err(trouble) => last = Some(format!("{region}: {trouble}")),
+        }
+    }
+    // A home that is only slow may have it still.
+    let from_home = match from_home {
+        Some(trouble) => trouble,
+        None => match at_home.await {
+            Ok(source) => return Ok(source),
+            Err(trouble) => trouble,
+        },
+    };
+    Err(last.into_iter().fold(from_home, |told, other| format!("{told}; {other}")))
+}
+
+/// Where a chunk can be read, and if it is sealed what it must be: asked of the home's leader, and of any other's by who doesn't get it there.
 pub async fn source(master: &Master, peer: &Peer, asked: AskSource) -> Result<Source, CallError> {
     let chunk = ChunkId(asked.chunk);
     let term = serve::of_all(master, peer, u32::from(chunk.volume().0))?.0;
@@ -48,7 +90,9 @@ pub async fn source(master: &Master, peer: &Peer, asked: AskSource) -> Result<So
     } else {
         sealed && listing.record.length == asked.length
     };
-    if !as_asked || location.partial.is_some() {
+    // Of one that grows a part may do: what a region says that it has is durable there.
+    let is_whole = location.partial.is_none_or(|partial| asked.grows && partial >= asked.length);
+    if !as_asked || !is_whole {
         return Err(call_error(
             ErrorCode::Unavailable,
             "the chunk is another one by now, or isn't whole here; look at the log first",
@@ -136,32 +180,61 @@ pub(super) fn members(master: &Master, location: &LocationRecord) -> Vec<ChainMe
     location.copies.iter().filter_map(member).collect()
 }
 
-/// Fetches what is wanted: in a replica's region what its log names, at home what was at the home of before alone. First what holds back the place
-/// at which the replica is complete.
+/// What is under way.
+#[derive(Default)]
+struct Fetching {
+    chunks: BTreeSet<ChunkId>,
+    /// Those of them that readers wait for.
+    awaited: BTreeSet<ChunkId>,
+    /// Whose turn it was last.
+    served: Option<VolumeId>,
+}
+
+impl Fetching {
+    /// What is fetched next, and up to where; nothing while all that is wanted is under way.
+    fn next(&mut self, geo: &Geo) -> Option<(ChunkId, Option<u64>)> {
+        let served = self.served.unwrap_or(ROOT_VOLUME);
+        let is_busy = |chunk: ChunkId| self.chunks.contains(&chunk);
+        let mut awaited = None;
+        if self.awaited.len() < AWAITED_AT_ONCE {
+            awaited = geo.next_need(served, |needs| needs.next_awaited(is_busy));
+        }
+        let next = match awaited.or_else(|| geo.next_need(served, |needs| needs.next(is_busy))) {
+            Some((chunk, upto)) => (chunk, Some(upto)),
+            None => loop {
+                // What is lacking behind one that is under way is asked for again.
+                let chunk = geo.take_wanted()?;
+                if !is_busy(chunk) {
+                    break (chunk, None);
+                }
+            },
+        };
+        self.chunks.insert(next.0);
+        self.awaited.extend(awaited.map(|(chunk, _)| chunk));
+        self.served = Some(next.0.volume());
+        Some(next)
+    }
+
+    fn ended(&mut self, chunk: ChunkId) {
+        self.chunks.remove(&chunk);
+        self.awaited.remove(&chunk);
+    }
+}
+
+/// Fetches what is wanted: in a replica's region what its log names, at home what was at the home of before alone. First what readers wait for, and what holds
+/// back the place at which the replica is complete.
 pub async fn run(master: &Master, term: u64) {
     let mut fetching = FuturesUnordered::new();
-    let mut busy = BTreeSet::new();
-    // Whose turn it was last.
-    let mut served = ROOT_VOLUME;
+    let mut under_way = Fetching::default();
     loop {
         while fetching.len() < AT_ONCE {
-            let needed = master.geo.next_need(served, |chunk| busy.contains(&chunk));
-            let next = needed.map(|(chunk, upto)| (chunk, Some(upto)));
-            let Some((chunk, upto)) = next.or_else(|| master.geo.take_wanted().map(|chunk| (chunk, None)))
-            else {
-                break;
-            };
-            if !busy.insert(chunk) {
-                // It is under way, and what is lacking behind is asked for again.
-                continue;
-            }
-            served = chunk.volume();
+            let Some((chunk, upto)) = under_way.next(&master.geo) else { break };
             fetching.push(async move {
                 if let Err(reason) = fetch::fetch(master, term, chunk, upto).await {
                     tracing::info!(
                         chunk = chunk.0,
                         reason,
-                        "a chunk couldn't be fetched from the home yet; trying on"
+                        "a chunk couldn't be fetched from another region yet; trying on"
                     );
                     tokio::time::sleep(pause(AGAIN)).await;
                 }
@@ -169,7 +242,7 @@ pub async fn run(master: &Master, term: u64) {
             });
         }
         tokio::select! {
-            Some(chunk) = fetching.next(), if !fetching.is_empty() => drop(busy.remove(&chunk)),
+            Some(chunk) = fetching.next(), if !fetching.is_empty() => under_way.ended(chunk),
             () = master.geo.wanting.notified() => {}
         }
     }
@@ -182,4 +255,52 @@ pub(super) async fn load(master: &Master, chunk: ChunkId) -> Result<Option<Chunk
     })
     .await
     .map_err(|e| record_failed(&e))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use mooseng_replica::Tail;
+    use mooseng_replica::needs::Needs;
+    use mooseng_schema::log::LogPosition;
+    use mooseng_wire::Epoch;
+
+    use super::super::{TAIL_BYTES_MAX, lock};
+    use super::*;
+
+    #[test]
+    fn what_readers_wait_for_is_fetched_first_and_leaves_room_for_what_holds_completeness_back() {
+        let at = |version| LogPosition::new(Epoch(1), version);
+        let (second, begun) = (VolumeId(1), at(1));
+        let geo = Geo::new(Arc::new(Tail::new(TAIL_BYTES_MAX)), None);
+        let mut of_root = Needs::from(begun);
+        of_root.note(at(2), (1..=20).map(|chunk| (ChunkId(chunk), 5)), []);
+        let of_second = |chunk| ChunkId::new(second, chunk);
+        let mut others = Needs::from(begun);
+        others.note(at(2), (1..=20).map(|chunk| (of_second(chunk), 5)), []);
+        (11..=20).for_each(|chunk| others.missed(of_second(chunk), 3));
+        *lock(&geo.seat(ROOT_VOLUME).needs) = Some(of_root);
+        *lock(&geo.seat(second).needs) = Some(others);
+        geo.want(ChunkId(77));
+
+        let mut under_way = Fetching::default();
+        let next = |under_way: &mut Fetching| under_way.next(&geo);
+        for chunk in 11..11 + AWAITED_AT_ONCE as u64 {
+            assert_eq!(next(&mut under_way), Some((of_second(chunk), Some(5))));
+        }
+        // Each volume in its turn.
+        assert_eq!(next(&mut under_way), Some((ChunkId(1), Some(5))));
+        assert_eq!(next(&mut under_way), Some((of_second(1), Some(5))));
+        // Once one of those has come that readers wait for, the next of them is in front again.
+        under_way.ended(of_second(11));
+        assert_eq!(next(&mut under_way), Some((of_second(17), Some(5))));
+        assert_eq!(next(&mut under_way), Some((ChunkId(2), Some(5))));
+        // What no log lacks comes last.
+        for volume in [ROOT_VOLUME, second] {
+            *lock(&geo.seat(volume).needs) = None;
+        }
+        assert_eq!(next(&mut under_way), Some((ChunkId(77), None)));
+        assert_eq!(next(&mut under_way), None);
+    }
 }

@@ -19,8 +19,7 @@ use mooseng_wire::geo::{AskSource, Hint, Source};
 use mooseng_wire::method::Method;
 use mooseng_wire::{CHUNK_BYTES_MAX, ChunkId, Role, VolumeId};
 
-use super::ask;
-use super::chunks::load;
+use super::chunks::{load, source_of};
 use crate::master::Master;
 use crate::{house, tickets};
 
@@ -29,6 +28,9 @@ const PULL_WITHIN: Duration = Duration::from_secs(60);
 const PACE_MIN: u64 = 1 << 20;
 /// How long chunkservers may take to say whether they have what was sent.
 const ARRIVED_WITHIN: Duration = Duration::from_millis(50);
+/// How long bytes are waited for that are sent here as they are appended: the log that names them may be faster by what it takes to write them here. Reading them
+/// in the other region takes a round trip, and sends them twice.
+const EXPECTED_MS: u32 = 100;
 /// How often it is begun again at once where the chunk changed meanwhile.
 const TRIES: usize = 5;
 /// Chunkservers that are tried in place of those that fail, at a time.
@@ -137,7 +139,7 @@ pub(super) async fn arrived(master: &Master, term: u64, chunk: ChunkId, upto: u6
         return false;
     }
     let order = Growing { term, chunk, upto, digest: Bytes::new() };
-    let follow = location.copies.iter().map(|copy| order.follow(master, copy, None));
+    let follow = location.copies.iter().map(|copy| order.follow(master, copy, None, 0));
     let followed = tokio::time::timeout(ARRIVED_WITHIN, futures::future::join_all(follow)).await;
     let lengths: Option<Vec<u64>> = followed.ok().and_then(|all| all.into_iter().map(Result::ok).collect());
     let Some(least) = lengths.and_then(|lengths| lengths.into_iter().min()) else { return false };
@@ -276,6 +278,9 @@ async fn follow(
     let need = class(master, chunk.volume(), listing.record.storage_class).min_copies.max(1);
     let hint = super::lock(&master.geo.hints).remove(&chunk).filter(|_| !sealed);
     let hinted = hint.is_some();
+    // What was sent here is here, or about to be.
+    let pushed = hint.as_ref().map(|hint| hint.pushed.clone()).unwrap_or_default();
+    let expected = location.copies.iter().all(|copy| pushed.contains(copy)) && !pushed.is_empty();
     let afar = match hint {
         Some(hint) => hint.source.unwrap_or_default(),
         None => source_of(master, &AskSource { chunk: chunk.0, length: upto, grows: !sealed }).await?,
@@ -292,8 +297,9 @@ async fn follow(
     // The first one reads it there. The others have it, too, where it was sent as it was appended; else they read it from the first.
     let mut behind = Vec::new();
     let few = futures::future::join_all(copies.iter().enumerate().map(|(place, copy)| {
-        let (order, source) = (&order, (place == 0).then_some(&afar));
-        async move { (*copy, order.follow(master, copy, source).await) }
+        let (order, source) = (&order, (place == 0 && !expected).then_some(&afar));
+        let expected_ms = if expected { EXPECTED_MS } else { 0 };
+        async move { (*copy, order.follow(master, copy, source, expected_ms).await) }
     }));
     for (copy, followed) in few.await {
         match followed {
@@ -309,7 +315,7 @@ async fn follow(
         }
     }
     // The one that couldn't read it there comes last: there may be a copy near by then.
-    let asked_afar = copies.first().copied();
+    let asked_afar = copies.first().copied().filter(|_| !expected);
     behind.sort_by_key(|(copy, _)| asked_afar == Some(*copy));
     for (copy, failed) in behind {
         let near = have.first().and_then(|first: &String| source_here(master, chunk, &afar, first));
@@ -317,7 +323,7 @@ async fn follow(
             reasons.push(failed.reason);
             continue;
         }
-        match order.follow(master, copy, Some(near.as_ref().unwrap_or(&afar))).await {
+        match order.follow(master, copy, Some(near.as_ref().unwrap_or(&afar)), 0).await {
             Ok(length) => {
                 have.push(copy.clone());
                 least = least.min(length);
@@ -339,7 +345,7 @@ async fn follow(
         let Ok(Some(target)) = place else { break };
         excluded.insert(target.clone());
         let near = have.first().and_then(|first| source_here(master, chunk, &afar, first));
-        match order.follow(master, &target, Some(near.as_ref().unwrap_or(&afar))).await {
+        match order.follow(master, &target, Some(near.as_ref().unwrap_or(&afar)), 0).await {
             Ok(length) => {
                 have.push(target);
                 least = least.min(length);
@@ -368,7 +374,7 @@ async fn follow(
     met(master, chunk, if sealed { u64::MAX } else { least });
     if !sealed {
         // It grows on: as long as it can be read there, nobody is asked.
-        master.geo.note_hints(vec![Hint { chunk: chunk.0, source: Some(afar), pushed: Vec::new() }]);
+        master.geo.note_hints(vec![Hint { chunk: chunk.0, source: Some(afar), pushed }]);
     }
     Ok(())
 }
@@ -391,12 +397,13 @@ struct NotFollowed {
 }
 
 impl Growing {
-    /// Has a chunkserver have it; without a source, if it has it already. Answers how much it has.
+    /// Has a chunkserver have it; without a source, if it has it already, or so many milliseconds later. Answers how much it has.
     async fn follow(
         &self,
         master: &Master,
         target: &str,
         source: Option<&Source>,
+        expected_ms: u32,
     ) -> Result<u64, NotFollowed> {
         let Some(address) = address_of(master, target) else {
             let reason = format!("{target}, which has a part of it, hasn't reported to this leader yet");
@@ -420,6 +427,7 @@ impl Growing {
                 source: holder.cloned(),
                 ticket: source.map(|source| Bytes::clone(&source.ticket)).unwrap_or_default(),
                 digest: self.digest.clone(),
+                expected_ms,
             };
             let within = PULL_WITHIN + Duration::from_secs(self.upto / PACE_MIN);
             let link = master.link(Role::Chunkserver, &address);
@@ -460,26 +468,6 @@ async fn begin_anew(
     let anew = LocationRecord { copies, partial: Some(0), ..location };
     relocate(master, listing, &anew).await?;
     Err(Failed::For(format!("what was here of the chunk was of no use: {why}")))
-}
-
-/// From the home; the home itself asks the others, one after the other.
-async fn source_of(master: &Master, asked: &AskSource) -> Result<Source, String> {
-    let volume = ChunkId(asked.chunk).volume();
-    let home = super::home_of(master, volume)?;
-    if home != master.config.region {
-        return ask(master, &home, Method::ChunkSource, asked).await;
-    }
-    let view = master.geo.view();
-    let others: Vec<String> =
-        view.iter().flat_map(|view| view.replicas_of(volume)).map(str::to_owned).collect();
-    let mut last = "no other region has the volume".to_owned();
-    for region in others {
-        match ask(master, &region, Method::ChunkSource, asked).await {
-            Ok(source) => return Ok(source),
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
 }
 
 async fn pull(

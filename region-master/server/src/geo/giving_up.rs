@@ -58,7 +58,8 @@ pub async fn order(
         loses_synced: request.loses_synced,
         ..MoveHome::default()
     };
-    let age = master.geo.replica(volume).age.at_most(master.clock.boot());
+    // It would begin where it is complete.
+    let age = master.geo.replica(volume).age.complete_at_most(master.clock.boot());
     let change = if request.plan { Change::CheckForce(asked) } else { Change::ForceHome(asked) };
     let agreed = global.change(change, deadline).await?;
     let reply = MoveHomeReply {

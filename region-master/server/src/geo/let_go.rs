@@ -91,8 +91,12 @@ pub async fn take_back(master: &Master, volume: VolumeId, as_home: bool) -> Resu
             "this region is to have a volume again that it was letting go of"
         );
     }
-    // What a chunkserver was told to delete before it may delete still: nothing is placed there until that is over.
-    while master.desk(|desk| desk.is_obeying(volume, master.clock.boot())) {
+    // What a chunkserver was told to delete before it may delete still: nothing is placed there until that is over, or what is placed there says that it is.
+    let is_obeying = || {
+        let custody = master.orders(master.raft.term());
+        master.desk(|desk| desk.is_obeying(volume, master.clock.boot(), custody))
+    };
+    while is_obeying() {
         tokio::time::sleep(OBEYING).await;
     }
     Ok(())

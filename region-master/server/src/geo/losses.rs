@@ -283,6 +283,8 @@ pub async fn paths(
     page.pairs.iter().map(read).collect()
 }
 
+/// Files that the ledger names of a loss at most: the archive has them all.
+const LOSS_FILES_SHOWN: usize = 20;
 /// A page of an archive: of so many entries at most.
 const ENTRIES_SHOWN: usize = 500;
 /// Contents of an entry that are shown at most.
@@ -319,11 +321,55 @@ fn unreadable(error: ReplicaError) -> Status {
     }
 }
 
-/// Answers an administrator: the ledger.
+/// The latest time that the change at a place of the log gave a file; none where it gave none, or isn't in the log here any more.
+pub async fn time_at(
+    tx: &EmbeddedTransaction,
+    volume: VolumeId,
+    at: LogPosition,
+) -> Result<Option<i64>, ReplicaError> {
+    let Some(before) = at.version.checked_sub(1) else { return Ok(None) };
+    let found = async {
+        let before = read::at_or_before(tx, volume, LogPosition::new(at.epoch, before)).await?;
+        read::entries(tx, volume, before, 1).await
+    };
+    let entries = match found.await {
+        Err(ReplicaError::Trimmed { .. } | ReplicaError::NotOfTheLog(_) | ReplicaError::NotLogged) => {
+            return Ok(None);
+        }
+        entries => entries?,
+    };
+    let Some(entry) = entries.first().filter(|entry| entry.at == at) else { return Ok(None) };
+    Ok(about(volume, &entry.changes()?).time_ns)
+}
+
+/// Answers an administrator: the ledger, with the files that are known of here.
 pub async fn list_losses(master: &Master, volume: u32) -> Result<admin::ListLossesReply, Status> {
     let volume = of_volume(master, volume)?;
-    let ledger = ledger(&master.store.begin(), volume).await.map_err(unreadable)?;
-    let tell = |(closed, loss): (Epoch, LossRecord)| admin::Loss {
+    let tx = master.store.begin();
+    let ledger = ledger(&tx, volume).await.map_err(unreadable)?;
+    let mut losses = Vec::with_capacity(ledger.len());
+    for (closed, loss) in ledger {
+        let cut_ns = time_at(&tx, volume, loss.cut()).await.map_err(unreadable)?;
+        let mut files = paths(&tx, volume, loss.cut()).await.map_err(unreadable)?.into_iter();
+        let first = files.by_ref().take(LOSS_FILES_SHOWN).map(tell_file).collect();
+        losses.push(admin::Loss {
+            cut_ns,
+            files: first,
+            more_files: files.next().is_some(),
+            ..tell_loss(closed, loss)
+        });
+    }
+    let region = master.config.region.clone();
+    Ok(admin::ListLossesReply {
+        home: super::home_of(master, volume).unwrap_or_else(|_| region.clone()),
+        region,
+        losses,
+    })
+}
+
+/// An entry of the ledger, as far as that itself says.
+fn tell_loss(closed: Epoch, loss: LossRecord) -> admin::Loss {
+    admin::Loss {
         closed: closed.0,
         opened: loss.opened,
         cut: shown(loss.cut()),
@@ -346,13 +392,20 @@ pub async fn list_losses(master: &Master, volume: u32) -> Result<admin::ListLoss
             more_paths: named.more_paths,
             gone_upto: shown(named.gone_upto()),
         }),
-    };
-    let region = master.config.region.clone();
-    Ok(admin::ListLossesReply {
-        home: super::home_of(master, volume).unwrap_or_else(|_| region.clone()),
-        region,
-        losses: ledger.into_iter().map(tell).collect(),
-    })
+        ..admin::Loss::default()
+    }
+}
+
+fn tell_file((inode, path): (InodeId, SalvagedPath)) -> admin::SalvagedFile {
+    admin::SalvagedFile {
+        inode: inode.0,
+        first: shown(LogPosition::new(Epoch(path.first_epoch), path.first_version)),
+        path: path.path,
+        size: path.size,
+        mtime_ns: path.mtime_ns,
+        ctime_ns: path.ctime_ns,
+        gone: path.gone,
+    }
 }
 
 fn tell_archive(cut: LogPosition, archive: &ArchiveRecord) -> admin::Archive {
@@ -392,16 +445,7 @@ pub async fn show_salvage(
     };
     let mut files = Vec::new();
     if asking.after.is_none() {
-        let file = |(inode, path): (InodeId, SalvagedPath)| admin::SalvagedFile {
-            inode: inode.0,
-            first: shown(LogPosition::new(Epoch(path.first_epoch), path.first_version)),
-            path: path.path,
-            size: path.size,
-            mtime_ns: path.mtime_ns,
-            ctime_ns: path.ctime_ns,
-            gone: path.gone,
-        };
-        files = paths(&tx, volume, cut).await.map_err(unreadable)?.into_iter().map(file).collect();
+        files = paths(&tx, volume, cut).await.map_err(unreadable)?.into_iter().map(tell_file).collect();
     }
     let after = asked(asking.after).max(cut);
     let mut found =

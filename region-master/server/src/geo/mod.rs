@@ -14,7 +14,7 @@
 //! - [`joins`]: volumes that are made and deleted. [`let_go`], [`may_go`]: regions that are taken out of a volume.
 //! - [`classes`]: volumes' copies of the storage classes of the cluster; [`class_commands`]: what administrators ask of those.
 //! - [`moving`]: planned moves of the home. [`leased`]: what a home's leader puts down for the next one: that it is to need its region's lease, that it keeps a sync set.
-//! - [`seat`]: what is kept in memory of one volume.
+//! - [`seat`]: what is kept in memory of one volume. [`written`]: when what its log holds was written, by which it is known how old what a region lacks is.
 //! - [`losses`]: account of what failovers lost, and of what is put aside here.
 //! - [`verify`]: home and replica compared by hashes, and [`verify_data`] the bytes of their chunks.
 
@@ -70,9 +70,11 @@ pub mod stand;
 pub mod sync;
 pub mod verify;
 pub mod verify_data;
+mod written;
 
 use seat::Seat;
 pub use seat::{Replica, Shipped};
+use written::Behind;
 
 /// The volume that all others are joined in.
 pub const ROOT_VOLUME: VolumeId = VolumeId(0);
@@ -222,9 +224,16 @@ impl Geo {
         lock(&self.wanted).pop_last()
     }
 
-    /// How many of a volume there are.
-    pub fn wanted(&self, volume: VolumeId) -> usize {
-        lock(&self.wanted).iter().filter(|chunk| chunk.volume() == volume).count()
+    /// Of how many chunks of a volume a replica here lacks bytes: of those that are sealed, and of those that its log names, whether they grow still or not.
+    pub fn awaited(&self, volume: VolumeId) -> usize {
+        let wanted: Vec<ChunkId> =
+            lock(&self.wanted).iter().filter(|chunk| chunk.volume() == volume).copied().collect();
+        let named = self.needs(volume, |needs| {
+            // Some are both.
+            let others = wanted.iter().filter(|chunk| !needs.lacks(**chunk, u64::MAX)).count();
+            needs.len() + others
+        });
+        named.unwrap_or(wanted.len())
     }
 
     /// The newest place of a log that this leader writes.
@@ -267,13 +276,17 @@ impl Geo {
         lock(&self.seat(volume).needs).as_mut().map(section)
     }
 
-    /// What some replica lacks that this picks, of each volume in its turn from the one behind `after` on.
-    fn next_need(&self, after: VolumeId, is_busy: impl Fn(ChunkId) -> bool) -> Option<(ChunkId, u64)> {
+    /// What this picks of what some replica lacks, of each volume in its turn from the one behind `after` on.
+    fn next_need(
+        &self,
+        after: VolumeId,
+        pick: impl Fn(&mut Needs) -> Option<(ChunkId, u64)>,
+    ) -> Option<(ChunkId, u64)> {
         let others: Vec<VolumeId> = lock(&self.others).keys().copied().collect();
         let all = std::iter::once(ROOT_VOLUME).chain(others);
         let (before, behind): (Vec<_>, Vec<_>) = all.partition(|volume| *volume <= after);
         let mut in_turn = behind.into_iter().chain(before);
-        in_turn.find_map(|volume| self.needs(volume, |needs| needs.next(&is_busy)).flatten())
+        in_turn.find_map(|volume| self.needs(volume, &pick).flatten())
     }
 
     /// The home has said where chunks can be read. The oldest are forgotten first: new ones are written now.
@@ -354,42 +367,73 @@ pub fn is_alone(master: &Master, volume: VolumeId) -> bool {
 /// How far the regions are that have the volume and aren't its home, as far as this master knows.
 pub fn replicas(master: &Master, volume: VolumeId) -> Vec<admin::Replica> {
     let now = master.clock.boot();
-    let whole_millis = |age: Duration| u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
-    let millis = |since: BootTime| whole_millis(now.since(since));
     if master.serving_of(volume).is_err() {
         return Vec::new();
     }
     match place_of(master, volume) {
         Whereabouts::Here(_) => {
-            let replica = |(region, known): (String, Shipped)| admin::Replica {
-                region,
-                epoch: known.at.map_or(0, |at| at.epoch.0),
-                version: known.at.map_or(0, |at| at.version),
-                copying: known.copying,
-                behind_ms: known.behind_since.map(millis),
-                trouble: known.trouble,
-                ..admin::Replica::default()
+            let replica = |(region, known): (String, Shipped)| {
+                let complete = known.complete_at();
+                let lacking = lacking(master, volume, &known, now);
+                // Also while it isn't known where it is.
+                let behind = behind(master, volume, known.at.unwrap_or_default(), now);
+                admin::Replica {
+                    region,
+                    epoch: known.at.map_or(0, |at| at.epoch.0),
+                    version: known.at.map_or(0, |at| at.version),
+                    copying: known.copying,
+                    behind_ms: behind.map(|behind| moving::millis(behind.age)),
+                    chunks_awaited: 0,
+                    trouble: known.trouble,
+                    complete: complete.map(log_place),
+                    complete_behind_ms: lacking.map(|lacking| moving::millis(lacking.age)),
+                    complete_behind_longer: lacking.is_some_and(|lacking| lacking.longer),
+                    log_bytes_behind: complete.map(|_| lacking.map_or(0, |lacking| lacking.bytes)),
+                    log_bytes_more: lacking.is_some_and(|lacking| lacking.more),
+                }
             };
             master.geo.shipped(volume).into_iter().map(replica).collect()
         }
         Whereabouts::Elsewhere => {
             let replica = master.geo.replica(volume);
             let at = replica.record.as_ref().map(ReplicaRecord::position).unwrap_or_default();
+            let complete = replica.complete();
+            let lacks = complete.is_some_and(|complete| complete < replica.newest);
+            let age = replica.age.complete_at_most(now).filter(|_| lacks);
             vec![admin::Replica {
                 region: master.config.region.clone(),
                 epoch: at.epoch.0,
                 version: at.version,
                 copying: replica.readable().is_none(),
-                behind_ms: replica.age.at_most(now).filter(|_| at < replica.newest).map(whole_millis),
-                chunks_awaited: master.geo.wanted(volume) as u64,
+                behind_ms: replica.age.at_most(now).filter(|_| at < replica.newest).map(moving::millis),
+                chunks_awaited: master.geo.awaited(volume) as u64,
                 trouble: String::new(),
+                complete: complete.map(log_place),
+                complete_behind_ms: lacks.then(|| age.map_or(0, moving::millis)),
+                // What it had when its home was heard first isn't known to be of any time.
+                complete_behind_longer: lacks && age.is_none(),
+                log_bytes_behind: None,
+                log_bytes_more: false,
             }]
         }
         Whereabouts::Closed(_) | Whereabouts::Nowhere => Vec::new(),
     }
 }
 
-/// Where masters of other regions with data are, for clients whose own region doesn't answer: of those first that have the volume.
+/// What lies behind a place of a log that this leader writes; none where nothing does.
+fn behind(master: &Master, volume: VolumeId, at: LogPosition, now: BootTime) -> Option<Behind> {
+    let newest = master.geo.newest(volume);
+    lock(&master.geo.seat(volume).written).behind(now, at, newest)
+}
+
+/// What a region lacks of a volume that is at home here, data included: what would be lost if it were the next home. None where it lacks nothing, or nobody
+/// knows where it is complete.
+fn lacking(master: &Master, volume: VolumeId, known: &Shipped, now: BootTime) -> Option<Behind> {
+    behind(master, volume, known.complete_at()?, now)
+}
+
+/// Where masters of other regions with data are, for clients whose own region doesn't answer: of those first that have the volume, and of these of the nearest to
+/// this one. Clients of other regions put them in order as they measure them.
 pub fn elsewhere(master: &Master, volume: VolumeId) -> Vec<String> {
     let Some(view) = master.geo.view() else { return Vec::new() };
     let has_it = |name: &String| view.volumes.get(&volume).is_some_and(|v| v.regions.contains(name));
@@ -398,7 +442,8 @@ pub fn elsewhere(master: &Master, volume: VolumeId) -> Vec<String> {
         .iter()
         .filter(|(name, region)| **name != master.config.region && !region.witness)
         .collect();
-    others.sort_by_key(|(name, _)| !has_it(name));
+    let way = |name: &str| master.global.as_ref().and_then(|global| global.round_trip_to(name));
+    others.sort_by_cached_key(|(name, _)| (!has_it(name), way(name).unwrap_or(Duration::MAX)));
     others
         .into_iter()
         .flat_map(|(_, region)| region.masters.iter().map(|m| m.address.clone()))
@@ -571,6 +616,10 @@ async fn ask<Q: Message, A: Message + Default>(
     }
     lock(&master.geo.leaders).remove(region);
     Err(last)
+}
+
+fn log_place(at: LogPosition) -> admin::LogPlace {
+    admin::LogPlace { epoch: at.epoch.0, version: at.version }
 }
 
 fn place(at: LogPosition) -> Option<Place> {

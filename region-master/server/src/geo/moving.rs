@@ -118,9 +118,7 @@ pub async fn order(
         ..MoveHome::default()
     };
     let checked = global.change(Asked::CheckMove(check), deadline).await?;
-    let now = master.clock.boot();
     let shipped = master.geo.shipped(volume).remove(&request.to).unwrap_or_default();
-    let behind = shipped.behind_since.map(|since| now.since(since));
     if shipped.copying || !shipped.trouble.is_empty() || shipped.at.is_none() {
         let why = match (shipped.copying, shipped.trouble.as_str()) {
             (true, _) => "the volume is being copied to it still".to_owned(),
@@ -132,6 +130,14 @@ pub async fn order(
             &format!("{why}. With --force it is moved in spite of that, and what it lacks is lost"),
         ));
     }
+    if request.plan
+        && let Some(verdict) = too_far(master, volume, &request.to).await
+        && let Some(error) = refusal(&request.to, verdict)
+    {
+        return Err(error);
+    }
+    let shipped = master.geo.shipped(volume).remove(&request.to).unwrap_or_default();
+    let behind = super::lacking(master, volume, &shipped, master.clock.boot());
     let mut after = Volume { home: request.to.clone(), epoch: Epoch(before.epoch.0 + 1), ..before.clone() };
     if after.durability == Durability::Region {
         after.sync_set = [request.to.clone()].into();
@@ -140,7 +146,7 @@ pub async fn order(
         version: checked.version,
         before: Some(told(volume, before)),
         after: Some(told(volume, &after)),
-        behind_ms: behind.map(millis),
+        behind_ms: behind.map(|behind| millis(behind.age)),
         stopped_ms: 0,
         cut: None,
     };
@@ -282,6 +288,26 @@ impl Drop for Sealed<'_> {
     }
 }
 
+/// How far the target of a move is.
+fn facts(master: &Master, volume: VolumeId, to: &str) -> Facts<LogPosition> {
+    let known = master.geo.shipped(volume).remove(to).unwrap_or_default();
+    Facts { newest: master.geo.newest(volume), complete: known.complete_at(), heard: known.heard }
+}
+
+/// Looks whether a target comes near enough for the home to be stopped, for as long as a move would. None: it has.
+async fn too_far(master: &Master, volume: VolumeId, to: &str) -> Option<Verdict> {
+    let mut acknowledged = master.geo.seat(volume).acknowledged.subscribe();
+    let mut moving = Move::<LogPosition>::new(master.clock.boot());
+    loop {
+        acknowledged.borrow_and_update();
+        match moving.step(master.clock.boot(), &facts(master, volume, to)) {
+            Step::Wait => drop(tokio::time::timeout(LOOK_EVERY, acknowledged.changed()).await),
+            Step::Over(verdict) => return Some(verdict),
+            Step::End | Step::Propose(_) => return None,
+        }
+    }
+}
+
 async fn carry_out<'a>(
     master: &'a Arc<Master>,
     volume: VolumeId,
@@ -297,13 +323,7 @@ async fn carry_out<'a>(
     let mut stopped = None;
     loop {
         acknowledged.borrow_and_update();
-        let known = master.geo.shipped(volume).remove(to).unwrap_or_default();
-        let facts = Facts {
-            newest: master.geo.newest(volume),
-            complete: known.complete.filter(|_| !known.copying),
-            heard: known.heard,
-        };
-        match moving.step(master.clock.boot(), &facts) {
+        match moving.step(master.clock.boot(), &facts(master, volume, to)) {
             Step::Wait => drop(tokio::time::timeout(LOOK_EVERY, acknowledged.changed()).await),
             Step::End => {
                 stopped = Some(Instant::now());

@@ -1,20 +1,22 @@
 //! Reads of a replica: what was replayed of a volume whose home is elsewhere, for clients of this region.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use mooseng_namespace::{OpContext, SessionCall, Within, may_be_near, within};
+use mooseng_replica::needs::Needs;
 use mooseng_schema::log::LogPosition;
 use mooseng_transport::{Peer, call_error};
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::fact::Fact;
-use mooseng_wire::fs::FsReply;
 use mooseng_wire::fs::extent::Data;
 use mooseng_wire::fs::fs_reply::Reply;
+use mooseng_wire::fs::{ExtentMap, FsReply};
 use mooseng_wire::geo::{NearRead, NearReply};
 use mooseng_wire::{ChunkId, Role, VolumeId};
 use tokio::time::Instant;
 
-use super::{Whereabouts, place, place_of, position, sync};
+use super::{Geo, Whereabouts, place, place_of, position, sync};
 use crate::errors::driver_failed;
 use crate::fs::context;
 use crate::master::Master;
@@ -42,14 +44,15 @@ pub(super) fn has_replica(master: &Master, volume: VolumeId) -> Result<(), CallE
     Ok(())
 }
 
-/// Answers a read from the replica here, at a place that isn't before what the client has seen. UNAVAILABLE sends the client to the home.
+/// Answers a read from the replica here, at a place that isn't before what the client has seen. UNAVAILABLE sends the client to the home. Clients of other regions
+/// ask where neither theirs nor the home can answer.
 pub async fn read(
     master: &Master,
     peer: &Peer,
     request: NearRead,
     deadline: Instant,
 ) -> Result<NearReply, CallError> {
-    master.allow(peer, &[Role::Client, Role::Admin])?;
+    master.allow_of_cluster(peer, &[Role::Client, Role::Admin])?;
     let volume = volume_told(request.volume)?;
     let term = master.serving_of(volume)?;
     has_replica(master, volume)?;
@@ -78,7 +81,7 @@ pub async fn read(
     let tells = promises::told_by_read(fs, &reply, &looked);
     sync::admit(master, volume, &tells, None, deadline.min(Instant::now() + SYNC_WAIT)).await?;
     if places::names_chunks(&reply) {
-        if !is_here(master, volume, &reply) {
+        if !is_here(&master.geo, volume, &reply) {
             return Err(elsewhere("a chunk of the file isn't in this region yet: ask the volume's home"));
         }
         let (now, now_ns) = (master.clock.boot(), master.clock.unix_ns());
@@ -138,17 +141,93 @@ pub(super) async fn reached(
     }
 }
 
-/// Whether all that an answer names of chunks is in this region.
-fn is_here(master: &Master, volume: VolumeId, reply: &FsReply) -> bool {
+/// Whether all that an answer names of chunks is in this region. What isn't comes first from now on: whoever asks waits for it.
+fn is_here(geo: &Geo, volume: VolumeId, reply: &FsReply) -> bool {
     let Some(Reply::Extents(map)) = &reply.reply else { return true };
-    let runs = map.extents.iter().filter_map(|extent| match &extent.data {
-        Some(Data::Run(run)) => Some((ChunkId(run.chunk), run.chunk_offset + run.length)),
-        _ => None,
+    let looked = geo.needs(volume, |needs| {
+        let known = geo.replica(volume).readable().is_some_and(|at| needs.noted() >= at);
+        let missing = missing(map, needs);
+        for (chunk, upto) in &missing {
+            needs.missed(*chunk, *upto);
+        }
+        (known, missing.is_empty())
     });
-    let located = map.chunks.iter().all(|chunk| !chunk.locations.is_empty());
-    let looked = master.geo.needs(volume, |needs| {
-        let known = master.geo.replica(volume).readable().is_some_and(|at| needs.noted() >= at);
-        known && !runs.into_iter().any(|(chunk, end)| needs.lacks(chunk, end))
-    });
-    located && looked == Some(true)
+    let (known, all) = looked.unwrap_or_default();
+    if looked.is_some() && !all {
+        geo.wanting.notify_one();
+    }
+    known && all
+}
+
+/// What an answer names of chunks that isn't here, each up to where it is named.
+fn missing(map: &ExtentMap, needs: &Needs) -> BTreeMap<ChunkId, u64> {
+    let mut named: BTreeMap<ChunkId, u64> = BTreeMap::new();
+    for extent in &map.extents {
+        if let Some(Data::Run(run)) = &extent.data {
+            let upto = named.entry(ChunkId(run.chunk)).or_default();
+            *upto = (*upto).max(run.chunk_offset + run.length);
+        }
+    }
+    let unplaced = map.chunks.iter().filter(|place| place.locations.is_empty());
+    let unplaced: BTreeSet<ChunkId> = unplaced.map(|place| ChunkId(place.chunk)).collect();
+    named.retain(|chunk, upto| unplaced.contains(chunk) || needs.lacks(*chunk, *upto));
+    for chunk in unplaced {
+        named.entry(chunk).or_default();
+    }
+    named
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use mooseng_replica::Tail;
+    use mooseng_schema::log::ReplicaRecord;
+    use mooseng_wire::Epoch;
+    use mooseng_wire::fs::{ChunkLocation, ChunkPlace, ChunkRun, Extent};
+
+    use super::super::{ROOT_VOLUME, TAIL_BYTES_MAX, lock};
+    use super::*;
+
+    fn answer(runs: &[(u64, u64, u64)], unplaced: u64) -> FsReply {
+        let extent = |(chunk, chunk_offset, length): &(u64, u64, u64)| Extent {
+            offset: 0,
+            length: *length,
+            data: Some(Data::Run(ChunkRun { chunk: *chunk, chunk_offset: *chunk_offset, length: *length })),
+        };
+        let place = |(chunk, ..): &(u64, u64, u64)| ChunkPlace {
+            chunk: *chunk,
+            locations: if *chunk == unplaced { Vec::new() } else { vec![ChunkLocation::default()] },
+            ..ChunkPlace::default()
+        };
+        let map = ExtentMap {
+            extents: runs.iter().map(extent).collect(),
+            chunks: runs.iter().map(place).collect(),
+            ..ExtentMap::default()
+        };
+        FsReply { reply: Some(Reply::Extents(map)) }
+    }
+
+    #[tokio::test]
+    async fn what_a_reader_misses_is_picked_first() {
+        let at = |version| LogPosition::new(Epoch(1), version);
+        let geo = Geo::new(Arc::new(Tail::new(TAIL_BYTES_MAX)), None);
+        assert!(!is_here(&geo, ROOT_VOLUME, &answer(&[(8, 0, 4)], 0)), "nothing is known");
+        let mut needs = Needs::from(at(1));
+        needs.note(at(2), [(ChunkId(5), 10)], []);
+        needs.note(at(3), [(ChunkId(6), 10), (ChunkId(7), 10)], []);
+        needs.met(ChunkId(7), 4);
+        *lock(&geo.seat(ROOT_VOLUME).needs) = Some(needs);
+        let record = ReplicaRecord { epoch: 1, version: 3, ..ReplicaRecord::default() };
+        geo.note_replica(ROOT_VOLUME, |replica| replica.record = Some(record));
+        let picked = || geo.needs(ROOT_VOLUME, |needs| needs.next_awaited(|_| false)).flatten();
+        assert!(is_here(&geo, ROOT_VOLUME, &answer(&[(7, 0, 4), (8, 0, 99)], 0)));
+        assert_eq!(picked(), None);
+        assert!(!is_here(&geo, ROOT_VOLUME, &answer(&[(8, 0, 4), (7, 2, 3), (6, 0, 3)], 0)));
+        assert!(!is_here(&geo, ROOT_VOLUME, &answer(&[(9, 1, 4)], 9)));
+        let all: Vec<_> = std::iter::from_fn(picked).collect();
+        assert_eq!(all, [(ChunkId(6), 10), (ChunkId(7), 10), (ChunkId(9), 5)]);
+        // Whoever fetches is told.
+        geo.wanting.notified().await;
+    }
 }

@@ -8,17 +8,17 @@
 //! ```
 //! Nothing rests on it: what isn't there is read at home, as of chunks that aren't pushed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use mooseng_region::class;
-use mooseng_region::placement::{self, Wish};
+use mooseng_region::class::{self, Class};
+use mooseng_region::placement::{self, Candidate, TooFew, Wish};
 use mooseng_transport::{Peer, call_error};
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::chunk::{ChainMember, Push, PushBegun};
-use mooseng_wire::geo::{AskReceivers, Chain, Receivers};
+use mooseng_wire::geo::{AskReceivers, Chain, ClassChains, Receivers};
 use mooseng_wire::method::Method;
 use mooseng_wire::{CHUNK_BYTES_MAX, ChunkId, Epoch, Role, VolumeId};
 
@@ -26,8 +26,10 @@ use super::{Whereabouts, ask, lock, pause, place_of, serve, sync};
 use crate::master::Master;
 use crate::tickets;
 
-/// Chains that a region names at a time.
+/// Chains that a region names at a time for the default storage class.
 const CHAINS: usize = 8;
+/// And for each of the others, of which there may be many.
+const CHAINS_OF_OTHERS: usize = 4;
 /// How often a region is asked anew: chunkservers come and go.
 const ASK_EVERY: Duration = Duration::from_secs(20);
 /// After a failure.
@@ -45,10 +47,15 @@ pub(super) struct Pushing {
 }
 
 impl Pushing {
-    /// The next chain of a region, with the ticket.
-    fn next(&mut self, region: &str) -> Option<(Vec<ChainMember>, Bytes)> {
+    /// The next chain of a region for a storage class, with the ticket; none where the region names none for it.
+    fn next(&mut self, region: &str, storage_class: u32) -> Option<(Vec<ChainMember>, Bytes)> {
         let (receivers, turn) = self.receivers.get_mut(region)?;
-        let chain = receivers.chains.get(*turn % receivers.chains.len().max(1))?;
+        let chains = if storage_class == class::DEFAULT {
+            &receivers.chains
+        } else {
+            &receivers.classes.iter().find(|of| of.storage_class == storage_class)?.chains
+        };
+        let chain = chains.get(*turn % chains.len().max(1))?;
         *turn += 1;
         Some((chain.members.clone(), receivers.ticket.clone()))
     }
@@ -99,40 +106,54 @@ pub async fn receivers(master: &Master, peer: &Peer, asked: AskReceivers) -> Res
         return Err(call_error(ErrorCode::StaleEpoch, "the region that asks isn't the volume's home here"));
     }
     let now_ns = master.clock.unix_ns();
-    let (candidates, class, addresses, ticket) = master.desk(|desk| {
+    let (candidates, classes, addresses, ticket) = master.desk(|desk| {
         let candidates = desk.registry.candidates(master.clock.boot());
-        let class = desk.seat(volume).classes.get(class::DEFAULT).clone();
+        let classes: Vec<Class> = desk.seat(volume).classes.iter().cloned().collect();
         let addresses: BTreeMap<String, String> = candidates
             .iter()
             .filter_map(|of| Some((of.name.clone(), desk.registry.get(&of.name)?.beat.address.clone())))
             .collect();
         // For any of them: the home gives ids to its chunks.
         let ticket = tickets::for_chunk(&desk.keys, 0, volume.0.into(), 0, true, now_ns);
-        (candidates, class, addresses, ticket)
+        (candidates, classes, addresses, ticket)
     });
-    let mut chains = Vec::new();
-    for _ in 0..CHAINS {
-        let exclude = Default::default();
-        let wish =
-            Wish { class: &class, bytes_wanted: CHUNK_BYTES_MAX, exclude: &exclude, seed: rand::random() };
-        let placed = placement::place(&candidates, wish)
-            .map_err(|too_few| call_error(ErrorCode::NoSpace, too_few.to_string()))?;
+    let (chains, classes) = placed(&candidates, &classes, &addresses)
+        .map_err(|too_few| call_error(ErrorCode::NoSpace, too_few.to_string()))?;
+    master.may_answer(term)?;
+    Ok(Receivers { chains, ticket: ticket.into(), classes })
+}
+
+/// Chains for chunks of the default class, which comes first, and of the others that can be placed.
+fn placed(
+    candidates: &[Candidate],
+    classes: &[Class],
+    addresses: &BTreeMap<String, String>,
+) -> Result<(Vec<Chain>, Vec<ClassChains>), TooFew> {
+    let exclude = BTreeSet::new();
+    let chain = |class: &Class| {
+        let wish = Wish { class, bytes_wanted: CHUNK_BYTES_MAX, exclude: &exclude, seed: rand::random() };
+        let names = placement::place(candidates, wish)?;
         let member = |name: &String| {
             Some(ChainMember { chunkserver: name.clone(), address: addresses.get(name)?.clone() })
         };
-        let members = placed.iter().take(class.min_copies.max(1)).filter_map(member).collect();
-        chains.push(Chain { members });
+        let members = names.iter().take(class.min_copies.max(1)).filter_map(member).collect();
+        Ok::<_, TooFew>(Chain { members })
+    };
+    let (mut of_default, mut of_others) = (Vec::new(), Vec::new());
+    for class in classes {
+        if class.id == class::DEFAULT {
+            of_default = (0..CHAINS).map(|_| chain(class)).collect::<Result<Vec<_>, _>>()?;
+        } else if let Ok(chains) = (0..CHAINS_OF_OTHERS).map(|_| chain(class)).collect::<Result<Vec<_>, _>>()
+        {
+            of_others.push(ClassChains { storage_class: class.id, chains });
+        }
     }
-    master.may_answer(term)?;
-    Ok(Receivers { chains, ticket: ticket.into() })
+    Ok((of_default, of_others))
 }
 
 /// A chunk was allocated here: what is appended to it is to be sent to the sync set. Nobody waits for that.
 pub fn begin(master: &Arc<Master>, term: u64, chunk: ChunkId, storage_class: u32, first: Option<&str>) {
     let volume = chunk.volume();
-    if storage_class != class::DEFAULT {
-        return;
-    }
     let regions = sync::others(master, volume);
     let Some(address) = first.filter(|_| !regions.is_empty()).and_then(|name| {
         master.desk(|desk| desk.registry.get(name).map(|server| server.beat.address.clone()))
@@ -144,7 +165,7 @@ pub fn begin(master: &Arc<Master>, term: u64, chunk: ChunkId, storage_class: u32
     for region in regions {
         let (chain, ticket) = {
             let mut pushing = lock(&seat.pushing);
-            let Some(next) = pushing.next(&region) else { continue };
+            let Some(next) = pushing.next(&region, storage_class) else { continue };
             pushing.note(chunk, &region, &next.0);
             next
         };
@@ -164,4 +185,60 @@ pub(super) fn pushed_to(master: &Master, chunk: ChunkId, region: &str) -> Vec<St
     let seat = master.geo.seat(chunk.volume());
     let pushing = lock(&seat.pushing);
     pushing.pushed.get(&chunk).and_then(|of| of.get(region)).cloned().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use mooseng_region::Liveness;
+    use mooseng_region::class::Labels;
+
+    use super::*;
+
+    fn candidate(name: &str, media: &str) -> Candidate {
+        Candidate {
+            name: name.into(),
+            zone: format!("zone-{name}"),
+            rack: String::new(),
+            host: name.into(),
+            bytes_free: 1 << 40,
+            writable: true,
+            draining: false,
+            liveness: Liveness::Alive,
+            labels: Labels::from([("media".into(), media.into())]),
+        }
+    }
+
+    fn of(chain: &[ChainMember]) -> Vec<&str> {
+        chain.iter().map(|member| member.chunkserver.as_str()).collect()
+    }
+
+    #[test]
+    fn chunks_of_each_class_are_sent_to_where_that_class_lies() {
+        let labelled = |id, name: &str, media: &str| Class {
+            id,
+            name: name.into(),
+            labels: Labels::from([("media".into(), media.into())]),
+            ..Class::by_default(1, 1)
+        };
+        let classes = [Class::by_default(2, 2), labelled(7, "fast", "ssd"), labelled(8, "cold", "tape")];
+        let candidates = [candidate("a", "disk"), candidate("b", "ssd")];
+        let addresses: BTreeMap<String, String> =
+            ["a", "b"].map(|name| (name.to_owned(), format!("{name}:1"))).into();
+        let (chains, classes) = placed(&candidates, &classes, &addresses).unwrap();
+        // Of what can't be placed there nothing is sent, and the rest is all the same.
+        assert_eq!(classes.iter().map(|of| of.storage_class).collect::<Vec<_>>(), [7]);
+        let mut pushing = Pushing::default();
+        let receivers = Receivers { chains, ticket: Bytes::from_static(b"t"), classes };
+        // A region of an earlier release names none but those of the default class.
+        let earlier = Receivers { classes: Vec::new(), ..receivers.clone() };
+        pushing.receivers = [("r".to_owned(), (receivers, 5)), ("s".to_owned(), (earlier, 0))].into();
+        for _ in 0..2 * CHAINS {
+            assert_eq!(of(&pushing.next("r", 7).unwrap().0), ["b"]);
+            assert_eq!(pushing.next("r", class::DEFAULT).unwrap().0.len(), 2);
+        }
+        assert_eq!((pushing.next("r", 8), pushing.next("s", 7)), (None, None));
+        assert_eq!(pushing.next("s", class::DEFAULT).unwrap().0.len(), 2);
+        let none = placed(&candidates[..1], &[Class::by_default(2, 2)], &addresses);
+        assert!(none.is_err());
+    }
 }

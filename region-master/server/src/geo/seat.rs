@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use mooseng_ports::clock::BootTime;
 use mooseng_region::age::Age;
@@ -14,6 +15,7 @@ use mooseng_wire::geo::PutAside;
 use tokio::sync::watch;
 
 use super::near_promises::NearPromises;
+use super::written::Written;
 use super::{lock, moving, push};
 
 /// What a home's leader knows of a region that has a volume.
@@ -27,10 +29,15 @@ pub struct Shipped {
     pub heard: Option<BootTime>,
     /// It copies the volume still.
     pub copying: bool,
-    /// Since when something waits for its acknowledgement; none while it has everything.
-    pub behind_since: Option<BootTime>,
     /// Why it wasn't reached at last; empty where it was.
     pub trouble: String,
+}
+
+impl Shipped {
+    /// Where it is complete; none while it copies the volume, or that isn't known.
+    pub fn complete_at(&self) -> Option<LogPosition> {
+        self.complete.filter(|_| !self.copying)
+    }
 }
 
 /// What a replica's leader knows of its volume.
@@ -42,8 +49,43 @@ pub struct Replica {
     pub newest: LogPosition,
     /// When the home was heard last.
     pub heard: Option<BootTime>,
-    /// How old what it shows is.
-    pub age: Age<LogPosition>,
+    /// How old what it has is.
+    pub age: Ages,
+}
+
+/// How old what a replica has is at most, by what its home has said: what it shows, and what it has the data of, too, which is what it would begin with as the home.
+#[derive(Clone, Debug, Default)]
+pub struct Ages {
+    shown: Age<LogPosition>,
+    complete: Age<LogPosition>,
+}
+
+impl Ages {
+    /// The home has said that this was its newest place.
+    pub fn heard(&mut self, newest: LogPosition, now: BootTime) {
+        self.shown.heard(newest, now);
+        self.complete.heard(newest, now);
+    }
+
+    /// The replica is there.
+    pub fn reached(&mut self, at: LogPosition) {
+        self.shown.reached(at);
+    }
+
+    /// And here with the data.
+    fn completed(&mut self, at: LogPosition) {
+        self.complete.reached(at);
+    }
+
+    /// How long ago what is shown was the home's own, as [`Age::at_most`] says.
+    pub fn at_most(&self, now: BootTime) -> Option<Duration> {
+        self.shown.at_most(now)
+    }
+
+    /// The same of what is here with its data.
+    pub fn complete_at_most(&self, now: BootTime) -> Option<Duration> {
+        self.complete.at_most(now)
+    }
 }
 
 impl Replica {
@@ -52,12 +94,27 @@ impl Replica {
         let whole = |record: &&ReplicaRecord| record.copied_before.is_none() && !record.undoing;
         self.record.as_ref().filter(whole).map(ReplicaRecord::position)
     }
+
+    /// Up to where it has the data that entries name, too; none while it is copied.
+    pub fn complete(&self) -> Option<LogPosition> {
+        let whole = |record: &&ReplicaRecord| record.copied_before.is_none();
+        self.record.as_ref().filter(whole).map(ReplicaRecord::complete)
+    }
+
+    /// Something of it has changed.
+    fn noted(&mut self) {
+        if let Some(complete) = self.complete() {
+            self.age.completed(complete);
+        }
+    }
 }
 
 /// One volume's part of [`super::Geo`], whatever this region is to the volume.
 pub(super) struct Seat {
     /// Of a home: what is known of the regions that have the volume.
     pub shipped: Mutex<BTreeMap<String, Shipped>>,
+    /// Of a home that other regions follow: when what its log holds was written.
+    pub written: Mutex<Written>,
     pub replica: Mutex<Replica>,
     /// Of a home: the newest place before this leader, and up to where the log was trimmed; none before that was looked up.
     pub log: Mutex<Option<(LogPosition, LogPosition)>>,
@@ -104,6 +161,7 @@ impl Seat {
         Self {
             near: NearPromises::new(near_totals.clone()),
             shipped: Mutex::default(),
+            written: Mutex::default(),
             replica: Mutex::default(),
             log: Mutex::default(),
             moved: watch::channel(0).0,
@@ -128,6 +186,7 @@ impl Seat {
     /// A new leadership, or another part in the volume: what was known may be wrong.
     pub fn forget(&self) {
         lock(&self.shipped).clear();
+        *lock(&self.written) = Written::default();
         *lock(&self.replica) = Replica::default();
         *lock(&self.log) = None;
         *lock(&self.joining) = None;
@@ -146,7 +205,53 @@ impl Seat {
     }
 
     pub fn note_replica(&self, section: impl FnOnce(&mut Replica)) {
-        section(&mut lock(&self.replica));
+        {
+            let mut replica = lock(&self.replica);
+            section(&mut replica);
+            replica.noted();
+        }
         self.moved.send_modify(|count| *count += 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mooseng_wire::Epoch;
+
+    use super::*;
+
+    #[test]
+    fn a_replica_whose_bytes_lag_is_as_old_as_what_it_is_complete_at() {
+        let seat = Seat::new(&Arc::default());
+        let at = |version| LogPosition::new(Epoch(1), version);
+        let time = |secs| BootTime::default().after(Duration::from_secs(secs));
+        let hear = |newest, now, applied: u64, complete: u64| {
+            let record = ReplicaRecord {
+                epoch: 1,
+                version: applied,
+                complete_epoch: 1,
+                complete_version: complete,
+                ..ReplicaRecord::default()
+            };
+            seat.note_replica(|replica| {
+                replica.age.heard(at(newest), time(now));
+                replica.record = Some(record);
+                replica.age.reached(at(applied));
+            });
+        };
+        let ages = |now| {
+            let replica = lock(&seat.replica).clone();
+            (replica.age.at_most(time(now)), replica.age.complete_at_most(time(now)))
+        };
+        let secs = |secs| Some(Duration::from_secs(secs));
+        hear(5, 1, 5, 3);
+        assert_eq!(ages(2), (secs(1), None));
+        hear(6, 3, 6, 5);
+        assert_eq!(ages(4), (secs(1), secs(3)), "5 was the newest place when that was heard");
+        hear(6, 7, 6, 6);
+        assert_eq!(ages(7), (secs(0), secs(0)));
+        let copied = ReplicaRecord { copied_before: Some(bytes::Bytes::new()), ..ReplicaRecord::default() };
+        seat.note_replica(|replica| replica.record = Some(copied));
+        assert_eq!(lock(&seat.replica).complete(), None);
     }
 }

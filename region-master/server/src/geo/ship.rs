@@ -1,6 +1,6 @@
 //! What a home's leader does: it has the volume's log written, sends it to the regions that have the volume, and trims it.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -9,7 +9,6 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::future::join_all;
 use futures::stream::FuturesUnordered;
-use mooseng_ports::clock::BootTime;
 use mooseng_region::kept::Kept;
 use mooseng_region::shipping::{Heard, Next, Shipping};
 use mooseng_replica::{Entry, ReplicaError, read, turn};
@@ -21,7 +20,7 @@ use mooseng_wire::method::Method;
 use mooseng_wire::{Epoch, VolumeId};
 
 use super::{
-    Shipped, Whereabouts, ask, chunks, lag, leased, losses, pause, place, place_of, position, push, sync,
+    Whereabouts, ask, chunks, lag, leased, losses, pause, place, place_of, position, push, sync, written,
 };
 use crate::global::Global;
 use crate::master::Master;
@@ -67,7 +66,8 @@ pub async fn run(master: &Arc<Master>, volume: VolumeId, custody: u64, epoch: Ep
                 keep_trimmed(master, volume, epoch, &regions),
                 sync::keep(master, volume, custody, epoch),
                 leased::keep(master, volume, epoch),
-                lag::keep(master, volume, epoch)
+                lag::keep(master, volume, epoch),
+                written::keep(master, volume, &regions)
             );
         };
         tokio::select! {
@@ -118,7 +118,6 @@ async fn have_logged(master: &Master, volume: VolumeId, epoch: Epoch) {
 async fn ship(master: &Arc<Master>, volume: VolumeId, epoch: Epoch, region: &str) {
     let mut shipping = Shipping::<LogPosition>::default();
     let mut answers = Answers::new();
-    let mut sent: VecDeque<(LogPosition, BootTime)> = VecDeque::new();
     let mut pushed = master.geo.tail.pushed();
     let mut named: Vec<PutAside> = Vec::new();
     let mut acknowledged = master.geo.seat(volume).acknowledged.subscribe();
@@ -145,11 +144,6 @@ async fn ship(master: &Arc<Master>, volume: VolumeId, epoch: Epoch, region: &str
                 Ok(entries) => {
                     if let Some(last) = entries.last() {
                         let number = shipping.pushed(last.at);
-                        // What is sent again is as old as it was.
-                        if sent.back().is_none_or(|(at, _)| *at < last.at) {
-                            sent.push_back((last.at, master.clock.boot()));
-                        }
-                        note(master, volume, region, &shipping, &sent);
                         let hints = chunks::hints(master, volume, region, &entries, &mut hinted).await;
                         let agreed = shipping.agreed();
                         send(
@@ -242,10 +236,8 @@ async fn ship(master: &Arc<Master>, volume: VolumeId, epoch: Epoch, region: &str
                         true
                     }
                 };
-                while sent.front().is_some_and(|(at, _)| shipping.acknowledged().is_some_and(|known| known >= *at)) {
-                    sent.pop_front();
-                }
-                note(master, volume, region, &shipping, &sent);
+                let acknowledged = shipping.acknowledged();
+                master.geo.note_shipped(volume, region, |known| known.at = acknowledged.or(known.at));
                 if again {
                     shipping.failed();
                     answers.clear();
@@ -303,25 +295,8 @@ fn tell(master: &Master, volume: VolumeId, region: &str, trouble: String) {
     }
 }
 
-fn note(
-    master: &Master,
-    volume: VolumeId,
-    region: &str,
-    shipping: &Shipping<LogPosition>,
-    sent: &VecDeque<(LogPosition, BootTime)>,
-) {
-    let (now, newest) = (master.clock.boot(), master.geo.newest(volume));
-    master.geo.note_shipped(volume, region, |known| {
-        let at = shipping.acknowledged().or(known.at);
-        // Also while it isn't reached, and nothing is sent.
-        let since = sent.front().map(|(_, since)| *since).or(known.behind_since).unwrap_or(now);
-        let behind_since = at.is_none_or(|at| at < newest).then_some(since);
-        *known = Shipped { at, behind_since, ..std::mem::take(known) };
-    });
-}
-
 /// From memory, else from the store.
-async fn following(
+pub(super) async fn following(
     master: &Master,
     volume: VolumeId,
     after: LogPosition,

@@ -160,7 +160,7 @@ async fn a_region_that_is_taken_out_lets_go_and_gets_a_copy_once_it_is_added_aga
         told |= !stage(&out).is_empty();
         by_home |= stage(&home).starts_with("c: ");
         let now = out.clock.boot();
-        for command in out.desk(|desk| desk.take_commands("c1", now)) {
+        for command in out.desk(|desk| desk.take_commands("c1", now, u64::MAX)) {
             if let Some(Command::Delete(delete)) = command.command {
                 deleted.push((delete.chunk, delete.epoch));
             }
@@ -233,13 +233,13 @@ async fn nothing_goes_while_the_home_is_away_or_lacks_anything_of_what_is_here()
     })
     .await;
     assert!(whole().await, "{}", stage(&out));
-    assert!(out.desk(|desk| desk.take_commands("c1", out.clock.boot())).is_empty());
+    assert!(out.desk(|desk| desk.take_commands("c1", out.clock.boot(), u64::MAX)).is_empty());
     place(&home, SECOND, &["a1", "a2"]).await;
     let mut deleted = 0;
     until("it lets go", async || {
         beat_out();
         beat_home(true);
-        deleted += out.desk(|desk| desk.take_commands("c1", out.clock.boot())).len();
+        deleted += out.desk(|desk| desk.take_commands("c1", out.clock.boot(), u64::MAX)).len();
         left(&out).await == 0 && placed(&out).await.is_empty() && deleted >= 2
     })
     .await;
@@ -340,7 +340,7 @@ async fn a_lost_home_that_is_taken_out_puts_its_tail_aside_before_it_lets_go() {
     );
     assert_eq!(losses::list_salvage(&back, 0).await.unwrap().archives.len(), 1);
     assert_eq!(placed(&back).await, [SECOND]);
-    let told = back.desk(|desk| desk.take_commands("alone", back.clock.boot()));
+    let told = back.desk(|desk| desk.take_commands("alone", back.clock.boot(), 1));
     assert!(told.is_empty(), "{told:?}");
 }
 

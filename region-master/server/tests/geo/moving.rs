@@ -463,10 +463,12 @@ async fn a_home_doesnt_move_where_it_would_lose_something() {
     let replica = serving(&regions, "b").unwrap().clone();
     assert_eq!(code(order(&replica, "b", false).await).0, ErrorCode::NotHome, "the home's leader is asked");
     regions.cut("b");
-    let began = Instant::now();
-    let (refused, why) = code(order(&home, "b", false).await);
-    assert!(refused == ErrorCode::InvalidRequest && why.contains("--force"), "{why}");
-    assert!(began.elapsed() < Duration::from_secs(20) && !home.geo.is_sealed(ROOT_VOLUME));
+    for plan in [true, false] {
+        let began = Instant::now();
+        let (refused, why) = code(order(&home, "b", plan).await);
+        assert!(refused == ErrorCode::InvalidRequest && why.contains("--force"), "{why}");
+        assert!(began.elapsed() < Duration::from_secs(20) && !home.geo.is_sealed(ROOT_VOLUME));
+    }
     mount.make("after").await;
     regions.heal();
     assert_eq!(home.geo.view().unwrap().volumes[&ROOT_VOLUME].epoch, Epoch(1));
