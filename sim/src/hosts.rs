@@ -71,6 +71,11 @@ impl SimClock {
         self.off_ms.fetch_add(by_ms, Ordering::Relaxed);
     }
 
+    /// How far the wall clock is off, in milliseconds.
+    pub fn off_ms(&self) -> i64 {
+        self.off_ms.load(Ordering::Relaxed)
+    }
+
     fn elapsed(&self) -> Duration {
         now().mul_f64(1.0 + f64::from(self.drift_ppm) / 1e6)
     }

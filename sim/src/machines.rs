@@ -1,9 +1,11 @@
 //! Hosts as a nemesis handles them: crashes, cuts, stalls, disks that fail, and what ends each of these.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use mooseng_master::master::Master;
 use mooseng_ports::disk::sim::Fault;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -87,6 +89,11 @@ impl Machines {
         &self.hosts[name]
     }
 
+    /// Looks at each master that runs.
+    pub fn each_master(&self, mut look: impl FnMut(&str, &Arc<Master>)) {
+        self.watches.iter().for_each(|watch| watch.each_master(&mut look));
+    }
+
     /// Whether it is down.
     pub fn is_down(&self, name: &str) -> bool {
         self.down.contains(name)
@@ -127,6 +134,13 @@ impl Machines {
         self.crash(sim, name, now);
         self.undo.retain(|(_, undo)| !undo.is_of(name));
         self.down.insert(name.to_owned());
+        self.hosts[name].disk.replace();
+        self.hosts[name].set_fault(Fault::None);
+    }
+
+    /// Power loss; it comes back with an empty disk.
+    pub fn empty(&mut self, sim: &mut turmoil::Sim<'_>, name: &str, until: Duration) {
+        self.crash(sim, name, until);
         self.hosts[name].disk.replace();
         self.hosts[name].set_fault(Fault::None);
     }

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -13,15 +14,21 @@ use mooseng_sim::{hosts, regions, run};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::FormatTime;
 
+/// How many seeds, where nobody says.
+const SEEDS: u64 = 10;
+
 #[derive(Parser)]
 #[command(about = "Simulates a region, or three of them, under faults")]
 struct Args {
-    /// How many seeds.
-    #[arg(long, default_value_t = 10)]
-    seeds: u64,
-    /// The first seed.
-    #[arg(long, default_value_t = 1)]
-    from: u64,
+    /// How many seeds [default: 10].
+    #[arg(long, conflicts_with = "seconds")]
+    seeds: Option<u64>,
+    /// As many seeds, one after the other, as begin within so many seconds.
+    #[arg(long = "for", value_name = "SECONDS")]
+    seconds: Option<u64>,
+    /// The first seed [default: 1; with --for one that is drawn, and said].
+    #[arg(long)]
+    from: Option<u64>,
     /// Run this seed alone, in this process.
     #[arg(long)]
     seed: Option<u64>,
@@ -133,9 +140,25 @@ fn seed(seed: u64, args: &Args) -> Result<bool> {
     Ok(ok && same)
 }
 
+/// A first seed, beyond those that everybody runs, and short enough to be typed.
+fn drawn() -> u64 {
+    rand::random_range(10_000..1_000_000_000)
+}
+
 fn many(args: &Args) -> ExitCode {
-    let (mut passed, mut failed) = (0, 0);
-    for number in args.from..args.from + args.seeds {
+    let (began, mut passed, mut failed) = (Instant::now(), 0, 0);
+    let end = args.seconds.map(|seconds| began + Duration::from_secs(seconds));
+    let from = args.from.unwrap_or_else(|| if end.is_some() { drawn() } else { 1 });
+    let most = if end.is_some() { u64::MAX } else { args.seeds.unwrap_or(SEEDS) };
+    let regions = if args.regions { "--regions " } else { "" };
+    if let Some(seconds) = args.seconds {
+        println!("seeds from {from} on for {seconds} s: mooseng-sim {regions}--for {seconds} --from {from}");
+    }
+    for number in from..from.saturating_add(most) {
+        // One at least; and each that was begun is finished.
+        if number > from && end.is_some_and(|end| Instant::now() >= end) {
+            break;
+        }
         let ok = seed(number, args).unwrap_or_else(|error| {
             eprintln!("seed {number} couldn't be run: {error:#}");
             false
@@ -150,16 +173,20 @@ fn many(args: &Args) -> ExitCode {
                 println!("{plant} was found with seed {number}");
                 return ExitCode::SUCCESS;
             }
-            None => {
-                let regions = if args.regions { "--regions " } else { "" };
-                println!("to see it again: mooseng-sim {regions}--seed {number} --trace FILE");
-            }
+            None => println!("to see it again: mooseng-sim {regions}--seed {number} --trace FILE"),
         }
     }
-    println!("{passed} passed, {failed} failed");
+    let seeds = passed + failed;
+    match args.seconds {
+        Some(_) => println!(
+            "{passed} passed, {failed} failed: {seeds} seeds from {from} on in {:.0} s",
+            began.elapsed().as_secs_f64()
+        ),
+        None => println!("{passed} passed, {failed} failed"),
+    }
     match args.plant {
         Some(plant) => {
-            eprintln!("{plant} WASN'T FOUND within {} seeds", args.seeds);
+            eprintln!("{plant} WASN'T FOUND within {seeds} seeds");
             ExitCode::FAILURE
         }
         None if failed == 0 => ExitCode::SUCCESS,

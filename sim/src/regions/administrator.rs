@@ -1,10 +1,13 @@
 //! What an administrator does where there is a second volume: makes it, by the calls that `mooseng volume create` makes; in half of those runs moves homes of
-//! both, and in half of those with data in three regions takes regions out of volumes and takes them in again.
+//! both, in some of those with one volume its home, and in half of those with data in three regions takes regions out of volumes and takes them in again. And where a master's disk is lost, he puts another
+//! master in its place.
 
 use std::time::Duration;
 
 use mooseng_client::FsError;
-use mooseng_wire::admin::{CreateVolumeRequest, MoveHomeRequest, SetVolumeRequest, Volume as Told};
+use mooseng_wire::admin::{
+    ChangeMembersRequest, CreateVolumeRequest, MemberToAdd, MoveHomeRequest, SetVolumeRequest, Volume as Told,
+};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -14,6 +17,7 @@ use super::contents;
 use super::mount::caller;
 use super::shape::{Region, Shape};
 use super::volumes::{NAME, SECOND, Second, Volume};
+use crate::hosts;
 
 /// Makes the directory that the volume is joined at, on a mount of its own.
 async fn make_directory(region: &Region) -> Result<(), String> {
@@ -91,6 +95,15 @@ async fn move_home(shape: &Shape, volume: &Volume, rng: &mut StdRng) {
     }
 }
 
+/// Moves the home of the only volume until faults are over.
+pub async fn move_homes(shape: &Shape, volume: &Volume, seed: u64) {
+    let mut rng = StdRng::seed_from_u64(seed ^ 0x40_4e5);
+    while !with(&volume.notes, |notes| notes.healed) {
+        tokio::time::sleep(Duration::from_millis(rng.random_range(1_000..7_000))).await;
+        move_home(shape, volume, &mut rng).await;
+    }
+}
+
 /// Says which regions have a volume.
 async fn set_regions(shape: &Shape, volume: &Volume, regions: Vec<String>) -> Result<(), String> {
     let request =
@@ -162,4 +175,24 @@ pub async fn work(shape: &Shape, volumes: &[Volume], second: &Second, seed: u64)
         }
     }
     volumes.iter().for_each(|volume| with(&volume.notes, |notes| notes.is_settled = true));
+}
+
+/// Puts the substitute into the place of a master whose disk is lost then, by the call that `mooseng members` makes.
+pub async fn replace_master(region: Region, lost: u64, at: Duration) -> turmoil::Result {
+    let Some(name) = region.substitute.clone() else { return Ok(()) };
+    tokio::time::sleep(at).await;
+    let id = region.masters.len() as u64 + 1;
+    let substitute = MemberToAdd { id, address: hosts::address(&name), zone: format!("z{id}"), name };
+    let request = ChangeMembersRequest { add: vec![substitute], remove: vec![lost] };
+    loop {
+        let change = async |mut of: Administration| of.change_members(request.clone()).await;
+        match ask_region(&region, change).await {
+            Ok(reply) => {
+                tracing::info!(region = region.name, lost, voters = ?reply.voters, "the lost master is replaced");
+                return Ok(());
+            }
+            Err(why) => tracing::info!(region = region.name, lost, why, "the lost master isn't replaced yet"),
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
 }

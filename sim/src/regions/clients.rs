@@ -12,7 +12,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::homes::{Homes, epoch_in};
-use super::sequence::{self, Before, Look, Sequence, Step, Wrong};
+use super::sequence::{self, Answered, Before, Look, Sequence, Step, Wrong};
 use super::shared::{self, Histories};
 use super::volumes::{Moves, Volume};
 use crate::hosts::now;
@@ -370,7 +370,7 @@ impl Mount {
             let counter = counter(sequence);
             counter.acked = n;
             if is_durable {
-                counter.places.push((n, place));
+                counter.places.push(Answered { n, place, at: now() });
             }
             Done::Well
         })
@@ -430,7 +430,7 @@ impl Mount {
                         let counter = counter(sequence);
                         counter.sync(upto, epoch);
                         if sequence_epoch == epoch && !counter.told_lost {
-                            counter.places.push((upto, place));
+                            counter.places.push(Answered { n: upto, place, at: now() });
                         }
                     }
                 });

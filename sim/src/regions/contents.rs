@@ -35,7 +35,7 @@ pub type Contents = BTreeMap<String, Option<File>>;
 /// What a region is looked at through.
 pub async fn mount(host: &str, region: &Region) -> Result<Tree, String> {
     let config = ClientConfig {
-        masters: region.masters.iter().map(|master| hosts::address(master)).collect(),
+        masters: region.all_masters().map(|master| hosts::address(master)).collect(),
         zone: "z1".into(),
         host: format!("{host}-{}", region.name),
         retry_timeout: Duration::from_secs(40),

@@ -4,12 +4,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mooseng_master::master::Master;
+use mooseng_schema::location::LocationRecord;
+use mooseng_wire::VolumeId;
 use rand::Rng;
 
-use super::shape::Shape;
+use super::disks::{LostDisk, Of};
+use super::shape::{Region, Shape};
 use super::volumes::Volume;
+use crate::copies::known;
 use crate::hosts::Host;
-use crate::machines::{Counts, Machines};
+use crate::machines::{self, Counts, Machines};
 use crate::watch::Watch;
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
@@ -27,12 +32,26 @@ enum Undo {
     Stall(String, Duration),
 }
 
+/// A home that is cut off from the leader of the global group until a volume's epoch is over.
+#[derive(Clone, Copy)]
+struct Deposing {
+    home: usize,
+    leader: usize,
+    volume: VolumeId,
+    epoch: u64,
+}
+
 /// Makes things go wrong.
 pub struct Nemesis {
     machines: Machines,
     shape: Arc<Shape>,
     volumes: Vec<Volume>,
     undo: Vec<(Duration, Undo)>,
+    deposing: Option<Deposing>,
+    /// The disk that is to be lost.
+    losing: Option<LostDisk>,
+    /// Whose disk was.
+    lost: Option<String>,
     next: Duration,
 }
 
@@ -44,9 +63,12 @@ impl Nemesis {
         hosts: BTreeMap<String, Host>,
         watches: Vec<Watch>,
         volumes: Vec<Volume>,
+        losing: Option<LostDisk>,
     ) -> Self {
-        let machines = Machines::new(seed, hosts, Default::default(), watches);
-        Self { machines, shape, volumes, undo: Vec::new(), next: MS(8_000) }
+        let down = shape.regions.iter().filter_map(|region| region.substitute.clone()).collect();
+        let machines = Machines::new(seed, hosts, down, watches);
+        let next = MS(8_000);
+        Self { machines, shape, volumes, undo: Vec::new(), deposing: None, losing, lost: None, next }
     }
 
     /// What happened.
@@ -101,17 +123,84 @@ impl Nemesis {
     /// Ends what is due.
     pub fn heal(&mut self, sim: &mut turmoil::Sim<'_>, now: Duration) {
         self.machines.heal(sim, now);
+        self.tell_deposed(now);
         let due: Vec<Undo> = self.undo.extract_if(.., |(at, _)| *at <= now).map(|(_, undo)| undo).collect();
         due.iter().for_each(|undo| self.end(sim, undo));
     }
 
     /// Ends everything.
     pub fn heal_all(&mut self, sim: &mut turmoil::Sim<'_>, now: Duration) {
-        let servers: Vec<String> = self.shape.regions.iter().flat_map(|region| region.servers()).collect();
+        let mut servers: Vec<String> =
+            self.shape.regions.iter().flat_map(|region| region.servers()).collect();
+        servers.retain(|name| !self.is_gone(name));
         self.machines.heal_all(sim, &servers, now);
+        self.deposing = None;
         let all = std::mem::take(&mut self.undo);
         let ends = all.iter().filter(|(_, undo)| !matches!(undo, Undo::Stall(..)));
         ends.for_each(|(_, undo)| self.end(sim, undo));
+    }
+
+    /// Whether a host is never to run again: a master whose place another one has taken.
+    fn is_gone(&self, host: &str) -> bool {
+        self.lost.as_deref() == Some(host)
+            && self.shape.regions.iter().any(|region| region.masters.iter().any(|name| name == host))
+    }
+
+    /// Whether all chunkservers of a region are there and have every chunk that files use: one of them may lose what it has.
+    fn is_whole(&self, region: &Region) -> bool {
+        let is_there =
+            |name: &String| !self.machines.is_down(name) && !self.machines.host(name).disk.is_dark();
+        let on_all = |location: &LocationRecord| {
+            location.partial.is_none() && location.copies.len() >= region.chunkservers.len()
+        };
+        let has_all = |master: &Master, volume: &Volume| {
+            known(master, volume.id).is_ok_and(|chunks| {
+                let mut used = chunks.iter().filter(|known| known.named > 0);
+                used.all(|known| known.listing.location.as_ref().is_some_and(on_all))
+            })
+        };
+        let mut is_whole = false;
+        self.machines.each_master(|name, master| {
+            if region.all_masters().any(|of| of == name) && master.serving().is_ok() {
+                is_whole = self.volumes.iter().all(|volume| has_all(master, volume));
+            }
+        });
+        is_whole && region.chunkservers.iter().all(is_there)
+    }
+
+    /// A disk is lost, once everything that is promised lies elsewhere, too.
+    fn lose_disk(&mut self, sim: &mut turmoil::Sim<'_>, now: Duration) {
+        let Some(losing) = self.losing.filter(|losing| losing.at <= now) else { return };
+        let shape = self.shape.clone();
+        let region = &shape.regions[losing.region];
+        let name = match losing.of {
+            Of::Master(id) => {
+                let name = region.masters[id as usize - 1].clone();
+                self.machines.lose(sim, &name, now);
+                if let Some(substitute) = &region.substitute {
+                    self.machines.later(now, machines::Undo::Start(substitute.clone()));
+                }
+                self.machines.counts.one("lost masters");
+                name
+            }
+            Of::Chunkserver(nth) => {
+                let name = region.chunkservers[nth].clone();
+                // It is known from its earlier lives by the clock.
+                let is_early = self.machines.host(&name).clock.off_ms() < -1_000;
+                if is_early || !self.is_whole(region) {
+                    // Looked at again a little later.
+                    self.losing = Some(LostDisk { at: now + MS(100), ..losing });
+                    return;
+                }
+                let until = now + MS(3_000);
+                self.machines.empty(sim, &name, until);
+                self.machines.counts.one("emptied chunkservers");
+                name
+            }
+        };
+        tracing::info!(name, "its disk is lost");
+        self.losing = None;
+        self.lost = Some(name);
     }
 
     /// A volume's home more often than not, else any region.
@@ -181,7 +270,7 @@ impl Nemesis {
                 there.chunkservers.iter().for_each(|b| sim.hold(a.as_str(), b.as_str()));
             }
             // Nor is there a way around for anybody else of the region.
-            for a in of.masters.iter().chain(&of.clients) {
+            for a in of.all_masters().chain(&of.clients) {
                 there.hosts().iter().for_each(|b| sim.partition(a.as_str(), b.as_str()));
             }
             self.undo.push((until, Undo::Join(region, other)));
@@ -238,10 +327,89 @@ impl Nemesis {
         self.machines.counts.one("deposed homes");
     }
 
+    /// The master that leads the global group, if one does, and its region.
+    fn global_leader(&self) -> Option<(String, usize)> {
+        let mut leader = None;
+        self.machines.each_master(|name, master| {
+            if master.global.as_ref().is_some_and(|global| global.is_leading()) {
+                leader = Some(name.to_owned());
+            }
+        });
+        let leader = leader?;
+        let leads = |region: &Region| region.all_masters().any(|name| *name == leader);
+        let region = self.shape.regions.iter().position(leads)?;
+        Some((leader, region))
+    }
+
+    /// A home is deposed while it has changes under way, and hears of it at once. It is cut off from the leader of the global group alone, and until its
+    /// epoch is over only: what it commits goes on to the other regions, so that it is at a place of the next home's log, and copies nothing anew. One of its
+    /// mounts stalls, and others' changes have to wait for that one until its lease runs out. The others stall behind it: they neither hear of the next home nor
+    /// give up what they have sent to this one. Answers whether that can be done now.
+    fn depose_under_way(&mut self, sim: &mut turmoil::Sim<'_>, home: usize, now: Duration) -> bool {
+        let shape = self.shape.clone();
+        let is_at_home = |volume: &&Volume| volume.homes.home().as_ref() == Some(&shape.regions[home].name);
+        let Some(volume) = self.volumes.iter().find(is_at_home).cloned() else { return false };
+        let Some((master, leader)) = self.global_leader() else { return false };
+        if self.deposing.is_some() || shape.regions[home].clients.is_empty() {
+            return false;
+        }
+        if leader == home {
+            // Somebody else leads it next; the region goes on as the home.
+            let until = now + self.between(200, 900);
+            self.machines.crash(sim, &master, until);
+            return true;
+        }
+        // Somebody has to have what the home commits meanwhile.
+        let follows = |(at, region): (usize, &Region)| at != home && at != leader && !region.is_witness();
+        if self.is_busy(home, leader) || !shape.regions.iter().enumerate().any(follows) {
+            return false;
+        }
+        let until = now + MS(7_000);
+        self.pairs(home, leader).iter().for_each(|(a, b)| sim.hold(a.as_str(), b.as_str()));
+        self.undo.push((until, Undo::Release(home, leader)));
+        let stalls = now + self.between(1_000, 1_800);
+        let (others_stall, go_on) = (stalls + self.between(200, 600), now + self.between(8_000, 10_000));
+        let first = self.machines.one_of(&shape.regions[home].clients).to_owned();
+        for mount in shape.regions.iter().flat_map(|region| &region.clients) {
+            let at = if *mount == first { stalls } else { others_stall };
+            self.undo.push((at, Undo::Stall(mount.clone(), go_on)));
+        }
+        let epoch = volume.homes.newest();
+        tracing::info!(home, leader, volume = %volume.id, epoch, "a home is deposed with changes under way");
+        self.deposing = Some(Deposing { home, leader, volume: volume.id, epoch });
+        self.next = until;
+        self.machines.counts.one("homes deposed with changes under way");
+        true
+    }
+
+    /// What was held back reaches the home that is deposed as soon as its epoch is over.
+    fn tell_deposed(&mut self, now: Duration) {
+        let Some(Deposing { home, leader, volume, epoch }) = self.deposing else { return };
+        let release = Undo::Release(home, leader);
+        let mut is_over = !self.undo.iter().any(|(_, undo)| *undo == release);
+        self.machines.each_master(|_, master| {
+            let view = master.geo.view();
+            let known = view.as_ref().and_then(|view| view.volumes.get(&volume));
+            is_over |=
+                known.is_some_and(|known| known.epoch.0 > epoch || (known.epoch.0 == epoch && !known.open));
+        });
+        if !is_over {
+            return;
+        }
+        for (at, _) in self.undo.iter_mut().filter(|(_, undo)| *undo == release) {
+            *at = now;
+        }
+        self.deposing = None;
+    }
+
     fn step_clock(&mut self) {
         let hosts: Vec<String> = self.shape.regions.iter().flat_map(|region| region.hosts()).collect();
         let host = self.machines.one_of(&hosts).to_owned();
         let by = self.machines.rng.random_range(-30_000..30_000);
+        // Whoever begins with an empty disk is known from its earlier lives by the clock.
+        if self.lost.as_ref() == Some(&host) {
+            return;
+        }
         tracing::info!(host, by, "its wall clock is stepped");
         self.machines.host(&host).clock.step(by);
         self.machines.counts.one("stepped clocks");
@@ -249,6 +417,7 @@ impl Nemesis {
 
     /// Now and then something goes wrong.
     pub fn act(&mut self, sim: &mut turmoil::Sim<'_>, now: Duration) {
+        self.lose_disk(sim, now);
         if now < self.next {
             return;
         }
@@ -256,6 +425,12 @@ impl Nemesis {
         let region = self.a_region();
         if self.shape.late_pushes && self.machines.rng.random_range(0..3) == 0 {
             return self.push_late(sim, region, now);
+        }
+        if self.shape.deposes
+            && self.machines.rng.random_range(0..2) == 0
+            && self.depose_under_way(sim, region, now)
+        {
+            return;
         }
         let other = self.machines.rng.random_range(0..self.shape.regions.len());
         // Beyond a lease as often as not.

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use mooseng_master::geo::lag;
 use mooseng_master::master::Master;
 use mooseng_wire::VolumeId;
 
@@ -14,6 +15,16 @@ use crate::watch::Watch;
 const TERM_BITS: u32 = 40;
 /// An answer that arrives now left so long ago at least.
 const WAY: Duration = Duration::from_millis(2);
+/// A tail's age is exact to a share of its bound, or to this at least.
+const SAMPLE: Duration = Duration::from_millis(50);
+/// That share.
+const SAMPLES: u32 = 256;
+/// The bound where there is none.
+const UNBOUNDED: Duration = Duration::from_secs(600);
+/// A home looks at its tail so often, and a change may have come between two looks.
+const LOOKS: Duration = Duration::from_millis(300);
+/// Clocks differ by less than one part in so many.
+const DRIFT: u32 = 50;
 
 /// A region as the home, in one epoch.
 #[derive(Clone, Debug)]
@@ -38,6 +49,8 @@ struct Seen {
     custodies: BTreeSet<u64>,
     /// Of each master, the custody epoch that it was in, and whether all of its sessions had answered that.
     settled: BTreeMap<String, (u64, bool)>,
+    /// By epoch: of what its home had made by then it has said that another region has it.
+    told: BTreeMap<u64, Duration>,
     /// The home of each epoch as masters knew it, and whether that epoch began because the home before was lost.
     agreed: BTreeMap<u64, (String, bool)>,
 }
@@ -55,6 +68,16 @@ fn answers(master: &Master, volume: VolumeId) -> Option<u64> {
     master.may_answer(custody).ok()?;
     master.is_home(volume).ok()?;
     master.global.as_ref()?.may_change(volume).map(|epoch| epoch.0)
+}
+
+/// By when another region has everything that was made, by what the home of a `region` volume says of its tail: what is younger is what a failover loses.
+/// None where it says nothing, or the tail is so old that it doesn't know any more how old.
+fn told_safe(master: &Master, volume: VolumeId, now: Duration) -> Option<Duration> {
+    let view = master.geo.view()?;
+    let bound = view.volumes.get(&volume)?.lag_max.unwrap_or(UNBOUNDED);
+    let age = lag::tail(master, volume).age.filter(|age| *age <= bound * 2)?;
+    let exact_to = (bound / SAMPLES).max(SAMPLE) * 2 + LOOKS + age / DRIFT;
+    now.checked_sub(age + exact_to)
 }
 
 /// The home epoch that a custody epoch is of.
@@ -114,7 +137,11 @@ impl Homes {
         for (region, watch) in regions {
             watch.each_master(|name, master| {
                 let is_settled = || master.desk(|desk| desk.is_settled(volume));
-                found.extend(answers(master, volume).map(|epoch| (epoch, region, is_settled())));
+                if let Some(epoch) = answers(master, volume) {
+                    found.push((epoch, region, is_settled()));
+                    let told = seen.told.entry(epoch).or_default();
+                    *told = (*told).max(told_safe(master, volume, now).unwrap_or_default());
+                }
                 if looked.is_ok() {
                     looked = seen.look_at(name, master, volume);
                 }
@@ -183,6 +210,11 @@ impl Homes {
             before.zip(after).is_some_and(|((before, _), (after, is_lost))| before != after && !is_lost)
         };
         from <= to && (from + 1..=to).all(is_moved)
+    }
+
+    /// By epoch: of what was made by then its home has said that another region has it.
+    pub fn told_safe(&self) -> BTreeMap<u64, Duration> {
+        self.seen().told.clone()
     }
 
     /// Whether a master has had sessions in that custody epoch.

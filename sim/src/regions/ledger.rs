@@ -1,13 +1,14 @@
 //! What was lost, against what is said of it: nothing up to where a failover cut is missing, and of what is missing the ledger has the place and the
-//! archive of the region that had it the entry and the path.
+//! archive of the region that had it the entry and the path. Nor is it older than what the home said last of its tail, and the time since.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use mooseng_wire::admin::{Archive, ListLossesReply, LogPlace, Loss};
 
 use super::contents::Contents;
 use super::homes::Homes;
-use super::sequence::{self, Counter, Sequence};
+use super::sequence::{self, Answered, Counter, Sequence};
 use super::volumes::Moves;
 
 /// By epoch and version.
@@ -58,12 +59,21 @@ pub fn check_tenures(homes: &Homes, ledger: &ListLossesReply, moves: &Moves) -> 
     Ok(())
 }
 
+/// What is said of losses.
+pub struct Said<'a> {
+    /// The ledger.
+    pub losses: &'a [Loss],
+    /// What regions put aside.
+    pub put_aside: &'a [PutAside],
+    /// By epoch: of what was made by then its home has said that another region has it.
+    pub safe: &'a BTreeMap<u64, Duration>,
+}
+
 /// What a sequence lacks in the end is what the ledger says that is lost, and was put aside.
 pub fn check_sequence(
     (at, sequence): (usize, &Sequence),
     contents: &Contents,
-    losses: &[Loss],
-    put_aside: &[PutAside],
+    said: &Said<'_>,
 ) -> Result<(), String> {
     let names = match listed(contents, &sequence.path) {
         Some(listed) if sequence.names.issued != sequence.names.acked => {
@@ -73,12 +83,12 @@ pub fn check_sequence(
         None => Some(0),
     };
     if let Some(names) = names {
-        check_counter(sequence, &sequence.names, names, (sequence.directory, losses, put_aside))
+        check_counter(sequence, &sequence.names, names, (sequence.directory, said))
             .map_err(|what| format!("of sequence {at}, names {what}"))?;
     }
     let file = contents.get(&format!("{}/f", sequence.path)).cloned().flatten();
     let record = file.filter(|file| file.inode == sequence.file).map_or(0, |file| file.record);
-    check_counter(sequence, &sequence.records, record, (sequence.file, losses, put_aside))
+    check_counter(sequence, &sequence.records, record, (sequence.file, said))
         .map_err(|what| format!("of sequence {at}, records {what}"))
 }
 
@@ -86,10 +96,17 @@ fn check_counter(
     sequence: &Sequence,
     counter: &Counter,
     value: u64,
-    (inode, losses, put_aside): (u64, &[Loss], &[PutAside]),
+    (inode, Said { losses, put_aside, safe }): (u64, &Said<'_>),
 ) -> Result<(), String> {
-    let missing: Vec<&(u64, Place)> = counter.places.iter().filter(|(n, _)| *n > value).collect();
-    let Some((first, at)) = missing.iter().min() else { return Ok(()) };
+    let missing = || counter.places.iter().filter(|answered| answered.n > value);
+    let Some(Answered { n: first, place: at, .. }) = missing().min() else { return Ok(()) };
+    let was_safe = |of: &&Answered| safe.get(&of.place.0).is_some_and(|safe| of.at < *safe);
+    if let Some(Answered { n, place, at }) = missing().find(was_safe) {
+        return Err(format!(
+            "end with {value} though {n} at {place:?} was answered for at {at:?}, and the home had said that another region has what was made up to {:?}",
+            safe[&place.0]
+        ));
+    }
     let epoch = sequence.epoch;
     let cuts: BTreeSet<Place> =
         losses.iter().filter(|loss| covers(loss, epoch)).map(|loss| place(loss.cut.as_ref())).collect();

@@ -1,10 +1,10 @@
 //! Three regions that mount one tree: the global group, replicas, failovers, under faults between regions and within them.
 //!
-//! - [`shape`]: what a run is like, drawn from its seed. [`run`]: one run. [`faults`]: what goes wrong in it.
+//! - [`shape`]: what a run is like, drawn from its seed. [`run`]: one run. [`faults`]: what goes wrong in it; [`disks`]: which disk is lost.
 //! - [`volumes`]: the root, and in some runs a second one. [`administrator`]: who makes that one, and moves homes.
 //! - [`homes`]: who may change a volume, looked at each millisecond. [`mount`], [`clients`]: what mounts do. [`sequence`]: what they may see of it, and
 //!   what must survive. [`shared`]: what they do to the same names and files. [`across`]: what they do with two volumes.
-//! - [`epochs`]: what chunkservers take.
+//! - [`epochs`]: what chunkservers take. [`kept`]: what changes a region's records.
 //! - [`audit`]: what must hold once everything was healed. [`contents`]: what regions show. [`ledger`]: what was lost, and what is said of it.
 
 pub mod across;
@@ -12,9 +12,11 @@ pub mod administrator;
 pub mod audit;
 pub mod clients;
 pub mod contents;
+pub mod disks;
 pub mod epochs;
 pub mod faults;
 pub mod homes;
+pub mod kept;
 pub mod ledger;
 pub mod mount;
 pub mod run;

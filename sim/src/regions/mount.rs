@@ -32,7 +32,7 @@ pub async fn client(
 ) -> turmoil::Result {
     let region = shape.region_of(&name);
     let config = ClientConfig {
-        masters: region.masters.iter().map(|master| hosts::address(master)).collect(),
+        masters: region.all_masters().map(|master| hosts::address(master)).collect(),
         zone: "z1".into(),
         host: name.clone(),
         retry_timeout: RETRY,

@@ -12,10 +12,13 @@ use mooseng_ports::plant;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
+use super::administrator;
 use super::audit;
 use super::clients::{Notes, with};
+use super::disks::LostDisk;
 use super::epochs::Epochs;
 use super::faults::Nemesis;
+use super::kept::Kept;
 use super::mount;
 use super::shape::{LEASE_MS, Shape};
 use super::volumes::{self, Second, Volume};
@@ -33,6 +36,8 @@ const SETTLING: Duration = Duration::from_secs(90);
 const COPIES: usize = 2;
 /// One seed in so many has pushes that come after a failover.
 const LATE_PUSHES: u64 = 5;
+/// One seed in so many has homes that are deposed with changes under way, and hear of it at once.
+const DEPOSES: u64 = 6;
 /// One seed in so many has mounts that make names alone.
 const ALONE: u64 = 3;
 /// How often states are compared.
@@ -140,6 +145,7 @@ struct Run<'a> {
     watches: BTreeMap<String, Watch>,
     volumes: Vec<Volume>,
     epochs: Epochs,
+    kept: Kept,
     compared: Duration,
 }
 
@@ -155,17 +161,28 @@ pub fn run(seed: u64) -> Result<Summary> {
         .tcp_capacity(4096)
         .enable_random_order()
         .build();
-    let shape = Arc::new(Shape {
+    let mut shape = Shape {
         late_pushes: seed % LATE_PUSHES == LATE_PUSHES - 1,
+        // None of those with mounts that make names alone, which don't wait for each other.
+        deposes: seed % DEPOSES == 3,
         alone: seed % ALONE == ALONE - 1,
         ..Shape::of(&mut rng)
-    });
-    tracing::info!(?shape, "shape");
+    };
+    let lost = LostDisk::of(seed, &shape);
+    let replaced = lost.and_then(|lost| lost.master());
+    if let Some((region, _)) = replaced {
+        let region = &mut shape.regions[region];
+        region.substitute = Some(format!("{}-m{}", region.name, region.masters.len() + 1));
+    }
+    let shape = Arc::new(shape);
+    tracing::info!(?shape, ?lost, "shape");
     let second = Second::of(seed, &shape);
     let volumes = volumes::all(&shape, second.as_ref());
     if let Some(second) = &second {
         tracing::info!(?second, "a second volume");
     }
+    // What is in a region while the volume's log isn't kept there has no place in it.
+    let takes_out = second.as_ref().is_some_and(|second| second.takes_out);
     let mut clock = || {
         let drift_ppm = rng.random_range(-shape.drift_ppm..=shape.drift_ppm);
         SimClock::new(drift_ppm, rng.random_range(-200..=200))
@@ -183,8 +200,11 @@ pub fn run(seed: u64) -> Result<Summary> {
         watches.insert(region.name.clone(), watch.clone());
         let members: Vec<_> =
             region.masters.iter().zip(1..).map(|(name, id)| hosts::member(name, id)).collect();
-        for (name, id) in region.masters.iter().zip(1..) {
-            let (host, watch) = (Host::new(clock()), watch.clone());
+        for (name, id) in region.all_masters().zip(1..) {
+            // A substitute's clock is drawn by nobody.
+            let is_first = region.masters.contains(name);
+            let clock = if is_first { clock() } else { SimClock::new(0, 0) };
+            let (host, watch) = (Host::new(clock), watch.clone());
             all.insert(name.clone(), host.clone());
             let config = MasterConfig {
                 session_lease_ms: LEASE_MS,
@@ -193,8 +213,11 @@ pub fn run(seed: u64) -> Result<Summary> {
                 ..hosts::master_config(&region.name, name, id, raft.clone(), members.clone())
             };
             sim.host(name.as_str(), move || hosts::run_master(config.clone(), host.clone(), watch.clone()));
+            if !is_first {
+                sim.crash(name.as_str());
+            }
         }
-        let masters: Vec<String> = region.masters.iter().map(|name| hosts::address(name)).collect();
+        let masters: Vec<String> = region.all_masters().map(|name| hosts::address(name)).collect();
         for (name, i) in region.chunkservers.iter().zip(1..) {
             let (host, watch) = (Host::new(clock()), watch.clone());
             all.insert(name.clone(), host.clone());
@@ -212,16 +235,22 @@ pub fn run(seed: u64) -> Result<Summary> {
         }
     }
     sim.client("admin", audit::set_up(seed, shape.clone(), volumes.clone(), second));
+    if let (Some(LostDisk { at, .. }), Some((region, id))) = (lost, replaced) {
+        let region = shape.regions[region].clone();
+        sim.client("replacer", administrator::replace_master(region, id, at));
+    }
     sim.client("auditor", audit::compare(shape.clone(), volumes.clone(), mounts));
     let is_chunkserver =
         |name: &String| shape.regions.iter().any(|region| region.chunkservers.contains(name));
     let disks = all.iter().filter(|(name, _)| is_chunkserver(name));
     let disks = disks.map(|(name, host)| (name.clone(), host.disk.clone())).collect();
     let epochs = Epochs::new(disks, volumes.iter().map(|volume| volume.id).collect());
+    let kept =
+        Kept::new(if takes_out { Vec::new() } else { volumes.iter().map(|volume| volume.id).collect() });
     let nemesis =
-        Nemesis::new(seed, shape.clone(), all, watches.values().cloned().collect(), volumes.clone());
+        Nemesis::new(seed, shape.clone(), all, watches.values().cloned().collect(), volumes.clone(), lost);
     nemesis.set_ways(&sim);
-    let run = Run { sim, shape, nemesis, watches, volumes, epochs, compared: Duration::ZERO };
+    let run = Run { sim, shape, nemesis, watches, volumes, epochs, kept, compared: Duration::ZERO };
     run.finish().with_context(|| format!("seed {seed}"))
 }
 
@@ -309,9 +338,10 @@ impl Run<'_> {
                 bail!("of volume {}: {violation}", volume.id);
             }
         }
-        for watch in self.watches.values() {
+        for (region, watch) in &self.watches {
             watch.check_leaders().map_err(at)?;
             self.epochs.check(watch).map_err(at)?;
+            self.kept.check(region, watch, now).map_err(at)?;
         }
         if now >= self.compared + COMPARE_EVERY {
             self.compared = now;

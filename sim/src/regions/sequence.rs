@@ -13,6 +13,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 /// Names that are there at a time.
 pub const WINDOW: u64 = 5;
@@ -30,12 +31,23 @@ pub struct Counter {
     pub told_lost: bool,
     /// The most that others than the writer's mount have seen.
     pub shown: u64,
-    /// Up to where of the log what was answered for may lie: numbers, and places by epoch and version.
-    pub places: Vec<(u64, (u64, u64))>,
+    /// What was answered for.
+    pub places: Vec<Answered>,
     /// What each mount saw last, and in which newest epoch.
     seen: BTreeMap<u8, (u64, u64)>,
     /// What was seen at home last, and in which epoch.
     at_home: (u64, u64),
+}
+
+/// A number that was answered for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Answered {
+    /// The number.
+    pub n: u64,
+    /// Up to where of the log it may lie: epoch and version.
+    pub place: (u64, u64),
+    /// When that was.
+    pub at: Duration,
 }
 
 /// What was known of a counter when a look at it began.

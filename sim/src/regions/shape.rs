@@ -18,6 +18,8 @@ pub struct Region {
     pub name: String,
     /// Its masters' hosts.
     pub masters: Vec<String>,
+    /// The host of the master that takes a lost one's place, where one is lost.
+    pub substitute: Option<String>,
     /// Its chunkservers'; none of a witness.
     pub chunkservers: Vec<String>,
     /// Its mounts'.
@@ -25,9 +27,14 @@ pub struct Region {
 }
 
 impl Region {
+    /// Masters, with the one that takes a lost one's place.
+    pub fn all_masters(&self) -> impl Iterator<Item = &String> {
+        self.masters.iter().chain(&self.substitute)
+    }
+
     /// Masters and chunkservers.
     pub fn servers(&self) -> Vec<String> {
-        self.masters.iter().chain(&self.chunkservers).cloned().collect()
+        self.all_masters().chain(&self.chunkservers).cloned().collect()
     }
 
     /// All of its hosts.
@@ -60,6 +67,8 @@ pub struct Shape {
     pub hasty: bool,
     /// What a home's chunkservers send to other regions comes, now and then, when another region is the home.
     pub late_pushes: bool,
+    /// Homes are deposed now and then with changes under way, and hear of it at once.
+    pub deposes: bool,
     /// Mounts make names alone, and tell them afterwards.
     pub alone: bool,
 }
@@ -76,6 +85,7 @@ impl Shape {
             Region {
                 name: name.to_owned(),
                 masters: of("m", if is_witness { 1 } else { masters }),
+                substitute: None,
                 chunkservers: of("c", if is_witness { 0 } else { 2 }),
                 clients: of("client", if at < 2 { 1 + usize::from(at == third) } else { 0 }),
             }
@@ -95,6 +105,7 @@ impl Shape {
             },
             hasty: rng.random(),
             late_pushes: false,
+            deposes: false,
             alone: false,
         }
     }

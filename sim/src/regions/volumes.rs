@@ -19,6 +19,8 @@ pub const SECOND: VolumeId = VolumeId(1);
 pub const NAME: &str = "second";
 /// One seed in so many has it.
 const ONE_IN: u32 = 4;
+/// Of those without it, in one of so many an administrator moves the root's home.
+const MOVES_ONE_IN: u32 = 6;
 
 /// A volume of a run, and what is noted of it. Clones share the notes.
 #[derive(Clone)]
@@ -70,6 +72,11 @@ impl Second {
             takes_out: rng.random::<bool>() && shape.with_data().count() > 2,
         })
     }
+}
+
+/// Whether an administrator moves the root's home in a run without a second volume: a seed's.
+pub fn moves_alone(seed: u64) -> bool {
+    StdRng::seed_from_u64(seed ^ 0x6d_07e5).random_range(0..MOVES_ONE_IN) == 0
 }
 
 /// The volumes of a run.
