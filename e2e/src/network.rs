@@ -1,7 +1,7 @@
 //! A network of its own for each process or each region, so that any two can be cut from each other, or one from all.
 //!
 //! Each has a network namespace with one interface; all of them are joined by a bridge in a further namespace. A cut between two gives each of
-//! them a neighbour's address that nobody has: packets leave and arrive nowhere, silently, as with a switch that failed. One is cut off from all
+//! them - of one way, only the one that sends - a neighbour's address that nobody has: packets leave and arrive nowhere, silently, as with a switch that failed. One is cut off from all
 //! others by rules of nftables in its own namespace, which drop what goes out, what comes in, or both. What several processes within one
 //! namespace say to each other goes over its loopback, and is never cut.
 
@@ -118,7 +118,12 @@ impl Network {
         self.join(one, other, false)
     }
 
-    /// Undoes a cut.
+    /// What `from` sends to `to` is lost; the other way everything arrives.
+    pub fn cut_one_way(&self, from: &str, to: &str) -> Result<()> {
+        self.point(self.member(from)?, self.member(to)?, false)
+    }
+
+    /// Undoes a cut, also of one way.
     pub fn mend(&self, one: &str, other: &str) -> Result<()> {
         self.join(one, other, true)
     }
@@ -171,12 +176,15 @@ impl Network {
 
     fn join(&self, one: &str, other: &str, whole: bool) -> Result<()> {
         let (one, other) = (self.member(one)?, self.member(other)?);
-        for (from, to) in [(one, other), (other, one)] {
-            let hardware = if whole { hardware(to.number) } else { NOBODY.to_owned() };
-            let (own, to) = (self.namespace(from.number), address(to.number));
-            ip(&format!("-n {own} neigh replace {to} lladdr {hardware} dev {DEVICE} nud permanent"))?;
-        }
-        Ok(())
+        self.point(one, other, whole)?;
+        self.point(other, one, whole)
+    }
+
+    /// What `from` sends to `to` goes there, or to nobody.
+    fn point(&self, from: &Member, to: &Member, whole: bool) -> Result<()> {
+        let hardware = if whole { hardware(to.number) } else { NOBODY.to_owned() };
+        let (own, to) = (self.namespace(from.number), address(to.number));
+        ip(&format!("-n {own} neigh replace {to} lladdr {hardware} dev {DEVICE} nud permanent"))
     }
 }
 
@@ -255,6 +263,30 @@ mod tests {
         }
         network.restore("a").unwrap();
         network.restore("a").unwrap();
+        assert_eq!(both(), (true, true));
+    }
+
+    #[test]
+    fn one_way_is_cut_and_the_other_stays() {
+        if !able() {
+            return;
+        }
+        let network = Network::new(&["a", "b"].map(str::to_owned)).unwrap();
+        let socket = |name: &str| {
+            let socket = inside(&network, name, || UdpSocket::bind("0.0.0.0:7002")).unwrap();
+            socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+            socket
+        };
+        let (a, b) = (socket("a"), socket("b"));
+        let gets = |from: &UdpSocket, to: &UdpSocket, name: &str| {
+            let _ = from.send_to(b"x", format!("{}:7002", network.address(name).unwrap()));
+            to.recv(&mut [0; 8]).is_ok()
+        };
+        let both = || (gets(&a, &b, "b"), gets(&b, &a, "a"));
+        assert_eq!(both(), (true, true));
+        network.cut_one_way("a", "b").unwrap();
+        assert_eq!(both(), (false, true));
+        network.mend("a", "b").unwrap();
         assert_eq!(both(), (true, true));
     }
 

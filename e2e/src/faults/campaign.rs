@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 
+use super::cut_off::Holdings;
 use super::damage::{self, Wound};
 use super::disk::Trouble;
 use super::plan::{self, CHUNKSERVERS, Damage, DiskFailure, Fault, Kind, MOUNTS, Round, Who};
@@ -15,6 +16,7 @@ use super::summary::{Stalls, Summary, exceeded, limit};
 use super::synced::Synced;
 use super::work::Work;
 use crate::cluster::wait_for;
+use crate::network::Way;
 
 /// How long the workload may take to come to rest once everything is healed.
 const REST: Duration = Duration::from_secs(150);
@@ -66,6 +68,8 @@ struct Campaign {
     summary: Summary,
     wounds: Vec<Wound>,
     synced: Synced,
+    /// Of a mount that is cut off.
+    holdings: Option<Holdings>,
     earlier: Vec<(String, Vec<u8>)>,
     operations: usize,
     slow: Vec<String>,
@@ -92,8 +96,8 @@ impl Campaign {
         let mounts: Vec<PathBuf> = (1..=MOUNTS).map(|n| region.mount_path(n)).collect();
         let work = Work::start(&mounts, settings.threads, settings.seed)?;
         let (summary, wounds, earlier) = (Summary::default(), Vec::new(), Vec::new());
-        let synced = Synced::default();
-        Ok(Self { work, region, summary, wounds, synced, earlier, operations: 0, slow: Vec::new() })
+        let (synced, holdings, slow) = (Synced::default(), None, Vec::new());
+        Ok(Self { work, region, summary, wounds, synced, holdings, earlier, operations: 0, slow })
     }
 
     fn round(&mut self, n: usize, round: &Round) -> Result<()> {
@@ -135,7 +139,9 @@ impl Campaign {
         let events = self.work.take_events();
         let struck_at = started + Duration::from_millis(first);
         let calm = Stalls::before(&events, struck_at);
-        let stalls = Stalls::between(&events, struck_at, Instant::now());
+        // One that is away waits itself: what it costs is what others wait.
+        let counted: Vec<_> = events.iter().copied().filter(|e| round.away() != Some(e.mount)).collect();
+        let stalls = Stalls::between(&counted, struck_at, Instant::now());
         self.summary.calm(calm);
         self.summary.add(round, stalls);
         self.operations += events.len();
@@ -236,8 +242,10 @@ impl Campaign {
             Kind::LastCopy | Kind::LastCopyAfterBadFlushes => vec![name, beside(fault.who)],
             _ => vec![name],
         };
-        if let Kind::Cut(other) = fault.kind {
-            names.push(self.region.resolve(other, fault.seed));
+        if let Kind::Cut(other) | Kind::CutOneWay(other) = fault.kind {
+            // Of two followers, another one.
+            let seed = fault.seed.wrapping_add(u64::from(other == fault.who));
+            names.push(self.region.resolve(other, seed));
         }
         let taken: BTreeSet<&String> = others.iter().flatten().flat_map(|s| &s.names).collect();
         if names.iter().any(|n| taken.contains(n)) {
@@ -250,7 +258,9 @@ impl Campaign {
     }
 
     fn strike_at(&mut self, fault: &Fault, names: &[String]) -> Result<()> {
-        if let (Who::Mount(n), Kind::Kill | Kind::PowerLoss | Kind::StopLong) = (fault.who, fault.kind) {
+        if let (Who::Mount(n), Kind::Kill | Kind::PowerLoss | Kind::StopLong | Kind::CutOff) =
+            (fault.who, fault.kind)
+        {
             self.work.excuse(n - 1);
         }
         match fault.kind {
@@ -286,6 +296,13 @@ impl Campaign {
                 Ok(())
             }
             Kind::Cut(_) => self.region.network().cut(&names[0], &names[1]),
+            Kind::CutOneWay(_) => self.region.network().cut_one_way(&names[0], &names[1]),
+            Kind::CutOff => {
+                let Who::Mount(n) = fault.who else { bail!("only mounts are cut off from all") };
+                let (mount, others) = (self.region.mount_path(n), self.region.mount_path(n % MOUNTS + 1));
+                self.holdings = Some(Holdings::take(&mount, &others)?);
+                self.region.network().isolate(&names[0], Way::Both)
+            }
         }
     }
 
@@ -293,7 +310,13 @@ impl Campaign {
         let Struck { fault, names } = struck;
         match fault.kind {
             Kind::StopShort | Kind::StopLong => self.region.signal(names, Signal::SIGCONT)?,
-            Kind::Cut(_) => self.region.network().mend(&names[0], &names[1])?,
+            Kind::Cut(_) | Kind::CutOneWay(_) => self.region.network().mend(&names[0], &names[1])?,
+            Kind::CutOff => {
+                let mut holdings = self.holdings.take().context("nothing is known of what it had")?;
+                holdings.lose()?;
+                self.region.network().restore(&names[0])?;
+                holdings.told().with_context(|| format!("{} was cut off from all", names[0]))?;
+            }
             Kind::LastCopy => self.check_and_return(names)?,
             Kind::LastCopyAfterBadFlushes => {
                 // What was written meanwhile stays: the workload would have replaced most of it before anybody looks.
@@ -319,7 +342,10 @@ impl Campaign {
             _ => names.iter().try_for_each(|name| self.region.start_one(name))?,
         }
         if let Who::Mount(n) = fault.who {
-            let after = if fault.kind == Kind::StopLong { AFTER_HANG } else { AFTER_KILL };
+            let after = match fault.kind {
+                Kind::StopLong | Kind::CutOff => AFTER_HANG,
+                _ => AFTER_KILL,
+            };
             self.work.excuse_no_more(n - 1, after);
         }
         Ok(())

@@ -46,7 +46,7 @@ impl Stalls {
 }
 
 /// What a hung process may cost, where that is promised: a write 1.5 s and a read 0.5 s for a chunkserver, nothing for a follower, 5 s for
-/// the leader.
+/// the leader; a mount that is away for longer than its lease costs those over others a lease, and what it takes to note its end.
 pub fn limit(round: &Round) -> Option<Stalls> {
     let ms = Duration::from_millis;
     let [fault] = round.faults.as_slice() else { return None };
@@ -57,6 +57,7 @@ pub fn limit(round: &Round) -> Option<Stalls> {
         // Nothing is what an operation takes anyway.
         (Kind::StopShort | Kind::StopLong, Who::Follower) => Some(Stalls([ms(300), ms(300), ms(300)])),
         (Kind::StopShort | Kind::StopLong, Who::Leader) => Some(Stalls([ms(5_000); 3])),
+        (Kind::StopLong | Kind::CutOff, Who::Mount(_)) => Some(Stalls([ms(13_000); 3])),
         _ => None,
     }
 }
@@ -144,8 +145,11 @@ mod tests {
         let most = limit(&alone).unwrap();
         assert_eq!(most.of(Class::Write), Duration::from_millis(1_500));
         assert!(limit(&Round { faults: vec![fault, fault], fsck: false }).is_none());
+        let cut_off = Fault { kind: Kind::CutOff, who: Who::Mount(1), ..fault };
+        let cut_off = limit(&Round { faults: vec![cut_off], fsck: false }).unwrap();
+        assert_eq!(cut_off.of(Class::Name), Duration::from_secs(13));
         let now = Instant::now();
-        let event = |class, ms| Event { class, began: now, ended: now + Duration::from_millis(ms) };
+        let event = |class, ms| Event { class, mount: 0, began: now, ended: now + Duration::from_millis(ms) };
         let events = [event(Class::Read, 400), event(Class::Write, 1_700)];
         let stalls = Stalls::between(&events, now, now + Duration::from_secs(1));
         assert_eq!(exceeded(stalls, most, Stalls::default()).len(), 1);

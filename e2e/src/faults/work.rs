@@ -62,6 +62,8 @@ impl Class {
 pub struct Event {
     /// What it was.
     pub class: Class,
+    /// Over which mount, counted from 0.
+    pub mount: usize,
     /// When it began.
     pub began: Instant,
     /// When it was answered.
@@ -291,7 +293,7 @@ impl Worker {
         self.doing(None);
         match done {
             Ok(()) => {
-                self.answered(Class::of(&op), began, format!("{op:?}"));
+                self.answered(Class::of(&op), self.home, began, format!("{op:?}"));
                 model::apply(&mut self.model, &op);
                 Ok(())
             }
@@ -302,9 +304,9 @@ impl Worker {
         }
     }
 
-    fn answered(&mut self, class: Class, began: Instant, what: String) {
+    fn answered(&mut self, class: Class, mount: usize, began: Instant, what: String) {
         let ended = Instant::now();
-        lock(&self.shared.events).push(Event { class, began, ended });
+        lock(&self.shared.events).push(Event { class, mount, began, ended });
         self.recent.push_back((ended, what));
         if self.recent.len() > RECENT {
             self.recent.pop_front();
@@ -332,7 +334,8 @@ impl Worker {
         self.doing(None);
         match found {
             Ok(None) => {
-                self.answered(Class::Read, began, format!("a look at {name:?} over mount {}", over + 1));
+                let what = format!("a look at {name:?} over mount {}", over + 1);
+                self.answered(Class::Read, over, began, what);
                 Ok(())
             }
             Ok(Some(problem)) => {

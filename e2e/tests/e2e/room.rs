@@ -90,7 +90,7 @@ pub fn full(cluster: &DevCluster) -> Result<()> {
     }
     let mut disks = Disks::default();
     for name in &servers {
-        // Trash as it is by default: it must give way.
+        // Trash for longer than this takes: it must give way.
         configure(cluster, name, |config| {
             config.insert("reserve_bytes".into(), RESERVE.into());
             config.insert("trash_s".into(), 3_600.into());
