@@ -84,11 +84,11 @@ lint:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 
-unit:
-	cargo test $(TESTED)
-
-# Two at a time: each starts a cluster, and waits most of its time.
+# Two at a time, here and below: the longest ones wait most of their time.
 AT_ONCE ?= 2
+unit:
+	AT_ONCE=$(AT_ONCE) scripts/unit $(TESTED)
+
 e2e:
 	cargo build $(TESTED) $(addprefix --bin ,$(PROGRAMS)) $(BENCH_BINS) --test e2e
 	test=$$(cargo test $(TESTED) --test e2e --no-run 2>&1 | sed -n 's/.*Executable.*(\(.*\)).*/\1/p') && \

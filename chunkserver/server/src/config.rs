@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use mooseng_otlp::OtlpConfig;
-use mooseng_transport::TlsFiles;
 use mooseng_transport::observe::LogConfig;
 use mooseng_transport::wan::DevConfig;
+use mooseng_transport::{Limits, TlsFiles};
 use mooseng_wire::is_identity_word;
 use serde::{Deserialize, Serialize};
 
@@ -46,6 +46,10 @@ pub struct ChunkserverConfig {
     /// Most chunk files kept open.
     #[serde(default = "open_files_max")]
     pub open_files_max: usize,
+    /// MiB that requests and answers take up at most, half of it each: those that arrive, are worked on, or wait for
+    /// whoever asked. More is refused or waits.
+    #[serde(default = "memory_max_mib")]
+    pub memory_max_mib: usize,
     /// How long a chain waits for its next member.
     #[serde(default = "chain_timeout_ms")]
     pub chain_timeout_ms: u64,
@@ -84,6 +88,10 @@ fn reserve_bytes() -> u64 {
 
 fn open_files_max() -> usize {
     512
+}
+
+fn memory_max_mib() -> usize {
+    2_048
 }
 
 fn chain_timeout_ms() -> u64 {
@@ -165,6 +173,9 @@ impl ChunkserverConfig {
         if self.open_files_max == 0 {
             return Err(wrong("open_files_max", "at least one file must be open; 512 is usual"));
         }
+        if !(64..=1 << 20).contains(&self.memory_max_mib) {
+            return Err(wrong("memory_max_mib", "it must lie between 64 and 1048576; 2048 is usual"));
+        }
         if self.scrub_period_s == 0 {
             return Err(wrong("scrub_period_s", "chunks must be read again at some time; 604800 is usual"));
         }
@@ -175,6 +186,11 @@ impl ChunkserverConfig {
             otlp.check().map_err(|e| wrong(&e.setting, e.problem))?;
         }
         Ok(())
+    }
+
+    /// What its port takes on.
+    pub fn limits(&self) -> Limits {
+        Limits::within(self.memory_max_mib << 20)
     }
 
     fn directories_are_well(&self) -> Result<(), ConfigError> {
@@ -268,6 +284,7 @@ host = "a"
             ("[\"127.0.0.1:7001\"]", "[]", "`masters`"),
             ("state_dir", "chain_timeout_ms = 1\nstate_dir", "`chain_timeout_ms`"),
             ("state_dir", "scrub_period_s = 0\nstate_dir", "`scrub_period_s`"),
+            ("state_dir", "memory_max_mib = 0\nstate_dir", "`memory_max_mib`"),
             ("[labels]", "[otlp]\nendpoint = \"collector\"\n[labels]", "`otlp.endpoint`"),
             ("[labels]", "[otlp]\nendpoint = \"http://c\"\nsample = 2.0\n[labels]", "`otlp.sample`"),
             ("[labels]", "[otlp]\nendpoint = \"http://c\"\nsampel = 1.0\n[labels]", "Did you mean `sample`?"),

@@ -11,7 +11,7 @@ use mooseng_chunk::{ChunkStore, OpenError, StoreOptions};
 use mooseng_ports::clock::Clock;
 use mooseng_ports::disk::Disk;
 use mooseng_ports::disk::watched::WatchedDisk;
-use mooseng_transport::{Blocking, Limits, Network, Peer, Protocol, Services, observe, serve};
+use mooseng_transport::{Blocking, Network, Peer, Protocol, Services, observe, serve};
 use mooseng_wire::{Identity, Role};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -140,15 +140,10 @@ impl ChunkserverServer {
             tasks.spawn(lender.serve(counter, shutdown.clone()));
         }
         {
-            let (service, shutdown) = (service.clone(), shutdown.clone());
+            let (service, shutdown, limits) = (service.clone(), shutdown.clone(), config.limits());
             tasks.spawn(async move {
-                serve(
-                    listener,
-                    Services { stream: service.clone(), grpc: None, allow },
-                    Limits::default(),
-                    shutdown,
-                )
-                .await;
+                serve(listener, Services { stream: service.clone(), grpc: None, allow }, limits, shutdown)
+                    .await;
                 service.close();
             });
         }

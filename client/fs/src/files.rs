@@ -128,6 +128,24 @@ impl Drop for Registration {
     }
 }
 
+/// A handle of which nobody has heard: it is closed if that can't be told, or nobody waits for it any more.
+struct Untaken<'a> {
+    fs: &'a FileSystem,
+    handle: Option<HandleId>,
+}
+
+impl Drop for Untaken<'_> {
+    fn drop(&mut self) {
+        let Some(handle) = self.handle.take() else { return };
+        let fs = self.fs.clone();
+        self.fs.inner.region.spawn(async move {
+            if let Err(error) = fs.release(handle).await {
+                tracing::debug!(%error, "a file that was made couldn't be closed");
+            }
+        });
+    }
+}
+
 impl FileSystem {
     /// Opens a file. `flags` as open(2) has them; O_CREAT is [`Self::create`]'s.
     pub async fn open(&self, caller: &Caller, inode: u64, flags: i32) -> Result<Opened, FsError> {
@@ -174,15 +192,10 @@ impl FileSystem {
         if !created.created {
             return Ok(created);
         }
-        let handle = created.handle;
-        let durable = self.named_durably(&[parent], created).await;
-        // Nobody hears of the handle.
-        if durable.is_err()
-            && let Err(error) = self.release(handle).await
-        {
-            tracing::debug!(%error, "a file that was made couldn't be closed");
-        }
-        durable
+        let mut untaken = Untaken { fs: self, handle: Some(created.handle) };
+        let durable = self.named_durably(&[parent], created).await?;
+        untaken.handle = None;
+        Ok(durable)
     }
 
     async fn create_open(
@@ -532,9 +545,9 @@ impl FileSystem {
     /// Answers `done`, what came of a change of an inode that isn't done through a handle: once it is durable, on a mount that waits (`sync`).
     pub(crate) async fn changed_durably<T>(&self, inode: u64, done: T) -> Result<T, FsError> {
         if self.inner.session.config.sync {
+            let seen = self.losses();
             self.inner.writer.flush(inode).await?;
-            self.told(self.inner.region.patience()).await?;
-            self.synced(inode).await?;
+            self.durable_since(seen, &[inode]).await?;
         }
         Ok(done)
     }
@@ -543,14 +556,26 @@ impl FileSystem {
     pub(crate) async fn named_durably<T>(&self, directories: &[u64], done: T) -> Result<T, FsError> {
         let config = &self.inner.session.config;
         if config.sync || config.dirsync {
-            self.told(self.inner.region.patience()).await?;
-            for (at, directory) in directories.iter().enumerate() {
-                if !directories[..at].contains(directory) {
-                    self.synced(*directory).await?;
-                }
-            }
+            self.durable_since(self.losses(), directories).await?;
         }
         Ok(done)
+    }
+
+    /// Waits until what was just changed of these inodes is durable. It isn't if it was made alone, and was refused or lost since then: since there were as many
+    /// losses as were `seen`.
+    async fn durable_since(&self, seen: u64, inodes: &[u64]) -> Result<(), FsError> {
+        self.told(self.inner.region.patience()).await?;
+        for (at, inode) in inodes.iter().enumerate() {
+            if inodes[..at].contains(inode) {
+                continue;
+            }
+            let lost = self.inner.session.journal.loss_in(*inode).filter(|(when, _)| *when > seen);
+            if let Some((_, errno)) = lost {
+                return Err(FsError::Answered(errno));
+            }
+            self.synced(*inode).await?;
+        }
+        Ok(())
     }
 
     /// Makes everything written through any handle of the file durable. Data that was given up since this handle's last fsync is reported,

@@ -91,12 +91,24 @@ impl WriteBack {
         }
     }
 
-    /// [`Self::flush_before`] for those who only look: what the region has no room for is shown over what they get.
+    /// [`Self::flush_before`] for those who only look: what the region has no room for is shown over what they get, and isn't sent sooner for their sake.
     pub async fn flush_beneath(self: &Arc<Self>, inode: u64) -> Result<(), FsError> {
+        if self.rests(inode) {
+            return Ok(());
+        }
         match self.flush(inode).await {
             Err(error) if is_for_now(&error) => Err(error),
             _ => Ok(()),
         }
+    }
+
+    /// Whether the region has refused what is buffered of an inode, in this life of the session, and it is too early to send it again.
+    fn rests(&self, inode: u64) -> bool {
+        let (now, life) = (Instant::now(), self.region.session.life());
+        let rests = |buffer: &Arc<Buffer>| {
+            buffer.dirty(|dirty| dirty.is_kept() && dirty.pauses(now) && !dirty.is_foreign_to(life))
+        };
+        self.buffers.map(|map| map.get(&inode).is_some_and(rests))
     }
 
     /// [`Self::flush_before`] for a change of the file's size: bytes behind the new end needn't be stored, and those before it come after the cut as well as before
@@ -130,6 +142,9 @@ impl WriteBack {
                     "written data couldn't be stored, and what lay behind a truncation that failed as well is given up; the next fsync of the file reports it"
                 );
                 self.opens.failed(inode, error.errno());
+                // As with all that is given up: the kernel has the bytes in its pages still.
+                let recalls = self.recalls.clone();
+                self.region.spawn(async move { recalls.forget(inode).await });
             }
         }
     }

@@ -69,6 +69,8 @@ impl FileSystem {
         mut left: Fallocate,
     ) -> Result<(), FsError> {
         let guarded = self.guard(handle)?;
+        // Under locks no step waits by itself.
+        self.inner.region.behind_abandoned("fallocate", &[left.inode]).await?;
         self.inner.writer.flush_before(left.inode).await?;
         loop {
             let ranged = self.ranged(caller, "fallocate", Op::Fallocate(left), guarded).await;
@@ -132,6 +134,7 @@ impl FileSystem {
     ) -> Result<u64, FsError> {
         let inner = &self.inner;
         let guarded = self.guard(from)?.or(self.guard(to)?);
+        inner.region.behind_abandoned("copy_range", &[left.source, left.inode]).await?;
         inner.writer.flush_before(left.source).await?;
         inner.writer.flush_before(left.inode).await?;
         let (mut copied, mut sealed) = (0, false);

@@ -310,7 +310,10 @@ impl WriteBack {
             if self.buffers.room.bytes() + bytes <= self.buffers.room.bytes_max {
                 return Ok(true);
             }
-            if self.buffers.leaving_bytes() == 0 {
+            let leaving = self.buffers.leaving_bytes();
+            // Others may write so steadily that something always leaves: beside what stays there must be room at all.
+            let kept = self.buffers.bytes().saturating_sub(leaving);
+            if leaving == 0 || kept + bytes > self.buffers.room.bytes_max {
                 return Ok(false);
             }
             self.buffers.inodes().into_iter().for_each(|inode| self.start(inode));

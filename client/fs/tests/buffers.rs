@@ -285,7 +285,12 @@ async fn data_without_room_is_read_over_the_regions_and_can_be_truncated_away() 
     write(&fs, file, 4, b"abcd").await.unwrap();
     refuse(&region, Some(libc::ENOSPC));
     tokio::time::sleep(Duration::from_secs(3)).await;
-    assert_eq!(&fs.read(&me(), file, 0, 100).await.unwrap()[..], b"0123abcd89");
+    assert_eq!(fs.fsync(file, false).await, refused(libc::ENOSPC));
+    let before = changes(&region);
+    for _ in 0..5 {
+        assert_eq!(&fs.read(&me(), file, 0, 100).await.unwrap()[..], b"0123abcd89");
+    }
+    assert_eq!(changes(&region), before, "it isn't sent again for who only reads");
     assert_eq!(fs.seek(&me(), inode, 2, mooseng_client::SeekWhence::Data).await, Ok(2));
     let set = fs.setxattr(&me(), inode, b"user.a", b"b", false, false).await;
     assert_eq!(set, refused(libc::ENOSPC), "it would come after the data");

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use mooseng_client::fake::FakeRegion;
 use mooseng_client::{
-    Caller, ClientConfig, FileKind, FileSystem, HandleId, RenameMode, SetAttr, WriteMode, WriteOptions,
+    Caller, ClientConfig, FileKind, FileSystem, FsError, HandleId, RenameMode, SetAttr, WriteMode,
+    WriteOptions,
 };
 use mooseng_ports::clock::ManualClock;
 
@@ -109,6 +110,22 @@ async fn on_a_dirsync_mount_names_are_durable_and_data_is_buffered() {
 async fn on_any_other_mount_nothing_waits() {
     let (region, fs, directory) = start(false, false).await;
     change_names(&region, &fs, directory, false).await;
+}
+
+/// Found by review: a name that was made alone and lost before it was told was answered as made, and as durable.
+#[tokio::test(start_paused = true)]
+async fn a_name_that_is_lost_before_it_is_durable_isnt_answered_as_made() {
+    for (sync, dirsync) in [(true, false), (false, true)] {
+        let (region, fs, directory) = start(sync, dirsync).await;
+        fs.mkdir(&me(), directory, b"first", 0o755).await.unwrap();
+        region.lapse();
+        let lost = fs.mkdir(&me(), directory, b"second", 0o755).await;
+        assert_eq!(lost.unwrap_err(), FsError::Answered(libc::EIO));
+        assert!(region.with(|s| s.named(directory, b"second")).is_none());
+        assert_eq!(fs.status().untold_lost, 1);
+        fs.mkdir(&me(), directory, b"second", 0o755).await.unwrap();
+        assert!(region.with(|s| s.named(directory, b"second")).is_some());
+    }
 }
 
 /// It covered what was written alone.

@@ -8,6 +8,7 @@
 //! ```
 //! This crate knows no business logic: who may make which call is decided by services, by [`Incoming::peer`].
 
+mod answers;
 mod blocking;
 pub mod descriptors;
 mod ended;

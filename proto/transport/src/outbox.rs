@@ -8,16 +8,21 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use mooseng_wire::frame::Frame;
 use mooseng_wire::method::{LANES, Lane};
 use tokio::io::AsyncWrite;
 use tokio::sync::{Notify, Semaphore};
+use tokio::time::Instant;
 use tokio_util::io::poll_write_buf;
 use tokio_util::sync::CancellationToken;
+
+use crate::answers::Held;
 
 /// Bytes that wait in a lane at most; a sender waits for room.
 const LANE_BYTES_MAX: usize = 4 << 20;
@@ -29,11 +34,17 @@ const BATCH_BYTES: usize = 256 << 10;
 const TURN_BYTES: usize = 64 << 10;
 /// Bulk from this size on is written from where it lies; smaller bulk is copied beside its header.
 const COPY_BYTES_MAX: usize = 16 << 10;
+/// A peer that takes so many bytes takes some, however many wait.
+const PROGRESS_BYTES: u64 = 64 << 10;
+/// How often it is looked at before it is given up.
+const LOOKS: u32 = 4;
 
 struct Queued {
     frame: Frame,
     /// Room that it takes up in its lane; 0 for one that didn't wait.
     room: usize,
+    /// What it takes up until it is written.
+    held: Held,
 }
 
 #[derive(Default)]
@@ -77,6 +88,10 @@ pub(crate) struct Outbox {
     room: [Semaphore; LANES.len()],
     filled: Notify,
     closed: CancellationToken,
+    /// Bytes that were ever queued.
+    queued: AtomicU64,
+    /// Of these, those that were written.
+    written: AtomicU64,
 }
 
 /// The connection is closed, or its peer takes nothing any more.
@@ -95,6 +110,8 @@ impl Outbox {
             room: std::array::from_fn(|_| Semaphore::new(LANE_BYTES_MAX)),
             filled: Notify::new(),
             closed: CancellationToken::new(),
+            queued: AtomicU64::new(0),
+            written: AtomicU64::new(0),
         }
     }
 
@@ -102,7 +119,7 @@ impl Outbox {
         self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn queue(&self, frame: Frame, room: usize) -> Result<(), Closed> {
+    fn queue(&self, frame: Frame, room: usize, held: Held) -> Result<(), Closed> {
         let mut queues = self.queues();
         if queues.closed {
             return Err(Closed);
@@ -110,7 +127,8 @@ impl Outbox {
         if room == 0 {
             queues.urgent_bytes += frame.encoded_len();
         }
-        queues.lanes[lane_of(&frame)].push_back(Queued { frame, room });
+        self.queued.fetch_add(frame.encoded_len() as u64, Ordering::Relaxed);
+        queues.lanes[lane_of(&frame)].push_back(Queued { frame, room, held });
         drop(queues);
         if !(DIRECTLY.get() && self.write_here()) {
             self.filled.notify_one();
@@ -127,9 +145,14 @@ impl Outbox {
 
     /// Queues a frame, waiting for room in its lane. When this fails or is dropped, the frame wasn't queued.
     pub(crate) async fn push(&self, frame: Frame) -> Result<(), Closed> {
+        self.push_held(frame, Held::default()).await
+    }
+
+    /// [`Outbox::push`] of a frame that holds what it takes up until it is written.
+    pub(crate) async fn push_held(&self, frame: Frame, held: Held) -> Result<(), Closed> {
         let room = frame.encoded_len().min(LANE_BYTES_MAX);
         let permits = self.room[lane_of(&frame)].acquire_many(room as u32).await.map_err(|_| Closed)?;
-        self.queue(frame, room)?;
+        self.queue(frame, room, held)?;
         permits.forget();
         Ok(())
     }
@@ -140,14 +163,16 @@ impl Outbox {
             self.close();
             return Err(Closed);
         }
-        self.queue(frame, 0)
+        self.queue(frame, 0, Held::default())
     }
 
     pub(crate) fn close(&self) {
         let mut queues = self.queues();
         queues.closed = true;
-        queues.lanes.iter_mut().for_each(VecDeque::clear);
+        let dropped = std::mem::take(&mut queues.lanes);
         drop(queues);
+        // What they held wakes others.
+        drop(dropped);
         self.room.iter().for_each(Semaphore::close);
         self.closed.cancel();
     }
@@ -159,6 +184,25 @@ impl Outbox {
     /// Waits until it is closed.
     pub(crate) async fn closed(&self) {
         self.closed.cancelled().await;
+    }
+
+    /// How much must be written until the peer has taken some of what waits now.
+    fn mark(&self) -> u64 {
+        let written = self.written.load(Ordering::Relaxed);
+        self.queued.load(Ordering::Relaxed).min(written.saturating_add(PROGRESS_BYTES))
+    }
+
+    /// Waits until the peer has taken next to nothing for so long though something waited.
+    pub(crate) async fn stuck(&self, most: Duration) {
+        let (mut mark, mut since) = (self.mark(), Instant::now());
+        loop {
+            tokio::time::sleep(most / LOOKS).await;
+            if self.written.load(Ordering::Relaxed) >= mark {
+                (mark, since) = (self.mark(), Instant::now());
+            } else if since.elapsed() >= most {
+                return;
+            }
+        }
     }
 
     /// Moves the next batch of frames into `batch`.
@@ -188,13 +232,13 @@ impl Outbox {
     }
 
     fn take_one(&self, queues: &mut Queues, lane: usize, batch: &mut Batch) -> usize {
-        let Some(Queued { frame, room }) = queues.lanes[lane].pop_front() else { return 0 };
+        let Some(Queued { frame, room, held }) = queues.lanes[lane].pop_front() else { return 0 };
         let bytes = frame.encoded_len();
         if room == 0 {
             queues.urgent_bytes -= bytes;
         }
         self.room[lane].add_permits(room);
-        batch.add(frame);
+        batch.add(frame, held);
         bytes
     }
 
@@ -215,6 +259,7 @@ impl Outbox {
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
+            self.written.fetch_add(written as u64, Ordering::Relaxed);
             pump.unflushed = true;
         }
         Poll::Ready(Ok(()))
@@ -277,10 +322,15 @@ struct Batch {
     parts: VecDeque<Bytes>,
     joined: BytesMut,
     bytes: usize,
+    /// What its frames take up.
+    held: Vec<Held>,
 }
 
 impl Batch {
-    fn add(&mut self, frame: Frame) {
+    fn add(&mut self, frame: Frame, held: Held) {
+        if !held.is_nothing() {
+            self.held.push(held);
+        }
         self.bytes += frame.encoded_len();
         frame.encode_head(&mut self.joined);
         if frame.bulk.len() <= COPY_BYTES_MAX {
@@ -316,6 +366,9 @@ impl Buf for Batch {
         if let Some(part) = self.parts.front_mut() {
             part.advance(count);
         }
+        if self.bytes == 0 {
+            self.held.clear();
+        }
     }
     fn chunks_vectored<'a>(&'a self, slices: &mut [io::IoSlice<'a>]) -> usize {
         let filled = slices.iter_mut().zip(&self.parts).map(|(slice, part)| *slice = io::IoSlice::new(part));
@@ -325,8 +378,6 @@ impl Buf for Batch {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use futures::FutureExt;
     use mooseng_wire::frame::{FRAME_BYTES_MAX, Kind};
     use tokio::io::AsyncReadExt;
@@ -458,6 +509,36 @@ mod tests {
         assert_eq!(refused, Some(3));
         assert!(outbox.is_closed());
         assert!(outbox.push(frame(Lane::Read, 1, 1)).await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_takes_nothing_for_too_long_is_stuck() {
+        const MOST: Duration = Duration::from_secs(20);
+        let outbox = Outbox::new();
+        let (near, mut far) = tokio::io::duplex(1 << 10);
+        let mut writing = outbox.writing(near);
+        let mut is_stuck = async |within: Duration, outbox: &Outbox| {
+            tokio::select! {
+                _ = writing.run() => unreachable!("nobody closed it"),
+                () = outbox.stuck(MOST) => true,
+                () = tokio::time::sleep(within) => false,
+            }
+        };
+        assert!(!is_stuck(MOST * 9, &outbox).await, "nothing waits");
+        outbox.push(frame(Lane::Read, 1, 1 << 20)).await.unwrap();
+        let slowly = async {
+            let mut bytes = vec![0; 8 << 10];
+            // Some of it in each second, and never all of it.
+            for _ in 0..100 {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                far.read_exact(&mut bytes).await.unwrap();
+            }
+        };
+        tokio::select! {
+            stuck = is_stuck(MOST * 9, &outbox) => panic!("{stuck}: it is slow"),
+            () = slowly => {}
+        }
+        assert!(is_stuck(MOST * 2, &outbox).await);
     }
 
     #[tokio::test]

@@ -18,6 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::answers::{Answers, Space};
 use crate::inbound::Inbound;
 use crate::network::{Handshake, Listener, Peer, Protocol};
 use crate::outbox::{Closed, Outbox};
@@ -177,8 +178,17 @@ pub struct Limits {
     pub bytes_max: usize,
     /// Of these, bytes that the connections of one identity have announced and not sent yet, where it isn't a master's.
     pub unfinished_per_identity_max: usize,
+    /// Bytes of all connections' answers that wait for their peers, beside the calls'; of control only what
+    /// is large, and of none that is a master's.
+    pub answer_bytes_max: usize,
+    /// Of these, bytes of the connections of one identity, where it isn't a master's.
+    pub answer_bytes_per_identity_max: usize,
+    /// Bytes of one connection's answers that wait for its peer.
+    pub answer_bytes_per_connection_max: usize,
     /// Silence after which a peer is taken for dead.
     pub silence_max: Duration,
+    /// How long a peer may take nothing of what waits for it, whatever it sends.
+    pub stuck_max: Duration,
 }
 
 impl Default for Limits {
@@ -193,7 +203,27 @@ impl Default for Limits {
             bytes_max: 1 << 30,
             // Each of its connections may be sending as much as a call's bulk.
             unfinished_per_identity_max: 320 << 20,
+            answer_bytes_max: 1 << 30,
+            answer_bytes_per_identity_max: 256 << 20,
+            answer_bytes_per_connection_max: 64 << 20,
             silence_max: Duration::from_secs(30),
+            stuck_max: Duration::from_secs(20),
+        }
+    }
+}
+
+impl Limits {
+    /// The default ones, and calls and their answers take up no more than so many bytes together: half of it
+    /// each. At 2 GiB they are the default ones.
+    pub fn within(memory: usize) -> Self {
+        let (limits, half) = (Self::default(), memory / 2);
+        Self {
+            bytes_max: half,
+            unfinished_per_identity_max: limits.unfinished_per_identity_max.min(half / 16 * 5),
+            answer_bytes_max: half,
+            answer_bytes_per_identity_max: limits.answer_bytes_per_identity_max.min(half / 4),
+            answer_bytes_per_connection_max: limits.answer_bytes_per_connection_max.min(half / 16),
+            ..limits
         }
     }
 }
@@ -220,6 +250,7 @@ pub async fn serve(
         grpc: services.grpc.map(tonic::service::Routes::prepare),
         allow: services.allow,
         bytes: Arc::new(Semaphore::new(limits.bytes_max.min(Semaphore::MAX_PERMITS))),
+        answers: Space::new(limits.answer_bytes_max),
         refused: Mutex::default(),
         crowd: Mutex::default(),
         limits,
@@ -329,6 +360,7 @@ struct Port {
     grpc: Option<tonic::service::Routes>,
     allow: fn(&Peer, Protocol) -> Result<(), String>,
     bytes: Arc<Semaphore>,
+    answers: Space,
     refused: Mutex<Refused>,
     crowd: Mutex<BTreeMap<String, Crowd>>,
     limits: Limits,
@@ -340,6 +372,8 @@ struct Crowd {
     connections: usize,
     /// Room for bytes that they have announced and not sent yet.
     unfinished: Arc<Semaphore>,
+    /// Room for answers that wait for them.
+    answers: Space,
 }
 
 /// A connection of an identity, as long as this is kept.
@@ -347,6 +381,7 @@ struct OneOf<'a> {
     port: &'a Port,
     identity: String,
     unfinished: Arc<Semaphore>,
+    answers: Space,
 }
 
 impl Drop for OneOf<'_> {
@@ -370,13 +405,14 @@ impl Port {
         let of_it = crowd.entry(identity.to_string()).or_insert_with(|| Crowd {
             connections: 0,
             unfinished: Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS))),
+            answers: Space::new(self.limits.answer_bytes_per_identity_max),
         });
         if !is_master && of_it.connections >= self.limits.connections_per_identity_max {
             return None;
         }
         of_it.connections += 1;
-        let unfinished = of_it.unfinished.clone();
-        Some(OneOf { port: self, identity: identity.to_string(), unfinished })
+        let (unfinished, answers) = (of_it.unfinished.clone(), of_it.answers.clone());
+        Some(OneOf { port: self, identity: identity.to_string(), unfinished, answers })
     }
 
     /// Says that a peer was refused, unless that was said of it a moment ago. `peer` is empty where it isn't known.
@@ -427,10 +463,13 @@ impl Port {
         let note_version = |reason: &str| self.note_refusal(refusal::VERSION, &address, &peer, reason);
         let role = connection.peer.identity.role;
         let inbound = Inbound::new(self.bytes.clone(), one.unfinished.clone(), role);
+        let of_connection = limits.answer_bytes_per_connection_max;
+        let answers = Answers::new(of_connection, one.answers.clone(), self.answers.clone(), role);
+        let room = (inbound, answers);
         match connection.protocol {
             Protocol::Stream => tokio::select! {
                 () = shutdown.cancelled() => {}
-                () = stream::serve(connection, &*self.stream, refused, limits, inbound, note_version) => {}
+                () = stream::serve(connection, &*self.stream, refused, limits, room, note_version) => {}
             },
             Protocol::Grpc => rpc::serve(connection, self.grpc.clone(), refused, shutdown).await,
         }

@@ -21,6 +21,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::Instrument;
 
+use crate::answers::{self, Answers, Held};
 use crate::frames::{Arrived, FrameReader, plain};
 use crate::inbound::{Announced, Full, Inbound};
 use crate::network::Connection;
@@ -41,7 +42,7 @@ pub(crate) async fn serve(
     service: &dyn Service,
     refused: Option<String>,
     limits: Limits,
-    inbound: Inbound,
+    (inbound, answers): (Inbound, Answers),
     note_version: impl Fn(&str),
 ) {
     let peer = connection.peer;
@@ -60,12 +61,14 @@ pub(crate) async fn serve(
     let handle = ConnectionHandle { id, peer, levels, outbox, memory: Arc::default() };
     service.connected(&handle);
     let _ended = EndOnDrop { handle: &handle, service };
-    let mut calls = Calls::new(&handle, service, limits, inbound);
+    let mut calls = Calls::new(&handle, service, limits, inbound, &answers);
     let mut writing = handle.outbox.writing(writer);
     let ended = tokio::select! {
         ended = calls.run(&mut frames) => ended,
         written = writing.run() => written.map_err(|e| e.to_string()),
         () = handle.outbox.closed() => Ok(()),
+        // Whatever else it sends: nobody who is there reads nothing for so long.
+        () = handle.outbox.stuck(limits.stuck_max) => Err(slow(Closed).to_owned()),
     };
     if let Err(reason) = ended {
         tracing::debug!(peer = %handle.peer.identity, reason, "a connection ended");
@@ -149,15 +152,22 @@ struct Calls<'a> {
     service: &'a dyn Service,
     limits: Limits,
     inbound: Inbound,
+    answers: &'a Answers,
     running: FuturesUnordered<RunningCall<'a>>,
     aborts: BTreeMap<u64, AbortHandle>,
     load: [Load; LANES.len()],
 }
 
 impl<'a> Calls<'a> {
-    fn new(handle: &'a ConnectionHandle, service: &'a dyn Service, limits: Limits, inbound: Inbound) -> Self {
+    fn new(
+        handle: &'a ConnectionHandle,
+        service: &'a dyn Service,
+        limits: Limits,
+        inbound: Inbound,
+        answers: &'a Answers,
+    ) -> Self {
         let (running, aborts, load) = Default::default();
-        Self { handle, service, limits, inbound, running, aborts, load }
+        Self { handle, service, limits, inbound, answers, running, aborts, load }
     }
 
     async fn run<R: AsyncRead + Unpin>(&mut self, frames: &mut FrameReader<R>) -> Result<(), String> {
@@ -226,7 +236,7 @@ impl<'a> Calls<'a> {
         }
         let shared = (meta.shared_bytes as usize).min(BULK_BYTES_MAX);
         let bytes = framed + shared;
-        let room = self.admit(lane, (framed, shared), announced)?;
+        let room = self.admit((lane, frame.method), (framed, shared), announced)?;
         if meta.shared_bytes > 0 {
             // Before anything is done: once it is answered there may be other bytes.
             frame.bulk = self.handle.take_shared(&meta)?;
@@ -238,7 +248,7 @@ impl<'a> Calls<'a> {
     /// Room for a call of so many bytes, in its frame and beside it, or why there is none. For its frame it may have some.
     fn admit(
         &self,
-        lane: usize,
+        (lane, method): (usize, u16),
         (framed, shared): (usize, usize),
         announced: Option<Announced>,
     ) -> Result<Option<OwnedSemaphorePermit>, CallError> {
@@ -250,7 +260,7 @@ impl<'a> Calls<'a> {
         if load.calls > 0 && load.bytes + bytes > self.limits.bytes_per_lane_max {
             return Err(busy("bytes are in flight on this connection"));
         }
-        if self.inbound.is_free(lane, bytes) {
+        if self.inbound.is_free(lane, method, bytes) && self.inbound.is_free_beside(load.bytes) {
             return Ok(None);
         }
         let room = match announced {
@@ -272,10 +282,15 @@ impl<'a> Calls<'a> {
         self.load[done.lane].bytes += done.bytes;
         let (abort, registration) = AbortHandle::new_pair();
         self.aborts.insert(frame.call, abort);
-        let answering = answer(frame, meta, self.handle, self.service);
+        let answering = Answering {
+            handle: self.handle,
+            service: self.service,
+            answers: self.answers,
+            kept_max: self.limits.stuck_max,
+        };
+        let answered = answering.answer(frame, meta, room);
         self.running.push(Box::pin(async move {
-            let _ = Abortable::new(answering, registration).await;
-            drop(room);
+            let _ = Abortable::new(answered, registration).await;
             done
         }));
     }
@@ -294,15 +309,79 @@ impl Address {
     }
 }
 
-async fn answer(frame: Frame, meta: CallMeta, handle: &ConnectionHandle, service: &dyn Service) {
-    let address = Address::of(&frame);
-    let result = dispatch(frame, meta, handle, service).await;
-    let _ = handle.outbox.push(reply(&address, result)).await;
+/// Where a call is answered.
+struct Answering<'a> {
+    handle: &'a ConnectionHandle,
+    service: &'a dyn Service,
+    answers: &'a Answers,
+    /// How long an answer is kept that its caller waits for no more.
+    kept_max: Duration,
+}
+
+impl Answering<'_> {
+    async fn answer(self, frame: Frame, meta: CallMeta, room: Option<OwnedSemaphorePermit>) {
+        let (address, method) = (Address::of(&frame), Method::from_u16(frame.method));
+        let deadline = Instant::now() + Duration::from_millis(u64::from(meta.deadline_ms)).min(CALL_MAX);
+        let (result, held) = match self.expect(method, &frame, deadline).await {
+            Ok(held) => (dispatch(frame, meta, deadline, self.handle, self.service).await, held),
+            Err(late) => (Err(late), Held::default()),
+        };
+        // Of the request nothing is left. What follows may wait for a peer that doesn't read.
+        drop(room);
+        let keep = async {
+            let (reply, held) = self.take_room(&address, method, reply(&address, result), held).await;
+            let _ = self.handle.outbox.push_held(reply, held).await;
+        };
+        let _ = timeout_at(deadline + self.kept_max, keep).await;
+    }
+
+    /// Room for an answer that is large, before it is made.
+    async fn expect(
+        &self,
+        method: Option<Method>,
+        frame: &Frame,
+        deadline: Instant,
+    ) -> Result<Held, CallError> {
+        let bytes = answers::expected(method, &frame.body);
+        if bytes == 0 {
+            return Ok(Held::default());
+        }
+        let taken = timeout_at(deadline, self.answers.take(bytes)).await;
+        taken.map_err(|_| {
+            let message = "the caller's answers took up all the room that they may for longer than it waits";
+            crate::call_error(ErrorCode::DeadlineExceeded, message)
+        })
+    }
+
+    /// Room for an answer that is there, or for another one in its place.
+    async fn take_room(
+        &self,
+        address: &Address,
+        method: Option<Method>,
+        answer: Frame,
+        mut held: Held,
+    ) -> (Frame, Held) {
+        let bytes = answer.encoded_len();
+        if self.answers.is_free(method, bytes) || held.cut_to(bytes) {
+            return (answer, held);
+        }
+        // Whoever waited for more with less in hand could wait for another one that does.
+        drop(held);
+        if let Some(held) = self.answers.take_now(bytes) {
+            return (answer, held);
+        }
+        if answers::is_dropped(method, bytes) {
+            return (reply(address, Err(busy("bytes of answers wait for the caller"))), Held::default());
+        }
+        let held = self.answers.take(bytes).await;
+        (answer, held)
+    }
 }
 
 async fn dispatch(
     frame: Frame,
     meta: CallMeta,
+    deadline: Instant,
     handle: &ConnectionHandle,
     service: &dyn Service,
 ) -> Result<Answer, CallError> {
@@ -310,7 +389,6 @@ async fn dispatch(
     let method = Method::from_u16(frame.method).ok_or_else(|| {
         error(ErrorCode::NotBuilt, format!("this server doesn't know method {}", frame.method))
     })?;
-    let deadline = Instant::now() + Duration::from_millis(u64::from(meta.deadline_ms)).min(CALL_MAX);
     let trace = meta.trace.clone();
     let incoming = Incoming {
         method,

@@ -16,7 +16,7 @@ use mooseng_transport::{
     serve,
 };
 use mooseng_wire::call::{CallError, CallMeta, ErrorCode, Hello, HelloAnswer};
-use mooseng_wire::chunk::MemoryLent;
+use mooseng_wire::chunk::{MemoryLent, Read};
 use mooseng_wire::frame::{FRAME_BYTES_MAX, Frame, Kind};
 use mooseng_wire::level::Levels;
 use mooseng_wire::method::Method;
@@ -607,6 +607,149 @@ async fn what_a_host_announces_and_does_not_send_takes_its_own_room() {
     let answer = raw_frame(&mut first, &mut of_first).await.unwrap();
     assert_eq!((answer.kind, answer.call), (Kind::Response, 5));
     assert_eq!(asks(call + 2, bulk).await, None, "there is room again");
+}
+
+/// Answers reads with as many bytes as they ask for, and counts those as long as they are there.
+#[derive(Default)]
+struct Bulky {
+    there: Arc<AtomicUsize>,
+    most: AtomicUsize,
+    disconnected: AtomicUsize,
+}
+
+struct Counted {
+    bytes: Vec<u8>,
+    there: Arc<AtomicUsize>,
+}
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.there.fetch_sub(self.bytes.len(), Ordering::SeqCst);
+    }
+}
+
+#[async_trait]
+impl Service for Bulky {
+    async fn call(&self, incoming: Incoming) -> Result<Answer, CallError> {
+        let length = incoming.decode::<Read>()?.length as usize;
+        let there = self.there.fetch_add(length, Ordering::SeqCst) + length;
+        self.most.fetch_max(there, Ordering::SeqCst);
+        let counted = Counted { bytes: vec![7; length], there: self.there.clone() };
+        Ok(Answer { body: Bytes::new(), bulk: Bytes::from_owner(counted) })
+    }
+    fn disconnected(&self, _: u64) {
+        self.disconnected.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+const MIB: usize = 1 << 20;
+
+async fn start_bulky(stuck_max: Duration) -> (String, Arc<Bulky>) {
+    let limits = Limits {
+        answer_bytes_max: 64 * MIB,
+        answer_bytes_per_identity_max: 32 * MIB,
+        answer_bytes_per_connection_max: 8 * MIB,
+        stuck_max,
+        ..Limits::default()
+    };
+    let listener = PlainNetwork::new(identity(Role::Master)).listen("127.0.0.1:0").await.unwrap();
+    let (address, bulky) = (listener.local_address(), Arc::new(Bulky::default()));
+    let services = Services { stream: bulky.clone(), grpc: None, allow: |_, _| Ok(()) };
+    tokio::spawn(serve(listener, services, limits, CancellationToken::new()));
+    (address, bulky)
+}
+
+/// Requests to read 1 MiB each.
+fn reads(method: Method, calls: std::ops::Range<u64>) -> Vec<u8> {
+    let body = Bytes::from(Read { length: MIB as u32, ..Read::default() }.encode_to_vec());
+    let read = |call| {
+        let meta = CallMeta { deadline_ms: 60_000, ..CallMeta::default() };
+        let mut frame = raw_with(Kind::Request, call, body.clone(), meta, b"");
+        frame[6..8].copy_from_slice(&(method as u16).to_le_bytes());
+        frame
+    };
+    calls.flat_map(read).collect()
+}
+
+/// A call's answer was counted nowhere, and waited for its caller however long that took: one ticket was enough
+/// to fill a chunkserver's memory.
+#[tokio::test]
+async fn who_asks_for_much_and_reads_nothing_holds_no_more_than_its_room_and_is_ended() {
+    let (address, bulky) = start_bulky(Duration::from_secs(2)).await;
+    let (mut greedy, _) = raw_client(&address).await;
+    greedy.write_all(&reads(Method::ChunkRead, 0..300)).await.unwrap();
+    let other = Identity { name: "other".into(), ..identity(Role::Client) };
+    let network = Arc::new(PlainNetwork::new(other));
+    let other = Link::new(network, address, Role::Master, LinkOptions::default());
+    let body = Bytes::from(Read { length: MIB as u32, ..Read::default() }.encode_to_vec());
+    let goes_on = async {
+        while bulky.disconnected.load(Ordering::SeqCst) == 0 {
+            // It is there, and says so.
+            let _ended = greedy.write_all(&raw(Kind::Notify, 0, Bytes::new())).await;
+            let answer = other.call(Method::ChunkRead, body.clone(), Bytes::new(), WAIT).await.unwrap();
+            assert_eq!(answer.bulk.len(), MIB);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), goes_on).await.expect("it is never ended");
+    let most = bulky.most.load(Ordering::SeqCst);
+    assert!(most > 4 * MIB && most <= 10 * MIB, "{most} bytes were there");
+    until(|| bulky.there.load(Ordering::SeqCst) == 0).await;
+}
+
+/// What an answer comes to isn't always known before: then there is another one where there is no room.
+#[tokio::test]
+async fn answers_that_nobody_expected_to_be_large_are_busy_where_there_is_no_room() {
+    const READS: u64 = 100;
+    let (address, bulky) = start_bulky(Duration::from_secs(60)).await;
+    let (mut greedy, mut buffer) = raw_client(&address).await;
+    greedy.write_all(&reads(Method::FsRead, 0..READS)).await.unwrap();
+    until(|| bulky.most.load(Ordering::SeqCst) >= 6 * MIB).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let (mut whole, mut refused) = (0, 0);
+    for _ in 0..READS {
+        let answer = raw_frame(&mut greedy, &mut buffer).await.unwrap();
+        match answer.kind {
+            Kind::Response => whole += usize::from(answer.bulk.len() == MIB),
+            _ => {
+                let error = CallError::decode(answer.body).unwrap();
+                assert_eq!(error.code, ErrorCode::Busy as i32, "{error:?}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(whole >= 6 && refused > 0 && whole + refused == READS as usize, "{whole}, {refused} refused");
+    assert!(bulky.most.load(Ordering::SeqCst) <= 9 * MIB);
+    greedy.write_all(&reads(Method::FsRead, READS..READS + 1)).await.unwrap();
+    let again = raw_frame(&mut greedy, &mut buffer).await.unwrap();
+    assert_eq!((again.kind, again.bulk.len()), (Kind::Response, MIB), "there is room again");
+    drop(again);
+}
+
+/// The control lane takes no room, and its name is its caller's word: changes there do take some.
+#[tokio::test]
+async fn what_is_no_control_takes_room_on_the_control_lane() {
+    let (address, _, _shutdown) =
+        start_with(Limits { bytes_max: 1000, ..Limits::default() }, |_, _| Ok(())).await;
+    let (mut io, mut buffer) = raw_client(&address).await;
+    let request = |call, method: Method| {
+        let meta = CallMeta { deadline_ms: 9_000, ..CallMeta::default() };
+        let mut frame = raw_with(Kind::Request, call, vec![0; 2000].into(), meta, b"");
+        frame[5] = 0;
+        frame[6..8].copy_from_slice(&(method as u16).to_le_bytes());
+        frame
+    };
+    for (call, method, kind) in [(5, Method::FsChange, Kind::Error), (6, Method::Renew, Kind::Response)] {
+        io.write_all(&request(call, method)).await.unwrap();
+        let answer = raw_frame(&mut io, &mut buffer).await.unwrap();
+        assert_eq!((answer.call, answer.kind), (call, kind));
+    }
 }
 
 #[tokio::test]

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use mooseng_namespace::trash::RETENTION_S_MAX;
 use mooseng_otlp::OtlpConfig;
-use mooseng_transport::TlsFiles;
 use mooseng_transport::observe::LogConfig;
 use mooseng_transport::wan::DevConfig;
+use mooseng_transport::{Limits, TlsFiles};
 use mooseng_wire::is_identity_word;
 use serde::{Deserialize, Serialize};
 
@@ -58,6 +58,10 @@ pub struct MasterConfig {
     /// How long a session lives without a renewal.
     #[serde(default = "session_lease_ms")]
     pub session_lease_ms: u64,
+    /// MiB that requests and answers take up at most, half of it each: those that arrive, are worked on, or wait for
+    /// whoever asked. More is refused or waits. What masters say to each other isn't counted.
+    #[serde(default = "memory_max_mib")]
+    pub memory_max_mib: usize,
     /// House-keeping: repair, rebalancing, collection.
     #[serde(default)]
     pub house: HouseConfig,
@@ -325,6 +329,10 @@ fn two() -> usize {
     2
 }
 
+fn memory_max_mib() -> usize {
+    2_048
+}
+
 fn session_lease_ms() -> u64 {
     10_000
 }
@@ -397,6 +405,9 @@ impl MasterConfig {
                 "session_lease_ms",
                 "less than a second leaves no time for a failover; 10000 is usual",
             ));
+        }
+        if !(64..=1 << 20).contains(&self.memory_max_mib) {
+            return Err(wrong("memory_max_mib", "it must lie between 64 and 1048576; 2048 is usual"));
         }
         if self.house.copies_per_chunkserver == 0 {
             return Err(wrong("house.copies_per_chunkserver", "nothing would ever be repaired; 2 is usual"));
@@ -522,6 +533,11 @@ impl MasterConfig {
         Ok(())
     }
 
+    /// What its port takes on.
+    pub fn limits(&self) -> Limits {
+        Limits::within(self.memory_max_mib << 20)
+    }
+
     /// The session lease.
     pub fn session_lease(&self) -> Duration {
         Duration::from_millis(self.session_lease_ms)
@@ -615,6 +631,7 @@ address = "127.0.0.1:7001"
             ("cluster = \"c\"", "cluster = \"\"", "`cluster`"),
             ("cluster", "copies = 1\ncluster", "`min_copies`"),
             ("cluster", "session_lease_ms = 5\ncluster", "`session_lease_ms`"),
+            ("cluster", "memory_max_mib = 63\ncluster", "`memory_max_mib`"),
         ];
         for (from, to, setting) in table {
             let text = GOOD.replacen(from, to, 1);

@@ -262,7 +262,9 @@ fn forget_every(master: &Master) -> Duration {
 
 /// Forgets a volume's sessions that lapsed long ago, with their outcomes.
 async fn forget_sessions(master: &Master, volume: VolumeId) -> Result<(), CallError> {
-    let before = before(master, master.config.house.outcomes_kept_s);
+    // By its record it is known that a session may come back.
+    let house = &master.config.house;
+    let before = before(master, house.outcomes_kept_s.max(house.opens_kept_s));
     let old = |record: &SessionRecord| record.lapsed_ns.is_some_and(|at| at < before);
     for (id, _) in all_sessions(master, volume).await?.into_iter().filter(|(_, record)| old(record)) {
         let gone = transact(&master.store, |tx| async move {

@@ -16,7 +16,7 @@ use mooseng_raft::{Member, RaftConfig as NodeConfig, RaftError, RaftNode, Timing
 use mooseng_replica::{Tail, VolumeLogs};
 use mooseng_transport::grpc::administration_server::AdministrationServer;
 use mooseng_transport::grpc::registry_server::RegistryServer;
-use mooseng_transport::{Blocking, Limits, Network, Peer, Protocol, Services, observe, serve};
+use mooseng_transport::{Blocking, Network, Peer, Protocol, Services, observe, serve};
 use mooseng_wal::Options as WalOptions;
 use mooseng_wire::admin::StatusReply;
 use mooseng_wire::level::Unsupported;
@@ -210,7 +210,8 @@ impl MasterServer {
             .add_service(AdministrationServer::new(Rpc(master.clone())));
         let services =
             Services { stream: Arc::new(MasterService(master.clone())), grpc: Some(routes), allow };
-        tasks.spawn("serving connections", serve(listener, services, Limits::default(), shutdown.clone()));
+        let limits = master.config.limits();
+        tasks.spawn("serving connections", serve(listener, services, limits, shutdown.clone()));
         tasks.spawn("leading the region", lead::run(master.clone()));
         tasks.spawn("looking after the disk", lead::probe(master.clone()));
         tasks.spawn("looking after certificates", credentials::ask(master.clone()));

@@ -40,7 +40,8 @@ impl Desk {
 
     /// Whether a chunkserver may still delete copies of a volume's chunks by what it was told before this region became to the volume what it is: until it was heard of
     /// so late that it has begun it or never will. One that doesn't report has no chunks placed on it. What was told in a custody epoch before that in which it gives orders
-    /// now isn't waited for: whatever has a chunkserver take a chunk comes in this one, and fences what came in earlier ones.
+    /// now isn't waited for: whatever has a chunkserver take a chunk comes in this one, and so does what a copy that lies there is taken up by; it fences what came in
+    /// earlier ones.
     pub fn is_obeying(&mut self, volume: VolumeId, now: BootTime, custody: u64) -> bool {
         let Some(told) = self.obeying.get_mut(&volume) else { return false };
         let (registry, limits) = (&self.registry, self.registry.limits());

@@ -279,7 +279,7 @@ async fn follow(
     let hint = super::lock(&master.geo.hints).remove(&chunk).filter(|_| !sealed);
     let hinted = hint.is_some();
     // What was sent here is here, or about to be.
-    let pushed = hint.as_ref().map(|hint| hint.pushed.clone()).unwrap_or_default();
+    let mut pushed = hint.as_ref().map(|hint| hint.pushed.clone()).unwrap_or_default();
     let expected = location.copies.iter().all(|copy| pushed.contains(copy)) && !pushed.is_empty();
     let afar = match hint {
         Some(hint) => hint.source.unwrap_or_default(),
@@ -307,7 +307,13 @@ async fn follow(
                 have.push(copy.clone());
                 least = least.min(length);
             }
-            Err(failed) if failed.behind => behind.push((copy, failed)),
+            Err(failed) if failed.behind => {
+                // It isn't sent any more, or too late: nobody waits for what follows. What is sent first may begin a little later.
+                if had > 0 {
+                    pushed.clear();
+                }
+                behind.push((copy, failed));
+            }
             Err(failed) => {
                 useless += usize::from(failed.useless);
                 reasons.push(failed.reason);

@@ -50,6 +50,8 @@ pub struct Written {
     /// What follows this place is accounted for; none before that began.
     begun: Option<(BootTime, LogPosition)>,
     spans: VecDeque<Span>,
+    /// When it was looked last whether there is more.
+    looked: Option<BootTime>,
 }
 
 impl Written {
@@ -62,6 +64,14 @@ impl Written {
     /// What is written behind `at` is accounted for from now on. One that has begun goes on.
     pub fn begin(&mut self, now: BootTime, at: LogPosition) {
         self.begun.get_or_insert((now, at));
+    }
+
+    /// It is looked whether there is more. Answers when what is new was written at the earliest: where the account goes on after nobody kept it for a while, since no
+    /// other region had the volume, that is when it was looked last.
+    fn look(&mut self, now: BootTime, newest: LogPosition, goes_on: bool) -> BootTime {
+        self.begin(now, newest);
+        let before = self.looked.replace(now);
+        before.filter(|_| goes_on).unwrap_or(now)
     }
 
     /// Entries up to a place were written by now; `more`: others besides these bytes of them.
@@ -123,9 +133,10 @@ pub(super) async fn keep(master: &Arc<Master>, volume: VolumeId, regions: &[Stri
     let _told = Told(master, volume, regions);
     let looking = async {
         let mut pushed = master.geo.tail.pushed();
+        let mut goes_on = true;
         loop {
             pushed.borrow_and_update();
-            look(master, volume).await;
+            look(master, volume, std::mem::take(&mut goes_on)).await;
             if pushed.changed().await.is_err() {
                 return;
             }
@@ -133,18 +144,18 @@ pub(super) async fn keep(master: &Arc<Master>, volume: VolumeId, regions: &[Stri
     };
     let telling = async {
         while !master.shutdown.is_cancelled() {
-            tell(master, volume);
+            tell(master, volume, regions);
             tokio::time::sleep(TELL_EVERY).await;
         }
     };
     tokio::join!(looking, telling);
 }
 
-/// Takes note of what was written since the last look.
-async fn look(master: &Master, volume: VolumeId) {
+/// Takes note of what was written since the last look; where the account `goes_on`, that may be long ago.
+async fn look(master: &Master, volume: VolumeId, goes_on: bool) {
     let seat = master.geo.seat(volume);
-    let (now, newest) = (master.clock.boot(), master.geo.newest(volume));
-    lock(&seat.written).begin(now, newest);
+    let newest = master.geo.newest(volume);
+    let since = lock(&seat.written).look(master.clock.boot(), newest, goes_on);
     loop {
         let upto = lock(&seat.written).upto().filter(|upto| *upto < newest);
         let Some(upto) = upto else { return };
@@ -152,21 +163,21 @@ async fn look(master: &Master, volume: VolumeId) {
             Ok(entries) => {
                 let Some(last) = entries.last() else { return };
                 let bytes: u64 = entries.iter().map(|entry| entry.bytes.len() as u64).sum();
-                lock(&seat.written).note(now, last.at, bytes, false);
+                lock(&seat.written).note(since, last.at, bytes, false);
             }
             // It is trimmed already, or can't be read: how old it is is known all the same.
             Err(error) => {
                 tracing::debug!(%error, "what was written to the volume's log can't be counted");
-                lock(&seat.written).note(now, newest, 0, true);
+                lock(&seat.written).note(since, newest, 0, true);
             }
         }
     }
 }
 
 /// Puts the replicas' ages among the metrics, and forgets what all of them have.
-fn tell(master: &Master, volume: VolumeId) {
+fn tell(master: &Master, volume: VolumeId, regions: &[String]) {
     let replicas = super::replicas(master, volume);
-    for replica in &replicas {
+    for replica in replicas.iter().filter(|replica| regions.contains(&replica.region)) {
         let known = replica.complete.is_some().then_some(replica);
         let age = known.map(|replica| replica.complete_behind_ms.unwrap_or(0) as f64 / 1_000.0);
         let bytes = known.map(|replica| replica.log_bytes_behind.unwrap_or(0));
@@ -254,6 +265,20 @@ mod tests {
         written.all_have(at(9 + all));
         assert!(written.spans.len() <= 1, "{:?}", written.spans);
         assert!(!written.behind(now, at(9 + all), newest).unwrap().longer);
+    }
+
+    /// A region that is taken out of a volume and in again may have it as it was, of a time at which no other region had it.
+    #[test]
+    fn what_was_written_while_nobody_kept_the_account_isnt_taken_for_new() {
+        let mut written = Written::default();
+        assert_eq!(written.look(time(0), at(10), true), time(0));
+        let since = written.look(time(1_000), at(11), false);
+        assert_eq!(since, time(1_000));
+        written.note(since, at(11), 100, false);
+        let since = written.look(time(60_000), at(90), true);
+        written.note(since, at(90), 100, false);
+        let behind = written.behind(time(60_000), at(11), at(90)).unwrap();
+        assert_eq!((behind.age, behind.longer), (Duration::from_secs(59), false));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use mooseng_schema::location::LocationRecord;
 use mooseng_transport::CallFailure;
 use mooseng_wire::Role;
 use mooseng_wire::call::{CallError, ErrorCode};
-use mooseng_wire::chunk::{AskDigest, ChainMember, Digested, Pull, Pulled};
+use mooseng_wire::chunk::{AskDigest, ChainMember, Digested, Follow, Followed, Pull, Pulled};
 use mooseng_wire::method::Method;
 
 use crate::errors::record_failed;
@@ -64,6 +64,7 @@ async fn try_make(master: &Master, term: u64, order: &Order) -> Result<u64, Fail
     };
     let digest = digest(master, order, &order.source, &order.source_address).await?;
     if order.adopt {
+        fence(master, term, order).await?;
         if digest != self::digest(master, order, &order.target, &order.target_address).await? {
             let reason = format!("the copies on {} and {} differ", order.source, order.target);
             tracing::error!(chunk = listing.chunk.0, reason, "two copies of a chunk aren't the same");
@@ -108,6 +109,28 @@ async fn digest(master: &Master, order: &Order, name: &str, address: &str) -> Re
     answer.map(|digested| digested.digest).map_err(|e| Failure {
         reason: format!("{name} doesn't say what it has: {e}"),
         blamed: vec![name.to_owned()],
+    })
+}
+
+/// Has the target of a copy that lies there already hear of this leader: a deletion that it was told before, by another one or while this region was something
+/// else to the volume, is obeyed by now, or isn't any more.
+async fn fence(master: &Master, term: u64, order: &Order) -> Result<(), Failure> {
+    let chunk = order.listing.chunk;
+    let follow = Follow {
+        chunk: chunk.0,
+        epoch: master.epoch(chunk.volume()).0,
+        upto: order.listing.record.length,
+        custody: master.orders(term),
+        ..Follow::default()
+    };
+    let link = master.link(Role::Chunkserver, &order.target_address);
+    let answer = link.request::<_, Followed>(Method::ChunkFollow, &follow, DIGEST_WITHIN).await;
+    answer.map(drop).map_err(|failure| Failure {
+        reason: format!("{} doesn't say that it has it: {failure}", order.target),
+        blamed: match &failure {
+            CallFailure::Remote(e) if matches!(e.code(), ErrorCode::Busy | ErrorCode::StaleEpoch) => vec![],
+            _ => vec![order.target.clone()],
+        },
     })
 }
 

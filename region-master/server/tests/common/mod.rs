@@ -115,6 +115,7 @@ impl Cluster {
                 copies: 2,
                 min_copies: 2,
                 session_lease_ms: 10_000,
+                memory_max_mib: 2_048,
                 // Tests of what is freed don't wait for the trash.
                 house: HouseConfig { trash_retention_s: 0, ..HouseConfig::default() },
                 mounts: Vec::new(),

@@ -324,6 +324,7 @@ fn site(global: &GlobalConfig, region: &RegionConfig, master: &RegionMasterConfi
         copies: 2,
         min_copies: 2,
         session_lease_ms: 1_000,
+        memory_max_mib: 2_048,
         house: HouseConfig { trash_retention_s: 0, let_go_after_s: 0, ..HouseConfig::default() },
         mounts: Vec::new(),
         raft: RaftConfig::default(),
