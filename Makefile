@@ -133,7 +133,7 @@ bench-geo: deps
 	cargo build --release $(BINS) $(E2E_BINS)
 	target/release/mooseng-bench-geo --json target/bench-geo.json $(BENCH)
 
-## make bench      MooseNG beside a FUSE passthrough and the bare disk, release build (docs/bench.md); BENCH="--quick --strace"
+## make bench      MooseNG beside a FUSE passthrough and the bare disk, release build (docs/bench.md); BENCH="--quick --no-strace"
 bench: deps
 	cargo build --release $(BINS) $(BENCH_BINS)
 	target/release/mooseng-bench --json target/bench.json $(BENCH)

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -90,6 +91,23 @@ impl fmt::Display for Flushes {
 
 /// A flush: when it began and ended, in seconds since the epoch.
 type Span = (f64, f64);
+
+/// Why nothing can be traced here, where that is so: there is no strace, or it may not.
+pub fn hindered() -> Option<String> {
+    let mut probe = Command::new("strace");
+    probe.args(["-f", "--seccomp-bpf", "-e", &format!("trace={CALLS}"), "-o", "/dev/null", "true"]);
+    match probe.stdin(Stdio::null()).output() {
+        Ok(output) if output.status.success() => None,
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stderr);
+            Some(format!("strace doesn't work here ({}): {}", output.status, said.trim()))
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            Some("strace isn't installed; scripts/install-deps installs it".into())
+        }
+        Err(error) => Some(format!("strace can't be started: {error}")),
+    }
+}
 
 /// Traces the daemons of a MooseNG mount during overwrites by one job and by four.
 pub fn count(target: &Target, sizes: &Sizes, scratch: &Path) -> Result<Vec<Flushes>> {

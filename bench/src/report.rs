@@ -27,6 +27,8 @@ pub struct Report {
     pub metrics: Vec<Line>,
     /// Flushes during overwrites, if they were counted.
     pub flushes: Option<Vec<Flushes>>,
+    /// Why they weren't counted although they were to be.
+    pub flushes_uncounted: Option<String>,
     /// Memory of the daemons, if it was measured.
     pub memory: Option<Memory>,
 }
@@ -153,6 +155,9 @@ impl Report {
         for flushes in self.flushes.iter().flatten() {
             let _ = writeln!(out, "{flushes}");
         }
+        if let Some(why) = &self.flushes_uncounted {
+            let _ = writeln!(out, "FLUSHES WERE NOT COUNTED: {why}");
+        }
         if let Some(memory) = &self.memory {
             let _ = write!(out, "{memory}");
         }
@@ -209,6 +214,7 @@ mod tests {
             sizes: Sizes::QUICK,
             metrics: values.lines(),
             flushes: None,
+            flushes_uncounted: Some("there is no strace".into()),
             memory: None,
         }
     }
@@ -223,6 +229,7 @@ mod tests {
         assert_eq!(report.failed(), ["untar"]);
         let table = report.table();
         assert!(table.contains("0.40 pass") && table.contains("0.15 FAIL"), "{table}");
+        assert!(table.contains("NOT COUNTED: there is no strace"), "{table}");
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub struct Plan {
     pub sizes: Sizes,
     /// Names of measures or scenarios; empty for all.
     pub only: Vec<String>,
-    /// Whether flushes are counted.
+    /// Whether flushes are counted, where overwrites are measured and strace works.
     pub strace: bool,
     /// Whether memory is measured.
     pub memory: bool,
@@ -38,6 +38,11 @@ pub struct Plan {
 pub fn run(plan: &Plan) -> Result<Report> {
     ensure!(nix::unistd::geteuid().is_root(), "this needs root: it mounts, and drops the kernel's caches");
     let wanted = wanted(&plan.only)?;
+    let counts = plan.strace && wanted.iter().any(|metric| metric.starts_with("overwrite-"));
+    let flushes_uncounted = counts.then(flushes::hindered).flatten();
+    if let Some(why) = &flushes_uncounted {
+        eprintln!("FLUSHES ARE NOT COUNTED: {why}");
+    }
     let load_before = load()?;
     let dir = Directory::make(&plan.dir, plan.keep)?;
     disk::refuse_memory(&dir.path)?;
@@ -50,7 +55,7 @@ pub fn run(plan: &Plan) -> Result<Report> {
         Kind::ALL.into_iter().map(|kind| Target::new(kind, &dir.path, plan)).collect::<Result<Vec<_>>>()?;
     let values = scenarios(&mut targets, plan, &wanted, &scratch)?;
     let ours = targets.iter().find(|t| t.kind == Kind::MooseNG).context("no MooseNG target")?;
-    let flushes = plan.strace.then(|| {
+    let flushes = (counts && flushes_uncounted.is_none()).then(|| {
         eprintln!("counting flushes");
         flushes::count(ours, &plan.sizes, &scratch)
     });
@@ -72,6 +77,7 @@ pub fn run(plan: &Plan) -> Result<Report> {
         sizes: plan.sizes,
         metrics: values.lines(),
         flushes: flushes.transpose()?,
+        flushes_uncounted,
         memory: memory.transpose()?,
     })
 }

@@ -4,6 +4,7 @@
 //! them alike. It works in a directory of its own, prepares what it needs outside the measured time, and leaves nothing behind
 //! but what the next round needs again.
 
+mod dbench;
 mod git;
 mod names;
 mod overwrite;
@@ -43,7 +44,7 @@ pub struct Sizes {
     pub random_reads: u64,
     /// Overwrites of each job.
     pub overwrites: u64,
-    /// Names that each process creates, renames, removes.
+    /// Names that each process creates, renames, removes; files of a client as dbench has them.
     pub names: u64,
     /// What is measured by rate ends after this many seconds at the latest.
     pub seconds_max: f64,
@@ -158,6 +159,7 @@ pub const SCENARIOS: &[Scenario] = &[
         run: git::run,
     },
     Scenario { name: "sqlite", metrics: &["sqlite"], keeps: false, run: sqlite::run },
+    Scenario { name: "dbench", metrics: &["dbench-4"], keeps: false, run: dbench::run },
 ];
 
 impl Scenario {

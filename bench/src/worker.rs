@@ -15,10 +15,16 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
 
+use crate::process::Process;
+
 /// The size of a small read or overwrite.
 pub const SMALL: usize = 4096;
 /// The size of a sequential read or write.
 pub const LARGE: usize = 1 << 20;
+/// The size of a file of a client as dbench has them.
+const CLIENT_FILE: usize = 64 << 10;
+/// Of so many of a client's files one is flushed.
+const CLIENT_FLUSHES_ONE_OF: u64 = 4;
 
 /// What a process does.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -93,6 +99,14 @@ pub enum Job {
         /// Which.
         dir: PathBuf,
     },
+    /// What a client of dbench does, file after file: made, written in pieces, sometimes flushed, looked at,
+    /// renamed, read back, removed.
+    Client {
+        /// A directory of its own.
+        dir: PathBuf,
+        /// How many files.
+        limit: Limit,
+    },
 }
 
 /// So often, but no longer than so long: what is slow is measured by fewer operations.
@@ -113,6 +127,8 @@ pub struct Done {
     pub bytes: u64,
     /// How long.
     pub seconds: f64,
+    /// CPU seconds, user and system, of the process meanwhile.
+    pub cpu_seconds: f64,
     /// When each recorded operation began and was acknowledged, in seconds since the epoch.
     pub recorded: Vec<(f64, f64)>,
 }
@@ -129,6 +145,10 @@ impl Total {
     pub fn seconds(&self) -> f64 {
         self.each.iter().map(|d| d.seconds).fold(0.0, f64::max)
     }
+    /// CPU seconds of all of them.
+    pub fn cpu_seconds(&self) -> f64 {
+        self.each.iter().map(|d| d.cpu_seconds).sum()
+    }
     /// Operations.
     pub fn count(&self) -> u64 {
         self.each.iter().map(|d| d.count).sum()
@@ -144,6 +164,10 @@ impl Total {
     /// MiB per second: all bytes in the longest time.
     pub fn mib_per_second(&self) -> f64 {
         self.bytes() as f64 / f64::from(1 << 20) / self.seconds().max(1e-9)
+    }
+    /// The same in millions of bytes.
+    pub fn mb_per_second(&self) -> f64 {
+        self.bytes() as f64 / 1e6 / self.seconds().max(1e-9)
     }
 }
 
@@ -218,9 +242,12 @@ pub fn serve() -> Result<()> {
     let work = prepare(&job).with_context(|| format!("{job:?}"))?;
     println!("ready");
     lines.next().context("not started")??;
+    let me = Process { name: "worker".into(), role: "worker".into(), pid: std::process::id() as i32 };
+    let used = me.cpu_seconds()?;
     let began = Instant::now();
     let mut done = work().with_context(|| format!("{job:?}"))?;
     done.seconds = began.elapsed().as_secs_f64();
+    done.cpu_seconds = me.cpu_seconds()? - used;
     println!("{}", serde_json::to_string(&done)?);
     Ok(())
 }
@@ -295,6 +322,10 @@ fn prepare(job: &Job) -> Result<Work<'_>> {
             read_tree(dir, &mut vec![0; LARGE], &mut done)?;
             Ok(done)
         }),
+        Job::Client { dir, limit } => {
+            let data = noise(CLIENT_FILE);
+            Box::new(move || client(dir, *limit, &data))
+        }
     })
 }
 
@@ -335,6 +366,31 @@ fn read_tree(dir: &Path, buffer: &mut [u8], done: &mut Done) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Bytes count as dbench counts them: those written and those read.
+fn client(dir: &Path, limit: Limit, data: &[u8]) -> Result<Done> {
+    let mut buffer = vec![0; SMALL];
+    let mut bytes = 0;
+    let done = each(limit, |n| {
+        let (made, renamed) = (dir.join(format!("f{n}")), dir.join(format!("g{n}")));
+        let mut file = File::options().write(true).create_new(true).open(&made)?;
+        for piece in data.chunks(SMALL) {
+            file.write_all(piece)?;
+        }
+        if n % CLIENT_FLUSHES_ONE_OF == 0 {
+            file.sync_all()?;
+        }
+        drop(file);
+        let length = std::fs::symlink_metadata(&made)?.len();
+        std::fs::rename(&made, &renamed)?;
+        let back = read(&renamed, &mut buffer)?.bytes;
+        ensure!(length == data.len() as u64 && back == length, "{back} of {length} bytes were read");
+        std::fs::remove_file(&renamed)?;
+        bytes += length + back;
+        Ok(())
+    })?;
+    Ok(Done { bytes, ..done })
 }
 
 fn open(path: &Path) -> Result<(File, u64)> {
@@ -401,6 +457,8 @@ mod tests {
         assert_eq!(do_it(&Job::ReadTree { dir: dir.path().into() }).count, 5);
         assert_eq!(do_it(&Job::Rename { dir: dir.path().into(), limit: few }).count, 5);
         assert_eq!(do_it(&Job::Unlink { dir: dir.path().into(), prefix: 'g', files: 5 }).count, 5);
+        let client = do_it(&Job::Client { dir: dir.path().into(), limit: few });
+        assert_eq!((client.count, client.bytes), (5, 5 * 2 * CLIENT_FILE as u64));
         assert_eq!(do_it(&Job::List { dirs: here() }).count, 0);
     }
 

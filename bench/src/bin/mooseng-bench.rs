@@ -35,12 +35,15 @@ struct Args {
     /// Fail (exit code 1) where a gate is missed, or an fsync had no flush.
     #[arg(long)]
     gate: bool,
-    /// Count the daemons' flushes with strace during overwrites.
+    /// Don't count the daemons' flushes with strace during overwrites.
     #[arg(long)]
-    strace: bool,
-    /// Measure the daemons' memory for 100,000 files: takes minutes.
-    #[arg(long)]
+    no_strace: bool,
+    /// Measure the daemons' memory for 100,000 files also with --quick or --only.
+    #[arg(long, conflicts_with = "no_memory")]
     memory: bool,
+    /// Don't measure it.
+    #[arg(long)]
+    no_memory: bool,
     /// Have MooseNG's mount read over the network what it could read from chunkservers' files on this host.
     #[arg(long)]
     over_network: bool,
@@ -81,12 +84,13 @@ fn run_with(args: Args) -> Result<ExitCode> {
     interrupt::catch();
     let mut sizes = if args.quick { Sizes::QUICK } else { Sizes::DEFAULT };
     sizes.rounds = args.rounds.unwrap_or(sizes.rounds);
+    let everything = !args.quick && args.only.is_empty();
     let report = run::run(&Plan {
         dir: args.dir,
         sizes,
         only: args.only,
-        strace: args.strace,
-        memory: args.memory,
+        strace: !args.no_strace,
+        memory: args.memory || (everything && !args.no_memory),
         over_network: args.over_network,
         keep: args.keep,
     })?;

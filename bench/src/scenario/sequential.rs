@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 
 use super::Stage;
 use crate::process::{self, Process};
-use crate::worker::{self, Job};
+use crate::worker::{self, Job, Total};
 
 pub(super) fn run(stage: &mut Stage<'_>) -> Result<()> {
     if stage.wants_any(&["seq-write-1", "seq-read-cold-1", "seq-read-warm-1", "cpu-write", "cpu-read"]) {
@@ -21,9 +21,7 @@ fn one(stage: &mut Stage<'_>) -> Result<()> {
     let usage = Usage::start(stage.target.daemons()?)?;
     let written = worker::run(&[Job::Write { path: path.clone(), bytes }])?;
     stage.record("seq-write-1", written.mib_per_second());
-    if let Some(cpu) = usage.per_gib(bytes)? {
-        stage.record("cpu-write", cpu);
-    }
+    stage.record("cpu-write", usage.per_gib(bytes, &written)?);
     let read = Job::Read { path };
     if stage.wants_any(&["seq-read-cold-1", "cpu-read"]) {
         stage.target.make_cold()?;
@@ -31,9 +29,7 @@ fn one(stage: &mut Stage<'_>) -> Result<()> {
         let cold = worker::run(std::slice::from_ref(&read))?;
         ensure!(cold.bytes() == bytes, "{} bytes were read instead of {bytes}", cold.bytes());
         stage.record("seq-read-cold-1", cold.mib_per_second());
-        if let Some(cpu) = usage.per_gib(bytes)? {
-            stage.record("cpu-read", cpu);
-        }
+        stage.record("cpu-read", usage.per_gib(bytes, &cold)?);
     }
     if stage.wants("seq-read-warm-1") {
         worker::run(std::slice::from_ref(&read))?;
@@ -68,12 +64,12 @@ impl Usage {
     fn start(daemons: Vec<Process>) -> Result<Self> {
         Ok(Self { before: process::cpu_seconds(&daemons)?, daemons })
     }
-    /// None where there are no daemons.
-    fn per_gib(&self, bytes: u64) -> Result<Option<f64>> {
-        if self.daemons.is_empty() {
-            return Ok(None);
-        }
-        let used = process::cpu_seconds(&self.daemons)? - self.before;
-        Ok(Some(used * f64::from(1 << 30) / bytes as f64))
+    /// Of the job itself where there are no daemons: there the kernel does the work in its name.
+    fn per_gib(&self, bytes: u64, job: &Total) -> Result<f64> {
+        let used = match self.daemons.is_empty() {
+            true => job.cpu_seconds(),
+            false => process::cpu_seconds(&self.daemons)? - self.before,
+        };
+        Ok(used * f64::from(1 << 30) / bytes as f64)
     }
 }

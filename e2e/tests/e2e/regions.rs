@@ -216,6 +216,58 @@ fn staleness(path: &Path) -> Result<f64> {
     Ok(std::str::from_utf8(&value[..length])?.parse()?)
 }
 
+/// A mount in the other region with `-o consistency=strong` shows at once what the home's mount has made and
+/// fsynced, without waiting for the replica there.
+fn strong_mount(cluster: &DevCluster, here: &Path) -> Result<()> {
+    let strong = cluster.scratch().join("strong");
+    std::fs::create_dir(&strong)?;
+    let mut mount = cluster.mooseng(&["mount", "-o", "consistency=strong", "--config"]);
+    checked(mount.arg(cluster.client_config_of(AWAY)?).arg(&strong))?;
+    let seen = seen_at_once(here, &strong);
+    checked(cluster.mooseng(&["umount"]).arg(&strong))?;
+    seen
+}
+
+fn seen_at_once(here: &Path, strong: &Path) -> Result<()> {
+    std::fs::create_dir(here.join("strong")).context("mkdir")?;
+    std::fs::File::open(here)?.sync_all().context("fsync of the root directory")?;
+    for n in 0..5 {
+        let name = format!("strong/{n}");
+        // That it isn't there is kept, too, until it is taken back.
+        ensure!(!strong.join(&name).try_exists()?, "{name} is there before it was made");
+        for text in ["made", "written again"] {
+            write(&here.join(&name), text)?;
+            let seen = std::fs::read_to_string(strong.join(&name)).with_context(|| name.clone())?;
+            ensure!(seen == text, "{name} has {seen:?} instead of {text:?}");
+        }
+    }
+    let age = staleness(&strong.join("strong/0"))?;
+    ensure!(age == 0.0, "what is read there is {age} s old");
+    Ok(())
+}
+
+/// All daemons of a region are frozen and go on, by the commands for it. What is written meanwhile comes there,
+/// and `start` doesn't take what is frozen for something that doesn't run.
+fn pauses(cluster: &DevCluster, region: &str, here: &Path, there: &Path) -> Result<()> {
+    let name = format!("paused-{region}");
+    let start = || -> Result<std::process::Output> {
+        let mut start = cluster.mooseng(&["dev", "start", "region", region, "--dir"]);
+        Ok(start.arg(cluster.dir()).output()?)
+    };
+    cluster.dev_words(&["pause", "region", region])?;
+    // Whatever comes of these, it must go on.
+    let (refused, written) = (start(), write(&here.join(&name), "meanwhile"));
+    cluster.dev_words(&["resume", "region", region])?;
+    written?;
+    let refused = refused?;
+    let talk = String::from_utf8_lossy(&refused.stderr);
+    ensure!(refused.status.code() == Some(1) && talk.contains("paused: `mooseng dev resume"), "{refused:?}");
+    let started = start()?;
+    let talk = String::from_utf8_lossy(&started.stderr);
+    ensure!(started.status.success() && talk.contains("runs already"), "{started:?}");
+    shows(&there.join(&name), "meanwhile")
+}
+
 /// Moves the home there and back while a mount in each region writes.
 fn moves(cluster: &DevCluster, mounts: &[&Path]) -> Result<()> {
     let ends = AtomicBool::new(false);
@@ -382,6 +434,9 @@ fn run() -> Result<()> {
         // A directory of the home's own: nobody elsewhere must be asked to give it up before there is a new name in it.
         std::fs::create_dir(here.join("home")).context("mkdir")
     });
+    steps.run("a strong mount elsewhere shows at once what the home's mount has fsynced", || {
+        strong_mount(&cluster, &here)
+    });
     steps.run("what the home's mount has made is removed elsewhere without a question for each", || {
         removed_elsewhere(&cluster, &here, &there)
     });
@@ -419,6 +474,9 @@ fn run() -> Result<()> {
             shows(&there.join(region), "meanwhile")?;
         }
         Ok(())
+    });
+    steps.run("a region without data is paused and goes on, and so is one with data", || {
+        ["witness", AWAY].iter().try_for_each(|region| pauses(&cluster, region, &here, &there))
     });
     steps.run("a region whose copies of a chunk are all gone fetches it from the home again", || {
         remove_all_copies(&cluster, &here, &there)

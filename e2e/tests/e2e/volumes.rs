@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::io::{ErrorKind, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
@@ -18,6 +19,11 @@ const ROOT_HOME: &str = "region-1";
 const OTHER: &str = "region-2";
 /// A failover takes a region's lease, and what follows it.
 const FAILED_OVER: Duration = Duration::from_secs(90);
+/// Files that only the lost home has.
+const TAIL: usize = 5;
+
+/// What is said where a region goes back to the place of the log that its home has, too.
+const UNDONE: &[&str] = &["what this region had of the volume's log beyond the cut is undone, and put aside"];
 
 #[test]
 fn volumes_are_one_tree_and_fail_over_apart() {
@@ -235,6 +241,181 @@ fn below_a_volume(cluster: &DevCluster, here: &Path, there: &Path) -> Result<()>
     fs::remove_dir(here.join("v/in")).context("rmdir")
 }
 
+/// The volume's home is lost right after it has acknowledged what no other region has: it is cut off, written
+/// to, and killed before its lease has run out.
+fn lost_with_a_tail(cluster: &DevCluster, there: &Path) -> Result<()> {
+    // By the directory that is open, so that nobody has to be asked for the way to it, whose home is cut off.
+    let directory = fs::File::open(there.join("u"))?;
+    let here = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()));
+    cluster.cut(&["partition", OTHER])?;
+    for n in 0..TAIL {
+        write(&here.join(format!("tail-{n}")), "nobody else has it").context("behind the cut")?;
+    }
+    cluster.dev_words(&["kill", "region", OTHER])?;
+    cluster.cut(&["heal"])
+}
+
+/// `mooseng WORDS --config ADMIN` in the lost home's region: what it prints, and the same as JSON.
+fn told_there(cluster: &DevCluster, words: &[&str]) -> Result<(String, serde_json::Value)> {
+    let print = |more: &[&str]| -> Result<String> {
+        let output = ask(cluster, OTHER, &[words, more].concat())?;
+        ensure!(output.status.success(), "{words:?}: {output:?}");
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let json = print(&["-o", "json"])?;
+    Ok((print(&[])?, serde_json::from_str(&json).with_context(|| format!("{words:?}: {json}"))?))
+}
+
+/// A place of the log, as commands show and take it.
+fn place(shape: &serde_json::Value) -> Result<String> {
+    let (epoch, version) = (shape["epoch"].as_u64(), shape["version"].as_u64());
+    let (epoch, version) = epoch.zip(version).with_context(|| format!("{shape} is no place"))?;
+    Ok(format!("{epoch}/{version}"))
+}
+
+/// The only failover that the ledger of the volume u has, as a region tells it.
+fn only_loss(cluster: &DevCluster, region: &str) -> Result<serde_json::Value> {
+    let told = volume(cluster, region, &["losses", "/u"])?;
+    ensure!(told["home"] == ROOT_HOME && told["region"] == region, "{told:#}");
+    let losses = told["losses"].as_array().context("no losses")?;
+    ensure!(losses.len() == 1, "{told:#}");
+    Ok(losses[0].clone())
+}
+
+/// Whether one of these files, whose paths are those in their volume, is of the tail.
+fn names_the_tail(files: &serde_json::Value) -> bool {
+    let of_the_tail =
+        |file: &serde_json::Value| file["path"].as_str().is_some_and(|path| path.ends_with("/tail-0"));
+    files.as_array().is_some_and(|files| files.iter().any(of_the_tail))
+}
+
+/// Before the lost home is back it is known where the new one began, not what the old one had beyond that.
+fn a_loss_is_open(cluster: &DevCluster) -> Result<()> {
+    let loss = only_loss(cluster, ROOT_HOME)?;
+    ensure!(loss["state"] == "open" && loss["named"].is_null(), "{loss:#}");
+    ensure!(loss["old_home"] == OTHER && loss["new_home"] == ROOT_HOME, "{loss:#}");
+    let (closed, opened) = (loss["closed"].as_u64(), loss["opened"].as_u64());
+    ensure!(closed > Some(0) && opened > closed, "{loss:#}");
+    let cut = place(&loss["cut"])?;
+    let known = place(&loss["known"])?;
+    let at = loss["at_ns"].as_i64().context("no time")?;
+    ensure!(at > 0 && loss["cut_ns"].as_i64().is_none_or(|cut| cut <= at), "{loss:#}");
+    // Of whom it came is told of what the new home had to undo.
+    let sessions = loss["sessions"].as_array().context("no sessions")?;
+    ensure!(loss["undone"] != 0 || sessions.is_empty(), "{loss:#}");
+    let text = told(cluster, &["volume", "losses", "/u"])?;
+    for part in ["CLOSED", "OLD HOME", "CUT", "STATE", cut.as_str(), known.as_str()] {
+        ensure!(text.contains(part), "no {part}: {text}");
+    }
+    ensure!(text.lines().any(|line| line.ends_with("  open")), "{text}");
+    ensure!(text.contains(&format!("What {OTHER} had beyond it isn't known before it comes back")), "{text}");
+    Ok(())
+}
+
+/// Once it is back: how much it had beyond the cut, which files that concerns, and what it keeps of it.
+fn a_loss_is_named(cluster: &DevCluster, number: u64) -> Result<()> {
+    let mut loss = serde_json::Value::Null;
+    wait_for("the loss to be named", FAILED_OVER, || {
+        loss = only_loss(cluster, ROOT_HOME)?;
+        ensure!(loss["state"] == "named", "{loss:#}");
+        Ok(())
+    })?;
+    let named = &loss["named"];
+    let entries = named["entries"].as_u64().context("no entries")?;
+    ensure!(entries > 0 && named["paths"].as_u64() >= Some(TAIL as u64), "{loss:#}");
+    ensure!(named["at_ns"].as_i64() >= loss["at_ns"].as_i64() && named["gone_upto"].is_null(), "{loss:#}");
+    let (id, of) = (place(&loss["cut"])?, number.to_string());
+    let text = told(cluster, &["volume", "losses", "/u"])?;
+    for part in [
+        format!("{OTHER} put {entries} entries aside"),
+        // What is to be typed next.
+        format!("`mooseng salvage show {id} --volume {of}` there"),
+    ] {
+        ensure!(text.contains(&part), "no {part:?}: {text}");
+    }
+    // The files are named where they were put aside, once the ledger has followed the volume there.
+    wait_for("the lost home to name the files", FAILED_OVER, || {
+        let loss = only_loss(cluster, OTHER)?;
+        ensure!(loss["state"] == "named" && names_the_tail(&loss["files"]), "{loss:#}");
+        Ok(())
+    })?;
+    let (text, _) = told_there(cluster, &["volume", "losses", "/u"])?;
+    let replayed = format!("This is what {OTHER} has replayed; the volume's home is {ROOT_HOME}.");
+    ensure!(text.contains("/tail-0") && text.contains(&replayed), "{text}");
+    archives_are_shown(cluster, number, &id, entries)
+}
+
+/// `mooseng salvage`, in the region that has put something aside.
+fn archives_are_shown(cluster: &DevCluster, number: u64, id: &str, entries: u64) -> Result<()> {
+    let of = number.to_string();
+    // Of all volumes, and of the one alone.
+    for words in [&["salvage", "list"][..], &["salvage", "list", "--volume", "/u"]] {
+        let (text, list) = told_there(cluster, words)?;
+        let is_it = |archive: &&serde_json::Value| archive["volume"] == number && archive["id"] == id;
+        let archive = list["archives"].as_array().into_iter().flatten().find(is_it);
+        let archive = archive.with_context(|| format!("it isn't there: {list:#}"))?;
+        ensure!(list["region"] == OTHER && archive["from"] == "home", "{list:#}");
+        ensure!(archive["entries"] == entries && archive["bytes"].as_u64() > Some(0), "{list:#}");
+        ensure!(place(&archive["cut"])? == id && place(&archive["upto"])? != id, "{list:#}");
+        ensure!(text.starts_with("VOLUME  "), "{text}");
+        let row = text.lines().find(|line| line.split_whitespace().take(2).eq([of.as_str(), id]));
+        ensure!(row.is_some_and(|row| row.ends_with("home")), "{text}");
+    }
+    for named in ["/u", of.as_str()] {
+        let (text, shown) = told_there(cluster, &["salvage", "show", id, "--volume", named])?;
+        ensure!(shown["archive"]["volume"] == number && names_the_tail(&shown["files"]), "{shown:#}");
+        let all = shown["entries"].as_array().context("no entries")?;
+        ensure!(all.len() as u64 == entries, "{shown:#}");
+        let by_a_session = |entry: &serde_json::Value| entry["session"].is_u64() && entry["time_ns"].is_i64();
+        let has_bytes =
+            |entry: &serde_json::Value| entry["contents"].as_array().is_some_and(|of| !of.is_empty());
+        ensure!(all.iter().any(by_a_session) && all.iter().any(has_bytes), "{shown:#}");
+        for part in ["INODE", "/tail-0", "ENTRY", "SESSION", "CONTENTS"] {
+            ensure!(text.contains(part), "no {part}: {text}");
+        }
+    }
+    for (words, code) in [(["salvage", "show", "9/9"], 3), (["salvage", "show", "nonsense"], 2)] {
+        let output = ask(cluster, OTHER, &[&words[..], &["--volume", "/u"]].concat())?;
+        ensure!(output.status.code() == Some(code), "{words:?}: {output:?}");
+    }
+    Ok(())
+}
+
+/// `mooseng events` tells of the failover in the order in which it went, and of what was put aside.
+fn events_are_told(cluster: &DevCluster, number: u64) -> Result<()> {
+    let (path, id) = (format!("/u ({number})"), place(&only_loss(cluster, ROOT_HOME)?["cut"])?);
+    let opened = format!("home {OTHER} -> {ROOT_HOME}, cut at {id}.");
+    let kept = format!("volume {path} is put aside");
+    let expected = [
+        ("LEASE_LOST", OTHER, ""),
+        ("EPOCH_CLOSED", path.as_str(), ""),
+        ("EPOCH_OPENED", path.as_str(), opened.as_str()),
+        ("SALVAGE_KEPT", OTHER, kept.as_str()),
+    ];
+    wait_for("the events of the failover", Duration::from_secs(30), || {
+        let told = shape(cluster, &["events"])?;
+        let mut events = told["events"].as_array().context("no events")?.iter();
+        for (event, about, what) in expected {
+            let is_it = |of: &serde_json::Value| {
+                of["event"] == event
+                    && of["subject"] == about
+                    && of["detail"].as_str().is_some_and(|detail| detail.contains(what))
+                    && of["time"].is_string()
+                    && of["unix_ms"].as_i64() > Some(0)
+            };
+            ensure!(events.any(is_it), "no {event} of {about} behind those before it: {told:#}");
+        }
+        Ok(())
+    })?;
+    let text = told(cluster, &["events"])?;
+    for (event, about, what) in expected {
+        let line = text.lines().find(|l| l.contains(event) && l.contains(about) && l.contains(what));
+        ensure!(line.is_some(), "no {event} of {about}: {text}");
+    }
+    ensure!(text.starts_with("TIME "), "{text}");
+    Ok(())
+}
+
 fn sh(directory: &Path, script: &str) -> Result<()> {
     checked(Command::new("sh").args(["-ec", script]).current_dir(directory)).map(drop)
 }
@@ -326,14 +507,24 @@ fn run() -> Result<()> {
         write(&here.join("w/own"), "the root's")?;
         shows(&there.join("w/own"), "the root's")
     });
+    steps.run("a region volume more, which both regions have", || {
+        make(&cluster, &here, "u", "region")?;
+        wait_for("the other mount to cross, too", Duration::from_secs(60), || {
+            ensure!(volume_of(&there.join("u"))? != 0, "{} isn't crossed", there.display());
+            Ok(())
+        })?;
+        write(&there.join("u/kept"), "kept")?;
+        shows(&here.join("u/kept"), "kept")
+    });
+    let with_a_tail = volume_of(&here.join("u"))?;
     steps.run(
-        "the volume's home is lost: the root goes on at once, and the volume at the other region",
+        "the volumes' home is lost: the root goes on at once, and the volumes at the other region",
         || {
             let fsynced: Vec<String> = (0..20).map(|n| format!("v/kept-{n}")).collect();
             for name in &fsynced {
                 write(&here.join(name), name)?;
             }
-            cluster.dev_words(&["kill", "region", OTHER])?;
+            lost_with_a_tail(&cluster, &there)?;
             // The root's home is well: it is geo, too, and goes on without the lost region within the seconds that it takes to leave the sync set.
             let began = std::time::Instant::now();
             write(&here.join("root-goes-on"), "root")?;
@@ -345,12 +536,22 @@ fn run() -> Result<()> {
             for name in &fsynced {
                 shows(&here.join(name), name)?;
             }
+            wait_for("the region volume to be written again", FAILED_OVER, || {
+                write(&here.join("u/after"), "after")
+            })?;
+            shows(&here.join("u/kept"), "kept")?;
+            for n in 0..TAIL {
+                ensure!(!here.join(format!("u/tail-{n}")).try_exists()?, "tail-{n} came through the cut");
+            }
             let list = volume(&cluster, ROOT_HOME, &["list"])?;
             let text = list.to_string();
             ensure!(!text.contains(&format!("\"home\":\"{OTHER}\"")), "{list:#}");
             Ok(())
         },
     );
+    steps.run("what was lost with the home isn't known yet, and volume losses says so", || {
+        a_loss_is_open(&cluster)
+    });
     steps.run("the lost region comes back, and its mount sees what was written meanwhile", || {
         cluster.dev_words(&["start", "region", OTHER])?;
         wait_for("the mount there to read the volume", FAILED_OVER, || {
@@ -359,6 +560,10 @@ fn run() -> Result<()> {
         write(&there.join("v/back"), "back")?;
         shows(&here.join("v/back"), "back")
     });
+    steps.run("volume losses and salvage name what was lost, and where it is kept", || {
+        a_loss_is_named(&cluster, with_a_tail)
+    });
+    steps.run("events tell of the failover", || events_are_told(&cluster, with_a_tail));
     steps.run("nothing is left of the deleted volume on any disk", || {
         wait_for("its chunks to be gone", Duration::from_secs(120), || {
             let left = chunk_files(&cluster, deleted)?;
@@ -367,5 +572,5 @@ fn run() -> Result<()> {
         })
     });
     steps.finish()?;
-    cluster.finish(&[super::PEERS_COME_AND_GO, HOME_LOST].concat())
+    cluster.finish(&[super::PEERS_COME_AND_GO, HOME_LOST, UNDONE].concat())
 }

@@ -11,12 +11,13 @@ use mooseng_wire::geo::{AskSource, Place};
 use mooseng_wire::{ChunkId, InodeId};
 
 use super::common::regions::Regions;
-use super::{caught_up, change, client, mkdir, near, serving};
+use super::{caught_up, change, client, mkdir, near, serves_as_home, serving};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_home_lacks_or_doesnt_answer_for_is_found_in_a_third_region() {
     // Nobody takes over within the test.
     let mut regions = Regions::start_of(&[("a", 1), ("b", 1), ("c", 1), ("w", 1)], 60_000).await;
+    serves_as_home(&regions, "a", 1).await;
     let home = client(&regions, "b", "a");
     let (file, chunk) = (InodeId(900_000), ChunkId(900_000));
     let tx = serving(&regions, "a").unwrap().store.begin();
