@@ -465,6 +465,10 @@ impl Notifier {
                 let each = left.into_iter().map(|(inode, fresh)| self.settle(inode, fresh));
                 futures::future::join_all(each).await;
             }
+            // The mount ends, and with it what the kernel keeps.
+            Err(error) if error.is_cancelled() => {
+                tracing::debug!("the kernel isn't told any more to forget everything");
+            }
             Err(error) => tracing::warn!(%error, "telling the kernel to forget everything failed"),
         }
     }

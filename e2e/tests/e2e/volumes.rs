@@ -244,8 +244,12 @@ fn below_a_volume(cluster: &DevCluster, here: &Path, there: &Path) -> Result<()>
 /// The volume's home is lost right after it has acknowledged what no other region has: it is cut off, written
 /// to, and killed before its lease has run out.
 fn lost_with_a_tail(cluster: &DevCluster, there: &Path) -> Result<()> {
-    // By the directory that is open, so that nobody has to be asked for the way to it, whose home is cut off.
-    let directory = fs::File::open(there.join("u"))?;
+    // In a directory that nobody else has looked at: whoever was promised something of it would have to be asked, and is cut off for longer than the home's
+    // lease lasts. And by that directory, which is open, for the way to it leads over a home that is cut off, too.
+    let own = there.join("u/own");
+    fs::create_dir(&own)?;
+    let directory = fs::File::open(&own)?;
+    directory.sync_all()?;
     let here = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()));
     cluster.cut(&["partition", OTHER])?;
     for n in 0..TAIL {
@@ -541,7 +545,7 @@ fn run() -> Result<()> {
             })?;
             shows(&here.join("u/kept"), "kept")?;
             for n in 0..TAIL {
-                ensure!(!here.join(format!("u/tail-{n}")).try_exists()?, "tail-{n} came through the cut");
+                ensure!(!here.join(format!("u/own/tail-{n}")).try_exists()?, "tail-{n} came through the cut");
             }
             let list = volume(&cluster, ROOT_HOME, &["list"])?;
             let text = list.to_string();
