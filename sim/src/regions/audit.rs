@@ -277,28 +277,35 @@ async fn account(shape: &Shape, volumes: &[Volume]) -> Result<(), String> {
 
 /// Waits until each replica of a volume was compared with its home, which must find them equal.
 async fn compare_volume(shape: &Shape, volume: &Volume) {
-    let home = volume.homes.home().unwrap_or_default();
-    for region in shape.with_data().filter(|region| region.name != home) {
-        loop {
-            match verify(region, volume.id.0.into()).await {
-                Ok(reply) if reply.different.is_empty() => {
-                    tracing::info!(volume = %volume.id, region = region.name, reply.ranges, reply.records, "equal to its home");
-                    break;
+    // A move that was ordered last may be made only now: what was compared with the home before is compared anew.
+    'anew: loop {
+        let home = volume.homes.home().unwrap_or_default();
+        for region in shape.with_data().filter(|region| region.name != home) {
+            loop {
+                if volume.homes.home().is_some_and(|now| now != home) {
+                    continue 'anew;
                 }
-                Ok(reply) => {
-                    let what = format!(
-                        "the replica in {} {DIFFERS} {} in the ranges from {:?}",
-                        region.name, reply.home, reply.different
-                    );
-                    with(&volume.notes, |notes| notes.violations.push(what));
-                    break;
+                match verify(region, volume.id.0.into()).await {
+                    Ok(reply) if reply.different.is_empty() => {
+                        tracing::info!(volume = %volume.id, region = region.name, reply.ranges, reply.records, "equal to its home");
+                        break;
+                    }
+                    Ok(reply) => {
+                        let what = format!(
+                            "the replica in {} {DIFFERS} {} in the ranges from {:?}",
+                            region.name, reply.home, reply.different
+                        );
+                        with(&volume.notes, |notes| notes.violations.push(what));
+                        break;
+                    }
+                    Err(why) => {
+                        tracing::info!(volume = %volume.id, region = region.name, why, "not compared yet");
+                    }
                 }
-                Err(why) => {
-                    tracing::info!(volume = %volume.id, region = region.name, why, "not compared yet");
-                }
+                tokio::time::sleep(AGAIN).await;
             }
-            tokio::time::sleep(AGAIN).await;
         }
+        return;
     }
 }
 
