@@ -311,6 +311,7 @@ mod tests {
                         let has = here.entry(life).or_default();
                         *has = (*has).max(upto);
                         needs.met(id(&lives, chunk), upto);
+                        prop_assert!(!needs.lacks(id(&lives, chunk), upto));
                     }
                 }
                 let whole = |state: &BTreeMap<(u64, u64), u64>| state.iter().all(|(life, upto)| here.get(life).is_some_and(|has| has >= upto));

@@ -237,6 +237,11 @@ pub async fn run(master: &Master, term: u64) {
                         "a chunk couldn't be fetched from another region yet; trying on"
                     );
                     tokio::time::sleep(pause(AGAIN)).await;
+                } else if let Some(upto) = upto
+                    && master.geo.needs(chunk.volume(), |needs| needs.lacks(chunk, upto)) == Some(true)
+                {
+                    // There is no such chunk by now, and the entry by which it died hasn't been looked at: it would be picked again at once, and for ever.
+                    tokio::time::sleep(pause(AGAIN)).await;
                 }
                 chunk
             });
