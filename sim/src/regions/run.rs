@@ -209,7 +209,7 @@ pub fn run(seed: u64) -> Result<Summary> {
             let config = MasterConfig {
                 session_lease_ms: LEASE_MS,
                 house: house.clone(),
-                global: Some(shape.global()),
+                global: Some(shape.global(name)),
                 ..hosts::master_config(&region.name, name, id, raft.clone(), members.clone())
             };
             sim.host(name.as_str(), move || hosts::run_master(config.clone(), host.clone(), watch.clone()));

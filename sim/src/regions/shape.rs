@@ -126,8 +126,8 @@ impl Shape {
         self.regions.iter().filter(|region| !region.is_witness())
     }
 
-    /// What the masters are told of the regions.
-    pub fn global(&self) -> GlobalConfig {
+    /// What a master is told of the regions. A substitute is in its own configuration alone: the others were started before it was thought of.
+    pub fn global(&self, own: &str) -> GlobalConfig {
         let master = |(i, name): (usize, &String)| RegionMasterConfig {
             id: i as u64 + 1,
             name: name.clone(),
@@ -138,7 +138,10 @@ impl Shape {
             name: region.name.clone(),
             number: i as u16 + 1,
             witness: region.is_witness(),
-            masters: region.masters.iter().enumerate().map(master).collect(),
+            masters: {
+                let listed = |name: &&String| region.masters.contains(name) || name.as_str() == own;
+                region.all_masters().enumerate().filter(|(_, name)| listed(name)).map(master).collect()
+            },
         };
         GlobalConfig {
             join: None,
