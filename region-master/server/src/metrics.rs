@@ -89,7 +89,7 @@ pub const NAMES: &[Name] = &[
 
 const REPLICA_AGE_SECONDS: Name = Name(
     "mooseng_master_replica_age_seconds",
-    "Seconds for which a region has lacked what it lacks of a volume, data included, by volume and region: of volumes whose home this master leads, 0 where nothing is lacking",
+    "Seconds for which a region has lacked what it lacks of a volume, data included, by volume and region: of volumes whose home this master leads, 0 where nothing is lacking; counted from when this master began to lead, where something was lacking before",
 );
 const REPLICA_LOG_BYTES: Name = Name(
     "mooseng_master_replica_log_bytes",
