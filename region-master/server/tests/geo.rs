@@ -26,6 +26,8 @@ mod made_anew;
 mod moving;
 #[path = "geo/near.rs"]
 mod near_promises;
+#[path = "geo/pushed.rs"]
+mod pushed;
 #[path = "geo/sessions.rs"]
 mod sessions;
 #[path = "geo/sync.rs"]
@@ -41,6 +43,7 @@ use common::regions::{Regions, identity_of};
 use common::{Client, until};
 use mooseng_master::geo::{ROOT_VOLUME, losses, stand, verify};
 use mooseng_master::master::Master;
+use mooseng_ports::clock::{Clock, OsClock};
 use mooseng_schema::chunk::{self, ChunkRecord, ChunkUse};
 use mooseng_schema::extent::{self, ExtentRecord};
 use mooseng_schema::ids::{self, IdKind, IdsUptoRecord};
@@ -457,6 +460,7 @@ async fn a_region_whose_bytes_lag_is_told_to_lag_and_no_move_to_it_is_planned() 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_home_begins_where_its_data_is_and_says_what_was_lost() {
+    let began_ns = OsClock.unix_ns();
     let mut regions = Regions::start(&[("a", 3), ("b", 3), ("w", 1)]).await;
     let old = client(&regions, "b", "a");
     for n in 0..5 {
@@ -503,6 +507,14 @@ async fn a_home_begins_where_its_data_is_and_says_what_was_lost() {
     assert_eq!((loss.cut(), loss.undone_upto(), loss.known() >= applied), (cut, applied, true));
     assert!(loss.undone >= 4 && loss.named.is_none(), "{loss:?}");
     assert!(loss.sessions.iter().any(|of| of.session == session && of.entries >= 3), "{loss:?}");
+    // Of when what is lost is, at once: from when the next home had all, to when that began; and of when what it undid is.
+    let (since, from, upto) =
+        (loss.since_ns.unwrap(), loss.undone_from_ns.unwrap(), loss.undone_upto_ns.unwrap());
+    let way = 1_000_000_000;
+    assert!(began_ns <= since && since <= from + way && from <= upto && upto <= loss.at_ns, "{loss:?}");
+    let told = losses::list_losses(&master, 0).await.unwrap().losses.remove(0);
+    assert_eq!((told.since_ns, told.undone_from_ns), (loss.since_ns, loss.undone_from_ns));
+    assert!(told.cut_ns.is_none_or(|cut| cut <= from), "{told:?}");
     // What was undone is kept, with the paths as they were.
     let [(of, archive)] = &losses::archives(&master.store.begin(), ROOT_VOLUME).await.unwrap()[..] else {
         panic!("one archive")

@@ -10,7 +10,10 @@ use futures::stream::FuturesUnordered;
 use mooseng_namespace::upkeep::{self, ChunkListing};
 use mooseng_replica::Entry;
 use mooseng_replica::needs::Named;
+use mooseng_schema::Record;
+use mooseng_schema::chunk::{self, ChunkRecord};
 use mooseng_schema::location::LocationRecord;
+use mooseng_store::mvcc::Change;
 use mooseng_transport::{Peer, call_error};
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::chunk::{AskDigest, ChainMember, Digested};
@@ -18,7 +21,8 @@ use mooseng_wire::geo::{AskSource, Hint, Source};
 use mooseng_wire::method::Method;
 use mooseng_wire::{ChunkId, Role, VolumeId};
 
-use super::{Geo, ROOT_VOLUME, ask, fetch, pause, push, serve};
+use super::fetch::{self, Fetched};
+use super::{Geo, ROOT_VOLUME, ask, pause, push, serve};
 use crate::errors::record_failed;
 use crate::master::Master;
 use crate::records::transact;
@@ -30,6 +34,8 @@ const HINTED_MAX: usize = 4_096;
 const AT_ONCE: usize = 8;
 /// So many of them at most because readers wait for them: a home's fsyncs wait for what holds completeness back, however much is read here.
 const AWAITED_AT_ONCE: usize = 6;
+/// And so many because they are whole elsewhere, while nothing is held back by them: each takes a round trip, for what it is to be is asked for.
+const BEHIND_AT_ONCE: usize = 6;
 /// After a failure; the scan finds the chunk again.
 const AGAIN: Duration = Duration::from_millis(400);
 /// The home gets so long to say where a chunk is before other regions are asked, too.
@@ -136,7 +142,17 @@ pub async fn source(master: &Master, peer: &Peer, asked: AskSource) -> Result<So
     Err(call_error(ErrorCode::Unavailable, format!("the chunk can't be read now: {last}")))
 }
 
-/// Where chunks are read that entries name, for the region that they are sent to; of those that aren't `known` there yet.
+/// The chunks that an entry says are sealed, and have bytes.
+pub(super) fn sealed(volume: VolumeId, changes: &[Change]) -> impl Iterator<Item = ChunkId> {
+    changes.iter().filter_map(move |change| {
+        let Change::Set(key, value) = change else { return None };
+        let chunk = chunk::parse_key(volume, key).ok()?;
+        ChunkRecord::from_value(value).is_ok_and(|record| record.sealed && record.length > 0).then_some(chunk)
+    })
+}
+
+/// Where chunks are read that entries name, or seal, for the region that they are sent to; of those that aren't `known` there yet. Most of those of small files are sealed
+/// by the time that the log is sent: their bytes were sent as they were appended all the same.
 pub(super) async fn hints(
     master: &Master,
     volume: VolumeId,
@@ -145,9 +161,13 @@ pub(super) async fn hints(
     known: &mut BTreeSet<ChunkId>,
 ) -> Vec<Hint> {
     let mut hints = Vec::new();
-    let named =
-        entries.iter().filter_map(|entry| entry.changes().ok()).map(|changes| Named::by(volume, &changes));
-    for chunk in named.flat_map(|named| named.upto.into_keys()) {
+    let changes = entries.iter().filter_map(|entry| entry.changes().ok());
+    // One may be sealed before anything names it.
+    let told = changes.flat_map(|changes| {
+        let sealed: Vec<ChunkId> = sealed(volume, &changes).collect();
+        Named::by(volume, &changes).upto.into_keys().chain(sealed)
+    });
+    for chunk in told {
         if known.len() >= HINTED_MAX {
             known.clear();
         }
@@ -158,7 +178,7 @@ pub(super) async fn hints(
         let Ok(Some(listing)) = load(master, chunk).await else { continue };
         let Some(location) = listing.location.filter(|location| location.partial.is_none()) else { continue };
         let members = members(master, &location);
-        if listing.record.sealed || members.is_empty() {
+        if members.is_empty() {
             continue;
         }
         let (volume, now_ns) = (u64::from(chunk.volume().0), master.clock.unix_ns());
@@ -186,6 +206,8 @@ struct Fetching {
     chunks: BTreeSet<ChunkId>,
     /// Those of them that readers wait for.
     awaited: BTreeSet<ChunkId>,
+    /// Those of them that no log lacks.
+    behind: BTreeSet<ChunkId>,
     /// Whose turn it was last.
     served: Option<VolumeId>,
 }
@@ -201,6 +223,7 @@ impl Fetching {
         }
         let next = match awaited.or_else(|| geo.next_need(served, |needs| needs.next(is_busy))) {
             Some((chunk, upto)) => (chunk, Some(upto)),
+            None if self.behind.len() >= BEHIND_AT_ONCE => return None,
             None => loop {
                 // What is lacking behind one that is under way is asked for again.
                 let chunk = geo.take_wanted()?;
@@ -211,6 +234,9 @@ impl Fetching {
         };
         self.chunks.insert(next.0);
         self.awaited.extend(awaited.map(|(chunk, _)| chunk));
+        if next.1.is_none() {
+            self.behind.insert(next.0);
+        }
         self.served = Some(next.0.volume());
         Some(next)
     }
@@ -218,6 +244,7 @@ impl Fetching {
     fn ended(&mut self, chunk: ChunkId) {
         self.chunks.remove(&chunk);
         self.awaited.remove(&chunk);
+        self.behind.remove(&chunk);
     }
 }
 
@@ -230,7 +257,8 @@ pub async fn run(master: &Master, term: u64) {
         while fetching.len() < AT_ONCE {
             let Some((chunk, upto)) = under_way.next(&master.geo) else { break };
             fetching.push(async move {
-                if let Err(reason) = fetch::fetch(master, term, chunk, upto).await {
+                let fetched = fetch::fetch(master, term, chunk, upto).await;
+                if let Err(reason) = &fetched {
                     tracing::info!(
                         chunk = chunk.0,
                         reason,
@@ -243,11 +271,16 @@ pub async fn run(master: &Master, term: u64) {
                     // There is no such chunk by now, and the entry by which it died hasn't been looked at: it would be picked again at once, and for ever.
                     tokio::time::sleep(pause(AGAIN)).await;
                 }
-                chunk
+                (chunk, fetched.is_ok_and(|fetched| fetched == Fetched::Uncompared))
             });
         }
         tokio::select! {
-            Some(chunk) = fetching.next(), if !fetching.is_empty() => under_way.ended(chunk),
+            Some((chunk, again)) = fetching.next(), if !fetching.is_empty() => {
+                under_way.ended(chunk);
+                if again {
+                    master.geo.want(chunk);
+                }
+            }
             () = master.geo.wanting.notified() => {}
         }
     }
@@ -307,5 +340,25 @@ mod tests {
         }
         assert_eq!(next(&mut under_way), Some((ChunkId(77), None)));
         assert_eq!(next(&mut under_way), None);
+    }
+
+    #[test]
+    fn what_no_log_lacks_leaves_room_for_what_holds_completeness_back() {
+        let geo = Geo::new(Arc::new(Tail::new(TAIL_BYTES_MAX)), None);
+        (1..=20).for_each(|chunk| geo.want(ChunkId(chunk)));
+        let mut under_way = Fetching::default();
+        for n in 0..BEHIND_AT_ONCE as u64 {
+            assert_eq!(under_way.next(&geo), Some((ChunkId(20 - n), None)));
+        }
+        assert_eq!(under_way.next(&geo), None);
+        let at = |version| LogPosition::new(Epoch(1), version);
+        let mut needs = Needs::from(at(1));
+        needs.note(at(2), [(ChunkId(90), 5)], []);
+        *lock(&geo.seat(ROOT_VOLUME).needs) = Some(needs);
+        assert_eq!(under_way.next(&geo), Some((ChunkId(90), Some(5))));
+        under_way.ended(ChunkId(90));
+        *lock(&geo.seat(ROOT_VOLUME).needs) = None;
+        under_way.ended(ChunkId(18));
+        assert_eq!(under_way.next(&geo), Some((ChunkId(14), None)));
     }
 }

@@ -50,16 +50,25 @@ impl From<String> for Failed {
     }
 }
 
+/// What became of a chunk that was fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fetched {
+    /// All of it is here that was asked for.
+    Here,
+    /// Its bytes are; it is sealed, and wasn't compared with what it is to be yet. Nobody waits for that: it is to be asked for again.
+    Uncompared,
+}
+
 /// Fetches a chunk: all of one that is sealed; of one that grows still what is needed of it.
 pub(super) async fn fetch(
     master: &Master,
     term: u64,
     chunk: ChunkId,
     upto: Option<u64>,
-) -> Result<(), String> {
+) -> Result<Fetched, String> {
     for _ in 0..TRIES {
         match try_fetch(master, term, chunk, upto).await {
-            Ok(()) => return Ok(()),
+            Ok(fetched) => return Ok(fetched),
             Err(Failed::Changed) => {}
             Err(Failed::For(reason)) => return Err(reason),
         }
@@ -67,24 +76,34 @@ pub(super) async fn fetch(
     Err("the chunk changes all the time".into())
 }
 
-async fn try_fetch(master: &Master, term: u64, chunk: ChunkId, upto: Option<u64>) -> Result<(), Failed> {
-    let Some(listing) = load(master, chunk).await.map_err(|e| e.message)? else { return Ok(()) };
+async fn try_fetch(
+    master: &Master,
+    term: u64,
+    chunk: ChunkId,
+    upto: Option<u64>,
+) -> Result<Fetched, Failed> {
+    use Fetched::{Here, Uncompared};
+    let Some(listing) = load(master, chunk).await.map_err(|e| e.message)? else { return Ok(Here) };
     let record = &listing.record;
     let sealed = record.sealed && record.length > 0;
     let wanted = if sealed { record.length } else { upto.unwrap_or(0) };
+    // Bytes that are sent here are here, or about to be. What a sealed chunk is to be is asked for afterwards: that takes a round trip, and whoever waits for the
+    // bytes needn't. Those of a chunk that grows aren't compared before it is sealed either.
+    let bytes = if sealed { Uncompared } else { Here };
     match listing.location.clone() {
         // By another leader, or under a home before.
         Some(location) if location.partial.is_none() => {
             if suffices(master, chunk.volume(), record.storage_class, &location) {
                 met(master, chunk, u64::MAX);
-                return Ok(());
+                return Ok(Here);
             }
             Err(format!("house-keeping makes more copies of it than the {} here", location.copies.len())
                 .into())
         }
-        _ if wanted == 0 => Ok(()),
-        Some(location) if sealed && location.copies.is_empty() => fetch_whole(master, term, &listing).await,
-        None if sealed => fetch_whole(master, term, &listing).await,
+        _ if wanted == 0 => Ok(Here),
+        Some(location) if sealed && location.copies.is_empty() => {
+            fetch_whole(master, term, &listing).await.map(|()| Here)
+        }
         None => {
             let mut location = LocationRecord {
                 layout: Layout::Copies as u32,
@@ -95,31 +114,37 @@ async fn try_fetch(master: &Master, term: u64, chunk: ChunkId, upto: Option<u64>
             // What was sent here as it was appended lies there already.
             location.copies = pushed(master, chunk);
             if suffices(master, chunk.volume(), record.storage_class, &location) {
-                match follow(master, term, &listing, location.clone(), wanted).await {
+                match follow(master, term, &listing, location.clone(), (wanted, false)).await {
                     Err(Failed::For(reason)) => {
                         tracing::debug!(chunk = chunk.0, reason, "what was sent isn't there")
                     }
-                    done => return done,
+                    done => return done.map(|()| bytes),
                 }
                 // It comes there all the same, as does whatever is appended later: elsewhere each byte of the chunk would have to be read.
             } else {
                 location.copies = targets(master, &listing, &BTreeSet::new())?;
             }
+            if sealed {
+                return fetch_whole(master, term, &listing).await.map(|()| Here);
+            }
             // On record before there is anything, so that nothing is taken for a stray.
             relocate(master, &listing, &location).await?;
             let listing = ChunkListing { location: Some(location.clone()), ..listing };
-            follow(master, term, &listing, location, wanted).await
+            follow(master, term, &listing, location, (wanted, false)).await.map(|()| Here)
         }
         Some(location) if suffices(master, chunk.volume(), record.storage_class, &location) => {
             let partial = location.partial.unwrap_or(0);
             // What is named may be here, although the chunk has more by now.
             met(master, chunk, partial);
-            if !sealed && partial >= wanted {
-                return Ok(());
+            if partial < wanted && is_sent(master, chunk, &location) {
+                return follow(master, term, &listing, location, (wanted, false)).await.map(|()| bytes);
             }
-            follow(master, term, &listing, location, wanted).await
+            if !sealed && partial >= wanted {
+                return Ok(Here);
+            }
+            follow(master, term, &listing, location, (wanted, sealed)).await.map(|()| Here)
         }
-        Some(location) => follow(master, term, &listing, location, wanted).await,
+        Some(location) => follow(master, term, &listing, location, (wanted, sealed)).await.map(|()| Here),
     }
 }
 
@@ -135,7 +160,7 @@ pub(super) async fn arrived(master: &Master, term: u64, chunk: ChunkId, upto: u6
         partial: Some(0),
     });
     let grows = location.partial.is_some_and(|partial| partial < upto);
-    if record.sealed || !grows || !suffices(master, chunk.volume(), record.storage_class, &location) {
+    if !grows || !suffices(master, chunk.volume(), record.storage_class, &location) {
         return false;
     }
     let order = Growing { term, chunk, upto, digest: Bytes::new() };
@@ -159,6 +184,12 @@ fn pushed(master: &Master, chunk: ChunkId) -> Vec<String> {
     names.sort();
     names.dedup();
     names
+}
+
+/// Whether the home has what is appended to a chunk sent to all who have it here.
+fn is_sent(master: &Master, chunk: ChunkId, location: &LocationRecord) -> bool {
+    let pushed = pushed(master, chunk);
+    !pushed.is_empty() && location.copies.iter().all(|copy| pushed.contains(copy))
 }
 
 fn class(master: &Master, volume: VolumeId, id: u32) -> Class {
@@ -265,28 +296,32 @@ fn fetched(master: &Master, chunk: ChunkId, targets: &[String], (length, had): (
     tracing::debug!(chunk = chunk.0, ?targets, "a chunk was fetched from the home");
 }
 
-/// Has the copies here grow: up to what is needed, or, of a sealed chunk, to its end.
+/// Has the copies here grow up to what is needed. Where that is where a sealed chunk ends, they may be ended there, too, and compared with what it is to be.
 async fn follow(
     master: &Master,
     term: u64,
     listing: &ChunkListing,
     location: LocationRecord,
-    upto: u64,
+    (upto, ends): (u64, bool),
 ) -> Result<(), Failed> {
-    let (chunk, sealed) = (listing.chunk, listing.record.sealed);
+    let chunk = listing.chunk;
     let had = location.partial.unwrap_or(0);
     let need = class(master, chunk.volume(), listing.record.storage_class).min_copies.max(1);
-    let hint = super::lock(&master.geo.hints).remove(&chunk).filter(|_| !sealed);
+    let forget = || drop(super::lock(&master.geo.hints).remove(&chunk));
+    if ends {
+        forget();
+    }
+    let hint = super::lock(&master.geo.hints).get(&chunk).cloned();
     let hinted = hint.is_some();
     // What was sent here is here, or about to be.
     let mut pushed = hint.as_ref().map(|hint| hint.pushed.clone()).unwrap_or_default();
     let expected = location.copies.iter().all(|copy| pushed.contains(copy)) && !pushed.is_empty();
     let afar = match hint {
         Some(hint) => hint.source.unwrap_or_default(),
-        None => source_of(master, &AskSource { chunk: chunk.0, length: upto, grows: !sealed }).await?,
+        None => source_of(master, &AskSource { chunk: chunk.0, length: upto, grows: !ends }).await?,
     };
     let order =
-        Growing { term, chunk, upto, digest: if sealed { afar.digest.clone() } else { Bytes::new() } };
+        Growing { term, chunk, upto, digest: if ends { afar.digest.clone() } else { Bytes::new() } };
     let (mut have, mut least) = (Vec::new(), u64::MAX);
     let (mut reasons, mut useless) = (Vec::new(), 0);
     // One that is only down is waited for: what it has this region has said that it has.
@@ -362,6 +397,7 @@ async fn follow(
     let why = reasons.join("; ");
     if have.len() < need {
         // What the home has said some time ago may not be so any more: the next try asks. Nor is anything of use there given up by what was said then.
+        forget();
         if anew && !hinted && have.is_empty() {
             return begin_anew(master, listing, location, &why).await;
         }
@@ -370,15 +406,16 @@ async fn follow(
     if !why.is_empty() {
         tracing::warn!(chunk = chunk.0, why, now = ?have, "copies of a chunk that is being fetched are replaced");
     }
-    let partial = if sealed { None } else { Some(least) };
+    let partial = if ends { None } else { Some(least) };
     let grown = LocationRecord { partial, copies: have.clone(), ..location };
+    // Where it was sealed meanwhile, it is looked at again, by the same hint.
     relocate(master, listing, &grown).await?;
-    match sealed {
+    match ends {
         true => fetched(master, chunk, &have, (upto, had), afar.epoch),
         false => drop(master.metrics.bytes_fetched.inc_by(least.saturating_sub(had))),
     }
-    met(master, chunk, if sealed { u64::MAX } else { least });
-    if !sealed {
+    met(master, chunk, if ends { u64::MAX } else { least });
+    if !listing.record.sealed {
         // It grows on: as long as it can be read there, nobody is asked.
         master.geo.note_hints(vec![Hint { chunk: chunk.0, source: Some(afar), pushed }]);
     }

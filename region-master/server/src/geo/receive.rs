@@ -7,8 +7,6 @@ use bytes::Bytes;
 use mooseng_embedded::EmbeddedTransaction;
 use mooseng_replica::read::Page;
 use mooseng_replica::{Entry, ReplicaError, apply, turn};
-use mooseng_schema::Record;
-use mooseng_schema::chunk::{self, ChunkRecord};
 use mooseng_schema::log::{LogPosition, ReplicaRecord};
 use mooseng_store::{Read, Store, StoreError, Transaction};
 use mooseng_transport::{Peer, call_error};
@@ -17,7 +15,7 @@ use mooseng_wire::geo::{LogEntry, Push, Pushed};
 use mooseng_wire::{Epoch, VolumeId};
 use tokio::time::Instant;
 
-use super::{allow_master, complete, failed, near_promises, place, position, stand, sync};
+use super::{allow_master, chunks, complete, failed, near_promises, place, position, stand, sync};
 use crate::master::Master;
 
 /// Entries of one push are taken in by transactions of so many bytes, or of one entry.
@@ -216,14 +214,8 @@ pub(super) async fn replay(
 
 /// Sealed chunks that entries tell of are fetched: what was written last is read first.
 fn want_chunks(master: &Master, volume: VolumeId, entries: &[Entry]) {
-    let changes = entries.iter().filter_map(|entry| entry.changes().ok()).flatten();
-    for change in changes {
-        if let mooseng_store::mvcc::Change::Set(key, value) = change
-            && let Ok(chunk) = chunk::parse_key(volume, &key)
-            && ChunkRecord::from_value(&value).is_ok_and(|record| record.sealed && record.length > 0)
-        {
-            master.geo.want(chunk);
-        }
+    for changes in entries.iter().filter_map(|entry| entry.changes().ok()) {
+        chunks::sealed(volume, &changes).for_each(|chunk| master.geo.want(chunk));
     }
 }
 

@@ -40,7 +40,7 @@ fn sync_set(regions: &Regions, region: &str) -> Vec<String> {
 }
 
 /// Regions a and b with a `geo` volume, both in its sync set, and a witness.
-async fn synced() -> Regions {
+pub(crate) async fn synced() -> Regions {
     let regions = Regions::start(&[("a", 1), ("b", 1), ("w", 1)]).await;
     serves_as_home(&regions, "a", 1).await;
     let geo = SetVolume { volume: 0, epoch: 1, geo: Some(true), ..SetVolume::default() };
