@@ -142,7 +142,7 @@ fn look(server: &str, disk: &SimDisk, chunk: ChunkId, path: &Path) -> Option<Dur
 }
 
 /// Where a chunk lies on a chunkserver's disk.
-fn path(chunk: ChunkId) -> PathBuf {
+pub fn path(chunk: ChunkId) -> PathBuf {
     Path::new(hosts::DATA_DIR).join(format!("chunks/{:02x}/{:016x}", chunk.0 & 0xff, chunk.0))
 }
 

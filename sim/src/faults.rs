@@ -8,6 +8,7 @@ use rand::rngs::StdRng;
 
 use crate::hosts::{self, Host, SUBSTITUTE};
 use crate::machines::{Counts, Machines, Undo};
+use crate::swapped::Swaps;
 use crate::watch::Watch;
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
@@ -56,6 +57,7 @@ pub struct Nemesis {
     servers: Vec<String>,
     clients: Vec<String>,
     watch: Watch,
+    swaps: Option<Swaps>,
     next: Duration,
     lost: bool,
 }
@@ -72,7 +74,15 @@ impl Nemesis {
         let servers = hosts::masters().into_iter().chain(hosts::chunkservers()).collect();
         let down = BTreeSet::from([format!("m{SUBSTITUTE}")]);
         let machines = Machines::new(seed, hosts, down, vec![watch.clone()]);
-        Self { machines, shape, servers, clients, watch, next: MS(6_000), lost: false }
+        let [first, second, third] = ["c1", "c2", "c3"].map(str::to_owned);
+        let pairs = vec![(first.clone(), second.clone()), (first, third.clone()), (second, third)];
+        let swaps = Swaps::of(seed, pairs);
+        Self { machines, shape, servers, clients, watch, swaps, next: MS(6_000), lost: false }
+    }
+
+    /// What a host has done that it mustn't, if one has.
+    pub fn broken(&self) -> Option<&String> {
+        self.machines.broken()
     }
 
     /// What happened.
@@ -120,40 +130,11 @@ impl Nemesis {
         if self.machines.rng.random_range(0..10) < 7 { self.watch.leader().unwrap_or(any) } else { any }
     }
 
-    /// A master can't reach the others; clients and chunkservers still reach it.
+    /// A master can't reach the others.
     fn isolate(&mut self, sim: &mut turmoil::Sim<'_>, until: Duration) {
         let one = self.a_master();
-        let both_ways = self.machines.rng.random_range(0..4) > 0;
-        for other in self.masters() {
-            self.machines.cut(sim, &one, &other, until, both_ways);
-        }
-    }
-
-    /// The leader and one follower are cut, and the other follower restarts quickly: whoever forgets a promise over that elects a second leader.
-    fn quick_restart(&mut self, sim: &mut turmoil::Sim<'_>, now: Duration) {
-        let Some(leader) = self.watch.leader() else { return };
-        let mut followers: Vec<String> = self.masters().into_iter().filter(|m| *m != leader).collect();
-        if self.machines.rng.random() {
-            followers.reverse();
-        }
-        let [cut_off, restarts] = &followers[..] else { return };
-        let until = now + self.between(1500, 4000);
-        self.machines.cut(sim, &leader, cut_off, until, true);
-        // Again and again while the cut lasts.
-        let mut at = now + self.between(300, 900);
-        while at < until {
-            self.machines.later(at, Undo::Kill(restarts.clone()));
-            at += self.between(400, 1200);
-        }
-    }
-
-    /// All but the leader restart at once: it leads nobody for a while, and then goes on in its term with what it had in flight.
-    fn orphan_the_leader(&mut self, sim: &mut turmoil::Sim<'_>, now: Duration) {
-        let Some(leader) = self.watch.leader() else { return };
-        for follower in self.masters().into_iter().filter(|m| *m != leader) {
-            let until = now + self.between(20, 400);
-            self.machines.crash(sim, &follower, until);
-        }
+        let masters = self.masters();
+        self.machines.isolate(sim, &one, &masters, until);
     }
 
     /// A host, the leader more often than not, is back before anybody misses it.
@@ -161,24 +142,6 @@ impl Nemesis {
         let host = if self.machines.rng.random_range(0..3) > 0 { self.a_master() } else { self.any() };
         let until = now + self.between(3, 80);
         self.machines.crash(sim, &host, until);
-    }
-
-    fn flip_bits(&mut self) {
-        let Some(host) = self.shape.rotten.clone() else { return };
-        let disk = self.machines.host(&host).disk.clone();
-        let chunks: Vec<_> = disk
-            .files()
-            .into_iter()
-            .filter(|(path, bytes)| path.starts_with("/data/chunks") && *bytes > 0)
-            .collect();
-        if chunks.is_empty() {
-            return;
-        }
-        for _ in 0..self.machines.rng.random_range(1..20) {
-            let (path, bytes) = &chunks[self.machines.rng.random_range(0..chunks.len())];
-            disk.flip_bit(path, self.machines.rng.random_range(0..*bytes));
-            self.machines.counts.one("flipped bits");
-        }
     }
 
     /// One master's disk is lost for good, and another master comes for it; a client with rights puts it in the other's place.
@@ -219,14 +182,19 @@ impl Nemesis {
     /// Now and then something goes wrong.
     pub fn act(&mut self, sim: &mut turmoil::Sim<'_>, now: Duration) {
         self.lose_master(sim, now);
+        if let Some(swaps) = &mut self.swaps {
+            swaps.act(&mut self.machines, sim, now);
+        }
         if now < self.next {
             return;
         }
         self.next = now + self.between(200, 3000);
         let until = now + self.between(50, 6000);
         let host = self.any();
-        if self.shape.rotten.is_some() && self.machines.rng.random_range(0..4) == 0 {
-            self.flip_bits();
+        if let Some(rotten) = &self.shape.rotten
+            && self.machines.rng.random_range(0..4) == 0
+        {
+            self.machines.flip_bits(rotten, |_| true);
         }
         match self.machines.rng.random_range(0..100) {
             0..15 => self.machines.crash(sim, &host, until),
@@ -244,19 +212,25 @@ impl Nemesis {
                 self.machines.cut(sim, &host, &other, until, both_ways);
             }
             54..64 => self.isolate(sim, until),
-            64..72 => self.quick_restart(sim, now),
-            72..76 => self.orphan_the_leader(sim, now),
+            64..72 => {
+                if let Some(leader) = self.watch.leader() {
+                    let masters = self.masters();
+                    self.machines.quick_restart(sim, &leader, &masters, now);
+                }
+            }
+            72..76 => {
+                if let Some(leader) = self.watch.leader() {
+                    let masters = self.masters();
+                    self.machines.orphan(sim, &leader, &masters, now);
+                }
+            }
             76..80 => {
                 let latency = self.between(2, 120);
                 tracing::info!(?latency, "slower");
                 sim.set_max_message_latency(latency);
             }
             80..87 => self.stall(now),
-            87..90 => {
-                self.machines.host(&host).hang.notify_waiters();
-                self.machines.later(until, Undo::Kill(host));
-                self.machines.counts.one("hangs");
-            }
+            87..90 => self.machines.hang(&host, until),
             _ => {
                 let host = self.any();
                 self.machines.disk_fault(&host, now);

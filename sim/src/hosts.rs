@@ -3,8 +3,8 @@
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use mooseng_chunkserver::{ChunkserverConfig, ChunkserverServer};
@@ -20,6 +20,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::network::{Gate, network};
+use crate::swapped::{self, OtherData};
 use crate::watch::Watch;
 
 /// Masters and chunkservers, each, that a region begins with.
@@ -107,14 +108,39 @@ pub struct Host {
     pub faulty: Arc<AtomicBool>,
     /// It does, or did since the host was restarted last: failing is no fault of the host's then.
     pub excused: Arc<AtomicBool>,
+    /// The disk with the data that is in the place of its own, where it was swapped for another host's.
+    data: Arc<Mutex<Option<SimDisk>>>,
 }
 
 impl Host {
     /// A host with an empty disk.
     pub fn new(clock: SimClock) -> Self {
         let (gate, hang) = (Gate::default(), Arc::new(Notify::new()));
-        let (faulty, excused) = (Arc::default(), Arc::default());
-        Self { disk: SimDisk::new(256 << 20), gate, clock, hang, faulty, excused }
+        let (faulty, excused, data) = (Arc::default(), Arc::default(), Arc::default());
+        Self { disk: SimDisk::new(256 << 20), gate, clock, hang, faulty, excused, data }
+    }
+
+    /// Puts another host's data disk into the place of its own, or its own there again. Its daemon sees it when it starts.
+    pub fn put_data(&self, other: Option<SimDisk>) {
+        *self.data.lock().unwrap_or_else(PoisonError::into_inner) = other;
+    }
+
+    fn others_data(&self) -> Option<SimDisk> {
+        self.data.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether another host's data disk is in the place of its own.
+    pub fn is_swapped(&self) -> bool {
+        self.others_data().is_some()
+    }
+
+    /// The disk as a daemon that starts now finds it.
+    fn mounted(&self) -> Arc<dyn Disk> {
+        let own = self.disk.clone();
+        match self.others_data() {
+            Some(other) => Arc::new(OtherData { own, other }),
+            None => Arc::new(own),
+        }
     }
 
     /// Whether its disk is at fault.
@@ -331,7 +357,7 @@ pub async fn run_chunkserver(config: ChunkserverConfig, host: Host, watch: Watch
         ChunkserverServer::start(
             config.clone(),
             network(&region, Role::Chunkserver, &name, &host.gate),
-            Arc::new(host.disk.clone()),
+            host.mounted(),
             Blocking::Inline,
             Arc::new(host.clock.clone()),
             CancellationToken::new(),
@@ -339,6 +365,9 @@ pub async fn run_chunkserver(config: ChunkserverConfig, host: Host, watch: Watch
         .await
     })
     .await?;
+    if host.is_swapped() {
+        swapped::check_refused(&name, server.store())?;
+    }
     watch.chunkserver_is_up(&name, server.store().clone());
     until_it_hangs(&host, server.stopped()).await;
     Ok(())

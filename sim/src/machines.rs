@@ -1,6 +1,7 @@
-//! Hosts as a nemesis handles them: crashes, cuts, stalls, disks that fail, and what ends each of these.
+//! Hosts as a nemesis handles them: crashes, cuts, stalls, disks that fail or are swapped, and what ends each of these.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -10,7 +11,8 @@ use mooseng_ports::disk::sim::Fault;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use crate::hosts::Host;
+use crate::hosts::{DATA_DIR, Host};
+use crate::swapped::data_checksum;
 use crate::watch::Watch;
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
@@ -39,13 +41,15 @@ pub enum Undo {
     Open(String),
     /// A disk works again.
     DiskWell(String),
+    /// Two chunkservers get their own data disks back, and restart.
+    SwapBack(String, String),
 }
 
 impl Undo {
     fn is_of(&self, name: &str) -> bool {
         match self {
             Self::Start(host) | Self::Kill(host) | Self::Open(host) | Self::DiskWell(host) => host == name,
-            Self::Repair(..) => false,
+            Self::Repair(..) | Self::SwapBack(..) => false,
         }
     }
 }
@@ -61,6 +65,10 @@ pub struct Machines {
     undo: Vec<(Duration, Undo)>,
     /// Hosts that will be restarted when their disks are well again.
     ailing: BTreeSet<String>,
+    /// Of hosts whose data disk is in another one: a checksum over what it held.
+    swapped: BTreeMap<String, u32>,
+    /// What hosts have done that they mustn't.
+    broken: Vec<String>,
     /// What happened.
     pub counts: Counts,
 }
@@ -80,6 +88,8 @@ impl Machines {
             down,
             undo: Vec::new(),
             ailing: BTreeSet::new(),
+            swapped: BTreeMap::new(),
+            broken: Vec::new(),
             counts: Counts::default(),
         }
     }
@@ -87,6 +97,19 @@ impl Machines {
     /// A host.
     pub fn host(&self, name: &str) -> &Host {
         &self.hosts[name]
+    }
+
+    /// What a host has done that it mustn't, if one has.
+    pub fn broken(&self) -> Option<&String> {
+        self.broken.first()
+    }
+
+    /// Does something whose choices are drawn from these instead.
+    pub fn drawing<T>(&mut self, rng: &mut StdRng, act: impl FnOnce(&mut Self) -> T) -> T {
+        std::mem::swap(&mut self.rng, rng);
+        let done = act(self);
+        std::mem::swap(&mut self.rng, rng);
+        done
     }
 
     /// Looks at each master that runs.
@@ -173,6 +196,22 @@ impl Machines {
                 // What a failed write left behind is read anew.
                 self.crash(sim, &host, now + MS(50));
             }
+            Undo::SwapBack(a, b) => {
+                tracing::info!(a, b, "data disks are swapped back");
+                let pair = [a, b];
+                for host in &pair {
+                    self.crash(sim, host, now + MS(50));
+                    self.hosts[host].put_data(None);
+                }
+                for host in &pair {
+                    let held = data_checksum(&self.hosts[host].disk);
+                    if self.swapped.remove(host).is_some_and(|before| before != held) {
+                        self.broken.push(format!(
+                            "the data disk of {host} was changed while it was in another chunkserver"
+                        ));
+                    }
+                }
+            }
         }
     }
 
@@ -234,6 +273,65 @@ impl Machines {
         self.hosts[host].gate.close(until);
         self.later(until, Undo::Open(host.to_owned()));
         self.counts.one("stalls");
+    }
+
+    /// None of its tasks runs any more, and its connections stay, until it is killed then.
+    pub fn hang(&mut self, host: &str, until: Duration) {
+        self.hosts[host].hang.notify_waiters();
+        self.later(until, Undo::Kill(host.to_owned()));
+        self.counts.one("hangs");
+    }
+
+    /// A disk loses bits of some of those of its chunk files that may lose some.
+    pub fn flip_bits(&mut self, host: &str, may_rot: impl Fn(&Path) -> bool) {
+        let host = &self.hosts[host];
+        // What is in another host isn't to change there.
+        if host.is_swapped() {
+            return;
+        }
+        let disk = host.disk.clone();
+        let data = Path::new(DATA_DIR).join("chunks");
+        let chunks: Vec<_> = disk
+            .files()
+            .into_iter()
+            .filter(|(path, bytes)| path.starts_with(&data) && *bytes > 0 && may_rot(path))
+            .collect();
+        if chunks.is_empty() {
+            return;
+        }
+        for _ in 0..self.rng.random_range(1..20) {
+            let (path, bytes) = &chunks[self.rng.random_range(0..chunks.len())];
+            disk.flip_bit(path, self.rng.random_range(0..*bytes));
+            self.counts.one("flipped bits");
+        }
+    }
+
+    /// Two chunkservers go down, and come up with each other's data disks, until then.
+    pub fn swap_data(
+        &mut self,
+        sim: &mut turmoil::Sim<'_>,
+        (a, b): (&str, &str),
+        restarts: Duration,
+        until: Duration,
+    ) {
+        let is_free = |name: &str| {
+            let host = &self.hosts[name];
+            let is_busy = host.is_swapped() || host.disk.is_dark();
+            !is_busy && !self.down.contains(name) && !self.ailing.contains(name)
+        };
+        if a == b || !is_free(a) || !is_free(b) {
+            return;
+        }
+        tracing::info!(a, b, ?until, "data disks are swapped");
+        for (host, other) in [(a, b), (b, a)] {
+            self.crash(sim, host, restarts);
+            self.hosts[host].put_data(Some(self.hosts[other].disk.clone()));
+        }
+        for host in [a, b] {
+            self.swapped.insert(host.to_owned(), data_checksum(&self.hosts[host].disk));
+        }
+        self.later(until, Undo::SwapBack(a.to_owned(), b.to_owned()));
+        self.counts.one("swapped disks");
     }
 
     /// A disk misbehaves for a while.

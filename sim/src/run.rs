@@ -11,6 +11,7 @@ use mooseng_ports::plant;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
+use crate::administrator;
 use crate::copies::Copies;
 use crate::faults::{Nemesis, Shape};
 use crate::history::{self, Call};
@@ -42,6 +43,10 @@ pub struct Summary {
     pub lost_names: bool,
     /// Of them, without a known outcome.
     pub unknown: usize,
+    /// Records that were appended, and those of them that fsync was answered for.
+    pub appended: (usize, usize),
+    /// How often a directory was listed.
+    pub listings: usize,
     /// Chunks that extents named at some time.
     pub chunks: usize,
     /// How often a copy of one had changed on a disk and was looked at.
@@ -75,7 +80,12 @@ impl fmt::Display for Summary {
             self.rewritten.joined,
             faults.join(", "),
             self.simulated.as_secs_f64()
-        )
+        )?;
+        let (appended, durable) = self.appended;
+        if appended > 0 {
+            write!(f, ", {appended} records appended ({durable} synced), {} listings", self.listings)?;
+        }
+        Ok(())
     }
 }
 
@@ -137,10 +147,10 @@ pub fn run(seed: u64) -> Result<Summary> {
         clients.push(name);
     }
     if let Some((at, lost)) = shape.lost {
-        sim.client("admin", workload::replace_master(at, lost, shared.clone()));
+        sim.client("admin", administrator::replace_master(at, lost, shared.clone()));
     }
     if seed % 5 == 4 {
-        sim.client("classes", workload::assign_classes(seed, shared.clone()));
+        sim.client("classes", administrator::assign_classes(seed, shared.clone()));
     }
     let disks = all.iter().filter(|(name, _)| name.starts_with('c') && !clients.contains(name));
     let disks = disks.filter(|(name, _)| shape.rotten.as_ref() != Some(name));
@@ -183,6 +193,8 @@ impl Run<'_> {
         if let Some(violation) = notes.violations.first() {
             bail!("{violation} (and {} more)", notes.violations.len() - 1);
         }
+        let lapses = |client: u8| notes.lapses.get(&client).copied().unwrap_or_default();
+        notes.appended.judge(lapses, u64::from(notes.lost_names)).map_err(anyhow::Error::msg)?;
         let mut operations = notes.operations.clone();
         if notes.lapsed {
             operations.retain(|o| !matches!(o.call, Call::Write(..) | Call::Read(_)));
@@ -196,6 +208,8 @@ impl Run<'_> {
             made_alone: notes.made_alone,
             lost_names: notes.lost_names,
             unknown: notes.operations.iter().filter(|o| o.returned.is_none()).count(),
+            appended: notes.appended.counts(),
+            listings: notes.listings,
             chunks,
             looks,
             rewritten,
@@ -211,7 +225,7 @@ impl Run<'_> {
         let now = self.sim.elapsed();
         hosts::set_now(now);
         let at = |what: String| anyhow::anyhow!("at {now:?}: {what}");
-        if let Some(what) = plant::broken() {
+        if let Some(what) = plant::broken().or_else(|| self.nemesis.broken().cloned()) {
             return Err(at(what));
         }
         self.watch.check_leaders().map_err(at)?;

@@ -228,8 +228,13 @@ impl Watch {
     }
 }
 
-/// Every chunk that files of a volume use has ended and lies on so many chunkservers of a region, each of which has all of it.
-pub fn audit_region(watch: &Watch, volume: VolumeId, copies: usize) -> Result<usize, String> {
+/// Every chunk that files of a volume use has ended and lies on so many chunkservers of a region, each of which has all of it, except those of `damaged`.
+pub fn audit_region(
+    watch: &Watch,
+    volume: VolumeId,
+    copies: usize,
+    damaged: &BTreeSet<String>,
+) -> Result<usize, String> {
     let seen = watch.seen();
     let leader = seen.masters.values().find(|master| master.serving().is_ok());
     let leader = leader.ok_or("no master serves")?;
@@ -243,7 +248,7 @@ pub fn audit_region(watch: &Watch, volume: VolumeId, copies: usize) -> Result<us
         if location.copies.len() < copies || location.partial.is_some() {
             return Err(format!("chunk {chunk} has the copies {location:?}, and is to have {copies}"));
         }
-        for name in &location.copies {
+        for name in location.copies.iter().filter(|name| !damaged.contains(*name)) {
             let store = seen.chunkservers.get(name).ok_or_else(|| format!("{name} doesn't run"))?;
             check_copy(store, chunk, record.length, true)
                 .map_err(|what| format!("the copy of chunk {chunk} on {name} {what}"))?;

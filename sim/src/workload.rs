@@ -6,20 +6,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use mooseng_client::{Caller, ClientConfig, FileSystem, FsError, HandleId, RenameMode, WriteOptions};
-use mooseng_transport::grpc::administration_client::AdministrationClient;
-use mooseng_transport::grpc_channel;
-use mooseng_wire::admin::assign_class_request::Which;
-use mooseng_wire::admin::{
-    AssignClassReply, AssignClassRequest, ChangeMembersRequest, CreateClassRequest, MemberToAdd,
-};
-use mooseng_wire::{ROOT_INODE, Role};
+use mooseng_wire::Role;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
+use crate::appending::{self, Appended};
 use crate::history::{Call, Operation, Reply};
-use crate::hosts::{Host, REGION, RETRY, SERVERS, SUBSTITUTE, address, master_addresses, masters};
+use crate::hosts::{Host, REGION, RETRY, master_addresses};
+use crate::kinds;
+use crate::listing;
 use crate::locking::{self, Board, Locked};
-use crate::network::{Gate, network};
+use crate::network::network;
 use crate::watch::Watch;
 
 /// Names in the one directory that all clients work in.
@@ -36,6 +33,10 @@ const PLACES: [(u64, usize); 5] =
 const BURST_EVERY: u32 = 15;
 /// Files that a task holds open at most.
 const HELD_MAX: usize = 3;
+/// One step of so many is a listing, where clients list directories.
+const LIST_EVERY: u32 = 12;
+/// What draws listings.
+const LISTS: u64 = 0x115_7a5;
 
 /// What all clients share.
 #[derive(Default)]
@@ -50,12 +51,18 @@ pub struct Notes {
     fresh: Option<u64>,
     /// A session's lease lapsed: what it had written and not synced may be gone, although it was seen.
     pub lapsed: bool,
+    /// How often each client's did.
+    pub lapses: BTreeMap<u8, u64>,
     /// Changes of names were lost with it, which their client had seen.
     pub lost_names: bool,
     /// Changes of names that were made alone.
     pub made_alone: u64,
     /// Those who lock.
     pub locked: Locked,
+    /// Those who append.
+    pub appended: Appended,
+    /// How often a directory was listed.
+    pub listings: usize,
     /// Faults are over: check what is there and end.
     pub healed: bool,
 }
@@ -85,6 +92,63 @@ impl Board for Shared {
     }
 }
 
+/// A client's part of what those who append share.
+#[derive(Clone)]
+struct Desk {
+    fs: FileSystem,
+    shared: Shared,
+}
+
+impl appending::Board for Desk {
+    fn appended<T>(&self, f: impl FnOnce(&mut Appended) -> T) -> T {
+        with(&self.shared, |notes| f(&mut notes.appended))
+    }
+
+    fn violation(&self, what: String) {
+        with(&self.shared, |notes| notes.violations.push(what));
+    }
+
+    fn is_healed(&self) -> bool {
+        with(&self.shared, |notes| notes.healed)
+    }
+
+    /// A file is gone where it was made alone, and lost with the lease of whoever made it.
+    fn excuses(&self, errno: i32) -> bool {
+        let excused = [libc_errno::ENOENT, libc_errno::EIO, libc_errno::ETIMEDOUT, libc_errno::ESTALE];
+        excused.contains(&errno)
+    }
+
+    // There is one home, always.
+    fn epoch(&self) -> u64 {
+        0
+    }
+
+    fn newest(&self) -> u64 {
+        0
+    }
+
+    fn kept(&self, _from: u64, _to: u64) -> bool {
+        true
+    }
+
+    fn home_since(&self, _began: Duration) -> Option<u64> {
+        Some(0)
+    }
+
+    fn outlives_home(&self) -> bool {
+        true
+    }
+
+    fn lapses(&self) -> u64 {
+        self.fs.status().lapses
+    }
+
+    /// Whether some were lost is known in the end.
+    fn lost(&self) -> u64 {
+        0
+    }
+}
+
 /// Works on the notes.
 pub fn with<T>(shared: &Shared, f: impl FnOnce(&mut Notes) -> T) -> T {
     f(&mut shared.lock().unwrap_or_else(PoisonError::into_inner))
@@ -109,6 +173,8 @@ struct Worker {
     own: Vec<u64>,
     /// Files that stay open from one operation to the next: what is written to them goes to one chunk, behind what is there.
     held: BTreeMap<u64, HandleId>,
+    /// What draws listings, where there are any.
+    lists: Option<StdRng>,
 }
 
 fn name(n: u8) -> Vec<u8> {
@@ -315,7 +381,51 @@ impl Worker {
         }
     }
 
+    /// Lists the common directory, or a client's own. Each of its names is looked at by itself, at some instant meanwhile.
+    async fn list(&mut self, whose: u8, most: u32) {
+        let root = self.fs.root();
+        let (directory, first, names) = match whose.checked_sub(1) {
+            None => (root, 0, NAMES),
+            Some(client) => {
+                let own = self.own.get(usize::from(client)).copied().unwrap_or(root);
+                (own, NAMES + client * OWN_NAMES, OWN_NAMES)
+            }
+        };
+        let called = tick(&self.shared);
+        let listed = listing::all(&self.fs, &self.caller, directory, most).await;
+        let returned = Some(tick(&self.shared));
+        tracing::info!(client = self.number, directory, most, ?listed, "listed");
+        let entries = match listed {
+            Ok(entries) => entries,
+            Err(error) => {
+                if outcome(&error).is_none() {
+                    let what = format!("a listing of directory {directory} answered {error}");
+                    with(&self.shared, |notes| notes.violations.push(what));
+                }
+                return;
+            }
+        };
+        with(&self.shared, |notes| {
+            notes.listings += 1;
+            if let Some(entry) = listing::twice(&entries) {
+                notes.violations.push(format!("a listing of directory {directory} has twice {entry:?}"));
+            }
+            let (client, elsewhere) = (self.number, false);
+            let operation =
+                |(call, reply)| Operation { client, called, returned, call, reply: Some(reply), elsewhere };
+            let looks = listing::looks(&entries, first..first + names);
+            notes.operations.extend(looks.into_iter().map(operation));
+        });
+    }
+
     async fn step(&mut self) {
+        if let Some(rng) = &mut self.lists
+            && rng.random_range(0..LIST_EVERY) == 0
+        {
+            let most = listing::PAGES[rng.random_range(0..listing::PAGES.len())];
+            let whose = rng.random_range(0..3);
+            return self.list(whose, most).await;
+        }
         if self.rng.random_range(0..BURST_EVERY) == 0 {
             self.burst().await;
             return;
@@ -424,11 +534,21 @@ pub async fn client(number: u8, seed: u64, host: Host, watch: Watch, shared: Sha
         let rng = StdRng::seed_from_u64(seed ^ (u64::from(number) << 56));
         let (fs, caller, shared, watch) = (fs.clone(), caller.clone(), shared.clone(), watch.clone());
         let own = own.clone();
-        Worker { fs, caller, shared, number, rng, watch, next_value: 0, own, held: BTreeMap::new() }
+        let lists = kinds::appends(seed).then(|| kinds::draws(seed, LISTS ^ (u64::from(number) << 56)));
+        Worker { fs, caller, shared, number, rng, watch, next_value: 0, own, held: BTreeMap::new(), lists }
     };
     let work = (0..TASKS).map(|task| worker(task).work());
     let locks = locking::work(fs.clone(), number, seed, shared.clone());
-    let (workers, ()) = tokio::join!(futures::future::join_all(work), locks);
+    let usual = async { tokio::join!(futures::future::join_all(work), locks) };
+    let (workers, ()) = if kinds::appends(seed) {
+        let desk = Desk { fs: fs.clone(), shared: shared.clone() };
+        let append =
+            |task: u8| appending::work(fs.clone(), (number, number * TASKS + task), seed, desk.clone());
+        let (worked, _) = tokio::join!(usual, futures::future::join_all((0..TASKS).map(append)));
+        worked
+    } else {
+        usual.await
+    };
     let Some(mut worker) = workers.into_iter().next() else { return Ok(()) };
     for n in 0..NAMES + 2 * OWN_NAMES {
         if let Some(Reply::Inode(inode)) = worker.run(Call::Lookup(n)).await
@@ -442,6 +562,7 @@ pub async fn client(number: u8, seed: u64, host: Host, watch: Watch, shared: Sha
     let status = fs.status();
     with(&shared, |notes| {
         notes.lapsed |= status.lapses > 0;
+        notes.lapses.insert(number, status.lapses);
         notes.lost_names |= status.untold_lost > 0;
         notes.made_alone += status.made_alone;
         if status.lapses == 0 && status.untold_lost > 0 {
@@ -450,103 +571,4 @@ pub async fn client(number: u8, seed: u64, host: Host, watch: Watch, shared: Sha
     });
     fs.close().await;
     Ok(())
-}
-
-/// Puts the substitute in a lost master's place, by the call that `mooseng members` makes.
-pub async fn replace_master(at: Duration, lost: usize, shared: Shared) -> turmoil::Result {
-    tokio::time::sleep(at).await;
-    let network = network(REGION, Role::Admin, "admin", &Gate::default());
-    let name = format!("m{SUBSTITUTE}");
-    let substitute =
-        MemberToAdd { id: SUBSTITUTE as u64, address: address(&name), zone: format!("z{lost}"), name };
-    let request = ChangeMembersRequest { add: vec![substitute], remove: vec![lost as u64] };
-    loop {
-        for master in
-            masters().into_iter().filter(|m| *m != format!("m{lost}")).chain([format!("m{SUBSTITUTE}")])
-        {
-            let change = async {
-                let channel = grpc_channel(network.clone(), &address(&master), Role::Master).await;
-                AdministrationClient::new(channel).change_members(request.clone()).await
-            };
-            match tokio::time::timeout(Duration::from_secs(60), change).await {
-                Ok(Ok(reply)) => {
-                    let mut voters = reply.into_inner().voters;
-                    voters.sort_unstable();
-                    let expected: Vec<u64> =
-                        (1..=SUBSTITUTE as u64).filter(|id| *id != lost as u64).collect();
-                    assert_eq!((voters.len(), &voters), (SERVERS, &expected), "the voters after the change");
-                    tracing::info!(?voters, "the lost master is replaced");
-                    return Ok(());
-                }
-                Ok(Err(status)) => tracing::info!(master, %status, "the members aren't changed yet"),
-                Err(_) => tracing::info!(master, "the members aren't changed yet: no answer"),
-            }
-            if with(&shared, |notes| notes.healed) {
-                tracing::info!("still replacing the lost master");
-            }
-            tokio::time::sleep(Duration::from_millis(300)).await;
-        }
-    }
-}
-
-/// How long a master may take for a change of classes.
-const CLASSES_WITHIN: Duration = Duration::from_secs(5);
-
-/// Gives everything one storage class after the other, by the calls that `mooseng class` makes, so that its chunks move about, until faults are
-/// over. What fails isn't repeated.
-pub async fn assign_classes(seed: u64, shared: Shared) -> turmoil::Result {
-    let mut rng = StdRng::seed_from_u64(seed ^ 0xc1a5);
-    while !with(&shared, |notes| notes.healed) {
-        tokio::time::sleep(Duration::from_millis(rng.random_range(500..6_000))).await;
-        let name = ["a", "b", "default"][rng.random_range(0..3)];
-        // There is one already, or there isn't: then nothing is assigned.
-        if name != "default" {
-            make_class(name).await;
-        }
-        let mut assigned = 0;
-        let mut left = vec![(ROOT_INODE.0, false, 0)];
-        while let Some((inode, entries, after)) = left.pop() {
-            let (which, name) = (Some(Which::Inode(inode)), name.to_owned());
-            let request = AssignClassRequest { name, which, entries, after, volume: 0 };
-            let Some(reply) = assign_class(&request).await else { continue };
-            assigned += reply.changed;
-            match entries {
-                false => left.push((inode, true, 0)),
-                true => left.extend(reply.next.map(|next| (inode, true, next))),
-            }
-            left.extend(reply.directories.into_iter().map(|directory| (directory, true, 0)));
-        }
-        tracing::info!(name, assigned, "assigned a storage class");
-    }
-    Ok(())
-}
-
-async fn make_class(name: &str) {
-    let labels = BTreeMap::from([(name.to_owned(), "yes".to_owned())]);
-    let request =
-        CreateClassRequest { name: name.to_owned(), copies: 2, min_copies: 2, labels, ..<_>::default() };
-    for master in masters() {
-        let made = async {
-            let network = network(REGION, Role::Admin, "admin", &Gate::default());
-            let channel = grpc_channel(network, &address(&master), Role::Master).await;
-            AdministrationClient::new(channel).create_class(request.clone()).await
-        };
-        if let Ok(Ok(_)) = tokio::time::timeout(CLASSES_WITHIN, made).await {
-            return;
-        }
-    }
-}
-
-async fn assign_class(request: &AssignClassRequest) -> Option<AssignClassReply> {
-    for master in masters() {
-        let assigned = async {
-            let network = network(REGION, Role::Admin, "admin", &Gate::default());
-            let channel = grpc_channel(network, &address(&master), Role::Master).await;
-            AdministrationClient::new(channel).assign_class(request.clone()).await
-        };
-        if let Ok(Ok(reply)) = tokio::time::timeout(CLASSES_WITHIN, assigned).await {
-            return Some(reply.into_inner());
-        }
-    }
-    None
 }

@@ -98,7 +98,8 @@ pub async fn work(tree: Tree, root: Mount, second: Volume, seed: u64) {
         }
         tokio::time::sleep(AGAIN).await;
     };
-    let here = Mount::new(fs, across.root.number, &across.root.region, &across.second, across.root.alone);
+    let (second, Mount { number, region, alone, appends, .. }) = (&across.second, &across.root);
+    let here = Mount::new(fs, *number, region, second, *alone, *appends);
     let seed = seed ^ (u64::from(SECOND.0) << 40);
     let working = async { tokio::join!(here.clone().work(seed), across.cross_on(&here, seed, since)) };
     working.instrument(tracing::info_span!("second")).await;

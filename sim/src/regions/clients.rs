@@ -15,6 +15,7 @@ use super::homes::{Homes, epoch_in};
 use super::sequence::{self, Answered, Before, Look, Sequence, Step, Wrong};
 use super::shared::{self, Histories};
 use super::volumes::{Moves, Volume};
+use crate::appending::{self, Appended};
 use crate::hosts::now;
 use crate::locking::{self, Board, Locked};
 
@@ -51,6 +52,8 @@ pub struct Notes {
     pub histories: Histories,
     /// Those who lock.
     pub locked: Locked,
+    /// Those who append.
+    pub appended: Appended,
     /// What can't be excused.
     pub violations: Vec<String>,
     /// What is a violation unless a sequence's mount lost what only it knew of.
@@ -117,7 +120,9 @@ impl Notes {
                 || ((of.of == RECORD || forgotten) && more(&self.lapses, sequence.lapses))
         };
         let suspicion = self.suspicions.iter().find(|of| !excused(of)).map(|of| &of.what);
-        self.violations.first().or(suspicion).cloned()
+        let found = self.violations.first().or(suspicion).cloned();
+        let lapses = |mount: u8| self.lapses.get(&mount).copied().unwrap_or_default();
+        found.or_else(|| self.appended.judge(lapses, self.lost.values().sum()).err())
     }
 }
 
@@ -139,6 +144,8 @@ pub struct Mount {
     pub geo: bool,
     /// It makes names alone: what is answered is durable once fsync has been.
     pub alone: bool,
+    /// It appends to common files, and lists the directories that it works in.
+    pub appends: bool,
     /// What all mounts share.
     pub shared: Shared,
     /// Who was the home when.
@@ -188,7 +195,14 @@ enum Done {
 
 impl Mount {
     /// What works in that volume.
-    pub fn new(fs: FileSystem, number: u8, region: &str, volume: &Volume, alone: bool) -> Self {
+    pub fn new(
+        fs: FileSystem,
+        number: u8,
+        region: &str,
+        volume: &Volume,
+        alone: bool,
+        appends: bool,
+    ) -> Self {
         Self {
             fs,
             caller: Caller { kernel_checked: true, ..Caller::default() },
@@ -198,6 +212,7 @@ impl Mount {
             path: volume.path.clone(),
             geo: volume.geo,
             alone,
+            appends,
             shared: volume.notes.clone(),
             homes: volume.homes.clone(),
         }
@@ -206,12 +221,20 @@ impl Mount {
     /// Works until faults are over, and then looks at everything once more.
     pub async fn work(self, seed: u64) {
         let working = async {
-            tokio::join!(
-                self.clone().write_on(seed),
-                self.clone().look_on(seed),
-                shared::work(self.clone(), seed),
-                locking::work(self.fs.clone(), self.number, seed, self.clone())
-            );
+            let usual = async {
+                tokio::join!(
+                    self.clone().write_on(seed),
+                    self.clone().look_on(seed),
+                    shared::work(self.clone(), seed),
+                    locking::work(self.fs.clone(), self.number, seed, self.clone())
+                );
+            };
+            if self.appends {
+                let number = (self.number, self.number);
+                tokio::join!(usual, appending::work(self.fs.clone(), number, seed, self.clone()));
+            } else {
+                usual.await;
+            }
             for at in 0..with(&self.shared, |notes| notes.sequences.len()) {
                 self.look(at).await;
             }
@@ -228,7 +251,7 @@ impl Mount {
     }
 
     /// How often the mount's lease ran out, be it that its session ended or that it went on under another home.
-    fn lapses(&self) -> u64 {
+    pub fn lapses(&self) -> u64 {
         with(&self.shared, |notes| notes.lapses.get(&self.number).copied().unwrap_or_default())
     }
 

@@ -1,20 +1,22 @@
 //! What goes wrong between regions, and in them, at random times and from one seed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use mooseng_master::master::Master;
 use mooseng_schema::location::LocationRecord;
-use mooseng_wire::VolumeId;
+use mooseng_wire::{ChunkId, VolumeId};
 use rand::Rng;
 
 use super::disks::{LostDisk, Of};
 use super::shape::{Region, Shape};
 use super::volumes::Volume;
+use super::within::Within;
 use crate::copies::known;
 use crate::hosts::Host;
 use crate::machines::{self, Counts, Machines};
+use crate::swapped::Swaps;
 use crate::watch::Watch;
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
@@ -52,7 +54,24 @@ pub struct Nemesis {
     losing: Option<LostDisk>,
     /// Whose disk was.
     lost: Option<String>,
+    /// What goes wrong in a region as in a run of one.
+    within: Option<Within>,
+    /// Chunkservers with each other's disks.
+    swaps: Option<Swaps>,
     next: Duration,
+}
+
+/// Pairs of chunkservers of different regions.
+fn pairs_across(shape: &Shape) -> Vec<(String, String)> {
+    let mut pairs = Vec::new();
+    for (at, region) in shape.regions.iter().enumerate() {
+        for other in &shape.regions[..at] {
+            for a in &region.chunkservers {
+                pairs.extend(other.chunkservers.iter().map(|b| (a.clone(), b.clone())));
+            }
+        }
+    }
+    pairs
 }
 
 impl Nemesis {
@@ -68,7 +87,22 @@ impl Nemesis {
         let down = shape.regions.iter().filter_map(|region| region.substitute.clone()).collect();
         let machines = Machines::new(seed, hosts, down, watches);
         let next = MS(8_000);
-        Self { machines, shape, volumes, undo: Vec::new(), deposing: None, losing, lost: None, next }
+        let within = Within::of(seed, &shape, losing.is_some());
+        // What a region has stays on its other chunkserver; where one is lost, that is all there is.
+        let pairs = if losing.is_some() { Vec::new() } else { pairs_across(&shape) };
+        let swaps = Swaps::of(seed, pairs);
+        let (undo, deposing, lost) = (Vec::new(), None, None);
+        Self { machines, shape, volumes, undo, deposing, losing, lost, within, swaps, next }
+    }
+
+    /// What a host has done that it mustn't, if one has.
+    pub fn broken(&self) -> Option<&String> {
+        self.machines.broken()
+    }
+
+    /// Chunkservers whose copies may be damaged.
+    pub fn damaged(&self) -> BTreeSet<String> {
+        self.within.as_ref().map(Within::damaged).unwrap_or_default()
     }
 
     /// What happened.
@@ -123,6 +157,9 @@ impl Nemesis {
     /// Ends what is due.
     pub fn heal(&mut self, sim: &mut turmoil::Sim<'_>, now: Duration) {
         self.machines.heal(sim, now);
+        if let Some(within) = &mut self.within {
+            within.heal(sim, &self.shape, now);
+        }
         self.tell_deposed(now);
         let due: Vec<Undo> = self.undo.extract_if(.., |(at, _)| *at <= now).map(|(_, undo)| undo).collect();
         due.iter().for_each(|undo| self.end(sim, undo));
@@ -134,6 +171,9 @@ impl Nemesis {
             self.shape.regions.iter().flat_map(|region| region.servers()).collect();
         servers.retain(|name| !self.is_gone(name));
         self.machines.heal_all(sim, &servers, now);
+        if let Some(within) = &mut self.within {
+            within.heal_all(sim, &self.shape);
+        }
         self.deposing = None;
         let all = std::mem::take(&mut self.undo);
         let ends = all.iter().filter(|(_, undo)| !matches!(undo, Undo::Stall(..)));
@@ -146,26 +186,31 @@ impl Nemesis {
             && self.shape.regions.iter().any(|region| region.masters.iter().any(|name| name == host))
     }
 
-    /// Whether all chunkservers of a region are there and have every chunk that files use: one of them may lose what it has.
-    fn is_whole(&self, region: &Region) -> bool {
-        let is_there =
-            |name: &String| !self.machines.is_down(name) && !self.machines.host(name).disk.is_dark();
+    /// The sealed chunks of a region that files use, if all of its chunkservers are there and have every chunk that files use: one of them may lose what it has.
+    fn whole(&self, region: &Region) -> Option<Vec<ChunkId>> {
+        let is_there = |name: &String| {
+            let host = self.machines.host(name);
+            let is_well = !host.is_excused() && !host.is_swapped();
+            is_well && !self.machines.is_down(name)
+        };
         let on_all = |location: &LocationRecord| {
             location.partial.is_none() && location.copies.len() >= region.chunkservers.len()
         };
-        let has_all = |master: &Master, volume: &Volume| {
-            known(master, volume.id).is_ok_and(|chunks| {
-                let mut used = chunks.iter().filter(|known| known.named > 0);
-                used.all(|known| known.listing.location.as_ref().is_some_and(on_all))
-            })
+        let of_volume = |master: &Master, volume: &Volume| {
+            let mut used = known(master, volume.id).ok()?;
+            used.retain(|known| known.named > 0);
+            let is_whole = used.iter().all(|known| known.listing.location.as_ref().is_some_and(on_all));
+            let sealed = used.into_iter().filter(|known| known.listing.record.sealed);
+            is_whole.then(|| sealed.map(|known| known.listing.chunk).collect::<Vec<_>>())
         };
-        let mut is_whole = false;
+        let mut whole = None;
         self.machines.each_master(|name, master| {
             if region.all_masters().any(|of| of == name) && master.serving().is_ok() {
-                is_whole = self.volumes.iter().all(|volume| has_all(master, volume));
+                let of_all = self.volumes.iter().map(|volume| of_volume(master, volume));
+                whole = of_all.collect::<Option<Vec<_>>>().map(|chunks| chunks.concat());
             }
         });
-        is_whole && region.chunkservers.iter().all(is_there)
+        whole.filter(|_| region.chunkservers.iter().all(is_there))
     }
 
     /// A disk is lost, once everything that is promised lies elsewhere, too.
@@ -187,7 +232,7 @@ impl Nemesis {
                 let name = region.chunkservers[nth].clone();
                 // It is known from its earlier lives by the clock.
                 let is_early = self.machines.host(&name).clock.off_ms() < -1_000;
-                if is_early || !self.is_whole(region) {
+                if is_early || self.whole(region).is_none() {
                     // Looked at again a little later.
                     self.losing = Some(LostDisk { at: now + MS(100), ..losing });
                     return;
@@ -415,9 +460,25 @@ impl Nemesis {
         self.machines.counts.one("stepped clocks");
     }
 
+    /// What goes wrong in a region as in a run of one. Not while a home is deposed, which takes hosts that are there.
+    fn act_within(&mut self, sim: &mut turmoil::Sim<'_>, now: Duration) {
+        if self.deposing.is_some() {
+            return;
+        }
+        if let Some(swaps) = &mut self.swaps {
+            swaps.act(&mut self.machines, sim, now);
+        }
+        let Some(mut within) = self.within.take() else { return };
+        let rots = within.rots_now(now);
+        let may_rot = rots.and_then(|region| self.whole(&self.shape.regions[region])).unwrap_or_default();
+        within.act(&mut self.machines, sim, &self.shape, now, &may_rot);
+        self.within = Some(within);
+    }
+
     /// Now and then something goes wrong.
     pub fn act(&mut self, sim: &mut turmoil::Sim<'_>, now: Duration) {
         self.lose_disk(sim, now);
+        self.act_within(sim, now);
         if now < self.next {
             return;
         }

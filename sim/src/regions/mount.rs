@@ -11,6 +11,7 @@ use super::clients::{Mount, with};
 use super::shape::Shape;
 use super::volumes::{SECOND, Volume};
 use crate::hosts::{self, Host};
+use crate::kinds;
 use crate::network::network;
 
 /// How long an operation is tried: longer than faults last.
@@ -44,7 +45,8 @@ pub async fn client(
     let network = network(&region.name, Role::Client, &name, &host.gate);
     let fs = FileSystem::connect(config, network, Arc::new(host.clock.clone())).await?;
     let tree = Tree::from(fs.clone());
-    let root = Mount::new(fs, number, &region.name, &volumes[0], shape.alone);
+    let appends = kinds::appends(seed);
+    let root = Mount::new(fs, number, &region.name, &volumes[0], shape.alone, appends);
     match volumes.iter().find(|volume| volume.id == SECOND) {
         None => root.work(seed).await,
         Some(second) => {

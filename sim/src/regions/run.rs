@@ -20,7 +20,7 @@ use super::epochs::Epochs;
 use super::faults::Nemesis;
 use super::kept::Kept;
 use super::mount;
-use super::shape::{LEASE_MS, Shape};
+use super::shape::{LATENCY_MAX, LEASE_MS, Shape};
 use super::volumes::{self, Second, Volume};
 use crate::hosts::{self, Host, SimClock};
 use crate::machines::Counts;
@@ -60,6 +60,8 @@ struct Done {
     crossed: usize,
     made_alone: u64,
     lost: u64,
+    appended: (usize, usize),
+    listings: usize,
 }
 
 impl Done {
@@ -79,6 +81,8 @@ impl Done {
             crossed: notes.crossed,
             made_alone: notes.made_alone.values().sum(),
             lost: notes.lost.values().sum(),
+            appended: notes.appended.counts(),
+            listings: notes.histories.listings(),
         };
         with(&volume.notes, of_notes)
     }
@@ -100,6 +104,10 @@ impl fmt::Display for Done {
         )?;
         if self.made_alone > 0 {
             write!(f, ", {} made alone ({} lost)", self.made_alone, self.lost)?;
+        }
+        let (appended, durable) = self.appended;
+        if appended > 0 {
+            write!(f, ", {appended} records appended ({durable} synced), {} listings", self.listings)?;
         }
         if self.crossed > 0 {
             write!(f, ", crossed into {} times", self.crossed)?;
@@ -157,7 +165,7 @@ pub fn run(seed: u64) -> Result<Summary> {
         .simulation_duration(FAULTS + HEALING + SETTLING + Duration::from_secs(100))
         .tick_duration(Duration::from_millis(1))
         .min_message_latency(Duration::from_millis(1))
-        .max_message_latency(Duration::from_millis(3))
+        .max_message_latency(LATENCY_MAX)
         .tcp_capacity(4096)
         .enable_random_order()
         .build();
@@ -295,9 +303,10 @@ impl Run<'_> {
     fn settle(&mut self) -> Result<()> {
         let deadline = self.sim.elapsed() + SETTLING;
         let regions: Vec<String> = self.shape.with_data().map(|region| region.name.clone()).collect();
+        let damaged = self.nemesis.damaged();
         for region in &regions {
             loop {
-                let audit = |of: &Volume| watch::audit_region(&self.watches[region], of.id, COPIES);
+                let audit = |of: &Volume| watch::audit_region(&self.watches[region], of.id, COPIES, &damaged);
                 match self.volumes.iter().map(audit).sum::<Result<usize, String>>() {
                     Ok(chunks) => {
                         tracing::info!(region, chunks, "in the end every copy is whole");
@@ -326,7 +335,7 @@ impl Run<'_> {
         let now = self.sim.elapsed();
         hosts::set_now(now);
         let at = |what: String| anyhow::anyhow!("at {now:?}: {what}");
-        if let Some(what) = plant::broken() {
+        if let Some(what) = plant::broken().or_else(|| self.nemesis.broken().cloned()) {
             return Err(at(what));
         }
         for volume in &self.volumes {

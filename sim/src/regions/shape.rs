@@ -11,6 +11,9 @@ use crate::hosts;
 /// A region's lease, and a session's: a third of what they are by default, so that a run sees several failovers.
 pub const LEASE_MS: u64 = 3_000;
 
+/// The longest way from one host to another of its region.
+pub const LATENCY_MAX: Duration = Duration::from_millis(3);
+
 /// A region.
 #[derive(Clone, Debug)]
 pub struct Region {

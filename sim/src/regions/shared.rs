@@ -16,6 +16,7 @@ use rand::{Rng, SeedableRng};
 use super::clients::{EEXIST, EIO, ENOENT, ESTALE, ETIMEDOUT, Mount, place, record, with};
 use crate::history::{self, Call, Operation, Reply};
 use crate::hosts::now;
+use crate::{kinds, listing};
 
 /// Names that mounts have in common.
 const NAMES: u8 = 4;
@@ -23,6 +24,10 @@ const NAMES: u8 = 4;
 const TASKS: u8 = 2;
 /// Files that a task holds open at most.
 const HELD_MAX: usize = 2;
+/// One step of so many is a listing, where mounts list directories.
+const LIST_EVERY: u32 = 8;
+/// What draws listings.
+const LISTS: u64 = 0x115_7b6;
 
 /// The operations under one home, and how often the leases of mounts had run out at their beginning and their end.
 #[derive(Default)]
@@ -39,6 +44,8 @@ pub struct Histories {
     /// Orders calls and returns.
     next: u64,
     all: BTreeMap<(u64, u64), History>,
+    /// How often a directory was listed.
+    listings: usize,
     /// The inode that was written or made last, and in which history: whoever reads it now should see it so.
     fresh: Option<((u64, u64), u64)>,
 }
@@ -47,6 +54,25 @@ impl Histories {
     fn tick(&mut self) -> u64 {
         self.next += 1;
         self.next
+    }
+
+    /// How often a directory was listed.
+    pub fn listings(&self) -> usize {
+        self.listings
+    }
+
+    /// Takes operations into a history that began when mounts had lost so many leases and names; by now they have lost so many leases.
+    fn take(
+        &mut self,
+        place: (u64, u64),
+        (lapses, lost): (u64, u64),
+        lapsed: u64,
+        operations: Vec<Operation>,
+    ) {
+        let history = self.all.entry(place).or_default();
+        history.operations.extend(operations);
+        history.lost.get_or_insert(lost);
+        history.lapses = Some((history.lapses.map_or(lapses, |(first, _)| first.min(lapses)), lapsed));
     }
 
     /// Operations in all of them.
@@ -90,6 +116,8 @@ struct Worker {
     /// The epoch, and its directory.
     place: Option<(u64, u64)>,
     held: BTreeMap<u64, HandleId>,
+    /// What draws listings, where there are any.
+    lists: Option<StdRng>,
 }
 
 fn name(n: u8) -> [u8; 1] {
@@ -218,12 +246,40 @@ impl Worker {
             let client = self.mount.number;
             let operation = Operation { client, called, returned, call, reply: reply.clone(), elsewhere };
             let lapsed = notes.lapses.values().sum();
-            let history = notes.histories.all.entry((epoch, directory)).or_default();
-            history.operations.push(operation);
-            history.lost.get_or_insert(lost);
-            history.lapses = Some((history.lapses.map_or(lapses, |(first, _)| first.min(lapses)), lapsed));
+            notes.histories.take((epoch, directory), (lapses, lost), lapsed, vec![operation]);
             reply
         })
+    }
+
+    /// Lists the directory. Each of its names is looked at by itself, at some instant meanwhile, or, from elsewhere, before.
+    async fn list(&mut self, most: u32) {
+        let Some((epoch, directory)) = self.place else { return };
+        let (mount, began) = (&self.mount, now());
+        let (called, lapses, lost) = with(&mount.shared, |notes| {
+            (notes.histories.tick(), notes.lapses.values().sum(), notes.lost.values().sum())
+        });
+        let listed = listing::all(&mount.fs, &mount.caller, directory, most).await;
+        let is_of_epoch = mount.epoch() == epoch && mount.homes.newest() == epoch;
+        let elsewhere = mount.homes.around(&mount.region, began, now()) != Some(epoch);
+        tracing::info!(mount = mount.number, epoch, directory, most, ?listed, elsewhere, "listed");
+        let entries = match listed {
+            Ok(entries) if is_of_epoch => entries,
+            Ok(_) => return,
+            Err(error) => return mount.excuse("a listing", &error),
+        };
+        if let Some(entry) = listing::twice(&entries) {
+            mount.violation(format!("a listing of directory {directory} has twice {entry:?}"));
+        }
+        let looks = listing::looks(&entries, 0..NAMES);
+        with(&mount.shared, |notes| {
+            let (client, returned) = (mount.number, Some(notes.histories.tick()));
+            let operation =
+                |(call, reply)| Operation { client, called, returned, call, reply: Some(reply), elsewhere };
+            let operations = looks.into_iter().map(operation).collect();
+            let lapsed = notes.lapses.values().sum();
+            notes.histories.listings += 1;
+            notes.histories.take((epoch, directory), (lapses, lost), lapsed, operations);
+        });
     }
 
     /// The directory of the home epoch that the mount is in, whoever makes it.
@@ -253,6 +309,12 @@ impl Worker {
     }
 
     async fn step(&mut self) {
+        if let Some(rng) = &mut self.lists
+            && rng.random_range(0..LIST_EVERY) == 0
+        {
+            let most = listing::PAGES[rng.random_range(0..listing::PAGES.len())];
+            return self.list(most).await;
+        }
         let n = self.rng.random_range(0..NAMES);
         let fresh = with(&self.mount.shared, |notes| notes.histories.fresh);
         // Not what was made under another home: of that this history knows nothing.
@@ -303,7 +365,9 @@ pub async fn work(mount: Mount, seed: u64) {
     let worker = |task: u8| {
         let number = u64::from(mount.number * TASKS + task);
         let rng = StdRng::seed_from_u64(seed ^ 0x5a7e ^ (number << 48));
-        Worker { mount: mount.clone(), rng, value: (number + 1) << 32, place: None, held: BTreeMap::new() }
+        let lists = mount.appends.then(|| kinds::draws(seed, LISTS ^ (number << 48)));
+        let (mount, value) = (mount.clone(), (number + 1) << 32);
+        Worker { mount, rng, value, place: None, held: BTreeMap::new(), lists }
     };
     futures::future::join_all((0..TASKS).map(|task| worker(task).work())).await;
 }
